@@ -1,0 +1,1 @@
+//! Port forwarding rules (SPEC §2.4, §8).

@@ -1,0 +1,1 @@
+//! What was asked: the valid, contradiction-free outcome of a command line (SPEC §2).

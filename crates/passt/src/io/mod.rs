@@ -1,0 +1,5 @@
+//! The engine's socket traits over real sockets of the host.
+
+mod ping;
+mod tcp;
+mod udp;

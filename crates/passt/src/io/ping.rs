@@ -1,0 +1,1 @@
+//! Ping sockets of the host (SPEC §4.5).

@@ -1,0 +1,1 @@
+//! TCP sockets of the host.

@@ -1,0 +1,1 @@
+//! Listening sockets of the forwarding rules (SPEC §8.1).

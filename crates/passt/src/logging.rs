@@ -1,0 +1,1 @@
+//! Where log lines go, and which of them (SPEC §1.7).

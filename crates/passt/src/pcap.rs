@@ -1,0 +1,1 @@
+//! Packet capture of both directions (SPEC §9.5).

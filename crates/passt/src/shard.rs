@@ -1,0 +1,1 @@
+//! The event loop: one epoll set, one link, one stack of flows.

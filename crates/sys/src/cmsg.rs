@@ -1,0 +1,1 @@
+//! Control messages: building and reading them.

@@ -1,0 +1,10 @@
+//! Linux calls that rustix lacks, each one safe from outside.
+//!
+//! This is the only crate of the project that may contain `unsafe`; every block says why it is sound.
+
+pub mod cmsg;
+pub mod mmsg;
+pub mod signal;
+pub mod sockopt;
+pub mod spawn;
+pub mod tap;

@@ -1,0 +1,1 @@
+//! Batched datagrams: recvmmsg and sendmmsg on reused arrays.

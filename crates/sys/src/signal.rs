@@ -1,0 +1,1 @@
+//! Signals: masks, signalfd, dispositions.

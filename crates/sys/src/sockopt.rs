@@ -1,0 +1,1 @@
+//! Socket options and queries that rustix lacks.

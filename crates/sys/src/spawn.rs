@@ -1,0 +1,1 @@
+//! Processes: fork, clone with namespaces, exec preparation.

@@ -1,0 +1,1 @@
+//! TUN/TAP devices: creation, virtio-net headers, offload flags.

@@ -1,0 +1,5 @@
+//! Tasks of the project: `cargo xtask help`.
+
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}
