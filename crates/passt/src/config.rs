@@ -1,1 +1,393 @@
 //! What was asked: the valid, contradiction-free outcome of a command line (SPEC §2).
+//!
+//! Plain values only. Nothing here has looked at the machine: what was left out is still open (`None`), and
+//! `plan` fills it in from what the host has.
+
+use std::{
+    ffi::OsString,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::RawFd,
+    path::PathBuf,
+    time::Duration,
+};
+
+use engine::forward::{IfName, Table};
+
+/// MTU when `--mtu` is not given (SPEC §2.2): the longest 802.3 payload that is a multiple of four.
+pub const DEFAULT_MTU: u16 = 65520;
+
+/// Our MAC address when `--mac-addr` is not given (SPEC §12).
+pub const DEFAULT_OUR_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
+
+/// Everything that a command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Which of the two programs this is.
+    pub mode: Mode,
+    /// How much to tell.
+    pub verbosity: Verbosity,
+    /// Don't go to the background. Also true where SPEC §1.3.5 forces it.
+    pub foreground: bool,
+    /// `--stats`: shortest time between two tables of event counts.
+    pub stats: Option<Duration>,
+    /// `--log-file`.
+    pub log_file: Option<PathBuf>,
+    /// `--log-size`, in bytes.
+    pub log_size: u64,
+    /// `--runas`; `None` is the default rule of SPEC §10.2.
+    pub runas: Option<RunAs>,
+    /// `--chroot-fallback` (SPEC §10.5).
+    pub chroot_fallback: bool,
+    /// `--conf-path`: control socket for pesto (SPEC §8.9).
+    pub conf_path: Option<PathBuf>,
+    /// `--pcap`.
+    pub pcap: Option<PathBuf>,
+    /// `--pid`.
+    pub pid_file: Option<PathBuf>,
+
+    /// Template interface for both families; see also [`Family::outbound_if`].
+    pub interface: Option<IfName>,
+    /// MTU to set and to advertise. `None`: not given, [`DEFAULT_MTU`]. `Some(0)`: neither set nor advertise.
+    pub mtu: Option<u16>,
+    /// `--mac-addr`: our MAC address as the guest sees it.
+    pub our_mac: [u8; 6],
+    /// What concerns IPv4.
+    pub v4: Family<Ipv4Addr>,
+    /// What concerns IPv6.
+    pub v6: Family<Ipv6Addr>,
+
+    /// DNS was switched off (`--dns none`): advertise no server, not even one from resolv.conf.
+    pub dns_none: bool,
+    /// Domain search list.
+    pub search: Search,
+    /// `--hostname`: name for the guest, and for the UTS namespace of a spawned command.
+    pub hostname: Option<String>,
+    /// `--fqdn`: fully qualified name for DHCP clients.
+    pub fqdn: Option<String>,
+    /// Advertise DNS servers by DHCP, DHCPv6 and NDP.
+    pub dhcp_dns: bool,
+    /// Advertise the search list by DHCP, DHCPv6 and NDP.
+    pub dhcp_search: bool,
+
+    /// `--no-tcp`.
+    pub no_tcp: bool,
+    /// `--no-udp`.
+    pub no_udp: bool,
+    /// `--no-icmp`.
+    pub no_icmp: bool,
+    /// `--no-dhcp`.
+    pub no_dhcp: bool,
+    /// `--no-dhcpv6`.
+    pub no_dhcpv6: bool,
+    /// `--no-ndp`, given or implied by `--no-icmp`.
+    pub no_ndp: bool,
+    /// `--no-ra`, given or implied by `--config-net`.
+    pub no_ra: bool,
+
+    /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
+    pub freebind: bool,
+    /// Whether loopback connections bypass the tap (SPEC §5.3.3).
+    pub splice: Splice,
+    /// `--host-lo-to-ns-lo`: keep a loopback destination when forwarding inwards.
+    pub host_lo_to_ns_lo: bool,
+    /// `-t` and `-u`: rules from the host to the guest or namespace.
+    pub inbound: Table,
+    /// `-T` and `-U`: rules from the namespace's loopback to the host (pasta).
+    pub outbound: Table,
+
+    /// What belongs to passt mode. Left at its default in pasta mode, but for [`Passt::link`] and
+    /// [`Passt::one_off`] after `--fd`.
+    pub passt: Passt,
+    /// What belongs to pasta mode. Left at its default in passt mode.
+    pub pasta: Pasta,
+
+    /// Things to warn about once logging stands: the parser itself prints nothing.
+    pub warnings: Vec<String>,
+}
+
+/// Size limit of the log file when `--log-size` is not given, in bytes (SPEC §1.7.5).
+pub const DEFAULT_LOG_SIZE: u64 = 1 << 20;
+
+impl Config {
+    /// The configuration of a command line without any argument.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            verbosity: Verbosity::default(),
+            foreground: false,
+            stats: None,
+            log_file: None,
+            log_size: DEFAULT_LOG_SIZE,
+            runas: None,
+            chroot_fallback: false,
+            conf_path: None,
+            pcap: None,
+            pid_file: None,
+            interface: None,
+            mtu: None,
+            our_mac: DEFAULT_OUR_MAC,
+            v4: Family::default(),
+            v6: Family::default(),
+            dns_none: false,
+            search: Search::default(),
+            hostname: None,
+            fqdn: None,
+            dhcp_dns: mode == Mode::Passt,
+            dhcp_search: mode == Mode::Passt,
+            no_tcp: false,
+            no_udp: false,
+            no_icmp: false,
+            no_dhcp: false,
+            no_dhcpv6: false,
+            no_ndp: false,
+            no_ra: false,
+            freebind: false,
+            splice: Splice::default(),
+            host_lo_to_ns_lo: false,
+            inbound: Table::new(),
+            outbound: Table::new(),
+            passt: Passt::default(),
+            pasta: Pasta::default(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// Which of the two programs this is (SPEC §1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A virtual machine behind a UNIX socket.
+    Passt,
+    /// A network namespace behind a tap device.
+    Pasta,
+}
+
+impl Mode {
+    /// Name of the program in this mode.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Passt => "passt",
+            Self::Pasta => "pasta",
+        }
+    }
+}
+
+/// How much to tell, from least to most (SPEC §1.7.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Warnings and errors.
+    Quiet,
+    /// The default.
+    #[default]
+    Info,
+    /// `--debug`.
+    Debug,
+    /// `--trace`: debug, and a line for each packet or event.
+    Trace,
+}
+
+/// `--runas`, as it was given: names are resolved against the user database later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunAs {
+    /// User.
+    pub user: Id,
+    /// Group; `None`: the user's primary group, or the group of the same number as a numeric user.
+    pub group: Option<Id>,
+}
+
+/// A user or group, by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Id {
+    /// UID or GID.
+    Number(u32),
+    /// Login or group name.
+    Name(String),
+}
+
+/// What concerns one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Family<A> {
+    /// Not excluded by `-4` or `-6`. Whether the host has the family is another question.
+    pub enabled: bool,
+    /// `--address`: the guest's address. It also pins it (SPEC §5.4) and implies not copying the host's.
+    pub address: Option<A>,
+    /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6 64 is used whatever this says (SPEC §2.2).
+    pub prefix_len: Option<u8>,
+    /// `--gateway`.
+    pub gateway: Option<A>,
+    /// `--outbound`: source address of outbound sockets.
+    pub outbound: Option<A>,
+    /// `--outbound-if4`, `--outbound-if6`: interface of outbound sockets, and template unless
+    /// [`Config::interface`] is given.
+    pub outbound_if: Option<IfName>,
+    /// `--dns` servers, at most three, to be advertised verbatim. Empty: from resolv.conf, unless
+    /// [`Config::dns_none`].
+    pub dns: Vec<A>,
+    /// `--dns-forward`: address at which the guest reaches the host's resolver.
+    pub dns_forward: Option<A>,
+    /// `--dns-host`: the host's resolver. `None`: the first of resolv.conf.
+    pub dns_host: Option<A>,
+    /// `--map-host-loopback`, `--no-map-gw`.
+    pub map_host_loopback: MapHostLoopback<A>,
+    /// `--map-guest-addr`: address at which the guest reaches the host's own.
+    pub map_guest_addr: Option<A>,
+    /// `--config-net` copies all of the template's addresses. False after `--address`.
+    pub copy_addrs: bool,
+    /// `--config-net` copies the template's routes. False after `--gateway`.
+    pub copy_routes: bool,
+}
+
+impl<A> Default for Family<A> {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            address: None,
+            prefix_len: None,
+            gateway: None,
+            outbound: None,
+            outbound_if: None,
+            dns: Vec::new(),
+            dns_forward: None,
+            dns_host: None,
+            map_host_loopback: MapHostLoopback::Gateway,
+            map_guest_addr: None,
+            copy_addrs: true,
+            copy_routes: true,
+        }
+    }
+}
+
+/// Address at which the guest reaches the host's loopback (SPEC §5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapHostLoopback<A> {
+    /// The gateway's address: the default.
+    Gateway,
+    /// Nowhere.
+    None,
+    /// This one.
+    Addr(A),
+}
+
+/// Domain search list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Search {
+    /// From resolv.conf.
+    #[default]
+    Host,
+    /// `--search none`.
+    None,
+    /// `--search`, at most six domains.
+    List(Vec<String>),
+}
+
+/// Whether loopback connections bypass the tap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Splice {
+    /// Where both ends are local (SPEC §5.3.3).
+    #[default]
+    Local,
+    /// `--no-splice`.
+    Never,
+    /// `--splice-only`: nothing else; there is no tap.
+    Only,
+}
+
+/// What belongs to passt mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passt {
+    /// Where the guest is.
+    pub link: GuestLink,
+    /// `--vhost-user`.
+    pub vhost_user: bool,
+    /// `--repair-path`.
+    pub repair: RepairPath,
+    /// `--migrate-exit`.
+    pub migrate_exit: bool,
+    /// `--migrate-no-linger`.
+    pub migrate_no_linger: bool,
+    /// `--one-off`, given or implied by `--fd` (SPEC §1.9).
+    pub one_off: bool,
+}
+
+/// Where the guest is, in passt mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum GuestLink {
+    /// The first free one of the default socket paths (SPEC §9.2).
+    #[default]
+    Probe,
+    /// `--socket`.
+    Path(PathBuf),
+    /// `--fd`: a connected socket that we inherited.
+    Fd(RawFd),
+}
+
+/// Socket of passt-repair (SPEC §11.5).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RepairPath {
+    /// The path of the guest's socket and `.repair`.
+    #[default]
+    BesideSocket,
+    /// No such socket.
+    None,
+    /// This one.
+    Path(PathBuf),
+}
+
+/// What belongs to pasta mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pasta {
+    /// The namespace to connect.
+    pub target: Target,
+    /// Which user namespace comes with it.
+    pub userns: Userns,
+    /// `--config-net`: configure the interface in the namespace (SPEC §3.6).
+    pub config_net: bool,
+    /// `--ns-ifname`.
+    pub ns_ifname: Option<IfName>,
+    /// `--ns-mac-addr`.
+    pub ns_mac: Option<[u8; 6]>,
+    /// `--no-netns-quit`: stay when the namespace goes away (SPEC §1.6).
+    pub no_netns_quit: bool,
+    /// `--no-pidns`: spawn without a PID namespace.
+    pub no_pidns: bool,
+}
+
+impl Default for Pasta {
+    fn default() -> Self {
+        Self {
+            target: Target::Spawn { command: Vec::new() },
+            userns: Userns::Default,
+            config_net: false,
+            ns_ifname: None,
+            ns_mac: None,
+            no_netns_quit: false,
+            no_pidns: false,
+        }
+    }
+}
+
+/// The namespace that pasta connects (SPEC §1.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A new one, for this command and its arguments. Empty: the login shell (SPEC §1.5.7).
+    Spawn {
+        /// Command and arguments.
+        command: Vec<OsString>,
+    },
+    /// That of a process.
+    Pid(i32),
+    /// The one that this file stands for. A name given to `--netns` is resolved already.
+    Netns(PathBuf),
+}
+
+/// Which user namespace pasta works in (SPEC §10.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Userns {
+    /// A new one for [`Target::Spawn`], that of the process for [`Target::Pid`].
+    #[default]
+    Default,
+    /// The one that this file stands for.
+    Path(PathBuf),
+    /// None but the present one: `--netns-only`, or [`Target::Netns`] without `--userns`.
+    None,
+}

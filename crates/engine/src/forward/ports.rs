@@ -1,0 +1,62 @@
+//! Ranges of port numbers.
+
+use core::{fmt, ops::RangeInclusive};
+
+/// A non-empty range of ports, `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// Dynamic ports of RFC 6335 §6, for a host whose own ephemeral range can't be read.
+    pub const RFC6335_DYNAMIC: Self = Self { first: 49152, last: 65535 };
+
+    /// The range from `first` to `last`, or `None` if `first` is beyond `last`.
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// The range of one port.
+    pub fn single(port: u16) -> Self {
+        Self { first: port, last: port }
+    }
+
+    /// Lowest port of the range.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// Highest port of the range.
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// Number of ports, 1 to 65536.
+    #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
+    pub fn len(self) -> usize {
+        usize::from(self.last - self.first) + 1
+    }
+
+    /// Whether `port` is in the range.
+    pub fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// Whether the two ranges have a port in common.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// Every port, in order.
+    pub fn iter(self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
