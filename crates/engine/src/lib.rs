@@ -1,7 +1,21 @@
 //! Decisions of user-mode networking, as state machines that never touch the operating system.
+//!
+//! Frames of the guest go into [`stack::Stack::on_frame`]; what they cause happens through two traits that the
+//! caller implements: [`host::Host`] (sockets) and [`link::Link`] (frames to the guest). Time is an
+//! argument ([`timer::Instant`]), randomness and addressing are given once ([`addr::Settings`]).
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod addr;
+pub mod flow;
 pub mod forward;
+pub mod host;
+pub mod icmp;
+pub mod link;
+pub mod local;
+pub mod nat;
+pub mod tcp;
+pub mod timer;
+pub mod udp;

@@ -1,0 +1,256 @@
+//! Flows: what tells them apart, where they are kept, how they are found.
+
+use alloc::vec::Vec;
+use core::{
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+};
+
+use hashbrown::HashTable;
+use siphasher::sip::SipHasher13;
+
+/// What a socket or timer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// A TCP connection.
+    Tcp = 1,
+    /// A UDP socket: a guest endpoint or a listener.
+    Udp = 2,
+    /// A ping socket.
+    Ping = 3,
+}
+
+/// Names a flow for good: a slot's next tenant has another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId {
+    /// The slot.
+    index: u32,
+    /// The slot's tenant, 24 bits.
+    generation: u32,
+    /// Which table the slot is in.
+    kind: Kind,
+}
+
+impl FlowId {
+    /// Which table the flow is in.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        self.kind
+    }
+
+    /// The flow's slot.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.index
+    }
+
+    /// As one word, for epoll: the kind in the highest byte, never zero.
+    #[must_use]
+    pub const fn to_bits(self) -> u64 {
+        (self.kind as u64) << 56 | (self.generation as u64) << 32 | self.index as u64
+    }
+
+    /// Back from one word; none if it is not a flow's.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        let kind = match bits >> 56 {
+            1 => Kind::Tcp,
+            2 => Kind::Udp,
+            3 => Kind::Ping,
+            _ => return None,
+        };
+        Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
+    }
+}
+
+/// The two ends of a flow as the guest sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoints {
+    /// The guest's address and port.
+    pub guest: SocketAddr,
+    /// The other side's address and port, as the guest knows it.
+    pub remote: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    generation: u32,
+    tenant: Option<T>,
+}
+
+/// Flows of one kind, found by id or by key.
+///
+/// The keyed hash (SipHash) keeps a guest from choosing colliding flows.
+#[derive(Debug)]
+pub struct Flows<T> {
+    kind: Kind,
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+    by_key: HashTable<u32>,
+    hash_key: [u8; 16],
+    limit: usize,
+}
+
+/// What a table looks its entries up by.
+pub trait Keyed {
+    /// The key.
+    type Key: Hash + Eq;
+    /// This entry's key; it must not change while the entry is in the table.
+    fn key(&self) -> Self::Key;
+}
+
+impl<T: Keyed> Flows<T> {
+    /// An empty table for at most `limit` flows; `hash_key` is random.
+    #[must_use]
+    pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
+        Self { kind, slots: Vec::new(), free: Vec::new(), by_key: HashTable::new(), hash_key, limit }
+    }
+
+    /// How many flows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The id that the next inserted flow will get; none if the table is full.
+    #[must_use]
+    pub fn next_id(&self) -> Option<FlowId> {
+        if self.len() >= self.limit {
+            return None;
+        }
+        let (index, generation) = match self.free.last() {
+            Some(&index) => (index, self.slots.get(index as usize)?.generation),
+            None => (u32::try_from(self.slots.len()).ok()?, 0),
+        };
+        Some(FlowId { index, generation, kind: self.kind })
+    }
+
+    /// Inserts a flow whose key is not in the table; returns its id, or gives it back if the table is full.
+    ///
+    /// # Errors
+    /// The flow itself, if there is no room for it.
+    pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
+        let Some(id) = self.next_id() else { return Err(flow) };
+        let hash = self.hash(&flow.key());
+        match self.free.pop() {
+            Some(index) => self.slots[index as usize].tenant = Some(flow),
+            None => self.slots.push(Slot { generation: 0, tenant: Some(flow) }),
+        }
+        let (slots, hash_key) = (&self.slots, &self.hash_key);
+        self.by_key.insert_unique(hash, id.index, |&index| rehash(slots, hash_key, index));
+        Ok(id)
+    }
+
+    /// Removes a flow.
+    pub fn remove(&mut self, id: FlowId) -> Option<T> {
+        self.get(id)?;
+        let slot = self.slots.get_mut(id.index as usize)?;
+        let flow = slot.tenant.take()?;
+        slot.generation = (slot.generation + 1) & 0xff_ffff;
+        let hash = self.hash(&flow.key());
+        if let Ok(entry) = self.by_key.find_entry(hash, |&index| index == id.index) {
+            entry.remove();
+        }
+        self.free.push(id.index);
+        Some(flow)
+    }
+
+    /// The flow of an id, if it still lives.
+    #[must_use]
+    pub fn get(&self, id: FlowId) -> Option<&T> {
+        let slot = self.slots.get(id.index as usize)?;
+        if slot.generation == id.generation && id.kind == self.kind { slot.tenant.as_ref() } else { None }
+    }
+
+    /// The flow of an id, if it still lives.
+    pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
+        let slot = self.slots.get_mut(id.index as usize)?;
+        if slot.generation == id.generation && id.kind == self.kind { slot.tenant.as_mut() } else { None }
+    }
+
+    /// The id of the flow with this key.
+    #[must_use]
+    pub fn find(&self, key: &T::Key) -> Option<FlowId> {
+        let slots = &self.slots;
+        let same = |&index: &u32| {
+            slots
+                .get(index as usize)
+                .and_then(|slot| slot.tenant.as_ref())
+                .is_some_and(|flow| flow.key() == *key)
+        };
+        let &index = self.by_key.find(self.hash(key), same)?;
+        Some(FlowId { index, generation: self.slots.get(index as usize)?.generation, kind: self.kind })
+    }
+
+    /// All flows with their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let id = FlowId { index: index as u32, generation: slot.generation, kind: self.kind };
+            slot.tenant.as_ref().map(|flow| (id, flow))
+        })
+    }
+
+    fn hash(&self, key: &T::Key) -> u64 {
+        hash(&self.hash_key, key)
+    }
+}
+
+fn hash<K: Hash>(hash_key: &[u8; 16], key: &K) -> u64 {
+    let mut hasher = SipHasher13::new_with_key(hash_key);
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn rehash<T: Keyed>(slots: &[Slot<T>], hash_key: &[u8; 16], index: u32) -> u64 {
+    slots
+        .get(index as usize)
+        .and_then(|slot| slot.tenant.as_ref())
+        .map_or(0, |flow| hash(hash_key, &flow.key()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Named(u32);
+    impl Keyed for Named {
+        type Key = u32;
+        fn key(&self) -> u32 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_stale_id_finds_nothing() {
+        let mut flows = Flows::new(Kind::Udp, 2, [7; 16]);
+        let first = flows.insert(Named(1)).ok().unwrap();
+        assert_eq!(FlowId::from_bits(first.to_bits()), Some(first));
+        assert!(flows.remove(first).is_some());
+        let second = flows.insert(Named(2)).ok().unwrap();
+        assert_eq!(first.index, second.index);
+        assert!(flows.get(first).is_none());
+        assert!(flows.remove(first).is_none());
+        assert_eq!(flows.find(&2), Some(second));
+        assert_eq!(flows.find(&1), None);
+    }
+
+    #[test]
+    fn a_full_table_refuses_and_the_old_live_on() {
+        let mut flows = Flows::new(Kind::Tcp, 100, [7; 16]);
+        for name in 0..100 {
+            assert!(flows.insert(Named(name)).is_ok());
+        }
+        assert!(flows.insert(Named(100)).is_err());
+        for name in 0..100 {
+            let id = flows.find(&name).unwrap();
+            assert_eq!(flows.get(id).unwrap().0, name);
+        }
+    }
+}

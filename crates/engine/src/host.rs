@@ -1,0 +1,108 @@
+//! Sockets of the host, as the engine needs them.
+
+use core::net::{IpAddr, SocketAddr};
+
+use crate::{flow::FlowId, icmp, udp};
+
+/// A Linux error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// Why a socket operation did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketError {
+    /// Nothing now; readiness will be reported.
+    WouldBlock,
+    /// The socket has failed for good, with this error.
+    Failed(Errno),
+}
+
+/// What a socket was reported ready for; edge-triggered, so each edge is reported once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Bytes, a datagram, or the end of the stream can be read.
+    pub readable: bool,
+    /// Bytes can be written; for a connecting socket: the connection stands.
+    pub writable: bool,
+    /// The peer has ended its half of the stream.
+    pub read_closed: bool,
+    /// An error is pending, or both halves are closed.
+    pub error: bool,
+}
+
+/// A non-blocking stream socket.
+///
+/// Received bytes stay in the socket until they are discarded; they can be copied out any number of times.
+pub trait TcpSocket {
+    /// Sends from `pieces`, in order; returns how many bytes were taken, at least one.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError>;
+
+    /// Copies received bytes to `buffer`, from the one `offset` bytes behind the oldest one not yet
+    /// discarded. Returns how many; zero is the end of the stream.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError>;
+
+    /// Discards the oldest `len` received bytes, all of which were copied out before.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn discard(&mut self, len: u32) -> Result<(), SocketError>;
+
+    /// Ends our half of the stream, behind what was sent before.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn shutdown_write(&mut self) -> Result<(), SocketError>;
+
+    /// Bytes (and FIN) sent but not yet acknowledged by the peer.
+    fn unacknowledged(&mut self) -> u32;
+
+    /// The pending error, cleared by asking.
+    fn take_error(&mut self) -> Option<Errno>;
+
+    /// Lets the kernel probe a silent peer (SPEC §6.5, R-74).
+    fn keep_alive(&mut self);
+
+    /// Makes the coming close a reset instead of an orderly end.
+    fn reset_on_close(&mut self);
+}
+
+/// Where sockets come from. The sockets report readiness under the flow's id, edge-triggered.
+pub trait Host {
+    /// A stream socket.
+    type Tcp: TcpSocket;
+    /// A datagram socket.
+    type Udp: udp::UdpSocket;
+    /// A ping socket.
+    type Ping: icmp::PingSocket;
+
+    /// Starts to connect to `destination`. The result arrives as readiness: writable, or error.
+    ///
+    /// # Errors
+    /// The connection can't even be tried.
+    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<Self::Tcp, Errno>;
+
+    /// Has an accepted socket report its readiness under `flow`.
+    ///
+    /// # Errors
+    /// It can't be watched; the caller drops it.
+    fn tcp_watch(&mut self, flow: FlowId, socket: &Self::Tcp) -> Result<(), Errno>;
+
+    /// Opens an unconnected datagram socket of `address`'s family for the guest endpoint of `flow`, on the
+    /// host's wildcard (or `--outbound`) address and `port` if that is free, else any port (Q7, Q8).
+    ///
+    /// # Errors
+    /// No socket can be had.
+    fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
+
+    /// Opens a ping socket towards `destination`, with echo identifier `id` if that is free, else any.
+    ///
+    /// # Errors
+    /// No socket can be had.
+    fn ping_open(&mut self, flow: FlowId, destination: IpAddr, id: u16) -> Result<Self::Ping, Errno>;
+}

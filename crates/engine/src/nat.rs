@@ -1,0 +1,1 @@
+//! The one table of address translation between guest and host (SPEC §5).

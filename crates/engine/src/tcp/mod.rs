@@ -1,0 +1,1 @@
+//! TCP between the guest and sockets of the host (SPEC §6).

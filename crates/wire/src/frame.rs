@@ -1,0 +1,328 @@
+//! A whole frame: parsed in one walk, and written in front of a payload.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, IntoBytes, big_endian::U16};
+
+use crate::{
+    arp,
+    checksum::Sum,
+    ethernet::{self, Mac, ethertype},
+    icmp, ipv4, ipv6,
+    offload::{Offload, PartialChecksum, SegmentKind, Segmentation},
+    protocol, tcp, udp,
+};
+
+/// Largest frame, in bytes, with its Ethernet header.
+pub const MAX_LEN: usize = ethernet::HEADER_LEN + 65535;
+
+/// A parsed frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// Who sent it.
+    pub source_mac: Mac,
+    /// To whom.
+    pub destination_mac: Mac,
+    /// What it carries.
+    pub body: Body<'a>,
+}
+
+/// What a frame carries.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// Address resolution.
+    Arp(&'a arp::Packet),
+    /// An IP packet of either version.
+    Ip(Packet<'a>),
+}
+
+/// An IP packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address; of the same version as `source`.
+    pub destination: IpAddr,
+    /// Time to live or hop limit.
+    pub hop_limit: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Flow label; zero for IPv4.
+    pub flow_label: u32,
+    /// The upper layer.
+    pub transport: Transport<'a>,
+}
+
+/// The upper layer of an IP packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Transport<'a> {
+    /// TCP.
+    Tcp(tcp::Segment<'a>),
+    /// UDP.
+    Udp(udp::Datagram<'a>),
+    /// ICMP of the packet's IP version.
+    Icmp(icmp::Message<'a>),
+    /// Another protocol, by number.
+    Other(u8),
+}
+
+/// Why a frame can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// Some header runs past the frame, or a length field contradicts another.
+    Malformed,
+    /// An EtherType that nobody here speaks.
+    UnknownEthertype(u16),
+    /// A fragment of an IP datagram (SPEC §4.7).
+    Fragment,
+}
+
+/// Parses a frame. What follows the IP packet's own length is padding and left out.
+///
+/// # Errors
+/// The reason why the frame can't be used. Checksums are not verified (SPEC §4).
+pub fn parse(bytes: &[u8]) -> Result<Frame<'_>, Unusable> {
+    let (header, rest) = ethernet::Header::ref_from_prefix(bytes).map_err(|_| Unusable::Malformed)?;
+    let body = match header.ethertype.get() {
+        ethertype::IPV4 => Body::Ip(parse_ipv4(rest)?),
+        ethertype::IPV6 => Body::Ip(parse_ipv6(rest)?),
+        ethertype::ARP => Body::Arp(arp::Packet::ref_from_prefix(rest).map_err(|_| Unusable::Malformed)?.0),
+        other => return Err(Unusable::UnknownEthertype(other)),
+    };
+    Ok(Frame { source_mac: header.source, destination_mac: header.destination, body })
+}
+
+fn parse_ipv4(bytes: &[u8]) -> Result<Packet<'_>, Unusable> {
+    let (header, _) = ipv4::Header::ref_from_prefix(bytes).map_err(|_| Unusable::Malformed)?;
+    let header_len = header.header_len();
+    if header.version_ihl >> 4 != 4 || header_len < ipv4::HEADER_LEN {
+        return Err(Unusable::Malformed);
+    }
+    let upper = bytes.get(header_len..usize::from(header.total_len.get())).ok_or(Unusable::Malformed)?;
+    if header.is_fragment() {
+        return Err(Unusable::Fragment);
+    }
+    Ok(Packet {
+        source: Ipv4Addr::from(header.source).into(),
+        destination: Ipv4Addr::from(header.destination).into(),
+        hop_limit: header.ttl,
+        traffic_class: header.traffic_class,
+        flow_label: 0,
+        transport: parse_transport(header.protocol, protocol::ICMP, upper)?,
+    })
+}
+
+fn parse_ipv6(bytes: &[u8]) -> Result<Packet<'_>, Unusable> {
+    let (header, rest) = ipv6::Header::ref_from_prefix(bytes).map_err(|_| Unusable::Malformed)?;
+    if header.version_class_flow.get() >> 28 != 6 {
+        return Err(Unusable::Malformed);
+    }
+    let payload = rest.get(..usize::from(header.payload_len.get())).ok_or(Unusable::Malformed)?;
+    let (protocol, upper) = ipv6::upper_layer(header.next_header, payload).map_err(|error| match error {
+        ipv6::ExtensionError::Truncated => Unusable::Malformed,
+        ipv6::ExtensionError::Fragment => Unusable::Fragment,
+    })?;
+    Ok(Packet {
+        source: Ipv6Addr::from(header.source).into(),
+        destination: Ipv6Addr::from(header.destination).into(),
+        hop_limit: header.hop_limit,
+        traffic_class: header.traffic_class(),
+        flow_label: header.flow_label(),
+        transport: parse_transport(protocol, protocol::ICMPV6, upper)?,
+    })
+}
+
+fn parse_transport(protocol: u8, icmp: u8, bytes: &[u8]) -> Result<Transport<'_>, Unusable> {
+    match protocol {
+        protocol::TCP => tcp::Segment::parse(bytes).map(Transport::Tcp),
+        protocol::UDP => udp::Datagram::parse(bytes).map(Transport::Udp),
+        _ if protocol == icmp => icmp::Message::parse(bytes).map(Transport::Icmp),
+        _ => Some(Transport::Other(protocol)),
+    }
+    .ok_or(Unusable::Malformed)
+}
+
+/// The headers below the transport layer of a frame to be written.
+///
+/// A frame is written back to front: the payload is put behind [`Outgoing::headroom`], then one of
+/// the methods puts the headers in front of it and returns the length of the frame (padded to
+/// [`ethernet::MIN_FRAME_LEN`]) and what it leaves to the link.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing {
+    /// Ethernet source.
+    pub source_mac: Mac,
+    /// Ethernet destination.
+    pub destination_mac: Mac,
+    /// IP source.
+    pub source: IpAddr,
+    /// IP destination; of the same version as `source`.
+    pub destination: IpAddr,
+    /// Time to live or hop limit.
+    pub hop_limit: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Flow label; not used with IPv4.
+    pub flow_label: u32,
+}
+
+/// A frame of this many bytes, with what is left to the link.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Written {
+    /// Length in bytes, padding included.
+    pub len: usize,
+    /// What the link has yet to do.
+    pub offload: Offload,
+}
+
+impl Outgoing {
+    /// Bytes of Ethernet and IP headers.
+    #[must_use]
+    pub const fn network_len(&self) -> usize {
+        ethernet::HEADER_LEN + if self.source.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN }
+    }
+
+    /// Where the payload of a transport header of `transport_len` bytes starts in the frame.
+    #[must_use]
+    pub const fn headroom(&self, transport_len: usize) -> usize {
+        self.network_len() + transport_len
+    }
+
+    /// Writes a TCP segment of `payload_len` bytes; `segment_size` makes it a super-frame of segments
+    /// with that much payload. The checksum is left to the link. None if it does not fit `buffer`.
+    pub fn tcp(
+        &self,
+        buffer: &mut [u8],
+        mut header: tcp::Header,
+        options: &[u8],
+        payload_len: usize,
+        segment_size: Option<u16>,
+    ) -> Option<Written> {
+        let transport_len = tcp::HEADER_LEN + options.len();
+        header.checksum = U16::new(self.pseudo_header(protocol::TCP, transport_len + payload_len).folded());
+        let at = self.network(buffer, protocol::TCP, transport_len + payload_len)?;
+        let place = buffer.get_mut(at..at + transport_len)?;
+        place[..tcp::HEADER_LEN].copy_from_slice(header.as_bytes());
+        place[tcp::HEADER_LEN..].copy_from_slice(options);
+        let kind = if self.source.is_ipv4() { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
+        self.finish(
+            buffer,
+            transport_len,
+            payload_len,
+            tcp::CHECKSUM_OFFSET,
+            segment_size.map(|size| (kind, size)),
+        )
+    }
+
+    /// Writes a UDP datagram, or with `segment_size` a super-frame of datagrams. The checksum is left
+    /// to the link. None if it does not fit `buffer`.
+    pub fn udp(
+        &self,
+        buffer: &mut [u8],
+        (source_port, destination_port): (u16, u16),
+        payload_len: usize,
+        segment_size: Option<u16>,
+    ) -> Option<Written> {
+        let len = udp::HEADER_LEN + payload_len;
+        let header = udp::Header {
+            source_port: U16::new(source_port),
+            destination_port: U16::new(destination_port),
+            len: U16::new(u16::try_from(len).ok()?),
+            checksum: U16::new(self.pseudo_header(protocol::UDP, len).folded()),
+        };
+        let at = self.network(buffer, protocol::UDP, len)?;
+        buffer.get_mut(at..at + udp::HEADER_LEN)?.copy_from_slice(header.as_bytes());
+        let segmentation = segment_size.map(|size| (SegmentKind::Udp, size));
+        self.finish(buffer, udp::HEADER_LEN, payload_len, udp::CHECKSUM_OFFSET, segmentation)
+    }
+
+    /// Writes an ICMP message of the right version, its checksum computed. None if it does not fit
+    /// `buffer`.
+    pub fn icmp(&self, buffer: &mut [u8], mut header: icmp::Header, payload_len: usize) -> Option<Written> {
+        let len = icmp::HEADER_LEN + payload_len;
+        let (protocol, sum) = match self.source {
+            IpAddr::V4(_) => (protocol::ICMP, Sum::new()),
+            IpAddr::V6(_) => (protocol::ICMPV6, self.pseudo_header(protocol::ICMPV6, len)),
+        };
+        let at = self.network(buffer, protocol, len)?;
+        let message = buffer.get_mut(at..at + len)?;
+        header.checksum = U16::ZERO;
+        message[..icmp::HEADER_LEN].copy_from_slice(header.as_bytes());
+        header.checksum = U16::new(sum.bytes(message).finish());
+        message[..icmp::HEADER_LEN].copy_from_slice(header.as_bytes());
+        Some(Written { len: pad(buffer, at + len)?, offload: Offload::default() })
+    }
+
+    fn pseudo_header(&self, protocol: u8, len: usize) -> Sum {
+        Sum::new().pseudo_header(self.source, self.destination, protocol, len)
+    }
+
+    /// Writes Ethernet and IP headers; returns where the transport header starts.
+    fn network(&self, buffer: &mut [u8], protocol: u8, upper_len: usize) -> Option<usize> {
+        let (ethertype, start) = match self.source {
+            IpAddr::V4(_) => (ethertype::IPV4, ethernet::HEADER_LEN),
+            IpAddr::V6(_) => (ethertype::IPV6, ethernet::HEADER_LEN),
+        };
+        let header = ethernet::Header {
+            destination: self.destination_mac,
+            source: self.source_mac,
+            ethertype: U16::new(ethertype),
+        };
+        buffer.get_mut(..start)?.copy_from_slice(header.as_bytes());
+        let end = self.network_len();
+        let place = buffer.get_mut(start..end)?;
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                if upper_len + ipv4::HEADER_LEN > usize::from(u16::MAX) {
+                    return None;
+                }
+                let (hop_limit, class) = (self.hop_limit, self.traffic_class);
+                let header = ipv4::Header::new(source, destination, protocol, hop_limit, class, upper_len);
+                place.copy_from_slice(header.as_bytes());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                if upper_len > usize::from(u16::MAX) {
+                    return None;
+                }
+                let header = ipv6::Header::new(
+                    source,
+                    destination,
+                    protocol,
+                    self.hop_limit,
+                    self.traffic_class,
+                    self.flow_label,
+                    upper_len,
+                );
+                place.copy_from_slice(header.as_bytes());
+            }
+            _ => return None,
+        }
+        Some(end)
+    }
+
+    fn finish(
+        &self,
+        buffer: &mut [u8],
+        transport_len: usize,
+        payload_len: usize,
+        checksum_offset: u16,
+        segmentation: Option<(SegmentKind, u16)>,
+    ) -> Option<Written> {
+        let header_len = self.headroom(transport_len);
+        let start = self.network_len() as u16;
+        let segmentation = segmentation.filter(|&(_, size)| size > 0 && payload_len > usize::from(size));
+        let offload = Offload {
+            segmentation: segmentation.map(|(kind, size)| Segmentation { kind, size, ecn: false }),
+            checksum: Some(PartialChecksum { start, offset: checksum_offset }),
+            header_len: if segmentation.is_some() { header_len as u16 } else { 0 },
+        };
+        Some(Written { len: pad(buffer, header_len + payload_len)?, offload })
+    }
+}
+
+/// Pads a frame of `len` bytes with zeros to the least length; returns the new length.
+fn pad(buffer: &mut [u8], len: usize) -> Option<usize> {
+    let padded = len.max(ethernet::MIN_FRAME_LEN);
+    buffer.get_mut(len..padded)?.fill(0);
+    Some(padded)
+}

@@ -1,0 +1,87 @@
+//! IPv4 (RFC 791).
+
+use core::net::Ipv4Addr;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
+
+use crate::checksum::Sum;
+
+/// Length of [`Header`] without options, in bytes.
+pub const HEADER_LEN: usize = 20;
+const DONT_FRAGMENT: u16 = 0x4000;
+const MORE_FRAGMENTS: u16 = 0x2000;
+const OFFSET_MASK: u16 = 0x1fff;
+
+/// The fixed part of the header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    /// Version (4, high nibble) and header length in 32-bit words.
+    pub version_ihl: u8,
+    /// DSCP (6 bits) and ECN (2 bits).
+    pub traffic_class: u8,
+    /// Length of header and payload in bytes.
+    pub total_len: U16,
+    /// Identification.
+    pub id: U16,
+    /// Flags (3 bits) and fragment offset.
+    pub fragment: U16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Header checksum.
+    pub checksum: U16,
+    /// Source address.
+    pub source: [u8; 4],
+    /// Destination address.
+    pub destination: [u8; 4],
+}
+
+impl Header {
+    /// A header without options, don't-fragment set, checksum filled in. `payload_len` is in
+    /// bytes and must leave room for the header in 16 bits.
+    #[must_use]
+    pub fn new(
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+        protocol: u8,
+        ttl: u8,
+        traffic_class: u8,
+        payload_len: usize,
+    ) -> Self {
+        debug_assert!(payload_len + HEADER_LEN <= usize::from(u16::MAX));
+        let mut header = Self {
+            version_ihl: 0x45,
+            traffic_class,
+            total_len: U16::new((HEADER_LEN + payload_len) as u16),
+            id: U16::ZERO,
+            fragment: U16::new(DONT_FRAGMENT),
+            ttl,
+            protocol,
+            checksum: U16::ZERO,
+            source: source.octets(),
+            destination: destination.octets(),
+        };
+        header.update_checksum();
+        header
+    }
+
+    /// Recomputes the checksum of a header without options.
+    pub fn update_checksum(&mut self) {
+        self.checksum = U16::ZERO;
+        self.checksum = U16::new(Sum::new().bytes(self.as_bytes()).finish());
+    }
+
+    /// Length of the header with its options, in bytes; less than [`HEADER_LEN`] if malformed.
+    #[must_use]
+    pub fn header_len(&self) -> usize {
+        usize::from(self.version_ihl & 0xf) * 4
+    }
+
+    /// Whether this is one fragment of a larger datagram.
+    #[must_use]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment.get() & (MORE_FRAGMENTS | OFFSET_MASK) != 0
+    }
+}

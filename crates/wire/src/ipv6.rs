@@ -1,0 +1,115 @@
+//! IPv6 (RFC 8200).
+
+use core::net::Ipv6Addr;
+
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    big_endian::{U16, U32},
+};
+
+/// Length of [`Header`] in bytes.
+pub const HEADER_LEN: usize = 40;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;
+const AUTHENTICATION: u8 = 51;
+
+/// The fixed header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    /// Version (6), traffic class (8 bits), flow label (20 bits).
+    pub version_class_flow: U32,
+    /// Length of all that follows this header, in bytes.
+    pub payload_len: U16,
+    /// Type of the header that follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: [u8; 16],
+    /// Destination address.
+    pub destination: [u8; 16],
+}
+
+impl Header {
+    /// A header; `payload_len` in bytes, at most 65535, `flow_label` in the low 20 bits.
+    #[must_use]
+    pub fn new(
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+        next_header: u8,
+        hop_limit: u8,
+        traffic_class: u8,
+        flow_label: u32,
+        payload_len: usize,
+    ) -> Self {
+        debug_assert!(payload_len <= usize::from(u16::MAX));
+        Self {
+            version_class_flow: U32::new(6 << 28 | u32::from(traffic_class) << 20 | (flow_label & 0xf_ffff)),
+            payload_len: U16::new(payload_len as u16),
+            next_header,
+            hop_limit,
+            source: source.octets(),
+            destination: destination.octets(),
+        }
+    }
+
+    /// Traffic class: DSCP and ECN.
+    #[must_use]
+    pub fn traffic_class(&self) -> u8 {
+        (self.version_class_flow.get() >> 20) as u8
+    }
+
+    /// Flow label, 20 bits.
+    #[must_use]
+    pub fn flow_label(&self) -> u32 {
+        self.version_class_flow.get() & 0xf_ffff
+    }
+}
+
+/// Why extension headers could not be walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtensionError {
+    /// A header runs past the packet.
+    Truncated,
+    /// The packet is one fragment of several.
+    Fragment,
+}
+
+/// Walks extension headers (RFC 8200 §4): the protocol and bytes of the upper layer. An atomic
+/// fragment (RFC 6946) counts as whole.
+///
+/// # Errors
+/// A header that runs past `bytes`, or a real fragment.
+pub fn upper_layer(mut next: u8, mut bytes: &[u8]) -> Result<(u8, &[u8]), ExtensionError> {
+    loop {
+        let len = match next {
+            HOP_BY_HOP | ROUTING | DESTINATION => match bytes {
+                [_, words, ..] => (usize::from(*words) + 1) * 8,
+                _ => return Err(ExtensionError::Truncated),
+            },
+            AUTHENTICATION => match bytes {
+                [_, words, ..] => (usize::from(*words) + 2) * 4,
+                _ => return Err(ExtensionError::Truncated),
+            },
+            FRAGMENT => match bytes {
+                [_, _, high, low, ..] if (u16::from_be_bytes([*high, *low]) & 0xfff9) == 0 => 8,
+                [_, _, _, _, ..] => return Err(ExtensionError::Fragment),
+                _ => return Err(ExtensionError::Truncated),
+            },
+            _ => return Ok((next, bytes)),
+        };
+        next = *bytes.first().ok_or(ExtensionError::Truncated)?;
+        bytes = bytes.get(len..).ok_or(ExtensionError::Truncated)?;
+    }
+}
+
+/// The solicited-node multicast address of `address` (RFC 4291 §2.7.1).
+#[must_use]
+pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b, c] = address.octets();
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
+}

@@ -1,0 +1,127 @@
+//! What a link says of a frame beyond its bytes: segmentation and checksums left undone.
+//!
+//! On links with a virtio-net header (virtio 1.2 §5.1.6) this is that header in typed form.
+
+/// Length of the virtio-net header with `num_buffers`, in bytes.
+pub const VIRTIO_NET_HEADER_LEN: usize = 12;
+
+const NEEDS_CSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;
+
+/// What a super-frame is to be cut into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// TCP segments over IPv4.
+    Tcp4,
+    /// TCP segments over IPv6.
+    Tcp6,
+    /// UDP datagrams over either.
+    Udp,
+}
+
+/// A frame stands for several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segmentation {
+    /// Into what.
+    pub kind: SegmentKind,
+    /// Payload bytes of each segment but the last; not zero.
+    pub size: u16,
+    /// Only the first segment may carry the ECN "congestion window reduced" bit.
+    pub ecn: bool,
+}
+
+/// The transport checksum holds the pseudo-header's sum only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartialChecksum {
+    /// Where summing starts: bytes from the start of the Ethernet frame.
+    pub start: u16,
+    /// Where the checksum goes: bytes from `start`.
+    pub offset: u16,
+}
+
+/// What was left undone in a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Segmentation, if the frame is a super-frame.
+    pub segmentation: Option<Segmentation>,
+    /// Checksum, if it is only partly computed.
+    pub checksum: Option<PartialChecksum>,
+    /// Length of all headers, in bytes (a hint; zero when there is no segmentation).
+    pub header_len: u16,
+}
+
+impl Offload {
+    /// The virtio-net header (little-endian, `num_buffers` 1).
+    #[must_use]
+    pub fn to_virtio(self) -> [u8; VIRTIO_NET_HEADER_LEN] {
+        let mut bytes = [0; VIRTIO_NET_HEADER_LEN];
+        if let Some(checksum) = self.checksum {
+            bytes[0] = NEEDS_CSUM;
+            bytes[6..8].copy_from_slice(&checksum.start.to_le_bytes());
+            bytes[8..10].copy_from_slice(&checksum.offset.to_le_bytes());
+        }
+        if let Some(segmentation) = self.segmentation {
+            bytes[1] = match segmentation.kind {
+                SegmentKind::Tcp4 => GSO_TCPV4,
+                SegmentKind::Tcp6 => GSO_TCPV6,
+                SegmentKind::Udp => GSO_UDP_L4,
+            } | if segmentation.ecn { GSO_ECN } else { 0 };
+            bytes[2..4].copy_from_slice(&self.header_len.to_le_bytes());
+            bytes[4..6].copy_from_slice(&segmentation.size.to_le_bytes());
+        }
+        bytes[10] = 1;
+        bytes
+    }
+
+    /// Reads a virtio-net header (little-endian); none if it names a segmentation that was never
+    /// offered, or a size of zero.
+    #[must_use]
+    pub fn from_virtio(bytes: &[u8; VIRTIO_NET_HEADER_LEN]) -> Option<Self> {
+        let word = |i: usize| u16::from_le_bytes([bytes[i], bytes[i + 1]]);
+        let kind = match bytes[1] & !GSO_ECN {
+            GSO_NONE => None,
+            GSO_TCPV4 => Some(SegmentKind::Tcp4),
+            GSO_TCPV6 => Some(SegmentKind::Tcp6),
+            GSO_UDP_L4 => Some(SegmentKind::Udp),
+            _ => return None,
+        };
+        let segmentation = match (kind, word(4)) {
+            (None, _) => None,
+            (Some(_), 0) => return None,
+            (Some(kind), size) => Some(Segmentation { kind, size, ecn: bytes[1] & GSO_ECN != 0 }),
+        };
+        let checksum =
+            (bytes[0] & NEEDS_CSUM != 0).then(|| PartialChecksum { start: word(6), offset: word(8) });
+        Some(Self { segmentation, checksum, header_len: word(2) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtio_header_survives_a_round_trip() {
+        let offload = Offload {
+            segmentation: Some(Segmentation { kind: SegmentKind::Tcp6, size: 1440, ecn: true }),
+            checksum: Some(PartialChecksum { start: 54, offset: 16 }),
+            header_len: 74,
+        };
+        assert_eq!(Offload::from_virtio(&offload.to_virtio()), Some(offload));
+        let plain = Offload::default();
+        assert_eq!(Offload::from_virtio(&plain.to_virtio()), Some(plain));
+    }
+
+    #[test]
+    fn unknown_or_empty_segmentation_is_refused() {
+        let mut bytes = Offload::default().to_virtio();
+        bytes[1] = 3; // UFO, never offered
+        assert_eq!(Offload::from_virtio(&bytes), None);
+        bytes[1] = GSO_TCPV4; // with size 0
+        assert_eq!(Offload::from_virtio(&bytes), None);
+    }
+}

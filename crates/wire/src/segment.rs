@@ -1,0 +1,146 @@
+//! Segmentation and checksums in software, for links that lack one or both.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{
+    FromBytes,
+    big_endian::{U16, U32},
+};
+
+use crate::{
+    checksum::Sum,
+    ethernet, ipv4, ipv6,
+    offload::{Offload, SegmentKind},
+    protocol, tcp, udp,
+};
+
+/// Completes the partial checksum of a frame that is not a super-frame.
+///
+/// Returns false, with the frame unchanged, if the offload's offsets lie outside the frame.
+pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> bool {
+    let Some(partial) = offload.checksum else { return true };
+    let (start, at) = (usize::from(partial.start), usize::from(partial.start) + usize::from(partial.offset));
+    // Padding behind the IP packet must not be summed: the IP length says where it ends.
+    let end = packet_end(frame).unwrap_or(frame.len());
+    if start > end || at + 2 > end {
+        return false;
+    }
+    let sum = Sum::new().bytes(&frame[start..end]).finish();
+    // UDP: a computed zero is sent as all ones (RFC 768); for TCP both mean the same.
+    let sum = if sum == 0 { 0xffff } else { sum };
+    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    true
+}
+
+/// Where the IP packet in `frame` ends, by its own length.
+fn packet_end(frame: &[u8]) -> Option<usize> {
+    let rest = frame.get(ethernet::HEADER_LEN..)?;
+    let len = match rest.first()? >> 4 {
+        4 => usize::from(ipv4::Header::ref_from_prefix(rest).ok()?.0.total_len.get()),
+        6 => ipv6::HEADER_LEN + usize::from(ipv6::Header::ref_from_prefix(rest).ok()?.0.payload_len.get()),
+        _ => return None,
+    };
+    Some((ethernet::HEADER_LEN + len).min(frame.len()))
+}
+
+/// The segments of a super-frame, one after the other, each complete with checksums.
+#[derive(Debug)]
+pub struct Segments<'a> {
+    headers: &'a [u8],
+    payload: &'a [u8],
+    kind: SegmentKind,
+    size: usize,
+    next: usize,
+}
+
+impl<'a> Segments<'a> {
+    /// The segments of `frame`; none if `offload` asks for no segmentation or the frame is not what it says.
+    #[must_use]
+    pub fn new(frame: &'a [u8], offload: &Offload) -> Option<Self> {
+        let segmentation = offload.segmentation?;
+        let frame = &frame[..packet_end(frame)?];
+        let transport = usize::from(offload.checksum?.start);
+        let header_len = transport
+            + match segmentation.kind {
+                SegmentKind::Tcp4 | SegmentKind::Tcp6 => {
+                    tcp::Segment::parse(frame.get(transport..)?)?.header.header_len()
+                }
+                SegmentKind::Udp => udp::HEADER_LEN,
+            };
+        let (headers, payload) = frame.split_at_checked(header_len)?;
+        let size = usize::from(segmentation.size);
+        (size > 0).then_some(Self { headers, payload, kind: segmentation.kind, size, next: 0 })
+    }
+
+    /// Writes the next segment to `buffer`; its length in bytes, or none after the last, or if the
+    /// buffer is too small for it.
+    pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let payload = self.payload.get(self.next..).filter(|rest| !rest.is_empty())?;
+        let payload = &payload[..payload.len().min(self.size)];
+        let last = self.next + payload.len() == self.payload.len();
+        let len = self.headers.len() + payload.len();
+        let frame = buffer.get_mut(..len)?;
+        frame[..self.headers.len()].copy_from_slice(self.headers);
+        frame[self.headers.len()..].copy_from_slice(payload);
+        let transport_at = fix_network_header(frame)?;
+        self.fix_transport_header(&mut frame[transport_at.0..], transport_at.1, last)?;
+        self.next += payload.len();
+        Some(len)
+    }
+
+    fn fix_transport_header(&self, bytes: &mut [u8], pseudo_header: Sum, last: bool) -> Option<()> {
+        let len = bytes.len();
+        let at = match self.kind {
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 => {
+                let (header, _) = tcp::Header::mut_from_prefix(bytes).ok()?;
+                header.sequence = U32::new(header.sequence.get().wrapping_add(self.next as u32));
+                let mut flags = tcp::Flags::from_bits_retain(header.flags);
+                if !last {
+                    flags.remove(tcp::Flags::FIN | tcp::Flags::PSH);
+                }
+                if self.next > 0 {
+                    flags.remove(tcp::Flags::CWR);
+                }
+                header.flags = flags.bits();
+                header.checksum = U16::ZERO;
+                usize::from(tcp::CHECKSUM_OFFSET)
+            }
+            SegmentKind::Udp => {
+                let (header, _) = udp::Header::mut_from_prefix(bytes).ok()?;
+                header.len = U16::new(len as u16);
+                header.checksum = U16::ZERO;
+                usize::from(udp::CHECKSUM_OFFSET)
+            }
+        };
+        let sum = pseudo_header.bytes(bytes).finish();
+        let sum = if sum == 0 { 0xffff } else { sum };
+        bytes.get_mut(at..at + 2)?.copy_from_slice(&sum.to_be_bytes());
+        Some(())
+    }
+}
+
+/// Sets the lengths of a segment's IP header by the frame's own length; returns where the transport header
+/// starts and the pseudo-header's sum.
+fn fix_network_header(frame: &mut [u8]) -> Option<(usize, Sum)> {
+    let frame_len = frame.len();
+    let rest = frame.get_mut(ethernet::HEADER_LEN..)?;
+    if rest.first()? >> 4 == 4 {
+        let (header, _) = ipv4::Header::mut_from_prefix(rest).ok()?;
+        header.total_len = U16::new((frame_len - ethernet::HEADER_LEN) as u16);
+        header.update_checksum();
+        let at = ethernet::HEADER_LEN + header.header_len();
+        let (source, destination) = (Ipv4Addr::from(header.source), Ipv4Addr::from(header.destination));
+        Some((at, pseudo(source.into(), destination.into(), header.protocol, frame_len.checked_sub(at)?)))
+    } else {
+        let (header, _) = ipv6::Header::mut_from_prefix(rest).ok()?;
+        let at = ethernet::HEADER_LEN + ipv6::HEADER_LEN;
+        header.payload_len = U16::new((frame_len - at) as u16);
+        let (source, destination) = (Ipv6Addr::from(header.source), Ipv6Addr::from(header.destination));
+        Some((at, pseudo(source.into(), destination.into(), header.next_header, frame_len - at)))
+    }
+}
+
+fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Sum {
+    debug_assert!(protocol == protocol::TCP || protocol == protocol::UDP);
+    Sum::new().pseudo_header(source, destination, protocol, len)
+}

@@ -1,0 +1,359 @@
+//! TCP (RFC 9293), with the options of RFC 7323 (window scale) and RFC 2018 (SACK).
+
+use core::ops::{Add, AddAssign, Sub};
+
+use bitflags::bitflags;
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    big_endian::{U16, U32},
+};
+
+/// Length of [`Header`] without options, in bytes.
+pub const HEADER_LEN: usize = 20;
+/// Most bytes of options a header can have.
+pub const MAX_OPTIONS_LEN: usize = 40;
+/// Offset of the checksum in the header, in bytes.
+pub const CHECKSUM_OFFSET: u16 = 16;
+/// Most SACK blocks in one segment (RFC 2018 §3, no timestamps beside them).
+pub const MAX_SACK_BLOCKS: usize = 4;
+/// Largest window scale (RFC 7323 §2.3).
+pub const MAX_WINDOW_SCALE: u8 = 14;
+/// The MSS of a peer that does not name one (RFC 9293 §3.7.1).
+pub const DEFAULT_MSS: u16 = 536;
+
+/// A sequence number; comparison is by signed distance (RFC 9293 §3.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Seq(pub u32);
+
+impl Seq {
+    /// Whether `self` comes before `other`.
+    #[must_use]
+    pub const fn before(self, other: Self) -> bool {
+        (self.0.wrapping_sub(other.0) as i32) < 0
+    }
+
+    /// Whether `self` comes after `other`.
+    #[must_use]
+    pub const fn after(self, other: Self) -> bool {
+        other.before(self)
+    }
+
+    /// The later of two.
+    #[must_use]
+    pub const fn max(self, other: Self) -> Self {
+        if self.before(other) { other } else { self }
+    }
+
+    /// The earlier of two.
+    #[must_use]
+    pub const fn min(self, other: Self) -> Self {
+        if self.before(other) { self } else { other }
+    }
+}
+
+impl Add<u32> for Seq {
+    type Output = Self;
+    fn add(self, bytes: u32) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
+impl AddAssign<u32> for Seq {
+    fn add_assign(&mut self, bytes: u32) {
+        *self = *self + bytes;
+    }
+}
+
+impl Sub<u32> for Seq {
+    type Output = Self;
+    fn sub(self, bytes: u32) -> Self {
+        Self(self.0.wrapping_sub(bytes))
+    }
+}
+
+/// The distance from `other` to `self` in bytes; meaningful when `self` is not before `other`.
+impl Sub for Seq {
+    type Output = u32;
+    fn sub(self, other: Self) -> u32 {
+        self.0.wrapping_sub(other.0)
+    }
+}
+
+bitflags! {
+    /// Control bits.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+    pub struct Flags: u8 {
+        /// No more data from the sender.
+        const FIN = 0x01;
+        /// Synchronise sequence numbers.
+        const SYN = 0x02;
+        /// Reset the connection.
+        const RST = 0x04;
+        /// Push.
+        const PSH = 0x08;
+        /// The acknowledgment field is significant.
+        const ACK = 0x10;
+        /// The urgent pointer is significant.
+        const URG = 0x20;
+        /// ECN echo.
+        const ECE = 0x40;
+        /// Congestion window reduced.
+        const CWR = 0x80;
+    }
+}
+
+/// The fixed part of the header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    /// Source port.
+    pub source_port: U16,
+    /// Destination port.
+    pub destination_port: U16,
+    /// Sequence number of the first byte (or of the SYN).
+    pub sequence: U32,
+    /// Next sequence number expected from the other side.
+    pub acknowledgment: U32,
+    /// Header length in 32-bit words, in the high nibble.
+    pub data_offset: u8,
+    /// Control bits, see [`Flags`].
+    pub flags: u8,
+    /// Window, not scaled.
+    pub window: U16,
+    /// Checksum.
+    pub checksum: U16,
+    /// Urgent pointer.
+    pub urgent: U16,
+}
+
+impl Header {
+    /// A header for `options_len` bytes of options (a multiple of four), its checksum still zero.
+    #[must_use]
+    pub fn new(ports: (u16, u16), seq: Seq, ack: Seq, flags: Flags, window: u16, options_len: usize) -> Self {
+        debug_assert!(options_len.is_multiple_of(4) && options_len <= MAX_OPTIONS_LEN);
+        Self {
+            source_port: U16::new(ports.0),
+            destination_port: U16::new(ports.1),
+            sequence: U32::new(seq.0),
+            acknowledgment: U32::new(ack.0),
+            data_offset: (((HEADER_LEN + options_len) / 4) << 4) as u8,
+            flags: flags.bits(),
+            window: U16::new(window),
+            checksum: U16::ZERO,
+            urgent: U16::ZERO,
+        }
+    }
+
+    /// Length of the header with its options, in bytes.
+    #[must_use]
+    pub fn header_len(&self) -> usize {
+        usize::from(self.data_offset >> 4) * 4
+    }
+}
+
+/// A view of one segment, or of a segmentation super-frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    /// The fixed header.
+    pub header: &'a Header,
+    /// The options, as bytes.
+    pub options: &'a [u8],
+    /// The payload.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Segment<'a> {
+    /// A view of `bytes`, which must be exactly the segment.
+    #[must_use]
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (header, rest) = Header::ref_from_prefix(bytes).ok()?;
+        let options_len = header.header_len().checked_sub(HEADER_LEN)?;
+        let (options, payload) = rest.split_at_checked(options_len)?;
+        Some(Self { header, options, payload })
+    }
+
+    /// Sequence number of the first byte or the SYN.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        Seq(self.header.sequence.get())
+    }
+
+    /// Acknowledgment number; meaningful with [`Flags::ACK`].
+    #[must_use]
+    pub fn ack(&self) -> Seq {
+        Seq(self.header.acknowledgment.get())
+    }
+
+    /// Control bits.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        Flags::from_bits_retain(self.header.flags)
+    }
+
+    /// Window field, not scaled.
+    #[must_use]
+    pub fn window(&self) -> u16 {
+        self.header.window.get()
+    }
+
+    /// Sequence space that the segment takes: payload, SYN and FIN.
+    #[must_use]
+    pub fn sequence_len(&self) -> u32 {
+        let flags = self.flags();
+        self.payload.len() as u32
+            + u32::from(flags.contains(Flags::SYN))
+            + u32::from(flags.contains(Flags::FIN))
+    }
+}
+
+/// The blocks of a SACK option: each a range from its first sequence number to the one behind its last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SackBlocks {
+    blocks: [(Seq, Seq); MAX_SACK_BLOCKS],
+    len: usize,
+}
+
+impl SackBlocks {
+    /// Adds a block; false when there is no room for it.
+    pub fn push(&mut self, start: Seq, end: Seq) -> bool {
+        let Some(slot) = self.blocks.get_mut(self.len) else { return false };
+        *slot = (start, end);
+        self.len += 1;
+        true
+    }
+
+    /// The blocks, in the order of the option.
+    #[must_use]
+    pub fn as_slice(&self) -> &[(Seq, Seq)] {
+        &self.blocks[..self.len]
+    }
+}
+
+/// Options of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Maximum segment size in bytes (SYN only).
+    pub mss: Option<u16>,
+    /// Window scale, clamped to [`MAX_WINDOW_SCALE`] (SYN only).
+    pub window_scale: Option<u8>,
+    /// Whether SACK may be sent (SYN only).
+    pub sack_permitted: bool,
+    /// Ranges received out of order.
+    pub sack: SackBlocks,
+}
+
+const END: u8 = 0;
+const NOP: u8 = 1;
+const MSS: u8 = 2;
+const WINDOW_SCALE: u8 = 3;
+const SACK_PERMITTED: u8 = 4;
+const SACK: u8 = 5;
+
+impl Options {
+    /// Reads options; what is unknown or malformed is passed over, and a length that makes no sense
+    /// ends the reading.
+    #[must_use]
+    pub fn parse(mut bytes: &[u8]) -> Self {
+        let mut options = Self::default();
+        while let [kind, rest @ ..] = bytes {
+            match *kind {
+                END => break,
+                NOP => {
+                    bytes = rest;
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(len) = rest.first().map(|&len| usize::from(len)) else { break };
+            let (Some(value), Some(next)) = (bytes.get(2..len), bytes.get(len..)) else { break };
+            match (*kind, value) {
+                (MSS, &[high, low]) => options.mss = Some(u16::from_be_bytes([high, low])),
+                (WINDOW_SCALE, &[shift]) => options.window_scale = Some(shift.min(MAX_WINDOW_SCALE)),
+                (SACK_PERMITTED, []) => options.sack_permitted = true,
+                (SACK, blocks) => {
+                    for block in blocks.chunks_exact(8) {
+                        let edge = |i: usize| {
+                            Seq(u32::from_be_bytes([block[i], block[i + 1], block[i + 2], block[i + 3]]))
+                        };
+                        options.sack.push(edge(0), edge(4));
+                    }
+                }
+                _ => {}
+            }
+            bytes = next;
+        }
+        options
+    }
+
+    /// Writes the options, padded to a multiple of four bytes; returns how many bytes were written.
+    /// All of a SYN's options fit; so do four SACK blocks without them.
+    pub fn emit(&self, buffer: &mut [u8; MAX_OPTIONS_LEN]) -> usize {
+        let mut len = 0;
+        let mut put = |bytes: &[u8]| {
+            if let Some(place) = buffer.get_mut(len..len + bytes.len()) {
+                place.copy_from_slice(bytes);
+                len += bytes.len();
+            }
+        };
+        if let Some(mss) = self.mss {
+            let [high, low] = mss.to_be_bytes();
+            put(&[MSS, 4, high, low]);
+        }
+        if self.sack_permitted {
+            put(&[NOP, NOP, SACK_PERMITTED, 2]);
+        }
+        if let Some(shift) = self.window_scale {
+            put(&[NOP, WINDOW_SCALE, 3, shift]);
+        }
+        let blocks = self.sack.as_slice();
+        if !blocks.is_empty() {
+            put(&[NOP, NOP, SACK, (2 + 8 * blocks.len()) as u8]);
+            for (start, end) in blocks {
+                put(&start.0.to_be_bytes());
+                put(&end.0.to_be_bytes());
+            }
+        }
+        len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_survive_a_round_trip() {
+        let mut syn =
+            Options { mss: Some(65480), window_scale: Some(8), sack_permitted: true, ..Options::default() };
+        let mut buffer = [0; MAX_OPTIONS_LEN];
+        let len = syn.emit(&mut buffer);
+        assert_eq!(len % 4, 0);
+        assert_eq!(Options::parse(&buffer[..len]), syn);
+
+        syn = Options::default();
+        for i in 0..MAX_SACK_BLOCKS as u32 {
+            assert!(syn.sack.push(Seq(i * 10), Seq(i * 10 + 5)));
+        }
+        assert!(!syn.sack.push(Seq(0), Seq(1)));
+        let len = syn.emit(&mut buffer);
+        assert_eq!(Options::parse(&buffer[..len]), syn);
+    }
+
+    #[test]
+    fn malformed_options_end_the_reading() {
+        for bytes in
+            [&[MSS][..], &[MSS, 0], &[MSS, 1, 3], &[MSS, 4, 1], &[SACK, 255, 1], &[NOP, NOP, 99, 200]]
+        {
+            assert_eq!(Options::parse(bytes), Options::default(), "{bytes:?}");
+        }
+        assert_eq!(Options::parse(&[WINDOW_SCALE, 3, 200]).window_scale, Some(MAX_WINDOW_SCALE));
+    }
+
+    #[test]
+    fn sequence_numbers_wrap() {
+        let top = Seq(u32::MAX - 1);
+        assert!(top.before(top + 4));
+        assert_eq!((top + 4) - top, 4);
+        assert_eq!(top.max(top + 4), Seq(2));
+    }
+}
