@@ -1,1 +1,176 @@
-//! Signals: masks, signalfd, dispositions.
+//! Signals: masks, signalfd, dispositions. There are no handlers: a signal is read from a descriptor, or not at all.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A signal by its number, such as [`libc::SIGTERM`]; re-exported for users of this module.
+pub use rustix::process::Signal;
+
+/// What the caller of this program left us, to be given on to a command that we start.
+#[derive(Clone)]
+pub struct Inherited {
+    mask: libc::sigset_t,
+    sigchld: libc::sighandler_t,
+}
+
+impl Inherited {
+    /// Notes the signal mask and dispositions, and sets SIGCHLD to its default: ignored (as some callers leave it)
+    /// it would lose exit statuses. To be called once, early.
+    pub fn take() -> io::Result<Self> {
+        let mask = change_mask(libc::SIG_BLOCK, &[])?;
+        let sigchld = set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
+        Ok(Self { mask, sigchld })
+    }
+
+    /// Gives mask and dispositions back. For a child about to execute a command.
+    pub fn restore(&self) -> io::Result<()> {
+        set_disposition(
+            libc::SIGCHLD,
+            if self.sigchld == libc::SIG_IGN { libc::SIG_IGN } else { libc::SIG_DFL },
+        )?;
+        let ignored = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
+        set_disposition(libc::SIGPIPE, if ignored { libc::SIG_IGN } else { libc::SIG_DFL })?;
+        // SAFETY: the set was filled in by the kernel; no old mask is asked for.
+        check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut()) })
+    }
+}
+
+/// The runtime ignores SIGPIPE before `main` gets a say, so the caller's choice has to be noted earlier still.
+static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
+
+// SAFETY: the loader calls each entry of this section once, before `main`, as a C function; extra arguments that
+// it passes are ignored by the calling conventions of Linux. The function calls nothing but sigaction(2).
+#[used]
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
+
+extern "C" fn note_sigpipe() {
+    let mut old = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given, and `old` has room for the present one; all zeroes is a valid value of it.
+    let action = unsafe {
+        libc::sigaction(libc::SIGPIPE, ptr::null(), old.as_mut_ptr());
+        old.assume_init()
+    };
+    SIGPIPE_WAS_IGNORED.store(action.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
+}
+
+/// Blocks `signals` in the calling thread and in those it will start, so that a [`SignalFd`] gets them.
+pub fn block(signals: &[Signal]) -> io::Result<()> {
+    change_mask(libc::SIG_BLOCK, signals).map(drop)
+}
+
+/// A signal, as received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Signal number.
+    pub number: i32,
+    /// Sent by the kernel and not by a process: for SIGINT, SIGQUIT and SIGHUP that is the terminal, which sends
+    /// to a whole process group.
+    pub from_kernel: bool,
+}
+
+/// A descriptor that becomes readable when one of a set of blocked signals is pending.
+///
+/// It reads the signals of the process that reads, but an epoll set watches those of the process that adds it: so
+/// it may be made before a fork, and must be added to an epoll set after it.
+#[derive(Debug)]
+pub struct SignalFd(OwnedFd);
+
+impl SignalFd {
+    /// For `signals`, which have to be blocked already. Non-blocking, closed on exec.
+    pub fn new(signals: &[Signal]) -> io::Result<Self> {
+        let set = set_of(signals)?;
+        // SAFETY: -1 asks for a new descriptor; the set is initialised.
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
+        check(fd)?;
+        // SAFETY: the descriptor is new, so nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// The next pending signal, if there is one.
+    pub fn read(&self) -> io::Result<Option<Received>> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let len = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the buffer has room for `len` bytes.
+        let got = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), len) };
+        match usize::try_from(got) {
+            Ok(got) if got == len => {
+                // SAFETY: the kernel filled in the whole structure.
+                let info = unsafe { info.assume_init() };
+                Ok(Some(Received {
+                    number: info.ssi_signo as i32,
+                    from_kernel: info.ssi_code == libc::SI_KERNEL,
+                }))
+            }
+            Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(_) => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                e => Err(e),
+            },
+        }
+    }
+}
+
+impl std::os::fd::AsFd for SignalFd {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn set_disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<libc::sighandler_t> {
+    debug_assert!(handler == libc::SIG_DFL || handler == libc::SIG_IGN);
+    // SAFETY: no function is installed: `handler` is one of the two constants, as asserted.
+    match unsafe { libc::signal(signal, handler) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        old => Ok(old),
+    }
+}
+
+fn change_mask(how: libc::c_int, signals: &[Signal]) -> io::Result<libc::sigset_t> {
+    let set = set_of(signals)?;
+    let mut old = MaybeUninit::uninit();
+    // SAFETY: `set` is initialised, `old` has room for the present mask.
+    check(unsafe { libc::pthread_sigmask(how, &raw const set, old.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it was filled in.
+    Ok(unsafe { old.assume_init() })
+}
+
+fn set_of(signals: &[Signal]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set and can't fail; sigaddset checks the number.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            check(libc::sigaddset(set.as_mut_ptr(), signal.as_raw()))?;
+        }
+        Ok(set.assume_init())
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_signal_is_read_once() {
+        // A thread of its own: the mask and a signal sent to the thread concern nobody else.
+        std::thread::spawn(|| {
+            block(&[Signal::USR2]).unwrap();
+            let fd = SignalFd::new(&[Signal::USR2]).unwrap();
+            assert_eq!(fd.read().unwrap(), None);
+            // SAFETY: sends a blocked signal to the calling thread itself.
+            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            assert_eq!(fd.read().unwrap(), Some(Received { number: libc::SIGUSR2, from_kernel: false }));
+            assert_eq!(fd.read().unwrap(), None);
+        })
+        .join()
+        .unwrap();
+    }
+}
