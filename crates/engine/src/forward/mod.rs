@@ -1,14 +1,17 @@
 //! Port forwarding rules (SPEC §2.4, §8): what is listened on, and where it leads.
 //!
 //! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range
-//! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`.
+//! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`].
 
 mod ifname;
 mod ports;
 mod rule;
+pub mod spec;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use ifname::{IfName, InvalidIfName};
 pub use ports::PortRange;
 pub use rule::{Listen, Protocol, Rule};
-pub use table::{AddError, MAX_RULES, MAX_SOCKETS, Table};
+pub use table::{AddError, Enabled, MAX_RULES, MAX_SOCKETS, Refusal, Table};

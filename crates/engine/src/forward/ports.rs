@@ -13,6 +13,9 @@ impl PortRange {
     /// Dynamic ports of RFC 6335 §6, for a host whose own ephemeral range can't be read.
     pub const RFC6335_DYNAMIC: Self = Self { first: 49152, last: 65535 };
 
+    /// Every port number, 0 included.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+
     /// The range from `first` to `last`, or `None` if `first` is beyond `last`.
     pub fn new(first: u16, last: u16) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
@@ -47,6 +50,30 @@ impl PortRange {
     /// Whether the two ranges have a port in common.
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
+    }
+
+    /// What is left of the range without those of `excluded`, which are in order and don't overlap: the runs
+    /// between them, in order.
+    pub(super) fn without(self, excluded: &[Self]) -> impl Iterator<Item = Self> {
+        let mut excluded = excluded.iter().filter(move |hole| hole.overlaps(self));
+        // 32 bits: the port after 65535 is the end.
+        let mut next = u32::from(self.first);
+        core::iter::from_fn(move || {
+            loop {
+                let first = u16::try_from(next).ok()?;
+                if first > self.last {
+                    return None;
+                }
+                let Some(hole) = excluded.next() else {
+                    next = u32::from(self.last) + 1;
+                    return Self::new(first, self.last);
+                };
+                next = u32::from(hole.last) + 1;
+                if first < hole.first {
+                    return Self::new(first, hole.first - 1);
+                }
+            }
+        })
     }
 
     /// Every port, in order.

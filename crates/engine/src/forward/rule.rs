@@ -61,12 +61,12 @@ impl Listen {
     }
 }
 
-/// `ADDR%IF`: `[::1]`, `127.0.0.1%lo`, `*`, `*%eth0` (SPEC §1.8).
+/// `[ADDR]%IF`: `[::1]`, `[127.0.0.1]%lo`, `[*]`, `[*]%eth0` (SPEC §1.8).
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.addr {
-            None => f.write_str("*")?,
-            Some(addr) => write!(f, "{}", Bracketed(addr))?,
+            None => f.write_str("[*]")?,
+            Some(addr) => write!(f, "[{addr}]")?,
         }
         match &self.interface {
             None => Ok(()),
@@ -129,7 +129,10 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}:{}  =>  ", self.protocol, self.listen, Ports(self.ports))?;
         if let Some(addr) = self.target_addr {
-            write!(f, "{}:", Bracketed(addr))?;
+            match addr {
+                IpAddr::V4(addr) => write!(f, "{addr}:")?,
+                IpAddr::V6(addr) => write!(f, "[{addr}]:")?,
+            }
         }
         write!(f, "{} ", Ports(self.target_ports()))?;
         if self.best_effort {
@@ -139,18 +142,6 @@ impl fmt::Display for Rule {
             f.write_str(" (auto-scan)")?;
         }
         Ok(())
-    }
-}
-
-/// An address as it stands before a `:`: IPv6 in brackets.
-struct Bracketed(IpAddr);
-
-impl fmt::Display for Bracketed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(addr) => addr.fmt(f),
-            IpAddr::V6(addr) => write!(f, "[{addr}]"),
-        }
     }
 }
 

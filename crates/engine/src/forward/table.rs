@@ -1,7 +1,7 @@
 //! The forwarding rules of one direction.
 
 use alloc::{boxed::Box, vec::Vec};
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
 use super::{Protocol, Rule};
 
@@ -20,27 +20,83 @@ pub struct Table {
     sockets: usize,
 }
 
-/// Why a rule was not added.
+/// Which families and protocols are in use: rules for others are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enabled {
+    /// IPv4.
+    pub ipv4: bool,
+    /// IPv6.
+    pub ipv6: bool,
+    /// TCP.
+    pub tcp: bool,
+    /// UDP.
+    pub udp: bool,
+}
+
+impl Enabled {
+    /// All of them.
+    pub const ALL: Self = Self { ipv4: true, ipv6: true, tcp: true, udp: true };
+}
+
+/// A rule that was not added, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddError {
+#[error("{reason}\nUnable to add rule {rule}")]
+pub struct AddError {
+    /// The rule.
+    pub rule: Box<Rule>,
+    /// What is wrong with it.
+    pub reason: Refusal,
+}
+
+/// Why a rule can't stand in a table (SPEC §2.4).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Listening on port 0.
+    #[error("Forwarding rule attempts to map from port 0")]
+    FromPortZero,
+    /// A target range that contains port 0, or goes beyond 65535.
+    #[error("Forwarding rule attempts to map to port 0")]
+    ToPortZero,
+    /// IPv4 is not in use.
+    #[error("IPv4 forward, but IPv4 not enabled")]
+    NoIpv4,
+    /// IPv6 is not in use.
+    #[error("IPv6 forward, but IPv6 not enabled")]
+    NoIpv6,
+    /// The protocol is not in use.
+    #[error("Can't add {0} forwarding rule, {0} not enabled")]
+    NoProtocol(Protocol),
+    /// Packets of both families can't go to one address.
+    #[error("Dual stack forward to {} address {to} unsupported\nDid you mean {}/... instead?", family(*.to), wildcard(*.to))]
+    DualStackTarget {
+        /// Target address.
+        to: IpAddr,
+    },
+    /// Packets of one family can't go to an address of the other.
+    #[error("Forward from {} ({from}) to {} ({to}) unsupported", family(*.from), family(*.to))]
+    OtherFamily {
+        /// Listening address.
+        from: IpAddr,
+        /// Target address.
+        to: IpAddr,
+    },
+    /// The target must be a single host.
+    #[error("Multicast target address {0} for forwarding rule")]
+    MulticastTarget(IpAddr),
     /// A rule of the table claims the same packets.
-    #[error("Forwarding configuration conflict: {} versus {}", .0.new, .0.old)]
-    Conflict(Box<Conflict>),
+    #[error("Forwarding configuration conflict: {new} versus {old}")]
+    Conflict {
+        /// The rule to be added.
+        new: Box<Rule>,
+        /// The rule that is there.
+        old: Box<Rule>,
+    },
     /// The table is full.
     #[error("Too many forwarding rules (max {MAX_RULES})")]
     TooManyRules,
     /// The rules would need too many listening sockets.
     #[error("Too many ports to listen on (max {MAX_SOCKETS})")]
     TooManySockets,
-}
-
-/// Two rules that can't stand side by side.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The rule to be added.
-    pub new: Rule,
-    /// The rule that is there.
-    pub old: Rule,
 }
 
 impl Table {
@@ -67,20 +123,34 @@ impl Table {
     /// Appends a rule.
     ///
     /// # Errors
-    /// If it conflicts with a rule of the table, or goes beyond a limit. The table is then unchanged.
-    pub fn add(&mut self, rule: Rule) -> Result<(), AddError> {
+    /// If the rule makes no sense, asks for what is not `enabled`, conflicts with a rule of the table, or
+    /// goes beyond a limit. The table is then unchanged.
+    pub fn add(&mut self, rule: Rule, enabled: Enabled) -> Result<(), AddError> {
+        match self.check(&rule, enabled) {
+            Err(reason) => Err(AddError { rule: Box::new(rule), reason }),
+            Ok(()) => {
+                self.sockets += rule.ports.len();
+                self.rules.push(rule);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether `rule` may be appended.
+    fn check(&self, rule: &Rule, enabled: Enabled) -> Result<(), Refusal> {
+        check_ports(rule)?;
+        check_enabled(rule, enabled)?;
+        check_target(rule)?;
         if let Some(old) = self.rules.iter().find(|old| rule.conflicts_with(old)) {
-            return Err(AddError::Conflict(Box::new(Conflict { old: old.clone(), new: rule })));
+            let (new, old) = (Box::new(rule.clone()), Box::new(old.clone()));
+            return Err(Refusal::Conflict { new, old });
         }
         if self.rules.len() >= MAX_RULES {
-            return Err(AddError::TooManyRules);
+            return Err(Refusal::TooManyRules);
         }
-        let sockets = self.sockets + rule.ports.len();
-        if sockets > MAX_SOCKETS {
-            return Err(AddError::TooManySockets);
+        if self.sockets + rule.ports.len() > MAX_SOCKETS {
+            return Err(Refusal::TooManySockets);
         }
-        self.sockets = sockets;
-        self.rules.push(rule);
         Ok(())
     }
 
@@ -98,4 +168,50 @@ impl Table {
             interface_ok && rule.matches(protocol, addr, port)
         })
     }
+}
+
+fn check_ports(rule: &Rule) -> Result<(), Refusal> {
+    if rule.ports.first() == 0 {
+        return Err(Refusal::FromPortZero);
+    }
+    if rule.target_first == 0 || rule.target_port(rule.ports.last()).is_none() {
+        return Err(Refusal::ToPortZero);
+    }
+    Ok(())
+}
+
+fn check_enabled(rule: &Rule, enabled: Enabled) -> Result<(), Refusal> {
+    let protocol_enabled = match rule.protocol {
+        Protocol::Tcp => enabled.tcp,
+        Protocol::Udp => enabled.udp,
+    };
+    if !protocol_enabled {
+        return Err(Refusal::NoProtocol(rule.protocol));
+    }
+    match rule.listen.addr {
+        Some(IpAddr::V4(_)) if !enabled.ipv4 => Err(Refusal::NoIpv4),
+        Some(IpAddr::V6(_)) if !enabled.ipv6 => Err(Refusal::NoIpv6),
+        _ => Ok(()),
+    }
+}
+
+fn check_target(rule: &Rule) -> Result<(), Refusal> {
+    let Some(to) = rule.target_addr else { return Ok(()) };
+    let Some(from) = rule.listen.addr else { return Err(Refusal::DualStackTarget { to }) };
+    if from.is_ipv4() != to.is_ipv4() {
+        return Err(Refusal::OtherFamily { from, to });
+    }
+    if to.is_multicast() || to == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Err(Refusal::MulticastTarget(to));
+    }
+    Ok(())
+}
+
+fn family(addr: IpAddr) -> &'static str {
+    if addr.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// How to ask for all addresses of the family of `addr` in a port specifier.
+fn wildcard(addr: IpAddr) -> &'static str {
+    if addr.is_ipv4() { "0.0.0.0" } else { "[::]" }
 }

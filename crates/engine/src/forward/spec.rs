@@ -1,0 +1,290 @@
+//! Port specifiers: the arguments of `-t`, `-u`, `-T` and `-U` (SPEC §2.4).
+//!
+//! ```text
+//! spec   = "none" | [ listen "/" ] chunk { "," chunk }
+//! listen = addr [ "%" ifname ] | [ "*" ] [ "%" ifname ]
+//! chunk  = "all" [ ":" addr ] | "auto" | "~" range | range [ ":" ( addr "/" range | addr | range ) ]
+//! range  = number [ "-" number ]
+//! ```
+//!
+//! Two passes: the first reads every chunk and collects what is excluded, the second makes rules of what was
+//! included, split around the exclusions. So the order of chunks does not matter.
+
+use alloc::{string::String, vec::Vec};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{Enabled, IfName, Listen, MAX_RULES, PortRange, Protocol, Rule};
+
+/// What a specifier means depends on this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Protocol of the option.
+    pub protocol: Protocol,
+    /// Direction of the option.
+    pub direction: Direction,
+    /// A wildcard listens on the families that are enabled.
+    pub enabled: Enabled,
+    /// The host's ephemeral ports, which `all`, `auto` and lone exclusions leave out (SPEC §8.7).
+    pub ephemeral: PortRange,
+}
+
+/// Which way a rule forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the host to the guest or namespace (`-t`, `-u`).
+    Inbound,
+    /// From the namespace to the host (`-T`, `-U`): always from its loopback interface (SPEC §2.4.7).
+    Outbound,
+}
+
+/// Meaning of a specifier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spec {
+    /// `none`: no rule, and no default rule either.
+    None,
+    /// Anything else.
+    Forward {
+        /// Whether `auto` occurred, so that every rule is [`Rule::scan`].
+        auto: bool,
+        /// The rules, in the order of the specifier. Not yet checked: [`super::Table::add`] does that.
+        rules: Vec<Rule>,
+    },
+}
+
+/// Why a specifier has no meaning.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// It is not of the grammar.
+    #[error("Invalid port specifier '{0}'")]
+    Invalid(String),
+    /// A listening address or interface where none can be chosen (SPEC §2.4.7).
+    #[error("Listening address not allowed in '{0}'")]
+    ListenNotAllowed(String),
+    /// It would make more rules than any table can hold.
+    #[error("Port specifier makes too many forwarding rules (max {MAX_RULES})")]
+    TooManyRules,
+}
+
+/// Reads a specifier.
+///
+/// # Errors
+/// If `spec` is not of the grammar, or can't be taken in this `context`.
+pub fn parse(spec: &str, context: &Context) -> Result<Spec, SpecError> {
+    if spec == "none" {
+        return Ok(Spec::None);
+    }
+    let invalid = || SpecError::Invalid(String::from(spec));
+
+    let (listen, ports) = split_listen(spec);
+    if listen.is_some() && context.direction == Direction::Outbound {
+        return Err(SpecError::ListenNotAllowed(String::from(spec)));
+    }
+    let chunks: Vec<Chunk> = ports.split(',').map(Chunk::parse).collect::<Option<_>>().ok_or_else(invalid)?;
+
+    let maker = RuleMaker {
+        protocol: context.protocol,
+        listen: listen_for(listen, context),
+        best_effort: !chunks.iter().any(|chunk| matches!(chunk, Chunk::Include { .. })),
+        scan: chunks.contains(&Chunk::Auto),
+        excluded: excluded(&chunks, context.ephemeral),
+    };
+    let rules = maker.rules(&chunks)?;
+    Ok(Spec::Forward { auto: maker.scan, rules })
+}
+
+/// One comma-separated part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunk {
+    /// `all`, or `all:ADDR`.
+    All { target: Option<IpAddr> },
+    /// `auto`.
+    Auto,
+    /// `~RANGE`.
+    Exclude(PortRange),
+    /// `RANGE`, `RANGE:RANGE`, `RANGE:ADDR` or `RANGE:ADDR/RANGE`.
+    Include { ports: PortRange, target: Option<IpAddr>, target_first: u16 },
+}
+
+impl Chunk {
+    fn parse(text: &str) -> Option<Self> {
+        if let Some(range) = text.strip_prefix('~') {
+            return Some(Self::Exclude(parse_range(range)?));
+        }
+        let (what, to) = match text.split_once(':') {
+            None => (text, None),
+            Some((what, to)) => (what, Some(to)),
+        };
+        match (what, to) {
+            ("auto", None) => Some(Self::Auto),
+            ("all", None) => Some(Self::All { target: None }),
+            ("all", Some(to)) => Some(Self::All { target: specified(parse_addr(to)?) }),
+            (range, to) => Self::include(parse_range(range)?, to),
+        }
+    }
+
+    fn include(ports: PortRange, to: Option<&str>) -> Option<Self> {
+        let (target, target_ports) = match to {
+            None => (None, ports),
+            Some(to) => parse_target(to, ports)?,
+        };
+        // SPEC §2.4.4
+        let same_length = target_ports.len() == ports.len();
+        same_length.then_some(Self::Include { ports, target, target_first: target_ports.first() })
+    }
+}
+
+/// Splits off the listening address, if there is one. A `/` may belong to a target instead (`22:::1/22`):
+/// what is before it decides.
+fn split_listen(spec: &str) -> (Option<Listen>, &str) {
+    let Some((before, ports)) = spec.split_once('/') else { return (None, spec) };
+    match parse_listen(before) {
+        Some(listen) => (Some(listen), ports),
+        None => (None, spec),
+    }
+}
+
+fn parse_listen(text: &str) -> Option<Listen> {
+    let (addr, interface) = match text.split_once('%') {
+        None => (text, None),
+        Some((addr, name)) => (addr, Some(name.parse::<IfName>().ok()?)),
+    };
+    let addr = match addr {
+        "" | "*" => None,
+        addr => Some(parse_addr(addr)?),
+    };
+    Some(Listen { addr, interface })
+}
+
+/// What comes after the `:` of an included range. An address is tried before a range of ports.
+fn parse_target(text: &str, ports: PortRange) -> Option<(Option<IpAddr>, PortRange)> {
+    if let Some((addr, range)) = text.split_once('/') {
+        return Some((specified(parse_addr(addr)?), parse_range(range)?));
+    }
+    if let Some(addr) = parse_addr(text) {
+        return Some((specified(addr), ports));
+    }
+    Some((None, parse_range(text)?))
+}
+
+/// An address, in brackets or not. IPv4-mapped IPv6 is IPv4 (SPEC §2.4.5).
+fn parse_addr(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().ok().map(|addr| addr.to_canonical())
+}
+
+/// An unspecified target is no target.
+fn specified(addr: IpAddr) -> Option<IpAddr> {
+    (!addr.is_unspecified()).then_some(addr)
+}
+
+fn parse_range(text: &str) -> Option<PortRange> {
+    match text.split_once('-') {
+        None => Some(PortRange::single(parse_port(text)?)),
+        Some((first, last)) => PortRange::new(parse_port(first)?, parse_port(last)?),
+    }
+}
+
+/// A decimal number, whatever zeros it starts with: no sign, no blank, no other base (SPEC §2.1).
+fn parse_port(text: &str) -> Option<u16> {
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// Where the rules listen: what was given, or the default of the direction. A dual-stack wildcard becomes
+/// that of the one family that is enabled (SPEC §2.4.5).
+fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
+    let mut listen = given.unwrap_or(match context.direction {
+        Direction::Inbound => Listen::ANY,
+        Direction::Outbound => Listen { addr: None, interface: Some(IfName::loopback()) },
+    });
+    if listen.addr.is_none() {
+        listen.addr = match (context.enabled.ipv4, context.enabled.ipv6) {
+            (true, false) => Some(Ipv4Addr::UNSPECIFIED.into()),
+            (false, true) => Some(Ipv6Addr::UNSPECIFIED.into()),
+            _ => None,
+        };
+    }
+    listen
+}
+
+/// What to leave out, in order and without overlaps. Where nothing is included explicitly, the ephemeral
+/// ports and port 0 are left out too (SPEC §2.4.2).
+fn excluded(chunks: &[Chunk], ephemeral: PortRange) -> Vec<PortRange> {
+    let mut ranges: Vec<PortRange> = chunks
+        .iter()
+        .filter_map(|chunk| match chunk {
+            Chunk::Exclude(range) => Some(*range),
+            _ => None,
+        })
+        .collect();
+    if !chunks.iter().any(|chunk| matches!(chunk, Chunk::Include { .. })) {
+        ranges.extend([ephemeral, PortRange::single(0)]);
+    }
+    ranges.sort_by_key(|range| range.first());
+
+    let mut merged: Vec<PortRange> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(previous) if range.first() <= previous.last() => {
+                let last = previous.last().max(range.last());
+                *previous = PortRange::new(previous.first(), last).unwrap_or(*previous);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// The second pass.
+struct RuleMaker {
+    protocol: Protocol,
+    listen: Listen,
+    best_effort: bool,
+    scan: bool,
+    excluded: Vec<PortRange>,
+}
+
+impl RuleMaker {
+    fn rules(&self, chunks: &[Chunk]) -> Result<Vec<Rule>, SpecError> {
+        let mut rules = Vec::new();
+        if self.best_effort {
+            // Several `all` are one; a target given with any of them holds.
+            let target = chunks.iter().find_map(|chunk| match chunk {
+                Chunk::All { target } => *target,
+                _ => None,
+            });
+            self.add(&mut rules, PortRange::ALL, target, 0)?;
+        }
+        for chunk in chunks {
+            if let Chunk::Include { ports, target, target_first } = *chunk {
+                self.add(&mut rules, ports, target, target_first)?;
+            }
+        }
+        Ok(rules)
+    }
+
+    /// Adds a rule for each run of `ports` between the exclusions.
+    fn add(
+        &self,
+        rules: &mut Vec<Rule>,
+        ports: PortRange,
+        target_addr: Option<IpAddr>,
+        target_first: u16,
+    ) -> Result<(), SpecError> {
+        for run in ports.without(&self.excluded) {
+            // A hostile list of ranges and exclusions must not fill the memory.
+            if rules.len() >= MAX_RULES {
+                return Err(SpecError::TooManyRules);
+            }
+            rules.push(Rule {
+                protocol: self.protocol,
+                listen: self.listen.clone(),
+                ports: run,
+                target_addr,
+                target_first: target_first + (run.first() - ports.first()),
+                best_effort: self.best_effort,
+                scan: self.scan,
+            });
+        }
+        Ok(())
+    }
+}
