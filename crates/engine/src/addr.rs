@@ -58,6 +58,8 @@ pub struct V6 {
     pub dns_match: Option<Ipv6Addr>,
     /// The resolver of the host.
     pub dns_host: Option<Ipv6Addr>,
+    /// Index of the host's outbound interface: the scope of link-local destinations (SPEC §5.2). Zero for none.
+    pub outbound_scope: u32,
     /// The address was given with `-a`: frames of the guest do not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
@@ -125,21 +127,111 @@ impl Guest {
         if mac.is_unicast() {
             self.mac = mac;
         }
+        let Some(source) = source.filter(|source| settings.valid_guest_source(*source)) else { return };
+        let v4_pinned = settings.v4.as_ref().is_none_or(|v4| v4.pinned);
+        let v6_pinned = settings.v6.as_ref().is_none_or(|v6| v6.pinned);
         match source {
-            Some(IpAddr::V4(address)) => {
-                let pinned = settings.v4.as_ref().is_none_or(|v4| v4.pinned);
-                if !pinned && !address.is_unspecified() && !address.is_loopback() && !address.is_multicast() {
-                    self.v4 = Some(address);
-                }
-            }
-            Some(IpAddr::V6(address)) if address.is_unicast_link_local() => self.link_local = Some(address),
-            Some(IpAddr::V6(address)) => {
-                let pinned = settings.v6.as_ref().is_none_or(|v6| v6.pinned);
-                if !pinned && !address.is_unspecified() && !address.is_loopback() && !address.is_multicast() {
-                    self.v6 = Some(address);
-                }
-            }
-            None => {}
+            IpAddr::V4(address) if !v4_pinned => self.v4 = Some(address),
+            IpAddr::V6(address) if address.is_unicast_link_local() => self.link_local = Some(address),
+            IpAddr::V6(address) if !v6_pinned => self.v6 = Some(address),
+            _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test {
+    //! The addressing that tests of this crate share.
+
+    use super::*;
+
+    /// Both families, everything mapped and forwarded, all services on.
+    pub(crate) fn settings() -> Settings {
+        Settings {
+            our_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
+            mtu: 65520,
+            v4: Some(V4 {
+                assigned: Ipv4Addr::new(198, 51, 100, 2),
+                prefix_len: 24,
+                our_address: Some(Ipv4Addr::new(198, 51, 100, 1)),
+                map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
+                map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
+                dns_match: Some(Ipv4Addr::new(198, 51, 100, 53)),
+                dns_host: Some(Ipv4Addr::new(127, 0, 0, 53)),
+                pinned: false,
+                dns: Vec::from([Ipv4Addr::new(198, 51, 100, 53), Ipv4Addr::new(192, 0, 2, 53)]),
+            }),
+            v6: Some(V6 {
+                assigned: Some(v6("2001:db8:1::2")),
+                our_link_local: v6("fe80::1"),
+                map_host_loopback: Some(v6("fe80::1")),
+                map_guest_address: Some(v6("2001:db8:1::77")),
+                dns_match: Some(v6("2001:db8::53")),
+                dns_host: Some(v6("2001:db8:9::53")),
+                outbound_scope: 7,
+                pinned: false,
+                dns: Vec::from([v6("2001:db8::53")]),
+            }),
+            services: Services {
+                tcp: true,
+                udp: true,
+                icmp: true,
+                dhcp: true,
+                dhcpv6: true,
+                ndp: true,
+                ra: true,
+                advertise_dns: true,
+                advertise_search: true,
+                search: Vec::from(["example.test".into(), "corp.test".into()]),
+                hostname: Some("guest".into()),
+                fqdn: Some("guest.example.test".into()),
+                start_since_2000: 0x0102_0304,
+            },
+        }
+    }
+
+    /// A guest that was seen with other addresses than the assigned ones.
+    pub(crate) fn guest(settings: &Settings) -> Guest {
+        let mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
+        let mut guest = Guest::new(settings, Some(mac));
+        guest.v4 = Some(Ipv4Addr::new(198, 51, 100, 55));
+        guest.v6 = Some(v6("2001:db8:1::55"));
+        guest.link_local = Some(v6("fe80::55"));
+        guest
+    }
+
+    fn v6(text: &str) -> Ipv6Addr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn sources_are_learned_unless_pinned_or_not_unicast() {
+        // SPEC §5.4, R-48, R-49
+        let mut settings = settings();
+        let mut guest = Guest::new(&settings, None);
+        assert_eq!(guest.mac, Mac::BROADCAST);
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        for ignored in ["::", "::1", "ff02::1", "0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1"] {
+            guest.learn(&settings, mac, ignored.parse().ok());
+        }
+        assert_eq!(
+            (guest.mac, guest.v4, guest.v6),
+            (mac, "198.51.100.2".parse().ok(), Some(v6("2001:db8:1::2")))
+        );
+        assert_eq!(guest.link_local, None);
+        for learned in ["198.51.100.55", "2001:db8:1::55", "fe80::55"] {
+            guest.learn(&settings, Mac::BROADCAST, learned.parse().ok());
+        }
+        assert_eq!(
+            (guest.mac, guest.v4, guest.v6),
+            (mac, "198.51.100.55".parse().ok(), Some(v6("2001:db8:1::55")))
+        );
+        assert_eq!(guest.link_local, Some(v6("fe80::55")));
+
+        settings.v4.as_mut().unwrap().pinned = true;
+        settings.v6.as_mut().unwrap().pinned = true;
+        guest.learn(&settings, mac, "198.51.100.66".parse().ok());
+        guest.learn(&settings, mac, "2001:db8:1::66".parse().ok());
+        assert_eq!((guest.v4, guest.v6), ("198.51.100.55".parse().ok(), Some(v6("2001:db8:1::55"))));
     }
 }

@@ -1,1 +1,506 @@
 //! The one table of address translation between guest and host (SPEC §5).
+//!
+//! Everything here is a pure function of [`Settings`] and [`Guest`]: flows remember what was decided for them,
+//! and the replies of a flow are rewritten to what its first packet was addressed to.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+use crate::addr::{Guest, Settings, V4, V6};
+
+/// DNS over UDP and TCP (RFC 1035).
+const DNS: u16 = 53;
+/// DNS over TLS (RFC 7858) and over DTLS (RFC 8094).
+const DNS_OVER_TLS: u16 = 853;
+
+/// What the guest speaks to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP or ICMPv6 echo: ports mean nothing, and DNS is not forwarded.
+    Ping,
+}
+
+/// Why traffic of the guest to a destination is not carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The address family is disabled.
+    #[error("address family is disabled")]
+    FamilyDisabled,
+    /// `0.0.0.0` or `::`.
+    #[error("unspecified destination address")]
+    Unspecified,
+    /// A loopback address, which has no place on a link (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
+    #[error("loopback destination address on the link")]
+    Loopback,
+    /// An IPv4-mapped IPv6 address, which has no place on a link (RFC 4038 §4.2). A socket of the host
+    /// would take it for IPv4, past every rule for IPv4.
+    #[error("IPv4-mapped IPv6 destination address on the link")]
+    Mapped,
+    /// Port 0.
+    #[error("destination port 0")]
+    PortZero,
+    /// TCP to a broadcast or multicast address (SPEC §5.6).
+    #[error("TCP to an address that is not unicast")]
+    NotUnicast,
+}
+
+/// The addresses of an inbound flow as the guest will see them, of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The peer, as shown to the guest.
+    pub source: IpAddr,
+    /// The guest.
+    pub destination: IpAddr,
+}
+
+impl Settings {
+    /// Where on the host's side traffic of the guest to `destination` goes (SPEC §5.2).
+    ///
+    /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`] the port is passed
+    /// through.
+    ///
+    /// # Errors
+    /// Traffic to this destination is not carried.
+    pub fn to_host(&self, protocol: Protocol, destination: SocketAddr) -> Result<SocketAddr, Refused> {
+        refuse(protocol, destination)?;
+        let dns = protocol != Protocol::Ping && matches!(destination.port(), DNS | DNS_OVER_TLS);
+        let port = destination.port();
+        match destination.ip() {
+            IpAddr::V4(address) => {
+                let v4 = self.v4.as_ref().ok_or(Refused::FamilyDisabled)?;
+                Ok(SocketAddrV4::new(v4.to_host(address, dns), port).into())
+            }
+            IpAddr::V6(address) => {
+                let v6 = self.v6.as_ref().ok_or(Refused::FamilyDisabled)?;
+                let address = v6.to_host(address, dns);
+                let scope = if is_link_scope(address) { v6.outbound_scope } else { 0 };
+                Ok(SocketAddrV6::new(address, port, 0, scope).into())
+            }
+        }
+    }
+
+    /// Whether a packet with this source may come from the guest: unicast, and of an enabled family.
+    #[must_use]
+    pub fn valid_guest_source(&self, source: IpAddr) -> bool {
+        let family = match source {
+            IpAddr::V4(_) => self.v4.is_some(),
+            IpAddr::V6(_) => self.v6.is_some(),
+        };
+        family && is_link_unicast(source)
+    }
+
+    /// The address shown to the guest for a packet from `source` on the host's side (SPEC §5.3.4); none if it
+    /// can't be shown.
+    ///
+    /// Loopback addresses other than `127.0.0.1` all become our address (Q24): a guest drops packets from
+    /// 127/8 on a link, and there is no second address to tell them apart by. The source port stays.
+    #[must_use]
+    pub fn source_to_guest(&self, guest: &Guest, source: IpAddr) -> Option<IpAddr> {
+        match source.to_canonical() {
+            IpAddr::V4(source) => self.v4.as_ref()?.source_to_guest(guest.v4, source).map(IpAddr::V4),
+            IpAddr::V6(source) => self.v6.as_ref()?.source_to_guest(guest, source).map(IpAddr::V6),
+        }
+    }
+
+    /// The guest's address for packets that show `shown_source` (SPEC §5.4): of the same family, and link-local
+    /// for a link-local source. None if no address of that family is known.
+    #[must_use]
+    pub fn guest_destination(&self, guest: &Guest, shown_source: IpAddr) -> Option<IpAddr> {
+        match shown_source {
+            IpAddr::V4(_) => guest.v4.filter(|_| self.v4.is_some()).map(IpAddr::V4),
+            IpAddr::V6(source) => {
+                self.v6.as_ref()?;
+                let address = if source.is_unicast_link_local() {
+                    guest.link_local.or(guest.v6)
+                } else {
+                    guest.v6.or(guest.link_local)
+                };
+                address.map(IpAddr::V6)
+            }
+        }
+    }
+
+    /// The addresses of a flow that `peer` opened to `hit`, an address of the host, under a forwarding rule
+    /// (SPEC §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `hit`
+    /// is kept. None if the guest can't be reached this way; a target of the other family than the peer is one such
+    /// case.
+    #[must_use]
+    pub fn inbound(
+        &self,
+        guest: &Guest,
+        peer: IpAddr,
+        hit: IpAddr,
+        target: Option<IpAddr>,
+    ) -> Option<Inbound> {
+        let source = self.source_to_guest(guest, peer)?;
+        let hit = hit.to_canonical();
+        let destination = match target {
+            Some(target) => target.to_canonical(),
+            None if hit.is_multicast() => hit,
+            None => self.guest_destination(guest, source)?,
+        };
+        (source.is_ipv4() == destination.is_ipv4()).then_some(Inbound { source, destination })
+    }
+}
+
+impl V4 {
+    fn to_host(&self, destination: Ipv4Addr, dns: bool) -> Ipv4Addr {
+        if dns && self.dns_match == Some(destination) {
+            // Without a resolver the query goes to the host itself. Linux takes the unspecified address for that; the
+            // loopback address says the same, and is also what the answer comes from.
+            self.dns_host.filter(|host| !host.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST)
+        } else if self.map_host_loopback == Some(destination) {
+            Ipv4Addr::LOCALHOST
+        } else if self.map_guest_address == Some(destination) {
+            self.assigned
+        } else {
+            destination
+        }
+    }
+
+    fn source_to_guest(&self, seen: Option<Ipv4Addr>, source: Ipv4Addr) -> Option<Ipv4Addr> {
+        if source.is_multicast() || source.is_broadcast() {
+            return None;
+        }
+        if let (Ipv4Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
+            return Some(mapped);
+        }
+        if let (true, Some(mapped)) = (source == self.assigned, self.map_guest_address) {
+            return Some(mapped);
+        }
+        let hosts_own = source == self.assigned || Some(source) == seen;
+        if source.is_loopback() || source.is_unspecified() || hosts_own {
+            return self.our_address;
+        }
+        Some(source)
+    }
+}
+
+impl V6 {
+    fn to_host(&self, destination: Ipv6Addr, dns: bool) -> Ipv6Addr {
+        if dns && self.dns_match == Some(destination) {
+            self.dns_host.filter(|host| !host.is_unspecified()).unwrap_or(Ipv6Addr::LOCALHOST)
+        } else if self.map_host_loopback == Some(destination) {
+            Ipv6Addr::LOCALHOST
+        } else if self.map_guest_address == Some(destination) {
+            self.assigned.unwrap_or(destination)
+        } else {
+            destination
+        }
+    }
+
+    fn source_to_guest(&self, guest: &Guest, source: Ipv6Addr) -> Option<Ipv6Addr> {
+        if source.is_multicast() {
+            return None;
+        }
+        if let (Ipv6Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
+            return Some(mapped);
+        }
+        if let (true, Some(mapped)) = (Some(source) == self.assigned, self.map_guest_address) {
+            return Some(mapped);
+        }
+        let guests_own = [self.assigned, guest.v6, guest.link_local].contains(&Some(source));
+        if source.is_loopback() || source.is_unspecified() || guests_own {
+            return Some(self.our_link_local);
+        }
+        Some(source)
+    }
+}
+
+/// Destinations that nothing is carried to, whatever they translate to.
+fn refuse(protocol: Protocol, destination: SocketAddr) -> Result<(), Refused> {
+    let address = destination.ip();
+    if address.is_unspecified() {
+        Err(Refused::Unspecified)
+    } else if address.is_loopback() {
+        Err(Refused::Loopback)
+    } else if is_mapped(address) {
+        Err(Refused::Mapped)
+    } else if destination.port() == 0 && protocol != Protocol::Ping {
+        Err(Refused::PortZero)
+    } else if protocol == Protocol::Tcp && !is_link_unicast(address) {
+        Err(Refused::NotUnicast)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether one station on a link can have this address.
+fn is_link_unicast(address: IpAddr) -> bool {
+    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && !broadcast
+        && !is_mapped(address)
+}
+
+fn is_mapped(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some())
+}
+
+/// Whether the address needs a scope: link-local unicast, or interface- or link-local multicast.
+fn is_link_scope(address: Ipv6Addr) -> bool {
+    address.is_unicast_link_local()
+        || matches!(address.octets(), [0xff, flags_scope, ..] if flags_scope & 0xf <= 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::test::{guest, settings};
+    use alloc::{format, string::ToString};
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn socket(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[track_caller]
+    fn goes(settings: &Settings, protocol: Protocol, from: &str, to: &str) {
+        assert_eq!(settings.to_host(protocol, socket(from)), Ok(socket(to)), "{protocol:?} to {from}");
+    }
+
+    #[track_caller]
+    fn shown(settings: &Settings, source: &str, as_: Option<&str>) {
+        let shown = settings.source_to_guest(&guest(settings), address(source));
+        assert_eq!(shown, as_.map(address), "{source}");
+    }
+
+    use Protocol::{Ping, Tcp, Udp};
+
+    #[test]
+    fn dns_match_goes_to_the_resolver_on_dns_ports_only() {
+        // SPEC §5.2 row 1, R-35
+        let settings = settings();
+        for protocol in [Tcp, Udp] {
+            for port in [53, 853] {
+                goes(&settings, protocol, &format!("198.51.100.53:{port}"), &format!("127.0.0.53:{port}"));
+                goes(
+                    &settings,
+                    protocol,
+                    &format!("[2001:db8::53]:{port}"),
+                    &format!("[2001:db8:9::53]:{port}"),
+                );
+            }
+            goes(&settings, protocol, "198.51.100.53:54", "198.51.100.53:54");
+            goes(&settings, protocol, "[2001:db8::53]:443", "[2001:db8::53]:443");
+        }
+        goes(&settings, Ping, "198.51.100.53:53", "198.51.100.53:53");
+        goes(&settings, Ping, "[2001:db8::53]:53", "[2001:db8::53]:53");
+    }
+
+    #[test]
+    fn r_36_dns_to_a_gateway_that_is_the_resolver_wins_over_host_loopback() {
+        let mut settings = settings();
+        let v4 = settings.v4.as_mut().unwrap();
+        v4.dns_match = v4.our_address;
+        v4.dns_host = v4.our_address;
+        goes(&settings, Udp, "198.51.100.1:53", "198.51.100.1:53");
+        goes(&settings, Udp, "198.51.100.1:54", "127.0.0.1:54");
+        goes(&settings, Ping, "198.51.100.1:0", "127.0.0.1:0");
+    }
+
+    #[test]
+    fn dns_match_without_a_resolver_is_the_host_itself() {
+        // SPEC §5.2
+        let mut settings = settings();
+        settings.v4.as_mut().unwrap().dns_host = None;
+        settings.v6.as_mut().unwrap().dns_host = Some(Ipv6Addr::UNSPECIFIED);
+        goes(&settings, Udp, "198.51.100.53:53", "127.0.0.1:53");
+        goes(&settings, Udp, "[2001:db8::53]:53", "[::1]:53");
+    }
+
+    #[test]
+    fn map_host_loopback_goes_to_loopback_with_any_protocol() {
+        // SPEC §5.2 row 2
+        let settings = settings();
+        for protocol in [Tcp, Udp, Ping] {
+            goes(&settings, protocol, "198.51.100.1:80", "127.0.0.1:80");
+            goes(&settings, protocol, "[fe80::1]:80", "[::1]:80");
+        }
+    }
+
+    #[test]
+    fn without_host_loopback_mapping_the_gateway_is_like_any_address() {
+        // SPEC §5.2 row 2, --no-map-gw
+        let mut settings = settings();
+        settings.v4.as_mut().unwrap().map_host_loopback = None;
+        settings.v6.as_mut().unwrap().map_host_loopback = None;
+        goes(&settings, Tcp, "198.51.100.1:80", "198.51.100.1:80");
+        goes(&settings, Tcp, "[fe80::1]:80", "[fe80::1%7]:80");
+    }
+
+    #[test]
+    fn map_guest_address_goes_to_the_assigned_one() {
+        // SPEC §5.2 row 3
+        let settings = settings();
+        for protocol in [Tcp, Udp, Ping] {
+            goes(&settings, protocol, "198.51.100.77:80", "198.51.100.2:80");
+            goes(&settings, protocol, "[2001:db8:1::77]:80", "[2001:db8:1::2]:80");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_unchanged_and_link_local_gets_its_scope() {
+        // SPEC §5.2 row 4; broadcast and multicast for UDP (Q10, R-91)
+        let settings = settings();
+        goes(&settings, Tcp, "203.0.113.9:65535", "203.0.113.9:65535");
+        goes(&settings, Udp, "255.255.255.255:67", "255.255.255.255:67");
+        goes(&settings, Udp, "239.255.255.250:1900", "239.255.255.250:1900");
+        goes(&settings, Tcp, "[2001:db8::9]:1", "[2001:db8::9]:1");
+        goes(&settings, Tcp, "[fe80::9]:1", "[fe80::9%7]:1");
+        goes(&settings, Udp, "[ff02::fb]:5353", "[ff02::fb%7]:5353");
+        goes(&settings, Udp, "[ff0e::fb]:5353", "[ff0e::fb]:5353");
+    }
+
+    #[test]
+    fn some_destinations_are_refused() {
+        // SPEC §5.2 (c) and (d), §5.6, R-77, R-101
+        let mut settings = settings();
+        for protocol in [Tcp, Udp, Ping] {
+            for (to, why) in [
+                ("0.0.0.0:1", Refused::Unspecified),
+                ("[::]:1", Refused::Unspecified),
+                ("127.0.0.1:1", Refused::Loopback),
+                ("127.9.9.9:1", Refused::Loopback),
+                ("[::1]:1", Refused::Loopback),
+                ("[::ffff:127.0.0.1]:1", Refused::Mapped),
+                ("[::ffff:203.0.113.1]:1", Refused::Mapped),
+            ] {
+                assert_eq!(settings.to_host(protocol, socket(to)), Err(why), "{protocol:?} to {to}");
+            }
+        }
+        for protocol in [Tcp, Udp] {
+            assert_eq!(settings.to_host(protocol, socket("203.0.113.1:0")), Err(Refused::PortZero));
+            assert_eq!(settings.to_host(protocol, socket("[2001:db8::9]:0")), Err(Refused::PortZero));
+        }
+        for to in ["255.255.255.255:1", "224.0.0.1:1", "[ff02::1]:1"] {
+            assert_eq!(settings.to_host(Tcp, socket(to)), Err(Refused::NotUnicast), "{to}");
+        }
+        settings.v4 = None;
+        assert_eq!(settings.to_host(Tcp, socket("203.0.113.1:1")), Err(Refused::FamilyDisabled));
+        settings.v6 = None;
+        assert_eq!(settings.to_host(Tcp, socket("[2001:db8::9]:1")), Err(Refused::FamilyDisabled));
+    }
+
+    #[test]
+    fn r_100_only_unicast_sources_of_an_enabled_family_come_from_the_guest() {
+        let mut settings = settings();
+        for good in ["198.51.100.2", "203.0.113.1", "2001:db8::1", "fe80::1"] {
+            assert!(settings.valid_guest_source(address(good)), "{good}");
+        }
+        let bad = [
+            "0.0.0.0",
+            "127.0.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "::ffff:192.0.2.1",
+        ];
+        for bad in bad {
+            assert!(!settings.valid_guest_source(address(bad)), "{bad}");
+        }
+        settings.v6 = None;
+        assert!(!settings.valid_guest_source(address("2001:db8::1")));
+    }
+
+    #[test]
+    fn the_hosts_loopback_is_shown_as_map_host_loopback() {
+        // SPEC §5.3.4 row 1
+        let settings = settings();
+        shown(&settings, "127.0.0.1", Some("198.51.100.1"));
+        shown(&settings, "::ffff:127.0.0.1", Some("198.51.100.1")); // dual-stack listener
+        shown(&settings, "::1", Some("fe80::1"));
+        let mut elsewhere = settings;
+        elsewhere.v4.as_mut().unwrap().map_host_loopback = Some(Ipv4Addr::new(192, 0, 2, 99));
+        shown(&elsewhere, "127.0.0.1", Some("192.0.2.99"));
+        shown(&elsewhere, "127.0.0.3", Some("198.51.100.1"));
+    }
+
+    #[test]
+    fn the_assigned_address_is_shown_as_map_guest_address() {
+        // SPEC §5.3.4 row 2
+        let settings = settings();
+        shown(&settings, "198.51.100.2", Some("198.51.100.77"));
+        shown(&settings, "2001:db8:1::2", Some("2001:db8:1::77"));
+    }
+
+    #[test]
+    fn what_the_guest_can_not_be_shown_becomes_our_address() {
+        // SPEC §5.3.4 row 3
+        let mut settings = settings();
+        settings.v4.as_mut().unwrap().map_guest_address = None;
+        settings.v4.as_mut().unwrap().map_host_loopback = None;
+        settings.v6.as_mut().unwrap().map_guest_address = None;
+        settings.v6.as_mut().unwrap().map_host_loopback = None;
+        for source in ["127.0.0.1", "127.0.0.3", "0.0.0.0", "198.51.100.2", "198.51.100.55"] {
+            shown(&settings, source, Some("198.51.100.1"));
+        }
+        for source in ["::1", "::", "2001:db8:1::2", "2001:db8:1::55", "fe80::55"] {
+            shown(&settings, source, Some("fe80::1"));
+        }
+        settings.v4.as_mut().unwrap().our_address = None;
+        shown(&settings, "127.0.0.1", None);
+        shown(&settings, "203.0.113.1", Some("203.0.113.1"));
+    }
+
+    #[test]
+    fn any_other_source_is_unchanged() {
+        // SPEC §5.3.4 row 4
+        let mut settings = settings();
+        shown(&settings, "203.0.113.1", Some("203.0.113.1"));
+        shown(&settings, "2001:db8::9", Some("2001:db8::9"));
+        shown(&settings, "fe80::9", Some("fe80::9"));
+        shown(&settings, "224.0.0.1", None);
+        shown(&settings, "ff02::1", None);
+        settings.v4 = None;
+        shown(&settings, "203.0.113.1", None);
+    }
+
+    #[test]
+    fn the_guests_address_fits_the_source() {
+        // SPEC §5.4
+        let settings = settings();
+        let mut guest = guest(&settings);
+        let destination = |guest: &Guest, source| settings.guest_destination(guest, address(source));
+        assert_eq!(destination(&guest, "203.0.113.1"), Some(address("198.51.100.55")));
+        assert_eq!(destination(&guest, "2001:db8::9"), Some(address("2001:db8:1::55")));
+        assert_eq!(destination(&guest, "fe80::9"), Some(address("fe80::55")));
+        guest.v6 = None; // local mode: the link-local address is all there is
+        assert_eq!(destination(&guest, "2001:db8::9"), Some(address("fe80::55")));
+        guest.link_local = None;
+        assert_eq!(destination(&guest, "2001:db8::9"), None);
+    }
+
+    #[test]
+    fn inbound_flows_go_to_the_rules_target_or_the_guest() {
+        // SPEC §5.3.2, §8.6
+        let settings = settings();
+        let guest = guest(&settings);
+        let inbound = |peer, hit, target: Option<&str>| {
+            settings
+                .inbound(&guest, address(peer), address(hit), target.map(address))
+                .map(|inbound| (inbound.source.to_string(), inbound.destination.to_string()))
+        };
+        let ends = |source: &str, destination: &str| Some((source.into(), destination.into()));
+        assert_eq!(inbound("203.0.113.1", "192.0.2.1", None), ends("203.0.113.1", "198.51.100.55"));
+        assert_eq!(
+            inbound("::ffff:203.0.113.1", "::ffff:192.0.2.1", None),
+            ends("203.0.113.1", "198.51.100.55")
+        );
+        assert_eq!(inbound("::1", "::1", None), ends("fe80::1", "fe80::55"));
+        assert_eq!(inbound("203.0.113.1", "239.1.2.3", None), ends("203.0.113.1", "239.1.2.3"));
+        assert_eq!(inbound("203.0.113.1", "192.0.2.1", Some("10.1.1.1")), ends("203.0.113.1", "10.1.1.1"));
+        assert_eq!(inbound("203.0.113.1", "192.0.2.1", Some("2001:db8::9")), None);
+        assert_eq!(inbound("224.0.0.1", "192.0.2.1", None), None);
+    }
+}
