@@ -1,1 +1,230 @@
-//! What the machine has: links, addresses, routes and resolvers as plain facts (SPEC §3).
+//! What the machine has: links, addresses, routes, resolvers (SPEC §3), as plain values.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+};
+
+use netlink_packet_core::{NlasIterator, Parseable, parse_string, parse_u32};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{LinkAttribute, LinkExtentMask, LinkHeader, LinkMessage},
+};
+use rustix::net::SocketType;
+
+pub(crate) mod netlink;
+mod resolver;
+mod route;
+
+pub use netlink::{Error, Refusal};
+pub use netlink_packet_route::{
+    address::{AddressFlags, AddressScope},
+    link::LinkFlags,
+    route::{RouteMetric, RoutePreference, RouteProtocol, RouteScope},
+};
+pub use resolver::Resolver;
+pub(crate) use route::family_of;
+pub use route::{NextHop, Route};
+
+use netlink::Netlink;
+
+/// Ports that the kernel hands out itself, unless the host says otherwise (RFC 6335).
+pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 49152..=65535;
+
+/// What the machine has, as seen from one network namespace at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Network interfaces.
+    pub links: Vec<Link>,
+    /// Addresses of all interfaces, in the kernel's order.
+    pub addresses: Vec<Address>,
+    /// Unicast routes of the main tables, IPv4 first, in the kernel's order.
+    pub routes: Vec<Route>,
+    /// The host's resolvers.
+    pub resolver: Resolver,
+    /// Whether an IPv6 socket can be made at all.
+    pub ipv6: bool,
+    /// net.ipv4.ip_local_port_range.
+    pub ephemeral_ports: RangeInclusive<u16>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Index: what everything else refers to.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MAC address; `None` where the link layer has none, or one of another length.
+    pub mac: Option<[u8; 6]>,
+    /// Up, loopback and the like.
+    pub flags: LinkFlags,
+    /// MTU in octets.
+    pub mtu: u32,
+}
+
+/// An address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Index of the interface.
+    pub interface: u32,
+    /// The interface's own address, also on a point-to-point link.
+    pub local: IpAddr,
+    /// Other end of a point-to-point link.
+    pub peer: Option<IpAddr>,
+    /// Prefix length of the network that `peer`, else `local`, is in.
+    pub prefix_len: u8,
+    /// Broadcast address (IPv4 only).
+    pub broadcast: Option<Ipv4Addr>,
+    /// How far the address is valid.
+    pub scope: AddressScope,
+    /// Secondary, deprecated and the like.
+    pub flags: AddressFlags,
+}
+
+impl Facts {
+    /// Asks the kernel and reads resolv.conf. Needs no privilege.
+    ///
+    /// # Errors
+    /// If the kernel doesn't answer over netlink: without it there is nothing to go by.
+    pub fn gather() -> Result<Self, Error> {
+        let ipv6 = ipv6_available();
+        let mut netlink = Netlink::open()?;
+        let links = gather_links(&mut netlink)?;
+        let addresses = gather_addresses(&mut netlink)?;
+        let mut routes = route::gather(&mut netlink, AddressFamily::Inet)?;
+        if ipv6 {
+            routes.extend(route::gather(&mut netlink, AddressFamily::Inet6)?);
+        }
+        let resolver = Resolver::gather();
+        Ok(Self { links, addresses, routes, resolver, ipv6, ephemeral_ports: gather_ephemeral_ports() })
+    }
+
+    /// The interface called `name`.
+    pub fn link_named(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The interface with index `index`.
+    pub fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+}
+
+fn gather_links(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
+    let mut query = LinkMessage::default();
+    query.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    netlink.dump("links", RouteNetlinkMessage::GetLink(query), parse_link)
+}
+
+/// Link types have a hundred attributes and grow more: only those we need are looked at.
+fn parse_link(octets: &[u8]) -> Option<Link> {
+    const HEADER_LEN: usize = 16;
+    const IFLA_ADDRESS: u16 = 1;
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_MTU: u16 = 4;
+    let header = LinkHeader::parse(octets).ok()?;
+    let mut link = Link { index: header.index, name: String::new(), mac: None, flags: header.flags, mtu: 0 };
+    for attribute in NlasIterator::new(octets.get(HEADER_LEN..)?).map_while(Result::ok) {
+        match attribute.kind() {
+            IFLA_ADDRESS => link.mac = attribute.value().try_into().ok(),
+            IFLA_IFNAME => link.name = parse_string(attribute.value()).ok()?,
+            IFLA_MTU => link.mtu = parse_u32(attribute.value()).ok()?,
+            _ => {}
+        }
+    }
+    (!link.name.is_empty()).then_some(link)
+}
+
+/// The interface called `name` in the namespace of `netlink`.
+pub(crate) fn find_link(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, Error> {
+    Ok(gather_links(netlink)?.into_iter().find(|link| link.name == name))
+}
+
+fn gather_addresses(netlink: &mut Netlink) -> Result<Vec<Address>, Error> {
+    let query = AddressMessage::default();
+    netlink.dump("addresses", RouteNetlinkMessage::GetAddress(query), parse_address)
+}
+
+fn parse_address(octets: &[u8]) -> Option<Address> {
+    let message = AddressMessage::parse(octets)
+        .inspect_err(|error| log::debug!("skipping an address that can't be read: {error}"))
+        .ok()?;
+    let header = &message.header;
+    let mut flags = AddressFlags::from_bits_retain(u32::from(header.flags.bits()));
+    let (mut address, mut local, mut broadcast) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Broadcast(ip) => broadcast = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let local = local.or(address)?;
+    Some(Address {
+        interface: header.index,
+        local,
+        peer: address.filter(|peer| *peer != local),
+        prefix_len: header.prefix_len,
+        broadcast,
+        scope: header.scope,
+        flags,
+    })
+}
+
+/// Whether the kernel has IPv6 (it has not with `ipv6.disable=1`, R-32).
+pub(crate) fn ipv6_available() -> bool {
+    rustix::net::socket(rustix::net::AddressFamily::INET6, SocketType::DGRAM, None).is_ok()
+}
+
+fn gather_ephemeral_ports() -> RangeInclusive<u16> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    fs::read_to_string(PATH).and_then(|text| parse_port_range(&text)).unwrap_or_else(|error| {
+        log::debug!("{PATH}: {error}");
+        EPHEMERAL_PORTS
+    })
+}
+
+/// the sysctl's two numbers, both inclusive.
+fn parse_port_range(text: &str) -> io::Result<RangeInclusive<u16>> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) if first <= last => Ok(first..=last),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_range() {
+        assert_eq!(parse_port_range("32768\t60999\n").unwrap(), 32768..=60999);
+        for bad in ["", "1", "x y", "2 1", "1 65536"] {
+            assert!(parse_port_range(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn octets_that_are_no_message_are_skipped() {
+        for length in 0..64 {
+            assert_eq!(parse_link(&vec![0xff; length]), None);
+            assert_eq!(parse_address(&vec![0xff; length]), None);
+        }
+    }
+
+    /// Every machine has lo; nothing else is taken for granted.
+    #[test]
+    fn this_machine_can_be_asked() {
+        let facts = Facts::gather().unwrap();
+        let lo = facts.link_named("lo").unwrap();
+        assert!(lo.flags.contains(LinkFlags::Loopback));
+        assert_eq!(facts.link(lo.index), Some(lo));
+        assert!(facts.routes.iter().all(|route| !route.next_hops.is_empty()));
+    }
+}

@@ -1,0 +1,329 @@
+//! A blocking rtnetlink socket: dumps of any size, and many requests in one go.
+
+use std::{io, time::Duration};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, sockopt},
+};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLMSG_HEADER_LEN: usize = 16;
+/// Attribute of an acknowledgement that says in words what is wrong (`NLMSGERR_ATTR_MSG`).
+const ACK_MESSAGE: u16 = 1;
+
+/// Longest wait for one datagram. The kernel answers while it takes the request, so that this only guards
+/// against a kernel that doesn't answer at all.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a dump is repeated that changed while it was taken.
+const DUMP_ATTEMPTS: usize = 8;
+/// Room for one datagram: the kernel fills at most 32 KiB, or makes one of a single message, of which an
+/// attribute can have 64 KiB. Memory that isn't needed isn't touched.
+const RECEIVE_ROOM: usize = 256 << 10;
+/// Requests that are sent together: their refusals, all told, fit a default receive buffer.
+const BATCH_REQUESTS: usize = 64;
+/// Octets that are sent together, unless one request is longer.
+const BATCH_OCTETS: usize = 32 << 10;
+
+/// Why an exchange with the kernel failed as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket can't be opened or used.
+    #[error("netlink socket: {0}")]
+    Socket(#[from] io::Error),
+    /// The kernel refused a dump.
+    #[error("netlink: the kernel refuses to list {what}: {refusal}")]
+    Dump {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        refusal: Refusal,
+    },
+    /// The kernel sent a datagram that we have no room for.
+    #[error("netlink: the kernel sent {length} octets at once")]
+    Oversize {
+        /// Octets that it sent.
+        length: usize,
+    },
+    /// The kernel didn't answer.
+    #[error("netlink: no answer from the kernel within {} s", PATIENCE.as_secs())]
+    Silent,
+}
+
+/// Why the kernel refused one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Error number.
+    pub errno: Errno,
+    /// The kernel's own words, where it has some.
+    pub reason: Option<String>,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let error = io::Error::from(self.errno);
+        match &self.reason {
+            Some(reason) => write!(f, "{error} ({reason})"),
+            None => write!(f, "{error}"),
+        }
+    }
+}
+
+/// A message for the kernel.
+pub(crate) type Request = NetlinkMessage<RouteNetlinkMessage>;
+
+/// A request that changes something, with `flags` (`NLM_F_CREATE` and the like).
+pub(crate) fn request(message: RouteNetlinkMessage, flags: u16) -> Request {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message))
+}
+
+/// A socket in the network namespace of the thread that opened it.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens a socket. It needs no privilege; what is asked over it may.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let socket = Socket::new(NETLINK_ROUTE)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))
+            .map_err(io::Error::from)?;
+        // Each of these only makes answers shorter, stricter or clearer: a kernel without them will do.
+        for option in
+            [socket.set_netlink_get_strict_chk(true), socket.set_cap_ack(true), socket.set_ext_ack(true)]
+        {
+            if let Err(error) = option {
+                log::debug!("netlink socket option: {error}");
+            }
+        }
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_ROOM) })
+    }
+
+    /// Everything the kernel lists in answer to `query`, made into values by `parse` (which skips what it
+    /// returns `None` for). A list that changed while it was taken is taken again, a few times.
+    pub(crate) fn dump<Q: NetlinkSerializable + Clone, T>(
+        &mut self,
+        what: &'static str,
+        query: Q,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut found = Vec::new();
+        for _ in 0..DUMP_ATTEMPTS {
+            found.clear();
+            let mut header = NetlinkHeader::default();
+            header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            header.sequence_number = self.next_sequence();
+            let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(query.clone()));
+            message.finalize();
+            let mut octets = vec![0; message.buffer_len()];
+            message.serialize(&mut octets);
+            self.send(&octets)?;
+            if self.read_dump(what, &parse, &mut found)? {
+                return Ok(found);
+            }
+        }
+        log::debug!("{what} keep changing: going on with the last list");
+        Ok(found)
+    }
+
+    /// Sends all `requests` and tells the fate of each, in the same order.
+    pub(crate) fn perform(&mut self, requests: Vec<Request>) -> Result<Vec<Result<(), Refusal>>, Error> {
+        let mut fates = Vec::with_capacity(requests.len());
+        let mut batch = Vec::new();
+        let mut waiting = requests.into_iter().peekable();
+        let mut count = 0;
+        while let Some(mut request) = waiting.next() {
+            let next_len = waiting.peek().map(NetlinkMessage::buffer_len);
+            count += 1;
+            let full = batch.len() + request.buffer_len() + next_len.unwrap_or(0) > BATCH_OCTETS;
+            let last = count == BATCH_REQUESTS || full || next_len.is_none();
+            request.header.sequence_number = self.next_sequence();
+            if last {
+                // A refusal is told in any case: success only has to be told for the last one.
+                request.header.flags |= NLM_F_ACK;
+            }
+            request.finalize();
+            let start = batch.len();
+            batch.resize(start + request.buffer_len(), 0);
+            request.serialize(&mut batch[start..]);
+            if last {
+                self.send(&batch)?;
+                self.read_fates(count, &mut fates)?;
+                batch.clear();
+                count = 0;
+            }
+        }
+        Ok(fates)
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    fn send(&self, octets: &[u8]) -> Result<(), Error> {
+        self.socket.send_to(octets, &SocketAddr::new(0, 0), 0)?;
+        Ok(())
+    }
+
+    /// Reads one datagram into the buffer.
+    fn receive(&mut self) -> Result<(), Error> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, RecvFlags::TRUNC.bits().cast_signed()) {
+                Ok(length) if length <= self.buffer.len() => return Ok(()),
+                Ok(length) => return Err(Error::Oversize { length }),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Silent),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads a dump to its end. `false`: it has to be taken again.
+    fn read_dump<T>(
+        &mut self,
+        what: &'static str,
+        parse: &impl Fn(&[u8]) -> Option<T>,
+        found: &mut Vec<T>,
+    ) -> Result<bool, Error> {
+        let mut intact = true;
+        loop {
+            self.receive()?;
+            for message in Messages(&self.buffer) {
+                if message.sequence_number() != self.sequence {
+                    continue;
+                }
+                intact &= message.flags() & NLM_F_DUMP_INTR == 0;
+                match message.message_type() {
+                    NLMSG_DONE | NLMSG_ERROR => match refusal(&message) {
+                        // The main table of a family doesn't exist before its first route.
+                        Some(refusal) if refusal.errno == Errno::NOENT => return Ok(intact),
+                        Some(refusal) => return Err(Error::Dump { what, refusal }),
+                        None => return Ok(intact),
+                    },
+                    _ => found.extend(parse(message.payload())),
+                }
+            }
+        }
+    }
+
+    /// Reads answers until the last of `count` requests has its own.
+    fn read_fates(&mut self, count: usize, fates: &mut Vec<Result<(), Refusal>>) -> Result<(), Error> {
+        let start = fates.len();
+        fates.resize(start + count, Ok(()));
+        loop {
+            self.receive()?;
+            for message in Messages(&self.buffer) {
+                let age = self.sequence.wrapping_sub(message.sequence_number()) as usize;
+                if message.message_type() != NLMSG_ERROR || age >= count {
+                    continue;
+                }
+                if let Some(refusal) = refusal(&message) {
+                    fates[start + count - 1 - age] = Err(refusal);
+                }
+                if age == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// What an acknowledgement or the end of a dump says; `None` if all went well.
+fn refusal(message: &NetlinkBuffer<&[u8]>) -> Option<Refusal> {
+    let payload = message.payload();
+    let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+    if code >= 0 {
+        return None;
+    }
+    let mut told = 4;
+    if message.message_type() == NLMSG_ERROR {
+        let request_len = payload[4..].first_chunk().map_or(0, |len| u32::from_ne_bytes(*len)) as usize;
+        let kept = if message.flags() & NLM_F_CAPPED != 0 { NLMSG_HEADER_LEN } else { request_len };
+        told += kept.next_multiple_of(4);
+    }
+    let attributes = if message.flags() & NLM_F_ACK_TLVS != 0 { payload.get(told..) } else { None };
+    let reason = NlasIterator::new(attributes.unwrap_or_default())
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == ACK_MESSAGE)
+        .map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
+    Some(Refusal { errno: Errno::from_raw_os_error(code.saturating_neg()), reason })
+}
+
+/// The messages of a datagram. Ends at the first one that isn't whole.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = NetlinkBuffer<&'a [u8]>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let message = NetlinkBuffer::new_checked(self.0).ok()?;
+        let length = (message.length() as usize).next_multiple_of(4);
+        let whole = NetlinkBuffer::new(&self.0[..message.length() as usize]);
+        self.0 = self.0.get(length..).unwrap_or_default();
+        Some(whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+        let mut octets = vec![0; NLMSG_HEADER_LEN];
+        octets.extend(payload);
+        let length = octets.len() as u32;
+        let mut header = NetlinkBuffer::new(&mut octets);
+        header.set_length(length);
+        header.set_message_type(kind);
+        header.set_flags(flags);
+        octets
+    }
+
+    #[test]
+    fn messages_of_a_datagram_end_at_one_that_is_not_whole() {
+        let mut datagram = message(7, 0, b"abc");
+        datagram.push(0);
+        datagram.extend(message(8, 0, b"defg"));
+        datagram.extend(&message(9, 0, b"cut off")[..20]);
+        let seen: Vec<_> = Messages(&datagram).map(|m| (m.message_type(), m.payload().to_vec())).collect();
+        assert_eq!(seen, [(7, b"abc".to_vec()), (8, b"defg".to_vec())]);
+        assert_eq!(Messages(&[]).count(), 0);
+        assert_eq!(Messages(&[0; 64]).count(), 0, "a length of 0 doesn't go on for ever");
+    }
+
+    #[test]
+    fn refusals_carry_the_kernels_words() {
+        let attribute = [&[8, 0, 1, 0], &b"why\0"[..]].concat();
+        let capped = [&(-22i32).to_ne_bytes()[..], &[0; NLMSG_HEADER_LEN], &attribute].concat();
+        let octets = message(NLMSG_ERROR, NLM_F_CAPPED | NLM_F_ACK_TLVS, &capped);
+        let told = refusal(&NetlinkBuffer::new(&octets[..])).unwrap();
+        assert_eq!(told, Refusal { errno: Errno::INVAL, reason: Some("why".into()) });
+        assert_eq!(told.to_string(), "Invalid argument (os error 22) (why)");
+
+        let octets = message(NLMSG_DONE, NLM_F_ACK_TLVS, &[&(-22i32).to_ne_bytes()[..], &attribute].concat());
+        assert_eq!(refusal(&NetlinkBuffer::new(&octets[..])), Some(told));
+
+        for short in [&[][..], &[1], &0i32.to_ne_bytes()] {
+            let octets = message(NLMSG_ERROR, NLM_F_ACK_TLVS, short);
+            assert_eq!(refusal(&NetlinkBuffer::new(&octets[..])), None);
+        }
+        let octets = message(NLMSG_ERROR, NLM_F_ACK_TLVS, &(-1i32).to_ne_bytes());
+        assert_eq!(
+            refusal(&NetlinkBuffer::new(&octets[..])),
+            Some(Refusal { errno: Errno::PERM, reason: None })
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! What resolv.conf says about the host's resolvers, by resolver(5).
+
+use std::{fs, io, net::IpAddr};
+
+use resolv_conf::ScopedIp;
+
+const PATH: &str = "/etc/resolv.conf";
+
+/// The host's resolvers and its domain search list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolver {
+    /// Name servers in the order of the file, without zones, as many as there are.
+    pub servers: Vec<IpAddr>,
+    /// Domains of the last `search` or `domain` line.
+    pub search: Vec<String>,
+}
+
+impl Resolver {
+    /// Reads the host's file. A missing or unreadable file is the same as an empty one.
+    pub(super) fn gather() -> Self {
+        match fs::read(PATH) {
+            Ok(text) => Self::parse(&text),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    log::debug!("{PATH}: {error}");
+                }
+                Self::default()
+            }
+        }
+    }
+
+    /// What `text` says. Lines that say nothing we understand are skipped.
+    pub fn parse(text: &[u8]) -> Self {
+        let (config, ignored) = resolv_conf::Config::parse_with_errors(&without_zones(text));
+        for line in ignored {
+            log::debug!("{PATH}: {line}");
+        }
+        let servers = config
+            .nameservers
+            .iter()
+            .map(|server| match server {
+                ScopedIp::V4(address) => IpAddr::V4(*address),
+                ScopedIp::V6(address, _) => IpAddr::V6(*address),
+            })
+            .collect();
+        let search = config.get_last_search_or_domain().cloned().collect();
+        Self { servers, search }
+    }
+}
+
+/// `text` without `%zone`: zones mean nothing to the guest, and some that are in use the parser refuses.
+fn without_zones(text: &[u8]) -> Vec<u8> {
+    let mut zone = false;
+    text.iter()
+        .copied()
+        .filter(|octet| {
+            zone = (zone || *octet == b'%') && !octet.is_ascii_whitespace();
+            !zone
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn servers(text: &[u8]) -> Vec<String> {
+        Resolver::parse(text).servers.iter().map(ToString::to_string).collect()
+    }
+
+    /// SPEC §3.4.2, Q14.
+    #[test]
+    fn lines_as_resolver_5_has_them() {
+        assert_eq!(servers(b"nameserver 192.0.2.1\nnameserver\t192.0.2.2\n"), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(
+            servers(b"  nameserver   2001:db8::1   \nnameserver 192.0.2.1"),
+            ["2001:db8::1", "192.0.2.1"]
+        );
+        assert_eq!(servers(b"nameserver 192.0.2.1 # the good one\r\n"), ["192.0.2.1"]);
+        assert_eq!(servers(b"nameserver fe80::1%br-lan.7\nnameserver fe80::2%3\n"), ["fe80::1", "fe80::2"]);
+        assert_eq!(servers(b"# nameserver 192.0.2.1\n;nameserver 192.0.2.2\n"), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_skipped() {
+        assert_eq!(
+            servers(b"nameserver\nnameserver x\nnameserver 1.2.3.4.5\nnameserver 192.0.2.1"),
+            ["192.0.2.1"]
+        );
+        assert_eq!(
+            servers(b"\xff\xfe nameserver\noptions ndots:x\nfrobnicate\nnameserver 192.0.2.1"),
+            ["192.0.2.1"]
+        );
+        assert_eq!(servers(b""), [""; 0]);
+        assert_eq!(servers(&[b'%'; 100_000]), [""; 0]);
+    }
+
+    /// resolver(5): the last `search` or `domain` line wins.
+    #[test]
+    fn search_list() {
+        let search = |text: &[u8]| Resolver::parse(text).search;
+        assert_eq!(search(b"search a.example\tb.example \n"), ["a.example", "b.example"]);
+        assert_eq!(search(b"domain a.example"), ["a.example"]);
+        assert_eq!(search(b"search a.example\nsearch b.example c.example\n"), ["b.example", "c.example"]);
+        assert_eq!(search(b"nameserver 192.0.2.1\n"), [""; 0]);
+    }
+}

@@ -1,0 +1,500 @@
+//! Unicast routes of the main table, as values that can be given to another namespace.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use netlink_packet_core::{Emitable, NetlinkSerializable, NlasIterator, Parseable, parse_ip, parse_u32};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+        RouteNextHopFlags, RoutePreference, RouteProtocol, RouteScope, RouteType, RouteVia,
+    },
+};
+
+use super::netlink::{Error, Netlink};
+
+/// A unicast route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads; prefix length 0 makes it a default route.
+    pub destination: IpNet,
+    /// Source addresses it is for (IPv6 only).
+    pub source: Option<IpNet>,
+    /// Traffic class it is for; 0: any.
+    pub tos: u8,
+    /// Who made it.
+    pub protocol: RouteProtocol,
+    /// How far it leads (IPv4 only).
+    pub scope: RouteScope,
+    /// Metric; the lowest wins. `None`: the kernel's default for the family.
+    pub priority: Option<u32>,
+    /// Source address that the host itself prefers for it.
+    pub preferred_source: Option<IpAddr>,
+    /// Router preference of RFC 4191 (IPv6 only).
+    pub preference: Option<RoutePreference>,
+    /// MTU and other properties of the path.
+    pub metrics: Vec<RouteMetric>,
+    /// Where packets go next: at least one, more for a multipath route.
+    pub next_hops: Vec<NextHop>,
+    /// It encapsulates packets (MPLS, SRv6 and the like): nothing that another namespace can use.
+    pub encapsulates: bool,
+}
+
+/// One of the ways that a [`Route`] can take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Index of the output interface.
+    pub interface: u32,
+    /// Router, possibly of the other family. `None`: the destination is on the link.
+    pub gateway: Option<IpAddr>,
+    /// Share of the traffic among the hops of a route, 1 to 256 (65536 with nexthop objects).
+    pub weight: u32,
+    /// The gateway is taken to be on the link, even if no address or route says so.
+    pub onlink: bool,
+}
+
+impl Route {
+    /// Whether it is for all destinations, from any source.
+    pub fn is_default(&self) -> bool {
+        self.destination.prefix_len() == 0 && self.source.is_none() && self.tos == 0
+    }
+
+    /// This route as a message of the kernel's, through interface `interface`; preferred source, state flags and
+    /// lifetimes left out.
+    pub(crate) fn to_message(&self, interface: u32) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family_of(self.destination.addr()),
+            destination_prefix_length: self.destination.prefix_len(),
+            source_prefix_length: self.source.map_or(0, |source| source.prefix_len()),
+            tos: self.tos,
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: self.protocol,
+            scope: self.scope,
+            kind: RouteType::Unicast,
+            ..RouteHeader::default()
+        };
+        let attributes = &mut message.attributes;
+        if self.destination.prefix_len() > 0 {
+            attributes.push(RouteAttribute::Destination(self.destination.addr().into()));
+        }
+        attributes.extend(self.source.map(|source| RouteAttribute::Source(source.addr().into())));
+        attributes.extend(self.priority.map(RouteAttribute::Priority));
+        attributes.extend(self.preference.map(RouteAttribute::Preference));
+        if !self.metrics.is_empty() {
+            attributes.push(RouteAttribute::Metrics(self.metrics.clone()));
+        }
+        match &self.next_hops[..] {
+            [hop] => {
+                attributes.push(RouteAttribute::Oif(interface));
+                attributes.extend(self.gateway_attribute(hop));
+                if hop.onlink {
+                    message.header.flags |= RouteFlags::Onlink;
+                }
+            }
+            hops => {
+                let hops = hops.iter().map(|hop| self.hop_message(hop, interface)).collect();
+                attributes.push(RouteAttribute::MultiPath(hops));
+            }
+        }
+        message
+    }
+
+    fn hop_message(&self, hop: &NextHop, interface: u32) -> RouteNextHop {
+        let mut message = RouteNextHop::default();
+        message.interface_index = interface;
+        message.hops = u8::try_from(hop.weight.saturating_sub(1)).unwrap_or(u8::MAX);
+        if hop.onlink {
+            message.flags = RouteNextHopFlags::Onlink;
+        }
+        message.attributes.extend(self.gateway_attribute(hop));
+        message
+    }
+
+    fn gateway_attribute(&self, hop: &NextHop) -> Option<RouteAttribute> {
+        let gateway = hop.gateway?;
+        Some(match (self.destination, gateway) {
+            (IpNet::V4(_), IpAddr::V6(address)) => RouteAttribute::Via(RouteVia::Inet6(address)),
+            _ => RouteAttribute::Gateway(gateway.into()),
+        })
+    }
+}
+
+/// Netlink's name for the family of `address`.
+pub(crate) fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Reads the unicast routes of the main table of `family`.
+pub(super) fn gather(netlink: &mut Netlink, family: AddressFamily) -> Result<Vec<Route>, Error> {
+    let mut query = RouteMessage::default();
+    query.header.address_family = family;
+    query.header.table = RouteHeader::RT_TABLE_MAIN;
+    query.header.kind = RouteType::Unicast;
+    let what = if family == AddressFamily::Inet { "IPv4 routes" } else { "IPv6 routes" };
+    let listed = netlink.dump(what, RouteNetlinkMessage::GetRoute(query), |octets| {
+        Listed::parse(octets).filter(|listed| family_of(listed.route.destination.addr()) == family)
+    })?;
+    // The kernel spells nexthop objects out, unless net.ipv4.nexthop_compat_mode is off.
+    let unresolved = listed.iter().any(|listed| listed.route.next_hops.is_empty() && listed.object.is_some());
+    let objects = if unresolved { NextHopObjects::gather(netlink)? } else { NextHopObjects::default() };
+    Ok(listed.into_iter().filter_map(|listed| listed.resolve(&objects)).collect())
+}
+
+/// A route as the kernel lists it: its hops may be in a nexthop object.
+struct Listed {
+    route: Route,
+    object: Option<u32>,
+}
+
+impl Listed {
+    fn parse(octets: &[u8]) -> Option<Self> {
+        let message = RouteMessage::parse(octets)
+            .inspect_err(|error| log::debug!("skipping a route that can't be read: {error}"))
+            .ok()?;
+        let header = &message.header;
+        let unspecified = match header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let mut route = Route {
+            destination: IpNet::new(unspecified, header.destination_prefix_length).ok()?,
+            source: None,
+            tos: header.tos,
+            protocol: header.protocol,
+            scope: header.scope,
+            priority: None,
+            preferred_source: None,
+            preference: None,
+            metrics: Vec::new(),
+            next_hops: Vec::new(),
+            encapsulates: false,
+        };
+        let mut table = u32::from(header.table);
+        let mut object = None;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Destination(address) => {
+                    route.destination = IpNet::new(ip(address)?, header.destination_prefix_length).ok()?;
+                }
+                RouteAttribute::Source(address) => {
+                    route.source = Some(IpNet::new(ip(address)?, header.source_prefix_length).ok()?);
+                }
+                RouteAttribute::Priority(priority) => route.priority = Some(*priority),
+                RouteAttribute::PrefSource(address) => route.preferred_source = ip(address),
+                RouteAttribute::Preference(preference) => route.preference = Some(*preference),
+                RouteAttribute::Metrics(metrics) => route.metrics.clone_from(metrics),
+                RouteAttribute::NhId(id) => object = Some(*id),
+                RouteAttribute::EncapType(_) => route.encapsulates = true,
+                RouteAttribute::MultiPath(hops) => {
+                    route.encapsulates |= hops.iter().any(|hop| encapsulates(&hop.attributes));
+                    route.next_hops.extend(hops.iter().map(|hop| NextHop {
+                        interface: hop.interface_index,
+                        gateway: gateway(&hop.attributes),
+                        weight: u32::from(hop.hops) + 1,
+                        onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
+                    }));
+                }
+                _ => {}
+            }
+        }
+        if let Some(interface) = output_interface(&message.attributes) {
+            let onlink = header.flags.contains(RouteFlags::Onlink);
+            let gateway = gateway(&message.attributes);
+            route.next_hops.push(NextHop { interface, gateway, weight: 1, onlink });
+        }
+        let wanted = table == u32::from(RouteHeader::RT_TABLE_MAIN) && header.kind == RouteType::Unicast;
+        wanted.then_some(Self { route, object })
+    }
+
+    /// The route with its hops. `None` if it has none: there is nowhere to send a packet to.
+    fn resolve(self, objects: &NextHopObjects) -> Option<Route> {
+        let mut route = self.route;
+        if route.next_hops.is_empty()
+            && let Some(object) = self.object
+        {
+            route.next_hops = objects.hops(object);
+            route.encapsulates |= objects.encapsulates(object);
+        }
+        (!route.next_hops.is_empty()).then_some(route)
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        RouteAttribute::Via(RouteVia::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
+
+fn output_interface(attributes: &[RouteAttribute]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn encapsulates(attributes: &[RouteAttribute]) -> bool {
+    attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::EncapType(_)))
+}
+
+/// Nexthop objects (`ip nexthop`) by their ID.
+#[derive(Default)]
+struct NextHopObjects(HashMap<u32, Object>);
+
+enum Object {
+    Hop { hop: NextHop, encapsulates: bool },
+    Group(Vec<GroupEntry>),
+}
+
+struct GroupEntry {
+    id: u32,
+    weight: u32,
+}
+
+impl NextHopObjects {
+    fn gather(netlink: &mut Netlink) -> Result<Self, Error> {
+        let objects = netlink.dump("nexthop objects", GetNextHop, parse_object)?;
+        Ok(Self(objects.into_iter().collect()))
+    }
+
+    /// The hops that object `id` stands for. Groups don't nest.
+    fn hops(&self, id: u32) -> Vec<NextHop> {
+        match self.0.get(&id) {
+            Some(Object::Hop { hop, .. }) => vec![hop.clone()],
+            Some(Object::Group(entries)) => entries
+                .iter()
+                .filter_map(|entry| match self.0.get(&entry.id) {
+                    Some(Object::Hop { hop, .. }) => Some(NextHop { weight: entry.weight, ..hop.clone() }),
+                    _ => None,
+                })
+                .collect(),
+            None => Vec::new(),
+        }
+    }
+
+    fn encapsulates(&self, id: u32) -> bool {
+        match self.0.get(&id) {
+            Some(Object::Hop { encapsulates, .. }) => *encapsulates,
+            Some(Object::Group(entries)) => entries
+                .iter()
+                .any(|entry| matches!(self.0.get(&entry.id), Some(Object::Hop { encapsulates: true, .. }))),
+            None => false,
+        }
+    }
+}
+
+const RTM_GETNEXTHOP: u16 = 106;
+/// struct nhmsg: family, scope, protocol, reserved, flags.
+const NEXTHOP_HEADER_LEN: usize = 8;
+const NEXTHOP_ONLINK: u32 = 4;
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+const NHA_ENCAP_TYPE: u16 = 7;
+/// struct nexthop_grp: ID, weight less 1 in two octets apart, 2 octets reserved.
+const GROUP_ENTRY_LEN: usize = 8;
+
+/// The question for all nexthop objects, which the library doesn't know.
+#[derive(Clone)]
+struct GetNextHop;
+
+impl NetlinkSerializable for GetNextHop {
+    fn message_type(&self) -> u16 {
+        RTM_GETNEXTHOP
+    }
+
+    fn buffer_len(&self) -> usize {
+        NEXTHOP_HEADER_LEN
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.fill(0);
+    }
+}
+
+/// An object and its ID; `None` for black holes and what can't be read.
+fn parse_object(octets: &[u8]) -> Option<(u32, Object)> {
+    let header: &[u8; NEXTHOP_HEADER_LEN] = octets.first_chunk()?;
+    let flags = parse_u32(&header[4..]).ok()?;
+    let (mut id, mut interface, mut gateway, mut group) = (None, None, None, None);
+    let mut encapsulates = false;
+    for attribute in NlasIterator::new(&octets[NEXTHOP_HEADER_LEN..]).map_while(Result::ok) {
+        match attribute.kind() {
+            NHA_ID => id = parse_u32(attribute.value()).ok(),
+            NHA_OIF => interface = parse_u32(attribute.value()).ok(),
+            NHA_GATEWAY => gateway = parse_ip(attribute.value()).ok(),
+            NHA_ENCAP_TYPE => encapsulates = true,
+            NHA_GROUP => group = Some(parse_group(attribute.value())),
+            _ => {}
+        }
+    }
+    let object = match (group, interface) {
+        (Some(entries), _) => Object::Group(entries),
+        (None, Some(interface)) => {
+            let hop = NextHop { interface, gateway, weight: 1, onlink: flags & NEXTHOP_ONLINK != 0 };
+            Object::Hop { hop, encapsulates }
+        }
+        (None, None) => return None,
+    };
+    Some((id?, object))
+}
+
+fn parse_group(octets: &[u8]) -> Vec<GroupEntry> {
+    let (entries, _) = octets.as_chunks::<GROUP_ENTRY_LEN>();
+    entries
+        .iter()
+        .map(|[a, b, c, d, low, high, _, _]| GroupEntry {
+            id: u32::from_ne_bytes([*a, *b, *c, *d]),
+            weight: u32::from(*low) + (u32::from(*high) << 8) + 1,
+        })
+        .collect()
+}
+
+/// Octets of a route as a message: what a batch has room for.
+#[cfg(test)]
+fn emitted(route: &Route, interface: u32) -> Vec<u8> {
+    let message = route.to_message(interface);
+    let mut octets = vec![0; message.buffer_len()];
+    message.emit(&mut octets);
+    octets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hop(interface: u32, gateway: &str) -> NextHop {
+        NextHop { interface, gateway: gateway.parse().ok(), weight: 1, onlink: false }
+    }
+
+    fn route(destination: &str, next_hops: Vec<NextHop>) -> Route {
+        Route {
+            destination: destination.parse().unwrap(),
+            source: None,
+            tos: 0,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::Universe,
+            priority: None,
+            preferred_source: None,
+            preference: None,
+            metrics: Vec::new(),
+            next_hops,
+            encapsulates: false,
+        }
+    }
+
+    fn read_back(octets: &[u8]) -> Route {
+        Listed::parse(octets).unwrap().resolve(&NextHopObjects::default()).unwrap()
+    }
+
+    /// SPEC §3.6: what is copied is all but interface index and preferred source.
+    #[test]
+    fn a_route_survives_the_way_through_a_message() {
+        let mut rich = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]);
+        rich.tos = 0x10;
+        rich.priority = Some(77);
+        rich.protocol = RouteProtocol::Dhcp;
+        rich.metrics = vec![RouteMetric::Mtu(1400), RouteMetric::CcAlgo("cubic".into())];
+        rich.next_hops[0].onlink = true;
+        let mut multipath = route("0.0.0.0/0", vec![hop(4, "198.51.100.1"), hop(4, "198.51.100.2")]);
+        multipath.next_hops[1].weight = 9;
+        multipath.next_hops[1].onlink = true;
+        let mut six = route("2001:db8::/32", vec![hop(4, "fe80::1")]);
+        six.preference = Some(RoutePreference::High);
+        six.source = Some("2001:db8:1::/48".parse().unwrap());
+        let other_family = route("192.0.2.0/24", vec![hop(4, "fe80::1")]);
+        for original in [rich, multipath, six, other_family] {
+            let mut wanted = original.clone();
+            wanted.next_hops.iter_mut().for_each(|hop| hop.interface = 9);
+            assert_eq!(read_back(&emitted(&original, 9)), wanted);
+        }
+    }
+
+    #[test]
+    fn preferred_source_is_not_copied() {
+        let mut original = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]);
+        original.preferred_source = Some("198.51.100.9".parse().unwrap());
+        assert_eq!(read_back(&emitted(&original, 4)).preferred_source, None);
+    }
+
+    /// state flags of next hops are not even read.
+    #[test]
+    fn dead_and_linkdown_are_dropped() {
+        let mut message =
+            route("0.0.0.0/0", vec![hop(4, "198.51.100.1"), hop(4, "198.51.100.2")]).to_message(4);
+        for attribute in &mut message.attributes {
+            if let RouteAttribute::MultiPath(hops) = attribute {
+                hops[0].flags = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+            }
+        }
+        let mut octets = vec![0; message.buffer_len()];
+        message.emit(&mut octets);
+        assert!(read_back(&octets).next_hops.iter().all(|hop| !hop.onlink));
+    }
+
+    #[test]
+    fn other_tables_and_types_are_skipped() {
+        for change in [
+            |message: &mut RouteMessage| message.header.kind = RouteType::Unreachable,
+            |message: &mut RouteMessage| message.header.table = 7,
+            |message: &mut RouteMessage| message.attributes.push(RouteAttribute::Table(1000)),
+            |message: &mut RouteMessage| message.header.destination_prefix_length = 33,
+        ] {
+            let mut message = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]).to_message(4);
+            change(&mut message);
+            let mut octets = vec![0; message.buffer_len()];
+            message.emit(&mut octets);
+            assert!(Listed::parse(&octets).is_none());
+        }
+        assert!(Listed::parse(&[]).is_none());
+        assert!(Listed::parse(&[0; 12]).is_none());
+    }
+
+    /// nexthop objects that the kernel doesn't spell out.
+    #[test]
+    fn nexthop_objects_resolve() {
+        let attribute = |kind: u16, value: &[u8]| {
+            [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
+        };
+        let header = [&[2, 0, 0, 0][..], &NEXTHOP_ONLINK.to_ne_bytes()].concat();
+        let one = [
+            &header[..],
+            &attribute(NHA_ID, &1u32.to_ne_bytes()),
+            &attribute(NHA_OIF, &4u32.to_ne_bytes()),
+            &attribute(NHA_GATEWAY, &[198, 51, 100, 1]),
+        ]
+        .concat();
+        let entry = [&1u32.to_ne_bytes()[..], &[2, 1, 0, 0]].concat();
+        let group =
+            [&header[..], &attribute(NHA_ID, &2u32.to_ne_bytes()), &attribute(NHA_GROUP, &entry)].concat();
+        let objects = NextHopObjects([one, group].iter().filter_map(|o| parse_object(o)).collect());
+
+        let via = NextHop { onlink: true, ..hop(4, "198.51.100.1") };
+        assert_eq!(objects.hops(1), [via.clone()]);
+        assert_eq!(objects.hops(2), [NextHop { weight: 259, ..via }]);
+        assert_eq!(objects.hops(3), []);
+        assert!(parse_object(&[0; 7]).is_none());
+        assert!(parse_object(&[0; 8]).is_none(), "a black hole leads nowhere");
+    }
+}
