@@ -1,1 +1,389 @@
 //! What will be done: a pure function of what was asked and what the machine has (SPEC §3).
+//!
+//! Nothing here looks at the machine or changes it, so that the whole of host selection is tested with tables of
+//! values. What was noticed on the way is kept as notes, to be logged by whoever carries the plan out.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::{Duration, SystemTime},
+};
+
+use engine::{
+    addr::{Services, Settings, V4, V6},
+    forward::IfName,
+};
+use log::Level;
+use wire::ethernet::Mac;
+
+use crate::{
+    config::{Config, DEFAULT_MTU, Family, MapHostLoopback, Mode, Search, Splice},
+    host::Facts,
+};
+
+mod namespace;
+mod resolvers;
+mod summary;
+mod template;
+
+pub use namespace::{InterfacePlan, NamespaceFamily, NamespacePlan, TX_QUEUE_LEN};
+
+use resolvers::Resolvers;
+use template::Template;
+
+/// Domains that are taken from resolv.conf at most (SPEC §3.4.3).
+const MAX_HOST_DOMAINS: usize = 5;
+/// The guest's IPv4 address in local mode (SPEC §3.5).
+const LOCAL_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
+/// Prefix length of the guest's IPv4 network in local mode.
+const LOCAL_V4_PREFIX_LEN: u8 = 16;
+/// Our IPv4 address in local mode.
+const LOCAL_V4_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
+/// Our IPv6 address in local mode.
+const LOCAL_V6_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Everything that will be set up.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Addresses and services, as the engine wants them.
+    pub settings: Settings,
+    /// Interface after which IPv4 is set up; `None`: local mode, or no IPv4.
+    pub template4: Option<TemplateLink>,
+    /// Interface after which IPv6 is set up; `None`: local mode, or no IPv6. Link-local destinations of the guest
+    /// are on this one (SPEC §5.2).
+    pub template6: Option<TemplateLink>,
+    /// The guest's IPv6 gateway outside: the host's own, one that was asked for, or that of local mode.
+    pub gateway6: Option<Ipv6Addr>,
+    /// How IPv4 sockets towards the outside are bound.
+    pub outbound4: Outbound<Ipv4Addr>,
+    /// How IPv6 sockets towards the outside are bound.
+    pub outbound6: Outbound<Ipv6Addr>,
+    /// What to set up in the namespace; `None` in passt mode, and with `--splice-only`, where there is no tap.
+    pub namespace: Option<NamespacePlan>,
+    /// Ports that the host's kernel hands out itself (SPEC §2.4.2).
+    pub ephemeral_ports: RangeInclusive<u16>,
+    /// What was noticed while planning, to be logged.
+    pub notes: Vec<Note>,
+}
+
+/// An interface of the host that serves as a template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateLink {
+    /// Index, also the scope of link-local IPv6 addresses.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+}
+
+/// How sockets of one family towards the outside are bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound<A> {
+    /// Source address; `None`: the kernel's choice.
+    pub address: Option<A>,
+    /// Interface; `None`: the kernel's choice. Not for loopback sources.
+    pub interface: Option<IfName>,
+}
+
+/// A line for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// How serious it is.
+    pub level: Level,
+    /// What was noticed.
+    pub text: String,
+}
+
+/// What was asked can't be had on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// An option names an interface that doesn't exist.
+    #[error("{option}: invalid interface name {name}: no such device")]
+    NoSuchInterface {
+        /// The option.
+        option: &'static str,
+        /// What it names.
+        name: String,
+    },
+    /// The interface that an option names has no address that the family can use.
+    #[error("{option}: external interface not usable: {name} has no usable {family} address")]
+    Unusable {
+        /// The option.
+        option: &'static str,
+        /// What it names.
+        name: String,
+        /// The address family.
+        family: &'static str,
+    },
+    /// `--ipv6-only` without IPv6.
+    #[error("--ipv6-only: this host has no IPv6 (no IPv6 socket can be made)")]
+    NoIpv6,
+}
+
+/// Decides everything (SPEC §3).
+///
+/// # Errors
+/// If an option asks for what the machine doesn't have.
+pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
+    let mut notes = Vec::new();
+    if config.v6.enabled && !facts.ipv6 {
+        if !config.v4.enabled {
+            return Err(Error::NoIpv6);
+        }
+        notes.push(Note::debug("this host has no IPv6: not used"));
+    }
+    let v6_enabled = config.v6.enabled && facts.ipv6;
+    check_mtu(config, v6_enabled, &mut notes);
+    template::check_interfaces(config, facts)?;
+
+    let tap = config.splice != Splice::Only;
+    let template4 = find_template(config, &config.v4, facts, tap && config.v4.enabled, &mut notes)?;
+    let template6 = find_template(config, &config.v6, facts, tap && v6_enabled, &mut notes)?;
+    let v4 = config.v4.enabled.then(|| ipv4(config, facts, template4.as_ref()));
+    let gateway6 = if v6_enabled { gateway6(config, template6.as_ref()) } else { None };
+    let v6 = v6_enabled.then(|| ipv6(config, facts, template6.as_ref(), gateway6));
+    if tap {
+        resolvers::check(config, facts, v4.as_ref(), v6.as_ref(), &mut notes);
+    }
+    let namespace = (tap && config.mode == Mode::Pasta).then(|| {
+        let links = [template4.as_ref().map(Template::link), template6.as_ref().map(Template::link)];
+        let v4 = v4.as_ref().map(|v4| namespace::ipv4(config, facts, template4.as_ref(), v4));
+        let v6 = v6.as_ref().map(|v6| namespace::ipv6(config, facts, template6.as_ref(), v6, gateway6));
+        namespace::plan(config, facts, links, v4, v6)
+    });
+    Ok(Plan {
+        settings: Settings {
+            our_mac: Mac(config.our_mac),
+            mtu: config.mtu.unwrap_or(DEFAULT_MTU),
+            v4,
+            v6,
+            services: services(config, facts, tap),
+        },
+        template4: template4.map(|template| template.link().clone()),
+        template6: template6.map(|template| template.link().clone()),
+        gateway6,
+        outbound4: Outbound { address: config.v4.outbound, interface: config.v4.outbound_if.clone() },
+        outbound6: Outbound { address: config.v6.outbound, interface: config.v6.outbound_if.clone() },
+        namespace,
+        ephemeral_ports: facts.ephemeral_ports.clone(),
+        notes,
+    })
+}
+
+/// The template of a family that is `wanted`, with a note if there is none.
+fn find_template<A: Ip>(
+    config: &Config,
+    asked: &Family<A>,
+    facts: &Facts,
+    wanted: bool,
+    notes: &mut Vec<Note>,
+) -> Result<Option<Template<A>>, Error> {
+    if !wanted {
+        return Ok(None);
+    }
+    let template = template::find(config, asked, facts, notes)?;
+    if template.is_none() {
+        notes.push(Note::info(format!("{}: no external interface as template, use local mode", A::FAMILY)));
+    }
+    Ok(template)
+}
+
+/// IPv4 addressing (SPEC §3.2, §3.3, §3.5).
+fn ipv4(config: &Config, facts: &Facts, template: Option<&Template<Ipv4Addr>>) -> V4 {
+    let asked = &config.v4;
+    let (found, found_len, found_gateway) = match template {
+        Some(template) => (template.address, template.prefix_len, template.gateway),
+        None => (Some(LOCAL_V4), LOCAL_V4_PREFIX_LEN, Some(LOCAL_V4_GATEWAY)),
+    };
+    let assigned = asked.address.or(found).unwrap_or(LOCAL_V4);
+    let default_len = match asked.address {
+        Some(address) => host_prefix_len(facts, address).unwrap_or_else(|| classful_prefix_len(address)),
+        None => found_len,
+    };
+    let our_address = asked.gateway.or(found_gateway);
+    let map_host_loopback = map_host_loopback(asked, our_address);
+    let Resolvers { advertise, dns_match, dns_host } =
+        resolvers::choose(config, asked, facts, map_host_loopback, Some(assigned));
+    V4 {
+        assigned,
+        prefix_len: asked.prefix_len.unwrap_or(default_len),
+        our_address,
+        map_host_loopback,
+        map_guest_address: asked.map_guest_addr,
+        dns_match,
+        dns_host,
+        pinned: asked.address.is_some(),
+        dns: advertise,
+    }
+}
+
+/// The IPv6 gateway (SPEC §3.3, §3.5).
+fn gateway6(config: &Config, template: Option<&Template<Ipv6Addr>>) -> Option<Ipv6Addr> {
+    config.v6.gateway.or(match template {
+        Some(template) => template.gateway,
+        None => Some(LOCAL_V6_GATEWAY),
+    })
+}
+
+/// IPv6 addressing (SPEC §3.2, §3.5).
+fn ipv6(
+    config: &Config,
+    facts: &Facts,
+    template: Option<&Template<Ipv6Addr>>,
+    gateway: Option<Ipv6Addr>,
+) -> V6 {
+    let asked = &config.v6;
+    let our_link_local = gateway
+        .filter(Ipv6Addr::is_unicast_link_local)
+        .or(template.and_then(|template| template.link_local))
+        .unwrap_or(LOCAL_V6_GATEWAY);
+    let assigned = asked.address.or(template.and_then(|template| template.address));
+    let map_host_loopback = map_host_loopback(asked, gateway);
+    let Resolvers { advertise, dns_match, dns_host } =
+        resolvers::choose(config, asked, facts, map_host_loopback, assigned);
+    V6 {
+        assigned,
+        our_link_local,
+        map_host_loopback,
+        map_guest_address: asked.map_guest_addr,
+        dns_match,
+        dns_host,
+        pinned: asked.address.is_some(),
+        dns: advertise,
+    }
+}
+
+/// Where the guest reaches the host's loopback (SPEC §5.2).
+fn map_host_loopback<A: Copy>(asked: &Family<A>, gateway: Option<A>) -> Option<A> {
+    match asked.map_host_loopback {
+        MapHostLoopback::Gateway => gateway,
+        MapHostLoopback::None => None,
+        MapHostLoopback::Addr(address) => Some(address),
+    }
+}
+
+/// Prefix length that the host itself has for `address`, if it is the host's.
+fn host_prefix_len(facts: &Facts, address: Ipv4Addr) -> Option<u8> {
+    facts.addresses.iter().find(|known| known.local == address).map(|known| known.prefix_len)
+}
+
+/// Prefix length by class A, B or C (SPEC §3.2).
+fn classful_prefix_len(address: Ipv4Addr) -> u8 {
+    match address.octets()[0] {
+        0..=127 => 8,
+        128..=191 => 16,
+        192..=223 => 24,
+        224.. => 32,
+    }
+}
+
+/// Which services are on (SPEC §4).
+fn services(config: &Config, facts: &Facts, tap: bool) -> Services {
+    Services {
+        tcp: !config.no_tcp,
+        udp: !config.no_udp,
+        icmp: !config.no_icmp && tap,
+        dhcp: !config.no_dhcp,
+        dhcpv6: !config.no_dhcpv6,
+        ndp: !config.no_ndp,
+        ra: !config.no_ra,
+        advertise_dns: config.dhcp_dns && !config.dns_none,
+        advertise_search: config.dhcp_search,
+        search: match &config.search {
+            Search::Host => facts.resolver.search.iter().take(MAX_HOST_DOMAINS).cloned().collect(),
+            Search::None => Vec::new(),
+            Search::List(domains) => domains.clone(),
+        },
+        hostname: config.hostname.clone(),
+        fqdn: config.fqdn.clone(),
+        start_since_2000: seconds_since_2000(facts.time),
+    }
+}
+
+fn seconds_since_2000(time: SystemTime) -> u32 {
+    const YEAR_2000: Duration = Duration::from_secs(946_684_800);
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH + YEAR_2000).unwrap_or_default().as_secs();
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
+
+/// Smallest MTU of IPv4 (RFC 791).
+const MIN_MTU_V4: u16 = 68;
+/// Smallest MTU of IPv6 (RFC 8200).
+const MIN_MTU_V6: u16 = 1280;
+
+/// An MTU below what a family needs is taken as it is (SPEC §2.2); zero means none, and is no MTU (Q18).
+fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
+    let Some(mtu) = config.mtu.filter(|mtu| *mtu != 0) else { return };
+    for (family, enabled, least) in
+        [("IPv4", config.v4.enabled, MIN_MTU_V4), ("IPv6", v6_enabled, MIN_MTU_V6)]
+    {
+        if enabled && mtu < least {
+            notes.push(Note::warn(format!("--mtu {mtu} is too small for {family}, which needs {least}")));
+        }
+    }
+}
+
+impl Plan {
+    /// Logs the notes, then the summary of SPEC §1.8, then (for debugging) all of the plan.
+    pub fn log(&self) {
+        for note in &self.notes {
+            log::log!(note.level, "{}", note.text);
+        }
+        for line in self.summary() {
+            log::info!("{line}");
+        }
+        log::debug!("{self:#?}");
+    }
+}
+
+impl Note {
+    fn debug(text: impl Into<String>) -> Self {
+        Self { level: Level::Debug, text: text.into() }
+    }
+
+    fn info(text: impl Into<String>) -> Self {
+        Self { level: Level::Info, text: text.into() }
+    }
+
+    fn warn(text: impl Into<String>) -> Self {
+        Self { level: Level::Warn, text: text.into() }
+    }
+}
+
+/// An address of one family or the other.
+trait Ip: Copy + Eq + Into<IpAddr> {
+    /// Name of the family.
+    const FAMILY: &'static str;
+    /// Length of an address in bits.
+    const BITS: u8;
+    /// The option that binds outbound sockets of the family to an interface.
+    const OUTBOUND_IF: &'static str;
+
+    /// `address`, if it is of this family.
+    fn from_ip(address: IpAddr) -> Option<Self>;
+}
+
+impl Ip for Ipv4Addr {
+    const FAMILY: &'static str = "IPv4";
+    const BITS: u8 = 32;
+    const OUTBOUND_IF: &'static str = "--outbound-if4";
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }
+    }
+}
+
+impl Ip for Ipv6Addr {
+    const FAMILY: &'static str = "IPv6";
+    const BITS: u8 = 128;
+    const OUTBOUND_IF: &'static str = "--outbound-if6";
+
+    fn from_ip(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address),
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
+    time::SystemTime,
 };
 
 use netlink_packet_core::{NlasIterator, Parseable, parse_string, parse_u32};
@@ -48,6 +49,8 @@ pub struct Facts {
     pub ipv6: bool,
     /// net.ipv4.ip_local_port_range.
     pub ephemeral_ports: RangeInclusive<u16>,
+    /// When this was.
+    pub time: SystemTime,
 }
 
 /// A network interface.
@@ -78,6 +81,8 @@ pub struct Address {
     pub prefix_len: u8,
     /// Broadcast address (IPv4 only).
     pub broadcast: Option<Ipv4Addr>,
+    /// Metric of the route that the kernel makes for the address's network; `None`: its default.
+    pub route_priority: Option<u32>,
     /// How far the address is valid.
     pub scope: AddressScope,
     /// Secondary, deprecated and the like.
@@ -98,8 +103,15 @@ impl Facts {
         if ipv6 {
             routes.extend(route::gather(&mut netlink, AddressFamily::Inet6)?);
         }
-        let resolver = Resolver::gather();
-        Ok(Self { links, addresses, routes, resolver, ipv6, ephemeral_ports: gather_ephemeral_ports() })
+        Ok(Self {
+            links,
+            addresses,
+            routes,
+            resolver: Resolver::gather(),
+            ipv6,
+            ephemeral_ports: gather_ephemeral_ports(),
+            time: SystemTime::now(),
+        })
     }
 
     /// The interface called `name`.
@@ -154,13 +166,14 @@ fn parse_address(octets: &[u8]) -> Option<Address> {
         .ok()?;
     let header = &message.header;
     let mut flags = AddressFlags::from_bits_retain(u32::from(header.flags.bits()));
-    let (mut address, mut local, mut broadcast) = (None, None, None);
+    let (mut address, mut local, mut broadcast, mut route_priority) = (None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Broadcast(ip) => broadcast = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::RoutePriority(metric) => route_priority = Some(*metric),
             _ => {}
         }
     }
@@ -171,6 +184,7 @@ fn parse_address(octets: &[u8]) -> Option<Address> {
         peer: address.filter(|peer| *peer != local),
         prefix_len: header.prefix_len,
         broadcast,
+        route_priority,
         scope: header.scope,
         flags,
     })

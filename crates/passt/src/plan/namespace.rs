@@ -1,0 +1,235 @@
+//! What to set up in the guest's namespace (SPEC §3.6).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use engine::addr::{V4, V6};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::{
+    Ip, LOCAL_V4_GATEWAY, MIN_MTU_V6, TemplateLink,
+    template::{Template, is_valid, is_wide, network_of},
+};
+use crate::{
+    config::{Config, DEFAULT_MTU, Family},
+    host::{
+        Address, AddressFlags, AddressScope, Facts, LinkFlags, NextHop, Route, RouteProtocol, RouteScope,
+    },
+};
+
+/// Name of the tap device if there is no template (SPEC §3.5).
+const DEFAULT_IFNAME: &str = "tap0";
+/// Frames that the kernel queues for us at most: more than the windows that we offer (ARCHITECTURE.md).
+pub const TX_QUEUE_LEN: u32 = 10_000;
+/// Metric of the kernel's own routes for IPv6 addresses.
+const PREFIX_ROUTE_METRIC_V6: u32 = 256;
+/// Prefix length of IPv6 networks.
+const PREFIX_LEN_V6: u8 = 64;
+
+/// What to set up in the guest's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespacePlan {
+    /// Name of the tap device.
+    pub ifname: String,
+    /// MAC address to set; `None`: the one it has.
+    pub mac: Option<[u8; 6]>,
+    /// Length of the device's transmit queue, in frames.
+    pub tx_queue_len: u32,
+    /// How to configure the interface; `None`: it stays down, for the guest to configure.
+    pub interface: Option<InterfacePlan>,
+}
+
+/// How to configure the interface in the namespace (`--config-net`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfacePlan {
+    /// MTU to set; `None`: the one it has.
+    pub mtu: Option<u16>,
+    /// IPv4, unless it is disabled.
+    pub v4: Option<NamespaceFamily>,
+    /// IPv6, unless it is disabled.
+    pub v6: Option<NamespaceFamily>,
+}
+
+/// What one family has on the interface in the namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceFamily {
+    /// Addresses, to be added in this order.
+    pub addresses: Vec<Address>,
+    /// Routes, in the kernel's order. The kernel makes routes to the networks of `addresses` itself: they aren't here.
+    pub routes: Vec<Route>,
+    /// The routes are the template's. Some may not be possible in the namespace; routes that were asked for have to be.
+    pub copied: bool,
+}
+
+/// Puts the parts together; `templates` are those of IPv4 and IPv6.
+pub(super) fn plan(
+    config: &Config,
+    facts: &Facts,
+    templates: [Option<&TemplateLink>; 2],
+    v4: Option<NamespaceFamily>,
+    v6: Option<NamespaceFamily>,
+) -> NamespacePlan {
+    // The namespace has a loopback interface already, which the tap can't be named after.
+    let template = templates.into_iter().flatten().find(|template| {
+        facts.link(template.index).is_none_or(|link| !link.flags.contains(LinkFlags::Loopback))
+    });
+    let default_name = || template.map_or(DEFAULT_IFNAME, |template| &template.name).to_owned();
+    let mtu = config.mtu.unwrap_or(DEFAULT_MTU);
+    let small = (1..MIN_MTU_V6).contains(&mtu);
+    NamespacePlan {
+        ifname: config.pasta.ns_ifname.as_ref().map_or_else(default_name, ToString::to_string),
+        mac: config.pasta.ns_mac,
+        tx_queue_len: TX_QUEUE_LEN,
+        interface: config.pasta.config_net.then(|| InterfacePlan {
+            mtu: (mtu != 0).then_some(mtu),
+            v4,
+            // The kernel has no IPv6 on an interface with a smaller MTU.
+            v6: v6.filter(|_| !small),
+        }),
+    }
+}
+
+/// IPv4 on the interface in the namespace.
+pub(super) fn ipv4(
+    config: &Config,
+    facts: &Facts,
+    template: Option<&Template<Ipv4Addr>>,
+    given: &V4,
+) -> NamespaceFamily {
+    let single = address(given.assigned.into(), given.prefix_len, AddressScope::Universe);
+    family(&config.v4, facts, template, Some(single), given.our_address)
+}
+
+/// IPv6 on the interface in the namespace. Its link-local address is the kernel's business.
+pub(super) fn ipv6(
+    config: &Config,
+    facts: &Facts,
+    template: Option<&Template<Ipv6Addr>>,
+    given: &V6,
+    gateway: Option<Ipv6Addr>,
+) -> NamespaceFamily {
+    let single = given.assigned.map(|assigned| {
+        let scope =
+            if assigned.is_unicast_link_local() { AddressScope::Link } else { AddressScope::Universe };
+        address(assigned.into(), PREFIX_LEN_V6, scope)
+    });
+    let mut family = family(&config.v6, facts, template, single, gateway);
+    for address in &mut family.addresses {
+        address.flags |= AddressFlags::Nodad;
+    }
+    // The kernel puts each new IPv6 address before the others.
+    family.addresses.reverse();
+    family
+}
+
+fn family<A: Ip>(
+    asked: &Family<A>,
+    facts: &Facts,
+    template: Option<&Template<A>>,
+    single: Option<Address>,
+    gateway: Option<A>,
+) -> NamespaceFamily {
+    let template = template.map(|template| template.link().index);
+    let mut addresses = match template.filter(|_| asked.copy_addrs && asked.address.is_none()) {
+        Some(template) => copied_addresses::<A>(facts, template),
+        None => Vec::new(),
+    };
+    if addresses.is_empty() {
+        addresses.extend(single);
+    }
+    match template.filter(|_| asked.copy_routes && asked.gateway.is_none()) {
+        Some(template) => {
+            let routes = copied_routes::<A>(facts, template, &addresses);
+            NamespaceFamily { addresses, routes, copied: true }
+        }
+        None => {
+            let routes = gateway.map(|gateway| default_route(gateway, &addresses)).into_iter().collect();
+            NamespaceFamily { addresses, routes, copied: false }
+        }
+    }
+}
+
+fn address(local: IpAddr, prefix_len: u8, scope: AddressScope) -> Address {
+    Address {
+        interface: 0,
+        local,
+        peer: None,
+        prefix_len,
+        broadcast: None,
+        route_priority: None,
+        scope,
+        flags: AddressFlags::empty(),
+    }
+}
+
+/// The template's addresses without what is of the moment: lifetimes, state, labels.
+fn copied_addresses<A: Ip>(facts: &Facts, template: u32) -> Vec<Address> {
+    facts
+        .addresses
+        .iter()
+        .filter(|address| address.interface == template && A::from_ip(address.local).is_some())
+        .filter(|address| is_valid(address) && is_wide(address))
+        .map(|address| Address { flags: address.flags & AddressFlags::Noprefixroute, ..address.clone() })
+        .collect()
+}
+
+/// The template's routes (R-26: without those that need another interface, too), less those that the kernel makes
+/// itself with `addresses`.
+fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> Vec<Route> {
+    facts
+        .routes
+        .iter()
+        .filter(|route| A::from_ip(route.destination.addr()).is_some())
+        .filter(|route| route.next_hops.iter().all(|hop| hop.interface == template))
+        .filter(|route| !route.encapsulates && !is_made_by_kernel(route, addresses))
+        .cloned()
+        .collect()
+}
+
+/// Whether the kernel makes `route` by itself when the interface has `addresses` (and a link-local one, for IPv6).
+fn is_made_by_kernel(route: &Route, addresses: &[Address]) -> bool {
+    let plain = route.protocol == RouteProtocol::Kernel
+        && route.source.is_none()
+        && matches!(&route.next_hops[..], [NextHop { gateway: None, .. }]);
+    let (default_metric, link_local) = match route.destination {
+        IpNet::V4(_) => (0, false),
+        IpNet::V6(net) => {
+            (PREFIX_ROUTE_METRIC_V6, net.addr().is_unicast_link_local() && net.prefix_len() == PREFIX_LEN_V6)
+        }
+    };
+    let metric = route.priority.unwrap_or(default_metric);
+    plain
+        && (link_local
+            || addresses.iter().any(|address| {
+                network_of(address) == Some(route.destination)
+                    && !address.flags.contains(AddressFlags::Noprefixroute)
+                    && address.route_priority.unwrap_or(default_metric) == metric
+            }))
+}
+
+/// The only route where the template's aren't copied.
+fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
+    let gateway = gateway.into();
+    let in_a_network = addresses.iter().filter_map(network_of).any(|network| network.contains(&gateway));
+    Route {
+        destination: match gateway {
+            IpAddr::V4(_) => IpNet::V4(Ipv4Net::default()),
+            IpAddr::V6(_) => IpNet::V6(Ipv6Net::default()),
+        },
+        source: None,
+        tos: 0,
+        protocol: RouteProtocol::Boot,
+        scope: RouteScope::Universe,
+        priority: None,
+        preferred_source: None,
+        preference: None,
+        metrics: Vec::new(),
+        next_hops: vec![NextHop {
+            interface: 0,
+            gateway: Some(gateway),
+            weight: 1,
+            // The gateway of local mode is there, whatever address was asked for.
+            onlink: gateway == IpAddr::V4(LOCAL_V4_GATEWAY) && !in_a_network,
+        }],
+        encapsulates: false,
+    }
+}

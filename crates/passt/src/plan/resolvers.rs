@@ -1,0 +1,86 @@
+//! Which resolvers the guest is told of, and where its queries really go (SPEC §3.4).
+
+use std::net::IpAddr;
+
+use engine::addr::{V4, V6};
+
+use super::{Ip, Note};
+use crate::{
+    config::{Config, Family},
+    host::Facts,
+};
+
+/// Servers of a family that are advertised at most (SPEC §3.4.3).
+const MAX_SERVERS: usize = 3;
+
+/// The resolvers of one family.
+pub(super) struct Resolvers<A> {
+    /// To be told to the guest.
+    pub(super) advertise: Vec<A>,
+    /// Queries of the guest to this address go to `dns_host`.
+    pub(super) dns_match: Option<A>,
+    /// The host's resolver.
+    pub(super) dns_host: Option<A>,
+}
+
+/// Chooses them. `assigned` is the guest's address, which is usually the host's own, too.
+pub(super) fn choose<A: Ip>(
+    config: &Config,
+    asked: &Family<A>,
+    facts: &Facts,
+    map_host_loopback: Option<A>,
+    assigned: Option<A>,
+) -> Resolvers<A> {
+    let servers: Vec<A> = facts.resolver.servers.iter().copied().filter_map(A::from_ip).collect();
+    let mut chosen = Resolvers {
+        advertise: asked.dns.clone(),
+        dns_match: asked.dns_forward,
+        dns_host: asked.dns_host.or(servers.first().copied()),
+    };
+    if config.dns_none || !asked.dns.is_empty() {
+        return chosen;
+    }
+    for server in servers {
+        // The guest would look for these at itself, or find the host's loopback there.
+        let out_of_reach = IpAddr::is_loopback(&server.into())
+            || Some(server) == map_host_loopback
+            || Some(server) == assigned;
+        let advertised = if !out_of_reach {
+            server
+        } else if let Some(forward) = asked.dns_forward {
+            forward
+        } else if let Some(mapped) = map_host_loopback {
+            chosen.dns_match = Some(mapped);
+            mapped
+        } else {
+            continue;
+        };
+        // Different servers can end up at one address (Q23).
+        if !chosen.advertise.contains(&advertised) && chosen.advertise.len() < MAX_SERVERS {
+            chosen.advertise.push(advertised);
+        }
+    }
+    chosen
+}
+
+/// Notes what the guest will miss (SPEC §3.4.7): nothing if no resolver is to be told of or forwarded to.
+pub(super) fn check(config: &Config, facts: &Facts, v4: Option<&V4>, v6: Option<&V6>, notes: &mut Vec<Note>) {
+    let v4_lacks = v4.is_some_and(|v4| v4.dns_match.is_some() && v4.dns_host.is_none());
+    let v6_lacks = v6.is_some_and(|v6| v6.dns_match.is_some() && v6.dns_host.is_none());
+    let advertise = config.dhcp_dns && !config.dns_none;
+    let nothing_given = config.v4.dns.is_empty() && config.v6.dns.is_empty();
+    if facts.resolver.servers.is_empty() && ((advertise && nothing_given) || v4_lacks || v6_lacks) {
+        notes.push(Note::warn("Couldn't get any nameserver address"));
+    }
+    if !advertise {
+        return;
+    }
+    let dhcp = !config.no_dhcp && v4.is_some_and(|v4| v4.our_address.is_some());
+    if dhcp && v4.is_some_and(|v4| v4.dns.is_empty()) {
+        notes.push(Note::warn("No IPv4 nameserver available for DHCP"));
+    }
+    let ndp_or_dhcpv6 = !(config.no_ndp && config.no_dhcpv6);
+    if ndp_or_dhcpv6 && v6.is_some_and(|v6| v6.dns.is_empty()) {
+        notes.push(Note::warn("No IPv6 nameserver available for NDP/DHCPv6"));
+    }
+}
