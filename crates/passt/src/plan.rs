@@ -237,12 +237,18 @@ fn ipv6(
         .or(template.and_then(|template| template.link_local))
         .unwrap_or(LOCAL_V6_GATEWAY);
     let assigned = asked.address.or(template.and_then(|template| template.address));
+    let bound_to = asked.outbound_if.as_ref().and_then(|name| facts.link_named(name));
+    let outbound_scope = bound_to
+        .map(|link| link.index)
+        .or(template.map(|template| template.link().index))
+        .unwrap_or_default();
     let map_host_loopback = map_host_loopback(asked, gateway);
     let Resolvers { advertise, dns_match, dns_host } =
         resolvers::choose(config, asked, facts, map_host_loopback, assigned);
     V6 {
         assigned,
         our_link_local,
+        outbound_scope,
         map_host_loopback,
         map_guest_address: asked.map_guest_addr,
         dns_match,
