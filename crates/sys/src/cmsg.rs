@@ -1,1 +1,299 @@
-//! Control messages: building and reading them.
+//! Control messages of datagram sockets: building and reading them.
+//!
+//! Layout by cmsg(3): a `cmsghdr` in native byte order, data padded to the size of a machine word.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const WORD: usize = size_of::<usize>();
+const HEADER_LEN: usize = size_of::<libc::cmsghdr>();
+
+/// Room for everything that is asked for or told at once, in bytes.
+const CAPACITY: usize = 320;
+
+/// A buffer of control messages.
+#[derive(Clone, Debug)]
+#[repr(C, align(8))]
+pub struct Control {
+    bytes: [u8; CAPACITY],
+    len: usize,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { bytes: [0; CAPACITY], len: 0 }
+    }
+}
+
+/// How one datagram is to be sent, where that differs from the socket's own settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendInfo {
+    /// Source address, of the destination's family.
+    pub source: Option<IpAddr>,
+    /// Index of the interface to leave by; zero for the route's.
+    pub interface: u32,
+    /// Time to live or hop limit, 1 to 255.
+    pub hop_limit: Option<u8>,
+    /// DSCP and ECN.
+    pub traffic_class: Option<u8>,
+    /// Cut the payload into datagrams of this many bytes (UDP, Linux 4.18).
+    pub segment_size: Option<u16>,
+}
+
+/// What the kernel told about a received datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceiveInfo {
+    /// Destination address of the packet.
+    pub destination: Option<IpAddr>,
+    /// Local address that an answer may be sent from; none if it is only known to be `destination`.
+    pub local: Option<IpAddr>,
+    /// Time to live or hop limit.
+    pub hop_limit: Option<u8>,
+    /// DSCP and ECN.
+    pub traffic_class: Option<u8>,
+    /// The payload is a train of datagrams of this many bytes each, but for the last (Linux 5.0).
+    pub segment_size: Option<u16>,
+    /// From the error queue only.
+    pub error: Option<ExtendedError>,
+}
+
+/// One entry of a socket's error queue: `sock_extended_err` of ip(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtendedError {
+    /// Error number.
+    pub errno: u32,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// ICMP type.
+    pub kind: u8,
+    /// ICMP code.
+    pub code: u8,
+    /// MTU in bytes for "fragmentation needed" and "packet too big".
+    pub info: u32,
+    /// Who reported the error.
+    pub offender: Option<IpAddr>,
+}
+
+/// Where an error comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// An ICMP message.
+    Icmp,
+    /// An ICMPv6 message.
+    Icmp6,
+    /// The host's own kernel, or something else.
+    Other,
+}
+
+impl Control {
+    /// The control messages for `info`; `v4` if the destination is an IPv4 address, also on an IPv6 socket.
+    pub fn to_send(info: &SendInfo, v4: bool) -> Self {
+        let mut control = Self::default();
+        if v4 {
+            if info.source.is_some() || info.interface != 0 {
+                let source = match info.source {
+                    Some(IpAddr::V4(address)) => address,
+                    _ => Ipv4Addr::UNSPECIFIED,
+                };
+                let mut data = [0; 12];
+                data[..4].copy_from_slice(&info.interface.to_ne_bytes());
+                data[4..8].copy_from_slice(&source.octets());
+                control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &data);
+            }
+            control.push_int(libc::IPPROTO_IP, libc::IP_TTL, info.hop_limit);
+            control.push_int(libc::IPPROTO_IP, libc::IP_TOS, info.traffic_class);
+        } else {
+            if info.source.is_some() || info.interface != 0 {
+                let source = match info.source {
+                    Some(IpAddr::V6(address)) => address,
+                    _ => Ipv6Addr::UNSPECIFIED,
+                };
+                let mut data = [0; 20];
+                data[..16].copy_from_slice(&source.octets());
+                data[16..].copy_from_slice(&info.interface.to_ne_bytes());
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &data);
+            }
+            control.push_int(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, info.hop_limit);
+            control.push_int(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, info.traffic_class);
+        }
+        if let Some(size) = info.segment_size {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
+        }
+        control
+    }
+
+    /// What the messages in the buffer tell.
+    pub fn received(&self) -> ReceiveInfo {
+        let mut info = ReceiveInfo::default();
+        let mut rest = &self.bytes[..self.len.min(CAPACITY)];
+        while let Some((level, kind, data, tail)) = split_first(rest) {
+            info.note(level, kind, data);
+            rest = tail;
+        }
+        info
+    }
+
+    /// Whether there is no message.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The messages.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len.min(CAPACITY)]
+    }
+
+    /// The whole room, for the kernel to write to.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Says how much of the room the kernel has used.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        self.len = len.min(CAPACITY);
+    }
+
+    fn push_int(&mut self, level: i32, kind: i32, value: Option<u8>) {
+        if let Some(value) = value {
+            self.push(level, kind, &i32::from(value).to_ne_bytes());
+        }
+    }
+
+    /// All that [`SendInfo`] can ask for fits; what would not is left out.
+    fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
+        let len = HEADER_LEN + data.len();
+        let end = self.len + len.next_multiple_of(WORD);
+        let Some(place) = self.bytes.get_mut(self.len..end) else { return };
+        place[..WORD].copy_from_slice(&len.to_ne_bytes());
+        place[WORD..WORD + 4].copy_from_slice(&level.to_ne_bytes());
+        place[WORD + 4..WORD + 8].copy_from_slice(&kind.to_ne_bytes());
+        place[HEADER_LEN..len].copy_from_slice(data);
+        self.len = end;
+    }
+}
+
+/// Level, type and data of the first message, and what follows it.
+fn split_first(bytes: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
+    let len = usize::from_ne_bytes(bytes.first_chunk().copied()?);
+    let level = i32::from_ne_bytes(bytes.get(WORD..)?.first_chunk().copied()?);
+    let kind = i32::from_ne_bytes(bytes.get(WORD + 4..)?.first_chunk().copied()?);
+    let data = bytes.get(HEADER_LEN..len)?;
+    let rest = bytes.get(len.next_multiple_of(WORD)..).unwrap_or_default();
+    Some((level, kind, data, rest))
+}
+
+impl ReceiveInfo {
+    fn note(&mut self, level: i32, kind: i32, data: &[u8]) {
+        match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                self.local = v4_at(data, 4).map(IpAddr::V4);
+                self.destination = v4_at(data, 8).map(IpAddr::V4);
+            }
+            // On a dual-stack socket both messages come for an IPv4 packet; the one above knows more.
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if self.destination.is_none() => {
+                self.destination = v6_at(data, 0).map(|address| address.to_canonical());
+            }
+            (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                self.hop_limit = int(data).and_then(|value| u8::try_from(value).ok());
+            }
+            (libc::IPPROTO_IP, libc::IP_TOS) => self.traffic_class = data.first().copied(),
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                self.traffic_class = int(data).and_then(|value| u8::try_from(value).ok());
+            }
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                self.segment_size = int(data).and_then(|value| u16::try_from(value).ok());
+            }
+            (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {
+                self.error = ExtendedError::parse(data);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl ExtendedError {
+    /// `struct sock_extended_err`, then the offender's address.
+    fn parse(data: &[u8]) -> Option<Self> {
+        let &[a, b, c, d, origin, kind, code, _] = data.first_chunk()?;
+        let origin = match origin {
+            libc::SO_EE_ORIGIN_ICMP => Origin::Icmp,
+            libc::SO_EE_ORIGIN_ICMP6 => Origin::Icmp6,
+            _ => Origin::Other,
+        };
+        let info = u32::from_ne_bytes(data.get(8..)?.first_chunk().copied()?);
+        let offender = data.get(16..).and_then(|address| crate::mmsg::parse_address(address));
+        let offender = offender.map(|address| address.ip()).filter(|address| !address.is_unspecified());
+        Some(Self { errno: u32::from_ne_bytes([a, b, c, d]), origin, kind, code, info, offender })
+    }
+
+    /// The error number as an error.
+    pub fn to_error(&self) -> io::Error {
+        io::Error::from_raw_os_error(self.errno as i32)
+    }
+}
+
+fn int(data: &[u8]) -> Option<i32> {
+    data.first_chunk().copied().map(i32::from_ne_bytes)
+}
+
+fn v4_at(data: &[u8], at: usize) -> Option<Ipv4Addr> {
+    data.get(at..)?.first_chunk::<4>().copied().map(Ipv4Addr::from)
+}
+
+fn v6_at(data: &[u8], at: usize) -> Option<Ipv6Addr> {
+    data.get(at..)?.first_chunk::<16>().copied().map(Ipv6Addr::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_reads_back() {
+        let info = SendInfo {
+            source: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+            interface: 3,
+            hop_limit: Some(9),
+            traffic_class: Some(0xb8),
+            segment_size: None,
+        };
+        let told = Control::to_send(&info, true).received();
+        assert_eq!((told.local, told.hop_limit, told.traffic_class), (info.source, Some(9), Some(0xb8)));
+        let source = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        let told = Control::to_send(&SendInfo { source: Some(source), ..info }, false).received();
+        assert_eq!(
+            (told.destination, told.hop_limit, told.traffic_class),
+            (Some(source), Some(9), Some(0xb8))
+        );
+        assert!(Control::to_send(&SendInfo::default(), true).is_empty());
+    }
+
+    /// Everything at once fits the buffer.
+    #[test]
+    fn nothing_is_left_out_for_lack_of_room() {
+        let info = SendInfo {
+            source: Some(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+            interface: 1,
+            hop_limit: Some(1),
+            traffic_class: Some(1),
+            segment_size: Some(1200),
+        };
+        let control = Control::to_send(&info, false);
+        assert_eq!(control.len, 40 + 24 + 24 + 24);
+    }
+
+    #[test]
+    fn broken_messages_end_the_walk() {
+        let mut control = Control::to_send(&SendInfo { hop_limit: Some(9), ..SendInfo::default() }, true);
+        for cut in 0..control.len {
+            let mut short = control.clone();
+            short.set_len(cut);
+            // The message's data ends four bytes before its padding does.
+            assert_eq!(short.received().hop_limit.is_some(), cut >= HEADER_LEN + 4, "{cut}");
+        }
+        control.bytes[..WORD].fill(0xff);
+        assert_eq!(control.received(), ReceiveInfo::default());
+        control.bytes[..WORD].fill(0);
+        assert_eq!(control.received(), ReceiveInfo::default());
+    }
+}

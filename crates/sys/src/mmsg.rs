@@ -1,1 +1,284 @@
-//! Batched datagrams: recvmmsg and sendmmsg on reused arrays.
+//! Datagrams with control messages, one at a time or several in one call.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd};
+
+use crate::cmsg::{Control, ReceiveInfo};
+
+/// Most datagrams in one [`send_batch`].
+pub const BATCH: usize = 64;
+
+/// A socket address in the kernel's form.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct RawAddress {
+    bytes: [u8; size_of::<libc::sockaddr_in6>()],
+    len: u32,
+}
+
+impl RawAddress {
+    /// `address` for a socket of its own family, or with `mapped` for an IPv6 socket, where an IPv4 address takes
+    /// its v4-mapped form.
+    pub fn new(address: SocketAddr, mapped: bool) -> Self {
+        let mut bytes = [0; size_of::<libc::sockaddr_in6>()];
+        bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
+        let v6 = match address {
+            SocketAddr::V4(v4) if !mapped => {
+                bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                bytes[4..8].copy_from_slice(&v4.ip().octets());
+                return Self { bytes, len: size_of::<libc::sockaddr_in>() as u32 };
+            }
+            SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0),
+            SocketAddr::V6(v6) => v6,
+        };
+        bytes[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+        bytes[8..24].copy_from_slice(&v6.ip().octets());
+        bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
+        Self { bytes, len: size_of::<libc::sockaddr_in6>() as u32 }
+    }
+}
+
+/// Reads a `sockaddr_in` or `sockaddr_in6`; a v4-mapped address as the IPv4 address that it is.
+pub(crate) fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes(bytes.first_chunk().copied()?));
+    let port = u16::from_be_bytes(bytes.get(2..)?.first_chunk().copied()?);
+    match family {
+        libc::AF_INET => {
+            let address: [u8; 4] = bytes.get(4..)?.first_chunk().copied()?;
+            Some(SocketAddr::new(Ipv4Addr::from(address).into(), port))
+        }
+        libc::AF_INET6 => {
+            let address = Ipv6Addr::from(bytes.get(8..)?.first_chunk::<16>().copied()?);
+            let scope = u32::from_ne_bytes(bytes.get(24..)?.first_chunk().copied()?);
+            Some(match address.to_canonical() {
+                IpAddr::V4(v4) => SocketAddr::new(v4.into(), port),
+                IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, scope).into(),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Sends one datagram made of `pieces` to `address`, without blocking. With a segment size in `control`, several.
+///
+/// # Errors
+/// As sendmsg(2), also an error that an earlier datagram had met.
+pub fn send(
+    fd: impl AsFd,
+    address: &RawAddress,
+    pieces: &[IoSlice<'_>],
+    control: &Control,
+) -> io::Result<()> {
+    let header = outgoing(address, pieces, control);
+    // SAFETY: `header` points to an address, an array of `IoSlice` (laid out as iovec) and control bytes which
+    // outlive the call and which sendmsg only reads.
+    let sent = unsafe {
+        libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends up to [`BATCH`] datagrams to one address in one call, without blocking; returns how many went out, at least
+/// one. Those of `datagrams` beyond are left.
+///
+/// # Errors
+/// As sendmmsg(2): that of the first datagram.
+pub fn send_batch<'a>(
+    fd: impl AsFd,
+    address: &RawAddress,
+    datagrams: impl Iterator<Item = &'a [u8]>,
+    control: &Control,
+) -> io::Result<usize> {
+    let mut pieces = [IoSlice::new(&[]); BATCH];
+    let mut count = 0;
+    for (piece, datagram) in pieces.iter_mut().zip(datagrams) {
+        *piece = IoSlice::new(datagram);
+        count += 1;
+    }
+    let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|i| libc::mmsghdr {
+        msg_hdr: outgoing(address, &pieces[i..=i], control),
+        msg_len: 0,
+    });
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` headers are valid as in `send`; the kernel writes only their `msg_len`.
+    let sent = unsafe { libc::sendmmsg(fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, flags as _) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// A message header that sendmsg can read: the pointers live as long as the arguments.
+fn outgoing(address: &RawAddress, pieces: &[IoSlice<'_>], control: &Control) -> libc::msghdr {
+    // SAFETY: `msghdr` is plain data, for which all zeroes (null pointers, lengths of zero) is a valid value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = address.bytes.as_ptr().cast_mut().cast();
+    header.msg_namelen = address.len;
+    header.msg_iov = pieces.as_ptr().cast_mut().cast();
+    header.msg_iovlen = pieces.len() as _;
+    if !control.is_empty() {
+        header.msg_control = control.bytes().as_ptr().cast_mut().cast();
+        header.msg_controllen = control.bytes().len() as _;
+    }
+    header
+}
+
+/// A received datagram, or an entry of the error queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Bytes written to the buffer.
+    pub len: usize,
+    /// The datagram was longer than the buffer.
+    pub truncated: bool,
+    /// Sender; from the error queue: to whom the datagram had been sent.
+    pub address: Option<SocketAddr>,
+    /// What the control messages tell.
+    pub info: ReceiveInfo,
+}
+
+/// Receives one datagram, or with UDP_GRO a train of them, without blocking.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Arrival> {
+    receive_with(fd, buffer, 0)
+}
+
+/// Takes an entry of the error queue, with as much as is known of the payload of the datagram that met the error.
+///
+/// # Errors
+/// As recvmsg(2): `EAGAIN` if the queue is empty.
+pub fn receive_error(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Arrival> {
+    receive_with(fd, buffer, libc::MSG_ERRQUEUE)
+}
+
+fn receive_with(fd: impl AsFd, buffer: &mut [u8], flags: libc::c_int) -> io::Result<Arrival> {
+    let mut name = [0_u8; size_of::<libc::sockaddr_in6>()];
+    let mut control = Control::default();
+    let mut piece = io::IoSliceMut::new(buffer);
+    // SAFETY: `msghdr` is plain data, for which all zeroes is a valid value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = name.len() as _;
+    header.msg_iov = (&raw mut piece).cast();
+    header.msg_iovlen = 1;
+    let room = control.room();
+    header.msg_control = room.as_mut_ptr().cast();
+    header.msg_controllen = room.len() as _;
+    // SAFETY: `header` points to a name, one `IoSliceMut` (laid out as iovec) and control room, all writable for the
+    // lengths given and alive until the call returns.
+    let got = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | flags) };
+    let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    control.set_len(header.msg_controllen as _);
+    let name_len = (header.msg_namelen as usize).min(name.len());
+    Ok(Arrival {
+        len,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        address: parse_address(&name[..name_len]),
+        info: control.received(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::{
+        cmsg::{Origin, SendInfo},
+        sockopt::{IpVersion, Metadata, request_metadata, udp_gro},
+    };
+
+    fn pair(address: &str) -> (UdpSocket, UdpSocket, SocketAddr) {
+        let (a, b) = (UdpSocket::bind((address, 0)).unwrap(), UdpSocket::bind((address, 0)).unwrap());
+        let to = b.local_addr().unwrap();
+        (a, b, to)
+    }
+
+    #[test]
+    fn address_forms() {
+        for text in ["192.0.2.1:53", "[2001:db8::1]:65535"] {
+            let address: SocketAddr = text.parse().unwrap();
+            for mapped in [false, true] {
+                let raw = RawAddress::new(address, mapped);
+                assert_eq!(parse_address(&raw.bytes[..raw.len as usize]), Some(address));
+            }
+        }
+        let scoped = SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), 9, 0, 7));
+        assert_eq!(parse_address(&RawAddress::new(scoped, true).bytes), Some(scoped));
+        assert_eq!(parse_address(&[]), None);
+    }
+
+    #[test]
+    fn a_train_is_cut_and_joined_again() {
+        let (a, b, to) = pair("127.0.0.1");
+        udp_gro(&b).unwrap();
+        request_metadata(&b, IpVersion::V4, Metadata::DESTINATION | Metadata::HOP_LIMIT).unwrap();
+        let payload: Vec<u8> = (0..3500_u16).map(|i| i as u8).collect();
+        let info = SendInfo { segment_size: Some(1000), hop_limit: Some(9), ..SendInfo::default() };
+        send(&a, &RawAddress::new(to, false), &[IoSlice::new(&payload)], &Control::to_send(&info, true))
+            .unwrap();
+        let mut buffer = [0; 65535];
+        let got = receive(&b, &mut buffer).unwrap();
+        assert_eq!((got.len, got.truncated, got.address), (3500, false, a.local_addr().ok()));
+        assert_eq!(buffer[..3500], payload[..]);
+        assert_eq!((got.info.segment_size, got.info.hop_limit), (Some(1000), Some(9)));
+        assert_eq!(got.info.destination, Some(to.ip()));
+        assert_eq!(got.info.local, Some(to.ip()));
+        assert_eq!(receive(&b, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_batch_arrives_in_order_and_a_long_datagram_is_told() {
+        let (a, b, to) = pair("::1");
+        let datagrams: Vec<Vec<u8>> = (0..70_u8).map(|i| vec![i; usize::from(i)]).collect();
+        let raw = RawAddress::new(to, true);
+        let sent = send_batch(&a, &raw, datagrams.iter().map(Vec::as_slice), &Control::default()).unwrap();
+        assert_eq!(sent, BATCH);
+        let mut buffer = [0; 60];
+        for want in &datagrams[..BATCH] {
+            let got = receive(&b, &mut buffer).unwrap();
+            assert_eq!(got.len, want.len().min(60));
+            assert_eq!(got.truncated, want.len() > 60);
+        }
+    }
+
+    /// An IPv4 peer of a dual-stack socket shows with its IPv4 address, and is reached by it.
+    #[test]
+    fn dual_stack() {
+        let dual = UdpSocket::bind("[::]:0").unwrap();
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, dual.local_addr().unwrap().port()));
+        let all = Metadata::DESTINATION | Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS;
+        request_metadata(&dual, IpVersion::V4, all).unwrap();
+        request_metadata(&dual, IpVersion::V6, all).unwrap();
+        let v4 = UdpSocket::bind("127.0.0.5:0").unwrap();
+        v4.send_to(b"x", to).unwrap();
+        let got = receive(&dual, &mut [0; 10]).unwrap();
+        assert_eq!(got.address, v4.local_addr().ok());
+        assert_eq!((got.info.local, got.info.destination), (Some(to.ip()), Some(to.ip())));
+        assert!(got.info.hop_limit.is_some());
+        assert_eq!(got.info.traffic_class, Some(0));
+        let info = SendInfo {
+            source: Some("127.0.0.9".parse().unwrap()),
+            hop_limit: Some(3),
+            ..SendInfo::default()
+        };
+        let raw = RawAddress::new(v4.local_addr().unwrap(), true);
+        send(&dual, &raw, &[IoSlice::new(b"y")], &Control::to_send(&info, true)).unwrap();
+        let (_, from) = v4.recv_from(&mut [0; 10]).unwrap();
+        assert_eq!(from, SocketAddr::new("127.0.0.9".parse().unwrap(), to.port()));
+    }
+
+    #[test]
+    fn the_error_queue_tells_who_refused_what() {
+        let (a, b, to) = pair("127.0.0.1");
+        drop(b);
+        request_metadata(&a, IpVersion::V4, Metadata::ERRORS).unwrap();
+        send(&a, &RawAddress::new(to, false), &[IoSlice::new(b"quoted")], &Control::default()).unwrap();
+        let mut buffer = [0; 100];
+        let got = receive_error(&a, &mut buffer).unwrap();
+        assert_eq!((&buffer[..got.len], got.address), (&b"quoted"[..], Some(to)));
+        let error = got.info.error.unwrap();
+        assert_eq!((error.origin, error.kind, error.code), (Origin::Icmp, 3, 3));
+        assert_eq!(error.offender, Some(to.ip()));
+        assert_eq!(receive_error(&a, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}

@@ -1,1 +1,85 @@
 //! Socket options and queries that rustix lacks.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use bitflags::bitflags;
+
+/// Which of a socket's two families an option is about; a dual-stack socket has both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IpVersion {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+bitflags! {
+    /// What is to be told of received datagrams, by control messages (ip(7), ipv6(7)).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Metadata: u8 {
+        /// Destination address of the packet.
+        const DESTINATION = 1;
+        /// Time to live or hop limit.
+        const HOP_LIMIT = 2;
+        /// DSCP and ECN.
+        const TRAFFIC_CLASS = 4;
+        /// Errors that sent datagrams meet, by the error queue.
+        const ERRORS = 8;
+    }
+}
+
+/// Has the kernel tell `what` of datagrams of one family.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn request_metadata(fd: impl AsFd, version: IpVersion, what: Metadata) -> io::Result<()> {
+    for metadata in what {
+        let (level, name) = match (version, metadata) {
+            (IpVersion::V4, Metadata::DESTINATION) => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+            (IpVersion::V4, Metadata::HOP_LIMIT) => (libc::IPPROTO_IP, libc::IP_RECVTTL),
+            (IpVersion::V4, Metadata::TRAFFIC_CLASS) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+            (IpVersion::V4, _) => (libc::IPPROTO_IP, libc::IP_RECVERR),
+            (IpVersion::V6, Metadata::DESTINATION) => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+            (IpVersion::V6, Metadata::HOP_LIMIT) => (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+            (IpVersion::V6, Metadata::TRAFFIC_CLASS) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+            (IpVersion::V6, _) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+        };
+        set_int(&fd, level, name, 1)?;
+    }
+    Ok(())
+}
+
+/// Receives trains of datagrams of one peer as one (Linux 5.0).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn udp_gro(fd: impl AsFd) -> io::Result<()> {
+    set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1)
+}
+
+/// Binds a socket to an interface (unprivileged since Linux 5.7, unless it is bound to one already).
+///
+/// # Errors
+/// As setsockopt(2): `ENODEV` if there is no such interface.
+pub fn bind_to_device(fd: impl AsFd, interface: &str) -> io::Result<()> {
+    set_bytes(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())
+}
+
+fn set_int(fd: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    set_bytes(fd, level, name, &value.to_ne_bytes())
+}
+
+fn set_bytes(fd: &impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: setsockopt reads `value.len()` bytes of `value`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
