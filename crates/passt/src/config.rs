@@ -12,12 +12,13 @@ use std::{
 };
 
 use engine::forward::{IfName, Table};
+use wire::ethernet::Mac;
 
 /// MTU when `--mtu` is not given (SPEC §2.2): the longest 802.3 payload that is a multiple of four.
 pub const DEFAULT_MTU: u16 = 65520;
 
 /// Our MAC address when `--mac-addr` is not given (SPEC §12).
-pub const DEFAULT_OUR_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
+pub const DEFAULT_OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
 /// Everything that a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ pub struct Config {
     /// MTU to set and to advertise. `None`: not given, [`DEFAULT_MTU`]. `Some(0)`: neither set nor advertise.
     pub mtu: Option<u16>,
     /// `--mac-addr`: our MAC address as the guest sees it.
-    pub our_mac: [u8; 6],
+    pub our_mac: Mac,
     /// What concerns IPv4.
     pub v4: Family<Ipv4Addr>,
     /// What concerns IPv6.
@@ -345,7 +346,7 @@ pub struct Pasta {
     /// `--ns-ifname`.
     pub ns_ifname: Option<IfName>,
     /// `--ns-mac-addr`.
-    pub ns_mac: Option<[u8; 6]>,
+    pub ns_mac: Option<Mac>,
     /// `--no-netns-quit`: stay when the namespace goes away (SPEC §1.6).
     pub no_netns_quit: bool,
     /// `--no-pidns`: spawn without a PID namespace.

@@ -152,7 +152,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
     });
     Ok(Plan {
         settings: Settings {
-            our_mac: Mac(config.our_mac),
+            our_mac: config.our_mac,
             mtu: config.mtu.unwrap_or(DEFAULT_MTU),
             v4,
             v6,

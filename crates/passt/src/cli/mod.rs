@@ -1,1 +1,179 @@
-//! The command line: one OPTIONS table, from which parsing, help and completions follow (SPEC §2).
+//! The command line: one table of options, from which parsing and help follow (SPEC §2).
+//!
+//! [`parse`] is pure: it prints nothing, exits never and looks at nothing but its arguments. An option's row
+//! in [`options`] names the function that takes its value; `finish` turns the whole into a [`Config`], as some
+//! values mean something only together.
+
+mod finish;
+mod getopt;
+mod help;
+mod later;
+pub mod options;
+mod value;
+
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    ops::RangeInclusive,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use self::{
+    finish::Args,
+    getopt::{Getopt, Item},
+    options::{Action, Modes, Opt, Show},
+};
+use crate::config::{Config, Mode};
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Invocation {
+    /// Print this help text on standard output and exit with status 0.
+    Help(String),
+    /// Print this version text on standard output and exit with status 0.
+    Version(String),
+    /// Print these capabilities on standard output and exit with status 0 (Q1).
+    Capabilities(String),
+    /// Do the work.
+    Run(Box<Config>),
+}
+
+/// A command line that can't be followed. What [`Display`](fmt::Display) writes goes to standard error; the
+/// exit status is 1 (SPEC §1.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    message: String,
+    usage: Option<String>,
+}
+
+impl Error {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), usage: None }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.usage {
+            None => Ok(()),
+            Some(usage) => write!(f, "\n{}", usage.trim_end()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Reads a command line, the program's name first, and refuses what this version can't do yet.
+///
+/// `ephemeral` tells the host's ephemeral port range; it is asked only if an option needs to know
+/// (SPEC §8.7).
+///
+/// # Errors
+/// If an option is unknown, lacks its argument, has a bad one, contradicts another, or is not supported yet.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    ephemeral: impl FnOnce() -> RangeInclusive<u16>,
+) -> Result<Invocation, Error> {
+    let invocation = read(args, ephemeral)?;
+    if let Invocation::Run(config) = &invocation {
+        later::refuse(config).map_err(Error::new)?;
+    }
+    Ok(invocation)
+}
+
+/// Like [`parse`], but accepts what is not supported yet.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn read(
+    args: impl IntoIterator<Item = OsString>,
+    ephemeral: impl FnOnce() -> RangeInclusive<u16>,
+) -> Result<Invocation, Error> {
+    let mut args = args.into_iter();
+    let program = args.next().unwrap_or_default();
+    let rest: Vec<OsString> = args.collect();
+
+    let vhost_user = asks_for_vhost_user(&rest);
+    let mode = match vhost_user {
+        true => Mode::Passt,
+        false => mode_of(&program).ok_or_else(|| {
+            Error::new("Cannot determine mode from the program's name, invoke as \"passt\" or \"pasta\"")
+        })?,
+    };
+    let name = program.to_string_lossy();
+
+    let mut typed = Args::new(mode, vhost_user);
+    let mut items = Getopt::new(rest);
+    let operands = loop {
+        let item = items.next().map_err(|error| Error {
+            message: format!("{name}: {error}"),
+            usage: Some(help::usage(&name, mode)),
+        })?;
+        match item {
+            Item::Operands(operands) => break operands,
+            Item::Option { opt, typed_as, value } => match opt.action {
+                Action::Show(Show::Help) => return Ok(Invocation::Help(help::usage(&name, mode))),
+                Action::Show(Show::Version) => return Ok(Invocation::Version(help::version(mode))),
+                Action::Show(Show::Capabilities) => {
+                    return Ok(Invocation::Capabilities(help::CAPABILITIES.into()));
+                }
+                _ => apply(opt, &typed_as, value.as_deref(), &mut typed)?,
+            },
+        }
+    };
+    let config = typed.finish(operands, ephemeral).map_err(Error::new)?;
+    Ok(Invocation::Run(Box::new(config)))
+}
+
+/// Lets an option take effect.
+fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> Result<(), Error> {
+    let wrong_mode = match (opt.modes, args.config.mode) {
+        (Modes::Pasta, Mode::Passt) => Some("pasta"),
+        (Modes::Passt, Mode::Pasta) => Some("passt"),
+        (Modes::VhostUser, _) if !args.config.passt.vhost_user => Some("vhost-user"),
+        _ => None,
+    };
+    if let Some(right) = wrong_mode {
+        return Err(Error::new(format!("{typed_as} is for {right} mode only")));
+    }
+    let outcome = match (opt.action, value) {
+        (Action::Flag(set), _) => {
+            set(args);
+            Ok(())
+        }
+        (Action::Value(_, set), Some(value)) => set(args, value),
+        (Action::Ports(direction, protocol), Some(value)) => {
+            args.add_ports(typed_as, direction, protocol, value)
+        }
+        (Action::Value(..) | Action::Ports(..), None) | (Action::Show(_), _) => Ok(()),
+    };
+    outcome.map_err(|message| Error::new(format!("{typed_as}: {message}")))
+}
+
+/// The mode that the program's name stands for (SPEC §1.1). Historically, passt4netns is pasta.
+fn mode_of(program: &OsStr) -> Option<Mode> {
+    let base = Path::new(program).file_name()?.as_bytes();
+    let contains = |name: &[u8]| base.windows(name.len()).any(|window| window == name);
+    if contains(b"pasta") || contains(b"passt4netns") {
+        Some(Mode::Pasta)
+    } else if contains(b"passt") {
+        Some(Mode::Passt)
+    } else {
+        None
+    }
+}
+
+/// Whether `--vhost-user` is among the options, whatever the program's name (SPEC §1.1.1). A command's own
+/// arguments don't count, and what is wrong is left to the reading proper.
+fn asks_for_vhost_user(args: &[OsString]) -> bool {
+    let mut items = Getopt::new(args.to_vec());
+    loop {
+        match items.next() {
+            Ok(Item::Option { opt, .. }) if opt.long.contains(&"vhost-user") => return true,
+            Ok(Item::Option { .. }) => {}
+            Ok(Item::Operands(_)) | Err(_) => return false,
+        }
+    }
+}

@@ -109,7 +109,7 @@ impl Facts {
             routes,
             resolver: Resolver::gather(),
             ipv6,
-            ephemeral_ports: gather_ephemeral_ports(),
+            ephemeral_ports: ephemeral_ports(),
             time: SystemTime::now(),
         })
     }
@@ -195,7 +195,8 @@ pub(crate) fn ipv6_available() -> bool {
     rustix::net::socket(rustix::net::AddressFamily::INET6, SocketType::DGRAM, None).is_ok()
 }
 
-fn gather_ephemeral_ports() -> RangeInclusive<u16> {
+/// The host's ephemeral ports: net.ipv4.ip_local_port_range, or those of RFC 6335 if it can't be read.
+pub fn ephemeral_ports() -> RangeInclusive<u16> {
     const PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
     fs::read_to_string(PATH).and_then(|text| parse_port_range(&text)).unwrap_or_else(|error| {
         log::debug!("{PATH}: {error}");

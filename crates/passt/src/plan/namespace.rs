@@ -77,7 +77,7 @@ pub(super) fn plan(
     let small = (1..MIN_MTU_V6).contains(&mtu);
     NamespacePlan {
         ifname: config.pasta.ns_ifname.as_ref().map_or_else(default_name, ToString::to_string),
-        mac: config.pasta.ns_mac,
+        mac: config.pasta.ns_mac.map(|mac| mac.0),
         tx_queue_len: TX_QUEUE_LEN,
         interface: config.pasta.config_net.then(|| InterfacePlan {
             mtu: (mtu != 0).then_some(mtu),

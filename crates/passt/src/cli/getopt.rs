@@ -1,0 +1,107 @@
+//! The customs of GNU getopt, on which clients rely, on top of lexopt.
+//!
+//! lexopt does the lexing: bundled short options, `--option=value`, `-t -1`, `--`. This adds the table lookup
+//! with unique prefixes, the end at the first non-option, and the wording of errors: podman matches
+//! `unrecognized option '--map-guest-addr` (SPEC §1.8).
+
+use std::ffi::OsString;
+
+use lexopt::{Arg, Parser};
+
+use super::options::{self, Action, Opt};
+
+/// Reads options one after the other.
+pub(super) struct Getopt {
+    parser: Parser,
+}
+
+/// One thing read.
+pub(super) enum Item {
+    /// An option of the table.
+    Option {
+        /// Its row.
+        opt: &'static Opt,
+        /// Its name for messages: as it was typed, an abbreviation completed.
+        typed_as: String,
+        /// Its argument, if it takes one.
+        value: Option<OsString>,
+    },
+    /// All that follows the options.
+    Operands(Vec<OsString>),
+}
+
+impl Getopt {
+    /// Reads `args`, which don't start with the program's name.
+    pub(super) fn new(args: Vec<OsString>) -> Self {
+        Self { parser: Parser::from_args(args) }
+    }
+
+    /// The next option, or what follows the last one.
+    ///
+    /// # Errors
+    /// A message in the words of GNU getopt, but for the program's name before it.
+    pub(super) fn next(&mut self) -> Result<Item, String> {
+        let arg = match self.parser.next() {
+            Ok(arg) => arg,
+            // `-d=x`: what follows the `d` is the next option of the bundle.
+            Err(_) => return Err(invalid_short('=')),
+        };
+        let (opt, typed_as) = match arg {
+            None => return Ok(Item::Operands(Vec::new())),
+            Some(Arg::Value(first)) => {
+                let rest = self.parser.raw_args().map_err(|error| error.to_string())?;
+                return Ok(Item::Operands(std::iter::once(first).chain(rest).collect()));
+            }
+            Some(Arg::Short(letter)) => {
+                let opt = options::all().find(|opt| opt.short == Some(letter));
+                (opt.ok_or_else(|| invalid_short(letter))?, format!("-{letter}"))
+            }
+            Some(Arg::Long(name)) => {
+                let (opt, name) = find_long(name)?;
+                (opt, format!("--{name}"))
+            }
+        };
+        let value = match opt.action {
+            Action::Value(..) | Action::Ports(..) => {
+                Some(self.parser.value().map_err(|_| missing_argument(&typed_as))?)
+            }
+            Action::Flag(_) | Action::Show(_) => {
+                // A short option's further letters are options of their own.
+                if typed_as.starts_with("--") && self.parser.optional_value().is_some() {
+                    return Err(format!("option '{typed_as}' doesn't allow an argument"));
+                }
+                None
+            }
+        };
+        Ok(Item::Option { opt, typed_as, value })
+    }
+}
+
+/// The option of that name, or of the only name that starts so, and its full name.
+fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
+    let names = || options::all().flat_map(|opt| opt.long.iter().map(move |long| (opt, *long)));
+    if let Some(exact) = names().find(|(_, long)| *long == name) {
+        return Ok(exact);
+    }
+    let candidates: Vec<_> = names().filter(|(_, long)| long.starts_with(name)).collect();
+    match candidates.as_slice() {
+        [] => Err(format!("unrecognized option '--{name}'")),
+        // Several names of one option are not ambiguous.
+        [first, others @ ..] if others.iter().all(|(opt, _)| std::ptr::eq(*opt, first.0)) => Ok(*first),
+        _ => {
+            let names: String = candidates.iter().map(|(_, long)| format!(" '--{long}'")).collect();
+            Err(format!("option '--{name}' is ambiguous; possibilities:{names}"))
+        }
+    }
+}
+
+fn invalid_short(letter: char) -> String {
+    format!("invalid option -- '{letter}'")
+}
+
+fn missing_argument(typed_as: &str) -> String {
+    match typed_as.strip_prefix("--") {
+        Some(_) => format!("option '{typed_as}' requires an argument"),
+        None => format!("option requires an argument -- '{}'", typed_as.trim_start_matches('-')),
+    }
+}

@@ -1,0 +1,73 @@
+//! Texts for people, made from the table of options.
+
+use super::options::{Action, GROUPS, Modes, Opt};
+use crate::config::Mode;
+
+/// What a vhost-user back-end can do, as its front-ends expect it (SPEC §2.2).
+pub(super) const CAPABILITIES: &str = "{\n  \"type\": \"net\"\n}\n";
+
+/// Column at which descriptions start.
+const COLUMN: usize = 28;
+
+/// The help text of a mode.
+pub(super) fn usage(program: &str, mode: Mode) -> String {
+    let mut text = match mode {
+        Mode::Pasta => format!(
+            "Usage: {program} [OPTION]... [COMMAND [ARGUMENT]...]\n       \
+             {program} [OPTION]... PID\n       \
+             {program} [OPTION]... --netns PATH|NAME\n\n\
+             Connect a network namespace: a new one for a command, or for a shell if there\n\
+             is none, or that of a process, or one with a name.\n"
+        ),
+        Mode::Passt => format!("Usage: {program} [OPTION]...\n\nConnect a virtual machine.\n"),
+    };
+    for group in &GROUPS {
+        let mut options = group.options.iter().filter(|opt| in_mode(opt, mode)).peekable();
+        if options.peek().is_some() {
+            text.push_str(&format!("\n{}:\n", group.title));
+        }
+        for opt in options {
+            push_option(&mut text, opt);
+        }
+    }
+    text
+}
+
+/// Name, version and licence.
+pub(super) fn version(mode: Mode) -> String {
+    format!(
+        "{} {}\npasst-rs, free software: you may change and redistribute it under the terms of the\n\
+         Apache License 2.0 or of the MIT licence, as you choose. There is no warranty, to\n\
+         the extent permitted by law.\n",
+        mode.name(),
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn in_mode(opt: &Opt, mode: Mode) -> bool {
+    match opt.modes {
+        Modes::Both => true,
+        Modes::Passt | Modes::VhostUser => mode == Mode::Passt,
+        Modes::Pasta => mode == Mode::Pasta,
+    }
+}
+
+fn push_option(text: &mut String, opt: &Opt) {
+    let short = opt.short.map_or("    ".into(), |letter| format!("-{letter}, "));
+    let long: Vec<String> = opt.long.iter().map(|name| format!("--{name}")).collect();
+    let argument = match opt.action {
+        Action::Value(name, _) => format!(" {name}"),
+        Action::Ports(..) => " SPEC".into(),
+        Action::Flag(_) | Action::Show(_) => String::new(),
+    };
+    let mut left = format!("  {short}{}{argument}", long.join(", "));
+    if left.len() + 2 > COLUMN {
+        text.push_str(&left);
+        text.push('\n');
+        left.clear();
+    }
+    for line in opt.help.lines() {
+        text.push_str(&format!("{left:COLUMN$}{line}\n"));
+        left.clear();
+    }
+}

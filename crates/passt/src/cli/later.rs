@@ -1,0 +1,31 @@
+//! What can be asked for but is not there yet. An entry goes away with the work that makes it true.
+
+use crate::config::{Config, DEFAULT_LOG_SIZE, GuestLink, Mode, RepairPath, Splice};
+
+/// Refuses what this version can't do.
+///
+/// # Errors
+/// A message that names the first thing of that kind.
+pub(super) fn refuse(config: &Config) -> Result<(), String> {
+    let missing = [
+        ("passt mode", config.mode == Mode::Passt),
+        ("--vhost-user", config.passt.vhost_user),
+        ("--socket", matches!(config.passt.link, GuestLink::Path(_))),
+        ("--fd", matches!(config.passt.link, GuestLink::Fd(_))),
+        ("--one-off", config.passt.one_off),
+        ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
+        ("--tcp-ns or --udp-ns with anything but \"none\"", !config.outbound.is_empty()),
+        ("\"auto\" in port specifiers", config.inbound.rules().iter().any(|rule| rule.scan)),
+        ("--splice-only", config.splice == Splice::Only),
+        ("--host-lo-to-ns-lo", config.host_lo_to_ns_lo),
+        ("--conf-path", config.conf_path.is_some()),
+        ("--stats", config.stats.is_some()),
+        ("--log-file", config.log_file.is_some()),
+        ("--log-size", config.log_size != DEFAULT_LOG_SIZE),
+        ("--chroot-fallback", config.chroot_fallback),
+    ];
+    match missing.iter().find(|(_, asked_for)| *asked_for) {
+        Some((what, _)) => Err(format!("{what} is not supported yet")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,43 @@
+//! Options about port forwarding (SPEC §2.4).
+
+use engine::forward::{Protocol, spec::Direction};
+
+use super::{Action, Modes, Opt};
+
+pub(super) const OPTIONS: &[Opt] = &[
+    ports(&["tcp-ports"], Direction::Inbound, Protocol::Tcp, INBOUND_HELP).short('t'),
+    ports(&["udp-ports"], Direction::Inbound, Protocol::Udp, "The same for UDP").short('u'),
+    ports(
+        &["tcp-ns"],
+        Direction::Outbound,
+        Protocol::Tcp,
+        "TCP ports of the namespace's loopback to forward\nto the host's: PORTS as above",
+    )
+    .short('T')
+    .only(Modes::Pasta),
+    ports(&["udp-ns"], Direction::Outbound, Protocol::Udp, "The same for UDP").short('U').only(Modes::Pasta),
+];
+
+/// The grammar, for people.
+const INBOUND_HELP: &str = "\
+TCP ports to forward to the guest, may be repeated
+none                no port
+[ADDR[%IF]/]PORTS   listen on an address, interface
+PORTS is a list, separated by commas, of
+  22, 22-30         these ports
+  22:2222           to another port there
+  22-30:122-130     to other ports there
+  22:ADDR[/2222]    to another host there
+  ~25, ~20-29       but not these ports
+  all               all that are not ephemeral
+  auto              those in use there (pasta)
+default: none";
+
+const fn ports(
+    long: &'static [&'static str],
+    direction: Direction,
+    protocol: Protocol,
+    help: &'static str,
+) -> Opt {
+    Opt { long, short: None, action: Action::Ports(direction, protocol), modes: Modes::Both, help }
+}

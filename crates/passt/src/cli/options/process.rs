@@ -1,0 +1,144 @@
+//! Options about the process itself: output, files, identity.
+
+use std::{ffi::OsStr, time::Duration};
+
+use super::{Action, Modes, Opt, Show, flag, value};
+use crate::{
+    cli::{
+        finish::Args,
+        value::{number, path, socket_path},
+    },
+    config::{Id, RunAs, Verbosity},
+};
+
+/// Smallest limit of the log file's size, in bytes (SPEC §1.7.5).
+const LOG_SIZE_MIN: u64 = 5 * 8192;
+
+pub(super) const OPTIONS: &[Opt] = &[
+    show(&["help"], Show::Help, "Show this help and exit").short('h'),
+    show(&["version"], Show::Version, "Show the version and exit"),
+    flag(&["debug"], debug, "Tell more than usual").short('d'),
+    flag(&["trace"], trace, "Tell about each packet and event; includes\n--debug"),
+    flag(&["quiet"], quiet, "Tell about errors and warnings only").short('q'),
+    flag(
+        &["foreground"],
+        foreground,
+        "Stay in the foreground\ndefault: go to the background once all is set up",
+    )
+    .short('f'),
+    value(
+        &["stats"],
+        "SECONDS",
+        stats,
+        "Show event counts, at most once in so many\nseconds; needs --foreground",
+    ),
+    value(&["log-file"], "PATH", log_file, "Log to this file, and nowhere else").short('l'),
+    value(
+        &["log-size"],
+        "BYTES",
+        log_size,
+        "Cut the log file when it reaches this size\ndefault: 1048576; at least 40960",
+    ),
+    value(&["pid"], "PATH", pid_file, "Write the process ID to this file").short('P'),
+    value(&["pcap"], "PATH", pcap, "Capture the guest's traffic to this file").short('p'),
+    value(
+        &["runas"],
+        "UID[:GID]",
+        runas,
+        "Run as this user and group, numbers or names\ndefault: the caller, or \"nobody\" if that is root",
+    ),
+    flag(&["chroot-fallback"], chroot_fallback, "Where pivot_root() fails, use chroot()"),
+    value(&["conf-path"], "PATH", conf_path, "Control socket for changes at run time").short('c'),
+    flag(&["stderr"], stderr, "Deprecated, no effect").short('e'),
+];
+
+const fn show(long: &'static [&'static str], what: Show, help: &'static str) -> Opt {
+    Opt { long, short: None, action: Action::Show(what), modes: Modes::Both, help }
+}
+
+fn debug(args: &mut Args) {
+    args.config.verbosity = args.config.verbosity.max(Verbosity::Debug);
+}
+
+fn trace(args: &mut Args) {
+    args.config.verbosity = Verbosity::Trace;
+}
+
+fn quiet(args: &mut Args) {
+    args.config.verbosity = Verbosity::Quiet;
+}
+
+fn foreground(args: &mut Args) {
+    args.config.foreground = true;
+}
+
+fn stats(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    if !args.config.foreground {
+        return Err(
+            "Can't display statistics if not running in foreground: --foreground has to come first".into()
+        );
+    }
+    let seconds = number(value).ok_or_else(|| format!("Invalid number of seconds: {}", value.display()))?;
+    args.config.stats = (seconds > 0).then_some(Duration::from_secs(seconds));
+    Ok(())
+}
+
+fn log_file(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.log_file = Some(path(value, "log file")?);
+    Ok(())
+}
+
+fn log_size(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    let size = number(value).filter(|size| *size >= LOG_SIZE_MIN);
+    args.config.log_size =
+        size.ok_or_else(|| format!("Invalid --log-size: {} (at least {LOG_SIZE_MIN})", value.display()))?;
+    Ok(())
+}
+
+fn pid_file(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.pid_file = Some(path(value, "PID file")?);
+    Ok(())
+}
+
+fn pcap(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.pcap = Some(path(value, "capture file")?);
+    Ok(())
+}
+
+/// UID, UID:GID, LOGIN or LOGIN:GROUP. Root has to be asked for by number (SPEC §2.2).
+fn runas(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    let invalid = || format!("Invalid --runas option: {}", value.display());
+    let text = value.to_str().ok_or_else(invalid)?;
+    let (user, group) = match text.split_once(':') {
+        None => (text, None),
+        Some((user, group)) => (user, Some(group)),
+    };
+    let user = id(user).filter(|user| *user != Id::Name("root".into())).ok_or_else(invalid)?;
+    let group = group.map(|group| id(group).ok_or_else(invalid)).transpose()?;
+    args.config.runas = Some(RunAs { user, group });
+    Ok(())
+}
+
+fn id(text: &str) -> Option<Id> {
+    if text.is_empty() || text.contains(':') {
+        None
+    } else if text.bytes().all(|b| b.is_ascii_digit()) {
+        // The highest number means "no change" to the kernel.
+        text.parse().ok().filter(|id| *id != u32::MAX).map(Id::Number)
+    } else {
+        Some(Id::Name(text.into()))
+    }
+}
+
+fn chroot_fallback(args: &mut Args) {
+    args.config.chroot_fallback = true;
+}
+
+fn conf_path(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.conf_path = Some(socket_path(value)?);
+    Ok(())
+}
+
+fn stderr(args: &mut Args) {
+    args.config.warnings.push("--stderr will be dropped soon".into());
+}
