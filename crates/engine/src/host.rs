@@ -34,7 +34,8 @@ pub struct Readiness {
 ///
 /// Received bytes stay in the socket until they are discarded; they can be copied out any number of times.
 pub trait TcpSocket {
-    /// Sends from `pieces`, in order; returns how many bytes were taken, at least one.
+    /// Sends from `pieces`, in order; returns how many bytes were taken, at least one. Fewer than all
+    /// means that the socket is full: readiness will be reported.
     ///
     /// # Errors
     /// See [`SocketError`].

@@ -16,6 +16,7 @@ pub mod icmp;
 pub mod link;
 pub mod local;
 pub mod nat;
+pub mod stack;
 pub mod tcp;
 pub mod timer;
 pub mod udp;

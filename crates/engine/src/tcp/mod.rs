@@ -1,1 +1,300 @@
 //! TCP between the guest and sockets of the host (SPEC §6).
+//!
+//! A connection is two halves that share a socket: [`receive`] takes segments of the guest to the socket,
+//! [`send`] takes the socket's bytes to the guest. [`conn`] joins them, [`handshake`] begins them; this
+//! module finds the connection for a segment, an event or a deadline, and ends it.
+
+mod conn;
+mod emit;
+mod handshake;
+mod queue;
+mod receive;
+mod recovery;
+mod rto;
+mod send;
+
+use alloc::{collections::VecDeque, vec::Vec};
+use core::{
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+};
+
+use siphasher::sip::SipHasher13;
+use wire::{
+    frame::Packet,
+    tcp::{Flags, Options, Segment, Seq},
+};
+
+use self::{
+    conn::{Connection, End, Rest},
+    emit::Fields,
+    queue::SlotPool,
+};
+use crate::{
+    flow::{Endpoints, FlowId, Flows, Kind},
+    host::{Host, Readiness, TcpSocket},
+    link::Link,
+    nat::Protocol,
+    stack::Context,
+    timer::Instant,
+};
+
+/// Memory that all receive queues may take together, in bytes.
+const QUEUE_MEMORY: usize = 256 << 20;
+
+/// Counts of what happened to connections since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections begun, from either side.
+    pub opened: u64,
+    /// SYNs refused: bad addresses, no socket, table full.
+    pub refused: u64,
+    /// Connections that ended in a reset of either side.
+    pub reset: u64,
+}
+
+/// All connections of one guest.
+#[derive(Debug)]
+pub struct Tcp<S> {
+    flows: Flows<Connection<S>>,
+    pool: SlotPool,
+    /// To be finished at the end of the batch.
+    touched: Vec<FlowId>,
+    /// With more to send than their turn allowed, or than the link took.
+    runnable: VecDeque<FlowId>,
+    /// For initial sequence numbers.
+    secret: [u8; 16],
+    /// What happened so far.
+    pub counters: Counters,
+}
+
+impl<S: TcpSocket> Tcp<S> {
+    /// An empty table for at most `limit` connections; `hash_key` and `secret` are random.
+    #[must_use]
+    pub fn new(limit: usize, hash_key: [u8; 16], secret: [u8; 16]) -> Self {
+        Self {
+            flows: Flows::new(Kind::Tcp, limit, hash_key),
+            pool: SlotPool::new(QUEUE_MEMORY),
+            touched: Vec::new(),
+            runnable: VecDeque::new(),
+            secret,
+            counters: Counters::default(),
+        }
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// A segment of the guest. What it causes to be sent may wait for [`Tcp::end_batch`].
+    pub fn on_segment<H: Host<Tcp = S>, L: Link>(
+        &mut self,
+        packet: &Packet<'_>,
+        segment: &Segment<'_>,
+        ctx: &mut Context<'_, H, L>,
+    ) {
+        let ends = Endpoints {
+            guest: SocketAddr::new(packet.source, segment.header.source_port.get()),
+            remote: SocketAddr::new(packet.destination, segment.header.destination_port.get()),
+        };
+        let flags = segment.flags();
+        let opens = flags & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN;
+        let found = self.flows.find(&ends).filter(|&id| {
+            // Over already, but for the end of this batch: the ports are free for a new connection.
+            !opens || self.flows.get(id).is_some_and(|connection| !connection.is_finished())
+        });
+        if opens && found.is_none() {
+            if let Some(over) = self.flows.find(&ends) {
+                self.finish(over, ctx);
+            }
+            self.open(ends, segment, ctx);
+        } else if let Some(id) = found {
+            self.step(id, ctx, |connection, pool, ctx| connection.on_segment(segment, pool, ctx));
+        } else if !flags.contains(Flags::RST) {
+            reset_unknown(&ends, segment, ctx);
+        }
+    }
+
+    /// The guest wants to connect (SPEC §6.1).
+    fn open<H: Host<Tcp = S>, L: Link>(
+        &mut self,
+        ends: Endpoints,
+        syn: &Segment<'_>,
+        ctx: &mut Context<'_, H, L>,
+    ) {
+        let valid = ends.guest.port() != 0 && ctx.settings.valid_guest_source(ends.guest.ip());
+        let destination = ctx.settings.to_host(Protocol::Tcp, ends.remote);
+        let (true, Ok(destination), Some(id)) = (valid, destination, self.flows.next_id()) else {
+            self.counters.refused += 1; // no answer (SPEC §6.1.1, R-61)
+            return;
+        };
+        let socket = match ctx.host.tcp_connect(id, destination) {
+            Ok(socket) => socket,
+            Err(_) => {
+                self.counters.refused += 1;
+                reset_unknown(&ends, syn, ctx);
+                return;
+            }
+        };
+        let iss = self.initial_sequence(&ends, ctx.now);
+        let connection = Connection::from_guest(ends, socket, iss, syn, ctx.settings, ctx.now);
+        self.insert(connection, ctx);
+    }
+
+    /// A connection was accepted on the host: `remote` and `guest` are its ends as the guest is to see
+    /// them (SPEC §6.2). The socket comes back as an error if there is no room or the ends are in use.
+    ///
+    /// # Errors
+    /// The socket, to be reset.
+    pub fn accept<H: Host<Tcp = S>, L: Link>(
+        &mut self,
+        ends: Endpoints,
+        mut socket: S,
+        ctx: &mut Context<'_, H, L>,
+    ) -> Result<(), S> {
+        let free = self.flows.find(&ends).is_none();
+        let watched = self.flows.next_id().filter(|&id| free && ctx.host.tcp_watch(id, &socket).is_ok());
+        if watched.is_none() {
+            self.counters.refused += 1;
+            socket.reset_on_close();
+            return Err(socket);
+        }
+        let iss = self.initial_sequence(&ends, ctx.now);
+        let connection = Connection::from_host(ends, socket, iss, ctx);
+        self.insert(connection, ctx);
+        Ok(())
+    }
+
+    fn insert<H: Host<Tcp = S>, L: Link>(&mut self, connection: Connection<S>, ctx: &mut Context<'_, H, L>) {
+        if let Ok(id) = self.flows.insert(connection) {
+            self.counters.opened += 1;
+            self.step(id, ctx, |_, _, _| Ok(()));
+        }
+    }
+
+    /// A connection's socket reported readiness.
+    pub fn on_readiness<H: Host<Tcp = S>, L: Link>(
+        &mut self,
+        id: FlowId,
+        readiness: Readiness,
+        ctx: &mut Context<'_, H, L>,
+    ) {
+        self.step(id, ctx, |connection, pool, ctx| connection.on_readiness(readiness, pool, ctx));
+    }
+
+    /// A connection's deadline came up.
+    pub fn on_deadline<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, ctx: &mut Context<'_, H, L>) {
+        self.step(id, ctx, |connection, _, ctx| connection.on_deadline(id, ctx));
+    }
+
+    /// Sends what the segments and events since the last call have made due: acknowledgments, and data that
+    /// the guest's window lets through.
+    pub fn end_batch<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+        let mut touched = core::mem::take(&mut self.touched);
+        for id in touched.drain(..) {
+            if let Some(connection) = self.flows.get_mut(id) {
+                connection.touched = false;
+                self.finish(id, ctx);
+            }
+        }
+        self.touched = touched; // keep its memory
+    }
+
+    /// Whether connections wait for their turn to send.
+    #[must_use]
+    pub fn has_runnable(&self) -> bool {
+        !self.runnable.is_empty()
+    }
+
+    /// Gives every connection that waits for it a turn. False if the link is full.
+    pub fn run<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> bool {
+        for _ in 0..self.runnable.len() {
+            let Some(id) = self.runnable.pop_front() else { break };
+            if let Some(connection) = self.flows.get_mut(id) {
+                connection.runnable = false;
+                if self.finish(id, ctx) == Rest::LinkFull {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// One step of one connection; it is finished at the end of the batch.
+    fn step<H: Host<Tcp = S>, L: Link>(
+        &mut self,
+        id: FlowId,
+        ctx: &mut Context<'_, H, L>,
+        step: impl FnOnce(&mut Connection<S>, &mut SlotPool, &mut Context<'_, H, L>) -> Result<(), End>,
+    ) {
+        let Some(connection) = self.flows.get_mut(id) else { return };
+        match step(connection, &mut self.pool, ctx) {
+            Ok(()) if connection.touched => {}
+            Ok(()) => {
+                connection.touched = true;
+                self.touched.push(id);
+            }
+            Err(end) => self.end(id, end, ctx),
+        }
+    }
+
+    fn finish<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, ctx: &mut Context<'_, H, L>) -> Rest {
+        let Some(connection) = self.flows.get_mut(id) else { return Rest::Nothing };
+        match connection.finish(ctx) {
+            Ok(rest) => {
+                connection.arm(id, ctx);
+                if rest != Rest::Nothing && !connection.runnable {
+                    connection.runnable = true;
+                    self.runnable.push_back(id);
+                }
+                rest
+            }
+            Err(end) => {
+                self.end(id, end, ctx);
+                Rest::Nothing
+            }
+        }
+    }
+
+    /// Ends a connection on both sides (SPEC §6.7, §6.8).
+    fn end<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, end: End, ctx: &mut Context<'_, H, L>) {
+        let Some(mut connection) = self.flows.remove(id) else { return };
+        connection.receive.release(&mut self.pool);
+        match end {
+            End::Finished => return,
+            End::GuestReset => connection.socket.reset_on_close(),
+            End::Abort | End::SocketFailed(_) => {
+                connection.socket.reset_on_close();
+                let seq = connection.send.max;
+                connection.send_control(seq, Flags::RST | Flags::ACK, ctx).ok();
+            }
+        }
+        self.counters.reset += 1;
+    }
+
+    /// An initial sequence number (RFC 6528): a secret function of the ends plus a clock of 4 us.
+    fn initial_sequence(&self, ends: &Endpoints, now: Instant) -> Seq {
+        let mut hasher = SipHasher13::new_with_key(&self.secret);
+        ends.hash(&mut hasher);
+        Seq((hasher.finish() as u32).wrapping_add((now.as_micros() / 4) as u32))
+    }
+}
+
+/// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; SPEC §6.7, R-59).
+fn reset_unknown<H: Host, L: Link>(ends: &Endpoints, segment: &Segment<'_>, ctx: &mut Context<'_, H, L>) {
+    let (seq, ack, flags) = if segment.flags().contains(Flags::ACK) {
+        (segment.ack(), Seq(0), Flags::RST)
+    } else {
+        (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
+    };
+    let fields = Fields { seq, ack, flags, window: 0, options: Options::default() };
+    emit::bare(ends, fields, ctx).ok();
+}

@@ -1,0 +1,88 @@
+//! Writing segments to the guest.
+
+use core::net::SocketAddr;
+
+use wire::{
+    frame::Outgoing,
+    tcp::{Flags, HEADER_LEN, Header, MAX_OPTIONS_LEN, Options, Seq},
+};
+
+use crate::{
+    flow::Endpoints,
+    host::Host,
+    link::{Full, Link},
+    stack::Context,
+};
+
+/// Hop limit of segments to the guest (SPEC §4).
+const HOP_LIMIT: u8 = 255;
+
+/// The header of one segment, but for what the connection's ends say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields {
+    pub(super) seq: Seq,
+    pub(super) ack: Seq,
+    pub(super) flags: Flags,
+    /// As it stands in the header: scaled.
+    pub(super) window: u16,
+    pub(super) options: Options,
+}
+
+/// The network header of everything sent to the guest on this connection.
+pub(super) fn outgoing<H: Host, L: Link>(ends: &Endpoints, ctx: &Context<'_, H, L>) -> Outgoing {
+    Outgoing {
+        source_mac: ctx.settings.our_mac,
+        destination_mac: ctx.guest.mac,
+        source: ends.remote.ip(),
+        destination: ends.guest.ip(),
+        hop_limit: HOP_LIMIT,
+        traffic_class: 0,
+        flow_label: 0,
+    }
+}
+
+/// Sends a segment whose payload, of up to `max_len` bytes, is put in place by `fill`. What `fill`
+/// returns goes back to the caller; with an error nothing is sent.
+///
+/// # Errors
+/// [`Full`] in place of the result, if the link takes no frame now.
+pub(super) fn with_payload<H: Host, L: Link, E>(
+    ends: &Endpoints,
+    mut fields: Fields,
+    max_len: usize,
+    segment_size: u16,
+    ctx: &mut Context<'_, H, L>,
+    fill: impl FnOnce(&mut [u8], &mut Fields) -> Result<usize, E>,
+) -> Result<Result<usize, E>, Full> {
+    let outgoing = outgoing(ends, ctx);
+    let mut options = [0; MAX_OPTIONS_LEN];
+    let options_len = fields.options.emit(&mut options);
+    let headroom = outgoing.headroom(HEADER_LEN + options_len);
+    let slot = ctx.link.reserve(headroom + max_len.max(wire::ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
+    let payload = slot.get_mut(headroom..headroom + max_len).ok_or(Full)?;
+    let len = match fill(payload, &mut fields) {
+        Ok(len) => len,
+        Err(error) => return Ok(Err(error)),
+    };
+    let header = Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
+    let written = outgoing.tcp(slot, header, &options[..options_len], len, Some(segment_size)).ok_or(Full)?;
+    ctx.link.commit(written.len, &written.offload)?;
+    Ok(Ok(len))
+}
+
+/// Sends a segment without payload.
+///
+/// # Errors
+/// [`Full`], if the link takes no frame now.
+pub(super) fn bare<H: Host, L: Link>(
+    ends: &Endpoints,
+    fields: Fields,
+    ctx: &mut Context<'_, H, L>,
+) -> Result<(), Full> {
+    with_payload(ends, fields, 0, 0, ctx, |_, _| Ok::<_, core::convert::Infallible>(0)).map(|_| ())
+}
+
+fn ports(ends: &Endpoints) -> (u16, u16) {
+    let port = |end: &SocketAddr| end.port();
+    (port(&ends.remote), port(&ends.guest))
+}

@@ -1,0 +1,266 @@
+//! Bytes from the guest that the socket has not taken: refused ones, and ones behind a hole.
+//!
+//! In the common case a connection has no queue at all: in-order bytes go straight from the frame
+//! to the socket. A queue comes into being with the first byte that can't, and goes with the last.
+
+use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
+
+use wire::tcp::{SackBlocks, Seq};
+
+/// Bytes of one slot.
+const SLOT_LEN: usize = 16 * 1024;
+/// Free slots kept for the next user; more are given back to the allocator.
+const SPARE_SLOTS: usize = 64;
+/// Most separate ranges one queue holds; a segment that would make one more is not taken.
+const MAX_RANGES: usize = 128;
+/// Most pieces that are handed to one send.
+pub(super) const MAX_PIECES: usize = 32;
+
+type Slot = Box<[u8]>;
+
+/// Slots shared by all queues, bounded in number.
+#[derive(Debug)]
+pub(super) struct SlotPool {
+    spare: Vec<Slot>,
+    lent: usize,
+    limit: usize,
+}
+
+impl SlotPool {
+    /// A pool that lends at most `bytes` at a time.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { spare: Vec::new(), lent: 0, limit: bytes / SLOT_LEN }
+    }
+
+    fn take(&mut self) -> Option<Slot> {
+        if self.lent >= self.limit {
+            return None;
+        }
+        self.lent += 1;
+        Some(self.spare.pop().unwrap_or_else(|| vec![0; SLOT_LEN].into_boxed_slice()))
+    }
+
+    fn give(&mut self, slot: Slot) {
+        self.lent -= 1;
+        if self.spare.len() < SPARE_SLOTS {
+            self.spare.push(slot);
+        }
+    }
+}
+
+/// A range of sequence space: its first number and the one behind its last.
+type Range = (Seq, Seq);
+
+/// Bytes held for one connection, by sequence number.
+#[derive(Debug)]
+pub(super) struct ReceiveQueue {
+    /// The next byte for the socket; nothing before it is held.
+    base: Seq,
+    /// Where `base` lies in the first slot.
+    head: usize,
+    slots: VecDeque<Option<Slot>>,
+    /// What is held: sorted, apart from each other.
+    held: Vec<Range>,
+    /// A byte of the range that grew last; it is told first (RFC 2018 §4).
+    newest: Seq,
+}
+
+impl ReceiveQueue {
+    pub(super) fn new(base: Seq) -> Self {
+        Self { base, head: 0, slots: VecDeque::new(), held: Vec::new(), newest: base }
+    }
+
+    /// The next byte for the socket.
+    pub(super) fn base(&self) -> Seq {
+        self.base
+    }
+
+    /// Whether nothing is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Bytes that the socket can take next: those from the base up to the first hole.
+    pub(super) fn ready_len(&self) -> u32 {
+        match self.held.first() {
+            Some(&(start, end)) if start == self.base => end - start,
+            _ => 0,
+        }
+    }
+
+    /// Holds `data`, which starts at `seq`, not before the base. Returns how many bytes from the start
+    /// were taken: all, unless memory or the list of ranges is full.
+    pub(super) fn insert(&mut self, seq: Seq, data: &[u8], pool: &mut SlotPool) -> usize {
+        debug_assert!(!seq.before(self.base));
+        let joins =
+            self.held.iter().any(|&(start, end)| !seq.after(end) && !(seq + data.len() as u32).before(start));
+        if data.is_empty() || (!joins && self.held.len() >= MAX_RANGES) {
+            return 0;
+        }
+        let mut stored = 0;
+        while stored < data.len() {
+            let at = self.head + (seq - self.base) as usize + stored;
+            let (index, within) = (at / SLOT_LEN, at % SLOT_LEN);
+            while self.slots.len() <= index {
+                self.slots.push_back(None);
+            }
+            if self.slots[index].is_none() {
+                self.slots[index] = pool.take();
+            }
+            let Some(slot) = &mut self.slots[index] else { break };
+            let len = (SLOT_LEN - within).min(data.len() - stored);
+            slot[within..within + len].copy_from_slice(&data[stored..stored + len]);
+            stored += len;
+        }
+        if stored > 0 {
+            self.note(seq, seq + stored as u32);
+        }
+        stored
+    }
+
+    /// Merges a range into `held`.
+    fn note(&mut self, mut start: Seq, mut end: Seq) {
+        self.newest = start;
+        self.held.retain(|&(other_start, other_end)| {
+            let apart = other_end.before(start) || end.before(other_start);
+            if !apart {
+                start = start.min(other_start);
+                end = end.max(other_end);
+            }
+            apart
+        });
+        let at = self.held.partition_point(|&(other_start, _)| other_start.before(start));
+        self.held.insert(at, (start, end));
+    }
+
+    /// The ready bytes, as pieces for one send; returns how many pieces.
+    pub(super) fn ready_pieces<'a>(&'a self, pieces: &mut [&'a [u8]; MAX_PIECES]) -> usize {
+        let mut left = self.ready_len() as usize;
+        let mut within = self.head;
+        let mut count = 0;
+        for (piece, slot) in pieces.iter_mut().zip(&self.slots) {
+            let Some(slot) = slot else { break };
+            if left == 0 {
+                break;
+            }
+            let len = left.min(SLOT_LEN - within);
+            *piece = &slot[within..within + len];
+            left -= len;
+            within = 0;
+            count += 1;
+        }
+        count
+    }
+
+    /// The socket has everything before `base`, from here or straight from a frame.
+    pub(super) fn advance(&mut self, base: Seq, pool: &mut SlotPool) {
+        self.head += (base - self.base) as usize;
+        self.base = base;
+        self.held.retain_mut(|(start, end)| {
+            *start = start.max(base);
+            start.before(*end)
+        });
+        let passed = (self.head / SLOT_LEN).min(self.slots.len());
+        self.head -= passed * SLOT_LEN;
+        self.slots.drain(..passed).flatten().for_each(|slot| pool.give(slot));
+        if self.held.is_empty() {
+            self.head = 0;
+            self.slots.drain(..).flatten().for_each(|slot| pool.give(slot));
+        }
+    }
+
+    /// The ranges behind the first hole, the newest first (RFC 2018 §4).
+    pub(super) fn sack_blocks(&self) -> SackBlocks {
+        let mut blocks = SackBlocks::default();
+        let behind_hole = || self.held.iter().filter(|&&(start, _)| start != self.base);
+        let is_newest = |&(start, end): &Range| !self.newest.before(start) && self.newest.before(end);
+        for &(start, end) in behind_hole().filter(|range| is_newest(range)) {
+            blocks.push(start, end);
+        }
+        for &(start, end) in behind_hole().filter(|range| !is_newest(range)) {
+            if !blocks.push(start, end) {
+                break;
+            }
+        }
+        blocks
+    }
+
+    /// Gives all slots back.
+    pub(super) fn release(mut self, pool: &mut SlotPool) {
+        self.slots.drain(..).flatten().for_each(|slot| pool.give(slot));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stream(from: u32, len: usize) -> Vec<u8> {
+        (0..len).map(|i| ((from as usize + i) * 31 % 251) as u8).collect()
+    }
+
+    fn drain(queue: &mut ReceiveQueue, at_most: usize, pool: &mut SlotPool) -> Vec<u8> {
+        let mut pieces = [&[][..]; MAX_PIECES];
+        let count = queue.ready_pieces(&mut pieces);
+        let mut bytes: Vec<u8> = pieces[..count].concat();
+        bytes.truncate(at_most);
+        let base = queue.base + bytes.len() as u32;
+        queue.advance(base, pool);
+        bytes
+    }
+
+    #[test]
+    fn blocks_are_told_newest_first() {
+        let mut pool = SlotPool::new(1 << 20);
+        let mut queue = ReceiveQueue::new(Seq(100));
+        queue.insert(Seq(200), &[0; 10], &mut pool);
+        queue.insert(Seq(400), &[0; 10], &mut pool);
+        queue.insert(Seq(300), &[0; 10], &mut pool);
+        let told = [(Seq(300), Seq(310)), (Seq(200), Seq(210)), (Seq(400), Seq(410))];
+        assert_eq!(queue.sack_blocks().as_slice(), told);
+        queue.insert(Seq(100), &[0; 100], &mut pool);
+        assert_eq!(queue.ready_len(), 110);
+        assert_eq!(queue.sack_blocks().as_slice(), [(Seq(300), Seq(310)), (Seq(400), Seq(410))]);
+    }
+
+    #[test]
+    fn an_exhausted_pool_takes_what_it_can() {
+        let mut pool = SlotPool::new(2 * SLOT_LEN);
+        let mut queue = ReceiveQueue::new(Seq(0));
+        assert_eq!(queue.insert(Seq(0), &vec![1; 3 * SLOT_LEN], &mut pool), 2 * SLOT_LEN);
+        queue.release(&mut pool);
+        assert_eq!(pool.lent, 0);
+    }
+
+    proptest! {
+        /// Whatever the order, overlap and duplication of segments, the stream comes out once and in order.
+        #[test]
+        fn any_order_gives_the_stream(
+            origin: u32,
+            mut cuts in prop::collection::vec((0usize..60_000, 1usize..30_000), 1..30),
+            takes in prop::collection::vec(1usize..50_000, 1..40),
+        ) {
+            let total = 70_000;
+            let data = stream(0, total);
+            let mut pool = SlotPool::new(1 << 20);
+            let mut queue = ReceiveQueue::new(Seq(origin));
+            cuts.push((0, total)); // in the end everything was sent
+            let mut out: Vec<u8> = Vec::new();
+            let mut takes = takes.into_iter().cycle();
+            for (start, len) in cuts {
+                let end = (start + len).min(total);
+                let start = start.max(out.len()).min(end);
+                queue.insert(Seq(origin) + start as u32, &data[start..end], &mut pool);
+                out.extend(drain(&mut queue, takes.next().unwrap(), &mut pool));
+            }
+            while queue.ready_len() > 0 {
+                out.extend(drain(&mut queue, takes.next().unwrap(), &mut pool));
+            }
+            prop_assert!(out == data);
+            prop_assert!(queue.is_empty());
+            prop_assert_eq!(pool.lent, 0);
+        }
+    }
+}

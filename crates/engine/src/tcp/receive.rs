@@ -1,0 +1,253 @@
+//! From the guest to the socket: the window, order, and the end of the stream.
+
+use alloc::boxed::Box;
+
+use wire::tcp::{SackBlocks, Seq};
+
+use super::queue::{MAX_PIECES, ReceiveQueue, SlotPool};
+use crate::host::{Errno, SocketError, TcpSocket};
+
+/// The largest window we offer, in bytes, and so the most that one connection can have queued.
+pub(super) const WINDOW: u32 = 1 << 20;
+/// Our window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
+pub(super) const WINDOW_SCALE: u8 = 5;
+const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
+
+/// How soon the guest must hear of what we have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum AckDue {
+    /// Nothing new to tell.
+    #[default]
+    No,
+    /// Soon; a segment with data may carry it.
+    Delayed,
+    /// At the end of this batch of frames.
+    Now,
+}
+
+/// The guest-to-socket half of a connection.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    /// Next sequence number expected: all before it is in the socket or ready in the queue.
+    pub(super) next: Seq,
+    /// Right edge of the window we have offered; it never moves left.
+    edge: Seq,
+    /// The acknowledgment number told last.
+    told: Seq,
+    /// Scale of the windows we tell; zero if the guest did not offer the option.
+    pub(super) scale: u8,
+    /// What the socket did not take, and what lies behind a hole.
+    queue: Option<Box<ReceiveQueue>>,
+    /// The socket took less than it was given; it will report when it can be written again.
+    refused: bool,
+    /// Where the guest's stream ends, once its FIN was seen.
+    fin: Option<Seq>,
+    /// The FIN has been passed on to the socket.
+    shut: bool,
+    /// The FIN has been acknowledged: the peer has everything.
+    pub(super) finished: bool,
+    /// How soon to acknowledge.
+    pub(super) ack: AckDue,
+}
+
+impl Receiver {
+    /// Expects the byte behind the guest's SYN.
+    pub(super) fn new(next: Seq, scale: u8) -> Self {
+        Self {
+            next,
+            edge: next + 0xffff,
+            told: next,
+            scale,
+            queue: None,
+            refused: false,
+            fin: None,
+            shut: false,
+            finished: false,
+            ack: AckDue::No,
+        }
+    }
+
+    /// Whether a segment at `seq` of `len` sequence numbers touches the window (RFC 9293 §3.10.7.4).
+    pub(super) fn acceptable(&self, seq: Seq, len: u32) -> bool {
+        let edge = self.edge.max(self.next + 1);
+        !(seq + len).before(self.next) && seq.before(edge) && (len == 0 || (seq + len).after(self.next))
+    }
+
+    /// Takes in payload at `seq`, already known to touch the window, and the FIN behind it.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub(super) fn accept<S: TcpSocket>(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        socket: &mut S,
+        pool: &mut SlotPool,
+    ) -> Result<(), Errno> {
+        let end = seq + payload.len() as u32;
+        if fin && self.fin.is_none() && !end.before(self.next) {
+            self.fin = Some(end);
+        }
+        // Data behind the guest's FIN is none of its stream.
+        let limit = self.fin.map_or(self.edge, |fin| fin.min(self.edge));
+        let end = end.min(limit);
+        let start = seq.max(self.next);
+        if !payload.is_empty() && start.before(end) {
+            let data = &payload[(start - seq) as usize..(end - seq) as usize];
+            self.store(start, data, socket, pool)?;
+        } else if !payload.is_empty() {
+            self.ack = AckDue::Now; // nothing new: the guest may have missed our acknowledgment
+        }
+        if fin {
+            self.ack = AckDue::Now;
+        }
+        self.pass_fin(socket)
+    }
+
+    fn store<S: TcpSocket>(
+        &mut self,
+        seq: Seq,
+        data: &[u8],
+        socket: &mut S,
+        pool: &mut SlotPool,
+    ) -> Result<(), Errno> {
+        let in_order = seq == self.next;
+        let mut sent = 0;
+        if in_order && !self.refused {
+            sent = self.send(&[data], data.len(), socket)?;
+            self.next += sent as u32;
+            if let Some(queue) = &mut self.queue {
+                queue.advance(self.next, pool);
+            }
+        }
+        if sent < data.len() {
+            let base = self.next;
+            let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
+            queue.insert(seq + sent as u32, &data[sent..], pool);
+        }
+        // A hole may have been filled: what is ready behind it follows at once.
+        self.flush(socket, pool)?;
+        self.ack = match self.next - self.told {
+            // Out of order: at once, so that the guest repairs the hole (RFC 5681 §4.2).
+            _ if !in_order || self.queue.is_some() => AckDue::Now,
+            // Little: let the answer carry the acknowledgment.
+            unacknowledged if unacknowledged < SMALL => self.ack.max(AckDue::Delayed),
+            _ => AckDue::Now,
+        };
+        Ok(())
+    }
+
+    /// Gives the socket what is ready for it.
+    fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut SlotPool) -> Result<(), Errno> {
+        while !self.refused && self.ready_len() > 0 {
+            let Some(queue) = self.queue.take() else { break };
+            let mut pieces = [&[][..]; MAX_PIECES];
+            let count = queue.ready_pieces(&mut pieces);
+            let len = pieces[..count].iter().map(|piece| piece.len()).sum();
+            let sent = self.send(&pieces[..count], len, socket);
+            let queue = self.queue.insert(queue);
+            queue.advance(queue.base() + sent? as u32, pool);
+        }
+        if let Some(queue) = &self.queue {
+            self.next = queue.base() + queue.ready_len();
+            if queue.is_empty() {
+                self.queue = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// One send of `len` bytes; returns how many were taken, and notes it if that was not all.
+    fn send<S: TcpSocket>(&mut self, pieces: &[&[u8]], len: usize, socket: &mut S) -> Result<usize, Errno> {
+        let sent = match socket.send(pieces) {
+            Ok(sent) => sent,
+            Err(SocketError::WouldBlock) => 0,
+            Err(SocketError::Failed(errno)) => return Err(errno),
+        };
+        self.refused = sent < len;
+        Ok(sent)
+    }
+
+    /// The socket can be written again.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub(super) fn on_writable<S: TcpSocket>(
+        &mut self,
+        socket: &mut S,
+        pool: &mut SlotPool,
+    ) -> Result<(), Errno> {
+        if self.refused {
+            self.refused = false;
+            self.flush(socket, pool)?;
+            // The window was closing: tell when there is much room again (RFC 9293 §3.8.6.2.2).
+            if self.edge - self.next < WINDOW / 2 && self.room() >= WINDOW / 2 {
+                self.ack = AckDue::Now;
+            }
+        }
+        self.pass_fin(socket)
+    }
+
+    /// Passes the guest's FIN on when everything before it is in the socket, and acknowledges it when the
+    /// peer has acknowledged all.
+    fn pass_fin<S: TcpSocket>(&mut self, socket: &mut S) -> Result<(), Errno> {
+        if self.finished || self.fin != Some(self.next) || self.ready_len() > 0 {
+            return Ok(());
+        }
+        if !self.shut {
+            match socket.shutdown_write() {
+                Ok(()) => self.shut = true,
+                Err(SocketError::WouldBlock) => return Ok(()),
+                Err(SocketError::Failed(errno)) => return Err(errno),
+            }
+        }
+        if socket.unacknowledged() == 0 {
+            self.finished = true;
+            self.next += 1;
+            self.ack = AckDue::Now;
+        }
+        Ok(())
+    }
+
+    fn ready_len(&self) -> u32 {
+        self.queue.as_ref().map_or(0, |queue| queue.ready_len())
+    }
+
+    /// Bytes that the queue still has room for.
+    fn room(&self) -> u32 {
+        WINDOW.saturating_sub(self.ready_len())
+    }
+
+    /// The window to tell with a segment that is about to be sent, as it stands in the header.
+    pub(super) fn tell_window(&mut self) -> u16 {
+        let edge = self.next + self.room();
+        // No silly windows: the edge moves by a good step or not at all (RFC 9293 §3.8.6.2.2).
+        if edge.after(self.edge) && (edge - self.edge >= WINDOW / 8 || edge - self.next == WINDOW) {
+            self.edge = edge;
+        }
+        let window = if self.edge.after(self.next) { self.edge - self.next } else { 0 };
+        u16::try_from(window >> self.scale).unwrap_or(u16::MAX)
+    }
+
+    /// A segment with our acknowledgment was sent.
+    pub(super) fn was_told(&mut self) {
+        self.told = self.next;
+        self.ack = AckDue::No;
+    }
+
+    /// Ranges held behind a hole.
+    pub(super) fn sack_blocks(&self) -> SackBlocks {
+        self.queue.as_ref().map_or_else(SackBlocks::default, |queue| queue.sack_blocks())
+    }
+
+    /// Gives back what is held.
+    pub(super) fn release(&mut self, pool: &mut SlotPool) {
+        if let Some(queue) = self.queue.take() {
+            queue.release(pool);
+        }
+    }
+}
+
+/// Unacknowledged bytes up to which an acknowledgment may wait for data to carry it.
+const SMALL: u32 = 2048;

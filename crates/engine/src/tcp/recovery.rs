@@ -1,0 +1,175 @@
+//! What the guest has told of holes in what it received, and how they are filled (RFC 2018, RFC 6675).
+
+use alloc::vec::Vec;
+
+use wire::tcp::{SackBlocks, Seq};
+
+/// Most ranges remembered; more are forgotten, which costs a needless retransmission at worst.
+const MAX_RANGES: usize = 64;
+/// Duplicate acknowledgments that mean loss (RFC 5681 §3.2).
+const DUPLICATE_THRESHOLD: u8 = 3;
+
+/// Loss seen on the way to the guest. Exists from the first sign of a hole until all is filled.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// Ranges that the guest holds above the hole: sorted, apart from each other.
+    sacked: Vec<(Seq, Seq)>,
+    duplicates: u8,
+    /// Set while retransmitting: recovery ends when this is acknowledged.
+    point: Option<Seq>,
+    /// Everything in a hole before this was retransmitted.
+    repaired: Seq,
+    /// What had been sent when the retransmission began: if something behind it is told as received while a
+    /// hole stands, the retransmission was lost too.
+    mark: Seq,
+}
+
+impl Recovery {
+    /// Takes in an acknowledgment. `una` is the guest's cumulative acknowledgment, `next` the highest sequence
+    /// number sent so far. Returns whether the guest told something new.
+    pub(super) fn on_ack(&mut self, una: Seq, next: Seq, blocks: &SackBlocks, duplicate: bool) -> bool {
+        let before = self.sacked_bytes();
+        self.sacked.retain_mut(|(start, end)| {
+            *start = start.max(una);
+            start.before(*end)
+        });
+        for &(start, end) in blocks.as_slice() {
+            if start.before(end) && !end.after(next) && end.after(una) {
+                self.note(start.max(una), end);
+            }
+        }
+        if self.point.is_some_and(|point| !una.before(point)) {
+            self.point = None;
+            self.duplicates = 0;
+        }
+        self.repaired = self.repaired.max(una);
+        if self.point.is_some() && self.sacked.last().is_some_and(|&(_, end)| end.after(self.mark)) {
+            self.repaired = una;
+            self.mark = next;
+        }
+        let news = self.sacked_bytes() > before;
+        if duplicate || news {
+            self.duplicates = self.duplicates.saturating_add(1);
+        }
+        news
+    }
+
+    fn note(&mut self, mut start: Seq, mut end: Seq) {
+        self.sacked.retain(|&(other_start, other_end)| {
+            let apart = other_end.before(start) || end.before(other_start);
+            if !apart {
+                start = start.min(other_start);
+                end = end.max(other_end);
+            }
+            apart
+        });
+        if self.sacked.len() < MAX_RANGES {
+            let at = self.sacked.partition_point(|&(other_start, _)| other_start.before(start));
+            self.sacked.insert(at, (start, end));
+        }
+    }
+
+    fn sacked_bytes(&self) -> u32 {
+        self.sacked.iter().map(|&(start, end)| end - start).sum()
+    }
+
+    /// Whether loss is certain enough to retransmit; begins to do so if it is.
+    pub(super) fn begin_if_lost(&mut self, una: Seq, next: Seq, mss: u32) -> bool {
+        if self.point.is_some() {
+            return true;
+        }
+        let lost = self.duplicates >= DUPLICATE_THRESHOLD || self.sacked_bytes() > 3 * mss;
+        if lost {
+            self.point = Some(next);
+            self.repaired = una;
+            self.mark = next;
+        }
+        lost
+    }
+
+    /// The next hole to fill while retransmitting: at most up to the highest byte that the guest holds.
+    /// Without SACK: one segment at the cumulative acknowledgment (RFC 6582).
+    pub(super) fn next_hole(&self, una: Seq, mss: u32) -> Option<(Seq, Seq)> {
+        self.point?;
+        let mut start = self.repaired.max(una);
+        let Some(&(_, highest)) = self.sacked.last() else {
+            return (start == una).then(|| (una, una + mss));
+        };
+        for &(sacked_start, sacked_end) in &self.sacked {
+            if start.before(sacked_start) {
+                return Some((start, sacked_start));
+            }
+            start = start.max(sacked_end);
+        }
+        debug_assert!(!start.before(highest));
+        None
+    }
+
+    /// The part of a hole before `seq` was retransmitted.
+    pub(super) fn repaired_to(&mut self, seq: Seq) {
+        self.repaired = self.repaired.max(seq);
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.point.is_none() && self.sacked.is_empty() && self.duplicates == 0
+    }
+
+    /// For sending on from `seq` after a timeout: where unheld bytes start, and where they end again.
+    pub(super) fn gap_at(&self, mut seq: Seq) -> (Seq, Option<Seq>) {
+        for &(start, end) in &self.sacked {
+            if seq.before(start) {
+                return (seq, Some(start));
+            }
+            seq = seq.max(end);
+        }
+        (seq, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(ranges: &[(u32, u32)]) -> SackBlocks {
+        let mut blocks = SackBlocks::default();
+        for &(start, end) in ranges {
+            blocks.push(Seq(start), Seq(end));
+        }
+        blocks
+    }
+
+    #[test]
+    fn holes_are_filled_once_and_in_order() {
+        let mut recovery = Recovery::default();
+        recovery.on_ack(Seq(0), Seq(100), &blocks(&[(10, 20), (40, 50)]), true);
+        assert!(recovery.begin_if_lost(Seq(0), Seq(100), 5));
+        assert_eq!(recovery.next_hole(Seq(0), 5), Some((Seq(0), Seq(10))));
+        recovery.repaired_to(Seq(10));
+        assert_eq!(recovery.next_hole(Seq(0), 5), Some((Seq(20), Seq(40))));
+        recovery.repaired_to(Seq(40));
+        assert_eq!(recovery.next_hole(Seq(0), 5), None);
+        // Something sent after the retransmission arrived, the hole stands: the retransmission was lost.
+        recovery.on_ack(Seq(0), Seq(120), &blocks(&[(110, 120)]), false);
+        assert_eq!(recovery.next_hole(Seq(0), 5), Some((Seq(0), Seq(10))));
+        recovery.on_ack(Seq(120), Seq(120), &blocks(&[]), false);
+        assert!(recovery.is_over());
+    }
+
+    #[test]
+    fn without_sack_three_duplicates_repair_one_segment() {
+        let mut recovery = Recovery::default();
+        for _ in 0..2 {
+            recovery.on_ack(Seq(7), Seq(100), &blocks(&[]), true);
+            assert!(!recovery.begin_if_lost(Seq(7), Seq(100), 10));
+        }
+        recovery.on_ack(Seq(7), Seq(100), &blocks(&[]), true);
+        assert!(recovery.begin_if_lost(Seq(7), Seq(100), 10));
+        assert_eq!(recovery.next_hole(Seq(7), 10), Some((Seq(7), Seq(17))));
+        recovery.repaired_to(Seq(17));
+        assert_eq!(recovery.next_hole(Seq(7), 10), None);
+        // A partial acknowledgment shows the next hole.
+        recovery.on_ack(Seq(17), Seq(100), &blocks(&[]), false);
+        assert_eq!(recovery.next_hole(Seq(17), 10), Some((Seq(17), Seq(27))));
+    }
+}

@@ -1,0 +1,87 @@
+//! The retransmission timeout (RFC 6298).
+
+use core::time::Duration;
+
+use crate::timer::Instant;
+
+/// Before the first measurement (RFC 6298 §2.1).
+const INITIAL: Duration = Duration::from_secs(1);
+/// The link to a guest is local, but a guest's delayed acknowledgment (up to 200 ms) is not a loss.
+const MIN: Duration = Duration::from_millis(240);
+/// RFC 6298 §2.5.
+const MAX: Duration = Duration::from_secs(120);
+
+/// Round-trip estimation and back-off.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RetransmissionTimeout {
+    /// Smoothed round-trip time and its variation, in microseconds; none before the first measurement.
+    estimate: Option<(u32, u32)>,
+    /// Timeouts since the last progress.
+    backoff: u8,
+}
+
+impl RetransmissionTimeout {
+    /// The timeout now.
+    pub(super) fn duration(&self) -> Duration {
+        let base = match self.estimate {
+            None => INITIAL,
+            Some((smoothed, variation)) => {
+                Duration::from_micros(u64::from(smoothed) + 4 * u64::from(variation)).max(MIN)
+            }
+        };
+        base.saturating_mul(1 << self.backoff.min(16)).min(MAX)
+    }
+
+    /// Takes in a measured round-trip time, of a segment that was sent once (Karn's algorithm).
+    pub(super) fn measured(&mut self, sent: Instant, now: Instant) {
+        let sample = u32::try_from(now.since(sent).as_micros()).unwrap_or(u32::MAX >> 4).min(u32::MAX >> 4);
+        self.estimate = Some(match self.estimate {
+            None => (sample, sample / 2),
+            Some((smoothed, variation)) => {
+                ((7 * smoothed + sample) / 8, (3 * variation + smoothed.abs_diff(sample)) / 4)
+            }
+        });
+    }
+
+    /// The timeout was reached: double it. Returns how often that happened since the last progress.
+    pub(super) fn expired(&mut self) -> u8 {
+        self.backoff = self.backoff.saturating_add(1);
+        self.backoff
+    }
+
+    /// The guest is there: end the back-off.
+    pub(super) fn progress(&mut self) {
+        self.backoff = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn follows_rfc_6298() {
+        let mut rto = RetransmissionTimeout::default();
+        assert_eq!(rto.duration(), INITIAL);
+        let start = Instant::from_micros(0);
+        rto.measured(start, start + Duration::from_millis(400));
+        assert_eq!(rto.duration(), Duration::from_millis(400 + 4 * 200));
+        rto.measured(start, start + Duration::from_millis(400));
+        assert_eq!(rto.duration(), Duration::from_millis(400 + 4 * 150));
+        assert_eq!(rto.expired(), 1);
+        assert_eq!(rto.duration(), Duration::from_millis(2 * (400 + 4 * 150)));
+        rto.progress();
+        assert_eq!(rto.duration(), Duration::from_millis(400 + 4 * 150));
+    }
+
+    #[test]
+    fn stays_between_its_bounds() {
+        let mut rto = RetransmissionTimeout::default();
+        rto.measured(Instant::from_micros(0), Instant::from_micros(10));
+        assert_eq!(rto.duration(), MIN);
+        for _ in 0..255 {
+            rto.expired();
+        }
+        assert_eq!(rto.duration(), MAX);
+    }
+}

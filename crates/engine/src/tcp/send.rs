@@ -1,0 +1,280 @@
+//! From the socket to the guest: sequence numbers in flight, the guest's window, acknowledgments.
+//!
+//! Bytes stay in the socket until the guest has acknowledged them, so this half keeps numbers only.
+
+use alloc::boxed::Box;
+use core::time::Duration;
+
+use wire::tcp::{DEFAULT_MSS, Options, Segment, Seq};
+
+use super::{recovery::Recovery, rto::RetransmissionTimeout};
+use crate::timer::Instant;
+
+/// Largest window of the guest that we make use of, in bytes (SPEC §12).
+const MAX_WINDOW: u32 = 16 << 20;
+/// After a timeout, what is sent before the next acknowledgment, in segments.
+const RESTART_SEGMENTS: u32 = 4;
+/// Acknowledged bytes up to which discarding them from the socket may wait.
+const LAZY_BYTES: u32 = 8192;
+/// Acknowledgments up to which it may wait.
+const LAZY_ACKS: u8 = 16;
+
+/// The socket-to-guest half of a connection.
+#[derive(Debug)]
+pub(super) struct Sender {
+    /// Oldest sequence number not acknowledged by the guest.
+    pub(super) una: Seq,
+    /// Next sequence number to send; moves back to `una` after a timeout.
+    pub(super) next: Seq,
+    /// The one behind the highest ever sent.
+    pub(super) max: Seq,
+    /// Sequence number of the oldest byte in the socket.
+    pub(super) base: Seq,
+    /// The guest's window, scaled up, and the segment that told it.
+    window: u32,
+    window_seq: Seq,
+    window_ack: Seq,
+    scale: u8,
+    /// The guest's maximum segment size, in bytes of payload.
+    pub(super) mss: u16,
+    /// The guest understands SACK.
+    pub(super) sack: bool,
+    /// Where the host's stream ends: the sequence number of our FIN.
+    pub(super) fin: Option<Seq>,
+    /// Loss, while there is some.
+    pub(super) recovery: Option<Box<Recovery>>,
+    pub(super) rto: RetransmissionTimeout,
+    /// When to retransmit, or probe a closed window.
+    pub(super) retransmit_at: Option<Instant>,
+    /// Timeouts since the guest was last heard of.
+    pub(super) unanswered: u8,
+    /// A segment whose round trip is being timed.
+    timed: Option<(Seq, Instant)>,
+    /// After a timeout: bytes that may be in flight, growing until it does not matter.
+    restart: Option<u32>,
+    acks_since_discard: u8,
+}
+
+/// What an acknowledgment meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Acked {
+    /// Of something never sent: to be answered and otherwise ignored (RFC 9293 §3.10.7.4).
+    Unsent,
+    /// Nothing more to do.
+    Fine,
+    /// Holes are to be filled.
+    Loss,
+}
+
+impl Sender {
+    /// A stream that starts with a SYN at `iss`.
+    pub(super) fn new(iss: Seq) -> Self {
+        Self {
+            una: iss,
+            next: iss,
+            max: iss,
+            base: iss + 1,
+            window: 0,
+            window_seq: Seq(0),
+            window_ack: iss,
+            scale: 0,
+            mss: DEFAULT_MSS,
+            sack: false,
+            fin: None,
+            recovery: None,
+            rto: RetransmissionTimeout::default(),
+            retransmit_at: None,
+            unanswered: 0,
+            timed: None,
+            restart: None,
+            acks_since_discard: 0,
+        }
+    }
+
+    /// Takes over what the guest's SYN says. `largest` is what fits a frame of the link's MTU.
+    pub(super) fn on_syn(&mut self, segment: &Segment<'_>, options: &Options, largest: u16) {
+        self.mss = options.mss.unwrap_or(DEFAULT_MSS).clamp(64, largest.max(64));
+        self.scale = options.window_scale.unwrap_or(0);
+        self.sack = options.sack_permitted;
+        self.window = u32::from(segment.window()); // not scaled in a SYN
+        self.window_seq = segment.seq();
+    }
+
+    /// Our SYN was acknowledged.
+    pub(super) fn on_handshake_done(&mut self, now: Instant) {
+        let retried = self.unanswered > 0;
+        self.una = self.max;
+        self.next = self.max;
+        self.unanswered = 0;
+        self.rto.progress();
+        if let Some((_, sent)) = self.timed.take()
+            && !retried
+        {
+            self.rto.measured(sent, now);
+        }
+        self.retransmit_at = None;
+    }
+
+    /// Takes the first scaled window, from the segment that ends the handshake.
+    pub(super) fn take_window(&mut self, segment: &Segment<'_>) {
+        self.window = (u32::from(segment.window()) << self.scale).min(MAX_WINDOW);
+        self.window_seq = segment.seq();
+        self.window_ack = segment.ack();
+    }
+
+    /// The right edge of what may be sent.
+    pub(super) fn edge(&self) -> Seq {
+        let window = self.restart.map_or(self.window, |restart| restart.min(self.window));
+        self.una + window
+    }
+
+    /// The sequence number for a segment without data: one that the guest takes even if its window has shrunk.
+    pub(super) fn acceptable_seq(&self) -> Seq {
+        self.max.min(self.una + self.window.max(1))
+    }
+
+    /// Whether the guest's window is closed.
+    pub(super) fn window_closed(&self) -> bool {
+        self.window == 0
+    }
+
+    /// Whether something waits for the guest's acknowledgment.
+    pub(super) fn in_flight(&self) -> bool {
+        self.una != self.max
+    }
+
+    /// Whether everything including our FIN is acknowledged.
+    pub(super) fn finished(&self) -> bool {
+        self.fin.is_some_and(|fin| self.una.after(fin))
+    }
+
+    /// Something up to `end` was sent.
+    pub(super) fn sent(&mut self, end: Seq, now: Instant) {
+        if end.after(self.max) {
+            self.max = end;
+            if self.timed.is_none() {
+                self.timed = Some((end, now));
+            }
+        }
+        self.next = self.next.max(end);
+        if self.retransmit_at.is_none() {
+            self.retransmit_at = Some(now + self.rto.duration());
+        }
+    }
+
+    /// Takes in the acknowledgment and window of a segment.
+    pub(super) fn on_ack(&mut self, segment: &Segment<'_>, options: &Options, now: Instant) -> Acked {
+        let ack = segment.ack();
+        if ack.after(self.max) {
+            return Acked::Unsent;
+        }
+        self.unanswered = 0;
+        if ack.before(self.una) {
+            return Acked::Fine; // an old segment
+        }
+        let advanced = ack - self.una;
+        let window = (u32::from(segment.window()) << self.scale).min(MAX_WINDOW);
+        let duplicate = advanced == 0
+            && self.in_flight()
+            && segment.payload.is_empty()
+            && segment.sequence_len() == 0
+            && window == self.window;
+        if advanced > 0 {
+            self.advance(ack, advanced, now);
+        }
+        self.update_window(segment, window);
+        self.note_loss(options, duplicate)
+    }
+
+    fn advance(&mut self, ack: Seq, advanced: u32, now: Instant) {
+        self.una = ack;
+        self.next = self.next.max(ack);
+        self.rto.progress();
+        if let Some((seq, sent)) = self.timed
+            && !ack.before(seq)
+        {
+            self.rto.measured(sent, now);
+            self.timed = None;
+        }
+        self.restart =
+            self.restart.map(|bytes| bytes.saturating_add(2 * advanced)).filter(|&bytes| bytes < MAX_WINDOW);
+        self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
+        self.acks_since_discard = self.acks_since_discard.saturating_add(1);
+    }
+
+    fn update_window(&mut self, segment: &Segment<'_>, window: u32) {
+        let seq = segment.seq();
+        let newer =
+            self.window_seq.before(seq) || (self.window_seq == seq && !segment.ack().before(self.window_ack));
+        if newer {
+            self.window = window;
+            self.window_seq = seq;
+            self.window_ack = segment.ack();
+        }
+        // The guest took window back: what lies outside is as good as not sent.
+        if self.next.after(self.una + self.window) {
+            self.next = self.una + self.window;
+            self.timed = None;
+        }
+    }
+
+    fn note_loss(&mut self, options: &Options, duplicate: bool) -> Acked {
+        if self.recovery.is_none() && !duplicate && options.sack.as_slice().is_empty() {
+            return Acked::Fine;
+        }
+        let recovery = self.recovery.get_or_insert_default();
+        recovery.on_ack(self.una, self.max, &options.sack, duplicate);
+        if recovery.begin_if_lost(self.una, self.max, u32::from(self.mss)) {
+            self.timed = None; // Karn's algorithm
+            return Acked::Loss;
+        }
+        if recovery.is_over() || !self.in_flight() {
+            self.recovery = None;
+        }
+        Acked::Fine
+    }
+
+    /// The retransmission time has come, with data outstanding: start over from the oldest byte.
+    /// Returns how often in a row the guest did not answer.
+    pub(super) fn on_timeout(&mut self) -> u8 {
+        self.timed = None;
+        self.rto.expired();
+        self.unanswered = self.unanswered.saturating_add(1);
+        if !self.window_closed() {
+            self.next = self.una;
+            self.recovery = None; // the guest may have thrown away what it told of (RFC 2018 §8)
+            self.restart = Some(RESTART_SEGMENTS * u32::from(self.mss).max(1));
+        }
+        self.unanswered
+    }
+
+    /// Keeps the clock running after a timeout.
+    pub(super) fn restart_timer(&mut self, now: Instant) {
+        self.retransmit_at = Some(now + self.rto.duration());
+    }
+
+    /// How many acknowledged bytes to discard from the socket now; they may wait a little.
+    pub(super) fn discardable(&self) -> u32 {
+        let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
+        let len = if end.after(self.base) { end - self.base } else { 0 };
+        if len >= LAZY_BYTES || self.acks_since_discard >= LAZY_ACKS || self.fin.is_some() { len } else { 0 }
+    }
+
+    /// `len` bytes were discarded.
+    pub(super) fn discarded(&mut self, len: u32) {
+        self.base += len;
+        self.acks_since_discard = 0;
+    }
+}
+
+/// How often a segment is retransmitted without any answer before the connection is given up; with
+/// doubling timeouts that is minutes.
+pub(super) const MAX_UNANSWERED: u8 = 10;
+
+/// When to repeat a SYN or SYN,ACK that was sent `tries` times: each second first, then with doubling gaps
+/// (SPEC §6.2.2). None after the last.
+pub(super) fn syn_timeout(tries: u8) -> Option<Duration> {
+    const LINEAR: u8 = 4;
+    const TOTAL: u8 = 10;
+    (tries <= TOTAL).then(|| Duration::from_secs(1 << tries.saturating_sub(LINEAR)))
+}
