@@ -1,1 +1,188 @@
 //! Services that the guest finds on its link: a question in, an answer out (SPEC §4).
+//!
+//! Each protocol has a module that decides; this one tells them apart and puts headers in front of their
+//! answers.
+
+mod arp;
+mod dhcp;
+mod dhcpv6;
+mod ndp;
+#[cfg(test)]
+mod test;
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use wire::{
+    ethernet::{self, Mac},
+    frame::{Outgoing, Packet, Written},
+    icmp, udp,
+};
+
+use crate::{
+    addr::{Guest, Settings},
+    link::Link,
+};
+
+pub use arp::on_arp;
+pub use ndp::{Advertiser, on_icmpv6};
+
+/// Hop limit of everything that we say ourselves (SPEC §4).
+const HOP_LIMIT: u8 = 255;
+
+/// What became of a frame that was shown to the local services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// It is not for them: the caller goes on with it.
+    NotLocal,
+    /// It was answered.
+    Answered,
+    /// It calls for no answer, or the service is off.
+    Ignored,
+    /// It is malformed, or breaks its protocol's rules: a drop to be counted.
+    Invalid,
+    /// The answer did not go out. The guest will ask again.
+    LinkFull,
+}
+
+impl Outcome {
+    /// Whether the frame was for the local services, so that nobody else looks at it.
+    #[must_use]
+    pub const fn consumed(self) -> bool {
+        !matches!(self, Self::NotLocal)
+    }
+}
+
+/// Answers datagrams to the DHCP servers: to port 67 (SPEC §4.3.1), and to port 547 of a multicast address
+/// (SPEC §4.4.1).
+pub fn on_udp(
+    settings: &Settings,
+    guest: &mut Guest,
+    packet: &Packet<'_>,
+    datagram: &udp::Datagram<'_>,
+    link: &mut impl Link,
+) -> Outcome {
+    let port = datagram.header.destination_port.get();
+    let answered = match (packet.source, packet.destination) {
+        (IpAddr::V4(_), IpAddr::V4(_)) if port == dhcp::SERVER_PORT => {
+            on_dhcp(settings, guest, datagram.payload, link)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination))
+            if port == dhcpv6::SERVER_PORT && destination.is_multicast() =>
+        {
+            on_dhcpv6(settings, guest, source, datagram.payload, link)
+        }
+        _ => return Outcome::NotLocal,
+    };
+    answered.unwrap_or_else(|outcome| outcome)
+}
+
+/// What goes out when the link comes up: questions that make the guest show its hardware address (SPEC
+/// §4.1.3, §4.2). Not to be called while the guest can't hear it.
+pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) {
+    // Both are best effort: the guest's first own frame tells the same.
+    let _ = arp::ask_for_guest(settings, guest, link);
+    let _ = ndp::ask_for_guest(settings, guest, link);
+}
+
+fn on_dhcp(
+    settings: &Settings,
+    guest: &Guest,
+    request: &[u8],
+    link: &mut impl Link,
+) -> Result<Outcome, Outcome> {
+    let reply = dhcp::reply(settings, request)?;
+    let headers = headers(settings, guest, reply.source.into(), reply.destination.into());
+    Ok(send_udp(link, &headers, (dhcp::SERVER_PORT, dhcp::CLIENT_PORT), &reply.message))
+}
+
+fn on_dhcpv6(
+    settings: &Settings,
+    guest: &mut Guest,
+    client: Ipv6Addr,
+    request: &[u8],
+    link: &mut impl Link,
+) -> Result<Outcome, Outcome> {
+    let v6 = settings.v6.as_ref().ok_or(Outcome::Ignored)?;
+    if !settings.valid_guest_source(client.into()) {
+        return Err(Outcome::Invalid);
+    }
+    let reply = dhcpv6::reply(settings, request)?;
+    if let Some(assigned) = reply.assigned {
+        guest.v6 = Some(assigned); // SPEC §5.4
+    }
+    let mut headers = headers(settings, guest, v6.our_link_local.into(), client.into());
+    headers.flow_label = reply.flow_label;
+    Ok(send_udp(link, &headers, (dhcpv6::SERVER_PORT, dhcpv6::CLIENT_PORT), &reply.message))
+}
+
+/// Headers of a packet of our own to the guest.
+fn headers(settings: &Settings, guest: &Guest, source: IpAddr, destination: IpAddr) -> Outgoing {
+    Outgoing {
+        source_mac: settings.our_mac,
+        destination_mac: match destination {
+            IpAddr::V6(destination) if destination.is_multicast() => multicast_mac(destination),
+            _ => guest.mac,
+        },
+        source,
+        destination,
+        hop_limit: HOP_LIMIT,
+        traffic_class: 0,
+        flow_label: 0,
+    }
+}
+
+/// RFC 2464 §7.
+const fn multicast_mac(address: Ipv6Addr) -> Mac {
+    let [.., a, b, c, d] = address.octets();
+    Mac([0x33, 0x33, a, b, c, d])
+}
+
+fn send_udp(link: &mut impl Link, headers: &Outgoing, ports: (u16, u16), payload: &[u8]) -> Outcome {
+    let start = headers.headroom(udp::HEADER_LEN);
+    send(link, start + payload.len(), |slot| {
+        slot.get_mut(start..start + payload.len())?.copy_from_slice(payload);
+        headers.udp(slot, ports, payload.len(), None)
+    })
+}
+
+/// Sends an ICMPv6 message. `body` writes at most `max_len` bytes behind the header and returns how many.
+fn send_icmpv6(
+    link: &mut impl Link,
+    headers: &Outgoing,
+    header: icmp::Header,
+    max_len: usize,
+    body: impl FnOnce(&mut [u8]) -> Option<usize>,
+) -> Outcome {
+    let start = headers.headroom(icmp::HEADER_LEN);
+    send(link, start + max_len, |slot| {
+        let len = body(slot.get_mut(start..)?)?;
+        headers.icmp(slot, header, len)
+    })
+}
+
+/// Sends the frame of at most `len` bytes that `build` writes.
+fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Option<Written>) -> Outcome {
+    let Some(slot) = link.reserve(len.max(ethernet::MIN_FRAME_LEN)) else {
+        return Outcome::LinkFull;
+    };
+    let Some(written) = build(slot) else {
+        return Outcome::Invalid; // the answer to what was asked does not fit any frame
+    };
+    match link.commit(written.len, &written.offload) {
+        Ok(()) => Outcome::Answered,
+        Err(_) => Outcome::LinkFull,
+    }
+}
+
+/// Whether `address` is the guest's own: given to it, or seen in its frames.
+fn is_guests_v4(settings: &Settings, guest: &Guest, address: Ipv4Addr) -> bool {
+    let assigned = settings.v4.as_ref().map(|v4| v4.assigned);
+    [assigned, guest.v4].contains(&Some(address))
+}
+
+/// Whether `address` is the guest's own: given to it, or seen in its frames.
+fn is_guests_v6(settings: &Settings, guest: &Guest, address: Ipv6Addr) -> bool {
+    let assigned = settings.v6.as_ref().and_then(|v6| v6.assigned);
+    [assigned, guest.v6, guest.link_local].contains(&Some(address))
+}

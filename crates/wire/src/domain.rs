@@ -1,0 +1,75 @@
+//! Domain names in wire format (RFC 1035 §3.1).
+
+/// Longest name in wire format, in bytes.
+pub const MAX_LEN: usize = 255;
+
+const MAX_LABEL_LEN: usize = 63;
+
+/// The labels of a name written with dots, one trailing dot allowed. None if it has no label, or if one
+/// of them is empty or over 63 bytes, or if the whole is over [`MAX_LEN`] on the wire.
+pub fn labels(name: &str) -> Option<impl Iterator<Item = &[u8]>> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let valid = name.split('.').all(|label| (1..=MAX_LABEL_LEN).contains(&label.len()));
+    (valid && wire_len(name) <= MAX_LEN).then(|| name.split('.').map(str::as_bytes))
+}
+
+/// Writes a name to the start of `buffer`, uncompressed; returns its length in bytes. None if it is not a
+/// name (see [`labels`]) or does not fit.
+pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
+    let mut at = 0;
+    for label in labels(name)? {
+        let place = buffer.get_mut(at..at + 1 + label.len())?;
+        place[0] = label.len() as u8;
+        place[1..].copy_from_slice(label);
+        at += place.len();
+    }
+    *buffer.get_mut(at)? = 0;
+    Some(at + 1)
+}
+
+/// Length of a name without its trailing dot: each dot and the start stand for a length byte, then comes the
+/// root.
+const fn wire_len(name: &str) -> usize {
+    name.len() + 2
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::{string::String, vec::Vec};
+
+    use super::*;
+
+    fn encoded(name: &str) -> Option<Vec<u8>> {
+        let mut buffer = [0xaa; 300];
+        encode(name, &mut buffer).map(|len| buffer[..len].to_vec())
+    }
+
+    #[test]
+    fn a_name_is_its_labels_and_the_root() {
+        let expected = b"\x05guest\x07example\x04test\x00".to_vec();
+        assert_eq!(encoded("guest.example.test").as_ref(), Some(&expected));
+        assert_eq!(encoded("guest.example.test."), Some(expected));
+        assert_eq!(encoded("a"), Some(b"\x01a\x00".to_vec()));
+    }
+
+    #[test]
+    fn what_is_not_a_name_is_refused() {
+        let long = String::from_utf8([b'x'; 64].to_vec()).unwrap();
+        for name in ["", ".", "..", ".a", "a..b", long.as_str()] {
+            assert_eq!(encoded(name), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_those_of_the_wire() {
+        let label = String::from_utf8([b'x'; 63].to_vec()).unwrap();
+        assert!(encoded(&label).is_some());
+        let mut name = [label.as_str(); 4].join("."); // 4 * 63 + 3 = 255 characters
+        assert_eq!(encoded(&name), None);
+        name.truncate(253);
+        assert_eq!(encoded(&name).map(|bytes| bytes.len()), Some(MAX_LEN));
+        let mut small = [0; 2];
+        assert_eq!(encode("a", &mut small), None);
+    }
+}
