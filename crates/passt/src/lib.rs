@@ -1,17 +1,16 @@
 //! The program: command line, host discovery, privileges, links, reactor, sockets.
 #![forbid(unsafe_code)]
 
-use std::{
-    io::{Write, stderr, stdout},
-    process::ExitCode,
-};
+use std::io::Write;
+use std::process::ExitCode;
 
-use cli::Invocation;
-use config::Config;
+use anyhow::Context;
+use sys::tap::{Offloads, TapDevice};
 
 pub mod cli;
 pub mod config;
 pub mod host;
+mod identity;
 mod io;
 mod link;
 mod listen;
@@ -22,31 +21,104 @@ pub mod plan;
 mod shard;
 mod stage;
 
+use config::{Config, GuestLink, Target, Verbosity};
+use pasta::{Guest, Lifetime};
+use pcap::Capture;
+use plan::Plan;
+use shard::{Setup, Shard};
+use stage::{Boot, PidFile};
+
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
 pub fn main() -> ExitCode {
-    match cli::parse(std::env::args_os(), host::ephemeral_ports) {
-        Ok(Invocation::Run(config)) => run(*config),
-        Ok(Invocation::Help(text) | Invocation::Version(text) | Invocation::Capabilities(text)) => {
-            show(&text)
+    let config = match cli::parse(std::env::args_os(), host::ephemeral_ports) {
+        Ok(cli::Invocation::Run(config)) => config,
+        Ok(
+            cli::Invocation::Help(text)
+            | cli::Invocation::Version(text)
+            | cli::Invocation::Capabilities(text),
+        ) => {
+            return print(&text);
         }
         Err(error) => {
-            // With standard error closed, the exit status has to say it all.
-            let _ = writeln!(stderr(), "{error}");
+            // If that can't be told, the exit status still says it.
+            drop(writeln!(std::io::stderr(), "{error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::start(config.mode.name(), config.verbosity);
+    match run(&config) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            log::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Does what was asked for.
-fn run(_config: Config) -> ExitCode {
-    ExitCode::FAILURE
-}
-
-/// Writes a text to standard output, all of it, before the program ends.
-fn show(text: &str) -> ExitCode {
-    let mut out = stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+/// Prints what was asked for instead of any work, whole.
+fn print(text: &str) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// The life of the process, from what was asked to the reason of its end.
+fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
+    let inherited = match config.passt.link {
+        GuestLink::Fd(fd) => Some(fd),
+        GuestLink::Probe | GuestLink::Path(_) => None,
+    };
+    let boot = Boot::new(inherited)?;
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    let facts = host::Facts::gather().context("can't find out about the host's network")?;
+    let plan = plan::plan(config, &facts)?;
+    tell(&plan);
+
+    let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let capture = config.pcap.as_deref().map(open_capture).transpose()?;
+
+    let (prepared, guest) = boot.join_guest(config)?;
+    let tap = make_tap(&guest, &plan)?;
+    let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
+    let shard = Shard::new(Setup { tap, capture })?;
+
+    let confined = prepared.confine()?;
+    let _detached = confined.detach(config.foreground, pid_file)?;
+    if let Target::Spawn { .. } = config.pasta.target {
+        lifetime.release_command();
+        // The terminal is the command's now; whoever debugs us wants to see both.
+        if config.verbosity < Verbosity::Debug {
+            logging::leave_stderr();
+        }
+    }
+    shard.run(lifetime)
+}
+
+fn tell(plan: &Plan) {
+    for note in &plan.notes {
+        log::log!(note.level, "{}", note.text);
+    }
+    for line in plan.summary() {
+        log::info!("{line}");
+    }
+    log::debug!("{plan:#?}");
+}
+
+fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
+    Capture::create(path).with_context(|| format!("can't open capture file {} (--pcap)", path.display()))
+}
+
+/// Makes the link, from within the guest's namespace.
+fn make_tap(guest: &Guest, plan: &Plan) -> anyhow::Result<Option<TapDevice>> {
+    let Some(plan) = &plan.namespace else { return Ok(None) };
+    guest.namespace.within(|| {
+        let tap = TapDevice::create(&plan.ifname, Offloads::all())
+            .context("can't set up a tap device in the namespace")?;
+        log::debug!("tap device {}: {:?}", tap.name, tap.offloads);
+        Ok(Some(tap))
+    })
 }

@@ -1,0 +1,141 @@
+//! Which user we run as (SPEC §10.2).
+
+use anyhow::{Context, bail};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, getegid, geteuid, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitySets, Gid, Uid, capabilities, set_capabilities, set_keep_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+use sys::passwd::{User, group_by_name, user_by_name};
+
+use crate::config::{Id, RunAs};
+
+/// Whom root changes to where nobody says otherwise.
+const UNPRIVILEGED: &str = "nobody";
+
+/// Which user we run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Identity {
+    /// Our caller's: an ordinary user, or root of a user namespace, who is one outside.
+    Callers,
+    /// The one of `--runas`, which a command of ours runs as, too.
+    Asked(User),
+    /// An unprivileged one instead of root; a command of ours stays root's.
+    InsteadOfRoot(User),
+}
+
+impl Identity {
+    /// Decides by what was asked and who called. Looks at the user database, so it comes while that can be seen.
+    pub(crate) fn choose(asked: Option<&RunAs>) -> anyhow::Result<Self> {
+        if let Some(asked) = asked {
+            return resolve(asked).map(Self::Asked);
+        }
+        if !geteuid().is_root() || !in_initial_user_namespace() {
+            return Ok(Self::Callers);
+        }
+        let user = user_by_name(UNPRIVILEGED)
+            .with_context(|| format!("can't look up user {UNPRIVILEGED}"))?
+            .with_context(|| {
+                format!("started as root, and there is no user {UNPRIVILEGED} to change to (--runas)")
+            })?;
+        Ok(Self::InsteadOfRoot(user))
+    }
+}
+
+/// Whether ids here are those of the machine: user namespaces of others map but some of them.
+fn in_initial_user_namespace() -> bool {
+    // Without the file there are no user namespaces either.
+    std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_identity(&map))
+}
+
+fn is_identity(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn resolve(asked: &RunAs) -> anyhow::Result<User> {
+    let user = match &asked.user {
+        Id::Number(uid) => User { uid: *uid, gid: *uid },
+        Id::Name(name) if name == "root" => {
+            bail!("invalid --runas option: root, by this name, is not accepted")
+        }
+        Id::Name(name) => user_by_name(name)
+            .with_context(|| format!("can't look up user '{name}' (--runas)"))?
+            .with_context(|| format!("invalid --runas option: no user '{name}'"))?,
+    };
+    let gid = match &asked.group {
+        None => user.gid,
+        Some(Id::Number(gid)) => *gid,
+        Some(Id::Name(name)) => group_by_name(name)
+            .with_context(|| format!("can't look up group '{name}' (--runas)"))?
+            .with_context(|| format!("invalid --runas option: no group '{name}'"))?,
+    };
+    Ok(User { gid, ..user })
+}
+
+/// Takes on a user's ids, with no supplementary groups. Capabilities stay as they are: those that the way to the
+/// guest's namespace needs are dropped after it.
+///
+/// The process must have one thread: ids belong to threads.
+pub(crate) fn change_to(user: User) -> anyhow::Result<()> {
+    if (geteuid().as_raw(), getegid().as_raw()) == (user.uid, user.gid) && !geteuid().is_root() {
+        return Ok(());
+    }
+    let explain =
+        || format!("can't change to user {} and group {}: this needs root's rights", user.uid, user.gid);
+    match set_thread_groups(&[]) {
+        // In user namespaces groups often can't be dropped.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(error) => return Err(error).with_context(explain),
+    }
+    set_keep_capabilities(true).with_context(explain)?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_res_gid(gid, gid, gid).with_context(explain)?;
+    set_thread_res_uid(uid, uid, uid).with_context(explain)?;
+    set_keep_capabilities(false).with_context(explain)?;
+    let sets = capabilities(None).with_context(explain)?;
+    set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets }).with_context(explain)?;
+    // The change has left /proc/self to root; the way to the namespace leads through it.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).with_context(explain)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runas(user: Id, group: Option<Id>) -> anyhow::Result<User> {
+        resolve(&RunAs { user, group })
+    }
+
+    fn name(name: &str) -> Id {
+        Id::Name(name.into())
+    }
+
+    /// SPEC §2.2, `--runas`: the four forms.
+    #[test]
+    fn runas_takes_numbers_and_names() {
+        assert_eq!(runas(Id::Number(0), None).unwrap(), User { uid: 0, gid: 0 });
+        assert_eq!(runas(Id::Number(12), None).unwrap(), User { uid: 12, gid: 12 });
+        assert_eq!(runas(Id::Number(12), Some(Id::Number(13))).unwrap(), User { uid: 12, gid: 13 });
+        let nobody = user_by_name("nobody").unwrap().unwrap();
+        assert_eq!(runas(name("nobody"), None).unwrap(), nobody);
+        assert_eq!(runas(name("nobody"), Some(name("root"))).unwrap(), User { gid: 0, ..nobody });
+    }
+
+    #[test]
+    fn runas_refuses_root_by_name_and_the_unknown() {
+        for (user, group) in [("root", None), ("no such user", None), ("nobody", Some(name("no such group")))]
+        {
+            let error = runas(name(user), group).unwrap_err();
+            assert!(error.to_string().contains("--runas"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_map_of_everything_is_the_initial_one() {
+        assert!(is_identity("         0          0 4294967295\n"));
+        assert!(!is_identity("         0       1000          1\n"));
+        assert!(!is_identity("0 1000 1\n1 100000 65536\n"));
+    }
+}

@@ -1,0 +1,190 @@
+//! What ends us: signals, the command's end, the namespace's end (SPEC §1.4, §1.6).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
+use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
+use sys::signal::{Received, SignalFd};
+
+use super::quit::Watch;
+use super::spawn::Spawned;
+
+/// Signals that end us, or the command, with grace.
+const ENDING: [Signal; 2] = [Signal::TERM, Signal::QUIT];
+/// What a command of ours makes us take notice of, besides.
+const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::INT, Signal::HUP, Signal::CHILD];
+
+/// Why we end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Somebody asked us to.
+    Asked,
+    /// The namespace we served is gone.
+    NamespaceGone,
+    /// The command ended with this status: its own, or 128 and the number of the signal that killed it.
+    Command(u8),
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Asked | Exit::NamespaceGone => Self::SUCCESS,
+            Exit::Command(status) => Self::from(status),
+        }
+    }
+}
+
+/// One of the descriptors of a [`Lifetime`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Signals are pending.
+    Signals,
+    /// There may be news of the namespace.
+    Namespace,
+}
+
+/// The event sources that can end the process.
+#[derive(Debug)]
+pub(crate) struct Lifetime {
+    signals: SignalFd,
+    watch: Option<Watch>,
+    command: Option<Spawned>,
+    /// The signal in whose name the command was killed.
+    killed_by: Option<Signal>,
+}
+
+impl Lifetime {
+    /// Blocks the signals concerned and takes over guard of command and namespace. To be made after the command
+    /// was spawned: it is to start with our caller's signal mask.
+    pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>) -> anyhow::Result<Self> {
+        let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &ENDING };
+        sys::signal::block(signals).context("can't block signals")?;
+        let signals = SignalFd::new(signals).context("can't open a descriptor for signals")?;
+        Ok(Self { signals, watch, command, killed_by: None })
+    }
+
+    /// Lets the command start, if we have one.
+    pub(crate) fn release_command(&mut self) {
+        if let Some(command) = &mut self.command {
+            command.release();
+        }
+    }
+
+    /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_event`] has something to do.
+    /// To be added to an epoll set in the process that will wait, not before a fork: an epoll set watches the
+    /// signals of the process that added the descriptor.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
+        let watch = self.watch.as_ref().map(|watch| (Source::Namespace, watch.as_fd()));
+        [(Source::Signals, self.signals.as_fd())].into_iter().chain(watch)
+    }
+
+    /// Looks at what there is at `source`; `Some` if that was the end.
+    pub(crate) fn on_event(&mut self, source: Source) -> Option<Exit> {
+        match source {
+            Source::Signals => self.on_signals(),
+            Source::Namespace => {
+                let watch = self.watch.as_ref().filter(|watch| watch.gone())?;
+                log::info!("network namespace {} is gone, exiting", watch.name());
+                Some(Exit::NamespaceGone)
+            }
+        }
+    }
+
+    fn on_signals(&mut self) -> Option<Exit> {
+        loop {
+            match self.signals.read() {
+                Ok(Some(signal)) => {
+                    if let Some(exit) = self.on_signal(signal) {
+                        return Some(exit);
+                    }
+                }
+                Ok(None) => return None,
+                Err(error) => {
+                    log::error!("can't read signals: {error}");
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn on_signal(&mut self, received: Received) -> Option<Exit> {
+        let signal = Signal::from_named_raw(received.number)?;
+        let Some(command) = &mut self.command else { return Some(Exit::Asked) };
+        if signal == Signal::CHILD {
+            return self.reap();
+        }
+        let sent = !received.from_kernel;
+        match with_own_capabilities(|| command.pass_on(signal, sent)) {
+            Ok(true) => self.killed_by = Some(signal),
+            Ok(false) => {}
+            Err(error) => log::warn!("can't pass signal {} on to the command: {error}", received.number),
+        }
+        None
+    }
+
+    /// Reaps all children that have ended, also those we never started (SPEC §1.5.9).
+    fn reap(&mut self) -> Option<Exit> {
+        let command = self.command.as_ref()?.pid();
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid == command => {
+                    return Some(Exit::Command(exit_status(status, self.killed_by)));
+                }
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// As shells count: the status, or 128 and the signal (SPEC §1.4). A command that we killed in the name of a
+/// signal died of that one.
+fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
+    let signal = status.terminating_signal();
+    let signal =
+        if signal == Some(Signal::KILL.as_raw()) { killed_by.map(Signal::as_raw).or(signal) } else { signal };
+    let number = signal.map_or_else(|| status.exit_status().unwrap_or(1), |signal| 128 + signal);
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+/// Does `work` with the capabilities effective that we may have: see [`crate::stage`] for the one that is left
+/// where root's command is served by another user.
+fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    let before = capabilities(None)?;
+    if before.permitted.is_empty() {
+        return work();
+    }
+    set_capabilities(None, CapabilitySets { effective: before.permitted, ..before })?;
+    let result = work();
+    set_capabilities(None, before)?;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SPEC §1.4.
+    #[test]
+    fn statuses_are_those_of_a_shell() {
+        let of = |mut command: std::process::Command| {
+            let child = command.spawn().unwrap();
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1
+        };
+        let sh = |script: &str| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", script]);
+            of(command)
+        };
+        assert_eq!(exit_status(sh("exit 7"), None), 7);
+        assert_eq!(exit_status(sh("exit 255"), None), 255);
+        let killed = sh("kill -9 $$");
+        assert_eq!(exit_status(killed, None), 137);
+        assert_eq!(exit_status(killed, Some(Signal::TERM)), 143);
+        assert_eq!(exit_status(sh("kill -15 $$"), Some(Signal::INT)), 143);
+    }
+}

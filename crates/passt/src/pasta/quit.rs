@@ -1,0 +1,235 @@
+//! Quitting when the namespace goes away (SPEC §1.6).
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::fs::{AtFlags, inotify};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+/// A namespace under observation: a descriptor that becomes readable when there may be news.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    /// What is watched, for people.
+    name: String,
+    means: Means,
+}
+
+#[derive(Debug)]
+enum Means {
+    /// Readable once the process has ended.
+    Process(OwnedFd),
+    /// Deletions in the directory of the namespace's file.
+    Deletions { inotify: OwnedFd, entry: Entry },
+    /// A look every second, where the file system tells nothing: proc, sysfs, devpts.
+    Timer { timer: OwnedFd, entry: Entry },
+}
+
+/// A name in a directory that is held open.
+#[derive(Debug)]
+struct Entry {
+    directory: OwnedFd,
+    name: OsString,
+}
+
+impl Watch {
+    /// Watches the process behind `pidfd`, in whose namespace, called `name`, we are.
+    pub(crate) fn process(pidfd: OwnedFd, name: String) -> Self {
+        Self { name, means: Means::Process(pidfd) }
+    }
+
+    /// Watches the file of a namespace, by the best means there is.
+    pub(crate) fn path(path: &Path) -> anyhow::Result<Self> {
+        let explain = || format!("can't watch network namespace {}", path.display());
+        let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?.to_owned();
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let means = if let Some(pidfd) = process_of(parent, &name) {
+            Means::Process(pidfd)
+        } else {
+            let directory = File::open(parent).with_context(explain)?.into();
+            Means::of(Entry { directory, name }, parent).with_context(explain)?
+        };
+        Ok(Self { name: path.display().to_string(), means })
+    }
+
+    /// What is watched, for people.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// To be called when the descriptor is readable: whether the namespace is gone.
+    pub(crate) fn gone(&self) -> bool {
+        let news = match &self.means {
+            Means::Process(_) => return true,
+            Means::Deletions { inotify, entry } => read_deletions(inotify, entry),
+            Means::Timer { timer, entry } => {
+                rustix::io::read(timer, &mut [0_u8; 8]).map(|_| !entry.exists()).map_err(io::Error::from)
+            }
+        };
+        news.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                log::debug!("can't read news of namespace {}: {error}", self.name);
+            }
+            false
+        })
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.means {
+            Means::Process(fd) | Means::Deletions { inotify: fd, .. } | Means::Timer { timer: fd, .. } => {
+                fd.as_fd()
+            }
+        }
+    }
+}
+
+impl Means {
+    fn of(entry: Entry, parent: &Path) -> io::Result<Self> {
+        if !tells_nothing(&entry.directory) {
+            match watch_deletions(parent) {
+                Ok(inotify) => return Ok(Self::Deletions { inotify, entry }),
+                Err(error) => log::debug!("inotify: {error}, looking every second instead"),
+            }
+        }
+        Ok(Self::Timer { timer: start_timer()?, entry })
+    }
+}
+
+/// The process that `/proc/PID/ns/net` belongs to, if that is what the path is.
+fn process_of(parent: &Path, name: &OsString) -> Option<OwnedFd> {
+    let real: PathBuf = parent.canonicalize().ok()?;
+    let pid = real.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns")?.parse().ok()?;
+    if name != "net" {
+        return None;
+    }
+    pidfd_open(Pid::from_raw(pid).filter(|_| pid > 0)?, PidfdFlags::empty()).ok()
+}
+
+/// Whether entries of this file system come and go without an inotify event.
+fn tells_nothing(directory: &OwnedFd) -> bool {
+    const PROC: u64 = 0x9fa0;
+    const SYSFS: u64 = 0x6265_6572;
+    const DEVPTS: u64 = 0x1cd1;
+    rustix::fs::fstatfs(directory).is_ok_and(|fs| [PROC, SYSFS, DEVPTS].contains(&(fs.f_type as u64)))
+}
+
+fn watch_deletions(directory: &Path) -> io::Result<OwnedFd> {
+    use inotify::{CreateFlags, WatchFlags};
+    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(
+        &inotify,
+        directory,
+        WatchFlags::DELETE | WatchFlags::DELETE_SELF | WatchFlags::ONLYDIR,
+    )?;
+    Ok(inotify)
+}
+
+/// Reads all events there are (R-38: several may come at once).
+fn read_deletions(inotify: &OwnedFd, entry: &Entry) -> io::Result<bool> {
+    use inotify::ReadFlags;
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
+    let mut reader = inotify::Reader::new(inotify, &mut buffer);
+    loop {
+        let event = match reader.next() {
+            Ok(event) => event,
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let named = event.file_name().is_some_and(|name| name.to_bytes() == entry.name.as_bytes());
+        if named || event.events().contains(ReadFlags::DELETE_SELF) {
+            return Ok(true);
+        }
+        if event.events().contains(ReadFlags::QUEUE_OVERFLOW) && !entry.exists() {
+            return Ok(true);
+        }
+    }
+}
+
+fn start_timer() -> io::Result<OwnedFd> {
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+    let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+    let every_second = Itimerspec { it_interval: second, it_value: second };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &every_second)?;
+    Ok(timer)
+}
+
+impl Entry {
+    /// A name that may not be looked at counts as there.
+    fn exists(&self) -> bool {
+        let found = rustix::fs::statat(&self.directory, self.name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
+        matches!(found, Ok(_) | Err(Errno::ACCESS | Errno::PERM))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    /// Waits for news, ten seconds at most.
+    fn wait(watch: &Watch) -> bool {
+        let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+        poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&limit)).unwrap() == 1
+    }
+
+    /// the one that counts is the last of several events.
+    #[test]
+    fn the_deletion_of_a_file_is_seen_among_others() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "ns"] {
+            File::create(dir.path().join(name)).unwrap();
+        }
+        let watch = Watch::path(&dir.path().join("ns")).unwrap();
+        assert!(matches!(watch.means, Means::Deletions { .. }), "{watch:?}");
+        assert!(!watch.gone());
+        std::fs::remove_file(dir.path().join("a")).unwrap();
+        assert!(wait(&watch));
+        assert!(!watch.gone());
+        std::fs::remove_file(dir.path().join("b")).unwrap();
+        std::fs::remove_file(dir.path().join("ns")).unwrap();
+        assert!(wait(&watch));
+        assert!(watch.gone());
+    }
+
+    /// procfs has no events; its processes have.
+    #[test]
+    fn a_path_in_procfs_is_its_process() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let watch = Watch::path(Path::new(&format!("/proc/{}/ns/net", child.id()))).unwrap();
+        assert!(matches!(watch.means, Means::Process(_)), "{watch:?}");
+        drop(child.stdin.take());
+        assert!(wait(&watch));
+        assert!(watch.gone());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn other_entries_of_procfs_are_looked_at_every_second() {
+        let watch = Watch::path(Path::new("/proc/self/task")).unwrap();
+        assert!(matches!(watch.means, Means::Timer { .. }), "{watch:?}");
+        assert!(wait(&watch));
+        assert!(!watch.gone());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let error = Watch::path(Path::new("/nonexistent/ns")).unwrap_err();
+        assert!(format!("{error:#}").contains("/nonexistent/ns"), "{error:#}");
+    }
+}
