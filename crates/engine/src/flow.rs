@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 use core::{
-    hash::{Hash, Hasher},
+    hash::{BuildHasher, Hash, Hasher},
     net::SocketAddr,
 };
 
@@ -19,6 +19,8 @@ pub enum Kind {
     Udp = 2,
     /// A ping socket.
     Ping = 3,
+    /// A UDP flow: one remote of a guest endpoint. It has a deadline, but no socket of its own.
+    UdpFlow = 4,
 }
 
 /// Names a flow for good: a slot's next tenant has another generation.
@@ -58,6 +60,7 @@ impl FlowId {
             1 => Kind::Tcp,
             2 => Kind::Udp,
             3 => Kind::Ping,
+            4 => Kind::UdpFlow,
             _ => return None,
         };
         Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
@@ -199,6 +202,17 @@ impl<T: Keyed> Flows<T> {
 
     fn hash(&self, key: &T::Key) -> u64 {
         hash(&self.hash_key, key)
+    }
+}
+
+/// Makes the keyed hash of other tables that the guest or the network choose the keys of.
+#[derive(Clone, Debug)]
+pub(crate) struct HashKey(pub(crate) [u8; 16]);
+
+impl BuildHasher for HashKey {
+    type Hasher = SipHasher13;
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_key(&self.0)
     }
 }
 

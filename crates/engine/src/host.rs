@@ -17,7 +17,8 @@ pub enum SocketError {
     Failed(Errno),
 }
 
-/// What a socket was reported ready for; edge-triggered, so each edge is reported once.
+/// What a socket was reported ready for: edge-triggered for stream sockets, so that each edge is reported once;
+/// level-triggered for datagram and ping sockets, so that what is left is reported again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Bytes, a datagram, or the end of the stream can be read.
@@ -73,7 +74,7 @@ pub trait TcpSocket {
     fn reset_on_close(&mut self);
 }
 
-/// Where sockets come from. The sockets report readiness under the flow's id, edge-triggered.
+/// Where sockets come from. The sockets report readiness under the flow's id, see [`Readiness`].
 pub trait Host {
     /// A stream socket.
     type Tcp: TcpSocket;
@@ -100,6 +101,12 @@ pub trait Host {
     /// # Errors
     /// No socket can be had.
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
+
+    /// Has a listening datagram socket report its readiness under `flow`.
+    ///
+    /// # Errors
+    /// It can't be watched; the caller drops it.
+    fn udp_watch(&mut self, flow: FlowId, socket: &Self::Udp) -> Result<(), Errno>;
 
     /// Opens a ping socket towards `destination`, with echo identifier `id` if that is free, else any.
     ///

@@ -99,6 +99,9 @@ pub struct Deadline {
 }
 
 impl Deadline {
+    /// None set, none queued.
+    pub const NONE: Self = Self { due: None, queued: None };
+
     /// Sets or clears the deadline.
     pub fn set<K: Ord + Copy>(&mut self, due: Option<Instant>, timers: &mut Timers<K>, key: K) {
         self.due = due;

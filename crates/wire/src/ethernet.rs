@@ -1,6 +1,6 @@
 //! Ethernet II (IEEE 802.3 clause 3).
 
-use core::fmt;
+use core::{fmt, net::IpAddr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
@@ -17,6 +17,22 @@ pub struct Mac(pub [u8; 6]);
 impl Mac {
     /// All stations.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// Where packets to a multicast address go on a link (RFC 1112 §6.4, RFC 2464 §7); none for any other address.
+    #[must_use]
+    pub const fn of_multicast(address: IpAddr) -> Option<Self> {
+        match address {
+            IpAddr::V4(v4) if v4.is_multicast() => {
+                let [_, a, b, c] = v4.octets();
+                Some(Self([0x01, 0x00, 0x5e, a & 0x7f, b, c]))
+            }
+            IpAddr::V6(v6) if v6.is_multicast() => {
+                let [.., a, b, c, d] = v6.octets();
+                Some(Self([0x33, 0x33, a, b, c, d]))
+            }
+            _ => None,
+        }
+    }
 
     /// Whether the group bit is set (broadcast included).
     #[must_use]

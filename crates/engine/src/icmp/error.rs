@@ -1,0 +1,181 @@
+//! Errors that the host's sockets met, told to the guest as ICMP messages (SPEC §4.6, §7.4).
+
+use core::net::{IpAddr, SocketAddr};
+
+use wire::{
+    frame::{Outgoing, Written},
+    icmp::{Header, v4, v6},
+    ipv4, ipv6, protocol,
+};
+use zerocopy::IntoBytes;
+
+use crate::{
+    addr::{Guest, Settings},
+    host::{Errno, Host},
+    link::Link,
+    stack::Context,
+};
+
+/// Longest quote of a packet's payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
+pub const MAX_QUOTE: usize = 1280 - 2 * ipv6::HEADER_LEN - 2 * TRANSPORT_LEN;
+/// The same for ICMPv4: 576 bytes in all (RFC 1812 §4.3.2.3).
+const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
+/// Length of an ICMP header, and of the part of a UDP or echo header that is quoted, in bytes.
+const TRANSPORT_LEN: usize = 8;
+/// Hop limit of packets of our own making.
+const HOP_LIMIT: u8 = 255;
+
+/// An entry of a socket's error queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuedError {
+    /// To whom the datagram had been sent; the port is zero for ping.
+    pub destination: SocketAddr,
+    /// Local address that the error was sent to, if known.
+    pub local: Option<IpAddr>,
+    /// The ICMP message that told it, of the destination's family; none for an error of the host's own.
+    pub report: Option<Report>,
+    /// Who sent the ICMP message, if known.
+    pub offender: Option<IpAddr>,
+    /// How many bytes of what was sent are known.
+    pub quoted: usize,
+}
+
+/// What an ICMP error message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// MTU in bytes, for "fragmentation needed" and "packet too big".
+    pub mtu: u32,
+}
+
+/// The packet that met an error, as the guest had sent it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quote<'a> {
+    /// From where.
+    pub(crate) guest: IpAddr,
+    /// To where.
+    pub(crate) remote: IpAddr,
+    /// UDP, ICMP or ICMPv6.
+    pub(crate) protocol: u8,
+    /// Its UDP or echo header.
+    pub(crate) header: [u8; TRANSPORT_LEN],
+    /// What is known of its payload.
+    pub(crate) payload: &'a [u8],
+}
+
+impl Report {
+    /// What a router would say where the host refuses to send; none if the guest has no use for it.
+    pub(crate) const fn of_refusal(errno: Errno, v4: bool) -> Option<Self> {
+        const EPERM: i32 = 1;
+        const EACCES: i32 = 13;
+        const ENETUNREACH: i32 = 101;
+        const EHOSTUNREACH: i32 = 113;
+        let (kind, code) = match (errno.0, v4) {
+            (ENETUNREACH, true) => (v4::UNREACHABLE, 0),
+            (EHOSTUNREACH, true) => (v4::UNREACHABLE, 1),
+            (EPERM | EACCES, true) => (v4::UNREACHABLE, 13),
+            (ENETUNREACH, false) => (v6::UNREACHABLE, 0),
+            (EHOSTUNREACH, false) => (v6::UNREACHABLE, 3),
+            (EPERM | EACCES, false) => (v6::UNREACHABLE, 1),
+            _ => return None,
+        };
+        Some(Self { kind, code, mtu: 0 })
+    }
+
+    /// The last four bytes of the message's header.
+    const fn rest(self, v4: bool) -> u32 {
+        const FRAGMENTATION_NEEDED: u8 = 4;
+        match (v4, self.kind, self.code) {
+            (true, v4::UNREACHABLE, FRAGMENTATION_NEEDED) => self.mtu & 0xffff,
+            (false, v6::PACKET_TOO_BIG, _) => self.mtu,
+            _ => 0,
+        }
+    }
+}
+
+/// Who tells the guest of an error: the offender as the guest knows it (SPEC §5.3.4), or the one that the guest had
+/// written to, which the host knows as `peer`.
+pub(crate) fn shown_offender(
+    settings: &Settings,
+    guest: &Guest,
+    offender: Option<IpAddr>,
+    peer: IpAddr,
+    remote: IpAddr,
+) -> IpAddr {
+    offender
+        .filter(|&offender| offender != peer)
+        .and_then(|offender| settings.source_to_guest(guest, offender))
+        .filter(|shown| shown.is_ipv4() == remote.is_ipv4())
+        .unwrap_or(remote)
+}
+
+/// Our own address, for errors that we tell in a router's place; the remote's if we have none.
+pub(crate) fn router(settings: &Settings, remote: IpAddr) -> IpAddr {
+    match remote {
+        IpAddr::V4(_) => settings.v4.as_ref().and_then(|v4| v4.our_address).map(IpAddr::V4),
+        IpAddr::V6(_) => settings.v6.as_ref().map(|v6| IpAddr::V6(v6.our_link_local)),
+    }
+    .unwrap_or(remote)
+}
+
+/// Sends the guest an error message from `source` about the packet in `quote`. No error is sent about packets to a
+/// group (RFC 1122 §3.2.2, RFC 4443 §2.4).
+pub(crate) fn tell<H: Host, L: Link>(
+    cx: &mut Context<'_, H, L>,
+    source: IpAddr,
+    report: Report,
+    quote: &Quote<'_>,
+) {
+    let group = quote.remote.is_multicast() || matches!(quote.remote, IpAddr::V4(v4) if v4.is_broadcast());
+    if group {
+        return;
+    }
+    let frame = Outgoing {
+        source_mac: cx.settings.our_mac,
+        destination_mac: cx.guest.mac,
+        source,
+        destination: quote.guest,
+        hop_limit: HOP_LIMIT,
+        traffic_class: 0,
+        flow_label: 0,
+    };
+    let room = frame.headroom(TRANSPORT_LEN) + ipv6::HEADER_LEN + TRANSPORT_LEN + MAX_QUOTE;
+    let Some(slot) = cx.link.reserve(room) else { return };
+    if let Some(written) = write(slot, &frame, report, quote) {
+        // An error message may be lost as any other packet.
+        let _full = cx.link.commit(written.len, &written.offload);
+    }
+}
+
+fn write(slot: &mut [u8], frame: &Outgoing, report: Report, quote: &Quote<'_>) -> Option<Written> {
+    let v4 = quote.guest.is_ipv4();
+    let payload = &quote.payload[..quote.payload.len().min(if v4 { MAX_QUOTE_V4 } else { MAX_QUOTE })];
+    let upper_len = TRANSPORT_LEN + payload.len();
+    let mut at = frame.headroom(TRANSPORT_LEN);
+    let start = at;
+    let mut put = |bytes: &[u8]| -> Option<()> {
+        slot.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+        at += bytes.len();
+        Some(())
+    };
+    match (quote.guest, quote.remote) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            put(ipv4::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, upper_len).as_bytes())?;
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            put(ipv6::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, 0, upper_len).as_bytes())?;
+        }
+        _ => return None,
+    }
+    put(&quote.header)?;
+    put(payload)?;
+    frame.icmp(slot, Header::new(report.kind, report.code, report.rest(v4)), at - start)
+}
+
+/// The protocol number of echo messages of a family.
+pub(crate) const fn echo_protocol(v4: bool) -> u8 {
+    if v4 { protocol::ICMP } else { protocol::ICMPV6 }
+}

@@ -1,0 +1,310 @@
+//! Ping: echo requests of the guest over ping sockets of the host (SPEC §4.5), and error messages to the guest.
+
+mod error;
+
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use wire::{
+    ethernet,
+    frame::{MAX_LEN, Outgoing, Packet},
+    icmp::{HEADER_LEN, Header, Message, v4, v6},
+    ipv4, ipv6,
+};
+use zerocopy::IntoBytes;
+
+pub use error::{MAX_QUOTE, QueuedError, Report};
+pub(crate) use error::{Quote, router, shown_offender, tell};
+
+use crate::{
+    flow::{FlowId, Flows, Keyed, Kind},
+    host::{Errno, Host, Readiness, SocketError},
+    link::Link,
+    nat::Protocol,
+    stack::Context,
+    timer::Deadline,
+    udp::Received,
+};
+
+/// A ping ends after this long without a request or reply (SPEC §4.5).
+const IDLE: Duration = Duration::from_secs(60);
+/// Most errors taken from a socket before others get their turn.
+const VISIT: usize = 32;
+/// Hop limit shown when the host does not tell what it received.
+const UNKNOWN_HOP_LIMIT: u8 = 255;
+
+/// An echo request to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// To whom; the port is zero.
+    pub destination: SocketAddr,
+    /// The message's header. The socket puts its own identifier and the checksum in.
+    pub header: &'a Header,
+    /// What follows the header.
+    pub payload: &'a [u8],
+    /// Time to live or hop limit; not zero.
+    pub hop_limit: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+}
+
+/// A non-blocking, unconnected ping socket (`SOCK_DGRAM`, `IPPROTO_ICMP` or `IPPROTO_ICMPV6`).
+pub trait PingSocket {
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. A failure may also be that of an earlier request, told once; nothing was sent then.
+    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError>;
+
+    /// Receives a message, header and payload, into `buffer`. With an empty buffer, drops one.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. A failure may also be that of an earlier request, told once.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
+
+    /// Takes an entry of the error queue, with the first bytes of the message that met the error, header first.
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
+
+    /// Clears a pending error that has no entry in the queue.
+    fn take_error(&mut self) -> Option<Errno>;
+}
+
+/// Echo messages that were not carried, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// From the guest: source or destination is not allowed (SPEC §5.2, R-100).
+    pub invalid: u64,
+    /// No room for another flow, or the host gave no socket.
+    pub no_room: u64,
+    /// The host's socket was full, or refused to send.
+    pub not_sent: u64,
+    /// The link to the guest was full.
+    pub link_full: u64,
+    /// From the host: no reply to us, or too long.
+    pub undeliverable: u64,
+}
+
+/// All pings.
+#[derive(Debug)]
+pub struct Ping<S> {
+    flows: Flows<Flow<S>>,
+    counters: Counters,
+}
+
+/// Requests of one identifier from one guest address to one destination.
+#[derive(Debug)]
+struct Flow<S> {
+    key: Key,
+    /// The destination on the host's side.
+    peer: SocketAddr,
+    socket: S,
+    deadline: Deadline,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    guest: IpAddr,
+    remote: IpAddr,
+    id: u16,
+}
+
+impl<S> Keyed for Flow<S> {
+    type Key = Key;
+    fn key(&self) -> Key {
+        self.key
+    }
+}
+
+impl<S: PingSocket> Ping<S> {
+    /// No flow; at most `limit` of them. `hash_key` is random.
+    #[must_use]
+    pub fn new(limit: usize, hash_key: [u8; 16]) -> Self {
+        Self { flows: Flows::new(Kind::Ping, limit, hash_key), counters: Counters::default() }
+    }
+
+    /// Echo messages that were not carried.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many flows there are.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// An ICMP message of the guest. All but echo requests are ignored.
+    pub fn on_message<H: Host<Ping = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        packet: &Packet<'_>,
+        message: &Message<'_>,
+    ) {
+        let request = if packet.source.is_ipv4() { v4::ECHO_REQUEST } else { v6::ECHO_REQUEST };
+        if message.header.kind != request || message.header.code != 0 {
+            return;
+        }
+        let id = message.header.echo_id();
+        let key = Key { guest: packet.source, remote: packet.destination, id };
+        let Some(id) = self.flows.find(&key).or_else(|| self.open(cx, key)) else { return };
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
+        let request = Request {
+            destination: flow.peer,
+            header: message.header,
+            payload: message.payload,
+            hop_limit: packet.hop_limit.max(1),
+            traffic_class: packet.traffic_class,
+        };
+        let mut result = flow.socket.send(&request);
+        if matches!(result, Err(SocketError::Failed(_))) {
+            // Perhaps the error of an earlier request: it is told once, and then the way is free.
+            self.tell_errors(cx, id);
+            let Some(flow) = self.flows.get_mut(id) else { return };
+            result = flow.socket.send(&request);
+        }
+        let Err(error) = result else { return };
+        self.counters.not_sent += 1;
+        if let SocketError::Failed(errno) = error
+            && let Some(report) = Report::of_refusal(errno, key.guest.is_ipv4())
+        {
+            let router = router(cx.settings, key.remote);
+            tell(cx, router, report, &quote(key, *message.header, message.payload));
+        }
+    }
+
+    /// A socket is ready.
+    pub fn on_socket_event<H: Host<Ping = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        readiness: Readiness,
+    ) {
+        if readiness.error {
+            self.tell_errors(cx, id);
+        }
+        if readiness.readable && self.receive(cx, id).is_err() {
+            self.tell_errors(cx, id);
+        }
+    }
+
+    /// The time of a flow may have come.
+    pub fn on_timer<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        if flow.deadline.reached(cx.now, cx.timers, id) {
+            self.flows.remove(id);
+        }
+    }
+
+    fn open<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, key: Key) -> Option<FlowId> {
+        let peer = cx.settings.to_host(Protocol::Ping, SocketAddr::new(key.remote, 0)).ok();
+        let Some(peer) = peer.filter(|_| cx.settings.valid_guest_source(key.guest)) else {
+            self.counters.invalid += 1;
+            return None;
+        };
+        let id = self.flows.next_id().and_then(|id| {
+            let socket = cx.host.ping_open(id, peer.ip(), key.id).ok()?;
+            self.flows.insert(Flow { key, peer, socket, deadline: Deadline::NONE }).ok()
+        });
+        if id.is_none() {
+            self.counters.no_room += 1;
+        }
+        id
+    }
+
+    /// Takes one message from a socket, to the guest or, if the link is full, to nowhere.
+    fn receive<H: Host<Ping = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+    ) -> Result<(), Errno> {
+        let Some(flow) = self.flows.get_mut(id) else { return Ok(()) };
+        let v4 = flow.key.guest.is_ipv4();
+        let at = ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+        let slot = cx.link.reserve(MAX_LEN);
+        let full = slot.is_none();
+        let slot = slot.unwrap_or_default();
+        let received = match flow.socket.receive(slot.get_mut(at..).unwrap_or_default()) {
+            Ok(received) => received,
+            Err(SocketError::WouldBlock) => return Ok(()),
+            Err(SocketError::Failed(errno)) => return Err(errno),
+        };
+        if full {
+            self.counters.link_full += 1;
+            return Ok(());
+        }
+        // Several may answer a request to a group.
+        let source = if received.from.ip() == flow.peer.ip() {
+            Some(flow.key.remote)
+        } else {
+            cx.settings.source_to_guest(cx.guest, received.from.ip())
+        };
+        let reply = if v4 { v4::ECHO_REPLY } else { v6::ECHO_REPLY };
+        let message = slot.get(at..at + received.len).and_then(Message::parse).map(|message| *message.header);
+        let message = message.filter(|header| header.kind == reply && !received.truncated);
+        let (Some(source), Some(message)) = (source, message) else {
+            self.counters.undeliverable += 1;
+            return Ok(());
+        };
+        flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
+        let frame = Outgoing {
+            source_mac: cx.settings.our_mac,
+            destination_mac: cx.guest.mac,
+            source,
+            destination: flow.key.guest,
+            hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
+            traffic_class: received.traffic_class,
+            flow_label: 0,
+        };
+        let header = Header::new(reply, 0, echo(flow.key.id, message.echo_sequence()));
+        let Some(written) = frame.icmp(slot, header, received.len - HEADER_LEN) else {
+            self.counters.undeliverable += 1;
+            return Ok(());
+        };
+        if cx.link.commit(written.len, &written.offload).is_err() {
+            self.counters.link_full += 1;
+        }
+        Ok(())
+    }
+
+    /// Tells the guest of the errors that its requests met, and leaves the socket without any.
+    fn tell_errors<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
+        for taken in 0..VISIT {
+            let Some(flow) = self.flows.get_mut(id) else { return };
+            let Some(error) = flow.socket.take_queued_error(&mut bytes) else {
+                if taken == 0 {
+                    // Nothing to tell, but a pending error would be reported for ever.
+                    let _cleared = flow.socket.take_error();
+                }
+                return;
+            };
+            let quoted = bytes.get(..error.quoted).and_then(Message::parse);
+            let (Some(report), Some(message)) = (error.report, quoted) else { continue };
+            let (key, peer) = (flow.key, flow.peer.ip());
+            let source = shown_offender(cx.settings, cx.guest, error.offender, peer, key.remote);
+            tell(cx, source, report, &quote(key, *message.header, message.payload));
+        }
+    }
+}
+
+const fn echo(id: u16, sequence: u16) -> u32 {
+    (id as u32) << 16 | sequence as u32
+}
+
+/// What an error message quotes of a request, with the identifier that the guest knows. The checksum is left out.
+fn quote(key: Key, header: Header, payload: &[u8]) -> Quote<'_> {
+    let header = Header::new(header.kind, header.code, echo(key.id, header.echo_sequence()));
+    let mut bytes = [0; HEADER_LEN];
+    bytes.copy_from_slice(header.as_bytes());
+    Quote {
+        guest: key.guest,
+        remote: key.remote,
+        protocol: error::echo_protocol(key.guest.is_ipv4()),
+        header: bytes,
+        payload,
+    }
+}

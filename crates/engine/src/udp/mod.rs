@@ -1,0 +1,528 @@
+//! UDP (SPEC §7): one unconnected host socket per guest endpoint, so that whoever the guest has not written to
+//! before can answer it too, as at a host's own socket (endpoint-independent mapping and filtering, RFC 4787 §4.1, §5).
+//!
+//! A *flow* is what one guest endpoint exchanges with one remote. Flows carry the address translation, the timeouts
+//! and the errors; the socket stays while flows of it live. Listeners of forwarding rules stay for good, and answers of
+//! the guest to what came in through a listener leave through it.
+
+mod listener;
+mod socket;
+mod table;
+
+use alloc::collections::BTreeMap;
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use wire::{
+    ethernet::Mac,
+    frame::{MAX_LEN, Outgoing, Packet},
+    ipv4, ipv6,
+    offload::{Offload, SegmentKind},
+    protocol, udp,
+};
+use zerocopy::{IntoBytes, big_endian::U16};
+
+pub use listener::Listener;
+pub use socket::{Outbound, Received, UdpSocket};
+pub use table::Limits;
+
+use crate::{
+    addr::{Guest, Settings},
+    flow::{Endpoints, FlowId, Flows, Keyed, Kind},
+    host::{Errno, Host, Readiness, SocketError},
+    icmp::{self, QueuedError, Quote, Report},
+    link::Link,
+    nat::Protocol,
+    stack::Context,
+    timer::Instant,
+};
+use table::{Direction, Flow, PeerKey, Table};
+
+/// Most datagrams (or trains) taken from a socket, and most errors, before others get their turn.
+const VISIT: u8 = 32;
+/// A socket that is visited again within this time has a stream to deliver: more is taken at a time.
+const STREAMING: Duration = Duration::from_micros(50);
+/// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
+const ORDINALS: u8 = 4;
+/// Hop limit shown when the host does not tell what it received.
+const UNKNOWN_HOP_LIMIT: u8 = 255;
+
+/// Datagrams that were not carried, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// From the guest: source or destination is not allowed (SPEC §5.2, R-100).
+    pub invalid: u64,
+    /// No room for another flow or socket, or the host gave no socket.
+    pub no_room: u64,
+    /// The host's socket was full, or refused to send.
+    pub not_sent: u64,
+    /// The link to the guest was full.
+    pub link_full: u64,
+    /// From the host: longer than an IP packet, or from an address that can't be shown.
+    pub undeliverable: u64,
+}
+
+/// All UDP sockets and flows.
+#[derive(Debug)]
+pub struct Udp<S> {
+    sockets: Flows<Socket<S>>,
+    /// How many of the sockets belong to guest endpoints.
+    endpoints: usize,
+    /// Listeners on any address whose port leads to the same port of the guest, by family (true: IPv4) and port.
+    same_port: BTreeMap<(bool, u16), FlowId>,
+    flows: Table,
+    limits: Limits,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Socket<S> {
+    io: S,
+    role: Role,
+    /// How many flows go through it.
+    flows: usize,
+    /// Whether the last datagram was IPv4: where the next one's payload will probably go.
+    v4: bool,
+    last_visit: Instant,
+    last_taken: u8,
+}
+
+#[derive(Debug)]
+enum Role {
+    /// Everything of one guest endpoint, or those flows that a socket of a lower number can't tell apart.
+    Endpoint {
+        guest: SocketAddr,
+        ordinal: u8,
+    },
+    Listener(Listener),
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum SocketKey {
+    Endpoint(SocketAddr, u8),
+    Listener(usize, u16),
+}
+
+impl<S> Keyed for Socket<S> {
+    type Key = SocketKey;
+    fn key(&self) -> SocketKey {
+        match &self.role {
+            Role::Endpoint { guest, ordinal } => SocketKey::Endpoint(*guest, *ordinal),
+            Role::Listener(listener) => SocketKey::Listener(listener.rule, listener.port),
+        }
+    }
+}
+
+impl<S> Socket<S> {
+    fn new(io: S, role: Role, v4: bool) -> Self {
+        Self { io, role, flows: 0, v4, last_visit: Instant::default(), last_taken: 0 }
+    }
+
+    /// How many datagrams to take now. A request or an answer comes alone, and a second look at the socket would find
+    /// nothing.
+    fn batch(&mut self, now: Instant) -> u8 {
+        let streaming = now.since(self.last_visit) <= STREAMING;
+        self.last_visit = now;
+        if streaming { self.last_taken.saturating_mul(2).clamp(1, VISIT) } else { 1 }
+    }
+}
+
+impl<S: UdpSocket> Udp<S> {
+    /// No socket, no flow. `hash_key` is random.
+    #[must_use]
+    pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
+        Self {
+            sockets: Flows::new(Kind::Udp, usize::MAX, hash_key),
+            endpoints: 0,
+            same_port: BTreeMap::new(),
+            flows: Table::new(limits, hash_key),
+            limits,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Datagrams that were not carried.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many flows there are.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Takes in the socket of a forwarding rule's port.
+    ///
+    /// # Errors
+    /// The socket can't be watched.
+    pub fn listen<H: Host<Udp = S>>(
+        &mut self,
+        host: &mut H,
+        listener: Listener,
+        socket: S,
+    ) -> Result<(), Errno> {
+        const ENFILE: Errno = Errno(23);
+        let id = self.sockets.next_id().ok_or(ENFILE)?;
+        host.udp_watch(id, &socket)?;
+        for v4 in listener.same_port_families() {
+            self.same_port.entry((v4, listener.port)).or_insert(id);
+        }
+        let v4 = !matches!(listener.address, Some(IpAddr::V6(_)));
+        self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| ENFILE)?;
+        Ok(())
+    }
+
+    /// A datagram of the guest, or with segmentation in `offload` a train of them.
+    pub fn on_datagram<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        packet: &Packet<'_>,
+        datagram: &udp::Datagram<'_>,
+        offload: &Offload,
+    ) {
+        let endpoints = Endpoints {
+            guest: SocketAddr::new(packet.source, datagram.header.source_port.get()),
+            remote: SocketAddr::new(packet.destination, datagram.header.destination_port.get()),
+        };
+        let known = self.flows.find(&endpoints);
+        let Some(id) = known.or_else(|| self.open_flow(cx, endpoints)) else { return };
+        let Some(flow) = self.flows.get(id) else { return };
+        let outbound = Outbound {
+            destination: flow.peer,
+            source: flow.local,
+            hop_limit: packet.hop_limit.max(1),
+            traffic_class: packet.traffic_class,
+            payload: datagram.payload,
+            segment_size: segment_size(offload, datagram.payload.len()),
+        };
+        let socket = flow.socket;
+        self.flows.touch(id, Direction::Out, cx.now, cx.timers);
+        self.send(cx, socket, endpoints, &outbound);
+    }
+
+    /// A socket is ready.
+    pub fn on_socket_event<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        readiness: Readiness,
+    ) {
+        if readiness.error {
+            self.tell_errors(cx, id);
+        }
+        if !readiness.readable {
+            return;
+        }
+        let Some(socket) = self.sockets.get_mut(id) else { return };
+        let mut taken = 0;
+        for _ in 0..socket.batch(cx.now) {
+            match self.receive(cx, id) {
+                Ok(()) => taken += 1,
+                Err(SocketError::WouldBlock) => break,
+                Err(SocketError::Failed(_)) => {
+                    self.tell_errors(cx, id);
+                    break;
+                }
+            }
+        }
+        if let Some(socket) = self.sockets.get_mut(id) {
+            socket.last_taken = taken;
+        }
+    }
+
+    /// The time of a flow may have come.
+    pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let Some(flow) = self.flows.expire(id, cx.now, cx.timers) else { return };
+        let Some(socket) = self.sockets.get_mut(flow.socket) else { return };
+        socket.flows -= 1;
+        if socket.flows == 0 && matches!(socket.role, Role::Endpoint { .. }) {
+            self.sockets.remove(flow.socket);
+            self.endpoints -= 1;
+        }
+    }
+
+    /// A flow that the guest begins.
+    fn open_flow<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        endpoints: Endpoints,
+    ) -> Option<FlowId> {
+        let guest = endpoints.guest;
+        let peer = cx.settings.to_host(Protocol::Udp, endpoints.remote).ok();
+        let valid = cx.settings.valid_guest_source(guest.ip()) && guest.port() != 0;
+        let Some(peer) = peer.filter(|_| valid) else {
+            self.counters.invalid += 1;
+            return None;
+        };
+        let flow = (self.flows.len() < self.limits.flows)
+            .then(|| self.socket_for(cx, guest, peer))
+            .flatten()
+            .and_then(|socket| self.insert(Flow::new(endpoints, peer, socket)));
+        if flow.is_none() {
+            self.counters.no_room += 1;
+        }
+        flow
+    }
+
+    fn insert(&mut self, flow: Flow) -> Option<FlowId> {
+        let socket = self.sockets.get_mut(flow.socket)?;
+        let id = self.flows.insert(flow)?;
+        socket.flows += 1;
+        Some(id)
+    }
+
+    /// A socket by which `guest` can write to `peer`, and by which answers of that peer are known to belong to the new
+    /// flow only (Q8).
+    fn socket_for<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        guest: SocketAddr,
+        peer: SocketAddr,
+    ) -> Option<FlowId> {
+        if cx.settings.guest_destination(cx.guest, guest.ip()) == Some(guest.ip())
+            && let Some(&socket) = self.same_port.get(&(guest.is_ipv4(), guest.port()))
+            && self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none()
+        {
+            return Some(socket);
+        }
+        for ordinal in 0..ORDINALS {
+            let Some(socket) = self.sockets.find(&SocketKey::Endpoint(guest, ordinal)) else {
+                return self.open_socket(cx.host, guest, ordinal);
+            };
+            if self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none() {
+                return Some(socket);
+            }
+        }
+        None
+    }
+
+    fn open_socket<H: Host<Udp = S>>(
+        &mut self,
+        host: &mut H,
+        guest: SocketAddr,
+        ordinal: u8,
+    ) -> Option<FlowId> {
+        if self.endpoints >= self.limits.endpoints {
+            return None;
+        }
+        let id = self.sockets.next_id()?;
+        let io = host.udp_open(id, guest.ip(), guest.port()).ok()?;
+        let role = Role::Endpoint { guest, ordinal };
+        let id = self.sockets.insert(Socket::new(io, role, guest.is_ipv4())).ok()?;
+        self.endpoints += 1;
+        Some(id)
+    }
+
+    fn send<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        endpoints: Endpoints,
+        outbound: &Outbound<'_>,
+    ) {
+        let Some(socket) = self.sockets.get_mut(id) else { return };
+        let mut result = socket.io.send(outbound);
+        if matches!(result, Err(SocketError::Failed(_))) {
+            // Perhaps the error of an earlier datagram: it is told once, and then the way is free.
+            self.tell_errors(cx, id);
+            let Some(socket) = self.sockets.get_mut(id) else { return };
+            result = socket.io.send(outbound);
+        }
+        let Err(error) = result else { return };
+        self.counters.not_sent += 1;
+        if let SocketError::Failed(errno) = error
+            && let Some(report) = Report::of_refusal(errno, endpoints.guest.is_ipv4())
+        {
+            let router = icmp::router(cx.settings, endpoints.remote.ip());
+            icmp::tell(cx, router, report, &quote(endpoints, outbound.payload));
+        }
+    }
+
+    /// Takes one datagram or train from a socket, to the guest or, if the link is full, to nowhere.
+    fn receive<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+    ) -> Result<(), SocketError> {
+        let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
+        let Some(slot) = cx.link.reserve(MAX_LEN) else {
+            self.counters.link_full += 1;
+            return socket.io.receive(&mut []).map(drop);
+        };
+        // A dual-stack socket may get it wrong: then the payload is moved, see below.
+        let guessed = headroom(socket.v4);
+        let Some(room) = slot.get_mut(guessed..MAX_LEN) else { return Err(SocketError::WouldBlock) };
+        let received = socket.io.receive(room)?;
+        socket.v4 = received.from.is_ipv4();
+        let at = headroom(socket.v4);
+        let end = guessed + received.len;
+        let too_long = received.truncated || at + received.len > MAX_LEN;
+        let role = &socket.role;
+        let Some((guest, shown)) =
+            (if too_long { None } else { role.addresses(cx.settings, cx.guest, &received) })
+        else {
+            self.counters.undeliverable += 1;
+            return Ok(());
+        };
+        let Some(flow) = self.flow_from(id, guest, shown, &received) else { return Ok(()) };
+        self.flows.touch(flow, Direction::In, cx.now, cx.timers);
+        let Some(flow) = self.flows.get(flow) else { return Ok(()) };
+        if at != guessed {
+            slot.copy_within(guessed..end, at);
+        }
+        let group = received.destination.filter(|address| address.is_multicast());
+        let destination = group.unwrap_or(guest.ip());
+        let frame = Outgoing {
+            source_mac: cx.settings.our_mac,
+            destination_mac: Mac::of_multicast(destination).unwrap_or(cx.guest.mac),
+            source: flow.endpoints.remote.ip(),
+            destination,
+            hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
+            traffic_class: received.traffic_class,
+            flow_label: 0,
+        };
+        let ports = (flow.endpoints.remote.port(), guest.port());
+        let Some(written) = frame.udp(slot, ports, received.len, received.segment_size) else {
+            self.counters.undeliverable += 1;
+            return Ok(());
+        };
+        if cx.link.commit(written.len, &written.offload).is_err() {
+            self.counters.link_full += 1;
+        }
+        Ok(())
+    }
+
+    /// The flow of a received datagram: an old one, or one that it begins.
+    fn flow_from(
+        &mut self,
+        socket: FlowId,
+        guest: SocketAddr,
+        shown: SocketAddr,
+        received: &Received,
+    ) -> Option<FlowId> {
+        let peer = received.from;
+        let listening = matches!(self.sockets.get(socket)?.role, Role::Listener(_));
+        let id = match self.flows.find_peer(&PeerKey { socket, peer, guest }) {
+            Some(id) => id,
+            None => {
+                let endpoints = Endpoints { guest, remote: shown };
+                // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
+                let taken = self.flows.find(&endpoints).is_some();
+                let new = Flow::new(endpoints, peer, socket);
+                let id = if taken || !self.flows.admits_strangers() { None } else { self.insert(new) };
+                if id.is_none() {
+                    self.counters.no_room += 1;
+                }
+                id?
+            }
+        };
+        if listening
+            && received.local.is_some()
+            && let Some(flow) = self.flows.get_mut(id)
+        {
+            flow.local = received.local;
+        }
+        Some(id)
+    }
+
+    /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (SPEC §7.4, R-95).
+    fn tell_errors<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let mut bytes = [0; icmp::MAX_QUOTE];
+        for taken in 0..VISIT {
+            let Some(socket) = self.sockets.get_mut(id) else { return };
+            let Some(error) = socket.io.take_queued_error(&mut bytes) else {
+                if taken == 0 {
+                    // Nothing to tell, but a pending error would be reported for ever.
+                    let _cleared = socket.io.take_error();
+                }
+                return;
+            };
+            self.tell_error(cx, id, &error, &bytes);
+        }
+    }
+
+    fn tell_error<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        socket: FlowId,
+        error: &QueuedError,
+        bytes: &[u8],
+    ) {
+        let Some(report) = error.report else { return };
+        let peer = error.destination;
+        let role = self.sockets.get(socket).map(|socket| &socket.role);
+        let guest = role.and_then(|role| role.guest_of(cx.settings, cx.guest, peer.ip(), error.local));
+        let flow = guest
+            .and_then(|guest| self.flows.find_peer(&PeerKey { socket, peer, guest }))
+            .and_then(|id| self.flows.get(id));
+        let Some(&Flow { endpoints, .. }) = flow else { return };
+        let remote = endpoints.remote.ip();
+        let source = icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), remote);
+        let payload = bytes.get(..error.quoted).unwrap_or_default();
+        icmp::tell(cx, source, report, &quote(endpoints, payload));
+    }
+}
+
+impl Role {
+    /// The guest endpoint that a received datagram is for, and the sender as the guest would see it.
+    fn addresses(
+        &self,
+        settings: &Settings,
+        guest: &Guest,
+        received: &Received,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let from = received.from;
+        let to = self.guest_of(settings, guest, from.ip(), received.destination)?;
+        let shown = settings.source_to_guest(guest, from.ip())?;
+        let usable = from.port() != 0 && shown.is_ipv4() == to.is_ipv4();
+        usable.then(|| (to, SocketAddr::new(shown, from.port())))
+    }
+
+    /// The guest endpoint that `peer` reaches through the socket, by writing to `hit`.
+    fn guest_of(
+        &self,
+        settings: &Settings,
+        guest: &Guest,
+        peer: IpAddr,
+        hit: Option<IpAddr>,
+    ) -> Option<SocketAddr> {
+        match self {
+            Self::Endpoint { guest, .. } => Some(*guest),
+            Self::Listener(listener) => listener.guest_of(settings, guest, peer, hit),
+        }
+    }
+}
+
+/// Bytes in front of the payload.
+const fn headroom(v4: bool) -> usize {
+    wire::ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN } + udp::HEADER_LEN
+}
+
+/// The size of a train's datagrams, if the frame is a train.
+fn segment_size(offload: &Offload, payload_len: usize) -> Option<u16> {
+    let segmentation = offload.segmentation.filter(|segmentation| segmentation.kind == SegmentKind::Udp)?;
+    (segmentation.size > 0 && payload_len > usize::from(segmentation.size)).then_some(segmentation.size)
+}
+
+/// What an error message quotes of a datagram of the guest. The checksum is left out.
+fn quote(endpoints: Endpoints, payload: &[u8]) -> Quote<'_> {
+    let header = udp::Header {
+        source_port: U16::new(endpoints.guest.port()),
+        destination_port: U16::new(endpoints.remote.port()),
+        len: U16::new(u16::try_from(udp::HEADER_LEN + payload.len()).unwrap_or(u16::MAX)),
+        checksum: U16::ZERO,
+    };
+    let mut bytes = [0; udp::HEADER_LEN];
+    bytes.copy_from_slice(header.as_bytes());
+    Quote {
+        guest: endpoints.guest.ip(),
+        remote: endpoints.remote.ip(),
+        protocol: protocol::UDP,
+        header: bytes,
+        payload,
+    }
+}

@@ -1,0 +1,67 @@
+//! What the engine needs of a datagram socket.
+
+use core::net::{IpAddr, SocketAddr};
+
+use crate::{
+    host::{Errno, SocketError},
+    icmp::QueuedError,
+};
+
+/// A datagram, or with a segment size a train of them, to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outbound<'a> {
+    /// To where.
+    pub destination: SocketAddr,
+    /// From which of the host's addresses; none for the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// Time to live or hop limit; not zero.
+    pub hop_limit: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// What to send.
+    pub payload: &'a [u8],
+    /// Cut the payload into datagrams of this many bytes (the last may be shorter); not zero.
+    pub segment_size: Option<u16>,
+}
+
+/// A received datagram, or a train of them of one sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes in the buffer.
+    pub len: usize,
+    /// The datagram did not fit the buffer.
+    pub truncated: bool,
+    /// Size of all datagrams but the last, in bytes, if there is more than one.
+    pub segment_size: Option<u16>,
+    /// The sender.
+    pub from: SocketAddr,
+    /// The address that the sender wrote to, if known.
+    pub destination: Option<IpAddr>,
+    /// The host's address to answer from, if known: `destination`, but for groups.
+    pub local: Option<IpAddr>,
+    /// Time to live or hop limit, if known.
+    pub hop_limit: Option<u8>,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+}
+
+/// An unconnected, non-blocking datagram socket.
+pub trait UdpSocket {
+    /// Sends a datagram or train. A train that the host can't cut goes out in pieces, without an error.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once; nothing was sent then.
+    fn send(&mut self, datagram: &Outbound<'_>) -> Result<(), SocketError>;
+
+    /// Receives a datagram or train into `buffer`. With an empty buffer, drops one.
+    ///
+    /// # Errors
+    /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
+
+    /// Takes an entry of the error queue, with the first bytes of the payload that met the error.
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
+
+    /// Clears a pending error that has no entry in the queue.
+    fn take_error(&mut self) -> Option<Errno>;
+}
