@@ -15,7 +15,7 @@ mod io;
 mod link;
 mod listen;
 mod logging;
-mod pasta;
+pub mod pasta;
 mod pcap;
 pub mod plan;
 mod shard;

@@ -342,15 +342,15 @@ impl Plan {
 }
 
 impl Note {
-    fn debug(text: impl Into<String>) -> Self {
+    pub(crate) fn debug(text: impl Into<String>) -> Self {
         Self { level: Level::Debug, text: text.into() }
     }
 
-    fn info(text: impl Into<String>) -> Self {
+    pub(crate) fn info(text: impl Into<String>) -> Self {
         Self { level: Level::Info, text: text.into() }
     }
 
-    fn warn(text: impl Into<String>) -> Self {
+    pub(crate) fn warn(text: impl Into<String>) -> Self {
         Self { level: Level::Warn, text: text.into() }
     }
 }

@@ -4,6 +4,7 @@
 //! it, and the sockets of the host have to be made in the host's. A thread of its own goes in and does what has to
 //! be done there; descriptors are common to both.
 
+pub mod configure;
 pub(crate) mod join;
 mod lifetime;
 pub(crate) mod quit;

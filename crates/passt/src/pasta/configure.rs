@@ -1,0 +1,306 @@
+//! Configures the interface in the namespace, over netlink (SPEC §3.6).
+//!
+//! Works in the network namespace of the thread that calls: everything takes three exchanges with the kernel, and as
+//! many more as there are batches of routes.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage},
+};
+use rustix::io::Errno;
+use wire::ethernet::Mac;
+
+use crate::{
+    host::{
+        self, Address, AddressFlags, AddressScope, Link, LinkFlags, Refusal, Route, family_of, find_link,
+        netlink::{Netlink, Request, request},
+    },
+    plan::{InterfacePlan, NamespaceFamily, NamespacePlan, Note},
+};
+
+/// Index of the loopback interface in every network namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// How the interface in the namespace turned out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configured {
+    /// Its index in the namespace.
+    pub index: u32,
+    /// Its MAC address: that of the guest.
+    pub mac: Mac,
+    /// IPv4 was wanted, but the namespace hasn't got it.
+    pub no_ipv4: bool,
+    /// IPv6 was wanted, but the namespace hasn't got it.
+    pub no_ipv6: bool,
+    /// What wasn't possible, to be logged.
+    pub notes: Vec<Note>,
+}
+
+/// Why the namespace can't be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel can't be asked.
+    #[error("namespace configuration: {0}")]
+    Netlink(#[from] host::Error),
+    /// There is no such interface in the namespace.
+    #[error("there is no interface {name} in the namespace")]
+    NoInterface {
+        /// The name that the plan has.
+        name: String,
+    },
+    /// The interface has no MAC address: it isn't a tap.
+    #[error("interface {name} in the namespace has no MAC address")]
+    NoMac {
+        /// The name that the plan has.
+        name: String,
+    },
+    /// The kernel refused a step.
+    #[error("interface {name} in the namespace: can't {step}: {refusal}")]
+    Refused {
+        /// The interface.
+        name: String,
+        /// What was to be done.
+        step: String,
+        /// Why it wasn't.
+        refusal: Refusal,
+    },
+}
+
+/// Does what `plan` says in the network namespace of this thread. The tap device is there already.
+///
+/// # Errors
+/// If the interface isn't there, or if the kernel refuses something that the guest can't do without.
+pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = find_link(&mut netlink, &plan.ifname)? else {
+        return Err(Error::NoInterface { name: plan.ifname.clone() });
+    };
+    let Some(mac) = plan.mac.or(link.mac) else {
+        return Err(Error::NoMac { name: plan.ifname.clone() });
+    };
+    let configured =
+        Configured { index: link.index, mac: Mac(mac), no_ipv4: false, no_ipv6: false, notes: Vec::new() };
+    let mut work = Work { netlink, link, configured };
+    work.links(plan)?;
+    if let Some(interface) = &plan.interface {
+        work.addresses(interface)?;
+        for (family, missing) in
+            [(&interface.v4, work.configured.no_ipv4), (&interface.v6, work.configured.no_ipv6)]
+        {
+            if let Some(family) = family
+                && !missing
+            {
+                work.routes(family)?;
+            }
+        }
+    }
+    Ok(work.configured)
+}
+
+/// A configuration under way.
+struct Work {
+    netlink: Netlink,
+    link: Link,
+    configured: Configured,
+}
+
+impl Work {
+    /// Properties of the interface, and lo and the interface up.
+    fn links(&mut self, plan: &NamespacePlan) -> Result<(), Error> {
+        let mut steps = vec![("bring lo up", set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), []))];
+        let mut set = |step, attribute| steps.push((step, set_link(self.link.index, None, [attribute])));
+        set("set the transmit queue length", LinkAttribute::TxQueueLen(plan.tx_queue_len));
+        if let Some(mac) = plan.mac {
+            set("set the MAC address", LinkAttribute::Address(mac.to_vec()));
+        }
+        let mut generation = None;
+        if let Some(interface) = &plan.interface {
+            if let Some(mtu) = interface.mtu {
+                set("set the MTU", LinkAttribute::Mtu(mtu.into()));
+            }
+            if interface.v6.is_some() {
+                set("stop the link-local address", address_generation(In6AddrGenMode::None));
+                generation = Some(steps.len() - 1);
+            }
+            steps.push(("bring it up", set_link(self.link.index, Some(LinkFlags::Up), [])));
+        }
+        let (names, requests): (Vec<_>, Vec<_>) = steps.into_iter().unzip();
+        for (place, (name, fate)) in names.iter().zip(self.netlink.perform(requests)?).enumerate() {
+            match fate {
+                Err(refusal) if generation == Some(place) && is_unsupported(refusal.errno) => {
+                    self.configured.no_ipv6 = true;
+                    self.warn(format!("IPv6 not supported in the namespace, disabling: {refusal}"));
+                }
+                fate => fate.map_err(|refusal| self.refused((*name).to_owned(), refusal))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Addresses of both families.
+    ///
+    /// The kernel would give the interface a link-local address itself, but only use it after duplicate address
+    /// detection, a second later. So it is told not to until this one, made by the same rule, is there.
+    fn addresses(&mut self, plan: &InterfacePlan) -> Result<(), Error> {
+        let mut addresses: Vec<Address> = Vec::new();
+        addresses.extend(plan.v4.iter().flat_map(|family| family.addresses.iter().cloned()));
+        if let Some(family) = &plan.v6
+            && !self.configured.no_ipv6
+        {
+            addresses.push(link_local(self.configured.mac));
+            addresses.extend(family.addresses.iter().cloned());
+        }
+        let requests = addresses.iter().map(|address| add_address(address, self.link.index)).collect();
+        for (address, fate) in addresses.iter().zip(self.netlink.perform(requests)?) {
+            match fate {
+                Err(refusal) if refusal.errno == Errno::EXIST => {}
+                Err(refusal) if is_unsupported(refusal.errno) => self.lacks(address.local, &refusal),
+                fate => fate.map_err(|refusal| {
+                    self.refused(format!("add the address {}/{}", address.local, address.prefix_len), refusal)
+                })?,
+            }
+        }
+        if plan.v6.is_some() && !self.configured.no_ipv6 {
+            let again = set_link(self.link.index, None, [address_generation(In6AddrGenMode::Eui64)]);
+            for fate in self.netlink.perform(vec![again])? {
+                fate.map_err(|refusal| self.refused("restore link-local addresses".into(), refusal))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds routes, over and over as long as that gets any further: one may need another that comes after it.
+    fn routes(&mut self, family: &NamespaceFamily) -> Result<(), Error> {
+        let mut pending: Vec<&Route> = family.routes.iter().collect();
+        // What is on the link comes first: most others depend on it, few on each other.
+        pending.sort_by_key(|route| route.next_hops.iter().any(|hop| hop.gateway.is_some()));
+        loop {
+            let requests = pending.iter().map(|route| add_route(route, self.link.index)).collect();
+            let mut unreachable = Vec::new();
+            for (route, fate) in pending.iter().zip(self.netlink.perform(requests)?) {
+                match fate {
+                    Ok(()) => {}
+                    Err(refusal) if refusal.errno == Errno::EXIST => {}
+                    Err(refusal) if is_unreachable(refusal.errno) => unreachable.push((*route, refusal)),
+                    Err(refusal) => self.route_failed(route, refusal, family.copied)?,
+                }
+            }
+            if unreachable.len() == pending.len() || unreachable.is_empty() {
+                return unreachable
+                    .into_iter()
+                    .try_for_each(|(route, refusal)| self.route_failed(route, refusal, family.copied));
+            }
+            pending = unreachable.into_iter().map(|(route, _)| route).collect();
+        }
+    }
+
+    /// A copied route can be missed. One that was asked for can't, nor can the privilege to add any.
+    fn route_failed(&mut self, route: &Route, refusal: Refusal, copied: bool) -> Result<(), Error> {
+        if !copied || refusal.errno == Errno::PERM {
+            return Err(
+                self.refused(format!("add the route to {}{}", route.destination, via(route)), refusal)
+            );
+        }
+        let text = format!("Route to {}{} can't be copied: {refusal}", route.destination, via(route));
+        if is_unreachable(refusal.errno) {
+            self.configured.notes.push(Note::info(text));
+        } else {
+            self.warn(text);
+        }
+        Ok(())
+    }
+
+    /// The namespace hasn't got the family of `address`.
+    fn lacks(&mut self, address: IpAddr, refusal: &Refusal) {
+        let (missing, name) = match address {
+            IpAddr::V4(_) => (&mut self.configured.no_ipv4, "IPv4"),
+            IpAddr::V6(_) => (&mut self.configured.no_ipv6, "IPv6"),
+        };
+        if !std::mem::replace(missing, true) {
+            self.warn(format!("{name} not supported in the namespace, disabling: {refusal}"));
+        }
+    }
+
+    fn warn(&mut self, text: String) {
+        self.configured.notes.push(Note::warn(text));
+    }
+
+    fn refused(&self, step: String, refusal: Refusal) -> Error {
+        Error::Refused { name: self.link.name.clone(), step, refusal }
+    }
+}
+
+/// Whether an error says that the namespace, or the interface in it, hasn't got the address family: it isn't in the
+/// kernel, or switched off by `net.ipv6.conf.*.disable_ipv6`. A lack of privilege has another number.
+fn is_unsupported(errno: Errno) -> bool {
+    [Errno::AFNOSUPPORT, Errno::OPNOTSUPP, Errno::ACCESS].contains(&errno)
+}
+
+/// Whether an error says that a route's gateway can't be reached (yet).
+fn is_unreachable(errno: Errno) -> bool {
+    [Errno::NETUNREACH, Errno::HOSTUNREACH].contains(&errno)
+}
+
+fn via(route: &Route) -> String {
+    let gateway = route.next_hops.iter().find_map(|hop| hop.gateway);
+    gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default()
+}
+
+/// The address that the kernel itself would make: fe80::/64 with the modified EUI-64 of the MAC address (RFC 4291
+/// appendix A).
+fn link_local(Mac([a, b, c, d, e, f]): Mac) -> Address {
+    let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    Address {
+        interface: 0,
+        local: Ipv6Addr::from(octets).into(),
+        peer: None,
+        prefix_len: 64,
+        broadcast: None,
+        route_priority: None,
+        scope: AddressScope::Link,
+        flags: AddressFlags::Nodad,
+    }
+}
+
+fn set_link<const N: usize>(index: u32, flags: Option<LinkFlags>, attributes: [LinkAttribute; N]) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    if let Some(flags) = flags {
+        message.header.flags = flags;
+        message.header.change_mask = flags;
+    }
+    message.attributes.extend(attributes);
+    request(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn address_generation(mode: In6AddrGenMode) -> LinkAttribute {
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
+}
+
+fn add_address(address: &Address, interface: u32) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(address.local);
+    message.header.prefix_len = address.prefix_len;
+    message.header.scope = address.scope;
+    message.header.index = interface;
+    message.header.flags = AddressHeaderFlags::from_bits_truncate(address.flags.bits().to_le_bytes()[0]);
+    let attributes = &mut message.attributes;
+    attributes.push(AddressAttribute::Local(address.local));
+    attributes.push(AddressAttribute::Address(address.peer.unwrap_or(address.local)));
+    attributes.extend(address.broadcast.map(AddressAttribute::Broadcast));
+    attributes.extend(address.route_priority.map(AddressAttribute::RoutePriority));
+    attributes.push(AddressAttribute::Flags(address.flags));
+    request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE)
+}
+
+/// Behind routes of the same metric, so that they keep their order.
+fn add_route(route: &Route, interface: u32) -> Request {
+    request(RouteNetlinkMessage::NewRoute(route.to_message(interface)), NLM_F_CREATE | NLM_F_APPEND)
+}
+
+#[cfg(test)]
+mod tests;
