@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use netlink_packet_core::{Emitable, NetlinkSerializable, NlasIterator, Parseable, parse_ip, parse_u32};
+use netlink_packet_core::{NetlinkSerializable, NlasIterator, Parseable, parse_ip, parse_u32};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
@@ -371,18 +371,18 @@ fn parse_group(octets: &[u8]) -> Vec<GroupEntry> {
         .collect()
 }
 
-/// Octets of a route as a message: what a batch has room for.
-#[cfg(test)]
-fn emitted(route: &Route, interface: u32) -> Vec<u8> {
-    let message = route.to_message(interface);
-    let mut octets = vec![0; message.buffer_len()];
-    message.emit(&mut octets);
-    octets
-}
-
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Emitable;
+
     use super::*;
+
+    fn emitted(route: &Route, interface: u32) -> Vec<u8> {
+        let message = route.to_message(interface);
+        let mut octets = vec![0; message.buffer_len()];
+        message.emit(&mut octets);
+        octets
+    }
 
     fn hop(interface: u32, gateway: &str) -> NextHop {
         NextHop { interface, gateway: gateway.parse().ok(), weight: 1, onlink: false }
@@ -491,7 +491,7 @@ mod tests {
         let objects = NextHopObjects([one, group].iter().filter_map(|o| parse_object(o)).collect());
 
         let via = NextHop { onlink: true, ..hop(4, "198.51.100.1") };
-        assert_eq!(objects.hops(1), [via.clone()]);
+        assert_eq!(objects.hops(1), std::slice::from_ref(&via));
         assert_eq!(objects.hops(2), [NextHop { weight: 259, ..via }]);
         assert_eq!(objects.hops(3), []);
         assert!(parse_object(&[0; 7]).is_none());
