@@ -5,7 +5,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::RangeInclusive,
     time::{Duration, SystemTime},
 };
 
@@ -14,7 +13,6 @@ use engine::{
     forward::IfName,
 };
 use log::Level;
-use wire::ethernet::Mac;
 
 use crate::{
     config::{Config, DEFAULT_MTU, Family, MapHostLoopback, Mode, Search, Splice},
@@ -60,8 +58,6 @@ pub struct Plan {
     pub outbound6: Outbound<Ipv6Addr>,
     /// What to set up in the namespace; `None` in passt mode, and with `--splice-only`, where there is no tap.
     pub namespace: Option<NamespacePlan>,
-    /// Ports that the host's kernel hands out itself (SPEC §2.4.2).
-    pub ephemeral_ports: RangeInclusive<u16>,
     /// What was noticed while planning, to be logged.
     pub notes: Vec<Note>,
 }
@@ -164,7 +160,6 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
         outbound4: Outbound { address: config.v4.outbound, interface: config.v4.outbound_if.clone() },
         outbound6: Outbound { address: config.v6.outbound, interface: config.v6.outbound_if.clone() },
         namespace,
-        ephemeral_ports: facts.ephemeral_ports.clone(),
         notes,
     })
 }

@@ -14,6 +14,7 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkExtentMask, LinkHeader, LinkMessage},
 };
 use rustix::net::SocketType;
+use wire::ethernet::Mac;
 
 pub(crate) mod netlink;
 mod resolver;
@@ -47,8 +48,6 @@ pub struct Facts {
     pub resolver: Resolver,
     /// Whether an IPv6 socket can be made at all.
     pub ipv6: bool,
-    /// net.ipv4.ip_local_port_range.
-    pub ephemeral_ports: RangeInclusive<u16>,
     /// When this was.
     pub time: SystemTime,
 }
@@ -61,7 +60,7 @@ pub struct Link {
     /// Name.
     pub name: String,
     /// MAC address; `None` where the link layer has none, or one of another length.
-    pub mac: Option<[u8; 6]>,
+    pub mac: Option<Mac>,
     /// Up, loopback and the like.
     pub flags: LinkFlags,
     /// MTU in octets.
@@ -103,15 +102,7 @@ impl Facts {
         if ipv6 {
             routes.extend(route::gather(&mut netlink, AddressFamily::Inet6)?);
         }
-        Ok(Self {
-            links,
-            addresses,
-            routes,
-            resolver: Resolver::gather(),
-            ipv6,
-            ephemeral_ports: ephemeral_ports(),
-            time: SystemTime::now(),
-        })
+        Ok(Self { links, addresses, routes, resolver: Resolver::gather(), ipv6, time: SystemTime::now() })
     }
 
     /// The interface called `name`.
@@ -141,7 +132,7 @@ fn parse_link(octets: &[u8]) -> Option<Link> {
     let mut link = Link { index: header.index, name: String::new(), mac: None, flags: header.flags, mtu: 0 };
     for attribute in NlasIterator::new(octets.get(HEADER_LEN..)?).map_while(Result::ok) {
         match attribute.kind() {
-            IFLA_ADDRESS => link.mac = attribute.value().try_into().ok(),
+            IFLA_ADDRESS => link.mac = attribute.value().try_into().ok().map(Mac),
             IFLA_IFNAME => link.name = parse_string(attribute.value()).ok()?,
             IFLA_MTU => link.mtu = parse_u32(attribute.value()).ok()?,
             _ => {}

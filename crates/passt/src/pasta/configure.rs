@@ -82,8 +82,7 @@ pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
     let Some(mac) = plan.mac.or(link.mac) else {
         return Err(Error::NoMac { name: plan.ifname.clone() });
     };
-    let configured =
-        Configured { index: link.index, mac: Mac(mac), no_ipv4: false, no_ipv6: false, notes: Vec::new() };
+    let configured = Configured { index: link.index, mac, no_ipv4: false, no_ipv6: false, notes: Vec::new() };
     let mut work = Work { netlink, link, configured };
     work.links(plan)?;
     if let Some(interface) = &plan.interface {
@@ -115,7 +114,7 @@ impl Work {
         let mut set = |step, attribute| steps.push((step, set_link(self.link.index, None, [attribute])));
         set("set the transmit queue length", LinkAttribute::TxQueueLen(plan.tx_queue_len));
         if let Some(mac) = plan.mac {
-            set("set the MAC address", LinkAttribute::Address(mac.to_vec()));
+            set("set the MAC address", LinkAttribute::Address(mac.0.to_vec()));
         }
         let mut generation = None;
         if let Some(interface) = &plan.interface {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use engine::addr::{V4, V6};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use wire::ethernet::Mac;
 
 use super::{
     Ip, LOCAL_V4_GATEWAY, MIN_MTU_V6, TemplateLink,
@@ -31,7 +32,7 @@ pub struct NamespacePlan {
     /// Name of the tap device.
     pub ifname: String,
     /// MAC address to set; `None`: the one it has.
-    pub mac: Option<[u8; 6]>,
+    pub mac: Option<Mac>,
     /// Length of the device's transmit queue, in frames.
     pub tx_queue_len: u32,
     /// How to configure the interface; `None`: it stays down, for the guest to configure.
@@ -77,7 +78,7 @@ pub(super) fn plan(
     let small = (1..MIN_MTU_V6).contains(&mtu);
     NamespacePlan {
         ifname: config.pasta.ns_ifname.as_ref().map_or_else(default_name, ToString::to_string),
-        mac: config.pasta.ns_mac.map(|mac| mac.0),
+        mac: config.pasta.ns_mac,
         tx_queue_len: TX_QUEUE_LEN,
         interface: config.pasta.config_net.then(|| InterfacePlan {
             mtu: (mtu != 0).then_some(mtu),

@@ -80,7 +80,7 @@ fn host() {
 fn config(change: impl FnOnce(&mut Config)) -> Config {
     let mut config = Config::new(Mode::Pasta);
     config.pasta.config_net = true;
-    config.pasta.ns_mac = Some([2, 0, 0, 0, 0, 9]);
+    config.pasta.ns_mac = Some(Mac([2, 0, 0, 0, 0, 9]));
     change(&mut config);
     config
 }
@@ -419,7 +419,8 @@ fn without_config_net() {
 #[test]
 fn errors_name_the_object() {
     in_namespace("errors_name_the_object", || {
-        let error = replace(&config(|config| config.pasta.ns_mac = Some([1, 0, 0, 0, 0, 9]))).unwrap_err();
+        let error =
+            replace(&config(|config| config.pasta.ns_mac = Some(Mac([1, 0, 0, 0, 0, 9])))).unwrap_err();
         assert!(
             error.to_string().contains("interface tap0 in the namespace: can't set the MAC address"),
             "{error}"
