@@ -1,0 +1,120 @@
+//! The programs themselves: exit status, and what goes where (SPEC §1.4).
+
+use std::{
+    io::Read,
+    os::unix::process::CommandExt,
+    process::{Command, Output, Stdio},
+};
+
+use passt::cli;
+
+use crate::golden::split;
+
+fn run(name: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pasta")).arg0(name).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Q1: capabilities go to standard output, too.
+#[test]
+fn shows_on_standard_output_and_exits_with_0() {
+    for (name, option, begins) in [
+        ("pasta", "--help", "Usage: pasta [OPTION]... [COMMAND"),
+        ("pasta", "-h", "Usage: pasta "),
+        ("passt", "--help", "Usage: passt [OPTION]...\n"),
+        ("pasta", "--version", concat!("pasta ", env!("CARGO_PKG_VERSION"), "\n")),
+        ("passt", "--version", concat!("passt ", env!("CARGO_PKG_VERSION"), "\n")),
+        ("passt4netns", "--version", concat!("pasta ", env!("CARGO_PKG_VERSION"), "\n")),
+        ("passt", "--print-capabilities", "{\n  \"type\": \"net\"\n}\n"),
+        ("pasta", "--print-capabilities", "{\n  \"type\": \"net\"\n}\n"),
+    ] {
+        let output = run(name, &[option]);
+        assert_eq!(output.status.code(), Some(0), "{name} {option}");
+        assert!(text(&output.stdout).starts_with(begins), "{name} {option}: {}", text(&output.stdout));
+        assert_eq!(text(&output.stderr), "", "{name} {option}");
+    }
+}
+
+/// The installed `passt` is passt.
+#[test]
+fn the_other_binary() {
+    let output = Command::new(env!("CARGO_BIN_EXE_passt")).arg("--version").output().unwrap();
+    assert!(text(&output.stdout).starts_with("passt "));
+}
+
+#[test]
+fn complains_on_standard_error_and_exits_with_1() {
+    for (name, args, message) in [
+        ("pasta", "--foo", "pasta: unrecognized option '--foo'\nUsage: pasta "),
+        ("pasta", "--no-", "pasta: option '--no-' is ambiguous; possibilities: '--no-"),
+        ("pasta", "-m", "pasta: option requires an argument -- 'm'\nUsage: pasta "),
+        ("pasta", "-m x", "-m: Invalid MTU: x\n"),
+        ("pasta", "-s x", "-s is for passt mode only\n"),
+        ("passt", "extra", "Extra non-option argument: extra\n"),
+        ("passt", "", "passt mode is not supported yet\n"),
+        ("pasta", "--no-copy-routes", "--no-copy-routes needs --config-net\n"),
+        ("other", "", "Cannot determine mode "),
+    ] {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        let output = run(name, &args);
+        assert_eq!(output.status.code(), Some(1), "{name} {args:?}");
+        assert_eq!(text(&output.stdout), "", "{name} {args:?}");
+        assert!(text(&output.stderr).starts_with(message), "{name} {args:?}: {}", text(&output.stderr));
+    }
+}
+
+/// nothing is lost when standard output is a pipe, even one that is read late.
+#[test]
+fn early_exit_output_is_complete_in_a_pipe() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_pasta"))
+        .arg0("pasta")
+        .arg("--help")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = child.wait().unwrap();
+    let mut help = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut help).unwrap();
+    assert!(status.success());
+    assert_eq!(Ok(cli::Invocation::Help(help)), cli::parse(split("pasta --help"), || 1..=1));
+}
+
+/// What is not there yet is refused, never accepted in silence.
+#[test]
+fn refuses_what_is_not_supported_yet() {
+    let parse = |line: &str| cli::parse(split(line), || 32768..=60999);
+    for (line, what) in [
+        ("passt", "passt mode"),
+        ("passt --help-me-not -f", ""),
+        ("pasta --vhost-user", "passt mode"),
+        ("pasta --fd 3", "--fd"),
+        ("pasta -T 22", "--tcp-ns or --udp-ns with anything but \"none\""),
+        ("pasta -U all", "--tcp-ns or --udp-ns with anything but \"none\""),
+        ("pasta -t auto", "\"auto\" in port specifiers"),
+        ("pasta -u 22,auto", "\"auto\" in port specifiers"),
+        ("pasta --splice-only", "--splice-only"),
+        ("pasta --host-lo-to-ns-lo", "--host-lo-to-ns-lo"),
+        ("pasta -c x", "--conf-path"),
+        ("pasta -f --stats 3", "--stats"),
+        ("pasta -l x", "--log-file"),
+        ("pasta --log-size 50000", "--log-size"),
+        ("pasta --chroot-fallback", "--chroot-fallback"),
+    ] {
+        let error = parse(line).map(|_| line).unwrap_err().to_string();
+        if what.is_empty() {
+            assert!(!error.contains("not supported yet"), "{line}: {error}");
+        } else {
+            assert_eq!(error, format!("{what} is not supported yet"), "{line}");
+        }
+    }
+    for line in [
+        "pasta -t none -u none -T none -U none --repair-path none --no-splice --freebind",
+        "pasta --netns x --userns y --no-netns-quit -P a -p b --runas 0 -t 22 -u all",
+        "pasta --netns-only --no-pidns true",
+    ] {
+        assert!(matches!(parse(line), Ok(cli::Invocation::Run(_))), "{line}");
+    }
+}

@@ -1,0 +1,142 @@
+//! Every option of the table: taken, refused, shown (SPEC §2.2).
+
+use std::fmt::Write;
+
+use passt::{
+    cli::{
+        Invocation,
+        options::{Action, Modes, Opt, all},
+    },
+    config::Mode,
+};
+
+use crate::golden::{outcomes, read, split};
+
+/// Every option and alias once as it should be.
+#[test]
+fn every_option_is_taken() {
+    let mut lines = String::new();
+    for opt in all() {
+        // What the option needs beside it; a process to join, for a command would imply too much.
+        let (program, before, after) = match opt.long[0] {
+            "netns" | "no-pidns" | "vhost-user" => ("pasta", "", ""),
+            "nsrun-dir" => ("pasta", "--netns blue ", ""),
+            "no-copy-routes" | "no-copy-addrs" => ("pasta", "--config-net ", " 1"),
+            "stats" => ("pasta", "--foreground ", " 1"),
+            "migrate-exit" | "migrate-no-linger" | "repair-path" => ("passt", "--vhost-user ", ""),
+            _ if program_for(opt) == "passt" => ("passt", "", ""),
+            _ => ("pasta", "", " 1"),
+        };
+        let argument = argument_for(opt);
+        for name in opt.long {
+            writeln!(lines, "{program} {before}--{name} {argument}{after}").unwrap();
+        }
+        if let Some(letter) = opt.short {
+            writeln!(lines, "{program} {before}-{letter}{argument}{after}").unwrap();
+        }
+    }
+    let text = outcomes(&lines);
+    assert!(!text.contains("\n!"), "{text}");
+    insta::assert_snapshot!(text);
+}
+
+/// Every flag with an argument, every other option without one, and every option in the wrong mode.
+#[test]
+fn every_option_is_refused() {
+    for opt in all() {
+        let program = program_for(opt);
+        for name in opt.long {
+            let (line, expected) = match takes_argument(opt) {
+                true => (format!("{program} --{name}"), format!("option '--{name}' requires an argument")),
+                false => {
+                    (format!("{program} --{name}=x"), format!("option '--{name}' doesn't allow an argument"))
+                }
+            };
+            assert_eq!(first_error_line(&line), format!("{program}: {expected}"));
+        }
+        if let (Some(letter), true) = (opt.short, takes_argument(opt)) {
+            let expected = format!("{program}: option requires an argument -- '{letter}'");
+            assert_eq!(first_error_line(&format!("{program} -{letter}")), expected);
+        }
+        let (wrong, right) = match opt.modes {
+            Modes::Both => continue,
+            Modes::Passt => ("pasta", "passt"),
+            Modes::VhostUser => ("passt", "vhost-user"),
+            Modes::Pasta => ("passt", "pasta"),
+        };
+        let line = format!("{wrong} --{} {}", opt.long[0], argument_for(opt));
+        assert_eq!(first_error_line(&line), format!("--{} is for {right} mode only", opt.long[0]));
+        if let Some(letter) = opt.short {
+            let line = format!("{wrong} -{letter}{}", argument_for(opt));
+            assert_eq!(first_error_line(&line), format!("-{letter} is for {right} mode only"));
+        }
+    }
+}
+
+/// `--help` has every option of the mode and no other, in 80 columns.
+#[test]
+fn help_follows_the_table() {
+    for (program, mode) in [("passt", Mode::Passt), ("pasta", Mode::Pasta)] {
+        let Ok(Invocation::Help(help)) = read(split(&format!("{program} --help"))) else { panic!() };
+        for opt in all() {
+            let shown = help.lines().any(|line| names_of(line).contains(&opt.long[0]));
+            let expected = match opt.modes {
+                Modes::Both => true,
+                Modes::Passt | Modes::VhostUser => mode == Mode::Passt,
+                Modes::Pasta => mode == Mode::Pasta,
+            };
+            assert_eq!(shown, expected, "{program}: --{}", opt.long[0]);
+        }
+        assert!(help.lines().all(|line| line.chars().count() <= 80));
+        insta::assert_snapshot!(format!("help_{program}"), help);
+    }
+}
+
+/// Long options in the left column of the help text.
+fn names_of(line: &str) -> Vec<&str> {
+    let column = line.char_indices().nth(28).map_or(line, |(at, _)| &line[..at]);
+    column.split([' ', ',']).filter_map(|word| word.strip_prefix("--")).collect()
+}
+
+fn first_error_line(line: &str) -> String {
+    let error = read(split(line)).map(|_| line).unwrap_err().to_string();
+    error.lines().next().unwrap().to_owned()
+}
+
+fn program_for(opt: &Opt) -> &'static str {
+    match opt.modes {
+        Modes::Both | Modes::Pasta => "pasta",
+        Modes::Passt | Modes::VhostUser => "passt",
+    }
+}
+
+fn takes_argument(opt: &Opt) -> bool {
+    matches!(opt.action, Action::Value(..) | Action::Ports(..))
+}
+
+/// An argument that the option takes.
+fn argument_for(opt: &Opt) -> &'static str {
+    match opt.action {
+        Action::Flag(_) | Action::Show(_) => return "",
+        Action::Ports(..) => return "22",
+        Action::Value(..) => {}
+    }
+    match opt.long[0] {
+        "stats" => "3",
+        "log-size" => "65536",
+        "runas" => "1000:100",
+        "fd" => "5",
+        "netns" => "blue",
+        "ns-ifname" | "interface" | "outbound-if4" | "outbound-if6" => "eth7",
+        "mac-addr" | "ns-mac-addr" => "02:00:00:00:00:0a",
+        "address" | "gateway" | "outbound" | "map-host-loopback" | "map-guest-addr" | "dns"
+        | "dns-forward" | "dns-host" => "192.0.2.7",
+        "netmask" => "24",
+        "mtu" => "1500",
+        "search" | "hostname" | "fqdn" => "guest.example",
+        "log-file" | "pid" | "pcap" | "conf-path" | "socket" | "repair-path" | "nsrun-dir" | "userns" => {
+            "/dir/x"
+        }
+        other => panic!("no argument for --{other}"),
+    }
+}

@@ -1,0 +1,369 @@
+//! Values that options take and refuse (SPEC §2.2), and what several options mean together.
+
+use crate::golden::{config, outcomes, read, split};
+
+/// Also R-6 (debug is not foreground) and R-4 (last wins).
+#[test]
+fn output() {
+    insta::assert_snapshot!(outcomes(
+        "pasta --netns x
+         pasta --netns x -d
+         pasta --netns x -q
+         pasta --netns x -d -q
+         pasta --netns x -q -d
+         pasta --netns x --trace -d
+         pasta --netns x --trace -q
+         pasta --netns x -q --trace
+         pasta -d
+         pasta --trace true
+         pasta -f --stats 0
+         pasta -f --stats 10
+         pasta --stats 10
+         pasta --stats 10 -f
+         pasta -f --stats x
+         pasta -f --stats -1
+         pasta -l ''
+         pasta --log-size 40960
+         pasta --log-size 0xa000
+         pasta --log-size 40959
+         pasta --log-size x
+         pasta --log-size ''
+         pasta -P ''
+         pasta -p ''
+         pasta -P a -P b"
+    ));
+}
+
+#[test]
+fn identity() {
+    insta::assert_snapshot!(outcomes(
+        "pasta --runas 0
+         pasta --runas 1000
+         pasta --runas 1000:100
+         pasta --runas 0:0
+         pasta --runas someone
+         pasta --runas someone:staff
+         pasta --runas someone:100
+         pasta --runas root
+         pasta --runas root:root
+         pasta --runas ''
+         pasta --runas :
+         pasta --runas 1000:
+         pasta --runas :1000
+         pasta --runas 1:2:3
+         pasta --runas 4294967295
+         pasta --runas 4294967296
+         pasta --runas -1"
+    ));
+}
+
+/// R-12: `--fd 0` is taken. A socket path and `--fd` cancel each other.
+#[test]
+fn guest_link() {
+    insta::assert_snapshot!(outcomes(
+        "passt --fd 0
+         passt --fd 3
+         passt --fd 0x10
+         passt --fd 1
+         passt --fd 2
+         passt --fd -1
+         passt --fd x
+         passt --fd ''
+         passt --fd 2147483648
+         passt -s x --fd 3
+         passt --fd 3 -s x
+         passt --fd 3 -s x -1
+         passt -s ''
+         passt --vhost-user
+         pasta --vhost-user
+         other --vhost-user
+         passt --vhost-user --fd 3
+         passt --vhost-user --repair-path x
+         passt --vhost-user --repair-path none
+         passt --repair-path none
+         pasta --repair-path none
+         passt --repair-path x
+         passt --migrate-exit
+         passt foo
+         passt -f foo bar
+         other
+         other --help"
+    ));
+}
+
+/// R-15: the longest path of a socket is 107 bytes, of an interface name 15.
+#[test]
+fn longest_names() {
+    for option in ["--socket", "--conf-path"] {
+        let path = "p".repeat(107);
+        config(&format!("passt {option} {path}"));
+        let error = read(split(&format!("passt {option} {path}p"))).unwrap_err().to_string();
+        assert_eq!(error, format!("{option}: Socket path longer than 107 bytes: {path}p"));
+    }
+    for option in ["--ns-ifname", "--interface", "--outbound-if4", "--outbound-if6"] {
+        config(&format!("pasta {option} abcdefghijklmno"));
+        for bad in ["abcdefghijklmnop", "''", "a/b", "'a b'", ".", ".."] {
+            let error = read(split(&format!("pasta {option} {bad}"))).unwrap_err().to_string();
+            assert_eq!(error, format!("{option}: Invalid interface name: {}", bad.trim_matches('\'')));
+        }
+    }
+    for option in ["--hostname", "--fqdn"] {
+        let name = "h".repeat(253);
+        config(&format!("pasta {option} {name}"));
+        assert!(read(split(&format!("pasta {option} {name}h"))).is_err());
+        assert!(read(split(&format!("pasta {option} ''"))).is_err());
+    }
+}
+
+#[test]
+fn addresses() {
+    insta::assert_snapshot!(outcomes(
+        "pasta -a 192.0.2.1
+         pasta -a 192.0.2.1 -a 192.0.2.2
+         pasta -a 192.0.2.1/24 -a 192.0.2.2
+         pasta -a 192.0.2.1 -a 2001:db8::1
+         pasta -a 192.0.2.1/0
+         pasta -a 192.0.2.1/32
+         pasta -a 192.0.2.1/33
+         pasta -a 192.0.2.1/
+         pasta -a 192.0.2.1/x
+         pasta -a 192.0.2.1/+1
+         pasta -a 192.0.2.1/24/24
+         pasta -a 192.0.2.1/4294967320
+         pasta -a 2001:db8::1/128
+         pasta -a 2001:db8::1/129
+         pasta -a ::ffff:192.0.2.1
+         pasta -a ::ffff:192.0.2.1/24
+         pasta -a ::ffff:192.0.2.1/120
+         pasta -a ::ffff:192.0.2.1/64
+         pasta -a ::ffff:127.0.0.1
+         pasta -a fe80::1
+         pasta -a 0.0.0.0
+         pasta -a 127.0.0.1
+         pasta -a 224.0.0.1
+         pasta -a 255.255.255.255
+         pasta -a ::
+         pasta -a ::1
+         pasta -a ff02::1
+         pasta -a x
+         pasta -a ''
+         pasta -a 192.0.2.1/24 -n 24
+         pasta -n 24 -a 192.0.2.1/24
+         pasta -n 24 -a 192.0.2.1
+         pasta -a 2001:db8::1/64 -n 24
+         pasta -g 192.0.2.254
+         pasta -g 192.0.2.254 -g 192.0.2.253 -g fe80::1
+         pasta -g 224.0.0.1
+         pasta -g 0.0.0.0
+         pasta -g 127.0.0.1
+         pasta -g 255.255.255.255
+         pasta -g ::
+         pasta -g ::1
+         pasta -g x
+         pasta -o 192.0.2.1 -o 2001:db8::1
+         pasta -o 127.0.0.1
+         pasta -o 0.0.0.0
+         pasta -o 255.255.255.255
+         pasta -o 224.0.0.1
+         pasta -o ::
+         pasta -o ::1
+         pasta -o ff02::1
+         pasta -o ::ffff:192.0.2.1
+         pasta -o ::192.0.2.1
+         pasta -o x
+         pasta -4
+         pasta -6
+         pasta -4 -6
+         pasta -6 -4"
+    ));
+}
+
+/// R-17: masks with holes and overflowing numbers are refused. Q18: the parser says nothing about MTU 0.
+/// R-16: neither a sloppy MAC address nor garbage after an MTU is taken.
+#[test]
+fn numbers() {
+    insta::assert_snapshot!(outcomes(
+        "pasta -n 0
+         pasta -n 24
+         pasta -n 32
+         pasta -n 0x18
+         pasta -n 030
+         pasta -n 255.255.255.0
+         pasta -n 255.255.255.255
+         pasta -n 0.0.0.0
+         pasta -n 24 -n 16
+         pasta -n 33
+         pasta -n -1
+         pasta -n 0.255.0.255
+         pasta -n 255.0.255.0
+         pasta -n 4294967320
+         pasta -n 18446744073709551640
+         pasta -n 255.255.255
+         pasta -n x
+         pasta -n ''
+         pasta -m 0
+         pasta -m 67
+         pasta -m ' 1500'
+         pasta -m +1500
+         pasta -m 0x500
+         pasta -m 02734
+         pasta -m 65521
+         pasta -m 65522
+         pasta -m 18446744073709551616
+         pasta -m 1500x
+         pasta -m '1500 '
+         pasta -m -1
+         pasta -m +-1
+         pasta -m 0x
+         pasta -m 08
+         pasta -m x
+         pasta -m ''
+         pasta -M 02:00:00:aA:Bb:0c
+         pasta -M ff:ff:ff:ff:ff:ff
+         pasta -M 2:0:0:0:0:1
+         pasta -M 02:00:00:00:00
+         pasta -M 02:00:00:00:00:01:02
+         pasta -M 02:00:00:00:00:011
+         pasta -M 02-00-00-00-00-01
+         pasta -M 02:00:00:00:00:+1
+         pasta -M ''
+         pasta --ns-mac-addr 02:00:00:00:00:01
+         pasta --ns-mac-addr x"
+    ));
+}
+
+/// Also Q15: a joined search list, as QEMU passes it.
+#[test]
+fn names() {
+    insta::assert_snapshot!(outcomes(
+        "pasta -D 192.0.2.53 -D 2001:db8::53
+         pasta -D 127.0.0.53
+         pasta -D 192.0.2.1 -D 192.0.2.2 -D 192.0.2.3 -D 192.0.2.4
+         pasta -D none
+         pasta -D 192.0.2.1 --dns-forward 192.0.2.2 --dns-host 192.0.2.3 -D none
+         pasta -D none -D 192.0.2.1
+         pasta -D none --dns-forward 192.0.2.2
+         pasta -D x
+         pasta -D ''
+         pasta -S a.example -S b.example
+         pasta -S 'a.example b.example'
+         pasta -S none
+         pasta -S a.example -S none
+         pasta -S none -S a.example
+         pasta -S 'a b c d e f'
+         pasta -S 'a b c d e f g'
+         pasta -S a -S b -S c -S d -S e -S f -S g
+         pasta -S ''
+         pasta -S ' '
+         passt --no-dhcp-dns --no-dhcp-search
+         pasta --dhcp-dns --dhcp-search
+         pasta --dns-forward 192.0.2.1 --dns-forward 2001:db8::1 --dns-forward 192.0.2.2
+         pasta --dns-forward 0.0.0.0
+         pasta --dns-forward ::
+         pasta --dns-forward 127.0.0.1
+         pasta --dns-forward ::1
+         pasta --dns-forward 255.255.255.255
+         pasta --dns-forward x
+         pasta --dns-host 127.0.0.53
+         pasta --dns-host ::1
+         pasta --dns-host 0.0.0.0
+         pasta --dns-host ::
+         pasta --dns-host 255.255.255.255
+         pasta --dns-host x"
+    ));
+}
+
+#[test]
+fn address_translation() {
+    insta::assert_snapshot!(outcomes(
+        "pasta --map-host-loopback 192.0.2.1
+         pasta --map-host-loopback 192.0.2.1 --map-host-loopback 2001:db8::1
+         pasta --map-host-loopback none
+         pasta --no-map-gw
+         pasta --map-host-loopback 192.0.2.1 --no-map-gw
+         pasta --map-host-loopback 192.0.2.1 --map-host-loopback none
+         pasta --map-host-loopback none --map-host-loopback 192.0.2.1
+         pasta --map-host-loopback 127.0.0.1
+         pasta --map-host-loopback ::1
+         pasta --map-host-loopback 0.0.0.0
+         pasta --map-host-loopback 224.0.0.1
+         pasta --map-host-loopback x
+         pasta --map-guest-addr 192.0.2.1 --map-guest-addr 2001:db8::1
+         pasta --map-guest-addr 192.0.2.1 --map-guest-addr none
+         pasta --map-guest-addr none
+         pasta --map-guest-addr 127.0.0.1
+         pasta --map-guest-addr ::
+         pasta --map-guest-addr ff02::1
+         pasta --map-guest-addr x
+         pasta --no-splice
+         pasta --splice-only
+         pasta --no-splice --splice-only
+         pasta --splice-only --no-splice
+         pasta --no-splice --host-lo-to-ns-lo
+         pasta --host-lo-to-ns-lo --no-splice"
+    ));
+}
+
+#[test]
+fn implied_options() {
+    insta::assert_snapshot!(outcomes(
+        "pasta --no-icmp
+         pasta --config-net
+         pasta --config-net -a 192.0.2.1
+         pasta --config-net -g 2001:db8::1
+         pasta --config-net --no-copy-routes
+         pasta --no-copy-addrs --config-net
+         pasta --no-copy-routes
+         pasta --no-copy-addrs"
+    ));
+}
+
+/// SPEC §1.2, §1.3.5, §10.3; R-2: the command is untouched.
+#[test]
+fn namespaces() {
+    insta::assert_snapshot!(outcomes(
+        "pasta
+         pasta true
+         pasta ip -4 --help addr
+         pasta -- -x
+         pasta -4 -- ls -6
+         pasta -
+         pasta ''
+         pasta sh -c 'exit 3' --vhost-user
+         pasta 1234
+         pasta -f 1234
+         pasta 0
+         pasta 2147483647
+         pasta 2147483648
+         pasta 99999999999999999999
+         pasta 1234 x
+         pasta +1234
+         pasta --userns /u 1234
+         pasta --netns-only 1234
+         pasta --netns blue
+         pasta --netns /proc/1/ns/net
+         pasta --netns ./blue
+         pasta --nsrun-dir /d --netns blue
+         pasta --netns blue --nsrun-dir /d
+         pasta --nsrun-dir /d --netns /n/blue
+         pasta --nsrun-dir ''
+         pasta --netns ''
+         pasta --netns red --netns blue
+         pasta --netns blue --userns /u
+         pasta --netns blue --userns /u --netns-only
+         pasta --netns blue --netns-only --userns /u
+         pasta --netns blue 1234
+         pasta --netns blue true
+         pasta --userns /u true
+         pasta --userns ''
+         pasta --netns-only true
+         pasta --no-pidns true
+         pasta --no-pidns 1234
+         pasta --no-pidns --netns blue
+         pasta --no-netns-quit --netns blue
+         passt4netns --netns blue
+         /usr/lib/passt/pasta.real --netns blue
+         passtpasta --netns blue
+         /opt/pasta/bin/passt"
+    ));
+}
