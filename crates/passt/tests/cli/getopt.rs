@@ -10,6 +10,7 @@ fn customs() {
         "pasta -4f
          pasta -4ft22
          pasta -dm1500
+         pasta -t=22
          pasta -m 1500 -m 1400
          pasta --mtu=1500
          pasta --mtu 1500
