@@ -84,9 +84,9 @@ mod tests {
         assert_eq!(reader.header().datalink, DataLink::ETHERNET);
         let first = reader.next_packet().unwrap().unwrap();
         assert_eq!((first.orig_len, first.data[13], first.data[14], first.data.len()), (60, 1, 2, 60));
-        let second = reader.next_packet().unwrap().unwrap();
+        let second = reader.next_raw_packet().unwrap().unwrap();
         assert_eq!((second.orig_len, second.data.len()), (66014, 65535));
-        assert!(reader.next_packet().is_none());
+        assert!(reader.next_raw_packet().is_none());
     }
 
     #[test]
