@@ -3,9 +3,10 @@
 //!
 //! [`Boot`] -> user and namespaces -> [`Prepared`] -> capabilities -> [`Confined`] -> background -> [`Detached`].
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +26,7 @@ use crate::config::{Config, Target, Userns};
 use crate::identity::{Identity, change_to};
 use crate::logging;
 use crate::pasta::spawn::{Request, Spawned, spawn};
-use crate::pasta::{Guest, join};
+use crate::pasta::{Guest, Namespace, join};
 
 /// Our caller's rights and surroundings. What needs them is done now: finding out about the host, binding ports,
 /// opening files for output.
@@ -70,11 +71,8 @@ impl Boot {
                     kept = CapabilitySet::KILL;
                 }
                 let pidfd = command.pidfd().try_clone().context("can't duplicate a descriptor")?;
-                Guest {
-                    namespace: crate::pasta::Namespace::OfProcess(pidfd),
-                    command: Some(command),
-                    watch: None,
-                }
+                let namespace = Namespace::of_process(pidfd, command.pid());
+                Guest { namespace, command: Some(command), watch: None }
             }
             Target::Pid(pid) => {
                 change_identity(identity)?;
@@ -91,12 +89,7 @@ impl Boot {
     }
 
     /// Spawns the command as our caller, or as the user of `--runas`, and joins it in its user namespace.
-    fn spawn(
-        &self,
-        config: &Config,
-        command: &[std::ffi::OsString],
-        identity: Identity,
-    ) -> anyhow::Result<Spawned> {
+    fn spawn(&self, config: &Config, command: &[OsString], identity: Identity) -> anyhow::Result<Spawned> {
         if let Identity::Asked(user) = identity {
             change_to(user)?;
         }
@@ -114,11 +107,8 @@ impl Boot {
             change_to(user)?;
         }
         if user_namespace {
-            move_into_thread_name_spaces(
-                std::os::fd::AsFd::as_fd(spawned.pidfd()),
-                ThreadNameSpaceType::USER,
-            )
-            .context("can't join the command's user namespace")?;
+            move_into_thread_name_spaces(spawned.pidfd().as_fd(), ThreadNameSpaceType::USER)
+                .context("can't join the command's user namespace")?;
         }
         Ok(spawned)
     }

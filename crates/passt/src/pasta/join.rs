@@ -42,7 +42,7 @@ pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(
             }
         }
     }
-    Ok((Namespace::OfProcess(pidfd), watch))
+    Ok((Namespace::of_process(pidfd, pid), watch))
 }
 
 /// Opens the namespace that the file at `path` stands for, after joining the user namespace asked for, if any.
@@ -52,9 +52,7 @@ pub(crate) fn path(path: &Path, userns: &Userns, quit: bool) -> anyhow::Result<(
     }
     // Watched before it is opened, so that no moment is missed between the two.
     let watch = if quit { Some(Watch::path(path)?) } else { None };
-    let file =
-        File::open(path).with_context(|| format!("can't open network namespace {}", path.display()))?;
-    Ok((Namespace::File(file.into()), watch))
+    Ok((Namespace::open(path)?, watch))
 }
 
 fn join_user_namespace(path: &Path) -> anyhow::Result<()> {

@@ -12,10 +12,10 @@ use sys::signal::{Received, SignalFd};
 use super::quit::Watch;
 use super::spawn::Spawned;
 
-/// Signals that end us, or the command, with grace.
-const ENDING: [Signal; 2] = [Signal::TERM, Signal::QUIT];
-/// What a command of ours makes us take notice of, besides.
-const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::INT, Signal::HUP, Signal::CHILD];
+/// Signals that we take notice of; for others there is what the kernel does by default.
+const OURS: [Signal; 3] = [Signal::TERM, Signal::QUIT, Signal::CHILD];
+/// Those with a command of ours, to which they are passed on.
+const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::CHILD, Signal::INT, Signal::HUP];
 
 /// Why we end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Lifetime {
     /// Blocks the signals concerned and takes over guard of command and namespace. To be made after the command
     /// was spawned: it is to start with our caller's signal mask.
     pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>) -> anyhow::Result<Self> {
-        let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &ENDING };
+        let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &OURS };
         sys::signal::block(signals).context("can't block signals")?;
         let signals = SignalFd::new(signals).context("can't open a descriptor for signals")?;
         Ok(Self { signals, watch, command, killed_by: None })
@@ -112,10 +112,10 @@ impl Lifetime {
 
     fn on_signal(&mut self, received: Received) -> Option<Exit> {
         let signal = Signal::from_named_raw(received.number)?;
-        let Some(command) = &mut self.command else { return Some(Exit::Asked) };
         if signal == Signal::CHILD {
             return self.reap();
         }
+        let Some(command) = &mut self.command else { return Some(Exit::Asked) };
         let sent = !received.from_kernel;
         match with_own_capabilities(|| command.pass_on(signal, sent)) {
             Ok(true) => self.killed_by = Some(signal),
@@ -127,10 +127,10 @@ impl Lifetime {
 
     /// Reaps all children that have ended, also those we never started (SPEC §1.5.9).
     fn reap(&mut self) -> Option<Exit> {
-        let command = self.command.as_ref()?.pid();
+        let command = self.command.as_ref().map(Spawned::pid);
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if pid == command => {
+                Ok(Some((pid, status))) if Some(pid) == command => {
                     return Some(Exit::Command(exit_status(status, self.killed_by)));
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}

@@ -10,12 +10,17 @@ mod lifetime;
 pub(crate) mod quit;
 pub(crate) mod spawn;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, anyhow};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::process::Pid;
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
 
 pub(crate) use lifetime::{Exit, Lifetime, Source};
 
@@ -34,22 +39,41 @@ pub(crate) struct Guest {
 
 /// The network namespace of a guest.
 #[derive(Debug)]
-pub(crate) enum Namespace {
-    /// That of the process behind this pidfd.
-    OfProcess(OwnedFd),
-    /// The one behind this file.
+pub(crate) struct Namespace {
+    /// Which one it is, for people: a path, or "of process N".
+    name: String,
+    handle: Handle,
+}
+
+#[derive(Debug)]
+enum Handle {
+    /// Pidfd of a process in the namespace.
+    Process(OwnedFd),
+    /// The file that stands for the namespace.
     File(OwnedFd),
 }
 
 impl Namespace {
-    /// Does `work` on a thread inside the namespace, and waits for it. Both the user namespace that this one
-    /// belongs to and the right to enter must be there already.
+    /// The namespace that the process behind `pidfd` is in.
+    pub(crate) fn of_process(pidfd: OwnedFd, pid: Pid) -> Self {
+        Self { name: format!("of process {}", pid.as_raw_nonzero()), handle: Handle::Process(pidfd) }
+    }
+
+    /// The namespace that the file at `path` stands for.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("can't open network namespace {name}"))?;
+        Ok(Self { name, handle: Handle::File(file.into()) })
+    }
+
+    /// Does `work` on a thread inside the namespace, and waits for it. The right to enter must be there already:
+    /// see [`join`].
     pub(crate) fn within<T: Send>(
         &self,
         work: impl FnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
         let run = || {
-            self.enter().context("can't enter the network namespace")?;
+            self.enter().with_context(|| format!("can't enter network namespace {}", self.name))?;
             work()
         };
         thread::scope(|scope| {
@@ -60,14 +84,11 @@ impl Namespace {
     }
 
     fn enter(&self) -> io::Result<()> {
-        use std::os::fd::AsFd;
-        match self {
-            Self::OfProcess(pidfd) => {
-                rustix::thread::move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::NETWORK)?;
+        match &self.handle {
+            Handle::Process(pidfd) => {
+                move_into_thread_name_spaces(pidfd.as_fd(), ThreadNameSpaceType::NETWORK)?;
             }
-            Self::File(file) => {
-                rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            }
+            Handle::File(file) => move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?,
         }
         Ok(())
     }
