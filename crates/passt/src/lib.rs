@@ -22,10 +22,11 @@ mod shard;
 mod stage;
 
 use config::{Config, GuestLink, Target, Verbosity};
+use pasta::configure::configure;
 use pasta::{Guest, Lifetime};
 use pcap::Capture;
-use plan::Plan;
-use shard::{Setup, Shard};
+use plan::{NamespacePlan, Plan};
+use shard::{Setup, Shard, Tap};
 use stage::{Boot, PidFile};
 
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
@@ -112,13 +113,18 @@ fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
     Capture::create(path).with_context(|| format!("can't open capture file {} (--pcap)", path.display()))
 }
 
-/// Makes the link, from within the guest's namespace.
-fn make_tap(guest: &Guest, plan: &Plan) -> anyhow::Result<Option<TapDevice>> {
+/// Makes the link, from within the guest's namespace. None if nothing is to cross one (`--splice-only`).
+fn make_tap(guest: &Guest, plan: &Plan) -> anyhow::Result<Option<Tap>> {
     let Some(plan) = &plan.namespace else { return Ok(None) };
     guest.namespace.within(|| {
-        let tap = TapDevice::create(&plan.ifname, Offloads::all())
+        let device = TapDevice::create(&plan.ifname, Offloads::all())
             .context("can't set up a tap device in the namespace")?;
-        log::debug!("tap device {}: {:?}", tap.name, tap.offloads);
-        Ok(Some(tap))
+        log::debug!("tap device {}: {:?}", device.name, device.offloads);
+        // The kernel may have completed a pattern.
+        let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
+        for note in &configured.notes {
+            log::log!(note.level, "{}", note.text);
+        }
+        Ok(Some(Tap { device, configured }))
     })
 }

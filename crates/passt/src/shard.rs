@@ -5,15 +5,24 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use sys::tap::TapDevice;
 
+use crate::pasta::configure::Configured;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::pcap::Capture;
 
 /// What a shard works with.
 pub(crate) struct Setup {
     /// The link; none if nothing crosses one.
-    pub(crate) tap: Option<TapDevice>,
+    pub(crate) tap: Option<Tap>,
     /// Where to record frames.
     pub(crate) capture: Option<Capture>,
+}
+
+/// A tap device that stands in its namespace.
+pub(crate) struct Tap {
+    /// The device.
+    pub(crate) device: TapDevice,
+    /// How it turned out.
+    pub(crate) configured: Configured,
 }
 
 /// One event loop and all it owns.
@@ -42,7 +51,8 @@ impl Shard {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)?;
         }
         if let Some(tap) = &self.setup.tap {
-            epoll::add(&epoll, &tap.fd, epoll::EventData::new_u64(TAP), epoll::EventFlags::IN)?;
+            log::debug!("guest's MAC address: {}", tap.configured.mac);
+            epoll::add(&epoll, &tap.device.fd, epoll::EventData::new_u64(TAP), epoll::EventFlags::IN)?;
         }
         let mut events = Vec::with_capacity(16);
         let mut frame = vec![0; 1 << 17];
@@ -70,7 +80,7 @@ impl Shard {
 
     fn drop_frame(&mut self, frame: &mut [u8]) {
         let Some(tap) = &self.setup.tap else { return };
-        if let Ok(len) = rustix::io::read(&tap.fd, &mut *frame)
+        if let Ok(len) = rustix::io::read(&tap.device.fd, &mut *frame)
             && let Some(capture) = &mut self.setup.capture
         {
             capture.add(&[frame.get(sys::tap::VNET_HDR_LEN..len).unwrap_or_default()]);
