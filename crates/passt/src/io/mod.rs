@@ -1,5 +1,6 @@
 //! The engine's socket traits over real sockets of the host.
 
-mod ping;
+pub mod outbound;
+pub mod ping;
 mod tcp;
-mod udp;
+pub mod udp;

@@ -1,1 +1,153 @@
 //! Ping sockets of the host (SPEC §4.5).
+
+use std::{
+    io::IoSlice,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use engine::{
+    host::{Errno, SocketError},
+    icmp::{PingSocket as EngineSocket, QueuedError, Request},
+    udp::Received,
+};
+use rustix::{
+    io,
+    net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
+};
+use sys::{
+    cmsg::Control,
+    mmsg::{self, RawAddress},
+    sockopt::{IpVersion, Metadata, bind_to_device, request_metadata},
+};
+use zerocopy::IntoBytes;
+
+use super::{
+    outbound::Outbound,
+    udp::{errno, queued_error, received, socket_error, take_error},
+};
+
+/// Opens ping sockets.
+#[derive(Debug)]
+pub struct Pings {
+    outbound: Arc<Outbound>,
+    /// That the kernel allows none has been told.
+    warned: bool,
+}
+
+impl Pings {
+    /// Sockets that leave by `outbound`.
+    #[must_use]
+    pub const fn new(outbound: Arc<Outbound>) -> Self {
+        Self { outbound, warned: false }
+    }
+
+    /// A socket towards `destination`, with echo identifier `id` if that is free, else any (R-47).
+    ///
+    /// # Errors
+    /// No socket can be made or bound. That the kernel does not allow any is also logged, once.
+    pub fn open(&mut self, destination: IpAddr, id: u16) -> io::Result<PingSocket> {
+        let result = PingSocket::open(&self.outbound, destination, id);
+        if let Err(error @ (io::Errno::ACCESS | io::Errno::PERM | io::Errno::PROTONOSUPPORT)) = result
+            && !self.warned
+        {
+            self.warned = true;
+            log::warn!(
+                "Can't open ping sockets ({error}): echo requests of the guest get no answer. \
+                 To allow them: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\""
+            );
+        }
+        result
+    }
+}
+
+/// An unconnected ping socket of one family.
+#[derive(Debug)]
+pub struct PingSocket {
+    fd: OwnedFd,
+    v6: bool,
+    /// What the socket is set to.
+    hop_limit: Option<u8>,
+    traffic_class: u8,
+}
+
+impl AsFd for PingSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl PingSocket {
+    fn open(outbound: &Outbound, destination: IpAddr, id: u16) -> io::Result<Self> {
+        let v6 = destination.is_ipv6();
+        let (family, protocol, version, unspecified) = if v6 {
+            (AddressFamily::INET6, ipproto::ICMPV6, IpVersion::V6, IpAddr::from(Ipv6Addr::UNSPECIFIED))
+        } else {
+            (AddressFamily::INET, ipproto::ICMP, IpVersion::V4, IpAddr::from(Ipv4Addr::UNSPECIFIED))
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
+        let metadata = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
+        request_metadata(&fd, version, metadata).map_err(errno)?;
+        if outbound.freebind {
+            sockopt::set_ip_freebind(&fd, true)?;
+        }
+        if !v6 {
+            sockopt::set_socket_broadcast(&fd, true)?;
+        }
+        let egress = outbound.egress(destination);
+        let source = egress.source.filter(|_| !destination.is_loopback()).unwrap_or(unspecified);
+        if let Some((interface, _)) = egress.interface.as_ref().filter(|_| !destination.is_loopback()) {
+            bind_to_device(&fd, interface).map_err(errno)?;
+        }
+        bind(&fd, &SocketAddr::new(source, id)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))?;
+        Ok(Self { fd, v6, hop_limit: None, traffic_class: 0 })
+    }
+
+    /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
+    /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
+    fn set_header(&mut self, request: &Request<'_>) {
+        let limit = request.hop_limit;
+        if self.hop_limit != Some(limit) {
+            let group = request.destination.ip().is_multicast();
+            let _refused = match (self.v6, group) {
+                (false, false) => sockopt::set_ip_ttl(&self.fd, limit.into()),
+                (false, true) => sockopt::set_ip_multicast_ttl(&self.fd, limit.into()),
+                (true, false) => sockopt::set_ipv6_unicast_hops(&self.fd, Some(limit)),
+                (true, true) => sockopt::set_ipv6_multicast_hops(&self.fd, limit.into()),
+            };
+            self.hop_limit = Some(limit);
+        }
+        if self.traffic_class != request.traffic_class {
+            let class = request.traffic_class;
+            let _refused = if self.v6 {
+                sockopt::set_ipv6_tclass(&self.fd, class.into())
+            } else {
+                sockopt::set_ip_tos(&self.fd, class)
+            };
+            self.traffic_class = class;
+        }
+    }
+}
+
+impl EngineSocket for PingSocket {
+    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError> {
+        self.set_header(request);
+        let address = RawAddress::new(request.destination, self.v6);
+        let pieces = [IoSlice::new(request.header.as_bytes()), IoSlice::new(request.payload)];
+        mmsg::send(&self.fd, &address, &pieces, &Control::default()).map_err(|error| socket_error(&error))
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        received(mmsg::receive(&self.fd, buffer).map_err(|error| socket_error(&error))?)
+    }
+
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        queued_error(&self.fd, quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        take_error(&self.fd)
+    }
+}

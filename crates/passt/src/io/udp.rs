@@ -1,1 +1,242 @@
 //! UDP sockets of the host.
+
+use std::{
+    io::IoSlice,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use engine::{
+    host::{Errno, SocketError},
+    icmp::{QueuedError, Report},
+    udp::{Outbound as Datagram, Received, UdpSocket as EngineSocket},
+};
+use rustix::{
+    event::epoll,
+    io,
+    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
+};
+use sys::{
+    cmsg::{Control, Origin, ReceiveInfo, SendInfo},
+    mmsg::{self, RawAddress},
+    sockopt::{IpVersion, Metadata, request_metadata, udp_gro},
+};
+
+use super::outbound::Outbound;
+
+/// How datagram and ping sockets are watched: level-triggered, so that an answer that comes alone costs one call to
+/// receive and no second one to see that there is no more. Errors are always reported.
+pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
+
+/// An unconnected UDP socket.
+#[derive(Debug)]
+pub struct UdpSocket {
+    fd: OwnedFd,
+    /// An IPv6 socket, which may carry IPv4 as well.
+    v6: bool,
+    /// A listener on a wildcard address: `--outbound` has no part in its binding.
+    listener: bool,
+    outbound: Arc<Outbound>,
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl UdpSocket {
+    /// A socket of `address`'s family, on `port` if that is free, else on any (Q7, Q8).
+    ///
+    /// # Errors
+    /// No socket can be made or bound.
+    pub fn open(outbound: &Arc<Outbound>, address: IpAddr, port: u16) -> io::Result<Self> {
+        let v6 = address.is_ipv6();
+        let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+        let source = outbound.egress(address).source.unwrap_or(unspecified);
+        let fd = new(v6)?;
+        if v6 {
+            sockopt::set_ipv6_v6only(&fd, true)?;
+        }
+        set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
+        bind(&fd, &SocketAddr::new(source, port)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))?;
+        Ok(Self { fd, v6, listener: false, outbound: outbound.clone() })
+    }
+
+    /// The bound socket of a listener, prepared by [`prepare_listener`]; `address` is what it listens on.
+    #[must_use]
+    pub fn from_listener(fd: OwnedFd, address: Option<IpAddr>, outbound: &Arc<Outbound>) -> Self {
+        let v6 = !matches!(address, Some(IpAddr::V4(_)));
+        Self { fd, v6, listener: true, outbound: outbound.clone() }
+    }
+
+    fn send_info(&self, datagram: &Datagram<'_>) -> SendInfo {
+        let to = datagram.destination;
+        let egress = self.outbound.egress(to.ip());
+        let own_choice = if self.listener && !to.ip().is_loopback() { egress.source } else { None };
+        SendInfo {
+            source: datagram.source.or(own_choice),
+            interface: if datagram.source.is_some() { 0 } else { egress.interface_index(to) },
+            hop_limit: Some(datagram.hop_limit).filter(|&limit| limit != egress.hop_limit(to.ip())),
+            traffic_class: Some(datagram.traffic_class).filter(|&class| class != 0),
+            segment_size: datagram.segment_size,
+        }
+    }
+}
+
+/// Which families a socket carries.
+#[derive(Clone, Copy, Debug)]
+struct Coverage {
+    v4: bool,
+    v6: bool,
+}
+
+fn new(v6: bool) -> io::Result<OwnedFd> {
+    let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// A socket to listen on `address`, not yet bound: everything is told about what it will receive.
+///
+/// # Errors
+/// As socket(2) and setsockopt(2).
+pub fn prepare_listener(address: Option<IpAddr>, freebind: bool) -> io::Result<OwnedFd> {
+    let v4_only = matches!(address, Some(IpAddr::V4(_)));
+    let fd = new(!v4_only)?;
+    if !v4_only {
+        sockopt::set_ipv6_v6only(&fd, address.is_some())?;
+    }
+    let coverage = Coverage { v4: v4_only || address.is_none(), v6: !v4_only };
+    set_options(&fd, coverage, freebind, Metadata::DESTINATION)?;
+    Ok(fd)
+}
+
+fn set_options(fd: &OwnedFd, coverage: Coverage, freebind: bool, more: Metadata) -> io::Result<()> {
+    let what = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS | more;
+    if coverage.v6 {
+        request_metadata(fd, IpVersion::V6, what).map_err(errno)?;
+    }
+    if coverage.v4 {
+        request_metadata(fd, IpVersion::V4, what).map_err(errno)?;
+        sockopt::set_socket_broadcast(fd, true)?;
+    }
+    if freebind {
+        // It is one flag of the socket, whatever its family.
+        sockopt::set_ip_freebind(fd, true)?;
+    }
+    // A kernel before 5.0 hands out datagrams one by one.
+    let _refused = udp_gro(fd);
+    Ok(())
+}
+
+impl EngineSocket for UdpSocket {
+    fn send(&mut self, datagram: &Datagram<'_>) -> Result<(), SocketError> {
+        let address = RawAddress::new(datagram.destination, self.v6);
+        let v4 = datagram.destination.is_ipv4();
+        let info = self.send_info(datagram);
+        let control = Control::to_send(&info, v4);
+        let result = mmsg::send(&self.fd, &address, &[IoSlice::new(datagram.payload)], &control);
+        match (result, datagram.segment_size) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), Some(size)) if segmentation_refused(&error) => {
+                let control = Control::to_send(&SendInfo { segment_size: None, ..info }, v4);
+                self.send_pieces(&address, datagram.payload.chunks(usize::from(size)), &control)
+            }
+            (Err(error), _) => Err(socket_error(&error)),
+        }
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        let arrival = mmsg::receive(&self.fd, buffer).map_err(|error| socket_error(&error))?;
+        received(arrival)
+    }
+
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        queued_error(&self.fd, quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        take_error(&self.fd)
+    }
+}
+
+impl UdpSocket {
+    fn send_pieces<'a>(
+        &self,
+        address: &RawAddress,
+        mut pieces: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+        control: &Control,
+    ) -> Result<(), SocketError> {
+        while pieces.len() > 0 {
+            let sent = mmsg::send_batch(&self.fd, address, pieces.clone(), control)
+                .map_err(|error| socket_error(&error))?;
+            for _ in 0..sent.max(1) {
+                pieces.next();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the host can't cut a train: no checksum offload on the way out (`EIO`), pieces above the path's MTU, too many
+/// of them, or a kernel before 4.18.
+fn segmentation_refused(error: &std::io::Error) -> bool {
+    let refusals = [io::Errno::IO, io::Errno::INVAL, io::Errno::MSGSIZE];
+    io::Errno::from_io_error(error).is_some_and(|errno| refusals.contains(&errno))
+}
+
+/// What the engine wants to know of what arrived; without a sender's address, nothing can be done with it.
+pub(super) fn received(arrival: mmsg::Arrival) -> Result<Received, SocketError> {
+    let from = arrival.address.ok_or(SocketError::Failed(Errno(io::Errno::AFNOSUPPORT.raw_os_error())))?;
+    let ReceiveInfo { destination, local, hop_limit, traffic_class, segment_size, .. } = arrival.info;
+    Ok(Received {
+        len: arrival.len,
+        truncated: arrival.truncated,
+        segment_size: segment_size.filter(|&size| size > 0 && usize::from(size) < arrival.len),
+        from,
+        destination,
+        local: local.or(destination.filter(|address| !address.is_multicast())),
+        hop_limit,
+        traffic_class: traffic_class.unwrap_or(0),
+    })
+}
+
+/// Takes an entry of a socket's error queue. Errors of the host's own have no ICMP message.
+pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedError> {
+    let arrival = mmsg::receive_error(fd, quote).ok()?;
+    let destination = arrival.address.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+    let error = arrival.info.error;
+    let origin = if destination.is_ipv4() { Origin::Icmp } else { Origin::Icmp6 };
+    let report = error.filter(|error| error.origin == origin);
+    Some(QueuedError {
+        destination,
+        local: arrival.info.destination,
+        report: report.map(|error| Report { kind: error.kind, code: error.code, mtu: error.info }),
+        offender: error.and_then(|error| error.offender),
+        quoted: arrival.len,
+    })
+}
+
+/// Takes the pending error of a socket.
+pub(super) fn take_error(fd: impl AsFd) -> Option<Errno> {
+    match sockopt::socket_error(fd) {
+        Ok(Err(error)) | Err(error) => Some(Errno(error.raw_os_error())),
+        Ok(Ok(())) => None,
+    }
+}
+
+/// What an error means for a datagram: the kernel's queues may be full, which passes.
+pub(super) fn socket_error(error: &std::io::Error) -> SocketError {
+    match io::Errno::from_io_error(error) {
+        Some(io::Errno::AGAIN | io::Errno::NOBUFS | io::Errno::NOMEM | io::Errno::INTR) => {
+            SocketError::WouldBlock
+        }
+        Some(errno) => SocketError::Failed(Errno(errno.raw_os_error())),
+        None => SocketError::Failed(Errno(io::Errno::IO.raw_os_error())),
+    }
+}
+
+pub(super) fn errno(error: std::io::Error) -> io::Errno {
+    io::Errno::from_io_error(&error).unwrap_or(io::Errno::IO)
+}

@@ -1,0 +1,93 @@
+//! How sockets towards the outside leave the host (`--outbound`, `--outbound-if4`, `--outbound-if6`, `--freebind`).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use engine::forward::IfName;
+use rustix::{
+    io,
+    net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with, sockopt},
+};
+
+use crate::plan;
+
+/// The kernel's hop limit for packets to groups.
+const GROUP_HOP_LIMIT: u8 = 1;
+
+/// What all sockets towards the outside have in common.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    v4: Egress,
+    v6: Egress,
+    /// Addresses that are not the host's (yet) may be bound.
+    pub freebind: bool,
+}
+
+/// How packets of one family leave.
+#[derive(Clone, Debug)]
+pub struct Egress {
+    /// Source address; none for the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// Name and index of the interface; none for the route's.
+    pub interface: Option<(IfName, u32)>,
+    /// The kernel's own hop limit.
+    hop_limit: u8,
+}
+
+impl Outbound {
+    /// Looks the interfaces up.
+    ///
+    /// # Errors
+    /// An interface does not exist (any more).
+    pub fn new(
+        v4: &plan::Outbound<Ipv4Addr>,
+        v6: &plan::Outbound<Ipv6Addr>,
+        freebind: bool,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            v4: Egress::new(v4.address.map(IpAddr::V4), v4.interface.as_ref(), AddressFamily::INET)?,
+            v6: Egress::new(v6.address.map(IpAddr::V6), v6.interface.as_ref(), AddressFamily::INET6)?,
+            freebind,
+        })
+    }
+
+    /// How packets to `destination` leave. Loopback is reached as the kernel likes, whatever was asked for.
+    #[must_use]
+    pub fn egress(&self, destination: IpAddr) -> &Egress {
+        if destination.is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+}
+
+impl Egress {
+    fn new(source: Option<IpAddr>, interface: Option<&IfName>, family: AddressFamily) -> io::Result<Self> {
+        const USUAL_HOP_LIMIT: u8 = 64;
+        let probe = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        let hop_limit = probe.as_ref().ok().and_then(|probe| {
+            if family == AddressFamily::INET {
+                sockopt::ip_ttl(probe).ok().and_then(|ttl| u8::try_from(ttl).ok())
+            } else {
+                sockopt::ipv6_unicast_hops(probe).ok()
+            }
+        });
+        let interface = match interface {
+            None => None,
+            Some(name) => Some((name.clone(), name_to_index(probe?, name)?)),
+        };
+        Ok(Self { source, interface, hop_limit: hop_limit.unwrap_or(USUAL_HOP_LIMIT) })
+    }
+
+    /// Index of the interface for packets to `destination`; zero for the route's.
+    #[must_use]
+    pub fn interface_index(&self, destination: SocketAddr) -> u32 {
+        let scoped = matches!(destination, SocketAddr::V6(v6) if v6.scope_id() != 0);
+        match &self.interface {
+            Some((_, index)) if !scoped && !destination.ip().is_loopback() => *index,
+            _ => 0,
+        }
+    }
+
+    /// The hop limit that a packet to `destination` has if nothing is said.
+    #[must_use]
+    pub fn hop_limit(&self, destination: IpAddr) -> u8 {
+        if destination.is_multicast() { GROUP_HOP_LIMIT } else { self.hop_limit }
+    }
+}
