@@ -56,3 +56,73 @@ fn send_arp(link: &mut impl Link, destination: Mac, packet: &arp::Packet) -> Out
         Some(Written { len: frame.len(), offload: Offload::default() })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        addr::test::{guest, settings},
+        local::test::{GUEST_MAC, Kept, OUR_MAC},
+    };
+    use wire::frame::Body;
+
+    fn ask(settings: &Settings, operation: u16, sender: [u8; 4], target: [u8; 4]) -> (Outcome, Kept) {
+        let mut link = Kept::default();
+        let packet = arp::Packet::new(operation, (GUEST_MAC, sender.into()), (Mac([0; 6]), target.into()));
+        (on_arp(settings, &guest(settings), &packet, &mut link), link)
+    }
+
+    #[test]
+    fn every_address_is_ours() {
+        // SPEC §4.1.2: on or off the subnet, probes included
+        let settings = settings();
+        for target in [[198, 51, 100, 1], [198, 51, 100, 200], [10, 0, 0, 1]] {
+            for sender in [[198, 51, 100, 55], [0, 0, 0, 0]] {
+                let (outcome, link) = ask(&settings, arp::REQUEST, sender, target);
+                assert_eq!(outcome, Outcome::Answered);
+                let frame = link.frame();
+                assert_eq!((frame.source_mac, frame.destination_mac), (OUR_MAC, GUEST_MAC));
+                let Body::Arp(reply) = frame.body else { panic!() };
+                assert!(reply.is_ipv4_over_ethernet());
+                assert_eq!(reply.operation.get(), arp::REPLY);
+                assert_eq!((reply.sender_mac, reply.sender_ip), (OUR_MAC, target));
+                assert_eq!((reply.target_mac, reply.target_ip), (GUEST_MAC, sender));
+                assert_eq!(link.frames[0].0.len(), 60);
+                assert_eq!(link.frames[0].0[42..], [0; 18]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_guests_own_address_and_announcements_are_left_alone() {
+        // SPEC §4.1.2
+        let settings = settings();
+        for (sender, target) in [
+            ([0, 0, 0, 0], [198, 51, 100, 2]),        // assigned
+            ([0, 0, 0, 0], [198, 51, 100, 55]),       // seen
+            ([198, 51, 100, 99], [198, 51, 100, 99]), // announcement
+        ] {
+            let (outcome, link) = ask(&settings, arp::REQUEST, sender, target);
+            assert_eq!((outcome, link.frames.len()), (Outcome::Ignored, 0));
+        }
+    }
+
+    #[test]
+    fn only_requests_for_ipv4_over_ethernet_are_answered() {
+        // SPEC §4.1.1
+        let mut settings = settings();
+        let (outcome, _) = ask(&settings, arp::REPLY, [198, 51, 100, 55], [198, 51, 100, 1]);
+        assert_eq!(outcome, Outcome::Ignored);
+        let mut packet = arp::Packet::new(
+            arp::REQUEST,
+            (GUEST_MAC, [198, 51, 100, 55].into()),
+            (GUEST_MAC, [10, 0, 0, 1].into()),
+        );
+        packet.protocol_len = 16;
+        let outcome = on_arp(&settings, &guest(&settings), &packet, &mut Kept::default());
+        assert_eq!(outcome, Outcome::Invalid);
+        settings.v4 = None;
+        let (outcome, link) = ask(&settings, arp::REQUEST, [198, 51, 100, 55], [198, 51, 100, 1]);
+        assert_eq!((outcome, link.frames.len()), (Outcome::Ignored, 0));
+    }
+}

@@ -337,3 +337,6 @@ fn encode(kind: MessageType, transaction: [u8; 3], options: &[DhcpOption]) -> Op
     }
     Some(message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,3 +158,194 @@ fn send_neighbour(
         Some(bytes.len())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use wire::{ethernet::Mac, frame::Transport};
+
+    use super::*;
+    use crate::{
+        addr::test::{guest, settings},
+        local::test::{GUEST_MAC, Kept, OUR_MAC, icmpv6},
+    };
+
+    const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
+
+    fn v6(text: &str) -> Ipv6Addr {
+        text.parse().unwrap()
+    }
+
+    fn solicit_neighbour(settings: &Settings, source: &str, target: &str, hop_limit: u8) -> (Outcome, Kept) {
+        let mut link = Kept::default();
+        let (header, body) = ndp::solicitation(v6(target), GUEST_MAC);
+        let addresses = (source, "ff02::1:ff00:1", hop_limit);
+        (icmpv6(settings, addresses, header, body.as_bytes(), &mut link), link)
+    }
+
+    fn solicit_router(settings: &Settings, source: &str) -> (Outcome, Kept) {
+        let mut link = Kept::default();
+        let header = icmp::Header::new(ROUTER_SOLICITATION, 0, 0);
+        (icmpv6(settings, (source, "ff02::2", 255), header, &[], &mut link), link)
+    }
+
+    /// Codes of the options of a router advertisement.
+    fn option_codes(link: &Kept) -> Vec<u8> {
+        let Transport::Icmp(message) = link.packet().0.transport else { panic!() };
+        let (mut options, mut codes) = (&message.payload[8..], Vec::new());
+        while let [code, units, ..] = options {
+            codes.push(*code);
+            options = &options[usize::from(*units) * 8..];
+        }
+        codes
+    }
+
+    #[test]
+    fn every_address_is_ours() {
+        // SPEC §4.2
+        let settings = settings();
+        for target in ["fe80::1", "2001:db8:1::1", "2001:db8:99::1"] {
+            let (outcome, link) = solicit_neighbour(&settings, "fe80::55", target, 255);
+            assert_eq!(outcome, Outcome::Answered);
+            let (packet, mac) = link.packet();
+            assert_eq!((packet.source, packet.destination), (v6("fe80::1").into(), v6("fe80::55").into()));
+            assert_eq!(mac, GUEST_MAC);
+            let Transport::Icmp(message) = packet.transport else { panic!() };
+            assert_eq!(
+                (message.header.kind, message.header.rest.get()),
+                (NEIGHBOUR_ADVERTISEMENT, 0xe000_0000)
+            );
+            assert_eq!(message.payload[..16], v6(target).octets());
+            assert_eq!(message.payload[16..18], [2, 1]);
+            assert_eq!(message.payload[18..], OUR_MAC.0);
+        }
+    }
+
+    #[test]
+    fn q4_the_guests_own_addresses_and_their_detection_are_left_alone() {
+        let settings = settings();
+        for target in ["2001:db8:1::2", "2001:db8:1::55", "fe80::55"] {
+            let (outcome, link) = solicit_neighbour(&settings, "fe80::66", target, 255);
+            assert_eq!((outcome, link.frames.len()), (Outcome::Ignored, 0), "{target}");
+        }
+        let (outcome, link) = solicit_neighbour(&settings, "::", "2001:db8:1::99", 255);
+        assert_eq!((outcome, link.frames.len()), (Outcome::Ignored, 0));
+    }
+
+    #[test]
+    fn q4_what_was_routed_here_is_invalid() {
+        let (outcome, link) = solicit_neighbour(&settings(), "fe80::55", "fe80::1", 254);
+        assert_eq!((outcome, link.frames.len()), (Outcome::Invalid, 0));
+    }
+
+    #[test]
+    fn all_of_neighbour_discovery_is_taken_and_nothing_else() {
+        // SPEC §4.2
+        let settings = settings();
+        for (kind, expected) in [
+            (ROUTER_ADVERTISEMENT, Outcome::Ignored),
+            (NEIGHBOUR_ADVERTISEMENT, Outcome::Ignored),
+            (REDIRECT, Outcome::Ignored),
+            (NEIGHBOUR_SOLICITATION, Outcome::Invalid), // without a target
+            (ECHO_REQUEST, Outcome::NotLocal),
+            (143, Outcome::NotLocal), // a multicast listener report
+        ] {
+            let mut link = Kept::default();
+            let header = icmp::Header::new(kind, 0, 0);
+            assert_eq!(icmpv6(&settings, ("fe80::55", "ff02::1", 255), header, &[], &mut link), expected);
+            assert!(link.frames.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_router_is_found_by_asking() {
+        // SPEC §4.2, R-44
+        let settings = settings();
+        let (outcome, link) = solicit_router(&settings, "fe80::55");
+        assert_eq!(outcome, Outcome::Answered);
+        let (packet, mac) = link.packet();
+        assert_eq!((packet.source, packet.destination), (v6("fe80::1").into(), v6("fe80::55").into()));
+        assert_eq!(mac, GUEST_MAC);
+        let Transport::Icmp(message) = packet.transport else { panic!() };
+        assert_eq!(message.header.kind, ROUTER_ADVERTISEMENT);
+        assert_eq!(message.header.rest.get(), 0xff80_ffff);
+        assert_eq!(option_codes(&link), [3, 1, 5, 25, 31]);
+        assert_eq!(message.payload[8 + 16..8 + 32], v6("2001:db8:1::").octets());
+    }
+
+    #[test]
+    fn q4_without_an_address_yet_the_answer_goes_to_all_nodes() {
+        let (outcome, link) = solicit_router(&settings(), "::");
+        assert_eq!(outcome, Outcome::Answered);
+        let (packet, mac) = link.packet();
+        assert_eq!((packet.destination, mac), (ALL_NODES.into(), ALL_NODES_MAC));
+    }
+
+    #[test]
+    fn advertisements_tell_what_there_is_to_tell() {
+        // SPEC §4.2: DNSSL only with RDNSS, MTU unless 0, no prefix in local mode
+        let mut settings = settings();
+        settings.mtu = 0;
+        assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1, 25, 31]);
+        settings.services.advertise_search = false;
+        assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1, 25]);
+        settings.services.advertise_search = true;
+        settings.services.advertise_dns = false;
+        assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1]);
+        settings.services.advertise_dns = true;
+        settings.v6.as_mut().unwrap().dns.clear();
+        assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1]);
+        settings.v6.as_mut().unwrap().assigned = None;
+        assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [1]);
+    }
+
+    #[test]
+    fn services_that_are_off_say_nothing() {
+        let mut settings = settings();
+        settings.services.ra = false;
+        assert_eq!(solicit_router(&settings, "fe80::55").0, Outcome::Ignored);
+        assert_eq!(solicit_neighbour(&settings, "fe80::55", "fe80::1", 255).0, Outcome::Answered);
+        settings.services.ndp = false;
+        assert_eq!(solicit_neighbour(&settings, "fe80::55", "fe80::1", 255).0, Outcome::Ignored);
+        settings.services.ndp = true;
+        settings.v6 = None;
+        assert_eq!(solicit_neighbour(&settings, "fe80::55", "fe80::1", 255).0, Outcome::Ignored);
+    }
+
+    #[test]
+    fn unsolicited_advertisements_come_every_200_to_600_seconds() {
+        // SPEC §4.2, R-45: the first one not at once
+        let settings = settings();
+        let guest = guest(&settings);
+        let start = Instant::from_micros(5);
+        for random in [0, 1, 400_000, 400_001, u32::MAX] {
+            let mut advertiser = Advertiser::new(&settings, start, random);
+            let first = advertiser.next().unwrap();
+            let secs = first.since(start).as_secs_f64();
+            assert!((200.0..=600.0).contains(&secs), "{secs} s");
+
+            let mut link = Kept::default();
+            advertiser.on_deadline(&settings, &guest, start, random, &mut link);
+            assert!(link.frames.is_empty());
+            assert_eq!(advertiser.next(), Some(first));
+
+            advertiser.on_deadline(&settings, &guest, first, random, &mut link);
+            let (packet, mac) = link.packet();
+            assert_eq!((packet.destination, mac), (ALL_NODES.into(), ALL_NODES_MAC));
+            assert_eq!(advertiser.next().map(|next| next.since(first)), Some(first.since(start)));
+        }
+    }
+
+    #[test]
+    fn r_45_no_unsolicited_advertisements_when_off() {
+        let on = settings();
+        let off: [fn(&mut Settings); 3] =
+            [|all| all.services.ra = false, |all| all.services.ndp = false, |all| all.v6 = None];
+        for switch in off {
+            let mut settings = on.clone();
+            switch(&mut settings);
+            assert_eq!(Advertiser::new(&settings, Instant::default(), 0).next(), None);
+        }
+    }
+}

@@ -1,1 +1,275 @@
+//! A link that keeps what is sent, and the checks that concern all local services.
 
+use alloc::vec::Vec;
+use core::net::Ipv6Addr;
+
+use proptest::prelude::*;
+use wire::{
+    checksum::Sum,
+    ethernet::Mac,
+    frame::{self, Body, Frame, MAX_LEN, Outgoing, Packet, Transport},
+    icmp,
+    offload::Offload,
+    protocol,
+};
+
+use super::*;
+use crate::{
+    addr::test::{guest, settings},
+    link::Full,
+    timer::Instant,
+};
+
+/// Keeps frames, or is full.
+#[derive(Default)]
+pub(super) struct Kept {
+    slot: Vec<u8>,
+    pub(super) frames: Vec<(Vec<u8>, Offload)>,
+    pub(super) full: bool,
+}
+
+impl Link for Kept {
+    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.slot = [0xaa].repeat(len);
+        (!self.full).then_some(&mut self.slot)
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        self.frames.push((self.slot[..len].to_vec(), *offload));
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// The one frame sent.
+    pub(super) fn frame(&self) -> Frame<'_> {
+        let [(frame, _)] = self.frames.as_slice() else { panic!("{} frames", self.frames.len()) };
+        assert!(frame.len() >= 60);
+        frame::parse(frame).unwrap()
+    }
+
+    /// The one packet sent: from our MAC, hop limit 255, don't-fragment set (SPEC §4, R-57).
+    pub(super) fn packet(&self) -> (Packet<'_>, Mac) {
+        let frame = self.frame();
+        let Body::Ip(packet) = frame.body else { panic!("{frame:?}") };
+        assert_eq!((frame.source_mac, packet.hop_limit, packet.traffic_class), (OUR_MAC, 255, 0));
+        if packet.source.is_ipv4() {
+            assert_eq!(self.frames[0].0[20..22], [0x40, 0]);
+        }
+        (packet, frame.destination_mac)
+    }
+}
+
+pub(super) const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
+pub(super) const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
+
+/// Puts a message of the guest into a frame and shows it to the service that it is for.
+pub(super) fn icmpv6(
+    settings: &Settings,
+    (source, destination, hop_limit): (&str, &str, u8),
+    header: icmp::Header,
+    body: &[u8],
+    link: &mut Kept,
+) -> Outcome {
+    let headers = headers_of_guest(source, destination, hop_limit);
+    let mut frame = [0; 2000];
+    frame[headers.headroom(8)..][..body.len()].copy_from_slice(body);
+    let len = headers.icmp(&mut frame, header, body.len()).unwrap().len;
+    let Body::Ip(packet) = frame::parse(&frame[..len]).unwrap().body else { panic!() };
+    let Transport::Icmp(message) = packet.transport else { panic!() };
+    on_icmpv6(settings, &guest(settings), &packet, &message, link)
+}
+
+/// The same for a datagram; the guest may be changed.
+pub(super) fn udp(
+    settings: &Settings,
+    guest: &mut Guest,
+    (source, destination): (&str, &str),
+    port: u16,
+    payload: &[u8],
+    link: &mut Kept,
+) -> Outcome {
+    let headers = headers_of_guest(source, destination, 64);
+    let mut frame = [0].repeat(MAX_LEN);
+    frame[headers.headroom(8)..][..payload.len()].copy_from_slice(payload);
+    let len = headers.udp(&mut frame, (1000, port), payload.len(), None).unwrap().len;
+    let Body::Ip(packet) = frame::parse(&frame[..len]).unwrap().body else { panic!() };
+    let Transport::Udp(datagram) = packet.transport else { panic!() };
+    on_udp(settings, guest, &packet, &datagram, link)
+}
+
+fn headers_of_guest(source: &str, destination: &str, hop_limit: u8) -> Outgoing {
+    Outgoing {
+        source_mac: GUEST_MAC,
+        destination_mac: Mac::BROADCAST,
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        hop_limit,
+        traffic_class: 0,
+        flow_label: 0,
+    }
+}
+
+fn v6(text: &str) -> Ipv6Addr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn at_the_start_we_ask_for_the_guest() {
+    // SPEC §4.1.3, §4.2
+    let settings = settings();
+    let mut guest = guest(&settings);
+    guest.mac = Mac::BROADCAST;
+    let mut link = Kept::default();
+    announce_start(&settings, &guest, &mut link);
+    let [(arp, _), (ndp, _)] = link.frames.as_slice() else { panic!() };
+    let mut expected = [0xff; 6].to_vec();
+    expected.extend(OUR_MAC.0);
+    expected.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    expected.extend(OUR_MAC.0);
+    expected.extend([198, 51, 100, 1]);
+    expected.extend([0xff; 6]);
+    expected.extend([198, 51, 100, 55]);
+    expected.resize(60, 0);
+    assert_eq!(arp, &expected);
+
+    let frame = frame::parse(ndp).unwrap();
+    assert_eq!(frame.destination_mac, Mac::BROADCAST);
+    let Body::Ip(packet) = frame.body else { panic!() };
+    assert_eq!((packet.source, packet.destination), (v6("fe80::1").into(), v6("2001:db8:1::55").into()));
+    let Transport::Icmp(message) = packet.transport else { panic!() };
+    assert_eq!(message.header.kind, icmp::v6::NEIGHBOUR_SOLICITATION);
+    assert_eq!(wire::ndp::solicited_target(&message), Some(v6("2001:db8:1::55")));
+}
+
+#[test]
+fn r_45_no_questions_for_what_is_off_or_unknown() {
+    let mut settings = settings();
+    settings.services.ndp = false;
+    settings.v4.as_mut().unwrap().our_address = None;
+    let mut link = Kept::default();
+    announce_start(&settings, &guest(&settings), &mut link);
+    (settings.v4, settings.v6) = (None, None);
+    announce_start(&settings, &guest(&settings), &mut link);
+    assert!(link.frames.is_empty());
+}
+
+#[test]
+fn datagrams_for_nobody_here_are_not_local() {
+    let settings = settings();
+    let mut guest = guest(&settings);
+    let mut link = Kept::default();
+    for (source, destination, port) in [
+        ("198.51.100.2", "198.51.100.1", 68),
+        ("198.51.100.2", "198.51.100.1", 547),
+        ("fe80::55", "ff02::1:2", 67),
+        ("fe80::55", "fe80::1", 547), // not multicast: SPEC §4.4.1
+    ] {
+        let outcome = udp(&settings, &mut guest, (source, destination), port, &[1; 300], &mut link);
+        assert_eq!((outcome, outcome.consumed()), (Outcome::NotLocal, false), "{destination} {port}");
+    }
+    assert!(link.frames.is_empty());
+}
+
+#[test]
+fn udp_answers_have_a_checksum_left_to_the_link() {
+    // Q6
+    let settings = settings();
+    let mut link = Kept::default();
+    let headers = headers(&settings, &guest(&settings), v6("fe80::1").into(), v6("fe80::55").into());
+    assert_eq!(send_udp(&mut link, &headers, (547, 546), &[1, 2, 3]), Outcome::Answered);
+    let (frame, offload) = &link.frames[0];
+    let partial = offload.checksum.unwrap();
+    let start = usize::from(partial.start);
+    let checksum = Sum::new().bytes(&frame[start..start + 11]).finish();
+    let mut datagram = frame[start..start + 11].to_vec();
+    datagram[usize::from(partial.offset)..][..2].copy_from_slice(&checksum.to_be_bytes());
+    let whole = Sum::new().pseudo_header(headers.source, headers.destination, protocol::UDP, 11);
+    assert_eq!(whole.bytes(&datagram).folded(), 0xffff);
+}
+
+#[test]
+fn multicast_has_its_own_hardware_addresses() {
+    // RFC 2464 §7
+    assert_eq!(multicast_mac(v6("ff02::1:ff12:3456")), Mac([0x33, 0x33, 0xff, 0x12, 0x34, 0x56]));
+}
+
+/// Shows a frame to the services as the engine does.
+fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Kept) {
+    let Ok(frame) = frame::parse(bytes) else { return };
+    let source = match frame.body {
+        Body::Ip(packet) => Some(packet.source),
+        Body::Arp(_) => None,
+    };
+    guest.learn(settings, frame.source_mac, source);
+    let _ = match frame.body {
+        Body::Arp(packet) => on_arp(settings, guest, packet, link),
+        Body::Ip(packet) => match packet.transport {
+            Transport::Udp(datagram) => on_udp(settings, guest, &packet, &datagram, link),
+            Transport::Icmp(message) => on_icmpv6(settings, guest, &packet, &message, link),
+            _ => Outcome::NotLocal,
+        },
+    };
+}
+
+/// A frame of the guest to the services, its payload random.
+fn any_question() -> impl Strategy<Value = Vec<u8>> {
+    let payload = proptest::collection::vec(any::<u8>(), 0..700);
+    (0..4, 133..138u8, any::<bool>(), payload).prop_map(|(service, kind, hop_limit, payload)| {
+        let hop_limit = if hop_limit { 255 } else { 64 };
+        let mut frame = [0; 2000];
+        let (headers, header_len) = match service {
+            0 => (headers_of_guest("0.0.0.0", "255.255.255.255", 64), 8),
+            _ => (headers_of_guest("fe80::55", "ff02::1:2", hop_limit), 8),
+        };
+        frame[headers.headroom(header_len)..][..payload.len()].copy_from_slice(&payload);
+        let written = match service {
+            0 => headers.udp(&mut frame, (68, 67), payload.len(), None),
+            1 => headers.udp(&mut frame, (546, 547), payload.len(), None),
+            _ => headers.icmp(&mut frame, icmp::Header::new(kind, 0, 0), payload.len()),
+        };
+        frame[..written.unwrap().len].to_vec()
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_frame_makes_us_panic_and_every_answer_parses(frames in proptest::collection::vec(any_question(), 1..8)) {
+        let settings = settings();
+        let mut guest = guest(&settings);
+        for frame in frames {
+            let mut link = Kept::default();
+            show(&settings, &mut guest, &frame, &mut link);
+            prop_assert!(link.frames.len() <= 1);
+            if !link.frames.is_empty() {
+                link.frame();
+            }
+        }
+    }
+
+    #[test]
+    fn no_random_bytes_make_us_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..3) {
+        let mut bytes = bytes;
+        if let Some(ethertype) = bytes.get_mut(12..14) {
+            ethertype.copy_from_slice(&[[8, 0], [8, 6], [0x86, 0xdd]][kind as usize]);
+        }
+        let settings = settings();
+        let mut link = Kept::default();
+        show(&settings, &mut guest(&settings), &bytes, &mut link);
+        prop_assert!(link.frames.len() <= 1);
+    }
+}
+
+#[test]
+fn a_full_link_is_no_disaster() {
+    let settings = settings();
+    let mut link = Kept { full: true, ..Kept::default() };
+    announce_start(&settings, &guest(&settings), &mut link);
+    let mut advertiser = Advertiser::new(&settings, Instant::default(), 0);
+    let due = advertiser.next().unwrap();
+    advertiser.on_deadline(&settings, &guest(&settings), due, 0, &mut link);
+    assert!(advertiser.next() > Some(due));
+    let header = icmp::Header::new(icmp::v6::ROUTER_SOLICITATION, 0, 0);
+    let outcome = icmpv6(&settings, ("fe80::55", "ff02::2", 255), header, &[], &mut link);
+    assert_eq!((outcome, outcome.consumed()), (Outcome::LinkFull, true));
+}
