@@ -1,11 +1,20 @@
 //! The guest's side of the world: every frame comes in here, and finds its service or flow.
 
+use wire::{
+    frame::{self, Body, Packet, Transport, Unusable},
+    offload::Offload,
+};
+
 use crate::{
     addr::{Guest, Settings},
-    flow::FlowId,
-    host::Host,
+    flow::{Endpoints, FlowId, Kind},
+    host::{Host, Readiness},
+    icmp::Ping,
     link::Link,
+    local::{self, Advertiser, Outcome},
+    tcp::Tcp,
     timer::{Instant, Timers},
+    udp::{Limits, Udp},
 };
 
 /// What every step needs besides its own state.
@@ -22,4 +31,257 @@ pub struct Context<'a, H: Host, L: Link> {
     pub link: &'a mut L,
     /// Deadlines of all flows.
     pub timers: &'a mut Timers<FlowId>,
+}
+
+/// Random numbers from the kernel, for the keyed hashes and for what an attacker must not guess.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds {
+    /// Key of the flow tables' hash.
+    pub hash_key: [u8; 16],
+    /// Secret of TCP's initial sequence numbers (RFC 6528).
+    pub isn_secret: [u8; 16],
+    /// When the first unsolicited router advertisement goes out.
+    pub advertisement: u32,
+}
+
+/// Frames of the guest that went nowhere, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Malformed, of any protocol.
+    pub malformed: u64,
+    /// Fragments of IP datagrams (SPEC §4.7).
+    pub fragments: u64,
+    /// Of a protocol that is not carried, or that was switched off.
+    pub unsupported: u64,
+}
+
+/// Most TCP connections (SPEC §12).
+const MAX_CONNECTIONS: usize = 131_071;
+/// Most ping flows.
+const MAX_PINGS: usize = 4096;
+
+/// All state of one guest: what is known of it, its flows and their deadlines.
+pub struct Stack<H: Host> {
+    settings: Settings,
+    guest: Guest,
+    timers: Timers<FlowId>,
+    tcp: Tcp<H::Tcp>,
+    udp: Udp<H::Udp>,
+    ping: Ping<H::Ping>,
+    advertiser: Advertiser,
+    random: u32,
+    counters: Counters,
+}
+
+impl<H: Host> Stack<H> {
+    /// A stack without flows.
+    #[must_use]
+    pub fn new(settings: Settings, guest: Guest, limits: Limits, seeds: Seeds, now: Instant) -> Self {
+        Self {
+            advertiser: Advertiser::new(&settings, now, seeds.advertisement),
+            settings,
+            guest,
+            timers: Timers::default(),
+            tcp: Tcp::new(MAX_CONNECTIONS, seeds.hash_key, seeds.isn_secret),
+            udp: Udp::new(limits, seeds.hash_key),
+            ping: Ping::new(MAX_PINGS, seeds.hash_key),
+            random: seeds.advertisement,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Addressing and services.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What is known of the guest.
+    #[must_use]
+    pub const fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Frames that went nowhere.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// TCP connections.
+    #[must_use]
+    pub const fn tcp(&self) -> &Tcp<H::Tcp> {
+        &self.tcp
+    }
+
+    /// UDP sockets and flows; listeners are added here.
+    pub const fn udp(&mut self) -> &mut Udp<H::Udp> {
+        &mut self.udp
+    }
+
+    /// The link can be heard from now on: asks for the guest's hardware address (SPEC §4.1.3).
+    pub fn on_link_up<L: Link>(&mut self, link: &mut L) {
+        local::announce_start(&self.settings, &self.guest, link);
+    }
+
+    /// A frame of the guest. What it causes to be sent may wait for [`Stack::end_batch`].
+    pub fn on_frame<L: Link>(
+        &mut self,
+        bytes: &[u8],
+        offload: &Offload,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        let frame = match frame::parse(bytes) {
+            Ok(frame) => frame,
+            Err(Unusable::Malformed) => return self.counters.malformed += 1,
+            Err(Unusable::Fragment) => return self.counters.fragments += 1,
+            Err(Unusable::UnknownEthertype(_)) => return self.counters.unsupported += 1,
+        };
+        match frame.body {
+            Body::Arp(arp) => {
+                self.guest.learn(&self.settings, frame.source_mac, None);
+                let outcome = local::on_arp(&self.settings, &self.guest, arp, link);
+                self.count(outcome);
+            }
+            Body::Ip(packet) => {
+                self.guest.learn(&self.settings, frame.source_mac, Some(packet.source));
+                self.on_packet(&packet, offload, now, host, link);
+            }
+        }
+    }
+
+    fn on_packet<L: Link>(
+        &mut self,
+        packet: &Packet<'_>,
+        offload: &Offload,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        match packet.transport {
+            Transport::Tcp(segment) if self.settings.services.tcp => {
+                let (flows, mut cx) = self.split(now, host, link);
+                flows.tcp.on_segment(packet, &segment, &mut cx);
+            }
+            Transport::Udp(datagram) => {
+                let outcome = local::on_udp(&self.settings, &mut self.guest, packet, &datagram, link);
+                if !outcome.consumed() && self.settings.services.udp {
+                    let (flows, mut cx) = self.split(now, host, link);
+                    return flows.udp.on_datagram(&mut cx, packet, &datagram, offload);
+                }
+                self.count(outcome);
+            }
+            Transport::Icmp(message) => {
+                let outcome = local::on_icmpv6(&self.settings, &self.guest, packet, &message, link);
+                if !outcome.consumed() && self.settings.services.icmp {
+                    let (flows, mut cx) = self.split(now, host, link);
+                    return flows.ping.on_message(&mut cx, packet, &message);
+                }
+                self.count(outcome);
+            }
+            Transport::Tcp(_) | Transport::Other(_) => self.counters.unsupported += 1,
+        }
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::NotLocal => self.counters.unsupported += 1,
+            Outcome::Invalid => self.counters.malformed += 1,
+            Outcome::Answered | Outcome::Ignored | Outcome::LinkFull => {}
+        }
+    }
+
+    /// A connection was accepted on the host: `ends` are its ends as the guest is to see them.
+    ///
+    /// # Errors
+    /// The socket, to be dropped: there is no room, or the ends are in use.
+    pub fn on_accept<L: Link>(
+        &mut self,
+        ends: Endpoints,
+        socket: H::Tcp,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) -> Result<(), H::Tcp> {
+        let (flows, mut cx) = self.split(now, host, link);
+        flows.tcp.accept(ends, socket, &mut cx)
+    }
+
+    /// A socket reported readiness.
+    pub fn on_readiness<L: Link>(
+        &mut self,
+        id: FlowId,
+        readiness: Readiness,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        let (flows, mut cx) = self.split(now, host, link);
+        match id.kind() {
+            Kind::Tcp => flows.tcp.on_readiness(id, readiness, &mut cx),
+            Kind::Udp => flows.udp.on_socket_event(&mut cx, id, readiness),
+            Kind::Ping => flows.ping.on_socket_event(&mut cx, id, readiness),
+            Kind::UdpFlow => {}
+        }
+    }
+
+    /// Does what has become due.
+    pub fn on_deadlines<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) {
+        while let Some(id) = self.timers.pop_due(now) {
+            let (flows, mut cx) = self.split(now, host, link);
+            match id.kind() {
+                Kind::Tcp => flows.tcp.on_deadline(id, &mut cx),
+                Kind::Udp | Kind::UdpFlow => flows.udp.on_timer(&mut cx, id),
+                Kind::Ping => flows.ping.on_timer(&mut cx, id),
+            }
+        }
+        if self.advertiser.next().is_some_and(|next| next <= now) {
+            // Spreads the interval; nothing depends on it being unpredictable.
+            self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            self.advertiser.on_deadline(&self.settings, &self.guest, now, self.random, link);
+        }
+    }
+
+    /// When [`Stack::on_deadlines`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.timers.next(), self.advertiser.next()].into_iter().flatten().min()
+    }
+
+    /// To be called after each batch of frames and events: sends what they have made due.
+    pub fn end_batch<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) {
+        let (flows, mut cx) = self.split(now, host, link);
+        flows.tcp.end_batch(&mut cx);
+    }
+
+    /// Whether flows wait for their turn to send.
+    #[must_use]
+    pub fn has_runnable(&self) -> bool {
+        self.tcp.has_runnable()
+    }
+
+    /// Gives every flow that waits for it a turn. False if the link is full: to be called again when it is not.
+    pub fn run<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) -> bool {
+        let (flows, mut cx) = self.split(now, host, link);
+        flows.tcp.run(&mut cx)
+    }
+
+    /// The flows, and what their steps need.
+    fn split<'a, L: Link>(
+        &'a mut self,
+        now: Instant,
+        host: &'a mut H,
+        link: &'a mut L,
+    ) -> (Flows<'a, H>, Context<'a, H, L>) {
+        let Self { settings, guest, timers, tcp, udp, ping, .. } = self;
+        (Flows { tcp, udp, ping }, Context { now, settings, guest, host, link, timers })
+    }
+}
+
+struct Flows<'a, H: Host> {
+    tcp: &'a mut Tcp<H::Tcp>,
+    udp: &'a mut Udp<H::Udp>,
+    ping: &'a mut Ping<H::Ping>,
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use sys::tap::{Offloads, TapDevice};
 
+pub mod accept;
 pub mod cli;
 pub mod config;
 pub mod host;
@@ -22,6 +23,7 @@ mod shard;
 mod stage;
 
 use config::{Config, GuestLink, Target, Verbosity};
+use io::outbound::Outbound;
 use pasta::configure::configure;
 use pasta::{Guest, Lifetime};
 use pcap::Capture;
@@ -82,10 +84,15 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
     let capture = config.pcap.as_deref().map(open_capture).transpose()?;
 
+    let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
+        .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?;
+    // While we have our caller's rights: they may include ports below 1024.
+    let listeners = listen::open(&config.inbound, config.freebind)?;
+
     let (prepared, guest) = boot.join_guest(config)?;
     let tap = make_tap(&guest, &plan)?;
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
-    let shard = Shard::new(Setup { tap, capture })?;
+    let shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, listeners, table: &config.inbound })?;
 
     let confined = prepared.confine()?;
     let _detached = confined.detach(config.foreground, pid_file)?;

@@ -1,20 +1,56 @@
 //! The event loop: one epoll set, one link, one stack of flows.
 
+use std::time::{Duration, Instant as Clock};
+
 use anyhow::Context;
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll;
+use engine::addr::Guest;
+use engine::flow::FlowId;
+use engine::forward::Table;
+use engine::host::TcpSocket;
+use engine::stack::{Seeds, Stack};
+use engine::timer::Instant;
+use engine::udp::{self, Limits};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
 use sys::tap::TapDevice;
 
+use crate::accept::Acceptors;
+use crate::io::outbound::Outbound;
+use crate::io::{self, Sockets};
+use crate::link::tap::{BUFFER_LEN, TapLink};
+use crate::listen::Listener;
 use crate::pasta::configure::Configured;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::pcap::Capture;
+use crate::plan::Plan;
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 64;
+/// Frames read from the link before its flows and the other sockets get their turn.
+const FRAMES: usize = 64;
+
+/// Which source an event is of, where it is not a flow: the highest byte of the epoll word is zero then.
+const LINK: u64 = 0;
+const SIGNALS: u64 = 1;
+const NAMESPACE: u64 = 2;
+/// Listening TCP sockets, with their index in the low bits.
+const LISTENERS: u64 = 1 << 32;
 
 /// What a shard works with.
-pub(crate) struct Setup {
+pub(crate) struct Setup<'a> {
     /// The link; none if nothing crosses one.
     pub(crate) tap: Option<Tap>,
     /// Where to record frames.
     pub(crate) capture: Option<Capture>,
+    /// What was planned.
+    pub(crate) plan: &'a Plan,
+    /// How sockets leave the host.
+    pub(crate) outbound: Outbound,
+    /// Listening sockets of the forwarding rules in `table`.
+    pub(crate) listeners: Vec<Listener>,
+    /// The forwarding rules from the host to the guest.
+    pub(crate) table: &'a Table,
 }
 
 /// A tap device that stands in its namespace.
@@ -27,63 +63,223 @@ pub(crate) struct Tap {
 
 /// One event loop and all it owns.
 pub(crate) struct Shard {
-    setup: Setup,
+    start: Clock,
+    stack: Stack<Sockets>,
+    sockets: Sockets,
+    link: Option<TapLink>,
+    acceptors: Acceptors,
+    /// The link took no more; it reports when it does again.
+    link_full: bool,
+    link_up: bool,
+    buffer: Vec<u8>,
 }
-
-const TAP: u64 = 0;
-const SIGNALS: u64 = 1;
-const NAMESPACE: u64 = 2;
 
 impl Shard {
     /// Makes everything that can fail: our caller still learns of it.
-    pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
-        Ok(Self { setup })
+    pub(crate) fn new(setup: Setup<'_>) -> anyhow::Result<Self> {
+        let start = Clock::now();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
+        let mut sockets = Sockets::new(epoll, setup.outbound);
+        let settings = setup.plan.settings.clone();
+        let mac = setup.tap.as_ref().map(|tap| tap.configured.mac);
+        let guest = Guest::new(&settings, mac);
+        let mut stack = Stack::new(settings, guest, udp_limits(), seeds()?, Instant::from_micros(0));
+        let (acceptors, others) = Acceptors::new(setup.listeners, setup.table);
+        for listener in others {
+            listen_udp(listener, setup.table, &mut stack, &mut sockets)?;
+        }
+        // Without --config-net the interface is still down.
+        let configured = setup.plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
+        Ok(Self {
+            start,
+            stack,
+            sockets,
+            link: setup.tap.map(|tap| TapLink::new(tap.device, setup.capture)),
+            acceptors,
+            link_full: false,
+            link_up: configured,
+            buffer: vec![0; BUFFER_LEN],
+        })
     }
 
     /// Serves the guest until the end.
     pub(crate) fn run(mut self, mut lifetime: Lifetime) -> anyhow::Result<Exit> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
-        for (source, fd) in lifetime.sources() {
-            let data = match source {
-                Source::Signals => SIGNALS,
-                Source::Namespace => NAMESPACE,
-            };
-            epoll::add(&epoll, fd, epoll::EventData::new_u64(data), epoll::EventFlags::IN)?;
+        self.watch_all(&lifetime)?;
+        if let (true, Some(link)) = (self.link_up, &mut self.link) {
+            self.stack.on_link_up(link);
         }
-        if let Some(tap) = &self.setup.tap {
-            log::debug!("guest's MAC address: {}", tap.configured.mac);
-            epoll::add(&epoll, &tap.device.fd, epoll::EventData::new_u64(TAP), epoll::EventFlags::IN)?;
-        }
-        let mut events = Vec::with_capacity(16);
-        let mut frame = vec![0; 1 << 17];
+        let mut events = Vec::with_capacity(EVENTS);
         loop {
-            events.clear();
-            match epoll::wait(&epoll, spare_capacity(&mut events), None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).context("can't wait for events"),
-            }
+            self.wait(&mut events)?;
+            let now = self.now();
             for event in &events {
-                let exit = match event.data.u64() {
-                    SIGNALS => lifetime.on_event(Source::Signals),
-                    NAMESPACE => lifetime.on_event(Source::Namespace),
-                    _ => {
-                        self.drop_frame(&mut frame);
-                        None
-                    }
-                };
-                if let Some(exit) = exit {
+                if let Some(exit) = self.on_event(event.data.u64(), event.flags, now, &mut lifetime)? {
                     return Ok(exit);
                 }
             }
+            self.finish_round(now)?;
         }
     }
 
-    fn drop_frame(&mut self, frame: &mut [u8]) {
-        let Some(tap) = &self.setup.tap else { return };
-        if let Ok(len) = rustix::io::read(&tap.device.fd, &mut *frame)
-            && let Some(capture) = &mut self.setup.capture
-        {
-            capture.add(&[frame.get(sys::tap::VNET_HDR_LEN..len).unwrap_or_default()]);
+    fn watch_all(&self, lifetime: &Lifetime) -> anyhow::Result<()> {
+        let watch = |fd, word, events| {
+            epoll::add(self.sockets.epoll(), fd, EventData::new_u64(word), events)
+                .context("can't watch a descriptor")
+        };
+        for (source, fd) in lifetime.sources() {
+            let word = match source {
+                Source::Signals => SIGNALS,
+                Source::Namespace => NAMESPACE,
+            };
+            watch(fd, word, EventFlags::IN)?;
+        }
+        if let Some(link) = &self.link {
+            watch(std::os::fd::AsFd::as_fd(link.fd()), LINK, EventFlags::IN)?;
+        }
+        for (index, fd) in self.acceptors.sockets() {
+            watch(fd, LISTENERS | index as u64, EventFlags::IN)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for events, or until something is due.
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
+        let timeout = if self.stack.has_runnable() && !self.link_full {
+            Some(Duration::ZERO)
+        } else {
+            self.stack.next_deadline().map(|due| due.since(self.now()))
+        };
+        // Whole milliseconds, rounded up: nothing is due before.
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        });
+        events.clear();
+        match epoll::wait(self.sockets.epoll(), rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("can't wait for events"),
         }
     }
+
+    fn now(&self) -> Instant {
+        Instant::from_micros(self.start.elapsed().as_micros() as u64)
+    }
+
+    fn on_event(
+        &mut self,
+        word: u64,
+        flags: EventFlags,
+        now: Instant,
+        lifetime: &mut Lifetime,
+    ) -> anyhow::Result<Option<Exit>> {
+        match word {
+            SIGNALS => return Ok(lifetime.on_event(Source::Signals)),
+            NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
+            LINK => self.on_link(flags, now)?,
+            _ => {
+                if let Some(id) = FlowId::from_bits(word) {
+                    if let Some(link) = &mut self.link {
+                        self.stack.on_readiness(id, io::readiness(flags), now, &mut self.sockets, link);
+                    }
+                } else {
+                    self.accept((word & !LISTENERS) as usize, now);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The link has frames, or room for frames again.
+    fn on_link(&mut self, flags: EventFlags, now: Instant) -> anyhow::Result<()> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        if flags.contains(EventFlags::OUT) {
+            self.link_full = false;
+            let link_fd = link.fd();
+            epoll::modify(self.sockets.epoll(), link_fd, EventData::new_u64(LINK), EventFlags::IN)
+                .context("can't watch the tap device")?;
+        }
+        for _ in 0..FRAMES {
+            let Some(frame) = link.receive(&mut self.buffer).context("the tap device failed")? else { break };
+            let bytes = &self.buffer[frame.start..frame.end];
+            self.stack.on_frame(bytes, &frame.offload, now, &mut self.sockets, link);
+        }
+        Ok(())
+    }
+
+    /// Sends what this round has made due.
+    fn finish_round(&mut self, now: Instant) -> anyhow::Result<()> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        if self.stack.next_deadline().is_some_and(|due| due <= now) {
+            self.stack.on_deadlines(now, &mut self.sockets, link);
+        }
+        self.stack.end_batch(now, &mut self.sockets, link);
+        if !self.link_full && !self.stack.run(now, &mut self.sockets, link) {
+            self.link_full = true;
+            let events = EventFlags::IN | EventFlags::OUT;
+            epoll::modify(self.sockets.epoll(), link.fd(), EventData::new_u64(LINK), events)
+                .context("can't watch the tap device")?;
+        }
+        match link.failure() {
+            Some(errno) => Err(errno).context("the tap device failed"),
+            None => Ok(()),
+        }
+    }
+
+    /// Accepts what waits on a listening socket.
+    fn accept(&mut self, index: usize, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        loop {
+            let (settings, guest) = (self.stack.settings(), self.stack.guest());
+            let Some(accepted) = self.acceptors.accept(index, settings, guest) else { break };
+            let mut socket = self.sockets.stream(accepted.socket);
+            if let Some(ends) = accepted.ends {
+                // Refused, for want of room: the socket resets as it is dropped.
+                drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, link));
+            } else {
+                socket.reset_on_close();
+            }
+        }
+    }
+}
+
+fn listen_udp(
+    listener: Listener,
+    table: &Table,
+    stack: &mut Stack<Sockets>,
+    sockets: &mut Sockets,
+) -> anyhow::Result<()> {
+    let rule = table.rules().get(listener.rule);
+    if let Some(target) = rule.and_then(|rule| udp::Listener::new(listener.rule, rule, listener.port)) {
+        let target = udp::Listener { address: listener.address, ..target };
+        let socket = sockets.udp_listener(listener.socket, listener.address);
+        stack
+            .udp()
+            .listen(sockets, target, socket)
+            .map_err(|errno| anyhow::anyhow!("can't watch UDP port {}: error {}", listener.port, errno.0))?;
+    }
+    Ok(())
+}
+
+fn udp_limits() -> Limits {
+    Limits {
+        flows: 65536,
+        endpoints: 8192,
+        idle: Duration::from_secs(30),
+        idle_stream: Duration::from_secs(120),
+    }
+}
+
+/// Random numbers from the kernel.
+fn seeds() -> anyhow::Result<Seeds> {
+    let mut bytes = [0; 36];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+            .context("can't get random numbers")?;
+    }
+    let (mut hash_key, mut isn_secret, mut advertisement) = ([0; 16], [0; 16], [0; 4]);
+    hash_key.copy_from_slice(&bytes[..16]);
+    isn_secret.copy_from_slice(&bytes[16..32]);
+    advertisement.copy_from_slice(&bytes[32..]);
+    Ok(Seeds { hash_key, isn_secret, advertisement: u32::from_le_bytes(advertisement) })
 }

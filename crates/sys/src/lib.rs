@@ -8,4 +8,5 @@ pub mod passwd;
 pub mod signal;
 pub mod sockopt;
 pub mod spawn;
+pub mod stream;
 pub mod tap;

@@ -2,9 +2,6 @@
 
 mod error;
 
-#[cfg(test)]
-mod tests;
-
 use core::{
     net::{IpAddr, SocketAddr},
     time::Duration,

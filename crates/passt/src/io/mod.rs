@@ -4,3 +4,125 @@ pub mod outbound;
 pub mod ping;
 mod tcp;
 pub mod udp;
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use engine::flow::FlowId;
+use engine::host::{Errno, Host, Readiness};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+
+use self::outbound::Outbound;
+use self::ping::{PingSocket, Pings};
+use self::tcp::PeekMethod;
+pub(crate) use self::tcp::Stream;
+use self::udp::UdpSocket;
+
+/// Where sockets of the host come from, and the epoll set that watches them.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    epoll: OwnedFd,
+    outbound: Arc<Outbound>,
+    pings: Pings,
+    peek: PeekMethod,
+}
+
+impl Sockets {
+    /// Sockets that leave by `outbound`, watched by `epoll`.
+    pub(crate) fn new(epoll: OwnedFd, outbound: Outbound) -> Self {
+        let outbound = Arc::new(outbound);
+        Self { epoll, pings: Pings::new(outbound.clone()), outbound, peek: PeekMethod::probe() }
+    }
+
+    /// The epoll set.
+    pub(crate) fn epoll(&self) -> &OwnedFd {
+        &self.epoll
+    }
+
+    /// Takes over an accepted socket, which is non-blocking.
+    pub(crate) fn stream(&self, fd: OwnedFd) -> Stream {
+        Stream::new(fd, self.peek.clone())
+    }
+
+    /// Takes over the socket of a UDP listener on `address`.
+    pub(crate) fn udp_listener(&self, fd: OwnedFd, address: Option<IpAddr>) -> UdpSocket {
+        UdpSocket::from_listener(fd, address, &self.outbound)
+    }
+
+    fn watch(&self, fd: impl AsFd, flow: FlowId, events: EventFlags) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(errno)
+    }
+
+    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask. Loopback is reached as the kernel likes.
+    fn bind_stream(&self, fd: &OwnedFd, destination: IpAddr) -> Result<(), Errno> {
+        if destination.is_loopback() {
+            return Ok(());
+        }
+        let egress = self.outbound.egress(destination);
+        if let Some((interface, _)) = &egress.interface {
+            sys::sockopt::bind_to_device(fd, interface)
+                .map_err(|error| Errno(error.raw_os_error().unwrap_or(0)))?;
+        }
+        match egress.source {
+            Some(source) => rustix::net::bind(fd, &SocketAddr::new(source, 0)).map_err(errno),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Host for Sockets {
+    type Tcp = Stream;
+    type Udp = UdpSocket;
+    type Ping = PingSocket;
+
+    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<Stream, Errno> {
+        let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(errno)?;
+        sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
+        self.bind_stream(&fd, destination.ip())?;
+        match rustix::net::connect(&fd, &destination) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+            Err(error) => return Err(errno(error)),
+        }
+        let stream = self.stream(fd);
+        self.tcp_watch(flow, &stream)?;
+        Ok(stream)
+    }
+
+    fn tcp_watch(&mut self, flow: FlowId, socket: &Stream) -> Result<(), Errno> {
+        self.watch(socket, flow, EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET)
+    }
+
+    fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<UdpSocket, Errno> {
+        let socket = UdpSocket::open(&self.outbound, address, port).map_err(errno)?;
+        self.udp_watch(flow, &socket)?;
+        Ok(socket)
+    }
+
+    fn udp_watch(&mut self, flow: FlowId, socket: &UdpSocket) -> Result<(), Errno> {
+        self.watch(socket, flow, udp::EVENTS)
+    }
+
+    fn ping_open(&mut self, flow: FlowId, destination: IpAddr, id: u16) -> Result<PingSocket, Errno> {
+        let socket = self.pings.open(destination, id).map_err(errno)?;
+        self.watch(&socket, flow, udp::EVENTS)?;
+        Ok(socket)
+    }
+}
+
+/// What an epoll event says of a socket.
+pub(crate) fn readiness(events: EventFlags) -> Readiness {
+    Readiness {
+        readable: events.contains(EventFlags::IN),
+        writable: events.contains(EventFlags::OUT),
+        read_closed: events.intersects(EventFlags::RDHUP | EventFlags::HUP),
+        error: events.contains(EventFlags::ERR),
+    }
+}
+
+fn errno(errno: rustix::io::Errno) -> Errno {
+    Errno(errno.raw_os_error())
+}

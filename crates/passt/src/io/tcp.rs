@@ -1,1 +1,155 @@
 //! TCP sockets of the host.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use engine::host::{Errno, SocketError, TcpSocket};
+use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+
+/// Most pieces handed to one send.
+const MAX_PIECES: usize = 32;
+/// What is peeked over on kernels without `SO_PEEK_OFF` for TCP goes here, again and again.
+const SCRATCH_LEN: usize = 256 * 1024;
+
+/// How received bytes are looked at from some offset on.
+#[derive(Clone, Debug)]
+pub(crate) enum PeekMethod {
+    /// The kernel keeps the offset (Linux 6.9).
+    Offset,
+    /// What lies before is copied to a scratch buffer.
+    Scratch(Rc<RefCell<Vec<u8>>>),
+}
+
+impl PeekMethod {
+    /// What this kernel can.
+    pub(crate) fn probe() -> Self {
+        let supported =
+            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)
+                .is_ok_and(|socket| sys::stream::set_peek_offset(&socket, 0).is_ok());
+        if supported { Self::Offset } else { Self::scratch() }
+    }
+
+    /// The way of older kernels.
+    pub(crate) fn scratch() -> Self {
+        Self::Scratch(Rc::new(RefCell::new(vec![0; SCRATCH_LEN])))
+    }
+}
+
+/// A connected or connecting socket.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    fd: OwnedFd,
+    method: PeekMethod,
+    /// The kernel's offset; none while it is not in use, which means zero.
+    offset: Option<u32>,
+}
+
+impl Stream {
+    /// Takes over a non-blocking socket.
+    pub(crate) fn new(fd: OwnedFd, method: PeekMethod) -> Self {
+        Self { fd, method, offset: None }
+    }
+
+    fn peek_at(&mut self, offset: u32, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.method {
+            PeekMethod::Offset => {
+                if self.offset.unwrap_or(0) != offset {
+                    sys::stream::set_peek_offset(&self.fd, offset)?;
+                    self.offset = Some(offset);
+                }
+                let len = sys::stream::peek(&self.fd, buffer)?;
+                self.offset = self.offset.map(|offset| offset + len as u32);
+                Ok(len)
+            }
+            PeekMethod::Scratch(scratch) => {
+                sys::stream::peek_behind(&self.fd, offset as usize, &mut scratch.borrow_mut(), buffer)
+            }
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl TcpSocket for Stream {
+    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = match pieces {
+            [piece] => rustix::net::send(&self.fd, piece, flags),
+            _ => {
+                let mut slices = [io::IoSlice::new(&[]); MAX_PIECES];
+                let count = pieces.len().min(MAX_PIECES);
+                for (slice, piece) in slices.iter_mut().zip(pieces) {
+                    *slice = io::IoSlice::new(piece);
+                }
+                rustix::net::sendmsg(&self.fd, &slices[..count], &mut SendAncillaryBuffer::default(), flags)
+            }
+        };
+        sent.map_err(|errno| failure(errno.raw_os_error()))
+    }
+
+    fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
+        loop {
+            match self.peek_at(offset, buffer) {
+                Ok(len) => return Ok(len),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failure(error.raw_os_error().unwrap_or(0))),
+            }
+        }
+    }
+
+    fn discard(&mut self, mut len: u32) -> Result<(), SocketError> {
+        while len > 0 {
+            match sys::stream::discard(&self.fd, len as usize) {
+                Ok(0) => break,
+                Ok(gone) => {
+                    let gone = (gone as u32).min(len);
+                    self.offset = self.offset.map(|offset| offset.saturating_sub(gone));
+                    len -= gone;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failure(error.raw_os_error().unwrap_or(0))),
+            }
+        }
+        Ok(())
+    }
+
+    fn shutdown_write(&mut self) -> Result<(), SocketError> {
+        rustix::net::shutdown(&self.fd, Shutdown::Write).map_err(|errno| failure(errno.raw_os_error()))
+    }
+
+    fn unacknowledged(&mut self) -> u32 {
+        // On a socket that has failed nothing will ever be acknowledged; its error is reported otherwise.
+        sys::stream::unacknowledged(&self.fd).unwrap_or(0)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        match sockopt::socket_error(&self.fd) {
+            Ok(Err(errno)) | Err(errno) => Some(Errno(errno.raw_os_error())),
+            Ok(Ok(())) => None,
+        }
+    }
+
+    fn keep_alive(&mut self) {
+        // If the kernel will not, our own timers still end a dead connection.
+        sockopt::set_socket_keepalive(&self.fd, true).ok();
+    }
+
+    fn reset_on_close(&mut self) {
+        sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO)).ok();
+    }
+}
+
+fn failure(errno: i32) -> SocketError {
+    const AGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
+    match errno {
+        AGAIN => SocketError::WouldBlock,
+        _ => SocketError::Failed(Errno(errno)),
+    }
+}

@@ -1,1 +1,174 @@
 //! The tap device of a network namespace, with virtio-net headers (SPEC §9.1).
+
+use std::io;
+
+use engine::link::{Full, Link};
+use rustix::io::Errno;
+use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
+use wire::offload::{Offload, SegmentKind};
+use wire::segment::{Segments, complete_checksum};
+
+use crate::pcap::Capture;
+
+/// Room for one frame with its virtio-net header.
+pub(crate) const BUFFER_LEN: usize = VNET_HDR_LEN + wire::frame::MAX_LEN;
+
+/// A tap, and the frame that is being written to it.
+pub(crate) struct TapLink {
+    device: TapDevice,
+    /// A virtio-net header, whether the device takes one or not, and a frame.
+    slot: Vec<u8>,
+    /// One segment, where the device can't segment by itself.
+    segment: Vec<u8>,
+    capture: Option<Capture>,
+    failed: Option<Errno>,
+    /// Frames that the device did not take.
+    pub(crate) dropped: u64,
+}
+
+/// One frame from the guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    /// Where in the buffer it starts.
+    pub(crate) start: usize,
+    /// Where it ends.
+    pub(crate) end: usize,
+    /// What was left undone in it.
+    pub(crate) offload: Offload,
+}
+
+impl TapLink {
+    pub(crate) fn new(device: TapDevice, capture: Option<Capture>) -> Self {
+        Self { device, slot: vec![0; BUFFER_LEN], segment: Vec::new(), capture, failed: None, dropped: 0 }
+    }
+
+    /// The descriptor to wait on.
+    pub(crate) fn fd(&self) -> &std::os::fd::OwnedFd {
+        &self.device.fd
+    }
+
+    /// Reads one frame to `buffer`, which has [`BUFFER_LEN`] bytes. None if there is none now.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+        loop {
+            let len = match rustix::io::read(&self.device.fd, &mut *buffer) {
+                Ok(len) => len,
+                Err(Errno::AGAIN) => return Ok(None),
+                // EIO: the interface is down.
+                Err(Errno::IO) => return Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let (start, offload) = if self.has_header() {
+                match buffer.first_chunk().map(Offload::from_virtio) {
+                    Some(Some(offload)) if len >= VNET_HDR_LEN => (VNET_HDR_LEN, offload),
+                    _ => {
+                        self.dropped += 1;
+                        continue;
+                    }
+                }
+            } else {
+                (0, Offload::default())
+            };
+            if let Some(capture) = &mut self.capture {
+                capture.add(&[&buffer[start..len]]);
+            }
+            return Ok(Some(Received { start, end: len, offload }));
+        }
+    }
+
+    /// What ended the device, if it has failed for good.
+    pub(crate) fn failure(&self) -> Option<Errno> {
+        self.failed
+    }
+
+    fn has_header(&self) -> bool {
+        self.device.offloads.contains(Offloads::VNET_HDR)
+    }
+
+    /// Whether the device takes a frame with this much left undone.
+    fn takes(&self, offload: &Offload) -> bool {
+        let needed = match offload.segmentation.map(|segmentation| segmentation.kind) {
+            Some(SegmentKind::Tcp4) => Offloads::CSUM | Offloads::TSO4,
+            Some(SegmentKind::Tcp6) => Offloads::CSUM | Offloads::TSO6,
+            Some(SegmentKind::Udp) => Offloads::CSUM | Offloads::USO,
+            None if offload.checksum.is_some() => Offloads::CSUM,
+            None => Offloads::empty(),
+        };
+        self.device.offloads.contains(needed)
+    }
+
+    /// Sends the frame in the slot in pieces that the device takes.
+    fn commit_in_software(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        let mut frame = core::mem::take(&mut self.slot);
+        let mut result = Ok(());
+        if let Some(mut segments) = Segments::new(&frame[VNET_HDR_LEN..VNET_HDR_LEN + len], offload) {
+            let mut segment = core::mem::take(&mut self.segment);
+            segment.resize(BUFFER_LEN, 0);
+            segment[..VNET_HDR_LEN].copy_from_slice(&Offload::default().to_virtio());
+            let mut sent = false;
+            while let Some(len) = segments.write_next(&mut segment[VNET_HDR_LEN..]) {
+                result = self.write(&segment[..VNET_HDR_LEN + len]);
+                if result.is_err() {
+                    break;
+                }
+                sent = true;
+            }
+            if sent {
+                result = Ok(()); // what is missing will be retransmitted, or was a datagram
+            }
+            self.segment = segment;
+        } else {
+            complete_checksum(&mut frame[VNET_HDR_LEN..VNET_HDR_LEN + len], offload);
+            frame[..VNET_HDR_LEN].copy_from_slice(&Offload::default().to_virtio());
+            result = self.write(&frame[..VNET_HDR_LEN + len]);
+        }
+        self.slot = frame;
+        result
+    }
+
+    /// Writes a frame with its virtio-net header, which is left out if the device takes none.
+    fn write(&mut self, frame: &[u8]) -> Result<(), Full> {
+        let start = if self.has_header() { 0 } else { VNET_HDR_LEN };
+        loop {
+            match rustix::io::write(&self.device.fd, &frame[start..]) {
+                Ok(_) => {
+                    if let Some(capture) = &mut self.capture {
+                        capture.add(&[&frame[VNET_HDR_LEN..]]);
+                    }
+                    return Ok(());
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Err(Full),
+                // The interface is down, or memory is short: lost like on a wire.
+                Err(Errno::IO | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC | Errno::INVAL) => {
+                    self.dropped += 1;
+                    return Ok(());
+                }
+                Err(errno) => {
+                    self.failed = Some(errno);
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+impl Link for TapLink {
+    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.slot.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + len)
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        if !self.takes(offload) {
+            return self.commit_in_software(len, offload);
+        }
+        self.slot[..VNET_HDR_LEN].copy_from_slice(&offload.to_virtio());
+        let slot = core::mem::take(&mut self.slot);
+        let result = self.write(&slot[..VNET_HDR_LEN + len]);
+        self.slot = slot;
+        result
+    }
+}

@@ -1,0 +1,169 @@
+//! Stream sockets: looking at received bytes without taking them, throwing them away without copying them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Most pieces of one receive (`UIO_MAXIOV`).
+const MAX_PIECES: usize = 1024;
+
+/// Starts peeking at `offset` bytes behind the oldest unread one; each peek then moves on, each discard moves back
+/// (`SO_PEEK_OFF`; TCP from Linux 6.9 on).
+///
+/// # Errors
+/// `EOPNOTSUPP` from kernels that can't.
+pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
+    let offset = libc::c_int::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    // SAFETY: the pointer and length describe one int that lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Copies received bytes to `buffer` without taking them; returns how many, zero at the end of the stream.
+///
+/// # Errors
+/// `EAGAIN` if there are none, or the socket's error.
+pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the pointer and length describe `buffer`, which is borrowed until the call returns.
+    let len = unsafe { libc::recv(fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
+/// Like [`peek`], from `offset` bytes behind the oldest unread one, for kernels without [`set_peek_offset`]: what
+/// lies before is copied to `scratch`, over and over.
+///
+/// # Errors
+/// `EAGAIN` if there is nothing behind `offset`; `EINVAL` if `scratch` is too small for it; the socket's error.
+pub fn peek_behind(fd: impl AsFd, offset: usize, scratch: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+    if offset == 0 {
+        return peek(fd, buffer);
+    }
+    if scratch.is_empty() || offset.div_ceil(scratch.len()) >= MAX_PIECES {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut pieces = Vec::with_capacity(offset.div_ceil(scratch.len()) + 1);
+    let mut left = offset;
+    while left > 0 {
+        let len = left.min(scratch.len());
+        pieces.push(libc::iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: len });
+        left -= len;
+    }
+    pieces.push(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() });
+    // SAFETY: `msghdr` is plain data, for which all zeroes is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = pieces.as_mut_ptr();
+    message.msg_iovlen = pieces.len() as _;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: every piece lies within `scratch` or `buffer`, both borrowed mutably until the call returns; that
+    // pieces overlap means only that the kernel writes the same bytes again.
+    let len = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, flags) };
+    match usize::try_from(len).map_err(|_| io::Error::last_os_error())? {
+        0 => Ok(0),
+        // The end of the stream can't be told from its bytes having been seen before: ask for nothing else.
+        len if len <= offset => end_or_nothing(fd, offset),
+        len => Ok(len - offset),
+    }
+}
+
+/// With nothing behind the bytes seen before: whether that is because the stream has ended.
+fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one pollfd is passed, which lives until the call returns.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    let mut unread: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int through the pointer.
+    let asked = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+    let ended = ready > 0 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0;
+    if ended && asked == 0 && usize::try_from(unread).is_ok_and(|unread| unread <= seen) {
+        Ok(0)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+}
+
+/// Throws away the oldest `len` received bytes of a TCP socket, which must be there, without copying them.
+/// Returns how many went.
+///
+/// # Errors
+/// The socket's error.
+pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC, TCP writes nothing through the pointer (tcp(7)).
+    let len = unsafe { libc::recv(fd.as_fd().as_raw_fd(), std::ptr::null_mut(), len, flags) };
+    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes, and the FIN, that were sent on a TCP socket but are not yet acknowledged by the peer (`SIOCOUTQ`).
+///
+/// # Errors
+/// `EINVAL` on a listening socket.
+pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int through the pointer.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u32::try_from(bytes).unwrap_or(0)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    fn retry(mut look: impl FnMut() -> io::Result<usize>) -> usize {
+        loop {
+            match look() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                result => return result.unwrap(),
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_seen_again_until_they_are_discarded() {
+        let (mut near, mut far) = pair();
+        near.write_all(b"one two three").unwrap();
+        near.shutdown(Shutdown::Write).unwrap();
+        let mut buffer = [0; 64];
+        while retry(|| peek(&far, &mut buffer)) < 13 {}
+        let mut scratch = [0; 3];
+        assert_eq!(retry(|| peek_behind(&far, 4, &mut scratch, &mut buffer)), 9);
+        assert_eq!(&buffer[..9], b"two three");
+        assert_eq!(retry(|| peek_behind(&far, 13, &mut scratch, &mut buffer)), 0); // the end
+        if set_peek_offset(&far, 4).is_ok() {
+            assert_eq!(retry(|| peek(&far, &mut buffer[..3])), 3);
+            assert_eq!(&buffer[..3], b"two");
+            assert_eq!(retry(|| peek(&far, &mut buffer)), 6); // it moved on
+        }
+        assert_eq!(discard(&far, 8).unwrap(), 8);
+        let mut rest = String::new();
+        far.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "three");
+    }
+
+    #[test]
+    fn nothing_behind_is_told_from_the_end() {
+        let (mut near, far) = pair();
+        near.write_all(b"abc").unwrap();
+        let mut buffer = [0; 8];
+        while retry(|| peek(&far, &mut buffer)) < 3 {}
+        let mut scratch = [0; 8];
+        let error = peek_behind(&far, 3, &mut scratch, &mut buffer).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}
