@@ -70,7 +70,7 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let error = io::Error::from(self.errno);
         match &self.reason {
-            Some(reason) => write!(f, "{error} ({reason})"),
+            Some(reason) => write!(f, "{error}: {reason}"),
             None => write!(f, "{error}"),
         }
     }
@@ -311,7 +311,7 @@ mod tests {
         let octets = message(NLMSG_ERROR, NLM_F_CAPPED | NLM_F_ACK_TLVS, &capped);
         let told = refusal(&NetlinkBuffer::new(&octets[..])).unwrap();
         assert_eq!(told, Refusal { errno: Errno::INVAL, reason: Some("why".into()) });
-        assert_eq!(told.to_string(), "Invalid argument (os error 22) (why)");
+        assert_eq!(told.to_string(), "Invalid argument (os error 22): why");
 
         let octets = message(NLMSG_DONE, NLM_F_ACK_TLVS, &[&(-22i32).to_ne_bytes()[..], &attribute].concat());
         assert_eq!(refusal(&NetlinkBuffer::new(&octets[..])), Some(told));

@@ -104,4 +104,14 @@ mod tests {
         assert_eq!(search(b"search a.example\nsearch b.example c.example\n"), ["b.example", "c.example"]);
         assert_eq!(search(b"nameserver 192.0.2.1\n"), [""; 0]);
     }
+
+    proptest::proptest! {
+        /// Whatever the file holds, and however it is mixed with what we know.
+        #[test]
+        fn any_octets_will_do(noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+            let text = [&noise[..], b"\nnameserver 192.0.2.1\n", &noise[..]].concat();
+            let wanted = "192.0.2.1".parse().unwrap();
+            proptest::prop_assert!(Resolver::parse(&text).servers.contains(&wanted));
+        }
+    }
 }

@@ -17,6 +17,9 @@ use netlink_packet_route::{
 
 use super::netlink::{Error, Netlink};
 
+/// Hops of a route that fit one attribute of a netlink message, whose length has 16 bits.
+const MAX_NEXT_HOPS: usize = 2048;
+
 /// A unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -216,7 +219,8 @@ impl Listed {
         wanted.then_some(Self { route, object })
     }
 
-    /// The route with its hops. `None` if it has none: there is nowhere to send a packet to.
+    /// The route with its hops. `None` if it has none, so that there is nowhere to send a packet to, or so many that
+    /// only a group of nexthop objects can hold them.
     fn resolve(self, objects: &NextHopObjects) -> Option<Route> {
         let mut route = self.route;
         if route.next_hops.is_empty()
@@ -225,7 +229,7 @@ impl Listed {
             route.next_hops = objects.hops(object);
             route.encapsulates |= objects.encapsulates(object);
         }
-        (!route.next_hops.is_empty()).then_some(route)
+        (1..=MAX_NEXT_HOPS).contains(&route.next_hops.len()).then_some(route)
     }
 }
 
@@ -494,6 +498,15 @@ mod tests {
         assert_eq!(objects.hops(1), std::slice::from_ref(&via));
         assert_eq!(objects.hops(2), [NextHop { weight: 259, ..via }]);
         assert_eq!(objects.hops(3), []);
+
+        let grouped = |object| Listed { route: route("192.0.2.0/24", Vec::new()), object };
+        assert_eq!(grouped(Some(2)).resolve(&objects).unwrap().next_hops.len(), 1);
+        assert_eq!(grouped(Some(3)).resolve(&objects), None);
+        assert_eq!(grouped(None).resolve(&objects), None);
+        let crowd = (0..=MAX_NEXT_HOPS).map(|_| GroupEntry { id: 1, weight: 1 }).collect();
+        let crowded = NextHopObjects(objects.0.into_iter().chain([(9, Object::Group(crowd))]).collect());
+        assert_eq!(grouped(Some(9)).resolve(&crowded), None);
+
         assert!(parse_object(&[0; 7]).is_none());
         assert!(parse_object(&[0; 8]).is_none(), "a black hole leads nowhere");
     }
