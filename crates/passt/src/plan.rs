@@ -323,19 +323,6 @@ fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
     }
 }
 
-impl Plan {
-    /// Logs the notes, then the summary of SPEC §1.8, then (for debugging) all of the plan.
-    pub fn log(&self) {
-        for note in &self.notes {
-            log::log!(note.level, "{}", note.text);
-        }
-        for line in self.summary() {
-            log::info!("{line}");
-        }
-        log::debug!("{self:#?}");
-    }
-}
-
 impl Note {
     pub(crate) fn debug(text: impl Into<String>) -> Self {
         Self { level: Level::Debug, text: text.into() }

@@ -129,7 +129,9 @@ impl Netlink {
             let mut octets = vec![0; message.buffer_len()];
             message.serialize(&mut octets);
             self.send(&octets)?;
-            if self.read_dump(what, &parse, &mut found)? {
+            let mut reply = DumpReply { what, sequence: self.sequence, intact: true };
+            while !reply.take(self.receive()?, &parse, &mut found)? {}
+            if reply.intact {
                 return Ok(found);
             }
         }
@@ -159,7 +161,9 @@ impl Netlink {
             request.serialize(&mut batch[start..]);
             if last {
                 self.send(&batch)?;
-                self.read_fates(count, &mut fates)?;
+                let mut told = Fates { last: self.sequence, fates: vec![Ok(()); count] };
+                while !told.take(self.receive()?) {}
+                fates.append(&mut told.fates);
                 batch.clear();
                 count = 0;
             }
@@ -177,12 +181,12 @@ impl Netlink {
         Ok(())
     }
 
-    /// Reads one datagram into the buffer.
-    fn receive(&mut self) -> Result<(), Error> {
+    /// Waits for one datagram.
+    fn receive(&mut self) -> Result<&[u8], Error> {
         loop {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, RecvFlags::TRUNC.bits().cast_signed()) {
-                Ok(length) if length <= self.buffer.len() => return Ok(()),
+                Ok(length) if length <= self.buffer.len() => return Ok(&self.buffer),
                 Ok(length) => return Err(Error::Oversize { length }),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Silent),
@@ -190,54 +194,62 @@ impl Netlink {
             }
         }
     }
+}
 
-    /// Reads a dump to its end. `false`: it has to be taken again.
-    fn read_dump<T>(
+/// A dump as it comes in, datagram by datagram.
+struct DumpReply {
+    what: &'static str,
+    sequence: u32,
+    /// Nothing changed while the kernel was at it.
+    intact: bool,
+}
+
+impl DumpReply {
+    /// Takes what is in a datagram; `true` if that was the end.
+    fn take<T>(
         &mut self,
-        what: &'static str,
-        parse: &impl Fn(&[u8]) -> Option<T>,
+        datagram: &[u8],
+        parse: impl Fn(&[u8]) -> Option<T>,
         found: &mut Vec<T>,
     ) -> Result<bool, Error> {
-        let mut intact = true;
-        loop {
-            self.receive()?;
-            for message in Messages(&self.buffer) {
-                if message.sequence_number() != self.sequence {
-                    continue;
-                }
-                intact &= message.flags() & NLM_F_DUMP_INTR == 0;
-                match message.message_type() {
-                    NLMSG_DONE | NLMSG_ERROR => match refusal(&message) {
-                        // The main table of a family doesn't exist before its first route.
-                        Some(refusal) if refusal.errno == Errno::NOENT => return Ok(intact),
-                        Some(refusal) => return Err(Error::Dump { what, refusal }),
-                        None => return Ok(intact),
-                    },
-                    _ => found.extend(parse(message.payload())),
-                }
+        for message in Messages(datagram).filter(|message| message.sequence_number() == self.sequence) {
+            self.intact &= message.flags() & NLM_F_DUMP_INTR == 0;
+            match message.message_type() {
+                NLMSG_DONE | NLMSG_ERROR => match refusal(&message) {
+                    // The main table of a family doesn't exist before its first route.
+                    Some(refusal) if refusal.errno != Errno::NOENT => {
+                        return Err(Error::Dump { what: self.what, refusal });
+                    }
+                    _ => return Ok(true),
+                },
+                _ => found.extend(parse(message.payload())),
             }
         }
+        Ok(false)
     }
+}
 
-    /// Reads answers until the last of `count` requests has its own.
-    fn read_fates(&mut self, count: usize, fates: &mut Vec<Result<(), Refusal>>) -> Result<(), Error> {
-        let start = fates.len();
-        fates.resize(start + count, Ok(()));
-        loop {
-            self.receive()?;
-            for message in Messages(&self.buffer) {
-                let age = self.sequence.wrapping_sub(message.sequence_number()) as usize;
-                if message.message_type() != NLMSG_ERROR || age >= count {
-                    continue;
-                }
-                if let Some(refusal) = refusal(&message) {
-                    fates[start + count - 1 - age] = Err(refusal);
-                }
-                if age == 0 {
-                    return Ok(());
-                }
+/// The fates of requests that were sent together, all but the last only told of if they were refused.
+struct Fates {
+    /// Sequence number of the last.
+    last: u32,
+    fates: Vec<Result<(), Refusal>>,
+}
+
+impl Fates {
+    /// Takes what is in a datagram; `true` if it tells of the last request.
+    fn take(&mut self, datagram: &[u8]) -> bool {
+        for message in Messages(datagram).filter(|message| message.message_type() == NLMSG_ERROR) {
+            let age = self.last.wrapping_sub(message.sequence_number()) as usize;
+            let Some(fate) = self.fates.iter_mut().rev().nth(age) else { continue };
+            if let Some(refusal) = refusal(&message) {
+                *fate = Err(refusal);
+            }
+            if age == 0 {
+                return true;
             }
         }
+        false
     }
 }
 
@@ -280,6 +292,12 @@ impl<'a> Iterator for Messages<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn numbered(sequence: u32, kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
+        let mut octets = message(kind, flags, payload);
+        NetlinkBuffer::new(&mut octets).set_sequence_number(sequence);
+        octets
+    }
 
     fn message(kind: u16, flags: u16, payload: &[u8]) -> Vec<u8> {
         let mut octets = vec![0; NLMSG_HEADER_LEN];
@@ -325,5 +343,59 @@ mod tests {
             refusal(&NetlinkBuffer::new(&octets[..])),
             Some(Refusal { errno: Errno::PERM, reason: None })
         );
+    }
+
+    const ROUTE: u16 = 24;
+
+    /// the end of a dump may come in a datagram of its own, or not be the first thing in one.
+    #[test]
+    fn r28_dump_ends_with_a_datagram() {
+        let last = [numbered(5, ROUTE, 0, b"bbbb"), numbered(5, NLMSG_DONE, 0, &[0; 4])];
+        for datagrams in [last.to_vec(), vec![last.concat()]] {
+            let mut reply = DumpReply { what: "routes", sequence: 5, intact: true };
+            let mut found = Vec::new();
+            let parse = |octets: &[u8]| Some(octets.to_vec());
+            let first = [numbered(4, ROUTE, 0, b"old!"), numbered(5, ROUTE, 0, b"aaaa")].concat();
+            assert!(!reply.take(&first, parse, &mut found).unwrap());
+            let ended: Vec<bool> =
+                datagrams.iter().map(|d| reply.take(d, parse, &mut found).unwrap()).collect();
+            assert_eq!(ended.iter().filter(|ended| **ended).count(), 1);
+            assert_eq!(ended.last(), Some(&true));
+            assert_eq!(found, [b"aaaa", b"bbbb"], "and nothing of an earlier dump");
+            assert!(reply.intact);
+        }
+    }
+
+    #[test]
+    fn dumps_that_changed_or_failed() {
+        let reply = |datagram: &[u8]| {
+            let mut reply = DumpReply { what: "routes", sequence: 5, intact: true };
+            reply.take(datagram, |_| Some(()), &mut Vec::new()).map(|ended| (ended, reply.intact))
+        };
+        assert_eq!(reply(&numbered(5, ROUTE, NLM_F_DUMP_INTR, b"aaaa")).unwrap(), (false, false));
+        assert_eq!(reply(&numbered(5, NLMSG_DONE, NLM_F_DUMP_INTR, &[0; 4])).unwrap(), (true, false));
+        assert_eq!(
+            reply(&numbered(5, NLMSG_ERROR, 0, &(-2i32).to_ne_bytes())).unwrap(),
+            (true, true),
+            "no table"
+        );
+        assert_eq!(reply(&[]).unwrap(), (false, true));
+        let error = reply(&numbered(5, NLMSG_DONE, 0, &(-1i32).to_ne_bytes())).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "netlink: the kernel refuses to list routes: Operation not permitted (os error 1)"
+        );
+    }
+
+    #[test]
+    fn refusals_find_their_requests() {
+        let mut told = Fates { last: 1, fates: vec![Ok(()); 4] };
+        let refused = |sequence, code: i32| numbered(sequence, NLMSG_ERROR, 0, &code.to_ne_bytes());
+        // Numbers wrap around; 10 and u32::MAX - 2 are no request of these.
+        let first = [refused(10, -1), refused(u32::MAX, -101), refused(u32::MAX - 2, -1)].concat();
+        assert!(!told.take(&first));
+        assert!(told.take(&[refused(1, 0), refused(0, -1)].concat()));
+        let refusal = Refusal { errno: Errno::NETUNREACH, reason: None };
+        assert_eq!(told.fates, [Ok(()), Err(refusal), Ok(()), Ok(())]);
     }
 }

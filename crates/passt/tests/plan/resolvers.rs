@@ -1,0 +1,178 @@
+//! Resolvers and search lists (SPEC §3.4).
+
+use log::Level;
+use passt::config::{Config, MapHostLoopback, Search};
+
+use super::{Host, notes, p, passt, pasta, texts};
+
+/// Advertised servers, matched address and the host's resolver, of IPv4.
+fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> (Vec<String>, Option<String>, Option<String>) {
+    let v4 = passt(host, change).settings.v4.unwrap();
+    (texts(&v4.dns), v4.dns_match.map(|a| a.to_string()), v4.dns_host.map(|a| a.to_string()))
+}
+
+fn v6(host: &Host, change: impl FnOnce(&mut Config)) -> (Vec<String>, Option<String>, Option<String>) {
+    let v6 = passt(host, change).settings.v6.unwrap();
+    (texts(&v6.dns), v6.dns_match.map(|a| a.to_string()), v6.dns_host.map(|a| a.to_string()))
+}
+
+fn expected(dns: &[&str], dns_match: &str, dns_host: &str) -> (Vec<String>, Option<String>, Option<String>) {
+    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    (dns.iter().map(|&a| a.to_owned()).collect(), some(dns_match), some(dns_host))
+}
+
+fn no_mapping(config: &mut Config) {
+    config.v4.map_host_loopback = MapHostLoopback::None;
+    config.v6.map_host_loopback = MapHostLoopback::None;
+}
+
+#[test]
+fn servers_outside_are_advertised_as_they_are() {
+    let host =
+        Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver 192.0.2.54");
+    assert_eq!(v4(&host, |_| ()), expected(&["192.0.2.53", "192.0.2.54"], "", "192.0.2.53"));
+    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8::53"], "", "2001:db8::53"));
+    let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
+    assert_eq!(v4(&host, forward), expected(&["192.0.2.53", "192.0.2.54"], "169.254.1.1", "192.0.2.53"));
+}
+
+/// §3.4.5, the four cases of a resolver on the host's loopback; the last is R-35.
+#[test]
+fn r35_loopback_resolver() {
+    let host = Host::usual().resolv_conf("nameserver 127.0.0.53\nnameserver ::1");
+    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "127.0.0.53"));
+    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "::1"));
+
+    assert_eq!(v4(&host, no_mapping), expected(&[], "", "127.0.0.53"));
+    assert_eq!(v6(&host, no_mapping), expected(&[], "", "::1"));
+
+    let forward = |config: &mut Config| {
+        config.v4.dns_forward = Some(p("169.254.1.1"));
+        config.v6.dns_forward = Some(p("fd00::1"));
+    };
+    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.53"));
+    assert_eq!(v6(&host, forward), expected(&["fd00::1"], "fd00::1", "::1"));
+
+    let podman = |config: &mut Config| {
+        forward(config);
+        no_mapping(config);
+    };
+    assert_eq!(v4(&host, podman), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.53"));
+    assert_eq!(v6(&host, podman), expected(&["fd00::1"], "fd00::1", "::1"));
+}
+
+/// the gateway is the resolver; queries to it must not end at the host's loopback.
+#[test]
+fn r36_gateway_is_the_resolver() {
+    let host = Host::usual().resolv_conf("nameserver 198.51.100.1\nnameserver 2001:db8:1::1");
+    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "198.51.100.1"));
+    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "2001:db8:1::1"));
+    assert_eq!(v4(&host, no_mapping), expected(&["198.51.100.1"], "", "198.51.100.1"));
+    let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
+    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "198.51.100.1"));
+    let mapped = |config: &mut Config| config.v4.map_host_loopback = MapHostLoopback::Addr(p("10.0.2.2"));
+    assert_eq!(v4(&host, mapped), expected(&["198.51.100.1"], "", "198.51.100.1"));
+}
+
+/// A resolver at the host's own address is the guest's own address, too.
+#[test]
+fn resolver_at_the_hosts_own_address() {
+    let host = Host::usual().resolv_conf("nameserver 198.51.100.2");
+    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "198.51.100.2"));
+    let other = |config: &mut Config| config.v4.address = Some(p("10.0.0.7"));
+    assert_eq!(v4(&host, other), expected(&["198.51.100.2"], "", "198.51.100.2"));
+}
+
+/// Q23: one address once.
+#[test]
+fn q23_no_duplicates() {
+    let host = Host::usual().resolv_conf(
+        "nameserver 127.0.0.53\nnameserver 198.51.100.1\nnameserver 127.0.0.1\nnameserver 192.0.2.1\nnameserver 192.0.2.1",
+    );
+    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1", "192.0.2.1"], "198.51.100.1", "127.0.0.53"));
+}
+
+/// §3.4.3.
+#[test]
+fn three_servers_at_most() {
+    let text: String =
+        (1..=9).map(|n| format!("nameserver 192.0.2.{n}\nnameserver 2001:db8::{n}\n")).collect();
+    let host = Host::usual().resolv_conf(&text);
+    assert_eq!(v4(&host, |_| ()).0, ["192.0.2.1", "192.0.2.2", "192.0.2.3"]);
+    assert_eq!(v6(&host, |_| ()).0, ["2001:db8::1", "2001:db8::2", "2001:db8::3"]);
+}
+
+/// §3.4.1, §3.4.6: given servers are advertised verbatim, and replace those of the file in their family only.
+#[test]
+fn given_servers() {
+    let host = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53");
+    let given = |config: &mut Config| config.v4.dns = vec![p("127.0.0.1"), p("198.51.100.1")];
+    assert_eq!(v4(&host, given), expected(&["127.0.0.1", "198.51.100.1"], "", "192.0.2.53"));
+    assert_eq!(v6(&host, given).0, ["2001:db8::53"]);
+}
+
+/// §2.2: --dns-host wins over the file's first server, --dns none over all of it.
+#[test]
+fn dns_host_and_none() {
+    let host = Host::usual().resolv_conf("nameserver 127.0.0.53");
+    let dns_host = |config: &mut Config| {
+        config.v4.dns_forward = Some(p("169.254.1.1"));
+        config.v4.dns_host = Some(p("127.0.0.2"));
+    };
+    assert_eq!(v4(&host, dns_host), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.2"));
+    let none = |config: &mut Config| config.dns_none = true;
+    assert_eq!(v4(&host, none), expected(&[], "", "127.0.0.53"));
+    let plan = passt(&host, none);
+    assert!(!plan.settings.services.advertise_dns);
+    assert_eq!(notes(&plan), []);
+}
+
+const NO_SERVER: (Level, &str) = (Level::Warn, "Couldn't get any nameserver address");
+const NO_DHCP: (Level, &str) = (Level::Warn, "No IPv4 nameserver available for DHCP");
+const NO_NDP: (Level, &str) = (Level::Warn, "No IPv6 nameserver available for NDP/DHCPv6");
+
+/// §3.4.7.
+#[test]
+fn warnings_about_missing_servers() {
+    let none = Host::usual();
+    let both = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53");
+    assert_eq!(notes(&passt(&none, |_| ())), [NO_SERVER, NO_DHCP, NO_NDP]);
+    assert_eq!(notes(&pasta(&none, |config| config.dhcp_dns = true)), [NO_SERVER, NO_DHCP, NO_NDP]);
+    assert_eq!(notes(&passt(&both, |_| ())), []);
+    let four = Host::usual().resolv_conf("nameserver 192.0.2.53");
+    assert_eq!(notes(&passt(&four, |_| ())), [NO_NDP]);
+    assert_eq!(notes(&passt(&four, |config| config.v6.enabled = false)), []);
+    let loopback = Host::usual().resolv_conf("nameserver 127.0.0.53");
+    assert_eq!(notes(&passt(&loopback, no_mapping)), [NO_DHCP, NO_NDP]);
+}
+
+/// no warning about what nobody asked for.
+#[test]
+fn r35_no_spurious_warnings() {
+    let none = Host::usual();
+    assert_eq!(notes(&pasta(&none, |_| ())), [], "pasta advertises nothing by default");
+    let quiet = |config: &mut Config| {
+        config.no_dhcp = true;
+        config.no_dhcpv6 = true;
+        config.no_ndp = true;
+    };
+    assert_eq!(notes(&passt(&none.clone().resolv_conf("nameserver 127.0.0.1"), quiet)), []);
+    let given = |config: &mut Config| {
+        config.v4.dns = vec![p("192.0.2.1")];
+        config.v6.dns = vec![p("2001:db8::53")];
+    };
+    assert_eq!(notes(&passt(&none, given)), []);
+    // Forwarding to nowhere is worth a word.
+    let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
+    assert_eq!(notes(&pasta(&none, forward)), [NO_SERVER]);
+}
+
+/// §3.4.3, §2.2.
+#[test]
+fn search_lists() {
+    let host = Host::usual().resolv_conf("search a b c d e f g");
+    let search = |change: fn(&mut Config)| passt(&host, change).settings.services.search;
+    assert_eq!(search(|_| ()), ["a", "b", "c", "d", "e"]);
+    assert_eq!(search(|config| config.search = Search::None), [""; 0]);
+    assert_eq!(search(|config| config.search = Search::List(vec!["x".into()])), ["x"]);
+}
