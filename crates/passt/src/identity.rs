@@ -4,8 +4,8 @@ use anyhow::{Context, bail};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, getegid, geteuid, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitySets, Gid, Uid, capabilities, set_capabilities, set_keep_capabilities, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, set_capabilities, set_keep_capabilities,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use sys::passwd::{User, group_by_name, user_by_name};
 
@@ -17,7 +17,8 @@ const UNPRIVILEGED: &str = "nobody";
 /// Which user we run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Our caller's: an ordinary user, or root of a user namespace, who is one outside.
+    /// Our caller's: an ordinary user, root of a user namespace, who is one outside, or root without the power to
+    /// be anybody else.
     Callers,
     /// The one of `--runas`, which a command of ours runs as, too.
     Asked(User),
@@ -31,7 +32,7 @@ impl Identity {
         if let Some(asked) = asked {
             return resolve(asked).map(Self::Asked);
         }
-        if !geteuid().is_root() || !in_initial_user_namespace() {
+        if !geteuid().is_root() || !in_initial_user_namespace() || !can_serve_as_another()? {
             return Ok(Self::Callers);
         }
         let user = user_by_name(UNPRIVILEGED)
@@ -41,6 +42,14 @@ impl Identity {
             })?;
         Ok(Self::InsteadOfRoot(user))
     }
+}
+
+/// Whether we may change user, and reach a guest that is not that user's. Who runs us as root without
+/// capabilities wants no other user.
+fn can_serve_as_another() -> anyhow::Result<bool> {
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SYS_ADMIN;
+    let ours = capabilities(None).context("can't read our capabilities")?;
+    Ok(ours.effective.contains(needed))
 }
 
 /// Whether ids here are those of the machine: user namespaces of others map but some of them.
