@@ -171,9 +171,12 @@ mod tests {
     #[test]
     fn statuses_are_those_of_a_shell() {
         let of = |mut command: std::process::Command| {
-            let child = command.spawn().unwrap();
+            let mut child = command.spawn().unwrap();
             let pid = rustix::process::Pid::from_child(&child);
-            rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1
+            let status = rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1;
+            // Reaped already, which nobody told the handle.
+            assert!(child.wait().is_err());
+            status
         };
         let sh = |script: &str| {
             let mut command = std::process::Command::new("sh");

@@ -1,0 +1,328 @@
+//! A command in namespaces of its own (SPEC §1.4, §1.5).
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+
+use crate::stage::{Running, Stage, User, eventually, processes_with, stderr, stdout, unique};
+
+/// SPEC §1.5: what the command finds. Root's is root's, whoever serves it (Q19).
+#[test]
+fn the_command_is_root_of_namespaces_of_its_own() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let host = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let script = "id -u; id -g; echo $$; hostname; cat /proc/sys/net/ipv4/ping_group_range; \
+            readlink /proc/self/ns/net; cat /proc/self/setgroups; grep -c . /proc/self/uid_map; \
+            grep CapEff /proc/self/status; ls /proc | grep -c '^[0-9]'";
+        let output = stage.run_script(user, &["--config-net"], script);
+        let text = stdout(&output);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..3], ["0", "0", "1"], "{text}");
+        assert!(lines[3].starts_with("pasta-"), "{text}");
+        assert_eq!(lines[4], "0\t0");
+        assert_ne!(lines[5], host.to_str().unwrap());
+        assert_eq!(lines[6..8], ["deny", "1"]);
+        assert!(lines[8].ends_with("ffffffffff"), "{text}");
+        // A /proc of its own: only the command's processes are in it.
+        assert!(lines[9].parse::<u32>().unwrap() < 6, "{text}");
+        assert_eq!(stderr(&output), "");
+    });
+}
+
+#[test]
+fn what_the_command_creates_belongs_to_the_caller() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let name = format!("file-{user:?}");
+        let output = stage.run_script(user, &[], &format!("touch {name}"));
+        assert!(output.status.success(), "{output:?}");
+        let theirs = stage.path(&format!("theirs-{user:?}"));
+        assert!(user.command("touch").arg(&theirs).status().unwrap().success());
+        let owner = |path: &std::path::Path| path.metadata().map(|meta| (meta.uid(), meta.gid())).unwrap();
+        assert_eq!(owner(&stage.path(&name)), owner(&theirs));
+    });
+}
+
+/// SPEC §1.5.6.
+#[test]
+fn the_host_name_can_be_chosen() {
+    let output = Stage::new().run_script(User::ALL[1], &["--hostname", "guest.example"], "hostname");
+    assert_eq!(stdout(&output), "guest.example\n");
+}
+
+/// SPEC §1.5.3.
+#[test]
+fn without_a_pid_namespace_process_ids_are_the_hosts() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let text = stdout(&stage.run_script(user, &["--no-pidns"], "echo $$; readlink /proc/self/ns/pid"));
+        let (pid, namespace) = text.trim().split_once('\n').unwrap();
+        assert_ne!(pid, "1");
+        assert_eq!(namespace, std::fs::read_link("/proc/self/ns/pid").unwrap().to_str().unwrap());
+    });
+}
+
+/// SPEC §1.5.7: $SHELL, else /bin/sh, as a login shell.
+#[test]
+fn without_a_command_it_is_a_login_shell() {
+    let stage = Stage::new();
+    for shell in [Some("/bin/sh"), None] {
+        let mut command = stage.pasta(User::Ordinary);
+        match shell {
+            Some(shell) => command.env("SHELL", shell),
+            None => command.env_remove("SHELL"),
+        };
+        std::fs::write(stage.path("script"), "echo $0\n").unwrap();
+        let output = command.stdin(std::fs::File::open(stage.path("script")).unwrap()).output().unwrap();
+        assert_eq!(stdout(&output), "-/bin/sh\n");
+    }
+}
+
+/// R-2: options after the command are the command's.
+#[test]
+fn options_after_the_command_are_its_own() {
+    let output = Stage::new().run(User::Ordinary, &["echo", "-d", "--netns", "x", "--", "-q"]);
+    assert_eq!(stdout(&output), "-d --netns x -- -q\n");
+    assert_eq!(stderr(&output), "");
+}
+
+/// SPEC §1.4.
+#[test]
+fn the_exit_status_is_the_commands() {
+    let stage = Stage::new();
+    User::each(|user| {
+        for status in [0, 7, 255] {
+            let output = stage.run_script(user, &[], &format!("exit {status}"));
+            assert_eq!(output.status.code(), Some(status), "{output:?}");
+        }
+        // Process 1 of a PID namespace doesn't die of its own signals (SPEC §1.5.2).
+        assert_eq!(stage.run_script(user, &[], "kill -9 $$").status.code(), Some(0));
+        assert_eq!(stage.run_script(user, &["--no-pidns"], "kill -9 $$").status.code(), Some(137));
+        assert_eq!(stage.run_script(user, &["--no-pidns"], "kill -15 $$").status.code(), Some(143));
+    });
+}
+
+/// R-13: a command that can't be executed ends pasta with status 1, and a message.
+#[test]
+fn a_command_that_cannot_be_executed() {
+    let stage = Stage::new();
+    std::fs::write(stage.path("not-executable"), "").unwrap();
+    User::each(|user| {
+        for command in ["no-such-command", "/no/such/path", "./not-executable", ""] {
+            let output = stage.run(user, &["--", command]);
+            assert_eq!(output.status.code(), Some(1), "{command}: {output:?}");
+            assert!(stderr(&output).contains(&format!("'{command}'")), "{output:?}");
+        }
+    });
+}
+
+/// R-13, R-11: neither our descriptors nor those that our caller left open reach the command.
+#[test]
+fn the_command_sees_three_descriptors() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let pasta = stage.path("pasta");
+        let script = format!("exec 7</dev/null 9</; exec {} -- sh -c 'ls /proc/$$/fd'", pasta.display());
+        let output = user.command("sh").args(["-c", &script]).output().unwrap();
+        assert_eq!(stdout(&output), "0\n1\n2\n");
+    });
+}
+
+/// The command starts with the signal dispositions, mask and limits of our caller, not with ours.
+#[test]
+fn the_command_inherits_from_the_caller() {
+    let stage = Stage::new();
+    let pasta = stage.path("pasta");
+    let show = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ulimit -Sn";
+    let run = |script: &str| stdout(&User::Ordinary.command("sh").args(["-c", script]).output().unwrap());
+    for before in ["ulimit -Sn 123", "trap '' PIPE CHLD TERM; ulimit -Sn 1234"] {
+        let direct = run(&format!("{before}; exec sh -c \"{show}\""));
+        let through = run(&format!("{before}; exec {} -- sh -c \"{show}\"", pasta.display()));
+        assert_eq!(through, direct);
+    }
+}
+
+/// R-1: a fatal error after the fork leaves nobody waiting, and nothing is run.
+#[test]
+fn a_fatal_error_leaves_no_process() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let mark = format!("mark-{}", unique());
+        // There is an interface of this name already.
+        let output = stage.run(user, &["--ns-ifname", "lo", "--", "touch", &mark]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("'lo'"), "{output:?}");
+        assert_eq!(processes_with(&mark), Vec::<String>::new());
+        assert!(!stage.path(&mark).exists());
+    });
+}
+
+/// SPEC §1.3.5: nothing is printed by a start that succeeds.
+#[test]
+fn spawning_is_silent() {
+    let output = Stage::new().run(User::Ordinary, &["--config-net", "true"]);
+    assert!(output.status.success());
+    assert_eq!((output.stdout.len(), stderr(&output)), (0, String::new()));
+}
+
+/// SPEC §1.3.4.
+#[test]
+fn the_pid_file_has_our_own_id_in_the_foreground() {
+    let stage = Stage::new();
+    let file = stage.path("pid");
+    let mut pasta = Running::new(stage.pasta(User::Ordinary).arg("-P").arg(&file).args([
+        "--",
+        "sh",
+        "-c",
+        "echo ready; exec sleep 1000",
+    ]));
+    assert_eq!(pasta.line(), "ready");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), format!("{}\n", pasta.pid()));
+    pasta.send(Signal::TERM);
+    pasta.end();
+}
+
+/// A signal that ends pasta elsewhere is the command's here, and pasta ends when the command does.
+#[test]
+fn signals_are_passed_on() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let script = "trap 'exit 5' TERM; trap 'exit 6' HUP; echo ready; sleep 1000 & wait";
+        for (signal, status) in [(Signal::TERM, 5), (Signal::HUP, 6)] {
+            let mut pasta = Running::new(stage.pasta(user).args(["--", "sh", "-c", script]));
+            assert_eq!(pasta.line(), "ready");
+            pasta.send(signal);
+            assert_eq!(pasta.end().code(), Some(status));
+        }
+    });
+}
+
+/// A command that has no handler would not get the signal, being process 1 of a PID namespace.
+#[test]
+fn signals_without_a_handler_end_the_command() {
+    let stage = Stage::new();
+    User::each(|user| {
+        for options in [&[][..], &["--no-pidns"]] {
+            let mark = format!("1000.{}", unique().replace('-', ""));
+            let script = format!("echo ready; exec sleep {mark}");
+            let mut pasta = Running::new(stage.pasta(user).args(options).args(["--", "sh", "-c", &script]));
+            assert_eq!(pasta.line(), "ready");
+            // As soon as the shell has become sleep.
+            assert!(eventually(|| processes_with(&format!("sleep {mark}"))
+                .iter()
+                .any(|l| l.starts_with("sleep"))));
+            pasta.send(Signal::TERM);
+            assert_eq!(pasta.end().code(), Some(143), "{options:?}");
+            assert!(eventually(|| processes_with(&mark).is_empty()));
+        }
+    });
+}
+
+/// A command that ignores a signal keeps its network: pasta stays.
+#[test]
+fn an_ignored_signal_ends_nothing() {
+    let stage = Stage::new();
+    let script = "trap '' TERM; echo ready; read line; echo $line; exit 3";
+    let mut command = stage.pasta(User::Ordinary);
+    command.args(["--", "sh", "-c", script]);
+    let mut pasta = Running::new(command.stdin(Stdio::piped()));
+    assert_eq!(pasta.line(), "ready");
+    pasta.send(Signal::TERM);
+    pasta.write(b"still here\n");
+    assert_eq!(pasta.line(), "still here");
+    assert_eq!(pasta.end().code(), Some(3));
+}
+
+/// SPEC §1.5.8: killed, pasta takes nothing with it.
+#[test]
+fn the_command_survives_pasta() {
+    let stage = Stage::new();
+    let mut command = stage.pasta(User::Ordinary);
+    command.args(["--", "sh", "-c", "echo ready; read line; echo done"]);
+    let mut pasta = Running::new(command.stdin(Stdio::piped()));
+    assert_eq!(pasta.line(), "ready");
+    pasta.send(Signal::KILL);
+    assert_eq!(pasta.end().signal(), Some(9));
+    pasta.write(b"\n");
+    assert_eq!(pasta.line(), "done");
+}
+
+/// SPEC §1.5.9, R-3: children that were there before us, or come to us, are reaped, and do no harm.
+#[test]
+fn other_children_are_reaped() {
+    let stage = Stage::new();
+    let script = format!(
+        "for i in 1 2 3 4 5 6 7 8; do sleep 0.0$i & done; exec {} -- sh -c 'echo ready; read line; exit 4'",
+        stage.path("pasta").display()
+    );
+    let mut command = User::Ordinary.command("sh");
+    command.args(["-c", &script]);
+    let mut pasta = Running::new(command.stdin(Stdio::piped()));
+    assert_eq!(pasta.line(), "ready");
+    let children = || {
+        let pid = pasta.pid();
+        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .unwrap()
+            .split_whitespace()
+            .count()
+    };
+    assert!(eventually(|| children() == 1), "{} children", children());
+    pasta.write(b"\n");
+    assert_eq!(pasta.end().code(), Some(4));
+}
+
+/// SPEC §10.2: `--runas` is for pasta and command alike.
+#[test]
+fn the_command_runs_as_the_user_asked_for() {
+    if !User::Root.available() {
+        return;
+    }
+    let stage = Stage::new();
+    for (runas, uid, gid) in [("12345", 12345, 12345), ("12345:12346", 12345, 12346), ("0", 0, 0)] {
+        let name = format!("file-{runas}");
+        let script = format!("touch {name}; id -u; id -G");
+        let output = stage.run_script(User::Root, &["--runas", runas], &script);
+        assert_eq!(stdout(&output), "0\n0\n");
+        let meta = stage.path(&name).metadata().unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (uid, gid), "{runas}");
+    }
+    let output = stage.run(User::Root, &["--runas", "root", "true"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--runas"), "{output:?}");
+}
+
+/// SPEC §10.3: without a user namespace, this is for the privileged.
+#[test]
+fn spawning_without_a_user_namespace() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let output = stage.run_script(user, &["--netns-only", "--config-net"], "readlink /proc/self/ns/user");
+        if user == User::Ordinary {
+            assert_eq!(output.status.code(), Some(1));
+            assert!(stderr(&output).contains("--netns-only"), "{output:?}");
+            return;
+        }
+        let text = stdout(&output);
+        let ours = std::fs::read_link("/proc/self/ns/user").unwrap();
+        assert_eq!(text.trim() == ours.to_str().unwrap(), user == User::Root);
+        // The command's /proc did not come to be mounted in front of the host's.
+        assert!(std::path::Path::new(&format!("/proc/{}/stat", std::process::id())).exists());
+    });
+}
+
+/// Root without the capabilities to become another user is served as it is.
+#[test]
+fn root_without_capabilities_over_others() {
+    if !User::Root.available() {
+        return;
+    }
+    let stage = Stage::new();
+    let mut command = User::Root.command("setpriv");
+    command.args(["--bounding-set", "-sys_admin,-setuid", "--inh-caps", "-sys_admin,-setuid"]);
+    let output = command.arg(stage.path("pasta")).args(["--config-net", "--", "id", "-u"]).output().unwrap();
+    assert_eq!(stdout(&output), "0\n");
+    assert_eq!(stderr(&output), "");
+}

@@ -1,0 +1,346 @@
+//! Who runs pasta, from where, next to which namespaces.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long something may take that happens at once on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// An ordinary user's id; nobody needs to have it.
+const ORDINARY: &str = "23456";
+
+/// Who runs pasta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum User {
+    /// Root of the machine.
+    Root,
+    /// Somebody with no privilege at all.
+    Ordinary,
+    /// Root of a user namespace that somebody ordinary made.
+    RootOfNamespace,
+}
+
+impl User {
+    pub(crate) const ALL: [Self; 3] = [Self::Root, Self::Ordinary, Self::RootOfNamespace];
+
+    /// Runs `test` as each user that can be had here, and says so of the others.
+    pub(crate) fn each(test: impl Fn(Self)) {
+        Self::ALL.into_iter().filter(|user| user.available()).for_each(|user| {
+            eprintln!("as {user:?}:");
+            test(user);
+        });
+    }
+
+    /// Likewise, with namespaces that the user made: but for root of a namespace, who would have to make them
+    /// from within.
+    pub(crate) fn each_with_guest(test: impl Fn(Self, Guest)) {
+        [Self::Root, Self::Ordinary].into_iter().filter(|user| user.available()).for_each(|user| {
+            eprintln!("as {user:?}:");
+            test(user, Guest::new(user));
+        });
+    }
+
+    /// Whether this user can be had here; says so if not.
+    pub(crate) fn available(self) -> bool {
+        let works = self.command("true").output().is_ok_and(|output| output.status.success());
+        let works = works && (self != Self::Root || is_root());
+        if !works {
+            assert!(std::env::var_os("CI").is_none(), "{self:?} can't be had here, and CI skips nothing");
+            eprintln!("SKIPPED as {self:?}: this user can't be had here");
+        }
+        works
+    }
+
+    /// A command that runs `program` as this user.
+    pub(crate) fn command(self, program: impl AsRef<Path>) -> Command {
+        let prefix: &[&str] = match (self, is_root()) {
+            (Self::Root, _) | (Self::Ordinary, false) => &[],
+            (Self::Ordinary, true) => {
+                &["setpriv", "--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups"]
+            }
+            (Self::RootOfNamespace, false) => &["unshare", "-Ur"],
+            (Self::RootOfNamespace, true) => {
+                &["setpriv", "--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups", "unshare", "-Ur"]
+            }
+        };
+        let mut command = match prefix.split_first() {
+            None => Command::new(program.as_ref()),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program.as_ref());
+                command
+            }
+        };
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A directory that every user can work in, with a pasta that every user can run.
+pub(crate) struct Stage {
+    dir: TempDir,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("pasta-life-").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_pasta"), dir.path().join("pasta")).unwrap();
+        fs::set_permissions(dir.path().join("pasta"), fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Pasta, by `user`, with `args` to come.
+    pub(crate) fn pasta(&self, user: User) -> Command {
+        let mut command = user.command(self.path("pasta"));
+        command.current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs pasta with `args` to its end.
+    pub(crate) fn run(&self, user: User, args: &[&str]) -> Output {
+        self.pasta(user).args(args).output().unwrap()
+    }
+
+    /// Runs `script` in a namespace of its own, by the shell, to its end.
+    pub(crate) fn run_script(&self, user: User, options: &[&str], script: &str) -> Output {
+        self.pasta(user).args(options).args(["--", "sh", "-c", script]).output().unwrap()
+    }
+
+    /// Attaches pasta with `args`, and waits until it is in the background.
+    pub(crate) fn attach(&self, user: User, args: &[&str]) -> Daemon {
+        let pid_file = self.path(&format!("pid-{}", unique()));
+        let output = self.pasta(user).arg("--pid").arg(&pid_file).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        // Complete at this moment, not some time later (SPEC §1.3.1).
+        let text = fs::read_to_string(&pid_file).unwrap();
+        let pid = text.strip_suffix('\n').unwrap().parse().unwrap();
+        let daemon = Daemon { pid, pid_file, output: stderr(&output) + &stdout(&output) };
+        assert!(daemon.lives(), "the process of the PID file is not there");
+        daemon
+    }
+}
+
+/// A pasta in the background, ended with this value.
+pub(crate) struct Daemon {
+    pub(crate) pid: i32,
+    pub(crate) pid_file: PathBuf,
+    /// What its start had to say.
+    pub(crate) output: String,
+}
+
+impl Daemon {
+    pub(crate) fn lives(&self) -> bool {
+        lives(self.pid)
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn assert_ends(&self) {
+        assert!(eventually(|| !self.lives()), "pasta is still there");
+    }
+
+    /// A line of its status file.
+    pub(crate) fn status(&self, field: &str) -> String {
+        status(self.pid, field)
+    }
+
+    pub(crate) fn send(&self, signal: rustix::process::Signal) {
+        send(self.pid, signal);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.lives() {
+            send(self.pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// A process that does nothing in a network namespace, and mostly a user namespace, of its own.
+pub(crate) struct Guest {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Guest {
+    /// By `user`; with a user namespace unless it is made with privileges over the machine.
+    pub(crate) fn new(user: User) -> Self {
+        let options = if user == User::Root { "-n" } else { "-Urn" };
+        let mut command = user.command("unshare");
+        command.args([options, "sh", "-c", "echo ready; exec cat"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "no namespaces for {user:?}");
+        Self { child, stdin }
+    }
+
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    pub(crate) fn namespace(&self, kind: &str) -> String {
+        format!("/proc/{}/ns/{kind}", self.child.id())
+    }
+
+    /// Names of its network interfaces.
+    pub(crate) fn interfaces(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/net/dev", self.child.id())).unwrap();
+        text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+    }
+
+    pub(crate) fn end(&mut self) {
+        drop(self.stdin.take());
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// A pasta that we wait for, killed with this value.
+pub(crate) struct Running {
+    child: Child,
+    /// Not the child's, which closes it when it is waited for.
+    stdin: Option<ChildStdin>,
+}
+
+impl Running {
+    pub(crate) fn new(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let stdin = child.stdin.take();
+        Self { child, stdin }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// The next line of its standard output.
+    pub(crate) fn line(&mut self) -> String {
+        line(self.child.stdout.as_mut().unwrap())
+    }
+
+    /// The next line of its standard error.
+    pub(crate) fn error_line(&mut self) -> String {
+        line(self.child.stderr.as_mut().unwrap())
+    }
+
+    pub(crate) fn send(&self, signal: rustix::process::Signal) {
+        send(self.pid(), signal);
+    }
+
+    /// Writes to its standard input, which must have been made a pipe.
+    pub(crate) fn write(&mut self, octets: &[u8]) {
+        self.stdin.as_mut().unwrap().write_all(octets).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        let ended = eventually(|| self.child.try_wait().unwrap().is_some());
+        assert!(ended, "pasta is still running");
+        self.child.wait().unwrap()
+    }
+
+    /// What it wrote to standard error and nobody read yet; to be called after the end.
+    pub(crate) fn rest_of_errors(&mut self) -> String {
+        let mut text = String::new();
+        self.child.stderr.as_mut().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads a line, and no more than that.
+fn line(from: &mut impl Read) -> String {
+    let mut line = Vec::new();
+    let mut octet = [0];
+    while from.read(&mut octet).unwrap() == 1 && octet != *b"\n" {
+        line.push(octet[0]);
+    }
+    String::from_utf8(line).unwrap()
+}
+
+/// Whether the process is there, and not just waiting to be reaped.
+pub(crate) fn lives(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| {
+        !text.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"))
+    })
+}
+
+/// A line of a process's status file.
+pub(crate) fn status(pid: i32, field: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t"));
+    line.unwrap_or_else(|| panic!("no {field} in the status of {pid}")).to_owned()
+}
+
+pub(crate) fn send(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Processes that have `text` in their command lines.
+pub(crate) fn processes_with(text: &str) -> Vec<String> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().into_string().ok()?.parse::<i32>().ok());
+    let lines = pids.filter_map(|pid| {
+        let line =
+            String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).ok()?).replace('\0', " ");
+        Some((pid, line))
+    });
+    lines.filter(|(pid, line)| line.contains(text) && lives(*pid)).map(|(_, line)| line).collect()
+}
+
+/// Whether `condition` comes true within some time.
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        if Instant::now() > end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A number that no other test of this machine has.
+pub(crate) fn unique() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
