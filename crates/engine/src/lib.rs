@@ -15,6 +15,8 @@ pub mod host;
 pub mod icmp;
 pub mod link;
 pub mod local;
+#[cfg(test)]
+mod mock;
 pub mod nat;
 pub mod stack;
 pub mod tcp;

@@ -2,6 +2,9 @@
 
 mod error;
 
+#[cfg(test)]
+mod tests;
+
 use core::{
     net::{IpAddr, SocketAddr},
     time::Duration,

@@ -9,6 +9,9 @@ mod listener;
 mod socket;
 mod table;
 
+#[cfg(test)]
+mod tests;
+
 use alloc::collections::BTreeMap;
 use core::{
     net::{IpAddr, SocketAddr},

@@ -1,0 +1,275 @@
+use alloc::{vec, vec::Vec};
+
+use wire::{frame::Transport, ipv4, ipv6};
+
+use super::*;
+use crate::mock::{Opened, Sent, Socket, World, ip, received};
+
+const READABLE: Readiness = Readiness { readable: true, writable: false, read_closed: false, error: false };
+const ERROR: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: true };
+const LIMIT: usize = 20;
+const GUEST: &str = "198.51.100.55";
+const GUEST6: &str = "2001:db8:1::55";
+
+struct Test {
+    world: World,
+    ping: Ping<Socket>,
+}
+
+impl Test {
+    fn new() -> Self {
+        Self { world: World::new(), ping: Ping::new(LIMIT, [7; 16]) }
+    }
+
+    fn guest_sends(&mut self, from: &str, to: &str, header: Header, payload: &[u8], ttl: u8) {
+        let message = Message { header: &header, payload };
+        let packet = Packet {
+            source: from.parse().unwrap(),
+            destination: to.parse().unwrap(),
+            hop_limit: ttl,
+            traffic_class: 0,
+            flow_label: 0,
+            transport: Transport::Icmp(message),
+        };
+        self.ping.on_message(&mut self.world.context(), &packet, &message);
+    }
+
+    /// An echo request of the guest; the type is that of the address's family.
+    fn guest_pings(&mut self, from: &str, to: &str, id: u16, sequence: u16) {
+        let kind = if from.contains(':') { v6::ECHO_REQUEST } else { v4::ECHO_REQUEST };
+        self.guest_sends(from, to, Header::new(kind, 0, echo(id, sequence)), b"payload", 64);
+    }
+
+    fn opened(&self, index: usize) -> Opened {
+        self.world.host.opened[index].clone()
+    }
+
+    fn ready(&mut self, socket: &Opened, readiness: Readiness) {
+        self.ping.on_socket_event(&mut self.world.context(), socket.id, readiness);
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.world.now = self.world.now + Duration::from_secs(seconds);
+        while let Some(id) = self.world.timers.pop_due(self.world.now) {
+            self.ping.on_timer(&mut self.world.context(), id);
+        }
+    }
+}
+
+/// A message as a ping socket hands it out, with the identifier that the socket has on the host.
+fn message(kind: u8, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
+    [Header::new(kind, 0, echo(id, sequence)).as_bytes(), payload].concat()
+}
+
+#[track_caller]
+fn sequence(sent: &Sent) -> u16 {
+    Message::parse(&sent.payload).unwrap().header.echo_sequence()
+}
+
+/// An echo message in a frame: source, type, identifier, sequence number, payload.
+#[track_caller]
+fn echoed(frame: &[u8]) -> (IpAddr, u8, u16, u16, Vec<u8>) {
+    let packet = ip(frame);
+    let Transport::Icmp(message) = packet.transport else { panic!("no ICMP") };
+    let Message { header, payload } = message;
+    (packet.source, header.kind, header.echo_id(), header.echo_sequence(), payload.to_vec())
+}
+
+/// SPEC §4.5, R-46: every reply arrives, the first too, with the guest's identifier, from where the guest had sent to.
+#[test]
+fn r_46_replies_are_carried() {
+    for (guest, remote, peer, reply) in [
+        (GUEST, "203.0.113.1", "203.0.113.1:0", v4::ECHO_REPLY),
+        (GUEST, "198.51.100.1", "127.0.0.1:0", v4::ECHO_REPLY),
+        (GUEST, "198.51.100.53", "198.51.100.53:0", v4::ECHO_REPLY),
+        (GUEST6, "2001:db8:2::1", "[2001:db8:2::1]:0", v6::ECHO_REPLY),
+        (GUEST6, "fe80::1", "[::1]:0", v6::ECHO_REPLY),
+    ] {
+        let mut test = Test::new();
+        for number in [1, 2, 2, 65535] {
+            test.guest_pings(guest, remote, 77, number);
+            let socket = test.opened(0);
+            assert_eq!((socket.address, socket.number), (peer.parse::<SocketAddr>().unwrap().ip(), 77));
+            let sent = socket.socket.sent();
+            assert_eq!((sent[0].destination, sequence(&sent[0])), (peer.parse().unwrap(), number));
+            assert!(sent[0].payload.ends_with(b"payload"));
+            socket.socket.arrive(peer, &message(reply, 4711, number, b"payload"));
+            test.ready(&socket, READABLE);
+            let (frame, _) = test.world.frame();
+            let remote = remote.parse().unwrap();
+            assert_eq!(echoed(&frame), (remote, reply, 77, number, b"payload".to_vec()));
+        }
+        assert_eq!((test.world.host.opened.len(), test.ping.flows()), (1, 1));
+    }
+}
+
+/// One flow for each guest address, destination and identifier; every identifier works.
+#[test]
+fn r_47_flows() {
+    let mut test = Test::new();
+    for (guest, remote, id) in [
+        (GUEST, "203.0.113.1", 0xffff),
+        (GUEST, "203.0.113.1", 0),
+        (GUEST, "203.0.113.2", 0),
+        ("198.51.100.56", "203.0.113.2", 0),
+    ] {
+        for number in 0..3 {
+            test.guest_pings(guest, remote, id, number);
+        }
+    }
+    let ids: Vec<_> = test.world.host.opened.iter().map(|opened| opened.number).collect();
+    assert_eq!(ids, [0xffff, 0, 0, 0]);
+}
+
+/// The hop limit is carried both ways, so that traceroute with echo requests works.
+#[test]
+fn hop_limits_are_carried() {
+    let mut test = Test::new();
+    for ttl in [1, 2, 255] {
+        let request = Header::new(v4::ECHO_REQUEST, 0, echo(7, ttl.into()));
+        test.guest_sends(GUEST, "203.0.113.1", request, b"", ttl);
+        let socket = test.opened(0);
+        assert_eq!(socket.socket.sent()[0].hop_limit, ttl);
+        let arriving = Received { hop_limit: Some(ttl), ..received("203.0.113.1:0") };
+        socket.socket.arrive_as(arriving, &message(v4::ECHO_REPLY, 1, ttl.into(), b""));
+        test.ready(&socket, READABLE);
+        assert_eq!(ip(&test.world.frame().0).hop_limit, ttl);
+    }
+}
+
+/// Errors reach the guest, quoting its own request.
+#[test]
+fn errors_are_rebuilt() {
+    for (guest, remote, peer, kind, code) in [
+        (GUEST, "203.0.113.1", "203.0.113.1:0", v4::TIME_EXCEEDED, 0),
+        (GUEST6, "2001:db8:2::1", "[2001:db8:2::1]:0", v6::TIME_EXCEEDED, 0),
+        (GUEST, "198.51.100.77", "198.51.100.2:0", v4::UNREACHABLE, 1),
+    ] {
+        let mut test = Test::new();
+        test.guest_pings(guest, remote, 77, 5);
+        let socket = test.opened(0);
+        let request = if guest == GUEST { v4::ECHO_REQUEST } else { v6::ECHO_REQUEST };
+        let hop = if guest == GUEST { "192.0.2.254" } else { "2001:db8:ff::1" };
+        let error = QueuedError {
+            destination: peer.parse().unwrap(),
+            local: None,
+            report: Some(Report { kind, code, mtu: 0 }),
+            offender: hop.parse().ok(),
+            quoted: 0,
+        };
+        socket.socket.error(error, &message(request, 4711, 5, b"payl"));
+        // Too short to tell which request it was.
+        socket.socket.error(error, b"short");
+        test.ready(&socket, ERROR);
+        let (frame, _) = test.world.frame();
+        let packet = ip(&frame);
+        assert_eq!(packet.source, hop.parse::<IpAddr>().unwrap());
+        let Transport::Icmp(told) = packet.transport else { panic!("no ICMP") };
+        assert_eq!((told.header.kind, told.header.code), (kind, code));
+        let at = if guest == GUEST { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+        assert_eq!(told.payload[at..], message(request, 77, 5, b"payl"));
+        let to: IpAddr = remote.parse().unwrap();
+        let quoted = &told.payload[..at];
+        assert!(match to {
+            IpAddr::V4(to) => quoted.ends_with(&to.octets()),
+            IpAddr::V6(to) => quoted.ends_with(&to.octets()),
+        });
+    }
+}
+
+/// an error without entry is cleared; one that a send reports costs no request.
+#[test]
+fn r_95_errors_never_stay() {
+    let mut test = Test::new();
+    test.guest_pings(GUEST, "203.0.113.1", 7, 1);
+    let socket = test.opened(0);
+    socket.socket.0.borrow_mut().pending = Some(Errno(113));
+    test.ready(&socket, ERROR);
+    assert_eq!(socket.socket.0.borrow().pending, None);
+    socket.socket.sent();
+    socket.socket.0.borrow_mut().refusals.push_back(SocketError::Failed(Errno(113)));
+    test.guest_pings(GUEST, "203.0.113.1", 7, 2);
+    assert_eq!(socket.socket.sent().iter().map(sequence).collect::<Vec<_>>(), [2]);
+    assert_eq!(test.world.frames().len(), 0);
+    // No route at all.
+    socket.socket.0.borrow_mut().refusals.extend([SocketError::Failed(Errno(101)); 2]);
+    test.guest_pings(GUEST, "203.0.113.1", 7, 3);
+    let (frame, _) = test.world.frame();
+    assert_eq!(ip(&frame).source, "198.51.100.1".parse::<IpAddr>().unwrap());
+}
+
+/// SPEC §4.5: only echo requests are carried, only replies come back (R-46: not our own requests), and nothing goes to
+/// addresses that have no place on a link.
+#[test]
+fn everything_else_is_ignored() {
+    let mut test = Test::new();
+    for (kind, code) in [(v4::ECHO_REPLY, 0), (v4::UNREACHABLE, 3), (13, 0), (v4::ECHO_REQUEST, 1)] {
+        test.guest_sends(GUEST, "203.0.113.1", Header::new(kind, code, 7 << 16), b"", 64);
+    }
+    test.guest_sends(GUEST6, "2001:db8:2::1", Header::new(v4::ECHO_REQUEST, 0, 7 << 16), b"", 64);
+    assert_eq!(test.ping.counters(), &Counters::default());
+    for (from, to) in
+        [("224.0.0.1", "203.0.113.1"), (GUEST, "127.0.0.1"), (GUEST, "0.0.0.0"), ("::", "ff02::1")]
+    {
+        test.guest_pings(from, to, 7, 1);
+    }
+    assert_eq!(test.ping.counters().invalid, 4);
+    assert_eq!(test.world.host.opened.len(), 0);
+
+    test.guest_pings(GUEST, "203.0.113.1", 7, 1);
+    let socket = test.opened(0);
+    socket.socket.arrive("203.0.113.1:0", &message(v4::ECHO_REQUEST, 7, 1, b""));
+    socket.socket.arrive("203.0.113.1:0", b"short");
+    for _ in 0..3 {
+        test.ready(&socket, READABLE);
+    }
+    assert_eq!((test.world.frames().len(), test.ping.counters().undeliverable), (0, 2));
+}
+
+/// Stations that answer a request to a group show themselves.
+#[test]
+fn groups() {
+    let mut test = Test::new();
+    test.guest_pings(GUEST, "224.0.0.1", 7, 1);
+    let socket = test.opened(0);
+    socket.socket.arrive("203.0.113.9:0", &message(v4::ECHO_REPLY, 7, 1, b""));
+    test.ready(&socket, READABLE);
+    assert_eq!(echoed(&test.world.frame().0).0, "203.0.113.9".parse::<IpAddr>().unwrap());
+}
+
+/// SPEC §4.5: idle for 60 s. A full table refuses, and the old flows live.
+#[test]
+fn limits() {
+    let mut test = Test::new();
+    for id in 0..30 {
+        test.guest_pings(GUEST, "203.0.113.1", id, 1);
+    }
+    assert_eq!((test.ping.flows(), test.ping.counters().no_room), (LIMIT, 10));
+    let socket = test.opened(0);
+    test.wait(59);
+    socket.socket.arrive("203.0.113.1:0", &message(v4::ECHO_REPLY, 0, 1, &vec![7; 60_000]));
+    test.ready(&socket, READABLE);
+    assert_eq!(echoed(&test.world.frame().0).4.len(), 60_000);
+    test.wait(2);
+    assert_eq!((test.ping.flows(), socket.closed(), test.opened(1).closed()), (1, false, true));
+    test.wait(59);
+    assert_eq!((test.ping.flows(), socket.closed()), (0, true));
+    test.ready(&socket, READABLE);
+
+    test.world.host.no_sockets = true;
+    test.guest_pings(GUEST, "203.0.113.1", 7, 1);
+    assert_eq!((test.ping.flows(), test.ping.counters().no_room), (0, 11));
+}
+
+/// A full link drops and counts, and the socket is emptied.
+#[test]
+fn a_full_link_drops() {
+    let mut test = Test::new();
+    test.guest_pings(GUEST, "203.0.113.1", 7, 1);
+    let socket = test.opened(0);
+    test.world.link.full = true;
+    socket.socket.arrive("203.0.113.1:0", &message(v4::ECHO_REPLY, 7, 1, b""));
+    test.ready(&socket, READABLE);
+    assert_eq!(test.ping.counters().link_full, 1);
+    assert!(socket.socket.0.borrow().arriving.is_empty());
+}

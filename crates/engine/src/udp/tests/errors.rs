@@ -1,0 +1,167 @@
+//! Errors that datagrams of the guest meet (SPEC §7.4).
+
+use wire::{checksum::Sum, frame::Transport};
+
+use super::*;
+use crate::host::Errno;
+
+const ECONNREFUSED: SocketError = SocketError::Failed(Errno(111));
+const ENETUNREACH: SocketError = SocketError::Failed(Errno(101));
+
+fn queued(destination: &str, kind: u8, code: u8, mtu: u32, offender: &str) -> QueuedError {
+    QueuedError {
+        destination: destination.parse().unwrap(),
+        local: None,
+        report: Some(Report { kind, code, mtu }),
+        offender: offender.parse().ok(),
+        quoted: 0,
+    }
+}
+
+/// An ICMP error in a frame: source, type, code, last four header bytes; and the quoted packet.
+#[track_caller]
+fn icmp_error(frame: &[u8]) -> ((IpAddr, u8, u8, u32), Vec<u8>) {
+    let packet = ip(frame);
+    let Transport::Icmp(message) = packet.transport else { panic!("no ICMP") };
+    let len = 8 + message.payload.len();
+    let at = headroom(packet.source.is_ipv4()) - 8;
+    let sum = match packet.source {
+        IpAddr::V4(_) => Sum::new(),
+        IpAddr::V6(_) => Sum::new().pseudo_header(packet.source, packet.destination, 58, len),
+    };
+    assert_eq!(sum.bytes(&frame[at..at + len]).finish(), 0, "checksum");
+    let header = message.header;
+    ((packet.source, header.kind, header.code, header.rest.get()), message.payload.to_vec())
+}
+
+/// A quoted packet as a frame, to be parsed.
+fn quoted_frame(quote: &[u8]) -> Vec<u8> {
+    let ethertype = if quote[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
+    [&[0; 12][..], &ethertype, quote].concat()
+}
+
+/// type, code and MTU are told, from whoever sent the error as the guest knows them, quoting the guest's datagram.
+#[test]
+fn r_94_icmp_errors_are_rebuilt() {
+    let v4 = "203.0.113.1:8";
+    let v6 = "[2001:db8:2::1]:8";
+    let (hop4, hop6) = ("192.0.2.254", "2001:db8:ff::1");
+    // To whom the guest wrote; the same on the host's side; the error; who is shown.
+    let rows = [
+        (v4, v4, queued(v4, 3, 3, 0, "203.0.113.1"), "203.0.113.1", 0),
+        (v4, v4, queued(v4, 11, 0, 0, hop4), hop4, 0),
+        (v4, v4, queued(v4, 3, 4, 1400, hop4), hop4, 1400),
+        (v4, v4, queued(v4, 3, 1, 0, ""), "203.0.113.1", 0),
+        (v4, v4, queued(v4, 3, 1, 0, "198.51.100.2"), "198.51.100.77", 0),
+        (v6, v6, queued(v6, 1, 4, 0, "2001:db8:2::1"), "2001:db8:2::1", 0),
+        (v6, v6, queued(v6, 2, 0, 1280, hop6), hop6, 1280),
+        (v6, v6, queued(v6, 3, 0, 0, hop6), hop6, 0),
+        // The gateway that stands for the host's loopback, and the forwarded resolver.
+        ("198.51.100.1:8", "127.0.0.1:8", queued("127.0.0.1:8", 3, 3, 0, "127.0.0.1"), "198.51.100.1", 0),
+        (
+            "198.51.100.53:53",
+            "127.0.0.53:53",
+            queued("127.0.0.53:53", 3, 3, 0, "127.0.0.53"),
+            "198.51.100.53",
+            0,
+        ),
+        ("[fe80::1]:8", "[::1]:8", queued("[::1]:8", 1, 4, 0, "::1"), "fe80::1", 0),
+    ];
+    for (remote, peer, error, shown, rest) in rows {
+        let mut test = Test::new();
+        let guest = if remote.starts_with('[') { GUEST6 } else { GUEST };
+        test.guest_sends(guest, remote, b"question");
+        let socket = test.opened(0);
+        assert_eq!(socket.socket.sent()[0].destination, peer.parse().unwrap());
+        socket.socket.error(error, b"question");
+        test.ready(&socket, ERROR);
+        let (frame, _) = test.world.frame();
+        let report = error.report.unwrap();
+        let (told, quote) = icmp_error(&frame);
+        assert_eq!(told, (shown.parse().unwrap(), report.kind, report.code, rest), "{error:?}");
+        assert_eq!(ip(&frame).destination, guest.parse::<SocketAddr>().unwrap().ip());
+        assert_shown(&quoted_frame(&quote), guest, remote, b"question");
+    }
+}
+
+/// SPEC §7.4: no more is quoted than makes a message of 576 (IPv4) or 1280 (IPv6) bytes.
+#[test]
+fn quotes_are_bounded() {
+    for (guest, remote, kind, total) in
+        [(GUEST, "203.0.113.1:8", 3, 576), (GUEST6, "[2001:db8:2::1]:8", 1, 1280)]
+    {
+        let mut test = Test::new();
+        test.guest_sends(guest, remote, b"x");
+        let socket = test.opened(0);
+        socket.socket.error(queued(remote, kind, 0, 0, ""), &[7; 3000]);
+        test.ready(&socket, ERROR);
+        assert_eq!(test.world.frame().0.len(), wire::ethernet::HEADER_LEN + total);
+    }
+}
+
+/// An error of the host's own, one that belongs to no flow, and a pending one without entry: nothing is told, and the
+/// socket is left without any.
+#[test]
+fn r_95_errors_never_stay() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    let socket = test.opened(0);
+    socket.socket.error(QueuedError { report: None, ..queued("203.0.113.1:8", 0, 0, 0, "") }, b"");
+    socket.socket.error(queued("203.0.113.2:8", 3, 3, 0, "203.0.113.2"), b"");
+    test.ready(&socket, ERROR);
+    socket.socket.0.borrow_mut().pending = Some(Errno(5));
+    test.ready(&socket, ERROR);
+    assert!(socket.socket.0.borrow().errors.is_empty());
+    assert_eq!(socket.socket.0.borrow().pending, None);
+    assert_eq!(test.world.frames().len(), 0);
+    assert_eq!(test.udp.flows(), 1);
+    // With a full link too.
+    test.world.link.full = true;
+    socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"");
+    test.ready(&socket, ERROR);
+    assert!(socket.socket.0.borrow().errors.is_empty());
+}
+
+/// The error of one datagram is told by the sending of the next: that one goes out nevertheless.
+#[test]
+fn an_old_error_costs_no_new_datagram() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"one");
+    let socket = test.opened(0);
+    socket.socket.sent();
+    socket.socket.0.borrow_mut().refusals.push_back(ECONNREFUSED);
+    socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"one");
+    test.guest_sends(GUEST, "203.0.113.2:8", b"two");
+    assert_eq!(socket.socket.sent()[0].payload, b"two");
+    let (told, quote) = icmp_error(&test.world.frame().0);
+    assert_eq!(told, ("203.0.113.1".parse().unwrap(), 3, 3, 0));
+    assert_shown(&quoted_frame(&quote), GUEST, "203.0.113.1:8", b"one");
+    assert_eq!(test.udp.counters().not_sent, 0);
+}
+
+/// The host has no route: the guest hears it from its gateway, as of any router. Not about groups (RFC 1122 §3.2.2).
+#[test]
+fn refusals_of_the_host_are_told() {
+    for (guest, remote, gateway, kind) in
+        [(GUEST, "203.0.113.1:8", "198.51.100.1", 3), (GUEST6, "[2001:db8:2::1]:8", "fe80::1", 1)]
+    {
+        let mut test = Test::new();
+        test.guest_sends(guest, remote, b"x");
+        let socket = test.opened(0);
+        socket.socket.0.borrow_mut().refusals.extend([ENETUNREACH, ENETUNREACH]);
+        test.guest_sends(guest, remote, b"question");
+        let (told, quote) = icmp_error(&test.world.frame().0);
+        assert_eq!(told, (gateway.parse().unwrap(), kind, 0, 0));
+        assert_shown(&quoted_frame(&quote), guest, remote, b"question");
+        assert_eq!(test.udp.counters().not_sent, 1);
+    }
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "239.1.1.1:8", b"x");
+    let socket = test.opened(0);
+    socket.socket.0.borrow_mut().refusals.extend([ENETUNREACH, ENETUNREACH]);
+    test.guest_sends(GUEST, "239.1.1.1:8", b"x");
+    socket.socket.0.borrow_mut().refusals.push_back(SocketError::WouldBlock);
+    test.guest_sends(GUEST, "239.1.1.1:8", b"x");
+    assert_eq!(test.world.frames().len(), 0);
+    assert_eq!(test.udp.counters().not_sent, 2);
+}

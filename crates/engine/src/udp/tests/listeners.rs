@@ -1,0 +1,203 @@
+//! Listeners of forwarding rules (SPEC §7.5).
+
+use super::*;
+use crate::forward::{Listen, PortRange, Protocol as RuleProtocol, Rule};
+
+fn listener(address: Option<&str>, port: u16, target: Option<&str>, target_port: u16) -> Listener {
+    let rule = Rule {
+        protocol: RuleProtocol::Udp,
+        listen: Listen { addr: address.map(|address| address.parse().unwrap()), interface: None },
+        ports: PortRange::single(port),
+        target_addr: target.map(|address| address.parse().unwrap()),
+        target_first: target_port,
+        best_effort: false,
+        scan: false,
+    };
+    Listener::new(3, &rule, port).unwrap()
+}
+
+impl Test {
+    fn listen(&mut self, listener: Listener) -> Opened {
+        let socket = Socket::default();
+        let (port, address) = (listener.port, listener.address.unwrap_or(IpAddr::from([0; 16])));
+        self.udp.listen(&mut self.world.host, listener, socket.clone()).unwrap();
+        let id = *self.world.host.watched.last().unwrap();
+        Opened { id, address, number: port, socket }
+    }
+
+    /// A client writes to an address of the host.
+    #[track_caller]
+    fn client_writes(&mut self, socket: &Opened, from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
+        self.arrive_at(socket, from, to, payload);
+        self.ready(socket, READABLE);
+        self.world.frame().0
+    }
+
+    fn arrive_at(&self, socket: &Opened, from: &str, to: &str, payload: &[u8]) {
+        let to: IpAddr = to.parse().unwrap();
+        let local = Some(to).filter(|to| !to.is_multicast());
+        let arriving = Received { destination: Some(to), local, ..received(from) };
+        socket.socket.arrive_as(arriving, payload);
+    }
+}
+
+/// the answer leaves through the listener, so by its port, and from the address that was written to.
+#[test]
+fn r_93_r_97_answers_come_from_what_the_client_wrote_to() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 15000, None, 53));
+    for (client, local, guest) in [
+        ("203.0.113.9:999", "192.0.2.1", "198.51.100.55:53"),
+        ("203.0.113.9:999", "192.0.2.2", "198.51.100.55:53"),
+        ("[2001:db8:7::9]:999", "2001:db8:8::1", "[2001:db8:1::55]:53"),
+    ] {
+        let frame = test.client_writes(&socket, client, local, b"question");
+        assert_shown(&frame, client, guest, b"question");
+        test.guest_sends(guest, client, b"answer");
+        let sent = socket.socket.sent();
+        assert_eq!(sent[0].destination, client.parse().unwrap());
+        assert_eq!(sent[0].source, Some(local.parse().unwrap()));
+    }
+    assert_eq!(test.world.host.opened.len(), 0, "no socket but the listener");
+    test.wait(300);
+    assert_eq!(test.udp.flows(), 0);
+    test.client_writes(&socket, "203.0.113.9:999", "192.0.2.1", b"the listener has stayed");
+}
+
+/// SPEC §5.3.2, §5.3.4: targets of rules, and who the host itself is shown as.
+#[test]
+fn addresses_of_inbound_flows() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(Some("0.0.0.0"), 80, Some("198.51.100.88"), 8080));
+    for (client, shown) in [
+        ("127.0.0.1:5", "198.51.100.1:5"),
+        ("127.0.0.3:6", "198.51.100.1:6"),
+        ("198.51.100.2:7", "198.51.100.77:7"),
+        ("203.0.113.1:8", "203.0.113.1:8"),
+    ] {
+        let frame = test.client_writes(&socket, client, "127.0.0.1", b"x");
+        assert_shown(&frame, shown, "198.51.100.88:8080", b"x");
+        test.guest_sends("198.51.100.88:8080", shown, b"y");
+        assert_eq!(socket.socket.sent()[0].destination, client.parse().unwrap());
+    }
+}
+
+/// Q24: two clients that are shown as one: the first keeps its flow, the second does not get the first one's answers.
+#[test]
+fn q_24_a_shown_address_belongs_to_one_client() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 80, None, 80));
+    test.client_writes(&socket, "127.0.0.1:5", "127.0.0.1", b"first");
+    test.arrive_at(&socket, "127.0.0.3:5", "127.0.0.1", b"second");
+    test.ready(&socket, READABLE);
+    assert_eq!(test.world.frames().len(), 0);
+    test.guest_sends("198.51.100.55:80", "198.51.100.1:5", b"answer");
+    assert_eq!(socket.socket.sent()[0].destination, "127.0.0.1:5".parse().unwrap());
+}
+
+/// The guest writes from a port that a listener leads to: to clients through the listener, to others too if that has the
+/// same port and any address, so that they see the same port.
+#[test]
+fn the_guests_own_flows_use_a_listener_of_the_same_port() {
+    let mut test = Test::new();
+    let same = test.listen(listener(None, 5353, None, 5353));
+    test.guest_sends("198.51.100.55:5353", "203.0.113.1:8", b"x");
+    test.guest_sends("[2001:db8:1::55]:5353", "[2001:db8:2::1]:8", b"x");
+    assert_eq!((same.socket.sent().len(), test.world.host.opened.len()), (2, 0));
+    let frame = test.client_writes(&same, "203.0.113.1:8", "192.0.2.1", b"y");
+    assert_shown(&frame, "203.0.113.1:8", "198.51.100.55:5353", b"y");
+    // Another address of the guest is not what the listener leads to.
+    test.guest_sends("198.51.100.56:5353", "203.0.113.1:8", b"x");
+    assert_eq!(test.world.host.opened.len(), 1);
+
+    for other in [
+        listener(None, 15000, None, 54),
+        listener(Some("127.0.0.1"), 55, None, 55),
+        listener(Some("0.0.0.0"), 56, Some("198.51.100.88"), 56),
+        Listener { on_interface: true, ..listener(None, 57, None, 57) },
+        listener(Some("::"), 58, None, 58),
+    ] {
+        let before = test.world.host.opened.len();
+        let from = alloc::format!("198.51.100.55:{}", other.target_port);
+        let socket = test.listen(other);
+        test.guest_sends(&from, "203.0.113.1:8", b"x");
+        assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, before + 1), "{from}");
+    }
+}
+
+/// SPEC §5.6: the group that was written to is what the guest sees; it answers from its own address, and the answer
+/// leaves from the host's.
+#[test]
+fn inbound_multicast() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 5353, None, 5354));
+    let arriving = Received {
+        destination: Some("224.0.0.251".parse().unwrap()),
+        local: Some("192.0.2.1".parse().unwrap()),
+        ..received("203.0.113.1:5353")
+    };
+    socket.socket.arrive_as(arriving, b"who");
+    test.ready(&socket, READABLE);
+    let (frame, _) = test.world.frame();
+    assert_shown(&frame, "203.0.113.1:5353", "224.0.0.251:5354", b"who");
+    assert_eq!(frame[..6], [1, 0, 0x5e, 0, 0, 251]);
+    test.guest_sends("198.51.100.55:5354", "203.0.113.1:5353", b"me");
+    let sent = socket.socket.sent();
+    assert_eq!(sent[0].source, Some("192.0.2.1".parse().unwrap()));
+}
+
+/// A dual-stack socket says only afterwards of which family a datagram was: none is damaged, and the longest fit.
+#[test]
+fn families_take_turns_on_a_dual_stack_socket() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 80, None, 80));
+    let payload: Vec<u8> = (0..65487_u32).map(|i| i as u8).collect();
+    for _ in 0..3 {
+        let frame = test.client_writes(&socket, "203.0.113.1:8", "192.0.2.1", &payload);
+        assert_shown(&frame, "203.0.113.1:8", "198.51.100.55:80", &payload);
+        let frame = test.client_writes(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", &payload);
+        assert_shown(&frame, "[2001:db8:2::1]:8", "[2001:db8:1::55]:80", &payload);
+    }
+    // What fits IPv4's headers only.
+    test.client_writes(&socket, "203.0.113.1:8", "192.0.2.1", b"next guess is IPv4");
+    test.arrive_at(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", &[7; 65500]);
+    test.ready(&socket, READABLE);
+    assert_eq!((test.world.frames().len(), test.udp.counters().undeliverable), (0, 1));
+}
+
+/// what can't be shown to the guest is read and dropped.
+#[test]
+fn r_96_undeliverable_datagrams_are_discarded() {
+    let mut test = Test::new();
+    test.world.settings.v6 = None;
+    let socket = test.listen(listener(None, 80, None, 80));
+    test.arrive_at(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", b"x");
+    test.arrive_at(&socket, "203.0.113.1:0", "192.0.2.1", b"x");
+    for _ in 0..2 {
+        test.ready(&socket, READABLE);
+    }
+    assert!(socket.socket.0.borrow().arriving.is_empty());
+    assert_eq!((test.world.frames().len(), test.udp.counters().undeliverable), (0, 2));
+}
+
+/// Errors of what went through a listener reach the guest too, quoting its own port.
+#[test]
+fn errors_of_listeners() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 15000, None, 53));
+    test.client_writes(&socket, "203.0.113.9:999", "192.0.2.1", b"question");
+    socket.socket.error(
+        QueuedError {
+            destination: "203.0.113.9:999".parse().unwrap(),
+            local: Some("192.0.2.1".parse().unwrap()),
+            report: Some(Report { kind: 3, code: 3, mtu: 0 }),
+            offender: Some("203.0.113.9".parse().unwrap()),
+            quoted: 0,
+        },
+        b"answer",
+    );
+    test.ready(&socket, ERROR);
+    let (frame, _) = test.world.frame();
+    let wire::frame::Transport::Icmp(message) = ip(&frame).transport else { panic!("no ICMP") };
+    assert_eq!(message.payload[20..24], [0, 53, 3, 231]);
+}

@@ -1,0 +1,399 @@
+mod errors;
+mod listeners;
+
+use alloc::{vec, vec::Vec};
+
+use wire::offload::Segmentation;
+
+use super::*;
+use crate::mock::{Opened, Socket, World, ip, received, udp};
+
+const LIMITS: Limits = Limits {
+    flows: 100,
+    endpoints: 10,
+    idle: Duration::from_secs(30),
+    idle_stream: Duration::from_secs(120),
+};
+const READABLE: Readiness = Readiness { readable: true, writable: false, read_closed: false, error: false };
+const ERROR: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: true };
+/// The guest's addresses in these tests.
+const GUEST: &str = "198.51.100.55:4000";
+const GUEST6: &str = "[2001:db8:1::55]:4000";
+
+struct Test {
+    world: World,
+    udp: Udp<Socket>,
+}
+
+impl Test {
+    fn new() -> Self {
+        Self { world: World::new(), udp: Udp::new(LIMITS, [7; 16]) }
+    }
+
+    /// The guest sends a datagram.
+    fn guest_sends(&mut self, from: &str, to: &str, payload: &[u8]) {
+        self.guest_sends_as(from, to, payload, 64, 0, &Offload::default());
+    }
+
+    fn guest_sends_as(
+        &mut self,
+        from: &str,
+        to: &str,
+        payload: &[u8],
+        ttl: u8,
+        class: u8,
+        offload: &Offload,
+    ) {
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let header = udp::Header {
+            source_port: U16::new(from.port()),
+            destination_port: U16::new(to.port()),
+            len: U16::new((udp::HEADER_LEN + payload.len()) as u16),
+            checksum: U16::ZERO,
+        };
+        let datagram = udp::Datagram { header: &header, payload };
+        let packet = Packet {
+            source: from.ip(),
+            destination: to.ip(),
+            hop_limit: ttl,
+            traffic_class: class,
+            flow_label: 0,
+            transport: wire::frame::Transport::Udp(datagram),
+        };
+        self.udp.on_datagram(&mut self.world.context(), &packet, &datagram, offload);
+    }
+
+    fn ready(&mut self, socket: &Opened, readiness: Readiness) {
+        self.udp.on_socket_event(&mut self.world.context(), socket.id, readiness);
+    }
+
+    /// The socket gets a datagram, and the guest exactly one frame.
+    #[track_caller]
+    fn answer(&mut self, socket: &Opened, from: &str, payload: &[u8]) -> Vec<u8> {
+        socket.socket.arrive(from, payload);
+        self.ready(socket, READABLE);
+        self.world.frame().0
+    }
+
+    fn opened(&self, index: usize) -> Opened {
+        self.world.host.opened[index].clone()
+    }
+
+    /// Time goes on, and everything that is due happens.
+    fn wait(&mut self, seconds: u64) {
+        self.world.now = self.world.now + Duration::from_secs(seconds);
+        while let Some(id) = self.world.timers.pop_due(self.world.now) {
+            self.udp.on_timer(&mut self.world.context(), id);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_shown(frame: &[u8], from: &str, to: &str, payload: &[u8]) {
+    assert_eq!(udp(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
+}
+
+/// RFC 4787 §4.1 and §5: one socket for all remotes of a guest endpoint, and whoever writes to it reaches the guest.
+#[test]
+fn mapping_and_filtering_are_endpoint_independent() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:69", b"read request");
+    test.guest_sends(GUEST, "203.0.113.2:69", b"another");
+    assert_eq!(test.world.host.opened.len(), 1);
+    let socket = test.opened(0);
+    assert_eq!((socket.address, socket.number), ("198.51.100.55".parse().unwrap(), 4000));
+    let sent = socket.socket.sent();
+    assert_eq!(sent[0].destination, "203.0.113.1:69".parse().unwrap());
+    assert_eq!(sent[1].destination, "203.0.113.2:69".parse().unwrap());
+    assert_eq!((sent[0].payload.as_slice(), sent[0].source), (&b"read request"[..], None));
+
+    // As TFTP: the answer comes from another port, and what follows goes there.
+    let frame = test.answer(&socket, "203.0.113.1:50000", b"data");
+    assert_shown(&frame, "203.0.113.1:50000", GUEST, b"data");
+    test.guest_sends(GUEST, "203.0.113.1:50000", b"ack");
+    assert_eq!(socket.socket.sent()[0].destination, "203.0.113.1:50000".parse().unwrap());
+    // A stranger.
+    let frame = test.answer(&socket, "192.0.2.99:7", b"hello");
+    assert_shown(&frame, "192.0.2.99:7", GUEST, b"hello");
+    assert_eq!(test.world.host.opened.len(), 1);
+    assert_eq!(test.udp.flows(), 4);
+    // Another port of the guest is another endpoint.
+    test.guest_sends("198.51.100.55:4001", "203.0.113.1:69", b"x");
+    assert_eq!(test.world.host.opened.len(), 2);
+}
+
+/// SPEC §5.2: whatever a destination translates to, the answer comes from where the guest had written to.
+#[test]
+fn answers_come_from_the_original_destination() {
+    let rows = [
+        ("198.51.100.53:53", "127.0.0.53:53"),
+        ("198.51.100.1:53", "127.0.0.1:53"),
+        ("198.51.100.77:8", "198.51.100.2:8"),
+        ("203.0.113.1:8", "203.0.113.1:8"),
+        ("[2001:db8::53]:853", "[2001:db8:9::53]:853"),
+        ("[fe80::1]:8", "[::1]:8"),
+        ("[2001:db8:1::77]:8", "[2001:db8:1::2]:8"),
+        ("[2001:db8:2::1]:8", "[2001:db8:2::1]:8"),
+    ];
+    for (original, translated) in rows {
+        let mut test = Test::new();
+        let guest = if original.starts_with('[') { GUEST6 } else { GUEST };
+        test.guest_sends(guest, original, b"question");
+        let socket = test.opened(0);
+        assert_eq!(socket.socket.sent()[0].destination, translated.parse().unwrap(), "{original}");
+        let frame = test.answer(&socket, translated, b"answer");
+        assert_shown(&frame, original, guest, b"answer");
+    }
+}
+
+/// A link-local destination gets the host's scope, and its answers find the flow (SPEC §5.2).
+#[test]
+fn link_local_destinations_have_a_scope() {
+    let mut test = Test::new();
+    test.guest_sends("[fe80::55]:4000", "[fe80::9]:8", b"x");
+    let socket = test.opened(0);
+    let destination = socket.socket.sent()[0].destination;
+    assert!(matches!(destination, SocketAddr::V6(v6) if v6.scope_id() == 7));
+    socket.socket.arrive_as(Received { from: destination, ..received("[fe80::9]:8") }, b"y");
+    test.ready(&socket, READABLE);
+    assert_shown(&test.world.frame().0, "[fe80::9]:8", "[fe80::55]:4000", b"y");
+    assert_eq!(test.udp.flows(), 1);
+}
+
+/// Q8: two destinations that translate to one get a socket each, so that answers are not mixed up.
+#[test]
+fn q_8_colliding_destinations_are_told_apart() {
+    let mut test = Test::new();
+    for destination in ["198.51.100.77:8", "198.51.100.2:8"] {
+        test.guest_sends(GUEST, destination, b"x");
+    }
+    assert_eq!(test.world.host.opened.len(), 2);
+    for (index, destination) in ["198.51.100.77:8", "198.51.100.2:8"].into_iter().enumerate() {
+        let socket = test.opened(index);
+        assert_eq!(socket.number, 4000);
+        let frame = test.answer(&socket, "198.51.100.2:8", b"y");
+        assert_shown(&frame, destination, GUEST, b"y");
+    }
+    // Others go on with the first socket.
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    assert_eq!(test.world.host.opened.len(), 2);
+}
+
+/// Q10, R-91, SPEC §5.6: broadcast and multicast go out, and those who answer reach the guest.
+#[test]
+fn groups_are_written_to() {
+    let mut test = Test::new();
+    for destination in ["239.255.255.250:1900", "255.255.255.255:67", "198.51.100.255:9"] {
+        test.guest_sends(GUEST, destination, b"search");
+    }
+    let socket = test.opened(0);
+    let sent: Vec<_> = socket.socket.sent().iter().map(|sent| sent.destination.ip()).collect();
+    assert_eq!(
+        sent,
+        ["239.255.255.250", "255.255.255.255", "198.51.100.255"].map(|a| a.parse::<IpAddr>().unwrap())
+    );
+    let frame = test.answer(&socket, "198.51.100.8:1900", b"here");
+    assert_shown(&frame, "198.51.100.8:1900", GUEST, b"here");
+}
+
+/// SPEC §5.2c and d: nothing impossible goes out.
+#[test]
+fn r_100_impossible_addresses_are_refused() {
+    let mut test = Test::new();
+    let bad = [
+        ("224.0.0.1:4000", "203.0.113.1:8"),
+        ("255.255.255.255:4000", "203.0.113.1:8"),
+        ("127.0.0.1:4000", "203.0.113.1:8"),
+        ("0.0.0.0:68", "203.0.113.1:8"),
+        ("198.51.100.55:0", "203.0.113.1:8"),
+        (GUEST, "203.0.113.1:0"),
+        (GUEST, "127.0.0.1:8"),
+        (GUEST, "0.0.0.0:8"),
+        ("[ff02::1]:4000", "[2001:db8::1]:8"),
+        ("[::]:4000", "[2001:db8::1]:8"),
+        (GUEST6, "[::1]:8"),
+        (GUEST6, "[::ffff:127.0.0.1]:8"),
+    ];
+    for (from, to) in bad {
+        test.guest_sends(from, to, b"x");
+    }
+    assert_eq!(test.world.host.opened.len(), 0);
+    assert_eq!(test.udp.counters().invalid, bad.len() as u64);
+}
+
+/// SPEC §7.3, Q21: hop limit and traffic class are carried both ways.
+#[test]
+fn q_21_hop_limit_and_traffic_class_are_carried() {
+    let mut test = Test::new();
+    for ttl in [9, 1, 255] {
+        test.guest_sends_as(GUEST, "203.0.113.1:8", b"x", ttl, 0xb9, &Offload::default());
+        let socket = test.opened(0);
+        let sent = socket.socket.sent();
+        assert_eq!((sent[0].hop_limit, sent[0].traffic_class), (ttl, 0xb9));
+        let arriving = Received { hop_limit: Some(ttl), traffic_class: 3, ..received("203.0.113.1:8") };
+        socket.socket.arrive_as(arriving, b"y");
+        test.ready(&socket, READABLE);
+        let (frame, _) = test.world.frame();
+        assert_eq!((ip(&frame).hop_limit, ip(&frame).traffic_class), (ttl, 3));
+    }
+}
+
+/// A train of the guest stays one, so that one call sends it; a train for the guest is one super-frame.
+#[test]
+fn trains_stay_whole() {
+    for (guest, remote) in [(GUEST, "203.0.113.1:443"), (GUEST6, "[2001:db8:2::1]:443")] {
+        let mut test = Test::new();
+        let train: Vec<u8> = (0..50_000_u32).map(|i| i as u8).collect();
+        let segmentation = Some(Segmentation { kind: SegmentKind::Udp, size: 1200, ecn: false });
+        let offload = Offload { segmentation, ..Offload::default() };
+        test.guest_sends_as(guest, remote, &train, 64, 0, &offload);
+        let socket = test.opened(0);
+        let sent = socket.socket.sent();
+        assert_eq!((sent[0].segment_size, sent[0].payload.len()), (Some(1200), train.len()));
+        // One that is no longer than its segments is none.
+        test.guest_sends_as(guest, remote, &train[..1200], 64, 0, &offload);
+        assert_eq!(socket.socket.sent()[0].segment_size, None);
+
+        socket.socket.arrive_as(Received { segment_size: Some(1300), ..received(remote) }, &train);
+        test.ready(&socket, READABLE);
+        let (frame, offload) = test.world.frame();
+        assert_shown(&frame, remote, guest, &train);
+        let segmentation = offload.segmentation.unwrap();
+        assert_eq!((segmentation.kind, segmentation.size), (SegmentKind::Udp, 1300));
+        assert!(offload.checksum.is_some());
+    }
+}
+
+/// SPEC §7.3: empty datagrams, and the longest of each family.
+#[test]
+fn lengths() {
+    for (guest, remote, longest) in [(GUEST, "203.0.113.1:8", 65507), (GUEST6, "[2001:db8:2::1]:8", 65487)] {
+        let mut test = Test::new();
+        test.guest_sends(guest, remote, b"");
+        let socket = test.opened(0);
+        assert_eq!(socket.socket.sent()[0].payload, b"");
+        for len in [0, 1, longest] {
+            let payload = vec![7; len];
+            let frame = test.answer(&socket, remote, &payload);
+            assert_shown(&frame, remote, guest, &payload);
+        }
+        socket.socket.arrive(remote, &vec![7; longest + 1]);
+        test.ready(&socket, READABLE);
+        assert_eq!(test.world.frames().len(), 0);
+        assert_eq!(test.udp.counters().undeliverable, 1);
+    }
+}
+
+/// SPEC §7.2, R-99: a question and its answer are forgotten after 30 s, and the socket with them; more after 120 s.
+#[test]
+fn r_99_timeouts() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:53", b"x");
+    let socket = test.opened(0);
+    test.wait(20);
+    test.answer(&socket, "203.0.113.1:53", b"y");
+    test.wait(29);
+    assert_eq!((test.udp.flows(), socket.closed()), (1, false));
+    test.wait(2);
+    assert_eq!((test.udp.flows(), socket.closed()), (0, true));
+
+    test.guest_sends(GUEST, "203.0.113.1:53", b"x");
+    let socket = test.opened(1);
+    test.answer(&socket, "203.0.113.1:53", b"y");
+    test.guest_sends(GUEST, "203.0.113.1:53", b"x");
+    test.guest_sends(GUEST, "203.0.113.9:53", b"x");
+    test.wait(119);
+    assert_eq!((test.udp.flows(), socket.closed()), (1, false));
+    test.wait(2);
+    assert_eq!((test.udp.flows(), socket.closed()), (0, true));
+
+    // Traffic one way only is no stream, however much of it.
+    for _ in 0..5 {
+        test.guest_sends(GUEST, "203.0.113.1:514", b"x");
+    }
+    test.wait(31);
+    assert_eq!(test.udp.flows(), 0);
+    // A stale event of a closed socket means nothing.
+    test.ready(&socket, READABLE);
+    assert_eq!(test.world.frames().len(), 0);
+}
+
+/// when the table is full, new flows are refused and the old live on. Strangers leave room for the guest.
+#[test]
+fn r_90_full_tables() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    let socket = test.opened(0);
+    for port in 1..=200_u16 {
+        socket.socket.arrive(&alloc::format!("192.0.2.1:{port}"), b"flood");
+        test.world.now = test.world.now + Duration::from_millis(1);
+        test.ready(&socket, READABLE);
+    }
+    assert_eq!(test.udp.flows(), 75);
+    assert_eq!(test.udp.counters().no_room, 126);
+    for port in 1..=200_u16 {
+        test.guest_sends(GUEST, &alloc::format!("203.0.113.2:{port}"), b"x");
+    }
+    assert_eq!(test.udp.flows(), 100);
+    socket.socket.sent();
+    test.world.frames();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"still here");
+    assert_eq!(socket.socket.sent().len(), 1);
+    assert_shown(&test.answer(&socket, "203.0.113.1:8", b"y"), "203.0.113.1:8", GUEST, b"y");
+}
+
+/// Endpoints beyond the limit, or that the host has no socket for, are refused; each is tried anew.
+#[test]
+fn no_more_sockets() {
+    let mut test = Test::new();
+    for port in 5000..5020 {
+        test.guest_sends(&alloc::format!("198.51.100.55:{port}"), "203.0.113.1:8", b"x");
+    }
+    assert_eq!((test.world.host.opened.len(), test.udp.flows()), (10, 10));
+    assert_eq!(test.udp.counters().no_room, 10);
+    test.wait(31);
+    test.world.host.no_sockets = true;
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    assert_eq!((test.udp.flows(), test.udp.counters().no_room), (0, 11));
+    test.world.host.no_sockets = false;
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    assert_eq!(test.udp.flows(), 1);
+}
+
+/// A full link drops and counts, and the socket is emptied: it does not report the same datagram for ever.
+#[test]
+fn a_full_link_drops() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    let socket = test.opened(0);
+    test.world.link.full = true;
+    socket.socket.arrive("203.0.113.1:8", b"y");
+    test.ready(&socket, READABLE);
+    assert_eq!(test.udp.counters().link_full, 1);
+    assert!(socket.socket.0.borrow().arriving.is_empty());
+    test.world.link.full = false;
+    test.answer(&socket, "203.0.113.1:8", b"z");
+}
+
+/// An answer that comes alone costs one call; a stream is taken in growing batches, within bounds.
+#[test]
+fn receive_calls() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    let socket = test.opened(0);
+    for _ in 0..3 {
+        test.world.now = test.world.now + Duration::from_micros(70);
+        test.answer(&socket, "203.0.113.1:8", b"y");
+    }
+    assert_eq!(socket.socket.0.borrow().receives, 3);
+    for _ in 0..1000 {
+        socket.socket.arrive("203.0.113.1:8", b"y");
+    }
+    let mut visits = Vec::new();
+    for _ in 0..8 {
+        test.world.now = test.world.now + Duration::from_micros(10);
+        test.ready(&socket, READABLE);
+        visits.push(test.world.frames().len());
+    }
+    assert_eq!(visits, [2, 4, 8, 16, 32, 32, 32, 32]);
+}
