@@ -390,14 +390,19 @@ impl<S: TcpSocket> Connection<S> {
         if !seq.before(end) {
             return None;
         }
-        let mss = u32::from(self.send.mss);
+        let size = u32::from(self.segment_size());
         let room = (end - seq).min(MAX_PAYLOAD);
         // Whole segments, unless the window has room for less than one.
-        let len = if room > mss { room - room % mss } else { room };
+        let len = if room > size { room - room % size } else { room };
         // A sliver of a window is not worth a segment while others are in flight (RFC 9293 §3.8.6.2.1).
-        (len >= mss || !self.send.in_flight() || seq.before(self.send.max))
+        (len >= size || !self.send.in_flight() || seq.before(self.send.max))
             .then_some((seq, len))
             .or_else(|| (self.send.fin.is_some() || end != self.send.edge()).then_some((seq, len)))
+    }
+
+    /// Payload of one segment, in bytes; a super-frame is cut into segments of this.
+    fn segment_size(&self) -> u16 {
+        self.send.mss.min(LARGEST_SEGMENT)
     }
 
     /// Sends up to `len` bytes from `seq` on. Returns how many there were; zero is the end of the stream.
@@ -409,8 +414,8 @@ impl<S: TcpSocket> Connection<S> {
     ) -> Result<Result<u32, SocketError>, Full> {
         let fields = self.fields(seq, Flags::ACK);
         let offset = seq - self.send.base;
+        let size = self.segment_size();
         let socket = &mut self.socket;
-        let size = self.send.mss.min(LARGEST_SEGMENT);
         let sent = emit::with_payload(&self.ends, fields, len as usize, size, ctx, |payload, fields| {
             match socket.peek(offset, payload) {
                 Ok(0) => Err(None),
