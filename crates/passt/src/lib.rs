@@ -13,6 +13,8 @@ pub mod config;
 pub mod host;
 mod identity;
 pub mod io;
+#[cfg(test)]
+mod isolated;
 mod link;
 pub mod listen;
 mod logging;

@@ -1,6 +1,7 @@
 //! Listening sockets of forwarding rules (SPEC §8.1, §8.2).
 
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
 };
@@ -38,7 +39,8 @@ pub struct Listener {
 pub enum Error {
     /// A port of a rule that has to be complete.
     #[error(
-        "Listen failed for HOST {protocol} port {listen}/{port}: {reason}\nCouldn't listen on requested ports"
+        "Listen failed for HOST {protocol} port {}/{port}: {reason}\nCouldn't listen on requested ports",
+        At(.listen)
     )]
     Port {
         /// Transport protocol.
@@ -52,7 +54,8 @@ pub enum Error {
     },
     /// All ports of a rule that may be incomplete.
     #[error(
-        "All listens failed for HOST {protocol} {listen}/{ports}: {reason}\nCouldn't listen on requested ports"
+        "All listens failed for HOST {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",
+        At(.listen)
     )]
     Rule {
         /// Transport protocol.
@@ -75,6 +78,22 @@ pub enum Reason {
     /// Another step failed.
     #[error("{0}")]
     Socket(#[from] Errno),
+}
+
+/// Where a rule listens, as it stands before `/` in a port specifier.
+struct At<'a>(&'a Listen);
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.addr {
+            None => f.write_str("*")?,
+            Some(address) => address.fmt(f)?,
+        }
+        match &self.0.interface {
+            None => Ok(()),
+            Some(name) => write!(f, "%{name}"),
+        }
+    }
 }
 
 /// Opens the sockets of all rules but those that follow a scan (SPEC §8.4).
@@ -144,8 +163,9 @@ fn open_some(
         Some((port, reason)) => {
             let missing = ports.len() - opened;
             log::warn!(
-                "Listen failed for {missing} of {} HOST {protocol} ports {listen}/{ports} (port {port}: {reason})",
-                ports.len()
+                "Listen failed for {missing} of {} HOST {protocol} ports {}/{ports} (port {port}: {reason})",
+                ports.len(),
+                At(listen)
             );
             Ok(())
         }
@@ -193,3 +213,6 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     }
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 
 pub mod cmsg;
 pub mod mmsg;
+pub mod netns;
 pub mod passwd;
 pub mod signal;
 pub mod sockopt;

@@ -191,9 +191,8 @@ mod tests {
     #[test]
     fn a_tap_is_created_with_and_without_headers() {
         std::thread::spawn(|| {
-            // SAFETY: a new network namespace leaves memory, descriptors and files of the process as they are.
-            if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-                eprintln!("SKIPPED: no right to make a network namespace: {}", io::Error::last_os_error());
+            if let Err(error) = crate::netns::enter_new() {
+                eprintln!("SKIPPED: no right to make a network namespace: {error}");
                 return;
             }
             let plain = TapDevice::create("plain%d", Offloads::empty()).unwrap();

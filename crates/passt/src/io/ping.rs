@@ -88,6 +88,8 @@ impl PingSocket {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
+        // Ping sockets share identifiers unless told otherwise, and then only one of them gets the replies.
+        sockopt::set_socket_reuseaddr(&fd, false)?;
         let metadata = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
         request_metadata(&fd, version, metadata).map_err(errno)?;
         if outbound.freebind {
@@ -151,3 +153,6 @@ impl EngineSocket for PingSocket {
         take_error(&self.fd)
     }
 }
+
+#[cfg(test)]
+mod tests;

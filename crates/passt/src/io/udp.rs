@@ -240,3 +240,6 @@ pub(super) fn socket_error(error: &std::io::Error) -> SocketError {
 pub(super) fn errno(error: std::io::Error) -> io::Errno {
     io::Errno::from_io_error(&error).unwrap_or(io::Errno::IO)
 }
+
+#[cfg(test)]
+mod tests;

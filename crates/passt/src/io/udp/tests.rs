@@ -1,0 +1,252 @@
+use engine::forward::IfName;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::getsockname,
+};
+
+use super::*;
+use crate::{
+    isolated::{add_link, ip, isolated, sysctl},
+    plan,
+};
+
+fn outbound(source: Option<Ipv4Addr>, interface: Option<&str>, freebind: bool) -> Arc<Outbound> {
+    let interface: Option<IfName> = interface.map(|name| name.parse().unwrap());
+    let v4 = plan::Outbound { address: source, interface };
+    let v6 = plan::Outbound { address: None, interface: None };
+    Arc::new(Outbound::new(&v4, &v6, freebind).unwrap())
+}
+
+fn plain() -> Arc<Outbound> {
+    outbound(None, None, false)
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn port(socket: &UdpSocket) -> u16 {
+    SocketAddr::try_from(getsockname(&socket.fd).unwrap()).unwrap().port()
+}
+
+fn listener(text: Option<&str>, port: u16, outbound: &Arc<Outbound>) -> io::Result<UdpSocket> {
+    let listen = text.map(address);
+    let fd = prepare_listener(listen, outbound.freebind)?;
+    bind(&fd, &SocketAddr::new(listen.unwrap_or(address("::")), port))?;
+    Ok(UdpSocket::from_listener(fd, listen, outbound))
+}
+
+fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<'a> {
+    Datagram {
+        destination: SocketAddr::new(address(to), port),
+        source: None,
+        hop_limit: 64,
+        traffic_class: 0,
+        payload,
+        segment_size: None,
+    }
+}
+
+/// Waits for a datagram (bounded), and receives it.
+#[track_caller]
+fn receive(socket: &mut UdpSocket) -> (Received, Vec<u8>) {
+    wait(socket, PollFlags::IN);
+    let mut buffer = vec![0; 65535];
+    let received = socket.receive(&mut buffer).unwrap();
+    buffer.truncate(received.len);
+    (received, buffer)
+}
+
+#[track_caller]
+fn wait(socket: &UdpSocket, what: PollFlags) {
+    let mut polled = [PollFd::new(socket, what)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 5, tv_nsec: 0 })).unwrap();
+    assert!(polled[0].revents().contains(what), "nothing in 5 s");
+}
+
+/// Q7, Q8: the guest's port where it is free, any other where it is not.
+#[test]
+fn q_7_same_port_or_any() {
+    isolated(|| {
+        for family in ["198.51.100.2", "2001:db8::2"] {
+            let first = UdpSocket::open(&plain(), address(family), 5353).unwrap();
+            assert_eq!(port(&first), 5353);
+            let second = UdpSocket::open(&plain(), address(family), 5353).unwrap();
+            assert_ne!(port(&second), 5353);
+        }
+    });
+}
+
+/// SPEC §7.3, Q21: hop limit, traffic class and empty datagrams, over both families.
+#[test]
+fn metadata_is_carried() {
+    isolated(|| {
+        for (family, loopback) in [("198.51.100.2", "127.0.0.1"), ("2001:db8::2", "::1")] {
+            let mut a = UdpSocket::open(&plain(), address(family), 7001).unwrap();
+            let mut b = UdpSocket::open(&plain(), address(family), 7002).unwrap();
+            for (hop_limit, traffic_class) in [(64, 0), (9, 0xb9), (1, 2), (255, 0)] {
+                let out = Datagram { hop_limit, traffic_class, ..datagram(loopback, 7002, b"") };
+                a.send(&out).unwrap();
+                let (received, payload) = receive(&mut b);
+                assert_eq!((received.hop_limit, received.traffic_class), (Some(hop_limit), traffic_class));
+                assert_eq!((received.from, payload.len()), (SocketAddr::new(address(loopback), 7001), 0));
+            }
+            assert_eq!(b.receive(&mut [0; 10]), Err(SocketError::WouldBlock));
+        }
+    });
+}
+
+/// The kernel cuts and joins trains; where it can't cut them, the datagrams go out nevertheless.
+#[test]
+fn trains() {
+    isolated(|| {
+        let train: Vec<u8> = (0..50_000_u32).map(|i| (i % 251) as u8).collect();
+        for (family, loopback) in [("198.51.100.2", "127.0.0.1"), ("2001:db8::2", "::1")] {
+            let mut a = UdpSocket::open(&plain(), address(family), 7001).unwrap();
+            let mut b = UdpSocket::open(&plain(), address(family), 7002).unwrap();
+            a.send(&Datagram { segment_size: Some(1400), ..datagram(loopback, 7002, &train) }).unwrap();
+            let (received, payload) = receive(&mut b);
+            assert_eq!((received.segment_size, payload == train), (Some(1400), true));
+        }
+        // More datagrams than the kernel takes at once, and datagrams above the path's MTU.
+        ip("link set lo mtu 1280");
+        let mut a = UdpSocket::open(&plain(), address("198.51.100.2"), 7003).unwrap();
+        let mut b = UdpSocket::open(&plain(), address("198.51.100.2"), 7004).unwrap();
+        for (size, len) in [(40, 5000), (1400, 20_000)] {
+            let out = Datagram { segment_size: Some(size), ..datagram("127.0.0.1", 7004, &train[..len]) };
+            a.send(&out).unwrap();
+            let mut got = Vec::new();
+            while got.len() < len {
+                let (received, payload) = receive(&mut b);
+                assert!(
+                    received.segment_size.is_some_and(|s| s == size) || payload.len() <= usize::from(size)
+                );
+                got.extend_from_slice(&payload);
+            }
+            assert_eq!(got, train[..len]);
+        }
+    });
+}
+
+/// a dual-stack listener tells the address written to, and answers from it, whatever the host's default
+/// is; with `--freebind` also from an address that came later.
+#[test]
+fn r_93_r_98_listeners_answer_from_what_was_written_to() {
+    isolated(|| {
+        sysctl("net/ipv6/bindv6only", "1");
+        let mut host = listener(None, 5300, &plain()).unwrap();
+        for (family, hit) in [("198.51.100.2", "127.0.0.7"), ("2001:db8::2", "::1")] {
+            let mut client = UdpSocket::open(&plain(), address(family), 7001).unwrap();
+            client.send(&datagram(hit, 5300, b"question")).unwrap();
+            let (received, _) = receive(&mut host);
+            assert_eq!((received.destination, received.local), (Some(address(hit)), Some(address(hit))));
+            let answer =
+                Datagram { destination: received.from, source: received.local, ..datagram(hit, 0, b"a") };
+            host.send(&answer).unwrap();
+            assert_eq!(receive(&mut client).0.from, SocketAddr::new(address(hit), 5300));
+        }
+        let foreign = "192.0.2.77";
+        assert_eq!(listener(Some(foreign), 5301, &plain()).unwrap_err(), io::Errno::ADDRNOTAVAIL);
+        let mut free = listener(Some(foreign), 5301, &outbound(None, None, true)).unwrap();
+        ip(&format!("address add {foreign}/24 dev lo"));
+        let mut client = UdpSocket::open(&plain(), address("127.0.0.1"), 7001).unwrap();
+        client.send(&datagram(foreign, 5301, b"question")).unwrap();
+        let (received, _) = receive(&mut free);
+        let answer =
+            Datagram { destination: received.from, source: received.local, ..datagram(foreign, 0, b"a") };
+        free.send(&answer).unwrap();
+        assert_eq!(receive(&mut client).0.from, SocketAddr::new(address(foreign), 5301));
+    });
+}
+
+/// `--outbound` and `--outbound-if4`: source and way of what the guest sends, but not to loopback; also through a listener.
+#[test]
+fn outbound_source_and_interface() {
+    isolated(|| {
+        add_link("out0", "10.0.1.1/24");
+        add_link("out1", "10.0.2.1/24");
+        ip("route add default dev out1");
+        // So that packets leave without an answer to ARP.
+        ip("link set out0 arp off");
+        ip("link set out1 arp off");
+        let source = Ipv4Addr::new(10, 0, 1, 1);
+        let out = outbound(Some(source), Some("out0"), false);
+        let index = out.egress(source.into()).interface_index("203.0.113.1:8".parse().unwrap());
+        assert_ne!(index, 0);
+        assert_eq!(out.egress(source.into()).interface_index("127.0.0.1:8".parse().unwrap()), 0);
+        let mut receiver = UdpSocket::open(&plain(), address("127.0.0.1"), 7002).unwrap();
+        let mut socket = UdpSocket::open(&out, address("198.51.100.2"), 7001).unwrap();
+        socket.send(&datagram("127.0.0.1", 7002, b"x")).unwrap();
+        assert_eq!(receive(&mut receiver).0.from, SocketAddr::new(source.into(), 7001));
+        let mut through = listener(None, 5300, &out).unwrap();
+        let info = through.send_info(&datagram("203.0.113.1", 8, b"x"));
+        assert_eq!((info.source, info.interface), (Some(source.into()), index));
+        // The default route is by the other interface: an answer of a pinned flow follows it.
+        let (sent0, sent1) = (sent_by("out0"), sent_by("out1"));
+        through.send(&datagram("203.0.113.1", 8, b"x")).unwrap();
+        assert_eq!((sent_by("out0"), sent_by("out1")), (sent0 + 1, sent1));
+        through.send(&Datagram { source: Some(source.into()), ..datagram("203.0.113.1", 8, b"x") }).unwrap();
+        assert_eq!((sent_by("out0"), sent_by("out1")), (sent0 + 1, sent1 + 1));
+    });
+}
+
+/// How many packets an interface of the thread's namespace has sent.
+fn sent_by(interface: &str) -> u64 {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+    let mut fields = table.lines().map(str::split_whitespace);
+    let mut line = fields.find(|line| line.clone().next() == Some(&format!("{interface}:"))).unwrap();
+    line.nth(10).unwrap().parse().unwrap()
+}
+
+/// SPEC §7.4, R-95: a closed port is told by the error queue; the next datagram is refused once, and then all is well.
+#[test]
+fn r_95_refused_datagrams_are_told() {
+    isolated(|| {
+        for (family, loopback, kind, code) in
+            [("198.51.100.2", "127.0.0.1", 3, 3), ("2001:db8::2", "::1", 1, 4)]
+        {
+            let mut socket = UdpSocket::open(&plain(), address(family), 7001).unwrap();
+            let out = datagram(loopback, 7009, b"question");
+            socket.send(&out).unwrap();
+            wait(&socket, PollFlags::ERR);
+            assert!(matches!(socket.send(&out), Err(SocketError::Failed(Errno(111)))));
+            let mut quote = [0; 100];
+            let error = socket.take_queued_error(&mut quote).unwrap();
+            assert_eq!(error.destination, SocketAddr::new(address(loopback), 7009));
+            assert_eq!(error.report, Some(Report { kind, code, mtu: 0 }));
+            assert_eq!(error.offender, Some(address(loopback)));
+            assert_eq!(&quote[..error.quoted], b"question");
+            assert_eq!(socket.take_queued_error(&mut quote), None);
+            assert_eq!(socket.take_error(), None);
+            socket.send(&out).unwrap();
+        }
+    });
+}
+
+/// The same for an IPv4 peer of a dual-stack socket.
+#[test]
+fn errors_of_a_dual_stack_socket() {
+    isolated(|| {
+        let mut host = listener(None, 5300, &plain()).unwrap();
+        host.send(&datagram("127.0.0.1", 7009, b"answer")).unwrap();
+        wait(&host, PollFlags::ERR);
+        let mut quote = [0; 100];
+        let error = host.take_queued_error(&mut quote).unwrap();
+        assert_eq!(error.destination, SocketAddr::new(address("127.0.0.1"), 7009));
+        assert_eq!(error.report, Some(Report { kind: 3, code: 3, mtu: 0 }));
+        assert_eq!((error.offender, error.quoted), (Some(address("127.0.0.1")), 6));
+    });
+}
+
+/// Q10: broadcast is not refused.
+#[test]
+fn q_10_broadcast() {
+    isolated(|| {
+        add_link("out0", "10.0.1.1/24");
+        let mut socket = UdpSocket::open(&plain(), address("10.0.1.2"), 7001).unwrap();
+        socket.send(&datagram("10.0.1.255", 7009, b"x")).unwrap();
+        let group = Datagram { hop_limit: 1, ..datagram("239.1.1.1", 7009, b"x") };
+        ip("route add 239.0.0.0/8 dev out0");
+        socket.send(&group).unwrap();
+    });
+}

@@ -1,0 +1,143 @@
+use std::net::{TcpListener, TcpStream, UdpSocket};
+
+use engine::forward::{Enabled, PortRange};
+use rustix::net::getsockname;
+
+use super::*;
+use crate::isolated::{add_link, isolated, sysctl};
+
+fn rule(protocol: Protocol, listen: &str, ports: (u16, u16)) -> Rule {
+    let (address, interface) = listen.split_once('%').unwrap_or((listen, ""));
+    Rule {
+        protocol,
+        listen: Listen { addr: address.parse().ok(), interface: interface.parse().ok() },
+        ports: PortRange::new(ports.0, ports.1).unwrap(),
+        target_addr: None,
+        target_first: ports.0,
+        best_effort: false,
+        scan: false,
+    }
+}
+
+fn table(rules: impl IntoIterator<Item = Rule>) -> Table {
+    let mut table = Table::new();
+    for rule in rules {
+        table.add(rule, Enabled::ALL).unwrap();
+    }
+    table
+}
+
+fn bound(listener: &Listener) -> SocketAddr {
+    getsockname(&listener.socket).unwrap().try_into().unwrap()
+}
+
+/// SPEC §8.1, R-101, R-108: one socket per port, with just the families that the rule says.
+#[test]
+fn r_101_r_108_sockets_of_rules() {
+    isolated(|| {
+        sysctl("net/ipv6/bindv6only", "1");
+        let rules = [
+            rule(Protocol::Tcp, "*", (65534, 65535)),
+            rule(Protocol::Tcp, "0.0.0.0", (80, 80)),
+            rule(Protocol::Tcp, "::", (80, 80)),
+            rule(Protocol::Udp, "*%lo", (65535, 65535)),
+            rule(Protocol::Udp, "127.0.0.1", (80, 80)),
+        ];
+        let listeners = open(&table(rules), false).unwrap();
+        let got: Vec<_> =
+            listeners.iter().map(|l| (l.rule, l.port, l.protocol, bound(l).to_string())).collect();
+        let want = [
+            (0, 65534, Protocol::Tcp, "[::]:65534"),
+            (0, 65535, Protocol::Tcp, "[::]:65535"),
+            (1, 80, Protocol::Tcp, "0.0.0.0:80"),
+            (2, 80, Protocol::Tcp, "[::]:80"),
+            (3, 65535, Protocol::Udp, "[::]:65535"),
+            (4, 80, Protocol::Udp, "127.0.0.1:80"),
+        ];
+        assert_eq!(
+            got,
+            want.map(|(rule, port, protocol, address)| (rule, port, protocol, address.to_owned()))
+        );
+        TcpStream::connect("127.0.0.1:65535").unwrap();
+        TcpStream::connect("[::1]:65535").unwrap();
+    });
+}
+
+/// a busy port is fatal, and so are an interface or address that is not there; the message names the port.
+#[test]
+fn r_102_a_port_that_cant_be_had_is_fatal() {
+    isolated(|| {
+        let _tcp = TcpListener::bind("0.0.0.0:81").unwrap();
+        let _udp = UdpSocket::bind("0.0.0.0:81").unwrap();
+        for (listen, protocol, message) in [
+            ("*", Protocol::Tcp, "Listen failed for HOST TCP port */81: Address already in use"),
+            ("*", Protocol::Udp, "Listen failed for HOST UDP port */81: Address already in use"),
+            (
+                "192.0.2.1",
+                Protocol::Tcp,
+                "Listen failed for HOST TCP port 192.0.2.1/80: Cannot assign requested",
+            ),
+            (
+                "*%none",
+                Protocol::Tcp,
+                "Listen failed for HOST TCP port *%none/80: SO_BINDTODEVICE failed: No such device",
+            ),
+        ] {
+            let error = open(&table([rule(protocol, listen, (80, 82))]), false).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+            assert!(error.ends_with("\nCouldn't listen on requested ports"), "{error}");
+        }
+        // with --freebind the address may come later.
+        open(
+            &table([rule(Protocol::Tcp, "192.0.2.1", (90, 90)), rule(Protocol::Udp, "192.0.2.1", (90, 90))]),
+            true,
+        )
+        .unwrap();
+    });
+}
+
+/// Two listeners of UDP never share a port in silence.
+#[test]
+fn a_second_instance_gets_no_udp_port() {
+    isolated(|| {
+        let rules = table([rule(Protocol::Udp, "*", (80, 80))]);
+        let _first = open(&rules, false).unwrap();
+        assert!(open(&rules, false).is_err());
+    });
+}
+
+/// SPEC §8.2, Q13: a best-effort rule takes what there is, unless that is nothing, and leaves descriptors to others.
+#[test]
+fn q_13_best_effort() {
+    isolated(|| {
+        let best_effort = |first, last| Rule { best_effort: true, ..rule(Protocol::Tcp, "*", (first, last)) };
+        let _busy = TcpListener::bind("[::]:81").unwrap();
+        let ports = |listeners: Vec<Listener>| listeners.iter().map(|l| l.port).collect::<Vec<_>>();
+        assert_eq!(ports(open(&table([best_effort(80, 83)]), false).unwrap()), [80, 82, 83]);
+        let error = open(&table([best_effort(81, 81)]), false).unwrap_err().to_string();
+        assert!(
+            error.starts_with("All listens failed for HOST TCP */81-81: Address already in use"),
+            "{error}"
+        );
+
+        // No descriptor beyond number 0 is allowed, then some are.
+        assert_eq!(ports(open_within(&table([best_effort(100, 60000)]), false, 0).unwrap()), [0; 0]);
+        let next = TcpListener::bind("[::]:90").unwrap().as_raw_fd() as u64;
+        let some = open_within(&table([best_effort(100, 60000)]), false, next + 1000).unwrap();
+        assert!(!some.is_empty() && some.iter().all(|l| (l.socket.as_raw_fd() as u64) < next + 1000));
+        // Strict rules don't care.
+        assert_eq!(open_within(&table([rule(Protocol::Tcp, "*", (84, 85))]), false, 0).unwrap().len(), 2);
+    });
+}
+
+/// Rules that follow a scan open nothing here (SPEC §8.4). Q20: one port on two interfaces.
+#[test]
+fn scan_rules_wait_and_interfaces_are_told_apart() {
+    isolated(|| {
+        let scan = Rule { scan: true, ..rule(Protocol::Tcp, "*", (1, 60000)) };
+        assert!(open(&table([scan]), false).unwrap().is_empty());
+        add_link("out0", "10.0.1.1/24");
+        let rules = [rule(Protocol::Tcp, "*%lo", (80, 80)), rule(Protocol::Tcp, "*%out0", (80, 80))];
+        assert_eq!(open(&table(rules), false).unwrap().len(), 2);
+    });
+}
