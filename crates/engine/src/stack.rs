@@ -119,6 +119,18 @@ impl<H: Host> Stack<H> {
         &mut self.udp
     }
 
+    /// Pings.
+    #[must_use]
+    pub const fn ping(&self) -> &Ping<H::Ping> {
+        &self.ping
+    }
+
+    /// Deadlines of all flows: at most one for each.
+    #[must_use]
+    pub const fn timers(&self) -> &Timers<FlowId> {
+        &self.timers
+    }
+
     /// The link can be heard from now on: asks for the guest's hardware address (SPEC §4.1.3).
     pub fn on_link_up<L: Link>(&mut self, link: &mut L) {
         local::announce_start(&self.settings, &self.guest, link);

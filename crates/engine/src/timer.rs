@@ -1,8 +1,7 @@
 //! Time, and one queue of deadlines for all flows.
 
-use alloc::collections::BinaryHeap;
+use alloc::collections::BTreeSet;
 use core::{
-    cmp::Reverse,
     ops::{Add, Sub},
     time::Duration,
 };
@@ -52,49 +51,64 @@ const GRAIN: u64 = 4_000;
 
 /// When to look at which key again.
 ///
-/// Entries are never removed: an owner whose deadline moves later looks at its own clock when the
-/// early entry comes up, and schedules again (see [`Deadline`]). So a flow costs one entry at a
-/// time, not one a packet.
+/// A key has at most one entry here: an owner whose deadline moves later looks at its own clock when the
+/// early entry comes up, and schedules again; one whose deadline moves nearer takes the late entry out,
+/// and so does one that ends (see [`Deadline`]). So there are never more entries than owners, however
+/// fast these come and go.
 #[derive(Debug)]
 pub struct Timers<K> {
-    heap: BinaryHeap<Reverse<(u64, K)>>,
+    queue: BTreeSet<(u64, K)>,
 }
 
 impl<K: Ord + Copy> Default for Timers<K> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new() }
+        Self { queue: BTreeSet::new() }
     }
 }
 
 impl<K: Ord + Copy> Timers<K> {
-    /// Has `key` come up at `at` or a little later.
-    fn schedule(&mut self, at: Instant, key: K) {
-        self.heap.push(Reverse((at.micros.next_multiple_of(GRAIN), key)));
+    /// Has `key` come up at `at` or a little later. Returns when.
+    fn schedule(&mut self, at: Instant, key: K) -> Instant {
+        let micros = at.micros.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX);
+        self.queue.insert((micros, key));
+        Instant { micros }
+    }
+
+    fn cancel(&mut self, at: Instant, key: K) {
+        self.queue.remove(&(at.micros, key));
+    }
+
+    /// How many keys will come up.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether no key will come up.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
     }
 
     /// When the next key comes up.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        self.heap.peek().map(|Reverse((micros, _))| Instant { micros: *micros })
+        self.queue.first().map(|&(micros, _)| Instant { micros })
     }
 
     /// Takes a key that has come up.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
-        match self.heap.peek() {
-            Some(Reverse((micros, _))) if *micros <= now.micros => {
-                self.heap.pop().map(|Reverse((_, key))| key)
-            }
-            _ => None,
-        }
+        self.queue.first().filter(|&&(micros, _)| micros <= now.micros)?;
+        self.queue.pop_first().map(|(_, key)| key)
     }
 }
 
-/// The deadline of one owner, with at most one entry in [`Timers`] that matters.
+/// The deadline of one owner, with at most one entry in [`Timers`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deadline {
     /// When the owner wants to be looked at.
     due: Option<Instant>,
-    /// The earliest entry in the queue.
+    /// Its entry in the queue.
     queued: Option<Instant>,
 }
 
@@ -108,8 +122,8 @@ impl Deadline {
         if let Some(due) = due
             && self.queued.is_none_or(|queued| due < queued)
         {
-            timers.schedule(due, key);
-            self.queued = Some(due);
+            self.withdraw(timers, key);
+            self.queued = Some(timers.schedule(due, key));
         }
     }
 
@@ -117,7 +131,7 @@ impl Deadline {
     /// is queued anew.
     pub fn reached<K: Ord + Copy>(&mut self, now: Instant, timers: &mut Timers<K>, key: K) -> bool {
         if self.queued.is_some_and(|queued| queued > now) {
-            return false; // an entry that a nearer deadline left behind
+            return false;
         }
         self.queued = None;
         match self.due {
@@ -129,6 +143,13 @@ impl Deadline {
                 self.set(due, timers, key);
                 false
             }
+        }
+    }
+
+    /// To be called when the owner ends: it leaves nothing in the queue.
+    pub fn withdraw<K: Ord + Copy>(&mut self, timers: &mut Timers<K>, key: K) {
+        if let Some(queued) = self.queued.take() {
+            timers.cancel(queued, key);
         }
     }
 }
@@ -148,7 +169,7 @@ mod tests {
         for millis in 100..200 {
             deadline.set(Some(at(millis)), &mut timers, 7);
         }
-        assert_eq!(timers.heap.len(), 1);
+        assert_eq!(timers.len(), 1);
         assert_eq!(timers.pop_due(at(99)), None);
         assert_eq!(timers.pop_due(at(100)), Some(7));
         assert!(!deadline.reached(at(100), &mut timers, 7));
@@ -166,8 +187,27 @@ mod tests {
         deadline.set(Some(at(10)), &mut timers, 7);
         assert_eq!(timers.pop_due(at(12)), Some(7));
         assert!(deadline.reached(at(12), &mut timers, 7));
-        // The far entry comes up for nothing.
-        assert_eq!(timers.pop_due(at(1000)), Some(7));
-        assert!(!deadline.reached(at(1000), &mut timers, 7));
+        assert!(timers.is_empty());
+    }
+
+    /// A guest that opens and resets connections, or has acknowledgments delayed, must not fill memory with
+    /// entries that are due hours later.
+    #[test]
+    fn neither_nearer_deadlines_nor_owners_that_end_leave_entries_behind() {
+        let mut timers = Timers::default();
+        let mut deadline = Deadline::default();
+        for round in 0..100 {
+            let now = at(round * 8);
+            deadline.set(Some(at(60_000)), &mut timers, 7);
+            deadline.set(Some(now + Duration::from_millis(4)), &mut timers, 7);
+            assert_eq!(timers.pop_due(now + Duration::from_millis(4)), Some(7));
+            assert!(deadline.reached(now + Duration::from_millis(4), &mut timers, 7));
+        }
+        for owner in 0..100 {
+            let mut deadline = Deadline::default();
+            deadline.set(Some(at(7_200_000)), &mut timers, owner);
+            deadline.withdraw(&mut timers, owner);
+        }
+        assert!(timers.is_empty());
     }
 }

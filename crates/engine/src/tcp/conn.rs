@@ -91,7 +91,7 @@ pub(super) struct Connection<S> {
     ack_at: Option<Instant>,
     active: Instant,
     probed: Option<Instant>,
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
 }
 
 impl<S> Keyed for Connection<S> {

@@ -94,6 +94,12 @@ impl<S: TcpSocket> Tcp<S> {
         self.flows.is_empty()
     }
 
+    /// Bytes of memory that receive queues hold at present, all connections together.
+    #[must_use]
+    pub fn queue_memory(&self) -> usize {
+        self.pool.lent_bytes()
+    }
+
     /// A segment of the guest. What it causes to be sent may wait for [`Tcp::end_batch`].
     pub fn on_segment<H: Host<Tcp = S>, L: Link>(
         &mut self,
@@ -268,6 +274,7 @@ impl<S: TcpSocket> Tcp<S> {
     fn end<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, end: End, ctx: &mut Context<'_, H, L>) {
         let Some(mut connection) = self.flows.remove(id) else { return };
         connection.receive.release(&mut self.pool);
+        connection.deadline.withdraw(ctx.timers, id);
         match end {
             End::Finished => return,
             End::GuestReset => connection.socket.reset_on_close(),

@@ -32,6 +32,11 @@ impl SlotPool {
         Self { spare: Vec::new(), lent: 0, limit: bytes / SLOT_LEN }
     }
 
+    /// How much is lent, in bytes.
+    pub(super) fn lent_bytes(&self) -> usize {
+        self.lent * SLOT_LEN
+    }
+
     fn take(&mut self) -> Option<Slot> {
         if self.lent >= self.limit {
             return None;
