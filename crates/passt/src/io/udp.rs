@@ -1,21 +1,24 @@
 //! UDP sockets of the host.
 
 use std::{
+    fs,
     io::IoSlice,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use engine::{
     host::{Errno, SocketError},
     icmp::{QueuedError, Report},
-    udp::{Outbound as Datagram, Received, UdpSocket as EngineSocket},
+    udp::{Limits, Outbound as Datagram, Received, UdpSocket as EngineSocket},
 };
 use rustix::{
     event::epoll,
     io,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
+    process::{Resource, getrlimit},
 };
 use sys::{
     cmsg::{Control, Origin, ReceiveInfo, SendInfo},
@@ -28,6 +31,37 @@ use super::outbound::Outbound;
 /// How datagram and ping sockets are watched: level-triggered, so that an answer that comes alone costs one call to
 /// receive and no second one to see that there is no more. Errors are always reported.
 pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
+
+/// Most UDP flows.
+const MAX_FLOWS: usize = 65_536;
+/// Most sockets of guest endpoints.
+const MAX_ENDPOINTS: u64 = 8192;
+/// End of an idle flow where the host does not track connections itself (SPEC §7.2).
+const IDLE: Duration = Duration::from_secs(30);
+/// The same for a flow that has carried more than a question and an answer.
+const IDLE_STREAM: Duration = Duration::from_secs(120);
+
+/// How much is kept of UDP, and for how long: no more than a quarter of the file descriptors, and as long as the host's own
+/// connection tracking would (SPEC §7.2).
+#[must_use]
+pub fn limits() -> Limits {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    Limits {
+        flows: MAX_FLOWS,
+        endpoints: usize::try_from((descriptors / 4).min(MAX_ENDPOINTS)).unwrap_or(usize::MAX),
+        idle: conntrack_timeout("nf_conntrack_udp_timeout").unwrap_or(IDLE),
+        idle_stream: conntrack_timeout("nf_conntrack_udp_timeout_stream").unwrap_or(IDLE_STREAM),
+    }
+}
+
+/// A timeout of the host's connection tracking, which may not be loaded.
+fn conntrack_timeout(name: &str) -> Option<Duration> {
+    parse_timeout(&fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?)
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    text.trim().parse().ok().filter(|&seconds| seconds > 0).map(Duration::from_secs)
+}
 
 /// An unconnected UDP socket.
 #[derive(Debug)]

@@ -250,3 +250,13 @@ fn q_10_broadcast() {
         socket.send(&group).unwrap();
     });
 }
+
+/// SPEC §7.2: what the host says of its connection tracking, and nothing that would end flows at once.
+#[test]
+fn timeouts() {
+    for (text, seconds) in [("30\n", Some(30)), ("7", Some(7)), ("0\n", None), ("", None), ("x\n", None)] {
+        assert_eq!(parse_timeout(text), seconds.map(Duration::from_secs), "{text:?}");
+    }
+    let limits = limits();
+    assert!(limits.endpoints > 0 && !limits.idle.is_zero() && !limits.idle_stream.is_zero());
+}
