@@ -1,0 +1,158 @@
+//! TCP in bulk: 256 MiB with every byte checked, at both ends of the range of MTUs, in both directions, and
+//! readers that are slower than the writer (SPEC §6.5, §6.6).
+
+use crate::harness::*;
+use rustix::net::sockopt;
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const LEN: u64 = 256 << 20;
+
+/// A connection as (guest's end, outside end): outbound over IPv4, inbound (`-t`) over IPv6.
+fn connection(net: &Net, inbound: bool) -> (TcpStream, TcpStream) {
+    if inbound {
+        let listener = net.guest.listen((any(HOST[1]), 7001));
+        let outside = net.peer.connect((HOST[1], 7001)).unwrap();
+        (accept(&listener).0, outside)
+    } else {
+        let listener = net.peer.listen((PEER[0], 7000));
+        let guest = net.guest.connect((PEER[0], 7000)).unwrap();
+        (guest, accept(&listener).0)
+    }
+}
+
+fn start(mtu: u32) -> Option<Net> {
+    let net = Net::with_mtu(mtu)?;
+    net.pasta(&["--mtu", &mtu.to_string(), "-t", "7001"]);
+    Some(net)
+}
+
+fn transfer(from: &TcpStream, to: &TcpStream, len: u64) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            send(from, 1, len);
+            from.shutdown(Shutdown::Write).unwrap();
+        });
+        receive_all(to, 1, len);
+    });
+}
+
+fn upload(mtu: u32) {
+    let Some(net) = start(mtu) else { return };
+    let (guest, outside) = connection(&net, false);
+    transfer(&guest, &outside, LEN);
+}
+
+fn download(mtu: u32) {
+    let Some(net) = start(mtu) else { return };
+    let (guest, outside) = connection(&net, true);
+    transfer(&outside, &guest, LEN);
+}
+
+#[test]
+fn upload_mtu_65520() {
+    upload(65520);
+}
+
+#[test]
+fn upload_mtu_1500() {
+    upload(1500);
+}
+
+#[test]
+fn download_mtu_65520() {
+    download(65520);
+}
+
+#[test]
+fn download_mtu_1500() {
+    download(1500);
+}
+
+/// Both directions of a connection at once, as fast as they go, on an outbound and an inbound connection.
+fn full_duplex(mtu: u32) {
+    let Some(net) = start(mtu) else { return };
+    for inbound in [false, true] {
+        let (guest, outside) = connection(&net, inbound);
+        thread::scope(|scope| {
+            scope.spawn(|| transfer(&guest, &outside, LEN / 4));
+            transfer(&outside, &guest, LEN / 4);
+        });
+    }
+}
+
+#[test]
+fn full_duplex_mtu_65520() {
+    full_duplex(65520);
+}
+
+#[test]
+fn full_duplex_mtu_1500() {
+    full_duplex(1500);
+}
+
+/// Several connections share the link and all come through whole.
+#[test]
+fn parallel_transfers() {
+    let Some(net) = start(65520) else { return };
+    let connections: Vec<_> = (0..8).map(|i| connection(&net, i % 2 == 1)).collect();
+    thread::scope(|scope| {
+        for (guest, outside) in &connections {
+            scope.spawn(|| transfer(guest, outside, 8 << 20));
+            scope.spawn(|| transfer(outside, guest, 8 << 20));
+        }
+    });
+}
+
+/// The reader does nothing until the writer is stuck, then reads all: nothing is lost.
+fn slow_reader(from: &TcpStream, to: &TcpStream) {
+    const LEN: u64 = 48 << 20;
+    let sent = AtomicU64::new(0);
+    sockopt::set_socket_recv_buffer_size(to, 65536).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for part in 0..LEN >> 16 {
+                let mut stream = from;
+                stream.write_all(&payload(part, 1 << 16)).unwrap();
+                sent.fetch_add(1 << 16, Ordering::Relaxed);
+            }
+            from.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut last = u64::MAX;
+        wait_until("a stuck writer", || {
+            thread::sleep(Duration::from_millis(500));
+            let now = sent.load(Ordering::Relaxed);
+            std::mem::replace(&mut last, now) == now
+        });
+        for part in 0..LEN >> 16 {
+            receive(to, part, 1 << 16);
+        }
+        expect_end(to);
+    });
+}
+
+#[test]
+fn slow_reader_outside() {
+    let Some(net) = start(65520) else { return };
+    let (guest, outside) = connection(&net, false);
+    slow_reader(&guest, &outside);
+}
+
+#[test]
+fn slow_reader_in_the_guest() {
+    let Some(net) = start(65520) else { return };
+    let (guest, outside) = connection(&net, true);
+    slow_reader(&outside, &guest);
+}
+
+#[test]
+fn slow_readers_mtu_1500() {
+    let Some(net) = start(1500) else { return };
+    let (guest, outside) = connection(&net, true);
+    slow_reader(&guest, &outside);
+    let (guest, outside) = connection(&net, false);
+    slow_reader(&outside, &guest);
+}

@@ -1,0 +1,56 @@
+//! What every test stands on: the namespaces, sockets in them, and the program under test.
+
+mod net;
+mod ns;
+mod opener;
+mod payload;
+mod program;
+
+pub(crate) use net::*;
+pub(crate) use ns::*;
+pub(crate) use payload::*;
+pub(crate) use program::*;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// Bound of every wait. Generous, as machines that run tests are slow and shared; nothing should come near it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls `condition` until it holds.
+///
+/// # Panics
+/// When it does not hold within [`PATIENCE`].
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Says on the real standard error (not the captured one) that a test was skipped.
+///
+/// # Panics
+/// When `CI` is set: there, nothing may be skipped.
+pub(crate) fn skipped(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
+    let test = std::thread::current().name().unwrap_or("?").to_owned();
+    writeln!(std::io::stderr(), "SKIPPED: {test}: {why}").unwrap();
+}
+
+/// Whether `tool` is installed, in PATH or in a directory of administration tools.
+pub(crate) fn has_tool(tool: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').any(|dir| std::path::Path::new(dir).join(tool).exists())
+}
+
+/// Returns from the test, loudly, when one of the tools is missing.
+macro_rules! need {
+    ($($tool:literal),+) => {
+        $(if !$crate::harness::has_tool($tool) {
+            return $crate::harness::skipped(concat!($tool, " is not installed"));
+        })+
+    };
+}
+pub(crate) use need;

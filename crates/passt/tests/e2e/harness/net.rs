@@ -1,0 +1,250 @@
+//! The topology of a test, made in a user, mount and PID namespace of its own:
+//!
+//! ```text
+//! [guest] == tap == (pasta in [host]) eth0 --- eth0 [peer] eth1 --- eth0 [far]
+//! ```
+//!
+//! The peer is also the host's gateway, with two more addresses for its services, and the way to `far`.
+
+use super::ns::Ns;
+use super::{program, skipped};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+use tempfile::TempDir;
+
+const fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+}
+
+const fn v6(subnet: u16, host: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, subnet, 0, 0, 0, 0, host))
+}
+
+/// The host's own addresses, which the guest copies.
+pub(crate) const HOST: [IpAddr; 2] = [v4(198, 51, 100, 2), v6(1, 2)];
+/// More addresses of the host, for rules and multi-homed replies; not copied when `pasta` is given `-a`.
+pub(crate) const HOST_ALIAS: [IpAddr; 2] = [v4(192, 0, 2, 22), v6(9, 22)];
+/// The gateway: the peer's first addresses, which by default stand for the host's loopback in the guest.
+pub(crate) const GATEWAY: [IpAddr; 2] = [v4(198, 51, 100, 1), v6(1, 1)];
+/// The peer's addresses for services.
+pub(crate) const PEER: [IpAddr; 2] = [v4(198, 51, 100, 3), v6(1, 3)];
+/// The peer's addresses for answers from an unexpected side.
+pub(crate) const PEER_ALIAS: [IpAddr; 2] = [v4(198, 51, 100, 4), v6(1, 4)];
+/// An address behind the peer, one router hop away.
+pub(crate) const FAR: [IpAddr; 2] = [v4(203, 0, 113, 2), v6(2, 2)];
+/// On the host's link, but nobody's: for mapped addresses.
+pub(crate) const MAPPED: [IpAddr; 2] = [v4(198, 51, 100, 99), v6(1, 0x99)];
+/// Another one.
+pub(crate) const MAPPED2: [IpAddr; 2] = [v4(198, 51, 100, 98), v6(1, 0x98)];
+/// On the host's link, and never answering.
+pub(crate) const NOBODY: [IpAddr; 2] = [v4(198, 51, 100, 200), v6(1, 0x200)];
+/// The loopback addresses.
+pub(crate) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// As whom the program under test runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// Root of a user namespace, as in a rootless container engine.
+    UsernsRoot,
+    /// Root without a user namespace. Only for a test run as root.
+    PlainRoot,
+    /// A user without any capability.
+    OrdinaryUser,
+}
+
+/// How to build a [`Net`].
+pub(crate) struct Options {
+    /// MTU of the link between host and peer.
+    pub(crate) mtu: u32,
+    /// The host's resolv.conf.
+    pub(crate) resolv_conf: &'static str,
+    /// Shell commands for the host before anything else runs there.
+    pub(crate) host_setup: &'static str,
+    pub(crate) who: Who,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            mtu: 65520,
+            resolv_conf: "nameserver 198.51.100.3\nnameserver 2001:db8:1::3\n",
+            host_setup: "",
+            who: Who::UsernsRoot,
+        }
+    }
+}
+
+/// The namespaces of one test. They end with this value or with the test process, whichever is first: the
+/// first process of the PID namespace ends when its standard input does, and all others with it.
+pub(crate) struct Net {
+    pub(crate) host: Ns,
+    pub(crate) peer: Ns,
+    pub(crate) far: Ns,
+    /// Empty: for `--netns`. Other start forms make their own.
+    pub(crate) guest: Ns,
+    pub(crate) dir: TempDir,
+    pub(crate) who: Who,
+    holder: Child,
+}
+
+impl Net {
+    /// The usual topology, or nothing (loudly) where namespaces can't be made.
+    pub(crate) fn new() -> Option<Net> {
+        Net::with(Options::default())
+    }
+
+    pub(crate) fn with_mtu(mtu: u32) -> Option<Net> {
+        Net::with(Options { mtu, ..Options::default() })
+    }
+
+    pub(crate) fn with(options: Options) -> Option<Net> {
+        raise_descriptor_limit();
+        let root = rustix::process::geteuid().is_root();
+        if options.who == Who::PlainRoot && !root {
+            skipped("plain root needs root");
+            return None;
+        }
+        let userns = !root || options.who == Who::UsernsRoot;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let (holder, enter) = hold(userns, &dir);
+        let host = Ns::entered_by(enter);
+        let probe = host.run(&["true"]);
+        if !probe.status.success() {
+            skipped(&format!("no namespaces here: {}", probe.stderr.trim()));
+            return None;
+        }
+        let named = |name: &str| host.inner(&["nsenter", &format!("--net=/run/netns/{name}")]);
+        let (peer, far, guest) = (named("peer"), named("far"), named("guest"));
+        let net = Net { host, peer, far, guest, dir, who: options.who, holder };
+        net.set_up(&options);
+        Some(net)
+    }
+
+    fn set_up(&self, options: &Options) {
+        std::fs::write(self.dir.path().join("resolv.conf"), options.resolv_conf).unwrap();
+        let script = SETUP
+            .replace("@DIR@", self.dir.path().to_str().unwrap())
+            .replace("@PROGRAM@", &program::path())
+            .replace("@MTU@", &options.mtu.to_string())
+            + options.host_setup;
+        self.host.sh(&script);
+    }
+
+    /// A path in the test's own directory.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(log) = std::fs::read_to_string(self.dir.path().join("pasta.log"))
+        {
+            eprintln!("--- log of the program under test ---\n{log}");
+        }
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// Starts the process that keeps the namespaces, and says how to enter them.
+fn hold(userns: bool, dir: &TempDir) -> (Child, Vec<String>) {
+    let mut command = Command::new("unshare");
+    if userns {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.args(["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let mut holder = command
+        .args(["sh", "-c", "echo; exec cat >/dev/null"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("unshare (util-linux)");
+    // The namespaces are complete once the inner shell speaks (or has failed).
+    let mut byte = [0; 1];
+    let _ = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut byte);
+    let proc = format!("/proc/{}/ns", holder.id());
+    let mut enter = vec!["nsenter".to_owned()];
+    if userns {
+        enter.extend([format!("--user={proc}/user"), "--preserve-credentials".to_owned()]);
+    }
+    enter.extend([
+        format!("--mount={proc}/mnt"),
+        format!("--net={proc}/net"),
+        format!("--uts={proc}/uts"),
+        format!("--pid={proc}/pid_for_children"),
+    ]);
+    (holder, enter)
+}
+
+/// A test holds both ends of thousands of connections.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let mut limit = getrlimit(Resource::Nofile);
+        limit.current = limit.maximum;
+        let _ = setrlimit(Resource::Nofile, limit);
+    });
+}
+
+const SETUP: &str = r#"
+mount -t tmpfs tmpfs /run
+mkdir /run/netns
+# The program, where an ordinary user may execute it; the machine's own resolv.conf out of sight.
+touch /run/pasta; mount --bind @PROGRAM@ /run/pasta
+conf=$(readlink -f /etc/resolv.conf)
+case $conf in /run/*) mkdir -p "${conf%/*}"; touch "$conf";; esac
+mount --bind @DIR@/resolv.conf "$conf"
+
+hostname e2e-host
+cat >@DIR@/sysctl <<'END'
+cd /proc/sys/net
+echo 0 >ipv6/conf/default/accept_dad
+for f in ipv4/icmp_ratelimit ipv6/icmp/ratelimit; do echo 0 >$f; done
+for f in ipv4/icmp_msgs_per_sec ipv4/icmp_msgs_burst; do echo 100000 2>/dev/null >$f || :; done
+echo '0 2147483647' 2>/dev/null >ipv4/ping_group_range || echo '0 0' >ipv4/ping_group_range
+ip link set lo up
+END
+sh -e @DIR@/sysctl
+for ns in peer far guest; do
+    ip netns add $ns
+    nsenter --net=/run/netns/$ns sh -e @DIR@/sysctl
+done
+
+ip link add eth0 mtu @MTU@ type veth peer name eth0 mtu @MTU@ netns peer
+ip -n peer link add eth1 mtu @MTU@ type veth peer name eth0 mtu @MTU@ netns far
+ip -batch - <<'END'
+link set eth0 up
+addr add 198.51.100.2/24 dev eth0
+addr add 2001:db8:1::2/64 dev eth0 nodad
+END
+nsenter --net=/run/netns/peer sh -ec 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+ip -n peer -batch - <<'END'
+link set eth0 up
+link set eth1 up
+addr add 198.51.100.1/24 dev eth0
+addr add 198.51.100.3/24 dev eth0
+addr add 198.51.100.4/24 dev eth0
+addr add 2001:db8:1::1/64 dev eth0 nodad
+addr add 2001:db8:1::3/64 dev eth0 nodad
+addr add 2001:db8:1::4/64 dev eth0 nodad
+addr add 203.0.113.1/24 dev eth1
+addr add 2001:db8:2::1/64 dev eth1 nodad
+route add 192.0.2.0/24 via 198.51.100.2
+route add 2001:db8:9::/64 via 2001:db8:1::2
+END
+ip -n far -batch - <<'END'
+link set eth0 up
+addr add 203.0.113.2/24 dev eth0
+addr add 2001:db8:2::2/64 dev eth0 nodad
+route add default via 203.0.113.1
+route add default via 2001:db8:2::1
+END
+ip route add default via 198.51.100.1
+ip -6 route add default via 2001:db8:1::1
+"#;

@@ -1,0 +1,241 @@
+//! One network namespace of a test: sockets in it, and commands run in it.
+
+use super::opener::{Kind, Opener};
+use super::{PATIENCE, wait_until};
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{self};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+/// A namespace, by the command that enters it.
+pub(crate) struct Ns {
+    enter: Vec<String>,
+    opener: OnceLock<Opener>,
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Finished {
+    /// The exit status as a shell shows it.
+    pub(crate) fn code(&self) -> i32 {
+        use std::os::unix::process::ExitStatusExt;
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+    }
+
+    /// The standard output of a command that must have succeeded.
+    pub(crate) fn ok(self) -> String {
+        assert!(self.status.success(), "failed: {self:#?}");
+        self.stdout
+    }
+}
+
+/// A command that runs on; killed with its namespace at the latest.
+pub(crate) struct Running {
+    child: Child,
+    stdout: File,
+    stderr: File,
+}
+
+impl Running {
+    /// Waits for its end (bounded, as every command runs under `timeout`).
+    pub(crate) fn wait(mut self) -> Finished {
+        let status = self.child.wait().unwrap();
+        Finished { status, stdout: contents(&mut self.stdout), stderr: contents(&mut self.stderr) }
+    }
+
+    /// The standard output so far.
+    pub(crate) fn stdout(&mut self) -> String {
+        contents(&mut self.stdout)
+    }
+
+    /// Waits until the standard output contains `text`, and returns all of it.
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        let mut all = String::new();
+        wait_until(&format!("output {text:?}"), || {
+            all = self.stdout();
+            all.contains(text) || self.child.try_wait().unwrap().is_some()
+        });
+        assert!(all.contains(text), "ended without {text:?}: {all:?}, {:?}", contents(&mut self.stderr));
+        all
+    }
+}
+
+fn contents(file: &mut File) -> String {
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl Ns {
+    pub(crate) fn entered_by(enter: Vec<String>) -> Self {
+        Ns { enter, opener: OnceLock::new() }
+    }
+
+    /// A namespace entered from this one.
+    pub(crate) fn inner(&self, enter: &[&str]) -> Ns {
+        Ns::entered_by(self.enter.iter().cloned().chain(enter.iter().map(|s| (*s).to_owned())).collect())
+    }
+
+    /// `argv` inside the namespace, with no bound on its time.
+    pub(crate) fn bare_command(&self, argv: &[&str]) -> Command {
+        let mut command = Command::new(&self.enter[0]);
+        command.args(&self.enter[1..]).args(argv);
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin";
+        command.env("PATH", path).env("LC_ALL", "C");
+        command
+    }
+
+    /// Starts `argv` inside the namespace.
+    pub(crate) fn start(&self, argv: &[&str]) -> Running {
+        let seconds = (PATIENCE.as_secs() * 2).to_string();
+        let bounded: Vec<&str> = ["timeout", "-k", "1", &seconds].iter().chain(argv).copied().collect();
+        // Files, not pipes: a daemon that kept a pipe open would hold up the reader.
+        let stdout = tempfile::tempfile().unwrap();
+        let stderr = tempfile::tempfile().unwrap();
+        let mut command = self.bare_command(&bounded);
+        command.stdin(Stdio::null());
+        command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
+        Running { child: command.spawn().unwrap(), stdout, stderr }
+    }
+
+    /// Runs `argv` to its end.
+    pub(crate) fn run(&self, argv: &[&str]) -> Finished {
+        self.start(argv).wait()
+    }
+
+    /// Runs a shell script, which must succeed, and returns its output.
+    pub(crate) fn sh(&self, script: &str) -> String {
+        self.run(&["sh", "-ec", script]).ok()
+    }
+
+    fn open(&self, kind: Kind) -> OwnedFd {
+        let socket = self.opener.get_or_init(|| Opener::start(self)).open(kind);
+        bound_waits(&socket);
+        socket
+    }
+
+    fn tcp(&self, like: SocketAddr) -> OwnedFd {
+        self.open(if like.is_ipv4() { Kind::Tcp4 } else { Kind::Tcp6 })
+    }
+
+    /// A listener; `::` is dual stack, as for most servers.
+    pub(crate) fn listen(&self, at: impl Into<SocketAddr>) -> TcpListener {
+        let at = at.into();
+        let socket = self.tcp(at);
+        sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        net::bind(&socket, &at).unwrap_or_else(|e| panic!("bind {at}: {e}"));
+        net::listen(&socket, 4096).unwrap();
+        TcpListener::from(socket)
+    }
+
+    /// An outgoing connection.
+    pub(crate) fn connect(&self, to: impl Into<SocketAddr>) -> io::Result<TcpStream> {
+        let to = to.into();
+        let socket = self.tcp(to);
+        net::connect(&socket, &to)?;
+        Ok(TcpStream::from(socket))
+    }
+
+    /// An outgoing connection from a given address (port 0: any).
+    pub(crate) fn connect_from(
+        &self,
+        from: impl Into<SocketAddr>,
+        to: impl Into<SocketAddr>,
+    ) -> io::Result<TcpStream> {
+        let (from, to) = (from.into(), to.into());
+        let socket = self.tcp(to);
+        net::bind(&socket, &from).unwrap_or_else(|e| panic!("bind {from}: {e}"));
+        net::connect(&socket, &to)?;
+        Ok(TcpStream::from(socket))
+    }
+
+    /// A connection that is not there yet: non-blocking, connecting.
+    pub(crate) fn start_connect(&self, to: impl Into<SocketAddr>) -> TcpStream {
+        let to = to.into();
+        let socket = self.tcp(to);
+        rustix::io::ioctl_fionbio(&socket, true).unwrap();
+        match net::connect(&socket, &to) {
+            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => TcpStream::from(socket),
+            Err(e) => panic!("connect {to}: {e}"),
+        }
+    }
+
+    /// A UDP socket bound to an address (port 0: any).
+    pub(crate) fn udp(&self, at: impl Into<SocketAddr>) -> UdpSocket {
+        let at = at.into();
+        let socket = self.open(if at.is_ipv4() { Kind::Udp4 } else { Kind::Udp6 });
+        net::bind(&socket, &at).unwrap_or_else(|e| panic!("bind {at}: {e}"));
+        UdpSocket::from(socket)
+    }
+
+    /// Index of an interface.
+    pub(crate) fn ifindex(&self, interface: &str) -> u32 {
+        self.sh(&format!("ip -o link show dev {interface}"))
+            .split(':')
+            .next()
+            .and_then(|n| n.trim().parse().ok())
+            .unwrap()
+    }
+
+    /// The first link-local address of an interface.
+    pub(crate) fn link_local(&self, interface: &str) -> Ipv6Addr {
+        let mut found = None;
+        wait_until("a link-local address", || {
+            let list = self.sh(&format!("ip -6 -o addr show dev {interface} scope link -tentative"));
+            found = list.split_whitespace().find_map(|w| w.split_once('/')?.0.parse().ok());
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+/// Accepts one connection, within the bound.
+pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let (stream, from) = listener.accept().unwrap_or_else(|e| panic!("accept: {e}"));
+    bound_waits(&stream);
+    (stream, canonical(from))
+}
+
+/// Receives one datagram, within the bound.
+pub(crate) fn recv_from(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buf = vec![0; 65536];
+    let (n, from) = socket.recv_from(&mut buf).unwrap_or_else(|e| panic!("no datagram: {e}"));
+    buf.truncate(n);
+    (buf, canonical(from))
+}
+
+/// A v4-mapped address (as dual-stack sockets show it) as the IPv4 address it stands for.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// No wait on the socket may be longer than [`PATIENCE`].
+fn bound_waits(socket: &impl AsFd) {
+    for id in [Timeout::Recv, Timeout::Send] {
+        sockopt::set_socket_timeout(socket, id, Some(PATIENCE)).unwrap();
+    }
+}
+
+/// The port of a socket that was bound to port 0.
+pub(crate) fn port(socket: &impl AsFd) -> u16 {
+    SocketAddr::try_from(net::getsockname(socket).unwrap()).unwrap().port()
+}
+
+/// The unspecified address of the family of another.
+pub(crate) fn any(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}

@@ -1,0 +1,105 @@
+//! The program under test: which one, how it is started, and what it left.
+
+use super::net::{Net, Who};
+use super::ns::{Finished, Ns, Running};
+use super::wait_until;
+
+/// The program's path on the machine.
+pub(crate) fn path() -> String {
+    std::env::var("PASTA_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pasta").to_owned())
+}
+
+/// A `pasta` that went to the background after its initialisation.
+pub(crate) struct Daemon<'a> {
+    net: &'a Net,
+    /// Its process id in the test's PID namespace.
+    pub(crate) pid: u32,
+}
+
+impl Daemon<'_> {
+    /// Whether it still runs (a zombie does not).
+    pub(crate) fn runs(&self) -> bool {
+        runs(&self.net.host, self.pid)
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        self.net.host.sh(&format!("kill -{name} {}", self.pid));
+    }
+
+    /// Ends it as a service manager would, and waits for that.
+    pub(crate) fn terminate(&self) {
+        self.signal("TERM");
+        wait_until("the end of pasta", || !self.runs());
+    }
+
+    /// Number of its open descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.net.host.sh(&format!("ls /proc/{}/fd | wc -l", self.pid)).trim().parse().unwrap()
+    }
+}
+
+/// Whether a process of the test's PID namespace runs.
+pub(crate) fn runs(host: &Ns, pid: u32) -> bool {
+    let stat = host.run(&["cat", &format!("/proc/{pid}/stat")]);
+    stat.status.success() && !stat.stdout.rsplit(')').next().unwrap().trim_start().starts_with('Z')
+}
+
+impl Net {
+    /// The command line of the program under test, as the user the test asked for.
+    pub(crate) fn pasta_argv(&self, args: &[&str]) -> Vec<String> {
+        let mut argv: Vec<String> = match (self.who, rustix::process::geteuid().is_root()) {
+            (Who::OrdinaryUser, true) => {
+                words("setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all")
+            }
+            (Who::OrdinaryUser, false) => words("unshare --user --map-user=1234 --map-group=1234"),
+            _ => Vec::new(),
+        };
+        argv.push(if self.who == Who::OrdinaryUser { "/run/pasta".to_owned() } else { path() });
+        argv.extend(words(&std::env::var("PASTA_UNDER_TEST_ARGS").unwrap_or_default()));
+        if std::env::var_os("PASTA_UNDER_TEST_LOG").is_some() {
+            argv.extend(["--trace".to_owned(), "--log-file".to_owned(), self.path("pasta.log")]);
+        }
+        argv.extend(args.iter().map(|s| (*s).to_owned()));
+        argv
+    }
+
+    /// Starts the program in the host namespace, in whatever form the arguments say.
+    pub(crate) fn start_pasta(&self, args: &[&str]) -> Running {
+        let argv = self.pasta_argv(args);
+        self.host.start(&argv.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Runs the program to its end.
+    pub(crate) fn run_pasta(&self, args: &[&str]) -> Finished {
+        self.start_pasta(args).wait()
+    }
+
+    /// Connects the empty guest namespace, with addresses and routes configured, and returns once the program
+    /// is in the background: that is the sign that everything is ready (SPEC §1.3).
+    pub(crate) fn pasta(&self, args: &[&str]) -> Daemon<'_> {
+        self.attach(&[&["--config-net"], args].concat())
+    }
+
+    /// Connects the empty guest namespace with exactly these options.
+    pub(crate) fn attach(&self, args: &[&str]) -> Daemon<'_> {
+        self.daemon(&[args, &["--netns", "/run/netns/guest"]].concat())
+    }
+
+    /// Starts the program, which has to go to the background by itself.
+    pub(crate) fn daemon(&self, args: &[&str]) -> Daemon<'_> {
+        let pid_file = self.path("pasta.pid");
+        let end = self.run_pasta(&[&["--pid", &pid_file], args].concat());
+        assert!(end.status.success(), "pasta {args:?}: {end:#?}");
+        let pid = std::fs::read_to_string(&pid_file).unwrap();
+        Daemon { net: self, pid: pid.trim().parse().unwrap() }
+    }
+
+    /// Runs a command in a guest that the program spawns.
+    pub(crate) fn spawn(&self, options: &[&str], command: &[&str]) -> Finished {
+        self.run_pasta(&[&["--config-net"], options, &["--"], command].concat())
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}

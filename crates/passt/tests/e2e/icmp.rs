@@ -1,0 +1,73 @@
+//! Echo and the errors that traceroute lives on (SPEC §4.5, §7.4).
+
+use crate::harness::*;
+
+fn ping(net: &Net, arguments: &str) -> String {
+    net.guest.sh(&format!("ping -n -W 30 {arguments}"))
+}
+
+/// the first reply of an id arrives too.
+#[test]
+fn ping_peer() {
+    need!("ping");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for to in PEER.into_iter().chain(FAR) {
+        for arguments in ["-c 1", "-c 5 -i 0.01", "-c 2 -i 0.01 -s 1400", "-c 1 -s 0"] {
+            let report = ping(&net, &format!("{arguments} {to}"));
+            assert!(report.contains(" 0% packet loss"), "{report}");
+            assert!(report.contains(&format!("from {to}")), "{report}");
+        }
+    }
+}
+
+/// SPEC §5.2, row 2: the gateway stands for the host, so it answers although the real one does not.
+#[test]
+fn ping_host_by_gateway() {
+    need!("ping");
+    let Some(net) = Net::new() else { return };
+    net.peer.sh(
+        "echo 1 >/proc/sys/net/ipv4/icmp_echo_ignore_all; echo 1 >/proc/sys/net/ipv6/icmp/echo_ignore_all",
+    );
+    net.pasta(&[]);
+    for to in GATEWAY {
+        let report = ping(&net, &format!("-c 2 -i 0.01 {to}"));
+        assert!(report.contains(" 0% packet loss") && report.contains(&format!("from {to}")), "{report}");
+    }
+}
+
+/// Two programs in the guest ping the same address: each gets its own replies.
+#[test]
+fn concurrent_pings() {
+    need!("ping");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for to in PEER {
+        let to = to.to_string();
+        let pings: Vec<_> = (0..5)
+            .map(|_| net.guest.start(&["ping", "-n", "-c", "3", "-i", "0.01", "-W", "30", &to]))
+            .collect();
+        for ping in pings {
+            let report = ping.wait().ok();
+            assert!(report.contains("3 received") && !report.contains("DUP"), "{report}");
+        }
+    }
+}
+
+/// the guest sees the routers, each with its own address (SPEC §7.3: TTL kept, §7.4: errors rebuilt).
+#[test]
+fn traceroute_shows_hops_r94() {
+    need!("traceroute");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["--no-map-gw"]);
+    for v in 0..2 {
+        let report = net.guest.sh(&format!("traceroute -n -q 1 -w 20 -m 5 -N 1 {}", FAR[v]));
+        let hops: Vec<&str> =
+            report.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
+        assert_eq!(hops.len(), 2, "{report}");
+        // Which of its addresses the router uses is its own choice.
+        let router = [GATEWAY[v], PEER[v], PEER_ALIAS[v]].map(|ip| ip.to_string());
+        assert!(router.iter().any(|ip| ip == hops[0]), "{report}");
+        assert_eq!(hops[1], FAR[v].to_string(), "{report}");
+    }
+}

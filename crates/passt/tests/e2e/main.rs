@@ -1,0 +1,22 @@
+//! End-to-end tests of `pasta` in namespaces of their own making.
+//!
+//! Each test builds `[guest] == tap == (pasta in [host]) --- veth --- [peer] --- veth --- [far]` in a PID
+//! namespace of its own, so tests run in parallel, need nothing of the machine's network, and leave nothing
+//! behind even when they are killed. Sockets of any namespace are ordinary `std::net` values in the test.
+//!
+//! Environment:
+//! - `PASTA_UNDER_TEST`: another program to test in place of this workspace's `pasta`;
+//! - `PASTA_UNDER_TEST_ARGS`: arguments put before those of each test (blank-separated);
+//! - `PASTA_UNDER_TEST_LOG`: when set, runs the program with `--trace` and a log file, printed when a test fails;
+//! - `CI`: when set, a missing tool or privilege fails the test instead of skipping it.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helper functions of tests are tests
+
+mod bulk;
+mod dns;
+mod harness;
+mod http;
+mod icmp;
+mod nat;
+mod rules;
+mod tcp;
+mod udp;

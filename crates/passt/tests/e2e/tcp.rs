@@ -1,0 +1,343 @@
+//! TCP through the tap (SPEC §6): connections, refusals, closes, resets, many at once.
+
+use crate::harness::*;
+use rustix::net::sockopt;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// A question and an answer.
+fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
+    let mut buf = [0; 8];
+    client.write_all(b"question").unwrap();
+    server.read_exact(&mut buf).unwrap();
+    assert_eq!(&buf, b"question");
+    server.write_all(b"answer..").unwrap();
+    client.read_exact(&mut buf).unwrap();
+    assert_eq!(&buf, b"answer..");
+}
+
+#[test]
+fn guest_to_peer() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for (ns, to) in
+        [(&net.peer, PEER), (&net.far, FAR)].into_iter().flat_map(|(ns, tos)| tos.map(|to| (ns, to)))
+    {
+        let listener = ns.listen((to, 7000));
+        let mut client = net.guest.connect((to, 7000)).unwrap();
+        let (mut server, from) = accept(&listener);
+        assert_eq!(from.ip(), HOST[usize::from(to.is_ipv6())], "the host's own address is seen outside");
+        exchange(&mut client, &mut server);
+        client.shutdown(Shutdown::Write).unwrap();
+        expect_end(&server);
+        drop(server);
+        expect_end(&client);
+    }
+}
+
+#[test]
+fn peer_to_guest() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7000"]);
+    for (host, peer) in HOST.into_iter().zip(PEER) {
+        let listener = net.guest.listen((any(host), 7000));
+        let mut client = net.peer.connect_from((peer, 0), (host, 7000)).unwrap();
+        let (mut server, from) = accept(&listener);
+        // SPEC §5.3.4: source address and port are the client's own.
+        assert_eq!(from, client.local_addr().unwrap());
+        exchange(&mut client, &mut server);
+        server.shutdown(Shutdown::Write).unwrap();
+        expect_end(&client);
+        drop(client);
+        expect_end(&server);
+    }
+}
+
+/// SPEC §6.1.4: the guest sees the true result of the connection outside. R-59: with an ACK, else it is ignored.
+#[test]
+fn refused() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for to in PEER.into_iter().chain(FAR) {
+        assert_eq!(net.guest.connect((to, 9)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+/// SPEC §6.1.4, no route and no neighbour: an error, long before the guest would give up by itself.
+#[test]
+fn unreachable() {
+    let host_setup =
+        "ip route add unreachable 203.0.113.66; ip -6 route add unreachable 2001:db8:2::66 metric 1\n";
+    let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
+    net.pasta(&["-g", "198.51.100.1", "-g", "2001:db8:1::1"]);
+    let no_route: [std::net::IpAddr; 2] =
+        ["203.0.113.66".parse().unwrap(), "2001:db8:2::66".parse().unwrap()];
+    for to in NOBODY.into_iter().chain(no_route) {
+        let error = net.guest.connect((to, 7000)).unwrap_err();
+        let told = [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
+        assert!(told.contains(&error.kind()), "{to}: {error}");
+    }
+}
+
+/// A peer that doesn't answer: no early accept and no early refusal; the guest's own time-out is seen as such,
+/// and a late answer still makes the connection.
+#[test]
+fn unanswered() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let _listener = net.peer.listen((peer, 7000));
+        net.peer.sh(&format!("ip route add blackhole {host}"));
+        let impatient = net.guest.start_connect((peer, 7000));
+        sockopt::set_tcp_user_timeout(&impatient, 2000).unwrap();
+        let patient = net.guest.start_connect((peer, 7000));
+        wait_until("the impatient client's time-out", || {
+            impatient.peer_addr().is_err() && {
+                match impatient.take_error().unwrap() {
+                    None => false,
+                    Some(e) if e.kind() == ErrorKind::TimedOut => true,
+                    Some(e) => panic!("{peer}: {e}"),
+                }
+            }
+        });
+        assert!(patient.peer_addr().is_err(), "connected to a peer that never answered");
+        assert!(patient.take_error().unwrap().is_none());
+        net.peer.sh(&format!("ip route del blackhole {host}"));
+        wait_until("the late connection", || {
+            if let Some(e) = patient.take_error().unwrap() {
+                panic!("{peer}: {e}");
+            }
+            patient.peer_addr().is_ok()
+        });
+    }
+}
+
+/// after one side has closed, everything of the other side still arrives.
+fn half_close(active: &mut TcpStream, passive: &mut TcpStream) {
+    const LEN: u64 = 3_000_000;
+    active.write_all(b"that was all of mine").unwrap();
+    active.shutdown(Shutdown::Write).unwrap();
+    let mut said = String::new();
+    passive.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "that was all of mine");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            send(&*passive, 70, LEN);
+            passive.shutdown(Shutdown::Write).unwrap();
+        });
+        receive_all(active, 70, LEN);
+    });
+}
+
+/// R-70, SPEC §6.8.
+#[test]
+fn half_close_both_ways() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7001"]);
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let listener = net.peer.listen((peer, 7000));
+        for guest_closes_first in [true, false] {
+            let mut guest = net.guest.connect((peer, 7000)).unwrap();
+            let (mut outside, _) = accept(&listener);
+            match guest_closes_first {
+                true => half_close(&mut guest, &mut outside),
+                false => half_close(&mut outside, &mut guest),
+            }
+        }
+        let listener = net.guest.listen((any(host), 7001));
+        for guest_closes_first in [true, false] {
+            let mut outside = net.peer.connect((host, 7001)).unwrap();
+            let (mut guest, _) = accept(&listener);
+            match guest_closes_first {
+                true => half_close(&mut guest, &mut outside),
+                false => half_close(&mut outside, &mut guest),
+            }
+        }
+    }
+}
+
+/// R-59, SPEC §6.7: a reset is seen as a reset on the other side, not as an end.
+#[test]
+fn reset_both_ways() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7001"]);
+    let reset = |stream: TcpStream| sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    let expect_reset = |mut stream: TcpStream| {
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    };
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let outbound = net.peer.listen((peer, 7000));
+        let inbound = net.guest.listen((any(host), 7001));
+        let out = || {
+            let mut client = net.guest.connect((peer, 7000)).unwrap();
+            let mut server = accept(&outbound).0;
+            exchange(&mut client, &mut server);
+            (client, server)
+        };
+        let into = || {
+            let mut client = net.peer.connect((host, 7001)).unwrap();
+            let mut server = accept(&inbound).0;
+            exchange(&mut client, &mut server);
+            (server, client)
+        };
+        for pair in [&out as &dyn Fn() -> (TcpStream, TcpStream), &into] {
+            let (guest, outside) = pair();
+            reset(guest);
+            expect_reset(outside);
+            let (guest, outside) = pair();
+            reset(outside);
+            expect_reset(guest);
+        }
+    }
+}
+
+/// SPEC §6.2.3: nobody listens in the guest.
+#[test]
+fn inbound_refused_by_the_guest() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7000"]);
+    for host in HOST {
+        // The connection is accepted before the guest is asked (SPEC §6.2.1), so either moment may tell.
+        let told = net.peer.connect((host, 7000)).and_then(|mut c| c.read(&mut [0; 1])).unwrap_err().kind();
+        assert!([ErrorKind::ConnectionReset, ErrorKind::ConnectionRefused].contains(&told), "{told}");
+    }
+}
+
+/// SPEC §6.2.1, §6.5: a client that sends and closes before the server has accepted loses nothing.
+#[test]
+fn data_and_end_at_once() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7001"]);
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let outbound = net.peer.listen((peer, 7000));
+        let inbound = net.guest.listen((any(host), 7001));
+        for round in 0..20 {
+            send(net.guest.connect((peer, 7000)).unwrap(), round, 5000);
+            receive_all(accept(&outbound).0, round, 5000);
+            send(net.peer.connect((host, 7001)).unwrap(), round, 5000);
+            receive_all(accept(&inbound).0, round, 5000);
+        }
+    }
+}
+
+#[test]
+fn thousand_connections() {
+    const COUNT: usize = 1000;
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7001"]);
+    let [peer, _] = PEER;
+    let [_, host] = HOST;
+    let outbound = net.peer.listen((peer, 7000));
+    let inbound = net.guest.listen((any(host), 7001));
+    // All started before any is accepted, half of them in each direction.
+    let clients: Vec<TcpStream> = (0..COUNT)
+        .map(|i| match i % 2 {
+            0 => net.guest.start_connect((peer, 7000)),
+            _ => net.peer.start_connect((host, 7001)),
+        })
+        .collect();
+    let mut servers = Vec::new();
+    for i in 0..COUNT {
+        servers.push(accept(if i % 2 == 0 { &outbound } else { &inbound }).0);
+    }
+    for (i, client) in clients.iter().enumerate() {
+        wait_until("a connection", || client.peer_addr().is_ok());
+        client.set_nonblocking(false).unwrap();
+        (&mut &*client).write_all(&(i as u64).to_be_bytes()).unwrap();
+    }
+    // All are open at the same time; each carries its own number there and back.
+    let mut seen = vec![false; COUNT];
+    for server in &mut servers {
+        let mut number = [0; 8];
+        server.read_exact(&mut number).unwrap();
+        assert!(!std::mem::replace(&mut seen[u64::from_be_bytes(number) as usize], true));
+        server.write_all(&number).unwrap();
+    }
+    for (i, mut client) in clients.iter().enumerate() {
+        let mut number = [0; 8];
+        client.read_exact(&mut number).unwrap();
+        assert_eq!(u64::from_be_bytes(number), i as u64);
+    }
+    drop(servers);
+    clients.iter().for_each(expect_end);
+}
+
+/// a small write goes out although the one before it is unacknowledged. The peer's acknowledgements are
+/// stopped on their way, so that a sender under Nagle's rule would wait for ever.
+#[test]
+fn no_nagle_delay_r81() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let listener = net.peer.listen((peer, 7000));
+        let mut client = net.guest.connect((peer, 7000)).unwrap();
+        let (mut server, _) = accept(&listener);
+        exchange(&mut client, &mut server);
+        client.set_nodelay(true).unwrap();
+        net.peer.sh(&format!("ip route add blackhole {host}"));
+        let mut buf = [0; 1];
+        for byte in [b"a", b"b", b"c"] {
+            client.write_all(byte).unwrap();
+            server.read_exact(&mut buf).unwrap();
+            assert_eq!(&buf, byte);
+        }
+    }
+}
+
+/// failures of every kind leave no descriptor behind.
+#[test]
+fn failures_leak_no_descriptors_r79() {
+    let Some(net) = Net::new() else { return };
+    let pasta = net.pasta(&["-t", "7001", "-u", "7001"]);
+    let fail = |rounds: usize| {
+        for (peer, host) in PEER.into_iter().zip(HOST) {
+            let closed = net.guest.udp((any(peer), 0));
+            closed.connect((peer, 9)).unwrap();
+            for _ in 0..rounds {
+                assert!(net.guest.connect((peer, 9)).is_err());
+                let _ = net.peer.connect((host, 7001)).and_then(|mut c| c.read(&mut [0; 1]));
+                let _ = closed.send(b"nobody there"); // tells of the error before it
+            }
+        }
+    };
+    fail(20); // whatever is opened once is open
+    let before = pasta.descriptors();
+    fail(1000);
+    // Sockets that wait for a time-out, or pools, may remain; a leak of one per failure may not.
+    wait_until("as many descriptors as before", || pasta.descriptors() <= before + 100);
+}
+
+/// One flow's trouble is not another's: a connection whose reader has stopped doesn't hold up the rest.
+#[test]
+fn stuck_connection_stops_no_other() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let [peer, _] = PEER;
+    let listener = net.peer.listen((peer, 7000));
+    let stuck = net.guest.connect((peer, 7000)).unwrap();
+    let (unread, _) = accept(&listener);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            stuck.set_nonblocking(true).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                match (&stuck).write(&[0; 65536]) {
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                        std::thread::sleep(Duration::from_millis(1))
+                    }
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        });
+        for _ in 0..50 {
+            let mut client = net.guest.connect((peer, 7000)).unwrap();
+            let (mut server, _) = accept(&listener);
+            exchange(&mut client, &mut server);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(unread);
+}

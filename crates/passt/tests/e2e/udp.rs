@@ -1,0 +1,301 @@
+//! UDP through the tap (SPEC §7), with the mapping of RFC 4787: one host socket per guest endpoint.
+
+use crate::harness::*;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+/// Sends `data` from one socket to an address, receives it on another, and returns whom it came from.
+fn deliver(from: &UdpSocket, to: impl Into<SocketAddr>, at: &UdpSocket, data: &[u8]) -> SocketAddr {
+    from.send_to(data, to.into()).unwrap();
+    let (got, source) = recv_from(at);
+    assert!(got == data, "{} bytes sent, other {} bytes received", data.len(), got.len());
+    source
+}
+
+#[test]
+fn guest_to_peer() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for (ns, to) in
+        [(&net.peer, PEER), (&net.far, FAR)].into_iter().flat_map(|(ns, tos)| tos.map(|to| (ns, to)))
+    {
+        let server = ns.udp((to, 7000));
+        let client = net.guest.udp((any(to), 0));
+        for round in 0..3 {
+            let source = deliver(&client, (to, 7000), &server, &payload(round, 100));
+            // SPEC §5.2: the host's own address, the guest's source port.
+            assert_eq!(source, (HOST[usize::from(to.is_ipv6())], port(&client)).into());
+            assert_eq!(deliver(&server, source, &client, &payload(round + 9, 1000)), (to, 7000).into());
+        }
+    }
+}
+
+#[test]
+fn peer_to_guest() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-u", "7000"]);
+    for (host, peer) in HOST.into_iter().zip(PEER) {
+        let server = net.guest.udp((any(host), 7000));
+        // Two clients at once: their answers must not be mixed up.
+        let clients = [net.peer.udp((peer, 0)), net.peer.udp((peer, 0))];
+        for round in 0..3 {
+            for client in &clients {
+                let source = deliver(client, (host, 7000), &server, &payload(round, 100));
+                assert_eq!(source, (peer, port(client)).into(), "SPEC §5.3.4");
+                let answer = deliver(&server, source, client, &payload(round + 9, 1000));
+                assert_eq!(answer, (host, 7000).into());
+            }
+        }
+    }
+}
+
+/// As TFTP does: the answer comes from another port of the peer, and the exchange goes on with that.
+#[test]
+fn answer_from_another_port() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for peer in PEER {
+        let well_known = net.peer.udp((peer, 69));
+        let session = net.peer.udp((peer, 0));
+        let client = net.guest.udp((any(peer), 0));
+        let source = deliver(&client, (peer, 69), &well_known, b"read request");
+        let answer = deliver(&session, source, &client, b"first block");
+        assert_eq!(answer, (peer, port(&session)).into());
+        assert_eq!(deliver(&client, answer, &session, b"acknowledgement"), source);
+        deliver(&session, source, &client, b"second block");
+    }
+}
+
+/// RFC 4787: what the guest's socket is mapped to depends on nothing but that socket, and anybody reaches it.
+#[test]
+fn answer_from_another_address() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for v in 0..2 {
+        let known = net.peer.udp((PEER[v], 7000));
+        let other = net.peer.udp((PEER_ALIAS[v], 7001));
+        let stranger = net.far.udp((FAR[v], 7002));
+        let client = net.guest.udp((any(PEER[v]), 0));
+        let mapped = deliver(&client, (PEER[v], 7000), &known, b"hello");
+        assert_eq!(deliver(&other, mapped, &client, b"from elsewhere"), (PEER_ALIAS[v], 7001).into());
+        assert_eq!(deliver(&stranger, mapped, &client, b"from afar"), (FAR[v], 7002).into());
+        assert_eq!(deliver(&client, (FAR[v], 7002), &stranger, b"same mapping"), mapped);
+        assert_eq!(deliver(&client, (PEER_ALIAS[v], 7001), &other, b"same mapping"), mapped);
+    }
+}
+
+/// Largest datagrams that fit the guest's MTU, and the empty one, both ways.
+fn sizes(mtu: u32) {
+    let Some(net) = Net::with_mtu(mtu) else { return };
+    net.pasta(&["--mtu", &mtu.to_string()]);
+    for peer in PEER {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        let largest = mtu as usize - if peer.is_ipv4() { 28 } else { 48 };
+        for len in [0, 1, 17, 1000, largest - 1, largest] {
+            let source = deliver(&client, (peer, 7000), &server, &payload(len as u64, len));
+            deliver(&server, source, &client, &payload(!len as u64, len));
+        }
+    }
+}
+
+#[test]
+fn sizes_mtu_65520() {
+    sizes(65520);
+}
+
+#[test]
+fn sizes_mtu_1500() {
+    sizes(1500);
+}
+
+/// The peer's datagrams are larger than the outer link's MTU: the host puts the fragments together.
+#[test]
+fn outside_fragments() {
+    let Some(net) = Net::with_mtu(1500) else { return };
+    net.pasta(&[]);
+    for peer in PEER {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        for len in [1473, 9000, 60000] {
+            let source = deliver(&client, (peer, 7000), &server, &payload(1, len));
+            deliver(&server, source, &client, &payload(2, len));
+        }
+    }
+}
+
+/// Bursts, there and back: none is lost on links with room, and none overtakes another.
+#[test]
+fn bursts_in_order() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-u", "7001"]);
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        client.connect((peer, 7000)).unwrap();
+        // Kernels mix up the order of what waited for the neighbour's address: have it known before.
+        deliver(&server, deliver(&client, (peer, 7000), &server, b"there"), &client, b"and back");
+        for burst in 0..50u16 {
+            let number = |i: u16| (burst * 64 + i).to_be_bytes();
+            (0..64).for_each(|i| assert_eq!(client.send(&number(i)).unwrap(), 2));
+            let mut source = None;
+            for i in 0..64 {
+                let (data, from) = recv_from(&server);
+                assert_eq!(data, number(i), "burst {burst}, out");
+                source = Some(from);
+            }
+            (0..64).for_each(|i| drop(server.send_to(&number(i), source.unwrap()).unwrap()));
+            (0..64).for_each(|i| assert_eq!(recv_from(&client).0, number(i), "burst {burst}, back"));
+        }
+        drop(client);
+        // likewise for the first datagrams of a flow that begins outside.
+        for burst in 0..20u16 {
+            let server = net.guest.udp((any(host), 7001));
+            let client = net.peer.udp((peer, 0));
+            let number = |i: u16| (burst * 64 + i).to_be_bytes();
+            (0..64).for_each(|i| drop(client.send_to(&number(i), (host, 7001)).unwrap()));
+            (0..64).for_each(|i| {
+                assert_eq!(recv_from(&server), (number(i).to_vec(), client.local_addr().unwrap()))
+            });
+        }
+    }
+}
+
+/// SPEC §7.4: the error outside is the guest's socket's error. R-94.
+#[test]
+fn port_unreachable() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for to in PEER.into_iter().chain(FAR) {
+        let client = net.guest.udp((any(to), 0));
+        client.connect((to, 9)).unwrap();
+        client.send(b"nobody there").unwrap();
+        let error = client.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
+        // The mapping is still good for others.
+        let server = net.peer.udp((PEER[usize::from(to.is_ipv6())], 7000));
+        client.connect(server.local_addr().unwrap()).unwrap();
+        client.send(b"somebody there").unwrap();
+        assert_eq!(recv_from(&server).0, b"somebody there");
+    }
+}
+
+/// SPEC §7.4, towards the outside: nobody listens in the guest, and the client learns it or at least nothing
+/// breaks for the next one.
+#[test]
+fn service_that_starts_late() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-u", "7000"]);
+    for (host, peer) in HOST.into_iter().zip(PEER) {
+        let client = net.peer.udp((peer, 0));
+        client.send_to(b"too early", (host, 7000)).unwrap();
+        let server = net.guest.udp((any(host), 7000));
+        client.send_to(b"in time", (host, 7000)).unwrap();
+        // The first one may have been waiting on its way.
+        while recv_from(&server).0 != b"in time" {}
+    }
+}
+
+/// Aliases of the host for inbound tests; `pasta -a` keeps them out of the guest.
+const ALIASES: &str = "ip addr add 192.0.2.22/32 dev eth0; ip addr add 2001:db8:9::16/128 dev eth0 nodad\n";
+const PINNED: [&str; 4] = ["-a", "198.51.100.2/24", "-a", "2001:db8:1::2/64"];
+
+/// a host with several addresses answers from the one that was asked.
+#[test]
+fn multi_homed_reply_r93() {
+    let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
+    net.pasta(&[&PINNED[..], &["-u", "7000"]].concat());
+    for v in 0..2 {
+        let server = net.guest.udp((any(HOST[v]), 7000));
+        for host in [HOST_ALIAS[v], HOST[v], HOST_ALIAS[v]] {
+            let client = net.peer.udp((PEER[v], 0));
+            let source = deliver(&client, (host, 7000), &server, b"question");
+            assert_eq!(deliver(&server, source, &client, b"answer"), (host, 7000).into());
+        }
+    }
+}
+
+/// with another port inside, answers still come from the port that was asked.
+#[test]
+fn remapped_port_r97() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-u", "15000:53"]);
+    for (host, peer) in HOST.into_iter().zip(PEER) {
+        let server = net.guest.udp((any(host), 53));
+        let client = net.peer.udp((peer, 0));
+        let source = deliver(&client, (host, 15000), &server, b"question");
+        assert_eq!(source, (peer, port(&client)).into());
+        assert_eq!(deliver(&server, source, &client, b"answer"), (host, 15000).into());
+    }
+}
+
+/// a rule for an address that the host gets only later.
+#[test]
+fn freebind_reply_r98() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["--freebind", "-u", "192.0.2.22/7000", "-u", "[2001:db8:9::16]/7000"]);
+    net.host.sh(ALIASES);
+    for v in 0..2 {
+        let server = net.guest.udp((any(HOST[v]), 7000));
+        let client = net.peer.udp((PEER[v], 0));
+        let source = deliver(&client, (HOST_ALIAS[v], 7000), &server, b"question");
+        assert_eq!(deliver(&server, source, &client, b"answer"), (HOST_ALIAS[v], 7000).into());
+    }
+}
+
+/// Q8: two flows of one guest port that end at the same outside endpoint, by different addresses. Each answer
+/// comes from where its question went.
+#[test]
+fn one_port_two_names_of_a_server_q8() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["--dns-forward", "198.51.100.99", "--dns-host", "198.51.100.3"]);
+    let server = net.peer.udp((PEER[0], 53));
+    let client = net.guest.udp((any(PEER[0]), 0));
+    for _ in 0..3 {
+        let direct = deliver(&client, (PEER[0], 53), &server, b"direct");
+        let translated = deliver(&client, (MAPPED[0], 53), &server, b"translated");
+        assert_eq!(deliver(&server, translated, &client, b"translated"), (MAPPED[0], 53).into());
+        assert_eq!(deliver(&server, direct, &client, b"direct"), (PEER[0], 53).into());
+    }
+}
+
+/// Q10: broadcasts go out as they would from a host.
+#[test]
+fn broadcast_q10() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let server = net.peer.udp((any(PEER[0]), 7000));
+    let client = net.guest.udp((any(PEER[0]), 0));
+    client.set_broadcast(true).unwrap();
+    let to: IpAddr = "198.51.100.255".parse().unwrap();
+    let source = deliver(&client, (to, 7000), &server, b"anybody there?");
+    let answer = deliver(&server, source, &client, b"here");
+    assert_eq!(answer.port(), 7000);
+}
+
+/// R-91, SPEC §5.6: multicast goes out, and answers by unicast come back.
+#[test]
+fn multicast_r91() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let server = net.peer.udp((any(PEER[0]), 1900));
+    let (group, interface) = ("239.255.255.250".parse().unwrap(), "198.51.100.3".parse().unwrap());
+    server.join_multicast_v4(&group, &interface).unwrap();
+    let client = net.guest.udp((any(PEER[0]), 0));
+    let source = deliver(&client, (IpAddr::from(group), 1900), &server, b"M-SEARCH");
+    assert_eq!(deliver(&server, source, &client, b"here"), (GATEWAY[0], 1900).into());
+}
+
+/// Q7: a guest's privileged source port is no reason to drop, even where the program may not bind it.
+#[test]
+fn privileged_source_port_q7() {
+    need!("socat");
+    let Some(net) = Net::with(Options { who: Who::OrdinaryUser, ..Options::default() }) else { return };
+    let server = net.peer.udp((PEER[0], 7000));
+    let client = "echo question | socat -t 60 - UDP4:198.51.100.3:7000,sourceport=500";
+    let mut guest = net.start_pasta(&["--config-net", "--", "sh", "-c", client]);
+    let (question, from) = recv_from(&server);
+    assert_eq!(question, b"question\n");
+    server.send_to(b"answer", from).unwrap();
+    guest.wait_for("answer");
+}
