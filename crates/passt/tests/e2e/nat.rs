@@ -203,8 +203,8 @@ fn is_our_tap(net: &Net, seen: IpAddr) -> bool {
 fn in_from_loopback_unmapped() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[&RULES[..], &["--no-map-gw"]].concat());
-    for v in 0..2 {
-        let seen = seen_in_guest(&net, &net.host, LOOPBACK[v], LOOPBACK[v]);
+    for loopback in LOOPBACK {
+        let seen = seen_in_guest(&net, &net.host, loopback, loopback);
         assert!(is_our_tap(&net, seen), "{seen}");
     }
 }
@@ -228,8 +228,8 @@ fn in_from_own_address() {
     net.pasta(&RULES);
     let second_loopback: IpAddr = "127.0.0.3".parse().unwrap();
     assert_eq!(seen_in_guest(&net, &net.host, second_loopback, LOOPBACK[0]), GATEWAY[0]);
-    for v in 0..2 {
-        let seen = seen_in_guest(&net, &net.host, HOST[v], HOST[v]);
+    for host in HOST {
+        let seen = seen_in_guest(&net, &net.host, host, host);
         assert!(is_our_tap(&net, seen), "{seen}");
     }
 }

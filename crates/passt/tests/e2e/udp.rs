@@ -144,7 +144,7 @@ fn bursts_in_order() {
                 assert_eq!(data, number(i), "burst {burst}, out");
                 source = Some(from);
             }
-            (0..64).for_each(|i| drop(server.send_to(&number(i), source.unwrap()).unwrap()));
+            (0..64).for_each(|i| assert_eq!(server.send_to(&number(i), source.unwrap()).unwrap(), 2));
             (0..64).for_each(|i| assert_eq!(recv_from(&client).0, number(i), "burst {burst}, back"));
         }
         drop(client);
@@ -153,7 +153,7 @@ fn bursts_in_order() {
             let server = net.guest.udp((any(host), 7001));
             let client = net.peer.udp((peer, 0));
             let number = |i: u16| (burst * 64 + i).to_be_bytes();
-            (0..64).for_each(|i| drop(client.send_to(&number(i), (host, 7001)).unwrap()));
+            (0..64).for_each(|i| assert_eq!(client.send_to(&number(i), (host, 7001)).unwrap(), 2));
             (0..64).for_each(|i| {
                 assert_eq!(recv_from(&server), (number(i).to_vec(), client.local_addr().unwrap()))
             });

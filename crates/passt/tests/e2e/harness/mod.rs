@@ -5,11 +5,13 @@ mod ns;
 mod opener;
 mod payload;
 mod program;
+mod raw;
 
 pub(crate) use net::*;
 pub(crate) use ns::*;
 pub(crate) use payload::*;
 pub(crate) use program::*;
+pub(crate) use raw::*;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -36,7 +38,8 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub(crate) fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
     let test = std::thread::current().name().unwrap_or("?").to_owned();
-    writeln!(std::io::stderr(), "SKIPPED: {test}: {why}").unwrap();
+    let line = format!("SKIPPED: {test}: {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// Whether `tool` is installed, in PATH or in a directory of administration tools.

@@ -132,6 +132,14 @@ impl Net {
         self.host.sh(&script);
     }
 
+    /// The MAC address of the guest's interface.
+    pub(crate) fn guest_mac(&self) -> [u8; 6] {
+        let link = self.guest.sh("ip -o link show eth0");
+        let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        bytes.try_into().unwrap()
+    }
+
     /// A path in the test's own directory.
     pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()

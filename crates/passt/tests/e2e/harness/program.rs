@@ -45,15 +45,20 @@ pub(crate) fn runs(host: &Ns, pid: u32) -> bool {
 }
 
 impl Net {
-    /// The command line of the program under test, as the user the test asked for.
-    pub(crate) fn pasta_argv(&self, args: &[&str]) -> Vec<String> {
-        let mut argv: Vec<String> = match (self.who, rustix::process::geteuid().is_root()) {
+    /// What to put before a command so that it runs as the user the test asked for.
+    pub(crate) fn as_user(&self) -> Vec<String> {
+        match (self.who, rustix::process::geteuid().is_root()) {
             (Who::OrdinaryUser, true) => {
                 words("setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all")
             }
             (Who::OrdinaryUser, false) => words("unshare --user --map-user=1234 --map-group=1234"),
             _ => Vec::new(),
-        };
+        }
+    }
+
+    /// The command line of the program under test, as the user the test asked for.
+    pub(crate) fn pasta_argv(&self, args: &[&str]) -> Vec<String> {
+        let mut argv = self.as_user();
         argv.push(if self.who == Who::OrdinaryUser { "/run/pasta".to_owned() } else { path() });
         argv.extend(words(&std::env::var("PASTA_UNDER_TEST_ARGS").unwrap_or_default()));
         if std::env::var_os("PASTA_UNDER_TEST_LOG").is_some() {

@@ -1,0 +1,200 @@
+//! A guest by hand: single Ethernet frames on the guest's interface, for what no kernel would send.
+//!
+//! `socat` has the packet socket; its standard input and output are a message socket, which keeps frames apart.
+
+use super::net::Net;
+use super::wait_until;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// Our side's MAC address unless an option changes it (SPEC §2.2, `-M`).
+const OUR_MAC: EthernetAddress = EthernetAddress([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
+
+/// An address on the guest's network that its kernel doesn't have, so that it stays out of the conversation.
+pub(crate) const RAW_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 55);
+
+/// The open interface.
+pub(crate) struct Raw {
+    socket: Option<OwnedFd>,
+    process: Child,
+    mac: EthernetAddress,
+}
+
+/// A TCP segment as a test looks at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) src_port: u16,
+    pub(crate) dst_port: u16,
+    pub(crate) control: TcpControl,
+    pub(crate) seq: u32,
+    pub(crate) ack: Option<u32>,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Raw {
+    /// Opens `eth0` of the guest.
+    pub(crate) fn open(net: &Net) -> Self {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        sockopt::set_socket_timeout(&ours, Timeout::Recv, Some(Duration::from_secs(1))).unwrap();
+        let process = net
+            .guest
+            .bare_command(&["socat", "-b", "70000", "STDIO", "INTERFACE:eth0"])
+            .stdin(Stdio::from(theirs.try_clone().unwrap()))
+            .stdout(Stdio::from(theirs))
+            .stderr(Stdio::null()) // it complains of frames that come after the test's end
+            .spawn()
+            .unwrap();
+        let raw = Raw { socket: Some(ours), process, mac: EthernetAddress(net.guest_mac()) };
+        wait_until("the packet socket", || net.guest.sh("cat /proc/net/packet").lines().count() > 1);
+        raw
+    }
+
+    /// Sends one frame as it is.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        net::send(self.socket.as_ref().unwrap(), frame, SendFlags::empty()).unwrap();
+    }
+
+    /// The next frame for which `wanted` has an answer.
+    pub(crate) fn expect<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
+        let end = Instant::now() + super::PATIENCE;
+        let mut frame = vec![0; 70000];
+        while Instant::now() < end {
+            if let Ok((n, _)) = net::recv(self.socket.as_ref().unwrap(), &mut frame[..], RecvFlags::empty())
+                && let Some(found) = wanted(&frame[..n])
+            {
+                return found;
+            }
+        }
+        panic!("waited in vain for {what}");
+    }
+
+    /// Asks by ARP for an address, as a probe that owns none itself (RFC 5227).
+    pub(crate) fn probe(&self, target: Ipv4Addr) {
+        let arp = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr: self.mac,
+            source_protocol_addr: Ipv4Addr::UNSPECIFIED,
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: target,
+        };
+        let ethernet = EthernetRepr {
+            src_addr: self.mac,
+            dst_addr: EthernetAddress::BROADCAST,
+            ethertype: EthernetProtocol::Arp,
+        };
+        let mut frame = vec![0; 60];
+        ethernet.emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
+        arp.emit(&mut ArpPacket::new_unchecked(&mut frame[ethernet.buffer_len()..]));
+        self.send(&frame);
+    }
+
+    /// The address that the next ARP reply is about.
+    pub(crate) fn expect_arp_reply(&self) -> Ipv4Addr {
+        self.expect("an ARP reply", |frame| {
+            let ethernet = EthernetFrame::new_checked(frame).ok()?;
+            let arp = ArpPacket::new_checked(ethernet.payload()).ok()?;
+            match (ethernet.ethertype(), ArpRepr::parse(&arp)) {
+                (
+                    EthernetProtocol::Arp,
+                    Ok(ArpRepr::EthernetIpv4 {
+                        operation: ArpOperation::Reply, source_protocol_addr, ..
+                    }),
+                ) => Some(source_protocol_addr),
+                _ => None,
+            }
+        })
+    }
+
+    /// An IPv4 frame from [`RAW_IP`], filled up with `padding` bytes after the end of the packet.
+    pub(crate) fn tcp_frame(&self, to: IpAddr, segment: &Segment, padding: usize) -> Vec<u8> {
+        let IpAddr::V4(to) = to else { panic!("IPv4 only") };
+        let tcp = TcpRepr {
+            src_port: segment.src_port,
+            dst_port: segment.dst_port,
+            control: segment.control,
+            seq_number: TcpSeqNumber(segment.seq as i32),
+            ack_number: segment.ack.map(|ack| TcpSeqNumber(ack as i32)),
+            window_len: 65535,
+            window_scale: None,
+            max_seg_size: (segment.control == TcpControl::Syn).then_some(1460),
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &segment.payload,
+        };
+        let ip = Ipv4Repr {
+            src_addr: RAW_IP,
+            dst_addr: to,
+            next_header: IpProtocol::Tcp,
+            payload_len: tcp.buffer_len(),
+            hop_limit: 64,
+        };
+        let ethernet =
+            EthernetRepr { src_addr: self.mac, dst_addr: OUR_MAC, ethertype: EthernetProtocol::Ipv4 };
+        let checksums = ChecksumCapabilities::default();
+        let mut frame = vec![0; ethernet.buffer_len() + ip.buffer_len() + tcp.buffer_len() + padding];
+        ethernet.emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
+        let mut packet = Ipv4Packet::new_unchecked(&mut frame[ethernet.buffer_len()..]);
+        ip.emit(&mut packet, &checksums);
+        let mut inner = TcpPacket::new_unchecked(packet.payload_mut());
+        tcp.emit(&mut inner, &ip.src_addr.into(), &ip.dst_addr.into(), &checksums);
+        frame
+    }
+
+    pub(crate) fn send_tcp(&self, to: IpAddr, segment: &Segment) {
+        self.send(&self.tcp_frame(to, segment, 0));
+    }
+
+    /// The next segment to [`RAW_IP`] that fits.
+    pub(crate) fn expect_tcp(&self, what: &str, mut wanted: impl FnMut(&Segment) -> bool) -> Segment {
+        self.expect(what, |frame| parse_tcp(frame).filter(|segment| wanted(segment)))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.socket = None;
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The TCP segment to [`RAW_IP`] in a frame. Checksums are not looked at: on the guest's interface they may be
+/// left to the (virtual) hardware.
+fn parse_tcp(frame: &[u8]) -> Option<Segment> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+        return None;
+    }
+    let ip = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+    if ip.dst_addr() != RAW_IP || ip.next_header() != IpProtocol::Tcp {
+        return None;
+    }
+    let tcp = TcpPacket::new_checked(ip.payload()).ok()?;
+    let control = match (tcp.syn(), tcp.fin(), tcp.rst(), tcp.psh()) {
+        (true, ..) => TcpControl::Syn,
+        (_, true, ..) => TcpControl::Fin,
+        (.., true, _) => TcpControl::Rst,
+        (.., true) => TcpControl::Psh,
+        _ => TcpControl::None,
+    };
+    Some(Segment {
+        src_port: tcp.src_port(),
+        dst_port: tcp.dst_port(),
+        control,
+        seq: tcp.seq_number().0 as u32,
+        ack: tcp.ack().then(|| tcp.ack_number().0 as u32),
+        payload: tcp.payload().to_vec(),
+    })
+}

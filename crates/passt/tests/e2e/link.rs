@@ -1,0 +1,120 @@
+//! The tap itself: it may go down and come back, its traffic can be recorded, and an idle one costs nothing.
+
+use crate::harness::*;
+use std::fs::File;
+use std::io::{Read, Write};
+
+/// the interface is set down and up again in the guest.
+#[test]
+fn down_and_up_r53() {
+    let Some(net) = Net::new() else { return };
+    let pasta = net.pasta(&["-t", "7001"]);
+    let listener = net.peer.listen((PEER[0], 7000));
+    let mut client = net.guest.connect((PEER[0], 7000)).unwrap();
+    let (mut server, _) = accept(&listener);
+    net.guest.sh("ip link set eth0 down");
+    // Traffic towards a link that is down is lost or waits; it ends nobody.
+    server.write_all(b"meanwhile").unwrap();
+    let _early = net.peer.connect((HOST[0], 7001)).unwrap();
+    assert!(pasta.runs());
+    net.guest.sh("ip link set eth0 up; ip route add default via 198.51.100.1");
+    let mut got = [0; 9];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"meanwhile");
+    for _ in 0..3 {
+        let _client = net.guest.connect((PEER[0], 7000)).unwrap();
+        accept(&listener);
+    }
+}
+
+/// SPEC §9.5, R-10: a capture has the frames of both directions, whole, after SIGTERM.
+#[test]
+fn pcap_of_both_directions_r10() {
+    let Some(net) = Net::new() else { return };
+    let file = net.path("capture.pcap");
+    let pasta = net.pasta(&["--pcap", &file]);
+    let guest_mac = net.guest_mac();
+    for peer in PEER {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        client.send_to(b"a question to be found in the capture", (peer, 7000)).unwrap();
+        let (_, from) = recv_from(&server);
+        server.send_to(b"an answer to be found in the capture", from).unwrap();
+        recv_from(&client);
+    }
+    let (guest, mut outside) = {
+        let listener = net.peer.listen((PEER[0], 7000));
+        let guest = net.guest.connect((PEER[0], 7000)).unwrap();
+        (guest, accept(&listener).0)
+    };
+    outside.write_all(&payload(95, 200_000)).unwrap();
+    receive(&guest, 95, 200_000);
+    pasta.terminate();
+
+    assert_eq!(net.host.sh(&format!("stat -c %a {file}")).trim(), "600");
+    let mut reader = pcap_file::pcap::PcapReader::new(File::open(&file).unwrap()).unwrap();
+    assert_eq!(reader.header().datalink, pcap_file::DataLink::ETHERNET);
+    let mut frames = Vec::new();
+    while let Some(packet) = reader.next_packet() {
+        let packet = packet.unwrap();
+        assert_eq!(packet.data.len(), packet.orig_len as usize);
+        frames.push(packet.data.into_owned());
+    }
+    let from_us = |frame: &[u8]| frame[6..12] != guest_mac;
+    for (ethertype, name) in [([0x08, 0x00], "IPv4"), ([0x86, 0xdd], "IPv6")] {
+        let has = |text: &[u8], ours: bool| {
+            frames.iter().any(|frame| {
+                frame[12..14] == ethertype
+                    && from_us(frame) == ours
+                    && frame.windows(text.len()).any(|window| window == text)
+            })
+        };
+        assert!(has(b"a question to be found in the capture", false), "{name}, from the guest");
+        assert!(has(b"an answer to be found in the capture", true), "{name}, to the guest");
+    }
+    let downloaded: usize =
+        frames.iter().filter(|frame| from_us(frame) && frame[23] == 6).map(Vec::len).sum();
+    assert!(downloaded >= 200_000, "{downloaded} bytes of TCP to the guest");
+}
+
+/// Nothing to do, nothing done: no system call while no flow is alive and the guest is silent.
+#[test]
+fn idle_makes_no_system_call() {
+    need!("strace");
+    let Some(net) = Net::new() else { return };
+    let pasta = net.pasta(&["-t", "7001", "-u", "7001"]);
+    // A flow that is over leaves no timer ticking.
+    let listener = net.peer.listen((PEER[0], 7000));
+    let client = net.guest.connect((PEER[0], 7000)).unwrap();
+    let (server, _) = accept(&listener);
+    drop(client);
+    expect_end(server);
+    // The guest's kernel says a few things of its own when an interface comes up; then there is silence.
+    let file = net.path("strace");
+    let mut calls = String::new();
+    for _ in 0..10 {
+        net.host.sh(&format!("timeout 3 strace -f -o {file} -p {} || [ $? = 124 ]", pasta.pid));
+        calls = std::fs::read_to_string(&file).unwrap();
+        calls = calls.lines().filter(|l| !l.contains("resumed")).map(|l| format!("{l}\n")).collect();
+        if calls.lines().all(|line| line.ends_with("<unfinished ...>") || line.ends_with("<detached ...>")) {
+            return;
+        }
+    }
+    panic!("never idle for three seconds:\n{calls}");
+}
+
+/// SPEC §2.2, `--mtu`.
+#[test]
+fn mtu() {
+    for (option, seen) in [("65520", "65520"), ("1500", "1500"), ("9000", "9000"), ("0", "1500")] {
+        let Some(net) = Net::new() else { return };
+        net.pasta(&["--mtu", option]);
+        let link = net.guest.sh("ip -o link show eth0");
+        assert!(link.contains(&format!(" mtu {seen} ")), "--mtu {option}: {link}");
+        let listener = net.peer.listen((PEER[1], 7000));
+        let client = net.guest.connect((PEER[1], 7000)).unwrap();
+        let (server, _) = accept(&listener);
+        send(&client, 1, 100_000);
+        receive(&server, 1, 100_000);
+    }
+}

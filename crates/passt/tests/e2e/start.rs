@@ -1,0 +1,352 @@
+//! How it starts and ends: commands, processes and namespaces to connect, whoever starts it, exit statuses
+//! (SPEC §1).
+
+use crate::harness::*;
+use std::net::IpAddr;
+
+/// A command's view of its addresses, and of a peer that answers.
+const LOOK: &str = "ip -o addr show dev eth0; ip route; ip -6 route; \
+                    ping -n -c 1 -W 30 198.51.100.3 >&2; ping -n -c 1 -W 30 2001:db8:1::3 >&2";
+
+/// The guest has the host's addresses and routes (SPEC §3.6).
+fn is_configured(look: &str) {
+    for part in [
+        "inet 198.51.100.2/24",
+        "inet6 2001:db8:1::2/64",
+        "default via 198.51.100.1 dev eth0",
+        "default via 2001:db8:1::1 dev eth0",
+    ] {
+        assert!(look.contains(part), "no {part:?} in {look}");
+    }
+}
+
+fn spawn_as(who: Who) {
+    need!("ping");
+    let Some(net) = Net::with(Options { who, ..Options::default() }) else { return };
+    let end = net.spawn(&[], &["sh", "-ec", LOOK]);
+    assert_eq!(end.code(), 0, "{end:?}");
+    is_configured(&end.stdout);
+    // The addresses are usable at once (R-30).
+    let global = end.stdout.lines().filter(|line| line.contains("scope global"));
+    global.for_each(|line| assert!(!line.contains("tentative"), "{line}"));
+}
+
+#[test]
+fn spawn_as_userns_root() {
+    spawn_as(Who::UsernsRoot);
+}
+
+/// Q19.
+#[test]
+fn spawn_as_plain_root_q19() {
+    spawn_as(Who::PlainRoot);
+}
+
+#[test]
+fn spawn_as_ordinary_user() {
+    spawn_as(Who::OrdinaryUser);
+}
+
+/// A process with namespaces of its own, which ends with its standard input. Gives its PID.
+fn target(net: &Net, unshare: &str) -> (Running, u32) {
+    let file = net.path("target.pid");
+    let script = format!("echo $$ >{file}.new; mv {file}.new {file}; exec sleep 120");
+    let mut argv = net.as_user();
+    argv.extend(["unshare".to_owned()]);
+    argv.extend(unshare.split_whitespace().map(str::to_owned));
+    argv.extend(["sh".to_owned(), "-ec".to_owned(), script]);
+    let running = net.host.start(&argv.iter().map(String::as_str).collect::<Vec<_>>());
+    wait_until("the target's PID", || std::path::Path::new(&file).exists());
+    let pid = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    (running, pid)
+}
+
+fn connects(net: &Net, guest: &Ns) {
+    for peer in PEER {
+        let listener = net.peer.listen((peer, 7000));
+        let _client = guest.connect((peer, 7000)).unwrap();
+        accept(&listener);
+    }
+}
+
+fn join_pid_as(who: Who) {
+    let Some(net) = Net::with(Options { who, ..Options::default() }) else { return };
+    let (_running, pid) = target(&net, "--user --map-root-user --net");
+    let pid = pid.to_string();
+    let pasta = net.daemon(&["--config-net", &pid]);
+    let guest = net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]);
+    is_configured(&guest.sh("ip -o addr; ip route; ip -6 route"));
+    connects(&net, &guest);
+    // SPEC §1.6: it quits when the namespace goes away.
+    net.host.sh(&format!("kill -KILL {pid}"));
+    wait_until("the end of pasta", || !pasta.runs());
+}
+
+#[test]
+fn join_pid_as_userns_root() {
+    join_pid_as(Who::UsernsRoot);
+}
+
+#[test]
+fn join_pid_as_plain_root_q19() {
+    join_pid_as(Who::PlainRoot);
+}
+
+#[test]
+fn join_pid_as_ordinary_user() {
+    join_pid_as(Who::OrdinaryUser);
+}
+
+/// Root without user namespaces connects a namespace without one either (Q19).
+#[test]
+fn join_netns_as_plain_root_q19() {
+    let Some(net) = Net::with(Options { who: Who::PlainRoot, ..Options::default() }) else { return };
+    net.pasta(&[]);
+    connects(&net, &net.guest);
+}
+
+#[test]
+fn join_netns_path() {
+    let Some(net) = Net::new() else { return };
+    let pasta = net.daemon(&["--config-net", "--netns", "/run/netns/guest"]);
+    connects(&net, &net.guest);
+    net.host.sh("ip netns del guest");
+    wait_until("the end of pasta", || !pasta.runs());
+}
+
+#[test]
+fn join_netns_name() {
+    let Some(net) = Net::new() else { return };
+    net.daemon(&["--config-net", "--netns", "guest"]);
+    connects(&net, &net.guest);
+}
+
+/// A namespace of a user namespace of its own, by path, as a user who may enter both.
+#[test]
+fn join_netns_and_userns() {
+    let Some(net) = Net::with(Options { who: Who::OrdinaryUser, ..Options::default() }) else { return };
+    let (_running, pid) = target(&net, "--user --map-root-user --net");
+    let ns = |kind: &str| format!("/proc/{pid}/ns/{kind}");
+    net.daemon(&["--config-net", "--userns", &ns("user"), "--netns", &ns("net")]);
+    let pid = pid.to_string();
+    connects(&net, &net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]));
+}
+
+/// `-f` stays, SIGTERM ends it with status 0 (SPEC §1.3, §1.4).
+#[test]
+fn foreground_and_sigterm() {
+    let Some(net) = Net::new() else { return };
+    let pid_file = net.path("pid");
+    let running = net.start_pasta(&["-f", "--config-net", "--pid", &pid_file, "--netns", "/run/netns/guest"]);
+    wait_until("the interface", || net.guest.sh("ip -6 route").contains("default"));
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    net.host.sh(&format!("kill -TERM {pid}"));
+    assert_eq!(running.wait().code(), 0);
+    assert!(!net.guest.sh("ip -o link").contains("eth0"), "the interface goes with us");
+}
+
+/// SPEC §1.3.1: the parent's exit says that all is ready, and the PID file is complete by then.
+#[test]
+fn background_means_ready() {
+    let Some(net) = Net::new() else { return };
+    let listener = net.peer.listen((PEER[0], 7000));
+    let pasta = net.pasta(&["-t", "7001"]);
+    let _out = net.guest.connect((PEER[0], 7000)).unwrap();
+    accept(&listener);
+    let listener = net.guest.listen((any(HOST[0]), 7001));
+    let _in = net.peer.connect((HOST[0], 7001)).unwrap();
+    accept(&listener);
+    let mode = net.host.sh(&format!("stat -c %a {}", net.path("pasta.pid")));
+    assert_eq!(mode.trim(), "600", "SPEC §1.3.6");
+    assert!(pasta.runs());
+    pasta.terminate();
+}
+
+/// SPEC §1.4: the command's own status; 128 and the number of the signal that ended it.
+#[test]
+fn exit_status_of_the_command() {
+    need!("pgrep");
+    let Some(net) = Net::new() else { return };
+    for (script, status) in
+        [("exit 0", 0), ("exit 1", 1), ("exit 42", 42), ("exit 255", 255), ("exec sh -c 'exit 7'", 7)]
+    {
+        let end = net.spawn(&[], &["sh", "-c", script]);
+        assert_eq!(end.code(), status, "{script}: {end:?}");
+    }
+    for (signal, status) in [("TERM", 143), ("KILL", 137), ("SEGV", 139)] {
+        let script = format!("kill -{signal} $$; exec sleep 60");
+        let end = net.spawn(&["--no-pidns"], &["sh", "-c", &script]);
+        assert_eq!(end.code(), status, "{signal}: {end:?}");
+    }
+    // The first process of a PID namespace is deaf to signals but this one, from outside.
+    let mut running = net.start_pasta(&["--config-net", "--", "sh", "-c", "echo up; exec sleep 1234.5"]);
+    running.wait_for("up");
+    let mut pid = String::new();
+    wait_until("the command", || {
+        pid = net.host.run(&["pgrep", "-xf", "sleep 1234.5"]).stdout;
+        !pid.is_empty()
+    });
+    net.host.sh(&format!("kill -KILL {pid}"));
+    assert_eq!(running.wait().code(), 137);
+}
+
+/// SPEC §1.4, R-13: a command that can't be executed gives 1 and a message, and nothing hangs.
+#[test]
+fn command_not_executable_r13() {
+    let Some(net) = Net::new() else { return };
+    for command in ["/nonexistent/command", "no-such-command-e2e", "/etc"] {
+        let end = net.spawn(&[], &[command]);
+        assert_eq!(end.code(), 1, "{end:?}");
+        assert!(!end.stderr.is_empty());
+    }
+}
+
+/// SPEC §1.4: a fatal error gives 1, names the object, and leaves no process behind (R-1).
+#[test]
+fn fatal_errors() {
+    need!("pgrep");
+    let Some(net) = Net::new() else { return };
+    let cases: [(&[&str], &str); 5] = [
+        (&["--netns", "/run/netns/none"], "none"),
+        (&["--netns", "no-such-name"], "no-such-name"),
+        (&["4000000"], "4000000"),
+        (&["-i", "nope0", "--", "true"], "nope0"),
+        (&["--netns", "guest", "--", "true"], "netns"),
+    ];
+    for (args, named) in cases {
+        let end = net.run_pasta(args);
+        assert_eq!(end.code(), 1, "{args:?}: {end:?}");
+        assert!(end.stderr.contains(named), "{args:?}: {end:?}");
+    }
+    let left = net.host.run(&["pgrep", "-x", "pasta.*"]).stdout;
+    assert_eq!(left, "");
+}
+
+/// R-2: options after the command are the command's.
+#[test]
+fn options_of_the_command_r2() {
+    let Some(net) = Net::new() else { return };
+    let end = net.run_pasta(&["--config-net", "sh", "-c", "echo \"$@\"", "-t", "22", "--help", "-f"]);
+    assert_eq!((end.code(), end.stdout.as_str()), (0, "22 --help -f\n"), "{end:?}");
+}
+
+/// SPEC §1.5: what the command finds around it. Quiet, so nothing of ours is on its standard error.
+#[test]
+fn surroundings_of_the_command() {
+    let Some(net) = Net::new() else { return };
+    let script = "echo $$; id -u; id -g; hostname; ls /proc | grep -c '^[0-9]'; \
+                  cat /proc/sys/net/ipv4/ping_group_range; ls /proc/self/fd; echo $E2E_INHERITED; cat /proc/self/uid_map";
+    let end = net.spawn(&[], &["env", "E2E_INHERITED=yes", "sh", "-ec", script]);
+    assert_eq!(end.code(), 0, "{end:?}");
+    let lines: Vec<&str> = end.stdout.lines().collect();
+    assert_eq!(lines[..4], ["1", "0", "0", "pasta-e2e-host"], "{end:?}");
+    assert!(lines[4].parse::<u32>().unwrap() <= 4, "only its own processes: {end:?}");
+    assert_eq!(lines[5].split_whitespace().collect::<Vec<_>>(), ["0", "0"]);
+    // R-13: no descriptor of ours; 3 is that of the directory being listed.
+    assert_eq!(lines[6..10], ["0", "1", "2", "3"], "{end:?}");
+    assert_eq!(lines[10], "yes");
+    assert_eq!(lines[11].split_whitespace().collect::<Vec<_>>(), ["0", "0", "1"]);
+    assert_eq!(end.stderr, "");
+}
+
+#[test]
+fn hostname_option() {
+    let Some(net) = Net::new() else { return };
+    let end = net.spawn(&["--hostname", "box.example"], &["hostname"]);
+    assert_eq!(end.ok(), "box.example\n");
+}
+
+/// SPEC §1.5.7: without a command, a login shell from $SHELL.
+#[test]
+fn login_shell() {
+    let Some(net) = Net::new() else { return };
+    let shell = net.path("shell");
+    std::fs::write(
+        &shell,
+        "#!/bin/sh\ntr '\\0' ' ' </proc/self/cmdline >/dev/null\necho \"shell $# $0\"\nexit 3\n",
+    )
+    .unwrap();
+    net.host.sh(&format!("chmod 755 {shell}"));
+    let mut argv = vec!["env".to_owned(), format!("SHELL={shell}")];
+    argv.extend(net.pasta_argv(&["--config-net"]));
+    let end = net.host.run(&argv.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(end.code(), 3, "{end:?}");
+    assert!(end.stdout.starts_with("shell 0"), "{end:?}");
+}
+
+/// SPEC §1.4: SIGTERM ends us with 0; the command goes on without us.
+#[test]
+fn command_outlives_us() {
+    let Some(net) = Net::new() else { return };
+    let (pid_file, out) = (net.path("pid"), net.path("out"));
+    let script = format!("echo up; while [ ! -e {out}.go ]; do sleep 0.1; done; echo done >{out}");
+    let mut running = net.start_pasta(&["--config-net", "--pid", &pid_file, "--", "sh", "-c", &script]);
+    running.wait_for("up");
+    net.host.sh(&format!("kill -TERM $(cat {pid_file})"));
+    assert_eq!(running.wait().code(), 0);
+    std::fs::write(format!("{out}.go"), "").unwrap();
+    wait_until("the command's end", || std::path::Path::new(&out).exists());
+}
+
+/// SPEC §2.2: one family alone.
+#[test]
+fn one_family_only() {
+    let Some(net) = Net::new() else { return };
+    let look = "ip -o addr show dev eth0 scope global; ip route; ip -6 route show default";
+    let v4 = net.spawn(&["-4"], &["sh", "-c", look]).ok();
+    assert!(v4.contains("198.51.100.2/24") && !v4.contains("2001:db8"), "{v4}");
+    let v6 = net.spawn(&["-6"], &["sh", "-c", look]).ok();
+    assert!(!v6.contains("198.51.100") && v6.contains("2001:db8:1::2/64"), "{v6}");
+}
+
+/// SPEC §2.2, §3.6: options that say what the guest's interface looks like.
+#[test]
+fn interface_options() {
+    let Some(net) = Net::new() else { return };
+    let options = [
+        "-I",
+        "tap_in_the_test",
+        "--mtu",
+        "1400",
+        "--ns-mac-addr",
+        "02:00:5e:10:00:02",
+        "-a",
+        "198.51.100.70/25",
+        "-g",
+        "198.51.100.71",
+        "-a",
+        "2001:db8:1::70",
+        "-g",
+        "2001:db8:1::71",
+    ];
+    let look = "ip -o link show tap_in_the_test; ip -o addr show tap_in_the_test; ip route; ip -6 route";
+    let seen = net.spawn(&options, &["sh", "-c", look]).ok();
+    for part in [
+        "mtu 1400",
+        "link/ether 02:00:5e:10:00:02",
+        "inet 198.51.100.70/25",
+        "inet6 2001:db8:1::70/64",
+        "default via 198.51.100.71",
+        "default via 2001:db8:1::71",
+    ] {
+        assert!(seen.contains(part), "no {part:?} in {seen}");
+    }
+    assert!(!seen.contains("198.51.100.2/"), "{seen}");
+}
+
+/// SPEC §3.5: a host with no network at all.
+#[test]
+fn local_mode() {
+    let host_setup = "ip link set eth0 down; ip addr flush dev eth0\n";
+    let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
+    net.pasta(&["-t", "7001"]);
+    let look = net.guest.sh("ip -o addr show tap0; ip route");
+    assert!(look.contains("169.254.2.1/16") && look.contains("default via 169.254.2.2"), "{look}");
+    let listener = net.host.listen((LOOPBACK[0], 7000));
+    let gateway: IpAddr = "169.254.2.2".parse().unwrap();
+    let _client = net.guest.connect((gateway, 7000)).unwrap();
+    accept(&listener);
+    let listener = net.guest.listen((any(gateway), 7001));
+    let _client = net.host.connect((LOOPBACK[0], 7001)).unwrap();
+    assert_eq!(accept(&listener).1.ip(), gateway);
+}

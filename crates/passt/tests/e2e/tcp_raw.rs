@@ -1,0 +1,241 @@
+//! TCP segment by segment, from a guest that no kernel would be (SPEC §6).
+
+use crate::harness::*;
+use smoltcp::wire::TcpControl;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+
+const GUEST_PORT: u16 = 40000;
+const PEER_PORT: u16 = 7000;
+const ISS: u32 = 0xffff_fff0; // wraps around soon
+
+fn segment(control: TcpControl, seq: u32, ack: Option<u32>, payload: &[u8]) -> Segment {
+    Segment { src_port: GUEST_PORT, dst_port: PEER_PORT, control, seq, ack, payload: payload.to_vec() }
+}
+
+fn peer() -> IpAddr {
+    PEER[0]
+}
+
+/// The peer's service, whose address the raw guest uses without a neighbour's help.
+fn listen(net: &Net) -> TcpListener {
+    net.peer.listen((peer(), PEER_PORT))
+}
+
+/// The three-way handshake. Returns the outside end and our side's next sequence number.
+fn handshake(raw: &Raw, listener: &TcpListener) -> (TcpStream, u32) {
+    raw.send_tcp(peer(), &segment(TcpControl::Syn, ISS, None, b""));
+    let answer = raw.expect_tcp("SYN,ACK", |s| s.control == TcpControl::Syn && s.dst_port == GUEST_PORT);
+    assert_eq!(answer.ack, Some(ISS.wrapping_add(1)));
+    let next = answer.seq.wrapping_add(1);
+    raw.send_tcp(peer(), &segment(TcpControl::None, ISS.wrapping_add(1), Some(next), b""));
+    (accept(listener).0, next)
+}
+
+/// what fills a short frame up to 60 bytes is no data.
+#[test]
+fn padding_is_no_data_r50() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    let (mut outside, next) = handshake(&raw, &listener);
+    let mut seq = ISS.wrapping_add(1);
+    for data in [b"a", b"b"] {
+        raw.send(&raw.tcp_frame(peer(), &segment(TcpControl::Psh, seq, Some(next), data), 5));
+        seq = seq.wrapping_add(1);
+    }
+    // A bare acknowledgement, padded too, and the end.
+    raw.send(&raw.tcp_frame(peer(), &segment(TcpControl::None, seq, Some(next), b""), 6));
+    raw.send(&raw.tcp_frame(peer(), &segment(TcpControl::Fin, seq, Some(next), b""), 6));
+    let mut got = Vec::new();
+    outside.read_to_end(&mut got).unwrap();
+    assert_eq!(got, b"ab");
+}
+
+/// R-59, SPEC §6.7, rows 1 and 2: segments that belong to no connection are reset, as RFC 9293 says.
+#[test]
+fn unknown_segment_is_reset_r59() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let raw = Raw::open(&net);
+    raw.send_tcp(peer(), &segment(TcpControl::None, 1000, Some(5000), b"data"));
+    let reset = raw.expect_tcp("RST", |s| s.control == TcpControl::Rst);
+    assert_eq!((reset.seq, reset.src_port, reset.dst_port), (5000, PEER_PORT, GUEST_PORT));
+    raw.send_tcp(peer(), &segment(TcpControl::None, 1000, None, b"data"));
+    let reset = raw.expect_tcp("RST,ACK", |s| s.control == TcpControl::Rst);
+    assert_eq!((reset.seq, reset.ack), (0, Some(1004)));
+}
+
+/// refused with an acknowledgement, or SYN-SENT guests don't believe it.
+#[test]
+fn refusal_has_ack_r59() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let raw = Raw::open(&net);
+    raw.send_tcp(peer(), &segment(TcpControl::Syn, ISS, None, b""));
+    let reset = raw.expect_tcp("RST,ACK", |s| s.control == TcpControl::Rst);
+    assert_eq!(reset.ack, Some(ISS.wrapping_add(1)));
+}
+
+/// a SYN sent again while the outside is slow to answer changes nothing.
+#[test]
+fn duplicate_syn_r60() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    net.peer.sh(&format!("ip route add blackhole {}", HOST[0]));
+    for _ in 0..3 {
+        raw.send_tcp(peer(), &segment(TcpControl::Syn, ISS, None, b""));
+    }
+    net.peer.sh(&format!("ip route del blackhole {}", HOST[0]));
+    let mut first = None;
+    raw.expect_tcp("SYN,ACK", |s| {
+        assert_ne!(s.control, TcpControl::Rst);
+        first = (s.control == TcpControl::Syn).then_some(s.seq);
+        first.is_some()
+    });
+    let (mut outside, _) = accept(&listener);
+    let (seq, next) = (ISS.wrapping_add(1), first.unwrap().wrapping_add(1));
+    raw.send_tcp(peer(), &segment(TcpControl::None, seq, Some(next), b""));
+    raw.send_tcp(peer(), &segment(TcpControl::Psh, seq, Some(next), b"x"));
+    outside.read_exact(&mut [0; 1]).unwrap();
+    assert!(listener.set_nonblocking(true).is_ok() && listener.accept().is_err(), "one SYN, two connections");
+}
+
+/// Q2: a SYN,ACK that is not acknowledged comes again, the same. Q3: data on the acknowledgement that completes
+/// the handshake counts.
+#[test]
+fn handshake_retried_q2_data_on_last_ack_q3() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    raw.send_tcp(peer(), &segment(TcpControl::Syn, ISS, None, b""));
+    let first = raw.expect_tcp("SYN,ACK", |s| s.control == TcpControl::Syn);
+    let again = raw.expect_tcp("SYN,ACK again", |s| s.control == TcpControl::Syn);
+    assert_eq!(first, again);
+    let (mut outside, _) = accept(&listener);
+    let next = first.seq.wrapping_add(1);
+    raw.send_tcp(peer(), &segment(TcpControl::Psh, ISS.wrapping_add(1), Some(next), b"early"));
+    let mut got = [0; 5];
+    outside.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"early");
+}
+
+/// a FIN that the guest doesn't acknowledge is sent again, and then the connection is gone on both sides.
+#[test]
+fn lost_fin_is_sent_again_r69() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    let (mut outside, next) = handshake(&raw, &listener);
+    outside.write_all(b"last words").unwrap();
+    outside.shutdown(std::net::Shutdown::Write).unwrap();
+    let data = raw.expect_tcp("data", |s| !s.payload.is_empty());
+    assert_eq!((data.seq, data.payload.as_slice()), (next, &b"last words"[..]));
+    let end = next.wrapping_add(10);
+    let seq = ISS.wrapping_add(1);
+    raw.send_tcp(peer(), &segment(TcpControl::None, seq, Some(end), b""));
+    for _ in 0..2 {
+        let fin = raw.expect_tcp("FIN", |s| s.control == TcpControl::Fin && s.payload.is_empty());
+        assert_eq!(fin.seq, end);
+    }
+    // Acknowledged, with ours.
+    raw.send_tcp(peer(), &segment(TcpControl::Fin, seq, Some(end.wrapping_add(1)), b""));
+    expect_end(&outside);
+    raw.expect_tcp("ACK of FIN", |s| s.ack == Some(seq.wrapping_add(1)));
+}
+
+/// R-71, SPEC §6.6: data that the guest doesn't acknowledge is sent again.
+#[test]
+fn lost_data_is_sent_again() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    let (mut outside, next) = handshake(&raw, &listener);
+    outside.write_all(b"data").unwrap();
+    for _ in 0..2 {
+        let data = raw.expect_tcp("data", |s| !s.payload.is_empty());
+        assert_eq!((data.seq, data.payload.as_slice()), (next, &b"data"[..]));
+    }
+}
+
+/// an end whose data has not arrived yet is not the end.
+#[test]
+fn fin_after_a_gap_r72() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    let (mut outside, next) = handshake(&raw, &listener);
+    let seq = ISS.wrapping_add(1);
+    raw.send_tcp(peer(), &segment(TcpControl::Fin, seq.wrapping_add(4), Some(next), b"last"));
+    outside.set_nonblocking(true).unwrap();
+    raw.expect_tcp("an ACK of what is there", |s| s.ack == Some(seq) && s.payload.is_empty());
+    assert_eq!(outside.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    outside.set_nonblocking(false).unwrap();
+    raw.send_tcp(peer(), &segment(TcpControl::Psh, seq, Some(next), b"gap "));
+    // What was kept or not is our side's business: a guest would send it again.
+    raw.send_tcp(peer(), &segment(TcpControl::Fin, seq.wrapping_add(4), Some(next), b"last"));
+    let mut got = String::new();
+    outside.read_to_string(&mut got).unwrap();
+    assert_eq!(got, "gap last");
+}
+
+/// a connection that was reset is followed at once by another between the same ports.
+#[test]
+fn reset_then_same_ports_again_r62() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    let (mut old, next) = handshake(&raw, &listener);
+    raw.send_tcp(peer(), &segment(TcpControl::Rst, ISS.wrapping_add(1), Some(next), b""));
+    let (mut new, next) = handshake(&raw, &listener);
+    assert_eq!(old.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    raw.send_tcp(peer(), &segment(TcpControl::Psh, ISS.wrapping_add(1), Some(next), b"new"));
+    new.read_exact(&mut [0; 3]).unwrap();
+}
+
+/// frames that mean nothing change nothing, and the next connection works.
+#[test]
+fn nonsense_is_ignored() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    let pasta = net.pasta(&[]);
+    let (listener, raw) = (listen(&net), Raw::open(&net));
+    let good = raw.tcp_frame(peer(), &segment(TcpControl::Syn, ISS, None, b""), 0);
+    (14..good.len()).for_each(|len| raw.send(&good[..len])); // cut anywhere
+    for byte in 12..good.len() {
+        for value in [0, 0x7f, 0xff] {
+            let mut bad = good.clone();
+            bad[byte] = value;
+            bad[37] = 0; // to a port where nobody is, or to none
+            raw.send(&bad);
+        }
+    }
+    let to_port_zero = Segment { dst_port: 0, ..segment(TcpControl::Syn, ISS, None, b"") };
+    raw.send_tcp(peer(), &to_port_zero);
+    let (broadcast, multicast) = ("255.255.255.255".parse().unwrap(), "224.0.0.1".parse().unwrap());
+    for to in [broadcast, multicast] {
+        raw.send_tcp(to, &segment(TcpControl::Syn, ISS, None, b""));
+    }
+    let other_port = |control, seq, ack, payload: &[u8]| Segment {
+        src_port: 41000,
+        ..segment(control, seq, ack, payload)
+    };
+    raw.send_tcp(peer(), &other_port(TcpControl::Syn, ISS, None, b""));
+    let answer = raw.expect_tcp("SYN,ACK", |s| s.control == TcpControl::Syn && s.dst_port == 41000);
+    let next = answer.seq.wrapping_add(1);
+    raw.send_tcp(peer(), &other_port(TcpControl::None, ISS.wrapping_add(1), Some(next), b""));
+    raw.send_tcp(peer(), &other_port(TcpControl::Psh, ISS.wrapping_add(1), Some(next), b"x"));
+    let (mut outside, _) = accept(&listener);
+    outside.read_exact(&mut [0; 1]).unwrap();
+    assert!(pasta.runs());
+}
