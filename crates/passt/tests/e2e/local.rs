@@ -150,7 +150,7 @@ fn no_ra() {
     for option in ["--no-ra", "--no-ndp"] {
         let Some(net) = Net::new() else { return };
         unconfigured(&net, &[option]);
-        let raw_answers = net.guest.sh("ip link set eth0 up; cat /proc/net/snmp6 >/dev/null; \
+        let advertisements = net.guest.sh("ip link set eth0 up; \
              for i in 1 2 3 4 5 6 7 8 9 10; do \
                  sent=$(sed -n 's/^Icmp6OutRouterSolicits *//p' /proc/net/snmp6); \
                  [ $sent -ge 2 ] && break; sleep 1; \
