@@ -9,7 +9,7 @@ use engine::forward::Table;
 use engine::host::TcpSocket;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
-use engine::udp::{self, Limits};
+use engine::udp;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
@@ -83,7 +83,7 @@ impl Shard {
         let settings = setup.plan.settings.clone();
         let mac = setup.tap.as_ref().map(|tap| tap.configured.mac);
         let guest = Guest::new(&settings, mac);
-        let mut stack = Stack::new(settings, guest, udp_limits(), seeds()?, Instant::from_micros(0));
+        let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
         let (acceptors, others) = Acceptors::new(setup.listeners, setup.table);
         for listener in others {
             listen_udp(listener, setup.table, &mut stack, &mut sockets)?;
@@ -258,15 +258,6 @@ fn listen_udp(
             .map_err(|errno| anyhow::anyhow!("can't watch UDP port {}: error {}", listener.port, errno.0))?;
     }
     Ok(())
-}
-
-fn udp_limits() -> Limits {
-    Limits {
-        flows: 65536,
-        endpoints: 8192,
-        idle: Duration::from_secs(30),
-        idle_stream: Duration::from_secs(120),
-    }
 }
 
 /// Random numbers from the kernel.
