@@ -138,8 +138,12 @@ fn foreground_and_sigterm() {
     let Some(net) = Net::new() else { return };
     let pid_file = net.path("pid");
     let running = net.start_pasta(&["-f", "--config-net", "--pid", &pid_file, "--netns", "/run/netns/guest"]);
-    wait_until("the interface", || net.guest.sh("ip -6 route").contains("default"));
-    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let mut pid = String::new();
+    wait_until("the PID file", || {
+        pid = std::fs::read_to_string(&pid_file).unwrap_or_default();
+        pid.ends_with('\n')
+    });
+    assert!(net.guest.sh("ip -6 route").contains("default"));
     net.host.sh(&format!("kill -TERM {pid}"));
     assert_eq!(running.wait().code(), 0);
     assert!(!net.guest.sh("ip -o link").contains("eth0"), "the interface goes with us");

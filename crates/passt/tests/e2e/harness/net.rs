@@ -130,6 +130,9 @@ impl Net {
             .replace("@MTU@", &options.mtu.to_string())
             + options.host_setup;
         self.host.sh(&script);
+        if self.who == Who::OrdinaryUser && !rustix::process::geteuid().is_root() {
+            self.host.sh(ORDINARY_USER);
+        }
     }
 
     /// The MAC address of the guest's interface.
@@ -199,6 +202,12 @@ fn raise_descriptor_limit() {
         let _ = setrlimit(Resource::Nofile, limit);
     });
 }
+
+/// A user namespace whose one user isn't root, and has no capability over anything outside.
+const ORDINARY_USER: &str = "
+unshare --user --map-user=1234 --map-group=1234 sh -c 'echo $$; exec sleep infinity' >/run/user.pid &
+while [ ! -s /run/user.pid ]; do sleep 0.02; done
+";
 
 const SETUP: &str = r#"
 mount -t tmpfs tmpfs /run

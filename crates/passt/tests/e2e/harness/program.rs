@@ -38,6 +38,9 @@ impl Daemon<'_> {
     }
 }
 
+/// Into the user namespace that the set-up has made.
+const ENTER_USER: &str = r#"exec nsenter --target $(cat /run/user.pid) --user --preserve-credentials "$@""#;
+
 /// Whether a process of the test's PID namespace runs.
 pub(crate) fn runs(host: &Ns, pid: u32) -> bool {
     let stat = host.run(&["cat", &format!("/proc/{pid}/stat")]);
@@ -51,7 +54,7 @@ impl Net {
             (Who::OrdinaryUser, true) => {
                 words("setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all")
             }
-            (Who::OrdinaryUser, false) => words("unshare --user --map-user=1234 --map-group=1234"),
+            (Who::OrdinaryUser, false) => ["sh", "-c", ENTER_USER, "sh"].map(str::to_owned).to_vec(),
             _ => Vec::new(),
         }
     }
