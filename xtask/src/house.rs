@@ -1,0 +1,206 @@
+//! The rules of the house (ARCHITECTURE.md), checked: `cargo xtask house` draws it, the tests hold it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use crate::source::{self, Source};
+
+/// Crates of the product, from the bottom, and the ones of ours that each may know.
+pub(crate) const CRATES: [(&str, &[&str]); 4] =
+    [("sys", &[]), ("wire", &[]), ("engine", &["wire"]), ("passt", &["engine", "sys", "wire"])];
+
+/// Most lines of a file.
+const MAX_LINES: usize = 800;
+
+/// Names that say nothing of what is in a module.
+const EMPTY_NAMES: [&str; 6] = ["util", "utils", "common", "helper", "helpers", "misc"];
+
+/// The workspace's root.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// The crates and their modules, each with those that it names, from a crate's bottom to its top.
+pub(crate) fn draw() -> anyhow::Result<String> {
+    let root = root();
+    let sources = source::read(&root, &["crates"])?;
+    let mut text = String::new();
+    for (name, _) in CRATES {
+        let known =
+            dependencies(&std::fs::read_to_string(root.join("crates").join(name).join("Cargo.toml"))?);
+        let known: Vec<&str> =
+            CRATES.iter().map(|(other, _)| *other).filter(|c| known.contains(*c)).collect();
+        writeln!(text, "{name}{}", arrow(known))?;
+        let graph = source::imports(&sources, &Path::new("crates").join(name).join("src"));
+        for (module, named) in from_the_bottom(&graph) {
+            writeln!(text, "    {module}{}", arrow(named.iter().map(String::as_str)))?;
+        }
+        if let Some(circle) = source::circle(&graph) {
+            writeln!(text, "    circle: {}", circle.join(" -> "))?;
+        }
+    }
+    Ok(text)
+}
+
+/// What is wrong with single files.
+pub(crate) fn faults() -> anyhow::Result<Vec<String>> {
+    Ok(source::read(&root(), &["crates", "fuzz", "xtask"])?.iter().flat_map(faults_of).collect())
+}
+
+fn arrow<'a>(named: impl IntoIterator<Item = &'a str>) -> String {
+    let named: Vec<&str> = named.into_iter().collect();
+    if named.is_empty() { String::new() } else { format!(" -> {}", named.join(", ")) }
+}
+
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// Each module after those it names, as far as that can be.
+fn from_the_bottom(graph: &Graph) -> Vec<(&String, &BTreeSet<String>)> {
+    let mut listed: Vec<(&String, &BTreeSet<String>)> = Vec::new();
+    while listed.len() < graph.len() {
+        let is_listed = |name: &String| listed.iter().any(|(other, _)| *other == name);
+        let mut left = graph.iter().filter(|(name, _)| !is_listed(name)).peekable();
+        let Some(any) = left.peek().copied() else { break };
+        let next = left.find(|(_, named)| named.iter().all(is_listed)).unwrap_or(any);
+        listed.push(next);
+    }
+    listed
+}
+
+/// Names in the section `[dependencies]` of a manifest.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let section = manifest.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
+    section
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What is wrong with a source file by itself.
+fn faults_of(source: &Source) -> Vec<String> {
+    let path = source.path.display();
+    let mut faults = Vec::new();
+    let lines = source.text.lines().count();
+    if lines > MAX_LINES {
+        faults.push(format!("{path}: {lines} lines, more than {MAX_LINES}"));
+    }
+    let code = source::code(&source.text);
+    let allowed = source.path.starts_with("crates/sys/src");
+    if !allowed && source::has_word(&code, "unsafe") {
+        faults.push(format!("{path}: unsafe code outside crates/sys"));
+    }
+    let relaxed = |level: &str| code.contains(&format!("{level}(unsafe_code)"));
+    if !allowed && (relaxed("allow") || relaxed("expect")) {
+        faults.push(format!("{path}: relaxes the lint unsafe_code"));
+    }
+    let components = source.path.iter().filter_map(|part| part.to_str());
+    for name in components.map(|part| part.trim_end_matches(".rs")) {
+        if EMPTY_NAMES.contains(&name) {
+            faults.push(format!("{path}: '{name}' says nothing of what is in it"));
+        }
+    }
+    for name in EMPTY_NAMES {
+        if code.contains(&format!("mod {name} ")) {
+            faults.push(format!("{path}: module '{name}'"));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn read(path: &str) -> String {
+        fs::read_to_string(root().join(path)).unwrap()
+    }
+
+    #[test]
+    fn no_file_breaks_the_rules() {
+        let sources = source::read(&root(), &["crates", "fuzz", "xtask"]).unwrap();
+        assert!(sources.len() > 50, "only {} sources found", sources.len());
+        assert_eq!(faults().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn faults_are_found() {
+        let of = |path: &str, text: &str| faults_of(&Source { path: path.into(), text: text.into() }).len();
+        assert_eq!(of("crates/x/src/a.rs", "// unsafe\nfn f() { \"unsafe\"; }"), 0);
+        assert_eq!(of("crates/x/src/a.rs", "fn f() { unsafe { g() } }"), 1);
+        assert_eq!(of("crates/sys/src/a.rs", "fn f() { unsafe { g() } }"), 0);
+        assert_eq!(of("crates/x/src/a.rs", "#[allow(unsafe_code)]"), 1);
+        assert_eq!(of("crates/x/src/a.rs", &"\n".repeat(MAX_LINES + 1)), 1);
+        assert_eq!(of("crates/x/src/util/a.rs", ""), 1);
+        assert_eq!(of("crates/x/src/helpers.rs", ""), 1);
+        assert_eq!(of("crates/x/src/a.rs", "mod misc {}"), 1);
+    }
+
+    /// Who knows whom is Cargo's to enforce: a crate can't name what its manifest doesn't.
+    #[test]
+    fn crates_know_only_those_below() {
+        for (name, may_know) in CRATES {
+            let dependencies = dependencies(&read(&format!("crates/{name}/Cargo.toml")));
+            assert!(!dependencies.is_empty(), "{name}");
+            let knows: Vec<&str> = CRATES
+                .iter()
+                .map(|(other, _)| *other)
+                .filter(|other| dependencies.contains(*other))
+                .collect();
+            assert!(knows.iter().all(|other| may_know.contains(other)), "{name} knows {knows:?}");
+        }
+    }
+
+    /// So that a decision can't open a socket or read a clock.
+    #[test]
+    fn formats_and_decisions_have_no_standard_library() {
+        for name in ["wire", "engine"] {
+            let lib = read(&format!("crates/{name}/src/lib.rs"));
+            for attribute in ["#![no_std]", "#![forbid(unsafe_code)]"] {
+                assert!(lib.lines().any(|line| line == attribute), "{name} lacks {attribute}");
+            }
+            for source in source::read(&root(), &[&format!("crates/{name}/src")]).unwrap() {
+                let code = source::code(&source.text);
+                let (code, _) = source::split_tests(&code);
+                assert!(!code.contains("extern crate std"), "{}", source.path.display());
+            }
+        }
+        assert!(read("crates/passt/src/lib.rs").contains("#![forbid(unsafe_code)]"));
+    }
+
+    /// The lint that really finds unsafe code is the workspace's; each crate but sys takes it over whole.
+    #[test]
+    fn crates_take_the_workspaces_lints() {
+        assert!(read("Cargo.toml").lines().any(|line| line == "unsafe_code = \"deny\""));
+        for manifest in ["crates/wire", "crates/engine", "crates/passt", "fuzz", "xtask"] {
+            let manifest = read(&format!("{manifest}/Cargo.toml"));
+            assert!(manifest.contains("[lints]\nworkspace = true"), "{manifest}");
+        }
+    }
+
+    #[test]
+    fn modules_name_each_other_without_a_circle() {
+        let sources = source::read(&root(), &["crates"]).unwrap();
+        for (name, _) in CRATES {
+            let graph = source::imports(&sources, &Path::new("crates").join(name).join("src"));
+            assert!(graph.len() > 5, "{name}: {graph:?}");
+            assert_eq!(source::circle(&graph), None, "{name}");
+        }
+    }
+
+    /// What a newcomer is told to run is what a change has to pass.
+    #[test]
+    fn readme_has_the_test_command_of_ci() {
+        let readme = read("README.md");
+        let ci = read(".ci/run");
+        let command = ci.split("test_command='").nth(1).unwrap().split('\'').next().unwrap();
+        assert!(command.starts_with("cargo test"), "{command}");
+        assert!(ci.lines().any(|line| line.starts_with("$test_command")), ".ci/run doesn't run it");
+        assert!(readme.lines().any(|line| line.trim() == command), "README.md lacks '{command}'");
+    }
+}

@@ -1,0 +1,167 @@
+//! The manual page, in the language of man(7).
+
+use std::fmt::Write;
+
+use passt::cli::options::{Action, GROUPS, Modes, Opt};
+
+use crate::support::supported;
+
+const HEAD: &str = r#".SH NAME
+pasta \- connect a network namespace to the host's network, without privileges
+.SH SYNOPSIS
+.SY pasta
+.RI [ OPTION ]...
+.RI [ COMMAND " [" ARGUMENT ]...]
+.YS
+.SY pasta
+.RI [ OPTION ]...
+.I PID
+.YS
+.SY pasta
+.RI [ OPTION ]...
+.B \-\-netns
+.IR PATH | NAME
+.YS
+.SH DESCRIPTION
+.B pasta
+gives a network namespace an interface, and carries what goes through it by ordinary sockets of the host.
+It needs no privileges, and changes nothing on the host.
+.PP
+Without
+.I PID
+or
+.B \-\-netns
+it makes user, network and other namespaces and starts
+.I COMMAND
+in them, or a login shell.
+It ends when the command does, with the command's exit status.
+Otherwise it connects the namespace of a process, or one with a name, and goes to the background as soon as
+the network is there.
+It ends when the namespace does.
+.PP
+Options end at the first argument that is none.
+Long ones may be cut short as long as that is unique.
+If one is given more than once, the last counts, unless its description says otherwise.
+"#;
+
+const TAIL: &str = r#".SH EXIT STATUS
+.TP
+.B 0
+Success. In the background: the network is there. At the end: the namespace is gone, or a signal to end came.
+.TP
+.B 1
+An error, which standard error tells of.
+.TP
+.I N
+The command's own exit status.
+.TP
+.RI 128+ N
+Signal
+.I N
+ended the command.
+.SH EXAMPLES
+.TP
+A shell with a network of its own:
+.EX
+pasta \-\-config\-net
+.EE
+.TP
+A command, and a port of the host that leads to it:
+.EX
+pasta \-\-config\-net \-t 127.0.0.1/8080:80 \-\- httpd \-f \-p 80
+.EE
+.TP
+A namespace with a name:
+.EX
+pasta \-\-config\-net \-\-netns /run/netns/x
+.EE
+.SH SEE ALSO
+.BR namespaces (7),
+.BR network_namespaces (7),
+.BR user_namespaces (7)
+"#;
+
+/// The page of pasta(1).
+pub(crate) fn page() -> String {
+    let mut page =
+        format!(".TH PASTA 1 \"\" \"passt-rs {}\"\n{HEAD}.SH OPTIONS\n", env!("CARGO_PKG_VERSION"));
+    for group in &GROUPS {
+        let mut options =
+            group.options.iter().filter(|opt| matches!(opt.modes, Modes::Both | Modes::Pasta)).peekable();
+        if options.peek().is_some() {
+            page += &format!(".SS {}\n", escape(group.title));
+        }
+        options.for_each(|opt| push_option(&mut page, opt));
+    }
+    page + TAIL
+}
+
+fn push_option(page: &mut String, opt: &Opt) {
+    let mut names: Vec<String> = opt.short.map(|letter| format!("-{letter}")).into_iter().collect();
+    names.extend(opt.long.iter().map(|name| format!("--{name}")));
+    let names = names.iter().map(|name| format!("\\fB{}\\fR", escape(name))).collect::<Vec<_>>().join(", ");
+    let argument = match opt.action {
+        Action::Value(name, _) => format!(" \\fI{}\\fR", escape(name)),
+        Action::Ports(..) => " \\fISPEC\\fR".into(),
+        Action::Flag(_) | Action::Show(_) => String::new(),
+    };
+    // Writing to a string can't fail.
+    let _ = writeln!(page, ".TP\n{names}{argument}");
+    for paragraph in paragraphs(opt.help) {
+        page.push_str(&paragraph);
+    }
+    if !supported(opt) {
+        page.push_str(".br\nNot supported yet.\n");
+    }
+}
+
+/// Running text is filled; from the first line with columns on, and a default, lines stay.
+fn paragraphs(help: &str) -> Vec<String> {
+    let has_columns = |line: &str| line.contains("   ");
+    let mut out = Vec::new();
+    let mut table = false;
+    for line in help.lines() {
+        if line.starts_with("default:") {
+            if std::mem::take(&mut table) {
+                out.push(".EE\n".into());
+            }
+            out.push(".br\n".into());
+        } else if !table && has_columns(line) {
+            table = true;
+            out.push(".EX\n".into());
+        }
+        out.push(format!("{}\n", escape(line)));
+    }
+    if table {
+        out.push(".EE\n".into());
+    }
+    out
+}
+
+/// Text as it stands: no request at the start of a line, real hyphens.
+fn escape(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-").replace('~', "\\(ti").replace('^', "\\(ha");
+    if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::options_of_pasta;
+
+    #[test]
+    fn every_option_has_an_entry() {
+        let page = page();
+        for opt in options_of_pasta() {
+            let name = format!("\\fB{}\\fR", escape(&format!("--{}", opt.long[0])));
+            assert_eq!(page.matches(&name).count(), 1, "{name}");
+        }
+        assert_eq!(page.matches(".EX").count(), page.matches(".EE").count());
+    }
+
+    #[test]
+    fn text_can_not_become_a_request() {
+        assert_eq!(escape(".br"), "\\&.br");
+        assert_eq!(escape("a\\b -c"), "a\\eb \\-c");
+    }
+}

@@ -1,0 +1,83 @@
+//! Which options of the table do their work today: asked of the program's own parser.
+
+use std::ffi::OsString;
+
+use engine::forward::spec::Direction;
+use passt::cli::options::{self, Action, Modes, Opt};
+use passt::cli::{self, Invocation};
+
+/// Every option that `pasta` has.
+pub(crate) fn options_of_pasta() -> impl Iterator<Item = &'static Opt> {
+    options::all().filter(|opt| matches!(opt.modes, Modes::Both | Modes::Pasta))
+}
+
+/// Whether `pasta` takes the option today.
+pub(crate) fn supported(opt: &Opt) -> bool {
+    let mut line = vec![OsString::from("pasta"), "--foreground".into(), "--config-net".into()];
+    line.push(format!("--{}", opt.long[0]).into());
+    line.extend(argument(opt).map(OsString::from));
+    !refused(line)
+}
+
+/// Whether a command line asks for what is not there yet.
+pub(crate) fn refused(line: Vec<OsString>) -> bool {
+    match cli::parse(line, || 32768..=60999) {
+        Err(error) => error.to_string().contains("not supported yet"),
+        Ok(
+            Invocation::Run(_) | Invocation::Help(_) | Invocation::Version(_) | Invocation::Capabilities(_),
+        ) => false,
+    }
+}
+
+/// An argument that the option takes.
+fn argument(opt: &Opt) -> Option<&'static str> {
+    match opt.action {
+        Action::Flag(_) | Action::Show(_) => None,
+        Action::Ports(Direction::Inbound | Direction::Outbound, _) => Some("8080"),
+        Action::Value(name, _) => Some(match name {
+            "ADDR" | "ADDR[/LEN]" => "192.0.2.1",
+            "BYTES" => "65000",
+            "FD" => "5",
+            "LIST" => "example.com",
+            "MAC" => "02:00:00:00:00:01",
+            "MASK" => "24",
+            "SECONDS" => "1",
+            "UID[:GID]" => "1000",
+            _ => "/path",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each option's own argument is a good one, so that a refusal says what it means.
+    #[test]
+    fn every_option_is_taken_or_not_supported_yet() {
+        for opt in options_of_pasta() {
+            let mut line = vec![OsString::from("pasta"), "--foreground".into(), "--config-net".into()];
+            line.push(format!("--{}", opt.long[0]).into());
+            line.extend(argument(opt).map(OsString::from));
+            if let Err(error) = cli::parse(line, || 32768..=60999) {
+                // A path is for vhost-user alone.
+                let other = opt.long[0] == "repair-path";
+                assert!(other || error.to_string().contains("not supported yet"), "{:?}: {error}", opt.long);
+            }
+        }
+    }
+
+    /// README.md names what is refused, all of it and nothing else.
+    #[test]
+    fn readme_is_honest_about_options() {
+        let readme = std::fs::read_to_string(crate::house::root().join("README.md")).unwrap();
+        let section = readme.split("## Not yet").nth(1).unwrap().split("\n## ").next().unwrap();
+        for opt in options_of_pasta() {
+            let name = format!("`--{}`", opt.long[0]);
+            assert_eq!(section.contains(&name), !supported(opt), "README.md, \"Not yet\": {name}");
+        }
+        let line = |spec: &str| vec!["pasta".into(), "--tcp-ports".into(), spec.into()];
+        assert_eq!(section.contains("`auto`"), refused(line("auto")));
+        assert_eq!(section.contains("passt mode"), refused(vec!["passt".into()]));
+    }
+}
