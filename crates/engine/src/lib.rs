@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod addr;
+pub mod context;
 pub mod flow;
 pub mod forward;
 pub mod host;

@@ -13,11 +13,11 @@ use wire::{
 
 use crate::{
     addr::{Guest, Settings, test},
+    context::Context,
     flow::FlowId,
     host::{Errno, Host, SocketError, TcpSocket},
     icmp::{PingSocket, QueuedError, Request},
     link::{Full, Link},
-    stack::Context,
     timer::{Instant, Timers},
     udp::{Outbound, Received, UdpSocket},
 };

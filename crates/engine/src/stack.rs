@@ -7,6 +7,7 @@ use wire::{
 
 use crate::{
     addr::{Guest, Settings},
+    context::Context,
     flow::{Endpoints, FlowId, Kind},
     host::{Host, Readiness},
     icmp::Ping,
@@ -16,22 +17,6 @@ use crate::{
     timer::{Instant, Timers},
     udp::{Limits, Udp},
 };
-
-/// What every step needs besides its own state.
-pub struct Context<'a, H: Host, L: Link> {
-    /// The time of this step.
-    pub now: Instant,
-    /// Addressing and services.
-    pub settings: &'a Settings,
-    /// What is known of the guest.
-    pub guest: &'a Guest,
-    /// Sockets of the host.
-    pub host: &'a mut H,
-    /// The link to the guest.
-    pub link: &'a mut L,
-    /// Deadlines of all flows.
-    pub timers: &'a mut Timers<FlowId>,
-}
 
 /// Random numbers from the kernel, for the keyed hashes and for what an attacker must not guess.
 #[derive(Clone, Copy, Debug)]

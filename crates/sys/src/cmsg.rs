@@ -221,7 +221,7 @@ impl ExtendedError {
             _ => Origin::Other,
         };
         let info = u32::from_ne_bytes(data.get(8..)?.first_chunk().copied()?);
-        let offender = data.get(16..).and_then(crate::mmsg::parse_address);
+        let offender = data.get(16..).and_then(crate::address::parse_address);
         let offender = offender.map(|address| address.ip()).filter(|address| !address.is_unspecified());
         Some(Self { errno: u32::from_ne_bytes([a, b, c, d]), origin, kind, code, info, offender })
     }

@@ -2,6 +2,7 @@
 //!
 //! This is the only crate of the project that may contain `unsafe`; every block says why it is sound.
 
+pub mod address;
 pub mod cmsg;
 pub mod mmsg;
 pub mod netns;

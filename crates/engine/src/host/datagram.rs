@@ -2,10 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use crate::{
-    host::{Errno, SocketError},
-    icmp::QueuedError,
-};
+use super::{Errno, SocketError};
 
 /// A datagram, or with a segment size a train of them, to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,4 +61,30 @@ pub trait UdpSocket {
 
     /// Clears a pending error that has no entry in the queue.
     fn take_error(&mut self) -> Option<Errno>;
+}
+
+/// An entry of a socket's error queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuedError {
+    /// To whom the datagram had been sent; the port is zero for ping.
+    pub destination: SocketAddr,
+    /// Local address that the error was sent to, if known.
+    pub local: Option<IpAddr>,
+    /// The ICMP message that told it, of the destination's family; none for an error of the host's own.
+    pub report: Option<Report>,
+    /// Who sent the ICMP message, if known.
+    pub offender: Option<IpAddr>,
+    /// How many bytes of what was sent are known.
+    pub quoted: usize,
+}
+
+/// What an ICMP error message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// MTU in bytes, for "fragmentation needed" and "packet too big".
+    pub mtu: u32,
 }

@@ -1,8 +1,14 @@
 //! Sockets of the host, as the engine needs them.
 
+mod datagram;
+mod ping;
+
 use core::net::{IpAddr, SocketAddr};
 
-use crate::{flow::FlowId, icmp, udp};
+pub use datagram::{Outbound, QueuedError, Received, Report, UdpSocket};
+pub use ping::{PingSocket, Request};
+
+use crate::flow::FlowId;
 
 /// A Linux error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +85,9 @@ pub trait Host {
     /// A stream socket.
     type Tcp: TcpSocket;
     /// A datagram socket.
-    type Udp: udp::UdpSocket;
+    type Udp: UdpSocket;
     /// A ping socket.
-    type Ping: icmp::PingSocket;
+    type Ping: PingSocket;
 
     /// Starts to connect to `destination`. The result arrives as readiness: writable, or error.
     ///

@@ -1,6 +1,6 @@
 //! Errors that the host's sockets met, told to the guest as ICMP messages (SPEC §4.6, §7.4).
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::IpAddr;
 
 use wire::{
     frame::{Outgoing, Written},
@@ -11,9 +11,9 @@ use zerocopy::IntoBytes;
 
 use crate::{
     addr::{Guest, Settings},
-    host::{Errno, Host},
+    context::Context,
+    host::{Errno, Host, Report},
     link::Link,
-    stack::Context,
 };
 
 /// Longest quote of a packet's payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
@@ -24,32 +24,6 @@ const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
 const TRANSPORT_LEN: usize = 8;
 /// Hop limit of packets of our own making.
 const HOP_LIMIT: u8 = 255;
-
-/// An entry of a socket's error queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueuedError {
-    /// To whom the datagram had been sent; the port is zero for ping.
-    pub destination: SocketAddr,
-    /// Local address that the error was sent to, if known.
-    pub local: Option<IpAddr>,
-    /// The ICMP message that told it, of the destination's family; none for an error of the host's own.
-    pub report: Option<Report>,
-    /// Who sent the ICMP message, if known.
-    pub offender: Option<IpAddr>,
-    /// How many bytes of what was sent are known.
-    pub quoted: usize,
-}
-
-/// What an ICMP error message says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Type.
-    pub kind: u8,
-    /// Code.
-    pub code: u8,
-    /// MTU in bytes, for "fragmentation needed" and "packet too big".
-    pub mtu: u32,
-}
 
 /// The packet that met an error, as the guest had sent it.
 #[derive(Clone, Copy, Debug)]

@@ -18,17 +18,17 @@ use wire::{
 };
 use zerocopy::IntoBytes;
 
-pub use error::{MAX_QUOTE, QueuedError, Report};
+pub use error::MAX_QUOTE;
 pub(crate) use error::{Quote, router, shown_offender, tell};
 
+pub use crate::host::{PingSocket, QueuedError, Report, Request};
 use crate::{
+    context::Context,
     flow::{FlowId, Flows, Keyed, Kind},
     host::{Errno, Host, Readiness, SocketError},
     link::Link,
     nat::Protocol,
-    stack::Context,
     timer::Deadline,
-    udp::Received,
 };
 
 /// A ping ends after this long without a request or reply (SPEC §4.5).
@@ -37,42 +37,6 @@ const IDLE: Duration = Duration::from_secs(60);
 const VISIT: usize = 32;
 /// Hop limit shown when the host does not tell what it received.
 const UNKNOWN_HOP_LIMIT: u8 = 255;
-
-/// An echo request to be sent.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// To whom; the port is zero.
-    pub destination: SocketAddr,
-    /// The message's header. The socket puts its own identifier and the checksum in.
-    pub header: &'a Header,
-    /// What follows the header.
-    pub payload: &'a [u8],
-    /// Time to live or hop limit; not zero.
-    pub hop_limit: u8,
-    /// DSCP and ECN.
-    pub traffic_class: u8,
-}
-
-/// A non-blocking, unconnected ping socket (`SOCK_DGRAM`, `IPPROTO_ICMP` or `IPPROTO_ICMPV6`).
-pub trait PingSocket {
-    /// Sends a request.
-    ///
-    /// # Errors
-    /// See [`SocketError`]. A failure may also be that of an earlier request, told once; nothing was sent then.
-    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError>;
-
-    /// Receives a message, header and payload, into `buffer`. With an empty buffer, drops one.
-    ///
-    /// # Errors
-    /// See [`SocketError`]. A failure may also be that of an earlier request, told once.
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
-
-    /// Takes an entry of the error queue, with the first bytes of the message that met the error, header first.
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
-
-    /// Clears a pending error that has no entry in the queue.
-    fn take_error(&mut self) -> Option<Errno>;
-}
 
 /// Echo messages that were not carried, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,10 +11,10 @@ use super::{
     send::{Acked, MAX_UNANSWERED, Sender, syn_timeout},
 };
 use crate::{
+    context::Context,
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Host, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
-    stack::Context,
     timer::{Deadline, Instant},
 };
 

@@ -8,10 +8,10 @@ use wire::{
 };
 
 use crate::{
+    context::Context,
     flow::Endpoints,
     host::Host,
     link::{Full, Link},
-    stack::Context,
 };
 
 /// Hop limit of segments to the guest (SPEC §4).

@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{
     addr::Settings,
+    context::Context,
     flow::Endpoints,
     host::{Host, Readiness, TcpSocket},
     link::Link,
-    stack::Context,
     timer::Instant,
 };
 

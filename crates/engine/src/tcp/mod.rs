@@ -31,11 +31,11 @@ use self::{
     queue::SlotPool,
 };
 use crate::{
+    context::Context,
     flow::{Endpoints, FlowId, Flows, Kind},
     host::{Host, Readiness, TcpSocket},
     link::Link,
     nat::Protocol,
-    stack::Context,
     timer::Instant,
 };
 

@@ -6,7 +6,6 @@
 //! the guest to what came in through a listener leave through it.
 
 mod listener;
-mod socket;
 mod table;
 
 #[cfg(test)]
@@ -28,17 +27,17 @@ use wire::{
 use zerocopy::{IntoBytes, big_endian::U16};
 
 pub use listener::Listener;
-pub use socket::{Outbound, Received, UdpSocket};
 pub use table::Limits;
 
+pub use crate::host::{Outbound, Received, UdpSocket};
 use crate::{
     addr::{Guest, Settings},
+    context::Context,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
-    host::{Errno, Host, Readiness, SocketError},
-    icmp::{self, QueuedError, Quote, Report},
+    host::{Errno, Host, QueuedError, Readiness, Report, SocketError},
+    icmp::{self, Quote},
     link::Link,
     nat::Protocol,
-    stack::Context,
     timer::Instant,
 };
 use table::{Direction, Flow, PeerKey, Table};
