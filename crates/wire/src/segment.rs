@@ -82,10 +82,17 @@ impl<'a> Segments<'a> {
         let frame = buffer.get_mut(..len)?;
         frame[..self.headers.len()].copy_from_slice(self.headers);
         frame[self.headers.len()..].copy_from_slice(payload);
-        let transport_at = fix_network_header(frame)?;
-        self.fix_transport_header(&mut frame[transport_at.0..], transport_at.1, last)?;
+        let (transport_at, pseudo_header) = fix_network_header(frame, self.protocol())?;
+        self.fix_transport_header(frame.get_mut(transport_at..)?, pseudo_header, last)?;
         self.next += payload.len();
         Some(len)
+    }
+
+    const fn protocol(&self) -> u8 {
+        match self.kind {
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 => protocol::TCP,
+            SegmentKind::Udp => protocol::UDP,
+        }
     }
 
     fn fix_transport_header(&self, bytes: &mut [u8], pseudo_header: Sum, last: bool) -> Option<()> {
@@ -120,27 +127,32 @@ impl<'a> Segments<'a> {
 }
 
 /// Sets the lengths of a segment's IP header by the frame's own length; returns where the transport header
-/// starts and the pseudo-header's sum.
-fn fix_network_header(frame: &mut [u8]) -> Option<(usize, Sum)> {
+/// starts and the pseudo-header's sum. None if something else than `protocol` follows it.
+fn fix_network_header(frame: &mut [u8], protocol: u8) -> Option<(usize, Sum)> {
     let frame_len = frame.len();
     let rest = frame.get_mut(ethernet::HEADER_LEN..)?;
     if rest.first()? >> 4 == 4 {
-        let (header, _) = ipv4::Header::mut_from_prefix(rest).ok()?;
+        let header = ipv4::Header::mut_from_prefix(rest).ok()?.0;
+        if header.protocol != protocol {
+            return None;
+        }
         header.total_len = U16::new((frame_len - ethernet::HEADER_LEN) as u16);
         header.update_checksum();
         let at = ethernet::HEADER_LEN + header.header_len();
         let (source, destination) = (Ipv4Addr::from(header.source), Ipv4Addr::from(header.destination));
-        Some((at, pseudo(source.into(), destination.into(), header.protocol, frame_len.checked_sub(at)?)))
+        Some((at, pseudo(source.into(), destination.into(), protocol, frame_len.checked_sub(at)?)))
     } else {
-        let (header, _) = ipv6::Header::mut_from_prefix(rest).ok()?;
+        let header = ipv6::Header::mut_from_prefix(rest).ok()?.0;
+        if header.next_header != protocol {
+            return None;
+        }
         let at = ethernet::HEADER_LEN + ipv6::HEADER_LEN;
         header.payload_len = U16::new((frame_len - at) as u16);
         let (source, destination) = (Ipv6Addr::from(header.source), Ipv6Addr::from(header.destination));
-        Some((at, pseudo(source.into(), destination.into(), header.next_header, frame_len - at)))
+        Some((at, pseudo(source.into(), destination.into(), protocol, frame_len - at)))
     }
 }
 
 fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Sum {
-    debug_assert!(protocol == protocol::TCP || protocol == protocol::UDP);
     Sum::new().pseudo_header(source, destination, protocol, len)
 }

@@ -1,0 +1,16 @@
+//! The command line: any words are a configuration, or an error that says what to do.
+
+use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+
+use passt::cli;
+
+/// A byte that chooses the program's name, and words that end in a zero byte.
+pub fn target(data: &[u8]) {
+    let (&name, words) = data.split_first().unwrap_or((&0, &[]));
+    let name = ["pasta", "passt", "passt4netns"][usize::from(name) % 3];
+    let words = words.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec()));
+    let args = std::iter::once(OsString::from(name)).chain(words);
+    if let Err(error) = cli::parse(args, || 32_768..=60_999) {
+        assert!(!error.to_string().is_empty());
+    }
+}

@@ -1,0 +1,92 @@
+//! New inputs from old ones, by a seeded generator.
+
+/// A small generator of pseudo-random numbers (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence of `seed`.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number.
+    pub const fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`; zero if `n` is.
+    pub const fn below(&mut self, n: usize) -> usize {
+        if n == 0 { 0 } else { (self.next() % n as u64) as usize }
+    }
+
+    /// `len` bytes.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+}
+
+/// Bytes at which programs err.
+const INTERESTING: [u8; 10] = [0, 1, 2, 4, 0x7f, 0x80, 0xfe, 0xff, 0x45, 0x60];
+/// Longest input that is made.
+const MAX_LEN: usize = 4096;
+
+/// An input made of one of `corpus`, or of nothing.
+#[must_use]
+pub fn next_input(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let mut input = match random.below(8) {
+        0 => {
+            let len = random.below(600);
+            random.bytes(len)
+        }
+        _ => corpus.get(random.below(corpus.len())).cloned().unwrap_or_default(),
+    };
+    for _ in 0..=random.below(6) {
+        change(&mut input, corpus, random);
+    }
+    input.truncate(MAX_LEN);
+    input
+}
+
+fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
+    let at = random.below(input.len());
+    let len = 1 + random.below(16).min(input.len().saturating_sub(at + 1));
+    match random.below(8) {
+        0 => {
+            if let Some(byte) = input.get_mut(at) {
+                *byte ^= 1 << random.below(8);
+            }
+        }
+        1 => {
+            if let Some(byte) = input.get_mut(at) {
+                *byte = INTERESTING[random.below(INTERESTING.len())];
+            }
+        }
+        2 => {
+            if let Some(byte) = input.get_mut(at) {
+                *byte = random.next() as u8;
+            }
+        }
+        3 => {
+            let bytes = random.bytes(len);
+            input.splice(at..at, bytes);
+        }
+        4 if !input.is_empty() => drop(input.drain(at..at + len)),
+        5 if !input.is_empty() => {
+            let again = input[at..at + len].to_vec();
+            input.splice(at..at, again);
+        }
+        6 => input.truncate(at),
+        _ => {
+            if let Some(other) = corpus.get(random.below(corpus.len())) {
+                let start = random.below(other.len());
+                input.splice(at.., other[start..].iter().copied());
+            }
+        }
+    }
+}

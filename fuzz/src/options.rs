@@ -1,0 +1,22 @@
+//! Options of TCP segments: what is read can be written, and read again.
+
+use wire::tcp::{MAX_OPTIONS_LEN, MAX_SACK_BLOCKS, MAX_WINDOW_SCALE, Options};
+
+/// Any bytes as options.
+pub fn target(data: &[u8]) {
+    let options = Options::parse(data);
+    assert!(options.window_scale.is_none_or(|scale| scale <= MAX_WINDOW_SCALE));
+    assert!(options.sack.as_slice().len() <= MAX_SACK_BLOCKS);
+    let mut bytes = [0; MAX_OPTIONS_LEN];
+    let len = options.emit(&mut bytes);
+    assert!(len.is_multiple_of(4) && len <= MAX_OPTIONS_LEN);
+    // No segment has both, but for a mischievous one.
+    if options.sack.as_slice().is_empty() || (options.mss.is_none() && options.window_scale.is_none()) {
+        let again = Options::parse(&bytes[..len]);
+        assert_eq!(
+            again.sack.as_slice().len(),
+            options.sack.as_slice().len().min(again.sack.as_slice().len())
+        );
+        assert_eq!((again.mss, again.window_scale), (options.mss, options.window_scale));
+    }
+}

@@ -1,0 +1,148 @@
+//! The guest's end of the link: checks every frame, and remembers what a guest would.
+
+use std::collections::BTreeMap;
+
+use engine::{
+    flow::Endpoints,
+    link::{Full, Link},
+};
+use std::net::SocketAddr;
+use wire::{
+    frame::{self, Body, MAX_LEN, Transport},
+    offload::{Offload, SegmentKind},
+    tcp::{Flags, Segment},
+};
+
+use super::world::pattern;
+
+/// Most frames that one step may cause: what fits into the largest window, and some for the others.
+const MOST_FRAMES: usize = 4096;
+
+/// What the guest knows of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Heard {
+    /// Sequence number of the host's SYN.
+    pub(super) iss: Option<u32>,
+    /// Next sequence number of the host's stream that the guest lacks.
+    pub(super) next: u32,
+    /// What the host has acknowledged.
+    pub(super) ack: u32,
+}
+
+/// A link that checks.
+#[derive(Debug)]
+pub(super) struct GuestLink {
+    slot: Vec<u8>,
+    reserved: usize,
+    /// It takes nothing.
+    pub(super) full: bool,
+    /// It is full when it comes to it, though there was a slot.
+    pub(super) refuses: bool,
+    /// Frames since the last call of [`GuestLink::next_step`].
+    frames: usize,
+    heard: BTreeMap<(SocketAddr, SocketAddr), Heard>,
+}
+
+impl GuestLink {
+    pub(super) fn new() -> Self {
+        Self {
+            slot: vec![0xa5; MAX_LEN],
+            reserved: 0,
+            full: false,
+            refuses: false,
+            frames: 0,
+            heard: BTreeMap::new(),
+        }
+    }
+
+    /// Starts to count frames anew; how many there were.
+    pub(super) fn next_step(&mut self) -> usize {
+        std::mem::take(&mut self.frames)
+    }
+
+    /// What the guest has heard of a connection.
+    pub(super) fn heard(&self, ends: &Endpoints) -> Heard {
+        self.heard.get(&(ends.guest, ends.remote)).copied().unwrap_or_default()
+    }
+
+    fn hear(&mut self, ends: Endpoints, segment: &Segment<'_>) {
+        let heard = self.heard.entry((ends.guest, ends.remote)).or_default();
+        let (seq, flags) = (segment.seq().0, segment.flags());
+        if flags.contains(Flags::RST) {
+            return;
+        }
+        if flags.contains(Flags::SYN) {
+            *heard = Heard { iss: Some(seq), next: seq.wrapping_add(1), ack: segment.ack().0 };
+            return;
+        }
+        heard.ack = segment.ack().0;
+        let Some(iss) = heard.iss else {
+            assert!(segment.payload.is_empty(), "data before the handshake");
+            return;
+        };
+        let first = seq.wrapping_sub(iss).wrapping_sub(1);
+        for (&byte, position) in segment.payload.iter().zip(0..) {
+            assert_eq!(byte, pattern(first.wrapping_add(position)), "the host's stream at {first}");
+        }
+        if heard.next == seq {
+            heard.next = heard.next.wrapping_add(segment.sequence_len());
+        }
+    }
+}
+
+impl Link for GuestLink {
+    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        assert!(len <= MAX_LEN, "a slot of {len} bytes");
+        if self.full {
+            return None;
+        }
+        self.reserved = len;
+        let stale = len.min(200);
+        self.slot[..stale].fill(0xa5);
+        Some(&mut self.slot[..len])
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        assert!(len <= self.reserved, "{len} bytes of a slot of {}", self.reserved);
+        self.frames += 1;
+        assert!(self.frames < MOST_FRAMES, "one step without an end");
+        if self.refuses {
+            return Err(Full);
+        }
+        let slot = std::mem::take(&mut self.slot);
+        check(&slot[..len], offload, self);
+        self.slot = slot;
+        Ok(())
+    }
+}
+
+/// A frame to the guest is what it says it is.
+fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
+    let frame = match frame::parse(bytes) {
+        Ok(frame) => frame,
+        Err(reason) => panic!("{reason:?}: {bytes:02x?}"),
+    };
+    assert_eq!(Offload::from_virtio(&offload.to_virtio()), Some(*offload));
+    if let Some(checksum) = offload.checksum {
+        let at = usize::from(checksum.start) + usize::from(checksum.offset);
+        assert!(at + 2 <= bytes.len(), "{offload:?} in {} bytes", bytes.len());
+    }
+    let Body::Ip(packet) = frame.body else { return };
+    assert_eq!(packet.source.is_ipv4(), packet.destination.is_ipv4());
+    assert!(!packet.source.is_multicast(), "from {}", packet.source);
+    let kind = offload.segmentation.map(|segmentation| segmentation.kind);
+    match packet.transport {
+        Transport::Tcp(segment) => {
+            let expected = if packet.source.is_ipv4() { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
+            assert!(kind.is_none_or(|kind| kind == expected), "{offload:?}");
+            let ends = Endpoints {
+                guest: SocketAddr::new(packet.destination, segment.header.destination_port.get()),
+                remote: SocketAddr::new(packet.source, segment.header.source_port.get()),
+            };
+            link.hear(ends, &segment);
+        }
+        Transport::Udp(_) => assert!(kind.is_none_or(|kind| kind == SegmentKind::Udp), "{offload:?}"),
+        Transport::Icmp(_) => assert_eq!(kind, None),
+        Transport::Other(protocol) => panic!("protocol {protocol} to the guest"),
+    }
+}

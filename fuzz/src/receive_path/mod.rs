@@ -1,0 +1,344 @@
+//! The whole receive path: a guest that sends anything, and a host whose sockets do anything they may.
+//!
+//! The input is a sequence of operations: frames, events of sockets, accepted connections, time that goes by.
+//! After each of them the books must balance, and when nothing happens for long enough, nothing is left.
+
+mod guest;
+mod link;
+mod world;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use engine::{
+    addr::{Guest as Learned, Services, Settings, V4, V6},
+    flow::FlowId,
+    host::Readiness,
+    icmp::{QueuedError, Report},
+    stack::{Seeds, Stack},
+    timer::Instant,
+    udp::{Limits, Received},
+};
+use wire::{ethernet::Mac, offload::Offload, tcp::Flags};
+
+pub(crate) use self::guest::{datagram_with, dhcp_message};
+use self::{
+    guest::{Guest, segment_of},
+    link::GuestLink,
+    world::World,
+};
+use crate::input::Input;
+
+/// Few enough to be reached.
+const LIMITS: Limits =
+    Limits { flows: 24, endpoints: 8, idle: Duration::from_secs(30), idle_stream: Duration::from_secs(120) };
+/// Most memory that one connection can have queued: its window, and the slots at both ends.
+const MOST_QUEUED: usize = (1 << 20) + 2 * (16 << 10);
+/// Longer than any deadline: idle connections of two to four hours (SPEC §6.9).
+const LONG_ENOUGH: u64 = 5 * 3600;
+
+/// See the module.
+pub fn target(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut run = Run::new(&mut input);
+    while !input.is_empty() {
+        run.operation(&mut input);
+        run.check();
+    }
+    run.wind_down();
+}
+
+/// Both families, everything mapped, all services on, unless `switches` say otherwise.
+pub(crate) fn settings(switches: u8) -> Settings {
+    let on = |bit: u8| switches & bit == 0;
+    let v4 = V4 {
+        assigned: Ipv4Addr::new(198, 51, 100, 2),
+        prefix_len: 24,
+        our_address: on(1).then_some(Ipv4Addr::new(198, 51, 100, 1)),
+        map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
+        map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
+        dns_match: Some(Ipv4Addr::new(198, 51, 100, 53)),
+        dns_host: on(2).then_some(Ipv4Addr::new(127, 0, 0, 53)),
+        pinned: !on(4),
+        dns: vec![Ipv4Addr::new(198, 51, 100, 53); 3],
+    };
+    let v6 = V6 {
+        assigned: on(8).then_some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2)),
+        our_link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+        map_host_loopback: Some(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+        map_guest_address: Some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77)),
+        dns_match: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53)),
+        dns_host: Some(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x53)),
+        outbound_scope: 7,
+        pinned: !on(4),
+        dns: vec![Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53); 3],
+    };
+    let services = Services {
+        tcp: true,
+        udp: true,
+        icmp: true,
+        dhcp: true,
+        dhcpv6: true,
+        ndp: true,
+        ra: true,
+        advertise_dns: true,
+        advertise_search: true,
+        search: vec!["example.test".into(), "corp.test".into()],
+        hostname: Some("guest".into()),
+        fqdn: Some("guest.example.test".into()),
+        start_since_2000: 0x0102_0304,
+    };
+    Settings {
+        our_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
+        mtu: [65_520, 1500, 0, 68][usize::from(switches >> 6)],
+        v4: on(16).then_some(v4),
+        v6: on(32).then_some(v6),
+        services,
+    }
+}
+
+struct Run {
+    stack: Stack<World>,
+    world: World,
+    link: GuestLink,
+    guest: Guest,
+    now: Instant,
+}
+
+impl Run {
+    fn new(input: &mut Input<'_>) -> Self {
+        let settings = settings(input.byte());
+        let learned = Learned::new(&settings, None);
+        let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
+        let now = Instant::from_micros(1_000_000);
+        Self {
+            stack: Stack::new(settings, learned, LIMITS, seeds, now),
+            world: World::new(u64::from(input.u16())),
+            link: GuestLink::new(),
+            guest: Guest::new(),
+            now,
+        }
+    }
+
+    fn operation(&mut self, input: &mut Input<'_>) {
+        match input.byte() % 32 {
+            0..14 => {
+                let (frame, offload) = self.guest.frame(input, &self.link);
+                self.frame(&frame, &offload);
+            }
+            14..20 => self.stream_event(input),
+            20..22 => self.mailbox_event(input, true),
+            22 => self.mailbox_event(input, false),
+            23 => self.accept(input),
+            24..26 => {
+                self.round();
+                self.now = self.now
+                    + Duration::from_millis(input.pick(&[1, 4, 50, 250, 1000, 4000, 31_000, 130_000]));
+                self.round();
+            }
+            26 => match input.byte() % 8 {
+                0 => self.link.full = true,
+                1 => self.link.refuses = true,
+                2 => self.world.exhausted = true,
+                _ => (self.link.full, self.link.refuses, self.world.exhausted) = (false, false, false),
+            },
+            27 => self.stack.on_link_up(&mut self.link),
+            _ => self.round(),
+        }
+    }
+
+    fn frame(&mut self, frame: &[u8], offload: &Offload) {
+        let segment = segment_of(frame);
+        self.world.segment = segment.map(|(ends, seq, _)| (ends, seq));
+        if let Some((ends, seq, flags)) = segment
+            && flags.contains(Flags::SYN)
+        {
+            for stream in self.world.streams() {
+                let mut stream = stream.borrow_mut();
+                // The guest may begin again, until something came of it.
+                if stream.ends == ends && stream.written == 0 {
+                    stream.expected.push(seq.wrapping_add(1));
+                }
+            }
+        }
+        self.stack.on_frame(frame, offload, self.now, &mut self.world, &mut self.link);
+    }
+
+    fn readiness(&mut self, id: FlowId, readiness: Readiness) {
+        self.stack.on_readiness(id, readiness, self.now, &mut self.world, &mut self.link);
+    }
+
+    fn stream_event(&mut self, input: &mut Input<'_>) {
+        let choice = usize::from(input.byte());
+        let streams = self.world.streams();
+        if streams.is_empty() {
+            return;
+        }
+        let shared = streams[choice % streams.len()].clone();
+        let mut stream = shared.borrow_mut();
+        let mut readiness = Readiness::default();
+        let all = Readiness { readable: true, writable: true, read_closed: true, error: true };
+        match input.byte() % 16 {
+            0 if !stream.connected => {
+                stream.error = Some(111);
+                stream.failed = true;
+                readiness = all;
+            }
+            _ if !stream.connected => {
+                stream.connected = true;
+                readiness.writable = true;
+            }
+            0..7 if !stream.ended => {
+                stream.available += u32::from(input.u16()) * input.pick(&[1, 1, 4]);
+                readiness.readable = true;
+            }
+            7..9 => {
+                stream.ended = true;
+                readiness = Readiness { readable: true, read_closed: true, ..readiness };
+            }
+            9 => {
+                stream.error = Some(104);
+                (stream.failed, stream.ended) = (true, true);
+                readiness = all;
+            }
+            10..15 => readiness.writable = true,
+            _ => readiness = Readiness { readable: input.byte() & 1 == 0, writable: true, ..readiness },
+        }
+        let id = stream.id;
+        drop(stream);
+        drop(shared);
+        self.readiness(id, readiness);
+    }
+
+    fn mailbox_event(&mut self, input: &mut Input<'_>, udp: bool) {
+        let choice = usize::from(input.byte());
+        let mailboxes = if udp { self.world.udp() } else { self.world.pings() };
+        if mailboxes.is_empty() {
+            return;
+        }
+        let shared = mailboxes[choice % mailboxes.len()].clone();
+        let mut mailbox = shared.borrow_mut();
+        let mut readiness = Readiness::default();
+        match input.byte() % 4 {
+            0..2 => {
+                let len = input.pick(&[0, 1, 8, 100, 1472, 9000, 65_507, 65_535]);
+                let mut payload = input.take(12).to_vec();
+                payload.resize(len, 0);
+                let segment_size = Some(input.u16()).filter(|&size| size > 0 && usize::from(size) < len);
+                let received = Received {
+                    len: 0,
+                    truncated: false,
+                    segment_size,
+                    from: peer(input),
+                    destination: input.one_in(4).then(|| peer(input).ip()),
+                    local: None,
+                    hop_limit: Some(input.byte()),
+                    traffic_class: input.byte(),
+                };
+                mailbox.arriving.push_back((received, payload));
+                readiness.readable = true;
+            }
+            2 => {
+                let report = Report { kind: input.byte() % 16, code: input.byte() % 16, mtu: input.u32() };
+                let error = QueuedError {
+                    destination: peer(input),
+                    local: None,
+                    report: (!input.one_in(4)).then_some(report),
+                    offender: (!input.one_in(4)).then(|| peer(input).ip()),
+                    quoted: 0,
+                };
+                let mut quote = input.take(24).to_vec();
+                quote.resize(input.pick(&[0, 4, 24, 548, 4000]), 0);
+                mailbox.errors.push_back((error, quote));
+                readiness.error = true;
+            }
+            _ => {
+                mailbox.error = Some(111);
+                readiness = Readiness { error: true, readable: input.byte() & 1 == 0, ..readiness };
+            }
+        }
+        let id = mailbox.id;
+        drop(mailbox);
+        drop(shared);
+        self.readiness(id, readiness);
+    }
+
+    fn accept(&mut self, input: &mut Input<'_>) {
+        let talk = usize::from(input.byte()) % self.guest.talks.len();
+        let ends = self.guest.talks[talk].ends;
+        let socket = self.world.accepted(ends);
+        drop(self.stack.on_accept(ends, socket, self.now, &mut self.world, &mut self.link));
+    }
+
+    /// What the event loop does after each batch of events.
+    fn round(&mut self) {
+        let (stack, world, link) = (&mut self.stack, &mut self.world, &mut self.link);
+        if stack.next_deadline().is_some_and(|due| due <= self.now) {
+            stack.on_deadlines(self.now, world, link);
+        }
+        stack.end_batch(self.now, world, link);
+        let due = stack.next_deadline();
+        assert!(due.is_none_or(|due| due > self.now), "at {:?}, {due:?} stays due", self.now);
+        stack.run(self.now, world, link);
+    }
+
+    /// What must hold at all times.
+    fn check(&mut self) {
+        self.link.next_step();
+        self.world.bury();
+        let (tcp, pings, timers) = (self.stack.tcp(), self.stack.ping().flows(), self.stack.timers().len());
+        let (connections, memory) = (tcp.len(), tcp.queue_memory());
+        assert_eq!(connections, self.world.streams().len(), "connections and their sockets");
+        assert_eq!(pings, self.world.pings().len(), "pings and their sockets");
+        assert!(memory <= connections * MOST_QUEUED, "{memory} bytes for {connections} connections");
+        let flows = self.stack.udp().flows();
+        assert!(self.world.udp().len() <= LIMITS.endpoints && flows <= LIMITS.flows, "{flows} UDP flows");
+        let most = connections + pings + flows;
+        assert!(timers <= most, "{timers} deadlines of {most} flows");
+    }
+
+    /// Nothing happens any more: everything ends.
+    fn wind_down(&mut self) {
+        (self.link.full, self.link.refuses) = (false, false);
+        let end = self.now + Duration::from_secs(LONG_ENOUGH);
+        self.round();
+        while self.now < end {
+            self.now = self.now + Duration::from_secs(600);
+            for _ in 0..1000 {
+                self.round();
+                self.link.next_step();
+                if !self.stack.has_runnable() {
+                    break;
+                }
+            }
+            assert!(!self.stack.has_runnable(), "connections that never rest");
+            self.check();
+        }
+        assert_eq!(self.stack.tcp().len(), 0, "connections left");
+        assert_eq!(self.stack.tcp().queue_memory(), 0, "memory left");
+        assert_eq!(self.stack.udp().flows() + self.world.udp().len(), 0, "UDP left");
+        assert_eq!(self.stack.ping().flows(), 0, "pings left");
+        assert!(self.stack.timers().is_empty(), "deadlines left");
+    }
+}
+
+/// Somebody on the host's side.
+fn peer(input: &mut Input<'_>) -> SocketAddr {
+    let addresses: [IpAddr; 12] = [
+        Ipv4Addr::new(192, 0, 2, 1).into(),
+        Ipv4Addr::new(192, 0, 2, 2).into(),
+        Ipv4Addr::LOCALHOST.into(),
+        Ipv4Addr::new(127, 0, 0, 53).into(),
+        Ipv4Addr::new(198, 51, 100, 2).into(),
+        Ipv4Addr::UNSPECIFIED.into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x99).into(),
+        Ipv6Addr::LOCALHOST.into(),
+        Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0xc000, 0x201).into(),
+        Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
+        Ipv4Addr::BROADCAST.into(),
+    ];
+    SocketAddr::new(input.pick(&addresses), input.pick(&[80, 53, 80, 53, 0, 40_000]))
+}

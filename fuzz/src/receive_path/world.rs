@@ -1,0 +1,376 @@
+//! Sockets of a host that does as it pleases within what a kernel may do, and that checks what it is asked.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
+
+use engine::{
+    flow::{Endpoints, FlowId},
+    host::{Errno, Host, SocketError, TcpSocket},
+    icmp::{PingSocket, QueuedError, Request},
+    udp::{Outbound, Received, UdpSocket},
+};
+
+use crate::mutate::Random;
+
+const EPIPE: i32 = 32;
+const EMFILE: i32 = 24;
+const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
+
+/// The byte at `position` of every stream: of the guest's by sequence number, of the host's counted from its
+/// first.
+pub(super) const fn pattern(position: u32) -> u8 {
+    (position.wrapping_mul(0x9e37_79b1) >> 23) as u8
+}
+
+/// Any chance that sockets take, shared by all of them.
+type Chance = Rc<RefCell<Random>>;
+
+/// A stream socket, seen from the host.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) id: FlowId,
+    pub(super) ends: Endpoints,
+    /// Sequence numbers that the next byte of the guest may have: more than one only before the first byte.
+    pub(super) expected: Vec<u32>,
+    /// How many bytes were taken in.
+    pub(super) written: u64,
+    pub(super) connected: bool,
+    shut: bool,
+    /// Where the oldest byte lies that was not discarded, and how many bytes are there from it on.
+    base: u32,
+    pub(super) available: u32,
+    /// How far from the oldest byte on it was looked at.
+    peeked: u32,
+    /// The peer has ended its stream.
+    pub(super) ended: bool,
+    /// To be taken.
+    pub(super) error: Option<i32>,
+    /// Nothing works any more.
+    pub(super) failed: bool,
+    chance: Chance,
+}
+
+impl Stream {
+    fn rolls(&self, n: usize) -> usize {
+        self.chance.borrow_mut().below(n)
+    }
+
+    /// Takes in bytes of the guest: they must be the next ones of its stream.
+    fn take(&mut self, mut bytes: impl Iterator<Item = u8>, len: usize) {
+        for _ in 0..len {
+            let Some(byte) = bytes.next() else { break };
+            self.expected.retain(|&seq| pattern(seq) == byte);
+            assert!(
+                !self.expected.is_empty(),
+                "byte {} of the guest's stream is not the next one",
+                self.written
+            );
+            for seq in &mut self.expected {
+                *seq = seq.wrapping_add(1);
+            }
+            self.written += 1;
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct StreamSocket(Rc<RefCell<Stream>>);
+
+impl TcpSocket for StreamSocket {
+    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        let mut stream = self.0.borrow_mut();
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        assert!(len > 0, "a send of nothing");
+        assert!(!stream.shut, "bytes behind the end of the stream");
+        assert!(stream.connected, "bytes before the connection stands");
+        if stream.failed {
+            return Err(SocketError::Failed(Errno(EPIPE)));
+        }
+        let taken = match stream.rolls(20) {
+            0..10 => len,
+            10..15 => 1 + stream.rolls(len),
+            15..19 => return Err(SocketError::WouldBlock),
+            _ if stream.rolls(8) == 0 => {
+                stream.failed = true;
+                return Err(SocketError::Failed(Errno(EPIPE)));
+            }
+            _ => len,
+        };
+        stream.take(pieces.iter().flat_map(|piece| piece.iter().copied()), taken);
+        Ok(taken)
+    }
+
+    fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
+        let mut stream = self.0.borrow_mut();
+        let Some(left) = stream.available.checked_sub(offset) else {
+            panic!("a look {offset} bytes on, where {} bytes are", stream.available);
+        };
+        let mut len = (left as usize).min(buffer.len());
+        if len == 0 {
+            return match stream.failed {
+                true => Err(SocketError::Failed(Errno(ECONNREFUSED))),
+                false if stream.ended || buffer.is_empty() => Ok(0),
+                false => Err(SocketError::WouldBlock),
+            };
+        }
+        if stream.rolls(8) == 0 {
+            len = 1 + stream.rolls(len);
+        }
+        let start = stream.base.wrapping_add(offset);
+        for (byte, position) in buffer[..len].iter_mut().zip(0..) {
+            *byte = pattern(start.wrapping_add(position));
+        }
+        stream.peeked = stream.peeked.max(offset + len as u32);
+        Ok(len)
+    }
+
+    fn discard(&mut self, len: u32) -> Result<(), SocketError> {
+        let mut stream = self.0.borrow_mut();
+        assert!(len > 0 && len <= stream.peeked, "{len} bytes discarded of {} seen", stream.peeked);
+        stream.peeked -= len;
+        stream.available -= len;
+        stream.base = stream.base.wrapping_add(len);
+        Ok(())
+    }
+
+    fn shutdown_write(&mut self) -> Result<(), SocketError> {
+        let mut stream = self.0.borrow_mut();
+        if stream.failed {
+            return Err(SocketError::Failed(Errno(EPIPE)));
+        }
+        stream.shut = true;
+        Ok(())
+    }
+
+    fn unacknowledged(&mut self) -> u32 {
+        match self.0.borrow().rolls(3) {
+            0 => 1,
+            _ => 0,
+        }
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.0.borrow_mut().error.take().map(Errno)
+    }
+
+    fn keep_alive(&mut self) {}
+
+    fn reset_on_close(&mut self) {}
+}
+
+/// A datagram or ping socket, seen from the host.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    pub(super) id: FlowId,
+    pub(super) arriving: VecDeque<(Received, Vec<u8>)>,
+    pub(super) errors: VecDeque<(QueuedError, Vec<u8>)>,
+    pub(super) error: Option<i32>,
+    chance: Chance,
+}
+
+#[derive(Debug)]
+pub(super) struct MailboxSocket(Rc<RefCell<Mailbox>>);
+
+impl MailboxSocket {
+    fn post(&mut self, destination: SocketAddr, hop_limit: u8) -> Result<(), SocketError> {
+        assert!(
+            hop_limit > 0 && !destination.ip().is_unspecified(),
+            "sent to {destination} with {hop_limit}"
+        );
+        let mut mailbox = self.0.borrow_mut();
+        if let Some(error) = mailbox.error.take() {
+            return Err(SocketError::Failed(Errno(error)));
+        }
+        let chance = mailbox.chance.borrow_mut().below(24);
+        match chance {
+            0 => Err(SocketError::WouldBlock),
+            1 => Err(SocketError::Failed(Errno(ENETUNREACH))),
+            2 => Err(SocketError::Failed(Errno(90))),
+            _ => Ok(()),
+        }
+    }
+
+    fn fetch(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        let mut mailbox = self.0.borrow_mut();
+        let (mut received, payload) = mailbox.arriving.pop_front().ok_or(SocketError::WouldBlock)?;
+        received.len = payload.len().min(buffer.len());
+        received.truncated = payload.len() > buffer.len();
+        buffer[..received.len].copy_from_slice(&payload[..received.len]);
+        Ok(received)
+    }
+
+    fn fetch_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        let (mut error, payload) = self.0.borrow_mut().errors.pop_front()?;
+        error.quoted = payload.len().min(quote.len());
+        quote[..error.quoted].copy_from_slice(&payload[..error.quoted]);
+        Some(error)
+    }
+}
+
+impl UdpSocket for MailboxSocket {
+    fn send(&mut self, datagram: &Outbound<'_>) -> Result<(), SocketError> {
+        assert!(datagram.destination.port() > 0 && datagram.segment_size != Some(0), "{datagram:?}");
+        self.post(datagram.destination, datagram.hop_limit)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        self.fetch(buffer)
+    }
+
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        self.fetch_error(quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.0.borrow_mut().error.take().map(Errno)
+    }
+}
+
+impl PingSocket for MailboxSocket {
+    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError> {
+        self.post(request.destination, request.hop_limit)
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        self.fetch(buffer)
+    }
+
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        self.fetch_error(quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.0.borrow_mut().error.take().map(Errno)
+    }
+}
+
+/// The host: all sockets that the engine keeps open.
+#[derive(Debug)]
+pub(super) struct World {
+    streams: Vec<Rc<RefCell<Stream>>>,
+    udp: Vec<Rc<RefCell<Mailbox>>>,
+    pings: Vec<Rc<RefCell<Mailbox>>>,
+    /// Sockets can't be had.
+    pub(super) exhausted: bool,
+    /// Ends and sequence number of the segment that the guest sends now.
+    pub(super) segment: Option<(Endpoints, u32)>,
+    chance: Chance,
+}
+
+impl World {
+    /// No socket yet. What `seed` says is done.
+    pub(super) fn new(seed: u64) -> Self {
+        let chance = Rc::new(RefCell::new(Random::new(seed)));
+        Self { streams: vec![], udp: vec![], pings: vec![], exhausted: false, segment: None, chance }
+    }
+
+    /// A stream socket that was accepted.
+    pub(super) fn accepted(&mut self, ends: Endpoints) -> StreamSocket {
+        // Its id is told when it is watched.
+        let id = FlowId::from_bits(1 << 56);
+        let Some(id) = id else { panic!("an id of a connection") };
+        self.stream(id, ends, vec![], true)
+    }
+
+    fn stream(&mut self, id: FlowId, ends: Endpoints, expected: Vec<u32>, connected: bool) -> StreamSocket {
+        let stream = Rc::new(RefCell::new(Stream {
+            id,
+            ends,
+            expected,
+            written: 0,
+            connected,
+            shut: false,
+            base: 0,
+            available: 0,
+            peeked: 0,
+            ended: false,
+            error: None,
+            failed: false,
+            chance: self.chance.clone(),
+        }));
+        self.streams.push(stream.clone());
+        StreamSocket(stream)
+    }
+
+    fn mailbox(&self, id: FlowId) -> Rc<RefCell<Mailbox>> {
+        let (arriving, errors) = (VecDeque::new(), VecDeque::new());
+        Rc::new(RefCell::new(Mailbox { id, arriving, errors, error: None, chance: self.chance.clone() }))
+    }
+
+    fn may_open(&self) -> Result<(), Errno> {
+        let refusal = match self.chance.borrow_mut().below(32) {
+            _ if self.exhausted => EMFILE,
+            0 => ENETUNREACH,
+            1 => ECONNREFUSED,
+            _ => return Ok(()),
+        };
+        Err(Errno(refusal))
+    }
+
+    /// Forgets sockets that the engine has closed.
+    pub(super) fn bury(&mut self) {
+        self.streams.retain(|stream| Rc::strong_count(stream) > 1);
+        self.udp.retain(|mailbox| Rc::strong_count(mailbox) > 1);
+        self.pings.retain(|mailbox| Rc::strong_count(mailbox) > 1);
+    }
+
+    /// Open stream sockets.
+    pub(super) fn streams(&self) -> &[Rc<RefCell<Stream>>] {
+        &self.streams
+    }
+
+    /// Open datagram sockets.
+    pub(super) fn udp(&self) -> &[Rc<RefCell<Mailbox>>] {
+        &self.udp
+    }
+
+    /// Open ping sockets.
+    pub(super) fn pings(&self) -> &[Rc<RefCell<Mailbox>>] {
+        &self.pings
+    }
+}
+
+impl Host for World {
+    type Tcp = StreamSocket;
+    type Udp = MailboxSocket;
+    type Ping = MailboxSocket;
+
+    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<StreamSocket, Errno> {
+        let ip = destination.ip();
+        let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+        assert!(!ip.is_unspecified() && !ip.is_multicast() && !mapped, "connection to {destination}");
+        assert!(destination.port() > 0, "connection to {destination}");
+        self.may_open()?;
+        let Some((ends, seq)) = self.segment else { panic!("a connection without a segment") };
+        Ok(self.stream(flow, ends, vec![seq.wrapping_add(1)], false))
+    }
+
+    fn tcp_watch(&mut self, flow: FlowId, socket: &StreamSocket) -> Result<(), Errno> {
+        self.may_open()?;
+        socket.0.borrow_mut().id = flow;
+        Ok(())
+    }
+
+    fn udp_open(&mut self, flow: FlowId, _: IpAddr, _: u16) -> Result<MailboxSocket, Errno> {
+        self.may_open()?;
+        let mailbox = self.mailbox(flow);
+        self.udp.push(mailbox.clone());
+        Ok(MailboxSocket(mailbox))
+    }
+
+    fn udp_watch(&mut self, _: FlowId, _: &MailboxSocket) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn ping_open(&mut self, flow: FlowId, _: IpAddr, _: u16) -> Result<MailboxSocket, Errno> {
+        self.may_open()?;
+        let mailbox = self.mailbox(flow);
+        self.pings.push(mailbox.clone());
+        Ok(MailboxSocket(mailbox))
+    }
+}

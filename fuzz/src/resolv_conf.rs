@@ -1,0 +1,12 @@
+//! The host's resolv.conf, which anybody may have written.
+
+use passt::host::Resolver;
+
+/// Any bytes as the file.
+pub fn target(data: &[u8]) {
+    let alone = Resolver::parse(data);
+    let line = b"\nnameserver 192.0.2.1\n";
+    let followed = Resolver::parse(&[data, line].concat());
+    assert_eq!(followed.servers.len(), alone.servers.len() + 1, "one line more, one server more");
+    assert!(alone.search.iter().all(|domain| !domain.contains(char::is_whitespace)));
+}

@@ -1,0 +1,189 @@
+//! The corpus's beginnings, written by `cargo run -p fuzz --bin seeds`: one input for each thing that a target
+//! should get to see. Inputs that were found since then, and captured frames, lie beside them.
+
+use crate::receive_path::dhcp_message;
+
+/// An input: of which target, under which name, and its bytes.
+pub type Seed = (&'static str, &'static str, Vec<u8>);
+
+/// All of them.
+#[must_use]
+pub fn all() -> Vec<Seed> {
+    let mut seeds = receive_path();
+    seeds.extend(formats());
+    seeds.extend(dhcp());
+    seeds.extend(texts());
+    seeds
+}
+
+/// Operations of [`crate::receive_path`], each the bytes that its reading takes.
+mod op {
+    pub(super) const START: &[u8] = &[0, 0, 1];
+    pub(super) const ROUND: &[u8] = &[31];
+    /// The guest's SYN with all options, then the socket's connection.
+    pub(super) const SYN: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0];
+    pub(super) const CONNECTED: &[u8] = &[14, 0, 10];
+    pub(super) const ACK: &[u8] = &[0, 0, 0, 2, 0, 0, 0, 0];
+    pub(super) const ZERO_WINDOW: &[u8] = &[0, 0, 0, 2, 5, 0, 0, 0];
+    pub(super) const DATA: &[u8] = &[0, 0, 0, 5, 6, 0, 0, 0];
+    pub(super) const SUPER_FRAME: &[u8] = &[0, 0, 0, 5, 9, 0, 0, 0];
+    pub(super) const LATER_DATA: &[u8] = &[0, 0, 0, 8, 6, 0x20, 0, 0, 0, 0, 0, 0, 0];
+    pub(super) const FIN: &[u8] = &[0, 0, 0, 10, 0, 0, 0, 0];
+    pub(super) const RST: &[u8] = &[0, 0, 0, 11, 0, 0, 0, 0];
+    pub(super) const HOLES: &[u8] =
+        &[0, 0, 0, 12, 0x40, 0, 2, 0x10, 0, 0, 4, 0, 0x30, 0, 0, 4, 0, 0, 0, 0, 0];
+    /// The peer sends 60,000 bytes, ends its stream, takes more, resets.
+    pub(super) const ARRIVES: &[u8] = &[14, 0, 0, 0xea, 0x60, 0];
+    pub(super) const ENDS: &[u8] = &[14, 0, 7];
+    pub(super) const WRITABLE: &[u8] = &[14, 0, 10];
+    pub(super) const RESET: &[u8] = &[14, 0, 9];
+    pub(super) const ACCEPT: &[u8] = &[23, 0];
+    pub(super) const SYN_ACK: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 2, 0, 0, 0];
+    pub(super) const SECOND: &[u8] = &[24, 4];
+    pub(super) const MINUTE: &[u8] = &[24, 6];
+    pub(super) const FULL: &[u8] = &[26, 0];
+    pub(super) const ROOM: &[u8] = &[26, 7];
+    pub(super) const EXHAUSTED: &[u8] = &[26, 2];
+    pub(super) const UDP4: &[u8] = &[0, 9, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+    pub(super) const UDP6: &[u8] = &[0, 9, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+    pub(super) const TRAIN: &[u8] =
+        &[0, 9, 0, 0, 0, 1, 0, 0, 7, 0, 0, 3, 1, 5, 42, 0, 0xe8, 3, 34, 0, 6, 0, 1, 0];
+    pub(super) const DNS: &[u8] = &[0, 9, 0, 0, 3, 1, 0, 2, 3, 0, 0, 0];
+    pub(super) const ANSWER: &[u8] =
+        &[20, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 0, 0, 0, 0, 64, 0];
+    pub(super) const UNREACHABLE: &[u8] = &[20, 0, 2, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0];
+    pub(super) const PING4: &[u8] = &[0, 13, 0, 0, 0, 0, 0, 1, 16, 0, 0, 0, 0];
+    pub(super) const PONG: &[u8] = &[22, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0];
+    pub(super) const SOLICITATION: &[u8] = &[0, 13, 1, 2, 5, 1, 0, 0, 1, 0, 2, 0, 0, 0];
+    pub(super) const ARP: &[u8] = &[0, 14, 0, 1, 2, 0, 0];
+    pub(super) const DHCP: &[u8] = &[0, 11, 1, 5, 0, 0];
+}
+
+fn receive_path() -> Vec<Seed> {
+    use op::*;
+    let opened: &[&[u8]] = &[SYN, ROUND, CONNECTED, ROUND, ACK, ROUND];
+    let accepted: &[&[u8]] = &[ACCEPT, ROUND, SYN_ACK, ROUND];
+    let seed = |name, begin: &[&[u8]], then: &[&[u8]]| {
+        ("receive_path", name, [&[START], begin, then].concat().concat())
+    };
+    vec![
+        seed(
+            "upload",
+            opened,
+            &[DATA, ROUND, SUPER_FRAME, ROUND, WRITABLE, FIN, ROUND, ENDS, ROUND, ACK, ROUND],
+        ),
+        seed("download", opened, &[ARRIVES, ROUND, ACK, ROUND, ENDS, ROUND, ACK, FIN, ROUND]),
+        seed("out-of-order", opened, &[LATER_DATA, LATER_DATA, DATA, ROUND, SUPER_FRAME, WRITABLE, ROUND]),
+        seed("holes", opened, &[ARRIVES, ARRIVES, ROUND, HOLES, HOLES, HOLES, ROUND, SECOND, ACK, ROUND]),
+        seed("zero-window", opened, &[ZERO_WINDOW, ARRIVES, ROUND, SECOND, SECOND, ACK, ROUND]),
+        seed("half-close", opened, &[FIN, ROUND, ARRIVES, ROUND, ACK, ENDS, ROUND, ACK, ROUND]),
+        seed("guest-resets", opened, &[LATER_DATA, RST, ROUND, SYN, ROUND]),
+        seed("host-resets", opened, &[ARRIVES, RESET, ROUND, ACK, ROUND]),
+        seed("refused", &[SYN, ROUND], &[&[14, 0, 0], ROUND, SYN, RST, SYN, ROUND]),
+        seed("accepted", accepted, &[ARRIVES, ROUND, ACK, DATA, ROUND, ENDS, FIN, ROUND, ACK]),
+        seed("accepted-unanswered", &[ACCEPT, ROUND], &[SECOND, SECOND, RST, ROUND, MINUTE]),
+        seed("link-full", opened, &[FULL, ARRIVES, DATA, ROUND, SECOND, ROOM, ROUND]),
+        seed("no-sockets", &[EXHAUSTED], &[SYN, UDP4, PING4, ACCEPT, ROUND, ROOM, SYN, ROUND]),
+        seed("udp", &[UDP4, UDP6, DNS], &[ANSWER, ANSWER, ROUND, TRAIN, UNREACHABLE, MINUTE]),
+        seed("ping", &[PING4], &[PONG, ROUND, MINUTE, MINUTE]),
+        seed("neighbours", &[&[27], ARP, SOLICITATION, DHCP], &[MINUTE]),
+    ]
+}
+
+fn formats() -> Vec<Seed> {
+    const TCP4: [u8; 54] = [
+        2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, // Ethernet
+        0x45, 0, 0, 90, 0, 0, 64, 0, 64, 6, 0, 0, 198, 51, 100, 2, 192, 0, 2, 1, // IPv4
+        156, 64, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 24, 255, 255, 0, 0, 0, 0, // TCP
+    ];
+    let tcp4 = [&TCP4[..], &[0x61; 50]].concat();
+    let mut udp6 = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 56, 0, 64];
+    udp6.extend_from_slice(&[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2].repeat(2));
+    udp6.extend_from_slice(&[17, 0, 1, 4, 0, 0, 0, 0]); // hop-by-hop options
+    udp6.extend_from_slice(&[156, 64, 0, 53, 0, 48, 0, 0]);
+    udp6.extend_from_slice(&[0x62; 40]);
+    let train = |header: &[u8], frame: &[u8]| [header, frame].concat();
+    let segment = |name, kind: u8, start: u8, offset: u8, frame: &[u8]| {
+        ("segment", name, train(&[1, kind, 54, 0, 20, 0, start, 0, offset, 0, 1, 0], frame))
+    };
+    let mut plain = udp6.clone();
+    plain.drain(54..62);
+    (plain[20], plain[19]) = (17, 48);
+    vec![
+        ("frames", "tcp4", tcp4.clone()),
+        ("frames", "udp6-extension", udp6),
+        segment("tcp4", 1, 34, 16, &tcp4),
+        segment("udp6", 5, 54, 6, &plain),
+        segment("plain", 0, 34, 16, &tcp4),
+        ("options", "syn", vec![2, 4, 5, 180, 4, 2, 1, 3, 3, 7]),
+        ("options", "sack", vec![1, 1, 5, 18, 0, 0, 0, 9, 0, 0, 0, 12, 0, 0, 1, 0, 0, 0, 1, 9]),
+        (
+            "arp",
+            "request",
+            [&[0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 198, 51, 100, 2][..], &[0; 6], &[198, 51, 100, 1]]
+                .concat(),
+        ),
+        ("ndp", "router", vec![133, 0, 1, 1, 2, 0, 0, 0, 0, 9]),
+        ("ndp", "neighbour", [&[135, 0, 0xfe, 0x80][..], &[0; 13], &[1, 1, 1, 2, 0, 0, 0, 0, 9]].concat()),
+        ("icmp_error", "port", vec![0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]),
+        ("icmp_error", "too-big", vec![1, 0, 0, 6, 0, 2, 0, 0, 0, 5, 0, 0, 6, 0, 1, 2, 3, 4, 2]),
+    ]
+}
+
+fn dhcp() -> Vec<Seed> {
+    let v6 = |kind: u8, options: &[u8]| {
+        let duid = [0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 0x55];
+        [&[kind, 1, 2, 3][..], &duid, options].concat()
+    };
+    let association = [0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut with_address = vec![0, 3, 0, 40, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 24];
+    with_address.extend_from_slice(&[0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    with_address.extend_from_slice(&[0; 8]);
+    vec![
+        ("dhcp", "discover", dhcp_message(&[53, 1, 1, 55, 7, 1, 3, 6, 12, 26, 119, 121, 255])),
+        ("dhcp", "discover-rapid", dhcp_message(&[53, 1, 1, 80, 0, 55, 2, 81, 3, 255])),
+        ("dhcp", "request", dhcp_message(&[0, 0, 53, 1, 3, 50, 4, 198, 51, 100, 2, 255])),
+        ("dhcp", "bootp", dhcp_message(&[255])),
+        ("dhcpv6", "solicit", v6(1, &association)),
+        (
+            "dhcpv6",
+            "solicit-rapid",
+            v6(1, &[&association[..], &[0, 14, 0, 0, 0, 39, 0, 3, 1, 1, b'g']].concat()),
+        ),
+        ("dhcpv6", "confirm", v6(4, &with_address)),
+        ("dhcpv6", "rebind", v6(6, &with_address)),
+        ("dhcpv6", "information", v6(11, &[0, 6, 0, 4, 0, 23, 0, 24])),
+        ("dhcpv6", "prefix", v6(1, &[0, 25, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])),
+    ]
+}
+
+fn texts() -> Vec<Seed> {
+    let seed = |target, name, bytes: &[u8]| (target, name, bytes.to_vec());
+    vec![
+        seed("port_spec", "ranges", b"\x00127.0.0.1%lo/22-25:10022-10025,80,~23"),
+        seed("port_spec", "all", b"\x00[2001:db8::1]/all,~1-1023"),
+        seed("port_spec", "target", b"\x108080:192.0.2.1/80,9000-9009:[2001:db8::2]/1"),
+        seed("port_spec", "outbound", b"\x20auto,53,~5000-6000"),
+        seed("port_spec", "interface", b"\x00*%eth0/1-65535"),
+        seed("port_spec", "none", b"\x00none"),
+        seed(
+            "resolv_conf",
+            "usual",
+            b"# made\nnameserver 192.0.2.1\nsearch a.example b.example\noptions ndots:5\n",
+        ),
+        seed("resolv_conf", "zones", b"nameserver fe80::1%eth0\nsortlist 130.155.160.0/255.255.240.0\n"),
+        seed("resolv_conf", "odd", b"nameserver\nnameserver 1.2.3\n\xff\xfe\ndomain x.example\r\n"),
+        seed("command_line", "shell", b"\x00--config-net\0-t\0auto\0-u\0none\0--\0sh\0-c\0true"),
+        seed(
+            "command_line",
+            "namespace",
+            b"\x00-fqa\x0010.0.2.15/24\0--netns=/run/netns/x\0-I\0tap0\0-m65520",
+        ),
+        seed(
+            "command_line",
+            "machine",
+            b"\x01--socket\0/tmp/s\0-t\0~1-10\0--mac-addr\x0002:00:00:00:00:01\0-D\0::1",
+        ),
+        seed("command_line", "help", b"\x02--help"),
+    ]
+}
