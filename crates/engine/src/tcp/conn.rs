@@ -491,8 +491,7 @@ impl<S: TcpSocket> Connection<S> {
         &mut self,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<(), End> {
-        let waiting = self.send.in_flight() || (self.send.window_closed() && self.readable);
-        if !waiting {
+        if !self.send.in_flight() && !self.must_probe() {
             return Ok(());
         }
         let unanswered = self.send.on_timeout();
@@ -514,6 +513,11 @@ impl<S: TcpSocket> Connection<S> {
         }
         self.send.restart_timer(ctx.now);
         Ok(())
+    }
+
+    /// Whether only an open window is missing to send more: not so behind a FIN that is acknowledged.
+    fn must_probe(&self) -> bool {
+        self.send.window_closed() && self.readable && !self.send.finished()
     }
 
     /// Sends one byte into a closed window, so that the guest tells when it is open again.
@@ -554,7 +558,7 @@ impl<S: TcpSocket> Connection<S> {
     pub(super) fn arm<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, ctx: &mut Context<'_, H, L>) {
         if self.phase == Phase::Established
             && self.send.retransmit_at.is_none()
-            && (self.send.in_flight() || (self.send.window_closed() && self.readable))
+            && (self.send.in_flight() || self.must_probe())
         {
             self.send.restart_timer(ctx.now);
         }

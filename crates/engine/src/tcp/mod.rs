@@ -31,6 +31,7 @@ use self::{
     queue::SlotPool,
 };
 use crate::{
+    addr::Settings,
     context::Context,
     flow::{Endpoints, FlowId, Flows, Kind},
     host::{Host, Readiness, TcpSocket},
@@ -124,7 +125,7 @@ impl<S: TcpSocket> Tcp<S> {
             self.open(ends, segment, ctx);
         } else if let Some(id) = found {
             self.step(id, ctx, |connection, pool, ctx| connection.on_segment(segment, pool, ctx));
-        } else if !flags.contains(Flags::RST) {
+        } else if !flags.contains(Flags::RST) && possible(&ends, ctx.settings).is_some() {
             reset_unknown(&ends, segment, ctx);
         }
     }
@@ -136,9 +137,7 @@ impl<S: TcpSocket> Tcp<S> {
         syn: &Segment<'_>,
         ctx: &mut Context<'_, H, L>,
     ) {
-        let valid = ends.guest.port() != 0 && ctx.settings.valid_guest_source(ends.guest.ip());
-        let destination = ctx.settings.to_host(Protocol::Tcp, ends.remote);
-        let (true, Ok(destination), Some(id)) = (valid, destination, self.flows.next_id()) else {
+        let (Some(destination), Some(id)) = (possible(&ends, ctx.settings), self.flows.next_id()) else {
             self.counters.refused += 1; // no answer (SPEC §6.1.1, R-61)
             return;
         };
@@ -293,6 +292,13 @@ impl<S: TcpSocket> Tcp<S> {
         ends.hash(&mut hasher);
         Seq((hasher.finish() as u32).wrapping_add((now.as_micros() / 4) as u32))
     }
+}
+
+/// Where on the host's side a connection between these ends would lead; none if there can't be one, as with a
+/// group.
+fn possible(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
+    let valid = ends.guest.port() != 0 && settings.valid_guest_source(ends.guest.ip());
+    settings.to_host(Protocol::Tcp, ends.remote).ok().filter(|_| valid)
 }
 
 /// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; SPEC §6.7, R-59).
