@@ -1,1 +1,51 @@
-//! Fuzz targets as plain functions.
+//! Fuzz targets as plain functions, replayed on stable by the ordinary tests.
+//!
+//! A target takes any bytes and panics if something does not hold. Its corpus, under `corpus/` with the target's
+//! name, is what its inputs are made from: `cargo test -p fuzz` replays it and some thousand inputs made of it,
+//! `FUZZ_ITERATIONS=1000000 cargo test --release -p fuzz` as many as one likes. An input that failed belongs into the
+//! corpus.
+#![forbid(unsafe_code)]
+
+pub mod command_line;
+pub mod frames;
+pub mod icmp_error;
+pub mod input;
+pub mod local;
+pub mod mutate;
+pub mod options;
+pub mod port_spec;
+pub mod receive_path;
+pub mod resolv_conf;
+pub mod seeds;
+pub mod segment;
+
+/// A function that takes any bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name, and that of its corpus.
+    pub name: &'static str,
+    /// The function.
+    pub run: fn(&[u8]),
+    /// Inputs that an ordinary test run makes.
+    pub iterations: u64,
+}
+
+const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
+    Target { name, run, iterations }
+}
+
+/// All targets.
+pub const TARGETS: [Target; 12] = [
+    target("receive_path", 12_000, receive_path::target),
+    target("frames", 50_000, frames::target),
+    target("segment", 20_000, segment::target),
+    target("options", 50_000, options::target),
+    target("arp", 20_000, local::arp),
+    target("ndp", 20_000, local::ndp),
+    target("dhcp", 20_000, local::dhcp),
+    target("dhcpv6", 20_000, local::dhcpv6),
+    target("icmp_error", 20_000, icmp_error::target),
+    target("port_spec", 20_000, port_spec::target),
+    target("resolv_conf", 10_000, resolv_conf::target),
+    target("command_line", 10_000, command_line::target),
+];

@@ -1,5 +1,7 @@
 //! New inputs from old ones, by a seeded generator.
 
+use crate::receive_path::RECORD;
+
 /// A small generator of pseudo-random numbers (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -55,7 +57,10 @@ pub fn next_input(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
     let at = random.below(input.len());
-    let len = 1 + random.below(16).min(input.len().saturating_sub(at + 1));
+    // Half of the changes keep records whole, see `receive_path`.
+    let whole = random.below(2) == 0;
+    let at = if whole { at - at % RECORD } else { at };
+    let len = if whole { RECORD } else { 1 + random.below(16) }.min(input.len() - at);
     match random.below(8) {
         0 => {
             if let Some(byte) = input.get_mut(at) {
@@ -85,6 +90,7 @@ fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
         _ => {
             if let Some(other) = corpus.get(random.below(corpus.len())) {
                 let start = random.below(other.len());
+                let start = if whole { start - start % RECORD } else { start };
                 input.splice(at.., other[start..].iter().copied());
             }
         }

@@ -1,7 +1,7 @@
 //! The corpus's beginnings, written by `cargo run -p fuzz --bin seeds`: one input for each thing that a target
 //! should get to see. Inputs that were found since then, and captured frames, lie beside them.
 
-use crate::receive_path::dhcp_message;
+use crate::receive_path::{RECORD, dhcp_message};
 
 /// An input: of which target, under which name, and its bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
@@ -17,46 +17,56 @@ pub fn all() -> Vec<Seed> {
 }
 
 /// Operations of [`crate::receive_path`], each the bytes that its reading takes.
-mod op {
-    pub(super) const START: &[u8] = &[0, 0, 1];
-    pub(super) const ROUND: &[u8] = &[31];
+pub(crate) mod op {
+    pub(crate) const START: &[u8] = &[0, 0, 3];
+    pub(crate) const ROUND: &[u8] = &[31];
     /// The guest's SYN with all options, then the socket's connection.
-    pub(super) const SYN: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0];
-    pub(super) const CONNECTED: &[u8] = &[14, 0, 10];
-    pub(super) const ACK: &[u8] = &[0, 0, 0, 2, 0, 0, 0, 0];
-    pub(super) const ZERO_WINDOW: &[u8] = &[0, 0, 0, 2, 5, 0, 0, 0];
-    pub(super) const DATA: &[u8] = &[0, 0, 0, 5, 6, 0, 0, 0];
-    pub(super) const SUPER_FRAME: &[u8] = &[0, 0, 0, 5, 9, 0, 0, 0];
-    pub(super) const LATER_DATA: &[u8] = &[0, 0, 0, 8, 6, 0x20, 0, 0, 0, 0, 0, 0, 0];
-    pub(super) const FIN: &[u8] = &[0, 0, 0, 10, 0, 0, 0, 0];
-    pub(super) const RST: &[u8] = &[0, 0, 0, 11, 0, 0, 0, 0];
-    pub(super) const HOLES: &[u8] =
+    pub(crate) const SYN: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0];
+    pub(crate) const CONNECTED: &[u8] = &[14, 0, 10];
+    pub(crate) const ACK: &[u8] = &[0, 0, 0, 2, 0, 0, 0, 0];
+    pub(crate) const ZERO_WINDOW: &[u8] = &[0, 0, 0, 2, 5, 0, 0, 0];
+    pub(crate) const DATA: &[u8] = &[0, 0, 0, 5, 6, 0, 0, 0];
+    pub(crate) const SUPER_FRAME: &[u8] = &[0, 0, 0, 5, 9, 0, 0, 0];
+    pub(crate) const LATER_DATA: &[u8] = &[0, 0, 0, 8, 6, 0x20, 0, 0, 0, 0, 0, 0, 0];
+    pub(crate) const FIN: &[u8] = &[0, 0, 0, 10, 0, 0, 0, 0];
+    pub(crate) const RST: &[u8] = &[0, 0, 0, 11, 0, 0, 0, 0];
+    pub(crate) const HOLES: &[u8] =
         &[0, 0, 0, 12, 0x40, 0, 2, 0x10, 0, 0, 4, 0, 0x30, 0, 0, 4, 0, 0, 0, 0, 0];
     /// The peer sends 60,000 bytes, ends its stream, takes more, resets.
-    pub(super) const ARRIVES: &[u8] = &[14, 0, 0, 0xea, 0x60, 0];
-    pub(super) const ENDS: &[u8] = &[14, 0, 7];
-    pub(super) const WRITABLE: &[u8] = &[14, 0, 10];
-    pub(super) const RESET: &[u8] = &[14, 0, 9];
-    pub(super) const ACCEPT: &[u8] = &[23, 0];
-    pub(super) const SYN_ACK: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 2, 0, 0, 0];
-    pub(super) const SECOND: &[u8] = &[24, 4];
-    pub(super) const MINUTE: &[u8] = &[24, 6];
-    pub(super) const FULL: &[u8] = &[26, 0];
-    pub(super) const ROOM: &[u8] = &[26, 7];
-    pub(super) const EXHAUSTED: &[u8] = &[26, 2];
-    pub(super) const UDP4: &[u8] = &[0, 9, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0];
-    pub(super) const UDP6: &[u8] = &[0, 9, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0];
-    pub(super) const TRAIN: &[u8] =
+    pub(crate) const ARRIVES: &[u8] = &[14, 0, 0, 0xea, 0x60, 0];
+    pub(crate) const ENDS: &[u8] = &[14, 0, 7];
+    pub(crate) const WRITABLE: &[u8] = &[14, 0, 10];
+    pub(crate) const RESET: &[u8] = &[14, 0, 9];
+    pub(crate) const ACCEPT: &[u8] = &[23, 0];
+    pub(crate) const SYN_ACK: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 2, 0, 0, 0];
+    pub(crate) const SECOND: &[u8] = &[24, 4];
+    pub(crate) const MINUTE: &[u8] = &[24, 6];
+    pub(crate) const FULL: &[u8] = &[26, 0];
+    pub(crate) const ROOM: &[u8] = &[26, 7];
+    pub(crate) const EXHAUSTED: &[u8] = &[26, 2];
+    pub(crate) const UDP4: &[u8] = &[0, 9, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+    pub(crate) const UDP6: &[u8] = &[0, 9, 1, 0, 0, 0, 0, 0, 3, 0, 0, 0];
+    pub(crate) const TRAIN: &[u8] =
         &[0, 9, 0, 0, 0, 1, 0, 0, 7, 0, 0, 3, 1, 5, 42, 0, 0xe8, 3, 34, 0, 6, 0, 1, 0];
-    pub(super) const DNS: &[u8] = &[0, 9, 0, 0, 3, 1, 0, 2, 3, 0, 0, 0];
-    pub(super) const ANSWER: &[u8] =
+    pub(crate) const DNS: &[u8] = &[0, 9, 0, 0, 3, 1, 0, 2, 3, 0, 0, 0];
+    pub(crate) const ANSWER: &[u8] =
         &[20, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 0, 0, 0, 0, 64, 0];
-    pub(super) const UNREACHABLE: &[u8] = &[20, 0, 2, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0];
-    pub(super) const PING4: &[u8] = &[0, 13, 0, 0, 0, 0, 0, 1, 16, 0, 0, 0, 0];
-    pub(super) const PONG: &[u8] = &[22, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0];
-    pub(super) const SOLICITATION: &[u8] = &[0, 13, 1, 2, 5, 1, 0, 0, 1, 0, 2, 0, 0, 0];
-    pub(super) const ARP: &[u8] = &[0, 14, 0, 1, 2, 0, 0];
-    pub(super) const DHCP: &[u8] = &[0, 11, 1, 5, 0, 0];
+    pub(crate) const UNREACHABLE: &[u8] = &[20, 0, 2, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0];
+    pub(crate) const PING4: &[u8] = &[0, 13, 0, 0, 0, 0, 0, 1, 4, 1, 2, 3, 0, 0, 0, 0];
+    pub(crate) const PONG: &[u8] = &[22, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0];
+    pub(crate) const SOLICITATION: &[u8] = &[0, 13, 1, 2, 5, 1, 0, 0, 0, 0, 2];
+    pub(crate) const ARP: &[u8] = &[0, 14, 0, 1, 2, 0, 0];
+    pub(crate) const DHCP: &[u8] = &[0, 11, 1, 255];
+}
+
+/// Operations, each filled up to a record.
+pub(crate) fn records(operations: &[Vec<u8>]) -> Vec<u8> {
+    let mut records = Vec::new();
+    for operation in operations {
+        records.extend_from_slice(operation);
+        records.resize(records.len().next_multiple_of(RECORD), 0);
+    }
+    records
 }
 
 fn receive_path() -> Vec<Seed> {
@@ -64,7 +74,8 @@ fn receive_path() -> Vec<Seed> {
     let opened: &[&[u8]] = &[SYN, ROUND, CONNECTED, ROUND, ACK, ROUND];
     let accepted: &[&[u8]] = &[ACCEPT, ROUND, SYN_ACK, ROUND];
     let seed = |name, begin: &[&[u8]], then: &[&[u8]]| {
-        ("receive_path", name, [&[START], begin, then].concat().concat())
+        let operations: Vec<_> = [&[START], begin, then].concat().iter().map(|op| op.to_vec()).collect();
+        ("receive_path", name, records(&operations))
     };
     vec![
         seed(

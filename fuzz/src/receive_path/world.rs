@@ -303,7 +303,7 @@ impl World {
     }
 
     fn may_open(&self) -> Result<(), Errno> {
-        let refusal = match self.chance.borrow_mut().below(32) {
+        let refusal = match self.chance.borrow_mut().below(64) {
             _ if self.exhausted => EMFILE,
             0 => ENETUNREACH,
             1 => ECONNREFUSED,
