@@ -525,13 +525,13 @@ impl<S: TcpSocket> Connection<S> {
         let seq = self.send.una;
         if self.send.fin == Some(seq) {
             if self.send_control(seq, Flags::FIN | Flags::ACK, ctx).is_ok() {
-                self.send.sent(seq + 1, ctx.now);
+                self.send.probed(seq + 1);
             }
             return Ok(());
         }
         match self.send_data(seq, 1, ctx) {
             Ok(Ok(0)) => self.send.fin = Some(seq),
-            Ok(Ok(len)) => self.send.sent(seq + len, ctx.now),
+            Ok(Ok(len)) => self.send.probed(seq + len),
             Ok(Err(SocketError::Failed(errno))) => return Err(End::SocketFailed(errno)),
             Ok(Err(SocketError::WouldBlock)) => self.readable = false,
             Err(Full) => {}

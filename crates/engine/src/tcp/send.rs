@@ -14,11 +14,6 @@ use crate::timer::Instant;
 const MAX_WINDOW: u32 = 16 << 20;
 /// After a timeout, what is sent before the next acknowledgment, in segments.
 const RESTART_SEGMENTS: u32 = 4;
-/// Acknowledged bytes up to which discarding them from the socket may wait.
-const LAZY_BYTES: u32 = 8192;
-/// Acknowledgments up to which it may wait.
-const LAZY_ACKS: u8 = 16;
-
 /// The socket-to-guest half of a connection.
 #[derive(Debug)]
 pub(super) struct Sender {
@@ -52,7 +47,6 @@ pub(super) struct Sender {
     timed: Option<(Seq, Instant)>,
     /// After a timeout: bytes that may be in flight, growing until it does not matter.
     restart: Option<u32>,
-    acks_since_discard: u8,
 }
 
 /// What an acknowledgment meant.
@@ -87,7 +81,6 @@ impl Sender {
             unanswered: 0,
             timed: None,
             restart: None,
-            acks_since_discard: 0,
         }
     }
 
@@ -162,6 +155,11 @@ impl Sender {
         }
     }
 
+    /// A probe of a closed window, up to `end`, was sent: the guest may take it, but is not expected to.
+    pub(super) fn probed(&mut self, end: Seq) {
+        self.max = self.max.max(end);
+    }
+
     /// Takes in the acknowledgment and window of a segment.
     pub(super) fn on_ack(&mut self, segment: &Segment<'_>, options: &Options, now: Instant) -> Acked {
         let ack = segment.ack();
@@ -199,7 +197,6 @@ impl Sender {
         self.restart =
             self.restart.map(|bytes| bytes.saturating_add(2 * advanced)).filter(|&bytes| bytes < MAX_WINDOW);
         self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
-        self.acks_since_discard = self.acks_since_discard.saturating_add(1);
     }
 
     fn update_window(&mut self, segment: &Segment<'_>, window: u32) {
@@ -253,17 +250,16 @@ impl Sender {
         self.retransmit_at = Some(now + self.rto.duration());
     }
 
-    /// How many acknowledged bytes to discard from the socket now; they may wait a little.
+    /// How many acknowledged bytes the socket still has. They go at once: even a few may hold a large buffer of the
+    /// kernel, and with it the peer's window.
     pub(super) fn discardable(&self) -> u32 {
         let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
-        let len = if end.after(self.base) { end - self.base } else { 0 };
-        if len >= LAZY_BYTES || self.acks_since_discard >= LAZY_ACKS || self.fin.is_some() { len } else { 0 }
+        if end.after(self.base) { end - self.base } else { 0 }
     }
 
     /// `len` bytes were discarded.
     pub(super) fn discarded(&mut self, len: u32) {
         self.base += len;
-        self.acks_since_discard = 0;
     }
 }
 
