@@ -251,6 +251,7 @@ impl<H: Host> Stack<H> {
     pub fn end_batch<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) {
         let (flows, mut cx) = self.split(now, host, link);
         flows.tcp.end_batch(&mut cx);
+        flows.udp.end_batch(&mut cx);
     }
 
     /// Whether flows wait for their turn to send.

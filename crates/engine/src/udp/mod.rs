@@ -7,6 +7,7 @@
 
 mod listener;
 mod table;
+mod train;
 
 #[cfg(test)]
 mod tests;
@@ -41,10 +42,12 @@ use crate::{
     timer::Instant,
 };
 use table::{Direction, Flow, PeerKey, Table};
+use train::Train;
 
 /// Most datagrams (or trains) taken from a socket, and most errors, before others get their turn.
 const VISIT: u8 = 32;
-/// A socket that is visited again within this time has a stream to deliver: more is taken at a time.
+/// A socket that is visited again within this time has a stream to deliver: more is taken at a time. A flow that sends again
+/// within this time has one too: its datagrams are joined.
 const STREAMING: Duration = Duration::from_micros(50);
 /// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
 const ORDINALS: u8 = 4;
@@ -75,6 +78,7 @@ pub struct Udp<S> {
     /// Listeners on any address whose port leads to the same port of the guest, by family (true: IPv4) and port.
     same_port: BTreeMap<(bool, u16), FlowId>,
     flows: Table,
+    train: Train,
     limits: Limits,
     counters: Counters,
 }
@@ -140,6 +144,7 @@ impl<S: UdpSocket> Udp<S> {
             endpoints: 0,
             same_port: BTreeMap::new(),
             flows: Table::new(limits, hash_key),
+            train: Train::default(),
             limits,
             counters: Counters::default(),
         }
@@ -178,7 +183,7 @@ impl<S: UdpSocket> Udp<S> {
         Ok(())
     }
 
-    /// A datagram of the guest, or with segmentation in `offload` a train of them.
+    /// A datagram of the guest, or with segmentation in `offload` a train of them. It may wait for [`Udp::end_batch`].
     pub fn on_datagram<H: Host<Udp = S>, L: Link>(
         &mut self,
         cx: &mut Context<'_, H, L>,
@@ -202,8 +207,38 @@ impl<S: UdpSocket> Udp<S> {
             segment_size: segment_size(offload, datagram.payload.len()),
         };
         let socket = flow.socket;
+        let streaming = flow.last_sent.is_some_and(|last| cx.now.since(last) <= STREAMING);
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
-        self.send(cx, socket, endpoints, &outbound);
+        if self.train.join(id, &outbound) {
+            return;
+        }
+        let begin = streaming && Train::suits(&outbound);
+        if begin || self.train.is_of(id) {
+            self.end_batch(cx);
+        }
+        if begin {
+            self.train.begin(id, &outbound);
+        } else {
+            self.send(cx, socket, endpoints, &outbound);
+        }
+    }
+
+    /// To be called after each batch of frames: sends what was joined.
+    pub fn end_batch<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>) {
+        let Some((head, payload)) = self.train.take() else { return };
+        if let Some(flow) = self.flows.get(head.flow) {
+            let (socket, endpoints) = (flow.socket, flow.endpoints);
+            let outbound = Outbound {
+                destination: flow.peer,
+                source: flow.local,
+                hop_limit: head.hop_limit,
+                traffic_class: head.traffic_class,
+                payload: &payload,
+                segment_size: Some(head.size).filter(|&size| payload.len() > usize::from(size)),
+            };
+            self.send(cx, socket, endpoints, &outbound);
+        }
+        self.train.recycle(payload);
     }
 
     /// A socket is ready.

@@ -36,6 +36,8 @@ pub(super) struct Flow {
     pub(super) socket: FlowId,
     /// The host's address that the peer wrote to, which answers come from.
     pub(super) local: Option<IpAddr>,
+    /// When the guest sent last.
+    pub(super) last_sent: Option<Instant>,
     /// Datagrams of the guest, counted up to two.
     sent: u8,
     /// Datagrams of the peer, counted up to two.
@@ -52,7 +54,16 @@ impl Keyed for Flow {
 
 impl Flow {
     pub(super) const fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId) -> Self {
-        Self { endpoints, peer, socket, local: None, sent: 0, received: 0, deadline: Deadline::NONE }
+        Self {
+            endpoints,
+            peer,
+            socket,
+            local: None,
+            last_sent: None,
+            sent: 0,
+            received: 0,
+            deadline: Deadline::NONE,
+        }
     }
 
     const fn peer_key(&self) -> PeerKey {
@@ -140,7 +151,10 @@ impl Table {
     ) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let count = match direction {
-            Direction::Out => &mut flow.sent,
+            Direction::Out => {
+                flow.last_sent = Some(now);
+                &mut flow.sent
+            }
             Direction::In => &mut flow.received,
         };
         *count = (*count + 1).min(2);

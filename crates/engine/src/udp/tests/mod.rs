@@ -1,5 +1,6 @@
 mod errors;
 mod listeners;
+mod trains;
 
 use alloc::{vec, vec::Vec};
 
@@ -30,7 +31,7 @@ impl Test {
         Self { world: World::new(), udp: Udp::new(LIMITS, [7; 16]) }
     }
 
-    /// The guest sends a datagram.
+    /// The guest sends a datagram, alone in its batch.
     fn guest_sends(&mut self, from: &str, to: &str, payload: &[u8]) {
         self.guest_sends_as(from, to, payload, 64, 0, &Offload::default());
     }
@@ -44,6 +45,12 @@ impl Test {
         class: u8,
         offload: &Offload,
     ) {
+        self.guest_queues(from, to, payload, ttl, class, offload);
+        self.end_batch();
+    }
+
+    /// The guest sends a datagram in the midst of a batch.
+    fn guest_queues(&mut self, from: &str, to: &str, payload: &[u8], ttl: u8, class: u8, offload: &Offload) {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let header = udp::Header {
             source_port: U16::new(from.port()),
@@ -61,6 +68,10 @@ impl Test {
             transport: wire::frame::Transport::Udp(datagram),
         };
         self.udp.on_datagram(&mut self.world.context(), &packet, &datagram, offload);
+    }
+
+    fn end_batch(&mut self) {
+        self.udp.end_batch(&mut self.world.context());
     }
 
     fn ready(&mut self, socket: &Opened, readiness: Readiness) {
@@ -235,32 +246,6 @@ fn q_21_hop_limit_and_traffic_class_are_carried() {
         test.ready(&socket, READABLE);
         let (frame, _) = test.world.frame();
         assert_eq!((ip(&frame).hop_limit, ip(&frame).traffic_class), (ttl, 3));
-    }
-}
-
-/// A train of the guest stays one, so that one call sends it; a train for the guest is one super-frame.
-#[test]
-fn trains_stay_whole() {
-    for (guest, remote) in [(GUEST, "203.0.113.1:443"), (GUEST6, "[2001:db8:2::1]:443")] {
-        let mut test = Test::new();
-        let train: Vec<u8> = (0..50_000_u32).map(|i| i as u8).collect();
-        let segmentation = Some(Segmentation { kind: SegmentKind::Udp, size: 1200, ecn: false });
-        let offload = Offload { segmentation, ..Offload::default() };
-        test.guest_sends_as(guest, remote, &train, 64, 0, &offload);
-        let socket = test.opened(0);
-        let sent = socket.socket.sent();
-        assert_eq!((sent[0].segment_size, sent[0].payload.len()), (Some(1200), train.len()));
-        // One that is no longer than its segments is none.
-        test.guest_sends_as(guest, remote, &train[..1200], 64, 0, &offload);
-        assert_eq!(socket.socket.sent()[0].segment_size, None);
-
-        socket.socket.arrive_as(Received { segment_size: Some(1300), ..received(remote) }, &train);
-        test.ready(&socket, READABLE);
-        let (frame, offload) = test.world.frame();
-        assert_shown(&frame, remote, guest, &train);
-        let segmentation = offload.segmentation.unwrap();
-        assert_eq!((segmentation.kind, segmentation.size), (SegmentKind::Udp, 1300));
-        assert!(offload.checksum.is_some());
     }
 }
 

@@ -1,0 +1,107 @@
+//! Segmentation offload, both ways.
+
+use super::*;
+
+/// A train of the guest stays one, so that one call sends it; a train for the guest is one super-frame.
+#[test]
+fn trains_stay_whole() {
+    for (guest, remote) in [(GUEST, "203.0.113.1:443"), (GUEST6, "[2001:db8:2::1]:443")] {
+        let mut test = Test::new();
+        let train: Vec<u8> = (0..50_000_u32).map(|i| i as u8).collect();
+        let segmentation = Some(Segmentation { kind: SegmentKind::Udp, size: 1200, ecn: false });
+        let offload = Offload { segmentation, ..Offload::default() };
+        test.guest_sends_as(guest, remote, &train, 64, 0, &offload);
+        let socket = test.opened(0);
+        let sent = socket.socket.sent();
+        assert_eq!((sent[0].segment_size, sent[0].payload.len()), (Some(1200), train.len()));
+        // One that is no longer than its segments is none.
+        test.guest_sends_as(guest, remote, &train[..1200], 64, 0, &offload);
+        assert_eq!(socket.socket.sent()[0].segment_size, None);
+
+        socket.socket.arrive_as(Received { segment_size: Some(1300), ..received(remote) }, &train);
+        test.ready(&socket, READABLE);
+        let (frame, offload) = test.world.frame();
+        assert_shown(&frame, remote, guest, &train);
+        let segmentation = offload.segmentation.unwrap();
+        assert_eq!((segmentation.kind, segmentation.size), (SegmentKind::Udp, 1300));
+        assert!(offload.checksum.is_some());
+    }
+}
+
+/// Payload lengths and segment sizes of what was sent.
+fn shapes(socket: &Opened) -> Vec<(usize, Option<u16>)> {
+    socket.socket.sent().iter().map(|sent| (sent.payload.len(), sent.segment_size)).collect()
+}
+
+fn queue(test: &mut Test, to: &str, payload: &[u8]) {
+    test.guest_queues(GUEST, to, payload, 64, 0, &Offload::default());
+}
+
+/// A datagram that comes alone is sent at once. Those that follow soon are joined, in order.
+#[test]
+fn a_stream_is_joined() {
+    let mut test = Test::new();
+    queue(&mut test, "203.0.113.1:8", &[0; 100]);
+    let socket = test.opened(0);
+    assert_eq!(shapes(&socket), [(100, None)]);
+    test.end_batch();
+    test.world.now = test.world.now + Duration::from_micros(60);
+    queue(&mut test, "203.0.113.1:8", &[0; 100]);
+    assert_eq!(shapes(&socket), [(100, None)]);
+
+    test.world.now = test.world.now + Duration::from_micros(40);
+    for number in 1..=10 {
+        queue(&mut test, "203.0.113.1:8", &[number; 100]);
+    }
+    assert_eq!(shapes(&socket), []);
+    test.end_batch();
+    let sent = socket.socket.sent();
+    let joined: Vec<u8> = (1..=10).flat_map(|number| [number; 100]).collect();
+    assert_eq!((sent.len(), sent[0].segment_size, &sent[0].payload), (1, Some(100), &joined));
+    test.end_batch();
+    assert_eq!(shapes(&socket), []);
+    // One alone is no train.
+    queue(&mut test, "203.0.113.1:8", &[0; 100]);
+    test.end_batch();
+    assert_eq!(shapes(&socket), [(100, None)]);
+}
+
+/// What can't be part of a train ends it; the order of a flow's datagrams stays.
+#[test]
+fn what_ends_a_train() {
+    let lengths = |lengths: &[usize]| {
+        let mut test = Test::new();
+        queue(&mut test, "203.0.113.1:8", b"first");
+        for &len in lengths {
+            queue(&mut test, "203.0.113.1:8", &vec![7; len]);
+        }
+        test.end_batch();
+        let socket = test.opened(0);
+        shapes(&socket)[1..].to_vec()
+    };
+    // A shorter one is the last, a longer one is the next, an empty one goes alone.
+    assert_eq!(lengths(&[50, 50, 20, 50]), [(120, Some(50)), (50, None)]);
+    assert_eq!(lengths(&[50, 50, 60, 60]), [(100, Some(50)), (120, Some(60))]);
+    assert_eq!(lengths(&[50, 0, 50]), [(50, None), (0, None), (50, None)]);
+    // No more than 64 datagrams, nor than a packet has room for; none of the very long ones.
+    assert_eq!(lengths(&[1; 100]), [(64, Some(1)), (36, Some(1))]);
+    assert_eq!(lengths(&[16_000; 5]), [(64_000, Some(16_000)), (16_000, None)]);
+    assert_eq!(lengths(&[20_000; 2]), [(20_000, None); 2]);
+
+    let mut test = Test::new();
+    for ttl in [64, 64, 9, 9] {
+        test.guest_queues(GUEST, "203.0.113.1:8", b"x", ttl, 0, &Offload::default());
+    }
+    // Another flow.
+    queue(&mut test, "203.0.113.2:8", b"one");
+    queue(&mut test, "203.0.113.2:8", b"two");
+    // A train of the guest's own.
+    let segmentation = Some(Segmentation { kind: SegmentKind::Udp, size: 1, ecn: false });
+    let offload = Offload { segmentation, ..Offload::default() };
+    test.guest_queues(GUEST, "203.0.113.2:8", b"abc", 64, 0, &offload);
+    test.end_batch();
+    let got: Vec<_> = test.opened(0).socket.sent().into_iter().map(|s| (s.hop_limit, s.payload)).collect();
+    let want: [(u8, &[u8]); 6] =
+        [(64, b"x"), (64, b"x"), (64, b"one"), (9, b"xx"), (64, b"two"), (64, b"abc")];
+    assert_eq!(got, want.map(|(ttl, payload)| (ttl, payload.to_vec())));
+}

@@ -1,0 +1,80 @@
+//! Datagrams that the guest sends one right after the other, joined so that one call sends them all.
+
+use alloc::vec::Vec;
+
+use super::Outbound;
+use crate::flow::FlowId;
+
+/// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
+const MAX_DATAGRAMS: usize = 64;
+/// Longest train in bytes: what fits an IPv6 packet.
+const MAX_LEN: usize = 65_487;
+/// Longest datagram that is joined, in bytes: longer ones are not worth the copy.
+const MAX_DATAGRAM_LEN: usize = 16_384;
+
+/// A train that is being put together, of one flow.
+#[derive(Debug, Default)]
+pub(super) struct Train {
+    head: Option<Head>,
+    payload: Vec<u8>,
+}
+
+/// What the datagrams of a train have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) flow: FlowId,
+    pub(super) hop_limit: u8,
+    pub(super) traffic_class: u8,
+    /// Length of each datagram but the last.
+    pub(super) size: u16,
+    /// Nothing may follow: the last datagram was shorter.
+    complete: bool,
+}
+
+impl Train {
+    /// Whether a train could begin with this datagram.
+    pub(super) fn suits(datagram: &Outbound<'_>) -> bool {
+        datagram.segment_size.is_none() && (1..=MAX_DATAGRAM_LEN).contains(&datagram.payload.len())
+    }
+
+    /// Whether there is a train of this flow.
+    pub(super) fn is_of(&self, flow: FlowId) -> bool {
+        self.head.is_some_and(|head| head.flow == flow)
+    }
+
+    /// Appends a datagram; false if it does not fit in.
+    pub(super) fn join(&mut self, flow: FlowId, datagram: &Outbound<'_>) -> bool {
+        let Some(head) = &mut self.head else { return false };
+        let (len, size) = (datagram.payload.len(), usize::from(head.size));
+        let like = head.flow == flow
+            && head.hop_limit == datagram.hop_limit
+            && head.traffic_class == datagram.traffic_class;
+        let room = len <= size && self.payload.len() + len <= MAX_LEN.min(MAX_DATAGRAMS * size);
+        if !like || !room || head.complete || !Self::suits(datagram) {
+            return false;
+        }
+        head.complete = len < size;
+        self.payload.extend_from_slice(datagram.payload);
+        true
+    }
+
+    /// Begins a train with a datagram that [suits](Self::suits); there must be none.
+    pub(super) fn begin(&mut self, flow: FlowId, datagram: &Outbound<'_>) {
+        debug_assert!(self.head.is_none());
+        let Outbound { hop_limit, traffic_class, payload, .. } = *datagram;
+        self.head =
+            Some(Head { flow, hop_limit, traffic_class, size: payload.len() as u16, complete: false });
+        self.payload.clear();
+        self.payload.extend_from_slice(payload);
+    }
+
+    /// Takes the train. The payload's memory should be [given back](Self::recycle).
+    pub(super) fn take(&mut self) -> Option<(Head, Vec<u8>)> {
+        let head = self.head.take()?;
+        Some((head, core::mem::take(&mut self.payload)))
+    }
+
+    pub(super) fn recycle(&mut self, payload: Vec<u8>) {
+        self.payload = payload;
+    }
+}
