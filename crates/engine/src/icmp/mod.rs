@@ -1,6 +1,6 @@
 //! Ping: echo requests of the guest over ping sockets of the host (SPEC §4.5), and error messages to the guest.
 
-mod error;
+pub(crate) mod error;
 
 #[cfg(test)]
 mod tests;

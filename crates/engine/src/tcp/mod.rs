@@ -22,11 +22,12 @@ use core::{
 use siphasher::sip::SipHasher13;
 use wire::{
     frame::Packet,
+    protocol,
     tcp::{Flags, Options, Segment, Seq},
 };
 
 use self::{
-    conn::{Connection, End, Rest},
+    conn::{Connection, End, Phase, Rest},
     emit::Fields,
     queue::SlotPool,
 };
@@ -34,7 +35,8 @@ use crate::{
     addr::Settings,
     context::Context,
     flow::{Endpoints, FlowId, Flows, Kind},
-    host::{Host, Readiness, TcpSocket},
+    host::{Errno, Host, Readiness, Report, TcpSocket},
+    icmp::error::{Quote, router, tell},
     link::Link,
     nat::Protocol,
     timer::Instant,
@@ -143,9 +145,11 @@ impl<S: TcpSocket> Tcp<S> {
         };
         let socket = match ctx.host.tcp_connect(id, destination) {
             Ok(socket) => socket,
-            Err(_) => {
+            Err(errno) => {
                 self.counters.refused += 1;
-                reset_unknown(&ends, syn, ctx);
+                if !tell_failure(&ends, syn.seq(), errno, ctx) {
+                    reset_unknown(&ends, syn, ctx);
+                }
                 return;
             }
         };
@@ -276,6 +280,9 @@ impl<S: TcpSocket> Tcp<S> {
         connection.deadline.withdraw(ctx.timers, id);
         match end {
             End::Finished => return,
+            End::SocketFailed(errno)
+                if connection.phase == Phase::Connecting
+                    && tell_failure(&connection.ends, connection.receive.next - 1, errno, ctx) => {}
             End::GuestReset => connection.socket.reset_on_close(),
             End::Abort | End::SocketFailed(_) => {
                 connection.socket.reset_on_close();
@@ -299,6 +306,29 @@ impl<S: TcpSocket> Tcp<S> {
 fn possible(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
     let valid = ends.guest.port() != 0 && settings.valid_guest_source(ends.guest.ip());
     settings.to_host(Protocol::Tcp, ends.remote).ok().filter(|_| valid)
+}
+
+/// Shows the guest why its SYN, of sequence number `iss`, came to nothing, as a network would: by an ICMP error, or
+/// by silence where the peer was silent. False if a reset is the right answer, as to a refused connection.
+fn tell_failure<H: Host, L: Link>(
+    ends: &Endpoints,
+    iss: Seq,
+    errno: Errno,
+    ctx: &mut Context<'_, H, L>,
+) -> bool {
+    const ETIMEDOUT: Errno = Errno(110);
+    if errno == ETIMEDOUT {
+        return true;
+    }
+    let Some(report) = Report::of_refusal(errno, ends.guest.is_ipv4()) else { return false };
+    let mut header = [0; 8];
+    header[..2].copy_from_slice(&ends.guest.port().to_be_bytes());
+    header[2..4].copy_from_slice(&ends.remote.port().to_be_bytes());
+    header[4..].copy_from_slice(&iss.0.to_be_bytes());
+    let (guest, remote) = (ends.guest.ip(), ends.remote.ip());
+    let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[] };
+    tell(ctx, router(ctx.settings, remote), report, &quote);
+    true
 }
 
 /// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; SPEC §6.7, R-59).
