@@ -8,7 +8,7 @@ use super::{
     emit::{self, Fields},
     queue::SlotPool,
     receive::{AckDue, Receiver},
-    send::{Acked, MAX_UNANSWERED, Sender, syn_timeout},
+    send::{MAX_UNANSWERED, Sender, syn_timeout},
 };
 use crate::{
     context::Context,
@@ -159,7 +159,8 @@ impl<S: TcpSocket> Connection<S> {
         let flags = segment.flags();
         let (seq, len) = (segment.seq(), segment.sequence_len());
         if !self.receive.acceptable(seq, len) {
-            return self.on_outside(segment, ctx);
+            self.on_outside(segment, ctx.now);
+            return Ok(());
         }
         if flags.contains(Flags::RST) {
             return Err(End::GuestReset);
@@ -171,7 +172,9 @@ impl<S: TcpSocket> Connection<S> {
         if !flags.contains(Flags::ACK) {
             return Ok(());
         }
-        self.on_ack(segment, ctx)?;
+        if !self.on_ack(segment, ctx.now) {
+            return Ok(());
+        }
         let fin = flags.contains(Flags::FIN);
         if !segment.payload.is_empty() || fin {
             if let Some(errno) = self.error
@@ -192,14 +195,10 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// A segment outside the window: keep-alives, old duplicates, window probes (RFC 9293 §3.10.7.4).
-    fn on_outside<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        segment: &Segment<'_>,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), End> {
+    fn on_outside(&mut self, segment: &Segment<'_>, now: Instant) {
         let flags = segment.flags();
         if flags.contains(Flags::RST) {
-            return Ok(());
+            return;
         }
         self.receive.ack = AckDue::Now;
         let ends_before = !(segment.seq() + segment.sequence_len()).after(self.receive.next);
@@ -208,53 +207,52 @@ impl<S: TcpSocket> Connection<S> {
                 self.keep_alive = true; // the guest cares whether the peer lives
                 self.socket.keep_alive();
             }
-            self.on_ack(segment, ctx)?; // its acknowledgment and window count
+            self.on_ack(segment, now); // its acknowledgment and window count
         }
-        Ok(())
     }
 
-    fn on_ack<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        segment: &Segment<'_>,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), End> {
+    /// Takes in a segment's acknowledgment; false if the segment is to be left at that.
+    fn on_ack(&mut self, segment: &Segment<'_>, now: Instant) -> bool {
         let options =
             if segment.options.is_empty() { Options::default() } else { Options::parse(segment.options) };
-        match self.send.on_ack(segment, &options, ctx.now) {
-            Acked::Unsent => self.receive.ack = AckDue::Now,
-            Acked::Fine => {}
-            Acked::Loss => self.fill_holes(ctx)?,
+        let of_something_sent = self.send.on_ack(segment, &options, now);
+        if !of_something_sent {
+            self.receive.ack = AckDue::Now;
         }
-        Ok(())
+        of_something_sent
     }
 
     /// Retransmits what the guest has told to be missing.
-    fn fill_holes<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<(), End> {
+    fn fill_holes<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<Rest, End> {
         let mss = u32::from(self.send.mss);
         while let Some(recovery) = &self.send.recovery
             && let Some((start, end)) = recovery.next_hole(self.send.una, mss)
         {
-            let end = match self.send.fin {
-                Some(fin) if !start.before(fin) => {
-                    if self.send_control(fin, Flags::FIN | Flags::ACK, ctx).is_err() {
-                        return Ok(());
-                    }
-                    fin + 1
-                }
-                fin => {
-                    let data_end = fin.map_or(end, |fin| fin.min(end)).min(self.send.max);
-                    match self.send_data(start, (data_end - start).min(MAX_PAYLOAD), ctx) {
-                        Ok(Ok(len)) if len > 0 => start + len,
-                        Ok(Err(SocketError::Failed(errno))) => return self.fail(errno),
-                        _ => return Ok(()),
-                    }
+            let fin = self.send.fin;
+            let end = end.min(self.send.max).min(self.send.edge());
+            if !start.before(end) {
+                break;
+            }
+            let sent = if fin.is_some_and(|fin| !start.before(fin)) {
+                self.send_control(start, Flags::FIN | Flags::ACK, ctx).map(|()| Ok(1))
+            } else {
+                let data_end = fin.map_or(end, |fin| fin.min(end));
+                self.send_data(start, (data_end - start).min(MAX_PAYLOAD), ctx)
+            };
+            let len = match sent {
+                Err(Full) => return Ok(Rest::LinkFull),
+                Ok(Ok(0)) | Ok(Err(SocketError::WouldBlock)) => break,
+                Ok(Ok(len)) => len,
+                Ok(Err(SocketError::Failed(errno))) => {
+                    self.fail(errno)?;
+                    break;
                 }
             };
             if let Some(recovery) = &mut self.send.recovery {
-                recovery.repaired_to(end);
+                recovery.repaired_to(start + len);
             }
         }
-        Ok(())
+        Ok(Rest::Nothing)
     }
 
     /// The socket reported readiness.
@@ -298,16 +296,26 @@ impl<S: TcpSocket> Connection<S> {
     ) -> Result<Rest, End> {
         let mut rest = Rest::Nothing;
         if self.phase == Phase::Established {
-            self.discard()?;
-            rest = self.pump(ctx)?;
+            self.discard();
+            rest = self.fill_holes(ctx)?;
+            if rest == Rest::Nothing {
+                rest = self.pump(ctx)?;
+            }
         }
         let due = self.receive.ack;
         match due {
-            AckDue::Now if self.send_ack(ctx).is_err() => rest = Rest::LinkFull,
+            AckDue::Now if self.send_ack(ctx).is_err() => return Ok(Rest::LinkFull),
             AckDue::Delayed if self.ack_at.is_none() => self.ack_at = Some(ctx.now + ACK_DELAY),
             _ => {}
         }
-        if self.is_finished() { Err(End::Finished) } else { Ok(rest) }
+        match self.error {
+            // The guest has everything that came before the error.
+            Some(errno) if self.send.fin.is_some_and(|fin| !self.send.una.before(fin)) => {
+                Err(End::SocketFailed(errno))
+            }
+            _ if self.is_finished() => Err(End::Finished),
+            _ => Ok(rest),
+        }
     }
 
     /// Whether both streams have ended, and both sides know.
@@ -316,7 +324,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Frees the socket of what the guest has acknowledged.
-    fn discard(&mut self) -> Result<(), End> {
+    fn discard(&mut self) {
         let len = self.send.discardable();
         if len > 0 {
             match self.socket.discard(len) {
@@ -326,7 +334,6 @@ impl<S: TcpSocket> Connection<S> {
                 Err(SocketError::WouldBlock) => {}
             }
         }
-        Ok(())
     }
 
     /// Sends what the socket has and the guest's window takes.
@@ -340,10 +347,7 @@ impl<S: TcpSocket> Connection<S> {
                 let Some((seq, len)) = self.next_run() else { return Ok(Rest::Nothing) };
                 match self.send_data(seq, len, ctx) {
                     Err(Full) => return Ok(Rest::LinkFull),
-                    Ok(Ok(0)) => match self.error {
-                        Some(errno) => return Err(End::SocketFailed(errno)),
-                        None => self.send.fin = Some(seq),
-                    },
+                    Ok(Ok(0)) => self.send.fin = Some(seq),
                     Ok(Ok(sent)) => {
                         self.send.sent(seq + sent, ctx.now);
                         // Less than asked for: there is no more, unless the end was announced.
@@ -364,7 +368,7 @@ impl<S: TcpSocket> Connection<S> {
 
     fn pump_fin<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<Rest, End> {
         let Some(fin) = self.send.fin else { return Ok(Rest::Nothing) };
-        if self.send.next != fin {
+        if self.send.next != fin || !fin.before(self.send.edge()) || self.error.is_some() {
             return Ok(Rest::Nothing);
         }
         if self.send_control(fin, Flags::FIN | Flags::ACK, ctx).is_err() {
@@ -449,6 +453,13 @@ impl<S: TcpSocket> Connection<S> {
         emit::bare(&self.ends, fields, ctx)?;
         self.was_told();
         Ok(())
+    }
+
+    /// Tells the guest that the connection is no more.
+    pub(super) fn send_reset<H: Host, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+        // Before the guest's SYN is here there is nothing to acknowledge.
+        let flags = if self.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
+        self.send_control(self.send.acceptable_seq(), flags, ctx).ok();
     }
 
     fn send_ack<H: Host, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<(), Full> {

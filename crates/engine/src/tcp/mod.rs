@@ -286,8 +286,7 @@ impl<S: TcpSocket> Tcp<S> {
             End::GuestReset => connection.socket.reset_on_close(),
             End::Abort | End::SocketFailed(_) => {
                 connection.socket.reset_on_close();
-                let seq = connection.send.max;
-                connection.send_control(seq, Flags::RST | Flags::ACK, ctx).ok();
+                connection.send_reset(ctx);
             }
         }
         self.counters.reset += 1;

@@ -67,10 +67,15 @@ impl Receiver {
         }
     }
 
-    /// Whether a segment at `seq` of `len` sequence numbers touches the window (RFC 9293 §3.10.7.4).
+    /// Whether a segment at `seq` of `len` sequence numbers touches the window (RFC 9293 §3.10.7.4). One without
+    /// length may also be at the window's right edge: that is where a guest is that has filled it.
     pub(super) fn acceptable(&self, seq: Seq, len: u32) -> bool {
         let edge = self.edge.max(self.next + 1);
-        !(seq + len).before(self.next) && seq.before(edge) && (len == 0 || (seq + len).after(self.next))
+        if len == 0 {
+            !seq.before(self.next) && !seq.after(edge)
+        } else {
+            seq.before(edge) && (seq + len).after(self.next)
+        }
     }
 
     /// Takes in payload at `seq`, already known to touch the window, and the FIN behind it.

@@ -15,6 +15,8 @@ pub(super) struct Recovery {
     /// Ranges that the guest holds above the hole: sorted, apart from each other.
     sacked: Vec<(Seq, Seq)>,
     duplicates: u8,
+    /// The acknowledgment that `duplicates` repeat.
+    una: Seq,
     /// Set while retransmitting: recovery ends when this is acknowledged.
     point: Option<Seq>,
     /// Everything in a hole before this was retransmitted.
@@ -26,8 +28,13 @@ pub(super) struct Recovery {
 
 impl Recovery {
     /// Takes in an acknowledgment. `una` is the guest's cumulative acknowledgment, `next` the highest sequence
-    /// number sent so far. Returns whether the guest told something new.
+    /// number sent so far, `duplicate` whether the acknowledgment repeats an earlier one and is a sign of loss
+    /// by that. Returns whether the guest told something new.
     pub(super) fn on_ack(&mut self, una: Seq, next: Seq, blocks: &SackBlocks, duplicate: bool) -> bool {
+        if self.point.is_none() && una.after(self.una) {
+            self.duplicates = 0; // of a hole that was none (RFC 6675 §5)
+        }
+        self.una = una;
         let before = self.sacked_bytes();
         self.sacked.retain_mut(|(start, end)| {
             *start = start.max(una);

@@ -49,17 +49,6 @@ pub(super) struct Sender {
     restart: Option<u32>,
 }
 
-/// What an acknowledgment meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Acked {
-    /// Of something never sent: to be answered and otherwise ignored (RFC 9293 §3.10.7.4).
-    Unsent,
-    /// Nothing more to do.
-    Fine,
-    /// Holes are to be filled.
-    Loss,
-}
-
 impl Sender {
     /// A stream that starts with a SYN at `iss`.
     pub(super) fn new(iss: Seq) -> Self {
@@ -160,15 +149,16 @@ impl Sender {
         self.max = self.max.max(end);
     }
 
-    /// Takes in the acknowledgment and window of a segment.
-    pub(super) fn on_ack(&mut self, segment: &Segment<'_>, options: &Options, now: Instant) -> Acked {
+    /// Takes in the acknowledgment and window of a segment. False if it acknowledges what was never sent: the
+    /// segment is to be answered and otherwise ignored (RFC 9293 §3.10.7.4).
+    pub(super) fn on_ack(&mut self, segment: &Segment<'_>, options: &Options, now: Instant) -> bool {
         let ack = segment.ack();
         if ack.after(self.max) {
-            return Acked::Unsent;
+            return false;
         }
         self.unanswered = 0;
         if ack.before(self.una) {
-            return Acked::Fine; // an old segment
+            return true; // an old segment
         }
         let advanced = ack - self.una;
         let window = (u32::from(segment.window()) << self.scale).min(MAX_WINDOW);
@@ -180,8 +170,9 @@ impl Sender {
         if advanced > 0 {
             self.advance(ack, advanced, now);
         }
-        self.update_window(segment, window);
-        self.note_loss(options, duplicate)
+        self.update_window(segment, window, advanced);
+        self.note_loss(options, duplicate);
+        true
     }
 
     fn advance(&mut self, ack: Seq, advanced: u32, now: Instant) {
@@ -199,36 +190,47 @@ impl Sender {
         self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
     }
 
-    fn update_window(&mut self, segment: &Segment<'_>, window: u32) {
+    fn update_window(&mut self, segment: &Segment<'_>, window: u32, advanced: u32) {
         let seq = segment.seq();
-        let newer =
-            self.window_seq.before(seq) || (self.window_seq == seq && !segment.ack().before(self.window_ack));
-        if newer {
-            self.window = window;
-            self.window_seq = seq;
-            self.window_ack = segment.ack();
+        // An acknowledgment of something new has the newest window, whatever its sequence number: it may be on
+        // a retransmission. A keep-alive comes one byte early.
+        let newer = advanced > 0
+            || self.window_seq.before(seq)
+            || (self.window_seq == seq && !segment.ack().before(self.window_ack))
+            || (self.window_seq == seq + 1 && window > self.window);
+        if !newer {
+            return;
         }
-        // The guest took window back: what lies outside is as good as not sent.
-        if self.next.after(self.una + self.window) {
-            self.next = self.una + self.window;
+        if self.window == 0 && window > 0 {
+            // Open again: what follows is no probe, and no longer waits like one.
+            self.rto.progress();
+            self.retransmit_at = None;
+        }
+        self.window = window;
+        self.window_seq = self.window_seq.max(seq);
+        self.window_ack = segment.ack();
+        // The guest took window back: what lies outside is as good as not sent. Not for what its window
+        // scale has rounded off, though.
+        let rounding = 1 << self.scale;
+        if self.next.after(self.una + self.window + (rounding - 1)) || self.window == 0 {
+            self.next = self.next.min(self.una + self.window);
             self.timed = None;
         }
     }
 
-    fn note_loss(&mut self, options: &Options, duplicate: bool) -> Acked {
+    fn note_loss(&mut self, options: &Options, duplicate: bool) {
+        // With SACK, a duplicate that tells of no hole only says that something arrived twice.
+        let duplicate = duplicate && !self.sack;
         if self.recovery.is_none() && !duplicate && options.sack.as_slice().is_empty() {
-            return Acked::Fine;
+            return;
         }
         let recovery = self.recovery.get_or_insert_default();
         recovery.on_ack(self.una, self.max, &options.sack, duplicate);
         if recovery.begin_if_lost(self.una, self.max, u32::from(self.mss)) {
             self.timed = None; // Karn's algorithm
-            return Acked::Loss;
-        }
-        if recovery.is_over() || !self.in_flight() {
+        } else if recovery.is_over() || self.una == self.max {
             self.recovery = None;
         }
-        Acked::Fine
     }
 
     /// The retransmission time has come, with data outstanding: start over from the oldest byte.
