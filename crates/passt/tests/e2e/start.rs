@@ -278,20 +278,6 @@ fn login_shell() {
     assert!(end.stdout.starts_with("shell 0"), "{end:?}");
 }
 
-/// SPEC §1.4: SIGTERM ends us with 0; the command goes on without us.
-#[test]
-fn command_outlives_us() {
-    let Some(net) = Net::new() else { return };
-    let (pid_file, out) = (net.path("pid"), net.path("out"));
-    let script = format!("echo up; while [ ! -e {out}.go ]; do sleep 0.1; done; echo done >{out}");
-    let mut running = net.start_pasta(&["--config-net", "--pid", &pid_file, "--", "sh", "-c", &script]);
-    running.wait_for("up");
-    net.host.sh(&format!("kill -TERM $(cat {pid_file})"));
-    assert_eq!(running.wait().code(), 0);
-    std::fs::write(format!("{out}.go"), "").unwrap();
-    wait_until("the command's end", || std::path::Path::new(&out).exists());
-}
-
 /// SPEC §2.2: one family alone.
 #[test]
 fn one_family_only() {

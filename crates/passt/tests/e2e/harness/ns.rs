@@ -134,7 +134,7 @@ impl Ns {
         let at = at.into();
         let socket = self.tcp(at);
         sockopt::set_socket_reuseaddr(&socket, true).unwrap();
-        net::bind(&socket, &at).unwrap_or_else(|e| panic!("bind {at}: {e}"));
+        bind(&socket, at);
         net::listen(&socket, 4096).unwrap();
         TcpListener::from(socket)
     }
@@ -155,7 +155,7 @@ impl Ns {
     ) -> io::Result<TcpStream> {
         let (from, to) = (from.into(), to.into());
         let socket = self.tcp(to);
-        net::bind(&socket, &from).unwrap_or_else(|e| panic!("bind {from}: {e}"));
+        bind(&socket, from);
         net::connect(&socket, &to)?;
         Ok(TcpStream::from(socket))
     }
@@ -175,7 +175,7 @@ impl Ns {
     pub(crate) fn udp(&self, at: impl Into<SocketAddr>) -> UdpSocket {
         let at = at.into();
         let socket = self.open(if at.is_ipv4() { Kind::Udp4 } else { Kind::Udp6 });
-        net::bind(&socket, &at).unwrap_or_else(|e| panic!("bind {at}: {e}"));
+        bind(&socket, at);
         UdpSocket::from(socket)
     }
 
@@ -218,6 +218,16 @@ pub(crate) fn recv_from(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
 /// A v4-mapped address (as dual-stack sockets show it) as the IPv4 address it stands for.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Binds a socket. An address that has just been closed may still be busy for a moment: every process that
+/// another test starts has a copy of all our descriptors until it executes its program.
+fn bind(socket: &impl AsFd, at: SocketAddr) {
+    wait_until(&format!("bind to {at}"), || match net::bind(socket, &at) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::ADDRINUSE) => false,
+        Err(e) => panic!("bind {at}: {e}"),
+    });
 }
 
 /// No wait on the socket may be longer than [`PATIENCE`].
