@@ -18,6 +18,7 @@ mod isolated;
 mod link;
 pub mod listen;
 mod logging;
+pub mod netns;
 pub mod pasta;
 mod pcap;
 pub mod plan;
@@ -96,8 +97,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
     let shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, listeners, table: &config.inbound })?;
 
-    let confined = prepared.confine()?;
-    let _detached = confined.detach(config.foreground, pid_file)?;
+    let (staffed, _opener) = prepared.detach(config.foreground, pid_file)?.staff(guest.namespace)?;
+    staffed.seal()?.announce()?;
     if let Target::Spawn { .. } = config.pasta.target {
         lifetime.release_command();
         // The terminal is the command's now; whoever debugs us wants to see both.

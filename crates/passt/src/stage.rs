@@ -1,22 +1,28 @@
 //! The life of the process as one-way doors: each stage is a value that only the one before can be made into, so
 //! that a privilege can only fall, and the compiler checks the order.
 //!
-//! [`Boot`] -> user and namespaces -> [`Prepared`] -> capabilities -> [`Confined`] -> background -> [`Detached`].
+//! [`Boot`] -> user and namespaces -> [`Prepared`] -> background -> [`Detached`] -> threads -> [`Staffed`] ->
+//! capabilities -> [`Sealed`].
+//!
+//! The fork to the background comes before the threads, which would not survive it, and these come before the
+//! capabilities go, which they need to enter the guest's namespace. All of it can fail, so whoever started us waits
+//! until we are sealed.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::fd::{AsFd, RawFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    DumpableBehavior, Pid, Resource, Rlimit, Signal, getpid, getrlimit, kill_process, set_dumpable_behavior,
-    setrlimit, setsid,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process,
+    set_dumpable_behavior, setrlimit, setsid, waitpid,
 };
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, ThreadNameSpaceType, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, ThreadNameSpaceType, capabilities, clear_ambient_capability_set,
     move_into_thread_name_spaces, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 use sys::signal::Inherited;
@@ -25,8 +31,9 @@ use sys::spawn::Forked;
 use crate::config::{Config, Target, Userns};
 use crate::identity::{Identity, change_to};
 use crate::logging;
+use crate::netns::{Namespace, Opener};
 use crate::pasta::spawn::{Request, Spawned, spawn};
-use crate::pasta::{Guest, Namespace, join};
+use crate::pasta::{Guest, join};
 
 /// Our caller's rights and surroundings. What needs them is done now: finding out about the host, binding ports,
 /// opening files for output.
@@ -136,22 +143,100 @@ impl Prepared {
         Ok(Self { kept, null })
     }
 
-    /// Door: no privileges from here on.
+    /// Door: to the background, unless `foreground`. Our caller goes on waiting: see [`Sealed::announce`].
     ///
-    /// After the link, which needs them, and before anything of the guest is read. A root of our own without
-    /// files and the filter of system calls belong here, too.
-    pub(crate) fn confine(self) -> anyhow::Result<Confined> {
-        rustix::process::chdir("/").context("can't change to the root directory")?;
-        drop_capabilities(self.kept).context("can't drop capabilities")?;
-        set_no_new_privs(true).context("can't rule out new privileges")?;
-        // Nobody of the same user may look into the process.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
-        Ok(Confined { null: self.null })
+    /// After everything that needs our caller's files.
+    pub(crate) fn detach(self, foreground: bool, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
+        if foreground {
+            return Ok(Detached { kept: self.kept, herald: Herald::Foreground { pid_file } });
+        }
+        let (wait, caller) = pipe_with(PipeFlags::CLOEXEC).context("can't make a pipe")?;
+        match sys::spawn::fork().context("can't fork to the background")? {
+            Forked::Parent { pid } => {
+                drop(caller);
+                leave_in_background(pid, wait, pid_file)
+            }
+            Forked::Child => {
+                setsid().context("can't start a session")?;
+                Ok(Detached { kept: self.kept, herald: Herald::Background { caller, null: self.null } })
+            }
+        }
     }
 }
 
-/// Leaves no capability but those `kept`, which are not effective until asked for.
-fn drop_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
+/// The end of the process that our caller started: once the one in the background says that the network is there,
+/// with status 0, the PID file complete (SPEC §1.3.1).
+fn leave_in_background(child: Pid, wait: OwnedFd, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
+    if File::from(wait).read_exact(&mut [0]).is_err() {
+        // It has said why.
+        let status = waitpid(Some(child), WaitOptions::empty());
+        if let Ok(Some((_, status))) = status
+            && let Some(signal) = status.terminating_signal()
+        {
+            bail!("the process in the background was killed by signal {signal}");
+        }
+        std::process::exit(1);
+    }
+    if let Err(error) = pid_file.map_or(Ok(()), |file| file.write(child)) {
+        let _ = kill_process(child, Signal::KILL);
+        return Err(error);
+    }
+    std::process::exit(0);
+}
+
+/// Tells our caller that the network is there.
+enum Herald {
+    Foreground { pid_file: Option<PidFile> },
+    Background { caller: OwnedFd, null: File },
+}
+
+/// Where it will stay: threads may be started now.
+pub(crate) struct Detached {
+    kept: CapabilitySet,
+    herald: Herald,
+}
+
+impl Detached {
+    /// Door: with all threads that there will be.
+    pub(crate) fn staff(self, namespace: Namespace) -> anyhow::Result<(Staffed, Opener)> {
+        // Ports below 1024 may come to be listened on in the namespace at any time (SPEC §8.4).
+        let renounce = || {
+            let held = capabilities(None).context("can't read capabilities")?.permitted;
+            renounce(held & CapabilitySet::NET_BIND_SERVICE, CapabilitySet::NET_BIND_SERVICE)
+        };
+        let opener = Opener::start(namespace, renounce)?;
+        Ok((Staffed { kept: self.kept, herald: self.herald }, opener))
+    }
+}
+
+/// All threads run.
+pub(crate) struct Staffed {
+    kept: CapabilitySet,
+    herald: Herald,
+}
+
+impl Staffed {
+    /// Door: no privileges from here on.
+    ///
+    /// After all that needs them, and before anything of the guest is read. A root of our own without files and the
+    /// filter of system calls belong here, too.
+    pub(crate) fn seal(self) -> anyhow::Result<Sealed> {
+        rustix::process::chdir("/").context("can't change to the root directory")?;
+        renounce(self.kept, CapabilitySet::empty())?;
+        // Nobody of the same user may look into the process.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
+        Ok(Sealed { herald: self.herald })
+    }
+}
+
+/// Has the calling thread keep no capability but those `kept`, of which only those of `effective` have effect before
+/// they are asked for.
+fn renounce(kept: CapabilitySet, effective: CapabilitySet) -> anyhow::Result<()> {
+    drop_capabilities(kept, kept & effective).context("can't drop capabilities")?;
+    set_no_new_privs(true).context("can't rule out new privileges")
+}
+
+fn drop_capabilities(permitted: CapabilitySet, effective: CapabilitySet) -> rustix::io::Result<()> {
     // An exec could give these back. It fails behind the last that the kernel knows; and with the first for who
     // has no right to drop them, which is no matter, as then new privileges are ruled out still.
     (0..u64::BITS)
@@ -159,47 +244,31 @@ fn drop_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
         .take_while(|capability| remove_capability_from_bounding_set(*capability).is_ok())
         .for_each(drop);
     let _ = clear_ambient_capability_set();
-    let empty = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: empty, permitted: kept, inheritable: empty })
+    set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })
 }
 
 /// Without privileges.
-pub(crate) struct Confined {
-    null: File,
+pub(crate) struct Sealed {
+    herald: Herald,
 }
 
-impl Confined {
-    /// Door: to the background, unless `foreground`.
+impl Sealed {
+    /// Tells our caller that the network is there, and leaves its terminal if we are in the background.
     ///
-    /// After everything that can fail, since our caller takes the end of the process it started, with status 0, as
-    /// the sign that the network is there; the PID file is complete by then (SPEC §1.3.1).
-    pub(crate) fn detach(self, foreground: bool, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
-        if foreground {
-            pid_file.map_or(Ok(()), |file| file.write(getpid()))?;
-            return Ok(Detached(()));
-        }
-        match sys::spawn::fork().context("can't fork to the background")? {
-            Forked::Parent { pid } => {
-                if let Err(error) = pid_file.map_or(Ok(()), |file| file.write(pid)) {
-                    let _ = kill_process(pid, Signal::KILL);
-                    return Err(error);
-                }
-                std::process::exit(0);
-            }
-            Forked::Child => {
-                setsid().context("can't start a session")?;
-                rustix::stdio::dup2_stdin(&self.null).context("can't leave standard input")?;
-                rustix::stdio::dup2_stdout(&self.null).context("can't leave standard output")?;
+    /// After everything that can fail.
+    pub(crate) fn announce(self) -> anyhow::Result<()> {
+        match self.herald {
+            Herald::Foreground { pid_file } => pid_file.map_or(Ok(()), |file| file.write(getpid())),
+            Herald::Background { caller, null } => {
+                rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
+                rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;
                 logging::leave_stderr();
-                rustix::stdio::dup2_stderr(&self.null).context("can't leave standard error")?;
-                Ok(Detached(()))
+                rustix::stdio::dup2_stderr(&null).context("can't leave standard error")?;
+                File::from(caller).write_all(&[1]).context("can't tell that the network is there")
             }
         }
     }
 }
-
-/// Where it will stay: threads may be started now.
-pub(crate) struct Detached(());
 
 /// A PID file, opened with our caller's rights and written when there is a process to tell of (SPEC §1.3.6).
 pub(crate) struct PidFile {

@@ -11,9 +11,9 @@ use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 
-use super::Namespace;
 use super::quit::Watch;
 use crate::config::Userns;
+use crate::netns::Namespace;
 
 /// Finds the namespace of process `pid`, after joining the user namespace that goes with it: with its rights, and
 /// no others, the network namespace can be entered.
