@@ -1,7 +1,9 @@
 //! Tasks of the project: `cargo xtask help`.
 
+mod bench;
 mod completions;
 mod house;
+mod load;
 mod man;
 mod source;
 mod support;
@@ -10,43 +12,64 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use lexopt::Arg;
+use lexopt::{Arg, ValueExt};
 
 const HELP: &str = "\
 Usage: cargo xtask TASK
 
 Tasks:
+  bench --a PROGRAM [--b PROGRAM]... [--seconds N] [--rounds N] [--only TEXT]
+                     Measure programs with pasta's command line side by side;
+                     see bench/README.md
   man [DIR]          Write the manual page pasta.1, from the table of options
                      (default: target/man)
   completions [DIR]  Write the completion of bash, from the table of options
                      (default: target/completions)
   house              Draw the crates and modules with whom each names, and
                      check the rules for single files
-  bench              Tell how to measure; see bench/README.md
   help               Show this help
 ";
 
 fn main() -> anyhow::Result<()> {
-    let mut parser = lexopt::Parser::from_env();
-    let mut operands = Vec::new();
-    while let Some(arg) = parser.next()? {
-        match arg {
-            Arg::Short('h') | Arg::Long("help") => return print(HELP),
-            Arg::Value(value) => operands.push(value.to_string_lossy().into_owned()),
-            _ => return Err(arg.unexpected().into()),
-        }
-    }
-    let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
-    match operands[..] {
-        [] | ["help"] => print(HELP),
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [] | ["help" | "--help" | "-h"] => print(HELP),
         ["man"] => write("target/man", "pasta.1", &man::page()),
         ["man", folder] => write(folder, "pasta.1", &man::page()),
         ["completions"] => write("target/completions", "pasta", &completions::bash()),
         ["completions", folder] => write(folder, "pasta", &completions::bash()),
         ["house"] => house(),
-        ["bench"] => print(&std::fs::read_to_string(house::root().join("bench/README.md"))?),
-        _ => bail!("no such task: {} (see `cargo xtask help`)", operands.join(" ")),
+        ["bench", "--inside", ..] => bench::run(&bench_options(&arguments[2..])?),
+        ["bench", ..] => {
+            bench_options(&arguments[1..])?;
+            bench::enter(&arguments[1..])
+        }
+        ["load", ref load @ ..] => load::main(load),
+        _ => bail!("no such task: {} (see `cargo xtask help`)", words.join(" ")),
     }
+}
+
+fn bench_options(arguments: &[String]) -> anyhow::Result<bench::Options> {
+    let mut options = bench::Options { programs: Vec::new(), seconds: 2.5, rounds: 5, only: None };
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long(name @ ("a" | "b" | "c")) => {
+                let letter = name.to_uppercase().chars().next().unwrap_or('?');
+                options.programs.push((letter, parser.value()?.string()?));
+            }
+            Arg::Long("seconds") => options.seconds = parser.value()?.parse()?,
+            Arg::Long("rounds") => options.rounds = parser.value()?.parse()?,
+            Arg::Long("only") => options.only = Some(parser.value()?.string()?),
+            _ => return Err(arg.unexpected().into()),
+        }
+    }
+    if options.programs.is_empty() {
+        bail!("bench: nothing to measure: --a target/release/pasta");
+    }
+    Ok(options)
 }
 
 fn house() -> anyhow::Result<()> {
