@@ -2,7 +2,11 @@
 
 use crate::harness::*;
 use std::io::ErrorKind;
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use sys::cmsg::{Control, ReceiveInfo, SendInfo};
+use sys::mmsg::{self, RawAddress};
+use sys::sockopt::{self, IpVersion, Metadata};
 
 /// Sends `data` from one socket to an address, receives it on another, and returns whom it came from.
 fn deliver(from: &UdpSocket, to: impl Into<SocketAddr>, at: &UdpSocket, data: &[u8]) -> SocketAddr {
@@ -193,6 +197,93 @@ fn service_that_starts_late() {
         client.send_to(b"in time", (host, 7000)).unwrap();
         // The first one may have been waiting on its way.
         while recv_from(&server).0 != b"in time" {}
+    }
+}
+
+/// Sends without blocking, with what is set for this datagram alone.
+fn send_with(from: &UdpSocket, to: SocketAddr, data: &[u8], info: &SendInfo) {
+    let control = Control::to_send(info, to.is_ipv4());
+    mmsg::send(from, &RawAddress::new(to, false), &[IoSlice::new(data)], &control).unwrap();
+}
+
+/// What the kernel tells of the next datagram, which must be `data`.
+fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
+    let mut buf = [0; 2048];
+    at.peek(&mut buf).unwrap_or_else(|e| panic!("no datagram: {e}"));
+    let arrival = mmsg::receive(at, &mut buf).unwrap();
+    assert_eq!(&buf[..arrival.len], data);
+    (arrival.address.unwrap(), arrival.info)
+}
+
+/// SPEC §7.3: many datagrams in one system call (UDP_SEGMENT), as QUIC implementations send them, come out as
+/// the same datagrams, the shorter last one too.
+fn trains(mtu: u32) {
+    let Some(net) = Net::with_mtu(mtu) else { return };
+    net.pasta(&["--mtu", &mtu.to_string()]);
+    for peer in PEER {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        let info = SendInfo { segment_size: Some(1200), ..SendInfo::default() };
+        let mut source = deliver(&client, (peer, 7000), &server, b"hello");
+        for round in 0..20 {
+            let data = payload(round, 30 * 1200 + 500);
+            send_with(&client, (peer, 7000).into(), &data, &info);
+            for chunk in data.chunks(1200) {
+                let (got, from) = recv_from(&server);
+                assert!(got == chunk, "{} bytes, not {}", got.len(), chunk.len());
+                source = from;
+            }
+            send_with(&server, source, &data, &info);
+            for chunk in data.chunks(1200) {
+                let (got, from) = recv_from(&client);
+                assert!(got == chunk && from == (peer, 7000).into(), "{} bytes from {from}", got.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn trains_mtu_65520() {
+    trains(65520);
+}
+
+#[test]
+fn trains_mtu_1500() {
+    trains(1500);
+}
+
+/// SPEC §7.3, Q21: time to live, DSCP and ECN are the sender's, in both directions.
+#[test]
+fn hop_limit_and_traffic_class_q21() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-u", "7001"]);
+    let told = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS;
+    for (peer, host) in PEER.into_iter().zip(HOST) {
+        let version = if peer.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        let (server, service) = (net.peer.udp((peer, 7000)), net.guest.udp((any(host), 7001)));
+        let (client, caller) = (net.guest.udp((any(peer), 0)), net.peer.udp((peer, 0)));
+        for socket in [&server, &service, &client, &caller] {
+            sockopt::request_metadata(socket, version, told).unwrap();
+        }
+        let conversations =
+            [(&client, (peer, 7000).into(), &server), (&caller, (host, 7001).into(), &service)];
+        for (asking, to, answering) in conversations {
+            for (hop_limit, traffic_class) in [(9, 0xb8), (64, 0), (33, 0x03), (200, 0x2a)] {
+                let sent = SendInfo {
+                    hop_limit: Some(hop_limit),
+                    traffic_class: Some(traffic_class),
+                    ..SendInfo::default()
+                };
+                let check = |got: ReceiveInfo| {
+                    assert_eq!((got.hop_limit, got.traffic_class), (Some(hop_limit), Some(traffic_class)));
+                };
+                send_with(asking, to, b"question", &sent);
+                let (from, got) = info_of(answering, b"question");
+                check(got);
+                send_with(answering, from, b"answer", &sent);
+                check(info_of(asking, b"answer").1);
+            }
+        }
     }
 }
 
