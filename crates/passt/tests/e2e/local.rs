@@ -182,8 +182,8 @@ fn own_address_is_not_claimed() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     let raw = Raw::open(&net);
-    raw.probe("198.51.100.2".parse().unwrap());
-    raw.probe("198.51.100.77".parse().unwrap());
+    raw.send(&raw.probe_frame("198.51.100.2".parse().unwrap()));
+    raw.send(&raw.probe_frame("198.51.100.77".parse().unwrap()));
     let answered = raw.expect_arp_reply();
     assert_eq!(answered.to_string(), "198.51.100.77", "the first question has no answer");
 }

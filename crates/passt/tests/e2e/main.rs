@@ -14,6 +14,7 @@
 mod bulk;
 mod dns;
 mod harness;
+mod hostile;
 mod http;
 mod icmp;
 mod link;

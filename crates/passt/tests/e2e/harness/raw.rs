@@ -79,8 +79,8 @@ impl Raw {
         panic!("waited in vain for {what}");
     }
 
-    /// Asks by ARP for an address, as a probe that owns none itself (RFC 5227).
-    pub(crate) fn probe(&self, target: Ipv4Addr) {
+    /// The question by ARP for an address, of one that owns none itself (RFC 5227).
+    pub(crate) fn probe_frame(&self, target: Ipv4Addr) -> Vec<u8> {
         let arp = ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Request,
             source_hardware_addr: self.mac,
@@ -96,7 +96,7 @@ impl Raw {
         let mut frame = vec![0; 60];
         ethernet.emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
         arp.emit(&mut ArpPacket::new_unchecked(&mut frame[ethernet.buffer_len()..]));
-        self.send(&frame);
+        frame
     }
 
     /// The address that the next ARP reply is about.
