@@ -6,6 +6,7 @@ pub mod address;
 pub mod cmsg;
 pub mod mmsg;
 pub mod netns;
+pub mod packet;
 pub mod passwd;
 pub mod signal;
 pub mod sockopt;

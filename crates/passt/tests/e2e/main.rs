@@ -13,6 +13,7 @@
 
 mod bulk;
 mod dns;
+mod flood;
 mod harness;
 mod hostile;
 mod http;

@@ -9,12 +9,13 @@ use std::io::{self, Read, Seek};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 /// A namespace, by the command that enters it.
 pub(crate) struct Ns {
     enter: Vec<String>,
-    opener: OnceLock<Opener>,
+    /// One request at a time.
+    opener: OnceLock<Mutex<Opener>>,
 }
 
 /// What a finished command left.
@@ -120,7 +121,8 @@ impl Ns {
     }
 
     fn open(&self, kind: Kind) -> OwnedFd {
-        let socket = self.opener.get_or_init(|| Opener::start(self)).open(kind);
+        let opener = self.opener.get_or_init(|| Mutex::new(Opener::start(self)));
+        let socket = opener.lock().unwrap().open(kind);
         bound_waits(&socket);
         socket
     }
@@ -177,6 +179,11 @@ impl Ns {
         let socket = self.open(if at.is_ipv4() { Kind::Udp4 } else { Kind::Udp6 });
         bind(&socket, at);
         UdpSocket::from(socket)
+    }
+
+    /// A socket that sends frames by `eth0` as they are, each behind a virtio-net header (see [`sys::packet`]).
+    pub(crate) fn frames(&self) -> OwnedFd {
+        self.open(Kind::Frames)
     }
 
     /// Index of an interface.

@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Tcp6,
     Udp4,
     Udp6,
+    /// Sends frames by the interface `eth0`, each behind a virtio-net header.
+    Frames,
 }
 
 /// The running process; it ends when this value is dropped.
@@ -99,6 +101,9 @@ fn create(kind: u8) -> Result<OwnedFd, Errno> {
     let (domain, kind, protocol): (_, _, Option<Protocol>) = match kind {
         k if k == Kind::Tcp4 as u8 => (AddressFamily::INET, SocketType::STREAM, None),
         k if k == Kind::Tcp6 as u8 => (AddressFamily::INET6, SocketType::STREAM, None),
+        k if k == Kind::Frames as u8 => {
+            return sys::packet::sender("eth0").map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
+        }
         k if k == Kind::Udp4 as u8 => (AddressFamily::INET, SocketType::DGRAM, None),
         _ => (AddressFamily::INET6, SocketType::DGRAM, None),
     };

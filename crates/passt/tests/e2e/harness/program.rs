@@ -32,6 +32,13 @@ impl Daemon<'_> {
         wait_until("the end of pasta", || !self.runs());
     }
 
+    /// What it has in memory, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let status = self.net.host.sh(&format!("cat /proc/{}/status", self.pid));
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Number of its open descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         self.net.host.sh(&format!("ls /proc/{}/fd | wc -l", self.pid)).trim().parse().unwrap()

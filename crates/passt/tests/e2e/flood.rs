@@ -1,0 +1,310 @@
+//! A hostile guest that sends as much as it can, while others go on with their work (SPEC §10.6).
+//!
+//! `E2E_FLOOD_FRAMES=5000000 cargo test -p passt --test e2e flood -- --nocapture` keeps at it for a minute or so.
+
+use crate::harness::*;
+use rustix::net::{self, SendFlags, sockopt};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use wire::ethernet::{self, Mac};
+use wire::frame::Outgoing;
+use wire::icmp;
+use wire::tcp::{self, Flags, Seq};
+
+const FRAMES: u64 = 60_000;
+/// By how much the program may grow: what a full table of a guest's endpoints takes, and then some.
+const GROWTH_KIB: u64 = 48 * 1024;
+const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
+
+/// The most that a frame has, headers included, unless it says that it is to be cut.
+const MTU: usize = 1514;
+/// Ports of the peer: a server that hangs up at once, and nobody.
+const SINK: u16 = 7002;
+const CLOSED: u16 = 9;
+
+/// What is sent, by a seeded generator.
+struct Hostility {
+    state: u64,
+    mac: Mac,
+}
+
+impl Hostility {
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize]
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+
+    /// The guest's own address, so that its kernel has a say in what comes of it, and any other.
+    fn ends(&mut self) -> (IpAddr, IpAddr) {
+        let family = self.below(2) as usize;
+        let groups: [IpAddr; 4] = [
+            Ipv4Addr::new(224, 0, 0, 251).into(),
+            Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb).into(),
+            Ipv4Addr::BROADCAST.into(),
+            Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2).into(),
+        ];
+        let others = [
+            PEER,
+            PEER,
+            FAR,
+            GATEWAY,
+            NOBODY,
+            HOST,
+            LOOPBACK,
+            [groups[0], groups[1]],
+            [groups[2], groups[3]],
+        ];
+        (HOST[family], self.pick(&others)[family])
+    }
+
+    /// A virtio-net header and a frame.
+    fn frame(&mut self) -> Vec<u8> {
+        let mut header = vec![0; sys::packet::VNET_HDR_LEN];
+        let mut frame = match self.below(12) {
+            0..5 => self.segment(),
+            5..7 => self.datagram(),
+            7..9 => self.message(),
+            9 => self.arp(),
+            10 => self.train(&mut header),
+            _ => {
+                let len = 14 + self.below(600) as usize;
+                let mut frame = self.bytes(len);
+                let ethertype = self.pick(&[0x0800_u16, 0x0806, 0x86dd, 0x8100]);
+                frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+                frame
+            }
+        };
+        if self.below(3) == 0 {
+            self.bend(&mut frame);
+        }
+        header.extend_from_slice(&frame);
+        header
+    }
+
+    fn write(
+        &mut self,
+        ends: (IpAddr, IpAddr),
+        write: impl FnOnce(&Outgoing, &mut [u8]) -> Option<usize>,
+    ) -> Vec<u8> {
+        let headers = Outgoing {
+            source_mac: self.mac,
+            destination_mac: OUR_MAC,
+            source: ends.0,
+            destination: ends.1,
+            hop_limit: self.pick(&[64, 255, 1, 0]),
+            traffic_class: self.next() as u8,
+            flow_label: self.next() as u32,
+        };
+        let mut frame = vec![0xee; 66_000];
+        let len = write(&headers, &mut frame).unwrap();
+        frame.truncate(len);
+        frame
+    }
+
+    fn header(&mut self, options_len: usize) -> tcp::Header {
+        let flags = [
+            Flags::SYN,
+            Flags::SYN,
+            Flags::ACK,
+            Flags::ACK | Flags::PSH,
+            Flags::FIN | Flags::ACK,
+            Flags::RST | Flags::ACK,
+            Flags::SYN | Flags::ACK,
+            Flags::from_bits_retain(self.next() as u8),
+        ];
+        let ports = (1 + self.below(64) as u16, self.pick(&[SINK, SINK, CLOSED, 53, 0]));
+        let (seq, ack) = (Seq(self.next() as u32), Seq(self.next() as u32));
+        tcp::Header::new(ports, seq, ack, self.pick(&flags), self.next() as u16, options_len)
+    }
+
+    fn segment(&mut self) -> Vec<u8> {
+        let ends = self.ends();
+        let options_len = 4 * self.below(11) as usize;
+        let options = self.bytes(options_len);
+        let header = self.header(options.len());
+        let len = self.pick(&[0, 0, 1, 536, 1400]);
+        self.write(ends, |to, buffer| to.tcp(buffer, header, &options, len, None).map(|written| written.len))
+    }
+
+    /// A super-frame. The kernel lets those pass that are what their header says.
+    fn train(&mut self, vnet_header: &mut [u8]) -> Vec<u8> {
+        let ends = self.ends();
+        let header = self.header(0);
+        let (len, size) = (self.pick(&[2000, 30_000, 65_000]), self.pick(&[1, 536, 1460, 40_000]));
+        let udp = self.below(3) == 0;
+        let mut offload = [0; wire::offload::VIRTIO_NET_HEADER_LEN];
+        let frame = self.write(ends, |to, buffer| {
+            let written = match udp {
+                true => to.udp(buffer, (9, SINK), len, Some(size)),
+                false => to.tcp(buffer, header, &[], len, Some(size)),
+            }?;
+            offload = written.offload.to_virtio();
+            Some(written.len)
+        });
+        vnet_header.copy_from_slice(&offload[..sys::packet::VNET_HDR_LEN]);
+        frame
+    }
+
+    fn datagram(&mut self) -> Vec<u8> {
+        let ends = self.ends();
+        let ports = (1 + self.below(64) as u16, self.pick(&[SINK, CLOSED, 53, 67, 67, 547, 547, 0]));
+        let len = self.pick(&[0, 1, 4, 100, 300, 1400]);
+        let kind = self.below(12) as u8;
+        self.write(ends, |to, buffer| {
+            if ports.1 == 67 {
+                // So much of DHCP that its options are looked at.
+                let start = to.headroom(wire::udp::HEADER_LEN);
+                buffer[start] = 1;
+                buffer[start + 236..start + 243].copy_from_slice(&[99, 130, 83, 99, 53, 1, kind]);
+            }
+            to.udp(buffer, ports, len, None).map(|written| written.len)
+        })
+    }
+
+    fn message(&mut self) -> Vec<u8> {
+        let ends = self.ends();
+        let echo = if ends.0.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
+        let discovery = icmp::v6::ROUTER_SOLICITATION + self.below(5) as u8;
+        let kind = self.pick(&[echo, echo, discovery, discovery, self.state as u8]);
+        let header = icmp::Header::new(kind, self.pick(&[0, 0, 0, 1]), self.below(64) as u32);
+        let len = self.pick(&[0, 16, 24, 56, 1400]);
+        self.write(ends, |to, buffer| to.icmp(buffer, header, len).map(|written| written.len))
+    }
+
+    fn arp(&mut self) -> Vec<u8> {
+        let mut frame = [&OUR_MAC.0[..], &self.mac.0, &[8, 6, 0, 1, 8, 0, 6, 4, 0]].concat();
+        frame.extend(self.bytes(39));
+        frame
+    }
+
+    /// Some bytes of the headers, or the length; never the sender, by which the answers to others find their way, and
+    /// rarely more than is looked at.
+    fn bend(&mut self, frame: &mut Vec<u8>) {
+        for _ in 0..1 + self.below(3) {
+            let at = 14 + self.below(90) as usize;
+            let value = self.next() as u8;
+            // Not the sender's addresses either: no kernel would put an end to what comes of it.
+            let sender = if frame[12] == 8 { 26..30 } else { 22..38 };
+            if at < frame.len() && !sender.contains(&at) {
+                frame[at] = value;
+            }
+        }
+        match self.below(6) {
+            0 => frame.truncate(ethernet::HEADER_LEN + self.next() as usize % frame.len()),
+            1 if frame.len() < MTU => frame.resize((frame.len() + 40).min(MTU), 0),
+            _ => {}
+        }
+    }
+}
+
+/// Sends frames, as fast as they are taken; returns how many were.
+fn attack(socket: &OwnedFd, hostility: &mut Hostility, count: u64) -> u64 {
+    // What the kernel refuses to send, or has no room for, is lost.
+    (0..count).filter(|_| net::send(socket, &hostility.frame(), SendFlags::empty()).is_ok()).count() as u64
+}
+
+/// Serves connections until told to end.
+fn serve(listener: &TcpListener, end: &AtomicBool, serve: impl Fn(TcpStream)) {
+    sockopt::set_socket_timeout(listener, sockopt::Timeout::Recv, Some(Duration::from_millis(100))).unwrap();
+    while !end.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((stream, _)) => serve(stream),
+            Err(e) => {
+                assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionAborted), "{e}")
+            }
+        }
+    }
+}
+
+/// Sends back what comes, to its end.
+fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 4096];
+    stream.set_read_timeout(Some(PATIENCE)).unwrap(); // it has the listener's
+    while let Ok(len @ 1..) = stream.read(&mut buffer) {
+        stream.write_all(&buffer[..len]).unwrap();
+    }
+}
+
+fn ask(client: &mut TcpStream) {
+    let mut answer = [0; 8];
+    client.write_all(b"question").unwrap();
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"question");
+}
+
+/// No panic, no exit, memory flat, service goes on, and nothing stays open.
+#[test]
+fn random_and_mutated_frames() {
+    // The host gives up connections to nobody while the test waits for it.
+    let host_setup = "echo 1 >/proc/sys/net/ipv4/tcp_syn_retries\n";
+    let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
+    let pasta = net.pasta(&[]);
+    let count = std::env::var("E2E_FLOOD_FRAMES").map_or(FRAMES, |count| count.parse().unwrap());
+    let echoes = PEER.map(|peer| net.peer.listen((peer, 7000)));
+    let sinks = PEER.map(|peer| net.peer.listen((peer, SINK)));
+    let (descriptors, start) = (pasta.descriptors(), pasta.memory_kib());
+    let frames = net.guest.frames();
+    let mut hostility = Hostility { state: 1, mac: Mac(net.guest_mac()) };
+    let (over, end, asked) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
+
+    std::thread::scope(|scope| {
+        for listener in &echoes {
+            scope.spawn(|| serve(listener, &end, |stream| drop(std::thread::spawn(|| echo(stream)))));
+        }
+        for listener in &sinks {
+            scope.spawn(|| serve(listener, &end, drop));
+        }
+        let clients = PEER.map(|peer| {
+            let (net, over, asked) = (&net, &over, &asked);
+            scope.spawn(move || {
+                let mut old = net.guest.connect((peer, 7000)).unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    ask(&mut old);
+                    ask(&mut net.guest.connect((peer, 7000)).unwrap());
+                    asked.fetch_add(2, Ordering::Relaxed);
+                }
+            })
+        });
+        // What is learned in the beginning stays.
+        attack(&frames, &mut hostility, count / 10);
+        let (before, begun) = (pasta.memory_kib(), Instant::now());
+        let sent = attack(&frames, &mut hostility, count - count / 10);
+        let after = pasta.memory_kib();
+        over.store(true, Ordering::Relaxed);
+        let results = clients.map(|client| client.join());
+        end.store(true, Ordering::Relaxed);
+        eprintln!(
+            "{sent} of {count} frames sent in {:.1?}; {} questions answered; {start}, {before}, {after} KiB; {descriptors}, {} descriptors",
+            begun.elapsed(),
+            asked.load(Ordering::Relaxed),
+            pasta.descriptors()
+        );
+        assert!(pasta.runs(), "the program has ended");
+        assert!(results.iter().all(Result::is_ok), "others were disturbed");
+        assert!(sent > count / 4, "only {sent} of {count} frames were sent");
+        assert!(after <= before + GROWTH_KIB, "from {before} to {after} KiB");
+    });
+    // Pings are the last to go, after a minute.
+    let end = Instant::now() + 2 * PATIENCE;
+    while pasta.descriptors() > descriptors {
+        assert!(Instant::now() < end, "{descriptors} descriptors before, {} after", pasta.descriptors());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
