@@ -5,6 +5,7 @@
 //! and the errors; the socket stays while flows of it live. Listeners of forwarding rules stay for good, and answers of
 //! the guest to what came in through a listener leave through it.
 
+mod inbound;
 mod listener;
 mod table;
 mod train;
@@ -12,16 +13,11 @@ mod train;
 #[cfg(test)]
 mod tests;
 
-use alloc::collections::BTreeMap;
-use core::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use alloc::{collections::BTreeMap, vec::Vec};
+use core::net::{IpAddr, SocketAddr};
 
 use wire::{
-    ethernet::Mac,
-    frame::{MAX_LEN, Outgoing, Packet},
-    ipv4, ipv6,
+    frame::Packet,
     offload::{Offload, SegmentKind},
     protocol, udp,
 };
@@ -32,27 +28,39 @@ pub use table::Limits;
 
 pub use crate::host::{Outbound, Received, UdpSocket};
 use crate::{
-    addr::{Guest, Settings},
     context::Context,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
-    host::{Errno, Host, QueuedError, Readiness, Report, SocketError},
+    host::{Errno, Host, QueuedError, Report, SocketError},
     icmp::{self, Quote},
     link::Link,
     nat::Protocol,
-    timer::Instant,
 };
 use table::{Direction, Flow, PeerKey, Table};
 use train::Train;
 
 /// Most datagrams (or trains) taken from a socket, and most errors, before others get their turn.
 const VISIT: u8 = 32;
-/// A socket that is visited again within this time has a stream to deliver: more is taken at a time. A flow that sends again
-/// within this time has one too: its datagrams are joined.
-const STREAMING: Duration = Duration::from_micros(50);
 /// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
 const ORDINALS: u8 = 4;
-/// Hop limit shown when the host does not tell what it received.
-const UNKNOWN_HOP_LIMIT: u8 = 255;
+
+/// Rounds of the event loop, counted. Whoever comes up in this round and did in the last one has a stream: a request or an
+/// answer comes alone, and the next one only after the other side's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Round(u64);
+
+impl Round {
+    const NEVER: Self = Self(0);
+    const FIRST: Self = Self(2);
+
+    const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// Whether `last` is this round or the one before.
+    const fn follows(self, last: Self) -> bool {
+        self.0 - last.0 <= 1
+    }
+}
 
 /// Datagrams that were not carried, and why.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +86,10 @@ pub struct Udp<S> {
     /// Listeners on any address whose port leads to the same port of the guest, by family (true: IPv4) and port.
     same_port: BTreeMap<(bool, u16), FlowId>,
     flows: Table,
+    round: Round,
     train: Train,
+    /// Where datagrams for the guest are joined.
+    arrivals: Vec<u8>,
     limits: Limits,
     counters: Counters,
 }
@@ -91,8 +102,10 @@ struct Socket<S> {
     flows: usize,
     /// Whether the last datagram was IPv4: where the next one's payload will probably go.
     v4: bool,
-    last_visit: Instant,
+    last_visit: Round,
     last_taken: u8,
+    /// Whether the last datagram was one that is joined with others.
+    last_short: bool,
 }
 
 #[derive(Debug)]
@@ -123,15 +136,7 @@ impl<S> Keyed for Socket<S> {
 
 impl<S> Socket<S> {
     fn new(io: S, role: Role, v4: bool) -> Self {
-        Self { io, role, flows: 0, v4, last_visit: Instant::default(), last_taken: 0 }
-    }
-
-    /// How many datagrams to take now. A request or an answer comes alone, and a second look at the socket would find
-    /// nothing.
-    fn batch(&mut self, now: Instant) -> u8 {
-        let streaming = now.since(self.last_visit) <= STREAMING;
-        self.last_visit = now;
-        if streaming { self.last_taken.saturating_mul(2).clamp(1, VISIT) } else { 1 }
+        Self { io, role, flows: 0, v4, last_visit: Round::NEVER, last_taken: 0, last_short: false }
     }
 }
 
@@ -144,7 +149,9 @@ impl<S: UdpSocket> Udp<S> {
             endpoints: 0,
             same_port: BTreeMap::new(),
             flows: Table::new(limits, hash_key),
+            round: Round::FIRST,
             train: Train::default(),
+            arrivals: Vec::new(),
             limits,
             counters: Counters::default(),
         }
@@ -207,14 +214,15 @@ impl<S: UdpSocket> Udp<S> {
             segment_size: segment_size(offload, datagram.payload.len()),
         };
         let socket = flow.socket;
-        let streaming = flow.last_sent.is_some_and(|last| cx.now.since(last) <= STREAMING);
+        let streaming = self.round.follows(flow.last_sent);
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
+        self.flows.note_sent(id, self.round);
         if self.train.join(id, &outbound) {
             return;
         }
         let begin = streaming && Train::suits(&outbound);
         if begin || self.train.is_of(id) {
-            self.end_batch(cx);
+            self.send_joined(cx);
         }
         if begin {
             self.train.begin(id, &outbound);
@@ -223,8 +231,13 @@ impl<S: UdpSocket> Udp<S> {
         }
     }
 
-    /// To be called after each batch of frames: sends what was joined.
+    /// To be called after each round of frames and events: sends what was joined.
     pub fn end_batch<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>) {
+        self.round = self.round.next();
+        self.send_joined(cx);
+    }
+
+    fn send_joined<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>) {
         let Some((head, payload)) = self.train.take() else { return };
         if let Some(flow) = self.flows.get(head.flow) {
             let (socket, endpoints) = (flow.socket, flow.endpoints);
@@ -239,36 +252,6 @@ impl<S: UdpSocket> Udp<S> {
             self.send(cx, socket, endpoints, &outbound);
         }
         self.train.recycle(payload);
-    }
-
-    /// A socket is ready.
-    pub fn on_socket_event<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        readiness: Readiness,
-    ) {
-        if readiness.error {
-            self.tell_errors(cx, id);
-        }
-        if !readiness.readable {
-            return;
-        }
-        let Some(socket) = self.sockets.get_mut(id) else { return };
-        let mut taken = 0;
-        for _ in 0..socket.batch(cx.now) {
-            match self.receive(cx, id) {
-                Ok(()) => taken += 1,
-                Err(SocketError::WouldBlock) => break,
-                Err(SocketError::Failed(_)) => {
-                    self.tell_errors(cx, id);
-                    break;
-                }
-            }
-        }
-        if let Some(socket) = self.sockets.get_mut(id) {
-            socket.last_taken = taken;
-        }
     }
 
     /// The time of a flow may have come.
@@ -379,93 +362,6 @@ impl<S: UdpSocket> Udp<S> {
         }
     }
 
-    /// Takes one datagram or train from a socket, to the guest or, if the link is full, to nowhere.
-    fn receive<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-    ) -> Result<(), SocketError> {
-        let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
-        let Some(slot) = cx.link.reserve(MAX_LEN) else {
-            self.counters.link_full += 1;
-            return socket.io.receive(&mut []).map(drop);
-        };
-        // A dual-stack socket may get it wrong: then the payload is moved, see below.
-        let guessed = headroom(socket.v4);
-        let Some(room) = slot.get_mut(guessed..MAX_LEN) else { return Err(SocketError::WouldBlock) };
-        let received = socket.io.receive(room)?;
-        socket.v4 = received.from.is_ipv4();
-        let at = headroom(socket.v4);
-        let end = guessed + received.len;
-        let too_long = received.truncated || at + received.len > MAX_LEN;
-        let role = &socket.role;
-        let Some((guest, shown)) =
-            (if too_long { None } else { role.addresses(cx.settings, cx.guest, &received) })
-        else {
-            self.counters.undeliverable += 1;
-            return Ok(());
-        };
-        let Some(flow) = self.flow_from(id, guest, shown, &received) else { return Ok(()) };
-        self.flows.touch(flow, Direction::In, cx.now, cx.timers);
-        let Some(flow) = self.flows.get(flow) else { return Ok(()) };
-        if at != guessed {
-            slot.copy_within(guessed..end, at);
-        }
-        let group = received.destination.filter(|address| address.is_multicast());
-        let destination = group.unwrap_or(guest.ip());
-        let frame = Outgoing {
-            source_mac: cx.settings.our_mac,
-            destination_mac: Mac::of_multicast(destination).unwrap_or(cx.guest.mac),
-            source: flow.endpoints.remote.ip(),
-            destination,
-            hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
-            traffic_class: received.traffic_class,
-            flow_label: 0,
-        };
-        let ports = (flow.endpoints.remote.port(), guest.port());
-        let Some(written) = frame.udp(slot, ports, received.len, received.segment_size) else {
-            self.counters.undeliverable += 1;
-            return Ok(());
-        };
-        if cx.link.commit(written.len, &written.offload).is_err() {
-            self.counters.link_full += 1;
-        }
-        Ok(())
-    }
-
-    /// The flow of a received datagram: an old one, or one that it begins.
-    fn flow_from(
-        &mut self,
-        socket: FlowId,
-        guest: SocketAddr,
-        shown: SocketAddr,
-        received: &Received,
-    ) -> Option<FlowId> {
-        let peer = received.from;
-        let listening = matches!(self.sockets.get(socket)?.role, Role::Listener(_));
-        let id = match self.flows.find_peer(&PeerKey { socket, peer, guest }) {
-            Some(id) => id,
-            None => {
-                let endpoints = Endpoints { guest, remote: shown };
-                // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
-                let taken = self.flows.find(&endpoints).is_some();
-                let new = Flow::new(endpoints, peer, socket);
-                let id = if taken || !self.flows.admits_strangers() { None } else { self.insert(new) };
-                if id.is_none() {
-                    self.counters.no_room += 1;
-                }
-                id?
-            }
-        };
-        if listening
-            && received.local.is_some()
-            && let Some(flow) = self.flows.get_mut(id)
-        {
-            flow.local = received.local;
-        }
-        Some(id)
-    }
-
     /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (SPEC §7.4, R-95).
     fn tell_errors<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
         let mut bytes = [0; icmp::MAX_QUOTE];
@@ -502,41 +398,6 @@ impl<S: UdpSocket> Udp<S> {
         let payload = bytes.get(..error.quoted).unwrap_or_default();
         icmp::tell(cx, source, report, &quote(endpoints, payload));
     }
-}
-
-impl Role {
-    /// The guest endpoint that a received datagram is for, and the sender as the guest would see it.
-    fn addresses(
-        &self,
-        settings: &Settings,
-        guest: &Guest,
-        received: &Received,
-    ) -> Option<(SocketAddr, SocketAddr)> {
-        let from = received.from;
-        let to = self.guest_of(settings, guest, from.ip(), received.destination)?;
-        let shown = settings.source_to_guest(guest, from.ip())?;
-        let usable = from.port() != 0 && shown.is_ipv4() == to.is_ipv4();
-        usable.then(|| (to, SocketAddr::new(shown, from.port())))
-    }
-
-    /// The guest endpoint that `peer` reaches through the socket, by writing to `hit`.
-    fn guest_of(
-        &self,
-        settings: &Settings,
-        guest: &Guest,
-        peer: IpAddr,
-        hit: Option<IpAddr>,
-    ) -> Option<SocketAddr> {
-        match self {
-            Self::Endpoint { guest, .. } => Some(*guest),
-            Self::Listener(listener) => listener.guest_of(settings, guest, peer, hit),
-        }
-    }
-}
-
-/// Bytes in front of the payload.
-const fn headroom(v4: bool) -> usize {
-    wire::ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN } + udp::HEADER_LEN
 }
 
 /// The size of a train's datagrams, if the frame is a train.

@@ -7,6 +7,7 @@ use core::{
 
 use hashbrown::HashMap;
 
+use super::Round;
 use crate::{
     flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
     timer::{Deadline, Instant, Timers},
@@ -37,7 +38,7 @@ pub(super) struct Flow {
     /// The host's address that the peer wrote to, which answers come from.
     pub(super) local: Option<IpAddr>,
     /// When the guest sent last.
-    pub(super) last_sent: Option<Instant>,
+    pub(super) last_sent: Round,
     /// Datagrams of the guest, counted up to two.
     sent: u8,
     /// Datagrams of the peer, counted up to two.
@@ -59,7 +60,7 @@ impl Flow {
             peer,
             socket,
             local: None,
-            last_sent: None,
+            last_sent: Round::NEVER,
             sent: 0,
             received: 0,
             deadline: Deadline::NONE,
@@ -151,16 +152,20 @@ impl Table {
     ) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let count = match direction {
-            Direction::Out => {
-                flow.last_sent = Some(now);
-                &mut flow.sent
-            }
+            Direction::Out => &mut flow.sent,
             Direction::In => &mut flow.received,
         };
         *count = (*count + 1).min(2);
         let stream = flow.sent > 0 && flow.received > 0 && flow.sent + flow.received > 2;
         let idle = if stream { self.limits.idle_stream } else { self.limits.idle };
         flow.deadline.set(Some(now + idle), timers, id);
+    }
+
+    /// Notes in which round the guest has sent.
+    pub(super) fn note_sent(&mut self, id: FlowId, round: Round) {
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.last_sent = round;
+        }
     }
 
     /// Removes a flow whose time has come.

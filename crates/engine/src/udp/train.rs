@@ -6,11 +6,11 @@ use super::Outbound;
 use crate::flow::FlowId;
 
 /// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
-const MAX_DATAGRAMS: usize = 64;
-/// Longest train in bytes: what fits an IPv6 packet.
-const MAX_LEN: usize = 65_487;
+pub(super) const MAX_DATAGRAMS: usize = 64;
+/// Longest train in bytes: what fits a packet of either family.
+pub(super) const MAX_TRAIN_LEN: usize = 65_487;
 /// Longest datagram that is joined, in bytes: longer ones are not worth the copy.
-const MAX_DATAGRAM_LEN: usize = 16_384;
+pub(super) const MAX_DATAGRAM_LEN: usize = 16_384;
 
 /// A train that is being put together, of one flow.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl Train {
         let like = head.flow == flow
             && head.hop_limit == datagram.hop_limit
             && head.traffic_class == datagram.traffic_class;
-        let room = len <= size && self.payload.len() + len <= MAX_LEN.min(MAX_DATAGRAMS * size);
+        let room = len <= size && self.payload.len() + len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * size);
         if !like || !room || head.complete || !Self::suits(datagram) {
             return false;
         }

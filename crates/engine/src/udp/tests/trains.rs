@@ -45,11 +45,11 @@ fn a_stream_is_joined() {
     let socket = test.opened(0);
     assert_eq!(shapes(&socket), [(100, None)]);
     test.end_batch();
-    test.world.now = test.world.now + Duration::from_micros(60);
+    test.end_batch();
     queue(&mut test, "203.0.113.1:8", &[0; 100]);
     assert_eq!(shapes(&socket), [(100, None)]);
 
-    test.world.now = test.world.now + Duration::from_micros(40);
+    test.end_batch();
     for number in 1..=10 {
         queue(&mut test, "203.0.113.1:8", &[number; 100]);
     }
@@ -104,4 +104,95 @@ fn what_ends_a_train() {
     let want: [(u8, &[u8]); 6] =
         [(64, b"x"), (64, b"x"), (64, b"one"), (9, b"xx"), (64, b"two"), (64, b"abc")];
     assert_eq!(got, want.map(|(ttl, payload)| (ttl, payload.to_vec())));
+}
+
+impl Test {
+    /// What the guest gets, as payloads and segment sizes, of datagrams that arrive while the socket has a stream to deliver.
+    fn stream(
+        &mut self,
+        socket: &Opened,
+        arriving: impl IntoIterator<Item = (Received, Vec<u8>)>,
+    ) -> Vec<(Vec<u8>, Option<u16>)> {
+        socket.socket.arrive("203.0.113.1:8", b"a short one");
+        self.ready(socket, READABLE);
+        self.world.frames();
+        self.udp.sockets.get_mut(socket.id).unwrap().last_taken = VISIT;
+        arriving.into_iter().for_each(|(received, payload)| socket.socket.arrive_as(received, &payload));
+        self.ready(socket, READABLE);
+        assert!(socket.socket.0.borrow().arriving.is_empty());
+        let frames = self.world.frames();
+        let shape = |(frame, offload): &(Vec<u8>, Offload)| {
+            let size = offload.segmentation.map(|segmentation| segmentation.size);
+            (udp(frame).2.to_vec(), size)
+        };
+        frames.iter().map(shape).collect()
+    }
+}
+
+/// A stream for the guest is joined to super-frames, in order.
+#[test]
+fn a_stream_for_the_guest_is_joined() {
+    for (guest, remote) in [(GUEST, "203.0.113.1:8"), (GUEST6, "[2001:db8:2::1]:8")] {
+        let mut test = Test::new();
+        test.guest_sends(guest, remote, b"x");
+        let socket = test.opened(0);
+        let lengths = |lengths: &[usize]| -> Vec<(Received, Vec<u8>)> {
+            let payload = |(i, &len): (usize, &usize)| (received(remote), vec![i as u8; len]);
+            lengths.iter().enumerate().map(payload).collect()
+        };
+        let mut shapes = |sent: &[usize]| -> Vec<(usize, Option<u16>)> {
+            let arriving = lengths(sent);
+            let all: Vec<u8> = arriving.iter().flat_map(|(_, payload)| payload.clone()).collect();
+            let got = test.stream(&socket, arriving);
+            assert_eq!(got.iter().flat_map(|(payload, _)| payload.clone()).collect::<Vec<_>>(), all);
+            got.iter().map(|(payload, size)| (payload.len(), *size)).collect()
+        };
+        assert_eq!(shapes(&[100; 10]), [(1000, Some(100))]);
+        assert_eq!(shapes(&[50, 50, 20, 50]), [(120, Some(50)), (50, None)]);
+        assert_eq!(shapes(&[50, 50, 60, 60]), [(100, Some(50)), (120, Some(60))]);
+        assert_eq!(shapes(&[50, 0, 50]), [(50, None), (0, None), (50, None)]);
+        assert_eq!(shapes(&[0, 0]), [(0, None), (0, None)]);
+        assert_eq!(shapes(&[16_000; 5]), [(64_000, Some(16_000)), (16_000, None)]);
+        assert_eq!(shapes(&[1000, 65_487, 1000]), [(1000, None), (65_487, None), (1000, None)]);
+    }
+}
+
+/// What differs in more than its length is not joined; trains of one size are.
+#[test]
+fn strangers_and_trains_in_a_stream() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    let socket = test.opened(0);
+    let peer = received("203.0.113.1:8");
+    let train = Received { segment_size: Some(10), ..peer };
+    let got = test.stream(
+        &socket,
+        [
+            (peer, b"one".to_vec()),
+            (received("203.0.113.1:9"), b"two".to_vec()),
+            (Received { hop_limit: Some(9), ..peer }, b"far".to_vec()),
+            (Received { traffic_class: 3, ..peer }, b"ecn".to_vec()),
+            (received("203.0.113.1:0"), b"not".to_vec()),
+            (train, vec![1; 30]),
+            (train, vec![2; 25]),
+            (train, vec![3; 20]),
+            (peer, vec![4; 10]),
+            (peer, vec![5; 11]),
+        ],
+    );
+    let want = [
+        (b"one".to_vec(), None),
+        (b"two".to_vec(), None),
+        (b"far".to_vec(), None),
+        (b"ecn".to_vec(), None),
+        ([vec![1; 30], vec![2; 25]].concat(), Some(10)),
+        ([vec![3; 20], vec![4; 10]].concat(), Some(10)),
+        (vec![5; 11], None),
+    ];
+    assert_eq!(got, want);
+    assert_eq!(test.udp.counters().undeliverable, 1);
+    // A full link loses what was joined, and nothing stays behind.
+    test.world.link.full = true;
+    test.stream(&socket, [(peer, b"lost".to_vec()), (peer, b"lost".to_vec())]);
+    assert!(test.udp.counters().link_full > 0);
 }

@@ -1,0 +1,345 @@
+//! From the host's sockets to the guest.
+
+use core::net::{IpAddr, SocketAddr};
+
+use wire::{
+    ethernet::{self, Mac},
+    frame::{MAX_LEN, Outgoing},
+    ipv4, ipv6, udp,
+};
+
+use super::{
+    Received, Role, Round, Socket, Udp, UdpSocket, VISIT,
+    table::{Direction, Flow, PeerKey},
+    train::{MAX_DATAGRAM_LEN, MAX_DATAGRAMS, MAX_TRAIN_LEN},
+};
+use crate::{
+    addr::{Guest, Settings},
+    context::Context,
+    flow::{Endpoints, FlowId},
+    host::{Host, Readiness, SocketError},
+    link::Link,
+    timer::{Instant, Timers},
+};
+
+/// Hop limit shown when the host does not tell what it received.
+const UNKNOWN_HOP_LIMIT: u8 = 255;
+
+/// What it takes to find a datagram's flow.
+struct Scene<'a> {
+    now: Instant,
+    settings: &'a Settings,
+    guest: &'a Guest,
+    timers: &'a mut Timers<FlowId>,
+}
+
+/// Where a datagram goes.
+struct Delivery {
+    flow: FlowId,
+    frame: Outgoing,
+    ports: (u16, u16),
+}
+
+/// A train for the guest that is being put together.
+struct Joined {
+    delivery: Delivery,
+    /// What is known of the first datagram.
+    first: Received,
+    /// Length of each datagram but the last.
+    size: usize,
+    len: usize,
+    /// Nothing may follow: the last datagram was shorter.
+    complete: bool,
+}
+
+impl<S: UdpSocket> Udp<S> {
+    /// A socket is ready.
+    pub fn on_socket_event<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        readiness: Readiness,
+    ) {
+        if readiness.error {
+            self.tell_errors(cx, id);
+        }
+        if !readiness.readable {
+            return;
+        }
+        let Some(socket) = self.sockets.get_mut(id) else { return };
+        let batch = socket.batch(self.round);
+        let (taken, result) = if batch > 1 && socket.last_short {
+            self.receive_joined(cx, id, batch)
+        } else {
+            self.receive_each(cx, id, batch)
+        };
+        if let Some(socket) = self.sockets.get_mut(id) {
+            socket.last_taken = taken;
+        }
+        if let Err(SocketError::Failed(_)) = result {
+            self.tell_errors(cx, id);
+        }
+    }
+
+    /// Takes up to `batch` datagrams from a socket. Returns how many there were.
+    fn receive_each<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        batch: u8,
+    ) -> (u8, Result<(), SocketError>) {
+        for taken in 0..batch {
+            if let Err(error) = self.receive(cx, id) {
+                return (taken, Err(error));
+            }
+        }
+        (batch, Ok(()))
+    }
+
+    /// Takes one datagram or train from a socket, straight to the guest or, if the link is full, to nowhere.
+    fn receive<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+    ) -> Result<(), SocketError> {
+        let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
+        let Context { now, settings, guest, link, timers, .. } = cx;
+        let Some(slot) = link.reserve(MAX_LEN) else {
+            self.counters.link_full += 1;
+            return socket.io.receive(&mut []).map(drop);
+        };
+        // A dual-stack socket may get it wrong: then the payload is moved, see below.
+        let guessed = headroom(socket.v4);
+        let Some(room) = slot.get_mut(guessed..MAX_LEN) else { return Err(SocketError::WouldBlock) };
+        let received = socket.io.receive(room)?;
+        socket.last_short = is_short(&received);
+        let mut scene = Scene { now: *now, settings, guest, timers };
+        let Some(delivery) = self.delivery(&mut scene, id, &received) else { return Ok(()) };
+        let at = headroom(received.from.is_ipv4());
+        if at != guessed {
+            slot.copy_within(guessed..guessed + received.len, at);
+        }
+        let written = delivery.frame.udp(slot, delivery.ports, received.len, received.segment_size);
+        match written.map(|written| link.commit(written.len, &written.offload)) {
+            None => self.counters.undeliverable += 1,
+            Some(Err(_full)) => self.counters.link_full += 1,
+            Some(Ok(())) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes up to `batch` datagrams from a socket, and joins those that follow each other from one sender: the guest's
+    /// kernel then handles them as one.
+    fn receive_joined<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        batch: u8,
+    ) -> (u8, Result<(), SocketError>) {
+        let mut buffer = core::mem::take(&mut self.arrivals);
+        buffer.resize(2 * MAX_LEN, 0);
+        let mut train: Option<Joined> = None;
+        let mut taken = 0;
+        let mut result = Ok(());
+        while taken < batch {
+            let start = train.as_ref().map_or(0, |train| train.len);
+            let (Some(socket), Some(room)) =
+                (self.sockets.get_mut(id), buffer.get_mut(start..start + MAX_LEN))
+            else {
+                break;
+            };
+            let received = match socket.io.receive(room) {
+                Ok(received) => received,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            };
+            taken += 1;
+            socket.last_short = is_short(&received);
+            if let Some(train) = train.as_mut().filter(|train| train.takes(&received)) {
+                train.join(&received);
+                self.flows.touch(train.delivery.flow, Direction::In, cx.now, cx.timers);
+                continue;
+            }
+            if let Some(train) = train.take() {
+                self.deliver(cx, &train, &buffer);
+                buffer.copy_within(start..start + received.len, 0);
+            }
+            let Context { now, settings, guest, timers, .. } = cx;
+            let mut scene = Scene { now: *now, settings, guest, timers };
+            train = self.delivery(&mut scene, id, &received).map(|delivery| Joined::new(delivery, received));
+        }
+        if let Some(train) = train {
+            self.deliver(cx, &train, &buffer);
+        }
+        self.arrivals = buffer;
+        (taken, result)
+    }
+
+    /// Sends the guest what was joined at the start of `buffer`.
+    fn deliver<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        train: &Joined,
+        buffer: &[u8],
+    ) {
+        let at = headroom(train.first.from.is_ipv4());
+        let Some(slot) = cx.link.reserve(MAX_LEN) else {
+            self.counters.link_full += 1;
+            return;
+        };
+        let (Some(place), Some(payload)) = (slot.get_mut(at..at + train.len), buffer.get(..train.len)) else {
+            self.counters.undeliverable += 1;
+            return;
+        };
+        place.copy_from_slice(payload);
+        let size = u16::try_from(train.size).ok().filter(|&size| train.len > usize::from(size));
+        let Delivery { frame, ports, .. } = &train.delivery;
+        match frame.udp(slot, *ports, train.len, size).map(|w| cx.link.commit(w.len, &w.offload)) {
+            None => self.counters.undeliverable += 1,
+            Some(Err(_full)) => self.counters.link_full += 1,
+            Some(Ok(())) => {}
+        }
+    }
+
+    /// Where a received datagram goes; none (which is counted) if to nowhere.
+    fn delivery(&mut self, scene: &mut Scene<'_>, id: FlowId, received: &Received) -> Option<Delivery> {
+        let socket = self.sockets.get_mut(id)?;
+        socket.v4 = received.from.is_ipv4();
+        let too_long = received.truncated || headroom(socket.v4) + received.len > MAX_LEN;
+        let addresses = socket.role.addresses(scene.settings, scene.guest, received);
+        let Some((guest, shown)) = addresses.filter(|_| !too_long) else {
+            self.counters.undeliverable += 1;
+            return None;
+        };
+        let id = self.flow_from(id, guest, shown, received)?;
+        self.flows.touch(id, Direction::In, scene.now, scene.timers);
+        let flow = self.flows.get(id)?;
+        let group = received.destination.filter(|address| address.is_multicast());
+        let destination = group.unwrap_or(guest.ip());
+        let frame = Outgoing {
+            source_mac: scene.settings.our_mac,
+            destination_mac: Mac::of_multicast(destination).unwrap_or(scene.guest.mac),
+            source: flow.endpoints.remote.ip(),
+            destination,
+            hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
+            traffic_class: received.traffic_class,
+            flow_label: 0,
+        };
+        Some(Delivery { flow: id, frame, ports: (flow.endpoints.remote.port(), guest.port()) })
+    }
+
+    /// The flow of a received datagram: an old one, or one that it begins.
+    fn flow_from(
+        &mut self,
+        socket: FlowId,
+        guest: SocketAddr,
+        shown: SocketAddr,
+        received: &Received,
+    ) -> Option<FlowId> {
+        let peer = received.from;
+        let listening = matches!(self.sockets.get(socket)?.role, Role::Listener(_));
+        let id = match self.flows.find_peer(&PeerKey { socket, peer, guest }) {
+            Some(id) => id,
+            None => {
+                let endpoints = Endpoints { guest, remote: shown };
+                // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
+                let taken = self.flows.find(&endpoints).is_some();
+                let new = Flow::new(endpoints, peer, socket);
+                let id = if taken || !self.flows.admits_strangers() { None } else { self.insert(new) };
+                if id.is_none() {
+                    self.counters.no_room += 1;
+                }
+                id?
+            }
+        };
+        if listening
+            && received.local.is_some()
+            && let Some(flow) = self.flows.get_mut(id)
+        {
+            flow.local = received.local;
+        }
+        Some(id)
+    }
+}
+
+impl<S> Socket<S> {
+    /// How many datagrams to take now. A request or an answer comes alone, and a second look at the socket would find
+    /// nothing.
+    fn batch(&mut self, round: Round) -> u8 {
+        let streaming = round.follows(self.last_visit);
+        self.last_visit = round;
+        if streaming { self.last_taken.saturating_mul(2).clamp(1, VISIT) } else { 1 }
+    }
+}
+
+impl Joined {
+    fn new(delivery: Delivery, first: Received) -> Self {
+        let size = first.segment_size.map_or(first.len, usize::from);
+        let mut train = Self { delivery, first, size, len: 0, complete: false };
+        train.join(&first);
+        train
+    }
+
+    fn join(&mut self, next: &Received) {
+        self.len += next.len;
+        self.complete = self.size == 0 || !next.len.is_multiple_of(self.size);
+    }
+
+    /// Whether a datagram, or a train of the same size, may follow.
+    fn takes(&self, next: &Received) -> bool {
+        let Received { from, destination, local, hop_limit, traffic_class, .. } = self.first;
+        let like = next.from == from
+            && next.destination == destination
+            && next.local == local
+            && next.hop_limit == hop_limit
+            && next.traffic_class == traffic_class;
+        let fits = match next.segment_size {
+            Some(size) => usize::from(size) == self.size,
+            None => (1..=self.size).contains(&next.len),
+        };
+        let room = self.len + next.len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * self.size);
+        like && fits && room && !self.complete && !next.truncated
+    }
+}
+
+impl Role {
+    /// The guest endpoint that a received datagram is for, and the sender as the guest would see it.
+    fn addresses(
+        &self,
+        settings: &Settings,
+        guest: &Guest,
+        received: &Received,
+    ) -> Option<(SocketAddr, SocketAddr)> {
+        let from = received.from;
+        let to = self.guest_of(settings, guest, from.ip(), received.destination)?;
+        let shown = settings.source_to_guest(guest, from.ip())?;
+        let usable = from.port() != 0 && shown.is_ipv4() == to.is_ipv4();
+        usable.then(|| (to, SocketAddr::new(shown, from.port())))
+    }
+
+    /// The guest endpoint that `peer` reaches through the socket, by writing to `hit`.
+    pub(super) fn guest_of(
+        &self,
+        settings: &Settings,
+        guest: &Guest,
+        peer: IpAddr,
+        hit: Option<IpAddr>,
+    ) -> Option<SocketAddr> {
+        match self {
+            Self::Endpoint { guest, .. } => Some(*guest),
+            Self::Listener(listener) => listener.guest_of(settings, guest, peer, hit),
+        }
+    }
+}
+
+/// Whether a datagram is short enough to be worth joining.
+fn is_short(received: &Received) -> bool {
+    received.segment_size.is_none() && received.len <= MAX_DATAGRAM_LEN
+}
+
+/// Bytes in front of the payload.
+pub(super) const fn headroom(v4: bool) -> usize {
+    ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN } + udp::HEADER_LEN
+}
