@@ -1,0 +1,70 @@
+//! What the users of the two ends do: send and read so many bytes, at some pace, and close at some time.
+
+/// When one end closes its half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Close {
+    /// As soon as it has sent everything.
+    WhenSent,
+    /// When it has also seen the other end's stream to its end.
+    WhenOtherClosed,
+}
+
+/// How fast one end reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pace {
+    /// At once.
+    Fast,
+    /// So many bytes, then so many microseconds of nothing.
+    Slow(u64, u64),
+}
+
+/// One end's user.
+#[derive(Clone, Debug)]
+pub(crate) struct Application {
+    pub(crate) total: u64,
+    pub(crate) close: Close,
+    pub(crate) pace: Pace,
+    /// Bytes given to, and taken from, its socket.
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    /// It has seen the other end's stream to its end.
+    pub(crate) ended: bool,
+    /// It has closed its half.
+    pub(crate) closed: bool,
+    rests_until: u64,
+}
+
+impl Application {
+    pub(crate) fn new(total: u64, close: Close, pace: Pace) -> Self {
+        Self { total, close, pace, sent: 0, received: 0, ended: false, closed: false, rests_until: 0 }
+    }
+
+    pub(crate) fn to_send(&self) -> u64 {
+        self.total - self.sent
+    }
+
+    pub(crate) fn wants_to_close(&self) -> bool {
+        !self.closed && self.to_send() == 0 && (self.close == Close::WhenSent || self.ended)
+    }
+
+    /// Bytes that it would read now.
+    pub(crate) fn may_read(&self, now: u64) -> u64 {
+        match self.pace {
+            Pace::Fast => u64::MAX,
+            Pace::Slow(bytes, _) if now >= self.rests_until => bytes,
+            Pace::Slow(..) => 0,
+        }
+    }
+
+    pub(crate) fn was_read(&mut self, len: u64, now: u64) {
+        self.received += len;
+        if let Pace::Slow(_, rest) = self.pace {
+            self.rests_until = now + rest;
+        }
+    }
+
+    /// When it wakes up by itself.
+    pub(crate) fn next(&self, now: u64) -> Option<u64> {
+        Some(self.rests_until).filter(|&until| until > now)
+    }
+}

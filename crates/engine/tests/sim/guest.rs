@@ -1,0 +1,190 @@
+//! A guest with a TCP that is not ours (smoltcp), and one application on it.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+};
+
+use smoltcp::{
+    iface::{Config, Interface, SocketHandle, SocketSet},
+    phy::{self, DeviceCapabilities, Medium},
+    socket::tcp,
+    time::Instant,
+    wire::{EthernetAddress, IpCidr, IpEndpoint},
+};
+use wire::ethernet;
+
+use crate::{application::Application, pattern::Pattern};
+
+/// The guest's hardware address.
+pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// Frames to and from the guest's stack.
+#[derive(Debug)]
+struct Device {
+    mtu: usize,
+    received: VecDeque<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
+}
+
+struct Received(Vec<u8>);
+struct Sending<'a>(&'a mut Vec<Vec<u8>>);
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl phy::TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = vec![0; len];
+        let result = f(&mut frame);
+        self.0.push(frame);
+        result
+    }
+}
+
+impl phy::Device for Device {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
+        Some((Received(self.received.pop_front()?), Sending(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
+        Some(Sending(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = self.mtu + ethernet::HEADER_LEN;
+        capabilities
+    }
+}
+
+/// The guest.
+pub(crate) struct Guest {
+    device: Device,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    pub(crate) application: Application,
+    upward: Pattern,
+    downward: Pattern,
+}
+
+impl Guest {
+    /// A guest with one TCP socket with buffers of `receive` and `send` bytes.
+    pub(crate) fn new(
+        address: IpAddr,
+        mtu: usize,
+        (receive, send): (usize, usize),
+        application: Application,
+        (upward, downward): (Pattern, Pattern),
+        seed: u64,
+    ) -> Self {
+        let mut device = Device { mtu, received: VecDeque::new(), sent: Vec::new() };
+        let mut config = Config::new(EthernetAddress(GUEST_MAC).into());
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut device, Instant::ZERO);
+        let prefix_len = if address.is_ipv4() { 24 } else { 64 };
+        interface.update_ip_addrs(|addresses| {
+            let _ = addresses.push(IpCidr::new(address.into(), prefix_len));
+        });
+        let buffer = |len| tcp::SocketBuffer::new(vec![0; len]);
+        let mut sockets = SocketSet::new(Vec::new());
+        let handle = sockets.add(tcp::Socket::new(buffer(receive), buffer(send)));
+        Self { device, interface, sockets, handle, application, upward, downward }
+    }
+
+    fn socket(&mut self) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    pub(crate) fn connect(&mut self, remote: SocketAddr, local_port: u16) {
+        let socket = self.sockets.get_mut::<tcp::Socket>(self.handle);
+        let remote = IpEndpoint::from(remote);
+        socket.connect(self.interface.context(), remote, local_port).expect("the guest can connect");
+    }
+
+    pub(crate) fn listen(&mut self, port: u16) {
+        self.socket().listen(port).expect("the guest can listen");
+    }
+
+    pub(crate) fn set_nagle(&mut self, on: bool) {
+        self.socket().set_nagle_enabled(on);
+    }
+
+    pub(crate) fn deliver(&mut self, frame: Vec<u8>) {
+        self.device.received.push_back(frame);
+    }
+
+    /// Lets stack and application do what they can; the frames that they sent.
+    pub(crate) fn poll(&mut self, now: u64) -> Vec<Vec<u8>> {
+        let at = Instant::from_micros(now as i64);
+        self.run_application(now);
+        self.interface.poll(at, &mut self.device, &mut self.sockets);
+        if self.run_application(now) {
+            self.interface.poll(at, &mut self.device, &mut self.sockets);
+        }
+        std::mem::take(&mut self.device.sent)
+    }
+
+    /// When to poll next without a frame arriving before.
+    pub(crate) fn next(&mut self, now: u64) -> Option<u64> {
+        let at = Instant::from_micros(now as i64);
+        let stack = self.interface.poll_at(at, &self.sockets).map(|at| at.total_micros() as u64);
+        [stack, self.application.next(now)].into_iter().flatten().min()
+    }
+
+    /// Reads and writes; whether that changed anything.
+    fn run_application(&mut self, now: u64) -> bool {
+        let socket = self.sockets.get_mut::<tcp::Socket>(self.handle);
+        let application = &mut self.application;
+        let mut active = false;
+        while socket.can_recv() && application.may_read(now) > 0 {
+            let at_most = application.may_read(now);
+            let (position, downward) = (application.received, &self.downward);
+            let read = socket.recv(|bytes| {
+                let len = bytes.len().min(at_most as usize);
+                downward.check(position, &bytes[..len]);
+                (len, len as u64)
+            });
+            application.was_read(read.expect("an open socket"), now);
+            active = true;
+        }
+        let fin_seen = matches!(
+            socket.state(),
+            tcp::State::CloseWait | tcp::State::Closing | tcp::State::LastAck | tcp::State::TimeWait
+        );
+        application.ended |= fin_seen && !socket.can_recv();
+        while socket.can_send() && application.to_send() > 0 {
+            let (position, upward) = (application.sent, &self.upward);
+            let at_most = application.to_send();
+            let sent = socket.send(|room| {
+                let len = room.len().min(at_most as usize);
+                upward.fill(position, &mut room[..len]);
+                (len, len as u64)
+            });
+            application.sent += sent.expect("an open socket");
+            active = true;
+        }
+        if socket.may_send() && application.wants_to_close() {
+            application.closed = true;
+            socket.close();
+            active = true;
+        }
+        active
+    }
+
+    pub(crate) fn abort(&mut self) {
+        self.socket().abort();
+    }
+
+    pub(crate) fn state(&mut self) -> tcp::State {
+        self.socket().state()
+    }
+}

@@ -1,0 +1,237 @@
+//! The way between engine and guest: a link that takes super-frames, and a network that loses, delays,
+//! reorders and repeats what they were cut into.
+
+use std::collections::BTreeMap;
+
+use engine::link::{Full, Link};
+use wire::{
+    frame::{self, Body, Packet, Transport},
+    offload::Offload,
+    segment::{Segments, complete_checksum},
+    tcp::{Flags, Segment, Seq},
+};
+
+use crate::random::Random;
+
+/// What a network does to frames, in either direction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Impairments {
+    /// Frames lost, in a thousand.
+    pub(crate) loss: u32,
+    /// Frames held back behind later ones, in a thousand.
+    pub(crate) reordering: u32,
+    /// Frames that arrive twice, in a thousand.
+    pub(crate) duplication: u32,
+    /// Time from end to end, in microseconds.
+    pub(crate) delay: u64,
+}
+
+impl Impairments {
+    /// A clean network with a delay of 100 microseconds.
+    pub(crate) const CLEAN: Self = Self { loss: 0, reordering: 0, duplication: 0, delay: 100 };
+}
+
+/// Bytes per microsecond that a direction carries: 10 Gbit/s.
+const RATE: u64 = 1250;
+/// Frames of each direction that are spared, so that the handshake does not decide how long a run takes: lost
+/// handshakes have tests of their own.
+const SPARED: u64 = 4;
+
+/// Frames on their way in one direction.
+#[derive(Debug)]
+pub(crate) struct Direction {
+    impairments: Impairments,
+    random: Random,
+    in_flight: BTreeMap<(u64, u64), Vec<u8>>,
+    taken: u64,
+    /// When the frames taken so far have left.
+    free_at: u64,
+}
+
+impl Direction {
+    pub(crate) fn new(impairments: Impairments, seed: u64) -> Self {
+        let random = Random::new(seed);
+        Self { impairments, random, in_flight: BTreeMap::new(), taken: 0, free_at: 0 }
+    }
+
+    /// Takes a frame.
+    pub(crate) fn send(&mut self, now: u64, frame: &[u8]) {
+        self.taken += 1;
+        self.free_at = self.free_at.max(now) + (frame.len() as u64).div_ceil(RATE);
+        let spared = self.taken <= SPARED;
+        let Impairments { loss, reordering, duplication, delay } = self.impairments;
+        if self.random.permille(loss) && !spared {
+            return;
+        }
+        let copies = if self.random.permille(duplication) && !spared { 2 } else { 1 };
+        for copy in 0..copies {
+            let held_back = self.random.permille(reordering) && !spared;
+            let extra = if held_back { 50 + self.random.below(delay.max(100)) } else { 0 };
+            self.in_flight.insert((self.free_at + delay + extra, self.taken * 2 + copy), frame.to_vec());
+        }
+    }
+
+    /// When the next frame arrives.
+    pub(crate) fn next(&self) -> Option<u64> {
+        self.in_flight.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// Takes out a frame that has arrived.
+    pub(crate) fn arrived(&mut self, now: u64) -> Option<Vec<u8>> {
+        let entry = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now)?;
+        Some(entry.remove())
+    }
+
+    /// Bytes that wait to leave.
+    fn backlog(&self, now: u64) -> u64 {
+        self.free_at.saturating_sub(now) * RATE
+    }
+}
+
+/// What was seen of the engine's segments, before the network got hold of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Observed {
+    /// Super-frames and segments with payload.
+    pub(crate) sends: u64,
+    /// Payload bytes sent more than once, probes of a closed window left out.
+    pub(crate) repeated: u64,
+    /// Bytes sent into a closed window, one at a time.
+    pub(crate) probes: u64,
+    /// The one behind the highest sequence number sent.
+    highest: Option<Seq>,
+    /// The acknowledgment sent last.
+    acknowledged: Option<Seq>,
+    /// Right edge of the guest's window, at its furthest.
+    offered: Option<Seq>,
+    /// The guest's window as it told last.
+    window: u32,
+    scale: u8,
+    /// Times that a frame found the link full.
+    pub(crate) refused: u64,
+}
+
+impl Observed {
+    /// A segment of the guest that the engine is about to see.
+    pub(crate) fn guest_segment(&mut self, segment: &Segment<'_>) {
+        let syn = segment.flags().contains(Flags::SYN);
+        if syn {
+            self.scale = wire::tcp::Options::parse(segment.options).window_scale.unwrap_or(0);
+        }
+        if segment.flags().contains(Flags::ACK) && self.highest.is_some() {
+            self.window = u32::from(segment.window()) << if syn { 0 } else { self.scale };
+            let edge = segment.ack() + self.window;
+            self.offered = Some(self.offered.map_or(edge, |offered| offered.max(edge)));
+        }
+    }
+
+    fn our_segment(&mut self, segment: &Segment<'_>) {
+        let flags = segment.flags();
+        if flags.contains(Flags::RST) {
+            return;
+        }
+        if flags.contains(Flags::ACK) {
+            let backwards = self.acknowledged.is_some_and(|before| segment.ack().before(before));
+            assert!(!backwards, "an acknowledgment went backwards");
+            self.acknowledged = Some(segment.ack());
+        }
+        let (start, end) = (segment.seq(), segment.seq() + segment.sequence_len());
+        if let (Some(highest), true) = (self.highest, !segment.payload.is_empty()) {
+            self.sends += 1;
+            let again = if start.before(highest) { highest.min(end) - start } else { 0 };
+            if self.window == 0 && segment.payload.len() == 1 {
+                self.probes += 1;
+            } else {
+                self.repeated += u64::from(again);
+                let data_end = segment.seq() + segment.payload.len() as u32;
+                let inside = self.offered.is_some_and(|edge| !data_end.after(edge));
+                assert!(inside || !data_end.after(highest), "data beyond the guest's window");
+            }
+        }
+        self.highest = Some(self.highest.map_or(end, |highest| highest.max(end)));
+    }
+}
+
+/// The link, with the network's direction to the guest behind it.
+#[derive(Debug)]
+pub(crate) struct VirtualLink {
+    /// The time, set before each step of the engine.
+    pub(crate) now: u64,
+    pub(crate) to_guest: Direction,
+    pub(crate) observed: Observed,
+    /// Bytes that may wait; without it the link is never full.
+    pub(crate) queue: Option<u64>,
+    slot: Vec<u8>,
+    segment: Vec<u8>,
+}
+
+impl VirtualLink {
+    pub(crate) fn new(to_guest: Direction, queue: Option<u64>) -> Self {
+        let (slot, segment) = (vec![0; frame::MAX_LEN], vec![0; frame::MAX_LEN]);
+        Self { now: 0, to_guest, observed: Observed::default(), queue, slot, segment }
+    }
+
+    /// When the link takes frames again; none if it does now.
+    pub(crate) fn free_at(&self) -> Option<u64> {
+        let queue = self.queue?;
+        let over = self.to_guest.backlog(self.now).checked_sub(queue).filter(|&over| over > 0)?;
+        Some(self.now + over.div_ceil(RATE))
+    }
+}
+
+impl Link for VirtualLink {
+    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        if self.free_at().is_some() {
+            self.observed.refused += 1;
+            return None;
+        }
+        self.slot.get_mut(..len)
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        // Every other time it is the commit that finds out.
+        if self.queue.is_some_and(|queue| self.to_guest.backlog(self.now) + len as u64 > queue + 40_000) {
+            self.observed.refused += 1;
+            return Err(Full);
+        }
+        let frame = &mut self.slot[..len];
+        trace(self.now, "us", frame);
+        if let Some(segment) = tcp_of(frame) {
+            self.observed.our_segment(&segment.1);
+        }
+        match Segments::new(frame, offload) {
+            Some(mut segments) => {
+                while let Some(len) = segments.write_next(&mut self.segment) {
+                    self.to_guest.send(self.now, &self.segment[..len]);
+                }
+            }
+            None => {
+                assert!(complete_checksum(frame, offload), "an offload that does not fit its frame");
+                self.to_guest.send(self.now, frame);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prints a segment if `SIM_TRACE` is set: to see what led to a failure.
+pub(crate) fn trace(now: u64, who: &str, bytes: &[u8]) {
+    static ON: std::sync::LazyLock<bool> =
+        std::sync::LazyLock::new(|| std::env::var_os("SIM_TRACE").is_some());
+    if let (true, Some((_, segment))) = (*ON, tcp_of(bytes)) {
+        let (seq, len, ack) = (segment.seq().0, segment.payload.len(), segment.ack().0);
+        let options = wire::tcp::Options::parse(segment.options);
+        let sack = options.sack.as_slice();
+        println!("{now} {who} {:?} {seq}+{len} ack {ack} win {} {sack:?}", segment.flags(), segment.window());
+    }
+}
+
+/// The TCP segment in a frame, if there is one.
+pub(crate) fn tcp_of(bytes: &[u8]) -> Option<(Packet<'_>, Segment<'_>)> {
+    match frame::parse(bytes).ok()?.body {
+        Body::Ip(packet) => match packet.transport {
+            Transport::Tcp(segment) => Some((packet, segment)),
+            _ => None,
+        },
+        Body::Arp(_) => None,
+    }
+}

@@ -1,0 +1,513 @@
+//! Everything together in virtual time: guest, network, engine, sockets, and the users of both ends.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use engine::{
+    addr::{Guest as KnownGuest, Services, Settings, V4, V6},
+    context::Context,
+    flow::{Endpoints, FlowId},
+    host::Errno,
+    local,
+    tcp::Tcp,
+    timer::{Instant, Timers},
+};
+use smoltcp::socket::tcp::State;
+use wire::{
+    ethernet::Mac,
+    frame::{self, Body, Transport},
+};
+
+use crate::{
+    application::{Application, Close, Pace},
+    guest::{GUEST_MAC, Guest},
+    network::{Direction, Impairments, Observed, VirtualLink, trace},
+    pattern::Pattern,
+    socket::{Closed, Peer, Socket, VirtualHost},
+};
+
+const GUEST_V4: &str = "198.51.100.2";
+const GUEST_V6: &str = "2001:db8:1::2";
+/// The other side as the guest sees it; on its link, so that it needs no route.
+const REMOTE_V4: &str = "198.51.100.9";
+const REMOTE_V6: &str = "2001:db8:1::9";
+/// Port of whoever is connected to.
+const SERVER: u16 = 80;
+/// Port of whoever connects.
+const CLIENT: u16 = 40_000;
+/// Frames of the guest that are handed over together at most.
+const BATCH: usize = 32;
+/// A run that takes longer than this, in microseconds, has failed.
+const FOREVER: u64 = 4 * 3600 * 1_000_000;
+
+/// Both families, nothing mapped.
+pub(crate) fn settings(mtu: u16) -> Settings {
+    Settings {
+        our_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
+        mtu,
+        v4: Some(V4 {
+            assigned: GUEST_V4.parse().unwrap(),
+            prefix_len: 24,
+            our_address: Some(Ipv4Addr::new(198, 51, 100, 1)),
+            map_host_loopback: None,
+            map_guest_address: None,
+            dns_match: None,
+            dns_host: None,
+            pinned: false,
+            dns: Vec::new(),
+        }),
+        v6: Some(V6 {
+            assigned: Some(GUEST_V6.parse().unwrap()),
+            // smoltcp takes the sender of a neighbour advertisement for the neighbour.
+            our_link_local: REMOTE_V6.parse().unwrap(),
+            map_host_loopback: None,
+            map_guest_address: None,
+            dns_match: None,
+            dns_host: None,
+            outbound_scope: 1,
+            pinned: false,
+            dns: Vec::new(),
+        }),
+        services: Services {
+            tcp: true,
+            udp: true,
+            icmp: true,
+            dhcp: true,
+            dhcpv6: true,
+            ndp: true,
+            ra: true,
+            advertise_dns: true,
+            advertise_search: true,
+            search: Vec::new(),
+            hostname: None,
+            fqdn: None,
+            start_since_2000: 0,
+        },
+    }
+}
+
+/// Which end opens the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opener {
+    Guest,
+    Host,
+}
+
+/// What becomes of the guest's attempt to connect.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answer {
+    Accepted,
+    Failed(Errno),
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) seed: u64,
+    pub(crate) v6: bool,
+    pub(crate) opener: Opener,
+    pub(crate) answer: Answer,
+    pub(crate) mtu: u16,
+    pub(crate) network: Impairments,
+    /// Bytes of backlog that the link takes.
+    pub(crate) link_queue: Option<u64>,
+    /// The guest's socket buffers, in bytes.
+    pub(crate) guest_receive: usize,
+    pub(crate) guest_send: usize,
+    /// The host's socket buffers, in bytes.
+    pub(crate) host_receive: u64,
+    pub(crate) host_send: u64,
+    /// Round trip between host and peer, in microseconds.
+    pub(crate) peer_delay: u64,
+    pub(crate) guest: Application,
+    pub(crate) host: Application,
+    /// Start of the virtual clock, in microseconds.
+    pub(crate) start: u64,
+    /// The guest resets the connection when it has received this much, or the host when it has.
+    pub(crate) guest_aborts_at: Option<u64>,
+    pub(crate) host_aborts_at: Option<u64>,
+}
+
+impl Scenario {
+    /// A transfer of so many bytes from and to the guest over a clean network with ample buffers.
+    pub(crate) fn transfer(upward: u64, downward: u64) -> Self {
+        Self {
+            seed: 1,
+            v6: false,
+            opener: Opener::Guest,
+            answer: Answer::Accepted,
+            mtu: 1500,
+            network: Impairments::CLEAN,
+            link_queue: None,
+            guest_receive: 1 << 18,
+            guest_send: 1 << 18,
+            host_receive: 1 << 18,
+            host_send: 1 << 18,
+            peer_delay: 100,
+            guest: Application::new(upward, Close::WhenSent, Pace::Fast),
+            host: Application::new(downward, Close::WhenSent, Pace::Fast),
+            start: 0,
+            guest_aborts_at: None,
+            host_aborts_at: None,
+        }
+    }
+
+    /// Runs it to its end and checks that every byte arrived once, in order, and both ends closed.
+    pub(crate) fn run(self) -> Outcome {
+        let (up, down) = (self.guest.total, self.host.total);
+        let mut world = World::new(self);
+        world.run();
+        let outcome = world.outcome();
+        let (guest, host) = (&world.guest.application, &world.host_side.application);
+        assert_eq!((guest.received, host.received), (down, up), "bytes that arrived");
+        assert!(guest.ended && host.ended && guest.closed && host.closed, "both ends close");
+        assert_eq!(outcome.closed, Some(Closed::Orderly));
+        outcome
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    /// From start to end, in virtual microseconds.
+    pub(crate) time: u64,
+    pub(crate) observed: Observed,
+    pub(crate) closed: Option<Closed>,
+    /// Most memory that the queue took, in bytes.
+    pub(crate) memory: usize,
+}
+
+/// The user of the host's end, and the network between host and peer.
+#[derive(Debug)]
+struct HostSide {
+    application: Application,
+    delay: u64,
+    receive_capacity: u64,
+    /// When the peer acknowledges up to which byte.
+    acknowledgments: VecDeque<(u64, u64)>,
+    scheduled: u64,
+    end_at: Option<u64>,
+    /// When how many bytes arrive.
+    arrival: Option<(u64, u64)>,
+    connect_at: Option<u64>,
+    answer: Answer,
+}
+
+impl HostSide {
+    fn poll(&mut self, now: u64, peer: &Peer) {
+        if self.connect_at.is_some_and(|at| at <= now) {
+            self.connect_at = None;
+            match self.answer {
+                Answer::Accepted => peer.connect(),
+                Answer::Failed(errno) => peer.fail(errno),
+            }
+        }
+        if !peer.state().connected || peer.closed() == Some(Closed::Reset) {
+            return;
+        }
+        self.receive(now, peer);
+        self.send(now, peer);
+    }
+
+    fn receive(&mut self, now: u64, peer: &Peer) {
+        let sent = peer.state().sent;
+        let shut = peer.state().shut;
+        while self.scheduled < sent {
+            let (step, rest) = match self.application.pace {
+                Pace::Fast => (u64::MAX, 0),
+                Pace::Slow(bytes, rest) => (bytes, rest),
+            };
+            let until = sent.min(self.scheduled.saturating_add(step));
+            let last = self.acknowledgments.back().map_or(0, |last| last.0);
+            self.acknowledgments.push_back(((now + self.delay).max(last + rest), until));
+            self.scheduled = until;
+        }
+        while let Some((_, until)) = self.acknowledgments.pop_front_if(|(at, _)| *at <= now) {
+            peer.acknowledge(until);
+            self.application.received = until;
+        }
+        if shut && self.acknowledgments.is_empty() && !peer.has_seen_end() {
+            let at = *self.end_at.get_or_insert(now + self.delay);
+            if at <= now {
+                peer.acknowledge_all();
+                self.application.ended = true;
+            }
+        }
+    }
+
+    fn send(&mut self, now: u64, peer: &Peer) {
+        if let Some((_, len)) = self.arrival.take_if(|(at, _)| *at <= now) {
+            peer.arrive(len);
+            self.application.sent += len;
+        }
+        let room = self.receive_capacity - peer.unread();
+        let next = room.min(self.application.to_send());
+        if self.arrival.is_none() && next > 0 {
+            self.arrival = Some((now + self.delay, next));
+        }
+        if self.application.wants_to_close() {
+            self.application.closed = true;
+            peer.end();
+        }
+    }
+
+    fn next(&self) -> Option<u64> {
+        let acknowledgment = self.acknowledgments.front().map(|&(at, _)| at);
+        let end = self.end_at.filter(|_| !self.application.ended);
+        let arrival = self.arrival.map(|(at, _)| at);
+        [acknowledgment, end, arrival, self.connect_at].into_iter().flatten().min()
+    }
+}
+
+/// A running scenario.
+pub(crate) struct World {
+    now: u64,
+    start: u64,
+    settings: Settings,
+    known: KnownGuest,
+    tcp: Tcp<Socket>,
+    timers: Timers<FlowId>,
+    host: VirtualHost,
+    link: VirtualLink,
+    to_engine: Direction,
+    pub(crate) guest: Guest,
+    host_side: HostSide,
+    memory: usize,
+    guest_aborts_at: Option<u64>,
+    host_aborts_at: Option<u64>,
+}
+
+impl World {
+    pub(crate) fn new(scenario: Scenario) -> Self {
+        let patterns = (Pattern::new(1), Pattern::new(2));
+        let address = |v4: &str, v6: &str| if scenario.v6 { v6 } else { v4 }.parse::<IpAddr>().unwrap();
+        let (guest_address, remote) = (address(GUEST_V4, GUEST_V6), address(REMOTE_V4, REMOTE_V6));
+        let settings = settings(scenario.mtu);
+        let mut host = VirtualHost::new(patterns.0.clone(), patterns.1.clone());
+        host.send_capacity = scenario.host_send;
+        let buffers = (scenario.guest_receive, scenario.guest_send);
+        let mtu = usize::from(scenario.mtu);
+        let guest = Guest::new(guest_address, mtu, buffers, scenario.guest, patterns, scenario.seed);
+        let to_guest = Direction::new(scenario.network, scenario.seed * 2);
+        let start = scenario.start;
+        let mut world = Self {
+            now: start,
+            start,
+            known: KnownGuest::new(&settings, Some(Mac(GUEST_MAC))),
+            settings,
+            tcp: Tcp::new(16, [7; 16], [scenario.seed as u8; 16]),
+            timers: Timers::default(),
+            host,
+            link: VirtualLink::new(to_guest, scenario.link_queue),
+            to_engine: Direction::new(scenario.network, scenario.seed * 2 + 1),
+            guest,
+            host_side: HostSide {
+                application: scenario.host,
+                delay: scenario.peer_delay,
+                receive_capacity: scenario.host_receive,
+                acknowledgments: VecDeque::new(),
+                scheduled: 0,
+                end_at: None,
+                arrival: None,
+                connect_at: None,
+                answer: scenario.answer,
+            },
+            memory: 0,
+            guest_aborts_at: scenario.guest_aborts_at,
+            host_aborts_at: scenario.host_aborts_at,
+        };
+        world.open(scenario.opener, SocketAddr::new(remote, SERVER), guest_address);
+        world
+    }
+
+    fn open(&mut self, opener: Opener, remote: SocketAddr, guest: IpAddr) {
+        match opener {
+            Opener::Guest => {
+                self.guest.connect(remote, CLIENT);
+                self.host_side.connect_at = Some(self.now + self.host_side.delay);
+            }
+            Opener::Host => {
+                self.guest.listen(SERVER);
+                let ends = Endpoints {
+                    guest: SocketAddr::new(guest, SERVER),
+                    remote: SocketAddr::new(remote.ip(), CLIENT),
+                };
+                let socket = self.host.accepted();
+                self.engine(|tcp, ctx| tcp.accept(ends, socket, ctx).expect("a free flow"));
+            }
+        }
+    }
+
+    /// One step of the engine, and what it leaves for the end of the batch.
+    fn engine<R>(
+        &mut self,
+        step: impl FnOnce(&mut Tcp<Socket>, &mut Context<'_, VirtualHost, VirtualLink>) -> R,
+    ) -> R {
+        self.link.now = self.now;
+        let mut ctx = Context {
+            now: Instant::from_micros(self.now),
+            settings: &self.settings,
+            guest: &self.known,
+            host: &mut self.host,
+            link: &mut self.link,
+            timers: &mut self.timers,
+        };
+        let result = step(&mut self.tcp, &mut ctx);
+        self.tcp.end_batch(&mut ctx);
+        self.memory = self.memory.max(self.tcp.queue_memory());
+        result
+    }
+
+    fn peer(&self) -> Option<Peer> {
+        self.host.peers.first().cloned()
+    }
+
+    pub(crate) fn run(&mut self) {
+        let (mut steps_at, mut steps) = (self.now, 0);
+        loop {
+            self.step();
+            if self.is_over() {
+                break;
+            }
+            let next = self.next().filter(|&next| next < self.start + FOREVER);
+            let Some(next) = next else { panic!("it comes to no end: {}", self.describe()) };
+            self.now = self.now.max(next);
+            if self.now > steps_at {
+                (steps_at, steps) = (self.now, 0);
+            }
+            steps += 1;
+            assert!(steps < 1000, "busy without time going by at {}", self.now);
+        }
+    }
+
+    fn describe(&mut self) -> String {
+        let (state, observed) = (self.guest.state(), self.link.observed);
+        let users = (&self.guest.application, &self.host_side.application);
+        let peer = self.peer();
+        format!("at {}: guest {state}, {users:#?}, {peer:#?}, {observed:#?}", self.now)
+    }
+
+    fn is_over(&mut self) -> bool {
+        let opened = !self.host.peers.is_empty() && self.now > self.start;
+        let closed = matches!(self.guest.state(), State::Closed | State::TimeWait | State::Listen);
+        opened && closed && self.tcp.is_empty()
+    }
+
+    /// Everything that is due now.
+    fn step(&mut self) {
+        self.deliver_to_guest();
+        self.deliver_to_engine();
+        if let Some(peer) = self.peer() {
+            self.host_side.poll(self.now, &peer);
+            self.abort_if_due(&peer);
+        }
+        while let Some((flow, readiness)) = self.host.next_ready() {
+            self.engine(|tcp, ctx| tcp.on_readiness(flow, readiness, ctx));
+        }
+        while let Some(flow) = self.timers.pop_due(Instant::from_micros(self.now)) {
+            self.engine(|tcp, ctx| tcp.on_deadline(flow, ctx));
+        }
+        let mut turns = 0;
+        while self.tcp.has_runnable() && self.link_takes() && self.engine(|tcp, ctx| tcp.run(ctx)) {
+            turns += 1;
+            assert!(turns < 10_000, "a connection is always runnable");
+        }
+        if let Some(peer) = self.peer() {
+            self.host_side.poll(self.now, &peer); // there may be room again in the socket
+        }
+    }
+
+    fn link_takes(&mut self) -> bool {
+        self.link.now = self.now;
+        self.link.free_at().is_none()
+    }
+
+    fn abort_if_due(&mut self, peer: &Peer) {
+        let received = self.guest.application.received;
+        if self.guest_aborts_at.take_if(|at| received >= *at).is_some() {
+            self.guest.abort();
+        }
+        let received = self.host_side.application.received;
+        if self.host_aborts_at.take_if(|at| received >= *at).is_some() {
+            peer.fail(crate::socket::CONNECTION_RESET);
+        }
+    }
+
+    fn deliver_to_guest(&mut self) {
+        while let Some(frame) = self.link.to_guest.arrived(self.now) {
+            self.guest.deliver(frame);
+        }
+        for frame in self.guest.poll(self.now) {
+            assert!(frame.len() <= usize::from(self.settings.mtu) + wire::ethernet::HEADER_LEN);
+            trace(self.now, "guest", &frame);
+            self.to_engine.send(self.now, &frame);
+        }
+    }
+
+    fn deliver_to_engine(&mut self) {
+        let now = self.now;
+        loop {
+            let frames: Vec<_> = std::iter::from_fn(|| self.to_engine.arrived(now)).take(BATCH).collect();
+            if frames.is_empty() {
+                break;
+            }
+            let settings = self.settings.clone();
+            let known = self.known.clone();
+            let mut segments = Vec::new();
+            for bytes in &frames {
+                let parsed = frame::parse(bytes).expect("a guest's frame");
+                self.link.now = now;
+                match parsed.body {
+                    Body::Arp(packet) => {
+                        let _ = local::on_arp(&settings, &known, packet, &mut self.link);
+                    }
+                    Body::Ip(packet) => match packet.transport {
+                        Transport::Tcp(segment) => {
+                            self.link.observed.guest_segment(&segment);
+                            segments.push((packet, segment));
+                        }
+                        Transport::Icmp(message) => {
+                            let _ = local::on_icmpv6(&settings, &known, &packet, &message, &mut self.link);
+                        }
+                        _ => {}
+                    },
+                }
+            }
+            self.engine(|tcp, ctx| {
+                for (packet, segment) in &segments {
+                    tcp.on_segment(packet, segment, ctx);
+                }
+            });
+        }
+    }
+
+    /// When something is due next.
+    fn next(&mut self) -> Option<u64> {
+        let link = if self.tcp.has_runnable() { self.link.free_at() } else { None };
+        let guest = self.guest.next(self.now);
+        let timer = self.timers.next().map(Instant::as_micros);
+        let network = [self.link.to_guest.next(), self.to_engine.next()];
+        let peer = self.peer().and_then(|_| self.host_side.next());
+        [link, guest, timer, peer].into_iter().chain(network).flatten().min()
+    }
+
+    pub(crate) fn outcome(&self) -> Outcome {
+        Outcome {
+            time: self.now - self.start,
+            observed: self.link.observed,
+            closed: self.peer().and_then(|peer| peer.closed()),
+            memory: self.memory,
+        }
+    }
+
+    /// Bytes that the guest's user and the host's user have received.
+    pub(crate) fn received(&self) -> (u64, u64) {
+        (self.guest.application.received, self.host_side.application.received)
+    }
+
+    pub(crate) fn has_connections(&self) -> bool {
+        !self.tcp.is_empty()
+    }
+}
