@@ -380,14 +380,7 @@ impl<S: TcpSocket> Connection<S> {
 
     /// Where the next data to send starts and how much the guest's window lets through; none for nothing.
     fn next_run(&mut self) -> Option<(Seq, u32)> {
-        let (mut seq, mut end) = (self.send.next, self.send.edge());
-        if let Some(recovery) = &self.send.recovery
-            && seq.before(self.send.max)
-        {
-            let (gap, gap_end) = recovery.gap_at(seq);
-            seq = gap;
-            end = gap_end.map_or(end, |gap_end| gap_end.min(end));
-        }
+        let (seq, mut end) = (self.send.next, self.send.edge());
         if let Some(fin) = self.send.fin {
             end = end.min(fin);
         }
@@ -401,7 +394,7 @@ impl<S: TcpSocket> Connection<S> {
         // A sliver of a window is not worth a segment while others are in flight (RFC 9293 §3.8.6.2.1).
         (len >= size || !self.send.in_flight() || seq.before(self.send.max))
             .then_some((seq, len))
-            .or_else(|| (self.send.fin.is_some() || end != self.send.edge()).then_some((seq, len)))
+            .or_else(|| self.send.fin.is_some().then_some((seq, len)))
     }
 
     /// Payload of one segment, in bytes; a super-frame is cut into segments of this.

@@ -256,8 +256,10 @@ mod tests {
             let mut takes = takes.into_iter().cycle();
             for (start, len) in cuts {
                 let end = (start + len).min(total);
-                let start = start.max(out.len()).min(end);
-                queue.insert(Seq(origin) + start as u32, &data[start..end], &mut pool);
+                let start = start.max(out.len());
+                if start < end {
+                    queue.insert(Seq(origin) + start as u32, &data[start..end], &mut pool);
+                }
                 out.extend(drain(&mut queue, takes.next().unwrap(), &mut pool));
             }
             while queue.ready_len() > 0 {

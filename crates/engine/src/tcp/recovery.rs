@@ -21,9 +21,13 @@ pub(super) struct Recovery {
     point: Option<Seq>,
     /// Everything in a hole before this was retransmitted.
     repaired: Seq,
-    /// What had been sent when the retransmission began: if something behind it is told as received while a
-    /// hole stands, the retransmission was lost too.
+    /// What had been sent when `round` was noted: once something behind it is told as received, whatever was
+    /// retransmitted by then and still is a hole was lost again.
     mark: Seq,
+    /// Up to where holes had been filled by then.
+    round: Seq,
+    /// What is to be gone through again: from here, to there.
+    again: (Seq, Seq),
 }
 
 impl Recovery {
@@ -51,8 +55,8 @@ impl Recovery {
         }
         self.repaired = self.repaired.max(una);
         if self.point.is_some() && self.sacked.last().is_some_and(|&(_, end)| end.after(self.mark)) {
-            self.repaired = una;
-            self.mark = next;
+            self.again = (una, self.round);
+            self.note_round(next);
         }
         let news = self.sacked_bytes() > before;
         if duplicate || news {
@@ -87,50 +91,73 @@ impl Recovery {
         }
         let lost = self.duplicates >= DUPLICATE_THRESHOLD || self.sacked_bytes() > 3 * mss;
         if lost {
-            self.point = Some(next);
-            self.repaired = una;
-            self.mark = next;
+            self.begin(una, next);
         }
         lost
+    }
+
+    fn begin(&mut self, una: Seq, next: Seq) {
+        self.point = Some(next);
+        self.repaired = una;
+        self.again = (una, una);
+        self.note_round(next);
+    }
+
+    fn note_round(&mut self, next: Seq) {
+        self.round = self.highest().unwrap_or(self.repaired);
+        self.mark = next;
+    }
+
+    /// The one behind the highest byte that the guest holds above the hole.
+    fn highest(&self) -> Option<Seq> {
+        self.sacked.last().map(|&(_, end)| end)
+    }
+
+    /// After a timeout: everything that the guest does not hold is taken for lost. Returns where to go on behind
+    /// what it holds; none if it is not known to hold anything.
+    pub(super) fn restart(&mut self, una: Seq, next: Seq) -> Option<Seq> {
+        let highest = self.highest()?;
+        self.begin(una, next);
+        Some(highest)
     }
 
     /// The next hole to fill while retransmitting: at most up to the highest byte that the guest holds.
     /// Without SACK: one segment at the cumulative acknowledgment (RFC 6582).
     pub(super) fn next_hole(&self, una: Seq, mss: u32) -> Option<(Seq, Seq)> {
         self.point?;
-        let mut start = self.repaired.max(una);
-        let Some(&(_, highest)) = self.sacked.last() else {
-            return (start == una).then(|| (una, una + mss));
-        };
+        let front = self.repaired.max(una);
+        if self.sacked.is_empty() {
+            return (front == una).then(|| (una, una + mss));
+        }
+        let (again, again_end) = self.again;
+        self.hole_from(again.max(una))
+            .filter(|(start, _)| start.before(again_end))
+            .map(|(start, end)| (start, end.min(again_end)))
+            .or_else(|| self.hole_from(front))
+    }
+
+    /// The first range from `start` on that the guest does not hold, below the highest byte that it does.
+    fn hole_from(&self, mut start: Seq) -> Option<(Seq, Seq)> {
         for &(sacked_start, sacked_end) in &self.sacked {
             if start.before(sacked_start) {
                 return Some((start, sacked_start));
             }
             start = start.max(sacked_end);
         }
-        debug_assert!(!start.before(highest));
         None
     }
 
-    /// The part of a hole before `seq` was retransmitted.
+    /// The part before `seq` of the hole told last was retransmitted.
     pub(super) fn repaired_to(&mut self, seq: Seq) {
+        if !seq.after(self.again.1) {
+            self.again.0 = self.again.0.max(seq);
+        }
         self.repaired = self.repaired.max(seq);
     }
 
     /// Whether nothing is left of it.
     pub(super) fn is_over(&self) -> bool {
         self.point.is_none() && self.sacked.is_empty() && self.duplicates == 0
-    }
-
-    /// For sending on from `seq` after a timeout: where unheld bytes start, and where they end again.
-    pub(super) fn gap_at(&self, mut seq: Seq) -> (Seq, Option<Seq>) {
-        for &(start, end) in &self.sacked {
-            if seq.before(start) {
-                return (seq, Some(start));
-            }
-            seq = seq.max(end);
-        }
-        (seq, None)
     }
 }
 

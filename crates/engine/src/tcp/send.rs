@@ -240,8 +240,15 @@ impl Sender {
         self.rto.expired();
         self.unanswered = self.unanswered.saturating_add(1);
         if !self.window_closed() {
-            self.next = self.una;
-            self.recovery = None; // the guest may have thrown away what it told of (RFC 2018 §8)
+            // If that does not help, the guest may have thrown away what it told of (RFC 2018 §8).
+            let trusted = self.recovery.as_mut().filter(|_| self.unanswered == 1 && self.sack);
+            match trusted.and_then(|recovery| recovery.restart(self.una, self.max)) {
+                Some(next) => self.next = next,
+                None => {
+                    self.next = self.una;
+                    self.recovery = None;
+                }
+            }
             self.restart = Some(RESTART_SEGMENTS * u32::from(self.mss).max(1));
         }
         self.unanswered
