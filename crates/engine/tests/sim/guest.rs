@@ -114,10 +114,6 @@ impl Guest {
         self.socket().listen(port).expect("the guest can listen");
     }
 
-    pub(crate) fn set_nagle(&mut self, on: bool) {
-        self.socket().set_nagle_enabled(on);
-    }
-
     pub(crate) fn deliver(&mut self, frame: Vec<u8>) {
         self.device.received.push_back(frame);
     }

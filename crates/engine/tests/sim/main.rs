@@ -1,11 +1,18 @@
 //! Our TCP against another one, over a bad network, in virtual time; and segment by segment against a script.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own helpers fail by panicking")]
+
 mod application;
 mod guest;
 mod network;
 mod pattern;
 mod random;
+mod script;
 mod socket;
 mod world;
 
+mod ends;
+mod from_guest;
+mod handshake;
 mod matrix;
+mod to_guest;

@@ -1,4 +1,8 @@
 //! Transfers over networks of every badness: loss x reordering x duplication x delay x MTU x buffers x direction.
+//!
+//! The snapshots pin how long each takes and how much we retransmit, so that a change for the worse (or the better)
+//! shows. Up to a point: times of a lossy way up are those of smoltcp, which waits for at least a second before
+//! it retransmits, and keeps 32 ranges behind holes at most.
 
 use std::fmt::Write;
 
@@ -11,9 +15,19 @@ use crate::{
 const LOSS: [u32; 4] = [0, 10, 50, 100];
 const REORDERING: [u32; 2] = [0, 30];
 const DUPLICATION: [u32; 2] = [0, 20];
-/// One-way delays in microseconds, and buffers in bytes with what is sent through them.
+/// One-way delays in microseconds, and buffers in bytes with what is sent through them: the rows.
 const DELAYS: [u64; 3] = [100, 10_000, 50_000];
 const BUFFERS: [(usize, u64); 3] = [(4 << 10, 48 << 10), (64 << 10, 384 << 10), (1 << 20, 2 << 20)];
+
+/// What a bad network may cost at most: so many times the time over a clean one of the same delay, ...
+const FACTOR: u64 = 4;
+/// ... and timeouts, in microseconds, by loss (none, and as in [`LOSS`]): ours, that start at 240 ms, and smoltcp's,
+/// that start at 1 s and double.
+const OUR_TIMEOUTS: [u64; 4] = [500_000, 1_500_000, 3_000_000, 6_000_000];
+const SMOLTCP_TIMEOUTS: [u64; 4] = [2_000_000, 16_000_000, 64_000_000, 130_000_000];
+
+/// Most memory that one connection may take: the window, and a slot at either end.
+const MEMORY: usize = (1 << 20) + (32 << 10);
 
 #[derive(Clone, Copy, Debug)]
 enum Way {
@@ -23,34 +37,40 @@ enum Way {
 }
 
 #[test]
-fn matrix() {
-    let mut total = std::time::Duration::ZERO;
-    for mtu in [1500, 9000, 65520] {
-        let start = std::time::Instant::now();
-        let table = table(mtu);
-        total += start.elapsed();
-        println!("{table}");
-    }
-    println!("{total:?}");
+fn mtu_1500() {
+    insta::assert_snapshot!(table(1500, false));
 }
 
-fn table(mtu: u16) -> String {
-    let mut table = String::new();
+#[test]
+fn mtu_9000_over_ipv6() {
+    insta::assert_snapshot!(table(9000, true));
+}
+
+#[test]
+fn mtu_65520() {
+    insta::assert_snapshot!(table(65520, false));
+}
+
+fn table(mtu: u16, v6: bool) -> String {
+    let mut table =
+        String::from("ms taken/% sent again; columns: loss+reordering+duplication in a thousand\n");
+    write!(table, "{:16}", "").unwrap();
+    for (_, loss, reordering, duplication) in columns() {
+        write!(table, " {:>10}", format!("{loss}+{reordering}+{duplication}")).unwrap();
+    }
+    writeln!(table).unwrap();
     for delay in DELAYS {
         for (buffer, bytes) in BUFFERS {
             for way in [Way::Up, Way::Down, Way::Both] {
                 let label = format!("{}ms {}K {way:?}", delay as f64 / 1000.0, buffer >> 10);
                 write!(table, "{label:16}").unwrap();
-                for (loss, reordering, duplication) in columns() {
+                let clean = run(mtu, v6, Impairments { delay, ..Impairments::CLEAN }, buffer, bytes, way);
+                for (severity, loss, reordering, duplication) in columns() {
                     let network = Impairments { loss, reordering, duplication, delay };
-                    let outcome = run(mtu, network, buffer, bytes, way);
-                    write!(
-                        table,
-                        " {:>7}/{:<3}",
-                        outcome.time / 1000,
-                        outcome.observed.repeated * 100 / bytes
-                    )
-                    .unwrap();
+                    let outcome = run(mtu, v6, network, buffer, bytes, way);
+                    check(&label, network, severity, way, &outcome, &clean);
+                    let again = coarse(outcome.observed.repeated * 100 / bytes);
+                    write!(table, " {:>10}", format!("{}/{again}", coarse(outcome.time / 1000))).unwrap();
                 }
                 writeln!(table).unwrap();
             }
@@ -59,13 +79,16 @@ fn table(mtu: u16) -> String {
     table
 }
 
-fn columns() -> impl Iterator<Item = (u32, u32, u32)> {
-    LOSS.into_iter().flat_map(|l| {
-        REORDERING.into_iter().flat_map(move |r| DUPLICATION.into_iter().map(move |d| (l, r, d)))
-    })
+fn columns() -> impl Iterator<Item = (usize, u32, u32, u32)> {
+    let rest = |severity, loss| {
+        REORDERING.into_iter().flat_map(move |reordering| {
+            DUPLICATION.into_iter().map(move |duplication| (severity, loss, reordering, duplication))
+        })
+    };
+    LOSS.into_iter().enumerate().flat_map(move |(severity, loss)| rest(severity, loss))
 }
 
-fn run(mtu: u16, network: Impairments, buffer: usize, bytes: u64, way: Way) -> Outcome {
+fn run(mtu: u16, v6: bool, network: Impairments, buffer: usize, bytes: u64, way: Way) -> Outcome {
     let (up, down) = match way {
         Way::Up => (bytes, 0),
         Way::Down => (0, bytes),
@@ -74,6 +97,7 @@ fn run(mtu: u16, network: Impairments, buffer: usize, bytes: u64, way: Way) -> O
     let opener = if matches!(way, Way::Down) { Opener::Host } else { Opener::Guest };
     Scenario {
         mtu,
+        v6,
         network,
         opener,
         guest_receive: buffer,
@@ -85,9 +109,26 @@ fn run(mtu: u16, network: Impairments, buffer: usize, bytes: u64, way: Way) -> O
     .run()
 }
 
-#[test]
-fn one() {
-    let network = Impairments { loss: 0, reordering: 0, duplication: 0, delay: 100 };
-    let outcome = run(9000, network, 4096, 48 << 10, Way::Down);
-    println!("{outcome:?}");
+fn check(label: &str, network: Impairments, severity: usize, way: Way, outcome: &Outcome, clean: &Outcome) {
+    let timeouts = if matches!(way, Way::Down) { OUR_TIMEOUTS } else { SMOLTCP_TIMEOUTS }[severity];
+    let at_most = clean.time * FACTOR + timeouts;
+    assert!(outcome.time <= at_most, "{label} over {network:?}: {} us, not {at_most}", outcome.time);
+    assert!(outcome.memory <= MEMORY, "{label} over {network:?}: {} bytes of queue", outcome.memory);
+    if network.loss == 0 && network.reordering == 0 {
+        assert_eq!(outcome.observed.repeated, 0, "{label} over {network:?}: bytes sent again for no reason");
+    }
+}
+
+/// To the nearest of 0, 1, 2, 5, 10, 20, 50 and so on.
+fn coarse(value: u64) -> u64 {
+    let (mut nearest, mut power) = (0, 1);
+    while power <= value * 2 {
+        for step in [power, 2 * power, 5 * power] {
+            if step.abs_diff(value) < value.abs_diff(nearest) {
+                nearest = step;
+            }
+        }
+        power *= 10;
+    }
+    nearest
 }

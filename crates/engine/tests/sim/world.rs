@@ -489,7 +489,8 @@ impl World {
         let guest = self.guest.next(self.now);
         let timer = self.timers.next().map(Instant::as_micros);
         let network = [self.link.to_guest.next(), self.to_engine.next()];
-        let peer = self.peer().and_then(|_| self.host_side.next());
+        let peer = self.peer().filter(|peer| peer.closed() != Some(Closed::Reset));
+        let peer = peer.and_then(|_| self.host_side.next());
         [link, guest, timer, peer].into_iter().chain(network).flatten().min()
     }
 
@@ -500,14 +501,5 @@ impl World {
             closed: self.peer().and_then(|peer| peer.closed()),
             memory: self.memory,
         }
-    }
-
-    /// Bytes that the guest's user and the host's user have received.
-    pub(crate) fn received(&self) -> (u64, u64) {
-        (self.guest.application.received, self.host_side.application.received)
-    }
-
-    pub(crate) fn has_connections(&self) -> bool {
-        !self.tcp.is_empty()
     }
 }

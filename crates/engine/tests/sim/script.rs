@@ -1,0 +1,402 @@
+//! Segment against segment: a guest written by hand, and what we are to answer.
+//!
+//! A segment is a line like `S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok` or `P. 1:101 ack 1 sack 201:301,401:501`:
+//! flags (S, F, R, P, and a dot for ACK), the range of sequence numbers that its payload has (SYN and FIN left out),
+//! and what else there is, by name. All numbers are relative to the initial ones. The payload is that of the
+//! stream at its place. An expected line says nothing of what it leaves out, but for SACK blocks.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use engine::{
+    addr::{Guest, Settings},
+    context::Context,
+    flow::{Endpoints, FlowId},
+    link::{Full, Link},
+    tcp::Tcp,
+    timer::{Instant, Timers},
+};
+use wire::{
+    ethernet::Mac,
+    frame::{self, Body, Outgoing, Transport},
+    offload::Offload,
+    segment::complete_checksum,
+    tcp::{Flags, HEADER_LEN, Header, MAX_OPTIONS_LEN, Options, Segment, Seq},
+};
+
+use crate::{
+    guest::GUEST_MAC,
+    pattern::Pattern,
+    socket::{Peer, Socket, VirtualHost},
+    world::settings,
+};
+
+/// A link that keeps what it is given.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    sent: VecDeque<Vec<u8>>,
+    slot: Vec<u8>,
+    full: bool,
+}
+
+impl Link for Capture {
+    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.slot.get_mut(..len)
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        if self.full {
+            return Err(Full);
+        }
+        if offload.segmentation.is_none() {
+            assert!(complete_checksum(&mut self.slot[..len], offload));
+        }
+        self.sent.push_back(self.slot[..len].to_vec());
+        Ok(())
+    }
+}
+
+/// One connection between a scripted guest and a virtual socket.
+pub(crate) struct Script {
+    pub(crate) tcp: Tcp<Socket>,
+    pub(crate) host: VirtualHost,
+    timers: Timers<FlowId>,
+    link: Capture,
+    settings: Settings,
+    known: Guest,
+    now: u64,
+    pub(crate) guest: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    /// The guest's initial sequence number.
+    pub(crate) guest_iss: u32,
+    /// Ours, once it was seen.
+    pub(crate) our_iss: Option<u32>,
+    upward: Pattern,
+    downward: Pattern,
+}
+
+/// The guest's SYN in most scripts: a window of 64 KiB without and 8 MiB with scale, and SACK.
+pub(crate) const SYN: &str = "S 0:0 win 65535 mss 1460 wscale 7 sackok";
+
+impl Script {
+    pub(crate) fn new() -> Self {
+        let (upward, downward) = (Pattern::new(1), Pattern::new(2));
+        let settings = settings(1500);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        Self {
+            tcp: Tcp::new(4, [7; 16], [9; 16]),
+            host: VirtualHost::new(upward.clone(), downward.clone()),
+            timers: Timers::default(),
+            link: Capture { sent: VecDeque::new(), slot: vec![0; frame::MAX_LEN], full: false },
+            known: Guest::new(&settings, Some(Mac(GUEST_MAC))),
+            settings,
+            now: 0,
+            guest: SocketAddr::new(address("198.51.100.2"), 40_000),
+            remote: SocketAddr::new(address("203.0.113.9"), 80),
+            guest_iss: 1_000_000,
+            our_iss: None,
+            upward,
+            downward,
+        }
+    }
+
+    /// A connection that the guest has opened with [`SYN`].
+    pub(crate) fn connected() -> Self {
+        Self::connected_by(SYN)
+    }
+
+    /// A connection that the guest has opened with this SYN.
+    pub(crate) fn connected_by(syn: &str) -> Self {
+        let mut script = Self::new();
+        script.connect_by(syn);
+        script
+    }
+
+    /// Has the guest open a connection with this SYN.
+    pub(crate) fn connect_by(&mut self, syn: &str) {
+        self.guest(syn);
+        self.quiet();
+        self.peer().connect();
+        self.settle();
+        self.us("S. 0:0 ack 1");
+        self.guest(". 1:1 ack 1 win 512");
+        self.quiet();
+    }
+
+    /// A connection that a client of the host has opened.
+    pub(crate) fn accepted() -> Self {
+        let mut script = Self::new();
+        script.accept();
+        script.us("S 0:0");
+        script.guest("S. 0:0 ack 1 win 65535 mss 1460 wscale 7 sackok");
+        script.us(". 1:1 ack 1");
+        script.quiet();
+        script
+    }
+
+    /// A client of the host connects.
+    pub(crate) fn accept(&mut self) {
+        let ends = Endpoints { guest: self.guest, remote: self.remote };
+        let socket = self.host.accepted();
+        self.engine(|tcp, ctx| tcp.accept(ends, socket, ctx).expect("a free flow"));
+        self.settle();
+    }
+
+    /// The socket opened last.
+    pub(crate) fn peer(&self) -> Peer {
+        self.host.peers.last().expect("a socket").clone()
+    }
+
+    pub(crate) fn engine<R>(
+        &mut self,
+        step: impl FnOnce(&mut Tcp<Socket>, &mut Context<'_, VirtualHost, Capture>) -> R,
+    ) -> R {
+        let mut ctx = Context {
+            now: Instant::from_micros(self.now),
+            settings: &self.settings,
+            guest: &self.known,
+            host: &mut self.host,
+            link: &mut self.link,
+            timers: &mut self.timers,
+        };
+        let result = step(&mut self.tcp, &mut ctx);
+        self.tcp.end_batch(&mut ctx);
+        while self.tcp.has_runnable() && self.tcp.run(&mut ctx) {}
+        result
+    }
+
+    /// Tells the engine of sockets that woke up.
+    pub(crate) fn settle(&mut self) {
+        while let Some((flow, readiness)) = self.host.next_ready() {
+            self.engine(|tcp, ctx| tcp.on_readiness(flow, readiness, ctx));
+        }
+    }
+
+    /// The guest sends this segment.
+    pub(crate) fn guest(&mut self, line: &str) {
+        self.batch(&[line]);
+    }
+
+    /// The guest sends these segments, and they are read together.
+    pub(crate) fn batch(&mut self, lines: &[&str]) {
+        let frames: Vec<_> = lines.iter().map(|line| self.write(line)).collect();
+        self.frames(&frames);
+    }
+
+    /// The guest sends these frames.
+    pub(crate) fn frames(&mut self, frames: &[Vec<u8>]) {
+        self.engine(|tcp, ctx| {
+            for bytes in frames {
+                if let Body::Ip(packet) = frame::parse(bytes).expect("a frame").body
+                    && let Transport::Tcp(segment) = packet.transport
+                {
+                    tcp.on_segment(&packet, &segment, ctx);
+                }
+            }
+        });
+        self.settle();
+    }
+
+    /// We have sent this segment, the oldest not yet looked at.
+    pub(crate) fn us(&mut self, expected: &str) {
+        let bytes =
+            self.link.sent.pop_front().unwrap_or_else(|| panic!("nothing was sent, not {expected:?}"));
+        let actual = self.read(&bytes);
+        assert!(matches(expected, &actual), "sent was      {actual}\nexpected was {expected}");
+    }
+
+    /// What we have sent, as lines.
+    pub(crate) fn sent(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.link.sent.pop_front())
+            .collect::<Vec<_>>()
+            .iter()
+            .map(|b| self.read(b))
+            .collect()
+    }
+
+    /// We have sent nothing that was not looked at.
+    pub(crate) fn quiet(&mut self) {
+        assert_eq!(self.sent(), Vec::<String>::new());
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let until = self.now + time.as_micros() as u64;
+        while let Some(at) = self.timers.next().map(Instant::as_micros).filter(|&at| at <= until) {
+            self.now = self.now.max(at);
+            while let Some(flow) = self.timers.pop_due(Instant::from_micros(self.now)) {
+                self.engine(|tcp, ctx| tcp.on_deadline(flow, ctx));
+            }
+        }
+        self.now = until;
+    }
+
+    /// Whether the link takes frames.
+    pub(crate) fn set_link_full(&mut self, full: bool) {
+        self.link.full = full;
+        if !full {
+            self.engine(|_, _| ());
+        }
+    }
+
+    /// The segment of a line, from the guest.
+    pub(crate) fn write(&self, line: &str) -> Vec<u8> {
+        let parsed = Line::parse(line);
+        let payload_len = (parsed.end - parsed.start) as usize;
+        let mut options_bytes = [0; MAX_OPTIONS_LEN];
+        let absolute = |relative: i64, iss: u32| Seq(iss.wrapping_add(relative as u32));
+        let mut options = Options {
+            mss: parsed.value("mss").map(|mss| mss as u16),
+            window_scale: parsed.value("wscale").map(|scale| scale as u8),
+            sack_permitted: parsed.has("sackok"),
+            ..Options::default()
+        };
+        let our_iss = self.our_iss.unwrap_or(0);
+        for &(start, end) in &parsed.sack {
+            options.sack.push(absolute(start, our_iss), absolute(end, our_iss));
+        }
+        let options_len = options.emit(&mut options_bytes);
+        let header = Header::new(
+            (self.guest.port(), self.remote.port()),
+            absolute(parsed.start, self.guest_iss),
+            parsed.value("ack").map_or(Seq(0), |ack| absolute(ack, our_iss)),
+            parsed.flags,
+            parsed.value("win").unwrap_or(512) as u16,
+            options_len,
+        );
+        let outgoing = Outgoing {
+            source_mac: Mac(GUEST_MAC),
+            destination_mac: self.settings.our_mac,
+            source: self.guest.ip(),
+            destination: self.remote.ip(),
+            hop_limit: 64,
+            traffic_class: 0,
+            flow_label: 0,
+        };
+        let headroom = outgoing.headroom(HEADER_LEN + options_len);
+        let mut frame = vec![0; headroom + payload_len + 60];
+        if payload_len > 0 {
+            let position = (parsed.start - 1).max(0) as u64;
+            self.upward.fill(position, &mut frame[headroom..headroom + payload_len]);
+        }
+        let written =
+            outgoing.tcp(&mut frame, header, &options_bytes[..options_len], payload_len, None).expect("room");
+        frame.truncate(written.len);
+        frame
+    }
+
+    /// Our segment, as a line.
+    fn read(&mut self, bytes: &[u8]) -> String {
+        let Body::Ip(packet) = frame::parse(bytes).expect("a frame").body else {
+            return "an ARP packet".into();
+        };
+        let Transport::Tcp(segment) = packet.transport else { return "no TCP segment".into() };
+        if segment.flags().contains(Flags::SYN) {
+            self.our_iss.get_or_insert(segment.seq().0);
+        }
+        let our_iss = self.our_iss.unwrap_or(0);
+        let start = segment.seq().0.wrapping_sub(our_iss);
+        if !segment.payload.is_empty() {
+            self.downward.check(u64::from(start) - 1, segment.payload);
+        }
+        render(&segment, our_iss, self.guest_iss)
+    }
+}
+
+/// A segment as a line; sequence numbers relative to the sender's `iss`, acknowledgments to the receiver's.
+fn render(segment: &Segment<'_>, iss: u32, other_iss: u32) -> String {
+    let flags = segment.flags();
+    let mut line = String::new();
+    for (flag, letter) in
+        [(Flags::SYN, 'S'), (Flags::FIN, 'F'), (Flags::RST, 'R'), (Flags::PSH, 'P'), (Flags::ACK, '.')]
+    {
+        if flags.contains(flag) {
+            line.push(letter);
+        }
+    }
+    let start = segment.seq().0.wrapping_sub(iss);
+    line += &format!(" {start}:{}", start as usize + segment.payload.len());
+    if flags.contains(Flags::ACK) {
+        line += &format!(" ack {}", segment.ack().0.wrapping_sub(other_iss));
+    }
+    line += &format!(" win {}", segment.window());
+    let options = Options::parse(segment.options);
+    if let Some(mss) = options.mss {
+        line += &format!(" mss {mss}");
+    }
+    if let Some(scale) = options.window_scale {
+        line += &format!(" wscale {scale}");
+    }
+    if options.sack_permitted {
+        line += " sackok";
+    }
+    let relative = |seq: &Seq| seq.0.wrapping_sub(other_iss);
+    let blocks = options.sack.as_slice().iter();
+    let blocks: Vec<_> =
+        blocks.map(|(start, end)| format!("{}:{}", relative(start), relative(end))).collect();
+    if !blocks.is_empty() {
+        line += &format!(" sack {}", blocks.join(","));
+    }
+    line
+}
+
+/// A line taken apart.
+struct Line<'a> {
+    flags: Flags,
+    start: i64,
+    end: i64,
+    words: Vec<&'a str>,
+    sack: Vec<(i64, i64)>,
+}
+
+impl<'a> Line<'a> {
+    fn parse(line: &'a str) -> Self {
+        let mut words = line.split_whitespace();
+        let mut flags = Flags::empty();
+        for letter in words.next().expect("flags").chars() {
+            flags |= match letter {
+                'S' => Flags::SYN,
+                'F' => Flags::FIN,
+                'R' => Flags::RST,
+                'P' => Flags::PSH,
+                '.' => Flags::ACK,
+                '-' => Flags::empty(),
+                other => panic!("no flag is called {other}"),
+            };
+        }
+        let (start, end) = range(words.next().expect("a range"));
+        let words: Vec<_> = words.collect();
+        let after = |name: &str| words.iter().position(|word| *word == name).map(|at| words[at + 1]);
+        let sack = after("sack").map_or(Vec::new(), |blocks| blocks.split(',').map(range).collect());
+        Self { flags, start, end, words, sack }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.words.contains(&name)
+    }
+
+    fn value(&self, name: &str) -> Option<i64> {
+        let at = self.words.iter().position(|word| *word == name)?;
+        Some(self.words[at + 1].parse().expect("a number"))
+    }
+}
+
+fn range(text: &str) -> (i64, i64) {
+    let (start, end) = text.split_once(':').expect("a range");
+    (start.parse().expect("a number"), end.parse().expect("a number"))
+}
+
+/// Whether a segment is as expected, in all that the expected line names.
+fn matches(expected: &str, actual: &str) -> bool {
+    let (expected, actual) = (Line::parse(expected), Line::parse(actual));
+    let push = if expected.flags.contains(Flags::PSH) { Flags::empty() } else { Flags::PSH };
+    let values = ["ack", "win", "mss", "wscale"];
+    expected.flags == actual.flags - push
+        && (expected.start, expected.end) == (actual.start, actual.end)
+        && expected.sack == actual.sack
+        && (!expected.has("sackok") || actual.has("sackok"))
+        && values.iter().all(|name| !expected.has(name) || expected.value(name) == actual.value(name))
+}

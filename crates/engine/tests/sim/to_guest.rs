@@ -1,0 +1,363 @@
+//! Data from the socket to the guest (SPEC §6.6), segment by segment: windows, loss, the link.
+
+use std::time::Duration;
+
+use crate::{
+    script::{SYN, Script},
+    socket::{CONNECTION_RESET, Closed},
+};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// `len` bytes of the peer arrive.
+fn arrive(script: &mut Script, len: u64) {
+    script.peer().arrive(len);
+    script.settle();
+}
+
+#[test]
+fn data_goes_out_whole_and_is_freed_when_acknowledged() {
+    let mut script = Script::connected();
+    arrive(&mut script, 100_000);
+    // The guest's window is 64 KiB: one super-frame of 44 segments, and no sliver behind it.
+    script.us(". 1:64241 ack 1");
+    script.quiet();
+    assert_eq!(script.peer().unread(), 100_000);
+    script.guest(". 1:1 ack 64241 win 512");
+    assert_eq!(script.peer().unread(), 100_000 - 64_240);
+    script.us("P. 64241:100001 ack 1");
+    script.guest(". 1:1 ack 100001 win 512");
+    script.quiet();
+    assert_eq!(script.peer().unread(), 0);
+}
+
+#[test]
+fn r82_the_last_of_what_there_is_has_push() {
+    let mut script = Script::connected();
+    arrive(&mut script, 10);
+    assert_eq!(script.sent(), ["P. 1:11 ack 1 win 32768"]);
+}
+
+#[test]
+fn r64_what_the_link_did_not_take_is_sent_when_it_does() {
+    let mut script = Script::connected();
+    script.set_link_full(true);
+    arrive(&mut script, 1000);
+    script.guest("P. 1:51 ack 1");
+    script.quiet();
+    script.set_link_full(false);
+    script.us("P. 1:1001 ack 51");
+    script.quiet();
+    assert_eq!(script.peer().state().sent, 50);
+}
+
+#[test]
+fn r64_a_fin_and_an_acknowledgment_wait_for_the_link_too() {
+    let mut script = Script::connected();
+    script.set_link_full(true);
+    script.peer().end();
+    script.settle();
+    script.set_link_full(false);
+    script.us("F. 1:1 ack 1");
+    script.set_link_full(true);
+    script.guest("F. 1:1 ack 2");
+    script.peer().acknowledge_all();
+    script.settle();
+    assert_eq!(script.peer().closed(), None, "the guest does not know yet");
+    script.set_link_full(false);
+    script.us(". 2:2 ack 2");
+    assert_eq!(script.peer().closed(), Some(Closed::Orderly));
+}
+
+#[test]
+fn r66_a_window_that_shrinks_to_nothing_takes_back_what_was_sent() {
+    let mut script = Script::connected();
+    arrive(&mut script, 20_000);
+    script.us("P. 1:20001 ack 1");
+    // The guest throws away what it has no room for.
+    script.guest(". 1:1 ack 1001 win 0");
+    script.quiet();
+    script.guest(". 1:1 ack 1001 win 512");
+    script.us("P. 1001:20001 ack 1");
+    script.quiet();
+}
+
+#[test]
+fn r66_a_window_that_shrinks_takes_back_what_lies_outside() {
+    let mut script = Script::connected();
+    arrive(&mut script, 20_000);
+    script.us("P. 1:20001 ack 1");
+    script.guest(". 1:1 ack 1001 win 32"); // 4096 bytes
+    script.quiet();
+    script.guest(". 1:1 ack 5097 win 512");
+    script.us("P. 5097:20001 ack 1");
+}
+
+#[test]
+fn what_the_scale_rounds_off_is_no_shrunk_window() {
+    let mut script = Script::connected();
+    arrive(&mut script, 200_000);
+    script.us(". 1:64241 ack 1");
+    // 64240 - 100 - 64 * 128 bytes are free: rounded down, the edge is 100 bytes further left.
+    script.guest(". 1:1 ack 101 win 501");
+    script.quiet();
+    script.guest(". 1:1 ack 64241 win 512");
+    script.us(". 64241:128481 ack 1");
+}
+
+#[test]
+fn r67_a_closed_window_is_probed_until_it_opens() {
+    let mut script = Script::connected();
+    script.guest(". 1:1 ack 1 win 0");
+    arrive(&mut script, 5000);
+    script.quiet();
+    for round in 1..5 {
+        // The answers say that there is still no room.
+        script.pass(round * 15 * SECOND);
+        let probes = script.sent();
+        assert!(!probes.is_empty() && probes.iter().all(|probe| probe.contains(" 1:2 ")), "{probes:?}");
+        script.guest(". 1:1 ack 1 win 0");
+    }
+    script.guest(". 1:1 ack 1 win 512");
+    script.us("P. 1:5001 ack 1");
+    // From here on timeouts are those of data again.
+    script.pass(2 * SECOND);
+    assert!(!script.sent().is_empty());
+}
+
+#[test]
+fn r67_the_window_in_a_keep_alive_counts() {
+    let mut script = Script::connected();
+    script.guest("P. 1:11 ack 1 win 0");
+    arrive(&mut script, 5000);
+    script.pass(10 * MILLISECOND);
+    script.us(". 1:1 ack 11");
+    script.guest(". 10:10 ack 1 win 512");
+    script.us("P. 1:5001 ack 11");
+}
+
+#[test]
+fn a_probe_that_was_taken_moves_the_stream() {
+    let mut script = Script::connected();
+    script.guest(". 1:1 ack 1 win 0");
+    arrive(&mut script, 5000);
+    script.pass(300 * MILLISECOND);
+    script.us(". 1:2 ack 1");
+    script.guest(". 1:1 ack 2 win 512");
+    script.us("P. 2:5001 ack 1");
+    script.guest(". 1:1 ack 5001 win 512");
+    script.quiet();
+}
+
+#[test]
+fn r68_the_fin_comes_behind_all_data_and_inside_the_window() {
+    let mut script = Script::connected();
+    script.guest(". 1:1 ack 1 win 8"); // 1024 bytes
+    arrive(&mut script, 3000);
+    script.peer().end();
+    script.settle();
+    script.us(". 1:1025 ack 1");
+    script.quiet();
+    script.guest(". 1:1 ack 1025 win 0");
+    script.quiet();
+    script.guest(". 1:1 ack 1025 win 32");
+    script.us("P. 1025:3001 ack 1");
+    script.us("F. 3001:3001 ack 1");
+    script.quiet();
+}
+
+#[test]
+fn r69_a_lost_fin_is_sent_again() {
+    let mut script = Script::connected();
+    arrive(&mut script, 100);
+    script.us("P. 1:101 ack 1");
+    script.guest(". 1:1 ack 101");
+    script.peer().end();
+    script.settle();
+    script.us("F. 101:101 ack 1");
+    script.pass(300 * MILLISECOND);
+    script.us("F. 101:101 ack 1");
+    script.guest(". 1:1 ack 102");
+    script.pass(20 * SECOND);
+    assert!(!script.sent().iter().any(|segment| segment.starts_with('F')));
+}
+
+#[test]
+fn r71_three_duplicates_without_sack_repeat_one_segment_before_the_timeout() {
+    for half_closed in [false, true] {
+        let mut script = Script::connected_by("S 0:0 win 65535 mss 1460 wscale 7");
+        let mut at = 1;
+        if half_closed {
+            script.guest("F. 1:1 ack 1");
+            script.us(". 1:1 ack 1");
+            script.peer().acknowledge_all();
+            script.settle();
+            script.us(". 1:1 ack 2");
+            at = 2;
+        }
+        arrive(&mut script, 14_600);
+        script.us(&format!("P. 1:14601 ack {at}"));
+        let duplicate = format!(". {at}:{at} ack 1461");
+        script.guest(&duplicate);
+        script.guest(&duplicate);
+        script.guest(&duplicate);
+        script.quiet();
+        script.guest(&duplicate);
+        script.us(&format!(". 1461:2921 ack {at}"));
+        // More duplicates are of what was on its way before.
+        script.guest(&duplicate);
+        script.quiet();
+        script.guest(&format!(". {at}:{at} ack 14601"));
+        script.quiet();
+    }
+}
+
+#[test]
+fn duplicates_do_not_add_up_over_time() {
+    let mut script = Script::connected_by("S 0:0 win 65535 mss 1460 wscale 7");
+    for round in 0..8 {
+        let (start, end) = (round * 1000 + 1, round * 1000 + 1001);
+        arrive(&mut script, 1000);
+        script.us(&format!("P. {start}:{end} ack 1"));
+        script.guest(&format!(". 1:1 ack {start}"));
+        script.guest(&format!(". 1:1 ack {end}"));
+        script.quiet();
+    }
+}
+
+#[test]
+fn holes_that_the_guest_tells_of_are_filled() {
+    // RFC 2018, RFC 6675
+    let mut script = Script::connected();
+    arrive(&mut script, 14_600);
+    script.us("P. 1:14601 ack 1");
+    script.guest(". 1:1 ack 1461 sack 2921:4381");
+    script.guest(". 1:1 ack 1461 sack 2921:5841");
+    script.quiet();
+    script.guest(". 1:1 ack 1461 sack 7301:8761,2921:5841");
+    script.us(". 1461:2921 ack 1");
+    script.us(". 5841:7301 ack 1");
+    script.quiet();
+    // No hole is filled twice while that may be on its way, and none beyond what the guest holds.
+    script.guest(". 1:1 ack 1461 sack 7301:14601,2921:5841");
+    script.quiet();
+    script.guest(". 1:1 ack 5841 sack 7301:14601");
+    script.quiet();
+    script.guest(". 1:1 ack 14601");
+    script.pass(5 * SECOND);
+    script.quiet();
+}
+
+#[test]
+fn a_retransmission_that_was_lost_is_repeated_when_later_data_arrived() {
+    let mut script = Script::connected();
+    arrive(&mut script, 14_600);
+    script.us("P. 1:14601 ack 1");
+    script.guest(". 1:1 ack 1 sack 1461:14601");
+    script.us(". 1:1461 ack 1");
+    arrive(&mut script, 1460);
+    script.us("P. 14601:16061 ack 1");
+    script.guest(". 1:1 ack 1 sack 1461:16061");
+    script.us(". 1:1461 ack 1");
+    script.quiet();
+}
+
+#[test]
+fn after_a_timeout_what_the_guest_holds_is_not_sent_again_at_first() {
+    let mut script = Script::connected();
+    arrive(&mut script, 14_600);
+    script.us("P. 1:14601 ack 1");
+    script.guest(". 1:1 ack 1 sack 1461:8761");
+    script.us(". 1:1461 ack 1");
+    script.pass(300 * MILLISECOND);
+    script.pass(SECOND);
+    let sent = script.sent();
+    assert_eq!(sent[0], ". 1:1461 ack 1 win 32768", "{sent:?}");
+    // Then it is: the guest may have thrown it away (RFC 2018 §8).
+    script.pass(4 * SECOND);
+    let sent = script.sent();
+    assert!(sent.iter().any(|segment| segment.contains(" 1:5841 ")), "{sent:?}");
+    script.guest(". 1:1 ack 14601");
+    script.quiet();
+}
+
+#[test]
+fn r75_a_window_below_the_segment_size_does_not_stop_the_stream() {
+    let mut script = Script::connected_by("S 0:0 win 1000 mss 1460");
+    script.guest(". 1:1 ack 1 win 1000");
+    arrive(&mut script, 2500);
+    script.us(". 1:1001 ack 1");
+    script.guest(". 1:1 ack 1001 win 1000");
+    script.us(". 1001:2001 ack 1");
+    script.guest(". 1:1 ack 2001 win 1000");
+    script.us("P. 2001:2501 ack 1");
+}
+
+#[test]
+fn an_unanswered_guest_is_given_up_in_the_end() {
+    // SPEC §6.6, R-78
+    let mut script = Script::connected();
+    arrive(&mut script, 100);
+    script.pass(1200 * SECOND);
+    let sent = script.sent();
+    assert!(sent.last().unwrap().starts_with("R. "), "{sent:?}");
+    assert!((5..20).contains(&sent.len()), "{sent:?}");
+    assert_eq!(script.peer().closed(), Some(Closed::Reset));
+}
+
+#[test]
+fn a_reset_of_the_peer_comes_behind_its_data() {
+    // SPEC §6.7
+    let mut script = Script::connected();
+    script.peer().arrive(100);
+    script.peer().fail(CONNECTION_RESET);
+    script.settle();
+    script.us("P. 1:101 ack 1");
+    script.quiet();
+    script.guest(". 1:1 ack 101");
+    script.us("R. 101:101 ack 1");
+    assert!(script.tcp.is_empty());
+}
+
+#[test]
+fn a_reset_of_the_peer_behind_its_fin_is_told_too() {
+    let mut script = Script::connected();
+    script.peer().end();
+    script.settle();
+    script.us("F. 1:1 ack 1");
+    script.guest(". 1:1 ack 2");
+    script.peer().fail(CONNECTION_RESET);
+    script.settle();
+    script.us("R. 2:2 ack 1");
+    assert!(script.tcp.is_empty());
+}
+
+#[test]
+fn our_sequence_numbers_wrap() {
+    // Sequence numbers are a function of the ends plus a clock of 4 us: let it run until they are near the end.
+    let mut script = Script::new();
+    script.guest(SYN);
+    script.peer().connect();
+    script.settle();
+    script.us("S. 0:0");
+    let first = script.our_iss.unwrap();
+    script.guest("R. 1:1 ack 1");
+
+    script.pass(Duration::from_micros(4 * u64::from(u32::MAX - first - 3000)));
+    script.our_iss = None;
+    script.connect_by(SYN);
+    let iss = script.our_iss.unwrap();
+    assert!(u32::MAX - iss <= 3000, "{iss}");
+    arrive(&mut script, 10_000);
+    script.us("P. 1:10001 ack 1");
+    script.guest(". 1:1 ack 1461 sack 2921:10001");
+    script.us(". 1461:2921 ack 1");
+    script.guest(". 1:1 ack 10001");
+    script.peer().end();
+    script.settle();
+    script.us("F. 10001:10001 ack 1");
+    script.guest(". 1:1 ack 10002");
+    script.quiet();
+    assert_eq!(script.peer().unread(), 0);
+}
