@@ -247,9 +247,11 @@ fn debugging_goes_to_the_background() {
 fn standard_error_is_ours_in_the_foreground() {
     let stage = Stage::new();
     let mut guest = Guest::new(User::Ordinary);
-    let mut pasta = Running::new(stage.pasta(User::Ordinary).args(["-f", &guest.pid()]));
+    let mut pasta = Running::new(stage.pasta(User::Ordinary).args(["-f", "-P", "pid", &guest.pid()]));
     assert!(!pasta.error_line().is_empty());
-    assert!(crate::stage::eventually(|| guest.interfaces().len() == 2));
+    // A namespace that goes away any earlier is an error at start.
+    let written = || fs::read_to_string(stage.path("pid")).is_ok_and(|text| text.ends_with('\n'));
+    assert!(crate::stage::eventually(written));
     let pid = guest.pid();
     guest.end();
     assert_eq!(pasta.end().code(), Some(0));

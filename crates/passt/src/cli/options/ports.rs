@@ -22,7 +22,7 @@ pub(super) const OPTIONS: &[Opt] = &[
 const INBOUND_HELP: &str = "\
 TCP ports to forward to the guest, may be repeated
 none                no port
-[ADDR[%IF]/]PORTS   listen on an address, interface
+[ADDR[%IF]/]PORTS   listen on address, interface
 PORTS is a list, separated by commas, of
   22, 22-30         these ports
   22:2222           to another port there
