@@ -19,6 +19,9 @@ const DUPLICATION: [u32; 2] = [0, 20];
 const DELAYS: [u64; 3] = [100, 10_000, 50_000];
 const BUFFERS: [(usize, u64); 3] = [(4 << 10, 48 << 10), (64 << 10, 384 << 10), (1 << 20, 2 << 20)];
 
+/// Runs of each, of which the median counts.
+const SEEDS: usize = 5;
+
 /// What a bad network may cost at most: so many times the time over a clean one of the same delay, ...
 const FACTOR: u64 = 4;
 /// ... and timeouts, in microseconds, by loss (none, and as in [`LOSS`]): ours, that start at 240 ms, and smoltcp's,
@@ -64,13 +67,17 @@ fn table(mtu: u16, v6: bool) -> String {
             for way in [Way::Up, Way::Down, Way::Both] {
                 let label = format!("{}ms {}K {way:?}", delay as f64 / 1000.0, buffer >> 10);
                 write!(table, "{label:16}").unwrap();
-                let clean = run(mtu, v6, Impairments { delay, ..Impairments::CLEAN }, buffer, bytes, way);
+                let clean = run(mtu, v6, Impairments { delay, ..Impairments::CLEAN }, 1, buffer, bytes, way);
                 for (severity, loss, reordering, duplication) in columns() {
                     let network = Impairments { loss, reordering, duplication, delay };
-                    let outcome = run(mtu, v6, network, buffer, bytes, way);
-                    check(&label, network, severity, way, &outcome, &clean);
-                    let again = coarse(outcome.observed.repeated * 100 / bytes);
-                    write!(table, " {:>10}", format!("{}/{again}", coarse(outcome.time / 1000))).unwrap();
+                    let (mut times, mut agains) = ([0; SEEDS], [0; SEEDS]);
+                    for (seed, (time, again)) in (1..).zip(times.iter_mut().zip(&mut agains)) {
+                        let outcome = run(mtu, v6, network, seed, buffer, bytes, way);
+                        check(&label, network, severity, way, &outcome, &clean);
+                        (*time, *again) = (outcome.time / 1000, outcome.observed.repeated * 100 / bytes);
+                    }
+                    let cell = format!("{}/{}", coarse(median(times)), coarse(median(agains)));
+                    write!(table, " {cell:>10}").unwrap();
                 }
                 writeln!(table).unwrap();
             }
@@ -88,7 +95,7 @@ fn columns() -> impl Iterator<Item = (usize, u32, u32, u32)> {
     LOSS.into_iter().enumerate().flat_map(move |(severity, loss)| rest(severity, loss))
 }
 
-fn run(mtu: u16, v6: bool, network: Impairments, buffer: usize, bytes: u64, way: Way) -> Outcome {
+fn run(mtu: u16, v6: bool, network: Impairments, seed: u64, buffer: usize, bytes: u64, way: Way) -> Outcome {
     let (up, down) = match way {
         Way::Up => (bytes, 0),
         Way::Down => (0, bytes),
@@ -96,6 +103,7 @@ fn run(mtu: u16, v6: bool, network: Impairments, buffer: usize, bytes: u64, way:
     };
     let opener = if matches!(way, Way::Down) { Opener::Host } else { Opener::Guest };
     Scenario {
+        seed,
         mtu,
         v6,
         network,
@@ -117,6 +125,11 @@ fn check(label: &str, network: Impairments, severity: usize, way: Way, outcome: 
     if network.loss == 0 && network.reordering == 0 {
         assert_eq!(outcome.observed.repeated, 0, "{label} over {network:?}: bytes sent again for no reason");
     }
+}
+
+fn median(mut values: [u64; SEEDS]) -> u64 {
+    values.sort_unstable();
+    values[SEEDS / 2]
 }
 
 /// To the nearest of 0, 1, 2, 5, 10, 20, 50 and so on.
