@@ -1,6 +1,5 @@
 //! Connections from outside: listening sockets, and where their connections go in the guest.
 
-use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,7 +16,7 @@ use crate::listen::Listener;
 pub(crate) struct Acceptors {
     ports: Vec<Port>,
     /// Given up for a moment to take in, and refuse, a connection when there is no descriptor left for it.
-    reserve: Option<File>,
+    reserve: Option<OwnedFd>,
     /// Connections refused for want of a descriptor.
     pub(crate) refused: u64,
 }
@@ -50,8 +49,8 @@ impl Acceptors {
                 let target_port = rule.target_port(listener.port)?;
                 Some(Port { socket: listener.socket, target_address: rule.target_addr, target_port })
             })
-            .collect();
-        (Self { ports, reserve: reserve(), refused: 0 }, others)
+            .collect::<Vec<_>>();
+        (Self { reserve: ports.first().and_then(Port::reserve), ports, refused: 0 }, others)
     }
 
     /// The sockets to watch, with their indices.
@@ -76,7 +75,7 @@ impl Acceptors {
                     // Left alone, it would wake us again and again: refuse it.
                     self.reserve = None;
                     drop(acceptfrom_with(&port.socket, flags));
-                    self.reserve = reserve();
+                    self.reserve = port.reserve();
                     self.refused += 1;
                     return None;
                 }
@@ -87,6 +86,11 @@ impl Acceptors {
 }
 
 impl Port {
+    /// Something harmless to hold a descriptor with, which can be had in an empty root directory, too.
+    fn reserve(&self) -> Option<OwnedFd> {
+        self.socket.try_clone().ok()
+    }
+
     fn ends(&self, peer: SocketAddr, settings: &Settings, guest: &Guest) -> Option<Endpoints> {
         let from = peer.ip().to_canonical();
         let inbound = settings.inbound(guest, from, from, self.target_address)?;
@@ -95,9 +99,4 @@ impl Port {
             remote: SocketAddr::new(inbound.source, peer.port()),
         })
     }
-}
-
-/// Something harmless to hold a descriptor with.
-fn reserve() -> Option<File> {
-    File::open("/dev/null").ok()
 }

@@ -308,3 +308,49 @@ fn random_and_mutated_frames() {
         std::thread::sleep(Duration::from_millis(500));
     }
 }
+
+/// Connections until there are no descriptors left: old ones live, others are refused, and afterwards all is as before.
+#[test]
+fn descriptors_run_out() {
+    const LIMIT: usize = 64;
+    let Some(net) = Net::new() else { return };
+    let pid_file = net.path("pasta.pid");
+    let args = ["--config-net", "-t", "7001", "--pid", &pid_file, "--netns", "/run/netns/guest"];
+    let limit = format!("--nofile={LIMIT}");
+    let argv = [vec!["prlimit".to_owned(), limit], net.pasta_argv(&args)].concat();
+    net.host.run(&argv.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let pid = pid.trim();
+    let descriptors = || net.host.sh(&format!("ls /proc/{pid}/fd | wc -l")).trim().parse::<usize>().unwrap();
+    let before = descriptors();
+
+    let (outside, inside) = (net.peer.listen((PEER[0], 7000)), net.guest.listen((HOST[0], 7001)));
+    let mut old = net.guest.connect((PEER[0], 7000)).unwrap();
+    let (server, _) = accept(&outside);
+    let echoing = std::thread::spawn(|| echo(server));
+    ask(&mut old);
+    // All succeed until there is none left; then the guest is refused at once.
+    let mut held = Vec::new();
+    let refusal = loop {
+        match net.guest.connect((PEER[0], 7000)) {
+            Ok(client) => held.push((client, accept(&outside))),
+            Err(refusal) => break refusal,
+        }
+        assert!(held.len() < LIMIT);
+    };
+    assert_eq!(refusal.kind(), ErrorKind::ConnectionRefused);
+    // From outside, too: nobody is left to wait.
+    for _ in 0..4 {
+        let mut refused = net.peer.connect((HOST[0], 7001)).unwrap();
+        let end = refused.read(&mut [0]);
+        assert!(matches!(&end, Ok(0)) || end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset));
+    }
+    ask(&mut old);
+    drop(held);
+    wait_until("descriptors for others", || descriptors() <= before + 1);
+    let _client = net.peer.connect((HOST[0], 7001)).unwrap();
+    accept(&inside);
+    ask(&mut old);
+    drop(old);
+    echoing.join().unwrap();
+}
