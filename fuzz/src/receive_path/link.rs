@@ -15,8 +15,8 @@ use wire::{
 
 use super::world::pattern;
 
-/// Most frames that one step may cause: what fits into the largest window, and some for the others.
-const MOST_FRAMES: usize = 4096;
+/// Most frames that one step may cause: a turn of each connection, and then some.
+const MOST_FRAMES: usize = 200;
 
 /// What the guest knows of a connection.
 #[derive(Clone, Copy, Debug, Default)]

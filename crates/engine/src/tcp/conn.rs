@@ -225,13 +225,14 @@ impl<S: TcpSocket> Connection<S> {
     /// Retransmits what the guest has told to be missing.
     fn fill_holes<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<Rest, End> {
         let mss = u32::from(self.send.mss);
-        while let Some(recovery) = &self.send.recovery
-            && let Some((start, end)) = recovery.next_hole(self.send.una, mss)
-        {
+        for _ in 0..BUDGET {
+            let hole =
+                self.send.recovery.as_ref().and_then(|recovery| recovery.next_hole(self.send.una, mss));
+            let Some((start, end)) = hole else { return Ok(Rest::Nothing) };
             let fin = self.send.fin;
             let end = end.min(self.send.max).min(self.send.edge());
             if !start.before(end) {
-                break;
+                return Ok(Rest::Nothing);
             }
             let sent = if fin.is_some_and(|fin| !start.before(fin)) {
                 self.send_control(start, Flags::FIN | Flags::ACK, ctx).map(|()| Ok(1))
@@ -241,18 +242,18 @@ impl<S: TcpSocket> Connection<S> {
             };
             let len = match sent {
                 Err(Full) => return Ok(Rest::LinkFull),
-                Ok(Ok(0)) | Ok(Err(SocketError::WouldBlock)) => break,
+                Ok(Ok(0)) | Ok(Err(SocketError::WouldBlock)) => return Ok(Rest::Nothing),
                 Ok(Ok(len)) => len,
                 Ok(Err(SocketError::Failed(errno))) => {
                     self.fail(errno)?;
-                    break;
+                    return Ok(Rest::Nothing);
                 }
             };
             if let Some(recovery) = &mut self.send.recovery {
                 recovery.repaired_to(start + len);
             }
         }
-        Ok(Rest::Nothing)
+        Ok(Rest::More)
     }
 
     /// The socket reported readiness.
