@@ -15,11 +15,11 @@ use crate::{
     addr::{Guest, Settings, test},
     context::Context,
     flow::FlowId,
-    host::{Errno, Host, SocketError, TcpSocket},
-    icmp::{PingSocket, QueuedError, Request},
+    host::{
+        Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
+    },
     link::{Full, Link},
     timer::{Instant, Timers},
-    udp::{Outbound, Received, UdpSocket},
 };
 
 /// What a test's socket was told to send.

@@ -4,8 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
-pub use crate::address::RawAddress;
-use crate::address::parse_address;
+use crate::address::{RawAddress, parse_address};
 use crate::cmsg::{Control, ReceiveInfo};
 
 /// Most datagrams in one [`send_batch`].

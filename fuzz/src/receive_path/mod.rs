@@ -15,11 +15,10 @@ use std::{
 use engine::{
     addr::{Guest as Learned, Services, Settings, V4, V6},
     flow::FlowId,
-    host::Readiness,
-    icmp::{QueuedError, Report},
+    host::{QueuedError, Readiness, Received, Report},
     stack::{Seeds, Stack},
     timer::Instant,
-    udp::{Limits, Received},
+    udp::Limits,
 };
 use wire::{ethernet::Mac, offload::Offload, tcp::Flags};
 

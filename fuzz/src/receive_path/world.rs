@@ -9,9 +9,9 @@ use std::{
 
 use engine::{
     flow::{Endpoints, FlowId},
-    host::{Errno, Host, SocketError, TcpSocket},
-    icmp::{PingSocket, QueuedError, Request},
-    udp::{Outbound, Received, UdpSocket},
+    host::{
+        Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
+    },
 };
 
 use crate::mutate::Random;

@@ -21,11 +21,10 @@ use zerocopy::IntoBytes;
 pub use error::MAX_QUOTE;
 pub(crate) use error::{Quote, router, shown_offender, tell};
 
-pub use crate::host::{PingSocket, QueuedError, Report, Request};
 use crate::{
     context::Context,
     flow::{FlowId, Flows, Keyed, Kind},
-    host::{Errno, Host, Readiness, SocketError},
+    host::{Errno, Host, PingSocket, Readiness, Report, Request, SocketError},
     link::Link,
     nat::Protocol,
     timer::Deadline,

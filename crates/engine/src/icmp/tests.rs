@@ -3,7 +3,7 @@ use alloc::{vec, vec::Vec};
 use wire::{frame::Transport, ipv4, ipv6};
 
 use super::*;
-use crate::host::Received;
+use crate::host::{QueuedError, Received};
 use crate::mock::{Opened, Sent, Socket, World, ip, received};
 
 const READABLE: Readiness = Readiness { readable: true, writable: false, read_closed: false, error: false };

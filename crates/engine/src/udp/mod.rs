@@ -26,11 +26,10 @@ use zerocopy::{IntoBytes, big_endian::U16};
 pub use listener::Listener;
 pub use table::Limits;
 
-pub use crate::host::{Outbound, Received, UdpSocket};
 use crate::{
     context::Context,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
-    host::{Errno, Host, QueuedError, Report, SocketError},
+    host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
     link::Link,
     nat::Protocol,

@@ -2,8 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::Outbound;
-use crate::flow::FlowId;
+use crate::{flow::FlowId, host::Outbound};
 
 /// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
 pub(super) const MAX_DATAGRAMS: usize = 64;

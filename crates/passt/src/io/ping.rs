@@ -7,18 +7,15 @@ use std::{
     sync::Arc,
 };
 
-use engine::{
-    host::{Errno, SocketError},
-    icmp::{PingSocket as EngineSocket, QueuedError, Request},
-    udp::Received,
-};
+use engine::host::{Errno, PingSocket as EngineSocket, QueuedError, Received, Request, SocketError};
 use rustix::{
     io,
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
 };
 use sys::{
+    address::RawAddress,
     cmsg::Control,
-    mmsg::{self, RawAddress},
+    mmsg,
     sockopt::{IpVersion, Metadata, bind_to_device, request_metadata},
 };
 use zerocopy::IntoBytes;

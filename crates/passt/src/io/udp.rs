@@ -10,9 +10,10 @@ use std::{
 };
 
 use engine::{
-    host::{Errno, SocketError},
-    icmp::{QueuedError, Report},
-    udp::{Limits, Outbound as Datagram, Received, UdpSocket as EngineSocket},
+    host::{
+        Errno, Outbound as Datagram, QueuedError, Received, Report, SocketError, UdpSocket as EngineSocket,
+    },
+    udp::Limits,
 };
 use rustix::{
     event::epoll,
@@ -21,8 +22,9 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 use sys::{
+    address::RawAddress,
     cmsg::{Control, Origin, ReceiveInfo, SendInfo},
-    mmsg::{self, RawAddress},
+    mmsg,
     sockopt::{IpVersion, Metadata, request_metadata, udp_gro},
 };
 

@@ -4,8 +4,9 @@ use crate::harness::*;
 use std::io::ErrorKind;
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use sys::address::RawAddress;
 use sys::cmsg::{Control, ReceiveInfo, SendInfo};
-use sys::mmsg::{self, RawAddress};
+use sys::mmsg;
 use sys::sockopt::{self, IpVersion, Metadata};
 
 /// Sends `data` from one socket to an address, receives it on another, and returns whom it came from.
