@@ -14,5 +14,6 @@ mod world;
 mod ends;
 mod from_guest;
 mod handshake;
+mod hostile;
 mod matrix;
 mod to_guest;

@@ -140,6 +140,14 @@ impl Peer {
         state.wake();
     }
 
+    /// The same, unless the peer has ended its half.
+    pub(crate) fn arrive_unless_ended(&self, len: u64) {
+        let ended = self.state().ended;
+        if !ended && len > 0 {
+            self.arrive(len);
+        }
+    }
+
     /// The peer has ended its half.
     pub(crate) fn end(&self) {
         let mut state = self.state();
