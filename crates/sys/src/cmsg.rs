@@ -2,7 +2,6 @@
 //!
 //! Layout by cmsg(3): a `cmsghdr` in native byte order, data padded to the size of a machine word.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const WORD: usize = size_of::<usize>();
@@ -224,11 +223,6 @@ impl ExtendedError {
         let offender = data.get(16..).and_then(crate::address::parse_address);
         let offender = offender.map(|address| address.ip()).filter(|address| !address.is_unspecified());
         Some(Self { errno: u32::from_ne_bytes([a, b, c, d]), origin, kind, code, info, offender })
-    }
-
-    /// The error number as an error.
-    pub fn to_error(&self) -> io::Error {
-        io::Error::from_raw_os_error(self.errno as i32)
     }
 }
 

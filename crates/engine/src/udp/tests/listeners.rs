@@ -64,6 +64,23 @@ fn r_93_r_97_answers_come_from_what_the_client_wrote_to() {
     test.client_writes(&socket, "203.0.113.9:999", "192.0.2.1", b"the listener has stayed");
 }
 
+/// what comes before the first answer is delivered too, in order.
+#[test]
+fn r_92_first_datagrams_stay_in_order() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 80, None, 80));
+    for number in 0..20 {
+        test.arrive_at(&socket, "203.0.113.9:999", "192.0.2.1", &[number; 3]);
+    }
+    while !socket.socket.0.borrow().arriving.is_empty() {
+        test.ready(&socket, READABLE);
+    }
+    let frames = test.world.frames();
+    let got: Vec<u8> = frames.iter().flat_map(|(frame, _)| udp(frame).2.to_vec()).collect();
+    assert_eq!(got, (0..20).flat_map(|number| [number; 3]).collect::<Vec<u8>>());
+    assert_eq!(test.udp.flows(), 1);
+}
+
 /// SPEC §5.3.2, §5.3.4: targets of rules, and who the host itself is shown as.
 #[test]
 fn addresses_of_inbound_flows() {
