@@ -1,9 +1,16 @@
-//! The parsing of frames: whatever the bytes, views that lie within them or a reason.
+//! Frames as they come: whatever the bytes, views that lie within them or a reason, and nothing left of it in the end.
 
 use wire::frame::{self, Body, Transport};
 
-/// Any bytes as a frame.
+use crate::receive_path;
+
+/// Any bytes as a frame, parsed and then sent.
 pub fn target(data: &[u8]) {
+    parse(data);
+    receive_path::one_frame(data);
+}
+
+fn parse(data: &[u8]) {
     let Ok(frame) = frame::parse(data) else { return };
     let Body::Ip(packet) = frame.body else { return };
     assert_eq!(packet.source.is_ipv4(), packet.destination.is_ipv4());

@@ -51,6 +51,14 @@ pub fn target(data: &[u8]) {
     run.wind_down();
 }
 
+/// A guest that sends one frame, and nothing else.
+pub(crate) fn one_frame(frame: &[u8]) {
+    let mut run = Run::new(&mut Input::new(&[]));
+    run.frame(frame, &Offload::default());
+    run.check();
+    run.wind_down();
+}
+
 /// Both families, everything mapped, all services on, unless `switches` say otherwise.
 pub(crate) fn settings(switches: u8) -> Settings {
     let on = |bit: u8| switches & bit == 0;
