@@ -133,6 +133,8 @@ fn r67_the_window_in_a_keep_alive_counts() {
     arrive(&mut script, 5000);
     script.pass(10 * MILLISECOND);
     script.us(". 1:1 ack 11");
+    script.guest(". 11:11 ack 1 win 0");
+    script.quiet();
     script.guest(". 10:10 ack 1 win 512");
     script.us("P. 1:5001 ack 11");
 }
@@ -148,6 +150,32 @@ fn a_probe_that_was_taken_moves_the_stream() {
     script.us("P. 2:5001 ack 1");
     script.guest(". 1:1 ack 5001 win 512");
     script.quiet();
+}
+
+#[test]
+fn a_probe_that_got_lost_leaves_no_hole() {
+    let mut script = Script::connected();
+    script.guest(". 1:1 ack 1 win 0");
+    arrive(&mut script, 5000);
+    script.pass(300 * MILLISECOND);
+    script.us(". 1:2 ack 1");
+    script.guest(". 1:1 ack 1 win 512");
+    script.us("P. 1:5001 ack 1");
+}
+
+#[test]
+fn r68_a_fin_needs_room_in_the_window() {
+    let mut script = Script::connected();
+    script.guest(". 1:1 ack 1 win 8"); // 1024 bytes
+    arrive(&mut script, 1024);
+    script.peer().end();
+    script.settle();
+    script.us(". 1:1025 ack 1");
+    script.quiet();
+    script.guest(". 1:1 ack 1025 win 0");
+    script.quiet();
+    script.guest(". 1:1 ack 1025 win 8");
+    script.us("F. 1025:1025 ack 1");
 }
 
 #[test]
@@ -216,12 +244,12 @@ fn r71_three_duplicates_without_sack_repeat_one_segment_before_the_timeout() {
 #[test]
 fn duplicates_do_not_add_up_over_time() {
     let mut script = Script::connected_by("S 0:0 win 65535 mss 1460 wscale 7");
-    for round in 0..8 {
-        let (start, end) = (round * 1000 + 1, round * 1000 + 1001);
-        arrive(&mut script, 1000);
-        script.us(&format!("P. {start}:{end} ack 1"));
-        script.guest(&format!(". 1:1 ack {start}"));
-        script.guest(&format!(". 1:1 ack {end}"));
+    arrive(&mut script, 20_000);
+    script.us("P. 1:20001 ack 1");
+    for round in 1..10 {
+        // Each of these arrives twice.
+        script.guest(&format!(". 1:1 ack {}", round * 1460 + 1));
+        script.guest(&format!(". 1:1 ack {}", round * 1460 + 1));
         script.quiet();
     }
 }
