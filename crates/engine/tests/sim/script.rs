@@ -29,6 +29,7 @@ use wire::{
 
 use crate::{
     guest::GUEST_MAC,
+    network::tcp_of,
     pattern::Pattern,
     socket::{Peer, Socket, VirtualHost},
     world::settings,
@@ -215,6 +216,13 @@ impl Script {
             .iter()
             .map(|b| self.read(b))
             .collect()
+    }
+
+    /// The guest's ports that we have sent segments to, in order.
+    pub(crate) fn sent_ports(&mut self) -> Vec<u16> {
+        let frames = std::mem::take(&mut self.link.sent);
+        let segments = frames.iter().filter_map(|bytes| tcp_of(bytes));
+        segments.map(|(_, segment)| segment.header.destination_port.get()).collect()
     }
 
     /// We have sent nothing that was not looked at.

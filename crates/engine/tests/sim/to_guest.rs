@@ -166,16 +166,31 @@ fn a_probe_that_got_lost_leaves_no_hole() {
 #[test]
 fn r68_a_fin_needs_room_in_the_window() {
     let mut script = Script::connected();
-    script.guest(". 1:1 ack 1 win 8"); // 1024 bytes
-    arrive(&mut script, 1024);
+    script.peer().arrive(1024);
     script.peer().end();
     script.settle();
     script.us(". 1:1025 ack 1");
-    script.quiet();
-    script.guest(". 1:1 ack 1025 win 0");
+    script.us("F. 1025:1025 ack 1");
+    // The guest had no room, and then has room for the data only.
+    script.guest(". 1:1 ack 1 win 0");
+    script.guest(". 1:1 ack 1 win 8");
+    script.us(". 1:1025 ack 1");
     script.quiet();
     script.guest(". 1:1 ack 1025 win 8");
     script.us("F. 1025:1025 ack 1");
+}
+
+#[test]
+fn the_newest_acknowledgment_has_the_newest_window() {
+    let mut script = Script::connected();
+    script.guest("P. 101:201 ack 1 win 512");
+    script.us(". 1:1 ack 1 sack 101:201");
+    arrive(&mut script, 200_000);
+    script.us(". 1:64241 ack 1 sack 101:201");
+    // The guest repeats what got lost: older bytes, but what it says of our stream is new.
+    script.guest("P. 1:101 ack 64241 win 8");
+    script.us(". 64241:65265 ack 201");
+    script.quiet();
 }
 
 #[test]
@@ -359,6 +374,28 @@ fn a_reset_of_the_peer_behind_its_fin_is_told_too() {
     script.settle();
     script.us("R. 2:2 ack 1");
     assert!(script.tcp.is_empty());
+}
+
+#[test]
+fn connections_take_turns() {
+    let mut script = Script::new();
+    for port in [40_001, 40_002] {
+        script.guest.set_port(port);
+        script.our_iss = None;
+        script.connect_by("S 0:0 win 65535 mss 1460 wscale 14");
+        script.guest(". 1:1 ack 1 win 60000");
+    }
+    // Both have much to send, and become ready together.
+    script.set_link_full(true);
+    for peer in script.host.peers.clone() {
+        peer.arrive(4_000_000);
+    }
+    script.settle();
+    script.set_link_full(false);
+    let mut turns = script.sent_ports();
+    assert!(turns.len() > 100, "{turns:?}");
+    turns.dedup();
+    assert!(turns.len() > 12, "one goes on while the other waits: {turns:?}");
 }
 
 #[test]
