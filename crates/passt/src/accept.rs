@@ -1,20 +1,25 @@
 //! Connections from outside: listening sockets, and where their connections go in the guest.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use engine::addr::{Guest, Settings};
 use engine::flow::Endpoints;
-use engine::forward::{Protocol, Table};
+use engine::forward::Rule;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
 
-use crate::listen::Listener;
+/// Marks the epoll word of a listening socket, whose index is in the low bits.
+const WORD: u64 = 1 << 32;
 
 /// Listening stream sockets.
 #[derive(Debug)]
 pub(crate) struct Acceptors {
-    ports: Vec<Port>,
+    ports: Vec<Option<Port>>,
+    /// Indices of `ports` that are free.
+    free: Vec<usize>,
     /// Given up for a moment to take in, and refuse, a connection when there is no descriptor left for it.
     reserve: Option<OwnedFd>,
     /// Connections refused for want of a descriptor.
@@ -38,29 +43,56 @@ pub(crate) struct Accepted {
 }
 
 impl Acceptors {
-    /// Takes over the stream sockets of `listeners`; returns the others.
-    pub(crate) fn new(listeners: Vec<Listener>, table: &Table) -> (Self, Vec<Listener>) {
-        let (streams, others) =
-            listeners.into_iter().partition::<Vec<_>, _>(|listener| listener.protocol == Protocol::Tcp);
-        let ports = streams
-            .into_iter()
-            .filter_map(|listener| {
-                let rule = table.rules().get(listener.rule)?;
-                let target_port = rule.target_port(listener.port)?;
-                Some(Port { socket: listener.socket, target_address: rule.target_addr, target_port })
-            })
-            .collect::<Vec<_>>();
-        (Self { reserve: ports.first().and_then(Port::reserve), ports, refused: 0 }, others)
+    /// No socket yet, to be watched by no more than one epoll set.
+    pub(crate) fn new() -> Self {
+        Self { ports: Vec::new(), free: Vec::new(), reserve: reserve(), refused: 0 }
     }
 
-    /// The sockets to watch, with their indices.
-    pub(crate) fn sockets(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        self.ports.iter().enumerate().map(|(index, port)| (index, port.socket.as_fd()))
+    /// Takes over the listening socket of `rule`'s `port`, to be watched by `epoll`; returns its index.
+    ///
+    /// # Errors
+    /// It can't be watched.
+    pub(crate) fn add(
+        &mut self,
+        epoll: impl AsFd,
+        socket: OwnedFd,
+        rule: &Rule,
+        port: u16,
+    ) -> Result<usize, Errno> {
+        let target_port = rule.target_port(port).ok_or(Errno::RANGE)?;
+        let index = self.free.last().copied().unwrap_or(self.ports.len());
+        epoll::add(epoll, &socket, EventData::new_u64(WORD | index as u64), EventFlags::IN)?;
+        let port = Port { socket, target_address: rule.target_addr, target_port };
+        match self.free.pop() {
+            Some(index) => self.ports[index] = Some(port),
+            None => self.ports.push(Some(port)),
+        }
+        Ok(index)
+    }
+
+    /// Closes a listening socket. Events of it that are still on their way mean nothing, also to the next socket of
+    /// this index.
+    pub(crate) fn remove(&mut self, index: usize) {
+        if self.ports.get_mut(index).and_then(Option::take).is_some() {
+            self.free.push(index);
+        }
+    }
+
+    /// Lets a listening socket serve another rule.
+    pub(crate) fn retarget(&mut self, index: usize, rule: &Rule, port: u16) {
+        if let (Some(Some(open)), Some(target_port)) = (self.ports.get_mut(index), rule.target_port(port)) {
+            (open.target_address, open.target_port) = (rule.target_addr, target_port);
+        }
+    }
+
+    /// Index of the socket that an epoll word stands for.
+    pub(crate) const fn index(word: u64) -> Option<usize> {
+        if word & WORD == 0 { None } else { Some((word & !WORD) as usize) }
     }
 
     /// Accepts a connection of the socket with this index; none if no more wait.
     pub(crate) fn accept(&mut self, index: usize, settings: &Settings, guest: &Guest) -> Option<Accepted> {
-        let port = self.ports.get(index)?;
+        let port = self.ports.get(index)?.as_ref()?;
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match acceptfrom_with(&port.socket, flags) {
@@ -75,7 +107,7 @@ impl Acceptors {
                     // Left alone, it would wake us again and again: refuse it.
                     self.reserve = None;
                     drop(acceptfrom_with(&port.socket, flags));
-                    self.reserve = port.reserve();
+                    self.reserve = reserve();
                     self.refused += 1;
                     return None;
                 }
@@ -86,11 +118,6 @@ impl Acceptors {
 }
 
 impl Port {
-    /// Something harmless to hold a descriptor with, which can be had in an empty root directory, too.
-    fn reserve(&self) -> Option<OwnedFd> {
-        self.socket.try_clone().ok()
-    }
-
     fn ends(&self, peer: SocketAddr, settings: &Settings, guest: &Guest) -> Option<Endpoints> {
         let from = peer.ip().to_canonical();
         let inbound = settings.inbound(guest, from, from, self.target_address)?;
@@ -99,4 +126,9 @@ impl Port {
             remote: SocketAddr::new(inbound.source, peer.port()),
         })
     }
+}
+
+/// Something harmless to hold a descriptor with, which can be had in an empty root directory, too.
+fn reserve() -> Option<OwnedFd> {
+    eventfd(0, EventfdFlags::CLOEXEC).ok()
 }

@@ -10,6 +10,7 @@ use sys::tap::{Offloads, TapDevice};
 pub mod accept;
 pub mod cli;
 pub mod config;
+mod forward;
 pub mod host;
 mod identity;
 pub mod io;
@@ -22,11 +23,14 @@ pub mod netns;
 pub mod pasta;
 mod pcap;
 pub mod plan;
+mod scan;
 mod shard;
 mod stage;
 
 use config::{Config, GuestLink, Target, Verbosity};
+use forward::Rules;
 use io::outbound::Outbound;
+use listen::Opening;
 use pasta::configure::configure;
 use pasta::{Guest, Lifetime};
 use pcap::Capture;
@@ -90,14 +94,18 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
         .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?;
     // While we have our caller's rights: they may include ports below 1024.
-    let listeners = listen::open(&config.inbound, config.freebind)?;
+    let opening = Opening::new(config.freebind);
+    let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
+    notes.iter().for_each(|note| log::warn!("{note}"));
+    let rules = Rules { inbound: config.inbound.clone(), listeners, opening };
 
     let (prepared, guest) = boot.join_guest(config)?;
     let tap = make_tap(&guest, &plan)?;
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
-    let shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, listeners, table: &config.inbound })?;
+    let mut shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, rules })?;
 
-    let (staffed, _opener) = prepared.detach(config.foreground, pid_file)?.staff(guest.namespace)?;
+    let (staffed, opener) = prepared.detach(config.foreground, pid_file)?.staff(guest.namespace)?;
+    shard.start(&opener)?;
     staffed.seal()?.announce()?;
     if let Target::Spawn { .. } = config.pasta.target {
         lifetime.release_command();

@@ -96,25 +96,44 @@ impl fmt::Display for At<'_> {
     }
 }
 
-/// Opens the sockets of all rules but those that follow a scan (SPEC §8.4).
-///
-/// # Errors
-/// A port can't be bound, unless its rule is best effort: then only if none of the rule's can. Best-effort rules
-/// leave a quarter of the file descriptors to connections (Q13), and to do without is no error.
-pub fn open(table: &Table, freebind: bool) -> Result<Vec<Listener>, Error> {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    open_within(table, freebind, limit / 4 * 3)
+/// How listening sockets are opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// Let rules name addresses that the host does not have yet.
+    pub freebind: bool,
+    /// Rules that may be incomplete open no descriptor from this number on.
+    pub descriptors: u64,
 }
 
-/// Best-effort rules open no descriptor from number `descriptors` on.
-fn open_within(table: &Table, freebind: bool, descriptors: u64) -> Result<Vec<Listener>, Error> {
-    let mut listeners = Vec::new();
-    for (index, rule) in table.rules().iter().enumerate().filter(|(_, rule)| !rule.scan) {
-        if rule.best_effort {
-            open_some(index, rule, freebind, descriptors, &mut listeners)?;
-        } else {
-            for port in rule.ports.iter() {
-                let listener = open_one(index, rule, port, freebind).map_err(|reason| Error::Port {
+impl Opening {
+    /// Rules that may be incomplete leave a quarter of the file descriptors to connections (Q13).
+    #[must_use]
+    pub fn new(freebind: bool) -> Self {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Self { freebind, descriptors: limit / 4 * 3 }
+    }
+
+    /// Opens the sockets of all rules but those that follow a scan (SPEC §8.4), and those that are `open`ed already, by
+    /// the rule's index and port. Also tells, in a line for each rule, what could not be opened of those that may be
+    /// incomplete.
+    ///
+    /// # Errors
+    /// A port can't be bound, unless its rule is best effort: then only if none of the rule's can. To do without for
+    /// want of descriptors is no error (Q13).
+    pub fn rules(
+        self,
+        table: &Table,
+        open: impl Fn(usize, u16) -> bool,
+    ) -> Result<(Vec<Listener>, Vec<String>), Error> {
+        let (mut listeners, mut notes) = (Vec::new(), Vec::new());
+        for (index, rule) in table.rules().iter().enumerate().filter(|(_, rule)| !rule.scan) {
+            let ports: Vec<u16> = rule.ports.iter().filter(|port| !open(index, *port)).collect();
+            if rule.best_effort {
+                notes.extend(self.some(index, rule, &ports, &mut listeners)?);
+                continue;
+            }
+            for port in ports {
+                let listener = self.socket(index, rule, port).map_err(|reason| Error::Port {
                     protocol: rule.protocol,
                     listen: rule.listen.clone(),
                     port,
@@ -123,74 +142,81 @@ fn open_within(table: &Table, freebind: bool, descriptors: u64) -> Result<Vec<Li
                 listeners.push(listener);
             }
         }
+        Ok((listeners, notes))
     }
-    Ok(listeners)
-}
 
-/// Opens what can be opened of a rule, and tells in one line what could not.
-fn open_some(
-    index: usize,
-    rule: &Rule,
-    freebind: bool,
-    descriptors: u64,
-    listeners: &mut Vec<Listener>,
-) -> Result<(), Error> {
-    let before = listeners.len();
-    let mut first_failure = None;
-    let mut out_of_descriptors = false;
-    for port in rule.ports.iter() {
-        match open_one(index, rule, port, freebind) {
-            Ok(listener) if u64::try_from(listener.socket.as_raw_fd()).is_ok_and(|fd| fd >= descriptors) => {
-                out_of_descriptors = true;
-            }
-            Ok(listener) => listeners.push(listener),
-            Err(Reason::Socket(Errno::MFILE | Errno::NFILE)) => out_of_descriptors = true,
-            Err(reason) => {
-                first_failure.get_or_insert((port, reason));
+    /// Opens what can be opened of a rule's `ports`, and returns a line about what could not.
+    fn some(
+        self,
+        index: usize,
+        rule: &Rule,
+        ports: &[u16],
+        listeners: &mut Vec<Listener>,
+    ) -> Result<Option<String>, Error> {
+        let before = listeners.len();
+        let (mut failures, mut covered) = (None, None);
+        for &port in ports {
+            match self.spare(index, rule, port) {
+                Ok(listener) => listeners.push(listener),
+                Err(Reason::Socket(Errno::MFILE | Errno::NFILE)) => {
+                    covered = Some(port);
+                    break;
+                }
+                Err(reason) => {
+                    failures.get_or_insert((port, reason));
+                }
             }
         }
-        if out_of_descriptors {
-            first_failure = Some((port, Reason::Socket(Errno::MFILE)));
-            break;
+        let (Rule { protocol, listen, ports: range, .. }, opened) = (rule, listeners.len() - before);
+        let missing = ports.len() - opened;
+        let (what, where_) =
+            (format!("Listen failed for {missing} of {} HOST {protocol} ports", range.len()), At(listen));
+        match (covered, failures) {
+            (None, None) => Ok(None),
+            (None, Some((_, reason))) if missing == range.len() => {
+                Err(Error::Rule { protocol: *protocol, listen: listen.clone(), ports: *range, reason })
+            }
+            (None, Some((port, reason))) => {
+                Ok(Some(format!("{what} {where_}/{range} (port {port}: {reason})")))
+            }
+            (Some(port), _) => Ok(Some(format!(
+                "{what} {where_}/{range}: ports from {port} on are not forwarded, the limit of open files (ulimit -n) is too low"
+            ))),
         }
     }
-    let (Rule { protocol, listen, ports, .. }, opened) = (rule, listeners.len() - before);
-    match first_failure {
-        None => Ok(()),
-        Some((_, reason)) if opened == 0 && !out_of_descriptors => {
-            Err(Error::Rule { protocol: *protocol, listen: listen.clone(), ports: *ports, reason })
-        }
-        Some((port, reason)) => {
-            let missing = ports.len() - opened;
-            log::warn!(
-                "Listen failed for {missing} of {} HOST {protocol} ports {}/{ports} (port {port}: {reason})",
-                ports.len(),
-                At(listen)
-            );
-            Ok(())
-        }
-    }
-}
 
-fn open_one(index: usize, rule: &Rule, port: u16, freebind: bool) -> Result<Listener, Reason> {
-    let (socket, address) = match create(rule.protocol, rule.listen.addr, freebind) {
-        // a host without IPv6 has no dual-stack sockets, and needs none.
-        Err(Errno::AFNOSUPPORT) if rule.listen.addr.is_none() => {
-            let v4_only = Some(Ipv4Addr::UNSPECIFIED.into());
-            (create(rule.protocol, v4_only, freebind)?, v4_only)
+    /// Opens a port of a rule, unless it takes a descriptor that is to be left to others.
+    ///
+    /// # Errors
+    /// As the system calls; `EMFILE` for want of a spare descriptor.
+    pub fn spare(self, index: usize, rule: &Rule, port: u16) -> Result<Listener, Reason> {
+        let listener = self.socket(index, rule, port)?;
+        match u64::try_from(listener.socket.as_raw_fd()) {
+            Ok(fd) if fd < self.descriptors => Ok(listener),
+            _ => Err(Reason::Socket(Errno::MFILE)),
         }
-        created => (created?, rule.listen.addr),
-    };
-    if let Some(interface) = &rule.listen.interface {
-        bind_to_device(&socket, interface)
-            .map_err(|error| Reason::Interface(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     }
-    let bound = address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
-    bind(&socket, &SocketAddr::new(bound, port))?;
-    if rule.protocol == Protocol::Tcp {
-        listen(&socket, BACKLOG)?;
+
+    fn socket(self, index: usize, rule: &Rule, port: u16) -> Result<Listener, Reason> {
+        let (socket, address) = match create(rule.protocol, rule.listen.addr, self.freebind) {
+            // a host without IPv6 has no dual-stack sockets, and needs none.
+            Err(Errno::AFNOSUPPORT) if rule.listen.addr.is_none() => {
+                let v4_only = Some(Ipv4Addr::UNSPECIFIED.into());
+                (create(rule.protocol, v4_only, self.freebind)?, v4_only)
+            }
+            created => (created?, rule.listen.addr),
+        };
+        if let Some(interface) = &rule.listen.interface {
+            bind_to_device(&socket, interface)
+                .map_err(|error| Reason::Interface(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        }
+        let bound = address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        bind(&socket, &SocketAddr::new(bound, port))?;
+        if rule.protocol == Protocol::Tcp {
+            listen(&socket, BACKLOG)?;
+        }
+        Ok(Listener { rule: index, port, protocol: rule.protocol, address, socket })
     }
-    Ok(Listener { rule: index, port, protocol: rule.protocol, address, socket })
 }
 
 /// A socket for `address`, with both families if there is none. Which families it has is said explicitly: the default

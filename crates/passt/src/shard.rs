@@ -5,21 +5,20 @@ use std::time::{Duration, Instant as Clock};
 use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
-use engine::forward::Table;
 use engine::host::TcpSocket;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
-use engine::udp;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use sys::tap::TapDevice;
 
 use crate::accept::Acceptors;
+use crate::forward::{Forwarder, Receivers, Rules};
 use crate::io::outbound::Outbound;
 use crate::io::{self, Sockets};
 use crate::link::tap::{BUFFER_LEN, TapLink};
-use crate::listen::Listener;
+use crate::netns::Opener;
 use crate::pasta::configure::Configured;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::pcap::Capture;
@@ -34,8 +33,6 @@ const FRAMES: usize = 64;
 const LINK: u64 = 0;
 const SIGNALS: u64 = 1;
 const NAMESPACE: u64 = 2;
-/// Listening TCP sockets, with their index in the low bits.
-const LISTENERS: u64 = 1 << 32;
 
 /// What a shard works with.
 pub(crate) struct Setup<'a> {
@@ -47,10 +44,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) plan: &'a Plan,
     /// How sockets leave the host.
     pub(crate) outbound: Outbound,
-    /// Listening sockets of the forwarding rules in `table`.
-    pub(crate) listeners: Vec<Listener>,
-    /// The forwarding rules from the host to the guest.
-    pub(crate) table: &'a Table,
+    /// The forwarding rules, and their listening sockets.
+    pub(crate) rules: Rules,
 }
 
 /// A tap device that stands in its namespace.
@@ -68,6 +63,7 @@ pub(crate) struct Shard {
     sockets: Sockets,
     link: Option<TapLink>,
     acceptors: Acceptors,
+    forwarder: Forwarder,
     /// The link took no more; it reports when it does again.
     link_full: bool,
     link_up: bool,
@@ -84,10 +80,9 @@ impl Shard {
         let mac = setup.tap.as_ref().map(|tap| tap.configured.mac);
         let guest = Guest::new(&settings, mac);
         let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
-        let (acceptors, others) = Acceptors::new(setup.listeners, setup.table);
-        for listener in others {
-            listen_udp(listener, setup.table, &mut stack, &mut sockets)?;
-        }
+        let mut acceptors = Acceptors::new();
+        let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
+        let forwarder = Forwarder::new(setup.rules, rx)?;
         // Without --config-net the interface is still down.
         let configured = setup.plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
         Ok(Self {
@@ -96,10 +91,20 @@ impl Shard {
             sockets,
             link: setup.tap.map(|tap| TapLink::new(tap.device, setup.capture)),
             acceptors,
+            forwarder,
             link_full: false,
             link_up: configured,
             buffer: vec![0; BUFFER_LEN],
         })
+    }
+
+    /// Looks for the first time at what rules follow: ports in use now are forwarded when our caller learns that we
+    /// are ready. `opener` is in the guest's namespace.
+    pub(crate) fn start(&mut self, opener: &Opener) -> anyhow::Result<()> {
+        let now = self.now();
+        let Self { acceptors, sockets, stack, .. } = self;
+        let rx = Receivers { acceptors, udp: stack.udp(), sockets };
+        self.forwarder.start(opener, now, rx).context("can't look for ports in use in the namespace")
     }
 
     /// Serves the guest until the end.
@@ -136,9 +141,6 @@ impl Shard {
         if let Some(link) = &self.link {
             watch(std::os::fd::AsFd::as_fd(link.fd()), LINK, EventFlags::IN)?;
         }
-        for (index, fd) in self.acceptors.sockets() {
-            watch(fd, LISTENERS | index as u64, EventFlags::IN)?;
-        }
         Ok(())
     }
 
@@ -147,7 +149,8 @@ impl Shard {
         let timeout = if self.stack.has_runnable() && !self.link_full {
             Some(Duration::ZERO)
         } else {
-            self.stack.next_deadline().map(|due| due.since(self.now()))
+            let due = [self.stack.next_deadline(), self.forwarder.next_scan()].into_iter().flatten().min();
+            due.map(|due| due.since(self.now()))
         };
         // Whole milliseconds, rounded up: nothing is due before.
         let timeout = timeout.map(|timeout| Timespec {
@@ -181,8 +184,8 @@ impl Shard {
                     if let Some(link) = &mut self.link {
                         self.stack.on_readiness(id, io::readiness(flags), now, &mut self.sockets, link);
                     }
-                } else {
-                    self.accept((word & !LISTENERS) as usize, now);
+                } else if let Some(index) = Acceptors::index(word) {
+                    self.accept(index, now);
                 }
             }
         }
@@ -208,6 +211,10 @@ impl Shard {
 
     /// Sends what this round has made due.
     fn finish_round(&mut self, now: Instant) -> anyhow::Result<()> {
+        if self.forwarder.next_scan().is_some_and(|due| due <= now) {
+            let Self { acceptors, sockets, stack, .. } = self;
+            self.forwarder.scan(now, Receivers { acceptors, udp: stack.udp(), sockets });
+        }
         let Some(link) = &mut self.link else { return Ok(()) };
         if self.stack.next_deadline().is_some_and(|due| due <= now) {
             self.stack.on_deadlines(now, &mut self.sockets, link);
@@ -240,24 +247,6 @@ impl Shard {
             }
         }
     }
-}
-
-fn listen_udp(
-    listener: Listener,
-    table: &Table,
-    stack: &mut Stack<Sockets>,
-    sockets: &mut Sockets,
-) -> anyhow::Result<()> {
-    let rule = table.rules().get(listener.rule);
-    if let Some(target) = rule.and_then(|rule| udp::Listener::new(listener.rule, rule, listener.port)) {
-        let target = udp::Listener { address: listener.address, ..target };
-        let socket = sockets.udp_listener(listener.socket, listener.address);
-        stack
-            .udp()
-            .listen(sockets, target, socket)
-            .map_err(|errno| anyhow::anyhow!("can't watch UDP port {}: error {}", listener.port, errno.0))?;
-    }
-    Ok(())
 }
 
 /// Random numbers from the kernel.

@@ -6,6 +6,7 @@
 mod ifname;
 mod ports;
 mod rule;
+pub mod scan;
 pub mod spec;
 mod table;
 #[cfg(test)]

@@ -239,7 +239,9 @@ impl<S: UdpSocket> Udp<S> {
         received: &Received,
     ) -> Option<FlowId> {
         let peer = received.from;
-        let listening = matches!(self.sockets.get(socket)?.role, Role::Listener(_));
+        let role = &self.sockets.get(socket)?.role;
+        let listening = !matches!(role, Role::Endpoint { .. });
+        let retired = matches!(role, Role::Retired(_));
         let id = match self.flows.find_peer(&PeerKey { socket, peer, guest }) {
             Some(id) => id,
             None => {
@@ -247,7 +249,8 @@ impl<S: UdpSocket> Udp<S> {
                 // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket);
-                let id = if taken || !self.flows.admits_strangers() { None } else { self.insert(new) };
+                let refused = taken || retired || !self.flows.admits_strangers();
+                let id = if refused { None } else { self.insert(new) };
                 if id.is_none() {
                     self.counters.no_room += 1;
                 }
@@ -329,7 +332,9 @@ impl Role {
     ) -> Option<SocketAddr> {
         match self {
             Self::Endpoint { guest, .. } => Some(*guest),
-            Self::Listener(listener) => listener.guest_of(settings, guest, peer, hit),
+            Self::Listener(listener) | Self::Retired(listener) => {
+                listener.guest_of(settings, guest, peer, hit)
+            }
         }
     }
 }

@@ -115,12 +115,15 @@ enum Role {
         ordinal: u8,
     },
     Listener(Listener),
+    /// A listener that was closed while flows went through it: it serves them to their end, and nobody else.
+    Retired(Listener),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum SocketKey {
     Endpoint(SocketAddr, u8),
-    Listener(usize, u16),
+    /// The port: other than the rule, it never changes. Nothing is looked up by it.
+    Listener(u16),
 }
 
 impl<S> Keyed for Socket<S> {
@@ -128,7 +131,7 @@ impl<S> Keyed for Socket<S> {
     fn key(&self) -> SocketKey {
         match &self.role {
             Role::Endpoint { guest, ordinal } => SocketKey::Endpoint(*guest, *ordinal),
-            Role::Listener(listener) => SocketKey::Listener(listener.rule, listener.port),
+            Role::Listener(listener) | Role::Retired(listener) => SocketKey::Listener(listener.port),
         }
     }
 }
@@ -168,7 +171,7 @@ impl<S: UdpSocket> Udp<S> {
         self.flows.len()
     }
 
-    /// Takes in the socket of a forwarding rule's port.
+    /// Takes in the socket of a forwarding rule's port; returns its name, for [`Udp::unlisten`].
     ///
     /// # Errors
     /// The socket can't be watched.
@@ -177,16 +180,57 @@ impl<S: UdpSocket> Udp<S> {
         host: &mut H,
         listener: Listener,
         socket: S,
-    ) -> Result<(), Errno> {
+    ) -> Result<FlowId, Errno> {
         const ENFILE: Errno = Errno(23);
         let id = self.sockets.next_id().ok_or(ENFILE)?;
         host.udp_watch(id, &socket)?;
+        let v4 = !matches!(listener.address, Some(IpAddr::V6(_)));
+        self.offer_same_port(id, &listener);
+        self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| ENFILE)
+    }
+
+    /// Closes a listener. While flows go through it, it stays for those alone: it can be had back by
+    /// [`Udp::relisten`].
+    pub fn unlisten(&mut self, id: FlowId) {
+        self.same_port.retain(|_, socket| *socket != id);
+        let Some(socket) = self.sockets.get_mut(id) else { return };
+        if let Role::Listener(listener) = &socket.role {
+            socket.role = Role::Retired(listener.clone());
+            if socket.flows == 0 {
+                self.sockets.remove(id);
+            }
+        }
+    }
+
+    /// Lets a listener, closed or not, serve another rule at the same port and address. False if it is gone.
+    pub fn relisten(&mut self, id: FlowId, listener: Listener) -> bool {
+        let Some(socket) = self.sockets.get_mut(id) else { return false };
+        let (Role::Listener(old) | Role::Retired(old)) = &socket.role else { return false };
+        let listener = Listener { address: old.address, ..listener };
+        socket.role = Role::Listener(listener.clone());
+        self.same_port.retain(|_, socket| *socket != id);
+        self.offer_same_port(id, &listener);
+        true
+    }
+
+    /// Whether a listener is there, closed or not: it holds its port.
+    #[must_use]
+    pub fn is_listener(&self, id: FlowId) -> bool {
+        self.sockets.get(id).is_some_and(|socket| !matches!(socket.role, Role::Endpoint { .. }))
+    }
+
+    /// The sockets that belong to the guest's own endpoints: each holds a port of the host.
+    pub fn endpoint_sockets(&self) -> impl Iterator<Item = &S> {
+        let endpoints =
+            self.sockets.iter().filter(|(_, socket)| matches!(socket.role, Role::Endpoint { .. }));
+        endpoints.map(|(_, socket)| &socket.io)
+    }
+
+    /// Lets the guest's own flows use a listener that leads to the port they come from.
+    fn offer_same_port(&mut self, id: FlowId, listener: &Listener) {
         for v4 in listener.same_port_families() {
             self.same_port.entry((v4, listener.port)).or_insert(id);
         }
-        let v4 = !matches!(listener.address, Some(IpAddr::V6(_)));
-        self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| ENFILE)?;
-        Ok(())
     }
 
     /// A datagram of the guest, or with segmentation in `offload` a train of them. It may wait for [`Udp::end_batch`].
@@ -258,9 +302,16 @@ impl<S: UdpSocket> Udp<S> {
         let Some(flow) = self.flows.expire(id, cx.now, cx.timers) else { return };
         let Some(socket) = self.sockets.get_mut(flow.socket) else { return };
         socket.flows -= 1;
-        if socket.flows == 0 && matches!(socket.role, Role::Endpoint { .. }) {
-            self.sockets.remove(flow.socket);
-            self.endpoints -= 1;
+        if socket.flows > 0 {
+            return;
+        }
+        match socket.role {
+            Role::Listener(_) => {}
+            Role::Retired(_) => drop(self.sockets.remove(flow.socket)),
+            Role::Endpoint { .. } => {
+                self.sockets.remove(flow.socket);
+                self.endpoints -= 1;
+            }
         }
     }
 

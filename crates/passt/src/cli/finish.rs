@@ -203,9 +203,9 @@ impl Args {
         Ok(())
     }
 
-    /// Reads the port specifiers, in order (SPEC §2.4). There are no default rules yet: a protocol that is
-    /// switched off needs no `none` (Q9).
+    /// Reads the port specifiers, in order (SPEC §2.4).
     fn forwarding(&mut self, ephemeral: impl FnOnce() -> RangeInclusive<u16>) -> Result<(), String> {
+        self.default_ports();
         if self.ports.is_empty() {
             return Ok(());
         }
@@ -229,6 +229,23 @@ impl Args {
             option.add_to(table, &context, config.mode)?;
         }
         Ok(())
+    }
+}
+
+impl Args {
+    /// Without any option for it, pasta forwards what is in use in the namespace (SPEC §8.4); but nothing of a
+    /// protocol that is switched off (Q9).
+    fn default_ports(&mut self) {
+        let Config { mode, no_tcp, no_udp, .. } = self.config;
+        for (typed_as, protocol, off) in [("-t", Protocol::Tcp, no_tcp), ("-u", Protocol::Udp, no_udp)] {
+            let direction = Direction::Inbound;
+            let given =
+                self.ports.iter().any(|port| (port.direction, port.protocol) == (direction, protocol));
+            if mode == Mode::Pasta && !off && !given {
+                let (typed_as, spec) = (typed_as.to_owned(), "auto".to_owned());
+                self.ports.push(PortOption { typed_as, direction, protocol, spec });
+            }
+        }
     }
 }
 

@@ -15,7 +15,6 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--one-off", config.passt.one_off),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
         ("--tcp-ns or --udp-ns with anything but \"none\"", !config.outbound.is_empty()),
-        ("\"auto\" in port specifiers", config.inbound.rules().iter().any(|rule| rule.scan)),
         ("--splice-only", config.splice == Splice::Only),
         ("--host-lo-to-ns-lo", config.host_lo_to_ns_lo),
         ("--conf-path", config.conf_path.is_some()),

@@ -27,6 +27,14 @@ fn table(rules: impl IntoIterator<Item = Rule>) -> Table {
     table
 }
 
+fn open(table: &Table, freebind: bool) -> Result<Vec<Listener>, Error> {
+    open_within(table, freebind, u64::MAX)
+}
+
+fn open_within(table: &Table, freebind: bool, descriptors: u64) -> Result<Vec<Listener>, Error> {
+    Opening { freebind, descriptors }.rules(table, |_, _| false).map(|(listeners, _)| listeners)
+}
+
 fn bound(listener: &Listener) -> SocketAddr {
     getsockname(&listener.socket).unwrap().try_into().unwrap()
 }

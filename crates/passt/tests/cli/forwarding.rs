@@ -73,7 +73,7 @@ fn ephemeral_range_is_the_argument() {
         other => panic!("{other:?}"),
     };
     assert!(text("pasta -t all").starts_with("TCP [*]:1-39999 "));
-    passt::cli::read(split("pasta -4"), || panic!("asked")).unwrap();
+    passt::cli::read(split("passt -4"), || panic!("asked")).unwrap();
 }
 
 /// An argument that is not UTF-8 is refused where it has to be text, and kept where it is a path.

@@ -87,8 +87,13 @@ fn difference(config: &Config, bare: &Config) -> String {
             lines.push(format!("  {name} = {value}"));
         }
     }
-    for (name, table) in [("inbound", &config.inbound), ("outbound", &config.outbound)] {
-        for rule in table.rules() {
+    for (name, table, usual) in
+        [("inbound", &config.inbound, &bare.inbound), ("outbound", &config.outbound, &bare.outbound)]
+    {
+        if table.is_empty() && table != usual {
+            lines.push(format!("  {name}: none"));
+        }
+        for rule in table.rules().iter().filter(|_| table != usual) {
             lines.push(format!("  {name}: {}", rule.to_string().trim_end()));
         }
     }

@@ -93,8 +93,6 @@ fn refuses_what_is_not_supported_yet() {
         ("pasta --fd 3", "--fd"),
         ("pasta -T 22", "--tcp-ns or --udp-ns with anything but \"none\""),
         ("pasta -U all", "--tcp-ns or --udp-ns with anything but \"none\""),
-        ("pasta -t auto", "\"auto\" in port specifiers"),
-        ("pasta -u 22,auto", "\"auto\" in port specifiers"),
         ("pasta --splice-only", "--splice-only"),
         ("pasta --host-lo-to-ns-lo", "--host-lo-to-ns-lo"),
         ("pasta -c x", "--conf-path"),

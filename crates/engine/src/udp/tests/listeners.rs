@@ -218,3 +218,42 @@ fn errors_of_listeners() {
     let wire::frame::Transport::Icmp(message) = ip(&frame).transport else { panic!("no ICMP") };
     assert_eq!(message.payload[20..24], [0, 53, 3, 231]);
 }
+
+/// SPEC §8.4: closing a listener ends no flow; whoever comes later finds nobody, until it is opened again.
+#[test]
+fn a_closed_listener_serves_its_flows_to_their_end() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 5353, None, 5353));
+    test.client_writes(&socket, "203.0.113.1:8", "192.0.2.1", b"first");
+    test.udp.unlisten(socket.id);
+    test.client_writes(&socket, "203.0.113.1:8", "192.0.2.1", b"more");
+    test.guest_sends("198.51.100.55:5353", "203.0.113.1:8", b"answer");
+    assert_eq!(socket.socket.sent().len(), 1);
+    test.arrive_at(&socket, "203.0.113.2:8", "192.0.2.1", b"too late");
+    test.ready(&socket, READABLE);
+    assert_eq!((test.world.frames().len(), test.udp.flows()), (0, 1));
+    // The guest's own flows don't go through it any more.
+    test.guest_sends("198.51.100.55:5353", "203.0.113.9:8", b"x");
+    assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, 1));
+
+    assert!(test.udp.relisten(socket.id, listener(None, 5353, None, 5354)));
+    let frame = test.client_writes(&socket, "203.0.113.2:8", "192.0.2.1", b"now");
+    assert_shown(&frame, "203.0.113.2:8", "198.51.100.55:5354", b"now");
+
+    test.udp.unlisten(socket.id);
+    test.wait(300);
+    assert_eq!(test.udp.flows(), 0);
+    assert!(!test.udp.relisten(socket.id, listener(None, 5353, None, 5353)), "gone with its last flow");
+}
+
+/// Without flows it is gone at once, and a stale name does no harm.
+#[test]
+fn a_closed_listener_without_flows_is_gone() {
+    let mut test = Test::new();
+    let socket = test.listen(listener(None, 5353, None, 5353));
+    test.udp.unlisten(socket.id);
+    assert!(!test.udp.relisten(socket.id, listener(None, 5353, None, 5353)));
+    let other = test.listen(listener(None, 5354, None, 5354));
+    test.udp.unlisten(socket.id);
+    test.client_writes(&other, "203.0.113.1:8", "192.0.2.1", b"x");
+}

@@ -31,7 +31,7 @@ PORTS is a list, separated by commas, of
   ~25, ~20-29       but not these ports
   all               all that are not ephemeral
   auto              those in use there (pasta)
-default: none";
+default: auto (pasta), none (passt)";
 
 const fn ports(
     long: &'static [&'static str],

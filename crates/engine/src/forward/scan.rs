@@ -1,0 +1,285 @@
+//! Rules that follow what listens (SPEC §8.4): which ports they are to have open, given the ports in use on the side
+//! that they lead to.
+//!
+//! Two directions that follow each other must not chase their own listeners from one namespace to the other and back
+//! . So what we hold on a side ourselves is never followed, and the two directions take turns: the second one sees
+//! what the first one has opened.
+
+use alloc::{boxed::Box, vec};
+use core::fmt;
+
+use super::{PortRange, Protocol, Table};
+
+/// Bits of a word of a [`PortSet`].
+const BITS: u16 = 64;
+/// Words for all ports.
+const WORDS: usize = 1 << 16 >> BITS.trailing_zeros();
+
+/// A set of port numbers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PortSet(Box<[u64]>);
+
+impl Default for PortSet {
+    fn default() -> Self {
+        Self(vec![0; WORDS].into_boxed_slice())
+    }
+}
+
+impl PortSet {
+    /// Adds a port.
+    pub fn insert(&mut self, port: u16) {
+        self.0[usize::from(port / BITS)] |= 1 << (port % BITS);
+    }
+
+    /// Takes a port out.
+    pub fn remove(&mut self, port: u16) {
+        self.0[usize::from(port / BITS)] &= !(1 << (port % BITS));
+    }
+
+    /// Whether a port is in the set.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0[usize::from(port / BITS)] & 1 << (port % BITS) != 0
+    }
+
+    /// Takes all ports out.
+    pub fn clear(&mut self) {
+        self.0.fill(0);
+    }
+
+    /// Whether no port is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// The ports, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        (0..=u16::MAX / BITS).zip(self.0.iter()).filter(|(_, word)| **word != 0).flat_map(|(index, word)| {
+            (0..BITS).filter(move |bit| word & 1 << bit != 0).map(move |bit| index * BITS + bit)
+        })
+    }
+
+    /// The ports of a range that are in the set, in order.
+    pub fn within(&self, range: PortRange) -> impl Iterator<Item = u16> {
+        let words = range.first() / BITS..=range.last() / BITS;
+        words.filter(|index| self.0[usize::from(*index)] != 0).flat_map(move |index| {
+            let ports = index * BITS..=index * BITS + (BITS - 1);
+            ports.filter(move |port| range.contains(*port) && self.contains(*port))
+        })
+    }
+
+    fn include(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word |= other);
+    }
+
+    fn exclude(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word &= !other);
+    }
+}
+
+impl FromIterator<u16> for PortSet {
+    fn from_iter<I: IntoIterator<Item = u16>>(ports: I) -> Self {
+        let mut set = Self::default();
+        ports.into_iter().for_each(|port| set.insert(port));
+        set
+    }
+}
+
+impl fmt::Debug for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Ports in use in one network namespace, whatever the address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// TCP ports that somebody listens on.
+    pub tcp: PortSet,
+    /// UDP ports that somebody is bound to, without a peer.
+    pub udp: PortSet,
+}
+
+impl InUse {
+    /// The ports of a protocol.
+    pub fn of(&mut self, protocol: Protocol) -> &mut PortSet {
+        match protocol {
+            Protocol::Tcp => &mut self.tcp,
+            Protocol::Udp => &mut self.udp,
+        }
+    }
+}
+
+/// The rules of `table` that follow a scan, by index, and the ports that they are to listen on, each rule's in order.
+///
+/// `target` is what is in use on the side that the rules lead to, `ours` what of it we hold ourselves. UDP rules follow
+/// TCP listeners too: many a service talks UDP on its TCP port once asked to.
+pub fn wanted<'a>(
+    table: &'a Table,
+    target: &InUse,
+    ours: &InUse,
+) -> impl Iterator<Item = (usize, u16)> + use<'a> {
+    let mut tcp = target.tcp.clone();
+    tcp.exclude(&ours.tcp);
+    let mut udp = target.udp.clone();
+    udp.include(&tcp);
+    udp.exclude(&ours.udp);
+    let rules = table.rules().iter().enumerate().filter(|(_, rule)| rule.scan);
+    let per_rule = rules.map(move |(index, rule)| {
+        let used = match rule.protocol {
+            Protocol::Tcp => &tcp,
+            Protocol::Udp => &udp,
+        };
+        let listen_on = |port| rule.ports.first() + (port - rule.target_ports().first());
+        let ports: alloc::vec::Vec<u16> = used.within(rule.target_ports()).map(listen_on).collect();
+        (index, ports)
+    });
+    per_rule.flat_map(|(index, ports)| ports.into_iter().map(move |port| (index, port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{collections::BTreeSet, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::forward::{
+        Enabled,
+        spec::{Context, Direction, Spec, parse},
+    };
+
+    /// A table of the specifiers of both protocols.
+    fn table(direction: Direction, tcp: &[&str], udp: &[&str]) -> Table {
+        let ephemeral = PortRange::new(32768, 60999).unwrap();
+        let mut table = Table::new();
+        for (protocol, specs) in [(Protocol::Tcp, tcp), (Protocol::Udp, udp)] {
+            for spec in specs {
+                let context = Context { protocol, direction, enabled: Enabled::ALL, ephemeral };
+                let Ok(Spec::Forward { rules, .. }) = parse(spec, &context) else { panic!("{spec}") };
+                rules.into_iter().for_each(|rule| table.add(rule, Enabled::ALL).unwrap());
+            }
+        }
+        table
+    }
+
+    fn in_use(tcp: &[u16], udp: &[u16]) -> InUse {
+        InUse { tcp: tcp.iter().copied().collect(), udp: udp.iter().copied().collect() }
+    }
+
+    fn ports(table: &Table, target: &InUse, ours: &InUse) -> Vec<(Protocol, u16)> {
+        wanted(table, target, ours).map(|(rule, port)| (table.rules()[rule].protocol, port)).collect()
+    }
+
+    use Protocol::{Tcp, Udp};
+
+    /// SPEC §8.4: what is in use is followed, UDP after TCP too; excluded, ephemeral and our own ports are not.
+    #[test]
+    fn what_is_followed() {
+        let used = in_use(&[22, 80, 40000, 65535], &[53, 80, 123]);
+        let none = InUse::default();
+        let all = table(Direction::Inbound, &["auto"], &["auto"]);
+        let expected =
+            [(Tcp, 22), (Tcp, 80), (Tcp, 65535), (Udp, 22), (Udp, 53), (Udp, 80), (Udp, 123), (Udp, 65535)];
+        assert_eq!(ports(&all, &used, &none), expected);
+        assert_eq!(
+            ports(&all, &used, &in_use(&[80, 65535], &[22, 80, 123])),
+            [(Tcp, 22), (Udp, 53)],
+            "our own"
+        );
+
+        let some = table(Direction::Inbound, &["auto,22,8000-8100:40000-40100"], &["auto,~53"]);
+        assert_eq!(
+            ports(&some, &used, &none),
+            [(Tcp, 22), (Tcp, 8000), (Udp, 22), (Udp, 80), (Udp, 123), (Udp, 65535)]
+        );
+        let fixed = table(Direction::Inbound, &["22,80"], &["all"]);
+        assert_eq!(ports(&fixed, &used, &none), [], "rules without auto follow nothing");
+    }
+
+    /// One side of two namespaces that follow each other.
+    #[derive(Default)]
+    struct Side {
+        services: InUse,
+        ours: InUse,
+    }
+
+    impl Side {
+        fn scanned(&self) -> InUse {
+            let mut all = self.services.clone();
+            all.tcp.include(&self.ours.tcp);
+            all.udp.include(&self.ours.udp);
+            all
+        }
+
+        /// Opens and closes our listeners here as `table` wants it; a port that a service has can't be had. Whether
+        /// anything changed.
+        fn follow(&mut self, table: &Table, other: &Self) -> bool {
+            let mut now = InUse::default();
+            for (protocol, port) in ports(table, &other.scanned(), &other.ours) {
+                if !self.services.of(protocol).contains(port) {
+                    now.of(protocol).insert(port);
+                }
+            }
+            core::mem::replace(&mut self.ours, now.clone()) != now
+        }
+    }
+
+    fn services() -> impl Strategy<Value = InUse> {
+        let ports = || prop::collection::btree_set(1u16..12, 0..6);
+        (ports(), ports()).prop_map(|(tcp, udp): (BTreeSet<_>, BTreeSet<_>)| InUse {
+            tcp: tcp.into_iter().collect(),
+            udp: udp.into_iter().collect(),
+        })
+    }
+
+    proptest! {
+        /// however services come and go on both sides, a port is never forwarded both ways; as soon as nothing
+        /// changes any more, neither do we; and what was forwarded for a service that has gone is closed.
+        #[test]
+        fn r_104_no_loop_and_no_flapping(
+            changes in prop::collection::vec((services(), services()), 1..8),
+            inwards in prop::sample::select(&["auto", "auto,3-9:1-7", "auto,~2"][..]),
+            outwards in prop::sample::select(&["auto", "auto,1-7:3-9", "auto,~5"][..]),
+        ) {
+            let inbound = table(Direction::Inbound, &[inwards], &[inwards]);
+            let outbound = table(Direction::Outbound, &[outwards], &[outwards]);
+            let (mut host, mut guest) = (Side::default(), Side::default());
+            for (on_host, on_guest) in changes {
+                (host.services, guest.services) = (on_host, on_guest);
+                let mut turns = 0;
+                while host.follow(&inbound, &guest) | guest.follow(&outbound, &host) {
+                    turns += 1;
+                    prop_assert!(turns <= 3, "flaps: {:?} {:?}", host.ours, guest.ours);
+                }
+                for (table, here, there) in [(&inbound, &host, &guest), (&outbound, &guest, &host)] {
+                    for rule in table.rules() {
+                        let (ours, theirs) = match rule.protocol {
+                            Tcp => (&here.ours.tcp, &there.ours.tcp),
+                            Udp => (&here.ours.udp, &there.ours.udp),
+                        };
+                        for port in ours.within(rule.ports) {
+                            let target = rule.target_port(port).unwrap();
+                            prop_assert!(!theirs.contains(target), "leads to ourselves: {port}");
+                            let mut served = there.services.clone();
+                            let served = served.of(rule.protocol).contains(target)
+                                || rule.protocol == Udp && there.services.tcp.contains(target);
+                            prop_assert!(served, "leads to nobody: {port}");
+                        }
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn sets_are_sets(ports in prop::collection::btree_set(any::<u16>(), 0..50), a: u16, b: u16) {
+            let set: PortSet = ports.iter().copied().collect();
+            prop_assert_eq!(set.iter().collect::<BTreeSet<_>>(), ports.clone());
+            let range = PortRange::new(a.min(b), a.max(b)).unwrap();
+            let within: Vec<u16> = ports.range(range.iter()).copied().collect();
+            prop_assert_eq!(set.within(range).collect::<Vec<_>>(), within);
+            prop_assert_eq!(set.is_empty(), ports.is_empty());
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Forwarding rules at work: their listening sockets, opened and closed as rules and what they follow change.
+//!
+//! A listening socket is known by its rule's index and its port. When the rules change, those that the old and the new
+//! ones agree on stay open, so that no connection in their backlog is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::flow::FlowId;
+use engine::forward::scan::{InUse, wanted};
+use engine::forward::{Protocol, Rule, Table};
+use engine::udp::{self, Udp};
+use rustix::io::Errno;
+
+use crate::accept::Acceptors;
+use crate::io::Sockets;
+use crate::io::udp::UdpSocket;
+use crate::listen::{self, Listener, Opening, Reason};
+
+/// A rule's index in its table, and a port of it.
+type Key = (usize, u16);
+
+/// What listeners are taken rx.
+pub(crate) struct Receivers<'a> {
+    /// Listening stream sockets.
+    pub(crate) acceptors: &'a mut Acceptors,
+    /// Listening datagram sockets.
+    pub(crate) udp: &'a mut Udp<UdpSocket>,
+    /// What watches them all.
+    pub(crate) sockets: &'a mut Sockets,
+}
+
+/// The rules of one direction, and their listening sockets.
+#[derive(Debug)]
+pub(crate) struct Side {
+    table: Table,
+    opening: Opening,
+    open: BTreeMap<Key, Open>,
+    /// Closed ones of UDP, whose flows may live on and keep the port.
+    retired: BTreeMap<Key, FlowId>,
+    /// Ports in use on the other side that can't be had: told once.
+    failed: BTreeSet<Key>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Open {
+    /// Index of an acceptor.
+    Stream(usize),
+    /// A listener of UDP.
+    Datagram(FlowId),
+}
+
+impl Side {
+    /// The rules of `table`, whose sockets are `listeners`.
+    ///
+    /// # Errors
+    /// A socket can't be watched.
+    pub(crate) fn new(
+        table: Table,
+        opening: Opening,
+        listeners: Vec<Listener>,
+        rx: &mut Receivers<'_>,
+    ) -> anyhow::Result<Self> {
+        let (open, retired, failed) = Default::default();
+        let mut side = Self { table, opening, open, retired, failed };
+        for listener in listeners {
+            let (protocol, port) = (listener.protocol, listener.port);
+            side.take(listener, rx)
+                .map_err(|errno| anyhow::anyhow!("can't watch {protocol} port {port}: {errno}"))?;
+        }
+        Ok(side)
+    }
+
+    /// Whether rules of a protocol follow what is in use on the other side.
+    pub(crate) fn follows(&self, protocol: Protocol) -> bool {
+        self.table.rules().iter().any(|rule| rule.scan && rule.protocol == protocol)
+    }
+
+    /// Whether ports that are to be open could not be had.
+    pub(crate) fn lacks_any(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    #[expect(dead_code, reason = "for the other direction, and the control socket")]
+    /// The ports that we hold by this side's rules.
+    pub(crate) fn held(&self) -> InUse {
+        let mut held = InUse::default();
+        for (rule, port) in self.open.keys().chain(self.retired.keys()) {
+            if let Some(rule) = self.table.rules().get(*rule) {
+                held.of(rule.protocol).insert(*port);
+            }
+        }
+        held
+    }
+
+    /// Opens and closes what rules follow, given the ports in use where they lead to, and those of them that we hold
+    /// ourselves (SPEC §8.4). What can't be opened is told once.
+    pub(crate) fn follow(&mut self, target: &InUse, ours: &InUse, rx: &mut Receivers<'_>) {
+        self.retired.retain(|_, id| rx.udp.is_listener(*id));
+        let wanted: BTreeSet<Key> = wanted(&self.table, target, ours).collect();
+        let scan = |(rule, _): &Key| self.table.rules().get(*rule).is_some_and(|rule| rule.scan);
+        let gone: Vec<Key> =
+            self.open.keys().filter(|key| scan(key) && !wanted.contains(key)).copied().collect();
+        for key in gone {
+            self.close(key, rx);
+        }
+        self.failed.retain(|key| wanted.contains(key));
+        let mut failures = Vec::new();
+        for key in wanted {
+            if self.open.contains_key(&key) || self.revive(key, rx) {
+                continue;
+            }
+            match self.open(key, rx) {
+                Ok(()) => drop(self.failed.remove(&key)),
+                Err(reason) => {
+                    if self.failed.insert(key) {
+                        failures.push((key, reason));
+                    }
+                }
+            }
+        }
+        self.tell(&failures);
+    }
+
+    #[expect(dead_code, reason = "for the control socket")]
+    /// Puts `table` in place of the present rules. Sockets that it still wants stay open, whatever rule they belong to
+    /// now; those of rules that follow stay until the next [`Side::follow`]. Returns a line for each rule that may be
+    /// incomplete, and is.
+    ///
+    /// # Errors
+    /// A port can't be bound. Then the old rules stay in force.
+    pub(crate) fn apply(
+        &mut self,
+        table: Table,
+        rx: &mut Receivers<'_>,
+    ) -> Result<Vec<String>, listen::Error> {
+        self.retired.retain(|_, id| rx.udp.is_listener(*id));
+        let kept = self.kept_by(&table);
+        let staying: BTreeSet<Key> = kept.values().copied().collect();
+        let leaving: Vec<Key> = self.open.keys().filter(|key| !staying.contains(key)).copied().collect();
+        // An old socket may be in the way of a new one: at `*` of one at an address, for example.
+        let in_the_way: Vec<Key> =
+            leaving.iter().filter(|key| self.collides(**key, &table)).copied().collect();
+        in_the_way.iter().for_each(|key| self.close(*key, rx));
+        match self.opening.rules(&table, |rule, port| kept.contains_key(&(rule, port))) {
+            Ok((listeners, notes)) => {
+                leaving.into_iter().for_each(|key| self.close(key, rx));
+                self.replace(table, &kept, rx);
+                for listener in listeners {
+                    let (protocol, port) = (listener.protocol, listener.port);
+                    if let Err(errno) = self.take(listener, rx) {
+                        log::warn!("can't watch {protocol} port {port}: {errno}");
+                    }
+                }
+                Ok(notes)
+            }
+            Err(error) => {
+                for key in in_the_way {
+                    if !self.revive(key, rx)
+                        && let Err(reason) = self.open(key, rx)
+                    {
+                        log::warn!("can't have port {} back: {reason}", key.1);
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Which of the present sockets a new table wants: by the key that it will have, the key that it has.
+    fn kept_by(&self, table: &Table) -> BTreeMap<Key, Key> {
+        let heirs = |rule: &Rule| -> Vec<usize> {
+            let same = |new: &Rule| new.protocol == rule.protocol && new.listen == rule.listen;
+            table.rules().iter().enumerate().filter(|(_, new)| same(new)).map(|(index, _)| index).collect()
+        };
+        let heirs: Vec<Vec<usize>> = self.table.rules().iter().map(heirs).collect();
+        let heir = |&(rule, port): &Key| {
+            let new = *heirs.get(rule)?.iter().find(|new| table.rules()[**new].ports.contains(port))?;
+            Some(((new, port), (rule, port)))
+        };
+        self.open.keys().chain(self.retired.keys()).filter_map(heir).collect()
+    }
+
+    /// Whether a port of `table` can't be had while the socket of `key` is open.
+    fn collides(&self, (rule, port): Key, table: &Table) -> bool {
+        let Some(old) = self.table.rules().get(rule) else { return false };
+        table.rules().iter().any(|new| new.protocol == old.protocol && new.ports.contains(port))
+    }
+
+    /// Takes over a table, and the sockets that it has in common with the old one.
+    fn replace(&mut self, table: Table, kept: &BTreeMap<Key, Key>, rx: &mut Receivers<'_>) {
+        let open = std::mem::take(&mut self.open);
+        let mut retired = std::mem::take(&mut self.retired);
+        self.failed.clear();
+        self.table = table;
+        for (&key, old) in kept {
+            let (index, port) = key;
+            let Some(rule) = self.table.rules().get(index) else { continue };
+            match (open.get(old), retired.remove(old)) {
+                (Some(Open::Stream(acceptor)), _) => {
+                    rx.acceptors.retarget(*acceptor, rule, port);
+                    self.open.insert(key, Open::Stream(*acceptor));
+                }
+                (Some(Open::Datagram(id)), _) => {
+                    self.retired.insert(key, *id);
+                    self.revive(key, rx);
+                }
+                (None, Some(id)) => {
+                    let scan = rule.scan;
+                    self.retired.insert(key, id);
+                    if !scan {
+                        self.revive(key, rx);
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// One line, whatever their number (Q13).
+    fn tell(&self, failures: &[(Key, Reason)]) {
+        let Some(((rule, port), reason)) = failures.first() else { return };
+        let Some(rule) = self.table.rules().get(*rule) else { return };
+        let others = match failures.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        log::warn!(
+            "Listen failed for HOST {} port {port}, in use on the other side: {reason}{others}",
+            rule.protocol
+        );
+    }
+
+    fn open(&mut self, key: Key, rx: &mut Receivers<'_>) -> Result<(), Reason> {
+        let (index, port) = key;
+        let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
+        let listener = self.opening.spare(index, rule, port)?;
+        log::debug!("{} port {port} is in use on the other side: listening", rule.protocol);
+        Ok(self.take(listener, rx)?)
+    }
+
+    /// Has a listener of UDP back that still serves old flows.
+    fn revive(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
+        let Some(id) = self.retired.remove(&key) else { return false };
+        let target = self.table.rules().get(key.0).and_then(|rule| udp::Listener::new(key.0, rule, key.1));
+        let revived = target.is_some_and(|target| rx.udp.relisten(id, target));
+        if revived {
+            self.open.insert(key, Open::Datagram(id));
+        }
+        revived
+    }
+
+    fn take(&mut self, listener: Listener, rx: &mut Receivers<'_>) -> Result<(), Errno> {
+        let Listener { rule: index, port, protocol, address, socket } = listener;
+        let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
+        let open = match protocol {
+            Protocol::Tcp => Open::Stream(rx.acceptors.add(rx.sockets.epoll(), socket, rule, port)?),
+            Protocol::Udp => {
+                let target = udp::Listener::new(index, rule, port).ok_or(Errno::INVAL)?;
+                let target = udp::Listener { address, ..target };
+                let socket = rx.sockets.udp_listener(socket, address);
+                let id = rx.udp.listen(rx.sockets, target, socket);
+                Open::Datagram(id.map_err(|errno| Errno::from_raw_os_error(errno.0))?)
+            }
+        };
+        self.open.insert((index, port), open);
+        Ok(())
+    }
+
+    fn close(&mut self, key: Key, rx: &mut Receivers<'_>) {
+        match self.open.remove(&key) {
+            Some(Open::Stream(index)) => rx.acceptors.remove(index),
+            Some(Open::Datagram(id)) => {
+                rx.udp.unlisten(id);
+                self.retired.insert(key, id);
+            }
+            None => return,
+        }
+        log::debug!("port {} is not in use on the other side any more: closed", key.1);
+    }
+}

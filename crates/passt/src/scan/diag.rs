@@ -1,0 +1,267 @@
+//! Socket diagnosis over netlink: sock_diag(7).
+
+use std::io;
+use std::os::fd::AsFd;
+
+use engine::forward::Protocol;
+use engine::forward::scan::PortSet;
+use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+use rustix::net::{RecvFlags, SendFlags, ipproto, recv, send};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian, native_endian};
+
+/// `SOCK_DIAG_BY_FAMILY`: the type of a request, and of each socket listed in answer.
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+/// `NLM_F_ROOT | NLM_F_MATCH`.
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// State of a listening TCP socket.
+const TCP_LISTEN: u32 = 10;
+/// State of a UDP socket that is bound and has no peer.
+const TCP_CLOSE: u32 = 7;
+/// Room for one datagram: the kernel makes them no longer than this when it lists.
+const ROOM: usize = 32 << 10;
+/// Datagrams of one list: above all sockets that there can be, in the smallest datagrams.
+const MAX_DATAGRAMS: usize = 1 << 16;
+
+/// `struct nlmsghdr`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    len: native_endian::U32,
+    kind: native_endian::U16,
+    flags: native_endian::U16,
+    sequence: native_endian::U32,
+    port_id: native_endian::U32,
+}
+
+/// `struct inet_diag_sockid`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SocketId {
+    source_port: big_endian::U16,
+    destination_port: big_endian::U16,
+    source: [u8; 16],
+    destination: [u8; 16],
+    interface: native_endian::U32,
+    cookie: [u8; 8],
+}
+
+/// `struct inet_diag_req_v2`, behind its header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Request {
+    header: Header,
+    family: u8,
+    protocol: u8,
+    extensions: u8,
+    padding: u8,
+    /// Bit n: sockets in state n.
+    states: native_endian::U32,
+    id: SocketId,
+}
+
+/// The start of `struct inet_diag_msg`, behind its header.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Listed {
+    header: Header,
+    family: u8,
+    state: u8,
+    timer: u8,
+    retransmissions: u8,
+    id: SocketId,
+}
+
+/// What a datagram of an answer leaves to be done.
+#[derive(Debug, PartialEq, Eq)]
+enum Rest {
+    /// More datagrams come.
+    More,
+    /// That was all.
+    Done,
+}
+
+/// A socket that lists the sockets of its namespace.
+#[derive(Debug)]
+pub(super) struct Diag {
+    socket: Socket,
+    protocol: u8,
+    states: u32,
+    sequence: u32,
+    buffer: Box<[u8]>,
+}
+
+impl Diag {
+    /// Opens a socket in the namespace of the calling thread. It needs no privilege.
+    ///
+    /// # Errors
+    /// As socket(2).
+    pub(super) fn open(protocol: Protocol) -> io::Result<Self> {
+        let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        // The kernel answers while it takes the request: there is nothing to wait for.
+        socket.set_non_blocking(true)?;
+        let (protocol, state) = match protocol {
+            Protocol::Tcp => (ipproto::TCP, TCP_LISTEN),
+            Protocol::Udp => (ipproto::UDP, TCP_CLOSE),
+        };
+        let protocol = u8::try_from(protocol.as_raw().get()).unwrap_or(0);
+        Ok(Self {
+            socket,
+            protocol,
+            states: 1 << state,
+            sequence: 0,
+            buffer: vec![0; ROOM].into_boxed_slice(),
+        })
+    }
+
+    /// Adds the ports in use, of both families, to `ports`.
+    ///
+    /// # Errors
+    /// As send(2) and recv(2), or what the kernel says of the request.
+    pub(super) fn read(&mut self, ports: &mut PortSet) -> io::Result<()> {
+        self.family(AF_INET, ports)?;
+        match self.family(AF_INET6, ports) {
+            // A host without IPv6.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn family(&mut self, family: u8, ports: &mut PortSet) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = Request {
+            header: Header {
+                len: (size_of::<Request>() as u32).into(),
+                kind: SOCK_DIAG_BY_FAMILY.into(),
+                flags: (NLM_F_REQUEST | NLM_F_DUMP).into(),
+                sequence: self.sequence.into(),
+                port_id: 0.into(),
+            },
+            family,
+            protocol: self.protocol,
+            extensions: 0,
+            padding: 0,
+            states: self.states.into(),
+            id: SocketId::default(),
+        };
+        // Rests of a list that was given up would come first, and are told by their number.
+        send(self.socket.as_fd(), request.as_bytes(), SendFlags::empty())?;
+        for _ in 0..MAX_DATAGRAMS {
+            let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
+            let Some(datagram) = self.buffer.get(..length) else {
+                return Err(io::Error::other(format!("the kernel sent {length} octets at once")));
+            };
+            if parse(datagram, self.sequence, ports)? == Rest::Done {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other("the kernel's list has no end"))
+    }
+}
+
+/// Takes in the sockets of a datagram that belong to the request of number `sequence`.
+fn parse(mut datagram: &[u8], sequence: u32, ports: &mut PortSet) -> io::Result<Rest> {
+    while let Ok((header, body)) = Header::ref_from_prefix(datagram) {
+        let length = usize::try_from(header.len.get()).unwrap_or(usize::MAX);
+        let Some(message) = datagram.get(..length).filter(|message| message.len() >= size_of::<Header>())
+        else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        if header.sequence.get() == sequence {
+            match header.kind.get() {
+                NLMSG_DONE => return Ok(Rest::Done),
+                NLMSG_ERROR => {
+                    let code = native_endian::I32::ref_from_prefix(body).map_or(0, |(code, _)| code.get());
+                    return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+                }
+                SOCK_DIAG_BY_FAMILY => {
+                    if let Ok((listed, _)) = Listed::ref_from_prefix(message)
+                        && listed.id.source_port.get() != 0
+                    {
+                        ports.insert(listed.id.source_port.get());
+                    }
+                }
+                _ => {}
+            }
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    Ok(Rest::More)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(kind: u16, sequence: u32, body: usize) -> Header {
+        Header {
+            len: ((size_of::<Header>() + body) as u32).into(),
+            kind: kind.into(),
+            flags: 2.into(),
+            sequence: sequence.into(),
+            port_id: 0.into(),
+        }
+    }
+
+    fn listed(port: u16, sequence: u32) -> Vec<u8> {
+        let id = SocketId { source_port: port.into(), ..SocketId::default() };
+        let message = Listed {
+            header: header(SOCK_DIAG_BY_FAMILY, sequence, size_of::<Listed>() - size_of::<Header>() + 6),
+            family: AF_INET,
+            state: 10,
+            timer: 0,
+            retransmissions: 0,
+            id,
+        };
+        // An attribute of odd length behind it, and its padding.
+        [message.as_bytes(), &[0; 8]].concat()
+    }
+
+    /// linux/inet_diag.h: sizes and places of what goes over the socket.
+    #[test]
+    fn layout() {
+        assert_eq!((size_of::<Header>(), size_of::<SocketId>(), size_of::<Request>()), (16, 48, 72));
+        let request = Request { states: 0x80.into(), ..FromBytes::read_from_bytes(&[0; 72]).unwrap() };
+        assert_eq!(request.as_bytes()[20..24], 0x80_u32.to_ne_bytes());
+        assert_eq!(listed(0x1234, 1)[20..22], [0x12, 0x34]);
+    }
+
+    #[test]
+    fn lists() {
+        let mut ports = PortSet::default();
+        let datagram = [listed(22, 7), listed(80, 6), listed(65535, 7), listed(0, 7)].concat();
+        assert_eq!(parse(&datagram, 7, &mut ports).unwrap(), Rest::More);
+        assert_eq!(ports.iter().collect::<Vec<_>>(), [22, 65535]);
+        let done =
+            [listed(23, 7), [header(NLMSG_DONE, 7, 4).as_bytes(), &[0; 4]].concat(), listed(24, 7)].concat();
+        assert_eq!(parse(&done, 7, &mut ports).unwrap(), Rest::Done);
+        assert_eq!(ports.iter().collect::<Vec<_>>(), [22, 23, 65535]);
+        let error = [header(NLMSG_ERROR, 7, 4).as_bytes(), &(-2_i32).to_ne_bytes()].concat();
+        assert_eq!(parse(&error, 7, &mut ports).unwrap_err().raw_os_error(), Some(2));
+        assert_eq!(parse(&error, 8, &mut ports).unwrap(), Rest::More, "of another request");
+    }
+
+    proptest! {
+        /// Whatever the kernel sends, there is an end and no panic.
+        #[test]
+        fn any_datagram(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..200),
+            lens in prop::collection::vec(0u8..80, 0..4),
+        ) {
+            let mut at = 0;
+            for len in lens {
+                if let Some(place) = bytes.get_mut(at..at + 4) {
+                    place.copy_from_slice(&u32::from(len).to_ne_bytes());
+                }
+                at += usize::from(len).next_multiple_of(4);
+            }
+            let _outcome = parse(&bytes, 0, &mut PortSet::default());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What is in use in a network namespace: ports that somebody listens on or is bound to (SPEC §8.4).
+//!
+//! The kernel lists just those over netlink, typed; where it can't (the module of a protocol is missing, or a filter of
+//! system calls is in the way), the tables in `/proc/net` say the same at greater length.
+
+mod diag;
+mod proc;
+
+use engine::forward::Protocol;
+use engine::forward::scan::{InUse, PortSet};
+
+use diag::Diag;
+use proc::Proc;
+
+/// Looks at one namespace, again and again.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    tcp: Option<Source>,
+    udp: Option<Source>,
+    in_use: InUse,
+    next: PortSet,
+}
+
+#[derive(Debug)]
+enum Source {
+    Diag(Diag),
+    Proc(Proc),
+}
+
+impl Scanner {
+    /// Opens what is needed to look at the namespace of the calling thread, for TCP and, if it is asked for, UDP. What
+    /// can't be looked at is told, and counts as not in use.
+    pub(crate) fn open(udp: bool) -> Self {
+        Self {
+            tcp: Source::open(Protocol::Tcp),
+            udp: if udp { Source::open(Protocol::Udp) } else { None },
+            in_use: InUse::default(),
+            next: PortSet::default(),
+        }
+    }
+
+    /// Ports in use when they were last looked at.
+    pub(crate) fn in_use(&self) -> &InUse {
+        &self.in_use
+    }
+
+    /// Looks again. True if something has changed. What can't be read this time stays as it was.
+    pub(crate) fn scan(&mut self) -> bool {
+        let mut changed = false;
+        for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
+            let Some(source) = source else { continue };
+            self.next.clear();
+            match source.read(&mut self.next) {
+                Ok(()) => {
+                    let present = self.in_use.of(protocol);
+                    if *present != self.next {
+                        std::mem::swap(present, &mut self.next);
+                        changed = true;
+                    }
+                }
+                Err(error) => log::debug!("can't look for {protocol} ports in use: {error}"),
+            }
+        }
+        changed
+    }
+}
+
+impl Source {
+    fn open(protocol: Protocol) -> Option<Self> {
+        let diag = Diag::open(protocol).and_then(|mut diag| {
+            diag.read(&mut PortSet::default())?;
+            Ok(diag)
+        });
+        let error = match diag {
+            Ok(diag) => return Some(Self::Diag(diag)),
+            Err(error) => error,
+        };
+        log::debug!("no {protocol} socket diagnosis: {error}; /proc/net instead");
+        match Proc::open(protocol) {
+            Ok(tables) => Some(Self::Proc(tables)),
+            Err(error) => {
+                log::warn!("Can't find {protocol} ports in use (\"auto\"): {error}");
+                None
+            }
+        }
+    }
+
+    fn read(&mut self, ports: &mut PortSet) -> std::io::Result<()> {
+        match self {
+            Self::Diag(diag) => diag.read(ports),
+            Self::Proc(tables) => tables.read(ports),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+use std::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::*;
+use crate::isolated::isolated;
+
+/// Both ways of looking see the same, of both families and of nothing but what is in use.
+#[test]
+fn what_is_in_use_is_found() {
+    isolated(|| {
+        let mut diag = Scanner::open(true);
+        assert!(matches!((&diag.tcp, &diag.udp), (Some(Source::Diag(_)), Some(Source::Diag(_)))));
+        let tables = |protocol| Some(Source::Proc(Proc::open(protocol).unwrap()));
+        let mut proc =
+            Scanner { tcp: tables(Protocol::Tcp), udp: tables(Protocol::Udp), ..Scanner::open(false) };
+
+        let mut both = |tcp: &[u16], udp: &[u16], changed| {
+            for scanner in [&mut diag, &mut proc] {
+                assert_eq!(scanner.scan(), changed);
+                assert_eq!(scanner.in_use().tcp.iter().collect::<Vec<_>>(), tcp);
+                assert_eq!(scanner.in_use().udp.iter().collect::<Vec<_>>(), udp);
+            }
+        };
+        both(&[], &[], false);
+        let _any = TcpListener::bind("[::]:65535").unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:80").unwrap();
+        let _v6 = TcpListener::bind("[::1]:81").unwrap();
+        let _udp = UdpSocket::bind("127.0.0.1:53").unwrap();
+        let udp6 = UdpSocket::bind("[::1]:54").unwrap();
+        both(&[80, 81, 65535], &[53, 54], true);
+        both(&[80, 81, 65535], &[53, 54], false);
+        // Connections and sockets with a peer are not services.
+        let _client = TcpStream::connect("127.0.0.1:80").unwrap();
+        let (_server, _) = tcp.accept().unwrap();
+        udp6.connect("[::1]:1").unwrap();
+        both(&[80, 81, 65535], &[53], true);
+        drop(tcp);
+        both(&[81, 65535], &[53], true);
+    });
+}
+
+/// Lists longer than any one datagram of the kernel are read whole.
+#[test]
+fn many_ports() {
+    isolated(|| {
+        let mut scanner = Scanner::open(false);
+        let listeners: Vec<_> =
+            (10_000..10_900).map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap()).collect();
+        assert!(scanner.scan());
+        assert_eq!(scanner.in_use().tcp.iter().collect::<Vec<_>>(), (10_000..10_900).collect::<Vec<_>>());
+        drop(listeners);
+        assert!(scanner.scan());
+        assert!(scanner.in_use().tcp.is_empty());
+    });
+}
+
+/// A list that a read gave up on, or that fills the socket, does not spoil the next.
+#[test]
+fn scanners_look_at_the_namespace_they_were_opened_in() {
+    isolated(|| {
+        let mut outer = Scanner::open(true);
+        let _here = TcpListener::bind("0.0.0.0:80").unwrap();
+        let mut inner = None;
+        std::thread::scope(|scope| {
+            let enter = || {
+                sys::netns::enter_new().unwrap();
+                inner = Some(Scanner::open(true));
+            };
+            scope.spawn(enter).join().unwrap();
+        });
+        assert!(outer.scan());
+        assert!(!inner.unwrap().scan(), "nothing is in use there");
+    });
+}
