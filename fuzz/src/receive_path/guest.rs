@@ -188,6 +188,18 @@ impl Guest {
     }
 }
 
+/// A segment without options, its payload what belongs there.
+#[cfg(test)]
+pub(super) fn segment_with(ends: &Endpoints, seq: u32, ack: u32, flags: Flags, len: usize) -> Vec<u8> {
+    let ports = (ends.guest.port(), ends.remote.port());
+    let header = tcp::Header::new(ports, Seq(seq), Seq(ack), flags, u16::MAX, 0);
+    let mut frame = write(ends.guest.ip(), ends.remote.ip(), &mut Input::new(&[]), |headers, buffer| {
+        headers.tcp(buffer, header, &[], len, None).map(|written| written.len)
+    });
+    fix_payload(&mut frame);
+    frame
+}
+
 fn blocks(ack: u32, input: &mut Input<'_>) -> SackBlocks {
     let mut blocks = SackBlocks::default();
     for _ in 0..input.byte() % 5 {

@@ -3,6 +3,8 @@
 //! The input is a sequence of operations: frames, events of sockets, accepted connections, time that goes by; each is
 //! a record of [`RECORD`] bytes, so that a change to one leaves the others alone. After each of them the books must balance, and when nothing happens for long enough, nothing is left.
 
+#[cfg(test)]
+mod attacks;
 mod guest;
 mod link;
 mod world;
@@ -162,11 +164,11 @@ impl Run {
         let segment = segment_of(frame);
         self.world.segment = segment.map(|(ends, seq, _)| (ends, seq));
         if let Some((ends, seq, flags)) = segment
-            && flags.contains(Flags::SYN)
+            && flags.contains(Flags::SYN | Flags::ACK)
         {
             for stream in self.world.streams() {
                 let mut stream = stream.borrow_mut();
-                // The guest may begin again, until something came of it.
+                // The guest may answer again, until something came of it.
                 if stream.ends == ends && stream.written == 0 {
                     stream.expected.push(seq.wrapping_add(1));
                 }

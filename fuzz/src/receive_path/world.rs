@@ -312,6 +312,12 @@ impl World {
         Err(Errno(refusal))
     }
 
+    /// The stream socket that was opened last.
+    #[cfg(test)]
+    pub(super) fn newest(&self) -> Option<Rc<RefCell<Stream>>> {
+        self.streams.last().cloned()
+    }
+
     /// Forgets sockets that the engine has closed.
     pub(super) fn bury(&mut self) {
         self.streams.retain(|stream| Rc::strong_count(stream) > 1);

@@ -1,0 +1,123 @@
+//! A guest that means to use up what we have (SPEC §10.6): everything has a bound, and who is in stays in.
+
+use engine::{flow::Endpoints, host::Readiness};
+use wire::{offload::Offload, tcp::Flags};
+
+use super::{Input, Run, guest::segment_with};
+
+/// Most connections (SPEC §12), and most memory that they may have queued together.
+const MOST_CONNECTIONS: usize = 131_071;
+const MOST_MEMORY: usize = 256 << 20;
+const ISS: u32 = 1000;
+
+/// Ends of the guest's connection with this number.
+fn ends(number: usize) -> Endpoints {
+    let guest = (u32::from(std::net::Ipv4Addr::new(198, 51, 0, 10)) + (number / 60_000) as u32).into();
+    let port = 1 + (number % 60_000) as u16;
+    Endpoints { guest: (std::net::IpAddr::V4(guest), port).into(), remote: ([192, 0, 2, 1], 80).into() }
+}
+
+impl Run {
+    fn send(&mut self, ends: &Endpoints, seq: u32, flags: Flags, len: usize) {
+        let ack = self.link.heard(ends).next;
+        self.frame(&segment_with(ends, seq, ack, flags, len), &Offload::default());
+    }
+
+    /// Opens a connection, unless the host has no socket for it. Returns whether it stands.
+    fn open(&mut self, ends: &Endpoints) -> bool {
+        let before = self.stack.tcp().len();
+        self.send(ends, ISS, Flags::SYN, 0);
+        if self.stack.tcp().len() == before {
+            return false;
+        }
+        let Some(stream) = self.world.newest() else { return false };
+        stream.borrow_mut().connected = true;
+        let id = stream.borrow().id;
+        drop(stream);
+        self.readiness(id, Readiness { writable: true, ..Readiness::default() });
+        self.round();
+        self.link.next_step();
+        self.send(ends, ISS + 1, Flags::ACK, 0);
+        true
+    }
+
+    /// How much the host has got of a connection's stream.
+    fn written(&self, ends: &Endpoints) -> u64 {
+        let stream = self.world.streams().iter().find(|stream| stream.borrow().ends == *ends);
+        stream.map_or(0, |stream| stream.borrow().written)
+    }
+
+    /// Sends 100 bytes, again if they are lost, until the host has them.
+    fn talk(&mut self, ends: &Endpoints, seq: u32) {
+        let before = self.written(ends);
+        for _ in 0..100 {
+            self.send(ends, seq, Flags::ACK | Flags::PSH, 100);
+            let stream = self.world.streams().iter().find(|stream| stream.borrow().ends == *ends);
+            let Some(id) = stream.map(|stream| stream.borrow().id) else { panic!("{ends:?} is gone") };
+            self.readiness(id, Readiness { writable: true, ..Readiness::default() });
+            if self.written(ends) >= before + 100 {
+                return;
+            }
+        }
+        panic!("{ends:?} can't talk any more");
+    }
+}
+
+#[test]
+fn connections_fill_the_table_and_no_more() {
+    let mut run = Run::new(&mut Input::new(&[]));
+    let old = ends(0);
+    assert!(run.open(&old));
+    run.talk(&old, ISS + 1);
+    for number in 1..MOST_CONNECTIONS + MOST_CONNECTIONS / 8 {
+        run.send(&ends(number), ISS, Flags::SYN, 0);
+        run.link.next_step();
+    }
+    run.round();
+    assert_eq!(run.stack.tcp().len(), MOST_CONNECTIONS);
+    assert!(run.stack.timers().len() <= MOST_CONNECTIONS);
+    run.talk(&old, ISS + 101);
+    // One that goes makes room for one.
+    run.send(&ends(1), ISS + 1, Flags::RST, 0);
+    assert_eq!(run.stack.tcp().len(), MOST_CONNECTIONS - 1);
+    while !run.open(&ends(MOST_CONNECTIONS * 2)) {}
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing() {
+    let mut run = Run::new(&mut Input::new(&[]));
+    for number in 0..10_000 {
+        let ends = ends(number);
+        if run.open(&ends) {
+            run.send(&ends, ISS + 2, Flags::ACK, 10); // behind a hole
+            run.send(&ends, ISS + 1, Flags::RST, 0);
+        }
+        run.round();
+        run.check();
+        assert_eq!(run.stack.tcp().len(), 0);
+    }
+}
+
+#[test]
+fn holes_take_bounded_memory_and_others_go_on() {
+    let mut run = Run::new(&mut Input::new(&[]));
+    let old = ends(0);
+    while !run.open(&old) {}
+    let hostile: Vec<_> = (1..6000).map(ends).filter(|ends| run.open(ends)).collect();
+    for ends in &hostile {
+        for slot in 0..4 {
+            run.send(ends, ISS + 2 + slot * 16_384, Flags::ACK, 1);
+        }
+        run.round();
+        run.link.next_step();
+    }
+    let memory = run.stack.tcp().queue_memory();
+    assert!((MOST_MEMORY / 2..=MOST_MEMORY).contains(&memory), "{memory}");
+    run.talk(&old, ISS + 1);
+    for ends in &hostile {
+        run.send(ends, ISS + 1, Flags::RST, 0);
+    }
+    run.check();
+    assert_eq!(run.stack.tcp().queue_memory(), 0);
+    run.talk(&old, ISS + 101);
+}
