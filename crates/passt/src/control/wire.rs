@@ -1,0 +1,442 @@
+//! What goes over the control socket (SPEC §8.9): bytes to tables and back, for both ends.
+//!
+//! The server begins: greeting, announced tables, end mark. A client that wants a change sends its update: tables, end
+//! mark. All numbers are in network byte order. Decoding starts over with each piece that arrives, but not before there
+//! is enough for the next step, so that a sender of single bytes costs no more than another.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use bitflags::bitflags;
+use engine::forward::{Enabled, IfName, Listen, MAX_RULES, PortRange, Protocol, Rule};
+use zerocopy::byteorder::network_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// First bytes of a greeting.
+const MAGIC: [u8; 8] = *b"basil:s\0";
+/// The protocol's version. That of number 0 was an experiment.
+pub const VERSION: u32 = 2;
+/// Length of the field of a table's name.
+const NAME_LEN: usize = 128;
+/// Length of the field of an interface's name.
+const IFNAME_LEN: usize = IfName::MAX_LEN + 1;
+/// Stands where the next table would.
+const END: u8 = 0;
+/// Most tables, of the two that there are: room for those of a later version.
+const MAX_TABLES: usize = 8;
+
+/// The longest update or announcement.
+pub const MAX_LEN: usize = size_of::<Greeting>() + MAX_TABLES * (1 + TABLE_LEN + MAX_RULES * RULE_LEN) + 1;
+const TABLE_LEN: usize = size_of::<TableHead>();
+const RULE_LEN: usize = size_of::<RawRule>();
+
+/// A table's identifier on the wire: the interface on whose side its rules listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pif(pub u8);
+
+impl Pif {
+    /// Sockets of the host (`-t`, `-u`).
+    pub const HOST: Self = Self(1);
+    /// Sockets on the loopback of the guest's namespace (`-T`, `-U`).
+    pub const SPLICE: Self = Self(3);
+}
+
+bitflags! {
+    /// What rules of a table may ask for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Capabilities: u32 {
+        /// IPv4.
+        const IPV4 = 1;
+        /// IPv6.
+        const IPV6 = 2;
+        /// TCP.
+        const TCP = 4;
+        /// UDP.
+        const UDP = 8;
+        /// To follow what is in use on the other side (SPEC §8.4).
+        const SCAN = 16;
+        /// To listen on one interface.
+        const IFNAME = 32;
+        // Others are of later versions.
+        const _ = !0;
+    }
+}
+
+impl Capabilities {
+    /// The families and protocols, as [`engine::forward::Table::add`] checks them.
+    #[must_use]
+    pub fn enabled(self) -> Enabled {
+        Enabled {
+            ipv4: self.contains(Self::IPV4),
+            ipv6: self.contains(Self::IPV6),
+            tcp: self.contains(Self::TCP),
+            udp: self.contains(Self::UDP),
+        }
+    }
+
+    /// The bits of what is enabled.
+    #[must_use]
+    pub fn of(enabled: Enabled) -> Self {
+        let bits = [
+            (enabled.ipv4, Self::IPV4),
+            (enabled.ipv6, Self::IPV6),
+            (enabled.tcp, Self::TCP),
+            (enabled.udp, Self::UDP),
+        ];
+        bits.into_iter().filter(|(on, _)| *on).map(|(_, bit)| bit).collect()
+    }
+}
+
+/// A table as the server tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Which one it is.
+    pub pif: Pif,
+    /// Its name for people.
+    pub name: String,
+    /// What its rules may ask for.
+    pub capabilities: Capabilities,
+    /// The rules in force.
+    pub rules: Vec<Rule>,
+}
+
+/// The tables that a client wants: those that are not named are to be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Update(pub Vec<(Pif, Vec<Rule>)>);
+
+/// What is wrong with what was received.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not this protocol.
+    #[error("Bad magic number from server")]
+    Magic,
+    /// A version to come.
+    #[error("Unknown server protocol version {0} > {VERSION}")]
+    Version(u32),
+    /// A version that never was.
+    #[error("Unsupported experimental server protocol")]
+    Experimental,
+    /// Names of tables of another length.
+    #[error("Server has unexpected pif name size ({0} not {NAME_LEN})")]
+    NameLength(u32),
+    /// Names of interfaces of another length.
+    #[error("Server has unexpected IFNAMSIZ ({0} not {IFNAME_LEN})")]
+    IfNameLength(u32),
+    /// A name that is none.
+    #[error("Table {0} has an invalid name")]
+    Name(u8),
+    /// A table twice.
+    #[error("Received duplicate interface identifier {0}")]
+    Duplicate(u8),
+    /// More tables than there can be.
+    #[error("Too many forwarding tables (max {MAX_TABLES})")]
+    TooManyTables,
+    /// More rules than a table can hold.
+    #[error("Too many forwarding rules ({0}, max {MAX_RULES})")]
+    TooManyRules(u32),
+    /// A rule that can't be.
+    #[error("Rule {number} of table {pif}: {what}")]
+    Rule {
+        /// The table.
+        pif: u8,
+        /// The rule's place in the table, from 1.
+        number: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// What came of decoding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded<T> {
+    /// All of it.
+    Whole(T),
+    /// There have to be at least so many bytes, counted from the start, before it is worth another try.
+    Needs(usize),
+}
+
+/// The server's greeting and tables.
+#[must_use]
+pub fn encode_announcement(tables: &[Announced]) -> Vec<u8> {
+    let greeting = Greeting {
+        magic: MAGIC,
+        version: VERSION.into(),
+        name_len: (NAME_LEN as u32).into(),
+        ifname_len: (IFNAME_LEN as u32).into(),
+    };
+    let mut bytes = greeting.as_bytes().to_vec();
+    for table in tables {
+        let head = TableHead {
+            name: padded(&table.name),
+            capabilities: table.capabilities.bits().into(),
+            count: (table.rules.len() as u32).into(),
+        };
+        bytes.push(table.pif.0);
+        bytes.extend_from_slice(head.as_bytes());
+        encode_rules(&table.rules, &mut bytes);
+    }
+    bytes.push(END);
+    bytes
+}
+
+/// What the server sends first.
+///
+/// # Errors
+/// It is not of this protocol.
+pub fn decode_announcement(bytes: &[u8]) -> Result<Decoded<Vec<Announced>>, Error> {
+    let mut reader = Reader { bytes, at: 0 };
+    // That of version 1 looks the same.
+    match reader.take::<Greeting>() {
+        Err(Short(needs)) => return Ok(Decoded::Needs(needs)),
+        Ok(greeting) => greeting.check()?,
+    }
+    decode_tables(reader, |reader, pif| {
+        let head = reader.take::<TableHead>()?;
+        let name = name(&head.name).ok_or(Stop::Wrong(Error::Name(pif.0)))?;
+        let capabilities = Capabilities::from_bits_retain(head.capabilities.get());
+        let rules = decode_rules(reader, pif, head.count.get())?;
+        Ok(Announced { pif, name, capabilities, rules })
+    })
+}
+
+/// A client's update.
+#[must_use]
+pub fn encode_update(update: &Update) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (pif, rules) in &update.0 {
+        bytes.push(pif.0);
+        bytes.extend_from_slice(&(rules.len() as u32).to_be_bytes());
+        encode_rules(rules, &mut bytes);
+    }
+    bytes.push(END);
+    bytes
+}
+
+/// What a client sends. The rules make sense one by one; whether they may stand in a table is another question.
+///
+/// # Errors
+/// It is not of this protocol.
+pub fn decode_update(bytes: &[u8]) -> Result<Decoded<Update>, Error> {
+    let tables = decode_tables(Reader { bytes, at: 0 }, |reader, pif| {
+        let count = reader.take::<U32>()?.get();
+        Ok((pif, decode_rules(reader, pif, count)?))
+    })?;
+    Ok(match tables {
+        Decoded::Whole(tables) => Decoded::Whole(Update(tables)),
+        Decoded::Needs(needs) => Decoded::Needs(needs),
+    })
+}
+
+fn decode_tables<T>(
+    mut reader: Reader<'_>,
+    mut table: impl FnMut(&mut Reader<'_>, Pif) -> Result<T, Stop>,
+) -> Result<Decoded<Vec<T>>, Error> {
+    let mut tables: Vec<(Pif, T)> = Vec::new();
+    loop {
+        let next = reader.take::<u8>().map_err(Stop::from).and_then(|&pif| match Pif(pif) {
+            Pif(END) => Ok(None),
+            pif if tables.iter().any(|(other, _)| *other == pif) => Err(Stop::Wrong(Error::Duplicate(pif.0))),
+            _ if tables.len() == MAX_TABLES => Err(Stop::Wrong(Error::TooManyTables)),
+            pif => table(&mut reader, pif).map(|table| Some((pif, table))),
+        });
+        match next {
+            Ok(None) => return Ok(Decoded::Whole(tables.into_iter().map(|(_, table)| table).collect())),
+            Ok(Some(table)) => tables.push(table),
+            Err(Stop::Short(needs)) => return Ok(Decoded::Needs(needs)),
+            Err(Stop::Wrong(error)) => return Err(error),
+        }
+    }
+}
+
+fn encode_rules(rules: &[Rule], bytes: &mut Vec<u8>) {
+    for rule in rules {
+        bytes.extend_from_slice(RawRule::from(rule).as_bytes());
+    }
+}
+
+fn decode_rules(reader: &mut Reader<'_>, pif: Pif, count: u32) -> Result<Vec<Rule>, Stop> {
+    let fits = usize::try_from(count).ok().filter(|count| *count <= MAX_RULES);
+    let count = fits.ok_or(Stop::Wrong(Error::TooManyRules(count)))?;
+    let raw = reader.take_many::<RawRule>(count)?;
+    let rule = |(index, raw): (usize, &RawRule)| {
+        raw.rule().map_err(|what| Stop::Wrong(Error::Rule { pif: pif.0, number: index + 1, what }))
+    };
+    raw.iter().enumerate().map(rule).collect()
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Greeting {
+    magic: [u8; 8],
+    version: U32,
+    name_len: U32,
+    ifname_len: U32,
+}
+
+impl Greeting {
+    fn check(&self) -> Result<(), Error> {
+        if self.magic != MAGIC {
+            return Err(Error::Magic);
+        }
+        match (self.version.get(), self.name_len.get(), self.ifname_len.get()) {
+            (0, ..) => Err(Error::Experimental),
+            (version, ..) if version > VERSION => Err(Error::Version(version)),
+            (_, name, _) if name != NAME_LEN as u32 => Err(Error::NameLength(name)),
+            (.., ifname) if ifname != IFNAME_LEN as u32 => Err(Error::IfNameLength(ifname)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Behind a table's identifier, in an announcement.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct TableHead {
+    name: [u8; NAME_LEN],
+    capabilities: U32,
+    count: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawRule {
+    /// IPv4 as IPv4-mapped IPv6.
+    listen: [u8; 16],
+    /// The same; unspecified: none.
+    target: [u8; 16],
+    /// Filled up with zeros; all zeros: none.
+    interface: [u8; IFNAME_LEN],
+    first: U16,
+    last: U16,
+    target_first: U16,
+    protocol: u8,
+    flags: u8,
+}
+
+bitflags! {
+    struct Flags: u8 {
+        /// The listening address is the wildcard of both families.
+        const DUAL_STACK = 1;
+        const BEST_EFFORT = 2;
+        const SCAN = 4;
+    }
+}
+
+impl From<&Rule> for RawRule {
+    fn from(rule: &Rule) -> Self {
+        let mut flags = Flags::empty();
+        flags.set(Flags::DUAL_STACK, rule.listen.addr.is_none());
+        flags.set(Flags::BEST_EFFORT, rule.best_effort);
+        flags.set(Flags::SCAN, rule.scan);
+        Self {
+            listen: octets(rule.listen.addr),
+            target: octets(rule.target_addr),
+            interface: padded(rule.listen.interface.as_deref().unwrap_or_default()),
+            first: rule.ports.first().into(),
+            last: rule.ports.last().into(),
+            target_first: rule.target_first.into(),
+            protocol: match rule.protocol {
+                Protocol::Tcp => TCP,
+                Protocol::Udp => UDP,
+            },
+            flags: flags.bits(),
+        }
+    }
+}
+
+/// Protocol numbers of RFC 9293 and RFC 768.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+impl RawRule {
+    fn rule(&self) -> Result<Rule, &'static str> {
+        let flags = Flags::from_bits(self.flags).ok_or("unknown flags")?;
+        let listen = Ipv6Addr::from(self.listen);
+        let addr = match flags.contains(Flags::DUAL_STACK) {
+            true if listen.is_unspecified() => None,
+            true => return Err("an address for both families"),
+            false => Some(IpAddr::V6(listen).to_canonical()),
+        };
+        let interface = match name(&self.interface) {
+            Some(name) if name.is_empty() => None,
+            name => Some(name.and_then(|name| name.parse().ok()).ok_or("invalid interface name")?),
+        };
+        let target = IpAddr::from(self.target).to_canonical();
+        Ok(Rule {
+            protocol: match self.protocol {
+                TCP => Protocol::Tcp,
+                UDP => Protocol::Udp,
+                _ => return Err("unknown protocol"),
+            },
+            listen: Listen { addr, interface },
+            ports: PortRange::new(self.first.get(), self.last.get()).ok_or("reversed range of ports")?,
+            target_addr: (!target.is_unspecified()).then_some(target),
+            target_first: self.target_first.get(),
+            best_effort: flags.contains(Flags::BEST_EFFORT),
+            scan: flags.contains(Flags::SCAN),
+        })
+    }
+}
+
+fn octets(address: Option<IpAddr>) -> [u8; 16] {
+    match address {
+        None => [0; 16],
+        Some(IpAddr::V4(v4)) => v4.to_ipv6_mapped().octets(),
+        Some(IpAddr::V6(v6)) => v6.octets(),
+    }
+}
+
+/// A text in a field, filled up with zeros; its end is lost if it is too long.
+fn padded<const LEN: usize>(text: &str) -> [u8; LEN] {
+    let mut field = [0; LEN];
+    field.iter_mut().take(LEN - 1).zip(text.bytes()).for_each(|(to, from)| *to = from);
+    field
+}
+
+/// The text in a field, which has an end and can be shown.
+fn name(field: &[u8]) -> Option<String> {
+    let end = field.iter().position(|byte| *byte == 0)?;
+    let text = std::str::from_utf8(&field[..end]).ok()?;
+    (!text.chars().any(char::is_control)).then(|| text.to_owned())
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+/// There have to be so many bytes.
+struct Short(usize);
+
+/// Why decoding has stopped.
+enum Stop {
+    Short(usize),
+    Wrong(Error),
+}
+
+impl From<Short> for Stop {
+    fn from(Short(needs): Short) -> Self {
+        Self::Short(needs)
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn take<T: FromBytes + Immutable + KnownLayout + Unaligned>(&mut self) -> Result<&'a T, Short> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let (value, _) = T::ref_from_prefix(rest).map_err(|_| Short(self.at + size_of::<T>()))?;
+        self.at += size_of::<T>();
+        Ok(value)
+    }
+
+    fn take_many<T: FromBytes + Immutable + KnownLayout + Unaligned>(
+        &mut self,
+        count: usize,
+    ) -> Result<&'a [T], Short> {
+        let end = self.at + count * size_of::<T>();
+        let bytes = self.bytes.get(self.at..end).ok_or(Short(end))?;
+        self.at = end;
+        <[T]>::ref_from_bytes(bytes).map_err(|_| Short(end))
+    }
+}
+
+#[cfg(test)]
+mod tests;

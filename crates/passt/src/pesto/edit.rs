@@ -1,0 +1,183 @@
+//! Changes to announced tables, in the order of the options that ask for them (SPEC §8.9).
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use engine::forward::spec::{self, Context, Direction, Spec};
+use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
+
+use crate::control::wire::{Announced, Capabilities, Pif};
+
+/// What an option asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Rules that follow are added.
+    Add,
+    /// Rules that follow are deleted.
+    Delete,
+    /// All rules of the table of this name go.
+    Clear(String),
+    /// These rules.
+    Ports {
+        /// Which table.
+        direction: Direction,
+        /// Transport protocol.
+        protocol: Protocol,
+        /// The specifier.
+        spec: String,
+        /// The option's name for messages.
+        typed_as: String,
+    },
+}
+
+/// What happens to the rules of a specifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// They are added, the first to a table that was emptied before.
+    Replace,
+    Add,
+    Delete,
+}
+
+/// Tables that are being edited.
+pub(super) struct Editor {
+    tables: Vec<Announced>,
+    mode: Mode,
+    emptied: HashSet<Pif>,
+    ephemeral: PortRange,
+    warnings: Vec<String>,
+}
+
+impl Editor {
+    /// Starts from what was announced; `ephemeral` are the ports that `all` and `auto` leave out.
+    pub(super) fn new(tables: Vec<Announced>, ephemeral: PortRange) -> Self {
+        Self { tables, mode: Mode::Replace, emptied: HashSet::new(), ephemeral, warnings: Vec::new() }
+    }
+
+    /// What to tell about the changes so far.
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The tables as they are to be.
+    pub(super) fn finish(self) -> Vec<Announced> {
+        self.tables
+    }
+
+    /// Makes a change.
+    ///
+    /// # Errors
+    /// A message for people, in the words of the C implementation.
+    pub(super) fn apply(&mut self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Add => self.mode = Mode::Add,
+            Change::Delete => self.mode = Mode::Delete,
+            Change::Clear(name) => {
+                let table = self.tables.iter_mut().find(|table| table.name == *name);
+                table.ok_or_else(|| format!("Unsupported pif name {name}"))?.rules.clear();
+            }
+            Change::Ports { direction, protocol, spec, typed_as } => {
+                self.ports(*direction, *protocol, spec, typed_as)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ports(
+        &mut self,
+        direction: Direction,
+        protocol: Protocol,
+        spec: &str,
+        typed_as: &str,
+    ) -> Result<(), String> {
+        let (pif, side) = match direction {
+            Direction::Inbound => (Pif::HOST, "inbound"),
+            Direction::Outbound => (Pif::SPLICE, "outbound"),
+        };
+        let table = self.tables.iter_mut().find(|table| table.pif == pif);
+        let table = table.ok_or_else(|| format!("Can't use {typed_as}, no {side} interface"))?;
+        let enabled = table.capabilities.enabled();
+        let context = Context { protocol, direction, enabled, ephemeral: self.ephemeral };
+        let parsed = spec::parse(spec, &context).map_err(|error| match error {
+            spec::SpecError::ListenNotAllowed(spec) => {
+                format!("Listening address not allowed for {typed_as} {spec}")
+            }
+            error => error.to_string(),
+        })?;
+        if self.mode == Mode::Replace && self.emptied.insert(pif) {
+            table.rules.clear();
+        }
+        let rules = match parsed {
+            Spec::None if table.rules.iter().any(|rule| rule.protocol == protocol) => {
+                return Err(format!("{typed_as} none conflicts with previous options"));
+            }
+            Spec::None => return Ok(()),
+            Spec::Forward { auto: true, .. } if !table.capabilities.contains(Capabilities::SCAN) => {
+                return Err("'auto' port forwarding is only allowed for pasta".into());
+            }
+            Spec::Forward { rules, .. } if table.capabilities.contains(Capabilities::IFNAME) => rules,
+            Spec::Forward { rules, .. } if direction == Direction::Outbound => {
+                self.warnings.push(format!(
+                    "SO_BINDTODEVICE unavailable, forwarding only 127.0.0.1 and ::1 for '{typed_as} {spec}'"
+                ));
+                rules.iter().flat_map(|rule| on_loopback(rule, enabled)).collect()
+            }
+            Spec::Forward { rules, .. } if rules.iter().any(|rule| rule.listen.interface.is_some()) => {
+                return Err(format!(
+                    "Device binding for '{typed_as} {spec}' unsupported (requires kernel 5.7+)"
+                ));
+            }
+            Spec::Forward { rules, .. } => rules,
+        };
+        for rule in rules {
+            match self.mode {
+                Mode::Delete => delete(table, &rule)?,
+                Mode::Replace | Mode::Add => add(table, rule)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add(table: &mut Announced, rule: Rule) -> Result<(), String> {
+    let mut checked = Table::new();
+    for present in &table.rules {
+        // Limits aside, these are the server's own affair.
+        checked
+            .add(present.clone(), Enabled::ALL)
+            .map_err(|error| format!("Table {} can't be changed: {}", table.name, error.reason))?;
+    }
+    checked.add(rule.clone(), table.capabilities.enabled()).map_err(|error| error.to_string())?;
+    table.rules.push(rule);
+    Ok(())
+}
+
+fn delete(table: &mut Announced, rule: &Rule) -> Result<(), String> {
+    if let Some(index) = table.rules.iter().position(|present| present == rule) {
+        table.rules.remove(index);
+        return Ok(());
+    }
+    let reason = match table.rules.iter().find(|present| present.conflicts_with(rule)) {
+        Some(other) => {
+            format!("Specifier {rule} conflicts with rule {other}, but doesn't match it, can't delete")
+        }
+        None => format!("Couldn't find forwarding rule to delete: {rule}"),
+    };
+    Err(format!("{reason}\nUnable to delete rule {rule}"))
+}
+
+/// The rule at loopback addresses, for want of the interface (SPEC §2.4.7).
+fn on_loopback(rule: &Rule, enabled: Enabled) -> impl Iterator<Item = Rule> + use<> {
+    let addresses = [
+        enabled.ipv4.then_some(Ipv4Addr::LOCALHOST.into()),
+        enabled.ipv6.then_some(Ipv6Addr::LOCALHOST.into()),
+    ];
+    let rule = rule.clone();
+    addresses
+        .into_iter()
+        .flatten()
+        .map(move |address| Rule { listen: Listen { addr: Some(address), interface: None }, ..rule.clone() })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! `pesto`: shows and changes the forwarding rules of a passt or pasta that runs (SPEC §8.9).
+//!
+//! The tables that the server announces are edited as the options say, in their order, and sent back whole.
+
+mod client;
+mod edit;
+mod options;
+mod print;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use engine::forward::PortRange;
+
+use self::client::Client;
+use self::edit::Editor;
+use self::options::{Invocation, Request};
+use crate::control::wire::Announced;
+use crate::host;
+
+/// Runs `pesto` as the command line says. An update that does not hold gives exit status 1 (Q16).
+pub fn main() -> ExitCode {
+    let outcome = match options::parse(std::env::args_os()) {
+        Ok(Invocation::Show(text)) => print(&text),
+        Ok(Invocation::Run(request)) => run(&request),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(request: &Request) -> Result<(), String> {
+    let (mut client, tables) = Client::connect(&request.path, request.debug)?;
+    if request.changes.is_empty() {
+        return print(&show(request, "passt/pasta configuration", &tables));
+    }
+    let text = request.show && !request.json;
+    if text {
+        print(&show(request, "Previous configuration", &tables))?;
+    }
+    let mut editor = Editor::new(tables.clone(), ephemeral());
+    for change in &request.changes {
+        editor.apply(change)?;
+    }
+    editor.warnings().iter().for_each(|warning| tell(warning));
+    let updated = editor.finish();
+    if let Some(remark) = client.update(&updated)? {
+        tell(&remark);
+    }
+    match (request.json, text) {
+        (true, _) => print(&print::changed_json(&request.path, &tables, &updated)),
+        (_, true) => print(&show(request, "Updated configuration", &updated)),
+        _ => Ok(()),
+    }
+}
+
+fn show(request: &Request, title: &str, tables: &[Announced]) -> String {
+    if request.json { print::json(&request.path, tables) } else { print::text(title, &request.path, tables) }
+}
+
+/// The ports that `all` and `auto` leave out (SPEC §8.7).
+fn ephemeral() -> PortRange {
+    let ports = host::ephemeral_ports();
+    PortRange::new(*ports.start(), *ports.end()).unwrap_or(PortRange::RFC6335_DYNAMIC)
+}
+
+/// Writes to standard output, whole.
+fn print(text: &str) -> Result<(), String> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| format!("can't write to standard output: {error}"))
+}
+
+/// Writes a line to standard error. If that can't be told, the exit status still says it.
+fn tell(line: &str) {
+    drop(writeln!(io::stderr(), "{line}"));
+}

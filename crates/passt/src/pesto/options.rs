@@ -1,0 +1,296 @@
+//! The command line of `pesto`: one table of options, from which parsing and help follow.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use engine::forward::Protocol;
+use engine::forward::spec::Direction;
+use lexopt::{Arg, Parser};
+
+use super::edit::Change;
+
+/// Longest path of a UNIX socket in bytes: `sun_path` less the terminating zero (R-15).
+const SOCKET_PATH_MAX: usize = 107;
+/// Column at which descriptions start.
+const COLUMN: usize = 28;
+
+/// What a command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Invocation {
+    /// Print this text on standard output.
+    Show(String),
+    /// Do the work.
+    Run(Request),
+}
+
+/// Work to do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Request {
+    /// The control socket.
+    pub(super) path: PathBuf,
+    /// What to change, in the order given.
+    pub(super) changes: Vec<Change>,
+    /// `--show`.
+    pub(super) show: bool,
+    /// `--json`.
+    pub(super) json: bool,
+    /// `--debug`.
+    pub(super) debug: bool,
+}
+
+/// One option.
+struct Opt {
+    long: &'static str,
+    short: Option<char>,
+    action: Action,
+    /// In lines of at most 50 characters.
+    help: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Flag(fn(&mut Request)),
+    Clear,
+    Ports(Direction, Protocol),
+    Help,
+    Version,
+}
+
+static OPTIONS: [Opt; 11] = [
+    Opt {
+        long: "add",
+        short: Some('A'),
+        action: Action::Flag(|request| request.changes.push(Change::Add)),
+        help: "Add the rules of options that follow",
+    },
+    Opt {
+        long: "delete",
+        short: Some('D'),
+        action: Action::Flag(|request| request.changes.push(Change::Delete)),
+        help: "Delete the rules of options that follow",
+    },
+    Opt {
+        long: "clear",
+        short: Some('C'),
+        action: Action::Clear,
+        help: "Delete all rules of HOST (those of -t and -u)\nor of SPLICE (those of -T and -U)",
+    },
+    Opt {
+        long: "tcp-ports",
+        short: Some('t'),
+        action: Action::Ports(Direction::Inbound, Protocol::Tcp),
+        help: "TCP ports to forward to the guest or namespace,\nas for passt and pasta; may be repeated. Without\n\
+               -A or -D before it, all rules of HOST that were\nthere go",
+    },
+    Opt {
+        long: "udp-ports",
+        short: Some('u'),
+        action: Action::Ports(Direction::Inbound, Protocol::Udp),
+        help: "The same for UDP",
+    },
+    Opt {
+        long: "tcp-ns",
+        short: Some('T'),
+        action: Action::Ports(Direction::Outbound, Protocol::Tcp),
+        help: "TCP ports to forward from the namespace to the\nhost, with SPLICE in the place of HOST",
+    },
+    Opt {
+        long: "udp-ns",
+        short: Some('U'),
+        action: Action::Ports(Direction::Outbound, Protocol::Udp),
+        help: "The same for UDP",
+    },
+    Opt {
+        long: "show",
+        short: Some('s'),
+        action: Action::Flag(|request| request.show = true),
+        help: "Show the rules before and after a change",
+    },
+    Opt {
+        long: "json",
+        short: None,
+        action: Action::Flag(|request| request.json = true),
+        help: "Show the rules in JSON, those of a change too",
+    },
+    Opt {
+        long: "debug",
+        short: Some('d'),
+        action: Action::Flag(|request| request.debug = true),
+        help: "Tell more",
+    },
+    Opt { long: "help", short: Some('h'), action: Action::Help, help: "Show this text and exit" },
+];
+
+/// Has no short name, and stands last.
+static VERSION: Opt =
+    Opt { long: "version", short: None, action: Action::Version, help: "Show name and version and exit" };
+
+fn all() -> impl Iterator<Item = &'static Opt> {
+    OPTIONS.iter().chain([&VERSION])
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// A message for people.
+pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
+    let mut args = args.into_iter();
+    let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
+    let wrong = |message: String| format!("{program}: {message}\n{}", usage(&program).trim_end());
+    let mut parser = Parser::from_args(args);
+    let (mut request, mut path) = (Request::default(), None);
+    loop {
+        let (opt, typed_as) = match parser.next().map_err(|error| wrong(error.to_string()))? {
+            None => break,
+            Some(Arg::Value(value)) if path.is_none() => {
+                path = Some(value);
+                continue;
+            }
+            Some(Arg::Value(_)) => return Err(usage(&program).trim_end().into()),
+            Some(Arg::Short(letter)) => {
+                let opt = all().find(|opt| opt.short == Some(letter));
+                (opt.ok_or_else(|| wrong(format!("invalid option -- '{letter}'")))?, format!("-{letter}"))
+            }
+            Some(Arg::Long(name)) => {
+                let opt = find_long(name).map_err(wrong)?;
+                (opt, format!("--{}", opt.long))
+            }
+        };
+        let mut value = || {
+            let value =
+                parser.value().map_err(|_| wrong(format!("option '{typed_as}' requires an argument")))?;
+            text(&value).map_err(wrong)
+        };
+        match opt.action {
+            Action::Flag(set) => {
+                set(&mut request);
+                if typed_as.starts_with("--") && parser.optional_value().is_some() {
+                    return Err(wrong(format!("option '{typed_as}' doesn't allow an argument")));
+                }
+            }
+            Action::Clear => request.changes.push(Change::Clear(value()?)),
+            Action::Ports(direction, protocol) => {
+                let spec = value()?;
+                request.changes.push(Change::Ports { direction, protocol, spec, typed_as });
+            }
+            Action::Help => return Ok(Invocation::Show(usage(&program))),
+            Action::Version => return Ok(Invocation::Show(version())),
+        }
+    }
+    let path = path.ok_or_else(|| usage(&program).trim_end().to_owned())?;
+    if path.is_empty() || path.len() > SOCKET_PATH_MAX {
+        return Err(format!("Invalid socket path {path:?}: 1 to {SOCKET_PATH_MAX} bytes"));
+    }
+    Ok(Invocation::Run(Request { path: path.into(), ..request }))
+}
+
+fn text(value: &OsStr) -> Result<String, String> {
+    value.to_str().map(str::to_owned).ok_or_else(|| format!("not a text: {value:?}"))
+}
+
+/// The option of that name, or the only one whose name starts so.
+fn find_long(name: &str) -> Result<&'static Opt, String> {
+    let candidates: Vec<_> = all().filter(|opt| opt.long.starts_with(name)).collect();
+    let exact = candidates.iter().find(|opt| opt.long == name);
+    match (exact, candidates.as_slice()) {
+        (Some(opt), _) | (None, [opt]) => Ok(opt),
+        (None, []) => Err(format!("unrecognized option '--{name}'")),
+        _ => {
+            let names: String = candidates.iter().map(|opt| format!(" '--{}'", opt.long)).collect();
+            Err(format!("option '--{name}' is ambiguous; possibilities:{names}"))
+        }
+    }
+}
+
+fn usage(program: &str) -> String {
+    let mut text = format!(
+        "Usage: {program} [OPTION]... PATH\n\n\
+         Show or change the forwarding rules of the passt or pasta that was started with\n\
+         --conf-path PATH. A change holds whole, or not at all.\n\n"
+    );
+    for opt in all() {
+        let short = opt.short.map_or("    ".into(), |letter| format!("-{letter}, "));
+        let argument = match opt.action {
+            Action::Clear => " TABLE",
+            Action::Ports(..) => " SPEC",
+            _ => "",
+        };
+        let mut left = format!("  {short}--{}{argument}", opt.long);
+        for line in opt.help.lines() {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "{left:COLUMN$}{line}");
+            left.clear();
+        }
+    }
+    text
+}
+
+fn version() -> String {
+    format!(
+        "pesto {}\npasst-rs, free software: you may change and redistribute it under the terms of the\n\
+         Apache License 2.0 or of the MIT licence, as you choose. There is no warranty, to\n\
+         the extent permitted by law.\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(args: &[&str]) -> Result<Invocation, String> {
+        parse(["pesto"].iter().chain(args).map(OsString::from))
+    }
+
+    fn request(args: &[&str]) -> Request {
+        match read(args) {
+            Ok(Invocation::Run(request)) => request,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// SPEC §8.9: options act in order, wherever PATH stands.
+    #[test]
+    fn changes_in_order() {
+        let typed = request(&["-A", "-t22", "/s", "--delete", "--udp-ns=9", "-sC", "HOST", "--json", "-d"]);
+        let ports = |direction, protocol, spec: &str, typed_as: &str| Change::Ports {
+            direction,
+            protocol,
+            spec: spec.into(),
+            typed_as: typed_as.into(),
+        };
+        let changes = vec![
+            Change::Add,
+            ports(Direction::Inbound, Protocol::Tcp, "22", "-t"),
+            Change::Delete,
+            ports(Direction::Outbound, Protocol::Udp, "9", "--udp-ns"),
+            Change::Clear("HOST".into()),
+        ];
+        assert_eq!(typed, Request { path: "/s".into(), changes, show: true, json: true, debug: true });
+    }
+
+    #[test]
+    fn what_is_wrong() {
+        let error = |args: &[&str]| read(args).unwrap_err();
+        assert!(error(&[]).starts_with("Usage: pesto "));
+        assert!(error(&["a", "b"]).starts_with("Usage: pesto "));
+        assert!(error(&["--bogus", "a"]).starts_with("pesto: unrecognized option '--bogus'\nUsage"));
+        assert!(error(&["-x", "a"]).starts_with("pesto: invalid option -- 'x'\n"));
+        assert!(error(&["a", "-t"]).starts_with("pesto: option '-t' requires an argument\n"));
+        assert!(error(&["--show=1", "a"]).starts_with("pesto: option '--show' doesn't allow an argument\n"));
+        assert!(error(&["--de", "a"]).contains("ambiguous; possibilities: '--delete' '--debug'\n"));
+        assert!(error(&[""]).starts_with("Invalid socket path"));
+        assert!(error(&[&"a".repeat(108)]).starts_with("Invalid socket path"));
+        assert!(read(&[&"a".repeat(107)]).is_ok());
+    }
+
+    #[test]
+    fn texts() {
+        let Ok(Invocation::Show(help)) = read(&["-h"]) else { panic!() };
+        assert!(all().all(|opt| help.contains(&format!("--{}", opt.long))));
+        assert!(help.lines().all(|line| line.len() <= 80 && line == line.trim_end()), "{help}");
+        let Ok(Invocation::Show(version)) = read(&["--version", "-x"]) else { panic!() };
+        assert!(version.starts_with("pesto "));
+    }
+}
