@@ -1,4 +1,5 @@
-//! A hostile guest (SPEC §10.6): whatever frames it sends, we go on, and no larger than before.
+//! A hostile guest (SPEC §10.6): whatever frames it sends, we go on, and no larger than before. Here the questions
+//! that we answer ourselves, too, changed at random; in `flood` the transports, and others at work meanwhile.
 
 use crate::harness::*;
 use smoltcp::wire::TcpControl;

@@ -121,6 +121,15 @@ fn join_netns_name() {
     connects(&net, &net.guest);
 }
 
+/// SPEC §2.2: names may be kept elsewhere.
+#[test]
+fn join_netns_name_in_nsrun_dir() {
+    let Some(net) = Net::new() else { return };
+    net.host.sh("mkdir /run/names; touch /run/names/box; mount --bind /run/netns/guest /run/names/box");
+    net.daemon(&["--config-net", "--nsrun-dir", "/run/names", "--netns", "box"]);
+    connects(&net, &net.guest);
+}
+
 /// A namespace of a user namespace of its own, by path, as a user who may enter both.
 #[test]
 fn join_netns_and_userns() {
