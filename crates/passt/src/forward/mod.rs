@@ -79,3 +79,6 @@ impl Forwarder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

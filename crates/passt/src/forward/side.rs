@@ -80,7 +80,7 @@ impl Side {
         !self.failed.is_empty()
     }
 
-    #[expect(dead_code, reason = "for the other direction, and the control socket")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the other direction, and the control socket"))]
     /// The ports that we hold by this side's rules.
     pub(crate) fn held(&self) -> InUse {
         let mut held = InUse::default();
@@ -101,6 +101,7 @@ impl Side {
         let gone: Vec<Key> =
             self.open.keys().filter(|key| scan(key) && !wanted.contains(key)).copied().collect();
         for key in gone {
+            log::debug!("port {} is not in use on the other side any more", key.1);
             self.close(key, rx);
         }
         self.failed.retain(|key| wanted.contains(key));
@@ -121,7 +122,7 @@ impl Side {
         self.tell(&failures);
     }
 
-    #[expect(dead_code, reason = "for the control socket")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the control socket"))]
     /// Puts `table` in place of the present rules. Sockets that it still wants stay open, whatever rule they belong to
     /// now; those of rules that follow stay until the next [`Side::follow`]. Returns a line for each rule that may be
     /// incomplete, and is.
@@ -234,7 +235,7 @@ impl Side {
         let (index, port) = key;
         let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
         let listener = self.opening.spare(index, rule, port)?;
-        log::debug!("{} port {port} is in use on the other side: listening", rule.protocol);
+        log::debug!("listening on {} port {port}", rule.protocol);
         Ok(self.take(listener, rx)?)
     }
 
@@ -271,10 +272,11 @@ impl Side {
             Some(Open::Stream(index)) => rx.acceptors.remove(index),
             Some(Open::Datagram(id)) => {
                 rx.udp.unlisten(id);
-                self.retired.insert(key, id);
+                if rx.udp.is_listener(id) {
+                    self.retired.insert(key, id);
+                }
             }
-            None => return,
+            None => {}
         }
-        log::debug!("port {} is not in use on the other side any more: closed", key.1);
     }
 }

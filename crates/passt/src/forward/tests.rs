@@ -1,0 +1,158 @@
+use std::net::{TcpListener, TcpStream, UdpSocket};
+
+use engine::forward::spec::{self, Context, Direction, Spec};
+use engine::forward::{Enabled, PortRange};
+use engine::udp::Udp;
+use rustix::event::epoll;
+
+use super::*;
+use crate::accept::Acceptors;
+use crate::io::outbound::Outbound;
+use crate::io::{self, Sockets};
+use crate::isolated::isolated;
+use crate::{listen, plan};
+
+/// What listeners go into, in the namespace of the test.
+struct World {
+    acceptors: Acceptors,
+    udp: Udp<io::udp::UdpSocket>,
+    sockets: Sockets,
+    scanner: Scanner,
+}
+
+impl World {
+    fn new() -> Self {
+        let any = plan::Outbound { address: None, interface: None };
+        let any6 = plan::Outbound { address: None, interface: None };
+        let outbound = Outbound::new(&any, &any6, false).unwrap();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        Self {
+            acceptors: Acceptors::new(),
+            udp: Udp::new(io::udp::limits(), [7; 16]),
+            sockets: Sockets::new(epoll, outbound),
+            scanner: Scanner::open(true),
+        }
+    }
+
+    fn rx(&mut self) -> Receivers<'_> {
+        Receivers { acceptors: &mut self.acceptors, udp: &mut self.udp, sockets: &mut self.sockets }
+    }
+
+    fn side(&mut self, specs: &[(Protocol, &str)]) -> Side {
+        let (table, opening) = (table(specs), Opening::new(false));
+        let (listeners, _) = opening.rules(&table, |_, _| false).unwrap();
+        Side::new(table, opening, listeners, &mut self.rx()).unwrap()
+    }
+
+    /// Ports in use now, of both protocols.
+    fn in_use(&mut self) -> (Vec<u16>, Vec<u16>) {
+        self.scanner.scan();
+        let InUse { tcp, udp } = self.scanner.in_use();
+        (tcp.iter().collect(), udp.iter().collect())
+    }
+}
+
+fn table(specs: &[(Protocol, &str)]) -> Table {
+    let mut table = Table::new();
+    for (protocol, spec) in specs {
+        let ephemeral = PortRange::new(100, 65535).unwrap();
+        let direction = Direction::Inbound;
+        let context = Context { protocol: *protocol, direction, enabled: Enabled::ALL, ephemeral };
+        let Ok(Spec::Forward { rules, .. }) = spec::parse(spec, &context) else { panic!("{spec}") };
+        rules.into_iter().for_each(|rule| table.add(rule, Enabled::ALL).unwrap());
+    }
+    table
+}
+
+fn ports(ports: &[u16]) -> InUse {
+    InUse { tcp: ports.iter().copied().collect(), udp: Default::default() }
+}
+
+use Protocol::{Tcp, Udp as UdpRule};
+
+/// SPEC §8.4, R-104: what is followed is opened and closed, and what is wanted still stays open all the time.
+#[test]
+fn r_104_following() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut side = world.side(&[(Tcp, "auto,~85,~90"), (UdpRule, "auto,~85"), (Tcp, "127.0.0.2/90")]);
+        assert_eq!(world.in_use(), (vec![90], vec![]));
+        side.follow(&ports(&[80, 81, 85, 300]), &InUse::default(), &mut world.rx());
+        assert_eq!(world.in_use(), (vec![80, 81, 90], vec![80, 81]));
+        // In the backlog of a port that stays: it would be reset if that was closed for a moment.
+        let waiting = TcpStream::connect("127.0.0.1:80").unwrap();
+        side.follow(&ports(&[80, 82]), &ports(&[82]), &mut world.rx());
+        assert_eq!(world.in_use(), (vec![80, 90], vec![80]), "not what we hold over there ourselves");
+        side.follow(&ports(&[80, 82]), &InUse::default(), &mut world.rx());
+        assert_eq!(world.in_use(), (vec![80, 82, 90], vec![80, 82]));
+        waiting.set_nonblocking(true).unwrap();
+        assert_eq!(waiting.peek(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        side.follow(&InUse::default(), &InUse::default(), &mut world.rx());
+        assert_eq!(world.in_use(), (vec![90], vec![]));
+        let held = side.held();
+        assert_eq!((held.tcp.iter().collect::<Vec<_>>(), held.udp.is_empty()), (vec![90], true));
+    });
+}
+
+/// A port that can't be had is had once it is free.
+#[test]
+fn busy_ports_are_tried_again() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut side = world.side(&[(Tcp, "auto")]);
+        let busy = TcpListener::bind("127.0.0.1:80").unwrap();
+        side.follow(&ports(&[80]), &InUse::default(), &mut world.rx());
+        assert!(side.lacks_any());
+        drop(busy);
+        side.follow(&ports(&[80]), &InUse::default(), &mut world.rx());
+        assert!(!side.lacks_any());
+        TcpStream::connect("127.0.0.1:80").unwrap();
+    });
+}
+
+/// SPEC §8.9: new rules are a difference to the old ones: sockets that both want are never closed.
+#[test]
+fn new_rules_keep_what_they_have_in_common_with_the_old() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut side = world.side(&[(Tcp, "80-82"), (Tcp, "127.0.0.1/90"), (UdpRule, "53")]);
+        let waiting = TcpStream::connect("127.0.0.1:81").unwrap();
+        let new = [(UdpRule, "53:54,55"), (Tcp, "81-83:91-93"), (Tcp, "90")];
+        assert!(side.apply(table(&new), &mut world.rx()).unwrap().is_empty());
+        assert_eq!(world.in_use(), (vec![81, 82, 83, 90], vec![53, 55]));
+        waiting.set_nonblocking(true).unwrap();
+        assert_eq!(waiting.peek(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        // 90 is open at every address now.
+        TcpStream::connect("127.0.0.2:90").unwrap();
+        side.apply(Table::new(), &mut world.rx()).unwrap();
+        assert_eq!(world.in_use(), (vec![], vec![]));
+        side.apply(table(&new), &mut world.rx()).unwrap();
+        assert_eq!(world.in_use(), (vec![81, 82, 83, 90], vec![53, 55]));
+    });
+}
+
+/// SPEC §8.9, Q16: an update that can't hold whole is refused whole; one that may be incomplete tells what is missing.
+#[test]
+fn q_16_new_rules_hold_whole_or_not_at_all() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut side = world.side(&[(Tcp, "127.0.0.1/80"), (UdpRule, "127.0.0.1/53")]);
+        let _busy = (TcpListener::bind("127.0.0.1:90").unwrap(), UdpSocket::bind("127.0.0.1:90").unwrap());
+        let before = world.in_use();
+        for refused in [[(Tcp, "80"), (Tcp, "90")], [(UdpRule, "53"), (UdpRule, "90")]] {
+            let error = side.apply(table(&refused), &mut world.rx()).unwrap_err();
+            assert!(matches!(error, listen::Error::Port { port: 90, .. }), "{error}");
+            assert_eq!(world.in_use(), before);
+            TcpStream::connect("127.0.0.1:80").unwrap();
+            TcpStream::connect("127.0.0.2:80").unwrap_err();
+        }
+        let notes = side.apply(table(&[(Tcp, "~1-79,~91-99")]), &mut world.rx()).unwrap();
+        assert_eq!(
+            notes,
+            [
+                "Listen failed for 1 of 11 HOST TCP ports */80-90 (port 90: Address already in use (os error 98))"
+            ]
+        );
+        assert_eq!(world.in_use().0, (80..=90).collect::<Vec<_>>());
+    });
+}
