@@ -94,6 +94,30 @@ fn r_104_following() {
     });
 }
 
+/// Services that come and go a thousand times: what is open is always what is in use and can be had, and nothing is left.
+#[test]
+fn a_thousand_changes() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut side = world.side(&[(Tcp, "auto,~7"), (UdpRule, "auto")]);
+        let _busy = TcpListener::bind("127.0.0.1:3").unwrap();
+        let mut random: u32 = 1;
+        for _ in 0..1000 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let services: Vec<u16> = (1..16).filter(|bit| random >> 16 & 1 << bit != 0).collect();
+            side.follow(&ports(&services), &InUse::default(), &mut world.rx());
+            let (tcp, udp) = world.in_use();
+            assert_eq!(udp, services);
+            let expected: Vec<u16> =
+                (1..16).filter(|port| *port == 3 || *port != 7 && services.contains(port)).collect();
+            assert_eq!(tcp, expected);
+            assert_eq!(side.lacks_any(), services.contains(&3));
+        }
+        side.follow(&InUse::default(), &InUse::default(), &mut world.rx());
+        assert_eq!(world.in_use(), (vec![3], vec![]));
+    });
+}
+
 /// A port that can't be had is had once it is free.
 #[test]
 fn busy_ports_are_tried_again() {

@@ -53,7 +53,14 @@ fn many_ports() {
     });
 }
 
-/// A list that a read gave up on, or that fills the socket, does not spoil the next.
+/// where nothing can be looked at, nothing is in use, and that is all.
+#[test]
+fn r_105_nothing_to_look_at() {
+    let mut scanner = Scanner { tcp: None, udp: None, in_use: InUse::default(), next: PortSet::default() };
+    assert!(!scanner.scan());
+    assert!(scanner.in_use().tcp.is_empty() && scanner.in_use().udp.is_empty());
+}
+
 #[test]
 fn scanners_look_at_the_namespace_they_were_opened_in() {
     isolated(|| {
