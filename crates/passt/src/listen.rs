@@ -52,6 +52,9 @@ pub enum Error {
         /// What failed.
         reason: Reason,
     },
+    /// Sockets can't be opened in the guest's namespace.
+    #[error("can't open sockets in the namespace: {0}")]
+    Namespace(#[from] std::io::Error),
     /// All ports of a rule that may be incomplete.
     #[error(
         "All listens failed for HOST {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",

@@ -80,8 +80,8 @@ impl Namespace {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread inside the guest's network namespace, for as long as this value lives: it opens sockets there.
-#[derive(Debug)]
+/// A thread inside the guest's network namespace, for as long as this value or a copy lives: it opens sockets there.
+#[derive(Clone, Debug)]
 pub struct Opener {
     orders: Sender<Work>,
 }

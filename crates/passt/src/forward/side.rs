@@ -4,17 +4,21 @@
 //! ones agree on stay open, so that no connection in their backlog is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
 
 use engine::flow::FlowId;
 use engine::forward::scan::{InUse, wanted};
 use engine::forward::{Protocol, Rule, Table};
 use engine::udp::{self, Udp};
 use rustix::io::Errno;
+use rustix::net::getsockname;
 
 use crate::accept::Acceptors;
 use crate::io::Sockets;
 use crate::io::udp::UdpSocket;
 use crate::listen::{self, Listener, Opening, Reason};
+use crate::netns::Opener;
 
 /// A rule's index in its table, and a port of it.
 type Key = (usize, u16);
@@ -34,11 +38,31 @@ pub(crate) struct Receivers<'a> {
 pub(crate) struct Side {
     table: Table,
     opening: Opening,
+    place: Place,
     open: BTreeMap<Key, Open>,
     /// Closed ones of UDP, whose flows may live on and keep the port.
     retired: BTreeMap<Key, FlowId>,
     /// Ports in use on the other side that can't be had: told once.
     failed: BTreeSet<Key>,
+}
+
+/// Where sockets are opened: the namespace that a rule listens in.
+#[derive(Debug)]
+enum Place {
+    /// Ours.
+    Here,
+    /// The guest's.
+    #[expect(dead_code, reason = "for the other direction")]
+    There(Opener),
+}
+
+impl Place {
+    fn open<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        match self {
+            Self::Here => Ok(work()),
+            Self::There(opener) => opener.call(work),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,13 +85,19 @@ impl Side {
         rx: &mut Receivers<'_>,
     ) -> anyhow::Result<Self> {
         let (open, retired, failed) = Default::default();
-        let mut side = Self { table, opening, open, retired, failed };
+        let mut side = Self { table, opening, place: Place::Here, open, retired, failed };
         for listener in listeners {
             let (protocol, port) = (listener.protocol, listener.port);
             side.take(listener, rx)
                 .map_err(|errno| anyhow::anyhow!("can't watch {protocol} port {port}: {errno}"))?;
         }
         Ok(side)
+    }
+
+    /// From now on, sockets are opened in the guest's namespace.
+    #[expect(dead_code, reason = "for the other direction")]
+    pub(crate) fn open_there(&mut self, opener: Opener) {
+        self.place = Place::There(opener);
     }
 
     /// Whether rules of a protocol follow what is in use on the other side.
@@ -112,6 +142,10 @@ impl Side {
             }
             match self.open(key, rx) {
                 Ok(()) => drop(self.failed.remove(&key)),
+                // The guest has sent from there already, and its socket serves whoever answers or asks.
+                Err(Reason::Socket(Errno::ADDRINUSE)) if endpoint_ports(rx.udp).any(|port| port == key.1) => {
+                    self.failed.insert(key);
+                }
                 Err(reason) => {
                     if self.failed.insert(key) {
                         failures.push((key, reason));
@@ -142,7 +176,10 @@ impl Side {
         let in_the_way: Vec<Key> =
             leaving.iter().filter(|key| self.collides(**key, &table)).copied().collect();
         in_the_way.iter().for_each(|key| self.close(*key, rx));
-        match self.opening.rules(&table, |rule, port| kept.contains_key(&(rule, port))) {
+        let (opening, wanted, open) = (self.opening, table.clone(), kept.clone());
+        let opened =
+            self.place.open(move || opening.rules(&wanted, |rule, port| open.contains_key(&(rule, port))));
+        match opened.map_err(listen::Error::from).flatten() {
             Ok((listeners, notes)) => {
                 leaving.into_iter().for_each(|key| self.close(key, rx));
                 self.replace(table, &kept, rx);
@@ -225,17 +262,15 @@ impl Side {
             0 => String::new(),
             more => format!(", and {more} more"),
         };
-        log::warn!(
-            "Listen failed for HOST {} port {port}, in use on the other side: {reason}{others}",
-            rule.protocol
-        );
+        log::warn!("Listen failed for HOST {} port {port} (auto): {reason}{others}", rule.protocol);
     }
 
     fn open(&mut self, key: Key, rx: &mut Receivers<'_>) -> Result<(), Reason> {
         let (index, port) = key;
-        let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
-        let listener = self.opening.spare(index, rule, port)?;
-        log::debug!("listening on {} port {port}", rule.protocol);
+        let (rule, opening) = (self.table.rules().get(index).ok_or(Errno::INVAL)?.clone(), self.opening);
+        let opened = self.place.open(move || opening.spare(index, &rule, port));
+        let listener = opened.map_err(|_| Reason::Socket(Errno::PIPE)).flatten()?;
+        log::debug!("listening on {} port {port}", listener.protocol);
         Ok(self.take(listener, rx)?)
     }
 
@@ -279,4 +314,10 @@ impl Side {
             None => {}
         }
     }
+}
+
+/// Ports of ours that stand for ports of the guest that it has sent from.
+pub(super) fn endpoint_ports(udp: &Udp<UdpSocket>) -> impl Iterator<Item = u16> {
+    udp.endpoint_sockets()
+        .filter_map(|socket| Some(SocketAddr::try_from(getsockname(socket).ok()?).ok()?.port()))
 }

@@ -113,6 +113,37 @@ fn busy_ports_r104() {
     assert_eq!(end.stderr.matches("Address already in use").count(), 1, "{end:?}");
 }
 
+/// A guest that sends from its port before that is found: we hold the port for it already. That is no failure worth a
+/// word, and whoever writes to the port reaches the guest.
+#[test]
+fn services_that_speak_first() {
+    need!("ss");
+    let Some(net) = Net::new() else { return };
+    let pid_file = net.path("pasta.pid");
+    let arguments = ["--config-net", "-f", "--pid", &pid_file, "--netns", "/run/netns/guest"];
+    let pasta = net.start_pasta(&arguments);
+    let first = net.guest.udp((any(HOST[0]), 7000));
+    until(&net, "udp", 7000, true);
+    drop(first);
+    until(&net, "udp", 7000, false);
+    // The listener of a scan may be earlier by chance, so several.
+    let peer = net.peer.udp((PEER[0], 9));
+    let services: Vec<_> = (7001..7020).map(|port| net.guest.udp((any(HOST[0]), port))).collect();
+    for service in &services {
+        service.send_to(b"announcement", (PEER[0], 9)).unwrap();
+        recv_from(&peer);
+    }
+    let (_last, stranger) = (net.guest.udp((any(HOST[0]), 7020)), net.peer.udp((PEER_ALIAS[0], 0)));
+    until(&net, "udp", 7020, true);
+    for (service, port) in services.iter().zip(7001..) {
+        stranger.send_to(b"question", (HOST[0], port)).unwrap();
+        assert_eq!(recv_from(service).0, b"question");
+    }
+    net.host.sh(&format!("kill $(cat {pid_file})"));
+    let end = pasta.wait();
+    assert!(!end.stderr.contains("Listen failed"), "{end:?}");
+}
+
 /// Listeners come and go a hundred times, several at once, and all that is left is what is left in the guest.
 #[test]
 fn many_changes() {
