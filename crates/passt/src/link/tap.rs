@@ -59,6 +59,11 @@ impl TapLink {
                 // EIO: the interface is down.
                 Err(Errno::IO) => return Ok(None),
                 Err(Errno::INTR) => continue,
+                // A frame that the kernel can't describe or copy, which is gone now.
+                Err(Errno::INVAL | Errno::NOMEM | Errno::NOBUFS) => {
+                    self.dropped += 1;
+                    return Ok(None);
+                }
                 Err(errno) => return Err(errno.into()),
             };
             let (start, offload) = if self.has_header() {
@@ -142,13 +147,15 @@ impl TapLink {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(Full),
-                // The interface is down, or memory is short: lost like on a wire.
-                Err(Errno::IO | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC | Errno::INVAL) => {
-                    self.dropped += 1;
+                // The device is gone.
+                Err(errno @ (Errno::BADFD | Errno::BADF | Errno::NODEV)) => {
+                    self.failed = Some(errno);
                     return Ok(());
                 }
-                Err(errno) => {
-                    self.failed = Some(errno);
+                // The interface is down, memory is short, or the guest's kernel does not want it (the guest may have put a
+                // filter there): lost like on a wire.
+                Err(_) => {
+                    self.dropped += 1;
                     return Ok(());
                 }
             }

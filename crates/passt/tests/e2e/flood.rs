@@ -159,6 +159,11 @@ impl Hostility {
             Some(written.len)
         });
         vnet_header.copy_from_slice(&offload[..sys::packet::VNET_HDR_LEN]);
+        if self.below(3) == 0 {
+            // Other flags and kinds, UFO and ECN among them.
+            vnet_header[0] = self.pick(&[0, 1, 2, 3]);
+            vnet_header[1] = self.pick(&[0, 1, 3, 4, 5, 0x81, 0x83, 0x84, 0x85]);
+        }
         frame
     }
 
