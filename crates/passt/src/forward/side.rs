@@ -52,7 +52,6 @@ enum Place {
     /// Ours.
     Here,
     /// The guest's.
-    #[expect(dead_code, reason = "for the other direction")]
     There(Opener),
 }
 
