@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command_line;
+pub mod control;
 pub mod frames;
 pub mod icmp_error;
 pub mod input;
@@ -35,7 +36,7 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("segment", 20_000, segment::target),
@@ -48,4 +49,5 @@ pub const TARGETS: [Target; 12] = [
     target("port_spec", 20_000, port_spec::target),
     target("resolv_conf", 10_000, resolv_conf::target),
     target("command_line", 10_000, command_line::target),
+    target("control", 20_000, control::target),
 ];

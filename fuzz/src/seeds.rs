@@ -1,6 +1,12 @@
 //! The corpus's beginnings, written by `cargo run -p fuzz --bin seeds`: one input for each thing that a target
 //! should get to see. Inputs that were found since then, and captured frames, lie beside them.
 
+use engine::forward::{
+    Enabled, PortRange, Protocol,
+    spec::{self, Direction, Spec},
+};
+use passt::control::wire::{Announced, Capabilities, Pif, Update, encode_announcement, encode_update};
+
 use crate::receive_path::{RECORD, dhcp_message};
 
 /// An input: of which target, under which name, and its bytes.
@@ -13,6 +19,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(formats());
     seeds.extend(dhcp());
     seeds.extend(texts());
+    seeds.extend(control());
     seeds
 }
 
@@ -165,6 +172,26 @@ fn dhcp() -> Vec<Seed> {
         ("dhcpv6", "rebind", v6(6, &with_address)),
         ("dhcpv6", "information", v6(11, &[0, 6, 0, 4, 0, 23, 0, 24])),
         ("dhcpv6", "prefix", v6(1, &[0, 25, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])),
+    ]
+}
+
+fn control() -> Vec<Seed> {
+    let Some(ephemeral) = PortRange::new(32_768, 60_999) else { return vec![] };
+    let (enabled, direction) = (Enabled::ALL, Direction::Inbound);
+    let context = spec::Context { protocol: Protocol::Tcp, direction, enabled, ephemeral };
+    let rules = |text| match spec::parse(text, &context) {
+        Ok(Spec::Forward { rules, .. }) => rules,
+        _ => vec![],
+    };
+    let update = Update(vec![(Pif::HOST, rules("22-25:10022,80")), (Pif::SPLICE, rules("[::1]%lo/53"))]);
+    let capabilities = Capabilities::of(enabled);
+    let table =
+        |pif, name: &str, text| Announced { pif, name: name.into(), capabilities, rules: rules(text) };
+    let tables = [table(Pif::HOST, "HOST", "8080:192.0.2.1/80"), table(Pif::SPLICE, "SPLICE", "none")];
+    vec![
+        ("control", "update", [&[0][..], &encode_update(&update)].concat()),
+        ("control", "nothing", [&[0][..], &encode_update(&Update::default())].concat()),
+        ("control", "announcement", [&[1][..], &encode_announcement(&tables)].concat()),
     ]
 }
 
