@@ -1,22 +1,46 @@
 //! A network of its own for a test that opens real sockets.
 
-use std::{fs, process::Command, thread};
+use std::{
+    env, fs,
+    io::{self, Write},
+    process::Command,
+    thread,
+};
 
 /// Runs a test on a thread in a new network namespace, where loopback is up and nothing else is there. Without the
-/// right to make one, the test is skipped, which is told.
+/// right to make one, or without iproute2, the test is skipped.
 ///
 /// A port that a test has closed may stay taken for a moment, by processes that other tests are just starting.
 pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
-    let thread = thread::spawn(|| match sys::netns::enter_new() {
+    if !has_ip() {
+        return skipped("ip (iproute2) is not installed");
+    }
+    let name = thread::current().name().unwrap_or_default().to_owned();
+    let thread = thread::Builder::new().name(name).spawn(|| match sys::netns::enter_new() {
         Ok(()) => {
             ip("link set lo up");
             test();
         }
-        Err(error) => eprintln!("SKIPPED: no right to make a network namespace: {error}"),
+        Err(error) => skipped(&format!("no right to make a network namespace: {error}")),
     });
+    let thread = thread.unwrap_or_else(|error| panic!("can't start a thread: {error}"));
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Whether there is an ip(8) to set networks up with.
+pub(crate) fn has_ip() -> bool {
+    Command::new("ip").arg("-V").output().is_ok()
+}
+
+/// Says on the real standard error, which tests can't capture, that this one was skipped. Where `CI` is set, nothing
+/// may be.
+#[track_caller]
+pub(crate) fn skipped(why: &str) {
+    assert!(env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
+    let line = format!("SKIPPED: {}: {why}\n", thread::current().name().unwrap_or("?"));
+    drop(io::stderr().write_all(line.as_bytes()));
 }
 
 /// Runs ip(8) in the namespace of the calling thread.

@@ -7,16 +7,21 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::stage::{Daemon, Guest, Running, Stage, User, processes_with, stderr, unique};
+use crate::stage::{Daemon, Guest, Running, Stage, User, processes_with, skipped, stderr, unique};
 
 /// A namespace of the machine with a name, removed with this value.
 pub(crate) struct Named(pub(crate) String);
 
 impl Named {
-    pub(crate) fn new() -> Self {
+    /// Skips the test, with None, where there is no ip(8).
+    pub(crate) fn new() -> Option<Self> {
+        if Command::new("ip").arg("-V").output().is_err() {
+            skipped("ip (iproute2) is not installed");
+            return None;
+        }
         let name = format!("pasta-life-{}", unique());
         assert!(Command::new("ip").args(["netns", "add", &name]).status().unwrap().success());
-        Self(name)
+        Some(Self(name))
     }
 
     pub(crate) fn remove(&self) {
@@ -158,7 +163,7 @@ fn by_name() {
         return;
     }
     let stage = Stage::new();
-    let named = Named::new();
+    let Some(named) = Named::new() else { return };
     let daemon = stage.attach(User::Root, &["--config-net", "-I", "life0", "--netns", &named.0]);
     assert_harmless(&daemon, User::Root);
     let output = Command::new("ip").args(["-n", &named.0, "link", "show", "life0"]).output().unwrap();

@@ -36,7 +36,7 @@ fn with_the_file() {
         return;
     }
     let stage = Stage::new();
-    let (named, other) = (Named::new(), Named::new());
+    let (Some(named), Some(other)) = (Named::new(), Named::new()) else { return };
     let daemon = stage.attach(User::Root, &["--netns", &named.0]);
     other.remove();
     named.remove();
@@ -49,7 +49,7 @@ fn not_with_another_file() {
         return;
     }
     let stage = Stage::new();
-    let named = Named::new();
+    let Some(named) = Named::new() else { return };
     let daemon = stage.attach(User::Root, &["--netns", &named.0]);
     let other = stage.attach(User::Root, &["--no-netns-quit", "--netns", &named.0, "-I", "life0"]);
     File::create(stage.path("unrelated")).unwrap();

@@ -51,8 +51,7 @@ impl User {
         let works = self.command("true").output().is_ok_and(|output| output.status.success());
         let works = works && (self != Self::Root || is_root());
         if !works {
-            assert!(std::env::var_os("CI").is_none(), "{self:?} can't be had here, and CI skips nothing");
-            eprintln!("SKIPPED as {self:?}: this user can't be had here");
+            skipped(&format!("user {self:?} can't be had here"));
         }
         works
     }
@@ -336,6 +335,15 @@ pub(crate) fn stdout(output: &Output) -> String {
 
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Says on the real standard error, which tests can't capture, that this one was skipped. Where `CI` is set, nothing
+/// may be.
+#[track_caller]
+pub(crate) fn skipped(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
+    let line = format!("SKIPPED: {}: {why}\n", thread::current().name().unwrap_or("?"));
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// A number that no other test of this machine has.

@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     config::{Config, Mode},
     host::{Facts, RouteMetric},
+    isolated::{has_ip, skipped},
     plan::plan,
 };
 
@@ -21,6 +22,9 @@ fn in_namespace(test: &str, body: impl FnOnce()) {
     if std::env::var_os(NAMESPACE).is_some() {
         body();
         return;
+    }
+    if !has_ip() {
+        return skipped("ip (iproute2) is not installed");
     }
     let name = format!("pasta::configure::tests::{test}");
     let output = Command::new("unshare")

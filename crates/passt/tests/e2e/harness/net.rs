@@ -100,6 +100,10 @@ impl Net {
 
     pub(crate) fn with(options: Options) -> Option<Net> {
         raise_descriptor_limit();
+        if let Some(missing) = ["ip", "nsenter", "unshare"].into_iter().find(|tool| !super::has_tool(tool)) {
+            skipped(&format!("{missing} is not installed"));
+            return None;
+        }
         let root = rustix::process::geteuid().is_root();
         if options.who == Who::PlainRoot && !root {
             skipped("plain root needs root");
