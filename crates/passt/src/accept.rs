@@ -9,7 +9,9 @@ use engine::forward::Rule;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with, sockopt};
+use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, listen, shutdown, sockopt};
+
+use crate::listen::BACKLOG;
 
 /// Marks the epoll word of a listening socket, whose index is in the low bits.
 const WORD: u64 = 1 << 32;
@@ -75,6 +77,22 @@ impl Acceptors {
     pub(crate) fn remove(&mut self, index: usize) {
         if self.ports.get_mut(index).and_then(Option::take).is_some() {
             self.free.push(index);
+        }
+    }
+
+    /// Has a socket not listen for now, but keep its port: what still waits to be accepted is lost. False if there is no
+    /// such socket.
+    pub(crate) fn silence(&self, index: usize) -> bool {
+        let Some(Some(port)) = self.ports.get(index) else { return false };
+        shutdown(&port.socket, Shutdown::Both).is_ok()
+    }
+
+    /// Has a silenced socket listen again.
+    pub(crate) fn restore(&self, index: usize) {
+        if let Some(Some(port)) = self.ports.get(index)
+            && let Err(errno) = listen(&port.socket, BACKLOG)
+        {
+            log::warn!("can't listen on a port again: {errno}");
         }
     }
 

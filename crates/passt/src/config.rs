@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use engine::forward::{IfName, Table};
+use engine::forward::{Enabled, IfName, Table};
 use wire::ethernet::Mac;
 
 /// MTU when `--mtu` is not given (SPEC §2.2): the longest 802.3 payload that is a multiple of four.
@@ -151,6 +151,11 @@ impl Config {
             pasta: Pasta::default(),
             warnings: Vec::new(),
         }
+    }
+
+    /// The families and protocols that rules may be about.
+    pub fn enabled(&self) -> Enabled {
+        Enabled { ipv4: self.v4.enabled, ipv6: self.v6.enabled, tcp: !self.no_tcp, udp: !self.no_udp }
     }
 }
 

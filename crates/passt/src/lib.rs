@@ -37,7 +37,7 @@ use pasta::configure::configure;
 use pasta::{Guest, Lifetime};
 use pcap::Capture;
 use plan::{NamespacePlan, Plan};
-use shard::{Setup, Shard, Tap};
+use shard::{ControlSetup, Setup, Shard, Tap};
 use stage::{Boot, PidFile};
 
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
@@ -101,10 +101,13 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     notes.iter().for_each(|note| log::warn!("{note}"));
     let rules = Rules { inbound: config.inbound.clone(), listeners, opening };
 
+    let control = config.conf_path.as_deref().map(control::socket::listen_at).transpose()?;
+    let control = control.map(|listener| ControlSetup { listener, enabled: config.enabled() });
+
     let (prepared, guest) = boot.join_guest(config)?;
     let tap = make_tap(&guest, &plan)?;
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
-    let mut shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, rules })?;
+    let mut shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, rules, control })?;
 
     let (staffed, opener) = prepared.detach(config.foreground, pid_file)?.staff(guest.namespace)?;
     shard.start(&opener)?;

@@ -17,7 +17,7 @@ use sys::sockopt::bind_to_device;
 use crate::io::udp;
 
 /// Connections that may wait to be accepted; the kernel takes `net.core.somaxconn` if that is less.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// A bound socket of one port of a rule; a TCP one listens.
 #[derive(Debug)]
@@ -128,15 +128,28 @@ impl Opening {
         table: &Table,
         open: impl Fn(usize, u16) -> bool,
     ) -> Result<(Vec<Listener>, Vec<String>), Error> {
+        self.rules_by(table, open, |index, rule, port| self.socket(index, rule, port, false))
+    }
+
+    /// Like [`Opening::rules`], with `make` to open a socket of the rule of that index.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn rules_by(
+        self,
+        table: &Table,
+        open: impl Fn(usize, u16) -> bool,
+        mut make: impl FnMut(usize, &Rule, u16) -> Result<Listener, Reason>,
+    ) -> Result<(Vec<Listener>, Vec<String>), Error> {
         let (mut listeners, mut notes) = (Vec::new(), Vec::new());
         for (index, rule) in table.rules().iter().enumerate().filter(|(_, rule)| !rule.scan) {
             let ports: Vec<u16> = rule.ports.iter().filter(|port| !open(index, *port)).collect();
             if rule.best_effort {
-                notes.extend(self.some(index, rule, &ports, &mut listeners)?);
+                notes.extend(self.some(rule, &ports, |port| make(index, rule, port), &mut listeners)?);
                 continue;
             }
             for port in ports {
-                let listener = self.socket(index, rule, port).map_err(|reason| Error::Port {
+                let listener = make(index, rule, port).map_err(|reason| Error::Port {
                     protocol: rule.protocol,
                     listen: rule.listen.clone(),
                     port,
@@ -151,15 +164,15 @@ impl Opening {
     /// Opens what can be opened of a rule's `ports`, and returns a line about what could not.
     fn some(
         self,
-        index: usize,
         rule: &Rule,
         ports: &[u16],
+        mut make: impl FnMut(u16) -> Result<Listener, Reason>,
         listeners: &mut Vec<Listener>,
     ) -> Result<Option<String>, Error> {
         let before = listeners.len();
         let (mut failures, mut covered) = (None, None);
         for &port in ports {
-            match self.spare(index, rule, port) {
+            match make(port).and_then(|listener| self.spared(listener)) {
                 Ok(listener) => listeners.push(listener),
                 Err(Reason::Socket(Errno::MFILE | Errno::NFILE)) => {
                     covered = Some(port);
@@ -193,14 +206,24 @@ impl Opening {
     /// # Errors
     /// As the system calls; `EMFILE` for want of a spare descriptor.
     pub fn spare(self, index: usize, rule: &Rule, port: u16) -> Result<Listener, Reason> {
-        let listener = self.socket(index, rule, port)?;
+        self.spared(self.socket(index, rule, port, false)?)
+    }
+
+    fn spared(self, listener: Listener) -> Result<Listener, Reason> {
         match u64::try_from(listener.socket.as_raw_fd()) {
             Ok(fd) if fd < self.descriptors => Ok(listener),
             _ => Err(Reason::Socket(Errno::MFILE)),
         }
     }
 
-    fn socket(self, index: usize, rule: &Rule, port: u16) -> Result<Listener, Reason> {
+    /// Opens a port of a rule; with `beside`, one of UDP may be bound to what another socket has that allows it as well.
+    pub(crate) fn socket(
+        self,
+        index: usize,
+        rule: &Rule,
+        port: u16,
+        beside: bool,
+    ) -> Result<Listener, Reason> {
         let (socket, address) = match create(rule.protocol, rule.listen.addr, self.freebind) {
             // a host without IPv6 has no dual-stack sockets, and needs none.
             Err(Errno::AFNOSUPPORT) if rule.listen.addr.is_none() => {
@@ -213,10 +236,18 @@ impl Opening {
             bind_to_device(&socket, interface)
                 .map_err(|error| Reason::Interface(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
         }
-        let bound = address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
-        bind(&socket, &SocketAddr::new(bound, port))?;
-        if rule.protocol == Protocol::Tcp {
-            listen(&socket, BACKLOG)?;
+        let bound = SocketAddr::new(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
+        match rule.protocol {
+            Protocol::Tcp => {
+                bind(&socket, &bound)?;
+                listen(&socket, BACKLOG)?;
+            }
+            Protocol::Udp if beside => {
+                sockopt::set_socket_reuseaddr(&socket, true)?;
+                bind(&socket, &bound)?;
+                sockopt::set_socket_reuseaddr(&socket, false)?;
+            }
+            Protocol::Udp => bind(&socket, &bound)?,
         }
         Ok(Listener { rule: index, port, protocol: rule.protocol, address, socket })
     }

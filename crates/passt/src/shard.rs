@@ -1,10 +1,14 @@
 //! The event loop: one epoll set, one link, one stack of flows.
 
+mod control;
+
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
+use engine::forward::Enabled;
 use engine::host::TcpSocket;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
@@ -23,6 +27,7 @@ use crate::pasta::configure::Configured;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::pcap::Capture;
 use crate::plan::Plan;
+use control::Control;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 64;
@@ -46,6 +51,16 @@ pub(crate) struct Setup<'a> {
     pub(crate) outbound: Outbound,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
+    /// Where rules can be changed, if anywhere.
+    pub(crate) control: Option<ControlSetup>,
+}
+
+/// What the control socket needs.
+pub(crate) struct ControlSetup {
+    /// The listening socket.
+    pub(crate) listener: OwnedFd,
+    /// What rules may ask for.
+    pub(crate) enabled: Enabled,
 }
 
 /// A tap device that stands in its namespace.
@@ -64,6 +79,7 @@ pub(crate) struct Shard {
     link: Option<TapLink>,
     acceptors: Acceptors,
     forwarder: Forwarder,
+    control: Option<Control>,
     /// The link took no more; it reports when it does again.
     link_full: bool,
     link_up: bool,
@@ -83,6 +99,8 @@ impl Shard {
         let mut acceptors = Acceptors::new();
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
         let forwarder = Forwarder::new(setup.rules, rx)?;
+        let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
+        let control = control.context("can't watch the control socket")?;
         // Without --config-net the interface is still down.
         let configured = setup.plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
         Ok(Self {
@@ -92,6 +110,7 @@ impl Shard {
             link: setup.tap.map(|tap| TapLink::new(tap.device, setup.capture)),
             acceptors,
             forwarder,
+            control,
             link_full: false,
             link_up: configured,
             buffer: vec![0; BUFFER_LEN],
@@ -104,7 +123,10 @@ impl Shard {
         let now = self.now();
         let Self { acceptors, sockets, stack, .. } = self;
         let rx = Receivers { acceptors, udp: stack.udp(), sockets };
-        self.forwarder.start(opener, now, rx).context("can't look for ports in use in the namespace")
+        let changeable = self.control.is_some();
+        self.forwarder
+            .start(opener, changeable, now, rx)
+            .context("can't look for ports in use in the namespace")
     }
 
     /// Serves the guest until the end.
@@ -149,8 +171,8 @@ impl Shard {
         let timeout = if self.stack.has_runnable() && !self.link_full {
             Some(Duration::ZERO)
         } else {
-            let due = [self.stack.next_deadline(), self.forwarder.next_scan()].into_iter().flatten().min();
-            due.map(|due| due.since(self.now()))
+            let due = [self.stack.next_deadline(), self.forwarder.next_scan(), self.control_deadline()];
+            due.into_iter().flatten().min().map(|due| due.since(self.now()))
         };
         // Whole milliseconds, rounded up: nothing is due before.
         let timeout = timeout.map(|timeout| Timespec {
@@ -179,6 +201,7 @@ impl Shard {
             SIGNALS => return Ok(lifetime.on_event(Source::Signals)),
             NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
             LINK => self.on_link(flags, now)?,
+            word if self.on_control(word, now) => {}
             _ => {
                 if let Some(id) = FlowId::from_bits(word) {
                     if let Some(link) = &mut self.link {
@@ -214,6 +237,9 @@ impl Shard {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
             self.forwarder.scan(now, Receivers { acceptors, udp: stack.udp(), sockets });
+        }
+        if self.control_deadline().is_some_and(|due| due <= now) {
+            self.on_control_deadline(now);
         }
         let Some(link) = &mut self.link else { return Ok(()) };
         if self.stack.next_deadline().is_some_and(|due| due <= now) {

@@ -219,6 +219,12 @@ impl<S: UdpSocket> Udp<S> {
         self.sockets.get(id).is_some_and(|socket| !matches!(socket.role, Role::Endpoint { .. }))
     }
 
+    /// A socket by its name, unless it is gone.
+    #[must_use]
+    pub fn socket(&self, id: FlowId) -> Option<&S> {
+        Some(&self.sockets.get(id)?.io)
+    }
+
     /// The sockets that belong to the guest's own endpoints: each holds a port of the host.
     pub fn endpoint_sockets(&self) -> impl Iterator<Item = &S> {
         let endpoints =

@@ -9,7 +9,7 @@ use std::{
 };
 
 use engine::forward::{
-    Enabled, PortRange, Protocol, Table,
+    PortRange, Protocol, Table,
     spec::{self, Context, Direction, Spec, SpecError},
 };
 
@@ -213,12 +213,7 @@ impl Args {
         let ephemeral =
             PortRange::new(*ephemeral.start(), *ephemeral.end()).unwrap_or(PortRange::RFC6335_DYNAMIC);
         let config = &mut self.config;
-        let enabled = Enabled {
-            ipv4: config.v4.enabled,
-            ipv6: config.v6.enabled,
-            tcp: !config.no_tcp,
-            udp: !config.no_udp,
-        };
+        let enabled = config.enabled();
         for option in &self.ports {
             let PortOption { direction, protocol, .. } = *option;
             let context = Context { protocol, direction, enabled, ephemeral };

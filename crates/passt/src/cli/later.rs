@@ -17,7 +17,6 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--tcp-ns or --udp-ns with anything but \"none\"", !config.outbound.is_empty()),
         ("--splice-only", config.splice == Splice::Only),
         ("--host-lo-to-ns-lo", config.host_lo_to_ns_lo),
-        ("--conf-path", config.conf_path.is_some()),
         ("--stats", config.stats.is_some()),
         ("--log-file", config.log_file.is_some()),
         ("--log-size", config.log_size != DEFAULT_LOG_SIZE),

@@ -5,4 +5,6 @@
 //! is not disturbed.
 
 pub mod reply;
+pub(crate) mod server;
+pub(crate) mod socket;
 pub mod wire;

@@ -1,6 +1,8 @@
 //! Forwarding rules at work, in both directions (SPEC §8).
 
 mod side;
+mod update;
+mod way;
 
 use std::time::Duration;
 
@@ -37,6 +39,8 @@ pub(crate) struct Forwarder {
     guest: Option<Scanner>,
     next_scan: Option<Instant>,
     until_retry: u32,
+    /// The rules have changed since the last scan.
+    changed: bool,
 }
 
 impl Forwarder {
@@ -46,20 +50,37 @@ impl Forwarder {
     /// A socket can't be watched.
     pub(crate) fn new(rules: Rules, mut rx: Receivers<'_>) -> anyhow::Result<Self> {
         let inbound = Side::new(rules.inbound, rules.opening, rules.listeners, &mut rx)?;
-        Ok(Self { inbound, guest: None, next_scan: None, until_retry: RETRY })
+        Ok(Self { inbound, guest: None, next_scan: None, until_retry: RETRY, changed: false })
     }
 
-    /// Starts to follow what is in use on the other side, if a rule says so. `opener` is in the guest's namespace.
+    /// Starts to follow what is in use on the other side, if a rule says so, or one may come to (`changeable`).
+    /// `opener` is in the guest's namespace.
     ///
     /// # Errors
     /// The opener is gone.
-    pub(crate) fn start(&mut self, opener: &Opener, now: Instant, rx: Receivers<'_>) -> std::io::Result<()> {
+    pub(crate) fn start(
+        &mut self,
+        opener: &Opener,
+        changeable: bool,
+        now: Instant,
+        rx: Receivers<'_>,
+    ) -> std::io::Result<()> {
         let (tcp, udp) = (self.inbound.follows(Protocol::Tcp), self.inbound.follows(Protocol::Udp));
-        if tcp || udp {
-            self.guest = Some(opener.call(move || Scanner::open(udp))?);
-            self.scan(now, rx);
+        if tcp || udp || changeable {
+            self.guest = Some(opener.call(move || Scanner::open(udp || changeable))?);
+            self.follow_anew(now, rx);
         }
         Ok(())
+    }
+
+    /// Looks for what the rules follow now, or no more, if they follow nothing.
+    fn follow_anew(&mut self, now: Instant, rx: Receivers<'_>) {
+        if self.inbound.follows(Protocol::Tcp) || self.inbound.follows(Protocol::Udp) {
+            self.changed = true;
+            self.scan(now, rx);
+        } else {
+            self.next_scan = None;
+        }
     }
 
     /// When to call [`Forwarder::scan`] next.
@@ -71,7 +92,7 @@ impl Forwarder {
     pub(crate) fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
         let Some(guest) = &mut self.guest else { return };
         self.next_scan = Some(now + INTERVAL);
-        let changed = guest.scan();
+        let changed = guest.scan() | std::mem::take(&mut self.changed);
         self.until_retry = self.until_retry.saturating_sub(1);
         if changed || self.until_retry == 0 && self.inbound.lacks_any() {
             self.until_retry = RETRY;

@@ -3,17 +3,18 @@
 //! A listening socket is known by its rule's index and its port. When the rules change, those that the old and the new
 //! ones agree on stay open, so that no connection in their backlog is lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 
 use engine::flow::FlowId;
 use engine::forward::scan::{InUse, wanted};
-use engine::forward::{Protocol, Rule, Table};
+use engine::forward::{Listen, Protocol, Rule, Table};
 use engine::udp::{self, Udp};
 use rustix::io::Errno;
 use rustix::net::getsockname;
 
+use super::way::Way;
 use crate::accept::Acceptors;
 use crate::io::Sockets;
 use crate::io::udp::UdpSocket;
@@ -41,7 +42,7 @@ pub(crate) struct Side {
     place: Place,
     open: BTreeMap<Key, Open>,
     /// Closed ones of UDP, whose flows may live on and keep the port.
-    retired: BTreeMap<Key, FlowId>,
+    retired: HashMap<Claim, FlowId>,
     /// Ports in use on the other side that can't be had: told once.
     failed: BTreeSet<Key>,
 }
@@ -64,8 +65,22 @@ impl Place {
     }
 }
 
+/// What a socket is for, whatever its rule's index: no two sockets have the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Claim {
+    pub(super) protocol: Protocol,
+    pub(super) listen: Listen,
+    pub(super) port: u16,
+}
+
+impl Claim {
+    fn of(rule: &Rule, port: u16) -> Self {
+        Self { protocol: rule.protocol, listen: rule.listen.clone(), port }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
-enum Open {
+pub(super) enum Open {
     /// Index of an acceptor.
     Stream(usize),
     /// A listener of UDP.
@@ -113,10 +128,13 @@ impl Side {
     /// The ports that we hold by this side's rules.
     pub(crate) fn held(&self) -> InUse {
         let mut held = InUse::default();
-        for (rule, port) in self.open.keys().chain(self.retired.keys()) {
+        for (rule, port) in self.open.keys() {
             if let Some(rule) = self.table.rules().get(*rule) {
                 held.of(rule.protocol).insert(*port);
             }
+        }
+        for claim in self.retired.keys() {
+            held.of(claim.protocol).insert(claim.port);
         }
         held
     }
@@ -155,7 +173,11 @@ impl Side {
         self.tell(&failures);
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the control socket"))]
+    /// The rules.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// Puts `table` in place of the present rules. Sockets that it still wants stay open, whatever rule they belong to
     /// now; those of rules that follow stay until the next [`Side::follow`]. Returns a line for each rule that may be
     /// incomplete, and is.
@@ -171,39 +193,36 @@ impl Side {
         let kept = self.kept_by(&table);
         let staying: BTreeSet<Key> = kept.values().copied().collect();
         let leaving: Vec<Key> = self.open.keys().filter(|key| !staying.contains(key)).copied().collect();
-        // An old socket may be in the way of a new one: at `*` of one at an address, for example.
-        let in_the_way: Vec<Key> =
-            leaving.iter().filter(|key| self.collides(**key, &table)).copied().collect();
-        in_the_way.iter().for_each(|key| self.close(*key, rx));
-        let (opening, wanted, open) = (self.opening, table.clone(), kept.clone());
-        let opened =
-            self.place.open(move || opening.rules(&wanted, |rule, port| open.contains_key(&(rule, port))));
-        match opened.map_err(listen::Error::from).flatten() {
-            Ok((listeners, notes)) => {
-                leaving.into_iter().for_each(|key| self.close(key, rx));
-                self.replace(table, &kept, rx);
-                for listener in listeners {
-                    let (protocol, port) = (listener.protocol, listener.port);
-                    if let Err(errno) = self.take(listener, rx) {
-                        log::warn!("can't watch {protocol} port {port}: {errno}");
-                    }
-                }
-                Ok(notes)
-            }
-            Err(error) => {
-                for key in in_the_way {
-                    if !self.revive(key, rx)
-                        && let Err(reason) = self.open(key, rx)
-                    {
-                        log::warn!("can't have port {} back: {reason}", key.1);
-                    }
-                }
-                Err(error)
+        let revivable = self.revivable(&table, &kept);
+        let way = Way::clear(&table, self.in_the_way(&leaving), rx);
+        let (opening, wanted, beside) = (self.opening, table.clone(), way.suffering());
+        let there: BTreeSet<Key> = kept.keys().chain(revivable.keys()).copied().collect();
+        let opened = self.place.open(move || {
+            let make = |index, rule: &Rule, port| {
+                opening.socket(index, rule, port, rule.protocol == Protocol::Udp && beside.contains(&port))
+            };
+            opening.rules_by(&wanted, |rule, port| there.contains(&(rule, port)), make)
+        });
+        way.close(rx);
+        // What was opened is closed before the old ones are heard again.
+        let opened = opened.map_err(listen::Error::from).flatten().inspect_err(|_| way.restore(rx));
+        let (listeners, notes) = opened?;
+
+        leaving.into_iter().for_each(|key| self.close(key, rx));
+        self.replace(table, &kept, rx);
+        for key in revivable.into_keys() {
+            self.revive(key, rx);
+        }
+        for listener in listeners {
+            let (protocol, port) = (listener.protocol, listener.port);
+            if let Err(errno) = self.take(listener, rx) {
+                log::warn!("can't watch {protocol} port {port}: {errno}");
             }
         }
+        Ok(notes)
     }
 
-    /// Which of the present sockets a new table wants: by the key that it will have, the key that it has.
+    /// Which of the open sockets a new table wants: by the key that it will have, the key that it has.
     fn kept_by(&self, table: &Table) -> BTreeMap<Key, Key> {
         let heirs = |rule: &Rule| -> Vec<usize> {
             let same = |new: &Rule| new.protocol == rule.protocol && new.listen == rule.listen;
@@ -214,42 +233,48 @@ impl Side {
             let new = *heirs.get(rule)?.iter().find(|new| table.rules()[**new].ports.contains(port))?;
             Some(((new, port), (rule, port)))
         };
-        self.open.keys().chain(self.retired.keys()).filter_map(heir).collect()
+        self.open.keys().filter_map(heir).collect()
     }
 
-    /// Whether a port of `table` can't be had while the socket of `key` is open.
-    fn collides(&self, (rule, port): Key, table: &Table) -> bool {
-        let Some(old) = self.table.rules().get(rule) else { return false };
-        table.rules().iter().any(|new| new.protocol == old.protocol && new.ports.contains(port))
+    /// Which of the retired sockets a new table wants right away.
+    fn revivable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> BTreeMap<Key, FlowId> {
+        let heir = |(claim, id): (&Claim, &FlowId)| {
+            let wants = |rule: &Rule| {
+                !rule.scan && rule.ports.contains(claim.port) && *claim == Claim::of(rule, claim.port)
+            };
+            let new = table.rules().iter().position(wants)?;
+            Some(((new, claim.port), *id)).filter(|(key, _)| !kept.contains_key(key))
+        };
+        self.retired.iter().filter_map(heir).collect()
     }
 
-    /// Takes over a table, and the sockets that it has in common with the old one.
+    /// Sockets that may keep new ones from their ports although no new rule wants them: those of the keys `leaving`, and
+    /// retired ones.
+    fn in_the_way(&self, leaving: &[Key]) -> Vec<(Claim, Open)> {
+        let leaving = leaving
+            .iter()
+            .filter_map(|key| Some((Claim::of(self.table.rules().get(key.0)?, key.1), *self.open.get(key)?)));
+        let retired = self.retired.iter().map(|(claim, id)| (claim.clone(), Open::Datagram(*id)));
+        leaving.chain(retired).collect()
+    }
+
+    /// Takes over a table, and the open sockets that it has in common with the old one.
     fn replace(&mut self, table: Table, kept: &BTreeMap<Key, Key>, rx: &mut Receivers<'_>) {
         let open = std::mem::take(&mut self.open);
-        let mut retired = std::mem::take(&mut self.retired);
         self.failed.clear();
         self.table = table;
         for (&key, old) in kept {
             let (index, port) = key;
-            let Some(rule) = self.table.rules().get(index) else { continue };
-            match (open.get(old), retired.remove(old)) {
-                (Some(Open::Stream(acceptor)), _) => {
-                    rx.acceptors.retarget(*acceptor, rule, port);
-                    self.open.insert(key, Open::Stream(*acceptor));
-                }
-                (Some(Open::Datagram(id)), _) => {
-                    self.retired.insert(key, *id);
-                    self.revive(key, rx);
-                }
-                (None, Some(id)) => {
-                    let scan = rule.scan;
-                    self.retired.insert(key, id);
-                    if !scan {
-                        self.revive(key, rx);
+            let Some((rule, open)) = self.table.rules().get(index).zip(open.get(old)) else { continue };
+            match open {
+                Open::Stream(acceptor) => rx.acceptors.retarget(*acceptor, rule, port),
+                Open::Datagram(id) => {
+                    if let Some(target) = udp::Listener::new(index, rule, port) {
+                        rx.udp.relisten(*id, target);
                     }
                 }
-                (None, None) => {}
             }
+            self.open.insert(key, *open);
         }
     }
 
@@ -275,8 +300,9 @@ impl Side {
 
     /// Has a listener of UDP back that still serves old flows.
     fn revive(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
-        let Some(id) = self.retired.remove(&key) else { return false };
-        let target = self.table.rules().get(key.0).and_then(|rule| udp::Listener::new(key.0, rule, key.1));
+        let Some(rule) = self.table.rules().get(key.0) else { return false };
+        let Some(id) = self.retired.remove(&Claim::of(rule, key.1)) else { return false };
+        let target = udp::Listener::new(key.0, rule, key.1);
         let revived = target.is_some_and(|target| rx.udp.relisten(id, target));
         if revived {
             self.open.insert(key, Open::Datagram(id));
@@ -306,8 +332,10 @@ impl Side {
             Some(Open::Stream(index)) => rx.acceptors.remove(index),
             Some(Open::Datagram(id)) => {
                 rx.udp.unlisten(id);
-                if rx.udp.is_listener(id) {
-                    self.retired.insert(key, id);
+                if rx.udp.is_listener(id)
+                    && let Some(rule) = self.table.rules().get(key.0)
+                {
+                    self.retired.insert(Claim::of(rule, key.1), id);
                 }
             }
             None => {}

@@ -180,3 +180,40 @@ fn q_16_new_rules_hold_whole_or_not_at_all() {
         assert_eq!(world.in_use().0, (80..=90).collect::<Vec<_>>());
     });
 }
+
+/// Q16: what makes room for new rules keeps its port until they stand: it could be lost to others, or be one that we have
+/// no right to have again.
+#[test]
+fn q_16_old_sockets_keep_their_ports_until_the_new_rules_stand() {
+    isolated(|| {
+        let mut world = World::new();
+        let mut side = world.side(&[(Tcp, "127.0.0.1/80"), (UdpRule, "127.0.0.1/53")]);
+        let _busy = TcpListener::bind("127.0.0.1:90").unwrap();
+        let before = (inodes("tcp", 80), inodes("udp", 53));
+        for refused in [[(Tcp, "0.0.0.0/80"), (Tcp, "90")], [(UdpRule, "0.0.0.0/53"), (Tcp, "90")]] {
+            side.apply(table(&refused), &mut world.rx()).unwrap_err();
+            assert_eq!((inodes("tcp", 80), inodes("udp", 53)), before);
+            TcpStream::connect("127.0.0.1:80").unwrap();
+        }
+        // Nobody else can be bound beside them, neither now nor to the ones that take their place.
+        let taken = || {
+            let socket = crate::io::udp::prepare_listener("127.0.0.1".parse().ok(), false).unwrap();
+            rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+            let address: std::net::SocketAddr = "127.0.0.1:53".parse().unwrap();
+            rustix::net::bind(&socket, &address).is_err()
+        };
+        assert!(taken());
+        side.apply(table(&[(Tcp, "0.0.0.0/80"), (UdpRule, "0.0.0.0/53")]), &mut world.rx()).unwrap();
+        assert!(taken());
+        TcpStream::connect("127.0.0.2:80").unwrap();
+    });
+}
+
+/// The sockets at an IPv4 port, by their inodes.
+fn inodes(protocol: &str, port: u16) -> Vec<String> {
+    let table = std::fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap();
+    let columns = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    // Connections have a state and a peer of their own.
+    let here = columns.filter(|c| c[1].ends_with(&format!(":{port:04X}")) && c[2].ends_with(":0000"));
+    here.map(|c| c[9].to_owned()).collect()
+}

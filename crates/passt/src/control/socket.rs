@@ -1,0 +1,77 @@
+//! UNIX sockets that we wait at (SPEC §9.2).
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+/// Clients that may wait for the one before them.
+const BACKLOG: i32 = 8;
+
+/// Listens at `path`, where a socket that nobody listens at any more is replaced.
+///
+/// # Errors
+/// Somebody does listen there, something else than a socket is there, or the path can't be used.
+pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
+    let shown = path.display();
+    let address = SocketAddrUnix::new(path).with_context(|| format!("can't use socket path {shown}"))?;
+    let new = || {
+        socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .context("can't make a UNIX domain socket")
+    };
+    match connect(new()?, &address) {
+        // AGAIN: its backlog is full.
+        Ok(()) | Err(Errno::AGAIN) => bail!("Socket path {shown} already in use"),
+        Err(_) => {}
+    }
+    match path.symlink_metadata() {
+        Ok(there) if there.file_type().is_socket() => {
+            std::fs::remove_file(path).with_context(|| format!("can't remove old socket {shown}"))?;
+        }
+        Ok(_) => bail!("{shown} exists and is not a socket"),
+        Err(_) => {}
+    }
+    let socket = new()?;
+    bind(&socket, &address).with_context(|| format!("can't bind UNIX domain socket at {shown}"))?;
+    listen(&socket, BACKLOG).with_context(|| format!("can't listen at {shown}"))?;
+    log::info!("UNIX domain socket bound at {shown}");
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    /// SPEC §9.2: free, left over, in use; and what is no socket stays.
+    #[test]
+    fn replacement_rules() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(listen_at(&path).unwrap());
+        let second = listen_at(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        let error = listen_at(&path).unwrap_err().to_string();
+        assert_eq!(error, format!("Socket path {} already in use", path.display()));
+        UnixStream::connect(&path).unwrap();
+        drop(second);
+        drop(UnixListener::from(listen_at(&path).unwrap()));
+
+        let file = folder.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(listen_at(&file).unwrap_err().to_string().ends_with("is not a socket"));
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        assert!(listen_at(&folder.path().join("missing/s")).is_err());
+    }
+}

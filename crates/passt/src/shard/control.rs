@@ -1,0 +1,67 @@
+//! The control socket's part in the event loop (SPEC §8.9).
+
+use engine::forward::Enabled;
+use engine::timer::Instant;
+use rustix::event::epoll;
+
+use super::{Receivers, Shard};
+use crate::control::server::{self, Server};
+use crate::control::wire::Update;
+
+/// The control socket, and what its clients may ask for.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) server: Server,
+    pub(super) enabled: Enabled,
+}
+
+impl Shard {
+    /// Whether an event was the control socket's.
+    pub(super) fn on_control(&mut self, word: u64, now: Instant) -> bool {
+        let Some(Control { server, enabled }) = &mut self.control else { return false };
+        let epoll = self.sockets.epoll();
+        match word {
+            server::LISTENER => {
+                server.on_listener(now, epoll, || self.forwarder.announce(*enabled));
+                true
+            }
+            server::CLIENT => {
+                if let Some(update) = server.on_client(epoll) {
+                    self.on_update(&update, now);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// When the control socket needs a turn.
+    pub(super) fn control_deadline(&self) -> Option<Instant> {
+        self.control.as_ref()?.server.next_deadline()
+    }
+
+    /// Gives the control socket its turn, if it is due.
+    pub(super) fn on_control_deadline(&mut self, now: Instant) {
+        if let Some(control) = &mut self.control {
+            control.server.on_deadline(now, self.sockets.epoll());
+        }
+    }
+
+    fn on_update(&mut self, update: &Update, now: Instant) {
+        let Some(control) = &mut self.control else { return };
+        let rx =
+            Receivers { acceptors: &mut self.acceptors, udp: self.stack.udp(), sockets: &mut self.sockets };
+        let outcome = self.forwarder.update(update, control.enabled, now, rx);
+        let outcome = outcome.as_deref().map_err(String::as_str);
+        control.server.conclude(outcome, self.sockets.epoll());
+    }
+}
+
+impl Control {
+    /// Watches for clients.
+    pub(super) fn new(setup: super::ControlSetup, epoll: impl std::os::fd::AsFd) -> rustix::io::Result<Self> {
+        let word = epoll::EventData::new_u64(server::LISTENER);
+        epoll::add(epoll, &setup.listener, word, epoll::EventFlags::IN)?;
+        Ok(Self { server: Server::new(setup.listener), enabled: setup.enabled })
+    }
+}
