@@ -95,7 +95,6 @@ fn refuses_what_is_not_supported_yet() {
         ("pasta -U all", "--tcp-ns or --udp-ns with anything but \"none\""),
         ("pasta --splice-only", "--splice-only"),
         ("pasta --host-lo-to-ns-lo", "--host-lo-to-ns-lo"),
-        ("pasta -c x", "--conf-path"),
         ("pasta -f --stats 3", "--stats"),
         ("pasta -l x", "--log-file"),
         ("pasta --log-size 50000", "--log-size"),
@@ -111,7 +110,7 @@ fn refuses_what_is_not_supported_yet() {
     for line in [
         "pasta -t none -u none -T none -U none --repair-path none --no-splice --freebind",
         "pasta --netns x --userns y --no-netns-quit -P a -p b --runas 0 -t 22 -u all",
-        "pasta --netns-only --no-pidns true",
+        "pasta --netns-only --no-pidns -c x true",
     ] {
         assert!(matches!(parse(line), Ok(cli::Invocation::Run(_))), "{line}");
     }

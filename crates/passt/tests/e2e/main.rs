@@ -22,6 +22,7 @@ mod icmp;
 mod link;
 mod local;
 mod nat;
+mod pesto;
 mod rules;
 mod start;
 mod tcp;

@@ -1,0 +1,229 @@
+//! Rules that change while it runs: `--conf-path` and `pesto` (SPEC §8.9).
+//!
+//! `PASST_REFERENCE` names the directory of the C implementation's programs, against which ours are tried both ways;
+//! without it that is skipped: the bytes that it was seen to send are among the unit tests.
+
+use crate::harness::*;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+
+/// Runs a `pesto` of the host on the control socket `s` of the test.
+fn run(net: &Net, program: &str, args: &[&str]) -> Finished {
+    net.host.run(&[&[program], args, &[&net.path("s")]].concat())
+}
+
+fn pesto(net: &Net, args: &[&str]) -> Finished {
+    run(net, env!("CARGO_BIN_EXE_pesto"), args)
+}
+
+/// The lines that it prints, but for the first.
+fn rules(finished: Finished) -> Vec<String> {
+    finished.ok().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
+}
+
+fn start<'a>(net: &'a Net, args: &[&str]) -> Daemon<'a> {
+    net.pasta(&[args, &["-c", &net.path("s")]].concat())
+}
+
+/// A connection from the peer through the port of the host to a listener in the guest.
+fn connection(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpStream) {
+    let client = net.peer.connect((HOST[0], port)).unwrap_or_else(|e| panic!("{port}: {e}"));
+    let (server, _) = accept(listener);
+    (client, server)
+}
+
+fn lives((client, server): &mut (TcpStream, TcpStream)) {
+    server.write_all(b"welcome").unwrap();
+    client.read_exact(&mut [0; 7]).unwrap();
+    client.write_all(b"thanks").unwrap();
+    server.read_exact(&mut [0; 6]).unwrap();
+}
+
+fn refused(net: &Net, port: u16) {
+    assert!(net.peer.connect((HOST[0], port)).is_err(), "{port} is open");
+}
+
+/// SPEC §8.9: ports come, go and change their target, and what was accepted or asked for before lives on.
+#[test]
+fn rules_come_and_go() {
+    let Some(net) = Net::new() else { return };
+    let _pasta = start(&net, &["-t", "7000", "-u", "7002"]);
+    let listener = net.guest.listen((any(HOST[0]), 7000));
+    let other = net.guest.listen((any(HOST[0]), 7001));
+    let mut early = connection(&net, &listener, 7000);
+
+    assert_eq!(
+        rules(pesto(&net, &[])),
+        ["  HOST", "    TCP [*]:7000  =>  7000", "    UDP [*]:7002  =>  7002"]
+    );
+    assert_eq!(pesto(&net, &["-A", "-t", "7001"]).ok(), "");
+    lives(&mut connection(&net, &other, 7001));
+    lives(&mut early);
+
+    // Another target is no other port.
+    pesto(&net, &["-D", "-t", "7000", "-A", "-t", "7000:7001"]).ok();
+    lives(&mut connection(&net, &other, 7000));
+    lives(&mut early);
+    pesto(&net, &["-C", "HOST", "-u", "7002"]).ok();
+    refused(&net, 7000);
+    refused(&net, 7001);
+    lives(&mut early);
+
+    // A closed UDP port serves its flows to their end, and can be had back meanwhile, here or elsewhere.
+    let server = net.guest.udp((any(HOST[0]), 7002));
+    let client = net.peer.udp((PEER[0], 0));
+    let ask = || {
+        client.send_to(b"question", (HOST[0], 7002)).unwrap();
+        let (_, from) = recv_from(&server);
+        server.send_to(b"answer", from).unwrap();
+        assert_eq!(recv_from(&client), (b"answer".to_vec(), (HOST[0], 7002).into()));
+    };
+    ask();
+    pesto(&net, &["-t", "none"]).ok();
+    assert_eq!(rules(pesto(&net, &[])), ["  HOST"]);
+    ask();
+    pesto(&net, &["-u", "7002"]).ok();
+    ask();
+    pesto(&net, &["-u", &format!("{}/7002", HOST[0])]).ok();
+    let stranger = net.peer.udp((PEER[0], 0));
+    stranger.send_to(b"hello", (HOST[0], 7002)).unwrap();
+    assert_eq!(recv_from(&server).0, b"hello");
+}
+
+/// Q16: an update that can't hold whole changes nothing, says why, and the exit status tells.
+#[test]
+fn q_16_an_update_holds_whole_or_not_at_all() {
+    let Some(net) = Net::new() else { return };
+    let _pasta = start(&net, &["-t", "7000", "-u", "none"]);
+    let listener = net.guest.listen((any(HOST[0]), 7000));
+    let _busy = net.host.listen((HOST[0], 7009));
+    let before = rules(pesto(&net, &[]));
+
+    let end = pesto(&net, &["-s", "-t", "7005-7009"]);
+    assert_eq!(end.code(), 1, "{end:?}");
+    assert!(
+        end.stderr.starts_with("Listen failed for HOST TCP port */7009: Address already in use"),
+        "{end:?}"
+    );
+    assert!(!end.stdout.contains("Updated"), "{end:?}");
+    assert_eq!(rules(pesto(&net, &[])), before);
+    refused(&net, 7005);
+    lives(&mut connection(&net, &listener, 7000));
+
+    // What was there and is in the way is not lost.
+    let end = pesto(&net, &["-t", "0.0.0.0/7000", "-t", "7009"]);
+    assert_eq!(end.code(), 1, "{end:?}");
+    assert_eq!(rules(pesto(&net, &[])), before);
+    lives(&mut connection(&net, &listener, 7000));
+    // Without the other, it makes room.
+    pesto(&net, &["-t", "0.0.0.0/7000"]).ok();
+    lives(&mut connection(&net, &listener, 7000));
+    assert!(net.peer.connect((HOST[1], 7000)).is_err());
+
+    // Best effort tells what is missing, and holds.
+    let end = pesto(&net, &["-t", "~1-6999,~7010-65535"]);
+    assert_eq!(end.code(), 0, "{end:?}");
+    assert!(end.stderr.starts_with("Listen failed for 1 of 10 HOST TCP ports */7000-7009"), "{end:?}");
+}
+
+/// SPEC §8.4: rules may come to follow what is in use, though none did at the start.
+#[test]
+fn auto_comes_later() {
+    let Some(net) = Net::new() else { return };
+    let _pasta = start(&net, &["-t", "none", "-u", "none"]);
+    let listener = net.guest.listen((any(HOST[0]), 7000));
+    pesto(&net, &["-t", "auto"]).ok();
+    lives(&mut connection(&net, &listener, 7000));
+    pesto(&net, &["-t", "none"]).ok();
+    refused(&net, 7000);
+}
+
+/// Clients that say nothing, or garbage, hold up no traffic.
+#[test]
+fn other_clients() {
+    let Some(net) = Net::new() else { return };
+    let pasta = start(&net, &["-t", "7000", "-u", "none"]);
+    let listener = net.guest.listen((any(HOST[0]), 7000));
+    for garbage in [&[0xff; 4096][..], &[1, 0, 0, 0, 255], b"GET / HTTP/1.1\r\n\r\n"] {
+        let mut client = UnixStream::connect(net.path("s")).unwrap();
+        // It may be reset before all is written.
+        drop(client.write_all(garbage));
+    }
+    let silent = UnixStream::connect(net.path("s")).unwrap();
+    lives(&mut connection(&net, &listener, 7000));
+    drop(silent);
+    assert_eq!(rules(pesto(&net, &[])), ["  HOST", "    TCP [*]:7000  =>  7000"]);
+    assert!(pasta.runs());
+}
+
+/// SPEC §9.2: the path of a socket that is served is not taken over, one that is left over is.
+#[test]
+fn the_path() {
+    let Some(net) = Net::new() else { return };
+    let pasta = start(&net, &["-t", "7000", "-u", "none"]);
+    let path = net.path("s");
+    let second = net.run_pasta(&["-c", &path, "--", "true"]);
+    assert_eq!(second.code(), 1);
+    assert!(second.stderr.contains(&format!("Socket path {path} already in use")), "{second:?}");
+    pasta.terminate();
+    let end = pesto(&net, &[]);
+    assert_eq!(end.code(), 1);
+    assert_eq!(end.stderr, format!("Failed to connect to {path}: Connection refused\n"));
+    net.spawn(&["-c", &path], &["true"]).ok();
+}
+
+/// A program of the C implementation.
+fn reference(name: &str) -> Option<String> {
+    let Some(folder) = std::env::var_os("PASST_REFERENCE") else {
+        let test = std::thread::current().name().unwrap_or("?").to_owned();
+        let line = format!("SKIPPED: {test}: PASST_REFERENCE names no directory of the C programs\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+        return None;
+    };
+    let path = std::path::Path::new(&folder).join(name);
+    assert!(path.exists(), "{} is not there", path.display());
+    Some(path.to_str().unwrap().to_owned())
+}
+
+/// SPEC §8.9: the C implementation's `pesto` with our pasta, line by line what ours prints.
+#[test]
+fn the_pesto_of_the_c_implementation() {
+    let Some(theirs) = reference("pesto") else { return };
+    let Some(net) = Net::new() else { return };
+    let _pasta =
+        start(&net, &["-t", "7000-7002:8000-8002", "-t", "127.0.0.1%lo/80:10.0.0.1/8080", "-u", "53,auto"]);
+    let listener = net.guest.listen((any(HOST[0]), 7003));
+    for args in [&[][..], &["-s"], &["-C", "TAP"], &["-t", "22,"], &["-T", "22"], &["-D", "-t", "1"]] {
+        let (a, b) = (run(&net, &theirs, args), pesto(&net, args));
+        assert_eq!((a.code(), &a.stdout, &a.stderr), (b.code(), &b.stdout, &b.stderr), "{args:?}");
+    }
+    let shown = run(&net, &theirs, &["-s", "-A", "-t", "7003"]).ok();
+    assert_eq!(
+        rules(pesto(&net, &[])),
+        shown.rsplit("Updated").next().unwrap().lines().skip(1).map(str::trim_end).collect::<Vec<_>>()
+    );
+    lives(&mut connection(&net, &listener, 7003));
+    run(&net, &theirs, &["-C", "HOST"]).ok();
+    refused(&net, 7003);
+}
+
+/// SPEC §8.9: our `pesto` with the C implementation's pasta.
+#[test]
+fn the_pasta_of_the_c_implementation() {
+    let Some(theirs) = reference("pasta") else { return };
+    let Some(net) = Net::new() else { return };
+    let path = net.path("s");
+    let command = "--config-net --runas 0 --netns /run/netns/guest -t 7000 -u none -T 22 -U none -c";
+    let argv: Vec<&str> = [&theirs[..]].into_iter().chain(command.split(' ')).chain([&path[..]]).collect();
+    net.host.run(&argv).ok();
+    let listener = net.guest.listen((any(HOST[0]), 7001));
+    let splice = ["  SPLICE", "    TCP [*]%lo:22  =>  22"];
+    assert_eq!(rules(pesto(&net, &[])), [&["  HOST", "    TCP [*]:7000  =>  7000"], &splice[..]].concat());
+    pesto(&net, &["-A", "-t", "7001", "-D", "-t", "7000"]).ok();
+    assert_eq!(rules(pesto(&net, &[])), [&["  HOST", "    TCP [*]:7001  =>  7001"], &splice[..]].concat());
+    lives(&mut connection(&net, &listener, 7001));
+    // It takes two interfaces at one port for a conflict (Q20), and can only hang up to say so.
+    let end = pesto(&net, &["-t", "%lo/7001", "-t", "%eth0/7001"]);
+    assert_eq!((end.code(), &end.stderr[..]), (1, "The server has refused the update\n"));
+}
