@@ -183,7 +183,8 @@ fn control() -> Vec<Seed> {
         Ok(Spec::Forward { rules, .. }) => rules,
         _ => vec![],
     };
-    let update = Update(vec![(Pif::HOST, rules("22-25:10022-10025,80")), (Pif::SPLICE, rules("[::1]%lo/53"))]);
+    let update =
+        Update(vec![(Pif::HOST, rules("22-25:10022-10025,80")), (Pif::SPLICE, rules("[::1]%lo/53"))]);
     let capabilities = Capabilities::of(enabled);
     let table =
         |pif, name: &str, text| Announced { pif, name: name.into(), capabilities, rules: rules(text) };
