@@ -5,7 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wire::ethernet::Mac;
 
-/// Everything about addresses and services that is fixed at start.
+/// Everything about addresses and services that is fixed at start, but for resolvers and search list, which follow the
+/// host's.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Our hardware address as the guest sees it.

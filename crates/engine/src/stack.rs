@@ -81,6 +81,12 @@ impl<H: Host> Stack<H> {
         &self.settings
     }
 
+    /// The same, to be changed: that has effect on new flows and on answers of the local services. A family can't be
+    /// added.
+    pub const fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
     /// What is known of the guest.
     #[must_use]
     pub const fn guest(&self) -> &Guest {

@@ -37,7 +37,7 @@ use pasta::configure::configure;
 use pasta::{Guest, Lifetime};
 use pcap::Capture;
 use plan::{NamespacePlan, Plan};
-use shard::{ControlSetup, Setup, Shard, Tap};
+use shard::{ControlSetup, Resolvers, Setup, Shard, Tap};
 use stage::{Boot, PidFile};
 
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
@@ -91,6 +91,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     tell(&plan);
 
     let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+    // While we may look into every directory on the way to it.
+    let resolver = if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None };
     let capture = config.pcap.as_deref().map(open_capture).transpose()?;
 
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
@@ -109,7 +111,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
     let mut shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, rules, control })?;
 
-    let (staffed, opener) = prepared.detach(config.foreground, pid_file)?.staff(guest.namespace)?;
+    let detached = prepared.detach(config.foreground, pid_file)?;
+    let (staffed, opener, news) = detached.staff(guest.namespace, resolver)?;
     shard.start(&opener)?;
     staffed.seal()?.announce()?;
     if let Target::Spawn { .. } = config.pasta.target {
@@ -119,7 +122,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
             logging::leave_stderr();
         }
     }
-    shard.run(lifetime)
+    shard.run(lifetime, news.map(|news| Resolvers { news, config }))
 }
 
 fn tell(plan: &Plan) {
@@ -130,6 +133,13 @@ fn tell(plan: &Plan) {
         log::info!("{line}");
     }
     log::debug!("{plan:#?}");
+}
+
+/// Without it the resolvers found at the start stay in use: no reason to fail.
+fn watch_resolvers(facts: &host::Facts) -> Option<host::Watch> {
+    host::Watch::open(&facts.resolver)
+        .inspect_err(|error| log::info!("Changes of resolv.conf will not be noticed: {error}"))
+        .ok()
 }
 
 fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {

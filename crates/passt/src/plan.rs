@@ -15,7 +15,7 @@ use engine::{
 use log::Level;
 
 use crate::{
-    config::{Config, DEFAULT_MTU, Family, MapHostLoopback, Mode, Search, Splice},
+    config::{Config, DEFAULT_MTU, Family, MapHostLoopback, Mode, Splice},
     host::Facts,
 };
 
@@ -26,11 +26,9 @@ mod template;
 
 pub use namespace::{InterfacePlan, NamespaceFamily, NamespacePlan, TX_QUEUE_LEN};
 
-use resolvers::Resolvers;
+pub use resolvers::set_resolvers;
 use template::Template;
 
-/// Domains that are taken from resolv.conf at most (SPEC §3.4.3).
-const MAX_HOST_DOMAINS: usize = 5;
 /// The guest's IPv4 address in local mode (SPEC §3.5).
 const LOCAL_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
 /// Prefix length of the guest's IPv4 network in local mode.
@@ -137,23 +135,25 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
     let v4 = config.v4.enabled.then(|| ipv4(config, facts, template4.as_ref()));
     let gateway6 = if v6_enabled { gateway6(config, template6.as_ref()) } else { None };
     let v6 = v6_enabled.then(|| ipv6(config, facts, template6.as_ref(), gateway6));
-    if tap {
-        resolvers::check(config, facts, v4.as_ref(), v6.as_ref(), &mut notes);
-    }
     let namespace = (tap && config.mode == Mode::Pasta).then(|| {
         let links = [template4.as_ref().map(Template::link), template6.as_ref().map(Template::link)];
         let v4 = v4.as_ref().map(|v4| namespace::ipv4(config, facts, template4.as_ref(), v4));
         let v6 = v6.as_ref().map(|v6| namespace::ipv6(config, facts, template6.as_ref(), v6, gateway6));
         namespace::plan(config, facts, links, v4, v6)
     });
+    let mut settings = Settings {
+        our_mac: config.our_mac,
+        mtu: config.mtu.unwrap_or(DEFAULT_MTU),
+        v4,
+        v6,
+        services: services(config, facts, tap),
+    };
+    set_resolvers(config, &facts.resolver, &mut settings);
+    if tap {
+        resolvers::check(config, facts, settings.v4.as_ref(), settings.v6.as_ref(), &mut notes);
+    }
     Ok(Plan {
-        settings: Settings {
-            our_mac: config.our_mac,
-            mtu: config.mtu.unwrap_or(DEFAULT_MTU),
-            v4,
-            v6,
-            services: services(config, facts, tap),
-        },
+        settings,
         template4: template4.map(|template| template.link().clone()),
         template6: template6.map(|template| template.link().clone()),
         gateway6,
@@ -162,6 +162,14 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
         namespace,
         notes,
     })
+}
+
+impl Plan {
+    /// Whether anything depends on what resolv.conf says.
+    #[must_use]
+    pub fn follows_resolvers(&self, config: &Config) -> bool {
+        resolvers::matter(config, &self.settings)
+    }
 }
 
 /// The template of a family that is `wanted`, with a note if there is none.
@@ -182,7 +190,7 @@ fn find_template<A: Ip>(
     Ok(template)
 }
 
-/// IPv4 addressing (SPEC §3.2, §3.3, §3.5).
+/// IPv4 addressing (SPEC §3.2, §3.3, §3.5), without resolvers.
 fn ipv4(config: &Config, facts: &Facts, template: Option<&Template<Ipv4Addr>>) -> V4 {
     let asked = &config.v4;
     let (found, found_len, found_gateway) = match template {
@@ -195,19 +203,16 @@ fn ipv4(config: &Config, facts: &Facts, template: Option<&Template<Ipv4Addr>>) -
         None => found_len,
     };
     let our_address = asked.gateway.or(found_gateway);
-    let map_host_loopback = map_host_loopback(asked, our_address);
-    let Resolvers { advertise, dns_match, dns_host } =
-        resolvers::choose(config, asked, facts, map_host_loopback, Some(assigned));
     V4 {
         assigned,
         prefix_len: asked.prefix_len.unwrap_or(default_len),
         our_address,
-        map_host_loopback,
+        map_host_loopback: map_host_loopback(asked, our_address),
         map_guest_address: asked.map_guest_addr,
-        dns_match,
-        dns_host,
+        dns_match: None,
+        dns_host: None,
         pinned: asked.address.is_some(),
-        dns: advertise,
+        dns: Vec::new(),
     }
 }
 
@@ -219,7 +224,7 @@ fn gateway6(config: &Config, template: Option<&Template<Ipv6Addr>>) -> Option<Ip
     })
 }
 
-/// IPv6 addressing (SPEC §3.2, §3.5).
+/// IPv6 addressing (SPEC §3.2, §3.5), without resolvers.
 fn ipv6(
     config: &Config,
     facts: &Facts,
@@ -237,19 +242,16 @@ fn ipv6(
         .map(|link| link.index)
         .or(template.map(|template| template.link().index))
         .unwrap_or_default();
-    let map_host_loopback = map_host_loopback(asked, gateway);
-    let Resolvers { advertise, dns_match, dns_host } =
-        resolvers::choose(config, asked, facts, map_host_loopback, assigned);
     V6 {
         assigned,
         our_link_local,
         outbound_scope,
-        map_host_loopback,
+        map_host_loopback: map_host_loopback(asked, gateway),
         map_guest_address: asked.map_guest_addr,
-        dns_match,
-        dns_host,
+        dns_match: None,
+        dns_host: None,
         pinned: asked.address.is_some(),
-        dns: advertise,
+        dns: Vec::new(),
     }
 }
 
@@ -277,7 +279,7 @@ fn classful_prefix_len(address: Ipv4Addr) -> u8 {
     }
 }
 
-/// Which services are on (SPEC §4).
+/// Which services are on (SPEC §4), without what resolv.conf says.
 fn services(config: &Config, facts: &Facts, tap: bool) -> Services {
     Services {
         tcp: !config.no_tcp,
@@ -289,11 +291,7 @@ fn services(config: &Config, facts: &Facts, tap: bool) -> Services {
         ra: !config.no_ra,
         advertise_dns: config.dhcp_dns && !config.dns_none,
         advertise_search: config.dhcp_search,
-        search: match &config.search {
-            Search::Host => facts.resolver.search.iter().take(MAX_HOST_DOMAINS).cloned().collect(),
-            Search::None => Vec::new(),
-            Search::List(domains) => domains.clone(),
-        },
+        search: Vec::new(),
         hostname: config.hostname.clone(),
         fqdn: config.fqdn.clone(),
         start_since_2000: seconds_since_2000(facts.time),

@@ -2,7 +2,7 @@
 
 mod control;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
@@ -18,7 +18,9 @@ use rustix::io::Errno;
 use sys::tap::TapDevice;
 
 use crate::accept::Acceptors;
+use crate::config::Config;
 use crate::forward::{Forwarder, Receivers, Rules};
+use crate::host::News;
 use crate::io::outbound::Outbound;
 use crate::io::{self, Sockets};
 use crate::link::tap::{BUFFER_LEN, TapLink};
@@ -26,7 +28,7 @@ use crate::netns::Opener;
 use crate::pasta::configure::Configured;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::pcap::Capture;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use control::Control;
 
 /// Events taken from the kernel at a time.
@@ -38,6 +40,7 @@ const FRAMES: usize = 64;
 const LINK: u64 = 0;
 const SIGNALS: u64 = 1;
 const NAMESPACE: u64 = 2;
+const RESOLVERS: u64 = 3;
 
 /// What a shard works with.
 pub(crate) struct Setup<'a> {
@@ -69,6 +72,14 @@ pub(crate) struct Tap {
     pub(crate) device: TapDevice,
     /// How it turned out.
     pub(crate) configured: Configured,
+}
+
+/// News of the host's resolvers, and what was asked about them.
+pub(crate) struct Resolvers<'a> {
+    /// The news.
+    pub(crate) news: News,
+    /// Says what to make of them.
+    pub(crate) config: &'a Config,
 }
 
 /// One event loop and all it owns.
@@ -130,8 +141,12 @@ impl Shard {
     }
 
     /// Serves the guest until the end.
-    pub(crate) fn run(mut self, mut lifetime: Lifetime) -> anyhow::Result<Exit> {
-        self.watch_all(&lifetime)?;
+    pub(crate) fn run(
+        mut self,
+        mut lifetime: Lifetime,
+        resolvers: Option<Resolvers<'_>>,
+    ) -> anyhow::Result<Exit> {
+        self.watch_all(&lifetime, resolvers.as_ref())?;
         if let (true, Some(link)) = (self.link_up, &mut self.link) {
             self.stack.on_link_up(link);
         }
@@ -140,7 +155,9 @@ impl Shard {
             self.wait(&mut events)?;
             let now = self.now();
             for event in &events {
-                if let Some(exit) = self.on_event(event.data.u64(), event.flags, now, &mut lifetime)? {
+                if let (RESOLVERS, Some(resolvers)) = (event.data.u64(), &resolvers) {
+                    self.on_resolvers(resolvers);
+                } else if let Some(exit) = self.on_event(event.data.u64(), event.flags, now, &mut lifetime)? {
                     return Ok(exit);
                 }
             }
@@ -148,7 +165,7 @@ impl Shard {
         }
     }
 
-    fn watch_all(&self, lifetime: &Lifetime) -> anyhow::Result<()> {
+    fn watch_all(&self, lifetime: &Lifetime, resolvers: Option<&Resolvers<'_>>) -> anyhow::Result<()> {
         let watch = |fd, word, events| {
             epoll::add(self.sockets.epoll(), fd, EventData::new_u64(word), events)
                 .context("can't watch a descriptor")
@@ -160,10 +177,20 @@ impl Shard {
             };
             watch(fd, word, EventFlags::IN)?;
         }
+        if let Some(resolvers) = resolvers {
+            watch(resolvers.news.as_fd(), RESOLVERS, EventFlags::IN)?;
+        }
         if let Some(link) = &self.link {
-            watch(std::os::fd::AsFd::as_fd(link.fd()), LINK, EventFlags::IN)?;
+            watch(link.fd().as_fd(), LINK, EventFlags::IN)?;
         }
         Ok(())
+    }
+
+    /// The host has other resolvers. What is under way goes on to where it went.
+    fn on_resolvers(&mut self, resolvers: &Resolvers<'_>) {
+        let Some(resolver) = resolvers.news.latest() else { return };
+        plan::set_resolvers(resolvers.config, &resolver, self.stack.settings_mut());
+        log::info!("resolv.conf has changed, name servers are now {}", list(&resolver.servers));
     }
 
     /// Waits for events, or until something is due.
@@ -273,6 +300,10 @@ impl Shard {
             }
         }
     }
+}
+
+fn list(servers: &[std::net::IpAddr]) -> String {
+    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Random numbers from the kernel.

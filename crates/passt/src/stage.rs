@@ -29,6 +29,7 @@ use sys::signal::Inherited;
 use sys::spawn::Forked;
 
 use crate::config::{Config, Target, Userns};
+use crate::host;
 use crate::identity::{Identity, change_to};
 use crate::logging;
 use crate::netns::{Namespace, Opener};
@@ -198,14 +199,20 @@ pub(crate) struct Detached {
 
 impl Detached {
     /// Door: with all threads that there will be.
-    pub(crate) fn staff(self, namespace: Namespace) -> anyhow::Result<(Staffed, Opener)> {
+    pub(crate) fn staff(
+        self,
+        namespace: Namespace,
+        resolver: Option<host::Watch>,
+    ) -> anyhow::Result<(Staffed, Opener, Option<host::News>)> {
         // Ports below 1024 may come to be listened on in the namespace at any time (SPEC §8.4).
-        let renounce = || {
+        let keep_binding = || {
             let held = capabilities(None).context("can't read capabilities")?.permitted;
             renounce(held & CapabilitySet::NET_BIND_SERVICE, CapabilitySet::NET_BIND_SERVICE)
         };
-        let opener = Opener::start(namespace, renounce)?;
-        Ok((Staffed { kept: self.kept, herald: self.herald }, opener))
+        let opener = Opener::start(namespace, keep_binding)?;
+        let keep_nothing = || renounce(CapabilitySet::empty(), CapabilitySet::empty());
+        let news = resolver.map(|watch| watch.start(keep_nothing)).transpose()?;
+        Ok((Staffed { kept: self.kept, herald: self.herald }, opener, news))
     }
 }
 

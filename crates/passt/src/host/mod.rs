@@ -27,6 +27,7 @@ pub use netlink_packet_route::{
     route::{RouteMetric, RoutePreference, RouteProtocol, RouteScope},
 };
 pub use resolver::Resolver;
+pub(crate) use resolver::{News, Watch};
 pub(crate) use route::family_of;
 pub use route::{NextHop, Route};
 

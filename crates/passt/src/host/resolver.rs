@@ -1,10 +1,22 @@
 //! What resolv.conf says about the host's resolvers, by resolver(5).
 
-use std::{fs, io, net::IpAddr};
+mod watch;
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+    os::fd::OwnedFd,
+};
 
 use resolv_conf::ScopedIp;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+pub(crate) use watch::{News, Watch};
 
 const PATH: &str = "/etc/resolv.conf";
+/// Octets that are read of the file.
+const MAX_LEN: u64 = 1 << 20;
 
 /// The host's resolvers and its domain search list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +30,9 @@ pub struct Resolver {
 impl Resolver {
     /// Reads the host's file. A missing or unreadable file is the same as an empty one.
     pub(super) fn gather() -> Self {
-        match fs::read(PATH) {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = openat(CWD, PATH, flags, Mode::empty());
+        match file.map_err(io::Error::from).and_then(read) {
             Ok(text) => Self::parse(&text),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
@@ -46,6 +60,13 @@ impl Resolver {
         let search = config.get_last_search_or_domain().cloned().collect();
         Self { servers, search }
     }
+}
+
+/// The text of a file that was opened without blocking.
+fn read(file: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    File::from(file).take(MAX_LEN).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// `text` without `%zone`: zones mean nothing to the guest, and some that are in use the parser refuses.

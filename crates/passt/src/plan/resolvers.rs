@@ -2,36 +2,74 @@
 
 use std::net::IpAddr;
 
-use engine::addr::{V4, V6};
+use engine::addr::{Settings, V4, V6};
 
 use super::{Ip, Note};
 use crate::{
-    config::{Config, Family},
-    host::Facts,
+    config::{Config, Family, Search, Splice},
+    host::{Facts, Resolver},
 };
 
 /// Servers of a family that are advertised at most (SPEC §3.4.3).
 const MAX_SERVERS: usize = 3;
+/// Domains that are taken from resolv.conf at most (SPEC §3.4.3).
+const MAX_HOST_DOMAINS: usize = 5;
+
+/// Fills in what depends on the host's resolvers, at the start and whenever they change: where queries go, which
+/// servers and which search list the guest is told of.
+pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settings) {
+    if let Some(v4) = &mut settings.v4 {
+        let chosen = choose(config, &config.v4, resolver, v4.map_host_loopback, Some(v4.assigned));
+        (v4.dns, v4.dns_match, v4.dns_host) = (chosen.advertise, chosen.dns_match, chosen.dns_host);
+    }
+    if let Some(v6) = &mut settings.v6 {
+        let chosen = choose(config, &config.v6, resolver, v6.map_host_loopback, v6.assigned);
+        (v6.dns, v6.dns_match, v6.dns_host) = (chosen.advertise, chosen.dns_match, chosen.dns_host);
+    }
+    settings.services.search = match &config.search {
+        Search::Host => resolver.search.iter().take(MAX_HOST_DOMAINS).cloned().collect(),
+        Search::None => Vec::new(),
+        Search::List(domains) => domains.clone(),
+    };
+}
+
+/// Whether [`set_resolvers`] can ever do anything that the guest notices.
+pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
+    let search = settings.services.advertise_search && config.search == Search::Host;
+    let v4 = settings.v4.as_ref().map(|v4| v4.map_host_loopback.is_some());
+    let v6 = settings.v6.as_ref().map(|v6| v6.map_host_loopback.is_some());
+    let no_link = config.splice == Splice::Only;
+    let families = v4.is_some_and(|mapped| family_matters(config, &config.v4, mapped))
+        || v6.is_some_and(|mapped| family_matters(config, &config.v6, mapped));
+    !no_link && (search || families)
+}
+
+fn family_matters<A>(config: &Config, asked: &Family<A>, loopback_is_mapped: bool) -> bool {
+    let forwards = asked.dns_forward.is_some() && asked.dns_host.is_none();
+    // The address that stands for the host's loopback comes to stand for the resolver, too.
+    let file_is_used = !config.dns_none && asked.dns.is_empty();
+    forwards || file_is_used && (config.dhcp_dns || loopback_is_mapped && asked.dns_forward.is_none())
+}
 
 /// The resolvers of one family.
-pub(super) struct Resolvers<A> {
+struct Resolvers<A> {
     /// To be told to the guest.
-    pub(super) advertise: Vec<A>,
+    advertise: Vec<A>,
     /// Queries of the guest to this address go to `dns_host`.
-    pub(super) dns_match: Option<A>,
+    dns_match: Option<A>,
     /// The host's resolver.
-    pub(super) dns_host: Option<A>,
+    dns_host: Option<A>,
 }
 
 /// Chooses them. `assigned` is the guest's address, which is usually the host's own, too.
-pub(super) fn choose<A: Ip>(
+fn choose<A: Ip>(
     config: &Config,
     asked: &Family<A>,
-    facts: &Facts,
+    resolver: &Resolver,
     map_host_loopback: Option<A>,
     assigned: Option<A>,
 ) -> Resolvers<A> {
-    let servers: Vec<A> = facts.resolver.servers.iter().copied().filter_map(A::from_ip).collect();
+    let servers: Vec<A> = resolver.servers.iter().copied().filter_map(A::from_ip).collect();
     let mut chosen = Resolvers {
         advertise: asked.dns.clone(),
         dns_match: asked.dns_forward,

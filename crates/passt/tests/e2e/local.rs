@@ -3,7 +3,7 @@
 use crate::harness::*;
 
 /// A `pasta` that leaves the configuration to the guest's clients. The link is down at first (SPEC §3.6).
-fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
+pub(crate) fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
     let pasta = net.attach(options);
     let link = net.guest.sh("ip -o link show eth0; ip -o addr show eth0");
     assert!(link.contains("state DOWN") && !link.contains("inet"), "{link}");
@@ -11,7 +11,7 @@ fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
 }
 
 /// What a dhclient told its script, as `name=value` lines.
-fn dhclient(net: &Net, family: &str, mode: &str) -> String {
+pub(crate) fn dhclient(net: &Net, family: &str, mode: &str) -> String {
     let (script, told) = (net.path("script"), net.path("told"));
     let text = format!(
         "#!/bin/sh\n\
@@ -42,7 +42,7 @@ also request dhcp6.name-servers, dhcp6.domain-search;
 send host-name \"guest\";
 ";
 
-fn has(told: &str, lines: &[&str]) {
+pub(crate) fn has(told: &str, lines: &[&str]) {
     for line in lines {
         assert!(told.lines().any(|l| l == *line), "no {line:?} in:\n{told}");
     }

@@ -1,7 +1,8 @@
 //! Resolvers and search lists (SPEC §3.4).
 
 use log::Level;
-use passt::config::{Config, MapHostLoopback, Search};
+use passt::config::{Config, MapHostLoopback, Mode, Search};
+use passt::plan::set_resolvers;
 
 use super::{Host, notes, p, passt, pasta, texts};
 
@@ -175,4 +176,64 @@ fn search_lists() {
     assert_eq!(search(|_| ()), ["a", "b", "c", "d", "e"]);
     assert_eq!(search(|config| config.search = Search::None), [""; 0]);
     assert_eq!(search(|config| config.search = Search::List(vec!["x".into()])), ["x"]);
+}
+
+/// What changes with resolv.conf is what a plan made now would say, and nothing else.
+#[test]
+fn recomputed_like_planned() {
+    let files = [
+        "nameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch a b c d e f",
+        "nameserver 127.0.0.53\nnameserver ::1",
+        "nameserver 198.51.100.1\nnameserver 2001:db8:1::1\ndomain x",
+        "nameserver 2001:db8::53",
+        "",
+    ];
+    let changes: [fn(&mut Config); 6] = [
+        |_| (),
+        no_mapping,
+        |config| config.v4.dns_forward = Some(p("169.254.1.1")),
+        |config| config.v4.dns_host = Some(p("127.0.0.2")),
+        |config| config.v6.dns = vec![p("2001:db8::1")],
+        |config| (config.dns_none, config.search) = (true, Search::List(vec!["y".into()])),
+    ];
+    let text = |settings: &engine::addr::Settings| format!("{settings:?}");
+    for change in changes {
+        for (before, after) in files.iter().flat_map(|a| files.iter().map(move |b| (a, b))) {
+            let (before, after) = (Host::usual().resolv_conf(before), Host::usual().resolv_conf(after));
+            let mut config = Config::new(Mode::Passt);
+            change(&mut config);
+            let mut settings = passt(&before, change).settings;
+            set_resolvers(&config, &after.0.resolver, &mut settings);
+            assert_eq!(text(&settings), text(&passt(&after, change).settings));
+        }
+    }
+}
+
+/// What was given by hand follows nothing, and nothing has to be watched for it.
+#[test]
+fn followed_only_where_it_matters() {
+    let host = Host::usual().resolv_conf("nameserver 192.0.2.53");
+    let follows = |change: fn(&mut Config)| {
+        let mut config = Config::new(Mode::Pasta);
+        config.dhcp_search = false;
+        change(&mut config);
+        pasta(&host, change).follows_resolvers(&config)
+    };
+    assert!(follows(|_| ()), "a new server may be the gateway");
+    assert!(!follows(no_mapping));
+    let forward = |config: &mut Config| {
+        no_mapping(config);
+        config.v4.dns_forward = Some(p("169.254.1.1"));
+    };
+    assert!(follows(forward));
+    assert!(!follows(|config| {
+        no_mapping(config);
+        config.v4.dns_forward = Some(p("169.254.1.1"));
+        config.v4.dns_host = Some(p("192.0.2.1"));
+    }));
+    assert!(follows(|config| {
+        no_mapping(config);
+        config.dhcp_dns = true;
+    }));
+    assert!(!follows(|config| (config.dhcp_dns, config.dns_none) = (true, true)));
 }
