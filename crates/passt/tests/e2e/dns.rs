@@ -192,7 +192,7 @@ fn follows(who: Who, host_setup: &'static str, replace: impl Fn(&Net)) {
     let Some(net) = Net::with(Options { who, host_setup, ..Options::default() }) else { return };
     let forward = MAPPED.map(|ip| ip.to_string());
     let forward = ["--dns-forward", &forward[0], "--dns-forward", &forward[1]];
-    let pasta = net.pasta(&[&forward[..], &["--dhcp-dns", "--dhcp-search"]].concat());
+    net.pasta(&[&forward[..], &["--dhcp-dns", "--dhcp-search"]].concat());
     // Under way when the resolvers change, and not concerned.
     let listener = net.peer.listen((PEER[0], 53));
     let mut client = net.guest.connect((MAPPED[0], 53)).unwrap();
@@ -214,7 +214,6 @@ fn follows(who: Who, host_setup: &'static str, replace: impl Fn(&Net)) {
     let told = dhclient(&net, "-4", "");
     has(&told, &["new_domain_name_servers=198.51.100.4"]);
     assert!(told.contains("new.test"), "{told}");
-    drop(pasta);
 }
 
 fn rename_over(net: &Net) {
