@@ -40,7 +40,8 @@ const FRAMES: usize = 64;
 const LINK: u64 = 0;
 const SIGNALS: u64 = 1;
 const NAMESPACE: u64 = 2;
-const RESOLVERS: u64 = 3;
+// 3 and 4 are the control socket's.
+const RESOLVERS: u64 = 5;
 
 /// What a shard works with.
 pub(crate) struct Setup<'a> {
