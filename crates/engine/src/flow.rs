@@ -21,6 +21,8 @@ pub enum Kind {
     Ping = 3,
     /// A UDP flow: one remote of a guest endpoint. It has a deadline, but no socket of its own.
     UdpFlow = 4,
+    /// A TCP connection that bypasses the link: two sockets.
+    Splice = 5,
 }
 
 /// Names a flow for good: a slot's next tenant has another generation.
@@ -61,6 +63,7 @@ impl FlowId {
             2 => Kind::Udp,
             3 => Kind::Ping,
             4 => Kind::UdpFlow,
+            5 => Kind::Splice,
             _ => return None,
         };
         Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
@@ -82,47 +85,35 @@ struct Slot<T> {
     tenant: Option<T>,
 }
 
-/// Flows of one kind, found by id or by key.
-///
-/// The keyed hash (SipHash) keeps a guest from choosing colliding flows.
+/// Flows of one kind, found by id.
 #[derive(Debug)]
-pub struct Flows<T> {
+pub struct Slots<T> {
     kind: Kind,
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
-    by_key: HashTable<u32>,
-    hash_key: [u8; 16],
     limit: usize,
 }
 
-/// What a table looks its entries up by.
-pub trait Keyed {
-    /// The key.
-    type Key: Hash + Eq;
-    /// This entry's key; it must not change while the entry is in the table.
-    fn key(&self) -> Self::Key;
-}
-
-impl<T: Keyed> Flows<T> {
-    /// An empty table for at most `limit` flows; `hash_key` is random.
+impl<T> Slots<T> {
+    /// No flows, and at most `limit` to come.
     #[must_use]
-    pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
-        Self { kind, slots: Vec::new(), free: Vec::new(), by_key: HashTable::new(), hash_key, limit }
+    pub const fn new(kind: Kind, limit: usize) -> Self {
+        Self { kind, slots: Vec::new(), free: Vec::new(), limit }
     }
 
     /// How many flows there are.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.by_key.len()
+    pub const fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// Whether there is none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The id that the next inserted flow will get; none if the table is full.
+    /// The id that the next inserted flow will get; none if there is no room for it.
     #[must_use]
     pub fn next_id(&self) -> Option<FlowId> {
         if self.len() >= self.limit {
@@ -135,19 +126,16 @@ impl<T: Keyed> Flows<T> {
         Some(FlowId { index, generation, kind: self.kind })
     }
 
-    /// Inserts a flow whose key is not in the table; returns its id, or gives it back if the table is full.
+    /// Inserts a flow; returns its id, or gives it back if there is no room for it.
     ///
     /// # Errors
-    /// The flow itself, if there is no room for it.
+    /// The flow itself.
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
         let Some(id) = self.next_id() else { return Err(flow) };
-        let hash = self.hash(&flow.key());
         match self.free.pop() {
             Some(index) => self.slots[index as usize].tenant = Some(flow),
             None => self.slots.push(Slot { generation: 0, tenant: Some(flow) }),
         }
-        let (slots, hash_key) = (&self.slots, &self.hash_key);
-        self.by_key.insert_unique(hash, id.index, |&index| rehash(slots, hash_key, index));
         Ok(id)
     }
 
@@ -157,10 +145,6 @@ impl<T: Keyed> Flows<T> {
         let slot = self.slots.get_mut(id.index as usize)?;
         let flow = slot.tenant.take()?;
         slot.generation = (slot.generation + 1) & 0xff_ffff;
-        let hash = self.hash(&flow.key());
-        if let Ok(entry) = self.by_key.find_entry(hash, |&index| index == id.index) {
-            entry.remove();
-        }
         self.free.push(id.index);
         Some(flow)
     }
@@ -178,26 +162,109 @@ impl<T: Keyed> Flows<T> {
         if slot.generation == id.generation && id.kind == self.kind { slot.tenant.as_mut() } else { None }
     }
 
-    /// The id of the flow with this key.
-    #[must_use]
-    pub fn find(&self, key: &T::Key) -> Option<FlowId> {
-        let slots = &self.slots;
-        let same = |&index: &u32| {
-            slots
-                .get(index as usize)
-                .and_then(|slot| slot.tenant.as_ref())
-                .is_some_and(|flow| flow.key() == *key)
-        };
-        let &index = self.by_key.find(self.hash(key), same)?;
-        Some(FlowId { index, generation: self.slots.get(index as usize)?.generation, kind: self.kind })
-    }
-
     /// All flows with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let id = FlowId { index: index as u32, generation: slot.generation, kind: self.kind };
             slot.tenant.as_ref().map(|flow| (id, flow))
         })
+    }
+
+    /// The present flow of a slot.
+    fn at(&self, index: u32) -> Option<(FlowId, &T)> {
+        let slot = self.slots.get(index as usize)?;
+        let id = FlowId { index, generation: slot.generation, kind: self.kind };
+        slot.tenant.as_ref().map(|flow| (id, flow))
+    }
+}
+
+/// Flows of one kind, found by id or by key.
+///
+/// The keyed hash (SipHash) keeps a guest from choosing colliding flows.
+#[derive(Debug)]
+pub struct Flows<T> {
+    slots: Slots<T>,
+    by_key: HashTable<u32>,
+    hash_key: [u8; 16],
+}
+
+/// What a table looks its entries up by.
+pub trait Keyed {
+    /// The key.
+    type Key: Hash + Eq;
+    /// This entry's key; it must not change while the entry is in the table.
+    fn key(&self) -> Self::Key;
+}
+
+impl<T: Keyed> Flows<T> {
+    /// An empty table for at most `limit` flows; `hash_key` is random.
+    #[must_use]
+    pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
+        Self { slots: Slots::new(kind, limit), by_key: HashTable::new(), hash_key }
+    }
+
+    /// How many flows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The id that the next inserted flow will get; none if the table is full.
+    #[must_use]
+    pub fn next_id(&self) -> Option<FlowId> {
+        self.slots.next_id()
+    }
+
+    /// Inserts a flow whose key is not in the table; returns its id, or gives it back if the table is full.
+    ///
+    /// # Errors
+    /// The flow itself, if there is no room for it.
+    pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
+        let hash = self.hash(&flow.key());
+        let id = self.slots.insert(flow)?;
+        let (slots, hash_key) = (&self.slots, &self.hash_key);
+        self.by_key.insert_unique(hash, id.index, |&index| rehash(slots, hash_key, index));
+        Ok(id)
+    }
+
+    /// Removes a flow.
+    pub fn remove(&mut self, id: FlowId) -> Option<T> {
+        let flow = self.slots.remove(id)?;
+        let hash = self.hash(&flow.key());
+        if let Ok(entry) = self.by_key.find_entry(hash, |&index| index == id.index) {
+            entry.remove();
+        }
+        Some(flow)
+    }
+
+    /// The flow of an id, if it still lives.
+    #[must_use]
+    pub fn get(&self, id: FlowId) -> Option<&T> {
+        self.slots.get(id)
+    }
+
+    /// The flow of an id, if it still lives.
+    pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
+        self.slots.get_mut(id)
+    }
+
+    /// The id of the flow with this key.
+    #[must_use]
+    pub fn find(&self, key: &T::Key) -> Option<FlowId> {
+        let same = |&index: &u32| self.slots.at(index).is_some_and(|(_, flow)| flow.key() == *key);
+        let &index = self.by_key.find(self.hash(key), same)?;
+        self.slots.at(index).map(|(id, _)| id)
+    }
+
+    /// All flows with their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
+        self.slots.iter()
     }
 
     fn hash(&self, key: &T::Key) -> u64 {
@@ -222,11 +289,8 @@ fn hash<K: Hash>(hash_key: &[u8; 16], key: &K) -> u64 {
     hasher.finish()
 }
 
-fn rehash<T: Keyed>(slots: &[Slot<T>], hash_key: &[u8; 16], index: u32) -> u64 {
-    slots
-        .get(index as usize)
-        .and_then(|slot| slot.tenant.as_ref())
-        .map_or(0, |flow| hash(hash_key, &flow.key()))
+fn rehash<T: Keyed>(slots: &Slots<T>, hash_key: &[u8; 16], index: u32) -> u64 {
+    slots.at(index).map_or(0, |(_, flow)| hash(hash_key, &flow.key()))
 }
 
 #[cfg(test)]

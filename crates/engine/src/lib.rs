@@ -19,6 +19,7 @@ pub mod local;
 #[cfg(test)]
 mod mock;
 pub mod nat;
+pub mod splice;
 pub mod stack;
 pub mod tcp;
 pub mod timer;

@@ -226,7 +226,7 @@ impl<H: Host> Stack<H> {
             Kind::Tcp => flows.tcp.on_readiness(id, readiness, &mut cx),
             Kind::Udp => flows.udp.on_socket_event(&mut cx, id, readiness),
             Kind::Ping => flows.ping.on_socket_event(&mut cx, id, readiness),
-            Kind::UdpFlow => {}
+            Kind::UdpFlow | Kind::Splice => {}
         }
     }
 
@@ -238,6 +238,7 @@ impl<H: Host> Stack<H> {
                 Kind::Tcp => flows.tcp.on_deadline(id, &mut cx),
                 Kind::Udp | Kind::UdpFlow => flows.udp.on_timer(&mut cx, id),
                 Kind::Ping => flows.ping.on_timer(&mut cx, id),
+                Kind::Splice => {}
             }
         }
         if self.advertiser.next().is_some_and(|next| next <= now) {

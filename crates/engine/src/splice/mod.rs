@@ -1,0 +1,196 @@
+//! TCP connections that bypass the link: two sockets of the host's kernel, one in each namespace, and what comes out of
+//! the one goes into the other (SPEC §6.11).
+//!
+//! [`relay`] is one connection; this module finds it for an event, gives it its turns, and ends it.
+
+mod relay;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::VecDeque;
+
+use self::relay::{Fate, Relay};
+use crate::{
+    flow::{FlowId, Kind, Slots},
+    host::{Readiness, SocketError},
+    timer::{Deadline, Instant, Timers},
+};
+
+/// One of the two sockets of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// The one that was accepted.
+    Accepted = 0,
+    /// The one that we connect in the other namespace.
+    Connected = 1,
+}
+
+impl Side {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Accepted, Self::Connected];
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Accepted => Self::Connected,
+            Self::Connected => Self::Accepted,
+        }
+    }
+}
+
+/// Two non-blocking stream sockets, and for each direction a place for bytes on their way from one to the other.
+///
+/// A socket's readiness is reported by edges: once for each change.
+pub trait Conduit {
+    /// Takes received bytes out of the socket `from`, whose direction has none under way; returns how many. Zero is the
+    /// end of the stream. They have to be given next, before another conduit takes any.
+    ///
+    /// # Errors
+    /// See [`SocketError`]; [`SocketError::WouldBlock`] says that there were none.
+    fn take(&mut self, from: Side) -> Result<usize, SocketError>;
+
+    /// Sends bytes under way from `from` to the other socket; returns how many, at least one. The others stay under way.
+    ///
+    /// # Errors
+    /// See [`SocketError`]; [`SocketError::WouldBlock`] says that the other socket takes none.
+    fn give(&mut self, from: Side) -> Result<usize, SocketError>;
+
+    /// Ends our half of a socket's stream, behind what was sent before.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError>;
+
+    /// Bytes (and FIN) sent to a socket's peer but not yet acknowledged by it.
+    fn unacknowledged(&mut self, side: Side) -> u32;
+
+    /// Makes the coming close of both sockets a reset instead of an orderly end.
+    fn reset_on_close(&mut self);
+}
+
+/// Counts of what happened to bypassed connections since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connections begun.
+    pub opened: u64,
+    /// Connections that ended in a reset.
+    pub reset: u64,
+}
+
+/// All bypassed connections.
+#[derive(Debug)]
+pub struct Bypass<C> {
+    relays: Slots<Entry<C>>,
+    /// With more to move than their turn allowed.
+    runnable: VecDeque<FlowId>,
+    timers: Timers<FlowId>,
+    /// What happened so far.
+    pub counters: Counters,
+}
+
+#[derive(Debug)]
+struct Entry<C> {
+    relay: Relay<C>,
+    runnable: bool,
+    deadline: Deadline,
+}
+
+impl<C: Conduit> Bypass<C> {
+    /// No connection, and at most `limit` to come.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            relays: Slots::new(Kind::Splice, limit),
+            runnable: VecDeque::new(),
+            timers: Timers::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.relays.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.relays.is_empty()
+    }
+
+    /// The id of the connection inserted next, under which its sockets report readiness; none if there is no room.
+    #[must_use]
+    pub fn next_id(&self) -> Option<FlowId> {
+        self.relays.next_id()
+    }
+
+    /// Takes over an accepted socket and one that is about to be connected.
+    ///
+    /// # Errors
+    /// The sockets, as there is no room.
+    pub fn insert(&mut self, conduit: C) -> Result<FlowId, C> {
+        let entry = Entry { relay: Relay::new(conduit), runnable: false, deadline: Deadline::NONE };
+        let id = self.relays.insert(entry).map_err(|entry| entry.relay.into_conduit())?;
+        self.counters.opened += 1;
+        Ok(id)
+    }
+
+    /// A socket reported readiness.
+    pub fn on_readiness(&mut self, id: FlowId, side: Side, readiness: Readiness, now: Instant) {
+        self.step(id, now, |relay| relay.on_readiness(side, readiness));
+    }
+
+    /// Whether connections wait for their turn.
+    #[must_use]
+    pub fn has_runnable(&self) -> bool {
+        !self.runnable.is_empty()
+    }
+
+    /// Gives every connection that waits for it a turn.
+    pub fn run(&mut self, now: Instant) {
+        for _ in 0..self.runnable.len() {
+            let Some(id) = self.runnable.pop_front() else { break };
+            if let Some(entry) = self.relays.get_mut(id) {
+                entry.runnable = false;
+                self.step(id, now, Relay::proceed);
+            }
+        }
+    }
+
+    /// When [`Bypass::on_deadlines`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Does what has become due.
+    pub fn on_deadlines(&mut self, now: Instant) {
+        while let Some(id) = self.timers.pop_due(now) {
+            let Some(entry) = self.relays.get_mut(id) else { continue };
+            if entry.deadline.reached(now, &mut self.timers, id) {
+                self.step(id, now, Relay::proceed);
+            }
+        }
+    }
+
+    /// One step of one connection, and what follows from it.
+    fn step(&mut self, id: FlowId, now: Instant, step: impl FnOnce(&mut Relay<C>) -> Fate) {
+        let Some(entry) = self.relays.get_mut(id) else { return };
+        match step(&mut entry.relay) {
+            Fate::Waits => {}
+            Fate::Runnable if entry.runnable => {}
+            Fate::Runnable => {
+                entry.runnable = true;
+                self.runnable.push_back(id);
+            }
+            Fate::LooksAgain(after) => entry.deadline.set(Some(now + after), &mut self.timers, id),
+            Fate::Over { reset } => {
+                entry.deadline.withdraw(&mut self.timers, id);
+                self.counters.reset += u64::from(reset);
+                self.relays.remove(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The relay between virtual sockets that take and give as little as they like, when they like.
+
+use alloc::{collections::VecDeque, vec::Vec};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    flow::FlowId,
+    host::{Errno, Readiness, SocketError},
+};
+
+const RESET: SocketError = SocketError::Failed(Errno(104));
+
+/// One virtual socket and its peer.
+#[derive(Debug, Default)]
+struct Socket {
+    /// Sent by the peer, not yet taken.
+    received: VecDeque<u8>,
+    /// The peer has ended its half.
+    fin_received: bool,
+    /// The peer has reset the connection.
+    reset: bool,
+    /// Sent to the peer, not yet read by it.
+    sent: VecDeque<u8>,
+    /// What the peer has read.
+    read: Vec<u8>,
+    fin_sent: bool,
+    /// Sending found no room, or a reader nothing: the next change is an edge.
+    starved: bool,
+    blocked: bool,
+    edge: Readiness,
+}
+
+/// Two of them. Send buffers hold `room` bytes, and no call moves more than `most`.
+#[derive(Debug)]
+struct World {
+    sockets: [Socket; 2],
+    under_way: [VecDeque<u8>; 2],
+    /// Taken just now, to be given next.
+    hot: Option<Side>,
+    room: usize,
+    most: usize,
+    reset_on_close: bool,
+    /// Calls that had nothing to do.
+    futile: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Handle(alloc::rc::Rc<core::cell::RefCell<World>>);
+
+impl Handle {
+    fn new(room: usize, most: usize) -> Self {
+        let world = World {
+            sockets: Default::default(),
+            under_way: Default::default(),
+            hot: None,
+            room,
+            most,
+            reset_on_close: false,
+            futile: 0,
+        };
+        Self(alloc::rc::Rc::new(world.into()))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut World) -> T) -> T {
+        work(&mut self.0.borrow_mut())
+    }
+}
+
+impl Conduit for Handle {
+    fn take(&mut self, from: Side) -> Result<usize, SocketError> {
+        self.with(|world| {
+            assert_eq!(world.hot, None, "bytes were taken from elsewhere before they were given");
+            assert!(world.under_way[from as usize].is_empty());
+            let socket = &mut world.sockets[from as usize];
+            let len = socket.received.len().min(world.most);
+            if len > 0 {
+                world.under_way[from as usize].extend(socket.received.drain(..len));
+                world.hot = Some(from);
+                return Ok(len);
+            }
+            match (socket.reset, socket.fin_received) {
+                (true, _) => Err(RESET),
+                (false, true) => Ok(0),
+                (false, false) => {
+                    world.futile += usize::from(socket.starved);
+                    socket.starved = true;
+                    Err(SocketError::WouldBlock)
+                }
+            }
+        })
+    }
+
+    fn give(&mut self, from: Side) -> Result<usize, SocketError> {
+        self.with(|world| {
+            assert!(world.hot.is_none_or(|hot| hot == from));
+            world.hot = None;
+            let under_way = &mut world.under_way[from as usize];
+            assert!(!under_way.is_empty());
+            let socket = &mut world.sockets[from.other() as usize];
+            assert!(!socket.fin_sent, "sent behind the end");
+            if socket.reset {
+                return Err(RESET);
+            }
+            let len = under_way.len().min(world.most).min(world.room - socket.sent.len());
+            if len == 0 {
+                world.futile += usize::from(socket.blocked);
+                socket.blocked = true;
+                return Err(SocketError::WouldBlock);
+            }
+            socket.sent.extend(under_way.drain(..len));
+            Ok(len)
+        })
+    }
+
+    fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError> {
+        self.with(|world| {
+            let socket = &mut world.sockets[side as usize];
+            assert!(!socket.fin_sent);
+            socket.fin_sent = true;
+            if socket.reset { Err(RESET) } else { Ok(()) }
+        })
+    }
+
+    fn unacknowledged(&mut self, side: Side) -> u32 {
+        self.with(|world| {
+            let socket = &world.sockets[side as usize];
+            u32::try_from(socket.sent.len()).unwrap() + u32::from(socket.fin_sent)
+        })
+    }
+
+    fn reset_on_close(&mut self) {
+        self.with(|world| world.reset_on_close = true);
+    }
+}
+
+/// What a peer does.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    /// Sends that many bytes.
+    Send(Side, usize),
+    /// Reads that many at most.
+    Read(Side, usize),
+    /// Ends its half.
+    Fin(Side),
+    /// Resets.
+    Reset(Side),
+    /// Readiness is reported, or work goes on; may also be late.
+    Report,
+}
+
+/// A whole connection: the relay, its virtual sockets, and what peers have sent.
+struct Case {
+    bypass: Bypass<Handle>,
+    id: FlowId,
+    world: Handle,
+    /// By each peer.
+    wrote: [Vec<u8>; 2],
+    next: u8,
+    now: Instant,
+}
+
+impl Case {
+    fn new(room: usize, most: usize) -> Self {
+        let world = Handle::new(room, most);
+        let mut bypass = Bypass::new(10);
+        let id = bypass.insert(world.clone()).unwrap();
+        let mut case =
+            Self { bypass, id, world, wrote: Default::default(), next: 0, now: Instant::default() };
+        for side in Side::ALL {
+            case.edge(side, Readiness { writable: true, ..Readiness::default() });
+        }
+        case
+    }
+
+    fn edge(&mut self, side: Side, edge: Readiness) {
+        self.world.with(|world| {
+            let old = &mut world.sockets[side as usize].edge;
+            old.readable |= edge.readable;
+            old.writable |= edge.writable;
+            old.read_closed |= edge.read_closed;
+            old.error |= edge.error;
+        });
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Send(side, len) => self.send(side, len),
+            Act::Read(side, len) => {
+                let freed = self.world.with(|world| {
+                    let socket = &mut world.sockets[side as usize];
+                    let len = len.min(socket.sent.len());
+                    socket.read.extend(socket.sent.drain(..len));
+                    len > 0 && core::mem::take(&mut socket.blocked)
+                });
+                if freed {
+                    self.edge(side, Readiness { writable: true, ..Readiness::default() });
+                }
+            }
+            Act::Fin(side) => {
+                self.world.with(|world| world.sockets[side as usize].fin_received = true);
+                self.edge(side, Readiness { readable: true, read_closed: true, ..Readiness::default() });
+            }
+            Act::Reset(side) => {
+                self.world.with(|world| {
+                    let socket = &mut world.sockets[side as usize];
+                    socket.reset = true;
+                    socket.sent.clear();
+                });
+                let edge = Readiness { readable: true, writable: true, read_closed: true, error: true };
+                self.edge(side, edge);
+            }
+            Act::Report => self.report(),
+        }
+    }
+
+    fn send(&mut self, side: Side, len: usize) {
+        let over = self.world.with(|world| {
+            let socket = &world.sockets[side as usize];
+            socket.fin_received || socket.reset
+        });
+        if over || len == 0 {
+            return;
+        }
+        for _ in 0..len {
+            self.next = self.next.wrapping_mul(5).wrapping_add(3);
+            self.wrote[side as usize].push(self.next);
+            self.world.with(|world| world.sockets[side as usize].received.push_back(self.next));
+        }
+        self.world.with(|world| world.sockets[side as usize].starved = false);
+        self.edge(side, Readiness { readable: true, ..Readiness::default() });
+    }
+
+    /// What an event loop does with the edges.
+    fn report(&mut self) {
+        for side in Side::ALL {
+            let edge = self.world.with(|world| core::mem::take(&mut world.sockets[side as usize].edge));
+            if edge != Readiness::default() {
+                self.bypass.on_readiness(self.id, side, edge, self.now);
+            }
+        }
+        self.bypass.run(self.now);
+    }
+
+    /// Goes on until nothing happens any more, with peers that read.
+    fn settle(&mut self) {
+        for _ in 0..100_000 {
+            let before = self.world.with(|world| {
+                (
+                    world.sockets.each_ref().map(|socket| (socket.read.len(), socket.received.len())),
+                    world.edges(),
+                )
+            });
+            for side in Side::ALL {
+                self.act(Act::Read(side, 7));
+            }
+            self.report();
+            if let Some(due) = self.bypass.next_deadline() {
+                self.now = self.now.max(due);
+                self.bypass.on_deadlines(self.now);
+            }
+            let after = self.world.with(|world| {
+                (
+                    world.sockets.each_ref().map(|socket| (socket.read.len(), socket.received.len())),
+                    world.edges(),
+                )
+            });
+            if before == after && !self.bypass.has_runnable() && self.bypass.next_deadline().is_none() {
+                return;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    fn read(&self, side: Side) -> Vec<u8> {
+        self.world.with(|world| world.sockets[side as usize].read.clone())
+    }
+
+    fn fin_sent(&self, side: Side) -> bool {
+        self.world.with(|world| world.sockets[side as usize].fin_sent)
+    }
+}
+
+impl World {
+    fn edges(&self) -> usize {
+        self.sockets.iter().filter(|socket| socket.edge != Readiness::default()).count()
+    }
+}
+
+const A: Side = Side::Accepted;
+const B: Side = Side::Connected;
+
+/// all bytes, in order, and the end behind them; both halves end by themselves.
+#[test]
+fn half_closes_are_passed_on_one_by_one() {
+    let mut case = Case::new(10, 3);
+    case.act(Act::Send(A, 100));
+    case.act(Act::Fin(A));
+    case.settle();
+    assert_eq!(case.read(B), case.wrote[A as usize]);
+    assert!(case.fin_sent(B) && !case.fin_sent(A));
+    assert_eq!(case.bypass.len(), 1, "the other half is open");
+    case.act(Act::Send(B, 50));
+    case.act(Act::Fin(B));
+    case.settle();
+    assert_eq!(case.read(A), case.wrote[B as usize]);
+    assert!(case.fin_sent(A) && case.bypass.is_empty());
+    assert!(!case.world.with(|world| world.reset_on_close));
+}
+
+/// R-85, SPEC §6.11: an abnormal end is told as such, behind what was received before.
+#[test]
+fn a_reset_follows_the_bytes_before_it() {
+    let mut case = Case::new(10, 3);
+    case.report();
+    case.act(Act::Send(B, 100));
+    case.act(Act::Reset(B));
+    case.report();
+    assert!(!case.world.with(|world| world.reset_on_close), "the reset overtakes");
+    case.settle();
+    assert_eq!(case.read(A), case.wrote[B as usize]);
+    assert!(!case.fin_sent(A));
+    assert!(case.world.with(|world| world.reset_on_close) && case.bypass.is_empty());
+    assert_eq!(case.bypass.counters, Counters { opened: 1, reset: 1 });
+}
+
+/// R-87, SPEC §6.11: whoever connected to a port whose target is closed gets a reset.
+#[test]
+fn a_refused_connection_is_reset() {
+    let mut case = Case::new(10, 3);
+    case.world.with(|world| world.sockets[B as usize].edge = Readiness::default());
+    case.act(Act::Send(A, 5));
+    case.report();
+    assert_eq!(case.world.with(|world| world.sockets[A as usize].received.len()), 5, "before it stands");
+    case.act(Act::Reset(B));
+    case.settle();
+    assert!(case.world.with(|world| world.reset_on_close) && case.bypass.is_empty());
+}
+
+/// What was sent but not acknowledged is not overtaken by the close.
+#[test]
+fn sockets_stay_until_all_has_arrived() {
+    let mut case = Case::new(100, 100);
+    case.act(Act::Send(A, 60));
+    case.act(Act::Fin(A));
+    case.act(Act::Fin(B));
+    case.report();
+    assert!(case.fin_sent(A) && case.fin_sent(B));
+    for _ in 0..20 {
+        let due = case.bypass.next_deadline().unwrap();
+        case.now = due;
+        case.bypass.on_deadlines(due);
+        assert_eq!(case.bypass.len(), 1);
+    }
+    case.act(Act::Read(B, 60));
+    case.settle();
+    assert!(case.bypass.is_empty());
+}
+
+/// a receiver that does not read costs nothing.
+#[test]
+fn a_blocked_receiver_is_left_alone() {
+    let mut case = Case::new(10, 3);
+    case.report();
+    for _ in 0..50 {
+        case.act(Act::Send(A, 20));
+        case.report();
+        assert!(!case.bypass.has_runnable() && case.bypass.next_deadline().is_none());
+    }
+    assert_eq!(case.world.with(|world| world.futile), 0);
+    assert!(case.world.with(|world| world.under_way[A as usize].len()) <= 3, "the rest waits in the socket");
+    case.settle();
+    assert_eq!(case.read(B), case.wrote[A as usize]);
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let side = prop_oneof![Just(A), Just(B)];
+    let act = prop_oneof![
+        4 => (side.clone(), 0_usize..300).prop_map(|(side, len)| Act::Send(side, len)),
+        4 => (side.clone(), 0_usize..300).prop_map(|(side, len)| Act::Read(side, len)),
+        1 => side.clone().prop_map(Act::Fin),
+        1 => prop_oneof![9 => Just(Act::Report), 1 => side.prop_map(Act::Reset)],
+        4 => Just(Act::Report),
+    ];
+    proptest::collection::vec(act, 0..60)
+}
+
+proptest! {
+    /// whatever sizes, and however the sides end, every byte arrives that its sender's end did not cost, an
+    /// end is told as what it was, and no change is slept through.
+    #[test]
+    fn nothing_is_lost(acts in acts(), room in 1_usize..200, most in 1_usize..100) {
+        let mut case = Case::new(room, most);
+        for act in acts {
+            case.act(act);
+        }
+        case.settle();
+        let (reset, fin) = case.world.with(|world| {
+            (world.sockets.each_ref().map(|s| s.reset), world.sockets.each_ref().map(|s| s.fin_received))
+        });
+        for from in Side::ALL {
+            let to = from.other();
+            let (read, wrote) = (case.read(to), &case.wrote[from as usize]);
+            prop_assert!(wrote.starts_with(&read));
+            if !reset[to as usize] {
+                prop_assert_eq!(&read, wrote);
+                // The end, if it came to that before the connection broke.
+                prop_assert!(!case.fin_sent(to) || fin[from as usize]);
+                prop_assert!(case.fin_sent(to) || !fin[from as usize] || reset.contains(&true));
+            }
+        }
+        let over = reset.contains(&true) || fin == [true, true];
+        prop_assert_eq!(case.bypass.is_empty(), over);
+        if reset.contains(&true) && fin != [true, true] {
+            prop_assert!(case.world.with(|world| world.reset_on_close));
+        }
+        prop_assert_eq!(case.bypass.next_deadline(), None);
+    }
+}
