@@ -1,4 +1,4 @@
-//! Connections from outside: listening sockets, and where their connections go in the guest.
+//! Accepted connections: listening sockets of forwarding rules, and where their connections go.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,11 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use engine::addr::{Guest, Settings};
 use engine::flow::Endpoints;
 use engine::forward::Rule;
+use engine::forward::spec::Direction;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, listen, shutdown, sockopt};
+use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown, sockopt};
 
+use crate::bypass::{NoWay, Policy};
+use crate::config::Splice;
 use crate::listen::BACKLOG;
 
 /// Marks the epoll word of a listening socket, whose index is in the low bits.
@@ -31,6 +34,7 @@ pub(crate) struct Acceptors {
 #[derive(Debug)]
 struct Port {
     socket: OwnedFd,
+    direction: Direction,
     target_address: Option<IpAddr>,
     target_port: u16,
 }
@@ -40,8 +44,17 @@ struct Port {
 pub(crate) struct Accepted {
     /// The socket, non-blocking.
     pub(crate) socket: OwnedFd,
-    /// Its ends as the guest is to see them; none if it can't be shown to the guest.
-    pub(crate) ends: Option<Endpoints>,
+    /// Where it goes on.
+    pub(crate) way: Result<Way, NoWay>,
+}
+
+/// Where a connection goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Through the link; these are its ends as the guest is to see them.
+    Link(Endpoints),
+    /// Past it, to a socket in the namespace where the direction leads.
+    Bypass(Direction, SocketAddr),
 }
 
 impl Acceptors {
@@ -58,13 +71,14 @@ impl Acceptors {
         &mut self,
         epoll: impl AsFd,
         socket: OwnedFd,
+        direction: Direction,
         rule: &Rule,
         port: u16,
     ) -> Result<usize, Errno> {
         let target_port = rule.target_port(port).ok_or(Errno::RANGE)?;
         let index = self.free.last().copied().unwrap_or(self.ports.len());
         epoll::add(epoll, &socket, EventData::new_u64(WORD | index as u64), EventFlags::IN)?;
-        let port = Port { socket, target_address: rule.target_addr, target_port };
+        let port = Port { socket, direction, target_address: rule.target_addr, target_port };
         match self.free.pop() {
             Some(index) => self.ports[index] = Some(port),
             None => self.ports.push(Some(port)),
@@ -109,7 +123,13 @@ impl Acceptors {
     }
 
     /// Accepts a connection of the socket with this index; none if no more wait.
-    pub(crate) fn accept(&mut self, index: usize, settings: &Settings, guest: &Guest) -> Option<Accepted> {
+    pub(crate) fn accept(
+        &mut self,
+        index: usize,
+        policy: &Policy,
+        settings: &Settings,
+        guest: &Guest,
+    ) -> Option<Accepted> {
         let port = self.ports.get(index)?.as_ref()?;
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -117,8 +137,11 @@ impl Acceptors {
                 Ok((socket, peer)) => {
                     sockopt::set_tcp_nodelay(&socket, true).ok();
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let ends = peer.and_then(|peer| port.ends(peer, settings, guest));
-                    return Some(Accepted { socket, ends });
+                    let way = peer.ok_or(NoWay).and_then(|peer| {
+                        let hit = || Some(SocketAddr::try_from(getsockname(&socket).ok()?).ok()?.ip());
+                        port.way(peer, hit, policy, settings, guest)
+                    });
+                    return Some(Accepted { socket, way });
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::MFILE | Errno::NFILE) if self.reserve.is_some() => {
@@ -136,6 +159,36 @@ impl Acceptors {
 }
 
 impl Port {
+    /// Where a connection from `peer` goes on; `hit` is the address that it was accepted at.
+    fn way(
+        &self,
+        peer: SocketAddr,
+        hit: impl Fn() -> Option<IpAddr>,
+        policy: &Policy,
+        settings: &Settings,
+        guest: &Guest,
+    ) -> Result<Way, NoWay> {
+        let from = peer.ip().to_canonical();
+        let hit = || hit().map(|hit| hit.to_canonical()).ok_or(NoWay);
+        let bypass = match (self.direction, self.target_address) {
+            (Direction::Outbound, _) => Some(Policy::outward(from, hit()?)?),
+            (Direction::Inbound, Some(_)) if policy.splice != Splice::Only => None,
+            (Direction::Inbound, Some(_)) => return Err(NoWay),
+            // Whether it is a loopback address matters only where that is kept.
+            (Direction::Inbound, None) => {
+                let hit = if policy.keeps_loopback { hit()? } else { from };
+                policy.inward(from, hit, settings, guest)?
+            }
+        };
+        match bypass {
+            Some(mut destination) => {
+                destination.set_port(self.target_port);
+                Ok(Way::Bypass(self.direction, destination))
+            }
+            None => self.ends(peer, settings, guest).map(Way::Link).ok_or(NoWay),
+        }
+    }
+
     fn ends(&self, peer: SocketAddr, settings: &Settings, guest: &Guest) -> Option<Endpoints> {
         let from = peer.ip().to_canonical();
         let inbound = settings.inbound(guest, from, from, self.target_address)?;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use sys::tap::{Offloads, TapDevice};
 
 pub mod accept;
+mod bypass;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -29,12 +30,13 @@ mod scan;
 mod shard;
 mod stage;
 
+use bypass::Policy;
 use config::{Config, GuestLink, Target, Verbosity};
 use forward::Rules;
 use io::outbound::Outbound;
 use listen::Opening;
-use pasta::configure::configure;
-use pasta::{Guest, Lifetime};
+use pasta::Lifetime;
+use pasta::configure::{bring_loopback_up, configure};
 use pcap::Capture;
 use plan::{NamespacePlan, Plan};
 use shard::{ControlSetup, Resolvers, Setup, Shard, Tap};
@@ -101,19 +103,26 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let opening = Opening::new(config.freebind);
     let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let rules = Rules { inbound: config.inbound.clone(), listeners, opening };
 
     let control = config.conf_path.as_deref().map(control::socket::listen_at).transpose()?;
     let control = control.map(|listener| ControlSetup { listener, enabled: config.enabled() });
 
     let (prepared, guest) = boot.join_guest(config)?;
-    let tap = make_tap(&guest, &plan)?;
+    let (tap, outbound_listeners) = guest.namespace.within(|| {
+        let tap = make_tap(&plan)?;
+        Ok((tap, opening.rules(&config.outbound, |_, _| false)?))
+    })?;
+    let (outbound_listeners, notes) = outbound_listeners;
+    notes.iter().for_each(|note| log::warn!("{note}"));
+    let (inbound, outbound_rules) = (config.inbound.clone(), config.outbound.clone());
+    let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
+    let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope: 0 };
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
-    let mut shard = Shard::new(Setup { tap, capture, plan: &plan, outbound, rules, control })?;
+    let mut shard = Shard::new(Setup { tap, capture, plan: &plan, policy, outbound, rules, control })?;
 
     let detached = prepared.detach(config.foreground, pid_file)?;
     let (staffed, opener, news) = detached.staff(guest.namespace, resolver)?;
-    shard.start(&opener)?;
+    shard.start(opener)?;
     staffed.seal()?.announce()?;
     if let Target::Spawn { .. } = config.pasta.target {
         lifetime.release_command();
@@ -146,18 +155,19 @@ fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
     Capture::create(path).with_context(|| format!("can't open capture file {} (--pcap)", path.display()))
 }
 
-/// Makes the link, from within the guest's namespace. None if nothing is to cross one (`--splice-only`).
-fn make_tap(guest: &Guest, plan: &Plan) -> anyhow::Result<Option<Tap>> {
-    let Some(plan) = &plan.namespace else { return Ok(None) };
-    guest.namespace.within(|| {
-        let device = TapDevice::create(&plan.ifname, Offloads::all())
-            .context("can't set up a tap device in the namespace")?;
-        log::debug!("tap device {}: {:?}", device.name, device.offloads);
-        // The kernel may have completed a pattern.
-        let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
-        for note in &configured.notes {
-            log::log!(note.level, "{}", note.text);
-        }
-        Ok(Some(Tap { device, configured }))
-    })
+/// Makes the link in the guest's namespace, where we are. None if nothing is to cross one (`--splice-only`).
+fn make_tap(plan: &Plan) -> anyhow::Result<Option<Tap>> {
+    let Some(plan) = &plan.namespace else {
+        bring_loopback_up()?;
+        return Ok(None);
+    };
+    let device = TapDevice::create(&plan.ifname, Offloads::all())
+        .context("can't set up a tap device in the namespace")?;
+    log::debug!("tap device {}: {:?}", device.name, device.offloads);
+    // The kernel may have completed a pattern.
+    let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
+    for note in &configured.notes {
+        log::log!(note.level, "{}", note.text);
+    }
+    Ok(Some(Tap { device, configured }))
 }

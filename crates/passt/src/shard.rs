@@ -9,7 +9,6 @@ use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
 use engine::forward::Enabled;
-use engine::host::TcpSocket;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
@@ -17,11 +16,13 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use sys::tap::TapDevice;
 
-use crate::accept::Acceptors;
+use crate::accept::{Acceptors, Way};
+use crate::bypass::{Bypass, Policy};
 use crate::config::Config;
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::News;
 use crate::io::outbound::Outbound;
+use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets};
 use crate::link::tap::{BUFFER_LEN, TapLink};
 use crate::netns::Opener;
@@ -51,6 +52,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) capture: Option<Capture>,
     /// What was planned.
     pub(crate) plan: &'a Plan,
+    /// Which connections bypass the link.
+    pub(crate) policy: Policy,
     /// How sockets leave the host.
     pub(crate) outbound: Outbound,
     /// The forwarding rules, and their listening sockets.
@@ -89,6 +92,8 @@ pub(crate) struct Shard {
     stack: Stack<Sockets>,
     sockets: Sockets,
     link: Option<TapLink>,
+    bypass: Bypass,
+    policy: Policy,
     acceptors: Acceptors,
     forwarder: Forwarder,
     control: Option<Control>,
@@ -115,11 +120,15 @@ impl Shard {
         let control = control.context("can't watch the control socket")?;
         // Without --config-net the interface is still down.
         let configured = setup.plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
+        let policy =
+            Policy { scope: setup.tap.as_ref().map_or(0, |tap| tap.configured.index), ..setup.policy };
         Ok(Self {
             start,
             stack,
             sockets,
             link: setup.tap.map(|tap| TapLink::new(tap.device, setup.capture)),
+            bypass: Bypass::new(),
+            policy,
             acceptors,
             forwarder,
             control,
@@ -131,14 +140,16 @@ impl Shard {
 
     /// Looks for the first time at what rules follow: ports in use now are forwarded when our caller learns that we
     /// are ready. `opener` is in the guest's namespace.
-    pub(crate) fn start(&mut self, opener: &Opener) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, opener: Opener) -> anyhow::Result<()> {
         let now = self.now();
         let Self { acceptors, sockets, stack, .. } = self;
         let rx = Receivers { acceptors, udp: stack.udp(), sockets };
         let changeable = self.control.is_some();
         self.forwarder
-            .start(opener, changeable, now, rx)
-            .context("can't look for ports in use in the namespace")
+            .start(&opener, changeable, now, rx)
+            .context("can't look for ports in use in the namespace")?;
+        self.bypass.start(opener);
+        Ok(())
     }
 
     /// Serves the guest until the end.
@@ -196,10 +207,15 @@ impl Shard {
 
     /// Waits for events, or until something is due.
     fn wait(&self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
-        let timeout = if self.stack.has_runnable() && !self.link_full {
+        let timeout = if self.bypass.has_runnable() || self.stack.has_runnable() && !self.link_full {
             Some(Duration::ZERO)
         } else {
-            let due = [self.stack.next_deadline(), self.forwarder.next_scan(), self.control_deadline()];
+            let due = [
+                self.stack.next_deadline(),
+                self.forwarder.next_scan(),
+                self.control_deadline(),
+                self.bypass.next_deadline(),
+            ];
             due.into_iter().flatten().min().map(|due| due.since(self.now()))
         };
         // Whole milliseconds, rounded up: nothing is due before.
@@ -230,6 +246,7 @@ impl Shard {
             NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
             LINK => self.on_link(flags, now)?,
             word if self.on_control(word, now) => {}
+            _ if self.bypass.on_event(word, flags, now) => {}
             _ => {
                 if let Some(id) = FlowId::from_bits(word) {
                     if let Some(link) = &mut self.link {
@@ -269,6 +286,7 @@ impl Shard {
         if self.control_deadline().is_some_and(|due| due <= now) {
             self.on_control_deadline(now);
         }
+        self.bypass.finish_round(now);
         let Some(link) = &mut self.link else { return Ok(()) };
         if self.stack.next_deadline().is_some_and(|due| due <= now) {
             self.stack.on_deadlines(now, &mut self.sockets, link);
@@ -288,16 +306,19 @@ impl Shard {
 
     /// Accepts what waits on a listening socket.
     fn accept(&mut self, index: usize, now: Instant) {
-        let Some(link) = &mut self.link else { return };
         loop {
             let (settings, guest) = (self.stack.settings(), self.stack.guest());
-            let Some(accepted) = self.acceptors.accept(index, settings, guest) else { break };
-            let mut socket = self.sockets.stream(accepted.socket);
-            if let Some(ends) = accepted.ends {
-                // Refused, for want of room: the socket resets as it is dropped.
-                drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, link));
-            } else {
-                socket.reset_on_close();
+            let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest) else { break };
+            match (accepted.way, &mut self.link) {
+                (Ok(Way::Bypass(direction, destination)), _) => {
+                    self.bypass.open(self.sockets.epoll(), accepted.socket, direction, destination);
+                }
+                (Ok(Way::Link(ends)), Some(link)) => {
+                    let socket = self.sockets.stream(accepted.socket);
+                    // Refused, for want of room: the socket resets as it is dropped.
+                    drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, link));
+                }
+                (Ok(Way::Link(_)) | Err(_), _) => reset_on_close(&accepted.socket),
             }
         }
     }

@@ -6,7 +6,7 @@ mod way;
 
 use std::time::Duration;
 
-use engine::forward::scan::InUse;
+use engine::forward::spec::Direction;
 use engine::forward::{Protocol, Table};
 use engine::timer::Instant;
 
@@ -27,6 +27,10 @@ pub(crate) struct Rules {
     pub(crate) inbound: Table,
     /// The sockets of `inbound`, but for rules that follow.
     pub(crate) listeners: Vec<Listener>,
+    /// From the guest's loopback to the host's.
+    pub(crate) outbound: Table,
+    /// The sockets of `outbound`.
+    pub(crate) outbound_listeners: Vec<Listener>,
     /// How more of them are opened.
     pub(crate) opening: Opening,
 }
@@ -35,6 +39,7 @@ pub(crate) struct Rules {
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     inbound: Side,
+    outbound: Side,
     /// Looks into the guest's namespace.
     guest: Option<Scanner>,
     next_scan: Option<Instant>,
@@ -49,8 +54,10 @@ impl Forwarder {
     /// # Errors
     /// A socket can't be watched.
     pub(crate) fn new(rules: Rules, mut rx: Receivers<'_>) -> anyhow::Result<Self> {
-        let inbound = Side::new(rules.inbound, rules.opening, rules.listeners, &mut rx)?;
-        Ok(Self { inbound, guest: None, next_scan: None, until_retry: RETRY, changed: false })
+        let inbound = Side::new(Direction::Inbound, rules.inbound, rules.opening, rules.listeners, &mut rx)?;
+        let outbound =
+            Side::new(Direction::Outbound, rules.outbound, rules.opening, rules.outbound_listeners, &mut rx)?;
+        Ok(Self { inbound, outbound, guest: None, next_scan: None, until_retry: RETRY, changed: false })
     }
 
     /// Starts to follow what is in use on the other side, if a rule says so, or one may come to (`changeable`).
@@ -65,6 +72,7 @@ impl Forwarder {
         now: Instant,
         rx: Receivers<'_>,
     ) -> std::io::Result<()> {
+        self.outbound.open_there(opener.clone());
         let (tcp, udp) = (self.inbound.follows(Protocol::Tcp), self.inbound.follows(Protocol::Udp));
         if tcp || udp || changeable {
             self.guest = Some(opener.call(move || Scanner::open(udp || changeable))?);
@@ -96,7 +104,9 @@ impl Forwarder {
         self.until_retry = self.until_retry.saturating_sub(1);
         if changed || self.until_retry == 0 && self.inbound.lacks_any() {
             self.until_retry = RETRY;
-            self.inbound.follow(guest.in_use(), &InUse::default(), &mut rx);
+            // What we listen on there is nobody's service: it leads back here.
+            let ours = self.outbound.held();
+            self.inbound.follow(guest.in_use(), &ours, &mut rx);
         }
     }
 }

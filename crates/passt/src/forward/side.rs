@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use engine::flow::FlowId;
 use engine::forward::scan::{InUse, wanted};
+use engine::forward::spec::Direction;
 use engine::forward::{Listen, Protocol, Rule, Table};
 use engine::udp::{self, Udp};
 use rustix::io::Errno;
@@ -37,6 +38,7 @@ pub(crate) struct Receivers<'a> {
 /// The rules of one direction, and their listening sockets.
 #[derive(Debug)]
 pub(crate) struct Side {
+    direction: Direction,
     table: Table,
     opening: Opening,
     place: Place,
@@ -93,13 +95,15 @@ impl Side {
     /// # Errors
     /// A socket can't be watched.
     pub(crate) fn new(
+        direction: Direction,
         table: Table,
         opening: Opening,
         listeners: Vec<Listener>,
         rx: &mut Receivers<'_>,
     ) -> anyhow::Result<Self> {
         let (open, retired, failed) = Default::default();
-        let mut side = Self { table, opening, place: Place::Here, open, retired, failed };
+        let place = Place::Here;
+        let mut side = Self { direction, table, opening, place, open, retired, failed };
         for listener in listeners {
             let (protocol, port) = (listener.protocol, listener.port);
             side.take(listener, rx)
@@ -109,7 +113,6 @@ impl Side {
     }
 
     /// From now on, sockets are opened in the guest's namespace.
-    #[expect(dead_code, reason = "for the other direction")]
     pub(crate) fn open_there(&mut self, opener: Opener) {
         self.place = Place::There(opener);
     }
@@ -124,7 +127,6 @@ impl Side {
         !self.failed.is_empty()
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the other direction, and the control socket"))]
     /// The ports that we hold by this side's rules.
     pub(crate) fn held(&self) -> InUse {
         let mut held = InUse::default();
@@ -314,7 +316,9 @@ impl Side {
         let Listener { rule: index, port, protocol, address, socket } = listener;
         let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
         let open = match protocol {
-            Protocol::Tcp => Open::Stream(rx.acceptors.add(rx.sockets.epoll(), socket, rule, port)?),
+            Protocol::Tcp => {
+                Open::Stream(rx.acceptors.add(rx.sockets.epoll(), socket, self.direction, rule, port)?)
+            }
             Protocol::Udp => {
                 let target = udp::Listener::new(index, rule, port).ok_or(Errno::INVAL)?;
                 let target = udp::Listener { address, ..target };

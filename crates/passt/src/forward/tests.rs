@@ -1,5 +1,6 @@
 use std::net::{TcpListener, TcpStream, UdpSocket};
 
+use engine::forward::scan::InUse;
 use engine::forward::spec::{self, Context, Direction, Spec};
 use engine::forward::{Enabled, PortRange};
 use engine::udp::Udp;
@@ -41,7 +42,7 @@ impl World {
     fn side(&mut self, specs: &[(Protocol, &str)]) -> Side {
         let (table, opening) = (table(specs), Opening::new(false));
         let (listeners, _) = opening.rules(&table, |_, _| false).unwrap();
-        Side::new(table, opening, listeners, &mut self.rx()).unwrap()
+        Side::new(Direction::Inbound, table, opening, listeners, &mut self.rx()).unwrap()
     }
 
     /// Ports in use now, of both protocols.

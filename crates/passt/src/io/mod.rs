@@ -2,6 +2,7 @@
 
 pub mod outbound;
 pub mod ping;
+pub(crate) mod splice;
 mod tcp;
 pub mod udp;
 

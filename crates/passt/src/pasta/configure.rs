@@ -100,6 +100,18 @@ pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
     Ok(work.configured)
 }
 
+/// Brings the loopback interface up in the network namespace of this thread, where nothing else is to be configured.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn bring_loopback_up() -> Result<(), Error> {
+    let up = set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), []);
+    for fate in Netlink::open()?.perform(vec![up])? {
+        fate.map_err(|refusal| Error::Refused { name: "lo".into(), step: "bring it up".into(), refusal })?;
+    }
+    Ok(())
+}
+
 /// A configuration under way.
 struct Work {
     netlink: Netlink,

@@ -91,10 +91,9 @@ fn refuses_what_is_not_supported_yet() {
         ("passt --help-me-not -f", ""),
         ("pasta --vhost-user", "passt mode"),
         ("pasta --fd 3", "--fd"),
-        ("pasta -T 22", "--tcp-ns or --udp-ns with anything but \"none\""),
-        ("pasta -U all", "--tcp-ns or --udp-ns with anything but \"none\""),
-        ("pasta --splice-only", "--splice-only"),
-        ("pasta --host-lo-to-ns-lo", "--host-lo-to-ns-lo"),
+        ("pasta -T auto", "--tcp-ns with \"auto\""),
+        ("pasta -U all", "--udp-ns with anything but \"none\""),
+        ("pasta --splice-only -u 53", "--splice-only with --udp-ports"),
         ("pasta -f --stats 3", "--stats"),
         ("pasta -l x", "--log-file"),
         ("pasta --log-size 50000", "--log-size"),
@@ -111,6 +110,8 @@ fn refuses_what_is_not_supported_yet() {
         "pasta -t none -u none -T none -U none --repair-path none --no-splice --freebind",
         "pasta --netns x --userns y --no-netns-quit -P a -p b --runas 0 -t 22 -u all",
         "pasta --netns-only --no-pidns -c x true",
+        "pasta -T 22,80:8080 --host-lo-to-ns-lo",
+        "pasta --splice-only -u none -T 22",
     ] {
         assert!(matches!(parse(line), Ok(cli::Invocation::Run(_))), "{line}");
     }

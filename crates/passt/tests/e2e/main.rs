@@ -24,6 +24,7 @@ mod local;
 mod nat;
 mod pesto;
 mod rules;
+mod splice;
 mod start;
 mod tcp;
 mod tcp_raw;

@@ -338,7 +338,7 @@ fn interface_options() {
 fn local_mode() {
     let host_setup = "ip link set eth0 down; ip addr flush dev eth0\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
-    net.pasta(&["-t", "7001"]);
+    net.pasta(&["-t", "7001", "--no-splice"]);
     let look = net.guest.sh("ip -o addr show tap0; ip route");
     assert!(look.contains("169.254.2.1/16") && look.contains("default via 169.254.2.2"), "{look}");
     let listener = net.host.listen((LOOPBACK[0], 7000));

@@ -1,0 +1,235 @@
+//! Local connections, which bypass the link (SPEC §5.3.3, §5.5): which ones these are, where their second socket comes
+//! from, and their turns.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+
+use engine::addr::{Guest, Settings};
+use engine::flow::{FlowId, Kind};
+use engine::forward::spec::Direction;
+use engine::splice::Side;
+use engine::timer::Instant;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::{self, Errno};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+
+use crate::config::Splice;
+use crate::io::readiness;
+use crate::io::splice::{Depot, Pair, reset_on_close};
+use crate::netns::Opener;
+
+/// Most bypassed connections (SPEC §12).
+const MAX_CONNECTIONS: usize = 131_071;
+/// Sockets that the opener makes at a time, of each family.
+const STOCK: usize = 32;
+/// Marks the event words of connected sockets; the index of a flow is smaller.
+const CONNECTED: u64 = 1 << 31;
+
+/// Which connections bypass the link.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    /// Whether any do, or all.
+    pub(crate) splice: Splice,
+    /// `--host-lo-to-ns-lo`.
+    pub(crate) keeps_loopback: bool,
+    /// Index of the guest's interface: the scope of its link-local address. Zero for none.
+    pub(crate) scope: u32,
+}
+
+impl Policy {
+    /// Where a connection from `peer` that was accepted at the host's address `hit` goes in the guest's namespace, but
+    /// for the port. None if it doesn't bypass the link; an error if it goes nowhere.
+    pub(crate) fn inward(
+        &self,
+        peer: IpAddr,
+        hit: IpAddr,
+        settings: &Settings,
+        guest: &Guest,
+    ) -> Result<Option<SocketAddr>, NoWay> {
+        if self.splice == Splice::Never || !peer.is_loopback() {
+            return if self.splice == Splice::Only { Err(NoWay) } else { Ok(None) };
+        }
+        // What listens on loopback only in the namespace is not exposed unless asked for.
+        if self.keeps_loopback && hit.is_loopback() {
+            return Ok(Some(SocketAddr::new(hit, 0)));
+        }
+        Ok(Some(match settings.guest_destination(guest, peer).ok_or(NoWay)? {
+            IpAddr::V6(address) if address.is_unicast_link_local() => {
+                SocketAddrV6::new(address, 0, 0, self.scope).into()
+            }
+            address => SocketAddr::new(address, 0),
+        }))
+    }
+
+    /// Where a connection accepted in the guest's namespace goes on the host, but for the port: to the same loopback
+    /// address. An error if it was not between loopback addresses.
+    pub(crate) fn outward(peer: IpAddr, hit: IpAddr) -> Result<SocketAddr, NoWay> {
+        if peer.is_loopback() && hit.is_loopback() { Ok(SocketAddr::new(hit, 0)) } else { Err(NoWay) }
+    }
+}
+
+/// A connection that goes nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoWay;
+
+/// The bypassed connections.
+#[derive(Debug)]
+pub(crate) struct Bypass {
+    flows: engine::splice::Bypass<Pair>,
+    depot: Rc<RefCell<Depot>>,
+    dialer: Option<Dialer>,
+}
+
+impl Bypass {
+    /// No connection, and no way into the guest's namespace yet.
+    pub(crate) fn new() -> Self {
+        Self { flows: engine::splice::Bypass::new(MAX_CONNECTIONS), depot: Depot::new(), dialer: None }
+    }
+
+    /// Has sockets for the guest's namespace made by `opener`.
+    pub(crate) fn start(&mut self, opener: Opener) {
+        self.dialer = Some(Dialer { opener, v4: Stock::default(), v6: Stock::default() });
+    }
+
+    /// Goes on with an accepted connection in the other namespace. If that fails at once, it is reset.
+    pub(crate) fn open(
+        &mut self,
+        epoll: &OwnedFd,
+        accepted: OwnedFd,
+        direction: Direction,
+        destination: SocketAddr,
+    ) {
+        // Any early return drops it.
+        reset_unless(self.connect(direction, destination), accepted, |accepted, connecting| {
+            let pair = Pair::new(accepted, connecting, self.depot.clone());
+            let watched = self.flows.next_id().is_some_and(|id| watch(epoll, id, &pair).is_ok());
+            let refused = if watched { self.flows.insert(pair).err() } else { Some(pair) };
+            if let Some(mut pair) = refused {
+                engine::splice::Conduit::reset_on_close(&mut pair);
+            }
+        });
+    }
+
+    fn connect(&mut self, direction: Direction, destination: SocketAddr) -> io::Result<OwnedFd> {
+        let socket = match direction {
+            Direction::Outbound => stream_socket(destination.is_ipv4())?,
+            Direction::Inbound => {
+                self.dialer.as_mut().ok_or(Errno::NETUNREACH)?.socket(destination.is_ipv4())?
+            }
+        };
+        match connect(&socket, &destination) {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Takes an event, if it is of a bypassed connection's socket.
+    pub(crate) fn on_event(&mut self, word: u64, events: EventFlags, now: Instant) -> bool {
+        let Some(id) = FlowId::from_bits(word & !CONNECTED).filter(|id| id.kind() == Kind::Splice) else {
+            return false;
+        };
+        let side = if word & CONNECTED == 0 { Side::Accepted } else { Side::Connected };
+        self.flows.on_readiness(id, side, readiness(events), now);
+        true
+    }
+
+    /// Whether connections wait for their turn.
+    pub(crate) fn has_runnable(&self) -> bool {
+        self.flows.has_runnable()
+    }
+
+    /// When there is something to do next, whatever is reported.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.flows.next_deadline()
+    }
+
+    /// Does what is due, and gives turns.
+    pub(crate) fn finish_round(&mut self, now: Instant) {
+        if self.flows.next_deadline().is_some_and(|due| due <= now) {
+            self.flows.on_deadlines(now);
+        }
+        if self.flows.has_runnable() {
+            self.flows.run(now);
+        }
+    }
+}
+
+fn reset_unless<T>(result: io::Result<T>, accepted: OwnedFd, then: impl FnOnce(OwnedFd, T)) {
+    match result {
+        Ok(value) => then(accepted, value),
+        Err(errno) => {
+            log::debug!("local connection not forwarded: {errno}");
+            reset_on_close(&accepted);
+        }
+    }
+}
+
+fn watch(epoll: &OwnedFd, id: FlowId, pair: &Pair) -> io::Result<()> {
+    let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+    for (side, mark) in [(Side::Accepted, 0), (Side::Connected, CONNECTED)] {
+        epoll::add(epoll, pair.socket(side), EventData::new_u64(id.to_bits() | mark), events)?;
+    }
+    Ok(())
+}
+
+/// Sockets in the guest's namespace. The opener makes many at a time, and more before they are used up, so that a
+/// connection seldom waits for it.
+#[derive(Debug)]
+struct Dialer {
+    opener: Opener,
+    v4: Stock,
+    v6: Stock,
+}
+
+#[derive(Debug, Default)]
+struct Stock {
+    sockets: Vec<OwnedFd>,
+    ordered: Option<Receiver<io::Result<Vec<OwnedFd>>>>,
+}
+
+impl Dialer {
+    fn socket(&mut self, v4: bool) -> io::Result<OwnedFd> {
+        let stock = if v4 { &mut self.v4 } else { &mut self.v6 };
+        if stock.sockets.len() <= STOCK / 2 && stock.ordered.is_none() {
+            stock.ordered = Some(self.opener.begin(move || make(v4)));
+        }
+        let made = match &stock.ordered {
+            None => None,
+            // Waits only if there is nothing else.
+            Some(ordered) if stock.sockets.is_empty() => Some(ordered.recv().unwrap_or(Err(Errno::PIPE))),
+            Some(ordered) => match ordered.try_recv() {
+                Ok(made) => Some(made),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => Some(Err(Errno::PIPE)),
+            },
+        };
+        if let Some(made) = made {
+            stock.ordered = None;
+            // An error is one when there is nothing else, and then comes up again.
+            match made {
+                Ok(made) => stock.sockets.extend(made),
+                Err(errno) if stock.sockets.is_empty() => return Err(errno),
+                Err(_) => {}
+            }
+        }
+        stock.sockets.pop().ok_or(Errno::MFILE)
+    }
+}
+
+/// As many as can be had, but for none.
+fn make(v4: bool) -> io::Result<Vec<OwnedFd>> {
+    let mut made = vec![stream_socket(v4)?];
+    made.extend((1..STOCK).map_while(|_| stream_socket(v4).ok()));
+    Ok(made)
+}
+
+fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
+    let family = if v4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_tcp_nodelay(socket.as_fd(), true)?;
+    Ok(socket)
+}

@@ -1,0 +1,213 @@
+//! Pairs of stream sockets, and what bytes go through between them (SPEC §6.11).
+//!
+//! Few bytes go through a buffer: that takes two system calls, as many as a pipe. Many go through a pipe, by splice(2),
+//! which doesn't copy them. A pipe is borrowed while there are bytes in it, so that idle connections have none.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use engine::host::{Errno, SocketError};
+use engine::splice::{Conduit, Side};
+use rustix::io;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, sockopt};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
+
+/// What fills this goes on through a pipe.
+const BUFFER_LEN: usize = 32 * 1024;
+/// What a pipe is asked to hold, in bytes. Half of it, and so on, if that is refused.
+const PIPE_LEN: usize = 1 << 20;
+/// Pipes to keep while nobody needs them.
+const SPARE_PIPES: usize = 32;
+
+/// What all pairs share.
+#[derive(Debug)]
+pub(crate) struct Depot {
+    buffer: Vec<u8>,
+    pipes: Vec<Pipe>,
+    /// What a new pipe is asked to hold.
+    pipe_len: usize,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    capacity: usize,
+}
+
+impl Depot {
+    /// Without a pipe: they are made when they are needed.
+    pub(crate) fn new() -> Rc<RefCell<Self>> {
+        Rc::new(RefCell::new(Self { buffer: vec![0; BUFFER_LEN], pipes: Vec::new(), pipe_len: PIPE_LEN }))
+    }
+
+    fn pipe(&mut self) -> io::Result<Pipe> {
+        if let Some(pipe) = self.pipes.pop() {
+            return Ok(pipe);
+        }
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // There is a limit for each pipe, and one for all of a user's (pipe(7)).
+        while fcntl_setpipe_size(&write, self.pipe_len).is_err() && self.pipe_len > BUFFER_LEN {
+            self.pipe_len /= 2;
+        }
+        let capacity = fcntl_getpipe_size(&write)?;
+        Ok(Pipe { read, write, capacity })
+    }
+
+    fn give_back(&mut self, pipe: Pipe) {
+        if self.pipes.len() < SPARE_PIPES {
+            self.pipes.push(pipe);
+        }
+    }
+}
+
+/// Two sockets.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    sockets: [OwnedFd; 2],
+    transit: [Transit; 2],
+    /// The direction has so much to carry that a pipe pays.
+    bulk: [bool; 2],
+    depot: Rc<RefCell<Depot>>,
+}
+
+/// Where the bytes of a direction are.
+#[derive(Debug)]
+enum Transit {
+    /// There are none.
+    Empty,
+    /// That many, in the common buffer, but only until they are given.
+    Buffer(usize),
+    /// Set aside, from some offset on.
+    Aside(Vec<u8>, usize),
+    /// That many, in a pipe.
+    Pipe(Pipe, usize),
+}
+
+impl Pair {
+    /// Of an accepted and a connecting socket, both non-blocking.
+    pub(crate) fn new(accepted: OwnedFd, connecting: OwnedFd, depot: Rc<RefCell<Depot>>) -> Self {
+        Self {
+            sockets: [accepted, connecting],
+            transit: [Transit::Empty, Transit::Empty],
+            bulk: [false; 2],
+            depot,
+        }
+    }
+
+    /// One of the sockets.
+    pub(crate) fn socket(&self, side: Side) -> BorrowedFd<'_> {
+        self.sockets[side as usize].as_fd()
+    }
+
+    fn take_few(&mut self, from: Side) -> Result<usize, SocketError> {
+        let mut depot = self.depot.borrow_mut();
+        let (len, _) =
+            retry(|| recv(&self.sockets[from as usize], depot.buffer.as_mut_slice(), RecvFlags::DONTWAIT))?;
+        if len > 0 {
+            self.transit[from as usize] = Transit::Buffer(len);
+            self.bulk[from as usize] = len == BUFFER_LEN;
+        }
+        Ok(len)
+    }
+
+    fn take_many(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        let taken =
+            retry(|| splice(&self.sockets[from as usize], None, &pipe.write, None, pipe.capacity, flags));
+        match taken {
+            Ok(len @ 1..) => {
+                self.transit[from as usize] = Transit::Pipe(pipe, len);
+                self.bulk[from as usize] = len >= BUFFER_LEN / 2;
+            }
+            _ => self.depot.borrow_mut().give_back(pipe),
+        }
+        taken
+    }
+}
+
+impl Conduit for Pair {
+    fn take(&mut self, from: Side) -> Result<usize, SocketError> {
+        if !self.bulk[from as usize] {
+            return self.take_few(from);
+        }
+        let pipe = self.depot.borrow_mut().pipe();
+        match pipe {
+            Ok(pipe) => self.take_many(from, pipe),
+            // No descriptor left, for example.
+            Err(_) => self.take_few(from),
+        }
+    }
+
+    fn give(&mut self, from: Side) -> Result<usize, SocketError> {
+        let sink = &self.sockets[from.other() as usize];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let transit = &mut self.transit[from as usize];
+        match transit {
+            Transit::Empty => Ok(0),
+            Transit::Buffer(len) => {
+                let depot = self.depot.borrow();
+                let bytes = &depot.buffer[..*len];
+                let sent = retry(|| send(sink, bytes, flags));
+                *transit = match sent {
+                    Ok(sent) if sent >= *len => Transit::Empty,
+                    Ok(sent) => Transit::Aside(bytes[sent..].to_vec(), 0),
+                    Err(SocketError::WouldBlock) => Transit::Aside(bytes.to_vec(), 0),
+                    Err(SocketError::Failed(_)) => Transit::Empty,
+                };
+                sent
+            }
+            Transit::Aside(bytes, start) => {
+                let sent = retry(|| send(sink, &bytes[*start..], flags))?;
+                *start += sent;
+                if *start >= bytes.len() {
+                    *transit = Transit::Empty;
+                }
+                Ok(sent)
+            }
+            Transit::Pipe(pipe, len) => {
+                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+                let sent = retry(|| splice(&pipe.read, None, sink, None, *len, flags))?;
+                *len = len.saturating_sub(sent);
+                if *len == 0
+                    && let Transit::Pipe(pipe, _) = std::mem::replace(transit, Transit::Empty)
+                {
+                    self.depot.borrow_mut().give_back(pipe);
+                }
+                Ok(sent)
+            }
+        }
+    }
+
+    fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError> {
+        retry(|| rustix::net::shutdown(&self.sockets[side as usize], Shutdown::Write))
+    }
+
+    fn unacknowledged(&mut self, side: Side) -> u32 {
+        // On a socket that has failed nothing will ever be acknowledged.
+        sys::stream::unacknowledged(&self.sockets[side as usize]).unwrap_or(0)
+    }
+
+    fn reset_on_close(&mut self) {
+        self.sockets.iter().for_each(reset_on_close);
+    }
+}
+
+/// Makes the coming close of a stream socket a reset.
+pub(crate) fn reset_on_close(socket: &OwnedFd) {
+    sockopt::set_socket_linger(socket, Some(Duration::ZERO)).ok();
+}
+
+/// Calls again what a signal interrupted.
+fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, SocketError> {
+    loop {
+        match call() {
+            Ok(result) => return Ok(result),
+            Err(io::Errno::INTR) => {}
+            Err(io::Errno::AGAIN) => return Err(SocketError::WouldBlock),
+            Err(errno) => return Err(SocketError::Failed(Errno(errno.raw_os_error()))),
+        }
+    }
+}
