@@ -15,6 +15,7 @@ use crate::{
     addr::{Guest, Settings, test},
     context::Context,
     flow::FlowId,
+    forward::spec::Direction,
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
     },
@@ -249,6 +250,16 @@ impl Host for MockHost {
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Socket, Errno> {
         self.open(flow, address, port)
+    }
+
+    fn udp_connect(
+        &mut self,
+        flow: FlowId,
+        _: Direction,
+        target: SocketAddr,
+        port: u16,
+    ) -> Result<Socket, Errno> {
+        self.open(flow, target.ip(), port)
     }
 
     fn udp_watch(&mut self, flow: FlowId, _: &Socket) -> Result<(), Errno> {

@@ -12,6 +12,7 @@ use engine::flow::{FlowId, Kind};
 use engine::forward::spec::Direction;
 use engine::splice::Side;
 use engine::timer::Instant;
+use engine::udp;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::{self, Errno};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
@@ -40,6 +41,16 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
+    /// The same for datagrams.
+    pub(crate) const fn datagrams(&self) -> udp::Policy {
+        let bypass = match self.splice {
+            Splice::Local => udp::Bypass::Local,
+            Splice::Never => udp::Bypass::Never,
+            Splice::Only => udp::Bypass::Only,
+        };
+        udp::Policy { bypass, keeps_loopback: self.keeps_loopback, scope: self.scope }
+    }
+
     /// Where a connection from `peer` that was accepted at the host's address `hit` goes in the guest's namespace, but
     /// for the port. None if it doesn't bypass the link; an error if it goes nowhere.
     pub(crate) fn inward(

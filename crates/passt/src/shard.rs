@@ -24,6 +24,7 @@ use crate::host::News;
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets};
+use crate::link::NoLink;
 use crate::link::tap::{BUFFER_LEN, TapLink};
 use crate::netns::Opener;
 use crate::pasta::configure::Configured;
@@ -122,6 +123,7 @@ impl Shard {
         let configured = setup.plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
         let policy =
             Policy { scope: setup.tap.as_ref().map_or(0, |tap| tap.configured.index), ..setup.policy };
+        stack.udp().set_policy(policy.datagrams());
         Ok(Self {
             start,
             stack,
@@ -148,6 +150,7 @@ impl Shard {
         self.forwarder
             .start(&opener, changeable, now, rx)
             .context("can't look for ports in use in the namespace")?;
+        self.sockets.start(opener.clone());
         self.bypass.start(opener);
         Ok(())
     }
@@ -249,8 +252,10 @@ impl Shard {
             _ if self.bypass.on_event(word, flags, now) => {}
             _ => {
                 if let Some(id) = FlowId::from_bits(word) {
-                    if let Some(link) = &mut self.link {
-                        self.stack.on_readiness(id, io::readiness(flags), now, &mut self.sockets, link);
+                    let (readiness, sockets) = (io::readiness(flags), &mut self.sockets);
+                    match &mut self.link {
+                        Some(link) => self.stack.on_readiness(id, readiness, now, sockets, link),
+                        None => self.stack.on_readiness(id, readiness, now, sockets, &mut NoLink),
                     }
                 } else if let Some(index) = Acceptors::index(word) {
                     self.accept(index, now);
@@ -287,7 +292,13 @@ impl Shard {
             self.on_control_deadline(now);
         }
         self.bypass.finish_round(now);
-        let Some(link) = &mut self.link else { return Ok(()) };
+        let Some(link) = &mut self.link else {
+            if self.stack.next_deadline().is_some_and(|due| due <= now) {
+                self.stack.on_deadlines(now, &mut self.sockets, &mut NoLink);
+            }
+            self.stack.end_batch(now, &mut self.sockets, &mut NoLink);
+            return Ok(());
+        };
         if self.stack.next_deadline().is_some_and(|due| due <= now) {
             self.stack.on_deadlines(now, &mut self.sockets, link);
         }

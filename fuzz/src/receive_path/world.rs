@@ -9,6 +9,7 @@ use std::{
 
 use engine::{
     flow::{Endpoints, FlowId},
+    forward::spec::Direction,
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
     },
@@ -367,6 +368,16 @@ impl Host for World {
         let mailbox = self.mailbox(flow);
         self.udp.push(mailbox.clone());
         Ok(MailboxSocket(mailbox))
+    }
+
+    fn udp_connect(
+        &mut self,
+        flow: FlowId,
+        _: Direction,
+        target: SocketAddr,
+        port: u16,
+    ) -> Result<MailboxSocket, Errno> {
+        self.udp_open(flow, target.ip(), port)
     }
 
     fn udp_watch(&mut self, _: FlowId, _: &MailboxSocket) -> Result<(), Errno> {

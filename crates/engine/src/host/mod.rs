@@ -8,7 +8,7 @@ use core::net::{IpAddr, SocketAddr};
 pub use datagram::{Outbound, QueuedError, Received, Report, UdpSocket};
 pub use ping::{PingSocket, Request};
 
-use crate::flow::FlowId;
+use crate::{flow::FlowId, forward::spec::Direction};
 
 /// A Linux error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,19 @@ pub trait Host {
     /// # Errors
     /// No socket can be had.
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
+
+    /// Opens a datagram socket for `flow` in the namespace where forwarding of `direction` leads, connected to `target`,
+    /// on `port` if that is free there, else any.
+    ///
+    /// # Errors
+    /// No socket can be had, or not connected.
+    fn udp_connect(
+        &mut self,
+        flow: FlowId,
+        direction: Direction,
+        target: SocketAddr,
+        port: u16,
+    ) -> Result<Self::Udp, Errno>;
 
     /// Has a listening datagram socket report its readiness under `flow`.
     ///

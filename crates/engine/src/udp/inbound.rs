@@ -10,6 +10,7 @@ use wire::{
 
 use super::{
     Received, Role, Round, Socket, Udp, UdpSocket, VISIT,
+    bypass::{Across, Route},
     table::{Direction, Flow, PeerKey},
     train::{MAX_DATAGRAM_LEN, MAX_DATAGRAMS, MAX_TRAIN_LEN},
 };
@@ -26,14 +27,23 @@ use crate::{
 const UNKNOWN_HOP_LIMIT: u8 = 255;
 
 /// What it takes to find a datagram's flow.
-struct Scene<'a> {
-    now: Instant,
+pub(super) struct Scene<'a, H> {
+    pub(super) now: Instant,
     settings: &'a Settings,
     guest: &'a Guest,
-    timers: &'a mut Timers<FlowId>,
+    pub(super) host: &'a mut H,
+    pub(super) timers: &'a mut Timers<FlowId>,
 }
 
 /// Where a datagram goes.
+enum Way {
+    /// To the guest through the link.
+    Link(Delivery),
+    /// Past it.
+    Across(Across),
+}
+
+/// Where a datagram goes through the link.
 struct Delivery {
     flow: FlowId,
     frame: Outgoing,
@@ -42,7 +52,7 @@ struct Delivery {
 
 /// A train for the guest that is being put together.
 struct Joined {
-    delivery: Delivery,
+    way: Way,
     /// What is known of the first datagram.
     first: Received,
     /// Length of each datagram but the last.
@@ -103,9 +113,14 @@ impl<S: UdpSocket> Udp<S> {
         id: FlowId,
     ) -> Result<(), SocketError> {
         let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
-        let Context { now, settings, guest, link, timers, .. } = cx;
+        let Context { now, settings, guest, host, link, timers } = cx;
         let Some(slot) = link.reserve(MAX_LEN) else {
+            if self.may_bypass(id) {
+                // There may be no link at all.
+                return self.receive_joined(cx, id, 1).1;
+            }
             self.counters.link_full += 1;
+            let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
             return socket.io.receive(&mut []).map(drop);
         };
         // A dual-stack socket may get it wrong: then the payload is moved, see below.
@@ -113,8 +128,16 @@ impl<S: UdpSocket> Udp<S> {
         let Some(room) = slot.get_mut(guessed..MAX_LEN) else { return Err(SocketError::WouldBlock) };
         let received = socket.io.receive(room)?;
         socket.last_short = is_short(&received);
-        let mut scene = Scene { now: *now, settings, guest, timers };
-        let Some(delivery) = self.delivery(&mut scene, id, &received) else { return Ok(()) };
+        let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
+        let delivery = match self.way(&mut scene, id, &received) {
+            None => return Ok(()),
+            Some(Way::Across(across)) => {
+                let payload = slot.get(guessed..guessed + received.len).unwrap_or_default();
+                self.send_across(across, &received, payload, received.segment_size);
+                return Ok(());
+            }
+            Some(Way::Link(delivery)) => delivery,
+        };
         let at = headroom(received.from.is_ipv4());
         if at != guessed {
             slot.copy_within(guessed..guessed + received.len, at);
@@ -159,16 +182,18 @@ impl<S: UdpSocket> Udp<S> {
             socket.last_short = is_short(&received);
             if let Some(train) = train.as_mut().filter(|train| train.takes(&received)) {
                 train.join(&received);
-                self.flows.touch(train.delivery.flow, Direction::In, cx.now, cx.timers);
+                if let Way::Link(delivery) = &train.way {
+                    self.flows.touch(delivery.flow, Direction::In, cx.now, cx.timers);
+                }
                 continue;
             }
             if let Some(train) = train.take() {
                 self.deliver(cx, &train, &buffer);
                 buffer.copy_within(start..start + received.len, 0);
             }
-            let Context { now, settings, guest, timers, .. } = cx;
-            let mut scene = Scene { now: *now, settings, guest, timers };
-            train = self.delivery(&mut scene, id, &received).map(|delivery| Joined::new(delivery, received));
+            let Context { now, settings, guest, host, timers, .. } = cx;
+            let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
+            train = self.way(&mut scene, id, &received).map(|way| Joined::new(way, received));
         }
         if let Some(train) = train {
             self.deliver(cx, &train, &buffer);
@@ -177,13 +202,21 @@ impl<S: UdpSocket> Udp<S> {
         (taken, result)
     }
 
-    /// Sends the guest what was joined at the start of `buffer`.
+    /// Sends on what was joined at the start of `buffer`.
     fn deliver<H: Host<Udp = S>, L: Link>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         train: &Joined,
         buffer: &[u8],
     ) {
+        let size = u16::try_from(train.size).ok().filter(|&size| train.len > usize::from(size));
+        let delivery = match &train.way {
+            Way::Link(delivery) => delivery,
+            Way::Across(across) => {
+                let payload = buffer.get(..train.len).unwrap_or_default();
+                return self.send_across(*across, &train.first, payload, size);
+            }
+        };
         let at = headroom(train.first.from.is_ipv4());
         let Some(slot) = cx.link.reserve(MAX_LEN) else {
             self.counters.link_full += 1;
@@ -194,8 +227,7 @@ impl<S: UdpSocket> Udp<S> {
             return;
         };
         place.copy_from_slice(payload);
-        let size = u16::try_from(train.size).ok().filter(|&size| train.len > usize::from(size));
-        let Delivery { frame, ports, .. } = &train.delivery;
+        let Delivery { frame, ports, .. } = delivery;
         match frame.udp(slot, *ports, train.len, size).map(|w| cx.link.commit(w.len, &w.offload)) {
             None => self.counters.undeliverable += 1,
             Some(Err(_full)) => self.counters.link_full += 1,
@@ -204,7 +236,42 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Where a received datagram goes; none (which is counted) if to nowhere.
-    fn delivery(&mut self, scene: &mut Scene<'_>, id: FlowId, received: &Received) -> Option<Delivery> {
+    fn way<H: Host<Udp = S>>(
+        &mut self,
+        scene: &mut Scene<'_, H>,
+        id: FlowId,
+        received: &Received,
+    ) -> Option<Way> {
+        let route = match &self.sockets.get(id)?.role {
+            Role::Stand(_) if !received.truncated => {
+                return self.answer(scene, id, received).map(Way::Across);
+            }
+            Role::Stand(_) => Route::Nowhere,
+            Role::Endpoint { .. } => Route::Link,
+            Role::Listener(listener) | Role::Retired(listener) => {
+                let (peer, hit) = (received.from.ip(), received.destination);
+                self.policy.route(listener, scene.settings, scene.guest, peer, hit)
+            }
+        };
+        match route {
+            Route::Link => self.delivery(scene, id, received).map(Way::Link),
+            Route::Past(target) if !received.truncated => {
+                self.forward(scene, id, target, received).map(Way::Across)
+            }
+            Route::Past(_) | Route::Nowhere => {
+                self.counters.undeliverable += 1;
+                None
+            }
+        }
+    }
+
+    /// Where a datagram goes through the link.
+    fn delivery<H: Host<Udp = S>>(
+        &mut self,
+        scene: &mut Scene<'_, H>,
+        id: FlowId,
+        received: &Received,
+    ) -> Option<Delivery> {
         let socket = self.sockets.get_mut(id)?;
         socket.v4 = received.from.is_ipv4();
         let too_long = received.truncated || headroom(socket.v4) + received.len > MAX_LEN;
@@ -278,9 +345,9 @@ impl<S> Socket<S> {
 }
 
 impl Joined {
-    fn new(delivery: Delivery, first: Received) -> Self {
+    fn new(way: Way, first: Received) -> Self {
         let size = first.segment_size.map_or(first.len, usize::from);
-        let mut train = Self { delivery, first, size, len: 0, complete: false };
+        let mut train = Self { way, first, size, len: 0, complete: false };
         train.join(&first);
         train
     }
@@ -332,6 +399,7 @@ impl Role {
     ) -> Option<SocketAddr> {
         match self {
             Self::Endpoint { guest, .. } => Some(*guest),
+            Self::Stand(_) => None,
             Self::Listener(listener) | Self::Retired(listener) => {
                 listener.guest_of(settings, guest, peer, hit)
             }

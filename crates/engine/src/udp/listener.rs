@@ -4,12 +4,14 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::{
     addr::{Guest, Settings},
-    forward::Rule,
+    forward::{Rule, spec::Direction},
 };
 
 /// Where one listening socket of a forwarding rule leads.
 #[derive(Clone, Debug)]
 pub struct Listener {
+    /// Which way it leads.
+    pub direction: Direction,
     /// Index of the rule in its table.
     pub rule: usize,
     /// The port listened on.
@@ -27,8 +29,9 @@ pub struct Listener {
 impl Listener {
     /// The listener of `port`, which is one of the rule's.
     #[must_use]
-    pub fn new(index: usize, rule: &Rule, port: u16) -> Option<Self> {
+    pub fn new(direction: Direction, index: usize, rule: &Rule, port: u16) -> Option<Self> {
         Some(Self {
+            direction,
             rule: index,
             port,
             address: rule.listen.addr,
@@ -55,7 +58,8 @@ impl Listener {
     /// For which families (true: IPv4) the guest may write to anyone through this socket, from the very port that it
     /// leads to.
     pub(super) fn same_port_families(&self) -> impl Iterator<Item = bool> {
-        let usable = self.target_port == self.port && self.target_address.is_none() && !self.on_interface;
+        let inbound = self.direction == Direction::Inbound && !self.on_interface;
+        let usable = inbound && self.target_port == self.port && self.target_address.is_none();
         let families = match self.address {
             None => [true, true],
             Some(address) if address.is_unspecified() => [address.is_ipv4(), address.is_ipv6()],

@@ -5,6 +5,7 @@
 //! and the errors; the socket stays while flows of it live. Listeners of forwarding rules stay for good, and answers of
 //! the guest to what came in through a listener leave through it.
 
+mod bypass;
 mod inbound;
 mod listener;
 mod table;
@@ -23,6 +24,7 @@ use wire::{
 };
 use zerocopy::{IntoBytes, big_endian::U16};
 
+pub use bypass::{Bypass, Policy};
 pub use listener::Listener;
 pub use table::Limits;
 
@@ -34,6 +36,7 @@ use crate::{
     link::Link,
     nat::Protocol,
 };
+use bypass::{Client, Stand};
 use table::{Direction, Flow, PeerKey, Table};
 use train::Train;
 
@@ -82,6 +85,9 @@ pub struct Udp<S> {
     sockets: Flows<Socket<S>>,
     /// How many of the sockets belong to guest endpoints.
     endpoints: usize,
+    /// How many stand for clients in the other namespace.
+    stands: usize,
+    policy: Policy,
     /// Listeners on any address whose port leads to the same port of the guest, by family (true: IPv4) and port.
     same_port: BTreeMap<(bool, u16), FlowId>,
     flows: Table,
@@ -117,6 +123,8 @@ enum Role {
     Listener(Listener),
     /// A listener that was closed while flows went through it: it serves them to their end, and nobody else.
     Retired(Listener),
+    /// A client of a listener, in the namespace where that leads.
+    Stand(Stand),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -124,6 +132,7 @@ enum SocketKey {
     Endpoint(SocketAddr, u8),
     /// The port: other than the rule, it never changes. Nothing is looked up by it.
     Listener(u16),
+    Stand(Client),
 }
 
 impl<S> Keyed for Socket<S> {
@@ -132,6 +141,7 @@ impl<S> Keyed for Socket<S> {
         match &self.role {
             Role::Endpoint { guest, ordinal } => SocketKey::Endpoint(*guest, *ordinal),
             Role::Listener(listener) | Role::Retired(listener) => SocketKey::Listener(listener.port),
+            Role::Stand(stand) => SocketKey::Stand(stand.client),
         }
     }
 }
@@ -149,6 +159,8 @@ impl<S: UdpSocket> Udp<S> {
         Self {
             sockets: Flows::new(Kind::Udp, usize::MAX, hash_key),
             endpoints: 0,
+            stands: 0,
+            policy: Policy::default(),
             same_port: BTreeMap::new(),
             flows: Table::new(limits, hash_key),
             round: Round::FIRST,
@@ -216,7 +228,7 @@ impl<S: UdpSocket> Udp<S> {
     /// Whether a listener is there, closed or not: it holds its port.
     #[must_use]
     pub fn is_listener(&self, id: FlowId) -> bool {
-        self.sockets.get(id).is_some_and(|socket| !matches!(socket.role, Role::Endpoint { .. }))
+        self.sockets.get(id).is_some_and(|socket| matches!(socket.role, Role::Listener(_) | Role::Retired(_)))
     }
 
     /// A socket by its name, unless it is gone.
@@ -305,17 +317,21 @@ impl<S: UdpSocket> Udp<S> {
 
     /// The time of a flow may have come.
     pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
-        let Some(flow) = self.flows.expire(id, cx.now, cx.timers) else { return };
-        let Some(socket) = self.sockets.get_mut(flow.socket) else { return };
+        let id = match id.kind() {
+            Kind::Udp => self.expire_stand(id, cx.now, cx.timers),
+            _ => self.flows.expire(id, cx.now, cx.timers).map(|flow| flow.socket),
+        };
+        let Some(id) = id else { return };
+        let Some(socket) = self.sockets.get_mut(id) else { return };
         socket.flows -= 1;
         if socket.flows > 0 {
             return;
         }
         match socket.role {
-            Role::Listener(_) => {}
-            Role::Retired(_) => drop(self.sockets.remove(flow.socket)),
+            Role::Listener(_) | Role::Stand(_) => {}
+            Role::Retired(_) => drop(self.sockets.remove(id)),
             Role::Endpoint { .. } => {
-                self.sockets.remove(flow.socket);
+                self.sockets.remove(id);
                 self.endpoints -= 1;
             }
         }

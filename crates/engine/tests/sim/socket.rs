@@ -9,6 +9,7 @@ use std::{
 
 use engine::{
     flow::FlowId,
+    forward::spec::Direction,
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Readiness, Received, Request, SocketError, TcpSocket,
         UdpSocket,
@@ -370,6 +371,10 @@ impl Host for VirtualHost {
     }
 
     fn udp_open(&mut self, _: FlowId, _: IpAddr, _: u16) -> Result<NoSocket, Errno> {
+        Ok(NoSocket)
+    }
+
+    fn udp_connect(&mut self, _: FlowId, _: Direction, _: SocketAddr, _: u16) -> Result<NoSocket, Errno> {
         Ok(NoSocket)
     }
 

@@ -1,8 +1,6 @@
 //! What can be asked for but is not there yet. An entry goes away with the work that makes it true.
 
-use engine::forward::{Protocol, Table};
-
-use crate::config::{Config, DEFAULT_LOG_SIZE, GuestLink, Mode, RepairPath, Splice};
+use crate::config::{Config, DEFAULT_LOG_SIZE, GuestLink, Mode, RepairPath};
 
 /// Refuses what this version can't do.
 ///
@@ -16,9 +14,7 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--fd", matches!(config.passt.link, GuestLink::Fd(_))),
         ("--one-off", config.passt.one_off),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
-        ("--udp-ns with anything but \"none\"", has_udp(&config.outbound)),
-        ("--tcp-ns with \"auto\"", config.outbound.rules().iter().any(|rule| rule.scan)),
-        ("--splice-only with --udp-ports", config.splice == Splice::Only && has_udp(&config.inbound)),
+        ("--tcp-ns or --udp-ns with \"auto\"", config.outbound.rules().iter().any(|rule| rule.scan)),
         ("--stats", config.stats.is_some()),
         ("--log-file", config.log_file.is_some()),
         ("--log-size", config.log_size != DEFAULT_LOG_SIZE),
@@ -28,8 +24,4 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         Some((what, _)) => Err(format!("{what} is not supported yet")),
         None => Ok(()),
     }
-}
-
-fn has_udp(table: &Table) -> bool {
-    table.rules().iter().any(|rule| rule.protocol == Protocol::Udp)
 }

@@ -271,7 +271,7 @@ impl Side {
             match open {
                 Open::Stream(acceptor) => rx.acceptors.retarget(*acceptor, rule, port),
                 Open::Datagram(id) => {
-                    if let Some(target) = udp::Listener::new(index, rule, port) {
+                    if let Some(target) = udp::Listener::new(self.direction, index, rule, port) {
                         rx.udp.relisten(*id, target);
                     }
                 }
@@ -304,7 +304,7 @@ impl Side {
     fn revive(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
         let Some(rule) = self.table.rules().get(key.0) else { return false };
         let Some(id) = self.retired.remove(&Claim::of(rule, key.1)) else { return false };
-        let target = udp::Listener::new(key.0, rule, key.1);
+        let target = udp::Listener::new(self.direction, key.0, rule, key.1);
         let revived = target.is_some_and(|target| rx.udp.relisten(id, target));
         if revived {
             self.open.insert(key, Open::Datagram(id));
@@ -320,7 +320,7 @@ impl Side {
                 Open::Stream(rx.acceptors.add(rx.sockets.epoll(), socket, self.direction, rule, port)?)
             }
             Protocol::Udp => {
-                let target = udp::Listener::new(index, rule, port).ok_or(Errno::INVAL)?;
+                let target = udp::Listener::new(self.direction, index, rule, port).ok_or(Errno::INVAL)?;
                 let target = udp::Listener { address, ..target };
                 let socket = rx.sockets.udp_listener(socket, address);
                 let id = rx.udp.listen(rx.sockets, target, socket);

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use engine::flow::FlowId;
+use engine::forward::spec::Direction;
 use engine::host::{Errno, Host, Readiness};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
@@ -20,12 +21,17 @@ use self::ping::{PingSocket, Pings};
 use self::tcp::PeekMethod;
 pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
+use crate::netns::Opener;
 
 /// Where sockets of the host come from, and the epoll set that watches them.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     epoll: OwnedFd,
     outbound: Arc<Outbound>,
+    /// For sockets that stay on this machine.
+    plain: Arc<Outbound>,
+    /// Opens sockets in the guest's namespace.
+    opener: Option<Opener>,
     pings: Pings,
     peek: PeekMethod,
 }
@@ -34,7 +40,19 @@ impl Sockets {
     /// Sockets that leave by `outbound`, watched by `epoll`.
     pub(crate) fn new(epoll: OwnedFd, outbound: Outbound) -> Self {
         let outbound = Arc::new(outbound);
-        Self { epoll, pings: Pings::new(outbound.clone()), outbound, peek: PeekMethod::probe() }
+        Self {
+            epoll,
+            pings: Pings::new(outbound.clone()),
+            outbound,
+            plain: Arc::new(Outbound::plain()),
+            opener: None,
+            peek: PeekMethod::probe(),
+        }
+    }
+
+    /// Has sockets of the guest's namespace opened by `opener`.
+    pub(crate) fn start(&mut self, opener: Opener) {
+        self.opener = Some(opener);
     }
 
     /// The epoll set.
@@ -99,6 +117,28 @@ impl Host for Sockets {
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<UdpSocket, Errno> {
         let socket = UdpSocket::open(&self.outbound, address, port).map_err(errno)?;
+        self.udp_watch(flow, &socket)?;
+        Ok(socket)
+    }
+
+    fn udp_connect(
+        &mut self,
+        flow: FlowId,
+        direction: Direction,
+        target: SocketAddr,
+        port: u16,
+    ) -> Result<UdpSocket, Errno> {
+        const ENETUNREACH: Errno = Errno(101);
+        let plain = self.plain.clone();
+        let open = move || UdpSocket::connect(&plain, target, port);
+        let socket = match direction {
+            Direction::Outbound => open(),
+            Direction::Inbound => {
+                let opener = self.opener.as_ref().ok_or(ENETUNREACH)?;
+                opener.call(open).map_err(|_| ENETUNREACH)?
+            }
+        };
+        let socket = socket.map_err(errno)?;
         self.udp_watch(flow, &socket)?;
         Ok(socket)
     }

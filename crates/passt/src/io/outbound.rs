@@ -13,6 +13,9 @@ use crate::plan;
 /// The kernel's hop limit for packets to groups.
 const GROUP_HOP_LIMIT: u8 = 1;
 
+/// The kernel's hop limit for other packets, unless it was told another.
+const USUAL_HOP_LIMIT: u8 = 64;
+
 /// What all sockets towards the outside have in common.
 #[derive(Clone, Debug)]
 pub struct Outbound {
@@ -50,6 +53,13 @@ impl Outbound {
         })
     }
 
+    /// As the kernel likes.
+    #[must_use]
+    pub const fn plain() -> Self {
+        const EGRESS: Egress = Egress { source: None, interface: None, hop_limit: USUAL_HOP_LIMIT };
+        Self { v4: EGRESS, v6: EGRESS, freebind: false }
+    }
+
     /// How packets to `destination` leave. Loopback is reached as the kernel likes, whatever was asked for.
     #[must_use]
     pub fn egress(&self, destination: IpAddr) -> &Egress {
@@ -59,7 +69,6 @@ impl Outbound {
 
 impl Egress {
     fn new(source: Option<IpAddr>, interface: Option<&IfName>, family: AddressFamily) -> io::Result<Self> {
-        const USUAL_HOP_LIMIT: u8 = 64;
         let probe = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
         let hop_limit = probe.as_ref().ok().and_then(|probe| {
             if family == AddressFamily::INET {

@@ -18,7 +18,7 @@ use engine::{
 use rustix::{
     event::epoll,
     io,
-    net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt},
+    net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
     process::{Resource, getrlimit},
 };
 use sys::{
@@ -98,6 +98,16 @@ impl UdpSocket {
         set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
         bind(&fd, &SocketAddr::new(source, port)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))?;
         Ok(Self { fd, v6, listener: false, outbound: outbound.clone() })
+    }
+
+    /// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (SPEC §7.6).
+    ///
+    /// # Errors
+    /// No socket can be made, bound or connected.
+    pub fn connect(plain: &Arc<Outbound>, target: SocketAddr, port: u16) -> io::Result<Self> {
+        let socket = Self::open(plain, target.ip(), port)?;
+        connect(&socket.fd, &target)?;
+        Ok(socket)
     }
 
     /// The bound socket of a listener, prepared by [`prepare_listener`]; `address` is what it listens on.

@@ -29,3 +29,4 @@ mod start;
 mod tcp;
 mod tcp_raw;
 mod udp;
+mod udp_bypass;

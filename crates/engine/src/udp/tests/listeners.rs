@@ -3,7 +3,7 @@
 use super::*;
 use crate::forward::{Listen, PortRange, Protocol as RuleProtocol, Rule};
 
-fn listener(address: Option<&str>, port: u16, target: Option<&str>, target_port: u16) -> Listener {
+pub(super) fn listener(address: Option<&str>, port: u16, target: Option<&str>, target_port: u16) -> Listener {
     let rule = Rule {
         protocol: RuleProtocol::Udp,
         listen: Listen { addr: address.map(|address| address.parse().unwrap()), interface: None },
@@ -13,11 +13,11 @@ fn listener(address: Option<&str>, port: u16, target: Option<&str>, target_port:
         best_effort: false,
         scan: false,
     };
-    Listener::new(3, &rule, port).unwrap()
+    Listener::new(crate::forward::spec::Direction::Inbound, 3, &rule, port).unwrap()
 }
 
 impl Test {
-    fn listen(&mut self, listener: Listener) -> Opened {
+    pub(super) fn listen(&mut self, listener: Listener) -> Opened {
         let socket = Socket::default();
         let (port, address) = (listener.port, listener.address.unwrap_or(IpAddr::from([0; 16])));
         self.udp.listen(&mut self.world.host, listener, socket.clone()).unwrap();
@@ -33,7 +33,7 @@ impl Test {
         self.world.frame().0
     }
 
-    fn arrive_at(&self, socket: &Opened, from: &str, to: &str, payload: &[u8]) {
+    pub(super) fn arrive_at(&self, socket: &Opened, from: &str, to: &str, payload: &[u8]) {
         let to: IpAddr = to.parse().unwrap();
         let local = Some(to).filter(|to| !to.is_multicast());
         let arriving = Received { destination: Some(to), local, ..received(from) };
@@ -103,6 +103,7 @@ fn addresses_of_inbound_flows() {
 #[test]
 fn q_24_a_shown_address_belongs_to_one_client() {
     let mut test = Test::new();
+    test.udp.set_policy(Policy { bypass: Bypass::Never, ..Policy::default() });
     let socket = test.listen(listener(None, 80, None, 80));
     test.client_writes(&socket, "127.0.0.1:5", "127.0.0.1", b"first");
     test.arrive_at(&socket, "127.0.0.3:5", "127.0.0.1", b"second");

@@ -1,8 +1,9 @@
+mod bypass;
 mod errors;
 mod listeners;
 mod trains;
 
-use alloc::{vec, vec::Vec};
+use alloc::{format, vec, vec::Vec};
 use core::time::Duration;
 
 use wire::offload::Segmentation;

@@ -1,0 +1,266 @@
+//! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (SPEC §7.6).
+//!
+//! Each client of a listener gets a socket in the other namespace, which stands for it there: with the client's port
+//! number if that is free, connected to the target. Answers go back through the listener, from the address that the
+//! client wrote to.
+
+use core::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use super::{
+    Role, Socket, SocketKey, Udp, UdpSocket,
+    inbound::Scene,
+    listener::Listener,
+    table::{Direction as Way, Limits},
+};
+use crate::{
+    addr::{Guest, Settings},
+    flow::FlowId,
+    forward::spec::Direction,
+    host::{Errno, Host, Outbound, Received, SocketError},
+    timer::{Deadline, Instant, Timers},
+};
+
+/// Hop limit where the host does not tell what it received.
+const UNKNOWN_HOP_LIMIT: u8 = 64;
+
+/// Which datagrams bypass the link (SPEC §5.3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bypass {
+    /// Those between loopback addresses.
+    #[default]
+    Local,
+    /// None that come from the host (`--no-splice`).
+    Never,
+    /// Those between loopback addresses; there is no way for others (`--splice-only`).
+    Only,
+}
+
+/// How datagrams bypass the link.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policy {
+    /// Which ones do.
+    pub bypass: Bypass,
+    /// What was sent to a loopback address of the host goes to the same one of the guest (`--host-lo-to-ns-lo`).
+    pub keeps_loopback: bool,
+    /// Index of the guest's interface: the scope of its link-local address. Zero for none.
+    pub scope: u32,
+}
+
+/// What a listener does with a datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// It goes to the guest through the link.
+    Link,
+    /// It goes past it, to this address in the other namespace.
+    Past(SocketAddr),
+    /// It goes nowhere.
+    Nowhere,
+}
+
+impl Policy {
+    /// What `listener` does with a datagram from `peer` to `hit`.
+    pub(super) fn route(
+        &self,
+        listener: &Listener,
+        settings: &Settings,
+        guest: &Guest,
+        peer: IpAddr,
+        hit: Option<IpAddr>,
+    ) -> Route {
+        let to = |address| Route::Past(SocketAddr::new(address, listener.target_port));
+        let looped = hit.filter(IpAddr::is_loopback);
+        if listener.direction == Direction::Outbound {
+            // To the same loopback address (SPEC §5.5, R-106).
+            return looped.filter(|_| peer.is_loopback()).map_or(Route::Nowhere, to);
+        }
+        let local = peer.is_loopback()
+            && listener.target_address.is_none()
+            && !hit.is_some_and(|hit| hit.is_multicast());
+        match self.bypass {
+            Bypass::Never => return Route::Link,
+            Bypass::Local if !local => return Route::Link,
+            Bypass::Only if !local => return Route::Nowhere,
+            Bypass::Local | Bypass::Only => {}
+        }
+        if let Some(looped) = looped.filter(|_| self.keeps_loopback) {
+            return to(looped);
+        }
+        match settings.guest_destination(guest, peer) {
+            Some(IpAddr::V6(address)) if address.is_unicast_link_local() => {
+                Route::Past(SocketAddrV6::new(address, listener.target_port, 0, self.scope).into())
+            }
+            Some(address) => to(address),
+            None => Route::Nowhere,
+        }
+    }
+}
+
+/// What a socket stands for in the other namespace.
+#[derive(Debug)]
+pub(super) struct Stand {
+    pub(super) client: Client,
+    target: SocketAddr,
+    /// Datagrams of the client, counted up to two.
+    sent: u8,
+    /// Answers, counted up to two.
+    received: u8,
+    deadline: Deadline,
+}
+
+/// Somebody who wrote to a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Client {
+    pub(super) listener: FlowId,
+    peer: SocketAddr,
+    /// The address that it wrote to.
+    hit: Option<IpAddr>,
+}
+
+/// Where a datagram goes past the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Across {
+    socket: FlowId,
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+}
+
+impl Stand {
+    fn touch(&mut self, id: FlowId, way: Way, limits: &Limits, now: Instant, timers: &mut Timers<FlowId>) {
+        let count = match way {
+            Way::Out => &mut self.sent,
+            Way::In => &mut self.received,
+        };
+        *count = (*count + 1).min(2);
+        let stream = self.sent > 0 && self.received > 0 && self.sent + self.received > 2;
+        let idle = if stream { limits.idle_stream } else { limits.idle };
+        self.deadline.set(Some(now + idle), timers, id);
+    }
+}
+
+impl<S: UdpSocket> Udp<S> {
+    /// Says which datagrams bypass the link.
+    pub const fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
+    /// Whether a socket's datagrams may all, or in part, bypass the link.
+    pub(super) fn may_bypass(&self, id: FlowId) -> bool {
+        self.sockets.get(id).is_some_and(|socket| match &socket.role {
+            Role::Stand(_) => true,
+            Role::Listener(listener) | Role::Retired(listener) => {
+                listener.direction == Direction::Outbound || self.policy.bypass != Bypass::Never
+            }
+            Role::Endpoint { .. } => false,
+        })
+    }
+
+    /// Where a datagram goes that a listener got for `target`; none (which is counted) if there is no room.
+    pub(super) fn forward<H: Host<Udp = S>>(
+        &mut self,
+        scene: &mut Scene<'_, H>,
+        listener: FlowId,
+        target: SocketAddr,
+        received: &Received,
+    ) -> Option<Across> {
+        let client = Client { listener, peer: received.from, hit: received.local };
+        let known = self.sockets.find(&SocketKey::Stand(client));
+        let id = known.or_else(|| self.open_stand(scene.host, client, target));
+        let stand = id.and_then(|id| match &mut self.sockets.get_mut(id)?.role {
+            Role::Stand(stand) => Some((id, stand)),
+            _ => None,
+        });
+        let Some((socket, stand)) = stand else {
+            self.counters.no_room += 1;
+            return None;
+        };
+        stand.touch(socket, Way::Out, &self.limits, scene.now, scene.timers);
+        Some(Across { socket, destination: stand.target, source: None })
+    }
+
+    /// Where an answer goes that a socket in the other namespace got; none (which is counted) if it is none.
+    pub(super) fn answer<H: Host<Udp = S>>(
+        &mut self,
+        scene: &mut Scene<'_, H>,
+        id: FlowId,
+        received: &Received,
+    ) -> Option<Across> {
+        let Role::Stand(stand) = &mut self.sockets.get_mut(id)?.role else { return None };
+        let (from, target) = (received.from, stand.target);
+        if (from.ip(), from.port()) != (target.ip(), target.port()) {
+            self.counters.undeliverable += 1;
+            return None;
+        }
+        stand.touch(id, Way::In, &self.limits, scene.now, scene.timers);
+        let Client { listener, peer, hit } = stand.client;
+        Some(Across { socket: listener, destination: peer, source: hit })
+    }
+
+    fn open_stand<H: Host<Udp = S>>(
+        &mut self,
+        host: &mut H,
+        client: Client,
+        target: SocketAddr,
+    ) -> Option<FlowId> {
+        let listener = match &self.sockets.get(client.listener)?.role {
+            Role::Listener(listener) if self.stands < self.limits.endpoints && client.peer.port() != 0 => {
+                listener
+            }
+            _ => return None,
+        };
+        let id = self.sockets.next_id()?;
+        let io = host.udp_connect(id, listener.direction, target, client.peer.port()).ok()?;
+        let stand = Stand { client, target, sent: 0, received: 0, deadline: Deadline::NONE };
+        let id = self.sockets.insert(Socket::new(io, Role::Stand(stand), target.is_ipv4())).ok()?;
+        self.stands += 1;
+        if let Some(listener) = self.sockets.get_mut(client.listener) {
+            listener.flows += 1;
+        }
+        Some(id)
+    }
+
+    /// Sends a datagram or train past the link. What the other side doesn't want is no matter to the client (SPEC
+    /// §7.4).
+    pub(super) fn send_across(
+        &mut self,
+        across: Across,
+        like: &Received,
+        payload: &[u8],
+        segment_size: Option<u16>,
+    ) {
+        let outbound = Outbound {
+            destination: across.destination,
+            source: across.source,
+            hop_limit: like.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT).max(1),
+            traffic_class: like.traffic_class,
+            payload,
+            segment_size,
+        };
+        let Some(socket) = self.sockets.get_mut(across.socket) else { return };
+        let mut result = socket.io.send(&outbound);
+        if matches!(result, Err(SocketError::Failed(_))) {
+            // Perhaps the error of an earlier datagram: it is told once, and then the way is free.
+            let _earlier: Option<Errno> = socket.io.take_error();
+            result = socket.io.send(&outbound);
+        }
+        if result.is_err() {
+            self.counters.not_sent += 1;
+        }
+    }
+
+    /// The time of a socket in the other namespace may have come: returns the listener that it belonged to.
+    pub(super) fn expire_stand(
+        &mut self,
+        id: FlowId,
+        now: Instant,
+        timers: &mut Timers<FlowId>,
+    ) -> Option<FlowId> {
+        let Role::Stand(stand) = &mut self.sockets.get_mut(id)?.role else { return None };
+        if !stand.deadline.reached(now, timers, id) {
+            return None;
+        }
+        let listener = stand.client.listener;
+        self.sockets.remove(id);
+        self.stands -= 1;
+        Some(listener)
+    }
+}

@@ -1,0 +1,119 @@
+//! Datagrams that bypass the link (SPEC §7.6).
+
+use super::listeners::listener;
+use super::*;
+use crate::forward::spec::Direction;
+
+const CLIENT: &str = "127.0.0.1:999";
+
+/// A listener, and a client of it on loopback that has sent "question" through the first socket opened.
+fn asked(policy: Policy, direction: Direction, hit: &str) -> (Test, Opened, Opened) {
+    let mut test = Test::new();
+    test.udp.set_policy(policy);
+    let socket = test.listen(Listener { direction, ..listener(None, 80, None, 8080) });
+    test.arrive_at(&socket, CLIENT, hit, b"question");
+    test.ready(&socket, READABLE);
+    assert!(test.world.frames().is_empty());
+    let stand = test.opened(0);
+    (test, socket, stand)
+}
+
+/// SPEC §5.3.3, §7.6: a socket with the client's port writes to the guest's address; answers come from the address
+/// that the client wrote to.
+#[test]
+fn there_and_back() {
+    let (mut test, socket, stand) = asked(Policy::default(), Direction::Inbound, "127.0.0.5");
+    assert_eq!(stand.number, 999);
+    let sent = stand.socket.sent();
+    assert_eq!(sent[0].destination, "198.51.100.55:8080".parse().unwrap());
+    assert_eq!(sent[0].payload, b"question");
+    stand.socket.arrive("198.51.100.55:8080", b"answer");
+    test.ready(&stand, READABLE);
+    let sent = socket.socket.sent();
+    assert_eq!(sent[0].destination, CLIENT.parse().unwrap());
+    assert_eq!(sent[0].source, Some("127.0.0.5".parse().unwrap()));
+    assert_eq!(sent[0].payload, b"answer");
+    // Nobody else answers in the target's name.
+    stand.socket.arrive("198.51.100.55:8081", b"not asked");
+    test.ready(&stand, READABLE);
+    assert_eq!(socket.socket.sent(), []);
+    assert_eq!(test.udp.counters().undeliverable, 1);
+}
+
+/// SPEC §5.3.2, `--host-lo-to-ns-lo`; and SPEC §5.5, R-106: the same loopback address.
+#[test]
+fn loopback_addresses_are_kept_where_asked_for() {
+    let keeps = Policy { keeps_loopback: true, ..Policy::default() };
+    for (policy, direction) in [(keeps, Direction::Inbound), (Policy::default(), Direction::Outbound)] {
+        let (_, _, stand) = asked(policy, direction, "127.0.0.53");
+        assert_eq!(stand.socket.sent()[0].destination, "127.0.0.53:8080".parse().unwrap());
+    }
+}
+
+/// SPEC §5.3.3: what is not local, or has a target, or with `--no-splice`, goes through the link; with `--splice-only`
+/// it goes nowhere. SPEC §5.5: what is not loopback in the namespace goes nowhere.
+#[test]
+fn others_do_not_bypass() {
+    let policy = |bypass| Policy { bypass, ..Policy::default() };
+    for (bypass, direction, target, from, frames) in [
+        (Bypass::Local, Direction::Inbound, None, "203.0.113.9:999", 1),
+        (Bypass::Local, Direction::Inbound, Some("198.51.100.7"), CLIENT, 1),
+        (Bypass::Never, Direction::Inbound, None, CLIENT, 1),
+        (Bypass::Only, Direction::Inbound, None, "203.0.113.9:999", 0),
+        (Bypass::Only, Direction::Inbound, Some("198.51.100.7"), CLIENT, 0),
+        (Bypass::Local, Direction::Outbound, None, "198.51.100.55:999", 0),
+    ] {
+        let mut test = Test::new();
+        test.udp.set_policy(policy(bypass));
+        let socket = test.listen(Listener { direction, ..listener(None, 80, target, 8080) });
+        test.arrive_at(&socket, from, "127.0.0.1", b"question");
+        test.ready(&socket, READABLE);
+        assert_eq!(test.world.frames().len(), frames, "{bypass:?} {direction:?} {target:?} {from}");
+        assert_eq!(test.world.host.opened.len(), 0);
+    }
+}
+
+/// SPEC §7.2: they end when they are idle; clients are told apart, and there are only so many.
+#[test]
+fn clients_have_sockets_of_their_own_until_they_are_idle() {
+    let (mut test, socket, _) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
+    for port in 1..=20 {
+        test.arrive_at(&socket, &format!("127.0.0.1:{port}"), "127.0.0.1", b"question");
+        test.ready(&socket, READABLE);
+    }
+    assert_eq!(test.world.host.opened.len(), LIMITS.endpoints);
+    assert_eq!(test.udp.counters().no_room, 21 - LIMITS.endpoints as u64);
+    test.wait(29);
+    test.arrive_at(&socket, CLIENT, "127.0.0.1", b"again");
+    test.ready(&socket, READABLE);
+    test.wait(2);
+    let closed: Vec<bool> = (0..LIMITS.endpoints).map(|index| test.opened(index).closed()).collect();
+    assert_eq!(closed, [&[false][..], &[true; 9]].concat());
+    // A closed listener stays for the one that is left, and for no other.
+    test.udp.unlisten(socket.id);
+    test.arrive_at(&socket, "127.0.0.1:5", "127.0.0.1", b"too late");
+    test.ready(&socket, READABLE);
+    assert_eq!(test.world.host.opened.len(), LIMITS.endpoints);
+    assert!(test.udp.is_listener(socket.id));
+    test.wait(30);
+    assert!(!test.udp.is_listener(socket.id));
+}
+
+/// A stream crosses in trains, and needs no link.
+#[test]
+fn streams_are_joined() {
+    let (mut test, socket, stand) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
+    test.world.link.full = true;
+    stand.socket.sent();
+    for number in 0..64 {
+        test.arrive_at(&socket, CLIENT, "127.0.0.1", &[number; 4]);
+    }
+    while !socket.socket.0.borrow().arriving.is_empty() {
+        test.ready(&socket, READABLE);
+    }
+    let sent = stand.socket.sent();
+    assert!(sent.len() < 16, "{} calls", sent.len());
+    let bytes: Vec<u8> = sent.iter().flat_map(|sent| sent.payload.clone()).collect();
+    assert_eq!(bytes, (0..64).flat_map(|number| [number; 4]).collect::<Vec<u8>>());
+    assert!(sent.iter().any(|sent| sent.segment_size == Some(4)));
+}
