@@ -109,6 +109,12 @@ impl InUse {
             Protocol::Udp => &mut self.udp,
         }
     }
+
+    /// Adds the ports of another set.
+    pub fn include(&mut self, other: &Self) {
+        self.tcp.include(&other.tcp);
+        self.udp.include(&other.udp);
+    }
 }
 
 /// The rules of `table` that follow a scan, by index, and the ports that they are to listen on, each rule's in order.

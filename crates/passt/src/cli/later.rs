@@ -1,5 +1,7 @@
 //! What can be asked for but is not there yet. An entry goes away with the work that makes it true.
 
+use engine::forward::{Protocol, Table};
+
 use crate::config::{Config, DEFAULT_LOG_SIZE, GuestLink, Mode, RepairPath};
 
 /// Refuses what this version can't do.
@@ -14,7 +16,7 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--fd", matches!(config.passt.link, GuestLink::Fd(_))),
         ("--one-off", config.passt.one_off),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
-        ("--tcp-ns or --udp-ns with \"auto\"", config.outbound.rules().iter().any(|rule| rule.scan)),
+        ("--udp-ns with \"auto\"", follows(&config.outbound, Protocol::Udp)),
         ("--stats", config.stats.is_some()),
         ("--log-file", config.log_file.is_some()),
         ("--log-size", config.log_size != DEFAULT_LOG_SIZE),
@@ -24,4 +26,9 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         Some((what, _)) => Err(format!("{what} is not supported yet")),
         None => Ok(()),
     }
+}
+
+/// Whether a rule of `protocol` follows what is in use.
+fn follows(table: &Table, protocol: Protocol) -> bool {
+    table.rules().iter().any(|rule| rule.scan && rule.protocol == protocol)
 }

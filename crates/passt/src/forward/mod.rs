@@ -40,8 +40,10 @@ pub(crate) struct Rules {
 pub(crate) struct Forwarder {
     inbound: Side,
     outbound: Side,
-    /// Looks into the guest's namespace.
+    /// Looks into the guest's namespace, for `inbound`.
     guest: Option<Scanner>,
+    /// Looks into the host's namespace, for `outbound`.
+    host: Option<Scanner>,
     next_scan: Option<Instant>,
     until_retry: u32,
     /// The rules have changed since the last scan.
@@ -57,7 +59,15 @@ impl Forwarder {
         let inbound = Side::new(Direction::Inbound, rules.inbound, rules.opening, rules.listeners, &mut rx)?;
         let outbound =
             Side::new(Direction::Outbound, rules.outbound, rules.opening, rules.outbound_listeners, &mut rx)?;
-        Ok(Self { inbound, outbound, guest: None, next_scan: None, until_retry: RETRY, changed: false })
+        Ok(Self {
+            inbound,
+            outbound,
+            guest: None,
+            host: None,
+            next_scan: None,
+            until_retry: RETRY,
+            changed: false,
+        })
     }
 
     /// Starts to follow what is in use on the other side, if a rule says so, or one may come to (`changeable`).
@@ -73,17 +83,20 @@ impl Forwarder {
         rx: Receivers<'_>,
     ) -> std::io::Result<()> {
         self.outbound.open_there(opener.clone());
-        let (tcp, udp) = (self.inbound.follows(Protocol::Tcp), self.inbound.follows(Protocol::Udp));
-        if tcp || udp || changeable {
-            self.guest = Some(opener.call(move || Scanner::open(udp || changeable))?);
-            self.follow_anew(now, rx);
+        let udp = self.inbound.follows(Protocol::Udp) || changeable;
+        if changeable || self.inbound.follows_any() {
+            self.guest = Some(opener.call(move || Scanner::open(udp))?);
         }
+        if self.outbound.follows_any() {
+            self.host = Some(Scanner::open(self.outbound.follows(Protocol::Udp)));
+        }
+        self.follow_anew(now, rx);
         Ok(())
     }
 
     /// Looks for what the rules follow now, or no more, if they follow nothing.
     fn follow_anew(&mut self, now: Instant, rx: Receivers<'_>) {
-        if self.inbound.follows(Protocol::Tcp) || self.inbound.follows(Protocol::Udp) {
+        if self.inbound.follows_any() || self.outbound.follows_any() {
             self.changed = true;
             self.scan(now, rx);
         } else {
@@ -98,15 +111,31 @@ impl Forwarder {
 
     /// Looks for ports in use, and opens and closes what follows them.
     pub(crate) fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
-        let Some(guest) = &mut self.guest else { return };
         self.next_scan = Some(now + INTERVAL);
-        let changed = guest.scan() | std::mem::take(&mut self.changed);
+        let mut changed = std::mem::take(&mut self.changed);
+        for (side, scanner) in [(&self.inbound, &mut self.guest), (&self.outbound, &mut self.host)] {
+            if let Some(scanner) = scanner.as_mut().filter(|_| side.follows_any()) {
+                changed |= scanner.scan();
+            }
+        }
         self.until_retry = self.until_retry.saturating_sub(1);
-        if changed || self.until_retry == 0 && self.inbound.lacks_any() {
+        if changed || self.until_retry == 0 && (self.inbound.lacks_any() || self.outbound.lacks_any()) {
             self.until_retry = RETRY;
-            // What we listen on there is nobody's service: it leads back here.
-            let ours = self.outbound.held();
-            self.inbound.follow(guest.in_use(), &ours, &mut rx);
+            self.follow(&mut rx);
+        }
+    }
+
+    /// Each side in turn: what we listen on in a namespace is nobody's service there, but leads back. For the second side
+    /// that is what the first one held when it was looked for, and what it holds by now.
+    fn follow(&mut self, rx: &mut Receivers<'_>) {
+        let mut ours = self.inbound.held();
+        if let Some(guest) = &self.guest {
+            self.inbound.follow(guest.in_use(), &self.outbound.held(), rx);
+        }
+        if let Some(host) = &self.host {
+            ours.include(&self.inbound.held());
+            side::endpoint_ports(rx.udp).for_each(|port| ours.udp.insert(port));
+            self.outbound.follow(host.in_use(), &ours, rx);
         }
     }
 }

@@ -122,6 +122,11 @@ impl Side {
         self.table.rules().iter().any(|rule| rule.scan && rule.protocol == protocol)
     }
 
+    /// Whether any rules do.
+    pub(crate) fn follows_any(&self) -> bool {
+        self.table.rules().iter().any(|rule| rule.scan)
+    }
+
     /// Whether ports that are to be open could not be had.
     pub(crate) fn lacks_any(&self) -> bool {
         !self.failed.is_empty()

@@ -251,3 +251,20 @@ fn inodes(protocol: &str, port: u16) -> Vec<String> {
     let here = columns.filter(|c| c[1].ends_with(&format!(":{port:04X}")) && c[2].ends_with(":0000"));
     here.map(|c| c[9].to_owned()).collect()
 }
+
+/// two sides that follow each other over the same ports, seeing all that is open: nothing of ours is carried back.
+#[test]
+fn r_104_sides_in_turn() {
+    isolated(|| {
+        let mut world = World::new();
+        let (mut inbound, mut outbound) = (world.side(&[(Tcp, "auto")]), world.side(&[(Tcp, "auto")]));
+        for _ in 0..3 {
+            let (tcp, _) = world.in_use();
+            let scanned = ports(&[tcp.as_slice(), &[80]].concat());
+            inbound.follow(&scanned, &outbound.held(), &mut world.rx());
+            outbound.follow(&scanned, &inbound.held(), &mut world.rx());
+            assert_eq!(inbound.held(), ports(&[80]));
+            assert!(outbound.held().tcp.is_empty());
+        }
+    });
+}

@@ -205,3 +205,38 @@ fn idle_costs_little() {
     }
     panic!("never idle: {}", std::fs::read_to_string(&file).unwrap());
 }
+
+/// SPEC §8.4 and R-104, both ways at once: what the host listens on is found at the guest's loopback and the other way
+/// round, and no port that we hold ourselves is carried back, nor closed and opened again.
+#[test]
+fn both_ways_r104() {
+    need!("ss");
+    let Some(net) = Net::new() else { return };
+    let early = net.host.listen((LOOPBACK[0], 7100));
+    net.pasta(&["-t", "auto", "-u", "none", "-T", "auto,~7105", "-U", "none"]);
+    let reaches = |listener: &TcpListener, port: u16| {
+        let mut client = net.guest.connect((LOOPBACK[0], port)).unwrap_or_else(|e| panic!("{port}: {e}"));
+        let (mut server, _) = accept(listener);
+        server.write_all(b"welcome").unwrap();
+        client.read_exact(&mut [0; 7]).unwrap();
+    };
+    reaches(&early, 7100);
+    let sockets = |ns: &Ns| ns.sh("ss -Hlnte | sed 's/.*ino:\\([0-9]*\\).*/\\1/' | sort");
+    let listening = |ns: &Ns, port: u16| !ns.sh(&format!("ss -Hlnt 'sport = :{port}'")).trim().is_empty();
+    for round in 0..3 {
+        let before = (sockets(&net.host), sockets(&net.guest));
+        let on_host = [7101, 7105].map(|port| net.host.listen((any(HOST[0]), port)));
+        let in_guest = net.guest.listen((any(HOST[0]), 7102));
+        wait_until("7101 in the guest", || listening(&net.guest, 7101));
+        wait_until("7102 on the host", || listening(&net.host, 7102));
+        reaches(&on_host[0], 7101);
+        arrives(&net, &in_guest, HOST[0], 7102);
+        assert!(!listening(&net.guest, 7105), "excluded");
+        drop((on_host, in_guest));
+        wait_until("7101 to be closed in the guest", || !listening(&net.guest, 7101));
+        wait_until("7102 to be closed on the host", || !listening(&net.host, 7102));
+        assert_eq!((sockets(&net.host), sockets(&net.guest)), before, "round {round}");
+    }
+    drop(early);
+    wait_until("7100 to be closed in the guest", || !listening(&net.guest, 7100));
+}
