@@ -9,6 +9,7 @@ use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
 use engine::forward::Enabled;
+use engine::link::Link;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
@@ -270,9 +271,7 @@ impl Shard {
         let Some(link) = &mut self.link else { return Ok(()) };
         if flags.contains(EventFlags::OUT) {
             self.link_full = false;
-            let link_fd = link.fd();
-            epoll::modify(self.sockets.epoll(), link_fd, EventData::new_u64(LINK), EventFlags::IN)
-                .context("can't watch the tap device")?;
+            wait_for_link(&self.sockets, link, EventFlags::IN)?;
         }
         for _ in 0..FRAMES {
             let Some(frame) = link.receive(&mut self.buffer).context("the tap device failed")? else { break };
@@ -293,21 +292,13 @@ impl Shard {
         }
         self.bypass.finish_round(now);
         let Some(link) = &mut self.link else {
-            if self.stack.next_deadline().is_some_and(|due| due <= now) {
-                self.stack.on_deadlines(now, &mut self.sockets, &mut NoLink);
-            }
-            self.stack.end_batch(now, &mut self.sockets, &mut NoLink);
+            end_round(&mut self.stack, now, &mut self.sockets, &mut NoLink);
             return Ok(());
         };
-        if self.stack.next_deadline().is_some_and(|due| due <= now) {
-            self.stack.on_deadlines(now, &mut self.sockets, link);
-        }
-        self.stack.end_batch(now, &mut self.sockets, link);
+        end_round(&mut self.stack, now, &mut self.sockets, link);
         if !self.link_full && !self.stack.run(now, &mut self.sockets, link) {
             self.link_full = true;
-            let events = EventFlags::IN | EventFlags::OUT;
-            epoll::modify(self.sockets.epoll(), link.fd(), EventData::new_u64(LINK), events)
-                .context("can't watch the tap device")?;
+            wait_for_link(&self.sockets, link, EventFlags::IN | EventFlags::OUT)?;
         }
         match link.failure() {
             Some(errno) => Err(errno).context("the tap device failed"),
@@ -337,6 +328,20 @@ impl Shard {
 
 fn list(servers: &[std::net::IpAddr]) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Does what is due in the stack, and sends what that and the round's events have made due.
+fn end_round<L: Link>(stack: &mut Stack<Sockets>, now: Instant, sockets: &mut Sockets, link: &mut L) {
+    if stack.next_deadline().is_some_and(|due| due <= now) {
+        stack.on_deadlines(now, sockets, link);
+    }
+    stack.end_batch(now, sockets, link);
+}
+
+/// Changes what of the link ends the wait.
+fn wait_for_link(sockets: &Sockets, link: &TapLink, events: EventFlags) -> anyhow::Result<()> {
+    epoll::modify(sockets.epoll(), link.fd(), EventData::new_u64(LINK), events)
+        .context("can't watch the tap device")
 }
 
 /// Random numbers from the kernel.
