@@ -331,4 +331,22 @@ mod tests {
             assert_eq!(flows.get(id).unwrap().0, name);
         }
     }
+
+    /// in a crowded table, after any coming and going, each flow is found and none that is gone.
+    #[test]
+    fn every_flow_is_found_under_load_r63() {
+        let mut flows = Flows::new(Kind::Tcp, 1 << 14, [7; 16]);
+        let ids: Vec<FlowId> = (0..1 << 14).map(|key| flows.insert(Named(key)).ok().unwrap()).collect();
+        for id in ids.iter().skip(1).step_by(3) {
+            flows.remove(*id).unwrap();
+        }
+        for key in (1 << 14)..(1 << 14) + (1 << 12) {
+            flows.insert(Named(key)).ok().unwrap();
+        }
+        for key in 0..(1 << 14) + (1 << 12) {
+            let gone = key < 1 << 14 && key % 3 == 1;
+            let found = flows.find(&key).and_then(|id| flows.get(id)).map(Keyed::key);
+            assert_eq!(found, (!gone).then_some(key));
+        }
+    }
 }

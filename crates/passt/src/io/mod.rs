@@ -167,3 +167,35 @@ pub(crate) fn readiness(events: EventFlags) -> Readiness {
 fn errno(errno: rustix::io::Errno) -> Errno {
     Errno(errno.raw_os_error())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use engine::flow::Kind;
+
+    use super::*;
+    use crate::isolated::isolated;
+
+    /// sizes of buffers are left to the kernel, which adapts them only as long as nobody has set them.
+    #[test]
+    fn buffers_of_streams_are_the_kernels_r80() {
+        isolated(|| {
+            let sizes = |fd: &OwnedFd| {
+                let (sent, received) =
+                    (sockopt::socket_send_buffer_size(fd), sockopt::socket_recv_buffer_size(fd));
+                (sent.unwrap(), received.unwrap())
+            };
+            let untouched =
+                socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::empty(), None).unwrap();
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            rustix::net::connect(&untouched, &listener.local_addr().unwrap()).unwrap();
+
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            let mut sockets = Sockets::new(epoll, Outbound::plain());
+            let id = FlowId::from_bits(u64::from(Kind::Tcp as u8) << 56).unwrap();
+            let stream = sockets.tcp_connect(id, listener.local_addr().unwrap()).unwrap();
+            assert_eq!(sizes(&stream.as_fd().try_clone_to_owned().unwrap()), sizes(&untouched));
+        });
+    }
+}

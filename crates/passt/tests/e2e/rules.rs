@@ -199,3 +199,24 @@ fn unusable_rules() {
         assert!(end.stderr.contains(names), "{end:?}");
     }
 }
+
+/// a guest whose only address is link-local is reached by what is forwarded to it, past the link and through it.
+#[test]
+fn a_link_local_guest_is_reached_r37() {
+    let Some(net) = Net::new() else { return };
+    start(&net, &["7000"], &["-6", "-a", "fe80::55"]);
+    leads(&net, HOST[1], 7000, 7000);
+
+    let listener = net.guest.listen((any(HOST[1]), 7000));
+    let mut client = net.host.connect((LOOPBACK[1], 7000)).unwrap();
+    accept(&listener).0.write_all(b"welcome").unwrap();
+    client.read_exact(&mut [0; 7]).unwrap();
+
+    let server = net.guest.udp((any(HOST[1]), 7000));
+    let client = net.host.udp((LOOPBACK[1], 0));
+    client.send_to(b"question", (LOOPBACK[1], 7000)).unwrap();
+    let (question, from) = recv_from(&server);
+    assert_eq!(question, b"question");
+    server.send_to(b"answer", from).unwrap();
+    assert_eq!(recv_from(&client), (b"answer".to_vec(), (LOOPBACK[1], 7000).into()));
+}
