@@ -14,10 +14,8 @@ use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, s
 
 use crate::bypass::{NoWay, Policy};
 use crate::config::Splice;
+use crate::event_word;
 use crate::listen::BACKLOG;
-
-/// Marks the epoll word of a listening socket, whose index is in the low bits.
-const WORD: u64 = 1 << 32;
 
 /// Listening stream sockets.
 #[derive(Debug)]
@@ -77,7 +75,7 @@ impl Acceptors {
     ) -> Result<usize, Errno> {
         let target_port = rule.target_port(port).ok_or(Errno::RANGE)?;
         let index = self.free.last().copied().unwrap_or(self.ports.len());
-        epoll::add(epoll, &socket, EventData::new_u64(WORD | index as u64), EventFlags::IN)?;
+        epoll::add(epoll, &socket, EventData::new_u64(event_word::ACCEPTOR | index as u64), EventFlags::IN)?;
         let port = Port { socket, direction, target_address: rule.target_addr, target_port };
         match self.free.pop() {
             Some(index) => self.ports[index] = Some(port),
@@ -119,7 +117,7 @@ impl Acceptors {
 
     /// Index of the socket that an epoll word stands for.
     pub(crate) const fn index(word: u64) -> Option<usize> {
-        if word & WORD == 0 { None } else { Some((word & !WORD) as usize) }
+        if word & event_word::ACCEPTOR == 0 { None } else { Some((word & !event_word::ACCEPTOR) as usize) }
     }
 
     /// Accepts a connection of the socket with this index; none if no more wait.

@@ -12,6 +12,7 @@ mod bypass;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod event_word;
 mod forward;
 pub mod host;
 mod identity;

@@ -20,6 +20,7 @@ use sys::tap::TapDevice;
 use crate::accept::{Acceptors, Way};
 use crate::bypass::{Bypass, Policy};
 use crate::config::Config;
+use crate::event_word::{LINK, NAMESPACE, RESOLVERS, SIGNALS};
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::News;
 use crate::io::outbound::Outbound;
@@ -38,13 +39,6 @@ use control::Control;
 const EVENTS: usize = 64;
 /// Frames read from the link before its flows and the other sockets get their turn.
 const FRAMES: usize = 64;
-
-/// Which source an event is of, where it is not a flow: the highest byte of the epoll word is zero then.
-const LINK: u64 = 0;
-const SIGNALS: u64 = 1;
-const NAMESPACE: u64 = 2;
-// 3 and 4 are the control socket's.
-const RESOLVERS: u64 = 5;
 
 /// What a shard works with.
 pub(crate) struct Setup<'a> {

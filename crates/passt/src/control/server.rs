@@ -13,11 +13,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, so
 
 use super::reply;
 use super::wire::{self, Announced, Decoded, Update};
-
-/// The epoll word of the socket that waits for clients.
-pub(crate) const LISTENER: u64 = 3;
-/// The epoll word of the client's socket.
-pub(crate) const CLIENT: u64 = 4;
+use crate::event_word::{CONTROL, CONTROL_CLIENT};
 
 /// How long a client may take, from the beginning to the end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,7 +50,7 @@ enum Progress {
 }
 
 impl Server {
-    /// Serves clients of a listening socket, which is non-blocking, and watched under the word [`LISTENER`].
+    /// Serves clients of a listening socket, which is non-blocking, and watched under the word [`CONTROL`].
     pub(crate) fn new(listener: OwnedFd) -> Self {
         Self { listener, client: None, paused_until: None }
     }
@@ -97,7 +93,7 @@ impl Server {
             }
         };
         let events = EventFlags::IN | EventFlags::OUT;
-        if let Err(errno) = epoll::add(epoll, &socket, EventData::new_u64(CLIENT), events) {
+        if let Err(errno) = epoll::add(epoll, &socket, EventData::new_u64(CONTROL_CLIENT), events) {
             log::warn!("can't watch a configuration client: {errno}");
             return;
         }
@@ -153,7 +149,7 @@ impl Server {
     fn listen(&self, epoll: &OwnedFd) {
         let ready = self.client.is_none() && self.paused_until.is_none();
         let events = if ready { EventFlags::IN } else { EventFlags::empty() };
-        if let Err(errno) = epoll::modify(epoll, &self.listener, EventData::new_u64(LISTENER), events) {
+        if let Err(errno) = epoll::modify(epoll, &self.listener, EventData::new_u64(CONTROL), events) {
             log::warn!("can't watch the control socket: {errno}");
         }
     }
@@ -174,7 +170,7 @@ impl Client {
             // Input waits: the client has to know what it changes.
             return Some(Progress::Waits);
         }
-        let watched = epoll::modify(epoll, &self.socket, EventData::new_u64(CLIENT), EventFlags::IN);
+        let watched = epoll::modify(epoll, &self.socket, EventData::new_u64(CONTROL_CLIENT), EventFlags::IN);
         watched.err().map(|_| Progress::Ends)
     }
 

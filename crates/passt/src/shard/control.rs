@@ -5,8 +5,9 @@ use engine::timer::Instant;
 use rustix::event::epoll;
 
 use super::{Receivers, Shard};
-use crate::control::server::{self, Server};
+use crate::control::server::Server;
 use crate::control::wire::Update;
+use crate::event_word::{CONTROL, CONTROL_CLIENT};
 
 /// The control socket, and what its clients may ask for.
 #[derive(Debug)]
@@ -21,11 +22,11 @@ impl Shard {
         let Some(Control { server, enabled }) = &mut self.control else { return false };
         let epoll = self.sockets.epoll();
         match word {
-            server::LISTENER => {
+            CONTROL => {
                 server.on_listener(now, epoll, || self.forwarder.announce(*enabled));
                 true
             }
-            server::CLIENT => {
+            CONTROL_CLIENT => {
                 if let Some(update) = server.on_client(epoll) {
                     self.on_update(&update, now);
                 }
@@ -60,7 +61,7 @@ impl Shard {
 impl Control {
     /// Watches for clients.
     pub(super) fn new(setup: super::ControlSetup, epoll: impl std::os::fd::AsFd) -> rustix::io::Result<Self> {
-        let word = epoll::EventData::new_u64(server::LISTENER);
+        let word = epoll::EventData::new_u64(CONTROL);
         epoll::add(epoll, &setup.listener, word, epoll::EventFlags::IN)?;
         Ok(Self { server: Server::new(setup.listener), enabled: setup.enabled })
     }

@@ -24,7 +24,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let listener = listen_at(&folder.path().join("s")).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        epoll::add(&epoll, &listener, EventData::new_u64(LISTENER), EventFlags::IN).unwrap();
+        epoll::add(&epoll, &listener, EventData::new_u64(CONTROL), EventFlags::IN).unwrap();
         let server = Server::new(listener);
         Self { folder, epoll, server, now: Instant::from_micros(0), updates: Vec::new() }
     }
@@ -48,7 +48,7 @@ impl World {
             any = true;
             for event in events {
                 match event.data.u64() {
-                    LISTENER => self.server.on_listener(self.now, &self.epoll, tables),
+                    CONTROL => self.server.on_listener(self.now, &self.epoll, tables),
                     _ => {
                         if let Some(update) = self.server.on_client(&self.epoll) {
                             self.updates.push(update);
