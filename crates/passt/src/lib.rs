@@ -86,6 +86,9 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
         GuestLink::Probe | GuestLink::Path(_) => None,
     };
     let boot = Boot::new(inherited)?;
+    if let Some(path) = &config.log_file {
+        logging::open_file(path, config.log_size)?;
+    }
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
@@ -132,6 +135,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
             logging::leave_stderr();
         }
     }
+    logging::limit_rates();
     shard.run(lifetime, news.map(|news| Resolvers { news, config }))
 }
 

@@ -1,9 +1,11 @@
 //! Packet capture of both directions (SPEC §9.5).
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
@@ -12,11 +14,26 @@ use pcap_file::{DataLink, Endianness, TsResolution};
 /// Octets kept of a frame.
 const SNAP_LEN: usize = 65535;
 
-/// A capture file. Frames are complete in it once this value is dropped.
+/// A capture file. Frames are complete in it after [`Capture::flush`], whatever ends us then.
 pub(crate) struct Capture {
     /// `None` once writing has failed: the network goes on without the capture.
-    writer: Option<PcapWriter<BufWriter<File>>>,
+    writer: Option<PcapWriter<Shared>>,
+    buffer: Shared,
     frame: Vec<u8>,
+}
+
+/// The buffered file, which the library's writer keeps to itself.
+#[derive(Clone)]
+struct Shared(Rc<RefCell<BufWriter<File>>>);
+
+impl Write for Shared {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(octets)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().flush()
+    }
 }
 
 impl Capture {
@@ -34,9 +51,19 @@ impl Capture {
             endianness: Endianness::native(),
             ..PcapHeader::default()
         };
-        let writer = PcapWriter::with_header(BufWriter::with_capacity(1 << 18, file), header)
-            .map_err(io::Error::other)?;
-        Ok(Self { writer: Some(writer), frame: Vec::with_capacity(SNAP_LEN) })
+        let buffer = Shared(Rc::new(RefCell::new(BufWriter::with_capacity(1 << 18, file))));
+        let writer = PcapWriter::with_header(buffer.clone(), header).map_err(io::Error::other)?;
+        buffer.0.borrow_mut().flush()?;
+        Ok(Self { writer: Some(writer), buffer, frame: Vec::with_capacity(SNAP_LEN) })
+    }
+
+    /// Writes to the file what was added.
+    pub(crate) fn flush(&mut self) {
+        if self.writer.is_some()
+            && let Err(error) = self.buffer.flush()
+        {
+            self.give_up(&error);
+        }
     }
 
     /// Adds an Ethernet frame that has just gone one way or the other, given in `parts`. What is over 65535 octets
@@ -52,9 +79,13 @@ impl Capture {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let packet = PcapPacket::new(now, u32::try_from(original).unwrap_or(u32::MAX), &self.frame);
         if let Err(error) = writer.write_packet(&packet) {
-            log::error!("can't write to the capture file, no more frames go there: {error}");
-            self.writer = None;
+            self.give_up(&error);
         }
+    }
+
+    fn give_up(&mut self, error: &dyn std::fmt::Display) {
+        log::error!("can't write to the capture file, no more frames go there: {error}");
+        self.writer = None;
     }
 }
 
@@ -65,13 +96,13 @@ mod tests {
 
     /// SPEC §9.5, R-10.
     #[test]
-    fn frames_are_complete_after_the_end() {
+    fn frames_are_complete_once_flushed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("capture");
         let mut capture = Capture::create(&path).unwrap();
         capture.add(&[&[1; 14], &[2; 46]]);
         capture.add(&[&[3; 14], &[4; 66000]]);
-        drop(capture);
+        capture.flush();
 
         let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
@@ -95,10 +126,18 @@ mod tests {
             eprintln!("SKIPPED: no /dev/full here");
             return;
         };
-        let mut capture = Capture::new(full).unwrap();
-        for _ in 0..8 {
-            capture.add(&[&[0; 65535]]);
+        assert!(Capture::new(full.try_clone().unwrap()).is_err(), "seen at the start");
+        let dir = tempfile::tempdir().unwrap();
+        for frames in [1, 8] {
+            let mut capture = Capture::create(&dir.path().join("capture")).unwrap();
+            *capture.buffer.0.borrow_mut() = BufWriter::with_capacity(1 << 18, full.try_clone().unwrap());
+            for _ in 0..frames {
+                capture.add(&[&[0; 65535]]);
+            }
+            capture.flush();
+            assert!(capture.writer.is_none());
+            capture.add(&[&[0; 14]]);
+            capture.flush();
         }
-        assert!(capture.writer.is_none());
     }
 }

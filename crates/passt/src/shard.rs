@@ -294,6 +294,7 @@ impl Shard {
             self.link_full = true;
             wait_for_link(&self.sockets, link, EventFlags::IN | EventFlags::OUT)?;
         }
+        link.flush_capture();
         match link.failure() {
             Some(errno) => Err(errno).context("the tap device failed"),
             None => Ok(()),

@@ -2,7 +2,7 @@
 
 use engine::forward::{Protocol, Table};
 
-use crate::config::{Config, DEFAULT_LOG_SIZE, GuestLink, Mode, RepairPath};
+use crate::config::{Config, GuestLink, Mode, RepairPath};
 
 /// Refuses what this version can't do.
 ///
@@ -18,8 +18,6 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
         ("--udp-ns with \"auto\"", follows(&config.outbound, Protocol::Udp)),
         ("--stats", config.stats.is_some()),
-        ("--log-file", config.log_file.is_some()),
-        ("--log-size", config.log_size != DEFAULT_LOG_SIZE),
         ("--chroot-fallback", config.chroot_fallback),
     ];
     match missing.iter().find(|(_, asked_for)| *asked_for) {

@@ -5,6 +5,7 @@ use engine::timer::Instant;
 
 use super::{Forwarder, Receivers};
 use crate::control::wire::{Announced, Capabilities, Pif, Update};
+use crate::logging::LIST;
 
 impl Forwarder {
     /// The rules in force.
@@ -45,8 +46,8 @@ impl Forwarder {
         let notes = self.inbound.apply(inbound, &mut rx).map_err(|error| error.to_string())?;
         self.follow_anew(now, rx);
         log::info!("New forwarding rules for HOST:");
-        self.inbound.table().rules().iter().for_each(|rule| log::info!("    {rule}"));
-        notes.iter().for_each(|note| log::warn!("{note}"));
+        self.inbound.table().rules().iter().for_each(|rule| log::info!(target: LIST, "    {rule}"));
+        notes.iter().for_each(|note| log::warn!(target: LIST, "{note}"));
         Ok(notes.join("\n"))
     }
 }

@@ -84,6 +84,13 @@ impl TapLink {
         }
     }
 
+    /// Puts what was captured in its file.
+    pub(crate) fn flush_capture(&mut self) {
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+    }
+
     /// What ended the device, if it has failed for good.
     pub(crate) fn failure(&self) -> Option<Errno> {
         self.failed

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // helper functions of tests are tests
 
 mod attach;
+mod logging;
 mod quit;
 mod spawn;
 mod stage;

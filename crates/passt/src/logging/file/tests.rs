@@ -1,0 +1,100 @@
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// The smallest limit that can be asked for.
+const LIMIT: u64 = 40960;
+const TITLE: &str = "pasta 1: /bin/pasta (1)";
+
+/// A log file in `parent`, which decides about the file system.
+fn log_in(parent: &Path, limit: u64) -> (TempDir, PathBuf, LogFile) {
+    let dir = tempfile::tempdir_in(parent).unwrap();
+    let path = dir.path().join("log");
+    let log = LogFile::create(&path, TITLE.into(), limit).unwrap();
+    (dir, path, log)
+}
+
+/// A file system that can't collapse a range, and one that maybe can.
+fn places() -> Vec<PathBuf> {
+    let places = [PathBuf::from("/dev/shm"), std::env::temp_dir()];
+    places.into_iter().filter(|place| tempfile::tempdir_in(place).is_ok()).collect()
+}
+
+/// SPEC §1.7.5: never over the limit; the first line says so; behind it, the last lines without a gap.
+#[test]
+fn a_full_file_loses_nothing_but_the_oldest() {
+    for place in places() {
+        let (_dir, path, mut log) = log_in(&place, LIMIT);
+        let mut cuts = 0;
+        let mut last_size = 0;
+        for number in 0..5000_u32 {
+            let filling = "x".repeat(number as usize * 37 % 300);
+            log.add(&format!("line {number} {filling}\n"), "7.0000").unwrap();
+            let size = path.metadata().unwrap().len();
+            assert!(size <= LIMIT, "{size}");
+            cuts += u32::from(size < last_size);
+            last_size = size;
+        }
+        assert!(cuts > 10, "{cuts}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (first, rest) = text.split_once('\n').unwrap();
+        assert_eq!(first.trim_end(), format!("{TITLE} - log truncated at 7.0000"));
+        let numbers: Vec<u32> =
+            rest.lines().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
+        let expected: Vec<u32> = (5000 - numbers.len() as u32..5000).collect();
+        assert_eq!(numbers, expected, "in {}", place.display());
+        assert!(text.len() as u64 > LIMIT / 2, "more than the oldest was lost");
+    }
+}
+
+/// SPEC §1.7.4.
+#[test]
+fn the_file_is_ours_alone_and_empty_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    std::fs::write(&path, "old\n".repeat(100)).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    for _ in 0..2 {
+        LogFile::create(&path, TITLE.into(), LIMIT).unwrap().add("text\n", "0").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{TITLE}\ntext\n"));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn a_message_as_long_as_the_file_is_cut() {
+    let (_dir, path, mut log) = log_in(&std::env::temp_dir(), LIMIT);
+    for _ in 0..3 {
+        log.add("before\n", "0").unwrap();
+        log.add(&("é".repeat(100_000) + "\n"), "0").unwrap();
+        log.add("behind\n", "0").unwrap();
+        assert!(path.metadata().unwrap().len() <= LIMIT);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("é [...]\nbehind\n"));
+    }
+}
+
+/// What another process with the same file has written is part of it.
+#[test]
+fn the_limit_holds_for_all_who_write() {
+    let (_dir, path, mut log) = log_in(&std::env::temp_dir(), LIMIT);
+    let mut other = LogFile { file: log.file.try_clone().unwrap(), title: TITLE.into(), limit: Some(LIMIT) };
+    for number in 0..1000 {
+        log.add(&format!("ours {number}\n"), "0").unwrap();
+        other.add(&format!("theirs {number} {}\n", "x".repeat(100)), "0").unwrap();
+        assert!(path.metadata().unwrap().len() <= LIMIT);
+    }
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("ours 999\n"));
+}
+
+#[test]
+fn what_has_no_size_has_no_limit() {
+    let mut log = LogFile::create(Path::new("/dev/null"), TITLE.into(), LIMIT).unwrap();
+    for _ in 0..1000 {
+        log.add(&"x".repeat(1000), "0").unwrap();
+    }
+}

@@ -1,0 +1,296 @@
+//! Where log lines go, and which of them (SPEC §1.7).
+//!
+//! To standard error as long as somebody may be waiting there for us to start, then to the system's log; with
+//! `--log-file`, to that from the first line on, and not to the system's log.
+//!
+//! Once the process is sealed this makes the system calls sendto (of the system's log), write, lseek, and for a log file
+//! that is full fallocate, pread64, pwrite64 and ftruncate; between threads, futex.
+
+mod file;
+mod limit;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use self::file::LogFile;
+use self::limit::{Limiter, Verdict};
+use crate::config::Verbosity;
+
+/// Target of messages that come many at a time, as one list: they are never left out, so nothing that traffic can
+/// cause may be among them.
+pub(crate) const LIST: &str = "passt::list";
+
+/// The one logger of the process, as the `log` crate wants it.
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Sends log lines to standard error from now on, as `program` and as many as `verbosity` says. Only the first
+/// call does anything.
+pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
+    let logger = LOGGER.get_or_init(|| Logger::new(program, verbosity));
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(match verbosity {
+            Verbosity::Quiet => LevelFilter::Warn,
+            Verbosity::Info => LevelFilter::Info,
+            Verbosity::Debug => LevelFilter::Debug,
+            Verbosity::Trace => LevelFilter::Trace,
+        });
+    }
+}
+
+/// Sends log lines to a file, too, which never gets larger than `limit` bytes.
+///
+/// # Errors
+/// The file can't be made, or can't be written to.
+pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
+    let Some(logger) = LOGGER.get() else { return Ok(()) };
+    let program = std::env::current_exe().unwrap_or_default();
+    let title = format!(
+        "{} {}: {} ({})",
+        logger.program,
+        env!("CARGO_PKG_VERSION"),
+        program.display(),
+        std::process::id()
+    );
+    let file = LogFile::create(path, title, limit)
+        .with_context(|| format!("can't open log file {} (--log-file)", path.display()))?;
+    logger.outputs().file = Some(file);
+    Ok(())
+}
+
+/// Connects to the system's log, which can't be found any more from within an empty root. Having none is no error
+/// (R-7).
+pub(crate) fn open_syslog() {
+    let connect = || -> std::io::Result<UnixDatagram> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect("/dev/log")?;
+        // A log that takes no more is not worth a standstill.
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    if let Some(logger) = LOGGER.get() {
+        let mut outputs = logger.outputs();
+        if outputs.file.is_none() {
+            outputs.syslog = connect().ok();
+        }
+    }
+}
+
+/// Leaves standard error to others: lines go to the log file or to the system's log from now on.
+pub(crate) fn leave_stderr() {
+    if let Some(logger) = LOGGER.get() {
+        logger.outputs().stderr = false;
+    }
+}
+
+/// From now on lines may be caused by traffic: no place in the program logs more than a few of them in a second.
+pub(crate) fn limit_rates() {
+    if let Some(logger) = LOGGER.get() {
+        logger.outputs().limiter = Some(Limiter::default());
+    }
+}
+
+struct Logger {
+    program: &'static str,
+    verbosity: Verbosity,
+    started: Instant,
+    outputs: Mutex<Outputs>,
+}
+
+/// Where lines go.
+struct Outputs {
+    /// To standard error.
+    stderr: bool,
+    file: Option<LogFile>,
+    /// The system's log, used when standard error is not and there is no file.
+    syslog: Option<UnixDatagram>,
+    limiter: Option<Limiter>,
+}
+
+impl Log for Logger {
+    /// Libraries have their say only when tracing.
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        const OURS: [&str; 4] = ["passt", "engine", "wire", "sys"];
+        let target = metadata.target().split("::").next().unwrap_or_default();
+        self.verbosity == Verbosity::Trace || OURS.contains(&target)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let mut outputs = self.outputs();
+        let verdict = match &mut outputs.limiter {
+            // What was asked for in order to see all is shown.
+            Some(limiter) if record.level() <= Level::Info && record.target() != LIST => {
+                limiter.judge(record.file_static().unwrap_or_default(), record.line(), self.started.elapsed())
+            }
+            _ => Verdict::Show { left_out: 0 },
+        };
+        let level = record.level();
+        match verdict {
+            Verdict::Show { left_out: 0 } => self.put(&mut outputs, level, &record.args().to_string()),
+            Verdict::Show { left_out } => {
+                self.put(&mut outputs, level, &format!("{} ({left_out} more before)", record.args()));
+            }
+            Verdict::Announce => {
+                let text = format!("{} (and more, left out for a second)", record.args());
+                self.put(&mut outputs, level, &text);
+            }
+            Verdict::LeaveOut => {}
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+impl Logger {
+    fn new(program: &'static str, verbosity: Verbosity) -> Self {
+        let outputs = Mutex::new(Outputs { stderr: true, file: None, syslog: None, limiter: None });
+        Self { program, verbosity, started: Instant::now(), outputs }
+    }
+
+    fn outputs(&self) -> MutexGuard<'_, Outputs> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a message to where it belongs. Errors of writing have nowhere to go.
+    fn put(&self, outputs: &mut Outputs, level: Level, text: &str) {
+        if outputs.stderr {
+            drop(std::io::stderr().write_all(self.stderr_line(level, text).as_bytes()));
+        }
+        if let Some(file) = &mut outputs.file {
+            let now = stamp(self.started.elapsed());
+            drop(file.add(&file_line(&now, level, text), &now));
+        } else if let Some(socket) =
+            outputs.syslog.as_ref().filter(|_| !outputs.stderr && level <= Level::Info)
+        {
+            drop(socket.send(self.syslog_line(level, text).as_bytes()));
+        }
+    }
+
+    fn stderr_line(&self, level: Level, text: &str) -> String {
+        let mut line = String::new();
+        if self.verbosity >= Verbosity::Debug {
+            line.push_str(&stamp(self.started.elapsed()));
+            line.push_str(": ");
+        }
+        let prefix = match level {
+            Level::Error => Some(""),
+            Level::Warn => Some("warning: "),
+            Level::Info | Level::Debug | Level::Trace => None,
+        };
+        let written = match prefix {
+            Some(prefix) => writeln!(line, "{}: {prefix}{text}", self.program),
+            None => writeln!(line, "{text}"),
+        };
+        debug_assert!(written.is_ok(), "a string takes everything");
+        line
+    }
+
+    /// As RFC 3164 §4.1 has it, without the timestamp, which the receiver adds (§4.3.2).
+    fn syslog_line(&self, level: Level, text: &str) -> String {
+        const FACILITY_DAEMON: u8 = 3;
+        let severity = match level {
+            Level::Error => 3,
+            Level::Warn => 4,
+            Level::Info => 6,
+            Level::Debug | Level::Trace => 7,
+        };
+        let priority = FACILITY_DAEMON * 8 + severity;
+        format!("<{priority}>{}[{}]: {text}", self.program, std::process::id())
+    }
+}
+
+/// A line of the log file (SPEC §1.7.4).
+fn file_line(now: &str, level: Level, text: &str) -> String {
+    let prefix = match level {
+        Level::Error => "ERROR:",
+        Level::Warn => "WARNING:",
+        Level::Info => "info:",
+        Level::Debug | Level::Trace => "",
+    };
+    format!("{now}: {prefix:<9}{text}\n")
+}
+
+/// Time since start: seconds and four digits (R-9).
+fn stamp(elapsed: Duration) -> String {
+    format!("{}.{:04}", elapsed.as_secs(), elapsed.subsec_micros() / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(level: Level, verbosity: Verbosity) -> String {
+        Logger::new("pasta", verbosity).stderr_line(level, "text")
+    }
+
+    /// R-9: four digits, cut and not rounded, so that they never carry.
+    #[test]
+    fn stamps_have_four_digits() {
+        assert_eq!(stamp(Duration::ZERO), "0.0000");
+        assert_eq!(stamp(Duration::from_micros(1_000_999)), "1.0009");
+        assert_eq!(stamp(Duration::from_nanos(9_999_999_999)), "9.9999");
+    }
+
+    /// R-8: one prefix to a line.
+    #[test]
+    fn lines_on_stderr() {
+        assert_eq!(line(Level::Error, Verbosity::Info), "pasta: text\n");
+        assert_eq!(line(Level::Warn, Verbosity::Quiet), "pasta: warning: text\n");
+        assert_eq!(line(Level::Info, Verbosity::Info), "text\n");
+        let stamped = line(Level::Debug, Verbosity::Debug);
+        let (time, text) = stamped.split_once(": ").unwrap();
+        assert_eq!(text, "text\n");
+        assert_eq!(time.split_once('.').unwrap().1.len(), 4, "{stamped}");
+    }
+
+    /// SPEC §1.7.4.
+    #[test]
+    fn lines_in_the_file() {
+        let lines =
+            [Level::Error, Level::Warn, Level::Info, Level::Debug].map(|l| file_line("1.0000", l, "text"));
+        assert_eq!(
+            lines[0],
+            "1.0000: ERROR:   text
+"
+        );
+        assert_eq!(
+            lines[1],
+            "1.0000: WARNING: text
+"
+        );
+        assert_eq!(
+            lines[2],
+            "1.0000: info:    text
+"
+        );
+        assert_eq!(
+            lines[3],
+            "1.0000:          text
+"
+        );
+    }
+
+    #[test]
+    fn lines_to_syslog_carry_facility_and_severity() {
+        let line = Logger::new("pasta", Verbosity::Info).syslog_line(Level::Warn, "text");
+        assert_eq!(line, format!("<28>pasta[{}]: text", std::process::id()));
+    }
+
+    #[test]
+    fn libraries_are_silent_unless_tracing() {
+        let foreign = Metadata::builder().target("netlink_packet_route::link").build();
+        let ours = Metadata::builder().target("passt::host").build();
+        assert!(!Logger::new("pasta", Verbosity::Debug).enabled(&foreign));
+        assert!(Logger::new("pasta", Verbosity::Trace).enabled(&foreign));
+        assert!(Logger::new("pasta", Verbosity::Debug).enabled(&ours));
+    }
+}

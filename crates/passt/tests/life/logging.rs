@@ -1,0 +1,53 @@
+//! Where messages go (SPEC §1.7).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::stage::{Guest, Stage, User, stderr};
+
+/// SPEC §1.7.1, §1.7.4: a first line that says who writes, then lines with the time and how serious they are; at the start
+/// on standard error, too. The file is opened with our caller's rights, and complete at the end.
+#[test]
+fn the_log_file_tells_all_up_to_the_end() {
+    let stage = Stage::new();
+    User::each_with_guest(|user, mut guest| {
+        // Where the user that root's pasta changes to may not go.
+        let folder = stage.path(&format!("folder-{user:?}"));
+        assert!(user.command("mkdir").args(["-m", "0700"]).arg(&folder).status().unwrap().success());
+        let path = folder.join("log");
+        let daemon = stage.attach(user, &["--config-net", "-l", path.to_str().unwrap(), &guest.pid()]);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let at_start = fs::read_to_string(&path).unwrap();
+        let pid = guest.pid();
+        guest.end();
+        daemon.assert_ends();
+
+        let text = fs::read_to_string(&path).unwrap();
+        let rest = text.strip_prefix(&at_start).unwrap();
+        let title = format!("pasta {}: {} (", env!("CARGO_PKG_VERSION"), stage.path("pasta").display());
+        assert!(text.starts_with(&title), "{text}");
+        for line in text.lines().skip(1) {
+            let (time, message) = line.split_once(": ").unwrap();
+            assert_eq!(time.split_once('.').unwrap().1.len(), 4, "{line}");
+            assert!(["info:    ", "WARNING: "].iter().any(|prefix| message.starts_with(prefix)), "{line}");
+        }
+        assert!(rest.contains(&format!("info:    network namespace of process {pid} is gone")), "{rest}");
+        assert!(rest.ends_with('\n'));
+        // Everything of the start was told to our caller as well.
+        let told =
+            at_start.lines().skip(1).map(|line| line.split_once(": ").unwrap().1[9..].to_owned() + "\n");
+        let told: String = told.collect();
+        assert_eq!(daemon.output.replace("pasta: warning: ", ""), told);
+    });
+}
+
+#[test]
+fn a_log_file_that_cannot_be_written_is_named() {
+    let stage = Stage::new();
+    let guest = Guest::new(User::Ordinary);
+    for path in ["/nonexistent/log", "/tmp", "/dev/full"] {
+        let output = stage.run(User::Ordinary, &["--log-file", path, &guest.pid()]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains(&format!("{path} (--log-file)")), "{output:?}");
+    }
+}
