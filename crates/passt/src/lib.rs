@@ -27,6 +27,7 @@ pub mod pasta;
 mod pcap;
 pub mod pesto;
 pub mod plan;
+mod sandbox;
 mod scan;
 mod shard;
 mod stage;
@@ -41,7 +42,7 @@ use pasta::configure::{bring_loopback_up, configure};
 use pcap::Capture;
 use plan::{NamespacePlan, Plan};
 use shard::{ControlSetup, Resolvers, Setup, Shard, Tap};
-use stage::{Boot, PidFile};
+use stage::{Boot, Confine, PidFile};
 
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
 pub fn main() -> ExitCode {
@@ -98,7 +99,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
 
     let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
     // While we may look into every directory on the way to it.
-    let resolver = if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None };
+    let mut resolver = if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None };
     let capture = config.pcap.as_deref().map(open_capture).transpose()?;
 
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
@@ -124,7 +125,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
     let mut shard = Shard::new(Setup { tap, capture, plan: &plan, policy, outbound, rules, control })?;
 
-    let detached = prepared.detach(config.foreground, pid_file)?;
+    let how = Confine { foreground: config.foreground, chroot_fallback: config.chroot_fallback };
+    let detached = prepared.confine(how, resolver.as_mut())?.detach(pid_file)?;
     let (staffed, opener, news) = detached.staff(guest.namespace, resolver)?;
     shard.start(opener)?;
     staffed.seal()?.announce()?;

@@ -1,10 +1,11 @@
 //! The life of the process as one-way doors: each stage is a value that only the one before can be made into, so
 //! that a privilege can only fall, and the compiler checks the order.
 //!
-//! [`Boot`] -> user and namespaces -> [`Prepared`] -> background -> [`Detached`] -> threads -> [`Staffed`] ->
-//! capabilities -> [`Sealed`].
+//! [`Boot`] -> user and namespaces -> [`Prepared`] -> empty root -> [`Confined`] -> background -> [`Detached`] ->
+//! threads -> [`Staffed`] -> capabilities -> [`Sealed`].
 //!
-//! The fork to the background comes before the threads, which would not survive it, and these come before the
+//! The fork to the background comes behind the last namespace, since who has left for a PID namespace can start no
+//! thread but can fork; it comes before the threads, which would not survive it, and these come before the
 //! capabilities go, which they need to enter the guest's namespace. All of it can fail, so whoever started us waits
 //! until we are sealed.
 
@@ -21,10 +22,7 @@ use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process,
     set_dumpable_behavior, setrlimit, setsid, waitpid,
 };
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, ThreadNameSpaceType, capabilities, clear_ambient_capability_set,
-    move_into_thread_name_spaces, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-};
+use rustix::thread::{CapabilitySet, ThreadNameSpaceType, capabilities, move_into_thread_name_spaces};
 use sys::signal::Inherited;
 use sys::spawn::Forked;
 
@@ -35,6 +33,8 @@ use crate::logging;
 use crate::netns::{Namespace, Opener};
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
+use crate::sandbox::capabilities::renounce;
+use crate::sandbox::{namespaces, root};
 
 /// Our caller's rights and surroundings. What needs them is done now: finding out about the host, binding ports,
 /// opening files for output.
@@ -144,11 +144,45 @@ impl Prepared {
         Ok(Self { kept, null })
     }
 
-    /// Door: to the background, unless `foreground`. Our caller goes on waiting: see [`Sealed::announce`].
+    /// Door: out of sight of the machine's files, and of its processes if we go to the background.
     ///
-    /// After everything that needs our caller's files.
-    pub(crate) fn detach(self, foreground: bool, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
-        if foreground {
+    /// After everything that opens a file; but `resolver` goes on seeing the directories that it holds.
+    pub(crate) fn confine(
+        self,
+        how: Confine,
+        resolver: Option<&mut host::Watch>,
+    ) -> anyhow::Result<Confined> {
+        namespaces::leave(!how.foreground)
+            .and_then(|()| root::make_private())
+            .and_then(|()| {
+                resolver.into_iter().for_each(host::Watch::keep_in_sight);
+                root::enter_empty(how.chroot_fallback)
+            })
+            .context("can't leave the file system")?;
+        Ok(Confined { kept: self.kept, null: self.null, foreground: how.foreground })
+    }
+}
+
+/// How to be out of sight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confine {
+    /// We stay in the foreground, and so in the PID namespace that we are in.
+    pub(crate) foreground: bool,
+    /// `--chroot-fallback`.
+    pub(crate) chroot_fallback: bool,
+}
+
+/// In namespaces of our own, with an empty root.
+pub(crate) struct Confined {
+    kept: CapabilitySet,
+    null: File,
+    foreground: bool,
+}
+
+impl Confined {
+    /// Door: to the background, unless we stay. Our caller goes on waiting: see [`Sealed::announce`].
+    pub(crate) fn detach(self, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
+        if self.foreground {
             return Ok(Detached { kept: self.kept, herald: Herald::Foreground { pid_file } });
         }
         let (wait, caller) = pipe_with(PipeFlags::CLOEXEC).context("can't make a pipe")?;
@@ -225,33 +259,14 @@ pub(crate) struct Staffed {
 impl Staffed {
     /// Door: no privileges from here on.
     ///
-    /// After all that needs them, and before anything of the guest is read. A root of our own without files and the
-    /// filter of system calls belong here, too.
+    /// After all that needs them, and before anything of the guest is read. The filter of system calls belongs here,
+    /// too.
     pub(crate) fn seal(self) -> anyhow::Result<Sealed> {
-        rustix::process::chdir("/").context("can't change to the root directory")?;
         renounce(self.kept, CapabilitySet::empty())?;
         // Nobody of the same user may look into the process.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
         Ok(Sealed { herald: self.herald })
     }
-}
-
-/// Has the calling thread keep no capability but those `kept`, of which only those of `effective` have effect before
-/// they are asked for.
-fn renounce(kept: CapabilitySet, effective: CapabilitySet) -> anyhow::Result<()> {
-    drop_capabilities(kept, kept & effective).context("can't drop capabilities")?;
-    set_no_new_privs(true).context("can't rule out new privileges")
-}
-
-fn drop_capabilities(permitted: CapabilitySet, effective: CapabilitySet) -> rustix::io::Result<()> {
-    // An exec could give these back. It fails behind the last that the kernel knows; and with the first for who
-    // has no right to drop them, which is no matter, as then new privileges are ruled out still.
-    (0..u64::BITS)
-        .map(|bit| CapabilitySet::from_bits_retain(1 << bit))
-        .take_while(|capability| remove_capability_from_bounding_set(*capability).is_ok())
-        .for_each(drop);
-    let _ = clear_ambient_capability_set();
-    set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })
 }
 
 /// Without privileges.

@@ -12,7 +12,7 @@ use bitflags::bitflags;
 use rustix::process::Pid;
 
 bitflags! {
-    /// Namespaces for a child of its own.
+    /// Namespaces to be made.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Namespaces: i32 {
         /// User and group ids, capabilities. Created first: the others then belong to it.
@@ -86,6 +86,18 @@ pub fn fork_into(namespaces: Namespaces) -> io::Result<Cloned> {
             Ok(Cloned::Parent { pid: child(pid as libc::pid_t)?, pidfd })
         }
     }
+}
+
+/// Moves the calling thread into new `namespaces`; with [`Namespaces::PID`] not itself, but its future children, and
+/// it can start no thread from then on.
+///
+/// # Errors
+/// As unshare(2): `EPERM` without the right to, `ENOSPC` beyond a limit; `EINVAL` where the kernel has no such
+/// namespaces, and for [`Namespaces::USER`] in a process with other threads.
+pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
+    // SAFETY: these flags leave memory and descriptors of the process as they are.
+    let result = unsafe { libc::unshare(namespaces.bits()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn child(pid: libc::pid_t) -> io::Result<Pid> {

@@ -175,9 +175,13 @@ ln -s ../run/resolver/stub.conf /run/etc/resolv.conf
 mount --bind /run/etc /etc
 ";
 
-/// Asks at the addresses for `--dns-forward` until the resolver at `PEER_ALIAS` is asked.
+/// Asks at the address for `--dns-forward` until the resolver of `THE_OTHERS` is asked.
 fn wait_for_the_other(net: &Net) {
-    let server = net.peer.udp((PEER_ALIAS[0], 53));
+    wait_for_resolver(net, PEER_ALIAS[0]);
+}
+
+fn wait_for_resolver(net: &Net, at: IpAddr) {
+    let server = net.peer.udp((at, 53));
     server.set_nonblocking(true).unwrap();
     wait_until("a query to the new resolver", || {
         let client = net.guest.udp((any(MAPPED[0]), 0));
@@ -238,17 +242,38 @@ fn follows_as_another_user() {
     follows(Who::PlainRoot, LINKED, rename_over);
 }
 
-/// The link is replaced by one to another directory.
+/// The link is replaced by one to another of the directories known, and back.
 #[test]
 fn follows_a_link_that_is_replaced() {
     need!("dhclient");
     follows(Who::UsernsRoot, LINKED, |net| {
         std::fs::write(net.path("next"), THE_OTHERS).unwrap();
         net.host.sh(&format!(
-            "mkdir /run/vpn; cp {} /run/vpn/resolv.conf; ln -s /run/vpn/resolv.conf /etc/next; mv /etc/next /etc/resolv.conf",
+            "cp {} /etc/vpn.conf; ln -s /etc/vpn.conf /etc/next; mv /etc/next /etc/resolv.conf",
             net.path("next")
         ));
+        wait_for_the_other(net);
+        net.host.sh("ln -s ../run/resolver/stub.conf /etc/next; mv /etc/next /etc/resolv.conf");
+        wait_for_resolver(net, PEER[0]);
+        rename_over(net);
     });
+}
+
+/// Our root is empty: a link can't lead us to what we do not hold.
+#[test]
+fn links_out_of_sight_change_nothing() {
+    let Some(net) = Net::with(Options { host_setup: LINKED, ..Options::default() }) else { return };
+    let forward = MAPPED[0].to_string();
+    net.pasta(&["--dns-forward", &forward]);
+    std::fs::write(net.path("next"), THE_OTHERS).unwrap();
+    net.host.sh(&format!(
+        "mkdir /run/vpn; cp {} /run/vpn/resolv.conf; ln -s /run/vpn/resolv.conf /etc/next; mv /etc/next /etc/resolv.conf",
+        net.path("next")
+    ));
+    resolves(&net, MAPPED[0], &net.peer, PEER[0]);
+    net.host.sh("ln -sf ../run/resolver/stub.conf /etc/resolv.conf");
+    rename_over(&net);
+    wait_for_the_other(&net);
 }
 
 /// As in a container: the file is a mount, and is written in place.

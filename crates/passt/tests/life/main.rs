@@ -5,5 +5,6 @@
 mod attach;
 mod logging;
 mod quit;
+mod sandbox;
 mod spawn;
 mod stage;

@@ -5,15 +5,16 @@
 //! file, and the file itself, which a container engine rewrites in place.
 //!
 //! All of it happens on a thread of its own: the one that serves the guest opens no path. The directories are held
-//! open from the start and the file is opened from there, so it can be read when we are another user, and where
-//! `/etc` is out of sight.
+//! open from the start and the file is opened from there, so it can be read when we are another user, and when the
+//! machine's files are out of sight. What can't be followed then is a link to a directory that was not on the way
+//! at the start.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -22,6 +23,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::{PATH, Resolver, read};
 
@@ -36,17 +38,20 @@ const REPLACED: WatchFlags = WatchFlags::CREATE.union(WatchFlags::CLOSE_WRITE).u
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: OwnedFd,
-    /// From `/etc` to the directory of the file: never empty.
-    steps: Vec<Step>,
+    /// Where the way to the file begins.
+    start: PathBuf,
+    /// All on the way to the file, now or before: who changes to another network comes back.
+    directories: Vec<Directory>,
+    /// The names on the way, of links and of the file.
+    names: Vec<OsString>,
     last: Resolver,
 }
 
-/// A name in a directory that is held open.
+/// A directory that is held open.
 #[derive(Debug)]
-struct Step {
-    directory: OwnedFd,
+struct Directory {
     path: PathBuf,
-    name: OsString,
+    handle: OwnedFd,
 }
 
 impl Watch {
@@ -60,14 +65,31 @@ impl Watch {
 
     fn of(path: &Path, last: Resolver) -> io::Result<Self> {
         let inotify = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        let first = Step::open(CWD, Path::new("/"), path)?;
-        inotify::add_watch(&inotify, &first.path, REPLACED | WatchFlags::ONLYDIR)?;
-        let mut watch = Self { inotify, steps: vec![first], last };
+        let start = lexical(Path::new("/"), path);
+        let (parent, _) = split(&start).ok_or(Errno::NOENT)?;
+        let handle = open_directory(CWD, parent)?;
+        inotify::add_watch(&inotify, parent, REPLACED | WatchFlags::ONLYDIR)?;
+        let directories = vec![Directory { path: parent.to_owned(), handle }];
+        let mut watch = Self { inotify, start, directories, names: Vec::new(), last };
         // It may come into being later.
         if let Err(error) = watch.find() {
             log::debug!("{}: {error}", path.display());
         }
         Ok(watch)
+    }
+
+    /// Goes on seeing the directories, with what is mounted in them, when the mount namespace is about to be left.
+    /// Nothing else can be reached from there any more. To be called with the right to mount.
+    pub(crate) fn keep_in_sight(&mut self) {
+        let copy =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        for Directory { path, handle } in &mut self.directories {
+            match open_tree(&*handle, "", copy | OpenTreeFlags::AT_EMPTY_PATH) {
+                Ok(copy) => *handle = copy,
+                // A file mounted there, as in containers, will be lost; its directory isn't.
+                Err(errno) => log::debug!("can't keep {} in sight: {errno}", path.display()),
+            }
+        }
     }
 
     /// Starts the thread, which gives up its rights by `renounce`, and then waits for changes.
@@ -121,7 +143,7 @@ impl Watch {
                 Ok(event) => {
                     stale |= event.events().contains(ReadFlags::QUEUE_OVERFLOW)
                         || event.file_name().is_none_or(|name| {
-                            self.steps.iter().any(|step| step.name.as_bytes() == name.to_bytes())
+                            self.names.iter().any(|ours| ours.as_bytes() == name.to_bytes())
                         });
                 }
                 Err(Errno::INTR) => continue,
@@ -156,31 +178,45 @@ impl Watch {
 
     /// Goes the way to the file, watches what is new on it, and opens the file.
     fn find(&mut self) -> io::Result<OwnedFd> {
-        for depth in 0..MAX_LINKS {
-            let Some(step) = self.steps.get(depth) else { break };
-            let link = match readlinkat(&step.directory, &step.name, Vec::new()) {
-                Ok(link) => PathBuf::from(OsString::from_vec(link.into_bytes())),
+        self.names.clear();
+        let mut directory = 0;
+        let mut place = self.start.clone();
+        for _ in 0..MAX_LINKS {
+            let (parent, name) = split(&place).ok_or(Errno::NOENT)?;
+            self.names.push(name.to_owned());
+            let Directory { handle, .. } = self.directories.get(directory).ok_or(Errno::NOENT)?;
+            match readlinkat(handle, name, Vec::new()) {
+                Ok(link) => {
+                    let link = PathBuf::from(OsString::from_vec(link.into_bytes()));
+                    let next = lexical(parent, &link);
+                    directory = self.follow(directory, &link, &next)?;
+                    place = next;
+                }
                 // No link: that's it.
                 Err(Errno::INVAL) => {
-                    let file = step.open_file()?;
-                    self.watch(&step.path.join(&step.name), WatchFlags::CLOSE_WRITE);
-                    self.steps.truncate(depth + 1);
+                    let file = open_file(handle, name)?;
+                    self.watch(&place, WatchFlags::CLOSE_WRITE);
                     return Ok(file);
                 }
                 Err(error) => return Err(error.into()),
-            };
-            match Step::open(step.directory.as_fd(), &step.path, &link) {
-                Ok(next) => {
-                    self.watch(&next.path, REPLACED | WatchFlags::ONLYDIR);
-                    self.steps.truncate(depth + 1);
-                    self.steps.push(next);
-                }
-                // The path is out of sight now, but we hold the directory.
-                Err(_) if self.steps.get(depth + 1).is_some_and(|next| next.is_at(&step.path, &link)) => {}
-                Err(error) => return Err(error),
             }
         }
         Err(Errno::LOOP.into())
+    }
+
+    /// The index of the directory that a link in another leads to, to be called `place`. One that we do not hold can be
+    /// found only until the machine's files are out of sight.
+    fn follow(&mut self, from: usize, link: &Path, place: &Path) -> io::Result<usize> {
+        let (path, _) = split(place).ok_or(Errno::NOENT)?;
+        if let Some(index) = self.directories.iter().position(|directory| directory.path == path) {
+            return Ok(index);
+        }
+        let (parent, _) = split(link).ok_or(Errno::NOENT)?;
+        let from = self.directories.get(from).ok_or(Errno::NOENT)?;
+        let handle = open_directory(from.handle.as_fd(), parent)?;
+        self.watch(path, REPLACED | WatchFlags::ONLYDIR);
+        self.directories.push(Directory { path: path.to_owned(), handle });
+        Ok(self.directories.len() - 1)
     }
 
     /// Watches one more place. What is watched already may be named again.
@@ -191,29 +227,31 @@ impl Watch {
     }
 }
 
-impl Step {
-    /// The name that `link` ends in, in its directory. A relative one begins in `from`, which is at `path`.
-    fn open(from: BorrowedFd<'_>, path: &Path, link: &Path) -> io::Result<Self> {
-        let (parent, name) = split(link).ok_or(Errno::NOENT)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat(from, parent, flags, Mode::empty())?;
-        Ok(Self { directory, path: path.join(parent), name: name.to_owned() })
-    }
+fn open_directory(from: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat(from, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
 
-    /// Whether this is where `link`, found in a directory at `path`, leads.
-    fn is_at(&self, path: &Path, link: &Path) -> bool {
-        split(link).is_some_and(|(parent, name)| self.path == path.join(parent) && self.name == name)
-    }
+fn open_file(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    // Not blocking: it may be a pipe.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(directory, name, flags, Mode::empty())
+}
 
-    fn open_file(&self) -> io::Result<OwnedFd> {
-        // Not blocking: it may be a pipe.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(&self.directory, &self.name, flags, Mode::empty())?)
+/// What `link` in the directory at `from` says, without dots: a name for the place, not the way to it.
+fn lexical(from: &Path, link: &Path) -> PathBuf {
+    let mut path = PathBuf::new();
+    for component in from.join(link).components() {
+        match component {
+            Component::ParentDir => drop(path.pop()),
+            Component::CurDir => {}
+            component => path.push(component),
+        }
     }
+    path
 }
 
 /// Directory and name.
-fn split(path: &Path) -> Option<(&Path, &std::ffi::OsStr)> {
+fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     let parent =
         path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
     Some((parent?, path.file_name()?))

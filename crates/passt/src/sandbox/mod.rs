@@ -1,0 +1,7 @@
+//! What a hole in this program would not open: files, other processes, privileges, most of the kernel (SPEC §10).
+//!
+//! Each module is one means. [`crate::stage`] says when each of them is used, and in which order.
+
+pub(crate) mod capabilities;
+pub(crate) mod namespaces;
+pub(crate) mod root;
