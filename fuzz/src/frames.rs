@@ -1,6 +1,6 @@
 //! Frames as they come: whatever the bytes, views that lie within them or a reason, and nothing left of it in the end.
 
-use wire::frame::{self, Body, Transport};
+use wire::frame::{self, Body, HEAD_LEN, Transport, Unusable};
 
 use crate::receive_path;
 
@@ -24,4 +24,9 @@ fn parse(data: &[u8]) {
         Transport::Other(_) => &[],
     };
     assert!(payload.len() < data.len());
+    // What is known of it by its head alone is the same, unless its headers are longer.
+    match frame::parse_head(frame::head(data), data) {
+        Ok(again) => assert_eq!(format!("{again:?}"), format!("{frame:?}")),
+        Err(reason) => assert!(reason == Unusable::Malformed && data.len() - payload.len() > HEAD_LEN),
+    }
 }

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use engine::{
     addr::Guest,
-    link::{Full, Link},
+    link::{Full, Link, Slot},
     local,
+    memory::Plain,
 };
 use wire::{
     ethernet,
@@ -36,8 +37,11 @@ impl Answer {
 }
 
 impl Link for Answer {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.slot.get_mut(..len)
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        let (head, room) = self.slot.get_mut(..head + room)?.split_at_mut(head);
+        Some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, _: &Offload) -> Result<(), Full> {

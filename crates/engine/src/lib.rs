@@ -16,6 +16,7 @@ pub mod host;
 pub mod icmp;
 pub mod link;
 pub mod local;
+pub mod memory;
 #[cfg(test)]
 mod mock;
 pub mod nat;

@@ -1,10 +1,31 @@
 //! The link to the guest, as the engine needs it.
 
-use wire::offload::Offload;
+use wire::{ethernet::MIN_FRAME_LEN, offload::Offload};
+
+use crate::memory::{Memory, Room};
 
 /// The link can't take a frame now: the frame was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
+
+/// Where a frame to the guest is built: its head, and behind that its payload. What it holds is undefined.
+#[derive(Debug)]
+pub struct Slot<'a, M: Memory> {
+    /// The frame's first bytes: headers, or all of a frame that is of our own making.
+    pub head: &'a mut [u8],
+    /// The rest, which a socket can fill.
+    pub room: M::Room<'a>,
+}
+
+impl<M: Memory> Slot<'_, M> {
+    /// Puts zeros behind `len` bytes of payload in the room, up to the least length of a frame.
+    pub fn pad(&mut self, len: usize) {
+        let padding = MIN_FRAME_LEN.saturating_sub(self.head.len() + len);
+        if padding > 0 {
+            self.room.put(len, &[0; MIN_FRAME_LEN][..padding]);
+        }
+    }
+}
 
 /// Where frames to the guest go.
 ///
@@ -12,11 +33,19 @@ pub struct Full;
 /// A slot that is not committed costs nothing. Frames may be super-frames and leave their checksum
 /// open ([`Offload`]) on every link; one that can't carry them segments and sums by itself.
 pub trait Link {
-    /// A slot of at least `len` bytes (up to [`wire::frame::MAX_LEN`]), or none while the link is full.
-    /// What the slot holds is undefined.
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]>;
+    /// Where the payload of frames lies.
+    type Memory: Memory;
 
-    /// Sends the first `len` bytes of the slot reserved last.
+    /// A slot with a head of exactly `head` bytes and room for at least `room` more, together up to
+    /// [`wire::frame::MAX_LEN`] and [`MIN_FRAME_LEN`]; none while the link is full.
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Self::Memory>>;
+
+    /// A slot of `len` bytes that is all head, for a frame of our own making.
+    fn reserve_head(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.reserve(len, 0).map(|slot| slot.head)
+    }
+
+    /// Sends the first `len` bytes of the slot reserved last, head and room.
     ///
     /// # Errors
     /// [`Full`], if the frame was not sent. A super-frame of which some segments were sent counts as

@@ -19,7 +19,8 @@ use crate::{
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
     },
-    link::{Full, Link},
+    link::{Full, Link, Slot},
+    memory::Plain,
     timer::{Instant, Timers},
 };
 
@@ -116,7 +117,9 @@ pub(crate) fn received(from: &str) -> Received {
 }
 
 impl UdpSocket for Socket {
-    fn send(&mut self, datagram: &Outbound<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, datagram: &Outbound<&[u8]>) -> Result<(), SocketError> {
         self.push(Sent {
             destination: datagram.destination,
             source: datagram.source,
@@ -141,7 +144,9 @@ impl UdpSocket for Socket {
 }
 
 impl PingSocket for Socket {
-    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, request: &Request<'_, &[u8]>) -> Result<(), SocketError> {
         use zerocopy::IntoBytes;
         let mut payload = request.header.as_bytes().to_vec();
         payload.extend_from_slice(request.payload);
@@ -173,7 +178,12 @@ impl PingSocket for Socket {
 pub(crate) enum NoTcp {}
 
 impl TcpSocket for NoTcp {
-    fn send(&mut self, _: &[&[u8]]) -> Result<usize, SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, _: &[u8]) -> Result<usize, SocketError> {
+        match *self {}
+    }
+    fn send_pieces(&mut self, _: &[&[u8]]) -> Result<usize, SocketError> {
         match *self {}
     }
     fn peek(&mut self, _: u32, _: &mut [u8]) -> Result<usize, SocketError> {
@@ -236,6 +246,7 @@ impl MockHost {
 }
 
 impl Host for MockHost {
+    type Memory = Plain;
     type Tcp = NoTcp;
     type Udp = Socket;
     type Ping = Socket;
@@ -281,10 +292,13 @@ pub(crate) struct MockLink {
 }
 
 impl Link for MockLink {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
         // What is left of earlier frames must not show.
-        self.slot = vec![0xa5; len];
-        if self.full { None } else { Some(&mut self.slot) }
+        self.slot = vec![0xa5; head + room];
+        let (head, room) = self.slot.split_at_mut(head);
+        (!self.full).then_some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

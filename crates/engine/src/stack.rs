@@ -13,6 +13,7 @@ use crate::{
     icmp::Ping,
     link::Link,
     local::{self, Advertiser, Outcome},
+    memory::PayloadOf,
     tcp::Tcp,
     timer::{Instant, Timers},
     udp::{Limits, Udp},
@@ -127,16 +128,18 @@ impl<H: Host> Stack<H> {
         local::announce_start(&self.settings, &self.guest, link);
     }
 
-    /// A frame of the guest. What it causes to be sent may wait for [`Stack::end_batch`].
-    pub fn on_frame<L: Link>(
+    /// A frame of the guest, with a copy or view of its first bytes: [`frame::HEAD_LEN`] or all. What it causes to be
+    /// sent may wait for [`Stack::end_batch`].
+    pub fn on_frame<L: Link<Memory = H::Memory>>(
         &mut self,
-        bytes: &[u8],
+        head: &[u8],
+        frame: PayloadOf<'_, H::Memory>,
         offload: &Offload,
         now: Instant,
         host: &mut H,
         link: &mut L,
     ) {
-        let frame = match frame::parse(bytes) {
+        let frame = match frame::parse_head(head, frame) {
             Ok(frame) => frame,
             Err(Unusable::Malformed) => return self.counters.malformed += 1,
             Err(Unusable::Fragment) => return self.counters.fragments += 1,
@@ -155,9 +158,9 @@ impl<H: Host> Stack<H> {
         }
     }
 
-    fn on_packet<L: Link>(
+    fn on_packet<L: Link<Memory = H::Memory>>(
         &mut self,
-        packet: &Packet<'_>,
+        packet: &Packet<'_, PayloadOf<'_, H::Memory>>,
         offload: &Offload,
         now: Instant,
         host: &mut H,
@@ -213,7 +216,7 @@ impl<H: Host> Stack<H> {
     }
 
     /// A socket reported readiness.
-    pub fn on_readiness<L: Link>(
+    pub fn on_readiness<L: Link<Memory = H::Memory>>(
         &mut self,
         id: FlowId,
         readiness: Readiness,
@@ -231,7 +234,7 @@ impl<H: Host> Stack<H> {
     }
 
     /// Does what has become due.
-    pub fn on_deadlines<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) {
+    pub fn on_deadlines<L: Link<Memory = H::Memory>>(&mut self, now: Instant, host: &mut H, link: &mut L) {
         while let Some(id) = self.timers.pop_due(now) {
             let (flows, mut cx) = self.split(now, host, link);
             match id.kind() {
@@ -255,7 +258,7 @@ impl<H: Host> Stack<H> {
     }
 
     /// To be called after each batch of frames and events: sends what they have made due.
-    pub fn end_batch<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) {
+    pub fn end_batch<L: Link<Memory = H::Memory>>(&mut self, now: Instant, host: &mut H, link: &mut L) {
         let (flows, mut cx) = self.split(now, host, link);
         flows.tcp.end_batch(&mut cx);
         flows.udp.end_batch(&mut cx);
@@ -268,7 +271,7 @@ impl<H: Host> Stack<H> {
     }
 
     /// Gives every flow that waits for it a turn. False if the link is full: to be called again when it is not.
-    pub fn run<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) -> bool {
+    pub fn run<L: Link<Memory = H::Memory>>(&mut self, now: Instant, host: &mut H, link: &mut L) -> bool {
         let (flows, mut cx) = self.split(now, host, link);
         flows.tcp.run(&mut cx)
     }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
 use engine::forward::Enabled;
+use engine::host::Host;
 use engine::link::Link;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
@@ -16,6 +17,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use sys::tap::TapDevice;
+use wire::frame;
 
 use crate::accept::{Acceptors, Way};
 use crate::bypass::{Bypass, Policy};
@@ -270,7 +272,7 @@ impl Shard {
         for _ in 0..FRAMES {
             let Some(frame) = link.receive(&mut self.buffer).context("the tap device failed")? else { break };
             let bytes = &self.buffer[frame.start..frame.end];
-            self.stack.on_frame(bytes, &frame.offload, now, &mut self.sockets, link);
+            self.stack.on_frame(frame::head(bytes), bytes, &frame.offload, now, &mut self.sockets, link);
         }
         Ok(())
     }
@@ -326,7 +328,12 @@ fn list(servers: &[std::net::IpAddr]) -> String {
 }
 
 /// Does what is due in the stack, and sends what that and the round's events have made due.
-fn end_round<L: Link>(stack: &mut Stack<Sockets>, now: Instant, sockets: &mut Sockets, link: &mut L) {
+fn end_round<L: Link<Memory = <Sockets as Host>::Memory>>(
+    stack: &mut Stack<Sockets>,
+    now: Instant,
+    sockets: &mut Sockets,
+    link: &mut L,
+) {
     if stack.next_deadline().is_some_and(|due| due <= now) {
         stack.on_deadlines(now, sockets, link);
     }

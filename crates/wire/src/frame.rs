@@ -10,35 +10,40 @@ use crate::{
     ethernet::{self, Mac, ethertype},
     icmp, ipv4, ipv6,
     offload::{Offload, PartialChecksum, SegmentKind, Segmentation},
+    payload::Payload,
     protocol, tcp, udp,
 };
 
 /// Largest frame, in bytes, with its Ethernet header.
 pub const MAX_LEN: usize = ethernet::HEADER_LEN + 65535;
 
+/// A head of this many bytes holds the headers of every frame that is of use: beside the longest of Ethernet, IPv6 and
+/// TCP there is room for more extension headers than anybody sends.
+pub const HEAD_LEN: usize = 256;
+
 /// A parsed frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame<'a> {
+pub struct Frame<'a, P = &'a [u8]> {
     /// Who sent it.
     pub source_mac: Mac,
     /// To whom.
     pub destination_mac: Mac,
     /// What it carries.
-    pub body: Body<'a>,
+    pub body: Body<'a, P>,
 }
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug)]
-pub enum Body<'a> {
+pub enum Body<'a, P = &'a [u8]> {
     /// Address resolution.
     Arp(&'a arp::Packet),
     /// An IP packet of either version.
-    Ip(Packet<'a>),
+    Ip(Packet<'a, P>),
 }
 
 /// An IP packet.
 #[derive(Clone, Copy, Debug)]
-pub struct Packet<'a> {
+pub struct Packet<'a, P = &'a [u8]> {
     /// Source address.
     pub source: IpAddr,
     /// Destination address; of the same version as `source`.
@@ -50,18 +55,18 @@ pub struct Packet<'a> {
     /// Flow label; zero for IPv4.
     pub flow_label: u32,
     /// The upper layer.
-    pub transport: Transport<'a>,
+    pub transport: Transport<'a, P>,
 }
 
 /// The upper layer of an IP packet.
 #[derive(Clone, Copy, Debug)]
-pub enum Transport<'a> {
+pub enum Transport<'a, P = &'a [u8]> {
     /// TCP.
-    Tcp(tcp::Segment<'a>),
+    Tcp(tcp::Segment<'a, P>),
     /// UDP.
-    Udp(udp::Datagram<'a>),
+    Udp(udp::Datagram<'a, P>),
     /// ICMP of the packet's IP version.
-    Icmp(icmp::Message<'a>),
+    Icmp(icmp::Message<'a, P>),
     /// Another protocol, by number.
     Other(u8),
 }
@@ -77,66 +82,97 @@ pub enum Unusable {
     Fragment,
 }
 
-/// Parses a frame. What follows the IP packet's own length is padding and left out.
+/// The head of a frame that lies in one buffer.
+#[must_use]
+pub fn head(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.len().min(HEAD_LEN)]
+}
+
+/// Parses a frame that lies in one buffer. What follows the IP packet's own length is padding and left out.
 ///
 /// # Errors
 /// The reason why the frame can't be used. Checksums are not verified (SPEC §4).
 pub fn parse(bytes: &[u8]) -> Result<Frame<'_>, Unusable> {
-    let (header, rest) = ethernet::Header::ref_from_prefix(bytes).map_err(|_| Unusable::Malformed)?;
+    parse_head(bytes, bytes)
+}
+
+/// Parses a frame by its first bytes alone: `head` is a copy or view of them, [`HEAD_LEN`] or all there are. Payload is
+/// what lies behind the headers in `frame`.
+///
+/// # Errors
+/// As [`parse`]; headers that run past the head are malformed.
+pub fn parse_head<'a, P: Payload>(head: &'a [u8], frame: P) -> Result<Frame<'a, P>, Unusable> {
+    let (header, head) = ethernet::Header::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?;
+    let packet = frame.slice(ethernet::HEADER_LEN..frame.len());
     let body = match header.ethertype.get() {
-        ethertype::IPV4 => Body::Ip(parse_ipv4(rest)?),
-        ethertype::IPV6 => Body::Ip(parse_ipv6(rest)?),
-        ethertype::ARP => Body::Arp(arp::Packet::ref_from_prefix(rest).map_err(|_| Unusable::Malformed)?.0),
+        ethertype::IPV4 => Body::Ip(parse_ipv4(head, packet)?),
+        ethertype::IPV6 => Body::Ip(parse_ipv6(head, packet)?),
+        ethertype::ARP => Body::Arp(arp::Packet::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?.0),
         other => return Err(Unusable::UnknownEthertype(other)),
     };
     Ok(Frame { source_mac: header.source, destination_mac: header.destination, body })
 }
 
-fn parse_ipv4(bytes: &[u8]) -> Result<Packet<'_>, Unusable> {
-    let (header, _) = ipv4::Header::ref_from_prefix(bytes).map_err(|_| Unusable::Malformed)?;
-    let header_len = header.header_len();
+fn parse_ipv4<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>, Unusable> {
+    let (header, _) = ipv4::Header::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?;
+    let (header_len, total_len) = (header.header_len(), usize::from(header.total_len.get()));
     if header.version_ihl >> 4 != 4 || header_len < ipv4::HEADER_LEN {
         return Err(Unusable::Malformed);
     }
-    let upper = bytes.get(header_len..usize::from(header.total_len.get())).ok_or(Unusable::Malformed)?;
+    if !(header_len..=bytes.len()).contains(&total_len) {
+        return Err(Unusable::Malformed);
+    }
     if header.is_fragment() {
         return Err(Unusable::Fragment);
     }
+    let head = head.get(header_len..total_len.min(head.len())).ok_or(Unusable::Malformed)?;
+    let upper = bytes.slice(header_len..total_len);
     Ok(Packet {
         source: Ipv4Addr::from(header.source).into(),
         destination: Ipv4Addr::from(header.destination).into(),
         hop_limit: header.ttl,
         traffic_class: header.traffic_class,
         flow_label: 0,
-        transport: parse_transport(header.protocol, protocol::ICMP, upper)?,
+        transport: parse_transport(header.protocol, protocol::ICMP, head, upper)?,
     })
 }
 
-fn parse_ipv6(bytes: &[u8]) -> Result<Packet<'_>, Unusable> {
-    let (header, rest) = ipv6::Header::ref_from_prefix(bytes).map_err(|_| Unusable::Malformed)?;
+fn parse_ipv6<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>, Unusable> {
+    let (header, head) = ipv6::Header::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?;
     if header.version_class_flow.get() >> 28 != 6 {
         return Err(Unusable::Malformed);
     }
-    let payload = rest.get(..usize::from(header.payload_len.get())).ok_or(Unusable::Malformed)?;
-    let (protocol, upper) = ipv6::upper_layer(header.next_header, payload).map_err(|error| match error {
+    let total_len = ipv6::HEADER_LEN + usize::from(header.payload_len.get());
+    if total_len > bytes.len() {
+        return Err(Unusable::Malformed);
+    }
+    let bytes = bytes.slice(ipv6::HEADER_LEN..total_len);
+    let head = &head[..head.len().min(bytes.len())];
+    let (protocol, upper) = ipv6::upper_layer(header.next_header, head).map_err(|error| match error {
         ipv6::ExtensionError::Truncated => Unusable::Malformed,
         ipv6::ExtensionError::Fragment => Unusable::Fragment,
     })?;
+    let bytes = bytes.slice(head.len() - upper.len()..bytes.len());
     Ok(Packet {
         source: Ipv6Addr::from(header.source).into(),
         destination: Ipv6Addr::from(header.destination).into(),
         hop_limit: header.hop_limit,
         traffic_class: header.traffic_class(),
         flow_label: header.flow_label(),
-        transport: parse_transport(protocol, protocol::ICMPV6, upper)?,
+        transport: parse_transport(protocol, protocol::ICMPV6, upper, bytes)?,
     })
 }
 
-fn parse_transport(protocol: u8, icmp: u8, bytes: &[u8]) -> Result<Transport<'_>, Unusable> {
+fn parse_transport<'a, P: Payload>(
+    protocol: u8,
+    icmp: u8,
+    head: &'a [u8],
+    bytes: P,
+) -> Result<Transport<'a, P>, Unusable> {
     match protocol {
-        protocol::TCP => tcp::Segment::parse(bytes).map(Transport::Tcp),
-        protocol::UDP => udp::Datagram::parse(bytes).map(Transport::Udp),
-        _ if protocol == icmp => icmp::Message::parse(bytes).map(Transport::Icmp),
+        protocol::TCP => tcp::Segment::parse_head(head, bytes).map(Transport::Tcp),
+        protocol::UDP => udp::Datagram::parse_head(head, bytes).map(Transport::Udp),
+        _ if protocol == icmp => icmp::Message::parse_head(head, bytes).map(Transport::Icmp),
         _ => Some(Transport::Other(protocol)),
     }
     .ok_or(Unusable::Malformed)
@@ -146,7 +182,8 @@ fn parse_transport(protocol: u8, icmp: u8, bytes: &[u8]) -> Result<Transport<'_>
 ///
 /// A frame is written back to front: the payload is put behind [`Outgoing::headroom`], then one of
 /// the methods puts the headers in front of it and returns the length of the frame (padded to
-/// [`ethernet::MIN_FRAME_LEN`]) and what it leaves to the link.
+/// [`ethernet::MIN_FRAME_LEN`]) and what it leaves to the link. For [`Outgoing::tcp`] and [`Outgoing::udp`], payload may
+/// lie elsewhere, and then padding is the caller's: they write no further than their buffer goes.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing {
     /// Ethernet source.
@@ -189,7 +226,8 @@ impl Outgoing {
     }
 
     /// Writes a TCP segment of `payload_len` bytes; `segment_size` makes it a super-frame of segments
-    /// with that much payload. The checksum is left to the link. None if it does not fit `buffer`.
+    /// with that much payload. The checksum is left to the link. None if the headers don't fit `buffer`, or the
+    /// payload a packet.
     pub fn tcp(
         &self,
         buffer: &mut [u8],
@@ -215,7 +253,7 @@ impl Outgoing {
     }
 
     /// Writes a UDP datagram, or with `segment_size` a super-frame of datagrams. The checksum is left
-    /// to the link. None if it does not fit `buffer`.
+    /// to the link. None if the headers don't fit `buffer`, or the payload a packet.
     pub fn udp(
         &self,
         buffer: &mut [u8],
@@ -250,7 +288,7 @@ impl Outgoing {
         message[..icmp::HEADER_LEN].copy_from_slice(header.as_bytes());
         header.checksum = U16::new(sum.bytes(message).finish());
         message[..icmp::HEADER_LEN].copy_from_slice(header.as_bytes());
-        Some(Written { len: pad(buffer, at + len)?, offload: Offload::default() })
+        Some(Written { len: pad(buffer, at + len), offload: Offload::default() })
     }
 
     fn pseudo_header(&self, protocol: u8, len: usize) -> Sum {
@@ -316,13 +354,14 @@ impl Outgoing {
             checksum: Some(PartialChecksum { start, offset: checksum_offset }),
             header_len: if segmentation.is_some() { header_len as u16 } else { 0 },
         };
-        Some(Written { len: pad(buffer, header_len + payload_len)?, offload })
+        Some(Written { len: pad(buffer, header_len + payload_len), offload })
     }
 }
 
-/// Pads a frame of `len` bytes with zeros to the least length; returns the new length.
-fn pad(buffer: &mut [u8], len: usize) -> Option<usize> {
+/// Pads a frame of `len` bytes with zeros to the least length, as far as `buffer` goes; returns the new length.
+fn pad(buffer: &mut [u8], len: usize) -> usize {
     let padded = len.max(ethernet::MIN_FRAME_LEN);
-    buffer.get_mut(len..padded)?.fill(0);
-    Some(padded)
+    let end = padded.min(buffer.len());
+    buffer[len.min(end)..end].fill(0);
+    padded
 }

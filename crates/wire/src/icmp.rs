@@ -5,6 +5,8 @@ use zerocopy::{
     big_endian::{U16, U32},
 };
 
+use crate::payload::Payload;
+
 /// Length of [`Header`] in bytes.
 pub const HEADER_LEN: usize = 8;
 
@@ -80,18 +82,26 @@ impl Header {
 
 /// A view of one message.
 #[derive(Clone, Copy, Debug)]
-pub struct Message<'a> {
+pub struct Message<'a, P = &'a [u8]> {
     /// The common header.
     pub header: &'a Header,
     /// What follows it.
-    pub payload: &'a [u8],
+    pub payload: P,
 }
 
 impl<'a> Message<'a> {
     /// A view of `bytes`.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (header, payload) = Header::ref_from_prefix(bytes).ok()?;
-        Some(Self { header, payload })
+        Self::parse_head(bytes, bytes)
+    }
+}
+
+impl<'a, P: Payload> Message<'a, P> {
+    /// A view of `bytes`, which begin with `head`.
+    #[must_use]
+    pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
+        let (header, _) = Header::ref_from_prefix(head).ok()?;
+        Some(Self { header, payload: bytes.slice(HEADER_LEN..bytes.len()) })
     }
 }

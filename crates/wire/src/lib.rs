@@ -1,7 +1,8 @@
 //! Packet formats: bytes to typed views and back. No I/O, no clock, no allocation.
 //!
 //! [`frame::parse`] is the one way in: it walks Ethernet, IP and transport headers once and returns
-//! views into the frame, or the reason it can't. [`frame::Outgoing`] is the one way out: it writes headers in front of
+//! views into the frame, or the reason it can't ([`frame::parse_head`] does it for a frame whose payload is not to be
+//! seen). [`frame::Outgoing`] is the one way out: it writes headers in front of
 //! a payload that is already in place.
 //!
 //! All multi-byte fields of the header structs are big-endian (network byte order) in memory; the
@@ -19,6 +20,7 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod ndp;
 pub mod offload;
+pub mod payload;
 pub mod segment;
 pub mod tcp;
 pub mod udp;

@@ -63,7 +63,8 @@ impl<'a> Segments<'a> {
         let header_len = transport
             + match segmentation.kind {
                 SegmentKind::Tcp4 | SegmentKind::Tcp6 => {
-                    tcp::Segment::parse(frame.get(transport..)?)?.header.header_len()
+                    let segment = frame.get(transport..)?;
+                    tcp::Segment::parse_head(segment, segment)?.header.header_len()
                 }
                 SegmentKind::Udp => udp::HEADER_LEN,
             };

@@ -8,6 +8,8 @@ use zerocopy::{
     big_endian::{U16, U32},
 };
 
+use crate::payload::Payload;
+
 /// Length of [`Header`] without options, in bytes.
 pub const HEADER_LEN: usize = 20;
 /// Most bytes of options a header can have.
@@ -153,23 +155,22 @@ impl Header {
 
 /// A view of one segment, or of a segmentation super-frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
+pub struct Segment<'a, P = &'a [u8]> {
     /// The fixed header.
     pub header: &'a Header,
     /// The options, as bytes.
     pub options: &'a [u8],
     /// The payload.
-    pub payload: &'a [u8],
+    pub payload: P,
 }
 
-impl<'a> Segment<'a> {
-    /// A view of `bytes`, which must be exactly the segment.
+impl<'a, P: Payload> Segment<'a, P> {
+    /// A view of `bytes`, which must be exactly the segment, and begin with `head`: all of the header is in that.
     #[must_use]
-    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (header, rest) = Header::ref_from_prefix(bytes).ok()?;
-        let options_len = header.header_len().checked_sub(HEADER_LEN)?;
-        let (options, payload) = rest.split_at_checked(options_len)?;
-        Some(Self { header, options, payload })
+    pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
+        let (header, rest) = Header::ref_from_prefix(head).ok()?;
+        let options = rest.get(..header.header_len().checked_sub(HEADER_LEN)?)?;
+        Some(Self { header, options, payload: bytes.slice(header.header_len()..bytes.len()) })
     }
 
     /// Sequence number of the first byte or the SYN.

@@ -1,5 +1,6 @@
 //! UDP (RFC 768).
 
+use crate::payload::Payload;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian::U16};
 
 /// Length of [`Header`] in bytes.
@@ -24,19 +25,21 @@ pub struct Header {
 /// A view of one datagram, or of a train of equally sized ones when the frame is a segmentation
 /// super-frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Datagram<'a> {
+pub struct Datagram<'a, P = &'a [u8]> {
     /// The header.
     pub header: &'a Header,
     /// What follows it.
-    pub payload: &'a [u8],
+    pub payload: P,
 }
 
-impl<'a> Datagram<'a> {
-    /// A view of `bytes`, which may be longer than the datagram (Ethernet padding).
+impl<'a, P: Payload> Datagram<'a, P> {
+    /// A view of `bytes`, which may be longer than the datagram (Ethernet padding), and begin with `head`.
     #[must_use]
-    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (header, rest) = Header::ref_from_prefix(bytes).ok()?;
-        let len = usize::from(header.len.get()).checked_sub(HEADER_LEN)?;
-        Some(Self { header, payload: rest.get(..len)? })
+    pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
+        let (header, _) = Header::ref_from_prefix(head).ok()?;
+        let len = usize::from(header.len.get());
+        (HEADER_LEN..=bytes.len())
+            .contains(&len)
+            .then(|| Self { header, payload: bytes.slice(HEADER_LEN..len) })
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use engine::{
     flow::Endpoints,
-    link::{Full, Link},
+    link::{Full, Link, Slot},
+    memory::Plain,
 };
 use std::net::SocketAddr;
 use wire::{
@@ -91,7 +92,10 @@ impl GuestLink {
 }
 
 impl Link for GuestLink {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        let len = head + room;
         assert!(len <= MAX_LEN, "a slot of {len} bytes");
         if self.full {
             return None;
@@ -99,7 +103,8 @@ impl Link for GuestLink {
         self.reserved = len;
         let stale = len.min(200);
         self.slot[..stale].fill(0xa5);
-        Some(&mut self.slot[..len])
+        let (head, room) = self.slot[..len].split_at_mut(head);
+        Some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

@@ -174,7 +174,14 @@ impl Run {
                 }
             }
         }
-        self.stack.on_frame(frame, offload, self.now, &mut self.world, &mut self.link);
+        self.stack.on_frame(
+            wire::frame::head(frame),
+            frame,
+            offload,
+            self.now,
+            &mut self.world,
+            &mut self.link,
+        );
     }
 
     fn readiness(&mut self, id: FlowId, readiness: Readiness) {

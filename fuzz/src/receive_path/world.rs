@@ -13,6 +13,7 @@ use engine::{
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
     },
+    memory::Plain,
 };
 
 use crate::mutate::Random;
@@ -83,7 +84,13 @@ impl Stream {
 pub(super) struct StreamSocket(Rc<RefCell<Stream>>);
 
 impl TcpSocket for StreamSocket {
-    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
+        self.send_pieces(&[payload])
+    }
+
+    fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
         let mut stream = self.0.borrow_mut();
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         assert!(len > 0, "a send of nothing");
@@ -214,7 +221,9 @@ impl MailboxSocket {
 }
 
 impl UdpSocket for MailboxSocket {
-    fn send(&mut self, datagram: &Outbound<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, datagram: &Outbound<&[u8]>) -> Result<(), SocketError> {
         assert!(datagram.destination.port() > 0 && datagram.segment_size != Some(0), "{datagram:?}");
         self.post(datagram.destination, datagram.hop_limit)
     }
@@ -233,7 +242,9 @@ impl UdpSocket for MailboxSocket {
 }
 
 impl PingSocket for MailboxSocket {
-    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, request: &Request<'_, &[u8]>) -> Result<(), SocketError> {
         self.post(request.destination, request.hop_limit)
     }
 
@@ -343,6 +354,7 @@ impl World {
 }
 
 impl Host for World {
+    type Memory = Plain;
     type Tcp = StreamSocket;
     type Udp = MailboxSocket;
     type Ping = MailboxSocket;

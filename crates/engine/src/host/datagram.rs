@@ -3,10 +3,11 @@
 use core::net::{IpAddr, SocketAddr};
 
 use super::{Errno, SocketError};
+use crate::memory::{Memory, PayloadOf};
 
 /// A datagram, or with a segment size a train of them, to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outbound<'a> {
+pub struct Outbound<P> {
     /// To where.
     pub destination: SocketAddr,
     /// From which of the host's addresses; none for the kernel's choice.
@@ -16,7 +17,7 @@ pub struct Outbound<'a> {
     /// DSCP and ECN.
     pub traffic_class: u8,
     /// What to send.
-    pub payload: &'a [u8],
+    pub payload: P,
     /// Cut the payload into datagrams of this many bytes (the last may be shorter); not zero.
     pub segment_size: Option<u16>,
 }
@@ -24,9 +25,9 @@ pub struct Outbound<'a> {
 /// A received datagram, or a train of them of one sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes in the buffer.
+    /// Bytes in the buffer or room.
     pub len: usize,
-    /// The datagram did not fit the buffer.
+    /// The datagram did not fit.
     pub truncated: bool,
     /// Size of all datagrams but the last, in bytes, if there is more than one.
     pub segment_size: Option<u16>,
@@ -44,17 +45,20 @@ pub struct Received {
 
 /// An unconnected, non-blocking datagram socket.
 pub trait UdpSocket {
+    /// Where the payload of frames lies.
+    type Memory: Memory;
+
     /// Sends a datagram or train. A train that the host can't cut goes out in pieces, without an error.
     ///
     /// # Errors
     /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once; nothing was sent then.
-    fn send(&mut self, datagram: &Outbound<'_>) -> Result<(), SocketError>;
+    fn send(&mut self, datagram: &Outbound<PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
-    /// Receives a datagram or train into `buffer`. With an empty buffer, drops one.
+    /// Receives a datagram or train into `room`. Without any room, drops one.
     ///
     /// # Errors
     /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once.
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
+    fn receive(&mut self, room: <Self::Memory as Memory>::Room<'_>) -> Result<Received, SocketError>;
 
     /// Takes an entry of the error queue, with the first bytes of the payload that met the error.
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;

@@ -8,7 +8,11 @@ use core::net::{IpAddr, SocketAddr};
 pub use datagram::{Outbound, QueuedError, Received, Report, UdpSocket};
 pub use ping::{PingSocket, Request};
 
-use crate::{flow::FlowId, forward::spec::Direction};
+use crate::{
+    flow::FlowId,
+    forward::spec::Direction,
+    memory::{Memory, PayloadOf},
+};
 
 /// A Linux error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,19 +45,28 @@ pub struct Readiness {
 ///
 /// Received bytes stay in the socket until they are discarded; they can be copied out any number of times.
 pub trait TcpSocket {
-    /// Sends from `pieces`, in order; returns how many bytes were taken, at least one. Fewer than all
-    /// means that the socket is full: readiness will be reported.
+    /// Where the payload of frames lies.
+    type Memory: Memory;
+
+    /// Sends `payload`; returns how many bytes were taken, at least one. Fewer than all means that the socket is full:
+    /// readiness will be reported.
     ///
     /// # Errors
     /// See [`SocketError`].
-    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError>;
+    fn send(&mut self, payload: PayloadOf<'_, Self::Memory>) -> Result<usize, SocketError>;
 
-    /// Copies received bytes to `buffer`, from the one `offset` bytes behind the oldest one not yet
+    /// The same for `pieces` of our own memory, in order.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError>;
+
+    /// Copies received bytes to `room`, from the one `offset` bytes behind the oldest one not yet
     /// discarded. Returns how many; zero is the end of the stream.
     ///
     /// # Errors
     /// See [`SocketError`].
-    fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError>;
+    fn peek(&mut self, offset: u32, room: <Self::Memory as Memory>::Room<'_>) -> Result<usize, SocketError>;
 
     /// Discards the oldest `len` received bytes, all of which were copied out before.
     ///
@@ -82,12 +95,14 @@ pub trait TcpSocket {
 
 /// Where sockets come from. The sockets report readiness under the flow's id, see [`Readiness`].
 pub trait Host {
+    /// Where the payload of frames lies.
+    type Memory: Memory;
     /// A stream socket.
-    type Tcp: TcpSocket;
+    type Tcp: TcpSocket<Memory = Self::Memory>;
     /// A datagram socket.
-    type Udp: UdpSocket;
+    type Udp: UdpSocket<Memory = Self::Memory>;
     /// A ping socket.
-    type Ping: PingSocket;
+    type Ping: PingSocket<Memory = Self::Memory>;
 
     /// Starts to connect to `destination`. The result arrives as readiness: writable, or error.
     ///

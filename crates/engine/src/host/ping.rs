@@ -5,16 +5,17 @@ use core::net::SocketAddr;
 use wire::icmp::Header;
 
 use super::{Errno, QueuedError, Received, SocketError};
+use crate::memory::{Memory, PayloadOf};
 
 /// An echo request to be sent.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub struct Request<'a, P> {
     /// To whom; the port is zero.
     pub destination: SocketAddr,
     /// The message's header. The socket puts its own identifier and the checksum in.
     pub header: &'a Header,
     /// What follows the header.
-    pub payload: &'a [u8],
+    pub payload: P,
     /// Time to live or hop limit; not zero.
     pub hop_limit: u8,
     /// DSCP and ECN.
@@ -23,11 +24,14 @@ pub struct Request<'a> {
 
 /// A non-blocking, unconnected ping socket (`SOCK_DGRAM`, `IPPROTO_ICMP` or `IPPROTO_ICMPV6`).
 pub trait PingSocket {
+    /// Where the payload of frames lies.
+    type Memory: Memory;
+
     /// Sends a request.
     ///
     /// # Errors
     /// See [`SocketError`]. A failure may also be that of an earlier request, told once; nothing was sent then.
-    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError>;
+    fn send(&mut self, request: &Request<'_, PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
     /// Receives a message, header and payload, into `buffer`. With an empty buffer, drops one.
     ///

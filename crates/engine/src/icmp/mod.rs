@@ -15,6 +15,7 @@ use wire::{
     frame::{MAX_LEN, Outgoing, Packet},
     icmp::{HEADER_LEN, Header, Message, v4, v6},
     ipv4, ipv6,
+    payload::Payload,
 };
 use zerocopy::IntoBytes;
 
@@ -26,6 +27,7 @@ use crate::{
     flow::{FlowId, Flows, Keyed, Kind},
     host::{Errno, Host, PingSocket, Readiness, Report, Request, SocketError},
     link::Link,
+    memory::PayloadOf,
     nat::Protocol,
     timer::Deadline,
 };
@@ -106,8 +108,8 @@ impl<S: PingSocket> Ping<S> {
     pub fn on_message<H: Host<Ping = S>, L: Link>(
         &mut self,
         cx: &mut Context<'_, H, L>,
-        packet: &Packet<'_>,
-        message: &Message<'_>,
+        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
+        message: &Message<'_, PayloadOf<'_, S::Memory>>,
     ) {
         let request = if packet.source.is_ipv4() { v4::ECHO_REQUEST } else { v6::ECHO_REQUEST };
         if message.header.kind != request || message.header.code != 0 {
@@ -138,7 +140,9 @@ impl<S: PingSocket> Ping<S> {
             && let Some(report) = Report::of_refusal(errno, key.guest.is_ipv4())
         {
             let router = router(cx.settings, key.remote);
-            tell(cx, router, report, &quote(key, *message.header, message.payload));
+            let mut bytes = [0; MAX_QUOTE];
+            let len = message.payload.copy_to(&mut bytes);
+            tell(cx, router, report, &quote(key, *message.header, &bytes[..len]));
         }
     }
 
@@ -190,7 +194,7 @@ impl<S: PingSocket> Ping<S> {
         let Some(flow) = self.flows.get_mut(id) else { return Ok(()) };
         let v4 = flow.key.guest.is_ipv4();
         let at = ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-        let slot = cx.link.reserve(MAX_LEN);
+        let slot = cx.link.reserve_head(MAX_LEN);
         let full = slot.is_none();
         let slot = slot.unwrap_or_default();
         let received = match flow.socket.receive(slot.get_mut(at..).unwrap_or_default()) {
@@ -209,7 +213,8 @@ impl<S: PingSocket> Ping<S> {
             cx.settings.source_to_guest(cx.guest, received.from.ip())
         };
         let reply = if v4 { v4::ECHO_REPLY } else { v6::ECHO_REPLY };
-        let message = slot.get(at..at + received.len).and_then(Message::parse).map(|message| *message.header);
+        let message = slot.get(at..at + received.len).and_then(Message::parse);
+        let message = message.map(|message| *message.header);
         let message = message.filter(|header| header.kind == reply && !received.truncated);
         let (Some(source), Some(message)) = (source, message) else {
             self.counters.undeliverable += 1;

@@ -15,7 +15,9 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use wire::{
     ethernet::{self, Mac},
     frame::{Outgoing, Packet, Written},
-    icmp, udp,
+    icmp,
+    payload::Payload,
+    udp,
 };
 
 use crate::{
@@ -28,6 +30,8 @@ pub use ndp::{Advertiser, on_icmpv6};
 
 /// Hop limit of everything that we say ourselves (SPEC §4).
 const HOP_LIMIT: u8 = 255;
+/// Longest message that is looked at, in bytes: more than any client says.
+const LONGEST: usize = 4096;
 
 /// What became of a frame that was shown to the local services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,23 +62,35 @@ impl Outcome {
 pub fn on_udp(
     settings: &Settings,
     guest: &mut Guest,
-    packet: &Packet<'_>,
-    datagram: &udp::Datagram<'_>,
+    packet: &Packet<'_, impl Payload>,
+    datagram: &udp::Datagram<'_, impl Payload>,
     link: &mut impl Link,
 ) -> Outcome {
-    let port = datagram.header.destination_port.get();
-    let answered = match (packet.source, packet.destination) {
-        (IpAddr::V4(_), IpAddr::V4(_)) if port == dhcp::SERVER_PORT => {
-            on_dhcp(settings, guest, datagram.payload, link)
+    on_question(settings, guest, packet, datagram, link).unwrap_or_else(|outcome| outcome)
+}
+
+fn on_question(
+    settings: &Settings,
+    guest: &mut Guest,
+    packet: &Packet<'_, impl Payload>,
+    datagram: &udp::Datagram<'_, impl Payload>,
+    link: &mut impl Link,
+) -> Result<Outcome, Outcome> {
+    match (packet.source, packet.destination, datagram.header.destination_port.get()) {
+        (IpAddr::V4(_), IpAddr::V4(_), dhcp::SERVER_PORT) => {
+            on_dhcp(settings, guest, copied(datagram.payload, &mut [0; LONGEST])?, link)
         }
-        (IpAddr::V6(source), IpAddr::V6(destination))
-            if port == dhcpv6::SERVER_PORT && destination.is_multicast() =>
-        {
-            on_dhcpv6(settings, guest, source, datagram.payload, link)
+        (IpAddr::V6(source), IpAddr::V6(destination), dhcpv6::SERVER_PORT) if destination.is_multicast() => {
+            on_dhcpv6(settings, guest, source, copied(datagram.payload, &mut [0; LONGEST])?, link)
         }
-        _ => return Outcome::NotLocal,
-    };
-    answered.unwrap_or_else(|outcome| outcome)
+        _ => Ok(Outcome::NotLocal),
+    }
+}
+
+/// A message, to be looked at.
+fn copied(payload: impl Payload, buffer: &mut [u8; LONGEST]) -> Result<&[u8], Outcome> {
+    let len = payload.copy_to(buffer);
+    if len < payload.len() { Err(Outcome::Invalid) } else { Ok(&buffer[..len]) }
 }
 
 /// What goes out when the link comes up: questions that make the guest show its hardware address (SPEC
@@ -163,7 +179,7 @@ fn send_icmpv6(
 
 /// Sends the frame of at most `len` bytes that `build` writes.
 fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Option<Written>) -> Outcome {
-    let Some(slot) = link.reserve(len.max(ethernet::MIN_FRAME_LEN)) else {
+    let Some(slot) = link.reserve_head(len.max(ethernet::MIN_FRAME_LEN)) else {
         return Outcome::LinkFull;
     };
     let Some(written) = build(slot) else {

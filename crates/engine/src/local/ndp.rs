@@ -11,10 +11,11 @@ use wire::{
     frame::Packet,
     icmp::{self, v6::*},
     ndp::{self, ALL_NODES, MAX_ADVERTISEMENT_LEN, RouterAdvertisement},
+    payload::Payload,
 };
 use zerocopy::IntoBytes;
 
-use super::{Outcome, headers, is_guests_v6, send_icmpv6};
+use super::{LONGEST, Outcome, copied, headers, is_guests_v6, send_icmpv6};
 use crate::{
     addr::{Guest, Settings, V6},
     link::Link,
@@ -35,8 +36,8 @@ const PREFIX_LEN: u8 = 64;
 pub fn on_icmpv6(
     settings: &Settings,
     guest: &Guest,
-    packet: &Packet<'_>,
-    message: &icmp::Message<'_>,
+    packet: &Packet<'_, impl Payload>,
+    message: &icmp::Message<'_, impl Payload>,
     link: &mut impl Link,
 ) -> Outcome {
     let kind = message.header.kind;
@@ -50,9 +51,14 @@ pub fn on_icmpv6(
     if packet.hop_limit != ndp::HOP_LIMIT || source.is_multicast() || source.is_loopback() {
         return Outcome::Invalid;
     }
+    let mut buffer = [0; LONGEST];
+    let message = match copied(message.payload, &mut buffer) {
+        Ok(payload) => icmp::Message { header: message.header, payload },
+        Err(outcome) => return outcome,
+    };
     match kind {
         NEIGHBOUR_SOLICITATION => {
-            let Some(target) = ndp::solicited_target(message) else { return Outcome::Invalid };
+            let Some(target) = ndp::solicited_target(&message) else { return Outcome::Invalid };
             if source.is_unspecified() || is_guests_v6(settings, guest, target) {
                 return Outcome::Ignored;
             }
@@ -60,7 +66,7 @@ pub fn on_icmpv6(
             let (header, body) = ndp::solicited_advertisement(target, settings.our_mac);
             send_neighbour(link, &headers, header, &body)
         }
-        ROUTER_SOLICITATION if !ndp::is_valid_router_solicitation(message) => Outcome::Invalid,
+        ROUTER_SOLICITATION if !ndp::is_valid_router_solicitation(&message) => Outcome::Invalid,
         ROUTER_SOLICITATION if settings.services.ra => {
             advertise(settings, v6, guest, if source.is_unspecified() { ALL_NODES } else { source }, link)
         }

@@ -16,7 +16,8 @@ use wire::{
 use super::*;
 use crate::{
     addr::test::{guest, settings},
-    link::Full,
+    link::{Full, Slot},
+    memory::Plain,
     timer::Instant,
 };
 
@@ -29,9 +30,12 @@ pub(super) struct Kept {
 }
 
 impl Link for Kept {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.slot = [0xaa].repeat(len);
-        (!self.full).then_some(&mut self.slot)
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        self.slot = [0xaa].repeat(head + room);
+        let (head, room) = self.slot.split_at_mut(head);
+        (!self.full).then_some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

@@ -2,7 +2,10 @@
 
 use core::time::Duration;
 
-use wire::tcp::{Flags, Options, SackBlocks, Segment, Seq};
+use wire::{
+    payload::Payload,
+    tcp::{Flags, Options, SackBlocks, Segment, Seq},
+};
 
 use super::{
     emit::{self, Fields},
@@ -15,6 +18,7 @@ use crate::{
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Host, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
+    memory::PayloadOf,
     timer::{Deadline, Instant},
 };
 
@@ -132,7 +136,7 @@ impl<S: TcpSocket> Connection<S> {
     /// A segment of the guest that belongs to this connection.
     pub(super) fn on_segment<H: Host<Tcp = S>, L: Link>(
         &mut self,
-        segment: &Segment<'_>,
+        segment: &Segment<'_, PayloadOf<'_, S::Memory>>,
         pool: &mut SlotPool,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<(), End> {
@@ -152,7 +156,7 @@ impl<S: TcpSocket> Connection<S> {
 
     fn while_established<H: Host<Tcp = S>, L: Link>(
         &mut self,
-        segment: &Segment<'_>,
+        segment: &Segment<'_, PayloadOf<'_, S::Memory>>,
         pool: &mut SlotPool,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<(), End> {
@@ -195,7 +199,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// A segment outside the window: keep-alives, old duplicates, window probes (RFC 9293 §3.10.7.4).
-    fn on_outside(&mut self, segment: &Segment<'_>, now: Instant) {
+    fn on_outside(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) {
         let flags = segment.flags();
         if flags.contains(Flags::RST) {
             return;
@@ -212,7 +216,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Takes in a segment's acknowledgment; false if the segment is to be left at that.
-    fn on_ack(&mut self, segment: &Segment<'_>, now: Instant) -> bool {
+    fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> bool {
         let options =
             if segment.options.is_empty() { Options::default() } else { Options::parse(segment.options) };
         let of_something_sent = self.send.on_ack(segment, &options, now);
@@ -223,7 +227,10 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Retransmits what the guest has told to be missing.
-    fn fill_holes<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<Rest, End> {
+    fn fill_holes<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        ctx: &mut Context<'_, H, L>,
+    ) -> Result<Rest, End> {
         let mss = u32::from(self.send.mss);
         for _ in 0..BUDGET {
             let hole =
@@ -291,7 +298,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// To be called after each batch of segments or event: everything that is due is sent.
-    pub(super) fn finish<H: Host<Tcp = S>, L: Link>(
+    pub(super) fn finish<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<Rest, End> {
@@ -338,7 +345,10 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Sends what the socket has and the guest's window takes.
-    fn pump<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<Rest, End> {
+    fn pump<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        ctx: &mut Context<'_, H, L>,
+    ) -> Result<Rest, End> {
         for _ in 0..BUDGET {
             let again = self.send.next.before(self.send.max);
             if self.send.fin.is_none_or(|fin| self.send.next.before(fin)) {
@@ -404,7 +414,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Sends up to `len` bytes from `seq` on. Returns how many there were; zero is the end of the stream.
-    fn send_data<H: Host<Tcp = S>, L: Link>(
+    fn send_data<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         seq: Seq,
         len: u32,
@@ -414,11 +424,11 @@ impl<S: TcpSocket> Connection<S> {
         let offset = seq - self.send.base;
         let size = self.segment_size();
         let socket = &mut self.socket;
-        let sent = emit::with_payload(&self.ends, fields, len as usize, size, ctx, |payload, fields| {
-            match socket.peek(offset, payload) {
+        let sent = emit::with_payload(&self.ends, fields, len as usize, size, ctx, |room, fields| {
+            match socket.peek(offset, room) {
                 Ok(0) => Err(None),
                 Ok(peeked) => {
-                    if peeked < payload.len() {
+                    if peeked < len as usize {
                         fields.flags |= Flags::PSH;
                     }
                     Ok(peeked)
@@ -473,7 +483,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// The connection's deadline was reached, one way or another.
-    pub(super) fn on_deadline<H: Host<Tcp = S>, L: Link>(
+    pub(super) fn on_deadline<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         id: FlowId,
         ctx: &mut Context<'_, H, L>,
@@ -492,7 +502,7 @@ impl<S: TcpSocket> Connection<S> {
         self.on_idle(ctx)
     }
 
-    fn on_retransmission<H: Host<Tcp = S>, L: Link>(
+    fn on_retransmission<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<(), End> {
@@ -526,7 +536,10 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Sends one byte into a closed window, so that the guest tells when it is open again.
-    fn probe_window<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<(), End> {
+    fn probe_window<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        ctx: &mut Context<'_, H, L>,
+    ) -> Result<(), End> {
         let seq = self.send.una;
         if self.send.fin == Some(seq) {
             if self.send_control(seq, Flags::FIN | Flags::ACK, ctx).is_ok() {

@@ -3,6 +3,7 @@
 use core::net::SocketAddr;
 
 use wire::{
+    ethernet::MIN_FRAME_LEN,
     frame::Outgoing,
     tcp::{Flags, HEADER_LEN, Header, MAX_OPTIONS_LEN, Options, Seq},
 };
@@ -12,6 +13,7 @@ use crate::{
     flow::Endpoints,
     host::Host,
     link::{Full, Link},
+    memory::Memory,
 };
 
 /// Hop limit of segments to the guest (SPEC §4).
@@ -52,20 +54,26 @@ pub(super) fn with_payload<H: Host, L: Link, E>(
     max_len: usize,
     segment_size: u16,
     ctx: &mut Context<'_, H, L>,
-    fill: impl FnOnce(&mut [u8], &mut Fields) -> Result<usize, E>,
+    fill: impl FnOnce(<L::Memory as Memory>::Room<'_>, &mut Fields) -> Result<usize, E>,
 ) -> Result<Result<usize, E>, Full> {
     let outgoing = outgoing(ends, ctx);
     let mut options = [0; MAX_OPTIONS_LEN];
     let options_len = fields.options.emit(&mut options);
     let headroom = outgoing.headroom(HEADER_LEN + options_len);
-    let slot = ctx.link.reserve(headroom + max_len.max(wire::ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
-    let payload = slot.get_mut(headroom..headroom + max_len).ok_or(Full)?;
-    let len = match fill(payload, &mut fields) {
+    let (head, room) = match max_len {
+        0 => (headroom.max(MIN_FRAME_LEN), 0),
+        _ => (headroom, max_len.max(MIN_FRAME_LEN)),
+    };
+    let mut slot = ctx.link.reserve(head, room).ok_or(Full)?;
+    let len = match fill(L::Memory::part(&mut slot.room, max_len), &mut fields) {
         Ok(len) => len,
         Err(error) => return Ok(Err(error)),
     };
+    slot.pad(len);
     let header = Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
-    let written = outgoing.tcp(slot, header, &options[..options_len], len, Some(segment_size)).ok_or(Full)?;
+    let written =
+        outgoing.tcp(slot.head, header, &options[..options_len], len, Some(segment_size)).ok_or(Full)?;
+    drop(slot);
     ctx.link.commit(written.len, &written.offload)?;
     Ok(Ok(len))
 }

@@ -1,6 +1,9 @@
 //! The beginning of a connection, from either side (SPEC §6.1, §6.2).
 
-use wire::tcp::{Flags, Options, Segment, Seq};
+use wire::{
+    payload::Payload,
+    tcp::{Flags, Options, Segment, Seq},
+};
 
 use super::{
     conn::{Connection, End, Phase},
@@ -37,7 +40,7 @@ impl<S: TcpSocket> Connection<S> {
         ends: Endpoints,
         socket: S,
         iss: Seq,
-        syn: &Segment<'_>,
+        syn: &Segment<'_, impl Payload>,
         settings: &Settings,
         now: Instant,
     ) -> Self {
@@ -104,14 +107,14 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// The guest sent something before it was answered: a repeated SYN is ignored.
-    pub(super) fn while_connecting(&mut self, segment: &Segment<'_>) -> Result<(), End> {
+    pub(super) fn while_connecting(&mut self, segment: &Segment<'_, impl Payload>) -> Result<(), End> {
         if segment.flags().contains(Flags::RST) { Err(End::GuestReset) } else { Ok(()) }
     }
 
     /// Waiting for the guest's SYN,ACK.
     pub(super) fn while_syn_sent<H: Host<Tcp = S>, L: Link>(
         &mut self,
-        segment: &Segment<'_>,
+        segment: &Segment<'_, impl Payload>,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<(), End> {
         let flags = segment.flags();
@@ -143,7 +146,7 @@ impl<S: TcpSocket> Connection<S> {
     /// counts then (Q3).
     pub(super) fn while_syn_received<H: Host<Tcp = S>, L: Link>(
         &mut self,
-        segment: &Segment<'_>,
+        segment: &Segment<'_, impl Payload>,
         ctx: &mut Context<'_, H, L>,
     ) -> Result<bool, End> {
         let flags = segment.flags();

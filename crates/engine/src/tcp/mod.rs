@@ -22,6 +22,7 @@ use core::{
 use siphasher::sip::SipHasher13;
 use wire::{
     frame::Packet,
+    payload::Payload,
     protocol,
     tcp::{Flags, Options, Segment, Seq},
 };
@@ -38,6 +39,7 @@ use crate::{
     host::{Errno, Host, Readiness, Report, TcpSocket},
     icmp::error::{Quote, router, tell},
     link::Link,
+    memory::PayloadOf,
     nat::Protocol,
     timer::Instant,
 };
@@ -104,10 +106,10 @@ impl<S: TcpSocket> Tcp<S> {
     }
 
     /// A segment of the guest. What it causes to be sent may wait for [`Tcp::end_batch`].
-    pub fn on_segment<H: Host<Tcp = S>, L: Link>(
+    pub fn on_segment<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
-        packet: &Packet<'_>,
-        segment: &Segment<'_>,
+        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
+        segment: &Segment<'_, PayloadOf<'_, S::Memory>>,
         ctx: &mut Context<'_, H, L>,
     ) {
         let ends = Endpoints {
@@ -136,7 +138,7 @@ impl<S: TcpSocket> Tcp<S> {
     fn open<H: Host<Tcp = S>, L: Link>(
         &mut self,
         ends: Endpoints,
-        syn: &Segment<'_>,
+        syn: &Segment<'_, impl Payload>,
         ctx: &mut Context<'_, H, L>,
     ) {
         let (Some(destination), Some(id)) = (possible(&ends, ctx.settings), self.flows.next_id()) else {
@@ -200,13 +202,17 @@ impl<S: TcpSocket> Tcp<S> {
     }
 
     /// A connection's deadline came up.
-    pub fn on_deadline<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, ctx: &mut Context<'_, H, L>) {
+    pub fn on_deadline<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        id: FlowId,
+        ctx: &mut Context<'_, H, L>,
+    ) {
         self.step(id, ctx, |connection, _, ctx| connection.on_deadline(id, ctx));
     }
 
     /// Sends what the segments and events since the last call have made due: acknowledgments, and data that
     /// the guest's window lets through.
-    pub fn end_batch<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+    pub fn end_batch<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(&mut self, ctx: &mut Context<'_, H, L>) {
         let mut touched = core::mem::take(&mut self.touched);
         for id in touched.drain(..) {
             if let Some(connection) = self.flows.get_mut(id) {
@@ -224,7 +230,10 @@ impl<S: TcpSocket> Tcp<S> {
     }
 
     /// Gives every connection that waits for it a turn. False if the link is full.
-    pub fn run<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> bool {
+    pub fn run<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        ctx: &mut Context<'_, H, L>,
+    ) -> bool {
         for _ in 0..self.runnable.len() {
             let Some(id) = self.runnable.pop_front() else { break };
             if let Some(connection) = self.flows.get_mut(id) {
@@ -255,7 +264,11 @@ impl<S: TcpSocket> Tcp<S> {
         }
     }
 
-    fn finish<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, ctx: &mut Context<'_, H, L>) -> Rest {
+    fn finish<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        id: FlowId,
+        ctx: &mut Context<'_, H, L>,
+    ) -> Rest {
         let Some(connection) = self.flows.get_mut(id) else { return Rest::Nothing };
         match connection.finish(ctx) {
             Ok(rest) => {
@@ -331,7 +344,11 @@ fn tell_failure<H: Host, L: Link>(
 }
 
 /// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; SPEC §6.7, R-59).
-fn reset_unknown<H: Host, L: Link>(ends: &Endpoints, segment: &Segment<'_>, ctx: &mut Context<'_, H, L>) {
+fn reset_unknown<H: Host, L: Link>(
+    ends: &Endpoints,
+    segment: &Segment<'_, impl Payload>,
+    ctx: &mut Context<'_, H, L>,
+) {
     let (seq, ack, flags) = if segment.flags().contains(Flags::ACK) {
         (segment.ack(), Seq(0), Flags::RST)
     } else {

@@ -5,7 +5,10 @@
 
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 
-use wire::tcp::{SackBlocks, Seq};
+use wire::{
+    payload::Payload,
+    tcp::{SackBlocks, Seq},
+};
 
 /// Bytes of one slot.
 const SLOT_LEN: usize = 16 * 1024;
@@ -95,7 +98,7 @@ impl ReceiveQueue {
 
     /// Holds `data`, which starts at `seq`, not before the base. Returns how many bytes from the start
     /// were taken: all, unless memory or the list of ranges is full.
-    pub(super) fn insert(&mut self, seq: Seq, data: &[u8], pool: &mut SlotPool) -> usize {
+    pub(super) fn insert(&mut self, seq: Seq, data: impl Payload, pool: &mut SlotPool) -> usize {
         debug_assert!(!seq.before(self.base));
         let joins =
             self.held.iter().any(|&(start, end)| !seq.after(end) && !(seq + data.len() as u32).before(start));
@@ -114,7 +117,7 @@ impl ReceiveQueue {
             }
             let Some(slot) = &mut self.slots[index] else { break };
             let len = (SLOT_LEN - within).min(data.len() - stored);
-            slot[within..within + len].copy_from_slice(&data[stored..stored + len]);
+            data.slice(stored..stored + len).copy_to(&mut slot[within..within + len]);
             stored += len;
         }
         if stored > 0 {
@@ -220,12 +223,12 @@ mod tests {
     fn blocks_are_told_newest_first() {
         let mut pool = SlotPool::new(1 << 20);
         let mut queue = ReceiveQueue::new(Seq(100));
-        queue.insert(Seq(200), &[0; 10], &mut pool);
-        queue.insert(Seq(400), &[0; 10], &mut pool);
-        queue.insert(Seq(300), &[0; 10], &mut pool);
+        queue.insert(Seq(200), &[0; 10][..], &mut pool);
+        queue.insert(Seq(400), &[0; 10][..], &mut pool);
+        queue.insert(Seq(300), &[0; 10][..], &mut pool);
         let told = [(Seq(300), Seq(310)), (Seq(200), Seq(210)), (Seq(400), Seq(410))];
         assert_eq!(queue.sack_blocks().as_slice(), told);
-        queue.insert(Seq(100), &[0; 100], &mut pool);
+        queue.insert(Seq(100), &[0; 100][..], &mut pool);
         assert_eq!(queue.ready_len(), 110);
         assert_eq!(queue.sack_blocks().as_slice(), [(Seq(300), Seq(310)), (Seq(400), Seq(410))]);
     }
@@ -234,7 +237,7 @@ mod tests {
     fn an_exhausted_pool_takes_what_it_can() {
         let mut pool = SlotPool::new(2 * SLOT_LEN);
         let mut queue = ReceiveQueue::new(Seq(0));
-        assert_eq!(queue.insert(Seq(0), &vec![1; 3 * SLOT_LEN], &mut pool), 2 * SLOT_LEN);
+        assert_eq!(queue.insert(Seq(0), &*vec![1; 3 * SLOT_LEN], &mut pool), 2 * SLOT_LEN);
         queue.release(&mut pool);
         assert_eq!(pool.lent, 0);
     }

@@ -2,10 +2,16 @@
 
 use alloc::boxed::Box;
 
-use wire::tcp::{SackBlocks, Seq};
+use wire::{
+    payload::Payload,
+    tcp::{SackBlocks, Seq},
+};
 
 use super::queue::{MAX_PIECES, ReceiveQueue, SlotPool};
-use crate::host::{Errno, SocketError, TcpSocket};
+use crate::{
+    host::{Errno, SocketError, TcpSocket},
+    memory::PayloadOf,
+};
 
 /// The largest window we offer, in bytes, and so the most that one connection can have queued.
 pub(super) const WINDOW: u32 = 1 << 20;
@@ -85,7 +91,7 @@ impl Receiver {
     pub(super) fn accept<S: TcpSocket>(
         &mut self,
         seq: Seq,
-        payload: &[u8],
+        payload: PayloadOf<'_, S::Memory>,
         fin: bool,
         socket: &mut S,
         pool: &mut SlotPool,
@@ -99,7 +105,7 @@ impl Receiver {
         let end = end.min(limit);
         let start = seq.max(self.next);
         if !payload.is_empty() && start.before(end) {
-            let data = &payload[(start - seq) as usize..(end - seq) as usize];
+            let data = payload.slice((start - seq) as usize..(end - seq) as usize);
             self.store(start, data, socket, pool)?;
         } else if !payload.is_empty() {
             self.ack = AckDue::Now; // nothing new: the guest may have missed our acknowledgment
@@ -113,14 +119,14 @@ impl Receiver {
     fn store<S: TcpSocket>(
         &mut self,
         seq: Seq,
-        data: &[u8],
+        data: PayloadOf<'_, S::Memory>,
         socket: &mut S,
         pool: &mut SlotPool,
     ) -> Result<(), Errno> {
         let in_order = seq == self.next;
         let mut sent = 0;
         if in_order && !self.refused {
-            sent = self.send(&[data], data.len(), socket)?;
+            sent = self.sent(socket.send(data), data.len())?;
             self.next += sent as u32;
             if let Some(queue) = &mut self.queue {
                 queue.advance(self.next, pool);
@@ -129,7 +135,7 @@ impl Receiver {
         if sent < data.len() {
             let base = self.next;
             let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
-            queue.insert(seq + sent as u32, &data[sent..], pool);
+            queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
         }
         // A hole may have been filled: what is ready behind it follows at once.
         self.flush(socket, pool)?;
@@ -150,7 +156,7 @@ impl Receiver {
             let mut pieces = [&[][..]; MAX_PIECES];
             let count = queue.ready_pieces(&mut pieces);
             let len = pieces[..count].iter().map(|piece| piece.len()).sum();
-            let sent = self.send(&pieces[..count], len, socket);
+            let sent = self.sent(socket.send_pieces(&pieces[..count]), len);
             let queue = self.queue.insert(queue);
             queue.advance(queue.base() + sent? as u32, pool);
         }
@@ -163,9 +169,9 @@ impl Receiver {
         Ok(())
     }
 
-    /// One send of `len` bytes; returns how many were taken, and notes it if that was not all.
-    fn send<S: TcpSocket>(&mut self, pieces: &[&[u8]], len: usize, socket: &mut S) -> Result<usize, Errno> {
-        let sent = match socket.send(pieces) {
+    /// How many of `len` bytes were taken by a send; notes it if that was not all.
+    fn sent(&mut self, result: Result<usize, SocketError>, len: usize) -> Result<usize, Errno> {
+        let sent = match result {
             Ok(sent) => sent,
             Err(SocketError::WouldBlock) => 0,
             Err(SocketError::Failed(errno)) => return Err(errno),

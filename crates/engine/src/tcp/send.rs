@@ -5,7 +5,10 @@
 use alloc::boxed::Box;
 use core::time::Duration;
 
-use wire::tcp::{DEFAULT_MSS, Options, Segment, Seq};
+use wire::{
+    payload::Payload,
+    tcp::{DEFAULT_MSS, Options, Segment, Seq},
+};
 
 use super::{recovery::Recovery, rto::RetransmissionTimeout};
 use crate::timer::Instant;
@@ -74,7 +77,7 @@ impl Sender {
     }
 
     /// Takes over what the guest's SYN says. `largest` is what fits a frame of the link's MTU.
-    pub(super) fn on_syn(&mut self, segment: &Segment<'_>, options: &Options, largest: u16) {
+    pub(super) fn on_syn(&mut self, segment: &Segment<'_, impl Payload>, options: &Options, largest: u16) {
         self.mss = options.mss.unwrap_or(DEFAULT_MSS).clamp(64, largest.max(64));
         self.scale = options.window_scale.unwrap_or(0);
         self.sack = options.sack_permitted;
@@ -98,7 +101,7 @@ impl Sender {
     }
 
     /// Takes the first scaled window, from the segment that ends the handshake.
-    pub(super) fn take_window(&mut self, segment: &Segment<'_>) {
+    pub(super) fn take_window(&mut self, segment: &Segment<'_, impl Payload>) {
         self.window = (u32::from(segment.window()) << self.scale).min(MAX_WINDOW);
         self.window_seq = segment.seq();
         self.window_ack = segment.ack();
@@ -151,7 +154,12 @@ impl Sender {
 
     /// Takes in the acknowledgment and window of a segment. False if it acknowledges what was never sent: the
     /// segment is to be answered and otherwise ignored (RFC 9293 §3.10.7.4).
-    pub(super) fn on_ack(&mut self, segment: &Segment<'_>, options: &Options, now: Instant) -> bool {
+    pub(super) fn on_ack(
+        &mut self,
+        segment: &Segment<'_, impl Payload>,
+        options: &Options,
+        now: Instant,
+    ) -> bool {
         let ack = segment.ack();
         if ack.after(self.max) {
             return false;
@@ -190,7 +198,7 @@ impl Sender {
         self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
     }
 
-    fn update_window(&mut self, segment: &Segment<'_>, window: u32, advanced: u32) {
+    fn update_window(&mut self, segment: &Segment<'_, impl Payload>, window: u32, advanced: u32) {
         let seq = segment.seq();
         // An acknowledgment of something new has the newest window, whatever its sequence number: it may be on
         // a retransmission. A keep-alive comes one byte early.

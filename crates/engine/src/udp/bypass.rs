@@ -17,6 +17,7 @@ use crate::{
     flow::FlowId,
     forward::spec::Direction,
     host::{Errno, Host, Outbound, Received, SocketError},
+    memory::PayloadOf,
     timer::{Deadline, Instant, Timers},
 };
 
@@ -224,7 +225,7 @@ impl<S: UdpSocket> Udp<S> {
         &mut self,
         across: Across,
         like: &Received,
-        payload: &[u8],
+        payload: PayloadOf<'_, S::Memory>,
         segment_size: Option<u16>,
     ) {
         let outbound = Outbound {

@@ -1,11 +1,14 @@
 //! From the host's sockets to the guest.
 
+use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
 use wire::{
     ethernet::{self, Mac},
     frame::{MAX_LEN, Outgoing},
-    ipv4, ipv6, udp,
+    ipv4, ipv6,
+    payload::Payload,
+    udp,
 };
 
 use super::{
@@ -19,7 +22,8 @@ use crate::{
     context::Context,
     flow::{Endpoints, FlowId},
     host::{Host, Readiness, SocketError},
-    link::Link,
+    link::{Full, Link},
+    memory::{Memory, Room},
     timer::{Instant, Timers},
 };
 
@@ -64,7 +68,7 @@ struct Joined {
 
 impl<S: UdpSocket> Udp<S> {
     /// A socket is ready.
-    pub fn on_socket_event<H: Host<Udp = S>, L: Link>(
+    pub fn on_socket_event<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         id: FlowId,
@@ -92,7 +96,7 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Takes up to `batch` datagrams from a socket. Returns how many there were.
-    fn receive_each<H: Host<Udp = S>, L: Link>(
+    fn receive_each<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         id: FlowId,
@@ -107,60 +111,73 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Takes one datagram or train from a socket, straight to the guest or, if the link is full, to nowhere.
-    fn receive<H: Host<Udp = S>, L: Link>(
+    fn receive<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         id: FlowId,
     ) -> Result<(), SocketError> {
         let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
         let Context { now, settings, guest, host, link, timers } = cx;
-        let Some(slot) = link.reserve(MAX_LEN) else {
+        // A dual-stack socket may get it wrong: see below.
+        let guessed = headroom(socket.v4);
+        let Some(mut slot) = link.reserve(guessed, MAX_LEN - guessed) else {
             if self.may_bypass(id) {
                 // There may be no link at all.
                 return self.receive_joined(cx, id, 1).1;
             }
             self.counters.link_full += 1;
             let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
-            return socket.io.receive(&mut []).map(drop);
+            return socket.io.receive((&mut [][..]).into()).map(drop);
         };
-        // A dual-stack socket may get it wrong: then the payload is moved, see below.
-        let guessed = headroom(socket.v4);
-        let Some(room) = slot.get_mut(guessed..MAX_LEN) else { return Err(SocketError::WouldBlock) };
-        let received = socket.io.receive(room)?;
+        let received = socket.io.receive(S::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
         socket.last_short = is_short(&received);
         let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
-        let delivery = match self.way(&mut scene, id, &received) {
-            None => return Ok(()),
-            Some(Way::Across(across)) => {
-                let payload = slot.get(guessed..guessed + received.len).unwrap_or_default();
-                self.send_across(across, &received, payload, received.segment_size);
-                return Ok(());
+        let Some(way) = self.way(&mut scene, id, &received) else { return Ok(()) };
+        let payload = S::Memory::filled(&slot.room, received.len);
+        match way {
+            Way::Across(across) => self.send_across(across, &received, payload, received.segment_size),
+            Way::Link(_) if headroom(received.from.is_ipv4()) != guessed => {
+                let mut buffer = self.take_buffer();
+                payload.copy_to(&mut buffer);
+                drop(slot);
+                self.deliver(cx, &Joined::new(way, received), &buffer);
+                self.arrivals = buffer;
             }
-            Some(Way::Link(delivery)) => delivery,
-        };
-        let at = headroom(received.from.is_ipv4());
-        if at != guessed {
-            slot.copy_within(guessed..guessed + received.len, at);
-        }
-        let written = delivery.frame.udp(slot, delivery.ports, received.len, received.segment_size);
-        match written.map(|written| link.commit(written.len, &written.offload)) {
-            None => self.counters.undeliverable += 1,
-            Some(Err(_full)) => self.counters.link_full += 1,
-            Some(Ok(())) => {}
+            Way::Link(Delivery { frame, ports, .. }) => {
+                slot.pad(received.len);
+                let written = frame.udp(slot.head, ports, received.len, received.segment_size);
+                drop(slot);
+                self.count(written.map(|written| link.commit(written.len, &written.offload)));
+            }
         }
         Ok(())
     }
 
+    /// Counts what was not sent: it didn't fit a frame, or the link was full.
+    fn count(&mut self, sent: Option<Result<(), Full>>) {
+        match sent {
+            None => self.counters.undeliverable += 1,
+            Some(Err(Full)) => self.counters.link_full += 1,
+            Some(Ok(())) => {}
+        }
+    }
+
+    /// The buffer for datagrams that can't go straight to where they are for; to be put back.
+    fn take_buffer(&mut self) -> Vec<u8> {
+        let mut buffer = core::mem::take(&mut self.arrivals);
+        buffer.resize(2 * MAX_LEN, 0);
+        buffer
+    }
+
     /// Takes up to `batch` datagrams from a socket, and joins those that follow each other from one sender: the guest's
     /// kernel then handles them as one.
-    fn receive_joined<H: Host<Udp = S>, L: Link>(
+    fn receive_joined<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         id: FlowId,
         batch: u8,
     ) -> (u8, Result<(), SocketError>) {
-        let mut buffer = core::mem::take(&mut self.arrivals);
-        buffer.resize(2 * MAX_LEN, 0);
+        let mut buffer = self.take_buffer();
         let mut train: Option<Joined> = None;
         let mut taken = 0;
         let mut result = Ok(());
@@ -171,7 +188,7 @@ impl<S: UdpSocket> Udp<S> {
             else {
                 break;
             };
-            let received = match socket.io.receive(room) {
+            let received = match socket.io.receive(room.into()) {
                 Ok(received) => received,
                 Err(error) => {
                     result = Err(error);
@@ -203,36 +220,31 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Sends on what was joined at the start of `buffer`.
-    fn deliver<H: Host<Udp = S>, L: Link>(
+    fn deliver<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         train: &Joined,
         buffer: &[u8],
     ) {
         let size = u16::try_from(train.size).ok().filter(|&size| train.len > usize::from(size));
+        let payload = buffer.get(..train.len).unwrap_or_default();
         let delivery = match &train.way {
             Way::Link(delivery) => delivery,
             Way::Across(across) => {
-                let payload = buffer.get(..train.len).unwrap_or_default();
-                return self.send_across(*across, &train.first, payload, size);
+                return self.send_across(*across, &train.first, payload.into(), size);
             }
         };
         let at = headroom(train.first.from.is_ipv4());
-        let Some(slot) = cx.link.reserve(MAX_LEN) else {
+        let Some(mut slot) = cx.link.reserve(at, MAX_LEN - at) else {
             self.counters.link_full += 1;
             return;
         };
-        let (Some(place), Some(payload)) = (slot.get_mut(at..at + train.len), buffer.get(..train.len)) else {
-            self.counters.undeliverable += 1;
-            return;
-        };
-        place.copy_from_slice(payload);
+        slot.room.put(0, payload);
+        slot.pad(payload.len());
         let Delivery { frame, ports, .. } = delivery;
-        match frame.udp(slot, *ports, train.len, size).map(|w| cx.link.commit(w.len, &w.offload)) {
-            None => self.counters.undeliverable += 1,
-            Some(Err(_full)) => self.counters.link_full += 1,
-            Some(Ok(())) => {}
-        }
+        let written = frame.udp(slot.head, *ports, payload.len(), size);
+        drop(slot);
+        self.count(written.map(|written| cx.link.commit(written.len, &written.offload)));
     }
 
     /// Where a received datagram goes; none (which is counted) if to nowhere.

@@ -20,6 +20,7 @@ use core::net::{IpAddr, SocketAddr};
 use wire::{
     frame::Packet,
     offload::{Offload, SegmentKind},
+    payload::Payload,
     protocol, udp,
 };
 use zerocopy::{IntoBytes, big_endian::U16};
@@ -34,6 +35,7 @@ use crate::{
     host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
     link::Link,
+    memory::PayloadOf,
     nat::Protocol,
 };
 use bypass::{Client, Stand};
@@ -255,8 +257,8 @@ impl<S: UdpSocket> Udp<S> {
     pub fn on_datagram<H: Host<Udp = S>, L: Link>(
         &mut self,
         cx: &mut Context<'_, H, L>,
-        packet: &Packet<'_>,
-        datagram: &udp::Datagram<'_>,
+        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
+        datagram: &udp::Datagram<'_, PayloadOf<'_, S::Memory>>,
         offload: &Offload,
     ) {
         let endpoints = Endpoints {
@@ -307,8 +309,8 @@ impl<S: UdpSocket> Udp<S> {
                 source: flow.local,
                 hop_limit: head.hop_limit,
                 traffic_class: head.traffic_class,
-                payload: &payload,
-                segment_size: Some(head.size).filter(|&size| payload.len() > usize::from(size)),
+                payload: payload.get(..head.len).unwrap_or_default().into(),
+                segment_size: Some(head.size).filter(|&size| head.len > usize::from(size)),
             };
             self.send(cx, socket, endpoints, &outbound);
         }
@@ -414,7 +416,7 @@ impl<S: UdpSocket> Udp<S> {
         cx: &mut Context<'_, H, L>,
         id: FlowId,
         endpoints: Endpoints,
-        outbound: &Outbound<'_>,
+        outbound: &Outbound<PayloadOf<'_, S::Memory>>,
     ) {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         let mut result = socket.io.send(outbound);
@@ -430,7 +432,9 @@ impl<S: UdpSocket> Udp<S> {
             && let Some(report) = Report::of_refusal(errno, endpoints.guest.is_ipv4())
         {
             let router = icmp::router(cx.settings, endpoints.remote.ip());
-            icmp::tell(cx, router, report, &quote(endpoints, outbound.payload));
+            let mut bytes = [0; icmp::MAX_QUOTE];
+            let quoted = outbound.payload.copy_to(&mut bytes);
+            icmp::tell(cx, router, report, &quote(endpoints, outbound.payload.len(), &bytes[..quoted]));
         }
     }
 
@@ -468,7 +472,7 @@ impl<S: UdpSocket> Udp<S> {
         let remote = endpoints.remote.ip();
         let source = icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), remote);
         let payload = bytes.get(..error.quoted).unwrap_or_default();
-        icmp::tell(cx, source, report, &quote(endpoints, payload));
+        icmp::tell(cx, source, report, &quote(endpoints, payload.len(), payload));
     }
 }
 
@@ -478,12 +482,13 @@ fn segment_size(offload: &Offload, payload_len: usize) -> Option<u16> {
     (segmentation.size > 0 && payload_len > usize::from(segmentation.size)).then_some(segmentation.size)
 }
 
-/// What an error message quotes of a datagram of the guest. The checksum is left out.
-fn quote(endpoints: Endpoints, payload: &[u8]) -> Quote<'_> {
+/// What an error message quotes of a datagram of the guest, of whose `len` bytes the first are known. The checksum is
+/// left out.
+fn quote(endpoints: Endpoints, len: usize, payload: &[u8]) -> Quote<'_> {
     let header = udp::Header {
         source_port: U16::new(endpoints.guest.port()),
         destination_port: U16::new(endpoints.remote.port()),
-        len: U16::new(u16::try_from(udp::HEADER_LEN + payload.len()).unwrap_or(u16::MAX)),
+        len: U16::new(u16::try_from(udp::HEADER_LEN + len).unwrap_or(u16::MAX)),
         checksum: U16::ZERO,
     };
     let mut bytes = [0; udp::HEADER_LEN];

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use wire::payload::Payload;
+
 use crate::{flow::FlowId, host::Outbound};
 
 /// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
@@ -15,6 +17,7 @@ pub(super) const MAX_DATAGRAM_LEN: usize = 16_384;
 #[derive(Debug, Default)]
 pub(super) struct Train {
     head: Option<Head>,
+    /// A train's payload at its start.
     payload: Vec<u8>,
 }
 
@@ -26,13 +29,15 @@ pub(super) struct Head {
     pub(super) traffic_class: u8,
     /// Length of each datagram but the last.
     pub(super) size: u16,
+    /// Length of all.
+    pub(super) len: usize,
     /// Nothing may follow: the last datagram was shorter.
     complete: bool,
 }
 
 impl Train {
     /// Whether a train could begin with this datagram.
-    pub(super) fn suits(datagram: &Outbound<'_>) -> bool {
+    pub(super) fn suits(datagram: &Outbound<impl Payload>) -> bool {
         datagram.segment_size.is_none() && (1..=MAX_DATAGRAM_LEN).contains(&datagram.payload.len())
     }
 
@@ -42,29 +47,28 @@ impl Train {
     }
 
     /// Appends a datagram; false if it does not fit in.
-    pub(super) fn join(&mut self, flow: FlowId, datagram: &Outbound<'_>) -> bool {
+    pub(super) fn join(&mut self, flow: FlowId, datagram: &Outbound<impl Payload>) -> bool {
         let Some(head) = &mut self.head else { return false };
         let (len, size) = (datagram.payload.len(), usize::from(head.size));
         let like = head.flow == flow
             && head.hop_limit == datagram.hop_limit
             && head.traffic_class == datagram.traffic_class;
-        let room = len <= size && self.payload.len() + len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * size);
+        let room = len <= size && head.len + len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * size);
         if !like || !room || head.complete || !Self::suits(datagram) {
             return false;
         }
         head.complete = len < size;
-        self.payload.extend_from_slice(datagram.payload);
+        head.len += datagram.payload.copy_to(self.payload.get_mut(head.len..).unwrap_or_default());
         true
     }
 
     /// Begins a train with a datagram that [suits](Self::suits); there must be none.
-    pub(super) fn begin(&mut self, flow: FlowId, datagram: &Outbound<'_>) {
+    pub(super) fn begin(&mut self, flow: FlowId, datagram: &Outbound<impl Payload>) {
         debug_assert!(self.head.is_none());
         let Outbound { hop_limit, traffic_class, payload, .. } = *datagram;
-        self.head =
-            Some(Head { flow, hop_limit, traffic_class, size: payload.len() as u16, complete: false });
-        self.payload.clear();
-        self.payload.extend_from_slice(payload);
+        self.payload.resize(MAX_TRAIN_LEN, 0);
+        let len = payload.copy_to(&mut self.payload);
+        self.head = Some(Head { flow, hop_limit, traffic_class, size: len as u16, len, complete: false });
     }
 
     /// Takes the train. The payload's memory should be [given back](Self::recycle).

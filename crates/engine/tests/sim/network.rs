@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use engine::link::{Full, Link};
+use engine::{
+    link::{Full, Link, Slot},
+    memory::Plain,
+};
 use wire::{
     frame::{self, Body, Packet, Transport},
     offload::Offload,
@@ -192,12 +195,15 @@ impl VirtualLink {
 }
 
 impl Link for VirtualLink {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
         if self.free_at().is_some() {
             self.observed.refused += 1;
             return None;
         }
-        self.slot.get_mut(..len)
+        let (head, room) = self.slot.get_mut(..head + room)?.split_at_mut(head);
+        Some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

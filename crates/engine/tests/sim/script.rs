@@ -15,7 +15,8 @@ use engine::{
     addr::{Guest, Settings},
     context::Context,
     flow::{Endpoints, FlowId},
-    link::{Full, Link},
+    link::{Full, Link, Slot},
+    memory::Plain,
     tcp::Tcp,
     timer::{Instant, Timers},
 };
@@ -44,8 +45,11 @@ pub(crate) struct Capture {
 }
 
 impl Link for Capture {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.slot.get_mut(..len)
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        let (head, room) = self.slot.get_mut(..head + room)?.split_at_mut(head);
+        Some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
@@ -191,7 +195,8 @@ impl Script {
     pub(crate) fn frames(&mut self, frames: &[Vec<u8>]) {
         self.engine(|tcp, ctx| {
             for bytes in frames {
-                if let Body::Ip(packet) = frame::parse(bytes).expect("a frame").body
+                if let Body::Ip(packet) =
+                    frame::parse_head(frame::head(bytes), &**bytes).expect("a frame").body
                     && let Transport::Tcp(segment) = packet.transport
                 {
                     tcp.on_segment(&packet, &segment, ctx);

@@ -14,6 +14,7 @@ use engine::{
         Errno, Host, Outbound, PingSocket, QueuedError, Readiness, Received, Request, SocketError, TcpSocket,
         UdpSocket,
     },
+    memory::Plain,
 };
 
 use crate::pattern::Pattern;
@@ -197,7 +198,13 @@ impl Peer {
 }
 
 impl TcpSocket for Socket {
-    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
+        self.send_pieces(&[payload])
+    }
+
+    fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         state.taken_error()?;
@@ -352,6 +359,7 @@ impl VirtualHost {
 }
 
 impl Host for VirtualHost {
+    type Memory = Plain;
     type Tcp = Socket;
     type Udp = NoSocket;
     type Ping = NoSocket;
@@ -392,7 +400,9 @@ impl Host for VirtualHost {
 pub(crate) struct NoSocket;
 
 impl UdpSocket for NoSocket {
-    fn send(&mut self, _: &Outbound<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, _: &Outbound<&[u8]>) -> Result<(), SocketError> {
         Ok(())
     }
 
@@ -410,7 +420,9 @@ impl UdpSocket for NoSocket {
 }
 
 impl PingSocket for NoSocket {
-    fn send(&mut self, _: &Request<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, _: &Request<'_, &[u8]>) -> Result<(), SocketError> {
         Ok(())
     }
 

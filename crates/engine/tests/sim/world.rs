@@ -460,7 +460,7 @@ impl World {
             let known = self.known.clone();
             let mut segments = Vec::new();
             for bytes in &frames {
-                let parsed = frame::parse(bytes).expect("a guest's frame");
+                let parsed = frame::parse_head(frame::head(bytes), &**bytes).expect("a guest's frame");
                 self.link.now = now;
                 match parsed.body {
                     Body::Arp(packet) => {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::{Errno, Host, Readiness};
+use engine::memory::Plain;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
@@ -92,6 +93,7 @@ impl Sockets {
 }
 
 impl Host for Sockets {
+    type Memory = Plain;
     type Tcp = Stream;
     type Udp = UdpSocket;
     type Ping = PingSocket;

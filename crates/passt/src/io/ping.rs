@@ -8,6 +8,7 @@ use std::{
 };
 
 use engine::host::{Errno, PingSocket as EngineSocket, QueuedError, Received, Request, SocketError};
+use engine::memory::Plain;
 use rustix::{
     io,
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
@@ -106,7 +107,7 @@ impl PingSocket {
 
     /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
     /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
-    fn set_header(&mut self, request: &Request<'_>) {
+    fn set_header(&mut self, request: &Request<'_, &[u8]>) {
         let limit = request.hop_limit;
         if self.hop_limit != Some(limit) {
             let group = request.destination.ip().is_multicast();
@@ -131,7 +132,9 @@ impl PingSocket {
 }
 
 impl EngineSocket for PingSocket {
-    fn send(&mut self, request: &Request<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, request: &Request<'_, &[u8]>) -> Result<(), SocketError> {
         self.set_header(request);
         let address = RawAddress::new(request.destination, self.v6);
         let pieces = [IoSlice::new(request.header.as_bytes()), IoSlice::new(request.payload)];

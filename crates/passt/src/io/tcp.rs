@@ -7,10 +7,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::host::{Errno, SocketError, TcpSocket};
+use engine::memory::Plain;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 
 /// Most pieces handed to one send.
 const MAX_PIECES: usize = 32;
+/// How everything is sent.
+const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 /// What is peeked over on kernels without `SO_PEEK_OFF` for TCP goes here, again and again.
 const SCRATCH_LEN: usize = 256 * 1024;
 
@@ -78,20 +81,20 @@ impl AsFd for Stream {
 }
 
 impl TcpSocket for Stream {
-    fn send(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = match pieces {
-            [piece] => rustix::net::send(&self.fd, piece, flags),
-            _ => {
-                let mut slices = [io::IoSlice::new(&[]); MAX_PIECES];
-                let count = pieces.len().min(MAX_PIECES);
-                for (slice, piece) in slices.iter_mut().zip(pieces) {
-                    *slice = io::IoSlice::new(piece);
-                }
-                rustix::net::sendmsg(&self.fd, &slices[..count], &mut SendAncillaryBuffer::default(), flags)
-            }
-        };
-        sent.map_err(|errno| failure(errno.raw_os_error()))
+    type Memory = Plain;
+
+    fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
+        rustix::net::send(&self.fd, payload, SEND).map_err(|errno| failure(errno.raw_os_error()))
+    }
+
+    fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        let mut slices = [io::IoSlice::new(&[]); MAX_PIECES];
+        let count = pieces.len().min(MAX_PIECES);
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = io::IoSlice::new(piece);
+        }
+        rustix::net::sendmsg(&self.fd, &slices[..count], &mut SendAncillaryBuffer::default(), SEND)
+            .map_err(|errno| failure(errno.raw_os_error()))
     }
 
     fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {

@@ -13,6 +13,7 @@ use engine::{
     host::{
         Errno, Outbound as Datagram, QueuedError, Received, Report, SocketError, UdpSocket as EngineSocket,
     },
+    memory::Plain,
     udp::Limits,
 };
 use rustix::{
@@ -117,7 +118,7 @@ impl UdpSocket {
         Self { fd, v6, listener: true, outbound: outbound.clone() }
     }
 
-    fn send_info(&self, datagram: &Datagram<'_>) -> SendInfo {
+    fn send_info(&self, datagram: &Datagram<&[u8]>) -> SendInfo {
         let to = datagram.destination;
         let egress = self.outbound.egress(to.ip());
         let own_choice = if self.listener && !to.ip().is_loopback() { egress.source } else { None };
@@ -177,7 +178,9 @@ fn set_options(fd: &OwnedFd, coverage: Coverage, freebind: bool, more: Metadata)
 }
 
 impl EngineSocket for UdpSocket {
-    fn send(&mut self, datagram: &Datagram<'_>) -> Result<(), SocketError> {
+    type Memory = Plain;
+
+    fn send(&mut self, datagram: &Datagram<&[u8]>) -> Result<(), SocketError> {
         let address = RawAddress::new(datagram.destination, self.v6);
         let v4 = datagram.destination.is_ipv4();
         let info = self.send_info(datagram);

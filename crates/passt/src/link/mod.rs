@@ -2,7 +2,8 @@
 
 pub(crate) mod tap;
 
-use engine::link::{Full, Link};
+use engine::link::{Full, Link, Slot};
+use engine::memory::Plain;
 use wire::offload::Offload;
 
 /// No link at all (`--splice-only`): nothing fits.
@@ -10,7 +11,9 @@ use wire::offload::Offload;
 pub(crate) struct NoLink;
 
 impl Link for NoLink {
-    fn reserve(&mut self, _: usize) -> Option<&mut [u8]> {
+    type Memory = Plain;
+
+    fn reserve(&mut self, _: usize, _: usize) -> Option<Slot<'_, Plain>> {
         None
     }
 

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use engine::link::{Full, Link};
+use engine::link::{Full, Link, Slot};
+use engine::memory::Plain;
 use rustix::io::Errno;
 use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
@@ -171,8 +172,12 @@ impl TapLink {
 }
 
 impl Link for TapLink {
-    fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.slot.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + len)
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        let frame = self.slot.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + head + room)?;
+        let (head, room) = frame.split_at_mut(head);
+        Some(Slot { head, room })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

@@ -36,7 +36,7 @@ fn listener(text: Option<&str>, port: u16, outbound: &Arc<Outbound>) -> io::Resu
     Ok(UdpSocket::from_listener(fd, listen, outbound))
 }
 
-fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<'a> {
+fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<&'a [u8]> {
     Datagram {
         destination: SocketAddr::new(address(to), port),
         source: None,

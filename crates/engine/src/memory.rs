@@ -1,0 +1,54 @@
+//! Where payload lies: in buffers of ours, or in memory that a guest may change at any moment.
+//!
+//! What the engine passes on it never looks at, so that it can go from one to the other by the kernel alone. What it must
+//! look at is copied first.
+
+use wire::payload::Payload;
+
+/// A kind of memory, which a link and the sockets of a host have in common.
+pub trait Memory {
+    /// Payload that is there.
+    type Payload<'a>: Payload + From<&'a [u8]>;
+    /// Room for payload.
+    type Room<'a>: Room + From<&'a mut [u8]>;
+
+    /// The first `len` bytes of `room`, if there are that many, else all.
+    fn part<'a>(room: &'a mut Self::Room<'_>, len: usize) -> Self::Room<'a>;
+
+    /// What was put in the first `len` bytes of `room`.
+    fn filled<'a>(room: &'a Self::Room<'_>, len: usize) -> Self::Payload<'a>;
+}
+
+/// Payload in memory of kind `M`.
+pub type PayloadOf<'a, M> = <M as Memory>::Payload<'a>;
+
+/// Room for payload.
+pub trait Room {
+    /// Copies `bytes` to it, `at` bytes behind its start; what doesn't fit is left out.
+    fn put(&mut self, at: usize, bytes: &[u8]);
+}
+
+/// Buffers of our own.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+impl Memory for Plain {
+    type Payload<'a> = &'a [u8];
+    type Room<'a> = &'a mut [u8];
+
+    fn part<'a>(room: &'a mut &mut [u8], len: usize) -> &'a mut [u8] {
+        let len = len.min(room.len());
+        &mut room[..len]
+    }
+
+    fn filled<'a>(room: &'a &mut [u8], len: usize) -> &'a [u8] {
+        room.slice(0..len)
+    }
+}
+
+impl Room for &mut [u8] {
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        let Some(room) = self.get_mut(at..) else { return };
+        bytes.copy_to(room);
+    }
+}
