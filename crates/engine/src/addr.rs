@@ -5,8 +5,10 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wire::ethernet::Mac;
 
-/// Everything about addresses and services that is fixed at start, but for resolvers and search list, which follow the
-/// host's.
+use crate::neighbours::Neighbours;
+
+/// Everything about addresses and services that is fixed at start, but for resolvers, search list and neighbours, which
+/// follow the host's.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Our hardware address as the guest sees it.
@@ -17,6 +19,8 @@ pub struct Settings {
     pub v4: Option<V4>,
     /// IPv6, unless disabled.
     pub v6: Option<V6>,
+    /// The other hosts on the host's link.
+    pub neighbours: Neighbours,
     /// Which services are on, and what they tell.
     pub services: Services,
 }
@@ -98,6 +102,34 @@ pub struct Services {
     pub start_since_2000: u32,
 }
 
+impl Settings {
+    /// The hardware address at which the guest sees `address`, which is not its own: the one it has on the host's link,
+    /// else the router's, where the host knows them. What stands for the host itself is at ours.
+    #[must_use]
+    pub fn mac_of(&self, address: IpAddr) -> Mac {
+        if self.neighbours.is_empty() || self.stands_for_host(address) {
+            return self.our_mac;
+        }
+        let router = self.neighbours.router(address).filter(|router| !self.stands_for_host(*router));
+        let known = self.neighbours.get(address);
+        known.or_else(|| self.neighbours.get(router?)).unwrap_or(self.our_mac)
+    }
+
+    /// Whether `address` is ours, or one that is mapped to the host.
+    pub(crate) fn stands_for_host(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self
+                .v4
+                .as_ref()
+                .is_some_and(|v4| [v4.map_host_loopback, v4.map_guest_address].contains(&Some(address))),
+            IpAddr::V6(address) => self.v6.as_ref().is_some_and(|v6| {
+                address == v6.our_link_local
+                    || [v6.map_host_loopback, v6.map_guest_address].contains(&Some(address))
+            }),
+        }
+    }
+}
+
 /// What is known of the guest: given at start, then learned from its frames (SPEC §5.4).
 #[derive(Clone, Debug)]
 pub struct Guest {
@@ -145,6 +177,7 @@ pub(crate) mod test {
     //! The addressing that tests of this crate share.
 
     use super::*;
+    use crate::neighbours::Neighbour;
 
     /// Both families, everything mapped and forwarded, all services on.
     pub(crate) fn settings() -> Settings {
@@ -173,6 +206,7 @@ pub(crate) mod test {
                 pinned: false,
                 dns: Vec::from([v6("2001:db8::53")]),
             }),
+            neighbours: Neighbours::default(),
             services: Services {
                 tcp: true,
                 udp: true,
@@ -234,5 +268,41 @@ pub(crate) mod test {
         guest.learn(&settings, mac, "198.51.100.66".parse().ok());
         guest.learn(&settings, mac, "2001:db8:1::66".parse().ok());
         assert_eq!((guest.v4, guest.v6), ("198.51.100.55".parse().ok(), Some(v6("2001:db8:1::55"))));
+    }
+
+    const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 20));
+    const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 21));
+    const ROUTER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const ROUTERS_MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+    fn known(address: IpAddr, mac: Mac) -> Neighbour {
+        Neighbour { address, mac: Some(mac) }
+    }
+
+    #[test]
+    fn neighbours_have_their_own_and_others_the_routers_or_ours() {
+        let mut settings = settings();
+        let ours = settings.our_mac;
+        settings.neighbours = Neighbours::behind(Some(ROUTER), None);
+        assert_eq!(settings.mac_of(NEAR), ours);
+        settings.neighbours.note(known(NEAR, MAC));
+        assert_eq!((settings.mac_of(NEAR), settings.mac_of(OTHER)), (MAC, ours));
+        settings.neighbours.note(known(ROUTER.into(), ROUTERS_MAC));
+        assert_eq!((settings.mac_of(NEAR), settings.mac_of(OTHER)), (MAC, ROUTERS_MAC));
+        assert_eq!(settings.mac_of("2001:db8::1".parse().unwrap()), ours);
+    }
+
+    #[test]
+    fn what_stands_for_the_host_is_at_our_address() {
+        let mut settings = settings();
+        let v4 = settings.v4.as_mut().unwrap();
+        v4.map_host_loopback = Some(ROUTER);
+        settings.neighbours = Neighbours::behind(Some(ROUTER), None);
+        settings.neighbours.note(known(ROUTER.into(), ROUTERS_MAC));
+        assert_eq!(
+            (settings.mac_of(ROUTER.into()), settings.mac_of(NEAR)),
+            (settings.our_mac, settings.our_mac)
+        );
     }
 }

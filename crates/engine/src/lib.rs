@@ -20,6 +20,7 @@ pub mod memory;
 #[cfg(test)]
 mod mock;
 pub mod nat;
+pub mod neighbours;
 pub mod splice;
 pub mod stack;
 pub mod tcp;

@@ -14,6 +14,7 @@ use crate::{
     link::Link,
     local::{self, Advertiser, Outcome},
     memory::PayloadOf,
+    neighbours::Neighbour,
     tcp::Tcp,
     timer::{Instant, Timers},
     udp::{Limits, Udp},
@@ -126,6 +127,13 @@ impl<H: Host> Stack<H> {
     /// The link can be heard from now on: asks for the guest's hardware address (SPEC §4.1.3).
     pub fn on_link_up<L: Link>(&mut self, link: &mut L) {
         local::announce_start(&self.settings, &self.guest, link);
+    }
+
+    /// What the host knows of a neighbour on its link has changed.
+    pub fn on_neighbour<L: Link>(&mut self, neighbour: Neighbour, link: &mut L) {
+        if self.settings.neighbours.note(neighbour) && !self.settings.stands_for_host(neighbour.address) {
+            local::announce_neighbour(&self.settings, &self.guest, neighbour.address, link);
+        }
     }
 
     /// A frame of the guest, with a copy or view of its first bytes: [`frame::HEAD_LEN`] or all. What it causes to be

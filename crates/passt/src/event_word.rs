@@ -14,5 +14,7 @@ pub(crate) const CONTROL: u64 = 3;
 pub(crate) const CONTROL_CLIENT: u64 = 4;
 /// News of the host's resolvers.
 pub(crate) const RESOLVERS: u64 = 5;
+/// Neighbours on the host's links have changed.
+pub(crate) const NEIGHBOURS: u64 = 6;
 /// Marks the word of a listening stream socket, whose index is in the low bits.
 pub(crate) const ACCEPTOR: u64 = 1 << 32;

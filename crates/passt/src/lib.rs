@@ -100,6 +100,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
     // While we may look into every directory on the way to it.
     let mut resolver = if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None };
+    let neighbourhood = watch_neighbours(&plan);
     let capture = config.pcap.as_deref().map(open_capture).transpose()?;
 
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
@@ -123,7 +124,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
     let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope: 0 };
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
-    let mut shard = Shard::new(Setup { tap, capture, plan: &plan, policy, outbound, rules, control })?;
+    let mut shard =
+        Shard::new(Setup { tap, capture, plan: &plan, policy, outbound, rules, neighbourhood, control })?;
 
     let how = Confine { foreground: config.foreground, chroot_fallback: config.chroot_fallback };
     let detached = prepared.confine(how, resolver.as_mut())?.detach(pid_file)?;
@@ -155,6 +157,17 @@ fn tell(plan: &Plan) {
 fn watch_resolvers(facts: &host::Facts) -> Option<host::Watch> {
     host::Watch::open(&facts.resolver)
         .inspect_err(|error| log::info!("Changes of resolv.conf will not be noticed: {error}"))
+        .ok()
+}
+
+/// Without it all of them are at our own address, as the guest sees it.
+fn watch_neighbours(plan: &Plan) -> Option<host::Neighbourhood> {
+    let interfaces = [&plan.template4, &plan.template6].map(|link| link.as_ref().map(|link| link.index));
+    if interfaces == [None, None] {
+        return None;
+    }
+    host::Neighbourhood::watch(interfaces)
+        .inspect_err(|error| log::info!("Hardware addresses of neighbours will not be told: {error}"))
         .ok()
 }
 

@@ -11,6 +11,7 @@ use std::{
 use engine::{
     addr::{Services, Settings, V4, V6},
     forward::IfName,
+    neighbours::Neighbours,
 };
 use log::Level;
 
@@ -146,6 +147,10 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
         mtu: config.mtu.unwrap_or(DEFAULT_MTU),
         v4,
         v6,
+        neighbours: Neighbours::behind(
+            template4.as_ref().and_then(|template| template.gateway),
+            template6.as_ref().and_then(|template| template.gateway),
+        ),
         services: services(config, facts, tap),
     };
     set_resolvers(config, &facts.resolver, &mut settings);

@@ -22,9 +22,9 @@ use wire::frame;
 use crate::accept::{Acceptors, Way};
 use crate::bypass::{Bypass, Policy};
 use crate::config::Config;
-use crate::event_word::{LINK, NAMESPACE, RESOLVERS, SIGNALS};
+use crate::event_word::{LINK, NAMESPACE, NEIGHBOURS, RESOLVERS, SIGNALS};
 use crate::forward::{Forwarder, Receivers, Rules};
-use crate::host::News;
+use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets};
@@ -56,6 +56,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) outbound: Outbound,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
+    /// Who else is on the host's links, if that can be told.
+    pub(crate) neighbourhood: Option<Neighbourhood>,
     /// Where rules can be changed, if anywhere.
     pub(crate) control: Option<ControlSetup>,
 }
@@ -95,6 +97,7 @@ pub(crate) struct Shard {
     acceptors: Acceptors,
     forwarder: Forwarder,
     control: Option<Control>,
+    neighbourhood: Option<Neighbourhood>,
     /// The link took no more; it reports when it does again.
     link_full: bool,
     link_up: bool,
@@ -107,7 +110,12 @@ impl Shard {
         let start = Clock::now();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
         let mut sockets = Sockets::new(epoll, setup.outbound);
-        let settings = setup.plan.settings.clone();
+        let mut settings = setup.plan.settings.clone();
+        if let Some(neighbourhood) = &setup.neighbourhood {
+            for neighbour in neighbourhood.list().context("can't list the host's neighbours")? {
+                settings.neighbours.note(neighbour);
+            }
+        }
         let mac = setup.tap.as_ref().map(|tap| tap.configured.mac);
         let guest = Guest::new(&settings, mac);
         let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
@@ -131,6 +139,7 @@ impl Shard {
             acceptors,
             forwarder,
             control,
+            neighbourhood: setup.neighbourhood,
             link_full: false,
             link_up: configured,
             buffer: vec![0; BUFFER_LEN],
@@ -192,6 +201,9 @@ impl Shard {
         if let Some(resolvers) = resolvers {
             watch(resolvers.news.as_fd(), RESOLVERS, EventFlags::IN)?;
         }
+        if let Some(neighbourhood) = &self.neighbourhood {
+            watch(neighbourhood.as_fd(), NEIGHBOURS, EventFlags::IN)?;
+        }
         if let Some(link) = &self.link {
             watch(link.fd().as_fd(), LINK, EventFlags::IN)?;
         }
@@ -245,6 +257,7 @@ impl Shard {
             SIGNALS => return Ok(lifetime.on_event(Source::Signals)),
             NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
             LINK => self.on_link(flags, now)?,
+            NEIGHBOURS => self.on_neighbours(),
             word if self.on_control(word, now) => {}
             _ if self.bypass.on_event(word, flags, now) => {}
             _ => {
@@ -260,6 +273,17 @@ impl Shard {
             }
         }
         Ok(None)
+    }
+
+    /// The host has got to know its neighbours better, or has forgotten some.
+    fn on_neighbours(&mut self) {
+        let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
+        for change in changes {
+            match &mut self.link {
+                Some(link) => self.stack.on_neighbour(change, link),
+                None => self.stack.on_neighbour(change, &mut NoLink),
+            }
+        }
     }
 
     /// The link has frames, or room for frames again.

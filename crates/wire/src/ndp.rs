@@ -144,8 +144,17 @@ pub fn solicitation(target: Ipv6Addr, source: Mac) -> (icmp::Header, Neighbour) 
 /// A router's answer to a solicitation, that `target` is at `mac`: header, checksum still zero, and body.
 #[must_use]
 pub fn solicited_advertisement(target: Ipv6Addr, mac: Mac) -> (icmp::Header, Neighbour) {
+    advertisement(target, mac, ROUTER | SOLICITED | OVERRIDE)
+}
+
+/// What a router says unasked, that `target` is at `mac` now: header, checksum still zero, and body.
+#[must_use]
+pub fn unsolicited_advertisement(target: Ipv6Addr, mac: Mac) -> (icmp::Header, Neighbour) {
+    advertisement(target, mac, ROUTER | OVERRIDE)
+}
+
+fn advertisement(target: Ipv6Addr, mac: Mac, flags: u32) -> (icmp::Header, Neighbour) {
     let option = LinkLayerAddress::new(option::TARGET_LINK_LAYER_ADDRESS, mac);
-    let flags = ROUTER | SOLICITED | OVERRIDE;
     let header = icmp::Header::new(icmp::v6::NEIGHBOUR_ADVERTISEMENT, 0, flags);
     (header, Neighbour { target: target.octets(), option })
 }

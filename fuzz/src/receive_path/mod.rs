@@ -18,6 +18,7 @@ use engine::{
     addr::{Guest as Learned, Services, Settings, V4, V6},
     flow::FlowId,
     host::{QueuedError, Readiness, Received, Report},
+    neighbours::Neighbours,
     stack::{Seeds, Stack},
     timer::Instant,
     udp::Limits,
@@ -106,6 +107,7 @@ pub(crate) fn settings(switches: u8) -> Settings {
         mtu: [65_520, 1500, 0, 68][usize::from(switches >> 6)],
         v4: on(16).then_some(v4),
         v6: on(32).then_some(v6),
+        neighbours: Neighbours::default(),
         services,
     }
 }

@@ -108,7 +108,7 @@ pub(crate) fn tell<H: Host, L: Link>(
         return;
     }
     let frame = Outgoing {
-        source_mac: cx.settings.our_mac,
+        source_mac: cx.settings.mac_of(source),
         destination_mac: cx.guest.mac,
         source,
         destination: quote.guest,

@@ -222,7 +222,7 @@ impl<S: PingSocket> Ping<S> {
         };
         flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
         let frame = Outgoing {
-            source_mac: cx.settings.our_mac,
+            source_mac: cx.settings.mac_of(source),
             destination_mac: cx.guest.mac,
             source,
             destination: flow.key.guest,

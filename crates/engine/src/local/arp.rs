@@ -1,4 +1,4 @@
-//! ARP: every IPv4 address but the guest's own is at our hardware address (RFC 826, SPEC §4.1).
+//! ARP: every IPv4 address but the guest's own is at a hardware address that leads to us (RFC 826, SPEC §4.1).
 
 use core::net::Ipv4Addr;
 
@@ -31,7 +31,8 @@ pub fn on_arp(settings: &Settings, guest: &Guest, packet: &arp::Packet, link: &m
     {
         return Outcome::Ignored;
     }
-    let reply = arp::Packet::new(arp::REPLY, (settings.our_mac, target), (packet.sender_mac, sender));
+    let reply =
+        arp::Packet::new(arp::REPLY, (settings.mac_of(target.into()), target), (packet.sender_mac, sender));
     send_arp(link, guest.mac, &reply)
 }
 
@@ -39,8 +40,17 @@ pub fn on_arp(settings: &Settings, guest: &Guest, packet: &arp::Packet, link: &m
 pub(super) fn ask_for_guest(settings: &Settings, guest: &Guest, link: &mut impl Link) -> Outcome {
     let our_address = settings.v4.as_ref().and_then(|v4| v4.our_address);
     let (Some(our_address), Some(target)) = (our_address, guest.v4) else { return Outcome::Ignored };
-    let sender = (settings.our_mac, our_address);
+    let sender = (settings.mac_of(our_address.into()), our_address);
     send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac::BROADCAST, target)))
+}
+
+/// Tells everybody on the link the hardware address of a neighbour (RFC 5227 §3, SPEC §4.1.4).
+pub(super) fn announce(settings: &Settings, neighbour: Ipv4Addr, link: &mut impl Link) -> Outcome {
+    if settings.v4.is_none() {
+        return Outcome::Ignored;
+    }
+    let sender = (settings.mac_of(neighbour.into()), neighbour);
+    send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac([0; 6]), neighbour)))
 }
 
 fn send_arp(link: &mut impl Link, destination: Mac, packet: &arp::Packet) -> Outcome {
@@ -63,6 +73,7 @@ mod tests {
     use crate::{
         addr::test::{guest, settings},
         local::test::{GUEST_MAC, Kept, OUR_MAC},
+        neighbours::Neighbour,
     };
     use wire::frame::Body;
 
@@ -91,6 +102,24 @@ mod tests {
                 assert_eq!(link.frames[0].0[42..], [0; 18]);
             }
         }
+    }
+
+    /// SPEC §4.1.4, RFC 5227 §3.
+    #[test]
+    fn a_neighbour_is_announced_at_its_own_address() {
+        let mut settings = settings();
+        let (address, mac) = (Ipv4Addr::new(198, 51, 100, 20), Mac([2, 0, 0, 0, 0, 1]));
+        settings.neighbours.note(Neighbour { address: address.into(), mac: Some(mac) });
+        let mut link = Kept::default();
+        assert_eq!(announce(&settings, address, &mut link), Outcome::Answered);
+        let frame = link.frame();
+        assert_eq!((frame.source_mac, frame.destination_mac), (mac, Mac::BROADCAST));
+        let Body::Arp(packet) = frame.body else { panic!() };
+        assert_eq!(packet.operation.get(), arp::REQUEST);
+        assert_eq!((packet.sender_mac, packet.sender_ip), (mac, address.octets()));
+        assert_eq!((packet.target_mac, packet.target_ip), (Mac([0; 6]), address.octets()));
+        settings.v4 = None;
+        assert_eq!(announce(&settings, address, &mut link), Outcome::Ignored);
     }
 
     #[test]

@@ -101,6 +101,16 @@ pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) 
     let _ = ndp::ask_for_guest(settings, guest, link);
 }
 
+/// What goes out when a neighbour's hardware address has become known, or another (SPEC §4.1.4): the guest may have
+/// learned what it was before.
+pub fn announce_neighbour(settings: &Settings, guest: &Guest, neighbour: IpAddr, link: &mut impl Link) {
+    // If it gets lost, the guest goes on with what it has, which leads to us as well.
+    let _ = match neighbour {
+        IpAddr::V4(neighbour) => arp::announce(settings, neighbour, link),
+        IpAddr::V6(neighbour) => ndp::announce(settings, guest, neighbour, link),
+    };
+}
+
 fn on_dhcp(
     settings: &Settings,
     guest: &Guest,

@@ -1,5 +1,5 @@
-//! Neighbour Discovery: every IPv6 address but the guest's own is at our hardware address, and we are the
-//! router (RFC 4861, SPEC §4.2).
+//! Neighbour Discovery: every IPv6 address but the guest's own is at a hardware address that leads to us, and we are
+//! the router (RFC 4861, SPEC §4.2).
 
 use alloc::string::String;
 use core::{
@@ -63,7 +63,7 @@ pub fn on_icmpv6(
                 return Outcome::Ignored;
             }
             let headers = headers(settings, guest, v6.our_link_local.into(), source.into());
-            let (header, body) = ndp::solicited_advertisement(target, settings.our_mac);
+            let (header, body) = ndp::solicited_advertisement(target, settings.mac_of(target.into()));
             send_neighbour(link, &headers, header, &body)
         }
         ROUTER_SOLICITATION if !ndp::is_valid_router_solicitation(&message) => Outcome::Invalid,
@@ -82,6 +82,21 @@ pub(super) fn ask_for_guest(settings: &Settings, guest: &Guest, link: &mut impl 
     let Some(target) = guest.v6 else { return Outcome::Ignored };
     let headers = headers(settings, guest, v6.our_link_local.into(), target.into());
     let (header, body) = ndp::solicitation(target, settings.our_mac);
+    send_neighbour(link, &headers, header, &body)
+}
+
+/// Tells everybody on the link the hardware address of a neighbour (RFC 4861 §7.2.6, SPEC §4.1.4).
+pub(super) fn announce(
+    settings: &Settings,
+    guest: &Guest,
+    neighbour: Ipv6Addr,
+    link: &mut impl Link,
+) -> Outcome {
+    let Some(v6) = settings.v6.as_ref().filter(|_| settings.services.ndp) else {
+        return Outcome::Ignored;
+    };
+    let headers = headers(settings, guest, v6.our_link_local.into(), ALL_NODES.into());
+    let (header, body) = ndp::unsolicited_advertisement(neighbour, settings.mac_of(neighbour.into()));
     send_neighbour(link, &headers, header, &body)
 }
 
@@ -175,6 +190,7 @@ mod tests {
     use crate::{
         addr::test::{guest, settings},
         local::test::{GUEST_MAC, Kept, OUR_MAC, icmpv6},
+        neighbours::Neighbour,
     };
 
     const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
@@ -205,6 +221,24 @@ mod tests {
             options = &options[usize::from(*units) * 8..];
         }
         codes
+    }
+
+    /// SPEC §4.1.4, RFC 4861 §7.2.6.
+    #[test]
+    fn a_neighbour_is_announced_to_all_nodes() {
+        let mut settings = settings();
+        let (address, mac) = (v6("2001:db8:1::20"), Mac([2, 0, 0, 0, 0, 1]));
+        settings.neighbours.note(Neighbour { address: address.into(), mac: Some(mac) });
+        let mut link = Kept::default();
+        assert_eq!(announce(&settings, &guest(&settings), address, &mut link), Outcome::Answered);
+        let (packet, destination_mac) = link.packet();
+        assert_eq!((packet.destination, destination_mac), (ALL_NODES.into(), ALL_NODES_MAC));
+        let Transport::Icmp(message) = packet.transport else { panic!() };
+        let (header, body) = ndp::unsolicited_advertisement(address, mac);
+        assert_eq!((message.header.kind, message.header.rest), (header.kind, header.rest));
+        assert_eq!(message.payload, body.as_bytes());
+        settings.services.ndp = false;
+        assert_eq!(announce(&settings, &guest(&settings), address, &mut link), Outcome::Ignored);
     }
 
     #[test]

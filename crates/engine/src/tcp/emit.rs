@@ -33,7 +33,7 @@ pub(super) struct Fields {
 /// The network header of everything sent to the guest on this connection.
 pub(super) fn outgoing<H: Host, L: Link>(ends: &Endpoints, ctx: &Context<'_, H, L>) -> Outgoing {
     Outgoing {
-        source_mac: ctx.settings.our_mac,
+        source_mac: ctx.settings.mac_of(ends.remote.ip()),
         destination_mac: ctx.guest.mac,
         source: ends.remote.ip(),
         destination: ends.guest.ip(),

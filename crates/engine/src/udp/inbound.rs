@@ -298,7 +298,7 @@ impl<S: UdpSocket> Udp<S> {
         let group = received.destination.filter(|address| address.is_multicast());
         let destination = group.unwrap_or(guest.ip());
         let frame = Outgoing {
-            source_mac: scene.settings.our_mac,
+            source_mac: scene.settings.mac_of(flow.endpoints.remote.ip()),
             destination_mac: Mac::of_multicast(destination).unwrap_or(scene.guest.mac),
             source: flow.endpoints.remote.ip(),
             destination,

@@ -11,6 +11,7 @@ use engine::{
     flow::{Endpoints, FlowId},
     host::Errno,
     local,
+    neighbours::Neighbours,
     tcp::Tcp,
     timer::{Instant, Timers},
 };
@@ -70,6 +71,7 @@ pub(crate) fn settings(mtu: u16) -> Settings {
             pinned: false,
             dns: Vec::new(),
         }),
+        neighbours: Neighbours::default(),
         services: Services {
             tcp: true,
             udp: true,

@@ -16,10 +16,12 @@ use netlink_packet_route::{
 use rustix::net::SocketType;
 use wire::ethernet::Mac;
 
+mod neighbours;
 pub(crate) mod netlink;
 mod resolver;
 mod route;
 
+pub(crate) use neighbours::Neighbourhood;
 pub use netlink::{Error, Refusal};
 pub use netlink_packet_route::{
     address::{AddressFlags, AddressScope},

@@ -1,6 +1,10 @@
 //! A blocking rtnetlink socket: dumps of any size, and many requests in one go.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
@@ -110,6 +114,30 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_ROOM) })
     }
 
+    /// Opens a socket that is told of changes by the multicast group with the number `group` (`RTNLGRP_*`), and takes
+    /// them by [`Netlink::drain`].
+    pub(crate) fn subscribe(group: u32) -> Result<Self, Error> {
+        let mut netlink = Self::open()?;
+        // What has no address of its own is told nothing.
+        netlink.socket.bind_auto()?;
+        netlink.socket.add_membership(group)?;
+        Ok(netlink)
+    }
+
+    /// Shows the type and payload of every message that has come in, without waiting for any. What the kernel had no
+    /// room to keep for us is lost.
+    pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, RecvFlags::DONTWAIT.bits().cast_signed()) {
+                Ok(_) => Messages(&self.buffer).for_each(|m| message(m.message_type(), m.payload())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Everything the kernel lists in answer to `query`, made into values by `parse` (which skips what it
     /// returns `None` for). A list that changed while it was taken is taken again, a few times.
     pub(crate) fn dump<Q: NetlinkSerializable + Clone, T>(
@@ -193,6 +221,12 @@ impl Netlink {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl AsFd for Netlink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What we answer ourselves on the tap (SPEC §4), asked by real clients.
 
 use crate::harness::*;
+use std::net::IpAddr;
 
 /// A `pasta` that leaves the configuration to the guest's clients. The link is down at first (SPEC §3.6).
 pub(crate) fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
@@ -186,4 +187,28 @@ fn own_address_is_not_claimed() {
     raw.send(&raw.probe_frame("198.51.100.77".parse().unwrap()));
     let answered = raw.expect_arp_reply();
     assert_eq!(answered.to_string(), "198.51.100.77", "the first question has no answer");
+}
+
+/// SPEC §4.1.4: the host's neighbours are at their own hardware addresses in the guest, also when these change. What
+/// stands for the host, and what nobody knows, is at ours.
+#[test]
+fn neighbours_keep_their_hardware_addresses() {
+    let host_setup = "ip neigh add 198.51.100.200 lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n\
+                      ip neigh add 2001:db8:1::200 lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n";
+    let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
+    net.pasta(&[]);
+    let ours = "9a:55:9a:55:9a:55";
+    let seen = |address: IpAddr, mac: &str| {
+        wait_until(&format!("{address} is at {mac}"), || {
+            net.guest.udp((any(address), 0)).send_to(b"hello", (address, 9)).unwrap();
+            net.guest.sh(&format!("ip neigh show {address}")).contains(&format!("lladdr {mac} "))
+        });
+    };
+    for family in [0, 1] {
+        seen(NOBODY[family], "02:00:00:00:00:01");
+        seen(GATEWAY[family], ours);
+        seen(MAPPED[family], ours);
+        net.host.sh(&format!("ip neigh change {} lladdr 02:00:00:00:00:02 dev eth0", NOBODY[family]));
+        seen(NOBODY[family], "02:00:00:00:00:02");
+    }
 }

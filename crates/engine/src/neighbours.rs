@@ -1,0 +1,119 @@
+//! Hardware addresses: the guest sees those of the host's neighbours where they are known, else ours (SPEC §4.1.4).
+
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use wire::ethernet::Mac;
+
+/// Most neighbours that are kept.
+const LIMIT: usize = 512;
+
+/// What is known of the hosts on the host's own link.
+#[derive(Clone, Debug, Default)]
+pub struct Neighbours {
+    /// The host's routers, at whose hardware address all are that are not known.
+    router4: Option<Ipv4Addr>,
+    router6: Option<Ipv6Addr>,
+    /// In order of their addresses.
+    known: Vec<(IpAddr, Mac)>,
+}
+
+/// A change of what the host knows of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its hardware address; none: it is forgotten.
+    pub mac: Option<Mac>,
+}
+
+impl Neighbours {
+    /// None yet; those that will not become known are at the hardware address of the host's router of their family.
+    #[must_use]
+    pub const fn behind(router4: Option<Ipv4Addr>, router6: Option<Ipv6Addr>) -> Self {
+        Self { router4, router6, known: Vec::new() }
+    }
+
+    /// The router towards `address`.
+    #[must_use]
+    pub fn router(&self, address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(_) => self.router4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.router6.map(IpAddr::V6),
+        }
+    }
+
+    /// Takes note of a change. True if the neighbour has a hardware address that was not known before. More than 512
+    /// neighbours are not kept.
+    pub fn note(&mut self, neighbour: Neighbour) -> bool {
+        let place = self.place(neighbour.address);
+        match (place, neighbour.mac.filter(|mac| mac.is_unicast() && *mac != Mac([0; 6]))) {
+            (Ok(place), Some(mac)) => core::mem::replace(&mut self.known[place].1, mac) != mac,
+            (Ok(place), None) => {
+                self.known.remove(place);
+                false
+            }
+            (Err(place), Some(mac)) if self.known.len() < LIMIT => {
+                self.known.insert(place, (neighbour.address, mac));
+                true
+            }
+            (Err(_), _) => false,
+        }
+    }
+
+    /// Whether none is known.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// The hardware address of a neighbour, if it is known.
+    #[must_use]
+    pub fn get(&self, address: IpAddr) -> Option<Mac> {
+        self.place(address).ok().map(|place| self.known[place].1)
+    }
+
+    fn place(&self, address: IpAddr) -> Result<usize, usize> {
+        self.known.binary_search_by_key(&address, |(address, _)| *address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 20));
+
+    const fn mac(last: u8) -> Mac {
+        Mac([2, 0, 0, 0, 0, last])
+    }
+
+    fn known(address: IpAddr, last: u8) -> Neighbour {
+        Neighbour { address, mac: Some(mac(last)) }
+    }
+
+    #[test]
+    fn only_what_is_new_is_news() {
+        let mut neighbours = Neighbours::default();
+        assert!(neighbours.note(known(NEAR, 1)));
+        assert!(!neighbours.note(known(NEAR, 1)));
+        assert!(neighbours.note(known(NEAR, 2)));
+        assert!(!neighbours.note(Neighbour { address: NEAR, mac: None }));
+        assert!(!neighbours.note(Neighbour { address: NEAR, mac: None }));
+        assert_eq!(neighbours.get(NEAR), None);
+        for bad in [Mac([0; 6]), Mac::BROADCAST, Mac([1, 0, 0x5e, 0, 0, 1])] {
+            assert!(!neighbours.note(Neighbour { address: NEAR, mac: Some(bad) }));
+        }
+    }
+
+    #[test]
+    fn there_is_a_limit() {
+        let mut neighbours = Neighbours::default();
+        let address = |number: u32| IpAddr::from(Ipv4Addr::from(number));
+        let kept = (0..2000).rev().filter(|number| neighbours.note(known(address(*number), 1))).count();
+        assert_eq!((kept, neighbours.known.len()), (LIMIT, LIMIT));
+        assert!(neighbours.note(known(address(1999), 2)), "old ones still change");
+        neighbours.note(Neighbour { address: address(1999), mac: None });
+        assert!(neighbours.note(known(address(0), 1)));
+    }
+}

@@ -1,0 +1,91 @@
+//! The other hosts on the host's links, and their hardware addresses (SPEC §4.1.4).
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use engine::neighbours::Neighbour;
+use netlink_packet_core::Parseable;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+};
+use wire::ethernet::Mac;
+
+use super::netlink::{Error, Netlink};
+
+/// `RTM_NEWNEIGH`.
+const NEW: u16 = 28;
+/// `RTM_DELNEIGH`.
+const DELETED: u16 = 29;
+/// The multicast group that is told of changes (`RTNLGRP_NEIGH`).
+const GROUP: u32 = 3;
+
+/// The neighbours on some interfaces: those there are, and then the changes.
+pub(crate) struct Neighbourhood {
+    /// Told of changes.
+    changes: Netlink,
+    /// Indices of the interfaces for IPv4 and IPv6.
+    interfaces: [Option<u32>; 2],
+}
+
+impl Neighbourhood {
+    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second one.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell.
+    pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<Self, Error> {
+        Ok(Self { changes: Netlink::subscribe(GROUP)?, interfaces })
+    }
+
+    /// Those that there are now.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell.
+    pub(crate) fn list(&self) -> Result<Vec<Neighbour>, Error> {
+        // On a socket of its own: changes may come between two parts of the list.
+        let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        Netlink::open()?.dump("neighbours", query, |octets| parse(&self.interfaces, NEW, octets))
+    }
+
+    /// What has changed since it was asked last, without waiting.
+    pub(crate) fn changes(&mut self) -> Vec<Neighbour> {
+        let (interfaces, mut found) = (self.interfaces, Vec::new());
+        self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
+        found
+    }
+}
+
+impl AsFd for Neighbourhood {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
+    }
+}
+
+/// What a message says of a neighbour on one of the interfaces.
+fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neighbour> {
+    let message = NeighbourMessage::parse(octets).ok()?;
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(octets) => mac = octets.as_slice().try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    let address = address.filter(|address: &IpAddr| !address.is_multicast())?;
+    if interfaces[usize::from(address.is_ipv6())] != Some(message.header.ifindex) {
+        return None;
+    }
+    use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
+    match (kind, message.header.state) {
+        (NEW, Reachable | Stale | Delay | Probe | Permanent) => {
+            mac.map(|mac| Neighbour { address, mac: Some(mac) })
+        }
+        (DELETED, _) => Some(Neighbour { address, mac: None }),
+        // Being looked for, or in vain: it may come back where it was.
+        _ => None,
+    }
+}
