@@ -87,6 +87,9 @@ mod tests {
         }
         let line = |spec: &str| vec!["pasta".into(), "--tcp-ports".into(), spec.into()];
         assert_eq!(section.contains("`auto`"), refused(line("auto")));
-        assert_eq!(section.contains("passt mode"), refused(vec!["passt".into()]));
+        let line = |option: &str| vec!["passt".into(), option.into()];
+        for option in ["--vhost-user", "--one-off"] {
+            assert_eq!(section.contains(&format!("`{option}`")), refused(line(option)), "{option}");
+        }
     }
 }

@@ -143,7 +143,7 @@ impl Config {
             no_ndp: false,
             no_ra: false,
             freebind: false,
-            splice: Splice::default(),
+            splice: if mode == Mode::Passt { Splice::Never } else { Splice::Local },
             host_lo_to_ns_lo: false,
             inbound: Table::new(),
             outbound: Table::new(),
@@ -287,12 +287,11 @@ pub enum Search {
 }
 
 /// Whether loopback connections bypass the tap.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Splice {
     /// Where both ends are local (SPEC §5.3.3).
-    #[default]
     Local,
-    /// `--no-splice`.
+    /// `--no-splice`, and always in passt mode.
     Never,
     /// `--splice-only`: nothing else; there is no tap.
     Only,

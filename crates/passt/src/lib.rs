@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use sys::tap::{Offloads, TapDevice};
+use wire::ethernet::Mac;
 
 pub mod accept;
 mod bypass;
@@ -31,18 +33,22 @@ mod sandbox;
 mod scan;
 mod shard;
 mod stage;
+mod unix_socket;
 
 use bypass::Policy;
-use config::{Config, GuestLink, Target, Verbosity};
+use config::{Config, GuestLink, Mode, Verbosity};
 use forward::Rules;
 use io::outbound::Outbound;
-use listen::Opening;
+use link::Medium;
+use link::stream::{Entrance, StreamLink};
+use link::tap::TapLink;
+use listen::{Listener, Opening};
 use pasta::Lifetime;
-use pasta::configure::{bring_loopback_up, configure};
+use pasta::configure::{Configured, bring_loopback_up, configure};
 use pcap::Capture;
 use plan::{NamespacePlan, Plan};
-use shard::{ControlSetup, Resolvers, Setup, Shard, Tap};
-use stage::{Boot, Confine, PidFile};
+use shard::{ControlSetup, Resolvers, Setup, Shard};
+use stage::{Boot, Confine, PidFile, Prepared};
 
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
 pub fn main() -> ExitCode {
@@ -82,11 +88,8 @@ fn print(text: &str) -> ExitCode {
 
 /// The life of the process, from what was asked to the reason of its end.
 fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
-    let inherited = match config.passt.link {
-        GuestLink::Fd(fd) => Some(fd),
-        GuestLink::Probe | GuestLink::Path(_) => None,
-    };
-    let boot = Boot::new(inherited)?;
+    let inherited = inherited(config)?;
+    let boot = Boot::new(inherited.as_ref().map(AsFd::as_fd))?;
     if let Some(path) = &config.log_file {
         logging::open_file(path, config.log_size)?;
     }
@@ -110,30 +113,30 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
 
-    let control = config.conf_path.as_deref().map(control::socket::listen_at).transpose()?;
+    let control = config.conf_path.as_deref().map(unix_socket::listen_at).transpose()?;
     let control = control.map(|listener| ControlSetup { listener, enabled: config.enabled() });
 
-    let (prepared, guest) = boot.join_guest(config)?;
-    let (tap, outbound_listeners) = guest.namespace.within(|| {
-        let tap = make_tap(&plan)?;
-        Ok((tap, opening.rules(&config.outbound, |_, _| false)?))
-    })?;
-    let (outbound_listeners, notes) = outbound_listeners;
-    notes.iter().for_each(|note| log::warn!("{note}"));
+    let Site { prepared, link, mac, scope, outbound_listeners, guest } = match config.mode {
+        Mode::Pasta => enter_namespace(boot, config, &plan, opening, capture)?,
+        Mode::Passt => open_door(boot, config, inherited, capture)?,
+    };
     let (inbound, outbound_rules) = (config.inbound.clone(), config.outbound.clone());
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
-    let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope: 0 };
-    let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
-    let mut shard =
-        Shard::new(Setup { tap, capture, plan: &plan, policy, outbound, rules, neighbourhood, control })?;
+    let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope };
+    let setup = Setup { link, mac, plan: &plan, policy, outbound, rules, neighbourhood, control };
+    let mut shard = Shard::new(setup)?;
+    let (namespace, command, watch) = match guest {
+        Some(guest) => (Some(guest.namespace), guest.command, guest.watch),
+        None => (None, None, None),
+    };
+    let mut lifetime = Lifetime::new(command, watch)?;
 
     let how = Confine { foreground: config.foreground, chroot_fallback: config.chroot_fallback };
     let detached = prepared.confine(how, resolver.as_mut())?.detach(pid_file)?;
-    let (staffed, opener, news) = detached.staff(guest.namespace, resolver)?;
+    let (staffed, opener, news) = detached.staff(namespace, resolver)?;
     shard.start(opener)?;
     staffed.seal()?.announce()?;
-    if let Target::Spawn { .. } = config.pasta.target {
-        lifetime.release_command();
+    if lifetime.release_command() {
         // The terminal is the command's now; whoever debugs us wants to see both.
         if config.verbosity < Verbosity::Debug {
             logging::leave_stderr();
@@ -141,6 +144,90 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     }
     logging::limit_rates();
     shard.run(lifetime, news.map(|news| Resolvers { news, config }))
+}
+
+/// The socket that our caller left open for us (`--fd`).
+fn inherited(config: &Config) -> anyhow::Result<Option<OwnedFd>> {
+    let GuestLink::Fd(fd) = config.passt.link else { return Ok(None) };
+    sys::spawn::inherited(fd).map(Some).with_context(|| format!("can't use descriptor {fd} (--fd)"))
+}
+
+/// Where the guest is, and the way to it.
+struct Site {
+    prepared: Prepared,
+    link: Medium,
+    /// The guest's hardware address, if it is known.
+    mac: Option<Mac>,
+    /// Index of the guest's interface; zero for none of this machine.
+    scope: u32,
+    /// Listening sockets in the guest's namespace.
+    outbound_listeners: Vec<Listener>,
+    /// The namespace, in pasta mode.
+    guest: Option<pasta::Guest>,
+}
+
+/// Goes to the guest's namespace and makes the link there.
+fn enter_namespace(
+    boot: Boot,
+    config: &Config,
+    plan: &Plan,
+    opening: Opening,
+    capture: Option<Capture>,
+) -> anyhow::Result<Site> {
+    let (prepared, guest) = boot.join_guest(config)?;
+    let (tap, (outbound_listeners, notes)) = guest.namespace.within(|| {
+        let tap = make_tap(plan)?;
+        Ok((tap, opening.rules(&config.outbound, |_, _| false)?))
+    })?;
+    notes.iter().for_each(|note| log::warn!("{note}"));
+    let (mac, scope, link) = match tap {
+        None => (None, 0, Medium::None),
+        Some((device, configured)) => {
+            // Without --config-net the interface is still down.
+            let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
+            let link = Medium::Tap(TapLink::new(device, up, capture));
+            (Some(configured.mac), configured.index, link)
+        }
+    };
+    Ok(Site { prepared, link, mac, scope, outbound_listeners, guest: Some(guest) })
+}
+
+/// Opens the socket where the guest will be, or is.
+fn open_door(
+    boot: Boot,
+    config: &Config,
+    inherited: Option<OwnedFd>,
+    capture: Option<Capture>,
+) -> anyhow::Result<Site> {
+    let entrance = match inherited {
+        Some(socket) => Entrance::connected(socket).context("can't use the socket (--fd)")?,
+        None => {
+            Entrance::Listener { socket: listen_for_guest(&config.passt)?, one_off: config.passt.one_off }
+        }
+    };
+    Ok(Site {
+        prepared: boot.serve_socket(config)?,
+        link: Medium::Stream(StreamLink::new(entrance, capture)),
+        mac: None,
+        scope: 0,
+        outbound_listeners: Vec::new(),
+        guest: None,
+    })
+}
+
+/// Listens where the command line says, or at the first default path that is free (SPEC §9.2).
+fn listen_for_guest(config: &config::Passt) -> anyhow::Result<OwnedFd> {
+    let path = match &config.link {
+        GuestLink::Path(path) => Some(path.clone()),
+        GuestLink::Probe | GuestLink::Fd(_) => None,
+    };
+    let (socket, path) = match path {
+        Some(path) => (unix_socket::listen_at(&path)?, path),
+        None => unix_socket::listen_at_first(link::stream::default_paths())?,
+    };
+    log::info!("You can now start QEMU (7.2 or later) with:");
+    log::info!("    {}", link::stream::qemu_options(&path));
+    Ok(socket)
 }
 
 fn tell(plan: &Plan) {
@@ -176,7 +263,7 @@ fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
 }
 
 /// Makes the link in the guest's namespace, where we are. None if nothing is to cross one (`--splice-only`).
-fn make_tap(plan: &Plan) -> anyhow::Result<Option<Tap>> {
+fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
     let Some(plan) = &plan.namespace else {
         bring_loopback_up()?;
         return Ok(None);
@@ -189,5 +276,5 @@ fn make_tap(plan: &Plan) -> anyhow::Result<Option<Tap>> {
     for note in &configured.notes {
         log::log!(note.level, "{}", note.text);
     }
-    Ok(Some(Tap { device, configured }))
+    Ok(Some((device, configured)))
 }

@@ -9,31 +9,26 @@ use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
 use engine::forward::Enabled;
-use engine::host::Host;
-use engine::link::Link;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use sys::tap::TapDevice;
+use wire::ethernet::Mac;
 use wire::frame;
 
 use crate::accept::{Acceptors, Way};
 use crate::bypass::{Bypass, Policy};
 use crate::config::Config;
-use crate::event_word::{LINK, NAMESPACE, NEIGHBOURS, RESOLVERS, SIGNALS};
+use crate::event_word::{self, NAMESPACE, NEIGHBOURS, RESOLVERS, SIGNALS};
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets};
-use crate::link::NoLink;
-use crate::link::tap::{BUFFER_LEN, TapLink};
+use crate::link::{Change, Medium};
 use crate::netns::Opener;
-use crate::pasta::configure::Configured;
 use crate::pasta::{Exit, Lifetime, Source};
-use crate::pcap::Capture;
 use crate::plan::{self, Plan};
 use control::Control;
 
@@ -44,10 +39,10 @@ const FRAMES: usize = 64;
 
 /// What a shard works with.
 pub(crate) struct Setup<'a> {
-    /// The link; none if nothing crosses one.
-    pub(crate) tap: Option<Tap>,
-    /// Where to record frames.
-    pub(crate) capture: Option<Capture>,
+    /// The link.
+    pub(crate) link: Medium,
+    /// The guest's hardware address, if it is known already.
+    pub(crate) mac: Option<Mac>,
     /// What was planned.
     pub(crate) plan: &'a Plan,
     /// Which connections bypass the link.
@@ -70,14 +65,6 @@ pub(crate) struct ControlSetup {
     pub(crate) enabled: Enabled,
 }
 
-/// A tap device that stands in its namespace.
-pub(crate) struct Tap {
-    /// The device.
-    pub(crate) device: TapDevice,
-    /// How it turned out.
-    pub(crate) configured: Configured,
-}
-
 /// News of the host's resolvers, and what was asked about them.
 pub(crate) struct Resolvers<'a> {
     /// The news.
@@ -91,7 +78,7 @@ pub(crate) struct Shard {
     start: Clock,
     stack: Stack<Sockets>,
     sockets: Sockets,
-    link: Option<TapLink>,
+    link: Medium,
     bypass: Bypass,
     policy: Policy,
     acceptors: Acceptors,
@@ -100,7 +87,8 @@ pub(crate) struct Shard {
     neighbourhood: Option<Neighbourhood>,
     /// The link took no more; it reports when it does again.
     link_full: bool,
-    link_up: bool,
+    /// The link may have more frames for us.
+    link_has_frames: bool,
     buffer: Vec<u8>,
 }
 
@@ -116,39 +104,35 @@ impl Shard {
                 settings.neighbours.note(neighbour);
             }
         }
-        let mac = setup.tap.as_ref().map(|tap| tap.configured.mac);
-        let guest = Guest::new(&settings, mac);
+        let guest = Guest::new(&settings, setup.mac);
         let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
         let mut acceptors = Acceptors::new();
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
         let forwarder = Forwarder::new(setup.rules, rx)?;
         let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
         let control = control.context("can't watch the control socket")?;
-        // Without --config-net the interface is still down.
-        let configured = setup.plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
-        let policy =
-            Policy { scope: setup.tap.as_ref().map_or(0, |tap| tap.configured.index), ..setup.policy };
-        stack.udp().set_policy(policy.datagrams());
+        stack.udp().set_policy(setup.policy.datagrams());
         Ok(Self {
             start,
             stack,
             sockets,
-            link: setup.tap.map(|tap| TapLink::new(tap.device, setup.capture)),
+            buffer: vec![0; setup.link.buffer_len()],
+            link: setup.link,
             bypass: Bypass::new(),
-            policy,
+            policy: setup.policy,
             acceptors,
             forwarder,
             control,
             neighbourhood: setup.neighbourhood,
             link_full: false,
-            link_up: configured,
-            buffer: vec![0; BUFFER_LEN],
+            link_has_frames: false,
         })
     }
 
     /// Looks for the first time at what rules follow: ports in use now are forwarded when our caller learns that we
-    /// are ready. `opener` is in the guest's namespace.
-    pub(crate) fn start(&mut self, opener: Opener) -> anyhow::Result<()> {
+    /// are ready. `opener` is in the guest's namespace, if it has one.
+    pub(crate) fn start(&mut self, opener: Option<Opener>) -> anyhow::Result<()> {
+        let Some(opener) = opener else { return Ok(()) };
         let now = self.now();
         let Self { acceptors, sockets, stack, .. } = self;
         let rx = Receivers { acceptors, udp: stack.udp(), sockets };
@@ -168,9 +152,8 @@ impl Shard {
         resolvers: Option<Resolvers<'_>>,
     ) -> anyhow::Result<Exit> {
         self.watch_all(&lifetime, resolvers.as_ref())?;
-        if let (true, Some(link)) = (self.link_up, &mut self.link) {
-            self.stack.on_link_up(link);
-        }
+        let change = self.link.watch(self.sockets.epoll())?;
+        self.on_link_change(change);
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.wait(&mut events)?;
@@ -182,7 +165,10 @@ impl Shard {
                     return Ok(exit);
                 }
             }
-            self.finish_round(now)?;
+            self.receive(now)?;
+            if let Some(exit) = self.finish_round(now)? {
+                return Ok(exit);
+            }
         }
     }
 
@@ -204,9 +190,6 @@ impl Shard {
         if let Some(neighbourhood) = &self.neighbourhood {
             watch(neighbourhood.as_fd(), NEIGHBOURS, EventFlags::IN)?;
         }
-        if let Some(link) = &self.link {
-            watch(link.fd().as_fd(), LINK, EventFlags::IN)?;
-        }
         Ok(())
     }
 
@@ -219,7 +202,8 @@ impl Shard {
 
     /// Waits for events, or until something is due.
     fn wait(&self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
-        let timeout = if self.bypass.has_runnable() || self.stack.has_runnable() && !self.link_full {
+        let runnable = self.bypass.has_runnable() || self.stack.has_runnable() && !self.link_full;
+        let timeout = if runnable || self.link_has_frames {
             Some(Duration::ZERO)
         } else {
             let due = [
@@ -256,17 +240,16 @@ impl Shard {
         match word {
             SIGNALS => return Ok(lifetime.on_event(Source::Signals)),
             NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
-            LINK => self.on_link(flags, now)?,
             NEIGHBOURS => self.on_neighbours(),
             word if self.on_control(word, now) => {}
             _ if self.bypass.on_event(word, flags, now) => {}
             _ => {
-                if let Some(id) = FlowId::from_bits(word) {
+                if let Some(source) = event_word::of_link(word) {
+                    let change = self.link.on_event(source, flags, self.sockets.epoll())?;
+                    self.on_link_change(change);
+                } else if let Some(id) = FlowId::from_bits(word) {
                     let (readiness, sockets) = (io::readiness(flags), &mut self.sockets);
-                    match &mut self.link {
-                        Some(link) => self.stack.on_readiness(id, readiness, now, sockets, link),
-                        None => self.stack.on_readiness(id, readiness, now, sockets, &mut NoLink),
-                    }
+                    self.stack.on_readiness(id, readiness, now, sockets, &mut self.link);
                 } else if let Some(index) = Acceptors::index(word) {
                     self.accept(index, now);
                 }
@@ -279,30 +262,43 @@ impl Shard {
     fn on_neighbours(&mut self) {
         let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
         for change in changes {
-            match &mut self.link {
-                Some(link) => self.stack.on_neighbour(change, link),
-                None => self.stack.on_neighbour(change, &mut NoLink),
-            }
+            self.stack.on_neighbour(change, &mut self.link);
         }
     }
 
-    /// The link has frames, or room for frames again.
-    fn on_link(&mut self, flags: EventFlags, now: Instant) -> anyhow::Result<()> {
-        let Some(link) = &mut self.link else { return Ok(()) };
-        if flags.contains(EventFlags::OUT) {
-            self.link_full = false;
-            wait_for_link(&self.sockets, link, EventFlags::IN)?;
+    fn on_link_change(&mut self, change: Change) {
+        self.link_full &= !change.room;
+        self.link_has_frames |= change.frames;
+        if change.up {
+            self.stack.on_link_up(&mut self.link);
+        }
+    }
+
+    /// Takes in frames of the guest.
+    fn receive(&mut self, now: Instant) -> anyhow::Result<()> {
+        if !self.link_has_frames {
+            return Ok(());
         }
         for _ in 0..FRAMES {
-            let Some(frame) = link.receive(&mut self.buffer).context("the tap device failed")? else { break };
+            let Some(frame) = self.link.receive(&mut self.buffer)? else {
+                self.link_has_frames = false;
+                break;
+            };
             let bytes = &self.buffer[frame.start..frame.end];
-            self.stack.on_frame(frame::head(bytes), bytes, &frame.offload, now, &mut self.sockets, link);
+            self.stack.on_frame(
+                frame::head(bytes),
+                bytes,
+                &frame.offload,
+                now,
+                &mut self.sockets,
+                &mut self.link,
+            );
         }
         Ok(())
     }
 
     /// Sends what this round has made due.
-    fn finish_round(&mut self, now: Instant) -> anyhow::Result<()> {
+    fn finish_round(&mut self, now: Instant) -> anyhow::Result<Option<Exit>> {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
             self.forwarder.scan(now, Receivers { acceptors, udp: stack.udp(), sockets });
@@ -311,20 +307,17 @@ impl Shard {
             self.on_control_deadline(now);
         }
         self.bypass.finish_round(now);
-        let Some(link) = &mut self.link else {
-            end_round(&mut self.stack, now, &mut self.sockets, &mut NoLink);
-            return Ok(());
-        };
-        end_round(&mut self.stack, now, &mut self.sockets, link);
-        if !self.link_full && !self.stack.run(now, &mut self.sockets, link) {
+        let Self { stack, sockets, link, .. } = self;
+        if stack.next_deadline().is_some_and(|due| due <= now) {
+            stack.on_deadlines(now, sockets, link);
+        }
+        stack.end_batch(now, sockets, link);
+        if !self.link_full && !stack.run(now, sockets, link) {
             self.link_full = true;
-            wait_for_link(&self.sockets, link, EventFlags::IN | EventFlags::OUT)?;
         }
-        link.flush_capture();
-        match link.failure() {
-            Some(errno) => Err(errno).context("the tap device failed"),
-            None => Ok(()),
-        }
+        let change = link.finish_round(self.link_full, sockets.epoll())?;
+        self.on_link_change(change);
+        Ok(change.over.then_some(Exit::GuestGone))
     }
 
     /// Accepts what waits on a listening socket.
@@ -332,16 +325,16 @@ impl Shard {
         loop {
             let (settings, guest) = (self.stack.settings(), self.stack.guest());
             let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest) else { break };
-            match (accepted.way, &mut self.link) {
-                (Ok(Way::Bypass(direction, destination)), _) => {
+            match accepted.way {
+                Ok(Way::Bypass(direction, destination)) => {
                     self.bypass.open(self.sockets.epoll(), accepted.socket, direction, destination);
                 }
-                (Ok(Way::Link(ends)), Some(link)) => {
+                Ok(Way::Link(ends)) if !matches!(self.link, Medium::None) => {
                     let socket = self.sockets.stream(accepted.socket);
                     // Refused, for want of room: the socket resets as it is dropped.
-                    drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, link));
+                    drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, &mut self.link));
                 }
-                (Ok(Way::Link(_)) | Err(_), _) => reset_on_close(&accepted.socket),
+                Ok(Way::Link(_)) | Err(_) => reset_on_close(&accepted.socket),
             }
         }
     }
@@ -349,25 +342,6 @@ impl Shard {
 
 fn list(servers: &[std::net::IpAddr]) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Does what is due in the stack, and sends what that and the round's events have made due.
-fn end_round<L: Link<Memory = <Sockets as Host>::Memory>>(
-    stack: &mut Stack<Sockets>,
-    now: Instant,
-    sockets: &mut Sockets,
-    link: &mut L,
-) {
-    if stack.next_deadline().is_some_and(|due| due <= now) {
-        stack.on_deadlines(now, sockets, link);
-    }
-    stack.end_batch(now, sockets, link);
-}
-
-/// Changes what of the link ends the wait.
-fn wait_for_link(sockets: &Sockets, link: &TapLink, events: EventFlags) -> anyhow::Result<()> {
-    epoll::modify(sockets.epoll(), link.fd(), EventData::new_u64(LINK), events)
-        .context("can't watch the tap device")
 }
 
 /// Random numbers from the kernel.

@@ -12,7 +12,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use rustix::process::{
 };
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType, capabilities, move_into_thread_name_spaces};
 use sys::signal::Inherited;
-use sys::spawn::Forked;
+use sys::spawn::{Forked, Namespaces, unshare};
 
 use crate::config::{Config, Target, Userns};
 use crate::host;
@@ -46,8 +46,8 @@ pub(crate) struct Boot {
 impl Boot {
     /// First thing of all: rid of what our caller left open, but for `keep`, and with room for as many
     /// sockets as we may have.
-    pub(crate) fn new(keep: Option<RawFd>) -> anyhow::Result<Self> {
-        sys::spawn::close_inherited(keep);
+    pub(crate) fn new(keep: Option<BorrowedFd<'_>>) -> anyhow::Result<Self> {
+        sys::spawn::close_inherited(keep.map(|fd| fd.as_raw_fd()));
         let signals = Inherited::take().context("can't take over signal dispositions")?;
         let open_files = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
@@ -94,6 +94,18 @@ impl Boot {
             }
         };
         Ok((Prepared::new(kept)?, guest))
+    }
+
+    /// Door: to the user we run as, where the guest is at a socket of ours, which our caller's rights have made.
+    pub(crate) fn serve_socket(self, config: &Config) -> anyhow::Result<Prepared> {
+        let identity = Identity::choose(config.runas.as_ref())?;
+        if let Identity::InsteadOfRoot(_) = identity {
+            log::info!("Started as root, will change to nobody");
+        }
+        change_identity(identity)?;
+        // With rights over nothing but what is made in it.
+        unshare(Namespaces::USER).context("can't make a user namespace")?;
+        Prepared::new(CapabilitySet::empty())
     }
 
     /// Spawns the command as our caller, or as the user of `--runas`, and joins it in its user namespace.
@@ -235,15 +247,15 @@ impl Detached {
     /// Door: with all threads that there will be.
     pub(crate) fn staff(
         self,
-        namespace: Namespace,
+        namespace: Option<Namespace>,
         resolver: Option<host::Watch>,
-    ) -> anyhow::Result<(Staffed, Opener, Option<host::News>)> {
+    ) -> anyhow::Result<(Staffed, Option<Opener>, Option<host::News>)> {
         // Ports below 1024 may come to be listened on in the namespace at any time (SPEC §8.4).
         let keep_binding = || {
             let held = capabilities(None).context("can't read capabilities")?.permitted;
             renounce(held & CapabilitySet::NET_BIND_SERVICE, CapabilitySet::NET_BIND_SERVICE)
         };
-        let opener = Opener::start(namespace, keep_binding)?;
+        let opener = namespace.map(|namespace| Opener::start(namespace, keep_binding)).transpose()?;
         let keep_nothing = || renounce(CapabilitySet::empty(), CapabilitySet::empty());
         let news = resolver.map(|watch| watch.start(keep_nothing)).transpose()?;
         Ok((Staffed { kept: self.kept, herald: self.herald }, opener, news))

@@ -50,6 +50,25 @@ pub fn request_metadata(fd: impl AsFd, version: IpVersion, what: Metadata) -> io
     Ok(())
 }
 
+/// The process that made the other end of a UNIX socket, by its number in our PID namespace; none if it is not there.
+///
+/// (The same of rustix has no value for the latter.)
+pub fn peer_pid(fd: impl AsFd) -> Option<i32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the pointers describe one ucred and its length, which live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0 && peer.pid > 0).then_some(peer.pid)
+}
+
 /// Receives trains of datagrams of one peer as one (Linux 5.0).
 ///
 /// # Errors

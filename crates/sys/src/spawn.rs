@@ -150,8 +150,22 @@ fn close_on_exec(first: RawFd) {
     }
 }
 
+/// A descriptor of our own, closed on exec, for what our caller left open as number `fd`.
+///
+/// # Errors
+/// EBADF if that is not open.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: makes another descriptor; a number that is not open is refused.
+    let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if own < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(own) })
+}
+
 /// Closes the descriptors above 2 that our caller left open, but for `keep` (SPEC §10.1). Only the first call does
-/// anything; it must come before this process has opened a descriptor of its own.
+/// anything; it must come before this process has opened a descriptor of its own, but for `keep`.
 pub fn close_inherited(keep: Option<RawFd>) {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {

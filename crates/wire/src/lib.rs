@@ -22,6 +22,7 @@ pub mod ndp;
 pub mod offload;
 pub mod payload;
 pub mod segment;
+pub mod stream;
 pub mod tcp;
 pub mod udp;
 

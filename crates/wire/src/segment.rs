@@ -1,6 +1,9 @@
 //! Segmentation and checksums in software, for links that lack one or both.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
+};
 
 use zerocopy::{
     FromBytes,
@@ -76,17 +79,30 @@ impl<'a> Segments<'a> {
     /// Writes the next segment to `buffer`; its length in bytes, or none after the last, or if the
     /// buffer is too small for it.
     pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let remaining = self.payload.len().checked_sub(self.next)?;
+        if buffer.len() < self.headers.len() + remaining.min(self.size) {
+            return None;
+        }
+        let (header, payload) = self.write_next_header(buffer)?;
+        let payload = &self.payload[payload.start - self.headers.len()..payload.end - self.headers.len()];
+        buffer.get_mut(header..header + payload.len())?.copy_from_slice(payload);
+        Some(header + payload.len())
+    }
+
+    /// Writes the headers of the next segment to `buffer`; their length in bytes, and where in the super-frame the
+    /// segment's payload is. None after the last, or if the buffer is too small.
+    pub fn write_next_header(&mut self, buffer: &mut [u8]) -> Option<(usize, Range<usize>)> {
         let payload = self.payload.get(self.next..).filter(|rest| !rest.is_empty())?;
         let payload = &payload[..payload.len().min(self.size)];
         let last = self.next + payload.len() == self.payload.len();
-        let len = self.headers.len() + payload.len();
-        let frame = buffer.get_mut(..len)?;
-        frame[..self.headers.len()].copy_from_slice(self.headers);
-        frame[self.headers.len()..].copy_from_slice(payload);
-        let (transport_at, pseudo_header) = fix_network_header(frame, self.protocol())?;
-        self.fix_transport_header(frame.get_mut(transport_at..)?, pseudo_header, last)?;
+        let len = self.headers.len();
+        let headers = buffer.get_mut(..len)?;
+        headers.copy_from_slice(self.headers);
+        let (transport_at, pseudo_header) = fix_network_header(headers, payload.len(), self.protocol())?;
+        self.fix_transport_header(headers.get_mut(transport_at..)?, payload, pseudo_header, last)?;
+        let start = len + self.next;
         self.next += payload.len();
-        Some(len)
+        Some((len, start..start + payload.len()))
     }
 
     const fn protocol(&self) -> u8 {
@@ -96,8 +112,14 @@ impl<'a> Segments<'a> {
         }
     }
 
-    fn fix_transport_header(&self, bytes: &mut [u8], pseudo_header: Sum, last: bool) -> Option<()> {
-        let len = bytes.len();
+    fn fix_transport_header(
+        &self,
+        bytes: &mut [u8],
+        payload: &[u8],
+        pseudo_header: Sum,
+        last: bool,
+    ) -> Option<()> {
+        let len = bytes.len() + payload.len();
         let at = match self.kind {
             SegmentKind::Tcp4 | SegmentKind::Tcp6 => {
                 let (header, _) = tcp::Header::mut_from_prefix(bytes).ok()?;
@@ -120,18 +142,19 @@ impl<'a> Segments<'a> {
                 usize::from(udp::CHECKSUM_OFFSET)
             }
         };
-        let sum = pseudo_header.bytes(bytes).finish();
+        // Headers are of even length.
+        let sum = pseudo_header.bytes(bytes).bytes(payload).finish();
         let sum = if sum == 0 { 0xffff } else { sum };
         bytes.get_mut(at..at + 2)?.copy_from_slice(&sum.to_be_bytes());
         Some(())
     }
 }
 
-/// Sets the lengths of a segment's IP header by the frame's own length; returns where the transport header
-/// starts and the pseudo-header's sum. None if something else than `protocol` follows it.
-fn fix_network_header(frame: &mut [u8], protocol: u8) -> Option<(usize, Sum)> {
-    let frame_len = frame.len();
-    let rest = frame.get_mut(ethernet::HEADER_LEN..)?;
+/// Sets the lengths in a segment's IP header, by those of all its `headers` and its payload; returns where the transport
+/// header starts and the pseudo-header's sum. None if something else than `protocol` follows it.
+fn fix_network_header(headers: &mut [u8], payload_len: usize, protocol: u8) -> Option<(usize, Sum)> {
+    let frame_len = headers.len() + payload_len;
+    let rest = headers.get_mut(ethernet::HEADER_LEN..)?;
     if rest.first()? >> 4 == 4 {
         let header = ipv4::Header::mut_from_prefix(rest).ok()?.0;
         if header.protocol != protocol {

@@ -139,6 +139,8 @@ impl Args {
             }
             (true, false) => Splice::Never,
             (false, true) => Splice::Only,
+            // There is nothing on the other side to bypass the link with.
+            (false, false) if config.mode == Mode::Passt => Splice::Never,
             (false, false) => Splice::Local,
         };
         if config.splice == Splice::Only {

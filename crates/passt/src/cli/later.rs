@@ -10,11 +10,8 @@ use crate::config::{Config, GuestLink, Mode, RepairPath};
 /// A message that names the first thing of that kind.
 pub(super) fn refuse(config: &Config) -> Result<(), String> {
     let missing = [
-        ("passt mode", config.mode == Mode::Passt),
         ("--vhost-user", config.passt.vhost_user),
-        ("--socket", matches!(config.passt.link, GuestLink::Path(_))),
-        ("--fd", matches!(config.passt.link, GuestLink::Fd(_))),
-        ("--one-off", config.passt.one_off),
+        ("--fd", config.mode == Mode::Pasta && matches!(config.passt.link, GuestLink::Fd(_))),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
         ("--udp-ns with \"auto\"", follows(&config.outbound, Protocol::Udp)),
         ("--stats", config.stats.is_some()),

@@ -6,5 +6,4 @@
 
 pub mod reply;
 pub(crate) mod server;
-pub(crate) mod socket;
 pub mod wire;

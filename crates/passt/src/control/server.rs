@@ -9,7 +9,7 @@ use std::time::Duration;
 use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
 use super::reply;
 use super::wire::{self, Announced, Decoded, Update};
@@ -97,7 +97,7 @@ impl Server {
             log::warn!("can't watch a configuration client: {errno}");
             return;
         }
-        let pid = sockopt::socket_peercred(&socket).map_or(0, |peer| peer.pid.as_raw_nonzero().get());
+        let pid = sys::sockopt::peer_pid(&socket).unwrap_or(0);
         log::info!("Accepted configuration client, PID {pid}");
         self.client = Some(Client {
             socket,

@@ -1,23 +1,131 @@
 //! Links to the guest: where Ethernet frames come from and go to (SPEC §9).
 
+pub(crate) mod stream;
 pub(crate) mod tap;
+
+use std::os::fd::OwnedFd;
 
 use engine::link::{Full, Link, Slot};
 use engine::memory::Plain;
+use rustix::event::epoll::EventFlags;
 use wire::offload::Offload;
 
-/// No link at all (`--splice-only`): nothing fits.
-#[derive(Debug)]
-pub(crate) struct NoLink;
+use stream::StreamLink;
+use tap::TapLink;
 
-impl Link for NoLink {
-    type Memory = Plain;
+/// The link of a guest, of one kind or another.
+pub(crate) enum Medium {
+    /// No link at all (`--splice-only`): nothing fits.
+    None,
+    /// The tap device of a network namespace.
+    Tap(TapLink),
+    /// A UNIX stream socket.
+    Stream(StreamLink),
+}
 
-    fn reserve(&mut self, _: usize, _: usize) -> Option<Slot<'_, Plain>> {
-        None
+/// What has changed about a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// There may be frames to receive.
+    pub(crate) frames: bool,
+    /// It takes frames again, if it was full.
+    pub(crate) room: bool,
+    /// There is a guest that can hear us, from now on.
+    pub(crate) up: bool,
+    /// The guest has gone, and no other may come.
+    pub(crate) over: bool,
+}
+
+/// One frame from the guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Received {
+    /// Where in the buffer it starts.
+    pub(crate) start: usize,
+    /// Where it ends.
+    pub(crate) end: usize,
+    /// What was left undone in it.
+    pub(crate) offload: Offload,
+}
+
+impl Medium {
+    /// Length of the buffer that [`Medium::receive`] needs.
+    pub(crate) const fn buffer_len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Tap(_) => tap::BUFFER_LEN,
+            Self::Stream(_) => stream::BUFFER_LEN,
+        }
     }
 
-    fn commit(&mut self, _: usize, _: &Offload) -> Result<(), Full> {
-        Err(Full)
+    /// Has `epoll` watch the link. To be called in the process that will wait.
+    pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        match self {
+            Self::None => Ok(Change::default()),
+            Self::Tap(link) => link.watch(epoll),
+            Self::Stream(link) => link.watch(epoll),
+        }
+    }
+
+    /// Takes an event of one of the link's descriptors.
+    ///
+    /// # Errors
+    /// There is no going on.
+    pub(crate) fn on_event(
+        &mut self,
+        source: u32,
+        flags: EventFlags,
+        epoll: &OwnedFd,
+    ) -> anyhow::Result<Change> {
+        match self {
+            Self::None => Ok(Change::default()),
+            Self::Tap(link) => link.on_event(flags, epoll),
+            Self::Stream(link) => link.on_event(source, flags, epoll),
+        }
+    }
+
+    /// Receives one frame to `buffer`, always the same one, which has [`Medium::buffer_len`] bytes. None if there is none
+    /// now; a report says when there is.
+    ///
+    /// # Errors
+    /// There is no going on.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> anyhow::Result<Option<Received>> {
+        match self {
+            Self::None => Ok(None),
+            Self::Tap(link) => link.receive(buffer),
+            Self::Stream(link) => Ok(link.receive(buffer)),
+        }
+    }
+
+    /// To be called after each round of events: sends what still waits to be sent. If the link was found `full`, a
+    /// report will say when it is not.
+    ///
+    /// # Errors
+    /// There is no going on.
+    pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        match self {
+            Self::None => Ok(Change::default()),
+            Self::Tap(link) => link.finish_round(full, epoll),
+            Self::Stream(link) => link.finish_round(full, epoll),
+        }
+    }
+}
+
+impl Link for Medium {
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        match self {
+            Self::None => None,
+            Self::Tap(link) => link.reserve(head, room),
+            Self::Stream(link) => link.reserve(head, room),
+        }
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        match self {
+            Self::None => Err(Full),
+            Self::Tap(link) => link.commit(len, offload),
+            Self::Stream(link) => link.commit(len, offload),
+        }
     }
 }

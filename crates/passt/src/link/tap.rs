@@ -1,15 +1,24 @@
 //! The tap device of a network namespace, with virtio-net headers (SPEC §9.1).
 
-use std::io;
+use std::os::fd::OwnedFd;
 
+use anyhow::Context;
 use engine::link::{Full, Link, Slot};
 use engine::memory::Plain;
+use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
 use wire::segment::{Segments, complete_checksum};
 
+use super::{Change, Received};
+use crate::event_word;
 use crate::pcap::Capture;
+
+/// The only descriptor there is.
+const DEVICE: u32 = 0;
+/// What ends us.
+const FAILED: &str = "the tap device failed";
 
 /// Room for one frame with its virtio-net header.
 pub(crate) const BUFFER_LEN: usize = VNET_HDR_LEN + wire::frame::MAX_LEN;
@@ -23,36 +32,64 @@ pub(crate) struct TapLink {
     segment: Vec<u8>,
     capture: Option<Capture>,
     failed: Option<Errno>,
+    /// The interface is up from the start.
+    up: bool,
+    /// We wait for the device to take frames again.
+    waiting: bool,
     /// Frames that the device did not take.
     pub(crate) dropped: u64,
 }
 
-/// One frame from the guest.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Received {
-    /// Where in the buffer it starts.
-    pub(crate) start: usize,
-    /// Where it ends.
-    pub(crate) end: usize,
-    /// What was left undone in it.
-    pub(crate) offload: Offload,
-}
-
 impl TapLink {
-    pub(crate) fn new(device: TapDevice, capture: Option<Capture>) -> Self {
-        Self { device, slot: vec![0; BUFFER_LEN], segment: Vec::new(), capture, failed: None, dropped: 0 }
+    /// The link over `device`, whose interface is `up` already or will be some day.
+    pub(crate) fn new(device: TapDevice, up: bool, capture: Option<Capture>) -> Self {
+        let (slot, segment) = (vec![0; BUFFER_LEN], Vec::new());
+        Self { device, slot, segment, capture, failed: None, up, waiting: false, dropped: 0 }
     }
 
-    /// The descriptor to wait on.
-    pub(crate) fn fd(&self) -> &std::os::fd::OwnedFd {
-        &self.device.fd
+    /// See [`super::Medium::watch`].
+    pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        epoll::add(epoll, &self.device.fd, EventData::new_u64(event_word::link(DEVICE)), EventFlags::IN)
+            .context("can't watch the tap device")?;
+        Ok(Change { up: self.up, ..Change::default() })
+    }
+
+    /// See [`super::Medium::on_event`].
+    pub(crate) fn on_event(&mut self, flags: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        let room = flags.contains(EventFlags::OUT);
+        if room {
+            self.wait_for(false, epoll)?;
+        }
+        Ok(Change { frames: true, room, ..Change::default() })
+    }
+
+    /// See [`super::Medium::finish_round`].
+    pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+        if let Some(errno) = self.failed {
+            return Err(errno).context(FAILED);
+        }
+        if full && !self.waiting {
+            self.wait_for(true, epoll)?;
+        }
+        Ok(Change::default())
+    }
+
+    /// Changes what ends the wait.
+    fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> anyhow::Result<()> {
+        let events = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+        self.waiting = room;
+        epoll::modify(epoll, &self.device.fd, EventData::new_u64(event_word::link(DEVICE)), events)
+            .context("can't watch the tap device")
     }
 
     /// Reads one frame to `buffer`, which has [`BUFFER_LEN`] bytes. None if there is none now.
     ///
     /// # Errors
     /// The device is gone.
-    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> anyhow::Result<Option<Received>> {
         loop {
             let len = match rustix::io::read(&self.device.fd, &mut *buffer) {
                 Ok(len) => len,
@@ -65,7 +102,7 @@ impl TapLink {
                     self.dropped += 1;
                     return Ok(None);
                 }
-                Err(errno) => return Err(errno.into()),
+                Err(errno) => return Err(errno).context(FAILED),
             };
             let (start, offload) = if self.has_header() {
                 match buffer.first_chunk().map(Offload::from_virtio) {
@@ -83,18 +120,6 @@ impl TapLink {
             }
             return Ok(Some(Received { start, end: len, offload }));
         }
-    }
-
-    /// Puts what was captured in its file.
-    pub(crate) fn flush_capture(&mut self) {
-        if let Some(capture) = &mut self.capture {
-            capture.flush();
-        }
-    }
-
-    /// What ended the device, if it has failed for good.
-    pub(crate) fn failure(&self) -> Option<Errno> {
-        self.failed
     }
 
     fn has_header(&self) -> bool {

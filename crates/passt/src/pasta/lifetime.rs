@@ -24,6 +24,8 @@ pub(crate) enum Exit {
     Asked,
     /// The namespace we served is gone.
     NamespaceGone,
+    /// The virtual machine we served has closed its connection, and no other may come.
+    GuestGone,
     /// The command ended with this status: its own, or 128 and the number of the signal that killed it.
     Command(u8),
 }
@@ -31,7 +33,7 @@ pub(crate) enum Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         match exit {
-            Exit::Asked | Exit::NamespaceGone => Self::SUCCESS,
+            Exit::Asked | Exit::NamespaceGone | Exit::GuestGone => Self::SUCCESS,
             Exit::Command(status) => Self::from(status),
         }
     }
@@ -67,10 +69,8 @@ impl Lifetime {
     }
 
     /// Lets the command start, if we have one.
-    pub(crate) fn release_command(&mut self) {
-        if let Some(command) = &mut self.command {
-            command.release();
-        }
+    pub(crate) fn release_command(&mut self) -> bool {
+        self.command.as_mut().map(Spawned::release).is_some()
     }
 
     /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_event`] has something to do.

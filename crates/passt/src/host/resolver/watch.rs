@@ -84,7 +84,8 @@ impl Watch {
         let copy =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         for Directory { path, handle } in &mut self.directories {
-            match open_tree(&*handle, "", copy | OpenTreeFlags::AT_EMPTY_PATH) {
+            // By its path: what was opened before belongs to the mount namespace that we have left.
+            match open_tree(CWD, path.as_path(), copy) {
                 Ok(copy) => *handle = copy,
                 // A file mounted there, as in containers, will be lost; its directory isn't.
                 Err(errno) => log::debug!("can't keep {} in sight: {errno}", path.display()),

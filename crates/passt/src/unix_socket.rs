@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
@@ -46,6 +46,22 @@ pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     listen(&socket, BACKLOG).with_context(|| format!("can't listen at {shown}"))?;
     log::info!("UNIX domain socket bound at {shown}");
     Ok(socket)
+}
+
+/// Listens at the first of `paths` where that can be done.
+///
+/// # Errors
+/// It can be done at none: why not at the last.
+pub(crate) fn listen_at_first(paths: impl Iterator<Item = PathBuf>) -> anyhow::Result<(OwnedFd, PathBuf)> {
+    let mut last = None;
+    for path in paths {
+        match listen_at(&path) {
+            Ok(socket) => return Ok((socket, path)),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow::anyhow!("no socket path to try")))
+        .context("no default socket path is free (--socket)")
 }
 
 #[cfg(test)]

@@ -1,0 +1,273 @@
+//! A UNIX stream socket with a virtual machine behind it (SPEC §9.2, §9.3).
+//!
+//! One client at a time. Whatever it does to its connection ends that connection and nothing else: flows stay, and go on
+//! when it, or another, comes back.
+
+mod outbox;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use engine::link::{Full, Link, Slot};
+use engine::memory::Plain;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SocketFlags, SocketType, accept_with, getpeername, recv, sockopt};
+use wire::offload::Offload;
+use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
+
+use super::{Change, Received};
+use crate::event_word;
+use crate::pcap::Capture;
+use outbox::Outbox;
+
+/// Room for what is read at a time.
+pub(crate) const BUFFER_LEN: usize = (256 << 10) + PREFIX_LEN + MAX_FRAME_LEN;
+/// Send buffer that is asked for, in bytes; the kernel gives what its limits allow.
+const SEND_BUFFER: usize = 1 << 20;
+
+const LISTENER: u32 = 0;
+const CLIENT: u32 = 1;
+
+/// Where clients come from.
+pub(crate) enum Entrance {
+    /// A listening socket, for one after the other.
+    Listener {
+        /// Non-blocking.
+        socket: OwnedFd,
+        /// The first is the last (`--one-off`).
+        one_off: bool,
+    },
+    /// A connected socket that we inherited (`--fd`): there is no other.
+    Connected(OwnedFd),
+}
+
+impl Entrance {
+    /// By a socket that is connected already.
+    ///
+    /// # Errors
+    /// It is no stream socket, or has no other end.
+    pub(crate) fn connected(socket: OwnedFd) -> anyhow::Result<Self> {
+        if sockopt::socket_type(&socket)? != SocketType::STREAM {
+            bail!("not a stream socket");
+        }
+        getpeername(&socket)?;
+        Ok(Self::Connected(socket))
+    }
+}
+
+/// Where we listen if nobody says where, from the first on that is free (SPEC §9.2).
+pub(crate) fn default_paths() -> impl Iterator<Item = PathBuf> {
+    (1..100).map(|number| format!("/tmp/passt_{number}.socket").into())
+}
+
+/// Options for QEMU to come in at `path`.
+pub(crate) fn qemu_options(path: &Path) -> String {
+    format!(
+        "-device virtio-net-pci,netdev=s -netdev stream,id=s,server=off,addr.type=unix,addr.path={}",
+        path.display()
+    )
+}
+
+/// A stream socket, or one to come.
+pub(crate) struct StreamLink {
+    listener: Option<OwnedFd>,
+    one_off: bool,
+    client: Option<Client>,
+    outbox: Outbox,
+    capture: Option<Capture>,
+    /// Frames that nobody was there to take.
+    pub(crate) dropped: u64,
+}
+
+/// Who is connected.
+struct Client {
+    socket: OwnedFd,
+    unframer: Unframer,
+    /// Everything that had come when we last looked was read.
+    drained: bool,
+    /// It is gone, or has to go.
+    lost: bool,
+    /// We wait for it to take more.
+    waiting: bool,
+}
+
+impl StreamLink {
+    /// A link for whoever comes in by `entrance`.
+    pub(crate) fn new(entrance: Entrance, capture: Option<Capture>) -> Self {
+        let (listener, one_off, client) = match entrance {
+            Entrance::Listener { socket, one_off } => (Some(socket), one_off, None),
+            Entrance::Connected(socket) => (None, true, Some(Client::new(socket))),
+        };
+        Self { listener, one_off, client, outbox: Outbox::new(), capture, dropped: 0 }
+    }
+
+    /// See [`super::Medium::watch`].
+    pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        if let Some(listener) = &self.listener {
+            epoll::add(epoll, listener, EventData::new_u64(event_word::link(LISTENER)), EventFlags::IN)
+                .context("can't watch the guest's socket")?;
+        }
+        if let Some(client) = &self.client {
+            client.watch(epoll).context("can't watch the guest's socket")?;
+        }
+        Ok(Change { up: self.client.is_some(), ..Change::default() })
+    }
+
+    /// See [`super::Medium::on_event`].
+    pub(crate) fn on_event(
+        &mut self,
+        source: u32,
+        flags: EventFlags,
+        epoll: &OwnedFd,
+    ) -> anyhow::Result<Change> {
+        if source == LISTENER {
+            return Ok(Change { up: self.accept(epoll), ..Change::default() });
+        }
+        let Some(client) = &mut self.client else { return Ok(Change::default()) };
+        let room = flags.contains(EventFlags::OUT);
+        if room {
+            self.outbox.retry();
+        }
+        // Errors are found by reading.
+        client.drained = false;
+        Ok(Change { frames: true, room, ..Change::default() })
+    }
+
+    /// Takes in who knocks, if nobody is there; true if so.
+    fn accept(&mut self, epoll: &OwnedFd) -> bool {
+        let Some(listener) = &self.listener else { return false };
+        if self.client.as_ref().is_some_and(Client::has_hung_up) {
+            // Its last frames come first; the listener reports again.
+            return false;
+        }
+        let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else { return false };
+        // 0: in another PID namespace.
+        let pid = sys::sockopt::peer_pid(&socket).unwrap_or(0);
+        if self.client.is_some() {
+            log::info!("another client is connected: discarding connection from PID {pid}");
+            return false;
+        }
+        let client = Client::new(socket);
+        if let Err(errno) = client.watch(epoll) {
+            log::warn!("can't watch the connection from PID {pid}: {errno}");
+            return false;
+        }
+        log::info!("accepted connection from PID {pid}");
+        self.client = Some(client);
+        true
+    }
+
+    /// See [`super::Medium::receive`].
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
+        let client = self.client.as_mut()?;
+        loop {
+            match client.unframer.next_frame(buffer) {
+                Ok(Some(frame)) => {
+                    if let Some(capture) = &mut self.capture {
+                        capture.add(&[&buffer[frame.clone()]]);
+                    }
+                    return Some(Received {
+                        start: frame.start,
+                        end: frame.end,
+                        offload: Offload::default(),
+                    });
+                }
+                Ok(None) if client.drained || client.lost => return None,
+                Ok(None) => client.read(buffer),
+                Err(bad) => {
+                    log::warn!("Bad frame size from guest ({} bytes), resetting connection", bad.0);
+                    client.lost = true;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// See [`super::Medium::finish_round`].
+    pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+        let Some(client) = &mut self.client else { return Ok(Change::default()) };
+        if client.lost {
+            log::info!("client connection closed");
+            // The descriptor may have copies elsewhere.
+            let _ = epoll::delete(epoll, &client.socket);
+            self.client = None;
+            self.outbox.clear();
+            return Ok(Change { room: true, over: self.one_off, ..Change::default() });
+        }
+        self.outbox.flush(&client.socket);
+        let wait = full || !self.outbox.is_empty();
+        if client.waiting != wait {
+            let events = if wait { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            epoll::modify(epoll, &client.socket, EventData::new_u64(event_word::link(CLIENT)), events)
+                .context("can't watch the guest's socket")?;
+            client.waiting = wait;
+        }
+        Ok(Change::default())
+    }
+}
+
+impl Client {
+    fn new(socket: OwnedFd) -> Self {
+        // Just a wish.
+        let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
+        Self { socket, unframer: Unframer::default(), drained: true, lost: false, waiting: false }
+    }
+
+    fn watch(&self, epoll: &OwnedFd) -> rustix::io::Result<()> {
+        epoll::add(epoll, &self.socket, EventData::new_u64(event_word::link(CLIENT)), EventFlags::IN)
+    }
+
+    /// Whether it will send no more than what is there already.
+    fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::RDHUP)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+    }
+
+    /// Reads some of what is there, unless nothing is.
+    fn read(&mut self, buffer: &mut [u8]) {
+        let room = self.unframer.room(buffer);
+        let len = room.len();
+        match recv(&self.socket, room, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => self.lost = true,
+            Ok((read, _)) => {
+                self.unframer.filled(read);
+                self.drained = read < len;
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => self.drained = true,
+            Err(_) => self.lost = true,
+        }
+    }
+}
+
+impl Link for StreamLink {
+    type Memory = Plain;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+        if let Some(client) = &self.client
+            && !self.outbox.has_room(head + room)
+        {
+            self.outbox.flush(&client.socket);
+        }
+        let (head, room) = self.outbox.reserve(head + room)?.split_at_mut_checked(head)?;
+        Some(Slot { head, room })
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        let Some(client) = &self.client else {
+            self.dropped += 1; // as by an unplugged cable
+            return Ok(());
+        };
+        self.outbox.commit(len, offload, self.capture.as_mut())?;
+        if self.outbox.is_due() {
+            self.outbox.flush(&client.socket);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! Frames on their way to a stream socket: built in place, written many at a time.
+//!
+//! Payload is read once, for its checksum, and copied by the kernel alone: what becomes several frames is written as
+//! pieces, a header here and its part of the payload there.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+
+use engine::link::Full;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
+use wire::ethernet::MIN_FRAME_LEN;
+use wire::frame;
+use wire::offload::Offload;
+use wire::segment::{Segments, complete_checksum};
+use wire::stream::{PREFIX_LEN, prefix};
+
+use crate::pcap::Capture;
+
+/// Bytes that may wait to be written.
+const CAPACITY: usize = 1 << 20;
+/// Written before the end of the round is reached.
+const DUE: usize = 192 << 10;
+/// Room for the headers of a super-frame's segments, of which the engine makes none shorter than 64 bytes.
+const HEADERS: usize = (frame::MAX_LEN / 64 + 1) * (PREFIX_LEN + 128);
+/// Pieces written at a time.
+const PIECES: usize = 512;
+
+/// Frames that wait to be written.
+pub(super) struct Outbox {
+    buffer: Vec<u8>,
+    /// Where the room for the next frame starts.
+    end: usize,
+    /// What is to be written, in this order: parts of `buffer`.
+    pieces: Vec<Range<usize>>,
+    /// How many of `pieces` are written.
+    written: usize,
+    /// The socket took no more.
+    blocked: bool,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; CAPACITY], end: 0, pieces: Vec::new(), written: 0, blocked: false }
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Whether so much waits that it should be written.
+    pub(super) fn is_due(&self) -> bool {
+        self.end >= DUE && !self.blocked
+    }
+
+    /// Forgets what waits.
+    pub(super) fn clear(&mut self) {
+        self.pieces.clear();
+        (self.end, self.written, self.blocked) = (0, 0, false);
+    }
+
+    /// The socket may take more.
+    pub(super) const fn retry(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Whether a frame of `len` bytes fits, however it is segmented.
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        CAPACITY - self.end >= PREFIX_LEN + len + HEADERS
+    }
+
+    /// Room for a frame of at least `len` bytes.
+    pub(super) fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
+        if !self.has_room(len) {
+            return None;
+        }
+        let start = self.end + PREFIX_LEN;
+        self.buffer.get_mut(start..start + len)
+    }
+
+    /// Takes over the frame in the first `len` bytes of the room reserved last.
+    pub(super) fn commit(
+        &mut self,
+        len: usize,
+        offload: &Offload,
+        capture: Option<&mut Capture>,
+    ) -> Result<(), Full> {
+        let start = self.end + PREFIX_LEN;
+        if offload.segmentation.is_some() {
+            return self.commit_segments(start..start + len, offload, capture);
+        }
+        let frame = self.buffer.get_mut(start..start + len).ok_or(Full)?;
+        complete_checksum(frame, offload);
+        if let Some(capture) = capture {
+            capture.add(&[frame]);
+        }
+        self.buffer[self.end..start].copy_from_slice(&prefix(len));
+        self.push(self.end..start + len);
+        self.end = start + len;
+        Ok(())
+    }
+
+    /// Takes over the segments of a super-frame: their headers go behind it.
+    fn commit_segments(
+        &mut self,
+        frame: Range<usize>,
+        offload: &Offload,
+        mut capture: Option<&mut Capture>,
+    ) -> Result<(), Full> {
+        let mut end = frame.end;
+        let (frames, room) = self.buffer.split_at_mut_checked(frame.end).ok_or(Full)?;
+        let Some(mut segments) = Segments::new(&frames[frame.start..], offload) else { return Ok(()) };
+        let mut room = room;
+        while let Some((header, payload)) =
+            room.get_mut(PREFIX_LEN..).and_then(|room| segments.write_next_header(room))
+        {
+            let payload = frame.start + payload.start..frame.start + payload.end;
+            let len = (header + payload.len()).max(MIN_FRAME_LEN);
+            room[..PREFIX_LEN].copy_from_slice(&prefix(len));
+            if let Some(capture) = &mut capture {
+                capture.add(&[&room[PREFIX_LEN..PREFIX_LEN + header], &frames[payload.clone()]]);
+            }
+            let mut written = PREFIX_LEN + header;
+            let short = len - header - payload.len();
+            if short > 0 {
+                // A few bytes, and padding behind them.
+                let (padded, padding) = room[written..PREFIX_LEN + len].split_at_mut(payload.len());
+                padded.copy_from_slice(&frames[payload]);
+                padding.fill(0);
+                written = PREFIX_LEN + len;
+                self.pieces.push(end..end + written);
+            } else {
+                self.pieces.push(end..end + written);
+                self.pieces.push(payload);
+            }
+            end += written;
+            room = &mut room[written..];
+        }
+        self.end = end;
+        Ok(())
+    }
+
+    fn push(&mut self, piece: Range<usize>) {
+        match self.pieces.last_mut() {
+            Some(last) if last.end == piece.start => last.end = piece.end,
+            _ => self.pieces.push(piece),
+        }
+    }
+
+    /// Writes what the socket takes.
+    pub(super) fn flush(&mut self, socket: &OwnedFd) {
+        while !self.blocked && !self.pieces.is_empty() {
+            match self.write(socket) {
+                Ok(len) => self.advance(len),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.blocked = true,
+                // Nobody listens any more. Whether it still talks is found by reading.
+                Err(_) => self.clear(),
+            }
+        }
+    }
+
+    fn write(&self, socket: &OwnedFd) -> Result<usize, Errno> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let pieces = &self.pieces[self.written..];
+        if let [piece] = pieces {
+            return send(socket, &self.buffer[piece.clone()], flags);
+        }
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let count = pieces.len().min(PIECES);
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(&self.buffer[piece.clone()]);
+        }
+        sendmsg(socket.as_fd(), &slices[..count], &mut SendAncillaryBuffer::default(), flags)
+    }
+
+    /// `len` more bytes are written.
+    fn advance(&mut self, mut len: usize) {
+        while let Some(piece) = self.pieces.get_mut(self.written) {
+            if len < piece.len() {
+                piece.start += len;
+                return;
+            }
+            len -= piece.len();
+            self.written += 1;
+        }
+        self.clear();
+    }
+}
