@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use engine::forward::spec::Direction;
 use sys::tap::{Offloads, TapDevice};
 use wire::ethernet::Mac;
 
@@ -109,7 +110,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
         .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?;
     // While we have our caller's rights: they may include ports below 1024.
-    let opening = Opening::new(config.freebind);
+    let opening = Opening::new(Direction::Inbound, config.freebind);
     let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
 
@@ -177,7 +178,7 @@ fn enter_namespace(
     let (prepared, guest) = boot.join_guest(config)?;
     let (tap, (outbound_listeners, notes)) = guest.namespace.within(|| {
         let tap = make_tap(plan)?;
-        Ok((tap, opening.rules(&config.outbound, |_, _| false)?))
+        Ok((tap, opening.outbound().rules(&config.outbound, |_, _| false)?))
     })?;
     notes.iter().for_each(|note| log::warn!("{note}"));
     let (mac, scope, link) = match tap {

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use engine::forward::{Listen, Protocol, Rule, Table};
+use engine::forward::{Listen, Protocol, Rule, Table, spec::Direction};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
@@ -39,10 +39,12 @@ pub struct Listener {
 pub enum Error {
     /// A port of a rule that has to be complete.
     #[error(
-        "Listen failed for HOST {protocol} port {}/{port}: {reason}\nCouldn't listen on requested ports",
-        At(.listen)
+        "Listen failed for {} {protocol} port {}/{port}: {reason}\nCouldn't listen on requested ports",
+        .direction.table_name(), At(.listen)
     )]
     Port {
+        /// Which way the rule leads.
+        direction: Direction,
         /// Transport protocol.
         protocol: Protocol,
         /// Where.
@@ -57,10 +59,12 @@ pub enum Error {
     Namespace(#[from] std::io::Error),
     /// All ports of a rule that may be incomplete.
     #[error(
-        "All listens failed for HOST {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",
-        At(.listen)
+        "All listens failed for {} {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",
+        .direction.table_name(), At(.listen)
     )]
     Rule {
+        /// Which way the rule leads.
+        direction: Direction,
         /// Transport protocol.
         protocol: Protocol,
         /// Where.
@@ -102,6 +106,8 @@ impl fmt::Display for At<'_> {
 /// How listening sockets are opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
+    /// Which way the rules lead.
+    pub direction: Direction,
     /// Let rules name addresses that the host does not have yet.
     pub freebind: bool,
     /// Rules that may be incomplete open no descriptor from this number on.
@@ -111,9 +117,15 @@ pub struct Opening {
 impl Opening {
     /// Rules that may be incomplete leave a quarter of the file descriptors to connections (Q13).
     #[must_use]
-    pub fn new(freebind: bool) -> Self {
+    pub fn new(direction: Direction, freebind: bool) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Self { freebind, descriptors: limit / 4 * 3 }
+        Self { direction, freebind, descriptors: limit / 4 * 3 }
+    }
+
+    /// The same for the other direction.
+    #[must_use]
+    pub fn outbound(self) -> Self {
+        Self { direction: Direction::Outbound, ..self }
     }
 
     /// Opens the sockets of all rules but those that follow a scan (SPEC §8.4), and those that are `open`ed already, by
@@ -150,6 +162,7 @@ impl Opening {
             }
             for port in ports {
                 let listener = make(index, rule, port).map_err(|reason| Error::Port {
+                    direction: self.direction,
                     protocol: rule.protocol,
                     listen: rule.listen.clone(),
                     port,
@@ -185,18 +198,21 @@ impl Opening {
         }
         let (Rule { protocol, listen, ports: range, .. }, opened) = (rule, listeners.len() - before);
         let missing = ports.len() - opened;
-        let (what, where_) =
-            (format!("Listen failed for {missing} of {} HOST {protocol} ports", range.len()), At(listen));
+        let (direction, at) = (self.direction, At(listen));
+        let (table, asked) = (direction.table_name(), range.len());
+        let what = format!("Listen failed for {missing} of {asked} {table} {protocol} ports {at}/{range}");
         match (covered, failures) {
             (None, None) => Ok(None),
-            (None, Some((_, reason))) if missing == range.len() => {
-                Err(Error::Rule { protocol: *protocol, listen: listen.clone(), ports: *range, reason })
-            }
-            (None, Some((port, reason))) => {
-                Ok(Some(format!("{what} {where_}/{range} (port {port}: {reason})")))
-            }
+            (None, Some((_, reason))) if missing == range.len() => Err(Error::Rule {
+                direction,
+                protocol: *protocol,
+                listen: listen.clone(),
+                ports: *range,
+                reason,
+            }),
+            (None, Some((port, reason))) => Ok(Some(format!("{what} (port {port}: {reason})"))),
             (Some(port), _) => Ok(Some(format!(
-                "{what} {where_}/{range}: ports from {port} on are not forwarded, the limit of open files (ulimit -n) is too low"
+                "{what}: ports from {port} on are not forwarded, the limit of open files (ulimit -n) is too low"
             ))),
         }
     }

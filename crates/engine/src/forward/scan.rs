@@ -31,6 +31,11 @@ impl PortSet {
         self.0[usize::from(port / BITS)] |= 1 << (port % BITS);
     }
 
+    /// Adds the ports of a range.
+    pub fn insert_range(&mut self, range: PortRange) {
+        range.iter().for_each(|port| self.insert(port));
+    }
+
     /// Takes a port out.
     pub fn remove(&mut self, port: u16) {
         self.0[usize::from(port / BITS)] &= !(1 << (port % BITS));
@@ -67,6 +72,11 @@ impl PortSet {
             let ports = index * BITS..=index * BITS + (BITS - 1);
             ports.filter(move |port| range.contains(*port) && self.contains(*port))
         })
+    }
+
+    /// Takes out what is not in `other`, too.
+    pub fn retain_common(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word &= other);
     }
 
     fn include(&mut self, other: &Self) {
@@ -115,6 +125,23 @@ impl InUse {
         self.tcp.include(&other.tcp);
         self.udp.include(&other.udp);
     }
+}
+
+/// The ports whose use matters to the rules of `table` that follow a scan: where they lead, less `ours`, those that we
+/// hold there ourselves. Others need not be looked for.
+#[must_use]
+pub fn relevant(table: &Table, ours: &InUse) -> InUse {
+    let mut relevant = InUse::default();
+    for rule in table.rules().iter().filter(|rule| rule.scan) {
+        // UDP rules follow TCP listeners, too.
+        relevant.tcp.insert_range(rule.target_ports());
+        if rule.protocol == Protocol::Udp {
+            relevant.udp.insert_range(rule.target_ports());
+        }
+    }
+    relevant.tcp.exclude(&ours.tcp);
+    relevant.udp.exclude(&ours.udp);
+    relevant
 }
 
 /// The rules of `table` that follow a scan, by index, and the ports that they are to listen on, each rule's in order.
@@ -204,6 +231,22 @@ mod tests {
         assert_eq!(ports(&fixed, &used, &none), [], "rules without auto follow nothing");
     }
 
+    /// What is not relevant makes no difference.
+    #[test]
+    fn what_is_relevant() {
+        let ours = in_use(&[80], &[53]);
+        let only_udp = table(Direction::Outbound, &["22"], &["auto,~53-54,~100-65535"]);
+        let InUse { tcp, udp } = relevant(&only_udp, &ours);
+        assert_eq!(
+            tcp.iter().collect::<Vec<_>>(),
+            (1..=52).chain(55..=79).chain(81..=99).collect::<Vec<_>>()
+        );
+        assert_eq!(udp.iter().collect::<Vec<_>>(), (1..=52).chain(55..=99).collect::<Vec<_>>());
+        let only_tcp = table(Direction::Outbound, &["auto,8000:80,9000:90"], &["53"]);
+        let InUse { tcp, udp } = relevant(&only_tcp, &ours);
+        assert_eq!((tcp.iter().collect::<Vec<_>>(), udp.is_empty()), (Vec::from([90]), true));
+    }
+
     /// One side of two namespaces that follow each other.
     #[derive(Default)]
     struct Side {
@@ -214,16 +257,27 @@ mod tests {
     impl Side {
         fn scanned(&self) -> InUse {
             let mut all = self.services.clone();
-            all.tcp.include(&self.ours.tcp);
-            all.udp.include(&self.ours.udp);
+            all.include(&self.ours);
             all
+        }
+
+        /// What is found here by who looks just for what matters to `table`.
+        fn scanned_for(&self, table: &Table) -> InUse {
+            let relevant = relevant(table, &self.ours);
+            let of = |all: PortSet, relevant: PortSet| {
+                all.iter().filter(|port| relevant.contains(*port)).collect()
+            };
+            let all = self.scanned();
+            InUse { tcp: of(all.tcp, relevant.tcp), udp: of(all.udp, relevant.udp) }
         }
 
         /// Opens and closes our listeners here as `table` wants it; a port that a service has can't be had. Whether
         /// anything changed.
         fn follow(&mut self, table: &Table, other: &Self) -> bool {
             let mut now = InUse::default();
-            for (protocol, port) in ports(table, &other.scanned(), &other.ours) {
+            let wanted = ports(table, &other.scanned(), &other.ours);
+            assert_eq!(wanted, ports(table, &other.scanned_for(table), &other.ours));
+            for (protocol, port) in wanted {
                 if !self.services.of(protocol).contains(port) {
                     now.of(protocol).insert(port);
                 }

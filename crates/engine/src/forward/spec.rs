@@ -37,6 +37,17 @@ pub enum Direction {
     Outbound,
 }
 
+impl Direction {
+    /// What messages and clients of the control socket call the table of its rules, by where they listen (SPEC §8.9).
+    #[must_use]
+    pub const fn table_name(self) -> &'static str {
+        match self {
+            Self::Inbound => "HOST",
+            Self::Outbound => "SPLICE",
+        }
+    }
+}
+
 /// Meaning of a specifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {

@@ -230,12 +230,17 @@ impl Args {
 }
 
 impl Args {
-    /// Without any option for it, pasta forwards what is in use in the namespace (SPEC §8.4); but nothing of a
+    /// Without any option for it, pasta forwards what is in use on the other side (SPEC §8.4); but nothing of a
     /// protocol that is switched off (Q9).
     fn default_ports(&mut self) {
         let Config { mode, no_tcp, no_udp, .. } = self.config;
-        for (typed_as, protocol, off) in [("-t", Protocol::Tcp, no_tcp), ("-u", Protocol::Udp, no_udp)] {
-            let direction = Direction::Inbound;
+        let options = [
+            ("-t", Direction::Inbound, Protocol::Tcp, no_tcp),
+            ("-u", Direction::Inbound, Protocol::Udp, no_udp),
+            ("-T", Direction::Outbound, Protocol::Tcp, no_tcp),
+            ("-U", Direction::Outbound, Protocol::Udp, no_udp),
+        ];
+        for (typed_as, direction, protocol, off) in options {
             let given =
                 self.ports.iter().any(|port| (port.direction, port.protocol) == (direction, protocol));
             if mode == Mode::Pasta && !off && !given {

@@ -1,7 +1,5 @@
 //! What can be asked for but is not there yet. An entry goes away with the work that makes it true.
 
-use engine::forward::{Protocol, Table};
-
 use crate::config::{Config, GuestLink, Mode, RepairPath};
 
 /// Refuses what this version can't do.
@@ -13,7 +11,6 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--vhost-user", config.passt.vhost_user),
         ("--fd", config.mode == Mode::Pasta && matches!(config.passt.link, GuestLink::Fd(_))),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
-        ("--udp-ns with \"auto\"", follows(&config.outbound, Protocol::Udp)),
         ("--stats", config.stats.is_some()),
         ("--chroot-fallback", config.chroot_fallback),
     ];
@@ -21,9 +18,4 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         Some((what, _)) => Err(format!("{what} is not supported yet")),
         None => Ok(()),
     }
-}
-
-/// Whether a rule of `protocol` follows what is in use.
-fn follows(table: &Table, protocol: Protocol) -> bool {
-    table.rules().iter().any(|rule| rule.scan && rule.protocol == protocol)
 }

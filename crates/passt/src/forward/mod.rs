@@ -6,8 +6,8 @@ mod way;
 
 use std::time::Duration;
 
-use engine::forward::spec::Direction;
-use engine::forward::{Protocol, Table};
+use engine::forward::Table;
+use engine::forward::scan::relevant;
 use engine::timer::Instant;
 
 use crate::listen::{Listener, Opening};
@@ -18,7 +18,7 @@ use side::Side;
 
 /// How often to look for ports in use: what changes is to have effect within a second.
 const INTERVAL: Duration = Duration::from_millis(950);
-/// Scans without a change after which ports are tried again that could not be had.
+/// Scans without a change after which ports that could not be had are tried again.
 const RETRY: u32 = 16;
 
 /// The rules to start with.
@@ -31,7 +31,7 @@ pub(crate) struct Rules {
     pub(crate) outbound: Table,
     /// The sockets of `outbound`.
     pub(crate) outbound_listeners: Vec<Listener>,
-    /// How more of them are opened.
+    /// How more of `listeners` are opened, and with the other direction, of `outbound_listeners`.
     pub(crate) opening: Opening,
 }
 
@@ -56,9 +56,9 @@ impl Forwarder {
     /// # Errors
     /// A socket can't be watched.
     pub(crate) fn new(rules: Rules, mut rx: Receivers<'_>) -> anyhow::Result<Self> {
-        let inbound = Side::new(Direction::Inbound, rules.inbound, rules.opening, rules.listeners, &mut rx)?;
+        let inbound = Side::new(rules.inbound, rules.opening, rules.listeners, &mut rx)?;
         let outbound =
-            Side::new(Direction::Outbound, rules.outbound, rules.opening, rules.outbound_listeners, &mut rx)?;
+            Side::new(rules.outbound, rules.opening.outbound(), rules.outbound_listeners, &mut rx)?;
         Ok(Self {
             inbound,
             outbound,
@@ -83,12 +83,11 @@ impl Forwarder {
         rx: Receivers<'_>,
     ) -> std::io::Result<()> {
         self.outbound.open_there(opener.clone());
-        let udp = self.inbound.follows(Protocol::Udp) || changeable;
         if changeable || self.inbound.follows_any() {
-            self.guest = Some(opener.call(move || Scanner::open(udp))?);
+            self.guest = Some(opener.call(Scanner::open)?);
         }
-        if self.outbound.follows_any() {
-            self.host = Some(Scanner::open(self.outbound.follows(Protocol::Udp)));
+        if changeable || self.outbound.follows_any() {
+            self.host = Some(Scanner::open());
         }
         self.follow_anew(now, rx);
         Ok(())
@@ -98,6 +97,7 @@ impl Forwarder {
     fn follow_anew(&mut self, now: Instant, rx: Receivers<'_>) {
         if self.inbound.follows_any() || self.outbound.follows_any() {
             self.changed = true;
+            self.focus();
             self.scan(now, rx);
         } else {
             self.next_scan = None;
@@ -113,15 +113,29 @@ impl Forwarder {
     pub(crate) fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
         self.next_scan = Some(now + INTERVAL);
         let mut changed = std::mem::take(&mut self.changed);
+        for side in [&mut self.inbound, &mut self.outbound] {
+            changed |= side.bury(rx.udp);
+        }
         for (side, scanner) in [(&self.inbound, &mut self.guest), (&self.outbound, &mut self.host)] {
             if let Some(scanner) = scanner.as_mut().filter(|_| side.follows_any()) {
                 changed |= scanner.scan();
             }
         }
         self.until_retry = self.until_retry.saturating_sub(1);
-        if changed || self.until_retry == 0 && (self.inbound.lacks_any() || self.outbound.lacks_any()) {
+        if changed || self.until_retry == 0 {
             self.until_retry = RETRY;
             self.follow(&mut rx);
+            self.focus();
+        }
+    }
+
+    /// Has the scanners look for what matters, given what we hold by now.
+    fn focus(&mut self) {
+        if let Some(guest) = &mut self.guest {
+            guest.look_for(relevant(self.inbound.table(), &self.outbound.held()));
+        }
+        if let Some(host) = &mut self.host {
+            host.look_for(relevant(self.outbound.table(), &self.inbound.held()));
         }
     }
 

@@ -3,6 +3,8 @@
 //! A listening socket is known by its rule's index and its port. When the rules change, those that the old and the new
 //! ones agree on stay open, so that no connection in their backlog is lost.
 
+mod change;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
@@ -12,20 +14,23 @@ use engine::forward::scan::{InUse, wanted};
 use engine::forward::spec::Direction;
 use engine::forward::{Listen, Protocol, Rule, Table};
 use engine::udp::{self, Udp};
+use log::Level;
 use rustix::io::Errno;
 use rustix::net::getsockname;
 
-use super::way::Way;
 use crate::accept::Acceptors;
 use crate::io::Sockets;
 use crate::io::udp::UdpSocket;
-use crate::listen::{self, Listener, Opening, Reason};
+use crate::listen::{Listener, Opening, Reason};
 use crate::netns::Opener;
+
+/// Ports that a message names.
+const NAMED: usize = 4;
 
 /// A rule's index in its table, and a port of it.
 type Key = (usize, u16);
 
-/// What listeners are taken rx.
+/// What takes listeners over.
 pub(crate) struct Receivers<'a> {
     /// Listening stream sockets.
     pub(crate) acceptors: &'a mut Acceptors,
@@ -38,14 +43,13 @@ pub(crate) struct Receivers<'a> {
 /// The rules of one direction, and their listening sockets.
 #[derive(Debug)]
 pub(crate) struct Side {
-    direction: Direction,
     table: Table,
     opening: Opening,
     place: Place,
     open: BTreeMap<Key, Open>,
     /// Closed ones of UDP, whose flows may live on and keep the port.
     retired: HashMap<Claim, FlowId>,
-    /// Ports in use on the other side that can't be had: told once.
+    /// Ports in use on the other side that can't be had: each is told once.
     failed: BTreeSet<Key>,
 }
 
@@ -95,7 +99,6 @@ impl Side {
     /// # Errors
     /// A socket can't be watched.
     pub(crate) fn new(
-        direction: Direction,
         table: Table,
         opening: Opening,
         listeners: Vec<Listener>,
@@ -103,7 +106,7 @@ impl Side {
     ) -> anyhow::Result<Self> {
         let (open, retired, failed) = Default::default();
         let place = Place::Here;
-        let mut side = Self { direction, table, opening, place, open, retired, failed };
+        let mut side = Self { table, opening, place, open, retired, failed };
         for listener in listeners {
             let (protocol, port) = (listener.protocol, listener.port);
             side.take(listener, rx)
@@ -117,19 +120,16 @@ impl Side {
         self.place = Place::There(opener);
     }
 
-    /// Whether rules of a protocol follow what is in use on the other side.
-    pub(crate) fn follows(&self, protocol: Protocol) -> bool {
-        self.table.rules().iter().any(|rule| rule.scan && rule.protocol == protocol)
-    }
-
-    /// Whether any rules do.
+    /// Whether rules follow what is in use on the other side.
     pub(crate) fn follows_any(&self) -> bool {
         self.table.rules().iter().any(|rule| rule.scan)
     }
 
-    /// Whether ports that are to be open could not be had.
-    pub(crate) fn lacks_any(&self) -> bool {
-        !self.failed.is_empty()
+    /// Forgets closed listeners of UDP whose last flow has ended. True if there are any: their ports are free.
+    pub(crate) fn bury(&mut self, udp: &Udp<UdpSocket>) -> bool {
+        let before = self.retired.len();
+        self.retired.retain(|_, id| udp.is_listener(*id));
+        self.retired.len() < before
     }
 
     /// The ports that we hold by this side's rules.
@@ -149,7 +149,6 @@ impl Side {
     /// Opens and closes what rules follow, given the ports in use where they lead to, and those of them that we hold
     /// ourselves (SPEC §8.4). What can't be opened is told once.
     pub(crate) fn follow(&mut self, target: &InUse, ours: &InUse, rx: &mut Receivers<'_>) {
-        self.retired.retain(|_, id| rx.udp.is_listener(*id));
         let wanted: BTreeSet<Key> = wanted(&self.table, target, ours).collect();
         let scan = |(rule, _): &Key| self.table.rules().get(*rule).is_some_and(|rule| rule.scan);
         let gone: Vec<Key> =
@@ -185,115 +184,50 @@ impl Side {
         &self.table
     }
 
-    /// Puts `table` in place of the present rules. Sockets that it still wants stay open, whatever rule they belong to
-    /// now; those of rules that follow stay until the next [`Side::follow`]. Returns a line for each rule that may be
-    /// incomplete, and is.
-    ///
-    /// # Errors
-    /// A port can't be bound. Then the old rules stay in force.
-    pub(crate) fn apply(
-        &mut self,
-        table: Table,
-        rx: &mut Receivers<'_>,
-    ) -> Result<Vec<String>, listen::Error> {
-        self.retired.retain(|_, id| rx.udp.is_listener(*id));
-        let kept = self.kept_by(&table);
-        let staying: BTreeSet<Key> = kept.values().copied().collect();
-        let leaving: Vec<Key> = self.open.keys().filter(|key| !staying.contains(key)).copied().collect();
-        let revivable = self.revivable(&table, &kept);
-        let way = Way::clear(&table, self.in_the_way(&leaving), rx);
-        let (opening, wanted, beside) = (self.opening, table.clone(), way.suffering());
-        let there: BTreeSet<Key> = kept.keys().chain(revivable.keys()).copied().collect();
-        let opened = self.place.open(move || {
-            let make = |index, rule: &Rule, port| {
-                opening.socket(index, rule, port, rule.protocol == Protocol::Udp && beside.contains(&port))
-            };
-            opening.rules_by(&wanted, |rule, port| there.contains(&(rule, port)), make)
-        });
-        way.close(rx);
-        // What was opened is closed before the old ones are heard again.
-        let opened = opened.map_err(listen::Error::from).flatten().inspect_err(|_| way.restore(rx));
-        let (listeners, notes) = opened?;
-
-        leaving.into_iter().for_each(|key| self.close(key, rx));
-        self.replace(table, &kept, rx);
-        for key in revivable.into_keys() {
-            self.revive(key, rx);
-        }
-        for listener in listeners {
-            let (protocol, port) = (listener.protocol, listener.port);
-            if let Err(errno) = self.take(listener, rx) {
-                log::warn!("can't watch {protocol} port {port}: {errno}");
-            }
-        }
-        Ok(notes)
+    /// Which way they lead.
+    pub(crate) fn direction(&self) -> Direction {
+        self.opening.direction
     }
 
-    /// Which of the open sockets a new table wants: by the key that it will have, the key that it has.
-    fn kept_by(&self, table: &Table) -> BTreeMap<Key, Key> {
-        let heirs = |rule: &Rule| -> Vec<usize> {
-            let same = |new: &Rule| new.protocol == rule.protocol && new.listen == rule.listen;
-            table.rules().iter().enumerate().filter(|(_, new)| same(new)).map(|(index, _)| index).collect()
-        };
-        let heirs: Vec<Vec<usize>> = self.table.rules().iter().map(heirs).collect();
-        let heir = |&(rule, port): &Key| {
-            let new = *heirs.get(rule)?.iter().find(|new| table.rules()[**new].ports.contains(port))?;
-            Some(((new, port), (rule, port)))
-        };
-        self.open.keys().filter_map(heir).collect()
+    /// Whether sockets are opened in the guest's namespace.
+    pub(crate) fn is_there(&self) -> bool {
+        matches!(self.place, Place::There(_))
     }
 
-    /// Which of the retired sockets a new table wants right away.
-    fn revivable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> BTreeMap<Key, FlowId> {
-        let heir = |(claim, id): (&Claim, &FlowId)| {
-            let wants = |rule: &Rule| {
-                !rule.scan && rule.ports.contains(claim.port) && *claim == Claim::of(rule, claim.port)
-            };
-            let new = table.rules().iter().position(wants)?;
-            Some(((new, claim.port), *id)).filter(|(key, _)| !kept.contains_key(key))
-        };
-        self.retired.iter().filter_map(heir).collect()
-    }
-
-    /// Sockets that may keep new ones from their ports although no new rule wants them: those of the keys `leaving`, and
-    /// retired ones.
-    fn in_the_way(&self, leaving: &[Key]) -> Vec<(Claim, Open)> {
-        let leaving = leaving
-            .iter()
-            .filter_map(|key| Some((Claim::of(self.table.rules().get(key.0)?, key.1), *self.open.get(key)?)));
-        let retired = self.retired.iter().map(|(claim, id)| (claim.clone(), Open::Datagram(*id)));
-        leaving.chain(retired).collect()
-    }
-
-    /// Takes over a table, and the open sockets that it has in common with the old one.
-    fn replace(&mut self, table: Table, kept: &BTreeMap<Key, Key>, rx: &mut Receivers<'_>) {
-        let open = std::mem::take(&mut self.open);
-        self.failed.clear();
-        self.table = table;
-        for (&key, old) in kept {
-            let (index, port) = key;
-            let Some((rule, open)) = self.table.rules().get(index).zip(open.get(old)) else { continue };
-            match open {
-                Open::Stream(acceptor) => rx.acceptors.retarget(*acceptor, rule, port),
-                Open::Datagram(id) => {
-                    if let Some(target) = udp::Listener::new(self.direction, index, rule, port) {
-                        rx.udp.relisten(*id, target);
-                    }
-                }
-            }
-            self.open.insert(key, *open);
-        }
-    }
-
-    /// One line, whatever their number (Q13).
+    /// One line for each reason, whatever the number of ports (Q13).
     fn tell(&self, failures: &[(Key, Reason)]) {
-        let Some(((rule, port), reason)) = failures.first() else { return };
-        let Some(rule) = self.table.rules().get(*rule) else { return };
-        let others = match failures.len() - 1 {
-            0 => String::new(),
-            more => format!(", and {more} more"),
+        let mut by_reason: BTreeMap<String, (Level, Vec<String>)> = BTreeMap::new();
+        for ((rule, port), reason) in failures {
+            let Some(rule) = self.table.rules().get(*rule) else { continue };
+            let (level, text) = self.explain(*reason);
+            let ports = &mut by_reason.entry(text).or_insert((level, Vec::new())).1;
+            ports.push(format!("{} port {port}", rule.protocol));
+        }
+        let table = self.opening.direction.table_name();
+        for (reason, (level, ports)) in by_reason {
+            let more = match ports.len().checked_sub(NAMED) {
+                None | Some(0) => String::new(),
+                Some(more) => format!(" and {more} more"),
+            };
+            let ports = ports.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+            log::log!(level, "Listen failed for {table} {ports}{more} (auto): {reason}");
+        }
+    }
+
+    /// What it means that a port can't be followed.
+    fn explain(&self, reason: Reason) -> (Level, String) {
+        let text = match (reason, self.opening.direction) {
+            // We had the right to it at the start, at most: see `stage`.
+            (Reason::Socket(Errno::ACCESS), Direction::Inbound) => format!(
+                "{reason}: ports below net.ipv4.ip_unprivileged_port_start need a privilege, \
+                 which is not kept while running"
+            ),
+            _ => reason.to_string(),
         };
-        log::warn!("Listen failed for HOST {} port {port} (auto): {reason}{others}", rule.protocol);
+        // The guest has a service of its own there. If it is we who can't have the host's port, somebody may miss it.
+        let own_service = self.opening.direction == Direction::Outbound
+            && matches!(reason, Reason::Socket(Errno::ADDRINUSE));
+        (if own_service { Level::Info } else { Level::Warn }, text)
     }
 
     fn open(&mut self, key: Key, rx: &mut Receivers<'_>) -> Result<(), Reason> {
@@ -309,7 +243,7 @@ impl Side {
     fn revive(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
         let Some(rule) = self.table.rules().get(key.0) else { return false };
         let Some(id) = self.retired.remove(&Claim::of(rule, key.1)) else { return false };
-        let target = udp::Listener::new(self.direction, key.0, rule, key.1);
+        let target = udp::Listener::new(self.opening.direction, key.0, rule, key.1);
         let revived = target.is_some_and(|target| rx.udp.relisten(id, target));
         if revived {
             self.open.insert(key, Open::Datagram(id));
@@ -321,11 +255,16 @@ impl Side {
         let Listener { rule: index, port, protocol, address, socket } = listener;
         let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
         let open = match protocol {
-            Protocol::Tcp => {
-                Open::Stream(rx.acceptors.add(rx.sockets.epoll(), socket, self.direction, rule, port)?)
-            }
+            Protocol::Tcp => Open::Stream(rx.acceptors.add(
+                rx.sockets.epoll(),
+                socket,
+                self.opening.direction,
+                rule,
+                port,
+            )?),
             Protocol::Udp => {
-                let target = udp::Listener::new(self.direction, index, rule, port).ok_or(Errno::INVAL)?;
+                let target =
+                    udp::Listener::new(self.opening.direction, index, rule, port).ok_or(Errno::INVAL)?;
                 let target = udp::Listener { address, ..target };
                 let socket = rx.sockets.udp_listener(socket, address);
                 let id = rx.udp.listen(rx.sockets, target, socket);

@@ -3,6 +3,7 @@
 use engine::forward::{Enabled, Table};
 use engine::timer::Instant;
 
+use super::side::Side;
 use super::{Forwarder, Receivers};
 use crate::control::wire::{Announced, Capabilities, Pif, Update};
 use crate::logging::LIST;
@@ -10,19 +11,29 @@ use crate::logging::LIST;
 impl Forwarder {
     /// The rules in force.
     pub(crate) fn announce(&self, enabled: Enabled) -> Vec<Announced> {
-        vec![Announced {
-            pif: Pif::HOST,
-            name: "HOST".into(),
-            capabilities: Capabilities::of(enabled) | Capabilities::SCAN | Capabilities::IFNAME,
-            rules: self.inbound.table().rules().to_vec(),
-        }]
+        let mut capabilities = Capabilities::of(enabled) | Capabilities::IFNAME;
+        capabilities.set(Capabilities::SCAN, self.guest.is_some());
+        let announced = |(pif, side): (Pif, &Side)| Announced {
+            pif,
+            name: side.direction().table_name().into(),
+            capabilities,
+            rules: side.table().rules().to_vec(),
+        };
+        self.tables().map(announced).collect()
+    }
+
+    /// The tables that there are: where the guest has no namespace, nothing is forwarded from there.
+    fn tables(&self) -> impl Iterator<Item = (Pif, &Side)> {
+        let outbound = self.outbound.is_there().then_some((Pif::SPLICE, &self.outbound));
+        [(Pif::HOST, &self.inbound)].into_iter().chain(outbound)
     }
 
     /// Puts other rules in force, checked like those of the command line. A table that the update does not name is
     /// emptied. Returns what is to be told about it, though it holds.
     ///
     /// # Errors
-    /// A message for people: the update makes no sense, or a port can't be bound. Nothing has changed then.
+    /// A message for people: the update makes no sense, or a port can't be bound. Nothing has changed then, in neither
+    /// table.
     pub(crate) fn update(
         &mut self,
         update: &Update,
@@ -30,10 +41,34 @@ impl Forwarder {
         now: Instant,
         mut rx: Receivers<'_>,
     ) -> Result<String, String> {
-        let mut inbound = Table::new();
+        let (inbound, outbound) = self.read(update, enabled)?;
+        // They listen in different namespaces: neither can be in the other's way.
+        let inbound = self.inbound.prepare(inbound, &rx).map_err(|error| error.to_string())?;
+        let outbound = match self.outbound.prepare(outbound, &rx) {
+            Ok(outbound) => outbound,
+            Err(error) => {
+                inbound.abandon(&rx);
+                return Err(error.to_string());
+            }
+        };
+        let mut notes = self.inbound.commit(inbound, &mut rx);
+        notes.extend(self.outbound.commit(outbound, &mut rx));
+        self.follow_anew(now, rx);
+        for (_, side) in self.tables() {
+            log::info!("New forwarding rules for {}:", side.direction().table_name());
+            side.table().rules().iter().for_each(|rule| log::info!(target: LIST, "    {rule}"));
+        }
+        notes.iter().for_each(|note| log::warn!(target: LIST, "{note}"));
+        Ok(notes.join("\n"))
+    }
+
+    /// The inbound and outbound rules that an update asks for.
+    fn read(&self, update: &Update, enabled: Enabled) -> Result<(Table, Table), String> {
+        let (mut inbound, mut outbound) = (Table::new(), Table::new());
         for (pif, rules) in &update.0 {
             let table = match *pif {
                 Pif::HOST => &mut inbound,
+                Pif::SPLICE if self.outbound.is_there() => &mut outbound,
                 // Nobody can have learnt of it from us.
                 Pif(other) if rules.is_empty() => {
                     log::debug!("empty forwarding table {other} ignored");
@@ -41,13 +76,11 @@ impl Forwarder {
                 }
                 Pif(other) => return Err(format!("There is no forwarding table {other}")),
             };
+            if self.guest.is_none() && rules.iter().any(|rule| rule.scan) {
+                return Err("'auto' port forwarding is only allowed for pasta".into());
+            }
             rules.iter().try_for_each(|rule| table.add(rule.clone(), enabled)).map_err(|e| e.to_string())?;
         }
-        let notes = self.inbound.apply(inbound, &mut rx).map_err(|error| error.to_string())?;
-        self.follow_anew(now, rx);
-        log::info!("New forwarding rules for HOST:");
-        self.inbound.table().rules().iter().for_each(|rule| log::info!(target: LIST, "    {rule}"));
-        notes.iter().for_each(|note| log::warn!(target: LIST, "{note}"));
-        Ok(notes.join("\n"))
+        Ok((inbound, outbound))
     }
 }

@@ -32,7 +32,9 @@ fn open(table: &Table, freebind: bool) -> Result<Vec<Listener>, Error> {
 }
 
 fn open_within(table: &Table, freebind: bool, descriptors: u64) -> Result<Vec<Listener>, Error> {
-    Opening { freebind, descriptors }.rules(table, |_, _| false).map(|(listeners, _)| listeners)
+    Opening { direction: Direction::Inbound, freebind, descriptors }
+        .rules(table, |_, _| false)
+        .map(|(listeners, _)| listeners)
 }
 
 fn bound(listener: &Listener) -> SocketAddr {

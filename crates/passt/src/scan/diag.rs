@@ -9,8 +9,12 @@ use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 use rustix::net::{RecvFlags, SendFlags, ipproto, recv, send};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian, native_endian};
 
+use super::filter;
+
 /// `SOCK_DIAG_BY_FAMILY`: the type of a request, and of each socket listed in answer.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// `INET_DIAG_REQ_BYTECODE`: the attribute of a request that says which sockets to list.
+const BYTECODE: u16 = 1;
 const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
 const NLM_F_DUMP: u16 = 0x300;
@@ -76,6 +80,14 @@ struct Listed {
     id: SocketId,
 }
 
+/// `struct nlattr`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Attribute {
+    len: native_endian::U16,
+    kind: native_endian::U16,
+}
+
 /// What a datagram of an answer leaves to be done.
 #[derive(Debug, PartialEq, Eq)]
 enum Rest {
@@ -92,6 +104,9 @@ pub(super) struct Diag {
     protocol: u8,
     states: u32,
     sequence: u32,
+    /// Which sockets to list; all if it is empty.
+    filter: Vec<u8>,
+    request: Vec<u8>,
     buffer: Box<[u8]>,
 }
 
@@ -114,8 +129,15 @@ impl Diag {
             protocol,
             states: 1 << state,
             sequence: 0,
+            filter: Vec::new(),
+            request: Vec::new(),
             buffer: vec![0; ROOM].into_boxed_slice(),
         })
+    }
+
+    /// From now on, has the kernel leave out other ports than these, as far as it can be told in few words.
+    pub(super) fn look_for(&mut self, ports: &PortSet) {
+        self.filter = filter::only(ports);
     }
 
     /// Adds the ports in use, of both families, to `ports`.
@@ -133,9 +155,13 @@ impl Diag {
 
     fn family(&mut self, family: u8, ports: &mut PortSet) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
+        let filter = match self.filter.len() {
+            0 => 0,
+            length => size_of::<Attribute>() + length,
+        };
         let request = Request {
             header: Header {
-                len: (size_of::<Request>() as u32).into(),
+                len: ((size_of::<Request>() + filter) as u32).into(),
                 kind: SOCK_DIAG_BY_FAMILY.into(),
                 flags: (NLM_F_REQUEST | NLM_F_DUMP).into(),
                 sequence: self.sequence.into(),
@@ -148,8 +174,15 @@ impl Diag {
             states: self.states.into(),
             id: SocketId::default(),
         };
+        self.request.clear();
+        self.request.extend_from_slice(request.as_bytes());
+        if filter != 0 {
+            let attribute = Attribute { len: (filter as u16).into(), kind: BYTECODE.into() };
+            self.request.extend_from_slice(attribute.as_bytes());
+            self.request.extend_from_slice(&self.filter);
+        }
         // Rests of a list that was given up would come first, and are told by their number.
-        send(self.socket.as_fd(), request.as_bytes(), SendFlags::empty())?;
+        send(self.socket.as_fd(), &self.request, SendFlags::empty())?;
         for _ in 0..MAX_DATAGRAMS {
             let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
             let Some(datagram) = self.buffer.get(..length) else {

@@ -4,6 +4,7 @@
 //! system calls is in the way), the tables in `/proc/net` say the same at greater length.
 
 mod diag;
+mod filter;
 mod proc;
 
 use engine::forward::Protocol;
@@ -19,6 +20,8 @@ pub(crate) struct Scanner {
     udp: Option<Source>,
     in_use: InUse,
     next: PortSet,
+    /// Nothing of a protocol whose set is empty.
+    relevant: InUse,
 }
 
 #[derive(Debug)]
@@ -28,15 +31,26 @@ enum Source {
 }
 
 impl Scanner {
-    /// Opens what is needed to look at the namespace of the calling thread, for TCP and, if it is asked for, UDP. What
-    /// can't be looked at is told, and counts as not in use.
-    pub(crate) fn open(udp: bool) -> Self {
+    /// Opens what is needed to look at the namespace of the calling thread. What can't be looked at is told, and counts
+    /// as not in use. Nothing is looked for before [`Scanner::look_for`].
+    pub(crate) fn open() -> Self {
         Self {
             tcp: Source::open(Protocol::Tcp),
-            udp: if udp { Source::open(Protocol::Udp) } else { None },
+            udp: Source::open(Protocol::Udp),
             in_use: InUse::default(),
             next: PortSet::default(),
+            relevant: InUse::default(),
         }
+    }
+
+    /// From now on, looks for these ports.
+    pub(crate) fn look_for(&mut self, relevant: InUse) {
+        for (source, ports) in [(&mut self.tcp, &relevant.tcp), (&mut self.udp, &relevant.udp)] {
+            if let Some(Source::Diag(diag)) = source {
+                diag.look_for(ports);
+            }
+        }
+        self.relevant = relevant;
     }
 
     /// Ports in use when they were last looked at.
@@ -44,14 +58,17 @@ impl Scanner {
         &self.in_use
     }
 
-    /// Looks again. True if something has changed. What can't be read this time stays as it was.
+    /// Looks again. True if something has changed of what it looks for. What can't be read this time stays as it was.
     pub(crate) fn scan(&mut self) -> bool {
         let mut changed = false;
         for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
             let Some(source) = source else { continue };
             self.next.clear();
-            match source.read(&mut self.next) {
+            let relevant = self.relevant.of(protocol);
+            let read = if relevant.is_empty() { Ok(()) } else { source.read(&mut self.next) };
+            match read {
                 Ok(()) => {
+                    self.next.retain_common(relevant);
                     let present = self.in_use.of(protocol);
                     if *present != self.next {
                         std::mem::swap(present, &mut self.next);
@@ -68,6 +85,8 @@ impl Scanner {
 impl Source {
     fn open(protocol: Protocol) -> Option<Self> {
         let diag = Diag::open(protocol).and_then(|mut diag| {
+            // Just to see whether it works.
+            diag.look_for(&PortSet::default());
             diag.read(&mut PortSet::default())?;
             Ok(diag)
         });

@@ -3,15 +3,24 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use super::*;
 use crate::isolated::isolated;
 
+impl Scanner {
+    fn open_for_all() -> Self {
+        let mut scanner = Self::open();
+        let all: PortSet = (1..=u16::MAX).collect();
+        scanner.look_for(InUse { tcp: all.clone(), udp: all });
+        scanner
+    }
+}
+
 /// Both ways of looking see the same, of both families and of nothing but what is in use.
 #[test]
 fn what_is_in_use_is_found() {
     isolated(|| {
-        let mut diag = Scanner::open(true);
+        let mut diag = Scanner::open_for_all();
         assert!(matches!((&diag.tcp, &diag.udp), (Some(Source::Diag(_)), Some(Source::Diag(_)))));
         let tables = |protocol| Some(Source::Proc(Proc::open(protocol).unwrap()));
         let mut proc =
-            Scanner { tcp: tables(Protocol::Tcp), udp: tables(Protocol::Udp), ..Scanner::open(false) };
+            Scanner { tcp: tables(Protocol::Tcp), udp: tables(Protocol::Udp), ..Scanner::open_for_all() };
 
         let mut both = |tcp: &[u16], udp: &[u16], changed| {
             for scanner in [&mut diag, &mut proc] {
@@ -42,7 +51,7 @@ fn what_is_in_use_is_found() {
 #[test]
 fn many_ports() {
     isolated(|| {
-        let mut scanner = Scanner::open(false);
+        let mut scanner = Scanner::open_for_all();
         let listeners: Vec<_> =
             (10_000..10_900).map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap()).collect();
         assert!(scanner.scan());
@@ -56,7 +65,7 @@ fn many_ports() {
 /// where nothing can be looked at, nothing is in use, and that is all.
 #[test]
 fn r_105_nothing_to_look_at() {
-    let mut scanner = Scanner { tcp: None, udp: None, in_use: InUse::default(), next: PortSet::default() };
+    let mut scanner = Scanner { tcp: None, udp: None, ..Scanner::open_for_all() };
     assert!(!scanner.scan());
     assert!(scanner.in_use().tcp.is_empty() && scanner.in_use().udp.is_empty());
 }
@@ -64,17 +73,42 @@ fn r_105_nothing_to_look_at() {
 #[test]
 fn scanners_look_at_the_namespace_they_were_opened_in() {
     isolated(|| {
-        let mut outer = Scanner::open(true);
+        let mut outer = Scanner::open_for_all();
         let _here = TcpListener::bind("0.0.0.0:80").unwrap();
         let mut inner = None;
         std::thread::scope(|scope| {
             let enter = || {
                 sys::netns::enter_new().unwrap();
-                inner = Some(Scanner::open(true));
+                inner = Some(Scanner::open_for_all());
             };
             scope.spawn(enter).join().unwrap();
         });
         assert!(outer.scan());
         assert!(!inner.unwrap().scan(), "nothing is in use there");
+    });
+}
+
+/// What is not looked for is not found, by either way of looking, and is not even listed.
+#[test]
+fn some_ports() {
+    isolated(|| {
+        let _listeners = [80, 81, 90, 100, 65535].map(|port| TcpListener::bind(("127.0.0.1", port)).unwrap());
+        let _sockets = [53, 80].map(|port| UdpSocket::bind(("::1", port)).unwrap());
+        let mut scanners = [Scanner::open_for_all(), Scanner::open_for_all()];
+        scanners[1].tcp = Some(Source::Proc(Proc::open(Protocol::Tcp).unwrap()));
+        for scanner in &mut scanners {
+            for (looked_for, found) in [(vec![80, 90, 95, 65535], vec![80, 90, 65535]), (vec![], vec![])] {
+                let relevant = InUse { tcp: looked_for.iter().copied().collect(), udp: PortSet::default() };
+                scanner.look_for(relevant);
+                scanner.scan();
+                assert_eq!(scanner.in_use().tcp.iter().collect::<Vec<_>>(), found);
+                assert!(scanner.in_use().udp.is_empty());
+            }
+        }
+        let mut diag = Diag::open(Protocol::Tcp).unwrap();
+        diag.look_for(&[80, 81, 82, 100].into_iter().collect());
+        let mut listed = PortSet::default();
+        diag.read(&mut listed).unwrap();
+        assert_eq!(listed.iter().collect::<Vec<_>>(), [80, 81, 100], "the kernel leaves out the others");
     });
 }

@@ -90,7 +90,6 @@ fn refuses_what_is_not_supported_yet() {
         ("passt --help-me-not -f", ""),
         ("pasta --vhost-user", "--vhost-user"),
         ("pasta --fd 3", "--fd"),
-        ("pasta -U auto", "--udp-ns with \"auto\""),
         ("pasta -f --stats 3", "--stats"),
         ("pasta -l x", "--log-file"),
         ("pasta --log-size 50000", "--log-size"),

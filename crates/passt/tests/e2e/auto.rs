@@ -2,11 +2,21 @@
 
 use crate::harness::*;
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 
-/// Whether the host listens on a port, by its own tables: nothing is sent.
+/// Whether a port is in use in a namespace, by its own tables: nothing is sent.
+fn used(ns: &Ns, protocol: &str, port: u16) -> bool {
+    !ns.sh(&format!("ss -Hln --{protocol} 'sport = :{port}'")).trim().is_empty()
+}
+
+/// Whether the host listens on a port.
 fn listens(net: &Net, protocol: &str, port: u16) -> bool {
-    !net.host.sh(&format!("ss -Hln --{protocol} 'sport = :{port}'")).trim().is_empty()
+    used(&net.host, protocol, port)
+}
+
+/// Sockets that wait for peers, by their inodes.
+fn sockets(ns: &Ns) -> String {
+    ns.sh("ss -Hlne --tcp --udp | grep -o 'ino:[0-9]*' | sort")
 }
 
 fn until(net: &Net, protocol: &str, port: u16, open: bool) {
@@ -93,16 +103,15 @@ fn busy_ports_r104() {
     let arguments = ["--config-net", "-f", "--pid", &pid_file, "--netns", "/run/netns/guest"];
     let pasta = net.start_pasta(&arguments);
     until(&net, "tcp", 7001, true);
-    // Sockets of ours, with their inodes: none is closed and opened again by the scans that follow.
-    let sockets = || net.host.sh("ss -Hlne --tcp --udp | grep -o 'ino:[0-9]*' | sort");
+    // None is closed and opened again by the scans that follow.
     until(&net, "udp", 7001, true);
-    let before = sockets();
+    let before = sockets(&net.host);
     let other = net.guest.listen((any(HOST[0]), 7002));
     until(&net, "udp", 7002, true);
     drop(other);
     until(&net, "udp", 7002, false);
     until(&net, "tcp", 7002, false);
-    assert_eq!(sockets(), before);
+    assert_eq!(sockets(&net.host), before);
     drop(busy);
     // Any change is an occasion.
     let _other = net.guest.listen((any(HOST[0]), 7003));
@@ -110,7 +119,9 @@ fn busy_ports_r104() {
     net.host
         .sh("kill $(pidof -s pasta) 2>/dev/null || kill $(cat /proc/self/task/*/children) 2>/dev/null || :");
     let end = pasta.wait();
-    assert_eq!(end.stderr.matches("Address already in use").count(), 1, "{end:?}");
+    let failure = "Listen failed for HOST TCP port 7000 (auto): Address already in use";
+    assert_eq!(end.stderr.matches(failure).count(), 1, "{end:?}");
+    assert_eq!(end.stderr.matches("Listen failed for HOST").count(), 1, "{end:?}");
 }
 
 /// A guest that sends from its port before that is found: we hold the port for it already. That is no failure worth a
@@ -144,27 +155,37 @@ fn services_that_speak_first() {
     assert!(!end.stderr.contains("Listen failed"), "{end:?}");
 }
 
-/// Listeners come and go a hundred times, several at once, and all that is left is what is left in the guest.
+/// Listeners come and go a thousand times on both sides, several at once, and all that is left is what leads to those
+/// that are left.
 #[test]
-fn many_changes() {
+fn a_thousand_changes() {
     need!("ss");
     let Some(net) = Net::new() else { return };
     let pasta = net.pasta(&[]);
     let descriptors = pasta.descriptors();
     let mut open = Vec::new();
-    for round in 0..100_u16 {
+    for round in 0..500_u16 {
         if round % 3 == 2 {
             open.clear();
         }
-        open.push(net.guest.listen((any(HOST[0]), 7000 + round)));
+        open.push((
+            net.guest.listen((any(HOST[0]), 7000 + round)),
+            net.host.listen((any(HOST[0]), 8000 + round)),
+        ));
     }
-    until(&net, "tcp", 7099, true);
+    until(&net, "tcp", 7499, true);
+    wait_until("the host's last port in the guest", || used(&net.guest, "tcp", 8499));
     let last = open.pop();
     open.clear();
-    wait_until("only the last port to be open", || net.host.sh("ss -Hln --tcp --udp | wc -l").trim() == "2");
-    arrives(&net, last.as_ref().unwrap(), HOST[0], 7099);
+    // Each side's own, and what leads to the other's, with UDP.
+    for ns in [&net.host, &net.guest] {
+        wait_until("only the last ports to be open", || ns.sh("ss -Hln --tcp --udp | wc -l").trim() == "3");
+    }
+    arrives(&net, &last.as_ref().unwrap().0, HOST[0], 7499);
     drop(last);
-    until(&net, "tcp", 7099, false);
+    for ns in [&net.host, &net.guest] {
+        wait_until("no port to be open", || ns.sh("ss -Hln --tcp --udp").trim().is_empty());
+    }
     wait_until("no descriptor to be left", || pasta.descriptors() == descriptors);
 }
 
@@ -197,9 +218,9 @@ fn idle_costs_little() {
         let idle = calls
             .lines()
             .all(|line| known.iter().any(|known| line.contains(known)) || line.contains("detached"));
-        // A send and two receipts for each of four tables, and the wait: five times at most.
+        // A send and two receipts for each of eight tables, and the wait: five times at most.
         let count = calls.lines().filter(|line| !line.contains("resumed")).count();
-        if idle && (10..=5 * 14 + 2).contains(&count) {
+        if idle && (10..=5 * 26 + 2).contains(&count) {
             return;
         }
     }
@@ -221,8 +242,7 @@ fn both_ways_r104() {
         client.read_exact(&mut [0; 7]).unwrap();
     };
     reaches(&early, 7100);
-    let sockets = |ns: &Ns| ns.sh("ss -Hlnte | sed 's/.*ino:\\([0-9]*\\).*/\\1/' | sort");
-    let listening = |ns: &Ns, port: u16| !ns.sh(&format!("ss -Hlnt 'sport = :{port}'")).trim().is_empty();
+    let listening = |ns: &Ns, port: u16| used(ns, "tcp", port);
     for round in 0..3 {
         let before = (sockets(&net.host), sockets(&net.guest));
         let on_host = [7101, 7105].map(|port| net.host.listen((any(HOST[0]), port)));
@@ -239,4 +259,114 @@ fn both_ways_r104() {
     }
     drop(early);
     wait_until("7100 to be closed in the guest", || !listening(&net.guest, 7100));
+}
+
+/// A datagram to a port of a loopback address is answered by a server.
+fn answered(client: &UdpSocket, to: (IpAddr, u16), server: &UdpSocket) {
+    client.send_to(b"question", to).unwrap();
+    let (question, from) = recv_from(server);
+    assert_eq!(question, b"question");
+    server.send_to(b"answer", from).unwrap();
+    assert_eq!(recv_from(client), (b"answer".to_vec(), to.into()));
+}
+
+/// SPEC §8.4, R-104, R-105, for UDP both ways: what is bound on the host is found at the guest's loopback, and so is UDP
+/// at the port of a TCP listener. What we hold ourselves is nobody's service: neither our listeners, nor sockets that
+/// stand for the guest's on the host or the other way round.
+#[test]
+fn udp_both_ways_r104() {
+    need!("ss");
+    let Some(net) = Net::new() else { return };
+    let early = net.host.udp((LOOPBACK[1], 7100));
+    net.pasta(&["-t", "none", "-u", "auto", "-T", "none", "-U", "auto,~7105"]);
+    answered(&net.guest.udp((LOOPBACK[1], 0)), (LOOPBACK[1], 7100), &early);
+    let peer = net.peer.udp((PEER[0], 9));
+    for round in 0..3 {
+        let before = (sockets(&net.host), sockets(&net.guest));
+        let server = net.host.udp((LOOPBACK[0], 7101));
+        let excluded = net.host.udp((LOOPBACK[0], 7105));
+        let listener = net.host.listen((any(HOST[0]), 7102));
+        wait_until("7101 in the guest", || used(&net.guest, "udp", 7101));
+        wait_until("7102 in the guest", || used(&net.guest, "udp", 7102));
+        assert!(!used(&net.guest, "tcp", 7102) && !used(&net.guest, "udp", 7105));
+
+        // On the host, these ports are held by sockets that stand for the guest's.
+        let (speaker, client) = (net.guest.udp((any(HOST[0]), 7110)), net.guest.udp((LOOPBACK[1], 7111)));
+        speaker.send_to(b"announcement", (PEER[0], 9)).unwrap();
+        recv_from(&peer);
+        answered(&client, (LOOPBACK[1], 7100), &early);
+        drop((speaker, client));
+        // Two markers in a row: whatever a scan sees of these ports, the next ones see it, too.
+        for marker in [7120, 7121] {
+            let _marker = net.host.udp((any(HOST[0]), marker));
+            wait_until("a marker in the guest", || used(&net.guest, "udp", marker));
+            assert!(!used(&net.guest, "udp", 7110) && !used(&net.guest, "udp", 7111), "round {round}");
+        }
+        drop((server, listener, excluded));
+        for port in [7101, 7102, 7120, 7121] {
+            wait_until("a port to be closed in the guest", || !used(&net.guest, "udp", port));
+        }
+        let ours = |(host, guest): (String, String)| {
+            // What stands for the guest on the host lives on for a while.
+            let stands = net.host.sh("ss -Hlne --udp 'sport = :7110' | grep -o 'ino:[0-9]*' || :");
+            (
+                host.lines().filter(|line| !stands.contains(*line)).map(str::to_owned).collect::<Vec<_>>(),
+                guest,
+            )
+        };
+        let now = (sockets(&net.host), sockets(&net.guest));
+        assert_eq!(ours(now), ours(before), "round {round}");
+    }
+}
+
+/// SPEC §8.4: by default all four, and what both sides have stays with each.
+#[test]
+fn by_default_all_four() {
+    need!("ss");
+    let Some(net) = Net::new() else { return };
+    let (tcp, udp) = (net.host.listen((LOOPBACK[0], 7100)), net.host.udp((LOOPBACK[1], 7101)));
+    let both = [&net.host, &net.guest].map(|ns| ns.listen((any(HOST[0]), 7102)));
+    net.pasta(&[]);
+    let mut client = net.guest.connect((LOOPBACK[0], 7100)).unwrap();
+    accept(&tcp).0.write_all(b"welcome").unwrap();
+    client.read_exact(&mut [0; 7]).unwrap();
+    answered(&net.guest.udp((LOOPBACK[1], 0)), (LOOPBACK[1], 7101), &udp);
+    let (tcp, udp) = (net.guest.listen((any(HOST[0]), 7103)), net.guest.udp((any(HOST[0]), 7104)));
+    until(&net, "tcp", 7103, true);
+    until(&net, "udp", 7104, true);
+    arrives(&net, &tcp, HOST[0], 7103);
+    answered(&net.peer.udp((PEER[0], 0)), (HOST[0], 7104), &udp);
+    for (ns, listener) in [&net.host, &net.guest].into_iter().zip(&both) {
+        let _client = ns.connect((LOOPBACK[0], 7102)).unwrap();
+        accept(listener);
+    }
+}
+
+/// SPEC §8.3: ports that need a privilege are told once where it is lost, on the host, and had where it is kept, in the
+/// namespace. Others are forwarded all the same.
+#[test]
+fn low_ports_of_an_ordinary_user() {
+    need!("ss");
+    let Some(net) = Net::with(Options { who: Who::OrdinaryUser, ..Options::default() }) else { return };
+    let (_target, pid) = crate::start::target(&net, "--user --map-root-user --net");
+    let target = pid.to_string();
+    let guest = net.host.inner(&["nsenter", "-t", &target, "--user", "--preserve-credentials", "--net"]);
+    let (pid_file, host) = (net.path("pasta.pid"), net.host.listen((LOOPBACK[0], 81)));
+    let _early = guest.listen((any(HOST[0]), 79));
+    let pasta = net.start_pasta(&["--config-net", "-f", "--pid", &pid_file, &target]);
+    wait_until("81 in the guest", || used(&guest, "tcp", 81));
+    let _guests = [80, 7000].map(|port| guest.listen((any(HOST[0]), port)));
+    until(&net, "tcp", 7000, true);
+    let mut client = guest.connect((LOOPBACK[0], 81)).unwrap();
+    accept(&host).0.write_all(b"welcome").unwrap();
+    client.read_exact(&mut [0; 7]).unwrap();
+    assert!(!listens(&net, "tcp", 80));
+    net.host.sh(&format!("kill $(cat {pid_file})"));
+    let end = pasta.wait();
+    for port in [79, 80] {
+        let failure =
+            format!("Listen failed for HOST TCP port {port}, UDP port {port} (auto): Permission denied");
+        assert_eq!(end.stderr.matches(&failure).count(), 1, "{end:?}");
+    }
+    assert_eq!(end.stderr.matches("Listen failed").count(), 2, "{end:?}");
 }

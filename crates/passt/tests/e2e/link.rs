@@ -82,7 +82,7 @@ fn pcap_of_both_directions_r10() {
 fn idle_makes_no_system_call() {
     need!("strace");
     let Some(net) = Net::new() else { return };
-    let pasta = net.pasta(&["-t", "7001", "-u", "7001"]);
+    let pasta = net.pasta(&["-t", "7001", "-u", "7001", "-T", "7001", "-U", "7001"]);
     // A flow that is over leaves no timer ticking.
     let listener = net.peer.listen((PEER[0], 7000));
     let client = net.guest.connect((PEER[0], 7000)).unwrap();

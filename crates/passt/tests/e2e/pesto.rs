@@ -23,7 +23,7 @@ fn rules(finished: Finished) -> Vec<String> {
 }
 
 fn start<'a>(net: &'a Net, args: &[&str]) -> Daemon<'a> {
-    net.pasta(&[args, &["-c", &net.path("s")]].concat())
+    net.pasta(&[&["-T", "none", "-U", "none"], args, &["-c", &net.path("s")]].concat())
 }
 
 /// A connection from the peer through the port of the host to a listener in the guest.
@@ -55,7 +55,7 @@ fn rules_come_and_go() {
 
     assert_eq!(
         rules(pesto(&net, &[])),
-        ["  HOST", "    TCP [*]:7000  =>  7000", "    UDP [*]:7002  =>  7002"]
+        ["  HOST", "    TCP [*]:7000  =>  7000", "    UDP [*]:7002  =>  7002", "  SPLICE"]
     );
     assert_eq!(pesto(&net, &["-A", "-t", "7001"]).ok(), "");
     lives(&mut connection(&net, &other, 7001));
@@ -81,7 +81,7 @@ fn rules_come_and_go() {
     };
     ask();
     pesto(&net, &["-t", "none"]).ok();
-    assert_eq!(rules(pesto(&net, &[])), ["  HOST"]);
+    assert_eq!(rules(pesto(&net, &[])), ["  HOST", "  SPLICE"]);
     ask();
     pesto(&net, &["-u", "7002"]).ok();
     ask();
@@ -127,16 +127,85 @@ fn q_16_an_update_holds_whole_or_not_at_all() {
     assert!(end.stderr.starts_with("Listen failed for 1 of 10 HOST TCP ports */7000-7009"), "{end:?}");
 }
 
-/// SPEC §8.4: rules may come to follow what is in use, though none did at the start.
+/// SPEC §8.4: rules may come to follow what is in use, though none did at the start, on both sides.
 #[test]
 fn auto_comes_later() {
     let Some(net) = Net::new() else { return };
     let _pasta = start(&net, &["-t", "none", "-u", "none"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));
+    let hosts = net.host.listen((LOOPBACK[0], 7001));
     pesto(&net, &["-t", "auto"]).ok();
+    lives(&mut connection(&net, &listener, 7000));
+    pesto(&net, &["-T", "auto", "-U", "auto"]).ok();
+    lives(&mut outward(&net, &hosts, 7001));
     lives(&mut connection(&net, &listener, 7000));
     pesto(&net, &["-t", "none"]).ok();
     refused(&net, 7000);
+    lives(&mut outward(&net, &hosts, 7001));
+    pesto(&net, &["-C", "SPLICE"]).ok();
+    assert!(net.guest.connect((LOOPBACK[0], 7001)).is_err());
+}
+
+/// A connection from the guest's loopback to a listener on that of the host.
+fn outward(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpStream) {
+    let client = net.guest.connect((LOOPBACK[0], port)).unwrap_or_else(|e| panic!("{port}: {e}"));
+    let (server, _) = accept(listener);
+    (client, server)
+}
+
+/// SPEC §8.9: the rules of the other direction come, go and change like those of the host, and what goes on lives on.
+#[test]
+fn rules_of_the_namespace() {
+    let Some(net) = Net::new() else { return };
+    let _pasta = start(&net, &["-t", "7000", "-u", "none", "-T", "7010", "-U", "7012"]);
+    let listeners = [7010, 7011].map(|port| net.host.listen((LOOPBACK[0], port)));
+    let mut early = outward(&net, &listeners[0], 7010);
+    let host = ["  HOST", "    TCP [*]:7000  =>  7000", "  SPLICE"];
+    let splice = |lines: &[&'static str]| [&host[..], lines].concat();
+    let before = ["    TCP [*]%lo:7010  =>  7010", "    UDP [*]%lo:7012  =>  7012"];
+    assert_eq!(rules(pesto(&net, &[])), splice(&before));
+
+    pesto(&net, &["-A", "-T", "7011"]).ok();
+    lives(&mut outward(&net, &listeners[1], 7011));
+    pesto(&net, &["-D", "-T", "7010", "-A", "-T", "7010:7011"]).ok();
+    lives(&mut outward(&net, &listeners[1], 7010));
+    lives(&mut early);
+    let server = net.host.udp((LOOPBACK[1], 7013));
+    let client = net.guest.udp((LOOPBACK[1], 0));
+    pesto(&net, &["-U", "7012:7013"]).ok();
+    assert_eq!(rules(pesto(&net, &[])), splice(&["    UDP [*]%lo:7012  =>  7013"]));
+    client.send_to(b"question", (LOOPBACK[1], 7012)).unwrap();
+    let (_, from) = recv_from(&server);
+    server.send_to(b"answer", from).unwrap();
+    assert_eq!(recv_from(&client), (b"answer".to_vec(), (LOOPBACK[1], 7012).into()));
+    assert!(net.guest.connect((LOOPBACK[0], 7010)).is_err());
+    lives(&mut early);
+}
+
+/// Q16 over both tables: if either can't be had whole, neither changes.
+#[test]
+fn q_16_both_tables_or_neither() {
+    let Some(net) = Net::new() else { return };
+    let _pasta = start(&net, &["-t", "7000", "-u", "none", "-T", "7010"]);
+    let (inside, outside) = (net.guest.listen((any(HOST[0]), 7000)), net.host.listen((LOOPBACK[0], 7010)));
+    let _busy = (net.host.listen((any(HOST[0]), 7009)), net.guest.listen((any(HOST[0]), 7019)));
+    let before = rules(pesto(&net, &[]));
+    let attempts = [
+        (["-t", "0.0.0.0/7000,7005", "-T", "7010,7019"], "Listen failed for SPLICE TCP port *%lo/7019: "),
+        (["-t", "7005,7009", "-T", "7015"], "Listen failed for HOST TCP port */7009: "),
+        (["-C", "HOST", "-T", "7015,7019"], "Listen failed for SPLICE TCP port *%lo/7019: "),
+        (["-t", "7005,7009", "-C", "SPLICE"], "Listen failed for HOST TCP port */7009: "),
+    ];
+    for (change, reason) in attempts {
+        let end = pesto(&net, &change);
+        assert_eq!(end.code(), 1, "{end:?}");
+        assert!(end.stderr.starts_with(&format!("{reason}Address already in use")), "{end:?}");
+        assert_eq!(rules(pesto(&net, &[])), before);
+        refused(&net, 7005);
+        assert!(net.guest.connect((LOOPBACK[0], 7015)).is_err());
+        lives(&mut connection(&net, &inside, 7000));
+        lives(&mut outward(&net, &outside, 7010));
+    }
 }
 
 /// Clients that say nothing, or garbage, hold up no traffic.
@@ -153,7 +222,7 @@ fn other_clients() {
     let silent = UnixStream::connect(net.path("s")).unwrap();
     lives(&mut connection(&net, &listener, 7000));
     drop(silent);
-    assert_eq!(rules(pesto(&net, &[])), ["  HOST", "    TCP [*]:7000  =>  7000"]);
+    assert_eq!(rules(pesto(&net, &[])), ["  HOST", "    TCP [*]:7000  =>  7000", "  SPLICE"]);
     assert!(pasta.runs());
 }
 
@@ -206,6 +275,30 @@ fn the_pesto_of_the_c_implementation() {
     lives(&mut connection(&net, &listener, 7003));
     run(&net, &theirs, &["-C", "HOST"]).ok();
     refused(&net, 7003);
+
+    // The other table: the same from the same beginning.
+    let hosts = net.host.listen((LOOPBACK[0], 7011));
+    for args in [
+        &["-s", "-T", "7010:7011"][..],
+        &["-s", "-A", "-U", "auto"],
+        &["-s", "-D", "-T", "7000"],
+        &["-s", "-C", "SPLICE", "-C", "HOST"],
+        &["-D", "-T", "1"],
+        &["-A", "-T", "7000"],
+        &["-T", "127.0.0.1/22"],
+        &["-s", "-U", "1-3:11-13", "-T", "none", "-u", "7099"],
+    ] {
+        let [theirs, ours] = [&theirs[..], env!("CARGO_BIN_EXE_pesto")].map(|program| {
+            pesto(&net, &["-t", "7000", "-T", "7000"]).ok();
+            let end = run(&net, program, args);
+            (end.code(), end.stdout, end.stderr, rules(pesto(&net, &[])))
+        });
+        assert_eq!(theirs, ours, "{args:?}");
+    }
+    run(&net, &theirs, &["-T", "7010:7011"]).ok();
+    lives(&mut outward(&net, &hosts, 7010));
+    run(&net, &theirs, &["-T", "auto"]).ok();
+    lives(&mut outward(&net, &hosts, 7011));
 }
 
 /// SPEC §8.9: our `pesto` with the C implementation's pasta.
@@ -226,4 +319,15 @@ fn the_pasta_of_the_c_implementation() {
     // It takes two interfaces at one port for a conflict (Q20), and can only hang up to say so.
     let end = pesto(&net, &["-t", "%lo/7001", "-t", "%eth0/7001"]);
     assert_eq!((end.code(), &end.stderr[..]), (1, "The server has refused the update\n"));
+
+    let hosts = net.host.listen((LOOPBACK[0], 7011));
+    pesto(&net, &["-A", "-T", "7010:7011", "-U", "auto", "-D", "-T", "22"]).ok();
+    lives(&mut outward(&net, &hosts, 7010));
+    let shown = rules(pesto(&net, &[]));
+    assert_eq!(shown[2..4], ["  SPLICE", "    TCP [*]%lo:7010  =>  7011"]);
+    assert!(shown[4].starts_with("    UDP [*]%lo:1-") && shown[4].ends_with("(auto-scan)"), "{shown:?}");
+    lives(&mut connection(&net, &listener, 7001));
+    pesto(&net, &["-C", "SPLICE"]).ok();
+    assert_eq!(rules(pesto(&net, &[])), ["  HOST", "    TCP [*]:7001  =>  7001", "  SPLICE"]);
+    assert!(net.guest.connect((LOOPBACK[0], 7010)).is_err());
 }

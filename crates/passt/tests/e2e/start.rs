@@ -48,7 +48,7 @@ fn spawn_as_ordinary_user() {
 }
 
 /// A process with namespaces of its own, which ends with its standard input. Gives its PID.
-fn target(net: &Net, unshare: &str) -> (Running, u32) {
+pub(crate) fn target(net: &Net, unshare: &str) -> (Running, u32) {
     let file = net.path("target.pid");
     let script = format!("echo $$ >{file}.new; mv {file}.new {file}; exec sleep 120");
     let mut argv = net.as_user();

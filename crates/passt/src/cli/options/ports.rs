@@ -11,7 +11,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         &["tcp-ns"],
         Direction::Outbound,
         Protocol::Tcp,
-        "TCP ports of the namespace's loopback to forward\nto the host's: PORTS as above",
+        "TCP ports of the namespace's loopback to forward\nto the host's: none, or PORTS as above\ndefault: auto, those in use on the host",
     )
     .short('T')
     .only(Modes::Pasta),

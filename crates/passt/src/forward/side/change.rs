@@ -1,0 +1,143 @@
+//! New rules in place of a side's present ones, as a difference: sockets that both want stay open (SPEC §8.9).
+//!
+//! First everything is had that can fail, then nothing fails any more. So the rules of two sides can be changed together,
+//! whole or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::forward::{Protocol, Rule, Table};
+use engine::udp;
+
+use super::{Claim, Key, Open, Receivers, Side};
+use crate::forward::way::Way;
+use crate::listen::{self, Listener};
+
+/// Rules that can take the place of a side's present ones: their sockets are open.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    table: Table,
+    /// Open sockets that both tables want: by the key that one will have, the key that it has.
+    kept: BTreeMap<Key, Key>,
+    /// Those that the new table does not want.
+    leaving: Vec<Key>,
+    /// Retired ones that it does.
+    revivable: Vec<Key>,
+    listeners: Vec<Listener>,
+    way: Way,
+    notes: Vec<String>,
+}
+
+impl Prepared {
+    /// The present rules stay.
+    pub(crate) fn abandon(self, rx: &Receivers<'_>) {
+        // The new ones are closed before the old ones are heard again.
+        drop(self.listeners);
+        self.way.restore(rx);
+    }
+}
+
+impl Side {
+    /// Opens the sockets that `table` wants beyond those that are open. One of [`Side::commit`] and
+    /// [`Prepared::abandon`] is to follow at once.
+    ///
+    /// # Errors
+    /// A port can't be bound. Then the present rules stay in force.
+    pub(crate) fn prepare(&mut self, table: Table, rx: &Receivers<'_>) -> Result<Prepared, listen::Error> {
+        self.bury(rx.udp);
+        let kept = self.kept_by(&table);
+        let staying: BTreeSet<Key> = kept.values().copied().collect();
+        let leaving: Vec<Key> = self.open.keys().filter(|key| !staying.contains(key)).copied().collect();
+        let revivable = self.revivable(&table, &kept);
+        let way = Way::clear(&table, self.in_the_way(&leaving), rx);
+        let (opening, wanted, beside) = (self.opening, table.clone(), way.suffering());
+        let there: BTreeSet<Key> = kept.keys().chain(&revivable).copied().collect();
+        let opened = self.place.open(move || {
+            let make = |index, rule: &Rule, port| {
+                opening.socket(index, rule, port, rule.protocol == Protocol::Udp && beside.contains(&port))
+            };
+            opening.rules_by(&wanted, |rule, port| there.contains(&(rule, port)), make)
+        });
+        way.close(rx);
+        match opened.map_err(listen::Error::from).flatten() {
+            Ok((listeners, notes)) => Ok(Prepared { table, kept, leaving, revivable, listeners, way, notes }),
+            Err(error) => {
+                way.restore(rx);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts prepared rules in force. Sockets that they still want stay open, whatever rule they belong to now; those of
+    /// rules that follow stay until the next [`Side::follow`]. Returns a line for each rule that may be incomplete, and
+    /// is.
+    pub(crate) fn commit(&mut self, prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
+        prepared.leaving.into_iter().for_each(|key| self.close(key, rx));
+        self.replace(prepared.table, &prepared.kept, rx);
+        for key in prepared.revivable {
+            self.revive(key, rx);
+        }
+        for listener in prepared.listeners {
+            let (protocol, port) = (listener.protocol, listener.port);
+            if let Err(errno) = self.take(listener, rx) {
+                log::warn!("can't watch {protocol} port {port}: {errno}");
+            }
+        }
+        prepared.notes
+    }
+
+    /// Which of the open sockets a new table wants: by the key that it will have, the key that it has.
+    fn kept_by(&self, table: &Table) -> BTreeMap<Key, Key> {
+        let heirs = |rule: &Rule| -> Vec<usize> {
+            let same = |new: &Rule| new.protocol == rule.protocol && new.listen == rule.listen;
+            table.rules().iter().enumerate().filter(|(_, new)| same(new)).map(|(index, _)| index).collect()
+        };
+        let heirs: Vec<Vec<usize>> = self.table.rules().iter().map(heirs).collect();
+        let heir = |&(rule, port): &Key| {
+            let new = *heirs.get(rule)?.iter().find(|new| table.rules()[**new].ports.contains(port))?;
+            Some(((new, port), (rule, port)))
+        };
+        self.open.keys().filter_map(heir).collect()
+    }
+
+    /// Which of the retired sockets a new table wants right away.
+    fn revivable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> Vec<Key> {
+        let heir = |claim: &Claim| {
+            let wants = |rule: &Rule| {
+                !rule.scan && rule.ports.contains(claim.port) && *claim == Claim::of(rule, claim.port)
+            };
+            let new = table.rules().iter().position(wants)?;
+            Some((new, claim.port)).filter(|key| !kept.contains_key(key))
+        };
+        self.retired.keys().filter_map(heir).collect()
+    }
+
+    /// Sockets that may keep new ones from their ports although no new rule wants them: those of the keys `leaving`, and
+    /// retired ones.
+    fn in_the_way(&self, leaving: &[Key]) -> Vec<(Claim, Open)> {
+        let leaving = leaving
+            .iter()
+            .filter_map(|key| Some((Claim::of(self.table.rules().get(key.0)?, key.1), *self.open.get(key)?)));
+        let retired = self.retired.iter().map(|(claim, id)| (claim.clone(), Open::Datagram(*id)));
+        leaving.chain(retired).collect()
+    }
+
+    /// Takes over a table, and the open sockets that it has in common with the old one.
+    fn replace(&mut self, table: Table, kept: &BTreeMap<Key, Key>, rx: &mut Receivers<'_>) {
+        let open = std::mem::take(&mut self.open);
+        self.failed.clear();
+        self.table = table;
+        for (&key, old) in kept {
+            let (index, port) = key;
+            let Some((rule, open)) = self.table.rules().get(index).zip(open.get(old)) else { continue };
+            match open {
+                Open::Stream(acceptor) => rx.acceptors.retarget(*acceptor, rule, port),
+                Open::Datagram(id) => {
+                    if let Some(target) = udp::Listener::new(self.opening.direction, index, rule, port) {
+                        rx.udp.relisten(*id, target);
+                    }
+                }
+            }
+            self.open.insert(key, *open);
+        }
+    }
+}

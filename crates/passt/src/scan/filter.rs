@@ -1,0 +1,152 @@
+//! Which sockets the kernel is to list: programs for the filter of sock_diag(7), linux/inet_diag.h.
+//!
+//! A program is a row of conditions, each with a way on if it holds and another if it doesn't, both in octets from its
+//! own start. A socket is listed whose way ends exactly behind the last one. Whoever holds tens of thousands of
+//! listening sockets does not want to read of them every second.
+
+use engine::forward::scan::PortSet;
+use zerocopy::{Immutable, IntoBytes, Unaligned, native_endian::U16};
+
+/// The local port is at least, or at most, that of the next entry.
+const AT_LEAST: u8 = 2;
+const AT_MOST: u8 = 3;
+/// Most octets of a program: the kernel keeps it with each list, and asks it about each socket.
+const MAX_LEN: usize = 4096;
+
+/// `struct inet_diag_bc_op`. Each condition is followed by a second one, in which just the port has a meaning.
+#[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
+#[repr(C)]
+struct Entry {
+    code: u8,
+    yes: u8,
+    no: U16,
+}
+
+/// Octets of a condition and its port.
+const CONDITION: u16 = 2 * size_of::<Entry>() as u16;
+
+/// A condition that goes on behind it if it holds, and else by `no` octets.
+fn condition(code: u8, port: u16, no: u16) -> [Entry; 2] {
+    let on = CONDITION as u8;
+    [Entry { code, yes: on, no: no.into() }, Entry { code: 0, yes: 0, no: port.into() }]
+}
+
+/// A program that leaves out sockets with other local ports than `ports`. If that takes too many words, the highest ones
+/// are listed, too.
+pub(super) fn only(ports: &PortSet) -> Vec<u8> {
+    let mut conditions: Vec<Condition> = Vec::new();
+    for (first, last) in gaps(ports) {
+        if (conditions.len() + 2) * usize::from(CONDITION) > MAX_LEN {
+            break;
+        }
+        // The kernel insists that each place that is jumped to is reached by way of conditions that hold, too.
+        if first > 0 && last < u16::MAX {
+            conditions.push(Condition { code: AT_LEAST, port: first, no: Else::SkipNext });
+        }
+        conditions.push(match last.checked_add(1) {
+            Some(next) => Condition { code: AT_LEAST, port: next, no: Else::LeaveOut },
+            None => Condition { code: AT_MOST, port: first.saturating_sub(1), no: Else::LeaveOut },
+        });
+    }
+    let length = conditions.len() as u16 * CONDITION;
+    let entries = (0..).zip(&conditions).flat_map(|(index, it)| {
+        let no = match it.no {
+            Else::SkipNext => 2 * CONDITION,
+            // Beyond the end.
+            Else::LeaveOut => length - index * CONDITION + size_of::<Entry>() as u16,
+        };
+        condition(it.code, it.port, no)
+    });
+    entries.flat_map(|entry| entry.as_bytes().to_vec()).collect()
+}
+
+struct Condition {
+    code: u8,
+    port: u16,
+    no: Else,
+}
+
+/// What a condition means that does not hold.
+enum Else {
+    /// The next one has nothing to say.
+    SkipNext,
+    /// The socket is left out.
+    LeaveOut,
+}
+
+/// First and last ports of the runs that are not in the set, in order.
+fn gaps(ports: &PortSet) -> impl Iterator<Item = (u16, u16)> {
+    let mut next = Some(0);
+    let mut ports = ports.iter();
+    std::iter::from_fn(move || {
+        loop {
+            let first = next?;
+            let Some(port) = ports.next() else {
+                next = None;
+                return Some((first, u16::MAX));
+            };
+            next = port.checked_add(1);
+            if port > first {
+                return Some((first, port - 1));
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The kernel's way through a program.
+    fn lists(program: &[u8], port: u16) -> bool {
+        let mut at = 0;
+        while let Some(entry) = program.get(at..at + 8) {
+            let number = |at: usize| u16::from_ne_bytes([entry[at], entry[at + 1]]);
+            let holds = match entry[0] {
+                AT_LEAST => port >= number(6),
+                AT_MOST => port <= number(6),
+                code => panic!("{code}"),
+            };
+            at += if holds { usize::from(entry[1]) } else { usize::from(number(2)) };
+        }
+        assert!(at == program.len() || at == program.len() + 4, "{at}");
+        at == program.len()
+    }
+
+    #[test]
+    fn programs() {
+        let all: PortSet = (0..=u16::MAX).collect();
+        assert!(only(&all).is_empty());
+        // Port 0 is nobody's.
+        let nothing = only(&PortSet::default());
+        assert!((1..=u16::MAX).all(|port| !lists(&nothing, port)));
+        // Every other port takes more words than there may be: those at the end are listed.
+        let many: PortSet = (0..=u16::MAX).step_by(2).collect();
+        let program = only(&many);
+        assert!(program.len() <= MAX_LEN);
+        assert!((0..=u16::MAX).all(|port| !many.contains(port) || lists(&program, port)));
+        assert!((0..400).all(|port| many.contains(port) == lists(&program, port)));
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_these_ports(
+            ranges in prop::collection::vec((any::<u16>(), 0u16..2000), 0..20),
+            edges in prop::sample::subsequence(vec![0, 1, 2, 65533, 65534, 65535], 0..=6),
+            probes in prop::collection::vec(any::<u16>(), 50),
+        ) {
+            let in_ranges = ranges.iter().flat_map(|(first, more)| *first..=first.saturating_add(*more));
+            let ports: PortSet = in_ranges.chain(edges.clone()).collect();
+            let program = only(&ports);
+            let borders = ranges.iter().flat_map(|(first, more)| {
+                let last = first.saturating_add(*more);
+                [first.saturating_sub(1), *first, last, last.saturating_add(1)]
+            });
+            for port in borders.filter(|port| *port != 0).chain([1, 2, 65533, 65534, 65535]).chain(probes) {
+                prop_assert_eq!(lists(&program, port), ports.contains(port), "{}", port);
+            }
+        }
+    }
+}
