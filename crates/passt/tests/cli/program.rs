@@ -91,8 +91,6 @@ fn refuses_what_is_not_supported_yet() {
         ("pasta --vhost-user", "--vhost-user"),
         ("pasta --fd 3", "--fd"),
         ("pasta -f --stats 3", "--stats"),
-        ("pasta -l x", "--log-file"),
-        ("pasta --log-size 50000", "--log-size"),
         ("pasta --chroot-fallback", "--chroot-fallback"),
     ] {
         let error = parse(line).map(|_| line).unwrap_err().to_string();
