@@ -10,7 +10,7 @@ use engine::forward::spec::Direction;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown, sockopt};
+use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
 use crate::bypass::{NoWay, Policy};
 use crate::config::Splice;
@@ -133,7 +133,6 @@ impl Acceptors {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match acceptfrom_with(&port.socket, flags) {
                 Ok((socket, peer)) => {
-                    sockopt::set_tcp_nodelay(&socket, true).ok();
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     let way = peer.ok_or(NoWay).and_then(|peer| {
                         let hit = || Some(SocketAddr::try_from(getsockname(&socket).ok()?).ok()?.ip());

@@ -281,6 +281,7 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_tcp_nodelay(&socket, true)?; // accepted connections inherit it.
     if !v4_only {
         sockopt::set_ipv6_v6only(&socket, address.is_some())?;
     }

@@ -73,6 +73,19 @@ fn r_101_r_108_sockets_of_rules() {
     });
 }
 
+/// accepted connections send small writes at once, without a call for each.
+#[test]
+fn r_81_no_delay_is_inherited() {
+    isolated(|| {
+        let rules = [rule(Protocol::Tcp, "*", (80, 80)), rule(Protocol::Tcp, "127.0.0.1", (81, 81))];
+        for listener in open(&table(rules), false).unwrap() {
+            let _client = TcpStream::connect(("127.0.0.1", listener.port)).unwrap();
+            let (accepted, _) = TcpListener::from(listener.socket).accept().unwrap();
+            assert!(accepted.nodelay().unwrap());
+        }
+    });
+}
+
 /// a busy port is fatal, and so are an interface or address that is not there; the message names the port.
 #[test]
 fn r_102_a_port_that_cant_be_had_is_fatal() {
