@@ -10,10 +10,11 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use engine::addr::{Guest, Settings};
 use engine::flow::{FlowId, Kind};
 use engine::forward::spec::Direction;
-use engine::splice::Side;
+use engine::host::Readiness;
+use engine::splice::{Conduit, Side};
 use engine::timer::Instant;
 use engine::udp;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::EventFlags;
 use rustix::io::{self, Errno};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
@@ -95,9 +96,9 @@ pub(crate) struct Bypass {
 }
 
 impl Bypass {
-    /// No connection, and no way into the guest's namespace yet.
-    pub(crate) fn new() -> Self {
-        Self { flows: engine::splice::Bypass::new(MAX_CONNECTIONS), depot: Depot::new(), dialer: None }
+    /// No connection, and no way into the guest's namespace yet. Sockets will be watched by `epoll`.
+    pub(crate) fn new(epoll: Rc<OwnedFd>) -> Self {
+        Self { flows: engine::splice::Bypass::new(MAX_CONNECTIONS), depot: Depot::new(epoll), dialer: None }
     }
 
     /// Has sockets for the guest's namespace made by `opener`.
@@ -108,32 +109,58 @@ impl Bypass {
     /// Goes on with an accepted connection in the other namespace. If that fails at once, it is reset.
     pub(crate) fn open(
         &mut self,
-        epoll: &OwnedFd,
         accepted: OwnedFd,
         direction: Direction,
         destination: SocketAddr,
+        now: Instant,
     ) {
-        // Any early return drops it.
-        reset_unless(self.connect(direction, destination), accepted, |accepted, connecting| {
-            let pair = Pair::new(accepted, connecting, self.depot.clone());
-            let watched = self.flows.next_id().is_some_and(|id| watch(epoll, id, &pair).is_ok());
-            let refused = if watched { self.flows.insert(pair).err() } else { Some(pair) };
-            if let Some(mut pair) = refused {
-                engine::splice::Conduit::reset_on_close(&mut pair);
+        let (connecting, stands) = match self.connect(direction, destination) {
+            Ok(socket) => socket,
+            Err(errno) => {
+                log::debug!("local connection not forwarded: {errno}");
+                reset_on_close(&accepted);
+                return;
             }
+        };
+        let id = match self.flows.insert(Pair::new(accepted, connecting, self.depot.clone())) {
+            Ok(id) => id,
+            Err(mut refused) => {
+                refused.reset_on_close();
+                return;
+            }
+        };
+        // What the client has sent by now goes on before anything else is done.
+        if stands {
+            let writable = Readiness { writable: true, ..Readiness::default() };
+            self.flows.on_readiness(id, Side::Connected, writable, now);
+        }
+        let watched = self.flows.conduit(id).is_none_or(|pair| {
+            let bits = id.to_bits();
+            pair.watch(Side::Accepted, bits, false).is_ok()
+                && pair.watch(Side::Connected, bits | CONNECTED, !stands).is_ok()
         });
+        if !watched {
+            self.flows.reset(id, now);
+        }
     }
 
-    fn connect(&mut self, direction: Direction, destination: SocketAddr) -> io::Result<OwnedFd> {
+    /// A socket on its way to `destination`, and whether it is there.
+    fn connect(&mut self, direction: Direction, destination: SocketAddr) -> io::Result<(OwnedFd, bool)> {
         let socket = match direction {
             Direction::Outbound => stream_socket(destination.is_ipv4())?,
             Direction::Inbound => {
                 self.dialer.as_mut().ok_or(Errno::NETUNREACH)?.socket(destination.is_ipv4())?
             }
         };
+        // Between addresses of one namespace, the handshake is over when the first call returns, but only the second
+        // one says how it went.
         match connect(&socket, &destination) {
-            Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
-            Err(errno) => Err(errno),
+            Err(Errno::INPROGRESS) => {}
+            connected => return connected.map(|()| (socket, true)),
+        }
+        match connect(&socket, &destination) {
+            Err(Errno::ALREADY) => Ok((socket, false)),
+            connected => connected.map(|()| (socket, true)),
         }
     }
 
@@ -166,24 +193,6 @@ impl Bypass {
             self.flows.run(now);
         }
     }
-}
-
-fn reset_unless<T>(result: io::Result<T>, accepted: OwnedFd, then: impl FnOnce(OwnedFd, T)) {
-    match result {
-        Ok(value) => then(accepted, value),
-        Err(errno) => {
-            log::debug!("local connection not forwarded: {errno}");
-            reset_on_close(&accepted);
-        }
-    }
-}
-
-fn watch(epoll: &OwnedFd, id: FlowId, pair: &Pair) -> io::Result<()> {
-    let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-    for (side, mark) in [(Side::Accepted, 0), (Side::Connected, CONNECTED)] {
-        epoll::add(epoll, pair.socket(side), EventData::new_u64(id.to_bits() | mark), events)?;
-    }
-    Ok(())
 }
 
 /// Sockets in the guest's namespace. The opener makes many at a time, and more before they are used up, so that a

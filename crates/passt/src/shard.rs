@@ -3,6 +3,7 @@
 mod control;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
@@ -97,6 +98,8 @@ impl Shard {
     pub(crate) fn new(setup: Setup<'_>) -> anyhow::Result<Self> {
         let start = Clock::now();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
+        let epoll = Rc::new(epoll);
+        let bypass = Bypass::new(epoll.clone());
         let mut sockets = Sockets::new(epoll, setup.outbound);
         let mut settings = setup.plan.settings.clone();
         if let Some(neighbourhood) = &setup.neighbourhood {
@@ -118,7 +121,7 @@ impl Shard {
             sockets,
             buffer: vec![0; setup.link.buffer_len()],
             link: setup.link,
-            bypass: Bypass::new(),
+            bypass,
             policy: setup.policy,
             acceptors,
             forwarder,
@@ -320,22 +323,21 @@ impl Shard {
         Ok(change.over.then_some(Exit::GuestGone))
     }
 
-    /// Accepts what waits on a listening socket.
+    /// Accepts a connection of a listening socket. If more wait, that will be reported again: others get their turn, and
+    /// mostly there are none.
     fn accept(&mut self, index: usize, now: Instant) {
-        loop {
-            let (settings, guest) = (self.stack.settings(), self.stack.guest());
-            let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest) else { break };
-            match accepted.way {
-                Ok(Way::Bypass(direction, destination)) => {
-                    self.bypass.open(self.sockets.epoll(), accepted.socket, direction, destination);
-                }
-                Ok(Way::Link(ends)) if !matches!(self.link, Medium::None) => {
-                    let socket = self.sockets.stream(accepted.socket);
-                    // Refused, for want of room: the socket resets as it is dropped.
-                    drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, &mut self.link));
-                }
-                Ok(Way::Link(_)) | Err(_) => reset_on_close(&accepted.socket),
+        let (settings, guest) = (self.stack.settings(), self.stack.guest());
+        let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest) else { return };
+        match accepted.way {
+            Ok(Way::Bypass(direction, destination)) => {
+                self.bypass.open(accepted.socket, direction, destination, now);
             }
+            Ok(Way::Link(ends)) if !matches!(self.link, Medium::None) => {
+                let socket = self.sockets.stream(accepted.socket);
+                // Refused, for want of room: the socket resets as it is dropped.
+                drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, &mut self.link));
+            }
+            Ok(Way::Link(_)) | Err(_) => reset_on_close(&accepted.socket),
         }
     }
 }

@@ -41,7 +41,7 @@ impl Side {
 
 /// Two non-blocking stream sockets, and for each direction a place for bytes on their way from one to the other.
 ///
-/// A socket's readiness is reported by edges: once for each change.
+/// A socket's readiness is reported by edges, once for each change; that to send only after it was found wanting.
 pub trait Conduit {
     /// Takes received bytes out of the socket `from`, whose direction has none under way; returns how many. Zero is the
     /// end of the stream. They have to be given next, before another conduit takes any.
@@ -120,13 +120,8 @@ impl<C: Conduit> Bypass<C> {
         self.relays.is_empty()
     }
 
-    /// The id of the connection inserted next, under which its sockets report readiness; none if there is no room.
-    #[must_use]
-    pub fn next_id(&self) -> Option<FlowId> {
-        self.relays.next_id()
-    }
-
-    /// Takes over an accepted socket and one that is about to be connected.
+    /// Takes over an accepted socket and one that is about to be connected. If that stands already, nobody else has to
+    /// find out: report it.
     ///
     /// # Errors
     /// The sockets, as there is no room.
@@ -135,6 +130,16 @@ impl<C: Conduit> Bypass<C> {
         let id = self.relays.insert(entry).map_err(|entry| entry.relay.into_conduit())?;
         self.counters.opened += 1;
         Ok(id)
+    }
+
+    /// The sockets of a connection that is not over yet.
+    pub fn conduit(&mut self, id: FlowId) -> Option<&mut C> {
+        self.relays.get_mut(id).map(|entry| entry.relay.conduit())
+    }
+
+    /// Resets a connection.
+    pub fn reset(&mut self, id: FlowId, now: Instant) {
+        self.step(id, now, Relay::reset);
     }
 
     /// A socket reported readiness.

@@ -74,9 +74,22 @@ struct End {
     shut: bool,
 }
 
+impl End {
+    /// Whether the direction from here has nothing more to carry.
+    const fn is_over(&self) -> bool {
+        self.ended && self.under_way == 0
+    }
+}
+
 impl<C: Conduit> Relay<C> {
     pub(super) fn new(conduit: C) -> Self {
-        Self { conduit, phase: Phase::Connecting, ends: [End::default(); 2] }
+        // What was accepted may have received something by now, and can be sent to.
+        let accepted = End { readable: true, writable: true, ..End::default() };
+        Self { conduit, phase: Phase::Connecting, ends: [accepted, End::default()] }
+    }
+
+    pub(super) const fn conduit(&mut self) -> &mut C {
+        &mut self.conduit
     }
 
     pub(super) fn into_conduit(self) -> C {
@@ -146,23 +159,37 @@ impl<C: Conduit> Relay<C> {
         if source.under_way > 0 || sink.failed {
             return false;
         }
-        if source.ended && !source.failed && !sink.shut {
-            sink.shut = true;
-            if let Err(SocketError::Failed(_)) = self.conduit.shutdown_write(from.other()) {
-                (sink.failed, sink.readable) = (true, true);
-            }
+        // Behind the end of both, the close will say it.
+        if source.ended && !source.failed && !sink.is_over() {
+            self.shut(from.other());
         }
         true
+    }
+
+    /// Ends our half of a socket's stream.
+    fn shut(&mut self, side: Side) {
+        let end = &mut self.ends[side as usize];
+        if !core::mem::replace(&mut end.shut, true)
+            && let Err(SocketError::Failed(_)) = self.conduit.shutdown_write(side)
+        {
+            (end.failed, end.readable) = (true, true);
+        }
     }
 
     /// Whether nothing more will move, and if so, whether that is to be told as a reset.
     fn end(&self) -> Option<bool> {
         let [accepted, connected] = &self.ends;
-        if accepted.shut && connected.shut && !accepted.failed && !connected.failed {
+        if accepted.is_over() && connected.is_over() && !accepted.failed && !connected.failed {
             return Some(false);
         }
-        let broken = |end: &End, other: &End| end.failed && (other.failed || end.ended && end.under_way == 0);
+        let broken = |end: &End, other: &End| end.failed && (other.failed || end.is_over());
         (broken(accepted, connected) || broken(connected, accepted)).then_some(true)
+    }
+
+    /// Ends the connection by a reset.
+    pub(super) fn reset(&mut self) -> Fate {
+        self.conduit.reset_on_close();
+        Fate::Over { reset: true }
     }
 
     /// Ends the connection, or waits for that until what was sent has arrived.
@@ -174,6 +201,9 @@ impl<C: Conduit> Relay<C> {
             arrived &= end.failed || self.conduit.unacknowledged(side) <= u32::from(end.shut);
         }
         if !arrived {
+            if !reset {
+                Side::ALL.into_iter().for_each(|side| self.shut(side));
+            }
             self.phase = Phase::Leaving { reset, look: (look * 2).min(LAST_LOOK) };
             return Fate::LooksAgain(look);
         }

@@ -42,12 +42,29 @@ struct World {
     room: usize,
     most: usize,
     reset_on_close: bool,
+    /// The close came before all was acknowledged that had been sent.
+    overtaken: bool,
     /// Calls that had nothing to do.
     futile: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Handle(alloc::rc::Rc<core::cell::RefCell<World>>);
+
+/// What a connection has of it, and closes.
+#[derive(Debug)]
+struct Sockets(Handle);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.0.with(|world| {
+            for socket in &mut world.sockets {
+                world.overtaken |= !socket.sent.is_empty();
+                socket.fin_sent |= !world.reset_on_close && !socket.reset;
+            }
+        });
+    }
+}
 
 impl Handle {
     fn new(room: usize, most: usize) -> Self {
@@ -58,6 +75,7 @@ impl Handle {
             room,
             most,
             reset_on_close: false,
+            overtaken: false,
             futile: 0,
         };
         Self(alloc::rc::Rc::new(world.into()))
@@ -68,9 +86,9 @@ impl Handle {
     }
 }
 
-impl Conduit for Handle {
+impl Conduit for Sockets {
     fn take(&mut self, from: Side) -> Result<usize, SocketError> {
-        self.with(|world| {
+        self.0.with(|world| {
             assert_eq!(world.hot, None, "bytes were taken from elsewhere before they were given");
             assert!(world.under_way[from as usize].is_empty());
             let socket = &mut world.sockets[from as usize];
@@ -93,7 +111,7 @@ impl Conduit for Handle {
     }
 
     fn give(&mut self, from: Side) -> Result<usize, SocketError> {
-        self.with(|world| {
+        self.0.with(|world| {
             assert!(world.hot.is_none_or(|hot| hot == from));
             world.hot = None;
             let under_way = &mut world.under_way[from as usize];
@@ -115,7 +133,7 @@ impl Conduit for Handle {
     }
 
     fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError> {
-        self.with(|world| {
+        self.0.with(|world| {
             let socket = &mut world.sockets[side as usize];
             assert!(!socket.fin_sent);
             socket.fin_sent = true;
@@ -124,14 +142,14 @@ impl Conduit for Handle {
     }
 
     fn unacknowledged(&mut self, side: Side) -> u32 {
-        self.with(|world| {
+        self.0.with(|world| {
             let socket = &world.sockets[side as usize];
             u32::try_from(socket.sent.len()).unwrap() + u32::from(socket.fin_sent)
         })
     }
 
     fn reset_on_close(&mut self) {
-        self.with(|world| world.reset_on_close = true);
+        self.0.with(|world| world.reset_on_close = true);
     }
 }
 
@@ -152,7 +170,7 @@ enum Act {
 
 /// A whole connection: the relay, its virtual sockets, and what peers have sent.
 struct Case {
-    bypass: Bypass<Handle>,
+    bypass: Bypass<Sockets>,
     id: FlowId,
     world: Handle,
     /// By each peer.
@@ -165,12 +183,10 @@ impl Case {
     fn new(room: usize, most: usize) -> Self {
         let world = Handle::new(room, most);
         let mut bypass = Bypass::new(10);
-        let id = bypass.insert(world.clone()).unwrap();
+        let id = bypass.insert(Sockets(world.clone())).unwrap();
         let mut case =
             Self { bypass, id, world, wrote: Default::default(), next: 0, now: Instant::default() };
-        for side in Side::ALL {
-            case.edge(side, Readiness { writable: true, ..Readiness::default() });
-        }
+        case.edge(Side::Connected, Readiness { writable: true, ..Readiness::default() });
         case
     }
 
@@ -208,7 +224,7 @@ impl Case {
                     socket.reset = true;
                     socket.sent.clear();
                 });
-                let edge = Readiness { readable: true, writable: true, read_closed: true, error: true };
+                let edge = Readiness { readable: true, writable: false, read_closed: true, error: true };
                 self.edge(side, edge);
             }
             Act::Report => self.report(),
@@ -267,6 +283,7 @@ impl Case {
                 )
             });
             if before == after && !self.bypass.has_runnable() && self.bypass.next_deadline().is_none() {
+                assert!(!self.world.with(|world| world.overtaken));
                 return;
             }
         }
@@ -307,6 +324,25 @@ fn half_closes_are_passed_on_one_by_one() {
     assert_eq!(case.read(A), case.wrote[B as usize]);
     assert!(case.fin_sent(A) && case.bypass.is_empty());
     assert!(!case.world.with(|world| world.reset_on_close));
+}
+
+/// A client's first bytes go on when the other connection stands, without any report of them.
+#[test]
+fn first_bytes_do_not_wait_for_an_event() {
+    let mut case = Case::new(10, 3);
+    case.act(Act::Send(A, 5));
+    case.world.with(|world| world.sockets[A as usize].edge = Readiness::default());
+    case.report();
+    assert_eq!(case.world.with(|world| world.sockets[B as usize].sent.len()), 5);
+}
+
+/// What can't be watched, for example.
+#[test]
+fn a_connection_can_be_given_up() {
+    let mut case = Case::new(10, 3);
+    case.bypass.reset(case.id, case.now);
+    assert!(case.world.with(|world| world.reset_on_close) && case.bypass.conduit(case.id).is_none());
+    assert_eq!(case.bypass.counters, Counters { opened: 1, reset: 1 });
 }
 
 /// R-85, SPEC §6.11: an abnormal end is told as such, behind what was received before.

@@ -33,7 +33,7 @@ impl World {
         Self {
             acceptors: Acceptors::new(),
             udp: Udp::new(io::udp::limits(), [7; 16]),
-            sockets: Sockets::new(epoll, outbound),
+            sockets: Sockets::new(epoll.into(), outbound),
             scanner,
         }
     }

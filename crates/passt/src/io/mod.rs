@@ -8,6 +8,7 @@ pub mod udp;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use engine::flow::FlowId;
@@ -27,7 +28,7 @@ use crate::netns::Opener;
 /// Where sockets of the host come from, and the epoll set that watches them.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    epoll: OwnedFd,
+    epoll: Rc<OwnedFd>,
     outbound: Arc<Outbound>,
     /// For sockets that stay on this machine.
     plain: Arc<Outbound>,
@@ -39,7 +40,7 @@ pub(crate) struct Sockets {
 
 impl Sockets {
     /// Sockets that leave by `outbound`, watched by `epoll`.
-    pub(crate) fn new(epoll: OwnedFd, outbound: Outbound) -> Self {
+    pub(crate) fn new(epoll: Rc<OwnedFd>, outbound: Outbound) -> Self {
         let outbound = Arc::new(outbound);
         Self {
             epoll,
@@ -72,7 +73,7 @@ impl Sockets {
     }
 
     fn watch(&self, fd: impl AsFd, flow: FlowId, events: EventFlags) -> Result<(), Errno> {
-        epoll::add(&self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(errno)
+        epoll::add(&*self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(errno)
     }
 
     /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask. Loopback is reached as the kernel likes.
@@ -194,7 +195,7 @@ mod tests {
             rustix::net::connect(&untouched, &listener.local_addr().unwrap()).unwrap();
 
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-            let mut sockets = Sockets::new(epoll, Outbound::plain());
+            let mut sockets = Sockets::new(epoll.into(), Outbound::plain());
             let id = FlowId::from_bits(u64::from(Kind::Tcp as u8) << 56).unwrap();
             let stream = sockets.tcp_connect(id, listener.local_addr().unwrap()).unwrap();
             assert_eq!(sizes(&stream.as_fd().try_clone_to_owned().unwrap()), sizes(&untouched));

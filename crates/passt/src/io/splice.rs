@@ -4,12 +4,13 @@
 //! which doesn't copy them. A pipe is borrowed while there are bytes in it, so that idle connections have none.
 
 use std::cell::RefCell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use engine::host::{Errno, SocketError};
 use engine::splice::{Conduit, Side};
+use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
@@ -24,6 +25,8 @@ const SPARE_PIPES: usize = 32;
 /// What all pairs share.
 #[derive(Debug)]
 pub(crate) struct Depot {
+    /// Watches their sockets.
+    epoll: Rc<OwnedFd>,
     buffer: Vec<u8>,
     pipes: Vec<Pipe>,
     /// What a new pipe is asked to hold.
@@ -39,8 +42,9 @@ struct Pipe {
 
 impl Depot {
     /// Without a pipe: they are made when they are needed.
-    pub(crate) fn new() -> Rc<RefCell<Self>> {
-        Rc::new(RefCell::new(Self { buffer: vec![0; BUFFER_LEN], pipes: Vec::new(), pipe_len: PIPE_LEN }))
+    pub(crate) fn new(epoll: Rc<OwnedFd>) -> Rc<RefCell<Self>> {
+        let (buffer, pipes) = (vec![0; BUFFER_LEN], Vec::new());
+        Rc::new(RefCell::new(Self { epoll, buffer, pipes, pipe_len: PIPE_LEN }))
     }
 
     fn pipe(&mut self) -> io::Result<Pipe> {
@@ -67,10 +71,28 @@ impl Depot {
 #[derive(Debug)]
 pub(crate) struct Pair {
     sockets: [OwnedFd; 2],
+    watches: [Watch; 2],
     transit: [Transit; 2],
     /// The direction has so much to carry that a pipe pays.
     bulk: [bool; 2],
     depot: Rc<RefCell<Depot>>,
+}
+
+/// What is reported of a socket.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    /// What its events carry, from when it is watched on.
+    word: Option<u64>,
+    /// That it can send, too. Most sockets are never found wanting: asked for from the start, this would be an event
+    /// at the start and one at the end of each.
+    room: bool,
+}
+
+impl Watch {
+    fn events(self) -> EventFlags {
+        let events = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        if self.room { events | EventFlags::OUT } else { events }
+    }
 }
 
 /// Where the bytes of a direction are.
@@ -91,15 +113,30 @@ impl Pair {
     pub(crate) fn new(accepted: OwnedFd, connecting: OwnedFd, depot: Rc<RefCell<Depot>>) -> Self {
         Self {
             sockets: [accepted, connecting],
+            watches: [Watch::default(); 2],
             transit: [Transit::Empty, Transit::Empty],
             bulk: [false; 2],
             depot,
         }
     }
 
-    /// One of the sockets.
-    pub(crate) fn socket(&self, side: Side) -> BorrowedFd<'_> {
-        self.sockets[side as usize].as_fd()
+    /// Has a socket's readiness reported by events that carry `word`; with `room`, that to send from the start.
+    pub(crate) fn watch(&mut self, side: Side, word: u64, room: bool) -> io::Result<()> {
+        let watch = &mut self.watches[side as usize];
+        *watch = Watch { word: Some(word), room: watch.room || room };
+        let data = EventData::new_u64(word);
+        epoll::add(&*self.depot.borrow().epoll, &self.sockets[side as usize], data, watch.events())
+    }
+
+    /// Has it reported when a socket can send again. If it can by now, that is reported as well.
+    fn await_room(&mut self, side: Side) -> io::Result<()> {
+        let watch = &mut self.watches[side as usize];
+        if std::mem::replace(&mut watch.room, true) {
+            return Ok(());
+        }
+        let Some(word) = watch.word else { return Ok(()) };
+        let (epoll, data) = (&self.depot.borrow().epoll, EventData::new_u64(word));
+        epoll::modify(&**epoll, &self.sockets[side as usize], data, watch.events())
     }
 
     fn take_few(&mut self, from: Side) -> Result<usize, SocketError> {
@@ -126,22 +163,8 @@ impl Pair {
         }
         taken
     }
-}
 
-impl Conduit for Pair {
-    fn take(&mut self, from: Side) -> Result<usize, SocketError> {
-        if !self.bulk[from as usize] {
-            return self.take_few(from);
-        }
-        let pipe = self.depot.borrow_mut().pipe();
-        match pipe {
-            Ok(pipe) => self.take_many(from, pipe),
-            // No descriptor left, for example.
-            Err(_) => self.take_few(from),
-        }
-    }
-
-    fn give(&mut self, from: Side) -> Result<usize, SocketError> {
+    fn send(&mut self, from: Side) -> Result<usize, SocketError> {
         let sink = &self.sockets[from.other() as usize];
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let transit = &mut self.transit[from as usize];
@@ -180,6 +203,28 @@ impl Conduit for Pair {
             }
         }
     }
+}
+
+impl Conduit for Pair {
+    fn take(&mut self, from: Side) -> Result<usize, SocketError> {
+        if !self.bulk[from as usize] {
+            return self.take_few(from);
+        }
+        let pipe = self.depot.borrow_mut().pipe();
+        match pipe {
+            Ok(pipe) => self.take_many(from, pipe),
+            // No descriptor left, for example.
+            Err(_) => self.take_few(from),
+        }
+    }
+
+    fn give(&mut self, from: Side) -> Result<usize, SocketError> {
+        let given = self.send(from);
+        if given == Err(SocketError::WouldBlock) {
+            self.await_room(from.other()).map_err(failure)?;
+        }
+        given
+    }
 
     fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError> {
         retry(|| rustix::net::shutdown(&self.sockets[side as usize], Shutdown::Write))
@@ -207,7 +252,11 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, SocketError> {
             Ok(result) => return Ok(result),
             Err(io::Errno::INTR) => {}
             Err(io::Errno::AGAIN) => return Err(SocketError::WouldBlock),
-            Err(errno) => return Err(SocketError::Failed(Errno(errno.raw_os_error()))),
+            Err(errno) => return Err(failure(errno)),
         }
     }
+}
+
+fn failure(errno: io::Errno) -> SocketError {
+    SocketError::Failed(Errno(errno.raw_os_error()))
 }
