@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod context;
+pub mod drops;
 pub mod flow;
 pub mod forward;
 pub mod host;

@@ -24,6 +24,7 @@ pub(crate) use error::{Quote, router, shown_offender, tell};
 
 use crate::{
     context::Context,
+    drops::Drops,
     flow::{FlowId, Flows, Keyed, Kind},
     host::{Errno, Host, PingSocket, Readiness, Report, Request, SocketError},
     link::Link,
@@ -39,26 +40,11 @@ const VISIT: usize = 32;
 /// Hop limit shown when the host does not tell what it received.
 const UNKNOWN_HOP_LIMIT: u8 = 255;
 
-/// Echo messages that were not carried, and why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// From the guest: source or destination is not allowed (SPEC §5.2, R-100).
-    pub invalid: u64,
-    /// No room for another flow, or the host gave no socket.
-    pub no_room: u64,
-    /// The host's socket was full, or refused to send.
-    pub not_sent: u64,
-    /// The link to the guest was full.
-    pub link_full: u64,
-    /// From the host: no reply to us, or too long.
-    pub undeliverable: u64,
-}
-
 /// All pings.
 #[derive(Debug)]
 pub struct Ping<S> {
     flows: Flows<Flow<S>>,
-    counters: Counters,
+    counters: Drops,
 }
 
 /// Requests of one identifier from one guest address to one destination.
@@ -89,12 +75,12 @@ impl<S: PingSocket> Ping<S> {
     /// No flow; at most `limit` of them. `hash_key` is random.
     #[must_use]
     pub fn new(limit: usize, hash_key: [u8; 16]) -> Self {
-        Self { flows: Flows::new(Kind::Ping, limit, hash_key), counters: Counters::default() }
+        Self { flows: Flows::new(Kind::Ping, limit, hash_key), counters: Drops::default() }
     }
 
     /// Echo messages that were not carried.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
+    pub const fn counters(&self) -> &Drops {
         &self.counters
     }
 

@@ -31,6 +31,7 @@ pub use table::Limits;
 
 use crate::{
     context::Context,
+    drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
@@ -66,21 +67,6 @@ impl Round {
     }
 }
 
-/// Datagrams that were not carried, and why.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// From the guest: source or destination is not allowed (SPEC §5.2, R-100).
-    pub invalid: u64,
-    /// No room for another flow or socket, or the host gave no socket.
-    pub no_room: u64,
-    /// The host's socket was full, or refused to send.
-    pub not_sent: u64,
-    /// The link to the guest was full.
-    pub link_full: u64,
-    /// From the host: longer than an IP packet, or from an address that can't be shown.
-    pub undeliverable: u64,
-}
-
 /// All UDP sockets and flows.
 #[derive(Debug)]
 pub struct Udp<S> {
@@ -98,7 +84,7 @@ pub struct Udp<S> {
     /// Where datagrams for the guest are joined.
     arrivals: Vec<u8>,
     limits: Limits,
-    counters: Counters,
+    counters: Drops,
 }
 
 #[derive(Debug)]
@@ -169,13 +155,13 @@ impl<S: UdpSocket> Udp<S> {
             train: Train::default(),
             arrivals: Vec::new(),
             limits,
-            counters: Counters::default(),
+            counters: Drops::default(),
         }
     }
 
     /// Datagrams that were not carried.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
+    pub const fn counters(&self) -> &Drops {
         &self.counters
     }
 

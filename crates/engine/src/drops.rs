@@ -1,0 +1,24 @@
+//! What was not carried, and why.
+
+/// Datagrams of UDP, or echo messages, that were not carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// From the guest: source or destination is not allowed (SPEC §5.2, R-100).
+    pub invalid: u64,
+    /// No room for another flow or socket, or the host gave no socket.
+    pub no_room: u64,
+    /// The host's socket was full, or refused to send.
+    pub not_sent: u64,
+    /// The link to the guest was full.
+    pub link_full: u64,
+    /// From the host: longer than an IP packet, from an address that can't be shown, or no reply to us.
+    pub undeliverable: u64,
+}
+
+impl Drops {
+    /// All together.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.invalid + self.no_room + self.not_sent + self.link_full + self.undeliverable
+    }
+}
