@@ -42,6 +42,14 @@ pub struct Counters {
     pub unsupported: u64,
 }
 
+impl Counters {
+    /// All together.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.malformed + self.fragments + self.unsupported
+    }
+}
+
 /// Most TCP connections (SPEC §12).
 const MAX_CONNECTIONS: usize = 131_071;
 /// Most ping flows.

@@ -106,6 +106,11 @@ impl Bypass {
         self.dialer = Some(Dialer { opener, v4: Stock::default(), v6: Stock::default() });
     }
 
+    /// The connections.
+    pub(crate) const fn flows(&self) -> &engine::splice::Bypass<Pair> {
+        &self.flows
+    }
+
     /// Goes on with an accepted connection in the other namespace. If that fails at once, it is reset.
     pub(crate) fn open(
         &mut self,
@@ -117,16 +122,16 @@ impl Bypass {
         let (connecting, stands) = match self.connect(direction, destination) {
             Ok(socket) => socket,
             Err(errno) => {
-                log::debug!("local connection not forwarded: {errno}");
-                reset_on_close(&accepted);
-                return;
+                log::debug!("local connection to {destination} not forwarded: {errno}");
+                self.flows.counters.refused += 1;
+                return reset_on_close(&accepted);
             }
         };
         let id = match self.flows.insert(Pair::new(accepted, connecting, self.depot.clone())) {
             Ok(id) => id,
             Err(mut refused) => {
-                refused.reset_on_close();
-                return;
+                self.flows.counters.refused += 1;
+                return refused.reset_on_close();
             }
         };
         // What the client has sent by now goes on before anything else is done.

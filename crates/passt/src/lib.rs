@@ -124,7 +124,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let (inbound, outbound_rules) = (config.inbound.clone(), config.outbound.clone());
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
     let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope };
-    let setup = Setup { link, mac, plan: &plan, policy, outbound, rules, neighbourhood, control };
+    let stats = config.stats;
+    let setup = Setup { link, mac, plan: &plan, policy, outbound, rules, neighbourhood, control, stats };
     let mut shard = Shard::new(setup)?;
     let (namespace, command, watch) = match guest {
         Some(guest) => (Some(guest.namespace), guest.command, guest.watch),

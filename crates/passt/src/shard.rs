@@ -1,6 +1,7 @@
 //! The event loop: one epoll set, one link, one stack of flows.
 
 mod control;
+mod stats;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -32,6 +33,7 @@ use crate::netns::Opener;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::plan::{self, Plan};
 use control::Control;
+use stats::Stats;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 64;
@@ -56,6 +58,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) neighbourhood: Option<Neighbourhood>,
     /// Where rules can be changed, if anywhere.
     pub(crate) control: Option<ControlSetup>,
+    /// Shortest time between two lines of counts on standard error.
+    pub(crate) stats: Option<Duration>,
 }
 
 /// What the control socket needs.
@@ -86,6 +90,7 @@ pub(crate) struct Shard {
     forwarder: Forwarder,
     control: Option<Control>,
     neighbourhood: Option<Neighbourhood>,
+    stats: Option<Stats>,
     /// The link took no more; it reports when it does again.
     link_full: bool,
     /// The link may have more frames for us.
@@ -127,6 +132,7 @@ impl Shard {
             forwarder,
             control,
             neighbourhood: setup.neighbourhood,
+            stats: setup.stats.map(Stats::new),
             link_full: false,
             link_has_frames: false,
         })
@@ -172,6 +178,7 @@ impl Shard {
             if let Some(exit) = self.finish_round(now)? {
                 return Ok(exit);
             }
+            self.show_stats(now);
         }
     }
 
@@ -214,6 +221,7 @@ impl Shard {
                 self.forwarder.next_scan(),
                 self.control_deadline(),
                 self.bypass.next_deadline(),
+                self.stats.as_ref().and_then(Stats::next_line),
             ];
             due.into_iter().flatten().min().map(|due| due.since(self.now()))
         };

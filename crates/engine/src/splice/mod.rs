@@ -74,6 +74,8 @@ pub trait Conduit {
 pub struct Counters {
     /// Connections begun.
     pub opened: u64,
+    /// Connections for which there was no room or no socket.
+    pub refused: u64,
     /// Connections that ended in a reset.
     pub reset: u64,
 }

@@ -358,7 +358,7 @@ fn a_reset_follows_the_bytes_before_it() {
     assert_eq!(case.read(A), case.wrote[B as usize]);
     assert!(!case.fin_sent(A));
     assert!(case.world.with(|world| world.reset_on_close) && case.bypass.is_empty());
-    assert_eq!(case.bypass.counters, Counters { opened: 1, reset: 1 });
+    assert_eq!(case.bypass.counters, Counters { opened: 1, refused: 0, reset: 1 });
 }
 
 /// R-87, SPEC §6.11: whoever connected to a port whose target is closed gets a reset.

@@ -13,6 +13,17 @@ use wire::offload::Offload;
 use stream::StreamLink;
 use tap::TapLink;
 
+/// Counts of frames since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    /// Those of the guest.
+    pub(crate) received: u64,
+    /// Those to the guest.
+    pub(crate) sent: u64,
+    /// Those that the link did not take, or spoiled.
+    pub(crate) dropped: u64,
+}
+
 /// The link of a guest, of one kind or another.
 pub(crate) enum Medium {
     /// No link at all (`--splice-only`): nothing fits.
@@ -54,6 +65,15 @@ impl Medium {
             Self::None => 0,
             Self::Tap(_) => tap::BUFFER_LEN,
             Self::Stream(_) => stream::BUFFER_LEN,
+        }
+    }
+
+    /// What went through so far.
+    pub(crate) fn counters(&self) -> Counters {
+        match self {
+            Self::None => Counters::default(),
+            Self::Tap(link) => link.counters,
+            Self::Stream(link) => link.counters,
         }
     }
 

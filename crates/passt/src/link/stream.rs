@@ -18,7 +18,7 @@ use rustix::net::{RecvFlags, SocketFlags, SocketType, accept_with, getpeername, 
 use wire::offload::Offload;
 use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 
-use super::{Change, Received};
+use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::pcap::Capture;
 use outbox::Outbox;
@@ -78,8 +78,8 @@ pub(crate) struct StreamLink {
     client: Option<Client>,
     outbox: Outbox,
     capture: Option<Capture>,
-    /// Frames that nobody was there to take.
-    pub(crate) dropped: u64,
+    /// What went through, and what nobody was there to take.
+    pub(super) counters: Counters,
 }
 
 /// Who is connected.
@@ -101,7 +101,7 @@ impl StreamLink {
             Entrance::Listener { socket, one_off } => (Some(socket), one_off, None),
             Entrance::Connected(socket) => (None, true, Some(Client::new(socket))),
         };
-        Self { listener, one_off, client, outbox: Outbox::new(), capture, dropped: 0 }
+        Self { listener, one_off, client, outbox: Outbox::new(), capture, counters: Counters::default() }
     }
 
     /// See [`super::Medium::watch`].
@@ -166,6 +166,7 @@ impl StreamLink {
         loop {
             match client.unframer.next_frame(buffer) {
                 Ok(Some(frame)) => {
+                    self.counters.received += 1;
                     if let Some(capture) = &mut self.capture {
                         capture.add(&[&buffer[frame.clone()]]);
                     }
@@ -261,10 +262,11 @@ impl Link for StreamLink {
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
         let Some(client) = &self.client else {
-            self.dropped += 1; // as by an unplugged cable
+            self.counters.dropped += 1; // as by an unplugged cable
             return Ok(());
         };
         self.outbox.commit(len, offload, self.capture.as_mut())?;
+        self.counters.sent += 1;
         if self.outbox.is_due() {
             self.outbox.flush(&client.socket);
         }

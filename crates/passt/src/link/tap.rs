@@ -11,7 +11,7 @@ use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
 use wire::segment::{Segments, complete_checksum};
 
-use super::{Change, Received};
+use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::pcap::Capture;
 
@@ -36,15 +36,23 @@ pub(crate) struct TapLink {
     up: bool,
     /// We wait for the device to take frames again.
     waiting: bool,
-    /// Frames that the device did not take.
-    pub(crate) dropped: u64,
+    /// What went through, and what did not.
+    pub(super) counters: Counters,
 }
 
 impl TapLink {
     /// The link over `device`, whose interface is `up` already or will be some day.
     pub(crate) fn new(device: TapDevice, up: bool, capture: Option<Capture>) -> Self {
-        let (slot, segment) = (vec![0; BUFFER_LEN], Vec::new());
-        Self { device, slot, segment, capture, failed: None, up, waiting: false, dropped: 0 }
+        Self {
+            device,
+            slot: vec![0; BUFFER_LEN],
+            segment: Vec::new(),
+            capture,
+            failed: None,
+            up,
+            waiting: false,
+            counters: Counters::default(),
+        }
     }
 
     /// See [`super::Medium::watch`].
@@ -99,7 +107,7 @@ impl TapLink {
                 Err(Errno::INTR) => continue,
                 // A frame that the kernel can't describe or copy, which is gone now.
                 Err(Errno::INVAL | Errno::NOMEM | Errno::NOBUFS) => {
-                    self.dropped += 1;
+                    self.counters.dropped += 1;
                     return Ok(None);
                 }
                 Err(errno) => return Err(errno).context(FAILED),
@@ -108,13 +116,14 @@ impl TapLink {
                 match buffer.first_chunk().map(Offload::from_virtio) {
                     Some(Some(offload)) if len >= VNET_HDR_LEN => (VNET_HDR_LEN, offload),
                     _ => {
-                        self.dropped += 1;
+                        self.counters.dropped += 1;
                         continue;
                     }
                 }
             } else {
                 (0, Offload::default())
             };
+            self.counters.received += 1;
             if let Some(capture) = &mut self.capture {
                 capture.add(&[&buffer[start..len]]);
             }
@@ -173,6 +182,7 @@ impl TapLink {
         loop {
             match rustix::io::write(&self.device.fd, &frame[start..]) {
                 Ok(_) => {
+                    self.counters.sent += 1;
                     if let Some(capture) = &mut self.capture {
                         capture.add(&[&frame[VNET_HDR_LEN..]]);
                     }
@@ -188,7 +198,7 @@ impl TapLink {
                 // The interface is down, memory is short, or the guest's kernel does not want it (the guest may have put a
                 // filter there): lost like on a wire.
                 Err(_) => {
-                    self.dropped += 1;
+                    self.counters.dropped += 1;
                     return Ok(());
                 }
             }
