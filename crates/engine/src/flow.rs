@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::{
+    fmt,
     hash::{BuildHasher, Hash, Hasher},
     net::SocketAddr,
 };
@@ -77,6 +78,20 @@ pub struct Endpoints {
     pub guest: SocketAddr,
     /// The other side's address and port, as the guest knows it.
     pub remote: SocketAddr,
+}
+
+/// For people: number and kind.
+impl fmt::Display for FlowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Tcp => "TCP",
+            Kind::Udp => "UDP socket",
+            Kind::Ping => "ping",
+            Kind::UdpFlow => "UDP",
+            Kind::Splice => "TCP bypass",
+        };
+        write!(f, "Flow {} ({kind})", self.index)
+    }
 }
 
 #[derive(Debug)]

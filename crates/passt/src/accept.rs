@@ -147,6 +147,7 @@ impl Acceptors {
                     drop(acceptfrom_with(&port.socket, flags));
                     self.reserve = reserve();
                     self.refused += 1;
+                    log::warn!("A connection is refused: the limit of open files is reached");
                     return None;
                 }
                 Err(_) => return None,

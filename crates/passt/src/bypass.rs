@@ -134,6 +134,7 @@ impl Bypass {
                 return refused.reset_on_close();
             }
         };
+        log::debug!("{id}: {direction:?}, to {destination}");
         // What the client has sent by now goes on before anything else is done.
         if stands {
             let writable = Readiness { writable: true, ..Readiness::default() };

@@ -34,6 +34,7 @@ mod sandbox;
 mod scan;
 mod shard;
 mod stage;
+mod trace;
 mod unix_socket;
 
 use bypass::Policy;

@@ -168,6 +168,7 @@ impl Shard {
             self.wait(&mut events)?;
             let now = self.now();
             for event in &events {
+                log::trace!("event {:#x}: {:?}", event.data.u64(), { event.flags });
                 if let (RESOLVERS, Some(resolvers)) = (event.data.u64(), &resolvers) {
                     self.on_resolvers(resolvers);
                 } else if let Some(exit) = self.on_event(event.data.u64(), event.flags, now, &mut lifetime)? {

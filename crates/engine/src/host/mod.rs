@@ -91,6 +91,11 @@ pub trait TcpSocket {
 
     /// Makes the coming close a reset instead of an orderly end.
     fn reset_on_close(&mut self);
+
+    /// Our own address and port, for people, where they can be found out.
+    fn local(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// Where sockets come from. The sockets report readiness under the flow's id, see [`Readiness`].

@@ -163,6 +163,7 @@ impl<S: PingSocket> Ping<S> {
         };
         let id = self.flows.next_id().and_then(|id| {
             let socket = cx.host.ping_open(id, peer.ip(), key.id).ok()?;
+            log::debug!("{id}: {} -> {} id {} (host {})", key.guest, key.remote, key.id, peer.ip());
             self.flows.insert(Flow { key, peer, socket, deadline: Deadline::NONE }).ok()
         });
         if id.is_none() {

@@ -15,6 +15,7 @@ mod send;
 
 use alloc::{collections::VecDeque, vec::Vec};
 use core::{
+    fmt,
     hash::{Hash, Hasher},
     net::SocketAddr,
 };
@@ -156,6 +157,10 @@ impl<S: TcpSocket> Tcp<S> {
             }
         };
         let iss = self.initial_sequence(&ends, ctx.now);
+        if log::log_enabled!(log::Level::Debug) {
+            let Endpoints { guest, remote } = ends;
+            log::debug!("{id}: {guest} -> {remote}{}", Side(socket.local(), "->", Some(destination)));
+        }
         let connection = Connection::from_guest(ends, socket, iss, syn, ctx.settings, ctx.now);
         self.insert(connection, ctx);
     }
@@ -173,10 +178,14 @@ impl<S: TcpSocket> Tcp<S> {
     ) -> Result<(), S> {
         let free = self.flows.find(&ends).is_none();
         let watched = self.flows.next_id().filter(|&id| free && ctx.host.tcp_watch(id, &socket).is_ok());
-        if watched.is_none() {
+        let Some(id) = watched else {
             self.counters.refused += 1;
             socket.reset_on_close();
             return Err(socket);
+        };
+        if log::log_enabled!(log::Level::Debug) {
+            let Endpoints { guest, remote } = ends;
+            log::debug!("{id}: {guest} <- {remote}{}", Side(socket.local(), "<-", None));
         }
         let iss = self.initial_sequence(&ends, ctx.now);
         let connection = Connection::from_host(ends, socket, iss, ctx);
@@ -291,6 +300,7 @@ impl<S: TcpSocket> Tcp<S> {
         let Some(mut connection) = self.flows.remove(id) else { return };
         connection.receive.release(&mut self.pool);
         connection.deadline.withdraw(ctx.timers, id);
+        log::debug!("{id}: {end}");
         match end {
             End::Finished => return,
             End::SocketFailed(errno)
@@ -310,6 +320,30 @@ impl<S: TcpSocket> Tcp<S> {
         let mut hasher = SipHasher13::new_with_key(&self.secret);
         ends.hash(&mut hasher);
         Seq((hasher.finish() as u32).wrapping_add((now.as_micros() / 4) as u32))
+    }
+}
+
+/// The host's side of a connection, for people: our own address, the direction, and the peer's.
+struct Side(Option<SocketAddr>, &'static str, Option<SocketAddr>);
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(Some(local), arrow, peer) = self else { return Ok(()) };
+        match peer {
+            Some(peer) => write!(f, " (host {local} {arrow} {peer})"),
+            None => write!(f, " (host {local})"),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => f.write_str("over"),
+            Self::Abort => f.write_str("given up"),
+            Self::GuestReset => f.write_str("reset by the guest"),
+            Self::SocketFailed(Errno(number)) => write!(f, "the host's socket failed (error {number})"),
+        }
     }
 }
 

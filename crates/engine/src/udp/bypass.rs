@@ -212,6 +212,7 @@ impl<S: UdpSocket> Udp<S> {
         let io = host.udp_connect(id, listener.direction, target, client.peer.port()).ok()?;
         let stand = Stand { client, target, sent: 0, received: 0, deadline: Deadline::NONE };
         let id = self.sockets.insert(Socket::new(io, Role::Stand(stand), target.is_ipv4())).ok()?;
+        log::debug!("{id}: {} -> {target}, past the link", client.peer);
         self.stands += 1;
         if let Some(listener) = self.sockets.get_mut(client.listener) {
             listener.flows += 1;

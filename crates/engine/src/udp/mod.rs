@@ -350,7 +350,9 @@ impl<S: UdpSocket> Udp<S> {
 
     fn insert(&mut self, flow: Flow) -> Option<FlowId> {
         let socket = self.sockets.get_mut(flow.socket)?;
+        let (Endpoints { guest, remote }, peer) = (flow.endpoints, flow.peer);
         let id = self.flows.insert(flow)?;
+        log::debug!("{id}: {guest} <-> {remote} (host {peer})");
         socket.flows += 1;
         Some(id)
     }

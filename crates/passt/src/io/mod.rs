@@ -102,7 +102,7 @@ impl Host for Sockets {
     fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<Stream, Errno> {
         let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(errno)?;
+        let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(no_socket)?;
         sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
         self.bind_stream(&fd, destination.ip())?;
         match rustix::net::connect(&fd, &destination) {
@@ -119,7 +119,7 @@ impl Host for Sockets {
     }
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<UdpSocket, Errno> {
-        let socket = UdpSocket::open(&self.outbound, address, port).map_err(errno)?;
+        let socket = UdpSocket::open(&self.outbound, address, port).map_err(no_socket)?;
         self.udp_watch(flow, &socket)?;
         Ok(socket)
     }
@@ -141,7 +141,7 @@ impl Host for Sockets {
                 opener.call(open).map_err(|_| ENETUNREACH)?
             }
         };
-        let socket = socket.map_err(errno)?;
+        let socket = socket.map_err(no_socket)?;
         self.udp_watch(flow, &socket)?;
         Ok(socket)
     }
@@ -151,7 +151,7 @@ impl Host for Sockets {
     }
 
     fn ping_open(&mut self, flow: FlowId, destination: IpAddr, id: u16) -> Result<PingSocket, Errno> {
-        let socket = self.pings.open(destination, id).map_err(errno)?;
+        let socket = self.pings.open(destination, id).map_err(no_socket)?;
         self.watch(&socket, flow, udp::EVENTS)?;
         Ok(socket)
     }
@@ -165,6 +165,15 @@ pub(crate) fn readiness(events: EventFlags) -> Readiness {
         read_closed: events.intersects(EventFlags::RDHUP | EventFlags::HUP),
         error: events.contains(EventFlags::ERR),
     }
+}
+
+/// Why there is no socket for a new flow; that we can have no more is worth telling.
+fn no_socket(error: rustix::io::Errno) -> Errno {
+    use rustix::io::Errno;
+    if [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS].contains(&error) {
+        log::warn!("A flow of the guest is refused: no socket: {error}");
+    }
+    errno(error)
 }
 
 fn errno(errno: rustix::io::Errno) -> Errno {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -142,6 +143,11 @@ impl TcpSocket for Stream {
     fn keep_alive(&mut self) {
         // If the kernel will not, our own timers still end a dead connection.
         sockopt::set_socket_keepalive(&self.fd, true).ok();
+    }
+
+    fn local(&self) -> Option<SocketAddr> {
+        let local = SocketAddr::try_from(rustix::net::getsockname(&self.fd).ok()?).ok()?;
+        Some(SocketAddr::new(local.ip().to_canonical(), local.port()))
     }
 
     fn reset_on_close(&mut self) {

@@ -21,6 +21,7 @@ use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::pcap::Capture;
+use crate::trace::{self, Way};
 use outbox::Outbox;
 
 /// Room for what is read at a time.
@@ -167,6 +168,7 @@ impl StreamLink {
             match client.unframer.next_frame(buffer) {
                 Ok(Some(frame)) => {
                     self.counters.received += 1;
+                    trace::frame(Way::In, &buffer[frame.clone()]);
                     if let Some(capture) = &mut self.capture {
                         capture.add(&[&buffer[frame.clone()]]);
                     }

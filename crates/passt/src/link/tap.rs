@@ -14,6 +14,7 @@ use wire::segment::{Segments, complete_checksum};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::pcap::Capture;
+use crate::trace::{self, Way};
 
 /// The only descriptor there is.
 const DEVICE: u32 = 0;
@@ -124,6 +125,7 @@ impl TapLink {
                 (0, Offload::default())
             };
             self.counters.received += 1;
+            trace::frame(Way::In, &buffer[start..len]);
             if let Some(capture) = &mut self.capture {
                 capture.add(&[&buffer[start..len]]);
             }
@@ -183,6 +185,7 @@ impl TapLink {
             match rustix::io::write(&self.device.fd, &frame[start..]) {
                 Ok(_) => {
                     self.counters.sent += 1;
+                    trace::frame(Way::Out, &frame[VNET_HDR_LEN..]);
                     if let Some(capture) = &mut self.capture {
                         capture.add(&[&frame[VNET_HDR_LEN..]]);
                     }

@@ -28,5 +28,6 @@ mod splice;
 mod start;
 mod tcp;
 mod tcp_raw;
+mod telling;
 mod udp;
 mod udp_bypass;

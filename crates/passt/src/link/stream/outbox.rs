@@ -17,6 +17,7 @@ use wire::segment::{Segments, complete_checksum};
 use wire::stream::{PREFIX_LEN, prefix};
 
 use crate::pcap::Capture;
+use crate::trace::{self, Way};
 
 /// Bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;
@@ -88,6 +89,9 @@ impl Outbox {
         capture: Option<&mut Capture>,
     ) -> Result<(), Full> {
         let start = self.end + PREFIX_LEN;
+        if let Some(frame) = self.buffer.get(start..start + len) {
+            trace::frame(Way::Out, frame);
+        }
         if offload.segmentation.is_some() {
             return self.commit_segments(start..start + len, offload, capture);
         }

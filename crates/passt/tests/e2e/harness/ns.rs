@@ -59,6 +59,11 @@ impl Running {
         contents(&mut self.stdout)
     }
 
+    /// The standard error so far.
+    pub(crate) fn stderr(&mut self) -> String {
+        contents(&mut self.stderr)
+    }
+
     /// Waits until the standard output contains `text`, and returns all of it.
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
         let mut all = String::new();
