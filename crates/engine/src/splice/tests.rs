@@ -342,7 +342,7 @@ fn a_connection_can_be_given_up() {
     let mut case = Case::new(10, 3);
     case.bypass.reset(case.id, case.now);
     assert!(case.world.with(|world| world.reset_on_close) && case.bypass.conduit(case.id).is_none());
-    assert_eq!(case.bypass.counters, Counters { opened: 1, reset: 1 });
+    assert_eq!(case.bypass.counters, Counters { opened: 1, refused: 0, reset: 1 });
 }
 
 /// R-85, SPEC §6.11: an abnormal end is told as such, behind what was received before.
