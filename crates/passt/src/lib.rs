@@ -25,6 +25,7 @@ mod isolated;
 mod link;
 pub mod listen;
 mod logging;
+pub mod memory;
 pub mod netns;
 pub mod pasta;
 mod pcap;

@@ -299,7 +299,7 @@ impl Shard {
             let bytes = &self.buffer[frame.start..frame.end];
             self.stack.on_frame(
                 frame::head(bytes),
-                bytes,
+                bytes.into(),
                 &frame.offload,
                 now,
                 &mut self.sockets,

@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod cmsg;
+pub mod iov;
 pub mod mmsg;
 pub mod netns;
 pub mod packet;

@@ -1,11 +1,12 @@
 //! Datagrams with control messages, one at a time or several in one call.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::address::{RawAddress, parse_address};
 use crate::cmsg::{Control, ReceiveInfo};
+use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
 
 /// Most datagrams in one [`send_batch`].
 pub const BATCH: usize = 64;
@@ -14,15 +15,14 @@ pub const BATCH: usize = 64;
 ///
 /// # Errors
 /// As sendmsg(2), also an error that an earlier datagram had met.
-pub fn send(
-    fd: impl AsFd,
-    address: &RawAddress,
-    pieces: &[IoSlice<'_>],
-    control: &Control,
-) -> io::Result<()> {
-    let header = outgoing(address, pieces, control);
-    // SAFETY: `header` points to an address, an array of `IoSlice` (laid out as iovec) and control bytes which
-    // outlive the call and which sendmsg only reads.
+pub fn send(fd: impl AsFd, address: &RawAddress, pieces: &[Source<'_>], control: &Control) -> io::Result<()> {
+    let mut iovecs = Iovecs::<{ 2 * MAX_PIECES }>::new();
+    if !pieces.iter().all(|&piece| iovecs.add(piece)) {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    let header = outgoing(address, iovecs.get(0..2 * MAX_PIECES), control);
+    // SAFETY: `header` points to an address, pieces and control bytes which outlive the call and which sendmsg only
+    // reads. The pieces are mapped for as long as their sources live.
     let sent = unsafe {
         libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     };
@@ -37,18 +37,24 @@ pub fn send(
 pub fn send_batch<'a>(
     fd: impl AsFd,
     address: &RawAddress,
-    datagrams: impl Iterator<Item = &'a [u8]>,
+    datagrams: impl Iterator<Item = Source<'a>>,
     control: &Control,
 ) -> io::Result<usize> {
-    let mut pieces = [IoSlice::new(&[]); BATCH];
+    let mut iovecs = Iovecs::<{ 2 * BATCH }>::new();
+    let mut ends = [0; BATCH];
     let mut count = 0;
-    for (piece, datagram) in pieces.iter_mut().zip(datagrams) {
-        *piece = IoSlice::new(datagram);
+    for (end, datagram) in ends.iter_mut().zip(datagrams) {
+        if !iovecs.add(datagram) {
+            break;
+        }
+        *end = iovecs.len();
         count += 1;
     }
-    let mut headers: [libc::mmsghdr; BATCH] = std::array::from_fn(|i| libc::mmsghdr {
-        msg_hdr: outgoing(address, &pieces[i..=i], control),
-        msg_len: 0,
+    let mut start = 0;
+    let mut headers: [libc::mmsghdr; BATCH] = ends.map(|end| {
+        let msg_hdr = outgoing(address, iovecs.get(start..end), control);
+        start = end;
+        libc::mmsghdr { msg_hdr, msg_len: 0 }
     });
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the first `count` headers are valid as in `send`; the kernel writes only their `msg_len`.
@@ -56,14 +62,14 @@ pub fn send_batch<'a>(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// A message header that sendmsg can read: the pointers live as long as the arguments.
-fn outgoing(address: &RawAddress, pieces: &[IoSlice<'_>], control: &Control) -> libc::msghdr {
-    // SAFETY: `msghdr` is plain data, for which all zeroes (null pointers, lengths of zero) is a valid value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+/// The first datagram of a batch always fits.
+const _: () = assert!(2 * BATCH >= MAX_PIECES);
+
+/// A message header that sendmsg can read: its pointers are good for as long as the arguments.
+fn outgoing(address: &RawAddress, pieces: &[libc::iovec], control: &Control) -> libc::msghdr {
+    let mut header = message(pieces);
     header.msg_name = address.bytes.as_ptr().cast_mut().cast();
     header.msg_namelen = address.len;
-    header.msg_iov = pieces.as_ptr().cast_mut().cast();
-    header.msg_iovlen = pieces.len() as _;
     if !control.is_empty() {
         header.msg_control = control.bytes().as_ptr().cast_mut().cast();
         header.msg_controllen = control.bytes().len() as _;
@@ -74,9 +80,9 @@ fn outgoing(address: &RawAddress, pieces: &[IoSlice<'_>], control: &Control) -> 
 /// A received datagram, or an entry of the error queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// Bytes written to the buffer.
+    /// Bytes written to the buffer or room.
     pub len: usize,
-    /// The datagram was longer than the buffer.
+    /// The datagram was longer than that.
     pub truncated: bool,
     /// Sender; from the error queue: to whom the datagram had been sent.
     pub address: Option<SocketAddr>,
@@ -88,8 +94,8 @@ pub struct Arrival {
 ///
 /// # Errors
 /// As recvmsg(2).
-pub fn receive(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    receive_with(fd, buffer, 0)
+pub fn receive(fd: impl AsFd, room: Room<'_>) -> io::Result<Arrival> {
+    receive_with(fd, room, 0)
 }
 
 /// Takes an entry of the error queue, with as much as is known of the payload of the datagram that met the error.
@@ -97,24 +103,22 @@ pub fn receive(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Arrival> {
 /// # Errors
 /// As recvmsg(2): `EAGAIN` if the queue is empty.
 pub fn receive_error(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Arrival> {
-    receive_with(fd, buffer, libc::MSG_ERRQUEUE)
+    receive_with(fd, buffer.into(), libc::MSG_ERRQUEUE)
 }
 
-fn receive_with(fd: impl AsFd, buffer: &mut [u8], flags: libc::c_int) -> io::Result<Arrival> {
+fn receive_with(fd: impl AsFd, mut room: Room<'_>, flags: libc::c_int) -> io::Result<Arrival> {
     let mut name = [0_u8; size_of::<libc::sockaddr_in6>()];
     let mut control = Control::default();
-    let mut piece = io::IoSliceMut::new(buffer);
-    // SAFETY: `msghdr` is plain data, for which all zeroes is a valid value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    let mut pieces = Iovecs::<MAX_PIECES>::new();
+    let _all_fit = pieces.add_room(&mut room);
+    let mut header = pieces.message();
     header.msg_name = name.as_mut_ptr().cast();
     header.msg_namelen = name.len() as _;
-    header.msg_iov = (&raw mut piece).cast();
-    header.msg_iovlen = 1;
-    let room = control.room();
-    header.msg_control = room.as_mut_ptr().cast();
-    header.msg_controllen = room.len() as _;
-    // SAFETY: `header` points to a name, one `IoSliceMut` (laid out as iovec) and control room, all writable for the
-    // lengths given and alive until the call returns.
+    let messages = control.room();
+    header.msg_control = messages.as_mut_ptr().cast();
+    header.msg_controllen = messages.len() as _;
+    // SAFETY: `header` points to a name, pieces of `room` and room for control messages, all writable for the lengths
+    // given and there until the call returns.
     let got = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | flags) };
     let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     control.set_len(header.msg_controllen as _);
@@ -150,16 +154,15 @@ mod tests {
         request_metadata(&b, IpVersion::V4, Metadata::DESTINATION | Metadata::HOP_LIMIT).unwrap();
         let payload: Vec<u8> = (0..3500_u16).map(|i| i as u8).collect();
         let info = SendInfo { segment_size: Some(1000), hop_limit: Some(9), ..SendInfo::default() };
-        send(&a, &RawAddress::new(to, false), &[IoSlice::new(&payload)], &Control::to_send(&info, true))
-            .unwrap();
+        send(&a, &RawAddress::new(to, false), &[payload[..].into()], &Control::to_send(&info, true)).unwrap();
         let mut buffer = [0; 65535];
-        let got = receive(&b, &mut buffer).unwrap();
+        let got = receive(&b, (&mut buffer[..]).into()).unwrap();
         assert_eq!((got.len, got.truncated, got.address), (3500, false, a.local_addr().ok()));
         assert_eq!(buffer[..3500], payload[..]);
         assert_eq!((got.info.segment_size, got.info.hop_limit), (Some(1000), Some(9)));
         assert_eq!(got.info.destination, Some(to.ip()));
         assert_eq!(got.info.local, Some(to.ip()));
-        assert_eq!(receive(&b, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(receive(&b, (&mut buffer[..]).into()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
@@ -167,11 +170,13 @@ mod tests {
         let (a, b, to) = pair("::1");
         let datagrams: Vec<Vec<u8>> = (0..70_u8).map(|i| vec![i; usize::from(i)]).collect();
         let raw = RawAddress::new(to, true);
-        let sent = send_batch(&a, &raw, datagrams.iter().map(Vec::as_slice), &Control::default()).unwrap();
+        let sent =
+            send_batch(&a, &raw, datagrams.iter().map(|datagram| datagram[..].into()), &Control::default())
+                .unwrap();
         assert_eq!(sent, BATCH);
         let mut buffer = [0; 60];
         for want in &datagrams[..BATCH] {
-            let got = receive(&b, &mut buffer).unwrap();
+            let got = receive(&b, (&mut buffer[..]).into()).unwrap();
             assert_eq!(got.len, want.len().min(60));
             assert_eq!(got.truncated, want.len() > 60);
         }
@@ -187,7 +192,7 @@ mod tests {
         request_metadata(&dual, IpVersion::V6, all).unwrap();
         let v4 = UdpSocket::bind("127.0.0.5:0").unwrap();
         v4.send_to(b"x", to).unwrap();
-        let got = receive(&dual, &mut [0; 10]).unwrap();
+        let got = receive(&dual, (&mut [0; 10][..]).into()).unwrap();
         assert_eq!(got.address, v4.local_addr().ok());
         assert_eq!((got.info.local, got.info.destination), (Some(to.ip()), Some(to.ip())));
         assert!(got.info.hop_limit.is_some());
@@ -198,7 +203,7 @@ mod tests {
             ..SendInfo::default()
         };
         let raw = RawAddress::new(v4.local_addr().unwrap(), true);
-        send(&dual, &raw, &[IoSlice::new(b"y")], &Control::to_send(&info, true)).unwrap();
+        send(&dual, &raw, &[b"y"[..].into()], &Control::to_send(&info, true)).unwrap();
         let (_, from) = v4.recv_from(&mut [0; 10]).unwrap();
         assert_eq!(from, SocketAddr::new("127.0.0.9".parse().unwrap(), to.port()));
     }
@@ -208,7 +213,7 @@ mod tests {
         let (a, b, to) = pair("127.0.0.1");
         drop(b);
         request_metadata(&a, IpVersion::V4, Metadata::ERRORS).unwrap();
-        send(&a, &RawAddress::new(to, false), &[IoSlice::new(b"quoted")], &Control::default()).unwrap();
+        send(&a, &RawAddress::new(to, false), &[b"quoted"[..].into()], &Control::default()).unwrap();
         let mut buffer = [0; 100];
         let got = receive_error(&a, &mut buffer).unwrap();
         assert_eq!((&buffer[..got.len], got.address), (&b"quoted"[..], Some(to)));

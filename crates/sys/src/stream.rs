@@ -3,8 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Most pieces of one receive (`UIO_MAXIOV`).
-const MAX_PIECES: usize = 1024;
+use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
+
+/// Most pieces of one receive.
+const UIO_MAXIOV: usize = 1024;
 
 /// Starts peeking at `offset` bytes behind the oldest unread one; each peek then moves on, each discard moves back
 /// (`SO_PEEK_OFF`; TCP from Linux 6.9 on).
@@ -26,14 +28,46 @@ pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Copies received bytes to `buffer` without taking them; returns how many, zero at the end of the stream.
+/// Sends bytes without blocking, and without a signal if the stream is closed; returns how many were taken.
+///
+/// # Errors
+/// `EAGAIN` if none were, or the socket's error.
+pub fn send(fd: impl AsFd, bytes: Source<'_>) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let fd = fd.as_fd().as_raw_fd();
+    let sent = match bytes.own() {
+        // SAFETY: the pointer and length describe a slice that is borrowed until the call returns.
+        Some(bytes) => unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) },
+        None => {
+            let mut pieces = Iovecs::<MAX_PIECES>::new();
+            let _all_fit = pieces.add(bytes);
+            let message = pieces.message();
+            // SAFETY: `message` points to `pieces`, and these to memory that is mapped for as long as `bytes` lives.
+            unsafe { libc::sendmsg(fd, &raw const message, flags) }
+        }
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Copies received bytes to `room` without taking them; returns how many, zero at the end of the stream.
 ///
 /// # Errors
 /// `EAGAIN` if there are none, or the socket's error.
-pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the pointer and length describe `buffer`, which is borrowed until the call returns.
-    let len = unsafe { libc::recv(fd.as_fd().as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    let fd = fd.as_fd().as_raw_fd();
+    let len = match room.own() {
+        // SAFETY: the pointer and length describe a slice that is borrowed until the call returns.
+        Some(buffer) => unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), flags) },
+        None => {
+            let mut pieces = Iovecs::<MAX_PIECES>::new();
+            let _all_fit = pieces.add_room(&mut room);
+            let mut message = pieces.message();
+            // SAFETY: `message` points to `pieces`, and these to memory that is mapped, and may be written, for as
+            // long as `room` lives.
+            unsafe { libc::recvmsg(fd, &raw mut message, flags) }
+        }
+    };
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
@@ -42,27 +76,31 @@ pub fn peek(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
 ///
 /// # Errors
 /// `EAGAIN` if there is nothing behind `offset`; `EINVAL` if `scratch` is too small for it; the socket's error.
-pub fn peek_behind(fd: impl AsFd, offset: usize, scratch: &mut [u8], buffer: &mut [u8]) -> io::Result<usize> {
+pub fn peek_behind(
+    fd: impl AsFd,
+    offset: usize,
+    scratch: &mut [u8],
+    mut room: Room<'_>,
+) -> io::Result<usize> {
     if offset == 0 {
-        return peek(fd, buffer);
+        return peek(fd, room);
     }
-    if scratch.is_empty() || offset.div_ceil(scratch.len()) >= MAX_PIECES {
+    if scratch.is_empty() || offset.div_ceil(scratch.len()) + MAX_PIECES > UIO_MAXIOV {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    let mut pieces = Vec::with_capacity(offset.div_ceil(scratch.len()) + 1);
+    let mut pieces = Vec::with_capacity(offset.div_ceil(scratch.len()) + MAX_PIECES);
     let mut left = offset;
     while left > 0 {
         let len = left.min(scratch.len());
         pieces.push(libc::iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: len });
         left -= len;
     }
-    pieces.push(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() });
-    // SAFETY: `msghdr` is plain data, for which all zeroes is a valid value.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = pieces.as_mut_ptr();
-    message.msg_iovlen = pieces.len() as _;
+    let mut behind = Iovecs::<MAX_PIECES>::new();
+    let _all_fit = behind.add_room(&mut room);
+    pieces.extend_from_slice(behind.get(0..MAX_PIECES));
+    let mut message = message(&pieces);
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: every piece lies within `scratch` or `buffer`, both borrowed mutably until the call returns; that
+    // SAFETY: every piece lies within `scratch` or `room`, both borrowed mutably until the call returns; that
     // pieces overlap means only that the kernel writes the same bytes again.
     let len = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, flags) };
     match usize::try_from(len).map_err(|_| io::Error::last_os_error())? {
@@ -117,7 +155,10 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
 
+    use vm_memory::VolatileSlice;
+
     use super::*;
+    use crate::iov::Pieces;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -140,15 +181,15 @@ mod tests {
         near.write_all(b"one two three").unwrap();
         near.shutdown(Shutdown::Write).unwrap();
         let mut buffer = [0; 64];
-        while retry(|| peek(&far, &mut buffer)) < 13 {}
+        while retry(|| peek(&far, (&mut buffer[..]).into())) < 13 {}
         let mut scratch = [0; 3];
-        assert_eq!(retry(|| peek_behind(&far, 4, &mut scratch, &mut buffer)), 9);
+        assert_eq!(retry(|| peek_behind(&far, 4, &mut scratch, (&mut buffer[..]).into())), 9);
         assert_eq!(&buffer[..9], b"two three");
-        assert_eq!(retry(|| peek_behind(&far, 13, &mut scratch, &mut buffer)), 0); // the end
+        assert_eq!(retry(|| peek_behind(&far, 13, &mut scratch, (&mut buffer[..]).into())), 0); // the end
         if set_peek_offset(&far, 4).is_ok() {
-            assert_eq!(retry(|| peek(&far, &mut buffer[..3])), 3);
+            assert_eq!(retry(|| peek(&far, (&mut buffer[..3]).into())), 3);
             assert_eq!(&buffer[..3], b"two");
-            assert_eq!(retry(|| peek(&far, &mut buffer)), 6); // it moved on
+            assert_eq!(retry(|| peek(&far, (&mut buffer[..]).into())), 6); // it moved on
         }
         assert_eq!(discard(&far, 8).unwrap(), 8);
         let mut rest = String::new();
@@ -161,9 +202,26 @@ mod tests {
         let (mut near, far) = pair();
         near.write_all(b"abc").unwrap();
         let mut buffer = [0; 8];
-        while retry(|| peek(&far, &mut buffer)) < 3 {}
+        while retry(|| peek(&far, (&mut buffer[..]).into())) < 3 {}
         let mut scratch = [0; 8];
-        let error = peek_behind(&far, 3, &mut scratch, &mut buffer).unwrap_err();
+        let error = peek_behind(&far, 3, &mut scratch, (&mut buffer[..]).into()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// Bytes go out of several pieces of shared memory, and come in to several.
+    #[test]
+    fn shared_memory() {
+        let (near, far) = pair();
+        let mut bytes = *b"one two three";
+        let mut pieces = Pieces::default();
+        let (a, b) = bytes.split_at_mut(5);
+        let source = pieces.source([VolatileSlice::from(a), b.into()]).unwrap();
+        assert_eq!(send(&near, source.slice(1..12)).unwrap(), 11);
+        let mut buffer = [0; 20];
+        let (a, b) = buffer.split_at_mut(3);
+        let mut room = pieces.room([VolatileSlice::from(a), b.into()]).unwrap();
+        while retry(|| peek(&far, room.first(20))) < 11 {}
+        assert_eq!(retry(|| peek_behind(&far, 4, &mut [0; 3], room.first(5))), 5);
+        assert_eq!(&buffer, b"wo tho thre\0\0\0\0\0\0\0\0\0");
     }
 }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::{Errno, Host, Readiness};
-use engine::memory::Plain;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
@@ -23,6 +22,7 @@ use self::ping::{PingSocket, Pings};
 use self::tcp::PeekMethod;
 pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
+use crate::memory::Vectored;
 use crate::netns::Opener;
 
 /// Where sockets of the host come from, and the epoll set that watches them.
@@ -94,7 +94,7 @@ impl Sockets {
 }
 
 impl Host for Sockets {
-    type Memory = Plain;
+    type Memory = Vectored;
     type Tcp = Stream;
     type Udp = UdpSocket;
     type Ping = PingSocket;

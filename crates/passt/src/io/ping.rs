@@ -1,14 +1,12 @@
 //! Ping sockets of the host (SPEC §4.5).
 
 use std::{
-    io::IoSlice,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
 use engine::host::{Errno, PingSocket as EngineSocket, QueuedError, Received, Request, SocketError};
-use engine::memory::Plain;
 use rustix::{
     io,
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
@@ -25,6 +23,7 @@ use super::{
     outbound::Outbound,
     udp::{errno, queued_error, received, socket_error, take_error},
 };
+use crate::memory::{Payload, Vectored};
 
 /// Opens ping sockets.
 #[derive(Debug)]
@@ -107,7 +106,7 @@ impl PingSocket {
 
     /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
     /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
-    fn set_header(&mut self, request: &Request<'_, &[u8]>) {
+    fn set_header<P>(&mut self, request: &Request<'_, P>) {
         let limit = request.hop_limit;
         if self.hop_limit != Some(limit) {
             let group = request.destination.ip().is_multicast();
@@ -132,17 +131,17 @@ impl PingSocket {
 }
 
 impl EngineSocket for PingSocket {
-    type Memory = Plain;
+    type Memory = Vectored;
 
-    fn send(&mut self, request: &Request<'_, &[u8]>) -> Result<(), SocketError> {
+    fn send(&mut self, request: &Request<'_, Payload<'_>>) -> Result<(), SocketError> {
         self.set_header(request);
         let address = RawAddress::new(request.destination, self.v6);
-        let pieces = [IoSlice::new(request.header.as_bytes()), IoSlice::new(request.payload)];
+        let pieces = [request.header.as_bytes().into(), request.payload.0];
         mmsg::send(&self.fd, &address, &pieces, &Control::default()).map_err(|error| socket_error(&error))
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
-        received(mmsg::receive(&self.fd, buffer).map_err(|error| socket_error(&error))?)
+        received(mmsg::receive(&self.fd, buffer.into()).map_err(|error| socket_error(&error))?)
     }
 
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {

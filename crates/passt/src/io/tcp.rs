@@ -8,13 +8,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::host::{Errno, SocketError, TcpSocket};
-use engine::memory::Plain;
+use engine::memory::Memory as _;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+
+use crate::memory::{Payload, Room, Vectored};
 
 /// Most pieces handed to one send.
 const MAX_PIECES: usize = 32;
-/// How everything is sent.
-const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 /// What is peeked over on kernels without `SO_PEEK_OFF` for TCP goes here, again and again.
 const SCRATCH_LEN: usize = 256 * 1024;
 
@@ -57,19 +57,19 @@ impl Stream {
         Self { fd, method, offset: None }
     }
 
-    fn peek_at(&mut self, offset: u32, buffer: &mut [u8]) -> io::Result<usize> {
+    fn peek_at(&mut self, offset: u32, room: Room<'_>) -> io::Result<usize> {
         match &self.method {
             PeekMethod::Offset => {
                 if self.offset.unwrap_or(0) != offset {
                     sys::stream::set_peek_offset(&self.fd, offset)?;
                     self.offset = Some(offset);
                 }
-                let len = sys::stream::peek(&self.fd, buffer)?;
+                let len = sys::stream::peek(&self.fd, room.0)?;
                 self.offset = self.offset.map(|offset| offset + len as u32);
                 Ok(len)
             }
             PeekMethod::Scratch(scratch) => {
-                sys::stream::peek_behind(&self.fd, offset as usize, &mut scratch.borrow_mut(), buffer)
+                sys::stream::peek_behind(&self.fd, offset as usize, &mut scratch.borrow_mut(), room.0)
             }
         }
     }
@@ -82,10 +82,10 @@ impl AsFd for Stream {
 }
 
 impl TcpSocket for Stream {
-    type Memory = Plain;
+    type Memory = Vectored;
 
-    fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
-        rustix::net::send(&self.fd, payload, SEND).map_err(|errno| failure(errno.raw_os_error()))
+    fn send(&mut self, payload: Payload<'_>) -> Result<usize, SocketError> {
+        sys::stream::send(&self.fd, payload.0).map_err(|error| failure(error.raw_os_error().unwrap_or(0)))
     }
 
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
@@ -94,13 +94,14 @@ impl TcpSocket for Stream {
         for (slice, piece) in slices.iter_mut().zip(pieces) {
             *slice = io::IoSlice::new(piece);
         }
-        rustix::net::sendmsg(&self.fd, &slices[..count], &mut SendAncillaryBuffer::default(), SEND)
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::net::sendmsg(&self.fd, &slices[..count], &mut SendAncillaryBuffer::default(), flags)
             .map_err(|errno| failure(errno.raw_os_error()))
     }
 
-    fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
+    fn peek(&mut self, offset: u32, mut room: Room<'_>) -> Result<usize, SocketError> {
         loop {
-            match self.peek_at(offset, buffer) {
+            match self.peek_at(offset, Vectored::part(&mut room, usize::MAX)) {
                 Ok(len) => return Ok(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(failure(error.raw_os_error().unwrap_or(0))),

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::IoSlice,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
@@ -13,7 +12,6 @@ use engine::{
     host::{
         Errno, Outbound as Datagram, QueuedError, Received, Report, SocketError, UdpSocket as EngineSocket,
     },
-    memory::Plain,
     udp::Limits,
 };
 use rustix::{
@@ -25,11 +23,13 @@ use rustix::{
 use sys::{
     address::RawAddress,
     cmsg::{Control, Origin, ReceiveInfo, SendInfo},
+    iov::Source,
     mmsg,
     sockopt::{IpVersion, Metadata, request_metadata, udp_gro},
 };
 
 use super::outbound::Outbound;
+use crate::memory::{Payload, Room, Vectored};
 
 /// How datagram and ping sockets are watched: level-triggered, so that an answer that comes alone costs one call to
 /// receive and no second one to see that there is no more. Errors are always reported.
@@ -118,7 +118,7 @@ impl UdpSocket {
         Self { fd, v6, listener: true, outbound: outbound.clone() }
     }
 
-    fn send_info(&self, datagram: &Datagram<&[u8]>) -> SendInfo {
+    fn send_info<P>(&self, datagram: &Datagram<P>) -> SendInfo {
         let to = datagram.destination;
         let egress = self.outbound.egress(to.ip());
         let own_choice = if self.listener && !to.ip().is_loopback() { egress.source } else { None };
@@ -178,26 +178,26 @@ fn set_options(fd: &OwnedFd, coverage: Coverage, freebind: bool, more: Metadata)
 }
 
 impl EngineSocket for UdpSocket {
-    type Memory = Plain;
+    type Memory = Vectored;
 
-    fn send(&mut self, datagram: &Datagram<&[u8]>) -> Result<(), SocketError> {
+    fn send(&mut self, datagram: &Datagram<Payload<'_>>) -> Result<(), SocketError> {
         let address = RawAddress::new(datagram.destination, self.v6);
         let v4 = datagram.destination.is_ipv4();
         let info = self.send_info(datagram);
         let control = Control::to_send(&info, v4);
-        let result = mmsg::send(&self.fd, &address, &[IoSlice::new(datagram.payload)], &control);
+        let result = mmsg::send(&self.fd, &address, &[datagram.payload.0], &control);
         match (result, datagram.segment_size) {
             (Ok(()), _) => Ok(()),
             (Err(error), Some(size)) if segmentation_refused(&error) => {
                 let control = Control::to_send(&SendInfo { segment_size: None, ..info }, v4);
-                self.send_pieces(&address, datagram.payload.chunks(usize::from(size)), &control)
+                self.send_pieces(&address, datagram.payload.0, usize::from(size).max(1), &control)
             }
             (Err(error), _) => Err(socket_error(&error)),
         }
     }
 
-    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
-        let arrival = mmsg::receive(&self.fd, buffer).map_err(|error| socket_error(&error))?;
+    fn receive(&mut self, room: Room<'_>) -> Result<Received, SocketError> {
+        let arrival = mmsg::receive(&self.fd, room.0).map_err(|error| socket_error(&error))?;
         received(arrival)
     }
 
@@ -211,18 +211,20 @@ impl EngineSocket for UdpSocket {
 }
 
 impl UdpSocket {
-    fn send_pieces<'a>(
+    /// Sends a train as datagrams of `size` bytes.
+    fn send_pieces(
         &self,
         address: &RawAddress,
-        mut pieces: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+        train: Source<'_>,
+        size: usize,
         control: &Control,
     ) -> Result<(), SocketError> {
-        while pieces.len() > 0 {
-            let sent = mmsg::send_batch(&self.fd, address, pieces.clone(), control)
-                .map_err(|error| socket_error(&error))?;
-            for _ in 0..sent.max(1) {
-                pieces.next();
-            }
+        let mut next = 0;
+        while next < train.len() {
+            let pieces = (next..train.len()).step_by(size).map(|start| train.slice(start..start + size));
+            let sent =
+                mmsg::send_batch(&self.fd, address, pieces, control).map_err(|error| socket_error(&error))?;
+            next += size * sent.max(1);
         }
         Ok(())
     }

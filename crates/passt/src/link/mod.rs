@@ -6,10 +6,10 @@ pub(crate) mod tap;
 use std::os::fd::OwnedFd;
 
 use engine::link::{Full, Link, Slot};
-use engine::memory::Plain;
 use rustix::event::epoll::EventFlags;
 use wire::offload::Offload;
 
+use crate::memory::Vectored;
 use stream::StreamLink;
 use tap::TapLink;
 
@@ -131,9 +131,9 @@ impl Medium {
 }
 
 impl Link for Medium {
-    type Memory = Plain;
+    type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
         match self {
             Self::None => None,
             Self::Tap(link) => link.reserve(head, room),

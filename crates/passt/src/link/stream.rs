@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use engine::link::{Full, Link, Slot};
-use engine::memory::Plain;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -20,6 +19,7 @@ use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 
 use super::{Change, Counters, Received};
 use crate::event_word;
+use crate::memory::Vectored;
 use crate::pcap::Capture;
 use crate::trace::{self, Way};
 use outbox::Outbox;
@@ -250,16 +250,16 @@ impl Client {
 }
 
 impl Link for StreamLink {
-    type Memory = Plain;
+    type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
         if let Some(client) = &self.client
             && !self.outbox.has_room(head + room)
         {
             self.outbox.flush(&client.socket);
         }
         let (head, room) = self.outbox.reserve(head + room)?.split_at_mut_checked(head)?;
-        Some(Slot { head, room })
+        Some(Slot { head, room: room.into() })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

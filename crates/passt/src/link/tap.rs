@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 use engine::link::{Full, Link, Slot};
-use engine::memory::Plain;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
@@ -13,6 +12,7 @@ use wire::segment::{Segments, complete_checksum};
 
 use super::{Change, Counters, Received};
 use crate::event_word;
+use crate::memory::Vectored;
 use crate::pcap::Capture;
 use crate::trace::{self, Way};
 
@@ -210,12 +210,12 @@ impl TapLink {
 }
 
 impl Link for TapLink {
-    type Memory = Plain;
+    type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
         let frame = self.slot.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + head + room)?;
         let (head, room) = frame.split_at_mut(head);
-        Some(Slot { head, room })
+        Some(Slot { head, room: room.into() })
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

@@ -2,7 +2,6 @@
 
 use crate::harness::*;
 use std::io::ErrorKind;
-use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use sys::address::RawAddress;
 use sys::cmsg::{Control, ReceiveInfo, SendInfo};
@@ -204,14 +203,14 @@ fn service_that_starts_late() {
 /// Sends without blocking, with what is set for this datagram alone.
 fn send_with(from: &UdpSocket, to: SocketAddr, data: &[u8], info: &SendInfo) {
     let control = Control::to_send(info, to.is_ipv4());
-    mmsg::send(from, &RawAddress::new(to, false), &[IoSlice::new(data)], &control).unwrap();
+    mmsg::send(from, &RawAddress::new(to, false), &[data.into()], &control).unwrap();
 }
 
 /// What the kernel tells of the next datagram, which must be `data`.
 fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
     let mut buf = [0; 2048];
     at.peek(&mut buf).unwrap_or_else(|e| panic!("no datagram: {e}"));
-    let arrival = mmsg::receive(at, &mut buf).unwrap();
+    let arrival = mmsg::receive(at, (&mut buf[..]).into()).unwrap();
     assert_eq!(&buf[..arrival.len], data);
     (arrival.address.unwrap(), arrival.info)
 }

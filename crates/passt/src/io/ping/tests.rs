@@ -17,8 +17,14 @@ fn allow() {
     sysctl("net/ipv4/ping_group_range", "0 2147483647");
 }
 
-fn request<'a>(to: IpAddr, header: &'a Header, payload: &'a [u8]) -> Request<'a, &'a [u8]> {
-    Request { destination: SocketAddr::new(to, 0), header, payload, hop_limit: 9, traffic_class: 0 }
+fn request<'a>(to: IpAddr, header: &'a Header, payload: &'a [u8]) -> Request<'a, Payload<'a>> {
+    Request {
+        destination: SocketAddr::new(to, 0),
+        header,
+        payload: payload.into(),
+        hop_limit: 9,
+        traffic_class: 0,
+    }
 }
 
 #[track_caller]

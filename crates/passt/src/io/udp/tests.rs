@@ -36,13 +36,13 @@ fn listener(text: Option<&str>, port: u16, outbound: &Arc<Outbound>) -> io::Resu
     Ok(UdpSocket::from_listener(fd, listen, outbound))
 }
 
-fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<&'a [u8]> {
+fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<Payload<'a>> {
     Datagram {
         destination: SocketAddr::new(address(to), port),
         source: None,
         hop_limit: 64,
         traffic_class: 0,
-        payload,
+        payload: payload.into(),
         segment_size: None,
     }
 }
@@ -52,7 +52,7 @@ fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<&'a [u8]> {
 fn receive(socket: &mut UdpSocket) -> (Received, Vec<u8>) {
     wait(socket, PollFlags::IN);
     let mut buffer = vec![0; 65535];
-    let received = socket.receive(&mut buffer).unwrap();
+    let received = socket.receive((&mut buffer[..]).into()).unwrap();
     buffer.truncate(received.len);
     (received, buffer)
 }
@@ -91,7 +91,7 @@ fn metadata_is_carried() {
                 assert_eq!((received.hop_limit, received.traffic_class), (Some(hop_limit), traffic_class));
                 assert_eq!((received.from, payload.len()), (SocketAddr::new(address(loopback), 7001), 0));
             }
-            assert_eq!(b.receive(&mut [0; 10]), Err(SocketError::WouldBlock));
+            assert_eq!(b.receive((&mut [0; 10][..]).into()), Err(SocketError::WouldBlock));
         }
     });
 }
