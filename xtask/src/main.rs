@@ -5,6 +5,7 @@ mod completions;
 mod house;
 mod load;
 mod man;
+mod reach;
 mod source;
 mod support;
 
@@ -27,6 +28,9 @@ Tasks:
                      (default: target/completions)
   house              Draw the crates and modules with whom each names, and
                      check the rules for single files
+  reach PID          Say what a hole in a running process would reach: system
+                     calls of each thread, by its loaded filters; capabilities,
+                     namespaces, descriptors. For root
   help               Show this help
 ";
 
@@ -41,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         ["completions"] => write("target/completions", "pasta", &completions::bash()),
         ["completions", folder] => write(folder, "pasta", &completions::bash()),
         ["house"] => house(),
+        ["reach", pid] => print(&reach::report(pid)?),
         ["bench", "--inside", ..] => bench::run(&bench_options(&arguments[2..])?),
         ["bench", ..] => {
             bench_options(&arguments[1..])?;

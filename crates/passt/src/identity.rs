@@ -32,7 +32,7 @@ impl Identity {
         if let Some(asked) = asked {
             return resolve(asked).map(Self::Asked);
         }
-        if !geteuid().is_root() || !in_initial_user_namespace() || !can_serve_as_another()? {
+        if !geteuid().is_root() || !in_initial_user_namespace()? || !can_serve_as_another()? {
             return Ok(Self::Callers);
         }
         let user = user_by_name(UNPRIVILEGED)
@@ -53,9 +53,12 @@ fn can_serve_as_another() -> anyhow::Result<bool> {
 }
 
 /// Whether ids here are those of the machine: user namespaces of others map but some of them.
-fn in_initial_user_namespace() -> bool {
+fn in_initial_user_namespace() -> anyhow::Result<bool> {
+    if !std::path::Path::new("/proc/self").exists() {
+        bail!("started as root, and /proc is not mounted, which tells root of what (--runas says who to be)");
+    }
     // Without the file there are no user namespaces either.
-    std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_identity(&map))
+    Ok(std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_identity(&map)))
 }
 
 fn is_identity(uid_map: &str) -> bool {

@@ -71,6 +71,7 @@ pub fn main() -> ExitCode {
         }
     };
     logging::start(config.mode.name(), config.verbosity);
+    logging::report_panics();
     match run(&config) {
         Ok(exit) => exit.into(),
         Err(error) => {

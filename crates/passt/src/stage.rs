@@ -12,12 +12,12 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process,
     set_dumpable_behavior, setrlimit, setsid, waitpid,
@@ -34,6 +34,8 @@ use crate::netns::{Namespace, Opener};
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
 use crate::sandbox::capabilities::renounce;
+use crate::sandbox::landlock::Fence;
+use crate::sandbox::seccomp::{self, Role};
 use crate::sandbox::{namespaces, root};
 
 /// Our caller's rights and surroundings. What needs them is done now: finding out about the host, binding ports,
@@ -104,7 +106,9 @@ impl Boot {
         }
         change_identity(identity)?;
         // With rights over nothing but what is made in it.
-        unshare(Namespaces::USER).context("can't make a user namespace")?;
+        if let Err(error) = unshare(Namespaces::USER) {
+            log::info!("No user namespace of our own: {error}");
+        }
         Prepared::new(CapabilitySet::empty())
     }
 
@@ -164,15 +168,25 @@ impl Prepared {
         how: Confine,
         resolver: Option<&mut host::Watch>,
     ) -> anyhow::Result<Confined> {
-        namespaces::leave(!how.foreground)
-            .and_then(|()| root::make_private())
-            .and_then(|()| {
-                resolver.into_iter().for_each(host::Watch::keep_in_sight);
-                root::enter_empty(how.chroot_fallback)
-            })
-            .context("can't leave the file system")?;
-        Ok(Confined { kept: self.kept, null: self.null, foreground: how.foreground })
+        let fence = match leave_files(how, resolver) {
+            Ok(()) => None,
+            Err(error) => {
+                let fence = Fence::new([]).with_context(|| {
+                    format!("can't leave the file system ({error:#}), and Landlock is not there to deny it")
+                })?;
+                log::info!("Files can't be put out of sight ({error:#}): Landlock denies them instead");
+                Some(fence)
+            }
+        };
+        Ok(Confined { kept: self.kept, null: self.null, foreground: how.foreground, fence })
     }
+}
+
+fn leave_files(how: Confine, resolver: Option<&mut host::Watch>) -> anyhow::Result<()> {
+    namespaces::leave(!how.foreground)?;
+    root::make_private()?;
+    resolver.into_iter().for_each(host::Watch::keep_in_sight);
+    root::enter_empty(how.chroot_fallback)
 }
 
 /// How to be out of sight.
@@ -184,28 +198,36 @@ pub(crate) struct Confine {
     pub(crate) chroot_fallback: bool,
 }
 
-/// In namespaces of our own, with an empty root.
+/// In namespaces of our own, with an empty root; or about to be fenced off from all files, thread by thread.
 pub(crate) struct Confined {
     kept: CapabilitySet,
     null: File,
     foreground: bool,
+    fence: Option<Fence>,
 }
 
 impl Confined {
     /// Door: to the background, unless we stay. Our caller goes on waiting: see [`Sealed::announce`].
     pub(crate) fn detach(self, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
         if self.foreground {
-            return Ok(Detached { kept: self.kept, herald: Herald::Foreground { pid_file } });
+            let herald = Herald::Foreground { pid_file };
+            return Ok(Detached { kept: self.kept, fence: self.fence, herald });
         }
-        let (wait, caller) = pipe_with(PipeFlags::CLOEXEC).context("can't make a pipe")?;
+        let (child, mut caller) = UnixStream::pair().context("can't make a socket")?;
         match sys::spawn::fork().context("can't fork to the background")? {
             Forked::Parent { pid } => {
                 drop(caller);
-                leave_in_background(pid, wait, pid_file)
+                leave_in_background(pid, child, pid_file)
             }
             Forked::Child => {
+                drop(child);
                 setsid().context("can't start a session")?;
-                Ok(Detached { kept: self.kept, herald: Herald::Background { caller, null: self.null } })
+                // For ourselves we are process 1.
+                let mut pid = [0; 4];
+                caller.read_exact(&mut pid).context("can't learn our process id")?;
+                logging::set_pid(u32::from_ne_bytes(pid));
+                let herald = Herald::Background { caller, null: self.null };
+                Ok(Detached { kept: self.kept, fence: self.fence, herald })
             }
         }
     }
@@ -213,8 +235,14 @@ impl Confined {
 
 /// The end of the process that our caller started: once the one in the background says that the network is there,
 /// with status 0, the PID file complete (SPEC §1.3.1).
-fn leave_in_background(child: Pid, wait: OwnedFd, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
-    if File::from(wait).read_exact(&mut [0]).is_err() {
+fn leave_in_background(
+    child: Pid,
+    mut herald: UnixStream,
+    pid_file: Option<PidFile>,
+) -> anyhow::Result<Detached> {
+    // If it can't be told any more, its end will be noticed.
+    drop(herald.write_all(&child.as_raw_nonzero().get().to_ne_bytes()));
+    if herald.read_exact(&mut [0]).is_err() {
         // It has said why.
         let status = waitpid(Some(child), WaitOptions::empty());
         if let Ok(Some((_, status))) = status
@@ -234,12 +262,13 @@ fn leave_in_background(child: Pid, wait: OwnedFd, pid_file: Option<PidFile>) -> 
 /// Tells our caller that the network is there.
 enum Herald {
     Foreground { pid_file: Option<PidFile> },
-    Background { caller: OwnedFd, null: File },
+    Background { caller: UnixStream, null: File },
 }
 
 /// Where it will stay: threads may be started now.
 pub(crate) struct Detached {
     kept: CapabilitySet,
+    fence: Option<Fence>,
     herald: Herald,
 }
 
@@ -250,38 +279,59 @@ impl Detached {
         namespace: Option<Namespace>,
         resolver: Option<host::Watch>,
     ) -> anyhow::Result<(Staffed, Option<Opener>, Option<host::News>)> {
+        let fenced = self.fence.is_some();
+        let fence = |resolver: Option<&host::Watch>| -> anyhow::Result<Option<Fence>> {
+            let readable = resolver.into_iter().flat_map(host::Watch::directories);
+            if fenced { Fence::new(readable).map(Some) } else { Ok(None) }
+        };
         // Ports below 1024 may come to be listened on in the namespace at any time (SPEC §8.4).
+        let openers = fence(None)?;
         let keep_binding = || {
             let held = capabilities(None).context("can't read capabilities")?.permitted;
-            renounce(held & CapabilitySet::NET_BIND_SERVICE, CapabilitySet::NET_BIND_SERVICE)
+            let binding = CapabilitySet::NET_BIND_SERVICE;
+            give_up(openers, held & binding, binding, Role::Opener)
         };
         let opener = namespace.map(|namespace| Opener::start(namespace, keep_binding)).transpose()?;
-        let keep_nothing = || renounce(CapabilitySet::empty(), CapabilitySet::empty());
+        let readers = fence(resolver.as_ref())?;
+        let keep_nothing = || give_up(readers, CapabilitySet::empty(), CapabilitySet::empty(), Role::Reader);
         let news = resolver.map(|watch| watch.start(keep_nothing)).transpose()?;
-        Ok((Staffed { kept: self.kept, herald: self.herald }, opener, news))
+        Ok((Staffed { kept: self.kept, fence: self.fence, herald: self.herald }, opener, news))
     }
 }
 
 /// All threads run.
 pub(crate) struct Staffed {
     kept: CapabilitySet,
+    fence: Option<Fence>,
     herald: Herald,
 }
 
 impl Staffed {
     /// Door: no privileges from here on.
     ///
-    /// After all that needs them, and before anything of the guest is read. The filter of system calls belongs here,
-    /// too.
+    /// After all that needs them, and before anything of the guest is read.
     pub(crate) fn seal(self) -> anyhow::Result<Sealed> {
-        renounce(self.kept, CapabilitySet::empty())?;
         // Nobody of the same user may look into the process.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
+        give_up(self.fence, self.kept, CapabilitySet::empty(), Role::Shard)?;
         Ok(Sealed { herald: self.herald })
     }
 }
 
-/// Without privileges.
+/// What each thread does for itself before it does anything else: files if they are in sight, capabilities but those
+/// `kept` (and `effective`), system calls but those of its role.
+fn give_up(
+    fence: Option<Fence>,
+    kept: CapabilitySet,
+    effective: CapabilitySet,
+    role: Role,
+) -> anyhow::Result<()> {
+    fence.map_or(Ok(()), Fence::enter)?;
+    renounce(kept, effective)?;
+    seccomp::restrict(role)
+}
+
+/// Without privileges, and with no system call that it does not need.
 pub(crate) struct Sealed {
     herald: Herald,
 }
@@ -293,12 +343,12 @@ impl Sealed {
     pub(crate) fn announce(self) -> anyhow::Result<()> {
         match self.herald {
             Herald::Foreground { pid_file } => pid_file.map_or(Ok(()), |file| file.write(getpid())),
-            Herald::Background { caller, null } => {
+            Herald::Background { mut caller, null } => {
                 rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
                 rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;
                 logging::leave_stderr();
                 rustix::stdio::dup2_stderr(&null).context("can't leave standard error")?;
-                File::from(caller).write_all(&[1]).context("can't tell that the network is there")
+                caller.write_all(&[1]).context("can't tell that the network is there")
             }
         }
     }

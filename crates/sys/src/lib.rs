@@ -9,6 +9,7 @@ pub mod mmsg;
 pub mod netns;
 pub mod packet;
 pub mod passwd;
+pub mod ptrace;
 pub mod signal;
 pub mod sockopt;
 pub mod spawn;

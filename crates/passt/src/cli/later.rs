@@ -11,7 +11,6 @@ pub(super) fn refuse(config: &Config) -> Result<(), String> {
         ("--vhost-user", config.passt.vhost_user),
         ("--fd", config.mode == Mode::Pasta && matches!(config.passt.link, GuestLink::Fd(_))),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
-        ("--chroot-fallback", config.chroot_fallback),
     ];
     match missing.iter().find(|(_, asked_for)| *asked_for) {
         Some((what, _)) => Err(format!("{what} is not supported yet")),

@@ -44,6 +44,21 @@ pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
     }
 }
 
+/// Has panics told like everything else, also where nobody reads standard error any more.
+pub(crate) fn report_panics() {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // Not if it is our own: then it is standard error or nothing.
+        if let Some(logger) = LOGGER.get()
+            && let Ok(mut outputs) = logger.outputs.try_lock()
+            && !outputs.stderr
+        {
+            logger.put(&mut outputs, Level::Error, &panic.to_string());
+        }
+        standard(panic);
+    }));
+}
+
 /// Sends log lines to a file, too, which never gets larger than `limit` bytes.
 ///
 /// # Errors
@@ -96,6 +111,13 @@ pub(crate) fn limit_rates() {
     }
 }
 
+/// Tells the process id by which our caller knows us, where we see another one ourselves.
+pub(crate) fn set_pid(pid: u32) {
+    if let Some(logger) = LOGGER.get() {
+        logger.outputs().pid = pid;
+    }
+}
+
 struct Logger {
     program: &'static str,
     verbosity: Verbosity,
@@ -111,6 +133,8 @@ struct Outputs {
     /// The system's log, used when standard error is not and there is no file.
     syslog: Option<UnixDatagram>,
     limiter: Option<Limiter>,
+    /// Ours, for the system's log.
+    pid: u32,
 }
 
 impl Log for Logger {
@@ -152,8 +176,9 @@ impl Log for Logger {
 
 impl Logger {
     fn new(program: &'static str, verbosity: Verbosity) -> Self {
-        let outputs = Mutex::new(Outputs { stderr: true, file: None, syslog: None, limiter: None });
-        Self { program, verbosity, started: Instant::now(), outputs }
+        let pid = std::process::id();
+        let outputs = Outputs { stderr: true, file: None, syslog: None, limiter: None, pid };
+        Self { program, verbosity, started: Instant::now(), outputs: Mutex::new(outputs) }
     }
 
     fn outputs(&self) -> MutexGuard<'_, Outputs> {
@@ -171,7 +196,7 @@ impl Logger {
         } else if let Some(socket) =
             outputs.syslog.as_ref().filter(|_| !outputs.stderr && level <= Level::Info)
         {
-            drop(socket.send(self.syslog_line(level, text).as_bytes()));
+            drop(socket.send(self.syslog_line(outputs.pid, level, text).as_bytes()));
         }
     }
 
@@ -195,7 +220,7 @@ impl Logger {
     }
 
     /// As RFC 3164 §4.1 has it, without the timestamp, which the receiver adds (§4.3.2).
-    fn syslog_line(&self, level: Level, text: &str) -> String {
+    fn syslog_line(&self, pid: u32, level: Level, text: &str) -> String {
         const FACILITY_DAEMON: u8 = 3;
         let severity = match level {
             Level::Error => 3,
@@ -204,7 +229,7 @@ impl Logger {
             Level::Debug | Level::Trace => 7,
         };
         let priority = FACILITY_DAEMON * 8 + severity;
-        format!("<{priority}>{}[{}]: {text}", self.program, std::process::id())
+        format!("<{priority}>{}[{pid}]: {text}", self.program)
     }
 }
 
@@ -281,8 +306,8 @@ mod tests {
 
     #[test]
     fn lines_to_syslog_carry_facility_and_severity() {
-        let line = Logger::new("pasta", Verbosity::Info).syslog_line(Level::Warn, "text");
-        assert_eq!(line, format!("<28>pasta[{}]: text", std::process::id()));
+        let line = Logger::new("pasta", Verbosity::Info).syslog_line(4711, Level::Warn, "text");
+        assert_eq!(line, "<28>pasta[4711]: text");
     }
 
     #[test]

@@ -191,8 +191,9 @@ fn write_maps(uid: u32, gid: u32) -> anyhow::Result<()> {
         ("gid_map", format!("0 {gid} 1")),
     ];
     for (name, text) in files {
-        std::fs::write(format!("/proc/self/{name}"), text)
-            .with_context(|| format!("can't configure the user namespace ({name})"))?;
+        let path = format!("/proc/self/{name}");
+        std::fs::write(&path, text)
+            .with_context(|| format!("can't configure the user namespace: can't write to {path}"))?;
     }
     Ok(())
 }

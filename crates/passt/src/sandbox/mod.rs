@@ -3,5 +3,7 @@
 //! Each module is one means. [`crate::stage`] says when each of them is used, and in which order.
 
 pub(crate) mod capabilities;
+pub(crate) mod landlock;
 pub(crate) mod namespaces;
 pub(crate) mod root;
+pub(crate) mod seccomp;

@@ -1,8 +1,7 @@
 //! Namespaces of our own, beside the user namespace that we are in and the host's network namespace, where our sockets
 //! have to be.
 
-use std::io;
-
+use anyhow::Context;
 use sys::spawn::{Namespaces, unshare};
 
 /// Moves into new namespaces of mounts, System V IPC and host names, and, if `pids` is true, has the next child be
@@ -12,13 +11,17 @@ use sys::spawn::{Namespaces, unshare};
 ///
 /// # Errors
 /// There is to be no mount namespace: some containers forbid it.
-pub(crate) fn leave(pids: bool) -> io::Result<()> {
+pub(crate) fn leave(pids: bool) -> anyhow::Result<()> {
     let others =
         [(Namespaces::IPC, "IPC", true), (Namespaces::UTS, "UTS", true), (Namespaces::PID, "PID", pids)];
+    let mut refused = Vec::new();
     for (namespace, name, wanted) in others {
         if wanted && let Err(error) = unshare(namespace) {
-            log::info!("No {name} namespace of our own: {error}");
+            refused.push(format!("{name} ({error})"));
         }
     }
-    unshare(Namespaces::MOUNT)
+    if !refused.is_empty() {
+        log::info!("Namespaces that can't be our own: {}", refused.join(", "));
+    }
+    unshare(Namespaces::MOUNT).context("no mount namespace of our own")
 }

@@ -1,7 +1,6 @@
 //! An empty root: nothing can be opened by a path any more.
 
-use std::io;
-
+use anyhow::Context;
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
@@ -13,8 +12,9 @@ use rustix::process::{chdir, chroot, pivot_root};
 const PLACES: [&str; 2] = ["/tmp", "/dev"];
 
 /// Cuts the mount namespace that we are in off from others, so that nothing mounted here is seen there.
-pub(crate) fn make_private() -> io::Result<()> {
-    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+pub(crate) fn make_private() -> anyhow::Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("can't make mounts private")
 }
 
 /// Goes into an empty file system that can't be written to, and leaves the old root behind, which nobody else notices:
@@ -23,19 +23,20 @@ pub(crate) fn make_private() -> io::Result<()> {
 ///
 /// # Errors
 /// It can't be mounted, or can't become the root. Then the root is what it was.
-pub(crate) fn enter_empty(chroot_fallback: bool) -> io::Result<()> {
-    chdir(mount_empty()?)?;
+pub(crate) fn enter_empty(chroot_fallback: bool) -> anyhow::Result<()> {
+    let place = mount_empty().context("can't mount a tmpfs")?;
+    chdir(place).with_context(|| format!("can't change to {place}"))?;
     match pivot_root(".", ".") {
         // The old root is on top of the new one now.
-        Ok(()) => unmount(".", UnmountFlags::DETACH)?,
+        Ok(()) => unmount(".", UnmountFlags::DETACH).context("can't unmount the old root")?,
         Err(errno) if chroot_fallback => {
-            log::info!("pivot_root: {errno}, moving the empty root over the old one (--chroot-fallback)");
-            mount_move(".", "/")?;
-            chroot(".")?;
+            log::info!("pivot_root: {errno}, the empty root is moved over the old one (--chroot-fallback)");
+            mount_move(".", "/").context("can't move a mount over the root")?;
+            chroot(".").context("can't change the root")?;
         }
-        Err(errno) => return Err(errno.into()),
+        Err(errno) => return Err(errno).context("pivot_root"),
     }
-    Ok(chdir("/")?)
+    chdir("/").context("can't change to the root directory")
 }
 
 fn mount_empty() -> rustix::io::Result<&'static str> {

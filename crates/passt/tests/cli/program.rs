@@ -90,7 +90,6 @@ fn refuses_what_is_not_supported_yet() {
         ("passt --help-me-not -f", ""),
         ("pasta --vhost-user", "--vhost-user"),
         ("pasta --fd 3", "--fd"),
-        ("pasta --chroot-fallback", "--chroot-fallback"),
     ] {
         let error = parse(line).map(|_| line).unwrap_err().to_string();
         if what.is_empty() {

@@ -8,3 +8,4 @@ mod quit;
 mod sandbox;
 mod spawn;
 mod stage;
+mod surroundings;

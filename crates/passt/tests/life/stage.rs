@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -260,7 +261,9 @@ impl Running {
     pub(crate) fn end(&mut self) -> ExitStatus {
         let ended = eventually(|| self.child.try_wait().unwrap().is_some());
         assert!(ended, "pasta is still running");
-        self.child.wait().unwrap()
+        let status = self.child.wait().unwrap();
+        assert_ne!(status.signal(), Some(31), "killed for a system call (SIGSYS)");
+        status
     }
 
     /// What it wrote to standard error and nobody read yet; to be called after the end.

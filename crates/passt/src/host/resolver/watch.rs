@@ -93,6 +93,11 @@ impl Watch {
         }
     }
 
+    /// The directories that are held.
+    pub(crate) fn directories(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.directories.iter().map(|directory| directory.handle.as_fd())
+    }
+
     /// Starts the thread, which gives up its rights by `renounce`, and then waits for changes.
     ///
     /// # Errors

@@ -160,9 +160,22 @@ impl Drop for Net {
         {
             eprintln!("--- log of the program under test ---\n{log}");
         }
+        let killed = killed_by_filter(&self.host);
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
+        assert!(killed.is_empty() || std::thread::panicking(), "killed for a system call: {killed}");
     }
+}
+
+/// The processes of the test's PID namespace that ended by SIGSYS: nobody waits for daemons there.
+fn killed_by_filter(host: &Ns) -> String {
+    const SIGSYS: u32 = 31;
+    let stats = host.run(&["sh", "-c", "cat /proc/[0-9]*/stat"]).stdout;
+    let killed = stats.lines().filter(|stat| {
+        let status: Option<u32> = stat.split_whitespace().last().and_then(|word| word.parse().ok());
+        status.is_some_and(|status| status & 0x7f == SIGSYS)
+    });
+    killed.collect()
 }
 
 /// Starts the process that keeps the namespaces, and says how to enter them.

@@ -51,7 +51,9 @@ impl Running {
     /// Waits for its end (bounded, as every command runs under `timeout`).
     pub(crate) fn wait(mut self) -> Finished {
         let status = self.child.wait().unwrap();
-        Finished { status, stdout: contents(&mut self.stdout), stderr: contents(&mut self.stderr) }
+        let end = Finished { status, stdout: contents(&mut self.stdout), stderr: contents(&mut self.stderr) };
+        assert_ne!(end.code(), 128 + 31, "killed for a system call (SIGSYS): {end:?}");
+        end
     }
 
     /// The standard output so far.

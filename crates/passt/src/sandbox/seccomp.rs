@@ -1,0 +1,295 @@
+//! The system calls that each thread may still make. Any other ends the process at once, by SIGSYS.
+//!
+//! A filter holds for the thread that installs it, and each has its own list, by its [`Role`]: they are installed when
+//! all threads are there, before anything of the guest is read.
+//!
+//! Calls that are allowed whatever their arguments cost nothing, as the kernel knows their numbers; one whose arguments
+//! are looked at costs some 50 ns. So that is done with calls which are rare beside what else they take.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use libc::{AF_INET, AF_INET6, AF_NETLINK, FIONBIO, FIONREAD, PROT_EXEC, TIOCOUTQ};
+use rustix::fs::OFlags;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+/// What a thread is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Serves the guest.
+    Shard = 1,
+    /// Opens sockets in the guest's namespace.
+    Opener = 2,
+    /// Reads resolv.conf when it changes.
+    Reader = 4,
+}
+
+/// Sets of roles.
+const SHARD: u8 = Role::Shard as u8;
+const OPENER: u8 = Role::Opener as u8;
+const READER: u8 = Role::Reader as u8;
+const ALL: u8 = SHARD | OPENER | READER;
+
+/// A system call that is allowed.
+struct Call {
+    number: libc::c_long,
+    roles: u8,
+    /// With which arguments.
+    only: Only,
+}
+
+/// Which arguments a call may have.
+#[derive(Clone, Copy)]
+enum Only {
+    /// Any.
+    Any,
+    /// Argument of this index one of the values.
+    OneOf(u8, &'static [libc::c_int]),
+    /// Argument of this index with no other bits than these.
+    Within(u8, libc::c_int),
+    /// Argument of this index without these bits.
+    Without(u8, libc::c_int),
+    /// The first argument our process.
+    OurProcess,
+    /// The first argument the thread that calls.
+    OurThread,
+}
+
+use Only::{Any, OneOf, OurProcess, OurThread, Within, Without};
+
+/// How the one who reads resolv.conf may open a path: not for writing.
+const TO_READ: libc::c_int = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::LARGEFILE)
+    .bits()
+    .cast_signed();
+
+const fn call(number: libc::c_long, roles: u8, only: Only) -> Call {
+    Call { number, roles, only }
+}
+
+/// Who may make which call, and why. What is not here: anything that starts a process or a thread, changes a user, a
+/// namespace or a mount, looks into another process, makes memory executable, or, but for one thread, opens a path.
+#[rustfmt::skip]
+const TABLE: &[Call] = &[
+    // Memory, by the allocator. Never to be executed.
+    call(libc::SYS_brk,            ALL,            Any),                      // grows and shrinks the heap
+    call(libc::SYS_mmap,           ALL,            Without(2, PROT_EXEC)),    // large pieces, and heaps of threads
+    call(libc::SYS_mprotect,       ALL,            Without(2, PROT_EXEC)),    // growth of heaps of threads
+    call(libc::SYS_mremap,         ALL,            Any),                      // large pieces that grow
+    call(libc::SYS_munmap,         ALL,            Any),                      // large pieces; stacks of threads that end
+    call(libc::SYS_madvise,        ALL,            Any),                      // the same, given back
+
+    // Threads: locks, channels, their end.
+    call(libc::SYS_futex,          ALL,            Any),                      // waits for a lock or a message
+    call(libc::SYS_sched_yield,    ALL,            Any),                      // the same, for a moment
+    call(libc::SYS_rt_sigprocmask, ALL,            Any),                      // the end of a thread; abort(3)
+    call(libc::SYS_sigaltstack,    ALL,            Any),                      // the end of a thread
+    call(libc::SYS_exit,           OPENER | READER, Any),                     // the end of a thread
+    call(libc::SYS_exit_group,     ALL,            Any),                      // the end of the process
+
+    // Time and chance.
+    call(libc::SYS_clock_gettime,  ALL,            Any),                      // where the vDSO can't tell the time
+    call(libc::SYS_restart_syscall, ALL,           Any),                      // a wait goes on after SIGSTOP, SIGCONT
+    call(libc::SYS_getrandom,      ALL,            Any),                      // keys of hash maps
+
+    // Descriptors.
+    call(libc::SYS_close,          ALL,            Any),                      // whatever is done with
+    call(libc::SYS_fcntl,          ALL,            Any),                      // lengths of pipes; copies
+
+    // The event loop.
+    call(libc::SYS_epoll_pwait,    SHARD,          Any),                      // waits
+    call(libc::SYS_epoll_pwait2,   SHARD,          Any),                      // waits for more than a month
+    call(libc::SYS_epoll_ctl,      SHARD,          Any),                      // what to wait for
+
+    // The link and the sockets of flows.
+    call(libc::SYS_read,           SHARD | READER, Any),                      // frames, signals, timers; inotify, resolv.conf
+    call(libc::SYS_write,          ALL,            Any),                      // frames, captures; log lines, wake-ups
+    call(libc::SYS_recvfrom,       SHARD | OPENER, Any),                      // payload; answers of sock_diag
+    call(libc::SYS_recvmsg,        SHARD,          Any),                      // datagrams, with where they were sent to
+    call(libc::SYS_sendto,         ALL,            Any),                      // payload; sock_diag; syslog
+    call(libc::SYS_sendmsg,        SHARD,          Any),                      // payload of several frames
+    call(libc::SYS_sendmmsg,       SHARD,          Any),                      // datagrams, many at a time
+    call(libc::SYS_splice,         SHARD,          Any),                      // local connections
+    call(libc::SYS_pipe2,          SHARD,          Any),                      // the same
+    call(libc::SYS_accept4,        SHARD,          Any),                      // forwarded ports, the control socket
+    call(libc::SYS_eventfd2,       SHARD,          Any),                      // a descriptor in reserve, for refusals
+    call(libc::SYS_connect,        SHARD | OPENER, Any),                      // outgoing flows
+    call(libc::SYS_shutdown,       SHARD,          Any),                      // half-close
+    #[cfg(target_arch = "x86_64")]
+    call(libc::SYS_poll,           SHARD,          Any),                      // whether a peer has closed
+    #[cfg(not(target_arch = "x86_64"))]
+    call(libc::SYS_ppoll,          SHARD,          Any),                      // the same
+    call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32])), // what is unread, unsent
+    call(libc::SYS_ioctl,          OPENER,         OneOf(1, &[FIONBIO as i32])), // sock_diag, without waiting
+
+    // New sockets: of no other families, which have had many a hole.
+    call(libc::SYS_socket,         SHARD,          OneOf(0, &[AF_INET, AF_INET6])),
+    call(libc::SYS_socket,         OPENER,         OneOf(0, &[AF_INET, AF_INET6, AF_NETLINK])), // sock_diag, too
+    call(libc::SYS_bind,           SHARD | OPENER, Any),                      // ports forwarded, ports of flows
+    call(libc::SYS_listen,         SHARD | OPENER, Any),                      // ports forwarded
+    call(libc::SYS_setsockopt,     SHARD | OPENER, Any),
+    call(libc::SYS_getsockopt,     SHARD | OPENER, Any),
+    call(libc::SYS_getsockname,    SHARD | OPENER, Any),                      // which port a flow has got
+
+    // Files that are open: the log (of all threads), captures, the command's status, /proc/net.
+    call(libc::SYS_lseek,          ALL,            Any),                      // reads once more from the start
+    call(libc::SYS_statx,          SHARD,          Any),                      // how much there is to read
+    call(libc::SYS_fstat,          SHARD,          Any),                      // the same
+    call(libc::SYS_newfstatat,     SHARD,          Any),                      // whether a namespace's file is still there
+    call(libc::SYS_pread64,        ALL,            Any),                      // what of the log file is to stay
+    call(libc::SYS_pwrite64,       ALL,            Any),                      // the same
+    call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
+    call(libc::SYS_ftruncate,      ALL,            Any),                      // the same
+
+    // resolv.conf: found from directories that are held open, and read.
+    call(libc::SYS_openat,         READER,         Within(2, TO_READ)),
+    call(libc::SYS_readlinkat,     READER,         Any),
+    call(libc::SYS_inotify_add_watch, READER,      Any),
+
+    // The start's last steps, and the command's life.
+    #[cfg(target_arch = "x86_64")]
+    call(libc::SYS_dup2,           SHARD,          Any),                      // leaves the terminal
+    #[cfg(not(target_arch = "x86_64"))]
+    call(libc::SYS_dup3,           SHARD,          Any),                      // the same
+    call(libc::SYS_getpid,         ALL,            Any),                      // for the PID file and log lines
+    call(libc::SYS_wait4,          SHARD,          Any),                      // children that have ended
+    call(libc::SYS_waitid,         SHARD,          Any),                      // the command, if the start fails
+    call(libc::SYS_pidfd_send_signal, SHARD,       Any),                      // signals for the command
+    call(libc::SYS_capget,         SHARD,          Any),                      // the same, from nobody to root's
+    call(libc::SYS_capset,         SHARD,          Any),                      // the same
+
+    // A panic ends us, but not without having been told: abort(3).
+    call(libc::SYS_rt_sigaction,   ALL,            Any),
+    call(libc::SYS_gettid,         ALL,            Any),
+    call(libc::SYS_tgkill,         ALL,            OurProcess),
+    call(libc::SYS_tkill,          ALL,            OurThread),
+    call(libc::SYS_rt_sigreturn,   ALL,            Any),
+];
+
+/// Forbids the calling thread all calls but those of its role, from now on and for good.
+///
+/// # Errors
+/// The kernel has no filters of system calls: then we do not start, since nobody expects us to run without.
+pub(crate) fn restrict(role: Role) -> anyhow::Result<()> {
+    let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
+        log::warn!("No filter of system calls: there is none for {} yet", std::env::consts::ARCH);
+        return Ok(());
+    };
+    let filter = program(role, arch).context("can't make the filter of system calls")?;
+    apply_filter(&filter).context("can't filter system calls: does the kernel have CONFIG_SECCOMP_FILTER?")
+}
+
+fn program(role: Role, arch: TargetArch) -> anyhow::Result<BpfProgram> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in TABLE.iter().filter(|call| call.roles & role as u8 != 0) {
+        rules.insert(call.number.into(), call.only.rules()?);
+    }
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
+    Ok(filter.try_into()?)
+}
+
+impl Only {
+    /// One of these has to be true; none if there is no condition.
+    fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+        let equal = |index, mask: u64, value: u64| {
+            let equal = SeccompCmpOp::MaskedEq(mask);
+            let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, equal, value)?;
+            SeccompRule::new(vec![condition])
+        };
+        let bits = |bits: libc::c_int| u64::from(bits.cast_unsigned());
+        let whole = u64::from(u32::MAX);
+        match self {
+            Any => Ok(Vec::new()),
+            OneOf(index, values) => values.iter().map(|value| equal(index, whole, bits(*value))).collect(),
+            Within(index, allowed) => Ok(vec![equal(index, bits(!allowed), 0)?]),
+            Without(index, forbidden) => Ok(vec![equal(index, bits(forbidden), 0)?]),
+            OurProcess => Ok(vec![equal(0, whole, std::process::id().into())?]),
+            OurThread => Ok(vec![equal(0, whole, bits(rustix::thread::gettid().as_raw_nonzero().get()))?]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::{env, fs, thread};
+
+    use super::*;
+
+    const ROLES: [Role; 3] = [Role::Shard, Role::Opener, Role::Reader];
+
+    /// What a thread under a filter does, in a process of its own.
+    #[test]
+    #[ignore = "started by other tests"]
+    fn child() {
+        let (Ok(role), Ok(deed)) = (env::var("SECCOMP_ROLE"), env::var("SECCOMP_DEED")) else { return };
+        let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).unwrap();
+        restrict(role).unwrap();
+        match &*deed {
+            "abort" => std::process::abort(),
+            "exit" => std::process::exit(7),
+            "allocate" => {
+                let large: Vec<Vec<u8>> = (0..64).map(|n| vec![n; 1 << 20]).collect();
+                let small: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
+                std::process::exit(i32::from(large.len() != 64 || small.len() != 100_000));
+            }
+            "write" => drop(fs::write("/dev/null", "")),
+            "thread" => drop(thread::spawn(|| ())),
+            "socket" => drop(UnixDatagram::unbound()),
+            "process" => drop(Command::new("true").status()),
+            deed => unreachable!("{deed}"),
+        }
+    }
+
+    /// The signal that ends a thread of `role` that does `deed`, or the status that it ends with.
+    fn end(role: Role, deed: &str) -> Result<i32, i32> {
+        let name = concat!(module_path!(), "::child").split_once("::").unwrap().1;
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", name, "--ignored"]);
+        command.env("SECCOMP_ROLE", format!("{role:?}")).env("SECCOMP_DEED", deed);
+        let status = command.output().unwrap().status;
+        status.code().ok_or_else(|| status.signal().unwrap())
+    }
+
+    /// An abort, as by a panic, looks like one, and is not mistaken for a forbidden call.
+    #[test]
+    fn what_is_allowed() {
+        for role in ROLES {
+            assert_eq!(end(role, "abort"), Err(libc::SIGABRT), "{role:?}");
+            assert_eq!(end(role, "exit"), Ok(7), "{role:?}");
+            assert_eq!(end(role, "allocate"), Ok(0), "{role:?}");
+        }
+    }
+
+    #[test]
+    fn what_kills() {
+        for role in ROLES {
+            for deed in ["write", "thread", "socket", "process"] {
+                assert_eq!(end(role, deed), Err(libc::SIGSYS), "{role:?}: {deed}");
+            }
+        }
+    }
+
+    /// One row each: a second one would not add to the first, but replace it.
+    #[test]
+    fn no_call_is_listed_twice_for_a_role() {
+        for role in ROLES {
+            let mut numbers: Vec<_> =
+                TABLE.iter().filter(|call| call.roles & role as u8 != 0).map(|call| call.number).collect();
+            let len = numbers.len();
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(numbers.len(), len, "{role:?}");
+        }
+    }
+}
