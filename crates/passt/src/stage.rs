@@ -295,7 +295,8 @@ impl Detached {
         let readers = fence(resolver.as_ref())?;
         let keep_nothing = || give_up(readers, CapabilitySet::empty(), CapabilitySet::empty(), Role::Reader);
         let news = resolver.map(|watch| watch.start(keep_nothing)).transpose()?;
-        Ok((Staffed { kept: self.kept, fence: self.fence, herald: self.herald }, opener, news))
+        let role = if opener.is_some() { Role::Pasta } else { Role::Passt };
+        Ok((Staffed { kept: self.kept, fence: self.fence, herald: self.herald, role }, opener, news))
     }
 }
 
@@ -304,6 +305,8 @@ pub(crate) struct Staffed {
     kept: CapabilitySet,
     fence: Option<Fence>,
     herald: Herald,
+    /// What the calling thread is there for.
+    role: Role,
 }
 
 impl Staffed {
@@ -313,7 +316,7 @@ impl Staffed {
     pub(crate) fn seal(self) -> anyhow::Result<Sealed> {
         // Nobody of the same user may look into the process.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
-        give_up(self.fence, self.kept, CapabilitySet::empty(), Role::Shard)?;
+        give_up(self.fence, self.kept, CapabilitySet::empty(), self.role)?;
         Ok(Sealed { herald: self.herald })
     }
 }

@@ -19,16 +19,19 @@ use seccompiler::{
 /// What a thread is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Serves the guest.
-    Shard = 1,
+    /// Serves a namespace, and looks after its command.
+    Pasta = 1,
+    /// Serves a machine.
+    Passt = 2,
     /// Opens sockets in the guest's namespace.
-    Opener = 2,
+    Opener = 4,
     /// Reads resolv.conf when it changes.
-    Reader = 4,
+    Reader = 8,
 }
 
 /// Sets of roles.
-const SHARD: u8 = Role::Shard as u8;
+const PASTA: u8 = Role::Pasta as u8;
+const SHARD: u8 = PASTA | Role::Passt as u8;
 const OPENER: u8 = Role::Opener as u8;
 const READER: u8 = Role::Reader as u8;
 const ALL: u8 = SHARD | OPENER | READER;
@@ -117,8 +120,8 @@ const TABLE: &[Call] = &[
     call(libc::SYS_sendto,         ALL,            Any),                      // payload; sock_diag; syslog
     call(libc::SYS_sendmsg,        SHARD,          Any),                      // payload of several frames
     call(libc::SYS_sendmmsg,       SHARD,          Any),                      // datagrams, many at a time
-    call(libc::SYS_splice,         SHARD,          Any),                      // local connections
-    call(libc::SYS_pipe2,          SHARD,          Any),                      // the same
+    call(libc::SYS_splice,         PASTA,          Any),                      // local connections
+    call(libc::SYS_pipe2,          PASTA,          Any),                      // the same
     call(libc::SYS_accept4,        SHARD,          Any),                      // forwarded ports, the control socket
     call(libc::SYS_eventfd2,       SHARD,          Any),                      // a descriptor in reserve, for refusals
     call(libc::SYS_connect,        SHARD | OPENER, Any),                      // outgoing flows
@@ -141,9 +144,9 @@ const TABLE: &[Call] = &[
 
     // Files that are open: the log (of all threads), captures, the command's status, /proc/net.
     call(libc::SYS_lseek,          ALL,            Any),                      // reads once more from the start
-    call(libc::SYS_statx,          SHARD,          Any),                      // how much there is to read
-    call(libc::SYS_fstat,          SHARD,          Any),                      // the same
-    call(libc::SYS_newfstatat,     SHARD,          Any),                      // whether a namespace's file is still there
+    call(libc::SYS_statx,          PASTA,          Any),                      // how much there is to read
+    call(libc::SYS_fstat,          PASTA,          Any),                      // the same
+    call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file is still there
     call(libc::SYS_pread64,        ALL,            Any),                      // what of the log file is to stay
     call(libc::SYS_pwrite64,       ALL,            Any),                      // the same
     call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
@@ -161,10 +164,10 @@ const TABLE: &[Call] = &[
     call(libc::SYS_dup3,           SHARD,          Any),                      // the same
     call(libc::SYS_getpid,         ALL,            Any),                      // for the PID file and log lines
     call(libc::SYS_wait4,          SHARD,          Any),                      // children that have ended
-    call(libc::SYS_waitid,         SHARD,          Any),                      // the command, if the start fails
-    call(libc::SYS_pidfd_send_signal, SHARD,       Any),                      // signals for the command
-    call(libc::SYS_capget,         SHARD,          Any),                      // the same, from nobody to root's
-    call(libc::SYS_capset,         SHARD,          Any),                      // the same
+    call(libc::SYS_waitid,         PASTA,          Any),                      // the command, if the start fails
+    call(libc::SYS_pidfd_send_signal, PASTA,       Any),                      // signals for the command
+    call(libc::SYS_capget,         PASTA,          Any),                      // the same, from nobody to root's
+    call(libc::SYS_capset,         PASTA,          Any),                      // the same
 
     // A panic ends us, but not without having been told: abort(3).
     call(libc::SYS_rt_sigaction,   ALL,            Any),
@@ -190,6 +193,7 @@ pub(crate) fn restrict(role: Role) -> anyhow::Result<()> {
 fn program(role: Role, arch: TargetArch) -> anyhow::Result<BpfProgram> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for call in TABLE.iter().filter(|call| call.roles & role as u8 != 0) {
+        #[allow(clippy::useless_conversion)] // where long has 64 bits
         rules.insert(call.number.into(), call.only.rules()?);
     }
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
@@ -226,7 +230,7 @@ mod tests {
 
     use super::*;
 
-    const ROLES: [Role; 3] = [Role::Shard, Role::Opener, Role::Reader];
+    const ROLES: [Role; 4] = [Role::Pasta, Role::Passt, Role::Opener, Role::Reader];
 
     /// What a thread under a filter does, in a process of its own.
     #[test]

@@ -86,11 +86,9 @@ fn early_exit_output_is_complete_in_a_pipe() {
 #[test]
 fn refuses_what_is_not_supported_yet() {
     let parse = |line: &str| cli::parse(split(line), || 32768..=60999);
-    for (line, what) in [
-        ("passt --help-me-not -f", ""),
-        ("pasta --vhost-user", "--vhost-user"),
-        ("pasta --fd 3", "--fd"),
-    ] {
+    for (line, what) in
+        [("passt --help-me-not -f", ""), ("pasta --vhost-user", "--vhost-user"), ("pasta --fd 3", "--fd")]
+    {
         let error = parse(line).map(|_| line).unwrap_err().to_string();
         if what.is_empty() {
             assert!(!error.contains("not supported yet"), "{line}: {error}");
