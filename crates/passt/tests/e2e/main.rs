@@ -19,6 +19,7 @@ mod harness;
 mod hostile;
 mod http;
 mod icmp;
+mod limits;
 mod link;
 mod local;
 mod nat;

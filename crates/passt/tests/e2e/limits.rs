@@ -1,0 +1,267 @@
+//! At the limit of what we may have (SPEC §6.10): new flows are refused and counted, the old live on byte for byte, and
+//! the program neither ends nor grows.
+
+use crate::harness::*;
+use rustix::net::{SendFlags, send as send_frame};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use wire::ethernet::Mac;
+use wire::frame::Outgoing;
+use wire::tcp::{Flags, Header, Seq};
+
+/// Files that the program may have open.
+const LIMIT: usize = 1024;
+const ATTEMPTS: usize = 10_000;
+/// By how much it may grow meanwhile.
+const GROWTH_KIB: u64 = 24 * 1024;
+/// Bytes that an old connection sends there and back in a turn.
+const TURN: u64 = 20_000;
+
+/// A way through the program: who connects where, and who listens where.
+struct Way<'a> {
+    name: &'static str,
+    client: &'a Ns,
+    to: SocketAddr,
+    listener: TcpListener,
+}
+
+/// Through the tap and past it, in both directions.
+fn ways(net: &Net) -> Vec<Way<'_>> {
+    let way = |name, client, to: (IpAddr, u16), server: &Ns, at: (IpAddr, u16)| Way {
+        name,
+        client,
+        to: to.into(),
+        listener: server.listen(at),
+    };
+    let ([host, _], [peer, _], [loopback, _]) = (HOST, PEER, LOOPBACK);
+    vec![
+        way("out", &net.guest, (peer, 7000), &net.peer, (peer, 7000)),
+        way("in", &net.peer, (host, 7001), &net.guest, (host, 7001)),
+        way("bypass, in", &net.host, (loopback, 7002), &net.guest, (any(host), 7002)),
+        way("bypass, out", &net.guest, (loopback, 7003), &net.host, (loopback, 7003)),
+    ]
+}
+
+/// A program with few descriptors, in the foreground, which tells what it counts; and its process.
+fn limited(net: &Net, limit: usize, args: &[&str]) -> (Running, u32) {
+    let pid_file = net.path("pasta.pid");
+    let all =
+        [&["-f", "--stats", "1", "--config-net", "--pid", &pid_file, "--netns", "/run/netns/guest"], args];
+    let limit = format!("--nofile={limit}");
+    let argv = [vec!["prlimit".to_owned(), limit], net.pasta_argv(&all.concat())].concat();
+    let running = net.host.start(&argv.iter().map(String::as_str).collect::<Vec<_>>());
+    let pid = || std::fs::read_to_string(&pid_file).ok()?.strip_suffix('\n')?.parse().ok();
+    wait_until("the PID file", || pid().is_some());
+    (running, pid().unwrap())
+}
+
+/// The last line of the program's counts, added up where columns have the same name.
+fn count(pasta: &mut Running, name: &str) -> u64 {
+    let text = pasta.stderr();
+    let names: Vec<&str> = text.lines().find(|line| line.contains("opened")).unwrap().split("  ").collect();
+    let names: Vec<&str> = names.into_iter().map(str::trim).filter(|name| !name.is_empty()).collect();
+    let is_counts = |line: &&str| line.split_whitespace().all(|word| word.parse::<u64>().is_ok());
+    let counts: Vec<u64> = text
+        .lines()
+        .rfind(is_counts)
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect();
+    names.iter().zip(counts).filter(|(column, _)| **column == name).map(|(_, count)| count).sum()
+}
+
+fn descriptors(net: &Net, pid: u32) -> usize {
+    net.host.sh(&format!("ls /proc/{pid}/fd | wc -l")).trim().parse().unwrap()
+}
+
+fn memory_kib(net: &Net, pid: u32) -> u64 {
+    let status = net.host.sh(&format!("sed -n 's/^VmRSS:[^0-9]*//p' /proc/{pid}/status"));
+    status.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// A connection that stands before the trouble begins: bytes go there and back until it is over.
+fn old_connection(client: TcpStream, server: TcpStream, seed: u64, over: &AtomicBool, turns: &AtomicUsize) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                send(&client, seed, TURN);
+                receive(&client, seed, TURN);
+                turns.fetch_add(1, Ordering::Relaxed);
+            }
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        let (mut from, mut to) = (&server, &server);
+        let mut buffer = [0; 4096];
+        loop {
+            match from.read(&mut buffer).unwrap() {
+                0 => break,
+                len => to.write_all(&buffer[..len]).unwrap(),
+            }
+        }
+    });
+}
+
+/// Ends the threads of a test, also of one that fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A new connection: a server greets whoever comes through. None if refused.
+fn attempt(way: &Way<'_>) -> Option<TcpStream> {
+    let refused = |kind| {
+        matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
+    };
+    let mut client = match way.client.connect(way.to) {
+        Ok(client) => client,
+        Err(error) if refused(error.kind()) => return None,
+        Err(error) => panic!("{}: {error}", way.name),
+    };
+    match client.read(&mut [0]) {
+        Ok(0) => None,
+        Ok(_) => Some(client),
+        Err(error) if refused(error.kind()) => None,
+        Err(error) => panic!("{}: {error}", way.name),
+    }
+}
+
+/// Greets all who come, and leaves it to them when the connection ends.
+fn greet(listener: &TcpListener, over: &AtomicBool) {
+    listener.set_nonblocking(true).unwrap();
+    while !over.load(Ordering::Relaxed) {
+        match listener.accept() {
+            Ok((mut guest, _)) => {
+                // It may have been reset by now.
+                let _ = guest.write_all(b"!");
+            }
+            Err(_) => std::thread::sleep(std::time::Duration::from_micros(200)),
+        }
+    }
+}
+
+/// Issue 4: 10,000 attempts at a limit of 1,024 files; nothing is lost on the connections that were open.
+#[test]
+fn old_connections_live_where_no_new_one_can() {
+    let Some(net) = Net::new() else { return };
+    let (mut pasta, pid) =
+        limited(&net, LIMIT, &["-t", "7001,7002", "-T", "7003", "-u", "none", "-U", "none"]);
+    let ways = ways(&net);
+    let before = descriptors(&net, pid);
+    let (over, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (mut held, mut refused) = (Vec::new(), [0; 4]);
+
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        for (seed, way) in ways.iter().enumerate() {
+            let client = way.client.connect(way.to).unwrap();
+            let server = accept(&way.listener).0;
+            let (over, turns) = (&over, &turns);
+            scope.spawn(move || old_connection(client, server, seed as u64, over, turns));
+        }
+        for way in &ways {
+            scope.spawn(|| greet(&way.listener, &over));
+        }
+        let memory = memory_kib(&net, pid);
+        for number in 0..ATTEMPTS {
+            let place = number % ways.len();
+            match attempt(&ways[place]) {
+                Some(client) => held.push(client),
+                None => refused[place] += 1,
+            }
+        }
+        let (grown, turned) = (memory_kib(&net, pid), turns.load(Ordering::Relaxed));
+        let all: u64 = refused.iter().sum();
+        wait_until("the count of refusals", || {
+            count(&mut pasta, "refused") + count(&mut pasta, "no file") >= all
+        });
+        wait_until("a turn after all of it", || turns.load(Ordering::Relaxed) > turned + 8);
+        let lines = pasta.stderr().lines().filter(|line| line.contains("is refused")).count() as u64;
+        eprintln!(
+            "{} held, {refused:?} refused of {ATTEMPTS}; {turned} turns of {TURN} bytes on the old; {memory}, {grown} KiB; {before}, {} descriptors; {lines} lines",
+            held.len(),
+            descriptors(&net, pid)
+        );
+        assert!(refused.iter().all(|count| *count > ATTEMPTS as u64 / 8), "{refused:?}");
+        assert!(held.len() > LIMIT / 4 && turned > 0);
+        assert!(grown <= memory + GROWTH_KIB, "from {memory} to {grown} KiB");
+        assert!(lines > 0 && lines < all / 2, "{lines} lines for {all} refusals");
+
+        // With descriptors again, everything is as before.
+        held.clear();
+        for way in &ways {
+            wait_until(way.name, || attempt(way).is_some());
+        }
+    });
+    wait_until("descriptors", || descriptors(&net, pid) <= before + 2 * 64);
+    net.host.sh(&format!("kill {pid}"));
+    assert_eq!(pasta.wait().code(), 0);
+}
+
+/// A flood of connections that nobody answers, from the guest and from outside, takes what the limit leaves, and no
+/// more; old connections don't notice, and afterwards there are new ones.
+#[test]
+fn floods_of_syns() {
+    const LIMIT: usize = 256;
+    let host_setup = "echo 1 >/proc/sys/net/ipv4/tcp_syn_retries\n";
+    let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
+    let (mut pasta, pid) =
+        limited(&net, LIMIT, &["-t", "7001,7002", "-u", "none", "-T", "none", "-U", "none"]);
+    let before = descriptors(&net, pid);
+    let (over, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let frames = net.guest.frames();
+    let mac = Mac(net.guest_mac());
+    let listeners = [net.peer.listen((PEER[0], 7000)), net.guest.listen((any(HOST[0]), 7002))];
+    let olds = [net.guest.connect((PEER[0], 7000)).unwrap(), net.host.connect((LOOPBACK[0], 7002)).unwrap()];
+
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        for ((seed, client), listener) in olds.into_iter().enumerate().zip(&listeners) {
+            let server = accept(listener).0;
+            let (over, turns) = (&over, &turns);
+            scope.spawn(move || old_connection(client, server, seed as u64, over, turns));
+        }
+        let memory = memory_kib(&net, pid);
+        for number in 0..20_000_u32 {
+            let ports = (1024 + number as u16 % 50_000, 9);
+            let header = Header::new(ports, Seq(number), Seq(0), Flags::SYN, 1000, 0);
+            let outgoing = Outgoing {
+                source_mac: mac,
+                destination_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
+                source: HOST[0],
+                destination: NOBODY[0],
+                hop_limit: 64,
+                traffic_class: 0,
+                flow_label: 0,
+            };
+            let mut frame = vec![0; sys::packet::VNET_HDR_LEN + 200];
+            let len =
+                outgoing.tcp(&mut frame[sys::packet::VNET_HDR_LEN..], header, &[], 0, None).unwrap().len;
+            // What the kernel has no room for is lost.
+            let _ = send_frame(&frames, &frame[..sys::packet::VNET_HDR_LEN + len], SendFlags::empty());
+        }
+        wait_until("refusals", || count(&mut pasta, "refused") > 1000);
+        assert!(descriptors(&net, pid) <= LIMIT);
+
+        // To a guest that doesn't answer.
+        net.guest
+            .sh("ip neigh flush dev eth0; ip link set eth0 arp off; ip route add blackhole 198.51.100.3");
+        let outside: Vec<_> = (0..2 * LIMIT).map(|_| net.peer.start_connect((HOST[0], 7001))).collect();
+        wait_until("refusals of those from outside", || count(&mut pasta, "no file") > 0);
+        let grown = memory_kib(&net, pid);
+        assert!(grown <= memory + GROWTH_KIB, "from {memory} to {grown} KiB");
+        drop(outside);
+        net.guest.sh("ip link set eth0 arp on; ip route del blackhole 198.51.100.3");
+
+        let turned = turns.load(Ordering::Relaxed);
+        wait_until("turns after all of it", || turns.load(Ordering::Relaxed) > turned + 8);
+        wait_until("a new connection", || net.guest.connect((PEER[0], 7000)).is_ok());
+    });
+    wait_until("descriptors", || descriptors(&net, pid) <= before + 64);
+    net.host.sh(&format!("kill {pid}"));
+    assert_eq!(pasta.wait().code(), 0);
+}
