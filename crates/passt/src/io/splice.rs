@@ -43,8 +43,12 @@ struct Pipe {
 impl Depot {
     /// Without a pipe: they are made when they are needed.
     pub(crate) fn new(epoll: Rc<OwnedFd>) -> Rc<RefCell<Self>> {
-        let (buffer, pipes) = (vec![0; BUFFER_LEN], Vec::new());
-        Rc::new(RefCell::new(Self { epoll, buffer, pipes, pipe_len: PIPE_LEN }))
+        Self::with(epoll, BUFFER_LEN, PIPE_LEN)
+    }
+
+    fn with(epoll: Rc<OwnedFd>, buffer_len: usize, pipe_len: usize) -> Rc<RefCell<Self>> {
+        let (buffer, pipes) = (vec![0; buffer_len], Vec::new());
+        Rc::new(RefCell::new(Self { epoll, buffer, pipes, pipe_len }))
     }
 
     fn pipe(&mut self) -> io::Result<Pipe> {
@@ -53,7 +57,7 @@ impl Depot {
         }
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // There is a limit for each pipe, and one for all of a user's (pipe(7)).
-        while fcntl_setpipe_size(&write, self.pipe_len).is_err() && self.pipe_len > BUFFER_LEN {
+        while fcntl_setpipe_size(&write, self.pipe_len).is_err() && self.pipe_len > self.buffer.len() {
             self.pipe_len /= 2;
         }
         let capacity = fcntl_getpipe_size(&write)?;
@@ -145,7 +149,7 @@ impl Pair {
             retry(|| recv(&self.sockets[from as usize], depot.buffer.as_mut_slice(), RecvFlags::DONTWAIT))?;
         if len > 0 {
             self.transit[from as usize] = Transit::Buffer(len);
-            self.bulk[from as usize] = len == BUFFER_LEN;
+            self.bulk[from as usize] = len == depot.buffer.len();
         }
         Ok(len)
     }
@@ -157,7 +161,7 @@ impl Pair {
         match taken {
             Ok(len @ 1..) => {
                 self.transit[from as usize] = Transit::Pipe(pipe, len);
-                self.bulk[from as usize] = len >= BUFFER_LEN / 2;
+                self.bulk[from as usize] = len >= self.depot.borrow().buffer.len() / 2;
             }
             _ => self.depot.borrow_mut().give_back(pipe),
         }
@@ -260,3 +264,6 @@ fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, SocketError> {
 fn failure(errno: io::Errno) -> SocketError {
     SocketError::Failed(Errno(errno.raw_os_error()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,6 +184,30 @@ fn full_duplex_r84() {
     }
 }
 
+/// signals that interrupt what pasta waits in, again and again, while bytes move both ways. It has a handler for
+/// none, but a stop interrupts a wait, too (signal(7)).
+#[test]
+fn interrupted_r86() {
+    const LEN: u64 = 64 << 20;
+    let Some(net) = Net::new() else { return };
+    let daemon = net.pasta(&["-t", "7000"]);
+    let (client, server) = through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
+    thread::scope(|scope| {
+        let receivers = [(&client, 1), (&server, 2)].map(|(stream, seed)| {
+            scope.spawn(move || {
+                send(stream, seed, LEN);
+                stream.shutdown(Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || receive_all(stream, 3 - seed, LEN))
+        });
+        while !receivers.iter().all(thread::ScopedJoinHandle::is_finished) {
+            daemon.signal("STOP");
+            daemon.signal("CONT");
+        }
+    });
+    assert!(daemon.runs());
+}
+
 /// each half ends by itself, and a full close is no reset.
 #[test]
 fn half_close_r85() {

@@ -1,0 +1,192 @@
+//! The bypass between real sockets that hold little, with buffers of a few bytes and the smallest of pipes.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant as Clock};
+
+use engine::flow::FlowId;
+use engine::host::Readiness;
+use engine::splice::Bypass;
+use engine::timer::Instant;
+use proptest::prelude::*;
+use rustix::event::Timespec;
+
+use super::*;
+use crate::io::readiness;
+
+/// The least that a pipe holds.
+const PAGE: usize = 4096;
+/// Bound of every wait; nothing should come near it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection with its peers, and what gives it events.
+struct Line {
+    epoll: Rc<OwnedFd>,
+    depot: Rc<RefCell<Depot>>,
+    bypass: Bypass<Pair>,
+    id: FlowId,
+    peers: [Peer; 2],
+    start: Clock,
+}
+
+struct Peer {
+    stream: UnixStream,
+    wrote: Vec<u8>,
+    read: Vec<u8>,
+    /// It has ended its half.
+    shut: bool,
+    /// It has seen the end.
+    ended: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Write(Side, usize),
+    Read(Side, usize),
+    Shut(Side),
+    /// The event loop gets its turn.
+    Turn,
+}
+
+/// A peer, and a socket that is connected to it; neither waits, nor holds more than it has to.
+fn end() -> (Peer, OwnedFd) {
+    let (stream, ours) = UnixStream::pair().unwrap();
+    for socket in [&stream, &ours] {
+        socket.set_nonblocking(true).unwrap();
+        sockopt::set_socket_send_buffer_size(socket, 1).unwrap();
+    }
+    (Peer { stream, wrote: Vec::new(), read: Vec::new(), shut: false, ended: false }, ours.into())
+}
+
+impl Line {
+    fn new(buffer: usize) -> Self {
+        let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        let depot = Depot::with(epoll.clone(), buffer, PAGE);
+        let ((client, accepted), (server, connected)) = (end(), end());
+        let mut bypass = Bypass::new(1);
+        let id = bypass.insert(Pair::new(accepted, connected, depot.clone())).unwrap();
+        let mut line = Self { epoll, depot, bypass, id, peers: [client, server], start: Clock::now() };
+        let stands = Readiness { writable: true, ..Readiness::default() };
+        line.bypass.on_readiness(id, Side::Connected, stands, line.now());
+        let pair = line.bypass.conduit(id).unwrap();
+        for side in Side::ALL {
+            pair.watch(side, side as u64, false).unwrap();
+        }
+        line
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_micros(self.start.elapsed().as_micros() as u64)
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Write(side, len) => {
+                let peer = &mut self.peers[side as usize];
+                let first = peer.wrote.len();
+                let bytes: Vec<u8> = (first..first + len).map(|at| (at * 31 + at / 251) as u8).collect();
+                match peer.stream.write(&bytes) {
+                    Ok(len) => peer.wrote.extend(&bytes[..len]),
+                    Err(error) => assert!(peer.shut || error.kind() == ErrorKind::WouldBlock, "{error}"),
+                }
+            }
+            Act::Read(side, len) => {
+                let peer = &mut self.peers[side as usize];
+                let mut bytes = vec![0; len];
+                match peer.stream.read(&mut bytes) {
+                    Ok(0) => peer.ended |= len > 0,
+                    Ok(len) => peer.read.extend(&bytes[..len]),
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                }
+            }
+            Act::Shut(side) => {
+                let peer = &mut self.peers[side as usize];
+                peer.shut = true;
+                peer.stream.shutdown(Shutdown::Write).unwrap();
+            }
+            Act::Turn => self.turn(),
+        }
+    }
+
+    /// What an event loop does that waits as little as it may.
+    fn turn(&mut self) {
+        let mut events = Vec::with_capacity(8);
+        let timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
+        epoll::wait(&*self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)).unwrap();
+        for event in events {
+            let side = Side::ALL[event.data.u64() as usize];
+            self.bypass.on_readiness(self.id, side, readiness(event.flags), self.now());
+        }
+        self.bypass.run(self.now());
+        self.bypass.on_deadlines(self.now());
+    }
+
+    /// Both peers send what they want, end, and read all.
+    fn finish(&mut self, len: usize) {
+        while !self.bypass.is_empty() || self.peers.iter().any(|peer| !peer.ended) {
+            assert!(self.start.elapsed() < PATIENCE, "it stalls");
+            for side in Side::ALL {
+                let peer = &self.peers[side as usize];
+                if !peer.shut {
+                    let left = len.saturating_sub(peer.wrote.len());
+                    self.act(if left > 0 { Act::Write(side, left) } else { Act::Shut(side) });
+                }
+                self.act(Act::Read(side, PAGE));
+            }
+            self.turn();
+        }
+        for side in Side::ALL {
+            assert!(self.peers[side as usize].read == self.peers[side.other() as usize].wrote, "{side:?}");
+        }
+        assert_eq!(self.bypass.counters.reset, 0);
+    }
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let side = prop_oneof![Just(Side::Accepted), Just(Side::Connected)];
+    let act = prop_oneof![
+        8 => (side.clone(), 0_usize..6000).prop_map(|(side, len)| Act::Write(side, len)),
+        8 => (side.clone(), 0_usize..6000).prop_map(|(side, len)| Act::Read(side, len)),
+        1 => side.prop_map(Act::Shut),
+        8 => Just(Act::Turn),
+    ];
+    proptest::collection::vec(act, 0..80)
+}
+
+proptest! {
+    // A stall takes its time, and shrinking meets it again and again.
+    #![proptest_config(ProptestConfig { max_shrink_iters: 8, ..ProptestConfig::default() })]
+
+    /// whatever sizes and turns, and whoever ends first: all bytes arrive, in order, and both ends behind them.
+    #[test]
+    fn nothing_is_lost_between_sockets(acts in acts(), buffer in 1_usize..5000) {
+        let mut line = Line::new(buffer);
+        for act in acts {
+            line.act(act);
+        }
+        line.finish(0);
+    }
+}
+
+/// Many bytes in both directions at once, through buffers and through pipes, which come back.
+#[test]
+fn pipes_are_borrowed() {
+    let mut line = Line::new(64);
+    line.finish(1 << 18);
+    let depot = line.depot.borrow();
+    assert!((1..=2).contains(&depot.pipes.len()), "{:?}", depot.pipes);
+    assert!(depot.pipes.iter().all(|pipe| pipe.capacity == PAGE));
+}
+
+/// a call that a signal interrupted is made again, and nothing else is.
+#[test]
+fn interrupted_calls_are_repeated_r86() {
+    let mut results = [Err(io::Errno::INTR), Err(io::Errno::INTR), Ok(5), Ok(6)].into_iter();
+    assert_eq!(retry(|| results.next().unwrap()), Ok(5));
+    assert_eq!(results.next(), Some(Ok(6)), "not once more");
+    let mut results = [Err(io::Errno::INTR), Err::<(), _>(io::Errno::AGAIN)].into_iter();
+    assert_eq!(retry(|| results.next().unwrap()), Err(SocketError::WouldBlock));
+    let reset = Errno(io::Errno::CONNRESET.raw_os_error());
+    assert_eq!(retry(|| Err::<(), _>(io::Errno::CONNRESET)), Err(SocketError::Failed(reset)));
+}
