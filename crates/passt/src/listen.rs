@@ -112,14 +112,17 @@ pub struct Opening {
     pub freebind: bool,
     /// Rules that may be incomplete open no descriptor from this number on.
     pub descriptors: u64,
+    /// Nor do ports that come into use from this one on. It is higher: they are few, and somebody serves them.
+    pub descriptors_in_use: u64,
 }
 
 impl Opening {
-    /// Rules that may be incomplete leave a quarter of the file descriptors to connections (Q13).
+    /// A quarter of the file descriptors is left to connections, and an eighth to ports that come into use while a rule
+    /// like `all` has taken the others (Q13).
     #[must_use]
     pub fn new(direction: Direction, freebind: bool) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Self { direction, freebind, descriptors: limit / 4 * 3 }
+        Self { direction, freebind, descriptors: limit / 8 * 5, descriptors_in_use: limit / 8 * 6 }
     }
 
     /// The same for the other direction.
@@ -185,7 +188,7 @@ impl Opening {
         let before = listeners.len();
         let (mut failures, mut covered) = (None, None);
         for &port in ports {
-            match make(port).and_then(|listener| self.spared(listener)) {
+            match make(port).and_then(|listener| spared(listener, self.descriptors)) {
                 Ok(listener) => listeners.push(listener),
                 Err(Reason::Socket(Errno::MFILE | Errno::NFILE)) => {
                     covered = Some(port);
@@ -217,19 +220,12 @@ impl Opening {
         }
     }
 
-    /// Opens a port of a rule, unless it takes a descriptor that is to be left to others.
+    /// Opens a port of a rule that follows what is in use, unless it takes a descriptor that is to be left to others.
     ///
     /// # Errors
     /// As the system calls; `EMFILE` for want of a spare descriptor.
     pub fn spare(self, index: usize, rule: &Rule, port: u16) -> Result<Listener, Reason> {
-        self.spared(self.socket(index, rule, port, false)?)
-    }
-
-    fn spared(self, listener: Listener) -> Result<Listener, Reason> {
-        match u64::try_from(listener.socket.as_raw_fd()) {
-            Ok(fd) if fd < self.descriptors => Ok(listener),
-            _ => Err(Reason::Socket(Errno::MFILE)),
-        }
+        spared(self.socket(index, rule, port, false)?, self.descriptors_in_use)
     }
 
     /// Opens a port of a rule; with `beside`, one of UDP may be bound to what another socket has that allows it as well.
@@ -266,6 +262,14 @@ impl Opening {
             Protocol::Udp => bind(&socket, &bound)?,
         }
         Ok(Listener { rule: index, port, protocol: rule.protocol, address, socket })
+    }
+}
+
+/// The listener, if its descriptor is below `limit`.
+fn spared(listener: Listener, limit: u64) -> Result<Listener, Reason> {
+    match u64::try_from(listener.socket.as_raw_fd()) {
+        Ok(fd) if fd < limit => Ok(listener),
+        _ => Err(Reason::Socket(Errno::MFILE)),
     }
 }
 

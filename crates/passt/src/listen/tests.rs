@@ -32,7 +32,8 @@ fn open(table: &Table, freebind: bool) -> Result<Vec<Listener>, Error> {
 }
 
 fn open_within(table: &Table, freebind: bool, descriptors: u64) -> Result<Vec<Listener>, Error> {
-    Opening { direction: Direction::Inbound, freebind, descriptors }
+    let direction = Direction::Inbound;
+    Opening { direction, freebind, descriptors, descriptors_in_use: descriptors }
         .rules(table, |_, _| false)
         .map(|(listeners, _)| listeners)
 }
@@ -148,6 +149,17 @@ fn q_13_best_effort() {
         let next = TcpListener::bind("[::]:90").unwrap().as_raw_fd() as u64;
         let some = open_within(&table([best_effort(100, 60000)]), false, next + 1000).unwrap();
         assert!(!some.is_empty() && some.iter().all(|l| (l.socket.as_raw_fd() as u64) < next + 1000));
+        // What comes into use has room of its own behind them.
+        let both = Opening {
+            direction: Direction::Inbound,
+            freebind: false,
+            descriptors: 0,
+            descriptors_in_use: next + 2000,
+        };
+        let used = Rule { scan: true, ..best_effort(86, 87) };
+        assert!(both.spare(0, &used, 86).is_ok());
+        let none = Opening { descriptors_in_use: 0, ..both };
+        assert!(matches!(none.spare(0, &used, 87), Err(Reason::Socket(Errno::MFILE))));
         // Strict rules don't care.
         assert_eq!(open_within(&table([rule(Protocol::Tcp, "*", (84, 85))]), false, 0).unwrap().len(), 2);
     });
