@@ -242,6 +242,33 @@ fn the_path() {
     net.spawn(&["-c", &path], &["true"]).ok();
 }
 
+/// SPEC §8.9: a virtual machine has no loopback that we could listen on, nor can we see what it has in use.
+#[test]
+fn a_virtual_machine_has_one_table() {
+    let Some(net) = Net::new() else { return };
+    let (guest, control, pid) = (net.path("guest"), net.path("s"), net.path("passt.pid"));
+    let ours = env!("CARGO_BIN_EXE_passt").to_owned();
+    for passt in [Some(ours), reference("passt")].into_iter().flatten() {
+        net.host.run(&[&passt, "-s", &guest, "-c", &control, "-P", &pid, "-t", "7000"]).ok();
+        assert_eq!(rules(pesto(&net, &["-A", "-u", "7001"])), [""; 0]);
+        assert_eq!(
+            rules(pesto(&net, &[])),
+            ["  HOST", "    TCP [*]:7000  =>  7000", "    UDP [*]:7001  =>  7001"]
+        );
+        for (change, reason) in [
+            (["-T", "22"], "Can't use -T, no outbound interface\n"),
+            (["-t", "auto"], "'auto' port forwarding is only allowed for pasta\n"),
+            (["-C", "SPLICE"], "Unsupported pif name SPLICE\n"),
+        ] {
+            let end = pesto(&net, &change);
+            assert_eq!((end.code(), &end.stderr[..]), (1, reason), "{passt}");
+        }
+        let pid: u32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+        net.host.sh(&format!("kill {pid}"));
+        wait_until("the end of passt", || !runs(&net.host, pid));
+    }
+}
+
 /// A program of the C implementation.
 fn reference(name: &str) -> Option<String> {
     let Some(folder) = std::env::var_os("PASST_REFERENCE") else {
