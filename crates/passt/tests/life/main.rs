@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // helper functions of tests are tests
 
 mod attach;
+mod forms;
+mod kill;
 mod logging;
 mod quit;
 mod sandbox;

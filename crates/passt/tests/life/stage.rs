@@ -113,6 +113,15 @@ impl Stage {
         command
     }
 
+    /// The same program under its other name.
+    pub(crate) fn passt(&self, user: User) -> Command {
+        let path = self.path("passt");
+        let _ = std::os::unix::fs::symlink("pasta", &path);
+        let mut command = user.command(path);
+        command.current_dir(self.dir.path());
+        command
+    }
+
     /// Runs pasta with `args` to its end.
     pub(crate) fn run(&self, user: User, args: &[&str]) -> Output {
         self.pasta(user).args(args).output().unwrap()
@@ -128,11 +137,8 @@ impl Stage {
         let pid_file = self.path(&format!("pid-{}", unique()));
         let output = self.pasta(user).arg("--pid").arg(&pid_file).args(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {output:?}");
-        // Complete at this moment, not some time later (SPEC §1.3.1).
-        let text = fs::read_to_string(&pid_file).unwrap();
-        let pid = text.strip_suffix('\n').unwrap().parse().unwrap();
-        let daemon = Daemon { pid, pid_file, output: stderr(&output) + &stdout(&output) };
-        assert!(daemon.lives(), "the process of the PID file is not there");
+        let mut daemon = Daemon::of(pid_file);
+        daemon.output = stderr(&output) + &stdout(&output);
         daemon
     }
 }
@@ -146,6 +152,15 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// The one that has just gone to the background, having written this file.
+    pub(crate) fn of(pid_file: PathBuf) -> Self {
+        // Complete at this moment, not some time later (SPEC §1.3.1).
+        let text = fs::read_to_string(&pid_file).unwrap();
+        let pid = text.strip_suffix('\n').unwrap().parse().unwrap();
+        assert!(lives(pid), "the process of the PID file is not there");
+        Self { pid, pid_file, output: String::new() }
+    }
+
     pub(crate) fn lives(&self) -> bool {
         lives(self.pid)
     }

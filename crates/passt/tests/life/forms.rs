@@ -1,0 +1,133 @@
+//! All forms of a start by all users (SPEC §1.2, §1.3, §10.2, §10.3), in the background and not; and the socket of passt.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+
+use crate::attach::Named;
+use crate::stage::{Guest, Running, Stage, User, eventually, stderr};
+
+/// Starts pasta in the background and in the foreground, and stops it: the interface comes and goes, and the status is 0.
+fn comes_and_goes(stage: &Stage, user: User, target: &[&str], has_interface: &dyn Fn() -> bool) {
+    let daemon = stage.attach(user, &[&["--quiet", "--config-net", "-I", "life0"], target].concat());
+    assert_eq!(daemon.output, "");
+    assert!(has_interface(), "{target:?}");
+    daemon.send(Signal::TERM);
+    daemon.assert_ends();
+    assert!(eventually(|| !has_interface()), "{target:?}");
+
+    let file = stage.path(&format!("pid-{user:?}-{}", target.len()));
+    let _ = fs::remove_file(&file);
+    let mut command = stage.pasta(user);
+    command.args(["-f", "--config-net", "-I", "life0", "-P"]).arg(&file).args(target);
+    let mut pasta = Running::new(&mut command);
+    let pid = || fs::read_to_string(&file).ok()?.strip_suffix('\n')?.parse::<i32>().ok();
+    assert!(eventually(|| pid().is_some()), "{target:?}");
+    assert_eq!(pid(), Some(pasta.pid()));
+    assert!(has_interface(), "{target:?}");
+    pasta.send(Signal::TERM);
+    assert_eq!(pasta.end().code(), Some(0));
+    assert!(eventually(|| !has_interface()), "{target:?}");
+}
+
+#[test]
+fn every_form_for_every_user() {
+    let stage = Stage::new();
+    User::each_with_guest(|user, guest| {
+        let (net, userns) = (guest.namespace("net"), guest.namespace("user"));
+        let has_interface = || guest.interfaces().contains(&"life0".to_owned());
+        comes_and_goes(&stage, user, &[&guest.pid()], &has_interface);
+        comes_and_goes(&stage, user, &["--netns", &net, "--userns", &userns], &has_interface);
+        if user == User::Root {
+            comes_and_goes(&stage, user, &["--netns", &net], &has_interface);
+            comes_and_goes(&stage, user, &["--netns-only", &guest.pid()], &has_interface);
+        }
+    });
+    if User::Root.available()
+        && let Some(named) = Named::new()
+    {
+        let has_interface = || {
+            let mut ip = std::process::Command::new("ip");
+            ip.args(["-n", &named.0, "link", "show", "life0"]).output().unwrap().status.success()
+        };
+        comes_and_goes(&stage, User::Root, &["--netns", &named.0], &has_interface);
+    }
+}
+
+/// the socket that we are told to use can be the one on descriptor 0. With its other end we end, too (SPEC §1.9).
+#[test]
+fn the_guest_can_be_on_standard_input() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = stage.passt(user);
+        command
+            .args(["-f", "--fd", "0", "-t", "none", "-u", "none"])
+            .stdin(std::os::fd::OwnedFd::from(theirs));
+        let mut passt = Running::new(&mut command);
+        drop(command);
+        drop(ours);
+        assert_eq!(passt.end().code(), Some(0), "{}", passt.rest_of_errors());
+    });
+}
+
+/// a path that can't be had is an error, and no other is taken instead.
+#[test]
+fn a_socket_that_cannot_be_bound_is_named() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let output = stage.passt(user).args(["-s", "/nonexistent/socket"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(stderr(&output).contains("/nonexistent/socket"), "{output:?}");
+        assert!(!stderr(&output).contains("/tmp/passt_"), "{output:?}");
+    });
+}
+
+/// root's passt has its socket where the user that it changes to may not go. R-15: its path may have 107 bytes.
+#[test]
+fn the_socket_is_made_with_our_callers_rights() {
+    if !User::Root.available() {
+        return;
+    }
+    let stage = Stage::new();
+    let folder = stage.path("folder");
+    fs::create_dir(&folder).unwrap();
+    chown(&folder, Some(12346), Some(12346)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+    let length = folder.as_os_str().len() + 1;
+    let socket = folder.join("s".repeat(107 - length));
+    let pid = stage.path("pid");
+    let mut command = stage.passt(User::Root);
+    command.args(["-q", "-t", "none", "-u", "none", "--runas", "12345", "-P"]).arg(&pid);
+    let output = command.arg("-s").arg(&socket).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let daemon = crate::stage::Daemon::of(pid);
+    assert_eq!(daemon.status("Uid"), "12345\t12345\t12345\t12345");
+    drop(UnixStream::connect(&socket).unwrap());
+    daemon.send(Signal::TERM);
+    daemon.assert_ends();
+    // SPEC §1.3.7.
+    assert!(socket.exists());
+}
+
+/// SPEC §1.6.3 has a zombie keep pasta alive; ours takes it for gone.
+#[test]
+fn a_zombie_is_gone() {
+    let stage = Stage::new();
+    for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
+        for path in [false, true] {
+            let guest = Guest::new(user);
+            let (number, net, userns) = (guest.pid(), guest.namespace("net"), guest.namespace("user"));
+            let daemon = match path {
+                false => stage.attach(user, &[&number]),
+                true => stage.attach(user, &["--netns", &net, "--userns", &userns]),
+            };
+            let pid = number.parse().unwrap();
+            crate::stage::send(pid, Signal::KILL);
+            daemon.assert_ends();
+            assert!(crate::stage::status(pid, "State").starts_with('Z'));
+        }
+    }
+}

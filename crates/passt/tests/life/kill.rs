@@ -1,0 +1,182 @@
+//! Killed at any moment, and started many times: nothing is left behind (SPEC §1.3.2, §1.5.8, R-1).
+
+use std::fs;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::stage::{Guest, Stage, User, eventually, lives, processes_with, send, unique};
+
+/// Moments at which something is killed, in steps through what a start takes.
+fn moments() -> impl Iterator<Item = Duration> {
+    (0..24).map(|step| Duration::from_micros(step * step * 60))
+}
+
+/// Nobody has `mark` on the command line, after a while.
+fn assert_nobody(mark: &str, when: &str) {
+    assert!(eventually(|| processes_with(mark).is_empty()), "{when}: {:?}", processes_with(mark));
+}
+
+/// Who is in the namespace that `link` names, as `net:[number]`, or holds it open. Root sees all of them.
+fn holders(link: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let is_it =
+            |path: std::path::PathBuf| fs::read_link(path).is_ok_and(|target| target.to_str() == Some(link));
+        let open = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+        let mut tasks = fs::read_dir(process.path().join("task")).into_iter().flatten().flatten();
+        if tasks.any(|task| is_it(task.path().join("ns/net"))) || open.map(|fd| fd.path()).any(is_it) {
+            found.push(process.path().display().to_string());
+        }
+    }
+    found
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Kills a process, unless it has ended.
+fn kill(pid: i32) {
+    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL);
+}
+
+/// A pasta that spawns is killed: what waits for its network goes, and a command that has it survives (SPEC §1.5.8) until
+/// it has nothing to read.
+#[test]
+fn spawning_pasta_is_killed() {
+    let stage = Stage::new();
+    User::each(|user| {
+        for moment in moments() {
+            let mark = unique();
+            let mut command = stage.pasta(user);
+            command.args(["--config-net", "--", "sh", "-c", "cat", &mark]);
+            let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            thread::sleep(moment);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            drop(child.stdin.take());
+            assert_nobody(&mark, &format!("{user:?}, after {moment:?}"));
+        }
+    });
+}
+
+/// The child that becomes the command is killed: pasta ends, and says so by its status.
+#[test]
+fn the_command_is_killed() {
+    let stage = Stage::new();
+    for moment in moments() {
+        let mark = unique();
+        let mut command = stage.pasta(User::Ordinary);
+        command.args(["--config-net", "--", "sh", "-c", "cat", &mark]);
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(eventually(|| !children(pid).is_empty()));
+        thread::sleep(moment);
+        children(pid).into_iter().for_each(kill);
+        assert!(eventually(|| child.try_wait().unwrap().is_some()), "after {moment:?}");
+        assert_ne!(child.wait().unwrap().code(), Some(0), "after {moment:?}");
+        assert_nobody(&mark, &format!("after {moment:?}"));
+    }
+}
+
+/// On the way to the background, the process that was started, or the one that stays, is killed. If the latter had all
+/// it needs, it goes with its namespace.
+#[test]
+fn a_start_in_the_background_is_killed() {
+    let stage = Stage::new();
+    User::each_with_guest(|user, mut guest| {
+        let mark = unique();
+        for moment in moments() {
+            for parent in [true, false] {
+                let mut command = stage.pasta(user);
+                command.args(["--config-net", "--hostname", &mark, "-I"]);
+                command.arg(format!("k{}", moment.as_micros())).arg(guest.pid());
+                let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                let pid = i32::try_from(child.id()).unwrap();
+                thread::sleep(moment);
+                if parent {
+                    child.kill().unwrap();
+                } else {
+                    children(pid).into_iter().for_each(kill);
+                }
+                assert!(eventually(|| child.try_wait().unwrap().is_some()), "{parent}, after {moment:?}");
+                // One that got ready in time serves the guest: of this name there can't be another.
+                let ready = |line: &String| line.contains(&format!("k{} ", moment.as_micros()));
+                if child.wait().unwrap().code() != Some(0) {
+                    let gone = || !processes_with(&mark).iter().any(ready);
+                    assert!(eventually(gone) || parent, "after {moment:?}");
+                }
+                for line in fs::read_dir("/proc").unwrap().flatten() {
+                    let pid = line.file_name().to_str().and_then(|name| name.parse().ok());
+                    let text = fs::read(line.path().join("cmdline")).unwrap_or_default();
+                    if let Some(pid) = pid
+                        && String::from_utf8_lossy(&text).contains(&mark)
+                    {
+                        kill(pid);
+                    }
+                }
+                assert_nobody(&mark, "killed, too");
+            }
+        }
+        // The interfaces went with those who made them.
+        assert!(eventually(|| guest.interfaces() == ["lo"]), "{:?}", guest.interfaces());
+        guest.end();
+    });
+}
+
+/// The process whose namespace it is to be is killed.
+#[test]
+fn the_target_is_killed() {
+    let stage = Stage::new();
+    for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
+        for moment in moments() {
+            let mut guest = Guest::new(user);
+            let namespace = fs::read_link(guest.namespace("net")).unwrap();
+            let mark = unique();
+            let mut command = stage.pasta(user);
+            command.args(["--config-net", "--hostname", &mark, &guest.pid()]);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            thread::sleep(moment);
+            kill(guest.pid().parse().unwrap());
+            assert!(eventually(|| child.try_wait().unwrap().is_some()), "after {moment:?}");
+            assert_nobody(&mark, &format!("{user:?}, after {moment:?}"));
+            guest.end();
+            let holders = || holders(namespace.to_str().unwrap());
+            assert!(eventually(|| holders().is_empty()), "{:?}", holders());
+        }
+    }
+}
+
+/// Started and stopped many times (`LIFE_STARTS`, else 200), in the background and with a command: no process, interface
+/// or hold of the namespace is left, nor a mount.
+#[test]
+fn many_starts_leave_nothing() {
+    let starts: usize = std::env::var("LIFE_STARTS").map_or(200, |count| count.parse().unwrap());
+    let stage = Stage::new();
+    let mounts = |stage: &Stage| {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        text.lines().filter(|line| line.contains(stage.path("").to_str().unwrap())).count()
+    };
+    User::each_with_guest(|user, mut guest| {
+        let mark = unique();
+        let namespace = fs::read_link(guest.namespace("net")).unwrap();
+        let inside = holders(namespace.to_str().unwrap());
+        for _ in 0..starts / 4 {
+            let daemon = stage.attach(user, &["-q", "--config-net", "--hostname", &mark, &guest.pid()]);
+            send(daemon.pid, Signal::TERM);
+            assert!(eventually(|| !lives(daemon.pid)));
+            assert!(stage.run(user, &["--config-net", "--hostname", &mark, "true"]).status.success());
+        }
+        assert_nobody(&mark, "stopped");
+        assert_eq!(holders(namespace.to_str().unwrap()), inside);
+        assert_eq!(guest.interfaces(), ["lo"]);
+        assert_eq!(mounts(&stage), 0);
+        guest.end();
+        let holders = || holders(namespace.to_str().unwrap());
+        assert!(eventually(|| holders().is_empty()), "{:?}", holders());
+    });
+}
