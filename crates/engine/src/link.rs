@@ -27,6 +27,9 @@ impl<M: Memory> Slot<'_, M> {
     }
 }
 
+/// Where a kernel gets super-frames as they are, it handles a train of segments at less cost than one huge one.
+const LARGEST_SEGMENT: u16 = 32_000;
+
 /// Where frames to the guest go.
 ///
 /// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Link::commit`] sends it.
@@ -43,6 +46,11 @@ pub trait Link {
     /// A slot of `len` bytes that is all head, for a frame of our own making.
     fn reserve_head(&mut self, len: usize) -> Option<&mut [u8]> {
         self.reserve(len, 0).map(|slot| slot.head)
+    }
+
+    /// Most payload, in bytes, that the segments of a super-frame should have, even if the guest takes more.
+    fn largest_segment(&self) -> u16 {
+        LARGEST_SEGMENT
     }
 
     /// Sends the first `len` bytes of the slot reserved last, head and room.

@@ -24,6 +24,7 @@ pub mod payload;
 pub mod segment;
 pub mod stream;
 pub mod tcp;
+pub mod train;
 pub mod udp;
 
 /// IP protocol numbers that the project tells apart (IANA "Protocol Numbers").

@@ -30,9 +30,6 @@ const ACK_DELAY: Duration = Duration::from_millis(4);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A connection without any activity for one to two of these is given up (SPEC §6.9).
 const INACTIVITY: Duration = Duration::from_secs(7200);
-/// Segments that super-frames are cut into have at most this much payload, even if the guest takes more: its
-/// kernel handles a train of segments at less cost than one huge one.
-const LARGEST_SEGMENT: u16 = 32_000;
 /// Most payload of one super-frame: what 16 bits of IP length leave behind the longest headers.
 const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
 
@@ -355,7 +352,7 @@ impl<S: TcpSocket> Connection<S> {
                 if !self.readable && !again {
                     return Ok(Rest::Nothing);
                 }
-                let Some((seq, len)) = self.next_run() else { return Ok(Rest::Nothing) };
+                let Some((seq, len)) = self.next_run(ctx.link) else { return Ok(Rest::Nothing) };
                 match self.send_data(seq, len, ctx) {
                     Err(Full) => return Ok(Rest::LinkFull),
                     Ok(Ok(0)) => self.send.fin = Some(seq),
@@ -390,7 +387,7 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Where the next data to send starts and how much the guest's window lets through; none for nothing.
-    fn next_run(&mut self) -> Option<(Seq, u32)> {
+    fn next_run<L: Link>(&mut self, link: &L) -> Option<(Seq, u32)> {
         let (seq, mut end) = (self.send.next, self.send.edge());
         if let Some(fin) = self.send.fin {
             end = end.min(fin);
@@ -398,7 +395,7 @@ impl<S: TcpSocket> Connection<S> {
         if !seq.before(end) {
             return None;
         }
-        let size = u32::from(self.segment_size());
+        let size = u32::from(self.segment_size(link));
         let room = (end - seq).min(MAX_PAYLOAD);
         // Whole segments, unless the window has room for less than one.
         let len = if room > size { room - room % size } else { room };
@@ -409,8 +406,8 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Payload of one segment, in bytes; a super-frame is cut into segments of this.
-    fn segment_size(&self) -> u16 {
-        self.send.mss.min(LARGEST_SEGMENT)
+    fn segment_size<L: Link>(&self, link: &L) -> u16 {
+        self.send.mss.min(link.largest_segment())
     }
 
     /// Sends up to `len` bytes from `seq` on. Returns how many there were; zero is the end of the stream.
@@ -422,7 +419,7 @@ impl<S: TcpSocket> Connection<S> {
     ) -> Result<Result<u32, SocketError>, Full> {
         let fields = self.fields(seq, Flags::ACK);
         let offset = seq - self.send.base;
-        let size = self.segment_size();
+        let size = self.segment_size(ctx.link);
         let socket = &mut self.socket;
         let sent = emit::with_payload(&self.ends, fields, len as usize, size, ctx, |room, fields| {
             match socket.peek(offset, room) {

@@ -141,6 +141,14 @@ impl Link for Medium {
         }
     }
 
+    fn largest_segment(&self) -> u16 {
+        match self {
+            Self::None => u16::MAX,
+            Self::Tap(link) => link.largest_segment(),
+            Self::Stream(link) => link.largest_segment(),
+        }
+    }
+
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
         match self {
             Self::None => Err(Full),

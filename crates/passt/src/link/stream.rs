@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, SocketType, accept_with, getpeername, recv, sockopt};
 use wire::offload::Offload;
 use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
+use wire::train::Train;
 
 use super::{Change, Counters, Received};
 use crate::event_word;
@@ -161,23 +162,12 @@ impl StreamLink {
         true
     }
 
-    /// See [`super::Medium::receive`].
+    /// See [`super::Medium::receive`]. The frame may be a train of several.
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
         let client = self.client.as_mut()?;
-        loop {
+        let mut frame = loop {
             match client.unframer.next_frame(buffer) {
-                Ok(Some(frame)) => {
-                    self.counters.received += 1;
-                    trace::frame(Way::In, &buffer[frame.clone()]);
-                    if let Some(capture) = &mut self.capture {
-                        capture.add(&[&buffer[frame.clone()]]);
-                    }
-                    return Some(Received {
-                        start: frame.start,
-                        end: frame.end,
-                        offload: Offload::default(),
-                    });
-                }
+                Ok(Some(frame)) => break frame,
                 Ok(None) if client.drained || client.lost => return None,
                 Ok(None) => client.read(buffer),
                 Err(bad) => {
@@ -186,7 +176,25 @@ impl StreamLink {
                     return None;
                 }
             }
+        };
+        self.counters.received += 1;
+        trace::frame(Way::In, &buffer[frame.clone()]);
+        if let Some(capture) = &mut self.capture {
+            capture.add(&[&buffer[frame.clone()]]);
         }
+        // Who looks at frames wants to see them as they came.
+        let watched = self.capture.is_some() || log::log_enabled!(log::Level::Trace);
+        if !watched && let Some(mut train) = Train::begin(&buffer[frame.clone()]) {
+            let mut ahead = client.unframer;
+            while let Ok(Some(next)) = ahead.next_frame(buffer)
+                && train.join(buffer, &mut frame, next)
+            {
+                client.unframer = ahead;
+                self.counters.received += 1;
+            }
+            train.finish(&mut buffer[frame.clone()]);
+        }
+        Some(Received { start: frame.start, end: frame.end, offload: Offload::default() })
     }
 
     /// See [`super::Medium::finish_round`].
@@ -260,6 +268,11 @@ impl Link for StreamLink {
         }
         let (head, room) = self.outbox.reserve(head + room)?.split_at_mut_checked(head)?;
         Some(Slot { head, room: room.into() })
+    }
+
+    fn largest_segment(&self) -> u16 {
+        // Each is a frame of its own here.
+        u16::MAX
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {

@@ -27,6 +27,7 @@ mod pesto;
 mod rules;
 mod splice;
 mod start;
+mod stream;
 mod tcp;
 mod tcp_raw;
 mod telling;

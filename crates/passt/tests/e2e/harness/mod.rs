@@ -1,5 +1,6 @@
 //! What every test stands on: the namespaces, sockets in them, and the program under test.
 
+mod machine;
 mod net;
 mod ns;
 mod opener;
@@ -7,6 +8,7 @@ mod payload;
 mod program;
 mod raw;
 
+pub(crate) use machine::*;
 pub(crate) use net::*;
 pub(crate) use ns::*;
 pub(crate) use payload::*;

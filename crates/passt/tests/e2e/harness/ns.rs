@@ -193,6 +193,12 @@ impl Ns {
         self.open(Kind::Frames)
     }
 
+    /// A new tap device `eth0`: frames as they are, non-blocking.
+    pub(crate) fn tap(&self) -> OwnedFd {
+        let opener = self.opener.get_or_init(|| Mutex::new(Opener::start(self)));
+        opener.lock().unwrap().open(Kind::Tap)
+    }
+
     /// Index of an interface.
     pub(crate) fn ifindex(&self, interface: &str) -> u32 {
         self.sh(&format!("ip -o link show dev {interface}"))

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Udp6,
     /// Sends frames by the interface `eth0`, each behind a virtio-net header.
     Frames,
+    /// A new tap device `eth0`, without any offload.
+    Tap,
 }
 
 /// The running process; it ends when this value is dropped.
@@ -103,6 +105,10 @@ fn create(kind: u8) -> Result<OwnedFd, Errno> {
         k if k == Kind::Tcp6 as u8 => (AddressFamily::INET6, SocketType::STREAM, None),
         k if k == Kind::Frames as u8 => {
             return sys::packet::sender("eth0").map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
+        }
+        k if k == Kind::Tap as u8 => {
+            let device = sys::tap::TapDevice::create("eth0", sys::tap::Offloads::empty());
+            return device.map(|device| device.fd).map_err(|_| Errno::ACCESS);
         }
         k if k == Kind::Udp4 as u8 => (AddressFamily::INET, SocketType::DGRAM, None),
         _ => (AddressFamily::INET6, SocketType::DGRAM, None),

@@ -109,6 +109,15 @@ impl Net {
         Daemon { net: self, pid: pid.trim().parse().unwrap() }
     }
 
+    /// Starts `passt`, which has to go to the background by itself.
+    pub(crate) fn passt(&self, args: &[&str]) -> Daemon<'_> {
+        let pid_file = self.path("passt.pid");
+        let end = self.host.run(&[&[env!("CARGO_BIN_EXE_passt"), "--pid", &pid_file], args].concat());
+        assert!(end.status.success(), "passt {args:?}: {end:#?}");
+        let pid = std::fs::read_to_string(&pid_file).unwrap();
+        Daemon { net: self, pid: pid.trim().parse().unwrap() }
+    }
+
     /// Runs a command in a guest that the program spawns.
     pub(crate) fn spawn(&self, options: &[&str], command: &[&str]) -> Finished {
         self.run_pasta(&[&["--config-net"], options, &["--"], command].concat())

@@ -1,0 +1,273 @@
+//! Trains: neighbouring segments of one TCP connection joined to one, as network cards do for a kernel.
+//!
+//! For links whose frames are as short as the guest's MTU: what is joined is sent on at once.
+
+use core::ops::Range;
+
+use zerocopy::FromBytes;
+
+use crate::{
+    ethernet::{self, Header as Ethernet},
+    ipv4, ipv6, protocol,
+    tcp::{self, Flags, Seq},
+};
+
+/// Longest packet that a train becomes, in bytes: what a 16-bit length can say.
+const MAX_PACKET_LEN: usize = 65535;
+
+/// A segment that others may be joined to.
+#[derive(Clone, Copy, Debug)]
+pub struct Train {
+    network: Network,
+    /// Length of its headers.
+    header_len: usize,
+    /// The sequence number of what would be next.
+    next: Seq,
+    joined: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    V4,
+    V6,
+}
+
+/// Where the parts of a segment are, that can be part of a train.
+struct Parts {
+    network: Network,
+    transport: usize,
+    header_len: usize,
+    seq: Seq,
+}
+
+impl Train {
+    /// A train of which `frame` is the first segment; none if nothing is joined to a frame like this.
+    #[must_use]
+    pub fn begin(frame: &[u8]) -> Option<Self> {
+        let Parts { network, header_len, seq, .. } = parse(frame)?;
+        let next = seq + (frame.len() - header_len) as u32;
+        Some(Self { network, header_len, next, joined: false })
+    }
+
+    /// Joins the segment that is at `next` in `buffer` to the train, which is at `train` and grows: the payload is moved.
+    /// False, with nothing changed, if it does not follow, or there is no room.
+    pub fn join(&mut self, buffer: &mut [u8], train: &mut Range<usize>, next: Range<usize>) -> bool {
+        let Some((front, frame)) = buffer.split_at_mut_checked(next.start) else { return false };
+        let (Some(first), Some(frame)) = (front.get_mut(train.clone()), frame.get(..next.len())) else {
+            return false;
+        };
+        let Some(parts) = parse(frame).filter(|parts| self.precedes(parts, first, frame)) else {
+            return false;
+        };
+        let payload = next.start + parts.header_len..next.end;
+        if train.len() + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN {
+            return false;
+        }
+        let Some((headers, later)) = tcp_headers(first, frame, parts.transport) else { return false };
+        // The newest acknowledgment and window.
+        headers.acknowledgment = later.acknowledgment;
+        headers.window = later.window;
+        headers.flags |= later.flags;
+        self.next += payload.len() as u32;
+        self.joined = true;
+        let end = train.end + payload.len();
+        buffer.copy_within(payload, train.end);
+        train.end = end;
+        true
+    }
+
+    /// Whether all but what may differ is the same in the headers of `first` and `frame`.
+    fn precedes(&self, parts: &Parts, first: &[u8], frame: &[u8]) -> bool {
+        /// Ranges of bytes that have to be the same, from the start of the frame: Ethernet header; version, class and
+        /// label, protocol, addresses, ports.
+        const V4: [Range<usize>; 3] = [0..16, 23..24, 26..38];
+        const V6: [Range<usize>; 3] = [0..18, 20..21, 22..58];
+        let same = |range: Range<usize>| first.get(range.clone()) == frame.get(range);
+        let fixed = match self.network {
+            Network::V4 => V4,
+            Network::V6 => V6,
+        };
+        parts.network == self.network
+            && parts.seq == self.next
+            && parts.header_len == self.header_len
+            && fixed.into_iter().all(same)
+            && same(parts.transport + tcp::HEADER_LEN..self.header_len)
+    }
+
+    /// Has the headers say how long the train in `frame` became. Its TCP checksum is left as it is.
+    pub fn finish(&self, frame: &mut [u8]) {
+        if !self.joined {
+            return;
+        }
+        let len = frame.len() - ethernet::HEADER_LEN;
+        let Some(packet) = frame.get_mut(ethernet::HEADER_LEN..) else { return };
+        match self.network {
+            Network::V4 => {
+                if let Ok((header, _)) = ipv4::Header::mut_from_prefix(packet) {
+                    header.total_len.set(len as u16);
+                    header.update_checksum();
+                }
+            }
+            Network::V6 => {
+                if let Ok((header, _)) = ipv6::Header::mut_from_prefix(packet) {
+                    header.payload_len.set((len - ipv6::HEADER_LEN) as u16);
+                }
+            }
+        }
+    }
+}
+
+/// Takes a plain data segment apart: no options or extension headers of IP, no padding, nothing but data and an
+/// acknowledgment in it.
+fn parse(frame: &[u8]) -> Option<Parts> {
+    let (ethernet, packet) = Ethernet::ref_from_prefix(frame).ok()?;
+    let (network, next_header, transport, len) = match ethernet.ethertype.get() {
+        ethernet::ethertype::IPV4 => {
+            let header = ipv4::Header::ref_from_prefix(packet).ok()?.0;
+            if header.version_ihl != 0x45 || header.is_fragment() {
+                return None;
+            }
+            (Network::V4, header.protocol, ipv4::HEADER_LEN, usize::from(header.total_len.get()))
+        }
+        ethernet::ethertype::IPV6 => {
+            let header = ipv6::Header::ref_from_prefix(packet).ok()?.0;
+            let len = ipv6::HEADER_LEN + usize::from(header.payload_len.get());
+            (Network::V6, header.next_header, ipv6::HEADER_LEN, len)
+        }
+        _ => return None,
+    };
+    let transport = ethernet::HEADER_LEN + transport;
+    let header = tcp::Header::ref_from_prefix(frame.get(transport..)?).ok()?.0;
+    let header_len = transport + header.header_len();
+    let plain = Flags::from_bits_retain(header.flags).difference(Flags::PSH) == Flags::ACK;
+    let whole = next_header == protocol::TCP && len == packet.len();
+    (plain && whole && header.header_len() >= tcp::HEADER_LEN && frame.len() > header_len).then(|| Parts {
+        network,
+        transport,
+        header_len,
+        seq: Seq(header.sequence.get()),
+    })
+}
+
+/// The headers of the train, and those of the segment that joins it.
+fn tcp_headers<'a>(
+    first: &'a mut [u8],
+    later: &'a [u8],
+    transport: usize,
+) -> Option<(&'a mut tcp::Header, &'a tcp::Header)> {
+    let first = tcp::Header::mut_from_prefix(first.get_mut(transport..)?).ok()?.0;
+    let later = tcp::Header::ref_from_prefix(later.get(transport..)?).ok()?.0;
+    Some((first, later))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+
+    use alloc::{vec, vec::Vec};
+    use core::net::IpAddr;
+
+    use super::*;
+    use crate::{
+        ethernet::Mac,
+        frame::{self, Body, Outgoing, Transport},
+    };
+
+    const PAYLOAD: usize = 1000;
+
+    /// A frame with the `number`th segment of a stream.
+    fn segment(v6: bool, number: u32, flags: Flags) -> Vec<u8> {
+        let address = |last: u8| -> IpAddr {
+            if v6 {
+                [0x20, 1, 13, 184, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last].into()
+            } else {
+                [192, 0, 2, last].into()
+            }
+        };
+        let outgoing = Outgoing {
+            source_mac: Mac([2, 0, 0, 0, 0, 1]),
+            destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+            source: address(1),
+            destination: address(2),
+            hop_limit: 64,
+            traffic_class: 0,
+            flow_label: 0,
+        };
+        let start = outgoing.headroom(tcp::HEADER_LEN);
+        let mut bytes = vec![0; start + PAYLOAD];
+        bytes[start..].fill(number as u8);
+        let seq = Seq(u32::MAX - 1500) + number * PAYLOAD as u32;
+        let header = tcp::Header::new((5, 80), seq, Seq(7 + number), flags, 100 + number as u16, 0);
+        assert!(outgoing.tcp(&mut bytes[..start], header, &[], PAYLOAD, None).is_some());
+        bytes
+    }
+
+    fn join(frames: &[Vec<u8>]) -> (Vec<u8>, usize) {
+        let mut buffer = frames.concat();
+        let mut train = 0..frames[0].len();
+        let mut joined = Train::begin(&frames[0]).unwrap();
+        let mut at = train.end;
+        let mut count = 1;
+        for frame in &frames[1..] {
+            let next = at..at + frame.len();
+            at = next.end;
+            if !joined.join(&mut buffer, &mut train, next) {
+                break;
+            }
+            count += 1;
+        }
+        joined.finish(&mut buffer[train.clone()]);
+        (buffer[train].to_vec(), count)
+    }
+
+    #[test]
+    fn neighbours_become_one() {
+        for v6 in [false, true] {
+            let frames = [Flags::ACK, Flags::ACK, Flags::ACK | Flags::PSH];
+            let frames: Vec<_> =
+                frames.into_iter().zip(0..).map(|(flags, number)| segment(v6, number, flags)).collect();
+            let (train, count) = join(&frames);
+            assert_eq!(count, 3);
+            let parsed = frame::parse(&train).unwrap();
+            let Body::Ip(packet) = parsed.body else { unreachable!() };
+            let Transport::Tcp(segment) = packet.transport else { unreachable!() };
+            assert_eq!(segment.seq(), Seq(u32::MAX - 1500));
+            assert_eq!((segment.ack(), segment.window()), (Seq(9), 102));
+            assert_eq!(segment.flags(), Flags::ACK | Flags::PSH);
+            let bytes: Vec<u8> = (0..3).flat_map(|number| [number; PAYLOAD]).collect();
+            assert_eq!(segment.payload, bytes);
+        }
+    }
+
+    #[test]
+    fn others_stay_apart() {
+        let first = || segment(false, 0, Flags::ACK);
+        let mut padded = segment(false, 1, Flags::ACK);
+        padded.push(0);
+        let mut other_port = segment(false, 1, Flags::ACK);
+        other_port[37] ^= 1;
+        let others = [
+            segment(false, 2, Flags::ACK),
+            segment(false, 0, Flags::ACK),
+            segment(false, 1, Flags::ACK | Flags::FIN),
+            segment(true, 1, Flags::ACK),
+            padded,
+            other_port,
+            segment(false, 1, Flags::ACK | Flags::URG),
+        ];
+        for other in others {
+            let (train, count) = join(&[first(), other]);
+            assert_eq!((count, train), (1, first()));
+        }
+        assert!(Train::begin(&segment(false, 0, Flags::SYN)).is_none());
+        assert!(Train::begin(&first()[..40]).is_none());
+    }
+
+    #[test]
+    fn a_length_of_16_bits_is_the_limit() {
+        let frames: Vec<_> = (0..80).map(|number| segment(false, number, Flags::ACK)).collect();
+        let (train, count) = join(&frames);
+        assert_eq!(count, (MAX_PACKET_LEN - 40) / PAYLOAD);
+        assert!(frame::parse(&train).is_ok());
+    }
+}
