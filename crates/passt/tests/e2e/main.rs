@@ -33,3 +33,4 @@ mod tcp_raw;
 mod telling;
 mod udp;
 mod udp_bypass;
+mod vm;

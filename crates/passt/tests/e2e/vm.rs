@@ -1,0 +1,83 @@
+//! A real virtual machine: QEMU, with a guest that `.ci/guest` has built in the folder that `E2E_GUEST` names. Not among
+//! the ordinary tests, since that takes packages and a minute; `.ci/run` runs them.
+
+use crate::harness::*;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::thread;
+
+/// Ways for QEMU to get at `passt`: its options, and those of `passt`.
+fn link(mode: &str, path: &str) -> (Vec<String>, &'static [&'static str]) {
+    let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
+    match mode {
+        "stream" => (words(format!("-netdev stream,id=s,server=off,addr.type=unix,addr.path={path}")), &[]),
+        other => panic!("no way called {other}"),
+    }
+}
+
+fn machine(mode: &str) {
+    let guest = std::env::var("E2E_GUEST").expect("E2E_GUEST names no folder: see .ci/run");
+    let Some(net) = Net::new() else { return };
+    let path = net.path("guest.socket");
+    let (netdev, options) = link(mode, &path);
+    let _passt = net.passt(&[&["--socket", &path, "-t", "7001:22,7002:23"], options].concat());
+    let tcp = net.peer.listen((PEER[0], 7000));
+    let tftp = net.peer.udp((PEER[0], 6969));
+
+    let console = net.path("console");
+    let mut qemu = format!(
+        "qemu-system-x86_64 -M q35,accel=tcg,memory-backend=mem -m 256 -cpu max -nodefaults -display none \
+         -object memory-backend-memfd,id=mem,size=256M,share=on -serial file:{console} \
+         -kernel {guest}/kernel -initrd {guest}/initrd -device virtio-net-pci,netdev=s"
+    )
+    .split_whitespace()
+    .map(str::to_owned)
+    .collect::<Vec<_>>();
+    qemu.extend(["-append".into(), format!("console=ttyS0 quiet panic=-1 net.ifnames=0 peer={}", PEER[0])]);
+    qemu.extend(netdev);
+    let _qemu = net.host.start(&qemu.iter().map(String::as_str).collect::<Vec<_>>());
+
+    // Once after the start, once after a restart.
+    for round in 1..=2 {
+        assert_eq!(said(&tcp), "hello by TCP\n", "round {round}");
+        serve_tftp(&net, &tftp, b"hello by UDP\n");
+        assert_eq!(said(&tcp), "hello by UDP\n", "round {round}");
+        // Who was there before the machine waits for it.
+        let echo = net.peer.connect((HOST[0], 7001)).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                send(&echo, 1, 1 << 20);
+                echo.shutdown(Shutdown::Write).unwrap();
+            });
+            receive_all(&echo, 1, 1 << 20);
+        });
+        drop(net.peer.connect((HOST[0], 7002)).unwrap());
+    }
+    let console = std::fs::read_to_string(&console).unwrap();
+    assert!(console.contains("198.51.100.2/24 by DHCP, MTU 65520"), "{console}");
+}
+
+/// What the guest says by a connection of its own.
+fn said(listener: &TcpListener) -> String {
+    let (mut stream, from) = accept(listener);
+    assert_eq!(from.ip(), HOST[0]);
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    stream.flush().unwrap();
+    text
+}
+
+/// Answers one request for a file (RFC 1350): from another port, as TFTP does.
+fn serve_tftp(net: &Net, server: &std::net::UdpSocket, file: &[u8]) {
+    let (request, client) = recv_from(server);
+    assert_eq!(request[..2], [0, 1], "a read request");
+    let data = net.peer.udp((PEER[0], 0));
+    data.send_to(&[&[0, 3, 0, 1], file].concat(), client).unwrap();
+    assert_eq!(recv_from(&data), (vec![0, 4, 0, 1], client));
+}
+
+#[test]
+#[ignore = "needs QEMU and a guest: see .ci/run"]
+fn stream() {
+    machine("stream");
+}
