@@ -19,6 +19,7 @@ pub mod receive_path;
 pub mod resolv_conf;
 pub mod seeds;
 pub mod segment;
+pub mod stream;
 
 /// A function that takes any bytes.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +37,11 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("segment", 20_000, segment::target),
+    target("stream", 5_000, stream::target),
     target("options", 50_000, options::target),
     target("arp", 20_000, local::arp),
     target("ndp", 20_000, local::ndp),

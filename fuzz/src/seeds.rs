@@ -127,12 +127,18 @@ fn formats() -> Vec<Seed> {
     let mut plain = udp6.clone();
     plain.drain(54..62);
     (plain[20], plain[19]) = (17, 48);
+    let (mut next4, mut last4) = (tcp4.clone(), tcp4.clone());
+    (next4[41], last4[41]) = (51, 101); // sequence numbers
     vec![
         ("frames", "tcp4", tcp4.clone()),
         ("frames", "udp6-extension", udp6),
         segment("tcp4", 1, 34, 16, &tcp4),
         segment("udp6", 5, 54, 6, &plain),
         segment("plain", 0, 34, 16, &tcp4),
+        ("stream", "train", on_a_stream(7, &[&tcp4, &next4, &last4, &plain])),
+        ("stream", "bytes", on_a_stream(0, &[&plain, &[0xee; 14], &tcp4])),
+        ("stream", "bad-length", [&on_a_stream(90, &[&tcp4])[..], &[0, 0, 0, 13, 1, 2, 3]].concat()),
+        ("stream", "cut-off", [&on_a_stream(5, &[&[0; 300]])[..], &[0, 0, 255, 255, 1, 2, 3]].concat()),
         ("options", "syn", vec![2, 4, 5, 180, 4, 2, 1, 3, 3, 7]),
         ("options", "sack", vec![1, 1, 5, 18, 0, 0, 0, 9, 0, 0, 0, 12, 0, 0, 1, 0, 0, 0, 1, 9]),
         (
@@ -146,6 +152,16 @@ fn formats() -> Vec<Seed> {
         ("icmp_error", "port", vec![0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]),
         ("icmp_error", "too-big", vec![1, 0, 0, 6, 0, 2, 0, 0, 0, 5, 0, 0, 6, 0, 1, 2, 3, 4, 2]),
     ]
+}
+
+/// An input of [`crate::stream`].
+fn on_a_stream(cut: u8, frames: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = vec![cut];
+    for frame in frames {
+        bytes.extend_from_slice(&wire::stream::prefix(frame.len()));
+        bytes.extend_from_slice(frame);
+    }
+    bytes
 }
 
 fn dhcp() -> Vec<Seed> {

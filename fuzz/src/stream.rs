@@ -1,0 +1,84 @@
+//! Frames on a byte stream: the same ones wherever the stream is cut, up to the first bad length; and trains of them
+//! carry the bytes that their segments carried.
+
+use wire::{
+    frame::{self, Body, Transport},
+    stream::{BadLength, MAX_FRAME_LEN, PREFIX_LEN, Unframer},
+    train::Train,
+};
+
+/// How to cut the stream, and the stream.
+pub fn target(data: &[u8]) {
+    let Some((&cut, stream)) = data.split_first() else { return };
+    let (expected, end) = whole(stream);
+    let mut frames = Vec::new();
+    assert_eq!(in_pieces(cut, stream, &mut frames), end);
+    assert_eq!(frames, expected);
+    for pair in frames.windows(2) {
+        join(pair[0], pair[1]);
+    }
+}
+
+/// The frames of a stream that is there all at once, and the length that ends it.
+fn whole(mut stream: &[u8]) -> (Vec<&[u8]>, Result<(), BadLength>) {
+    let mut frames = Vec::new();
+    while let Some((len, rest)) = stream.split_first_chunk::<PREFIX_LEN>() {
+        let announced = u32::from_be_bytes(*len);
+        let len = announced as usize;
+        if !(14..=MAX_FRAME_LEN).contains(&len) {
+            return (frames, Err(BadLength(announced)));
+        }
+        let Some((frame, rest)) = rest.split_at_checked(len) else { break };
+        frames.push(frame);
+        stream = rest;
+    }
+    (frames, Ok(()))
+}
+
+/// The frames of a stream that comes in pieces, to a buffer that has room for one frame and little more.
+fn in_pieces<'a>(cut: u8, stream: &'a [u8], frames: &mut Vec<&'a [u8]>) -> Result<(), BadLength> {
+    let mut buffer = vec![0; PREFIX_LEN + MAX_FRAME_LEN + usize::from(cut)];
+    let mut unframer = Unframer::default();
+    // Where in the stream frames are found.
+    let (mut read, mut found) = (0, 0);
+    for piece in 1.. {
+        while let Some(frame) = unframer.next_frame(&buffer)? {
+            found += PREFIX_LEN + frame.len();
+            let same = &stream[found - frame.len()..found];
+            assert_eq!(&buffer[frame], same);
+            frames.push(same);
+        }
+        let rest = &stream[read..];
+        if rest.is_empty() {
+            assert_eq!(unframer.is_empty(), found == stream.len());
+            break;
+        }
+        let room = unframer.room(&mut buffer);
+        assert!(!room.is_empty(), "no room for the rest of a frame");
+        let len = rest.len().min(room.len()).min(1 + usize::from(cut) * piece % 1601);
+        room[..len].copy_from_slice(&rest[..len]);
+        unframer.filled(len);
+        read += len;
+    }
+    Ok(())
+}
+
+fn join(first: &[u8], second: &[u8]) {
+    let Some(mut train) = Train::begin(first) else { return };
+    let mut buffer = [first, second].concat();
+    let mut range = 0..first.len();
+    if !train.join(&mut buffer, &mut range, first.len()..first.len() + second.len()) {
+        assert_eq!(range, 0..first.len());
+        assert_eq!(buffer, [first, second].concat());
+        return;
+    }
+    train.finish(&mut buffer[range.clone()]);
+    let payload = |bytes| match frame::parse(bytes).map(|frame| frame.body) {
+        Ok(Body::Ip(packet)) => match packet.transport {
+            Transport::Tcp(segment) => segment.payload.to_vec(),
+            other => panic!("joined: {other:?}"),
+        },
+        other => panic!("joined: {other:?}"),
+    };
+    assert_eq!(payload(&buffer[range]), [payload(first), payload(second)].concat());
+}
