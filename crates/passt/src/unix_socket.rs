@@ -90,4 +90,20 @@ mod tests {
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");
         assert!(listen_at(&folder.path().join("missing/s")).is_err());
     }
+
+    /// SPEC §9.2, no path given: what is in use, and what is none of ours to replace, is passed over.
+    #[test]
+    fn the_first_that_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = || (1..4).map(|number| folder.path().join(format!("{number}.socket")));
+        let (_first, path) = listen_at_first(paths()).unwrap();
+        assert_eq!(path, folder.path().join("1.socket"));
+        std::fs::write(folder.path().join("2.socket"), "precious").unwrap();
+        let (third, path) = listen_at_first(paths()).unwrap();
+        assert_eq!(path, folder.path().join("3.socket"));
+        let error = format!("{:#}", listen_at_first(paths()).unwrap_err());
+        assert!(error.starts_with("no default socket path is free (--socket): "), "{error}");
+        drop(third);
+        assert_eq!(listen_at_first(paths()).unwrap().1, path);
+    }
 }
