@@ -118,7 +118,11 @@ impl Lifetime {
         let Some(command) = &mut self.command else { return Some(Exit::Asked) };
         let sent = !received.from_kernel;
         match with_own_capabilities(|| command.pass_on(signal, sent)) {
-            Ok(true) => self.killed_by = Some(signal),
+            Ok(true) => {
+                log::info!("signal {}: the command, which does not handle it, is killed", received.number);
+                self.killed_by = Some(signal);
+            }
+            Ok(false) if sent => log::info!("signal {} is passed on to the command", received.number),
             Ok(false) => {}
             Err(error) => log::warn!("can't pass signal {} on to the command: {error}", received.number),
         }

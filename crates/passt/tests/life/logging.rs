@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::stage::{Guest, Stage, User, stderr};
+use rustix::process::Signal;
+
+use crate::stage::{Guest, Running, Stage, User, stderr};
 
 /// SPEC §1.7.1, §1.7.4: a first line that says who writes, then lines with the time and how serious they are; at the start
 /// on standard error, too. The file is opened with our caller's rights, and complete at the end.
@@ -39,6 +41,26 @@ fn the_log_file_tells_all_up_to_the_end() {
         let told: String = told.collect();
         assert_eq!(daemon.output.replace("pasta: warning: ", ""), told);
     });
+}
+
+/// SPEC §1.4 has SIGTERM end pasta and leave its command without a network: here it is the command's, and that is told.
+#[test]
+fn a_signal_for_the_command_is_told() {
+    let stage = Stage::new();
+    let log = stage.path("log");
+    for (script, told) in [
+        ("trap 'exit 5' TERM; echo ready; sleep 1000 & wait", "signal 15 is passed on to the command"),
+        ("echo ready; exec sleep 1000", "signal 15: the command, which does not handle it, is killed"),
+    ] {
+        let mut command = stage.pasta(User::Ordinary);
+        command.args(["-d", "-l"]).arg(&log).args(["--", "sh", "-c", script]);
+        let mut pasta = Running::new(&mut command);
+        assert_eq!(pasta.line(), "ready");
+        pasta.send(Signal::TERM);
+        pasta.end();
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.contains(&format!("info:    {told}\n")), "{text}");
+    }
 }
 
 #[test]
