@@ -43,8 +43,10 @@ use config::{Config, GuestLink, Mode, Verbosity};
 use forward::Rules;
 use io::outbound::Outbound;
 use link::Medium;
-use link::stream::{Entrance, StreamLink};
+use link::entrance::{self, Entrance};
+use link::stream::{self, StreamLink};
 use link::tap::TapLink;
+use link::vhost_user::{self, VhostUserLink};
 use listen::{Listener, Opening};
 use pasta::Lifetime;
 use pasta::configure::{Configured, bring_loopback_up, configure};
@@ -212,7 +214,11 @@ fn open_door(
     };
     Ok(Site {
         prepared: boot.serve_socket(config)?,
-        link: Medium::Stream(StreamLink::new(entrance, capture)),
+        link: if config.passt.vhost_user {
+            Medium::VhostUser(Box::new(VhostUserLink::new(entrance, capture)))
+        } else {
+            Medium::Stream(StreamLink::new(entrance, capture))
+        },
         mac: None,
         scope: 0,
         outbound_listeners: Vec::new(),
@@ -228,10 +234,12 @@ fn listen_for_guest(config: &config::Passt) -> anyhow::Result<OwnedFd> {
     };
     let (socket, path) = match path {
         Some(path) => (unix_socket::listen_at(&path)?, path),
-        None => unix_socket::listen_at_first(link::stream::default_paths())?,
+        None => unix_socket::listen_at_first(entrance::default_paths())?,
     };
     log::info!("You can now start QEMU (7.2 or later) with:");
-    log::info!("    {}", link::stream::qemu_options(&path));
+    let options =
+        if config.vhost_user { vhost_user::qemu_options(&path) } else { stream::qemu_options(&path) };
+    log::info!("    {options}");
     Ok(socket)
 }
 

@@ -8,7 +8,6 @@ use crate::config::{Config, GuestLink, Mode, RepairPath};
 /// A message that names the first thing of that kind.
 pub(super) fn refuse(config: &Config) -> Result<(), String> {
     let missing = [
-        ("--vhost-user", config.passt.vhost_user),
         ("--fd", config.mode == Mode::Pasta && matches!(config.passt.link, GuestLink::Fd(_))),
         ("--repair-path", matches!(config.passt.repair, RepairPath::Path(_))),
     ];

@@ -1,7 +1,9 @@
 //! Links to the guest: where Ethernet frames come from and go to (SPEC §9).
 
+pub(crate) mod entrance;
 pub(crate) mod stream;
 pub(crate) mod tap;
+pub(crate) mod vhost_user;
 
 use std::os::fd::OwnedFd;
 
@@ -12,6 +14,7 @@ use wire::offload::Offload;
 use crate::memory::Vectored;
 use stream::StreamLink;
 use tap::TapLink;
+use vhost_user::VhostUserLink;
 
 /// Counts of frames since the start.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,6 +35,8 @@ pub(crate) enum Medium {
     Tap(TapLink),
     /// A UNIX stream socket.
     Stream(StreamLink),
+    /// Rings in memory of the guest. Large, and there is one.
+    VhostUser(Box<VhostUserLink>),
 }
 
 /// What has changed about a link.
@@ -65,6 +70,7 @@ impl Medium {
             Self::None => 0,
             Self::Tap(_) => tap::BUFFER_LEN,
             Self::Stream(_) => stream::BUFFER_LEN,
+            Self::VhostUser(_) => vhost_user::BUFFER_LEN,
         }
     }
 
@@ -74,6 +80,7 @@ impl Medium {
             Self::None => Counters::default(),
             Self::Tap(link) => link.counters,
             Self::Stream(link) => link.counters,
+            Self::VhostUser(link) => link.counters(),
         }
     }
 
@@ -83,6 +90,7 @@ impl Medium {
             Self::None => Ok(Change::default()),
             Self::Tap(link) => link.watch(epoll),
             Self::Stream(link) => link.watch(epoll),
+            Self::VhostUser(link) => link.watch(epoll),
         }
     }
 
@@ -100,6 +108,7 @@ impl Medium {
             Self::None => Ok(Change::default()),
             Self::Tap(link) => link.on_event(flags, epoll),
             Self::Stream(link) => link.on_event(source, flags, epoll),
+            Self::VhostUser(link) => link.on_event(source, flags, epoll),
         }
     }
 
@@ -113,6 +122,7 @@ impl Medium {
             Self::None => Ok(None),
             Self::Tap(link) => link.receive(buffer),
             Self::Stream(link) => Ok(link.receive(buffer)),
+            Self::VhostUser(link) => Ok(link.receive(buffer)),
         }
     }
 
@@ -126,6 +136,7 @@ impl Medium {
             Self::None => Ok(Change::default()),
             Self::Tap(link) => link.finish_round(full, epoll),
             Self::Stream(link) => link.finish_round(full, epoll),
+            Self::VhostUser(link) => link.finish_round(full, epoll),
         }
     }
 }
@@ -138,6 +149,7 @@ impl Link for Medium {
             Self::None => None,
             Self::Tap(link) => link.reserve(head, room),
             Self::Stream(link) => link.reserve(head, room),
+            Self::VhostUser(link) => link.reserve(head, room),
         }
     }
 
@@ -146,6 +158,7 @@ impl Link for Medium {
             Self::None => u16::MAX,
             Self::Tap(link) => link.largest_segment(),
             Self::Stream(link) => link.largest_segment(),
+            Self::VhostUser(link) => link.largest_segment(),
         }
     }
 
@@ -154,6 +167,7 @@ impl Link for Medium {
             Self::None => Err(Full),
             Self::Tap(link) => link.commit(len, offload),
             Self::Stream(link) => link.commit(len, offload),
+            Self::VhostUser(link) => link.commit(len, offload),
         }
     }
 }

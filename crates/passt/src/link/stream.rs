@@ -6,18 +6,19 @@
 mod outbox;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use engine::link::{Full, Link, Slot};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags, SocketType, accept_with, getpeername, recv, sockopt};
+use rustix::net::{RecvFlags, recv, sockopt};
 use wire::offload::Offload;
 use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 use wire::train::Train;
 
+use super::entrance::{Entrance, accept};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::memory::Vectored;
@@ -32,38 +33,6 @@ const SEND_BUFFER: usize = 1 << 20;
 
 const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
-
-/// Where clients come from.
-pub(crate) enum Entrance {
-    /// A listening socket, for one after the other.
-    Listener {
-        /// Non-blocking.
-        socket: OwnedFd,
-        /// The first is the last (`--one-off`).
-        one_off: bool,
-    },
-    /// A connected socket that we inherited (`--fd`): there is no other.
-    Connected(OwnedFd),
-}
-
-impl Entrance {
-    /// By a socket that is connected already.
-    ///
-    /// # Errors
-    /// It is no stream socket, or has no other end.
-    pub(crate) fn connected(socket: OwnedFd) -> anyhow::Result<Self> {
-        if sockopt::socket_type(&socket)? != SocketType::STREAM {
-            bail!("not a stream socket");
-        }
-        getpeername(&socket)?;
-        Ok(Self::Connected(socket))
-    }
-}
-
-/// Where we listen if nobody says where, from the first on that is free (SPEC §9.2).
-pub(crate) fn default_paths() -> impl Iterator<Item = PathBuf> {
-    (1..100).map(|number| format!("/tmp/passt_{number}.socket").into())
-}
 
 /// Options for QEMU to come in at `path`.
 pub(crate) fn qemu_options(path: &Path) -> String {
@@ -145,19 +114,12 @@ impl StreamLink {
             // Its last frames come first; the listener reports again.
             return false;
         }
-        let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC) else { return false };
-        // 0: in another PID namespace.
-        let pid = sys::sockopt::peer_pid(&socket).unwrap_or(0);
-        if self.client.is_some() {
-            log::info!("another client is connected: discarding connection from PID {pid}");
-            return false;
-        }
+        let Some(socket) = accept(listener, self.client.is_some()) else { return false };
         let client = Client::new(socket);
         if let Err(errno) = client.watch(epoll) {
-            log::warn!("can't watch the connection from PID {pid}: {errno}");
+            log::warn!("can't watch the connection: {errno}");
             return false;
         }
-        log::info!("accepted connection from PID {pid}");
         self.client = Some(client);
         true
     }

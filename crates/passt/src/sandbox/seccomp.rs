@@ -128,8 +128,7 @@ const TABLE: &[Call] = &[
     call(libc::SYS_shutdown,       SHARD,          Any),                      // half-close
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_poll,           SHARD,          Any),                      // whether a peer has closed
-    #[cfg(not(target_arch = "x86_64"))]
-    call(libc::SYS_ppoll,          SHARD,          Any),                      // the same
+    call(libc::SYS_ppoll,          SHARD,          Any),                      // the same, at once
     call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32])), // what is unread, unsent
     call(libc::SYS_ioctl,          OPENER,         OneOf(1, &[FIONBIO as i32])), // sock_diag, without waiting
 
@@ -145,7 +144,7 @@ const TABLE: &[Call] = &[
     // Files that are open: the log (of all threads), captures, the command's status, /proc/net.
     call(libc::SYS_lseek,          ALL,            Any),                      // reads once more from the start
     call(libc::SYS_statx,          PASTA,          Any),                      // how much there is to read
-    call(libc::SYS_fstat,          PASTA,          Any),                      // the same
+    call(libc::SYS_fstat,          SHARD,          Any),                      // the same; how large shared memory is
     call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file is still there
     call(libc::SYS_pread64,        ALL,            Any),                      // what of the log file is to stay
     call(libc::SYS_pwrite64,       ALL,            Any),                      // the same

@@ -33,4 +33,5 @@ mod tcp_raw;
 mod telling;
 mod udp;
 mod udp_bypass;
+mod vhost_user;
 mod vm;

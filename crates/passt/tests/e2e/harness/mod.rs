@@ -1,5 +1,6 @@
 //! What every test stands on: the namespaces, sockets in them, and the program under test.
 
+mod front_end;
 mod machine;
 mod net;
 mod ns;
@@ -7,13 +8,16 @@ mod opener;
 mod payload;
 mod program;
 mod raw;
+mod smol_guest;
 
+pub(crate) use front_end::*;
 pub(crate) use machine::*;
 pub(crate) use net::*;
 pub(crate) use ns::*;
 pub(crate) use payload::*;
 pub(crate) use program::*;
 pub(crate) use raw::*;
+pub(crate) use smol_guest::*;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -1,0 +1,222 @@
+//! The guest's memory, as the front-end shares it.
+//!
+//! The guest may change any byte of it at any time. So it is never seen as a Rust slice, only through `vm-memory`'s
+//! volatile accessors, and what decides anything is copied out once before it is looked at.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use thiserror::Error;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
+
+/// Granularity of the log, in bytes.
+const LOG_PAGE: u64 = 4096;
+
+/// What was asked to be mapped can't be.
+#[derive(Debug, Error)]
+pub(super) enum MapError {
+    /// It does not fit into our address space, or into 64 bits.
+    #[error("it is too large")]
+    TooLarge,
+    /// The file ends before it.
+    #[error("its file has only {0} bytes")]
+    PastTheEnd(u64),
+    /// Its file can't be looked at.
+    #[error("its file can't be examined: {0}")]
+    File(rustix::io::Errno),
+    /// The system refuses.
+    #[error("{0}")]
+    Map(vm_memory::mmap::MmapRegionError),
+}
+
+/// An address range that is not in the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OutOfRange;
+
+/// Where a region is, for the guest and for the front-end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Guest-physical address.
+    pub(super) guest: u64,
+    /// Address in the front-end's address space.
+    pub(super) user: u64,
+    /// Bytes.
+    pub(super) len: u64,
+    /// Where it starts in its file.
+    pub(super) offset: u64,
+}
+
+/// The table of regions, and the log of pages written.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    regions: Vec<Region>,
+    log: Option<Log>,
+    /// Whether to write to the log.
+    pub(super) logging: bool,
+}
+
+#[derive(Debug)]
+struct Region {
+    place: Place,
+    mapping: Arc<MmapRegion>,
+    /// Where it starts in the mapping.
+    skip: usize,
+}
+
+/// A range of guest memory, in one region of the table it was found in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    region: u32,
+    /// Bytes.
+    pub(super) len: u32,
+    offset: u64,
+}
+
+/// A range of guest memory that stays mapped for as long as this is held.
+#[derive(Debug)]
+pub(super) struct Area {
+    mapping: Arc<MmapRegion>,
+    start: usize,
+    len: usize,
+}
+
+/// One bit for each page of guest memory, shared with the front-end.
+#[derive(Debug)]
+struct Log {
+    mapping: MmapRegion,
+    start: usize,
+    len: usize,
+}
+
+impl Memory {
+    /// Maps regions, in place of all that were there before.
+    pub(super) fn replace(&mut self, table: Vec<(Place, File)>) -> Result<(), MapError> {
+        self.regions =
+            table.into_iter().map(|(place, file)| Region::new(place, file)).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// Maps the log, of `len` bytes from `offset` in `file`.
+    pub(super) fn set_log(&mut self, file: File, offset: u64, len: u64) -> Result<(), MapError> {
+        let (mapping, start) = map(file, offset, len)?;
+        self.log = Some(Log { len: mapping.len() - start, mapping, start });
+        Ok(())
+    }
+
+    /// The range at `address` in the front-end's address space, if it is in one region.
+    pub(super) fn area(&self, address: u64, len: usize) -> Option<Area> {
+        self.regions.iter().find_map(|region| {
+            let start = region.within(address.checked_sub(region.place.user)?, len as u64)?;
+            Some(Area { mapping: Arc::clone(&region.mapping), start, len })
+        })
+    }
+
+    /// Finds `len` bytes at the guest-physical `address` and adds the pieces that they are in to `pieces`: more than one
+    /// where regions meet.
+    pub(super) fn find(&self, mut address: u64, len: u32, pieces: &mut Vec<Piece>) -> Result<(), OutOfRange> {
+        let mut left = len;
+        while left > 0 {
+            let found = self.regions.iter().enumerate().find_map(|(index, region)| {
+                let offset = address.checked_sub(region.place.guest)?;
+                Some((index, offset, region.place.len.checked_sub(offset).filter(|room| *room > 0)?))
+            });
+            let (index, offset, room) = found.ok_or(OutOfRange)?;
+            let len = u32::try_from(room).map_or(left, |room| room.min(left));
+            pieces.push(Piece { region: index as u32, offset, len });
+            left -= len;
+            address = address.checked_add(u64::from(len)).ok_or(OutOfRange)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of a piece that this table has found.
+    pub(super) fn slice(&self, piece: Piece) -> Option<VolatileSlice<'_>> {
+        let region = self.regions.get(piece.region as usize)?;
+        let start = region.within(piece.offset, u64::from(piece.len))?;
+        region.mapping.get_slice(start, piece.len as usize).ok()
+    }
+
+    /// Copies the bytes at the guest-physical `address`, which must be in one region.
+    pub(super) fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], OutOfRange> {
+        let found = self.regions.iter().find_map(|region| {
+            let start = region.within(address.checked_sub(region.place.guest)?, N as u64)?;
+            region.mapping.get_slice(start, N).ok()
+        });
+        let mut bytes = [0; N];
+        found.ok_or(OutOfRange)?.copy_to(&mut bytes);
+        Ok(bytes)
+    }
+
+    /// Logs that a piece was written to.
+    pub(super) fn mark(&self, piece: Piece) {
+        if self.logging
+            && let Some(region) = self.regions.get(piece.region as usize)
+        {
+            self.mark_at(region.place.guest.saturating_add(piece.offset), u64::from(piece.len));
+        }
+    }
+
+    /// Logs that `len` bytes at `address`, as the log counts, were written to.
+    pub(super) fn mark_at(&self, address: u64, len: u64) {
+        let (true, Some(log), Some(last)) = (self.logging, &self.log, len.checked_sub(1)) else { return };
+        for page in address / LOG_PAGE..=address.saturating_add(last) / LOG_PAGE {
+            let Ok(at) = usize::try_from(page / 8) else { return };
+            if at >= log.len {
+                return;
+            }
+            if let Ok(bits) = log.mapping.get_atomic_ref::<AtomicU8>(log.start + at) {
+                bits.fetch_or(1 << (page % 8), Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Region {
+    fn new(place: Place, file: File) -> Result<Self, MapError> {
+        let (mapping, skip) = map(file, place.offset, place.len)?;
+        Ok(Self { place, mapping: Arc::new(mapping), skip })
+    }
+
+    /// Where in the mapping `len` bytes at `offset` of the region are, if they are in it.
+    fn within(&self, offset: u64, len: u64) -> Option<usize> {
+        let end = offset.checked_add(len)?;
+        (end <= self.place.len).then(|| self.skip + offset as usize)
+    }
+}
+
+impl Area {
+    /// The `len` bytes at `at`.
+    pub(super) fn slice(&self, at: usize, len: usize) -> Result<VolatileSlice<'_>, OutOfRange> {
+        self.mapping.get_slice(self.within(at, len)?, len).map_err(|_| OutOfRange)
+    }
+
+    /// The word at `at`.
+    pub(super) fn atomic(&self, at: usize) -> Result<&AtomicU16, OutOfRange> {
+        self.mapping.get_atomic_ref(self.within(at, 2)?).map_err(|_| OutOfRange)
+    }
+
+    fn within(&self, at: usize, len: usize) -> Result<usize, OutOfRange> {
+        let fits = at.checked_add(len).is_some_and(|end| end <= self.len);
+        if fits { Ok(self.start + at) } else { Err(OutOfRange) }
+    }
+}
+
+/// Maps `len` bytes at `offset` of `file`; also where they start in the mapping. Mapped is all from the start of the file:
+/// an offset need not be a multiple of a page, which may be a huge one.
+fn map(file: File, offset: u64, len: u64) -> Result<(MmapRegion, usize), MapError> {
+    let end = offset.checked_add(len).ok_or(MapError::TooLarge)?;
+    let (start, size) = (usize::try_from(offset), usize::try_from(end));
+    let (Ok(start), Ok(size)) = (start, size) else { return Err(MapError::TooLarge) };
+    // Touching what is behind the end of a file would be our end.
+    let stat = rustix::fs::fstat(&file).map_err(MapError::File)?;
+    let has = u64::try_from(stat.st_size).unwrap_or(0);
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile && has < end {
+        return Err(MapError::PastTheEnd(has));
+    }
+    let mapping = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(MapError::Map)?;
+    Ok((mapping, start))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,239 @@
+//! vhost-user: the rings of a virtio network device, in memory that QEMU shares with us (SPEC §9.4, virtio 1.2 §5.1).
+//!
+//! We are the back-end. The front-end, QEMU, tells us over a UNIX socket where the guest's memory and rings are
+//! (`session`, `device`); frames then pass through the rings (`from_guest`, `to_guest`) without a system call but for
+//! notifications. Whatever a front-end or its guest does wrong ends its connection, or a queue, and nothing else.
+
+mod device;
+#[cfg(test)]
+mod driver;
+mod features;
+mod from_guest;
+mod memory;
+mod queue;
+mod ring;
+mod session;
+mod to_guest;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::Context;
+use engine::link::{Full, Link, Slot};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use wire::offload::{Offload, VIRTIO_NET_HEADER_LEN};
+
+use super::entrance::{Entrance, accept};
+use super::{Change, Counters, Received};
+use crate::event_word;
+use crate::memory::Vectored;
+use crate::pcap::Capture;
+use crate::trace::{self, Way};
+use device::Device;
+pub(crate) use from_guest::BUFFER_LEN;
+use from_guest::Transmitted;
+use session::{Ended, Session};
+use to_guest::Receiver;
+
+const LISTENER: u32 = 0;
+const CLIENT: u32 = 1;
+/// The first of the queues' descriptors.
+const QUEUE: u32 = 2;
+
+/// Options for QEMU to come in at `path`.
+pub(crate) fn qemu_options(path: &Path) -> String {
+    format!(
+        "-chardev socket,id=c,path={} -netdev vhost-user,id=v,chardev=c -device virtio-net-pci,netdev=v -machine \
+         memory-backend=m -object memory-backend-memfd,id=m,share=on,size=SIZE",
+        path.display()
+    )
+}
+
+/// A vhost-user socket, and the device that a front-end has set up.
+pub(crate) struct VhostUserLink {
+    listener: Option<OwnedFd>,
+    one_off: bool,
+    session: Option<Session>,
+    /// A socket that was connected from the start, until we watch it.
+    connected: Option<OwnedFd>,
+    device: Device,
+    transmitted: Transmitted,
+    receiver: Receiver,
+    capture: Option<Capture>,
+    /// The guest has had a queue for what we send.
+    up: bool,
+    /// The guest has gone, and no other may come.
+    over: bool,
+    /// What went through; dropped: nobody was there to take it.
+    counters: Counters,
+}
+
+impl VhostUserLink {
+    /// A link for whoever comes in by `entrance`.
+    pub(crate) fn new(entrance: Entrance, capture: Option<Capture>) -> Self {
+        let (listener, one_off, connected) = match entrance {
+            Entrance::Listener { socket, one_off } => (Some(socket), one_off, None),
+            Entrance::Connected(socket) => (None, true, Some(socket)),
+        };
+        Self {
+            listener,
+            one_off,
+            session: None,
+            connected,
+            device: Device::default(),
+            transmitted: Transmitted::default(),
+            receiver: Receiver::new(),
+            capture,
+            up: false,
+            over: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// See [`super::Medium::counters`].
+    pub(crate) fn counters(&self) -> Counters {
+        let dropped = self.counters.dropped + self.transmitted.dropped + self.receiver.dropped;
+        Counters { dropped, ..self.counters }
+    }
+
+    /// See [`super::Medium::watch`].
+    pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        if let Some(listener) = &self.listener {
+            epoll::add(epoll, listener, EventData::new_u64(event_word::link(LISTENER)), EventFlags::IN)
+                .context("can't watch the guest's socket")?;
+        }
+        if let Some(socket) = self.connected.take() {
+            self.begin(socket, epoll).context("can't watch the guest's socket")?;
+        }
+        Ok(Change::default())
+    }
+
+    fn begin(&mut self, socket: OwnedFd, epoll: &OwnedFd) -> std::io::Result<()> {
+        let session = Session::new(socket.into())?;
+        epoll::add(epoll, session.socket(), EventData::new_u64(event_word::link(CLIENT)), Self::arrivals())?;
+        self.session = Some(session);
+        Ok(())
+    }
+
+    /// Each arrival is an event, once: part of a message may stay in the socket.
+    fn arrivals() -> EventFlags {
+        EventFlags::IN | EventFlags::RDHUP | EventFlags::ET
+    }
+
+    /// See [`super::Medium::on_event`].
+    pub(crate) fn on_event(&mut self, source: u32, _: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        match source {
+            LISTENER => {
+                if let Some(listener) = &self.listener
+                    && let Some(socket) = accept(listener, self.session.is_some())
+                    && let Err(error) = self.begin(socket, epoll)
+                {
+                    log::warn!("can't watch the connection: {error}");
+                }
+                Ok(Change::default())
+            }
+            CLIENT => Ok(self.on_messages(epoll)),
+            _ => Ok(self.on_kick((source - QUEUE) as usize)),
+        }
+    }
+
+    /// The front-end has something to say.
+    fn on_messages(&mut self, epoll: &OwnedFd) -> Change {
+        let Some(session) = &mut self.session else { return Change::default() };
+        // They may take the rings away.
+        self.device.publish();
+        let handled = session.handle(&mut self.device).and_then(|all| {
+            self.device.watch_kicks(epoll)?;
+            if !all {
+                // For one event more.
+                let data = EventData::new_u64(event_word::link(CLIENT));
+                epoll::modify(epoll, session.socket(), data, Self::arrivals())
+                    .map_err(std::io::Error::from)?;
+            }
+            Ok(())
+        });
+        match handled {
+            Ok(()) => {}
+            Err(ended) => {
+                match ended {
+                    Ended::Closed => log::info!("client connection closed"),
+                    ended => log::warn!("resetting connection of the vhost-user front-end: {ended}"),
+                }
+                // The descriptor may have copies elsewhere.
+                let _ = epoll::delete(epoll, session.socket());
+                self.session = None;
+                self.device.reset();
+                self.device.forget_kicks(epoll);
+                (self.up, self.over) = (false, self.one_off);
+                return Change { room: true, ..Change::default() };
+            }
+        }
+        let open = self.device.open_queues().next().is_some();
+        let up = open && !self.up;
+        self.up = open;
+        Change { frames: true, room: true, up, ..Change::default() }
+    }
+
+    /// The driver has made buffers available in a queue.
+    fn on_kick(&mut self, index: usize) -> Change {
+        let Device { queues, memory, .. } = &mut self.device;
+        let Some(queue) = queues.get_mut(index) else { return Change::default() };
+        let Some(ring) = &mut queue.ring else { return Change::default() };
+        if let Err(broken) = ring.spare_kicks(memory) {
+            queue.give_up(index, broken);
+            return Change::default();
+        }
+        let to_guest = index.is_multiple_of(2);
+        queue.pending = !to_guest;
+        Change { frames: !to_guest, room: to_guest, ..Change::default() }
+    }
+
+    /// See [`super::Medium::receive`].
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
+        let (end, offload) = self.transmitted.next(&mut self.device, buffer)?;
+        let start = VIRTIO_NET_HEADER_LEN;
+        self.counters.received += 1;
+        trace::frame(Way::In, &buffer[start..end]);
+        if let Some(capture) = &mut self.capture {
+            capture.add(&[&buffer[start..end]]);
+        }
+        Some(Received { start, end, offload })
+    }
+
+    /// See [`super::Medium::finish_round`].
+    pub(crate) fn finish_round(&mut self, full: bool, _: &OwnedFd) -> anyhow::Result<Change> {
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+        self.device.publish();
+        let room = full && self.device.ask_for_buffers();
+        Ok(Change { room, over: self.over, ..Change::default() })
+    }
+}
+
+impl Link for VhostUserLink {
+    type Memory = Vectored;
+
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
+        let slot = match self.session {
+            None => self.receiver.slot(head + room), // for nobody
+            Some(_) => self.receiver.reserve(&mut self.device, head + room),
+        };
+        let (head, room) = slot?.split_at_mut_checked(head)?;
+        Some(Slot { head, room: room.into() })
+    }
+
+    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        if self.session.is_none() {
+            self.counters.dropped += 1; // as by an unplugged cable (R-55)
+            return Ok(());
+        }
+        self.receiver.commit(&mut self.device, len, offload)?;
+        self.counters.sent += 1;
+        trace::frame(Way::Out, self.receiver.frame(len));
+        if let Some(capture) = &mut self.capture {
+            capture.add(&[self.receiver.frame(len)]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,365 @@
+//! One ring of descriptors (a split virtqueue, virtio 1.2 §2.7), from the device's side.
+//!
+//! All of it is the guest's to write, at any time and with anything. Each field is copied out once, then checked, then
+//! used. What can't be is told by [`Broken`], and the ring is not served again before the front-end starts it anew.
+
+use std::sync::atomic::{Ordering, fence};
+
+use thiserror::Error;
+use virtio_bindings::virtio_ring::{
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY,
+};
+
+use super::memory::{Area, Memory, OutOfRange, Piece};
+
+/// Most entries of a ring.
+pub(super) const MAX_SIZE: u32 = 32768;
+/// Most descriptors of one chain, whatever the size of the ring.
+const MAX_CHAIN: u32 = 1024;
+
+const DESCRIPTOR: usize = 16;
+const INDEX_AT: usize = 2;
+const RING_AT: usize = 4;
+const USED_ELEMENT: usize = 8;
+
+/// A ring that its driver has broken, and how.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// The ring lies outside the guest's memory, or not on a boundary that it needs.
+    #[error("the ring is not in the guest's memory")]
+    Ring,
+    /// More descriptors are said to be available than there are.
+    #[error("its available index is {0} ahead")]
+    Index(u16),
+    /// The index of a descriptor is not below the size of the table.
+    #[error("descriptor {0} is outside the table")]
+    Descriptor(u16),
+    /// A chain has more descriptors than there are.
+    #[error("a chain of descriptors is too long, or has a loop")]
+    Chain,
+    /// A descriptor points outside the guest's memory.
+    #[error("a buffer is not in the guest's memory")]
+    Buffer,
+    /// A descriptor of no length.
+    #[error("a buffer is empty")]
+    Empty,
+    /// A buffer to read is among buffers to write, or the other way round.
+    #[error("a buffer has the wrong direction")]
+    Direction,
+    /// A table of descriptors in a table, in the middle of a chain, of an odd length, or never negotiated.
+    #[error("a table of descriptors is not allowed")]
+    Indirect,
+}
+
+impl From<OutOfRange> for Broken {
+    fn from(_: OutOfRange) -> Self {
+        Self::Buffer
+    }
+}
+
+/// Where the parts of a ring are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    /// Descriptor table, in the front-end's address space, as the next two.
+    pub(super) descriptors: u64,
+    /// What the driver makes available.
+    pub(super) available: u64,
+    /// What the device has used.
+    pub(super) used: u64,
+    /// Where the log counts the used ring, if it is logged.
+    pub(super) log: Option<u64>,
+}
+
+/// The direction of a ring's buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// The device reads them.
+    FromDriver,
+    /// The device writes them.
+    ToDriver,
+}
+
+/// A chain of buffers that the driver has made available.
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    /// Its first descriptor.
+    pub(super) head: u16,
+    /// Bytes of all buffers.
+    pub(super) len: u64,
+}
+
+/// Which notifications are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rules {
+    /// VIRTIO_F_EVENT_IDX.
+    pub(super) event_idx: bool,
+    /// VIRTIO_F_INDIRECT_DESC.
+    pub(super) indirect: bool,
+}
+
+/// A ring that is served.
+#[derive(Debug)]
+pub(super) struct Ring {
+    size: u16,
+    rules: Rules,
+    descriptors: Area,
+    available: Area,
+    used: Area,
+    log: Option<u64>,
+    /// The next entry of the available ring to take; counts on, and around.
+    next_available: u16,
+    /// The next entry of the used ring to write.
+    next_used: u16,
+    /// The used index that the driver sees.
+    published: u16,
+    /// The used index when the driver was last notified, or did not want to be.
+    notified: u16,
+}
+
+impl Ring {
+    /// The ring of `size` entries at `addresses`, from entry `next_available` on.
+    pub(super) fn new(
+        memory: &Memory,
+        size: u16,
+        addresses: Addresses,
+        rules: Rules,
+        next_available: u16,
+    ) -> Result<Self, Broken> {
+        let entries = usize::from(size);
+        let area = |address, len| memory.area(address, len).ok_or(Broken::Ring);
+        let used = area(addresses.used, RING_AT + entries * USED_ELEMENT + 2)?;
+        let next_used = load(&used, INDEX_AT).map_err(|_| Broken::Ring)?;
+        let available = area(addresses.available, RING_AT + entries * 2 + 2)?;
+        load(&available, INDEX_AT).map_err(|_| Broken::Ring)?;
+        Ok(Self {
+            size,
+            rules,
+            descriptors: area(addresses.descriptors, entries * DESCRIPTOR)?,
+            available,
+            used,
+            log: addresses.log,
+            next_available,
+            next_used,
+            published: next_used,
+            notified: next_used,
+        })
+    }
+
+    /// The next entry of the available ring that will be taken.
+    pub(super) fn next_available(&self) -> u16 {
+        self.next_available
+    }
+
+    pub(super) fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// Chains that the driver has made available.
+    pub(super) fn waiting(&self) -> Result<u16, Broken> {
+        // What is said to be available must have been written before.
+        let index = u16::from_le(self.available.atomic(INDEX_AT)?.load(Ordering::Acquire));
+        let waiting = index.wrapping_sub(self.next_available);
+        if waiting > self.size { Err(Broken::Index(waiting)) } else { Ok(waiting) }
+    }
+
+    /// Whether all entries of the ring are available: there can't be more.
+    pub(super) fn is_whole(&self, waiting: u16) -> bool {
+        waiting == self.size
+    }
+
+    /// Looks at the chain that is `ahead` of the next one, and adds its buffers to `pieces`. It must be available.
+    pub(super) fn peek(
+        &self,
+        memory: &Memory,
+        ahead: u16,
+        direction: Direction,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<Chain, Broken> {
+        let entry = self.next_available.wrapping_add(ahead) % self.size;
+        let head = load(&self.available, RING_AT + 2 * usize::from(entry))?;
+        let mut chain = Chain { head, len: 0 };
+        let mut index = head;
+        let mut left = u32::from(self.size).min(MAX_CHAIN);
+        let mut table = None;
+        loop {
+            left = left.checked_sub(1).ok_or(Broken::Chain)?;
+            let descriptor = match &table {
+                None => self.descriptor(index)?,
+                Some(table) => Table::descriptor(table, memory, index)?,
+            };
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
+                if table.is_some() || !self.rules.indirect || descriptor.has(VRING_DESC_F_NEXT) {
+                    return Err(Broken::Indirect);
+                }
+                table = Some(Table::new(descriptor)?);
+                left = left.saturating_add(1);
+                index = 0;
+                continue;
+            }
+            if descriptor.has(VRING_DESC_F_WRITE) != (direction == Direction::ToDriver) {
+                return Err(Broken::Direction);
+            }
+            if descriptor.len == 0 {
+                return Err(Broken::Empty);
+            }
+            memory.find(descriptor.address, descriptor.len, pieces)?;
+            chain.len += u64::from(descriptor.len);
+            if !descriptor.has(VRING_DESC_F_NEXT) {
+                return Ok(chain);
+            }
+            index = descriptor.next;
+        }
+    }
+
+    fn descriptor(&self, index: u16) -> Result<Descriptor, Broken> {
+        if index >= self.size {
+            return Err(Broken::Descriptor(index));
+        }
+        let mut bytes = [0; DESCRIPTOR];
+        self.descriptors.slice(usize::from(index) * DESCRIPTOR, DESCRIPTOR)?.copy_to(&mut bytes);
+        Ok(Descriptor::from(bytes))
+    }
+
+    /// The next `count` chains are taken.
+    pub(super) fn advance(&mut self, count: u16) {
+        self.next_available = self.next_available.wrapping_add(count);
+    }
+
+    /// Gives a chain back, with `len` bytes written to it. The driver sees it with the next [`Ring::publish`].
+    pub(super) fn give_back(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), Broken> {
+        let at = RING_AT + USED_ELEMENT * usize::from(self.next_used % self.size);
+        let mut bytes = [0; USED_ELEMENT];
+        bytes[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        bytes[4..].copy_from_slice(&len.to_le_bytes());
+        self.used.slice(at, USED_ELEMENT)?.copy_from(&bytes);
+        self.mark(memory, at, USED_ELEMENT);
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Chains given back that the driver doesn't see yet.
+    pub(super) fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published)
+    }
+
+    /// Shows the driver what was given back, all at once: the buffers of one frame belong together (virtio 1.2 §5.1.6.4.2).
+    pub(super) fn publish(&mut self, memory: &Memory) -> Result<(), Broken> {
+        if self.unpublished() == 0 {
+            return Ok(());
+        }
+        self.used.atomic(INDEX_AT)?.store(self.next_used.to_le(), Ordering::Release);
+        self.mark(memory, INDEX_AT, 2);
+        self.published = self.next_used;
+        Ok(())
+    }
+
+    /// Whether the driver wants to be notified of what was published since this was last asked (virtio 1.2 §2.7.7.2).
+    pub(super) fn wants_call(&mut self) -> Result<bool, Broken> {
+        let (old, new) = (self.notified, self.published);
+        if old == new {
+            return Ok(false);
+        }
+        // What was published comes before the look at what is wanted: the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        self.notified = new;
+        if self.rules.event_idx {
+            let event = load(&self.available, RING_AT + 2 * usize::from(self.size))?;
+            return Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old));
+        }
+        Ok(load(&self.available, 0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+    }
+
+    /// Asks the driver to notify us of the next chain that it makes available. Returns how many have become available
+    /// meanwhile, of which no notification may come, beside those that were `seen`.
+    pub(super) fn ask_for_kicks(&mut self, memory: &Memory, seen: u16) -> Result<u16, Broken> {
+        if self.rules.event_idx {
+            let at = RING_AT + USED_ELEMENT * usize::from(self.size);
+            let index = self.next_available.wrapping_add(seen);
+            self.used.atomic(at)?.store(index.to_le(), Ordering::Relaxed);
+            self.mark(memory, at, 2);
+        } else {
+            self.set_flags(memory, 0)?;
+        }
+        // What is asked for comes before the look at what there is: the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        Ok(self.waiting()?.saturating_sub(seen))
+    }
+
+    /// Asks the driver not to notify us.
+    pub(super) fn spare_kicks(&mut self, memory: &Memory) -> Result<(), Broken> {
+        // By index, it notifies once for each time it is asked to.
+        if self.rules.event_idx { Ok(()) } else { self.set_flags(memory, VRING_USED_F_NO_NOTIFY as u16) }
+    }
+
+    fn set_flags(&self, memory: &Memory, flags: u16) -> Result<(), Broken> {
+        self.used.atomic(0)?.store(flags.to_le(), Ordering::Relaxed);
+        self.mark(memory, 0, 2);
+        Ok(())
+    }
+
+    /// Logs a write to the used ring.
+    fn mark(&self, memory: &Memory, at: usize, len: usize) {
+        if let Some(log) = self.log {
+            memory.mark_at(log.saturating_add(at as u64), len as u64);
+        }
+    }
+}
+
+/// A descriptor, copied out of the guest's memory.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    const fn has(&self, flag: u32) -> bool {
+        self.flags & flag as u16 != 0
+    }
+}
+
+impl From<[u8; DESCRIPTOR]> for Descriptor {
+    fn from(b: [u8; DESCRIPTOR]) -> Self {
+        Self {
+            address: u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
+            len: u32::from_le_bytes([b[8], b[9], b[10], b[11]]),
+            flags: u16::from_le_bytes([b[12], b[13]]),
+            next: u16::from_le_bytes([b[14], b[15]]),
+        }
+    }
+}
+
+/// A table of descriptors outside the ring.
+struct Table {
+    address: u64,
+    entries: u32,
+}
+
+impl Table {
+    fn new(descriptor: Descriptor) -> Result<Self, Broken> {
+        let (entries, rest) = (descriptor.len / DESCRIPTOR as u32, descriptor.len % DESCRIPTOR as u32);
+        if entries == 0 || rest != 0 {
+            return Err(Broken::Indirect);
+        }
+        Ok(Self { address: descriptor.address, entries })
+    }
+
+    fn descriptor(&self, memory: &Memory, index: u16) -> Result<Descriptor, Broken> {
+        if u32::from(index) >= self.entries {
+            return Err(Broken::Descriptor(index));
+        }
+        let address = self.address.checked_add(DESCRIPTOR as u64 * u64::from(index)).ok_or(Broken::Buffer)?;
+        Ok(Descriptor::from(memory.read(address)?))
+    }
+}
+
+/// A word of a ring.
+fn load(area: &Area, at: usize) -> Result<u16, Broken> {
+    Ok(u16::from_le(area.atomic(at)?.load(Ordering::Relaxed)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! A connection to a front-end: messages of the vhost-user protocol, one after the other.
+//!
+//! The crate `vhost` reads, checks and answers them. It waits for what it reads and for room for what it writes, which our
+//! event loop must not: so it is called only when a message is there as a whole, and when there is room for an answer.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use thiserror::Error;
+use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
+use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError, VhostUserBackendReqHandlerMut};
+
+use super::device::Device;
+
+/// Most messages handled before others get their turn.
+const MESSAGES: usize = 64;
+
+const HEADER_LEN: usize = 12;
+const VERSION_MASK: u32 = 3;
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
+
+/// Why there is no going on with a connection.
+#[derive(Debug, Error)]
+pub(super) enum Ended {
+    /// The front-end has closed it.
+    #[error("the front-end has closed it")]
+    Closed,
+    /// The front-end does not read answers.
+    #[error("the front-end does not read answers")]
+    Deaf,
+    /// What came is no message.
+    #[error("bad message header: request {request}, flags {flags:#x}, {size} bytes")]
+    Header {
+        /// As received.
+        request: u32,
+        /// As received.
+        flags: u32,
+        /// As received.
+        size: u32,
+    },
+    /// A request that can't be carried out, and whose sender did not ask for an answer.
+    #[error("{name}: {error}")]
+    Request {
+        /// The request's name, or number.
+        name: String,
+        /// What is wrong with it.
+        error: ProtocolError,
+    },
+    /// The socket failed.
+    #[error("{0}")]
+    Socket(#[from] io::Error),
+}
+
+/// A connection.
+pub(super) struct Session {
+    socket: UnixStream,
+    handler: BackendReqHandler<Mutex<Device>>,
+    /// Where the device is while a message is handled.
+    lent: Arc<Mutex<Device>>,
+}
+
+/// The head of a message.
+#[derive(Clone, Copy)]
+struct Header {
+    request: u32,
+    flags: u32,
+    size: u32,
+}
+
+impl Session {
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        let lent = Arc::<Mutex<Device>>::default();
+        let handler = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&lent));
+        Ok(Self { socket, handler, lent })
+    }
+
+    /// The descriptor to wait on, for each arrival (edge-triggered): part of a message may stay in it.
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    /// Handles the messages that have come. Returns false if there may be more.
+    pub(super) fn handle(&mut self, device: &mut Device) -> Result<bool, Ended> {
+        for _ in 0..MESSAGES {
+            let Some(header) = self.next()? else { return Ok(true) };
+            match self.handle_one(header, device) {
+                Err(Ended::Request { name, error: error @ ProtocolError::ReqHandlerError(_) })
+                    if header.flags & NEED_REPLY != 0 && device.acknowledges() =>
+                {
+                    log::warn!("Request refused: {name}: {error}"); // and it was told so
+                }
+                result => result?,
+            }
+        }
+        Ok(false)
+    }
+
+    /// The head of the next message, if all of it is there.
+    fn next(&self) -> Result<Option<Header>, Ended> {
+        let mut bytes = [0; HEADER_LEN];
+        let read = match recv(&self.socket, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Err(Ended::Closed),
+            Ok((read, _)) => read,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(errno) => return Err(Ended::Socket(errno.into())),
+        };
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let header = Header { request: word(0), flags: word(4), size: word(8) };
+        let Header { request, flags, size } = header;
+        let whole = read == HEADER_LEN;
+        if whole && (size as usize > MAX_MSG_SIZE || flags & VERSION_MASK != VERSION || flags & REPLY != 0) {
+            return Err(Ended::Header { request, flags, size });
+        }
+        let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT | PollFlags::RDHUP)];
+        poll(&mut fds, Some(&Timespec::default())).map_err(io::Error::from)?;
+        let events = fds[0].revents();
+        let there = rustix::io::ioctl_fionread(&self.socket).map_err(io::Error::from)?;
+        if !whole || there < HEADER_LEN as u64 + u64::from(size) {
+            let over = events.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR);
+            return if over { Err(Ended::Closed) } else { Ok(None) };
+        }
+        if !events.contains(PollFlags::OUT) {
+            return Err(Ended::Deaf);
+        }
+        Ok(Some(header))
+    }
+
+    fn handle_one(&mut self, header: Header, device: &mut Device) -> Result<(), Ended> {
+        let known = FrontendReq::try_from(header.request);
+        let name =
+            known.map_or_else(|_| format!("request {}", header.request), |request| format!("{request:?}"));
+        log::trace!("{name}, flags {:#x}, {} bytes", header.flags, header.size);
+        match known {
+            Ok(FrontendReq::SET_VRING_ENABLE) => return self.enable(header, &name, device),
+            // Nothing to do, of which `vhost` knows nothing: no switch has to learn where the guest is, and nobody waits
+            // to be told of the log.
+            Ok(FrontendReq::SEND_RARP | FrontendReq::SET_LOG_FD) => {
+                self.take(header)?;
+                return Ok(self.acknowledge(header, device, true)?);
+            }
+            _ => {}
+        }
+        self.lend(device);
+        let result = self.handler.handle_request();
+        self.lend(device);
+        match result {
+            Ok(()) => Ok(()),
+            Err(ProtocolError::Disconnected) => Err(Ended::Closed),
+            Err(error) => Err(Ended::Request { name, error }),
+        }
+    }
+
+    /// Gives the device to where the handler finds it, or takes it back.
+    fn lend(&self, device: &mut Device) {
+        std::mem::swap(device, &mut *self.lent.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// `vhost` wants features to be set before; QEMU does that later, as it may.
+    fn enable(&mut self, header: Header, name: &str, device: &mut Device) -> Result<(), Ended> {
+        let body = self.take(header)?;
+        let word = |at: usize| body.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let result = match (header.size, word(0), word(4)) {
+            (8, Some(index), Some(enable @ 0..=1)) => device.set_vring_enable(index, enable == 1),
+            _ => Err(ProtocolError::InvalidMessage),
+        };
+        self.acknowledge(header, device, result.is_ok())?;
+        result.map_err(|error| Ended::Request { name: name.to_owned(), error })
+    }
+
+    /// Reads the next message, which is there. Returns its body.
+    fn take(&self, header: Header) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; HEADER_LEN + header.size as usize];
+        recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT)?;
+        Ok(bytes.split_off(HEADER_LEN))
+    }
+
+    /// Tells the sender of a request how it went, if it wants to know.
+    fn acknowledge(&mut self, header: Header, device: &Device, success: bool) -> io::Result<()> {
+        if header.flags & NEED_REPLY == 0 || !device.acknowledges() {
+            return Ok(());
+        }
+        let mut reply = [0; HEADER_LEN + 8];
+        reply[..4].copy_from_slice(&header.request.to_ne_bytes());
+        reply[4..8].copy_from_slice(&(VERSION | REPLY).to_ne_bytes());
+        reply[8..12].copy_from_slice(&8_u32.to_ne_bytes());
+        reply[12..].copy_from_slice(&u64::from(!success).to_ne_bytes());
+        self.socket.write_all(&reply)
+    }
+}

@@ -1,0 +1,388 @@
+//! `passt --vhost-user`, with rust-vmm's front-end for QEMU (SPEC §9.4).
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
+};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+
+use crate::harness::*;
+
+const GATEWAY4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const PEER4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
+const HOST4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const OUR_MAC: EthernetAddress = EthernetAddress([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
+const NO_OFFLOAD: [u8; HEADER] = [0; HEADER];
+
+/// A `passt` at a socket of its own.
+fn passt<'a>(net: &'a Net, args: &[&str]) -> (Daemon<'a>, std::path::PathBuf) {
+    let path = net.path("guest.socket");
+    let daemon = net.passt(&[&["--vhost-user", "--socket", &path], args].concat());
+    (daemon, path.into())
+}
+
+fn ethernet(kind: EthernetProtocol, to: EthernetAddress, len: usize) -> (Vec<u8>, usize) {
+    let repr = EthernetRepr { src_addr: EthernetAddress(GUEST_MAC), dst_addr: to, ethertype: kind };
+    let mut frame = vec![0; repr.buffer_len() + len];
+    repr.emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
+    (frame, repr.buffer_len())
+}
+
+fn arp_request(target: Ipv4Addr) -> Vec<u8> {
+    let arp = ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr: EthernetAddress(GUEST_MAC),
+        source_protocol_addr: HOST4,
+        target_hardware_addr: EthernetAddress([0; 6]),
+        target_protocol_addr: target,
+    };
+    let (mut frame, at) = ethernet(EthernetProtocol::Arp, EthernetAddress::BROADCAST, arp.buffer_len());
+    arp.emit(&mut ArpPacket::new_unchecked(&mut frame[at..]));
+    frame
+}
+
+fn is_arp_reply(frame: &[u8], about: Ipv4Addr) -> bool {
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return false };
+    let Ok(arp) = ArpPacket::new_checked(ethernet.payload()) else { return false };
+    ethernet.ethertype() == EthernetProtocol::Arp
+        && arp.operation() == ArpOperation::Reply
+        && arp.source_protocol_addr() == about.octets()
+}
+
+fn echo_request(to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let icmp = Icmpv4Repr::EchoRequest { ident: 7, seq_no: 1, data: payload };
+    let ip = Ipv4Repr {
+        src_addr: HOST4,
+        dst_addr: to,
+        next_header: IpProtocol::Icmp,
+        payload_len: icmp.buffer_len(),
+        hop_limit: 64,
+    };
+    let (mut frame, at) = ethernet(EthernetProtocol::Ipv4, OUR_MAC, ip.buffer_len() + icmp.buffer_len());
+    let checksums = Default::default();
+    let mut packet = Ipv4Packet::new_unchecked(&mut frame[at..]);
+    ip.emit(&mut packet, &checksums);
+    icmp.emit(&mut Icmpv4Packet::new_unchecked(packet.payload_mut()), &checksums);
+    frame
+}
+
+/// Whether it is the answer to [`echo_request`].
+fn is_echo_reply(frame: &[u8], payload: &[u8]) -> bool {
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return false };
+    let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else { return false };
+    let Ok(icmp) = Icmpv4Packet::new_checked(ip.payload()) else { return false };
+    ip.next_header() == IpProtocol::Icmp
+        && matches!(
+            Icmpv4Repr::parse(&icmp, &Default::default()),
+            Ok(Icmpv4Repr::EchoReply { ident: 7, seq_no: 1, data }) if data == payload
+        )
+}
+
+/// The next frame to the guest, on any queue, that is `wanted`.
+fn expect(front_end: &mut FrontEnd, what: &str, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        for queue in front_end.queues.iter_mut().step_by(2) {
+            while let Some(frame) = queue.receive() {
+                if wanted(&frame) {
+                    return frame;
+                }
+            }
+        }
+        front_end.queues[0].wait(Duration::from_millis(20));
+    }
+    panic!("waited in vain: {what}");
+}
+
+/// Whether `passt` answers to what comes on a queue.
+fn answers(front_end: &mut FrontEnd, queue: usize) {
+    assert!(front_end.queues[queue].send(NO_OFFLOAD, &arp_request(GATEWAY4)));
+    expect(front_end, "an answer", |frame| is_arp_reply(&frame.bytes, GATEWAY4));
+}
+
+/// Whether `passt` is there for a new front-end.
+fn serves(path: &Path) {
+    answers(&mut FrontEnd::new(path, Wishes::default()), 1);
+}
+
+#[test]
+fn arp_and_ping() {
+    let Some(net) = Net::new() else { return };
+    let (_daemon, path) = passt(&net, &[]);
+    let mut front_end = FrontEnd::new(&path, Wishes::default());
+    assert_eq!(front_end.frontend.get_queue_num().unwrap(), 16);
+    answers(&mut front_end, 1);
+    let payload = vec![0x5a; 30_000]; // eight buffers
+    front_end.queues[1].send(NO_OFFLOAD, &echo_request(PEER4, &payload));
+    let reply = expect(&mut front_end, "an echo reply", |frame| is_echo_reply(&frame.bytes, &payload));
+    assert_eq!(reply.header[10], 8);
+    // The shortest frame is padded.
+    front_end.queues[1].send(NO_OFFLOAD, &echo_request(PEER4, b"x"));
+    let reply = expect(&mut front_end, "an echo reply", |frame| is_echo_reply(&frame.bytes, b"x"));
+    assert_eq!(reply.bytes.len(), 60);
+}
+
+fn tcp(wishes: Wishes, mtu: usize) -> usize {
+    let Some(net) = Net::new() else { return 1 };
+    let (_daemon, path) = passt(&net, &["-t", "7777"]);
+    let front_end = FrontEnd::new(&path, wishes);
+    let mut guest = SmolGuest::new(front_end, mtu, address(), IpAddr::V4(GATEWAY4));
+    const LEN: usize = 3 << 20;
+    let data: Vec<u8> = (0..LEN).map(|i| (i / 251 + i % 253) as u8).collect();
+
+    // from the guest
+    let listener = net.peer.listen((PEER4, 5001));
+    let sink = std::thread::spawn(move || {
+        let mut stream = accept(&listener).0;
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        stream.write_all(b"thanks").unwrap();
+        got
+    });
+    let up = guest.connect((IpAddr::V4(PEER4), 5001));
+    let mut sent = 0;
+    guest.run("upload", up, |socket| {
+        if socket.can_send() {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        if sent == LEN {
+            socket.close();
+        }
+        sent == LEN
+    });
+    let mut thanks = Vec::new();
+    guest.run("the peer's end", up, |socket| {
+        let _ = socket.recv(|bytes| {
+            thanks.extend_from_slice(bytes);
+            (bytes.len(), ())
+        });
+        thanks.len() == 6 && !socket.may_recv()
+    });
+    assert_eq!(thanks, b"thanks");
+    assert!(sink.join().unwrap() == data);
+
+    // to the guest
+    let down = guest.listen(7777);
+    let mut stream = net.peer.connect((HOST4, 7777)).unwrap();
+    let expected = data.clone();
+    let source = std::thread::spawn(move || stream.write_all(&data).unwrap());
+    let mut got = Vec::new();
+    guest.run("download", down, |socket| {
+        let _ = socket.recv(|bytes| {
+            got.extend_from_slice(bytes);
+            (bytes.len(), ())
+        });
+        got.len() == LEN
+    });
+    source.join().unwrap();
+    assert!(got == expected);
+    guest.port.super_frames
+}
+
+#[test]
+fn tcp_both_ways_with_offload() {
+    assert!(tcp(Wishes::default(), 1500) > 0);
+}
+
+/// One buffer for each frame, and nothing left open in it.
+#[test]
+fn tcp_both_ways_without_offload() {
+    let wishes = Wishes { features: VERSION_1 | PROTOCOL_FEATURES, buffer: 1600, ..Wishes::default() };
+    assert_eq!(tcp(wishes, 1500), 0);
+}
+
+/// Rings that are enabled from the start, notifications by flag, small buffers.
+#[test]
+fn tcp_both_ways_without_protocol_features() {
+    let features = VERSION_1 | MRG_RXBUF | GUEST_CSUM;
+    tcp(Wishes { features, buffer: 600, entries: 128, ..Wishes::default() }, 9000);
+}
+
+#[test]
+fn several_queues() {
+    let Some(net) = Net::new() else { return };
+    let (_daemon, path) = passt(&net, &[]);
+    let wishes = Wishes { pairs: 4, features: Wishes::default().features | 1 << 22, ..Wishes::default() };
+    let mut front_end = FrontEnd::new(&path, wishes);
+    for queue in [1, 3, 5, 7] {
+        answers(&mut front_end, queue);
+    }
+    // As when the guest uses one pair only.
+    for queue in 2..8 {
+        front_end.frontend.set_vring_enable(queue, false).unwrap();
+    }
+    front_end.queues[3].send(NO_OFFLOAD, &arp_request(PEER4)); // discarded
+    wait_until("the queue is empty", || front_end.queues[3].take_used().is_some());
+    front_end.queues[1].send(NO_OFFLOAD, &arp_request(GATEWAY4));
+    let reply = expect(&mut front_end, "an answer", |frame| frame.bytes[12..14] == [8, 6]);
+    assert!(is_arp_reply(&reply.bytes, GATEWAY4));
+}
+
+#[test]
+fn a_front_end_comes_back() {
+    let Some(net) = Net::new() else { return };
+    let (daemon, path) = passt(&net, &[]);
+    let before = daemon.descriptors();
+    for _ in 0..3 {
+        let mut front_end = FrontEnd::new(&path, Wishes::default());
+        answers(&mut front_end, 1);
+        // Another one has to wait.
+        let mut other = UnixStream::connect(&path).unwrap();
+        assert_eq!(other.read(&mut [0; 1]).unwrap_or(0), 0);
+        // Of a guest that is reset.
+        for _ in 0..2 {
+            assert!(front_end.stop_queue(1) > 0);
+            front_end.stop_queue(0);
+            front_end.start();
+            answers(&mut front_end, 1);
+        }
+        // Memory is plugged.
+        front_end.share_memory();
+        answers(&mut front_end, 1);
+    }
+    wait_until("nothing left of it", || daemon.descriptors() == before);
+}
+
+#[test]
+fn one_off() {
+    let Some(net) = Net::new() else { return };
+    let (daemon, path) = passt(&net, &["--one-off"]);
+    serves(&path);
+    wait_until("the end", || !daemon.runs());
+}
+
+#[test]
+fn a_broken_ring_is_told_and_served_again_after_a_reset() {
+    let Some(net) = Net::new() else { return };
+    let (daemon, path) = passt(&net, &[]);
+    let mut front_end = FrontEnd::new(&path, Wishes::default());
+    let breaks: [&dyn Fn(&mut Queue); 9] = [
+        &|queue| queue.describe(0, GUEST, 64, NEXT, 0),      // a loop
+        &|queue| queue.describe(0, GUEST - 1, 64, 0, 0),     // in front of memory
+        &|queue| queue.describe(0, u64::MAX - 10, 64, 0, 0), // and far behind it
+        &|queue| queue.describe(0, GUEST, u32::MAX, 0, 0),
+        &|queue| queue.describe(0, GUEST, 0, 0, 0),      // empty
+        &|queue| queue.describe(0, GUEST, 64, WRITE, 0), // the wrong way round
+        &|queue| queue.describe(0, GUEST, 64, NEXT, 0xffff),
+        &|queue| queue.describe(0, u64::MAX - 10, 1 << 20, INDIRECT, 0),
+        &|queue| queue.describe(0, GUEST, 7, INDIRECT, 0),
+    ];
+    for (number, break_it) in breaks.iter().enumerate() {
+        answers(&mut front_end, 1);
+        let queue = &mut front_end.queues[1];
+        break_it(queue);
+        queue.offer(0);
+        queue.kick.write(1).unwrap();
+        assert!(wait_for(&queue.error, PATIENCE), "{number}: not told");
+        queue.error.read().unwrap();
+        front_end.stop_queue(1);
+        front_end.start_queue(1);
+    }
+    answers(&mut front_end, 1);
+    // An index that is too far ahead, on the other queue.
+    front_end.queues[0].set_available(0x7fff);
+    front_end.queues[1].send(NO_OFFLOAD, &arp_request(GATEWAY4));
+    assert!(wait_for(&front_end.queues[0].error, PATIENCE));
+    front_end.stop_queue(0);
+    front_end.start_queue(0);
+    answers(&mut front_end, 1);
+    assert!(daemon.runs());
+}
+
+#[test]
+fn kicks_without_end_are_no_harm() {
+    let Some(net) = Net::new() else { return };
+    let (_daemon, path) = passt(&net, &[]);
+    let mut front_end = FrontEnd::new(&path, Wishes::default());
+    for _ in 0..100_000 {
+        front_end.queues[0].kick.write(1).unwrap();
+        front_end.queues[1].kick.write(1).unwrap();
+    }
+    answers(&mut front_end, 1);
+}
+
+#[test]
+fn pages_written_to_are_logged() {
+    let Some(net) = Net::new() else { return };
+    let (_daemon, path) = passt(&net, &[]);
+    let mut front_end = FrontEnd::new(&path, Wishes::default());
+    let log = tempfile::tempfile().unwrap();
+    log.set_len(4096).unwrap();
+    front_end.log_to(&log, Wishes::default().features);
+    answers(&mut front_end, 1);
+    let mut bits = vec![0; 4096];
+    log.read_exact_at(&mut bits, 0).unwrap();
+    let page = |address: u64| bits[(address / 4096 / 8) as usize] >> (address / 4096 % 8) & 1 == 1;
+    assert!(page(GUEST + front_end.queues[0].buffer_at(0) as u64)); // the first one offered
+    assert!(!page(GUEST + front_end.queues[1].buffer_at(0) as u64));
+}
+
+/// Each of these ended the C implementation, or would have a less careful reader.
+#[test]
+fn what_is_no_message_costs_its_sender_the_connection() {
+    let Some(net) = Net::new() else { return };
+    let (daemon, path) = passt(&net, &[]);
+    let message = |request: u32, flags: u32, body: &[u8]| {
+        let mut bytes: Vec<u8> = request.to_ne_bytes().into();
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend((body.len() as u32).to_ne_bytes());
+        bytes.extend(body);
+        bytes
+    };
+    let state = |index: u32, number: u32| [index.to_ne_bytes(), number.to_ne_bytes()].concat();
+    let mut oversize = message(1, 1, &[]);
+    oversize[8..].copy_from_slice(&u32::MAX.to_ne_bytes());
+    for bytes in [
+        message(24, 1, &state(0, 0)), // GET_CONFIG, which was never offered
+        message(4711, 1, &[]),        // unknown
+        message(1, 0, &[]),           // of no version
+        message(1, 5, &[]),           // a reply
+        oversize,
+        message(8, 1, &state(99, 256)), // no such queue
+        message(8, 1, &state(0, 255)),  // no power of two
+        message(8, 1, &state(0, 1 << 16)),
+        message(11, 1, &state(32, 0)),
+        message(2, 1, &u64::MAX.to_ne_bytes()), // features that were never offered
+        message(2, 1, &0_u64.to_ne_bytes()),    // a driver from before virtio 1.0
+        message(5, 1, &[1, 0, 0, 0, 0, 0, 0, 0]), // a table without its entries
+        message(12, 1, &0_u64.to_ne_bytes()),   // a kick without a descriptor
+        message(6, 1, &[0xff; 16]),
+        message(42, 1, &[0xff; 8]),
+        vec![1; 4096],
+    ] {
+        let mut socket = UnixStream::connect(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(&bytes).unwrap();
+        let end = socket.read_to_end(&mut Vec::new());
+        assert!(end.is_ok() || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+    }
+    // A part of one holds up nobody.
+    let mut socket = UnixStream::connect(&path).unwrap();
+    socket.write_all(&message(1, 1, &[])[..7]).unwrap();
+    assert!(daemon.runs());
+    drop(socket);
+    // Who reads no answers.
+    let mut deaf = UnixStream::connect(&path).unwrap();
+    while deaf.write_all(&message(1, 1, &[])).is_ok() {}
+    serves(&path);
+    assert!(daemon.runs());
+}
+
+/// Refused, and told so: the connection stays.
+#[test]
+fn a_request_that_wants_to_know_is_answered() {
+    let Some(net) = Net::new() else { return };
+    let (_daemon, path) = passt(&net, &[]);
+    let mut front_end = FrontEnd::new(&path, Wishes::default());
+    assert!(front_end.frontend.set_vring_num(1, 8).is_err()); // in use
+    assert!(front_end.frontend.set_vring_base(0, 3).is_err());
+    answers(&mut front_end, 1);
+}
