@@ -14,23 +14,25 @@ pub use rustix::process::Signal;
 pub struct Inherited {
     mask: libc::sigset_t,
     sigchld: libc::sighandler_t,
+    sigxfsz: libc::sighandler_t,
 }
 
 impl Inherited {
     /// Notes the signal mask and dispositions, and sets SIGCHLD to its default: ignored (as some callers leave it)
-    /// it would lose exit statuses. To be called once, early.
+    /// it would lose exit statuses. A file of output that reaches the limit of file sizes is an error of writing from
+    /// here on, and not our end. To be called once, early.
     pub fn take() -> io::Result<Self> {
         let mask = change_mask(libc::SIG_BLOCK, &[])?;
         let sigchld = set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
-        Ok(Self { mask, sigchld })
+        let sigxfsz = set_disposition(libc::SIGXFSZ, libc::SIG_IGN)?;
+        Ok(Self { mask, sigchld, sigxfsz })
     }
 
     /// Gives mask and dispositions back. For a child about to execute a command.
     pub fn restore(&self) -> io::Result<()> {
-        set_disposition(
-            libc::SIGCHLD,
-            if self.sigchld == libc::SIG_IGN { libc::SIG_IGN } else { libc::SIG_DFL },
-        )?;
+        for (signal, before) in [(libc::SIGCHLD, self.sigchld), (libc::SIGXFSZ, self.sigxfsz)] {
+            set_disposition(signal, if before == libc::SIG_IGN { libc::SIG_IGN } else { libc::SIG_DFL })?;
+        }
         let ignored = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
         set_disposition(libc::SIGPIPE, if ignored { libc::SIG_IGN } else { libc::SIG_DFL })?;
         // SAFETY: the set was filled in by the kernel; no old mask is asked for.

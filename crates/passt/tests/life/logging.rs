@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use rustix::process::Signal;
 
-use crate::stage::{Guest, Running, Stage, User, stderr};
+use crate::stage::{Daemon, Guest, Running, Stage, User, stderr};
 
 /// SPEC §1.7.1, §1.7.4: a first line that says who writes, then lines with the time and how serious they are; at the start
 /// on standard error, too. The file is opened with our caller's rights, and complete at the end.
@@ -61,6 +61,22 @@ fn a_signal_for_the_command_is_told() {
         let text = fs::read_to_string(&log).unwrap();
         assert!(text.contains(&format!("info:    {told}\n")), "{text}");
     }
+}
+
+/// A file that the limit of file sizes (`ulimit -f`) cuts short is no reason to end, at the start or later.
+#[test]
+fn a_limit_of_file_sizes_ends_nobody() {
+    let stage = Stage::new();
+    let guest = Guest::new(User::Ordinary);
+    let mut command = User::Ordinary.command("prlimit");
+    let log = stage.path("log");
+    command.current_dir(stage.path("")).arg("--fsize=1024").arg(stage.path("pasta"));
+    let output = command.args(["--debug", "-P", "pid", "-l"]).arg(&log).arg(guest.pid()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let daemon = Daemon::of(stage.path("pid"));
+    assert_eq!(log.metadata().unwrap().len(), 1024, "the limit was not reached");
+    daemon.send(Signal::TERM);
+    daemon.assert_ends();
 }
 
 #[test]

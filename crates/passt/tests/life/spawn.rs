@@ -138,7 +138,7 @@ fn the_command_inherits_from_the_caller() {
     let pasta = stage.path("pasta");
     let show = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ulimit -Sn";
     let run = |script: &str| stdout(&User::Ordinary.command("sh").args(["-c", script]).output().unwrap());
-    for before in ["ulimit -Sn 123", "trap '' PIPE CHLD TERM; ulimit -Sn 1234"] {
+    for before in ["ulimit -Sn 123", "trap '' PIPE CHLD TERM XFSZ; ulimit -Sn 1234"] {
         let direct = run(&format!("{before}; exec sh -c \"{show}\""));
         let through = run(&format!("{before}; exec {} -- sh -c \"{show}\"", pasta.display()));
         assert_eq!(through, direct);
