@@ -28,7 +28,7 @@ impl<M: Memory> Slot<'_, M> {
 }
 
 /// Where a kernel gets super-frames as they are, it handles a train of segments at less cost than one huge one.
-const LARGEST_SEGMENT: u16 = 32_000;
+pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// Where frames to the guest go.
 ///

@@ -124,7 +124,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
 
     let Site { prepared, link, mac, scope, outbound_listeners, guest } = match config.mode {
         Mode::Pasta => enter_namespace(boot, config, &plan, opening, capture)?,
-        Mode::Passt => open_door(boot, config, inherited, capture)?,
+        Mode::Passt => open_door(boot, config, &plan, inherited, capture)?,
     };
     let (inbound, outbound_rules) = (config.inbound.clone(), config.outbound.clone());
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
@@ -203,6 +203,7 @@ fn enter_namespace(
 fn open_door(
     boot: Boot,
     config: &Config,
+    plan: &Plan,
     inherited: Option<OwnedFd>,
     capture: Option<Capture>,
 ) -> anyhow::Result<Site> {
@@ -215,7 +216,7 @@ fn open_door(
     Ok(Site {
         prepared: boot.serve_socket(config)?,
         link: if config.passt.vhost_user {
-            Medium::VhostUser(Box::new(VhostUserLink::new(entrance, capture)))
+            Medium::VhostUser(Box::new(VhostUserLink::new(entrance, plan.settings.mtu, capture)))
         } else {
             Medium::Stream(StreamLink::new(entrance, capture))
         },

@@ -17,7 +17,6 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use wire::ethernet::Mac;
-use wire::frame;
 
 use crate::accept::{Acceptors, Way};
 use crate::bypass::{Bypass, Policy};
@@ -28,7 +27,7 @@ use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets};
-use crate::link::{Change, Medium};
+use crate::link::{Change, Inbox, Medium};
 use crate::netns::Opener;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::plan::{self, Plan};
@@ -95,7 +94,7 @@ pub(crate) struct Shard {
     link_full: bool,
     /// The link may have more frames for us.
     link_has_frames: bool,
-    buffer: Vec<u8>,
+    inbox: Inbox,
 }
 
 impl Shard {
@@ -124,7 +123,7 @@ impl Shard {
             start,
             stack,
             sockets,
-            buffer: vec![0; setup.link.buffer_len()],
+            inbox: setup.link.inbox(),
             link: setup.link,
             bypass,
             policy: setup.policy,
@@ -292,19 +291,12 @@ impl Shard {
             return Ok(());
         }
         for _ in 0..FRAMES {
-            let Some(frame) = self.link.receive(&mut self.buffer)? else {
+            let Some(offload) = self.link.receive(&mut self.inbox)? else {
                 self.link_has_frames = false;
                 break;
             };
-            let bytes = &self.buffer[frame.start..frame.end];
-            self.stack.on_frame(
-                frame::head(bytes),
-                bytes.into(),
-                &frame.offload,
-                now,
-                &mut self.sockets,
-                &mut self.link,
-            );
+            let (head, frame) = self.inbox.frame();
+            self.stack.on_frame(head, frame, &offload, now, &mut self.sockets, &mut self.link);
         }
         Ok(())
     }

@@ -5,13 +5,14 @@ pub(crate) mod stream;
 pub(crate) mod tap;
 pub(crate) mod vhost_user;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use engine::link::{Full, Link, Slot};
 use rustix::event::epoll::EventFlags;
 use wire::offload::Offload;
 
-use crate::memory::Vectored;
+use crate::memory::{Payload, Vectored};
 use stream::StreamLink;
 use tap::TapLink;
 use vhost_user::VhostUserLink;
@@ -52,6 +53,27 @@ pub(crate) struct Change {
     pub(crate) over: bool,
 }
 
+/// A frame of the guest, while it is handled.
+pub(crate) enum Inbox {
+    /// In a buffer of ours: where.
+    Own(Vec<u8>, Range<usize>),
+    /// In the guest's memory.
+    Guest(vhost_user::Inbox),
+}
+
+impl Inbox {
+    /// The frame's head, and all of it.
+    pub(crate) fn frame(&mut self) -> (&[u8], Payload<'_>) {
+        match self {
+            Self::Own(buffer, range) => {
+                let bytes = buffer.get(range.clone()).unwrap_or_default();
+                (wire::frame::head(bytes), bytes.into())
+            }
+            Self::Guest(inbox) => inbox.frame(),
+        }
+    }
+}
+
 /// One frame from the guest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Received {
@@ -64,13 +86,13 @@ pub(crate) struct Received {
 }
 
 impl Medium {
-    /// Length of the buffer that [`Medium::receive`] needs.
-    pub(crate) const fn buffer_len(&self) -> usize {
+    /// What [`Medium::receive`] puts frames into.
+    pub(crate) fn inbox(&self) -> Inbox {
         match self {
-            Self::None => 0,
-            Self::Tap(_) => tap::BUFFER_LEN,
-            Self::Stream(_) => stream::BUFFER_LEN,
-            Self::VhostUser(_) => vhost_user::BUFFER_LEN,
+            Self::None => Inbox::Own(Vec::new(), 0..0),
+            Self::Tap(_) => Inbox::Own(vec![0; tap::BUFFER_LEN], 0..0),
+            Self::Stream(_) => Inbox::Own(vec![0; stream::BUFFER_LEN], 0..0),
+            Self::VhostUser(_) => Inbox::Guest(vhost_user::Inbox::new()),
         }
     }
 
@@ -112,18 +134,23 @@ impl Medium {
         }
     }
 
-    /// Receives one frame to `buffer`, always the same one, which has [`Medium::buffer_len`] bytes. None if there is none
-    /// now; a report says when there is.
+    /// Receives one frame to `inbox`, always the same one, which this link has made. Returns what was left undone in it;
+    /// none if there is no frame now: a report says when there is.
     ///
     /// # Errors
     /// There is no going on.
-    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> anyhow::Result<Option<Received>> {
-        match self {
-            Self::None => Ok(None),
-            Self::Tap(link) => link.receive(buffer),
-            Self::Stream(link) => Ok(link.receive(buffer)),
-            Self::VhostUser(link) => Ok(link.receive(buffer)),
+    pub(crate) fn receive(&mut self, inbox: &mut Inbox) -> anyhow::Result<Option<Offload>> {
+        let received = match (self, &mut *inbox) {
+            (Self::Tap(link), Inbox::Own(buffer, _)) => link.receive(buffer)?,
+            (Self::Stream(link), Inbox::Own(buffer, _)) => link.receive(buffer),
+            (Self::VhostUser(link), Inbox::Guest(inbox)) => return Ok(link.receive(inbox)),
+            _ => None,
+        };
+        let Some(received) = received else { return Ok(None) };
+        if let Inbox::Own(_, range) = inbox {
+            *range = received.start..received.end;
         }
+        Ok(Some(received.offload))
     }
 
     /// To be called after each round of events: sends what still waits to be sent. If the link was found `full`, a

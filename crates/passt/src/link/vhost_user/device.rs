@@ -188,6 +188,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if !features.contains(Features::VERSION_1) {
             return Err(refused("the guest's driver speaks virtio before 1.0, which is not supported"));
         }
+        log::debug!("features of the guest's driver: {features:?}");
         self.features = features;
         self.memory.logging = features.contains(Features::LOG_ALL);
         let rules = self.rules();

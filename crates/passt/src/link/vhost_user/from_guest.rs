@@ -1,37 +1,90 @@
 //! Frames from the guest's transmit queues.
+//!
+//! Of a frame, the header and the head are copied, once, before they are looked at. Payload goes from the guest's memory to
+//! a socket; the frame is given back to the driver when that is done.
 
+use std::sync::Arc;
+
+use sys::iov::{MAX_PIECES, Pieces};
 use wire::ethernet;
-use wire::frame::MAX_LEN;
+use wire::frame::{HEAD_LEN, MAX_LEN};
 use wire::offload::{Offload, VIRTIO_NET_HEADER_LEN as HEADER_LEN};
 
 use super::device::{Device, QUEUES};
-use super::memory::Piece;
+use super::memory::{Piece, Regions};
 use super::ring::{Broken, Direction};
+use crate::memory::Payload;
 
-/// Room for one frame with its header.
+/// Longest frame with its header, in bytes.
 pub(crate) const BUFFER_LEN: usize = HEADER_LEN + MAX_LEN;
 /// Chains given back before the driver is shown them.
 const BATCH: u16 = 32;
+
+/// A frame of the guest, while it is handled.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    /// Header and head, or all of the frame.
+    copied: Vec<u8>,
+    /// Bytes in `copied`.
+    len: usize,
+    /// Where all of it is, if not all is copied: the table, and places in it.
+    regions: Arc<Regions>,
+    places: Vec<Piece>,
+    pieces: Pieces,
+}
+
+impl Inbox {
+    /// Room for frames.
+    pub(crate) fn new() -> Self {
+        Self { copied: vec![0; BUFFER_LEN], ..Self::default() }
+    }
+
+    /// The frame's head, and all of it.
+    pub(crate) fn frame(&mut self) -> (&[u8], Payload<'_>) {
+        let copy = self.copied.get(HEADER_LEN..self.len).unwrap_or_default();
+        let head = &copy[..copy.len().min(HEAD_LEN)];
+        if self.places.is_empty() {
+            return (head, copy.into());
+        }
+        let mut skip = HEADER_LEN;
+        let slices = self.places.iter().filter_map(|&piece| {
+            let slice = self.regions.slice(piece)?;
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            slice.offset(skipped).ok()
+        });
+        match self.pieces.source(slices) {
+            Some(source) => (head, Payload(source)),
+            None => (&[], (&[][..]).into()),
+        }
+    }
+
+    /// The frame, if all of it is copied.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.copied.get(HEADER_LEN..self.len).unwrap_or_default()
+    }
+}
 
 /// Takes frames from the transmit queues in turn.
 #[derive(Debug, Default)]
 pub(super) struct Transmitted {
     /// The queue whose turn it is.
     queue: usize,
-    pieces: Vec<Piece>,
+    /// The frame that is being handled: its queue and chain.
+    held: Option<(usize, u16)>,
     /// Frames that were none, or that the guest has no leave to send.
     pub(super) dropped: u64,
 }
 
 impl Transmitted {
-    /// Copies the next frame to `buffer`, which has [`BUFFER_LEN`] bytes: where it ends, and what was left undone in it.
-    /// It starts behind the header.
-    pub(super) fn next(&mut self, device: &mut Device, buffer: &mut [u8]) -> Option<(usize, Offload)> {
+    /// Puts the next frame into `inbox`, with all of it copied if `whole`; what was left undone in it.
+    pub(super) fn next(&mut self, device: &mut Device, inbox: &mut Inbox, whole: bool) -> Option<Offload> {
+        self.release(device);
         for _ in 0..QUEUES / 2 {
             let index = 2 * self.queue + 1;
             if device.queues[index].pending {
-                match self.next_of(device, index, buffer) {
-                    Ok(Some(frame)) => return Some(frame),
+                match self.next_of(device, index, inbox, whole) {
+                    Ok(Some(offload)) => return Some(offload),
                     Ok(None) => {}
                     Err(broken) => device.queues[index].give_up(index, broken),
                 }
@@ -41,12 +94,26 @@ impl Transmitted {
         None
     }
 
+    /// The frame that was being handled is done with.
+    pub(super) fn release(&mut self, device: &mut Device) {
+        let Some((index, head)) = self.held.take() else { return };
+        let Device { queues, memory, .. } = device;
+        let Some(queue) = queues.get_mut(index) else { return };
+        let Some(ring) = &mut queue.ring else { return };
+        match ring.give_back(memory, head, 0) {
+            Ok(()) if ring.unpublished() >= BATCH => queue.publish(index, memory),
+            Ok(()) => {}
+            Err(broken) => queue.give_up(index, broken),
+        }
+    }
+
     fn next_of(
         &mut self,
         device: &mut Device,
         index: usize,
-        buffer: &mut [u8],
-    ) -> Result<Option<(usize, Offload)>, Broken> {
+        inbox: &mut Inbox,
+        whole: bool,
+    ) -> Result<Option<Offload>, Broken> {
         let enabled = device.is_enabled(index);
         let Device { queues, memory, .. } = device;
         let queue = &mut queues[index];
@@ -59,25 +126,30 @@ impl Transmitted {
                 queue.pending = false;
                 return Ok(None);
             }
-            self.pieces.clear();
-            let chain = ring.peek(memory, 0, Direction::FromDriver, &mut self.pieces)?;
-            let mut end = 0;
-            if chain.len <= buffer.len() as u64 {
-                for &piece in &self.pieces {
-                    let part = buffer.get_mut(end..end + piece.len as usize).unwrap_or_default();
-                    end += memory.slice(piece).ok_or(Broken::Buffer)?.copy_to(part);
-                }
+            inbox.places.clear();
+            let chain = ring.peek(memory, 0, Direction::FromDriver, &mut inbox.places)?;
+            let len = usize::try_from(chain.len).unwrap_or(usize::MAX);
+            let fits = len <= BUFFER_LEN;
+            let whole = whole || len <= HEADER_LEN + HEAD_LEN || inbox.places.len() > MAX_PIECES;
+            let wanted = if whole { BUFFER_LEN } else { HEADER_LEN + HEAD_LEN };
+            inbox.len = 0;
+            for &piece in inbox.places.iter().filter(|_| fits) {
+                let place = inbox.copied.get_mut(inbox.len..wanted).unwrap_or_default();
+                inbox.len += memory.slice(piece).ok_or(Broken::Buffer)?.copy_to(place);
             }
             ring.advance(1);
-            ring.give_back(memory, chain.head, 0)?;
-            let offload = buffer.first_chunk().and_then(Offload::from_virtio);
-            let whole = end >= HEADER_LEN + ethernet::HEADER_LEN;
-            if let (true, true, Some(offload)) = (enabled, whole, offload) {
-                if ring.unpublished() >= BATCH {
-                    queue.publish(index, memory);
+            let offload = inbox.copied.first_chunk().and_then(Offload::from_virtio);
+            let long_enough = inbox.len >= HEADER_LEN + ethernet::HEADER_LEN;
+            if let (true, true, Some(offload)) = (enabled, long_enough, offload) {
+                self.held = Some((index, chain.head));
+                if whole {
+                    inbox.places.clear();
+                } else if !Arc::ptr_eq(&inbox.regions, memory.regions()) {
+                    inbox.regions = Arc::clone(memory.regions());
                 }
-                return Ok(Some((end, offload)));
+                return Ok(Some(offload));
             }
+            ring.give_back(memory, chain.head, 0)?;
             self.dropped += 1;
         }
     }

@@ -50,11 +50,15 @@ pub(super) struct Place {
 /// The table of regions, and the log of pages written.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    regions: Vec<Region>,
+    regions: Arc<Regions>,
     log: Option<Log>,
     /// Whether to write to the log.
     pub(super) logging: bool,
 }
+
+/// A table of regions, which stay mapped for as long as somebody looks at them.
+#[derive(Debug, Default)]
+pub(super) struct Regions(Vec<Region>);
 
 #[derive(Debug)]
 struct Region {
@@ -92,8 +96,8 @@ struct Log {
 impl Memory {
     /// Maps regions, in place of all that were there before.
     pub(super) fn replace(&mut self, table: Vec<(Place, File)>) -> Result<(), MapError> {
-        self.regions =
-            table.into_iter().map(|(place, file)| Region::new(place, file)).collect::<Result<_, _>>()?;
+        let regions = table.into_iter().map(|(place, file)| Region::new(place, file));
+        self.regions = Arc::new(Regions(regions.collect::<Result<_, _>>()?));
         Ok(())
     }
 
@@ -106,7 +110,7 @@ impl Memory {
 
     /// The range at `address` in the front-end's address space, if it is in one region.
     pub(super) fn area(&self, address: u64, len: usize) -> Option<Area> {
-        self.regions.iter().find_map(|region| {
+        self.regions.0.iter().find_map(|region| {
             let start = region.within(address.checked_sub(region.place.user)?, len as u64)?;
             Some(Area { mapping: Arc::clone(&region.mapping), start, len })
         })
@@ -117,7 +121,7 @@ impl Memory {
     pub(super) fn find(&self, mut address: u64, len: u32, pieces: &mut Vec<Piece>) -> Result<(), OutOfRange> {
         let mut left = len;
         while left > 0 {
-            let found = self.regions.iter().enumerate().find_map(|(index, region)| {
+            let found = self.regions.0.iter().enumerate().find_map(|(index, region)| {
                 let offset = address.checked_sub(region.place.guest)?;
                 Some((index, offset, region.place.len.checked_sub(offset).filter(|room| *room > 0)?))
             });
@@ -132,14 +136,17 @@ impl Memory {
 
     /// The bytes of a piece that this table has found.
     pub(super) fn slice(&self, piece: Piece) -> Option<VolatileSlice<'_>> {
-        let region = self.regions.get(piece.region as usize)?;
-        let start = region.within(piece.offset, u64::from(piece.len))?;
-        region.mapping.get_slice(start, piece.len as usize).ok()
+        self.regions.slice(piece)
+    }
+
+    /// The table as it is now.
+    pub(super) fn regions(&self) -> &Arc<Regions> {
+        &self.regions
     }
 
     /// Copies the bytes at the guest-physical `address`, which must be in one region.
     pub(super) fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], OutOfRange> {
-        let found = self.regions.iter().find_map(|region| {
+        let found = self.regions.0.iter().find_map(|region| {
             let start = region.within(address.checked_sub(region.place.guest)?, N as u64)?;
             region.mapping.get_slice(start, N).ok()
         });
@@ -151,7 +158,7 @@ impl Memory {
     /// Logs that a piece was written to.
     pub(super) fn mark(&self, piece: Piece) {
         if self.logging
-            && let Some(region) = self.regions.get(piece.region as usize)
+            && let Some(region) = self.regions.0.get(piece.region as usize)
         {
             self.mark_at(region.place.guest.saturating_add(piece.offset), u64::from(piece.len));
         }
@@ -169,6 +176,15 @@ impl Memory {
                 bits.fetch_or(1 << (page % 8), Ordering::Relaxed);
             }
         }
+    }
+}
+
+impl Regions {
+    /// The bytes of a piece that this table has found.
+    pub(super) fn slice(&self, piece: Piece) -> Option<VolatileSlice<'_>> {
+        let region = self.0.get(piece.region as usize)?;
+        let start = region.within(piece.offset, u64::from(piece.len))?;
+        region.mapping.get_slice(start, piece.len as usize).ok()
     }
 }
 

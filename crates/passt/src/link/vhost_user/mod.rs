@@ -19,18 +19,19 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Context;
-use engine::link::{Full, Link, Slot};
+use engine::link::{Full, LARGEST_SEGMENT, Link, Slot};
 use rustix::event::epoll::{self, EventData, EventFlags};
-use wire::offload::{Offload, VIRTIO_NET_HEADER_LEN};
+use wire::offload::Offload;
 
 use super::entrance::{Entrance, accept};
-use super::{Change, Counters, Received};
+use super::{Change, Counters};
 use crate::event_word;
 use crate::memory::Vectored;
 use crate::pcap::Capture;
 use crate::trace::{self, Way};
 use device::Device;
-pub(crate) use from_guest::BUFFER_LEN;
+use features::Features;
+pub(crate) use from_guest::Inbox;
 use from_guest::Transmitted;
 use session::{Ended, Session};
 use to_guest::Receiver;
@@ -69,8 +70,8 @@ pub(crate) struct VhostUserLink {
 }
 
 impl VhostUserLink {
-    /// A link for whoever comes in by `entrance`.
-    pub(crate) fn new(entrance: Entrance, capture: Option<Capture>) -> Self {
+    /// A link for whoever comes in by `entrance`, with frames of up to `mtu` bytes behind the Ethernet header.
+    pub(crate) fn new(entrance: Entrance, mtu: u16, capture: Option<Capture>) -> Self {
         let (listener, one_off, connected) = match entrance {
             Entrance::Listener { socket, one_off } => (Some(socket), one_off, None),
             Entrance::Connected(socket) => (None, true, Some(socket)),
@@ -82,7 +83,7 @@ impl VhostUserLink {
             connected,
             device: Device::default(),
             transmitted: Transmitted::default(),
-            receiver: Receiver::new(),
+            receiver: Receiver::new(mtu),
             capture,
             up: false,
             over: false,
@@ -94,6 +95,11 @@ impl VhostUserLink {
     pub(crate) fn counters(&self) -> Counters {
         let dropped = self.counters.dropped + self.transmitted.dropped + self.receiver.dropped;
         Counters { dropped, ..self.counters }
+    }
+
+    /// Whether somebody wants to see all frames: then they have to be copied.
+    fn is_watched(&self) -> bool {
+        self.capture.is_some() || log::log_enabled!(log::Level::Trace)
     }
 
     /// See [`super::Medium::watch`].
@@ -141,6 +147,7 @@ impl VhostUserLink {
     fn on_messages(&mut self, epoll: &OwnedFd) -> Change {
         let Some(session) = &mut self.session else { return Change::default() };
         // They may take the rings away.
+        self.transmitted.release(&mut self.device);
         self.device.publish();
         let handled = session.handle(&mut self.device).and_then(|all| {
             self.device.watch_kicks(epoll)?;
@@ -188,16 +195,18 @@ impl VhostUserLink {
         Change { frames: !to_guest, room: to_guest, ..Change::default() }
     }
 
-    /// See [`super::Medium::receive`].
-    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Option<Received> {
-        let (end, offload) = self.transmitted.next(&mut self.device, buffer)?;
-        let start = VIRTIO_NET_HEADER_LEN;
+    /// Receives a frame into `inbox`, if there is one: what was left undone in it.
+    pub(crate) fn receive(&mut self, inbox: &mut Inbox) -> Option<Offload> {
+        let watched = self.is_watched();
+        let offload = self.transmitted.next(&mut self.device, inbox, watched)?;
         self.counters.received += 1;
-        trace::frame(Way::In, &buffer[start..end]);
-        if let Some(capture) = &mut self.capture {
-            capture.add(&[&buffer[start..end]]);
+        if watched {
+            trace::frame(Way::In, inbox.bytes());
         }
-        Some(Received { start, end, offload })
+        if let Some(capture) = &mut self.capture {
+            capture.add(&[inbox.bytes()]);
+        }
+        Some(offload)
     }
 
     /// See [`super::Medium::finish_round`].
@@ -205,6 +214,7 @@ impl VhostUserLink {
         if let Some(capture) = &mut self.capture {
             capture.flush();
         }
+        self.transmitted.release(&mut self.device);
         self.device.publish();
         let room = full && self.device.ask_for_buffers();
         Ok(Change { room, over: self.over, ..Change::default() })
@@ -215,12 +225,16 @@ impl Link for VhostUserLink {
     type Memory = Vectored;
 
     fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
-        let slot = match self.session {
-            None => self.receiver.slot(head + room), // for nobody
-            Some(_) => self.receiver.reserve(&mut self.device, head + room),
-        };
-        let (head, room) = slot?.split_at_mut_checked(head)?;
-        Some(Slot { head, room: room.into() })
+        if self.session.is_none() {
+            return self.receiver.slot(head, room); // for nobody
+        }
+        let plain = self.is_watched();
+        self.receiver.reserve(&mut self.device, head, room, plain)
+    }
+
+    fn largest_segment(&self) -> u16 {
+        // Without super-frames, as large as the guest takes.
+        if self.device.features.contains(Features::GUEST_TSO4) { LARGEST_SEGMENT } else { u16::MAX }
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
@@ -230,7 +244,9 @@ impl Link for VhostUserLink {
         }
         self.receiver.commit(&mut self.device, len, offload)?;
         self.counters.sent += 1;
-        trace::frame(Way::Out, self.receiver.frame(len));
+        if self.is_watched() {
+            trace::frame(Way::Out, self.receiver.frame(len));
+        }
         if let Some(capture) = &mut self.capture {
             capture.add(&[self.receiver.frame(len)]);
         }

@@ -1,6 +1,10 @@
 //! Frames to the guest's receive queues.
+//!
+//! A socket fills the guest's buffers itself, where the guest takes super-frames and has one queue: then all that is copied
+//! is the head. Else the frame is made in a buffer of ours.
 
-use engine::link::Full;
+use engine::link::{Full, Slot};
+use sys::iov::{MAX_PIECES, Pieces};
 use wire::ethernet::{self, MIN_FRAME_LEN, ethertype};
 use wire::offload::{Offload, VIRTIO_NET_HEADER_LEN as HEADER_LEN};
 use wire::segment::{Segments, complete_checksum};
@@ -9,9 +13,12 @@ use super::device::Device;
 use super::features::Features;
 use super::memory::{Memory, Piece};
 use super::ring::{Broken, Chain, Direction, Ring};
+use crate::memory::{Room, Vectored};
 
 /// Chains given back before the driver is shown them.
 const BATCH: u16 = 32;
+/// Longest headers of a segment, in bytes.
+const HEADERS: usize = 14 + 60 + 60;
 /// Where `num_buffers` is in the header.
 const NUM_BUFFERS_AT: usize = 10;
 
@@ -24,11 +31,24 @@ pub(super) struct Receiver {
     segment: Vec<u8>,
     pieces: Vec<Piece>,
     chains: Vec<Chain>,
+    /// Room in the guest's buffers.
+    room: Pieces,
+    /// The slot's room is the guest's.
+    direct: Option<Direct>,
+    /// Longest frame that is not to be segmented, in bytes.
+    longest: usize,
     /// Frames that no buffer of the guest can hold.
     pub(super) dropped: u64,
 }
 
-/// What became of a frame.
+/// A slot in the guest's own buffers.
+#[derive(Debug, Clone, Copy)]
+struct Direct {
+    queue: usize,
+    head: usize,
+}
+
+/// Whether there are buffers for a frame.
 enum Delivery {
     Done,
     /// The buffers there are, so many, are not enough.
@@ -38,19 +58,79 @@ enum Delivery {
 }
 
 impl Receiver {
-    pub(super) fn new() -> Self {
-        let (slot, segment) = (vec![0; super::from_guest::BUFFER_LEN], Vec::new());
-        Self { slot, segment, pieces: Vec::new(), chains: Vec::new(), dropped: 0 }
+    /// With frames of up to `mtu` bytes behind the Ethernet header.
+    pub(super) fn new(mtu: u16) -> Self {
+        Self {
+            slot: vec![0; super::from_guest::BUFFER_LEN],
+            segment: Vec::new(),
+            pieces: Vec::new(),
+            chains: Vec::new(),
+            room: Pieces::default(),
+            direct: None,
+            longest: usize::from(mtu) + ethernet::HEADER_LEN,
+            dropped: 0,
+        }
     }
 
-    /// A slot for a frame of `len` bytes. None if the guest has no buffers at all.
-    pub(super) fn reserve(&mut self, device: &mut Device, len: usize) -> Option<&mut [u8]> {
-        if device.has_buffers() { self.slot(len) } else { None }
+    /// A slot; none if the guest has no buffers at all. In a buffer of ours, if it has to be `plain`.
+    pub(super) fn reserve<'a>(
+        &'a mut self,
+        device: &'a mut Device,
+        head: usize,
+        room: usize,
+        plain: bool,
+    ) -> Option<Slot<'a, Vectored>> {
+        if !device.has_buffers() {
+            return None;
+        }
+        self.direct = if plain || room == 0 { None } else { self.aim(device, head, room) };
+        if self.direct.is_none() {
+            return self.slot(head, room);
+        }
+        let mut skip = HEADER_LEN + head;
+        let memory = &device.memory;
+        let behind_head = self.pieces.iter().filter_map(|&piece| {
+            let slice = memory.slice(piece)?;
+            let skipped = skip.min(slice.len());
+            skip -= skipped;
+            slice.offset(skipped).ok()
+        });
+        match self.room.room(behind_head) {
+            Some(room) => {
+                let head = self.slot.get_mut(HEADER_LEN..HEADER_LEN + head)?;
+                Some(Slot { head, room: Room(room) })
+            }
+            // In too many pieces.
+            None => None,
+        }
     }
 
-    /// A slot for a frame of `len` bytes.
-    pub(super) fn slot(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.slot.get_mut(HEADER_LEN..HEADER_LEN + len)
+    /// A slot in a buffer of ours.
+    pub(super) fn slot(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
+        self.direct = None;
+        let (head, room) =
+            self.slot.get_mut(HEADER_LEN..HEADER_LEN + head + room)?.split_at_mut_checked(head)?;
+        Some(Slot { head, room: room.into() })
+    }
+
+    /// Finds buffers of the guest for a frame, if it can be made in them.
+    fn aim(&mut self, device: &mut Device, head: usize, room: usize) -> Option<Direct> {
+        let segments = Features::GUEST_CSUM | Features::GUEST_TSO4 | Features::GUEST_TSO6;
+        let wanted = if head + room > self.longest { segments } else { Features::GUEST_CSUM };
+        let mut open = device.open_queues();
+        let (Some((queue, _)), None, true) = (open.next(), open.next(), device.features.contains(wanted))
+        else {
+            return None;
+        };
+        drop(open);
+        let merges = device.features.contains(Features::MRG_RXBUF);
+        let Device { queues, memory, .. } = device;
+        let ring = queues.get(queue)?.ring.as_ref()?;
+        // What is wrong with the ring is found, and told, when the frame is sent.
+        match self.gather(ring, memory, merges, HEADER_LEN + head + room) {
+            Ok(Delivery::Done) if self.pieces.len() <= MAX_PIECES => Some(Direct { queue, head }),
+            _ => None,
+        }
     }
 
     /// The frame of `len` bytes in the slot.
@@ -60,11 +140,62 @@ impl Receiver {
 
     /// Sends the first `len` bytes of the slot.
     pub(super) fn commit(&mut self, device: &mut Device, len: usize, offload: &Offload) -> Result<(), Full> {
+        if let Some(direct) = self.direct.take()
+            && self.commit_direct(device, direct, len, offload)
+        {
+            return Ok(());
+        }
         let mut frame = std::mem::take(&mut self.slot);
         let bytes = frame.get_mut(..HEADER_LEN + len).unwrap_or_default();
         let result = self.send(device, bytes, offload);
         self.slot = frame;
         result
+    }
+
+    /// Sends the first `len` bytes of a slot in the guest's own buffers. False if the guest doesn't take such a frame: it is
+    /// in the slot then.
+    fn commit_direct(&mut self, device: &mut Device, direct: Direct, len: usize, offload: &Offload) -> bool {
+        let Device { queues, memory, features, .. } = device;
+        let Some(queue) = queues.get_mut(direct.queue) else { return true };
+        let Some(ring) = &mut queue.ring else { return true };
+        let end = HEADER_LEN + direct.head;
+        if !features.takes(offload, is_ipv6(self.slot.get(HEADER_LEN..end).unwrap_or_default())) {
+            let mut at = 0;
+            for slice in self.pieces.iter().filter_map(|&piece| memory.slice(piece)) {
+                let skip = end.saturating_sub(at).min(slice.len());
+                let place = self.slot.get_mut(at + skip..HEADER_LEN + len).unwrap_or_default();
+                if let Ok(slice) = slice.offset(skip) {
+                    slice.copy_to(place);
+                }
+                at += slice.len();
+            }
+            return false;
+        }
+        let needed = HEADER_LEN + len;
+        let mut room = 0;
+        let used = self.chains.iter().take_while(|chain| {
+            let wanted = room < needed as u64;
+            room += chain.len;
+            wanted
+        });
+        let used = used.count();
+        self.chains.truncate(used);
+        let mut header = offload.to_virtio();
+        header[NUM_BUFFERS_AT..].copy_from_slice(&(used as u16).to_le_bytes());
+        if let Some(place) = self.slot.get_mut(..HEADER_LEN) {
+            place.copy_from_slice(&header);
+        }
+        let head = self.slot.get(..end).unwrap_or_default();
+        let done = scatter(memory, &self.pieces, head, end).and_then(|()| {
+            mark(memory, &self.pieces, needed);
+            give_back(ring, memory, &self.chains, needed)
+        });
+        match done {
+            Ok(()) if ring.unpublished() >= BATCH => queue.publish(direct.queue, memory),
+            Ok(()) => {}
+            Err(broken) => queue.give_up(direct.queue, broken),
+        }
+        true
     }
 
     /// Sends a frame that has room for a header in front.
@@ -80,6 +211,12 @@ impl Receiver {
             header.copy_from_slice(&Offload::default().to_virtio());
             return self.deliver(device, queue, bytes);
         };
+        if let Some(segmentation) = offload.segmentation {
+            // All of them or none: a stream that lost some would wait for their retransmission.
+            let size = usize::from(segmentation.size).max(1);
+            let longest = HEADER_LEN + HEADERS + size;
+            self.expect(device, queue, frame.len().div_ceil(size), longest)?;
+        }
         let mut segment = std::mem::take(&mut self.segment);
         segment.resize(super::from_guest::BUFFER_LEN, 0);
         let mut sent = false;
@@ -95,6 +232,32 @@ impl Receiver {
         self.segment = segment;
         // What is missing will be retransmitted, or was a datagram.
         if sent { Ok(()) } else { result }
+    }
+
+    /// Whether there are buffers for `count` frames of up to `len` bytes, header and all, or there never will be.
+    fn expect(&mut self, device: &mut Device, index: usize, count: usize, len: usize) -> Result<(), Full> {
+        let Device { queues, memory, .. } = device;
+        let Some(queue) = queues.get_mut(index) else { return Err(Full) };
+        let Some(ring) = &mut queue.ring else { return Err(Full) };
+        self.pieces.clear();
+        let waiting = ring.waiting().and_then(|waiting| match waiting {
+            0 => Ok((0, 1)),
+            _ => Ok((waiting, ring.peek(memory, 0, Direction::ToDriver, &mut self.pieces)?.len)),
+        });
+        match waiting {
+            Ok((waiting, room)) => {
+                let needed = count.saturating_mul(len.div_ceil(usize::try_from(room).unwrap_or(len).max(1)));
+                if usize::from(waiting) >= needed || ring.is_whole(waiting) {
+                    return Ok(());
+                }
+                queue.short = waiting;
+                Err(Full)
+            }
+            Err(broken) => {
+                queue.give_up(index, broken);
+                Err(Full)
+            }
+        }
     }
 
     fn deliver(&mut self, device: &mut Device, index: usize, bytes: &mut [u8]) -> Result<(), Full> {
@@ -132,12 +295,32 @@ impl Receiver {
         merges: bool,
         bytes: &mut [u8],
     ) -> Result<Delivery, Broken> {
-        let needed = bytes.len().max(HEADER_LEN + MIN_FRAME_LEN) as u64;
+        let needed = bytes.len().max(HEADER_LEN + MIN_FRAME_LEN);
+        let delivery = self.gather(ring, memory, merges, needed)?;
+        if let Delivery::Done = delivery {
+            if let Some(at) = bytes.get_mut(NUM_BUFFERS_AT..HEADER_LEN) {
+                at.copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
+            }
+            scatter(memory, &self.pieces, bytes, needed)?;
+            mark(memory, &self.pieces, needed);
+            give_back(ring, memory, &self.chains, needed)?;
+        }
+        Ok(delivery)
+    }
+
+    /// Finds buffers of `needed` bytes, header and all.
+    fn gather(
+        &mut self,
+        ring: &Ring,
+        memory: &Memory,
+        merges: bool,
+        needed: usize,
+    ) -> Result<Delivery, Broken> {
         let waiting = ring.waiting()?;
         self.pieces.clear();
         self.chains.clear();
         let mut room = 0;
-        while room < needed {
+        while room < needed as u64 {
             let taken = self.chains.len() as u16;
             if taken == waiting {
                 return Ok(if ring.is_whole(waiting) { Delivery::TooLong } else { Delivery::Short(waiting) });
@@ -145,23 +328,24 @@ impl Receiver {
             let chain = ring.peek(memory, taken, Direction::ToDriver, &mut self.pieces)?;
             room += chain.len;
             self.chains.push(chain);
-            if !merges && room < needed {
+            if !merges && room < needed as u64 {
                 return Ok(Delivery::TooLong);
             }
         }
-        if let Some(at) = bytes.get_mut(NUM_BUFFERS_AT..HEADER_LEN) {
-            at.copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
-        }
-        scatter(memory, &self.pieces, bytes, needed as usize)?;
-        let mut left = needed;
-        for chain in &self.chains {
-            let len = chain.len.min(left);
-            ring.give_back(memory, chain.head, len as u32)?;
-            left -= len;
-        }
-        ring.advance(self.chains.len() as u16);
         Ok(Delivery::Done)
     }
+}
+
+/// Gives chains back, `len` bytes in all written to them.
+fn give_back(ring: &mut Ring, memory: &Memory, chains: &[Chain], len: usize) -> Result<(), Broken> {
+    let mut left = len as u64;
+    for chain in chains {
+        let len = chain.len.min(left);
+        ring.give_back(memory, chain.head, len as u32)?;
+        left -= len;
+    }
+    ring.advance(chains.len() as u16);
+    Ok(())
 }
 
 /// Copies `bytes` to `pieces`, and zeros behind them up to `len` bytes.
@@ -175,7 +359,6 @@ fn scatter(memory: &Memory, pieces: &[Piece], mut bytes: &[u8], len: usize) -> R
         if let (true, Ok(rest)) = (zeros > 0, slice.offset(now.len())) {
             rest.copy_from(&[0; MIN_FRAME_LEN][..zeros]);
         }
-        memory.mark(piece);
         bytes = later;
         left -= now.len() + zeros;
         if left == 0 {
@@ -183,6 +366,20 @@ fn scatter(memory: &Memory, pieces: &[Piece], mut bytes: &[u8], len: usize) -> R
         }
     }
     Ok(())
+}
+
+/// Logs that `len` bytes of `pieces` were written to.
+fn mark(memory: &Memory, pieces: &[Piece], len: usize) {
+    if memory.logging {
+        let mut left = len;
+        for piece in pieces {
+            if left == 0 {
+                break;
+            }
+            memory.mark(*piece);
+            left = left.saturating_sub(piece.len as usize);
+        }
+    }
 }
 
 /// The queue that a frame goes to: all of a flow to the same one, so that they stay in order.
