@@ -99,6 +99,8 @@ impl Opener {
         let (report, started) = channel();
         let run = move || {
             let ready = namespace.enter().and_then(|()| renounce());
+            // Nobody else is to follow.
+            drop(namespace);
             // Whoever started us may have ended meanwhile; then there are no orders either.
             drop(report.send(ready));
             received.into_iter().for_each(|work| work());
