@@ -349,3 +349,18 @@ fn local_mode() {
     let _client = net.host.connect((LOOPBACK[0], 7001)).unwrap();
     assert_eq!(accept(&listener).1.ip(), gateway);
 }
+
+/// A program that has ended by SIGSYS fails its test, whatever the test itself looks at.
+#[test]
+#[should_panic(expected = "killed for a system call")]
+fn the_harness_notices_a_forbidden_call() {
+    let net = Net::new().unwrap_or_else(|| panic!("killed for a system call: can't be tried here"));
+    // Nobody's child, as a daemon.
+    net.host.sh("(sh -c 'echo $$ >/run/killed; sleep 1; kill -SYS $$' >/dev/null 2>&1 &)");
+    let mut pid = String::new();
+    wait_until("the shell", || {
+        pid = net.host.sh("cat /run/killed || :");
+        pid.ends_with('\n')
+    });
+    wait_until("the end of the shell", || !runs(&net.host, pid.trim().parse().unwrap()));
+}

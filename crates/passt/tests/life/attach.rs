@@ -158,7 +158,7 @@ fn by_name() {
     assert!(daemon.lives());
 }
 
-/// SPEC §10.2: as the user of `--runas`.
+/// SPEC §10.2: as the user of `--runas`, in its four forms, with no other group.
 #[test]
 fn as_the_user_asked_for() {
     if !User::Root.available() {
@@ -166,10 +166,24 @@ fn as_the_user_asked_for() {
     }
     let stage = Stage::new();
     let guest = Guest::new(User::Root);
-    let daemon = stage.attach(User::Root, &["--runas", "12345:12346", "-I", "life0", &guest.pid()]);
-    assert_eq!(daemon.status("Uid"), "12345\t12345\t12345\t12345");
-    assert_eq!(daemon.status("Gid"), "12346\t12346\t12346\t12346");
-    assert_harmless(&daemon, User::Root);
+    let id = |option: &str| {
+        let output = Command::new("id").args([option, "nobody"]).output().unwrap();
+        crate::stage::stdout(&output).trim().to_owned()
+    };
+    let (nobody, nogroup) = (id("-u"), id("-g"));
+    for (runas, uid, gid) in [
+        ("12345", "12345", "12345"),
+        ("12345:12346", "12345", "12346"),
+        ("nobody", &nobody, &nogroup),
+        ("nobody:root", &nobody, "0"),
+    ] {
+        let daemon = stage.attach(User::Root, &["--runas", runas, "-I", "life0", &guest.pid()]);
+        assert_eq!(daemon.status("Uid"), [uid; 4].join("\t"), "{runas}");
+        assert_eq!(daemon.status("Gid"), [gid; 4].join("\t"), "{runas}");
+        assert_harmless(&daemon, User::Root);
+        daemon.send(Signal::TERM);
+        daemon.assert_ends();
+    }
 }
 
 /// SPEC §1.3.2: a start that fails says why, with status 1, and leaves nothing running.

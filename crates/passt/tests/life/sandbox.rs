@@ -55,6 +55,9 @@ fn assert_apart(pid: i32, guest: &str, in_background: bool) {
     assert_eq!(last == "1", in_background, "process {last} of its PID namespace");
 }
 
+/// As what an ordinary user keeps who has never been root of a user namespace.
+const NO_RIGHTS: u64 = 1 << 63;
+
 /// Every thread: the one in the guest's namespace may open ports below 1024 there, and nothing else; the first keeps the
 /// right to rights of `kept`; the one that reads resolv.conf may do nothing that any user can't.
 pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
@@ -66,19 +69,25 @@ pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
         let name = field("Name:").to_owned();
         assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1", "2"), "{name}");
         let (effective, permitted) = match &*name {
-            "pasta" => (0, kept),
+            "pasta" | "passt" => (0, kept),
             "opener" => (CapabilitySet::NET_BIND_SERVICE.bits(), CapabilitySet::NET_BIND_SERVICE.bits()),
             _ => (0, 0),
         };
         let sets = [("Eff", effective), ("Prm", permitted), ("Inh", 0), ("Amb", 0), ("Bnd", 0)];
-        for (set, rights) in sets {
+        // Without any right one can't empty the bounding set either, which no_new_privs makes up for.
+        let len = if kept == NO_RIGHTS { 4 } else { 5 };
+        for (set, rights) in &sets[..len] {
             let set = format!("Cap{set}:");
-            assert_eq!(u64::from_str_radix(field(&set), 16), Ok(rights), "{set} of {name}");
+            assert_eq!(u64::from_str_radix(field(&set), 16), Ok(*rights & !NO_RIGHTS), "{set} of {name}");
         }
         names.push(name);
     }
     names.sort();
-    assert_eq!(names, ["opener", "pasta", "resolv.conf"]);
+    let passt = status(pid, "Name") == "passt";
+    assert_eq!(
+        names,
+        if passt { &["passt", "resolv.conf"][..] } else { &["opener", "pasta", "resolv.conf"] }
+    );
 }
 
 #[test]
@@ -91,6 +100,40 @@ fn a_daemon_is_apart_from_everything() {
         let daemon = stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
         assert_apart(daemon.pid, &guest.pid(), true);
     });
+}
+
+/// Passt has a user namespace of its own, too, in which it is nobody (SPEC §10.3).
+#[test]
+fn passt_is_apart_from_everything() {
+    let stage = Stage::new();
+    for user in User::ALL.into_iter().filter(|user| user.available()) {
+        let socket = stage.path(&format!("socket-{user:?}"));
+        let daemon = stage.serve(user, &["-s", socket.to_str().unwrap()]);
+        assert_threads_harmless(daemon.pid, 0);
+        if may_look() {
+            assert_apart(daemon.pid, "self", true);
+            assert_ne!(namespace(&daemon.pid.to_string(), "user"), namespace("self", "user"));
+        }
+        daemon.send(Signal::TERM);
+        daemon.assert_ends();
+    }
+}
+
+/// Where user namespaces are forbidden: root needs none, for others there is Landlock.
+#[test]
+fn passt_without_a_user_namespace() {
+    let stage = Stage::new();
+    for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
+        let socket = stage.path(&format!("socket-{user:?}"));
+        let start = || stage.serve(user, &["-s", socket.to_str().unwrap()]);
+        let daemon = refusing(&[no_unshare(UnshareFlags::NEWUSER)], Errno::PERM, start);
+        assert!(daemon.output.contains("No user namespace"), "{}", daemon.output);
+        assert_eq!(daemon.output.contains("Landlock"), user == User::Ordinary, "{}", daemon.output);
+        assert_threads_harmless(daemon.pid, if user == User::Root { 0 } else { NO_RIGHTS });
+        if user == User::Root && may_look() {
+            assert_apart(daemon.pid, "self", true);
+        }
+    }
 }
 
 /// Who stays in the foreground stays in its PID namespace (SPEC §1.3.4).

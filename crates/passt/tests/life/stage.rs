@@ -99,6 +99,7 @@ impl Stage {
         let mut install = Command::new("install");
         install.args(["-m", "755", env!("CARGO_BIN_EXE_pasta")]).arg(dir.path().join("pasta"));
         assert!(install.status().unwrap().success());
+        std::os::unix::fs::symlink("pasta", dir.path().join("passt")).unwrap();
         Self { dir }
     }
 
@@ -108,18 +109,18 @@ impl Stage {
 
     /// Pasta, by `user`, with `args` to come.
     pub(crate) fn pasta(&self, user: User) -> Command {
-        let mut command = user.command(self.path("pasta"));
+        self.program("pasta", user)
+    }
+
+    fn program(&self, name: &str, user: User) -> Command {
+        let mut command = user.command(self.path(name));
         command.current_dir(self.dir.path());
         command
     }
 
     /// The same program under its other name.
     pub(crate) fn passt(&self, user: User) -> Command {
-        let path = self.path("passt");
-        let _ = std::os::unix::fs::symlink("pasta", &path);
-        let mut command = user.command(path);
-        command.current_dir(self.dir.path());
-        command
+        self.program("passt", user)
     }
 
     /// Runs pasta with `args` to its end.
@@ -134,8 +135,17 @@ impl Stage {
 
     /// Attaches pasta with `args`, and waits until it is in the background.
     pub(crate) fn attach(&self, user: User, args: &[&str]) -> Daemon {
+        self.start("pasta", user, args)
+    }
+
+    /// Starts passt with `args`, and waits until it is in the background.
+    pub(crate) fn serve(&self, user: User, args: &[&str]) -> Daemon {
+        self.start("passt", user, args)
+    }
+
+    fn start(&self, program: &str, user: User, args: &[&str]) -> Daemon {
         let pid_file = self.path(&format!("pid-{}", unique()));
-        let output = self.pasta(user).arg("--pid").arg(&pid_file).args(args).output().unwrap();
+        let output = self.program(program, user).arg("--pid").arg(&pid_file).args(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {output:?}");
         let mut daemon = Daemon::of(pid_file);
         daemon.output = stderr(&output) + &stdout(&output);
