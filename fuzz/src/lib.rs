@@ -20,6 +20,7 @@ pub mod resolv_conf;
 pub mod seeds;
 pub mod segment;
 pub mod stream;
+pub mod vhost_user;
 
 /// A function that takes any bytes.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +38,7 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("segment", 20_000, segment::target),
@@ -52,4 +53,6 @@ pub const TARGETS: [Target; 14] = [
     target("resolv_conf", 10_000, resolv_conf::target),
     target("command_line", 10_000, command_line::target),
     target("control", 20_000, control::target),
+    target("vhost_messages", 3_000, vhost_user::messages),
+    target("vhost_rings", 3_000, vhost_user::rings),
 ];

@@ -20,6 +20,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(dhcp());
     seeds.extend(texts());
     seeds.extend(control());
+    seeds.extend(crate::vhost_user::seeds());
     seeds
 }
 

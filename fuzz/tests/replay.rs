@@ -59,5 +59,5 @@ macro_rules! replay {
 
 replay! {
     receive_path frames segment stream options arp ndp dhcp dhcpv6 icmp_error port_spec resolv_conf command_line
-    control
+    control vhost_messages vhost_rings
 }

@@ -22,7 +22,7 @@ mod identity;
 pub mod io;
 #[cfg(test)]
 mod isolated;
-mod link;
+pub mod link;
 pub mod listen;
 mod logging;
 pub mod memory;

@@ -3,7 +3,7 @@
 pub(crate) mod entrance;
 pub(crate) mod stream;
 pub(crate) mod tap;
-pub(crate) mod vhost_user;
+pub mod vhost_user;
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -42,15 +42,15 @@ pub(crate) enum Medium {
 
 /// What has changed about a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Change {
+pub struct Change {
     /// There may be frames to receive.
-    pub(crate) frames: bool,
+    pub frames: bool,
     /// It takes frames again, if it was full.
-    pub(crate) room: bool,
+    pub room: bool,
     /// There is a guest that can hear us, from now on.
-    pub(crate) up: bool,
+    pub up: bool,
     /// The guest has gone, and no other may come.
-    pub(crate) over: bool,
+    pub over: bool,
 }
 
 /// A frame of the guest, while it is handled.

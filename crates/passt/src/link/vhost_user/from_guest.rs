@@ -22,7 +22,7 @@ const BATCH: u16 = 32;
 
 /// A frame of the guest, while it is handled.
 #[derive(Debug, Default)]
-pub(crate) struct Inbox {
+pub struct Inbox {
     /// Header and head, or all of the frame.
     copied: Vec<u8>,
     /// Bytes in `copied`.
@@ -35,12 +35,13 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     /// Room for frames.
-    pub(crate) fn new() -> Self {
+    #[must_use]
+    pub fn new() -> Self {
         Self { copied: vec![0; BUFFER_LEN], ..Self::default() }
     }
 
     /// The frame's head, and all of it.
-    pub(crate) fn frame(&mut self) -> (&[u8], Payload<'_>) {
+    pub fn frame(&mut self) -> (&[u8], Payload<'_>) {
         let copy = self.copied.get(HEADER_LEN..self.len).unwrap_or_default();
         let head = &copy[..copy.len().min(HEAD_LEN)];
         if self.places.is_empty() {

@@ -31,7 +31,7 @@ use crate::pcap::Capture;
 use crate::trace::{self, Way};
 use device::Device;
 use features::Features;
-pub(crate) use from_guest::Inbox;
+pub use from_guest::Inbox;
 use from_guest::Transmitted;
 use session::{Ended, Session};
 use to_guest::Receiver;
@@ -51,7 +51,7 @@ pub(crate) fn qemu_options(path: &Path) -> String {
 }
 
 /// A vhost-user socket, and the device that a front-end has set up.
-pub(crate) struct VhostUserLink {
+pub struct VhostUserLink {
     listener: Option<OwnedFd>,
     one_off: bool,
     session: Option<Session>,
@@ -91,6 +91,12 @@ impl VhostUserLink {
         }
     }
 
+    /// A link to the front-end at the other end of `socket`.
+    #[must_use]
+    pub fn connected(socket: OwnedFd, mtu: u16) -> Self {
+        Self::new(Entrance::Connected(socket), mtu, None)
+    }
+
     /// See [`super::Medium::counters`].
     pub(crate) fn counters(&self) -> Counters {
         let dropped = self.counters.dropped + self.transmitted.dropped + self.receiver.dropped;
@@ -102,8 +108,11 @@ impl VhostUserLink {
         self.capture.is_some() || log::log_enabled!(log::Level::Trace)
     }
 
-    /// See [`super::Medium::watch`].
-    pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    /// Has `epoll` watch the link. To be called in the process that will wait.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
         if let Some(listener) = &self.listener {
             epoll::add(epoll, listener, EventData::new_u64(event_word::link(LISTENER)), EventFlags::IN)
                 .context("can't watch the guest's socket")?;
@@ -126,8 +135,12 @@ impl VhostUserLink {
         EventFlags::IN | EventFlags::RDHUP | EventFlags::ET
     }
 
-    /// See [`super::Medium::on_event`].
-    pub(crate) fn on_event(&mut self, source: u32, _: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    /// Takes an event of one of the descriptors: 0 is the listening socket, 1 the front-end's, from 2 on those of the
+    /// queues.
+    ///
+    /// # Errors
+    /// None: what a front-end does wrong is its own end.
+    pub fn on_event(&mut self, source: u32, _: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
         match source {
             LISTENER => {
                 if let Some(listener) = &self.listener
@@ -196,7 +209,7 @@ impl VhostUserLink {
     }
 
     /// Receives a frame into `inbox`, if there is one: what was left undone in it.
-    pub(crate) fn receive(&mut self, inbox: &mut Inbox) -> Option<Offload> {
+    pub fn receive(&mut self, inbox: &mut Inbox) -> Option<Offload> {
         let watched = self.is_watched();
         let offload = self.transmitted.next(&mut self.device, inbox, watched)?;
         self.counters.received += 1;
@@ -209,8 +222,12 @@ impl VhostUserLink {
         Some(offload)
     }
 
-    /// See [`super::Medium::finish_round`].
-    pub(crate) fn finish_round(&mut self, full: bool, _: &OwnedFd) -> anyhow::Result<Change> {
+    /// To be called after each round of events: shows the guest what was done. If the link was found `full`, a report will
+    /// say when it is not.
+    ///
+    /// # Errors
+    /// None.
+    pub fn finish_round(&mut self, full: bool, _: &OwnedFd) -> anyhow::Result<Change> {
         if let Some(capture) = &mut self.capture {
             capture.flush();
         }
