@@ -11,6 +11,10 @@ fn link(mode: &str, path: &str) -> (Vec<String>, &'static [&'static str]) {
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
     match mode {
         "stream" => (words(format!("-netdev stream,id=s,server=off,addr.type=unix,addr.path={path}")), &[]),
+        "vhost-user" => (
+            words(format!("-chardev socket,id=c,path={path} -netdev vhost-user,id=s,chardev=c")),
+            &["--vhost-user"],
+        ),
         other => panic!("no way called {other}"),
     }
 }
@@ -80,4 +84,10 @@ fn serve_tftp(net: &Net, server: &std::net::UdpSocket, file: &[u8]) {
 #[ignore = "needs QEMU and a guest: see .ci/run"]
 fn stream() {
     machine("stream");
+}
+
+#[test]
+#[ignore = "needs QEMU and a guest: see .ci/run"]
+fn vhost_user() {
+    machine("vhost-user");
 }
