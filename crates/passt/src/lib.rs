@@ -209,9 +209,10 @@ fn open_door(
 ) -> anyhow::Result<Site> {
     let entrance = match inherited {
         Some(socket) => Entrance::connected(socket).context("can't use the socket (--fd)")?,
-        None => {
-            Entrance::Listener { socket: listen_for_guest(&config.passt)?, one_off: config.passt.one_off }
-        }
+        None => Entrance::Listener {
+            socket: entrance::Listener::new(listen_for_guest(&config.passt)?),
+            one_off: config.passt.one_off,
+        },
     };
     Ok(Site {
         prepared: boot.serve_socket(config)?,

@@ -18,7 +18,7 @@ use wire::offload::Offload;
 use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 use wire::train::Train;
 
-use super::entrance::{Entrance, accept};
+use super::entrance::{Entrance, Listener, accept};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::memory::Vectored;
@@ -44,7 +44,7 @@ pub(crate) fn qemu_options(path: &Path) -> String {
 
 /// A stream socket, or one to come.
 pub(crate) struct StreamLink {
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
     one_off: bool,
     client: Option<Client>,
     outbox: Outbox,

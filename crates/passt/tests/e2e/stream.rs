@@ -351,6 +351,21 @@ fn a_path_in_use() {
     expect_answers(&mut socket, 1);
 }
 
+/// Whatever the outside takes, there is a descriptor for the guest.
+#[test]
+fn a_guest_gets_in_at_the_limit_of_open_files() {
+    need!("prlimit");
+    let Some(net) = Net::new() else { return };
+    let path = net.path("guest.socket");
+    let passt = net.passt(&["--socket", &path, "-t", "7001"]);
+    net.host.sh(&format!("prlimit --pid {} --nofile=60:60", passt.pid));
+    let _waiting: Vec<_> = (0..100).map(|_| net.peer.start_connect((HOST[0], 7001))).collect();
+    wait_until("the limit", || passt.descriptors() >= 60);
+    let mut socket = connect(&net);
+    socket.write_all(&question()).unwrap();
+    expect_answers(&mut socket, 1);
+}
+
 // Starts of other programs.
 
 /// SPEC §2.3, libvirt; §1.9: it ends with its client, quietly.

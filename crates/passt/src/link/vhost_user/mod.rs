@@ -23,7 +23,7 @@ use engine::link::{Full, LARGEST_SEGMENT, Link, Slot};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use wire::offload::Offload;
 
-use super::entrance::{Entrance, accept};
+use super::entrance::{Entrance, Listener, accept};
 use super::{Change, Counters};
 use crate::event_word;
 use crate::memory::Vectored;
@@ -52,7 +52,7 @@ pub(crate) fn qemu_options(path: &Path) -> String {
 
 /// A vhost-user socket, and the device that a front-end has set up.
 pub struct VhostUserLink {
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
     one_off: bool,
     session: Option<Session>,
     /// A socket that was connected from the start, until we watch it.
