@@ -31,6 +31,7 @@ pub mod pasta;
 mod pcap;
 pub mod pesto;
 pub mod plan;
+pub mod qrap;
 mod sandbox;
 mod scan;
 mod shard;

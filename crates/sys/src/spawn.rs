@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -118,8 +118,9 @@ fn await_single_thread() -> io::Result<()> {
 }
 
 /// Replaces this process by `program`, looked up in PATH if it has no slash. It gets `args` (the first is its own
-/// name), the environment, and no descriptor above 2. Returns only to say why it failed.
-pub fn exec(program: &OsStr, args: &[OsString]) -> io::Error {
+/// name), the environment, and no descriptor above 2 but for the `given` one, under the number beside it. Returns only
+/// to say why it failed.
+pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, RawFd)>) -> io::Error {
     let program = match CString::new(program.as_bytes()) {
         Ok(program) => program,
         Err(e) => return e.into(),
@@ -132,8 +133,26 @@ pub fn exec(program: &OsStr, args: &[OsString]) -> io::Error {
     argv.push(ptr::null());
     close_on_exec(3);
     // SAFETY: both strings end in a zero byte, `argv` in a null pointer, and all live until the call returns.
-    unsafe { libc::execvp(program.as_ptr(), argv.as_ptr()) };
-    io::Error::last_os_error()
+    let exec = || unsafe { libc::execvp(program.as_ptr(), argv.as_ptr()) };
+    let Some((fd, number)) = given else {
+        exec();
+        return io::Error::last_os_error();
+    };
+    let replaced = inherited(number).ok();
+    // SAFETY: what has the number is put back below, before anybody else can look, unless there is nobody any more.
+    let failed =
+        unsafe { libc::dup2(fd.as_raw_fd(), number) < 0 || libc::fcntl(number, libc::F_SETFD, 0) < 0 };
+    if !failed {
+        exec();
+    }
+    let error = io::Error::last_os_error();
+    match replaced {
+        // SAFETY: see above.
+        Some(replaced) => drop(unsafe { libc::dup3(replaced.as_raw_fd(), number, libc::O_CLOEXEC) }),
+        // SAFETY: the number was not in use.
+        None => drop(unsafe { libc::close(number) }),
+    }
+    error
 }
 
 /// Marks all descriptors from `first` on to be closed on exec. Our own are opened so; this is for a library's.

@@ -178,7 +178,7 @@ fn become_command(
     setrlimit(Resource::Nofile, *request.open_files).context("can't restore the limit of open files")?;
     request.signals.restore().context("can't restore signals")?;
     let (program, args) = command_line(request.command, std::env::var_os("SHELL"));
-    let error = sys::spawn::exec(&program, &args);
+    let error = sys::spawn::exec(&program, &args, None);
     Err(error).with_context(|| format!("can't run '{}'", program.display()))
 }
 

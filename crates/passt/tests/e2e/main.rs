@@ -24,6 +24,7 @@ mod link;
 mod local;
 mod nat;
 mod pesto;
+mod qrap;
 mod rules;
 mod splice;
 mod start;

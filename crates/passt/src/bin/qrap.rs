@@ -1,0 +1,5 @@
+//! `qrap`: see the library crate.
+
+fn main() -> std::process::ExitCode {
+    passt::qrap::main()
+}

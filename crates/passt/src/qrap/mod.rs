@@ -1,0 +1,57 @@
+//! `qrap`: starts a QEMU that can't connect to a UNIX socket itself (before 7.2) with one that is connected to a passt
+//! (SPEC §9.6).
+
+mod command;
+mod probe;
+
+use std::convert::Infallible;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use self::command::{Network, Start};
+
+const USAGE: &str = "\
+Usage: qrap FD QEMU ARGUMENT...    run QEMU as it is, with a passt's socket as descriptor FD
+       qrap ARGUMENT...            run this machine's QEMU with its network replaced by a passt's
+
+passt has to run, at one of the socket paths that it chooses by itself. QEMU 7.2 and later need no qrap: see passt(1).
+";
+
+/// Runs QEMU in place of this process; returns only to say why not.
+pub fn main() -> ExitCode {
+    let Err(error) = run(env::args_os().skip(1).collect());
+    // If that can't be told, the exit status still says it.
+    drop(writeln!(io::stderr(), "qrap: {error:#}"));
+    ExitCode::FAILURE
+}
+
+fn run(arguments: Vec<OsString>) -> anyhow::Result<Infallible> {
+    if arguments.is_empty() {
+        bail!("nothing to run\n{USAGE}");
+    }
+    let Start { programs, arguments, network } =
+        command::read(arguments).map_err(|error| error.context(USAGE))?;
+    let socket = match network {
+        Network::None => None,
+        Network::At(number) => Some((probe::find()?, number)),
+    };
+    let given = socket.as_ref().map(|(socket, number)| (socket.as_fd(), *number));
+    let mut error = None;
+    for program in &programs {
+        let mut line = vec![program.clone()];
+        line.extend_from_slice(&arguments);
+        let failed = sys::spawn::exec(program, &line, given);
+        if failed.kind() != io::ErrorKind::NotFound {
+            return Err(failed).with_context(|| format!("can't run {}", program.display()));
+        }
+        error = Some(failed);
+    }
+    let names: Vec<_> = programs.iter().map(|program| OsStr::to_string_lossy(program)).collect();
+    Err(error.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+        .with_context(|| format!("can't run {}", names.join(" or ")))
+}
