@@ -46,7 +46,7 @@ fn packet_end(frame: &[u8]) -> Option<usize> {
     Some((ethernet::HEADER_LEN + len).min(frame.len()))
 }
 
-/// The segments of a super-frame, one after the other, each complete with checksums.
+/// The segments of a super-frame, one after the other, each complete with checksums unless they are left open.
 #[derive(Debug)]
 pub struct Segments<'a> {
     headers: &'a [u8],
@@ -54,6 +54,8 @@ pub struct Segments<'a> {
     kind: SegmentKind,
     size: usize,
     next: usize,
+    /// The checksum is left to who receives a segment.
+    open: bool,
 }
 
 impl<'a> Segments<'a> {
@@ -73,7 +75,14 @@ impl<'a> Segments<'a> {
             };
         let (headers, payload) = frame.split_at_checked(header_len)?;
         let size = usize::from(segmentation.size);
-        (size > 0).then_some(Self { headers, payload, kind: segmentation.kind, size, next: 0 })
+        (size > 0).then_some(Self { headers, payload, kind: segmentation.kind, size, next: 0, open: false })
+    }
+
+    /// The same segments with their checksums left as open as the super-frame's: [`Offload::checksum`] is true of each.
+    #[must_use]
+    pub const fn unsummed(mut self) -> Self {
+        self.open = true;
+        self
     }
 
     /// Writes the next segment to `buffer`; its length in bytes, or none after the last, or if the
@@ -142,9 +151,13 @@ impl<'a> Segments<'a> {
                 usize::from(udp::CHECKSUM_OFFSET)
             }
         };
-        // Headers are of even length.
-        let sum = pseudo_header.bytes(bytes).bytes(payload).finish();
-        let sum = if sum == 0 { 0xffff } else { sum };
+        let sum = if self.open {
+            pseudo_header.folded()
+        } else {
+            // Headers are of even length.
+            let sum = pseudo_header.bytes(bytes).bytes(payload).finish();
+            if sum == 0 { 0xffff } else { sum }
+        };
         bytes.get_mut(at..at + 2)?.copy_from_slice(&sum.to_be_bytes());
         Some(())
     }
@@ -179,4 +192,54 @@ fn fix_network_header(headers: &mut [u8], payload_len: usize, protocol: u8) -> O
 
 fn pseudo(source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Sum {
     Sum::new().pseudo_header(source, destination, protocol, len)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+
+    use alloc::{vec, vec::Vec};
+
+    use super::*;
+    use crate::{
+        ethernet::Mac,
+        frame::Outgoing,
+        tcp::{Flags, Header, Seq},
+    };
+
+    /// A checksum that was left open and is completed by the receiver is the one that we would have computed.
+    #[test]
+    fn checksums_left_open_can_be_completed() {
+        for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
+            let outgoing = Outgoing {
+                source_mac: Mac([2, 0, 0, 0, 0, 1]),
+                destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                hop_limit: 64,
+                traffic_class: 0,
+                flow_label: 0,
+            };
+            let start = outgoing.headroom(tcp::HEADER_LEN);
+            let mut frame: Vec<u8> = (0..start + 2501).map(|byte| byte as u8).collect();
+            let header = Header::new((5, 80), Seq(u32::MAX), Seq(7), Flags::ACK, 100, 0);
+            let offload = outgoing.tcp(&mut frame, header, &[], 2501, Some(1000)).unwrap().offload;
+            let segments = |mut segments: Segments<'_>| {
+                let mut all = Vec::new();
+                let mut buffer = vec![0; 2000];
+                while let Some(len) = segments.write_next(&mut buffer) {
+                    all.push(buffer[..len].to_vec());
+                }
+                all
+            };
+            let summed = segments(Segments::new(&frame, &offload).unwrap());
+            let mut open = segments(Segments::new(&frame, &offload).unwrap().unsummed());
+            assert_eq!((summed.len(), open.len()), (3, 3));
+            for (open, summed) in open.iter_mut().zip(&summed) {
+                assert_ne!(open, summed);
+                assert!(complete_checksum(open, &Offload { segmentation: None, ..offload }));
+                assert_eq!(open, summed);
+            }
+        }
+    }
 }

@@ -27,8 +27,8 @@ const NUM_BUFFERS_AT: usize = 10;
 pub(super) struct Receiver {
     /// A header and a frame.
     slot: Vec<u8>,
-    /// One segment with its header, where the guest wants no super-frames.
-    segment: Vec<u8>,
+    /// The headers of one segment, where the guest wants no super-frames.
+    segment: [u8; HEADER_LEN + HEADERS],
     pieces: Vec<Piece>,
     chains: Vec<Chain>,
     /// Room in the guest's buffers.
@@ -62,7 +62,7 @@ impl Receiver {
     pub(super) fn new(mtu: u16) -> Self {
         Self {
             slot: vec![0; super::from_guest::BUFFER_LEN],
-            segment: Vec::new(),
+            segment: [0; HEADER_LEN + HEADERS],
             pieces: Vec::new(),
             chains: Vec::new(),
             room: Pieces::default(),
@@ -186,7 +186,7 @@ impl Receiver {
             place.copy_from_slice(&header);
         }
         let head = self.slot.get(..end).unwrap_or_default();
-        let done = scatter(memory, &self.pieces, head, end).and_then(|()| {
+        let done = scatter(memory, &self.pieces, [head, &[]], end).and_then(|()| {
             mark(memory, &self.pieces, needed);
             give_back(ring, memory, &self.chains, needed)
         });
@@ -204,12 +204,12 @@ impl Receiver {
         let queue = queue_for(device, frame).ok_or(Full)?;
         if device.features.takes(offload, is_ipv6(frame)) {
             header.copy_from_slice(&offload.to_virtio());
-            return self.deliver(device, queue, bytes);
+            return self.deliver(device, queue, bytes, &[]);
         }
         let Some(mut segments) = Segments::new(frame, offload) else {
             complete_checksum(frame, offload);
             header.copy_from_slice(&Offload::default().to_virtio());
-            return self.deliver(device, queue, bytes);
+            return self.deliver(device, queue, bytes, &[]);
         };
         if let Some(segmentation) = offload.segmentation {
             // All of them or none: a stream that lost some would wait for their retransmission.
@@ -217,19 +217,24 @@ impl Receiver {
             let longest = HEADER_LEN + HEADERS + size;
             self.expect(device, queue, frame.len().div_ceil(size), longest)?;
         }
-        let mut segment = std::mem::take(&mut self.segment);
-        segment.resize(super::from_guest::BUFFER_LEN, 0);
+        // Who takes a frame without a checksum takes segments without.
+        let mut left = Offload::default();
+        if device.features.contains(Features::GUEST_CSUM) {
+            segments = segments.unsummed();
+            left.checksum = offload.checksum;
+        }
+        let mut segment = self.segment;
         let mut sent = false;
         let mut result = Ok(());
-        while let Some(len) = segments.write_next(&mut segment[HEADER_LEN..]) {
-            segment[..HEADER_LEN].copy_from_slice(&Offload::default().to_virtio());
-            result = self.deliver(device, queue, &mut segment[..HEADER_LEN + len]);
+        while let Some((len, payload)) = segments.write_next_header(&mut segment[HEADER_LEN..]) {
+            segment[..HEADER_LEN].copy_from_slice(&left.to_virtio());
+            let payload = frame.get(payload).unwrap_or_default();
+            result = self.deliver(device, queue, &mut segment[..HEADER_LEN + len], payload);
             if result.is_err() {
                 break;
             }
             sent = true;
         }
-        self.segment = segment;
         // What is missing will be retransmitted, or was a datagram.
         if sent { Ok(()) } else { result }
     }
@@ -260,12 +265,19 @@ impl Receiver {
         }
     }
 
-    fn deliver(&mut self, device: &mut Device, index: usize, bytes: &mut [u8]) -> Result<(), Full> {
+    /// Sends a frame, made of a first part with a header in front, and a second one.
+    fn deliver(
+        &mut self,
+        device: &mut Device,
+        index: usize,
+        first: &mut [u8],
+        second: &[u8],
+    ) -> Result<(), Full> {
         let merges = device.features.contains(Features::MRG_RXBUF);
         let Device { queues, memory, .. } = device;
         let queue = &mut queues[index];
         let Some(ring) = &mut queue.ring else { return Err(Full) };
-        match self.write(ring, memory, merges, bytes) {
+        match self.write(ring, memory, merges, first, second) {
             Ok(Delivery::Done) => {
                 if ring.unpublished() >= BATCH {
                     queue.publish(index, memory);
@@ -293,15 +305,16 @@ impl Receiver {
         ring: &mut Ring,
         memory: &Memory,
         merges: bool,
-        bytes: &mut [u8],
+        first: &mut [u8],
+        second: &[u8],
     ) -> Result<Delivery, Broken> {
-        let needed = bytes.len().max(HEADER_LEN + MIN_FRAME_LEN);
+        let needed = (first.len() + second.len()).max(HEADER_LEN + MIN_FRAME_LEN);
         let delivery = self.gather(ring, memory, merges, needed)?;
         if let Delivery::Done = delivery {
-            if let Some(at) = bytes.get_mut(NUM_BUFFERS_AT..HEADER_LEN) {
+            if let Some(at) = first.get_mut(NUM_BUFFERS_AT..HEADER_LEN) {
                 at.copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
             }
-            scatter(memory, &self.pieces, bytes, needed)?;
+            scatter(memory, &self.pieces, [first, second], needed)?;
             mark(memory, &self.pieces, needed);
             give_back(ring, memory, &self.chains, needed)?;
         }
@@ -348,21 +361,26 @@ fn give_back(ring: &mut Ring, memory: &Memory, chains: &[Chain], len: usize) -> 
     Ok(())
 }
 
-/// Copies `bytes` to `pieces`, and zeros behind them up to `len` bytes.
-fn scatter(memory: &Memory, pieces: &[Piece], mut bytes: &[u8], len: usize) -> Result<(), Broken> {
+/// Copies bytes, in two parts, to `pieces`, and zeros behind them up to `len` bytes.
+fn scatter(
+    memory: &Memory,
+    pieces: &[Piece],
+    [mut bytes, mut second]: [&[u8]; 2],
+    len: usize,
+) -> Result<(), Broken> {
     let mut left = len;
     for &piece in pieces {
-        let slice = memory.slice(piece).ok_or(Broken::Buffer)?;
-        let (now, later) = bytes.split_at(bytes.len().min(slice.len()));
-        slice.copy_from(now);
-        let zeros = (slice.len() - now.len()).min(left - now.len()).min(MIN_FRAME_LEN);
-        if let (true, Ok(rest)) = (zeros > 0, slice.offset(now.len())) {
-            rest.copy_from(&[0; MIN_FRAME_LEN][..zeros]);
-        }
-        bytes = later;
-        left -= now.len() + zeros;
-        if left == 0 {
-            break;
+        let mut place = memory.slice(piece).ok_or(Broken::Buffer)?;
+        while left > 0 && !place.is_empty() {
+            if bytes.is_empty() {
+                bytes = std::mem::take(&mut second);
+            }
+            let source = if bytes.is_empty() { &[0; MIN_FRAME_LEN] } else { bytes };
+            let count = source.len().min(place.len()).min(left);
+            place.copy_from(&source[..count]);
+            bytes = bytes.get(count..).unwrap_or_default();
+            place = place.offset(count).map_err(|_| Broken::Buffer)?;
+            left -= count;
         }
     }
     Ok(())
