@@ -8,7 +8,6 @@ use engine::flow::Endpoints;
 use engine::forward::Rule;
 use engine::forward::spec::Direction;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
@@ -23,9 +22,7 @@ pub(crate) struct Acceptors {
     ports: Vec<Option<Port>>,
     /// Indices of `ports` that are free.
     free: Vec<usize>,
-    /// Given up for a moment to take in, and refuse, a connection when there is no descriptor left for it.
-    reserve: Option<OwnedFd>,
-    /// Connections refused for want of a descriptor.
+    /// How often those that waited were refused, for want of a descriptor or memory.
     pub(crate) refused: u64,
 }
 
@@ -58,7 +55,7 @@ pub(crate) enum Way {
 impl Acceptors {
     /// No socket yet, to be watched by no more than one epoll set.
     pub(crate) fn new() -> Self {
-        Self { ports: Vec::new(), free: Vec::new(), reserve: reserve(), refused: 0 }
+        Self { ports: Vec::new(), free: Vec::new(), refused: 0 }
     }
 
     /// Takes over the listening socket of `rule`'s `port`, to be watched by `epoll`; returns its index.
@@ -108,6 +105,16 @@ impl Acceptors {
         }
     }
 
+    /// Refuses all that wait to be accepted, which takes neither a descriptor nor memory. Left alone, they would wake us
+    /// again and again.
+    fn refuse_waiting(&mut self, index: usize, errno: Errno) {
+        log::warn!("Connections are refused: {errno}");
+        self.refused += 1;
+        if self.silence(index) {
+            self.restore(index);
+        }
+    }
+
     /// Lets a listening socket serve another rule.
     pub(crate) fn retarget(&mut self, index: usize, rule: &Rule, port: u16) {
         if let (Some(Some(open)), Some(target_port)) = (self.ports.get_mut(index), rule.target_port(port)) {
@@ -141,13 +148,8 @@ impl Acceptors {
                     return Some(Accepted { socket, way });
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(Errno::MFILE | Errno::NFILE) if self.reserve.is_some() => {
-                    // Left alone, it would wake us again and again: refuse it.
-                    self.reserve = None;
-                    drop(acceptfrom_with(&port.socket, flags));
-                    self.reserve = reserve();
-                    self.refused += 1;
-                    log::warn!("A connection is refused: the limit of open files is reached");
+                Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
+                    self.refuse_waiting(index, errno);
                     return None;
                 }
                 Err(_) => return None,
@@ -195,9 +197,4 @@ impl Port {
             remote: SocketAddr::new(inbound.source, peer.port()),
         })
     }
-}
-
-/// Something harmless to hold a descriptor with, which can be had in an empty root directory, too.
-fn reserve() -> Option<OwnedFd> {
-    eventfd(0, EventfdFlags::CLOEXEC).ok()
 }

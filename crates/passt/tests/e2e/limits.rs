@@ -3,9 +3,12 @@
 
 use crate::harness::*;
 use rustix::net::{SendFlags, send as send_frame};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use wire::ethernet::Mac;
 use wire::frame::Outgoing;
 use wire::tcp::{Flags, Header, Seq};
@@ -264,4 +267,36 @@ fn floods_of_syns() {
     wait_until("descriptors", || descriptors(&net, pid) <= before + 64);
     net.host.sh(&format!("kill {pid}"));
     assert_eq!(pasta.wait().code(), 0);
+}
+
+/// Without memory for a socket a connection from outside is refused, not left to wait (nor us to spin), and others live.
+#[test]
+fn out_of_memory_for_sockets() {
+    let Some(net) = Net::new() else { return };
+    let rules = BTreeMap::from([(libc::SYS_accept4, Vec::new())]);
+    let refuse = SeccompAction::Errno(libc::ENOMEM.cast_unsigned());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    // It holds for one thread and its children.
+    thread::scope(|scope| {
+        let start = || {
+            seccompiler::apply_filter(&filter).unwrap();
+            net.pasta(&["-t", "7001"]);
+        };
+        scope.spawn(start).join().unwrap();
+    });
+    let listener = net.peer.listen((PEER[0], 7000));
+    let mut old = net.guest.connect((PEER[0], 7000)).unwrap();
+    let (mut server, _) = accept(&listener);
+    let _inside = net.guest.listen((HOST[0], 7001));
+    for (from, to) in [(&net.peer, HOST[0]), (&net.host, LOOPBACK[0])] {
+        for _ in 0..3 {
+            let mut refused = from.connect((to, 7001)).unwrap();
+            let end = refused.read(&mut [0]);
+            assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
+        }
+    }
+    server.write_all(b"alive").unwrap();
+    old.read_exact(&mut [0; 5]).unwrap();
 }
