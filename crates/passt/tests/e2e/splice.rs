@@ -208,16 +208,20 @@ fn interrupted_r86() {
     assert!(daemon.runs());
 }
 
+/// A connection in by port 7000 and one out by port 7001: their clients and servers.
+fn both_ways(net: &Net) -> [(TcpStream, TcpStream); 2] {
+    [
+        through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000)),
+        through(&net.guest, (LOOPBACK[0], 7001), &net.host, (LOOPBACK[0], 7001)),
+    ]
+}
+
 /// each half ends by itself, and a full close is no reset.
 #[test]
 fn half_close_r85() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
-    let ways = [
-        through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000)),
-        through(&net.guest, (LOOPBACK[0], 7001), &net.host, (LOOPBACK[0], 7001)),
-    ];
-    for (client, server) in ways {
+    for (client, server) in both_ways(&net) {
         for (one, other) in [(&client, &server), (&server, &client)] {
             send(one, 5, 100_000);
             one.shutdown(Shutdown::Write).unwrap();
@@ -238,11 +242,7 @@ fn half_close_r85() {
 fn reset_r85() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
-    let ways = [
-        through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000)),
-        through(&net.guest, (LOOPBACK[0], 7001), &net.host, (LOOPBACK[0], 7001)),
-    ];
-    for (client, server) in ways {
+    for (client, server) in both_ways(&net) {
         send(&server, 7, 1000);
         receive(&client, 7, 500);
         sockopt::set_socket_linger(&server, Some(Duration::ZERO)).unwrap();
