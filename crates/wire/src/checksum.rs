@@ -69,10 +69,20 @@ impl Sum {
         u16::from_be(sum as u16)
     }
 
-    /// The checksum: the folded sum's complement.
+    /// The checksum: the folded sum's complement. Zero is a value like any other here (RFC 1624 §3).
     #[must_use]
     pub fn finish(self) -> u16 {
         !self.folded()
+    }
+
+    /// The checksum of UDP, in which zero means "no checksum": a computed zero is sent as all ones (RFC 768, RFC 8200
+    /// §8.1).
+    #[must_use]
+    pub fn finish_udp(self) -> u16 {
+        match self.finish() {
+            0 => 0xffff,
+            checksum => checksum,
+        }
     }
 }
 

@@ -28,10 +28,10 @@ pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> bool {
     if start > end || at + 2 > end {
         return false;
     }
-    let sum = Sum::new().bytes(&frame[start..end]).finish();
-    // UDP: a computed zero is sent as all ones (RFC 768); for TCP both mean the same.
-    let sum = if sum == 0 { 0xffff } else { sum };
-    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    let sum = Sum::new().bytes(&frame[start..end]);
+    // Only UDP has its checksum there, of the protocols that leave one open (TCP, UDP).
+    let checksum = if partial.offset == udp::CHECKSUM_OFFSET { sum.finish_udp() } else { sum.finish() };
+    frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     true
 }
 
@@ -151,14 +151,17 @@ impl<'a> Segments<'a> {
                 usize::from(udp::CHECKSUM_OFFSET)
             }
         };
-        let sum = if self.open {
+        let checksum = if self.open {
             pseudo_header.folded()
         } else {
             // Headers are of even length.
-            let sum = pseudo_header.bytes(bytes).bytes(payload).finish();
-            if sum == 0 { 0xffff } else { sum }
+            let sum = pseudo_header.bytes(bytes).bytes(payload);
+            match self.kind {
+                SegmentKind::Tcp4 | SegmentKind::Tcp6 => sum.finish(),
+                SegmentKind::Udp => sum.finish_udp(),
+            }
         };
-        bytes.get_mut(at..at + 2)?.copy_from_slice(&sum.to_be_bytes());
+        bytes.get_mut(at..at + 2)?.copy_from_slice(&checksum.to_be_bytes());
         Some(())
     }
 }

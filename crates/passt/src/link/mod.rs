@@ -1,5 +1,7 @@
 //! Links to the guest: where Ethernet frames come from and go to (SPEC §9).
 
+#[cfg(test)]
+mod all_sums;
 pub(crate) mod entrance;
 pub(crate) mod stream;
 pub(crate) mod tap;

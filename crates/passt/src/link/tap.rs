@@ -229,3 +229,6 @@ impl Link for TapLink {
         result
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -193,3 +193,6 @@ impl Outbox {
         self.clear();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -423,3 +423,6 @@ fn spread(frame: &[u8]) -> u32 {
 fn is_ipv6(frame: &[u8]) -> bool {
     frame.get(ethernet::HEADER_LEN - 2..ethernet::HEADER_LEN) == Some(&ethertype::IPV6.to_be_bytes())
 }
+
+#[cfg(test)]
+mod tests;

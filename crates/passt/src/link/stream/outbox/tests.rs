@@ -1,0 +1,26 @@
+use super::*;
+use crate::link::all_sums;
+
+/// The frames that wait, each behind its length.
+fn waiting(outbox: &Outbox) -> Vec<Vec<u8>> {
+    let mut stream: Vec<u8> = Vec::new();
+    outbox.pieces.iter().for_each(|piece| stream.extend_from_slice(&outbox.buffer[piece.clone()]));
+    let (mut frames, mut rest) = (Vec::new(), &stream[..]);
+    while let Some((len, more)) = rest.split_first_chunk::<PREFIX_LEN>() {
+        let (frame, more) = more.split_at(u32::from_be_bytes(*len) as usize);
+        frames.push(frame.to_vec());
+        rest = more;
+    }
+    frames
+}
+
+#[test]
+fn all_sums_are_right() {
+    let mut outbox = Outbox::new();
+    all_sums::check(|frame, offload| {
+        outbox.clear();
+        outbox.reserve(frame.len()).unwrap().copy_from_slice(frame);
+        outbox.commit(frame.len(), offload, None).unwrap();
+        waiting(&outbox)
+    });
+}
