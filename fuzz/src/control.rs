@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use passt::control::wire::{
+use control::message::{
     Decoded, Error, MAX_LEN, decode_announcement, decode_update, encode_announcement, encode_update,
 };
 

@@ -1,11 +1,11 @@
 //! The corpus's beginnings, written by `cargo run -p fuzz --bin seeds`: one input for each thing that a target
 //! should get to see. Inputs that were found since then, and captured frames, lie beside them.
 
+use control::message::{Announced, Capabilities, Pif, Update, encode_announcement, encode_update};
 use engine::forward::{
     Enabled, PortRange, Protocol,
     spec::{self, Direction, Spec},
 };
-use passt::control::wire::{Announced, Capabilities, Pif, Update, encode_announcement, encode_update};
 
 use crate::receive_path::{RECORD, dhcp_message};
 

@@ -1,6 +1,7 @@
 //! Frames on a byte stream, each behind its length (SPEC §9.2): 32 bits, big-endian, then the Ethernet frame.
 
-use core::ops::Range;
+use core::fmt;
+use core::ops::{Range, RangeInclusive};
 
 use crate::ethernet;
 
@@ -12,6 +13,14 @@ pub const MAX_FRAME_LEN: usize = 65535;
 /// A length that no frame has: the stream can't be understood from here on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadLength(pub u32);
+
+/// Numbers of the sockets that passt tries if no path is given, see [`default_socket`].
+pub const DEFAULT_SOCKETS: RangeInclusive<u8> = 1..=99;
+
+/// The path of the socket with this number (SPEC §9.2).
+pub fn default_socket(number: u8) -> impl fmt::Display {
+    fmt::from_fn(move |f| write!(f, "/tmp/passt_{number}.socket"))
+}
 
 /// What stands in front of a frame of `len` bytes.
 #[must_use]

@@ -21,6 +21,15 @@ impl PortRange {
         (first <= last).then_some(Self { first, last })
     }
 
+    /// The range that net.ipv4.ip_local_port_range states: two numbers, both included. `None` if it is malformed.
+    pub fn from_sysctl(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(first)), Some(Ok(last))) => Self::new(first, last),
+            _ => None,
+        }
+    }
+
     /// The range of one port.
     pub fn single(port: u16) -> Self {
         Self { first: port, last: port }
@@ -85,5 +94,18 @@ impl PortRange {
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn range_of_ephemeral_ports_r103() {
+        assert_eq!(PortRange::from_sysctl("32768\t60999\n"), PortRange::new(32768, 60999));
+        for bad in ["", "1", "x y", "2 1", "1 65536"] {
+            assert_eq!(PortRange::from_sysctl(bad), None, "{bad}");
+        }
     }
 }

@@ -5,8 +5,8 @@ use engine::timer::Instant;
 
 use super::side::Side;
 use super::{Forwarder, Receivers};
-use crate::control::wire::{Announced, Capabilities, Pif, Update};
 use crate::logging::LIST;
+use control::message::{Announced, Capabilities, Pif, Update};
 
 impl Forwarder {
     /// The rules in force.

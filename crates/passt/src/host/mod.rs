@@ -1,7 +1,8 @@
 //! What the machine has: links, addresses, routes, resolvers (SPEC §3), as plain values.
 
+use engine::forward::PortRange;
 use std::{
-    fs, io,
+    fs,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     time::SystemTime,
@@ -192,32 +193,14 @@ pub(crate) fn ipv6_available() -> bool {
 /// The host's ephemeral ports: net.ipv4.ip_local_port_range, or those of RFC 6335 if it can't be read.
 pub fn ephemeral_ports() -> RangeInclusive<u16> {
     const PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-    fs::read_to_string(PATH).and_then(|text| parse_port_range(&text)).unwrap_or_else(|error| {
-        log::debug!("{PATH}: {error}");
-        EPHEMERAL_PORTS
-    })
-}
-
-/// the sysctl's two numbers, both inclusive.
-fn parse_port_range(text: &str) -> io::Result<RangeInclusive<u16>> {
-    let mut numbers = text.split_whitespace().map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(first)), Some(Ok(last))) if first <= last => Ok(first..=last),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    let text = fs::read_to_string(PATH).inspect_err(|error| log::debug!("{PATH}: {error}"));
+    let ports = text.ok().and_then(|text| PortRange::from_sysctl(&text));
+    ports.map_or(EPHEMERAL_PORTS, |ports| ports.first()..=ports.last())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn port_range() {
-        assert_eq!(parse_port_range("32768\t60999\n").unwrap(), 32768..=60999);
-        for bad in ["", "1", "x y", "2 1", "1 65536"] {
-            assert!(parse_port_range(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn octets_that_are_no_message_are_skipped() {

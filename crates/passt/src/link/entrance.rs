@@ -8,6 +8,7 @@ use anyhow::bail;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType, accept_with, getpeername, sockopt};
+use wire::stream::{DEFAULT_SOCKETS, default_socket};
 
 /// Where clients come from.
 pub(crate) enum Entrance {
@@ -78,7 +79,7 @@ fn reserve() -> Option<OwnedFd> {
 
 /// Where we listen if nobody says where, from the first on that is free (SPEC §9.2).
 pub(crate) fn default_paths() -> impl Iterator<Item = PathBuf> {
-    (1..100).map(|number| format!("/tmp/passt_{number}.socket").into())
+    DEFAULT_SOCKETS.map(|number| default_socket(number).to_string().into())
 }
 
 /// Takes in who knocks, unless somebody is there already.

@@ -5,9 +5,9 @@ use engine::timer::Instant;
 use rustix::event::epoll;
 
 use super::{Receivers, Shard};
-use crate::control::server::Server;
-use crate::control::wire::Update;
+use crate::control::Server;
 use crate::event_word::{CONTROL, CONTROL_CLIENT};
+use control::message::Update;
 
 /// The control socket, and what its clients may ask for.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ fn run(net: &Net, program: &str, args: &[&str]) -> Finished {
 }
 
 fn pesto(net: &Net, args: &[&str]) -> Finished {
-    run(net, env!("CARGO_BIN_EXE_pesto"), args)
+    run(net, companion("pesto"), args)
 }
 
 /// The lines that it prints, but for the first.
@@ -315,7 +315,7 @@ fn the_pesto_of_the_c_implementation() {
         &["-T", "127.0.0.1/22"],
         &["-s", "-U", "1-3:11-13", "-T", "none", "-u", "7099"],
     ] {
-        let [theirs, ours] = [&theirs[..], env!("CARGO_BIN_EXE_pesto")].map(|program| {
+        let [theirs, ours] = [&theirs[..], companion("pesto")].map(|program| {
             pesto(&net, &["-t", "7000", "-T", "7000"]).ok();
             let end = run(&net, program, args);
             (end.code(), end.stdout, end.stderr, rules(pesto(&net, &[])))

@@ -5,7 +5,7 @@ use crate::harness::*;
 /// The network, a `/tmp` of its own with nothing in it, and `qrap` and `passt` where that doesn't hide them.
 fn set_up() -> Option<Net> {
     let net = Net::new()?;
-    let (passt, qrap) = (env!("CARGO_BIN_EXE_passt"), env!("CARGO_BIN_EXE_qrap"));
+    let (passt, qrap) = (env!("CARGO_BIN_EXE_passt"), companion("qrap"));
     net.host.sh(&format!("cp {passt} {qrap} /run/; mount -t tmpfs tmpfs /tmp"));
     Some(net)
 }

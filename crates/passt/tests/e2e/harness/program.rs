@@ -1,8 +1,30 @@
 //! The program under test: which one, how it is started, and what it left.
 
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
 use super::net::{Net, Who};
 use super::ns::{Finished, Ns, Running};
 use super::wait_until;
+
+/// The path of `pesto` or `qrap`, which other packages of the workspace make. Cargo builds only the programs of the
+/// package under test, so they are built here, once for each test process.
+///
+/// # Panics
+/// They can't be built.
+pub(crate) fn companion(name: &'static str) -> &'static str {
+    static PATHS: LazyLock<[String; 2]> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_BIN_EXE_passt")).parent().unwrap();
+        let profile = if folder.ends_with("release") { "release" } else { "dev" };
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--profile", profile, "-p", "pesto", "-p", "qrap"]);
+        let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ["pesto", "qrap"].map(|name| folder.join(name).to_str().unwrap().to_owned())
+    });
+    PATHS.iter().find(|path| path.ends_with(name)).unwrap()
+}
 
 /// The program's path on the machine.
 pub(crate) fn path() -> String {

@@ -4,10 +4,10 @@ use std::os::unix::net::UnixStream;
 
 use engine::forward::{Listen, PortRange, Protocol, Rule};
 
-use super::super::reply::{self, Reply};
-use super::super::wire::{Capabilities, Pif, encode_announcement, encode_update};
 use super::*;
 use crate::unix_socket::listen_at;
+use control::message::{Capabilities, Pif, encode_announcement, encode_update};
+use control::reply::{self, Reply};
 
 /// A server in an event loop of its own, and a clock that goes only when it is told to.
 struct World {

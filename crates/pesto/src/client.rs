@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{print, tell};
-use crate::control::reply::{self, Reply};
-use crate::control::wire::{self, Announced, Decoded, Update};
+use control::message::{self, Announced, Decoded, Update};
+use control::reply::{self, Reply};
 
 /// How long to wait for a server that says nothing. It may have other clients before us, each with a time of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ impl Client {
     /// A message for people: nothing has changed.
     pub(super) fn update(&mut self, tables: &[Announced]) -> Result<Option<String>, String> {
         let update = Update(tables.iter().map(|table| (table.pif, table.rules.clone())).collect());
-        let sent = self.stream.write_all(&wire::encode_update(&update));
+        let sent = self.stream.write_all(&message::encode_update(&update));
         // A server that has had enough before the end still may have said why.
         let sent = sent.and_then(|()| self.stream.shutdown(Shutdown::Write));
         match reply::read(&self.stream) {
@@ -84,7 +84,7 @@ fn receive(mut stream: &UnixStream) -> Result<Vec<Announced>, String> {
                 _ => format!("Error reading from control socket: {}", plain(&error)),
             });
         }
-        match wire::decode_announcement(&bytes).map_err(|error| error.to_string())? {
+        match message::decode_announcement(&bytes).map_err(|error| error.to_string())? {
             Decoded::Whole(tables) => return Ok(tables),
             Decoded::Needs(more) => needs = more,
         }

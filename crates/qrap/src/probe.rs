@@ -10,12 +10,10 @@ use std::time::Duration;
 use anyhow::bail;
 use wire::ethernet::{self, Mac, ethertype};
 use wire::frame::Outgoing;
-use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, prefix};
+use wire::stream::{DEFAULT_SOCKETS, MAX_FRAME_LEN, PREFIX_LEN, default_socket, prefix};
 use wire::{arp, icmp, ndp};
 use zerocopy::IntoBytes;
 use zerocopy::big_endian::U16;
-
-use crate::link::entrance::default_paths;
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -33,8 +31,8 @@ const DUMMY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xffff);
 
 /// A connection to the first passt that takes one and answers, at one of the paths that it chooses by itself.
 pub(super) fn find() -> anyhow::Result<UnixStream> {
-    for path in default_paths() {
-        if let Some(socket) = ask(&path) {
+    for number in DEFAULT_SOCKETS {
+        if let Some(socket) = ask(Path::new(&default_socket(number).to_string())) {
             return Ok(socket);
         }
     }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use engine::forward::spec::{self, Context, Direction, Spec};
 use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
 
-use crate::control::wire::{Announced, Capabilities, Pif};
+use control::message::{Announced, Capabilities, Pif};
 
 /// What an option asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use engine::forward::Rule;
 
-use crate::control::wire::{Announced, Capabilities};
+use control::message::{Announced, Capabilities};
 
 /// Lines as the C implementation prints them, under a title.
 pub(super) fn text(title: &str, path: &Path, tables: &[Announced]) -> String {
@@ -130,7 +130,7 @@ mod tests {
     use engine::forward::{Listen, PortRange, Protocol};
 
     use super::*;
-    use crate::control::wire::Pif;
+    use control::message::Pif;
 
     fn table() -> Announced {
         let rule = Rule {

@@ -1,6 +1,7 @@
 //! `pesto`: shows and changes the forwarding rules of a passt or pasta that runs (SPEC §8.9).
 //!
 //! The tables that the server announces are edited as the options say, in their order, and sent back whole.
+#![forbid(unsafe_code)]
 
 mod client;
 mod edit;
@@ -15,11 +16,10 @@ use engine::forward::PortRange;
 use self::client::Client;
 use self::edit::Editor;
 use self::options::{Invocation, Request};
-use crate::control::wire::Announced;
-use crate::host;
+use control::message::Announced;
 
 /// Runs `pesto` as the command line says. An update that does not hold gives exit status 1 (Q16).
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let outcome = match options::parse(std::env::args_os()) {
         Ok(Invocation::Show(text)) => print(&text),
         Ok(Invocation::Run(request)) => run(&request),
@@ -65,8 +65,8 @@ fn show(request: &Request, title: &str, tables: &[Announced]) -> String {
 
 /// The ports that `all` and `auto` leave out (SPEC §8.7).
 fn ephemeral() -> PortRange {
-    let ports = host::ephemeral_ports();
-    PortRange::new(*ports.start(), *ports.end()).unwrap_or(PortRange::RFC6335_DYNAMIC)
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    PortRange::from_sysctl(&text).unwrap_or(PortRange::RFC6335_DYNAMIC)
 }
 
 /// Writes to standard output, whole.

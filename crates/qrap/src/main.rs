@@ -1,5 +1,6 @@
 //! `qrap`: starts a QEMU that can't connect to a UNIX socket itself (before 7.2) with one that is connected to a passt
 //! (SPEC §9.6).
+#![forbid(unsafe_code)]
 
 mod command;
 mod probe;
@@ -23,7 +24,7 @@ passt has to run, at one of the socket paths that it chooses by itself. QEMU 7.2
 ";
 
 /// Runs QEMU in place of this process; returns only to say why not.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Err(error) = run(env::args_os().skip(1).collect());
     // If that can't be told, the exit status still says it.
     drop(writeln!(io::stderr(), "qrap: {error:#}"));

@@ -1,4 +1,4 @@
-//! The server's end of the control socket.
+//! The server's end of the control socket (`--conf-path`, SPEC §8.9).
 //!
 //! A client can hold up nobody but other clients, and those not for long: it is never waited for, what it may send is
 //! bounded, and so is its time.
@@ -11,9 +11,9 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
-use super::reply;
-use super::wire::{self, Announced, Decoded, Update};
 use crate::event_word::{CONTROL, CONTROL_CLIENT};
+use control::message::{self, Announced, Decoded, Update};
+use control::reply;
 
 /// How long a client may take, from the beginning to the end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ enum Progress {
     Wants(Update),
     /// It is gone, or to be gone.
     Ends,
-    Refused(wire::Error),
+    Refused(message::Error),
 }
 
 impl Server {
@@ -102,7 +102,7 @@ impl Server {
         self.client = Some(Client {
             socket,
             deadline: now + PATIENCE,
-            output: wire::encode_announcement(&tables()),
+            output: message::encode_announcement(&tables()),
             input: Vec::new(),
             needs: 1,
         });
@@ -192,7 +192,7 @@ impl Client {
             if self.input.len() < self.needs {
                 continue;
             }
-            match wire::decode_update(&self.input) {
+            match message::decode_update(&self.input) {
                 Ok(Decoded::Whole(update)) => return Progress::Wants(update),
                 Ok(Decoded::Needs(needs)) => self.needs = needs,
                 Err(error) => return Progress::Refused(error),

@@ -1,5 +1,0 @@
-//! `pesto`: see the library crate.
-
-fn main() -> std::process::ExitCode {
-    passt::pesto::main()
-}

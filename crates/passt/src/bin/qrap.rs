@@ -1,5 +1,0 @@
-//! `qrap`: see the library crate.
-
-fn main() -> std::process::ExitCode {
-    passt::qrap::main()
-}
