@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use engine::link::Link;
 use engine::memory::Room;
+use engine::timer::Instant;
 use passt::link::vhost_user::{Inbox, VhostUserLink};
 use rustix::event::epoll::{self, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
@@ -72,7 +73,7 @@ impl FrontEnd {
     }
 
     fn event(&mut self, source: u32) {
-        assert!(self.link.on_event(source, EventFlags::IN, &self.epoll).is_ok());
+        assert!(self.link.on_event(source, EventFlags::IN, Instant::default(), &self.epoll).is_ok());
     }
 
     /// Sends a message that is one.

@@ -147,12 +147,25 @@ impl Acceptors {
                     });
                     return Some(Accepted { socket, way });
                 }
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
+                // INVAL: it does not listen any more.
+                Err(Errno::AGAIN | Errno::INVAL) => return None,
+                // Of the connection, which is gone: accept(2), "Error handling".
+                Err(
+                    Errno::INTR
+                    | Errno::CONNABORTED
+                    | Errno::PROTO
+                    | Errno::NOPROTOOPT
+                    | Errno::HOSTDOWN
+                    | Errno::HOSTUNREACH
+                    | Errno::NETDOWN
+                    | Errno::NETUNREACH
+                    | Errno::NONET,
+                ) => {}
+                // A descriptor or memory is lacking, or a policy forbids it: the connection stays pending.
+                Err(errno) => {
                     self.refuse_waiting(index, errno);
                     return None;
                 }
-                Err(_) => return None,
             }
         }
     }

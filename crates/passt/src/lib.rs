@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use engine::forward::spec::Direction;
+use engine::neighbours::Neighbour;
 use sys::tap::{Offloads, TapDevice};
 use wire::ethernet::Mac;
 
@@ -261,14 +262,14 @@ fn watch_resolvers(facts: &host::Facts) -> Option<host::Watch> {
         .ok()
 }
 
-/// Without it all of them are at our own address, as the guest sees it.
-fn watch_neighbours(plan: &Plan) -> Option<host::Neighbourhood> {
+/// Without the hardware addresses of neighbours, the guest sees all of them at ours: no reason to fail.
+fn watch_neighbours(plan: &Plan) -> Option<(host::Neighbourhood, Vec<Neighbour>)> {
     let interfaces = [&plan.template4, &plan.template6].map(|link| link.as_ref().map(|link| link.index));
     if interfaces == [None, None] {
         return None;
     }
     host::Neighbourhood::watch(interfaces)
-        .inspect_err(|error| log::info!("Hardware addresses of neighbours will not be told: {error}"))
+        .inspect_err(|error| log::warn!("Neighbours of the host appear at our MAC address: {error}"))
         .ok()
 }
 

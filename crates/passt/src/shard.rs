@@ -11,6 +11,7 @@ use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
 use engine::forward::Enabled;
+use engine::neighbours::Neighbour;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
@@ -53,8 +54,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) outbound: Outbound,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
-    /// Who else is on the host's links, if that can be told.
-    pub(crate) neighbourhood: Option<Neighbourhood>,
+    /// The other hosts on the host's links, and what follows their changes, if the kernel reports them.
+    pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
     /// Where rules can be changed, if anywhere.
     pub(crate) control: Option<ControlSetup>,
     /// Shortest time between two lines of counts on standard error.
@@ -106,10 +107,9 @@ impl Shard {
         let bypass = Bypass::new(epoll.clone());
         let mut sockets = Sockets::new(epoll, setup.outbound);
         let mut settings = setup.plan.settings.clone();
-        if let Some(neighbourhood) = &setup.neighbourhood {
-            for neighbour in neighbourhood.list().context("can't list the host's neighbours")? {
-                settings.neighbours.note(neighbour);
-            }
+        let (neighbourhood, neighbours) = setup.neighbourhood.unzip();
+        for neighbour in neighbours.unwrap_or_default() {
+            settings.neighbours.note(neighbour);
         }
         let guest = Guest::new(&settings, setup.mac);
         let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
@@ -130,7 +130,7 @@ impl Shard {
             acceptors,
             forwarder,
             control,
-            neighbourhood: setup.neighbourhood,
+            neighbourhood,
             stats: setup.stats.map(Stats::new),
             link_full: false,
             link_has_frames: false,
@@ -211,7 +211,7 @@ impl Shard {
     }
 
     /// Waits for events, or until something is due.
-    fn wait(&self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
+    fn wait(&mut self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
         let runnable = self.bypass.has_runnable() || self.stack.has_runnable() && !self.link_full;
         let timeout = if runnable || self.link_has_frames {
             Some(Duration::ZERO)
@@ -220,6 +220,7 @@ impl Shard {
                 self.stack.next_deadline(),
                 self.forwarder.next_scan(),
                 self.control_deadline(),
+                self.link.next_deadline(),
                 self.bypass.next_deadline(),
                 self.stats.as_ref().and_then(Stats::next_line),
             ];
@@ -256,7 +257,7 @@ impl Shard {
             _ if self.bypass.on_event(word, flags, now) => {}
             _ => {
                 if let Some(source) = event_word::of_link(word) {
-                    let change = self.link.on_event(source, flags, self.sockets.epoll())?;
+                    let change = self.link.on_event(source, flags, now, self.sockets.epoll())?;
                     self.on_link_change(change);
                 } else if let Some(id) = FlowId::from_bits(word) {
                     let (readiness, sockets) = (io::readiness(flags), &mut self.sockets);
@@ -310,6 +311,7 @@ impl Shard {
         if self.control_deadline().is_some_and(|due| due <= now) {
             self.on_control_deadline(now);
         }
+        self.link.on_deadline(now, self.sockets.epoll());
         self.bypass.finish_round(now);
         let Self { stack, sockets, link, .. } = self;
         if stack.next_deadline().is_some_and(|due| due <= now) {

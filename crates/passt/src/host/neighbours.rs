@@ -31,22 +31,17 @@ pub(crate) struct Neighbourhood {
 }
 
 impl Neighbourhood {
-    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second one.
+    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second one. Returns
+    /// those that there are now, too.
     ///
     /// # Errors
-    /// The kernel doesn't tell.
-    pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<Self, Error> {
-        Ok(Self { changes: Netlink::subscribe(GROUP)?, interfaces })
-    }
-
-    /// Those that there are now.
-    ///
-    /// # Errors
-    /// The kernel doesn't tell.
-    pub(crate) fn list(&self) -> Result<Vec<Neighbour>, Error> {
+    /// The kernel does not report changes, or does not list neighbours.
+    pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<(Self, Vec<Neighbour>), Error> {
+        let changes = Netlink::subscribe(GROUP)?;
         // On a socket of its own: changes may come between two parts of the list.
         let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        Netlink::open()?.dump("neighbours", query, |octets| parse(&self.interfaces, NEW, octets))
+        let present = Netlink::open()?.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))?;
+        Ok((Self { changes, interfaces }, present))
     }
 
     /// What has changed since it was asked last, without waiting.

@@ -11,10 +11,12 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use engine::link::{Full, Link, Slot};
+use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 use wire::offload::Offload;
 
 use crate::memory::{Payload, Vectored};
+use entrance::Listener;
 use stream::StreamLink;
 use tap::TapLink;
 use vhost_user::VhostUserLink;
@@ -126,13 +128,34 @@ impl Medium {
         &mut self,
         source: u32,
         flags: EventFlags,
+        now: Instant,
         epoll: &OwnedFd,
     ) -> anyhow::Result<Change> {
         match self {
             Self::None => Ok(Change::default()),
             Self::Tap(link) => link.on_event(flags, epoll),
-            Self::Stream(link) => link.on_event(source, flags, epoll),
-            Self::VhostUser(link) => link.on_event(source, flags, epoll),
+            Self::Stream(link) => link.on_event(source, flags, now, epoll),
+            Self::VhostUser(link) => link.on_event(source, flags, now, epoll),
+        }
+    }
+
+    fn listener(&mut self) -> Option<&mut Listener> {
+        match self {
+            Self::None | Self::Tap(_) => None,
+            Self::Stream(link) => link.listener(),
+            Self::VhostUser(link) => link.listener(),
+        }
+    }
+
+    /// When to call [`Medium::on_deadline`].
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        self.listener()?.next_deadline()
+    }
+
+    /// Does what is due.
+    pub(crate) fn on_deadline(&mut self, now: Instant, epoll: &OwnedFd) {
+        if let Some(listener) = self.listener() {
+            listener.on_deadline(now, epoll);
         }
     }
 

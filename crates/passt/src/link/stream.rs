@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use engine::link::{Full, Link, Slot};
+use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ use wire::offload::Offload;
 use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 use wire::train::Train;
 
-use super::entrance::{Entrance, Listener, accept};
+use super::entrance::{Entrance, LISTENER, Listener};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::memory::Vectored;
@@ -31,7 +32,6 @@ pub(crate) const BUFFER_LEN: usize = (256 << 10) + PREFIX_LEN + MAX_FRAME_LEN;
 /// Send buffer that is asked for, in bytes; the kernel gives what its limits allow.
 const SEND_BUFFER: usize = 1 << 20;
 
-const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
 
 /// Options for QEMU to come in at `path`.
@@ -78,8 +78,7 @@ impl StreamLink {
     /// See [`super::Medium::watch`].
     pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
         if let Some(listener) = &self.listener {
-            epoll::add(epoll, listener, EventData::new_u64(event_word::link(LISTENER)), EventFlags::IN)
-                .context("can't watch the guest's socket")?;
+            listener.watch(epoll).context("can't watch the guest's socket")?;
         }
         if let Some(client) = &self.client {
             client.watch(epoll).context("can't watch the guest's socket")?;
@@ -92,10 +91,11 @@ impl StreamLink {
         &mut self,
         source: u32,
         flags: EventFlags,
+        now: Instant,
         epoll: &OwnedFd,
     ) -> anyhow::Result<Change> {
         if source == LISTENER {
-            return Ok(Change { up: self.accept(epoll), ..Change::default() });
+            return Ok(Change { up: self.accept(now, epoll), ..Change::default() });
         }
         let Some(client) = &mut self.client else { return Ok(Change::default()) };
         let room = flags.contains(EventFlags::OUT);
@@ -107,14 +107,19 @@ impl StreamLink {
         Ok(Change { frames: true, room, ..Change::default() })
     }
 
-    /// Takes in who knocks, if nobody is there; true if so.
-    fn accept(&mut self, epoll: &OwnedFd) -> bool {
-        let Some(listener) = &self.listener else { return false };
+    /// The listening socket, if more than one client may connect.
+    pub(super) fn listener(&mut self) -> Option<&mut Listener> {
+        self.listener.as_mut()
+    }
+
+    /// Accepts a client unless one is connected already. Returns whether it did.
+    fn accept(&mut self, now: Instant, epoll: &OwnedFd) -> bool {
+        let Some(listener) = &mut self.listener else { return false };
         if self.client.as_ref().is_some_and(Client::has_hung_up) {
             // Its last frames come first; the listener reports again.
             return false;
         }
-        let Some(socket) = accept(listener, self.client.is_some()) else { return false };
+        let Some(socket) = listener.accept(self.client.is_some(), now, epoll) else { return false };
         let client = Client::new(socket);
         if let Err(errno) = client.watch(epoll) {
             log::warn!("can't watch the connection: {errno}");

@@ -20,10 +20,11 @@ use std::path::Path;
 
 use anyhow::Context;
 use engine::link::{Full, LARGEST_SEGMENT, Link, Slot};
+use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use wire::offload::Offload;
 
-use super::entrance::{Entrance, Listener, accept};
+use super::entrance::{Entrance, LISTENER, Listener};
 use super::{Change, Counters};
 use crate::event_word;
 use crate::memory::Vectored;
@@ -36,7 +37,6 @@ use from_guest::Transmitted;
 use session::{Ended, Session};
 use to_guest::Receiver;
 
-const LISTENER: u32 = 0;
 const CLIENT: u32 = 1;
 /// The first of the queues' descriptors.
 const QUEUE: u32 = 2;
@@ -97,6 +97,11 @@ impl VhostUserLink {
         Self::new(Entrance::Connected(socket), mtu, None)
     }
 
+    /// The listening socket, if more than one client may connect.
+    pub(super) fn listener(&mut self) -> Option<&mut Listener> {
+        self.listener.as_mut()
+    }
+
     /// See [`super::Medium::counters`].
     pub(crate) fn counters(&self) -> Counters {
         let dropped = self.counters.dropped + self.transmitted.dropped + self.receiver.dropped;
@@ -114,8 +119,7 @@ impl VhostUserLink {
     /// The system refuses.
     pub fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
         if let Some(listener) = &self.listener {
-            epoll::add(epoll, listener, EventData::new_u64(event_word::link(LISTENER)), EventFlags::IN)
-                .context("can't watch the guest's socket")?;
+            listener.watch(epoll).context("can't watch the guest's socket")?;
         }
         if let Some(socket) = self.connected.take() {
             self.begin(socket, epoll).context("can't watch the guest's socket")?;
@@ -140,11 +144,17 @@ impl VhostUserLink {
     ///
     /// # Errors
     /// None: what a front-end does wrong is its own end.
-    pub fn on_event(&mut self, source: u32, _: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub fn on_event(
+        &mut self,
+        source: u32,
+        _: EventFlags,
+        now: Instant,
+        epoll: &OwnedFd,
+    ) -> anyhow::Result<Change> {
         match source {
             LISTENER => {
-                if let Some(listener) = &self.listener
-                    && let Some(socket) = accept(listener, self.session.is_some())
+                if let Some(listener) = &mut self.listener
+                    && let Some(socket) = listener.accept(self.session.is_some(), now, epoll)
                     && let Err(error) = self.begin(socket, epoll)
                 {
                     log::warn!("can't watch the connection: {error}");
