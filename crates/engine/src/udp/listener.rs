@@ -55,16 +55,49 @@ impl Listener {
         Some(SocketAddr::new(inbound.destination, self.target_port))
     }
 
-    /// For which families (true: IPv4) the guest may write to anyone through this socket, from the very port that it
-    /// leads to.
-    pub(super) fn same_port_families(&self) -> impl Iterator<Item = bool> {
+    /// How well `peer` can be reached through this socket by what the guest sends on its own from `source`, a port that
+    /// the rule leads to. The least rank is the best. None: not at all.
+    ///
+    /// A socket that is bound to an interface is never used: packets to peers of other interfaces would vanish on it.
+    pub(super) fn rank(&self, source: SocketAddr, peer: SocketAddr) -> Option<Rank> {
         let inbound = self.direction == Direction::Inbound && !self.on_interface;
-        let usable = inbound && self.target_port == self.port && self.target_address.is_none();
-        let families = match self.address {
-            None => [true, true],
-            Some(address) if address.is_unspecified() => [address.is_ipv4(), address.is_ipv6()],
-            Some(_) => [false, false],
+        if !inbound || self.target_port != source.port() {
+            return None;
+        }
+        let binding = match self.address.filter(|address| !address.is_unspecified()) {
+            None if self.address.is_some_and(|any| any.is_ipv4() != peer.is_ipv4()) => return None,
+            None => Binding::Any,
+            Some(address) => {
+                let reaches =
+                    address.is_ipv4() == peer.is_ipv4() && address.is_loopback() == peer.ip().is_loopback();
+                if !reaches {
+                    return None;
+                }
+                if address == source.ip() { Binding::Same } else { Binding::Other }
+            }
         };
-        [true, false].into_iter().zip(families).filter(move |&(_, on)| on && usable).map(|(v4, _)| v4)
+        let (port_changes, rule, port) = (self.port != self.target_port, self.rule, self.port);
+        Some(Rank { binding, port_changes, rule, port })
     }
+}
+
+/// Order of the listeners that lead to one port of the guest, best first: by address, then one that keeps the port, then
+/// by the order of the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    binding: Binding,
+    port_changes: bool,
+    rule: usize,
+    port: u16,
+}
+
+/// What address a listener is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Binding {
+    /// To the one that the guest sends from.
+    Same,
+    /// To all.
+    Any,
+    /// To another one: a server on the host that is bound to it would send from there.
+    Other,
 }

@@ -14,7 +14,7 @@ mod train;
 #[cfg(test)]
 mod tests;
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{collections::BTreeSet, vec::Vec};
 use core::net::{IpAddr, SocketAddr};
 
 use wire::{
@@ -76,8 +76,8 @@ pub struct Udp<S> {
     /// How many stand for clients in the other namespace.
     stands: usize,
     policy: Policy,
-    /// Listeners on any address whose port leads to the same port of the guest, by family (true: IPv4) and port.
-    same_port: BTreeMap<(bool, u16), FlowId>,
+    /// The listeners that are not closed: the port of the guest that each leads to, and its socket as one word.
+    published: BTreeSet<(u16, u64)>,
     flows: Table,
     round: Round,
     train: Train,
@@ -149,7 +149,7 @@ impl<S: UdpSocket> Udp<S> {
             endpoints: 0,
             stands: 0,
             policy: Policy::default(),
-            same_port: BTreeMap::new(),
+            published: BTreeSet::new(),
             flows: Table::new(limits, hash_key),
             round: Round::FIRST,
             train: Train::default(),
@@ -185,16 +185,16 @@ impl<S: UdpSocket> Udp<S> {
         let id = self.sockets.next_id().ok_or(ENFILE)?;
         host.udp_watch(id, &socket)?;
         let v4 = !matches!(listener.address, Some(IpAddr::V6(_)));
-        self.offer_same_port(id, &listener);
+        self.published.insert((listener.target_port, id.to_bits()));
         self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| ENFILE)
     }
 
     /// Closes a listener. While flows go through it, it stays for those alone: it can be had back by
     /// [`Udp::relisten`].
     pub fn unlisten(&mut self, id: FlowId) {
-        self.same_port.retain(|_, socket| *socket != id);
         let Some(socket) = self.sockets.get_mut(id) else { return };
         if let Role::Listener(listener) = &socket.role {
+            self.published.remove(&(listener.target_port, id.to_bits()));
             socket.role = Role::Retired(listener.clone());
             if socket.flows == 0 {
                 self.sockets.remove(id);
@@ -207,9 +207,9 @@ impl<S: UdpSocket> Udp<S> {
         let Some(socket) = self.sockets.get_mut(id) else { return false };
         let (Role::Listener(old) | Role::Retired(old)) = &socket.role else { return false };
         let listener = Listener { address: old.address, ..listener };
-        socket.role = Role::Listener(listener.clone());
-        self.same_port.retain(|_, socket| *socket != id);
-        self.offer_same_port(id, &listener);
+        self.published.remove(&(old.target_port, id.to_bits()));
+        self.published.insert((listener.target_port, id.to_bits()));
+        socket.role = Role::Listener(listener);
         true
     }
 
@@ -230,13 +230,6 @@ impl<S: UdpSocket> Udp<S> {
         let endpoints =
             self.sockets.iter().filter(|(_, socket)| matches!(socket.role, Role::Endpoint { .. }));
         endpoints.map(|(_, socket)| &socket.io)
-    }
-
-    /// Lets the guest's own flows use a listener that leads to the port they come from.
-    fn offer_same_port(&mut self, id: FlowId, listener: &Listener) {
-        for v4 in listener.same_port_families() {
-            self.same_port.entry((v4, listener.port)).or_insert(id);
-        }
     }
 
     /// A datagram of the guest, or with segmentation in `offload` a train of them. It may wait for [`Udp::end_batch`].
@@ -365,11 +358,8 @@ impl<S: UdpSocket> Udp<S> {
         guest: SocketAddr,
         peer: SocketAddr,
     ) -> Option<FlowId> {
-        if cx.settings.guest_destination(cx.guest, guest.ip()) == Some(guest.ip())
-            && let Some(&socket) = self.same_port.get(&(guest.is_ipv4(), guest.port()))
-            && self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none()
-        {
-            return Some(socket);
+        if let Some(listener) = self.published_for(cx, guest, peer) {
+            return Some(listener);
         }
         for ordinal in 0..ORDINALS {
             let Some(socket) = self.sockets.find(&SocketKey::Endpoint(guest, ordinal)) else {
@@ -380,6 +370,29 @@ impl<S: UdpSocket> Udp<S> {
             }
         }
         None
+    }
+
+    /// The listener, if any, whose port remotes know as that of `guest`: what the guest sends on its own leaves from it,
+    /// too, as answers do.
+    fn published_for<H: Host<Udp = S>, L: Link>(
+        &self,
+        cx: &Context<'_, H, L>,
+        guest: SocketAddr,
+        peer: SocketAddr,
+    ) -> Option<FlowId> {
+        let usual = cx.settings.guest_destination(cx.guest, guest.ip()) == Some(guest.ip());
+        let leads_here = |listener: &Listener| match listener.target_address {
+            Some(target) => target.to_canonical() == guest.ip(),
+            None => usual,
+        };
+        let all = (guest.port(), 0)..=(guest.port(), u64::MAX);
+        let usable = self.published.range(all).filter_map(|&(_, socket)| {
+            let socket = FlowId::from_bits(socket)?;
+            let Role::Listener(listener) = &self.sockets.get(socket)?.role else { return None };
+            let rank = listener.rank(guest, peer).filter(|_| leads_here(listener))?;
+            self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none().then_some((rank, socket))
+        });
+        usable.min().map(|(_, socket)| socket)
     }
 
     fn open_socket<H: Host<Udp = S>>(

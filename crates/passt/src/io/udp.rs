@@ -72,8 +72,9 @@ pub struct UdpSocket {
     fd: OwnedFd,
     /// An IPv6 socket, which may carry IPv4 as well.
     v6: bool,
-    /// A listener on a wildcard address: `--outbound` has no part in its binding.
-    listener: bool,
+    /// A listener on a wildcard address: `--outbound` has no part in its binding. One that is bound to an address sends
+    /// from there, since answers to another address would not reach it.
+    wildcard_listener: bool,
     outbound: Arc<Outbound>,
 }
 
@@ -98,7 +99,7 @@ impl UdpSocket {
         }
         set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
         bind(&fd, &SocketAddr::new(source, port)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))?;
-        Ok(Self { fd, v6, listener: false, outbound: outbound.clone() })
+        Ok(Self { fd, v6, wildcard_listener: false, outbound: outbound.clone() })
     }
 
     /// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (SPEC §7.6).
@@ -115,13 +116,14 @@ impl UdpSocket {
     #[must_use]
     pub fn from_listener(fd: OwnedFd, address: Option<IpAddr>, outbound: &Arc<Outbound>) -> Self {
         let v6 = !matches!(address, Some(IpAddr::V4(_)));
-        Self { fd, v6, listener: true, outbound: outbound.clone() }
+        let wildcard = address.is_none_or(|address| address.is_unspecified());
+        Self { fd, v6, wildcard_listener: wildcard, outbound: outbound.clone() }
     }
 
     fn send_info<P>(&self, datagram: &Datagram<P>) -> SendInfo {
         let to = datagram.destination;
         let egress = self.outbound.egress(to.ip());
-        let own_choice = if self.listener && !to.ip().is_loopback() { egress.source } else { None };
+        let own_choice = if self.wildcard_listener && !to.ip().is_loopback() { egress.source } else { None };
         SendInfo {
             source: datagram.source.or(own_choice),
             interface: if datagram.source.is_some() { 0 } else { egress.interface_index(to) },

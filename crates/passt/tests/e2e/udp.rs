@@ -320,6 +320,25 @@ fn remapped_port_r97() {
     }
 }
 
+/// What the guest sends on its own from a published port leaves from where remotes know it: the port of the rule, and its
+/// address if it has one, whatever `--outbound` says of other traffic.
+#[test]
+fn own_datagrams_leave_from_the_published_port() {
+    let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
+    let rules = ["-u", "15000:53", "-u", "192.0.2.22/15001:54", "-u", "[2001:db8:9::16]/15001:54"];
+    net.pasta(
+        &[&PINNED[..], &["--outbound", "198.51.100.2", "--outbound", "2001:db8:1::2"], &rules].concat(),
+    );
+    for v in 0..2 {
+        for (inside, published) in [(53, (HOST[v], 15000)), (54, (HOST_ALIAS[v], 15001))] {
+            let (server, peer) = (net.guest.udp((any(HOST[v]), inside)), net.peer.udp((PEER[v], 7000)));
+            let source = deliver(&server, (PEER[v], 7000), &peer, b"keepalive");
+            assert_eq!(source, published.into());
+            assert_eq!(deliver(&peer, source, &server, b"answer"), (PEER[v], 7000).into());
+        }
+    }
+}
+
 /// a rule for an address that the host gets only later.
 #[test]
 fn freebind_reply_r98() {

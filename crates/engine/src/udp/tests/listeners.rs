@@ -113,34 +113,100 @@ fn q_24_a_shown_address_belongs_to_one_client() {
     assert_eq!(socket.socket.sent()[0].destination, "127.0.0.1:5".parse().unwrap());
 }
 
-/// The guest writes from a port that a listener leads to: to clients through the listener, to others too if that has the
-/// same port and any address, so that they see the same port.
-#[test]
-fn the_guests_own_flows_use_a_listener_of_the_same_port() {
-    let mut test = Test::new();
-    let same = test.listen(listener(None, 5353, None, 5353));
-    test.guest_sends("198.51.100.55:5353", "203.0.113.1:8", b"x");
-    test.guest_sends("[2001:db8:1::55]:5353", "[2001:db8:2::1]:8", b"x");
-    assert_eq!((same.socket.sent().len(), test.world.host.opened.len()), (2, 0));
-    let frame = test.client_writes(&same, "203.0.113.1:8", "192.0.2.1", b"y");
-    assert_shown(&frame, "203.0.113.1:8", "198.51.100.55:5353", b"y");
-    // Another address of the guest is not what the listener leads to.
-    test.guest_sends("198.51.100.56:5353", "203.0.113.1:8", b"x");
-    assert_eq!(test.world.host.opened.len(), 1);
+const SERVER: &str = "198.51.100.55:5353";
+const SERVER6: &str = "[2001:db8:1::55]:5353";
+const REMOTE: &str = "203.0.113.1:8";
 
-    for other in [
-        listener(None, 15000, None, 54),
-        listener(Some("127.0.0.1"), 55, None, 55),
-        listener(Some("0.0.0.0"), 56, Some("198.51.100.88"), 56),
-        Listener { on_interface: true, ..listener(None, 57, None, 57) },
-        listener(Some("::"), 58, None, 58),
-    ] {
-        let before = test.world.host.opened.len();
-        let from = alloc::format!("198.51.100.55:{}", other.target_port);
-        let socket = test.listen(other);
-        test.guest_sends(&from, "203.0.113.1:8", b"x");
-        assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, before + 1), "{from}");
+/// What the guest sends on its own from a port that a rule leads to leaves from the port that remotes know it by, and
+/// their answers reach it. The rule may change the port.
+#[test]
+fn the_guests_own_flows_leave_from_the_published_port() {
+    for port in [5353, 3400] {
+        let mut test = Test::new();
+        let published = test.listen(listener(None, port, None, 5353));
+        test.guest_sends(SERVER, REMOTE, b"x");
+        test.guest_sends(SERVER6, "[2001:db8:2::1]:8", b"x");
+        test.guest_sends(SERVER, "224.0.0.251:5353", b"x");
+        assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (3, 0));
+        let frame = test.client_writes(&published, REMOTE, "192.0.2.1", b"y");
+        assert_shown(&frame, REMOTE, SERVER, b"y");
+        // Another address of the guest, or another port, is not what the listener leads to.
+        test.guest_sends("198.51.100.56:5353", REMOTE, b"x");
+        test.guest_sends("198.51.100.55:5354", REMOTE, b"x");
+        assert_eq!(test.world.host.opened.len(), 2);
     }
+}
+
+/// After a flow has expired, the guest's next datagram leaves from the published port still.
+#[test]
+fn the_published_port_outlives_the_flow() {
+    let mut test = Test::new();
+    let published = test.listen(listener(None, 3400, None, 51820));
+    test.client_writes(&published, REMOTE, "192.0.2.1", b"question");
+    test.wait(300);
+    assert_eq!(test.udp.flows(), 0);
+    test.guest_sends("198.51.100.55:51820", REMOTE, b"keepalive");
+    assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (1, 0));
+}
+
+/// Listeners that datagrams to the remote must not leave from: they could not arrive, or not be answered.
+#[test]
+fn listeners_that_do_not_serve_the_guests_own_flows() {
+    for other in [
+        listener(Some("127.0.0.1"), 55, None, 5353),
+        listener(Some("0.0.0.0"), 56, Some("198.51.100.88"), 5353),
+        Listener { on_interface: true, ..listener(None, 57, None, 5353) },
+        Listener { direction: crate::forward::spec::Direction::Outbound, ..listener(None, 57, None, 5353) },
+        listener(Some("::"), 58, None, 5353),
+        listener(Some("2001:db8:8::1"), 59, None, 5353),
+        listener(None, 60, Some("2001:db8:1::55"), 5353),
+    ] {
+        let mut test = Test::new();
+        let socket = test.listen(other);
+        test.guest_sends(SERVER, REMOTE, b"x");
+        assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, 1), "{}", socket.number);
+    }
+    // The host's loopback is reached from loopback, not from an address of the network.
+    let mut test = Test::new();
+    let looped = test.listen(listener(Some("127.0.0.1"), 55, None, 5353));
+    let outer = test.listen(listener(Some("192.0.2.1"), 55, None, 5353));
+    test.guest_sends(SERVER, "198.51.100.1:8", b"x");
+    test.guest_sends(SERVER, REMOTE, b"x");
+    assert_eq!((looped.socket.sent().len(), outer.socket.sent().len()), (1, 1));
+}
+
+/// Several rules may lead to one port of the guest. The best is: one bound to the address that the guest sends from, one
+/// that is bound to none, one bound to another; among those, one that keeps the port, then the first.
+#[test]
+fn the_most_specific_rule_is_used() {
+    let numbered = |rule, listener| Listener { rule, ..listener };
+    let best_first = [
+        numbered(9, listener(Some("198.51.100.55"), 70, None, 5353)),
+        numbered(8, listener(Some("0.0.0.0"), 5353, Some("198.51.100.55"), 5353)),
+        numbered(1, listener(None, 72, None, 5353)),
+        numbered(2, listener(None, 71, None, 5353)),
+        numbered(0, listener(Some("192.0.2.1"), 74, None, 5353)),
+    ];
+    let mut test = Test::new();
+    let mut sockets: Vec<_> = best_first.iter().rev().map(|one| test.listen(one.clone())).collect();
+    for (n, best) in best_first.iter().enumerate() {
+        test.guest_sends(SERVER, &format!("203.0.113.1:{}", 8 + n), b"x");
+        let socket = sockets.pop().unwrap();
+        assert_eq!((socket.number, socket.socket.sent().len()), (best.port, 1));
+        test.udp.unlisten(socket.id);
+    }
+    assert_eq!(test.world.host.opened.len(), 0);
+}
+
+/// Q8: the guest's destinations that translate to one remote are told apart by the socket, also where rules lead here.
+#[test]
+fn q_8_colliding_destinations_at_a_published_port() {
+    let mut test = Test::new();
+    let published = test.listen(listener(None, 3400, None, 5353));
+    for destination in ["198.51.100.77:8", "198.51.100.2:8"] {
+        test.guest_sends(SERVER, destination, b"x");
+    }
+    assert_eq!((published.socket.sent().len(), test.opened(0).socket.sent().len()), (1, 1));
 }
 
 /// SPEC §5.6: the group that was written to is what the guest sees; it answers from its own address, and the answer
@@ -240,6 +306,10 @@ fn a_closed_listener_serves_its_flows_to_their_end() {
     assert!(test.udp.relisten(socket.id, listener(None, 5353, None, 5354)));
     let frame = test.client_writes(&socket, "203.0.113.2:8", "192.0.2.1", b"now");
     assert_shown(&frame, "203.0.113.2:8", "198.51.100.55:5354", b"now");
+    let before = socket.socket.sent().len();
+    test.guest_sends("198.51.100.55:5354", "203.0.113.9:9", b"x");
+    test.guest_sends("198.51.100.55:5353", "203.0.113.9:9", b"x");
+    assert_eq!((before, socket.socket.sent().len()), (0, 1), "the new rule leads to another port");
 
     test.udp.unlisten(socket.id);
     test.wait(300);
