@@ -3,14 +3,12 @@
 use core::fmt;
 use core::ops::{Range, RangeInclusive};
 
-use crate::ethernet;
-
 /// Length of what stands in front of a frame, in bytes.
 pub const PREFIX_LEN: usize = 4;
 /// Longest frame that is taken from a stream, in bytes.
 pub const MAX_FRAME_LEN: usize = 65535;
 
-/// A length that no frame has: the stream can't be understood from here on.
+/// A length above [`MAX_FRAME_LEN`]: the stream has lost its framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadLength(pub u32);
 
@@ -39,7 +37,8 @@ pub struct Unframer {
 }
 
 impl Unframer {
-    /// Where the next frame is; none if it is not complete.
+    /// Where the next frame is; none if it is not complete. It may be shorter than an Ethernet header, or empty: such a
+    /// frame is malformed, but the next one starts after it.
     ///
     /// # Errors
     /// [`BadLength`], again and again.
@@ -48,7 +47,7 @@ impl Unframer {
         let Some((prefix, rest)) = rest.split_first_chunk::<PREFIX_LEN>() else { return Ok(None) };
         let announced = u32::from_be_bytes(*prefix);
         let len = announced as usize;
-        if !(ethernet::HEADER_LEN..=MAX_FRAME_LEN).contains(&len) {
+        if len > MAX_FRAME_LEN {
             return Err(BadLength(announced));
         }
         if rest.len() < len {

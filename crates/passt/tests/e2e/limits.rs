@@ -60,7 +60,7 @@ fn limited(net: &Net, limit: usize, args: &[&str]) -> (Running, u32) {
 }
 
 /// The last line of the program's counts, added up where columns have the same name.
-fn count(pasta: &mut Running, name: &str) -> u64 {
+pub(crate) fn count(pasta: &mut Running, name: &str) -> u64 {
     let text = pasta.stderr();
     let names: Vec<&str> = text.lines().find(|line| line.contains("opened")).unwrap().split("  ").collect();
     let names: Vec<&str> = names.into_iter().map(str::trim).filter(|name| !name.is_empty()).collect();

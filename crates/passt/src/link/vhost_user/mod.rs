@@ -104,7 +104,7 @@ impl VhostUserLink {
 
     /// See [`super::Medium::counters`].
     pub(crate) fn counters(&self) -> Counters {
-        let dropped = self.counters.dropped + self.transmitted.dropped + self.receiver.dropped;
+        let dropped = self.counters.dropped + self.receiver.dropped;
         Counters { dropped, ..self.counters }
     }
 
