@@ -2,6 +2,9 @@
 //!
 //! Each protocol has a module that decides; this one tells them apart and puts headers in front of their
 //! answers.
+//!
+//! Every frame from here has complete checksums, on every link. Clients of these protocols often read from packet or raw
+//! sockets, or are firmware: they add up what they get, and know nothing of checksum offload.
 
 mod arp;
 mod dhcp;
@@ -16,7 +19,9 @@ use wire::{
     ethernet::{self, Mac},
     frame::{Outgoing, Packet, Written},
     icmp,
+    offload::Offload,
     payload::Payload,
+    segment::complete_checksum,
     udp,
 };
 
@@ -187,7 +192,7 @@ fn send_icmpv6(
     })
 }
 
-/// Sends the frame of at most `len` bytes that `build` writes.
+/// Sends the frame of at most `len` bytes that `build` writes, with its checksum completed.
 fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Option<Written>) -> Outcome {
     let Some(slot) = link.reserve_head(len.max(ethernet::MIN_FRAME_LEN)) else {
         return Outcome::LinkFull;
@@ -195,7 +200,10 @@ fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Optio
     let Some(written) = build(slot) else {
         return Outcome::Invalid; // the answer to what was asked does not fit any frame
     };
-    match link.commit(written.len, &written.offload) {
+    if !slot.get_mut(..written.len).is_some_and(|frame| complete_checksum(frame, &written.offload)) {
+        return Outcome::Invalid;
+    }
+    match link.commit(written.len, &Offload::default()) {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::LinkFull,
     }

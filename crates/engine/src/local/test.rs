@@ -175,21 +175,51 @@ fn datagrams_for_nobody_here_are_not_local() {
     assert!(link.frames.is_empty());
 }
 
+/// DHCP, DHCPv6, and what the link's start sends by ARP and NDP: nothing is left to the guest.
 #[test]
-fn udp_answers_have_a_checksum_left_to_the_link() {
-    // Q6
+fn every_frame_has_complete_checksums() {
     let settings = settings();
+    let mut guest = guest(&settings);
     let mut link = Kept::default();
-    let headers = headers(&settings, &guest(&settings), v6("fe80::1").into(), v6("fe80::55").into());
-    assert_eq!(send_udp(&mut link, &headers, (547, 546), &[1, 2, 3]), Outcome::Answered);
-    let (frame, offload) = &link.frames[0];
-    let partial = offload.checksum.unwrap();
-    let start = usize::from(partial.start);
-    let checksum = Sum::new().bytes(&frame[start..start + 11]).finish();
-    let mut datagram = frame[start..start + 11].to_vec();
-    datagram[usize::from(partial.offset)..][..2].copy_from_slice(&checksum.to_be_bytes());
-    let whole = Sum::new().pseudo_header(headers.source, headers.destination, protocol::UDP, 11);
-    assert_eq!(whole.bytes(&datagram).folded(), 0xffff);
+    announce_start(&settings, &guest, &mut link);
+    announce_neighbour(&settings, &guest, v6("2001:db8:1::20").into(), &mut link);
+    let discover = [&dhcp_header()[..], &[53, 1, 1, 255]].concat();
+    let solicit = [1, 0xab, 0xcd, 0xef, 0, 1, 0, 3, 1, 2, 3, 0, 3, 0, 12, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0];
+    for (source, destination, port, message) in
+        [("0.0.0.0", "255.255.255.255", 67, &discover[..]), ("fe80::55", "ff02::1:2", 547, &solicit)]
+    {
+        let outcome = udp(&settings, &mut guest, (source, destination), port, message, &mut link);
+        assert_eq!(outcome, Outcome::Answered);
+    }
+    for (kind, to, body) in [
+        (icmp::v6::ROUTER_SOLICITATION, "ff02::2", &[][..]),
+        (icmp::v6::NEIGHBOUR_SOLICITATION, "ff02::1:ff00:1", &v6("fe80::1").octets()),
+    ] {
+        let header = icmp::Header::new(kind, 0, 0);
+        assert_eq!(icmpv6(&settings, ("fe80::55", to, 255), header, body, &mut link), Outcome::Answered);
+    }
+    assert_eq!(link.frames.len(), 7);
+    for (frame, offload) in &link.frames {
+        assert_eq!(*offload, Offload::default());
+        let Body::Ip(packet) = frame::parse(frame).unwrap().body else { continue };
+        let (protocol, len) = match packet.transport {
+            Transport::Udp(datagram) => (protocol::UDP, usize::from(datagram.header.len.get())),
+            Transport::Icmp(message) => (protocol::ICMPV6, 8 + message.payload.len()),
+            other => panic!("{other:?}"),
+        };
+        let start = 14 + if packet.source.is_ipv4() { 20 } else { 40 };
+        let sum = Sum::new().pseudo_header(packet.source, packet.destination, protocol, len);
+        assert_eq!(sum.bytes(&frame[start..start + len]).finish(), 0, "{frame:x?}");
+    }
+}
+
+/// A request of an Ethernet client, up to its options.
+fn dhcp_header() -> [u8; 240] {
+    let mut header = [0; 240];
+    header[..4].copy_from_slice(&[1, 1, 6, 0]);
+    header[28..34].copy_from_slice(&GUEST_MAC.0);
+    header[236..].copy_from_slice(&[99, 130, 83, 99]);
+    header
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod icmp;
 mod limits;
 mod link;
 mod local;
+mod local_raw;
 mod nat;
 mod pesto;
 mod qrap;

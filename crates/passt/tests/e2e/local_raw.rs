@@ -1,0 +1,131 @@
+//! What we answer ourselves (SPEC §4), as it looks to a client that reads frames and knows no checksum offload.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, UdpPacket, UdpRepr,
+};
+use wire::ethernet::Mac;
+use wire::frame::Outgoing;
+use wire::segment::complete_checksum;
+use wire::udp;
+
+use crate::harness::*;
+
+/// A link-local address that the guest's kernel doesn't have.
+const RAW_IP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x55);
+/// All_DHCP_Relay_Agents_and_Servers (RFC 8415 §7.1).
+const DHCPV6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+
+/// A datagram to the guest, its checksum verified.
+struct Answer {
+    source: IpAddr,
+    destination: IpAddr,
+    message: Vec<u8>,
+}
+
+/// Sends a datagram and returns the answer to `client_port`.
+fn ask(net: &Net, (source, client_port): (IpAddr, u16), to: (IpAddr, u16), message: &[u8]) -> Answer {
+    let raw = Raw::open(net);
+    raw.send(&datagram(Mac(net.guest_mac()), (source, client_port), to, message));
+    raw.expect("an answer", |frame| answer(frame, (to.1, client_port)))
+}
+
+/// A frame with a datagram of the guest.
+fn datagram(mac: Mac, from: (IpAddr, u16), to: (IpAddr, u16), message: &[u8]) -> Vec<u8> {
+    let outgoing = Outgoing {
+        source_mac: mac,
+        destination_mac: Mac::BROADCAST,
+        source: from.0,
+        destination: to.0,
+        hop_limit: 64,
+        traffic_class: 0,
+        flow_label: 0,
+    };
+    let mut frame = vec![0; outgoing.headroom(udp::HEADER_LEN)];
+    frame.extend_from_slice(message);
+    let written = outgoing.udp(&mut frame, (from.1, to.1), message.len(), None).unwrap();
+    assert!(complete_checksum(&mut frame, &written.offload));
+    frame
+}
+
+fn answer(frame: &[u8], ports: (u16, u16)) -> Option<Answer> {
+    let ethernet = EthernetFrame::new_checked(frame).ok()?;
+    let (source, destination, datagram): (IpAddress, IpAddress, _) = match ethernet.ethertype() {
+        EthernetProtocol::Ipv4 => {
+            let packet = Ipv4Packet::new_checked(ethernet.payload()).ok()?;
+            let udp = packet.next_header() == IpProtocol::Udp;
+            udp.then_some((packet.src_addr().into(), packet.dst_addr().into(), packet.payload()))?
+        }
+        EthernetProtocol::Ipv6 => {
+            let packet = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
+            let udp = packet.next_header() == IpProtocol::Udp;
+            udp.then_some((packet.src_addr().into(), packet.dst_addr().into(), packet.payload()))?
+        }
+        _ => return None,
+    };
+    let datagram = UdpPacket::new_checked(datagram).ok()?;
+    if (datagram.src_port(), datagram.dst_port()) != ports {
+        return None;
+    }
+    assert_ne!(datagram.checksum(), 0);
+    let checksums = ChecksumCapabilities::default();
+    UdpRepr::parse(&datagram, &source, &destination, &checksums).expect("a complete checksum");
+    Some(Answer {
+        source: source.into(),
+        destination: destination.into(),
+        message: datagram.payload().to_vec(),
+    })
+}
+
+/// A message of a DHCP or BOOTP client up to its options (RFC 2131 §2), from a client at `address`.
+fn bootp(address: Ipv4Addr, options: &[u8]) -> Vec<u8> {
+    let mut message = vec![0; 236];
+    message[..8].copy_from_slice(&[1, 1, 6, 0, 1, 2, 3, 4]);
+    message[12..16].copy_from_slice(&address.octets());
+    message[28..34].copy_from_slice(&[2, 0, 0, 0, 0, 0x55]);
+    message.extend_from_slice(options);
+    message.resize(message.len().max(300), 0);
+    message
+}
+
+const COOKIE: [u8; 4] = [99, 130, 83, 99];
+
+fn discover() -> Vec<u8> {
+    bootp(Ipv4Addr::UNSPECIFIED, &[&COOKIE[..], &[53, 1, 1, 255]].concat())
+}
+
+/// SPEC §4: a client that reads from a packet socket and adds up itself (ConnMan) gets an address.
+#[test]
+fn dhcp_answers_have_complete_checksums() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let client = (Ipv4Addr::UNSPECIFIED.into(), 68);
+    let offer = ask(&net, client, (Ipv4Addr::BROADCAST.into(), 67), &discover());
+    assert_eq!((offer.source, offer.destination), (GATEWAY[0], HOST[0]));
+    assert_eq!(offer.message[16..20], [198, 51, 100, 2]);
+    let solicit = [1, 0xab, 0xcd, 0xef, 0, 1, 0, 3, 1, 2, 3, 0, 3, 0, 12, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0];
+    let advertise = ask(&net, (RAW_IP6.into(), 546), (DHCPV6_SERVERS.into(), 547), &solicit);
+    assert_eq!((advertise.destination, advertise.message[0]), (RAW_IP6.into(), 2));
+}
+
+/// The same where the driver would have completed the checksum.
+#[test]
+fn dhcp_answers_leave_nothing_to_a_virtio_driver() {
+    let Some(net) = Net::new() else { return };
+    let path = net.path("guest.socket");
+    let _passt = net.passt(&["--vhost-user", "--socket", &path]);
+    let mut front_end = FrontEnd::new(path.as_ref(), Wishes::default());
+    let client = (Ipv4Addr::UNSPECIFIED.into(), 68);
+    let frame = datagram(Mac(GUEST_MAC), client, (Ipv4Addr::BROADCAST.into(), 67), &discover());
+    assert!(front_end.queues[1].send([0; HEADER], &frame));
+    let mut offer = None;
+    wait_until("an offer", || {
+        offer = std::iter::from_fn(|| front_end.queues[0].receive())
+            .find(|frame| answer(&frame.bytes, (67, 68)).is_some());
+        offer.is_some()
+    });
+    assert_eq!(offer.unwrap().header[0], 0, "no flag");
+}
