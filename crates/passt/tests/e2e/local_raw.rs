@@ -129,3 +129,32 @@ fn dhcp_answers_leave_nothing_to_a_virtio_driver() {
     });
     assert_eq!(offer.unwrap().header[0], 0, "no flag");
 }
+
+/// RFC 951, without the magic cookie of RFC 1048.
+#[test]
+fn bootp_without_a_cookie() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let client = (Ipv4Addr::UNSPECIFIED.into(), 68);
+    let request = bootp(Ipv4Addr::UNSPECIFIED, &[]);
+    let reply = ask(&net, client, (Ipv4Addr::BROADCAST.into(), 67), &request);
+    assert_eq!((reply.destination, reply.message.len()), (HOST[0], 300));
+    assert_eq!(
+        (&reply.message[..8], &reply.message[16..20]),
+        (&[2, 1, 6, 0, 1, 2, 3, 4][..], &[198, 51, 100, 2][..])
+    );
+    assert_eq!(reply.message[236..246], [99, 130, 83, 99, 1, 4, 255, 255, 255, 0]);
+}
+
+/// RFC 2131 §4.3.5: a host with an address of its own asks for the rest.
+#[test]
+fn dhcp_inform() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["--dhcp-dns"]);
+    let inform = bootp(RAW_IP, &[&COOKIE[..], &[53, 1, 8, 55, 2, 6, 51, 255]].concat());
+    let ack = ask(&net, (RAW_IP.into(), 68), (GATEWAY[0], 67), &inform);
+    assert_eq!((ack.destination, &ack.message[16..20]), (RAW_IP.into(), &[0; 4][..]));
+    assert_eq!(ack.message[240..249], [53, 1, 5, 6, 4, 198, 51, 100, 3]);
+}
