@@ -8,7 +8,8 @@ use core::{
 };
 
 use wire::{
-    frame::Packet,
+    ethernet::Mac,
+    frame::{Outgoing, Packet},
     icmp::{self, v6::*},
     ndp::{self, ALL_NODES, MAX_ADVERTISEMENT_LEN, RouterAdvertisement},
     payload::Payload,
@@ -62,8 +63,8 @@ pub fn on_icmpv6(
             if source.is_unspecified() || is_guests_v6(settings, guest, target) {
                 return Outcome::Ignored;
             }
-            let headers = headers(settings, guest, v6.our_link_local.into(), source.into());
-            let (header, body) = ndp::solicited_advertisement(target, settings.mac_of(target.into()));
+            let (mac, headers) = advertised(settings, guest, target, source);
+            let (header, body) = ndp::solicited_advertisement(target, mac);
             send_neighbour(link, &headers, header, &body)
         }
         ROUTER_SOLICITATION if !ndp::is_valid_router_solicitation(&message) => Outcome::Invalid,
@@ -92,12 +93,25 @@ pub(super) fn announce(
     neighbour: Ipv6Addr,
     link: &mut impl Link,
 ) -> Outcome {
-    let Some(v6) = settings.v6.as_ref().filter(|_| settings.services.ndp) else {
+    if settings.v6.is_none() || !settings.services.ndp {
         return Outcome::Ignored;
-    };
-    let headers = headers(settings, guest, v6.our_link_local.into(), ALL_NODES.into());
-    let (header, body) = ndp::unsolicited_advertisement(neighbour, settings.mac_of(neighbour.into()));
+    }
+    let (mac, headers) = advertised(settings, guest, neighbour, ALL_NODES);
+    let (header, body) = ndp::unsolicited_advertisement(neighbour, mac);
     send_neighbour(link, &headers, header, &body)
+}
+
+/// The hardware address of `target`, and headers of the advertisement that names it. Its source is the target itself, as
+/// from Linux: some stacks (smoltcp) file the hardware address under the sender.
+fn advertised(
+    settings: &Settings,
+    guest: &Guest,
+    target: Ipv6Addr,
+    destination: Ipv6Addr,
+) -> (Mac, Outgoing) {
+    let mac = settings.mac_of(target.into());
+    let headers = headers(settings, guest, target.into(), destination.into());
+    (mac, Outgoing { source_mac: mac, ..headers })
 }
 
 /// When to send the next unsolicited router advertisement.
@@ -169,7 +183,7 @@ fn advertise(
 
 fn send_neighbour(
     link: &mut impl Link,
-    headers: &wire::frame::Outgoing,
+    headers: &Outgoing,
     header: icmp::Header,
     body: &ndp::Neighbour,
 ) -> Outcome {
@@ -184,7 +198,7 @@ fn send_neighbour(
 mod tests {
     use alloc::vec::Vec;
 
-    use wire::{ethernet::Mac, frame::Transport};
+    use wire::frame::{Body, Transport};
 
     use super::*;
     use crate::{
@@ -231,8 +245,10 @@ mod tests {
         settings.neighbours.note(Neighbour { address: address.into(), mac: Some(mac) });
         let mut link = Kept::default();
         assert_eq!(announce(&settings, &guest(&settings), address, &mut link), Outcome::Answered);
-        let (packet, destination_mac) = link.packet();
-        assert_eq!((packet.destination, destination_mac), (ALL_NODES.into(), ALL_NODES_MAC));
+        let frame = link.frame();
+        let Body::Ip(packet) = frame.body else { panic!() };
+        assert_eq!((frame.source_mac, frame.destination_mac), (mac, ALL_NODES_MAC));
+        assert_eq!((packet.source, packet.destination), (address.into(), ALL_NODES.into()));
         let Transport::Icmp(message) = packet.transport else { panic!() };
         let (header, body) = ndp::unsolicited_advertisement(address, mac);
         assert_eq!((message.header.kind, message.header.rest), (header.kind, header.rest));
@@ -249,7 +265,7 @@ mod tests {
             let (outcome, link) = solicit_neighbour(&settings, "fe80::55", target, 255);
             assert_eq!(outcome, Outcome::Answered);
             let (packet, mac) = link.packet();
-            assert_eq!((packet.source, packet.destination), (v6("fe80::1").into(), v6("fe80::55").into()));
+            assert_eq!((packet.source, packet.destination), (v6(target).into(), v6("fe80::55").into()));
             assert_eq!(mac, GUEST_MAC);
             let Transport::Icmp(message) = packet.transport else { panic!() };
             assert_eq!(
@@ -260,6 +276,22 @@ mod tests {
             assert_eq!(message.payload[16..18], [2, 1]);
             assert_eq!(message.payload[18..], OUR_MAC.0);
         }
+    }
+
+    /// RFC 4861 §7.2.4; smoltcp learns the hardware address of the sender, not of the target.
+    #[test]
+    fn a_neighbour_answers_from_its_own_addresses() {
+        let mut settings = settings();
+        let (address, mac) = (v6("2001:db8:1::20"), Mac([2, 0, 0, 0, 0, 1]));
+        settings.neighbours.note(Neighbour { address: address.into(), mac: Some(mac) });
+        let (outcome, link) = solicit_neighbour(&settings, "fe80::55", "2001:db8:1::20", 255);
+        assert_eq!(outcome, Outcome::Answered);
+        let frame = link.frame();
+        assert_eq!((frame.source_mac, frame.destination_mac), (mac, GUEST_MAC));
+        let Body::Ip(packet) = frame.body else { panic!() };
+        assert_eq!((packet.source, packet.destination), (address.into(), v6("fe80::55").into()));
+        let Transport::Icmp(message) = packet.transport else { panic!() };
+        assert_eq!(message.payload[18..], mac.0);
     }
 
     #[test]
