@@ -206,6 +206,33 @@ fn tcp_both_ways_without_protocol_features() {
     tcp(Wishes { features, buffer: 600, entries: 128, ..Wishes::default() }, 9000);
 }
 
+/// A front-end that wants more than 16 pairs of queues is reported as such, whether it asked how many there are (QEMU) or
+/// not, and the next one is served.
+#[test]
+fn too_many_queues_are_reported() {
+    let Some(net) = Net::new() else { return };
+    let log = net.path("log");
+    let (_daemon, path) = passt(&net, &["--log-file", &log]);
+    let reported = |what: &str| {
+        wait_until(what, || std::fs::read_to_string(&log).is_ok_and(|log| log.contains(what)));
+    };
+    let mut asks = FrontEnd::connect(&path, Wishes::default());
+    asks.negotiate(Wishes::default().features);
+    assert_eq!(asks.frontend.get_queue_num().unwrap(), 16);
+    drop(asks);
+    reported("There are 16 pairs of queues: if it asks for more, lower that");
+
+    let wishes = Wishes { pairs: 17, ..Wishes::default() };
+    let mut takes = FrontEnd::connect(&path, wishes);
+    takes.negotiate(wishes.features);
+    takes.share_memory();
+    takes.frontend.set_vring_num(31, 256).unwrap();
+    takes.frontend.set_vring_num(32, 256).unwrap_err();
+    reported("there is no queue 32, as there are 16 pairs of queues at most");
+    drop(takes);
+    serves(&path);
+}
+
 #[test]
 fn several_queues() {
     let Some(net) = Net::new() else { return };

@@ -30,6 +30,8 @@ pub(super) struct Device {
     /// What the driver and we agree on.
     pub(super) features: Features,
     protocol: u64,
+    /// The front-end has asked how many pairs of queues there are.
+    asked_for_pairs: bool,
     pub(super) memory: Memory,
     /// Even: frames to the guest. Odd: frames from the guest.
     pub(super) queues: [Queue; QUEUES],
@@ -41,6 +43,11 @@ impl Device {
     /// Whether requests that want to know are answered.
     pub(super) fn acknowledges(&self) -> bool {
         self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Whether the front-end asked for the number of queues and then set up none: as QEMU does when it wants more.
+    pub(super) fn had_too_few_queues(&self) -> bool {
+        self.asked_for_pairs && self.queues.iter().all(|queue| queue.size == 0)
     }
 
     /// Whether frames may cross the queue. Without the protocol's features, all do from the start.
@@ -121,7 +128,7 @@ impl Device {
     }
 
     fn queue(&mut self, index: u32) -> Result<&mut Queue> {
-        self.queues.get_mut(index as usize).ok_or_else(|| refused(format!("there is no queue {index}")))
+        self.queues.get_mut(index as usize).ok_or_else(|| no_queue(index))
     }
 
     fn start(&mut self, index: u32) {
@@ -149,6 +156,10 @@ impl Device {
 /// A request that is not carried out.
 fn refused(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> vhost::vhost_user::Error {
     ReqHandlerError(io::Error::other(why))
+}
+
+fn no_queue(index: u32) -> vhost::vhost_user::Error {
+    refused(format!("there is no queue {index}, as there are {MAX_PAIRS} pairs of queues at most"))
 }
 
 fn unsupported<T>() -> Result<T> {
@@ -213,6 +224,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
+        self.asked_for_pairs = true;
         Ok(MAX_PAIRS as u64)
     }
 
@@ -274,7 +286,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let log = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG).then_some(log);
         let (memory, rules) = (&self.memory, self.rules());
         let Some(queue) = self.queues.get_mut(index as usize) else {
-            return Err(refused(format!("there is no queue {index}")));
+            return Err(no_queue(index));
         };
         queue.addresses = Some(Addresses { descriptors, available, used, log });
         // Sent to a queue in use to switch logging on and off.

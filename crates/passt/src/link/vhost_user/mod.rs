@@ -30,7 +30,7 @@ use crate::event_word;
 use crate::memory::Vectored;
 use crate::pcap::Capture;
 use crate::trace::{self, Way};
-use device::Device;
+use device::{Device, MAX_PAIRS};
 use features::Features;
 pub use from_guest::Inbox;
 use from_guest::Transmitted;
@@ -186,6 +186,10 @@ impl VhostUserLink {
             Ok(()) => {}
             Err(ended) => {
                 match ended {
+                    Ended::Closed if self.device.had_too_few_queues() => log::warn!(
+                        "the front-end closed its connection before it set up a queue. There are {MAX_PAIRS} pairs of \
+                         queues: if it asks for more, lower that (QEMU: queues= of -netdev)"
+                    ),
                     Ended::Closed => log::info!("client connection closed"),
                     ended => log::warn!("resetting connection of the vhost-user front-end: {ended}"),
                 }
