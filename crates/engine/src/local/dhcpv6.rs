@@ -57,14 +57,20 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
 
     let mut kind = MessageType::Reply;
     let mut options = vec![DhcpOption::ServerId(our_id.to_vec())];
+    let mut gives = false;
     match question.kind {
         MessageType::Solicit | MessageType::Request | MessageType::Renew | MessageType::Rebind => {
-            if question.kind == MessageType::Solicit && !question.rapid_commit {
-                kind = MessageType::Advertise;
-            } else if question.kind == MessageType::Solicit {
-                options.push(DhcpOption::RapidCommit);
+            let associations = question.associate(assigned);
+            gives = associations.iter().any(|option| gives_address(option, assigned));
+            if question.kind == MessageType::Solicit {
+                // A Reply that commits to nothing would make the client start over at once (RFC 8415 §18.3.1, §18.3.9).
+                if question.rapid_commit && gives {
+                    options.push(DhcpOption::RapidCommit);
+                } else {
+                    kind = MessageType::Advertise;
+                }
             }
-            options.extend(question.associate(assigned));
+            options.extend(associations);
             options.extend(configuration(settings, v6, &question));
         }
         MessageType::Confirm => options.push(question.confirm(assigned)?),
@@ -72,16 +78,18 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
             options.extend(configuration(settings, v6, &question));
         }
         MessageType::InformationRequest => return Err(Outcome::Invalid),
-        MessageType::Release | MessageType::Decline => options.push(status(Status::Success, "")),
+        MessageType::Release | MessageType::Decline => {
+            options.push(status(Status::Success, ""));
+            options.extend(question.unbound(assigned));
+        }
         _ => return Err(Outcome::Ignored),
     }
     options.extend(question.client_id.map(|id| DhcpOption::ClientId(id.to_vec())));
-    let gives = kind == MessageType::Reply && options.iter().any(|option| gives_address(option, assigned));
     let [a, b, c] = question.transaction;
     Ok(Reply {
         message: encode(kind, question.transaction, &options).ok_or(Outcome::Invalid)?,
         flow_label: u32::from_be_bytes([0, a & 0xf, b, c]),
-        assigned: gives.then_some(assigned),
+        assigned: (gives && kind == MessageType::Reply).then_some(assigned),
     })
 }
 
@@ -213,10 +221,19 @@ impl<'a> Question<'a> {
     fn refusal(&self, association: &Association) -> Vec<DhcpOption> {
         let known = matches!(self.kind, MessageType::Renew | MessageType::Rebind);
         vec![match association.kind {
-            _ if known => status(Status::NoBinding, "Nothing was assigned here"),
+            _ if known => no_binding(),
             AssociationKind::Prefixes => status(Status::NoPrefixAvail, "No prefixes are delegated"),
             _ => status(Status::NoAddrsAvail, "There is one address only"),
         }]
+    }
+
+    /// An answer to each association that a client gives back and that never was bound (RFC 8415 §18.3.7, §18.3.8).
+    fn unbound(&self, assigned: Ipv6Addr) -> impl Iterator<Item = DhcpOption> {
+        let bound = move |association: &&Association| {
+            association.kind == AssociationKind::Addresses && association.addresses.contains(&assigned)
+        };
+        let unbound = self.associations.iter().filter(move |association| !bound(association));
+        unbound.map(|association| association.answer(vec![no_binding()]))
     }
 
     /// Whether all addresses of the client are right for this link (RFC 8415 §18.3.3).
@@ -320,6 +337,10 @@ fn address_option(address: Ipv6Addr, lifetime: u32) -> DhcpOption {
 
 fn status(status: Status, text: &str) -> DhcpOption {
     DhcpOption::StatusCode(StatusCode { status, msg: text.into() })
+}
+
+fn no_binding() -> DhcpOption {
+    status(Status::NoBinding, "Nothing was assigned here")
 }
 
 fn gives_address(option: &DhcpOption, address: Ipv6Addr) -> bool {

@@ -158,3 +158,19 @@ fn dhcp_inform() {
     assert_eq!((ack.destination, &ack.message[16..20]), (RAW_IP.into(), &[0; 4][..]));
     assert_eq!(ack.message[240..249], [53, 1, 5, 6, 4, 198, 51, 100, 3]);
 }
+
+/// RFC 8415 §18.3.9: a prefix is not given, so nothing is committed, however rapidly.
+#[test]
+fn dhcpv6_rapid_commit_of_nothing() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let client_id = [0, 1, 0, 3, 1, 2, 3];
+    let ia_pd = [0, 25, 0, 12, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0];
+    let solicit = [&[1, 0xab, 0xcd, 0xef][..], &client_id, &[0, 14, 0, 0], &ia_pd].concat();
+    let answer = ask(&net, (RAW_IP6.into(), 546), (DHCPV6_SERVERS.into(), 547), &solicit);
+    assert_eq!(answer.message[0], 2, "an Advertise");
+    assert!(!answer.message.windows(4).any(|option| option == [0, 14, 0, 0]), "without rapid commit");
+    let no_prefix_avail = |option: &[u8]| option[..2] == [0, 13] && option[4..] == [0, 6];
+    assert!(answer.message.windows(6).any(no_prefix_avail), "with the status");
+}

@@ -16,6 +16,9 @@ const OTHER_SERVER: &[u8] = &[0, 2, 0, 4, 0, 3, 0, 1];
 const RAPID_COMMIT: &[u8] = &[0, 14, 0, 0];
 const IA_NA: &[u8] = &[0, 3, 0, 12, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0];
 
+const IA_TA: &[u8] = &[0, 4, 0, 4, 0, 0, 0, 8];
+const IA_PD: &[u8] = &[0, 25, 0, 12, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0];
+
 const SOLICIT: u8 = 1;
 const REQUEST: u8 = 3;
 const CONFIRM: u8 = 4;
@@ -70,6 +73,16 @@ fn given(message: &v6::Message) -> Vec<(Ipv6Addr, u32)> {
         other => panic!("{other:?}"),
     });
     addresses.collect()
+}
+
+/// The status in an association.
+fn status_of(association: &DhcpOption) -> Option<Status> {
+    match association {
+        DhcpOption::IANA(association) => status_in(&association.opts),
+        DhcpOption::IATA(association) => status_in(&association.opts),
+        DhcpOption::IAPD(association) => status_in(&association.opts),
+        _ => None,
+    }
 }
 
 fn status_in(options: &DhcpOptions) -> Option<Status> {
@@ -127,6 +140,40 @@ fn rapid_commit_is_honoured_when_asked_for() {
     assert_eq!(given(&reply), [(assigned(), INFINITE)]);
 }
 
+/// RFC 8415 §18.3.1, §18.3.9: some clients start over each second after a Reply that commits to nothing.
+#[test]
+fn rapid_commit_of_nothing_is_an_advertise() {
+    for (association, code, expected) in [
+        (Some(IA_PD), OptionCode::IAPD, Some(Status::NoPrefixAvail)),
+        (Some(IA_TA), OptionCode::IATA, Some(Status::NoAddrsAvail)),
+        (None, OptionCode::IAPD, None),
+    ] {
+        let advertise = answer(SOLICIT, &[CLIENT, RAPID_COMMIT, association.unwrap_or_default()]);
+        assert_eq!(advertise.msg_type(), MessageType::Advertise);
+        assert!(advertise.opts().get(OptionCode::RapidCommit).is_none());
+        assert_eq!(advertise.opts().get(code).and_then(status_of), expected);
+    }
+    let reply = answer(SOLICIT, &[CLIENT, RAPID_COMMIT, IA_PD, IA_NA]);
+    assert_eq!(reply.msg_type(), MessageType::Reply, "an address is something");
+    assert_eq!(reply.opts().get(OptionCode::IAPD).and_then(status_of), Some(Status::NoPrefixAvail));
+}
+
+/// RFC 8415 §18.3.2, §18.3.4, §18.3.5: later messages about nothing are replied to with a status.
+#[test]
+fn nothing_given_has_a_status_in_each_message() {
+    for (kind, server, expected) in [
+        (REQUEST, SERVER, Status::NoPrefixAvail),
+        (RENEW, SERVER, Status::NoBinding),
+        (REBIND, &[], Status::NoBinding),
+    ] {
+        let reply = answer(kind, &[CLIENT, server, IA_PD]);
+        assert_eq!(reply.msg_type(), MessageType::Reply);
+        assert_eq!(reply.opts().get(OptionCode::IAPD).and_then(status_of), Some(expected), "{kind}");
+    }
+    assert_eq!(refusal(CONFIRM, &[CLIENT, IA_PD]), Some(Outcome::Ignored), "no address to confirm");
+    assert_eq!(refusal(INFORMATION_REQUEST, &[CLIENT, IA_PD]), Some(Outcome::Invalid));
+}
+
 #[test]
 fn request_and_renew_are_replied_to() {
     for kind in [REQUEST, RENEW] {
@@ -182,6 +229,12 @@ fn q5_release_and_decline_are_replied_to() {
         assert_eq!(reply.msg_type(), MessageType::Reply);
         assert_eq!(status_in(reply.opts()), Some(Status::Success));
         assert!(reply.opts().get(OptionCode::IANA).is_none());
+        // RFC 8415 §18.3.7, §18.3.8: what we never gave is named.
+        let reply = answer(kind, &[CLIENT, SERVER, IA_PD, IA_TA, &ia_na_with(&[other()])]);
+        assert_eq!(status_in(reply.opts()), Some(Status::Success));
+        for code in [OptionCode::IAPD, OptionCode::IATA, OptionCode::IANA] {
+            assert_eq!(reply.opts().get(code).and_then(status_of), Some(Status::NoBinding), "{code:?}");
+        }
     }
 }
 
@@ -227,9 +280,7 @@ fn identifiers_are_checked() {
 fn one_association_has_the_address_and_the_others_a_status() {
     // RFC 8415 §18.3.2, §18.3.9
     let second = [IA_NA, &[]].concat();
-    let ia_ta = [0, 4, 0, 4, 0, 0, 0, 8];
-    let ia_pd = [0, 25, 0, 12, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0];
-    let advertise = answer(SOLICIT, &[CLIENT, &ia_ta, &ia_pd, IA_NA, &second]);
+    let advertise = answer(SOLICIT, &[CLIENT, IA_TA, IA_PD, IA_NA, &second]);
     let options = advertise.opts();
     let Some([DhcpOption::IANA(first), DhcpOption::IANA(second)]) = options.get_all(OptionCode::IANA) else {
         panic!("{options:?}")
@@ -242,9 +293,6 @@ fn one_association_has_the_address_and_the_others_a_status() {
     assert_eq!((temporary.id, status_in(&temporary.opts)), (8, Some(Status::NoAddrsAvail)));
     let Some(DhcpOption::IAPD(prefixes)) = options.get(OptionCode::IAPD) else { panic!() };
     assert_eq!((prefixes.id, status_in(&prefixes.opts)), (9, Some(Status::NoPrefixAvail)));
-    let renewed = answer(RENEW, &[CLIENT, SERVER, &ia_pd]);
-    let Some(DhcpOption::IAPD(prefixes)) = renewed.opts().get(OptionCode::IAPD) else { panic!() };
-    assert_eq!(status_in(&prefixes.opts), Some(Status::NoBinding));
 }
 
 /// Value of an option that `dhcproto` keeps as bytes.
