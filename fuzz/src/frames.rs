@@ -21,6 +21,7 @@ fn parse(data: &[u8]) {
         }
         Transport::Udp(datagram) => datagram.payload,
         Transport::Icmp(message) => message.payload,
+        Transport::Fragment(fragment) => fragment.payload,
         Transport::Other(_) => &[],
     };
     assert!(payload.len() < data.len());

@@ -8,6 +8,7 @@
 
 pub mod command_line;
 pub mod control;
+pub mod fragments;
 pub mod frames;
 pub mod icmp_error;
 pub mod input;
@@ -38,9 +39,10 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
+    target("fragments", 20_000, fragments::target),
     target("segment", 20_000, segment::target),
     target("stream", 5_000, stream::target),
     target("options", 50_000, options::target),

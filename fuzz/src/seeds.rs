@@ -21,6 +21,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(texts());
     seeds.extend(control());
     seeds.extend(crate::vhost_user::seeds());
+    seeds.extend(crate::fragments::seeds());
     seeds
 }
 
@@ -63,6 +64,10 @@ pub(crate) mod op {
     pub(crate) const PING4: &[u8] = &[0, 13, 0, 0, 0, 0, 0, 1, 4, 1, 2, 3, 0, 0, 0, 0];
     pub(crate) const PONG: &[u8] = &[22, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0];
     pub(crate) const SOLICITATION: &[u8] = &[0, 13, 1, 2, 5, 1, 0, 0, 0, 0, 2];
+    /// The same datagrams in fragments, of 1480 bytes each, the last one first and one of them twice.
+    pub(crate) const UDP4_CUT: &[u8] = &[28, 184, 1, 2, 9, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0];
+    pub(crate) const UDP6_CUT: &[u8] = &[28, 184, 0, 9, 9, 1, 0, 0, 0, 0, 0, 7, 0, 0, 0];
+    pub(crate) const PING6_CUT: &[u8] = &[28, 20, 1, 0, 13, 1, 0, 0, 0, 1, 4, 1, 15, 7, 0, 0, 0];
     pub(crate) const ARP: &[u8] = &[0, 14, 0, 1, 2, 0, 0];
     pub(crate) const DHCP: &[u8] = &[0, 11, 1, 255];
 }
@@ -105,6 +110,7 @@ fn receive_path() -> Vec<Seed> {
         seed("no-sockets", &[EXHAUSTED], &[SYN, UDP4, PING4, ACCEPT, ROUND, ROOM, SYN, ROUND]),
         seed("udp", &[UDP4, UDP6, DNS], &[ANSWER, ANSWER, ROUND, TRAIN, UNREACHABLE, MINUTE]),
         seed("ping", &[PING4], &[PONG, ROUND, MINUTE, MINUTE]),
+        seed("fragments", &[UDP4_CUT, UDP6_CUT, PING6_CUT], &[ANSWER, ROUND, MINUTE, UDP4_CUT, MINUTE]),
         seed("neighbours", &[&[27], ARP, SOLICITATION, DHCP], &[MINUTE]),
     ]
 }

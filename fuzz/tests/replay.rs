@@ -58,6 +58,6 @@ macro_rules! replay {
 }
 
 replay! {
-    receive_path frames segment stream options arp ndp dhcp dhcpv6 icmp_error port_spec resolv_conf command_line
+    receive_path frames fragments segment stream options arp ndp dhcp dhcpv6 icmp_error port_spec resolv_conf command_line
     control vhost_messages vhost_rings
 }

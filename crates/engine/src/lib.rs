@@ -22,6 +22,7 @@ pub mod memory;
 mod mock;
 pub mod nat;
 pub mod neighbours;
+pub mod reassembly;
 pub mod splice;
 pub mod stack;
 pub mod tcp;

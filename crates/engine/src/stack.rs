@@ -1,5 +1,7 @@
 //! The guest's side of the world: every frame comes in here, and finds its service or flow.
 
+mod fragments;
+
 use wire::{
     frame::{self, Body, Packet, Transport, Unusable},
     offload::Offload,
@@ -15,6 +17,7 @@ use crate::{
     local::{self, Advertiser, Outcome},
     memory::PayloadOf,
     neighbours::Neighbour,
+    reassembly::Reassembly,
     tcp::Tcp,
     timer::{Instant, Timers},
     udp::{Limits, Udp},
@@ -36,7 +39,8 @@ pub struct Seeds {
 pub struct Counters {
     /// Malformed, of any protocol.
     pub malformed: u64,
-    /// Fragments of IP datagrams (SPEC §4.7).
+    /// Fragments that were invalid, that contradicted each other, or that waited for others in vain (behaviour §4.7):
+    /// each counts once, a datagram that waited in vain as one.
     pub fragments: u64,
     /// Of a protocol that is not carried, or that was switched off.
     pub unsupported: u64,
@@ -63,6 +67,7 @@ pub struct Stack<H: Host> {
     tcp: Tcp<H::Tcp>,
     udp: Udp<H::Udp>,
     ping: Ping<H::Ping>,
+    reassembly: Reassembly,
     advertiser: Advertiser,
     random: u32,
     counters: Counters,
@@ -80,6 +85,7 @@ impl<H: Host> Stack<H> {
             tcp: Tcp::new(MAX_CONNECTIONS, seeds.hash_key, seeds.isn_secret),
             udp: Udp::new(limits, seeds.hash_key),
             ping: Ping::new(MAX_PINGS, seeds.hash_key),
+            reassembly: Reassembly::default(),
             random: seeds.advertisement,
             counters: Counters::default(),
         }
@@ -126,6 +132,12 @@ impl<H: Host> Stack<H> {
         &self.ping
     }
 
+    /// Datagrams of the guest that wait for fragments.
+    #[must_use]
+    pub const fn fragments(&self) -> &Reassembly {
+        &self.reassembly
+    }
+
     /// Deadlines of all flows: at most one for each.
     #[must_use]
     pub const fn timers(&self) -> &Timers<FlowId> {
@@ -158,7 +170,6 @@ impl<H: Host> Stack<H> {
         let frame = match frame::parse_head(head, frame) {
             Ok(frame) => frame,
             Err(Unusable::Malformed) => return self.counters.malformed += 1,
-            Err(Unusable::Fragment) => return self.counters.fragments += 1,
             Err(Unusable::UnknownEthertype(_)) => return self.counters.unsupported += 1,
         };
         match frame.body {
@@ -203,6 +214,7 @@ impl<H: Host> Stack<H> {
                 }
                 self.count(outcome);
             }
+            Transport::Fragment(fragment) => self.on_fragment(packet, &fragment, offload, now, host, link),
             Transport::Tcp(_) | Transport::Other(_) => self.counters.unsupported += 1,
         }
     }
@@ -260,6 +272,7 @@ impl<H: Host> Stack<H> {
                 Kind::Splice => {}
             }
         }
+        self.expire_fragments(now, host, link);
         if self.advertiser.next().is_some_and(|next| next <= now) {
             // Spreads the interval; nothing depends on it being unpredictable.
             self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -270,7 +283,7 @@ impl<H: Host> Stack<H> {
     /// When [`Stack::on_deadlines`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.timers.next(), self.advertiser.next()].into_iter().flatten().min()
+        [self.timers.next(), self.advertiser.next(), self.reassembly.next()].into_iter().flatten().min()
     }
 
     /// To be called after each batch of frames and events: sends what they have made due.
@@ -309,3 +322,6 @@ struct Flows<'a, H: Host> {
     udp: &'a mut Udp<H::Udp>,
     ping: &'a mut Ping<H::Ping>,
 }
+
+#[cfg(test)]
+mod tests;

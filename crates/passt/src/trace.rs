@@ -56,6 +56,14 @@ fn write_packet(f: &mut fmt::Formatter<'_>, packet: &Packet<'_>) -> fmt::Result 
             let (kind, code) = (message.header.kind, message.header.code);
             write!(f, "ICMP {source} -> {destination} type {kind} code {code}")
         }
+        Transport::Fragment(fragment) => write!(
+            f,
+            "IP {source} -> {destination} fragment {:#x} at {}, {} bytes{}",
+            fragment.id,
+            fragment.offset,
+            fragment.payload.len(),
+            if fragment.more { "" } else { ", the last" }
+        ),
         Transport::Other(protocol) => write!(f, "IP {source} -> {destination} protocol {protocol}"),
     }
 }

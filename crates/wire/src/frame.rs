@@ -8,6 +8,7 @@ use crate::{
     arp,
     checksum::Sum,
     ethernet::{self, Mac, ethertype},
+    fragment::Fragment,
     icmp, ipv4, ipv6,
     offload::{Offload, PartialChecksum, SegmentKind, Segmentation},
     payload::Payload,
@@ -54,6 +55,9 @@ pub struct Packet<'a, P = &'a [u8]> {
     pub traffic_class: u8,
     /// Flow label; zero for IPv4.
     pub flow_label: u32,
+    /// No router may fragment it: by its flag for IPv4, always for IPv6. False for one that was put together from
+    /// fragments.
+    pub dont_fragment: bool,
     /// The upper layer.
     pub transport: Transport<'a, P>,
 }
@@ -69,6 +73,8 @@ pub enum Transport<'a, P = &'a [u8]> {
     Icmp(icmp::Message<'a, P>),
     /// Another protocol, by number.
     Other(u8),
+    /// A part of a packet: which protocol it carries, shows only when all parts are there.
+    Fragment(Fragment<P>),
 }
 
 /// Why a frame can't be used.
@@ -78,8 +84,6 @@ pub enum Unusable {
     Malformed,
     /// An EtherType that nobody here speaks.
     UnknownEthertype(u16),
-    /// A fragment of an IP datagram (SPEC §4.7).
-    Fragment,
 }
 
 /// The head of a frame that lies in one buffer.
@@ -122,18 +126,21 @@ fn parse_ipv4<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>,
     if !(header_len..=bytes.len()).contains(&total_len) {
         return Err(Unusable::Malformed);
     }
-    if header.is_fragment() {
-        return Err(Unusable::Fragment);
-    }
     let head = head.get(header_len..total_len.min(head.len())).ok_or(Unusable::Malformed)?;
     let upper = bytes.slice(header_len..total_len);
+    let transport = if header.is_fragment() {
+        Transport::Fragment(Fragment::v4(header, upper))
+    } else {
+        parse_transport(true, header.protocol, head, upper)?
+    };
     Ok(Packet {
         source: Ipv4Addr::from(header.source).into(),
         destination: Ipv4Addr::from(header.destination).into(),
         hop_limit: header.ttl,
         traffic_class: header.traffic_class,
         flow_label: 0,
-        transport: parse_transport(header.protocol, protocol::ICMP, head, upper)?,
+        dont_fragment: header.dont_fragment(),
+        transport,
     })
 }
 
@@ -148,27 +155,32 @@ fn parse_ipv6<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>,
     }
     let bytes = bytes.slice(ipv6::HEADER_LEN..total_len);
     let head = &head[..head.len().min(bytes.len())];
-    let (protocol, upper) = ipv6::upper_layer(header.next_header, head).map_err(|error| match error {
-        ipv6::ExtensionError::Truncated => Unusable::Malformed,
-        ipv6::ExtensionError::Fragment => Unusable::Fragment,
-    })?;
-    let bytes = bytes.slice(head.len() - upper.len()..bytes.len());
+    let (protocol, upper) = ipv6::upper_layer(header.next_header, head).ok_or(Unusable::Malformed)?;
+    let unfragmentable = head.len() - upper.len();
+    let bytes = bytes.slice(unfragmentable..bytes.len());
+    let transport = if protocol == ipv6::FRAGMENT {
+        Transport::Fragment(Fragment::v6(upper, bytes, unfragmentable).ok_or(Unusable::Malformed)?)
+    } else {
+        parse_transport(false, protocol, upper, bytes)?
+    };
     Ok(Packet {
         source: Ipv6Addr::from(header.source).into(),
         destination: Ipv6Addr::from(header.destination).into(),
         hop_limit: header.hop_limit,
         traffic_class: header.traffic_class(),
         flow_label: header.flow_label(),
-        transport: parse_transport(protocol, protocol::ICMPV6, upper, bytes)?,
+        dont_fragment: true,
+        transport,
     })
 }
 
-fn parse_transport<'a, P: Payload>(
+pub(crate) fn parse_transport<'a, P: Payload>(
+    v4: bool,
     protocol: u8,
-    icmp: u8,
     head: &'a [u8],
     bytes: P,
 ) -> Result<Transport<'a, P>, Unusable> {
+    let icmp = if v4 { protocol::ICMP } else { protocol::ICMPV6 };
     match protocol {
         protocol::TCP => tcp::Segment::parse_head(head, bytes).map(Transport::Tcp),
         protocol::UDP => udp::Datagram::parse_head(head, bytes).map(Transport::Udp),
@@ -296,7 +308,7 @@ impl Outgoing {
     }
 
     /// Writes Ethernet and IP headers; returns where the transport header starts.
-    fn network(&self, buffer: &mut [u8], protocol: u8, upper_len: usize) -> Option<usize> {
+    pub(crate) fn network(&self, buffer: &mut [u8], protocol: u8, upper_len: usize) -> Option<usize> {
         let (ethertype, start) = match self.source {
             IpAddr::V4(_) => (ethertype::IPV4, ethernet::HEADER_LEN),
             IpAddr::V6(_) => (ethertype::IPV6, ethernet::HEADER_LEN),
@@ -359,7 +371,7 @@ impl Outgoing {
 }
 
 /// Pads a frame of `len` bytes with zeros to the least length, as far as `buffer` goes; returns the new length.
-fn pad(buffer: &mut [u8], len: usize) -> usize {
+pub(crate) fn pad(buffer: &mut [u8], len: usize) -> usize {
     let padded = len.max(ethernet::MIN_FRAME_LEN);
     let end = padded.min(buffer.len());
     buffer[len.min(end)..end].fill(0);

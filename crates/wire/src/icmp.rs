@@ -9,6 +9,8 @@ use crate::payload::Payload;
 
 /// Length of [`Header`] in bytes.
 pub const HEADER_LEN: usize = 8;
+/// Code of "time exceeded" in both versions: fragments are missing.
+pub const REASSEMBLY_TIME_EXCEEDED: u8 = 1;
 
 /// ICMPv4 message types.
 pub mod v4 {
@@ -16,6 +18,8 @@ pub mod v4 {
     pub const ECHO_REPLY: u8 = 0;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
+    /// Code of "destination unreachable": fragmentation needed, and don't-fragment set (RFC 1191).
+    pub const FRAGMENTATION_NEEDED: u8 = 4;
     /// Echo request.
     pub const ECHO_REQUEST: u8 = 8;
     /// Time exceeded.
@@ -30,6 +34,8 @@ pub mod v6 {
     pub const PACKET_TOO_BIG: u8 = 2;
     /// Time exceeded.
     pub const TIME_EXCEEDED: u8 = 3;
+    /// Parameter problem.
+    pub const PARAMETER_PROBLEM: u8 = 4;
     /// Echo request.
     pub const ECHO_REQUEST: u8 = 128;
     /// Echo reply.
@@ -56,7 +62,8 @@ pub struct Header {
     pub code: u8,
     /// Checksum.
     pub checksum: U16,
-    /// Echo: identifier (high half) and sequence number; "packet too big": MTU in bytes; else zero.
+    /// Echo: identifier (high half) and sequence number; "packet too big": MTU in bytes; ICMPv6
+    /// parameter problem: offset of the problem in the packet, in bytes; else zero.
     pub rest: U32,
 }
 

@@ -84,4 +84,30 @@ impl Header {
     pub fn is_fragment(&self) -> bool {
         self.fragment.get() & (MORE_FRAGMENTS | OFFSET_MASK) != 0
     }
+
+    /// Whether no router may fragment the packet.
+    #[must_use]
+    pub fn dont_fragment(&self) -> bool {
+        self.fragment.get() & DONT_FRAGMENT != 0
+    }
+
+    /// Whether more fragments follow.
+    #[must_use]
+    pub fn more_fragments(&self) -> bool {
+        self.fragment.get() & MORE_FRAGMENTS != 0
+    }
+
+    /// Where the payload belongs in the datagram, in bytes.
+    #[must_use]
+    pub fn fragment_offset(&self) -> u16 {
+        (self.fragment.get() & OFFSET_MASK) * 8
+    }
+
+    /// Makes this the header, without options, of a fragment: `offset` in bytes is a multiple of eight. Recomputes the
+    /// checksum.
+    pub fn set_fragment(&mut self, id: u16, offset: u16, more: bool) {
+        self.id = U16::new(id);
+        self.fragment = U16::new((offset / 8) | if more { MORE_FRAGMENTS } else { 0 });
+        self.update_checksum();
+    }
 }

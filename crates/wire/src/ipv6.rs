@@ -12,7 +12,8 @@ pub const HEADER_LEN: usize = 40;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+/// Type of the fragment header.
+pub const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
 const AUTHENTICATION: u8 = 51;
 
@@ -70,40 +71,23 @@ impl Header {
     }
 }
 
-/// Why extension headers could not be walked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExtensionError {
-    /// A header runs past the packet.
-    Truncated,
-    /// The packet is one fragment of several.
-    Fragment,
-}
-
-/// Walks extension headers (RFC 8200 §4): the protocol and bytes of the upper layer. An atomic
-/// fragment (RFC 6946) counts as whole.
-///
-/// # Errors
-/// A header that runs past `bytes`, or a real fragment.
-pub fn upper_layer(mut next: u8, mut bytes: &[u8]) -> Result<(u8, &[u8]), ExtensionError> {
+/// Walks extension headers (RFC 8200 §4): the protocol and bytes of the upper layer. An atomic fragment (RFC 6946) is
+/// walked over. A real one ends the walk: then the protocol is [`FRAGMENT`], and the bytes begin with the fragment header.
+/// None if a header runs past `bytes`.
+#[must_use]
+pub fn upper_layer(mut next: u8, mut bytes: &[u8]) -> Option<(u8, &[u8])> {
     loop {
         let len = match next {
-            HOP_BY_HOP | ROUTING | DESTINATION => match bytes {
-                [_, words, ..] => (usize::from(*words) + 1) * 8,
-                _ => return Err(ExtensionError::Truncated),
-            },
-            AUTHENTICATION => match bytes {
-                [_, words, ..] => (usize::from(*words) + 2) * 4,
-                _ => return Err(ExtensionError::Truncated),
-            },
+            HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(*bytes.get(1)?) + 1) * 8,
+            AUTHENTICATION => (usize::from(*bytes.get(1)?) + 2) * 4,
             FRAGMENT => match bytes {
                 [_, _, high, low, ..] if (u16::from_be_bytes([*high, *low]) & 0xfff9) == 0 => 8,
-                [_, _, _, _, ..] => return Err(ExtensionError::Fragment),
-                _ => return Err(ExtensionError::Truncated),
+                _ => return Some((next, bytes)),
             },
-            _ => return Ok((next, bytes)),
+            _ => return Some((next, bytes)),
         };
-        next = *bytes.first().ok_or(ExtensionError::Truncated)?;
-        bytes = bytes.get(len..).ok_or(ExtensionError::Truncated)?;
+        next = *bytes.first()?;
+        bytes = bytes.get(len..)?;
     }
 }
 

@@ -14,6 +14,7 @@ pub mod arp;
 pub mod checksum;
 pub mod domain;
 pub mod ethernet;
+pub mod fragment;
 pub mod frame;
 pub mod icmp;
 pub mod ipv4;

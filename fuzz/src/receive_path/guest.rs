@@ -6,10 +6,14 @@ use engine::flow::Endpoints;
 use wire::{
     arp,
     ethernet::{self, Mac},
+    fragment::Piece,
     frame::{self, Body, MAX_LEN, Outgoing, Transport},
     icmp,
-    offload::Offload,
+    offload::{Offload, PartialChecksum},
+    protocol,
+    segment::complete_checksum,
     tcp::{self, Flags, SackBlocks, Seq},
+    udp,
 };
 
 use super::{link::GuestLink, world::pattern};
@@ -335,6 +339,50 @@ fn bend(frame: &mut Vec<u8>, input: &mut Input<'_>) {
         1 => frame.resize((frame.len() + usize::from(input.byte())).min(MAX_LEN), 0xee),
         _ => {}
     }
+}
+
+/// The IP packet of a frame in fragments of at most `room` bytes; none of what can't be cut. Its checksum is completed, if
+/// it was left open.
+pub(super) fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
+    let mut whole = frame.to_vec();
+    let Ok(Body::Ip(packet)) = frame::parse(frame).map(|frame| frame.body) else { return Vec::new() };
+    let (source, destination) = (packet.source, packet.destination);
+    let (protocol, checksum) = match packet.transport {
+        Transport::Tcp(_) => (protocol::TCP, Some(tcp::CHECKSUM_OFFSET)),
+        Transport::Udp(_) => (protocol::UDP, Some(udp::CHECKSUM_OFFSET)),
+        Transport::Icmp(_) if source.is_ipv4() => (protocol::ICMP, None),
+        Transport::Icmp(_) => (protocol::ICMPV6, None),
+        Transport::Other(_) | Transport::Fragment(_) => return Vec::new(),
+    };
+    let headers = Outgoing {
+        source_mac: GUEST_MAC,
+        destination_mac: HOST_MAC,
+        source,
+        destination,
+        hop_limit: packet.hop_limit,
+        traffic_class: packet.traffic_class,
+        flow_label: 0,
+    };
+    let start = headers.headroom(0);
+    if let Some(offset) = checksum {
+        let checksum = Some(PartialChecksum { start: start as u16, offset });
+        complete_checksum(&mut whole, &Offload { checksum, ..Offload::default() });
+    }
+    let end = if source.is_ipv4() {
+        ethernet::HEADER_LEN + usize::from(u16::from_be_bytes([whole[16], whole[17]]))
+    } else {
+        start + usize::from(u16::from_be_bytes([whole[18], whole[19]]))
+    };
+    let upper = whole.get(start..end).unwrap_or_default();
+    let fragments = upper.chunks(room).zip((0..).step_by(room)).map(|(chunk, offset)| {
+        let mut fragment = vec![0; headers.fragment_headroom()];
+        fragment.extend_from_slice(chunk);
+        let piece = Piece { protocol, id: 7, offset, more: usize::from(offset) + room < upper.len() };
+        let written = headers.fragment(&mut fragment, &piece, chunk.len());
+        fragment.resize(written.unwrap_or_default(), 0);
+        fragment
+    });
+    fragments.collect()
 }
 
 /// Where the TCP payload of a frame lies, and which sequence number its first byte has.

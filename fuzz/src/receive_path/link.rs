@@ -148,6 +148,7 @@ fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
         }
         Transport::Udp(_) => assert!(kind.is_none_or(|kind| kind == SegmentKind::Udp), "{offload:?}"),
         Transport::Icmp(_) => assert_eq!(kind, None),
+        Transport::Fragment(_) => panic!("a fragment to the guest"),
         Transport::Other(protocol) => panic!("protocol {protocol} to the guest"),
     }
 }

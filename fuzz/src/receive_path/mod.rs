@@ -19,6 +19,7 @@ use engine::{
     flow::FlowId,
     host::{QueuedError, Readiness, Received, Report},
     neighbours::Neighbours,
+    reassembly::{MAX_BYTES, MAX_DATAGRAMS},
     stack::{Seeds, Stack},
     timer::Instant,
     udp::Limits,
@@ -158,6 +159,7 @@ impl Run {
                 _ => (self.link.full, self.link.refuses, self.world.exhausted) = (false, false, false),
             },
             27 => self.stack.on_link_up(&mut self.link),
+            28 => self.fragments(input),
             _ => self.round(),
         }
     }
@@ -184,6 +186,26 @@ impl Run {
             &mut self.world,
             &mut self.link,
         );
+    }
+
+    /// A frame in fragments, most of them once, in one order or the other.
+    fn fragments(&mut self, input: &mut Input<'_>) {
+        let room = 8 * usize::from(input.byte()).max(1);
+        let (reverse, twice) = (input.one_in(2), usize::from(input.byte()));
+        let (frame, _) = self.guest.frame(input, &self.link);
+        let mut fragments = guest::cut(&frame, room);
+        if reverse {
+            fragments.reverse();
+        }
+        if let Some(again) = fragments.get(twice).cloned() {
+            fragments.push(again);
+        }
+        self.world.segment = segment_of(&frame).map(|(ends, seq, _)| (ends, seq));
+        for fragment in fragments {
+            let (head, now) = (wire::frame::head(&fragment), self.now);
+            let Self { stack, world, link, .. } = self;
+            stack.on_frame(head, &fragment, &Offload::default(), now, world, link);
+        }
     }
 
     fn readiness(&mut self, id: FlowId, readiness: Readiness) {
@@ -261,7 +283,7 @@ impl Run {
                 readiness.readable = true;
             }
             2 => {
-                let report = Report { kind: input.byte() % 16, code: input.byte() % 16, mtu: input.u32() };
+                let report = Report { kind: input.byte() % 16, code: input.byte() % 16, info: input.u32() };
                 let error = QueuedError {
                     destination: peer(input),
                     local: None,
@@ -315,6 +337,8 @@ impl Run {
         assert!(memory <= connections * MOST_QUEUED, "{memory} bytes for {connections} connections");
         let flows = self.stack.udp().flows();
         assert!(self.world.udp().len() <= LIMITS.endpoints && flows <= LIMITS.flows, "{flows} UDP flows");
+        let fragments = self.stack.fragments();
+        assert!(fragments.len() <= MAX_DATAGRAMS && fragments.bytes() <= MAX_BYTES, "{fragments:?}");
         let most = connections + pings + flows;
         assert!(timers <= most, "{timers} deadlines of {most} flows");
     }
@@ -341,6 +365,7 @@ impl Run {
         assert_eq!(self.stack.udp().flows() + self.world.udp().len(), 0, "UDP left");
         assert_eq!(self.stack.ping().flows(), 0, "pings left");
         assert!(self.stack.timers().is_empty(), "deadlines left");
+        assert_eq!((self.stack.fragments().len(), self.stack.fragments().bytes()), (0, 0), "fragments left");
     }
 }
 

@@ -89,6 +89,6 @@ pub struct Report {
     pub kind: u8,
     /// Code.
     pub code: u8,
-    /// MTU in bytes, for "fragmentation needed" and "packet too big".
-    pub mtu: u32,
+    /// MTU in bytes, for "fragmentation needed" and "packet too big"; offset in bytes, for ICMPv6 "parameter problem".
+    pub info: u32,
 }

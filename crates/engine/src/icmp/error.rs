@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 
 use wire::{
+    fragment::{self, Piece},
     frame::{Outgoing, Written},
     icmp::{Header, v4, v6},
     ipv4, ipv6, protocol,
@@ -18,6 +19,8 @@ use crate::{
 
 /// Longest quote of a packet's payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
 pub const MAX_QUOTE: usize = 1280 - 2 * ipv6::HEADER_LEN - 2 * TRANSPORT_LEN;
+/// The same with a fragment header.
+const MAX_QUOTE_FRAGMENT: usize = MAX_QUOTE - fragment::HEADER_LEN;
 /// The same for ICMPv4: 576 bytes in all (RFC 1812 §4.3.2.3).
 const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
 /// Length of an ICMP header, and of the part of a UDP or echo header that is quoted, in bytes.
@@ -32,12 +35,14 @@ pub(crate) struct Quote<'a> {
     pub(crate) guest: IpAddr,
     /// To where.
     pub(crate) remote: IpAddr,
-    /// UDP, ICMP or ICMPv6.
+    /// What it carries.
     pub(crate) protocol: u8,
-    /// Its UDP or echo header.
+    /// Its UDP or echo header, or what else it begins with.
     pub(crate) header: [u8; TRANSPORT_LEN],
     /// What is known of its payload.
     pub(crate) payload: &'a [u8],
+    /// Which fragment of it, if it was one. Then header and payload are the fragment's payload.
+    pub(crate) fragment: Option<Piece>,
 }
 
 impl Report {
@@ -56,15 +61,14 @@ impl Report {
             (EPERM | EACCES, false) => (v6::UNREACHABLE, 1),
             _ => return None,
         };
-        Some(Self { kind, code, mtu: 0 })
+        Some(Self { kind, code, info: 0 })
     }
 
     /// The last four bytes of the message's header.
     const fn rest(self, v4: bool) -> u32 {
-        const FRAGMENTATION_NEEDED: u8 = 4;
         match (v4, self.kind, self.code) {
-            (true, v4::UNREACHABLE, FRAGMENTATION_NEEDED) => self.mtu & 0xffff,
-            (false, v6::PACKET_TOO_BIG, _) => self.mtu,
+            (true, v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED) => self.info & 0xffff,
+            (false, v6::PACKET_TOO_BIG | v6::PARAMETER_PROBLEM, _) => self.info,
             _ => 0,
         }
     }
@@ -126,7 +130,12 @@ pub(crate) fn tell<H: Host, L: Link>(
 
 fn write(slot: &mut [u8], frame: &Outgoing, report: Report, quote: &Quote<'_>) -> Option<Written> {
     let v4 = quote.guest.is_ipv4();
-    let payload = &quote.payload[..quote.payload.len().min(if v4 { MAX_QUOTE_V4 } else { MAX_QUOTE })];
+    let longest = match (v4, quote.fragment) {
+        (true, _) => MAX_QUOTE_V4,
+        (false, None) => MAX_QUOTE,
+        (false, Some(_)) => MAX_QUOTE_FRAGMENT,
+    };
+    let payload = &quote.payload[..quote.payload.len().min(longest)];
     let upper_len = TRANSPORT_LEN + payload.len();
     let mut at = frame.headroom(TRANSPORT_LEN);
     let start = at;
@@ -135,12 +144,21 @@ fn write(slot: &mut [u8], frame: &Outgoing, report: Report, quote: &Quote<'_>) -
         at += bytes.len();
         Some(())
     };
-    match (quote.guest, quote.remote) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            put(ipv4::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, upper_len).as_bytes())?;
+    match (quote.guest, quote.remote, quote.fragment) {
+        (IpAddr::V4(from), IpAddr::V4(to), piece) => {
+            let mut header = ipv4::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, upper_len);
+            if let Some(piece) = piece {
+                header.set_fragment(piece.id as u16, piece.offset, piece.more);
+            }
+            put(header.as_bytes())?;
         }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
+        (IpAddr::V6(from), IpAddr::V6(to), None) => {
             put(ipv6::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, 0, upper_len).as_bytes())?;
+        }
+        (IpAddr::V6(from), IpAddr::V6(to), Some(piece)) => {
+            let len = fragment::HEADER_LEN + upper_len;
+            put(ipv6::Header::new(from, to, ipv6::FRAGMENT, HOP_LIMIT, 0, 0, len).as_bytes())?;
+            put(fragment::Header::new(&piece).as_bytes())?;
         }
         _ => return None,
     }

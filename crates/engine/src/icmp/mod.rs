@@ -264,5 +264,6 @@ fn quote(key: Key, header: Header, payload: &[u8]) -> Quote<'_> {
         protocol: error::echo_protocol(key.guest.is_ipv4()),
         header: bytes,
         payload,
+        fragment: None,
     }
 }

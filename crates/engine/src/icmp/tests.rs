@@ -30,6 +30,7 @@ impl Test {
             hop_limit: ttl,
             traffic_class: 0,
             flow_label: 0,
+            dont_fragment: false,
             transport: Transport::Icmp(message),
         };
         self.ping.on_message(&mut self.world.context(), &packet, &message);
@@ -154,7 +155,7 @@ fn errors_are_rebuilt() {
         let error = QueuedError {
             destination: peer.parse().unwrap(),
             local: None,
-            report: Some(Report { kind, code, mtu: 0 }),
+            report: Some(Report { kind, code, info: 0 }),
             offender: hop.parse().ok(),
             quoted: 0,
         };

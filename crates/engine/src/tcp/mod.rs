@@ -372,7 +372,7 @@ fn tell_failure<H: Host, L: Link>(
     header[2..4].copy_from_slice(&ends.remote.port().to_be_bytes());
     header[4..].copy_from_slice(&iss.0.to_be_bytes());
     let (guest, remote) = (ends.guest.ip(), ends.remote.ip());
-    let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[] };
+    let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[], fragment: None };
     tell(ctx, router(ctx.settings, remote), report, &quote);
     true
 }

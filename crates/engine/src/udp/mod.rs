@@ -500,5 +500,6 @@ fn quote(endpoints: Endpoints, len: usize, payload: &[u8]) -> Quote<'_> {
         protocol: protocol::UDP,
         header: bytes,
         payload,
+        fragment: None,
     }
 }

@@ -265,7 +265,7 @@ pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedErro
     Some(QueuedError {
         destination,
         local: arrival.info.destination,
-        report: report.map(|error| Report { kind: error.kind, code: error.code, mtu: error.info }),
+        report: report.map(|error| Report { kind: error.kind, code: error.code, info: error.info }),
         offender: error.and_then(|error| error.offender),
         quoted: arrival.len,
     })

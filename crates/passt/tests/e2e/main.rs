@@ -15,6 +15,7 @@ mod auto;
 mod bulk;
 mod dns;
 mod flood;
+mod fragments;
 mod harness;
 mod hostile;
 mod http;

@@ -9,7 +9,12 @@ use sys::mmsg;
 use sys::sockopt::{self, IpVersion, Metadata};
 
 /// Sends `data` from one socket to an address, receives it on another, and returns whom it came from.
-fn deliver(from: &UdpSocket, to: impl Into<SocketAddr>, at: &UdpSocket, data: &[u8]) -> SocketAddr {
+pub(crate) fn deliver(
+    from: &UdpSocket,
+    to: impl Into<SocketAddr>,
+    at: &UdpSocket,
+    data: &[u8],
+) -> SocketAddr {
     from.send_to(data, to.into()).unwrap();
     let (got, source) = recv_from(at);
     assert!(got == data, "{} bytes sent, other {} bytes received", data.len(), got.len());

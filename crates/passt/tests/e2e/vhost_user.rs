@@ -17,13 +17,13 @@ use vhost::vhost_user::VhostUserFrontend;
 use crate::harness::*;
 
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-const PEER4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
+pub(crate) const PEER4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
 const HOST4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const OUR_MAC: EthernetAddress = EthernetAddress([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 const NO_OFFLOAD: [u8; HEADER] = [0; HEADER];
 
 /// A `passt` at a socket of its own.
-fn passt<'a>(net: &'a Net, args: &[&str]) -> (Daemon<'a>, std::path::PathBuf) {
+pub(crate) fn passt<'a>(net: &'a Net, args: &[&str]) -> (Daemon<'a>, std::path::PathBuf) {
     let path = net.path("guest.socket");
     let daemon = net.passt(&[&["--vhost-user", "--socket", &path], args].concat());
     (daemon, path.into())
@@ -57,7 +57,7 @@ fn is_arp_reply(frame: &[u8], about: Ipv4Addr) -> bool {
         && arp.source_protocol_addr() == about.octets()
 }
 
-fn echo_request(to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn echo_request(to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let icmp = Icmpv4Repr::EchoRequest { ident: 7, seq_no: 1, data: payload };
     let ip = Ipv4Repr {
         src_addr: HOST4,
@@ -75,7 +75,7 @@ fn echo_request(to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Whether it is the answer to [`echo_request`].
-fn is_echo_reply(frame: &[u8], payload: &[u8]) -> bool {
+pub(crate) fn is_echo_reply(frame: &[u8], payload: &[u8]) -> bool {
     let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return false };
     let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else { return false };
     let Ok(icmp) = Icmpv4Packet::new_checked(ip.payload()) else { return false };
@@ -87,7 +87,7 @@ fn is_echo_reply(frame: &[u8], payload: &[u8]) -> bool {
 }
 
 /// The next frame to the guest, on any queue, that is `wanted`.
-fn expect(front_end: &mut FrontEnd, what: &str, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
+pub(crate) fn expect(front_end: &mut FrontEnd, what: &str, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         for queue in front_end.queues.iter_mut().step_by(2) {

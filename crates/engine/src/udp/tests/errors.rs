@@ -12,7 +12,7 @@ fn queued(destination: &str, kind: u8, code: u8, mtu: u32, offender: &str) -> Qu
     QueuedError {
         destination: destination.parse().unwrap(),
         local: None,
-        report: Some(Report { kind, code, mtu }),
+        report: Some(Report { kind, code, info: mtu }),
         offender: offender.parse().ok(),
         quoted: 0,
     }

@@ -274,7 +274,7 @@ fn errors_of_listeners() {
         QueuedError {
             destination: "203.0.113.9:999".parse().unwrap(),
             local: Some("192.0.2.1".parse().unwrap()),
-            report: Some(Report { kind: 3, code: 3, mtu: 0 }),
+            report: Some(Report { kind: 3, code: 3, info: 0 }),
             offender: Some("203.0.113.9".parse().unwrap()),
             quoted: 0,
         },

@@ -68,6 +68,7 @@ impl Test {
             hop_limit: ttl,
             traffic_class: class,
             flow_label: 0,
+            dont_fragment: false,
             transport: wire::frame::Transport::Udp(datagram),
         };
         self.udp.on_datagram(&mut self.world.context(), &packet, &datagram, offload);

@@ -213,7 +213,7 @@ fn r_95_refused_datagrams_are_told() {
             let mut quote = [0; 100];
             let error = socket.take_queued_error(&mut quote).unwrap();
             assert_eq!(error.destination, SocketAddr::new(address(loopback), 7009));
-            assert_eq!(error.report, Some(Report { kind, code, mtu: 0 }));
+            assert_eq!(error.report, Some(Report { kind, code, info: 0 }));
             assert_eq!(error.offender, Some(address(loopback)));
             assert_eq!(&quote[..error.quoted], b"question");
             assert_eq!(socket.take_queued_error(&mut quote), None);
@@ -233,7 +233,7 @@ fn errors_of_a_dual_stack_socket() {
         let mut quote = [0; 100];
         let error = host.take_queued_error(&mut quote).unwrap();
         assert_eq!(error.destination, SocketAddr::new(address("127.0.0.1"), 7009));
-        assert_eq!(error.report, Some(Report { kind: 3, code: 3, mtu: 0 }));
+        assert_eq!(error.report, Some(Report { kind: 3, code: 3, info: 0 }));
         assert_eq!((error.offender, error.quoted), (Some(address("127.0.0.1")), 6));
     });
 }

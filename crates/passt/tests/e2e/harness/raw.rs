@@ -162,6 +162,23 @@ impl Raw {
     }
 }
 
+/// An IPv4 frame in fragments of `room` bytes each.
+pub(crate) fn fragments_of(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
+    let (headers, upper) = frame.split_at(34);
+    let cut = upper.chunks(room).zip((0..).step_by(room)).map(|(chunk, offset)| {
+        let mut fragment = [headers, chunk].concat();
+        let mut packet = Ipv4Packet::new_unchecked(&mut fragment[14..]);
+        packet.set_total_len(20 + chunk.len() as u16);
+        packet.set_ident(7);
+        packet.set_dont_frag(false);
+        packet.set_frag_offset(offset);
+        packet.set_more_frags(usize::from(offset) + room < upper.len());
+        packet.fill_checksum();
+        fragment
+    });
+    cut.collect()
+}
+
 impl Drop for Raw {
     fn drop(&mut self) {
         self.socket = None;

@@ -1,0 +1,347 @@
+//! Fragments of the guest, put together (behaviour §4.7; RFC 791 §3.2, RFC 8200 §4.5).
+//!
+//! The rules, and why: docs/design/fragments.md.
+
+use alloc::{collections::VecDeque, vec::Vec};
+use core::{net::IpAddr, time::Duration};
+
+use wire::{
+    fragment::{Fragment, MAX_LEN, UNIT, Whole},
+    frame::Packet,
+    payload::Payload,
+};
+
+use crate::timer::Instant;
+
+/// A datagram that is not complete this long after its first fragment is dropped (RFC 8200 §4.5, RFC 1122 §3.3.2).
+pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// Most datagrams that wait for fragments.
+pub const MAX_DATAGRAMS: usize = 256;
+/// Most memory of all datagrams that wait for fragments, in bytes.
+pub const MAX_BYTES: usize = 4 << 20;
+
+/// ECN "congestion experienced" (RFC 3168 §5).
+const CONGESTION_EXPERIENCED: u8 = 3;
+
+/// What became of a fragment.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// It waits for others, or is a duplicate.
+    Waiting,
+    /// It completes a packet, of which the bytes are the fragmentable part. They should be [given
+    /// back](Reassembly::recycle).
+    Complete(Whole, Vec<u8>),
+    /// It is invalid by itself, and dropped alone.
+    Invalid(Invalid),
+    /// It contradicts another fragment, or its datagram was dropped for such a reason before.
+    Conflict,
+}
+
+/// Why a fragment is invalid by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// It is empty.
+    Empty,
+    /// It is not the last one, and its length is no multiple of eight.
+    OddLength,
+    /// The packet would be too long.
+    TooLong,
+}
+
+/// A datagram whose time ran out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// The header of the fragment with offset zero, and the bytes from there on; none if that fragment is missing.
+    pub first: Option<(Whole, Vec<u8>)>,
+    /// Identification.
+    pub id: u32,
+}
+
+/// All datagrams that wait for fragments.
+#[derive(Debug, Default)]
+pub struct Reassembly {
+    /// In the order of their first arrival, and so of their deadlines.
+    datagrams: VecDeque<Datagram>,
+    /// Memory of all of them.
+    bytes: usize,
+    /// A buffer to be used again.
+    spare: Vec<u8>,
+    evicted: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    source: IpAddr,
+    destination: IpAddr,
+    id: u32,
+    /// None for IPv6.
+    protocol: Option<u8>,
+}
+
+#[derive(Debug)]
+struct Datagram {
+    key: Key,
+    deadline: Instant,
+    /// What the fragment with offset zero says: the packet's header.
+    first: Option<Whole>,
+    /// Bytes of the same fragment that count for the packet's length, beside the fragmentable part.
+    unfragmentable: usize,
+    /// The fragmentable part, up to the end of the furthest fragment.
+    bytes: Vec<u8>,
+    /// The fragments, in order: where each starts and ends in `bytes`. They don't overlap.
+    ranges: Vec<(u16, u16)>,
+    /// How much of `bytes` the fragments cover.
+    covered: usize,
+    /// Where the last fragment ends, once it is there.
+    end: Option<usize>,
+    /// A fragment has met congestion.
+    congested: bool,
+    /// Fragments contradicted each other: there will be no packet.
+    dropped: bool,
+}
+
+impl Reassembly {
+    /// How many datagrams wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.datagrams.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.datagrams.is_empty()
+    }
+
+    /// Memory of the datagrams that wait, in bytes: at most [`MAX_BYTES`].
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many datagrams had to make room for newer ones.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// When [`Reassembly::expire`] has something to do.
+    #[must_use]
+    pub fn next(&self) -> Option<Instant> {
+        self.datagrams.front().map(|oldest| oldest.deadline)
+    }
+
+    /// Removes a datagram whose time has run out.
+    pub fn expire(&mut self, now: Instant) -> Option<Expired> {
+        self.next().filter(|&due| due <= now)?;
+        let Datagram { key, first, mut bytes, ranges, dropped, .. } = self.remove(0)?;
+        let end = ranges.first().filter(|range| range.0 == 0).map_or(0, |range| usize::from(range.1));
+        bytes.truncate(end);
+        let first = first.filter(|_| !dropped).map(|whole| (whole, bytes));
+        Some(Expired { first, id: key.id })
+    }
+
+    /// Gives the memory of a packet back.
+    pub fn recycle(&mut self, bytes: Vec<u8>) {
+        self.spare = bytes;
+    }
+
+    /// Takes in a fragment of the guest, of the packet in which it is.
+    pub fn add<P: Payload>(
+        &mut self,
+        packet: &Packet<'_, P>,
+        fragment: &Fragment<P>,
+        now: Instant,
+    ) -> Outcome {
+        if fragment.payload.is_empty() {
+            return Outcome::Invalid(Invalid::Empty);
+        }
+        if fragment.more && !fragment.payload.len().is_multiple_of(UNIT) {
+            return Outcome::Invalid(Invalid::OddLength);
+        }
+        let (Ok(end), false) = (u16::try_from(fragment.end()), fragment.is_too_long()) else {
+            return Outcome::Invalid(Invalid::TooLong);
+        };
+        let index = self.find(packet, fragment, now);
+        let Some(datagram) = self.datagrams.get_mut(index) else { return Outcome::Waiting };
+        let before = datagram.memory();
+        let waiting = datagram.add(packet, fragment, (fragment.offset, end));
+        self.bytes = self.bytes + datagram.memory() - before;
+        match waiting {
+            Ok(false) => {
+                self.shrink(index);
+                Outcome::Waiting
+            }
+            Ok(true) => self.complete(index),
+            Err(Conflict) => Outcome::Conflict,
+        }
+    }
+
+    /// The datagram of a fragment, which may be a new one.
+    fn find<P>(&mut self, packet: &Packet<'_, P>, fragment: &Fragment<P>, now: Instant) -> usize {
+        let key = Key {
+            source: packet.source,
+            destination: packet.destination,
+            id: fragment.id,
+            protocol: packet.source.is_ipv4().then_some(fragment.protocol),
+        };
+        // A guest sends fragments of a datagram one after the other, so it is among the newest.
+        if let Some(index) = self.datagrams.iter().rposition(|datagram| datagram.key == key) {
+            return index;
+        }
+        if self.datagrams.len() >= MAX_DATAGRAMS {
+            self.evict(0);
+        }
+        let mut bytes = core::mem::take(&mut self.spare);
+        bytes.clear();
+        let datagram = Datagram::new(key, now + TIMEOUT, bytes);
+        self.bytes += datagram.memory();
+        self.datagrams.push_back(datagram);
+        self.datagrams.len() - 1
+    }
+
+    /// Makes room for the datagram at `index`, by those that wait for the longest time.
+    fn shrink(&mut self, mut index: usize) {
+        while self.bytes > MAX_BYTES && self.datagrams.len() > 1 {
+            self.evict(usize::from(index == 0));
+            index = index.saturating_sub(1);
+        }
+    }
+
+    fn evict(&mut self, index: usize) {
+        if self.remove(index).is_some() {
+            self.evicted += 1;
+        }
+    }
+
+    fn remove(&mut self, index: usize) -> Option<Datagram> {
+        let datagram = self.datagrams.remove(index)?;
+        self.bytes -= datagram.memory();
+        Some(datagram)
+    }
+
+    fn complete(&mut self, index: usize) -> Outcome {
+        let Some(datagram) = self.remove(index) else { return Outcome::Waiting };
+        let Some(mut whole) = datagram.first else { return Outcome::Waiting };
+        if datagram.unfragmentable + datagram.covered > MAX_LEN {
+            return Outcome::Invalid(Invalid::TooLong);
+        }
+        if datagram.congested {
+            whole.traffic_class |= CONGESTION_EXPERIENCED;
+        }
+        Outcome::Complete(whole, datagram.bytes)
+    }
+}
+
+/// A fragment contradicts another one.
+struct Conflict;
+
+impl Datagram {
+    const fn new(key: Key, deadline: Instant, bytes: Vec<u8>) -> Self {
+        Self {
+            key,
+            deadline,
+            first: None,
+            unfragmentable: 0,
+            bytes,
+            ranges: Vec::new(),
+            covered: 0,
+            end: None,
+            congested: false,
+            dropped: false,
+        }
+    }
+
+    /// What counts for [`MAX_BYTES`].
+    const fn memory(&self) -> usize {
+        self.bytes.capacity() + self.ranges.capacity() * size_of::<(u16, u16)>()
+    }
+
+    /// Takes in a valid fragment. True if the packet is complete.
+    fn add<P: Payload>(
+        &mut self,
+        packet: &Packet<'_, P>,
+        fragment: &Fragment<P>,
+        range: (u16, u16),
+    ) -> Result<bool, Conflict> {
+        if self.dropped {
+            return Err(Conflict);
+        }
+        let at = match self.place(fragment, range) {
+            Ok(Some(at)) => at,
+            Ok(None) => return Ok(false),
+            Err(conflict) => {
+                self.dropped = true;
+                self.bytes = Vec::new();
+                self.ranges = Vec::new();
+                return Err(conflict);
+            }
+        };
+        let (start, end) = (usize::from(range.0), usize::from(range.1));
+        if end > self.bytes.len() {
+            self.bytes.resize(end, 0);
+        }
+        fragment.payload.copy_to(self.bytes.get_mut(start..end).unwrap_or_default());
+        self.ranges.insert(at, range);
+        self.covered += end - start;
+        if !fragment.more {
+            self.end = Some(end);
+        }
+        self.congested |= packet.traffic_class & CONGESTION_EXPERIENCED == CONGESTION_EXPERIENCED;
+        if start == 0 {
+            self.first = Some(whole(packet, fragment));
+            self.unfragmentable = fragment.unfragmentable.into();
+        }
+        Ok(self.end == Some(self.covered))
+    }
+
+    /// Where in the list of fragments a new one belongs; none for an exact duplicate.
+    fn place<P: Payload>(
+        &self,
+        fragment: &Fragment<P>,
+        (start, end): (u16, u16),
+    ) -> Result<Option<usize>, Conflict> {
+        let at = self.ranges.partition_point(|range| range.0 < start);
+        let next = self.ranges.get(at);
+        if next == Some(&(start, end)) {
+            let last = self.end == Some(end.into());
+            let same = last != fragment.more && self.holds(fragment);
+            return if same { Ok(None) } else { Err(Conflict) };
+        }
+        let previous = at.checked_sub(1).and_then(|before| self.ranges.get(before));
+        let overlaps =
+            next.is_some_and(|next| next.0 < end) || previous.is_some_and(|before| before.1 > start);
+        let furthest = self.ranges.last().map_or(0, |range| range.1);
+        let beyond = self.end.is_some_and(|last| usize::from(end) > last);
+        let too_near = !fragment.more && furthest > end;
+        if overlaps || beyond || too_near { Err(Conflict) } else { Ok(Some(at)) }
+    }
+
+    /// Whether the bytes of a fragment are there, the same ones. The fragment lies in memory that may change: it is read
+    /// once, piece by piece.
+    fn holds<P: Payload>(&self, fragment: &Fragment<P>) -> bool {
+        let start = usize::from(fragment.offset);
+        let held = self.bytes.get(start..fragment.end()).unwrap_or_default();
+        let mut buffer = [0; 256];
+        held.chunks(buffer.len()).enumerate().all(|(index, held)| {
+            let at = index * buffer.len();
+            let len = fragment.payload.slice(at..at + held.len()).copy_to(&mut buffer);
+            buffer.get(..len) == Some(held)
+        })
+    }
+}
+
+fn whole<P>(packet: &Packet<'_, P>, fragment: &Fragment<P>) -> Whole {
+    Whole {
+        source: packet.source,
+        destination: packet.destination,
+        hop_limit: packet.hop_limit,
+        traffic_class: packet.traffic_class,
+        flow_label: packet.flow_label,
+        protocol: fragment.protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Fragments of the guest: their way to a whole packet, and the errors about those that never become one.
+
+use core::net::IpAddr;
+
+use wire::{
+    fragment::{Fragment, Piece},
+    frame::Packet,
+    icmp, ipv6,
+    offload::Offload,
+    payload::Payload,
+};
+
+use super::Stack;
+use crate::{
+    host::{Host, Report},
+    icmp::{MAX_QUOTE, Quote, router, tell},
+    link::Link,
+    memory::PayloadOf,
+    reassembly::{Invalid, Outcome},
+    timer::Instant,
+};
+
+/// Where an IPv6 header says how long the payload is, in bytes.
+const PAYLOAD_LEN_AT: u32 = 4;
+/// Where a fragment header right after the IPv6 header says the offset, in bytes.
+const OFFSET_AT: u32 = ipv6::HEADER_LEN as u32 + 2;
+/// Part of the payload that is quoted as a transport header, in bytes.
+const TRANSPORT_LEN: usize = 8;
+
+/// A fragment that the guest gets an error about.
+struct Failed<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    piece: Piece,
+    payload: &'a [u8],
+}
+
+impl<H: Host> Stack<H> {
+    /// Takes in a fragment. If it completes a packet, the packet takes the usual way.
+    pub(super) fn on_fragment<'a, L: Link<Memory = H::Memory>>(
+        &mut self,
+        packet: &Packet<'_, PayloadOf<'a, H::Memory>>,
+        fragment: &Fragment<PayloadOf<'a, H::Memory>>,
+        offload: &Offload,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        if offload.segmentation.is_some() || offload.checksum.is_some() {
+            // A fragment holds no checksum that could be left open, and nothing that could be cut.
+            self.counters.malformed += 1;
+            return;
+        }
+        match self.reassembly.add(packet, fragment, now) {
+            Outcome::Waiting => {}
+            Outcome::Complete(whole, bytes) => {
+                match whole.packet(&bytes, bytes.as_slice().into()) {
+                    Ok(packet) => self.on_packet(&packet, &Offload::default(), now, host, link),
+                    Err(_) => self.counters.malformed += 1,
+                }
+                self.reassembly.recycle(bytes);
+            }
+            Outcome::Conflict => self.counters.fragments += 1,
+            Outcome::Invalid(reason) => {
+                self.counters.fragments += 1;
+                let Some(report) = report(reason, packet.source) else { return };
+                let mut payload = [0; TRANSPORT_LEN + MAX_QUOTE];
+                let len = fragment.payload.copy_to(&mut payload);
+                let (source, destination) = (packet.source, packet.destination);
+                let Fragment { id, protocol, offset, more, .. } = *fragment;
+                let piece = Piece { protocol, id, offset, more };
+                let failed = Failed { source, destination, piece, payload: &payload[..len] };
+                self.report_fragment(&failed, report, now, host, link);
+            }
+        }
+    }
+
+    /// Drops datagrams that have waited too long for their fragments.
+    pub(super) fn expire_fragments<L: Link<Memory = H::Memory>>(
+        &mut self,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        while let Some(expired) = self.reassembly.expire(now) {
+            self.counters.fragments += 1;
+            let Some((whole, payload)) = expired.first else { continue };
+            let kind = match whole.source {
+                IpAddr::V4(_) => icmp::v4::TIME_EXCEEDED,
+                IpAddr::V6(_) => icmp::v6::TIME_EXCEEDED,
+            };
+            let failed = Failed {
+                source: whole.source,
+                destination: whole.destination,
+                piece: Piece { protocol: whole.protocol, id: expired.id, offset: 0, more: true },
+                payload: &payload,
+            };
+            let report = Report { kind, code: icmp::REASSEMBLY_TIME_EXCEEDED, info: 0 };
+            self.report_fragment(&failed, report, now, host, link);
+        }
+    }
+
+    fn report_fragment<L: Link<Memory = H::Memory>>(
+        &mut self,
+        failed: &Failed<'_>,
+        report: Report,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        if !self.settings.valid_guest_source(failed.source) {
+            return;
+        }
+        let (first, payload) = failed.payload.split_at(failed.payload.len().min(TRANSPORT_LEN));
+        let mut header = [0; TRANSPORT_LEN];
+        header[..first.len()].copy_from_slice(first);
+        let quote = Quote {
+            guest: failed.source,
+            remote: failed.destination,
+            protocol: failed.piece.protocol,
+            header,
+            payload,
+            fragment: Some(failed.piece),
+        };
+        let (_, mut cx) = self.split(now, host, link);
+        let router = router(cx.settings, failed.destination);
+        tell(&mut cx, router, report, &quote);
+    }
+}
+
+/// The error about an invalid fragment (RFC 8200 §4.5). IPv4 has none.
+fn report(reason: Invalid, source: IpAddr) -> Option<Report> {
+    let info = match reason {
+        Invalid::OddLength => PAYLOAD_LEN_AT,
+        Invalid::TooLong => OFFSET_AT,
+        Invalid::Empty => return None,
+    };
+    source.is_ipv6().then_some(Report { kind: icmp::v6::PARAMETER_PROBLEM, code: 0, info })
+}

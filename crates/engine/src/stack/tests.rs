@@ -1,0 +1,277 @@
+//! Fragments of the guest through the whole stack (behaviour §4.7).
+
+use alloc::{vec, vec::Vec};
+use core::{net::SocketAddr, time::Duration};
+
+use wire::{
+    ethernet,
+    fragment::Piece,
+    frame::{MAX_LEN, Outgoing, Transport},
+    icmp::{Header, Message},
+    offload::PartialChecksum,
+    segment::complete_checksum,
+};
+
+use super::*;
+use crate::{
+    addr::test,
+    mock::{MockHost, MockLink, Opened, ip},
+};
+
+const GUEST: &str = "198.51.100.55:4000";
+const GUEST6: &str = "[2001:db8:1::55]:4000";
+const PEER: &str = "203.0.113.1:7";
+const PEER6: &str = "[2001:db8:2::1]:7";
+
+struct Test {
+    stack: Stack<MockHost>,
+    host: MockHost,
+    link: MockLink,
+    now: Instant,
+}
+
+impl Test {
+    fn new() -> Self {
+        let settings = test::settings();
+        let guest = test::guest(&settings);
+        let limits = Limits {
+            flows: 100,
+            endpoints: 10,
+            idle: Duration::from_secs(300),
+            idle_stream: Duration::from_secs(300),
+        };
+        let seeds = Seeds { hash_key: [7; 16], isn_secret: [7; 16], advertisement: 1 };
+        let now = Instant::from_micros(1_000_000);
+        Self {
+            stack: Stack::new(settings, guest, limits, seeds, now),
+            host: MockHost::default(),
+            link: MockLink::default(),
+            now,
+        }
+    }
+
+    fn receive(&mut self, frame: &[u8], offload: &Offload) {
+        let head = frame::head(frame);
+        self.stack.on_frame(head, frame, offload, self.now, &mut self.host, &mut self.link);
+        self.stack.end_batch(self.now, &mut self.host, &mut self.link);
+    }
+
+    fn receive_all(&mut self, frames: &[Vec<u8>]) {
+        frames.iter().for_each(|frame| self.receive(frame, &Offload::default()));
+    }
+
+    /// Time passes, and what is due happens. Router advertisements are left out of what is sent.
+    fn wait(&mut self, time: Duration) -> Vec<Vec<u8>> {
+        self.now = self.now + time;
+        self.stack.on_deadlines(self.now, &mut self.host, &mut self.link);
+        let frames = core::mem::take(&mut self.link.frames).into_iter().map(|(frame, _)| frame);
+        frames.filter(|frame| !ip(frame).destination.is_multicast()).collect()
+    }
+
+    #[track_caller]
+    fn socket(&self) -> &Opened {
+        assert_eq!(self.host.opened.len(), 1);
+        &self.host.opened[0]
+    }
+}
+
+fn outgoing(from: SocketAddr, to: SocketAddr) -> Outgoing {
+    Outgoing {
+        source_mac: ethernet::Mac([2, 0, 0, 0, 0, 0x55]),
+        destination_mac: ethernet::Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
+        source: from.ip(),
+        destination: to.ip(),
+        hop_limit: 9,
+        traffic_class: 0xb8,
+        flow_label: 0,
+    }
+}
+
+/// A UDP datagram of the guest, complete with its checksum.
+fn datagram(from: &str, to: &str, payload: &[u8]) -> (Outgoing, Vec<u8>) {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    let headers = outgoing(from, to);
+    let mut frame = vec![0; MAX_LEN];
+    let at = headers.headroom(8);
+    frame[at..at + payload.len()].copy_from_slice(payload);
+    let written = headers.udp(&mut frame, (from.port(), to.port()), payload.len(), None).unwrap();
+    complete_checksum(&mut frame[..written.len], &written.offload);
+    frame.truncate(at + payload.len());
+    (headers, frame)
+}
+
+/// What an IP packet carries, cut to fragments of at most `room` bytes.
+fn cut(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) -> Vec<Vec<u8>> {
+    let chunks: Vec<&[u8]> = upper.chunks(room).collect();
+    let last = chunks.len() - 1;
+    let frames = chunks.iter().enumerate().map(|(index, chunk)| {
+        let mut frame = vec![0; headers.fragment_headroom()];
+        frame.extend_from_slice(chunk);
+        frame.resize(frame.len().max(60), 0);
+        let piece = Piece { protocol, id: 0xabcd, offset: (index * room) as u16, more: index < last };
+        let len = headers.fragment(&mut frame, &piece, chunk.len()).unwrap();
+        assert_eq!(len, frame.len());
+        frame
+    });
+    frames.collect()
+}
+
+fn fragments(from: &str, to: &str, payload: &[u8]) -> Vec<Vec<u8>> {
+    let (headers, frame) = datagram(from, to, payload);
+    cut(&headers, 17, &frame[headers.headroom(0)..], 1448)
+}
+
+const BOTH: [(&str, &str); 2] = [(GUEST, PEER), (GUEST6, PEER6)];
+
+/// A datagram above the guest's MTU arrives at the host's socket as one, in whatever order its fragments come.
+#[test]
+fn a_datagram_in_fragments_is_sent_whole() {
+    for (guest, peer) in BOTH {
+        for len in [1449 - 8, 3000, 65_507 - 20, 40_000] {
+            let payload: Vec<u8> = (0..len).map(|at| (at / 7) as u8).collect();
+            for reverse in [false, true] {
+                let mut test = Test::new();
+                let mut frames = fragments(guest, peer, &payload);
+                assert!(frames.len() > 1);
+                if reverse {
+                    frames.reverse();
+                }
+                test.receive_all(&frames);
+                let sent = test.socket().socket.sent();
+                assert_eq!(sent.len(), 1, "{len}");
+                assert!(sent[0].payload == payload);
+                assert_eq!((sent[0].hop_limit, sent[0].traffic_class), (9, 0xb8));
+                assert_eq!(sent[0].destination, peer.parse().unwrap());
+                assert_eq!(test.stack.counters().total(), 0);
+            }
+        }
+    }
+}
+
+/// Echo requests, too: `ping -s 3000` at an MTU of 1500.
+#[test]
+fn an_echo_request_in_fragments_is_sent_whole() {
+    for (guest, peer, protocol, kind) in [(GUEST, PEER, 1, 8), (GUEST6, PEER6, 58, 128)] {
+        let headers = outgoing(guest.parse().unwrap(), peer.parse().unwrap());
+        let mut frame = vec![0x5a; MAX_LEN];
+        let header = Header::new(kind, 0, 0x0007_0001);
+        let written = headers.icmp(&mut frame, header, 3000).unwrap();
+        let mut test = Test::new();
+        test.receive_all(&cut(&headers, protocol, &frame[headers.headroom(0)..written.len], 1448));
+        let sent = test.socket().socket.sent();
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].payload.len(), 3008);
+    }
+}
+
+/// Nobody else verifies the checksum of a datagram that came in fragments.
+#[test]
+fn a_wrong_checksum_shows_when_the_datagram_is_whole() {
+    for (guest, peer) in BOTH {
+        let mut test = Test::new();
+        let mut frames = fragments(guest, peer, &[1; 3000]);
+        *frames[1].last_mut().unwrap() ^= 1;
+        test.receive_all(&frames);
+        assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 1));
+        // None at all is right for IPv4 alone (RFC 768, RFC 8200 §8.1).
+        let mut frames = fragments(guest, peer, &[1; 3000]);
+        let at = if guest == GUEST { 14 + 20 + 6 } else { 14 + 48 + 6 };
+        frames[0][at..at + 2].fill(0);
+        test.receive_all(&frames);
+        assert_eq!(test.host.opened.len(), usize::from(guest == GUEST));
+    }
+}
+
+/// What is left to the receiver of a frame can't be left in a fragment.
+#[test]
+fn a_fragment_leaves_no_checksum_open() {
+    let mut test = Test::new();
+    let frames = fragments(GUEST, PEER, &[1; 3000]);
+    let checksum = Some(PartialChecksum { start: 34, offset: 6 });
+    test.receive(&frames[0], &Offload { checksum, ..Offload::default() });
+    test.receive_all(&frames[1..]);
+    assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 1));
+}
+
+/// RFC 8200 §4.5, RFC 792: after 60 s, and with the first fragment as a quote.
+#[test]
+fn the_guest_hears_of_missing_fragments() {
+    for ((guest, peer), (router, kind)) in BOTH.into_iter().zip([("198.51.100.1", 11), ("fe80::1", 3)]) {
+        let mut test = Test::new();
+        let frames = fragments(guest, peer, &[1; 5000]);
+        test.receive_all(&frames[..2]);
+        assert_eq!(test.wait(Duration::from_secs(59)), Vec::<Vec<u8>>::new());
+        assert!(test.stack.next_deadline().unwrap() <= test.now + Duration::from_secs(1));
+        let errors = test.wait(Duration::from_secs(1));
+        assert_eq!(errors.len(), 1);
+        let packet = ip(&errors[0]);
+        assert_eq!(packet.source, router.parse::<core::net::IpAddr>().unwrap());
+        let Transport::Icmp(Message { header, payload: quote }) = packet.transport else { panic!() };
+        assert_eq!((header.kind, header.code, header.rest.get()), (kind, 1, 0));
+        // The quote is the first fragment, as far as it fits.
+        let quoted = [&frames[0][..14], quote].concat();
+        let (quoted, first) = (ip_cut(&quoted), ip_cut(&frames[0]));
+        assert_eq!(quoted.0, first.0);
+        assert_eq!(quoted.1, first.1[..quoted.1.len()]);
+        assert!(quoted.1.len() >= 8 + 512);
+        assert!(errors[0].len() <= 14 + if guest == GUEST { 576 } else { 1280 });
+        assert_eq!(test.stack.counters().fragments, 1);
+        // Too late.
+        test.receive_all(&frames[2..]);
+        assert_eq!(test.host.opened.len(), 0);
+    }
+}
+
+/// Without the fragment that has the ports, and about datagrams to a group, nothing is said (RFC 1122 §3.2.2).
+#[test]
+fn nobody_hears_of_later_fragments_and_groups() {
+    for (guest, peer, from) in [(GUEST, PEER, 1), (GUEST6, PEER6, 1), (GUEST, "239.1.1.1:7", 0)] {
+        let mut test = Test::new();
+        test.receive_all(&fragments(guest, peer, &[1; 5000])[from..2]);
+        assert_eq!(test.wait(Duration::from_secs(61)), Vec::<Vec<u8>>::new());
+        assert_eq!((test.stack.counters().fragments, test.stack.reassembly.next()), (1, None));
+    }
+}
+
+/// RFC 8200 §4.5: a length that is no multiple of eight, and an end beyond the longest packet.
+#[test]
+fn invalid_fragments_of_ipv6_are_reported() {
+    let (headers, datagram) = datagram(GUEST6, PEER6, &[1; 100]);
+    for (offset, more, len, pointer) in [(0, true, 99, 4), (65_528, false, 8, 42)] {
+        let mut frame = vec![0; 62];
+        frame.extend_from_slice(&datagram[54..54 + len]);
+        let piece = Piece { protocol: 17, id: 1, offset, more };
+        let _ = headers.fragment(&mut frame, &piece, len).unwrap();
+        let mut test = Test::new();
+        test.receive(&frame, &Offload::default());
+        let errors = test.wait(Duration::ZERO);
+        let Transport::Icmp(Message { header, .. }) = ip(&errors[0]).transport else { panic!() };
+        assert_eq!((errors.len(), header.kind, header.code, header.rest.get()), (1, 4, 0, pointer));
+        assert_eq!(test.stack.counters().fragments, 1);
+    }
+    // IPv4 has no such report.
+    let (headers, datagram) = datagram4();
+    let mut frame = datagram[..14 + 20 + 99].to_vec();
+    let piece = Piece { protocol: 17, id: 1, offset: 0, more: true };
+    let _ = headers.fragment(&mut frame, &piece, 99).unwrap();
+    let mut test = Test::new();
+    test.receive(&frame, &Offload::default());
+    assert_eq!((test.wait(Duration::ZERO).len(), test.stack.counters().fragments), (0, 1));
+}
+
+fn datagram4() -> (Outgoing, Vec<u8>) {
+    datagram(GUEST, PEER, &[1; 200])
+}
+
+/// Identification, offset and payload of the fragment in a frame, or in a quote of one that is cut short.
+fn ip_cut(frame: &[u8]) -> ((u32, u16, bool), Vec<u8>) {
+    let mut frame = frame.to_vec();
+    let len = frame.len() - 14;
+    if frame[14] >> 4 == 4 {
+        frame[16..18].copy_from_slice(&(len as u16).to_be_bytes());
+    } else {
+        frame[18..20].copy_from_slice(&((len - 40) as u16).to_be_bytes());
+    }
+    let Transport::Fragment(fragment) = ip(&frame).transport else { panic!() };
+    ((fragment.id, fragment.offset, fragment.more), fragment.payload.to_vec())
+}
