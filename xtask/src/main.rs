@@ -1,6 +1,7 @@
 //! Tasks of the project: `cargo xtask help`.
 
 mod bench;
+mod ci;
 mod completions;
 mod house;
 mod load;
@@ -19,6 +20,8 @@ const HELP: &str = "\
 Usage: cargo xtask TASK
 
 Tasks:
+  ci                 Everything that a change has to pass: formatting, lints,
+                     documentation, tests, a virtual machine, dependencies
   bench --a PROGRAM [--b PROGRAM]... [--seconds N] [--rounds N] [--only TEXT]
                      Measure programs with pasta's command line side by side;
                      see bench/README.md
@@ -44,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         ["man", folder] => write(folder, "pasta.1", &man::page()),
         ["completions"] => write("target/completions", "pasta", &completions::bash()),
         ["completions", folder] => write(folder, "pasta", &completions::bash()),
+        ["ci"] => ci::run(),
         ["house"] => house(),
         ["reach", pid] => print(&reach::report(pid)?),
         ["bench", "--inside", ..] => bench::run(&bench_options(&arguments[2..])?),
