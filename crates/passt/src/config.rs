@@ -388,11 +388,11 @@ pub enum Target {
 /// Which user namespace pasta works in (SPEC §10.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Userns {
-    /// A new one for [`Target::Spawn`], that of the process for [`Target::Pid`].
+    /// A new one for [`Target::Spawn`], else the one that owns the network namespace.
     #[default]
     Default,
     /// The one that this file stands for.
     Path(PathBuf),
-    /// None but the present one: `--netns-only`, or [`Target::Netns`] without `--userns`.
+    /// The present one: `--netns-only`.
     None,
 }

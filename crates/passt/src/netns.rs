@@ -5,7 +5,6 @@
 //! there what the others use: [`Namespace::within`] for a moment, while we still set things up, and the
 //! [`Opener`] for the rest of the process's life.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -40,14 +39,9 @@ impl Namespace {
         Self { name: format!("of process {}", pid.as_raw_nonzero()), handle: Handle::Process(pidfd) }
     }
 
-    /// The namespace that the file at `path` stands for.
-    ///
-    /// # Errors
-    /// There is no such file, or no right to read it.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let name = path.display().to_string();
-        let file = File::open(path).with_context(|| format!("can't open network namespace {name}"))?;
-        Ok(Self { name, handle: Handle::File(file.into()) })
+    /// The namespace that `file`, opened at `path`, stands for.
+    pub fn of_file(file: OwnedFd, path: &Path) -> Self {
+        Self { name: path.display().to_string(), handle: Handle::File(file) }
     }
 
     /// Does `work` on a thread inside the namespace, and waits for it. The right to enter must be there already:
@@ -131,6 +125,7 @@ impl Opener {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::net::{Ipv4Addr, TcpListener};
     use std::os::fd::AsRawFd;
 
@@ -141,7 +136,8 @@ mod tests {
 
     /// The namespace of the thread that calls.
     fn here() -> Namespace {
-        Namespace::open(Path::new("/proc/thread-self/ns/net")).unwrap()
+        let path = Path::new("/proc/thread-self/ns/net");
+        Namespace::of_file(File::open(path).unwrap().into(), path)
     }
 
     /// HOUSE: what the opener opens belongs to its namespace, whoever uses it.

@@ -13,7 +13,7 @@ use engine::forward::{
     spec::{self, Context, Direction, Spec, SpecError},
 };
 
-use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Splice, Target, Userns, Verbosity};
+use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Splice, Target, Verbosity};
 
 /// Where `ip netns` keeps its namespaces.
 const NSRUN_DIR: &str = "/run/netns";
@@ -196,9 +196,6 @@ impl Args {
             }
             _ if config.pasta.no_pidns => {
                 return Err("--no-pidns is incompatible with PID or --netns".into());
-            }
-            Target::Netns(_) if config.pasta.userns == Userns::Default => {
-                config.pasta.userns = Userns::None;
             }
             Target::Netns(_) | Target::Pid(_) => {}
         }

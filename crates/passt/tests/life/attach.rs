@@ -92,6 +92,25 @@ fn by_process_of_another_user() {
     assert_harmless(&daemon, User::Root);
 }
 
+/// SPEC §10.3: by a process whose user namespace is nested in the owner of its network namespace, as bubblewrap leaves
+/// it. Rights in the process's own give none over the network.
+#[test]
+fn by_process_in_a_nested_user_namespace() {
+    let stage = Stage::new();
+    for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
+        let guest = Guest::nested(user);
+        let userns = guest.namespace("user");
+        let output = stage.run(user, &["-I", "life0", "--userns", &userns, &guest.pid()]);
+        assert_eq!(output.status.code(), Some(1), "--userns has precedence: {output:?}");
+        let daemon = stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
+        assert_eq!(guest.interfaces(), ["lo", "life0"]);
+        assert_harmless(&daemon, user);
+        let daemon = stage.attach(user, &["-I", "life1", "--netns", &guest.namespace("net")]);
+        assert_eq!(guest.interfaces(), ["lo", "life0", "life1"]);
+        assert_harmless(&daemon, user);
+    }
+}
+
 /// SPEC §10.3: `--netns` with and without `--userns`.
 #[test]
 fn by_path() {
@@ -104,16 +123,34 @@ fn by_path() {
         assert_eq!(guest.interfaces(), ["lo", "life0"]);
         assert_harmless(&daemon, user);
 
-        // Without a user namespace to join it takes rights over the guest's.
-        let args = ["-I", "life1", "--netns", &netns];
+        // By default the owner is joined.
+        let daemon = stage.attach(user, &["-I", "life1", "--netns", &netns]);
+        assert_eq!(guest.interfaces(), ["lo", "life0", "life1"]);
+        assert_harmless(&daemon, user);
+
+        // Without joining it takes rights over the guest's.
+        let args = ["-I", "life2", "--netns", &netns, "--netns-only"];
         if user == User::Root {
             assert_harmless(&stage.attach(user, &args), user);
         } else {
             let output = stage.run(user, &args);
             assert_eq!(output.status.code(), Some(1), "{output:?}");
-            assert_eq!(guest.interfaces(), ["lo", "life0"]);
+            assert_eq!(guest.interfaces(), ["lo", "life0", "life1"]);
         }
     });
+}
+
+/// SPEC §10.3: a namespace that a user namespace outside of ours owns can't be joined, and the message says so.
+#[test]
+fn by_path_from_below_the_owner() {
+    let user = User::RootOfNamespace;
+    if !user.available() {
+        return;
+    }
+    let stage = Stage::new();
+    let output = stage.run(user, &["-I", "life0", "--netns", "/proc/self/ns/net"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("outside of ours"), "{output:?}");
 }
 
 /// SPEC §10.3: `--netns` alone, by root of the namespace that the guest's belongs to, as in a rootless container.

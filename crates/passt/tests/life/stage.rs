@@ -207,9 +207,19 @@ pub(crate) struct Guest {
 impl Guest {
     /// By `user`; with a user namespace unless it is made with privileges over the machine.
     pub(crate) fn new(user: User) -> Self {
+        Self::within(user, &[])
+    }
+
+    /// As [`Guest::new`], with a process in one more user namespace, nested in the owner of its network namespace.
+    pub(crate) fn nested(user: User) -> Self {
+        Self::within(user, &["unshare", "-U"])
+    }
+
+    /// Its process is started by way of the command `enter`.
+    fn within(user: User, enter: &[&str]) -> Self {
         let options = if user == User::Root { "-n" } else { "-Urn" };
         let mut command = user.command("unshare");
-        command.args([options, "sh", "-c", "echo ready; exec cat"]);
+        command.arg(options).args(enter).args(["sh", "-c", "echo ready; exec cat"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let stdin = child.stdin.take();
         let mut line = String::new();

@@ -23,9 +23,14 @@ pub(super) const OPTIONS: &[Opt] = &[
         "Directory of namespaces that --netns names\ndefault: /run/netns",
     )
     .only(Modes::Pasta),
-    value(&["userns"], "PATH", userns, "Join this user namespace").only(Modes::Pasta),
-    flag(&["netns-only"], netns_only, "Join no user namespace\ndefault if --netns is given without --userns")
-        .only(Modes::Pasta),
+    value(
+        &["userns"],
+        "PATH",
+        userns,
+        "Join this user namespace\ndefault: the one that owns the network namespace",
+    )
+    .only(Modes::Pasta),
+    flag(&["netns-only"], netns_only, "Join no user namespace").only(Modes::Pasta),
     flag(&["no-netns-quit"], no_netns_quit, "Don't quit when the namespace goes away").only(Modes::Pasta),
     flag(&["no-pidns"], no_pidns, "Start the command without a PID namespace").only(Modes::Pasta),
     flag(&["config-net"], config_net, "Configure addresses and routes in the namespace").only(Modes::Pasta),
