@@ -189,7 +189,13 @@ impl TcpSocket for NoTcp {
     fn peek(&mut self, _: u32, _: &mut [u8]) -> Result<usize, SocketError> {
         match *self {}
     }
-    fn discard(&mut self, _: u32) -> Result<(), SocketError> {
+    fn send_urgent(&mut self, _: u8) -> Result<(), SocketError> {
+        match *self {}
+    }
+    fn urgent_mark(&mut self) -> Option<u32> {
+        match *self {}
+    }
+    fn discard(&mut self, _: u32) -> Result<u32, SocketError> {
         match *self {}
     }
     fn shutdown_write(&mut self) -> Result<(), SocketError> {

@@ -257,5 +257,6 @@ fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_tcp_nodelay(socket.as_fd(), true)?;
+    sockopt::set_socket_oobinline(socket.as_fd(), true)?; // urgent data are part of the stream
     Ok(socket)
 }

@@ -285,7 +285,9 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    sockopt::set_tcp_nodelay(&socket, true)?; // accepted connections inherit it.
+    // Accepted connections inherit both.
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_oobinline(&socket, true)?; // urgent data are part of the stream
     if !v4_only {
         sockopt::set_ipv6_v6only(&socket, address.is_some())?;
     }

@@ -5,6 +5,10 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
 
+/// Asks a stream socket whether the next byte to read is the urgent one (sockatmark(3)). The libc crate lacks it.
+pub const SIOCATMARK: libc::Ioctl =
+    if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
+
 /// Most pieces of one receive.
 const UIO_MAXIOV: usize = 1024;
 
@@ -116,11 +120,8 @@ fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one pollfd is passed, which lives until the call returns.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    let mut unread: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int through the pointer.
-    let asked = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut unread) };
     let ended = ready > 0 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0;
-    if ended && asked == 0 && usize::try_from(unread).is_ok_and(|unread| unread <= seen) {
+    if ended && unread(fd).is_ok_and(|unread| unread as usize <= seen) {
         Ok(0)
     } else {
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
@@ -139,15 +140,60 @@ pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
+/// Where the urgent byte of a TCP socket with `SO_OOBINLINE` is: its offset from the oldest unread byte. None if no
+/// received byte is urgent. An offset by [`set_peek_offset`] has to be zero, and is undefined afterwards.
+///
+/// A read stops before that byte, unless it begins there (tcp(7)). So where less is read than there was, there it is.
+///
+/// # Errors
+/// The socket's error.
+pub fn urgent_mark(fd: impl AsFd) -> io::Result<Option<u32>> {
+    // What arrives from here on lies beyond these bytes, and so does an urgent byte among it.
+    let unread = unread(&fd)?;
+    if unread == 0 {
+        return Ok(None);
+    }
+    if is_at_mark(&fd)? {
+        return Ok(Some(0));
+    }
+    let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC, TCP writes nothing through the pointer (tcp(7)).
+    let len = unsafe { libc::recv(fd.as_fd().as_raw_fd(), std::ptr::null_mut(), unread as usize, flags) };
+    let len = u32::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    Ok((len < unread).then_some(len))
+}
+
+/// Whether the next byte to read is, or will be, the urgent one.
+///
+/// # Errors
+/// `ENOTTY` if the socket knows no urgent data.
+pub fn is_at_mark(fd: impl AsFd) -> io::Result<bool> {
+    ask(&fd, SIOCATMARK).map(|answer| answer != 0)
+}
+
+/// Received bytes that are not read yet (`SIOCINQ`).
+///
+/// # Errors
+/// `EINVAL` on a listening socket.
+pub fn unread(fd: impl AsFd) -> io::Result<u32> {
+    ask(&fd, libc::FIONREAD).map(|bytes| u32::try_from(bytes).unwrap_or(0))
+}
+
 /// Bytes, and the FIN, that were sent on a TCP socket but are not yet acknowledged by the peer (`SIOCOUTQ`).
 ///
 /// # Errors
 /// `EINVAL` on a listening socket.
 pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int through the pointer.
-    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u32::try_from(bytes).unwrap_or(0)) }
+    ask(&fd, libc::TIOCOUTQ).map(|bytes| u32::try_from(bytes).unwrap_or(0))
+}
+
+/// Calls ioctl(2) with one of the requests above.
+fn ask(fd: &impl AsFd, request: libc::Ioctl) -> io::Result<libc::c_int> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: each of FIONREAD (SIOCINQ), TIOCOUTQ (SIOCOUTQ) and SIOCATMARK writes one int through the pointer, and
+    // nothing else is asked for.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw mut answer) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
 
 #[cfg(test)]

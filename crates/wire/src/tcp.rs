@@ -146,6 +146,13 @@ impl Header {
         }
     }
 
+    /// Sets the urgent pointer, in bytes from the sequence number, and the flag that makes it significant. It points to
+    /// the byte after the urgent data (RFC 9293 §3.1).
+    pub fn set_urgent(&mut self, pointer: u16) {
+        self.urgent = U16::new(pointer);
+        self.flags |= Flags::URG.bits();
+    }
+
     /// Length of the header with its options, in bytes.
     #[must_use]
     pub fn header_len(&self) -> usize {
@@ -189,6 +196,14 @@ impl<'a, P: Payload> Segment<'a, P> {
     #[must_use]
     pub fn flags(&self) -> Flags {
         Flags::from_bits_retain(self.header.flags)
+    }
+
+    /// The sequence number of the urgent byte, if the segment names one: the last one before the urgent pointer (RFC 9293
+    /// §3.1). A pointer of zero is taken for one, as Linux does.
+    #[must_use]
+    pub fn urgent(&self) -> Option<Seq> {
+        let pointer = u32::from(self.header.urgent.get());
+        self.flags().contains(Flags::URG).then(|| self.seq() + pointer.saturating_sub(1))
     }
 
     /// Window field, not scaled.

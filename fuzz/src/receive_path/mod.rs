@@ -221,7 +221,7 @@ impl Run {
         let shared = streams[choice % streams.len()].clone();
         let mut stream = shared.borrow_mut();
         let mut readiness = Readiness::default();
-        let all = Readiness { readable: true, writable: true, read_closed: true, error: true };
+        let all = Readiness { readable: true, writable: true, read_closed: true, error: true, urgent: false };
         match input.byte() % 16 {
             0 if !stream.connected => {
                 stream.error = Some(111);
@@ -234,7 +234,9 @@ impl Run {
             }
             0..7 if !stream.ended => {
                 stream.available += u32::from(input.u16()) * input.pick(&[1, 1, 4]);
+                stream.place_urgent_byte();
                 readiness.readable = true;
+                readiness.urgent = stream.urgent.is_some();
             }
             7..9 => {
                 stream.ended = true;

@@ -48,6 +48,8 @@ pub(super) struct Stream {
     pub(super) available: u32,
     /// How far from the oldest byte on it was looked at.
     peeked: u32,
+    /// Offset of the urgent byte from the oldest one.
+    pub(super) urgent: Option<u32>,
     /// The peer has ended its stream.
     pub(super) ended: bool,
     /// To be taken.
@@ -60,6 +62,13 @@ pub(super) struct Stream {
 impl Stream {
     fn rolls(&self, n: usize) -> usize {
         self.chance.borrow_mut().below(n)
+    }
+
+    /// Has one of the bytes that are available be urgent, perhaps.
+    pub(super) fn place_urgent_byte(&mut self) {
+        if self.available > 0 && self.rolls(4) == 0 {
+            self.urgent = Some(self.rolls(self.available as usize) as u32);
+        }
     }
 
     /// Takes in bytes of the guest: they must be the next ones of its stream.
@@ -113,6 +122,14 @@ impl TcpSocket for StreamSocket {
         Ok(taken)
     }
 
+    fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
+        self.send_pieces(&[&[byte]]).map(drop)
+    }
+
+    fn urgent_mark(&mut self) -> Option<u32> {
+        self.0.borrow().urgent
+    }
+
     fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
         let mut stream = self.0.borrow_mut();
         let Some(left) = stream.available.checked_sub(offset) else {
@@ -129,6 +146,11 @@ impl TcpSocket for StreamSocket {
         if stream.rolls(8) == 0 {
             len = 1 + stream.rolls(len);
         }
+        if let Some(before) = stream.urgent.and_then(|urgent| urgent.checked_sub(offset))
+            && before > 0
+        {
+            len = len.min(before as usize);
+        }
         let start = stream.base.wrapping_add(offset);
         for (byte, position) in buffer[..len].iter_mut().zip(0..) {
             *byte = pattern(start.wrapping_add(position));
@@ -137,13 +159,14 @@ impl TcpSocket for StreamSocket {
         Ok(len)
     }
 
-    fn discard(&mut self, len: u32) -> Result<(), SocketError> {
+    fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
         let mut stream = self.0.borrow_mut();
         assert!(len > 0 && len <= stream.peeked, "{len} bytes discarded of {} seen", stream.peeked);
         stream.peeked -= len;
         stream.available -= len;
         stream.base = stream.base.wrapping_add(len);
-        Ok(())
+        stream.urgent = stream.urgent.and_then(|urgent| urgent.checked_sub(len));
+        Ok(len)
     }
 
     fn shutdown_write(&mut self) -> Result<(), SocketError> {
@@ -300,6 +323,7 @@ impl World {
             base: 0,
             available: 0,
             peeked: 0,
+            urgent: None,
             ended: false,
             error: None,
             failed: false,

@@ -39,6 +39,8 @@ pub struct Readiness {
     pub read_closed: bool,
     /// An error is pending, or both halves are closed.
     pub error: bool,
+    /// The bytes that can be read hold an urgent mark (stream sockets only).
+    pub urgent: bool,
 }
 
 /// A non-blocking stream socket.
@@ -61,18 +63,32 @@ pub trait TcpSocket {
     /// See [`SocketError`].
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError>;
 
-    /// Copies received bytes to `room`, from the one `offset` bytes behind the oldest one not yet
+    /// Sends one byte, and marks it as urgent. The peer knows one urgent byte at a time: a later one replaces an earlier
+    /// one that it has not read yet (RFC 6093 §3.3).
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError>;
+
+    /// Copies received bytes to `room`, from the one `offset` bytes after the oldest one not yet
     /// discarded. Returns how many; zero is the end of the stream.
+    ///
+    /// The bytes end before the urgent byte, if there is one at a larger offset. Some sockets give that byte and later
+    /// ones only after all bytes before it are discarded: until then, [`SocketError::WouldBlock`].
     ///
     /// # Errors
     /// See [`SocketError`].
     fn peek(&mut self, offset: u32, room: <Self::Memory as Memory>::Room<'_>) -> Result<usize, SocketError>;
 
-    /// Discards the oldest `len` received bytes, all of which were copied out before.
+    /// The offset of the urgent byte from the oldest byte not yet discarded; none if no received byte is urgent.
+    fn urgent_mark(&mut self) -> Option<u32>;
+
+    /// Discards the oldest `len` received bytes, all of which were copied out before. Returns how many bytes are gone:
+    /// the others are still there.
     ///
     /// # Errors
-    /// See [`SocketError`].
-    fn discard(&mut self, len: u32) -> Result<(), SocketError>;
+    /// See [`SocketError`]; no byte is gone.
+    fn discard(&mut self, len: u32) -> Result<u32, SocketError>;
 
     /// Ends our half of the stream, behind what was sent before.
     ///

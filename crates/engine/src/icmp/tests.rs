@@ -6,8 +6,10 @@ use super::*;
 use crate::host::{QueuedError, Received};
 use crate::mock::{Opened, Sent, Socket, World, ip, received};
 
-const READABLE: Readiness = Readiness { readable: true, writable: false, read_closed: false, error: false };
-const ERROR: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: true };
+const READABLE: Readiness =
+    Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
+const ERROR: Readiness =
+    Readiness { readable: false, writable: false, read_closed: false, error: true, urgent: false };
 const LIMIT: usize = 20;
 const GUEST: &str = "198.51.100.55";
 const GUEST6: &str = "2001:db8:1::55";

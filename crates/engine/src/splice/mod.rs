@@ -39,16 +39,28 @@ impl Side {
     }
 }
 
+/// What was taken from a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// How many bytes. Zero is the end of the stream.
+    pub len: usize,
+    /// There may be more bytes, without another report of readiness.
+    pub more: bool,
+}
+
 /// Two non-blocking stream sockets, and for each direction a place for bytes on their way from one to the other.
 ///
 /// A socket's readiness is reported by edges, once for each change; that to send only after it was found wanting.
 pub trait Conduit {
-    /// Takes received bytes out of the socket `from`, whose direction has none under way; returns how many. Zero is the
-    /// end of the stream. They have to be given next, before another conduit takes any.
+    /// Takes received bytes out of the socket `from`, whose direction has none under way. They have to be given next,
+    /// before another conduit takes any.
+    ///
+    /// With `urgent`, there may be an urgent byte among the received ones. What is taken then ends before that byte, or is
+    /// that byte alone, which is given as an urgent one.
     ///
     /// # Errors
     /// See [`SocketError`]; [`SocketError::WouldBlock`] says that there were none.
-    fn take(&mut self, from: Side) -> Result<usize, SocketError>;
+    fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError>;
 
     /// Sends bytes under way from `from` to the other socket; returns how many, at least one. The others stay under way.
     ///

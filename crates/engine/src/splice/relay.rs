@@ -12,7 +12,7 @@
 
 use core::time::Duration;
 
-use super::{Conduit, Side};
+use super::{Conduit, Side, Taken};
 use crate::host::{Readiness, SocketError};
 
 /// How often a direction may take bytes before others get their turn.
@@ -62,6 +62,10 @@ enum Phase {
 struct End {
     /// It may have something to take.
     readable: bool,
+    /// It may have an urgent byte to take.
+    urgent: bool,
+    /// All that it will ever receive is there: the end may follow other bytes without another report.
+    read_closed: bool,
     /// It may be able to send.
     writable: bool,
     /// An error was reported. Received bytes can still be taken, but nothing sent.
@@ -84,7 +88,7 @@ impl End {
 impl<C: Conduit> Relay<C> {
     pub(super) fn new(conduit: C) -> Self {
         // What was accepted may have received something by now, and can be sent to.
-        let accepted = End { readable: true, writable: true, ..End::default() };
+        let accepted = End { readable: true, urgent: true, writable: true, ..End::default() };
         Self { conduit, phase: Phase::Connecting, ends: [accepted, End::default()] }
     }
 
@@ -100,6 +104,8 @@ impl<C: Conduit> Relay<C> {
     pub(super) fn on_readiness(&mut self, side: Side, readiness: Readiness) -> Fate {
         let end = &mut self.ends[side as usize];
         end.readable |= readiness.readable || readiness.read_closed || readiness.error;
+        end.urgent |= readiness.urgent;
+        end.read_closed |= readiness.read_closed || readiness.error;
         end.writable |= readiness.writable;
         end.failed |= readiness.error;
         // A connection that was refused has failed before anything could be taken: no case of its own.
@@ -136,10 +142,17 @@ impl<C: Conduit> Relay<C> {
             if source.ended || !source.readable || !sink.writable {
                 return false;
             }
-            match self.conduit.take(from) {
-                Ok(0) => source.ended = true,
-                Ok(len) => source.under_way = len,
-                Err(SocketError::WouldBlock) => source.readable = false,
+            match self.conduit.take(from, source.urgent) {
+                Ok(Taken { len: 0, .. }) => source.ended = true,
+                Ok(Taken { len, more }) => {
+                    source.under_way = len;
+                    source.readable = more || source.urgent || source.read_closed;
+                }
+                Err(SocketError::WouldBlock) => {
+                    // The urgent byte is past, if there was one: other ones will be reported.
+                    source.readable = source.urgent && source.read_closed;
+                    source.urgent = false;
+                }
                 Err(SocketError::Failed(_)) => (source.ended, source.failed) = (true, true),
             }
         }

@@ -17,12 +17,18 @@ const RESET: SocketError = SocketError::Failed(Errno(104));
 struct Socket {
     /// Sent by the peer, not yet taken.
     received: VecDeque<u8>,
+    /// Which of these is urgent.
+    mark: Option<usize>,
+    /// As many bytes were taken last as one call moves: the next call stops at the mark.
+    many: bool,
     /// The peer has ended its half.
     fin_received: bool,
     /// The peer has reset the connection.
     reset: bool,
     /// Sent to the peer, not yet read by it.
     sent: VecDeque<u8>,
+    /// Which bytes of that stream were urgent, by position.
+    urgent_sent: Vec<usize>,
     /// What the peer has read.
     read: Vec<u8>,
     fin_sent: bool,
@@ -37,6 +43,7 @@ struct Socket {
 struct World {
     sockets: [Socket; 2],
     under_way: [VecDeque<u8>; 2],
+    under_way_urgent: [bool; 2],
     /// Taken just now, to be given next.
     hot: Option<Side>,
     room: usize,
@@ -71,6 +78,7 @@ impl Handle {
         let world = World {
             sockets: Default::default(),
             under_way: Default::default(),
+            under_way_urgent: [false; 2],
             hot: None,
             room,
             most,
@@ -87,20 +95,31 @@ impl Handle {
 }
 
 impl Conduit for Sockets {
-    fn take(&mut self, from: Side) -> Result<usize, SocketError> {
+    fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
         self.0.with(|world| {
             assert_eq!(world.hot, None, "bytes were taken from elsewhere before they were given");
             assert!(world.under_way[from as usize].is_empty());
             let socket = &mut world.sockets[from as usize];
-            let len = socket.received.len().min(world.most);
+            let len = match socket.mark {
+                None => socket.received.len(),
+                Some(0) if urgent || socket.many && socket.fin_received => 1,
+                Some(0) if socket.many => return Err(SocketError::WouldBlock),
+                Some(0) => panic!("the urgent byte is taken for another"),
+                Some(mark) => mark,
+            };
+            let len = len.min(world.most);
             if len > 0 {
                 world.under_way[from as usize].extend(socket.received.drain(..len));
+                world.under_way_urgent[from as usize] = socket.mark == Some(0);
                 world.hot = Some(from);
-                return Ok(len);
+                socket.mark = socket.mark.and_then(|mark| mark.checked_sub(len));
+                socket.many = len == world.most;
+                socket.starved = !socket.many;
+                return Ok(Taken { len, more: socket.many });
             }
             match (socket.reset, socket.fin_received) {
                 (true, _) => Err(RESET),
-                (false, true) => Ok(0),
+                (false, true) => Ok(Taken { len: 0, more: false }),
                 (false, false) => {
                     world.futile += usize::from(socket.starved);
                     socket.starved = true;
@@ -126,6 +145,9 @@ impl Conduit for Sockets {
                 world.futile += usize::from(socket.blocked);
                 socket.blocked = true;
                 return Err(SocketError::WouldBlock);
+            }
+            if world.under_way_urgent[from as usize] {
+                socket.urgent_sent.push(socket.read.len() + socket.sent.len());
             }
             socket.sent.extend(under_way.drain(..len));
             Ok(len)
@@ -158,6 +180,8 @@ impl Conduit for Sockets {
 enum Act {
     /// Sends that many bytes.
     Send(Side, usize),
+    /// The same, and the last of them is urgent.
+    SendUrgent(Side, usize),
     /// Reads that many at most.
     Read(Side, usize),
     /// Ends its half.
@@ -175,6 +199,8 @@ struct Case {
     world: Handle,
     /// By each peer.
     wrote: [Vec<u8>; 2],
+    /// Positions of urgent bytes among these.
+    marks: [Vec<usize>; 2],
     next: u8,
     now: Instant,
 }
@@ -184,8 +210,15 @@ impl Case {
         let world = Handle::new(room, most);
         let mut bypass = Bypass::new(10);
         let id = bypass.insert(Sockets(world.clone())).unwrap();
-        let mut case =
-            Self { bypass, id, world, wrote: Default::default(), next: 0, now: Instant::default() };
+        let mut case = Self {
+            bypass,
+            id,
+            world,
+            wrote: Default::default(),
+            marks: Default::default(),
+            next: 0,
+            now: Instant::default(),
+        };
         case.edge(Side::Connected, Readiness { writable: true, ..Readiness::default() });
         case
     }
@@ -203,6 +236,7 @@ impl Case {
     fn act(&mut self, act: Act) {
         match act {
             Act::Send(side, len) => self.send(side, len),
+            Act::SendUrgent(side, len) => self.send_urgent(side, len),
             Act::Read(side, len) => {
                 let freed = self.world.with(|world| {
                     let socket = &mut world.sockets[side as usize];
@@ -224,7 +258,8 @@ impl Case {
                     socket.reset = true;
                     socket.sent.clear();
                 });
-                let edge = Readiness { readable: true, writable: false, read_closed: true, error: true };
+                let edge =
+                    Readiness { readable: true, read_closed: true, error: true, ..Readiness::default() };
                 self.edge(side, edge);
             }
             Act::Report => self.report(),
@@ -248,11 +283,28 @@ impl Case {
         self.edge(side, Readiness { readable: true, ..Readiness::default() });
     }
 
+    fn send_urgent(&mut self, side: Side, len: usize) {
+        let before = self.wrote[side as usize].len();
+        self.send(side, len);
+        let position = self.wrote[side as usize].len();
+        if position > before {
+            self.marks[side as usize].push(position - 1);
+            self.world.with(|world| {
+                let socket = &mut world.sockets[side as usize];
+                socket.mark = socket.received.len().checked_sub(1);
+            });
+        }
+    }
+
     /// What an event loop does with the edges.
     fn report(&mut self) {
         for side in Side::ALL {
-            let edge = self.world.with(|world| core::mem::take(&mut world.sockets[side as usize].edge));
-            if edge != Readiness::default() {
+            let edge = self.world.with(|world| {
+                let socket = &mut world.sockets[side as usize];
+                Readiness { urgent: socket.mark.is_some(), ..core::mem::take(&mut socket.edge) }
+            });
+            let quiet = Readiness { urgent: edge.urgent, ..Readiness::default() };
+            if edge != quiet {
                 self.bypass.on_readiness(self.id, side, edge, self.now);
             }
         }
@@ -292,6 +344,11 @@ impl Case {
 
     fn read(&self, side: Side) -> Vec<u8> {
         self.world.with(|world| world.sockets[side as usize].read.clone())
+    }
+
+    /// Positions of the bytes that were sent to a side as urgent ones.
+    fn urgent_sent(&self, side: Side) -> Vec<usize> {
+        self.world.with(|world| world.sockets[side as usize].urgent_sent.clone())
     }
 
     fn fin_sent(&self, side: Side) -> bool {
@@ -334,6 +391,16 @@ fn first_bytes_do_not_wait_for_an_event() {
     case.world.with(|world| world.sockets[A as usize].edge = Readiness::default());
     case.report();
     assert_eq!(case.world.with(|world| world.sockets[B as usize].sent.len()), 5);
+}
+
+/// The same, if the first of them is urgent.
+#[test]
+fn the_first_byte_may_be_urgent() {
+    let mut case = Case::new(10, 3);
+    case.act(Act::SendUrgent(A, 1));
+    case.world.with(|world| world.sockets[A as usize].edge = Readiness::default());
+    case.report();
+    assert_eq!(case.urgent_sent(B), [0]);
 }
 
 /// What can't be watched, for example.
@@ -410,10 +477,31 @@ fn a_blocked_receiver_is_left_alone() {
     assert_eq!(case.read(B), case.wrote[A as usize]);
 }
 
+/// RFC 9293 §3.8.5: an urgent byte arrives as one, also where a call stops before it, behind it, and before the end.
+#[test]
+fn urgent_bytes_arrive_as_such() {
+    for len in 1..20 {
+        let mut case = Case::new(10, 3);
+        case.report();
+        case.act(Act::SendUrgent(A, len));
+        case.act(Act::Send(A, 4));
+        case.settle();
+        case.act(Act::SendUrgent(B, 1));
+        case.act(Act::SendUrgent(B, len));
+        case.act(Act::Fin(B));
+        case.settle();
+        assert_eq!(case.urgent_sent(B), [len - 1]);
+        assert_eq!(case.urgent_sent(A), [len]);
+        assert_eq!((case.read(A), case.read(B)), (case.wrote[1].clone(), case.wrote[0].clone()));
+        assert!(case.fin_sent(A));
+    }
+}
+
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let side = prop_oneof![Just(A), Just(B)];
     let act = prop_oneof![
         4 => (side.clone(), 0_usize..300).prop_map(|(side, len)| Act::Send(side, len)),
+        2 => (side.clone(), 0_usize..300).prop_map(|(side, len)| Act::SendUrgent(side, len)),
         4 => (side.clone(), 0_usize..300).prop_map(|(side, len)| Act::Read(side, len)),
         1 => side.clone().prop_map(Act::Fin),
         1 => prop_oneof![9 => Just(Act::Report), 1 => side.prop_map(Act::Reset)],
@@ -441,6 +529,10 @@ proptest! {
             prop_assert!(wrote.starts_with(&read));
             if !reset[to as usize] {
                 prop_assert_eq!(&read, wrote);
+                // A later mark may have replaced an earlier one, but not the last.
+                let (sent, marks) = (case.urgent_sent(to), &case.marks[from as usize]);
+                prop_assert!(sent.iter().all(|position| marks.contains(position)));
+                prop_assert_eq!(sent.last(), marks.last());
                 // The end, if it came to that before the connection broke.
                 prop_assert!(!case.fin_sent(to) || fin[from as usize]);
                 prop_assert!(case.fin_sent(to) || !fin[from as usize] || reset.contains(&true));

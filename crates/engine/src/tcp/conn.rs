@@ -176,6 +176,9 @@ impl<S: TcpSocket> Connection<S> {
         if !self.on_ack(segment, ctx.now) {
             return Ok(());
         }
+        if let Some(urgent) = segment.urgent() {
+            self.receive.note_urgent(urgent);
+        }
         let fin = flags.contains(Flags::FIN);
         if !segment.payload.is_empty() || fin {
             if let Some(errno) = self.error
@@ -242,7 +245,7 @@ impl<S: TcpSocket> Connection<S> {
                 self.send_control(start, Flags::FIN | Flags::ACK, ctx).map(|()| Ok(1))
             } else {
                 let data_end = fin.map_or(end, |fin| fin.min(end));
-                self.send_data(start, (data_end - start).min(MAX_PAYLOAD), ctx)
+                self.send_data(start, (data_end - start).min(self.largest_run(start, ctx.link)), ctx)
             };
             let len = match sent {
                 Err(Full) => return Ok(Rest::LinkFull),
@@ -272,6 +275,9 @@ impl<S: TcpSocket> Connection<S> {
         }
         self.readable |= readiness.readable || readiness.read_closed || readiness.error;
         self.read_closed |= readiness.read_closed || readiness.error;
+        if readiness.urgent {
+            self.find_urgent_mark();
+        }
         if self.phase == Phase::Connecting {
             return self.on_connected(readiness, ctx);
         }
@@ -284,6 +290,17 @@ impl<S: TcpSocket> Connection<S> {
             self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))?;
         }
         Ok(())
+    }
+
+    /// Looks where the peer's urgent byte is, and announces it. Segments before it say where it is, even if the guest's
+    /// window lets no data through (RFC 9293 §3.8.5).
+    fn find_urgent_mark(&mut self) {
+        if let Some(offset) = self.socket.urgent_mark()
+            && self.send.note_urgent(offset)
+            && self.phase == Phase::Established
+        {
+            self.receive.ack = AckDue::Now;
+        }
     }
 
     /// The socket has failed. What it received before that still goes to the guest; during the
@@ -333,7 +350,7 @@ impl<S: TcpSocket> Connection<S> {
         let len = self.send.discardable();
         if len > 0 {
             match self.socket.discard(len) {
-                Ok(()) => self.send.discarded(len),
+                Ok(gone) => self.readable |= self.send.discarded(gone),
                 // The next peek tells.
                 Err(SocketError::Failed(errno)) => self.error = self.error.or(Some(errno)),
                 Err(SocketError::WouldBlock) => {}
@@ -358,8 +375,10 @@ impl<S: TcpSocket> Connection<S> {
                     Ok(Ok(0)) => self.send.fin = Some(seq),
                     Ok(Ok(sent)) => {
                         self.send.sent(seq + sent, ctx.now);
-                        // Less than asked for: there is no more, unless the end was announced.
-                        self.readable &= sent == len || self.read_closed;
+                        // Less than asked for: there is no more, unless the end was announced, or the socket
+                        // stopped before the urgent byte. If that is not known yet, it is about to be reported.
+                        let stopped = self.send.is_urgent(seq + sent);
+                        self.readable &= sent == len || self.read_closed || stopped;
                     }
                     Ok(Err(SocketError::WouldBlock)) => {
                         self.readable = false;
@@ -396,7 +415,7 @@ impl<S: TcpSocket> Connection<S> {
             return None;
         }
         let size = u32::from(self.segment_size(link));
-        let room = (end - seq).min(MAX_PAYLOAD);
+        let room = (end - seq).min(self.largest_run(seq, link));
         // Whole segments, unless the window has room for less than one.
         let len = if room > size { room - room % size } else { room };
         // A sliver of a window is not worth a segment while others are in flight (RFC 9293 §3.8.6.2.1).
@@ -408,6 +427,12 @@ impl<S: TcpSocket> Connection<S> {
     /// Payload of one segment, in bytes; a super-frame is cut into segments of this.
     fn segment_size<L: Link>(&self, link: &L) -> u16 {
         self.send.mss.min(link.largest_segment())
+    }
+
+    /// Most payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single segment: the pointer
+    /// would be wrong in the others.
+    fn largest_run<L: Link>(&self, seq: Seq, link: &L) -> u32 {
+        if self.send.urgent_pointer(seq) > 0 { self.segment_size(link).into() } else { MAX_PAYLOAD }
     }
 
     /// Sends up to `len` bytes from `seq` on. Returns how many there were; zero is the end of the stream.
@@ -471,7 +496,8 @@ impl<S: TcpSocket> Connection<S> {
         let sack = if self.send.sack { self.receive.sack_blocks() } else { SackBlocks::default() };
         let options = Options { sack, ..Options::default() };
         let window = self.receive.tell_window();
-        Fields { seq, ack: self.receive.next, flags, window, options }
+        let urgent = self.send.urgent_pointer(seq);
+        Fields { seq, ack: self.receive.next, flags, window, urgent, options }
     }
 
     fn was_told(&mut self) {

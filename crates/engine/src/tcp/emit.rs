@@ -27,6 +27,9 @@ pub(super) struct Fields {
     pub(super) flags: Flags,
     /// As it stands in the header: scaled.
     pub(super) window: u16,
+    /// From `seq` to the byte after the urgent one; zero for no urgent data. It is the same for all segments of a
+    /// super-frame, so only a frame of a single segment may have it.
+    pub(super) urgent: u16,
     pub(super) options: Options,
 }
 
@@ -70,7 +73,11 @@ pub(super) fn with_payload<H: Host, L: Link, E>(
         Err(error) => return Ok(Err(error)),
     };
     slot.pad(len);
-    let header = Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
+    let mut header =
+        Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
+    if fields.urgent > 0 {
+        header.set_urgent(fields.urgent);
+    }
     let written =
         outgoing.tcp(slot.head, header, &options[..options_len], len, Some(segment_size)).ok_or(Full)?;
     drop(slot);

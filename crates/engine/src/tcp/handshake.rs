@@ -84,7 +84,7 @@ impl<S: TcpSocket> Connection<S> {
         };
         let (flags, ack) =
             if answering { (Flags::SYN | Flags::ACK, self.receive.next) } else { (Flags::SYN, Seq(0)) };
-        let fields = Fields { seq: self.send.una, ack, flags, window: u16::MAX, options };
+        let fields = Fields { seq: self.send.una, ack, flags, window: u16::MAX, urgent: 0, options };
         emit::bare(&self.ends, fields, ctx).ok();
     }
 
@@ -125,7 +125,8 @@ impl<S: TcpSocket> Connection<S> {
         if flags.contains(Flags::ACK) && !acks_our_syn {
             // Of an earlier connection on these ports: make the guest forget it (RFC 9293 §3.5.2).
             let options = Options::default();
-            let fields = Fields { seq: segment.ack(), ack: Seq(0), flags: Flags::RST, window: 0, options };
+            let fields =
+                Fields { seq: segment.ack(), ack: Seq(0), flags: Flags::RST, window: 0, urgent: 0, options };
             emit::bare(&self.ends, fields, ctx).ok();
             return Ok(());
         }

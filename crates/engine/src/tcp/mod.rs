@@ -388,6 +388,6 @@ fn reset_unknown<H: Host, L: Link>(
     } else {
         (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
     };
-    let fields = Fields { seq, ack, flags, window: 0, options: Options::default() };
+    let fields = Fields { seq, ack, flags, window: 0, urgent: 0, options: Options::default() };
     emit::bare(ends, fields, ctx).ok();
 }

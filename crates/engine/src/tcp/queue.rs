@@ -141,9 +141,9 @@ impl ReceiveQueue {
         self.held.insert(at, (start, end));
     }
 
-    /// The ready bytes, as pieces for one send; returns how many pieces.
-    pub(super) fn ready_pieces<'a>(&'a self, pieces: &mut [&'a [u8]; MAX_PIECES]) -> usize {
-        let mut left = self.ready_len() as usize;
+    /// The first `len` ready bytes, as pieces for one send; returns how many pieces.
+    pub(super) fn ready_pieces<'a>(&'a self, len: usize, pieces: &mut [&'a [u8]; MAX_PIECES]) -> usize {
+        let mut left = len.min(self.ready_len() as usize);
         let mut within = self.head;
         let mut count = 0;
         for (piece, slot) in pieces.iter_mut().zip(&self.slots) {
@@ -211,7 +211,7 @@ mod tests {
 
     fn drain(queue: &mut ReceiveQueue, at_most: usize, pool: &mut SlotPool) -> Vec<u8> {
         let mut pieces = [&[][..]; MAX_PIECES];
-        let count = queue.ready_pieces(&mut pieces);
+        let count = queue.ready_pieces(usize::MAX, &mut pieces);
         let mut bytes: Vec<u8> = pieces[..count].concat();
         bytes.truncate(at_most);
         let base = queue.base + bytes.len() as u32;

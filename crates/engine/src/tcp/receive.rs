@@ -46,6 +46,8 @@ pub(super) struct Receiver {
     queue: Option<Box<ReceiveQueue>>,
     /// The socket took less than it was given; it will report when it can be written again.
     refused: bool,
+    /// The guest's urgent byte, until the socket has it.
+    urgent: Option<Seq>,
     /// Where the guest's stream ends, once its FIN was seen.
     fin: Option<Seq>,
     /// The FIN has been passed on to the socket.
@@ -66,6 +68,7 @@ impl Receiver {
             scale,
             queue: None,
             refused: false,
+            urgent: None,
             fin: None,
             shut: false,
             finished: false,
@@ -116,6 +119,13 @@ impl Receiver {
         self.pass_fin(socket)
     }
 
+    /// The guest's urgent byte is at `urgent`. A later one replaces an earlier one, as for every receiver.
+    pub(super) fn note_urgent(&mut self, urgent: Seq) {
+        if !urgent.before(self.next) && self.urgent.is_none_or(|known| urgent.after(known)) {
+            self.urgent = Some(urgent);
+        }
+    }
+
     fn store<S: TcpSocket>(
         &mut self,
         seq: Seq,
@@ -126,7 +136,7 @@ impl Receiver {
         let in_order = seq == self.next;
         let mut sent = 0;
         if in_order && !self.refused {
-            sent = self.sent(socket.send(data), data.len())?;
+            sent = self.send(seq, data, socket)?;
             self.next += sent as u32;
             if let Some(queue) = &mut self.queue {
                 queue.advance(self.next, pool);
@@ -149,14 +159,65 @@ impl Receiver {
         Ok(())
     }
 
+    /// Gives the socket `data` at `seq`, the next byte for it; returns how many bytes it took.
+    fn send<S: TcpSocket>(
+        &mut self,
+        seq: Seq,
+        data: PayloadOf<'_, S::Memory>,
+        socket: &mut S,
+    ) -> Result<usize, Errno> {
+        if self.urgent.is_none() {
+            return self.sent(socket.send(data), data.len());
+        }
+        let mut sent = 0;
+        while sent < data.len() && !self.refused {
+            let rest = data.slice(sent..data.len());
+            sent += match self.run(seq + sent as u32, rest.len()) {
+                Run::Plain(len) => self.sent(socket.send(rest.slice(0..len)), len)?,
+                Run::Urgent => {
+                    let mut byte = [0];
+                    rest.slice(0..1).copy_to(&mut byte);
+                    self.send_urgent(byte[0], socket)?
+                }
+            };
+        }
+        Ok(sent)
+    }
+
+    /// What of `len` bytes from `seq` on one call can send.
+    fn run(&self, seq: Seq, len: usize) -> Run {
+        match self.urgent {
+            Some(urgent) if urgent == seq => Run::Urgent,
+            Some(urgent) if urgent.after(seq) => Run::Plain(len.min((urgent - seq) as usize)),
+            _ => Run::Plain(len),
+        }
+    }
+
+    /// Sends the urgent byte; returns how many bytes the socket took.
+    fn send_urgent<S: TcpSocket>(&mut self, byte: u8, socket: &mut S) -> Result<usize, Errno> {
+        let sent = self.sent(socket.send_urgent(byte).map(|()| 1), 1)?;
+        if sent > 0 {
+            self.urgent = None;
+        }
+        Ok(sent)
+    }
+
     /// Gives the socket what is ready for it.
     fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut SlotPool) -> Result<(), Errno> {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; MAX_PIECES];
-            let count = queue.ready_pieces(&mut pieces);
-            let len = pieces[..count].iter().map(|piece| piece.len()).sum();
-            let sent = self.sent(socket.send_pieces(&pieces[..count]), len);
+            let sent = match self.run(queue.base(), queue.ready_len() as usize) {
+                Run::Plain(len) => {
+                    let count = queue.ready_pieces(len, &mut pieces);
+                    let len = pieces[..count].iter().map(|piece| piece.len()).sum();
+                    self.sent(socket.send_pieces(&pieces[..count]), len)
+                }
+                Run::Urgent => {
+                    queue.ready_pieces(1, &mut pieces);
+                    pieces[0].first().map_or(Ok(0), |byte| self.send_urgent(*byte, socket))
+                }
+            };
             let queue = self.queue.insert(queue);
             queue.advance(queue.base() + sent? as u32, pool);
         }
@@ -258,6 +319,14 @@ impl Receiver {
             queue.release(pool);
         }
     }
+}
+
+/// What one call can send: nothing after the urgent byte goes with that byte or with bytes before it.
+enum Run {
+    /// That many bytes.
+    Plain(usize),
+    /// The urgent byte.
+    Urgent,
 }
 
 /// Unacknowledged bytes up to which an acknowledgment may wait for data to carry it.

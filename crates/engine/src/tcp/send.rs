@@ -39,6 +39,8 @@ pub(super) struct Sender {
     pub(super) sack: bool,
     /// Where the host's stream ends: the sequence number of our FIN.
     pub(super) fin: Option<Seq>,
+    /// The peer's urgent byte, while it is in the socket.
+    urgent: Option<Seq>,
     /// Loss, while there is some.
     pub(super) recovery: Option<Box<Recovery>>,
     pub(super) rto: RetransmissionTimeout,
@@ -67,6 +69,7 @@ impl Sender {
             mss: DEFAULT_MSS,
             sack: false,
             fin: None,
+            urgent: None,
             recovery: None,
             rto: RetransmissionTimeout::default(),
             retransmit_at: None,
@@ -274,9 +277,30 @@ impl Sender {
         if end.after(self.base) { end - self.base } else { 0 }
     }
 
-    /// `len` bytes were discarded.
-    pub(super) fn discarded(&mut self, len: u32) {
+    /// `len` bytes were discarded. True if the oldest byte in the socket is the urgent one by now: it may not have been
+    /// given before (see [`TcpSocket::peek`](crate::host::TcpSocket::peek)).
+    pub(super) fn discarded(&mut self, len: u32) -> bool {
         self.base += len;
+        self.urgent = self.urgent.filter(|urgent| !urgent.before(self.base));
+        self.is_urgent(self.base)
+    }
+
+    /// The peer's urgent byte is `offset` bytes after the oldest one in the socket. False if that is known.
+    pub(super) fn note_urgent(&mut self, offset: u32) -> bool {
+        let urgent = Some(self.base + offset);
+        core::mem::replace(&mut self.urgent, urgent) != urgent
+    }
+
+    /// Whether the peer's urgent byte is at `seq`.
+    pub(super) fn is_urgent(&self, seq: Seq) -> bool {
+        self.urgent == Some(seq)
+    }
+
+    /// The urgent pointer for a segment at `seq`, in bytes: it points to the byte after the urgent one. Zero if that byte
+    /// lies before the segment, or too far ahead for 16 bits.
+    pub(super) fn urgent_pointer(&self, seq: Seq) -> u16 {
+        let ahead = self.urgent.filter(|urgent| !urgent.before(seq)).map(|urgent| urgent + 1 - seq);
+        ahead.and_then(|ahead| u16::try_from(ahead).ok()).unwrap_or(0)
     }
 }
 

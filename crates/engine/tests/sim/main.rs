@@ -17,3 +17,4 @@ mod handshake;
 mod hostile;
 mod matrix;
 mod to_guest;
+mod urgent;

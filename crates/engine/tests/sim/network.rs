@@ -8,11 +8,13 @@ use engine::{
     memory::Plain,
 };
 use wire::{
+    ethernet,
     frame::{self, Body, Packet, Transport},
     offload::Offload,
     segment::{Segments, complete_checksum},
-    tcp::{Flags, Segment, Seq},
+    tcp::{Flags, Header, Segment, Seq},
 };
+use zerocopy::FromBytes;
 
 use crate::random::Random;
 
@@ -102,6 +104,11 @@ pub(crate) struct Observed {
     pub(crate) probes: u64,
     /// The sequence number of our SYN.
     pub(crate) initial: Option<Seq>,
+    /// The guest's initial sequence number.
+    guest_initial: Option<Seq>,
+    /// The urgent byte named last, and how many there were.
+    pub(crate) urgent: Option<Seq>,
+    pub(crate) urgent_count: u64,
     /// The one behind the highest sequence number sent.
     highest: Option<Seq>,
     /// The acknowledgment sent last.
@@ -120,6 +127,7 @@ impl Observed {
     pub(crate) fn guest_segment(&mut self, segment: &Segment<'_>) {
         let syn = segment.flags().contains(Flags::SYN);
         if syn {
+            self.guest_initial = Some(segment.seq());
             self.scale = wire::tcp::Options::parse(segment.options).window_scale.unwrap_or(0);
         }
         if segment.flags().contains(Flags::ACK) && self.highest.is_some() {
@@ -141,6 +149,12 @@ impl Observed {
         }
         let (start, end) = (segment.seq(), segment.seq() + segment.sequence_len());
         self.initial.get_or_insert(start);
+        if let Some(urgent) = segment.urgent()
+            && self.urgent.is_none_or(|before| urgent.after(before))
+        {
+            self.urgent = Some(urgent);
+            self.urgent_count += 1;
+        }
         if let (Some(highest), true) = (self.highest, !segment.payload.is_empty()) {
             self.sends += 1;
             let again = if start.before(highest) { highest.min(end) - start } else { 0 };
@@ -219,7 +233,9 @@ impl Link for VirtualLink {
         if let Some(segment) = tcp_of(frame) {
             self.observed.our_segment(&segment.1);
         }
+        let urgent = tcp_of(frame).is_some_and(|(_, segment)| segment.urgent().is_some());
         match Segments::new(frame, offload) {
+            Some(_) if urgent => panic!("one urgent pointer for several segments"),
             Some(mut segments) => {
                 while let Some(len) = segments.write_next(&mut self.segment) {
                     self.to_guest.send(self.now, &self.segment[..len]);
@@ -231,6 +247,26 @@ impl Link for VirtualLink {
             }
         }
         Ok(())
+    }
+}
+
+/// Has a segment of the guest name its last urgent byte, or the next one, where each at a multiple of `every` is urgent in
+/// a stream of `total` bytes.
+pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observed: &Observed) {
+    let (Some((packet, segment)), Some(initial)) = (tcp_of(frame), observed.guest_initial) else { return };
+    if segment.payload.is_empty() {
+        return;
+    }
+    let position = u64::from(segment.seq() - (initial + 1));
+    let last = (position + segment.payload.len() as u64 - 1) / every * every;
+    let urgent = if last >= position { last } else { last + every };
+    let ahead = urgent - position + 1;
+    let transport = ethernet::HEADER_LEN + if packet.source.is_ipv4() { 20 } else { 40 };
+    let header = Header::mut_from_prefix(&mut frame[transport..]).expect("a TCP header").0;
+    if let Ok(pointer) = u16::try_from(ahead)
+        && urgent < total
+    {
+        header.set_urgent(pointer);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Segment against segment: a guest written by hand, and what we are to answer.
 //!
 //! A segment is a line like `S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok` or `P. 1:101 ack 1 sack 201:301,401:501`:
-//! flags (S, F, R, P, and a dot for ACK), the range of sequence numbers that its payload has (SYN and FIN left out),
+//! flags (S, F, R, P, U, and a dot for ACK), the range of sequence numbers that its payload has (SYN and FIN left out),
 //! and what else there is, by name. All numbers are relative to the initial ones. The payload is that of the
 //! stream at its place. An expected line says nothing of what it leaves out, but for SACK blocks.
 
@@ -272,7 +272,7 @@ impl Script {
             options.sack.push(absolute(start, our_iss), absolute(end, our_iss));
         }
         let options_len = options.emit(&mut options_bytes);
-        let header = Header::new(
+        let mut header = Header::new(
             (self.guest.port(), self.remote.port()),
             absolute(parsed.start, self.guest_iss),
             parsed.value("ack").map_or(Seq(0), |ack| absolute(ack, our_iss)),
@@ -280,6 +280,7 @@ impl Script {
             parsed.value("win").unwrap_or(512) as u16,
             options_len,
         );
+        header.urgent = (parsed.value("urg").unwrap_or(0) as u16).into();
         let outgoing = Outgoing {
             source_mac: Mac(GUEST_MAC),
             destination_mac: self.settings.our_mac,
@@ -323,9 +324,14 @@ impl Script {
 fn render(segment: &Segment<'_>, iss: u32, other_iss: u32) -> String {
     let flags = segment.flags();
     let mut line = String::new();
-    for (flag, letter) in
-        [(Flags::SYN, 'S'), (Flags::FIN, 'F'), (Flags::RST, 'R'), (Flags::PSH, 'P'), (Flags::ACK, '.')]
-    {
+    for (flag, letter) in [
+        (Flags::SYN, 'S'),
+        (Flags::FIN, 'F'),
+        (Flags::RST, 'R'),
+        (Flags::PSH, 'P'),
+        (Flags::URG, 'U'),
+        (Flags::ACK, '.'),
+    ] {
         if flags.contains(flag) {
             line.push(letter);
         }
@@ -336,6 +342,9 @@ fn render(segment: &Segment<'_>, iss: u32, other_iss: u32) -> String {
         line += &format!(" ack {}", segment.ack().0.wrapping_sub(other_iss));
     }
     line += &format!(" win {}", segment.window());
+    if flags.contains(Flags::URG) {
+        line += &format!(" urg {}", segment.header.urgent);
+    }
     let options = Options::parse(segment.options);
     if let Some(mss) = options.mss {
         line += &format!(" mss {mss}");
@@ -375,6 +384,7 @@ impl<'a> Line<'a> {
                 'F' => Flags::FIN,
                 'R' => Flags::RST,
                 'P' => Flags::PSH,
+                'U' => Flags::URG,
                 '.' => Flags::ACK,
                 '-' => Flags::empty(),
                 other => panic!("no flag is called {other}"),
@@ -406,7 +416,7 @@ fn range(text: &str) -> (i64, i64) {
 fn matches(expected: &str, actual: &str) -> bool {
     let (expected, actual) = (Line::parse(expected), Line::parse(actual));
     let push = if expected.flags.contains(Flags::PSH) { Flags::empty() } else { Flags::PSH };
-    let values = ["ack", "win", "mss", "wscale"];
+    let values = ["ack", "win", "urg", "mss", "wscale"];
     expected.flags == actual.flags - push
         && (expected.start, expected.end) == (actual.start, actual.end)
         && expected.sack == actual.sack

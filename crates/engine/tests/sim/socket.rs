@@ -65,6 +65,13 @@ pub(crate) struct State {
     peeked: u64,
     pub(crate) discarded: u64,
     pub(crate) ended: bool,
+    /// Where in the peer's stream the urgent byte is, until it is discarded.
+    urgent: Option<u64>,
+    /// The urgent byte and later ones can be copied out only when the bytes before are discarded: a socket without
+    /// `SO_PEEK_OFF`.
+    strict: bool,
+    /// Where in the guest's stream urgent bytes were sent.
+    pub(crate) urgent_sent: Vec<u64>,
     error: Option<Errno>,
     failed: bool,
     pub(crate) keep_alive: bool,
@@ -98,6 +105,7 @@ impl State {
             writable: self.writable(),
             read_closed: self.ended || self.failed,
             error: self.error.is_some() || (self.ended && self.fin_acknowledged),
+            urgent: self.urgent.is_some_and(|urgent| urgent < self.received),
         }
     }
 
@@ -139,6 +147,14 @@ impl Peer {
     pub(crate) fn arrive(&self, len: u64) {
         let mut state = self.state();
         state.received += len;
+        state.wake();
+    }
+
+    /// `len` more bytes of the peer have arrived, of which the last one is urgent.
+    pub(crate) fn arrive_urgent(&self, len: u64) {
+        let mut state = self.state();
+        state.received += len;
+        state.urgent = Some(state.received - 1);
         state.wake();
     }
 
@@ -225,11 +241,26 @@ impl TcpSocket for Socket {
         if taken == 0 { Err(SocketError::WouldBlock) } else { Ok(taken) }
     }
 
+    fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
+        let position = self.0.borrow().sent;
+        self.send_pieces(&[&[byte]])?;
+        self.0.borrow_mut().urgent_sent.push(position);
+        Ok(())
+    }
+
     fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         let from = state.discarded + u64::from(offset);
-        let len = state.received.saturating_sub(from).min(buffer.len() as u64);
+        let mut end = state.received;
+        if let Some(urgent) = state.urgent {
+            if from < urgent {
+                end = end.min(urgent);
+            } else if state.strict && state.discarded < urgent {
+                return Err(SocketError::WouldBlock);
+            }
+        }
+        let len = end.saturating_sub(from).min(buffer.len() as u64);
         if len == 0 {
             state.taken_error()?;
             return if state.ended { Ok(0) } else { Err(SocketError::WouldBlock) };
@@ -239,12 +270,19 @@ impl TcpSocket for Socket {
         Ok(len as usize)
     }
 
-    fn discard(&mut self, len: u32) -> Result<(), SocketError> {
+    fn urgent_mark(&mut self) -> Option<u32> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        state.urgent.filter(|&urgent| urgent < state.received).map(|urgent| (urgent - state.discarded) as u32)
+    }
+
+    fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         state.discarded += u64::from(len);
+        state.urgent = state.urgent.filter(|&urgent| urgent >= state.discarded);
         assert!(state.discarded <= state.peeked, "discarded bytes that were never read");
-        Ok(())
+        Ok(len)
     }
 
     fn shutdown_write(&mut self) -> Result<(), SocketError> {
@@ -298,6 +336,8 @@ pub(crate) struct VirtualHost {
     pub(crate) peers: Vec<Peer>,
     /// Send buffer of new sockets, in bytes.
     pub(crate) send_capacity: u64,
+    /// New sockets give the urgent byte only when the bytes before are discarded.
+    pub(crate) strict: bool,
     /// What `connect` returns at once.
     pub(crate) connect_error: Option<Errno>,
     upward: Pattern,
@@ -308,7 +348,7 @@ impl VirtualHost {
     /// A host whose sockets carry these streams: `upward` from the guest, `downward` to it.
     pub(crate) fn new(upward: Pattern, downward: Pattern) -> Self {
         let (peers, wakeups) = (Vec::new(), Wakeups::default());
-        Self { wakeups, peers, send_capacity: 1 << 20, connect_error: None, upward, downward }
+        Self { wakeups, peers, send_capacity: 1 << 20, strict: false, connect_error: None, upward, downward }
     }
 
     fn socket(&mut self, flow: Option<FlowId>, destination: Option<SocketAddr>) -> Socket {
@@ -329,6 +369,9 @@ impl VirtualHost {
             peeked: 0,
             discarded: 0,
             ended: false,
+            urgent: None,
+            strict: self.strict,
+            urgent_sent: Vec::new(),
             error: None,
             failed: false,
             keep_alive: false,

@@ -24,7 +24,7 @@ use wire::{
 use crate::{
     application::{Application, Close, Pace},
     guest::{GUEST_MAC, Guest},
-    network::{Direction, Impairments, Observed, VirtualLink, trace},
+    network::{Direction, Impairments, Observed, VirtualLink, name_urgent_byte, trace},
     pattern::Pattern,
     socket::{Closed, Peer, Socket, VirtualHost},
 };
@@ -125,6 +125,10 @@ pub(crate) struct Scenario {
     pub(crate) peer_delay: u64,
     pub(crate) guest: Application,
     pub(crate) host: Application,
+    /// Of either stream, each byte at a multiple of this is urgent.
+    pub(crate) urgent: Option<u64>,
+    /// The host's socket gives an urgent byte only when the bytes before are discarded.
+    pub(crate) strict: bool,
     /// Start of the virtual clock, in microseconds.
     pub(crate) start: u64,
     /// The guest resets the connection when it has received this much, or the host when it has.
@@ -150,6 +154,8 @@ impl Scenario {
             peer_delay: 100,
             guest: Application::new(upward, Close::WhenSent, Pace::Fast),
             host: Application::new(downward, Close::WhenSent, Pace::Fast),
+            urgent: None,
+            strict: false,
             start: 0,
             guest_aborts_at: None,
             host_aborts_at: None,
@@ -171,7 +177,7 @@ impl Scenario {
 }
 
 /// What a run came to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     /// From start to end, in virtual microseconds.
     pub(crate) time: u64,
@@ -179,6 +185,8 @@ pub(crate) struct Outcome {
     pub(crate) closed: Option<Closed>,
     /// Most memory that the queue took, in bytes.
     pub(crate) memory: usize,
+    /// Positions of urgent bytes that the host's socket was given.
+    pub(crate) urgent_sent: Vec<u64>,
 }
 
 /// The user of the host's end, and the network between host and peer.
@@ -195,6 +203,7 @@ struct HostSide {
     arrival: Option<(u64, u64)>,
     connect_at: Option<u64>,
     answer: Answer,
+    urgent: Option<u64>,
 }
 
 impl HostSide {
@@ -241,8 +250,7 @@ impl HostSide {
 
     fn send(&mut self, now: u64, peer: &Peer) {
         if let Some((_, len)) = self.arrival.take_if(|(at, _)| *at <= now) {
-            peer.arrive(len);
-            self.application.sent += len;
+            self.arrive(len, peer);
         }
         let room = self.receive_capacity - peer.unread();
         let next = room.min(self.application.to_send());
@@ -252,6 +260,23 @@ impl HostSide {
         if self.application.wants_to_close() {
             self.application.closed = true;
             peer.end();
+        }
+    }
+
+    /// `len` bytes of the application arrive.
+    fn arrive(&mut self, len: u64, peer: &Peer) {
+        let end = self.application.sent + len;
+        if let Some(every) = self.urgent {
+            let mut next = self.application.sent.next_multiple_of(every);
+            while next < end {
+                peer.arrive_urgent(next + 1 - self.application.sent);
+                self.application.sent = next + 1;
+                next += every;
+            }
+        }
+        if self.application.sent < end {
+            peer.arrive(end - self.application.sent);
+            self.application.sent = end;
         }
     }
 
@@ -277,6 +302,7 @@ pub(crate) struct World {
     pub(crate) guest: Guest,
     host_side: HostSide,
     memory: usize,
+    urgent: Option<u64>,
     guest_aborts_at: Option<u64>,
     host_aborts_at: Option<u64>,
 }
@@ -289,6 +315,7 @@ impl World {
         let settings = settings(scenario.mtu);
         let mut host = VirtualHost::new(patterns.0.clone(), patterns.1.clone());
         host.send_capacity = scenario.host_send;
+        host.strict = scenario.strict;
         let buffers = (scenario.guest_receive, scenario.guest_send);
         let mtu = usize::from(scenario.mtu);
         let guest = Guest::new(guest_address, mtu, buffers, scenario.guest, patterns, scenario.seed);
@@ -315,8 +342,10 @@ impl World {
                 arrival: None,
                 connect_at: None,
                 answer: scenario.answer,
+                urgent: scenario.urgent,
             },
             memory: 0,
+            urgent: scenario.urgent,
             guest_aborts_at: scenario.guest_aborts_at,
             host_aborts_at: scenario.host_aborts_at,
         };
@@ -454,7 +483,12 @@ impl World {
     fn deliver_to_engine(&mut self) {
         let now = self.now;
         loop {
-            let frames: Vec<_> = std::iter::from_fn(|| self.to_engine.arrived(now)).take(BATCH).collect();
+            let mut frames: Vec<_> = std::iter::from_fn(|| self.to_engine.arrived(now)).take(BATCH).collect();
+            for frame in &mut frames {
+                if let Some(every) = self.urgent {
+                    name_urgent_byte(frame, every, self.guest.application.total, &self.link.observed);
+                }
+            }
             if frames.is_empty() {
                 break;
             }
@@ -505,6 +539,7 @@ impl World {
             observed: self.link.observed,
             closed: self.peer().and_then(|peer| peer.closed()),
             memory: self.memory,
+            urgent_sent: self.peer().map_or(Vec::new(), |peer| peer.state().urgent_sent.clone()),
         }
     }
 }

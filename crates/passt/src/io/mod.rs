@@ -104,6 +104,7 @@ impl Host for Sockets {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(no_socket)?;
         sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
+        sockopt::set_socket_oobinline(&fd, true).map_err(errno)?; // urgent data are part of the stream
         self.bind_stream(&fd, destination.ip())?;
         match rustix::net::connect(&fd, &destination) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
@@ -115,7 +116,11 @@ impl Host for Sockets {
     }
 
     fn tcp_watch(&mut self, flow: FlowId, socket: &Stream) -> Result<(), Errno> {
-        self.watch(socket, flow, EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET)
+        self.watch(
+            socket,
+            flow,
+            EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
+        )
     }
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<UdpSocket, Errno> {
@@ -164,6 +169,7 @@ pub(crate) fn readiness(events: EventFlags) -> Readiness {
         writable: events.contains(EventFlags::OUT),
         read_closed: events.intersects(EventFlags::RDHUP | EventFlags::HUP),
         error: events.contains(EventFlags::ERR),
+        urgent: events.contains(EventFlags::PRI),
     }
 }
 

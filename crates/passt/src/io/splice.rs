@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::host::{Errno, SocketError};
-use engine::splice::{Conduit, Side};
+use engine::splice::{Conduit, Side, Taken};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, sockopt};
@@ -77,9 +77,19 @@ pub(crate) struct Pair {
     sockets: [OwnedFd; 2],
     watches: [Watch; 2],
     transit: [Transit; 2],
-    /// The direction has so much to carry that a pipe pays.
-    bulk: [bool; 2],
+    pace: [Pace; 2],
     depot: Rc<RefCell<Depot>>,
+}
+
+/// How much a direction has to carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// A buffer is enough.
+    Few,
+    /// A pipe pays.
+    Many,
+    /// It paid, but no longer does.
+    Slower,
 }
 
 /// What is reported of a socket.
@@ -94,7 +104,7 @@ struct Watch {
 
 impl Watch {
     fn events(self) -> EventFlags {
-        let events = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        let events = EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
         if self.room { events | EventFlags::OUT } else { events }
     }
 }
@@ -108,6 +118,8 @@ enum Transit {
     Buffer(usize),
     /// Set aside, from some offset on.
     Aside(Vec<u8>, usize),
+    /// The urgent byte.
+    Urgent(u8),
     /// That many, in a pipe.
     Pipe(Pipe, usize),
 }
@@ -119,7 +131,7 @@ impl Pair {
             sockets: [accepted, connecting],
             watches: [Watch::default(); 2],
             transit: [Transit::Empty, Transit::Empty],
-            bulk: [false; 2],
+            pace: [Pace::Few; 2],
             depot,
         }
     }
@@ -143,29 +155,62 @@ impl Pair {
         epoll::modify(&**epoll, &self.sockets[side as usize], data, watch.events())
     }
 
-    fn take_few(&mut self, from: Side) -> Result<usize, SocketError> {
+    /// Takes what a buffer holds, up to the urgent byte, or from there on. Only if it fills the buffer there may be more:
+    /// what made a read end early, or arrives later, is reported.
+    fn take_few(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
         let mut depot = self.depot.borrow_mut();
+        let at_most = at_most.min(depot.buffer.len());
         let (len, _) =
-            retry(|| recv(&self.sockets[from as usize], depot.buffer.as_mut_slice(), RecvFlags::DONTWAIT))?;
+            retry(|| recv(&self.sockets[from as usize], &mut depot.buffer[..at_most], RecvFlags::DONTWAIT))?;
+        let full = len == depot.buffer.len();
         if len > 0 {
             self.transit[from as usize] = Transit::Buffer(len);
-            self.bulk[from as usize] = len == depot.buffer.len();
+            self.pace[from as usize] = if full { Pace::Many } else { Pace::Few };
         }
-        Ok(len)
+        Ok(Taken { len, more: full })
     }
 
+    /// Takes what a pipe holds, up to the urgent byte. If that is next, there is nothing to take, and after the end of the
+    /// stream it looks as if nothing followed: zero.
     fn take_many(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let taken =
             retry(|| splice(&self.sockets[from as usize], None, &pipe.write, None, pipe.capacity, flags));
+        let pace = &mut self.pace[from as usize];
         match taken {
             Ok(len @ 1..) => {
                 self.transit[from as usize] = Transit::Pipe(pipe, len);
-                self.bulk[from as usize] = len >= self.depot.borrow().buffer.len() / 2;
+                let many = len >= self.depot.borrow().buffer.len() / 2;
+                *pace = if many { Pace::Many } else { Pace::Slower };
             }
-            _ => self.depot.borrow_mut().give_back(pipe),
+            _ => {
+                // Not before there is nothing left: a read that began at the urgent byte would not notice it.
+                if *pace == Pace::Slower {
+                    *pace = Pace::Few;
+                }
+                self.depot.borrow_mut().give_back(pipe);
+            }
         }
         taken
+    }
+
+    /// Takes what a buffer holds, and the urgent byte by itself. With `ended`, nothing more is expected to arrive.
+    fn take_carefully(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
+        let socket = &self.sockets[from as usize];
+        // What arrives from here on, with an urgent byte perhaps, lies beyond these bytes.
+        let unread = sys::stream::unread(socket).unwrap_or(0) as usize;
+        if unread == 0 && !ended {
+            return Err(SocketError::WouldBlock);
+        }
+        if unread > 0 && sys::stream::is_at_mark(socket).unwrap_or(false) {
+            let mut byte = [0];
+            let (len, _) = retry(|| recv(socket, &mut byte, RecvFlags::DONTWAIT))?;
+            if len > 0 {
+                self.transit[from as usize] = Transit::Urgent(byte[0]);
+            }
+            return Ok(Taken { len, more: true });
+        }
+        self.take_few(from, unread.max(1)).map(|taken| Taken { more: true, ..taken })
     }
 
     fn send(&mut self, from: Side) -> Result<usize, SocketError> {
@@ -194,6 +239,11 @@ impl Pair {
                 }
                 Ok(sent)
             }
+            Transit::Urgent(byte) => {
+                let sent = retry(|| send(sink, &[*byte], flags | SendFlags::OOB))?;
+                *transit = Transit::Empty;
+                Ok(sent)
+            }
             Transit::Pipe(pipe, len) => {
                 let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
                 let sent = retry(|| splice(&pipe.read, None, sink, None, *len, flags))?;
@@ -210,15 +260,18 @@ impl Pair {
 }
 
 impl Conduit for Pair {
-    fn take(&mut self, from: Side) -> Result<usize, SocketError> {
-        if !self.bulk[from as usize] {
-            return self.take_few(from);
+    fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
+        if self.pace[from as usize] == Pace::Few {
+            return if urgent { self.take_carefully(from, false) } else { self.take_few(from, usize::MAX) };
         }
         let pipe = self.depot.borrow_mut().pipe();
-        match pipe {
-            Ok(pipe) => self.take_many(from, pipe),
-            // No descriptor left, for example.
-            Err(_) => self.take_few(from),
+        // No descriptor left, for example.
+        let Ok(pipe) = pipe else { return self.take_carefully(from, true) };
+        match self.take_many(from, pipe) {
+            Ok(0) => self.take_carefully(from, true),
+            Ok(len) => Ok(Taken { len, more: true }),
+            Err(SocketError::WouldBlock) if urgent => self.take_carefully(from, false),
+            Err(error) => Err(error),
         }
     }
 

@@ -57,6 +57,15 @@ impl Stream {
         Self { fd, method, offset: None }
     }
 
+    /// Has the kernel's offset, if it is in use, be zero.
+    fn rewind(&mut self) -> io::Result<()> {
+        if self.offset.is_some() {
+            sys::stream::set_peek_offset(&self.fd, 0)?;
+            self.offset = Some(0);
+        }
+        Ok(())
+    }
+
     fn peek_at(&mut self, offset: u32, room: Room<'_>) -> io::Result<usize> {
         match &self.method {
             PeekMethod::Offset => {
@@ -99,6 +108,11 @@ impl TcpSocket for Stream {
             .map_err(|errno| failure(errno.raw_os_error()))
     }
 
+    fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::OOB;
+        rustix::net::send(&self.fd, &[byte], flags).map(drop).map_err(|errno| failure(errno.raw_os_error()))
+    }
+
     fn peek(&mut self, offset: u32, mut room: Room<'_>) -> Result<usize, SocketError> {
         loop {
             match self.peek_at(offset, Vectored::part(&mut room, usize::MAX)) {
@@ -109,20 +123,30 @@ impl TcpSocket for Stream {
         }
     }
 
-    fn discard(&mut self, mut len: u32) -> Result<(), SocketError> {
-        while len > 0 {
-            match sys::stream::discard(&self.fd, len as usize) {
+    fn urgent_mark(&mut self) -> Option<u32> {
+        self.rewind().ok()?;
+        let mark = sys::stream::urgent_mark(&self.fd).ok()?;
+        self.rewind().ok()?;
+        mark
+    }
+
+    fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
+        let mut gone = 0;
+        while gone < len {
+            match sys::stream::discard(&self.fd, (len - gone) as usize) {
                 Ok(0) => break,
-                Ok(gone) => {
-                    let gone = (gone as u32).min(len);
-                    self.offset = self.offset.map(|offset| offset.saturating_sub(gone));
-                    len -= gone;
+                // Not all, if the urgent byte is next.
+                Ok(some) => {
+                    let some = (some as u32).min(len - gone);
+                    self.offset = self.offset.map(|offset| offset.saturating_sub(some));
+                    gone += some;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if gone > 0 => break,
                 Err(error) => return Err(failure(error.raw_os_error().unwrap_or(0))),
             }
         }
-        Ok(())
+        Ok(gone)
     }
 
     fn shutdown_write(&mut self) -> Result<(), SocketError> {
@@ -163,3 +187,6 @@ fn failure(errno: i32) -> SocketError {
         _ => SocketError::Failed(Errno(errno)),
     }
 }
+
+#[cfg(test)]
+mod tests;

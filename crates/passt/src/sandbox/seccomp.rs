@@ -15,6 +15,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, apply_filter,
 };
+use sys::stream::SIOCATMARK;
 
 /// What a thread is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +130,7 @@ const TABLE: &[Call] = &[
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_poll,           SHARD,          Any),                      // whether a peer has closed
     call(libc::SYS_ppoll,          SHARD,          Any),                      // the same, at once
-    call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32])), // what is unread, unsent
+    call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32, SIOCATMARK as i32])), // what is unread, unsent, urgent
     call(libc::SYS_ioctl,          OPENER,         OneOf(1, &[FIONBIO as i32])), // sock_diag, without waiting
 
     // New sockets: of no other families, which have had many a hole.

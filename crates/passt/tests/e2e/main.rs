@@ -36,5 +36,6 @@ mod tcp_raw;
 mod telling;
 mod udp;
 mod udp_bypass;
+mod urgent;
 mod vhost_user;
 mod vm;

@@ -18,8 +18,10 @@ const LIMITS: Limits = Limits {
     idle: Duration::from_secs(30),
     idle_stream: Duration::from_secs(120),
 };
-const READABLE: Readiness = Readiness { readable: true, writable: false, read_closed: false, error: false };
-const ERROR: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: true };
+const READABLE: Readiness =
+    Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
+const ERROR: Readiness =
+    Readiness { readable: false, writable: false, read_closed: false, error: true, urgent: false };
 /// The guest's addresses in these tests.
 const GUEST: &str = "198.51.100.55:4000";
 const GUEST6: &str = "[2001:db8:1::55]:4000";

@@ -1,7 +1,8 @@
 //! The bypass between real sockets that hold little, with buffers of a few bytes and the smallest of pipes.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant as Clock};
 
@@ -14,6 +15,7 @@ use rustix::event::Timespec;
 
 use super::*;
 use crate::io::readiness;
+use crate::isolated::isolated;
 
 /// The least that a pipe holds.
 const PAGE: usize = 4096;
@@ -31,9 +33,12 @@ struct Line {
 }
 
 struct Peer {
-    stream: UnixStream,
+    stream: File,
     wrote: Vec<u8>,
     read: Vec<u8>,
+    /// Which of these were urgent, by position.
+    wrote_urgent: Vec<usize>,
+    read_urgent: Vec<usize>,
     /// It has ended its half.
     shut: bool,
     /// It has seen the end.
@@ -43,27 +48,54 @@ struct Peer {
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Write(Side, usize),
+    /// One urgent byte.
+    WriteUrgent(Side),
     Read(Side, usize),
     Shut(Side),
     /// The event loop gets its turn.
     Turn,
 }
 
+/// What connects a peer with one of our sockets.
+#[derive(Clone, Copy)]
+enum Kind {
+    Unix,
+    Tcp,
+}
+
 /// A peer, and a socket that is connected to it; neither waits, nor holds more than it has to.
-fn end() -> (Peer, OwnedFd) {
-    let (stream, ours) = UnixStream::pair().unwrap();
-    for socket in [&stream, &ours] {
-        socket.set_nonblocking(true).unwrap();
+fn end(kind: Kind) -> (Peer, OwnedFd) {
+    let pair: [OwnedFd; 2] = match kind {
+        Kind::Unix => UnixStream::pair().map(|(one, other)| [one.into(), other.into()]).unwrap(),
+        Kind::Tcp => {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            [one.into(), listener.accept().unwrap().0.into()]
+        }
+    };
+    for socket in &pair {
+        io::ioctl_fionbio(socket, true).unwrap();
         sockopt::set_socket_send_buffer_size(socket, 1).unwrap();
+        sockopt::set_socket_oobinline(socket, true).unwrap();
     }
-    (Peer { stream, wrote: Vec::new(), read: Vec::new(), shut: false, ended: false }, ours.into())
+    let [stream, ours] = pair;
+    let peer = Peer {
+        stream: stream.into(),
+        wrote: Vec::new(),
+        read: Vec::new(),
+        wrote_urgent: Vec::new(),
+        read_urgent: Vec::new(),
+        shut: false,
+        ended: false,
+    };
+    (peer, ours)
 }
 
 impl Line {
-    fn new(buffer: usize) -> Self {
+    fn new(kind: Kind, buffer: usize) -> Self {
         let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
         let depot = Depot::with(epoll.clone(), buffer, PAGE);
-        let ((client, accepted), (server, connected)) = (end(), end());
+        let ((client, accepted), (server, connected)) = (end(kind), end(kind));
         let mut bypass = Bypass::new(1);
         let id = bypass.insert(Pair::new(accepted, connected, depot.clone())).unwrap();
         let mut line = Self { epoll, depot, bypass, id, peers: [client, server], start: Clock::now() };
@@ -91,9 +123,22 @@ impl Line {
                     Err(error) => assert!(peer.shut || error.kind() == ErrorKind::WouldBlock, "{error}"),
                 }
             }
+            Act::WriteUrgent(side) => {
+                let peer = &mut self.peers[side as usize];
+                let flags = SendFlags::OOB | SendFlags::NOSIGNAL;
+                if !peer.shut && send(&peer.stream, b"!", flags).is_ok() {
+                    peer.wrote_urgent.push(peer.wrote.len());
+                    peer.wrote.push(b'!');
+                }
+            }
             Act::Read(side, len) => {
                 let peer = &mut self.peers[side as usize];
-                let mut bytes = vec![0; len];
+                // What arrives meanwhile may be urgent, and would not be noticed.
+                let unread = sys::stream::unread(&peer.stream).unwrap() as usize;
+                if unread > 0 && sys::stream::is_at_mark(&peer.stream).unwrap_or(false) {
+                    peer.read_urgent.push(peer.read.len());
+                }
+                let mut bytes = vec![0; len.min(unread.max(1))];
                 match peer.stream.read(&mut bytes) {
                     Ok(0) => peer.ended |= len > 0,
                     Ok(len) => peer.read.extend(&bytes[..len]),
@@ -102,8 +147,9 @@ impl Line {
             }
             Act::Shut(side) => {
                 let peer = &mut self.peers[side as usize];
-                peer.shut = true;
-                peer.stream.shutdown(Shutdown::Write).unwrap();
+                if !std::mem::replace(&mut peer.shut, true) {
+                    rustix::net::shutdown(&peer.stream, Shutdown::Write).unwrap();
+                }
             }
             Act::Turn => self.turn(),
         }
@@ -137,17 +183,22 @@ impl Line {
             self.turn();
         }
         for side in Side::ALL {
-            assert!(self.peers[side as usize].read == self.peers[side.other() as usize].wrote, "{side:?}");
+            let (peer, other) = (&self.peers[side as usize], &self.peers[side.other() as usize]);
+            assert!(peer.read == other.wrote, "{side:?}");
+            assert!(peer.read_urgent.iter().all(|position| other.wrote_urgent.contains(position)));
+            assert_eq!(peer.read_urgent.last(), other.wrote_urgent.last(), "{side:?}");
         }
         assert_eq!(self.bypass.counters.reset, 0);
     }
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
+/// With so many urgent bytes.
+fn acts(urgent: u32) -> impl Strategy<Value = Vec<Act>> {
     let side = prop_oneof![Just(Side::Accepted), Just(Side::Connected)];
     let act = prop_oneof![
         8 => (side.clone(), 0_usize..6000).prop_map(|(side, len)| Act::Write(side, len)),
         8 => (side.clone(), 0_usize..6000).prop_map(|(side, len)| Act::Read(side, len)),
+        urgent => side.clone().prop_map(Act::WriteUrgent),
         1 => side.prop_map(Act::Shut),
         8 => Just(Act::Turn),
     ];
@@ -160,19 +211,31 @@ proptest! {
 
     /// whatever sizes and turns, and whoever ends first: all bytes arrive, in order, and both ends behind them.
     #[test]
-    fn nothing_is_lost_between_sockets(acts in acts(), buffer in 1_usize..5000) {
-        let mut line = Line::new(buffer);
+    fn nothing_is_lost_between_sockets(acts in acts(0), buffer in 1_usize..5000) {
+        let mut line = Line::new(Kind::Unix, buffer);
         for act in acts {
             line.act(act);
         }
         line.finish(0);
+    }
+
+    /// The same between sockets of TCP, with urgent bytes: the last of them arrives as urgent in any case.
+    #[test]
+    fn urgent_bytes_are_carried_between_sockets(acts in acts(4), buffer in 1_usize..5000) {
+        isolated(move || {
+            let mut line = Line::new(Kind::Tcp, buffer);
+            for act in acts {
+                line.act(act);
+            }
+            line.finish(0);
+        });
     }
 }
 
 /// Many bytes in both directions at once, through buffers and through pipes, which come back.
 #[test]
 fn pipes_are_borrowed() {
-    let mut line = Line::new(64);
+    let mut line = Line::new(Kind::Unix, 64);
     line.finish(1 << 18);
     let depot = line.depot.borrow();
     assert!((1..=2).contains(&depot.pipes.len()), "{:?}", depot.pipes);

@@ -7,7 +7,7 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::front_end::{FrontEnd, HEADER};
 
@@ -20,10 +20,14 @@ pub(crate) struct Port {
     mtu: usize,
     /// Frames to the guest that stood for several.
     pub(crate) super_frames: usize,
+    /// The last byte of each segment from the guest is urgent.
+    pub(crate) marks: bool,
+    /// Segments to the guest that named an urgent byte.
+    pub(crate) urgent_segments: usize,
 }
 
 pub(crate) struct Arrived(Vec<u8>);
-pub(crate) struct Departing<'a>(&'a mut FrontEnd);
+pub(crate) struct Departing<'a>(&'a mut Port);
 
 impl RxToken for Arrived {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -35,7 +39,10 @@ impl TxToken for Departing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = vec![0; len];
         let result = f(&mut frame);
-        assert!(self.0.queues[1].send([0; HEADER], &frame));
+        if self.0.marks {
+            mark(&mut frame);
+        }
+        assert!(self.0.front_end.queues[1].send([0; HEADER], &frame));
         result
     }
 }
@@ -50,11 +57,12 @@ impl Device for Port {
         }
         let frame = self.front_end.queues[0].receive()?;
         self.super_frames += usize::from(frame.header[1] != 0);
-        Some((Arrived(frame.bytes), Departing(&mut self.front_end)))
+        self.urgent_segments += usize::from(is_urgent(&frame.bytes));
+        Some((Arrived(frame.bytes), Departing(self)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Departing<'_>> {
-        self.front_end.queues[1].has_room().then_some(Departing(&mut self.front_end))
+        self.front_end.queues[1].has_room().then_some(Departing(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -69,6 +77,30 @@ impl Device for Port {
     }
 }
 
+/// Has the last byte of a segment be urgent.
+fn mark(frame: &mut [u8]) {
+    let Ok(ip) = Ipv4Packet::new_checked(&frame[14..]) else { return };
+    let (from, to, len) = (ip.src_addr().into(), ip.dst_addr().into(), ip.payload().len());
+    if ip.next_header() != IpProtocol::Tcp {
+        return;
+    }
+    let at = 14 + usize::from(ip.header_len());
+    let mut segment = TcpPacket::new_unchecked(&mut frame[at..at + len]);
+    let pointer = segment.payload_mut().len() as u16;
+    if pointer > 0 {
+        segment.set_urg(true);
+        segment.set_urgent_at(pointer);
+        segment.fill_checksum(&from, &to);
+    }
+}
+
+/// Whether a frame is a TCP segment that names an urgent byte.
+fn is_urgent(frame: &[u8]) -> bool {
+    let Some(Ok(ip)) = frame.get(14..).map(Ipv4Packet::new_checked) else { return false };
+    ip.next_header() == IpProtocol::Tcp
+        && TcpPacket::new_checked(ip.payload()).is_ok_and(|segment| segment.urg())
+}
+
 /// A guest with an address.
 pub(crate) struct SmolGuest {
     pub(crate) port: Port,
@@ -79,7 +111,7 @@ pub(crate) struct SmolGuest {
 
 impl SmolGuest {
     pub(crate) fn new(front_end: FrontEnd, mtu: usize, address: IpAddr, gateway: IpAddr) -> Self {
-        let mut port = Port { front_end, mtu, super_frames: 0 };
+        let mut port = Port { front_end, mtu, super_frames: 0, marks: false, urgent_segments: 0 };
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(GUEST_MAC)));
         let mut interface = Interface::new(config, &mut port, Instant::from_micros(0));
         interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(address.into(), 24)).unwrap());
