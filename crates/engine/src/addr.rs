@@ -7,6 +7,9 @@ use wire::ethernet::Mac;
 
 use crate::neighbours::Neighbours;
 
+/// MTU of an Ethernet interface that nobody has set, in bytes.
+const ETHERNET_MTU: u16 = 1500;
+
 /// Everything about addresses and services that is fixed at start, but for resolvers, search list and neighbours, which
 /// follow the host's.
 #[derive(Clone, Debug)]
@@ -103,6 +106,14 @@ pub struct Services {
 }
 
 impl Settings {
+    /// The MTU of the link for a family, in bytes: what the guest was given, else Ethernet's, and no less than the family
+    /// needs (RFC 791 §3.2, RFC 8200 §5).
+    #[must_use]
+    pub(crate) fn link_mtu(&self, v4: bool) -> u16 {
+        let mtu = if self.mtu == 0 { ETHERNET_MTU } else { self.mtu };
+        mtu.max(if v4 { 68 } else { 1280 })
+    }
+
     /// The hardware address at which the guest sees `address`, which is not its own: the one it has on the host's link,
     /// else the router's, where the host knows them. What stands for the host itself is at ours.
     #[must_use]

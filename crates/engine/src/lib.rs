@@ -13,6 +13,7 @@ pub mod context;
 pub mod drops;
 pub mod flow;
 pub mod forward;
+mod fragmentation;
 pub mod host;
 pub mod icmp;
 pub mod link;

@@ -295,6 +295,8 @@ pub(crate) struct MockLink {
     slot: Vec<u8>,
     pub(crate) frames: Vec<(Vec<u8>, Offload)>,
     pub(crate) full: bool,
+    /// How many frames it takes before it is full.
+    pub(crate) room: Option<usize>,
 }
 
 impl Link for MockLink {
@@ -308,6 +310,9 @@ impl Link for MockLink {
     }
 
     fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+        if self.room.is_some_and(|room| self.frames.len() >= room) {
+            return Err(Full);
+        }
         self.frames.push((self.slot[..len].to_vec(), *offload));
         Ok(())
     }

@@ -6,7 +6,8 @@ use alloc::{collections::VecDeque, vec::Vec};
 use core::{net::IpAddr, time::Duration};
 
 use wire::{
-    fragment::{Fragment, MAX_LEN, UNIT, Whole},
+    assembly::Whole,
+    fragment::{Fragment, MAX_LEN, UNIT},
     frame::Packet,
     payload::Payload,
 };

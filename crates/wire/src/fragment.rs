@@ -1,20 +1,11 @@
-//! IP fragments (RFC 791 §3.2, RFC 8200 §4.5): parsed, written, and the packet that they make.
-
-use core::net::IpAddr;
+//! IP fragments (RFC 791 §3.2, RFC 8200 §4.5).
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     big_endian::{U16, U32},
 };
 
-use crate::{
-    checksum::Sum,
-    ethernet,
-    frame::{self, Outgoing, Packet, Unusable},
-    ipv4, ipv6,
-    payload::Payload,
-    protocol,
-};
+use crate::{ipv4, payload::Payload};
 
 /// Length of [`Header`] in bytes.
 pub const HEADER_LEN: usize = 8;
@@ -112,74 +103,6 @@ impl<P: Payload> Fragment<P> {
     }
 }
 
-/// The header of a packet whose fragments are all there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Whole {
-    /// Source address.
-    pub source: IpAddr,
-    /// Destination address; of the same version as `source`.
-    pub destination: IpAddr,
-    /// Time to live or hop limit of the fragment with offset zero.
-    pub hop_limit: u8,
-    /// DSCP of the same fragment, and ECN.
-    pub traffic_class: u8,
-    /// Flow label of the same fragment; zero for IPv4.
-    pub flow_label: u32,
-    /// Protocol or next header of the same fragment.
-    pub protocol: u8,
-}
-
-impl Whole {
-    /// The packet. `bytes` is its fragmentable part; `payload` is the same as what the packet is to carry.
-    ///
-    /// # Errors
-    /// Headers are malformed, or the checksum of TCP, UDP or ICMP is wrong: it was computed over the whole packet, so that
-    /// nobody could verify it before.
-    pub fn packet<'a, P: Payload>(&self, bytes: &'a [u8], payload: P) -> Result<Packet<'a, P>, Unusable> {
-        let (protocol, upper) = match self.source {
-            IpAddr::V4(_) => (self.protocol, bytes),
-            IpAddr::V6(_) => ipv6::upper_layer(self.protocol, bytes).ok_or(Unusable::Malformed)?,
-        };
-        // Fragments in fragments: no host sends such a packet.
-        let nested = self.source.is_ipv6() && protocol == ipv6::FRAGMENT;
-        if nested || !self.has_valid_checksum(protocol, upper) {
-            return Err(Unusable::Malformed);
-        }
-        let payload = payload.slice(bytes.len() - upper.len()..bytes.len());
-        Ok(Packet {
-            source: self.source,
-            destination: self.destination,
-            hop_limit: self.hop_limit,
-            traffic_class: self.traffic_class,
-            flow_label: self.flow_label,
-            dont_fragment: false,
-            transport: frame::parse_transport(self.source.is_ipv4(), protocol, frame::head(upper), payload)?,
-        })
-    }
-
-    fn has_valid_checksum(&self, protocol: u8, upper: &[u8]) -> bool {
-        let v4 = self.source.is_ipv4();
-        let sum = Sum::new().pseudo_header(self.source, self.destination, protocol, upper.len());
-        match protocol {
-            protocol::ICMP if v4 => Sum::new().bytes(upper).finish() == 0,
-            protocol::UDP => match upper {
-                // No checksum (RFC 768), which IPv6 forbids (RFC 8200 §8.1).
-                [_, _, _, _, _, _, 0, 0, ..] => v4,
-                // Bytes after the datagram's own length belong to nothing.
-                [_, _, _, _, high, low, ..] => {
-                    let len = usize::from(u16::from_be_bytes([*high, *low]));
-                    let sum = Sum::new().pseudo_header(self.source, self.destination, protocol, len);
-                    upper.get(..len).is_some_and(|datagram| sum.bytes(datagram).finish() == 0)
-                }
-                _ => false,
-            },
-            protocol::TCP => sum.bytes(upper).finish() == 0,
-            protocol::ICMPV6 if !v4 => sum.bytes(upper).finish() == 0,
-            _ => true,
-        }
-    }
-}
-
 /// Which fragment of which packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
@@ -191,36 +114,4 @@ pub struct Piece {
     pub offset: u16,
     /// Whether more fragments follow.
     pub more: bool,
-}
-
-impl Outgoing {
-    /// Bytes of the headers that [`Outgoing::fragment`] writes.
-    #[must_use]
-    pub const fn fragment_headroom(&self) -> usize {
-        self.headroom(if self.source.is_ipv4() { 0 } else { HEADER_LEN })
-    }
-
-    /// Most payload of a fragment that is not the last, in bytes, on a link with this MTU: at least [`UNIT`].
-    #[must_use]
-    pub fn fragment_room(&self, mtu: u16) -> usize {
-        let room = usize::from(mtu).saturating_sub(self.fragment_headroom() - ethernet::HEADER_LEN);
-        (room / UNIT * UNIT).max(UNIT)
-    }
-
-    /// Writes the headers of a fragment with `payload_len` bytes of payload; returns the length of the frame, with
-    /// padding, which is zeroed as far as `buffer` goes. None if the headers don't fit `buffer`, or the payload a packet.
-    pub fn fragment(&self, buffer: &mut [u8], piece: &Piece, payload_len: usize) -> Option<usize> {
-        let at = if self.source.is_ipv4() {
-            let at = self.network(buffer, piece.protocol, payload_len)?;
-            let header = buffer.get_mut(ethernet::HEADER_LEN..at)?;
-            let header = ipv4::Header::mut_from_bytes(header).ok()?;
-            header.set_fragment(piece.id as u16, piece.offset, piece.more);
-            at
-        } else {
-            let at = self.network(buffer, ipv6::FRAGMENT, HEADER_LEN + payload_len)?;
-            buffer.get_mut(at..at + HEADER_LEN)?.copy_from_slice(Header::new(piece).as_bytes());
-            at + HEADER_LEN
-        };
-        Some(frame::pad(buffer, at + payload_len))
-    }
 }

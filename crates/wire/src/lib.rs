@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arp;
+pub mod assembly;
 pub mod checksum;
 pub mod domain;
 pub mod ethernet;

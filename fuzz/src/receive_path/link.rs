@@ -9,7 +9,9 @@ use engine::{
 };
 use std::net::SocketAddr;
 use wire::{
-    frame::{self, Body, MAX_LEN, Transport},
+    assembly::Whole,
+    fragment::Fragment,
+    frame::{self, Body, MAX_LEN, Packet, Transport},
     offload::{Offload, SegmentKind},
     tcp::{Flags, Segment},
 };
@@ -42,6 +44,8 @@ pub(super) struct GuestLink {
     /// Frames since the last call of [`GuestLink::next_step`].
     frames: usize,
     heard: BTreeMap<(SocketAddr, SocketAddr), Heard>,
+    /// A datagram that comes in fragments: its identification, and what is there.
+    large: Option<(u32, Vec<u8>)>,
 }
 
 impl GuestLink {
@@ -53,6 +57,7 @@ impl GuestLink {
             refuses: false,
             frames: 0,
             heard: BTreeMap::new(),
+            large: None,
         }
     }
 
@@ -87,6 +92,38 @@ impl GuestLink {
         }
         if heard.next == seq {
             heard.next = heard.next.wrapping_add(segment.sequence_len());
+        }
+    }
+}
+
+impl GuestLink {
+    /// Puts fragments together, as a guest does: they come in order, unless some were lost.
+    fn reassemble(&mut self, packet: &Packet<'_>, fragment: &Fragment<&[u8]>) {
+        let same = self
+            .large
+            .as_ref()
+            .is_some_and(|(id, bytes)| *id == fragment.id && bytes.len() == usize::from(fragment.offset));
+        if fragment.offset == 0 {
+            self.large = Some((fragment.id, Vec::new()));
+        } else if !same {
+            // Its first fragments found the link full.
+            self.large = None;
+        }
+        let Some((_, bytes)) = &mut self.large else { return };
+        bytes.extend_from_slice(fragment.payload);
+        if !fragment.more {
+            let whole = Whole {
+                source: packet.source,
+                destination: packet.destination,
+                hop_limit: packet.hop_limit,
+                traffic_class: packet.traffic_class,
+                flow_label: packet.flow_label,
+                protocol: fragment.protocol,
+            };
+            match whole.packet(bytes, &bytes[..]).map(|packet| packet.transport) {
+                Ok(Transport::Udp(_) | Transport::Icmp(_)) => {}
+                other => panic!("{other:?} in fragments"),
+            }
         }
     }
 }
@@ -148,7 +185,12 @@ fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
         }
         Transport::Udp(_) => assert!(kind.is_none_or(|kind| kind == SegmentKind::Udp), "{offload:?}"),
         Transport::Icmp(_) => assert_eq!(kind, None),
-        Transport::Fragment(_) => panic!("a fragment to the guest"),
+        Transport::Fragment(fragment) => {
+            assert_eq!(*offload, Offload::default(), "a fragment leaves nothing open");
+            // A datagram counts once, however many its fragments are.
+            link.frames -= usize::from(fragment.offset > 0);
+            link.reassemble(&packet, &fragment);
+        }
         Transport::Other(protocol) => panic!("protocol {protocol} to the guest"),
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod error;
 #[cfg(test)]
 mod tests;
 
+use alloc::vec::Vec;
 use core::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -26,6 +27,7 @@ use crate::{
     context::Context,
     drops::Drops,
     flow::{FlowId, Flows, Keyed, Kind},
+    fragmentation::Datagram,
     host::{Errno, Host, PingSocket, Readiness, Report, Request, SocketError},
     link::Link,
     memory::PayloadOf,
@@ -44,6 +46,10 @@ const UNKNOWN_HOP_LIMIT: u8 = 255;
 #[derive(Debug)]
 pub struct Ping<S> {
     flows: Flows<Flow<S>>,
+    /// A reply that goes to the guest in fragments.
+    large: Vec<u8>,
+    /// Identification of the last one.
+    fragment_id: u32,
     counters: Drops,
 }
 
@@ -75,7 +81,12 @@ impl<S: PingSocket> Ping<S> {
     /// No flow; at most `limit` of them. `hash_key` is random.
     #[must_use]
     pub fn new(limit: usize, hash_key: [u8; 16]) -> Self {
-        Self { flows: Flows::new(Kind::Ping, limit, hash_key), counters: Drops::default() }
+        Self {
+            flows: Flows::new(Kind::Ping, limit, hash_key),
+            large: Vec::new(),
+            fragment_id: 0,
+            counters: Drops::default(),
+        }
     }
 
     /// Echo messages that were not carried.
@@ -222,7 +233,17 @@ impl<S: PingSocket> Ping<S> {
             self.counters.undeliverable += 1;
             return Ok(());
         };
-        if cx.link.commit(written.len, &written.offload).is_err() {
+        let sent = if cx.settings.must_fragment(&frame, received.len - HEADER_LEN) {
+            self.large.clear();
+            self.large.extend_from_slice(slot.get(at..at + received.len).unwrap_or_default());
+            self.fragment_id = self.fragment_id.wrapping_add(1);
+            let mtu = cx.settings.link_mtu(v4);
+            Datagram::icmp(v4, &self.large)
+                .map_or(Ok(()), |message| message.send(&frame, mtu, self.fragment_id, cx.link))
+        } else {
+            cx.link.commit(written.len, &written.offload)
+        };
+        if sent.is_err() {
             self.counters.link_full += 1;
         }
         Ok(())

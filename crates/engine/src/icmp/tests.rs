@@ -277,3 +277,39 @@ fn a_full_link_drops() {
     assert_eq!(test.ping.counters().link_full, 1);
     assert!(socket.socket.0.borrow().arriving.is_empty());
 }
+
+/// A reply above the guest's MTU comes in fragments, which make a sound message (behaviour §4.7).
+#[test]
+fn a_large_reply_comes_in_fragments() {
+    for (guest, remote, peer, reply) in [
+        (GUEST, "203.0.113.1", "203.0.113.1:0", v4::ECHO_REPLY),
+        (GUEST6, "2001:db8:2::1", "[2001:db8:2::1]:0", v6::ECHO_REPLY),
+    ] {
+        let mut test = Test::new();
+        test.world.settings.mtu = 1280;
+        test.guest_pings(guest, remote, 77, 5);
+        let socket = test.opened(0);
+        let payload: Vec<u8> = (0..3000).map(|at| (at / 9) as u8).collect();
+        socket.socket.arrive(peer, &message(reply, 4711, 5, &payload));
+        test.ready(&socket, READABLE);
+        let frames = test.world.frames();
+        let mut bytes = Vec::new();
+        let mut whole = None;
+        for (frame, _) in &frames {
+            assert!(frame.len() <= 14 + 1280);
+            let packet = ip(frame);
+            let Transport::Fragment(fragment) = packet.transport else { panic!("{packet:?}") };
+            assert_eq!(usize::from(fragment.offset), bytes.len());
+            bytes.extend_from_slice(fragment.payload);
+            whole = Some((packet.source, packet.destination, fragment.protocol));
+        }
+        let (source, destination, protocol) = whole.unwrap();
+        let (hop_limit, traffic_class, flow_label) = (64, 0, 0);
+        let whole =
+            wire::assembly::Whole { source, destination, hop_limit, traffic_class, flow_label, protocol };
+        let packet = whole.packet(&bytes, &bytes[..]).unwrap();
+        let Transport::Icmp(Message { header, payload: got }) = packet.transport else { panic!() };
+        assert_eq!((frames.len(), source, header.echo_id()), (3, remote.parse().unwrap(), 77));
+        assert!(got == payload);
+    }
+}

@@ -20,17 +20,14 @@ use crate::{
     timer::Instant,
 };
 
-/// MTU that is taken where none is advertised, in bytes.
-const ETHERNET_MTU: u16 = 1500;
-
 /// Segments larger than a page are whole pages.
 const PAGE: u16 = 4096;
 
 /// The largest segment that fits the link's MTU, in bytes of payload; of a large one whole pages only (SPEC §6.3): a
 /// few bytes less than the host's own largest segment, it leaves the host as one packet and not as one and a crumb.
 fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
-    let mtu = if settings.mtu == 0 { ETHERNET_MTU } else { settings.mtu };
-    let largest = mtu.saturating_sub(if ends.guest.is_ipv4() { 40 } else { 60 }).max(64);
+    let v4 = ends.guest.is_ipv4();
+    let largest = settings.link_mtu(v4).saturating_sub(if v4 { 40 } else { 60 }).max(64);
     if largest > PAGE { largest - largest % PAGE } else { largest }
 }
 

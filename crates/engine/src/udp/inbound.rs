@@ -21,6 +21,7 @@ use crate::{
     addr::{Guest, Settings},
     context::Context,
     flow::{Endpoints, FlowId},
+    fragmentation::Datagram,
     host::{Host, Readiness, SocketError},
     link::{Full, Link},
     memory::{Memory, Room},
@@ -136,7 +137,10 @@ impl<S: UdpSocket> Udp<S> {
         let payload = S::Memory::filled(&slot.room, received.len);
         match way {
             Way::Across(across) => self.send_across(across, &received, payload, received.segment_size),
-            Way::Link(_) if headroom(received.from.is_ipv4()) != guessed => {
+            Way::Link(Delivery { ref frame, .. })
+                if headroom(received.from.is_ipv4()) != guessed
+                    || settings.must_fragment(frame, datagram_len(&received)) =>
+            {
                 let mut buffer = self.take_buffer();
                 payload.copy_to(&mut buffer);
                 drop(slot);
@@ -234,6 +238,12 @@ impl<S: UdpSocket> Udp<S> {
                 return self.send_across(*across, &train.first, payload.into(), size);
             }
         };
+        if cx.settings.must_fragment(&delivery.frame, train.size.min(payload.len())) {
+            for datagram in payload.chunks(train.size.max(1)) {
+                self.deliver_fragments(cx, delivery, datagram);
+            }
+            return;
+        }
         let at = headroom(train.first.from.is_ipv4());
         let Some(mut slot) = cx.link.reserve(at, MAX_LEN - at) else {
             self.counters.link_full += 1;
@@ -245,6 +255,20 @@ impl<S: UdpSocket> Udp<S> {
         let written = frame.udp(slot.head, *ports, payload.len(), size);
         drop(slot);
         self.count(written.map(|written| cx.link.commit(written.len, &written.offload)));
+    }
+
+    /// Sends a datagram in fragments.
+    fn deliver_fragments<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        Delivery { frame, ports, .. }: &Delivery,
+        payload: &[u8],
+    ) {
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let mtu = cx.settings.link_mtu(frame.source.is_ipv4());
+        let datagram = Datagram::udp(frame, *ports, payload);
+        let sent = datagram.map(|datagram| datagram.send(frame, mtu, self.fragment_id, cx.link));
+        self.count(sent);
     }
 
     /// Where a received datagram goes; none (which is counted) if to nowhere.
@@ -422,6 +446,11 @@ impl Role {
 /// Whether a datagram is short enough to be worth joining.
 fn is_short(received: &Received) -> bool {
     received.segment_size.is_none() && received.len <= MAX_DATAGRAM_LEN
+}
+
+/// Payload of the longest datagram that was received, in bytes.
+fn datagram_len(received: &Received) -> usize {
+    received.segment_size.map_or(received.len, usize::from)
 }
 
 /// Bytes in front of the payload.

@@ -83,6 +83,8 @@ pub struct Udp<S> {
     train: Train,
     /// Where datagrams for the guest are joined.
     arrivals: Vec<u8>,
+    /// Identification of the last datagram that went to the guest in fragments.
+    fragment_id: u32,
     limits: Limits,
     counters: Drops,
 }
@@ -154,6 +156,7 @@ impl<S: UdpSocket> Udp<S> {
             round: Round::FIRST,
             train: Train::default(),
             arrivals: Vec::new(),
+            fragment_id: 0,
             limits,
             counters: Drops::default(),
         }

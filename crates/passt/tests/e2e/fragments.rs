@@ -1,6 +1,6 @@
 //! Datagrams above the guest's MTU (behaviour §4.7).
 
-use smoltcp::wire::TcpControl;
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpControl};
 
 use crate::harness::*;
 use crate::udp::deliver;
@@ -19,11 +19,26 @@ fn from_guest(net: &Net, mtu: usize) {
     }
 }
 
+/// Datagrams to the guest, also above its MTU.
+fn to_guest(net: &Net, mtu: usize) {
+    for peer in PEER {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        let source = deliver(&client, (peer, 7000), &server, b"question");
+        let (fits, largest) = if peer.is_ipv4() { (mtu - 28, 65_507) } else { (mtu - 48, 65_487) };
+        for len in [fits, fits + 1, fits + 9, 3000, 9000, largest] {
+            let from = deliver(&server, source, &client, &payload(len as u64, len));
+            assert_eq!(from, (peer, 7000).into());
+        }
+    }
+}
+
 #[test]
 fn fragments_of_the_guest_mtu_1500() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--mtu", "1500"]);
     from_guest(&net, 1500);
+    to_guest(&net, 1500);
 }
 
 #[test]
@@ -53,6 +68,7 @@ fn fragments_of_a_machine() {
     let _passt = net.passt(&["--socket", &path, "--mtu", "1500"]);
     let _machine = net.machine(1500).plug(std::os::unix::net::UnixStream::connect(path).unwrap());
     from_guest(&net, 1500);
+    to_guest(&net, 1500);
 }
 
 /// `ping -s 3000`, there and back.
@@ -102,7 +118,41 @@ fn fragments_by_vhost_user() {
     for fragment in fragments_of(&vhost_user::echo_request(vhost_user::PEER4, &payload), 1480) {
         assert!(front_end.queues[1].send([0; HEADER], &fragment));
     }
-    vhost_user::expect(&mut front_end, "an echo reply", |frame| {
-        vhost_user::is_echo_reply(&frame.bytes, &payload)
+    // The reply comes in fragments, too.
+    let mut reply = Vec::new();
+    vhost_user::expect(&mut front_end, "the last fragment", |frame| {
+        let Ok(ip) = Ipv4Packet::new_checked(&frame.bytes[14..]) else { return false };
+        let of_reply = ip.next_header() == IpProtocol::Icmp && usize::from(ip.frag_offset()) == reply.len();
+        if of_reply {
+            assert!(ip.total_len() <= 1500 && !ip.dont_frag(), "{ip}");
+            reply.extend_from_slice(ip.payload());
+        }
+        of_reply && !ip.more_frags()
     });
+    let message = Icmpv4Packet::new_checked(&reply[..]).unwrap();
+    let parsed = Icmpv4Repr::parse(&message, &Default::default()).unwrap();
+    assert_eq!(parsed, Icmpv4Repr::EchoReply { ident: 7, seq_no: 1, data: &payload });
+}
+
+/// No frame to a guest is longer than its MTU.
+#[test]
+fn frames_to_the_guest_keep_to_its_mtu() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["--mtu", "1280"]);
+    let raw = Raw::open(&net);
+    for peer in PEER {
+        let server = net.peer.udp((peer, 7000));
+        let client = net.guest.udp((any(peer), 0));
+        let source = deliver(&client, (peer, 7000), &server, b"question");
+        deliver(&server, source, &client, &payload(1, 5000));
+        let from = |frame: &[u8]| match IpVersion::of_packet(frame.get(14..)?).ok()? {
+            IpVersion::Ipv4 => Some(Ipv4Packet::new_checked(&frame[14..]).ok()?.src_addr().into()),
+            IpVersion::Ipv6 => Some(Ipv6Packet::new_checked(&frame[14..]).ok()?.src_addr().into()),
+        };
+        for _ in 0..4 {
+            let len = raw.expect("a fragment", |frame| (from(frame) == Some(peer)).then_some(frame.len()));
+            assert!(len <= 14 + 1280, "{len} bytes");
+        }
+    }
 }

@@ -234,6 +234,7 @@ fn inbound_multicast() {
 #[test]
 fn families_take_turns_on_a_dual_stack_socket() {
     let mut test = Test::new();
+    test.world.settings.mtu = u16::MAX;
     let socket = test.listen(listener(None, 80, None, 80));
     let payload: Vec<u8> = (0..65487_u32).map(|i| i as u8).collect();
     for _ in 0..3 {

@@ -1,5 +1,6 @@
 mod bypass;
 mod errors;
+mod fragments;
 mod listeners;
 mod trains;
 
@@ -261,6 +262,7 @@ fn q_21_hop_limit_and_traffic_class_are_carried() {
 fn lengths() {
     for (guest, remote, longest) in [(GUEST, "203.0.113.1:8", 65507), (GUEST6, "[2001:db8:2::1]:8", 65487)] {
         let mut test = Test::new();
+        test.world.settings.mtu = u16::MAX;
         test.guest_sends(guest, remote, b"");
         let socket = test.opened(0);
         assert_eq!(socket.socket.sent()[0].payload, b"");

@@ -134,6 +134,7 @@ impl Test {
 fn a_stream_for_the_guest_is_joined() {
     for (guest, remote) in [(GUEST, "203.0.113.1:8"), (GUEST6, "[2001:db8:2::1]:8")] {
         let mut test = Test::new();
+        test.world.settings.mtu = u16::MAX;
         test.guest_sends(guest, remote, b"x");
         let socket = test.opened(0);
         let lengths = |lengths: &[usize]| -> Vec<(Received, Vec<u8>)> {
