@@ -46,6 +46,8 @@ pub(crate) struct Peer {
     pub(crate) pending: Option<Errno>,
     /// Calls to receive, also vain ones.
     pub(crate) receives: usize,
+    /// It was not opened on the port that was asked for.
+    pub(crate) port_replaced: bool,
 }
 
 /// A datagram or ping socket.
@@ -132,6 +134,10 @@ impl UdpSocket for Socket {
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
         self.pull(buffer)
+    }
+
+    fn keeps_port(&self) -> bool {
+        !self.0.borrow().port_replaced
     }
 
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
@@ -238,6 +244,10 @@ pub(crate) struct MockHost {
     pub(crate) opened: Vec<Opened>,
     pub(crate) watched: Vec<FlowId>,
     pub(crate) no_sockets: bool,
+    /// Ports of the host that are in use, and shared with those who ask for it.
+    pub(crate) taken: Vec<u16>,
+    /// Sockets at shared ports: the group, the port, and the socket.
+    pub(crate) shared: Vec<(SocketAddr, u16, Socket)>,
 }
 
 impl MockHost {
@@ -266,7 +276,18 @@ impl Host for MockHost {
     }
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Socket, Errno> {
-        self.open(flow, address, port)
+        let socket = self.open(flow, address, port)?;
+        socket.0.borrow_mut().port_replaced = self.taken.contains(&port);
+        Ok(socket)
+    }
+
+    fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Socket, Errno> {
+        if !self.taken.contains(&port) {
+            return Err(Errno(98));
+        }
+        let socket = Socket::default();
+        self.shared.push((group, port, socket.clone()));
+        Ok(socket)
     }
 
     fn udp_connect(

@@ -77,6 +77,17 @@ pub fn udp_gro(fd: impl AsFd) -> io::Result<()> {
     set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
+/// Receives from a group only if this very socket has joined it, not if any other has (Linux 2.6.31; IPv6: 4.20).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn only_groups_joined(fd: impl AsFd, version: IpVersion) -> io::Result<()> {
+    match version {
+        IpVersion::V4 => set_int(&fd, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 0),
+        IpVersion::V6 => set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_ALL, 0),
+    }
+}
+
 /// Binds a socket to an interface (unprivileged since Linux 5.7, unless it is bound to one already).
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use std::{
 };
 
 use engine::{
-    flow::{Endpoints, FlowId},
+    flow::{Endpoints, FlowId, Kind},
     forward::spec::Direction,
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
@@ -255,6 +255,11 @@ impl UdpSocket for MailboxSocket {
         self.fetch(buffer)
     }
 
+    /// Never, so that sockets for groups are opened, too.
+    fn keeps_port(&self) -> bool {
+        false
+    }
+
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
         self.fetch_error(quote)
     }
@@ -404,6 +409,14 @@ impl Host for World {
         let mailbox = self.mailbox(flow);
         self.udp.push(mailbox.clone());
         Ok(MailboxSocket(mailbox))
+    }
+
+    fn udp_open_shared(&mut self, group: SocketAddr, _: u16) -> Result<MailboxSocket, Errno> {
+        assert!(group.ip().is_multicast(), "{group}");
+        self.may_open()?;
+        // Nothing ever arrives there.
+        let nobody = FlowId::from_bits(u64::from(Kind::Udp as u8) << 56).ok_or(Errno(EMFILE))?;
+        Ok(MailboxSocket(self.mailbox(nobody)))
     }
 
     fn udp_connect(

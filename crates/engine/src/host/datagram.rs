@@ -60,6 +60,9 @@ pub trait UdpSocket {
     /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once.
     fn receive(&mut self, room: <Self::Memory as Memory>::Room<'_>) -> Result<Received, SocketError>;
 
+    /// Whether the socket has the port that was asked for when it was opened.
+    fn keeps_port(&self) -> bool;
+
     /// Takes an entry of the error queue, with the first bytes of the payload that met the error.
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
 

@@ -144,6 +144,13 @@ pub trait Host {
     /// No socket can be had.
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
 
+    /// Opens a datagram socket that only sends, to `group`, from `port`. Other programs of the host have the port; they
+    /// must share it, and lose nothing to this socket. It reports no readiness.
+    ///
+    /// # Errors
+    /// The port is not shared, or no socket can be had.
+    fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Self::Udp, Errno>;
+
     /// Opens a datagram socket for `flow` in the namespace where forwarding of `direction` leads, connected to `target`,
     /// on `port` if that is free there, else any.
     ///

@@ -58,10 +58,13 @@ impl Listener {
     /// How well `peer` can be reached through this socket by what the guest sends on its own from `source`, a port that
     /// the rule leads to. The least rank is the best. None: not at all.
     ///
-    /// A socket that is bound to an interface is never used: packets to peers of other interfaces would vanish on it.
+    /// A socket that is bound to an interface is never used: packets to peers of other interfaces would vanish on it. One
+    /// of another port is not used for groups: nobody there knows it, and what is heard at a group may have to come from the
+    /// protocol's own port.
     pub(super) fn rank(&self, source: SocketAddr, peer: SocketAddr) -> Option<Rank> {
         let inbound = self.direction == Direction::Inbound && !self.on_interface;
-        if !inbound || self.target_port != source.port() {
+        let port_changes = self.port != self.target_port;
+        if !inbound || self.target_port != source.port() || port_changes && peer.ip().is_multicast() {
             return None;
         }
         let binding = match self.address.filter(|address| !address.is_unspecified()) {
@@ -76,8 +79,7 @@ impl Listener {
                 if address == source.ip() { Binding::Same } else { Binding::Other }
             }
         };
-        let (port_changes, rule, port) = (self.port != self.target_port, self.rule, self.port);
-        Some(Rank { binding, port_changes, rule, port })
+        Some(Rank { binding, port_changes, rule: self.rule, port: self.port })
     }
 }
 

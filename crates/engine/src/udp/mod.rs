@@ -6,6 +6,7 @@
 //! the guest to what came in through a listener leave through it.
 
 mod bypass;
+mod group;
 mod inbound;
 mod listener;
 mod table;
@@ -14,7 +15,10 @@ mod train;
 #[cfg(test)]
 mod tests;
 
-use alloc::{collections::BTreeSet, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 use core::net::{IpAddr, SocketAddr};
 
 use wire::{
@@ -79,6 +83,8 @@ pub struct Udp<S> {
     /// The listeners that are not closed: the port of the guest that each leads to, and its socket as one word.
     published: BTreeSet<(u16, u64)>,
     flows: Table,
+    /// Sockets that share the port of a flow to a group.
+    groups: BTreeMap<FlowId, S>,
     round: Round,
     train: Train,
     /// Where datagrams for the guest are joined.
@@ -153,6 +159,7 @@ impl<S: UdpSocket> Udp<S> {
             policy: Policy::default(),
             published: BTreeSet::new(),
             flows: Table::new(limits, hash_key),
+            groups: BTreeMap::new(),
             round: Round::FIRST,
             train: Train::default(),
             arrivals: Vec::new(),
@@ -262,7 +269,7 @@ impl<S: UdpSocket> Udp<S> {
         let streaming = self.round.follows(flow.last_sent);
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
         self.flows.note_sent(id, self.round);
-        if self.train.join(id, &outbound) {
+        if self.send_shared(id, &outbound) || self.train.join(id, &outbound) {
             return;
         }
         let begin = streaming && Train::suits(&outbound);
@@ -303,7 +310,13 @@ impl<S: UdpSocket> Udp<S> {
     pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
         let id = match id.kind() {
             Kind::Udp => self.expire_stand(id, cx.now, cx.timers),
-            _ => self.flows.expire(id, cx.now, cx.timers).map(|flow| flow.socket),
+            _ => {
+                let ended = self.flows.expire(id, cx.now, cx.timers);
+                ended.map(|flow| {
+                    self.groups.remove(&id);
+                    flow.socket
+                })
+            }
         };
         let Some(id) = id else { return };
         let Some(socket) = self.sockets.get_mut(id) else { return };
@@ -338,8 +351,9 @@ impl<S: UdpSocket> Udp<S> {
             .then(|| self.socket_for(cx, guest, peer))
             .flatten()
             .and_then(|socket| self.insert(Flow::new(endpoints, peer, socket)));
-        if flow.is_none() {
-            self.counters.no_room += 1;
+        match flow {
+            Some(id) => self.share_port(cx.host, id),
+            None => self.counters.no_room += 1,
         }
         flow
     }

@@ -425,6 +425,10 @@ impl Host for VirtualHost {
         Ok(NoSocket)
     }
 
+    fn udp_open_shared(&mut self, _: SocketAddr, _: u16) -> Result<NoSocket, Errno> {
+        Ok(NoSocket)
+    }
+
     fn udp_connect(&mut self, _: FlowId, _: Direction, _: SocketAddr, _: u16) -> Result<NoSocket, Errno> {
         Ok(NoSocket)
     }
@@ -451,6 +455,10 @@ impl UdpSocket for NoSocket {
 
     fn receive(&mut self, _: &mut [u8]) -> Result<Received, SocketError> {
         Err(SocketError::WouldBlock)
+    }
+
+    fn keeps_port(&self) -> bool {
+        true
     }
 
     fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {

@@ -2,6 +2,7 @@
 
 pub mod outbound;
 pub mod ping;
+mod ports;
 pub(crate) mod splice;
 mod tcp;
 pub mod udp;
@@ -19,6 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use self::outbound::Outbound;
 use self::ping::{PingSocket, Pings};
+use self::ports::ReplacedPorts;
 use self::tcp::PeekMethod;
 pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
@@ -35,6 +37,7 @@ pub(crate) struct Sockets {
     /// Opens sockets in the guest's namespace.
     opener: Option<Opener>,
     pings: Pings,
+    replaced_ports: ReplacedPorts,
     peek: PeekMethod,
 }
 
@@ -46,6 +49,7 @@ impl Sockets {
             epoll,
             pings: Pings::new(outbound.clone()),
             outbound,
+            replaced_ports: ReplacedPorts::default(),
             plain: Arc::new(Outbound::plain()),
             opener: None,
             peek: PeekMethod::probe(),
@@ -126,7 +130,14 @@ impl Host for Sockets {
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<UdpSocket, Errno> {
         let socket = UdpSocket::open(&self.outbound, address, port).map_err(no_socket)?;
         self.udp_watch(flow, &socket)?;
+        if let Some(refusal) = socket.refused_port() {
+            self.replaced_ports.warn(port, refusal);
+        }
         Ok(socket)
+    }
+
+    fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<UdpSocket, Errno> {
+        UdpSocket::share(&self.outbound, group, port).map_err(no_socket)
     }
 
     fn udp_connect(

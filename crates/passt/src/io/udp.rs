@@ -25,7 +25,7 @@ use sys::{
     cmsg::{Control, Origin, ReceiveInfo, SendInfo},
     iov::Source,
     mmsg,
-    sockopt::{IpVersion, Metadata, request_metadata, udp_gro},
+    sockopt::{IpVersion, Metadata, only_groups_joined, request_metadata, udp_gro},
 };
 
 use super::outbound::Outbound;
@@ -72,10 +72,19 @@ pub struct UdpSocket {
     fd: OwnedFd,
     /// An IPv6 socket, which may carry IPv4 as well.
     v6: bool,
-    /// A listener on a wildcard address: `--outbound` has no part in its binding. One that is bound to an address sends
-    /// from there, since answers to another address would not reach it.
-    wildcard_listener: bool,
+    binding: Binding,
     outbound: Arc<Outbound>,
+}
+
+/// What a socket is bound to.
+#[derive(Clone, Copy, Debug)]
+enum Binding {
+    /// As `--outbound` says, to the port that was asked for unless the kernel refused that.
+    Endpoint { refused_port: Option<io::Errno> },
+    /// To no address of ours: `--outbound` is honoured with each datagram.
+    Wildcard,
+    /// To the address of a forwarding rule, which it sends from: answers to another one would not reach it.
+    Address,
 }
 
 impl AsFd for UdpSocket {
@@ -85,7 +94,7 @@ impl AsFd for UdpSocket {
 }
 
 impl UdpSocket {
-    /// A socket of `address`'s family, on `port` if that is free, else on any (Q7, Q8).
+    /// A socket of `address`'s family, on `port` if that is free, else on any (Q7, Q8; see [`UdpSocket::refused_port`]).
     ///
     /// # Errors
     /// No socket can be made or bound.
@@ -98,8 +107,41 @@ impl UdpSocket {
             sockopt::set_ipv6_v6only(&fd, true)?;
         }
         set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
-        bind(&fd, &SocketAddr::new(source, port)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))?;
-        Ok(Self { fd, v6, wildcard_listener: false, outbound: outbound.clone() })
+        let refused_port = bind(&fd, &SocketAddr::new(source, port)).err();
+        if refused_port.is_some() {
+            bind(&fd, &SocketAddr::new(source, 0))?;
+        }
+        Ok(Self { fd, v6, binding: Binding::Endpoint { refused_port }, outbound: outbound.clone() })
+    }
+
+    /// A socket that only sends, to `group` from `port`, which other programs hold and share.
+    ///
+    /// It is bound to the group, and a member of none: so no datagram is ever for it. (Bound to all addresses, it would
+    /// take the others' datagrams: of sockets that share a port, unicast reaches the last one.)
+    ///
+    /// # Errors
+    /// No socket can be made, or the port is not shared.
+    pub fn share(outbound: &Arc<Outbound>, group: SocketAddr, port: u16) -> io::Result<Self> {
+        let v6 = group.is_ipv6();
+        let fd = new(v6)?;
+        // Programs share their port by the one or the other; with either, both sides must agree.
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        sockopt::set_socket_reuseport(&fd, true)?;
+        let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
+        only_groups_joined(&fd, version).map_err(errno)?;
+        let mut address = group;
+        address.set_port(port);
+        bind(&fd, &address)?;
+        Ok(Self { fd, v6, binding: Binding::Wildcard, outbound: outbound.clone() })
+    }
+
+    /// Why the socket did not get the port that was asked for, if it did not.
+    #[must_use]
+    pub const fn refused_port(&self) -> Option<io::Errno> {
+        match self.binding {
+            Binding::Endpoint { refused_port } => refused_port,
+            Binding::Wildcard | Binding::Address => None,
+        }
     }
 
     /// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (SPEC §7.6).
@@ -117,13 +159,15 @@ impl UdpSocket {
     pub fn from_listener(fd: OwnedFd, address: Option<IpAddr>, outbound: &Arc<Outbound>) -> Self {
         let v6 = !matches!(address, Some(IpAddr::V4(_)));
         let wildcard = address.is_none_or(|address| address.is_unspecified());
-        Self { fd, v6, wildcard_listener: wildcard, outbound: outbound.clone() }
+        let binding = if wildcard { Binding::Wildcard } else { Binding::Address };
+        Self { fd, v6, binding, outbound: outbound.clone() }
     }
 
     fn send_info<P>(&self, datagram: &Datagram<P>) -> SendInfo {
         let to = datagram.destination;
         let egress = self.outbound.egress(to.ip());
-        let own_choice = if self.wildcard_listener && !to.ip().is_loopback() { egress.source } else { None };
+        let wildcard = matches!(self.binding, Binding::Wildcard);
+        let own_choice = if wildcard && !to.ip().is_loopback() { egress.source } else { None };
         SendInfo {
             source: datagram.source.or(own_choice),
             interface: if datagram.source.is_some() { 0 } else { egress.interface_index(to) },
@@ -201,6 +245,10 @@ impl EngineSocket for UdpSocket {
     fn receive(&mut self, room: Room<'_>) -> Result<Received, SocketError> {
         let arrival = mmsg::receive(&self.fd, room.0).map_err(|error| socket_error(&error))?;
         received(arrival)
+    }
+
+    fn keeps_port(&self) -> bool {
+        self.refused_port().is_none()
     }
 
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {

@@ -24,6 +24,7 @@ mod limits;
 mod link;
 mod local;
 mod local_raw;
+mod mdns;
 mod nat;
 mod pesto;
 mod qrap;

@@ -408,9 +408,13 @@ fn privileged_source_port_q7() {
     let Some(net) = Net::with(Options { who: Who::OrdinaryUser, ..Options::default() }) else { return };
     let server = net.peer.udp((PEER[0], 7000));
     let client = "echo question | socat -t 60 - UDP4:198.51.100.3:7000,sourceport=500";
-    let mut guest = net.start_pasta(&["--config-net", "--", "sh", "-c", client]);
+    let log = net.path("pasta.log");
+    let mut guest = net.start_pasta(&["--config-net", "--log-file", &log, "--", "sh", "-c", client]);
     let (question, from) = recv_from(&server);
     assert_eq!(question, b"question\n");
+    // Who looks for the reason why IKE does not work finds it.
+    let warning = "from its port 500 (IKE) leaves from another port of the host";
+    wait_until("the warning", || std::fs::read_to_string(&log).unwrap().contains(warning));
     server.send_to(b"answer", from).unwrap();
     guest.wait_for("answer");
 }

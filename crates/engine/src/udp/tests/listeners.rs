@@ -126,8 +126,7 @@ fn the_guests_own_flows_leave_from_the_published_port() {
         let published = test.listen(listener(None, port, None, 5353));
         test.guest_sends(SERVER, REMOTE, b"x");
         test.guest_sends(SERVER6, "[2001:db8:2::1]:8", b"x");
-        test.guest_sends(SERVER, "224.0.0.251:5353", b"x");
-        assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (3, 0));
+        assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (2, 0));
         let frame = test.client_writes(&published, REMOTE, "192.0.2.1", b"y");
         assert_shown(&frame, REMOTE, SERVER, b"y");
         // Another address of the guest, or another port, is not what the listener leads to.
@@ -147,6 +146,19 @@ fn the_published_port_outlives_the_flow() {
     assert_eq!(test.udp.flows(), 0);
     test.guest_sends("198.51.100.55:51820", REMOTE, b"keepalive");
     assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (1, 0));
+}
+
+/// A group hears the guest's own port: by a listener that keeps it, else by a socket of the endpoint.
+#[test]
+fn groups_hear_the_guests_own_port() {
+    for (port, by_listener) in [(5353, 1), (3400, 0)] {
+        let mut test = Test::new();
+        let published = test.listen(listener(None, port, None, 5353));
+        test.guest_sends(SERVER, "224.0.0.251:5353", b"x");
+        let opened: Vec<u16> = test.world.host.opened.iter().map(|opened| opened.number).collect();
+        assert_eq!((published.socket.sent().len(), opened.len()), (by_listener, 1 - by_listener));
+        assert!(opened.iter().all(|&opened| opened == 5353));
+    }
 }
 
 /// Listeners that datagrams to the remote must not leave from: they could not arrive, or not be answered.

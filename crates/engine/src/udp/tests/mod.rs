@@ -1,6 +1,7 @@
 mod bypass;
 mod errors;
 mod fragments;
+mod group;
 mod listeners;
 mod trains;
 

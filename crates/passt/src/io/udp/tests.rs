@@ -1,3 +1,5 @@
+use std::net::SocketAddrV6;
+
 use engine::forward::IfName;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -70,10 +72,55 @@ fn q_7_same_port_or_any() {
     isolated(|| {
         for family in ["198.51.100.2", "2001:db8::2"] {
             let first = UdpSocket::open(&plain(), address(family), 5353).unwrap();
-            assert_eq!(port(&first), 5353);
+            assert_eq!((port(&first), first.keeps_port()), (5353, true));
             let second = UdpSocket::open(&plain(), address(family), 5353).unwrap();
             assert_ne!(port(&second), 5353);
+            assert_eq!(second.refused_port(), Some(io::Errno::ADDRINUSE));
         }
+    });
+}
+
+/// A port that others share for a group: what is sent leaves from it, and nothing that is for the others is taken from
+/// them.
+#[test]
+fn a_shared_port_sends_only() {
+    isolated(|| {
+        add_link("out0", "10.0.1.1/24");
+        sysctl("net/ipv6/conf/out0/disable_ipv6", "0");
+        ip("address add 2001:db8::1/64 dev out0 nodad");
+        ip("route add 224.0.0.0/4 dev out0");
+        let index = rustix::net::netdevice::name_to_index(new(false).unwrap(), "out0").unwrap();
+        let groups = [("224.0.0.251", "0.0.0.0", "10.0.1.1"), ("ff02::fb", "::", "2001:db8::1")];
+        for (group, wildcard, own) in groups {
+            let scope = |text| match SocketAddr::new(address(text), 5353) {
+                SocketAddr::V6(v6) if text == group => SocketAddrV6::new(*v6.ip(), 5353, 0, index).into(),
+                other => other,
+            };
+            let daemon = prepare_listener(Some(address(wildcard)), false).unwrap();
+            sockopt::set_socket_reuseaddr(&daemon, true).unwrap();
+            bind(&daemon, &SocketAddr::new(address(wildcard), 5353)).unwrap();
+            match address(group) {
+                IpAddr::V4(group) => sockopt::set_ip_add_membership(&daemon, &group, &Ipv4Addr::UNSPECIFIED),
+                IpAddr::V6(group) => sockopt::set_ipv6_add_membership(&daemon, &group, index),
+            }
+            .unwrap();
+            let mut daemon = UdpSocket::from_listener(daemon, Some(address(wildcard)), &plain());
+            let mut shared = UdpSocket::share(&plain(), scope(group), 5353).unwrap();
+            let response = |to, payload| Datagram { destination: scope(to), ..datagram(to, 5353, payload) };
+            shared.send(&response(group, b"from the guest")).unwrap();
+            let (received, payload) = receive(&mut daemon);
+            assert_eq!((received.from.port(), &payload[..]), (5353, &b"from the guest"[..]));
+            let mut other = UdpSocket::open(&plain(), address(own), 7000).unwrap();
+            for to in [own, group] {
+                other.send(&response(to, b"to the daemon")).unwrap();
+                assert_eq!(receive(&mut daemon).1, b"to the daemon");
+                let mut room = [0; 100];
+                assert_eq!(shared.receive((&mut room[..]).into()), Err(SocketError::WouldBlock), "{to}");
+            }
+        }
+        // A port that is not shared.
+        let _own = UdpSocket::open(&plain(), address("127.0.0.1"), 1900).unwrap();
+        UdpSocket::share(&plain(), "224.0.0.251:1900".parse().unwrap(), 1900).unwrap_err();
     });
 }
 

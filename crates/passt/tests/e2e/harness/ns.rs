@@ -188,6 +188,15 @@ impl Ns {
         UdpSocket::from(socket)
     }
 
+    /// The same for a port that other sockets may have, too, if they say so.
+    pub(crate) fn udp_shared(&self, at: impl Into<SocketAddr>) -> UdpSocket {
+        let at = at.into();
+        let socket = self.open(if at.is_ipv4() { Kind::Udp4 } else { Kind::Udp6 });
+        sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        bind(&socket, at);
+        UdpSocket::from(socket)
+    }
+
     /// A socket that sends frames by `eth0` as they are, each behind a virtio-net header (see [`sys::packet`]).
     pub(crate) fn frames(&self) -> OwnedFd {
         self.open(Kind::Frames)

@@ -1,0 +1,68 @@
+//! Datagrams to a group from a port that the host has given away already.
+//!
+//! Some protocols are heard from one port only: a response of mDNS counts if it comes from port 5353 (RFC 6762 §6). On a
+//! host with an mDNS daemon that port is taken, and the socket of the guest's endpoint has another one. But programs that
+//! speak to groups share their port, so a socket that only sends can have it, too. What comes in stays the daemon's.
+
+use wire::payload::Payload;
+
+use super::{Udp, UdpSocket};
+use crate::{
+    flow::FlowId,
+    host::{Host, Outbound, SocketError},
+    memory::PayloadOf,
+};
+
+/// Most flows that have a socket of this kind. Each costs a file, and few guests need more than one for each family.
+const MOST: usize = 16;
+/// Multicast DNS (RFC 6762 §3).
+const MDNS: u16 = 5353;
+/// In the third byte of a DNS message: a response, or any opcode other than QUERY (RFC 1035 §4.1.1).
+const RESPONSE_OR_OPCODE: u8 = 0xf8;
+/// Length of the header of a DNS message, in bytes.
+const DNS_HEADER_LEN: usize = 12;
+
+impl<S: UdpSocket> Udp<S> {
+    /// A new flow leads to a group. If the socket of its endpoint did not get the guest's port, opens one that shares it.
+    pub(super) fn share_port<H: Host<Udp = S>>(&mut self, host: &mut H, id: FlowId) {
+        let Some(flow) = self.flows.get(id) else { return };
+        let (port, group) = (flow.endpoints.guest.port(), flow.peer);
+        let keeps_port = self.sockets.get(flow.socket).is_none_or(|socket| socket.io.keeps_port());
+        if keeps_port || !group.ip().is_multicast() || self.groups.len() >= MOST {
+            return;
+        }
+        match host.udp_open_shared(group, port) {
+            Ok(socket) => drop(self.groups.insert(id, socket)),
+            Err(errno) => log::debug!("{id}: port {port} of the host is not shared: {errno:?}"),
+        }
+    }
+
+    /// Sends a datagram of a flow from a shared port. False if it has to leave by the socket of its endpoint.
+    pub(super) fn send_shared(&mut self, id: FlowId, outbound: &Outbound<PayloadOf<'_, S::Memory>>) -> bool {
+        if self.groups.is_empty() || is_mdns_question(outbound) {
+            return false;
+        }
+        let Some(socket) = self.groups.get_mut(&id) else { return false };
+        match socket.send(outbound) {
+            Ok(()) => true,
+            Err(SocketError::WouldBlock) => {
+                self.counters.not_sent += 1;
+                true
+            }
+            Err(SocketError::Failed(_)) => {
+                self.groups.remove(&id);
+                false
+            }
+        }
+    }
+}
+
+/// Whether this is a question of mDNS. It may come from any port: one from another port than 5353 is answered by unicast
+/// (RFC 6762 §6.7), so the guest gets the answer. One from the shared port would be answered to the host's daemon.
+fn is_mdns_question<P: Payload>(outbound: &Outbound<P>) -> bool {
+    let mut start = [0; 3];
+    outbound.destination.port() == MDNS
+        && outbound.payload.len() >= DNS_HEADER_LEN
+        && outbound.payload.copy_to(&mut start) == start.len()
+        && start[2] & RESPONSE_OR_OPCODE == 0
+}

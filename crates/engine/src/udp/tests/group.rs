@@ -1,0 +1,98 @@
+//! Datagrams to groups where the guest's port is taken on the host.
+
+use super::*;
+
+const RESPONSE: &[u8] = b"\0\0\x84\0\0\0\0\x01\0\0\0\0response";
+const QUESTION: &[u8] = b"\0\0\0\0\0\x01\0\0\0\0\0\0question";
+const MDNS: [(&str, &str); 2] =
+    [("198.51.100.55:5353", "224.0.0.251:5353"), ("[2001:db8:1::55]:5353", "[ff02::fb]:5353")];
+
+/// A test on whose host port 5353 is taken, and shared.
+fn mdns_on_the_host() -> Test {
+    let mut test = Test::new();
+    test.world.host.taken.push(5353);
+    test
+}
+
+impl Test {
+    /// What was sent from shared ports since the last call, and from other ones.
+    fn sent(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let payloads = |socket: &Socket| socket.sent().into_iter().map(|sent| sent.payload);
+        let host = &self.world.host;
+        let shared = host.shared.iter().flat_map(|(_, _, socket)| payloads(socket)).collect();
+        (shared, host.opened.iter().flat_map(|opened| payloads(&opened.socket)).collect())
+    }
+}
+
+/// RFC 6762 §6: a response from another port than 5353 is ignored by all who hear it.
+#[test]
+fn what_a_group_hears_comes_from_the_guests_port() {
+    for (guest, group) in MDNS {
+        let mut test = mdns_on_the_host();
+        for _ in 0..3 {
+            test.guest_sends(guest, group, RESPONSE);
+        }
+        assert_eq!(test.sent(), (vec![RESPONSE.to_vec(); 3], vec![]));
+        let [(to, port, _)] = &test.world.host.shared[..] else { panic!("no shared port, or two") };
+        assert_eq!((to.ip(), *port), (group.parse::<SocketAddr>().unwrap().ip(), 5353));
+    }
+}
+
+/// RFC 6762 §6.7: questions from another port are answered by unicast, to that port: so the guest gets the answers, which
+/// at the shared port would go to the host's daemon.
+#[test]
+fn questions_of_mdns_leave_from_a_port_where_answers_reach_the_guest() {
+    let (guest, group) = MDNS[0];
+    let mut test = mdns_on_the_host();
+    test.guest_sends(guest, group, QUESTION);
+    assert_eq!(test.sent(), (vec![], vec![QUESTION.to_vec()]));
+    let frame = test.answer(&test.opened(0), "198.51.100.8:5353", RESPONSE);
+    assert_shown(&frame, "198.51.100.8:5353", guest, RESPONSE);
+    // A message that is too short for a question, and a question to another group, are none of mDNS.
+    test.world.host.taken.push(1900);
+    test.guest_sends(guest, group, &QUESTION[..11]);
+    test.guest_sends("198.51.100.55:1900", "239.255.255.250:1900", QUESTION);
+    assert_eq!(test.sent(), (vec![QUESTION[..11].to_vec(), QUESTION.to_vec()], vec![]));
+}
+
+/// Everything else is as ever: unicast from a taken port, and groups where the port is free.
+#[test]
+fn other_datagrams_use_the_endpoints_socket() {
+    let mut test = mdns_on_the_host();
+    test.guest_sends("198.51.100.55:5353", "203.0.113.1:5353", RESPONSE);
+    test.guest_sends("198.51.100.55:5000", "224.0.0.251:5353", RESPONSE);
+    assert_eq!((test.world.host.shared.len(), test.sent().1.len()), (0, 2));
+}
+
+/// A port that is not shared, or a socket that fails, is no reason to lose datagrams.
+#[test]
+fn what_cannot_leave_from_the_shared_port_leaves_from_another() {
+    let (guest, group) = MDNS[0];
+    let mut test = mdns_on_the_host();
+    test.guest_sends(guest, group, RESPONSE);
+    assert_eq!(test.sent().0.len(), 1);
+    let socket = test.world.host.shared[0].2.clone();
+    socket.0.borrow_mut().refusals.push_back(SocketError::WouldBlock);
+    test.guest_sends(guest, group, RESPONSE);
+    assert_eq!((test.sent(), test.udp.counters().not_sent), ((vec![], vec![]), 1));
+    socket.0.borrow_mut().refusals.push_back(SocketError::Failed(Errno(22)));
+    test.guest_sends(guest, group, RESPONSE);
+    test.guest_sends(guest, group, RESPONSE);
+    assert_eq!(test.sent(), (vec![], vec![RESPONSE.to_vec(); 2]));
+}
+
+/// The sockets end with their flows, and there are few.
+#[test]
+fn shared_ports_are_bounded() {
+    let mut test = mdns_on_the_host();
+    for group in 1..=20 {
+        test.guest_sends("198.51.100.55:5353", &format!("239.0.0.{group}:5353"), RESPONSE);
+    }
+    assert_eq!(test.world.host.shared.len(), 16);
+    assert_eq!((test.sent().0.len(), test.udp.groups.len()), (16, 16));
+    test.wait(300);
+    assert_eq!(test.udp.groups.len(), 0);
+    let (guest, group) = MDNS[0];
+    test.guest_sends(guest, group, RESPONSE);
+    assert_eq!(test.sent().0.len(), 1);
+}
