@@ -59,7 +59,7 @@ pub fn arp(data: &[u8]) {
     let Ok(Frame { body: Body::Arp(packet), .. }) = frame::parse(&bytes) else { return };
     let settings = settings(0);
     let mut answer = Answer::none();
-    let outcome = local::on_arp(&settings, &Guest::new(&settings, None), packet, &mut answer);
+    let outcome = local::on_arp(&settings, &mut Guest::new(&settings, None), packet, &mut answer);
     assert_eq!(outcome == local::Outcome::Answered, answer.len > 0);
     assert!(matches!(answer.frame(), None | Some(Frame { body: Body::Arp(_), .. })));
 }
@@ -86,7 +86,8 @@ pub fn ndp(data: &[u8]) {
     let Ok(Frame { body: Body::Ip(packet), .. }) = frame::parse(&bytes[..written.len]) else { return };
     let Transport::Icmp(message) = packet.transport else { return };
     let mut answer = Answer::none();
-    let outcome = local::on_icmpv6(&settings, &Guest::new(&settings, None), &packet, &message, &mut answer);
+    let outcome =
+        local::on_icmpv6(&settings, &mut Guest::new(&settings, None), &packet, &message, &mut answer);
     assert_eq!(outcome == local::Outcome::Answered, answer.len > 0);
     let _sound = answer.frame();
 }

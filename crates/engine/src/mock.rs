@@ -248,6 +248,10 @@ pub(crate) struct MockHost {
     pub(crate) taken: Vec<u16>,
     /// Sockets at shared ports: the group, the port, and the socket.
     pub(crate) shared: Vec<(SocketAddr, u16, Socket)>,
+    /// Its addresses.
+    pub(crate) own: Vec<IpAddr>,
+    /// What ping sockets were bound to.
+    pub(crate) sources: Vec<Option<IpAddr>>,
 }
 
 impl MockHost {
@@ -267,7 +271,11 @@ impl Host for MockHost {
     type Udp = Socket;
     type Ping = Socket;
 
-    fn tcp_connect(&mut self, _: FlowId, _: SocketAddr) -> Result<NoTcp, Errno> {
+    fn outbound_source(&mut self, guest: IpAddr, _: SocketAddr) -> Option<IpAddr> {
+        Some(guest).filter(|guest| self.own.contains(guest))
+    }
+
+    fn tcp_connect(&mut self, _: FlowId, _: Option<IpAddr>, _: SocketAddr) -> Result<NoTcp, Errno> {
         Err(Errno(97))
     }
 
@@ -305,7 +313,14 @@ impl Host for MockHost {
         Ok(())
     }
 
-    fn ping_open(&mut self, flow: FlowId, destination: IpAddr, id: u16) -> Result<Socket, Errno> {
+    fn ping_open(
+        &mut self,
+        flow: FlowId,
+        source: Option<IpAddr>,
+        destination: IpAddr,
+        id: u16,
+    ) -> Result<Socket, Errno> {
+        self.sources.push(source);
         self.open(flow, destination, id)
     }
 }

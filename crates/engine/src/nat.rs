@@ -85,42 +85,57 @@ impl Settings {
     /// Whether a packet with this source may come from the guest: unicast, and of an enabled family.
     #[must_use]
     pub fn valid_guest_source(&self, source: IpAddr) -> bool {
-        let family = match source {
+        self.has_family_of(source) && is_link_unicast(source)
+    }
+
+    const fn has_family_of(&self, address: IpAddr) -> bool {
+        match address {
             IpAddr::V4(_) => self.v4.is_some(),
             IpAddr::V6(_) => self.v6.is_some(),
-        };
-        family && is_link_unicast(source)
+        }
     }
 
     /// The address shown to the guest for a packet from `source` on the host's side (SPEC §5.3.4); none if it
     /// can't be shown.
     ///
     /// Loopback addresses other than `127.0.0.1` all become our address (Q24): a guest drops packets from
-    /// 127/8 on a link, and there is no second address to tell them apart by. The source port stays.
+    /// 127/8 on a link, and there is no second address to tell them apart by. The source port stays. A guest would drop
+    /// packets from one of its own addresses, too: these become the map-guest address, or ours.
     #[must_use]
     pub fn source_to_guest(&self, guest: &Guest, source: IpAddr) -> Option<IpAddr> {
-        match source.to_canonical() {
-            IpAddr::V4(source) => self.v4.as_ref()?.source_to_guest(guest.v4, source).map(IpAddr::V4),
-            IpAddr::V6(source) => self.v6.as_ref()?.source_to_guest(guest, source).map(IpAddr::V6),
+        let source = source.to_canonical();
+        let own = guest.owns(source);
+        match source {
+            IpAddr::V4(source) => self.v4.as_ref()?.source_to_guest(own, source).map(IpAddr::V4),
+            IpAddr::V6(source) => self.v6.as_ref()?.source_to_guest(own, source).map(IpAddr::V6),
         }
     }
 
-    /// The guest's address for packets that show `shown_source` (SPEC §5.4): of the same family, and link-local
-    /// for a link-local source. None if no address of that family is known.
+    /// The guest's address for packets that show `shown_source` (SPEC §5.4): the one that was written to (`hit`) if the
+    /// guest has it, and none is pinned; else the main one of the same family, link-local for a link-local source. None
+    /// if no address of that family is known.
     #[must_use]
-    pub fn guest_destination(&self, guest: &Guest, shown_source: IpAddr) -> Option<IpAddr> {
-        match shown_source {
-            IpAddr::V4(_) => guest.v4.filter(|_| self.v4.is_some()).map(IpAddr::V4),
-            IpAddr::V6(source) => {
-                self.v6.as_ref()?;
-                let address = if source.is_unicast_link_local() {
-                    guest.link_local.or(guest.v6)
-                } else {
-                    guest.v6.or(guest.link_local)
-                };
-                address.map(IpAddr::V6)
-            }
+    pub fn guest_destination(
+        &self,
+        guest: &Guest,
+        shown_source: IpAddr,
+        hit: Option<IpAddr>,
+    ) -> Option<IpAddr> {
+        if !self.has_family_of(shown_source) {
+            return None;
         }
+        let hit = hit.map(|hit| hit.to_canonical()).filter(|hit| {
+            hit.is_ipv4() == shown_source.is_ipv4()
+                && !guest.is_pinned(*hit)
+                && guest.addresses().contains(*hit)
+        });
+        hit.or_else(|| match shown_source {
+            IpAddr::V4(_) => guest.v4().map(IpAddr::V4),
+            IpAddr::V6(source) if source.is_unicast_link_local() => {
+                guest.link_local().or(guest.v6()).map(IpAddr::V6)
+            }
+            IpAddr::V6(_) => guest.v6().or(guest.link_local()).map(IpAddr::V6),
+        })
     }
 
     /// The addresses of a flow that `peer` opened to `hit`, an address of the host, under a forwarding rule
@@ -140,7 +155,7 @@ impl Settings {
         let destination = match target {
             Some(target) => target.to_canonical(),
             None if hit.is_multicast() => hit,
-            None => self.guest_destination(guest, source)?,
+            None => self.guest_destination(guest, source, Some(hit))?,
         };
         (source.is_ipv4() == destination.is_ipv4()).then_some(Inbound { source, destination })
     }
@@ -161,18 +176,19 @@ impl V4 {
         }
     }
 
-    fn source_to_guest(&self, seen: Option<Ipv4Addr>, source: Ipv4Addr) -> Option<Ipv4Addr> {
+    /// See [`Settings::source_to_guest`]; `own`: it is one of the guest's addresses.
+    fn source_to_guest(&self, own: bool, source: Ipv4Addr) -> Option<Ipv4Addr> {
         if source.is_multicast() || source.is_broadcast() {
             return None;
         }
         if let (Ipv4Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
         }
-        if let (true, Some(mapped)) = (source == self.assigned, self.map_guest_address) {
+        let own = own || source == self.assigned;
+        if let (true, Some(mapped)) = (own, self.map_guest_address) {
             return Some(mapped);
         }
-        let hosts_own = source == self.assigned || Some(source) == seen;
-        if source.is_loopback() || source.is_unspecified() || hosts_own {
+        if source.is_loopback() || source.is_unspecified() || own {
             return self.our_address;
         }
         Some(source)
@@ -192,18 +208,19 @@ impl V6 {
         }
     }
 
-    fn source_to_guest(&self, guest: &Guest, source: Ipv6Addr) -> Option<Ipv6Addr> {
+    /// See [`Settings::source_to_guest`]; `own`: it is one of the guest's addresses.
+    fn source_to_guest(&self, own: bool, source: Ipv6Addr) -> Option<Ipv6Addr> {
         if source.is_multicast() {
             return None;
         }
         if let (Ipv6Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
         }
-        if let (true, Some(mapped)) = (Some(source) == self.assigned, self.map_guest_address) {
+        let own = own || Some(source) == self.assigned;
+        if let (true, Some(mapped)) = (own && !source.is_unicast_link_local(), self.map_guest_address) {
             return Some(mapped);
         }
-        let guests_own = [self.assigned, guest.v6, guest.link_local].contains(&Some(source));
-        if source.is_loopback() || source.is_unspecified() || guests_own {
+        if source.is_loopback() || source.is_unspecified() || own {
             return Some(self.our_link_local);
         }
         Some(source)
@@ -253,6 +270,9 @@ mod tests {
     use super::*;
     use crate::addr::test::{guest, settings};
     use alloc::{format, string::ToString};
+    use wire::ethernet::Mac;
+
+    const GUEST_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x55]);
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -471,14 +491,64 @@ mod tests {
         // SPEC §5.4
         let settings = settings();
         let mut guest = guest(&settings);
-        let destination = |guest: &Guest, source| settings.guest_destination(guest, address(source));
+        let destination = |guest: &Guest, source| settings.guest_destination(guest, address(source), None);
         assert_eq!(destination(&guest, "203.0.113.1"), Some(address("198.51.100.55")));
         assert_eq!(destination(&guest, "2001:db8::9"), Some(address("2001:db8:1::55")));
         assert_eq!(destination(&guest, "fe80::9"), Some(address("fe80::55")));
-        guest.v6 = None; // local mode: the link-local address is all there is
+        guest.forget(address("2001:db8:1::2"));
+        guest.forget(address("2001:db8:1::55")); // local mode: the link-local address is all there is
         assert_eq!(destination(&guest, "2001:db8::9"), Some(address("fe80::55")));
-        guest.link_local = None;
+        guest.forget(address("fe80::55"));
         assert_eq!(destination(&guest, "2001:db8::9"), None);
+    }
+
+    /// What a client wrote to is where it gets, if the guest has that address (SPEC §5.3.2).
+    #[test]
+    fn inbound_flows_go_to_the_address_that_was_hit_if_the_guest_has_it() {
+        let mut settings = settings();
+        let mut guest = guest(&settings);
+        for second in ["198.51.100.66", "2001:db8:1::66"] {
+            guest.shows(&settings, address(second), Some(GUEST_MAC));
+        }
+        let destination = |settings: &Settings, guest: &Guest, peer, hit| {
+            let inbound = settings.inbound(guest, address(peer), address(hit), None);
+            inbound.map(|inbound| inbound.destination.to_string()).unwrap_or_default()
+        };
+        let cases = [
+            ("203.0.113.1", "198.51.100.66", "198.51.100.66"),
+            ("::ffff:203.0.113.1", "::ffff:198.51.100.66", "198.51.100.66"),
+            ("203.0.113.1", "198.51.100.55", "198.51.100.55"),
+            ("203.0.113.1", "192.0.2.1", "198.51.100.55"),
+            ("127.0.0.1", "198.51.100.66", "198.51.100.66"),
+            ("2001:db8::9", "2001:db8:1::66", "2001:db8:1::66"),
+            ("2001:db8::9", "2001:db8:7::1", "2001:db8:1::55"),
+            ("fe80::9", "2001:db8:1::66", "2001:db8:1::66"),
+            ("fe80::9", "fe80::77", "fe80::55"),
+        ];
+        for (peer, hit, expected) in cases {
+            assert_eq!(destination(&settings, &guest, peer, hit), expected, "{peer} to {hit}");
+        }
+        // a pinned address takes all.
+        settings.v4.as_mut().unwrap().pinned = true;
+        let mut guest = Guest::new(&settings, None);
+        guest.shows(&settings, address("198.51.100.66"), Some(GUEST_MAC));
+        assert_eq!(destination(&settings, &guest, "203.0.113.1", "198.51.100.66"), "198.51.100.2");
+    }
+
+    /// The guest would drop packets from any address of its own (SPEC §5.3.4 rows 2 and 3).
+    #[test]
+    fn no_address_of_the_guest_is_shown_as_a_source() {
+        let mut settings = settings();
+        let mut guest = guest(&settings);
+        guest.shows(&settings, address("198.51.100.66"), Some(GUEST_MAC));
+        let shown = |settings: &Settings, source| settings.source_to_guest(&guest, address(source));
+        for own in ["198.51.100.2", "198.51.100.55", "198.51.100.66"] {
+            assert_eq!(shown(&settings, own), Some(address("198.51.100.77")), "{own}");
+        }
+        settings.v4.as_mut().unwrap().map_guest_address = None;
+        for own in ["198.51.100.2", "198.51.100.55", "198.51.100.66"] {
+            assert_eq!(shown(&settings, own), Some(address("198.51.100.1")), "{own}");
+        }
     }
 
     #[test]

@@ -144,8 +144,9 @@ impl<H: Host> Stack<H> {
         &self.timers
     }
 
-    /// The link can be heard from now on: asks for the guest's hardware address (SPEC §4.1.3).
+    /// There is a guest from now on that can hear us: asks for its hardware address (SPEC §4.1.3).
     pub fn on_link_up<L: Link>(&mut self, link: &mut L) {
+        self.guest.on_link_up();
         local::announce_start(&self.settings, &self.guest, link);
     }
 
@@ -174,12 +175,12 @@ impl<H: Host> Stack<H> {
         };
         match frame.body {
             Body::Arp(arp) => {
-                self.guest.learn(&self.settings, frame.source_mac, None);
-                let outcome = local::on_arp(&self.settings, &self.guest, arp, link);
+                self.guest.learn(&self.settings, frame.source_mac, None, now);
+                let outcome = local::on_arp(&self.settings, &mut self.guest, arp, link);
                 self.count(outcome);
             }
             Body::Ip(packet) => {
-                self.guest.learn(&self.settings, frame.source_mac, Some(packet.source));
+                self.guest.learn(&self.settings, frame.source_mac, Some(packet.source), now);
                 self.on_packet(&packet, offload, now, host, link);
             }
         }
@@ -207,7 +208,7 @@ impl<H: Host> Stack<H> {
                 self.count(outcome);
             }
             Transport::Icmp(message) => {
-                let outcome = local::on_icmpv6(&self.settings, &self.guest, packet, &message, link);
+                let outcome = local::on_icmpv6(&self.settings, &mut self.guest, packet, &message, link);
                 if !outcome.consumed() && self.settings.services.icmp {
                     let (flows, mut cx) = self.split(now, host, link);
                     return flows.ping.on_message(&mut cx, packet, &message);
@@ -273,6 +274,9 @@ impl<H: Host> Stack<H> {
             }
         }
         self.expire_fragments(now, host, link);
+        while let Some(address) = self.guest.due_question(now) {
+            local::ask_for(&self.settings, &self.guest, address, link);
+        }
         if self.advertiser.next().is_some_and(|next| next <= now) {
             // Spreads the interval; nothing depends on it being unpredictable.
             self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -283,7 +287,9 @@ impl<H: Host> Stack<H> {
     /// When [`Stack::on_deadlines`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.timers.next(), self.advertiser.next(), self.reassembly.next()].into_iter().flatten().min()
+        let own =
+            [self.timers.next(), self.advertiser.next(), self.reassembly.next(), self.guest.next_question()];
+        own.into_iter().flatten().min()
     }
 
     /// To be called after each batch of frames and events: sends what they have made due.

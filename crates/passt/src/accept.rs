@@ -187,10 +187,14 @@ impl Port {
             (Direction::Outbound, _) => Some(Policy::outward(from, hit()?)?),
             (Direction::Inbound, Some(_)) if policy.splice != Splice::Only => None,
             (Direction::Inbound, Some(_)) => return Err(NoWay),
-            // Whether it is a loopback address matters only where that is kept.
             (Direction::Inbound, None) => {
-                let hit = if policy.keeps_loopback { hit()? } else { from };
-                policy.inward(from, hit, settings, guest)?
+                // It matters where loopback addresses are kept, and where the guest has several.
+                let matters = policy.keeps_loopback || guest.has_several(from);
+                let hit = if matters { hit()? } else { from };
+                match policy.inward(from, hit, settings, guest)? {
+                    None => return self.ends(peer, hit, settings, guest).map(Way::Link).ok_or(NoWay),
+                    destination => destination,
+                }
             }
         };
         match bypass {
@@ -198,13 +202,13 @@ impl Port {
                 destination.set_port(self.target_port);
                 Ok(Way::Bypass(self.direction, destination))
             }
-            None => self.ends(peer, settings, guest).map(Way::Link).ok_or(NoWay),
+            None => self.ends(peer, from, settings, guest).map(Way::Link).ok_or(NoWay),
         }
     }
 
-    fn ends(&self, peer: SocketAddr, settings: &Settings, guest: &Guest) -> Option<Endpoints> {
-        let from = peer.ip().to_canonical();
-        let inbound = settings.inbound(guest, from, from, self.target_address)?;
+    /// The ends of a connection through the link, as the guest is to see them.
+    fn ends(&self, peer: SocketAddr, hit: IpAddr, settings: &Settings, guest: &Guest) -> Option<Endpoints> {
+        let inbound = settings.inbound(guest, peer.ip(), hit, self.target_address)?;
         Some(Endpoints {
             guest: SocketAddr::new(inbound.destination, self.target_port),
             remote: SocketAddr::new(inbound.source, peer.port()),

@@ -68,7 +68,7 @@ impl Policy {
         if self.keeps_loopback && hit.is_loopback() {
             return Ok(Some(SocketAddr::new(hit, 0)));
         }
-        Ok(Some(match settings.guest_destination(guest, peer).ok_or(NoWay)? {
+        Ok(Some(match settings.guest_destination(guest, peer, Some(hit)).ok_or(NoWay)? {
             IpAddr::V6(address) if address.is_unicast_link_local() => {
                 SocketAddrV6::new(address, 0, 0, self.scope).into()
             }

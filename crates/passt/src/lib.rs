@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ mod unix_socket;
 use bypass::Policy;
 use config::{Config, GuestLink, Mode, Verbosity};
 use forward::Rules;
+use io::Sources;
 use io::outbound::Outbound;
 use link::Medium;
 use link::entrance::{self, Entrance};
@@ -122,7 +124,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let control = config.conf_path.as_deref().map(unix_socket::listen_at).transpose()?;
     let control = control.map(|listener| ControlSetup { listener, enabled: config.enabled() });
 
-    let Site { prepared, link, mac, scope, outbound_listeners, guest } = match config.mode {
+    let Site { prepared, link, mac, given, scope, outbound_listeners, guest } = match config.mode {
         Mode::Pasta => enter_namespace(boot, config, &plan, opening, capture)?,
         Mode::Passt => open_door(boot, config, &plan, inherited, capture)?,
     };
@@ -130,7 +132,20 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
     let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope };
     let stats = config.stats;
-    let setup = Setup { link, mac, plan: &plan, policy, outbound, rules, neighbourhood, control, stats };
+    let sources = Sources::of(&facts);
+    let setup = Setup {
+        link,
+        mac,
+        given,
+        plan: &plan,
+        policy,
+        outbound,
+        sources,
+        rules,
+        neighbourhood,
+        control,
+        stats,
+    };
     let mut shard = Shard::new(setup)?;
     let (namespace, command, watch) = match guest {
         Some(guest) => (Some(guest.namespace), guest.command, guest.watch),
@@ -165,6 +180,8 @@ struct Site {
     link: Medium,
     /// The guest's hardware address, if it is known.
     mac: Option<Mac>,
+    /// The addresses that were set on the guest's interface.
+    given: Vec<IpAddr>,
     /// Index of the guest's interface; zero for none of this machine.
     scope: u32,
     /// Listening sockets in the guest's namespace.
@@ -187,16 +204,16 @@ fn enter_namespace(
         Ok((tap, opening.outbound().rules(&config.outbound, |_, _| false)?))
     })?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let (mac, scope, link) = match tap {
-        None => (None, 0, Medium::None),
+    let (mac, given, scope, link) = match tap {
+        None => (None, Vec::new(), 0, Medium::None),
         Some((device, configured)) => {
             // Without --config-net the interface is still down.
             let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
             let link = Medium::Tap(TapLink::new(device, up, capture));
-            (Some(configured.mac), configured.index, link)
+            (Some(configured.mac), configured.addresses, configured.index, link)
         }
     };
-    Ok(Site { prepared, link, mac, scope, outbound_listeners, guest: Some(guest) })
+    Ok(Site { prepared, link, mac, given, scope, outbound_listeners, guest: Some(guest) })
 }
 
 /// Opens the socket where the guest will be, or is.
@@ -222,6 +239,7 @@ fn open_door(
             Medium::Stream(StreamLink::new(entrance, capture))
         },
         mac: None,
+        given: Vec::new(),
         scope: 0,
         outbound_listeners: Vec::new(),
         guest: None,

@@ -3,6 +3,7 @@
 mod control;
 mod stats;
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant as Clock};
@@ -27,7 +28,7 @@ use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
-use crate::io::{self, Sockets};
+use crate::io::{self, Sockets, Sources};
 use crate::link::{Change, Inbox, Medium};
 use crate::netns::Opener;
 use crate::pasta::{Exit, Lifetime, Source};
@@ -46,12 +47,16 @@ pub(crate) struct Setup<'a> {
     pub(crate) link: Medium,
     /// The guest's hardware address, if it is known already.
     pub(crate) mac: Option<Mac>,
+    /// The addresses that were set on its interface.
+    pub(crate) given: Vec<IpAddr>,
     /// What was planned.
     pub(crate) plan: &'a Plan,
     /// Which connections bypass the link.
     pub(crate) policy: Policy,
     /// How sockets leave the host.
     pub(crate) outbound: Outbound,
+    /// The host's addresses that they may leave from.
+    pub(crate) sources: Sources,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
     /// The other hosts on the host's links, and what follows their changes, if the kernel reports them.
@@ -105,13 +110,14 @@ impl Shard {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
         let epoll = Rc::new(epoll);
         let bypass = Bypass::new(epoll.clone());
-        let mut sockets = Sockets::new(epoll, setup.outbound);
+        let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources);
         let mut settings = setup.plan.settings.clone();
         let (neighbourhood, neighbours) = setup.neighbourhood.unzip();
         for neighbour in neighbours.unwrap_or_default() {
             settings.neighbours.note(neighbour);
         }
-        let guest = Guest::new(&settings, setup.mac);
+        let mut guest = Guest::new(&settings, setup.mac);
+        setup.given.into_iter().for_each(|address| guest.give(address));
         let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
         let mut acceptors = Acceptors::new();
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
@@ -345,7 +351,7 @@ impl Shard {
     }
 }
 
-fn list(servers: &[std::net::IpAddr]) -> String {
+fn list(servers: &[IpAddr]) -> String {
     servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 

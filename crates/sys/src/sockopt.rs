@@ -96,6 +96,15 @@ pub fn bind_to_device(fd: impl AsFd, interface: &str) -> io::Result<()> {
     set_bytes(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())
 }
 
+/// Has bind(2) to an address leave the choice of the port to connect(2): then several sockets may have the same port, if
+/// they are connected to different peers (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2; of either family).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn bind_address_no_port(fd: impl AsFd) -> io::Result<()> {
+    set_int(&fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
 fn set_int(fd: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     set_bytes(fd, level, name, &value.to_ne_bytes())
 }

@@ -113,6 +113,13 @@ pub fn solicited_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
     (message.header.code == 0 && !target.is_multicast() && options_are_valid(options)).then_some(target)
 }
 
+/// The target of a neighbour advertisement, to which the rules of solicitations apply (RFC 4861 §7.1.2); none if the
+/// message is invalid.
+#[must_use]
+pub fn advertised_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
+    solicited_target(message)
+}
+
 /// Whether a router solicitation is valid (RFC 4861 §6.1.1). The caller has checked the hop limit and that
 /// the message is one.
 #[must_use]

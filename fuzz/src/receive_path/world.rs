@@ -388,7 +388,16 @@ impl Host for World {
     type Udp = MailboxSocket;
     type Ping = MailboxSocket;
 
-    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<StreamSocket, Errno> {
+    fn outbound_source(&mut self, guest: IpAddr, _: SocketAddr) -> Option<IpAddr> {
+        Some(guest).filter(|_| guest.is_ipv4())
+    }
+
+    fn tcp_connect(
+        &mut self,
+        flow: FlowId,
+        _: Option<IpAddr>,
+        destination: SocketAddr,
+    ) -> Result<StreamSocket, Errno> {
         let ip = destination.ip();
         let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
         assert!(!ip.is_unspecified() && !ip.is_multicast() && !mapped, "connection to {destination}");
@@ -433,7 +442,13 @@ impl Host for World {
         Ok(())
     }
 
-    fn ping_open(&mut self, flow: FlowId, _: IpAddr, _: u16) -> Result<MailboxSocket, Errno> {
+    fn ping_open(
+        &mut self,
+        flow: FlowId,
+        _: Option<IpAddr>,
+        _: IpAddr,
+        _: u16,
+    ) -> Result<MailboxSocket, Errno> {
         self.may_open()?;
         let mailbox = self.mailbox(flow);
         self.pings.push(mailbox.clone());

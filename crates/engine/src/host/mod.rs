@@ -125,11 +125,21 @@ pub trait Host {
     /// A ping socket.
     type Ping: PingSocket<Memory = Self::Memory>;
 
-    /// Starts to connect to `destination`. The result arrives as readiness: writable, or error.
+    /// The source address from which packets of the guest's address `guest` are to leave to `destination`: the same one,
+    /// if the host has it on the interface that leads there. None: the kernel's choice.
+    fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr>;
+
+    /// Starts to connect to `destination`, from `source` if that is given and the host still has it. The result arrives
+    /// as readiness: writable, or error.
     ///
     /// # Errors
     /// The connection can't even be tried.
-    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<Self::Tcp, Errno>;
+    fn tcp_connect(
+        &mut self,
+        flow: FlowId,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+    ) -> Result<Self::Tcp, Errno>;
 
     /// Has an accepted socket report its readiness under `flow`.
     ///
@@ -170,9 +180,16 @@ pub trait Host {
     /// It can't be watched; the caller drops it.
     fn udp_watch(&mut self, flow: FlowId, socket: &Self::Udp) -> Result<(), Errno>;
 
-    /// Opens a ping socket towards `destination`, with echo identifier `id` if that is free, else any.
+    /// Opens a ping socket towards `destination`, with echo identifier `id` if that is free, else any; `source` as in
+    /// [`Host::tcp_connect`].
     ///
     /// # Errors
     /// No socket can be had.
-    fn ping_open(&mut self, flow: FlowId, destination: IpAddr, id: u16) -> Result<Self::Ping, Errno>;
+    fn ping_open(
+        &mut self,
+        flow: FlowId,
+        source: Option<IpAddr>,
+        destination: IpAddr,
+        id: u16,
+    ) -> Result<Self::Ping, Errno>;
 }

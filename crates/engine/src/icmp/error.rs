@@ -113,7 +113,7 @@ pub(crate) fn tell<H: Host, L: Link>(
     }
     let frame = Outgoing {
         source_mac: cx.settings.mac_of(source),
-        destination_mac: cx.guest.mac,
+        destination_mac: cx.guest.mac_of(quote.guest),
         source,
         destination: quote.guest,
         hop_limit: HOP_LIMIT,

@@ -172,8 +172,9 @@ impl<S: PingSocket> Ping<S> {
             self.counters.invalid += 1;
             return None;
         };
+        let source = cx.outbound_source(key.guest, peer);
         let id = self.flows.next_id().and_then(|id| {
-            let socket = cx.host.ping_open(id, peer.ip(), key.id).ok()?;
+            let socket = cx.host.ping_open(id, source, peer.ip(), key.id).ok()?;
             log::debug!("{id}: {} -> {} id {} (host {})", key.guest, key.remote, key.id, peer.ip());
             self.flows.insert(Flow { key, peer, socket, deadline: Deadline::NONE }).ok()
         });
@@ -221,7 +222,7 @@ impl<S: PingSocket> Ping<S> {
         flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
         let frame = Outgoing {
             source_mac: cx.settings.mac_of(source),
-            destination_mac: cx.guest.mac,
+            destination_mac: cx.guest.mac_of(flow.key.guest),
             source,
             destination: flow.key.guest,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),

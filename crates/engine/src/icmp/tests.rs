@@ -313,3 +313,21 @@ fn a_large_reply_comes_in_fragments() {
         assert!(got == payload);
     }
 }
+
+/// SPEC §5.2.1.
+#[test]
+fn the_guests_own_choice_of_source_is_kept() {
+    let mut test = Test::new();
+    let second: IpAddr = "198.51.100.66".parse().unwrap();
+    test.world.host.own = [second, GUEST.parse().unwrap()].into();
+    test.guest_pings(GUEST, "203.0.113.9", 1, 1);
+    let World { guest, settings, .. } = &mut test.world;
+    guest.shows(settings, second, Some(wire::ethernet::Mac([2, 0, 0, 0, 0, 0x55])));
+    test.guest_pings("198.51.100.66", "203.0.113.9", 2, 1);
+    test.guest_pings(GUEST, "203.0.113.9", 3, 1);
+    assert_eq!(
+        test.world.host.sources,
+        [None, Some(second), GUEST.parse().ok()],
+        "with one, there is no choice"
+    );
+}

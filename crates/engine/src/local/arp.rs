@@ -10,38 +10,49 @@ use wire::{
 };
 use zerocopy::{IntoBytes, big_endian::U16};
 
-use super::{Outcome, is_guests_v4, send};
+use super::{Outcome, send};
 use crate::{
     addr::{Guest, Settings},
     link::Link,
 };
 
 /// Answers a request for any address, probes (RFC 5227) included, except for the guest's own and for
-/// announcements.
-pub fn on_arp(settings: &Settings, guest: &Guest, packet: &arp::Packet, link: &mut impl Link) -> Outcome {
+/// announcements. The sender of a request or reply shows that it has its address (RFC 826).
+pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link: &mut impl Link) -> Outcome {
     let (sender, target) = (Ipv4Addr::from(packet.sender_ip), Ipv4Addr::from(packet.target_ip));
     if !packet.is_ipv4_over_ethernet() {
         return Outcome::Invalid;
     }
-    let announcement = sender == target && !sender.is_unspecified();
-    if settings.v4.is_none()
-        || packet.operation.get() != arp::REQUEST
-        || announcement
-        || is_guests_v4(settings, guest, target)
-    {
+    if settings.v4.is_none() {
         return Outcome::Ignored;
     }
-    let reply =
-        arp::Packet::new(arp::REPLY, (settings.mac_of(target.into()), target), (packet.sender_mac, sender));
-    send_arp(link, guest.mac, &reply)
+    if !sender.is_unspecified() {
+        guest.shows(settings, sender.into(), Some(packet.sender_mac));
+    }
+    let announcement = sender == target && !sender.is_unspecified();
+    if packet.operation.get() != arp::REQUEST || announcement {
+        return Outcome::Ignored;
+    }
+    if guest.owns(target.into()) {
+        if !sender.is_unspecified() {
+            guest.asks_for_its_own(settings, target.into(), Some(packet.sender_mac));
+        }
+        return Outcome::Ignored;
+    }
+    let asker = if packet.sender_mac.is_unicast() { packet.sender_mac } else { guest.mac_of(sender.into()) };
+    let reply = arp::Packet::new(arp::REPLY, (settings.mac_of(target.into()), target), (asker, sender));
+    send_arp(link, asker, &reply)
 }
 
-/// Asks for the guest's address in a broadcast, as the gateway (SPEC §4.1.3).
-pub(super) fn ask_for_guest(settings: &Settings, guest: &Guest, link: &mut impl Link) -> Outcome {
-    let our_address = settings.v4.as_ref().and_then(|v4| v4.our_address);
-    let (Some(our_address), Some(target)) = (our_address, guest.v4) else { return Outcome::Ignored };
-    let sender = (settings.mac_of(our_address.into()), our_address);
-    send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac::BROADCAST, target)))
+/// Asks, in a broadcast, which station has the guest's `address` (SPEC §4.1.3): as the gateway, or if there is none, as
+/// a probe (RFC 5227 §2.1.1).
+pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Link) -> Outcome {
+    let Some(v4) = &settings.v4 else { return Outcome::Ignored };
+    let sender = match v4.our_address {
+        Some(ours) => (settings.mac_of(ours.into()), ours),
+        None => (settings.our_mac, Ipv4Addr::UNSPECIFIED),
+    };
+    send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac::BROADCAST, address)))
 }
 
 /// Tells everybody on the link the hardware address of a neighbour (RFC 5227 §3, SPEC §4.1.4).
@@ -80,7 +91,7 @@ mod tests {
     fn ask(settings: &Settings, operation: u16, sender: [u8; 4], target: [u8; 4]) -> (Outcome, Kept) {
         let mut link = Kept::default();
         let packet = arp::Packet::new(operation, (GUEST_MAC, sender.into()), (Mac([0; 6]), target.into()));
-        (on_arp(settings, &guest(settings), &packet, &mut link), link)
+        (on_arp(settings, &mut guest(settings), &packet, &mut link), link)
     }
 
     #[test]
@@ -148,7 +159,7 @@ mod tests {
             (GUEST_MAC, [10, 0, 0, 1].into()),
         );
         packet.protocol_len = 16;
-        let outcome = on_arp(&settings, &guest(&settings), &packet, &mut Kept::default());
+        let outcome = on_arp(&settings, &mut guest(&settings), &packet, &mut Kept::default());
         assert_eq!(outcome, Outcome::Invalid);
         settings.v4 = None;
         let (outcome, link) = ask(&settings, arp::REQUEST, [198, 51, 100, 55], [198, 51, 100, 1]);

@@ -18,7 +18,7 @@ use zerocopy::{
     big_endian::{U16, U32},
 };
 
-use super::Outcome;
+use super::{Binding, Outcome};
 use crate::addr::{Settings, V4};
 
 /// Port of the server.
@@ -69,6 +69,8 @@ pub(super) struct Reply {
     pub(super) destination: Ipv4Addr,
     /// The message.
     pub(super) message: Vec<u8>,
+    /// What it changes about the client's lease of the assigned address.
+    pub(super) binding: Option<Binding>,
 }
 
 /// What is answered.
@@ -100,7 +102,22 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     let mut message = reply_header(header, v4, answer).as_bytes().to_vec();
     let max_len = if answer == Answer::Bootp { BOOTP_OPTIONS_LEN } else { MAX_OPTIONS_LEN };
     message.extend(encode(offered(settings, v4, our_address, answer), question.parameters, max_len));
-    Ok(Reply { source: our_address, destination, message })
+    let binds = matches!(answer, Answer::Ack { .. } | Answer::Bootp);
+    Ok(Reply { source: our_address, destination, message, binding: binds.then_some(Binding::Made) })
+}
+
+/// How a message without an answer ends the lease of the assigned address, if it does (RFC 2131 §4.3.3, §4.3.4).
+pub(super) fn ends(settings: &Settings, request: &[u8]) -> Option<Binding> {
+    let v4 = settings.v4.as_ref().filter(|_| settings.services.dhcp)?;
+    let (header, options) = Header::ref_from_prefix(request).ok()?;
+    let question = Question::parse(options)
+        .filter(|_| header.op == BOOT_REQUEST && header.magic == dhcproto::v4::MAGIC)?;
+    let assigned = v4.assigned.octets();
+    match MessageType::from(question.kind?) {
+        MessageType::Decline if question.requested == Some(assigned) => Some(Binding::Declined),
+        MessageType::Release if header.client_address == assigned => Some(Binding::Released),
+        _ => None,
+    }
 }
 
 /// Where an answer goes. Who needs no address from us gets it at its own (RFC 2131 §4.3.5, RFC 951 §4).
@@ -119,6 +136,7 @@ fn destination(settings: &Settings, v4: &V4, request: &Header, answer: Answer) -
 struct Question<'a> {
     kind: Option<u8>,
     parameters: &'a [u8],
+    requested: Option<[u8; 4]>,
     rapid_commit: bool,
 }
 
@@ -153,6 +171,7 @@ impl<'a> Question<'a> {
             options = rest;
             match OptionCode::from(code) {
                 OptionCode::MessageType => question.kind = Some(*value.first()?),
+                OptionCode::RequestedIpAddress => question.requested = value.try_into().ok(),
                 OptionCode::ParameterRequestList => question.parameters = value,
                 OptionCode::RapidCommit => question.rapid_commit = true,
                 _ => {}

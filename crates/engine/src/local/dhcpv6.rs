@@ -17,7 +17,7 @@ use dhcproto::{
 };
 use wire::{domain, ethernet::Mac};
 
-use super::Outcome;
+use super::{Binding, Outcome};
 use crate::addr::{Settings, V6};
 
 /// Port of the server.
@@ -43,8 +43,8 @@ pub(super) struct Reply {
     pub(super) message: Vec<u8>,
     /// Flow label for the packet: 20 bits of the transaction's number.
     pub(super) flow_label: u32,
-    /// The address that the client has now, if this settles it.
-    pub(super) assigned: Option<Ipv6Addr>,
+    /// What it changes about the client's lease of the assigned address.
+    pub(super) binding: Option<Binding>,
 }
 
 /// The answer to a message, or why there is none.
@@ -85,11 +85,16 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
         _ => return Err(Outcome::Ignored),
     }
     options.extend(question.client_id.map(|id| DhcpOption::ClientId(id.to_vec())));
+    let binding = match question.kind {
+        MessageType::Decline => Some(Binding::Declined).filter(|_| question.names(assigned)),
+        MessageType::Release => Some(Binding::Released).filter(|_| question.names(assigned)),
+        _ => (gives && kind == MessageType::Reply).then_some(Binding::Made),
+    };
     let [a, b, c] = question.transaction;
     Ok(Reply {
         message: encode(kind, question.transaction, &options).ok_or(Outcome::Invalid)?,
         flow_label: u32::from_be_bytes([0, a & 0xf, b, c]),
-        assigned: (gives && kind == MessageType::Reply).then_some(assigned),
+        binding,
     })
 }
 
@@ -215,6 +220,11 @@ impl<'a> Question<'a> {
             }
             _ => vec![address_option(assigned, INFINITE)],
         }
+    }
+
+    /// Whether one of the client's addresses is `address`.
+    fn names(&self, address: Ipv6Addr) -> bool {
+        self.associations.iter().any(|association| association.addresses.contains(&address))
     }
 
     /// Why an association stays empty.

@@ -13,7 +13,7 @@ mod ndp;
 #[cfg(test)]
 mod test;
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 
 use wire::{
     ethernet::{self, Mac},
@@ -101,9 +101,18 @@ fn copied(payload: impl Payload, buffer: &mut [u8; LONGEST]) -> Result<&[u8], Ou
 /// What goes out when the link comes up: questions that make the guest show its hardware address (SPEC
 /// §4.1.3, §4.2). Not to be called while the guest can't hear it.
 pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) {
-    // Both are best effort: the guest's first own frame tells the same.
-    let _ = arp::ask_for_guest(settings, guest, link);
-    let _ = ndp::ask_for_guest(settings, guest, link);
+    let gateway = settings.v4.as_ref().and_then(|v4| v4.our_address);
+    let main = [gateway.and(guest.v4()).map(IpAddr::V4), guest.v6().map(IpAddr::V6)];
+    main.into_iter().flatten().for_each(|address| ask_for(settings, guest, address, link));
+}
+
+/// Asks the guest whether it has `address`: a station that does will show it.
+pub fn ask_for(settings: &Settings, guest: &Guest, address: IpAddr, link: &mut impl Link) {
+    // If it gets lost, the next one does not, or the guest's own frames show the same.
+    let _ = match address {
+        IpAddr::V4(address) => arp::ask_for(settings, address, link),
+        IpAddr::V6(address) => ndp::ask_for(settings, guest, address, link),
+    };
 }
 
 /// What goes out when a neighbour's hardware address has become known, or another (SPEC §4.1.4): the guest may have
@@ -116,14 +125,47 @@ pub fn announce_neighbour(settings: &Settings, guest: &Guest, neighbour: IpAddr,
     };
 }
 
+/// What a message changes about the guest's lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Binding {
+    /// The guest has it now.
+    Made,
+    /// The guest has declined it, because another station has the address.
+    Declined,
+    /// The guest has released it.
+    Released,
+}
+
+impl Binding {
+    fn apply(self, guest: &mut Guest, assigned: IpAddr) {
+        match self {
+            Self::Made => guest.leases(assigned),
+            Self::Declined => {
+                log::warn!(
+                    "The guest has declined {assigned}: another station of its network has the address"
+                );
+                guest.gives_up(assigned);
+            }
+            Self::Released => guest.gives_up(assigned),
+        }
+    }
+}
+
 fn on_dhcp(
     settings: &Settings,
-    guest: &Guest,
+    guest: &mut Guest,
     request: &[u8],
     link: &mut impl Link,
 ) -> Result<Outcome, Outcome> {
-    let reply = dhcp::reply(settings, request)?;
-    let headers = headers(settings, guest, reply.source.into(), reply.destination.into());
+    let v4 = settings.v4.as_ref().ok_or(Outcome::Ignored)?;
+    let reply = dhcp::reply(settings, request);
+    let binding = reply.as_ref().map_or_else(|_| dhcp::ends(settings, request), |reply| reply.binding);
+    if let Some(binding) = binding {
+        binding.apply(guest, v4.assigned.into());
+    }
+    let reply = reply?;
+    let mut headers = headers(settings, guest, reply.source.into(), reply.destination.into());
+    headers.destination_mac = guest.present_mac();
     Ok(send_udp(link, &headers, (dhcp::SERVER_PORT, dhcp::CLIENT_PORT), &reply.message))
 }
 
@@ -139,8 +181,8 @@ fn on_dhcpv6(
         return Err(Outcome::Invalid);
     }
     let reply = dhcpv6::reply(settings, request)?;
-    if let Some(assigned) = reply.assigned {
-        guest.v6 = Some(assigned); // SPEC §5.4
+    if let (Some(binding), Some(assigned)) = (reply.binding, v6.assigned) {
+        binding.apply(guest, assigned.into());
     }
     let mut headers = headers(settings, guest, v6.our_link_local.into(), client.into());
     headers.flow_label = reply.flow_label;
@@ -153,7 +195,7 @@ fn headers(settings: &Settings, guest: &Guest, source: IpAddr, destination: IpAd
         source_mac: settings.our_mac,
         destination_mac: match destination {
             IpAddr::V6(destination) if destination.is_multicast() => multicast_mac(destination),
-            _ => guest.mac,
+            _ => guest.mac_of(destination),
         },
         source,
         destination,
@@ -207,16 +249,4 @@ fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Optio
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::LinkFull,
     }
-}
-
-/// Whether `address` is the guest's own: given to it, or seen in its frames.
-fn is_guests_v4(settings: &Settings, guest: &Guest, address: Ipv4Addr) -> bool {
-    let assigned = settings.v4.as_ref().map(|v4| v4.assigned);
-    [assigned, guest.v4].contains(&Some(address))
-}
-
-/// Whether `address` is the guest's own: given to it, or seen in its frames.
-fn is_guests_v6(settings: &Settings, guest: &Guest, address: Ipv6Addr) -> bool {
-    let assigned = settings.v6.as_ref().and_then(|v6| v6.assigned);
-    [assigned, guest.v6, guest.link_local].contains(&Some(address))
 }

@@ -16,7 +16,7 @@ use wire::{
 };
 use zerocopy::IntoBytes;
 
-use super::{LONGEST, Outcome, copied, headers, is_guests_v6, send_icmpv6};
+use super::{LONGEST, Outcome, copied, headers, send_icmpv6};
 use crate::{
     addr::{Guest, Settings, V6},
     link::Link,
@@ -33,10 +33,11 @@ const PREFIX_LEN: u8 = 64;
 /// Answers solicitations. Takes all Neighbour Discovery, and nothing else.
 ///
 /// Solicitations for the guest's own address, and those from `::` (duplicate address detection), get no answer;
-/// what has another hop limit than 255 has been routed here and is invalid (Q4).
+/// what has another hop limit than 255 has been routed here and is invalid (Q4). What the messages show of the guest's
+/// addresses is noted, also if the service is off.
 pub fn on_icmpv6(
     settings: &Settings,
-    guest: &Guest,
+    guest: &mut Guest,
     packet: &Packet<'_, impl Payload>,
     message: &icmp::Message<'_, impl Payload>,
     link: &mut impl Link,
@@ -46,9 +47,7 @@ pub fn on_icmpv6(
     if !matches!(kind, ROUTER_SOLICITATION..=REDIRECT) {
         return Outcome::NotLocal;
     }
-    let Some(v6) = settings.v6.as_ref().filter(|_| settings.services.ndp) else {
-        return Outcome::Ignored;
-    };
+    let Some(v6) = &settings.v6 else { return Outcome::Ignored };
     if packet.hop_limit != ndp::HOP_LIMIT || source.is_multicast() || source.is_loopback() {
         return Outcome::Invalid;
     }
@@ -60,29 +59,64 @@ pub fn on_icmpv6(
     match kind {
         NEIGHBOUR_SOLICITATION => {
             let Some(target) = ndp::solicited_target(&message) else { return Outcome::Invalid };
-            if source.is_unspecified() || is_guests_v6(settings, guest, target) {
-                return Outcome::Ignored;
-            }
-            let (mac, headers) = advertised(settings, guest, target, source);
-            let (header, body) = ndp::solicited_advertisement(target, mac);
-            send_neighbour(link, &headers, header, &body)
+            on_solicitation(settings, guest, (source, target), link)
+        }
+        NEIGHBOUR_ADVERTISEMENT => {
+            let Some(target) = ndp::advertised_target(&message) else { return Outcome::Invalid };
+            guest.shows(settings, target.into(), None);
+            Outcome::Ignored
         }
         ROUTER_SOLICITATION if !ndp::is_valid_router_solicitation(&message) => Outcome::Invalid,
-        ROUTER_SOLICITATION if settings.services.ra => {
+        ROUTER_SOLICITATION => {
+            guest.shows(settings, source.into(), None);
+            if !settings.services.ndp || !settings.services.ra {
+                return Outcome::Ignored;
+            }
             advertise(settings, v6, guest, if source.is_unspecified() { ALL_NODES } else { source }, link)
         }
         _ => Outcome::Ignored,
     }
 }
 
-/// Asks for the guest's global address at that very address, as the router (SPEC §4.2).
-pub(super) fn ask_for_guest(settings: &Settings, guest: &Guest, link: &mut impl Link) -> Outcome {
+/// A station with address `source` asks for `target`, or from `::`, whether somebody has it but itself (RFC 4862
+/// §5.4.2): then it is going to have it.
+fn on_solicitation(
+    settings: &Settings,
+    guest: &mut Guest,
+    (source, target): (Ipv6Addr, Ipv6Addr),
+    link: &mut impl Link,
+) -> Outcome {
+    if source.is_unspecified() {
+        guest.shows(settings, target.into(), None);
+        return Outcome::Ignored;
+    }
+    guest.shows(settings, source.into(), None);
+    if guest.owns(target.into()) {
+        if source != target {
+            guest.asks_for_its_own(settings, target.into(), None);
+        }
+        return Outcome::Ignored;
+    }
+    if !settings.services.ndp {
+        return Outcome::Ignored;
+    }
+    let (mac, headers) = advertised(settings, guest, target, source);
+    let (header, body) = ndp::solicited_advertisement(target, mac);
+    send_neighbour(link, &headers, header, &body)
+}
+
+/// Asks for the guest's `address` at that very address, as the router (SPEC §4.2).
+pub(super) fn ask_for(
+    settings: &Settings,
+    guest: &Guest,
+    address: Ipv6Addr,
+    link: &mut impl Link,
+) -> Outcome {
     let Some(v6) = settings.v6.as_ref().filter(|_| settings.services.ndp) else {
         return Outcome::Ignored;
     };
-    let Some(target) = guest.v6 else { return Outcome::Ignored };
-    let headers = headers(settings, guest, v6.our_link_local.into(), target.into());
-    let (header, body) = ndp::solicitation(target, settings.our_mac);
+    let headers = headers(settings, guest, v6.our_link_local.into(), address.into());
+    let (header, body) = ndp::solicitation(address, settings.our_mac);
     send_neighbour(link, &headers, header, &body)
 }
 
@@ -317,7 +351,7 @@ mod tests {
         let settings = settings();
         for (kind, expected) in [
             (ROUTER_ADVERTISEMENT, Outcome::Ignored),
-            (NEIGHBOUR_ADVERTISEMENT, Outcome::Ignored),
+            (NEIGHBOUR_ADVERTISEMENT, Outcome::Invalid), // without a target
             (REDIRECT, Outcome::Ignored),
             (NEIGHBOUR_SOLICITATION, Outcome::Invalid), // without a target
             (ECHO_REQUEST, Outcome::NotLocal),

@@ -81,7 +81,13 @@ pub(super) fn icmpv6(
     let len = headers.icmp(&mut frame, header, body.len()).unwrap().len;
     let Body::Ip(packet) = frame::parse(&frame[..len]).unwrap().body else { panic!() };
     let Transport::Icmp(message) = packet.transport else { panic!() };
-    on_icmpv6(settings, &guest(settings), &packet, &message, link)
+    on_icmpv6(settings, &mut guest_that_asks(settings), &packet, &message, link)
+}
+
+fn guest_that_asks(settings: &Settings) -> Guest {
+    let mut guest = guest(settings);
+    guest.learn(settings, GUEST_MAC, None, Instant::default());
+    guest
 }
 
 /// The same for a datagram; the guest may be changed.
@@ -99,6 +105,7 @@ pub(super) fn udp(
     let len = headers.udp(&mut frame, (1000, port), payload.len(), None).unwrap().len;
     let Body::Ip(packet) = frame::parse(&frame[..len]).unwrap().body else { panic!() };
     let Transport::Udp(datagram) = packet.transport else { panic!() };
+    guest.learn(settings, GUEST_MAC, Some(packet.source), Instant::default());
     on_udp(settings, guest, &packet, &datagram, link)
 }
 
@@ -122,8 +129,12 @@ fn v6(text: &str) -> Ipv6Addr {
 fn at_the_start_we_ask_for_the_guest() {
     // SPEC §4.1.3, §4.2
     let settings = settings();
-    let mut guest = guest(&settings);
-    guest.mac = Mac::BROADCAST;
+    let mut guest = Guest::new(&settings, None);
+    for address in ["198.51.100.55", "2001:db8:1::55"] {
+        guest.give(address.parse().unwrap());
+    }
+    guest.forget("198.51.100.2".parse().unwrap());
+    guest.forget("2001:db8:1::2".parse().unwrap());
     let mut link = Kept::default();
     announce_start(&settings, &guest, &mut link);
     let [(arp, _), (ndp, _)] = link.frames.as_slice() else { panic!() };
@@ -235,7 +246,7 @@ fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Kept) {
         Body::Ip(packet) => Some(packet.source),
         Body::Arp(_) => None,
     };
-    guest.learn(settings, frame.source_mac, source);
+    guest.learn(settings, frame.source_mac, source, Instant::default());
     let _ = match frame.body {
         Body::Arp(packet) => on_arp(settings, guest, packet, link),
         Body::Ip(packet) => match packet.transport {

@@ -37,7 +37,7 @@ pub(super) struct Fields {
 pub(super) fn outgoing<H: Host, L: Link>(ends: &Endpoints, ctx: &Context<'_, H, L>) -> Outgoing {
     Outgoing {
         source_mac: ctx.settings.mac_of(ends.remote.ip()),
-        destination_mac: ctx.guest.mac,
+        destination_mac: ctx.guest.mac_of(ends.guest.ip()),
         source: ends.remote.ip(),
         destination: ends.guest.ip(),
         hop_limit: HOP_LIMIT,

@@ -146,7 +146,8 @@ impl<S: TcpSocket> Tcp<S> {
             self.counters.refused += 1; // no answer (SPEC §6.1.1, R-61)
             return;
         };
-        let socket = match ctx.host.tcp_connect(id, destination) {
+        let source = ctx.outbound_source(ends.guest.ip(), destination);
+        let socket = match ctx.host.tcp_connect(id, source, destination) {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;

@@ -86,7 +86,7 @@ impl Policy {
         if let Some(looped) = looped.filter(|_| self.keeps_loopback) {
             return to(looped);
         }
-        match settings.guest_destination(guest, peer) {
+        match settings.guest_destination(guest, peer, hit) {
             Some(IpAddr::V6(address)) if address.is_unicast_link_local() => {
                 Route::Past(SocketAddrV6::new(address, listener.target_port, 0, self.scope).into())
             }

@@ -323,7 +323,8 @@ impl<S: UdpSocket> Udp<S> {
         let destination = group.unwrap_or(guest.ip());
         let frame = Outgoing {
             source_mac: scene.settings.mac_of(flow.endpoints.remote.ip()),
-            destination_mac: Mac::of_multicast(destination).unwrap_or(scene.guest.mac),
+            destination_mac: Mac::of_multicast(destination)
+                .unwrap_or_else(|| scene.guest.mac_of(destination)),
             source: flow.endpoints.remote.ip(),
             destination,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),

@@ -347,10 +347,11 @@ impl<S: UdpSocket> Udp<S> {
             self.counters.invalid += 1;
             return None;
         };
+        let local = cx.outbound_source(guest.ip(), peer);
         let flow = (self.flows.len() < self.limits.flows)
-            .then(|| self.socket_for(cx, guest, peer))
+            .then(|| self.socket_for(cx, guest, peer, local))
             .flatten()
-            .and_then(|socket| self.insert(Flow::new(endpoints, peer, socket)));
+            .and_then(|socket| self.insert(Flow::new(endpoints, peer, socket).leaving_from(local)));
         match flow {
             Some(id) => self.share_port(cx.host, id),
             None => self.counters.no_room += 1,
@@ -367,15 +368,16 @@ impl<S: UdpSocket> Udp<S> {
         Some(id)
     }
 
-    /// A socket by which `guest` can write to `peer`, and by which answers of that peer are known to belong to the new
-    /// flow only (Q8).
+    /// A socket by which `guest` can write to `peer` from the host's address `local`, if that matters, and by which
+    /// answers of that peer are known to belong to the new flow only (Q8).
     fn socket_for<H: Host<Udp = S>, L: Link>(
         &mut self,
         cx: &mut Context<'_, H, L>,
         guest: SocketAddr,
         peer: SocketAddr,
+        local: Option<IpAddr>,
     ) -> Option<FlowId> {
-        if let Some(listener) = self.published_for(cx, guest, peer) {
+        if let Some(listener) = self.published_for(cx, guest, peer, local) {
             return Some(listener);
         }
         for ordinal in 0..ORDINALS {
@@ -396,11 +398,17 @@ impl<S: UdpSocket> Udp<S> {
         cx: &Context<'_, H, L>,
         guest: SocketAddr,
         peer: SocketAddr,
+        local: Option<IpAddr>,
     ) -> Option<FlowId> {
-        let usual = cx.settings.guest_destination(cx.guest, guest.ip()) == Some(guest.ip());
-        let leads_here = |listener: &Listener| match listener.target_address {
-            Some(target) => target.to_canonical() == guest.ip(),
-            None => usual,
+        let leads_here = |listener: &Listener| {
+            let bound = listener.address.filter(|address| !address.is_unspecified());
+            if bound.is_some() && local.is_some_and(|local| bound != Some(local)) {
+                return false;
+            }
+            // Where an answer will be written to.
+            let hit = bound.or(local);
+            let usual = || cx.settings.guest_destination(cx.guest, guest.ip(), hit);
+            listener.target_address.map(|target| target.to_canonical()).or_else(usual) == Some(guest.ip())
         };
         let all = (guest.port(), 0)..=(guest.port(), u64::MAX);
         let usable = self.published.range(all).filter_map(|&(_, socket)| {

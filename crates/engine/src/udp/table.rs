@@ -35,7 +35,8 @@ pub(super) struct Flow {
     pub(super) peer: SocketAddr,
     /// The socket that it goes through.
     pub(super) socket: FlowId,
-    /// The host's address that the peer wrote to, which answers come from.
+    /// The host's address that the guest's datagrams leave from: the one that the peer wrote to, or that the guest
+    /// has as well. None: the kernel's choice.
     pub(super) local: Option<IpAddr>,
     /// When the guest sent last.
     pub(super) last_sent: Round,
@@ -65,6 +66,11 @@ impl Flow {
             received: 0,
             deadline: Deadline::NONE,
         }
+    }
+
+    pub(super) const fn leaving_from(mut self, local: Option<IpAddr>) -> Self {
+        self.local = local;
+        self
     }
 
     const fn peer_key(&self) -> PeerKey {

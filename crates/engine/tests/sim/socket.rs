@@ -407,7 +407,16 @@ impl Host for VirtualHost {
     type Udp = NoSocket;
     type Ping = NoSocket;
 
-    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<Socket, Errno> {
+    fn outbound_source(&mut self, _: IpAddr, _: SocketAddr) -> Option<IpAddr> {
+        None
+    }
+
+    fn tcp_connect(
+        &mut self,
+        flow: FlowId,
+        _: Option<IpAddr>,
+        destination: SocketAddr,
+    ) -> Result<Socket, Errno> {
         match self.connect_error {
             Some(errno) => Err(errno),
             None => Ok(self.socket(Some(flow), Some(destination))),
@@ -437,7 +446,7 @@ impl Host for VirtualHost {
         Ok(())
     }
 
-    fn ping_open(&mut self, _: FlowId, _: IpAddr, _: u16) -> Result<NoSocket, Errno> {
+    fn ping_open(&mut self, _: FlowId, _: Option<IpAddr>, _: IpAddr, _: u16) -> Result<NoSocket, Errno> {
         Ok(NoSocket)
     }
 }

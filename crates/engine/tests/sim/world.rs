@@ -493,14 +493,14 @@ impl World {
                 break;
             }
             let settings = self.settings.clone();
-            let known = self.known.clone();
+            let mut known = self.known.clone();
             let mut segments = Vec::new();
             for bytes in &frames {
                 let parsed = frame::parse_head(frame::head(bytes), &**bytes).expect("a guest's frame");
                 self.link.now = now;
                 match parsed.body {
                     Body::Arp(packet) => {
-                        let _ = local::on_arp(&settings, &known, packet, &mut self.link);
+                        let _ = local::on_arp(&settings, &mut known, packet, &mut self.link);
                     }
                     Body::Ip(packet) => match packet.transport {
                         Transport::Tcp(segment) => {
@@ -508,7 +508,8 @@ impl World {
                             segments.push((packet, segment));
                         }
                         Transport::Icmp(message) => {
-                            let _ = local::on_icmpv6(&settings, &known, &packet, &message, &mut self.link);
+                            let _ =
+                                local::on_icmpv6(&settings, &mut known, &packet, &message, &mut self.link);
                         }
                         _ => {}
                     },

@@ -33,7 +33,7 @@ impl World {
         Self {
             acceptors: Acceptors::new(),
             udp: Udp::new(io::udp::limits(), [7; 16]),
-            sockets: Sockets::new(epoll.into(), outbound),
+            sockets: Sockets::new(epoll.into(), outbound, crate::io::Sources::default()),
             scanner,
         }
     }

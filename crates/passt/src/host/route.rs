@@ -66,8 +66,7 @@ impl Route {
         self.destination.prefix_len() == 0 && self.source.is_none() && self.tos == 0
     }
 
-    /// This route as a message of the kernel's, through interface `interface`; preferred source, state flags and
-    /// lifetimes left out.
+    /// This route as a message of the kernel's, through interface `interface`; state flags and lifetimes left out.
     pub(crate) fn to_message(&self, interface: u32) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
@@ -86,6 +85,7 @@ impl Route {
             attributes.push(RouteAttribute::Destination(self.destination.addr().into()));
         }
         attributes.extend(self.source.map(|source| RouteAttribute::Source(source.addr().into())));
+        attributes.extend(self.preferred_source.map(|source| RouteAttribute::PrefSource(source.into())));
         attributes.extend(self.priority.map(RouteAttribute::Priority));
         attributes.extend(self.preference.map(RouteAttribute::Preference));
         if !self.metrics.is_empty() {
@@ -436,10 +436,12 @@ mod tests {
     }
 
     #[test]
-    fn preferred_source_is_not_copied() {
-        let mut original = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]);
-        original.preferred_source = Some("198.51.100.9".parse().unwrap());
-        assert_eq!(read_back(&emitted(&original, 4)).preferred_source, None);
+    fn preferred_sources_are_kept() {
+        for (destination, source) in [("192.0.2.0/24", "198.51.100.9"), ("2001:db8::/32", "2001:db8:1::9")] {
+            let mut original = route(destination, vec![hop(4, "fe80::1")]);
+            original.preferred_source = Some(source.parse().unwrap());
+            assert_eq!(read_back(&emitted(&original, 4)), original);
+        }
     }
 
     /// state flags of next hops are not even read.

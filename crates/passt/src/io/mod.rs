@@ -3,6 +3,7 @@
 pub mod outbound;
 pub mod ping;
 mod ports;
+mod source;
 pub(crate) mod splice;
 mod tcp;
 pub mod udp;
@@ -21,6 +22,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use self::outbound::Outbound;
 use self::ping::{PingSocket, Pings};
 use self::ports::ReplacedPorts;
+pub(crate) use self::source::Sources;
 use self::tcp::PeekMethod;
 pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
@@ -39,11 +41,12 @@ pub(crate) struct Sockets {
     pings: Pings,
     replaced_ports: ReplacedPorts,
     peek: PeekMethod,
+    sources: Sources,
 }
 
 impl Sockets {
-    /// Sockets that leave by `outbound`, watched by `epoll`.
-    pub(crate) fn new(epoll: Rc<OwnedFd>, outbound: Outbound) -> Self {
+    /// Sockets that leave by `outbound` from addresses of `sources`, watched by `epoll`.
+    pub(crate) fn new(epoll: Rc<OwnedFd>, outbound: Outbound, sources: Sources) -> Self {
         let outbound = Arc::new(outbound);
         Self {
             epoll,
@@ -53,6 +56,7 @@ impl Sockets {
             plain: Arc::new(Outbound::plain()),
             opener: None,
             peek: PeekMethod::probe(),
+            sources,
         }
     }
 
@@ -80,8 +84,9 @@ impl Sockets {
         epoll::add(&*self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(errno)
     }
 
-    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask. Loopback is reached as the kernel likes.
-    fn bind_stream(&self, fd: &OwnedFd, destination: IpAddr) -> Result<(), Errno> {
+    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask, else to `source`. Loopback is reached as
+    /// the kernel likes.
+    fn bind_stream(&self, fd: &OwnedFd, source: Option<IpAddr>, destination: IpAddr) -> Result<(), Errno> {
         if destination.is_loopback() {
             return Ok(());
         }
@@ -90,9 +95,13 @@ impl Sockets {
             sys::sockopt::bind_to_device(fd, interface)
                 .map_err(|error| Errno(error.raw_os_error().unwrap_or(0)))?;
         }
-        match egress.source {
-            Some(source) => rustix::net::bind(fd, &SocketAddr::new(source, 0)).map_err(errno),
-            None => Ok(()),
+        let Some(address) = egress.source.or(source) else { return Ok(()) };
+        // Otherwise no two connections could have the same port. Without it, there are fewer of them.
+        let _refused = sys::sockopt::bind_address_no_port(fd);
+        match rustix::net::bind(fd, &SocketAddr::new(address, 0)) {
+            // The host does not have it any more.
+            Err(rustix::io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => Ok(()),
+            bound => bound.map_err(errno),
         }
     }
 }
@@ -103,13 +112,25 @@ impl Host for Sockets {
     type Udp = UdpSocket;
     type Ping = PingSocket;
 
-    fn tcp_connect(&mut self, flow: FlowId, destination: SocketAddr) -> Result<Stream, Errno> {
+    fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
+        let egress = self.outbound.egress(destination.ip());
+        // What was asked for decides alone.
+        let free = egress.source.is_none() && egress.interface.is_none();
+        if free { self.sources.choose(guest, destination) } else { None }
+    }
+
+    fn tcp_connect(
+        &mut self,
+        flow: FlowId,
+        source: Option<IpAddr>,
+        destination: SocketAddr,
+    ) -> Result<Stream, Errno> {
         let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(no_socket)?;
         sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
         sockopt::set_socket_oobinline(&fd, true).map_err(errno)?; // urgent data are part of the stream
-        self.bind_stream(&fd, destination.ip())?;
+        self.bind_stream(&fd, source, destination.ip())?;
         match rustix::net::connect(&fd, &destination) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(errno(error)),
@@ -166,8 +187,14 @@ impl Host for Sockets {
         self.watch(socket, flow, udp::EVENTS)
     }
 
-    fn ping_open(&mut self, flow: FlowId, destination: IpAddr, id: u16) -> Result<PingSocket, Errno> {
-        let socket = self.pings.open(destination, id).map_err(no_socket)?;
+    fn ping_open(
+        &mut self,
+        flow: FlowId,
+        source: Option<IpAddr>,
+        destination: IpAddr,
+        id: u16,
+    ) -> Result<PingSocket, Errno> {
+        let socket = self.pings.open(source, destination, id).map_err(no_socket)?;
         self.watch(&socket, flow, udp::EVENTS)?;
         Ok(socket)
     }
@@ -221,9 +248,9 @@ mod tests {
             rustix::net::connect(&untouched, &listener.local_addr().unwrap()).unwrap();
 
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-            let mut sockets = Sockets::new(epoll.into(), Outbound::plain());
+            let mut sockets = Sockets::new(epoll.into(), Outbound::plain(), Sources::default());
             let id = FlowId::from_bits(u64::from(Kind::Tcp as u8) << 56).unwrap();
-            let stream = sockets.tcp_connect(id, listener.local_addr().unwrap()).unwrap();
+            let stream = sockets.tcp_connect(id, None, listener.local_addr().unwrap()).unwrap();
             assert_eq!(sizes(&stream.as_fd().try_clone_to_owned().unwrap()), sizes(&untouched));
         });
     }

@@ -40,12 +40,13 @@ impl Pings {
         Self { outbound, warned: false }
     }
 
-    /// A socket towards `destination`, with echo identifier `id` if that is free, else any.
+    /// A socket towards `destination`, with echo identifier `id` if that is free, else any; from `source`, if the
+    /// host has it and `--outbound` says nothing.
     ///
     /// # Errors
     /// No socket can be made or bound. That the kernel does not allow any is also logged, once.
-    pub fn open(&mut self, destination: IpAddr, id: u16) -> io::Result<PingSocket> {
-        let result = PingSocket::open(&self.outbound, destination, id);
+    pub fn open(&mut self, source: Option<IpAddr>, destination: IpAddr, id: u16) -> io::Result<PingSocket> {
+        let result = PingSocket::open(&self.outbound, source, destination, id);
         if let Err(error @ (io::Errno::ACCESS | io::Errno::PERM | io::Errno::PROTONOSUPPORT)) = result
             && !self.warned
         {
@@ -76,7 +77,7 @@ impl AsFd for PingSocket {
 }
 
 impl PingSocket {
-    fn open(outbound: &Outbound, destination: IpAddr, id: u16) -> io::Result<Self> {
+    fn open(outbound: &Outbound, source: Option<IpAddr>, destination: IpAddr, id: u16) -> io::Result<Self> {
         let v6 = destination.is_ipv6();
         let (family, protocol, version, unspecified) = if v6 {
             (AddressFamily::INET6, ipproto::ICMPV6, IpVersion::V6, IpAddr::from(Ipv6Addr::UNSPECIFIED))
@@ -96,11 +97,18 @@ impl PingSocket {
             sockopt::set_socket_broadcast(&fd, true)?;
         }
         let egress = outbound.egress(destination);
-        let source = egress.source.filter(|_| !destination.is_loopback()).unwrap_or(unspecified);
+        let source = egress.source.or(source).filter(|_| !destination.is_loopback()).unwrap_or(unspecified);
         if let Some((interface, _)) = egress.interface.as_ref().filter(|_| !destination.is_loopback()) {
             bind_to_device(&fd, interface).map_err(errno)?;
         }
-        bind(&fd, &SocketAddr::new(source, id)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))?;
+        let bind = |source, id| {
+            bind(&fd, &SocketAddr::new(source, id)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))
+        };
+        match bind(source, id) {
+            // The host does not have it any more.
+            Err(io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => bind(unspecified, id)?,
+            bound => bound?,
+        }
         Ok(Self { fd, v6, hop_limit: None, traffic_class: 0 })
     }
 

@@ -32,6 +32,8 @@ pub struct Configured {
     pub index: u32,
     /// Its MAC address: that of the guest.
     pub mac: Mac,
+    /// The addresses that it has got.
+    pub addresses: Vec<IpAddr>,
     /// IPv4 was wanted, but the namespace hasn't got it.
     pub no_ipv4: bool,
     /// IPv6 was wanted, but the namespace hasn't got it.
@@ -82,7 +84,14 @@ pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
     let Some(mac) = plan.mac.or(link.mac) else {
         return Err(Error::NoMac { name: plan.ifname.clone() });
     };
-    let configured = Configured { index: link.index, mac, no_ipv4: false, no_ipv6: false, notes: Vec::new() };
+    let configured = Configured {
+        index: link.index,
+        mac,
+        addresses: Vec::new(),
+        no_ipv4: false,
+        no_ipv6: false,
+        notes: Vec::new(),
+    };
     let mut work = Work { netlink, link, configured };
     work.links(plan)?;
     if let Some(interface) = &plan.interface {
@@ -173,6 +182,15 @@ impl Work {
                 fate => fate.map_err(|refusal| {
                     self.refused(format!("add the address {}/{}", address.local, address.prefix_len), refusal)
                 })?,
+            }
+        }
+        for address in addresses {
+            let missing = match address.local {
+                IpAddr::V4(_) => self.configured.no_ipv4,
+                IpAddr::V6(_) => self.configured.no_ipv6,
+            };
+            if !missing {
+                self.configured.addresses.push(address.local);
             }
         }
         if plan.v6.is_some() && !self.configured.no_ipv6 {

@@ -174,7 +174,7 @@ fn copied_addresses<A: Ip>(facts: &Facts, template: u32) -> Vec<Address> {
 }
 
 /// The template's routes (R-26: without those that need another interface, too), less those that the kernel makes
-/// itself with `addresses`.
+/// itself with `addresses`. Their preferred sources are kept as far as they are among `addresses`.
 fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> Vec<Route> {
     facts
         .routes
@@ -182,7 +182,10 @@ fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> 
         .filter(|route| A::from_ip(route.destination.addr()).is_some())
         .filter(|route| route.next_hops.iter().all(|hop| hop.interface == template))
         .filter(|route| !route.encapsulates && !is_made_by_kernel(route, addresses))
-        .cloned()
+        .map(|route| {
+            let has = |source: &IpAddr| addresses.iter().any(|address| address.local == *source);
+            Route { preferred_source: route.preferred_source.filter(has), ..route.clone() }
+        })
         .collect()
 }
 

@@ -11,6 +11,7 @@
 //! - `CI`: when set, a missing tool or privilege fails the test instead of skipping it.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helper functions of tests are tests
 
+mod addresses;
 mod auto;
 mod bulk;
 mod dns;

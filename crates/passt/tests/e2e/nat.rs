@@ -246,25 +246,3 @@ fn in_unchanged() {
         assert_eq!(seen_in_guest(&net, &net.host, HOST_ALIAS[v], HOST_ALIAS[v]), HOST_ALIAS[v]);
     }
 }
-
-/// §5.4: inbound traffic follows the guest's address, unless `-a` pinned it.
-#[test]
-fn guest_address_is_learnt() {
-    for pinned in [false, true] {
-        let Some(net) = Net::new() else { return };
-        let options: &[&str] = if pinned { &["-a", "198.51.100.2/24"] } else { &[] };
-        net.pasta(&[&RULES[..], options].concat());
-        net.guest.sh("ip addr add 198.51.100.55/24 dev eth0");
-        let moved: IpAddr = "198.51.100.55".parse().unwrap();
-        let server = net.peer.udp((PEER[0], 7001));
-        let client = net.guest.udp((moved, 0));
-        client.send_to(b"my new address", (PEER[0], 7001)).unwrap();
-        recv_from(&server);
-
-        let listener = net.guest.listen((any(moved), 7000));
-        let _client = net.peer.connect((HOST[0], 7000)).unwrap();
-        let (stream, _) = accept(&listener);
-        let expected = if pinned { HOST[0] } else { moved };
-        assert_eq!(stream.local_addr().unwrap().ip(), expected);
-    }
-}

@@ -3,7 +3,7 @@
 use passt::{
     config::{Config, Mode, Splice},
     host::{Address, AddressFlags, AddressScope, Route, RouteProtocol},
-    plan::{InterfacePlan, NamespacePlan, TX_QUEUE_LEN, plan},
+    plan::{InterfacePlan, NamespaceFamily, NamespacePlan, TX_QUEUE_LEN, plan},
 };
 use wire::ethernet::Mac;
 
@@ -170,6 +170,29 @@ fn r26_copied_routes() {
     );
     assert_eq!(v4.routes[2].next_hops.len(), 2);
     assert_eq!(routes(&v6.routes), ["::/0 via 2001:db8:1::1", "2001:db8:9::/48 via fe80::9"]);
+}
+
+/// §3.6: a guest with the host's addresses prefers the same source as the host does, as far as it has it.
+#[test]
+fn preferred_sources_of_copied_routes() {
+    let host = Host::usual()
+        .address(2, "203.0.113.9/24")
+        .address(2, "2001:db8:1::9/64")
+        .route("10.0.0.0/8", &[(2, "198.51.100.5")])
+        .route_but(|route| route.preferred_source = Some(p("203.0.113.9")))
+        .route("2001:db8:9::/48", &[(2, "fe80::9")])
+        .route_but(|route| route.preferred_source = Some(p("2001:db8:1::9")));
+    let sources = |plan: InterfacePlan| {
+        let of = |family: Option<NamespaceFamily>| family.unwrap().routes.pop().unwrap();
+        [of(plan.v4).preferred_source, of(plan.v6).preferred_source]
+    };
+    let copied = sources(interface(&host, |_| ()));
+    assert_eq!(copied, [Some(p("203.0.113.9")), Some(p("2001:db8:1::9"))]);
+    let other = sources(interface(&host, |config| {
+        config.v4.address = Some(p("172.20.0.9"));
+        config.v6.copy_addrs = false;
+    }));
+    assert_eq!(other, [None, None]);
 }
 
 /// §3.6: no connected route twice, and none lost.

@@ -295,6 +295,30 @@ fn malformed_messages_are_invalid() {
     invalid(&reply);
 }
 
+/// RFC 2131 §4.3.3, §4.3.4: what is declined or released is not the guest's, until it is leased again.
+#[test]
+fn a_lease_may_end() {
+    let settings = settings();
+    let mut guest = Guest::new(&settings, Some(GUEST_MAC));
+    let assigned = Some(Ipv4Addr::new(198, 51, 100, 2));
+    let mut say = |options: &[u8], client: [u8; 4]| {
+        let mut message = request(options);
+        message[12..16].copy_from_slice(&client);
+        let ends = ("0.0.0.0", "255.255.255.255");
+        let outcome = udp(&settings, &mut guest, ends, 67, &message, &mut Kept::default());
+        (outcome, guest.v4())
+    };
+    assert_eq!(say(REQUEST, [0; 4]), (Outcome::Answered, assigned));
+    let (other, own) = ([198, 51, 100, 9], [198, 51, 100, 2]);
+    assert_eq!(say(&[53, 1, 4, 50, 4, 198, 51, 100, 9, 255], [0; 4]), (Outcome::Ignored, assigned));
+    assert_eq!(say(&[53, 1, 4, 255], [0; 4]), (Outcome::Ignored, assigned));
+    assert_eq!(say(&[53, 1, 4, 50, 4, 198, 51, 100, 2, 255], [0; 4]), (Outcome::Ignored, None));
+    assert_eq!(say(REQUEST, [0; 4]), (Outcome::Answered, assigned));
+    assert_eq!(say(&[53, 1, 7, 255], other), (Outcome::Ignored, assigned));
+    assert_eq!(say(&[53, 1, 7, 255], own), (Outcome::Ignored, None));
+    assert_eq!(say(DISCOVER, [0; 4]), (Outcome::Answered, None), "an offer settles nothing");
+}
+
 #[test]
 fn without_server_or_gateway_the_port_is_silent() {
     // SPEC §4.3.1, §3.3, R-34

@@ -97,7 +97,7 @@ fn a_solicit_is_advertised_to() {
     // SPEC §4.4.2, §4.4.3
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
-    guest.v6 = Some(other());
+    guest.shows(&settings, other().into(), Some(GUEST_MAC));
     let mut link = Kept::default();
     let bytes = message(SOLICIT, &[CLIENT, IA_NA]);
     let outcome = udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut link);
@@ -117,7 +117,7 @@ fn a_solicit_is_advertised_to() {
     assert_eq!(options.get(OptionCode::ClientId), Some(&DhcpOption::ClientId(vec![0xaa, 0xbb, 0xcc])));
     let resolvers = vec!["2001:db8::53".parse().unwrap()];
     assert_eq!(options.get(OptionCode::DomainNameServers), Some(&DhcpOption::DomainNameServers(resolvers)));
-    assert_eq!(guest.v6, Some(other()), "an offer settles nothing");
+    assert_eq!(guest.v6(), Some(other()), "an offer settles nothing");
 }
 
 #[test]
@@ -126,10 +126,29 @@ fn a_reply_resets_the_guests_address() {
     let settings = settings();
     let bytes = message(REQUEST, &[CLIENT, SERVER, IA_NA]);
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
-    guest.v6 = Some(other());
+    guest.shows(&settings, other().into(), Some(GUEST_MAC));
     let mut link = Kept::default();
     let outcome = udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut link);
-    assert_eq!((outcome, guest.v6), (Outcome::Answered, Some(assigned())));
+    assert_eq!((outcome, guest.v6()), (Outcome::Answered, Some(assigned())));
+}
+
+/// RFC 8415 §18.3.7, §18.3.8: what is declined or released is not the guest's, until it is leased again.
+#[test]
+fn a_lease_may_end() {
+    let settings = settings();
+    let mut guest = Guest::new(&settings, Some(GUEST_MAC));
+    let mut say = |kind, options: &[&[u8]]| {
+        let bytes = message(kind, options);
+        let outcome =
+            udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut Kept::default());
+        assert_eq!(outcome, Outcome::Answered);
+        guest.v6()
+    };
+    for end in [RELEASE, DECLINE] {
+        assert_eq!(say(REQUEST, &[CLIENT, SERVER, IA_NA]), Some(assigned()));
+        assert_eq!(say(end, &[CLIENT, SERVER, &ia_na_with(&[other()])]), Some(assigned()));
+        assert_eq!(say(end, &[CLIENT, SERVER, &ia_na_with(&[assigned()])]), None);
+    }
 }
 
 #[test]

@@ -341,3 +341,25 @@ fn a_closed_listener_without_flows_is_gone() {
     test.udp.unlisten(socket.id);
     test.client_writes(&other, "203.0.113.1:8", "192.0.2.1", b"x");
 }
+
+/// SPEC §5.2.1: a guest that has several addresses of the host leaves from the one that it uses, by a socket of its own
+/// or by a listener of its port. With an address that the host does not have, answers by a listener would not find back.
+#[test]
+fn the_guests_own_choice_of_source_is_kept() {
+    let mut test = Test::new();
+    let second = "198.51.100.66";
+    let World { guest, settings, .. } = &mut test.world;
+    guest.shows(settings, second.parse().unwrap(), Some(wire::ethernet::Mac([2, 0, 0, 0, 0, 0x55])));
+    let listener = test.listen(listener(None, 5000, None, 5000));
+    test.guest_sends("198.51.100.66:5000", "203.0.113.9:53", b"not the host's");
+    let opened = test.world.host.opened[0].clone();
+    assert_eq!(opened.socket.sent()[0].source, None);
+
+    test.world.host.own = [second.parse().unwrap()].into();
+    test.guest_sends("198.51.100.66:5000", "203.0.113.10:53", b"by the listener");
+    test.guest_sends("198.51.100.66:5001", "203.0.113.10:53", b"by a socket");
+    assert_eq!(listener.socket.sent()[0].source, second.parse().ok());
+    assert_eq!(test.world.host.opened[1].socket.sent()[0].source, second.parse().ok());
+    let frame = test.client_writes(&listener, "203.0.113.10:53", second, b"answer");
+    assert_shown(&frame, "203.0.113.10:53", "198.51.100.66:5000", b"answer");
+}

@@ -46,7 +46,8 @@ fn r_46_r_47_echo() {
         allow();
         for (to, kind, reply) in [("127.0.0.1", 8, 0), ("::1", 128, 129)] {
             let to: IpAddr = to.parse().unwrap();
-            let mut sockets: Vec<_> = [77, 77, 0, 0xffff].map(|id| pings().open(to, id).unwrap()).into();
+            let mut sockets: Vec<_> =
+                [77, 77, 0, 0xffff].map(|id| pings().open(None, to, id).unwrap()).into();
             for socket in &mut sockets {
                 for number in 1..3 {
                     let header = Header::new(kind, 0, 77 << 16 | number);
@@ -75,7 +76,7 @@ fn errors_quote_the_request() {
         add_link("out0", "10.0.1.1/24");
         sysctl("net/ipv4/neigh/out0/retrans_time_ms", "10");
         let to: IpAddr = "10.0.1.2".parse().unwrap();
-        let mut socket = pings().open(to, 77).unwrap();
+        let mut socket = pings().open(None, to, 77).unwrap();
         let header = Header::new(8, 0, 77 << 16 | 5);
         socket.send(&request(to, &header, b"payload")).unwrap();
         let mut polled = [PollFd::new(&socket, PollFlags::empty())];
@@ -100,7 +101,7 @@ fn no_ping_sockets() {
         sysctl("net/ipv4/ping_group_range", "1 0");
         let mut pings = pings();
         for _ in 0..2 {
-            assert_eq!(pings.open("127.0.0.1".parse().unwrap(), 7).unwrap_err(), io::Errno::ACCESS);
+            assert_eq!(pings.open(None, "127.0.0.1".parse().unwrap(), 7).unwrap_err(), io::Errno::ACCESS);
             assert!(pings.warned);
         }
     });

@@ -1,9 +1,16 @@
 //! Addressing: what the guest was given, what we answer for, and what was learned from the guest's frames.
 
+mod guest;
+mod set;
+mod stations;
+
 use alloc::{string::String, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wire::ethernet::Mac;
+
+pub use guest::Guest;
+pub use set::{AddressSet, Basis, Entry, Kind, MAX_CLAIMED};
 
 use crate::neighbours::Neighbours;
 
@@ -45,7 +52,7 @@ pub struct V4 {
     pub dns_match: Option<Ipv4Addr>,
     /// The resolver of the host.
     pub dns_host: Option<Ipv4Addr>,
-    /// The address was given with `-a`: frames of the guest do not change it.
+    /// The address was given with `-a`: what the guest says does not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
     pub dns: Vec<Ipv4Addr>,
@@ -68,7 +75,7 @@ pub struct V6 {
     pub dns_host: Option<Ipv6Addr>,
     /// Index of the host's outbound interface: the scope of link-local destinations (SPEC §5.2). Zero for none.
     pub outbound_scope: u32,
-    /// The address was given with `-a`: frames of the guest do not change it.
+    /// The address was given with `-a`: what the guest says does not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
     pub dns: Vec<Ipv6Addr>,
@@ -126,6 +133,12 @@ impl Settings {
         known.or_else(|| self.neighbours.get(router?)).unwrap_or(self.our_mac)
     }
 
+    /// Whether no station of the guest's network can have `address`: it is ours, or leads to the host.
+    pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
+        let our_address = self.v4.as_ref().and_then(|v4| v4.our_address);
+        our_address.is_some_and(|ours| address == ours) || self.stands_for_host(address)
+    }
+
     /// Whether `address` is ours, or one that is mapped to the host.
     pub(crate) fn stands_for_host(&self, address: IpAddr) -> bool {
         match address {
@@ -137,48 +150,6 @@ impl Settings {
                 address == v6.our_link_local
                     || [v6.map_host_loopback, v6.map_guest_address].contains(&Some(address))
             }),
-        }
-    }
-}
-
-/// What is known of the guest: given at start, then learned from its frames (SPEC §5.4).
-#[derive(Clone, Debug)]
-pub struct Guest {
-    /// Its hardware address; broadcast until a frame was seen.
-    pub mac: Mac,
-    /// Its IPv4 address.
-    pub v4: Option<Ipv4Addr>,
-    /// Its global IPv6 address.
-    pub v6: Option<Ipv6Addr>,
-    /// Its link-local IPv6 address.
-    pub link_local: Option<Ipv6Addr>,
-}
-
-impl Guest {
-    /// Before any frame: the assigned addresses; `mac` if it is known already (pasta).
-    #[must_use]
-    pub fn new(settings: &Settings, mac: Option<Mac>) -> Self {
-        Self {
-            mac: mac.unwrap_or(Mac::BROADCAST),
-            v4: settings.v4.as_ref().map(|v4| v4.assigned),
-            v6: settings.v6.as_ref().and_then(|v6| v6.assigned),
-            link_local: None,
-        }
-    }
-
-    /// Learns from the source addresses of a frame (SPEC §5.4, R-48, R-49). `source` is none for ARP.
-    pub fn learn(&mut self, settings: &Settings, mac: Mac, source: Option<IpAddr>) {
-        if mac.is_unicast() {
-            self.mac = mac;
-        }
-        let Some(source) = source.filter(|source| settings.valid_guest_source(*source)) else { return };
-        let v4_pinned = settings.v4.as_ref().is_none_or(|v4| v4.pinned);
-        let v6_pinned = settings.v6.as_ref().is_none_or(|v6| v6.pinned);
-        match source {
-            IpAddr::V4(address) if !v4_pinned => self.v4 = Some(address),
-            IpAddr::V6(address) if address.is_unicast_link_local() => self.link_local = Some(address),
-            IpAddr::V6(address) if !v6_pinned => self.v6 = Some(address),
-            _ => {}
         }
     }
 }
@@ -236,49 +207,18 @@ pub(crate) mod test {
         }
     }
 
-    /// A guest that was seen with other addresses than the assigned ones.
+    /// A guest that has other addresses than the assigned ones.
     pub(crate) fn guest(settings: &Settings) -> Guest {
         let mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
         let mut guest = Guest::new(settings, Some(mac));
-        guest.v4 = Some(Ipv4Addr::new(198, 51, 100, 55));
-        guest.v6 = Some(v6("2001:db8:1::55"));
-        guest.link_local = Some(v6("fe80::55"));
+        for address in ["198.51.100.55", "2001:db8:1::55", "fe80::55"] {
+            guest.shows(settings, address.parse().unwrap(), Some(mac));
+        }
         guest
     }
 
     fn v6(text: &str) -> Ipv6Addr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn sources_are_learned_unless_pinned_or_not_unicast() {
-        // SPEC §5.4, R-48, R-49
-        let mut settings = settings();
-        let mut guest = Guest::new(&settings, None);
-        assert_eq!(guest.mac, Mac::BROADCAST);
-        let mac = Mac([2, 0, 0, 0, 0, 1]);
-        for ignored in ["::", "::1", "ff02::1", "0.0.0.0", "127.0.0.1", "255.255.255.255", "224.0.0.1"] {
-            guest.learn(&settings, mac, ignored.parse().ok());
-        }
-        assert_eq!(
-            (guest.mac, guest.v4, guest.v6),
-            (mac, "198.51.100.2".parse().ok(), Some(v6("2001:db8:1::2")))
-        );
-        assert_eq!(guest.link_local, None);
-        for learned in ["198.51.100.55", "2001:db8:1::55", "fe80::55"] {
-            guest.learn(&settings, Mac::BROADCAST, learned.parse().ok());
-        }
-        assert_eq!(
-            (guest.mac, guest.v4, guest.v6),
-            (mac, "198.51.100.55".parse().ok(), Some(v6("2001:db8:1::55")))
-        );
-        assert_eq!(guest.link_local, Some(v6("fe80::55")));
-
-        settings.v4.as_mut().unwrap().pinned = true;
-        settings.v6.as_mut().unwrap().pinned = true;
-        guest.learn(&settings, mac, "198.51.100.66".parse().ok());
-        guest.learn(&settings, mac, "2001:db8:1::66".parse().ok());
-        assert_eq!((guest.v4, guest.v6), ("198.51.100.55".parse().ok(), Some(v6("2001:db8:1::55"))));
     }
 
     const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 20));

@@ -1,0 +1,352 @@
+//! What is known of the guest: its addresses, its main ones, and the stations of its network.
+
+use core::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use wire::ethernet::Mac;
+
+use super::{
+    Settings,
+    set::{AddressSet, Basis, Kind},
+    stations::Stations,
+};
+use crate::timer::Instant;
+
+/// How often the guest is asked whether it still has an address, and how long each question waits for its answer
+/// (RFC 4861 §10: MAX_UNICAST_SOLICIT, RETRANS_TIMER).
+const QUESTIONS: u8 = 3;
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is known of the guest: some at the start, the rest from its frames (SPEC §5.4).
+///
+/// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is the guest's, too.
+/// The main address is the assigned one, if the guest has it; else the first one that it has. Sources of IP packets
+/// prove nothing: the guest may be a router.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    addresses: AddressSet,
+    /// By [`Kind`], as everything below.
+    main: [Option<IpAddr>; 3],
+    /// The address that the guest is to have.
+    assigned: [Option<IpAddr>; 3],
+    /// Main whatever the guest says (`-a`, R-49).
+    pinned: [bool; 3],
+    /// The guest does not have the assigned address.
+    refused: [bool; 3],
+    /// The last source of an IP packet, where nothing better is known.
+    seen: [Option<IpAddr>; 3],
+    /// More than one address is in the set.
+    several: [bool; 3],
+    checks: [Option<Check>; 3],
+    /// Where the guest's traffic goes unless it is known better.
+    mac: Mac,
+    stations: Stations,
+    last: Sighting,
+}
+
+/// A frame of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sighting {
+    mac: Mac,
+    /// IP source.
+    source: Option<IpAddr>,
+    at: Instant,
+}
+
+/// Whether the guest still has an address is being found out.
+#[derive(Clone, Copy, Debug)]
+struct Check {
+    address: IpAddr,
+    asked: u8,
+    due: Instant,
+}
+
+impl Guest {
+    /// Before any frame: it is assumed to have the assigned addresses. `mac` if its hardware address is known (pasta).
+    #[must_use]
+    pub fn new(settings: &Settings, mac: Option<Mac>) -> Self {
+        let (mut assigned, mut pinned) = ([None; 3], [false; 3]);
+        let v4 = settings.v4.as_ref().map(|v4| (IpAddr::V4(v4.assigned), v4.pinned));
+        let v6 = settings.v6.as_ref().and_then(|v6| Some((IpAddr::V6(v6.assigned?), v6.pinned)));
+        for (address, is_pinned) in v4.into_iter().chain(v6) {
+            let kind = Kind::of(address) as usize;
+            (assigned[kind], pinned[kind]) = (Some(address), is_pinned);
+        }
+        let mac = mac.unwrap_or(Mac::BROADCAST);
+        Self {
+            addresses: AddressSet::default(),
+            main: assigned,
+            assigned,
+            pinned,
+            refused: [false; 3],
+            seen: [None; 3],
+            several: [false; 3],
+            checks: [None; 3],
+            mac,
+            stations: Stations::default(),
+            last: Sighting { mac: Mac::BROADCAST, source: None, at: Instant::default() },
+        }
+    }
+
+    /// The guest's addresses, as far as they are known for sure.
+    #[must_use]
+    pub const fn addresses(&self) -> &AddressSet {
+        &self.addresses
+    }
+
+    /// Its main IPv4 address.
+    #[must_use]
+    pub fn v4(&self) -> Option<Ipv4Addr> {
+        match self.main[Kind::V4 as usize] {
+            Some(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        }
+    }
+
+    /// Its main IPv6 address beyond the link.
+    #[must_use]
+    pub fn v6(&self) -> Option<Ipv6Addr> {
+        self.main_v6(Kind::V6)
+    }
+
+    /// Its main link-local IPv6 address.
+    #[must_use]
+    pub fn link_local(&self) -> Option<Ipv6Addr> {
+        self.main_v6(Kind::LinkLocal)
+    }
+
+    fn main_v6(&self, kind: Kind) -> Option<Ipv6Addr> {
+        match self.main[kind as usize] {
+            Some(IpAddr::V6(address)) => Some(address),
+            _ => None,
+        }
+    }
+
+    /// Whether `address` is the guest's, or is to be.
+    #[must_use]
+    pub fn owns(&self, address: IpAddr) -> bool {
+        let kind = Kind::of(address) as usize;
+        let assigned = self.assigned[kind].filter(|_| !self.refused[kind]);
+        [assigned, self.main[kind]].contains(&Some(address)) || self.addresses.contains(address)
+    }
+
+    /// Whether the guest has several addresses of the family of `address`, beyond the link: then it matters which one is
+    /// used.
+    #[must_use]
+    pub fn has_several(&self, address: IpAddr) -> bool {
+        self.several[if address.is_ipv4() { Kind::V4 } else { Kind::V6 } as usize]
+    }
+
+    /// The main address has been pinned for the kind of `address`.
+    pub(crate) fn is_pinned(&self, address: IpAddr) -> bool {
+        self.pinned[Kind::of(address) as usize]
+    }
+
+    /// The hardware address at which `address` is: the guest's own, or an address behind it.
+    #[must_use]
+    pub fn mac_of(&self, address: IpAddr) -> Mac {
+        let known = self.addresses.get(address).and_then(|entry| entry.mac);
+        known.or_else(|| self.stations.get(address)).unwrap_or(self.mac)
+    }
+
+    /// The address was set on the guest's interface.
+    pub fn give(&mut self, address: IpAddr) {
+        let mac = Some(self.mac).filter(|mac| mac.is_unicast());
+        self.addresses.insert(address, mac, Basis::Given, self.last.at);
+        self.refresh();
+    }
+
+    /// Another machine may be at the link: what the one before has said means nothing.
+    pub(crate) fn on_link_up(&mut self) {
+        let said: alloc::vec::Vec<IpAddr> = self
+            .addresses
+            .iter()
+            .filter(|entry| entry.basis < Basis::Given)
+            .map(|entry| entry.address)
+            .collect();
+        if said.is_empty() && self.seen == [None; 3] {
+            return;
+        }
+        for address in said {
+            self.addresses.remove(address);
+        }
+        (self.refused, self.seen, self.checks) = ([false; 3], [None; 3], [None; 3]);
+        (self.mac, self.stations) = (Mac::BROADCAST, Stations::default());
+        self.refresh();
+    }
+
+    /// Learns from the Ethernet source of a frame and its IP source (none for ARP): to be called first for each frame.
+    pub fn learn(&mut self, settings: &Settings, mac: Mac, source: Option<IpAddr>, now: Instant) {
+        let sighting = Sighting { mac, source, at: now };
+        let last = core::mem::replace(&mut self.last, sighting);
+        if (last.mac, last.source) == (mac, source) || !mac.is_unicast() {
+            return;
+        }
+        if self.main_mac().is_none() {
+            self.mac = mac;
+        }
+        let Some(source) = source.filter(|source| settings.valid_guest_source(*source)) else { return };
+        if let Some(entry) = self.addresses.get(source) {
+            if entry.mac != Some(mac) {
+                self.addresses.moved(source, mac);
+                self.refresh();
+            }
+            return;
+        }
+        if mac == self.mac {
+            self.stations.forget(source);
+        } else {
+            self.stations.note(source, mac);
+        }
+        let kind = Kind::of(source);
+        if self.addresses.first(kind).is_none() && !settings.is_ours(source) {
+            self.seen[kind as usize] = Some(source);
+            self.refresh();
+        }
+    }
+
+    /// The guest has shown by ARP or Neighbour Discovery that a station of its network, at `mac` or else where the
+    /// present frame came from, has `address`.
+    pub(crate) fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
+        let mac = mac.unwrap_or(self.last.mac);
+        if !settings.valid_guest_source(address) || settings.is_ours(address) || !mac.is_unicast() {
+            return;
+        }
+        let kind = Kind::of(address) as usize;
+        let assigned = self.assigned[kind] == Some(address);
+        let basis = if assigned { Basis::Assigned } else { Basis::Claimed };
+        let new = self.addresses.insert(address, Some(mac), basis, self.last.at);
+        self.stations.forget(address);
+        self.refused[kind] &= !assigned;
+        if self.checks[kind].is_some_and(|check| check.address == address) {
+            self.checks[kind] = None;
+        }
+        if new {
+            // Perhaps in place of the one that it had.
+            let main = self.main[kind].filter(|main| *main != address && self.addresses.contains(*main));
+            if let Some(main) = main.filter(|_| !self.pinned[kind]) {
+                self.check(settings, main);
+            }
+            self.refresh();
+        } else if self.main[kind] == Some(address) {
+            self.refresh();
+        }
+    }
+
+    /// Where the frame came from that was learned from last: the hardware address of the station that asks.
+    pub(crate) const fn present_mac(&self) -> Mac {
+        self.last.mac
+    }
+
+    /// The station that the present frame came from has a lease of the assigned `address`.
+    pub(crate) fn leases(&mut self, address: IpAddr) {
+        let mac = Some(self.last.mac).filter(|mac| mac.is_unicast());
+        self.addresses.insert(address, mac, Basis::Assigned, self.last.at);
+        self.stations.forget(address);
+        self.refused[Kind::of(address) as usize] = false;
+        self.refresh();
+    }
+
+    /// The station that the present frame came from has declined or released its lease of `address`.
+    pub(crate) fn gives_up(&mut self, address: IpAddr) {
+        let held_by = self.addresses.get(address).and_then(|entry| entry.mac);
+        if held_by.is_none_or(|mac| mac == self.last.mac) {
+            self.lose(address);
+        }
+    }
+
+    /// The guest asks who has `address`, which is its own: perhaps it has given it up. `mac`: as in [`Guest::shows`].
+    pub(crate) fn asks_for_its_own(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
+        let mac = mac.unwrap_or(self.last.mac);
+        if self.addresses.get(address).is_some_and(|entry| entry.mac == Some(mac)) {
+            self.check(settings, address);
+        }
+    }
+
+    /// The guest has lost an address.
+    #[cfg(test)]
+    pub(crate) fn forget(&mut self, address: IpAddr) {
+        self.lose(address);
+    }
+
+    /// Begins to find out whether the guest has `address`, unless another one of its kind is being checked.
+    fn check(&mut self, settings: &Settings, address: IpAddr) {
+        let can_ask = address.is_ipv4() || settings.services.ndp;
+        let check = &mut self.checks[Kind::of(address) as usize];
+        if check.is_none() && can_ask {
+            *check = Some(Check { address, asked: 0, due: self.last.at });
+        }
+    }
+
+    /// When [`Guest::due_question`] has something to do.
+    pub(crate) fn next_question(&self) -> Option<Instant> {
+        self.checks.iter().flatten().map(|check| check.due).min()
+    }
+
+    /// An address for which the guest is to be asked now. One for which it was asked in vain is not its address any
+    /// more. To be called until there is none.
+    pub(crate) fn due_question(&mut self, now: Instant) -> Option<IpAddr> {
+        for kind in Kind::ALL {
+            let Some(check) = self.checks[kind as usize].as_mut().filter(|check| check.due <= now) else {
+                continue;
+            };
+            let address = check.address;
+            if check.asked < QUESTIONS {
+                (check.asked, check.due) = (check.asked + 1, now + PATIENCE);
+                return Some(address);
+            }
+            self.checks[kind as usize] = None;
+            log::debug!("the guest does not answer for {address} any more");
+            self.lose(address);
+        }
+        None
+    }
+
+    fn lose(&mut self, address: IpAddr) {
+        let kind = Kind::of(address) as usize;
+        self.addresses.remove(address);
+        self.refused[kind] |= self.assigned[kind] == Some(address);
+        self.refresh();
+    }
+
+    /// Hardware address of the station that has a main address, IPv4 first.
+    fn main_mac(&self) -> Option<Mac> {
+        self.main.iter().flatten().find_map(|main| self.addresses.get(*main)?.mac)
+    }
+
+    /// To be called when the addresses have changed.
+    fn refresh(&mut self) {
+        for kind in Kind::ALL {
+            let index = kind as usize;
+            let main = self.choose(kind);
+            let old = core::mem::replace(&mut self.main[index], main);
+            if old != main {
+                match main {
+                    Some(main) => log::info!("The guest's main {} address is {main} now", kind.name()),
+                    None => log::info!("The guest has no {} address any more", kind.name()),
+                }
+            }
+            self.several[index] = self.addresses.of_kind(kind).nth(1).is_some();
+        }
+        if let Some(mac) = self.main_mac() {
+            self.mac = mac;
+        }
+    }
+
+    fn choose(&self, kind: Kind) -> Option<IpAddr> {
+        let index = kind as usize;
+        let assigned = self.assigned[index];
+        if self.pinned[index] {
+            return assigned;
+        }
+        let taken = assigned.filter(|assigned| self.addresses.contains(*assigned));
+        let first = || self.addresses.first(kind).map(|entry| entry.address);
+        let assumed = || assigned.filter(|_| !self.refused[index]);
+        taken.or_else(first).or(self.seen[index]).or_else(assumed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! The set of a guest's addresses, and how each of them is known.
+
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use wire::ethernet::Mac;
+
+use crate::timer::Instant;
+
+/// Most addresses that are in the set by the guest's own messages alone.
+pub const MAX_CLAIMED: usize = 256;
+
+/// How it is known that an address is the guest's. The order is that of strength.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Basis {
+    /// By the guest's own ARP or Neighbour Discovery messages.
+    Claimed,
+    /// It is the address that the guest is to have, and the guest took it: by a lease, or by its messages.
+    Assigned,
+    /// It was set on the guest's interface.
+    Given,
+}
+
+/// What an address serves for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// IPv4.
+    V4 = 0,
+    /// IPv6 beyond the link.
+    V6 = 1,
+    /// IPv6 on the link (RFC 4291 §2.5.6).
+    LinkLocal = 2,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::LinkLocal];
+
+    /// The kind of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(address) if address.is_unicast_link_local() => Self::LinkLocal,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+            Self::LinkLocal => "link-local IPv6",
+        }
+    }
+}
+
+/// One of the guest's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The address.
+    pub address: IpAddr,
+    /// The hardware address of the station that has it, if it is known.
+    pub mac: Option<Mac>,
+    /// How it is known to be the guest's.
+    pub basis: Basis,
+    /// When the guest last showed that it has the address.
+    pub shown: Instant,
+    /// Entries are numbered as they are made.
+    number: u64,
+}
+
+/// The addresses of a guest.
+///
+/// Its size is bounded: by what was given to the guest, one assigned address of each kind, and [`MAX_CLAIMED`].
+#[derive(Clone, Debug, Default)]
+pub struct AddressSet {
+    /// In order of the addresses.
+    entries: Vec<Entry>,
+    claimed: usize,
+    made: u64,
+}
+
+impl AddressSet {
+    /// Adds an address, or notes that the guest has shown it. A stronger basis replaces a weaker one. Returns whether
+    /// the address is new.
+    ///
+    /// Where there is no room for another claimed address, the one goes that was not shown for the longest time. The
+    /// first of its kind stays: inbound flows may depend on it, and the guest could otherwise displace it by claims.
+    pub fn insert(&mut self, address: IpAddr, mac: Option<Mac>, basis: Basis, now: Instant) -> bool {
+        match self.place(address) {
+            Ok(place) => {
+                let entry = &mut self.entries[place];
+                self.claimed -= usize::from(entry.basis == Basis::Claimed && basis > Basis::Claimed);
+                (entry.mac, entry.shown) = (mac.or(entry.mac), now);
+                entry.basis = entry.basis.max(basis);
+                false
+            }
+            Err(_) => {
+                if basis == Basis::Claimed {
+                    if self.claimed >= MAX_CLAIMED {
+                        self.evict();
+                    }
+                    self.claimed += 1;
+                }
+                let entry = Entry { address, mac, basis, shown: now, number: self.made };
+                self.made += 1;
+                let place = self.place(address).unwrap_or_else(|place| place);
+                self.entries.insert(place, entry);
+                true
+            }
+        }
+    }
+
+    /// Removes an address. Returns whether it was there.
+    pub fn remove(&mut self, address: IpAddr) -> bool {
+        let Ok(place) = self.place(address) else { return false };
+        let entry = self.entries.remove(place);
+        self.claimed -= usize::from(entry.basis == Basis::Claimed);
+        true
+    }
+
+    /// Whether the guest has `address`.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.place(address).is_ok()
+    }
+
+    /// What is known of an address.
+    #[must_use]
+    pub fn get(&self, address: IpAddr) -> Option<&Entry> {
+        self.entries.get(self.place(address).ok()?)
+    }
+
+    /// Notes that the station that has `address` has another hardware address now.
+    pub(crate) fn moved(&mut self, address: IpAddr, mac: Mac) {
+        if let Ok(place) = self.place(address) {
+            self.entries[place].mac = Some(mac);
+        }
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> core::slice::Iter<'_, Entry> {
+        self.entries.iter()
+    }
+
+    /// The addresses of a kind.
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Entry> {
+        self.iter().filter(move |entry| Kind::of(entry.address) == kind)
+    }
+
+    /// The address of a kind that is in the set for the longest time.
+    #[must_use]
+    pub fn first(&self, kind: Kind) -> Option<&Entry> {
+        self.of_kind(kind).min_by_key(|entry| entry.number)
+    }
+
+    fn evict(&mut self) {
+        let first = Kind::ALL.map(|kind| self.first(kind).map(|entry| entry.number));
+        let evictable = self
+            .iter()
+            .filter(|entry| entry.basis == Basis::Claimed && !first.contains(&Some(entry.number)))
+            .min_by_key(|entry| (entry.shown, entry.number));
+        if let Some(address) = evictable.map(|entry| entry.address) {
+            self.remove(address);
+        }
+    }
+
+    fn place(&self, address: IpAddr) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&address, |entry| entry.address)
+    }
+}
+
+impl<'a> IntoIterator for &'a AddressSet {
+    type Item = &'a Entry;
+    type IntoIter = core::slice::Iter<'a, Entry>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use super::*;
+
+    fn v4(number: u32) -> IpAddr {
+        Ipv4Addr::from(0x0a00_0000 + number).into()
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_micros(seconds * 1_000_000)
+    }
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    #[test]
+    fn a_stronger_basis_replaces_a_weaker_one_and_not_the_reverse() {
+        let mut set = AddressSet::default();
+        assert!(set.insert(v4(1), None, Basis::Claimed, at(1)));
+        assert!(!set.insert(v4(1), Some(MAC), Basis::Given, at(2)));
+        assert!(!set.insert(v4(1), None, Basis::Assigned, at(3)));
+        let entry = set.get(v4(1)).unwrap();
+        assert_eq!((entry.basis, entry.mac, entry.shown), (Basis::Given, Some(MAC), at(3)));
+        assert!(set.remove(v4(1)) && !set.remove(v4(1)));
+        assert!(!set.contains(v4(1)));
+        assert_eq!(set.claimed, 0);
+    }
+
+    #[test]
+    fn the_first_of_each_kind_is_the_oldest() {
+        let mut set = AddressSet::default();
+        for address in ["10.0.0.9", "fe80::9", "10.0.0.1", "2001:db8::1", "fe80::1"] {
+            set.insert(address.parse().unwrap(), None, Basis::Claimed, at(0));
+        }
+        let first =
+            Kind::ALL.map(|kind| alloc::string::ToString::to_string(&set.first(kind).unwrap().address));
+        assert_eq!(first, ["10.0.0.9", "2001:db8::1", "fe80::9"]);
+    }
+
+    #[test]
+    fn claims_are_bounded_and_displace_neither_what_was_given_nor_the_first() {
+        let mut set = AddressSet::default();
+        set.insert(v4(0), None, Basis::Claimed, at(0));
+        for number in 1..=300 {
+            set.insert(v4(number), None, Basis::Given, at(0));
+        }
+        set.insert(v4(301), None, Basis::Assigned, at(0));
+        for number in 1000..100_000 {
+            set.insert(v4(number), None, Basis::Claimed, at(number.into()));
+        }
+        assert_eq!(set.iter().count(), 301 + MAX_CLAIMED);
+        assert!((0..=301).all(|number| set.contains(v4(number))));
+        assert!(set.contains(v4(99_999)) && !set.contains(v4(1000)));
+        // An address that is shown again stays longer.
+        let kept = v4(100_000 - MAX_CLAIMED as u32 + 1);
+        assert!(!set.insert(kept, None, Basis::Claimed, at(100_000)));
+        set.insert(v4(100_000), None, Basis::Claimed, at(100_001));
+        assert!(set.contains(kept));
+    }
+}

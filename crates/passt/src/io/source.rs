@@ -1,0 +1,104 @@
+//! Which of the host's addresses packets of the guest leave from (SPEC §5.2.1).
+//!
+//! A guest that has several of the host's addresses chooses one by its copy of the host's routes, or because a program
+//! is bound to it. That choice is followed where the guest can know better than the host's routes: where the packets
+//! leave by the interface that has the address. On other interfaces (a VPN's, for example) the host's routes decide, of
+//! which the guest knows nothing.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::io;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, connect, connect_unspec, getsockname, socket_with, sockopt,
+};
+
+use crate::host::Facts;
+
+/// The host's own addresses, and sockets to ask the kernel for its choice.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// With the index of the interface, in order of the addresses.
+    own: Vec<(IpAddr, u32)>,
+    /// Of IPv4 and IPv6. Nothing is ever sent by them.
+    probes: [Option<OwnedFd>; 2],
+}
+
+impl Sources {
+    /// The addresses that the host has now.
+    pub(crate) fn of(facts: &Facts) -> Self {
+        let mut own: Vec<_> =
+            facts.addresses.iter().map(|address| (address.local, address.interface)).collect();
+        own.retain(|(address, _)| !address.is_loopback());
+        own.sort_unstable();
+        Self { own, probes: [None, None] }
+    }
+
+    /// The guest's source address `guest`, if packets from it are to leave to `destination` from the same address of the
+    /// host.
+    pub(crate) fn choose(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
+        let interface = self.interface(guest)?;
+        if destination.ip().is_loopback() || guest.is_ipv4() != destination.is_ipv4() {
+            return None;
+        }
+        let usual = self.probe(destination).ok()?;
+        (self.interface(usual)? == interface).then_some(guest)
+    }
+
+    fn interface(&self, address: IpAddr) -> Option<u32> {
+        let place = self.own.binary_search_by_key(&address, |(own, _)| *own).ok()?;
+        Some(self.own.get(place)?.1)
+    }
+
+    /// The address that the kernel would choose.
+    fn probe(&mut self, destination: SocketAddr) -> io::Result<IpAddr> {
+        let v6 = destination.is_ipv6();
+        let probe = &mut self.probes[usize::from(v6)];
+        let socket = match probe.take() {
+            Some(socket) => socket,
+            None => {
+                let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+                let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+                sockopt::set_socket_broadcast(&socket, true)?;
+                socket
+            }
+        };
+        connect(&socket, &destination)?;
+        let local = SocketAddr::try_from(getsockname(&socket)?)?.ip();
+        // The next one is to be chosen anew.
+        connect_unspec(&socket)?;
+        *probe = Some(socket);
+        Ok(local)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isolated::{add_link, ip, isolated};
+
+    #[test]
+    fn a_source_is_kept_on_the_interface_that_has_it() {
+        isolated(|| {
+            add_link("eth0", "192.0.2.10/24");
+            ip("address add 192.0.2.20/24 dev eth0");
+            add_link("vpn0", "10.8.0.5/24");
+            ip("route add default via 192.0.2.1");
+            let mut sources = Sources::of(&Facts::gather().unwrap());
+            let mut choose = |guest: &str, destination: &str| {
+                sources.choose(guest.parse().unwrap(), destination.parse().unwrap())
+            };
+            for second in ["192.0.2.10", "192.0.2.20"] {
+                // Again and again: each is an answer of its own.
+                for destination in ["198.51.100.7:80", "192.0.2.1:80", "255.255.255.255:9", "239.1.2.3:9"] {
+                    assert_eq!(choose(second, destination), second.parse().ok(), "{destination}");
+                    assert_eq!(choose(second, "10.8.0.1:80"), None);
+                }
+                assert_eq!(choose(second, "127.0.0.1:80"), None);
+            }
+            assert_eq!(choose("10.8.0.5", "10.8.0.1:80"), "10.8.0.5".parse().ok());
+            assert_eq!(choose("172.17.0.2", "198.51.100.7:80"), None);
+            assert_eq!(choose("2001:db8::1", "198.51.100.7:80"), None);
+        });
+    }
+}

@@ -1,0 +1,236 @@
+//! Guests with several addresses, and networks behind them (SPEC §5.4).
+
+use crate::harness::*;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+/// The host's second addresses, which the guest copies.
+const SECOND: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 20)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 20)),
+];
+const TWO_ADDRESSES: &str = "
+ip addr add 198.51.100.20/24 dev eth0; ip addr add 2001:db8:1::14/64 dev eth0 nodad
+";
+
+/// Addresses of a network behind the guest.
+const BEHIND: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2))];
+
+fn two_addresses() -> Option<Net> {
+    Net::with(Options { host_setup: TWO_ADDRESSES, ..Options::default() })
+}
+
+/// A client of the peer at `to`, by TCP and UDP, gets to services of the guest that are bound to `service` alone.
+fn reaches_service(net: &Net, to: IpAddr, service: IpAddr) {
+    let listener = net.guest.listen((service, 7000));
+    let mut client = net.peer.connect((to, 7000)).unwrap();
+    let (mut stream, _) = accept(&listener);
+    stream.write_all(b"t").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+
+    let server = net.guest.udp((service, 7000));
+    let client = net.peer.udp((any(to), 0));
+    client.send_to(b"question", (to, 7000)).unwrap();
+    let (_, from) = recv_from(&server);
+    server.send_to(b"answer", from).unwrap();
+    assert_eq!(recv_from(&client), (b"answer".to_vec(), (to, 7000).into()));
+}
+
+/// The address that a server of the peer sees of a client in `from` that is bound to `source`, by TCP and UDP.
+fn seen_by_peer(net: &Net, from: &Ns, source: SocketAddr, peer: IpAddr) -> IpAddr {
+    let listener = net.peer.listen((peer, 7000));
+    let mut client = from.connect_from(source, (peer, 7000)).unwrap();
+    let (mut stream, tcp) = accept(&listener);
+    stream.write_all(b"t").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+
+    let server = net.peer.udp((peer, 7000));
+    let client = from.udp(source);
+    client.send_to(b"question", (peer, 7000)).unwrap();
+    let (_, udp) = recv_from(&server);
+    server.send_to(b"answer", udp).unwrap();
+    assert_eq!(recv_from(&client), (b"answer".to_vec(), (peer, 7000).into()));
+    assert_eq!(tcp.ip(), udp.ip());
+    tcp.ip()
+}
+
+#[test]
+fn services_are_reached_at_the_address_that_they_are_bound_to() {
+    let Some(net) = two_addresses() else { return };
+    net.pasta(&["-t", "7000", "-u", "7000"]);
+    for v in 0..2 {
+        for last_used in [SECOND[v], HOST[v]] {
+            seen_by_peer(&net, &net.guest, (last_used, 0).into(), PEER[v]);
+            for address in [HOST[v], SECOND[v]] {
+                reaches_service(&net, address, address);
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_leave_from_the_address_that_they_are_bound_to() {
+    let Some(net) = two_addresses() else { return };
+    // Rules for the client's own port, too: its datagrams may go by their sockets.
+    net.pasta(&["-t", "none", "-u", "7001"]);
+    for v in 0..2 {
+        for address in [HOST[v], SECOND[v]] {
+            for port in [0, 7001] {
+                let from = (address, port).into();
+                assert_eq!(seen_by_peer(&net, &net.guest, from, PEER[v]), address, "port {port}");
+            }
+        }
+        // Bound to none: as the host itself would.
+        let unbound = (any(HOST[v]), 0).into();
+        let [guest, host] = [&net.guest, &net.host].map(|from| seen_by_peer(&net, from, unbound, PEER[v]));
+        assert_eq!(guest, host);
+    }
+}
+
+/// The peer answers to one of two addresses only.
+#[test]
+fn pings_leave_from_the_address_that_they_are_bound_to() {
+    need!("ping");
+    let Some(net) = two_addresses() else { return };
+    net.pasta(&[]);
+    for v in 0..2 {
+        for (address, other) in [(HOST[v], SECOND[v]), (SECOND[v], HOST[v])] {
+            net.peer.sh(&format!("ip route add blackhole {other}"));
+            net.guest.sh(&format!("ping -c 1 -W 20 -I {address} {}", PEER[v]));
+            net.peer.sh(&format!("ip route del blackhole {other}"));
+        }
+    }
+}
+
+/// SPEC §3.6: where the host prefers a source address, so does the guest.
+#[test]
+fn the_hosts_preferred_sources_are_the_guests() {
+    const PREFERS: &str = "
+ip addr add 198.51.100.20/24 dev eth0; ip addr add 2001:db8:1::14/64 dev eth0 nodad
+ip route add 203.0.113.0/24 via 198.51.100.1 src 198.51.100.20
+ip route add 2001:db8:2::/64 via 2001:db8:1::1 src 2001:db8:1::14
+";
+    let Some(net) = Net::with(Options { host_setup: PREFERS, ..Options::default() }) else { return };
+    net.pasta(&[]);
+    for v in 0..2 {
+        let listener = net.far.listen((FAR[v], 7000));
+        let client = net.guest.connect((FAR[v], 7000)).unwrap();
+        assert_eq!(client.local_addr().unwrap().ip(), SECOND[v]);
+        assert_eq!(accept(&listener).1.ip(), SECOND[v]);
+    }
+}
+
+/// incus-os#1383, slirp4netns#173.
+#[test]
+fn a_network_behind_the_guest_works_and_moves_nothing() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7000", "-u", "7000"]);
+    net.host.sh(
+        "
+ip netns add behind
+ip -n guest link add v0 type veth peer name eth0 netns behind
+ip -n guest addr add 172.17.0.1/16 dev v0; ip -n guest addr add fd77::1/64 dev v0 nodad
+ip -n guest link set v0 up; ip -n behind link set lo up; ip -n behind link set eth0 up
+ip -n behind addr add 172.17.0.2/16 dev eth0; ip -n behind addr add fd77::2/64 dev eth0 nodad
+ip -n behind route add default via 172.17.0.1; ip -n behind route add default via fd77::1
+nsenter --net=/run/netns/guest sh -ec 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+",
+    );
+    let behind = net.host.inner(&["nsenter", "--net=/run/netns/behind"]);
+    for v in 0..2 {
+        for _ in 0..2 {
+            assert_eq!(seen_by_peer(&net, &behind, (BEHIND[v], 0).into(), PEER[v]), HOST[v]);
+            reaches_service(&net, HOST[v], HOST[v]);
+        }
+    }
+}
+
+/// A tap in a bridge: two stations with hardware addresses of their own.
+#[test]
+fn stations_of_a_bridged_tap_get_what_is_theirs() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7000", "-u", "7000"]);
+    let mac = net.guest_mac().map(|byte| format!("{byte:02x}")).join(":");
+    net.host.sh(&format!(
+        "
+ip netns add other
+ip -n guest addr flush dev eth0; ip -n guest -6 route flush dev eth0
+ip -n guest link add br0 address {mac} type bridge forward_delay 0
+ip -n guest link set eth0 master br0; ip -n guest link set br0 up
+ip -n guest link add v0 type veth peer name eth0 netns other
+ip -n guest link set v0 up master br0; ip -n other link set lo up; ip -n other link set eth0 up
+ip -n guest addr add 198.51.100.2/24 dev br0; ip -n guest addr add 2001:db8:1::2/64 dev br0 nodad
+ip -n other addr add 198.51.100.60/24 dev eth0; ip -n other addr add 2001:db8:1::60/64 dev eth0 nodad
+for ns in guest other; do ip -n $ns route replace default via 198.51.100.1; ip -n $ns -6 route replace default via 2001:db8:1::1; done
+"
+    ));
+    let other = net.host.inner(&["nsenter", "--net=/run/netns/other"]);
+    for peer in PEER {
+        let listener = net.peer.listen((peer, 7000));
+        let mut pairs: Vec<_> = [&net.guest, &other, &net.guest, &other]
+            .map(|station| {
+                let client = station.connect((peer, 7000)).unwrap();
+                (client, accept(&listener).0)
+            })
+            .into();
+        // Whoever spoke last.
+        for _ in 0..3 {
+            for (client, server) in &mut pairs {
+                client.write_all(b"question").unwrap();
+                server.read_exact(&mut [0; 8]).unwrap();
+            }
+            for (client, server) in pairs.iter_mut().rev() {
+                server.write_all(b"answer").unwrap();
+                client.read_exact(&mut [0; 6]).unwrap();
+            }
+        }
+    }
+    for address in HOST {
+        reaches_service(&net, address, address);
+    }
+}
+
+/// Whether a connection of the peer to `to` has come to `listener` by now.
+fn comes_to(net: &Net, to: IpAddr, listener: &TcpListener) -> bool {
+    let _client = net.peer.start_connect((to, 7000));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    listener.accept().is_ok()
+}
+
+/// SPEC §5.4: inbound traffic follows a guest that has another address now.
+#[test]
+fn inbound_follows_a_guest_that_has_changed_its_address() {
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7000"]);
+    let moved: [IpAddr; 2] = ["198.51.100.55".parse().unwrap(), "2001:db8:1::55".parse().unwrap()];
+    net.guest.sh("
+ip addr del 198.51.100.2/24 dev eth0; ip addr del 2001:db8:1::2/64 dev eth0
+ip addr add 198.51.100.55/24 dev eth0; ip addr add 2001:db8:1::55/64 dev eth0 nodad
+ip route replace default via 198.51.100.1; ip -6 route replace default via 2001:db8:1::1
+");
+    for v in 0..2 {
+        let server = net.peer.udp((PEER[v], 7001));
+        let client = net.guest.udp((moved[v], 0));
+        client.send_to(b"my new address", (PEER[v], 7001)).unwrap();
+        recv_from(&server);
+        let listener = net.guest.listen((moved[v], 7000));
+        listener.set_nonblocking(true).unwrap();
+        wait_until("a connection to the new address", || comes_to(&net, HOST[v], &listener));
+    }
+}
+
+/// R-49: `-a` pins the address that inbound traffic goes to; a second one changes nothing for the first without it, too.
+#[test]
+fn a_second_address_moves_nothing_r49() {
+    for options in [&[][..], &["-a", "198.51.100.2/24"]] {
+        let Some(net) = Net::new() else { return };
+        net.pasta(&[&["-t", "7000"], options].concat());
+        net.guest.sh("ip addr add 198.51.100.55/24 dev eth0");
+        let client = (Ipv4Addr::new(198, 51, 100, 55), 0).into();
+        assert_eq!(seen_by_peer(&net, &net.guest, client, PEER[0]), HOST[0]);
+        let listener = net.guest.listen((any(HOST[0]), 7000));
+        let _client = net.peer.connect((HOST[0], 7000)).unwrap();
+        assert_eq!(accept(&listener).0.local_addr().unwrap().ip(), HOST[0]);
+    }
+}
