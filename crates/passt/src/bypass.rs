@@ -127,7 +127,8 @@ impl Bypass {
                 return reset_on_close(&accepted);
             }
         };
-        let id = match self.flows.insert(Pair::new(accepted, connecting, self.depot.clone())) {
+        let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.depot.clone());
+        let id = match self.flows.insert(pair) {
             Ok(id) => id,
             Err(mut refused) => {
                 self.flows.counters.refused += 1;
@@ -170,12 +171,23 @@ impl Bypass {
         }
     }
 
+    /// The way of what a bypassed connection's socket receives, if an event is of one.
+    pub(crate) fn way(&mut self, word: u64) -> Option<Direction> {
+        let (id, side) = flow_of(word)?;
+        Some(self.flows.conduit(id)?.way(side))
+    }
+
+    /// Copies what that socket has received to `buffer`, which stays in the socket. Returns from what address it came,
+    /// and how many bytes were copied.
+    pub(crate) fn peek(&mut self, word: u64, buffer: &mut [u8]) -> Option<(IpAddr, usize)> {
+        let (id, side) = flow_of(word)?;
+        let pair = self.flows.conduit(id)?;
+        Some((pair.source(side), pair.peek(side, buffer)))
+    }
+
     /// Takes an event, if it is of a bypassed connection's socket.
     pub(crate) fn on_event(&mut self, word: u64, events: EventFlags, now: Instant) -> bool {
-        let Some(id) = FlowId::from_bits(word & !CONNECTED).filter(|id| id.kind() == Kind::Splice) else {
-            return false;
-        };
-        let side = if word & CONNECTED == 0 { Side::Accepted } else { Side::Connected };
+        let Some((id, side)) = flow_of(word) else { return false };
         self.flows.on_readiness(id, side, readiness(events), now);
         true
     }
@@ -199,6 +211,12 @@ impl Bypass {
             self.flows.run(now);
         }
     }
+}
+
+/// The bypassed connection and its socket that an event is of.
+fn flow_of(word: u64) -> Option<(FlowId, Side)> {
+    let id = FlowId::from_bits(word & !CONNECTED).filter(|id| id.kind() == Kind::Splice)?;
+    Some((id, if word & CONNECTED == 0 { Side::Accepted } else { Side::Connected }))
 }
 
 /// Sockets in the guest's namespace. The opener makes many at a time, and more before they are used up, so that a

@@ -1,5 +1,6 @@
 //! The event loop: one epoll set, one link, one stack of flows.
 
+mod announced;
 mod control;
 mod stats;
 
@@ -33,6 +34,7 @@ use crate::link::{Change, Inbox, Medium};
 use crate::netns::Opener;
 use crate::pasta::{Exit, Lifetime, Source};
 use crate::plan::{self, Plan};
+use announced::Glimpse;
 use control::Control;
 use stats::Stats;
 
@@ -101,6 +103,7 @@ pub(crate) struct Shard {
     /// The link may have more frames for us.
     link_has_frames: bool,
     inbox: Inbox,
+    glimpse: Glimpse,
 }
 
 impl Shard {
@@ -140,6 +143,7 @@ impl Shard {
             stats: setup.stats.map(Stats::new),
             link_full: false,
             link_has_frames: false,
+            glimpse: Box::new([0; _]),
         })
     }
 
@@ -255,6 +259,9 @@ impl Shard {
         now: Instant,
         lifetime: &mut Lifetime,
     ) -> anyhow::Result<Option<Exit>> {
+        if flags.contains(EventFlags::IN) {
+            self.before_bypass(word, now);
+        }
         match word {
             SIGNALS => return Ok(lifetime.on_event(Source::Signals)),
             NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
@@ -302,6 +309,7 @@ impl Shard {
                 self.link_has_frames = false;
                 break;
             };
+            self.before_frame(now);
             let (head, frame) = self.inbox.frame();
             self.stack.on_frame(head, frame, &offload, now, &mut self.sockets, &mut self.link);
         }
@@ -312,7 +320,7 @@ impl Shard {
     fn finish_round(&mut self, now: Instant) -> anyhow::Result<Option<Exit>> {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
-            self.forwarder.scan(now, Receivers { acceptors, udp: stack.udp(), sockets });
+            self.forwarder.on_deadline(now, Receivers { acceptors, udp: stack.udp(), sockets });
         }
         if self.control_deadline().is_some_and(|due| due <= now) {
             self.on_control_deadline(now);
@@ -339,6 +347,7 @@ impl Shard {
         let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest) else { return };
         match accepted.way {
             Ok(Way::Bypass(direction, destination)) => {
+                self.before_accepted(&accepted.socket, direction, destination.ip(), now);
                 self.bypass.open(accepted.socket, direction, destination, now);
             }
             Ok(Way::Link(ends)) if !matches!(self.link, Medium::None) => {

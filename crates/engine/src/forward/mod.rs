@@ -3,6 +3,8 @@
 //! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range
 //! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`].
 
+pub mod announce;
+mod budget;
 mod ifname;
 mod ports;
 mod rule;
@@ -12,6 +14,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use budget::{Budget, Question};
 pub use ifname::{IfName, InvalidIfName};
 pub use ports::PortRange;
 pub use rule::{Listen, Protocol, Rule};

@@ -38,6 +38,15 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// The other one.
+    #[must_use]
+    pub const fn reverse(self) -> Self {
+        match self {
+            Self::Inbound => Self::Outbound,
+            Self::Outbound => Self::Inbound,
+        }
+    }
+
     /// What messages and clients of the control socket call the table of its rules, by where they listen (SPEC §8.9).
     #[must_use]
     pub const fn table_name(self) -> &'static str {

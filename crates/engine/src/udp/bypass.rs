@@ -144,6 +144,19 @@ impl<S: UdpSocket> Udp<S> {
         self.policy = policy;
     }
 
+    /// Which way the datagrams go that a socket receives, if they may bypass the link.
+    #[must_use]
+    pub fn datagram_way(&self, id: FlowId) -> Option<Direction> {
+        match &self.sockets.get(id)?.role {
+            Role::Listener(listener) | Role::Retired(listener) => Some(listener.direction),
+            Role::Stand(stand) => match &self.sockets.get(stand.client.listener)?.role {
+                Role::Listener(listener) | Role::Retired(listener) => Some(listener.direction.reverse()),
+                _ => None,
+            },
+            Role::Endpoint { .. } => None,
+        }
+    }
+
     /// Whether a socket's datagrams may all, or in part, bypass the link.
     pub(super) fn may_bypass(&self, id: FlowId) -> bool {
         self.sockets.get(id).is_some_and(|socket| match &socket.role {

@@ -1,13 +1,14 @@
 //! Forwarding rules at work, in both directions (SPEC §8).
 
+mod announced;
 mod side;
 mod update;
 mod way;
 
 use std::time::Duration;
 
-use engine::forward::Table;
 use engine::forward::scan::relevant;
+use engine::forward::{Budget, Table};
 use engine::timer::Instant;
 
 use crate::listen::{Listener, Opening};
@@ -45,6 +46,12 @@ pub(crate) struct Forwarder {
     /// Looks into the host's namespace, for `outbound`.
     host: Option<Scanner>,
     next_scan: Option<Instant>,
+    /// Whether payload matters that may announce a port, by the direction in which it leaves.
+    cares: [bool; 2],
+    /// Pays for scans and lookups between those.
+    budget: Budget,
+    /// When to make up for a scan that the budget did not allow, by the direction of the payload that it was for.
+    owed: [Option<Instant>; 2],
     until_retry: u32,
     /// The rules have changed since the last scan.
     changed: bool,
@@ -65,6 +72,9 @@ impl Forwarder {
             guest: None,
             host: None,
             next_scan: None,
+            cares: [false; 2],
+            budget: Budget::full(Instant::from_micros(0)),
+            owed: [None; 2],
             until_retry: RETRY,
             changed: false,
         })
@@ -95,22 +105,32 @@ impl Forwarder {
 
     /// Looks for what the rules follow now, or no more, if they follow nothing.
     fn follow_anew(&mut self, now: Instant, rx: Receivers<'_>) {
+        self.set_cares();
         if self.inbound.follows_any() || self.outbound.follows_any() {
             self.changed = true;
             self.focus();
             self.scan(now, rx);
         } else {
             self.next_scan = None;
+            self.owed = [None; 2];
         }
     }
 
     /// When to call [`Forwarder::scan`] next.
     pub(crate) fn next_scan(&self) -> Option<Instant> {
-        self.next_scan
+        self.owed.into_iter().chain([self.next_scan]).flatten().min()
     }
 
-    /// Looks for ports in use, and opens and closes what follows them.
-    pub(crate) fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
+    /// Looks for ports in use, as far as that is due, and opens and closes what follows them.
+    pub(crate) fn on_deadline(&mut self, now: Instant, mut rx: Receivers<'_>) {
+        self.catch_up(now, &mut rx);
+        if self.next_scan.is_some_and(|due| due <= now) {
+            self.scan(now, rx);
+        }
+    }
+
+    /// Looks for all ports in use, and opens and closes what follows them.
+    fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
         self.next_scan = Some(now + INTERVAL);
         let mut changed = std::mem::take(&mut self.changed);
         for side in [&mut self.inbound, &mut self.outbound] {

@@ -4,10 +4,12 @@
 //! which doesn't copy them. A pipe is borrowed while there are bytes in it, so that idle connections have none.
 
 use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use engine::forward::spec::Direction;
 use engine::host::{Errno, SocketError};
 use engine::splice::{Conduit, Side, Taken};
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -78,6 +80,10 @@ pub(crate) struct Pair {
     watches: [Watch; 2],
     transit: [Transit; 2],
     pace: [Pace; 2],
+    /// From the accepted socket to the other one.
+    direction: Direction,
+    /// What the second socket is connected to.
+    destination: IpAddr,
     depot: Rc<RefCell<Depot>>,
 }
 
@@ -90,6 +96,14 @@ enum Pace {
     Many,
     /// It paid, but no longer does.
     Slower,
+}
+
+/// The loopback address of the same family.
+pub(crate) const fn loopback(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    }
 }
 
 /// What is reported of a socket.
@@ -125,15 +139,45 @@ enum Transit {
 }
 
 impl Pair {
-    /// Of an accepted and a connecting socket, both non-blocking.
-    pub(crate) fn new(accepted: OwnedFd, connecting: OwnedFd, depot: Rc<RefCell<Depot>>) -> Self {
+    /// Of an accepted and a connecting socket, both non-blocking. The latter leads in `direction` to `destination`.
+    pub(crate) fn new(
+        accepted: OwnedFd,
+        connecting: OwnedFd,
+        direction: Direction,
+        destination: IpAddr,
+        depot: Rc<RefCell<Depot>>,
+    ) -> Self {
         Self {
             sockets: [accepted, connecting],
             watches: [Watch::default(); 2],
             transit: [Transit::Empty, Transit::Empty],
             pace: [Pace::Few; 2],
+            direction,
+            destination,
             depot,
         }
+    }
+
+    /// Which way the bytes of a side go.
+    pub(crate) const fn way(&self, side: Side) -> Direction {
+        match side {
+            Side::Accepted => self.direction,
+            Side::Connected => self.direction.reverse(),
+        }
+    }
+
+    /// The address that the bytes of a side come from: clients have a loopback address.
+    pub(crate) const fn source(&self, side: Side) -> IpAddr {
+        match side {
+            Side::Connected => self.destination,
+            Side::Accepted => loopback(self.destination),
+        }
+    }
+
+    /// Copies the next bytes of a side to `buffer`, without taking them. Returns how many; none if that is not known.
+    pub(crate) fn peek(&self, side: Side, buffer: &mut [u8]) -> usize {
+        recv(&self.sockets[side as usize], buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
+            .map_or(0, |(copied, _)| copied)
     }
 
     /// Has a socket's readiness reported by events that carry `word`; with `room`, that to send from the start.

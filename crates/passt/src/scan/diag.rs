@@ -1,13 +1,16 @@
 //! Socket diagnosis over netlink: sock_diag(7).
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use engine::forward::Protocol;
 use engine::forward::scan::PortSet;
 use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
-use rustix::net::{RecvFlags, SendFlags, ipproto, recv, send};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian, native_endian};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endian, big_endian::U16, native_endian,
+};
 
 use super::filter;
 
@@ -22,6 +25,9 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// `IPPROTO_TCP`, `IPPROTO_UDP`.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// State of a listening TCP socket.
 const TCP_LISTEN: u32 = 10;
 /// State of a UDP socket that is bound and has no peer.
@@ -52,6 +58,18 @@ struct SocketId {
     destination: [u8; 16],
     interface: native_endian::U32,
     cookie: [u8; 8],
+}
+
+impl SocketId {
+    /// No port and no address. The cookie is `INET_DIAG_NOCOOKIE`: any socket will do.
+    const ANY: Self = Self {
+        source_port: U16::ZERO,
+        destination_port: U16::ZERO,
+        source: [0; 16],
+        destination: [0; 16],
+        interface: native_endian::U32::ZERO,
+        cookie: [0xff; 8],
+    };
 }
 
 /// `struct inet_diag_req_v2`, behind its header.
@@ -120,10 +138,9 @@ impl Diag {
         // The kernel answers while it takes the request: there is nothing to wait for.
         socket.set_non_blocking(true)?;
         let (protocol, state) = match protocol {
-            Protocol::Tcp => (ipproto::TCP, TCP_LISTEN),
-            Protocol::Udp => (ipproto::UDP, TCP_CLOSE),
+            Protocol::Tcp => (TCP, TCP_LISTEN),
+            Protocol::Udp => (UDP, TCP_CLOSE),
         };
-        let protocol = u8::try_from(protocol.as_raw().get()).unwrap_or(0);
         Ok(Self {
             socket,
             protocol,
@@ -138,6 +155,64 @@ impl Diag {
     /// From now on, has the kernel leave out other ports than these, as far as it can be told in few words.
     pub(super) fn look_for(&mut self, ports: &PortSet) {
         self.filter = filter::only(ports);
+    }
+
+    /// Whether the port is in use at `address`: by a socket that is bound to it, or to all addresses. `scratch` is
+    /// overwritten at the port.
+    ///
+    /// # Errors
+    /// As send(2) and recv(2), or what the kernel says of the request.
+    pub(super) fn holds(&mut self, address: IpAddr, port: u16, scratch: &mut PortSet) -> io::Result<bool> {
+        let family = if address.is_ipv4() { AF_INET } else { AF_INET6 };
+        let mut octets = [0; 16];
+        match address {
+            IpAddr::V4(address) => octets[..4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => octets = address.octets(),
+        }
+        // In a request about UDP the kernel takes source and destination the other way round.
+        let id = if self.protocol == UDP {
+            SocketId { destination_port: port.into(), destination: octets, ..SocketId::ANY }
+        } else {
+            SocketId { source_port: port.into(), source: octets, ..SocketId::ANY }
+        };
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = self.request_for(family, NLM_F_REQUEST, id, 0);
+        send(self.socket.as_fd(), request.as_bytes(), SendFlags::empty())?;
+        scratch.remove(port);
+        for _ in 0..MAX_DATAGRAMS {
+            let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
+            let Some(datagram) = self.buffer.get(..length) else {
+                return Err(io::Error::other(format!("the kernel sent {length} octets at once")));
+            };
+            match parse(datagram, self.sequence, scratch) {
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+                Ok(_) if scratch.contains(port) => return Ok(true),
+                // The rest of a list that was given up.
+                Ok(_) => {}
+            }
+        }
+        Err(io::Error::other("the kernel doesn't answer"))
+    }
+
+    fn request_for(&self, family: u8, flags: u16, id: SocketId, behind: usize) -> Request {
+        Request {
+            header: Header {
+                len: ((size_of::<Request>() + behind) as u32).into(),
+                kind: SOCK_DIAG_BY_FAMILY.into(),
+                flags: flags.into(),
+                sequence: self.sequence.into(),
+                port_id: 0.into(),
+            },
+            family,
+            protocol: self.protocol,
+            extensions: 0,
+            padding: 0,
+            states: self.states.into(),
+            id,
+        }
     }
 
     /// Adds the ports in use, of both families, to `ports`.
@@ -159,21 +234,7 @@ impl Diag {
             0 => 0,
             length => size_of::<Attribute>() + length,
         };
-        let request = Request {
-            header: Header {
-                len: ((size_of::<Request>() + filter) as u32).into(),
-                kind: SOCK_DIAG_BY_FAMILY.into(),
-                flags: (NLM_F_REQUEST | NLM_F_DUMP).into(),
-                sequence: self.sequence.into(),
-                port_id: 0.into(),
-            },
-            family,
-            protocol: self.protocol,
-            extensions: 0,
-            padding: 0,
-            states: self.states.into(),
-            id: SocketId::default(),
-        };
+        let request = self.request_for(family, NLM_F_REQUEST | NLM_F_DUMP, SocketId::default(), filter);
         self.request.clear();
         self.request.extend_from_slice(request.as_bytes());
         if filter != 0 {

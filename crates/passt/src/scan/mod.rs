@@ -7,6 +7,8 @@ mod diag;
 mod filter;
 mod proc;
 
+use std::net::IpAddr;
+
 use engine::forward::Protocol;
 use engine::forward::scan::{InUse, PortSet};
 
@@ -56,6 +58,23 @@ impl Scanner {
     /// Ports in use when they were last looked at.
     pub(crate) fn in_use(&self) -> &InUse {
         &self.in_use
+    }
+
+    /// Whether a port that it looks for has come into use at `address` since the last scan. False where the kernel can't
+    /// be asked about a single port.
+    pub(crate) fn has_opened(&mut self, address: IpAddr, port: u16) -> bool {
+        for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
+            let Some(Source::Diag(diag)) = source else { continue };
+            if !self.relevant.of(protocol).contains(port) || self.in_use.of(protocol).contains(port) {
+                continue;
+            }
+            match diag.holds(address, port, &mut self.next) {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => log::debug!("can't ask about {protocol} port {port}: {error}"),
+            }
+        }
+        false
     }
 
     /// Looks again. True if something has changed of what it looks for. What can't be read this time stays as it was.

@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helper functions of tests are tests
 
 mod addresses;
+mod announced;
 mod auto;
 mod bulk;
 mod dns;

@@ -97,7 +97,10 @@ impl Line {
         let depot = Depot::with(epoll.clone(), buffer, PAGE);
         let ((client, accepted), (server, connected)) = (end(kind), end(kind));
         let mut bypass = Bypass::new(1);
-        let id = bypass.insert(Pair::new(accepted, connected, depot.clone())).unwrap();
+        let loopback = Ipv4Addr::LOCALHOST.into();
+        let id = bypass
+            .insert(Pair::new(accepted, connected, Direction::Inbound, loopback, depot.clone()))
+            .unwrap();
         let mut line = Self { epoll, depot, bypass, id, peers: [client, server], start: Clock::now() };
         let stands = Readiness { writable: true, ..Readiness::default() };
         line.bypass.on_readiness(id, Side::Connected, stands, line.now());

@@ -1,0 +1,104 @@
+//! How often the kernel may be asked what is in use, besides the periodic scans: a token bucket.
+
+use core::time::Duration;
+
+use crate::timer::Instant;
+
+/// Tokens of a full bucket.
+const CAPACITY: u32 = 4096;
+/// Time in which one token is added.
+const PERIOD: Duration = Duration::from_micros(250);
+
+/// What questions cost, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// What is in use in a namespace?
+    Scan,
+    /// Is one port in use?
+    Lookup,
+    /// What is the next payload of a socket?
+    Peek,
+}
+
+impl Question {
+    /// In the proportions measured: a scan walks the kernel's tables four times, a lookup finds its place in them.
+    const fn cost(self) -> u32 {
+        match self {
+            Self::Scan => 128,
+            Self::Lookup => 4,
+            Self::Peek => 1,
+        }
+    }
+}
+
+/// A token bucket.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    tokens: u32,
+    /// Up to when tokens were added.
+    filled: Instant,
+}
+
+impl Budget {
+    /// Tokens to leave for lookups, which have a better reason than scans.
+    pub const RESERVE: u32 = CAPACITY / 2;
+    /// Tokens to leave for lookups by those who only look for a reason.
+    pub const LAST_RESERVE: u32 = CAPACITY / 8;
+
+    /// A full bucket.
+    #[must_use]
+    pub const fn full(now: Instant) -> Self {
+        Self { tokens: CAPACITY, filled: now }
+    }
+
+    /// Pays for a question, if `reserve` tokens are left then. False if not: the question may not be asked.
+    pub fn spend(&mut self, question: Question, reserve: u32, now: Instant) -> bool {
+        let periods = now.since(self.filled).as_micros() / PERIOD.as_micros();
+        let added = u32::try_from(periods).unwrap_or(CAPACITY).min(CAPACITY);
+        self.tokens = (self.tokens + added).min(CAPACITY);
+        self.filled = if self.tokens == CAPACITY { now } else { self.filled + PERIOD * added };
+        let enough = self.tokens >= question.cost() + reserve;
+        if enough {
+            self.tokens -= question.cost();
+        }
+        enough
+    }
+
+    /// Gives back what a question has cost: it was worth asking.
+    pub fn refund(&mut self, question: Question) {
+        self.tokens = (self.tokens + question.cost()).min(CAPACITY);
+    }
+
+    /// When a question can be paid for with `reserve` tokens left, if nothing is spent until then.
+    #[must_use]
+    pub fn affordable(&self, question: Question, reserve: u32) -> Instant {
+        self.filled + PERIOD * (question.cost() + reserve).saturating_sub(self.tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_micros(millis * 1000)
+    }
+
+    /// A burst, then as many as the rate allows; the reserve is left to better reasons.
+    #[test]
+    fn rate_and_reserve() {
+        let mut budget = Budget::full(at(5));
+        let count = |budget: &mut Budget, question, reserve, now| {
+            (0..10_000).take_while(|_| budget.spend(question, reserve, now)).count()
+        };
+        assert_eq!(count(&mut budget, Question::Scan, Budget::RESERVE, at(5)), 16);
+        assert_eq!(budget.affordable(Question::Scan, Budget::RESERVE), at(37));
+        assert!(!budget.spend(Question::Scan, Budget::RESERVE, at(36)));
+        assert!(budget.spend(Question::Scan, Budget::RESERVE, at(37)));
+        assert_eq!(count(&mut budget, Question::Lookup, 0, at(37)), 512);
+        assert_eq!(count(&mut budget, Question::Lookup, 0, at(47)), 10);
+        budget.refund(Question::Scan);
+        assert_eq!(count(&mut budget, Question::Scan, 0, at(47)), 1);
+        assert_eq!(count(&mut budget, Question::Lookup, 0, at(1_000_000)), 1024, "no more than a bucket");
+    }
+}

@@ -1,0 +1,100 @@
+//! Payload that may announce a port is looked at before it leaves (docs/design/port-scan.md).
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use engine::flow::{FlowId, Kind};
+use engine::forward::announce;
+use engine::forward::spec::Direction;
+use engine::timer::Instant;
+use rustix::net::{RecvFlags, recvfrom};
+use wire::frame::{self, Body, Transport};
+use wire::payload::Payload;
+
+use super::Shard;
+use crate::forward::Receivers;
+use crate::io::splice::loopback;
+
+/// Room for a payload. One that does not fit announces nothing.
+pub(super) type Glimpse = Box<[u8; *announce::LENGTHS.end() + 1]>;
+
+impl Shard {
+    /// To be called before the frame in the inbox is taken in.
+    pub(super) fn before_frame(&mut self, now: Instant) {
+        if !self.forwarder.cares(Direction::Outbound) {
+            return;
+        }
+        let (head, frame) = self.inbox.frame();
+        let Some((source, payload)) =
+            frame::parse_head(head, frame).ok().and_then(|frame| match frame.body {
+                Body::Ip(packet) => match packet.transport {
+                    Transport::Tcp(segment) => Some((packet.source, segment.payload)),
+                    Transport::Udp(datagram) => Some((packet.source, datagram.payload)),
+                    _ => None,
+                },
+                Body::Arp(_) => None,
+            })
+        else {
+            return;
+        };
+        if announce::LENGTHS.contains(&payload.len()) {
+            let len = payload.copy_to(&mut *self.glimpse);
+            self.before_payload(Direction::Outbound, source, len, now);
+        }
+    }
+
+    /// To be called before a readable socket is read, with the word of its event: what bypasses the link may announce a
+    /// port, too.
+    pub(super) fn before_bypass(&mut self, word: u64, now: Instant) {
+        if ![Direction::Inbound, Direction::Outbound].into_iter().any(|way| self.forwarder.cares(way)) {
+            return;
+        }
+        if let Some(way) = self.bypass.way(word) {
+            if self.forwarder.may_peek(way, now)
+                && let Some((source, len)) = self.bypass.peek(word, &mut *self.glimpse)
+            {
+                self.before_payload(way, source, len, now);
+            }
+        } else if let Some(id) = FlowId::from_bits(word).filter(|id| id.kind() == Kind::Udp)
+            && let Some(way) = self.stack.udp().datagram_way(id)
+            && self.forwarder.may_peek(way, now)
+            && let Some(socket) = self.stack.udp().socket(id)
+            && let Some((source, len)) = peek(socket, &mut *self.glimpse)
+            // Other hosts announce ports of their own.
+            && (way == Direction::Outbound || source.is_loopback())
+        {
+            self.before_payload(way, source, len, now);
+        }
+    }
+
+    /// The same for a client that was accepted, and for what it has sent by now. `destination` is where it goes.
+    pub(super) fn before_accepted(
+        &mut self,
+        client: impl AsFd,
+        way: Direction,
+        destination: IpAddr,
+        now: Instant,
+    ) {
+        if self.forwarder.may_peek(way, now)
+            && let Ok((len, _, _)) =
+                recvfrom(client, &mut *self.glimpse, RecvFlags::PEEK | RecvFlags::DONTWAIT)
+        {
+            self.before_payload(way, loopback(destination), len, now);
+        }
+    }
+
+    /// Payload of that length, in `self.glimpse`, is about to leave.
+    fn before_payload(&mut self, way: Direction, source: IpAddr, len: usize, now: Instant) {
+        let Self { acceptors, sockets, stack, forwarder, glimpse, .. } = self;
+        let payload = glimpse.get(..len).unwrap_or_default();
+        let rx = Receivers { acceptors, udp: stack.udp(), sockets };
+        forwarder.before_payload(way, source, payload, now, rx);
+    }
+}
+
+/// Copies the next datagram to `buffer`; it stays in the socket. Returns its source, and its length.
+fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Option<(IpAddr, usize)> {
+    let (len, _, source) = recvfrom(socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
+    let source = std::net::SocketAddr::try_from(source?).ok()?;
+    Some((source.ip().to_canonical(), len))
+}
