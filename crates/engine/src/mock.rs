@@ -219,6 +219,12 @@ impl TcpSocket for NoTcp {
     fn reset_on_close(&mut self) {
         match *self {}
     }
+    fn set_traffic_class(&mut self, _: u8) {
+        match *self {}
+    }
+    fn peer_traffic_class(&mut self) -> Option<u8> {
+        match *self {}
+    }
 }
 
 /// A socket that was opened: under which id, for which address, for which port or echo identifier.
@@ -275,7 +281,7 @@ impl Host for MockHost {
         Some(guest).filter(|guest| self.own.contains(guest))
     }
 
-    fn tcp_connect(&mut self, _: FlowId, _: Option<IpAddr>, _: SocketAddr) -> Result<NoTcp, Errno> {
+    fn tcp_connect(&mut self, _: FlowId, _: Option<IpAddr>, _: SocketAddr, _: u8) -> Result<NoTcp, Errno> {
         Err(Errno(97))
     }
 

@@ -50,6 +50,45 @@ pub fn request_metadata(fd: impl AsFd, version: IpVersion, what: Metadata) -> io
     Ok(())
 }
 
+/// The traffic class of the SYN that an accepted TCP socket came by, with its ECN bits. None if the kernel does not know it.
+///
+/// `version` is that of the packets, not of the socket. An IPv6 socket has a later segment's instead if one arrives
+/// while it is asked.
+///
+/// # Errors
+/// As setsockopt(2) and getsockopt(2).
+pub fn traffic_class_of_syn(fd: impl AsFd, version: IpVersion) -> io::Result<Option<u8>> {
+    request_metadata(&fd, version, Metadata::TRAFFIC_CLASS)?;
+    let (level, name, kind) = match version {
+        IpVersion::V4 => (libc::IPPROTO_IP, libc::IP_PKTOPTIONS, libc::IP_TOS),
+        IpVersion::V6 => (libc::IPPROTO_IPV6, libc::IPV6_2292PKTOPTIONS, libc::IPV6_TCLASS),
+    };
+    let mut message = [0; 64];
+    let mut len = message.len() as libc::socklen_t;
+    // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, message.as_mut_ptr().cast(), &raw mut len)
+    };
+    let error = io::Error::last_os_error();
+    if version == IpVersion::V6 {
+        // Otherwise the kernel keeps a copy of each segment, for the next such question.
+        set_int(&fd, level, libc::IPV6_RECVTCLASS, 0)?;
+    }
+    if result < 0 {
+        return Err(error);
+    }
+    Ok(class_in(&message[..message.len().min(len as usize)], level, kind))
+}
+
+/// The value of a control message (cmsg(3)) if that is the first one: a length, level, kind, and an int.
+fn class_in(message: &[u8], level: i32, kind: i32) -> Option<u8> {
+    const LEVEL: usize = size_of::<libc::size_t>();
+    const DATA: usize = LEVEL + 2 * size_of::<i32>();
+    let int = |at: usize| Some(i32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
+    let expected = int(LEVEL)? == level && int(LEVEL + 4)? == kind;
+    u8::try_from(int(DATA)?).ok().filter(|_| expected)
+}
+
 /// The process that made the other end of a UNIX socket, by its number in our PID namespace; none if it is not there.
 ///
 /// (The same of rustix has no value for the latter.)

@@ -192,6 +192,14 @@ impl TcpSocket for StreamSocket {
     fn keep_alive(&mut self) {}
 
     fn reset_on_close(&mut self) {}
+
+    fn set_traffic_class(&mut self, class: u8) {
+        assert_eq!(class & 3, 0);
+    }
+
+    fn peer_traffic_class(&mut self) -> Option<u8> {
+        Some(self.0.borrow().rolls(256) as u8)
+    }
 }
 
 /// A datagram or ping socket, seen from the host.
@@ -397,6 +405,7 @@ impl Host for World {
         flow: FlowId,
         _: Option<IpAddr>,
         destination: SocketAddr,
+        _: u8,
     ) -> Result<StreamSocket, Errno> {
         let ip = destination.ip();
         let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());

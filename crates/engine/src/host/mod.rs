@@ -108,6 +108,12 @@ pub trait TcpSocket {
     /// Makes the coming close a reset instead of an orderly end.
     fn reset_on_close(&mut self);
 
+    /// Sets the traffic class of all packets from now on. Its ECN bits are zero: they are the kernel's.
+    fn set_traffic_class(&mut self, class: u8);
+
+    /// The traffic class of the SYN that an accepted socket came by, with its ECN bits; none if it is not known.
+    fn peer_traffic_class(&mut self) -> Option<u8>;
+
     /// Our own address and port, for people, where they can be found out.
     fn local(&self) -> Option<SocketAddr> {
         None
@@ -129,8 +135,8 @@ pub trait Host {
     /// if the host has it on the interface that leads there. None: the kernel's choice.
     fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr>;
 
-    /// Starts to connect to `destination`, from `source` if that is given and the host still has it. The result arrives
-    /// as readiness: writable, or error.
+    /// Starts to connect to `destination`, from `source` if that is given and the host still has it, by packets of traffic
+    /// class `class` (without ECN bits). The result arrives as readiness: writable, or error.
     ///
     /// # Errors
     /// The connection can't even be tried.
@@ -139,6 +145,7 @@ pub trait Host {
         flow: FlowId,
         source: Option<IpAddr>,
         destination: SocketAddr,
+        class: u8,
     ) -> Result<Self::Tcp, Errno>;
 
     /// Has an accepted socket report its readiness under `flow`.

@@ -83,6 +83,9 @@ pub(super) struct Connection<S> {
     read_closed: bool,
     /// The socket's error; what it still holds goes to the guest first.
     error: Option<Errno>,
+    /// The traffic class of the guest's segments, as the socket has it, and of ours. Both without ECN bits.
+    pub(super) class: u8,
+    pub(super) peer_class: u8,
     /// Kernel keep-alive was asked for.
     keep_alive: bool,
     /// On the table's list of connections to finish after this batch.
@@ -120,6 +123,8 @@ impl<S: TcpSocket> Connection<S> {
             readable: false,
             read_closed: false,
             error: None,
+            class: 0,
+            peer_class: 0,
             keep_alive: false,
             touched: false,
             runnable: false,
@@ -148,6 +153,13 @@ impl<S: TcpSocket> Connection<S> {
                 Ok(())
             }
             Phase::Established => self.while_established(segment, pool, ctx),
+        }
+    }
+
+    /// Has the socket send by the traffic class of the guest's segments, from now on.
+    pub(super) fn set_class(&mut self, class: u8) {
+        if core::mem::replace(&mut self.class, class) != class {
+            self.socket.set_traffic_class(class);
         }
     }
 
@@ -497,7 +509,7 @@ impl<S: TcpSocket> Connection<S> {
         let options = Options { sack, ..Options::default() };
         let window = self.receive.tell_window();
         let urgent = self.send.urgent_pointer(seq);
-        Fields { seq, ack: self.receive.next, flags, window, urgent, options }
+        Fields { seq, ack: self.receive.next, flags, window, urgent, class: self.peer_class, options }
     }
 
     fn was_told(&mut self) {

@@ -30,18 +30,20 @@ pub(super) struct Fields {
     /// From `seq` to the byte after the urgent one; zero for no urgent data. It is the same for all segments of a
     /// super-frame, so only a frame of a single segment may have it.
     pub(super) urgent: u16,
+    /// The traffic class of the packet, without ECN bits.
+    pub(super) class: u8,
     pub(super) options: Options,
 }
 
 /// The network header of everything sent to the guest on this connection.
-pub(super) fn outgoing<H: Host, L: Link>(ends: &Endpoints, ctx: &Context<'_, H, L>) -> Outgoing {
+fn outgoing<H: Host, L: Link>(ends: &Endpoints, traffic_class: u8, ctx: &Context<'_, H, L>) -> Outgoing {
     Outgoing {
         source_mac: ctx.settings.mac_of(ends.remote.ip()),
         destination_mac: ctx.guest.mac_of(ends.guest.ip()),
         source: ends.remote.ip(),
         destination: ends.guest.ip(),
         hop_limit: HOP_LIMIT,
-        traffic_class: 0,
+        traffic_class,
         flow_label: 0,
     }
 }
@@ -59,7 +61,7 @@ pub(super) fn with_payload<H: Host, L: Link, E>(
     ctx: &mut Context<'_, H, L>,
     fill: impl FnOnce(<L::Memory as Memory>::Room<'_>, &mut Fields) -> Result<usize, E>,
 ) -> Result<Result<usize, E>, Full> {
-    let outgoing = outgoing(ends, ctx);
+    let outgoing = outgoing(ends, fields.class, ctx);
     let mut options = [0; MAX_OPTIONS_LEN];
     let options_len = fields.options.emit(&mut options);
     let headroom = outgoing.headroom(HEADER_LEN + options_len);

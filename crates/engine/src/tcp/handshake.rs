@@ -6,6 +6,7 @@ use wire::{
 };
 
 use super::{
+    DSCP,
     conn::{Connection, End, Phase},
     emit::{self, Fields},
     receive::{AckDue, Receiver, WINDOW_SCALE},
@@ -17,7 +18,6 @@ use crate::{
     flow::Endpoints,
     host::{Host, Readiness, TcpSocket},
     link::Link,
-    timer::Instant,
 };
 
 /// Segments larger than a page are whole pages.
@@ -32,21 +32,23 @@ fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
 }
 
 impl<S: TcpSocket> Connection<S> {
-    /// A connection that the guest asks for with `syn`; `socket` has begun to connect.
+    /// A connection that the guest asks for with `syn`; `socket` has begun to connect, by packets of traffic class `class`.
     pub(super) fn from_guest(
         ends: Endpoints,
         socket: S,
         iss: Seq,
         syn: &Segment<'_, impl Payload>,
-        settings: &Settings,
-        now: Instant,
+        class: u8,
+        ctx: &Context<'_, impl Host<Tcp = S>, impl Link>,
     ) -> Self {
         let options = Options::parse(syn.options);
         let mut send = Sender::new(iss);
-        send.on_syn(syn, &options, largest_segment(&ends, settings));
+        send.on_syn(syn, &options, largest_segment(&ends, ctx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
         let receive = Receiver::new(syn.seq() + 1, scale);
-        Self::new(ends, socket, Phase::Connecting, send, receive, now)
+        let mut connection = Self::new(ends, socket, Phase::Connecting, send, receive, ctx.now);
+        connection.class = class;
+        connection
     }
 
     /// A connection that was accepted on the host; the guest gets a SYN.
@@ -58,6 +60,7 @@ impl<S: TcpSocket> Connection<S> {
     ) -> Self {
         let receive = Receiver::new(Seq(0), WINDOW_SCALE);
         let mut connection = Self::new(ends, socket, Phase::SynSent, Sender::new(iss), receive, ctx.now);
+        connection.peer_class = connection.socket.peer_traffic_class().unwrap_or(0) & DSCP;
         connection.start_handshake(ctx);
         connection
     }
@@ -81,7 +84,15 @@ impl<S: TcpSocket> Connection<S> {
         };
         let (flags, ack) =
             if answering { (Flags::SYN | Flags::ACK, self.receive.next) } else { (Flags::SYN, Seq(0)) };
-        let fields = Fields { seq: self.send.una, ack, flags, window: u16::MAX, urgent: 0, options };
+        let fields = Fields {
+            seq: self.send.una,
+            ack,
+            flags,
+            window: u16::MAX,
+            urgent: 0,
+            class: self.peer_class,
+            options,
+        };
         emit::bare(&self.ends, fields, ctx).ok();
     }
 
@@ -122,8 +133,15 @@ impl<S: TcpSocket> Connection<S> {
         if flags.contains(Flags::ACK) && !acks_our_syn {
             // Of an earlier connection on these ports: make the guest forget it (RFC 9293 §3.5.2).
             let options = Options::default();
-            let fields =
-                Fields { seq: segment.ack(), ack: Seq(0), flags: Flags::RST, window: 0, urgent: 0, options };
+            let fields = Fields {
+                seq: segment.ack(),
+                ack: Seq(0),
+                flags: Flags::RST,
+                window: 0,
+                urgent: 0,
+                class: self.peer_class,
+                options,
+            };
             emit::bare(&self.ends, fields, ctx).ok();
             return Ok(());
         }

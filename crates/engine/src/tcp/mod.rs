@@ -48,6 +48,9 @@ use crate::{
 /// Memory that all receive queues may take together, in bytes.
 const QUEUE_MEMORY: usize = 256 << 20;
 
+/// What of a traffic class is passed on: not the ECN bits, as the segments of either side are not the other's (RFC 2474).
+const DSCP: u8 = 0xfc;
+
 /// Counts of what happened to connections since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -117,7 +120,7 @@ impl<S: TcpSocket> Tcp<S> {
             guest: SocketAddr::new(packet.source, segment.header.source_port.get()),
             remote: SocketAddr::new(packet.destination, segment.header.destination_port.get()),
         };
-        let flags = segment.flags();
+        let (flags, class) = (segment.flags(), packet.traffic_class & DSCP);
         let opens = flags & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN;
         let found = self.flows.find(&ends).filter(|&id| {
             // Over already, but for the end of this batch: the ports are free for a new connection.
@@ -127,9 +130,12 @@ impl<S: TcpSocket> Tcp<S> {
             if let Some(over) = self.flows.find(&ends) {
                 self.finish(over, ctx);
             }
-            self.open(ends, segment, ctx);
+            self.open(ends, class, segment, ctx);
         } else if let Some(id) = found {
-            self.step(id, ctx, |connection, pool, ctx| connection.on_segment(segment, pool, ctx));
+            self.step(id, ctx, |connection, pool, ctx| {
+                connection.set_class(class);
+                connection.on_segment(segment, pool, ctx)
+            });
         } else if !flags.contains(Flags::RST) && possible(&ends, ctx.settings).is_some() {
             reset_unknown(&ends, segment, ctx);
         }
@@ -139,6 +145,7 @@ impl<S: TcpSocket> Tcp<S> {
     fn open<H: Host<Tcp = S>, L: Link>(
         &mut self,
         ends: Endpoints,
+        class: u8,
         syn: &Segment<'_, impl Payload>,
         ctx: &mut Context<'_, H, L>,
     ) {
@@ -147,7 +154,7 @@ impl<S: TcpSocket> Tcp<S> {
             return;
         };
         let source = ctx.outbound_source(ends.guest.ip(), destination);
-        let socket = match ctx.host.tcp_connect(id, source, destination) {
+        let socket = match ctx.host.tcp_connect(id, source, destination, class) {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;
@@ -162,7 +169,7 @@ impl<S: TcpSocket> Tcp<S> {
             let Endpoints { guest, remote } = ends;
             log::debug!("{id}: {guest} -> {remote}{}", Side(socket.local(), "->", Some(destination)));
         }
-        let connection = Connection::from_guest(ends, socket, iss, syn, ctx.settings, ctx.now);
+        let connection = Connection::from_guest(ends, socket, iss, syn, class, ctx);
         self.insert(connection, ctx);
     }
 
@@ -389,6 +396,6 @@ fn reset_unknown<H: Host, L: Link>(
     } else {
         (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
     };
-    let fields = Fields { seq, ack, flags, window: 0, urgent: 0, options: Options::default() };
+    let fields = Fields { seq, ack, flags, window: 0, urgent: 0, class: 0, options: Options::default() };
     emit::bare(ends, fields, ctx).ok();
 }

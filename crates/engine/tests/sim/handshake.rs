@@ -247,3 +247,33 @@ fn a_syn_in_the_window_is_challenged() {
     script.guest("R 1:1"); // the guest has forgotten the connection
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
 }
+
+/// SPEC §6.5.6: the socket has the traffic class of the guest's segments, from the SYN on. Only changes are passed on.
+#[test]
+fn traffic_class_of_the_guest() {
+    let mut script = Script::new();
+    script.guest("S 0:0 win 65535 mss 1460 tos 138"); // without the ECN bits
+    script.peer().connect();
+    script.settle();
+    script.us("S. 0:0 ack 1");
+    script.guest(". 1:1 ack 1 tos 136");
+    script.guest(". 1:101 ack 1 tos 139");
+    script.guest(". 101:201 ack 1 tos 72");
+    script.guest(". 201:301 ack 1 tos 72");
+    script.guest(". 301:401 ack 1");
+    assert_eq!(script.peer().state().classes, [136, 72, 0]);
+}
+
+/// SPEC §6.6.9: all segments have the traffic class of the client's SYN.
+#[test]
+fn traffic_class_of_a_client() {
+    let mut script = Script::new();
+    script.host.peer_class = Some(0x8a);
+    script.accept();
+    script.us("S 0:0 tos 136");
+    script.guest("S. 0:0 ack 1 win 65535 mss 1460 wscale 7 sackok");
+    script.us(". 1:1 ack 1 tos 136");
+    script.peer().arrive(100);
+    script.settle();
+    script.us(". 1:101 ack 1 tos 136");
+}

@@ -287,7 +287,7 @@ impl Script {
             source: self.guest.ip(),
             destination: self.remote.ip(),
             hop_limit: 64,
-            traffic_class: 0,
+            traffic_class: parsed.value("tos").unwrap_or(0) as u8,
             flow_label: 0,
         };
         let headroom = outgoing.headroom(HEADER_LEN + options_len);
@@ -316,7 +316,11 @@ impl Script {
         if !segment.payload.is_empty() {
             self.downward.check(u64::from(start) - 1, segment.payload);
         }
-        render(&segment, our_iss, self.guest_iss)
+        let mut line = render(&segment, our_iss, self.guest_iss);
+        if packet.traffic_class != 0 {
+            line += &format!(" tos {}", packet.traffic_class);
+        }
+        line
     }
 }
 
@@ -416,7 +420,7 @@ fn range(text: &str) -> (i64, i64) {
 fn matches(expected: &str, actual: &str) -> bool {
     let (expected, actual) = (Line::parse(expected), Line::parse(actual));
     let push = if expected.flags.contains(Flags::PSH) { Flags::empty() } else { Flags::PSH };
-    let values = ["ack", "win", "urg", "mss", "wscale"];
+    let values = ["ack", "win", "urg", "tos", "mss", "wscale"];
     expected.flags == actual.flags - push
         && (expected.start, expected.end) == (actual.start, actual.end)
         && expected.sack == actual.sack

@@ -72,6 +72,9 @@ pub(crate) struct State {
     strict: bool,
     /// Where in the guest's stream urgent bytes were sent.
     pub(crate) urgent_sent: Vec<u64>,
+    /// The traffic classes it was given, and that of the peer.
+    pub(crate) classes: Vec<u8>,
+    pub(crate) peer_class: Option<u8>,
     error: Option<Errno>,
     failed: bool,
     pub(crate) keep_alive: bool,
@@ -313,6 +316,14 @@ impl TcpSocket for Socket {
     fn reset_on_close(&mut self) {
         self.0.borrow_mut().reset_on_close = true;
     }
+
+    fn set_traffic_class(&mut self, class: u8) {
+        self.0.borrow_mut().classes.push(class);
+    }
+
+    fn peer_traffic_class(&mut self) -> Option<u8> {
+        self.0.borrow().peer_class
+    }
 }
 
 impl Drop for Socket {
@@ -338,6 +349,8 @@ pub(crate) struct VirtualHost {
     pub(crate) send_capacity: u64,
     /// New sockets give the urgent byte only when the bytes before are discarded.
     pub(crate) strict: bool,
+    /// The traffic class of clients.
+    pub(crate) peer_class: Option<u8>,
     /// What `connect` returns at once.
     pub(crate) connect_error: Option<Errno>,
     upward: Pattern,
@@ -348,7 +361,16 @@ impl VirtualHost {
     /// A host whose sockets carry these streams: `upward` from the guest, `downward` to it.
     pub(crate) fn new(upward: Pattern, downward: Pattern) -> Self {
         let (peers, wakeups) = (Vec::new(), Wakeups::default());
-        Self { wakeups, peers, send_capacity: 1 << 20, strict: false, connect_error: None, upward, downward }
+        Self {
+            wakeups,
+            peers,
+            send_capacity: 1 << 20,
+            strict: false,
+            peer_class: None,
+            connect_error: None,
+            upward,
+            downward,
+        }
     }
 
     fn socket(&mut self, flow: Option<FlowId>, destination: Option<SocketAddr>) -> Socket {
@@ -372,6 +394,8 @@ impl VirtualHost {
             urgent: None,
             strict: self.strict,
             urgent_sent: Vec::new(),
+            classes: Vec::new(),
+            peer_class: self.peer_class,
             error: None,
             failed: false,
             keep_alive: false,
@@ -416,10 +440,15 @@ impl Host for VirtualHost {
         flow: FlowId,
         _: Option<IpAddr>,
         destination: SocketAddr,
+        class: u8,
     ) -> Result<Socket, Errno> {
         match self.connect_error {
             Some(errno) => Err(errno),
-            None => Ok(self.socket(Some(flow), Some(destination))),
+            None => {
+                let socket = self.socket(Some(flow), Some(destination));
+                socket.0.borrow_mut().classes.push(class);
+                Ok(socket)
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
-use engine::host::{Errno, Host, Readiness};
+use engine::host::{Errno, Host, Readiness, TcpSocket};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
@@ -124,6 +124,7 @@ impl Host for Sockets {
         flow: FlowId,
         source: Option<IpAddr>,
         destination: SocketAddr,
+        class: u8,
     ) -> Result<Stream, Errno> {
         let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -131,11 +132,14 @@ impl Host for Sockets {
         sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
         sockopt::set_socket_oobinline(&fd, true).map_err(errno)?; // urgent data are part of the stream
         self.bind_stream(&fd, source, destination.ip())?;
-        match rustix::net::connect(&fd, &destination) {
+        let mut stream = self.stream(fd);
+        if class != 0 {
+            stream.set_traffic_class(class);
+        }
+        match rustix::net::connect(&stream, &destination) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(error) => return Err(errno(error)),
         }
-        let stream = self.stream(fd);
         self.tcp_watch(flow, &stream)?;
         Ok(stream)
     }
@@ -250,7 +254,7 @@ mod tests {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
             let mut sockets = Sockets::new(epoll.into(), Outbound::plain(), Sources::default());
             let id = FlowId::from_bits(u64::from(Kind::Tcp as u8) << 56).unwrap();
-            let stream = sockets.tcp_connect(id, None, listener.local_addr().unwrap()).unwrap();
+            let stream = sockets.tcp_connect(id, None, listener.local_addr().unwrap(), 0).unwrap();
             assert_eq!(sizes(&stream.as_fd().try_clone_to_owned().unwrap()), sizes(&untouched));
         });
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use engine::host::{Errno, SocketError, TcpSocket};
 use engine::memory::Memory as _;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+use sys::sockopt::IpVersion;
 
 use crate::memory::{Payload, Room, Vectored};
 
@@ -64,6 +65,11 @@ impl Stream {
             self.offset = Some(0);
         }
         Ok(())
+    }
+
+    /// The version of its packets: one of both families may have either.
+    fn version(&self) -> Option<IpVersion> {
+        Some(if self.local()?.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 })
     }
 
     fn peek_at(&mut self, offset: u32, room: Room<'_>) -> io::Result<usize> {
@@ -168,6 +174,19 @@ impl TcpSocket for Stream {
     fn keep_alive(&mut self) {
         // If the kernel will not, our own timers still end a dead connection.
         sockopt::set_socket_keepalive(&self.fd, true).ok();
+    }
+
+    fn set_traffic_class(&mut self, class: u8) {
+        // It is a wish, and no packet is lost for it.
+        match self.version() {
+            Some(IpVersion::V4) => sockopt::set_ip_tos(&self.fd, class).ok(),
+            Some(IpVersion::V6) => sockopt::set_ipv6_tclass(&self.fd, class.into()).ok(),
+            None => None,
+        };
+    }
+
+    fn peer_traffic_class(&mut self) -> Option<u8> {
+        sys::sockopt::traffic_class_of_syn(&self.fd, self.version()?).ok()?
     }
 
     fn local(&self) -> Option<SocketAddr> {

@@ -4,8 +4,10 @@ use crate::harness::*;
 use rustix::net::sockopt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use sys::sockopt::{IpVersion, traffic_class_of_syn};
 
 /// A question and an answer.
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
@@ -340,4 +342,41 @@ fn stuck_connection_stops_no_other() {
         stop.store(true, Ordering::Relaxed);
     });
     drop(unread);
+}
+
+/// Has a socket send by this traffic class.
+fn set_class(socket: &impl AsFd, v4: bool, class: u8) {
+    match v4 {
+        true => sockopt::set_ip_tos(socket, class).unwrap(),
+        false => sockopt::set_ipv6_tclass(socket, class.into()).unwrap(),
+    }
+}
+
+/// SPEC §6.5.6: the guest's traffic class leaves the host, that of its SYN and later ones; a client's reaches the guest.
+#[test]
+fn traffic_classes() {
+    need!("ss");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&["-t", "7001"]);
+    for (host, peer) in HOST.into_iter().zip(PEER) {
+        let v4 = host.is_ipv4();
+        let version = if v4 { IpVersion::V4 } else { IpVersion::V6 };
+        let listener = net.peer.listen((peer, 7000));
+        let client = net.guest.connect_by((peer, 7000), |socket| set_class(socket, v4, 0x88));
+        let (mut server, _) = accept(&listener);
+        assert_eq!(traffic_class_of_syn(&server, version).unwrap(), Some(0x88), "{peer}");
+        for class in [0x48, 0xb8, 0x20] {
+            set_class(&client, v4, class);
+            (&client).write_all(b"x").unwrap();
+            server.read_exact(&mut [0]).unwrap();
+            let sockets = net.host.sh(&format!("ss -tnH --tos dport = 7000 and dst '[{peer}]'"));
+            let word = if v4 { "tos" } else { "tclass" };
+            assert!(sockets.contains(&format!("{word}:{class:#x}")), "{class:#x}: {sockets}");
+        }
+
+        let listener = net.guest.listen((any(host), 7001));
+        let _client = net.peer.connect_by((host, 7001), |socket| set_class(socket, v4, 0x48));
+        let (server, _) = accept(&listener);
+        assert_eq!(traffic_class_of_syn(&server, version).unwrap(), Some(0x48), "{host}");
+    }
 }

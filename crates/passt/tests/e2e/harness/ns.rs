@@ -169,6 +169,15 @@ impl Ns {
         Ok(TcpStream::from(socket))
     }
 
+    /// An outgoing connection by a socket that was prepared.
+    pub(crate) fn connect_by(&self, to: impl Into<SocketAddr>, prepare: impl FnOnce(&OwnedFd)) -> TcpStream {
+        let to = to.into();
+        let socket = self.tcp(to);
+        prepare(&socket);
+        net::connect(&socket, &to).unwrap_or_else(|e| panic!("connect {to}: {e}"));
+        TcpStream::from(socket)
+    }
+
     /// A connection that is not there yet: non-blocking, connecting.
     pub(crate) fn start_connect(&self, to: impl Into<SocketAddr>) -> TcpStream {
         let to = to.into();
