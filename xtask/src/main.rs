@@ -3,6 +3,7 @@
 mod bench;
 mod ci;
 mod completions;
+mod guests;
 mod house;
 mod load;
 mod man;
@@ -29,6 +30,10 @@ Tasks:
                      (default: target/man)
   completions [DIR]  Write the completion of bash, from the table of options
                      (default: target/completions)
+  guests [--programs DIR] [--only TEXT]
+                     Connect real DHCP clients and firmware, those that are
+                     installed, and print a table. For root; DIR has pasta and
+                     passt (default: target/debug)
   house              Draw the crates and modules with whom each names, and
                      check the rules for single files
   reach PID          Say what a hole in a running process would reach: system
@@ -55,6 +60,11 @@ fn main() -> anyhow::Result<()> {
             bench_options(&arguments[1..])?;
             bench::enter(&arguments[1..])
         }
+        ["guests", "--inside", ..] => guests::run(&guest_options(&arguments[2..])?),
+        ["guests", ..] => {
+            guest_options(&arguments[1..])?;
+            guests::enter(&arguments[1..])
+        }
         ["load", ref load @ ..] => load::main(load),
         _ => bail!("no such task: {} (see `cargo xtask help`)", words.join(" ")),
     }
@@ -77,6 +87,19 @@ fn bench_options(arguments: &[String]) -> anyhow::Result<bench::Options> {
     }
     if options.programs.is_empty() {
         bail!("bench: nothing to measure: --a target/release/pasta");
+    }
+    Ok(options)
+}
+
+fn guest_options(arguments: &[String]) -> anyhow::Result<guests::Options> {
+    let mut options = guests::Options { programs: "target/debug".into(), only: String::new() };
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Arg::Long("programs") => options.programs = parser.value()?.string()?,
+            Arg::Long("only") => options.only = parser.value()?.string()?,
+            _ => return Err(arg.unexpected().into()),
+        }
     }
     Ok(options)
 }

@@ -75,6 +75,21 @@ fn dhcp() {
     accept(&listener);
 }
 
+/// The client of small systems gets the same.
+#[test]
+fn dhcp_by_udhcpc() {
+    need!("busybox");
+    let Some(net) = Net::new() else { return };
+    unconfigured(&net, &["--dhcp-dns"]);
+    let (script, told) = (net.path("script"), net.path("told"));
+    std::fs::write(&script, format!("#!/bin/sh\nenv >{told}\n")).unwrap();
+    net.guest
+        .sh(&format!("chmod +x {script}; ip link set eth0 up; busybox udhcpc -f -q -n -i eth0 -s {script}"));
+    let lease =
+        ["ip=198.51.100.2", "mask=24", "router=198.51.100.1", "dns=198.51.100.3", "serverid=198.51.100.1"];
+    has(&std::fs::read_to_string(told).unwrap(), &lease);
+}
+
 /// SPEC §2.2: `-a`, `-n`, `-g` and `-D` are what is offered, and in pasta names only if they are asked for.
 #[test]
 fn dhcp_by_options() {
