@@ -31,6 +31,7 @@ pub(crate) struct Sent {
     pub(crate) source: Option<IpAddr>,
     pub(crate) hop_limit: u8,
     pub(crate) traffic_class: u8,
+    pub(crate) dont_fragment: bool,
     pub(crate) payload: Vec<u8>,
     pub(crate) segment_size: Option<u16>,
 }
@@ -127,6 +128,7 @@ impl UdpSocket for Socket {
             source: datagram.source,
             hop_limit: datagram.hop_limit,
             traffic_class: datagram.traffic_class,
+            dont_fragment: datagram.dont_fragment,
             payload: datagram.payload.to_vec(),
             segment_size: datagram.segment_size,
         })
@@ -161,6 +163,7 @@ impl PingSocket for Socket {
             source: None,
             hop_limit: request.hop_limit,
             traffic_class: request.traffic_class,
+            dont_fragment: request.dont_fragment,
             payload,
             segment_size: None,
         })

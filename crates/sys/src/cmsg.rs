@@ -80,7 +80,9 @@ pub enum Origin {
     Icmp,
     /// An ICMPv6 message.
     Icmp6,
-    /// The host's own kernel, or something else.
+    /// The host's own kernel.
+    Local,
+    /// Something else.
     Other,
 }
 
@@ -217,6 +219,7 @@ impl ExtendedError {
         let origin = match origin {
             libc::SO_EE_ORIGIN_ICMP => Origin::Icmp,
             libc::SO_EE_ORIGIN_ICMP6 => Origin::Icmp6,
+            libc::SO_EE_ORIGIN_LOCAL => Origin::Local,
             _ => Origin::Other,
         };
         let info = u32::from_ne_bytes(data.get(8..)?.first_chunk().copied()?);

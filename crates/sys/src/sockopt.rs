@@ -89,6 +89,24 @@ fn class_in(message: &[u8], level: i32, kind: i32) -> Option<u8> {
     u8::try_from(int(DATA)?).ok().filter(|_| expected)
 }
 
+/// Has datagrams of one family that exceed the path's MTU refused (`EMSGSIZE`), and others sent with "don't fragment"; or
+/// has them fragmented, by the host or for IPv4 by any router.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn dont_fragment(fd: impl AsFd, version: IpVersion, refuse: bool) -> io::Result<()> {
+    match version {
+        IpVersion::V4 => {
+            let value = if refuse { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_DONT };
+            set_int(&fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
+        }
+        IpVersion::V6 => {
+            let value = if refuse { libc::IPV6_PMTUDISC_DO } else { libc::IPV6_PMTUDISC_DONT };
+            set_int(&fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value)
+        }
+    }
+}
+
 /// The process that made the other end of a UNIX socket, by its number in our PID namespace; none if it is not there.
 ///
 /// (The same of rustix has no value for the latter.)

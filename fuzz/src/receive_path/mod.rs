@@ -290,6 +290,7 @@ impl Run {
                     destination: peer(input),
                     local: None,
                     report: (!input.one_in(4)).then_some(report),
+                    refused: false,
                     offender: (!input.one_in(4)).then(|| peer(input).ip()),
                     quoted: 0,
                 };

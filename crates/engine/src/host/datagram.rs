@@ -16,6 +16,8 @@ pub struct Outbound<P> {
     pub hop_limit: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
+    /// Refuse it if it exceeds the path's MTU. Else the host, and for IPv4 any router, may fragment it.
+    pub dont_fragment: bool,
     /// What to send.
     pub payload: P,
     /// Cut the payload into datagrams of this many bytes (the last may be shorter); not zero.
@@ -51,7 +53,8 @@ pub trait UdpSocket {
     /// Sends a datagram or train. A train that the host can't cut goes out in pieces, without an error.
     ///
     /// # Errors
-    /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once; nothing was sent then.
+    /// See [`SocketError`]. A failure may also be that of an earlier datagram, told once; nothing was sent then. A datagram
+    /// that exceeds the path's MTU leaves an entry in the error queue.
     fn send(&mut self, datagram: &Outbound<PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
     /// Receives a datagram or train into `room`. Without any room, drops one.
@@ -77,8 +80,11 @@ pub struct QueuedError {
     pub destination: SocketAddr,
     /// Local address that the error was sent to, if known.
     pub local: Option<IpAddr>,
-    /// The ICMP message that told it, of the destination's family; none for an error of the host's own.
+    /// The ICMP message that reported it, of the destination's family; none for other errors of the host's own.
     pub report: Option<Report>,
+    /// The host has refused the datagram that was to be sent, as it exceeds the path's MTU: `report` says so in a router's
+    /// words. The port of `destination` may be missing.
+    pub refused: bool,
     /// Who sent the ICMP message, if known.
     pub offender: Option<IpAddr>,
     /// How many bytes of what was sent are known.

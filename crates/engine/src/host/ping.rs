@@ -20,6 +20,8 @@ pub struct Request<'a, P> {
     pub hop_limit: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
+    /// Refuse it if it exceeds the path's MTU.
+    pub dont_fragment: bool,
 }
 
 /// A non-blocking, unconnected ping socket (`SOCK_DGRAM`, `IPPROTO_ICMP` or `IPPROTO_ICMPV6`).

@@ -25,6 +25,8 @@ const MAX_QUOTE_FRAGMENT: usize = MAX_QUOTE - fragment::HEADER_LEN;
 const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
 /// Length of an ICMP header, and of the part of a UDP or echo header that is quoted, in bytes.
 const TRANSPORT_LEN: usize = 8;
+/// Least MTU of an IPv6 link, in bytes (RFC 8200 §5).
+const LEAST_MTU_V6: u32 = 1280;
 /// Hop limit of packets of our own making.
 const HOP_LIMIT: u8 = 255;
 
@@ -50,9 +52,13 @@ impl Report {
     pub(crate) const fn of_refusal(errno: Errno, v4: bool) -> Option<Self> {
         const EPERM: i32 = 1;
         const EACCES: i32 = 13;
+        const EMSGSIZE: i32 = 90;
         const ENETUNREACH: i32 = 101;
         const EHOSTUNREACH: i32 = 113;
         let (kind, code) = match (errno.0, v4) {
+            // Too long for the path, which has no known MTU: zero says so (RFC 1191 §5).
+            (EMSGSIZE, true) => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
+            (EMSGSIZE, false) => (v6::PACKET_TOO_BIG, 0),
             (ENETUNREACH, true) => (v4::UNREACHABLE, 0),
             (EHOSTUNREACH, true) => (v4::UNREACHABLE, 1),
             (EPERM | EACCES, true) => (v4::UNREACHABLE, 13),
@@ -68,6 +74,8 @@ impl Report {
     const fn rest(self, v4: bool) -> u32 {
         match (v4, self.kind, self.code) {
             (true, v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED) => self.info & 0xffff,
+            // No path has less (RFC 8201 §4), but 0 may be said where the number is not known.
+            (false, v6::PACKET_TOO_BIG, _) if self.info < LEAST_MTU_V6 => LEAST_MTU_V6,
             (false, v6::PACKET_TOO_BIG | v6::PARAMETER_PROBLEM, _) => self.info,
             _ => 0,
         }
@@ -90,6 +98,11 @@ pub(crate) fn shown_offender(
         .unwrap_or(remote)
 }
 
+/// Whether packets to `address` may reach several, so that no error is sent about them.
+pub(crate) fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast())
+}
+
 /// Our own address, for errors that we tell in a router's place; the remote's if we have none.
 pub(crate) fn router(settings: &Settings, remote: IpAddr) -> IpAddr {
     match remote {
@@ -107,8 +120,7 @@ pub(crate) fn tell<H: Host, L: Link>(
     report: Report,
     quote: &Quote<'_>,
 ) {
-    let group = quote.remote.is_multicast() || matches!(quote.remote, IpAddr::V4(v4) if v4.is_broadcast());
-    if group {
+    if is_group(quote.remote) {
         return;
     }
     let frame = Outgoing {

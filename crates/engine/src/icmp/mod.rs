@@ -21,7 +21,7 @@ use wire::{
 use zerocopy::IntoBytes;
 
 pub use error::MAX_QUOTE;
-pub(crate) use error::{Quote, router, shown_offender, tell};
+pub(crate) use error::{Quote, is_group, router, shown_offender, tell};
 
 use crate::{
     context::Context,
@@ -123,19 +123,26 @@ impl<S: PingSocket> Ping<S> {
             payload: message.payload,
             hop_limit: packet.hop_limit.max(1),
             traffic_class: packet.traffic_class,
+            dont_fragment: packet.dont_fragment && !is_group(packet.destination),
         };
-        let mut result = flow.socket.send(&request);
-        if matches!(result, Err(SocketError::Failed(_))) {
-            // Perhaps the error of an earlier request: it is told once, and then the way is free.
-            self.tell_errors(cx, id);
+        let mut failure = None;
+        for _ in 0..2 {
             let Some(flow) = self.flows.get_mut(id) else { return };
-            result = flow.socket.send(&request);
+            match flow.socket.send(&request) {
+                Ok(()) => return,
+                Err(SocketError::WouldBlock) => break,
+                // Perhaps the error of an earlier request, which the kernel reports once. Then the call succeeds.
+                Err(SocketError::Failed(errno)) => {
+                    let refusal = self.tell_errors(cx, id);
+                    failure = refusal.or(Report::of_refusal(errno, key.guest.is_ipv4()));
+                    if refusal.is_some() {
+                        break;
+                    }
+                }
+            }
         }
-        let Err(error) = result else { return };
         self.counters.not_sent += 1;
-        if let SocketError::Failed(errno) = error
-            && let Some(report) = Report::of_refusal(errno, key.guest.is_ipv4())
-        {
+        if let Some(report) = failure {
             let router = router(cx.settings, key.remote);
             let mut bytes = [0; MAX_QUOTE];
             let len = message.payload.copy_to(&mut bytes);
@@ -250,24 +257,35 @@ impl<S: PingSocket> Ping<S> {
         Ok(())
     }
 
-    /// Tells the guest of the errors that its requests met, and leaves the socket without any.
-    fn tell_errors<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    /// Tells the guest of the errors that its requests met, and leaves the socket without any. Returns the report
+    /// about the request that was to be sent last, if the host has refused it as too long.
+    fn tell_errors<H: Host<Ping = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+    ) -> Option<Report> {
         let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
+        let mut refusal = None;
         for taken in 0..VISIT {
-            let Some(flow) = self.flows.get_mut(id) else { return };
+            let flow = self.flows.get_mut(id)?;
             let Some(error) = flow.socket.take_queued_error(&mut bytes) else {
                 if taken == 0 {
                     // Nothing to tell, but a pending error would be reported for ever.
                     let _cleared = flow.socket.take_error();
                 }
-                return;
+                break;
             };
+            if error.refused {
+                refusal = error.report;
+                continue;
+            }
             let quoted = bytes.get(..error.quoted).and_then(Message::parse);
             let (Some(report), Some(message)) = (error.report, quoted) else { continue };
             let (key, peer) = (flow.key, flow.peer.ip());
             let source = shown_offender(cx.settings, cx.guest, error.offender, peer, key.remote);
             tell(cx, source, report, &quote(key, *message.header, message.payload));
         }
+        refusal
     }
 }
 

@@ -158,6 +158,7 @@ fn errors_are_rebuilt() {
             destination: peer.parse().unwrap(),
             local: None,
             report: Some(Report { kind, code, info: 0 }),
+            refused: false,
             offender: hop.parse().ok(),
             quoted: 0,
         };

@@ -275,3 +275,28 @@ fn ip_cut(frame: &[u8]) -> ((u32, u16, bool), Vec<u8>) {
     let Transport::Fragment(fragment) = ip(&frame).transport else { panic!() };
     ((fragment.id, fragment.offset, fragment.more), fragment.payload.to_vec())
 }
+
+/// "Don't fragment" of the guest holds on the host's socket, except where nobody would hear that it fails.
+#[test]
+fn dont_fragment_is_carried() {
+    let sent = |from, to, clear: bool, fragments: bool| {
+        let mut test = Test::new();
+        let (headers, mut frame) = datagram(from, to, &[1; 1000]);
+        if clear {
+            frame[20] &= !0x40;
+        }
+        let frames =
+            if fragments { cut(&headers, 17, &frame[headers.headroom(0)..], 504) } else { vec![frame] };
+        test.receive_all(&frames);
+        test.socket().socket.sent()[0].dont_fragment
+    };
+    assert!(sent(GUEST, PEER, false, false));
+    assert!(!sent(GUEST, PEER, true, false));
+    assert!(!sent(GUEST, PEER, false, true));
+    assert!(sent(GUEST6, PEER6, false, false));
+    assert!(!sent(GUEST6, PEER6, false, true));
+    for group in ["239.1.1.1:7", "255.255.255.255:7"] {
+        assert!(!sent(GUEST, group, false, false));
+    }
+    assert!(!sent(GUEST6, "[ff02::fb]:7", false, false));
+}

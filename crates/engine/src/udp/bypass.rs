@@ -247,6 +247,7 @@ impl<S: UdpSocket> Udp<S> {
             source: across.source,
             hop_limit: like.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT).max(1),
             traffic_class: like.traffic_class,
+            dont_fragment: false,
             payload,
             segment_size,
         };

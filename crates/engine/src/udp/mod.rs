@@ -262,6 +262,7 @@ impl<S: UdpSocket> Udp<S> {
             source: flow.local,
             hop_limit: packet.hop_limit.max(1),
             traffic_class: packet.traffic_class,
+            dont_fragment: packet.dont_fragment && !icmp::is_group(packet.destination),
             payload: datagram.payload,
             segment_size: segment_size(offload, datagram.payload.len()),
         };
@@ -298,6 +299,7 @@ impl<S: UdpSocket> Udp<S> {
                 source: flow.local,
                 hop_limit: head.hop_limit,
                 traffic_class: head.traffic_class,
+                dont_fragment: head.dont_fragment,
                 payload: payload.get(..head.len).unwrap_or_default().into(),
                 segment_size: Some(head.size).filter(|&size| head.len > usize::from(size)),
             };
@@ -444,40 +446,58 @@ impl<S: UdpSocket> Udp<S> {
         endpoints: Endpoints,
         outbound: &Outbound<PayloadOf<'_, S::Memory>>,
     ) {
-        let Some(socket) = self.sockets.get_mut(id) else { return };
-        let mut result = socket.io.send(outbound);
-        if matches!(result, Err(SocketError::Failed(_))) {
-            // Perhaps the error of an earlier datagram: it is told once, and then the way is free.
-            self.tell_errors(cx, id);
+        let mut failure = None;
+        for _ in 0..2 {
             let Some(socket) = self.sockets.get_mut(id) else { return };
-            result = socket.io.send(outbound);
+            match socket.io.send(outbound) {
+                Ok(()) => return,
+                Err(SocketError::WouldBlock) => break,
+                // Perhaps the error of an earlier datagram, which the kernel reports once. Then the call succeeds.
+                Err(SocketError::Failed(errno)) => {
+                    let refusal = self.tell_errors(cx, id);
+                    failure = refusal.or(Report::of_refusal(errno, endpoints.guest.is_ipv4()));
+                    if refusal.is_some() {
+                        break;
+                    }
+                }
+            }
         }
-        let Err(error) = result else { return };
         self.counters.not_sent += 1;
-        if let SocketError::Failed(errno) = error
-            && let Some(report) = Report::of_refusal(errno, endpoints.guest.is_ipv4())
-        {
+        if let Some(report) = failure {
             let router = icmp::router(cx.settings, endpoints.remote.ip());
             let mut bytes = [0; icmp::MAX_QUOTE];
-            let quoted = outbound.payload.copy_to(&mut bytes);
-            icmp::tell(cx, router, report, &quote(endpoints, outbound.payload.len(), &bytes[..quoted]));
+            let datagram = outbound.segment_size.map_or(outbound.payload.len(), usize::from);
+            let quoted = outbound.payload.slice(0..datagram).copy_to(&mut bytes);
+            icmp::tell(cx, router, report, &quote(endpoints, datagram, &bytes[..quoted]));
         }
     }
 
-    /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (SPEC §7.4, R-95).
-    fn tell_errors<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (SPEC §7.4, R-95). Returns
+    /// the report about the datagram that was to be sent last, if the host has refused it as too long: which one that is,
+    /// only the sender knows.
+    fn tell_errors<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+    ) -> Option<Report> {
         let mut bytes = [0; icmp::MAX_QUOTE];
+        let mut refusal = None;
         for taken in 0..VISIT {
-            let Some(socket) = self.sockets.get_mut(id) else { return };
+            let socket = self.sockets.get_mut(id)?;
             let Some(error) = socket.io.take_queued_error(&mut bytes) else {
                 if taken == 0 {
                     // Nothing to tell, but a pending error would be reported for ever.
                     let _cleared = socket.io.take_error();
                 }
-                return;
+                break;
             };
-            self.tell_error(cx, id, &error, &bytes);
+            if error.refused {
+                refusal = error.report;
+            } else {
+                self.tell_error(cx, id, &error, &bytes);
+            }
         }
+        refusal
     }
 
     fn tell_error<H: Host<Udp = S>, L: Link>(

@@ -27,6 +27,7 @@ pub(super) struct Head {
     pub(super) flow: FlowId,
     pub(super) hop_limit: u8,
     pub(super) traffic_class: u8,
+    pub(super) dont_fragment: bool,
     /// Length of each datagram but the last.
     pub(super) size: u16,
     /// Length of all.
@@ -52,7 +53,8 @@ impl Train {
         let (len, size) = (datagram.payload.len(), usize::from(head.size));
         let like = head.flow == flow
             && head.hop_limit == datagram.hop_limit
-            && head.traffic_class == datagram.traffic_class;
+            && head.traffic_class == datagram.traffic_class
+            && head.dont_fragment == datagram.dont_fragment;
         let room = len <= size && head.len + len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * size);
         if !like || !room || head.complete || !Self::suits(datagram) {
             return false;
@@ -65,10 +67,11 @@ impl Train {
     /// Begins a train with a datagram that [suits](Self::suits); there must be none.
     pub(super) fn begin(&mut self, flow: FlowId, datagram: &Outbound<impl Payload>) {
         debug_assert!(self.head.is_none());
-        let Outbound { hop_limit, traffic_class, payload, .. } = *datagram;
+        let Outbound { hop_limit, traffic_class, dont_fragment, payload, .. } = *datagram;
         self.payload.resize(MAX_TRAIN_LEN, 0);
         let len = payload.copy_to(&mut self.payload);
-        self.head = Some(Head { flow, hop_limit, traffic_class, size: len as u16, len, complete: false });
+        let size = len as u16;
+        self.head = Some(Head { flow, hop_limit, traffic_class, dont_fragment, size, len, complete: false });
     }
 
     /// Takes the train. The payload's memory should be [given back](Self::recycle).

@@ -15,13 +15,13 @@ use sys::{
     address::RawAddress,
     cmsg::Control,
     mmsg,
-    sockopt::{IpVersion, Metadata, bind_to_device, request_metadata},
+    sockopt::{IpVersion, Metadata, bind_to_device, dont_fragment, request_metadata},
 };
 use zerocopy::IntoBytes;
 
 use super::{
     outbound::Outbound,
-    udp::{errno, queued_error, received, socket_error, take_error},
+    udp::{FITS_EVERY_PATH, errno, queued_error, received, socket_error, take_error},
 };
 use crate::memory::{Payload, Vectored};
 
@@ -68,6 +68,8 @@ pub struct PingSocket {
     /// What the socket is set to.
     hop_limit: Option<u8>,
     traffic_class: u8,
+    /// None: as the kernel likes.
+    dont_fragment: Option<bool>,
 }
 
 impl AsFd for PingSocket {
@@ -109,12 +111,12 @@ impl PingSocket {
             Err(io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => bind(unspecified, id)?,
             bound => bound?,
         }
-        Ok(Self { fd, v6, hop_limit: None, traffic_class: 0 })
+        Ok(Self { fd, v6, hop_limit: None, traffic_class: 0, dont_fragment: None })
     }
 
     /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
     /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
-    fn set_header<P>(&mut self, request: &Request<'_, P>) {
+    fn set_header<P>(&mut self, request: &Request<'_, P>, payload_len: usize) {
         let limit = request.hop_limit;
         if self.hop_limit != Some(limit) {
             let group = request.destination.ip().is_multicast();
@@ -135,6 +137,11 @@ impl PingSocket {
             };
             self.traffic_class = class;
         }
+        if payload_len > FITS_EVERY_PATH && self.dont_fragment != Some(request.dont_fragment) {
+            let version = if self.v6 { IpVersion::V6 } else { IpVersion::V4 };
+            let _refused = dont_fragment(&self.fd, version, request.dont_fragment);
+            self.dont_fragment = Some(request.dont_fragment);
+        }
     }
 }
 
@@ -142,7 +149,7 @@ impl EngineSocket for PingSocket {
     type Memory = Vectored;
 
     fn send(&mut self, request: &Request<'_, Payload<'_>>) -> Result<(), SocketError> {
-        self.set_header(request);
+        self.set_header(request, request.payload.0.len());
         let address = RawAddress::new(request.destination, self.v6);
         let pieces = [request.header.as_bytes().into(), request.payload.0];
         mmsg::send(&self.fd, &address, &pieces, &Control::default()).map_err(|error| socket_error(&error))

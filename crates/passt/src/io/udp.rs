@@ -25,8 +25,10 @@ use sys::{
     cmsg::{Control, Origin, ReceiveInfo, SendInfo},
     iov::Source,
     mmsg,
-    sockopt::{IpVersion, Metadata, only_groups_joined, request_metadata, udp_gro},
+    sockopt::{IpVersion, Metadata, dont_fragment, only_groups_joined, request_metadata, udp_gro},
 };
+
+use wire::icmp;
 
 use super::outbound::Outbound;
 use crate::memory::{Payload, Room, Vectored};
@@ -39,6 +41,10 @@ pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
 const MAX_FLOWS: usize = 65_536;
 /// Most sockets of guest endpoints.
 const MAX_ENDPOINTS: u64 = 8192;
+/// Longest payload that every path takes, in bytes: the option that says what else to do stays as it is.
+pub(super) const FITS_EVERY_PATH: usize = 500;
+/// Number of the error that a local refusal has in the error queue.
+const EMSGSIZE: u32 = io::Errno::MSGSIZE.raw_os_error().cast_unsigned();
 /// End of an idle flow where the host does not track connections itself (SPEC §7.2).
 const IDLE: Duration = Duration::from_secs(30);
 /// The same for a flow that has carried more than a question and an answer.
@@ -73,6 +79,8 @@ pub struct UdpSocket {
     /// An IPv6 socket, which may carry IPv4 as well.
     v6: bool,
     binding: Binding,
+    /// How datagrams above the path's MTU fare, for IPv6 and IPv4; none: as the kernel likes.
+    dont_fragment: [Option<bool>; 2],
     outbound: Arc<Outbound>,
 }
 
@@ -111,7 +119,13 @@ impl UdpSocket {
         if refused_port.is_some() {
             bind(&fd, &SocketAddr::new(source, 0))?;
         }
-        Ok(Self { fd, v6, binding: Binding::Endpoint { refused_port }, outbound: outbound.clone() })
+        Ok(Self {
+            fd,
+            v6,
+            binding: Binding::Endpoint { refused_port },
+            dont_fragment: [None; 2],
+            outbound: outbound.clone(),
+        })
     }
 
     /// A socket that only sends, to `group` from `port`, which other programs hold and share.
@@ -132,7 +146,7 @@ impl UdpSocket {
         let mut address = group;
         address.set_port(port);
         bind(&fd, &address)?;
-        Ok(Self { fd, v6, binding: Binding::Wildcard, outbound: outbound.clone() })
+        Ok(Self { fd, v6, binding: Binding::Wildcard, dont_fragment: [None; 2], outbound: outbound.clone() })
     }
 
     /// Why the socket did not get the port that was asked for, if it did not.
@@ -160,7 +174,7 @@ impl UdpSocket {
         let v6 = !matches!(address, Some(IpAddr::V4(_)));
         let wildcard = address.is_none_or(|address| address.is_unspecified());
         let binding = if wildcard { Binding::Wildcard } else { Binding::Address };
-        Self { fd, v6, binding, outbound: outbound.clone() }
+        Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone() }
     }
 
     fn send_info<P>(&self, datagram: &Datagram<P>) -> SendInfo {
@@ -229,6 +243,7 @@ impl EngineSocket for UdpSocket {
     fn send(&mut self, datagram: &Datagram<Payload<'_>>) -> Result<(), SocketError> {
         let address = RawAddress::new(datagram.destination, self.v6);
         let v4 = datagram.destination.is_ipv4();
+        self.set_dont_fragment(v4, datagram);
         let info = self.send_info(datagram);
         let control = Control::to_send(&info, v4);
         let result = mmsg::send(&self.fd, &address, &[datagram.payload.0], &control);
@@ -261,6 +276,17 @@ impl EngineSocket for UdpSocket {
 }
 
 impl UdpSocket {
+    /// Sets the socket's option, where that may matter. If the kernel refuses, the datagram is sent all the same.
+    fn set_dont_fragment(&mut self, v4: bool, datagram: &Datagram<Payload<'_>>) {
+        let len = datagram.segment_size.map_or(datagram.payload.0.len(), usize::from);
+        let Some(state) = self.dont_fragment.get_mut(usize::from(v4)) else { return };
+        if len > FITS_EVERY_PATH && *state != Some(datagram.dont_fragment) {
+            let version = if v4 { IpVersion::V4 } else { IpVersion::V6 };
+            let _refused = dont_fragment(&self.fd, version, datagram.dont_fragment);
+            *state = Some(datagram.dont_fragment);
+        }
+    }
+
     /// Sends a train as datagrams of `size` bytes.
     fn send_pieces(
         &self,
@@ -309,14 +335,27 @@ pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedErro
     let destination = arrival.address.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
     let error = arrival.info.error;
     let origin = if destination.is_ipv4() { Origin::Icmp } else { Origin::Icmp6 };
+    let refusal = error.filter(|error| error.origin == Origin::Local && error.errno == EMSGSIZE);
+    let refusal = refusal.map(|error| too_big(destination.is_ipv4(), error.info));
     let report = error.filter(|error| error.origin == origin);
+    let report = report.map(|error| Report { kind: error.kind, code: error.code, info: error.info });
     Some(QueuedError {
         destination,
         local: arrival.info.destination,
-        report: report.map(|error| Report { kind: error.kind, code: error.code, info: error.info }),
+        report: report.or(refusal),
+        refused: refusal.is_some(),
         offender: error.and_then(|error| error.offender),
         quoted: arrival.len,
     })
+}
+
+/// What a router would say of a packet that exceeds the MTU, in bytes, of the next link.
+const fn too_big(v4: bool, mtu: u32) -> Report {
+    if v4 {
+        Report { kind: icmp::v4::UNREACHABLE, code: icmp::v4::FRAGMENTATION_NEEDED, info: mtu }
+    } else {
+        Report { kind: icmp::v6::PACKET_TOO_BIG, code: 0, info: mtu }
+    }
 }
 
 /// Takes the pending error of a socket.

@@ -48,6 +48,81 @@ fn fragments_of_the_guest_mtu_1280() {
     from_guest(&net, 1280);
 }
 
+/// A path whose MTU is less than the guest's, by a router or by the host's own interface.
+fn narrow(options: &str) -> Option<Net> {
+    let net = Net::with(Options { mtu: 1500, ..Options::default() })?;
+    net.far.sh("ip link set eth0 mtu 1300");
+    net.peer.sh("ip link set eth1 mtu 1300");
+    net.pasta(&options.split_whitespace().collect::<Vec<_>>());
+    Some(net)
+}
+
+/// The MTU of the path to `to`, as tracepath would find it: by datagrams that nobody may fragment.
+fn path_mtu(net: &Net, to: std::net::IpAddr, len: usize) -> String {
+    let script = format!(
+        "import socket, time
+v6 = ':' in '{to}'
+s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+level, discover, mtu = (41, 23, 24) if v6 else (0, 10, 14)
+s.setsockopt(level, discover, 2) # IP_PMTUDISC_DO
+s.connect(('{to}', 7000))
+for attempt in range(600):
+    if s.getsockopt(level, mtu) <= 1500: break
+    try: s.send(bytes({len}))
+    except OSError: pass
+    time.sleep(0.1)
+for attempt in range(600):
+    before = s.getsockopt(level, mtu)
+    if before <= 1300: break
+    try: s.send(bytes(before - (48 if v6 else 28)))
+    except OSError: pass
+    time.sleep(0.1)
+print(s.getsockopt(level, mtu))"
+    );
+    net.guest.run(&["python3", "-c", &script]).ok().trim().to_owned()
+}
+
+/// The guest's kernel learns the path's MTU, of the host's interface and of a router behind it: the numbers are right.
+#[test]
+fn the_guest_learns_the_paths_mtu() {
+    need!("python3");
+    let Some(net) = narrow("") else { return };
+    for far in FAR {
+        assert_eq!(path_mtu(&net, far, 8000), "1300");
+    }
+}
+
+/// What the guest lets be fragmented is, and arrives at once; and after a while what its kernel says not to fragment,
+/// since the kernel learns.
+#[test]
+fn datagrams_above_the_paths_mtu_arrive() {
+    let Some(net) = narrow("--mtu 65520") else { return };
+    for far in FAR {
+        let server = net.far.udp((far, 7000));
+        let client = net.guest.udp((any(far), 0));
+        let data = payload(1, 4000);
+        server.set_nonblocking(true).unwrap();
+        wait_until("a datagram", || {
+            client.send_to(&data, (far, 7000)).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let mut buffer = [0; 5000];
+            server.recv_from(&mut buffer).is_ok_and(|(len, _)| buffer[..len] == data[..])
+        });
+    }
+}
+
+/// The same for echo requests, which say themselves whether they may be fragmented.
+#[test]
+fn echo_above_the_paths_mtu() {
+    need!("ping");
+    let Some(net) = narrow("") else { return };
+    net.guest.sh("ping -n -w 60 -c 1 -M dont -s 3000 203.0.113.2");
+    let refused =
+        net.guest.run(&["ping", "-n", "-w", "2", "-c", "2", "-M", "do", "-s", "1400", "203.0.113.2"]);
+    let all = refused.stdout + &refused.stderr;
+    assert!(all.contains("mtu") && all.contains("1300"), "{all}");
+}
+
 /// To a socket of the guest that a rule leads to, and back.
 #[test]
 fn fragments_of_an_answer() {

@@ -118,7 +118,8 @@ fn sizes_mtu_1500() {
     sizes(1500);
 }
 
-/// The peer's datagrams are larger than the outer link's MTU: the host puts the fragments together.
+/// The peer's datagrams are larger than the outer link's MTU: the host puts the fragments together. Those of the guest are
+/// refused until its kernel has learned the MTU (behaviour §7.3).
 #[test]
 fn outside_fragments() {
     let Some(net) = Net::with_mtu(1500) else { return };
@@ -126,9 +127,19 @@ fn outside_fragments() {
     for peer in PEER {
         let server = net.peer.udp((peer, 7000));
         let client = net.guest.udp((any(peer), 0));
+        let source = deliver(&client, (peer, 7000), &server, b"question");
         for len in [1473, 9000, 60000] {
-            let source = deliver(&client, (peer, 7000), &server, &payload(1, len));
             deliver(&server, source, &client, &payload(2, len));
+        }
+        server.set_nonblocking(true).unwrap();
+        wait_until("a large datagram", || {
+            client.send_to(&payload(3, 60_000), (peer, 7000)).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            server.recv_from(&mut [0; 65_535]).is_ok_and(|(len, _)| len == 60_000)
+        });
+        server.set_nonblocking(false).unwrap();
+        for len in [1473, 9000, 60000] {
+            deliver(&client, (peer, 7000), &server, &payload(1, len));
         }
     }
 }

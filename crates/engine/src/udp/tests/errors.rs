@@ -13,6 +13,7 @@ fn queued(destination: &str, kind: u8, code: u8, mtu: u32, offender: &str) -> Qu
         destination: destination.parse().unwrap(),
         local: None,
         report: Some(Report { kind, code, info: mtu }),
+        refused: false,
         offender: offender.parse().ok(),
         quoted: 0,
     }
@@ -164,4 +165,66 @@ fn refusals_of_the_host_are_told() {
     test.guest_sends(GUEST, "239.1.1.1:8", b"x");
     assert_eq!(test.world.frames().len(), 0);
     assert_eq!(test.udp.counters().not_sent, 2);
+}
+
+fn refused(destination: &str, kind: u8, code: u8, mtu: u32) -> QueuedError {
+    QueuedError { refused: true, ..queued(destination, kind, code, mtu, "") }
+}
+
+const EMSGSIZE: SocketError = SocketError::Failed(Errno(90));
+
+/// The host refuses what exceeds the path's MTU: the guest hears the number from its gateway, once, about that datagram.
+#[test]
+fn a_datagram_above_the_paths_mtu_is_reported() {
+    for (guest, remote, gateway, kind, code) in
+        [(GUEST, "203.0.113.1:8", "198.51.100.1", 3, 4), (GUEST6, "[2001:db8:2::1]:8", "fe80::1", 2, 0)]
+    {
+        let mut test = Test::new();
+        test.guest_sends(guest, remote, b"x");
+        let socket = test.opened(0);
+        socket.socket.sent();
+        socket.socket.0.borrow_mut().refusals.push_back(EMSGSIZE);
+        // IPv4 doesn't say the port.
+        let destination = remote.replace("203.0.113.1:8", "203.0.113.1:0");
+        socket.socket.error(refused(&destination, kind, code, 1400), b"");
+        test.guest_sends(guest, remote, &[7; 300]);
+        let (told, quote) = icmp_error(&test.world.frame().0);
+        assert_eq!(told, (gateway.parse().unwrap(), kind, code, 1400));
+        assert_shown(&quoted_frame(&quote), guest, remote, &[7; 300]);
+        assert_eq!((socket.socket.sent().len(), test.udp.counters().not_sent), (0, 1));
+        assert!(socket.socket.0.borrow().errors.is_empty());
+        // The next one that fits goes out.
+        test.guest_sends(guest, remote, b"y");
+        assert_eq!((socket.socket.sent().len(), test.world.frames().len()), (1, 0));
+    }
+}
+
+/// An older error and a refusal: both are reported, and the call is repeated for the first alone.
+#[test]
+fn an_old_error_and_a_refusal() {
+    let mut test = Test::new();
+    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
+    let socket = test.opened(0);
+    socket.socket.sent();
+    socket.socket.0.borrow_mut().refusals.extend([ECONNREFUSED, EMSGSIZE]);
+    socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"x");
+    test.guest_sends(GUEST, "203.0.113.1:8", &[7; 100]);
+    let frames = test.world.frames();
+    let told: Vec<_> = frames.iter().map(|(frame, _)| icmp_error(frame).0).collect();
+    let of = |source: &str, code, mtu| (source.parse::<IpAddr>().unwrap(), 3, code, mtu);
+    // The mock has no entry for the refusal: the number is not known.
+    assert_eq!(told, [of("203.0.113.1", 3, 0), of("198.51.100.1", 4, 0)]);
+}
+
+/// No report is less than what every IPv6 link takes (RFC 8201 §4).
+#[test]
+fn the_least_mtu_of_ipv6() {
+    for (number, said) in [(0, 1280), (1279, 1280), (1280, 1280), (1281, 1281)] {
+        let mut test = Test::new();
+        test.guest_sends(GUEST6, "[2001:db8:2::1]:8", b"x");
+        let socket = test.opened(0);
+        socket.socket.error(queued("[2001:db8:2::1]:8", 2, 0, number, "2001:db8:2::1"), b"x");
+        test.ready(&socket, ERROR);
+        assert_eq!(icmp_error(&test.world.frame().0).0.3, said);
+    }
 }

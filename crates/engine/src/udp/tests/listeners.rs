@@ -288,6 +288,7 @@ fn errors_of_listeners() {
             destination: "203.0.113.9:999".parse().unwrap(),
             local: Some("192.0.2.1".parse().unwrap()),
             report: Some(Report { kind: 3, code: 3, info: 0 }),
+            refused: false,
             offender: Some("203.0.113.9".parse().unwrap()),
             quoted: 0,
         },

@@ -24,6 +24,7 @@ fn request<'a>(to: IpAddr, header: &'a Header, payload: &'a [u8]) -> Request<'a,
         payload: payload.into(),
         hop_limit: 9,
         traffic_class: 0,
+        dont_fragment: false,
     }
 }
 

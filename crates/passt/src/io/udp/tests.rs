@@ -44,6 +44,7 @@ fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<Payload<'a>>
         source: None,
         hop_limit: 64,
         traffic_class: 0,
+        dont_fragment: false,
         payload: payload.into(),
         segment_size: None,
     }
@@ -282,6 +283,49 @@ fn errors_of_a_dual_stack_socket() {
         assert_eq!(error.destination, SocketAddr::new(address("127.0.0.1"), 7009));
         assert_eq!(error.report, Some(Report { kind: 3, code: 3, info: 0 }));
         assert_eq!((error.offender, error.quoted), (Some(address("127.0.0.1")), 6));
+    });
+}
+
+/// What may not be fragmented is refused above the path's MTU, with the number; what may is sent. By a socket of each
+/// family, and by a dual-stack one.
+#[test]
+fn dont_fragment_is_set_when_it_has_to_change() {
+    isolated(|| {
+        ip("link set lo mtu 1300");
+        let sockets = [
+            (UdpSocket::open(&plain(), address("198.51.100.2"), 7001).unwrap(), "127.0.0.1"),
+            (UdpSocket::open(&plain(), address("2001:db8::2"), 7001).unwrap(), "::1"),
+            (listener(None, 5300, &plain()).unwrap(), "127.0.0.1"),
+            (listener(None, 5301, &plain()).unwrap(), "::1"),
+        ];
+        for (mut socket, to) in sockets {
+            let mut server = UdpSocket::open(&plain(), address(to), 7009).unwrap();
+            let large = [1; 3000];
+            let out = |dont_fragment, segment_size| Datagram {
+                dont_fragment,
+                segment_size,
+                ..datagram(to, 7009, &large)
+            };
+            for _ in 0..2 {
+                for train in [None, Some(1400)] {
+                    let failure = Err(SocketError::Failed(Errno(io::Errno::MSGSIZE.raw_os_error())));
+                    assert_eq!(socket.send(&out(true, train)), failure, "{to}");
+                    let error = socket.take_queued_error(&mut [0; 100]).unwrap();
+                    let (kind, code) = if to == "::1" { (2, 0) } else { (3, 4) };
+                    assert_eq!(error.report, Some(Report { kind, code, info: 1300 }));
+                    assert_eq!((error.refused, error.destination.ip()), (true, address(to)));
+                    assert!(socket.take_queued_error(&mut [0; 100]).is_none());
+                }
+                socket.send(&out(false, None)).unwrap();
+                assert_eq!(receive(&mut server).1, large);
+                // One datagram fits, and so the train does.
+                socket.send(&out(true, Some(1000))).unwrap();
+                let mut got = 0;
+                while got < large.len() {
+                    got += receive(&mut server).1.len();
+                }
+            }
+        }
     });
 }
 
