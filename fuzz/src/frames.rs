@@ -22,7 +22,7 @@ fn parse(data: &[u8]) {
         Transport::Udp(datagram) => datagram.payload,
         Transport::Icmp(message) => message.payload,
         Transport::Fragment(fragment) => fragment.payload,
-        Transport::Other(_) => &[],
+        Transport::Other(_, payload) => payload,
     };
     assert!(payload.len() < data.len());
     // What is known of it by its head alone is the same, unless its headers are longer.

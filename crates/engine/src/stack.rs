@@ -1,11 +1,14 @@
 //! The guest's side of the world: every frame comes in here, and finds its service or flow.
 
 mod fragments;
+mod refusal;
 
 use wire::{
     frame::{self, Body, Packet, Transport, Unusable},
     offload::Offload,
+    protocol,
 };
+use zerocopy::IntoBytes;
 
 use crate::{
     addr::{Guest, Settings},
@@ -68,6 +71,7 @@ pub struct Stack<H: Host> {
     udp: Udp<H::Udp>,
     ping: Ping<H::Ping>,
     reassembly: Reassembly,
+    refusals: refusal::Limit,
     advertiser: Advertiser,
     random: u32,
     counters: Counters,
@@ -86,6 +90,7 @@ impl<H: Host> Stack<H> {
             udp: Udp::new(limits, seeds.hash_key),
             ping: Ping::new(MAX_PINGS, seeds.hash_key),
             reassembly: Reassembly::default(),
+            refusals: refusal::Limit::new(now),
             random: seeds.advertisement,
             counters: Counters::default(),
         }
@@ -205,6 +210,10 @@ impl<H: Host> Stack<H> {
                     let (flows, mut cx) = self.split(now, host, link);
                     return flows.udp.on_datagram(&mut cx, packet, &datagram, offload);
                 }
+                if !outcome.consumed() {
+                    let upper = datagram.header.as_bytes().into();
+                    return self.refuse(packet, protocol::UDP, upper, now, host, link);
+                }
                 self.count(outcome);
             }
             Transport::Icmp(message) => {
@@ -216,7 +225,10 @@ impl<H: Host> Stack<H> {
                 self.count(outcome);
             }
             Transport::Fragment(fragment) => self.on_fragment(packet, &fragment, offload, now, host, link),
-            Transport::Tcp(_) | Transport::Other(_) => self.counters.unsupported += 1,
+            Transport::Other(protocol, upper) => self.refuse(packet, protocol, upper, now, host, link),
+            Transport::Tcp(segment) => {
+                self.refuse(packet, protocol::TCP, segment.header.as_bytes().into(), now, host, link);
+            }
         }
     }
 

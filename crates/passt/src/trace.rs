@@ -64,7 +64,7 @@ fn write_packet(f: &mut fmt::Formatter<'_>, packet: &Packet<'_>) -> fmt::Result 
             fragment.payload.len(),
             if fragment.more { "" } else { ", the last" }
         ),
-        Transport::Other(protocol) => write!(f, "IP {source} -> {destination} protocol {protocol}"),
+        Transport::Other(protocol, _) => write!(f, "IP {source} -> {destination} protocol {protocol}"),
     }
 }
 

@@ -71,8 +71,8 @@ pub enum Transport<'a, P = &'a [u8]> {
     Udp(udp::Datagram<'a, P>),
     /// ICMP of the packet's IP version.
     Icmp(icmp::Message<'a, P>),
-    /// Another protocol, by number.
-    Other(u8),
+    /// Another protocol, by number, and what it carries.
+    Other(u8, P),
     /// A part of a packet: which protocol it carries, shows only when all parts are there.
     Fragment(Fragment<P>),
 }
@@ -185,7 +185,7 @@ pub(crate) fn parse_transport<'a, P: Payload>(
         protocol::TCP => tcp::Segment::parse_head(head, bytes).map(Transport::Tcp),
         protocol::UDP => udp::Datagram::parse_head(head, bytes).map(Transport::Udp),
         _ if protocol == icmp => icmp::Message::parse_head(head, bytes).map(Transport::Icmp),
-        _ => Some(Transport::Other(protocol)),
+        _ => Some(Transport::Other(protocol, bytes)),
     }
     .ok_or(Unusable::Malformed)
 }

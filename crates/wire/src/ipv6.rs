@@ -14,6 +14,8 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 /// Type of the fragment header.
 pub const FRAGMENT: u8 = 44;
+/// Type of a header that is not there: the packet carries nothing.
+pub const NO_NEXT_HEADER: u8 = 59;
 const DESTINATION: u8 = 60;
 const AUTHENTICATION: u8 = 51;
 

@@ -352,7 +352,7 @@ pub(super) fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
         Transport::Udp(_) => (protocol::UDP, Some(udp::CHECKSUM_OFFSET)),
         Transport::Icmp(_) if source.is_ipv4() => (protocol::ICMP, None),
         Transport::Icmp(_) => (protocol::ICMPV6, None),
-        Transport::Other(_) | Transport::Fragment(_) => return Vec::new(),
+        Transport::Other(..) | Transport::Fragment(_) => return Vec::new(),
     };
     let headers = Outgoing {
         source_mac: GUEST_MAC,

@@ -191,6 +191,6 @@ fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
             link.frames -= usize::from(fragment.offset > 0);
             link.reassemble(&packet, &fragment);
         }
-        Transport::Other(protocol) => panic!("protocol {protocol} to the guest"),
+        Transport::Other(protocol, _) => panic!("protocol {protocol} to the guest"),
     }
 }

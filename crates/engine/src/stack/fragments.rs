@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use wire::{
     fragment::{Fragment, Piece},
-    frame::Packet,
+    frame::{Packet, Transport},
     icmp, ipv6,
     offload::Offload,
     payload::Payload,
@@ -55,6 +55,8 @@ impl<H: Host> Stack<H> {
             Outcome::Waiting => {}
             Outcome::Complete(whole, bytes) => {
                 match whole.packet(&bytes, bytes.as_slice().into()) {
+                    // Nothing is said of a protocol in fragments.
+                    Ok(Packet { transport: Transport::Other(..), .. }) => self.counters.unsupported += 1,
                     Ok(packet) => self.on_packet(&packet, &Offload::default(), now, host, link),
                     Err(_) => self.counters.malformed += 1,
                 }

@@ -300,3 +300,79 @@ fn dont_fragment_is_carried() {
     }
     assert!(!sent(GUEST6, "[ff02::fb]:7", false, false));
 }
+
+/// A packet of the guest with this protocol, and nothing that anybody would know.
+fn packet_of(protocol: u8, from: &str, to: &str) -> Vec<u8> {
+    let headers = outgoing(from.parse().unwrap(), to.parse().unwrap());
+    let mut frame = vec![7; 102];
+    let header = Header::new(7, 7, 0x0707_0707);
+    let _ = headers.icmp(&mut frame, header, 40).unwrap();
+    if from == GUEST {
+        frame[14 + 9] = protocol;
+        frame[14 + 10..14 + 12].fill(0);
+        let sum = wire::checksum::Sum::new().bytes(&frame[14..34]).finish();
+        frame[14 + 10..14 + 12].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        frame[14 + 6] = protocol;
+    }
+    frame
+}
+
+/// RFC 1122 §3.2.2.1, RFC 4443 §3.4: SCTP and the like are answered, with a quote, and at a limited rate.
+#[test]
+fn protocols_that_are_not_carried_are_answered() {
+    for ((guest, peer), (router, kind, code, rest)) in
+        BOTH.into_iter().zip([("198.51.100.1", 3, 2, 0), ("fe80::1", 4, 1, 6)])
+    {
+        let mut test = Test::new();
+        let frame = packet_of(132, guest, peer);
+        test.receive(&frame, &Offload::default());
+        let answers = test.wait(Duration::ZERO);
+        assert_eq!(answers.len(), 1);
+        let packet = ip(&answers[0]);
+        assert_eq!(packet.source, router.parse::<core::net::IpAddr>().unwrap());
+        let Transport::Icmp(Message { header, payload: quote }) = packet.transport else { panic!() };
+        assert_eq!((header.kind, header.code, header.rest.get()), (kind, code, rest));
+        let quoted = [&frame[..14], quote].concat();
+        let Transport::Other(132, carried) = ip(&quoted).transport else { panic!() };
+        assert_eq!(carried[8..], [7; 40]);
+        // Ten at once, ten in a second.
+        (0..100).for_each(|_| test.receive(&frame, &Offload::default()));
+        assert_eq!(test.wait(Duration::from_secs(1)).len(), 9);
+        (0..100).for_each(|_| test.receive(&frame, &Offload::default()));
+        assert_eq!(test.wait(Duration::from_millis(300)).len(), 10);
+        (0..100).for_each(|_| test.receive(&frame, &Offload::default()));
+        assert_eq!(test.wait(Duration::ZERO).len(), 3);
+        assert_eq!(test.stack.counters().unsupported, 301);
+    }
+}
+
+/// Nothing is said to groups, to who is nobody, about nothing, and about fragments.
+#[test]
+fn some_packets_are_never_answered() {
+    let mut test = Test::new();
+    for frame in [
+        packet_of(2, GUEST, "224.0.0.22:7"),
+        packet_of(132, GUEST, "255.255.255.255:7"),
+        packet_of(132, GUEST6, "[ff02::16]:7"),
+        packet_of(59, GUEST6, PEER6),
+    ] {
+        test.receive(&frame, &Offload::default());
+    }
+    let headers = outgoing(GUEST.parse().unwrap(), PEER.parse().unwrap());
+    test.receive_all(&cut(&headers, 132, &[1; 3000], 1480));
+    assert_eq!(test.wait(Duration::ZERO), Vec::<Vec<u8>>::new());
+    assert_eq!(test.stack.counters().unsupported, 5);
+}
+
+/// What an option has switched off is not carried either.
+#[test]
+fn protocols_that_are_off_are_answered() {
+    let mut test = Test::new();
+    test.stack.settings_mut().services.udp = false;
+    let (_, frame) = datagram(GUEST, PEER, &[1; 100]);
+    test.receive(&frame, &Offload::default());
+    let answers = test.wait(Duration::ZERO);
+    let Transport::Icmp(Message { header, .. }) = ip(&answers[0]).transport else { panic!() };
+    assert_eq!((answers.len(), header.kind, header.code), (1, 3, 2));
+}

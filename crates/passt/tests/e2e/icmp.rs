@@ -71,3 +71,26 @@ fn traceroute_shows_hops_r94() {
         assert_eq!(hops[1], FAR[v].to_string(), "{report}");
     }
 }
+
+/// RFC 1122 §3.2.2.1, RFC 4443 §3.4: a protocol that is not carried is refused at once (UDP-Lite here), not in silence.
+#[test]
+fn protocols_that_are_not_carried_are_refused() {
+    need!("python3");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    for peer in PEER {
+        let script = format!(
+            "import socket
+family = socket.AF_INET6 if ':' in '{peer}' else socket.AF_INET
+s = socket.socket(family, socket.SOCK_DGRAM, 136)
+s.settimeout(60)
+s.connect(('{peer}', 7000))
+s.send(b'x')
+try: s.recv(1)
+except OSError as error: print(error.errno)"
+        );
+        let errno = net.guest.run(&["python3", "-c", &script]).ok();
+        // ENOPROTOOPT, EPROTO.
+        assert_eq!(errno.trim(), if peer.is_ipv4() { "92" } else { "71" });
+    }
+}

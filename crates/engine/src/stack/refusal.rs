@@ -1,0 +1,92 @@
+//! Packets of protocols that are not carried: the guest hears so at once, and does not wait for an answer (behaviour §4.6;
+//! RFC 1122 §3.2.2.1, RFC 4443 §3.4).
+
+use core::time::Duration;
+
+use wire::{frame::Packet, icmp, ipv6, payload::Payload};
+
+use super::Stack;
+use crate::{
+    host::{Host, Report},
+    icmp::{MAX_QUOTE, Quote, router, tell},
+    link::Link,
+    memory::PayloadOf,
+    timer::Instant,
+};
+
+/// Code of "destination unreachable" for a protocol.
+const PROTOCOL_UNREACHABLE: u8 = 2;
+/// Code of ICMPv6 "parameter problem" for a header of unknown type, and where the type is in the quoted packet, in bytes.
+const UNKNOWN_HEADER: (u8, u32) = (1, 6);
+/// Part of a packet's payload that is quoted as a transport header, in bytes.
+const TRANSPORT_LEN: usize = 8;
+
+/// How often the guest hears of it: a token bucket (RFC 4443 §2.4(f)).
+#[derive(Debug)]
+pub(super) struct Limit {
+    tokens: u32,
+    /// When a token was added last.
+    since: Instant,
+}
+
+impl Limit {
+    /// Most tokens, and so most messages at once.
+    const BURST: u32 = 10;
+    /// A token comes after this time.
+    const INTERVAL: Duration = Duration::from_millis(100);
+
+    pub(super) const fn new(now: Instant) -> Self {
+        Self { tokens: Self::BURST, since: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let new = now.since(self.since).as_millis() / Self::INTERVAL.as_millis();
+        if new > 0 {
+            self.tokens = Self::BURST.min(self.tokens.saturating_add(u32::try_from(new).unwrap_or(u32::MAX)));
+            self.since = now;
+        }
+        let taken = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        taken
+    }
+}
+
+impl<H: Host> Stack<H> {
+    /// Drops a packet whose `upper` layer is not carried, with a message to its sender.
+    pub(super) fn refuse<L: Link<Memory = H::Memory>>(
+        &mut self,
+        packet: &Packet<'_, PayloadOf<'_, H::Memory>>,
+        protocol: u8,
+        upper: PayloadOf<'_, H::Memory>,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        self.counters.unsupported += 1;
+        let v4 = packet.source.is_ipv4();
+        let nothing = !v4 && protocol == ipv6::NO_NEXT_HEADER;
+        if nothing || !self.settings.valid_guest_source(packet.source) || !self.refusals.take(now) {
+            return;
+        }
+        let mut bytes = [0; TRANSPORT_LEN + MAX_QUOTE];
+        let len = upper.copy_to(&mut bytes).max(TRANSPORT_LEN);
+        let (&header, rest) = bytes.split_first_chunk().unwrap_or((&[0; TRANSPORT_LEN], &[]));
+        let quote = Quote {
+            guest: packet.source,
+            remote: packet.destination,
+            protocol,
+            header,
+            payload: rest.get(..len - TRANSPORT_LEN).unwrap_or_default(),
+            fragment: None,
+        };
+        let (code, info) = UNKNOWN_HEADER;
+        let report = if v4 {
+            Report { kind: icmp::v4::UNREACHABLE, code: PROTOCOL_UNREACHABLE, info: 0 }
+        } else {
+            Report { kind: icmp::v6::PARAMETER_PROBLEM, code, info }
+        };
+        let (_, mut cx) = self.split(now, host, link);
+        let source = router(cx.settings, packet.destination);
+        tell(&mut cx, source, report, &quote);
+    }
+}
