@@ -9,7 +9,8 @@ use smoltcp::wire::{
 use wire::ethernet::Mac;
 use wire::frame::Outgoing;
 use wire::segment::complete_checksum;
-use wire::udp;
+use wire::{icmp, ndp, udp};
+use zerocopy::IntoBytes;
 
 use crate::harness::*;
 
@@ -173,4 +174,38 @@ fn dhcpv6_rapid_commit_of_nothing() {
     assert!(!answer.message.windows(4).any(|option| option == [0, 14, 0, 0]), "without rapid commit");
     let no_prefix_avail = |option: &[u8]| option[..2] == [0, 13] && option[4..] == [0, 6];
     assert!(answer.message.windows(6).any(no_prefix_avail), "with the status");
+}
+
+/// RFC 4861 §7.2.4: a solicited advertisement comes from the address that it is about.
+#[test]
+fn neighbour_advertisements_come_from_the_target() {
+    need!("socat");
+    let Some(net) = Net::new() else { return };
+    net.pasta(&[]);
+    let raw = Raw::open(&net);
+    let IpAddr::V6(target) = PEER[1] else { panic!() };
+    let (header, body) = ndp::solicitation(target, Mac(net.guest_mac()));
+    let outgoing = Outgoing {
+        source_mac: Mac(net.guest_mac()),
+        destination_mac: Mac::BROADCAST,
+        source: RAW_IP6.into(),
+        destination: target.into(),
+        hop_limit: 255,
+        traffic_class: 0,
+        flow_label: 0,
+    };
+    let mut frame = vec![0; outgoing.headroom(icmp::HEADER_LEN)];
+    frame.extend_from_slice(body.as_bytes());
+    assert!(outgoing.icmp(&mut frame, header, body.as_bytes().len()).is_some());
+    raw.send(&frame);
+    let source = raw.expect("a Neighbor Advertisement", |frame| {
+        let ethernet = EthernetFrame::new_checked(frame).ok()?;
+        let packet = Ipv6Packet::new_checked(ethernet.payload()).ok()?;
+        let advertisement = ethernet.ethertype() == EthernetProtocol::Ipv6
+            && packet.next_header() == IpProtocol::Icmpv6
+            && packet.dst_addr() == RAW_IP6
+            && packet.payload()[0] == icmp::v6::NEIGHBOUR_ADVERTISEMENT;
+        advertisement.then(|| packet.src_addr())
+    });
+    assert_eq!(source, target);
 }
