@@ -9,6 +9,7 @@ use engine::forward::Rule;
 use engine::forward::spec::Direction;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
 use crate::bypass::{NoWay, Policy};
@@ -22,6 +23,8 @@ pub(crate) struct Acceptors {
     ports: Vec<Option<Port>>,
     /// Indices of `ports` that are free.
     free: Vec<usize>,
+    /// Whether they listen. If not, they hold their ports, and the kernel refuses connections.
+    open: bool,
     /// How often those that waited were refused, for want of a descriptor or memory.
     pub(crate) refused: u64,
 }
@@ -55,7 +58,7 @@ pub(crate) enum Way {
 impl Acceptors {
     /// No socket yet, to be watched by no more than one epoll set.
     pub(crate) fn new() -> Self {
-        Self { ports: Vec::new(), free: Vec::new(), refused: 0 }
+        Self { ports: Vec::new(), free: Vec::new(), open: true, refused: 0 }
     }
 
     /// Takes over the listening socket of `rule`'s `port`, to be watched by `epoll`; returns its index.
@@ -72,8 +75,12 @@ impl Acceptors {
     ) -> Result<usize, Errno> {
         let target_port = rule.target_port(port).ok_or(Errno::RANGE)?;
         let index = self.free.last().copied().unwrap_or(self.ports.len());
-        epoll::add(epoll, &socket, EventData::new_u64(event_word::ACCEPTOR | index as u64), EventFlags::IN)?;
         let port = Port { socket, direction, target_address: rule.target_addr, target_port };
+        if self.open {
+            port.watch(epoll, index)?
+        } else {
+            port.close()?
+        }
         match self.free.pop() {
             Some(index) => self.ports[index] = Some(port),
             None => self.ports.push(Some(port)),
@@ -93,15 +100,35 @@ impl Acceptors {
     /// such socket.
     pub(crate) fn silence(&self, index: usize) -> bool {
         let Some(Some(port)) = self.ports.get(index) else { return false };
-        shutdown(&port.socket, Shutdown::Both).is_ok()
+        if self.open {
+            shutdown(&port.socket, Shutdown::Both).is_ok()
+        } else {
+            set_socket_reuseaddr(&port.socket, true).is_ok()
+        }
     }
 
     /// Has a silenced socket listen again.
     pub(crate) fn restore(&self, index: usize) {
-        if let Some(Some(port)) = self.ports.get(index)
-            && let Err(errno) = listen(&port.socket, BACKLOG)
-        {
+        let Some(Some(port)) = self.ports.get(index) else { return };
+        let restored =
+            if self.open { listen(&port.socket, BACKLOG) } else { set_socket_reuseaddr(&port.socket, false) };
+        if let Err(errno) = restored {
             log::warn!("can't listen on a port again: {errno}");
+        }
+    }
+
+    /// Has all sockets listen, or none: while there is no guest, connections are refused (SPEC §8.8).
+    pub(crate) fn set_open(&mut self, epoll: impl AsFd, open: bool) {
+        if self.open == open {
+            return;
+        }
+        self.open = open;
+        for (index, port) in self.ports.iter().enumerate() {
+            let Some(port) = port else { continue };
+            let done = if open { port.open(&epoll, index) } else { port.close_watched(&epoll) };
+            if let Err(errno) = done {
+                log::warn!("can't {} a forwarded port: {errno}", if open { "open" } else { "close" });
+            }
         }
     }
 
@@ -172,6 +199,30 @@ impl Acceptors {
 }
 
 impl Port {
+    fn watch(&self, epoll: impl AsFd, index: usize) -> Result<(), Errno> {
+        let word = EventData::new_u64(event_word::ACCEPTOR | index as u64);
+        epoll::add(epoll, &self.socket, word, EventFlags::IN)
+    }
+
+    /// Has it not listen, and keep its port: without SO_REUSEADDR nobody else can have it meanwhile.
+    fn close(&self) -> Result<(), Errno> {
+        shutdown(&self.socket, Shutdown::Both)?;
+        set_socket_reuseaddr(&self.socket, false)
+    }
+
+    /// The same, if it is watched: a socket that does not listen is reported without end.
+    fn close_watched(&self, epoll: impl AsFd) -> Result<(), Errno> {
+        epoll::delete(epoll, &self.socket)?;
+        self.close()
+    }
+
+    /// Has it listen again.
+    fn open(&self, epoll: impl AsFd, index: usize) -> Result<(), Errno> {
+        set_socket_reuseaddr(&self.socket, true)?;
+        listen(&self.socket, BACKLOG)?;
+        self.watch(epoll, index)
+    }
+
     /// Where a connection from `peer` goes on; `hit` is the address that it was accepted at.
     fn way(
         &self,

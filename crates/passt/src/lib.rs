@@ -122,12 +122,15 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     notes.iter().for_each(|note| log::warn!("{note}"));
 
     let control = config.conf_path.as_deref().map(unix_socket::listen_at).transpose()?;
-    let control = control.map(|listener| ControlSetup { listener, enabled: config.enabled() });
 
-    let Site { prepared, link, mac, given, scope, outbound_listeners, guest } = match config.mode {
+    let Site { prepared, link, mac, given, lacks, scope, outbound_listeners, guest } = match config.mode {
         Mode::Pasta => enter_namespace(boot, config, &plan, opening, capture)?,
         Mode::Passt => open_door(boot, config, &plan, inherited, capture)?,
     };
+    let mut plan = plan;
+    let enabled = plan.without(lacks, config.enabled());
+    let restricted = (enabled != config.enabled()).then_some(enabled);
+    let control = control.map(|listener| ControlSetup { listener, enabled });
     let (inbound, outbound_rules) = (config.inbound.clone(), config.outbound.clone());
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
     let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope };
@@ -142,6 +145,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
         outbound,
         sources,
         rules,
+        restricted,
         neighbourhood,
         control,
         stats,
@@ -182,6 +186,8 @@ struct Site {
     mac: Option<Mac>,
     /// The addresses that were set on the guest's interface.
     given: Vec<IpAddr>,
+    /// Whether the guest's namespace lacks IPv4, and IPv6.
+    lacks: [bool; 2],
     /// Index of the guest's interface; zero for none of this machine.
     scope: u32,
     /// Listening sockets in the guest's namespace.
@@ -204,16 +210,17 @@ fn enter_namespace(
         Ok((tap, opening.outbound().rules(&config.outbound, |_, _| false)?))
     })?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let (mac, given, scope, link) = match tap {
-        None => (None, Vec::new(), 0, Medium::None),
+    let (mac, given, lacks, scope, link) = match tap {
+        None => (None, Vec::new(), [false; 2], 0, Medium::None),
         Some((device, configured)) => {
             // Without --config-net the interface is still down.
             let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
             let link = Medium::Tap(TapLink::new(device, up, capture));
-            (Some(configured.mac), configured.addresses, configured.index, link)
+            let lacks = [configured.no_ipv4, configured.no_ipv6];
+            (Some(configured.mac), configured.addresses, lacks, configured.index, link)
         }
     };
-    Ok(Site { prepared, link, mac, given, scope, outbound_listeners, guest: Some(guest) })
+    Ok(Site { prepared, link, mac, given, lacks, scope, outbound_listeners, guest: Some(guest) })
 }
 
 /// Opens the socket where the guest will be, or is.
@@ -240,6 +247,7 @@ fn open_door(
         },
         mac: None,
         given: Vec::new(),
+        lacks: [false; 2],
         scope: 0,
         outbound_listeners: Vec::new(),
         guest: None,

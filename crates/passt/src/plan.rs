@@ -10,7 +10,7 @@ use std::{
 
 use engine::{
     addr::{Services, Settings, V4, V6},
-    forward::IfName,
+    forward::{Enabled, IfName},
     neighbours::Neighbours,
 };
 use log::Level;
@@ -170,6 +170,22 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
 }
 
 impl Plan {
+    /// Has everything from now on as if the families that the guest's namespace `lacks` (IPv4, IPv6) were switched off.
+    /// Returns what of `enabled` remains. Without any family, all stays as it is: local connections still bypass the link.
+    pub(crate) fn without(&mut self, lacks: [bool; 2], enabled: Enabled) -> Enabled {
+        let left = Enabled { ipv4: enabled.ipv4 && !lacks[0], ipv6: enabled.ipv6 && !lacks[1], ..enabled };
+        if !left.ipv4 && !left.ipv6 {
+            return enabled;
+        }
+        if !left.ipv4 {
+            (self.settings.v4, self.template4) = (None, None);
+        }
+        if !left.ipv6 {
+            (self.settings.v6, self.template6, self.gateway6) = (None, None, None);
+        }
+        left
+    }
+
     /// Whether anything depends on what resolv.conf says.
     #[must_use]
     pub fn follows_resolvers(&self, config: &Config) -> bool {

@@ -61,6 +61,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) sources: Sources,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
+    /// What is in use, if that turned out to be less than the rules were made for.
+    pub(crate) restricted: Option<Enabled>,
     /// The other hosts on the host's links, and what follows their changes, if the kernel reports them.
     pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
     /// Where rules can be changed, if anywhere.
@@ -123,8 +125,14 @@ impl Shard {
         setup.given.into_iter().for_each(|address| guest.give(address));
         let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
         let mut acceptors = Acceptors::new();
+        // Until a guest has sent a frame.
+        acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
-        let forwarder = Forwarder::new(setup.rules, rx)?;
+        let mut forwarder = Forwarder::new(setup.rules, rx)?;
+        if let Some(enabled) = setup.restricted {
+            let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
+            forwarder.restrict(enabled, rx);
+        }
         let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
         let control = control.context("can't watch the control socket")?;
         stack.udp().set_policy(setup.policy.datagrams());
@@ -292,6 +300,9 @@ impl Shard {
     }
 
     fn on_link_change(&mut self, change: Change) {
+        if change.down {
+            self.acceptors.set_open(self.sockets.epoll(), false);
+        }
         self.link_full &= !change.room;
         self.link_has_frames |= change.frames;
         if change.up {
@@ -309,6 +320,7 @@ impl Shard {
                 self.link_has_frames = false;
                 break;
             };
+            self.acceptors.set_open(self.sockets.epoll(), true);
             self.before_frame(now);
             let (head, frame) = self.inbox.frame();
             self.stack.on_frame(head, frame, &offload, now, &mut self.sockets, &mut self.link);

@@ -1,7 +1,7 @@
 //! The forwarding rules of one direction.
 
 use alloc::{boxed::Box, vec::Vec};
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Protocol, Rule};
 
@@ -134,6 +134,25 @@ impl Table {
                 Ok(())
             }
         }
+    }
+
+    /// The rules as they are where only the families of `enabled` are in use: those of both families are of one, and
+    /// those of the other one alone are left out.
+    #[must_use]
+    pub fn of_families(&self, enabled: Enabled) -> Self {
+        let any: Option<IpAddr> = match (enabled.ipv4, enabled.ipv6) {
+            (true, false) => Some(Ipv4Addr::UNSPECIFIED.into()),
+            (false, true) => Some(Ipv6Addr::UNSPECIFIED.into()),
+            _ => None,
+        };
+        let mut table = Self::new();
+        for rule in &self.rules {
+            let mut rule = rule.clone();
+            rule.listen.addr = rule.listen.addr.or(any);
+            // What does not fit is of a family that is not in use.
+            let _left_out = table.add(rule, enabled);
+        }
+        table
     }
 
     /// Whether `rule` may be appended.

@@ -8,7 +8,7 @@ mod way;
 use std::time::Duration;
 
 use engine::forward::scan::relevant;
-use engine::forward::{Budget, Table};
+use engine::forward::{Budget, Enabled, Table};
 use engine::timer::Instant;
 
 use crate::listen::{Listener, Opening};
@@ -78,6 +78,25 @@ impl Forwarder {
             until_retry: RETRY,
             changed: false,
         })
+    }
+
+    /// Has the rules listen on addresses of the families of `enabled` only: the guest's namespace lacks the other one. If
+    /// their sockets can't be opened anew, they stay as they are; then connections of the other family are reset.
+    pub(crate) fn restrict(&mut self, enabled: Enabled, mut rx: Receivers<'_>) {
+        let table = self.inbound.table().of_families(enabled);
+        let left_out = self.inbound.table().rules().len() - table.rules().len();
+        if left_out > 0 {
+            log::warn!(
+                "{left_out} forwarding rules are of an address family that the namespace lacks: left out"
+            );
+        }
+        match self.inbound.prepare(table, &rx) {
+            Ok(prepared) => {
+                let notes = self.inbound.commit(prepared, &mut rx);
+                notes.iter().for_each(|note| log::warn!("{note}"));
+            }
+            Err(error) => log::warn!("Ports stay open for both address families: {error}"),
+        }
     }
 
     /// Starts to follow what is in use on the other side, if a rule says so, or one may come to (`changeable`).

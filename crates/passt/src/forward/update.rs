@@ -81,6 +81,6 @@ impl Forwarder {
             }
             rules.iter().try_for_each(|rule| table.add(rule.clone(), enabled)).map_err(|e| e.to_string())?;
         }
-        Ok((inbound, outbound))
+        Ok((inbound.of_families(enabled), outbound))
     }
 }

@@ -53,6 +53,8 @@ pub struct Change {
     pub room: bool,
     /// There is a guest that can hear us, from now on.
     pub up: bool,
+    /// The guest has gone; another may come.
+    pub down: bool,
     /// The guest has gone, and no other may come.
     pub over: bool,
 }
@@ -98,6 +100,11 @@ impl Medium {
             Self::Stream(_) => Inbox::Own(vec![0; stream::BUFFER_LEN], 0..0),
             Self::VhostUser(_) => Inbox::Guest(vhost_user::Inbox::new()),
         }
+    }
+
+    /// Whether a guest comes and goes: then nobody may be there.
+    pub(crate) const fn has_clients(&self) -> bool {
+        matches!(self, Self::Stream(_) | Self::VhostUser(_))
     }
 
     /// What went through so far.

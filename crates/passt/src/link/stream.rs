@@ -176,7 +176,7 @@ impl StreamLink {
             let _ = epoll::delete(epoll, &client.socket);
             self.client = None;
             self.outbox.clear();
-            return Ok(Change { room: true, over: self.one_off, ..Change::default() });
+            return Ok(Change { room: true, down: true, over: self.one_off, ..Change::default() });
         }
         self.outbox.flush(&client.socket);
         let wait = full || !self.outbox.is_empty();

@@ -234,3 +234,22 @@ fn a_second_address_moves_nothing_r49() {
         assert_eq!(accept(&listener).0.local_addr().unwrap().ip(), HOST[0]);
     }
 }
+
+/// kubevirt#6373, podman#15395: without IPv6 in the namespace, it is as with `-4`, also for rules that come later.
+#[test]
+fn a_family_that_the_namespace_lacks_is_off() {
+    let Some(net) = Net::new() else { return };
+    net.guest.sh("for at in all default; do echo 1 >/proc/sys/net/ipv6/conf/$at/disable_ipv6; done");
+    let control = net.path("control");
+    net.pasta(&["-t", "7000", "-u", "7000", "--conf-path", &control]);
+    net.host.run(&[companion("pesto"), "-A", "-t", "7001", &control]).ok();
+    for port in [7000, 7001] {
+        for refused in [(HOST[1], port), (LOOPBACK[1], port)] {
+            let error = net.host.connect(refused).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{refused:?}");
+        }
+        let listener = net.guest.listen((HOST[0], port));
+        let _client = net.peer.connect((HOST[0], port)).unwrap();
+        accept(&listener);
+    }
+}

@@ -143,21 +143,34 @@ fn connections_survive_a_reconnect() {
     assert!(passt.runs());
 }
 
-/// SPEC §8.8: who connects while no machine is there waits for one.
+/// SPEC §8.8: the kernel refuses connections while no machine is there that has sent a frame: a probe of an orchestrator
+/// takes an accepted connection for a sign of life. The port is nobody else's meanwhile.
 #[test]
-fn a_connection_waits_for_the_machine() {
+fn connections_are_refused_until_the_machine_has_spoken() {
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--socket", &path, "-t", "7001"]);
-    let mut outside = net.peer.connect((HOST[0], 7001)).unwrap();
-    outside.write_all(b"early").unwrap();
-    let unplugged = net.machine(1500);
-    let listener = net.guest.listen((any(HOST[0]), 7001));
-    let _machine = unplugged.plug(connect(&net));
-    let mut guest = accept(&listener).0;
-    let mut early = [0; 5];
-    guest.read_exact(&mut early).unwrap();
-    assert_eq!(&early, b"early");
+    let refused = |when: &str| {
+        for host in HOST {
+            let error = net.peer.connect((host, 7001)).map(drop).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{when}");
+        }
+    };
+    let taken = || {
+        let bind = "import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', 7001))";
+        !net.host.run(&["python3", "-c", bind]).status.success()
+    };
+    for _ in 0..2 {
+        refused("before a client");
+        assert!(!has_tool("python3") || taken());
+        let mut socket = connect(&net);
+        refused("before a frame");
+        socket.write_all(&question()).unwrap();
+        expect_answers(&mut socket, 1);
+        drop(net.peer.connect((HOST[0], 7001)).unwrap());
+        drop(socket);
+        wait_until("the end of the client", || net.peer.connect((HOST[0], 7001)).is_err());
+    }
 }
 
 // Clients that are no machine.
@@ -385,8 +398,14 @@ fn a_guest_gets_in_at_the_limit_of_open_files() {
     let path = net.path("guest.socket");
     let passt = net.passt(&["--socket", &path, "-t", "7001"]);
     net.host.sh(&format!("prlimit --pid {} --nofile=60:60", passt.pid));
+    // Nobody is let in before a guest has spoken.
+    let mut first = connect(&net);
+    first.write_all(&question()).unwrap();
+    expect_answers(&mut first, 1);
     let _waiting: Vec<_> = (0..100).map(|_| net.peer.start_connect((HOST[0], 7001))).collect();
     wait_until("the limit", || passt.descriptors() >= 60);
+    drop(first);
+    wait_until("the end of the first client", || net.peer.connect((HOST[1], 7001)).is_err());
     let mut socket = connect(&net);
     socket.write_all(&question()).unwrap();
     expect_answers(&mut socket, 1);

@@ -199,7 +199,7 @@ impl VhostUserLink {
                 self.device.reset();
                 self.device.forget_kicks(epoll);
                 (self.up, self.over) = (false, self.one_off);
-                return Change { room: true, ..Change::default() };
+                return Change { room: true, down: true, ..Change::default() };
             }
         }
         let open = self.device.open_queues().next().is_some();
