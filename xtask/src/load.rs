@@ -25,15 +25,18 @@ pub(crate) enum Load {
     Connections,
     /// A datagram there and back.
     Datagrams,
+    /// The same, each from a port of its own.
+    Ports,
 }
 
 impl Load {
-    const ALL: [(&str, Self); 5] = [
+    const ALL: [(&str, Self); 6] = [
         ("up", Self::Up),
         ("down", Self::Down),
         ("rr", Self::Transactions),
         ("crr", Self::Connections),
         ("udp-rr", Self::Datagrams),
+        ("udp-ports", Self::Ports),
     ];
 
     /// Its name on the command line.
@@ -170,10 +173,7 @@ fn run(load: Load, to: SocketAddr, seconds: f64) -> anyhow::Result<f64> {
             Ok(per_second(count))
         }
         Load::Datagrams => {
-            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-            let socket = UdpSocket::bind((any, 0))?;
-            socket.connect(to)?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            let socket = datagrams(to)?;
             while Instant::now() < end {
                 socket.send(&[0])?;
                 socket.recv(&mut [0]).context("lost a datagram")?;
@@ -181,7 +181,25 @@ fn run(load: Load, to: SocketAddr, seconds: f64) -> anyhow::Result<f64> {
             }
             Ok(per_second(count))
         }
+        Load::Ports => {
+            while Instant::now() < end {
+                let socket = datagrams(to)?;
+                socket.send(&[0])?;
+                socket.recv(&mut [0]).with_context(|| format!("lost datagram {count}"))?;
+                count += 1;
+            }
+            Ok(per_second(count))
+        }
     }
+}
+
+/// A UDP socket with a port of its own.
+fn datagrams(to: SocketAddr) -> anyhow::Result<UdpSocket> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 /// A connection that the server knows what to do with.
