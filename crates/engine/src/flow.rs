@@ -269,6 +269,12 @@ impl<T: Keyed> Flows<T> {
         self.slots.get_mut(id)
     }
 
+    /// The id of the flow that is in the slot `index`.
+    #[must_use]
+    pub fn id_at(&self, index: u32) -> Option<FlowId> {
+        self.slots.at(index).map(|(id, _)| id)
+    }
+
     /// The id of the flow with this key.
     #[must_use]
     pub fn find(&self, key: &T::Key) -> Option<FlowId> {

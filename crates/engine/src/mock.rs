@@ -1,6 +1,11 @@
 //! Datagram sockets, a host and a link for tests, which keep what goes through them.
 
-use alloc::{collections::VecDeque, rc::Rc, vec, vec::Vec};
+use alloc::{
+    collections::VecDeque,
+    rc::{Rc, Weak},
+    vec,
+    vec::Vec,
+};
 use core::{
     cell::RefCell,
     net::{IpAddr, SocketAddr},
@@ -51,11 +56,21 @@ pub(crate) struct Peer {
     pub(crate) port_replaced: bool,
 }
 
-/// A datagram or ping socket.
+/// A datagram or ping socket: the test's view of it, or the engine's, which has a life to lose.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Socket(pub(crate) Rc<RefCell<Peer>>);
+pub(crate) struct Socket(
+    pub(crate) Rc<RefCell<Peer>>,
+    #[expect(dead_code, reason = "it is dropped with the engine's socket")] Option<Rc<()>>,
+);
 
 impl Socket {
+    /// The socket as the engine has it, and its life.
+    pub(crate) fn open(&self) -> (Self, Weak<()>) {
+        let life = Rc::new(());
+        let weak = Rc::downgrade(&life);
+        (Self(self.0.clone(), Some(life)), weak)
+    }
+
     fn push(&self, sent: Sent) -> Result<(), SocketError> {
         let mut peer = self.0.borrow_mut();
         match peer.refusals.pop_front() {
@@ -237,13 +252,13 @@ pub(crate) struct Opened {
     pub(crate) address: IpAddr,
     pub(crate) number: u16,
     pub(crate) socket: Socket,
+    pub(crate) life: Weak<()>,
 }
 
 impl Opened {
     /// Whether the engine has closed the socket.
     pub(crate) fn closed(&self) -> bool {
-        // One owner is this, one is the host's list.
-        Rc::strong_count(&self.socket.0) <= 2
+        self.life.strong_count() == 0
     }
 }
 
@@ -261,16 +276,24 @@ pub(crate) struct MockHost {
     pub(crate) own: Vec<IpAddr>,
     /// What ping sockets were bound to.
     pub(crate) sources: Vec<Option<IpAddr>>,
+    /// Files that there are for sockets.
+    pub(crate) files: Option<usize>,
 }
 
 impl MockHost {
     fn open(&mut self, id: FlowId, address: IpAddr, number: u16) -> Result<Socket, Errno> {
-        if self.no_sockets {
+        if self.no_sockets || self.files.is_some_and(|files| self.open_files() >= files) {
             return Err(Errno(24));
         }
         let socket = Socket::default();
-        self.opened.push(Opened { id, address, number, socket: socket.clone() });
-        Ok(socket)
+        let (open, life) = socket.open();
+        self.opened.push(Opened { id, address, number, socket, life });
+        Ok(open)
+    }
+
+    /// How many sockets are open.
+    pub(crate) fn open_files(&self) -> usize {
+        self.opened.iter().filter(|opened| !opened.closed()).count()
     }
 }
 

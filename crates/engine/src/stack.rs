@@ -21,9 +21,10 @@ use crate::{
     memory::PayloadOf,
     neighbours::Neighbour,
     reassembly::Reassembly,
+    share::Share,
     tcp::Tcp,
     timer::{Instant, Timers},
-    udp::{Limits, Udp},
+    udp::{self, Udp},
 };
 
 /// Random numbers from the kernel, for the keyed hashes and for what an attacker must not guess.
@@ -57,10 +58,18 @@ impl Counters {
     }
 }
 
-/// Most TCP connections (SPEC §12).
-const MAX_CONNECTIONS: usize = 131_071;
-/// Most ping flows.
-const MAX_PINGS: usize = 4096;
+/// How much there may be of everything: what a guest and those outside can make us keep.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most TCP connections.
+    pub connections: usize,
+    /// Memory that the receive queues of all TCP connections may take together, in bytes.
+    pub queue_memory: usize,
+    /// Sockets and flows of UDP.
+    pub udp: udp::Limits,
+    /// Sockets for pings.
+    pub pings: Share,
+}
 
 /// All state of one guest: what is known of it, its flows and their deadlines.
 pub struct Stack<H: Host> {
@@ -86,9 +95,9 @@ impl<H: Host> Stack<H> {
             settings,
             guest,
             timers: Timers::default(),
-            tcp: Tcp::new(MAX_CONNECTIONS, seeds.hash_key, seeds.isn_secret),
-            udp: Udp::new(limits, seeds.hash_key),
-            ping: Ping::new(MAX_PINGS, seeds.hash_key),
+            tcp: Tcp::new(limits.connections, limits.queue_memory, seeds.hash_key, seeds.isn_secret),
+            udp: Udp::new(limits.udp, seeds.hash_key),
+            ping: Ping::new(limits.pings, seeds.hash_key),
             reassembly: Reassembly::default(),
             refusals: refusal::Limit::new(now),
             random: seeds.advertisement,

@@ -7,11 +7,14 @@ use engine::addr::{Guest, Settings};
 use engine::flow::Endpoints;
 use engine::forward::Rule;
 use engine::forward::spec::Direction;
+use engine::share::Notice;
+use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
+use crate::budgets::ledger::Permit;
 use crate::bypass::{NoWay, Policy};
 use crate::config::Splice;
 use crate::event_word;
@@ -25,13 +28,15 @@ pub(crate) struct Acceptors {
     free: Vec<usize>,
     /// Whether they listen. If not, they hold their ports, and the kernel refuses connections.
     open: bool,
-    /// How often those that waited were refused, for want of a descriptor or memory.
+    /// How often connections were refused, for want of a descriptor or memory.
     pub(crate) refused: u64,
+    notice: Notice,
 }
 
 #[derive(Debug)]
 struct Port {
     socket: OwnedFd,
+    _permit: Permit,
     direction: Direction,
     target_address: Option<IpAddr>,
     target_port: u16,
@@ -58,7 +63,7 @@ pub(crate) enum Way {
 impl Acceptors {
     /// No socket yet, to be watched by no more than one epoll set.
     pub(crate) fn new() -> Self {
-        Self { ports: Vec::new(), free: Vec::new(), open: true, refused: 0 }
+        Self { ports: Vec::new(), free: Vec::new(), open: true, refused: 0, notice: Notice::default() }
     }
 
     /// Takes over the listening socket of `rule`'s `port`, to be watched by `epoll`; returns its index.
@@ -69,13 +74,14 @@ impl Acceptors {
         &mut self,
         epoll: impl AsFd,
         socket: OwnedFd,
+        permit: Permit,
         direction: Direction,
         rule: &Rule,
         port: u16,
     ) -> Result<usize, Errno> {
         let target_port = rule.target_port(port).ok_or(Errno::RANGE)?;
         let index = self.free.last().copied().unwrap_or(self.ports.len());
-        let port = Port { socket, direction, target_address: rule.target_addr, target_port };
+        let port = Port { socket, _permit: permit, direction, target_address: rule.target_addr, target_port };
         if self.open {
             port.watch(epoll, index)?
         } else {
@@ -134,8 +140,10 @@ impl Acceptors {
 
     /// Refuses all that wait to be accepted, which takes neither a descriptor nor memory. Left alone, they would wake us
     /// again and again.
-    fn refuse_waiting(&mut self, index: usize, errno: Errno) {
-        log::warn!("Connections are refused: {errno}");
+    fn refuse_waiting(&mut self, index: usize, errno: Errno, now: Instant) {
+        if self.notice.is_due(now) {
+            log::warn!("Connections are refused: {errno}");
+        }
         self.refused += 1;
         if self.silence(index) {
             self.restore(index);
@@ -161,6 +169,7 @@ impl Acceptors {
         policy: &Policy,
         settings: &Settings,
         guest: &Guest,
+        now: Instant,
     ) -> Option<Accepted> {
         let port = self.ports.get(index)?.as_ref()?;
         loop {
@@ -190,7 +199,7 @@ impl Acceptors {
                 ) => {}
                 // A descriptor or memory is lacking, or a policy forbids it: the connection stays pending.
                 Err(errno) => {
-                    self.refuse_waiting(index, errno);
+                    self.refuse_waiting(index, errno, now);
                     return None;
                 }
             }

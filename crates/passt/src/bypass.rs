@@ -18,15 +18,13 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::{self, Errno};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
+use crate::budgets::Budgets;
+use crate::budgets::ledger::{Ledger, Permit};
 use crate::config::Splice;
 use crate::io::readiness;
 use crate::io::splice::{Depot, Pair, reset_on_close};
 use crate::netns::Opener;
 
-/// Most bypassed connections (SPEC §12).
-const MAX_CONNECTIONS: usize = 131_071;
-/// Sockets that the opener makes at a time, of each family.
-const STOCK: usize = 32;
 /// Marks the event words of connected sockets; the index of a flow is smaller.
 const CONNECTED: u64 = 1 << 31;
 
@@ -93,17 +91,26 @@ pub(crate) struct Bypass {
     flows: engine::splice::Bypass<Pair>,
     depot: Rc<RefCell<Depot>>,
     dialer: Option<Dialer>,
+    /// Most sockets that the opener makes ahead.
+    ahead: usize,
 }
 
 impl Bypass {
     /// No connection, and no way into the guest's namespace yet. Sockets will be watched by `epoll`.
-    pub(crate) fn new(epoll: Rc<OwnedFd>) -> Self {
-        Self { flows: engine::splice::Bypass::new(MAX_CONNECTIONS), depot: Depot::new(epoll), dialer: None }
+    pub(crate) fn new(epoll: Rc<OwnedFd>, budgets: &Budgets, ledger: Rc<Ledger>) -> Self {
+        Self {
+            flows: engine::splice::Bypass::new(budgets.local_connections()),
+            depot: Depot::new(epoll, ledger),
+            dialer: None,
+            ahead: budgets.ahead,
+        }
     }
 
     /// Has sockets for the guest's namespace made by `opener`.
     pub(crate) fn start(&mut self, opener: Opener) {
-        self.dialer = Some(Dialer { opener, v4: Stock::default(), v6: Stock::default() });
+        // Of each of two families, half as many may be left when others are ordered.
+        let batch = (self.ahead / 3).max(1);
+        self.dialer = Some(Dialer { opener, batch, v4: Stock::default(), v6: Stock::default() });
     }
 
     /// The connections.
@@ -115,6 +122,7 @@ impl Bypass {
     pub(crate) fn open(
         &mut self,
         accepted: OwnedFd,
+        permit: Permit,
         direction: Direction,
         destination: SocketAddr,
         now: Instant,
@@ -127,7 +135,7 @@ impl Bypass {
                 return reset_on_close(&accepted);
             }
         };
-        let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.depot.clone());
+        let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.depot.clone(), permit);
         let id = match self.flows.insert(pair) {
             Ok(id) => id,
             Err(mut refused) => {
@@ -224,6 +232,8 @@ fn flow_of(word: u64) -> Option<(FlowId, Side)> {
 #[derive(Debug)]
 struct Dialer {
     opener: Opener,
+    /// How many sockets of a family are made at a time.
+    batch: usize,
     v4: Stock,
     v6: Stock,
 }
@@ -236,9 +246,10 @@ struct Stock {
 
 impl Dialer {
     fn socket(&mut self, v4: bool) -> io::Result<OwnedFd> {
+        let batch = self.batch;
         let stock = if v4 { &mut self.v4 } else { &mut self.v6 };
-        if stock.sockets.len() <= STOCK / 2 && stock.ordered.is_none() {
-            stock.ordered = Some(self.opener.begin(move || make(v4)));
+        if stock.sockets.len() <= batch / 2 && stock.ordered.is_none() {
+            stock.ordered = Some(self.opener.begin(move || make(v4, batch)));
         }
         let made = match &stock.ordered {
             None => None,
@@ -263,10 +274,10 @@ impl Dialer {
     }
 }
 
-/// As many as can be had, but for none.
-fn make(v4: bool) -> io::Result<Vec<OwnedFd>> {
+/// Up to `count` sockets, at least one.
+fn make(v4: bool, count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut made = vec![stream_socket(v4)?];
-    made.extend((1..STOCK).map_while(|_| stream_socket(v4).ok()));
+    made.extend((1..count).map_while(|_| stream_socket(v4).ok()));
     Ok(made)
 }
 

@@ -13,6 +13,7 @@ use sys::tap::{Offloads, TapDevice};
 use wire::ethernet::Mac;
 
 pub mod accept;
+pub mod budgets;
 mod bypass;
 pub mod cli;
 pub mod config;
@@ -39,6 +40,8 @@ mod stage;
 mod trace;
 mod unix_socket;
 
+use budgets::resources::Resources;
+use budgets::{Budgets, Needs, listeners_at_start};
 use bypass::Policy;
 use config::{Config, GuestLink, Mode, Verbosity};
 use forward::Rules;
@@ -117,9 +120,12 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
         .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?;
     // While we have our caller's rights: they may include ports below 1024.
-    let opening = Opening::new(Direction::Inbound, config.freebind);
+    let resources = Resources::gather();
+    let spare = listeners_at_start(&resources);
+    let opening = Opening { direction: Direction::Inbound, freebind: config.freebind, spare };
     let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
+    let opening = Opening { spare: spare.saturating_sub(listeners.len()), ..opening };
 
     let control = config.conf_path.as_deref().map(unix_socket::listen_at).transpose()?;
 
@@ -131,6 +137,13 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let enabled = plan.without(lacks, config.enabled());
     let restricted = (enabled != config.enabled()).then_some(enabled);
     let control = control.map(|listener| ControlSetup { listener, enabled });
+    let needs = Needs {
+        listeners: listeners.len() + outbound_listeners.len(),
+        namespace: guest.is_some(),
+        vhost_user: config.passt.vhost_user,
+    };
+    let budgets = Budgets::new(&resources, &needs);
+    log::debug!("{resources:?} {budgets:?}");
     let (inbound, outbound_rules) = (config.inbound.clone(), config.outbound.clone());
     let rules = Rules { inbound, listeners, outbound: outbound_rules, outbound_listeners, opening };
     let policy = Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope };
@@ -144,6 +157,7 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
         policy,
         outbound,
         sources,
+        budgets,
         rules,
         restricted,
         neighbourhood,

@@ -3,14 +3,13 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
 };
 
 use engine::forward::{Listen, Protocol, Rule, Table, spec::Direction};
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt},
-    process::{Resource, getrlimit},
 };
 use sys::sockopt::bind_to_device;
 
@@ -110,21 +109,11 @@ pub struct Opening {
     pub direction: Direction,
     /// Let rules name addresses that the host does not have yet.
     pub freebind: bool,
-    /// Rules that may be incomplete open no descriptor from this number on.
-    pub descriptors: u64,
-    /// Nor do ports that come into use from this one on. It is higher: they are few, and somebody serves them.
-    pub descriptors_in_use: u64,
+    /// Rules that may be incomplete open no socket if so many have been opened with them (Q13).
+    pub spare: usize,
 }
 
 impl Opening {
-    /// A quarter of the file descriptors is left to connections, and an eighth to ports that come into use while a rule
-    /// like `all` has taken the others (Q13).
-    #[must_use]
-    pub fn new(direction: Direction, freebind: bool) -> Self {
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Self { direction, freebind, descriptors: limit / 8 * 5, descriptors_in_use: limit / 8 * 6 }
-    }
-
     /// The same for the other direction.
     #[must_use]
     pub fn outbound(self) -> Self {
@@ -188,7 +177,8 @@ impl Opening {
         let before = listeners.len();
         let (mut failures, mut covered) = (None, None);
         for &port in ports {
-            match make(port).and_then(|listener| spared(listener, self.descriptors)) {
+            let room = if listeners.len() < self.spare { Ok(()) } else { Err(Reason::Socket(Errno::MFILE)) };
+            match room.and_then(|()| make(port)) {
                 Ok(listener) => listeners.push(listener),
                 Err(Reason::Socket(Errno::MFILE | Errno::NFILE)) => {
                     covered = Some(port);
@@ -218,14 +208,6 @@ impl Opening {
                 "{what}: ports from {port} on are not forwarded, the limit of open files (ulimit -n) is too low"
             ))),
         }
-    }
-
-    /// Opens a port of a rule that follows what is in use, unless it takes a descriptor that is to be left to others.
-    ///
-    /// # Errors
-    /// As the system calls; `EMFILE` for want of a spare descriptor.
-    pub fn spare(self, index: usize, rule: &Rule, port: u16) -> Result<Listener, Reason> {
-        spared(self.socket(index, rule, port, false)?, self.descriptors_in_use)
     }
 
     /// Opens a port of a rule; with `beside`, one of UDP may be bound to what another socket has that allows it as well.
@@ -262,14 +244,6 @@ impl Opening {
             Protocol::Udp => bind(&socket, &bound)?,
         }
         Ok(Listener { rule: index, port, protocol: rule.protocol, address, socket })
-    }
-}
-
-/// The listener, if its descriptor is below `limit`.
-fn spared(listener: Listener, limit: u64) -> Result<Listener, Reason> {
-    match u64::try_from(listener.socket.as_raw_fd()) {
-        Ok(fd) if fd < limit => Ok(listener),
-        _ => Err(Reason::Socket(Errno::MFILE)),
     }
 }
 

@@ -13,6 +13,7 @@ use anyhow::Context;
 use engine::addr::Guest;
 use engine::flow::FlowId;
 use engine::forward::Enabled;
+use engine::forward::spec::Direction;
 use engine::neighbours::Neighbour;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
@@ -22,6 +23,8 @@ use rustix::io::Errno;
 use wire::ethernet::Mac;
 
 use crate::accept::{Acceptors, Way};
+use crate::budgets::Budgets;
+use crate::budgets::ledger::{Class, Ledger};
 use crate::bypass::{Bypass, Policy};
 use crate::config::Config;
 use crate::event_word::{self, NAMESPACE, NEIGHBOURS, RESOLVERS, SIGNALS};
@@ -59,6 +62,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) outbound: Outbound,
     /// The host's addresses that they may leave from.
     pub(crate) sources: Sources,
+    /// Who may hold how many files.
+    pub(crate) budgets: Budgets,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
     /// What is in use, if that turned out to be less than the rules were made for.
@@ -114,8 +119,9 @@ impl Shard {
         let start = Clock::now();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
         let epoll = Rc::new(epoll);
-        let bypass = Bypass::new(epoll.clone());
-        let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources);
+        let ledger = Ledger::new(&setup.budgets);
+        let bypass = Bypass::new(epoll.clone(), &setup.budgets, ledger.clone());
+        let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources, ledger);
         let mut settings = setup.plan.settings.clone();
         let (neighbourhood, neighbours) = setup.neighbourhood.unzip();
         for neighbour in neighbours.unwrap_or_default() {
@@ -123,7 +129,9 @@ impl Shard {
         }
         let mut guest = Guest::new(&settings, setup.mac);
         setup.given.into_iter().for_each(|address| guest.give(address));
-        let mut stack = Stack::new(settings, guest, io::udp::limits(), seeds()?, Instant::from_micros(0));
+        let (idle, idle_stream) = io::udp::timeouts();
+        let limits = setup.budgets.limits(idle, idle_stream);
+        let mut stack = Stack::new(settings, guest, limits, seeds()?, Instant::from_micros(0));
         let mut acceptors = Acceptors::new();
         // Until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
@@ -356,18 +364,30 @@ impl Shard {
     /// mostly there are none.
     fn accept(&mut self, index: usize, now: Instant) {
         let (settings, guest) = (self.stack.settings(), self.stack.guest());
-        let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest) else { return };
+        let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest, now) else {
+            return;
+        };
+        let class = match accepted.way {
+            Ok(Way::Bypass(Direction::Inbound, _)) => Class::LocalIn,
+            Ok(Way::Bypass(Direction::Outbound, _)) => Class::LocalOut,
+            Ok(Way::Link(_)) if !matches!(self.link, Medium::None) => Class::Incoming,
+            Ok(Way::Link(_)) | Err(_) => return reset_on_close(&accepted.socket),
+        };
+        let Some(permit) = self.sockets.ledger().take(class) else {
+            self.acceptors.refused += 1;
+            return reset_on_close(&accepted.socket);
+        };
         match accepted.way {
             Ok(Way::Bypass(direction, destination)) => {
                 self.before_accepted(&accepted.socket, direction, destination.ip(), now);
-                self.bypass.open(accepted.socket, direction, destination, now);
+                self.bypass.open(accepted.socket, permit, direction, destination, now);
             }
-            Ok(Way::Link(ends)) if !matches!(self.link, Medium::None) => {
-                let socket = self.sockets.stream(accepted.socket);
+            Ok(Way::Link(ends)) => {
+                let socket = self.sockets.stream(accepted.socket, permit);
                 // Refused, for want of room: the socket resets as it is dropped.
                 drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, &mut self.link));
             }
-            Ok(Way::Link(_)) | Err(_) => reset_on_close(&accepted.socket),
+            Err(_) => {}
         }
     }
 }

@@ -20,9 +20,10 @@ use engine::{
     host::{QueuedError, Readiness, Received, Report},
     neighbours::Neighbours,
     reassembly::{MAX_BYTES, MAX_DATAGRAMS},
-    stack::{Seeds, Stack},
+    share::{Bound, Share},
+    stack::{Limits, Seeds, Stack},
     timer::Instant,
-    udp::Limits,
+    udp,
 };
 use wire::{ethernet::Mac, offload::Offload, tcp::Flags};
 
@@ -37,12 +38,27 @@ use crate::input::Input;
 /// Bytes of an operation; what it does not need of them is ignored.
 pub const RECORD: usize = 24;
 /// Few enough to be reached.
-const LIMITS: Limits =
-    Limits { flows: 24, endpoints: 8, idle: Duration::from_secs(30), idle_stream: Duration::from_secs(120) };
+const LIMITS: Limits = Limits {
+    connections: 131_071,
+    queue_memory: 256 << 20,
+    udp: udp::Limits {
+        flows: share(16),
+        strangers: share(8),
+        endpoints: share(8),
+        bypass: share(8),
+        idle: Duration::from_secs(30),
+        idle_stream: Duration::from_secs(120),
+    },
+    pings: share(8),
+};
 /// Most memory that one connection can have queued: its window, and the slots at both ends.
 const MOST_QUEUED: usize = (1 << 20) + 2 * (16 << 10);
 /// Longer than any deadline: idle connections of two to four hours (SPEC §6.9).
 const LONG_ENOUGH: u64 = 5 * 3600;
+
+const fn share(most: usize) -> Share {
+    Share { most, bound: Bound::Files }
+}
 
 /// See the module.
 pub fn target(data: &[u8]) {
@@ -339,7 +355,10 @@ impl Run {
         assert_eq!(pings, self.world.pings().len(), "pings and their sockets");
         assert!(memory <= connections * MOST_QUEUED, "{memory} bytes for {connections} connections");
         let flows = self.stack.udp().flows();
-        assert!(self.world.udp().len() <= LIMITS.endpoints && flows <= LIMITS.flows, "{flows} UDP flows");
+        let udp::Limits { flows: own, strangers, endpoints, .. } = LIMITS.udp;
+        let most = own.most + strangers.most;
+        assert!(self.world.udp().len() <= endpoints.most && flows <= most, "{flows} UDP flows");
+        assert!(self.stack.ping().flows() <= LIMITS.pings.most);
         let fragments = self.stack.fragments();
         assert!(fragments.len() <= MAX_DATAGRAMS && fragments.bytes() <= MAX_BYTES, "{fragments:?}");
         let most = connections + pings + flows;

@@ -18,6 +18,22 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
+impl Errno {
+    /// No more can be told apart.
+    pub(crate) const ENFILE: Self = Self(23);
+
+    /// Whether something has run out that ending a flow gives back: files, memory, or what epoll may watch.
+    #[must_use]
+    pub const fn is_exhaustion(self) -> bool {
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        const ENOSPC: i32 = 28;
+        const ENOBUFS: i32 = 105;
+        matches!(self.0, ENOMEM | ENFILE | EMFILE | ENOSPC | ENOBUFS)
+    }
+}
+
 /// Why a socket operation did nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketError {

@@ -7,7 +7,7 @@ mod tests;
 
 use alloc::vec::Vec;
 use core::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
@@ -29,10 +29,12 @@ use crate::{
     flow::{FlowId, Flows, Keyed, Kind},
     fragmentation::Datagram,
     host::{Errno, Host, PingSocket, Readiness, Report, Request, SocketError},
+    idle::{Exchange, Idle},
     link::Link,
     memory::PayloadOf,
     nat::Protocol,
-    timer::Deadline,
+    share::{Notice, Share},
+    timer::{Deadline, Timers},
 };
 
 /// A ping ends after this long without a request or reply (SPEC §4.5).
@@ -50,24 +52,38 @@ pub struct Ping<S> {
     large: Vec<u8>,
     /// Identification of the last one.
     fragment_id: u32,
+    idle: Idle,
+    share: Share,
     counters: Drops,
+    /// Flows that were ended for others.
+    ended: u64,
+    notice: Notice,
 }
 
-/// Requests of one identifier from one guest address to one destination.
+/// Requests of one identifier from one guest address, to all destinations that a reply can be told from.
 #[derive(Debug)]
 struct Flow<S> {
     key: Key,
-    /// The destination on the host's side.
-    peer: SocketAddr,
     socket: S,
+    exchange: Exchange,
     deadline: Deadline,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     guest: IpAddr,
-    remote: IpAddr,
     id: u16,
+    target: Target,
+}
+
+/// The destinations of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Target {
+    /// All that are the same on both sides and are reached from the address `source`: who replies is shown as who it is.
+    Any { source: Option<IpAddr> },
+    /// One that is translated: `remote` for the guest, `peer` on the host's side. Its replies are told from others by
+    /// the socket.
+    One { remote: IpAddr, peer: IpAddr, source: Option<IpAddr> },
 }
 
 impl<S> Keyed for Flow<S> {
@@ -78,14 +94,18 @@ impl<S> Keyed for Flow<S> {
 }
 
 impl<S: PingSocket> Ping<S> {
-    /// No flow; at most `limit` of them. `hash_key` is random.
+    /// No flow. `hash_key` is random.
     #[must_use]
-    pub fn new(limit: usize, hash_key: [u8; 16]) -> Self {
+    pub fn new(share: Share, hash_key: [u8; 16]) -> Self {
         Self {
-            flows: Flows::new(Kind::Ping, limit, hash_key),
+            flows: Flows::new(Kind::Ping, usize::MAX, hash_key),
             large: Vec::new(),
             fragment_id: 0,
+            idle: Idle::default(),
+            share,
             counters: Drops::default(),
+            ended: 0,
+            notice: Notice::default(),
         }
     }
 
@@ -93,6 +113,12 @@ impl<S: PingSocket> Ping<S> {
     #[must_use]
     pub const fn counters(&self) -> &Drops {
         &self.counters
+    }
+
+    /// How many flows were ended because others needed their place.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// How many flows there are.
@@ -112,19 +138,27 @@ impl<S: PingSocket> Ping<S> {
         if message.header.kind != request || message.header.code != 0 {
             return;
         }
-        let id = message.header.echo_id();
-        let key = Key { guest: packet.source, remote: packet.destination, id };
-        let Some(id) = self.flows.find(&key).or_else(|| self.open(cx, key)) else { return };
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
+        let remote = packet.destination;
+        let peer = cx.settings.to_host(Protocol::Ping, SocketAddr::new(remote, 0)).ok();
+        let Some(peer) = peer.filter(|_| cx.settings.valid_guest_source(packet.source)) else {
+            self.counters.invalid += 1;
+            return;
+        };
+        let target = target(cx, packet.source, remote, peer);
+        let key = Key { guest: packet.source, id: message.header.echo_id(), target };
+        let Some(id) = self.flows.find(&key).or_else(|| self.open(cx, key, peer.ip())) else {
+            self.counters.no_room += 1;
+            return;
+        };
         let request = Request {
-            destination: flow.peer,
+            destination: peer,
             header: message.header,
             payload: message.payload,
             hop_limit: packet.hop_limit.max(1),
             traffic_class: packet.traffic_class,
             dont_fragment: packet.dont_fragment && !is_group(packet.destination),
         };
+        self.note(id, true, cx);
         let mut failure = None;
         for _ in 0..2 {
             let Some(flow) = self.flows.get_mut(id) else { return };
@@ -143,10 +177,10 @@ impl<S: PingSocket> Ping<S> {
         }
         self.counters.not_sent += 1;
         if let Some(report) = failure {
-            let router = router(cx.settings, key.remote);
+            let router = router(cx.settings, remote);
             let mut bytes = [0; MAX_QUOTE];
             let len = message.payload.copy_to(&mut bytes);
-            tell(cx, router, report, &quote(key, *message.header, &bytes[..len]));
+            tell(cx, router, report, &quote(key, remote, *message.header, &bytes[..len]));
         }
     }
 
@@ -165,30 +199,73 @@ impl<S: PingSocket> Ping<S> {
         }
     }
 
-    /// The time of a flow may have come.
+    /// The deadline of a flow may have been reached.
     pub fn on_timer<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.deadline.reached(cx.now, cx.timers, id) {
-            self.flows.remove(id);
+            self.end(id, cx.timers);
         }
     }
 
-    fn open<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, key: Key) -> Option<FlowId> {
-        let peer = cx.settings.to_host(Protocol::Ping, SocketAddr::new(key.remote, 0)).ok();
-        let Some(peer) = peer.filter(|_| cx.settings.valid_guest_source(key.guest)) else {
-            self.counters.invalid += 1;
-            return None;
-        };
-        let source = cx.outbound_source(key.guest, peer);
-        let id = self.flows.next_id().and_then(|id| {
-            let socket = cx.host.ping_open(id, source, peer.ip(), key.id).ok()?;
-            log::debug!("{id}: {} -> {} id {} (host {})", key.guest, key.remote, key.id, peer.ip());
-            self.flows.insert(Flow { key, peer, socket, deadline: Deadline::NONE }).ok()
-        });
-        if id.is_none() {
-            self.counters.no_room += 1;
+    /// A socket for requests to `peer`, and others of its key. If all are in use, another flow ends.
+    fn open<H: Host<Ping = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        key: Key,
+        peer: IpAddr,
+    ) -> Option<FlowId> {
+        if self.share.is_full(self.flows.len()) {
+            if self.notice.is_due(cx.now) {
+                let Share { most, bound } = self.share;
+                log::warn!(
+                    "ping: the guest uses {most} identifiers at once: sockets of those that were idle for longest are closed{bound}"
+                );
+            }
+            self.end_idle(cx.timers);
         }
-        id
+        let socket = match self.try_open(cx.host, key, peer) {
+            Err(errno) if errno.is_exhaustion() && self.end_idle(cx.timers) => {
+                self.try_open(cx.host, key, peer)
+            }
+            opened => opened,
+        };
+        let (exchange, deadline) = (Exchange::default(), Deadline::NONE);
+        let id = self.flows.insert(Flow { key, socket: socket.ok()?, exchange, deadline }).ok()?;
+        log::debug!("{id}: {} id {} -> {peer}", key.guest, key.id);
+        self.idle.join(id.index());
+        Some(id)
+    }
+
+    fn try_open<H: Host<Ping = S>>(&self, host: &mut H, key: Key, peer: IpAddr) -> Result<S, Errno> {
+        let id = self.flows.next_id().ok_or(Errno::ENFILE)?;
+        let source = match key.target {
+            Target::Any { source } | Target::One { source, .. } => source,
+        };
+        host.ping_open(id, source, peer, key.id)
+    }
+
+    /// Notes a request, or else a reply: the flow's end moves away.
+    fn note<H: Host, L: Link>(&mut self, id: FlowId, request: bool, cx: &mut Context<'_, H, L>) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let before = flow.exchange;
+        flow.exchange.note(request);
+        flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
+        self.idle.note(id.index(), before, flow.exchange);
+    }
+
+    /// Ends the flow that is to end next. False if there is none.
+    fn end_idle(&mut self, timers: &mut Timers<FlowId>) -> bool {
+        let Some(id) = self.idle.next().and_then(|index| self.flows.id_at(index)) else { return false };
+        log::debug!("{id}: closed for another one");
+        self.end(id, timers);
+        self.ended += 1;
+        true
+    }
+
+    fn end(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+        let Some(mut flow) = self.flows.remove(id) else { return };
+        flow.deadline.withdraw(timers, id);
+        self.idle.leave(id.index(), flow.exchange);
     }
 
     /// Takes one message from a socket, to the guest or, if the link is full, to nowhere.
@@ -212,11 +289,11 @@ impl<S: PingSocket> Ping<S> {
             self.counters.link_full += 1;
             return Ok(());
         }
-        // Several may answer a request to a group.
-        let source = if received.from.ip() == flow.peer.ip() {
-            Some(flow.key.remote)
-        } else {
-            cx.settings.source_to_guest(cx.guest, received.from.ip())
+        let (key, from) = (flow.key, received.from.ip());
+        let source = match key.target {
+            Target::One { remote, peer, .. } if from == peer => Some(remote),
+            // Several may reply to a request to a group.
+            _ => cx.settings.source_to_guest(cx.guest, from),
         };
         let reply = if v4 { v4::ECHO_REPLY } else { v6::ECHO_REPLY };
         let message = slot.get(at..at + received.len).and_then(Message::parse);
@@ -226,17 +303,16 @@ impl<S: PingSocket> Ping<S> {
             self.counters.undeliverable += 1;
             return Ok(());
         };
-        flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
         let frame = Outgoing {
             source_mac: cx.settings.mac_of(source),
-            destination_mac: cx.guest.mac_of(flow.key.guest),
+            destination_mac: cx.guest.mac_of(key.guest),
             source,
-            destination: flow.key.guest,
+            destination: key.guest,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
             traffic_class: received.traffic_class,
             flow_label: 0,
         };
-        let header = Header::new(reply, 0, echo(flow.key.id, message.echo_sequence()));
+        let header = Header::new(reply, 0, echo(key.id, message.echo_sequence()));
         let Some(written) = frame.icmp(slot, header, received.len - HEADER_LEN) else {
             self.counters.undeliverable += 1;
             return Ok(());
@@ -254,6 +330,7 @@ impl<S: PingSocket> Ping<S> {
         if sent.is_err() {
             self.counters.link_full += 1;
         }
+        self.note(id, false, cx);
         Ok(())
     }
 
@@ -281,12 +358,30 @@ impl<S: PingSocket> Ping<S> {
             }
             let quoted = bytes.get(..error.quoted).and_then(Message::parse);
             let (Some(report), Some(message)) = (error.report, quoted) else { continue };
-            let (key, peer) = (flow.key, flow.peer.ip());
-            let source = shown_offender(cx.settings, cx.guest, error.offender, peer, key.remote);
-            tell(cx, source, report, &quote(key, *message.header, message.payload));
+            let key = flow.key;
+            let (remote, peer) = match key.target {
+                Target::Any { .. } => (error.destination.ip(), error.destination.ip()),
+                Target::One { remote, peer, .. } => (remote, peer),
+            };
+            let source = shown_offender(cx.settings, cx.guest, error.offender, peer, remote);
+            tell(cx, source, report, &quote(key, remote, *message.header, message.payload));
         }
         refusal
     }
+}
+
+/// Which requests share a socket with one from `guest` to `remote`, which is `peer` on the host's side.
+fn target<H: Host, L: Link>(
+    cx: &mut Context<'_, H, L>,
+    guest: IpAddr,
+    remote: IpAddr,
+    peer: SocketAddr,
+) -> Target {
+    let source = cx.outbound_source(guest, peer);
+    let peer = peer.ip();
+    let group = remote.is_multicast() || remote == IpAddr::V4(Ipv4Addr::BROADCAST);
+    let same = remote == peer && (group || cx.settings.source_to_guest(cx.guest, peer) == Some(remote));
+    if same { Target::Any { source } } else { Target::One { remote, peer, source } }
 }
 
 const fn echo(id: u16, sequence: u16) -> u32 {
@@ -294,13 +389,13 @@ const fn echo(id: u16, sequence: u16) -> u32 {
 }
 
 /// What an error message quotes of a request, with the identifier that the guest knows. The checksum is left out.
-fn quote(key: Key, header: Header, payload: &[u8]) -> Quote<'_> {
+fn quote(key: Key, remote: IpAddr, header: Header, payload: &[u8]) -> Quote<'_> {
     let header = Header::new(header.kind, header.code, echo(key.id, header.echo_sequence()));
     let mut bytes = [0; HEADER_LEN];
     bytes.copy_from_slice(header.as_bytes());
     Quote {
         guest: key.guest,
-        remote: key.remote,
+        remote,
         protocol: error::echo_protocol(key.guest.is_ipv4()),
         header: bytes,
         payload,

@@ -5,6 +5,7 @@ use wire::{frame::Transport, ipv4, ipv6};
 use super::*;
 use crate::host::{QueuedError, Received};
 use crate::mock::{Opened, Sent, Socket, World, ip, received};
+use crate::share::Bound;
 
 const READABLE: Readiness =
     Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
@@ -21,7 +22,7 @@ struct Test {
 
 impl Test {
     fn new() -> Self {
-        Self { world: World::new(), ping: Ping::new(LIMIT, [7; 16]) }
+        Self { world: World::new(), ping: Ping::new(Share { most: LIMIT, bound: Bound::Files }, [7; 16]) }
     }
 
     fn guest_sends(&mut self, from: &str, to: &str, header: Header, payload: &[u8], ttl: u8) {
@@ -107,22 +108,72 @@ fn r_46_replies_are_carried() {
     }
 }
 
-/// One flow for each guest address, destination and identifier; every identifier works.
+/// One socket for each guest address and identifier, whatever the destination; every identifier works. Destinations
+/// that are translated have sockets of their own, since replies could not be told apart.
 #[test]
-fn r_47_flows() {
+fn r_47_one_socket_for_each_identifier() {
     let mut test = Test::new();
-    for (guest, remote, id) in [
-        (GUEST, "203.0.113.1", 0xffff),
-        (GUEST, "203.0.113.1", 0),
-        (GUEST, "203.0.113.2", 0),
-        ("198.51.100.56", "203.0.113.2", 0),
-    ] {
+    let same =
+        [(GUEST, "203.0.113.1", 0xffff), (GUEST, "203.0.113.1", 0), ("198.51.100.56", "203.0.113.2", 0)];
+    for (guest, remote, id) in same {
         for number in 0..3 {
             test.guest_pings(guest, remote, id, number);
         }
     }
-    let ids: Vec<_> = test.world.host.opened.iter().map(|opened| opened.number).collect();
-    assert_eq!(ids, [0xffff, 0, 0, 0]);
+    for host in 1..=100 {
+        test.guest_pings(GUEST, &alloc::format!("203.0.113.{host}"), 0, 9);
+    }
+    // Groups, and the broadcast address.
+    test.guest_pings(GUEST, "224.0.0.1", 0, 9);
+    test.guest_pings(GUEST, "255.255.255.255", 0, 9);
+    let ids = |test: &Test| test.world.host.opened.iter().map(|opened| opened.number).collect::<Vec<_>>();
+    assert_eq!((ids(&test), test.ping.flows()), (vec![0xffff, 0, 0], 3));
+    let socket = test.opened(1);
+    assert_eq!(socket.socket.sent().len(), 3 + 100 + 2);
+    for host in [1, 77, 100] {
+        let from = alloc::format!("203.0.113.{host}:0");
+        socket.socket.arrive(&from, &message(v4::ECHO_REPLY, 4711, 9, b""));
+        test.ready(&socket, READABLE);
+        let from: SocketAddr = from.parse().unwrap();
+        assert_eq!(echoed(&test.world.frame().0).0, from.ip());
+    }
+    // The host's own address by its name, by the one that it is mapped to, and its loopback address.
+    for (remote, peer) in
+        [("198.51.100.2", "198.51.100.2"), ("198.51.100.77", "198.51.100.2"), ("198.51.100.1", "127.0.0.1")]
+    {
+        test.guest_pings(GUEST, remote, 0, 9);
+        let socket = test.world.host.opened.last().unwrap().clone();
+        assert_eq!(socket.address, peer.parse::<IpAddr>().unwrap());
+        socket.socket.arrive(&alloc::format!("{peer}:0"), &message(v4::ECHO_REPLY, 4711, 9, b""));
+        test.ready(&socket, READABLE);
+        assert_eq!(echoed(&test.world.frame().0).0, remote.parse::<IpAddr>().unwrap());
+    }
+    assert_eq!(ids(&test).len(), 6);
+}
+
+/// An error names the destination that it is about, though one socket serves them all.
+#[test]
+fn errors_are_told_of_the_right_destination() {
+    let mut test = Test::new();
+    for host in 1..=3 {
+        test.guest_pings(GUEST, &alloc::format!("203.0.113.{host}"), 77, host);
+    }
+    let socket = test.opened(0);
+    let error = QueuedError {
+        destination: "203.0.113.2:0".parse().unwrap(),
+        local: None,
+        report: Some(Report { kind: v4::UNREACHABLE, code: 1, info: 0 }),
+        offender: "192.0.2.254".parse().ok(),
+        refused: false,
+        quoted: 0,
+    };
+    socket.socket.error(error, &message(v4::ECHO_REQUEST, 4711, 2, b"payl"));
+    test.ready(&socket, ERROR);
+    let (frame, _) = test.world.frame();
+    let packet = ip(&frame);
+    assert_eq!(packet.source, "192.0.2.254".parse::<IpAddr>().unwrap());
+    let Transport::Icmp(told) = packet.transport else { panic!("no ICMP") };
+    assert!(told.payload[..ipv4::HEADER_LEN].ends_with(&[203, 0, 113, 2]));
 }
 
 /// The hop limit is carried both ways, so that traceroute with echo requests works.
@@ -242,14 +293,12 @@ fn groups() {
     assert_eq!(echoed(&test.world.frame().0).0, "203.0.113.9".parse::<IpAddr>().unwrap());
 }
 
-/// SPEC §4.5: idle for 60 s. A full table refuses, and the old flows live.
+/// SPEC §4.5: idle for 60 s.
 #[test]
-fn limits() {
+fn idle_flows_end() {
     let mut test = Test::new();
-    for id in 0..30 {
-        test.guest_pings(GUEST, "203.0.113.1", id, 1);
-    }
-    assert_eq!((test.ping.flows(), test.ping.counters().no_room), (LIMIT, 10));
+    test.guest_pings(GUEST, "203.0.113.1", 0, 1);
+    test.guest_pings(GUEST, "203.0.113.1", 1, 1);
     let socket = test.opened(0);
     test.wait(59);
     socket.socket.arrive("203.0.113.1:0", &message(v4::ECHO_REPLY, 0, 1, &vec![7; 60_000]));
@@ -260,10 +309,41 @@ fn limits() {
     test.wait(59);
     assert_eq!((test.ping.flows(), socket.closed()), (0, true));
     test.ready(&socket, READABLE);
+    assert_eq!(test.ping.ended(), 0);
+}
 
+/// A monitor that uses a new identifier for each of many hosts: each gets its reply, the sockets are bounded, and one that
+/// waits for its reply lives longer than those that have had theirs.
+#[test]
+fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
+    let mut test = Test::new();
+    test.guest_pings(GUEST, "203.0.113.9", 7, 1);
+    let waiting = test.opened(0);
+    for id in 1000..3000 {
+        test.guest_pings(GUEST, "203.0.113.1", id, 1);
+        let socket = test.world.host.opened.last().unwrap().clone();
+        assert_eq!(socket.number, id);
+        socket.socket.arrive("203.0.113.1:0", &message(v4::ECHO_REPLY, 4711, 1, b""));
+        test.ready(&socket, READABLE);
+        assert_eq!(echoed(&test.world.frame().0).2, id);
+    }
+    assert_eq!(
+        (test.ping.flows(), test.world.host.open_files(), test.world.timers.len()),
+        (LIMIT, LIMIT, LIMIT)
+    );
+    assert_eq!((test.ping.ended(), test.ping.counters().total()), (2001 - LIMIT as u64, 0));
+    assert!(!waiting.closed());
+    (0..LIMIT as u16).for_each(|id| test.guest_pings(GUEST, "203.0.113.1", id + 5000, 1));
+    assert!(waiting.closed());
+    // At the limit of open files they end, too; where none can, the request is lost.
+    test.world.host.files = Some(5);
+    test.wait(61);
+    (0..20).for_each(|id| test.guest_pings(GUEST, "203.0.113.1", id, 1));
+    assert_eq!((test.world.host.open_files(), test.ping.counters().no_room), (5, 0));
+    test.wait(61);
     test.world.host.no_sockets = true;
     test.guest_pings(GUEST, "203.0.113.1", 7, 1);
-    assert_eq!((test.ping.flows(), test.ping.counters().no_room), (0, 11));
+    assert_eq!((test.ping.flows(), test.ping.counters().no_room), (0, 1));
 }
 
 /// A full link drops and counts, and the socket is emptied.

@@ -16,6 +16,7 @@ use super::*;
 use crate::{
     addr::test,
     mock::{MockHost, MockLink, Opened, ip},
+    share::Bound,
 };
 
 const GUEST: &str = "198.51.100.55:4000";
@@ -34,11 +35,19 @@ impl Test {
     fn new() -> Self {
         let settings = test::settings();
         let guest = test::guest(&settings);
+        let share = Share { most: 10, bound: Bound::Files };
         let limits = Limits {
-            flows: 100,
-            endpoints: 10,
-            idle: Duration::from_secs(300),
-            idle_stream: Duration::from_secs(300),
+            connections: 10,
+            queue_memory: 1 << 20,
+            udp: udp::Limits {
+                flows: share,
+                strangers: share,
+                endpoints: share,
+                bypass: share,
+                idle: Duration::from_secs(300),
+                idle_stream: Duration::from_secs(300),
+            },
+            pings: share,
         };
         let seeds = Seeds { hash_key: [7; 16], isn_secret: [7; 16], advertisement: 1 };
         let now = Instant::from_micros(1_000_000);

@@ -45,9 +45,6 @@ use crate::{
     timer::Instant,
 };
 
-/// Memory that all receive queues may take together, in bytes.
-const QUEUE_MEMORY: usize = 256 << 20;
-
 /// What of a traffic class is passed on: not the ECN bits, as the segments of either side are not the other's (RFC 2474).
 const DSCP: u8 = 0xfc;
 
@@ -78,12 +75,13 @@ pub struct Tcp<S> {
 }
 
 impl<S: TcpSocket> Tcp<S> {
-    /// An empty table for at most `limit` connections; `hash_key` and `secret` are random.
+    /// An empty table for at most `limit` connections, whose receive queues may take `queue_memory` bytes together;
+    /// `hash_key` and `secret` are random.
     #[must_use]
-    pub fn new(limit: usize, hash_key: [u8; 16], secret: [u8; 16]) -> Self {
+    pub fn new(limit: usize, queue_memory: usize, hash_key: [u8; 16], secret: [u8; 16]) -> Self {
         Self {
             flows: Flows::new(Kind::Tcp, limit, hash_key),
-            pool: SlotPool::new(QUEUE_MEMORY),
+            pool: SlotPool::new(queue_memory),
             touched: Vec::new(),
             runnable: VecDeque::new(),
             secret,

@@ -7,10 +7,7 @@
 use core::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use super::{
-    Role, Socket, SocketKey, Udp, UdpSocket,
-    inbound::Scene,
-    listener::Listener,
-    table::{Direction as Way, Limits},
+    Role, Socket, SocketKey, Udp, UdpSocket, inbound::Scene, listener::Listener, table::Direction as Way,
 };
 use crate::{
     addr::{Guest, Settings},
@@ -18,7 +15,7 @@ use crate::{
     forward::spec::Direction,
     host::{Errno, Host, Outbound, Received, SocketError},
     memory::PayloadOf,
-    timer::{Deadline, Instant, Timers},
+    timer::Deadline,
 };
 
 /// Hop limit where the host does not tell what it received.
@@ -101,11 +98,7 @@ impl Policy {
 pub(super) struct Stand {
     pub(super) client: Client,
     target: SocketAddr,
-    /// Datagrams of the client, counted up to two.
-    sent: u8,
-    /// Answers, counted up to two.
-    received: u8,
-    deadline: Deadline,
+    pub(super) deadline: Deadline,
 }
 
 /// Somebody who wrote to a listener.
@@ -123,19 +116,6 @@ pub(super) struct Across {
     socket: FlowId,
     destination: SocketAddr,
     source: Option<IpAddr>,
-}
-
-impl Stand {
-    fn touch(&mut self, id: FlowId, way: Way, limits: &Limits, now: Instant, timers: &mut Timers<FlowId>) {
-        let count = match way {
-            Way::Out => &mut self.sent,
-            Way::In => &mut self.received,
-        };
-        *count = (*count + 1).min(2);
-        let stream = self.sent > 0 && self.received > 0 && self.sent + self.received > 2;
-        let idle = if stream { limits.idle_stream } else { limits.idle };
-        self.deadline.set(Some(now + idle), timers, id);
-    }
 }
 
 impl<S: UdpSocket> Udp<S> {
@@ -178,17 +158,17 @@ impl<S: UdpSocket> Udp<S> {
     ) -> Option<Across> {
         let client = Client { listener, peer: received.from, hit: received.local };
         let known = self.sockets.find(&SocketKey::Stand(client));
-        let id = known.or_else(|| self.open_stand(scene.host, client, target));
-        let stand = id.and_then(|id| match &mut self.sockets.get_mut(id)?.role {
-            Role::Stand(stand) => Some((id, stand)),
+        let id = known.or_else(|| self.open_stand(scene, client, target));
+        let stand = id.and_then(|id| match &self.sockets.get(id)?.role {
+            Role::Stand(stand) => Some((id, stand.target)),
             _ => None,
         });
-        let Some((socket, stand)) = stand else {
+        let Some((socket, destination)) = stand else {
             self.counters.no_room += 1;
             return None;
         };
-        stand.touch(socket, Way::Out, &self.limits, scene.now, scene.timers);
-        Some(Across { socket, destination: stand.target, source: None })
+        self.note_stand(socket, Way::Out, scene.now, scene.timers);
+        Some(Across { socket, destination, source: None })
     }
 
     /// Where an answer goes that a socket in the other namespace got; none (which is counted) if it is none.
@@ -198,37 +178,44 @@ impl<S: UdpSocket> Udp<S> {
         id: FlowId,
         received: &Received,
     ) -> Option<Across> {
-        let Role::Stand(stand) = &mut self.sockets.get_mut(id)?.role else { return None };
-        let (from, target) = (received.from, stand.target);
+        let Role::Stand(stand) = &self.sockets.get(id)?.role else { return None };
+        let (from, target, client) = (received.from, stand.target, stand.client);
         if (from.ip(), from.port()) != (target.ip(), target.port()) {
             self.counters.undeliverable += 1;
             return None;
         }
-        stand.touch(id, Way::In, &self.limits, scene.now, scene.timers);
-        let Client { listener, peer, hit } = stand.client;
+        self.note_stand(id, Way::In, scene.now, scene.timers);
+        let Client { listener, peer, hit } = client;
         Some(Across { socket: listener, destination: peer, source: hit })
     }
 
     fn open_stand<H: Host<Udp = S>>(
         &mut self,
-        host: &mut H,
+        scene: &mut Scene<'_, H>,
         client: Client,
         target: SocketAddr,
     ) -> Option<FlowId> {
-        let listener = match &self.sockets.get(client.listener)?.role {
-            Role::Listener(listener) if self.stands < self.limits.endpoints && client.peer.port() != 0 => {
-                listener
-            }
+        let direction = match &self.sockets.get(client.listener)?.role {
+            Role::Listener(listener) if client.peer.port() != 0 => listener.direction,
             _ => return None,
         };
-        let id = self.sockets.next_id()?;
-        let io = host.udp_connect(id, listener.direction, target, client.peer.port()).ok()?;
-        let stand = Stand { client, target, sent: 0, received: 0, deadline: Deadline::NONE };
-        let id = self.sockets.insert(Socket::new(io, Role::Stand(stand), target.is_ipv4())).ok()?;
+        self.make_room_for_stand(scene.now, scene.timers);
+        let connect = |udp: &Self, host: &mut H| {
+            let id = udp.sockets.next_id().ok_or(Errno::ENFILE)?;
+            host.udp_connect(id, direction, target, client.peer.port())
+        };
+        let io = match connect(self, scene.host) {
+            Err(errno) if errno.is_exhaustion() && self.end_idle_stand(scene.timers) => {
+                connect(self, scene.host)
+            }
+            connected => connected,
+        };
+        let stand = Stand { client, target, deadline: Deadline::NONE };
+        let id = self.sockets.insert(Socket::new(io.ok()?, Role::Stand(stand), target.is_ipv4())).ok()?;
         log::debug!("{id}: {} -> {target}, past the link", client.peer);
-        self.stands += 1;
+        self.stands.join(id.index());
         if let Some(listener) = self.sockets.get_mut(client.listener) {
-            listener.flows += 1;
+            listener.stands += 1;
         }
         Some(id)
     }
@@ -261,22 +248,5 @@ impl<S: UdpSocket> Udp<S> {
         if result.is_err() {
             self.counters.not_sent += 1;
         }
-    }
-
-    /// The time of a socket in the other namespace may have come: returns the listener that it belonged to.
-    pub(super) fn expire_stand(
-        &mut self,
-        id: FlowId,
-        now: Instant,
-        timers: &mut Timers<FlowId>,
-    ) -> Option<FlowId> {
-        let Role::Stand(stand) = &mut self.sockets.get_mut(id)?.role else { return None };
-        if !stand.deadline.reached(now, timers, id) {
-            return None;
-        }
-        let listener = stand.client.listener;
-        self.sockets.remove(id);
-        self.stands -= 1;
-        Some(listener)
     }
 }

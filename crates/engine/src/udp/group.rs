@@ -8,12 +8,15 @@ use wire::payload::Payload;
 
 use super::{Udp, UdpSocket};
 use crate::{
+    context::Context,
     flow::FlowId,
     host::{Host, Outbound, SocketError},
+    link::Link,
     memory::PayloadOf,
 };
 
-/// Most flows that have a socket of this kind. Each costs a file, and few guests need more than one for each family.
+/// Most flows that have a socket of this kind, and no more than a quarter of the share of guest endpoints, in which they
+/// count. Each costs a file, and few guests need more than one for each family.
 const MOST: usize = 16;
 /// Multicast DNS (RFC 6762 §3).
 const MDNS: u16 = 5353;
@@ -24,14 +27,15 @@ const DNS_HEADER_LEN: usize = 12;
 
 impl<S: UdpSocket> Udp<S> {
     /// A new flow leads to a group. If the socket of its endpoint did not get the guest's port, opens one that shares it.
-    pub(super) fn share_port<H: Host<Udp = S>>(&mut self, host: &mut H, id: FlowId) {
+    pub(super) fn share_port<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
         let Some(flow) = self.flows.get(id) else { return };
         let (port, group) = (flow.endpoints.guest.port(), flow.peer);
         let keeps_port = self.sockets.get(flow.socket).is_none_or(|socket| socket.io.keeps_port());
-        if keeps_port || !group.ip().is_multicast() || self.groups.len() >= MOST {
+        let most = MOST.min(self.limits.endpoints.most / 4);
+        if keeps_port || !group.ip().is_multicast() || self.groups.len() >= most {
             return;
         }
-        match host.udp_open_shared(group, port) {
+        match cx.host.udp_open_shared(group, port) {
             Ok(socket) => drop(self.groups.insert(id, socket)),
             Err(errno) => log::debug!("{id}: port {port} of the host is not shared: {errno:?}"),
         }

@@ -316,8 +316,10 @@ impl<S: UdpSocket> Udp<S> {
             self.counters.undeliverable += 1;
             return None;
         };
-        let id = self.flow_from(id, guest, shown, received)?;
+        let socket = id;
+        let id = self.flow_from(scene, socket, guest, shown, received)?;
         self.flows.touch(id, Direction::In, scene.now, scene.timers);
+        self.note(socket, Direction::In);
         let flow = self.flows.get(id)?;
         let group = received.destination.filter(|address| address.is_multicast());
         let destination = group.unwrap_or(guest.ip());
@@ -335,8 +337,9 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// The flow of a received datagram: an old one, or one that it begins.
-    fn flow_from(
+    fn flow_from<H>(
         &mut self,
+        scene: &mut Scene<'_, H>,
         socket: FlowId,
         guest: SocketAddr,
         shown: SocketAddr,
@@ -352,12 +355,12 @@ impl<S: UdpSocket> Udp<S> {
                 let endpoints = Endpoints { guest, remote: shown };
                 // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
                 let taken = self.flows.find(&endpoints).is_some();
-                let new = Flow::new(endpoints, peer, socket);
-                let refused = taken || retired || !self.flows.admits_strangers();
-                let id = if refused { None } else { self.insert(new) };
+                let new = Flow::new(endpoints, peer, socket, Direction::In);
+                let id = if taken || retired { None } else { self.insert(new) };
                 if id.is_none() {
                     self.counters.no_room += 1;
                 }
+                self.end_surplus(Direction::In, scene.now, scene.timers);
                 id?
             }
         };

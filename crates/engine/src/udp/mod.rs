@@ -9,6 +9,7 @@ mod bypass;
 mod group;
 mod inbound;
 mod listener;
+mod room;
 mod table;
 mod train;
 
@@ -39,11 +40,13 @@ use crate::{
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
+    idle::{Chain, Exchange, Idle},
     link::Link,
     memory::PayloadOf,
     nat::Protocol,
 };
 use bypass::{Client, Stand};
+use room::Notices;
 use table::{Direction, Flow, PeerKey, Table};
 use train::Train;
 
@@ -75,10 +78,10 @@ impl Round {
 #[derive(Debug)]
 pub struct Udp<S> {
     sockets: Flows<Socket<S>>,
-    /// How many of the sockets belong to guest endpoints.
-    endpoints: usize,
-    /// How many stand for clients in the other namespace.
-    stands: usize,
+    /// Those of the sockets that belong to guest endpoints.
+    endpoints: Idle,
+    /// Those that stand for clients in the other namespace.
+    stands: Idle,
     policy: Policy,
     /// The listeners that are not closed: the port of the guest that each leads to, and its socket as one word.
     published: BTreeSet<(u16, u64)>,
@@ -93,14 +96,21 @@ pub struct Udp<S> {
     fragment_id: u32,
     limits: Limits,
     counters: Drops,
+    /// Sockets and flows that were ended for others.
+    ended: u64,
+    notices: Notices,
 }
 
 #[derive(Debug)]
 struct Socket<S> {
     io: S,
     role: Role,
-    /// How many flows go through it.
-    flows: usize,
+    /// The flows that go through it.
+    flows: Chain,
+    /// How many clients of it, a listener, have a socket in the other namespace.
+    stands: usize,
+    /// What went through it, if it is not a listener.
+    exchange: Exchange,
     /// Whether the last datagram was IPv4: where the next one's payload will probably go.
     v4: bool,
     last_visit: Round,
@@ -144,7 +154,22 @@ impl<S> Keyed for Socket<S> {
 
 impl<S> Socket<S> {
     fn new(io: S, role: Role, v4: bool) -> Self {
-        Self { io, role, flows: 0, v4, last_visit: Round::NEVER, last_taken: 0, last_short: false }
+        Self {
+            io,
+            role,
+            flows: Chain::default(),
+            stands: 0,
+            exchange: Exchange::default(),
+            v4,
+            last_visit: Round::NEVER,
+            last_taken: 0,
+            last_short: false,
+        }
+    }
+
+    /// Whether nothing goes through it.
+    fn is_unused(&self) -> bool {
+        self.flows.first().is_none() && self.stands == 0
     }
 }
 
@@ -154,8 +179,8 @@ impl<S: UdpSocket> Udp<S> {
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
             sockets: Flows::new(Kind::Udp, usize::MAX, hash_key),
-            endpoints: 0,
-            stands: 0,
+            endpoints: Idle::default(),
+            stands: Idle::default(),
             policy: Policy::default(),
             published: BTreeSet::new(),
             flows: Table::new(limits, hash_key),
@@ -166,6 +191,8 @@ impl<S: UdpSocket> Udp<S> {
             fragment_id: 0,
             limits,
             counters: Drops::default(),
+            ended: 0,
+            notices: Notices::default(),
         }
     }
 
@@ -173,6 +200,12 @@ impl<S: UdpSocket> Udp<S> {
     #[must_use]
     pub const fn counters(&self) -> &Drops {
         &self.counters
+    }
+
+    /// How many sockets and flows were ended because others needed their place.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// How many flows there are.
@@ -191,12 +224,11 @@ impl<S: UdpSocket> Udp<S> {
         listener: Listener,
         socket: S,
     ) -> Result<FlowId, Errno> {
-        const ENFILE: Errno = Errno(23);
-        let id = self.sockets.next_id().ok_or(ENFILE)?;
+        let id = self.sockets.next_id().ok_or(Errno::ENFILE)?;
         host.udp_watch(id, &socket)?;
         let v4 = !matches!(listener.address, Some(IpAddr::V6(_)));
         self.published.insert((listener.target_port, id.to_bits()));
-        self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| ENFILE)
+        self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| Errno::ENFILE)
     }
 
     /// Closes a listener. While flows go through it, it stays for those alone: it can be had back by
@@ -206,7 +238,7 @@ impl<S: UdpSocket> Udp<S> {
         if let Role::Listener(listener) = &socket.role {
             self.published.remove(&(listener.target_port, id.to_bits()));
             socket.role = Role::Retired(listener.clone());
-            if socket.flows == 0 {
+            if socket.is_unused() {
                 self.sockets.remove(id);
             }
         }
@@ -270,6 +302,7 @@ impl<S: UdpSocket> Udp<S> {
         let streaming = self.round.follows(flow.last_sent);
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
         self.flows.note_sent(id, self.round);
+        self.note(socket, Direction::Out);
         if self.send_shared(id, &outbound) || self.train.join(id, &outbound) {
             return;
         }
@@ -308,34 +341,6 @@ impl<S: UdpSocket> Udp<S> {
         self.train.recycle(payload);
     }
 
-    /// The time of a flow may have come.
-    pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
-        let id = match id.kind() {
-            Kind::Udp => self.expire_stand(id, cx.now, cx.timers),
-            _ => {
-                let ended = self.flows.expire(id, cx.now, cx.timers);
-                ended.map(|flow| {
-                    self.groups.remove(&id);
-                    flow.socket
-                })
-            }
-        };
-        let Some(id) = id else { return };
-        let Some(socket) = self.sockets.get_mut(id) else { return };
-        socket.flows -= 1;
-        if socket.flows > 0 {
-            return;
-        }
-        match socket.role {
-            Role::Listener(_) | Role::Stand(_) => {}
-            Role::Retired(_) => drop(self.sockets.remove(id)),
-            Role::Endpoint { .. } => {
-                self.sockets.remove(id);
-                self.endpoints -= 1;
-            }
-        }
-    }
-
     /// A flow that the guest begins.
     fn open_flow<H: Host<Udp = S>, L: Link>(
         &mut self,
@@ -350,12 +355,12 @@ impl<S: UdpSocket> Udp<S> {
             return None;
         };
         let local = cx.outbound_source(guest.ip(), peer);
-        let flow = (self.flows.len() < self.limits.flows)
-            .then(|| self.socket_for(cx, guest, peer, local))
-            .flatten()
-            .and_then(|socket| self.insert(Flow::new(endpoints, peer, socket).leaving_from(local)));
+        let flow = self.socket_for(cx, guest, peer, local).and_then(|socket| {
+            self.insert(Flow::new(endpoints, peer, socket, Direction::Out).leaving_from(local))
+        });
+        self.end_surplus(Direction::Out, cx.now, cx.timers);
         match flow {
-            Some(id) => self.share_port(cx.host, id),
+            Some(id) => self.share_port(cx, id),
             None => self.counters.no_room += 1,
         }
         flow
@@ -364,9 +369,8 @@ impl<S: UdpSocket> Udp<S> {
     fn insert(&mut self, flow: Flow) -> Option<FlowId> {
         let socket = self.sockets.get_mut(flow.socket)?;
         let (Endpoints { guest, remote }, peer) = (flow.endpoints, flow.peer);
-        let id = self.flows.insert(flow)?;
+        let id = self.flows.insert(flow, &mut socket.flows)?;
         log::debug!("{id}: {guest} <-> {remote} (host {peer})");
-        socket.flows += 1;
         Some(id)
     }
 
@@ -384,7 +388,7 @@ impl<S: UdpSocket> Udp<S> {
         }
         for ordinal in 0..ORDINALS {
             let Some(socket) = self.sockets.find(&SocketKey::Endpoint(guest, ordinal)) else {
-                return self.open_socket(cx.host, guest, ordinal);
+                return self.open_socket(cx, guest, ordinal);
             };
             if self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none() {
                 return Some(socket);
@@ -420,23 +424,6 @@ impl<S: UdpSocket> Udp<S> {
             self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none().then_some((rank, socket))
         });
         usable.min().map(|(_, socket)| socket)
-    }
-
-    fn open_socket<H: Host<Udp = S>>(
-        &mut self,
-        host: &mut H,
-        guest: SocketAddr,
-        ordinal: u8,
-    ) -> Option<FlowId> {
-        if self.endpoints >= self.limits.endpoints {
-            return None;
-        }
-        let id = self.sockets.next_id()?;
-        let io = host.udp_open(id, guest.ip(), guest.port()).ok()?;
-        let role = Role::Endpoint { guest, ordinal };
-        let id = self.sockets.insert(Socket::new(io, role, guest.is_ipv4())).ok()?;
-        self.endpoints += 1;
-        Some(id)
     }
 
     fn send<H: Host<Udp = S>, L: Link>(

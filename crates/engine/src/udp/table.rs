@@ -10,16 +10,22 @@ use hashbrown::HashMap;
 use super::Round;
 use crate::{
     flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
+    idle::{Chain, Exchange, Idle, Links},
+    share::Share,
     timer::{Deadline, Instant, Timers},
 };
 
 /// How much is kept, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most flows.
-    pub flows: usize,
-    /// Most sockets of guest endpoints; listeners are not counted.
-    pub endpoints: usize,
+    /// Flows that the guest began.
+    pub flows: Share,
+    /// Flows that others began.
+    pub strangers: Share,
+    /// Sockets of guest endpoints; listeners are not counted.
+    pub endpoints: Share,
+    /// Sockets in place of clients in the other namespace.
+    pub bypass: Share,
     /// A flow ends after this long without a datagram (SPEC §7.2: 30 s).
     pub idle: Duration,
     /// The same for a flow that has carried more than a question and an answer (SPEC §7.2: 120 s).
@@ -40,10 +46,8 @@ pub(super) struct Flow {
     pub(super) local: Option<IpAddr>,
     /// When the guest sent last.
     pub(super) last_sent: Round,
-    /// Datagrams of the guest, counted up to two.
-    sent: u8,
-    /// Datagrams of the peer, counted up to two.
-    received: u8,
+    begun: Direction,
+    exchange: Exchange,
     deadline: Deadline,
 }
 
@@ -55,15 +59,16 @@ impl Keyed for Flow {
 }
 
 impl Flow {
-    pub(super) const fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId) -> Self {
+    /// A flow whose first datagram goes in the direction `begun`.
+    pub(super) fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId, begun: Direction) -> Self {
         Self {
             endpoints,
             peer,
             socket,
             local: None,
             last_sent: Round::NEVER,
-            sent: 0,
-            received: 0,
+            begun,
+            exchange: Exchange::default(),
             deadline: Deadline::NONE,
         }
     }
@@ -103,14 +108,23 @@ pub(super) enum Direction {
 pub(super) struct Table {
     flows: Flows<Flow>,
     by_peer: HashMap<PeerKey, FlowId, HashKey>,
+    /// The flows of each socket, which has the ends of the list.
+    by_socket: Links,
+    /// Those that the guest began.
+    own: Idle,
+    /// Those that others began: they have a share of their own, so that nobody outside can end the guest's flows.
+    strangers: Idle,
     limits: Limits,
 }
 
 impl Table {
     pub(super) fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
-            flows: Flows::new(Kind::UdpFlow, limits.flows, hash_key),
+            flows: Flows::new(Kind::UdpFlow, usize::MAX, hash_key),
             by_peer: HashMap::with_hasher(HashKey(hash_key)),
+            by_socket: Links::default(),
+            own: Idle::default(),
+            strangers: Idle::default(),
             limits,
         }
     }
@@ -135,17 +149,46 @@ impl Table {
         self.flows.get_mut(id)
     }
 
-    /// Whether strangers may still make flows: a quarter of the table is the guest's own.
-    pub(super) fn admits_strangers(&self) -> bool {
-        self.flows.len() < self.limits.flows / 4 * 3
+    /// The first of a socket's flows.
+    pub(super) fn first_of(&self, socket: &Chain) -> Option<FlowId> {
+        self.flows.id_at(socket.first()?)
     }
 
-    /// Adds a flow that is in the table by neither of its keys; none if the table is full.
-    pub(super) fn insert(&mut self, flow: Flow) -> Option<FlowId> {
-        let key = flow.peer_key();
+    /// Adds a flow that is in the table by neither of its keys, and to the list of its `socket`. See
+    /// [`Table::surplus`].
+    pub(super) fn insert(&mut self, flow: Flow, socket: &mut Chain) -> Option<FlowId> {
+        let (key, begun) = (flow.peer_key(), flow.begun);
         let id = self.flows.insert(flow).ok()?;
         self.by_peer.insert(key, id);
+        self.by_socket.push(socket, id.index());
+        self.idle(begun).join(id.index());
         Some(id)
+    }
+
+    /// A flow that is to end, if more were begun in this direction than there may be. It is not the newest.
+    pub(super) fn surplus(&mut self, begun: Direction) -> Option<FlowId> {
+        let share = self.share(begun);
+        let idle = self.idle(begun);
+        if idle.len() <= share.most.max(1) {
+            return None;
+        }
+        let next = idle.next()?;
+        self.flows.id_at(next)
+    }
+
+    /// How many flows may be begun in this direction.
+    pub(super) const fn share(&self, begun: Direction) -> Share {
+        match begun {
+            Direction::Out => self.limits.flows,
+            Direction::In => self.limits.strangers,
+        }
+    }
+
+    const fn idle(&mut self, begun: Direction) -> &mut Idle {
+        match begun {
+            Direction::Out => &mut self.own,
+            Direction::In => &mut self.strangers,
+        }
     }
 
     /// Notes a datagram: the flow's end moves away.
@@ -157,14 +200,12 @@ impl Table {
         timers: &mut Timers<FlowId>,
     ) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let count = match direction {
-            Direction::Out => &mut flow.sent,
-            Direction::In => &mut flow.received,
-        };
-        *count = (*count + 1).min(2);
-        let stream = flow.sent > 0 && flow.received > 0 && flow.sent + flow.received > 2;
-        let idle = if stream { self.limits.idle_stream } else { self.limits.idle };
+        let (begun, before) = (flow.begun, flow.exchange);
+        flow.exchange.note(direction == begun);
+        let after = flow.exchange;
+        let idle = if after.is_stream() { self.limits.idle_stream } else { self.limits.idle };
         flow.deadline.set(Some(now + idle), timers, id);
+        self.idle(begun).note(id.index(), before, after);
     }
 
     /// Notes in which round the guest has sent.
@@ -174,13 +215,17 @@ impl Table {
         }
     }
 
-    /// Removes a flow whose time has come.
-    pub(super) fn expire(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> Option<Flow> {
-        if !self.flows.get_mut(id)?.deadline.reached(now, timers, id) {
-            return None;
-        }
-        let flow = self.flows.remove(id)?;
+    /// Whether the time of a flow has come.
+    pub(super) fn is_due(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
+        self.flows.get_mut(id).is_some_and(|flow| flow.deadline.reached(now, timers, id))
+    }
+
+    /// Removes a flow, also from the list of its `socket`.
+    pub(super) fn remove(&mut self, id: FlowId, socket: &mut Chain, timers: &mut Timers<FlowId>) {
+        let Some(mut flow) = self.flows.remove(id) else { return };
+        flow.deadline.withdraw(timers, id);
         self.by_peer.remove(&flow.peer_key());
-        Some(flow)
+        self.by_socket.unlink(socket, id.index());
+        self.idle(flow.begun).leave(id.index(), flow.exchange);
     }
 }

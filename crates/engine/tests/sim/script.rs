@@ -92,7 +92,7 @@ impl Script {
         let settings = settings(1500);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         Self {
-            tcp: Tcp::new(4, [7; 16], [9; 16]),
+            tcp: Tcp::new(4, 256 << 20, [7; 16], [9; 16]),
             host: VirtualHost::new(upward.clone(), downward.clone()),
             timers: Timers::default(),
             link: Capture { sent: VecDeque::new(), slot: vec![0; frame::MAX_LEN], full: false },

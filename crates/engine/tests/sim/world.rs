@@ -326,7 +326,7 @@ impl World {
             start,
             known: KnownGuest::new(&settings, Some(Mac(GUEST_MAC))),
             settings,
-            tcp: Tcp::new(16, [7; 16], [scenario.seed as u8; 16]),
+            tcp: Tcp::new(16, 256 << 20, [7; 16], [scenario.seed as u8; 16]),
             timers: Timers::default(),
             host,
             link: VirtualLink::new(to_guest, scenario.link_queue),

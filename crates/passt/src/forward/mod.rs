@@ -90,7 +90,8 @@ impl Forwarder {
                 "{left_out} forwarding rules are of an address family that the namespace lacks: left out"
             );
         }
-        match self.inbound.prepare(table, &rx) {
+        // They take the place of as many.
+        match self.inbound.prepare(table, usize::MAX, &rx) {
             Ok(prepared) => {
                 let notes = self.inbound.commit(prepared, &mut rx);
                 notes.iter().for_each(|note| log::warn!("{note}"));

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::net::getsockname;
 
 use crate::accept::Acceptors;
+use crate::budgets::ledger::{Class, Permit};
 use crate::io::Sockets;
 use crate::io::udp::UdpSocket;
 use crate::listen::{Listener, Opening, Reason};
@@ -109,7 +110,8 @@ impl Side {
         let mut side = Self { table, opening, place, open, retired, failed };
         for listener in listeners {
             let (protocol, port) = (listener.protocol, listener.port);
-            side.take(listener, rx)
+            let permit = rx.sockets.ledger().take_anyway(Class::Listener);
+            side.take(listener, permit, rx)
                 .map_err(|errno| anyhow::anyhow!("can't watch {protocol} port {port}: {errno}"))?;
         }
         Ok(side)
@@ -233,10 +235,11 @@ impl Side {
     fn open(&mut self, key: Key, rx: &mut Receivers<'_>) -> Result<(), Reason> {
         let (index, port) = key;
         let (rule, opening) = (self.table.rules().get(index).ok_or(Errno::INVAL)?.clone(), self.opening);
-        let opened = self.place.open(move || opening.spare(index, &rule, port));
+        let permit = rx.sockets.ledger().take(Class::Listener).ok_or(Errno::MFILE)?;
+        let opened = self.place.open(move || opening.socket(index, &rule, port, false));
         let listener = opened.map_err(|_| Reason::Socket(Errno::PIPE)).flatten()?;
         log::debug!("listening on {} port {port}", listener.protocol);
-        Ok(self.take(listener, rx)?)
+        Ok(self.take(listener, permit, rx)?)
     }
 
     /// Has a listener of UDP back that still serves old flows.
@@ -251,13 +254,14 @@ impl Side {
         revived
     }
 
-    fn take(&mut self, listener: Listener, rx: &mut Receivers<'_>) -> Result<(), Errno> {
+    fn take(&mut self, listener: Listener, permit: Permit, rx: &mut Receivers<'_>) -> Result<(), Errno> {
         let Listener { rule: index, port, protocol, address, socket } = listener;
         let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
         let open = match protocol {
             Protocol::Tcp => Open::Stream(rx.acceptors.add(
                 rx.sockets.epoll(),
                 socket,
+                permit,
                 self.opening.direction,
                 rule,
                 port,
@@ -266,7 +270,7 @@ impl Side {
                 let target =
                     udp::Listener::new(self.opening.direction, index, rule, port).ok_or(Errno::INVAL)?;
                 let target = udp::Listener { address, ..target };
-                let socket = rx.sockets.udp_listener(socket, address);
+                let socket = rx.sockets.udp_listener(socket, address, permit);
                 let id = rx.udp.listen(rx.sockets, target, socket);
                 Open::Datagram(id.map_err(|errno| Errno::from_raw_os_error(errno.0))?)
             }

@@ -8,6 +8,7 @@ use rustix::event::epoll;
 
 use super::*;
 use crate::accept::Acceptors;
+use crate::budgets::ledger::plenty;
 use crate::io::outbound::Outbound;
 use crate::io::{self, Sockets};
 use crate::isolated::isolated;
@@ -30,10 +31,12 @@ impl World {
         let mut scanner = Scanner::open();
         let all: PortSet = (1..=u16::MAX).collect();
         scanner.look_for(InUse { tcp: all.clone(), udp: all });
+        let (budgets, ledger) = plenty();
+        let limits = budgets.limits(Duration::from_secs(30), Duration::from_secs(120));
         Self {
             acceptors: Acceptors::new(),
-            udp: Udp::new(io::udp::limits(), [7; 16]),
-            sockets: Sockets::new(epoll.into(), outbound, crate::io::Sources::default()),
+            udp: Udp::new(limits.udp, [7; 16]),
+            sockets: Sockets::new(epoll.into(), outbound, crate::io::Sources::default(), ledger),
             scanner,
         }
     }
@@ -43,7 +46,8 @@ impl World {
     }
 
     fn side(&mut self, specs: &[(Protocol, &str)]) -> Side {
-        let (table, opening) = (table(specs), Opening::new(Direction::Inbound, false));
+        let opening = Opening { direction: Direction::Inbound, freebind: false, spare: usize::MAX };
+        let table = table(specs);
         let (listeners, _) = opening.rules(&table, |_, _| false).unwrap();
         Side::new(table, opening, listeners, &mut self.rx()).unwrap()
     }
@@ -70,7 +74,7 @@ impl World {
 impl Side {
     /// Puts other rules in force, on this side alone.
     fn apply(&mut self, table: Table, rx: &mut Receivers<'_>) -> Result<Vec<String>, listen::Error> {
-        self.prepare(table, rx).map(|prepared| self.commit(prepared, rx))
+        self.prepare(table, usize::MAX, rx).map(|prepared| self.commit(prepared, rx))
     }
 }
 

@@ -43,8 +43,9 @@ impl Forwarder {
     ) -> Result<String, String> {
         let (inbound, outbound) = self.read(update, enabled)?;
         // They listen in different namespaces: neither can be in the other's way.
-        let inbound = self.inbound.prepare(inbound, &rx).map_err(|error| error.to_string())?;
-        let outbound = match self.outbound.prepare(outbound, &rx) {
+        let spare = rx.sockets.ledger().spare_listeners();
+        let inbound = self.inbound.prepare(inbound, spare, &rx).map_err(|error| error.to_string())?;
+        let outbound = match self.outbound.prepare(outbound, spare.saturating_sub(inbound.opened()), &rx) {
             Ok(outbound) => outbound,
             Err(error) => {
                 inbound.abandon(&rx);

@@ -26,6 +26,7 @@ pub(crate) use self::source::Sources;
 use self::tcp::PeekMethod;
 pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
+use crate::budgets::ledger::{Class, Ledger, Permit};
 use crate::memory::Vectored;
 use crate::netns::Opener;
 
@@ -42,11 +43,12 @@ pub(crate) struct Sockets {
     replaced_ports: ReplacedPorts,
     peek: PeekMethod,
     sources: Sources,
+    ledger: Rc<Ledger>,
 }
 
 impl Sockets {
     /// Sockets that leave by `outbound` from addresses of `sources`, watched by `epoll`.
-    pub(crate) fn new(epoll: Rc<OwnedFd>, outbound: Outbound, sources: Sources) -> Self {
+    pub(crate) fn new(epoll: Rc<OwnedFd>, outbound: Outbound, sources: Sources, ledger: Rc<Ledger>) -> Self {
         let outbound = Arc::new(outbound);
         Self {
             epoll,
@@ -57,6 +59,7 @@ impl Sockets {
             opener: None,
             peek: PeekMethod::probe(),
             sources,
+            ledger,
         }
     }
 
@@ -65,23 +68,37 @@ impl Sockets {
         self.opener = Some(opener);
     }
 
+    /// Who holds how many files.
+    pub(crate) fn ledger(&self) -> &Rc<Ledger> {
+        &self.ledger
+    }
+
     /// The epoll set.
     pub(crate) fn epoll(&self) -> &OwnedFd {
         &self.epoll
     }
 
     /// Takes over an accepted socket, which is non-blocking.
-    pub(crate) fn stream(&self, fd: OwnedFd) -> Stream {
-        Stream::new(fd, self.peek.clone())
+    pub(crate) fn stream(&self, fd: OwnedFd, permit: Permit) -> Stream {
+        Stream::new(fd, self.peek.clone(), Some(permit))
     }
 
     /// Takes over the socket of a UDP listener on `address`.
-    pub(crate) fn udp_listener(&self, fd: OwnedFd, address: Option<IpAddr>) -> UdpSocket {
-        UdpSocket::from_listener(fd, address, &self.outbound)
+    pub(crate) fn udp_listener(&self, fd: OwnedFd, address: Option<IpAddr>, permit: Permit) -> UdpSocket {
+        UdpSocket::from_listener(fd, address, &self.outbound, permit)
     }
 
     fn watch(&self, fd: impl AsFd, flow: FlowId, events: EventFlags) -> Result<(), Errno> {
         epoll::add(&*self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(errno)
+    }
+
+    /// Why there is no socket for a new flow. That the system has no more is logged.
+    fn no_socket(&self, error: rustix::io::Errno) -> Errno {
+        let reason = errno(error);
+        if reason.is_exhaustion() {
+            self.ledger.report_exhaustion(error);
+        }
+        reason
     }
 
     /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask, else to `source`. Loopback is reached as
@@ -126,13 +143,16 @@ impl Host for Sockets {
         destination: SocketAddr,
         class: u8,
     ) -> Result<Stream, Errno> {
+        const EMFILE: Errno = Errno(24);
+        let permit = self.ledger.take(Class::Outgoing).ok_or(EMFILE)?;
         let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let fd = socket_with(family, SocketType::STREAM, flags, None).map_err(no_socket)?;
+        let fd =
+            socket_with(family, SocketType::STREAM, flags, None).map_err(|errno| self.no_socket(errno))?;
         sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
         sockopt::set_socket_oobinline(&fd, true).map_err(errno)?; // urgent data are part of the stream
         self.bind_stream(&fd, source, destination.ip())?;
-        let mut stream = self.stream(fd);
+        let mut stream = self.stream(fd, permit);
         if class != 0 {
             stream.set_traffic_class(class);
         }
@@ -153,7 +173,7 @@ impl Host for Sockets {
     }
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<UdpSocket, Errno> {
-        let socket = UdpSocket::open(&self.outbound, address, port).map_err(no_socket)?;
+        let socket = UdpSocket::open(&self.outbound, address, port).map_err(|errno| self.no_socket(errno))?;
         self.udp_watch(flow, &socket)?;
         if let Some(refusal) = socket.refused_port() {
             self.replaced_ports.warn(port, refusal);
@@ -162,7 +182,7 @@ impl Host for Sockets {
     }
 
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<UdpSocket, Errno> {
-        UdpSocket::share(&self.outbound, group, port).map_err(no_socket)
+        UdpSocket::share(&self.outbound, group, port).map_err(|errno| self.no_socket(errno))
     }
 
     fn udp_connect(
@@ -174,15 +194,16 @@ impl Host for Sockets {
     ) -> Result<UdpSocket, Errno> {
         const ENETUNREACH: Errno = Errno(101);
         let plain = self.plain.clone();
-        let open = move || UdpSocket::connect(&plain, target, port);
-        let socket = match direction {
+        let open = move || udp::connected(&plain, target, port);
+        let fd = match direction {
             Direction::Outbound => open(),
             Direction::Inbound => {
                 let opener = self.opener.as_ref().ok_or(ENETUNREACH)?;
                 opener.call(open).map_err(|_| ENETUNREACH)?
             }
         };
-        let socket = socket.map_err(no_socket)?;
+        let fd = fd.map_err(|errno| self.no_socket(errno))?;
+        let socket = UdpSocket::of_flow(fd, target.ip(), &self.plain, None);
         self.udp_watch(flow, &socket)?;
         Ok(socket)
     }
@@ -198,7 +219,7 @@ impl Host for Sockets {
         destination: IpAddr,
         id: u16,
     ) -> Result<PingSocket, Errno> {
-        let socket = self.pings.open(source, destination, id).map_err(no_socket)?;
+        let socket = self.pings.open(source, destination, id).map_err(|errno| self.no_socket(errno))?;
         self.watch(&socket, flow, udp::EVENTS)?;
         Ok(socket)
     }
@@ -213,15 +234,6 @@ pub(crate) fn readiness(events: EventFlags) -> Readiness {
         error: events.contains(EventFlags::ERR),
         urgent: events.contains(EventFlags::PRI),
     }
-}
-
-/// Why there is no socket for a new flow; that we can have no more is worth telling.
-fn no_socket(error: rustix::io::Errno) -> Errno {
-    use rustix::io::Errno;
-    if [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS].contains(&error) {
-        log::warn!("A flow of the guest is refused: no socket: {error}");
-    }
-    errno(error)
 }
 
 fn errno(errno: rustix::io::Errno) -> Errno {
@@ -252,7 +264,8 @@ mod tests {
             rustix::net::connect(&untouched, &listener.local_addr().unwrap()).unwrap();
 
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-            let mut sockets = Sockets::new(epoll.into(), Outbound::plain(), Sources::default());
+            let (sources, ledger) = (Sources::default(), crate::budgets::ledger::plenty().1);
+            let mut sockets = Sockets::new(epoll.into(), Outbound::plain(), sources, ledger);
             let id = FlowId::from_bits(u64::from(Kind::Tcp as u8) << 56).unwrap();
             let stream = sockets.tcp_connect(id, None, listener.local_addr().unwrap(), 0).unwrap();
             assert_eq!(sizes(&stream.as_fd().try_clone_to_owned().unwrap()), sizes(&untouched));

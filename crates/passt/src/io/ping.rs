@@ -65,8 +65,8 @@ impl Pings {
 pub struct PingSocket {
     fd: OwnedFd,
     v6: bool,
-    /// What the socket is set to.
-    hop_limit: Option<u8>,
+    /// What the socket is set to, for one host and for groups.
+    hop_limit: [Option<u8>; 2],
     traffic_class: u8,
     /// None: as the kernel likes.
     dont_fragment: Option<bool>,
@@ -111,22 +111,23 @@ impl PingSocket {
             Err(io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => bind(unspecified, id)?,
             bound => bound?,
         }
-        Ok(Self { fd, v6, hop_limit: None, traffic_class: 0, dont_fragment: None })
+        Ok(Self { fd, v6, hop_limit: [None; 2], traffic_class: 0, dont_fragment: None })
     }
 
     /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
     /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
     fn set_header<P>(&mut self, request: &Request<'_, P>, payload_len: usize) {
         let limit = request.hop_limit;
-        if self.hop_limit != Some(limit) {
-            let group = request.destination.ip().is_multicast();
+        let group = request.destination.ip().is_multicast();
+        let set = &mut self.hop_limit[usize::from(group)];
+        if *set != Some(limit) {
             let _refused = match (self.v6, group) {
                 (false, false) => sockopt::set_ip_ttl(&self.fd, limit.into()),
                 (false, true) => sockopt::set_ip_multicast_ttl(&self.fd, limit.into()),
                 (true, false) => sockopt::set_ipv6_unicast_hops(&self.fd, Some(limit)),
                 (true, true) => sockopt::set_ipv6_multicast_hops(&self.fd, limit.into()),
             };
-            self.hop_limit = Some(limit);
+            *set = Some(limit);
         }
         if self.traffic_class != request.traffic_class {
             let class = request.traffic_class;

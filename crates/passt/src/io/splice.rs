@@ -17,6 +17,8 @@ use rustix::io;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
+use crate::budgets::ledger::{Class, Ledger, Permit};
+
 /// What fills this goes on through a pipe.
 const BUFFER_LEN: usize = 32 * 1024;
 /// What a pipe is asked to hold, in bytes. Half of it, and so on, if that is refused.
@@ -33,6 +35,7 @@ pub(crate) struct Depot {
     pipes: Vec<Pipe>,
     /// What a new pipe is asked to hold.
     pipe_len: usize,
+    ledger: Rc<Ledger>,
 }
 
 #[derive(Debug)]
@@ -40,30 +43,32 @@ struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     capacity: usize,
+    _permit: Permit,
 }
 
 impl Depot {
     /// Without a pipe: they are made when they are needed.
-    pub(crate) fn new(epoll: Rc<OwnedFd>) -> Rc<RefCell<Self>> {
-        Self::with(epoll, BUFFER_LEN, PIPE_LEN)
+    pub(crate) fn new(epoll: Rc<OwnedFd>, ledger: Rc<Ledger>) -> Rc<RefCell<Self>> {
+        Self::with(epoll, BUFFER_LEN, PIPE_LEN, ledger)
     }
 
-    fn with(epoll: Rc<OwnedFd>, buffer_len: usize, pipe_len: usize) -> Rc<RefCell<Self>> {
+    fn with(epoll: Rc<OwnedFd>, buffer_len: usize, pipe_len: usize, ledger: Rc<Ledger>) -> Rc<RefCell<Self>> {
         let (buffer, pipes) = (vec![0; buffer_len], Vec::new());
-        Rc::new(RefCell::new(Self { epoll, buffer, pipes, pipe_len }))
+        Rc::new(RefCell::new(Self { epoll, buffer, pipes, pipe_len, ledger }))
     }
 
     fn pipe(&mut self) -> io::Result<Pipe> {
         if let Some(pipe) = self.pipes.pop() {
             return Ok(pipe);
         }
+        let permit = self.ledger.take(Class::Pipe).ok_or(io::Errno::MFILE)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         // There is a limit for each pipe, and one for all of a user's (pipe(7)).
         while fcntl_setpipe_size(&write, self.pipe_len).is_err() && self.pipe_len > self.buffer.len() {
             self.pipe_len /= 2;
         }
         let capacity = fcntl_getpipe_size(&write)?;
-        Ok(Pipe { read, write, capacity })
+        Ok(Pipe { read, write, capacity, _permit: permit })
     }
 
     fn give_back(&mut self, pipe: Pipe) {
@@ -85,6 +90,7 @@ pub(crate) struct Pair {
     /// What the second socket is connected to.
     destination: IpAddr,
     depot: Rc<RefCell<Depot>>,
+    _permit: Permit,
 }
 
 /// How much a direction has to carry.
@@ -146,6 +152,7 @@ impl Pair {
         direction: Direction,
         destination: IpAddr,
         depot: Rc<RefCell<Depot>>,
+        permit: Permit,
     ) -> Self {
         Self {
             sockets: [accepted, connecting],
@@ -155,6 +162,7 @@ impl Pair {
             direction,
             destination,
             depot,
+            _permit: permit,
         }
     }
 

@@ -12,6 +12,7 @@ use engine::memory::Memory as _;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use sys::sockopt::IpVersion;
 
+use crate::budgets::ledger::Permit;
 use crate::memory::{Payload, Room, Vectored};
 
 /// Most pieces handed to one send.
@@ -50,12 +51,13 @@ pub(crate) struct Stream {
     method: PeekMethod,
     /// The kernel's offset; none while it is not in use, which means zero.
     offset: Option<u32>,
+    _permit: Option<Permit>,
 }
 
 impl Stream {
     /// Takes over a non-blocking socket.
-    pub(crate) fn new(fd: OwnedFd, method: PeekMethod) -> Self {
-        Self { fd, method, offset: None }
+    pub(crate) fn new(fd: OwnedFd, method: PeekMethod, permit: Option<Permit>) -> Self {
+        Self { fd, method, offset: None, _permit: permit }
     }
 
     /// Has the kernel's offset, if it is in use, be zero.

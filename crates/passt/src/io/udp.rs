@@ -8,17 +8,13 @@ use std::{
     time::Duration,
 };
 
-use engine::{
-    host::{
-        Errno, Outbound as Datagram, QueuedError, Received, Report, SocketError, UdpSocket as EngineSocket,
-    },
-    udp::Limits,
+use engine::host::{
+    Errno, Outbound as Datagram, QueuedError, Received, Report, SocketError, UdpSocket as EngineSocket,
 };
 use rustix::{
     event::epoll,
     io,
     net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt},
-    process::{Resource, getrlimit},
 };
 use sys::{
     address::RawAddress,
@@ -31,16 +27,13 @@ use sys::{
 use wire::icmp;
 
 use super::outbound::Outbound;
+use crate::budgets::ledger::Permit;
 use crate::memory::{Payload, Room, Vectored};
 
 /// How datagram and ping sockets are watched: level-triggered, so that an answer that comes alone costs one call to
 /// receive and no second one to see that there is no more. Errors are always reported.
 pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
 
-/// Most UDP flows.
-const MAX_FLOWS: usize = 65_536;
-/// Most sockets of guest endpoints.
-const MAX_ENDPOINTS: u64 = 8192;
 /// Longest payload that every path takes, in bytes: the option that says what else to do stays as it is.
 pub(super) const FITS_EVERY_PATH: usize = 500;
 /// Number of the error that a local refusal has in the error queue.
@@ -50,17 +43,14 @@ const IDLE: Duration = Duration::from_secs(30);
 /// The same for a flow that has carried more than a question and an answer.
 const IDLE_STREAM: Duration = Duration::from_secs(120);
 
-/// How much is kept of UDP, and for how long: no more than a quarter of the file descriptors, and as long as the host's own
-/// connection tracking would (SPEC §7.2).
+/// After what time an idle flow ends, and one that has carried more than a question and an answer: as long as the host's
+/// own connection tracking keeps them (SPEC §7.2).
 #[must_use]
-pub fn limits() -> Limits {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    Limits {
-        flows: MAX_FLOWS,
-        endpoints: usize::try_from((descriptors / 4).min(MAX_ENDPOINTS)).unwrap_or(usize::MAX),
-        idle: conntrack_timeout("nf_conntrack_udp_timeout").unwrap_or(IDLE),
-        idle_stream: conntrack_timeout("nf_conntrack_udp_timeout_stream").unwrap_or(IDLE_STREAM),
-    }
+pub fn timeouts() -> (Duration, Duration) {
+    (
+        conntrack_timeout("nf_conntrack_udp_timeout").unwrap_or(IDLE),
+        conntrack_timeout("nf_conntrack_udp_timeout_stream").unwrap_or(IDLE_STREAM),
+    )
 }
 
 /// A timeout of the host's connection tracking, which may not be loaded.
@@ -82,6 +72,8 @@ pub struct UdpSocket {
     /// How datagrams above the path's MTU fare, for IPv6 and IPv4; none: as the kernel likes.
     dont_fragment: [Option<bool>; 2],
     outbound: Arc<Outbound>,
+    /// Of a listener; what is opened for a flow is counted by the engine.
+    _permit: Option<Permit>,
 }
 
 /// What a socket is bound to.
@@ -107,25 +99,8 @@ impl UdpSocket {
     /// # Errors
     /// No socket can be made or bound.
     pub fn open(outbound: &Arc<Outbound>, address: IpAddr, port: u16) -> io::Result<Self> {
-        let v6 = address.is_ipv6();
-        let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
-        let source = outbound.egress(address).source.unwrap_or(unspecified);
-        let fd = new(v6)?;
-        if v6 {
-            sockopt::set_ipv6_v6only(&fd, true)?;
-        }
-        set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
-        let refused_port = bind(&fd, &SocketAddr::new(source, port)).err();
-        if refused_port.is_some() {
-            bind(&fd, &SocketAddr::new(source, 0))?;
-        }
-        Ok(Self {
-            fd,
-            v6,
-            binding: Binding::Endpoint { refused_port },
-            dont_fragment: [None; 2],
-            outbound: outbound.clone(),
-        })
+        let (fd, refused_port) = bound(outbound, address, port)?;
+        Ok(Self::of_flow(fd, address, outbound, refused_port))
     }
 
     /// A socket that only sends, to `group` from `port`, which other programs hold and share.
@@ -146,7 +121,8 @@ impl UdpSocket {
         let mut address = group;
         address.set_port(port);
         bind(&fd, &address)?;
-        Ok(Self { fd, v6, binding: Binding::Wildcard, dont_fragment: [None; 2], outbound: outbound.clone() })
+        let (dont_fragment, binding) = ([None; 2], Binding::Wildcard);
+        Ok(Self { fd, v6, binding, dont_fragment, outbound: outbound.clone(), _permit: None })
     }
 
     /// Why the socket did not get the port that was asked for, if it did not.
@@ -158,23 +134,32 @@ impl UdpSocket {
         }
     }
 
-    /// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (SPEC §7.6).
-    ///
-    /// # Errors
-    /// No socket can be made, bound or connected.
-    pub fn connect(plain: &Arc<Outbound>, target: SocketAddr, port: u16) -> io::Result<Self> {
-        let socket = Self::open(plain, target.ip(), port)?;
-        connect(&socket.fd, &target)?;
-        Ok(socket)
+    /// A socket that was opened for a flow, of the family of `address`; `refused_port` says why it did not get the port that
+    /// was asked for.
+    #[must_use]
+    pub fn of_flow(
+        fd: OwnedFd,
+        address: IpAddr,
+        outbound: &Arc<Outbound>,
+        refused_port: Option<io::Errno>,
+    ) -> Self {
+        let (v6, binding) = (address.is_ipv6(), Binding::Endpoint { refused_port });
+        Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone(), _permit: None }
     }
 
     /// The bound socket of a listener, prepared by [`prepare_listener`]; `address` is what it listens on.
     #[must_use]
-    pub fn from_listener(fd: OwnedFd, address: Option<IpAddr>, outbound: &Arc<Outbound>) -> Self {
+    pub fn from_listener(
+        fd: OwnedFd,
+        address: Option<IpAddr>,
+        outbound: &Arc<Outbound>,
+        permit: Permit,
+    ) -> Self {
         let v6 = !matches!(address, Some(IpAddr::V4(_)));
         let wildcard = address.is_none_or(|address| address.is_unspecified());
         let binding = if wildcard { Binding::Wildcard } else { Binding::Address };
-        Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone() }
+        let permit = Some(permit);
+        Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone(), _permit: permit }
     }
 
     fn send_info<P>(&self, datagram: &Datagram<P>) -> SendInfo {
@@ -197,6 +182,33 @@ impl UdpSocket {
 struct Coverage {
     v4: bool,
     v6: bool,
+}
+
+/// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (SPEC §7.6).
+///
+/// # Errors
+/// No socket can be made, bound or connected.
+pub fn connected(plain: &Outbound, target: SocketAddr, port: u16) -> io::Result<OwnedFd> {
+    let (fd, _) = bound(plain, target.ip(), port)?;
+    connect(&fd, &target)?;
+    Ok(fd)
+}
+
+/// A socket of `address`'s family, on `port` if that is free, else on any: then also why.
+fn bound(outbound: &Outbound, address: IpAddr, port: u16) -> io::Result<(OwnedFd, Option<io::Errno>)> {
+    let v6 = address.is_ipv6();
+    let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
+    let source = outbound.egress(address).source.unwrap_or(unspecified);
+    let fd = new(v6)?;
+    if v6 {
+        sockopt::set_ipv6_v6only(&fd, true)?;
+    }
+    set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
+    let refused_port = bind(&fd, &SocketAddr::new(source, port)).err();
+    if refused_port.is_some() {
+        bind(&fd, &SocketAddr::new(source, 0))?;
+    }
+    Ok((fd, refused_port))
 }
 
 fn new(v6: bool) -> io::Result<OwnedFd> {

@@ -11,7 +11,7 @@ use super::Shard;
 /// Lines between two headings.
 const PAGE: usize = 20;
 /// Number of columns.
-const COLUMNS: usize = 17;
+const COLUMNS: usize = 19;
 /// Characters of a column.
 const WIDTH: usize = 9;
 
@@ -20,8 +20,8 @@ const HEADINGS: [(&str, &[&str]); 5] = [
     ("frames", &["from", "to", "lost", "useless"]),
     ("TCP", &["now", "opened", "refused", "reset", "no file"]),
     ("TCP bypass", &["now", "opened", "refused", "reset"]),
-    ("UDP", &["now", "dropped"]),
-    ("ping", &["now", "dropped"]),
+    ("UDP", &["now", "dropped", "ended"]),
+    ("ping", &["now", "dropped", "ended"]),
 ];
 
 /// One line of the table.
@@ -99,7 +99,8 @@ impl Shard {
         let link = self.link.counters();
         let bypassed = self.bypass.flows();
         let useless = self.stack.counters().total();
-        let udp = (self.stack.udp().flows() as u64, self.stack.udp().counters().total());
+        let udp = self.stack.udp();
+        let udp = (udp.flows() as u64, udp.counters().total(), udp.ended());
         let (tcp, ping) = (self.stack.tcp(), self.stack.ping());
         [
             link.received,
@@ -117,8 +118,10 @@ impl Shard {
             bypassed.counters.reset,
             udp.0,
             udp.1,
+            udp.2,
             ping.flows() as u64,
             ping.counters().total(),
+            ping.ended(),
         ]
     }
 }

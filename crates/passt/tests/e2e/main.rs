@@ -14,6 +14,7 @@
 mod addresses;
 mod announced;
 mod auto;
+mod budgets;
 mod bulk;
 mod dns;
 mod flood;

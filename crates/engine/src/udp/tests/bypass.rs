@@ -73,30 +73,64 @@ fn others_do_not_bypass() {
     }
 }
 
-/// SPEC §7.2: they end when they are idle; clients are told apart, and there are only so many.
+/// SPEC §7.2: they end when they are idle; clients are told apart.
 #[test]
 fn clients_have_sockets_of_their_own_until_they_are_idle() {
     let (mut test, socket, _) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
-    for port in 1..=20 {
+    for port in 1..10 {
         test.arrive_at(&socket, &format!("127.0.0.1:{port}"), "127.0.0.1", b"question");
         test.ready(&socket, READABLE);
     }
-    assert_eq!(test.world.host.opened.len(), LIMITS.endpoints);
-    assert_eq!(test.udp.counters().no_room, 21 - LIMITS.endpoints as u64);
+    assert_eq!(test.world.host.opened.len(), 10);
     test.wait(29);
     test.arrive_at(&socket, CLIENT, "127.0.0.1", b"again");
     test.ready(&socket, READABLE);
     test.wait(2);
-    let closed: Vec<bool> = (0..LIMITS.endpoints).map(|index| test.opened(index).closed()).collect();
+    let closed: Vec<bool> = (0..10).map(|index| test.opened(index).closed()).collect();
     assert_eq!(closed, [&[false][..], &[true; 9]].concat());
     // A closed listener stays for the one that is left, and for no other.
     test.udp.unlisten(socket.id);
     test.arrive_at(&socket, "127.0.0.1:5", "127.0.0.1", b"too late");
     test.ready(&socket, READABLE);
-    assert_eq!(test.world.host.opened.len(), LIMITS.endpoints);
+    assert_eq!((test.world.host.opened.len(), test.udp.ended()), (10, 0));
     assert!(test.udp.is_listener(socket.id));
     test.wait(30);
     assert!(!test.udp.is_listener(socket.id));
+}
+
+/// More clients than there are sockets for: each has its answer, and those that were idle for longest have lost theirs.
+#[test]
+fn a_client_ends_the_one_that_was_idle_for_longest() {
+    let (mut test, socket, waiting) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
+    for port in 2001..=3000 {
+        let client = format!("127.0.0.1:{port}");
+        test.arrive_at(&socket, &client, "127.0.0.1", b"question");
+        test.ready(&socket, READABLE);
+        let stand = test.world.host.opened.last().unwrap().clone();
+        stand.socket.arrive("198.51.100.55:8080", b"answer");
+        test.ready(&stand, READABLE);
+        assert_eq!(socket.socket.sent().last().unwrap().destination, client.parse().unwrap());
+    }
+    assert_eq!((test.udp.ended(), test.udp.counters().no_room), (1001 - 10, 0));
+    assert!(!waiting.closed(), "an answer is still to come");
+    // It is the oldest, now that no other one is answered.
+    for port in 3001..=3010 {
+        test.arrive_at(&socket, &format!("127.0.0.1:{port}"), "127.0.0.1", b"question");
+        test.ready(&socket, READABLE);
+    }
+    assert!(waiting.closed());
+    assert_eq!(test.world.host.open_files(), 10);
+    // At the limit of open files they end, too.
+    test.world.host.files = Some(5);
+    test.wait(31);
+    for port in 1..=20 {
+        test.arrive_at(&socket, &format!("127.0.0.1:{port}"), "127.0.0.1", b"question");
+        test.ready(&socket, READABLE);
+    }
+    assert_eq!((test.world.host.open_files(), test.udp.counters().no_room), (5, 0));
+    test.udp.unlisten(socket.id);
+    test.wait(31);
+    assert!(!test.udp.is_listener(socket.id) && test.world.host.open_files() == 0);
 }
 
 /// A stream crosses in trains, and needs no link.

@@ -19,10 +19,11 @@ pub(super) fn listener(address: Option<&str>, port: u16, target: Option<&str>, t
 impl Test {
     pub(super) fn listen(&mut self, listener: Listener) -> Opened {
         let socket = Socket::default();
+        let (open, life) = socket.open();
         let (port, address) = (listener.port, listener.address.unwrap_or(IpAddr::from([0; 16])));
-        self.udp.listen(&mut self.world.host, listener, socket.clone()).unwrap();
+        self.udp.listen(&mut self.world.host, listener, open).unwrap();
         let id = *self.world.host.watched.last().unwrap();
-        Opened { id, address, number: port, socket }
+        Opened { id, address, number: port, socket, life }
     }
 
     /// A client writes to an address of the host.

@@ -3,6 +3,7 @@ mod errors;
 mod fragments;
 mod group;
 mod listeners;
+mod room;
 mod trains;
 
 use alloc::{format, vec, vec::Vec};
@@ -13,13 +14,20 @@ use wire::offload::Segmentation;
 use super::{inbound::headroom, *};
 use crate::host::Readiness;
 use crate::mock::{Opened, Socket, World, ip, received, udp};
+use crate::share::{Bound, Share};
 
 const LIMITS: Limits = Limits {
-    flows: 100,
-    endpoints: 10,
+    flows: share(60),
+    strangers: share(40),
+    endpoints: share(10),
+    bypass: share(10),
     idle: Duration::from_secs(30),
     idle_stream: Duration::from_secs(120),
 };
+const fn share(most: usize) -> Share {
+    Share { most, bound: Bound::Files }
+}
+
 const READABLE: Readiness =
     Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
 const ERROR: Readiness =
@@ -311,48 +319,6 @@ fn r_99_timeouts() {
     // A stale event of a closed socket means nothing.
     test.ready(&socket, READABLE);
     assert_eq!(test.world.frames().len(), 0);
-}
-
-/// when the table is full, new flows are refused and the old live on. Strangers leave room for the guest.
-#[test]
-fn r_90_full_tables() {
-    let mut test = Test::new();
-    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
-    let socket = test.opened(0);
-    for port in 1..=200_u16 {
-        socket.socket.arrive(&alloc::format!("192.0.2.1:{port}"), b"flood");
-        test.world.now = test.world.now + Duration::from_millis(1);
-        test.ready(&socket, READABLE);
-    }
-    assert_eq!(test.udp.flows(), 75);
-    assert_eq!(test.udp.counters().no_room, 126);
-    for port in 1..=200_u16 {
-        test.guest_sends(GUEST, &alloc::format!("203.0.113.2:{port}"), b"x");
-    }
-    assert_eq!(test.udp.flows(), 100);
-    socket.socket.sent();
-    test.world.frames();
-    test.guest_sends(GUEST, "203.0.113.1:8", b"still here");
-    assert_eq!(socket.socket.sent().len(), 1);
-    assert_shown(&test.answer(&socket, "203.0.113.1:8", b"y"), "203.0.113.1:8", GUEST, b"y");
-}
-
-/// Endpoints beyond the limit, or that the host has no socket for, are refused; each is tried anew.
-#[test]
-fn no_more_sockets() {
-    let mut test = Test::new();
-    for port in 5000..5020 {
-        test.guest_sends(&alloc::format!("198.51.100.55:{port}"), "203.0.113.1:8", b"x");
-    }
-    assert_eq!((test.world.host.opened.len(), test.udp.flows()), (10, 10));
-    assert_eq!(test.udp.counters().no_room, 10);
-    test.wait(31);
-    test.world.host.no_sockets = true;
-    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
-    assert_eq!((test.udp.flows(), test.udp.counters().no_room), (0, 11));
-    test.world.host.no_sockets = false;
-    test.guest_sends(GUEST, "203.0.113.1:8", b"x");
-    assert_eq!(test.udp.flows(), 1);
 }
 
 /// A full link drops and counts, and the socket is emptied: it does not report the same datagram for ever.

@@ -9,8 +9,9 @@ use engine::forward::{Protocol, Rule, Table};
 use engine::udp;
 
 use super::{Claim, Key, Open, Receivers, Side};
+use crate::budgets::ledger::Class;
 use crate::forward::way::Way;
-use crate::listen::{self, Listener};
+use crate::listen::{self, Listener, Opening};
 
 /// Rules that can take the place of a side's present ones: their sockets are open.
 #[derive(Debug)]
@@ -28,6 +29,11 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    /// How many sockets were opened.
+    pub(crate) fn opened(&self) -> usize {
+        self.listeners.len()
+    }
+
     /// The present rules stay.
     pub(crate) fn abandon(self, rx: &Receivers<'_>) {
         // The new ones are closed before the old ones are heard again.
@@ -37,19 +43,26 @@ impl Prepared {
 }
 
 impl Side {
-    /// Opens the sockets that `table` wants beyond those that are open. One of [`Side::commit`] and
+    /// Opens the sockets that `table` wants beyond those that are open; those of rules that may be incomplete, as long as
+    /// there are fewer than `spare`. One of [`Side::commit`] and
     /// [`Prepared::abandon`] is to follow at once.
     ///
     /// # Errors
     /// A port can't be bound. Then the present rules stay in force.
-    pub(crate) fn prepare(&mut self, table: Table, rx: &Receivers<'_>) -> Result<Prepared, listen::Error> {
+    pub(crate) fn prepare(
+        &mut self,
+        table: Table,
+        spare: usize,
+        rx: &Receivers<'_>,
+    ) -> Result<Prepared, listen::Error> {
         self.bury(rx.udp);
         let kept = self.kept_by(&table);
         let staying: BTreeSet<Key> = kept.values().copied().collect();
         let leaving: Vec<Key> = self.open.keys().filter(|key| !staying.contains(key)).copied().collect();
         let revivable = self.revivable(&table, &kept);
         let way = Way::clear(&table, self.in_the_way(&leaving), rx);
-        let (opening, wanted, beside) = (self.opening, table.clone(), way.suffering());
+        let opening = Opening { spare, ..self.opening };
+        let (wanted, beside) = (table.clone(), way.suffering());
         let there: BTreeSet<Key> = kept.keys().chain(&revivable).copied().collect();
         let opened = self.place.open(move || {
             let make = |index, rule: &Rule, port| {
@@ -78,7 +91,8 @@ impl Side {
         }
         for listener in prepared.listeners {
             let (protocol, port) = (listener.protocol, listener.port);
-            if let Err(errno) = self.take(listener, rx) {
+            let permit = rx.sockets.ledger().take_anyway(Class::Listener);
+            if let Err(errno) = self.take(listener, permit, rx) {
                 log::warn!("can't watch {protocol} port {port}: {errno}");
             }
         }

@@ -68,6 +68,22 @@ fn r_46_r_47_echo() {
     });
 }
 
+/// One socket serves hosts and groups, for which the kernel keeps hop limits apart.
+#[test]
+fn hop_limits_of_hosts_and_groups() {
+    isolated(|| {
+        allow();
+        let host: IpAddr = "127.0.0.1".parse().unwrap();
+        let mut socket = pings().open(None, host, 77).unwrap();
+        let header = Header::new(8, 0, 77 << 16);
+        for to in [host, "224.0.0.1".parse().unwrap()] {
+            // There is no way to the group.
+            let _sent = socket.send(&Request { hop_limit: 9, ..request(to, &header, b"payload") });
+        }
+        assert_eq!((sockopt::ip_ttl(&socket), sockopt::ip_multicast_ttl(&socket)), (Ok(9), Ok(9)));
+    });
+}
+
 /// A host that can't be reached: a router's word comes by the error queue, and quotes the request.
 #[test]
 fn errors_quote_the_request() {

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use rustix::event::Timespec;
 
 use super::*;
+use crate::budgets::ledger::plenty;
 use crate::io::readiness;
 use crate::isolated::isolated;
 
@@ -94,12 +95,14 @@ fn end(kind: Kind) -> (Peer, OwnedFd) {
 impl Line {
     fn new(kind: Kind, buffer: usize) -> Self {
         let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
-        let depot = Depot::with(epoll.clone(), buffer, PAGE);
+        let (_, ledger) = plenty();
+        let permit = ledger.take(Class::LocalIn).unwrap();
+        let depot = Depot::with(epoll.clone(), buffer, PAGE, ledger);
         let ((client, accepted), (server, connected)) = (end(kind), end(kind));
         let mut bypass = Bypass::new(1);
         let loopback = Ipv4Addr::LOCALHOST.into();
         let id = bypass
-            .insert(Pair::new(accepted, connected, Direction::Inbound, loopback, depot.clone()))
+            .insert(Pair::new(accepted, connected, Direction::Inbound, loopback, depot.clone(), permit))
             .unwrap();
         let mut line = Self { epoll, depot, bypass, id, peers: [client, server], start: Clock::now() };
         let stands = Readiness { writable: true, ..Readiness::default() };

@@ -48,7 +48,7 @@ fn pair(method: PeekMethod) -> (TcpStream, Stream) {
     peer.set_nodelay(true).unwrap();
     let accepted = listener.accept().unwrap().0;
     assert!(sockopt::socket_oobinline(&accepted).unwrap(), "inherited");
-    (peer, Stream::new(accepted.into(), method))
+    (peer, Stream::new(accepted.into(), method, None))
 }
 
 impl Line {

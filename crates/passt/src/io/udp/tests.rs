@@ -7,6 +7,7 @@ use rustix::{
 };
 
 use super::*;
+use crate::budgets::ledger::{Class, plenty};
 use crate::{
     isolated::{add_link, ip, isolated, sysctl},
     plan,
@@ -35,7 +36,8 @@ fn listener(text: Option<&str>, port: u16, outbound: &Arc<Outbound>) -> io::Resu
     let listen = text.map(address);
     let fd = prepare_listener(listen, outbound.freebind)?;
     bind(&fd, &SocketAddr::new(listen.unwrap_or(address("::")), port))?;
-    Ok(UdpSocket::from_listener(fd, listen, outbound))
+    let permit = plenty().1.take_anyway(Class::Listener);
+    Ok(UdpSocket::from_listener(fd, listen, outbound, permit))
 }
 
 fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<Payload<'a>> {
@@ -105,7 +107,8 @@ fn a_shared_port_sends_only() {
                 IpAddr::V6(group) => sockopt::set_ipv6_add_membership(&daemon, &group, index),
             }
             .unwrap();
-            let mut daemon = UdpSocket::from_listener(daemon, Some(address(wildcard)), &plain());
+            let permit = plenty().1.take_anyway(Class::Listener);
+            let mut daemon = UdpSocket::from_listener(daemon, Some(address(wildcard)), &plain(), permit);
             let mut shared = UdpSocket::share(&plain(), scope(group), 5353).unwrap();
             let response = |to, payload| Datagram { destination: scope(to), ..datagram(to, 5353, payload) };
             shared.send(&response(group, b"from the guest")).unwrap();
@@ -348,6 +351,6 @@ fn timeouts() {
     for (text, seconds) in [("30\n", Some(30)), ("7", Some(7)), ("0\n", None), ("", None), ("x\n", None)] {
         assert_eq!(parse_timeout(text), seconds.map(Duration::from_secs), "{text:?}");
     }
-    let limits = limits();
-    assert!(limits.endpoints > 0 && !limits.idle.is_zero() && !limits.idle_stream.is_zero());
+    let (idle, idle_stream) = super::timeouts();
+    assert!(!idle.is_zero() && !idle_stream.is_zero());
 }

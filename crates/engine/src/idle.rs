@@ -1,0 +1,257 @@
+//! Which member of a full table is to end: the one that was idle for longest, answered ones first.
+//!
+//! The order is kept in lists through the table's slots. To join, to leave, to note traffic and to find the next one to
+//! end take constant time. Memory is allocated only when the table gets another slot.
+
+use alloc::vec::Vec;
+
+/// Counts up to here.
+const MOST: u8 = 15;
+/// More requests than this are a stream, whatever the replies.
+const FEW: u8 = 8;
+
+/// What was exchanged between two parties, one of which began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exchange {
+    /// Of the party that began.
+    requests: u8,
+    /// Of the other one.
+    replies: u8,
+}
+
+impl Exchange {
+    /// Counts a datagram of the party that began, or else of the other one.
+    pub(crate) fn note(&mut self, request: bool) {
+        let count = if request { &mut self.requests } else { &mut self.replies };
+        *count = (*count + 1).min(MOST);
+    }
+
+    /// Whether there were a few requests, and as many replies: nothing else has to come.
+    pub(crate) const fn is_answered(self) -> bool {
+        self.replies > 0 && self.requests <= self.replies && self.requests <= FEW
+    }
+
+    /// Whether both have sent, and one of them more than once (SPEC §7.2).
+    pub(crate) const fn is_stream(self) -> bool {
+        self.requests > 0 && self.replies > 0 && self.requests + self.replies > 2
+    }
+}
+
+/// The members of a table, in the order in which they are to end.
+#[derive(Debug, Default)]
+pub(crate) struct Idle {
+    links: Links,
+    answered: Chain,
+    others: Chain,
+    len: usize,
+}
+
+impl Idle {
+    /// How many members there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A member joins, in the slot `index`. Nothing was answered yet.
+    pub(crate) fn join(&mut self, index: u32) {
+        self.links.push(&mut self.others, index);
+        self.len += 1;
+    }
+
+    /// A member leaves, with the exchange that was noted last.
+    pub(crate) fn leave(&mut self, index: u32, last: Exchange) {
+        let chain = if last.is_answered() { &mut self.answered } else { &mut self.others };
+        self.links.unlink(chain, index);
+        self.len -= 1;
+    }
+
+    /// A member had traffic now, which changed its exchange.
+    pub(crate) fn note(&mut self, index: u32, before: Exchange, after: Exchange) {
+        match (before.is_answered(), after.is_answered()) {
+            (true, true) => self.links.move_to_end(&mut self.answered, index),
+            (false, false) => self.links.move_to_end(&mut self.others, index),
+            (false, true) => {
+                self.links.unlink(&mut self.others, index);
+                self.links.push(&mut self.answered, index);
+            }
+            (true, false) => {
+                self.links.unlink(&mut self.answered, index);
+                self.links.push(&mut self.others, index);
+            }
+        }
+    }
+
+    /// The slot of the member that is to end next.
+    pub(crate) fn next(&self) -> Option<u32> {
+        self.answered.first().or(self.others.first())
+    }
+}
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+/// A list through slots: its ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    first: u32,
+    last: u32,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self { first: NONE, last: NONE }
+    }
+}
+
+impl Chain {
+    /// The first slot in it.
+    pub(crate) fn first(&self) -> Option<u32> {
+        Some(self.first).filter(|&first| first != NONE)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    previous: u32,
+    next: u32,
+}
+
+/// The neighbours of slots in their lists. A slot is in one list at most.
+#[derive(Debug, Default)]
+pub(crate) struct Links(Vec<Link>);
+
+impl Links {
+    /// Puts a slot that is in no list at the end of `chain`.
+    pub(crate) fn push(&mut self, chain: &mut Chain, index: u32) {
+        let len = self.0.len().max(index as usize + 1);
+        self.0.resize(len, Link { previous: NONE, next: NONE });
+        self.set(index, Link { previous: chain.last, next: NONE });
+        match self.at(chain.last) {
+            Some(last) => last.next = index,
+            None => chain.first = index,
+        }
+        chain.last = index;
+    }
+
+    /// Takes a slot out of `chain`, which it is in.
+    pub(crate) fn unlink(&mut self, chain: &mut Chain, index: u32) {
+        let Some(&mut Link { previous, next }) = self.at(index) else { return };
+        match self.at(previous) {
+            Some(link) => link.next = next,
+            None => chain.first = next,
+        }
+        match self.at(next) {
+            Some(link) => link.previous = previous,
+            None => chain.last = previous,
+        }
+    }
+
+    /// Moves a slot to the end of `chain`, which it is in.
+    pub(crate) fn move_to_end(&mut self, chain: &mut Chain, index: u32) {
+        if chain.last != index {
+            self.unlink(chain, index);
+            self.push(chain, index);
+        }
+    }
+
+    fn at(&mut self, index: u32) -> Option<&mut Link> {
+        self.0.get_mut(index as usize)
+    }
+
+    fn set(&mut self, index: u32, link: Link) {
+        if let Some(place) = self.at(index) {
+            *place = link;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use alloc::{collections::BTreeMap, vec};
+
+    fn exchange(requests: u8, replies: u8) -> Exchange {
+        let mut exchange = Exchange::default();
+        (0..requests).for_each(|_| exchange.note(true));
+        (0..replies).for_each(|_| exchange.note(false));
+        exchange
+    }
+
+    #[test]
+    fn what_is_answered_and_what_is_a_stream() {
+        for (requests, replies, answered, stream) in [
+            (0, 0, false, false),
+            (1, 0, false, false),
+            (1, 1, true, false),
+            (2, 1, false, true),
+            (2, 2, true, true),
+            (8, 8, true, true),
+            (9, 9, false, true),
+            (200, 200, false, true),
+            (1, 200, true, true),
+            (200, 0, false, false),
+        ] {
+            let exchange = exchange(requests, replies);
+            assert_eq!((exchange.is_answered(), exchange.is_stream()), (answered, stream), "{exchange:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_idle_ends_first_and_answered_ones_before_others() {
+        let mut idle = Idle::default();
+        let mut members = [Exchange::default(); 5];
+        (0..5).for_each(|index| idle.join(index));
+        let note = |idle: &mut Idle, members: &mut [Exchange; 5], index: usize, request| {
+            let before = members[index];
+            members[index].note(request);
+            idle.note(index as u32, before, members[index]);
+        };
+        assert_eq!(idle.next(), Some(0));
+        for index in [3, 0, 1, 2, 4] {
+            note(&mut idle, &mut members, index, true);
+        }
+        assert_eq!(idle.next(), Some(3));
+        note(&mut idle, &mut members, 4, false);
+        note(&mut idle, &mut members, 2, false);
+        // One that asks again is answered no more.
+        note(&mut idle, &mut members, 4, true);
+        let mut order = vec![];
+        while let Some(next) = idle.next() {
+            idle.leave(next, members[next as usize]);
+            order.push(next);
+        }
+        assert_eq!(order, [2, 3, 0, 1, 4]);
+        assert_eq!(idle.len(), 0);
+    }
+
+    /// After any coming and going, the order is that of a plain sorted map.
+    #[test]
+    fn any_order_agrees_with_a_sorted_map() {
+        let mut idle = Idle::default();
+        let mut model: BTreeMap<u32, (u64, Exchange)> = BTreeMap::new();
+        let mut random: u32 = 1;
+        for now in 0..50_000_u64 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let index = random >> 16 & 63;
+            match (random >> 24 & 3, model.get_mut(&index)) {
+                (_, None) => {
+                    idle.join(index);
+                    model.insert(index, (now, Exchange::default()));
+                }
+                (0, Some((_, last))) => {
+                    idle.leave(index, *last);
+                    model.remove(&index);
+                }
+                (kind, Some((at, exchange))) => {
+                    let before = *exchange;
+                    exchange.note(kind == 1);
+                    *at = now;
+                    idle.note(index, before, *exchange);
+                }
+            }
+            let next = model.iter().min_by_key(|(_, (at, exchange))| (!exchange.is_answered(), *at));
+            assert_eq!((idle.next(), idle.len()), (next.map(|(index, _)| *index), model.len()));
+        }
+    }
+}

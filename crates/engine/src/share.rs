@@ -1,0 +1,77 @@
+//! How many of something there may be, and what is reported when that is reached.
+
+use core::{fmt, time::Duration};
+
+use crate::timer::Instant;
+
+/// How many members a table may have. It has at least one, whatever this says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The number.
+    pub most: usize,
+    /// What it comes from.
+    pub bound: Bound,
+}
+
+/// What the size of a share comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// The limit of open files.
+    Files,
+    /// The memory of the machine or control group.
+    Memory,
+    /// There are never more.
+    Fixed,
+}
+
+impl Share {
+    /// Whether a table with `len` members has no room for another one.
+    pub(crate) const fn is_full(&self, len: usize) -> bool {
+        len >= self.most && len > 0
+    }
+}
+
+/// What to do to get a larger share: the end of a message.
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Files => {
+                "; to have more, raise the limit of open files (ulimit -n, LimitNOFILE= of systemd)"
+            }
+            Self::Memory => "; there is memory for no more",
+            Self::Fixed => "",
+        })
+    }
+}
+
+/// A line of the log that is written at most once a minute.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Notice {
+    last: Option<Instant>,
+}
+
+impl Notice {
+    /// The shortest time between two lines.
+    pub const INTERVAL: Duration = Duration::from_secs(60);
+
+    /// Whether to write the line now. If so, that is noted.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.last.is_none_or(|last| now.since(last) >= Self::INTERVAL);
+        if due {
+            self.last = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_written_once_a_minute() {
+        let mut notice = Notice::default();
+        let due = [0, 1, 59, 60, 61].map(|second| notice.is_due(Instant::from_micros(second * 1_000_000)));
+        assert_eq!(due, [true, false, false, true, false]);
+    }
+}

@@ -1,0 +1,207 @@
+//! Room for newcomers: who ends when sockets or flows are used up, and how they end.
+//!
+//! Neither the guest nor a client of a listener is refused for want of room: the member of the full share that was idle
+//! for longest ends, answered ones first (docs/design/budgets.md).
+
+use core::net::SocketAddr;
+
+use super::{Role, Socket, Udp, UdpSocket, table::Direction};
+use crate::{
+    context::Context,
+    flow::{FlowId, Kind},
+    host::{Errno, Host},
+    link::Link,
+    share::Notice,
+    timer::{Instant, Timers},
+};
+
+/// When it was last reported that a share is full.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    endpoints: Notice,
+    bypass: Notice,
+    flows: Notice,
+    strangers: Notice,
+}
+
+impl<S: UdpSocket> Udp<S> {
+    /// The deadline of a flow, or of a socket in the other namespace, may have been reached.
+    pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let due = match id.kind() {
+            Kind::Udp => self.is_stand_due(id, cx.now, cx.timers),
+            _ => self.flows.is_due(id, cx.now, cx.timers),
+        };
+        if !due {
+            return;
+        }
+        match id.kind() {
+            Kind::Udp => self.end_stand(id, cx.timers),
+            _ => self.end_flow(id, cx.timers),
+        }
+    }
+
+    fn is_stand_due(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
+        match self.sockets.get_mut(id).map(|socket| &mut socket.role) {
+            Some(Role::Stand(stand)) => stand.deadline.reached(now, timers, id),
+            _ => false,
+        }
+    }
+
+    /// A new socket for an endpoint of the guest.
+    pub(super) fn open_socket<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        guest: SocketAddr,
+        ordinal: u8,
+    ) -> Option<FlowId> {
+        let share = self.limits.endpoints;
+        if share.is_full(self.endpoints.len() + self.groups.len()) {
+            if self.notices.endpoints.is_due(cx.now) {
+                log::warn!(
+                    "UDP: the guest uses {} ports at once: sockets of those that were idle for longest are closed{}",
+                    share.most,
+                    share.bound
+                );
+            }
+            self.end_idle_endpoint(cx.timers);
+        }
+        let io = match self.try_open(cx.host, guest) {
+            Err(errno) if errno.is_exhaustion() && self.end_idle_endpoint(cx.timers) => {
+                self.try_open(cx.host, guest)
+            }
+            opened => opened,
+        };
+        let role = Role::Endpoint { guest, ordinal };
+        let id = self.sockets.insert(Socket::new(io.ok()?, role, guest.is_ipv4())).ok()?;
+        self.endpoints.join(id.index());
+        Some(id)
+    }
+
+    fn try_open<H: Host<Udp = S>>(&self, host: &mut H, guest: SocketAddr) -> Result<S, Errno> {
+        let id = self.sockets.next_id().ok_or(Errno::ENFILE)?;
+        host.udp_open(id, guest.ip(), guest.port())
+    }
+
+    /// Makes room for another socket in the other namespace.
+    pub(super) fn make_room_for_stand(&mut self, now: Instant, timers: &mut Timers<FlowId>) {
+        let share = self.limits.bypass;
+        if !share.is_full(self.stands.len()) {
+            return;
+        }
+        if self.notices.bypass.is_due(now) {
+            log::warn!(
+                "UDP: {} local clients at once: sockets of those that were idle for longest are closed{}",
+                share.most,
+                share.bound
+            );
+        }
+        self.end_idle_stand(timers);
+    }
+
+    /// Ends flows if more of them were begun in this direction than there may be.
+    pub(super) fn end_surplus(&mut self, begun: Direction, now: Instant, timers: &mut Timers<FlowId>) {
+        while let Some(id) = self.flows.surplus(begun) {
+            let share = self.flows.share(begun);
+            let (notice, who) = match begun {
+                Direction::Out => (&mut self.notices.flows, "the guest"),
+                Direction::In => (&mut self.notices.strangers, "others"),
+            };
+            if notice.is_due(now) {
+                log::warn!(
+                    "UDP: {} flows begun by {who}: those that were idle for longest are forgotten{}",
+                    share.most,
+                    share.bound
+                );
+            }
+            self.end_flow(id, timers);
+            self.ended += 1;
+        }
+    }
+
+    /// Ends the endpoint that is to end next, and its flows. False if there is none.
+    fn end_idle_endpoint(&mut self, timers: &mut Timers<FlowId>) -> bool {
+        let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
+            return false;
+        };
+        let Some(socket) = self.sockets.get_mut(id) else { return false };
+        while let Some(flow) = self.flows.first_of(&socket.flows) {
+            self.groups.remove(&flow);
+            self.flows.remove(flow, &mut socket.flows, timers);
+        }
+        log::debug!("{id}: closed for another one");
+        self.close_unused(id);
+        self.ended += 1;
+        true
+    }
+
+    /// Ends the socket in the other namespace that is to end next. False if there is none.
+    pub(super) fn end_idle_stand(&mut self, timers: &mut Timers<FlowId>) -> bool {
+        let Some(id) = self.stands.next().and_then(|index| self.sockets.id_at(index)) else { return false };
+        log::debug!("{id}: closed for another one");
+        self.end_stand(id, timers);
+        self.ended += 1;
+        true
+    }
+
+    fn end_flow(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+        let Some(socket_id) = self.flows.get(id).map(|flow| flow.socket) else { return };
+        let Some(socket) = self.sockets.get_mut(socket_id) else { return };
+        self.groups.remove(&id);
+        self.flows.remove(id, &mut socket.flows, timers);
+        self.close_unused(socket_id);
+    }
+
+    fn end_stand(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+        let Some(Socket { role: Role::Stand(stand), exchange, .. }) = self.sockets.get_mut(id) else {
+            return;
+        };
+        stand.deadline.withdraw(timers, id);
+        let listener = stand.client.listener;
+        self.stands.leave(id.index(), *exchange);
+        self.sockets.remove(id);
+        if let Some(socket) = self.sockets.get_mut(listener) {
+            socket.stands -= 1;
+            self.close_unused(listener);
+        }
+    }
+
+    /// Closes a socket that nothing goes through, if it is there for that alone.
+    fn close_unused(&mut self, id: FlowId) {
+        let Some(socket) = self.sockets.get(id).filter(|socket| socket.is_unused()) else { return };
+        match socket.role {
+            Role::Listener(_) | Role::Stand(_) => return,
+            Role::Retired(_) => {}
+            Role::Endpoint { .. } => self.endpoints.leave(id.index(), socket.exchange),
+        }
+        self.sockets.remove(id);
+    }
+
+    /// Notes a datagram of the party that a socket was opened for (`Out`), or one to it. Listeners stay anyway.
+    pub(super) fn note(&mut self, id: FlowId, direction: Direction) {
+        let Some(socket) = self.sockets.get_mut(id) else { return };
+        let idle = match socket.role {
+            Role::Endpoint { .. } => &mut self.endpoints,
+            Role::Stand(_) => &mut self.stands,
+            Role::Listener(_) | Role::Retired(_) => return,
+        };
+        let before = socket.exchange;
+        socket.exchange.note(direction == Direction::Out);
+        idle.note(id.index(), before, socket.exchange);
+    }
+
+    /// Notes a datagram through a socket in the other namespace: its end moves away.
+    pub(super) fn note_stand(
+        &mut self,
+        id: FlowId,
+        direction: Direction,
+        now: Instant,
+        timers: &mut Timers<FlowId>,
+    ) {
+        self.note(id, direction);
+        let Some(Socket { role: Role::Stand(stand), exchange, .. }) = self.sockets.get_mut(id) else {
+            return;
+        };
+        let idle = if exchange.is_stream() { self.limits.idle_stream } else { self.limits.idle };
+        stand.deadline.set(Some(now + idle), timers, id);
+    }
+}

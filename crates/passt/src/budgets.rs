@@ -1,0 +1,179 @@
+//! Who may hold how many open files and how much memory: the one place that divides both (docs/design/budgets.md).
+//!
+//! Shares of UDP and ping are enforced by the engine, which ends idle members for newcomers. Those of TCP and of listening
+//! sockets are enforced by the [`ledger`].
+
+pub mod ledger;
+pub mod resources;
+
+use std::time::Duration;
+
+use engine::share::{Bound, Share};
+use engine::{stack, udp};
+
+use resources::Resources;
+
+/// Memory for one file, in bytes: the socket in the kernel, what is in its buffers on average, and our state.
+const FILE_MEMORY: u64 = 16 << 10;
+/// Memory for one UDP flow, in bytes.
+const FLOW_MEMORY: u64 = 512;
+/// Files of the process itself.
+const PROCESS: usize = 48;
+/// Files of a vhost-user front-end: three for each of 32 queues, and those that come with a message.
+const VHOST_USER: usize = 104;
+/// The parts of what is left are 64ths of it.
+const PARTS: usize = 64;
+/// Most TCP connections through the link, and most local ones (SPEC §12).
+const CONNECTIONS: usize = 131_071;
+/// Most memory for the receive queues of all TCP connections, in bytes.
+const QUEUE_MEMORY: usize = 256 << 20;
+/// Most UDP flows that the guest begins.
+const FLOWS: usize = 32_768;
+/// Most UDP flows that others begin.
+const STRANGERS: usize = 65_536;
+
+/// What files are needed for, besides flows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// Listening sockets that are there from the start.
+    pub listeners: usize,
+    /// The guest has a network namespace of this machine: local connections bypass the link.
+    pub namespace: bool,
+    /// The guest's frames cross memory that it shares.
+    pub vhost_user: bool,
+}
+
+/// How the files and the memory are divided. Numbers are files, unless they say otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Sockets of UDP ports that the guest sends from.
+    pub udp_ports: Share,
+    /// Sockets in place of local UDP clients in the other namespace.
+    pub udp_clients: Share,
+    /// Ping sockets.
+    pub pings: Share,
+    /// Flows of UDP that the guest begins. They have no files.
+    pub flows: Share,
+    /// Flows of UDP that others begin. They have no files.
+    pub strangers: Share,
+    /// Reserved for TCP connections of the guest.
+    pub tcp_out: usize,
+    /// Reserved for TCP connections to the guest.
+    pub tcp_in: usize,
+    /// Reserved for local TCP connections of each direction, two files each.
+    pub local_tcp: usize,
+    /// Reserved for listening sockets, those of the start among them.
+    pub listeners: usize,
+    /// Most files of pipes for local TCP connections, two each.
+    pub pipes: usize,
+    /// Most sockets that are opened ahead in the guest's namespace.
+    pub ahead: usize,
+    /// What TCP connections and listening sockets share once they have used their reserves.
+    pub pool: usize,
+    /// Memory for the receive queues of all TCP connections, in bytes.
+    pub queue_memory: usize,
+    /// What bounds the number of files.
+    pub bound: Bound,
+}
+
+/// How many listening sockets rules that may be incomplete (`all`) may open at the start.
+#[must_use]
+pub fn listeners_at_start(resources: &Resources) -> usize {
+    let (files, _) = basis(resources);
+    (files / 8 * 5).saturating_sub(process(files))
+}
+
+impl Budgets {
+    /// Divides `resources`.
+    #[must_use]
+    pub fn new(resources: &Resources, needs: &Needs) -> Self {
+        let (files, bound) = basis(resources);
+        let vhost_user = if needs.vhost_user { VHOST_USER.min(files / 4) } else { 0 };
+        let rest = files.saturating_sub(process(files) + vhost_user + needs.listeners);
+        let part = |parts: usize, most: usize| (rest * parts / PARTS).min(most);
+        let share = |parts: usize, most: usize| Share {
+            most: part(parts, most).max(1),
+            bound: if part(parts, most) == most { Bound::Fixed } else { bound },
+        };
+        // Without a namespace nothing bypasses the link.
+        let local = usize::from(needs.namespace);
+        let (flows, strangers) = flows(resources.memory);
+        let mut budgets = Self {
+            udp_ports: share(10, 8192),
+            udp_clients: share(4 * local, 4096),
+            pings: share(2, 1024),
+            flows,
+            strangers,
+            tcp_out: part(3, CONNECTIONS).max(1),
+            tcp_in: part(3, CONNECTIONS).max(1),
+            local_tcp: part(2, 2 * CONNECTIONS).max(2) * local,
+            listeners: needs.listeners + part(2, 4096).max(1),
+            pipes: part(1, 1024) * local,
+            ahead: part(1, 96) * local,
+            pool: 0,
+            queue_memory: usize::try_from(resources.memory / 16)
+                .map_or(QUEUE_MEMORY, |most| most.min(QUEUE_MEMORY)),
+            bound,
+        };
+        budgets.pool = rest.saturating_sub(budgets.reserved() - needs.listeners);
+        budgets
+    }
+
+    /// Files that are nobody else's.
+    fn reserved(&self) -> usize {
+        let sockets = self.udp_ports.most + self.udp_clients.most + self.pings.most;
+        sockets + self.tcp_out + self.tcp_in + 2 * self.local_tcp + self.listeners + self.pipes + self.ahead
+    }
+
+    /// The part that the engine enforces. UDP flows end after the time `idle`, or `idle_stream` if more than a question
+    /// and an answer were carried.
+    #[must_use]
+    pub const fn limits(&self, idle: Duration, idle_stream: Duration) -> stack::Limits {
+        stack::Limits {
+            connections: CONNECTIONS,
+            queue_memory: self.queue_memory,
+            udp: udp::Limits {
+                flows: self.flows,
+                strangers: self.strangers,
+                endpoints: self.udp_ports,
+                bypass: self.udp_clients,
+                idle,
+                idle_stream,
+            },
+            pings: self.pings,
+        }
+    }
+
+    /// Most local TCP connections.
+    #[must_use]
+    pub const fn local_connections(&self) -> usize {
+        CONNECTIONS
+    }
+}
+
+/// The number of files to divide, and what it comes from.
+fn basis(resources: &Resources) -> (usize, Bound) {
+    let by_memory = resources.memory / 2 / FILE_MEMORY;
+    let bound = if by_memory < resources.files { Bound::Memory } else { Bound::Files };
+    // More than any kernel has.
+    let files = resources.files.min(by_memory).min(1 << 30);
+    (usize::try_from(files).unwrap_or(usize::MAX), bound)
+}
+
+/// Files of the process itself, out of `files`.
+fn process(files: usize) -> usize {
+    (files / 8).clamp(PROCESS / 2, PROCESS)
+}
+
+/// Most flows of UDP that the guest begins, and that others begin.
+fn flows(memory: u64) -> (Share, Share) {
+    let all = usize::try_from(memory / 64 / FLOW_MEMORY).unwrap_or(usize::MAX);
+    let share = |part: usize, most: usize| {
+        let bound = if part < most { Bound::Memory } else { Bound::Fixed };
+        Share { most: part.min(most).max(64), bound }
+    };
+    (share(all / 3, FLOWS), share(all - all / 3, STRANGERS))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! Files that are held until their owner ends them: TCP connections, listening sockets, pipes.
+//!
+//! Whoever opens such a file takes a permit first, and keeps it with the file. A class has a reserve that no other can use;
+//! beyond it, some take from a pool that they share. So the sum never exceeds the budgets, whatever comes first.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Instant as Clock;
+
+use engine::share::{Bound, Notice};
+use engine::timer::Instant;
+use rustix::io::Errno;
+
+use super::Budgets;
+
+/// What files are held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A TCP connection of the guest.
+    Outgoing,
+    /// A TCP connection to the guest.
+    Incoming,
+    /// A local TCP connection of the guest: two sockets.
+    LocalOut,
+    /// A local TCP connection to the guest: two sockets.
+    LocalIn,
+    /// A listening socket.
+    Listener,
+    /// A pipe: two files.
+    Pipe,
+}
+
+impl Class {
+    const ALL: [Self; 6] =
+        [Self::Outgoing, Self::Incoming, Self::LocalOut, Self::LocalIn, Self::Listener, Self::Pipe];
+
+    /// Files that one of them needs.
+    const fn files(self) -> usize {
+        match self {
+            Self::LocalOut | Self::LocalIn | Self::Pipe => 2,
+            Self::Outgoing | Self::Incoming | Self::Listener => 1,
+        }
+    }
+
+    /// Whether the pool may be used.
+    const fn shares(self) -> bool {
+        !matches!(self, Self::Pipe)
+    }
+
+    /// What is refused if there is no file for it; none if the caller reports that.
+    const fn refused(self) -> Option<&'static str> {
+        match self {
+            Self::Outgoing => Some("A TCP connection of the guest is refused"),
+            Self::Incoming => Some("A TCP connection to the guest is refused"),
+            Self::LocalOut => Some("A local TCP connection of the guest is refused"),
+            Self::LocalIn => Some("A local TCP connection to the guest is refused"),
+            Self::Listener | Self::Pipe => None,
+        }
+    }
+}
+
+/// What is held of each class.
+#[derive(Debug)]
+pub struct Ledger {
+    accounts: [Account; Class::ALL.len()],
+    pool: usize,
+    bound: Bound,
+    start: Clock,
+    /// When it was last reported that the system has nothing more.
+    exhausted: RefCell<Notice>,
+}
+
+#[derive(Debug)]
+struct Account {
+    reserve: usize,
+    used: Cell<usize>,
+    notice: RefCell<Notice>,
+}
+
+impl Account {
+    /// What is used beyond the reserve if `more` files are added.
+    fn borrowed(&self, more: usize) -> usize {
+        (self.used.get() + more).saturating_sub(self.reserve)
+    }
+}
+
+/// The right to hold the files of one member of a class. It ends with this value.
+#[derive(Debug)]
+pub struct Permit {
+    ledger: Rc<Ledger>,
+    class: Class,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let used = &self.ledger.account(self.class).used;
+        used.set(used.get() - self.class.files());
+    }
+}
+
+impl Ledger {
+    /// Nothing is held yet.
+    #[must_use]
+    pub fn new(budgets: &Budgets) -> Rc<Self> {
+        let Budgets { tcp_out, tcp_in, local_tcp, listeners, pipes, pool, bound, .. } = *budgets;
+        let account = |reserve| Account { reserve, used: Cell::default(), notice: RefCell::default() };
+        Rc::new(Self {
+            accounts: [tcp_out, tcp_in, local_tcp, local_tcp, listeners, pipes].map(account),
+            pool,
+            bound,
+            start: Clock::now(),
+            exhausted: RefCell::default(),
+        })
+    }
+
+    /// A permit, if there is a file. If not, that is logged, for some classes, at most once a minute.
+    #[must_use]
+    pub fn take(self: &Rc<Self>, class: Class) -> Option<Permit> {
+        let account = self.account(class);
+        let borrowed = account.borrowed(class.files());
+        let fits = borrowed == 0 || class.shares() && self.borrowed_by_others(class) + borrowed <= self.pool;
+        if fits {
+            return Some(self.take_anyway(class));
+        }
+        if let Some(refused) = class.refused()
+            && account.notice.borrow_mut().is_due(self.now())
+        {
+            log::warn!("{refused}: {} are open{}", account.used.get() / class.files(), self.bound);
+        }
+        None
+    }
+
+    /// A permit for what is open already. It counts, though there may be no file for it.
+    #[must_use]
+    pub fn take_anyway(self: &Rc<Self>, class: Class) -> Permit {
+        let used = &self.account(class).used;
+        used.set(used.get() + class.files());
+        Permit { ledger: self.clone(), class }
+    }
+
+    /// How many listening sockets rules that may be incomplete may open now: half of the pool, so that connections have
+    /// the rest, and ports that come into use have the reserve.
+    #[must_use]
+    pub fn spare_listeners(&self) -> usize {
+        let borrowed: usize = self.accounts.iter().map(|account| account.borrowed(0)).sum();
+        self.pool.saturating_sub(borrowed) / 2
+    }
+
+    /// Logs that the system gave no file or memory for a flow, at most once a minute.
+    pub fn report_exhaustion(&self, errno: Errno) {
+        if self.exhausted.borrow_mut().is_due(self.now()) {
+            log::warn!("No socket for a flow: {errno}");
+        }
+    }
+
+    fn borrowed_by_others(&self, class: Class) -> usize {
+        let others = Class::ALL.into_iter().filter(|other| *other != class && other.shares());
+        others.map(|other| self.account(other).borrowed(0)).sum()
+    }
+
+    const fn account(&self, class: Class) -> &Account {
+        &self.accounts[class as usize]
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_micros(u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Budgets that no test reaches.
+#[cfg(test)]
+pub(crate) fn plenty() -> (Budgets, Rc<Ledger>) {
+    let budgets = super::tests::budgets(1 << 20, 0);
+    (budgets, Ledger::new(&budgets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::budgets;
+    use super::*;
+
+    fn all(ledger: &Rc<Ledger>, class: Class) -> Vec<Permit> {
+        std::iter::from_fn(|| ledger.take(class)).collect()
+    }
+
+    /// Whoever comes first gets the pool, and everybody the reserve.
+    #[test]
+    fn reserves_are_nobody_elses() {
+        let budgets = budgets(1024, 0);
+        let reserve = |class| match class {
+            Class::Outgoing => budgets.tcp_out,
+            Class::Incoming => budgets.tcp_in,
+            Class::LocalOut | Class::LocalIn => budgets.local_tcp / 2,
+            Class::Listener => budgets.listeners,
+            Class::Pipe => budgets.pipes / 2,
+        };
+        for greedy in Class::ALL.into_iter().filter(|class| class.shares()) {
+            let ledger = Ledger::new(&budgets);
+            let held = all(&ledger, greedy);
+            assert_eq!(held.len(), (reserve(greedy) * greedy.files() + budgets.pool) / greedy.files());
+            for other in Class::ALL.into_iter().filter(|other| *other != greedy) {
+                let others = all(&ledger, other);
+                assert!(others.len() >= reserve(other), "{other:?} beside {greedy:?}");
+                assert!(others.len() <= reserve(other) + 1);
+            }
+            drop(held);
+            // What is given back is there for others.
+            let other = if greedy == Class::Outgoing { Class::Incoming } else { Class::Outgoing };
+            assert_eq!(all(&ledger, other).len(), reserve(other) + budgets.pool);
+        }
+    }
+
+    #[test]
+    fn pipes_never_take_from_the_pool() {
+        let budgets = budgets(1024, 0);
+        assert_eq!(all(&Ledger::new(&budgets), Class::Pipe).len(), budgets.pipes / 2);
+    }
+
+    /// What had to be opened counts, and is given back.
+    #[test]
+    fn what_is_taken_anyway_counts() {
+        let budgets = budgets(1024, 0);
+        let ledger = Ledger::new(&budgets);
+        let many = budgets.listeners + budgets.pool + 100;
+        let forced: Vec<Permit> = (0..many).map(|_| ledger.take_anyway(Class::Listener)).collect();
+        assert_eq!((ledger.spare_listeners(), all(&ledger, Class::Outgoing).len()), (0, budgets.tcp_out));
+        drop(forced);
+        assert_eq!(ledger.spare_listeners(), budgets.pool / 2);
+    }
+}
