@@ -25,8 +25,7 @@ impl Question {
     const fn cost(self) -> u32 {
         match self {
             Self::Scan => 128,
-            Self::Lookup => 4,
-            Self::Peek => 1,
+            Self::Lookup | Self::Peek => 4,
         }
     }
 }

@@ -131,3 +131,29 @@ fn some_ports() {
         assert_eq!(listed.iter().collect::<Vec<_>>(), [80, 81, 100], "the kernel leaves out the others");
     });
 }
+
+/// A lookup finds what has come into use since the last scan: of both protocols and families, at the address or at all.
+#[test]
+fn single_ports() {
+    isolated(|| {
+        let mut scanner = Scanner::open_for_all();
+        let _known = TcpListener::bind("127.0.0.1:70").unwrap();
+        scanner.scan();
+        let _tcp = ["127.0.0.1:80", "[::]:81"].map(|at| TcpListener::bind(at).unwrap());
+        let _udp = ["127.0.0.1:53", "[::1]:54"].map(|at| UdpSocket::bind(at).unwrap());
+        for (address, port, found) in [
+            ("127.0.0.1", 70, false),
+            ("127.0.0.1", 80, true),
+            ("127.0.0.2", 80, false),
+            ("::1", 80, false),
+            ("127.0.0.1", 81, true),
+            ("::1", 81, true),
+            ("127.0.0.1", 53, true),
+            ("127.0.0.2", 53, false),
+            ("::1", 54, true),
+            ("127.0.0.1", 55, false),
+        ] {
+            assert_eq!(scanner.has_opened(address.parse().unwrap(), port), found, "{address} {port}");
+        }
+    });
+}
