@@ -24,6 +24,8 @@ pub enum Kind {
     UdpFlow = 4,
     /// A TCP connection that bypasses the link: two sockets.
     Splice = 5,
+    /// A DNS question of the guest, or a session with a resolver: a socket for each server asked.
+    Dns = 6,
 }
 
 /// Names a flow for good: a slot's next tenant has another generation.
@@ -65,6 +67,7 @@ impl FlowId {
             3 => Kind::Ping,
             4 => Kind::UdpFlow,
             5 => Kind::Splice,
+            6 => Kind::Dns,
             _ => return None,
         };
         Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
@@ -89,6 +92,7 @@ impl fmt::Display for FlowId {
             Kind::Ping => "ping",
             Kind::UdpFlow => "UDP",
             Kind::Splice => "TCP bypass",
+            Kind::Dns => "DNS",
         };
         write!(f, "Flow {} ({kind})", self.index)
     }

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod addr;
 pub mod context;
+pub mod dns;
 pub mod drops;
 pub mod flow;
 pub mod forward;
@@ -25,6 +26,7 @@ mod mock;
 pub mod nat;
 pub mod neighbours;
 pub mod reassembly;
+pub mod resolvers;
 pub mod share;
 pub mod splice;
 pub mod stack;

@@ -268,6 +268,8 @@ pub(crate) struct MockHost {
     pub(crate) opened: Vec<Opened>,
     pub(crate) watched: Vec<FlowId>,
     pub(crate) no_sockets: bool,
+    /// Results of the next attempts to open a socket; then all succeed.
+    pub(crate) refusals: VecDeque<Errno>,
     /// Ports of the host that are in use, and shared with those who ask for it.
     pub(crate) taken: Vec<u16>,
     /// Sockets at shared ports: the group, the port, and the socket.
@@ -284,6 +286,9 @@ impl MockHost {
     fn open(&mut self, id: FlowId, address: IpAddr, number: u16) -> Result<Socket, Errno> {
         if self.no_sockets || self.files.is_some_and(|files| self.open_files() >= files) {
             return Err(Errno(24));
+        }
+        if let Some(refusal) = self.refusals.pop_front() {
+            return Err(refusal);
         }
         let socket = Socket::default();
         let (open, life) = socket.open();

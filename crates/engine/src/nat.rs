@@ -7,11 +7,6 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddr
 
 use crate::addr::{Guest, Settings, V4, V6};
 
-/// DNS over UDP and TCP (RFC 1035).
-const DNS: u16 = 53;
-/// DNS over TLS (RFC 7858) and over DTLS (RFC 8094).
-const DNS_OVER_TLS: u16 = 853;
-
 /// What the guest speaks to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -60,22 +55,21 @@ impl Settings {
     /// Where on the host's side traffic of the guest to `destination` goes (SPEC §5.2).
     ///
     /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`] the port is passed
-    /// through.
+    /// through. What is for the host's resolvers has no place here: see [`Settings::resolvers`].
     ///
     /// # Errors
     /// Traffic to this destination is not carried.
     pub fn to_host(&self, protocol: Protocol, destination: SocketAddr) -> Result<SocketAddr, Refused> {
         refuse(protocol, destination)?;
-        let dns = protocol != Protocol::Ping && matches!(destination.port(), DNS | DNS_OVER_TLS);
         let port = destination.port();
         match destination.ip() {
             IpAddr::V4(address) => {
                 let v4 = self.v4.as_ref().ok_or(Refused::FamilyDisabled)?;
-                Ok(SocketAddrV4::new(v4.to_host(address, dns), port).into())
+                Ok(SocketAddrV4::new(v4.to_host(address), port).into())
             }
             IpAddr::V6(address) => {
                 let v6 = self.v6.as_ref().ok_or(Refused::FamilyDisabled)?;
-                let address = v6.to_host(address, dns);
+                let address = v6.to_host(address);
                 let scope = if is_link_scope(address) { v6.outbound_scope } else { 0 };
                 Ok(SocketAddrV6::new(address, port, 0, scope).into())
             }
@@ -162,12 +156,8 @@ impl Settings {
 }
 
 impl V4 {
-    fn to_host(&self, destination: Ipv4Addr, dns: bool) -> Ipv4Addr {
-        if dns && self.dns_match == Some(destination) {
-            // Without a resolver the query goes to the host itself. Linux takes the unspecified address for that; the
-            // loopback address says the same, and is also what the answer comes from.
-            self.dns_host.filter(|host| !host.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST)
-        } else if self.map_host_loopback == Some(destination) {
+    fn to_host(&self, destination: Ipv4Addr) -> Ipv4Addr {
+        if self.map_host_loopback == Some(destination) {
             Ipv4Addr::LOCALHOST
         } else if self.map_guest_address == Some(destination) {
             self.assigned
@@ -196,10 +186,8 @@ impl V4 {
 }
 
 impl V6 {
-    fn to_host(&self, destination: Ipv6Addr, dns: bool) -> Ipv6Addr {
-        if dns && self.dns_match == Some(destination) {
-            self.dns_host.filter(|host| !host.is_unspecified()).unwrap_or(Ipv6Addr::LOCALHOST)
-        } else if self.map_host_loopback == Some(destination) {
+    fn to_host(&self, destination: Ipv6Addr) -> Ipv6Addr {
+        if self.map_host_loopback == Some(destination) {
             Ipv6Addr::LOCALHOST
         } else if self.map_guest_address == Some(destination) {
             self.assigned.unwrap_or(destination)
@@ -260,7 +248,7 @@ fn is_mapped(address: IpAddr) -> bool {
 }
 
 /// Whether the address needs a scope: link-local unicast, or interface- or link-local multicast.
-fn is_link_scope(address: Ipv6Addr) -> bool {
+pub(crate) fn is_link_scope(address: Ipv6Addr) -> bool {
     address.is_unicast_link_local()
         || matches!(address.octets(), [0xff, flags_scope, ..] if flags_scope & 0xf <= 2)
 }
@@ -269,7 +257,7 @@ fn is_link_scope(address: Ipv6Addr) -> bool {
 mod tests {
     use super::*;
     use crate::addr::test::{guest, settings};
-    use alloc::{format, string::ToString};
+    use alloc::string::ToString;
     use wire::ethernet::Mac;
 
     const GUEST_MAC: Mac = Mac([2, 0, 0, 0, 0, 0x55]);
@@ -296,45 +284,14 @@ mod tests {
     use Protocol::{Ping, Tcp, Udp};
 
     #[test]
-    fn dns_match_goes_to_the_resolver_on_dns_ports_only() {
-        // SPEC §5.2 row 1, R-35
-        let settings = settings();
-        for protocol in [Tcp, Udp] {
-            for port in [53, 853] {
-                goes(&settings, protocol, &format!("198.51.100.53:{port}"), &format!("127.0.0.53:{port}"));
-                goes(
-                    &settings,
-                    protocol,
-                    &format!("[2001:db8::53]:{port}"),
-                    &format!("[2001:db8:9::53]:{port}"),
-                );
-            }
-            goes(&settings, protocol, "198.51.100.53:54", "198.51.100.53:54");
-            goes(&settings, protocol, "[2001:db8::53]:443", "[2001:db8::53]:443");
-        }
-        goes(&settings, Ping, "198.51.100.53:53", "198.51.100.53:53");
-        goes(&settings, Ping, "[2001:db8::53]:53", "[2001:db8::53]:53");
-    }
-
-    #[test]
     fn r_36_dns_to_a_gateway_that_is_the_resolver_wins_over_host_loopback() {
         let mut settings = settings();
         let v4 = settings.v4.as_mut().unwrap();
         v4.dns_match = v4.our_address;
-        v4.dns_host = v4.our_address;
-        goes(&settings, Udp, "198.51.100.1:53", "198.51.100.1:53");
+        assert!(settings.is_dns(socket("198.51.100.1:53")));
+        assert!(!settings.is_dns(socket("198.51.100.1:54")));
         goes(&settings, Udp, "198.51.100.1:54", "127.0.0.1:54");
         goes(&settings, Ping, "198.51.100.1:0", "127.0.0.1:0");
-    }
-
-    #[test]
-    fn dns_match_without_a_resolver_is_the_host_itself() {
-        // SPEC §5.2
-        let mut settings = settings();
-        settings.v4.as_mut().unwrap().dns_host = None;
-        settings.v6.as_mut().unwrap().dns_host = Some(Ipv6Addr::UNSPECIFIED);
-        goes(&settings, Udp, "198.51.100.53:53", "127.0.0.1:53");
-        goes(&settings, Udp, "[2001:db8::53]:53", "[::1]:53");
     }
 
     #[test]

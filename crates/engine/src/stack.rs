@@ -3,6 +3,8 @@
 mod fragments;
 mod refusal;
 
+use core::net::SocketAddr;
+
 use wire::{
     frame::{self, Body, Packet, Transport, Unusable},
     offload::Offload,
@@ -13,6 +15,7 @@ use zerocopy::IntoBytes;
 use crate::{
     addr::{Guest, Settings},
     context::Context,
+    dns::{self, Dns},
     flow::{Endpoints, FlowId, Kind},
     host::{Host, Readiness},
     icmp::Ping,
@@ -67,6 +70,8 @@ pub struct Limits {
     pub queue_memory: usize,
     /// Sockets and flows of UDP.
     pub udp: udp::Limits,
+    /// Questions to the host's resolvers.
+    pub dns: dns::Limits,
     /// Sockets for pings.
     pub pings: Share,
 }
@@ -78,6 +83,7 @@ pub struct Stack<H: Host> {
     timers: Timers<FlowId>,
     tcp: Tcp<H::Tcp>,
     udp: Udp<H::Udp>,
+    dns: Dns<H::Udp>,
     ping: Ping<H::Ping>,
     reassembly: Reassembly,
     refusals: refusal::Limit,
@@ -97,6 +103,7 @@ impl<H: Host> Stack<H> {
             timers: Timers::default(),
             tcp: Tcp::new(limits.connections, limits.queue_memory, seeds.hash_key, seeds.isn_secret),
             udp: Udp::new(limits.udp, seeds.hash_key),
+            dns: Dns::new(limits.dns, seeds.hash_key),
             ping: Ping::new(limits.pings, seeds.hash_key),
             reassembly: Reassembly::default(),
             refusals: refusal::Limit::new(now),
@@ -138,6 +145,12 @@ impl<H: Host> Stack<H> {
     /// UDP sockets and flows; listeners are added here.
     pub const fn udp(&mut self) -> &mut Udp<H::Udp> {
         &mut self.udp
+    }
+
+    /// Questions to the host's resolvers.
+    #[must_use]
+    pub const fn dns(&self) -> &Dns<H::Udp> {
+        &self.dns
     }
 
     /// Pings.
@@ -216,8 +229,14 @@ impl<H: Host> Stack<H> {
             Transport::Udp(datagram) => {
                 let outcome = local::on_udp(&self.settings, &mut self.guest, packet, &datagram, link);
                 if !outcome.consumed() && self.settings.services.udp {
+                    let port = datagram.header.destination_port.get();
+                    let is_dns = self.settings.is_dns(SocketAddr::new(packet.destination, port));
                     let (flows, mut cx) = self.split(now, host, link);
-                    return flows.udp.on_datagram(&mut cx, packet, &datagram, offload);
+                    return if is_dns {
+                        flows.dns.on_datagram(&mut cx, packet, &datagram, offload);
+                    } else {
+                        flows.udp.on_datagram(&mut cx, packet, &datagram, offload);
+                    };
                 }
                 if !outcome.consumed() {
                     let upper = datagram.header.as_bytes().into();
@@ -279,6 +298,7 @@ impl<H: Host> Stack<H> {
             Kind::Tcp => flows.tcp.on_readiness(id, readiness, &mut cx),
             Kind::Udp => flows.udp.on_socket_event(&mut cx, id, readiness),
             Kind::Ping => flows.ping.on_socket_event(&mut cx, id, readiness),
+            Kind::Dns => flows.dns.on_socket_event(&mut cx, id, readiness),
             Kind::UdpFlow | Kind::Splice => {}
         }
     }
@@ -291,6 +311,7 @@ impl<H: Host> Stack<H> {
                 Kind::Tcp => flows.tcp.on_deadline(id, &mut cx),
                 Kind::Udp | Kind::UdpFlow => flows.udp.on_timer(&mut cx, id),
                 Kind::Ping => flows.ping.on_timer(&mut cx, id),
+                Kind::Dns => flows.dns.on_timer(&mut cx, id),
                 Kind::Splice => {}
             }
         }
@@ -339,14 +360,15 @@ impl<H: Host> Stack<H> {
         host: &'a mut H,
         link: &'a mut L,
     ) -> (Flows<'a, H>, Context<'a, H, L>) {
-        let Self { settings, guest, timers, tcp, udp, ping, .. } = self;
-        (Flows { tcp, udp, ping }, Context { now, settings, guest, host, link, timers })
+        let Self { settings, guest, timers, tcp, udp, dns, ping, .. } = self;
+        (Flows { tcp, udp, dns, ping }, Context { now, settings, guest, host, link, timers })
     }
 }
 
 struct Flows<'a, H: Host> {
     tcp: &'a mut Tcp<H::Tcp>,
     udp: &'a mut Udp<H::Udp>,
+    dns: &'a mut Dns<H::Udp>,
     ping: &'a mut Ping<H::Ping>,
 }
 

@@ -9,7 +9,7 @@ pub mod resources;
 use std::time::Duration;
 
 use engine::share::{Bound, Share};
-use engine::{stack, udp};
+use engine::{dns, stack, udp};
 
 use resources::Resources;
 
@@ -27,6 +27,8 @@ const PARTS: usize = 64;
 const CONNECTIONS: usize = 131_071;
 /// Most memory for the receive queues of all TCP connections, in bytes.
 const QUEUE_MEMORY: usize = 256 << 20;
+/// Most memory for DNS questions that wait for an answer, in bytes.
+const DNS_MEMORY: usize = 1 << 20;
 /// Most UDP flows that the guest begins.
 const FLOWS: usize = 32_768;
 /// Most UDP flows that others begin.
@@ -50,6 +52,8 @@ pub struct Budgets {
     pub udp_ports: Share,
     /// Sockets in place of local UDP clients in the other namespace.
     pub udp_clients: Share,
+    /// Sockets of DNS questions to the host's resolvers.
+    pub questions: Share,
     /// Ping sockets.
     pub pings: Share,
     /// Flows of UDP that the guest begins. They have no files.
@@ -101,6 +105,7 @@ impl Budgets {
         let mut budgets = Self {
             udp_ports: share(10, 8192),
             udp_clients: share(4 * local, 4096),
+            questions: share(4, 1024),
             pings: share(2, 1024),
             flows,
             strangers,
@@ -121,7 +126,7 @@ impl Budgets {
 
     /// Files that are nobody else's.
     fn reserved(&self) -> usize {
-        let sockets = self.udp_ports.most + self.udp_clients.most + self.pings.most;
+        let sockets = self.udp_ports.most + self.udp_clients.most + self.questions.most + self.pings.most;
         sockets + self.tcp_out + self.tcp_in + 2 * self.local_tcp + self.listeners + self.pipes + self.ahead
     }
 
@@ -140,6 +145,7 @@ impl Budgets {
                 idle,
                 idle_stream,
             },
+            dns: dns::Limits { files: self.questions, bytes: DNS_MEMORY, idle, idle_stream },
             pings: self.pings,
         }
     }

@@ -231,7 +231,7 @@ fn ipv4(config: &Config, facts: &Facts, template: Option<&Template<Ipv4Addr>>) -
         map_host_loopback: map_host_loopback(asked, our_address),
         map_guest_address: asked.map_guest_addr,
         dns_match: None,
-        dns_host: None,
+        dns_servers: Vec::new(),
         pinned: asked.address.is_some(),
         dns: Vec::new(),
     }
@@ -270,7 +270,7 @@ fn ipv6(
         map_host_loopback: map_host_loopback(asked, gateway),
         map_guest_address: asked.map_guest_addr,
         dns_match: None,
-        dns_host: None,
+        dns_servers: Vec::new(),
         pinned: asked.address.is_some(),
         dns: Vec::new(),
     }

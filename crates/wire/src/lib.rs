@@ -13,6 +13,7 @@
 pub mod arp;
 pub mod assembly;
 pub mod checksum;
+pub mod dns;
 pub mod domain;
 pub mod ethernet;
 pub mod fragment;

@@ -16,6 +16,7 @@ use std::{
 
 use engine::{
     addr::{Guest as Learned, Services, Settings, V4, V6},
+    dns,
     flow::FlowId,
     host::{QueuedError, Readiness, Received, Report},
     neighbours::Neighbours,
@@ -46,6 +47,12 @@ const LIMITS: Limits = Limits {
         strangers: share(8),
         endpoints: share(8),
         bypass: share(8),
+        idle: Duration::from_secs(30),
+        idle_stream: Duration::from_secs(120),
+    },
+    dns: dns::Limits {
+        files: share(6),
+        bytes: 600,
         idle: Duration::from_secs(30),
         idle_stream: Duration::from_secs(120),
     },
@@ -89,7 +96,9 @@ pub(crate) fn settings(switches: u8) -> Settings {
         map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
         map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
         dns_match: Some(Ipv4Addr::new(198, 51, 100, 53)),
-        dns_host: on(2).then_some(Ipv4Addr::new(127, 0, 0, 53)),
+        dns_servers: [Ipv4Addr::new(127, 0, 0, 53).into(), Ipv6Addr::LOCALHOST.into()]
+            [..if on(2) { 2 } else { 0 }]
+            .to_vec(),
         pinned: !on(4),
         dns: vec![Ipv4Addr::new(198, 51, 100, 53); 3],
     };
@@ -99,7 +108,10 @@ pub(crate) fn settings(switches: u8) -> Settings {
         map_host_loopback: Some(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
         map_guest_address: Some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77)),
         dns_match: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53)),
-        dns_host: Some(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x53)),
+        dns_servers: vec![
+            Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x53).into(),
+            Ipv4Addr::LOCALHOST.into(),
+        ],
         outbound_scope: 7,
         pinned: !on(4),
         dns: vec![Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53); 3],
@@ -356,12 +368,14 @@ impl Run {
         assert!(memory <= connections * MOST_QUEUED, "{memory} bytes for {connections} connections");
         let flows = self.stack.udp().flows();
         let udp::Limits { flows: own, strangers, endpoints, .. } = LIMITS.udp;
-        let most = own.most + strangers.most;
-        assert!(self.world.udp().len() <= endpoints.most && flows <= most, "{flows} UDP flows");
+        let (most, sockets) = (own.most + strangers.most, endpoints.most + LIMITS.dns.files.most);
+        assert!(self.world.udp().len() <= sockets && flows <= most, "{flows} UDP flows");
         assert!(self.stack.ping().flows() <= LIMITS.pings.most);
+        let questions = self.stack.dns().len();
+        assert!(questions <= LIMITS.dns.files.most, "{questions} DNS questions");
         let fragments = self.stack.fragments();
         assert!(fragments.len() <= MAX_DATAGRAMS && fragments.bytes() <= MAX_BYTES, "{fragments:?}");
-        let most = connections + pings + flows;
+        let most = connections + pings + flows + questions;
         assert!(timers <= most, "{timers} deadlines of {most} flows");
     }
 
@@ -385,6 +399,7 @@ impl Run {
         assert_eq!(self.stack.tcp().len(), 0, "connections left");
         assert_eq!(self.stack.tcp().queue_memory(), 0, "memory left");
         assert_eq!(self.stack.udp().flows() + self.world.udp().len(), 0, "UDP left");
+        assert_eq!(self.stack.dns().len(), 0, "questions left");
         assert_eq!(self.stack.ping().flows(), 0, "pings left");
         assert!(self.stack.timers().is_empty(), "deadlines left");
         assert_eq!((self.stack.fragments().len(), self.stack.fragments().bytes()), (0, 0), "fragments left");

@@ -6,13 +6,14 @@ use wire::{
     fragment::{self, Piece},
     frame::{Outgoing, Written},
     icmp::{Header, v4, v6},
-    ipv4, ipv6, protocol,
+    ipv4, ipv6, protocol, udp,
 };
-use zerocopy::IntoBytes;
+use zerocopy::{IntoBytes, big_endian::U16};
 
 use crate::{
     addr::{Guest, Settings},
     context::Context,
+    flow::Endpoints,
     host::{Errno, Host, Report},
     link::Link,
 };
@@ -47,7 +48,56 @@ pub(crate) struct Quote<'a> {
     pub(crate) fragment: Option<Piece>,
 }
 
+impl<'a> Quote<'a> {
+    /// What an error message quotes of a datagram of the guest, of whose `len` bytes the first are known. The checksum is
+    /// left out.
+    pub(crate) fn of_datagram(endpoints: Endpoints, len: usize, payload: &'a [u8]) -> Self {
+        let header = udp::Header {
+            source_port: U16::new(endpoints.guest.port()),
+            destination_port: U16::new(endpoints.remote.port()),
+            len: U16::new(u16::try_from(udp::HEADER_LEN + len).unwrap_or(u16::MAX)),
+            checksum: U16::ZERO,
+        };
+        let mut bytes = [0; udp::HEADER_LEN];
+        bytes.copy_from_slice(header.as_bytes());
+        Self {
+            guest: endpoints.guest.ip(),
+            remote: endpoints.remote.ip(),
+            protocol: protocol::UDP,
+            header: bytes,
+            payload,
+            fragment: None,
+        }
+    }
+}
+
 impl Report {
+    /// The same of the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there is no such
+    /// message, or if the guest has no use for it.
+    pub(crate) const fn translated(self, from_v4: bool, to_v4: bool) -> Option<Self> {
+        if from_v4 == to_v4 {
+            return Some(self);
+        }
+        let (kind, code) = match (from_v4, self.kind, self.code) {
+            (true, v4::UNREACHABLE, 0 | 1 | 5 | 6 | 7 | 8 | 11 | 12) => (v6::UNREACHABLE, 0),
+            (true, v4::UNREACHABLE, 9 | 10 | 13 | 15) => (v6::UNREACHABLE, 1),
+            (true, v4::UNREACHABLE, 3) => (v6::UNREACHABLE, 4),
+            (false, v6::UNREACHABLE, 0 | 2 | 3) => (v4::UNREACHABLE, 1),
+            (false, v6::UNREACHABLE, 1) => (v4::UNREACHABLE, 10),
+            (false, v6::UNREACHABLE, 4) => (v4::UNREACHABLE, 3),
+            _ => return None,
+        };
+        Some(Self { kind, code, info: 0 })
+    }
+
+    /// Whether a datagram was too long for the path, of which the host's kernel takes care.
+    pub(crate) const fn is_too_big(self, v4: bool) -> bool {
+        matches!(
+            (v4, self.kind, self.code),
+            (true, v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED) | (false, v6::PACKET_TOO_BIG, _)
+        )
+    }
+
     /// What a router would say where the host refuses to send; none if the guest has no use for it.
     pub(crate) const fn of_refusal(errno: Errno, v4: bool) -> Option<Self> {
         const EPERM: i32 = 1;

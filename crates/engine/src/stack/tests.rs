@@ -47,6 +47,12 @@ impl Test {
                 idle: Duration::from_secs(300),
                 idle_stream: Duration::from_secs(300),
             },
+            dns: crate::dns::Limits {
+                files: share,
+                bytes: 10_000,
+                idle: Duration::from_secs(30),
+                idle_stream: Duration::from_secs(30),
+            },
             pings: share,
         };
         let seeds = Seeds { hash_key: [7; 16], isn_secret: [7; 16], advertisement: 1 };

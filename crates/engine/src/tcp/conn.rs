@@ -1,5 +1,6 @@
 //! One connection: a guest endpoint on one side, a socket on the other.
 
+use alloc::boxed::Box;
 use core::time::Duration;
 
 use wire::{
@@ -8,6 +9,7 @@ use wire::{
 };
 
 use super::{
+    dial::Dial,
     emit::{self, Fields},
     queue::SlotPool,
     receive::{AckDue, Receiver},
@@ -96,6 +98,8 @@ pub(super) struct Connection<S> {
     active: Instant,
     probed: Option<Instant>,
     pub(super) deadline: Deadline,
+    /// Other servers to connect to, while this is a connection to a resolver and not there yet.
+    pub(super) dial: Option<Box<Dial>>,
 }
 
 impl<S> Keyed for Connection<S> {
@@ -132,6 +136,7 @@ impl<S: TcpSocket> Connection<S> {
             active: now,
             probed: None,
             deadline: Deadline::default(),
+            dial: None,
         }
     }
 
@@ -617,7 +622,8 @@ impl<S: TcpSocket> Connection<S> {
         }
         let silent_since = self.probed.map_or(self.active, |probed| probed.max(self.active));
         let idle = if self.phase == Phase::Established { KEEP_ALIVE } else { INACTIVITY };
-        let due = [self.ack_at, self.send.retransmit_at, Some(pass_after(silent_since, idle))];
+        let dial = self.dial.as_ref().filter(|_| self.phase == Phase::Connecting).and_then(|dial| dial.due);
+        let due = [self.ack_at, self.send.retransmit_at, dial, Some(pass_after(silent_since, idle))];
         self.deadline.set(due.into_iter().flatten().min(), ctx.timers, id);
     }
 }

@@ -5,6 +5,7 @@
 //! module finds the connection for a segment, an event or a deadline, and ends it.
 
 mod conn;
+mod dial;
 mod emit;
 mod handshake;
 mod queue;
@@ -13,7 +14,7 @@ mod recovery;
 mod rto;
 mod send;
 
-use alloc::{collections::VecDeque, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::{
     fmt,
     hash::{Hash, Hasher},
@@ -30,6 +31,7 @@ use wire::{
 
 use self::{
     conn::{Connection, End, Phase, Rest},
+    dial::Dial,
     emit::Fields,
     queue::SlotPool,
 };
@@ -42,6 +44,7 @@ use crate::{
     link::Link,
     memory::PayloadOf,
     nat::Protocol,
+    resolvers::Health,
     timer::Instant,
 };
 
@@ -68,6 +71,8 @@ pub struct Tcp<S> {
     touched: Vec<FlowId>,
     /// With more to send than their turn allowed, or than the link took.
     runnable: VecDeque<FlowId>,
+    /// Which resolvers have failed lately.
+    health: Health,
     /// For initial sequence numbers.
     secret: [u8; 16],
     /// What happened so far.
@@ -84,6 +89,7 @@ impl<S: TcpSocket> Tcp<S> {
             pool: SlotPool::new(queue_memory),
             touched: Vec::new(),
             runnable: VecDeque::new(),
+            health: Health::default(),
             secret,
             counters: Counters::default(),
         }
@@ -151,8 +157,16 @@ impl<S: TcpSocket> Tcp<S> {
             self.counters.refused += 1; // no answer (SPEC §6.1.1, R-61)
             return;
         };
-        let source = ctx.outbound_source(ends.guest.ip(), destination);
-        let socket = match ctx.host.tcp_connect(id, source, destination, class) {
+        let resolvers = ctx.settings.resolvers(ends.remote, &self.health, ctx.now);
+        let mut dial = resolvers.map(|servers| Dial::new(servers, class));
+        let connecting = match &mut dial {
+            Some(dial) => dial.connect(id, &mut self.health, ctx),
+            None => {
+                let source = ctx.outbound_source(ends.guest.ip(), destination);
+                ctx.host.tcp_connect(id, source, destination, class)
+            }
+        };
+        let socket = match connecting {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;
@@ -165,9 +179,11 @@ impl<S: TcpSocket> Tcp<S> {
         let iss = self.initial_sequence(&ends, ctx.now);
         if log::log_enabled!(log::Level::Debug) {
             let Endpoints { guest, remote } = ends;
+            let destination = dial.as_ref().and_then(Dial::server).unwrap_or(destination);
             log::debug!("{id}: {guest} -> {remote}{}", Side(socket.local(), "->", Some(destination)));
         }
-        let connection = Connection::from_guest(ends, socket, iss, syn, class, ctx);
+        let mut connection = Connection::from_guest(ends, socket, iss, syn, class, ctx);
+        connection.dial = dial.map(Box::new);
         self.insert(connection, ctx);
     }
 
@@ -213,7 +229,9 @@ impl<S: TcpSocket> Tcp<S> {
         readiness: Readiness,
         ctx: &mut Context<'_, H, L>,
     ) {
-        self.step(id, ctx, |connection, pool, ctx| connection.on_readiness(readiness, pool, ctx));
+        if !self.redial_if_failed(id, readiness, ctx) {
+            self.step(id, ctx, |connection, pool, ctx| connection.on_readiness(readiness, pool, ctx));
+        }
     }
 
     /// A connection's deadline came up.
@@ -223,6 +241,7 @@ impl<S: TcpSocket> Tcp<S> {
         ctx: &mut Context<'_, H, L>,
     ) {
         self.step(id, ctx, |connection, _, ctx| connection.on_deadline(id, ctx));
+        self.redial_if_silent(id, ctx);
     }
 
     /// Sends what the segments and events since the last call have made due: acknowledgments, and data that

@@ -26,9 +26,8 @@ use wire::{
     frame::Packet,
     offload::{Offload, SegmentKind},
     payload::Payload,
-    protocol, udp,
+    udp,
 };
-use zerocopy::{IntoBytes, big_endian::U16};
 
 pub use bypass::{Bypass, Policy};
 pub use listener::Listener;
@@ -455,7 +454,7 @@ impl<S: UdpSocket> Udp<S> {
             let mut bytes = [0; icmp::MAX_QUOTE];
             let datagram = outbound.segment_size.map_or(outbound.payload.len(), usize::from);
             let quoted = outbound.payload.slice(0..datagram).copy_to(&mut bytes);
-            icmp::tell(cx, router, report, &quote(endpoints, datagram, &bytes[..quoted]));
+            icmp::tell(cx, router, report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]));
         }
     }
 
@@ -505,7 +504,7 @@ impl<S: UdpSocket> Udp<S> {
         let remote = endpoints.remote.ip();
         let source = icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), remote);
         let payload = bytes.get(..error.quoted).unwrap_or_default();
-        icmp::tell(cx, source, report, &quote(endpoints, payload.len(), payload));
+        icmp::tell(cx, source, report, &Quote::of_datagram(endpoints, payload.len(), payload));
     }
 }
 
@@ -513,25 +512,4 @@ impl<S: UdpSocket> Udp<S> {
 fn segment_size(offload: &Offload, payload_len: usize) -> Option<u16> {
     let segmentation = offload.segmentation.filter(|segmentation| segmentation.kind == SegmentKind::Udp)?;
     (segmentation.size > 0 && payload_len > usize::from(segmentation.size)).then_some(segmentation.size)
-}
-
-/// What an error message quotes of a datagram of the guest, of whose `len` bytes the first are known. The checksum is
-/// left out.
-fn quote(endpoints: Endpoints, len: usize, payload: &[u8]) -> Quote<'_> {
-    let header = udp::Header {
-        source_port: U16::new(endpoints.guest.port()),
-        destination_port: U16::new(endpoints.remote.port()),
-        len: U16::new(u16::try_from(udp::HEADER_LEN + len).unwrap_or(u16::MAX)),
-        checksum: U16::ZERO,
-    };
-    let mut bytes = [0; udp::HEADER_LEN];
-    bytes.copy_from_slice(header.as_bytes());
-    Quote {
-        guest: endpoints.guest.ip(),
-        remote: endpoints.remote.ip(),
-        protocol: protocol::UDP,
-        header: bytes,
-        payload,
-        fragment: None,
-    }
 }

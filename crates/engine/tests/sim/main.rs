@@ -16,5 +16,6 @@ mod from_guest;
 mod handshake;
 mod hostile;
 mod matrix;
+mod resolvers;
 mod to_guest;
 mod urgent;

@@ -108,6 +108,20 @@ impl Script {
         }
     }
 
+    /// The guest asks these servers for names, by TCP, at the address `at`.
+    pub(crate) fn resolvers(&mut self, at: &str, servers: &[&str]) {
+        let v4 = self.settings.v4.as_mut().unwrap();
+        v4.dns_match = Some(at.parse().unwrap());
+        v4.dns_servers = servers.iter().map(|server| server.parse().unwrap()).collect();
+        self.remote = SocketAddr::new(at.parse().unwrap(), 53);
+    }
+
+    /// The guest goes on with another connection.
+    pub(crate) fn another_port(&mut self) {
+        self.guest.set_port(self.guest.port() + 1);
+        self.our_iss = None;
+    }
+
     /// A connection that the guest has opened with [`SYN`].
     pub(crate) fn connected() -> Self {
         Self::connected_by(SYN)

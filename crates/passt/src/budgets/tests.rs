@@ -10,12 +10,13 @@ pub(super) fn budgets(files: u64, listeners: usize) -> Budgets {
     Budgets::new(&Resources { files, memory: 64 * GIB }, &needs)
 }
 
-/// UDP ports, local UDP, pings; reserves of TCP out and in, local TCP, listeners, pipes, sockets ahead; pool.
-fn files(budgets: &Budgets) -> [usize; 10] {
-    let Budgets { udp_ports, udp_clients, pings, .. } = budgets;
+/// UDP ports, local UDP, DNS questions, pings; reserves of TCP out and in, local TCP, listeners, pipes, sockets ahead; pool.
+fn files(budgets: &Budgets) -> [usize; 11] {
+    let Budgets { udp_ports, udp_clients, questions, pings, .. } = budgets;
     [
         udp_ports.most,
         udp_clients.most,
+        questions.most,
         pings.most,
         budgets.tcp_out,
         budgets.tcp_in,
@@ -31,15 +32,15 @@ fn files(budgets: &Budgets) -> [usize; 10] {
 #[test]
 fn shares_of_files() {
     for (limit, listeners, expected) in [
-        (64, 0, [6, 2, 1, 1, 1, 2, 1, 0, 0, 24]),
-        (256, 4, [34, 13, 6, 10, 10, 6, 10, 3, 3, 123]),
-        (1024, 0, [152, 61, 30, 45, 45, 30, 30, 15, 15, 523]),
-        (1024, 592, [60, 24, 12, 18, 18, 12, 604, 6, 6, 204]),
-        (4096, 0, [632, 253, 126, 189, 189, 126, 126, 63, 63, 2155]),
-        (20_000, 0, [3117, 1247, 623, 935, 935, 623, 623, 311, 96, 10_819]),
-        (524_288, 0, [8192, 4096, 1024, 24_573, 24_573, 16_382, 4096, 1024, 96, 423_802]),
-        (1_048_576, 0, [8192, 4096, 1024, 49_149, 49_149, 32_766, 4096, 1024, 96, 866_170]),
-        (u64::MAX, 0, [8192, 4096, 1024, 98_301, 98_301, 65_534, 4096, 1024, 96, 1_750_906]),
+        (64, 0, [6, 2, 2, 1, 1, 1, 2, 1, 0, 0, 22]),
+        (256, 4, [34, 13, 13, 6, 10, 10, 6, 10, 3, 3, 110]),
+        (1024, 0, [152, 61, 61, 30, 45, 45, 30, 30, 15, 15, 462]),
+        (1024, 592, [60, 24, 24, 12, 18, 18, 12, 604, 6, 6, 180]),
+        (4096, 0, [632, 253, 253, 126, 189, 189, 126, 126, 63, 63, 1_902]),
+        (20_000, 0, [3117, 1247, 1024, 623, 935, 935, 623, 623, 311, 96, 9_795]),
+        (524_288, 0, [8192, 4096, 1024, 1024, 24_573, 24_573, 16_382, 4096, 1024, 96, 422_778]),
+        (1_048_576, 0, [8192, 4096, 1024, 1024, 49_149, 49_149, 32_766, 4096, 1024, 96, 865_146]),
+        (u64::MAX, 0, [8192, 4096, 1024, 1024, 98_301, 98_301, 65_534, 4096, 1024, 96, 1_749_882]),
     ] {
         assert_eq!(files(&budgets(limit, listeners)), expected, "{limit} files, {listeners} listeners");
     }
@@ -50,7 +51,7 @@ fn shares_of_files() {
 fn shares_of_a_machine() {
     let resources = Resources { files: 1024, memory: 64 * GIB };
     let passt = Budgets::new(&resources, &Needs::default());
-    assert_eq!(files(&passt), [152, 1, 30, 45, 45, 0, 30, 0, 0, 673]);
+    assert_eq!(files(&passt), [152, 1, 61, 30, 45, 45, 0, 30, 0, 0, 612]);
     let vhost_user = Budgets::new(&resources, &Needs { vhost_user: true, ..Needs::default() });
     assert_eq!(files(&passt).iter().sum::<usize>() - files(&vhost_user).iter().sum::<usize>(), VHOST_USER);
 }

@@ -198,7 +198,7 @@ pub fn connected(plain: &Outbound, target: SocketAddr, port: u16) -> io::Result<
 fn bound(outbound: &Outbound, address: IpAddr, port: u16) -> io::Result<(OwnedFd, Option<io::Errno>)> {
     let v6 = address.is_ipv6();
     let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
-    let source = outbound.egress(address).source.unwrap_or(unspecified);
+    let source = outbound.egress(address).source.filter(|_| !address.is_loopback()).unwrap_or(unspecified);
     let fd = new(v6)?;
     if v6 {
         sockopt::set_ipv6_v6only(&fd, true)?;

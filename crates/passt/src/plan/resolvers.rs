@@ -12,6 +12,8 @@ use crate::{
 
 /// Servers of a family that are advertised at most (SPEC §3.4.3).
 const MAX_SERVERS: usize = 3;
+/// Servers that questions are forwarded to at most: more than anybody has, but a file can hold any number.
+const MAX_ASKED: usize = 64;
 /// Domains that are taken from resolv.conf at most (SPEC §3.4.3).
 const MAX_HOST_DOMAINS: usize = 5;
 
@@ -20,17 +22,34 @@ const MAX_HOST_DOMAINS: usize = 5;
 pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settings) {
     if let Some(v4) = &mut settings.v4 {
         let chosen = choose(config, &config.v4, resolver, v4.map_host_loopback, Some(v4.assigned));
-        (v4.dns, v4.dns_match, v4.dns_host) = (chosen.advertise, chosen.dns_match, chosen.dns_host);
+        (v4.dns, v4.dns_match) = (chosen.advertise, chosen.dns_match);
+        v4.dns_servers =
+            asked_servers(config.v4.dns_host.map(IpAddr::V4), config.v6.dns_host.map(IpAddr::V6), resolver);
     }
     if let Some(v6) = &mut settings.v6 {
         let chosen = choose(config, &config.v6, resolver, v6.map_host_loopback, v6.assigned);
-        (v6.dns, v6.dns_match, v6.dns_host) = (chosen.advertise, chosen.dns_match, chosen.dns_host);
+        (v6.dns, v6.dns_match) = (chosen.advertise, chosen.dns_match);
+        v6.dns_servers =
+            asked_servers(config.v6.dns_host.map(IpAddr::V6), config.v4.dns_host.map(IpAddr::V4), resolver);
     }
     settings.services.search = match &config.search {
         Search::Host => resolver.search.iter().take(MAX_HOST_DOMAINS).cloned().collect(),
         Search::None => Vec::new(),
         Search::List(domains) => domains.clone(),
     };
+}
+
+/// The servers that questions of one family are asked of: the one that was given for it, else that given for the other one,
+/// else all of resolv.conf, of both families and in its order.
+fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolver: &Resolver) -> Vec<IpAddr> {
+    let mut servers = Vec::new();
+    let list = given.or(given_for_other).map_or_else(|| resolver.servers.clone(), |server| vec![server]);
+    for server in list {
+        if !servers.contains(&server) && servers.len() < MAX_ASKED {
+            servers.push(server);
+        }
+    }
+    servers
 }
 
 /// Whether [`set_resolvers`] can ever do anything that the guest notices.
@@ -45,7 +64,8 @@ pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
 }
 
 fn family_matters<A>(config: &Config, asked: &Family<A>, loopback_is_mapped: bool) -> bool {
-    let forwards = asked.dns_forward.is_some() && asked.dns_host.is_none();
+    let given = config.v4.dns_host.is_some() || config.v6.dns_host.is_some();
+    let forwards = asked.dns_forward.is_some() && !given;
     // The address that stands for the host's loopback comes to stand for the resolver, too.
     let file_is_used = !config.dns_none && asked.dns.is_empty();
     forwards || file_is_used && (config.dhcp_dns || loopback_is_mapped && asked.dns_forward.is_none())
@@ -55,10 +75,8 @@ fn family_matters<A>(config: &Config, asked: &Family<A>, loopback_is_mapped: boo
 struct Resolvers<A> {
     /// To be told to the guest.
     advertise: Vec<A>,
-    /// Queries of the guest to this address go to `dns_host`.
+    /// Queries of the guest to this address go to the host's resolvers.
     dns_match: Option<A>,
-    /// The host's resolver.
-    dns_host: Option<A>,
 }
 
 /// Chooses them. `assigned` is the guest's address, which is usually the host's own, too.
@@ -70,11 +88,7 @@ fn choose<A: Ip>(
     assigned: Option<A>,
 ) -> Resolvers<A> {
     let servers: Vec<A> = resolver.servers.iter().copied().filter_map(A::from_ip).collect();
-    let mut chosen = Resolvers {
-        advertise: asked.dns.clone(),
-        dns_match: asked.dns_forward,
-        dns_host: asked.dns_host.or(servers.first().copied()),
-    };
+    let mut chosen = Resolvers { advertise: asked.dns.clone(), dns_match: asked.dns_forward };
     if config.dns_none || !asked.dns.is_empty() {
         return chosen;
     }
@@ -98,13 +112,19 @@ fn choose<A: Ip>(
             chosen.advertise.push(advertised);
         }
     }
+    if let (Some(forward), true) = (asked.dns_forward, chosen.advertise.is_empty()) {
+        // The host's servers are of the other family: this is the way to them.
+        if !resolver.servers.is_empty() {
+            chosen.advertise.push(forward);
+        }
+    }
     chosen
 }
 
 /// Notes what the guest will miss (SPEC §3.4.7): nothing if no resolver is to be told of or forwarded to.
 pub(super) fn check(config: &Config, facts: &Facts, v4: Option<&V4>, v6: Option<&V6>, notes: &mut Vec<Note>) {
-    let v4_lacks = v4.is_some_and(|v4| v4.dns_match.is_some() && v4.dns_host.is_none());
-    let v6_lacks = v6.is_some_and(|v6| v6.dns_match.is_some() && v6.dns_host.is_none());
+    let v4_lacks = v4.is_some_and(|v4| v4.dns_match.is_some() && v4.dns_servers.is_empty());
+    let v6_lacks = v6.is_some_and(|v6| v6.dns_match.is_some() && v6.dns_servers.is_empty());
     let advertise = config.dhcp_dns && !config.dns_none;
     let nothing_given = config.v4.dns.is_empty() && config.v6.dns.is_empty();
     if facts.resolver.servers.is_empty() && ((advertise && nothing_given) || v4_lacks || v6_lacks) {

@@ -11,16 +11,17 @@ use super::Shard;
 /// Lines between two headings.
 const PAGE: usize = 20;
 /// Number of columns.
-const COLUMNS: usize = 19;
+const COLUMNS: usize = 22;
 /// Characters of a column.
 const WIDTH: usize = 9;
 
 /// Headings, over as many columns as they have parts.
-const HEADINGS: [(&str, &[&str]); 5] = [
+const HEADINGS: [(&str, &[&str]); 6] = [
     ("frames", &["from", "to", "lost", "useless"]),
     ("TCP", &["now", "opened", "refused", "reset", "no file"]),
     ("TCP bypass", &["now", "opened", "refused", "reset"]),
     ("UDP", &["now", "dropped", "ended"]),
+    ("DNS", &["now", "dropped", "ended"]),
     ("ping", &["now", "dropped", "ended"]),
 ];
 
@@ -101,7 +102,7 @@ impl Shard {
         let useless = self.stack.counters().total();
         let udp = self.stack.udp();
         let udp = (udp.flows() as u64, udp.counters().total(), udp.ended());
-        let (tcp, ping) = (self.stack.tcp(), self.stack.ping());
+        let (tcp, dns, ping) = (self.stack.tcp(), self.stack.dns(), self.stack.ping());
         [
             link.received,
             link.sent,
@@ -119,6 +120,9 @@ impl Shard {
             udp.0,
             udp.1,
             udp.2,
+            dns.len() as u64,
+            dns.counters().total(),
+            dns.ended(),
             ping.flows() as u64,
             ping.counters().total(),
             ping.ended(),

@@ -89,6 +89,97 @@ fn dns_forward() {
     }
 }
 
+/// A host with servers of one family has names for a guest that asks by the other (§3.4.4), even one that has only that.
+#[test]
+fn dns_servers_of_the_other_family() {
+    for (resolv_conf, v, only) in
+        [("nameserver 2001:db8:1::3\n", 0, "--ipv4-only"), ("nameserver 198.51.100.3\n", 1, "--ipv6-only")]
+    {
+        for more in [&[][..], &[only]] {
+            let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
+            net.pasta(&[&["--dns-forward", &MAPPED[v].to_string()], more].concat());
+            resolves(&net, MAPPED[v], &net.peer, PEER[1 - v]);
+        }
+    }
+}
+
+/// The first server is silent, or does not listen: the second one answers, by UDP and TCP.
+#[test]
+fn dns_servers_that_fail() {
+    let silent = "nameserver 198.51.100.200\nnameserver 198.51.100.3\n";
+    let deaf = "nameserver 198.51.100.4\nnameserver 2001:db8:1::4\nnameserver 198.51.100.3\n";
+    for resolv_conf in [silent, deaf] {
+        let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
+        net.pasta(&["--dns-forward", &MAPPED[0].to_string()]);
+        for _ in 0..2 {
+            resolves(&net, MAPPED[0], &net.peer, PEER[0]);
+        }
+    }
+}
+
+/// The first server refuses: the second one has the answer. If all refuse, the guest learns that.
+#[test]
+fn dns_servers_that_refuse() {
+    let resolv_conf = "nameserver 198.51.100.4\nnameserver 198.51.100.3\n";
+    let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
+    net.pasta(&["--dns-forward", &MAPPED[0].to_string()]);
+    let (first, second) = (net.peer.udp((PEER_ALIAS[0], 53)), net.peer.udp((PEER[0], 53)));
+    let client = net.guest.udp((any(MAPPED[0]), 0));
+    let refused = |question: &[u8]| {
+        let mut message = question.to_vec();
+        (message[2], message[3]) = (0x81, 0x85);
+        message
+    };
+    for (id, last) in [(1, answer(&query(1, "peer"), [192, 0, 2, 80])), (2, refused(&query(2, "peer")))] {
+        client.send_to(&query(id, "peer"), (MAPPED[0], 53)).unwrap();
+        let (question, from) = recv_from(&first);
+        first.send_to(&refused(&question), from).unwrap();
+        let (question, from) = recv_from(&second);
+        assert_eq!(question, query(id, "peer"));
+        second.send_to(&last, from).unwrap();
+        let expected = if id == 1 { last } else { refused(&question) };
+        assert_eq!(recv_from(&client), (expected, (MAPPED[0], 53).into()));
+    }
+}
+
+/// If nobody listens, the guest learns that at once, in its own family.
+#[test]
+fn dns_without_any_server() {
+    let resolv_conf = "nameserver 198.51.100.3\nnameserver 2001:db8:1::3\n";
+    let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
+    let forward = MAPPED.map(|ip| ip.to_string());
+    net.pasta(&["--dns-forward", &forward[0], "--dns-forward", &forward[1]]);
+    for to in MAPPED {
+        let client = net.guest.udp((any(to), 0));
+        client.connect((to, 53)).unwrap();
+        client.send(&query(7, "peer")).unwrap();
+        let error = client.recv(&mut [0; 100]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+        let error = net.guest.connect((to, 53)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+    }
+}
+
+/// A name server of the guest's that asks many questions from one port, and stubs with a port for each: no socket is left.
+#[test]
+fn dns_questions_leave_nothing_behind() {
+    let Some(net) = Net::new() else { return };
+    let pasta = net.pasta(&["--dns-forward", &MAPPED[0].to_string()]);
+    let before = pasta.descriptors();
+    let server = net.peer.udp((PEER[0], 53));
+    let one = net.guest.udp((any(MAPPED[0]), 0));
+    for id in 0..200 {
+        let stub = net.guest.udp((any(MAPPED[0]), 0));
+        for client in [&one, &stub] {
+            client.send_to(&query(id, "peer"), (MAPPED[0], 53)).unwrap();
+            let (question, from) = recv_from(&server);
+            server.send_to(&answer(&question, [192, 0, 2, 80]), from).unwrap();
+            assert_eq!(recv_from(client).0, answer(&query(id, "peer"), [192, 0, 2, 80]));
+        }
+    }
+    assert!(pasta.descriptors() <= before + 2, "{} before, {} now", before, pasta.descriptors());
+}
+
 /// §2.2: `--dns-host` wins over resolv.conf.
 #[test]
 fn dns_host() {

@@ -6,20 +6,24 @@ use passt::plan::set_resolvers;
 
 use super::{Host, notes, p, passt, pasta, texts};
 
-/// Advertised servers, matched address and the host's resolver, of IPv4.
-fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> (Vec<String>, Option<String>, Option<String>) {
+/// Advertised servers, matched address and the servers behind it.
+type Chosen = (Vec<String>, Option<String>, Vec<String>);
+
+fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
     let v4 = passt(host, change).settings.v4.unwrap();
-    (texts(&v4.dns), v4.dns_match.map(|a| a.to_string()), v4.dns_host.map(|a| a.to_string()))
+    (texts(&v4.dns), v4.dns_match.map(|a| a.to_string()), texts(&v4.dns_servers))
 }
 
-fn v6(host: &Host, change: impl FnOnce(&mut Config)) -> (Vec<String>, Option<String>, Option<String>) {
+fn v6(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
     let v6 = passt(host, change).settings.v6.unwrap();
-    (texts(&v6.dns), v6.dns_match.map(|a| a.to_string()), v6.dns_host.map(|a| a.to_string()))
+    (texts(&v6.dns), v6.dns_match.map(|a| a.to_string()), texts(&v6.dns_servers))
 }
 
-fn expected(dns: &[&str], dns_match: &str, dns_host: &str) -> (Vec<String>, Option<String>, Option<String>) {
-    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-    (dns.iter().map(|&a| a.to_owned()).collect(), some(dns_match), some(dns_host))
+/// `servers` are separated by blanks.
+fn expected(dns: &[&str], dns_match: &str, servers: &str) -> Chosen {
+    let dns_match = Some(dns_match.to_owned()).filter(|text| !text.is_empty());
+    let servers = servers.split_whitespace().map(str::to_owned).collect();
+    (dns.iter().map(|&a| a.to_owned()).collect(), dns_match, servers)
 }
 
 fn no_mapping(config: &mut Config) {
@@ -31,48 +35,51 @@ fn no_mapping(config: &mut Config) {
 fn servers_outside_are_advertised_as_they_are() {
     let host =
         Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver 192.0.2.54");
-    assert_eq!(v4(&host, |_| ()), expected(&["192.0.2.53", "192.0.2.54"], "", "192.0.2.53"));
-    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8::53"], "", "2001:db8::53"));
+    // All of them are asked, in the order of the file.
+    let all = "192.0.2.53 2001:db8::53 192.0.2.54";
+    assert_eq!(v4(&host, |_| ()), expected(&["192.0.2.53", "192.0.2.54"], "", all));
+    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8::53"], "", all));
     let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
-    assert_eq!(v4(&host, forward), expected(&["192.0.2.53", "192.0.2.54"], "169.254.1.1", "192.0.2.53"));
+    assert_eq!(v4(&host, forward), expected(&["192.0.2.53", "192.0.2.54"], "169.254.1.1", all));
 }
 
 /// §3.4.5, the four cases of a resolver on the host's loopback; the last is R-35.
 #[test]
 fn r35_loopback_resolver() {
     let host = Host::usual().resolv_conf("nameserver 127.0.0.53\nnameserver ::1");
-    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "127.0.0.53"));
-    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "::1"));
+    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "127.0.0.53 ::1"));
+    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "127.0.0.53 ::1"));
 
-    assert_eq!(v4(&host, no_mapping), expected(&[], "", "127.0.0.53"));
-    assert_eq!(v6(&host, no_mapping), expected(&[], "", "::1"));
+    assert_eq!(v4(&host, no_mapping), expected(&[], "", "127.0.0.53 ::1"));
+    assert_eq!(v6(&host, no_mapping), expected(&[], "", "127.0.0.53 ::1"));
 
     let forward = |config: &mut Config| {
         config.v4.dns_forward = Some(p("169.254.1.1"));
         config.v6.dns_forward = Some(p("fd00::1"));
     };
-    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.53"));
-    assert_eq!(v6(&host, forward), expected(&["fd00::1"], "fd00::1", "::1"));
+    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.53 ::1"));
+    assert_eq!(v6(&host, forward), expected(&["fd00::1"], "fd00::1", "127.0.0.53 ::1"));
 
     let podman = |config: &mut Config| {
         forward(config);
         no_mapping(config);
     };
-    assert_eq!(v4(&host, podman), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.53"));
-    assert_eq!(v6(&host, podman), expected(&["fd00::1"], "fd00::1", "::1"));
+    assert_eq!(v4(&host, podman), expected(&["169.254.1.1"], "169.254.1.1", "127.0.0.53 ::1"));
+    assert_eq!(v6(&host, podman), expected(&["fd00::1"], "fd00::1", "127.0.0.53 ::1"));
 }
 
 /// the gateway is the resolver; queries to it must not end at the host's loopback.
 #[test]
 fn r36_gateway_is_the_resolver() {
     let host = Host::usual().resolv_conf("nameserver 198.51.100.1\nnameserver 2001:db8:1::1");
-    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "198.51.100.1"));
-    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "2001:db8:1::1"));
-    assert_eq!(v4(&host, no_mapping), expected(&["198.51.100.1"], "", "198.51.100.1"));
+    const ALL: &str = "198.51.100.1 2001:db8:1::1";
+    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", ALL));
+    assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", ALL));
+    assert_eq!(v4(&host, no_mapping), expected(&["198.51.100.1"], "", ALL));
     let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
-    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "198.51.100.1"));
+    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", ALL));
     let mapped = |config: &mut Config| config.v4.map_host_loopback = MapHostLoopback::Addr(p("10.0.2.2"));
-    assert_eq!(v4(&host, mapped), expected(&["198.51.100.1"], "", "198.51.100.1"));
+    assert_eq!(v4(&host, mapped), expected(&["198.51.100.1"], "", ALL));
 }
 
 /// A resolver at the host's own address is the guest's own address, too.
@@ -90,7 +97,14 @@ fn q23_no_duplicates() {
     let host = Host::usual().resolv_conf(
         "nameserver 127.0.0.53\nnameserver 198.51.100.1\nnameserver 127.0.0.1\nnameserver 192.0.2.1\nnameserver 192.0.2.1",
     );
-    assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1", "192.0.2.1"], "198.51.100.1", "127.0.0.53"));
+    assert_eq!(
+        v4(&host, |_| ()),
+        expected(
+            &["198.51.100.1", "192.0.2.1"],
+            "198.51.100.1",
+            "127.0.0.53 198.51.100.1 127.0.0.1 192.0.2.1"
+        )
+    );
 }
 
 /// §3.4.3.
@@ -108,8 +122,43 @@ fn three_servers_at_most() {
 fn given_servers() {
     let host = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53");
     let given = |config: &mut Config| config.v4.dns = vec![p("127.0.0.1"), p("198.51.100.1")];
-    assert_eq!(v4(&host, given), expected(&["127.0.0.1", "198.51.100.1"], "", "192.0.2.53"));
+    assert_eq!(v4(&host, given), expected(&["127.0.0.1", "198.51.100.1"], "", "192.0.2.53 2001:db8::53"));
     assert_eq!(v6(&host, given).0, ["2001:db8::53"]);
+}
+
+/// §3.4.4: questions cross families, so servers of either family are enough, and the guest is told of the way to them.
+#[test]
+fn servers_of_one_family_serve_both() {
+    let host = Host::usual().resolv_conf("nameserver 2001:db8::53");
+    let forward = |config: &mut Config| {
+        config.v4.dns_forward = Some(p("169.254.1.1"));
+        config.v6.dns_forward = Some(p("fd00::1"));
+    };
+    assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "2001:db8::53"));
+    assert_eq!(v6(&host, forward), expected(&["2001:db8::53"], "fd00::1", "2001:db8::53"));
+    assert_eq!(v4(&host, |_| ()), expected(&[], "", "2001:db8::53"));
+    // Without IPv6 in the guest, too.
+    let v4_only = |config: &mut Config| {
+        forward(config);
+        config.v6.enabled = false;
+    };
+    assert_eq!(v4(&host, v4_only), expected(&["169.254.1.1"], "169.254.1.1", "2001:db8::53"));
+    assert_eq!(notes(&pasta(&host, v4_only)), []);
+    // `--dns-host` of one family serves both, and is all there is.
+    let given = |config: &mut Config| {
+        forward(config);
+        config.v6.dns_host = Some(p("2001:db8::99"));
+    };
+    assert_eq!(v4(&host, given).2, ["2001:db8::99"]);
+    assert_eq!(v6(&host, given).2, ["2001:db8::99"]);
+    let both = |config: &mut Config| {
+        given(config);
+        config.v4.dns_host = Some(p("192.0.2.99"));
+    };
+    assert_eq!(
+        (v4(&host, both).2, v6(&host, both).2),
+        (vec!["192.0.2.99".into()], vec!["2001:db8::99".into()])
+    );
 }
 
 /// §2.2: --dns-host wins over the file's first server, --dns none over all of it.

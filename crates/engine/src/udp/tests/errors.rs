@@ -57,15 +57,8 @@ fn r_94_icmp_errors_are_rebuilt() {
         (v6, v6, queued(v6, 1, 4, 0, "2001:db8:2::1"), "2001:db8:2::1", 0),
         (v6, v6, queued(v6, 2, 0, 1280, hop6), hop6, 1280),
         (v6, v6, queued(v6, 3, 0, 0, hop6), hop6, 0),
-        // The gateway that stands for the host's loopback, and the forwarded resolver.
+        // The gateway that stands for the host's loopback.
         ("198.51.100.1:8", "127.0.0.1:8", queued("127.0.0.1:8", 3, 3, 0, "127.0.0.1"), "198.51.100.1", 0),
-        (
-            "198.51.100.53:53",
-            "127.0.0.53:53",
-            queued("127.0.0.53:53", 3, 3, 0, "127.0.0.53"),
-            "198.51.100.53",
-            0,
-        ),
         ("[fe80::1]:8", "[::1]:8", queued("[::1]:8", 1, 4, 0, "::1"), "fe80::1", 0),
     ];
     for (remote, peer, error, shown, rest) in rows {

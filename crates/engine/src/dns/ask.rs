@@ -1,0 +1,465 @@
+//! Which server is asked, when, and what if it fails.
+
+use alloc::{vec, vec::Vec};
+use core::{net::SocketAddr, time::Duration};
+
+use wire::{
+    dns::{Opcode, Question},
+    icmp::{v4, v6},
+    payload::Payload,
+};
+
+use super::{
+    Dns,
+    exchange::{Asked, Exchange, Key},
+};
+use crate::{
+    context::Context,
+    flow::FlowId,
+    host::{Errno, Host, Outbound, QueuedError, Report, SocketError, UdpSocket},
+    icmp::{self, Quote},
+    link::Link,
+    memory::PayloadOf,
+    timer::Timers,
+};
+
+/// Longest question that is kept to be repeated, and longest answer that is kept until there is a better one, in bytes.
+const MAX_KEPT: usize = 4096;
+/// How long a server may be silent before the next one is asked: the fourth within the 5 s that most stubs wait.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// How long the last servers may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Hop limit of questions: they are the host's.
+const HOP_LIMIT: u8 = 64;
+/// Most errors taken from a socket at a time.
+const MOST_ERRORS: usize = 16;
+
+impl<S: UdpSocket> Dns<S> {
+    /// A new question, or the first datagram of a session.
+    pub(super) fn ask_first<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        key: Key,
+        question: Option<&Question<'_>>,
+        head: &[u8],
+        message: PayloadOf<'_, S::Memory>,
+        traffic_class: u8,
+    ) {
+        let Some(servers) = cx.settings.resolvers(key.endpoints.remote, &self.health, cx.now) else {
+            self.counters.invalid += 1;
+            return;
+        };
+        let Ok(id) = self.exchanges.insert(Exchange::new(key, servers, traffic_class)) else {
+            self.counters.no_room += 1;
+            return;
+        };
+        log::debug!("{id}: {} asks {}", key.endpoints.guest, key.endpoints.remote);
+        self.make_youngest(id);
+        match question {
+            Some(question) => self.hold(id, question, head, message),
+            None => self.hold_unanswered(id, message),
+        }
+        if !self.ask_next(cx, id, Some(message)) {
+            self.conclude(cx, id);
+        } else if question.is_none() {
+            self.note_session(cx, id, true);
+        }
+    }
+
+    /// The guest asks the same once more, or the session goes on.
+    pub(super) fn ask_again<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        head: &[u8],
+        message: PayloadOf<'_, S::Memory>,
+        traffic_class: u8,
+    ) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        exchange.traffic_class = traffic_class;
+        if exchange.key.id.is_none() {
+            let current = exchange.asked.len().saturating_sub(1);
+            self.hold_unanswered(id, message);
+            if self.send(cx, id, current, message) {
+                self.note_session(cx, id, true);
+            } else {
+                self.ask_next_or_wait(cx, id);
+            }
+            return;
+        }
+        if exchange.next >= exchange.servers.len() {
+            exchange.next = 0;
+        }
+        if let Some(question) = Question::parse(head) {
+            self.hold(id, &question, head, message);
+        }
+        if !self.ask_next(cx, id, Some(message)) {
+            self.conclude(cx, id);
+        }
+    }
+
+    /// Keeps a question: all of it if it may be repeated, else what it takes to know the answer.
+    fn hold(&mut self, id: FlowId, question: &Question<'_>, head: &[u8], message: PayloadOf<'_, S::Memory>) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        self.bytes -= exchange.question.len();
+        let len = message.len();
+        let fits = len <= MAX_KEPT && self.bytes + len <= self.limits.bytes;
+        exchange.repeatable = question.opcode == Opcode::QUERY && fits;
+        exchange.question.clear();
+        if exchange.repeatable {
+            exchange.question = vec![0; len];
+            message.copy_to(&mut exchange.question);
+            // What was parsed is what counts, even if the guest has changed its memory meanwhile.
+            let same = head.len().min(len);
+            exchange.question[..same].copy_from_slice(&head[..same]);
+        } else {
+            exchange.question.extend_from_slice(head);
+        }
+        self.bytes += exchange.question.len();
+    }
+
+    /// Keeps a datagram of a session that no server has answered yet: another one may.
+    fn hold_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, S::Memory>) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        if exchange.carried[1] > 0 {
+            return;
+        }
+        self.bytes -= exchange.question.len();
+        exchange.question.clear();
+        let len = message.len();
+        exchange.repeatable = len <= MAX_KEPT && self.bytes + len <= self.limits.bytes;
+        if exchange.repeatable {
+            exchange.question = vec![0; len];
+            message.copy_to(&mut exchange.question);
+            self.bytes += len;
+        }
+    }
+
+    /// A server has answered in a session: it stays with that one.
+    pub(super) fn settle(&mut self, id: FlowId, index: usize) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        if exchange.carried[1] > 0 {
+            return;
+        }
+        self.health.answered(
+            exchange.asked.get(index).map_or(exchange.key.endpoints.remote, |asked| asked.server).ip(),
+        );
+        self.bytes -= exchange.question.len();
+        exchange.question = Vec::new();
+        exchange.repeatable = false;
+        self.files -= exchange.asked.len();
+        exchange.asked.truncate(index + 1);
+        exchange.asked.drain(..index);
+        self.files += exchange.asked.len();
+    }
+
+    /// Keeps an answer that is only good for want of a better one, unless there is one already. False if there is no room
+    /// for it.
+    pub(super) fn keep(&mut self, id: FlowId, payload: &[u8]) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return false };
+        let fits = payload.len() <= MAX_KEPT && self.bytes + payload.len() <= self.limits.bytes;
+        if exchange.kept.is_none() && fits {
+            exchange.kept = Some(payload.to_vec());
+            self.bytes += payload.len();
+        }
+        exchange.kept.is_some()
+    }
+
+    /// Asks the next server that can be asked, with `message` if this is at hand, else with what was kept. False if there
+    /// is none.
+    fn ask_next<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        message: Option<PayloadOf<'_, S::Memory>>,
+    ) -> bool {
+        while let Some(exchange) = self.exchanges.get_mut(id) {
+            let Some(&server) = exchange.servers.all().get(exchange.next) else { return false };
+            exchange.next += 1;
+            let known = exchange.asked.iter().position(|asked| asked.server == server);
+            let Some(index) = known.or_else(|| self.open(cx, id, server)) else { continue };
+            let sent = match message {
+                Some(message) => self.send(cx, id, index, message),
+                None => self.send_kept(cx, id, index),
+            };
+            if sent {
+                self.schedule(cx, id);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Opens the socket for a server; returns its index.
+    fn open<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        server: SocketAddr,
+    ) -> Option<usize> {
+        let share = self.limits.files;
+        while share.is_full(self.files) {
+            if self.notice.is_due(cx.now) {
+                log::warn!(
+                    "DNS: {} servers are asked at once: the oldest questions are given up{}",
+                    share.most,
+                    share.bound
+                );
+            }
+            if !self.end_oldest(cx.timers, id) {
+                return None;
+            }
+        }
+        let io = match cx.host.udp_open(id, server.ip(), 0) {
+            Err(errno) if errno.is_exhaustion() && self.end_oldest(cx.timers, id) => {
+                cx.host.udp_open(id, server.ip(), 0)
+            }
+            opened => opened,
+        };
+        let io = match io {
+            Ok(io) => io,
+            Err(errno) => {
+                if !errno.is_exhaustion() {
+                    self.note_failure(cx, id, server, errno);
+                }
+                return None;
+            }
+        };
+        let exchange = self.exchanges.get_mut(id)?;
+        exchange.asked.push(Asked { server, io, waits: true });
+        self.files += 1;
+        Some(exchange.asked.len() - 1)
+    }
+
+    /// Ends the oldest exchange, for want of room for the one of `id`. False if it is the oldest itself.
+    fn end_oldest(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> bool {
+        let oldest = self.by_age.first_key_value().map(|(_, oldest)| *oldest);
+        let ended =
+            oldest.filter(|oldest| *oldest != id).and_then(|oldest| self.end(timers, oldest)).is_some();
+        self.ended += u64::from(ended);
+        self.counters.no_room += u64::from(!ended);
+        ended
+    }
+
+    fn send_kept<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        index: usize,
+    ) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return false };
+        let question = core::mem::take(&mut exchange.question);
+        let sent = self.send(cx, id, index, (&question[..]).into());
+        if let Some(exchange) = self.exchanges.get_mut(id) {
+            exchange.question = question;
+        }
+        sent
+    }
+
+    /// Sends to a server that has a socket. False if it can't be reached.
+    fn send<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        index: usize,
+        payload: PayloadOf<'_, S::Memory>,
+    ) -> bool {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return false };
+        let traffic_class = exchange.traffic_class;
+        let Some(asked) = exchange.asked.get_mut(index) else { return false };
+        let (server, outbound) = (
+            asked.server,
+            Outbound {
+                destination: asked.server,
+                source: None,
+                hop_limit: HOP_LIMIT,
+                traffic_class,
+                payload,
+                segment_size: None,
+                dont_fragment: false,
+            },
+        );
+        let mut result = asked.io.send(&outbound);
+        if matches!(result, Err(SocketError::Failed(_))) {
+            // Perhaps the error of an earlier datagram: the kernel reports it once.
+            take_errors(&mut asked.io);
+            result = asked.io.send(&outbound);
+        }
+        asked.waits = !matches!(result, Err(SocketError::Failed(_)));
+        match result {
+            Ok(()) => true,
+            // It is lost, as a datagram may be.
+            Err(SocketError::WouldBlock) => {
+                self.counters.not_sent += 1;
+                true
+            }
+            Err(SocketError::Failed(errno)) => {
+                self.counters.not_sent += 1;
+                self.note_failure(cx, id, server, errno);
+                false
+            }
+        }
+    }
+
+    /// The host can't reach a server.
+    fn note_failure<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        server: SocketAddr,
+        errno: Errno,
+    ) {
+        self.health.failed(server.ip(), cx.now);
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        log::debug!("{id}: {server} can't be asked (error {})", errno.0);
+        const ENETUNREACH: Errno = Errno(101);
+        let v4 = exchange.key.endpoints.guest.is_ipv4();
+        exchange.error = Report::of_refusal(errno, v4).or_else(|| Report::of_refusal(ENETUNREACH, v4));
+    }
+
+    /// Sets when the exchange is looked at again.
+    fn schedule<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let wait = match exchange.key.id {
+            _ if exchange.may_ask_another() || exchange.kept.is_some() => SILENCE,
+            Some(_) => PATIENCE,
+            None => self.limits.idle,
+        };
+        exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
+    }
+
+    /// A server did not help: asks the next one, or waits for those that were asked, or gives up.
+    pub(super) fn ask_next_or_wait<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+    ) {
+        let Some(exchange) = self.exchanges.get(id) else { return };
+        if exchange.may_ask_another() && self.ask_next(cx, id, None) {
+            return;
+        }
+        if self.exchanges.get(id).is_some_and(Exchange::waits) {
+            self.schedule(cx, id);
+        } else {
+            self.conclude(cx, id);
+        }
+    }
+
+    /// No server is left: the guest gets what there is.
+    fn conclude<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        if self.exchanges.get(id).is_some_and(|exchange| exchange.key.id.is_some() && exchange.waits()) {
+            return;
+        }
+        let Some(exchange) = self.end(cx.timers, id) else { return };
+        let endpoints = exchange.key.endpoints;
+        if let Some(answer) = exchange.kept {
+            self.pass_on(cx, endpoints, None, 0, &answer);
+        } else if let Some(report) = exchange.error {
+            let v4 = endpoints.guest.is_ipv4();
+            let remote = endpoints.remote.ip();
+            let source =
+                if is_of_the_server(report, v4) { remote } else { icmp::router(cx.settings, remote) };
+            let quoted = &exchange.question;
+            icmp::tell(cx, source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted));
+        }
+    }
+
+    /// Takes the errors of a socket. A server that can't be reached will not answer.
+    pub(super) fn on_errors<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        index: usize,
+    ) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let to_v4 = exchange.key.endpoints.guest.is_ipv4();
+        let Some(asked) = exchange.asked.get_mut(index) else { return };
+        let server = asked.server;
+        let failures = take_errors(&mut asked.io).into_iter().filter(|error| {
+            let about = (error.destination.ip(), error.destination.port());
+            about == (server.ip(), server.port())
+        });
+        let mut reports = failures.filter_map(|error| error.report);
+        let last = reports.rfind(|report| !report.is_too_big(server.is_ipv4()));
+        let (Some(report), true) = (last, asked.waits) else { return };
+        asked.waits = false;
+        exchange.error = report.translated(server.is_ipv4(), to_v4).or(exchange.error);
+        log::debug!("{id}: {server} can't be reached (ICMP type {}, code {})", report.kind, report.code);
+        self.health.failed(server.ip(), cx.now);
+        self.ask_next_or_wait(cx, id);
+    }
+
+    /// The deadline of an exchange may have been reached.
+    pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        if !exchange.deadline.reached(cx.now, cx.timers, id) {
+            return;
+        }
+        if exchange.may_ask_another() && self.ask_next(cx, id, None) {
+            return;
+        }
+        // What is still silent will not be waited for.
+        if let Some(exchange) = self.exchanges.get_mut(id) {
+            exchange.asked.iter_mut().for_each(|asked| asked.waits = false);
+            exchange.error = None;
+        }
+        self.conclude(cx, id);
+    }
+
+    /// Notes a datagram of a session: its end moves away, and others are older.
+    pub(super) fn note_session<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        sent: bool,
+    ) {
+        self.make_youngest(id);
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let [out, back] = &mut exchange.carried;
+        let count = if sent { out } else { back };
+        *count = (*count + 1).min(2);
+        let [out, back] = exchange.carried;
+        let stream = out > 0 && back > 0 && out + back > 2;
+        let idle = if stream { self.limits.idle_stream } else { self.limits.idle };
+        let wait = if exchange.may_ask_another() { SILENCE } else { idle };
+        exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
+    }
+
+    fn make_youngest(&mut self, id: FlowId) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        self.by_age.remove(&exchange.age);
+        self.age += 1;
+        exchange.age = self.age;
+        self.by_age.insert(self.age, id);
+    }
+
+    /// Ends an exchange and closes its sockets.
+    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<S>> {
+        let mut exchange = self.exchanges.remove(id)?;
+        exchange.deadline.withdraw(timers, id);
+        self.by_age.remove(&exchange.age);
+        self.files -= exchange.asked.len();
+        self.bytes -= exchange.bytes();
+        Some(exchange)
+    }
+}
+
+/// Takes all errors of a socket, and leaves it without any.
+fn take_errors<S: UdpSocket>(io: &mut S) -> Vec<QueuedError> {
+    let mut quote = [0; 1];
+    let errors: Vec<QueuedError> =
+        core::iter::from_fn(|| io.take_queued_error(&mut quote)).take(MOST_ERRORS).collect();
+    if errors.is_empty() {
+        // Without an entry in the queue, a pending error would be reported for ever.
+        let _cleared = io.take_error();
+    }
+    errors
+}
+
+/// Whether it is the server that says this, and not a router: that nothing listens at its port.
+const fn is_of_the_server(report: Report, v4: bool) -> bool {
+    match v4 {
+        true => report.kind == v4::UNREACHABLE && report.code == 3,
+        false => report.kind == v6::UNREACHABLE && report.code == 4,
+    }
+}

@@ -1,0 +1,142 @@
+//! One question, or one session with a resolver.
+
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use wire::dns::Question;
+
+use crate::{
+    flow::{Endpoints, Keyed},
+    host::Report,
+    resolvers::{Health, Servers},
+    timer::{Deadline, Instant},
+};
+
+/// What tells exchanges apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) endpoints: Endpoints,
+    /// The question's; none for a session.
+    pub(super) id: Option<u16>,
+}
+
+#[derive(Debug)]
+pub(super) struct Exchange<S> {
+    pub(super) key: Key,
+    /// Its place among all, by age.
+    pub(super) age: u64,
+    pub(super) servers: Servers,
+    /// Index of the server to ask next.
+    pub(super) next: usize,
+    /// In the order in which they were asked first.
+    pub(super) asked: Vec<Asked<S>>,
+    /// The question: all of the message if it can be repeated, else its head.
+    pub(super) question: Vec<u8>,
+    /// It may be asked of another server.
+    pub(super) repeatable: bool,
+    pub(super) traffic_class: u8,
+    /// An answer that says: ask another one.
+    pub(super) kept: Option<Vec<u8>>,
+    /// The last error met, of the guest's family.
+    pub(super) error: Option<Report>,
+    /// Datagrams of a session, each way, counted up to two.
+    pub(super) carried: [u8; 2],
+    pub(super) deadline: Deadline,
+}
+
+/// A server that was asked.
+#[derive(Debug)]
+pub(super) struct Asked<S> {
+    pub(super) server: SocketAddr,
+    pub(super) io: S,
+    /// It may still answer.
+    pub(super) waits: bool,
+}
+
+/// What a datagram of a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// No answer to the question.
+    NoAnswer,
+    /// Part of a session.
+    Session,
+    /// The answer for the guest.
+    Final,
+    /// An answer, but another server may have a better one.
+    AskAnother,
+}
+
+impl<S> Keyed for Exchange<S> {
+    type Key = Key;
+    fn key(&self) -> Key {
+        self.key
+    }
+}
+
+impl<S> Exchange<S> {
+    pub(super) const fn new(key: Key, servers: Servers, traffic_class: u8) -> Self {
+        Self {
+            key,
+            age: 0,
+            servers,
+            next: 0,
+            asked: Vec::new(),
+            question: Vec::new(),
+            repeatable: false,
+            traffic_class,
+            kept: None,
+            error: None,
+            carried: [0; 2],
+            deadline: Deadline::NONE,
+        }
+    }
+
+    /// Whether this is about the same question; sessions are about anything.
+    pub(super) fn is_about(&self, question: Option<&Question<'_>>) -> bool {
+        match question {
+            Some(question) => Question::parse(&self.question).as_ref() == Some(question),
+            None => self.key.id.is_none(),
+        }
+    }
+
+    /// Whether there is a server that was not asked, and that may be.
+    pub(super) const fn may_ask_another(&self) -> bool {
+        self.repeatable && self.next < self.servers.len()
+    }
+
+    /// Whether a server may still answer.
+    pub(super) fn waits(&self) -> bool {
+        self.asked.iter().any(|asked| asked.waits)
+    }
+
+    /// What a datagram of the server at `index` is.
+    pub(super) fn judge(&mut self, index: usize, payload: &[u8]) -> Verdict {
+        if self.key.id.is_none() {
+            return Verdict::Session;
+        }
+        let code = Question::parse(&self.question).and_then(|question| question.answered_by(payload));
+        let (Some(code), Some(asked)) = (code, self.asked.get_mut(index)) else { return Verdict::NoAnswer };
+        asked.waits = false;
+        if code.says_ask_another() && (self.may_ask_another() || self.waits()) {
+            Verdict::AskAnother
+        } else {
+            Verdict::Final
+        }
+    }
+
+    /// The server at `index` has answered. Those that were asked before it, and are silent, have failed.
+    pub(super) fn report(&self, index: usize, health: &mut Health, now: Instant) {
+        for (at, asked) in self.asked.iter().enumerate() {
+            if at == index {
+                health.answered(asked.server.ip());
+            } else if at < index && asked.waits {
+                health.failed(asked.server.ip(), now);
+            }
+        }
+    }
+
+    /// Bytes of memory for what is kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.question.len() + self.kept.as_ref().map_or(0, Vec::len)
+    }
+}

@@ -1,0 +1,305 @@
+//! Forwarding of DNS: questions of the guest, asked of the host's resolvers (docs/design/dns.md).
+//!
+//! Every question is taken in [`Dns::on_datagram`], and every answer reaches the guest by `Dns::pass_on`.
+
+mod ask;
+mod exchange;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::{collections::BTreeMap, vec::Vec};
+use core::{net::SocketAddr, time::Duration};
+
+use wire::{
+    dns::{MAX_HEAD_LEN, Question},
+    ethernet,
+    frame::{MAX_LEN, Outgoing, Packet},
+    ipv6,
+    offload::{Offload, SegmentKind},
+    payload::Payload,
+    udp,
+};
+
+use crate::{
+    context::Context,
+    drops::Drops,
+    flow::{Endpoints, FlowId, Flows, Kind},
+    fragmentation::Datagram,
+    host::{Host, Readiness, Received, SocketError, UdpSocket},
+    link::{Full, Link},
+    memory::{PayloadOf, Room},
+    resolvers::{DNS, Health},
+    share::{Notice, Share},
+};
+use exchange::{Exchange, Key, Verdict};
+
+/// Hop limit shown when the host does not say what it received, and of answers that were kept.
+const UNKNOWN_HOP_LIMIT: u8 = 255;
+/// Most datagrams taken from a socket before others get their turn.
+const VISIT: u8 = 16;
+
+/// How much is kept, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Sockets: one for each server that a question was asked of.
+    pub files: Share,
+    /// Most memory for questions and answers that are kept, in bytes.
+    pub bytes: usize,
+    /// A session ends after this long without a datagram.
+    pub idle: Duration,
+    /// The same for a session that has carried more than a datagram each way.
+    pub idle_stream: Duration,
+}
+
+/// All questions that wait for an answer, and all sessions.
+#[derive(Debug)]
+pub struct Dns<S> {
+    exchanges: Flows<Exchange<S>>,
+    /// Oldest first.
+    by_age: BTreeMap<u64, FlowId>,
+    age: u64,
+    files: usize,
+    bytes: usize,
+    health: Health,
+    limits: Limits,
+    /// Where datagrams for the guest are received.
+    buffer: Vec<u8>,
+    fragment_id: u32,
+    notice: Notice,
+    /// Exchanges that ended for newcomers.
+    ended: u64,
+    counters: Drops,
+}
+
+impl<S: UdpSocket> Dns<S> {
+    /// No question. `hash_key` is random.
+    #[must_use]
+    pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
+        Self {
+            exchanges: Flows::new(Kind::Dns, usize::MAX, hash_key),
+            by_age: BTreeMap::new(),
+            age: 0,
+            files: 0,
+            bytes: 0,
+            health: Health::default(),
+            limits,
+            buffer: Vec::new(),
+            fragment_id: 0,
+            notice: Notice::default(),
+            ended: 0,
+            counters: Drops::default(),
+        }
+    }
+
+    /// Datagrams that were not carried.
+    #[must_use]
+    pub const fn counters(&self) -> &Drops {
+        &self.counters
+    }
+
+    /// How many questions and sessions were ended to make room for others.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// How many questions wait, and how many sessions there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.exchanges.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A datagram of the guest for the host's resolvers, or with segmentation in `offload` a train of them.
+    pub fn on_datagram<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
+        datagram: &udp::Datagram<'_, PayloadOf<'_, S::Memory>>,
+        offload: &Offload,
+    ) {
+        let endpoints = Endpoints {
+            guest: SocketAddr::new(packet.source, datagram.header.source_port.get()),
+            remote: SocketAddr::new(packet.destination, datagram.header.destination_port.get()),
+        };
+        if !cx.settings.valid_guest_source(endpoints.guest.ip()) || endpoints.guest.port() == 0 {
+            self.counters.invalid += 1;
+            return;
+        }
+        let payload = datagram.payload;
+        let train = offload.segmentation.filter(|train| train.kind == SegmentKind::Udp && train.size > 0);
+        let size = train.map_or(payload.len(), |train| usize::from(train.size)).max(1);
+        for start in (0..payload.len().max(1)).step_by(size) {
+            self.on_message(cx, endpoints, payload.slice(start..start + size), packet.traffic_class);
+        }
+    }
+
+    fn on_message<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        endpoints: Endpoints,
+        message: PayloadOf<'_, S::Memory>,
+        traffic_class: u8,
+    ) {
+        let mut head = [0; MAX_HEAD_LEN];
+        let len = message.copy_to(&mut head);
+        let head = &head[..len];
+        let question = if endpoints.remote.port() == DNS { Question::parse(head) } else { None };
+        let key = Key { endpoints, id: question.map(|question| question.id) };
+        if let Some(id) = self.exchanges.find(&key) {
+            let again = self.exchanges.get(id).is_some_and(|exchange| exchange.is_about(question.as_ref()));
+            if again {
+                return self.ask_again(cx, id, head, message, traffic_class);
+            }
+            self.end(cx.timers, id);
+        }
+        self.ask_first(cx, key, question.as_ref(), head, message, traffic_class);
+    }
+
+    /// Sockets of an exchange are ready.
+    pub fn on_socket_event<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        readiness: Readiness,
+    ) {
+        let mut buffer = core::mem::take(&mut self.buffer);
+        buffer.resize(MAX_LEN, 0);
+        let mut index = 0;
+        // Which socket it was is not reported; there are few.
+        while self.exchanges.get(id).is_some_and(|exchange| index < exchange.asked.len()) {
+            if readiness.error {
+                self.on_errors(cx, id, index);
+            }
+            if readiness.readable {
+                self.receive(cx, id, index, &mut buffer);
+            }
+            index += 1;
+        }
+        self.buffer = buffer;
+    }
+
+    /// Takes datagrams from a socket.
+    fn receive<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        index: usize,
+        buffer: &mut [u8],
+    ) {
+        for _ in 0..VISIT {
+            let Some(asked) = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index))
+            else {
+                return;
+            };
+            let received = match asked.io.receive((&mut *buffer).into()) {
+                Ok(received) => received,
+                Err(SocketError::WouldBlock) => return,
+                Err(SocketError::Failed(_)) => return self.on_errors(cx, id, index),
+            };
+            let expected = (asked.server.ip(), asked.server.port());
+            if received.truncated || (received.from.ip(), received.from.port()) != expected {
+                self.counters.undeliverable += 1;
+                continue;
+            }
+            let payload = buffer.get(..received.len).unwrap_or_default();
+            let size = received.segment_size.map_or(payload.len(), usize::from).max(1);
+            if payload.is_empty() {
+                self.on_answer(cx, id, index, &received, payload);
+            }
+            for answer in payload.chunks(size) {
+                self.on_answer(cx, id, index, &received, answer);
+            }
+        }
+    }
+
+    /// A datagram of a server that was asked.
+    fn on_answer<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        id: FlowId,
+        index: usize,
+        received: &Received,
+        payload: &[u8],
+    ) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let endpoints = exchange.key.endpoints;
+        match exchange.judge(index, payload) {
+            Verdict::NoAnswer => self.counters.undeliverable += 1,
+            Verdict::Session => {
+                self.settle(id, index);
+                self.note_session(cx, id, false);
+                self.pass_on(cx, endpoints, received.hop_limit, received.traffic_class, payload);
+            }
+            verdict @ (Verdict::Final | Verdict::AskAnother) => {
+                exchange.report(index, &mut self.health, cx.now);
+                if verdict == Verdict::AskAnother && self.keep(id, payload) {
+                    return self.ask_next_or_wait(cx, id);
+                }
+                self.end(cx.timers, id);
+                self.pass_on(cx, endpoints, received.hop_limit, received.traffic_class, payload);
+            }
+        }
+    }
+
+    /// Hands an answer to the guest, from where it had asked.
+    fn pass_on<H: Host<Udp = S>, L: Link>(
+        &mut self,
+        cx: &mut Context<'_, H, L>,
+        endpoints: Endpoints,
+        hop_limit: Option<u8>,
+        traffic_class: u8,
+        payload: &[u8],
+    ) {
+        let Endpoints { guest, remote } = endpoints;
+        let frame = Outgoing {
+            source_mac: cx.settings.mac_of(remote.ip()),
+            destination_mac: cx.guest.mac_of(guest.ip()),
+            source: remote.ip(),
+            destination: guest.ip(),
+            hop_limit: hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
+            traffic_class,
+            flow_label: 0,
+        };
+        let ports = (remote.port(), guest.port());
+        let sent = if cx.settings.must_fragment(&frame, payload.len()) {
+            self.fragment_id = self.fragment_id.wrapping_add(1);
+            let mtu = cx.settings.link_mtu(guest.is_ipv4());
+            Datagram::udp(&frame, ports, payload)
+                .map(|datagram| datagram.send(&frame, mtu, self.fragment_id, cx.link))
+        } else {
+            send_whole(cx.link, &frame, ports, payload)
+        };
+        match sent {
+            None => self.counters.undeliverable += 1,
+            Some(Err(Full)) => self.counters.link_full += 1,
+            Some(Ok(())) => {}
+        }
+    }
+}
+
+/// Sends a datagram in one frame; none if it does not fit.
+fn send_whole<L: Link>(
+    link: &mut L,
+    frame: &Outgoing,
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Option<Result<(), Full>> {
+    const LONGEST_HEADERS: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN + udp::HEADER_LEN;
+    if payload.len() + LONGEST_HEADERS > MAX_LEN {
+        return None;
+    }
+    let at = frame.headroom(udp::HEADER_LEN);
+    let Some(mut slot) = link.reserve(at, MAX_LEN - at) else { return Some(Err(Full)) };
+    slot.room.put(0, payload);
+    slot.pad(payload.len());
+    let written = frame.udp(slot.head, ports, payload.len(), None);
+    drop(slot);
+    written.map(|written| link.commit(written.len, &written.offload))
+}

@@ -1,0 +1,208 @@
+//! The host's resolvers: which of them a question goes to, and in what order (docs/design/dns.md).
+
+use alloc::collections::BTreeMap;
+use core::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+    time::Duration,
+};
+
+use crate::{addr::Settings, nat::is_link_scope, timer::Instant};
+
+/// DNS over UDP and TCP (RFC 1035).
+pub const DNS: u16 = 53;
+/// DNS over TLS (RFC 7858), DTLS (RFC 8094) and QUIC (RFC 9250).
+pub const DNS_OVER_TLS: u16 = 853;
+/// Most servers that one question is asked of.
+const MOST: usize = 4;
+/// For how long a server that failed is asked last.
+const PENALTY: Duration = Duration::from_secs(30);
+/// Most servers that are remembered as failed. More than a list has.
+const MOST_REMEMBERED: usize = 128;
+
+/// The servers for one question, in the order in which to ask them: at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Servers {
+    addresses: [SocketAddr; MOST],
+    len: usize,
+}
+
+impl Servers {
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> &[SocketAddr] {
+        self.addresses.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// Which servers have failed lately.
+#[derive(Debug, Default)]
+pub struct Health {
+    failed_until: BTreeMap<IpAddr, Instant>,
+}
+
+impl Health {
+    /// A server could not be reached, or was silent when another one answered.
+    pub(crate) fn failed(&mut self, server: IpAddr, now: Instant) {
+        self.failed_until.retain(|_, until| *until > now);
+        if self.failed_until.len() < MOST_REMEMBERED {
+            self.failed_until.insert(server, now + PENALTY);
+        }
+    }
+
+    /// A server answered.
+    pub(crate) fn answered(&mut self, server: IpAddr) {
+        self.failed_until.remove(&server);
+    }
+
+    fn is_well(&self, server: IpAddr, now: Instant) -> bool {
+        self.failed_until.get(&server).is_none_or(|until| *until <= now)
+    }
+}
+
+impl Settings {
+    /// Whether datagrams and connections of the guest to `destination` are for the host's resolvers (SPEC §5.2).
+    #[must_use]
+    pub fn is_dns(&self, destination: SocketAddr) -> bool {
+        self.resolvers_behind(destination).is_some()
+    }
+
+    /// The host's resolvers behind `destination`: in the order of the list, those that failed lately last. Without any, the
+    /// host itself. None if the guest does not ask for names there.
+    #[must_use]
+    pub fn resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Option<Servers> {
+        let list = self.resolvers_behind(destination)?;
+        let itself = match destination {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        };
+        let mut servers = Servers { addresses: [SocketAddr::new(itself, destination.port()); MOST], len: 0 };
+        let well = list.iter().filter(|server| health.is_well(**server, now));
+        let others = list.iter().filter(|server| !health.is_well(**server, now));
+        for (place, server) in servers.addresses.iter_mut().zip(well.chain(others)) {
+            *place = self.server_at(*server, destination.port());
+            servers.len += 1;
+        }
+        servers.len = servers.len.max(1);
+        Some(servers)
+    }
+
+    fn resolvers_behind(&self, destination: SocketAddr) -> Option<&[IpAddr]> {
+        if !matches!(destination.port(), DNS | DNS_OVER_TLS) {
+            return None;
+        }
+        match destination.ip() {
+            IpAddr::V4(address) => {
+                let v4 = self.v4.as_ref()?;
+                (v4.dns_match == Some(address)).then_some(&v4.dns_servers)
+            }
+            IpAddr::V6(address) => {
+                let v6 = self.v6.as_ref()?;
+                (v6.dns_match == Some(address)).then_some(&v6.dns_servers)
+            }
+        }
+    }
+
+    /// Linux takes the unspecified address for the host itself; the loopback address says the same, and is also what the
+    /// answer comes from.
+    fn server_at(&self, server: IpAddr, port: u16) -> SocketAddr {
+        match server {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port),
+            IpAddr::V6(address) if is_link_scope(address) => {
+                let scope = self.v6.as_ref().map_or(0, |v6| v6.outbound_scope);
+                SocketAddrV6::new(address, port, 0, scope).into()
+            }
+            _ => SocketAddr::new(server, port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{string::ToString, vec::Vec};
+
+    use super::*;
+    use crate::addr::test::settings;
+
+    const START: Instant = Instant::from_micros(1_000_000);
+
+    fn asked(
+        settings: &Settings,
+        destination: &str,
+        health: &Health,
+        now: Instant,
+    ) -> Vec<alloc::string::String> {
+        let servers = settings.resolvers(destination.parse().unwrap(), health, now);
+        servers.map(|servers| servers.all().iter().map(ToString::to_string).collect()).unwrap_or_default()
+    }
+
+    fn list(servers: &[&str]) -> Vec<IpAddr> {
+        servers.iter().map(|server| server.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_dns_address_leads_to_the_resolvers_on_dns_ports_only() {
+        // SPEC §5.2 row 1, R-35
+        let settings = settings();
+        let asked = |destination: &str| asked(&settings, destination, &Health::default(), START);
+        for port in [53, 853] {
+            assert_eq!(asked(&alloc::format!("198.51.100.53:{port}")), [alloc::format!("127.0.0.53:{port}")]);
+            let v6 = asked(&alloc::format!("[2001:db8::53]:{port}"));
+            assert_eq!(v6, [alloc::format!("[2001:db8:9::53]:{port}")]);
+        }
+        for other in ["198.51.100.53:54", "198.51.100.1:53", "[2001:db8::53]:443", "[2001:db8::54]:53"] {
+            assert_eq!(asked(other), [""; 0], "{other}");
+        }
+        let mut off = settings.clone();
+        off.v4 = None;
+        assert!(!off.is_dns("198.51.100.53:53".parse().unwrap()));
+    }
+
+    #[test]
+    fn servers_are_asked_in_order_whatever_their_family() {
+        let mut settings = settings();
+        settings.v4.as_mut().unwrap().dns_servers =
+            list(&["2001:db8::1", "192.0.2.1", "fe80::1", "0.0.0.0", "192.0.2.5"]);
+        let asked = asked(&settings, "198.51.100.53:53", &Health::default(), START);
+        assert_eq!(asked, ["[2001:db8::1]:53", "192.0.2.1:53", "[fe80::1%7]:53", "127.0.0.1:53"]);
+    }
+
+    #[test]
+    fn without_resolvers_it_is_the_host_itself() {
+        // SPEC §5.2
+        let mut settings = settings();
+        settings.v4.as_mut().unwrap().dns_servers.clear();
+        settings.v6.as_mut().unwrap().dns_servers = list(&["::"]);
+        assert_eq!(asked(&settings, "198.51.100.53:53", &Health::default(), START), ["127.0.0.1:53"]);
+        assert_eq!(asked(&settings, "[2001:db8::53]:53", &Health::default(), START), ["[::1]:53"]);
+        settings.v6.as_mut().unwrap().dns_servers.clear();
+        assert_eq!(asked(&settings, "[2001:db8::53]:53", &Health::default(), START), ["[::1]:53"]);
+    }
+
+    #[test]
+    fn failed_servers_come_last_for_a_while() {
+        let mut settings = settings();
+        let servers = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"];
+        settings.v4.as_mut().unwrap().dns_servers = list(&servers);
+        let mut health = Health::default();
+        let order = |health: &Health, now| {
+            let asked = asked(&settings, "198.51.100.53:53", health, now);
+            asked.iter().map(|server| server[8..9].to_string()).collect::<Vec<_>>().concat()
+        };
+        health.failed(list(&servers)[0], START);
+        health.failed(list(&servers)[2], START);
+        assert_eq!(order(&health, START), "2451");
+        health.answered(list(&servers)[0]);
+        assert_eq!(order(&health, START), "1245");
+        assert_eq!(order(&health, START + Duration::from_secs(29)), "1245");
+        assert_eq!(order(&health, START + Duration::from_secs(30)), "1234");
+        for server in 0..1000_u32 {
+            health.failed(Ipv4Addr::from(server).into(), START);
+        }
+        assert_eq!(health.failed_until.len(), 128, "bounded");
+    }
+}

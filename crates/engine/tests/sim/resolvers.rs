@@ -1,0 +1,128 @@
+//! Connections to the host's resolvers (docs/design/dns.md): the next one is dialled before the guest is answered.
+
+use std::{net::SocketAddr, time::Duration};
+
+use engine::host::Errno;
+
+use crate::{
+    script::{SYN, Script},
+    socket::CONNECTION_REFUSED,
+};
+
+const SERVERS: [&str; 3] = ["2001:db8:9::1", "192.0.2.2", "192.0.2.3"];
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// A guest that asks by TCP, and these servers.
+fn script(servers: &[&str]) -> Script {
+    let mut script = Script::new();
+    script.resolvers("203.0.113.9", servers);
+    script
+}
+
+/// The servers dialled so far.
+fn dialled(script: &Script) -> Vec<String> {
+    let destinations = script.host.peers.iter().filter_map(|peer| peer.state().destination);
+    destinations
+        .map(|destination| {
+            assert_eq!(destination.port(), 53);
+            destination.ip().to_string()
+        })
+        .collect()
+}
+
+/// The guest's connection is the one to the last server dialled.
+fn assert_connects(script: &mut Script) {
+    script.quiet();
+    script.host.peers.last().unwrap().connect();
+    script.settle();
+    script.us("S. 0:0 ack 1");
+    script.guest(". 1:1 ack 1 win 512");
+    script.quiet();
+    script.host.peers.last().unwrap().arrive(100);
+    script.settle();
+    script.us("P. 1:101 ack 1");
+}
+
+#[test]
+fn the_other_family_will_do() {
+    let mut script = script(&SERVERS[..1]);
+    script.guest(SYN);
+    assert_eq!(dialled(&script), SERVERS[..1]);
+    assert_connects(&mut script);
+}
+
+#[test]
+fn the_next_server_is_dialled_after_a_refusal() {
+    let mut script = script(&SERVERS);
+    script.guest(SYN);
+    for index in 0..2 {
+        script.host.peers[index].fail(CONNECTION_REFUSED);
+        script.settle();
+    }
+    assert_eq!(dialled(&script), SERVERS);
+    assert_connects(&mut script);
+    // The next connection knows.
+    script.another_port();
+    script.guest(SYN);
+    assert_eq!(dialled(&script)[3..], SERVERS[2..]);
+}
+
+#[test]
+fn the_next_server_is_dialled_after_silence() {
+    let mut script = script(&SERVERS[..2]);
+    script.guest(SYN);
+    script.pass(1990 * MILLISECOND);
+    assert_eq!(dialled(&script), SERVERS[..1]);
+    script.pass(20 * MILLISECOND);
+    assert_eq!(dialled(&script), SERVERS[..2]);
+    assert!(script.host.peers[0].closed().is_some());
+    // The last one has all the time that there is.
+    script.pass(10_000 * MILLISECOND);
+    assert_eq!(dialled(&script).len(), 2);
+    assert_connects(&mut script);
+}
+
+#[test]
+fn the_last_refusal_is_the_guests() {
+    let mut script = script(&SERVERS[..2]);
+    script.guest(SYN);
+    for index in 0..2 {
+        script.quiet();
+        script.host.peers[index].fail(CONNECTION_REFUSED);
+        script.settle();
+    }
+    let sent = script.sent();
+    assert!(sent.len() == 1 && sent[0].starts_with("R. "), "{sent:?}");
+    assert!(script.tcp.is_empty());
+}
+
+/// No socket for the others: the silent one keeps its chance.
+#[test]
+fn a_silent_server_is_not_given_up_for_none() {
+    let mut script = script(&SERVERS[..2]);
+    script.guest(SYN);
+    script.host.connect_error = Some(Errno(101));
+    script.pass(5000 * MILLISECOND);
+    assert_connects(&mut script);
+}
+
+/// The guest gives up meanwhile.
+#[test]
+fn a_reset_ends_the_search() {
+    let mut script = script(&SERVERS);
+    script.guest(SYN);
+    script.guest("R 1:1");
+    script.pass(5000 * MILLISECOND);
+    assert_eq!(dialled(&script).len(), 1);
+    assert!(script.tcp.is_empty());
+}
+
+/// Nothing else is dialled for other destinations.
+#[test]
+fn other_connections_have_one_destination() {
+    let mut script = script(&SERVERS);
+    script.remote = SocketAddr::new("203.0.113.10".parse().unwrap(), 53);
+    script.guest(SYN);
+    script.pass(5000 * MILLISECOND);
+    assert_eq!(dialled(&script), ["203.0.113.10"]);
+}

@@ -1,0 +1,217 @@
+//! The head of DNS messages: header and question (RFC 1035 §4.1).
+
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, big_endian::U16};
+
+/// Length of a message's header, in bytes.
+pub const HEADER_LEN: usize = 12;
+/// Longest header and question, in bytes: a name of 255, type and class.
+pub const MAX_HEAD_LEN: usize = HEADER_LEN + crate::domain::MAX_LEN + TYPE_AND_CLASS_LEN;
+
+const TYPE_AND_CLASS_LEN: usize = 4;
+const MAX_LABEL_LEN: u8 = 63;
+
+/// A response, not a query (QR).
+const RESPONSE: u8 = 0x80;
+const OPCODE: u8 = 0x78;
+const RESPONSE_CODE: u8 = 0x0f;
+
+/// A message's header.
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    id: U16,
+    flags: [u8; 2],
+    questions: U16,
+    answers: U16,
+    authorities: U16,
+    additional: U16,
+}
+
+const _: () = assert!(size_of::<Header>() == HEADER_LEN);
+
+/// What a message is for (RFC 1035 §4.1.1, RFC 1996, RFC 2136). Zero is a standard query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opcode(pub u8);
+
+impl Opcode {
+    /// A standard query.
+    pub const QUERY: Self = Self(0);
+}
+
+/// The low four bits of how a question fared (RFC 1035 §4.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseCode(pub u8);
+
+impl ResponseCode {
+    /// There may be an answer.
+    pub const NO_ERROR: Self = Self(0);
+    /// SERVFAIL: the server could not find out.
+    pub const SERVER_FAILURE: Self = Self(2);
+    /// NOTIMP: the server does not know this kind of message.
+    pub const NOT_IMPLEMENTED: Self = Self(4);
+    /// REFUSED: the server does not want to.
+    pub const REFUSED: Self = Self(5);
+
+    /// Whether another server may know better.
+    #[must_use]
+    pub const fn says_ask_another(self) -> bool {
+        matches!(self, Self::SERVER_FAILURE | Self::NOT_IMPLEMENTED | Self::REFUSED)
+    }
+}
+
+/// The start of a message with one question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question<'a> {
+    /// Chosen by who asks, in host byte order.
+    pub id: u16,
+    /// What the message is for.
+    pub opcode: Opcode,
+    /// Name (uncompressed), type and class, as on the wire.
+    section: &'a [u8],
+}
+
+impl<'a> Question<'a> {
+    /// The question of a message that asks one thing. None for responses, and what is no DNS message.
+    #[must_use]
+    pub fn parse(message: &'a [u8]) -> Option<Self> {
+        let (header, rest) = Header::ref_from_prefix(message).ok()?;
+        if header.flags[0] & RESPONSE != 0 || header.questions.get() != 1 {
+            return None;
+        }
+        Some(Self { id: header.id.get(), opcode: opcode(header), section: section(rest)? })
+    }
+
+    /// If `message` is a response to this question, how the question fared: it has the same ID and opcode, and repeats the
+    /// question, whatever the case of its letters (RFC 1035 §2.3.3, RFC 5452 §9.1). A response without any question counts
+    /// if it reports an error: some servers send such.
+    #[must_use]
+    pub fn answered_by(&self, message: &[u8]) -> Option<ResponseCode> {
+        let (header, rest) = Header::ref_from_prefix(message).ok()?;
+        let code = ResponseCode(header.flags[1] & RESPONSE_CODE);
+        let response = header.flags[0] & RESPONSE != 0;
+        if !response || header.id.get() != self.id || opcode(header) != self.opcode {
+            return None;
+        }
+        let same = match header.questions.get() {
+            0 => code != ResponseCode::NO_ERROR,
+            1 => section(rest).is_some_and(|section| same_question(section, self.section)),
+            _ => false,
+        };
+        same.then_some(code)
+    }
+}
+
+const fn opcode(header: &Header) -> Opcode {
+    Opcode((header.flags[0] & OPCODE) >> 3)
+}
+
+/// The first question of what comes after a header; names of questions are not compressed.
+fn section(bytes: &[u8]) -> Option<&[u8]> {
+    let mut at = 0;
+    loop {
+        let len = *bytes.get(at)?;
+        at += 1 + usize::from(len);
+        if len > MAX_LABEL_LEN || at > crate::domain::MAX_LEN {
+            return None;
+        }
+        if len == 0 {
+            return bytes.get(..at + TYPE_AND_CLASS_LEN);
+        }
+    }
+}
+
+fn same_question(one: &[u8], other: &[u8]) -> bool {
+    let name = |section: &[u8]| section.len().saturating_sub(TYPE_AND_CLASS_LEN);
+    let (Some((one_name, one_rest)), Some((other_name, other_rest))) =
+        (one.split_at_checked(name(one)), other.split_at_checked(name(other)))
+    else {
+        return false;
+    };
+    // Lengths of labels are below any letter.
+    one_name.eq_ignore_ascii_case(other_name) && one_rest == other_rest
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::vec::Vec;
+
+    use super::*;
+
+    fn message(id: u16, flags: [u8; 2], questions: &[&[u8]]) -> Vec<u8> {
+        let mut message = id.to_be_bytes().to_vec();
+        message.extend(flags);
+        message.extend((questions.len() as u16).to_be_bytes());
+        message.extend([0; 6]);
+        questions.iter().for_each(|question| message.extend(*question));
+        message
+    }
+
+    const A: &[u8] = b"\x04Peer\x04test\0\0\x01\0\x01";
+    const QUERY: [u8; 2] = [1, 0];
+
+    #[test]
+    fn a_message_with_one_question_is_one() {
+        let bytes = message(0x1234, QUERY, &[A]);
+        let question = Question::parse(&bytes).unwrap();
+        assert_eq!((question.id, question.opcode, question.section), (0x1234, Opcode::QUERY, A));
+        let root = message(1, [0x28, 0], &[b"\0\0\x02\0\x01"]);
+        assert_eq!(Question::parse(&root).unwrap().opcode, Opcode(5));
+    }
+
+    #[test]
+    fn other_messages_are_none() {
+        let long = [[63; 64].as_slice(), &[63; 64], &[63; 64], &[63; 64], b"\0\0\x01\0\x01"].concat();
+        for bytes in [
+            message(1, [0x80, 0], &[A]),
+            message(1, QUERY, &[]),
+            message(1, QUERY, &[A, A]),
+            message(1, QUERY, &[&A[..A.len() - 1]]),
+            message(1, QUERY, &[b"\x04Peer"]),
+            message(1, QUERY, &[b"\xc0\x0c\0\x01\0\x01"]),
+            message(1, QUERY, &[&long]),
+            b"question".to_vec(),
+            Vec::new(),
+        ] {
+            assert_eq!(Question::parse(&bytes), None, "{bytes:?}");
+        }
+        // The longest name: three labels of 63, one of 61, the root.
+        let longest = [[63; 64].as_slice(), &[63; 64], &[63; 64], &[61; 62], b"\0\0\x01\0\x01"].concat();
+        let bytes = message(1, QUERY, &[&longest]);
+        assert_eq!(bytes.len(), MAX_HEAD_LEN);
+        assert!(Question::parse(&bytes).is_some());
+    }
+
+    #[test]
+    fn an_answer_is_to_the_same_question() {
+        let asked = message(0x1234, QUERY, &[A]);
+        let question = Question::parse(&asked).unwrap();
+        let code = |flags, questions: &[&[u8]]| {
+            question.answered_by(&message(0x1234, flags, questions)).map(|code| code.0)
+        };
+        assert_eq!(code([0x81, 0x80], &[A]), Some(0));
+        assert_eq!(code([0x81, 0x83], &[b"\x04pEER\x04TEST\0\0\x01\0\x01"]), Some(3));
+        assert_eq!(code([0x81, 0x85], &[]), Some(5));
+        for (flags, questions) in [
+            ([0x01, 0], &[A][..]),
+            ([0x81, 0], &[]),
+            ([0x81, 5], &[A, A]),
+            ([0xa9, 0], &[A]),
+            ([0x81, 0], &[b"\x04peer\x04test\0\0\x1c\0\x01"]),
+            ([0x81, 0], &[b"\x04peer\x04tesu\0\0\x01\0\x01"]),
+            ([0x81, 0], &[b"\x04peer\0\0\x01\0\x01"]),
+            ([0x81, 0], &[b"\x04Peer"]),
+        ] {
+            assert_eq!(code(flags, questions), None, "{flags:?} {questions:?}");
+        }
+        let other_id = message(0x1235, [0x81, 0], &[A]);
+        assert_eq!(question.answered_by(&other_id), None);
+        assert_eq!(question.answered_by(b""), None);
+    }
+
+    #[test]
+    fn who_may_know_better() {
+        let codes: Vec<u8> = (0..16).filter(|&code| ResponseCode(code).says_ask_another()).collect();
+        assert_eq!(codes, [2, 4, 5]);
+    }
+}
