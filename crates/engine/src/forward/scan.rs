@@ -311,7 +311,8 @@ mod tests {
                 let mut turns = 0;
                 while host.follow(&inbound, &guest) | guest.follow(&outbound, &host) {
                     turns += 1;
-                    prop_assert!(turns <= 3, "flaps: {:?} {:?}", host.ours, guest.ours);
+                    // A rule that shifts ports by two links at most six ports in a chain, and each may take a turn.
+                    prop_assert!(turns <= 7, "flaps: {:?} {:?}", host.ours, guest.ours);
                 }
                 for (table, here, there) in [(&inbound, &host, &guest), (&outbound, &guest, &host)] {
                     for rule in table.rules() {
