@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use engine::memory::{self, Memory};
 use sys::iov;
+use wire::checksum::Sum;
+use wire::payload::sum_of_copies;
 
 /// Memory that system calls gather from and scatter to.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,10 @@ impl wire::payload::Payload for Payload<'_> {
     fn copy_to(self, buffer: &mut [u8]) -> usize {
         self.0.copy_to(buffer)
     }
+
+    fn sum(self) -> Sum {
+        self.0.own().map_or_else(|| sum_of_copies(self), |bytes| Sum::new().bytes(bytes))
+    }
 }
 
 impl<'a> From<&'a [u8]> for Payload<'a> {
@@ -59,5 +65,36 @@ impl memory::Room for Room<'_> {
 impl<'a> From<&'a mut [u8]> for Room<'a> {
     fn from(bytes: &'a mut [u8]) -> Self {
         Self(bytes.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::VolatileSlice;
+    use wire::payload::Payload as _;
+
+    use super::*;
+
+    /// The sum of pieces of any length is that of their bytes in a row.
+    #[test]
+    fn pieces_have_the_sum_of_the_whole() {
+        let mut bytes: Vec<u8> = (0..5000).map(|byte| (byte * byte % 251) as u8).collect();
+        let whole = bytes.clone();
+        let own = |range| Payload::from(&whole[..]).slice(range).sum().finish();
+        for lens in [&[5000][..], &[1, 2, 3, 1017, 1024, 1, 2952], &[1023, 3977], &[4999, 1]] {
+            let mut rest = &mut bytes[..];
+            let slices = lens.iter().map(|&len| {
+                let (piece, behind) = std::mem::take(&mut rest).split_at_mut(len);
+                rest = behind;
+                VolatileSlice::from(piece)
+            });
+            let mut pieces = iov::Pieces::default();
+            let payload = Payload(pieces.source(slices.collect::<Vec<_>>()).unwrap());
+            for start in [0, 1, 2, 5, 1000, 1023, 4998, 5000] {
+                for end in [start, start + 1, 2047, 2048, 4999, 5000] {
+                    assert_eq!(payload.slice(start..end).sum().finish(), own(start..end), "{start}..{end}");
+                }
+            }
+        }
     }
 }

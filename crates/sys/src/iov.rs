@@ -169,7 +169,8 @@ impl<'a> Source<'a> {
     }
 
     /// The only slice, if it is one of ours.
-    pub(crate) fn own(self) -> Option<&'a [u8]> {
+    #[must_use]
+    pub fn own(self) -> Option<&'a [u8]> {
         match self.0 {
             Kind::Own(bytes) => Some(bytes),
             Kind::Shared(_) => None,

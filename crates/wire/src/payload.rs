@@ -2,6 +2,8 @@
 
 use core::ops::Range;
 
+use crate::checksum::Sum;
+
 /// Bytes in memory that others may change at any moment, such as a guest's, or in a buffer of ours. They can be counted,
 /// divided and copied.
 pub trait Payload: Copy {
@@ -19,6 +21,28 @@ pub trait Payload: Copy {
     fn is_empty(self) -> bool {
         self.len() == 0
     }
+
+    /// The sum of the bytes, for a checksum.
+    #[must_use]
+    fn sum(self) -> Sum {
+        sum_of_copies(self)
+    }
+}
+
+/// The sum of bytes that can't be read in place: parts of them are copied, each once.
+pub fn sum_of_copies(payload: impl Payload) -> Sum {
+    // Of even length, so that pieces add up.
+    let mut buffer = [0; 1024];
+    let (mut sum, mut at) = (Sum::new(), 0);
+    while at < payload.len() {
+        let len = payload.slice(at..at + buffer.len()).copy_to(&mut buffer);
+        if len == 0 {
+            break;
+        }
+        sum = sum.bytes(&buffer[..len]);
+        at += len;
+    }
+    sum
 }
 
 impl Payload for &[u8] {
@@ -35,5 +59,9 @@ impl Payload for &[u8] {
         let len = self.len().min(buffer.len());
         buffer[..len].copy_from_slice(&self[..len]);
         len
+    }
+
+    fn sum(self) -> Sum {
+        Sum::new().bytes(self)
     }
 }
