@@ -55,9 +55,7 @@ impl<'a> Datagram<'a> {
             checksum: U16::ZERO,
         };
         let sum = Sum::new().pseudo_header(frame.source, frame.destination, protocol::UDP, len);
-        let sum = sum.bytes(header.as_bytes()).bytes(payload).finish();
-        // A computed zero is sent as all ones (RFC 768).
-        header.checksum = U16::new(if sum == 0 { 0xffff } else { sum });
+        header.checksum = U16::new(sum.bytes(header.as_bytes()).bytes(payload).finish_udp());
         let mut bytes = [0; TRANSPORT_LEN];
         bytes.copy_from_slice(header.as_bytes());
         Some(Self { protocol: protocol::UDP, header: bytes, payload })
@@ -114,5 +112,34 @@ impl<'a> Datagram<'a> {
         let payload = self.payload.get(start..start + rest.len()).unwrap_or_default();
         rest.get_mut(..payload.len()).unwrap_or_default().copy_from_slice(payload);
         link.commit(frame_len, &Offload::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Over all sums: a computed zero is sent as all ones, since zero means that there is no checksum (RFC 768).
+    #[test]
+    fn all_checksums_of_udp_are_right() {
+        for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
+            let frame = Outgoing {
+                source_mac: ethernet::Mac::BROADCAST,
+                destination_mac: ethernet::Mac::BROADCAST,
+                source: source.parse().unwrap(),
+                destination: destination.parse().unwrap(),
+                hop_limit: 64,
+                traffic_class: 0,
+                flow_label: 0,
+            };
+            for word in 0..=u16::MAX {
+                let payload = word.to_be_bytes();
+                let Datagram { header, .. } = Datagram::udp(&frame, (7, 9), &payload).unwrap();
+                let len = TRANSPORT_LEN + payload.len();
+                let sum = Sum::new().pseudo_header(frame.source, frame.destination, protocol::UDP, len);
+                assert_eq!(sum.bytes(&header).bytes(&payload).finish(), 0, "word {word:#06x}");
+                assert_ne!(header[6..], [0, 0], "word {word:#06x}");
+            }
+        }
     }
 }

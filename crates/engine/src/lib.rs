@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod addr;
+mod checksums;
 pub mod context;
 pub mod dns;
 pub mod drops;

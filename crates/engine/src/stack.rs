@@ -3,6 +3,7 @@
 mod fragments;
 mod refusal;
 
+use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use wire::{
@@ -14,6 +15,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     addr::{Guest, Settings},
+    checksums::{self, Verdict},
     context::Context,
     dns::{self, Dns},
     flow::{Endpoints, FlowId, Kind},
@@ -24,7 +26,7 @@ use crate::{
     memory::PayloadOf,
     neighbours::Neighbour,
     reassembly::Reassembly,
-    share::Share,
+    share::{Notice, Share},
     tcp::Tcp,
     timer::{Instant, Timers},
     udp::{self, Udp},
@@ -51,13 +53,15 @@ pub struct Counters {
     pub fragments: u64,
     /// Of a protocol that is not carried, or that was switched off.
     pub unsupported: u64,
+    /// With a wrong checksum.
+    pub checksums: u64,
 }
 
 impl Counters {
     /// All together.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.malformed + self.fragments + self.unsupported
+        self.malformed + self.fragments + self.unsupported + self.checksums
     }
 }
 
@@ -90,6 +94,9 @@ pub struct Stack<H: Host> {
     advertiser: Advertiser,
     random: u32,
     counters: Counters,
+    wrong_checksums: Notice,
+    /// A frame that had to be copied.
+    copy: Vec<u8>,
 }
 
 impl<H: Host> Stack<H> {
@@ -109,6 +116,8 @@ impl<H: Host> Stack<H> {
             refusals: refusal::Limit::new(now),
             random: seeds.advertisement,
             counters: Counters::default(),
+            wrong_checksums: Notice::default(),
+            copy: Vec::new(),
         }
     }
 
@@ -195,7 +204,8 @@ impl<H: Host> Stack<H> {
         host: &mut H,
         link: &mut L,
     ) {
-        let frame = match frame::parse_head(head, frame) {
+        let whole = frame;
+        let frame = match frame::parse_head(head, whole) {
             Ok(frame) => frame,
             Err(Unusable::Malformed) => return self.counters.malformed += 1,
             Err(Unusable::UnknownEthertype(_)) => return self.counters.unsupported += 1,
@@ -207,10 +217,44 @@ impl<H: Host> Stack<H> {
                 self.count(outcome);
             }
             Body::Ip(packet) => {
+                match checksums::judge(head, &packet, offload) {
+                    Verdict::Right => {}
+                    Verdict::Wrong => return self.count_wrong_checksum(now),
+                    Verdict::Contradiction => return self.counters.malformed += 1,
+                    Verdict::OpenInside => return self.on_open_payload(whole, offload, now, host, link),
+                }
                 self.guest.learn(&self.settings, frame.source_mac, Some(packet.source), now);
                 self.on_packet(&packet, offload, now, host, link);
             }
         }
+    }
+
+    fn count_wrong_checksum(&mut self, now: Instant) {
+        self.counters.checksums += 1;
+        if self.wrong_checksums.is_due(now) {
+            let all = self.counters.checksums;
+            log::warn!("Dropping frames of the guest for their wrong checksums ({all} so far)");
+        }
+    }
+
+    /// A frame that leaves a checksum in its payload open, as that of a packet in a tunnel. The payload can't be sent on like
+    /// this, and may lie in memory that is not ours to write: the frame is copied, which is rare.
+    fn on_open_payload<L: Link<Memory = H::Memory>>(
+        &mut self,
+        frame: PayloadOf<'_, H::Memory>,
+        offload: &Offload,
+        now: Instant,
+        host: &mut H,
+        link: &mut L,
+    ) {
+        let mut copy = core::mem::take(&mut self.copy);
+        if checksums::complete(frame, offload, &mut copy) {
+            let bytes = copy.as_slice();
+            self.on_frame(frame::head(bytes), bytes.into(), &Offload::VERIFIED, now, host, link);
+        } else {
+            self.counters.malformed += 1;
+        }
+        self.copy = copy;
     }
 
     fn on_packet<L: Link<Memory = H::Memory>>(
@@ -252,7 +296,7 @@ impl<H: Host> Stack<H> {
                 }
                 self.count(outcome);
             }
-            Transport::Fragment(fragment) => self.on_fragment(packet, &fragment, offload, now, host, link),
+            Transport::Fragment(fragment) => self.on_fragment(packet, &fragment, now, host, link),
             Transport::Other(protocol, upper) => self.refuse(packet, protocol, upper, now, host, link),
             Transport::Tcp(segment) => {
                 self.refuse(packet, protocol::TCP, segment.header.as_bytes().into(), now, host, link);

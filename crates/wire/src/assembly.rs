@@ -5,13 +5,11 @@ use core::net::IpAddr;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
-    checksum::Sum,
     ethernet,
     fragment::{HEADER_LEN, Header, Piece, UNIT},
     frame::{self, Outgoing, Packet, Unusable},
     ipv4, ipv6,
     payload::Payload,
-    protocol,
 };
 
 /// The header of a packet whose fragments are all there.
@@ -35,8 +33,8 @@ impl Whole {
     /// The packet. `bytes` is its fragmentable part; `payload` is the same as what the packet is to carry.
     ///
     /// # Errors
-    /// Headers are malformed, or the checksum of TCP, UDP or ICMP is wrong: it was computed over the whole packet, so that
-    /// nobody could verify it before.
+    /// Headers are malformed. The checksum of TCP, UDP or ICMP is to be verified now ([`crate::verify::transport`]): it is
+    /// over the whole packet, so that nobody could do so before.
     pub fn packet<'a, P: Payload>(&self, bytes: &'a [u8], payload: P) -> Result<Packet<'a, P>, Unusable> {
         let (protocol, upper) = match self.source {
             IpAddr::V4(_) => (self.protocol, bytes),
@@ -44,7 +42,7 @@ impl Whole {
         };
         // Fragments in fragments: no host sends such a packet.
         let nested = self.source.is_ipv6() && protocol == ipv6::FRAGMENT;
-        if nested || !self.has_valid_checksum(protocol, upper) {
+        if nested {
             return Err(Unusable::Malformed);
         }
         let payload = payload.slice(bytes.len() - upper.len()..bytes.len());
@@ -57,28 +55,6 @@ impl Whole {
             dont_fragment: false,
             transport: frame::parse_transport(self.source.is_ipv4(), protocol, frame::head(upper), payload)?,
         })
-    }
-
-    fn has_valid_checksum(&self, protocol: u8, upper: &[u8]) -> bool {
-        let v4 = self.source.is_ipv4();
-        let sum = Sum::new().pseudo_header(self.source, self.destination, protocol, upper.len());
-        match protocol {
-            protocol::ICMP if v4 => Sum::new().bytes(upper).finish() == 0,
-            protocol::UDP => match upper {
-                // No checksum (RFC 768), which IPv6 forbids (RFC 8200 §8.1).
-                [_, _, _, _, _, _, 0, 0, ..] => v4,
-                // Bytes after the datagram's own length belong to nothing.
-                [_, _, _, _, high, low, ..] => {
-                    let len = usize::from(u16::from_be_bytes([*high, *low]));
-                    let sum = Sum::new().pseudo_header(self.source, self.destination, protocol, len);
-                    upper.get(..len).is_some_and(|datagram| sum.bytes(datagram).finish() == 0)
-                }
-                _ => false,
-            },
-            protocol::TCP => sum.bytes(upper).finish() == 0,
-            protocol::ICMPV6 if !v4 => sum.bytes(upper).finish() == 0,
-            _ => true,
-        }
     }
 }
 

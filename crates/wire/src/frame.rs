@@ -95,7 +95,7 @@ pub fn head(bytes: &[u8]) -> &[u8] {
 /// Parses a frame that lies in one buffer. What follows the IP packet's own length is padding and left out.
 ///
 /// # Errors
-/// The reason why the frame can't be used. Checksums are not verified (SPEC §4).
+/// The reason why the frame can't be used. Checksums are not verified: see [`crate::verify`].
 pub fn parse(bytes: &[u8]) -> Result<Frame<'_>, Unusable> {
     parse_head(bytes, bytes)
 }
@@ -364,6 +364,7 @@ impl Outgoing {
         let offload = Offload {
             segmentation: segmentation.map(|(kind, size)| Segmentation { kind, size, ecn: false }),
             checksum: Some(PartialChecksum { start, offset: checksum_offset }),
+            verified: false,
             header_len: if segmentation.is_some() { header_len as u16 } else { 0 },
         };
         Some(Written { len: pad(buffer, header_len + payload_len), offload })

@@ -11,6 +11,8 @@ use crate::payload::Payload;
 pub const HEADER_LEN: usize = 8;
 /// Code of "time exceeded" in both versions: fragments are missing.
 pub const REASSEMBLY_TIME_EXCEEDED: u8 = 1;
+/// Offset of the checksum in the header, in bytes.
+pub const CHECKSUM_OFFSET: u16 = 2;
 
 /// ICMPv4 message types.
 pub mod v4 {

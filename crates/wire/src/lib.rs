@@ -29,6 +29,7 @@ pub mod stream;
 pub mod tcp;
 pub mod train;
 pub mod udp;
+pub mod verify;
 
 /// IP protocol numbers that the project tells apart (IANA "Protocol Numbers").
 pub mod protocol {

@@ -6,6 +6,7 @@
 pub const VIRTIO_NET_HEADER_LEN: usize = 12;
 
 const NEEDS_CSUM: u8 = 1;
+const DATA_VALID: u8 = 2;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
@@ -50,11 +51,16 @@ pub struct Offload {
     pub segmentation: Option<Segmentation>,
     /// Checksum, if it is only partly computed.
     pub checksum: Option<PartialChecksum>,
+    /// All checksums were verified, or need not be.
+    pub verified: bool,
     /// Length of all headers, in bytes (a hint; zero when there is no segmentation).
     pub header_len: u16,
 }
 
 impl Offload {
+    /// Nothing was left undone, and nothing has to be verified.
+    pub const VERIFIED: Self = Self { segmentation: None, checksum: None, verified: true, header_len: 0 };
+
     /// The virtio-net header (little-endian, `num_buffers` 1).
     #[must_use]
     pub fn to_virtio(self) -> [u8; VIRTIO_NET_HEADER_LEN] {
@@ -63,6 +69,9 @@ impl Offload {
             bytes[0] = NEEDS_CSUM;
             bytes[6..8].copy_from_slice(&checksum.start.to_le_bytes());
             bytes[8..10].copy_from_slice(&checksum.offset.to_le_bytes());
+        }
+        if self.verified {
+            bytes[0] |= DATA_VALID;
         }
         if let Some(segmentation) = self.segmentation {
             bytes[1] = match segmentation.kind {
@@ -96,7 +105,8 @@ impl Offload {
         };
         let checksum =
             (bytes[0] & NEEDS_CSUM != 0).then(|| PartialChecksum { start: word(6), offset: word(8) });
-        Some(Self { segmentation, checksum, header_len: word(2) })
+        let verified = bytes[0] & DATA_VALID != 0;
+        Some(Self { segmentation, checksum, verified, header_len: word(2) })
     }
 }
 
@@ -109,11 +119,13 @@ mod tests {
         let offload = Offload {
             segmentation: Some(Segmentation { kind: SegmentKind::Tcp6, size: 1440, ecn: true }),
             checksum: Some(PartialChecksum { start: 54, offset: 16 }),
+            verified: false,
             header_len: 74,
         };
-        assert_eq!(Offload::from_virtio(&offload.to_virtio()), Some(offload));
         let plain = Offload::default();
-        assert_eq!(Offload::from_virtio(&plain.to_virtio()), Some(plain));
+        for offload in [offload, plain, Offload { verified: true, ..plain }] {
+            assert_eq!(Offload::from_virtio(&offload.to_virtio()), Some(offload));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use core::ops::Range;
 use zerocopy::FromBytes;
 
 use crate::{
+    checksum::Sum,
     ethernet::{self, Header as Ethernet},
     ipv4, ipv6, protocol,
     tcp::{self, Flags, Seq},
@@ -41,16 +42,18 @@ struct Parts {
 }
 
 impl Train {
-    /// A train of which `frame` is the first segment; none if nothing is joined to a frame like this.
+    /// A train of which `frame` is the first segment; none if nothing is joined to a frame like this, or its checksums are
+    /// wrong.
     #[must_use]
     pub fn begin(frame: &[u8]) -> Option<Self> {
-        let Parts { network, header_len, seq, .. } = parse(frame)?;
+        let parts = parse(frame).filter(|parts| parts.are_right(frame))?;
+        let Parts { network, header_len, seq, .. } = parts;
         let next = seq + (frame.len() - header_len) as u32;
         Some(Self { network, header_len, next, joined: false })
     }
 
     /// Joins the segment that is at `next` in `buffer` to the train, which is at `train` and grows: the payload is moved.
-    /// False, with nothing changed, if it does not follow, or there is no room.
+    /// False, with nothing changed, if it does not follow, its checksums are wrong, or there is no room.
     pub fn join(&mut self, buffer: &mut [u8], train: &mut Range<usize>, next: Range<usize>) -> bool {
         let Some((front, frame)) = buffer.split_at_mut_checked(next.start) else { return false };
         let (Some(first), Some(frame)) = (front.get_mut(train.clone()), frame.get(..next.len())) else {
@@ -60,7 +63,7 @@ impl Train {
             return false;
         };
         let payload = next.start + parts.header_len..next.end;
-        if train.len() + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN {
+        if train.len() + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN || !parts.are_right(frame) {
             return false;
         }
         let Some((headers, later)) = tcp_headers(first, frame, parts.transport) else { return false };
@@ -114,6 +117,26 @@ impl Train {
                 }
             }
         }
+    }
+}
+
+impl Parts {
+    /// Whether the checksums of the IPv4 header and of TCP are right.
+    fn are_right(&self, frame: &[u8]) -> bool {
+        // Without options, the addresses are right before the TCP header: one sum takes both.
+        let addresses = match self.network {
+            Network::V4 => self.transport - 2 * size_of::<[u8; 4]>(),
+            Network::V6 => self.transport - 2 * size_of::<[u8; 16]>(),
+        };
+        let (Some(header), Some(summed)) =
+            (frame.get(ethernet::HEADER_LEN..self.transport), frame.get(addresses..))
+        else {
+            return false;
+        };
+        // At most 65535, as it is the length of an IP packet.
+        let len = frame.len() - self.transport;
+        let sum = Sum::new().word(protocol::TCP.into()).word(len as u16).bytes(summed);
+        sum.finish() == 0 && (self.network == Network::V6 || Sum::new().bytes(header).finish() == 0)
     }
 }
 
@@ -171,6 +194,8 @@ mod tests {
     use crate::{
         ethernet::Mac,
         frame::{self, Body, Outgoing, Transport},
+        segment::complete_checksum,
+        verify,
     };
 
     const PAYLOAD: usize = 1000;
@@ -198,7 +223,8 @@ mod tests {
         bytes[start..].fill(number as u8);
         let seq = Seq(u32::MAX - 1500) + number * PAYLOAD as u32;
         let header = tcp::Header::new((5, 80), seq, Seq(7 + number), flags, 100 + number as u16, 0);
-        assert!(outgoing.tcp(&mut bytes[..start], header, &[], PAYLOAD, None).is_some());
+        let offload = outgoing.tcp(&mut bytes[..start], header, &[], PAYLOAD, None).unwrap().offload;
+        assert!(complete_checksum(&mut bytes, &offload));
         bytes
     }
 
@@ -244,8 +270,10 @@ mod tests {
         let first = || segment(false, 0, Flags::ACK);
         let mut padded = segment(false, 1, Flags::ACK);
         padded.push(0);
+        // A higher port and a lower window: the checksum stays right.
         let mut other_port = segment(false, 1, Flags::ACK);
-        other_port[37] ^= 1;
+        other_port[37] += 1;
+        other_port[49] -= 1;
         let others = [
             segment(false, 2, Flags::ACK),
             segment(false, 0, Flags::ACK),
@@ -261,6 +289,32 @@ mod tests {
         }
         assert!(Train::begin(&segment(false, 0, Flags::SYN)).is_none());
         assert!(Train::begin(&first()[..40]).is_none());
+    }
+
+    /// Whatever is wrong in a frame, it begins no train and joins none, unless its checksums are still right.
+    #[test]
+    fn wrong_checksums_stay_apart() {
+        for v6 in [false, true] {
+            let good = [segment(v6, 0, Flags::ACK), segment(v6, 1, Flags::ACK)];
+            for at in 0..good[0].len() {
+                for which in 0..2 {
+                    let mut frames = good.clone();
+                    frames[which][at] ^= 0x10;
+                    let is_right = frame::parse(&frames[which]).is_ok_and(|frame| match frame.body {
+                        Body::Ip(packet) => verify::transport(&packet),
+                        Body::Arp(_) => true,
+                    }) && verify::network(&frames[which]);
+                    let joined = Train::begin(&frames[0]).is_some() && join(&frames).1 == 2;
+                    assert!(is_right || !joined, "IPv6: {v6}, byte {at} of frame {which}");
+                    // The addresses of Ethernet, the flow label and the hop limit are in no sum; another protocol has none.
+                    assert_eq!(
+                        is_right,
+                        at < 12 || v6 && (15..18).contains(&at) || v6 && (20..22).contains(&at),
+                        "{at}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,11 @@ pub const HEADER_LEN: usize = 8;
 /// Offset of the checksum in the header, in bytes.
 pub const CHECKSUM_OFFSET: u16 = 6;
 
+/// Ports to which IPv6 datagrams may go without a checksum: of protocols that carry packets with checksums of their own
+/// (RFC 8200 §8.1, RFC 6936). LISP, GRE, VXLAN and its generic extension, CAPWAP, GENEVE, MPLS, and what Linux calls
+/// VXLAN by default.
+const ZERO_CHECKSUM_PORTS: [u16; 8] = [4341, 4754, 4789, 4790, 5247, 6081, 6635, 8472];
+
 /// The header.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -20,6 +25,14 @@ pub struct Header {
     pub len: U16,
     /// Checksum, or zero for none (IPv4 only).
     pub checksum: U16,
+}
+
+impl Header {
+    /// Whether the datagram says that it has no checksum, and may do so.
+    #[must_use]
+    pub fn omits_checksum(&self, v4: bool) -> bool {
+        self.checksum.get() == 0 && (v4 || ZERO_CHECKSUM_PORTS.contains(&self.destination_port.get()))
+    }
 }
 
 /// A view of one datagram, or of a train of equally sized ones when the frame is a segmentation

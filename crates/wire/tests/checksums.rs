@@ -8,14 +8,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use wire::{
     ethernet::Mac,
-    frame::{Outgoing, Written},
+    frame::{Body, Outgoing, Written, parse},
     icmp, ipv4,
     offload::Offload,
     protocol,
     segment::{Segments, complete_checksum},
     tcp::{self, Flags, Seq},
     train::Train,
-    udp,
+    udp, verify,
 };
 
 const PORTS: (u16, u16) = (7, 9);
@@ -77,6 +77,10 @@ fn over_all_sums(what: &str, frames: impl Fn(&Outgoing, [u8; 2]) -> Vec<Vec<u8>>
             for frame in frames(&outgoing, word.to_be_bytes()) {
                 let (carried, right) = carried_and_right(&frame);
                 assert_eq!(carried, right, "{what}, IPv6: {v6}, word {word:#06x}");
+                let Ok(Body::Ip(packet)) = parse(&frame).map(|frame| frame.body) else {
+                    panic!("{frame:x?}")
+                };
+                assert!(verify::network(&frame) && verify::transport(&packet), "{frame:x?}");
                 seen[usize::from(carried)] = true;
             }
         }
@@ -163,9 +167,10 @@ fn of_ipv4_headers() {
         let new = ipv4::Header::new(Ipv4Addr::new(10, 0, high, low), Ipv4Addr::LOCALHOST, 17, 64, 0, 8);
         let new = [&[0; 14], zerocopy::IntoBytes::as_bytes(&new)].concat();
         let cut = cut(tcp(&outgoing, &[0; 4], Some(2)));
-        let first = completed(tcp(&outgoing, &[0; 3], None)).remove(0);
-        let mut second = first.clone();
-        second[41] += 3;
+        let (open, offload) = tcp(&outgoing, &[0; 3], None);
+        let mut next = open.clone();
+        next[41] += 3; // the sequence number
+        let [first, second] = [open, next].map(|frame| completed((frame, offload)).remove(0));
         let mut buffer = [&first[..], &second[..]].concat();
         let (mut range, len) = (0..first.len(), first.len());
         let mut train = Train::begin(&first).unwrap();

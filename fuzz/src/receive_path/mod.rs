@@ -80,10 +80,12 @@ pub fn target(data: &[u8]) {
 
 /// A guest that sends one frame, and nothing else.
 pub(crate) fn one_frame(frame: &[u8]) {
-    let mut run = Run::new(&mut Input::new(&[]));
-    run.frame(frame, &Offload::default());
-    run.check();
-    run.wind_down();
+    for offload in [Offload::default(), Offload::VERIFIED] {
+        let mut run = Run::new(&mut Input::new(&[]));
+        run.frame(frame, &offload);
+        run.check();
+        run.wind_down();
+    }
 }
 
 /// Both families, everything mapped, all services on, unless `switches` say otherwise.

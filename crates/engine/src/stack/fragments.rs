@@ -8,6 +8,7 @@ use wire::{
     icmp, ipv6,
     offload::Offload,
     payload::Payload,
+    verify,
 };
 
 use super::Stack;
@@ -41,23 +42,18 @@ impl<H: Host> Stack<H> {
         &mut self,
         packet: &Packet<'_, PayloadOf<'a, H::Memory>>,
         fragment: &Fragment<PayloadOf<'a, H::Memory>>,
-        offload: &Offload,
         now: Instant,
         host: &mut H,
         link: &mut L,
     ) {
-        if offload.segmentation.is_some() || offload.checksum.is_some() {
-            // A fragment holds no checksum that could be left open, and nothing that could be cut.
-            self.counters.malformed += 1;
-            return;
-        }
         match self.reassembly.add(packet, fragment, now) {
             Outcome::Waiting => {}
             Outcome::Complete(whole, bytes) => {
                 match whole.packet(&bytes, bytes.as_slice().into()) {
                     // Nothing is said of a protocol in fragments.
                     Ok(Packet { transport: Transport::Other(..), .. }) => self.counters.unsupported += 1,
-                    Ok(packet) => self.on_packet(&packet, &Offload::default(), now, host, link),
+                    Ok(packet) if !verify::transport(&packet) => self.count_wrong_checksum(now),
+                    Ok(packet) => self.on_packet(&packet, &Offload::VERIFIED, now, host, link),
                     Err(_) => self.counters.malformed += 1,
                 }
                 self.reassembly.recycle(bytes);

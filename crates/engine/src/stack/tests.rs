@@ -8,9 +8,12 @@ use wire::{
     fragment::Piece,
     frame::{MAX_LEN, Outgoing, Transport},
     icmp::{Header, Message},
+    ipv4,
     offload::PartialChecksum,
     segment::complete_checksum,
 };
+
+use zerocopy::FromBytes;
 
 use super::*;
 use crate::{
@@ -187,7 +190,7 @@ fn a_wrong_checksum_shows_when_the_datagram_is_whole() {
         let mut frames = fragments(guest, peer, &[1; 3000]);
         *frames[1].last_mut().unwrap() ^= 1;
         test.receive_all(&frames);
-        assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 1));
+        assert_eq!((test.host.opened.len(), test.stack.counters().checksums), (0, 1));
         // None at all is right for IPv4 alone (RFC 768, RFC 8200 §8.1).
         let mut frames = fragments(guest, peer, &[1; 3000]);
         let at = if guest == GUEST { 14 + 20 + 6 } else { 14 + 48 + 6 };
@@ -197,15 +200,27 @@ fn a_wrong_checksum_shows_when_the_datagram_is_whole() {
     }
 }
 
+/// The header of each fragment has a checksum of its own.
+#[test]
+fn a_fragment_with_a_wrong_header_joins_no_other() {
+    let mut test = Test::new();
+    let mut frames = fragments(GUEST, PEER, &[1; 3000]);
+    frames[1][22] ^= 1; // TTL
+    test.receive_all(&frames);
+    assert_eq!((test.host.opened.len(), test.stack.counters().checksums), (0, 1));
+}
+
 /// What is left to the receiver of a frame can't be left in a fragment.
 #[test]
 fn a_fragment_leaves_no_checksum_open() {
     let mut test = Test::new();
     let frames = fragments(GUEST, PEER, &[1; 3000]);
-    let checksum = Some(PartialChecksum { start: 34, offset: 6 });
-    test.receive(&frames[0], &Offload { checksum, ..Offload::default() });
+    for start in [34, 42, 100] {
+        let checksum = Some(PartialChecksum { start, offset: 6 });
+        test.receive(&frames[0], &Offload { checksum, ..Offload::default() });
+    }
     test.receive_all(&frames[1..]);
-    assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 1));
+    assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 3));
 }
 
 /// RFC 8200 §4.5, RFC 792: after 60 s, and with the first fragment as a quote.
@@ -299,6 +314,7 @@ fn dont_fragment_is_carried() {
         let (headers, mut frame) = datagram(from, to, &[1; 1000]);
         if clear {
             frame[20] &= !0x40;
+            ipv4::Header::mut_from_prefix(&mut frame[14..]).unwrap().0.update_checksum();
         }
         let frames =
             if fragments { cut(&headers, 17, &frame[headers.headroom(0)..], 504) } else { vec![frame] };

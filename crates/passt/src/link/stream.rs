@@ -149,9 +149,11 @@ impl StreamLink {
         if let Some(capture) = &mut self.capture {
             capture.add(&[&buffer[frame.clone()]]);
         }
-        // Who looks at frames wants to see them as they came.
+        // Captures and traces show frames as they came. The engine verifies what is not verified here.
         let watched = self.capture.is_some() || log::log_enabled!(log::Level::Trace);
-        if !watched && let Some(mut train) = Train::begin(&buffer[frame.clone()]) {
+        let train = if watched { None } else { Train::begin(&buffer[frame.clone()]) };
+        let verified = train.is_some();
+        if let Some(mut train) = train {
             let mut ahead = client.unframer;
             while let Ok(Some(next)) = ahead.next_frame(buffer)
                 && train.join(buffer, &mut frame, next)
@@ -161,7 +163,8 @@ impl StreamLink {
             }
             train.finish(&mut buffer[frame.clone()]);
         }
-        Some(Received { start: frame.start, end: frame.end, offload: Offload::default() })
+        let offload = Offload { verified, ..Offload::default() };
+        Some(Received { start: frame.start, end: frame.end, offload })
     }
 
     /// See [`super::Medium::finish_round`].

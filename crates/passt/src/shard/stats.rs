@@ -11,13 +11,13 @@ use super::Shard;
 /// Lines between two headings.
 const PAGE: usize = 20;
 /// Number of columns.
-const COLUMNS: usize = 22;
+const COLUMNS: usize = 23;
 /// Characters of a column.
 const WIDTH: usize = 9;
 
 /// Headings, over as many columns as they have parts.
 const HEADINGS: [(&str, &[&str]); 6] = [
-    ("frames", &["from", "to", "lost", "useless"]),
+    ("frames", &["from", "to", "lost", "useless", "bad sum"]),
     ("TCP", &["now", "opened", "refused", "reset", "no file"]),
     ("TCP bypass", &["now", "opened", "refused", "reset"]),
     ("UDP", &["now", "dropped", "ended"]),
@@ -99,7 +99,7 @@ impl Shard {
     fn counts(&mut self) -> Counts {
         let link = self.link.counters();
         let bypassed = self.bypass.flows();
-        let useless = self.stack.counters().total();
+        let useless = *self.stack.counters();
         let udp = self.stack.udp();
         let udp = (udp.flows() as u64, udp.counters().total(), udp.ended());
         let (tcp, dns, ping) = (self.stack.tcp(), self.stack.dns(), self.stack.ping());
@@ -107,7 +107,8 @@ impl Shard {
             link.received,
             link.sent,
             link.dropped,
-            useless,
+            useless.total() - useless.checksums,
+            useless.checksums,
             tcp.len() as u64,
             tcp.counters.opened,
             tcp.counters.refused,

@@ -16,6 +16,7 @@ mod announced;
 mod auto;
 mod budgets;
 mod bulk;
+mod checksums;
 mod dns;
 mod flood;
 mod fragments;

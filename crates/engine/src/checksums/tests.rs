@@ -1,0 +1,321 @@
+use alloc::{vec, vec::Vec};
+use core::{net::IpAddr, time::Duration};
+
+use wire::{
+    ethernet::Mac,
+    frame::{self, Outgoing, Transport},
+    icmp,
+    offload::Segmentation,
+    tcp::{Flags, Seq},
+};
+
+use super::*;
+use crate::{
+    mock::{MockHost, MockLink, World, ip},
+    share::{Bound, Share},
+    stack::{Counters, Limits, Seeds, Stack},
+};
+
+/// Where VXLAN puts the Ethernet frame that it carries, in the UDP payload.
+const INNER_AT: usize = 8;
+
+struct Test {
+    stack: Stack<MockHost>,
+    world: World,
+}
+
+impl Test {
+    fn new() -> Self {
+        let world = World::new();
+        let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
+        let guest = crate::addr::test::guest(&world.settings);
+        let share = Share { most: 10, bound: Bound::Fixed };
+        let idle = Duration::from_secs(30);
+        let limits = Limits {
+            connections: 10,
+            queue_memory: 1 << 20,
+            udp: crate::udp::Limits {
+                flows: share,
+                strangers: share,
+                endpoints: share,
+                bypass: share,
+                idle,
+                idle_stream: idle,
+            },
+            pings: share,
+            dns: crate::dns::Limits {
+                files: share,
+                bytes: 10_000,
+                idle: Duration::from_secs(30),
+                idle_stream: Duration::from_secs(30),
+            },
+        };
+        let stack = Stack::new(world.settings.clone(), guest, limits, seeds, world.now);
+        Self { stack, world }
+    }
+
+    fn send(&mut self, frame: &[u8], offload: &Offload) {
+        let World { now, host, link, .. } = &mut self.world;
+        self.stack.on_frame(frame::head(frame), frame, offload, *now, host, link);
+        self.stack.end_batch::<MockLink>(*now, host, link);
+    }
+
+    /// The payloads that sockets have sent since the last call.
+    fn sent(&self) -> Vec<Vec<u8>> {
+        self.world.host.opened.iter().flat_map(|open| open.socket.sent()).map(|sent| sent.payload).collect()
+    }
+
+    /// Nothing came of any frame, except these counts.
+    #[track_caller]
+    fn assert_ignored(&self, counters: Counters) {
+        assert_eq!(*self.stack.counters(), counters);
+        assert_eq!((self.sent(), self.world.link.frames.len()), (vec![], 0));
+        let before = crate::addr::test::guest(&self.world.settings);
+        assert_eq!(format_guest(self.stack.guest()), format_guest(&before), "learned from it");
+    }
+}
+
+fn format_guest(guest: &crate::addr::Guest) -> alloc::string::String {
+    alloc::format!("{guest:?}")
+}
+
+/// A packet of the guest, from a hardware address that it has not used before.
+fn outgoing(v6: bool) -> Outgoing {
+    let (source, destination) =
+        if v6 { ("2001:db8:1::56", "2001:db8:5::9") } else { ("198.51.100.56", "192.0.2.9") };
+    Outgoing {
+        source_mac: Mac([2, 0, 0, 0, 0, 0x56]),
+        destination_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        hop_limit: 64,
+        traffic_class: 0,
+        flow_label: 0,
+    }
+}
+
+/// A datagram to this port whose checksum was left open.
+fn datagram(outgoing: &Outgoing, port: u16, payload: &[u8]) -> (Vec<u8>, Offload) {
+    let start = outgoing.headroom(udp::HEADER_LEN);
+    let mut frame = vec![0; start + payload.len()];
+    frame[start..].copy_from_slice(payload);
+    let offload = outgoing.udp(&mut frame, (4000, port), payload.len(), None).unwrap().offload;
+    (frame, offload)
+}
+
+fn syn(outgoing: &Outgoing) -> (Vec<u8>, Offload) {
+    let mut frame = vec![0; outgoing.headroom(tcp::HEADER_LEN)];
+    let header = tcp::Header::new((4000, 80), Seq(1), Seq(0), Flags::SYN, 100, 0);
+    let offload = outgoing.tcp(&mut frame, header, &[], 0, None).unwrap().offload;
+    (frame, offload)
+}
+
+fn echo(outgoing: &Outgoing) -> Vec<u8> {
+    let start = outgoing.headroom(icmp::HEADER_LEN);
+    let mut frame = vec![0x11; start + 20];
+    let kind = if outgoing.source.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
+    assert!(outgoing.icmp(&mut frame, icmp::Header::new(kind, 0, 7), 20).is_some());
+    frame
+}
+
+/// A question of the guest's that we answer ourselves.
+fn solicitation() -> Vec<u8> {
+    let ours = "fe80::1".parse().unwrap();
+    let outgoing =
+        Outgoing { source: "fe80::55".parse().unwrap(), destination: ours, hop_limit: 255, ..outgoing(true) };
+    let start = outgoing.headroom(icmp::HEADER_LEN);
+    let mut frame = vec![0; start + 16];
+    let IpAddr::V6(target) = ours else { unreachable!() };
+    frame[start..].copy_from_slice(&target.octets());
+    let header = icmp::Header::new(icmp::v6::NEIGHBOUR_SOLICITATION, 0, 0);
+    assert!(outgoing.icmp(&mut frame, header, 16).is_some());
+    frame
+}
+
+fn summed((mut frame, offload): (Vec<u8>, Offload)) -> Vec<u8> {
+    assert!(complete_checksum(&mut frame, &offload));
+    frame
+}
+
+/// Of each protocol and version, with right checksums.
+fn good() -> Vec<Vec<u8>> {
+    let mut all = vec![solicitation()];
+    for v6 in [false, true] {
+        let outgoing = outgoing(v6);
+        all.extend([summed(syn(&outgoing)), summed(datagram(&outgoing, 9, b"odd")), echo(&outgoing)]);
+    }
+    all
+}
+
+#[test]
+fn what_has_right_checksums_is_carried() {
+    for (number, frame) in good().iter().enumerate() {
+        let mut test = Test::new();
+        test.send(frame, &Offload::default());
+        assert_eq!(test.stack.counters().total(), 0, "frame {number}");
+        assert_ne!(test.sent().len() + test.world.link.frames.len(), 0, "frame {number}");
+    }
+}
+
+/// Before anything comes of it: no flow, no answer, and no address is learned.
+#[test]
+fn a_wrong_checksum_is_dropped_and_counted() {
+    for frame in good() {
+        // In the payload or at the end of the header, in a port or the type, and in the IPv4 header's TTL.
+        let v4 = frame[14] >> 4 == 4;
+        let transport = if v4 { 34 } else { 54 };
+        let places = [frame.len() - 1, transport + 1, transport + 3, 22];
+        for &at in &places[..if v4 { 4 } else { 3 }] {
+            let mut bad = frame.clone();
+            bad[at] ^= 4;
+            let mut test = Test::new();
+            test.send(&bad, &Offload::default());
+            test.assert_ignored(Counters { checksums: 1, ..Counters::default() });
+            // Where the link vouches for it, nobody looks.
+            test.send(&bad, &Offload::VERIFIED);
+            assert_eq!(test.stack.counters().checksums, 1);
+        }
+    }
+}
+
+/// In IPv4 zero means that there is none. In IPv6 only tunnels may say so.
+#[test]
+fn udp_may_have_no_checksum() {
+    for (v6, port, carried) in [(false, 9, true), (true, 9, false), (true, 4789, true)] {
+        let mut frame = datagram(&outgoing(v6), port, b"payload").0;
+        let at = outgoing(v6).network_len() + 6;
+        frame[at..at + 2].fill(0);
+        let mut test = Test::new();
+        test.send(&frame, &Offload::default());
+        if carried {
+            assert_eq!(test.sent(), [b"payload"]);
+        } else {
+            test.assert_ignored(Counters { checksums: 1, ..Counters::default() });
+        }
+    }
+}
+
+/// A VXLAN datagram, with a segment or datagram in it whose checksum was left open: that is where the offload points.
+fn tunnel(outer_v6: bool, inner: &(Vec<u8>, Offload)) -> (Vec<u8>, Offload) {
+    let payload = [&[0; INNER_AT], &inner.0[..]].concat();
+    let outer = outgoing(outer_v6);
+    let mut frame = datagram(&outer, 4789, &payload).0;
+    // As if it had no checksum of its own.
+    let at = outer.network_len() + 6;
+    frame[at..at + 2].fill(0);
+    let mut checksum = inner.1.checksum.unwrap();
+    checksum.start += (outer.headroom(udp::HEADER_LEN) + INNER_AT) as u16;
+    (frame, Offload { checksum: Some(checksum), ..Offload::default() })
+}
+
+#[test]
+fn a_checksum_left_open_in_a_tunnel_is_completed() {
+    for (outer_v6, inner_v6) in [(false, false), (false, true), (true, false), (true, true)] {
+        for inner in [syn(&outgoing(inner_v6)), datagram(&outgoing(inner_v6), 9, b"odd")] {
+            let (frame, offload) = tunnel(outer_v6, &inner);
+            let mut test = Test::new();
+            // A frame may be longer than the packet: what follows is not summed.
+            for padding in [0, 7] {
+                let padded = [&frame[..], &vec![0xee; padding]].concat();
+                test.send(&padded, &offload);
+                let sent = test.sent();
+                assert_eq!(sent.len(), 1, "outer IPv6: {outer_v6}, inner IPv6: {inner_v6}");
+                assert_eq!(sent[0][INNER_AT..], summed(inner.clone()));
+                assert!(verify::transport(&ip(&sent[0][INNER_AT..])));
+            }
+            assert_eq!(test.stack.counters().total(), 0);
+        }
+    }
+}
+
+/// Datagrams of tunnels can be joined, and are complete by then.
+#[test]
+fn checksums_in_a_train_of_tunnels_are_completed() {
+    let mut test = Test::new();
+    for last in *b"abcdefgh" {
+        let (frame, offload) = tunnel(false, &datagram(&outgoing(false), 9, &[last; 100]));
+        let World { now, host, link, .. } = &mut test.world;
+        test.stack.on_frame(frame::head(&frame), frame.as_slice(), &offload, *now, host, link);
+    }
+    let World { now, host, link, .. } = &mut test.world;
+    test.stack.end_batch::<MockLink>(*now, host, link);
+    let sent = test.sent().concat();
+    let (each, rest) = sent.as_chunks::<{ INNER_AT + 42 + 100 }>();
+    assert_eq!((each.len(), rest.len()), (8, 0));
+    assert!(each.iter().all(|payload| verify::transport(&ip(&payload[INNER_AT..]))));
+}
+
+#[test]
+fn an_open_checksum_elsewhere_is_a_contradiction() {
+    for v6 in [false, true] {
+        let (frame, offload) = tunnel(v6, &syn(&outgoing(false)));
+        let PartialChecksum { start, offset } = offload.checksum.unwrap();
+        let transport = outgoing(v6).network_len() as u16;
+        let len = frame.len() as u16;
+        for (start, offset) in [
+            (0, 0),
+            (14, 10),             // in the network header
+            (transport, 2),       // over the ports
+            (transport, 16),      // as if it were TCP
+            (transport + 2, 6),   // in the middle of the header
+            (transport + 7, 300), // the same
+            (start, len - start - 1),
+            (start, len),
+            (start, u16::MAX),
+            (len - 1, 0),
+            (len, 0),
+            (len + 1, 0),
+            (u16::MAX, u16::MAX),
+        ] {
+            let mut test = Test::new();
+            let checksum = Some(PartialChecksum { start, offset });
+            test.send(&frame, &Offload { checksum, ..offload });
+            test.assert_ignored(Counters { malformed: 1, ..Counters::default() });
+        }
+        let mut test = Test::new();
+        let checksum = Some(PartialChecksum { start, offset: offset + 2 });
+        test.send(&frame, &Offload { checksum, ..offload });
+        assert_eq!((test.stack.counters().total(), test.sent().len()), (0, 1));
+    }
+}
+
+/// A super-frame is one of the protocol that it says, and of the packet outside.
+#[test]
+fn super_frames_are_what_they_say() {
+    use SegmentKind::{Tcp4, Tcp6, Udp};
+    let segmentation = |kind| Some(Segmentation { kind, size: 10, ecn: false });
+    for v6 in [false, true] {
+        let cases = [
+            (tunnel(v6, &syn(&outgoing(false))), vec![Tcp4, Tcp6, Udp]),
+            (datagram(&outgoing(v6), 9, &[0; 100]), vec![Tcp4, Tcp6]),
+            (syn(&outgoing(v6)), vec![if v6 { Tcp4 } else { Tcp6 }, Udp]),
+            ((echo(&outgoing(v6)), Offload::VERIFIED), vec![Tcp4, Tcp6, Udp]),
+        ];
+        for ((frame, offload), kinds) in cases {
+            for kind in kinds {
+                let mut test = Test::new();
+                test.send(&frame, &Offload { segmentation: segmentation(kind), ..offload });
+                test.assert_ignored(Counters { malformed: 1, ..Counters::default() });
+            }
+        }
+        let (frame, offload) = datagram(&outgoing(v6), 9, &[0; 100]);
+        let mut test = Test::new();
+        test.send(&frame, &Offload { segmentation: segmentation(Udp), ..offload });
+        assert_eq!((test.stack.counters().total(), test.sent().len()), (0, 1));
+    }
+}
+
+/// What the head does not hold is not looked for.
+#[test]
+fn a_place_is_found_by_the_head_alone() {
+    for v6 in [false, true] {
+        let (frame, offload) = datagram(&outgoing(v6), 9, &[0; 1000]);
+        assert_eq!(verify::place(frame::head(&frame)), offload.checksum);
+        let mut truncated = (0..outgoing(v6).network_len()).map(|len| verify::place(&frame[..len]));
+        assert!(truncated.all(|place| place.is_none()));
+    }
+    let mut other = syn(&outgoing(false)).0;
+    other[23] = 50;
+    assert_eq!(verify::place(&other), None);
+    assert!(matches!(ip(&other).transport, Transport::Other(50, _)));
+}
