@@ -21,6 +21,7 @@ pub mod icmp;
 mod idle;
 pub mod link;
 pub mod local;
+mod membership;
 pub mod memory;
 #[cfg(test)]
 mod mock;

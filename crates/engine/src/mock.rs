@@ -335,6 +335,10 @@ impl Host for MockHost {
         Ok(socket)
     }
 
+    fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<Socket, Errno> {
+        self.open(flow, at.ip(), at.port())
+    }
+
     fn udp_connect(
         &mut self,
         flow: FlowId,

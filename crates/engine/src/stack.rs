@@ -1,6 +1,7 @@
 //! The guest's side of the world: every frame comes in here, and finds its service or flow.
 
 mod fragments;
+mod membership;
 mod refusal;
 
 use alloc::vec::Vec;
@@ -23,6 +24,7 @@ use crate::{
     icmp::Ping,
     link::Link,
     local::{self, Advertiser, Outcome},
+    membership::Memberships,
     memory::PayloadOf,
     neighbours::Neighbour,
     reassembly::Reassembly,
@@ -55,13 +57,15 @@ pub struct Counters {
     pub unsupported: u64,
     /// With a wrong checksum.
     pub checksums: u64,
+    /// Reports of groups beyond the most that are followed (`--multicast`).
+    pub groups: u64,
 }
 
 impl Counters {
     /// All together.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.malformed + self.fragments + self.unsupported + self.checksums
+        self.malformed + self.fragments + self.unsupported + self.checksums + self.groups
     }
 }
 
@@ -92,6 +96,7 @@ pub struct Stack<H: Host> {
     reassembly: Reassembly,
     refusals: refusal::Limit,
     advertiser: Advertiser,
+    memberships: Memberships,
     random: u32,
     counters: Counters,
     wrong_checksums: Notice,
@@ -114,6 +119,7 @@ impl<H: Host> Stack<H> {
             ping: Ping::new(limits.pings, seeds.hash_key),
             reassembly: Reassembly::default(),
             refusals: refusal::Limit::new(now),
+            memberships: Memberships::default(),
             random: seeds.advertisement,
             counters: Counters::default(),
             wrong_checksums: Notice::default(),
@@ -184,6 +190,7 @@ impl<H: Host> Stack<H> {
     pub fn on_link_up<L: Link>(&mut self, link: &mut L) {
         self.guest.on_link_up();
         local::announce_start(&self.settings, &self.guest, link);
+        self.query_all(link);
     }
 
     /// What the host knows of a neighbour on its link has changed.
@@ -288,6 +295,8 @@ impl<H: Host> Stack<H> {
                 }
                 self.count(outcome);
             }
+            Transport::Icmp(message)
+                if self.settings.services.multicast && self.on_mld(packet, &message, now, host, link) => {}
             Transport::Icmp(message) => {
                 let outcome = local::on_icmpv6(&self.settings, &mut self.guest, packet, &message, link);
                 if !outcome.consumed() && self.settings.services.icmp {
@@ -297,6 +306,9 @@ impl<H: Host> Stack<H> {
                 self.count(outcome);
             }
             Transport::Fragment(fragment) => self.on_fragment(packet, &fragment, now, host, link),
+            Transport::Other(protocol::IGMP, upper) if self.settings.services.multicast => {
+                self.on_igmp(packet, upper, now, host, link);
+            }
             Transport::Other(protocol, upper) => self.refuse(packet, protocol, upper, now, host, link),
             Transport::Tcp(segment) => {
                 self.refuse(packet, protocol::TCP, segment.header.as_bytes().into(), now, host, link);
@@ -360,6 +372,7 @@ impl<H: Host> Stack<H> {
             }
         }
         self.expire_fragments(now, host, link);
+        self.keep_memberships(now, host, link);
         while let Some(address) = self.guest.due_question(now) {
             local::ask_for(&self.settings, &self.guest, address, link);
         }
@@ -373,8 +386,13 @@ impl<H: Host> Stack<H> {
     /// When [`Stack::on_deadlines`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let own =
-            [self.timers.next(), self.advertiser.next(), self.reassembly.next(), self.guest.next_question()];
+        let own = [
+            self.timers.next(),
+            self.advertiser.next(),
+            self.reassembly.next(),
+            self.guest.next_question(),
+            self.memberships.next(),
+        ];
         own.into_iter().flatten().min()
     }
 

@@ -76,6 +76,8 @@ pub struct Config {
     pub no_udp: bool,
     /// `--no-icmp`.
     pub no_icmp: bool,
+    /// `--multicast`: hear the groups that the guest joins.
+    pub multicast: bool,
     /// `--no-dhcp`.
     pub no_dhcp: bool,
     /// `--no-dhcpv6`.
@@ -138,6 +140,7 @@ impl Config {
             no_tcp: false,
             no_udp: false,
             no_icmp: false,
+            multicast: false,
             no_dhcp: false,
             no_dhcpv6: false,
             no_ndp: false,

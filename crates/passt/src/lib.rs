@@ -118,7 +118,8 @@ fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
     let capture = config.pcap.as_deref().map(open_capture).transpose()?;
 
     let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
-        .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?;
+        .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?
+        .sharing(plan.settings.services.multicast);
     // While we have our caller's rights: they may include ports below 1024.
     let resources = Resources::gather();
     let spare = listeners_at_start(&resources);

@@ -306,6 +306,7 @@ fn services(config: &Config, facts: &Facts, tap: bool) -> Services {
         tcp: !config.no_tcp,
         udp: !config.no_udp,
         icmp: !config.no_icmp && tap,
+        multicast: config.multicast && !config.no_udp && tap,
         dhcp: !config.no_dhcp,
         dhcpv6: !config.no_dhcpv6,
         ndp: !config.no_ndp,

@@ -122,6 +122,8 @@ impl Shard {
         let ledger = Ledger::new(&setup.budgets);
         let bypass = Bypass::new(epoll.clone(), &setup.budgets, ledger.clone());
         let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources, ledger);
+        let templates = [&setup.plan.template6, &setup.plan.template4];
+        sockets.join_at(templates.map(|template| template.as_ref().map(|link| link.index)));
         let mut settings = setup.plan.settings.clone();
         let (neighbourhood, neighbours) = setup.neighbourhood.unzip();
         for neighbour in neighbours.unwrap_or_default() {

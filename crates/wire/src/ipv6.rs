@@ -10,7 +10,7 @@ use zerocopy::{
 /// Length of [`Header`] in bytes.
 pub const HEADER_LEN: usize = 40;
 
-const HOP_BY_HOP: u8 = 0;
+pub(crate) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 /// Type of the fragment header.
 pub const FRAGMENT: u8 = 44;

@@ -21,6 +21,7 @@ pub mod frame;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod membership;
 pub mod ndp;
 pub mod offload;
 pub mod payload;
@@ -35,6 +36,8 @@ pub mod verify;
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;
+    /// IGMP.
+    pub const IGMP: u8 = 2;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.

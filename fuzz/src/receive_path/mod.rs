@@ -122,6 +122,7 @@ pub(crate) fn settings(switches: u8) -> Settings {
         tcp: true,
         udp: true,
         icmp: true,
+        multicast: true,
         dhcp: true,
         dhcpv6: true,
         ndp: true,

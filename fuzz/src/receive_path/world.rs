@@ -437,6 +437,12 @@ impl Host for World {
         Ok(MailboxSocket(self.mailbox(nobody)))
     }
 
+    fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<MailboxSocket, Errno> {
+        assert!(at.ip().is_multicast() && at.port() != 0, "{at}");
+        self.may_open()?;
+        Ok(MailboxSocket(self.mailbox(flow)))
+    }
+
     fn udp_connect(
         &mut self,
         flow: FlowId,

@@ -90,6 +90,8 @@ pub struct Services {
     pub udp: bool,
     /// Carry ping.
     pub icmp: bool,
+    /// Follow the guest's membership of multicast groups.
+    pub multicast: bool,
     /// Answer DHCPv4.
     pub dhcp: bool,
     /// Answer DHCPv6.
@@ -193,6 +195,7 @@ pub(crate) mod test {
                 tcp: true,
                 udp: true,
                 icmp: true,
+                multicast: false,
                 dhcp: true,
                 dhcpv6: true,
                 ndp: true,

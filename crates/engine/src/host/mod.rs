@@ -184,6 +184,13 @@ pub trait Host {
     /// The port is not shared, or no socket can be had.
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Self::Udp, Errno>;
 
+    /// Opens a datagram socket for `flow` that hears what is sent to the group and port `at` on the host's network. It
+    /// shares the port, and takes nothing from others.
+    ///
+    /// # Errors
+    /// The port is not shared, the host's network is not followed for this family, or no socket can be had.
+    fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<Self::Udp, Errno>;
+
     /// Opens a datagram socket for `flow` in the namespace where forwarding of `direction` leads, connected to `target`,
     /// on `port` if that is free there, else any.
     ///

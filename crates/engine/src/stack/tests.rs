@@ -1,5 +1,7 @@
 //! Fragments of the guest through the whole stack (behaviour §4.7).
 
+mod membership;
+
 use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 

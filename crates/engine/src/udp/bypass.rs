@@ -133,7 +133,7 @@ impl<S: UdpSocket> Udp<S> {
                 Role::Listener(listener) | Role::Retired(listener) => Some(listener.direction.reverse()),
                 _ => None,
             },
-            Role::Endpoint { .. } => None,
+            Role::Endpoint { .. } | Role::Member(_) => None,
         }
     }
 
@@ -144,7 +144,7 @@ impl<S: UdpSocket> Udp<S> {
             Role::Listener(listener) | Role::Retired(listener) => {
                 listener.direction == Direction::Outbound || self.policy.bypass != Bypass::Never
             }
-            Role::Endpoint { .. } => false,
+            Role::Endpoint { .. } | Role::Member(_) => false,
         })
     }
 

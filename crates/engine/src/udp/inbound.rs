@@ -50,7 +50,8 @@ enum Way {
 
 /// Where a datagram goes through the link.
 struct Delivery {
-    flow: FlowId,
+    /// None for what is sent to a group, where the guest sees the sender in another flow already.
+    flow: Option<FlowId>,
     frame: Outgoing,
     ports: (u16, u16),
 }
@@ -132,6 +133,11 @@ impl<S: UdpSocket> Udp<S> {
         };
         let received = socket.io.receive(S::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
         socket.last_short = is_short(&received);
+        if let Role::Member(at) = socket.role
+            && self.is_echo(*now, at, S::Memory::filled(&slot.room, received.len))
+        {
+            return Ok(());
+        }
         let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
         let Some(way) = self.way(&mut scene, id, &received) else { return Ok(()) };
         let payload = S::Memory::filled(&slot.room, received.len);
@@ -201,10 +207,16 @@ impl<S: UdpSocket> Udp<S> {
             };
             taken += 1;
             socket.last_short = is_short(&received);
+            if let Role::Member(at) = socket.role
+                && let Some(arrived) = buffer.get(start..start + received.len)
+                && self.is_echo(cx.now, at, arrived)
+            {
+                continue;
+            }
             if let Some(train) = train.as_mut().filter(|train| train.takes(&received)) {
                 train.join(&received);
-                if let Way::Link(delivery) = &train.way {
-                    self.flows.touch(delivery.flow, Direction::In, cx.now, cx.timers);
+                if let Way::Link(Delivery { flow: Some(flow), .. }) = train.way {
+                    self.flows.touch(flow, Direction::In, cx.now, cx.timers);
                 }
                 continue;
             }
@@ -283,7 +295,7 @@ impl<S: UdpSocket> Udp<S> {
                 return self.answer(scene, id, received).map(Way::Across);
             }
             Role::Stand(_) => Route::Nowhere,
-            Role::Endpoint { .. } => Route::Link,
+            Role::Endpoint { .. } | Role::Member(_) => Route::Link,
             Role::Listener(listener) | Role::Retired(listener) => {
                 let (peer, hit) = (received.from.ip(), received.destination);
                 self.policy.route(listener, scene.settings, scene.guest, peer, hit)
@@ -316,24 +328,33 @@ impl<S: UdpSocket> Udp<S> {
             self.counters.undeliverable += 1;
             return None;
         };
+        let joined = match socket.role {
+            Role::Member(at) => Some(at.ip()),
+            _ => None,
+        };
         let socket = id;
-        let id = self.flow_from(scene, socket, guest, shown, received)?;
-        self.flows.touch(id, Direction::In, scene.now, scene.timers);
-        self.note(socket, Direction::In);
-        let flow = self.flows.get(id)?;
-        let group = received.destination.filter(|address| address.is_multicast());
+        let flow = self.flow_from(scene, socket, guest, shown, received);
+        if flow.is_none() && joined.is_none() {
+            return None;
+        }
+        if let Some(id) = flow {
+            self.flows.touch(id, Direction::In, scene.now, scene.timers);
+            self.note(socket, Direction::In);
+        }
+        let group = joined.or(received.destination.filter(|address| address.is_multicast()));
         let destination = group.unwrap_or(guest.ip());
+        let remote = flow.and_then(|id| self.flows.get(id)).map_or(shown, |flow| flow.endpoints.remote);
         let frame = Outgoing {
-            source_mac: scene.settings.mac_of(flow.endpoints.remote.ip()),
+            source_mac: scene.settings.mac_of(remote.ip()),
             destination_mac: Mac::of_multicast(destination)
                 .unwrap_or_else(|| scene.guest.mac_of(destination)),
-            source: flow.endpoints.remote.ip(),
+            source: remote.ip(),
             destination,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
             traffic_class: received.traffic_class,
             flow_label: 0,
         };
-        Some(Delivery { flow: id, frame, ports: (flow.endpoints.remote.port(), guest.port()) })
+        Some(Delivery { flow, frame, ports: (remote.port(), guest.port()) })
     }
 
     /// The flow of a received datagram: an old one, or one that it begins.
@@ -347,6 +368,7 @@ impl<S: UdpSocket> Udp<S> {
     ) -> Option<FlowId> {
         let peer = received.from;
         let role = &self.sockets.get(socket)?.role;
+        let joined = matches!(role, Role::Member(_));
         let listening = !matches!(role, Role::Endpoint { .. });
         let retired = matches!(role, Role::Retired(_));
         let id = match self.flows.find_peer(&PeerKey { socket, peer, guest }) {
@@ -357,7 +379,7 @@ impl<S: UdpSocket> Udp<S> {
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket, Direction::In);
                 let id = if taken || retired { None } else { self.insert(new) };
-                if id.is_none() {
+                if id.is_none() && !joined {
                     self.counters.no_room += 1;
                 }
                 self.end_surplus(Direction::In, scene.now, scene.timers);
@@ -440,6 +462,11 @@ impl Role {
         match self {
             Self::Endpoint { guest, .. } => Some(*guest),
             Self::Stand(_) => None,
+            Self::Member(at) => {
+                let shown = settings.source_to_guest(guest, peer)?;
+                let destination = settings.guest_destination(guest, shown, None)?;
+                Some(SocketAddr::new(destination, at.port()))
+            }
             Self::Listener(listener) | Self::Retired(listener) => {
                 listener.guest_of(settings, guest, peer, hit)
             }

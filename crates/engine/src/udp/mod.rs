@@ -9,6 +9,7 @@ mod bypass;
 mod group;
 mod inbound;
 mod listener;
+mod member;
 mod room;
 mod table;
 mod train;
@@ -45,6 +46,7 @@ use crate::{
     nat::Protocol,
 };
 use bypass::{Client, Stand};
+use member::Joined;
 use room::Notices;
 use table::{Direction, Flow, PeerKey, Table};
 use train::Train;
@@ -87,6 +89,8 @@ pub struct Udp<S> {
     flows: Table,
     /// Sockets that share the port of a flow to a group.
     groups: BTreeMap<FlowId, S>,
+    /// Groups that the guest is a member of.
+    joined: Joined,
     round: Round,
     train: Train,
     /// Where datagrams for the guest are joined.
@@ -128,6 +132,8 @@ enum Role {
     Listener(Listener),
     /// A listener that was closed while flows went through it: it serves them to their end, and nobody else.
     Retired(Listener),
+    /// A group and port of the host's network.
+    Member(SocketAddr),
     /// A client of a listener, in the namespace where that leads.
     Stand(Stand),
 }
@@ -137,6 +143,7 @@ enum SocketKey {
     Endpoint(SocketAddr, u8),
     /// The port: other than the rule, it never changes. Nothing is looked up by it.
     Listener(u16),
+    Member(SocketAddr),
     Stand(Client),
 }
 
@@ -146,6 +153,7 @@ impl<S> Keyed for Socket<S> {
         match &self.role {
             Role::Endpoint { guest, ordinal } => SocketKey::Endpoint(*guest, *ordinal),
             Role::Listener(listener) | Role::Retired(listener) => SocketKey::Listener(listener.port),
+            Role::Member(at) => SocketKey::Member(*at),
             Role::Stand(stand) => SocketKey::Stand(stand.client),
         }
     }
@@ -184,6 +192,7 @@ impl<S: UdpSocket> Udp<S> {
             published: BTreeSet::new(),
             flows: Table::new(limits, hash_key),
             groups: BTreeMap::new(),
+            joined: Joined::default(),
             round: Round::FIRST,
             train: Train::default(),
             arrivals: Vec::new(),
@@ -266,10 +275,12 @@ impl<S: UdpSocket> Udp<S> {
         Some(&self.sockets.get(id)?.io)
     }
 
-    /// The sockets that belong to the guest's own endpoints: each holds a port of the host.
+    /// The sockets that belong to the guest's own endpoints and groups: each holds a port of the host.
     pub fn endpoint_sockets(&self) -> impl Iterator<Item = &S> {
-        let endpoints =
-            self.sockets.iter().filter(|(_, socket)| matches!(socket.role, Role::Endpoint { .. }));
+        let endpoints = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| matches!(socket.role, Role::Endpoint { .. } | Role::Member(_)));
         endpoints.map(|(_, socket)| &socket.io)
     }
 
@@ -302,6 +313,9 @@ impl<S: UdpSocket> Udp<S> {
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
         self.flows.note_sent(id, self.round);
         self.note(socket, Direction::Out);
+        if self.is_member(outbound.destination.ip()) {
+            self.note_sent_to_group(cx.now, &outbound);
+        }
         if self.send_shared(id, &outbound) || self.train.join(id, &outbound) {
             return;
         }
@@ -359,7 +373,12 @@ impl<S: UdpSocket> Udp<S> {
         });
         self.end_surplus(Direction::Out, cx.now, cx.timers);
         match flow {
-            Some(id) => self.share_port(cx, id),
+            Some(id) => {
+                if cx.settings.services.multicast && peer.ip().is_multicast() {
+                    self.note_use(cx.host, endpoints);
+                }
+                self.share_port(cx, id);
+            }
             None => self.counters.no_room += 1,
         }
         flow

@@ -55,7 +55,7 @@ impl<S: UdpSocket> Udp<S> {
         ordinal: u8,
     ) -> Option<FlowId> {
         let share = self.limits.endpoints;
-        if share.is_full(self.endpoints.len() + self.groups.len()) {
+        if share.is_full(self.endpoints.len() + self.groups.len() + self.members()) {
             if self.notices.endpoints.is_due(cx.now) {
                 log::warn!(
                     "UDP: the guest uses {} ports at once: sockets of those that were idle for longest are closed{}",
@@ -169,7 +169,7 @@ impl<S: UdpSocket> Udp<S> {
     fn close_unused(&mut self, id: FlowId) {
         let Some(socket) = self.sockets.get(id).filter(|socket| socket.is_unused()) else { return };
         match socket.role {
-            Role::Listener(_) | Role::Stand(_) => return,
+            Role::Listener(_) | Role::Member(_) | Role::Stand(_) => return,
             Role::Retired(_) => {}
             Role::Endpoint { .. } => self.endpoints.leave(id.index(), socket.exchange),
         }
@@ -182,7 +182,7 @@ impl<S: UdpSocket> Udp<S> {
         let idle = match socket.role {
             Role::Endpoint { .. } => &mut self.endpoints,
             Role::Stand(_) => &mut self.stands,
-            Role::Listener(_) | Role::Retired(_) => return,
+            Role::Listener(_) | Role::Member(_) | Role::Retired(_) => return,
         };
         let before = socket.exchange;
         socket.exchange.note(direction == Direction::Out);

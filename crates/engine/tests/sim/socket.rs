@@ -467,6 +467,10 @@ impl Host for VirtualHost {
         Ok(NoSocket)
     }
 
+    fn udp_join(&mut self, _: FlowId, _: SocketAddr) -> Result<NoSocket, Errno> {
+        Ok(NoSocket)
+    }
+
     fn udp_connect(&mut self, _: FlowId, _: Direction, _: SocketAddr, _: u16) -> Result<NoSocket, Errno> {
         Ok(NoSocket)
     }

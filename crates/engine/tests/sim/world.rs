@@ -76,6 +76,7 @@ pub(crate) fn settings(mtu: u16) -> Settings {
             tcp: true,
             udp: true,
             icmp: true,
+            multicast: false,
             dhcp: true,
             dhcpv6: true,
             ndp: true,

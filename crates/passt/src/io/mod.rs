@@ -44,6 +44,8 @@ pub(crate) struct Sockets {
     peek: PeekMethod,
     sources: Sources,
     ledger: Rc<Ledger>,
+    /// Indices of the interfaces at which groups are joined, for IPv6 and IPv4.
+    groups: [Option<u32>; 2],
 }
 
 impl Sockets {
@@ -60,7 +62,13 @@ impl Sockets {
             peek: PeekMethod::probe(),
             sources,
             ledger,
+            groups: [None; 2],
         }
+    }
+
+    /// Has groups joined at the interfaces with these indices, for IPv6 and IPv4.
+    pub(crate) fn join_at(&mut self, interfaces: [Option<u32>; 2]) {
+        self.groups = interfaces;
     }
 
     /// Has sockets of the guest's namespace opened by `opener`.
@@ -183,6 +191,14 @@ impl Host for Sockets {
 
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<UdpSocket, Errno> {
         UdpSocket::share(&self.outbound, group, port).map_err(|errno| self.no_socket(errno))
+    }
+
+    fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<UdpSocket, Errno> {
+        const ENODEV: Errno = Errno(19);
+        let interface = self.groups[usize::from(at.is_ipv4())].ok_or(ENODEV)?;
+        let socket = UdpSocket::join(&self.outbound, at, interface).map_err(|errno| self.no_socket(errno))?;
+        self.udp_watch(flow, &socket)?;
+        Ok(socket)
     }
 
     fn udp_connect(

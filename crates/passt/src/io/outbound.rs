@@ -1,6 +1,7 @@
 //! How sockets towards the outside leave the host (`--outbound`, `--outbound-if4`, `--outbound-if6`, `--freebind`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 
 use engine::forward::IfName;
 use rustix::{
@@ -23,6 +24,8 @@ pub struct Outbound {
     v6: Egress,
     /// Addresses that are not the host's (yet) may be bound.
     pub freebind: bool,
+    /// Sockets of groups may share our ports (`--multicast`).
+    shared: bool,
 }
 
 /// How packets of one family leave.
@@ -50,14 +53,31 @@ impl Outbound {
             v4: Egress::new(v4.address.map(IpAddr::V4), v4.interface.as_ref(), AddressFamily::INET)?,
             v6: Egress::new(v6.address.map(IpAddr::V6), v6.interface.as_ref(), AddressFamily::INET6)?,
             freebind,
+            shared: false,
         })
+    }
+
+    /// The same, where sockets of groups may share the ports of others of ours.
+    #[must_use]
+    pub const fn sharing(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
+    }
+
+    /// Lets a socket of a group have the port of this one, if there may be such sockets. To be called once the port is
+    /// bound: before, it would be shared with other programs that have it.
+    pub(super) fn share_port(&self, fd: impl AsFd) {
+        if self.shared {
+            // Without it, groups are not heard on this port.
+            let _refused = sockopt::set_socket_reuseaddr(fd, true);
+        }
     }
 
     /// As the kernel likes.
     #[must_use]
     pub const fn plain() -> Self {
         const EGRESS: Egress = Egress { source: None, interface: None, hop_limit: USUAL_HOP_LIMIT };
-        Self { v4: EGRESS, v6: EGRESS, freebind: false }
+        Self { v4: EGRESS, v6: EGRESS, freebind: false, shared: false }
     }
 
     /// How packets to `destination` leave. Loopback is reached as the kernel likes, whatever was asked for.

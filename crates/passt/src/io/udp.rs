@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
@@ -100,6 +100,7 @@ impl UdpSocket {
     /// No socket can be made or bound.
     pub fn open(outbound: &Arc<Outbound>, address: IpAddr, port: u16) -> io::Result<Self> {
         let (fd, refused_port) = bound(outbound, address, port)?;
+        outbound.share_port(&fd);
         Ok(Self::of_flow(fd, address, outbound, refused_port))
     }
 
@@ -123,6 +124,26 @@ impl UdpSocket {
         bind(&fd, &address)?;
         let (dont_fragment, binding) = ([None; 2], Binding::Wildcard);
         Ok(Self { fd, v6, binding, dont_fragment, outbound: outbound.clone(), _permit: None })
+    }
+
+    /// A socket that hears what is sent to the group and port `at` on the host's network, at `interface`.
+    ///
+    /// Programs that are heard at groups share their port. Bound to the group, the socket takes no unicast from them.
+    ///
+    /// # Errors
+    /// No socket can be made, the port is not shared, or the group can't be joined.
+    pub fn join(outbound: &Arc<Outbound>, at: SocketAddr, interface: u32) -> io::Result<Self> {
+        let socket = Self::share(outbound, scoped(at, interface), at.port())?;
+        let (version, fd) = (if socket.v6 { IpVersion::V6 } else { IpVersion::V4 }, &socket.fd);
+        let what = Metadata::DESTINATION | Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
+        request_metadata(fd, version, what).map_err(errno)?;
+        match at.ip() {
+            IpAddr::V4(group) => {
+                sockopt::set_ip_add_membership_with_ifindex(fd, &group, &Ipv4Addr::UNSPECIFIED, interface)?;
+            }
+            IpAddr::V6(group) => sockopt::set_ipv6_add_membership(fd, &group, interface)?,
+        }
+        Ok(socket)
     }
 
     /// Why the socket did not get the port that was asked for, if it did not.
@@ -157,6 +178,7 @@ impl UdpSocket {
     ) -> Self {
         let v6 = !matches!(address, Some(IpAddr::V4(_)));
         let wildcard = address.is_none_or(|address| address.is_unspecified());
+        outbound.share_port(&fd);
         let binding = if wildcard { Binding::Wildcard } else { Binding::Address };
         let permit = Some(permit);
         Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone(), _permit: permit }
@@ -174,6 +196,14 @@ impl UdpSocket {
             traffic_class: Some(datagram.traffic_class).filter(|&class| class != 0),
             segment_size: datagram.segment_size,
         }
+    }
+}
+
+/// An address with its scope, if it needs one.
+fn scoped(at: SocketAddr, interface: u32) -> SocketAddr {
+    match at {
+        SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), 0, interface).into(),
+        SocketAddr::V4(_) => at,
     }
 }
 

@@ -29,6 +29,7 @@ mod link;
 mod local;
 mod local_raw;
 mod mdns;
+mod multicast;
 mod nat;
 mod pesto;
 mod qrap;

@@ -6,6 +6,11 @@ pub(super) const OPTIONS: &[Opt] = &[
     flag(&["no-tcp"], |args| args.config.no_tcp = true, "No TCP"),
     flag(&["no-udp"], |args| args.config.no_udp = true, "No UDP"),
     flag(&["no-icmp"], |args| args.config.no_icmp = true, "No ICMP, no ICMPv6; implies --no-ndp"),
+    flag(
+        &["multicast"],
+        |args| args.config.multicast = true,
+        "Hear multicast groups of the host's network that\nthe guest joins (mDNS, SSDP...); shares ports with\nprograms of the host",
+    ),
     flag(&["no-dhcp"], |args| args.config.no_dhcp = true, "No DHCP server"),
     flag(&["no-dhcpv6"], |args| args.config.no_dhcpv6 = true, "No DHCPv6 server"),
     flag(&["no-ndp"], |args| args.config.no_ndp = true, "No NDP responses"),

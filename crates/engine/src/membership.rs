@@ -1,0 +1,213 @@
+//! Which multicast groups the guest is a member of (`--multicast`): we are the router of its link, so it reports to us, and
+//! we query (RFC 3376 §6, RFC 3810 §7).
+//!
+//! There is no work while the guest is a member of no group: then queries would learn nothing that a report does not say by
+//! itself.
+
+use alloc::collections::BTreeMap;
+use core::{net::IpAddr, time::Duration};
+
+use wire::membership::{Change, LAST_MEMBER_INTERVAL, QUERY_INTERVAL, RESPONSE_INTERVAL, ROBUSTNESS};
+
+use crate::timer::Instant;
+
+/// Most groups of a family.
+const MOST: usize = 64;
+/// Time between general queries.
+const QUERIES: Duration = Duration::from_secs(QUERY_INTERVAL as u64);
+/// A member that has not reported for this long is none (RFC 3376 §8.4).
+const LIFETIME: Duration =
+    Duration::from_secs(ROBUSTNESS as u64 * QUERY_INTERVAL as u64 + RESPONSE_INTERVAL as u64);
+/// Time in which another member answers, after one has left (RFC 3376 §8.8, with its robustness).
+const LAST_MEMBER: Duration = Duration::from_secs(ROBUSTNESS as u64 * LAST_MEMBER_INTERVAL as u64);
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The group has its first member.
+    Join(IpAddr),
+    /// The group has no member any more.
+    Leave(IpAddr),
+    /// Ask who is a member of this group.
+    QueryGroup(IpAddr),
+    /// Ask all members, of IPv4 if true, else of IPv6.
+    QueryAll(bool),
+}
+
+/// The groups of both families.
+#[derive(Debug, Default)]
+pub(crate) struct Memberships {
+    /// When the membership ends.
+    groups: BTreeMap<IpAddr, Instant>,
+    /// Next general query of IPv6 and IPv4, while there are members.
+    queries: [Option<Instant>; 2],
+    /// Groups for which there was no room.
+    pub(crate) refused: u64,
+}
+
+impl Memberships {
+    /// The guest has said something of a group.
+    pub(crate) fn note(&mut self, change: Change, now: Instant) -> Option<Step> {
+        match change {
+            Change::Member(group) if !is_followed(group) => None,
+            Change::Member(group) => {
+                if let Some(end) = self.groups.get_mut(&group) {
+                    *end = now + LIFETIME;
+                    return None;
+                }
+                let v4 = group.is_ipv4();
+                if self.groups.keys().filter(|group| group.is_ipv4() == v4).count() >= MOST {
+                    self.refused += 1;
+                    return None;
+                }
+                self.groups.insert(group, now + LIFETIME);
+                self.queries[usize::from(v4)].get_or_insert(now + QUERIES);
+                Some(Step::Join(group))
+            }
+            Change::Left(group) => {
+                let end = self.groups.get_mut(&group)?;
+                *end = (now + LAST_MEMBER).min(*end);
+                Some(Step::QueryGroup(group))
+            }
+        }
+    }
+
+    /// What is due: to be called until there is nothing.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<Step> {
+        let ended = self.groups.iter().find(|(_, end)| **end <= now).map(|(group, _)| *group);
+        if let Some(group) = ended {
+            self.groups.remove(&group);
+            let v4 = group.is_ipv4();
+            if !self.groups.keys().any(|group| group.is_ipv4() == v4) {
+                self.queries[usize::from(v4)] = None;
+            }
+            return Some(Step::Leave(group));
+        }
+        for (query, v4) in self.queries.iter_mut().zip([false, true]) {
+            if query.is_some_and(|at| at <= now) {
+                *query = Some(now + QUERIES);
+                return Some(Step::QueryAll(v4));
+            }
+        }
+        None
+    }
+
+    /// When something is due next.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.groups.values().copied().chain(self.queries.into_iter().flatten()).min()
+    }
+}
+
+/// Whether a membership matters outside of the guest's link. All hosts and all nodes are what every host is a member of;
+/// solicited-node groups belong to neighbour discovery on the guest's link; scopes up to the interface leave no host.
+fn is_followed(group: IpAddr) -> bool {
+    match group {
+        IpAddr::V4(group) => group.is_multicast() && group.octets() != [224, 0, 0, 1],
+        IpAddr::V6(group) => {
+            let all_nodes = group.segments() == [0xff02, 0, 0, 0, 0, 0, 0, 1];
+            let solicited_node = matches!(group.segments(), [0xff02, 0, 0, 0, 0, 1, 0xff00..=0xffff, _]);
+            let scope = group.octets()[1] & 0xf;
+            group.is_multicast() && scope > 1 && !all_nodes && !solicited_node
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Test {
+        memberships: Memberships,
+        now: Instant,
+    }
+
+    impl Test {
+        fn new() -> Self {
+            Self { memberships: Memberships::default(), now: Instant::from_micros(5) }
+        }
+
+        fn joins(&mut self, group: &str) -> Option<Step> {
+            self.memberships.note(Change::Member(group.parse().unwrap()), self.now)
+        }
+
+        fn leaves(&mut self, group: &str) -> Option<Step> {
+            self.memberships.note(Change::Left(group.parse().unwrap()), self.now)
+        }
+
+        fn wait(&mut self, time: Duration) -> Vec<Step> {
+            self.now = self.now + time;
+            core::iter::from_fn(|| self.memberships.due(self.now)).collect()
+        }
+    }
+
+    const GROUPS: [&str; 2] = ["239.1.2.3", "ff05::1234"];
+
+    #[test]
+    fn groups_without_news_end_after_two_queries() {
+        for group in GROUPS {
+            let mut test = Test::new();
+            assert_eq!(test.memberships.next(), None);
+            let (address, v4) = (group.parse().unwrap(), group == GROUPS[0]);
+            assert_eq!(test.joins(group), Some(Step::Join(address)));
+            assert_eq!(test.wait(124 * SECOND), []);
+            assert_eq!(test.wait(SECOND), [Step::QueryAll(v4)]);
+            assert_eq!(test.joins(group), None);
+            assert_eq!(test.wait(125 * SECOND), [Step::QueryAll(v4)]);
+            assert_eq!(test.wait(125 * SECOND), [Step::QueryAll(v4)]);
+            assert_eq!(test.wait(9 * SECOND), []);
+            assert_eq!(test.wait(SECOND), [Step::Leave(address)]);
+            assert_eq!(test.memberships.next(), None);
+        }
+    }
+
+    #[test]
+    fn after_a_leave_another_member_may_answer() {
+        for group in GROUPS {
+            let mut test = Test::new();
+            let address = group.parse().unwrap();
+            assert_eq!(test.leaves(group), None);
+            test.joins(group);
+            assert_eq!(test.leaves(group), Some(Step::QueryGroup(address)));
+            assert_eq!(test.wait(SECOND), []);
+            // A repeated leave does not move the end.
+            assert_eq!(test.leaves(group), Some(Step::QueryGroup(address)));
+            assert_eq!(test.wait(SECOND), [Step::Leave(address)]);
+            test.joins(group);
+            test.leaves(group);
+            test.wait(SECOND);
+            assert_eq!(test.joins(group), None);
+            assert_eq!(test.wait(100 * SECOND), []);
+        }
+    }
+
+    #[test]
+    fn groups_of_the_link_alone_are_not_followed() {
+        let mut test = Test::new();
+        for group in ["224.0.0.1", "10.0.0.1", "ff02::1", "ff01::fb", "ff00::1", "ff02::1:ff00:1", "fe80::1"]
+        {
+            assert_eq!(test.joins(group), None, "{group}");
+        }
+        assert_eq!(test.memberships.next(), None);
+        for group in ["224.0.0.2", "224.0.0.251", "ff02::2", "ff02::fb", "ff02::1:3", "ff15::1:ff00:1"] {
+            assert_eq!(test.joins(group), Some(Step::Join(group.parse().unwrap())));
+        }
+    }
+
+    #[test]
+    fn each_family_has_a_bound() {
+        let mut test = Test::new();
+        for number in 0..100 {
+            let joined = test.joins(&alloc::format!("239.0.0.{number}"));
+            assert_eq!(joined.is_some(), number < MOST, "{number}");
+        }
+        assert_eq!(test.memberships.refused, 36);
+        assert!(test.joins(GROUPS[1]).is_some());
+        test.leaves("239.0.0.5");
+        test.wait(2 * SECOND);
+        assert!(test.joins(GROUPS[0]).is_some());
+    }
+}

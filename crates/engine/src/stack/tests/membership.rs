@@ -1,0 +1,215 @@
+//! Groups that the guest joins, through the whole stack (behaviour §5.6).
+
+use alloc::string::ToString;
+use core::net::IpAddr;
+
+use super::*;
+use crate::{
+    host::Received,
+    mock::{Sent, received},
+};
+
+const GROUP: &str = "239.1.2.3";
+const GROUP6: &str = "ff05::1234";
+const PEER_AT: &str = "198.51.100.3:40000";
+const PEER_AT6: &str = "[2001:db8:1::3]:40000";
+/// The ports of a group that is joined.
+const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
+
+fn following() -> Test {
+    let mut test = Test::new();
+    test.stack.settings_mut().services.multicast = true;
+    test
+}
+
+/// A report of IGMPv3 or MLDv2 with one record.
+fn report(group: &str, kind: u8) -> Vec<u8> {
+    let group: IpAddr = group.parse().unwrap();
+    let mut message = vec![if group.is_ipv4() { 0x22 } else { 143 }, 0, 0, 0, 0, 0, 0, 1, kind, 0, 0, 0];
+    let (from, to) = match group {
+        IpAddr::V4(group) => {
+            message.extend(group.octets());
+            ("198.51.100.55:1", "224.0.0.22:1")
+        }
+        IpAddr::V6(group) => {
+            message.extend(group.octets());
+            ("[fe80::55]:1", "[ff02::16]:1")
+        }
+    };
+    let headers = Outgoing { hop_limit: 1, ..outgoing(from.parse().unwrap(), to.parse().unwrap()) };
+    let mut frame = vec![0; MAX_LEN];
+    let at = headers.headroom(0);
+    frame[at + 8..at + message.len()].copy_from_slice(&message[8..]);
+    // Both protocols have a header of eight bytes. Only the protocol's number differs.
+    let _ = headers.icmp(&mut frame, Header::new(message[0], 0, 1), message.len() - 8).unwrap();
+    if group.is_ipv4() {
+        frame[ethernet::HEADER_LEN + 9] = protocol::IGMP;
+    }
+    frame.truncate(at + message.len());
+    frame
+}
+
+const JOIN: u8 = 4;
+const LEAVE: u8 = 3;
+
+impl Test {
+    fn says(&mut self, group: &str, kind: u8) {
+        self.receive(&report(group, kind), &Offload::default());
+    }
+
+    /// The sockets of a group that are open.
+    fn members(&self, group: &str) -> Vec<Opened> {
+        let of_group = |opened: &&Opened| opened.address.to_string() == group && !opened.closed();
+        self.host.opened.iter().filter(of_group).cloned().collect()
+    }
+
+    /// A datagram arrives at a socket; the frames that the guest gets.
+    fn arrives(&mut self, at: &Opened, from: &str, payload: &[u8]) -> Vec<Vec<u8>> {
+        self.link.frames.clear();
+        let received = Received { hop_limit: Some(255), traffic_class: 0xb8, ..received(from) };
+        at.socket.arrive_as(received, payload);
+        let readable = Readiness { readable: true, ..Readiness::default() };
+        self.stack.on_readiness(at.id, readable, self.now, &mut self.host, &mut self.link);
+        core::mem::take(&mut self.link.frames).into_iter().map(|(frame, _)| frame).collect()
+    }
+}
+
+#[test]
+fn what_is_sent_to_a_group_is_heard_while_it_is_joined() {
+    for (group, peer, guest) in [(GROUP, PEER_AT, GUEST), (GROUP6, PEER_AT6, GUEST6)] {
+        let mut test = following();
+        test.says(group, JOIN);
+        let members = test.members(group);
+        let ports: Vec<_> = members.iter().map(|member| member.number).collect();
+        assert_eq!(ports, PORTS);
+        for member in &members {
+            let frames = test.arrives(member, peer, b"to all");
+            assert_eq!(frames.len(), 1);
+            let packet = ip(&frames[0]);
+            let from: SocketAddr = peer.parse().unwrap();
+            assert_eq!((packet.source, packet.destination), (from.ip(), group.parse().unwrap()));
+            assert_eq!((packet.hop_limit, packet.traffic_class), (255, 0xb8));
+            let Transport::Udp(udp) = packet.transport else { panic!() };
+            assert_eq!(
+                (udp.header.source_port.get(), udp.header.destination_port.get()),
+                (40000, member.number)
+            );
+            assert_eq!(udp.payload, b"to all");
+        }
+        // The answer leaves from the group's port.
+        let own = guest.replace("4000", "5353");
+        test.receive(&datagram(&own, peer, b"answer").1, &Offload::default());
+        let sent: Vec<Sent> = members[0].socket.sent();
+        assert_eq!((sent.len(), sent[0].payload.as_slice()), (1, &b"answer"[..]));
+
+        drop(members);
+        test.says(group, LEAVE);
+        assert_eq!(test.members(group).len(), 4);
+        test.wait(Duration::from_secs(2));
+        assert_eq!(test.members(group).len(), 0);
+        // Flows of these sockets have ended with them: the next datagram has another socket.
+        let before = test.host.opened.len();
+        test.receive(&datagram(&own, peer, b"more").1, &Offload::default());
+        assert_eq!(test.host.opened.len(), before + 1);
+        assert_eq!(test.host.opened[before].socket.sent().len(), 1);
+    }
+}
+
+#[test]
+fn reports_mean_nothing_without_the_option() {
+    let mut test = Test::new();
+    test.says(GROUP, JOIN);
+    test.says(GROUP6, JOIN);
+    assert_eq!(test.host.opened.len(), 0);
+    assert_eq!(test.stack.counters().unsupported, 1);
+    test.stack.on_link_up(&mut test.link);
+    assert!(test.link.frames.iter().all(|(frame, _)| !is_query(frame)));
+}
+
+fn is_query(frame: &[u8]) -> bool {
+    match frame::parse(frame).unwrap().body {
+        Body::Ip(packet) => match packet.transport {
+            Transport::Other(protocol::IGMP, message) => message[0] == 0x11,
+            Transport::Icmp(message) => message.header.kind == 130,
+            _ => false,
+        },
+        Body::Arp(_) => false,
+    }
+}
+
+#[test]
+fn members_are_asked() {
+    let mut test = following();
+    test.stack.on_link_up(&mut test.link);
+    let queries = |test: &mut Test| {
+        core::mem::take(&mut test.link.frames).iter().filter(|(frame, _)| is_query(frame)).count()
+    };
+    assert_eq!(queries(&mut test), 2);
+    test.says(GROUP, JOIN);
+    test.now = test.now + Duration::from_secs(125);
+    test.stack.on_deadlines(test.now, &mut test.host, &mut test.link);
+    assert_eq!(queries(&mut test), 1);
+    test.says(GROUP, LEAVE);
+    assert_eq!(queries(&mut test), 1);
+}
+
+/// A socket for a port of its own: before the group is joined, or after.
+#[test]
+fn ports_that_the_guest_uses_with_a_group_are_heard() {
+    for joined_first in [true, false] {
+        let mut test = following();
+        if joined_first {
+            test.says(GROUP, JOIN);
+        }
+        test.receive(&datagram("198.51.100.55:7000", "239.1.2.3:7001", b"x").1, &Offload::default());
+        test.receive(&datagram("198.51.100.55:50000", "239.1.2.3:7001", b"x").1, &Offload::default());
+        if !joined_first {
+            test.says(GROUP, JOIN);
+        }
+        let ports: Vec<_> = test.members(GROUP).iter().map(|member| member.number).collect();
+        assert_eq!(ports, [5353, 1900, 5355, 3702, 7001, 7000]);
+    }
+}
+
+#[test]
+fn the_guest_does_not_hear_itself() {
+    let mut test = following();
+    test.says(GROUP, JOIN);
+    let member = test.members(GROUP)[0].clone();
+    test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
+    let host = "198.51.100.55:33333";
+    assert_eq!(test.arrives(&member, host, b"question").len(), 0);
+    // Once for each; others, and what comes too late, are heard.
+    assert_eq!(test.arrives(&member, host, b"question").len(), 1);
+    test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
+    assert_eq!(test.arrives(&member, host, b"questioN").len(), 1);
+    test.now = test.now + Duration::from_secs(1);
+    assert_eq!(test.arrives(&member, host, b"question").len(), 1);
+}
+
+/// The guest exchanges datagrams with the sender already, by another socket.
+#[test]
+fn a_sender_that_the_guest_knows_is_heard() {
+    let mut test = following();
+    let peer = "198.51.100.3:5353";
+    test.receive(&datagram("198.51.100.55:5353", peer, b"unicast").1, &Offload::default());
+    test.says(GROUP, JOIN);
+    let member = test.members(GROUP)[0].clone();
+    let frames = test.arrives(&member, peer, b"to all");
+    assert_eq!(frames.len(), 1);
+    assert_eq!(ip(&frames[0]).destination, GROUP.parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn sockets_have_a_bound() {
+    let mut test = following();
+    for number in 0..50 {
+        test.says(&alloc::format!("239.0.0.{number}"), JOIN);
+    }
+    assert_eq!(test.host.opened.len(), 128);
+    assert_eq!(test.stack.udp().counters().no_room, 50 * 4 - 128);
+    test.says("239.0.0.0", LEAVE);
+    test.wait(Duration::from_secs(2));
+    test.says("239.0.0.200", JOIN);
+    assert_eq!(test.members("239.0.0.200").len(), 4);
+}

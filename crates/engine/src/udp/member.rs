@@ -1,0 +1,178 @@
+//! What the host's network sends to groups that the guest has joined (`--multicast`).
+//!
+//! IGMP and MLD name no ports, and a socket of the host has one. So a group has a socket for each port at which protocols of
+//! local networks are heard, and for ports that the guest uses with the group itself. The sockets are bound to the group,
+//! and share their port.
+
+use alloc::{
+    collections::{BTreeSet, VecDeque},
+    vec::Vec,
+};
+use core::net::{IpAddr, SocketAddr};
+
+use wire::payload::Payload;
+
+use super::{Role, Socket, SocketKey, Udp, UdpSocket};
+use crate::{
+    flow::{Endpoints, FlowId},
+    host::{Host, Outbound},
+    memory::PayloadOf,
+    timer::{Instant, Timers},
+};
+
+/// mDNS, SSDP, LLMNR, and WS-Discovery.
+const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
+/// Most sockets of groups. Each costs a file.
+const MOST: usize = 128;
+/// At most one part of so many of the guest's sockets.
+const PART: usize = 4;
+/// How many uses of groups by the guest are remembered.
+const MOST_USED: usize = 64;
+/// Ports from here on are mostly not chosen by a protocol: nobody else writes to them at a group.
+const EPHEMERAL: u16 = 32_768;
+/// How many datagrams of the guest are remembered, because they come back.
+const MOST_SENT: usize = 64;
+/// How long, in microseconds: the kernel gives them back at once.
+const MEMORY: u64 = 500_000;
+/// How much of each is remembered, in bytes.
+const START: usize = 64;
+
+/// Groups and their sockets.
+#[derive(Debug, Default)]
+pub(super) struct Joined {
+    groups: BTreeSet<IpAddr>,
+    /// Sockets that are open.
+    sockets: usize,
+    /// Groups and ports that the guest has used, joined or not.
+    used: VecDeque<SocketAddr>,
+    sent: VecDeque<Sent>,
+}
+
+/// A datagram that the guest has sent to a group.
+#[derive(Debug)]
+struct Sent {
+    at: Instant,
+    to: SocketAddr,
+    digest: Digest,
+}
+
+/// By what a datagram is known again.
+type Digest = (usize, [u8; START]);
+
+fn digest(payload: impl Payload) -> Digest {
+    let mut start = [0; START];
+    payload.copy_to(&mut start);
+    (payload.len(), start)
+}
+
+impl<S: UdpSocket> Udp<S> {
+    /// The guest is a member of `group` from now on.
+    pub(crate) fn join<H: Host<Udp = S>>(&mut self, host: &mut H, group: IpAddr) {
+        log::debug!("the guest has joined {group}");
+        self.joined.groups.insert(group);
+        let used: Vec<u16> =
+            self.joined.used.iter().filter(|used| used.ip() == group).map(SocketAddr::port).collect();
+        for port in PORTS.into_iter().chain(used) {
+            self.open_member(host, SocketAddr::new(group, port));
+        }
+    }
+
+    /// The guest is no member of `group` any more. Flows of its sockets end: if the guest goes on, it begins others.
+    pub(crate) fn leave(&mut self, group: IpAddr, timers: &mut Timers<FlowId>) {
+        log::debug!("the guest has left {group}");
+        self.joined.groups.remove(&group);
+        let of_group = |(id, socket): (FlowId, &Socket<S>)| match socket.role {
+            Role::Member(at) if at.ip() == group => Some(id),
+            _ => None,
+        };
+        let sockets: Vec<_> = self.sockets.iter().filter_map(of_group).collect();
+        for id in &sockets {
+            let Some(socket) = self.sockets.get_mut(*id) else { continue };
+            while let Some(flow) = self.flows.first_of(&socket.flows) {
+                self.groups.remove(&flow);
+                self.flows.remove(flow, &mut socket.flows, timers);
+            }
+            self.sockets.remove(*id);
+        }
+        self.joined.sockets -= sockets.len();
+    }
+
+    /// How many sockets of groups there are.
+    pub(super) const fn members(&self) -> usize {
+        self.joined.sockets
+    }
+
+    /// Whether the guest is a member of the group now.
+    pub(super) fn is_member(&self, group: IpAddr) -> bool {
+        self.joined.groups.contains(&group)
+    }
+
+    fn open_member<H: Host<Udp = S>>(&mut self, host: &mut H, at: SocketAddr) {
+        let key = SocketKey::Member(at);
+        if self.sockets.find(&key).is_some() {
+            return;
+        }
+        if self.joined.sockets >= MOST.min(self.limits.endpoints.most / PART) {
+            self.counters.no_room += 1;
+            return;
+        }
+        let Some(id) = self.sockets.next_id() else { return };
+        match host.udp_join(id, at) {
+            Ok(io) => {
+                if self.sockets.insert(Socket::new(io, Role::Member(at), at.is_ipv4())).is_ok() {
+                    self.joined.sockets += 1;
+                }
+            }
+            Err(errno) => log::debug!("{at} of the host is not heard: {errno:?}"),
+        }
+    }
+
+    /// A new flow of the guest leads to a group: what others send there, or to where it comes from, is of interest.
+    pub(super) fn note_use<H: Host<Udp = S>>(&mut self, host: &mut H, endpoints: Endpoints) {
+        let group = endpoints.remote.ip();
+        for port in [endpoints.remote.port(), endpoints.guest.port()] {
+            let at = SocketAddr::new(group, port);
+            let usual = port != endpoints.remote.port() && port >= EPHEMERAL;
+            if usual || PORTS.contains(&port) || self.joined.used.contains(&at) {
+                continue;
+            }
+            if self.joined.used.len() >= MOST_USED {
+                self.joined.used.pop_front();
+            }
+            self.joined.used.push_back(at);
+            if self.is_member(group) {
+                self.open_member(host, at);
+            }
+        }
+    }
+
+    /// The guest sends to a group that it is a member of: the host's kernel will give that back to our socket.
+    pub(super) fn note_sent_to_group(&mut self, now: Instant, outbound: &Outbound<PayloadOf<'_, S::Memory>>) {
+        let to = SocketAddr::new(outbound.destination.ip(), outbound.destination.port());
+        let len = outbound.payload.len();
+        let size = outbound.segment_size.map_or(len, usize::from).max(1);
+        for start in (0..len.max(1)).step_by(size) {
+            if self.joined.sent.len() >= MOST_SENT {
+                self.joined.sent.pop_front();
+            }
+            let digest = digest(outbound.payload.slice(start..(start + size).min(len)));
+            self.joined.sent.push_back(Sent { at: now, to, digest });
+        }
+    }
+
+    /// Whether a datagram at a group is the guest's own. Each comes back once.
+    pub(super) fn is_echo(&mut self, now: Instant, at: SocketAddr, payload: impl Payload) -> bool {
+        let sent = &mut self.joined.sent;
+        while sent.front().is_some_and(|sent| now.since(sent.at).as_micros() as u64 > MEMORY) {
+            sent.pop_front();
+        }
+        if sent.is_empty() {
+            return false;
+        }
+        let digest = digest(payload);
+        match sent.iter().position(|sent| sent.to == at && sent.digest == digest) {
+            Some(place) => sent.remove(place).is_some(),
+            None => false,
+        }
+    }
+}

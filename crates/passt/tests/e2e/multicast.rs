@@ -1,0 +1,167 @@
+//! Groups of the host's network that the guest joins (`--multicast`).
+
+use crate::harness::*;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::time::Duration;
+
+const MDNS: u16 = 5353;
+const GROUPS: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(239, 1, 2, 3)),
+    IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0x12, 0x3456)),
+    IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0x12, 0x3456)),
+];
+
+fn join(socket: &UdpSocket, ns: &Ns, group: IpAddr) {
+    match group {
+        IpAddr::V4(group) => socket.join_multicast_v4(&group, &Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, ns.ifindex("eth0")),
+    }
+    .unwrap();
+}
+
+fn leave(socket: &UdpSocket, ns: &Ns, group: IpAddr) {
+    match group {
+        IpAddr::V4(group) => socket.leave_multicast_v4(&group, &Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(group) => socket.leave_multicast_v6(&group, ns.ifindex("eth0")),
+    }
+    .unwrap();
+}
+
+fn at(ns: &Ns, group: IpAddr, port: u16) -> SocketAddr {
+    match group {
+        IpAddr::V4(_) => (group, port).into(),
+        IpAddr::V6(group) => SocketAddrV6::new(group, port, 0, ns.ifindex("eth0")).into(),
+    }
+}
+
+/// What a socket hears next, if anything within a fifth of a second.
+fn hears(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
+    let timeout = socket.read_timeout().unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut buffer = [0; 2048];
+    let result = socket.recv_from(&mut buffer);
+    socket.set_read_timeout(timeout).unwrap();
+    match result {
+        Ok((len, from)) => Some((buffer[..len].to_vec(), from)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn net() -> Option<Net> {
+    let net = Net::new()?;
+    for ns in [&net.host, &net.peer] {
+        ns.sh("ip route replace 224.0.0.0/4 dev eth0");
+    }
+    Some(net)
+}
+
+/// The peer sends until the guest hears: a report takes its time.
+fn expect(guest: &UdpSocket, sender: &UdpSocket, to: SocketAddr) -> SocketAddr {
+    let mut heard = None;
+    wait_until("the guest hears the group", || {
+        sender.send_to(b"to the group", to).unwrap();
+        heard = hears(guest);
+        heard.is_some()
+    });
+    let (payload, from) = heard.unwrap();
+    assert_eq!(payload, b"to the group");
+    from
+}
+
+#[test]
+fn the_guest_hears_groups_until_it_leaves() {
+    let Some(net) = net() else { return };
+    net.pasta(&["--multicast"]);
+    for group in GROUPS {
+        let own = if group.is_ipv4() { PEER[0] } else { PEER[1] };
+        let guest = net.guest.udp((any(group), MDNS));
+        let sender = net.peer.udp((own, 0));
+        let to = at(&net.peer, group, MDNS);
+        join(&guest, &net.guest, group);
+        wait_until("the host joins", || host_is_member(&net, group));
+        let from = expect(&guest, &sender, to);
+        assert_eq!((from.ip(), from.port()), (own, port(&sender)));
+        // The answer gets back.
+        guest.send_to(b"answer", from).unwrap();
+        assert_eq!(recv_from(&sender).0, b"answer");
+        while hears(&guest).is_some() {}
+        leave(&guest, &net.guest, group);
+        wait_until("the host has left the group", || !host_is_member(&net, group));
+    }
+}
+
+/// Whether the host's interface is a member of a group.
+fn host_is_member(net: &Net, group: IpAddr) -> bool {
+    let groups = net.host.sh("ip maddr show dev eth0");
+    groups.split_whitespace().any(|word| word == group.to_string())
+}
+
+#[test]
+fn without_the_option_groups_are_not_heard() {
+    let Some(net) = net() else { return };
+    net.pasta(&[]);
+    for group in GROUPS {
+        let guest = net.guest.udp((any(group), MDNS));
+        let sender = net.peer.udp((any(group), 0));
+        join(&guest, &net.guest, group);
+        for _ in 0..5 {
+            sender.send_to(b"to the group", at(&net.peer, group, MDNS)).unwrap();
+            assert_eq!(hears(&guest), None);
+        }
+        assert!(!host_is_member(&net, group));
+    }
+}
+
+/// A daemon of the host that is a member of the group, and shares its port, loses nothing; and the guest does not hear
+/// itself.
+#[test]
+fn groups_are_shared_with_a_daemon_of_the_host() {
+    let Some(net) = net() else { return };
+    net.pasta(&["--multicast"]);
+    for (v, group) in GROUPS[..2].iter().copied().enumerate() {
+        let daemon = net.host.udp_shared((any(group), MDNS));
+        join(&daemon, &net.host, group);
+        let guest = net.guest.udp((any(group), MDNS));
+        guest.set_multicast_loop_v4(false).unwrap();
+        if v == 1 {
+            guest.set_multicast_loop_v6(false).unwrap();
+        }
+        join(&guest, &net.guest, group);
+        let sender = net.peer.udp((PEER[v], 0));
+        let to = at(&net.peer, group, MDNS);
+        expect(&guest, &sender, to);
+        assert_eq!(recv_from(&daemon).0, b"to the group");
+        while hears(&guest).is_some() || hears(&daemon).is_some() {}
+
+        guest.send_to(b"from the guest", at(&net.guest, group, MDNS)).unwrap();
+        assert_eq!(recv_from(&daemon).0, b"from the guest");
+        sender.send_to(b"next", to).unwrap();
+        assert_eq!(recv_from(&guest).0, b"next");
+        // The same words of another are heard.
+        sender.send_to(b"from the guest", to).unwrap();
+        assert_eq!(recv_from(&guest).0, b"from the guest");
+        assert_eq!(recv_from(&daemon).0, b"next");
+        assert_eq!(recv_from(&daemon).0, b"from the guest");
+
+        sender.send_to(b"to the daemon", (HOST[v], MDNS)).unwrap();
+        assert_eq!(recv_from(&daemon).0, b"to the daemon");
+        assert_eq!(hears(&guest), None);
+    }
+}
+
+/// A group is heard at the port that the guest sends to, as well.
+#[test]
+fn a_port_that_the_guest_uses_with_a_group_is_heard() {
+    let Some(net) = net() else { return };
+    net.pasta(&["--multicast"]);
+    for (v, group) in GROUPS[..2].iter().copied().enumerate() {
+        let guest = net.guest.udp((any(group), 7654));
+        guest.send_to(b"hello", at(&net.guest, group, 7654)).unwrap();
+        join(&guest, &net.guest, group);
+        let sender = net.peer.udp((PEER[v], 0));
+        let from = expect(&guest, &sender, at(&net.peer, group, 7654));
+        assert_eq!(from.ip(), PEER[v]);
+    }
+}
