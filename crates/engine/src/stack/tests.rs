@@ -47,7 +47,7 @@ impl Test {
             udp: udp::Limits {
                 flows: share,
                 strangers: share,
-                endpoints: share,
+                endpoints: Share { most: 600, ..share },
                 bypass: share,
                 idle: Duration::from_secs(300),
                 idle_stream: Duration::from_secs(300),
