@@ -3,6 +3,8 @@
 use alloc::string::ToString;
 use core::net::IpAddr;
 
+use wire::checksum::Sum;
+
 use super::*;
 use crate::{
     host::Received,
@@ -43,7 +45,11 @@ fn report(group: &str, kind: u8) -> Vec<u8> {
     // Both protocols have a header of eight bytes. Only the protocol's number differs.
     let _ = headers.icmp(&mut frame, Header::new(message[0], 0, 1), message.len() - 8).unwrap();
     if group.is_ipv4() {
-        frame[ethernet::HEADER_LEN + 9] = protocol::IGMP;
+        let header = &mut frame[ethernet::HEADER_LEN..at];
+        header[9] = protocol::IGMP;
+        header[10..12].fill(0);
+        let sum = Sum::new().bytes(header).finish();
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
     }
     frame.truncate(at + message.len());
     frame
