@@ -40,7 +40,12 @@ fn flows_are_told_when_debugging() {
     wait_until("the line of a UDP flow", || text().contains(&line));
 
     net.guest.sh(&format!("ping -c 1 {peer}"));
-    wait_until("the line of a ping", || text().contains(&format!("(ping): {host} -> {peer} id ")));
+    wait_until("the line of a ping", || {
+        let text = text();
+        text.lines().any(|line| {
+            line.contains(&format!("(ping): {host} id ")) && line.ends_with(&format!("-> {peer}"))
+        })
+    });
     pasta.terminate();
 }
 
