@@ -105,7 +105,7 @@ impl Budgets {
         let mut budgets = Self {
             udp_ports: share(10, 8192),
             udp_clients: share(4 * local, 4096),
-            questions: share(4, 1024),
+            questions: share(2, 1024),
             pings: share(2, 1024),
             flows,
             strangers,
