@@ -118,8 +118,10 @@ impl Settings {
         if !self.has_family_of(shown_source) {
             return None;
         }
+        // A service that is bound to all addresses answers a link-local one from its own link-local address.
         let hit = hit.map(|hit| hit.to_canonical()).filter(|hit| {
             hit.is_ipv4() == shown_source.is_ipv4()
+                && is_link_local(*hit) == is_link_local(shown_source)
                 && !guest.is_pinned(*hit)
                 && guest.addresses().contains(*hit)
         });
@@ -251,6 +253,11 @@ fn is_mapped(address: IpAddr) -> bool {
 pub(crate) fn is_link_scope(address: Ipv6Addr) -> bool {
     address.is_unicast_link_local()
         || matches!(address.octets(), [0xff, flags_scope, ..] if flags_scope & 0xf <= 2)
+}
+
+/// Whether an IPv6 address is link-local. IPv4 link-local addresses are like any others here.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 #[cfg(test)]
@@ -479,7 +486,7 @@ mod tests {
             ("127.0.0.1", "198.51.100.66", "198.51.100.66"),
             ("2001:db8::9", "2001:db8:1::66", "2001:db8:1::66"),
             ("2001:db8::9", "2001:db8:7::1", "2001:db8:1::55"),
-            ("fe80::9", "2001:db8:1::66", "2001:db8:1::66"),
+            ("fe80::9", "2001:db8:1::66", "fe80::55"),
             ("fe80::9", "fe80::77", "fe80::55"),
         ];
         for (peer, hit, expected) in cases {

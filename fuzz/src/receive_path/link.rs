@@ -10,9 +10,11 @@ use engine::{
 use std::net::SocketAddr;
 use wire::{
     assembly::Whole,
+    checksum::Sum,
     fragment::Fragment,
     frame::{self, Body, MAX_LEN, Packet, Transport},
     offload::{Offload, SegmentKind},
+    protocol,
     tcp::{Flags, Segment},
 };
 
@@ -190,6 +192,10 @@ fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
             // A datagram counts once, however many its fragments are.
             link.frames -= usize::from(fragment.offset > 0);
             link.reassemble(&packet, &fragment);
+        }
+        Transport::Other(protocol::IGMP, query) => {
+            assert_eq!((*offload, packet.hop_limit), (Offload::default(), 1));
+            assert_eq!((query.first(), Sum::new().bytes(query).finish()), (Some(&0x11), 0), "{query:02x?}");
         }
         Transport::Other(protocol, _) => panic!("protocol {protocol} to the guest"),
     }

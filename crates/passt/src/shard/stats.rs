@@ -17,8 +17,8 @@ const WIDTH: usize = 9;
 
 /// Headings, over as many columns as they have parts.
 const HEADINGS: [(&str, &[&str]); 6] = [
-    ("frames", &["from", "to", "lost", "useless", "bad sum"]),
-    ("TCP", &["now", "opened", "refused", "reset", "no file"]),
+    ("frames", &["from", "to", "lost", "useless", "corrupt"]),
+    ("TCP", &["now", "opened", "refused", "reset", "nofile"]),
     ("TCP bypass", &["now", "opened", "refused", "reset"]),
     ("UDP", &["now", "dropped", "ended"]),
     ("DNS", &["now", "dropped", "ended"]),
