@@ -186,7 +186,7 @@ fn wrong_checksums_are_dropped_and_counted() {
     bad[22] ^= 1; // TTL
     client.send(&[&bad, &next]);
     expect(&mut server, b"end");
-    expect_count(&mut passt, "bad sum", dropped + 3);
+    expect_count(&mut passt, "corrupt", dropped + 3);
     assert_eq!(passt.stderr().matches("wrong checksums").count(), 1, "once a minute");
 }
 
@@ -311,6 +311,6 @@ fn offloads_count_where_they_point() {
     assert!(recv_from(&server).0 == [0x5a; 1001]);
     front_end.queues[1].send(Offload::VERIFIED.to_virtio(), &bad);
     assert!(recv_from(&server).0 == bad[42..]);
-    expect_count(&mut passt, "bad sum", 1);
+    expect_count(&mut passt, "corrupt", 1);
     expect_count(&mut passt, "useless", 5);
 }
