@@ -2,6 +2,8 @@
 
 mod bench;
 mod ci;
+#[cfg(test)]
+mod citations;
 mod completions;
 mod guests;
 mod house;

@@ -1,4 +1,4 @@
-//! What goes over the control socket (SPEC §8.9): bytes to tables and back, for both ends.
+//! What goes over the control socket (behaviour §8.9): bytes to tables and back, for both ends.
 //!
 //! The server begins: greeting, announced tables, end mark. A client that wants a change sends its update: tables, end
 //! mark. All numbers are in network byte order. Decoding starts over with each piece that arrives, but not before there
@@ -52,7 +52,7 @@ bitflags! {
         const TCP = 4;
         /// UDP.
         const UDP = 8;
-        /// To follow what is in use on the other side (SPEC §8.4).
+        /// To follow what is in use on the other side (behaviour §8.4).
         const SCAN = 16;
         /// To listen on one interface.
         const IFNAME = 32;

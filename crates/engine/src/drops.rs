@@ -3,7 +3,7 @@
 /// Datagrams of UDP, or echo messages, that were not carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
-    /// From the guest: source or destination is not allowed (SPEC §5.2, R-100).
+    /// From the guest: source or destination is not allowed (behaviour §5.2, R-100).
     pub invalid: u64,
     /// No room for another flow or socket, or the host gave no socket.
     pub no_room: u64,

@@ -31,7 +31,7 @@ impl Exchange {
         self.replies > 0 && self.requests <= self.replies && self.requests <= FEW
     }
 
-    /// Whether both have sent, and one of them more than once (SPEC §7.2).
+    /// Whether both have sent, and one of them more than once (behaviour §7.2).
     pub(crate) const fn is_stream(self) -> bool {
         self.requests > 0 && self.replies > 0 && self.requests + self.replies > 2
     }

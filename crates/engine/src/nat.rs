@@ -1,4 +1,4 @@
-//! The one table of address translation between guest and host (SPEC §5).
+//! The one table of address translation between guest and host (behaviour §5).
 //!
 //! Everything here is a pure function of [`Settings`] and [`Guest`]: flows remember what was decided for them,
 //! and the replies of a flow are rewritten to what its first packet was addressed to.
@@ -37,7 +37,7 @@ pub enum Refused {
     /// Port 0.
     #[error("destination port 0")]
     PortZero,
-    /// TCP to a broadcast or multicast address (SPEC §5.6).
+    /// TCP to a broadcast or multicast address (behaviour §5.6).
     #[error("TCP to an address that is not unicast")]
     NotUnicast,
 }
@@ -52,7 +52,7 @@ pub struct Inbound {
 }
 
 impl Settings {
-    /// Where on the host's side traffic of the guest to `destination` goes (SPEC §5.2).
+    /// Where on the host's side traffic of the guest to `destination` goes (behaviour §5.2).
     ///
     /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`] the port is passed
     /// through. What is for the host's resolvers has no place here: see [`Settings::resolvers`].
@@ -89,7 +89,7 @@ impl Settings {
         }
     }
 
-    /// The address shown to the guest for a packet from `source` on the host's side (SPEC §5.3.4); none if it
+    /// The address shown to the guest for a packet from `source` on the host's side (behaviour §5.3.4); none if it
     /// can't be shown.
     ///
     /// Loopback addresses other than `127.0.0.1` all become our address (Q24): a guest drops packets from
@@ -105,7 +105,7 @@ impl Settings {
         }
     }
 
-    /// The guest's address for packets that show `shown_source` (SPEC §5.4): the one that was written to (`hit`) if the
+    /// The guest's address for packets that show `shown_source` (behaviour §5.4): the one that was written to (`hit`) if the
     /// guest has it, and none is pinned; else the main one of the same family, link-local for a link-local source. None
     /// if no address of that family is known.
     #[must_use]
@@ -135,7 +135,7 @@ impl Settings {
     }
 
     /// The addresses of a flow that `peer` opened to `hit`, an address of the host, under a forwarding rule
-    /// (SPEC §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `hit`
+    /// (behaviour §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `hit`
     /// is kept. None if the guest can't be reached this way; a target of the other family than the peer is one such
     /// case.
     #[must_use]
@@ -291,7 +291,7 @@ mod tests {
     use Protocol::{Ping, Tcp, Udp};
 
     #[test]
-    fn r_36_dns_to_a_gateway_that_is_the_resolver_wins_over_host_loopback() {
+    fn dns_to_a_gateway_that_is_the_resolver_wins_over_host_loopback_r36() {
         let mut settings = settings();
         let v4 = settings.v4.as_mut().unwrap();
         v4.dns_match = v4.our_address;
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn map_host_loopback_goes_to_loopback_with_any_protocol() {
-        // SPEC §5.2 row 2
+        // behaviour §5.2 row 2
         let settings = settings();
         for protocol in [Tcp, Udp, Ping] {
             goes(&settings, protocol, "198.51.100.1:80", "127.0.0.1:80");
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn without_host_loopback_mapping_the_gateway_is_like_any_address() {
-        // SPEC §5.2 row 2, --no-map-gw
+        // behaviour §5.2 row 2, --no-map-gw
         let mut settings = settings();
         settings.v4.as_mut().unwrap().map_host_loopback = None;
         settings.v6.as_mut().unwrap().map_host_loopback = None;
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn map_guest_address_goes_to_the_assigned_one() {
-        // SPEC §5.2 row 3
+        // behaviour §5.2 row 3
         let settings = settings();
         for protocol in [Tcp, Udp, Ping] {
             goes(&settings, protocol, "198.51.100.77:80", "198.51.100.2:80");
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn anything_else_is_unchanged_and_link_local_gets_its_scope() {
-        // SPEC §5.2 row 4; broadcast and multicast for UDP (Q10, R-91)
+        // behaviour §5.2 row 4; broadcast and multicast for UDP (Q10, R-91)
         let settings = settings();
         goes(&settings, Tcp, "203.0.113.9:65535", "203.0.113.9:65535");
         goes(&settings, Udp, "255.255.255.255:67", "255.255.255.255:67");
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn some_destinations_are_refused() {
-        // SPEC §5.2 (c) and (d), §5.6, R-77, R-101
+        // behaviour §5.2 (c) and (d), §5.6, R-77, R-101
         let mut settings = settings();
         for protocol in [Tcp, Udp, Ping] {
             for (to, why) in [
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn r_100_only_unicast_sources_of_an_enabled_family_come_from_the_guest() {
+    fn only_unicast_sources_of_an_enabled_family_come_from_the_guest_r100() {
         let mut settings = settings();
         for good in ["198.51.100.2", "203.0.113.1", "2001:db8::1", "fe80::1"] {
             assert!(settings.valid_guest_source(address(good)), "{good}");
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_hosts_loopback_is_shown_as_map_host_loopback() {
-        // SPEC §5.3.4 row 1
+        // behaviour §5.3.4 row 1
         let settings = settings();
         shown(&settings, "127.0.0.1", Some("198.51.100.1"));
         shown(&settings, "::ffff:127.0.0.1", Some("198.51.100.1")); // dual-stack listener
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn the_assigned_address_is_shown_as_map_guest_address() {
-        // SPEC §5.3.4 row 2
+        // behaviour §5.3.4 row 2
         let settings = settings();
         shown(&settings, "198.51.100.2", Some("198.51.100.77"));
         shown(&settings, "2001:db8:1::2", Some("2001:db8:1::77"));
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_the_guest_can_not_be_shown_becomes_our_address() {
-        // SPEC §5.3.4 row 3
+        // behaviour §5.3.4 row 3
         let mut settings = settings();
         settings.v4.as_mut().unwrap().map_guest_address = None;
         settings.v4.as_mut().unwrap().map_host_loopback = None;
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn any_other_source_is_unchanged() {
-        // SPEC §5.3.4 row 4
+        // behaviour §5.3.4 row 4
         let mut settings = settings();
         shown(&settings, "203.0.113.1", Some("203.0.113.1"));
         shown(&settings, "2001:db8::9", Some("2001:db8::9"));
@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn the_guests_address_fits_the_source() {
-        // SPEC §5.4
+        // behaviour §5.4
         let settings = settings();
         let mut guest = guest(&settings);
         let destination = |guest: &Guest, source| settings.guest_destination(guest, address(source), None);
@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(destination(&guest, "2001:db8::9"), None);
     }
 
-    /// What a client wrote to is where it gets, if the guest has that address (SPEC §5.3.2).
+    /// What a client wrote to is where it gets, if the guest has that address (behaviour §5.3.2).
     #[test]
     fn inbound_flows_go_to_the_address_that_was_hit_if_the_guest_has_it() {
         let mut settings = settings();
@@ -499,7 +499,7 @@ mod tests {
         assert_eq!(destination(&settings, &guest, "203.0.113.1", "198.51.100.66"), "198.51.100.2");
     }
 
-    /// The guest would drop packets from any address of its own (SPEC §5.3.4 rows 2 and 3).
+    /// The guest would drop packets from any address of its own (behaviour §5.3.4 rows 2 and 3).
     #[test]
     fn no_address_of_the_guest_is_shown_as_a_source() {
         let mut settings = settings();
@@ -517,7 +517,7 @@ mod tests {
 
     #[test]
     fn inbound_flows_go_to_the_rules_target_or_the_guest() {
-        // SPEC §5.3.2, §8.6
+        // behaviour §5.3.2, §8.6
         let settings = settings();
         let guest = guest(&settings);
         let inbound = |peer, hit, target: Option<&str>| {

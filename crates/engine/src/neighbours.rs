@@ -1,4 +1,4 @@
-//! Hardware addresses: the guest sees those of the host's neighbours where they are known, else ours (SPEC §4.1.4).
+//! Hardware addresses: the guest sees those of the host's neighbours where they are known, else ours (behaviour §4.1.4).
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -64,7 +64,7 @@ impl Health {
 }
 
 impl Settings {
-    /// Whether datagrams and connections of the guest to `destination` are for the host's resolvers (SPEC §5.2).
+    /// Whether datagrams and connections of the guest to `destination` are for the host's resolvers (behaviour §5.2).
     #[must_use]
     pub fn is_dns(&self, destination: SocketAddr) -> bool {
         self.resolvers_behind(destination).is_some()
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn the_dns_address_leads_to_the_resolvers_on_dns_ports_only() {
-        // SPEC §5.2 row 1, R-35
+        // behaviour §5.2 row 1, R-35
         let settings = settings();
         let asked = |destination: &str| asked(&settings, destination, &Health::default(), START);
         for port in [53, 853] {
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn without_resolvers_it_is_the_host_itself() {
-        // SPEC §5.2
+        // behaviour §5.2
         let mut settings = settings();
         settings.v4.as_mut().unwrap().dns_servers.clear();
         settings.v6.as_mut().unwrap().dns_servers = list(&["::"]);

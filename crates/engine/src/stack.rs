@@ -186,7 +186,7 @@ impl<H: Host> Stack<H> {
         &self.timers
     }
 
-    /// There is a guest from now on that can hear us: asks for its hardware address (SPEC §4.1.3).
+    /// There is a guest from now on that can hear us: asks for its hardware address (behaviour §4.1.3).
     pub fn on_link_up<L: Link>(&mut self, link: &mut L) {
         self.guest.on_link_up();
         local::announce_start(&self.settings, &self.guest, link);

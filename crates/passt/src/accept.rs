@@ -123,7 +123,7 @@ impl Acceptors {
         }
     }
 
-    /// Has all sockets listen, or none: while there is no guest, connections are refused (SPEC §8.8).
+    /// Has all sockets listen, or none: while there is no guest, connections are refused (behaviour §8.8).
     pub(crate) fn set_open(&mut self, epoll: impl AsFd, open: bool) {
         if self.open == open {
             return;

@@ -23,7 +23,7 @@ const PROCESS: usize = 48;
 const VHOST_USER: usize = 104;
 /// The parts of what is left are 64ths of it.
 const PARTS: usize = 64;
-/// Most TCP connections through the link, and most local ones (SPEC §12).
+/// Most TCP connections through the link, and most local ones (behaviour §12).
 const CONNECTIONS: usize = 131_071;
 /// Most memory for the receive queues of all TCP connections, in bytes.
 const QUEUE_MEMORY: usize = 256 << 20;

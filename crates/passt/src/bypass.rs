@@ -1,4 +1,4 @@
-//! Local connections, which bypass the link (SPEC §5.3.3, §5.5): which ones these are, where their second socket comes
+//! Local connections, which bypass the link (behaviour §5.3.3, §5.5): which ones these are, where their second socket comes
 //! from, and their turns.
 
 use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! What was asked: the valid, contradiction-free outcome of a command line (SPEC §2).
+//! What was asked: the valid, contradiction-free outcome of a command line (behaviour §2).
 //!
 //! Plain values only. Nothing here has looked at the machine: what was left out is still open (`None`), and
 //! `plan` fills it in from what the host has.
@@ -14,10 +14,10 @@ use std::{
 use engine::forward::{Enabled, IfName, Table};
 use wire::ethernet::Mac;
 
-/// MTU when `--mtu` is not given (SPEC §2.2): the longest 802.3 payload that is a multiple of four.
+/// MTU when `--mtu` is not given (behaviour §2.2): the longest 802.3 payload that is a multiple of four.
 pub const DEFAULT_MTU: u16 = 65520;
 
-/// Our MAC address when `--mac-addr` is not given (SPEC §12).
+/// Our MAC address when `--mac-addr` is not given (behaviour §12).
 pub const DEFAULT_OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
 /// Everything that a command line asks for.
@@ -27,7 +27,7 @@ pub struct Config {
     pub mode: Mode,
     /// How much to tell.
     pub verbosity: Verbosity,
-    /// Don't go to the background. Also true where SPEC §1.3.5 forces it.
+    /// Don't go to the background. Also true where behaviour §1.3.5 forces it.
     pub foreground: bool,
     /// `--stats`: shortest time between two tables of event counts.
     pub stats: Option<Duration>,
@@ -35,11 +35,11 @@ pub struct Config {
     pub log_file: Option<PathBuf>,
     /// `--log-size`, in bytes.
     pub log_size: u64,
-    /// `--runas`; `None` is the default rule of SPEC §10.2.
+    /// `--runas`; `None` is the default rule of behaviour §10.2.
     pub runas: Option<RunAs>,
-    /// `--chroot-fallback` (SPEC §10.5).
+    /// `--chroot-fallback` (behaviour §10.5).
     pub chroot_fallback: bool,
-    /// `--conf-path`: control socket for pesto (SPEC §8.9).
+    /// `--conf-path`: control socket for pesto (behaviour §8.9).
     pub conf_path: Option<PathBuf>,
     /// `--pcap`.
     pub pcap: Option<PathBuf>,
@@ -89,7 +89,7 @@ pub struct Config {
 
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
     pub freebind: bool,
-    /// Whether loopback connections bypass the tap (SPEC §5.3.3).
+    /// Whether loopback connections bypass the tap (behaviour §5.3.3).
     pub splice: Splice,
     /// `--host-lo-to-ns-lo`: keep a loopback destination when forwarding inwards.
     pub host_lo_to_ns_lo: bool,
@@ -108,7 +108,7 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Size limit of the log file when `--log-size` is not given, in bytes (SPEC §1.7.5).
+/// Size limit of the log file when `--log-size` is not given, in bytes (behaviour §1.7.5).
 pub const DEFAULT_LOG_SIZE: u64 = 1 << 20;
 
 impl Config {
@@ -162,7 +162,7 @@ impl Config {
     }
 }
 
-/// Which of the two programs this is (SPEC §1.1).
+/// Which of the two programs this is (behaviour §1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A virtual machine behind a UNIX socket.
@@ -181,7 +181,7 @@ impl Mode {
     }
 }
 
-/// How much to tell, from least to most (SPEC §1.7.3).
+/// How much to tell, from least to most (behaviour §1.7.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     /// Warnings and errors.
@@ -218,9 +218,9 @@ pub enum Id {
 pub struct Family<A> {
     /// Not excluded by `-4` or `-6`. Whether the host has the family is another question.
     pub enabled: bool,
-    /// `--address`: the guest's address. It also pins it (SPEC §5.4) and implies not copying the host's.
+    /// `--address`: the guest's address. It also pins it (behaviour §5.4) and implies not copying the host's.
     pub address: Option<A>,
-    /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6 64 is used whatever this says (SPEC §2.2).
+    /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6 64 is used whatever this says (behaviour §2.2).
     pub prefix_len: Option<u8>,
     /// `--gateway`.
     pub gateway: Option<A>,
@@ -266,7 +266,7 @@ impl<A> Default for Family<A> {
     }
 }
 
-/// Address at which the guest reaches the host's loopback (SPEC §5.2).
+/// Address at which the guest reaches the host's loopback (behaviour §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapHostLoopback<A> {
     /// The gateway's address: the default.
@@ -292,7 +292,7 @@ pub enum Search {
 /// Whether loopback connections bypass the tap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Splice {
-    /// Where both ends are local (SPEC §5.3.3).
+    /// Where both ends are local (behaviour §5.3.3).
     Local,
     /// `--no-splice`, and always in passt mode.
     Never,
@@ -313,14 +313,14 @@ pub struct Passt {
     pub migrate_exit: bool,
     /// `--migrate-no-linger`.
     pub migrate_no_linger: bool,
-    /// `--one-off`, given or implied by `--fd` (SPEC §1.9).
+    /// `--one-off`, given or implied by `--fd` (behaviour §1.9).
     pub one_off: bool,
 }
 
 /// Where the guest is, in passt mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum GuestLink {
-    /// The first free one of the default socket paths (SPEC §9.2).
+    /// The first free one of the default socket paths (behaviour §9.2).
     #[default]
     Probe,
     /// `--socket`.
@@ -329,7 +329,7 @@ pub enum GuestLink {
     Fd(RawFd),
 }
 
-/// Socket of passt-repair (SPEC §11.5).
+/// Socket of passt-repair (behaviour §11.5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum RepairPath {
     /// The path of the guest's socket and `.repair`.
@@ -348,13 +348,13 @@ pub struct Pasta {
     pub target: Target,
     /// Which user namespace comes with it.
     pub userns: Userns,
-    /// `--config-net`: configure the interface in the namespace (SPEC §3.6).
+    /// `--config-net`: configure the interface in the namespace (behaviour §3.6).
     pub config_net: bool,
     /// `--ns-ifname`.
     pub ns_ifname: Option<IfName>,
     /// `--ns-mac-addr`.
     pub ns_mac: Option<Mac>,
-    /// `--no-netns-quit`: stay when the namespace goes away (SPEC §1.6).
+    /// `--no-netns-quit`: stay when the namespace goes away (behaviour §1.6).
     pub no_netns_quit: bool,
     /// `--no-pidns`: spawn without a PID namespace.
     pub no_pidns: bool,
@@ -374,10 +374,10 @@ impl Default for Pasta {
     }
 }
 
-/// The namespace that pasta connects (SPEC §1.2).
+/// The namespace that pasta connects (behaviour §1.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A new one, for this command and its arguments. Empty: the login shell (SPEC §1.5.7).
+    /// A new one, for this command and its arguments. Empty: the login shell (behaviour §1.5.7).
     Spawn {
         /// Command and arguments.
         command: Vec<OsString>,
@@ -388,7 +388,7 @@ pub enum Target {
     Netns(PathBuf),
 }
 
-/// Which user namespace pasta works in (SPEC §10.3).
+/// Which user namespace pasta works in (behaviour §10.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Userns {
     /// A new one for [`Target::Spawn`], else the one that owns the network namespace.

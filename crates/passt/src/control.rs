@@ -1,4 +1,4 @@
-//! The server's end of the control socket (`--conf-path`, SPEC §8.9).
+//! The server's end of the control socket (`--conf-path`, behaviour §8.9).
 //!
 //! A client can hold up nobody but other clients, and those not for long: it is never waited for, what it may send is
 //! bounded, and so is its time.

@@ -1,4 +1,4 @@
-//! Which user we run as (SPEC §10.2).
+//! Which user we run as (behaviour §10.2).
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
@@ -124,7 +124,7 @@ mod tests {
         Id::Name(name.into())
     }
 
-    /// SPEC §2.2, `--runas`: the four forms.
+    /// behaviour §2.2, `--runas`: the four forms.
     #[test]
     fn runas_takes_numbers_and_names() {
         assert_eq!(runas(Id::Number(0), None).unwrap(), User { uid: 0, gid: 0 });

@@ -60,7 +60,7 @@ use plan::{NamespacePlan, Plan};
 use shard::{ControlSetup, Resolvers, Setup, Shard};
 use stage::{Boot, Confine, PidFile, Prepared};
 
-/// Runs `passt` or `pasta`, chosen by the name the program was called by (SPEC §1.1).
+/// Runs `passt` or `pasta`, chosen by the name the program was called by (behaviour §1.1).
 pub fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), host::ephemeral_ports) {
         Ok(cli::Invocation::Run(config)) => config,
@@ -269,7 +269,7 @@ fn open_door(
     })
 }
 
-/// Listens where the command line says, or at the first default path that is free (SPEC §9.2).
+/// Listens where the command line says, or at the first default path that is free (behaviour §9.2).
 fn listen_for_guest(config: &config::Passt) -> anyhow::Result<OwnedFd> {
     let path = match &config.link {
         GuestLink::Path(path) => Some(path.clone()),

@@ -1,4 +1,4 @@
-//! Listening sockets of forwarding rules (SPEC §8.1, §8.2).
+//! Listening sockets of forwarding rules (behaviour §8.1, §8.2).
 
 use std::{
     fmt,
@@ -120,7 +120,7 @@ impl Opening {
         Self { direction: Direction::Outbound, ..self }
     }
 
-    /// Opens the sockets of all rules but those that follow a scan (SPEC §8.4), and those that are `open`ed already, by
+    /// Opens the sockets of all rules but those that follow a scan (behaviour §8.4), and those that are `open`ed already, by
     /// the rule's index and port. Also tells, in a line for each rule, what could not be opened of those that may be
     /// incomplete.
     ///

@@ -1,4 +1,4 @@
-//! Packet capture of both directions (SPEC §9.5).
+//! Packet capture of both directions (behaviour §9.5).
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -94,9 +94,9 @@ mod tests {
     use super::*;
     use pcap_file::pcap::PcapReader;
 
-    /// SPEC §9.5, R-10.
+    /// behaviour §9.5, R-10.
     #[test]
-    fn frames_are_complete_once_flushed() {
+    fn frames_are_complete_once_flushed_r10() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("capture");
         let mut capture = Capture::create(&path).unwrap();

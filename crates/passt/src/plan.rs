@@ -1,4 +1,4 @@
-//! What will be done: a pure function of what was asked and what the machine has (SPEC §3).
+//! What will be done: a pure function of what was asked and what the machine has (behaviour §3).
 //!
 //! Nothing here looks at the machine or changes it, so that the whole of host selection is tested with tables of
 //! values. What was noticed on the way is kept as notes, to be logged by whoever carries the plan out.
@@ -30,7 +30,7 @@ pub use namespace::{InterfacePlan, NamespaceFamily, NamespacePlan, TX_QUEUE_LEN}
 pub use resolvers::set_resolvers;
 use template::Template;
 
-/// The guest's IPv4 address in local mode (SPEC §3.5).
+/// The guest's IPv4 address in local mode (behaviour §3.5).
 const LOCAL_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
 /// Prefix length of the guest's IPv4 network in local mode.
 const LOCAL_V4_PREFIX_LEN: u8 = 16;
@@ -47,7 +47,7 @@ pub struct Plan {
     /// Interface after which IPv4 is set up; `None`: local mode, or no IPv4.
     pub template4: Option<TemplateLink>,
     /// Interface after which IPv6 is set up; `None`: local mode, or no IPv6. Link-local destinations of the guest
-    /// are on this one (SPEC §5.2).
+    /// are on this one (behaviour §5.2).
     pub template6: Option<TemplateLink>,
     /// The guest's IPv6 gateway outside: the host's own, one that was asked for, or that of local mode.
     pub gateway6: Option<Ipv6Addr>,
@@ -114,7 +114,7 @@ pub enum Error {
     NoIpv6,
 }
 
-/// Decides everything (SPEC §3).
+/// Decides everything (behaviour §3).
 ///
 /// # Errors
 /// If an option asks for what the machine doesn't have.
@@ -211,7 +211,7 @@ fn find_template<A: Ip>(
     Ok(template)
 }
 
-/// IPv4 addressing (SPEC §3.2, §3.3, §3.5), without resolvers.
+/// IPv4 addressing (behaviour §3.2, §3.3, §3.5), without resolvers.
 fn ipv4(config: &Config, facts: &Facts, template: Option<&Template<Ipv4Addr>>) -> V4 {
     let asked = &config.v4;
     let (found, found_len, found_gateway) = match template {
@@ -237,7 +237,7 @@ fn ipv4(config: &Config, facts: &Facts, template: Option<&Template<Ipv4Addr>>) -
     }
 }
 
-/// The IPv6 gateway (SPEC §3.3, §3.5).
+/// The IPv6 gateway (behaviour §3.3, §3.5).
 fn gateway6(config: &Config, template: Option<&Template<Ipv6Addr>>) -> Option<Ipv6Addr> {
     config.v6.gateway.or(match template {
         Some(template) => template.gateway,
@@ -245,7 +245,7 @@ fn gateway6(config: &Config, template: Option<&Template<Ipv6Addr>>) -> Option<Ip
     })
 }
 
-/// IPv6 addressing (SPEC §3.2, §3.5), without resolvers.
+/// IPv6 addressing (behaviour §3.2, §3.5), without resolvers.
 fn ipv6(
     config: &Config,
     facts: &Facts,
@@ -276,7 +276,7 @@ fn ipv6(
     }
 }
 
-/// Where the guest reaches the host's loopback (SPEC §5.2).
+/// Where the guest reaches the host's loopback (behaviour §5.2).
 fn map_host_loopback<A: Copy>(asked: &Family<A>, gateway: Option<A>) -> Option<A> {
     match asked.map_host_loopback {
         MapHostLoopback::Gateway => gateway,
@@ -290,7 +290,7 @@ fn host_prefix_len(facts: &Facts, address: Ipv4Addr) -> Option<u8> {
     facts.addresses.iter().find(|known| known.local == address).map(|known| known.prefix_len)
 }
 
-/// Prefix length by class A, B or C (SPEC §3.2).
+/// Prefix length by class A, B or C (behaviour §3.2).
 fn classful_prefix_len(address: Ipv4Addr) -> u8 {
     match address.octets()[0] {
         0..=127 => 8,
@@ -300,7 +300,7 @@ fn classful_prefix_len(address: Ipv4Addr) -> u8 {
     }
 }
 
-/// Which services are on (SPEC §4), without what resolv.conf says.
+/// Which services are on (behaviour §4), without what resolv.conf says.
 fn services(config: &Config, facts: &Facts, tap: bool) -> Services {
     Services {
         tcp: !config.no_tcp,
@@ -331,7 +331,7 @@ const MIN_MTU_V4: u16 = 68;
 /// Smallest MTU of IPv6 (RFC 8200).
 const MIN_MTU_V6: u16 = 1280;
 
-/// An MTU below what a family needs is taken as it is (SPEC §2.2); zero means none, and is no MTU (Q18).
+/// An MTU below what a family needs is taken as it is (behaviour §2.2); zero means none, and is no MTU (Q18).
 fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
     let Some(mtu) = config.mtu.filter(|mtu| *mtu != 0) else { return };
     for (family, enabled, least) in

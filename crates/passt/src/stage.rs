@@ -234,7 +234,7 @@ impl Confined {
 }
 
 /// The end of the process that our caller started: once the one in the background says that the network is there,
-/// with status 0, the PID file complete (SPEC §1.3.1).
+/// with status 0, the PID file complete (behaviour §1.3.1).
 fn leave_in_background(
     child: Pid,
     mut herald: UnixStream,
@@ -284,7 +284,7 @@ impl Detached {
             let readable = resolver.into_iter().flat_map(host::Watch::directories);
             if fenced { Fence::new(readable).map(Some) } else { Ok(None) }
         };
-        // Ports below 1024 may come to be listened on in the namespace at any time (SPEC §8.4).
+        // Ports below 1024 may come to be listened on in the namespace at any time (behaviour §8.4).
         let openers = fence(None)?;
         let keep_binding = || {
             let held = capabilities(None).context("can't read capabilities")?.permitted;
@@ -357,7 +357,7 @@ impl Sealed {
     }
 }
 
-/// A PID file, opened with our caller's rights and written when there is a process to tell of (SPEC §1.3.6).
+/// A PID file, opened with our caller's rights and written when there is a process to tell of (behaviour §1.3.6).
 pub(crate) struct PidFile {
     path: PathBuf,
     file: File,

@@ -1,4 +1,4 @@
-//! A line for each frame, for `--trace` (SPEC §1.7.3).
+//! A line for each frame, for `--trace` (behaviour §1.7.3).
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! UNIX sockets that we wait at (SPEC §9.2).
+//! UNIX sockets that we wait at (behaviour §9.2).
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
@@ -70,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    /// SPEC §9.2: free, left over, in use; and what is no socket stays.
+    /// behaviour §9.2: free, left over, in use; and what is no socket stays.
     #[test]
     fn replacement_rules() {
         let folder = tempfile::tempdir().unwrap();
@@ -91,7 +91,7 @@ mod tests {
         assert!(listen_at(&folder.path().join("missing/s")).is_err());
     }
 
-    /// SPEC §9.2, no path given: what is in use, and what is none of ours to replace, is passed over.
+    /// behaviour §9.2, no path given: what is in use, and what is none of ours to replace, is passed over.
     #[test]
     fn the_first_that_is_free() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Changes to announced tables, in the order of the options that ask for them (SPEC §8.9).
+//! Changes to announced tables, in the order of the options that ask for them (behaviour §8.9).
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -166,7 +166,7 @@ fn delete(table: &mut Announced, rule: &Rule) -> Result<(), String> {
     Err(format!("{reason}\nUnable to delete rule {rule}"))
 }
 
-/// The rule at loopback addresses, for want of the interface (SPEC §2.4.7).
+/// The rule at loopback addresses, for want of the interface (behaviour §2.4.7).
 fn on_loopback(rule: &Rule, enabled: Enabled) -> impl Iterator<Item = Rule> + use<> {
     let addresses = [
         enabled.ipv4.then_some(Ipv4Addr::LOCALHOST.into()),

@@ -1,4 +1,4 @@
-//! `pesto`: shows and changes the forwarding rules of a passt or pasta that runs (SPEC §8.9).
+//! `pesto`: shows and changes the forwarding rules of a passt or pasta that runs (behaviour §8.9).
 //!
 //! The tables that the server announces are edited as the options say, in their order, and sent back whole.
 #![forbid(unsafe_code)]
@@ -63,7 +63,7 @@ fn show(request: &Request, title: &str, tables: &[Announced]) -> String {
     if request.json { print::json(&request.path, tables) } else { print::text(title, &request.path, tables) }
 }
 
-/// The ports that `all` and `auto` leave out (SPEC §8.7).
+/// The ports that `all` and `auto` leave out (behaviour §8.7).
 fn ephemeral() -> PortRange {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     PortRange::from_sysctl(&text).unwrap_or(PortRange::RFC6335_DYNAMIC)

@@ -250,7 +250,7 @@ mod tests {
         }
     }
 
-    /// SPEC §8.9: options act in order, wherever PATH stands.
+    /// behaviour §8.9: options act in order, wherever PATH stands.
     #[test]
     fn changes_in_order() {
         let typed = request(&["-A", "-t22", "/s", "--delete", "--udp-ns=9", "-sC", "HOST", "--json", "-d"]);

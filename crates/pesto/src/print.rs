@@ -146,7 +146,7 @@ mod tests {
         Announced { pif: Pif::HOST, name: "HOST".into(), capabilities, rules: vec![rule] }
     }
 
-    /// SPEC §8.9.
+    /// behaviour §8.9.
     #[test]
     fn for_people() {
         assert_eq!(

@@ -1,5 +1,5 @@
 //! `qrap`: starts a QEMU that can't connect to a UNIX socket itself (before 7.2) with one that is connected to a passt
-//! (SPEC §9.6).
+//! (behaviour §9.6).
 #![forbid(unsafe_code)]
 
 mod command;

@@ -183,7 +183,7 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(own) })
 }
 
-/// Closes the descriptors above 2 that our caller left open, but for `keep` (SPEC §10.1). Only the first call does
+/// Closes the descriptors above 2 that our caller left open, but for `keep` (behaviour §10.1). Only the first call does
 /// anything; it must come before this process has opened a descriptor of its own, but for `keep`.
 pub fn close_inherited(keep: Option<RawFd>) {
     static DONE: AtomicBool = AtomicBool::new(false);

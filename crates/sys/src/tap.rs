@@ -66,7 +66,7 @@ pub enum TapError {
 
 impl TapDevice {
     /// Creates a tap named `name` (a `%d` in it is replaced by a free number) in the network namespace of the
-    /// calling thread, with as many of the `wanted` offloads as the kernel grants (SPEC §9.1).
+    /// calling thread, with as many of the `wanted` offloads as the kernel grants (behaviour §9.1).
     pub fn create(name: &str, wanted: Offloads) -> Result<Self, TapError> {
         if wanted.contains(Offloads::VNET_HDR) {
             let (fd, name) = attach(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(asked, [Offloads::all() - Offloads::VNET_HDR]);
     }
 
-    /// A kernel before 6.2 knows no USO, one without ECN neither: each falls back by itself (SPEC §9.1).
+    /// A kernel before 6.2 knows no USO, one without ECN neither: each falls back by itself (behaviour §9.1).
     #[test]
     fn a_refused_feature_costs_only_itself() {
         for refused in [Offloads::USO, Offloads::TSO_ECN, Offloads::TSO6, Offloads::TSO4] {
@@ -181,7 +181,7 @@ mod tests {
 
     /// a name of 15 characters is the longest.
     #[test]
-    fn a_name_too_long_is_refused_before_the_kernel_sees_it() {
+    fn a_name_too_long_is_refused_before_the_kernel_sees_it_r15() {
         for bad in ["", "sixteen-letters-", "a\0b"] {
             assert!(matches!(TapDevice::create(bad, Offloads::all()), Err(TapError::Name(_))), "{bad:?}");
         }

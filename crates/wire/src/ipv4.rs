@@ -111,3 +111,16 @@ impl Header {
         self.update_checksum();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_says_dont_fragment_r57() {
+        let (source, destination) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let header = Header::new(source, destination, 17, 64, 0, 100);
+        assert!(header.dont_fragment());
+        assert_eq!(header.fragment.get(), 0x4000);
+    }
+}

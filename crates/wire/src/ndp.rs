@@ -182,7 +182,7 @@ pub struct RouterAdvertisement<'a, S> {
 }
 
 impl<S: AsRef<str>> RouterAdvertisement<'_, S> {
-    /// The header, checksum still zero: hop limit 255, "managed" flag, router lifetime 65535 s (SPEC §4.2).
+    /// The header, checksum still zero: hop limit 255, "managed" flag, router lifetime 65535 s (behaviour §4.2).
     #[must_use]
     pub fn header() -> icmp::Header {
         let (hop_limit, managed, lifetime) = (HOP_LIMIT, 0x80, u16::MAX);
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn an_advertisement_says_router_solicited_override() {
-        // SPEC §4.2
+        // behaviour §4.2
         let (header, body) = solicited_advertisement("fe80::9".parse().unwrap(), MAC);
         assert_eq!(header.as_bytes(), [136, 0, 0, 0, 0xe0, 0, 0, 0]);
         assert_eq!(&body.as_bytes()[16..], [2, 1, 0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn router_advertisement_byte_for_byte() {
-        // SPEC §4.2 in its order, but host bits of the prefix cleared; RFC 8106
+        // behaviour §4.2 in its order, but host bits of the prefix cleared; RFC 8106
         let resolvers = ["2001:db8::53".parse().unwrap()];
         let advertisement = RouterAdvertisement {
             mac: MAC,

@@ -1,4 +1,4 @@
-//! Frames on a byte stream, each behind its length (SPEC §9.2): 32 bits, big-endian, then the Ethernet frame.
+//! Frames on a byte stream, each behind its length (behaviour §9.2): 32 bits, big-endian, then the Ethernet frame.
 
 use core::fmt;
 use core::ops::{Range, RangeInclusive};
@@ -15,7 +15,7 @@ pub struct BadLength(pub u32);
 /// Numbers of the sockets that passt tries if no path is given, see [`default_socket`].
 pub const DEFAULT_SOCKETS: RangeInclusive<u8> = 1..=99;
 
-/// The path of the socket with this number (SPEC §9.2).
+/// The path of the socket with this number (behaviour §9.2).
 pub fn default_socket(number: u8) -> impl fmt::Display {
     fmt::from_fn(move |f| write!(f, "/tmp/passt_{number}.socket"))
 }

@@ -1,11 +1,11 @@
-//! A guest that means to use up what we have (SPEC §10.6): everything has a bound, and who is in stays in.
+//! A guest that means to use up what we have (behaviour §10.6): everything has a bound, and who is in stays in.
 
 use engine::{flow::Endpoints, host::Readiness};
 use wire::{offload::Offload, tcp::Flags};
 
 use super::{Input, Run, guest::segment_with};
 
-/// Most connections (SPEC §12), and most memory that they may have queued together.
+/// Most connections (behaviour §12), and most memory that they may have queued together.
 const MOST_CONNECTIONS: usize = 131_071;
 const MOST_MEMORY: usize = 256 << 20;
 const ISS: u32 = 1000;

@@ -60,7 +60,7 @@ const LIMITS: Limits = Limits {
 };
 /// Most memory that one connection can have queued: its window, and the slots at both ends.
 const MOST_QUEUED: usize = (1 << 20) + 2 * (16 << 10);
-/// Longer than any deadline: idle connections of two to four hours (SPEC §6.9).
+/// Longer than any deadline: idle connections of two to four hours (behaviour §6.9).
 const LONG_ENOUGH: u64 = 5 * 3600;
 
 const fn share(most: usize) -> Share {

@@ -40,7 +40,7 @@ fn golden_tables() -> [Vec<Rule>; 2] {
     ]
 }
 
-/// SPEC §8.9: byte for byte what the C implementation's server says.
+/// behaviour §8.9: byte for byte what the C implementation's server says.
 #[test]
 fn golden_announcement() {
     let [host, splice] = golden_tables();
@@ -55,7 +55,7 @@ fn golden_announcement() {
     assert_eq!(decode_announcement(&ANNOUNCEMENT), Ok(Decoded::Whole(tables)));
 }
 
-/// SPEC §8.9: byte for byte what the C implementation's client answers.
+/// behaviour §8.9: byte for byte what the C implementation's client answers.
 #[test]
 fn golden_update() {
     let [mut host, mut splice] = golden_tables();
@@ -66,7 +66,7 @@ fn golden_update() {
     assert_eq!(decode_update(&UPDATE), Ok(Decoded::Whole(update)));
 }
 
-/// SPEC §8.9: versions and sizes, in the words of the C implementation's client.
+/// behaviour §8.9: versions and sizes, in the words of the C implementation's client.
 #[test]
 fn greetings_of_others() {
     let altered = |at: usize, byte: u8| {

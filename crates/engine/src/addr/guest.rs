@@ -19,7 +19,7 @@ use crate::timer::Instant;
 const QUESTIONS: u8 = 3;
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is known of the guest: some at the start, the rest from its frames (SPEC §5.4).
+/// What is known of the guest: some at the start, the rest from its frames (behaviour §5.4).
 ///
 /// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is the guest's, too.
 /// The main address is the assigned one, if the guest has it; else the first one that it has. Sources of IP packets

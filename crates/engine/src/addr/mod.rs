@@ -35,7 +35,7 @@ pub struct Settings {
     pub services: Services,
 }
 
-/// IPv4 addressing (SPEC §5.1).
+/// IPv4 addressing (behaviour §5.1).
 #[derive(Clone, Debug)]
 pub struct V4 {
     /// The guest's address.
@@ -58,7 +58,7 @@ pub struct V4 {
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// IPv6 addressing (SPEC §5.1).
+/// IPv6 addressing (behaviour §5.1).
 #[derive(Clone, Debug)]
 pub struct V6 {
     /// The guest's global address; none in local mode.
@@ -73,7 +73,7 @@ pub struct V6 {
     pub dns_match: Option<Ipv6Addr>,
     /// The host's resolvers, of both families, in the order in which to ask them. Without any: the host itself.
     pub dns_servers: Vec<IpAddr>,
-    /// Index of the host's outbound interface: the scope of link-local destinations (SPEC §5.2). Zero for none.
+    /// Index of the host's outbound interface: the scope of link-local destinations (behaviour §5.2). Zero for none.
     pub outbound_scope: u32,
     /// The address was given with `-a`: what the guest says does not change it.
     pub pinned: bool,

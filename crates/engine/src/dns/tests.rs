@@ -493,7 +493,7 @@ fn the_oldest_question_makes_room() {
 
 ///
 #[test]
-fn r_100_impossible_sources_are_refused() {
+fn impossible_sources_are_refused_r100_r77() {
     let mut test = Test::new();
     for from in ["224.0.0.1:4000", "127.0.0.1:4000", "198.51.100.55:0"] {
         test.guest_sends(from, DNS4, &query(7, "peer"));

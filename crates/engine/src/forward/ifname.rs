@@ -65,13 +65,13 @@ mod tests {
 
     /// a 15-character name works, a longer one does not.
     #[test]
-    fn length_limit_is_15() {
+    fn length_limit_is_15_r15() {
         assert!("abcdefghijklmno".parse::<IfName>().is_ok());
         assert!("abcdefghijklmnop".parse::<IfName>().is_err());
         assert!("".parse::<IfName>().is_err());
     }
 
-    /// SPEC §2.4, `ifname`.
+    /// behaviour §2.4, `ifname`.
     #[test]
     fn forbidden_characters_and_names() {
         for bad in ["a/b", "a b", "a\tb", "a\nb", "a\x0bb", "a\0b", ".", ".."] {

@@ -1,4 +1,4 @@
-//! Port forwarding rules (SPEC §2.4, §8): what is listened on, and where it leads.
+//! Port forwarding rules (behaviour §2.4, §8): what is listened on, and where it leads.
 //!
 //! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range
 //! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`].

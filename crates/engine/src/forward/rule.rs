@@ -26,7 +26,7 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Listen {
     /// Address to bind; `None` is the dual-stack wildcard `*` (one IPv6 socket with `IPV6_V6ONLY` off). The
-    /// unspecified address of a family means all addresses of that family only (SPEC §2.4.5).
+    /// unspecified address of a family means all addresses of that family only (behaviour §2.4.5).
     pub addr: Option<IpAddr>,
     /// Interface to bind to (`SO_BINDTODEVICE`), if any.
     pub interface: Option<IfName>,
@@ -61,7 +61,7 @@ impl Listen {
     }
 }
 
-/// `[ADDR]%IF`: `[::1]`, `[127.0.0.1]%lo`, `[*]`, `[*]%eth0` (SPEC §1.8).
+/// `[ADDR]%IF`: `[::1]`, `[127.0.0.1]%lo`, `[*]`, `[*]%eth0` (behaviour §1.8).
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.addr {
@@ -84,14 +84,14 @@ pub struct Rule {
     pub listen: Listen,
     /// Ports to listen on.
     pub ports: PortRange,
-    /// Destination address; `None` means the guest's address, or whatever SPEC §5.3.2 derives.
+    /// Destination address; `None` means the guest's address, or whatever behaviour §5.3.2 derives.
     pub target_addr: Option<IpAddr>,
     /// Destination port that the first of `ports` maps to; the others follow in step. The last one never
     /// goes beyond 65535.
     pub target_first: u16,
-    /// A port that can't be bound is no error (SPEC §8.2).
+    /// A port that can't be bound is no error (behaviour §8.2).
     pub best_effort: bool,
-    /// Listen only on ports that are bound on the other side, as they come and go (SPEC §8.4).
+    /// Listen only on ports that are bound on the other side, as they come and go (behaviour §8.4).
     pub scan: bool,
 }
 
@@ -115,7 +115,7 @@ impl Rule {
         PortRange::new(self.target_first, last).unwrap_or(PortRange::single(self.target_first))
     }
 
-    /// Whether both rules would claim some packet, so that they can't stand side by side (SPEC §2.4.9, Q20).
+    /// Whether both rules would claim some packet, so that they can't stand side by side (behaviour §2.4.9, Q20).
     pub fn conflicts_with(&self, other: &Self) -> bool {
         self.protocol == other.protocol
             && self.ports.overlaps(other.ports)
@@ -123,7 +123,7 @@ impl Rule {
     }
 }
 
-/// `TCP [ADDR]%IF:FIRST-LAST  =>  [TADDR:]TO-TOLAST  (best effort) (auto-scan)` (SPEC §1.8), ranges of one
+/// `TCP [ADDR]%IF:FIRST-LAST  =>  [TADDR:]TO-TOLAST  (best effort) (auto-scan)` (behaviour §1.8), ranges of one
 /// port as that port alone.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! Rules that follow what listens (SPEC §8.4): which ports they are to have open, given the ports in use on the side
+//! Rules that follow what listens (behaviour §8.4): which ports they are to have open, given the ports in use on the side
 //! that they lead to.
 //!
 //! Two directions that follow each other must not chase their own listeners from one namespace to the other and back
@@ -207,7 +207,7 @@ mod tests {
 
     use Protocol::{Tcp, Udp};
 
-    /// SPEC §8.4: what is in use is followed, UDP after TCP too; excluded, ephemeral and our own ports are not.
+    /// behaviour §8.4: what is in use is followed, UDP after TCP too; excluded, ephemeral and our own ports are not.
     #[test]
     fn what_is_followed() {
         let used = in_use(&[22, 80, 40000, 65535], &[53, 80, 123]);
@@ -298,7 +298,7 @@ mod tests {
         /// however services come and go on both sides, a port is never forwarded both ways; as soon as nothing
         /// changes any more, neither do we; and what was forwarded for a service that has gone is closed.
         #[test]
-        fn r_104_no_loop_and_no_flapping(
+        fn no_loop_and_no_flapping_r104(
             changes in prop::collection::vec((services(), services()), 1..8),
             inwards in prop::sample::select(&["auto", "auto,3-9:1-7", "auto,~2"][..]),
             outwards in prop::sample::select(&["auto", "auto,1-7:3-9", "auto,~5"][..]),

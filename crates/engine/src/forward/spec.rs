@@ -1,4 +1,4 @@
-//! Port specifiers: the arguments of `-t`, `-u`, `-T` and `-U` (SPEC §2.4).
+//! Port specifiers: the arguments of `-t`, `-u`, `-T` and `-U` (behaviour §2.4).
 //!
 //! ```text
 //! spec   = "none" | [ listen "/" ] chunk { "," chunk }
@@ -24,7 +24,7 @@ pub struct Context {
     pub direction: Direction,
     /// A wildcard listens on the families that are enabled.
     pub enabled: Enabled,
-    /// The host's ephemeral ports, which `all`, `auto` and lone exclusions leave out (SPEC §8.7).
+    /// The host's ephemeral ports, which `all`, `auto` and lone exclusions leave out (behaviour §8.7).
     pub ephemeral: PortRange,
 }
 
@@ -33,7 +33,7 @@ pub struct Context {
 pub enum Direction {
     /// From the host to the guest or namespace (`-t`, `-u`).
     Inbound,
-    /// From the namespace to the host (`-T`, `-U`): always from its loopback interface (SPEC §2.4.7).
+    /// From the namespace to the host (`-T`, `-U`): always from its loopback interface (behaviour §2.4.7).
     Outbound,
 }
 
@@ -47,7 +47,7 @@ impl Direction {
         }
     }
 
-    /// What messages and clients of the control socket call the table of its rules, by where they listen (SPEC §8.9).
+    /// What messages and clients of the control socket call the table of its rules, by where they listen (behaviour §8.9).
     #[must_use]
     pub const fn table_name(self) -> &'static str {
         match self {
@@ -77,7 +77,7 @@ pub enum SpecError {
     /// It is not of the grammar.
     #[error("Invalid port specifier '{0}'")]
     Invalid(String),
-    /// A listening address or interface where none can be chosen (SPEC §2.4.7).
+    /// A listening address or interface where none can be chosen (behaviour §2.4.7).
     #[error("Listening address not allowed in '{0}'")]
     ListenNotAllowed(String),
     /// It would make more rules than any table can hold.
@@ -147,7 +147,7 @@ impl Chunk {
             None => (None, ports),
             Some(to) => parse_target(to, ports)?,
         };
-        // SPEC §2.4.4
+        // behaviour §2.4.4
         let same_length = target_ports.len() == ports.len();
         same_length.then_some(Self::Include { ports, target, target_first: target_ports.first() })
     }
@@ -186,7 +186,7 @@ fn parse_target(text: &str, ports: PortRange) -> Option<(Option<IpAddr>, PortRan
     Some((None, parse_range(text)?))
 }
 
-/// An address, in brackets or not. IPv4-mapped IPv6 is IPv4 (SPEC §2.4.5).
+/// An address, in brackets or not. IPv4-mapped IPv6 is IPv4 (behaviour §2.4.5).
 fn parse_addr(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     bare.parse::<IpAddr>().ok().map(|addr| addr.to_canonical())
@@ -204,13 +204,13 @@ fn parse_range(text: &str) -> Option<PortRange> {
     }
 }
 
-/// A decimal number, whatever zeros it starts with: no sign, no blank, no other base (SPEC §2.1).
+/// A decimal number, whatever zeros it starts with: no sign, no blank, no other base (behaviour §2.1).
 fn parse_port(text: &str) -> Option<u16> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 /// Where the rules listen: what was given, or the default of the direction. A dual-stack wildcard becomes
-/// that of the one family that is enabled (SPEC §2.4.5).
+/// that of the one family that is enabled (behaviour §2.4.5).
 fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
     let mut listen = given.unwrap_or(match context.direction {
         Direction::Inbound => Listen::ANY,
@@ -227,7 +227,7 @@ fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
 }
 
 /// What to leave out, in order and without overlaps. Where nothing is included explicitly, the ephemeral
-/// ports and port 0 are left out too (SPEC §2.4.2).
+/// ports and port 0 are left out too (behaviour §2.4.2).
 fn excluded(chunks: &[Chunk], ephemeral: PortRange) -> Vec<PortRange> {
     let mut ranges: Vec<PortRange> = chunks
         .iter()

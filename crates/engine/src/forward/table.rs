@@ -5,10 +5,10 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Protocol, Rule};
 
-/// Most rules in one table (SPEC §2.4.10).
+/// Most rules in one table (behaviour §2.4.10).
 pub const MAX_RULES: usize = 255;
 
-/// Most sockets that the rules of one table may ask for, one for each port of each rule (SPEC §2.4.10).
+/// Most sockets that the rules of one table may ask for, one for each port of each rule (behaviour §2.4.10).
 pub const MAX_SOCKETS: usize = 327_680;
 
 /// The forwarding rules of one direction, in the order in which they were given.
@@ -48,7 +48,7 @@ pub struct AddError {
     pub reason: Refusal,
 }
 
-/// Why a rule can't stand in a table (SPEC §2.4).
+/// Why a rule can't stand in a table (behaviour §2.4).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Listening on port 0.
@@ -174,7 +174,7 @@ impl Table {
     }
 
     /// First rule for a packet to `addr` and `port` that came in through `interface` (its name, where the
-    /// caller knows it), and its index (SPEC §8.5). A rule with an interface never matches without one.
+    /// caller knows it), and its index (behaviour §8.5). A rule with an interface never matches without one.
     pub fn lookup(
         &self,
         protocol: Protocol,

@@ -1,4 +1,4 @@
-//! Specifiers and tables together: what an option's argument becomes, in the words of SPEC §1.8 and §2.4.
+//! Specifiers and tables together: what an option's argument becomes, in the words of behaviour §1.8 and §2.4.
 
 use alloc::{
     format,
@@ -50,9 +50,9 @@ fn rules(spec: &str) -> String {
     rules_in(&[spec], &context())
 }
 
-/// SPEC §2.4, §1.8; R-109 (`[::1]/22`), R-101 (port 65535).
+/// behaviour §2.4, §1.8; R-109 (`[::1]/22`), R-101 (port 65535).
 #[test]
-fn accepted_specifiers() {
+fn accepted_specifiers_r109_r101() {
     for (spec, expected) in [
         ("none", ""),
         ("22", "TCP [*]:22  =>  22"),
@@ -100,7 +100,7 @@ fn accepted_specifiers() {
     }
 }
 
-/// SPEC §2.4.2, §2.4.3, §8.7: without an included range, everything but the ephemeral ports, best effort.
+/// behaviour §2.4.2, §2.4.3, §8.7: without an included range, everything but the ephemeral ports, best effort.
 #[test]
 fn everything_but_ephemeral_ports() {
     let all =
@@ -118,7 +118,7 @@ fn everything_but_ephemeral_ports() {
     assert_eq!(rules_in(&["all"], &whole), "TCP [*]:1-49151  =>  1-49151  (best effort)");
 }
 
-/// SPEC §2.4, "Errors".
+/// behaviour §2.4, "Errors".
 #[test]
 fn invalid_specifiers() {
     for spec in [
@@ -183,9 +183,9 @@ fn invalid_specifiers() {
     }
 }
 
-/// SPEC §2.4.6, "Errors"; R-101 (port 0 refused).
+/// behaviour §2.4.6, "Errors"; R-101 (port 0 refused).
 #[test]
-fn refused_rules() {
+fn refused_rules_r101() {
     for (spec, reason) in [
         ("0", "Forwarding rule attempts to map from port 0"),
         ("0-5", "Forwarding rule attempts to map from port 0"),
@@ -209,9 +209,9 @@ fn refused_rules() {
     }
 }
 
-/// SPEC §2.4.5, §2.4 "Errors"; R-107.
+/// behaviour §2.4.5, §2.4 "Errors"; R-107.
 #[test]
-fn disabled_families_and_protocols() {
+fn disabled_families_and_protocols_r107() {
     let v4 = Context { enabled: Enabled { ipv6: false, ..Enabled::ALL }, ..context() };
     let v6 = Context { enabled: Enabled { ipv4: false, ..Enabled::ALL }, ..context() };
     let udp = Context { enabled: Enabled { tcp: false, ..Enabled::ALL }, ..context() };
@@ -234,7 +234,7 @@ fn disabled_families_and_protocols() {
     }
 }
 
-/// SPEC §2.4.7.
+/// behaviour §2.4.7.
 #[test]
 fn outbound_rules_listen_on_loopback() {
     let context = Context { direction: Direction::Outbound, ..context() };
@@ -244,7 +244,7 @@ fn outbound_rules_listen_on_loopback() {
     }
 }
 
-/// SPEC §2.4.9; Q20: interface names count.
+/// behaviour §2.4.9; Q20: interface names count.
 #[test]
 fn conflicts() {
     let conflict =
@@ -294,7 +294,7 @@ fn rule(first: u16, last: u16) -> Rule {
     }
 }
 
-/// SPEC §2.4.10, and a specifier that would make rules without end.
+/// behaviour §2.4.10, and a specifier that would make rules without end.
 #[test]
 fn limits() {
     let mut table = Table::new();
@@ -321,7 +321,7 @@ fn limits() {
     assert_eq!(parse(&spec, &context()), Err(SpecError::TooManyRules));
 }
 
-/// A rule that no specifier makes, but the control socket can carry (SPEC §8.9).
+/// A rule that no specifier makes, but the control socket can carry (behaviour §8.9).
 #[test]
 fn target_range_beyond_the_last_port() {
     let wrapping = Rule { target_first: 65535, ..rule(22, 23) };
@@ -329,7 +329,7 @@ fn target_range_beyond_the_last_port() {
     assert_eq!(Table::new().add(wrapping, Enabled::ALL).unwrap_err().reason, Refusal::ToPortZero);
 }
 
-/// SPEC §8.5: the first match by protocol, address, port and interface.
+/// behaviour §8.5: the first match by protocol, address, port and interface.
 #[test]
 fn lookup() {
     let mut table = Table::new();
@@ -368,7 +368,7 @@ proptest! {
         }
     }
 
-    /// SPEC §2.4.1: rules cover the included ports less the excluded ones, each once, at a constant offset.
+    /// behaviour §2.4.1: rules cover the included ports less the excluded ones, each once, at a constant offset.
     #[test]
     fn expansion_is_set_difference(
         included in any_range(),
@@ -389,7 +389,7 @@ proptest! {
         prop_assert_eq!(ports.next(), None);
     }
 
-    /// SPEC §2.4.2, the same for `all`.
+    /// behaviour §2.4.2, the same for `all`.
     #[test]
     fn all_is_everything_else(excluded in prop::collection::vec(any_range(), 0..6)) {
         let holes: String = excluded.iter().map(|hole| format!("~{hole},")).collect();

@@ -118,7 +118,7 @@ pub trait TcpSocket {
     /// The pending error, cleared by asking.
     fn take_error(&mut self) -> Option<Errno>;
 
-    /// Lets the kernel probe a silent peer (SPEC §6.5, R-74).
+    /// Lets the kernel probe a silent peer (behaviour §6.5, R-74).
     fn keep_alive(&mut self);
 
     /// Makes the coming close a reset instead of an orderly end.

@@ -1,4 +1,4 @@
-//! Errors that the host's sockets met, told to the guest as ICMP messages (SPEC §4.6, §7.4).
+//! Errors that the host's sockets met, told to the guest as ICMP messages (behaviour §4.6, §7.4).
 
 use core::net::IpAddr;
 
@@ -132,7 +132,7 @@ impl Report {
     }
 }
 
-/// Who tells the guest of an error: the offender as the guest knows it (SPEC §5.3.4), or the one that the guest had
+/// Who tells the guest of an error: the offender as the guest knows it (behaviour §5.3.4), or the one that the guest had
 /// written to, which the host knows as `peer`.
 pub(crate) fn shown_offender(
     settings: &Settings,

@@ -1,4 +1,4 @@
-//! Ping: echo requests of the guest over ping sockets of the host (SPEC §4.5), and error messages to the guest.
+//! Ping: echo requests of the guest over ping sockets of the host (behaviour §4.5), and error messages to the guest.
 
 pub(crate) mod error;
 
@@ -37,7 +37,7 @@ use crate::{
     timer::{Deadline, Timers},
 };
 
-/// A ping ends after this long without a request or reply (SPEC §4.5).
+/// A ping ends after this long without a request or reply (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
 /// Most errors taken from a socket before others get their turn.
 const VISIT: usize = 32;

@@ -80,9 +80,9 @@ fn echoed(frame: &[u8]) -> (IpAddr, u8, u16, u16, Vec<u8>) {
     (packet.source, header.kind, header.echo_id(), header.echo_sequence(), payload.to_vec())
 }
 
-/// SPEC §4.5, R-46: every reply arrives, the first too, with the guest's identifier, from where the guest had sent to.
+/// behaviour §4.5, R-46: every reply arrives, the first too, with the guest's identifier, from where the guest had sent to.
 #[test]
-fn r_46_replies_are_carried() {
+fn replies_are_carried_r46() {
     for (guest, remote, peer, reply) in [
         (GUEST, "203.0.113.1", "203.0.113.1:0", v4::ECHO_REPLY),
         (GUEST, "198.51.100.1", "127.0.0.1:0", v4::ECHO_REPLY),
@@ -111,7 +111,7 @@ fn r_46_replies_are_carried() {
 /// One socket for each guest address and identifier, whatever the destination; every identifier works. Destinations
 /// that are translated have sockets of their own, since replies could not be told apart.
 #[test]
-fn r_47_one_socket_for_each_identifier() {
+fn one_socket_for_each_identifier_r47() {
     let mut test = Test::new();
     let same =
         [(GUEST, "203.0.113.1", 0xffff), (GUEST, "203.0.113.1", 0), ("198.51.100.56", "203.0.113.2", 0)];
@@ -235,7 +235,7 @@ fn errors_are_rebuilt() {
 
 /// an error without entry is cleared; one that a send reports costs no request.
 #[test]
-fn r_95_errors_never_stay() {
+fn errors_never_stay_r95() {
     let mut test = Test::new();
     test.guest_pings(GUEST, "203.0.113.1", 7, 1);
     let socket = test.opened(0);
@@ -254,10 +254,10 @@ fn r_95_errors_never_stay() {
     assert_eq!(ip(&frame).source, "198.51.100.1".parse::<IpAddr>().unwrap());
 }
 
-/// SPEC §4.5: only echo requests are carried, only replies come back (R-46: not our own requests), and nothing goes to
+/// behaviour §4.5: only echo requests are carried, only replies come back (R-46: not our own requests), and nothing goes to
 /// addresses that have no place on a link.
 #[test]
-fn everything_else_is_ignored() {
+fn everything_else_is_ignored_r46() {
     let mut test = Test::new();
     for (kind, code) in [(v4::ECHO_REPLY, 0), (v4::UNREACHABLE, 3), (13, 0), (v4::ECHO_REQUEST, 1)] {
         test.guest_sends(GUEST, "203.0.113.1", Header::new(kind, code, 7 << 16), b"", 64);
@@ -293,7 +293,7 @@ fn groups() {
     assert_eq!(echoed(&test.world.frame().0).0, "203.0.113.9".parse::<IpAddr>().unwrap());
 }
 
-/// SPEC §4.5: idle for 60 s.
+/// behaviour §4.5: idle for 60 s.
 #[test]
 fn idle_flows_end() {
     let mut test = Test::new();
@@ -395,7 +395,7 @@ fn a_large_reply_comes_in_fragments() {
     }
 }
 
-/// SPEC §5.2.1.
+/// behaviour §5.2.1.
 #[test]
 fn the_guests_own_choice_of_source_is_kept() {
     let mut test = Test::new();

@@ -1,4 +1,4 @@
-//! ARP: every IPv4 address but the guest's own is at a hardware address that leads to us (RFC 826, SPEC §4.1).
+//! ARP: every IPv4 address but the guest's own is at a hardware address that leads to us (RFC 826, behaviour §4.1).
 
 use core::net::Ipv4Addr;
 
@@ -44,7 +44,7 @@ pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link
     send_arp(link, asker, &reply)
 }
 
-/// Asks, in a broadcast, which station has the guest's `address` (SPEC §4.1.3): as the gateway, or if there is none, as
+/// Asks, in a broadcast, which station has the guest's `address` (behaviour §4.1.3): as the gateway, or if there is none, as
 /// a probe (RFC 5227 §2.1.1).
 pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Link) -> Outcome {
     let Some(v4) = &settings.v4 else { return Outcome::Ignored };
@@ -55,7 +55,7 @@ pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Li
     send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac::BROADCAST, address)))
 }
 
-/// Tells everybody on the link the hardware address of a neighbour (RFC 5227 §3, SPEC §4.1.4).
+/// Tells everybody on the link the hardware address of a neighbour (RFC 5227 §3, behaviour §4.1.4).
 pub(super) fn announce(settings: &Settings, neighbour: Ipv4Addr, link: &mut impl Link) -> Outcome {
     if settings.v4.is_none() {
         return Outcome::Ignored;
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn every_address_is_ours() {
-        // SPEC §4.1.2: on or off the subnet, probes included
+        // behaviour §4.1.2: on or off the subnet, probes included
         let settings = settings();
         for target in [[198, 51, 100, 1], [198, 51, 100, 200], [10, 0, 0, 1]] {
             for sender in [[198, 51, 100, 55], [0, 0, 0, 0]] {
@@ -115,7 +115,7 @@ mod tests {
         }
     }
 
-    /// SPEC §4.1.4, RFC 5227 §3.
+    /// behaviour §4.1.4, RFC 5227 §3.
     #[test]
     fn a_neighbour_is_announced_at_its_own_address() {
         let mut settings = settings();
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_guests_own_address_and_announcements_are_left_alone() {
-        // SPEC §4.1.2
+        // behaviour §4.1.2
         let settings = settings();
         for (sender, target) in [
             ([0, 0, 0, 0], [198, 51, 100, 2]),        // assigned
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn only_requests_for_ipv4_over_ethernet_are_answered() {
-        // SPEC §4.1.1
+        // behaviour §4.1.1
         let mut settings = settings();
         let (outcome, _) = ask(&settings, arp::REPLY, [198, 51, 100, 55], [198, 51, 100, 1]);
         assert_eq!(outcome, Outcome::Ignored);

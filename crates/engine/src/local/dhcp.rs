@@ -1,4 +1,4 @@
-//! DHCPv4 and BOOTP: the one address that there is, to each client that asks (RFC 2131, RFC 2132, RFC 951, SPEC §4.3).
+//! DHCPv4 and BOOTP: the one address that there is, to each client that asks (RFC 2131, RFC 2132, RFC 951, behaviour §4.3).
 //!
 //! The values of options are `dhcproto`'s. Messages around them are read and written here: its
 //! decoder drops a whole message for a host name that is not UTF-8 and panics on a hardware address

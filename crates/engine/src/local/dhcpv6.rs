@@ -1,4 +1,4 @@
-//! DHCPv6: the one address that there is, to whoever asks (RFC 8415, SPEC §4.4; Q5).
+//! DHCPv6: the one address that there is, to whoever asks (RFC 8415, behaviour §4.4; Q5).
 //!
 //! There are no bindings to keep: the address is always the client's, for ever. The options of answers are
 //! `dhcproto`'s. Questions are read here: its decoder subtracts from length fields unchecked, and recurses as
@@ -207,7 +207,7 @@ impl<'a> Question<'a> {
     }
 
     /// What is in the association that has the address. Other addresses in it are not on this link when first
-    /// asked for (SPEC §4.4.2); later they are declared dead beside the right one (RFC 8415 §18.3.4, §18.3.5).
+    /// asked for (behaviour §4.4.2); later they are declared dead beside the right one (RFC 8415 §18.3.4, §18.3.5).
     fn address(&self, association: &Association, assigned: Ipv6Addr) -> Vec<DhcpOption> {
         let others = association.addresses.iter().filter(|&&address| address != assigned);
         match self.kind {

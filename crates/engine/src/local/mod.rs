@@ -1,4 +1,4 @@
-//! Services that the guest finds on its link: a question in, an answer out (SPEC §4).
+//! Services that the guest finds on its link: a question in, an answer out (behaviour §4).
 //!
 //! Each protocol has a module that decides; this one tells them apart and puts headers in front of their
 //! answers.
@@ -33,7 +33,7 @@ use crate::{
 pub use arp::on_arp;
 pub use ndp::{Advertiser, on_icmpv6};
 
-/// Hop limit of everything that we say ourselves (SPEC §4).
+/// Hop limit of everything that we say ourselves (behaviour §4).
 const HOP_LIMIT: u8 = 255;
 /// Longest message that is looked at, in bytes: more than any client says.
 const LONGEST: usize = 4096;
@@ -62,8 +62,8 @@ impl Outcome {
     }
 }
 
-/// Answers datagrams to the DHCP servers: to port 67 (SPEC §4.3.1), and to port 547 of a multicast address
-/// (SPEC §4.4.1).
+/// Answers datagrams to the DHCP servers: to port 67 (behaviour §4.3.1), and to port 547 of a multicast address
+/// (behaviour §4.4.1).
 pub fn on_udp(
     settings: &Settings,
     guest: &mut Guest,
@@ -98,7 +98,7 @@ fn copied(payload: impl Payload, buffer: &mut [u8; LONGEST]) -> Result<&[u8], Ou
     if len < payload.len() { Err(Outcome::Invalid) } else { Ok(&buffer[..len]) }
 }
 
-/// What goes out when the link comes up: questions that make the guest show its hardware address (SPEC
+/// What goes out when the link comes up: questions that make the guest show its hardware address (behaviour
 /// §4.1.3, §4.2). Not to be called while the guest can't hear it.
 pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) {
     let gateway = settings.v4.as_ref().and_then(|v4| v4.our_address);
@@ -115,7 +115,7 @@ pub fn ask_for(settings: &Settings, guest: &Guest, address: IpAddr, link: &mut i
     };
 }
 
-/// What goes out when a neighbour's hardware address has become known, or another (SPEC §4.1.4): the guest may have
+/// What goes out when a neighbour's hardware address has become known, or another (behaviour §4.1.4): the guest may have
 /// learned what it was before.
 pub fn announce_neighbour(settings: &Settings, guest: &Guest, neighbour: IpAddr, link: &mut impl Link) {
     // If it gets lost, the guest goes on with what it has, which leads to us as well.

@@ -1,5 +1,5 @@
 //! Neighbour Discovery: every IPv6 address but the guest's own is at a hardware address that leads to us, and we are
-//! the router (RFC 4861, SPEC §4.2).
+//! the router (RFC 4861, behaviour §4.2).
 
 use alloc::string::String;
 use core::{
@@ -105,7 +105,7 @@ fn on_solicitation(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// Asks for the guest's `address` at that very address, as the router (SPEC §4.2).
+/// Asks for the guest's `address` at that very address, as the router (behaviour §4.2).
 pub(super) fn ask_for(
     settings: &Settings,
     guest: &Guest,
@@ -120,7 +120,7 @@ pub(super) fn ask_for(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// Tells everybody on the link the hardware address of a neighbour (RFC 4861 §7.2.6, SPEC §4.1.4).
+/// Tells everybody on the link the hardware address of a neighbour (RFC 4861 §7.2.6, behaviour §4.1.4).
 pub(super) fn announce(
     settings: &Settings,
     guest: &Guest,
@@ -271,7 +271,7 @@ mod tests {
         codes
     }
 
-    /// SPEC §4.1.4, RFC 4861 §7.2.6.
+    /// behaviour §4.1.4, RFC 4861 §7.2.6.
     #[test]
     fn a_neighbour_is_announced_to_all_nodes() {
         let mut settings = settings();
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn every_address_is_ours() {
-        // SPEC §4.2
+        // behaviour §4.2
         let settings = settings();
         for target in ["fe80::1", "2001:db8:1::1", "2001:db8:99::1"] {
             let (outcome, link) = solicit_neighbour(&settings, "fe80::55", target, 255);
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn all_of_neighbour_discovery_is_taken_and_nothing_else() {
-        // SPEC §4.2
+        // behaviour §4.2
         let settings = settings();
         for (kind, expected) in [
             (ROUTER_ADVERTISEMENT, Outcome::Ignored),
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_router_is_found_by_asking() {
-        // SPEC §4.2, R-44
+        // behaviour §4.2, R-44
         let settings = settings();
         let (outcome, link) = solicit_router(&settings, "fe80::55");
         assert_eq!(outcome, Outcome::Answered);
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn advertisements_tell_what_there_is_to_tell() {
-        // SPEC §4.2: DNSSL only with RDNSS, MTU unless 0, no prefix in local mode
+        // behaviour §4.2: DNSSL only with RDNSS, MTU unless 0, no prefix in local mode
         let mut settings = settings();
         settings.mtu = 0;
         assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1, 25, 31]);
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn unsolicited_advertisements_come_every_200_to_600_seconds() {
-        // SPEC §4.2, R-45: the first one not at once
+        // behaviour §4.2, R-45: the first one not at once
         let settings = settings();
         let guest = guest(&settings);
         let start = Instant::from_micros(5);
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn r_45_no_unsolicited_advertisements_when_off() {
+    fn no_unsolicited_advertisements_when_off_r45() {
         let on = settings();
         let off: [fn(&mut Settings); 3] =
             [|all| all.services.ra = false, |all| all.services.ndp = false, |all| all.v6 = None];

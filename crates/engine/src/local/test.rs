@@ -52,7 +52,7 @@ impl Kept {
         frame::parse(frame).unwrap()
     }
 
-    /// The one packet sent: from our MAC, hop limit 255, don't-fragment set (SPEC §4, R-57).
+    /// The one packet sent: from our MAC, hop limit 255, don't-fragment set (behaviour §4, R-57).
     pub(super) fn packet(&self) -> (Packet<'_>, Mac) {
         let frame = self.frame();
         let Body::Ip(packet) = frame.body else { panic!("{frame:?}") };
@@ -127,7 +127,7 @@ fn v6(text: &str) -> Ipv6Addr {
 
 #[test]
 fn at_the_start_we_ask_for_the_guest() {
-    // SPEC §4.1.3, §4.2
+    // behaviour §4.1.3, §4.2
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
     for address in ["198.51.100.55", "2001:db8:1::55"] {
@@ -158,7 +158,7 @@ fn at_the_start_we_ask_for_the_guest() {
 }
 
 #[test]
-fn r_45_no_questions_for_what_is_off_or_unknown() {
+fn no_questions_for_what_is_off_or_unknown_r45() {
     let mut settings = settings();
     settings.services.ndp = false;
     settings.v4.as_mut().unwrap().our_address = None;
@@ -178,7 +178,7 @@ fn datagrams_for_nobody_here_are_not_local() {
         ("198.51.100.2", "198.51.100.1", 68),
         ("198.51.100.2", "198.51.100.1", 547),
         ("fe80::55", "ff02::1:2", 67),
-        ("fe80::55", "fe80::1", 547), // not multicast: SPEC §4.4.1
+        ("fe80::55", "fe80::1", 547), // not multicast: behaviour §4.4.1
     ] {
         let outcome = udp(&settings, &mut guest, (source, destination), port, &[1; 300], &mut link);
         assert_eq!((outcome, outcome.consumed()), (Outcome::NotLocal, false), "{destination} {port}");

@@ -1,5 +1,5 @@
 //! TCP connections that bypass the link: two sockets of the host's kernel, one in each namespace, and what comes out of
-//! the one goes into the other (SPEC §6.11).
+//! the one goes into the other (behaviour §6.11).
 //!
 //! [`relay`] is one connection; this module finds it for an event, gives it its turns, and ends it.
 

@@ -367,7 +367,7 @@ const B: Side = Side::Connected;
 
 /// all bytes, in order, and the end behind them; both halves end by themselves.
 #[test]
-fn half_closes_are_passed_on_one_by_one() {
+fn half_closes_are_passed_on_one_by_one_r84() {
     let mut case = Case::new(10, 3);
     case.act(Act::Send(A, 100));
     case.act(Act::Fin(A));
@@ -412,9 +412,9 @@ fn a_connection_can_be_given_up() {
     assert_eq!(case.bypass.counters, Counters { opened: 1, refused: 0, reset: 1 });
 }
 
-/// R-85, SPEC §6.11: an abnormal end is told as such, behind what was received before.
+/// R-85, behaviour §6.11: an abnormal end is told as such, behind what was received before.
 #[test]
-fn a_reset_follows_the_bytes_before_it() {
+fn a_reset_follows_the_bytes_before_it_r85() {
     let mut case = Case::new(10, 3);
     case.report();
     case.act(Act::Send(B, 100));
@@ -428,9 +428,9 @@ fn a_reset_follows_the_bytes_before_it() {
     assert_eq!(case.bypass.counters, Counters { opened: 1, refused: 0, reset: 1 });
 }
 
-/// R-87, SPEC §6.11: whoever connected to a port whose target is closed gets a reset.
+/// R-87, behaviour §6.11: whoever connected to a port whose target is closed gets a reset.
 #[test]
-fn a_refused_connection_is_reset() {
+fn a_refused_connection_is_reset_r87() {
     let mut case = Case::new(10, 3);
     case.world.with(|world| world.sockets[B as usize].edge = Readiness::default());
     case.act(Act::Send(A, 5));
@@ -463,7 +463,7 @@ fn sockets_stay_until_all_has_arrived() {
 
 /// a receiver that does not read costs nothing.
 #[test]
-fn a_blocked_receiver_is_left_alone() {
+fn a_blocked_receiver_is_left_alone_r83() {
     let mut case = Case::new(10, 3);
     case.report();
     for _ in 0..50 {
@@ -514,7 +514,7 @@ proptest! {
     /// whatever sizes, and however the sides end, every byte arrives that its sender's end did not cost, an
     /// end is told as what it was, and no change is slept through.
     #[test]
-    fn nothing_is_lost(acts in acts(), room in 1_usize..200, most in 1_usize..100) {
+    fn nothing_is_lost_r84_r85(acts in acts(), room in 1_usize..200, most in 1_usize..100) {
         let mut case = Case::new(room, most);
         for act in acts {
             case.act(act);

@@ -28,9 +28,9 @@ use crate::{
 const BUDGET: usize = 8;
 /// How long an acknowledgment may wait for data to carry it.
 const ACK_DELAY: Duration = Duration::from_millis(4);
-/// A connection that was silent for one to two of these is probed (SPEC §6.9).
+/// A connection that was silent for one to two of these is probed (behaviour §6.9).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// A connection without any activity for one to two of these is given up (SPEC §6.9).
+/// A connection without any activity for one to two of these is given up (behaviour §6.9).
 const INACTIVITY: Duration = Duration::from_secs(7200);
 /// Most payload of one super-frame: what 16 bits of IP length leave behind the longest headers.
 const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
@@ -597,7 +597,7 @@ impl<S: TcpSocket> Connection<S> {
         Ok(())
     }
 
-    /// Probes a silent guest, and gives up on a connection that is dead on both sides (SPEC §6.9).
+    /// Probes a silent guest, and gives up on a connection that is dead on both sides (behaviour §6.9).
     fn on_idle<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<(), End> {
         if ctx.now >= pass_after(self.active, INACTIVITY) {
             return Err(End::Abort);

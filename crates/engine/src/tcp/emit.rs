@@ -16,7 +16,7 @@ use crate::{
     memory::Memory,
 };
 
-/// Hop limit of segments to the guest (SPEC §4).
+/// Hop limit of segments to the guest (behaviour §4).
 const HOP_LIMIT: u8 = 255;
 
 /// The header of one segment, but for what the connection's ends say.

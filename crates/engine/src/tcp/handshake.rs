@@ -1,4 +1,4 @@
-//! The beginning of a connection, from either side (SPEC §6.1, §6.2).
+//! The beginning of a connection, from either side (behaviour §6.1, §6.2).
 
 use wire::{
     payload::Payload,
@@ -23,7 +23,7 @@ use crate::{
 /// Segments larger than a page are whole pages.
 const PAGE: u16 = 4096;
 
-/// The largest segment that fits the link's MTU, in bytes of payload; of a large one whole pages only (SPEC §6.3): a
+/// The largest segment that fits the link's MTU, in bytes of payload; of a large one whole pages only (behaviour §6.3): a
 /// few bytes less than the host's own largest segment, it leaves the host as one packet and not as one and a crumb.
 fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
     let v4 = ends.guest.is_ipv4();

@@ -1,4 +1,4 @@
-//! TCP between the guest and sockets of the host (SPEC §6).
+//! TCP between the guest and sockets of the host (behaviour §6).
 //!
 //! A connection is two halves that share a socket: [`receive`] takes segments of the guest to the socket,
 //! [`send`] takes the socket's bytes to the guest. [`conn`] joins them, [`handshake`] begins them; this
@@ -145,7 +145,7 @@ impl<S: TcpSocket> Tcp<S> {
         }
     }
 
-    /// The guest wants to connect (SPEC §6.1).
+    /// The guest wants to connect (behaviour §6.1).
     fn open<H: Host<Tcp = S>, L: Link>(
         &mut self,
         ends: Endpoints,
@@ -154,7 +154,7 @@ impl<S: TcpSocket> Tcp<S> {
         ctx: &mut Context<'_, H, L>,
     ) {
         let (Some(destination), Some(id)) = (possible(&ends, ctx.settings), self.flows.next_id()) else {
-            self.counters.refused += 1; // no answer (SPEC §6.1.1, R-61)
+            self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
         let resolvers = ctx.settings.resolvers(ends.remote, &self.health, ctx.now);
@@ -188,7 +188,7 @@ impl<S: TcpSocket> Tcp<S> {
     }
 
     /// A connection was accepted on the host: `remote` and `guest` are its ends as the guest is to see
-    /// them (SPEC §6.2). The socket comes back as an error if there is no room or the ends are in use.
+    /// them (behaviour §6.2). The socket comes back as an error if there is no room or the ends are in use.
     ///
     /// # Errors
     /// The socket, to be reset.
@@ -320,7 +320,7 @@ impl<S: TcpSocket> Tcp<S> {
         }
     }
 
-    /// Ends a connection on both sides (SPEC §6.7, §6.8).
+    /// Ends a connection on both sides (behaviour §6.7, §6.8).
     fn end<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, end: End, ctx: &mut Context<'_, H, L>) {
         let Some(mut connection) = self.flows.remove(id) else { return };
         connection.receive.release(&mut self.pool);
@@ -402,7 +402,7 @@ fn tell_failure<H: Host, L: Link>(
     true
 }
 
-/// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; SPEC §6.7, R-59).
+/// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; behaviour §6.7, R-59).
 fn reset_unknown<H: Host, L: Link>(
     ends: &Endpoints,
     segment: &Segment<'_, impl Payload>,

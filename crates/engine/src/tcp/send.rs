@@ -13,7 +13,7 @@ use wire::{
 use super::{recovery::Recovery, rto::RetransmissionTimeout};
 use crate::timer::Instant;
 
-/// Largest window of the guest that we make use of, in bytes (SPEC §12).
+/// Largest window of the guest that we make use of, in bytes (behaviour §12).
 const MAX_WINDOW: u32 = 16 << 20;
 /// After a timeout, what is sent before the next acknowledgment, in segments.
 const RESTART_SEGMENTS: u32 = 4;
@@ -309,7 +309,7 @@ impl Sender {
 pub(super) const MAX_UNANSWERED: u8 = 10;
 
 /// When to repeat a SYN or SYN,ACK that was sent `tries` times: each second first, then with doubling gaps
-/// (SPEC §6.2.2). None after the last.
+/// (behaviour §6.2.2). None after the last.
 pub(super) fn syn_timeout(tries: u8) -> Option<Duration> {
     const LINEAR: u8 = 4;
     const TOTAL: u8 = 10;

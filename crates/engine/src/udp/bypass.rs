@@ -1,4 +1,4 @@
-//! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (SPEC §7.6).
+//! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (behaviour §7.6).
 //!
 //! Each client of a listener gets a socket in the other namespace, which stands for it there: with the client's port
 //! number if that is free, connected to the target. Answers go back through the listener, from the address that the
@@ -21,7 +21,7 @@ use crate::{
 /// Hop limit where the host does not tell what it received.
 const UNKNOWN_HOP_LIMIT: u8 = 64;
 
-/// Which datagrams bypass the link (SPEC §5.3.3).
+/// Which datagrams bypass the link (behaviour §5.3.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bypass {
     /// Those between loopback addresses.
@@ -68,7 +68,7 @@ impl Policy {
         let to = |address| Route::Past(SocketAddr::new(address, listener.target_port));
         let looped = hit.filter(IpAddr::is_loopback);
         if listener.direction == Direction::Outbound {
-            // To the same loopback address (SPEC §5.5, R-106).
+            // To the same loopback address (behaviour §5.5, R-106).
             return looped.filter(|_| peer.is_loopback()).map_or(Route::Nowhere, to);
         }
         let local = peer.is_loopback()
@@ -220,7 +220,7 @@ impl<S: UdpSocket> Udp<S> {
         Some(id)
     }
 
-    /// Sends a datagram or train past the link. What the other side doesn't want is no matter to the client (SPEC
+    /// Sends a datagram or train past the link. What the other side doesn't want is no matter to the client (behaviour
     /// §7.4).
     pub(super) fn send_across(
         &mut self,

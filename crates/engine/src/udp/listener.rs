@@ -20,7 +20,7 @@ pub struct Listener {
     pub address: Option<IpAddr>,
     /// Listens on one interface only.
     pub on_interface: bool,
-    /// The guest's address; none for the default one (SPEC §5.4).
+    /// The guest's address; none for the default one (behaviour §5.4).
     pub target_address: Option<IpAddr>,
     /// The guest's port.
     pub target_port: u16,
@@ -41,7 +41,7 @@ impl Listener {
         })
     }
 
-    /// The guest endpoint that `peer` reaches by writing to `hit` (SPEC §5.3.2). A group that was written to is the
+    /// The guest endpoint that `peer` reaches by writing to `hit` (behaviour §5.3.2). A group that was written to is the
     /// guest's default address here: that is where the guest answers from.
     pub(super) fn guest_of(
         &self,

@@ -1,4 +1,4 @@
-//! UDP (SPEC §7): one unconnected host socket per guest endpoint, so that whoever the guest has not written to
+//! UDP (behaviour §7): one unconnected host socket per guest endpoint, so that whoever the guest has not written to
 //! before can answer it too, as at a host's own socket (endpoint-independent mapping and filtering, RFC 4787 §4.1, §5).
 //!
 //! A *flow* is what one guest endpoint exchanges with one remote. Flows carry the address translation, the timeouts
@@ -477,7 +477,7 @@ impl<S: UdpSocket> Udp<S> {
         }
     }
 
-    /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (SPEC §7.4, R-95). Returns
+    /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (behaviour §7.4, R-95). Returns
     /// the report about the datagram that was to be sent last, if the host has refused it as too long: which one that is,
     /// only the sender knows.
     fn tell_errors<H: Host<Udp = S>, L: Link>(

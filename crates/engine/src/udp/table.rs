@@ -26,9 +26,9 @@ pub struct Limits {
     pub endpoints: Share,
     /// Sockets in place of clients in the other namespace.
     pub bypass: Share,
-    /// A flow ends after this long without a datagram (SPEC §7.2: 30 s).
+    /// A flow ends after this long without a datagram (behaviour §7.2: 30 s).
     pub idle: Duration,
-    /// The same for a flow that has carried more than a question and an answer (SPEC §7.2: 120 s).
+    /// The same for a flow that has carried more than a question and an answer (behaviour §7.2: 120 s).
     pub idle_stream: Duration,
 }
 

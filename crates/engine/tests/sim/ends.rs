@@ -59,7 +59,7 @@ fn both_close_at_once() {
 }
 
 #[test]
-fn r70_half_closed_with_much_to_come_the_other_way() {
+fn half_closed_with_much_to_come_the_other_way_r70() {
     everywhere(&users(10, Close::WhenSent, 300_000, Close::WhenSent)).for_each(|run| {
         run.run();
     });
@@ -109,7 +109,7 @@ fn a_slow_reader_at_the_host_fills_the_queue_and_no_more() {
 }
 
 #[test]
-fn r64_a_link_that_is_often_full_loses_nothing() {
+fn a_link_that_is_often_full_loses_nothing_r64() {
     for queue in [1, 20_000] {
         let run = Scenario { link_queue: Some(queue), ..Scenario::transfer(200_000, 1_000_000) };
         for run in everywhere(&run) {

@@ -1,4 +1,4 @@
-//! Data from the guest to the socket (SPEC §6.5), segment by segment: order, windows, the end.
+//! Data from the guest to the socket (behaviour §6.5), segment by segment: order, windows, the end.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ fn overlaps_are_trimmed_and_old_data_acknowledged() {
 }
 
 #[test]
-fn r76_what_a_full_socket_refused_waits_and_follows() {
+fn what_a_full_socket_refused_waits_and_follows_r76() {
     let mut script = Script::connected();
     script.peer().state().send_capacity = 1000;
     script.guest("P. 1:1461 ack 1");
@@ -138,7 +138,7 @@ fn a_guest_that_fills_the_window_may_say_so_at_its_edge() {
 }
 
 #[test]
-fn r72_a_fin_behind_a_hole_waits_for_it() {
+fn a_fin_behind_a_hole_waits_for_it_r72() {
     let mut script = Script::connected();
     script.guest("FP. 101:201 ack 1");
     script.us(". 1:1 ack 1 sack 101:201");
@@ -149,7 +149,7 @@ fn r72_a_fin_behind_a_hole_waits_for_it() {
 }
 
 #[test]
-fn r72_data_behind_the_fin_are_nobodys() {
+fn data_behind_the_fin_are_nobodys_r72() {
     let mut script = Script::connected();
     script.guest("F. 1:101 ack 1");
     script.guest(". 101:301 ack 1");
@@ -162,7 +162,7 @@ fn r72_data_behind_the_fin_are_nobodys() {
 }
 
 #[test]
-fn the_fin_is_acknowledged_when_the_peer_has_everything() {
+fn the_fin_is_acknowledged_when_the_peer_has_everything_r73() {
     // HOUSE §3: close tells the truth
     let mut script = Script::connected();
     script.guest("F. 1:101 ack 1");
@@ -186,7 +186,7 @@ fn the_fin_is_acknowledged_when_the_peer_has_everything() {
 }
 
 #[test]
-fn r70_half_closed_by_the_guest_data_go_on_the_other_way() {
+fn half_closed_by_the_guest_data_go_on_the_other_way_r70() {
     let mut script = Script::connected();
     script.guest("F. 1:1 ack 1");
     script.us(". 1:1 ack 1");
@@ -209,7 +209,7 @@ fn r70_half_closed_by_the_guest_data_go_on_the_other_way() {
 }
 
 #[test]
-fn r70_half_closed_by_the_peer_data_go_on_the_other_way() {
+fn half_closed_by_the_peer_data_go_on_the_other_way_r70() {
     let mut script = Script::connected();
     script.peer().end();
     script.settle();
@@ -247,7 +247,7 @@ fn both_ends_close_at_once() {
 }
 
 #[test]
-fn r74_keep_alives_are_answered_and_the_peer_is_kept_alive_too() {
+fn keep_alives_are_answered_and_the_peer_is_kept_alive_too_r74() {
     let mut script = Script::connected();
     script.guest("P. 1:11 ack 1");
     script.pass(10 * MILLISECOND);
@@ -263,7 +263,7 @@ fn r74_keep_alives_are_answered_and_the_peer_is_kept_alive_too() {
 
 #[test]
 fn a_silent_guest_is_asked_whether_it_is_there() {
-    // SPEC §6.9
+    // behaviour §6.9
     let mut script = Script::connected();
     script.pass(61 * SECOND);
     script.us(". 0:0 ack 1");
@@ -277,7 +277,7 @@ fn a_silent_guest_is_asked_whether_it_is_there() {
 }
 
 #[test]
-fn r78_a_connection_without_any_activity_is_given_up() {
+fn a_connection_without_any_activity_is_given_up_r78() {
     let mut script = Script::connected();
     script.pass(7100 * SECOND);
     assert_eq!(script.peer().closed(), None);
@@ -289,7 +289,7 @@ fn r78_a_connection_without_any_activity_is_given_up() {
 }
 
 #[test]
-fn r65_nothing_is_done_while_nothing_happens() {
+fn nothing_is_done_while_nothing_happens_r65() {
     let mut script = Script::connected();
     script.peer().arrive(100);
     script.settle();

@@ -1,4 +1,4 @@
-//! How connections begin (SPEC §6.1, §6.2), segment by segment.
+//! How connections begin (behaviour §6.1, §6.2), segment by segment.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn options_that_the_guest_lacks_are_not_offered() {
 }
 
 #[test]
-fn r60_a_repeated_syn_is_ignored_while_connecting() {
+fn a_repeated_syn_is_ignored_while_connecting_r60() {
     let mut script = Script::new();
     script.guest(SYN);
     script.guest(SYN);
@@ -75,7 +75,7 @@ fn q2_the_syn_ack_is_repeated_as_it_was() {
 }
 
 #[test]
-fn r61_an_inbound_syn_is_repeated_as_it_was_while_the_guest_boots() {
+fn an_inbound_syn_is_repeated_as_it_was_while_the_guest_boots_r61() {
     let mut script = Script::new();
     script.accept();
     script.us("S 0:0 win 65535 mss 1460 wscale 5 sackok");
@@ -186,7 +186,7 @@ fn the_guest_gives_up_before_the_peer_has_answered() {
 }
 
 #[test]
-fn r59_segments_of_no_connection_are_reset() {
+fn segments_of_no_connection_are_reset_r59() {
     let mut script = Script::new();
     script.our_iss = Some(0);
     script.guest(". 10:20 ack 4711");
@@ -198,7 +198,7 @@ fn r59_segments_of_no_connection_are_reset() {
 }
 
 #[test]
-fn r62_a_syn_right_behind_a_reset_opens_a_new_connection() {
+fn a_syn_right_behind_a_reset_opens_a_new_connection_r62() {
     let mut script = Script::connected();
     let (reset, syn) = ("R. 1:1 ack 1", "S 5000:5000 win 65535 mss 1460 wscale 7 sackok");
     script.batch(&[reset, syn]);
@@ -211,7 +211,7 @@ fn r62_a_syn_right_behind_a_reset_opens_a_new_connection() {
 }
 
 #[test]
-fn r62_a_syn_right_behind_the_last_acknowledgment_opens_a_new_connection() {
+fn a_syn_right_behind_the_last_acknowledgment_opens_a_new_connection_r62() {
     let mut script = Script::connected();
     script.peer().end();
     script.settle();
@@ -248,7 +248,7 @@ fn a_syn_in_the_window_is_challenged() {
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
 }
 
-/// SPEC §6.5.6: the socket has the traffic class of the guest's segments, from the SYN on. Only changes are passed on.
+/// behaviour §6.5.6: the socket has the traffic class of the guest's segments, from the SYN on. Only changes are passed on.
 #[test]
 fn traffic_class_of_the_guest() {
     let mut script = Script::new();
@@ -264,7 +264,7 @@ fn traffic_class_of_the_guest() {
     assert_eq!(script.peer().state().classes, [136, 72, 0]);
 }
 
-/// SPEC §6.6.9: all segments have the traffic class of the client's SYN.
+/// behaviour §6.6.9: all segments have the traffic class of the client's SYN.
 #[test]
 fn traffic_class_of_a_client() {
     let mut script = Script::new();

@@ -1,4 +1,4 @@
-//! Data from the socket to the guest (SPEC §6.6), segment by segment: windows, loss, the link.
+//! Data from the socket to the guest (behaviour §6.6), segment by segment: windows, loss, the link.
 
 use std::time::Duration;
 
@@ -33,14 +33,14 @@ fn data_goes_out_whole_and_is_freed_when_acknowledged() {
 }
 
 #[test]
-fn r82_the_last_of_what_there_is_has_push() {
+fn the_last_of_what_there_is_has_push_r82() {
     let mut script = Script::connected();
     arrive(&mut script, 10);
     assert_eq!(script.sent(), ["P. 1:11 ack 1 win 32768"]);
 }
 
 #[test]
-fn r64_what_the_link_did_not_take_is_sent_when_it_does() {
+fn what_the_link_did_not_take_is_sent_when_it_does_r64() {
     let mut script = Script::connected();
     script.set_link_full(true);
     arrive(&mut script, 1000);
@@ -53,7 +53,7 @@ fn r64_what_the_link_did_not_take_is_sent_when_it_does() {
 }
 
 #[test]
-fn r64_a_fin_and_an_acknowledgment_wait_for_the_link_too() {
+fn a_fin_and_an_acknowledgment_wait_for_the_link_too_r64() {
     let mut script = Script::connected();
     script.set_link_full(true);
     script.peer().end();
@@ -71,7 +71,7 @@ fn r64_a_fin_and_an_acknowledgment_wait_for_the_link_too() {
 }
 
 #[test]
-fn r66_a_window_that_shrinks_to_nothing_takes_back_what_was_sent() {
+fn a_window_that_shrinks_to_nothing_takes_back_what_was_sent_r66() {
     let mut script = Script::connected();
     arrive(&mut script, 20_000);
     script.us("P. 1:20001 ack 1");
@@ -84,7 +84,7 @@ fn r66_a_window_that_shrinks_to_nothing_takes_back_what_was_sent() {
 }
 
 #[test]
-fn r66_a_window_that_shrinks_takes_back_what_lies_outside() {
+fn a_window_that_shrinks_takes_back_what_lies_outside_r66() {
     let mut script = Script::connected();
     arrive(&mut script, 20_000);
     script.us("P. 1:20001 ack 1");
@@ -107,7 +107,7 @@ fn what_the_scale_rounds_off_is_no_shrunk_window() {
 }
 
 #[test]
-fn r67_a_closed_window_is_probed_until_it_opens() {
+fn a_closed_window_is_probed_until_it_opens_r67() {
     let mut script = Script::connected();
     script.guest(". 1:1 ack 1 win 0");
     arrive(&mut script, 5000);
@@ -127,7 +127,7 @@ fn r67_a_closed_window_is_probed_until_it_opens() {
 }
 
 #[test]
-fn r67_the_window_in_a_keep_alive_counts() {
+fn the_window_in_a_keep_alive_counts_r67() {
     let mut script = Script::connected();
     script.guest("P. 1:11 ack 1 win 0");
     arrive(&mut script, 5000);
@@ -164,7 +164,7 @@ fn a_probe_that_got_lost_leaves_no_hole() {
 }
 
 #[test]
-fn r68_a_fin_needs_room_in_the_window() {
+fn a_fin_needs_room_in_the_window_r68() {
     let mut script = Script::connected();
     script.peer().arrive(1024);
     script.peer().end();
@@ -194,7 +194,7 @@ fn the_newest_acknowledgment_has_the_newest_window() {
 }
 
 #[test]
-fn r68_the_fin_comes_behind_all_data_and_inside_the_window() {
+fn the_fin_comes_behind_all_data_and_inside_the_window_r68() {
     let mut script = Script::connected();
     script.guest(". 1:1 ack 1 win 8"); // 1024 bytes
     arrive(&mut script, 3000);
@@ -211,7 +211,7 @@ fn r68_the_fin_comes_behind_all_data_and_inside_the_window() {
 }
 
 #[test]
-fn r69_a_lost_fin_is_sent_again() {
+fn a_lost_fin_is_sent_again_r69() {
     let mut script = Script::connected();
     arrive(&mut script, 100);
     script.us("P. 1:101 ack 1");
@@ -227,7 +227,7 @@ fn r69_a_lost_fin_is_sent_again() {
 }
 
 #[test]
-fn r71_three_duplicates_without_sack_repeat_one_segment_before_the_timeout() {
+fn three_duplicates_without_sack_repeat_one_segment_before_the_timeout_r71() {
     for half_closed in [false, true] {
         let mut script = Script::connected_by("S 0:0 win 65535 mss 1460 wscale 7");
         let mut at = 1;
@@ -326,7 +326,7 @@ fn after_a_timeout_what_the_guest_holds_is_not_sent_again_at_first() {
 }
 
 #[test]
-fn r75_a_window_below_the_segment_size_does_not_stop_the_stream() {
+fn a_window_below_the_segment_size_does_not_stop_the_stream_r75() {
     let mut script = Script::connected_by("S 0:0 win 1000 mss 1460");
     script.guest(". 1:1 ack 1 win 1000");
     arrive(&mut script, 2500);
@@ -339,7 +339,7 @@ fn r75_a_window_below_the_segment_size_does_not_stop_the_stream() {
 
 #[test]
 fn an_unanswered_guest_is_given_up_in_the_end() {
-    // SPEC §6.6, R-78
+    // behaviour §6.6, R-78
     let mut script = Script::connected();
     arrive(&mut script, 100);
     script.pass(1200 * SECOND);
@@ -351,7 +351,7 @@ fn an_unanswered_guest_is_given_up_in_the_end() {
 
 #[test]
 fn a_reset_of_the_peer_comes_behind_its_data() {
-    // SPEC §6.7
+    // behaviour §6.7
     let mut script = Script::connected();
     script.peer().arrive(100);
     script.peer().fail(CONNECTION_RESET);

@@ -174,7 +174,7 @@ impl Args {
         config.passt.one_off |= matches!(config.passt.link, GuestLink::Fd(_));
     }
 
-    /// What pasta is to connect (SPEC §1.2), and what follows from that.
+    /// What pasta is to connect (behaviour §1.2), and what follows from that.
     fn target(&mut self, operands: Vec<OsString>) -> Result<(), String> {
         let config = &mut self.config;
         config.pasta.target = match (self.netns.take(), operands.as_slice()) {
@@ -188,7 +188,7 @@ impl Args {
         };
         match config.pasta.target {
             Target::Spawn { .. } => {
-                // SPEC §1.3.5
+                // behaviour §1.3.5
                 config.foreground = true;
                 if config.verbosity == Verbosity::Info {
                     config.verbosity = Verbosity::Quiet;
@@ -202,7 +202,7 @@ impl Args {
         Ok(())
     }
 
-    /// Reads the port specifiers, in order (SPEC §2.4).
+    /// Reads the port specifiers, in order (behaviour §2.4).
     fn forwarding(&mut self, ephemeral: impl FnOnce() -> RangeInclusive<u16>) -> Result<(), String> {
         self.default_ports();
         if self.ports.is_empty() {
@@ -227,7 +227,7 @@ impl Args {
 }
 
 impl Args {
-    /// Without any option for it, pasta forwards what is in use on the other side (SPEC §8.4); but nothing of a
+    /// Without any option for it, pasta forwards what is in use on the other side (behaviour §8.4); but nothing of a
     /// protocol that is switched off (Q9).
     fn default_ports(&mut self) {
         let Config { mode, no_tcp, no_udp, .. } = self.config;

@@ -2,7 +2,7 @@
 //!
 //! lexopt does the lexing: bundled short options, `--option=value`, `-t -1`, `--`. This adds the table lookup
 //! with unique prefixes, the end at the first non-option, and the wording of errors: podman matches
-//! `unrecognized option '--map-guest-addr` (SPEC §1.8). One difference stays: `-t=22` means `-t 22`, where
+//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference stays: `-t=22` means `-t 22`, where
 //! getopt takes `=22` for the argument.
 
 use std::ffi::OsString;

@@ -3,7 +3,7 @@
 use super::options::{Action, GROUPS, Modes, Opt};
 use crate::config::Mode;
 
-/// What a vhost-user back-end can do, as its front-ends expect it (SPEC §2.2).
+/// What a vhost-user back-end can do, as its front-ends expect it (behaviour §2.2).
 pub(super) const CAPABILITIES: &str = "{\n  \"type\": \"net\"\n}\n";
 
 /// Column at which descriptions start.

@@ -1,4 +1,4 @@
-//! The command line: one table of options, from which parsing and help follow (SPEC §2).
+//! The command line: one table of options, from which parsing and help follow (behaviour §2).
 //!
 //! [`parse`] is pure: it prints nothing, exits never and looks at nothing but its arguments. An option's row
 //! in [`options`] names the function that takes its value; `finish` turns the whole into a [`Config`], as some
@@ -40,7 +40,7 @@ pub enum Invocation {
 }
 
 /// A command line that can't be followed. What [`Display`](fmt::Display) writes goes to standard error; the
-/// exit status is 1 (SPEC §1.4).
+/// exit status is 1 (behaviour §1.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     message: String,
@@ -68,7 +68,7 @@ impl std::error::Error for Error {}
 /// Reads a command line, the program's name first, and refuses what this version can't do yet.
 ///
 /// `ephemeral` tells the host's ephemeral port range; it is asked only if an option needs to know
-/// (SPEC §8.7).
+/// (behaviour §8.7).
 ///
 /// # Errors
 /// If an option is unknown, lacks its argument, has a bad one, contradicts another, or is not supported yet.
@@ -152,7 +152,7 @@ fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> R
     outcome.map_err(|message| Error::new(format!("{typed_as}: {message}")))
 }
 
-/// The mode that the program's name stands for (SPEC §1.1). Historically, passt4netns is pasta.
+/// The mode that the program's name stands for (behaviour §1.1). Historically, passt4netns is pasta.
 fn mode_of(program: &OsStr) -> Option<Mode> {
     let base = Path::new(program).file_name()?.as_bytes();
     let contains = |name: &[u8]| base.windows(name.len()).any(|window| window == name);
@@ -165,7 +165,7 @@ fn mode_of(program: &OsStr) -> Option<Mode> {
     }
 }
 
-/// Whether `--vhost-user` is among the options, whatever the program's name (SPEC §1.1.1). A command's own
+/// Whether `--vhost-user` is among the options, whatever the program's name (behaviour §1.1.1). A command's own
 /// arguments don't count, and what is wrong is left to the reading proper.
 fn asks_for_vhost_user(args: &[OsString]) -> bool {
     let mut items = Getopt::new(args.to_vec());

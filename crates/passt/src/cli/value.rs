@@ -14,7 +14,7 @@ use wire::ethernet::Mac;
 const SOCKET_PATH_MAX: usize = 107;
 
 /// An unsigned number: decimal, octal after `0`, hexadecimal after `0x`; blanks or `+` may come first
-/// (SPEC §2.1).
+/// (behaviour §2.1).
 pub(super) fn number(value: &OsStr) -> Option<u64> {
     let text = value.to_str()?.trim_start();
     let text = text.strip_prefix('+').unwrap_or(text);
@@ -85,7 +85,7 @@ pub(super) fn socket_path(value: &OsStr) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// A host or domain name of up to 253 characters (SPEC §2.2).
+/// A host or domain name of up to 253 characters (behaviour §2.2).
 pub(super) fn name(value: &OsStr, what: &str) -> Result<String, String> {
     match value.to_str() {
         Some(name) if (1..=253).contains(&name.len()) => Ok(name.into()),

@@ -101,7 +101,7 @@ fn announced(mut client: &UnixStream) -> Vec<u8> {
     bytes
 }
 
-/// SPEC §8.9: tables are told, an update is taken and answered, and the next client has its turn.
+/// behaviour §8.9: tables are told, an update is taken and answered, and the next client has its turn.
 #[test]
 fn one_after_the_other() {
     let mut world = World::new();

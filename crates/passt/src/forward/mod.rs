@@ -1,4 +1,4 @@
-//! Forwarding rules at work, in both directions (SPEC §8).
+//! Forwarding rules at work, in both directions (behaviour §8).
 
 mod announced;
 mod side;

@@ -149,7 +149,7 @@ impl Side {
     }
 
     /// Opens and closes what rules follow, given the ports in use where they lead to, and those of them that we hold
-    /// ourselves (SPEC §8.4). What can't be opened is told once.
+    /// ourselves (behaviour §8.4). What can't be opened is told once.
     pub(crate) fn follow(&mut self, target: &InUse, ours: &InUse, rx: &mut Receivers<'_>) {
         let wanted: BTreeSet<Key> = wanted(&self.table, target, ours).collect();
         let scan = |(rule, _): &Key| self.table.rules().get(*rule).is_some_and(|rule| rule.scan);

@@ -114,9 +114,9 @@ fn ports(ports: &[u16]) -> InUse {
 
 use Protocol::{Tcp, Udp as UdpRule};
 
-/// SPEC §8.4, R-104: what is followed is opened and closed, and what is wanted still stays open all the time.
+/// behaviour §8.4, R-104: what is followed is opened and closed, and what is wanted still stays open all the time.
 #[test]
-fn r_104_following() {
+fn following_r104() {
     isolated(|| {
         let mut world = World::new();
         let mut side = world.side(&[(Tcp, "auto,~85,~90"), (UdpRule, "auto,~85"), (Tcp, "127.0.0.2/90")]);
@@ -175,7 +175,7 @@ fn busy_ports_are_tried_again() {
     });
 }
 
-/// SPEC §8.9: new rules are a difference to the old ones: sockets that both want are never closed.
+/// behaviour §8.9: new rules are a difference to the old ones: sockets that both want are never closed.
 #[test]
 fn new_rules_keep_what_they_have_in_common_with_the_old() {
     isolated(|| {
@@ -196,7 +196,7 @@ fn new_rules_keep_what_they_have_in_common_with_the_old() {
     });
 }
 
-/// SPEC §8.9, Q16: an update that can't hold whole is refused whole; one that may be incomplete tells what is missing.
+/// behaviour §8.9, Q16: an update that can't hold whole is refused whole; one that may be incomplete tells what is missing.
 #[test]
 fn q_16_new_rules_hold_whole_or_not_at_all() {
     isolated(|| {
@@ -266,7 +266,7 @@ fn inodes(protocol: &str, port: u16) -> Vec<String> {
 
 /// two sides that follow each other over the same ports, seeing all that is open: nothing of ours is carried back.
 #[test]
-fn r_104_sides_in_turn() {
+fn sides_in_turn_r104() {
     isolated(|| {
         let mut world = World::new();
         let (mut inbound, mut outbound) = (world.side(&[(Tcp, "auto")]), world.side(&[(Tcp, "auto")]));

@@ -1,4 +1,4 @@
-//! The rules as clients of the control socket see them, and how they change them (SPEC §8.9).
+//! The rules as clients of the control socket see them, and how they change them (behaviour §8.9).
 
 use engine::forward::{Enabled, Table};
 use engine::timer::Instant;

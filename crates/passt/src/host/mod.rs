@@ -1,4 +1,4 @@
-//! What the machine has: links, addresses, routes, resolvers (SPEC §3), as plain values.
+//! What the machine has: links, addresses, routes, resolvers (behaviour §3), as plain values.
 
 use engine::forward::PortRange;
 use std::{

@@ -1,4 +1,4 @@
-//! The other hosts on the host's links, and their hardware addresses (SPEC §4.1.4).
+//! The other hosts on the host's links, and their hardware addresses (behaviour §4.1.4).
 
 use std::{
     net::IpAddr,

@@ -383,7 +383,7 @@ mod tests {
 
     /// the end of a dump may come in a datagram of its own, or not be the first thing in one.
     #[test]
-    fn r28_dump_ends_with_a_datagram() {
+    fn dump_ends_with_a_datagram_r28() {
         let last = [numbered(5, ROUTE, 0, b"bbbb"), numbered(5, NLMSG_DONE, 0, &[0; 4])];
         for datagrams in [last.to_vec(), vec![last.concat()]] {
             let mut reply = DumpReply { what: "routes", sequence: 5, intact: true };

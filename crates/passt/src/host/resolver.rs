@@ -89,7 +89,7 @@ mod tests {
         Resolver::parse(text).servers.iter().map(ToString::to_string).collect()
     }
 
-    /// SPEC §3.4.2, Q14.
+    /// behaviour §3.4.2, Q14.
     #[test]
     fn lines_as_resolver_5_has_them() {
         assert_eq!(servers(b"nameserver 192.0.2.1\nnameserver\t192.0.2.2\n"), ["192.0.2.1", "192.0.2.2"]);

@@ -412,7 +412,7 @@ mod tests {
         Listed::parse(octets).unwrap().resolve(&NextHopObjects::default()).unwrap()
     }
 
-    /// SPEC §3.6: what is copied is all but interface index and preferred source.
+    /// behaviour §3.6: what is copied is all but interface index and preferred source.
     #[test]
     fn a_route_survives_the_way_through_a_message() {
         let mut rich = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]);
@@ -446,7 +446,7 @@ mod tests {
 
     /// state flags of next hops are not even read.
     #[test]
-    fn dead_and_linkdown_are_dropped() {
+    fn dead_and_linkdown_are_dropped_r24() {
         let mut message =
             route("0.0.0.0/0", vec![hop(4, "198.51.100.1"), hop(4, "198.51.100.2")]).to_message(4);
         for attribute in &mut message.attributes {
@@ -479,7 +479,7 @@ mod tests {
 
     /// nexthop objects that the kernel doesn't spell out.
     #[test]
-    fn nexthop_objects_resolve() {
+    fn nexthop_objects_resolve_r25() {
         let attribute = |kind: u16, value: &[u8]| {
             [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
         };

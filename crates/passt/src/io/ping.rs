@@ -1,4 +1,4 @@
-//! Ping sockets of the host (SPEC §4.5).
+//! Ping sockets of the host (behaviour §4.5).
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

@@ -1,4 +1,4 @@
-//! Which of the host's addresses packets of the guest leave from (SPEC §5.2.1).
+//! Which of the host's addresses packets of the guest leave from (behaviour §5.2.1).
 //!
 //! A guest that has several of the host's addresses chooses one by its copy of the host's routes, or because a program
 //! is bound to it. That choice is followed where the guest can know better than the host's routes: where the packets

@@ -1,4 +1,4 @@
-//! Pairs of stream sockets, and what bytes go through between them (SPEC §6.11).
+//! Pairs of stream sockets, and what bytes go through between them (behaviour §6.11).
 //!
 //! Few bytes go through a buffer: that takes two system calls, as many as a pipe. Many go through a pipe, by splice(2),
 //! which doesn't copy them. A pipe is borrowed while there are bytes in it, so that idle connections have none.

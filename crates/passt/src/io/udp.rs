@@ -38,13 +38,13 @@ pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
 pub(super) const FITS_EVERY_PATH: usize = 500;
 /// Number of the error that a local refusal has in the error queue.
 const EMSGSIZE: u32 = io::Errno::MSGSIZE.raw_os_error().cast_unsigned();
-/// End of an idle flow where the host does not track connections itself (SPEC §7.2).
+/// End of an idle flow where the host does not track connections itself (behaviour §7.2).
 const IDLE: Duration = Duration::from_secs(30);
 /// The same for a flow that has carried more than a question and an answer.
 const IDLE_STREAM: Duration = Duration::from_secs(120);
 
 /// After what time an idle flow ends, and one that has carried more than a question and an answer: as long as the host's
-/// own connection tracking keeps them (SPEC §7.2).
+/// own connection tracking keeps them (behaviour §7.2).
 #[must_use]
 pub fn timeouts() -> (Duration, Duration) {
     (
@@ -214,7 +214,7 @@ struct Coverage {
     v6: bool,
 }
 
-/// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (SPEC §7.6).
+/// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (behaviour §7.6).
 ///
 /// # Errors
 /// No socket can be made, bound or connected.

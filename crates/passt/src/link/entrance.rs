@@ -1,4 +1,4 @@
-//! Where a guest's client comes in: a UNIX socket (SPEC §9.2, §9.3).
+//! Where a guest's client comes in: a UNIX socket (behaviour §9.2, §9.3).
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -137,7 +137,7 @@ fn reserve() -> Option<OwnedFd> {
     eventfd(0, EventfdFlags::CLOEXEC).ok()
 }
 
-/// Where we listen if nobody says where, from the first on that is free (SPEC §9.2).
+/// Where we listen if nobody says where, from the first on that is free (behaviour §9.2).
 pub(crate) fn default_paths() -> impl Iterator<Item = PathBuf> {
     DEFAULT_SOCKETS.map(|number| default_socket(number).to_string().into())
 }

@@ -1,4 +1,4 @@
-//! Links to the guest: where Ethernet frames come from and go to (SPEC §9).
+//! Links to the guest: where Ethernet frames come from and go to (behaviour §9).
 
 #[cfg(test)]
 mod all_sums;

@@ -1,4 +1,4 @@
-//! A UNIX stream socket with a virtual machine behind it (SPEC §9.2, §9.3).
+//! A UNIX stream socket with a virtual machine behind it (behaviour §9.2, §9.3).
 //!
 //! One client at a time. Whatever it does to its connection ends that connection and nothing else: flows stay, and go on
 //! when it, or another, comes back.

@@ -1,4 +1,4 @@
-//! The tap device of a network namespace, with virtio-net headers (SPEC §9.1).
+//! The tap device of a network namespace, with virtio-net headers (behaviour §9.1).
 
 use std::os::fd::OwnedFd;
 

@@ -41,9 +41,9 @@ fn bound(listener: &Listener) -> SocketAddr {
     getsockname(&listener.socket).unwrap().try_into().unwrap()
 }
 
-/// SPEC §8.1, R-101, R-108: one socket per port, with just the families that the rule says.
+/// behaviour §8.1, R-101, R-108: one socket per port, with just the families that the rule says.
 #[test]
-fn r_101_r_108_sockets_of_rules() {
+fn sockets_of_rules_r101_r108() {
     isolated(|| {
         sysctl("net/ipv6/bindv6only", "1");
         let rules = [
@@ -75,7 +75,7 @@ fn r_101_r_108_sockets_of_rules() {
 
 /// accepted connections send small writes at once, without a call for each.
 #[test]
-fn r_81_no_delay_is_inherited() {
+fn no_delay_is_inherited_r81() {
     isolated(|| {
         let rules = [rule(Protocol::Tcp, "*", (80, 80)), rule(Protocol::Tcp, "127.0.0.1", (81, 81))];
         for listener in open(&table(rules), false).unwrap() {
@@ -88,7 +88,7 @@ fn r_81_no_delay_is_inherited() {
 
 /// a busy port is fatal, and so are an interface or address that is not there; the message names the port.
 #[test]
-fn r_102_a_port_that_cant_be_had_is_fatal() {
+fn a_port_that_cant_be_had_is_fatal_r102() {
     isolated(|| {
         let _tcp = TcpListener::bind("0.0.0.0:81").unwrap();
         let _udp = UdpSocket::bind("0.0.0.0:81").unwrap();
@@ -129,7 +129,7 @@ fn a_second_instance_gets_no_udp_port() {
     });
 }
 
-/// SPEC §8.2, Q13: a best-effort rule takes what there is, unless that is nothing, and leaves descriptors to others.
+/// behaviour §8.2, Q13: a best-effort rule takes what there is, unless that is nothing, and leaves descriptors to others.
 #[test]
 fn q_13_best_effort() {
     isolated(|| {
@@ -154,7 +154,7 @@ fn q_13_best_effort() {
     });
 }
 
-/// Rules that follow a scan open nothing here (SPEC §8.4). Q20: one port on two interfaces.
+/// Rules that follow a scan open nothing here (behaviour §8.4). Q20: one port on two interfaces.
 #[test]
 fn scan_rules_wait_and_interfaces_are_told_apart() {
     isolated(|| {

@@ -1,4 +1,4 @@
-//! The log file, with its hard limit of size (SPEC §1.7.4, §1.7.5).
+//! The log file, with its hard limit of size (behaviour §1.7.4, §1.7.5).
 //!
 //! A full file loses its oldest part in place: where the file system can collapse a range it does, else what stays is
 //! moved towards the start. Neither needs a path or another file, so it works without any view of the file system.

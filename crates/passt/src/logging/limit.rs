@@ -1,4 +1,4 @@
-//! How often the same place in the program may speak: what traffic can cause must not fill logs (SPEC §1.7.6).
+//! How often the same place in the program may speak: what traffic can cause must not fill logs (behaviour §1.7.6).
 
 use std::time::Duration;
 

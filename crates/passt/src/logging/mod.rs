@@ -1,4 +1,4 @@
-//! Where log lines go, and which of them (SPEC §1.7).
+//! Where log lines go, and which of them (behaviour §1.7).
 //!
 //! To standard error as long as somebody may be waiting there for us to start, then to the system's log; with
 //! `--log-file`, to that from the first line on, and not to the system's log.
@@ -233,7 +233,7 @@ impl Logger {
     }
 }
 
-/// A line of the log file (SPEC §1.7.4).
+/// A line of the log file (behaviour §1.7.4).
 fn file_line(now: &str, level: Level, text: &str) -> String {
     let prefix = match level {
         Level::Error => "ERROR:",
@@ -259,7 +259,7 @@ mod tests {
 
     /// four digits, cut and not rounded, so that they never carry.
     #[test]
-    fn stamps_have_four_digits() {
+    fn stamps_have_four_digits_r9() {
         assert_eq!(stamp(Duration::ZERO), "0.0000");
         assert_eq!(stamp(Duration::from_micros(1_000_999)), "1.0009");
         assert_eq!(stamp(Duration::from_nanos(9_999_999_999)), "9.9999");
@@ -267,7 +267,7 @@ mod tests {
 
     /// one prefix to a line.
     #[test]
-    fn lines_on_stderr() {
+    fn lines_on_stderr_r8() {
         assert_eq!(line(Level::Error, Verbosity::Info), "pasta: text\n");
         assert_eq!(line(Level::Warn, Verbosity::Quiet), "pasta: warning: text\n");
         assert_eq!(line(Level::Info, Verbosity::Info), "text\n");
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(time.split_once('.').unwrap().1.len(), 4, "{stamped}");
     }
 
-    /// SPEC §1.7.4.
+    /// behaviour §1.7.4.
     #[test]
     fn lines_in_the_file() {
         let lines =

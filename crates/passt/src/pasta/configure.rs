@@ -1,4 +1,4 @@
-//! Configures the interface in the namespace, over netlink (SPEC §3.6).
+//! Configures the interface in the namespace, over netlink (behaviour §3.6).
 //!
 //! Works in the network namespace of the thread that calls: everything takes three exchanges with the kernel, and as
 //! many more as there are batches of routes.

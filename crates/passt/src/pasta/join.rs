@@ -1,4 +1,4 @@
-//! Joining a namespace that exists: by process, by path, with or without its user namespace (SPEC §10.3).
+//! Joining a namespace that exists: by process, by path, with or without its user namespace (behaviour §10.3).
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};

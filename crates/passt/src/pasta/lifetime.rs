@@ -1,4 +1,4 @@
-//! What ends us: signals, the command's end, the namespace's end (SPEC §1.4, §1.6).
+//! What ends us: signals, the command's end, the namespace's end (behaviour §1.4, §1.6).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -129,7 +129,7 @@ impl Lifetime {
         None
     }
 
-    /// Reaps all children that have ended, also those we never started (SPEC §1.5.9).
+    /// Reaps all children that have ended, also those we never started (behaviour §1.5.9).
     fn reap(&mut self) -> Option<Exit> {
         let command = self.command.as_ref().map(Spawned::pid);
         loop {
@@ -144,7 +144,7 @@ impl Lifetime {
     }
 }
 
-/// As shells count: the status, or 128 and the signal (SPEC §1.4). A command that we killed in the name of a
+/// As shells count: the status, or 128 and the signal (behaviour §1.4). A command that we killed in the name of a
 /// signal died of that one.
 fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     let signal = status.terminating_signal();
@@ -171,7 +171,7 @@ fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::i
 mod tests {
     use super::*;
 
-    /// SPEC §1.4.
+    /// behaviour §1.4.
     #[test]
     fn statuses_are_those_of_a_shell() {
         let of = |mut command: std::process::Command| {

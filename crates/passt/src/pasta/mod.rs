@@ -1,4 +1,4 @@
-//! Namespaces of pasta: spawn one, join one, configure it, leave with it (SPEC §1.5, §1.6, §3.6).
+//! Namespaces of pasta: spawn one, join one, configure it, leave with it (behaviour §1.5, §1.6, §3.6).
 
 pub mod configure;
 pub(crate) mod join;

@@ -1,4 +1,4 @@
-//! Spawning a command in namespaces of its own (SPEC §1.5).
+//! Spawning a command in namespaces of its own (behaviour §1.5).
 //!
 //! One fork: the child starts out in its namespaces, finishes them from inside while we make the network, and
 //! waits on a pipe. A byte in it means: go. Its end without one, whatever became of us, means: there will be no
@@ -203,7 +203,7 @@ fn set_hostname(asked: Option<&str>) -> io::Result<()> {
     Ok(rustix::system::sethostname(&name)?)
 }
 
-/// SPEC §1.5.6.
+/// behaviour §1.5.6.
 fn host_name(asked: Option<&str>, host: &[u8]) -> Vec<u8> {
     let mut name = match asked {
         Some(asked) => asked.as_bytes().to_vec(),
@@ -235,7 +235,7 @@ fn command_line(command: &[OsString], shell: Option<OsString>) -> (OsString, Vec
 mod tests {
     use super::*;
 
-    /// SPEC §1.5.6.
+    /// behaviour §1.5.6.
     #[test]
     fn host_names_are_cut_to_what_the_kernel_takes() {
         assert_eq!(host_name(Some("guest"), b"host"), b"guest");
@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(host_name(Some(&"y".repeat(253)), b"").len(), 64);
     }
 
-    /// SPEC §1.5.7.
+    /// behaviour §1.5.7.
     #[test]
     fn without_a_command_it_is_a_login_shell() {
         let os = |s: &str| OsString::from(s);

@@ -1,4 +1,4 @@
-//! What to set up in the guest's namespace (SPEC §3.6).
+//! What to set up in the guest's namespace (behaviour §3.6).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Name of the tap device if there is no template (SPEC §3.5).
+/// Name of the tap device if there is no template (behaviour §3.5).
 const DEFAULT_IFNAME: &str = "tap0";
 /// Frames that the kernel queues for us at most: more than the windows that we offer (ARCHITECTURE.md).
 pub const TX_QUEUE_LEN: u32 = 10_000;

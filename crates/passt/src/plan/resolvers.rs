@@ -1,4 +1,4 @@
-//! Which resolvers the guest is told of, and where its queries really go (SPEC §3.4).
+//! Which resolvers the guest is told of, and where its queries really go (behaviour §3.4).
 
 use std::net::IpAddr;
 
@@ -10,11 +10,11 @@ use crate::{
     host::{Facts, Resolver},
 };
 
-/// Servers of a family that are advertised at most (SPEC §3.4.3).
+/// Servers of a family that are advertised at most (behaviour §3.4.3).
 const MAX_SERVERS: usize = 3;
 /// Servers that questions are forwarded to at most: more than anybody has, but a file can hold any number.
 const MAX_ASKED: usize = 64;
-/// Domains that are taken from resolv.conf at most (SPEC §3.4.3).
+/// Domains that are taken from resolv.conf at most (behaviour §3.4.3).
 const MAX_HOST_DOMAINS: usize = 5;
 
 /// Fills in what depends on the host's resolvers, at the start and whenever they change: where queries go, which
@@ -121,7 +121,7 @@ fn choose<A: Ip>(
     chosen
 }
 
-/// Notes what the guest will miss (SPEC §3.4.7): nothing if no resolver is to be told of or forwarded to.
+/// Notes what the guest will miss (behaviour §3.4.7): nothing if no resolver is to be told of or forwarded to.
 pub(super) fn check(config: &Config, facts: &Facts, v4: Option<&V4>, v6: Option<&V6>, notes: &mut Vec<Note>) {
     let v4_lacks = v4.is_some_and(|v4| v4.dns_match.is_some() && v4.dns_servers.is_empty());
     let v6_lacks = v6.is_some_and(|v6| v6.dns_match.is_some() && v6.dns_servers.is_empty());

@@ -1,4 +1,4 @@
-//! The plan in a few lines for people (SPEC §1.8).
+//! The plan in a few lines for people (behaviour §1.8).
 
 use std::{fmt::Display, net::Ipv4Addr};
 

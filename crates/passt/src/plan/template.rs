@@ -1,4 +1,4 @@
-//! The host's interface that a family is set up after: which one, its address, its gateway (SPEC §3.1 to §3.3).
+//! The host's interface that a family is set up after: which one, its address, its gateway (behaviour §3.1 to §3.3).
 
 use std::{
     cmp::Reverse,
@@ -54,7 +54,7 @@ pub(super) fn check_interfaces(config: &Config, facts: &Facts) -> Result<(), Err
     Ok(())
 }
 
-/// Finds the template of family `A`; `None`: there is no usable one (SPEC §3.1).
+/// Finds the template of family `A`; `None`: there is no usable one (behaviour §3.1).
 pub(super) fn find<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -73,7 +73,7 @@ pub(super) fn find<A: Ip>(
     Ok(pick::<A>(facts, notes).and_then(|link| read(link, asked, facts)))
 }
 
-/// The interface of the first default route, or else of the first route (SPEC §3.1.2, R-18, R-19).
+/// The interface of the first default route, or else of the first route (behaviour §3.1.2, R-18, R-19).
 fn pick<'a, A: Ip>(facts: &'a Facts, notes: &mut Vec<Note>) -> Option<&'a Link> {
     let candidates: Vec<(&Route, &Link)> = facts
         .routes
@@ -105,7 +105,7 @@ fn is_link_local(network: &IpNet) -> bool {
     }
 }
 
-/// What `link` gives for family `A`; `None` if that isn't enough to go by (SPEC §3.2).
+/// What `link` gives for family `A`; `None` if that isn't enough to go by (behaviour §3.2).
 fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template<A>> {
     let defaults: Vec<&Route> = facts
         .routes
@@ -135,7 +135,7 @@ fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template
 }
 
 /// The router of a default route through `interface`: of a multipath route the hop with the highest weight, the first
-/// of equals (SPEC §3.3, R-20). A router of the other family is none that the guest could be told of.
+/// of equals (behaviour §3.3, R-20). A router of the other family is none that the guest could be told of.
 fn gateway_of<A: Ip>(route: &Route, interface: u32) -> Option<A> {
     let via = |hop: &NextHop| A::from_ip(hop.gateway?);
     route

@@ -1,4 +1,4 @@
-//! What a hole in this program would not open: files, other processes, privileges, most of the kernel (SPEC §10).
+//! What a hole in this program would not open: files, other processes, privileges, most of the kernel (behaviour §10).
 //!
 //! Each module is one means. [`crate::stage`] says when each of them is used, and in which order.
 

@@ -8,7 +8,7 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot, pivot_root};
 
 /// Directories to mount the new root on, for the moment until it is the root: profiles of security modules expect the
-/// first (SPEC §10.1.5), and a system without it has the other, since we have found a device there.
+/// first (behaviour §10.1.5), and a system without it has the other, since we have found a device there.
 const PLACES: [&str; 2] = ["/tmp", "/dev"];
 
 /// Cuts the mount namespace that we are in off from others, so that nothing mounted here is seen there.
@@ -19,7 +19,7 @@ pub(crate) fn make_private() -> anyhow::Result<()> {
 
 /// Goes into an empty file system that can't be written to, and leaves the old root behind, which nobody else notices:
 /// see [`make_private`]. With `chroot_fallback`, also where the old root can't be left behind because it is the one
-/// that the system was booted with (SPEC §10.5): then it is out of sight.
+/// that the system was booted with (behaviour §10.5): then it is out of sight.
 ///
 /// # Errors
 /// It can't be mounted, or can't become the root. Then the root is what it was.

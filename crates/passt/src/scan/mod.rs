@@ -1,4 +1,4 @@
-//! What is in use in a network namespace: ports that somebody listens on or is bound to (SPEC §8.4).
+//! What is in use in a network namespace: ports that somebody listens on or is bound to (behaviour §8.4).
 //!
 //! The kernel lists just those over netlink, typed; where it can't (the module of a protocol is missing, or a filter of
 //! system calls is in the way), the tables in `/proc/net` say the same at greater length.

@@ -83,7 +83,7 @@ fn many_ports() {
 
 /// where nothing can be looked at, nothing is in use, and that is all.
 #[test]
-fn r_105_nothing_to_look_at() {
+fn nothing_to_look_at_r105() {
     let mut scanner = Scanner { tcp: None, udp: None, ..Scanner::open_for_all() };
     assert!(!scanner.scan());
     assert!(scanner.in_use().tcp.is_empty() && scanner.in_use().udp.is_empty());

@@ -1,4 +1,4 @@
-//! The control socket's part in the event loop (SPEC §8.9).
+//! The control socket's part in the event loop (behaviour §8.9).
 
 use engine::forward::Enabled;
 use engine::timer::Instant;

@@ -1,4 +1,4 @@
-//! Counts of what happens, as a table on standard error (`--stats`, SPEC §1.10).
+//! Counts of what happens, as a table on standard error (`--stats`, behaviour §1.10).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -146,7 +146,7 @@ mod tests {
         assert!(heading().lines().nth(1).unwrap().len() == COLUMNS * WIDTH);
     }
 
-    /// SPEC §1.10; without news there is nothing to wake up for.
+    /// behaviour §1.10; without news there is nothing to wake up for.
     #[test]
     fn a_line_needs_news_and_time() {
         let mut stats = Stats::new(Duration::from_secs(10));

@@ -1,4 +1,4 @@
-//! What real clients pass (SPEC §2.3, §13.1): has to keep working as it is.
+//! What real clients pass (behaviour §2.3, §13.1): has to keep working as it is.
 
 use crate::golden::outcomes;
 

@@ -1,4 +1,4 @@
-//! Port options (SPEC §2.4). The grammar itself has its tests in the engine.
+//! Port options (behaviour §2.4). The grammar itself has its tests in the engine.
 
 use crate::golden::{outcomes, read, split};
 
@@ -41,7 +41,7 @@ fn rules() {
 /// Families and protocols count wherever their option stands. R-107: not ignored in silence; Q9: a protocol
 /// that is switched off needs no `none`.
 #[test]
-fn families_and_protocols() {
+fn families_and_protocols_r107() {
     insta::assert_snapshot!(outcomes(
         "pasta -4 -t 22
          pasta -t 22 -4
@@ -61,7 +61,7 @@ fn families_and_protocols() {
 
 /// R-5.
 #[test]
-fn ports_after_dns() {
+fn ports_after_dns_r5() {
     insta::assert_snapshot!(outcomes("pasta -D 192.0.2.53 -t 22 -u 53"));
 }
 

@@ -1,4 +1,4 @@
-//! The customs of GNU getopt that clients rely on (SPEC §2.1, §1.4).
+//! The customs of GNU getopt that clients rely on (behaviour §2.1, §1.4).
 
 use proptest::prelude::*;
 
@@ -51,7 +51,7 @@ fn customs() {
     ));
 }
 
-/// SPEC §1.8: the one text that podman matches, together with exit status 1.
+/// behaviour §1.8: the one text that podman matches, together with exit status 1.
 #[test]
 fn podman_recognises_an_unknown_option() {
     let error = read(split("/usr/bin/pasta --map-guest-addrx 192.0.2.1")).unwrap_err().to_string();
@@ -60,7 +60,7 @@ fn podman_recognises_an_unknown_option() {
 
 /// every option may be repeated, and the last one wins.
 #[test]
-fn last_wins() {
+fn last_wins_r4() {
     for (twice, once) in [
         ("pasta -m 1500 -m 1400", "pasta -m 1400"),
         ("pasta -P a --pid b", "pasta -P b"),

@@ -1,4 +1,4 @@
-//! The programs themselves: exit status, and what goes where (SPEC §1.4).
+//! The programs themselves: exit status, and what goes where (behaviour §1.4).
 
 use std::{
     io::Read,
@@ -68,7 +68,7 @@ fn complains_on_standard_error_and_exits_with_1() {
 
 /// nothing is lost when standard output is a pipe, even one that is read late.
 #[test]
-fn early_exit_output_is_complete_in_a_pipe() {
+fn early_exit_output_is_complete_in_a_pipe_r14() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pasta"))
         .arg0("pasta")
         .arg("--help")

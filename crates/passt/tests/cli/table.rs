@@ -1,4 +1,4 @@
-//! Every option of the table: taken, refused, shown (SPEC §2.2).
+//! Every option of the table: taken, refused, shown (behaviour §2.2).
 
 use std::fmt::Write;
 

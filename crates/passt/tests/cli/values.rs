@@ -1,10 +1,10 @@
-//! Values that options take and refuse (SPEC §2.2), and what several options mean together.
+//! Values that options take and refuse (behaviour §2.2), and what several options mean together.
 
 use crate::golden::{config, outcomes, read, split};
 
 /// Also R-6 (debug is not foreground) and R-4 (last wins).
 #[test]
-fn output() {
+fn output_r6_r4() {
     insta::assert_snapshot!(outcomes(
         "pasta --netns x
          pasta --netns x -d
@@ -59,7 +59,7 @@ fn identity() {
 
 /// R-12: `--fd 0` is taken. A socket path and `--fd` cancel each other.
 #[test]
-fn guest_link() {
+fn guest_link_r12() {
     insta::assert_snapshot!(outcomes(
         "passt --fd 0
          passt --fd 3
@@ -93,7 +93,7 @@ fn guest_link() {
 
 /// R-15: the longest path of a socket is 107 bytes, of an interface name 15.
 #[test]
-fn longest_names() {
+fn longest_names_r15() {
     for option in ["--socket", "--conf-path"] {
         let path = "p".repeat(107);
         config(&format!("passt {option} {path}"));
@@ -181,7 +181,7 @@ fn addresses() {
 /// R-17: masks with holes and overflowing numbers are refused. Q18: the parser says nothing about MTU 0.
 /// R-16: neither a sloppy MAC address nor garbage after an MTU is taken.
 #[test]
-fn numbers() {
+fn numbers_r17_r16() {
     insta::assert_snapshot!(outcomes(
         "pasta -n 0
          pasta -n 24
@@ -318,9 +318,9 @@ fn implied_options() {
     ));
 }
 
-/// SPEC §1.2, §1.3.5, §10.3; R-2: the command is untouched.
+/// behaviour §1.2, §1.3.5, §10.3; R-2: the command is untouched.
 #[test]
-fn namespaces() {
+fn namespaces_r2() {
     insta::assert_snapshot!(outcomes(
         "pasta
          pasta true

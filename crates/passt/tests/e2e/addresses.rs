@@ -1,4 +1,4 @@
-//! Guests with several addresses, and networks behind them (SPEC §5.4).
+//! Guests with several addresses, and networks behind them (behaviour §5.4).
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -103,7 +103,7 @@ fn pings_leave_from_the_address_that_they_are_bound_to() {
     }
 }
 
-/// SPEC §3.6: where the host prefers a source address, so does the guest.
+/// behaviour §3.6: where the host prefers a source address, so does the guest.
 #[test]
 fn the_hosts_preferred_sources_are_the_guests() {
     const PREFERS: &str = "
@@ -198,7 +198,7 @@ fn comes_to(net: &Net, to: IpAddr, listener: &TcpListener) -> bool {
     listener.accept().is_ok()
 }
 
-/// SPEC §5.4: inbound traffic follows a guest that has another address now.
+/// behaviour §5.4: inbound traffic follows a guest that has another address now.
 #[test]
 fn inbound_follows_a_guest_that_has_changed_its_address() {
     let Some(net) = Net::new() else { return };

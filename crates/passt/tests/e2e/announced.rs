@@ -1,4 +1,4 @@
-//! `auto` and announced ports: a port is open on the other side before whoever hears of it can use it (SPEC §8.4), as
+//! `auto` and announced ports: a port is open on the other side before whoever hears of it can use it (behaviour §8.4), as
 //! active FTP, SIP and DCC need it. No test waits for a port.
 
 use crate::harness::*;

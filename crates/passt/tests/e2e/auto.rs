@@ -1,4 +1,4 @@
-//! `auto`: what is in use in the guest is forwarded, for as long as it is (SPEC §8.4).
+//! `auto`: what is in use in the guest is forwarded, for as long as it is (behaviour §8.4).
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ fn arrives(net: &Net, listener: &TcpListener, host: IpAddr, port: u16) {
     client.read_exact(&mut [0; 7]).unwrap();
 }
 
-/// SPEC §8.4, the default: listeners of both protocols are followed as they come and go, those that were there before
+/// behaviour §8.4, the default: listeners of both protocols are followed as they come and go, those that were there before
 /// us from the start. Connections outlive the forwarding of their port.
 #[test]
 fn services_come_and_go() {
@@ -62,7 +62,7 @@ fn services_come_and_go() {
     client.read_exact(&mut [0; 10]).unwrap();
 }
 
-/// SPEC §8.4 and R-105: UDP ports follow TCP listeners, and come and go with them.
+/// behaviour §8.4 and R-105: UDP ports follow TCP listeners, and come and go with them.
 #[test]
 fn udp_follows_tcp_r105() {
     need!("ss");
@@ -77,7 +77,7 @@ fn udp_follows_tcp_r105() {
     }
 }
 
-/// SPEC §2.4.3: ranges with `auto` are open where the port that they lead to is in use; excluded and ephemeral ports
+/// behaviour §2.4.3: ranges with `auto` are open where the port that they lead to is in use; excluded and ephemeral ports
 /// never are.
 #[test]
 fn ranges_and_exclusions() {
@@ -227,7 +227,7 @@ fn idle_costs_little() {
     panic!("never idle: {}", std::fs::read_to_string(&file).unwrap());
 }
 
-/// SPEC §8.4 and R-104, both ways at once: what the host listens on is found at the guest's loopback and the other way
+/// behaviour §8.4 and R-104, both ways at once: what the host listens on is found at the guest's loopback and the other way
 /// round, and no port that we hold ourselves is carried back, nor closed and opened again.
 #[test]
 fn both_ways_r104() {
@@ -270,11 +270,11 @@ fn answered(client: &UdpSocket, to: (IpAddr, u16), server: &UdpSocket) {
     assert_eq!(recv_from(client), (b"answer".to_vec(), to.into()));
 }
 
-/// SPEC §8.4, R-104, R-105, for UDP both ways: what is bound on the host is found at the guest's loopback, and so is UDP
+/// behaviour §8.4, R-104, R-105, for UDP both ways: what is bound on the host is found at the guest's loopback, and so is UDP
 /// at the port of a TCP listener. What we hold ourselves is nobody's service: neither our listeners, nor sockets that
 /// stand for the guest's on the host or the other way round.
 #[test]
-fn udp_both_ways_r104() {
+fn udp_both_ways_r104_r105() {
     need!("ss");
     let Some(net) = Net::new() else { return };
     let early = net.host.udp((LOOPBACK[1], 7100));
@@ -319,7 +319,7 @@ fn udp_both_ways_r104() {
     }
 }
 
-/// SPEC §8.4: by default all four, and what both sides have stays with each.
+/// behaviour §8.4: by default all four, and what both sides have stays with each.
 #[test]
 fn by_default_all_four() {
     need!("ss");
@@ -342,7 +342,7 @@ fn by_default_all_four() {
     }
 }
 
-/// SPEC §8.3: ports that need a privilege are told once where it is lost, on the host, and had where it is kept, in the
+/// behaviour §8.3: ports that need a privilege are told once where it is lost, on the host, and had where it is kept, in the
 /// namespace. Others are forwarded all the same.
 #[test]
 fn low_ports_of_an_ordinary_user() {

@@ -1,5 +1,5 @@
 //! TCP in bulk: 256 MiB with every byte checked, at both ends of the range of MTUs, in both directions, and
-//! readers that are slower than the writer (SPEC §6.5, §6.6).
+//! readers that are slower than the writer (behaviour §6.5, §6.6).
 
 use crate::harness::*;
 use rustix::net::sockopt;

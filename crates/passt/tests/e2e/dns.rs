@@ -1,5 +1,5 @@
 //! Name service through us: `--dns-forward`, and resolvers that the guest can't reach by their own address
-//! (SPEC §3.4.5, §5.2).
+//! (behaviour §3.4.5, §5.2).
 
 use crate::harness::*;
 use crate::local::{dhclient, has, unconfigured};

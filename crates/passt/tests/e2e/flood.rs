@@ -1,4 +1,4 @@
-//! A hostile guest that sends as much as it can, while others go on with their work (SPEC §10.6).
+//! A hostile guest that sends as much as it can, while others go on with their work (behaviour §10.6).
 //!
 //! `E2E_FLOOD_FRAMES=5000000 cargo test -p passt --test e2e flood -- --nocapture` keeps at it for a minute or so.
 

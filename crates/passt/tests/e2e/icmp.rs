@@ -1,4 +1,4 @@
-//! Echo and the errors that traceroute lives on (SPEC §4.5, §7.4).
+//! Echo and the errors that traceroute lives on (behaviour §4.5, §7.4).
 
 use crate::harness::*;
 
@@ -9,7 +9,7 @@ fn ping(net: &Net, arguments: &str) -> String {
 
 /// the first reply of an id arrives too.
 #[test]
-fn ping_peer() {
+fn ping_peer_r46() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -21,7 +21,7 @@ fn ping_peer() {
     }
 }
 
-/// SPEC §5.2, row 2: the gateway stands for the host, so it answers although the real one does not.
+/// behaviour §5.2, row 2: the gateway stands for the host, so it answers although the real one does not.
 #[test]
 fn ping_host_by_gateway() {
     need!("ping");
@@ -54,7 +54,7 @@ fn concurrent_pings() {
     }
 }
 
-/// the guest sees the routers, each with its own address (SPEC §7.3: TTL kept, §7.4: errors rebuilt).
+/// the guest sees the routers, each with its own address (behaviour §7.3: TTL kept, §7.4: errors rebuilt).
 #[test]
 fn traceroute_shows_hops_r94() {
     need!("traceroute");

@@ -1,4 +1,4 @@
-//! At the limit of what we may have (SPEC §6.10): new flows are refused and counted, the old live on byte for byte, and
+//! At the limit of what we may have (behaviour §6.10): new flows are refused and counted, the old live on byte for byte, and
 //! the program neither ends nor grows.
 
 use crate::harness::*;

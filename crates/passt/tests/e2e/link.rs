@@ -27,7 +27,7 @@ fn down_and_up_r53() {
     }
 }
 
-/// SPEC §9.5, R-10: a capture has the frames of both directions, whole, after SIGTERM.
+/// behaviour §9.5, R-10: a capture has the frames of both directions, whole, after SIGTERM.
 #[test]
 fn pcap_of_both_directions_r10() {
     let Some(net) = Net::new() else { return };
@@ -103,7 +103,7 @@ fn idle_makes_no_system_call() {
     panic!("never idle for three seconds:\n{calls}");
 }
 
-/// SPEC §2.2, `--mtu`.
+/// behaviour §2.2, `--mtu`.
 #[test]
 fn mtu() {
     for (option, seen) in [("65520", "65520"), ("1500", "1500"), ("9000", "9000"), ("0", "1500")] {

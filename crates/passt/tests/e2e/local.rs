@@ -1,9 +1,9 @@
-//! What we answer ourselves on the tap (SPEC §4), asked by real clients.
+//! What we answer ourselves on the tap (behaviour §4), asked by real clients.
 
 use crate::harness::*;
 use std::net::IpAddr;
 
-/// A `pasta` that leaves the configuration to the guest's clients. The link is down at first (SPEC §3.6).
+/// A `pasta` that leaves the configuration to the guest's clients. The link is down at first (behaviour §3.6).
 pub(crate) fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
     let pasta = net.attach(options);
     let link = net.guest.sh("ip -o link show eth0; ip -o addr show eth0");
@@ -49,7 +49,7 @@ pub(crate) fn has(told: &str, lines: &[&str]) {
     }
 }
 
-/// SPEC §4.3: the host's address, mask, gateway, MTU and names, and after that the guest is connected.
+/// behaviour §4.3: the host's address, mask, gateway, MTU and names, and after that the guest is connected.
 #[test]
 fn dhcp() {
     need!("dhclient");
@@ -90,7 +90,7 @@ fn dhcp_by_udhcpc() {
     has(&std::fs::read_to_string(told).unwrap(), &lease);
 }
 
-/// SPEC §2.2: `-a`, `-n`, `-g` and `-D` are what is offered, and in pasta names only if they are asked for.
+/// behaviour §2.2: `-a`, `-n`, `-g` and `-D` are what is offered, and in pasta names only if they are asked for.
 #[test]
 fn dhcp_by_options() {
     need!("dhclient");
@@ -104,7 +104,7 @@ fn dhcp_by_options() {
     assert!(!told.contains("domain"), "{told}");
 }
 
-/// SPEC §4.4: the host's address by DHCPv6, names with it.
+/// behaviour §4.4: the host's address by DHCPv6, names with it.
 #[test]
 fn dhcpv6() {
     need!("dhclient");
@@ -138,7 +138,7 @@ fn dhcpv6_stateless_q5() {
     assert!(!told.contains("new_ip6_address"), "{told}");
 }
 
-/// SPEC §4.2: a guest's kernel configures itself from router advertisements, for ever, and is connected.
+/// behaviour §4.2: a guest's kernel configures itself from router advertisements, for ever, and is connected.
 #[test]
 fn slaac_r44() {
     let Some(net) = Net::new() else { return };
@@ -176,7 +176,7 @@ fn no_ra() {
     }
 }
 
-/// SPEC §4.1, §4.2: every neighbour is there, and it is us.
+/// behaviour §4.1, §4.2: every neighbour is there, and it is us.
 #[test]
 fn neighbours() {
     let Some(net) = Net::new() else { return };
@@ -191,7 +191,7 @@ fn neighbours() {
     }
 }
 
-/// SPEC §4.1.2: a guest that probes for its own address (RFC 5227) before using it is not told that it's taken.
+/// behaviour §4.1.2: a guest that probes for its own address (RFC 5227) before using it is not told that it's taken.
 #[test]
 fn own_address_is_not_claimed() {
     need!("socat");
@@ -204,7 +204,7 @@ fn own_address_is_not_claimed() {
     assert_eq!(answered.to_string(), "198.51.100.77", "the first question has no answer");
 }
 
-/// SPEC §4.1.4: the host's neighbours are at their own hardware addresses in the guest, also when these change. What
+/// behaviour §4.1.4: the host's neighbours are at their own hardware addresses in the guest, also when these change. What
 /// stands for the host, and what nobody knows, is at ours.
 #[test]
 fn neighbours_keep_their_hardware_addresses() {

@@ -1,4 +1,4 @@
-//! What we answer ourselves (SPEC §4), as it looks to a client that reads frames and knows no checksum offload.
+//! What we answer ourselves (behaviour §4), as it looks to a client that reads frames and knows no checksum offload.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -97,7 +97,7 @@ fn discover() -> Vec<u8> {
     bootp(Ipv4Addr::UNSPECIFIED, &[&COOKIE[..], &[53, 1, 1, 255]].concat())
 }
 
-/// SPEC §4: a client that reads from a packet socket and adds up itself (ConnMan) gets an address.
+/// behaviour §4: a client that reads from a packet socket and adds up itself (ConnMan) gets an address.
 #[test]
 fn dhcp_answers_have_complete_checksums() {
     need!("socat");

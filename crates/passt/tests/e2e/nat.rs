@@ -1,4 +1,4 @@
-//! Which address becomes which: one test per row of SPEC §5.2 (guest to outside) and §5.3.4 (outside to guest).
+//! Which address becomes which: one test per row of behaviour §5.2 (guest to outside) and §5.3.4 (outside to guest).
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -143,13 +143,13 @@ fn seen_in_guest(net: &Net, from: &Ns, source: IpAddr, to: IpAddr) -> IpAddr {
     let listener = net.guest.listen((any(to), 7000));
     let client = from.connect_from((source, 0), (to, 7000)).unwrap();
     let (_stream, tcp) = accept(&listener);
-    assert_eq!(tcp.port(), client.local_addr().unwrap().port(), "SPEC §5.3.5");
+    assert_eq!(tcp.port(), client.local_addr().unwrap().port(), "behaviour §5.3.5");
 
     let server = net.guest.udp((any(to), 7000));
     let client = from.udp((source, 0));
     client.send_to(b"question", (to, 7000)).unwrap();
     let (_, udp) = recv_from(&server);
-    assert_eq!(udp.port(), port(&client), "SPEC §5.3.5");
+    assert_eq!(udp.port(), port(&client), "behaviour §5.3.5");
     server.send_to(b"answer", udp_with_scope(net, udp)).unwrap();
     assert_eq!(recv_from(&client), (b"answer".to_vec(), (to, 7000).into()));
     assert_eq!(tcp.ip(), udp.ip());

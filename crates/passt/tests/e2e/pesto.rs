@@ -1,4 +1,4 @@
-//! Rules that change while it runs: `--conf-path` and `pesto` (SPEC §8.9).
+//! Rules that change while it runs: `--conf-path` and `pesto` (behaviour §8.9).
 //!
 //! `PASST_REFERENCE` names the directory of the C implementation's programs, against which ours are tried both ways;
 //! without it that is skipped: the bytes that it was seen to send are among the unit tests.
@@ -44,7 +44,7 @@ fn refused(net: &Net, port: u16) {
     assert!(net.peer.connect((HOST[0], port)).is_err(), "{port} is open");
 }
 
-/// SPEC §8.9: ports come, go and change their target, and what was accepted or asked for before lives on.
+/// behaviour §8.9: ports come, go and change their target, and what was accepted or asked for before lives on.
 #[test]
 fn rules_come_and_go() {
     let Some(net) = Net::new() else { return };
@@ -127,7 +127,7 @@ fn q_16_an_update_holds_whole_or_not_at_all() {
     assert!(end.stderr.starts_with("Listen failed for 1 of 10 HOST TCP ports */7000-7009"), "{end:?}");
 }
 
-/// SPEC §8.4: rules may come to follow what is in use, though none did at the start, on both sides.
+/// behaviour §8.4: rules may come to follow what is in use, though none did at the start, on both sides.
 #[test]
 fn auto_comes_later() {
     let Some(net) = Net::new() else { return };
@@ -153,7 +153,7 @@ fn outward(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpStrea
     (client, server)
 }
 
-/// SPEC §8.9: the rules of the other direction come, go and change like those of the host, and what goes on lives on.
+/// behaviour §8.9: the rules of the other direction come, go and change like those of the host, and what goes on lives on.
 #[test]
 fn rules_of_the_namespace() {
     let Some(net) = Net::new() else { return };
@@ -226,7 +226,7 @@ fn other_clients() {
     assert!(pasta.runs());
 }
 
-/// SPEC §9.2: the path of a socket that is served is not taken over, one that is left over is.
+/// behaviour §9.2: the path of a socket that is served is not taken over, one that is left over is.
 #[test]
 fn the_path() {
     let Some(net) = Net::new() else { return };
@@ -242,7 +242,7 @@ fn the_path() {
     net.spawn(&["-c", &path], &["true"]).ok();
 }
 
-/// SPEC §8.9: a virtual machine has no loopback that we could listen on, nor can we see what it has in use.
+/// behaviour §8.9: a virtual machine has no loopback that we could listen on, nor can we see what it has in use.
 #[test]
 fn a_virtual_machine_has_one_table() {
     let Some(net) = Net::new() else { return };
@@ -282,7 +282,7 @@ fn reference(name: &str) -> Option<String> {
     Some(path.to_str().unwrap().to_owned())
 }
 
-/// SPEC §8.9: the C implementation's `pesto` with our pasta, line by line what ours prints.
+/// behaviour §8.9: the C implementation's `pesto` with our pasta, line by line what ours prints.
 #[test]
 fn the_pesto_of_the_c_implementation() {
     let Some(theirs) = reference("pesto") else { return };
@@ -328,7 +328,7 @@ fn the_pesto_of_the_c_implementation() {
     lives(&mut outward(&net, &hosts, 7011));
 }
 
-/// SPEC §8.9: our `pesto` with the C implementation's pasta.
+/// behaviour §8.9: our `pesto` with the C implementation's pasta.
 #[test]
 fn the_pasta_of_the_c_implementation() {
     let Some(theirs) = reference("pasta") else { return };

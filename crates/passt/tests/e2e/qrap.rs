@@ -1,4 +1,4 @@
-//! `qrap`: QEMU with a passt's socket (SPEC §9.6), whose place a shell takes here.
+//! `qrap`: QEMU with a passt's socket (behaviour §9.6), whose place a shell takes here.
 
 use crate::harness::*;
 

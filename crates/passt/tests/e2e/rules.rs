@@ -1,4 +1,4 @@
-//! `-t` and `-u`: what listens where, and where it leads (SPEC §2.4, §8).
+//! `-t` and `-u`: what listens where, and where it leads (behaviour §2.4, §8).
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -172,7 +172,7 @@ fn all() {
 /// a port that was asked for and is taken is an error at start, for either protocol, and leaves nothing
 /// behind.
 #[test]
-fn busy_port_is_fatal_r102() {
+fn busy_port_is_fatal_r102_r1() {
     let Some(net) = Net::new() else { return };
     let _tcp = net.host.listen((any(HOST[0]), 7000));
     let _udp = net.host.udp((any(HOST[1]), 7001));

@@ -1,4 +1,4 @@
-//! Local TCP connections, which bypass the tap (SPEC §5.3.3, §5.3.6, §5.5, §6.11).
+//! Local TCP connections, which bypass the tap (behaviour §5.3.3, §5.3.6, §5.5, §6.11).
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -15,7 +15,7 @@ fn refused(error: std::io::Result<impl std::fmt::Debug>) {
     assert!(matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{kind:?}");
 }
 
-/// Whoever connects there is refused, or reset (SPEC §6.11).
+/// Whoever connects there is refused, or reset (behaviour §6.11).
 fn leads_nowhere(ns: &Ns, to: impl Into<SocketAddr>) {
     match ns.connect(to) {
         Ok(mut client) => refused(client.read(&mut [0])),

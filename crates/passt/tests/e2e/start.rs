@@ -1,5 +1,5 @@
 //! How it starts and ends: commands, processes and namespaces to connect, whoever starts it, exit statuses
-//! (SPEC §1).
+//! (behaviour §1).
 
 use crate::harness::*;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 const LOOK: &str = "ip -o addr show dev eth0; ip route; ip -6 route; \
                     ping -n -c 1 -W 30 198.51.100.3 >&2; ping -n -c 1 -W 30 2001:db8:1::3 >&2";
 
-/// The guest has the host's addresses and routes (SPEC §3.6).
+/// The guest has the host's addresses and routes (behaviour §3.6).
 fn is_configured(look: &str) {
     for part in [
         "inet 198.51.100.2/24",
@@ -77,7 +77,7 @@ fn join_pid_as(who: Who) {
     let guest = net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]);
     is_configured(&guest.sh("ip -o addr; ip route; ip -6 route"));
     connects(&net, &guest);
-    // SPEC §1.6: it quits when the namespace goes away.
+    // behaviour §1.6: it quits when the namespace goes away.
     net.host.sh(&format!("kill -KILL {pid}"));
     wait_until("the end of pasta", || !pasta.runs());
 }
@@ -121,7 +121,7 @@ fn join_netns_name() {
     connects(&net, &net.guest);
 }
 
-/// SPEC §2.2: names may be kept elsewhere.
+/// behaviour §2.2: names may be kept elsewhere.
 #[test]
 fn join_netns_name_in_nsrun_dir() {
     let Some(net) = Net::new() else { return };
@@ -141,7 +141,7 @@ fn join_netns_and_userns() {
     connects(&net, &net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]));
 }
 
-/// `-f` stays, SIGTERM ends it with status 0 (SPEC §1.3, §1.4).
+/// `-f` stays, SIGTERM ends it with status 0 (behaviour §1.3, §1.4).
 #[test]
 fn foreground_and_sigterm() {
     let Some(net) = Net::new() else { return };
@@ -158,7 +158,7 @@ fn foreground_and_sigterm() {
     assert!(!net.guest.sh("ip -o link").contains("eth0"), "the interface goes with us");
 }
 
-/// SPEC §1.3.1: the parent's exit says that all is ready, and the PID file is complete by then.
+/// behaviour §1.3.1: the parent's exit says that all is ready, and the PID file is complete by then.
 #[test]
 fn background_means_ready() {
     let Some(net) = Net::new() else { return };
@@ -170,12 +170,12 @@ fn background_means_ready() {
     let _in = net.peer.connect((HOST[0], 7001)).unwrap();
     accept(&listener);
     let mode = net.host.sh(&format!("stat -c %a {}", net.path("pasta.pid")));
-    assert_eq!(mode.trim(), "600", "SPEC §1.3.6");
+    assert_eq!(mode.trim(), "600", "behaviour §1.3.6");
     assert!(pasta.runs());
     pasta.terminate();
 }
 
-/// SPEC §1.4: the command's own status; 128 and the number of the signal that ended it.
+/// behaviour §1.4: the command's own status; 128 and the number of the signal that ended it.
 #[test]
 fn exit_status_of_the_command() {
     need!("pgrep");
@@ -203,7 +203,7 @@ fn exit_status_of_the_command() {
     assert_eq!(running.wait().code(), 137);
 }
 
-/// SPEC §1.4, R-13: a command that can't be executed gives 1 and a message, and nothing hangs.
+/// behaviour §1.4, R-13: a command that can't be executed gives 1 and a message, and nothing hangs.
 #[test]
 fn command_not_executable_r13() {
     let Some(net) = Net::new() else { return };
@@ -214,9 +214,9 @@ fn command_not_executable_r13() {
     }
 }
 
-/// SPEC §1.4: a fatal error gives 1, names the object, and leaves no process behind (R-1).
+/// behaviour §1.4: a fatal error gives 1, names the object, and leaves no process behind (R-1).
 #[test]
-fn fatal_errors() {
+fn fatal_errors_r1() {
     need!("pgrep");
     let Some(net) = Net::new() else { return };
     let cases: [(&[&str], &str); 5] = [
@@ -243,7 +243,7 @@ fn options_of_the_command_r2() {
     assert_eq!((end.code(), end.stdout.as_str()), (0, "22 --help -f\n"), "{end:?}");
 }
 
-/// SPEC §1.5: what the command finds around it. Quiet, so nothing of ours is on its standard error.
+/// behaviour §1.5: what the command finds around it. Quiet, so nothing of ours is on its standard error.
 #[test]
 fn surroundings_of_the_command() {
     let Some(net) = Net::new() else { return };
@@ -269,7 +269,7 @@ fn hostname_option() {
     assert_eq!(end.ok(), "box.example\n");
 }
 
-/// SPEC §1.5.7: without a command, a login shell from $SHELL.
+/// behaviour §1.5.7: without a command, a login shell from $SHELL.
 #[test]
 fn login_shell() {
     let Some(net) = Net::new() else { return };
@@ -287,7 +287,7 @@ fn login_shell() {
     assert!(end.stdout.starts_with("shell 0"), "{end:?}");
 }
 
-/// SPEC §2.2: one family alone.
+/// behaviour §2.2: one family alone.
 #[test]
 fn one_family_only() {
     let Some(net) = Net::new() else { return };
@@ -298,7 +298,7 @@ fn one_family_only() {
     assert!(!v6.contains("198.51.100") && v6.contains("2001:db8:1::2/64"), "{v6}");
 }
 
-/// SPEC §2.2, §3.6: options that say what the guest's interface looks like.
+/// behaviour §2.2, §3.6: options that say what the guest's interface looks like.
 #[test]
 fn interface_options() {
     let Some(net) = Net::new() else { return };
@@ -333,7 +333,7 @@ fn interface_options() {
     assert!(!seen.contains("198.51.100.2/"), "{seen}");
 }
 
-/// SPEC §3.5: a host with no network at all.
+/// behaviour §3.5: a host with no network at all.
 #[test]
 fn local_mode() {
     let host_setup = "ip link set eth0 down; ip addr flush dev eth0\n";

@@ -1,4 +1,4 @@
-//! `passt` at a UNIX stream socket (SPEC §9.2, §9.3): a machine behind it, and clients that are none.
+//! `passt` at a UNIX stream socket (behaviour §9.2, §9.3): a machine behind it, and clients that are none.
 
 use crate::harness::*;
 use crate::limits::count;
@@ -89,7 +89,7 @@ fn traffic(mtu: u32) {
 }
 
 #[test]
-fn traffic_mtu_65520() {
+fn traffic_mtu_65520_r54() {
     traffic(65520);
 }
 
@@ -118,9 +118,9 @@ fn full_duplex() {
     });
 }
 
-/// SPEC §9.2: a guest may go and come back; its connections are still there, and what was sent meanwhile arrives.
+/// behaviour §9.2: a guest may go and come back; its connections are still there, and what was sent meanwhile arrives.
 #[test]
-fn connections_survive_a_reconnect() {
+fn connections_survive_a_reconnect_r55() {
     let Some(net) = Net::new() else { return };
     let (passt, socket) = start(&net, &["-t", "7001"]);
     let mut machine = net.machine(65520).plug(socket);
@@ -143,7 +143,7 @@ fn connections_survive_a_reconnect() {
     assert!(passt.runs());
 }
 
-/// SPEC §8.8: the kernel refuses connections while no machine is there that has sent a frame: a probe of an orchestrator
+/// behaviour §8.8: the kernel refuses connections while no machine is there that has sent a frame: a probe of an orchestrator
 /// takes an accepted connection for a sign of life. The port is nobody else's meanwhile.
 #[test]
 fn connections_are_refused_until_the_machine_has_spoken() {
@@ -231,7 +231,7 @@ fn expect_closed(socket: &mut UnixStream) {
 
 /// wherever the stream is cut, and however much of it comes at once.
 #[test]
-fn frames_come_in_pieces_of_any_length() {
+fn frames_come_in_pieces_of_any_length_r51() {
     let Some(net) = Net::new() else { return };
     let (_passt, mut socket) = start(&net, &[]);
     let question = question();
@@ -260,7 +260,7 @@ fn frames_come_in_pieces_of_any_length() {
     });
 }
 
-/// SPEC §9.2.4: a frame shorter than an Ethernet header is dropped and counted. The stream and the connection continue.
+/// behaviour §9.2.4: a frame shorter than an Ethernet header is dropped and counted. The stream and the connection continue.
 #[test]
 fn a_short_frame_is_dropped_and_counted() {
     let Some(net) = Net::new() else { return };
@@ -285,9 +285,9 @@ fn a_short_frame_is_dropped_and_counted() {
     assert_eq!(counted, 10_014);
 }
 
-/// R-52, SPEC §9.2.4: a length above the limit ends the connection and nothing else. What comes before it counts.
+/// R-52, behaviour §9.2.4: a length above the limit ends the connection and nothing else. What comes before it counts.
 #[test]
-fn a_bad_length_costs_the_connection() {
+fn a_bad_length_costs_the_connection_r52() {
     let Some(net) = Net::new() else { return };
     let (passt, socket) = start(&net, &[]);
     drop(socket);
@@ -326,7 +326,7 @@ fn whoever_comes_next_starts_afresh() {
     expect_answers(&mut socket, 1);
 }
 
-/// SPEC §9.2: one client at a time; the other one is told by being closed.
+/// behaviour §9.2: one client at a time; the other one is told by being closed.
 #[test]
 fn a_second_client_is_refused() {
     let Some(net) = Net::new() else { return };
@@ -374,7 +374,7 @@ fn who_reads_late_finds_whole_frames() {
     expect_answers(&mut socket, 1);
 }
 
-/// SPEC §9.2: an address where somebody waits already is nobody else's; a left-over file is.
+/// behaviour §9.2: an address where somebody waits already is nobody else's; a left-over file is.
 #[test]
 fn a_path_in_use() {
     let Some(net) = Net::new() else { return };
@@ -384,7 +384,7 @@ fn a_path_in_use() {
     assert_eq!(second.code(), 1);
     assert!(second.stderr.contains(&format!("Socket path {path} already in use")), "{}", second.stderr);
     passt.terminate();
-    assert!(std::path::Path::new(&path).exists(), "SPEC §1.3.7");
+    assert!(std::path::Path::new(&path).exists(), "behaviour §1.3.7");
     let (_passt, mut socket) = start(&net, &[]);
     socket.write_all(&question()).unwrap();
     expect_answers(&mut socket, 1);
@@ -413,7 +413,7 @@ fn a_guest_gets_in_at_the_limit_of_open_files() {
 
 // Starts of other programs.
 
-/// SPEC §2.3, libvirt; §1.9: it ends with its client, quietly.
+/// behaviour §2.3, libvirt; §1.9: it ends with its client, quietly.
 #[test]
 fn one_off_as_libvirt_starts_it() {
     let Some(net) = Net::new() else { return };
@@ -433,10 +433,10 @@ fn one_off_as_libvirt_starts_it() {
     wait_until("the end of passt", || !passt.runs());
 }
 
-/// SPEC §2.3, QEMU; §9.3: by a socket that it inherits, whatever its number, in the background with status 0 and a
+/// behaviour §2.3, QEMU; §9.3: by a socket that it inherits, whatever its number, in the background with status 0 and a
 /// PID file; it ends with its client.
 #[test]
-fn inherited_as_qemu_starts_it() {
+fn inherited_as_qemu_starts_it_r12() {
     let Some(net) = Net::new() else { return };
     for number in [3, 0, 7] {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -1,4 +1,4 @@
-//! TCP through the tap (SPEC §6): connections, refusals, closes, resets, many at once.
+//! TCP through the tap (behaviour §6): connections, refusals, closes, resets, many at once.
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -47,7 +47,7 @@ fn peer_to_guest() {
         let listener = net.guest.listen((any(host), 7000));
         let mut client = net.peer.connect_from((peer, 0), (host, 7000)).unwrap();
         let (mut server, from) = accept(&listener);
-        // SPEC §5.3.4: source address and port are the client's own.
+        // behaviour §5.3.4: source address and port are the client's own.
         assert_eq!(from, client.local_addr().unwrap());
         exchange(&mut client, &mut server);
         server.shutdown(Shutdown::Write).unwrap();
@@ -57,9 +57,9 @@ fn peer_to_guest() {
     }
 }
 
-/// SPEC §6.1.4: the guest sees the true result of the connection outside. R-59: with an ACK, else it is ignored.
+/// behaviour §6.1.4: the guest sees the true result of the connection outside. R-59: with an ACK, else it is ignored.
 #[test]
-fn refused() {
+fn refused_r59() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for to in PEER.into_iter().chain(FAR) {
@@ -67,7 +67,7 @@ fn refused() {
     }
 }
 
-/// SPEC §6.1.4, no route and no neighbour: an error, long before the guest would give up by itself.
+/// behaviour §6.1.4, no route and no neighbour: an error, long before the guest would give up by itself.
 #[test]
 fn unreachable() {
     let host_setup =
@@ -133,9 +133,9 @@ fn half_close(active: &mut TcpStream, passive: &mut TcpStream) {
     });
 }
 
-/// R-70, SPEC §6.8.
+/// R-70, behaviour §6.8.
 #[test]
-fn half_close_both_ways() {
+fn half_close_both_ways_r70() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
     for (peer, host) in PEER.into_iter().zip(HOST) {
@@ -160,9 +160,9 @@ fn half_close_both_ways() {
     }
 }
 
-/// R-59, SPEC §6.7: a reset is seen as a reset on the other side, not as an end.
+/// R-59, behaviour §6.7: a reset is seen as a reset on the other side, not as an end.
 #[test]
-fn reset_both_ways() {
+fn reset_both_ways_r59() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
     let reset = |stream: TcpStream| sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
@@ -195,19 +195,19 @@ fn reset_both_ways() {
     }
 }
 
-/// SPEC §6.2.3: nobody listens in the guest.
+/// behaviour §6.2.3: nobody listens in the guest.
 #[test]
 fn inbound_refused_by_the_guest() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000"]);
     for host in HOST {
-        // The connection is accepted before the guest is asked (SPEC §6.2.1), so either moment may tell.
+        // The connection is accepted before the guest is asked (behaviour §6.2.1), so either moment may tell.
         let told = net.peer.connect((host, 7000)).and_then(|mut c| c.read(&mut [0; 1])).unwrap_err().kind();
         assert!([ErrorKind::ConnectionReset, ErrorKind::ConnectionRefused].contains(&told), "{told}");
     }
 }
 
-/// SPEC §6.2.1, §6.5: a client that sends and closes before the server has accepted loses nothing.
+/// behaviour §6.2.1, §6.5: a client that sends and closes before the server has accepted loses nothing.
 #[test]
 fn data_and_end_at_once() {
     let Some(net) = Net::new() else { return };
@@ -352,7 +352,7 @@ fn set_class(socket: &impl AsFd, v4: bool, class: u8) {
     }
 }
 
-/// SPEC §6.5.6: the guest's traffic class leaves the host, that of its SYN and later ones; a client's reaches the guest.
+/// behaviour §6.5.6: the guest's traffic class leaves the host, that of its SYN and later ones; a client's reaches the guest.
 #[test]
 fn traffic_classes() {
     need!("ss");

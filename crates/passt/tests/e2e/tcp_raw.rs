@@ -1,4 +1,4 @@
-//! TCP segment by segment, from a guest that no kernel would be (SPEC §6).
+//! TCP segment by segment, from a guest that no kernel would be (behaviour §6).
 
 use crate::harness::*;
 use smoltcp::wire::TcpControl;
@@ -53,7 +53,7 @@ fn padding_is_no_data_r50() {
     assert_eq!(got, b"ab");
 }
 
-/// R-59, SPEC §6.7, rows 1 and 2: segments that belong to no connection are reset, as RFC 9293 says.
+/// R-59, behaviour §6.7, rows 1 and 2: segments that belong to no connection are reset, as RFC 9293 says.
 #[test]
 fn unknown_segment_is_reset_r59() {
     need!("socat");
@@ -151,9 +151,9 @@ fn lost_fin_is_sent_again_r69() {
     raw.expect_tcp("ACK of FIN", |s| s.ack == Some(seq.wrapping_add(1)));
 }
 
-/// R-71, SPEC §6.6: data that the guest doesn't acknowledge is sent again.
+/// R-71, behaviour §6.6: data that the guest doesn't acknowledge is sent again.
 #[test]
-fn lost_data_is_sent_again() {
+fn lost_data_is_sent_again_r71() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);

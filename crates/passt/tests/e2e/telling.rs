@@ -1,10 +1,10 @@
-//! What the program tells while it runs (SPEC §1.7, §1.10).
+//! What the program tells while it runs (behaviour §1.7, §1.10).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-/// SPEC §1.7.7: a line for each flow, with its ends on both sides, and for its end.
+/// behaviour §1.7.7: a line for each flow, with its ends on both sides, and for its end.
 #[test]
 fn flows_are_told_when_debugging() {
     need!("ping");
@@ -49,9 +49,9 @@ fn flows_are_told_when_debugging() {
     pasta.terminate();
 }
 
-/// SPEC §1.7.5, R-10: a log under fire keeps its limit, and has the last lines after SIGTERM.
+/// behaviour §1.7.5, R-10: a log under fire keeps its limit, and has the last lines after SIGTERM.
 #[test]
-fn a_log_of_all_frames_keeps_its_limit() {
+fn a_log_of_all_frames_keeps_its_limit_r10() {
     const LIMIT: u64 = 40960;
     let Some(net) = Net::new() else { return };
     let log = net.path("log");
@@ -74,7 +74,7 @@ fn a_log_of_all_frames_keeps_its_limit() {
     assert!(text.ends_with('\n') && text.len() as u64 <= LIMIT && text.len() as u64 > LIMIT / 2);
 }
 
-/// SPEC §1.10: a table of what happened, with a line when something has.
+/// behaviour §1.10: a table of what happened, with a line when something has.
 #[test]
 fn statistics() {
     let Some(net) = Net::new() else { return };

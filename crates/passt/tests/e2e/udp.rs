@@ -1,4 +1,4 @@
-//! UDP through the tap (SPEC §7), with the mapping of RFC 4787: one host socket per guest endpoint.
+//! UDP through the tap (behaviour §7), with the mapping of RFC 4787: one host socket per guest endpoint.
 
 use crate::harness::*;
 use std::io::ErrorKind;
@@ -32,7 +32,7 @@ fn guest_to_peer() {
         let client = net.guest.udp((any(to), 0));
         for round in 0..3 {
             let source = deliver(&client, (to, 7000), &server, &payload(round, 100));
-            // SPEC §5.2: the host's own address, the guest's source port.
+            // behaviour §5.2: the host's own address, the guest's source port.
             assert_eq!(source, (HOST[usize::from(to.is_ipv6())], port(&client)).into());
             assert_eq!(deliver(&server, source, &client, &payload(round + 9, 1000)), (to, 7000).into());
         }
@@ -50,7 +50,7 @@ fn peer_to_guest() {
         for round in 0..3 {
             for client in &clients {
                 let source = deliver(client, (host, 7000), &server, &payload(round, 100));
-                assert_eq!(source, (peer, port(client)).into(), "SPEC §5.3.4");
+                assert_eq!(source, (peer, port(client)).into(), "behaviour §5.3.4");
                 let answer = deliver(&server, source, client, &payload(round + 9, 1000));
                 assert_eq!(answer, (host, 7000).into());
             }
@@ -181,9 +181,9 @@ fn bursts_in_order() {
     }
 }
 
-/// SPEC §7.4: the error outside is the guest's socket's error. R-94.
+/// behaviour §7.4: the error outside is the guest's socket's error. R-94.
 #[test]
-fn port_unreachable() {
+fn port_unreachable_r94() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for to in PEER.into_iter().chain(FAR) {
@@ -200,7 +200,7 @@ fn port_unreachable() {
     }
 }
 
-/// SPEC §7.4, towards the outside: nobody listens in the guest, and the client learns it or at least nothing
+/// behaviour §7.4, towards the outside: nobody listens in the guest, and the client learns it or at least nothing
 /// breaks for the next one.
 #[test]
 fn service_that_starts_late() {
@@ -231,7 +231,7 @@ fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
     (arrival.address.unwrap(), arrival.info)
 }
 
-/// SPEC §7.3: many datagrams in one system call (UDP_SEGMENT), as QUIC implementations send them, come out as
+/// behaviour §7.3: many datagrams in one system call (UDP_SEGMENT), as QUIC implementations send them, come out as
 /// the same datagrams, the shorter last one too.
 fn trains(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
@@ -268,7 +268,7 @@ fn trains_mtu_1500() {
     trains(1500);
 }
 
-/// SPEC §7.3, Q21: time to live, DSCP and ECN are the sender's, in both directions.
+/// behaviour §7.3, Q21: time to live, DSCP and ECN are the sender's, in both directions.
 #[test]
 fn hop_limit_and_traffic_class_q21() {
     let Some(net) = Net::new() else { return };
@@ -399,7 +399,7 @@ fn broadcast_q10() {
     assert_eq!(answer.port(), 7000);
 }
 
-/// R-91, SPEC §5.6: multicast goes out, and answers by unicast come back.
+/// R-91, behaviour §5.6: multicast goes out, and answers by unicast come back.
 #[test]
 fn multicast_r91() {
     let Some(net) = Net::new() else { return };

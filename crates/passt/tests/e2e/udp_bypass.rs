@@ -1,4 +1,4 @@
-//! UDP between loopback addresses of the host and of the namespace, which bypasses the link (SPEC §7.6).
+//! UDP between loopback addresses of the host and of the namespace, which bypasses the link (behaviour §7.6).
 
 use crate::harness::*;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -22,7 +22,7 @@ fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket) -> Soc
     unreachable!()
 }
 
-/// SPEC §5.3.6 and §7.6: the guest sees its own address, and the client's port.
+/// behaviour §5.3.6 and §7.6: the guest sees its own address, and the client's port.
 #[test]
 fn in_to_the_guests_address() {
     let Some(net) = Net::new() else { return };
@@ -41,7 +41,7 @@ fn in_to_the_guests_address() {
     ask(&client, (other_loopback, 7000), &server);
 }
 
-/// SPEC §5.3.2: `--host-lo-to-ns-lo`, the same loopback address.
+/// behaviour §5.3.2: `--host-lo-to-ns-lo`, the same loopback address.
 #[test]
 fn in_to_loopback() {
     let Some(net) = Net::new() else { return };
@@ -55,10 +55,10 @@ fn in_to_loopback() {
     }
 }
 
-/// SPEC §5.5, R-106: from the namespace's loopback to the same address of the host's, with the client's port if that is
+/// behaviour §5.5, R-106: from the namespace's loopback to the same address of the host's, with the client's port if that is
 /// free.
 #[test]
-fn out() {
+fn out_r106() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-U", "7000:7001"]);
     for address in ["127.0.0.1", "127.0.0.53", "::1"] {
@@ -89,7 +89,7 @@ fn without_a_link() {
     }
 }
 
-/// SPEC §7.6, but not to the loss of the datagram: another port is as good if the client's is taken.
+/// behaviour §7.6, but not to the loss of the datagram: another port is as good if the client's is taken.
 #[test]
 fn in_from_a_port_that_is_taken() {
     let Some(net) = Net::new() else { return };
@@ -104,7 +104,7 @@ fn in_from_a_port_that_is_taken() {
     }
 }
 
-/// SPEC §5.3.3: with `--no-splice`, or from elsewhere, it goes through the link.
+/// behaviour §5.3.3: with `--no-splice`, or from elsewhere, it goes through the link.
 #[test]
 fn in_through_the_link() {
     for no_splice in [true, false] {
@@ -123,7 +123,7 @@ fn in_through_the_link() {
     }
 }
 
-/// SPEC §7.4: nobody there yet is no reason to give up.
+/// behaviour §7.4: nobody there yet is no reason to give up.
 #[test]
 fn in_before_the_server() {
     need!("ss");

@@ -1,4 +1,4 @@
-//! `passt --vhost-user`, with rust-vmm's front-end for QEMU (SPEC §9.4).
+//! `passt --vhost-user`, with rust-vmm's front-end for QEMU (behaviour §9.4).
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -114,7 +114,7 @@ fn serves(path: &Path) {
 }
 
 #[test]
-fn arp_and_ping() {
+fn arp_and_ping_r110_r111() {
     let Some(net) = Net::new() else { return };
     let (_daemon, path) = passt(&net, &[]);
     let mut front_end = FrontEnd::new(&path, Wishes::default());
@@ -254,7 +254,7 @@ fn several_queues() {
 }
 
 #[test]
-fn a_front_end_comes_back() {
+fn a_front_end_comes_back_r110() {
     let Some(net) = Net::new() else { return };
     let (daemon, path) = passt(&net, &[]);
     let before = daemon.descriptors();

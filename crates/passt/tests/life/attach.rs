@@ -1,4 +1,4 @@
-//! Next to a namespace that exists (SPEC §1.3, §1.4, §10).
+//! Next to a namespace that exists (behaviour §1.3, §1.4, §10).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +38,7 @@ impl Drop for Named {
     }
 }
 
-/// SPEC §10.1, §10.2: what is left of us once we serve a guest.
+/// behaviour §10.1, §10.2: what is left of us once we serve a guest.
 fn assert_harmless(daemon: &Daemon, user: User) {
     assert_threads_harmless(daemon.pid, 0);
     let uid: u32 = daemon.status("Uid").split('\t').next().unwrap().parse().unwrap();
@@ -48,7 +48,7 @@ fn assert_harmless(daemon: &Daemon, user: User) {
     }
 }
 
-/// SPEC §1.3: in the background, with nothing of the foreground left.
+/// behaviour §1.3: in the background, with nothing of the foreground left.
 fn assert_in_background(daemon: &Daemon) {
     let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid)).unwrap();
     let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap();
@@ -63,7 +63,7 @@ fn assert_in_background(daemon: &Daemon) {
     }
 }
 
-/// SPEC §10.3: `pasta PID`, its user namespace joined where it has one.
+/// behaviour §10.3: `pasta PID`, its user namespace joined where it has one.
 #[test]
 fn by_process() {
     let stage = Stage::new();
@@ -92,7 +92,7 @@ fn by_process_of_another_user() {
     assert_harmless(&daemon, User::Root);
 }
 
-/// SPEC §10.3: by a process whose user namespace is nested in the owner of its network namespace, as bubblewrap leaves
+/// behaviour §10.3: by a process whose user namespace is nested in the owner of its network namespace, as bubblewrap leaves
 /// it. Rights in the process's own give none over the network.
 #[test]
 fn by_process_in_a_nested_user_namespace() {
@@ -111,7 +111,7 @@ fn by_process_in_a_nested_user_namespace() {
     }
 }
 
-/// SPEC §10.3: `--netns` with and without `--userns`.
+/// behaviour §10.3: `--netns` with and without `--userns`.
 #[test]
 fn by_path() {
     let stage = Stage::new();
@@ -140,7 +140,7 @@ fn by_path() {
     });
 }
 
-/// SPEC §10.3: a namespace that a user namespace outside of ours owns can't be joined, and the message says so.
+/// behaviour §10.3: a namespace that a user namespace outside of ours owns can't be joined, and the message says so.
 #[test]
 fn by_path_from_below_the_owner() {
     let user = User::RootOfNamespace;
@@ -153,7 +153,7 @@ fn by_path_from_below_the_owner() {
     assert!(stderr(&output).contains("outside of ours"), "{output:?}");
 }
 
-/// SPEC §10.3: `--netns` alone, by root of the namespace that the guest's belongs to, as in a rootless container.
+/// behaviour §10.3: `--netns` alone, by root of the namespace that the guest's belongs to, as in a rootless container.
 #[test]
 fn by_path_within_our_user_namespace() {
     let stage = Stage::new();
@@ -176,7 +176,7 @@ fn by_path_within_our_user_namespace() {
     assert!(text.contains("Uid:\t0\t"), "{text}");
 }
 
-/// SPEC §2.2 `--netns`: names are files in /run/netns, or in `--nsrun-dir` (Q19: as plain root).
+/// behaviour §2.2 `--netns`: names are files in /run/netns, or in `--nsrun-dir` (Q19: as plain root).
 #[test]
 fn by_name() {
     if !User::Root.available() {
@@ -195,7 +195,7 @@ fn by_name() {
     assert!(daemon.lives());
 }
 
-/// SPEC §10.2: as the user of `--runas`, in its four forms, with no other group.
+/// behaviour §10.2: as the user of `--runas`, in its four forms, with no other group.
 #[test]
 fn as_the_user_asked_for() {
     if !User::Root.available() {
@@ -223,7 +223,7 @@ fn as_the_user_asked_for() {
     }
 }
 
-/// SPEC §1.3.2: a start that fails says why, with status 1, and leaves nothing running.
+/// behaviour §1.3.2: a start that fails says why, with status 1, and leaves nothing running.
 #[test]
 fn failures_are_told() {
     let stage = Stage::new();
@@ -250,7 +250,7 @@ fn failures_are_told() {
     });
 }
 
-/// SPEC §1.4.
+/// behaviour §1.4.
 #[test]
 fn signals_in_the_foreground() {
     let stage = Stage::new();
@@ -274,7 +274,7 @@ fn signals_in_the_foreground() {
 
 /// to debug is not to stay in the foreground.
 #[test]
-fn debugging_goes_to_the_background() {
+fn debugging_goes_to_the_background_r6() {
     let stage = Stage::new();
     let guest = Guest::new(User::Ordinary);
     let daemon = stage.attach(User::Ordinary, &["--debug", &guest.pid()]);
@@ -283,7 +283,7 @@ fn debugging_goes_to_the_background() {
 
 /// in the foreground standard error stays ours; detached, nobody is bothered.
 #[test]
-fn standard_error_is_ours_in_the_foreground() {
+fn standard_error_is_ours_in_the_foreground_r7() {
     let stage = Stage::new();
     let mut guest = Guest::new(User::Ordinary);
     let mut pasta = Running::new(stage.pasta(User::Ordinary).args(["-f", "-P", "pid", &guest.pid()]));
@@ -298,7 +298,7 @@ fn standard_error_is_ours_in_the_foreground() {
     assert!(rest.contains(&format!("network namespace of process {pid} is gone")), "{rest}");
 }
 
-/// SPEC §2.3: podman takes all output of a successful start for a warning.
+/// behaviour §2.3: podman takes all output of a successful start for a warning.
 #[test]
 fn quiet_is_silent() {
     let stage = Stage::new();

@@ -1,4 +1,4 @@
-//! All forms of a start by all users (SPEC §1.2, §1.3, §10.2, §10.3), in the background and not; and the socket of passt.
+//! All forms of a start by all users (behaviour §1.2, §1.3, §10.2, §10.3), in the background and not; and the socket of passt.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -56,9 +56,9 @@ fn every_form_for_every_user() {
     }
 }
 
-/// the socket that we are told to use can be the one on descriptor 0. With its other end we end, too (SPEC §1.9).
+/// the socket that we are told to use can be the one on descriptor 0. With its other end we end, too (behaviour §1.9).
 #[test]
-fn the_guest_can_be_on_standard_input() {
+fn the_guest_can_be_on_standard_input_r12() {
     let stage = Stage::new();
     User::each(|user| {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -75,7 +75,7 @@ fn the_guest_can_be_on_standard_input() {
 
 /// a path that can't be had is an error, and no other is taken instead.
 #[test]
-fn a_socket_that_cannot_be_bound_is_named() {
+fn a_socket_that_cannot_be_bound_is_named_r12() {
     let stage = Stage::new();
     User::each(|user| {
         let output = stage.passt(user).args(["-s", "/nonexistent/socket"]).output().unwrap();
@@ -87,7 +87,7 @@ fn a_socket_that_cannot_be_bound_is_named() {
 
 /// root's passt has its socket where the user that it changes to may not go. R-15: its path may have 107 bytes.
 #[test]
-fn the_socket_is_made_with_our_callers_rights() {
+fn the_socket_is_made_with_our_callers_rights_r39_r15() {
     if !User::Root.available() {
         return;
     }
@@ -108,11 +108,11 @@ fn the_socket_is_made_with_our_callers_rights() {
     drop(UnixStream::connect(&socket).unwrap());
     daemon.send(Signal::TERM);
     daemon.assert_ends();
-    // SPEC §1.3.7.
+    // behaviour §1.3.7.
     assert!(socket.exists());
 }
 
-/// SPEC §1.6.3 has a zombie keep pasta alive; ours takes it for gone.
+/// behaviour §1.6.3 has a zombie keep pasta alive; ours takes it for gone.
 #[test]
 fn a_zombie_is_gone() {
     let stage = Stage::new();

@@ -1,4 +1,4 @@
-//! Killed at any moment, and started many times: nothing is left behind (SPEC §1.3.2, §1.5.8, R-1).
+//! Killed at any moment, and started many times: nothing is left behind (behaviour §1.3.2, §1.5.8, R-1).
 
 use std::fs;
 use std::process::Stdio;
@@ -44,7 +44,7 @@ fn kill(pid: i32) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL);
 }
 
-/// A pasta that spawns is killed: what waits for its network goes, and a command that has it survives (SPEC §1.5.8) until
+/// A pasta that spawns is killed: what waits for its network goes, and a command that has it survives (behaviour §1.5.8) until
 /// it has nothing to read.
 #[test]
 fn spawning_pasta_is_killed() {

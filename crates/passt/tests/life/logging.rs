@@ -1,4 +1,4 @@
-//! Where messages go (SPEC §1.7).
+//! Where messages go (behaviour §1.7).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,10 +7,10 @@ use rustix::process::Signal;
 
 use crate::stage::{Daemon, Guest, Running, Stage, User, stderr};
 
-/// SPEC §1.7.1, §1.7.4: a first line that says who writes, then lines with the time and how serious they are; at the start
+/// behaviour §1.7.1, §1.7.4: a first line that says who writes, then lines with the time and how serious they are; at the start
 /// on standard error, too. The file is opened with our caller's rights, and complete at the end.
 #[test]
-fn the_log_file_tells_all_up_to_the_end() {
+fn the_log_file_tells_all_up_to_the_end_r10() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
         // Where the user that root's pasta changes to may not go.
@@ -43,7 +43,7 @@ fn the_log_file_tells_all_up_to_the_end() {
     });
 }
 
-/// SPEC §1.4 has SIGTERM end pasta and leave its command without a network: here it is the command's, and that is told.
+/// behaviour §1.4 has SIGTERM end pasta and leave its command without a network: here it is the command's, and that is told.
 #[test]
 fn a_signal_for_the_command_is_told() {
     let stage = Stage::new();

@@ -1,5 +1,5 @@
 //! The life of the process, by running it: how it starts, for whom, what it leaves behind, how it ends
-//! (SPEC §1.2-§1.7, §10.1-§10.3).
+//! (behaviour §1.2-§1.7, §10.1-§10.3).
 #![allow(clippy::unwrap_used)] // helper functions of tests are tests
 
 mod attach;

@@ -1,4 +1,4 @@
-//! Quitting when the namespace goes away (SPEC §1.6).
+//! Quitting when the namespace goes away (behaviour §1.6).
 
 use std::fs::{self, File};
 
@@ -19,7 +19,7 @@ fn with_the_process() {
 
 /// a path in procfs is its process.
 #[test]
-fn with_the_process_behind_a_path() {
+fn with_the_process_behind_a_path_r38() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
         let (net, userns) = (guest.namespace("net"), guest.namespace("user"));
@@ -31,7 +31,7 @@ fn with_the_process_behind_a_path() {
 
 /// also if its file is not the only one to go.
 #[test]
-fn with_the_file() {
+fn with_the_file_r38() {
     if !User::Root.available() {
         return;
     }

@@ -1,4 +1,4 @@
-//! What pasta has taken from itself once it serves a guest (SPEC §10.1).
+//! What pasta has taken from itself once it serves a guest (behaviour §10.1).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -102,7 +102,7 @@ fn a_daemon_is_apart_from_everything() {
     });
 }
 
-/// Passt has a user namespace of its own, too, in which it is nobody (SPEC §10.3).
+/// Passt has a user namespace of its own, too, in which it is nobody (behaviour §10.3).
 #[test]
 fn passt_is_apart_from_everything() {
     let stage = Stage::new();
@@ -136,7 +136,7 @@ fn passt_without_a_user_namespace() {
     }
 }
 
-/// Who stays in the foreground stays in its PID namespace (SPEC §1.3.4).
+/// Who stays in the foreground stays in its PID namespace (behaviour §1.3.4).
 #[test]
 fn in_the_foreground_it_is_apart_too() {
     if !may_look() {
@@ -237,7 +237,7 @@ fn without_landlock_either_it_does_not_start() {
     assert!(stderr(&output).contains("pivot_root") && stderr(&output).contains("Landlock"), "{output:?}");
 }
 
-/// SPEC §10.5.
+/// behaviour §10.5.
 #[test]
 fn chroot_fallback() {
     if !may_look() {

@@ -1,4 +1,4 @@
-//! A command in namespaces of its own (SPEC §1.4, §1.5).
+//! A command in namespaces of its own (behaviour §1.4, §1.5).
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::stage::{Running, Stage, User, eventually, processes_with, stderr, stdout, unique};
 
-/// SPEC §1.5: what the command finds. Root's is root's, whoever serves it (Q19).
+/// behaviour §1.5: what the command finds. Root's is root's, whoever serves it (Q19).
 #[test]
 fn the_command_is_root_of_namespaces_of_its_own() {
     let stage = Stage::new();
@@ -46,14 +46,14 @@ fn what_the_command_creates_belongs_to_the_caller() {
     });
 }
 
-/// SPEC §1.5.6.
+/// behaviour §1.5.6.
 #[test]
 fn the_host_name_can_be_chosen() {
     let output = Stage::new().run_script(User::ALL[1], &["--hostname", "guest.example"], "hostname");
     assert_eq!(stdout(&output), "guest.example\n");
 }
 
-/// SPEC §1.5.3.
+/// behaviour §1.5.3.
 #[test]
 fn without_a_pid_namespace_process_ids_are_the_hosts() {
     let stage = Stage::new();
@@ -65,7 +65,7 @@ fn without_a_pid_namespace_process_ids_are_the_hosts() {
     });
 }
 
-/// SPEC §1.5.7: $SHELL, else /bin/sh, as a login shell.
+/// behaviour §1.5.7: $SHELL, else /bin/sh, as a login shell.
 #[test]
 fn without_a_command_it_is_a_login_shell() {
     let stage = Stage::new();
@@ -83,13 +83,13 @@ fn without_a_command_it_is_a_login_shell() {
 
 /// options after the command are the command's.
 #[test]
-fn options_after_the_command_are_its_own() {
+fn options_after_the_command_are_its_own_r2() {
     let output = Stage::new().run(User::Ordinary, &["echo", "-d", "--netns", "x", "--", "-q"]);
     assert_eq!(stdout(&output), "-d --netns x -- -q\n");
     assert_eq!(stderr(&output), "");
 }
 
-/// SPEC §1.4.
+/// behaviour §1.4.
 #[test]
 fn the_exit_status_is_the_commands() {
     let stage = Stage::new();
@@ -98,7 +98,7 @@ fn the_exit_status_is_the_commands() {
             let output = stage.run_script(user, &[], &format!("exit {status}"));
             assert_eq!(output.status.code(), Some(status), "{output:?}");
         }
-        // Process 1 of a PID namespace doesn't die of its own signals (SPEC §1.5.2).
+        // Process 1 of a PID namespace doesn't die of its own signals (behaviour §1.5.2).
         assert_eq!(stage.run_script(user, &[], "kill -9 $$").status.code(), Some(0));
         assert_eq!(stage.run_script(user, &["--no-pidns"], "kill -9 $$").status.code(), Some(137));
         assert_eq!(stage.run_script(user, &["--no-pidns"], "kill -15 $$").status.code(), Some(143));
@@ -107,7 +107,7 @@ fn the_exit_status_is_the_commands() {
 
 /// a command that can't be executed ends pasta with status 1, and a message.
 #[test]
-fn a_command_that_cannot_be_executed() {
+fn a_command_that_cannot_be_executed_r13() {
     let stage = Stage::new();
     std::fs::write(stage.path("not-executable"), "").unwrap();
     User::each(|user| {
@@ -121,7 +121,7 @@ fn a_command_that_cannot_be_executed() {
 
 /// neither our descriptors nor those that our caller left open reach the command.
 #[test]
-fn the_command_sees_three_descriptors() {
+fn the_command_sees_three_descriptors_r13_r11() {
     let stage = Stage::new();
     User::each(|user| {
         let pasta = stage.path("pasta");
@@ -147,7 +147,7 @@ fn the_command_inherits_from_the_caller() {
 
 /// a fatal error after the fork leaves nobody waiting, and nothing is run.
 #[test]
-fn a_fatal_error_leaves_no_process() {
+fn a_fatal_error_leaves_no_process_r1() {
     let stage = Stage::new();
     User::each(|user| {
         let mark = format!("mark-{}", unique());
@@ -160,7 +160,7 @@ fn a_fatal_error_leaves_no_process() {
     });
 }
 
-/// SPEC §1.3.5: nothing is printed by a start that succeeds.
+/// behaviour §1.3.5: nothing is printed by a start that succeeds.
 #[test]
 fn spawning_is_silent() {
     let output = Stage::new().run(User::Ordinary, &["--config-net", "true"]);
@@ -168,7 +168,7 @@ fn spawning_is_silent() {
     assert_eq!((output.stdout.len(), stderr(&output)), (0, String::new()));
 }
 
-/// SPEC §1.3.4.
+/// behaviour §1.3.4.
 #[test]
 fn the_pid_file_has_our_own_id_in_the_foreground() {
     let stage = Stage::new();
@@ -236,7 +236,7 @@ fn an_ignored_signal_ends_nothing() {
     assert_eq!(pasta.end().code(), Some(3));
 }
 
-/// SPEC §1.5.8: killed, pasta takes nothing with it.
+/// behaviour §1.5.8: killed, pasta takes nothing with it.
 #[test]
 fn the_command_survives_pasta() {
     let stage = Stage::new();
@@ -250,9 +250,9 @@ fn the_command_survives_pasta() {
     assert_eq!(pasta.line(), "done");
 }
 
-/// SPEC §1.5.9, R-3: children that were there before us, or come to us, are reaped, and do no harm.
+/// behaviour §1.5.9, R-3: children that were there before us, or come to us, are reaped, and do no harm.
 #[test]
-fn other_children_are_reaped() {
+fn other_children_are_reaped_r3() {
     let stage = Stage::new();
     let script = format!(
         "for i in 1 2 3 4 5 6 7 8; do sleep 0.0$i & done; exec {} -- sh -c 'echo ready; read line; exit 4'",
@@ -274,7 +274,7 @@ fn other_children_are_reaped() {
     assert_eq!(pasta.end().code(), Some(4));
 }
 
-/// SPEC §10.2: `--runas` is for pasta and command alike.
+/// behaviour §10.2: `--runas` is for pasta and command alike.
 #[test]
 fn the_command_runs_as_the_user_asked_for() {
     if !User::Root.available() {
@@ -294,7 +294,7 @@ fn the_command_runs_as_the_user_asked_for() {
     assert!(stderr(&output).contains("--runas"), "{output:?}");
 }
 
-/// SPEC §10.3: without a user namespace, this is for the privileged.
+/// behaviour §10.3: without a user namespace, this is for the privileged.
 #[test]
 fn spawning_without_a_user_namespace() {
     let stage = Stage::new();

@@ -164,7 +164,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// The one that has just gone to the background, having written this file.
     pub(crate) fn of(pid_file: PathBuf) -> Self {
-        // Complete at this moment, not some time later (SPEC §1.3.1).
+        // Complete at this moment, not some time later (behaviour §1.3.1).
         let text = fs::read_to_string(&pid_file).unwrap();
         let pid = text.strip_suffix('\n').unwrap().parse().unwrap();
         assert!(lives(pid), "the process of the PID file is not there");

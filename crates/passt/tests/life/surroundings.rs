@@ -1,4 +1,4 @@
-//! Where it starts: machines and containers that lack something (SPEC §10.3).
+//! Where it starts: machines and containers that lack something (behaviour §10.3).
 
 use std::process::Output;
 
@@ -78,7 +78,7 @@ fn of_root_in_another_root() {
     check(User::Root, "-m", &[(&in_chroot, Works), (&with_users, Fails("can't create namespaces"))]);
 }
 
-/// `unshare -Ur` and rootless containers: root of a user namespace stays who it is (SPEC §10.2).
+/// `unshare -Ur` and rootless containers: root of a user namespace stays who it is (behaviour §10.2).
 #[test]
 fn of_root_of_a_user_namespace() {
     check(

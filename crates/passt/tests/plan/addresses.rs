@@ -1,4 +1,4 @@
-//! Addresses, prefix lengths and mappings (SPEC §3.2, §3.3, §3.5), MTU.
+//! Addresses, prefix lengths and mappings (behaviour §3.2, §3.3, §3.5), MTU.
 
 use engine::addr::{V4, V6};
 use log::Level;
@@ -73,7 +73,7 @@ fn preferred_source_of_the_default_route() {
 
 /// the most specific network, where nothing else tells them apart.
 #[test]
-fn r22_longest_prefix() {
+fn longest_prefix_r22() {
     gets4(no_addresses().address(2, "198.51.100.2/16").address(2, "198.51.100.3/24"), "198.51.100.3/24");
     gets4(no_addresses().address(2, "198.51.100.2/24").address(2, "198.51.100.3/24"), "198.51.100.2/24");
 }
@@ -92,14 +92,14 @@ fn deprecated_addresses() {
 
 /// the local address of a point-to-point link.
 #[test]
-fn r21_point_to_point() {
+fn point_to_point_r21() {
     let host = no_addresses().address(2, "10.0.0.1/32").but(|a| a.peer = Some(p("10.0.0.2")));
     gets4(host, "10.0.0.1/32");
 }
 
 /// a template needs no MAC address.
 #[test]
-fn r33_template_without_mac() {
+fn template_without_mac_r33() {
     let mut host = no_addresses().address(2, "10.0.0.1/24");
     host.0.links.iter_mut().for_each(|link| link.mac = None);
     gets4(host, "10.0.0.1/24");
@@ -107,7 +107,7 @@ fn r33_template_without_mac() {
 
 /// §3.2, R-23: the IPv6 address has a scope wider than the link.
 #[test]
-fn r23_ipv6_address_for_the_guest() {
+fn ipv6_address_for_the_guest_r23() {
     let host = || no_addresses().address(2, "fe80::2/64");
     gets6(host().address(2, "2001:db8::2/64"), "2001:db8::2");
     gets6(host().address(2, "fec0::2/64").but(|a| a.scope = AddressScope::Site), "fec0::2");
@@ -205,7 +205,7 @@ fn local_mode() {
 
 /// options of one family leave the other alone.
 #[test]
-fn r31_families_are_independent() {
+fn families_are_independent_r31() {
     let plan = pasta(&Host::usual(), |config| {
         config.v4.address = Some(p("10.0.0.7"));
         config.v4.gateway = Some(p("10.0.0.1"));

@@ -1,4 +1,4 @@
-//! Plans from hand-made facts: one test per rule of SPEC §3 and per regression of SPEC §14.2 that concerns it.
+//! Plans from hand-made facts: one test per rule of behaviour §3 and per regression of behaviour §14.2 that concerns it.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "this is all test code, helpers included")]
 
 mod addresses;

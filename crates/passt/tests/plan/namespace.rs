@@ -1,4 +1,4 @@
-//! What is set up in the namespace (SPEC §3.6).
+//! What is set up in the namespace (behaviour §3.6).
 
 use passt::{
     config::{Config, Mode, Splice},
@@ -145,7 +145,7 @@ fn link_scope_address_as_the_only_one() {
 
 /// §3.6, R-26: which routes are copied. Those that the kernel makes with the addresses aren't.
 #[test]
-fn r26_copied_routes() {
+fn copied_routes_r26() {
     let host = Host::usual()
         .route("10.0.0.0/8", &[(2, "198.51.100.5")])
         .route("10.1.0.0/16", &[(3, "203.0.113.5")])

@@ -1,4 +1,4 @@
-//! Resolvers and search lists (SPEC §3.4).
+//! Resolvers and search lists (behaviour §3.4).
 
 use log::Level;
 use passt::config::{Config, MapHostLoopback, Mode, Search};
@@ -45,7 +45,7 @@ fn servers_outside_are_advertised_as_they_are() {
 
 /// §3.4.5, the four cases of a resolver on the host's loopback; the last is R-35.
 #[test]
-fn r35_loopback_resolver() {
+fn loopback_resolver_r35() {
     let host = Host::usual().resolv_conf("nameserver 127.0.0.53\nnameserver ::1");
     assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "127.0.0.53 ::1"));
     assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "127.0.0.53 ::1"));
@@ -70,7 +70,7 @@ fn r35_loopback_resolver() {
 
 /// the gateway is the resolver; queries to it must not end at the host's loopback.
 #[test]
-fn r36_gateway_is_the_resolver() {
+fn gateway_is_the_resolver_r36() {
     let host = Host::usual().resolv_conf("nameserver 198.51.100.1\nnameserver 2001:db8:1::1");
     const ALL: &str = "198.51.100.1 2001:db8:1::1";
     assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", ALL));
@@ -198,7 +198,7 @@ fn warnings_about_missing_servers() {
 
 /// no warning about what nobody asked for.
 #[test]
-fn r35_no_spurious_warnings() {
+fn no_spurious_warnings_r35() {
     let none = Host::usual();
     assert_eq!(notes(&pasta(&none, |_| ())), [], "pasta advertises nothing by default");
     let quiet = |config: &mut Config| {

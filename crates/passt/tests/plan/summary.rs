@@ -1,4 +1,4 @@
-//! The startup dump (SPEC §1.8).
+//! The startup dump (behaviour §1.8).
 
 use super::{Host, p, passt, pasta};
 
@@ -62,7 +62,7 @@ fn local_mode_in_a_namespace() {
 
 /// masks of every length.
 #[test]
-fn r41_masks() {
+fn masks_r41() {
     for (length, mask) in [
         (0, "0.0.0.0"),
         (1, "128.0.0.0"),

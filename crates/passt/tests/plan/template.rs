@@ -1,4 +1,4 @@
-//! Which interface serves as a template, and its gateway (SPEC §3.1, §3.3).
+//! Which interface serves as a template, and its gateway (behaviour §3.1, §3.3).
 
 use log::Level;
 use passt::{
@@ -49,7 +49,7 @@ fn first_default_route_wins() {
 
 /// without a default route, the first interface with a route.
 #[test]
-fn r19_no_default_route() {
+fn no_default_route_r19() {
     let host = two_interfaces().on_link("203.0.113.0/24", 3).on_link("2001:db8:2::/64", 3);
     let plan = pasta(&host, |_| ());
     assert_eq!(names(&plan), [Some("eth1"), Some("eth1")]);
@@ -62,7 +62,7 @@ fn r19_no_default_route() {
 
 /// a route to a link-local prefix doesn't make a template.
 #[test]
-fn r19_link_local_routes_are_skipped() {
+fn link_local_routes_are_skipped_r19() {
     let host =
         two_interfaces().on_link("169.254.0.0/16", 3).on_link("169.254.7.0/24", 3).on_link("fe80::/64", 3);
     assert_eq!(names(&pasta(&host, |_| ())), [None, None]);
@@ -74,7 +74,7 @@ fn r19_link_local_routes_are_skipped() {
 
 /// any-IP routes on lo.
 #[test]
-fn r18_routes_on_lo_are_skipped() {
+fn routes_on_lo_are_skipped_r18() {
     let host = two_interfaces()
         .on_link("10.0.0.0/8", 1)
         .on_link("2001:db8:77::/48", 1)
@@ -97,7 +97,7 @@ fn routes_of_interfaces_that_are_gone_are_skipped() {
 
 /// a multipath default route.
 #[test]
-fn r20_multipath() {
+fn multipath_r20() {
     let hops = [(2, "198.51.100.1"), (2, "198.51.100.7"), (2, "198.51.100.8"), (3, "203.0.113.1")];
     let host = |weights: [u32; 4]| {
         two_interfaces().route("0.0.0.0/0", &hops).route_but(|route| {
@@ -126,7 +126,7 @@ fn gateway_of_a_later_default_route() {
 /// no gateway, no DHCP server, no mapping of the host's loopback. Nor has a gateway of the other family a name
 /// that the guest could use.
 #[test]
-fn r34_no_gateway() {
+fn no_gateway_r34() {
     for via in ["", "fe80::1"] {
         let plan = pasta(&two_interfaces().route("0.0.0.0/0", &[(2, via)]), |_| ());
         let v4 = plan.settings.v4.as_ref().unwrap();
@@ -235,7 +235,7 @@ fn no_interface() {
 
 /// §3.1.4, R-32: no IPv6 on the host is no reason to complain, unless nothing else is wanted.
 #[test]
-fn r32_host_without_ipv6() {
+fn host_without_ipv6_r32() {
     let host = Host::usual().without_ipv6();
     let plan = pasta(&host, |_| ());
     assert_eq!((names(&plan), notes(&plan)), ([Some("eth0"), None], vec![]));

@@ -58,7 +58,7 @@ fn edit_tables(tables: Vec<Announced>, options: &str) -> Result<Vec<String>, Str
     Ok(lines)
 }
 
-/// SPEC §8.9: in the order of the options, as the C implementation's pesto was seen to do.
+/// behaviour §8.9: in the order of the options, as the C implementation's pesto was seen to do.
 #[test]
 fn options_act_in_order() {
     let same = |host: &str, splice: &str| Ok(vec![format!("HOST: {host}"), format!("SPLICE: {splice}")]);
@@ -94,7 +94,7 @@ fn options_act_in_order() {
     );
 }
 
-/// SPEC §8.9: in the words of the C implementation's pesto.
+/// behaviour §8.9: in the words of the C implementation's pesto.
 #[test]
 fn what_is_refused() {
     let refused = |options: &str, message: &str| assert_eq!(edit(options), Err(message.into()), "{options}");
@@ -121,7 +121,7 @@ fn what_is_refused() {
     );
 }
 
-/// SPEC §8.9: what the server can't do is not asked for.
+/// behaviour §8.9: what the server can't do is not asked for.
 #[test]
 fn capabilities() {
     let host = |capabilities: u32, options: &str| {
@@ -143,7 +143,7 @@ fn capabilities() {
         host(0x1f, "-u %lo/23"),
         Err("Device binding for '-u %lo/23' unsupported (requires kernel 5.7+)".into())
     );
-    // SPEC §2.4.7
+    // behaviour §2.4.7
     assert_eq!(
         edit_tables(vec![announced(Pif::SPLICE, 0x1f, &[])], "-T 23"),
         Ok(vec![

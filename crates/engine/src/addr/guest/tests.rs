@@ -80,9 +80,9 @@ fn sources_of_packets_move_nothing_once_an_address_is_known() {
     assert_eq!(guest.next_question(), None);
 }
 
-/// Where no address is known, the source of the last packet is better than nothing (SPEC §5.4, R-48).
+/// Where no address is known, the source of the last packet is better than nothing (behaviour §5.4, R-48).
 #[test]
-fn sources_of_packets_are_followed_while_nothing_is_known() {
+fn sources_of_packets_are_followed_while_nothing_is_known_r48() {
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
     for ignored in

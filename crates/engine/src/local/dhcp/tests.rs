@@ -67,7 +67,7 @@ fn option(settings: &Settings, code: u8) -> Option<Vec<u8>> {
 
 #[test]
 fn an_offer_as_a_client_reads_it() {
-    // SPEC §4.3.3, §4.3.4
+    // behaviour §4.3.3, §4.3.4
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     let mut link = Kept::default();
@@ -110,7 +110,7 @@ fn an_offer_as_a_client_reads_it() {
 
 #[test]
 fn each_message_type_has_its_answer() {
-    // SPEC §4.3.2
+    // behaviour §4.3.2
     let settings = settings();
     let kind = |options| answered(&settings, options).into_iter().find(|(code, _)| *code == 53).unwrap().1;
     assert_eq!(kind(DISCOVER), [2]);
@@ -183,8 +183,8 @@ fn an_inform_is_answered_without_a_lease() {
 }
 
 #[test]
-fn r_42_the_message_type_comes_first() {
-    // SPEC §4.3.4, §4.3.6
+fn the_message_type_comes_first_r42() {
+    // behaviour §4.3.4, §4.3.6
     let settings = settings();
     assert_eq!(codes(&settings, DISCOVER), [53, 1, 3, 6, 12, 26, 51, 54, 81, 119]);
     assert_eq!(codes(&settings, &[53, 1, 1, 55, 3, 119, 99, 3]), [53, 119, 3, 1, 6, 12, 26, 51, 54, 81]);
@@ -192,7 +192,7 @@ fn r_42_the_message_type_comes_first() {
 }
 
 #[test]
-fn r_40_the_broadcast_flag_is_honoured() {
+fn the_broadcast_flag_is_honoured_r40() {
     let mut bytes = request(DISCOVER);
     bytes[10] = 0x80;
     let reply = reply(&settings(), &bytes).ok().unwrap();
@@ -202,7 +202,7 @@ fn r_40_the_broadcast_flag_is_honoured() {
 
 #[test]
 fn names_are_in_wire_format_and_the_search_list_is_compressed() {
-    // SPEC §4.3.4, RFC 3397 §2, RFC 4702 §2
+    // behaviour §4.3.4, RFC 3397 §2, RFC 4702 §2
     let mut settings = settings();
     assert_eq!(option(&settings, 81), Some(b"\x04\xff\xff\x05guest\x07example\x04test\x00".to_vec()));
     settings.services.search = ["example.test", "corp.example.test.", "no..name"].map(Into::into).to_vec();
@@ -211,7 +211,7 @@ fn names_are_in_wire_format_and_the_search_list_is_compressed() {
 
 #[test]
 fn options_depend_on_what_is_on() {
-    // SPEC §4.3.4, §4.3.7
+    // behaviour §4.3.4, §4.3.7
     let mut settings = settings();
     settings.mtu = 0;
     settings.services.advertise_dns = false;
@@ -228,7 +228,7 @@ fn options_depend_on_what_is_on() {
 
 #[test]
 fn a_gateway_outside_the_subnet_has_routes() {
-    // SPEC §4.3.4, RFC 3442
+    // behaviour §4.3.4, RFC 3442
     let mut settings = settings();
     assert_eq!(option(&settings, 121), None);
     settings.v4.as_mut().unwrap().prefix_len = 32;
@@ -237,7 +237,7 @@ fn a_gateway_outside_the_subnet_has_routes() {
 }
 
 #[test]
-fn r_41_masks_of_all_lengths() {
+fn masks_of_all_lengths_r41() {
     assert_eq!(mask(0), Ipv4Addr::UNSPECIFIED);
     assert_eq!(mask(1), Ipv4Addr::new(128, 0, 0, 0));
     assert_eq!(mask(20), Ipv4Addr::new(255, 255, 240, 0));
@@ -250,7 +250,7 @@ fn r_41_masks_of_all_lengths() {
 
 #[test]
 fn what_does_not_fit_is_left_out() {
-    // SPEC §4.3.4: 307 bytes of options, messages of 300 to 548 bytes
+    // behaviour §4.3.4: 307 bytes of options, messages of 300 to 548 bytes
     let mut settings = settings();
     settings.services.hostname = Some("h".repeat(250));
     settings.services.fqdn = Some(["x"; 120].join("."));
@@ -267,7 +267,7 @@ fn what_does_not_fit_is_left_out() {
 }
 
 #[test]
-fn r_58_pads_and_end_marks_anywhere() {
+fn pads_and_end_marks_anywhere_r58() {
     let settings = settings();
     for options in [
         &[0, 0, 53, 1, 1, 0, 0, 0, 55, 1, 51, 255][..],
@@ -281,7 +281,7 @@ fn r_58_pads_and_end_marks_anywhere() {
 
 #[test]
 fn malformed_messages_are_invalid() {
-    // SPEC §4.3.1, §4.3.5
+    // behaviour §4.3.1, §4.3.5
     let settings = settings();
     let invalid = |bytes: &[u8]| assert_eq!(reply(&settings, bytes).err(), Some(Outcome::Invalid));
     for options in [&[53][..], &[53, 1], &[53, 2, 1], &[53, 0], &[53, 1, 1, 55], &[53, 1, 1, 55, 9, 1, 3]] {
@@ -321,7 +321,7 @@ fn a_lease_may_end() {
 
 #[test]
 fn without_server_or_gateway_the_port_is_silent() {
-    // SPEC §4.3.1, §3.3, R-34
+    // behaviour §4.3.1, §3.3, R-34
     let on = settings();
     let off: [fn(&mut Settings); 3] = [
         |all| all.services.dhcp = false,

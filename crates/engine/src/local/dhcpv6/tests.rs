@@ -93,8 +93,8 @@ fn status_in(options: &DhcpOptions) -> Option<Status> {
 }
 
 #[test]
-fn a_solicit_is_advertised_to() {
-    // SPEC §4.4.2, §4.4.3
+fn a_solicit_is_advertised_to_r43() {
+    // behaviour §4.4.2, §4.4.3
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     guest.shows(&settings, other().into(), Some(GUEST_MAC));
@@ -105,7 +105,7 @@ fn a_solicit_is_advertised_to() {
     let (packet, mac) = link.packet();
     assert_eq!(packet.source, "fe80::1".parse::<Ipv6Addr>().unwrap());
     assert_eq!(packet.destination, "fe80::55".parse::<Ipv6Addr>().unwrap());
-    assert_eq!((mac, packet.flow_label), (GUEST_MAC, 0xb_cdef)); // SPEC §4.4.4
+    assert_eq!((mac, packet.flow_label), (GUEST_MAC, 0xb_cdef)); // behaviour §4.4.4
     let Transport::Udp(datagram) = packet.transport else { panic!() };
     assert_eq!((datagram.header.source_port.get(), datagram.header.destination_port.get()), (547, 546));
 
@@ -122,7 +122,7 @@ fn a_solicit_is_advertised_to() {
 
 #[test]
 fn a_reply_resets_the_guests_address() {
-    // SPEC §5.4
+    // behaviour §5.4
     let settings = settings();
     let bytes = message(REQUEST, &[CLIENT, SERVER, IA_NA]);
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
@@ -206,7 +206,7 @@ fn request_and_renew_are_replied_to() {
 
 #[test]
 fn a_request_for_another_address_is_not_on_link() {
-    // SPEC §4.4.2, §4.4.3
+    // behaviour §4.4.2, §4.4.3
     let reply = answer(REQUEST, &[CLIENT, SERVER, &ia_na_with(&[assigned(), other()])]);
     let Some(DhcpOption::IANA(association)) = reply.opts().get(OptionCode::IANA) else { panic!() };
     assert_eq!((association.id, status_in(&association.opts)), (7, Some(Status::NotOnLink)));
@@ -323,7 +323,7 @@ fn raw(settings: &Settings, options: &[&[u8]], code: u16) -> Option<Vec<u8>> {
 
 #[test]
 fn names_are_in_wire_format_and_not_compressed() {
-    // SPEC §4.4.3, RFC 8415 §10, RFC 4704 §4
+    // behaviour §4.4.3, RFC 8415 §10, RFC 4704 §4
     let mut settings = settings();
     let search = b"\x07example\x04test\x00\x04corp\x04test\x00".to_vec();
     assert_eq!(raw(&settings, &[], 24), Some(search));
@@ -341,7 +341,7 @@ fn names_are_in_wire_format_and_not_compressed() {
 
 #[test]
 fn without_server_or_address_the_port_is_silent() {
-    // SPEC §4.4.5
+    // behaviour §4.4.5
     let on = settings();
     let off: [fn(&mut Settings); 3] = [
         |all| all.services.dhcpv6 = false,

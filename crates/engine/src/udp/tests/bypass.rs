@@ -1,4 +1,4 @@
-//! Datagrams that bypass the link (SPEC §7.6).
+//! Datagrams that bypass the link (behaviour §7.6).
 
 use super::listeners::listener;
 use super::*;
@@ -18,7 +18,7 @@ fn asked(policy: Policy, direction: Direction, hit: &str) -> (Test, Opened, Open
     (test, socket, stand)
 }
 
-/// SPEC §5.3.3, §7.6: a socket with the client's port writes to the guest's address; answers come from the address
+/// behaviour §5.3.3, §7.6: a socket with the client's port writes to the guest's address; answers come from the address
 /// that the client wrote to.
 #[test]
 fn there_and_back() {
@@ -40,9 +40,9 @@ fn there_and_back() {
     assert_eq!(test.udp.counters().undeliverable, 1);
 }
 
-/// SPEC §5.3.2, `--host-lo-to-ns-lo`; and SPEC §5.5, R-106: the same loopback address.
+/// behaviour §5.3.2, `--host-lo-to-ns-lo`; and behaviour §5.5, R-106: the same loopback address.
 #[test]
-fn loopback_addresses_are_kept_where_asked_for() {
+fn loopback_addresses_are_kept_where_asked_for_r106() {
     let keeps = Policy { keeps_loopback: true, ..Policy::default() };
     for (policy, direction) in [(keeps, Direction::Inbound), (Policy::default(), Direction::Outbound)] {
         let (_, _, stand) = asked(policy, direction, "127.0.0.53");
@@ -50,8 +50,8 @@ fn loopback_addresses_are_kept_where_asked_for() {
     }
 }
 
-/// SPEC §5.3.3: what is not local, or has a target, or with `--no-splice`, goes through the link; with `--splice-only`
-/// it goes nowhere. SPEC §5.5: what is not loopback in the namespace goes nowhere.
+/// behaviour §5.3.3: what is not local, or has a target, or with `--no-splice`, goes through the link; with `--splice-only`
+/// it goes nowhere. behaviour §5.5: what is not loopback in the namespace goes nowhere.
 #[test]
 fn others_do_not_bypass() {
     let policy = |bypass| Policy { bypass, ..Policy::default() };
@@ -73,7 +73,7 @@ fn others_do_not_bypass() {
     }
 }
 
-/// SPEC §7.2: they end when they are idle; clients are told apart.
+/// behaviour §7.2: they end when they are idle; clients are told apart.
 #[test]
 fn clients_have_sockets_of_their_own_until_they_are_idle() {
     let (mut test, socket, _) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");

@@ -1,4 +1,4 @@
-//! Errors that datagrams of the guest meet (SPEC §7.4).
+//! Errors that datagrams of the guest meet (behaviour §7.4).
 
 use wire::{checksum::Sum, frame::Transport};
 
@@ -43,7 +43,7 @@ fn quoted_frame(quote: &[u8]) -> Vec<u8> {
 
 /// type, code and MTU are told, from whoever sent the error as the guest knows them, quoting the guest's datagram.
 #[test]
-fn r_94_icmp_errors_are_rebuilt() {
+fn icmp_errors_are_rebuilt_r94() {
     let v4 = "203.0.113.1:8";
     let v6 = "[2001:db8:2::1]:8";
     let (hop4, hop6) = ("192.0.2.254", "2001:db8:ff::1");
@@ -78,7 +78,7 @@ fn r_94_icmp_errors_are_rebuilt() {
     }
 }
 
-/// SPEC §7.4: no more is quoted than makes a message of 576 (IPv4) or 1280 (IPv6) bytes.
+/// behaviour §7.4: no more is quoted than makes a message of 576 (IPv4) or 1280 (IPv6) bytes.
 #[test]
 fn quotes_are_bounded() {
     for (guest, remote, kind, total) in
@@ -96,7 +96,7 @@ fn quotes_are_bounded() {
 /// An error of the host's own, one that belongs to no flow, and a pending one without entry: nothing is told, and the
 /// socket is left without any.
 #[test]
-fn r_95_errors_never_stay() {
+fn errors_never_stay_r95() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
     let socket = test.opened(0);

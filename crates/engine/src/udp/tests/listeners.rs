@@ -1,4 +1,4 @@
-//! Listeners of forwarding rules (SPEC §7.5).
+//! Listeners of forwarding rules (behaviour §7.5).
 
 use super::*;
 use crate::forward::{Listen, PortRange, Protocol as RuleProtocol, Rule};
@@ -44,7 +44,7 @@ impl Test {
 
 /// the answer leaves through the listener, so by its port, and from the address that was written to.
 #[test]
-fn r_93_r_97_answers_come_from_what_the_client_wrote_to() {
+fn answers_come_from_what_the_client_wrote_to_r93_r97() {
     let mut test = Test::new();
     let socket = test.listen(listener(None, 15000, None, 53));
     for (client, local, guest) in [
@@ -67,7 +67,7 @@ fn r_93_r_97_answers_come_from_what_the_client_wrote_to() {
 
 /// what comes before the first answer is delivered too, in order.
 #[test]
-fn r_92_first_datagrams_stay_in_order() {
+fn first_datagrams_stay_in_order_r92() {
     let mut test = Test::new();
     let socket = test.listen(listener(None, 80, None, 80));
     for number in 0..20 {
@@ -82,7 +82,7 @@ fn r_92_first_datagrams_stay_in_order() {
     assert_eq!(test.udp.flows(), 1);
 }
 
-/// SPEC §5.3.2, §5.3.4: targets of rules, and who the host itself is shown as.
+/// behaviour §5.3.2, §5.3.4: targets of rules, and who the host itself is shown as.
 #[test]
 fn addresses_of_inbound_flows() {
     let mut test = Test::new();
@@ -222,7 +222,7 @@ fn q_8_colliding_destinations_at_a_published_port() {
     assert_eq!((published.socket.sent().len(), test.opened(0).socket.sent().len()), (1, 1));
 }
 
-/// SPEC §5.6: the group that was written to is what the guest sees; it answers from its own address, and the answer
+/// behaviour §5.6: the group that was written to is what the guest sees; it answers from its own address, and the answer
 /// leaves from the host's.
 #[test]
 fn inbound_multicast() {
@@ -265,7 +265,7 @@ fn families_take_turns_on_a_dual_stack_socket() {
 
 /// what can't be shown to the guest is read and dropped.
 #[test]
-fn r_96_undeliverable_datagrams_are_discarded() {
+fn undeliverable_datagrams_are_discarded_r96() {
     let mut test = Test::new();
     test.world.settings.v6 = None;
     let socket = test.listen(listener(None, 80, None, 80));
@@ -301,7 +301,7 @@ fn errors_of_listeners() {
     assert_eq!(message.payload[20..24], [0, 53, 3, 231]);
 }
 
-/// SPEC §8.4: closing a listener ends no flow; whoever comes later finds nobody, until it is opened again.
+/// behaviour §8.4: closing a listener ends no flow; whoever comes later finds nobody, until it is opened again.
 #[test]
 fn a_closed_listener_serves_its_flows_to_their_end() {
     let mut test = Test::new();
@@ -344,7 +344,7 @@ fn a_closed_listener_without_flows_is_gone() {
     test.client_writes(&other, "203.0.113.1:8", "192.0.2.1", b"x");
 }
 
-/// SPEC §5.2.1: a guest that has several addresses of the host leaves from the one that it uses, by a socket of its own
+/// behaviour §5.2.1: a guest that has several addresses of the host leaves from the one that it uses, by a socket of its own
 /// or by a listener of its port. With an address that the host does not have, answers by a listener would not find back.
 #[test]
 fn the_guests_own_choice_of_source_is_kept() {

@@ -151,7 +151,7 @@ fn mapping_and_filtering_are_endpoint_independent() {
     assert_eq!(test.world.host.opened.len(), 2);
 }
 
-/// SPEC §5.2: whatever a destination translates to, the answer comes from where the guest had written to.
+/// behaviour §5.2: whatever a destination translates to, the answer comes from where the guest had written to.
 #[test]
 fn answers_come_from_the_original_destination() {
     let rows = [
@@ -173,7 +173,7 @@ fn answers_come_from_the_original_destination() {
     }
 }
 
-/// A link-local destination gets the host's scope, and its answers find the flow (SPEC §5.2).
+/// A link-local destination gets the host's scope, and its answers find the flow (behaviour §5.2).
 #[test]
 fn link_local_destinations_have_a_scope() {
     let mut test = Test::new();
@@ -206,9 +206,9 @@ fn q_8_colliding_destinations_are_told_apart() {
     assert_eq!(test.world.host.opened.len(), 2);
 }
 
-/// Q10, R-91, SPEC §5.6: broadcast and multicast go out, and those who answer reach the guest.
+/// Q10, R-91, behaviour §5.6: broadcast and multicast go out, and those who answer reach the guest.
 #[test]
-fn groups_are_written_to() {
+fn groups_are_written_to_r91() {
     let mut test = Test::new();
     for destination in ["239.255.255.250:1900", "255.255.255.255:67", "198.51.100.255:9"] {
         test.guest_sends(GUEST, destination, b"search");
@@ -223,9 +223,9 @@ fn groups_are_written_to() {
     assert_shown(&frame, "198.51.100.8:1900", GUEST, b"here");
 }
 
-/// SPEC §5.2c and d: nothing impossible goes out.
+/// behaviour §5.2c and d: nothing impossible goes out.
 #[test]
-fn r_100_impossible_addresses_are_refused() {
+fn impossible_addresses_are_refused_r100_r77() {
     let mut test = Test::new();
     let bad = [
         ("224.0.0.1:4000", "203.0.113.1:8"),
@@ -248,7 +248,7 @@ fn r_100_impossible_addresses_are_refused() {
     assert_eq!(test.udp.counters().invalid, bad.len() as u64);
 }
 
-/// SPEC §7.3, Q21: hop limit and traffic class are carried both ways.
+/// behaviour §7.3, Q21: hop limit and traffic class are carried both ways.
 #[test]
 fn q_21_hop_limit_and_traffic_class_are_carried() {
     let mut test = Test::new();
@@ -265,7 +265,7 @@ fn q_21_hop_limit_and_traffic_class_are_carried() {
     }
 }
 
-/// SPEC §7.3: empty datagrams, and the longest of each family.
+/// behaviour §7.3: empty datagrams, and the longest of each family.
 #[test]
 fn lengths() {
     for (guest, remote, longest) in [(GUEST, "203.0.113.1:8", 65507), (GUEST6, "[2001:db8:2::1]:8", 65487)] {
@@ -286,9 +286,9 @@ fn lengths() {
     }
 }
 
-/// SPEC §7.2, R-99: a question and its answer are forgotten after 30 s, and the socket with them; more after 120 s.
+/// behaviour §7.2, R-99: a question and its answer are forgotten after 30 s, and the socket with them; more after 120 s.
 #[test]
-fn r_99_timeouts() {
+fn timeouts_r99() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.1:53", b"x");
     let socket = test.opened(0);

@@ -101,7 +101,7 @@ fn flows_end_with_their_socket() {
 
 /// however many strangers write, they end flows of strangers only, and each reaches the guest.
 #[test]
-fn r_90_strangers_end_strangers() {
+fn strangers_end_strangers_r90() {
     let mut test = Test::new();
     let listener = test.listen(listener(None, 5353, None, 5353));
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");

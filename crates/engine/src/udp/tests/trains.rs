@@ -68,7 +68,7 @@ fn a_stream_is_joined() {
 
 /// What can't be part of a train ends it; the order of a flow's datagrams stays.
 #[test]
-fn what_ends_a_train() {
+fn what_ends_a_train_r56() {
     let lengths = |lengths: &[usize]| {
         let mut test = Test::new();
         queue(&mut test, "203.0.113.1:8", b"first");

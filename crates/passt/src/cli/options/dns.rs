@@ -11,7 +11,7 @@ use crate::{
     config::{Config, Search},
 };
 
-/// Most servers of a family, and most domains (SPEC §12).
+/// Most servers of a family, and most domains (behaviour §12).
 const DNS_MAX: usize = 3;
 const SEARCH_MAX: usize = 6;
 

@@ -1,4 +1,4 @@
-//! Options about the translation of addresses (SPEC §5).
+//! Options about the translation of addresses (behaviour §5).
 
 use std::{ffi::OsStr, net::IpAddr};
 

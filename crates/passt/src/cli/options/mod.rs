@@ -1,4 +1,4 @@
-//! The table of all options (SPEC §2.2), by group, each group in a file with what its options do.
+//! The table of all options (behaviour §2.2), by group, each group in a file with what its options do.
 
 mod address;
 mod dns;
@@ -63,7 +63,7 @@ pub enum Show {
     Capabilities,
 }
 
-/// The modes in which an option may be used (SPEC §2.1).
+/// The modes in which an option may be used (behaviour §2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Modes {
     /// All.
@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// SPEC §2.2: the short letters, all of them and no other.
+    /// behaviour §2.2: the short letters, all of them and no other.
     #[test]
     fn names_are_unique_and_complete() {
         let mut long = HashSet::new();

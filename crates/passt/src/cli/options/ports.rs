@@ -1,4 +1,4 @@
-//! Options about port forwarding (SPEC §2.4).
+//! Options about port forwarding (behaviour §2.4).
 
 use engine::forward::{Protocol, spec::Direction};
 

@@ -11,7 +11,7 @@ use crate::{
     config::{Id, RunAs, Verbosity},
 };
 
-/// Smallest limit of the log file's size, in bytes (SPEC §1.7.5).
+/// Smallest limit of the log file's size, in bytes (behaviour §1.7.5).
 const LOG_SIZE_MIN: u64 = 5 * 8192;
 
 pub(super) const OPTIONS: &[Opt] = &[
@@ -105,7 +105,7 @@ fn pcap(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// UID, UID:GID, LOGIN or LOGIN:GROUP. Root has to be asked for by number (SPEC §2.2).
+/// UID, UID:GID, LOGIN or LOGIN:GROUP. Root has to be asked for by number (behaviour §2.2).
 fn runas(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let invalid = || format!("Invalid --runas option: {}", value.display());
     let text = value.to_str().ok_or_else(invalid)?;

@@ -1,4 +1,4 @@
-//! New rules in place of a side's present ones, as a difference: sockets that both want stay open (SPEC §8.9).
+//! New rules in place of a side's present ones, as a difference: sockets that both want stay open (behaviour §8.9).
 //!
 //! First everything is had that can fail, then nothing fails any more. So the rules of two sides can be changed together,
 //! whole or not at all.

@@ -39,10 +39,10 @@ fn receive(socket: &mut PingSocket) -> (Received, Vec<u8>) {
     (received, buffer)
 }
 
-/// SPEC §4.5, R-46, R-47: the first reply arrives too, with its number and payload; so it does for an identifier that is
+/// behaviour §4.5, R-46, R-47: the first reply arrives too, with its number and payload; so it does for an identifier that is
 /// taken, and for 0 and 0xffff.
 #[test]
-fn r_46_r_47_echo() {
+fn echo_r46_r47() {
     isolated(|| {
         allow();
         for (to, kind, reply) in [("127.0.0.1", 8, 0), ("::1", 128, 129)] {
@@ -111,7 +111,7 @@ fn errors_quote_the_request() {
     });
 }
 
-/// SPEC §4.5: where the kernel allows no ping sockets, that is an error, and told once.
+/// behaviour §4.5: where the kernel allows no ping sockets, that is an error, and told once.
 #[test]
 fn no_ping_sockets() {
     isolated(|| {

@@ -128,7 +128,7 @@ fn a_shared_port_sends_only() {
     });
 }
 
-/// SPEC §7.3, Q21: hop limit, traffic class and empty datagrams, over both families.
+/// behaviour §7.3, Q21: hop limit, traffic class and empty datagrams, over both families.
 #[test]
 fn metadata_is_carried() {
     isolated(|| {
@@ -182,7 +182,7 @@ fn trains() {
 /// a dual-stack listener tells the address written to, and answers from it, whatever the host's default
 /// is; with `--freebind` also from an address that came later.
 #[test]
-fn r_93_r_98_listeners_answer_from_what_was_written_to() {
+fn listeners_answer_from_what_was_written_to_r93_r98_r108() {
     isolated(|| {
         sysctl("net/ipv6/bindv6only", "1");
         let mut host = listener(None, 5300, &plain()).unwrap();
@@ -249,9 +249,9 @@ fn sent_by(interface: &str) -> u64 {
     line.nth(10).unwrap().parse().unwrap()
 }
 
-/// SPEC §7.4, R-95: a closed port is told by the error queue; the next datagram is refused once, and then all is well.
+/// behaviour §7.4, R-95: a closed port is told by the error queue; the next datagram is refused once, and then all is well.
 #[test]
-fn r_95_refused_datagrams_are_told() {
+fn refused_datagrams_are_told_r95() {
     isolated(|| {
         for (family, loopback, kind, code) in
             [("198.51.100.2", "127.0.0.1", 3, 3), ("2001:db8::2", "::1", 1, 4)]
@@ -345,7 +345,7 @@ fn q_10_broadcast() {
     });
 }
 
-/// SPEC §7.2: what the host says of its connection tracking, and nothing that would end flows at once.
+/// behaviour §7.2: what the host says of its connection tracking, and nothing that would end flows at once.
 #[test]
 fn timeouts() {
     for (text, seconds) in [("30\n", Some(30)), ("7", Some(7)), ("0\n", None), ("", None), ("x\n", None)] {

@@ -1,4 +1,4 @@
-//! vhost-user: the rings of a virtio network device, in memory that QEMU shares with us (SPEC §9.4, virtio 1.2 §5.1).
+//! vhost-user: the rings of a virtio network device, in memory that QEMU shares with us (behaviour §9.4, virtio 1.2 §5.1).
 //!
 //! We are the back-end. The front-end, QEMU, tells us over a UNIX socket where the guest's memory and rings are
 //! (`session`, `device`); frames then pass through the rings (`from_guest`, `to_guest`) without a system call but for

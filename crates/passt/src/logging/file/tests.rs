@@ -23,7 +23,7 @@ fn places() -> Vec<PathBuf> {
     places.into_iter().filter(|place| tempfile::tempdir_in(place).is_ok()).collect()
 }
 
-/// SPEC §1.7.5: never over the limit; the first line says so; behind it, the last lines without a gap.
+/// behaviour §1.7.5: never over the limit; the first line says so; behind it, the last lines without a gap.
 #[test]
 fn a_full_file_loses_nothing_but_the_oldest() {
     for place in places() {
@@ -50,7 +50,7 @@ fn a_full_file_loses_nothing_but_the_oldest() {
     }
 }
 
-/// SPEC §1.7.4.
+/// behaviour §1.7.4.
 #[test]
 fn the_file_is_ours_alone_and_empty_at_the_start() {
     let dir = tempfile::tempdir().unwrap();

@@ -109,9 +109,9 @@ fn texts(configured: &Configured) -> Vec<&str> {
     configured.notes.iter().map(|note| &note.text[..]).collect()
 }
 
-/// SPEC §3.6, R-29, R-30: addresses and routes as on the host, no route twice, IPv6 usable at once.
+/// behaviour §3.6, R-29, R-30: addresses and routes as on the host, no route twice, IPv6 usable at once.
 #[test]
-fn copies_both_families() {
+fn copies_both_families_r29_r30() {
     in_namespace("copies_both_families", || {
         host();
         ip("addr add 198.51.100.9/24 dev eth0 label eth0:x valid_lft 90 preferred_lft 80
@@ -188,7 +188,7 @@ fn ipv6_addresses_keep_their_order() {
     });
 }
 
-/// SPEC §3.6: the reference gives up beyond one batch of 64 KiB.
+/// behaviour §3.6: the reference gives up beyond one batch of 64 KiB.
 #[test]
 fn copies_thousands_of_routes() {
     in_namespace("copies_thousands_of_routes", || {
@@ -213,7 +213,7 @@ fn copies_thousands_of_routes() {
 
 /// R-25: routes with nexthop objects, also where the kernel doesn't spell them out. R-20, R-24, R-26: multipath.
 #[test]
-fn copies_multipath_and_nexthop_objects() {
+fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
     in_namespace("copies_multipath_and_nexthop_objects", || {
         host();
         ip("link add eth1 type veth peer name wire1
@@ -269,7 +269,7 @@ fn copies_multipath_and_nexthop_objects() {
 
 /// R-24: next hops that are down on the host are copied without that.
 #[test]
-fn state_of_next_hops_is_not_copied() {
+fn state_of_next_hops_is_not_copied_r24() {
     in_namespace("state_of_next_hops_is_not_copied", || {
         host();
         ip("route add 10.3.0.0/16 nexthop via 198.51.100.5 nexthop via 198.51.100.6
@@ -291,7 +291,7 @@ fn state_of_next_hops_is_not_copied() {
 
 /// R-27: a route whose gateway only another route leads to, and one whose gateway nothing leads to.
 #[test]
-fn dependent_routes_settle() {
+fn dependent_routes_settle_r27() {
     in_namespace("dependent_routes_settle", || {
         host();
         // In the kernel's order 10.0.0.0/8 comes first, the way to its gateway later; that of 10.66.0.0/16 is another
@@ -317,7 +317,7 @@ fn dependent_routes_settle() {
 
 /// R-31: what is given for one family doesn't keep the other from being copied.
 #[test]
-fn families_are_independent() {
+fn families_are_independent_r31() {
     in_namespace("families_are_independent", || {
         host();
         ip("route add 10.0.0.0/8 via 198.51.100.5\naddr add 2001:db8:1::3/64 dev eth0");
@@ -347,7 +347,7 @@ fn families_are_independent() {
 
 /// R-32: a namespace without IPv6 (here by sysctl) is IPv4 only, with a warning.
 #[test]
-fn namespace_without_ipv6() {
+fn namespace_without_ipv6_r32() {
     in_namespace("namespace_without_ipv6", || {
         host();
         sysctl("ipv6/conf/default/disable_ipv6", "1");
@@ -361,7 +361,7 @@ fn namespace_without_ipv6() {
     });
 }
 
-/// SPEC §3.5: without a template in either family.
+/// behaviour §3.5: without a template in either family.
 #[test]
 fn local_mode() {
     in_namespace("local_mode", || {
@@ -375,7 +375,7 @@ fn local_mode() {
     });
 }
 
-/// SPEC §3.6: a gateway that was asked for has to be reachable; the error names it.
+/// behaviour §3.6: a gateway that was asked for has to be reachable; the error names it.
 #[test]
 fn gateway_that_is_not_on_the_link() {
     in_namespace("gateway_that_is_not_on_the_link", || {
@@ -391,7 +391,7 @@ fn gateway_that_is_not_on_the_link() {
 
 /// R-21, R-33, R-34: a point-to-point interface without MAC address, and a default route without gateway.
 #[test]
-fn point_to_point_template() {
+fn point_to_point_template_r21_r33_r34() {
     in_namespace("point_to_point_template", || {
         ip("tuntap add dev ppp0 mode tun
             addr add 10.0.0.1 peer 10.0.0.2 dev ppp0
@@ -411,7 +411,7 @@ fn point_to_point_template() {
     });
 }
 
-/// SPEC §3.6: without `--config-net` lo is up, and the interface is left to the guest.
+/// behaviour §3.6: without `--config-net` lo is up, and the interface is left to the guest.
 #[test]
 fn without_config_net() {
     in_namespace("without_config_net", || {
@@ -426,7 +426,7 @@ fn without_config_net() {
     });
 }
 
-/// SPEC §2.2: a MAC address that the kernel refuses is an error that names it; so is an interface that isn't there.
+/// behaviour §2.2: a MAC address that the kernel refuses is an error that names it; so is an interface that isn't there.
 #[test]
 fn errors_name_the_object() {
     in_namespace("errors_name_the_object", || {

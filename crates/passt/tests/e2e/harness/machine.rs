@@ -92,7 +92,7 @@ fn run(tap: &OwnedFd, mut socket: UnixStream) {
     }
 }
 
-/// The first frame of a stream (SPEC §9.2), if it is complete.
+/// The first frame of a stream (behaviour §9.2), if it is complete.
 pub(crate) fn next_frame(stream: &[u8]) -> Option<&[u8]> {
     let (len, rest) = stream.split_first_chunk::<4>()?;
     rest.get(..u32::from_be_bytes(*len) as usize)

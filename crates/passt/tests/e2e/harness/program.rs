@@ -112,7 +112,7 @@ impl Net {
     }
 
     /// Connects the empty guest namespace, with addresses and routes configured, and returns once the program
-    /// is in the background: that is the sign that everything is ready (SPEC §1.3).
+    /// is in the background: that is the sign that everything is ready (behaviour §1.3).
     pub(crate) fn pasta(&self, args: &[&str]) -> Daemon<'_> {
         self.attach(&[&["--config-net"], args].concat())
     }

@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// Our side's MAC address unless an option changes it (SPEC §2.2, `-M`).
+/// Our side's MAC address unless an option changes it (behaviour §2.2, `-M`).
 const OUR_MAC: EthernetAddress = EthernetAddress([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
 /// An address on the guest's network that its kernel doesn't have, so that it stays out of the conversation.

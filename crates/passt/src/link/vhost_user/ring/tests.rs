@@ -16,7 +16,7 @@ fn broken(driver: &Driver) -> Broken {
 }
 
 #[test]
-fn a_chain_is_taken_and_given_back() {
+fn a_chain_is_taken_and_given_back_r112() {
     let mut driver = Driver::new();
     let mut ring = driver.ring(ALL).unwrap();
     assert_eq!(ring.waiting(), Ok(0));
