@@ -17,6 +17,8 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::wait_until;
+
 /// Where memory begins for the guest.
 pub(crate) const GUEST: u64 = 0x10_0000;
 /// Length of the header in front of each frame.
@@ -338,13 +340,20 @@ impl FrontEnd {
         front_end
     }
 
-    /// Connects to `path`.
+    /// Connects to `path`, as soon as the front-end before it is gone.
     pub(crate) fn connect(path: &Path, wishes: Wishes) -> Self {
         let queues = 2 * wishes.pairs;
         let transmit = 70_000_usize.next_multiple_of(4096);
         let pair = usize::from(wishes.entries) * (wishes.buffer + transmit);
         let memory = Arc::new(Memory::new(queues * RINGS + wishes.pairs * pair));
-        let frontend = Frontend::from_stream(UnixStream::connect(path).unwrap(), queues as u64);
+        let mut frontend = None;
+        wait_until("another front-end is served", || {
+            let candidate = Frontend::from_stream(UnixStream::connect(path).unwrap(), queues as u64);
+            let served = candidate.get_features().is_ok();
+            frontend = Some(candidate);
+            served
+        });
+        let frontend = frontend.unwrap();
         let queues = (0..queues).map(|index| {
             let buffers = queues * RINGS + index / 2 * pair;
             let (buffers, buffer) = match index % 2 {
