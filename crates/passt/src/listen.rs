@@ -259,9 +259,11 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Accepted connections inherit both.
+    // Accepted connections inherit these.
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_oobinline(&socket, true)?; // urgent data are part of the stream
+    // Best effort: without it, the class of the peer's packets is not passed on.
+    let _refused = sys::sockopt::keep_syn(&socket);
     if !v4_only {
         sockopt::set_ipv6_v6only(&socket, address.is_some())?;
     }

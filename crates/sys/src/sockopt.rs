@@ -50,43 +50,42 @@ pub fn request_metadata(fd: impl AsFd, version: IpVersion, what: Metadata) -> io
     Ok(())
 }
 
-/// The traffic class of the SYN that an accepted TCP socket came by, with its ECN bits. None if the kernel does not know it.
-///
-/// `version` is that of the packets, not of the socket. An IPv6 socket has a later segment's instead if one arrives
-/// while it is asked.
+/// Lets connections that a listening TCP socket accepts from now on keep the header of their SYN, for
+/// [`traffic_class_of_syn`].
 ///
 /// # Errors
-/// As setsockopt(2) and getsockopt(2).
-pub fn traffic_class_of_syn(fd: impl AsFd, version: IpVersion) -> io::Result<Option<u8>> {
-    request_metadata(&fd, version, Metadata::TRAFFIC_CLASS)?;
-    let (level, name, kind) = match version {
-        IpVersion::V4 => (libc::IPPROTO_IP, libc::IP_PKTOPTIONS, libc::IP_TOS),
-        IpVersion::V6 => (libc::IPPROTO_IPV6, libc::IPV6_2292PKTOPTIONS, libc::IPV6_TCLASS),
-    };
-    let mut message = [0; 64];
-    let mut len = message.len() as libc::socklen_t;
-    // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
-    let result = unsafe {
-        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, message.as_mut_ptr().cast(), &raw mut len)
-    };
-    let error = io::Error::last_os_error();
-    if version == IpVersion::V6 {
-        // Otherwise the kernel keeps a copy of each segment, for the next such question.
-        set_int(&fd, level, libc::IPV6_RECVTCLASS, 0)?;
-    }
-    if result < 0 {
-        return Err(error);
-    }
-    Ok(class_in(&message[..message.len().min(len as usize)], level, kind))
+/// As setsockopt(2).
+pub fn keep_syn(listener: impl AsFd) -> io::Result<()> {
+    set_int(&listener, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 1)
 }
 
-/// The value of a control message (cmsg(3)) if that is the first one: a length, level, kind, and an int.
-fn class_in(message: &[u8], level: i32, kind: i32) -> Option<u8> {
-    const LEVEL: usize = size_of::<libc::size_t>();
-    const DATA: usize = LEVEL + 2 * size_of::<i32>();
-    let int = |at: usize| Some(i32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
-    let expected = int(LEVEL)? == level && int(LEVEL + 4)? == kind;
-    u8::try_from(int(DATA)?).ok().filter(|_| expected)
+/// The traffic class of the SYN that an accepted TCP socket came by, with its ECN bits. None if the kernel does not know
+/// it: the listener lacks [`keep_syn`], a SYN cookie was used, or this is not the first call.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn traffic_class_of_syn(fd: impl AsFd) -> io::Result<Option<u8>> {
+    // The kernel gives all or nothing: an IPv4 or IPv6 header with options or extensions, and TCP's.
+    let mut header = [0; 256];
+    let mut len = header.len() as libc::socklen_t;
+    // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SAVED_SYN,
+            header.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(match header[..header.len().min(len as usize)] {
+        [first, second, ..] if first >> 4 == 4 => Some(second),
+        [first, second, ..] if first >> 4 == 6 => Some(first << 4 | second >> 4),
+        _ => None,
+    })
 }
 
 /// Has datagrams of one family that exceed the path's MTU refused (`EMSGSIZE`), and others sent with "don't fragment"; or

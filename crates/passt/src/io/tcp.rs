@@ -188,7 +188,7 @@ impl TcpSocket for Stream {
     }
 
     fn peer_traffic_class(&mut self) -> Option<u8> {
-        sys::sockopt::traffic_class_of_syn(&self.fd, self.version()?).ok()?
+        sys::sockopt::traffic_class_of_syn(&self.fd).ok()?
     }
 
     fn local(&self) -> Option<SocketAddr> {
