@@ -43,7 +43,10 @@ impl<S: UdpSocket> Udp<S> {
 
     /// Sends a datagram of a flow from a shared port. False if it has to leave by the socket of its endpoint.
     pub(super) fn send_shared(&mut self, id: FlowId, outbound: &Outbound<PayloadOf<'_, S::Memory>>) -> bool {
-        if self.groups.is_empty() || is_mdns_question(outbound) {
+        if self.groups.is_empty() {
+            return false;
+        }
+        if is_mdns_question(outbound) && !self.is_member(outbound.destination.ip()) {
             return false;
         }
         let Some(socket) = self.groups.get_mut(&id) else { return false };
@@ -62,7 +65,8 @@ impl<S: UdpSocket> Udp<S> {
 }
 
 /// Whether this is a question of mDNS. It may come from any port: one from another port than 5353 is answered by unicast
-/// (RFC 6762 §6.7), so the guest gets the answer. One from the shared port would be answered to the host's daemon.
+/// (RFC 6762 §6.7), so a guest that does not hear the group gets the answer. One from the shared port is answered to the
+/// group; only there do mDNS daemons such as Avahi accept answers to it.
 fn is_mdns_question<P: Payload>(outbound: &Outbound<P>) -> bool {
     let mut start = [0; 3];
     outbound.destination.port() == MDNS

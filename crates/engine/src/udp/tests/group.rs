@@ -55,6 +55,22 @@ fn questions_of_mdns_leave_from_a_port_where_answers_reach_the_guest() {
     assert_eq!(test.sent(), (vec![QUESTION[..11].to_vec(), QUESTION.to_vec()], vec![]));
 }
 
+/// Avahi ignores the kind of answer that goes to other ports (it repeats the question), and a member of the group hears the
+/// others.
+#[test]
+fn questions_of_a_member_leave_from_the_shared_port() {
+    for (guest, group) in MDNS {
+        let mut test = mdns_on_the_host();
+        let address = group.parse::<SocketAddr>().unwrap().ip();
+        test.udp.join(&mut test.world.host, address);
+        test.guest_sends(guest, group, QUESTION);
+        assert_eq!(test.sent(), (vec![QUESTION.to_vec()], vec![]));
+        test.udp.leave(address, &mut test.world.timers);
+        test.guest_sends(guest, group, QUESTION);
+        assert_eq!(test.sent(), (vec![], vec![QUESTION.to_vec()]));
+    }
+}
+
 /// Everything else is as ever: unicast from a taken port, and groups where the port is free.
 #[test]
 fn other_datagrams_use_the_endpoints_socket() {
