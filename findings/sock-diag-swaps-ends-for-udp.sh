@@ -12,7 +12,7 @@
 #   UDP, own address as source: No such file or directory
 #   UDP, own address as destination: found, and the reply has it as source
 #
-# For passt-rs: `passt::scan` looks up single ports with the ends swapped for UDP.
+# For passt-rs: `passt::forward::scan` looks up single ports with the ends swapped for UDP.
 set -u
 [ -x /usr/bin/python3 ] || { echo 'cannot try it here: no /usr/bin/python3'; exit 77; }
 unshare -Urn true 2>/dev/null || { echo 'cannot try it here: no user namespaces'; exit 77; }

@@ -12,53 +12,46 @@ use engine::neighbours::Neighbour;
 use sys::tap::{Offloads, TapDevice};
 use wire::ethernet::Mac;
 
-pub mod accept;
 pub mod budgets;
-mod bypass;
 pub mod cli;
 pub mod config;
 mod control;
 mod event_word;
 mod forward;
 pub mod host;
-mod identity;
 pub mod io;
 #[cfg(test)]
 mod isolated;
 pub mod link;
-pub mod listen;
 mod logging;
 pub mod memory;
-pub mod netns;
 pub mod pasta;
 mod pcap;
 pub mod plan;
-mod sandbox;
-mod scan;
+mod process;
 mod shard;
-mod stage;
 mod trace;
-mod unix_socket;
 
 use budgets::resources::Resources;
 use budgets::{Budgets, Needs, listeners_at_start};
-use bypass::Policy;
 use config::{Config, GuestLink, Mode, Verbosity};
 use forward::Rules;
+use forward::bypass::Policy;
+use forward::listen::{Listener, Opening};
 use io::Sources;
 use io::outbound::Outbound;
+use io::unix_socket;
 use link::Medium;
 use link::entrance::{self, Entrance};
 use link::stream::{self, StreamLink};
 use link::tap::TapLink;
 use link::vhost_user::{self, VhostUserLink};
-use listen::{Listener, Opening};
-use pasta::Lifetime;
 use pasta::configure::{Configured, bring_loopback_up, configure};
 use pcap::Capture;
 use plan::{NamespacePlan, Plan};
+use process::lifetime::{Exit, Lifetime};
+use process::stage::{Boot, Confine, PidFile, Prepared};
 use shard::{ControlSetup, Resolvers, Setup, Shard};
-use stage::{Boot, Confine, PidFile, Prepared};
 
 /// Runs `passt` or `pasta`, chosen by the name the program was called by (behaviour §1.1).
 pub fn main() -> ExitCode {
@@ -98,7 +91,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 /// The life of the process, from what was asked to the reason of its end.
-fn run(config: &Config) -> anyhow::Result<pasta::Exit> {
+fn run(config: &Config) -> anyhow::Result<Exit> {
     let inherited = inherited(config)?;
     let boot = Boot::new(inherited.as_ref().map(AsFd::as_fd))?;
     if let Some(path) = &config.log_file {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use engine::forward::{Listen, PortRange, Protocol, Rule};
 
 use super::*;
-use crate::unix_socket::listen_at;
+use crate::io::unix_socket::listen_at;
 use control::message::{Capabilities, Pif, encode_announcement, encode_update};
 use control::reply::{self, Reply};
 

@@ -7,7 +7,7 @@ use engine::forward::{Budget, Question, announce};
 use engine::timer::Instant;
 
 use super::{Forwarder, INTERVAL, Receivers};
-use crate::scan::Scanner;
+use crate::forward::scan::Scanner;
 
 impl Forwarder {
     /// Whether payload on its way in this direction is worth looking at: rules follow what is in use where it comes from.

@@ -1,6 +1,10 @@
 //! Forwarding rules at work, in both directions (behaviour §8).
 
+pub(crate) mod accept;
 mod announced;
+pub(crate) mod bypass;
+pub(crate) mod listen;
+pub(crate) mod scan;
 mod side;
 mod update;
 mod way;
@@ -11,9 +15,9 @@ use engine::forward::scan::relevant;
 use engine::forward::{Budget, Enabled, Table};
 use engine::timer::Instant;
 
-use crate::listen::{Listener, Opening};
-use crate::netns::Opener;
-use crate::scan::Scanner;
+use crate::forward::listen::{Listener, Opening};
+use crate::forward::scan::Scanner;
+use crate::pasta::netns::Opener;
 pub(crate) use side::Receivers;
 use side::Side;
 

@@ -18,12 +18,12 @@ use log::Level;
 use rustix::io::Errno;
 use rustix::net::getsockname;
 
-use crate::accept::Acceptors;
 use crate::budgets::ledger::{Class, Permit};
+use crate::forward::accept::Acceptors;
+use crate::forward::listen::{Listener, Opening, Reason};
 use crate::io::Sockets;
 use crate::io::udp::UdpSocket;
-use crate::listen::{Listener, Opening, Reason};
-use crate::netns::Opener;
+use crate::pasta::netns::Opener;
 
 /// Ports that a message names.
 const NAMED: usize = 4;

@@ -7,12 +7,13 @@ use engine::udp::Udp;
 use rustix::event::epoll;
 
 use super::*;
-use crate::accept::Acceptors;
 use crate::budgets::ledger::plenty;
+use crate::forward::accept::Acceptors;
+use crate::forward::listen;
 use crate::io::outbound::Outbound;
 use crate::io::{self, Sockets};
 use crate::isolated::isolated;
-use crate::{listen, plan};
+use crate::plan;
 
 /// What listeners go into, in the namespace of the test.
 struct World {

@@ -7,6 +7,7 @@ mod source;
 pub(crate) mod splice;
 mod tcp;
 pub mod udp;
+pub(crate) mod unix_socket;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,7 +29,7 @@ pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
 use crate::budgets::ledger::{Class, Ledger, Permit};
 use crate::memory::Vectored;
-use crate::netns::Opener;
+use crate::pasta::netns::Opener;
 
 /// Where sockets of the host come from, and the epoll set that watches them.
 #[derive(Debug)]

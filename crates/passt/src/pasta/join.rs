@@ -12,7 +12,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::quit::Watch;
 use crate::config::Userns;
-use crate::netns::Namespace;
+use crate::pasta::netns::Namespace;
 
 /// Finds the namespace of process `pid`, after joining the user namespace that gives rights over it: by default the one
 /// that owns it. That is not always the process's own, which may be nested in the owner.

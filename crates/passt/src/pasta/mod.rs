@@ -2,16 +2,13 @@
 
 pub mod configure;
 pub(crate) mod join;
-mod lifetime;
+pub mod netns;
 pub(crate) mod quit;
 pub(crate) mod spawn;
 
-pub(crate) use lifetime::{Exit, Lifetime, Source};
-
+use netns::Namespace;
 use quit::Watch;
 use spawn::Spawned;
-
-use crate::netns::Namespace;
 
 /// What pasta connects.
 pub(crate) struct Guest {

@@ -10,8 +10,8 @@ use engine::udp;
 
 use super::{Claim, Key, Open, Receivers, Side};
 use crate::budgets::ledger::Class;
+use crate::forward::listen::{self, Listener, Opening};
 use crate::forward::way::Way;
-use crate::listen::{self, Listener, Opening};
 
 /// Rules that can take the place of a side's present ones: their sockets are open.
 #[derive(Debug)]

@@ -9,8 +9,8 @@ use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
 use sys::signal::{Received, SignalFd};
 
-use super::quit::Watch;
-use super::spawn::Spawned;
+use crate::pasta::quit::Watch;
+use crate::pasta::spawn::Spawned;
 
 /// Signals that we take notice of; for others there is what the kernel does by default.
 const OURS: [Signal; 3] = [Signal::TERM, Signal::QUIT, Signal::CHILD];
@@ -154,7 +154,7 @@ fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-/// Does `work` with the capabilities effective that we may have: see [`crate::stage`] for the one that is left
+/// Does `work` with the capabilities effective that we may have: see [`crate::process::stage`] for the one that is left
 /// where root's command is served by another user.
 fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     let before = capabilities(None)?;

@@ -20,7 +20,7 @@ pub(crate) const BACKLOG: i32 = 4096;
 
 /// A bound socket of one port of a rule; a TCP one listens.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// Index of the rule in its table.
     pub rule: usize,
     /// The port.
@@ -35,7 +35,7 @@ pub struct Listener {
 
 /// The ports that were asked for can't be listened on.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// A port of a rule that has to be complete.
     #[error(
         "Listen failed for {} {protocol} port {}/{port}: {reason}\nCouldn't listen on requested ports",
@@ -77,7 +77,7 @@ pub enum Error {
 
 /// Why a port can't be listened on.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// The rule's interface can't be bound to.
     #[error("SO_BINDTODEVICE failed: {0}")]
     Interface(Errno),
@@ -104,7 +104,7 @@ impl fmt::Display for At<'_> {
 
 /// How listening sockets are opened.
 #[derive(Clone, Copy, Debug)]
-pub struct Opening {
+pub(crate) struct Opening {
     /// Which way the rules lead.
     pub direction: Direction,
     /// Let rules name addresses that the host does not have yet.
@@ -116,7 +116,7 @@ pub struct Opening {
 impl Opening {
     /// The same for the other direction.
     #[must_use]
-    pub fn outbound(self) -> Self {
+    pub(crate) fn outbound(self) -> Self {
         Self { direction: Direction::Outbound, ..self }
     }
 
@@ -127,7 +127,7 @@ impl Opening {
     /// # Errors
     /// A port can't be bound, unless its rule is best effort: then only if none of the rule's can. To do without for
     /// want of descriptors is no error (Q13).
-    pub fn rules(
+    pub(crate) fn rules(
         self,
         table: &Table,
         open: impl Fn(usize, u16) -> bool,

@@ -15,10 +15,10 @@ use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
 use crate::budgets::ledger::Permit;
-use crate::bypass::{NoWay, Policy};
 use crate::config::Splice;
 use crate::event_word;
-use crate::listen::BACKLOG;
+use crate::forward::bypass::{NoWay, Policy};
+use crate::forward::listen::BACKLOG;
 
 /// Listening stream sockets.
 #[derive(Debug)]

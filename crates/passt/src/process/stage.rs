@@ -28,15 +28,15 @@ use sys::spawn::{Forked, Namespaces, unshare};
 
 use crate::config::{Config, Target, Userns};
 use crate::host;
-use crate::identity::{Identity, change_to};
 use crate::logging;
-use crate::netns::{Namespace, Opener};
+use crate::pasta::netns::{Namespace, Opener};
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
-use crate::sandbox::capabilities::renounce;
-use crate::sandbox::landlock::Fence;
-use crate::sandbox::seccomp::{self, Role};
-use crate::sandbox::{namespaces, root};
+use crate::process::identity::{Identity, change_to};
+use crate::process::sandbox::capabilities::renounce;
+use crate::process::sandbox::landlock::Fence;
+use crate::process::sandbox::seccomp::{self, Role};
+use crate::process::sandbox::{namespaces, root};
 
 /// Our caller's rights and surroundings. What needs them is done now: finding out about the host, binding ports,
 /// opening files for output.

@@ -23,7 +23,7 @@ use crate::budgets::ledger::{Ledger, Permit};
 use crate::config::Splice;
 use crate::io::readiness;
 use crate::io::splice::{Depot, Pair, reset_on_close};
-use crate::netns::Opener;
+use crate::pasta::netns::Opener;
 
 /// Marks the event words of connected sockets; the index of a flow is smaller.
 const CONNECTED: u64 = 1 << 31;

@@ -1,6 +1,6 @@
 //! What a hole in this program would not open: files, other processes, privileges, most of the kernel (behaviour §10).
 //!
-//! Each module is one means. [`crate::stage`] says when each of them is used, and in which order.
+//! Each module is one means. [`crate::process::stage`] says when each of them is used, and in which order.
 
 pub(crate) mod capabilities;
 pub(crate) mod landlock;
