@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use engine::{
     addr::Guest,
-    link::{Full, Link, Slot},
+    link::{Full, Layout, Link, Slot},
     local,
     memory::Plain,
 };
@@ -39,12 +39,15 @@ impl Answer {
 impl Link for Answer {
     type Memory = Plain;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
-        let (head, room) = self.slot.get_mut(..head + room)?.split_at_mut(head);
-        Some(Slot { head, room })
+    fn prepare(&mut self, layout: Layout) -> bool {
+        layout.len() <= self.slot.len()
     }
 
-    fn commit(&mut self, len: usize, _: &Offload) -> Result<(), Full> {
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+        Slot::in_buffer(&mut self.slot, layout)
+    }
+
+    fn send(&mut self, _: Layout, len: usize, _: &Offload) -> Result<(), Full> {
         assert_eq!(self.len, 0, "two answers");
         self.len = len;
         Ok(())

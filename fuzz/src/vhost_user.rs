@@ -96,12 +96,12 @@ impl FrontEnd {
         }
         let mut full = false;
         for (head, room) in [(60, 0), (54, 1000), (54, 5000), (42, 65_507)] {
-            let Some(mut slot) = self.link.reserve(head, room) else {
+            let Some(mut frame) = self.link.reserve(head, room) else {
                 full = true;
                 continue;
             };
-            slot.room.put(0, &[0x55; 900]);
-            full |= self.link.commit(head + room.min(1000), &Offload::default()).is_err();
+            frame.slot().room.put(0, &[0x55; 900]);
+            full |= frame.commit(head + room.min(1000), &Offload::default()).is_err();
         }
         assert!(self.link.finish_round(full, &self.epoll).is_ok());
         frames

@@ -101,7 +101,8 @@ impl<'a> Datagram<'a> {
         link: &mut L,
     ) -> Result<(), Full> {
         let at = frame.fragment_headroom();
-        let slot = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
+        let mut reserved = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
+        let slot = reserved.head();
         // What is too long for a packet was refused before.
         let Some(frame_len) = frame.fragment(slot, piece, len) else { return Ok(()) };
         let place = slot.get_mut(at..at + len).unwrap_or_default();
@@ -111,7 +112,7 @@ impl<'a> Datagram<'a> {
         let start = start.saturating_sub(TRANSPORT_LEN);
         let payload = self.payload.get(start..start + rest.len()).unwrap_or_default();
         rest.get_mut(..payload.len()).unwrap_or_default().copy_from_slice(payload);
-        link.commit(frame_len, &Offload::default())
+        reserved.commit(frame_len, &Offload::default())
     }
 }
 

@@ -1,6 +1,10 @@
 //! The link to the guest, as the engine needs it.
 
-use wire::{ethernet::MIN_FRAME_LEN, offload::Offload};
+use wire::{
+    ethernet::MIN_FRAME_LEN,
+    frame::{Outgoing, Written},
+    offload::Offload,
+};
 
 use crate::memory::{Memory, Room};
 
@@ -8,22 +12,99 @@ use crate::memory::{Memory, Room};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// Where a frame to the guest is built: its head, and behind that its payload. What it holds is undefined.
+/// The size of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Length of the head, in bytes.
+    pub head: usize,
+    /// Least length of the room after it, in bytes.
+    pub room: usize,
+}
+
+impl Layout {
+    /// Head and room together, in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.head + self.room
+    }
+
+    /// Whether there is neither head nor room.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a frame to the guest is built: its head, and after that its payload. The initial content is undefined.
 #[derive(Debug)]
 pub struct Slot<'a, M: Memory> {
-    /// The frame's first bytes: headers, or all of a frame that is of our own making.
+    /// The frame's first bytes: headers, or a whole frame that the engine writes itself.
     pub head: &'a mut [u8],
     /// The rest, which a socket can fill.
     pub room: M::Room<'a>,
 }
 
+impl<'a, M: Memory> Slot<'a, M> {
+    /// The slot at the start of `buffer`. It is empty if `buffer` is shorter than `layout`.
+    #[must_use]
+    pub fn in_buffer(buffer: &'a mut [u8], layout: Layout) -> Self {
+        let (head, room) = buffer
+            .get_mut(..layout.len())
+            .and_then(|slot| slot.split_at_mut_checked(layout.head))
+            .unwrap_or_default();
+        Self { head, room: room.into() }
+    }
+}
+
 impl<M: Memory> Slot<'_, M> {
-    /// Puts zeros behind `len` bytes of payload in the room, up to the least length of a frame.
+    /// Puts zeros after `len` bytes of payload in the room, up to the least length of a frame.
     pub fn pad(&mut self, len: usize) {
         let padding = MIN_FRAME_LEN.saturating_sub(self.head.len() + len);
         if padding > 0 {
             self.room.put(len, &[0; MIN_FRAME_LEN][..padding]);
         }
+    }
+
+    /// Writes a UDP datagram, or with a segment size in bytes a train of them. The head is as long as the headers. None
+    /// if it is too long for a frame.
+    pub(crate) fn write_datagram(
+        mut self,
+        frame: &Outgoing,
+        ports: (u16, u16),
+        payload: &[u8],
+        segment_size: Option<u16>,
+    ) -> Option<Written> {
+        self.room.put(0, payload);
+        self.pad(payload.len());
+        frame.udp(self.head, ports, payload.len(), segment_size)
+    }
+}
+
+/// A slot of a link, for one frame. Dropped, it costs nothing.
+#[derive(Debug)]
+#[must_use]
+pub struct Reserved<'a, L: Link + ?Sized> {
+    link: &'a mut L,
+    layout: Layout,
+}
+
+impl<L: Link + ?Sized> Reserved<'_, L> {
+    /// Head and room. To be asked for once a frame: some links have to gather the room from many pieces.
+    pub fn slot(&mut self) -> Slot<'_, L::Memory> {
+        self.link.slot(self.layout)
+    }
+
+    /// The head alone.
+    pub fn head(&mut self) -> &mut [u8] {
+        self.slot().head
+    }
+
+    /// Sends the first `len` bytes of the slot, head and room.
+    ///
+    /// # Errors
+    /// [`Full`], if the frame was not sent. A super-frame of which some segments were sent counts as sent.
+    pub fn commit(self, len: usize, offload: &Offload) -> Result<(), Full> {
+        self.link.send(self.layout, len, offload)
     }
 }
 
@@ -32,31 +113,42 @@ pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// Where frames to the guest go.
 ///
-/// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Link::commit`] sends it.
-/// A slot that is not committed costs nothing. Frames may be super-frames and leave their checksum
-/// open ([`Offload`]) on every link; one that can't carry them segments and sums by itself.
+/// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Reserved::commit`] sends it.
+/// Frames may be super-frames and leave their checksum open ([`Offload`]) on every link; one that can't carry them
+/// segments and sums by itself.
+///
+/// A link implements `prepare`, `slot` and `send`, which a [`Reserved`] calls in this order, with the same layout.
 pub trait Link {
     /// Where the payload of frames lies.
     type Memory: Memory;
 
-    /// A slot with a head of exactly `head` bytes and room for at least `room` more, together up to
-    /// [`wire::frame::MAX_LEN`] and [`MIN_FRAME_LEN`]; none while the link is full.
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Self::Memory>>;
+    /// Finds room for a frame: a head of exactly `layout.head` bytes and at least `layout.room` more, together up to
+    /// [`wire::frame::MAX_LEN`] and [`MIN_FRAME_LEN`]. False while the link is full.
+    fn prepare(&mut self, layout: Layout) -> bool;
 
-    /// A slot of `len` bytes that is all head, for a frame of our own making.
-    fn reserve_head(&mut self, len: usize) -> Option<&mut [u8]> {
-        self.reserve(len, 0).map(|slot| slot.head)
-    }
+    /// The slot that was prepared. Its content is undefined.
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Self::Memory>;
+
+    /// Sends the first `len` bytes of the slot that was prepared, head and room.
+    ///
+    /// # Errors
+    /// As for [`Reserved::commit`].
+    fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full>;
 
     /// Most payload, in bytes, that the segments of a super-frame should have, even if the guest takes more.
     fn largest_segment(&self) -> u16 {
         LARGEST_SEGMENT
     }
 
-    /// Sends the first `len` bytes of the slot reserved last, head and room.
-    ///
-    /// # Errors
-    /// [`Full`], if the frame was not sent. A super-frame of which some segments were sent counts as
-    /// sent.
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full>;
+    /// A slot with a head of exactly `head` bytes and room for at least `room` more, together up to
+    /// [`wire::frame::MAX_LEN`] and [`MIN_FRAME_LEN`]; none while the link is full.
+    fn reserve(&mut self, head: usize, room: usize) -> Option<Reserved<'_, Self>> {
+        let layout = Layout { head, room };
+        self.prepare(layout).then_some(Reserved { link: self, layout })
+    }
+
+    /// A slot of `len` bytes that is all head, for a frame that the engine writes itself.
+    fn reserve_head(&mut self, len: usize) -> Option<Reserved<'_, Self>> {
+        self.reserve(len, 0)
+    }
 }

@@ -24,7 +24,7 @@ use crate::{
     host::{
         Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
     },
-    link::{Full, Link, Slot},
+    link::{Full, Layout, Link, Slot},
     memory::Plain,
     timer::{Instant, Timers},
 };
@@ -379,14 +379,17 @@ pub(crate) struct MockLink {
 impl Link for MockLink {
     type Memory = Plain;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
+    fn prepare(&mut self, layout: Layout) -> bool {
         // What is left of earlier frames must not show.
-        self.slot = vec![0xa5; head + room];
-        let (head, room) = self.slot.split_at_mut(head);
-        (!self.full).then_some(Slot { head, room })
+        self.slot = vec![0xa5; layout.len()];
+        !self.full
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+        Slot::in_buffer(&mut self.slot, layout)
+    }
+
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         if self.room.is_some_and(|room| self.frames.len() >= room) {
             return Err(Full);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use engine::{
     flow::Endpoints,
-    link::{Full, Link, Slot},
+    link::{Full, Layout, Link, Slot},
     memory::Plain,
 };
 use std::net::SocketAddr;
@@ -38,7 +38,6 @@ pub(super) struct Heard {
 #[derive(Debug)]
 pub(super) struct GuestLink {
     slot: Vec<u8>,
-    reserved: usize,
     /// It takes nothing.
     pub(super) full: bool,
     /// It is full when it comes to it, though there was a slot.
@@ -54,7 +53,6 @@ impl GuestLink {
     pub(super) fn new() -> Self {
         Self {
             slot: vec![0xa5; MAX_LEN],
-            reserved: 0,
             full: false,
             refuses: false,
             frames: 0,
@@ -133,21 +131,20 @@ impl GuestLink {
 impl Link for GuestLink {
     type Memory = Plain;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
-        let len = head + room;
+    fn prepare(&mut self, layout: Layout) -> bool {
+        let len = layout.len();
         assert!(len <= MAX_LEN, "a slot of {len} bytes");
-        if self.full {
-            return None;
-        }
-        self.reserved = len;
         let stale = len.min(200);
         self.slot[..stale].fill(0xa5);
-        let (head, room) = self.slot[..len].split_at_mut(head);
-        Some(Slot { head, room })
+        !self.full
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
-        assert!(len <= self.reserved, "{len} bytes of a slot of {}", self.reserved);
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+        Slot::in_buffer(&mut self.slot, layout)
+    }
+
+    fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
+        assert!(len <= layout.len(), "{len} bytes of a slot of {}", layout.len());
         self.frames += 1;
         assert!(self.frames < MOST_FRAMES, "one step without an end");
         if self.refuses {

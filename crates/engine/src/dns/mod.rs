@@ -28,7 +28,7 @@ use crate::{
     fragmentation::Datagram,
     host::{Host, Readiness, Received, SocketError, UdpSocket},
     link::{Full, Link},
-    memory::{PayloadOf, Room},
+    memory::PayloadOf,
     resolvers::{DNS, Health},
     share::{Notice, Share},
 };
@@ -296,10 +296,7 @@ fn send_whole<L: Link>(
         return None;
     }
     let at = frame.headroom(udp::HEADER_LEN);
-    let Some(mut slot) = link.reserve(at, MAX_LEN - at) else { return Some(Err(Full)) };
-    slot.room.put(0, payload);
-    slot.pad(payload.len());
-    let written = frame.udp(slot.head, ports, payload.len(), None);
-    drop(slot);
-    written.map(|written| link.commit(written.len, &written.offload))
+    let Some(mut reserved) = link.reserve(at, MAX_LEN - at) else { return Some(Err(Full)) };
+    let written = reserved.slot().write_datagram(frame, ports, payload, None);
+    written.map(|written| reserved.commit(written.len, &written.offload))
 }

@@ -183,10 +183,10 @@ pub(crate) fn tell<H: Host, L: Link>(
         flow_label: 0,
     };
     let room = frame.headroom(TRANSPORT_LEN) + ipv6::HEADER_LEN + TRANSPORT_LEN + MAX_QUOTE;
-    let Some(slot) = cx.link.reserve_head(room) else { return };
-    if let Some(written) = write(slot, &frame, report, quote) {
+    let Some(mut reserved) = cx.link.reserve_head(room) else { return };
+    if let Some(written) = write(reserved.head(), &frame, report, quote) {
         // An error message may be lost as any other packet.
-        let _full = cx.link.commit(written.len, &written.offload);
+        let _full = reserved.commit(written.len, &written.offload);
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     drops::Drops,
     flow::{FlowId, Flows, Keyed, Kind},
     fragmentation::Datagram,
-    host::{Errno, Host, PingSocket, Readiness, Report, Request, SocketError},
+    host::{Errno, Host, PingSocket, Readiness, Received, Report, Request, SocketError},
     idle::{Exchange, Idle},
     link::Link,
     memory::PayloadOf,
@@ -277,18 +277,16 @@ impl<S: PingSocket> Ping<S> {
         let Some(flow) = self.flows.get_mut(id) else { return Ok(()) };
         let v4 = flow.key.guest.is_ipv4();
         let at = ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-        let slot = cx.link.reserve_head(MAX_LEN);
-        let full = slot.is_none();
-        let slot = slot.unwrap_or_default();
-        let received = match flow.socket.receive(slot.get_mut(at..).unwrap_or_default()) {
-            Ok(received) => received,
-            Err(SocketError::WouldBlock) => return Ok(()),
-            Err(SocketError::Failed(errno)) => return Err(errno),
-        };
-        if full {
-            self.counters.link_full += 1;
+        let Some(mut reserved) = cx.link.reserve_head(MAX_LEN) else {
+            if received(flow.socket.receive(&mut []))?.is_some() {
+                self.counters.link_full += 1;
+            }
             return Ok(());
-        }
+        };
+        let slot = reserved.head();
+        let Some(received) = received(flow.socket.receive(slot.get_mut(at..).unwrap_or_default()))? else {
+            return Ok(());
+        };
         let (key, from) = (flow.key, received.from.ip());
         let source = match key.target {
             Target::One { remote, peer, .. } if from == peer => Some(remote),
@@ -325,7 +323,7 @@ impl<S: PingSocket> Ping<S> {
             Datagram::icmp(v4, &self.large)
                 .map_or(Ok(()), |message| message.send(&frame, mtu, self.fragment_id, cx.link))
         } else {
-            cx.link.commit(written.len, &written.offload)
+            reserved.commit(written.len, &written.offload)
         };
         if sent.is_err() {
             self.counters.link_full += 1;
@@ -367,6 +365,15 @@ impl<S: PingSocket> Ping<S> {
             tell(cx, source, report, &quote(key, remote, *message.header, message.payload));
         }
         refusal
+    }
+}
+
+/// A message that a socket was asked for, if there was one.
+fn received(result: Result<Received, SocketError>) -> Result<Option<Received>, Errno> {
+    match result {
+        Ok(received) => Ok(Some(received)),
+        Err(SocketError::WouldBlock) => Ok(None),
+        Err(SocketError::Failed(errno)) => Err(errno),
     }
 }
 

@@ -236,16 +236,17 @@ fn send_icmpv6(
 
 /// Sends the frame of at most `len` bytes that `build` writes, with its checksum completed.
 fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Option<Written>) -> Outcome {
-    let Some(slot) = link.reserve_head(len.max(ethernet::MIN_FRAME_LEN)) else {
+    let Some(mut reserved) = link.reserve_head(len.max(ethernet::MIN_FRAME_LEN)) else {
         return Outcome::LinkFull;
     };
+    let slot = reserved.head();
     let Some(written) = build(slot) else {
         return Outcome::Invalid; // the answer to what was asked does not fit any frame
     };
     if !slot.get_mut(..written.len).is_some_and(|frame| complete_checksum(frame, &written.offload)) {
         return Outcome::Invalid;
     }
-    match link.commit(written.len, &Offload::default()) {
+    match reserved.commit(written.len, &Offload::default()) {
         Ok(()) => Outcome::Answered,
         Err(_) => Outcome::LinkFull,
     }

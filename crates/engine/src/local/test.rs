@@ -16,7 +16,7 @@ use wire::{
 use super::*;
 use crate::{
     addr::test::{guest, settings},
-    link::{Full, Slot},
+    link::{Full, Layout, Slot},
     memory::Plain,
     timer::Instant,
 };
@@ -32,13 +32,16 @@ pub(super) struct Kept {
 impl Link for Kept {
     type Memory = Plain;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
-        self.slot = [0xaa].repeat(head + room);
-        let (head, room) = self.slot.split_at_mut(head);
-        (!self.full).then_some(Slot { head, room })
+    fn prepare(&mut self, layout: Layout) -> bool {
+        self.slot = [0xaa].repeat(layout.len());
+        !self.full
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+        Slot::in_buffer(&mut self.slot, layout)
+    }
+
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         self.frames.push((self.slot[..len].to_vec(), *offload));
         Ok(())
     }

@@ -105,9 +105,9 @@ impl<H: Host> Stack<H> {
         };
         let Some(source) = source.filter(|_| wanted) else { return };
         let query = Query { source_mac: self.settings.our_mac, source, group };
-        let Some(slot) = link.reserve_head(MAX_QUERY_LEN) else { return };
-        if let Some(len) = query.write(slot) {
-            let _ = link.commit(len, &Offload::default());
+        let Some(mut reserved) = link.reserve_head(MAX_QUERY_LEN) else { return };
+        if let Some(len) = query.write(reserved.head()) {
+            let _ = reserved.commit(len, &Offload::default());
         }
     }
 }

@@ -69,21 +69,23 @@ pub(super) fn with_payload<H: Host, L: Link, E>(
         0 => (headroom.max(MIN_FRAME_LEN), 0),
         _ => (headroom, max_len.max(MIN_FRAME_LEN)),
     };
-    let mut slot = ctx.link.reserve(head, room).ok_or(Full)?;
-    let len = match fill(L::Memory::part(&mut slot.room, max_len), &mut fields) {
-        Ok(len) => len,
-        Err(error) => return Ok(Err(error)),
+    let mut reserved = ctx.link.reserve(head, room).ok_or(Full)?;
+    let (len, written) = {
+        let mut slot = reserved.slot();
+        let len = match fill(L::Memory::part(&mut slot.room, max_len), &mut fields) {
+            Ok(len) => len,
+            Err(error) => return Ok(Err(error)),
+        };
+        slot.pad(len);
+        let mut header =
+            Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
+        if fields.urgent > 0 {
+            header.set_urgent(fields.urgent);
+        }
+        (len, outgoing.tcp(slot.head, header, &options[..options_len], len, Some(segment_size)))
     };
-    slot.pad(len);
-    let mut header =
-        Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
-    if fields.urgent > 0 {
-        header.set_urgent(fields.urgent);
-    }
-    let written =
-        outgoing.tcp(slot.head, header, &options[..options_len], len, Some(segment_size)).ok_or(Full)?;
-    drop(slot);
-    ctx.link.commit(written.len, &written.offload)?;
+    let written = written.ok_or(Full)?;
+    reserved.commit(written.len, &written.offload)?;
     Ok(Ok(len))
 }
 

@@ -24,7 +24,7 @@ use crate::{
     fragmentation::Datagram,
     host::{Host, Readiness, SocketError},
     link::{Full, Link},
-    memory::{Memory, Room},
+    memory::Memory,
     timer::{Instant, Timers},
 };
 
@@ -122,7 +122,7 @@ impl<S: UdpSocket> Udp<S> {
         let Context { now, settings, guest, host, link, timers } = cx;
         // A dual-stack socket may get it wrong: see below.
         let guessed = headroom(socket.v4);
-        let Some(mut slot) = link.reserve(guessed, MAX_LEN - guessed) else {
+        let Some(mut reserved) = link.reserve(guessed, MAX_LEN - guessed) else {
             if self.may_bypass(id) {
                 // There may be no link at all.
                 return self.receive_joined(cx, id, 1).1;
@@ -131,34 +131,44 @@ impl<S: UdpSocket> Udp<S> {
             let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
             return socket.io.receive((&mut [][..]).into()).map(drop);
         };
-        let received = socket.io.receive(S::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
-        socket.last_short = is_short(&received);
-        if let Role::Member(at) = socket.role
-            && self.is_echo(*now, at, S::Memory::filled(&slot.room, received.len))
-        {
-            return Ok(());
-        }
-        let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
-        let Some(way) = self.way(&mut scene, id, &received) else { return Ok(()) };
-        let payload = S::Memory::filled(&slot.room, received.len);
-        match way {
-            Way::Across(across) => self.send_across(across, &received, payload, received.segment_size),
-            Way::Link(Delivery { ref frame, .. })
-                if headroom(received.from.is_ipv4()) != guessed
-                    || settings.must_fragment(frame, datagram_len(&received)) =>
+        let mut copy = None;
+        let written = {
+            let mut slot = reserved.slot();
+            let received = socket.io.receive(S::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
+            socket.last_short = is_short(&received);
+            if let Role::Member(at) = socket.role
+                && self.is_echo(*now, at, S::Memory::filled(&slot.room, received.len))
             {
-                let mut buffer = self.take_buffer();
-                payload.copy_to(&mut buffer);
-                drop(slot);
-                self.deliver(cx, &Joined::new(way, received), &buffer);
-                self.arrivals = buffer;
+                return Ok(());
             }
-            Way::Link(Delivery { frame, ports, .. }) => {
-                slot.pad(received.len);
-                let written = frame.udp(slot.head, ports, received.len, received.segment_size);
-                drop(slot);
-                self.count(written.map(|written| link.commit(written.len, &written.offload)));
+            let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
+            let Some(way) = self.way(&mut scene, id, &received) else { return Ok(()) };
+            let payload = S::Memory::filled(&slot.room, received.len);
+            match way {
+                Way::Across(across) => {
+                    self.send_across(across, &received, payload, received.segment_size);
+                    return Ok(());
+                }
+                Way::Link(Delivery { ref frame, .. })
+                    if headroom(received.from.is_ipv4()) != guessed
+                        || settings.must_fragment(frame, datagram_len(&received)) =>
+                {
+                    let mut buffer = self.take_buffer();
+                    payload.copy_to(&mut buffer);
+                    copy = Some((Joined::new(way, received), buffer));
+                    None
+                }
+                Way::Link(Delivery { frame, ports, .. }) => {
+                    slot.pad(received.len);
+                    frame.udp(slot.head, ports, received.len, received.segment_size)
+                }
             }
+        };
+        if let Some((datagram, buffer)) = copy {
+            self.deliver(cx, &datagram, &buffer);
+            self.arrivals = buffer;
+        } else {
+            self.count(written.map(|written| reserved.commit(written.len, &written.offload)));
         }
         Ok(())
     }
@@ -257,16 +267,12 @@ impl<S: UdpSocket> Udp<S> {
             return;
         }
         let at = headroom(train.first.from.is_ipv4());
-        let Some(mut slot) = cx.link.reserve(at, MAX_LEN - at) else {
+        let Some(mut reserved) = cx.link.reserve(at, MAX_LEN - at) else {
             self.counters.link_full += 1;
             return;
         };
-        slot.room.put(0, payload);
-        slot.pad(payload.len());
-        let Delivery { frame, ports, .. } = delivery;
-        let written = frame.udp(slot.head, *ports, payload.len(), size);
-        drop(slot);
-        self.count(written.map(|written| cx.link.commit(written.len, &written.offload)));
+        let written = reserved.slot().write_datagram(&delivery.frame, delivery.ports, payload, size);
+        self.count(written.map(|written| reserved.commit(written.len, &written.offload)));
     }
 
     /// Sends a datagram in fragments.

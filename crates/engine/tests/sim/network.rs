@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use engine::{
-    link::{Full, Link, Slot},
+    link::{Full, Layout, Link, Slot},
     memory::Plain,
 };
 use wire::{
@@ -211,16 +211,17 @@ impl VirtualLink {
 impl Link for VirtualLink {
     type Memory = Plain;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
-        if self.free_at().is_some() {
-            self.observed.refused += 1;
-            return None;
-        }
-        let (head, room) = self.slot.get_mut(..head + room)?.split_at_mut(head);
-        Some(Slot { head, room })
+    fn prepare(&mut self, _: Layout) -> bool {
+        let free = self.free_at().is_none();
+        self.observed.refused += u64::from(!free);
+        free
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+        Slot::in_buffer(&mut self.slot, layout)
+    }
+
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         // Now and then it is the commit that finds out.
         self.commits += 1;
         if self.queue.is_some() && self.commits.is_multiple_of(3) && self.to_guest.free_at > self.now {

@@ -15,7 +15,7 @@ use engine::{
     addr::{Guest, Settings},
     context::Context,
     flow::{Endpoints, FlowId},
-    link::{Full, Link, Slot},
+    link::{Full, Layout, Link, Slot},
     memory::Plain,
     tcp::Tcp,
     timer::{Instant, Timers},
@@ -47,12 +47,15 @@ pub(crate) struct Capture {
 impl Link for Capture {
     type Memory = Plain;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Plain>> {
-        let (head, room) = self.slot.get_mut(..head + room)?.split_at_mut(head);
-        Some(Slot { head, room })
+    fn prepare(&mut self, layout: Layout) -> bool {
+        layout.len() <= self.slot.len()
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+        Slot::in_buffer(&mut self.slot, layout)
+    }
+
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         if self.full {
             return Err(Full);
         }

@@ -10,7 +10,7 @@ pub mod vhost_user;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
-use engine::link::{Full, Link, Slot};
+use engine::link::{Full, Layout, Link, Slot};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 use wire::offload::Offload;
@@ -203,12 +203,21 @@ impl Medium {
 impl Link for Medium {
     type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
+    fn prepare(&mut self, layout: Layout) -> bool {
         match self {
-            Self::None => None,
-            Self::Tap(link) => link.reserve(head, room),
-            Self::Stream(link) => link.reserve(head, room),
-            Self::VhostUser(link) => link.reserve(head, room),
+            Self::None => false,
+            Self::Tap(link) => link.prepare(layout),
+            Self::Stream(link) => link.prepare(layout),
+            Self::VhostUser(link) => link.prepare(layout),
+        }
+    }
+
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Vectored> {
+        match self {
+            Self::None => Slot::in_buffer(&mut [], layout),
+            Self::Tap(link) => link.slot(layout),
+            Self::Stream(link) => link.slot(layout),
+            Self::VhostUser(link) => link.slot(layout),
         }
     }
 
@@ -221,12 +230,12 @@ impl Link for Medium {
         }
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         match self {
             Self::None => Err(Full),
-            Self::Tap(link) => link.commit(len, offload),
-            Self::Stream(link) => link.commit(len, offload),
-            Self::VhostUser(link) => link.commit(len, offload),
+            Self::Tap(link) => link.send(layout, len, offload),
+            Self::Stream(link) => link.send(layout, len, offload),
+            Self::VhostUser(link) => link.send(layout, len, offload),
         }
     }
 }

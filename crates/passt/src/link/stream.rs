@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::Context;
-use engine::link::{Full, Link, Slot};
+use engine::link::{Full, Layout, Link, Slot};
 use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -230,14 +230,17 @@ impl Client {
 impl Link for StreamLink {
     type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
+    fn prepare(&mut self, layout: Layout) -> bool {
         if let Some(client) = &self.client
-            && !self.outbox.has_room(head + room)
+            && !self.outbox.has_room(layout.len())
         {
             self.outbox.flush(&client.socket);
         }
-        let (head, room) = self.outbox.reserve(head + room)?.split_at_mut_checked(head)?;
-        Some(Slot { head, room: room.into() })
+        self.outbox.has_room(layout.len())
+    }
+
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Vectored> {
+        Slot::in_buffer(self.outbox.room(), layout)
     }
 
     fn largest_segment(&self) -> u16 {
@@ -245,7 +248,7 @@ impl Link for StreamLink {
         u16::MAX
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         let Some(client) = &self.client else {
             self.counters.dropped += 1; // as by an unplugged cable
             return Ok(());

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::Context;
-use engine::link::{Full, Link, Slot};
+use engine::link::{Full, Layout, Link, Slot};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
@@ -212,13 +212,15 @@ impl TapLink {
 impl Link for TapLink {
     type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
-        let frame = self.slot.get_mut(VNET_HDR_LEN..VNET_HDR_LEN + head + room)?;
-        let (head, room) = frame.split_at_mut(head);
-        Some(Slot { head, room: room.into() })
+    fn prepare(&mut self, layout: Layout) -> bool {
+        VNET_HDR_LEN + layout.len() <= self.slot.len()
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Vectored> {
+        Slot::in_buffer(self.slot.get_mut(VNET_HDR_LEN..).unwrap_or_default(), layout)
+    }
+
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         if !self.takes(offload) {
             return self.commit_in_software(len, offload);
         }

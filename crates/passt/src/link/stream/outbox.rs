@@ -72,16 +72,12 @@ impl Outbox {
         CAPACITY - self.end >= PREFIX_LEN + len + HEADERS
     }
 
-    /// Room for a frame of at least `len` bytes.
-    pub(super) fn reserve(&mut self, len: usize) -> Option<&mut [u8]> {
-        if !self.has_room(len) {
-            return None;
-        }
-        let start = self.end + PREFIX_LEN;
-        self.buffer.get_mut(start..start + len)
+    /// Room for the next frame.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(self.end + PREFIX_LEN..).unwrap_or_default()
     }
 
-    /// Takes over the frame in the first `len` bytes of the room reserved last.
+    /// Takes over the frame in the first `len` bytes of the room.
     pub(super) fn commit(
         &mut self,
         len: usize,

@@ -12,9 +12,9 @@ fn all_sums_are_right_without_offload() {
     let mut link = TapLink::new(device, true, None);
     let mut buffer = vec![0; BUFFER_LEN];
     all_sums::check(|frame, offload| {
-        let slot = link.reserve_head(frame.len()).unwrap();
-        slot.copy_from_slice(frame);
-        link.commit(frame.len(), offload).unwrap();
+        let mut reserved = link.reserve_head(frame.len()).unwrap();
+        reserved.head().copy_from_slice(frame);
+        reserved.commit(frame.len(), offload).unwrap();
         let mut frames = Vec::new();
         while let Ok((len, _)) = recv(&guest, &mut buffer[..], RecvFlags::empty()) {
             frames.push(buffer[..len].to_vec());

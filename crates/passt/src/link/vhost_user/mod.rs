@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::Context;
-use engine::link::{Full, LARGEST_SEGMENT, Link, Slot};
+use engine::link::{Full, LARGEST_SEGMENT, Layout, Link, Slot};
 use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use wire::offload::Offload;
@@ -255,12 +255,16 @@ impl VhostUserLink {
 impl Link for VhostUserLink {
     type Memory = Vectored;
 
-    fn reserve(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
+    fn prepare(&mut self, layout: Layout) -> bool {
         if self.session.is_none() {
-            return self.receiver.slot(head, room); // for nobody
+            return self.receiver.prepare_own(layout);
         }
         let plain = self.is_watched();
-        self.receiver.reserve(&mut self.device, head, room, plain)
+        self.receiver.prepare(&mut self.device, layout, plain)
+    }
+
+    fn slot(&mut self, layout: Layout) -> Slot<'_, Vectored> {
+        self.receiver.slot(&self.device, layout)
     }
 
     fn largest_segment(&self) -> u16 {
@@ -268,7 +272,7 @@ impl Link for VhostUserLink {
         if self.device.features.contains(Features::GUEST_TSO4) { LARGEST_SEGMENT } else { u16::MAX }
     }
 
-    fn commit(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         if self.session.is_none() {
             self.counters.dropped += 1; // as by an unplugged cable
             return Ok(());

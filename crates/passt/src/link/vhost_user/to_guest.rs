@@ -3,7 +3,7 @@
 //! A socket fills the guest's buffers itself, where the guest takes super-frames and has one queue: then all that is copied
 //! is the head. Else the frame is made in a buffer of ours.
 
-use engine::link::{Full, Slot};
+use engine::link::{Full, Layout, Slot};
 use sys::iov::{MAX_PIECES, Pieces};
 use wire::ethernet::{self, MIN_FRAME_LEN, ethertype};
 use wire::offload::{Offload, VIRTIO_NET_HEADER_LEN as HEADER_LEN};
@@ -72,51 +72,48 @@ impl Receiver {
         }
     }
 
-    /// A slot; none if the guest has no buffers at all. In a buffer of ours, if it has to be `plain`.
-    pub(super) fn reserve<'a>(
-        &'a mut self,
-        device: &'a mut Device,
-        head: usize,
-        room: usize,
-        plain: bool,
-    ) -> Option<Slot<'a, Vectored>> {
-        if !device.has_buffers() {
-            return None;
+    /// Finds a place for a frame: in our own buffer if it has to be `plain`, else in the guest's buffers if they take it.
+    /// False if the guest has no buffers at all.
+    pub(super) fn prepare(&mut self, device: &mut Device, layout: Layout, plain: bool) -> bool {
+        if !device.has_buffers() || !self.prepare_own(layout) {
+            return false;
         }
-        self.direct = if plain || room == 0 { None } else { self.aim(device, head, room) };
+        if !plain && layout.room > 0 {
+            self.direct = self.aim(device, layout);
+        }
+        true
+    }
+
+    /// Finds a place for a frame in our own buffer.
+    pub(super) fn prepare_own(&mut self, layout: Layout) -> bool {
+        self.direct = None;
+        HEADER_LEN + layout.len() <= self.slot.len()
+    }
+
+    /// The slot that was prepared.
+    pub(super) fn slot<'a>(&'a mut self, device: &'a Device, layout: Layout) -> Slot<'a, Vectored> {
+        let buffer = self.slot.get_mut(HEADER_LEN..).unwrap_or_default();
         if self.direct.is_none() {
-            return self.slot(head, room);
+            return Slot::in_buffer(buffer, layout);
         }
-        let mut skip = HEADER_LEN + head;
+        let mut skip = HEADER_LEN + layout.head;
         let memory = &device.memory;
-        let behind_head = self.pieces.iter().filter_map(|&piece| {
+        let after_head = self.pieces.iter().filter_map(|&piece| {
             let slice = memory.slice(piece)?;
             let skipped = skip.min(slice.len());
             skip -= skipped;
             slice.offset(skipped).ok()
         });
-        match self.room.room(behind_head) {
-            Some(room) => {
-                let head = self.slot.get_mut(HEADER_LEN..HEADER_LEN + head)?;
-                Some(Slot { head, room: Room(room) })
-            }
-            // In too many pieces.
-            None => None,
-        }
-    }
-
-    /// A slot in a buffer of ours.
-    pub(super) fn slot(&mut self, head: usize, room: usize) -> Option<Slot<'_, Vectored>> {
-        self.direct = None;
-        let (head, room) =
-            self.slot.get_mut(HEADER_LEN..HEADER_LEN + head + room)?.split_at_mut_checked(head)?;
-        Some(Slot { head, room: room.into() })
+        let head = buffer.get_mut(..layout.head).unwrap_or_default();
+        // There are few enough pieces: `aim` has counted them.
+        let room = self.room.room(after_head).map_or_else(|| (&mut [][..]).into(), Room);
+        Slot { head, room }
     }
 
     /// Finds buffers of the guest for a frame, if it can be made in them.
-    fn aim(&mut self, device: &mut Device, head: usize, room: usize) -> Option<Direct> {
+    fn aim(&mut self, device: &mut Device, layout: Layout) -> Option<Direct> {
         let segments = Features::GUEST_CSUM | Features::GUEST_TSO4 | Features::GUEST_TSO6;
-        let wanted = if head + room > self.longest { segments } else { Features::GUEST_CSUM };
+        let wanted = if layout.len() > self.longest { segments } else { Features::GUEST_CSUM };
         let mut open = device.open_queues();
         let (Some((queue, _)), None, true) = (open.next(), open.next(), device.features.contains(wanted))
         else {
@@ -127,8 +124,10 @@ impl Receiver {
         let Device { queues, memory, .. } = device;
         let ring = queues.get(queue)?.ring.as_ref()?;
         // What is wrong with the ring is found, and told, when the frame is sent.
-        match self.gather(ring, memory, merges, HEADER_LEN + head + room) {
-            Ok(Delivery::Done) if self.pieces.len() <= MAX_PIECES => Some(Direct { queue, head }),
+        match self.gather(ring, memory, merges, HEADER_LEN + layout.len()) {
+            Ok(Delivery::Done) if self.pieces.len() <= MAX_PIECES => {
+                Some(Direct { queue, head: layout.head })
+            }
             _ => None,
         }
     }

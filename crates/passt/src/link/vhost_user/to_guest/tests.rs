@@ -18,8 +18,9 @@ fn all_sums_are_right_without_offload() {
     (0..SIZE).for_each(|index| driver.offer(index));
     let mut seen = 0_u16;
     all_sums::check(|frame, offload| {
-        let slot = receiver.reserve(&mut device, frame.len(), 0, false).unwrap();
-        slot.head.copy_from_slice(frame);
+        let layout = Layout { head: frame.len(), room: 0 };
+        assert!(receiver.prepare(&mut device, layout, false));
+        receiver.slot(&device, layout).head.copy_from_slice(frame);
         receiver.commit(&mut device, frame.len(), offload).unwrap();
         device.publish();
         let mut frames = Vec::new();
