@@ -8,9 +8,9 @@ use crate::ethernet::Mac;
 
 /// Length of [`Packet`] in bytes.
 pub const LEN: usize = 28;
-/// `operation` of a request.
+/// Value of [`Packet::operation`] in a request.
 pub const REQUEST: u16 = 1;
-/// `operation` of a reply.
+/// Value of [`Packet::operation`] in a reply.
 pub const REPLY: u16 = 2;
 
 /// An ARP packet with the address lengths of IPv4 over Ethernet.
@@ -21,9 +21,9 @@ pub struct Packet {
     pub hardware_type: U16,
     /// Protocol address space: the EtherType of IPv4.
     pub protocol_type: U16,
-    /// Bytes of a hardware address: 6.
+    /// Length of a hardware address in bytes: 6.
     pub hardware_len: u8,
-    /// Bytes of a protocol address: 4.
+    /// Length of a protocol address in bytes: 4.
     pub protocol_len: u8,
     /// [`REQUEST`] or [`REPLY`].
     pub operation: U16,
@@ -38,7 +38,7 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// A packet with the fixed fields of IPv4 over Ethernet filled in.
+    /// A packet for IPv4 over Ethernet. `operation` is in host byte order.
     #[must_use]
     pub fn new(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> Self {
         Self {
@@ -54,7 +54,7 @@ impl Packet {
         }
     }
 
-    /// Whether the fixed fields say IPv4 over Ethernet.
+    /// Whether types and lengths are those of IPv4 over Ethernet. Drop other packets.
     #[must_use]
     pub fn is_ipv4_over_ethernet(&self) -> bool {
         self.hardware_type.get() == 1

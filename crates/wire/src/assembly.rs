@@ -1,4 +1,4 @@
-//! Between a packet and its fragments: packets that are put together, and fragments that are written.
+//! From fragments to a packet, and from a packet to fragments.
 
 use core::net::IpAddr;
 
@@ -12,35 +12,38 @@ use crate::{
     payload::Payload,
 };
 
-/// The header of a packet whose fragments are all there.
+/// The header of a packet of which all fragments have arrived. Fields are those of the fragment with offset zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Whole {
     /// Source address.
     pub source: IpAddr,
     /// Destination address; of the same version as `source`.
     pub destination: IpAddr,
-    /// Time to live or hop limit of the fragment with offset zero.
+    /// Time to live or hop limit.
     pub hop_limit: u8,
-    /// DSCP of the same fragment, and ECN.
+    /// DSCP and ECN; the caller combines ECN over all fragments (RFC 3168 §5.3).
     pub traffic_class: u8,
-    /// Flow label of the same fragment; zero for IPv4.
+    /// Flow label; zero for IPv4.
     pub flow_label: u32,
-    /// Protocol or next header of the same fragment.
+    /// Protocol or next header.
     pub protocol: u8,
 }
 
 impl Whole {
-    /// The packet. `bytes` is its fragmentable part; `payload` is the same as what the packet is to carry.
+    /// The packet. `bytes` is its fragmentable part, and `payload` is the same bytes in the form that the packet
+    /// carries.
+    ///
+    /// Verify the checksum of TCP, UDP or ICMP now ([`crate::verify::transport`]): it is over the whole packet, so no
+    /// link can have verified it.
     ///
     /// # Errors
-    /// Headers are malformed. The checksum of TCP, UDP or ICMP is to be verified now ([`crate::verify::transport`]): it is
-    /// over the whole packet, so that nobody could do so before.
+    /// [`Unusable::Malformed`] if the headers are; drop the packet.
     pub fn packet<'a, P: Payload>(&self, bytes: &'a [u8], payload: P) -> Result<Packet<'a, P>, Unusable> {
         let (protocol, upper) = match self.source {
             IpAddr::V4(_) => (self.protocol, bytes),
             IpAddr::V6(_) => ipv6::upper_layer(self.protocol, bytes).ok_or(Unusable::Malformed)?,
         };
-        // Fragments in fragments: no host sends such a packet.
+        // A fragment inside a fragment: no host sends this, and it would make work without a bound.
         let nested = self.source.is_ipv6() && protocol == ipv6::FRAGMENT;
         if nested {
             return Err(Unusable::Malformed);
@@ -59,21 +62,22 @@ impl Whole {
 }
 
 impl Outgoing {
-    /// Bytes of the headers that [`Outgoing::fragment`] writes.
+    /// Length of the headers that [`Outgoing::fragment`] writes, in bytes.
     #[must_use]
     pub const fn fragment_headroom(&self) -> usize {
         self.headroom(if self.source.is_ipv4() { 0 } else { HEADER_LEN })
     }
 
-    /// Most payload of a fragment that is not the last, in bytes, on a link with this MTU: at least [`UNIT`].
+    /// Most payload of a fragment other than the last, in bytes, on a link with this MTU in bytes. At least [`UNIT`].
     #[must_use]
     pub fn fragment_room(&self, mtu: u16) -> usize {
         let room = usize::from(mtu).saturating_sub(self.fragment_headroom() - ethernet::HEADER_LEN);
         (room / UNIT * UNIT).max(UNIT)
     }
 
-    /// Writes the headers of a fragment with `payload_len` bytes of payload; returns the length of the frame, with
-    /// padding, which is zeroed as far as `buffer` goes. None if the headers don't fit `buffer`, or the payload a packet.
+    /// Writes the headers of a fragment with `payload_len` bytes of payload; returns the length of the frame with
+    /// padding, which is zeroed as far as `buffer` reaches. None if the headers do not fit in `buffer`, or the payload
+    /// does not fit in a packet.
     pub fn fragment(&self, buffer: &mut [u8], piece: &Piece, payload_len: usize) -> Option<usize> {
         let at = if self.source.is_ipv4() {
             let at = self.network(buffer, piece.protocol, payload_len)?;

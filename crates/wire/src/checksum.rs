@@ -1,8 +1,16 @@
 //! The Internet checksum (RFC 1071).
+//!
+//! Two properties make it cheap (RFC 1071 §2). The order of additions does not matter, so words can be added in
+//! parallel, in lanes as wide as the machine has, and the carries folded back at the end. And the sum does not depend
+//! on byte order: the sum of byte-swapped words is the byte-swapped sum, so words are added as they are in memory and
+//! swapped once, in [`Sum::folded`].
 
 use core::net::IpAddr;
 
-/// An unfolded one's-complement sum. Adding is associative over pieces of even length.
+/// A one's-complement sum whose carries are not folded yet.
+///
+/// Pieces may be added one after the other if every piece except the last has an even length. The 64 bits cannot
+/// overflow: each addition adds less than 2^32 per four bytes, so that takes 16 GiB.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 
@@ -16,14 +24,15 @@ impl Sum {
     /// Adds one big-endian 16-bit word.
     #[must_use]
     pub const fn word(self, word: u16) -> Self {
-        // Sums are kept in memory order, so that `bytes` need not swap.
+        // Into memory order, as `bytes` reads words.
         Self(self.0 + word.to_be() as u64)
     }
 
-    /// Adds bytes; an odd last byte is padded with zero, so only the last piece may be of odd length.
+    /// Adds bytes in network byte order. An odd last byte is padded with zero, so only the last piece may have an odd
+    /// length.
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
-        /// Independent sums, as many as the compiler turns into vector instructions.
+        /// Number of independent sums. Without a dependency between them, the compiler emits vector instructions.
         const LANES: usize = 8;
         const LOW: u64 = 0xffff_ffff;
         let (words, rest) = bytes.as_chunks::<8>();
@@ -32,6 +41,7 @@ impl Sum {
         for block in blocks {
             for ((low, high), word) in low.iter_mut().zip(&mut high).zip(block) {
                 let word = u64::from_ne_bytes(*word);
+                // Two halves of 32 bits in lanes of 64: carries collect in the upper half, none is lost.
                 *low += word & LOW;
                 *high += word >> 32;
             }
@@ -51,14 +61,14 @@ impl Sum {
         Self(sum)
     }
 
-    /// Adds another sum, of what follows an even number of bytes.
+    /// Adds the sum of other bytes. There must be an even number of bytes before them.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
-    /// Adds the pseudo-header of TCP, UDP or ICMPv6 (RFC 9293 §3.1, RFC 8200 §8.1); `len` is that of
-    /// the transport header and payload in bytes.
+    /// Adds the pseudo-header of TCP, UDP or ICMPv6 (RFC 9293 §3.1, RFC 768, RFC 8200 §8.1). `len` is the length of
+    /// transport header and payload, in bytes.
     #[must_use]
     pub fn pseudo_header(self, source: IpAddr, destination: IpAddr, protocol: u8, len: usize) -> Self {
         let len = len as u32;
@@ -76,8 +86,8 @@ impl Sum {
         }
     }
 
-    /// The folded sum, not complemented: what a checksum field holds when the rest is left to the
-    /// receiver of the frame (virtio "partial" checksum).
+    /// The folded sum, not complemented, in host byte order. A checksum field holds this for the pseudo-header when the
+    /// receiver of the frame completes the checksum (VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio 1.2 §5.1.6.2).
     #[must_use]
     pub fn folded(self) -> u16 {
         let mut sum = self.0;
@@ -87,14 +97,15 @@ impl Sum {
         u16::from_be(sum as u16)
     }
 
-    /// The checksum: the folded sum's complement. Zero is a value like any other here (RFC 1624 §3).
+    /// The checksum, in host byte order: the complement of the folded sum. Zero is an ordinary value here (RFC 1624
+    /// §3). Over data with a correct checksum in it, the result is zero.
     #[must_use]
     pub fn finish(self) -> u16 {
         !self.folded()
     }
 
-    /// The checksum of UDP, in which zero means "no checksum": a computed zero is sent as all ones (RFC 768, RFC 8200
-    /// §8.1).
+    /// The checksum of UDP, in host byte order. Zero means "no checksum" in UDP, so a computed zero is sent as 0xffff
+    /// (RFC 768, RFC 8200 §8.1).
     #[must_use]
     pub fn finish_udp(self) -> u16 {
         match self.finish() {

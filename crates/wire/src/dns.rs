@@ -1,10 +1,10 @@
-//! The head of DNS messages: header and question (RFC 1035 §4.1).
+//! The start of DNS messages: header and question (RFC 1035 §4.1). That is enough to match responses with queries.
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, big_endian::U16};
 
 /// Length of a message's header, in bytes.
 pub const HEADER_LEN: usize = 12;
-/// Longest header and question, in bytes: a name of 255, type and class.
+/// Longest header and question, in bytes: a name of 255 bytes, type and class.
 pub const MAX_HEAD_LEN: usize = HEADER_LEN + crate::domain::MAX_LEN + TYPE_AND_CLASS_LEN;
 
 const TYPE_AND_CLASS_LEN: usize = 4;
@@ -29,7 +29,7 @@ struct Header {
 
 const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 
-/// What a message is for (RFC 1035 §4.1.1, RFC 1996, RFC 2136). Zero is a standard query.
+/// Kind of a message, four bits (RFC 1035 §4.1.1, RFC 1996, RFC 2136).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opcode(pub u8);
 
@@ -38,40 +38,40 @@ impl Opcode {
     pub const QUERY: Self = Self(0);
 }
 
-/// The low four bits of how a question fared (RFC 1035 §4.1.1).
+/// Result of a query: RCODE, four bits (RFC 1035 §4.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseCode(pub u8);
 
 impl ResponseCode {
-    /// There may be an answer.
+    /// NOERROR: the query succeeded, with an answer or without.
     pub const NO_ERROR: Self = Self(0);
-    /// SERVFAIL: the server could not find out.
+    /// SERVFAIL: the server could not resolve the name.
     pub const SERVER_FAILURE: Self = Self(2);
-    /// NOTIMP: the server does not know this kind of message.
+    /// NOTIMP: the server does not support this kind of query.
     pub const NOT_IMPLEMENTED: Self = Self(4);
-    /// REFUSED: the server does not want to.
+    /// REFUSED: the server refuses by policy.
     pub const REFUSED: Self = Self(5);
 
-    /// Whether another server may know better.
+    /// Whether the fault is the server's, so that another server may answer.
     #[must_use]
     pub const fn says_ask_another(self) -> bool {
         matches!(self, Self::SERVER_FAILURE | Self::NOT_IMPLEMENTED | Self::REFUSED)
     }
 }
 
-/// The start of a message with one question.
+/// A query with one question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question<'a> {
-    /// Chosen by who asks, in host byte order.
+    /// ID, chosen by the client, in host byte order.
     pub id: u16,
-    /// What the message is for.
+    /// Kind of the message.
     pub opcode: Opcode,
     /// Name (uncompressed), type and class, as on the wire.
     section: &'a [u8],
 }
 
 impl<'a> Question<'a> {
-    /// The question of a message that asks one thing. None for responses, and what is no DNS message.
+    /// The question of a query. None for a response, a malformed message, and any number of questions other than one.
     #[must_use]
     pub fn parse(message: &'a [u8]) -> Option<Self> {
         let (header, rest) = Header::ref_from_prefix(message).ok()?;
@@ -81,9 +81,9 @@ impl<'a> Question<'a> {
         Some(Self { id: header.id.get(), opcode: opcode(header), section: section(rest)? })
     }
 
-    /// If `message` is a response to this question, how the question fared: it has the same ID and opcode, and repeats the
-    /// question, whatever the case of its letters (RFC 1035 §2.3.3, RFC 5452 §9.1). A response without any question counts
-    /// if it reports an error: some servers send such.
+    /// The result, if `message` is a response to this query: it has the same ID and opcode, and repeats the question,
+    /// with letters in any case (RFC 1035 §2.3.3, RFC 5452 §9.1). A response without a question is accepted if it
+    /// reports an error: some servers send such responses.
     #[must_use]
     pub fn answered_by(&self, message: &[u8]) -> Option<ResponseCode> {
         let (header, rest) = Header::ref_from_prefix(message).ok()?;
@@ -105,7 +105,8 @@ const fn opcode(header: &Header) -> Opcode {
     Opcode((header.flags[0] & OPCODE) >> 3)
 }
 
-/// The first question of what comes after a header; names of questions are not compressed.
+/// The first question in `bytes`, which come after a header. Compression is refused: a first name has nothing before it
+/// that it could refer to.
 fn section(bytes: &[u8]) -> Option<&[u8]> {
     let mut at = 0;
     loop {
@@ -127,7 +128,7 @@ fn same_question(one: &[u8], other: &[u8]) -> bool {
     else {
         return false;
     };
-    // Lengths of labels are below any letter.
+    // Length bytes are at most 63, below all letters, so that ignoring case does not change them.
     one_name.eq_ignore_ascii_case(other_name) && one_rest == other_rest
 }
 
@@ -151,7 +152,7 @@ mod tests {
     const QUERY: [u8; 2] = [1, 0];
 
     #[test]
-    fn a_message_with_one_question_is_one() {
+    fn a_query_with_one_question_is_parsed() {
         let bytes = message(0x1234, QUERY, &[A]);
         let question = Question::parse(&bytes).unwrap();
         assert_eq!((question.id, question.opcode, question.section), (0x1234, Opcode::QUERY, A));
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn other_messages_are_none() {
+    fn other_messages_are_no_query() {
         let long = [[63; 64].as_slice(), &[63; 64], &[63; 64], &[63; 64], b"\0\0\x01\0\x01"].concat();
         for bytes in [
             message(1, [0x80, 0], &[A]),
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_to_the_same_question() {
+    fn a_response_repeats_the_question() {
         let asked = message(0x1234, QUERY, &[A]);
         let question = Question::parse(&asked).unwrap();
         let code = |flags, questions: &[&[u8]]| {
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_know_better() {
+    fn codes_after_which_another_server_is_asked() {
         let codes: Vec<u8> = (0..16).filter(|&code| ResponseCode(code).says_ask_another()).collect();
         assert_eq!(codes, [2, 4, 5]);
     }

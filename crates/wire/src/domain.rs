@@ -5,16 +5,16 @@ pub const MAX_LEN: usize = 255;
 
 const MAX_LABEL_LEN: usize = 63;
 
-/// The labels of a name written with dots, one trailing dot allowed. None if it has no label, or if one
-/// of them is empty or over 63 bytes, or if the whole is over [`MAX_LEN`] on the wire.
+/// The labels of a name in dotted form; one trailing dot is allowed. None if there is no label, if a label is empty or
+/// longer than 63 bytes, or if the name is longer than [`MAX_LEN`] in wire format.
 pub fn labels(name: &str) -> Option<impl Iterator<Item = &[u8]>> {
     let name = name.strip_suffix('.').unwrap_or(name);
     let valid = name.split('.').all(|label| (1..=MAX_LABEL_LEN).contains(&label.len()));
     (valid && wire_len(name) <= MAX_LEN).then(|| name.split('.').map(str::as_bytes))
 }
 
-/// Writes a name to the start of `buffer`, uncompressed; returns its length in bytes. None if it is not a
-/// name (see [`labels`]) or does not fit.
+/// Writes a name to the start of `buffer`, without compression; returns its length in bytes. None if it is not a valid
+/// name (see [`labels`]), or does not fit.
 pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
     let mut at = 0;
     for label in labels(name)? {
@@ -27,8 +27,8 @@ pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
     Some(at + 1)
 }
 
-/// Length of a name without its trailing dot: each dot and the start stand for a length byte, then comes the
-/// root.
+/// Length in wire format of a name without its trailing dot: each dot becomes a length byte, one more comes first, and
+/// the root label last.
 const fn wire_len(name: &str) -> usize {
     name.len() + 2
 }
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_its_labels_and_the_root() {
+    fn a_name_is_encoded_as_labels_and_root() {
         let expected = b"\x05guest\x07example\x04test\x00".to_vec();
         assert_eq!(encoded("guest.example.test").as_ref(), Some(&expected));
         assert_eq!(encoded("guest.example.test."), Some(expected));
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_name_is_refused() {
+    fn invalid_names_are_refused() {
         let long = String::from_utf8([b'x'; 64].to_vec()).unwrap();
         for name in ["", ".", "..", ".a", "a..b", long.as_str()] {
             assert_eq!(encoded(name), None, "{name:?}");
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_those_of_the_wire() {
+    fn limits_are_those_of_the_wire_format() {
         let label = String::from_utf8([b'x'; 63].to_vec()).unwrap();
         assert!(encoded(&label).is_some());
         let mut name = [label.as_str(); 4].join("."); // 4 * 63 + 3 = 255 characters

@@ -6,19 +6,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, big_endi
 
 /// Length of [`Header`] in bytes.
 pub const HEADER_LEN: usize = 14;
-/// Shortest frame on the wire, without the frame check sequence, in bytes.
+/// Length of the shortest frame, without the frame check sequence, in bytes.
 pub const MIN_FRAME_LEN: usize = 60;
 
-/// A hardware address.
+/// A hardware address (MAC address), in transmission order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(transparent)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// All stations.
+    /// The broadcast address.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// Where packets to a multicast address go on a link (RFC 1112 §6.4, RFC 2464 §7); none for any other address.
+    /// The hardware address for packets to a multicast address (RFC 1112 §6.4, RFC 2464 §7). None for other addresses.
     #[must_use]
     pub const fn of_multicast(address: IpAddr) -> Option<Self> {
         match address {
@@ -34,13 +34,13 @@ impl Mac {
         }
     }
 
-    /// Whether the group bit is set (broadcast included).
+    /// Whether the group bit is set: multicast and broadcast.
     #[must_use]
     pub const fn is_multicast(self) -> bool {
         self.0[0] & 1 != 0
     }
 
-    /// Whether this can be the address of one station: neither a group nor all zero.
+    /// Whether this can be the address of one station: neither a group address nor all zeros.
     #[must_use]
     pub fn is_unicast(self) -> bool {
         !self.is_multicast() && self.0 != [0; 6]
@@ -60,7 +60,7 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// EtherType values that the project speaks.
+/// EtherType values that this crate parses.
 pub mod ethertype {
     /// IPv4 (RFC 894).
     pub const IPV4: u16 = 0x0800;
@@ -70,7 +70,7 @@ pub mod ethertype {
     pub const IPV6: u16 = 0x86dd;
 }
 
-/// The header of every frame.
+/// The Ethernet header.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Header {
@@ -78,6 +78,6 @@ pub struct Header {
     pub destination: Mac,
     /// Source address.
     pub source: Mac,
-    /// What follows, see [`ethertype`].
+    /// Type of the payload, see [`ethertype`].
     pub ethertype: U16,
 }

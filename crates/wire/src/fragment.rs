@@ -11,13 +11,14 @@ use crate::{ipv4, payload::Payload};
 pub const HEADER_LEN: usize = 8;
 /// The payload of each fragment except the last is a multiple of this many bytes.
 pub const UNIT: usize = 8;
-/// Longest IP packet that can be put together, in bytes; of IPv6 without its fixed header.
+/// Longest IP packet that can be reassembled, in bytes: the limit of the length field, which for IPv6 does not count
+/// the fixed header.
 pub const MAX_LEN: usize = 65_535;
 
 const MORE: u16 = 1;
 const OFFSET_MASK: u16 = 0xfff8;
 
-/// IPv6's fragment header.
+/// The fragment header of IPv6 (RFC 8200 §4.5).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Header {
@@ -25,7 +26,7 @@ pub struct Header {
     pub next_header: u8,
     /// Zero.
     pub reserved: u8,
-    /// Offset in units of eight bytes (high 13 bits), two reserved bits, and whether more fragments follow.
+    /// Offset in units of eight bytes (high 13 bits), two reserved bits, the M flag.
     pub offset: U16,
     /// Identification.
     pub id: U32,
@@ -52,14 +53,14 @@ pub struct Fragment<P> {
     /// IPv4: the protocol. IPv6: type of the first header in the fragmentable part, which only the fragment with offset
     /// zero decides.
     pub protocol: u8,
-    /// Where the payload belongs in the fragmentable part, in bytes: a multiple of [`UNIT`].
+    /// Offset of the payload in the fragmentable part, in bytes: a multiple of [`UNIT`].
     pub offset: u16,
     /// Whether more fragments follow.
     pub more: bool,
-    /// Bytes that the packet has in front of the fragmentable part and that count for its length: the whole header for
-    /// IPv4, extension headers for IPv6.
+    /// Bytes before the fragmentable part that the length field counts: the whole header for IPv4, extension headers
+    /// for IPv6.
     pub unfragmentable: u16,
-    /// What it carries of the fragmentable part.
+    /// The payload: a piece of the fragmentable part.
     pub payload: P,
 }
 
@@ -76,8 +77,8 @@ impl<P: Payload> Fragment<P> {
         }
     }
 
-    /// An IPv6 fragment. `head` begins with the fragment header and `bytes` as well; `unfragmentable` bytes of extension
-    /// headers are in front of it. None if the header is truncated.
+    /// An IPv6 fragment. Both `head` and `bytes` begin with the fragment header; `unfragmentable` bytes of extension
+    /// headers come before it. None if the header is truncated.
     pub(crate) fn v6(head: &[u8], bytes: P, unfragmentable: usize) -> Option<Self> {
         let (header, _) = Header::ref_from_prefix(head).ok()?;
         Some(Self {
@@ -90,27 +91,27 @@ impl<P: Payload> Fragment<P> {
         })
     }
 
-    /// Where the payload ends in the fragmentable part, in bytes.
+    /// Offset of the end of the payload in the fragmentable part, in bytes.
     #[must_use]
     pub fn end(&self) -> usize {
         usize::from(self.offset) + self.payload.len()
     }
 
-    /// Whether the packet would be longer than any can be.
+    /// Whether the packet would be longer than [`MAX_LEN`] (RFC 8200 §4.5: discard such a fragment).
     #[must_use]
     pub fn is_too_long(&self) -> bool {
         usize::from(self.unfragmentable) + self.end() > MAX_LEN
     }
 }
 
-/// Which fragment of which packet.
+/// The fields of a fragment to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
     /// Protocol of the whole packet.
     pub protocol: u8,
     /// Identification; the low 16 bits of it for IPv4.
     pub id: u32,
-    /// Where the payload belongs, in bytes: a multiple of [`UNIT`].
+    /// Offset of the payload in the packet, in bytes: a multiple of [`UNIT`].
     pub offset: u16,
     /// Whether more fragments follow.
     pub more: bool,

@@ -1,4 +1,4 @@
-//! A whole frame: parsed in one walk, and written in front of a payload.
+//! Whole frames: parsed in one pass, and written by putting headers in front of a payload.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,25 +18,25 @@ use crate::{
 /// Largest frame, in bytes, with its Ethernet header.
 pub const MAX_LEN: usize = ethernet::HEADER_LEN + 65535;
 
-/// A head of this many bytes holds the headers of every frame that is of use: beside the longest of Ethernet, IPv6 and
-/// TCP there is room for more extension headers than anybody sends.
+/// Number of bytes at the start of a frame that contain all headers of every usable frame. The longest Ethernet, IPv6
+/// and TCP headers take 114 bytes; the rest is room for IPv6 extension headers.
 pub const HEAD_LEN: usize = 256;
 
 /// A parsed frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a, P = &'a [u8]> {
-    /// Who sent it.
+    /// Source hardware address.
     pub source_mac: Mac,
-    /// To whom.
+    /// Destination hardware address.
     pub destination_mac: Mac,
-    /// What it carries.
+    /// What the frame carries.
     pub body: Body<'a, P>,
 }
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug)]
 pub enum Body<'a, P = &'a [u8]> {
-    /// Address resolution.
+    /// An ARP packet.
     Arp(&'a arp::Packet),
     /// An IP packet of either version.
     Ip(Packet<'a, P>),
@@ -55,8 +55,8 @@ pub struct Packet<'a, P = &'a [u8]> {
     pub traffic_class: u8,
     /// Flow label; zero for IPv4.
     pub flow_label: u32,
-    /// No router may fragment it: by its flag for IPv4, always for IPv6. False for one that was put together from
-    /// fragments.
+    /// Routers must not fragment the packet: the DF flag for IPv4, always true for IPv6. False for a packet that was
+    /// reassembled from fragments.
     pub dont_fragment: bool,
     /// The upper layer.
     pub transport: Transport<'a, P>,
@@ -71,40 +71,41 @@ pub enum Transport<'a, P = &'a [u8]> {
     Udp(udp::Datagram<'a, P>),
     /// ICMP of the packet's IP version.
     Icmp(icmp::Message<'a, P>),
-    /// Another protocol, by number, and what it carries.
+    /// Any other protocol: its number and its payload.
     Other(u8, P),
-    /// A part of a packet: which protocol it carries, shows only when all parts are there.
+    /// A fragment. The transport header is parsed after reassembly ([`crate::assembly`]).
     Fragment(Fragment<P>),
 }
 
-/// Why a frame can't be used.
+/// Why a frame cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// Some header runs past the frame, or a length field contradicts another.
+    /// A header extends past the end of the frame, or length fields contradict each other.
     Malformed,
-    /// An EtherType that nobody here speaks.
+    /// An EtherType other than those of [`ethertype`], in host byte order.
     UnknownEthertype(u16),
 }
 
-/// The head of a frame that lies in one buffer.
+/// The head of a frame in one buffer: its first [`HEAD_LEN`] bytes, or all of a shorter frame.
 #[must_use]
 pub fn head(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(HEAD_LEN)]
 }
 
-/// Parses a frame that lies in one buffer. What follows the IP packet's own length is padding and left out.
+/// Parses a frame in one contiguous buffer. Bytes after the end of the IP packet are padding and are ignored.
+/// Checksums are not verified here: see [`crate::verify`].
 ///
 /// # Errors
-/// The reason why the frame can't be used. Checksums are not verified: see [`crate::verify`].
+/// [`Unusable`] says why; drop the frame.
 pub fn parse(bytes: &[u8]) -> Result<Frame<'_>, Unusable> {
     parse_head(bytes, bytes)
 }
 
-/// Parses a frame by its first bytes alone: `head` is a copy or view of them, [`HEAD_LEN`] or all there are. Payload is
-/// what lies behind the headers in `frame`.
+/// Parses a frame from its first bytes alone. `head` is a copy or view of the first [`HEAD_LEN`] bytes of `frame`, or
+/// of all its bytes. The payload is the part of `frame` after the headers, and is not read.
 ///
 /// # Errors
-/// As [`parse`]; headers that run past the head are malformed.
+/// As [`parse`]; headers that extend past `head` are malformed.
 pub fn parse_head<'a, P: Payload>(head: &'a [u8], frame: P) -> Result<Frame<'a, P>, Unusable> {
     let (header, head) = ethernet::Header::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?;
     let packet = frame.slice(ethernet::HEADER_LEN..frame.len());
@@ -120,6 +121,7 @@ pub fn parse_head<'a, P: Payload>(head: &'a [u8], frame: P) -> Result<Frame<'a, 
 fn parse_ipv4<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>, Unusable> {
     let (header, _) = ipv4::Header::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?;
     let (header_len, total_len) = (header.header_len(), usize::from(header.total_len.get()));
+    // Lower bound: the header. Upper bound: the frame, which may be longer than the packet (padding).
     if header.version_ihl >> 4 != 4 || header_len < ipv4::HEADER_LEN {
         return Err(Unusable::Malformed);
     }
@@ -156,6 +158,7 @@ fn parse_ipv6<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>,
     let bytes = bytes.slice(ipv6::HEADER_LEN..total_len);
     let head = &head[..head.len().min(bytes.len())];
     let (protocol, upper) = ipv6::upper_layer(header.next_header, head).ok_or(Unusable::Malformed)?;
+    // `upper` is a suffix of `head`, so this is the length of the extension headers before it.
     let unfragmentable = head.len() - upper.len();
     let bytes = bytes.slice(unfragmentable..bytes.len());
     let transport = if protocol == ipv6::FRAGMENT {
@@ -192,10 +195,10 @@ pub(crate) fn parse_transport<'a, P: Payload>(
 
 /// The headers below the transport layer of a frame to be written.
 ///
-/// A frame is written back to front: the payload is put behind [`Outgoing::headroom`], then one of
-/// the methods puts the headers in front of it and returns the length of the frame (padded to
-/// [`ethernet::MIN_FRAME_LEN`]) and what it leaves to the link. For [`Outgoing::tcp`] and [`Outgoing::udp`], payload may
-/// lie elsewhere, and then padding is the caller's: they write no further than their buffer goes.
+/// A frame is written back to front. The caller places the payload at offset [`Outgoing::headroom`]; then one of the
+/// methods writes the headers before it, and returns the length of the frame (padded to [`ethernet::MIN_FRAME_LEN`])
+/// and what is left to the link. [`Outgoing::tcp`] and [`Outgoing::udp`] do not read the payload, so it may be in
+/// another buffer. They do not write past the end of theirs; the caller then adds the padding.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing {
     /// Ethernet source.
@@ -214,32 +217,35 @@ pub struct Outgoing {
     pub flow_label: u32,
 }
 
-/// A frame of this many bytes, with what is left to the link.
+/// The result of writing a frame.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Written {
-    /// Length in bytes, padding included.
+    /// Length of the frame in bytes, padding included.
     pub len: usize,
-    /// What the link has yet to do.
+    /// What the link still has to do: complete a checksum, cut segments.
     pub offload: Offload,
 }
 
 impl Outgoing {
-    /// Bytes of Ethernet and IP headers.
+    /// Length of the Ethernet and IP headers, in bytes.
     #[must_use]
     pub const fn network_len(&self) -> usize {
         ethernet::HEADER_LEN + if self.source.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN }
     }
 
-    /// Where the payload of a transport header of `transport_len` bytes starts in the frame.
+    /// Offset of the payload in the frame, in bytes, after a transport header of `transport_len` bytes.
     #[must_use]
     pub const fn headroom(&self, transport_len: usize) -> usize {
         self.network_len() + transport_len
     }
 
-    /// Writes a TCP segment of `payload_len` bytes; `segment_size` makes it a super-frame of segments
-    /// with that much payload. The checksum is left to the link. None if the headers don't fit `buffer`, or the
-    /// payload a packet.
+    /// Writes the headers of a TCP segment with `payload_len` bytes of payload, and `options` (a multiple of four
+    /// bytes). With `segment_size`, a longer payload makes a super-frame of segments with that many bytes of payload
+    /// each. The checksum field holds the sum of the pseudo-header; the link completes it.
+    ///
+    /// None if the headers do not fit in `buffer`, the payload does not fit in an IP packet, or the IP versions of
+    /// source and destination differ.
     pub fn tcp(
         &self,
         buffer: &mut [u8],
@@ -264,8 +270,9 @@ impl Outgoing {
         )
     }
 
-    /// Writes a UDP datagram, or with `segment_size` a super-frame of datagrams. The checksum is left
-    /// to the link. None if the headers don't fit `buffer`, or the payload a packet.
+    /// Writes the headers of a UDP datagram, or with `segment_size` those of a super-frame of datagrams with that many
+    /// bytes of payload each. Ports are in host byte order. The link completes the checksum, as in [`Outgoing::tcp`].
+    /// None as there.
     pub fn udp(
         &self,
         buffer: &mut [u8],
@@ -286,8 +293,8 @@ impl Outgoing {
         self.finish(buffer, udp::HEADER_LEN, payload_len, udp::CHECKSUM_OFFSET, segmentation)
     }
 
-    /// Writes an ICMP message of the right version, its checksum computed. None if it does not fit
-    /// `buffer`.
+    /// Writes an ICMP or ICMPv6 message, by the version of the addresses, with a complete checksum: the payload must
+    /// be in `buffer`. None if the message does not fit in `buffer`, or as in [`Outgoing::tcp`].
     pub fn icmp(&self, buffer: &mut [u8], mut header: icmp::Header, payload_len: usize) -> Option<Written> {
         let len = icmp::HEADER_LEN + payload_len;
         let (protocol, sum) = match self.source {
@@ -307,12 +314,10 @@ impl Outgoing {
         Sum::new().pseudo_header(self.source, self.destination, protocol, len)
     }
 
-    /// Writes Ethernet and IP headers; returns where the transport header starts.
+    /// Writes the Ethernet and IP headers for `upper_len` bytes after them; returns the offset of the transport header.
     pub(crate) fn network(&self, buffer: &mut [u8], protocol: u8, upper_len: usize) -> Option<usize> {
-        let (ethertype, start) = match self.source {
-            IpAddr::V4(_) => (ethertype::IPV4, ethernet::HEADER_LEN),
-            IpAddr::V6(_) => (ethertype::IPV6, ethernet::HEADER_LEN),
-        };
+        let ethertype = if self.source.is_ipv4() { ethertype::IPV4 } else { ethertype::IPV6 };
+        let start = ethernet::HEADER_LEN;
         let header = ethernet::Header {
             destination: self.destination_mac,
             source: self.source_mac,
@@ -371,7 +376,8 @@ impl Outgoing {
     }
 }
 
-/// Pads a frame of `len` bytes with zeros to the least length, as far as `buffer` goes; returns the new length.
+/// Pads a frame of `len` bytes with zeros to [`ethernet::MIN_FRAME_LEN`], as far as `buffer` reaches; returns the new
+/// length.
 pub(crate) fn pad(buffer: &mut [u8], len: usize) -> usize {
     let padded = len.max(ethernet::MIN_FRAME_LEN);
     let end = padded.min(buffer.len());

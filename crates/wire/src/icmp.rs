@@ -9,7 +9,7 @@ use crate::payload::Payload;
 
 /// Length of [`Header`] in bytes.
 pub const HEADER_LEN: usize = 8;
-/// Code of "time exceeded" in both versions: fragments are missing.
+/// Code of "time exceeded" in both versions: fragment reassembly time exceeded.
 pub const REASSEMBLY_TIME_EXCEEDED: u8 = 1;
 /// Offset of the checksum in the header, in bytes.
 pub const CHECKSUM_OFFSET: u16 = 2;
@@ -20,7 +20,7 @@ pub mod v4 {
     pub const ECHO_REPLY: u8 = 0;
     /// Destination unreachable.
     pub const UNREACHABLE: u8 = 3;
-    /// Code of "destination unreachable": fragmentation needed, and don't-fragment set (RFC 1191).
+    /// Code of "destination unreachable": fragmentation needed and DF set (RFC 1191).
     pub const FRAGMENTATION_NEEDED: u8 = 4;
     /// Echo request.
     pub const ECHO_REQUEST: u8 = 8;
@@ -54,7 +54,7 @@ pub mod v6 {
     pub const REDIRECT: u8 = 137;
 }
 
-/// The first eight bytes of every message; the last four differ by type.
+/// The first eight bytes of every message. The meaning of the last four depends on the type.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Header {
@@ -82,7 +82,7 @@ impl Header {
         self.rest.get() as u16
     }
 
-    /// A header with its checksum still zero.
+    /// A header with a checksum of zero. `rest` is in host byte order.
     #[must_use]
     pub fn new(kind: u8, code: u8, rest: u32) -> Self {
         Self { kind, code, checksum: U16::ZERO, rest: U32::new(rest) }
@@ -94,12 +94,12 @@ impl Header {
 pub struct Message<'a, P = &'a [u8]> {
     /// The common header.
     pub header: &'a Header,
-    /// What follows it.
+    /// The bytes after the common header.
     pub payload: P,
 }
 
 impl<'a> Message<'a> {
-    /// A view of `bytes`.
+    /// A view of `bytes`, which are exactly the message. None if the header is truncated.
     #[must_use]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         Self::parse_head(bytes, bytes)
@@ -107,7 +107,7 @@ impl<'a> Message<'a> {
 }
 
 impl<'a, P: Payload> Message<'a, P> {
-    /// A view of `bytes`, which begin with `head`.
+    /// A view of `bytes`, which are exactly the message and begin with `head`. None if the header is truncated.
     #[must_use]
     pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
         let (header, _) = Header::ref_from_prefix(head).ok()?;

@@ -39,8 +39,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header without options, don't-fragment set, checksum filled in. `payload_len` is in
-    /// bytes and must leave room for the header in 16 bits.
+    /// A header without options, with DF set and a complete checksum. `payload_len` is in bytes; it must be at
+    /// most 65515, so that the total length fits in 16 bits.
     #[must_use]
     pub fn new(
         source: Ipv4Addr,
@@ -79,32 +79,32 @@ impl Header {
         usize::from(self.version_ihl & 0xf) * 4
     }
 
-    /// Whether this is one fragment of a larger datagram.
+    /// Whether this is a fragment: MF set, or an offset other than zero.
     #[must_use]
     pub fn is_fragment(&self) -> bool {
         self.fragment.get() & (MORE_FRAGMENTS | OFFSET_MASK) != 0
     }
 
-    /// Whether no router may fragment the packet.
+    /// The DF flag: routers must not fragment the packet.
     #[must_use]
     pub fn dont_fragment(&self) -> bool {
         self.fragment.get() & DONT_FRAGMENT != 0
     }
 
-    /// Whether more fragments follow.
+    /// The MF flag: more fragments follow.
     #[must_use]
     pub fn more_fragments(&self) -> bool {
         self.fragment.get() & MORE_FRAGMENTS != 0
     }
 
-    /// Where the payload belongs in the datagram, in bytes.
+    /// Offset of the payload in the original packet, in bytes.
     #[must_use]
     pub fn fragment_offset(&self) -> u16 {
         (self.fragment.get() & OFFSET_MASK) * 8
     }
 
-    /// Makes this the header, without options, of a fragment: `offset` in bytes is a multiple of eight. Recomputes the
-    /// checksum.
+    /// Makes this the header of a fragment, with DF cleared: `offset` is in bytes, a multiple of eight. Recomputes the
+    /// checksum, for a header without options.
     pub fn set_fragment(&mut self, id: u16, offset: u16, more: bool) {
         self.id = U16::new(id);
         self.fragment = U16::new((offset / 8) | if more { MORE_FRAGMENTS } else { 0 });
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_says_dont_fragment_r57() {
+    fn a_header_has_the_df_flag_r57() {
         let (source, destination) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
         let header = Header::new(source, destination, 17, 64, 0, 100);
         assert!(header.dont_fragment());

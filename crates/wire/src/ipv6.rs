@@ -12,9 +12,9 @@ pub const HEADER_LEN: usize = 40;
 
 pub(crate) const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-/// Type of the fragment header.
+/// Next header value of the fragment header.
 pub const FRAGMENT: u8 = 44;
-/// Type of a header that is not there: the packet carries nothing.
+/// Next header value of a packet without a payload (RFC 8200 §4.7).
 pub const NO_NEXT_HEADER: u8 = 59;
 const DESTINATION: u8 = 60;
 const AUTHENTICATION: u8 = 51;
@@ -38,7 +38,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header; `payload_len` in bytes, at most 65535, `flow_label` in the low 20 bits.
+    /// A header. `payload_len` is in bytes, at most 65535; `flow_label` is the low 20 bits.
     #[must_use]
     pub fn new(
         source: Ipv6Addr,
@@ -73,14 +73,18 @@ impl Header {
     }
 }
 
-/// Walks extension headers (RFC 8200 §4): the protocol and bytes of the upper layer. An atomic fragment (RFC 6946) is
-/// walked over. A real one ends the walk: then the protocol is [`FRAGMENT`], and the bytes begin with the fragment header.
-/// None if a header runs past `bytes`.
+/// Skips extension headers (RFC 8200 §4); returns the protocol and the bytes of the upper layer, a suffix of `bytes`.
+/// `next` is the type of the first header in `bytes`.
+///
+/// The header of an atomic fragment (RFC 6946) is skipped. That of another fragment is not: the protocol is then
+/// [`FRAGMENT`], and the bytes begin with the fragment header. None if a header extends past `bytes`.
 #[must_use]
 pub fn upper_layer(mut next: u8, mut bytes: &[u8]) -> Option<(u8, &[u8])> {
     loop {
         let len = match next {
+            // Every length is at least eight bytes, so the loop ends. These count units of eight bytes, less the first.
             HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(*bytes.get(1)?) + 1) * 8,
+            // In units of four bytes, less two (RFC 4302 §2.2).
             AUTHENTICATION => (usize::from(*bytes.get(1)?) + 2) * 4,
             FRAGMENT => match bytes {
                 [_, _, high, low, ..] if (u16::from_be_bytes([*high, *low]) & 0xfff9) == 0 => 8,

@@ -1,12 +1,75 @@
-//! Packet formats: bytes to typed views and back. No I/O, no clock, no allocation.
+//! Packet formats: from bytes to typed views and back. No I/O, no clock, no allocation.
 //!
-//! [`frame::parse`] is the one way in: it walks Ethernet, IP and transport headers once and returns
-//! views into the frame, or the reason it can't ([`frame::parse_head`] does it for a frame whose payload is not to be
-//! seen). [`frame::Outgoing`] is the one way out: it writes headers in front of
-//! a payload that is already in place.
+//! ```text
+//!      bytes of a frame                                       payload, already in a buffer
+//!             |                                                         |
+//!             v                                                         v
+//!   frame::parse, parse_head                                     frame::Outgoing
+//!             |   one pass: Ethernet, IP, transport                     |   headers before the payload
+//!             v                                                         v
+//!   Frame -> Packet -> tcp::Segment                              bytes, Offload
+//!      |        |      udp::Datagram                                    |   on a link without offloads
+//!      |        |      icmp::Message -> ndp                             v
+//!      |        |      Fragment -> assembly::Whole               segment::Segments, complete_checksum
+//!      v        v
+//!    arp    verify: checksums that the link did not verify
+//! ```
 //!
-//! All multi-byte fields of the header structs are big-endian (network byte order) in memory; the
-//! accessor types convert.
+//! # Contract
+//!
+//! - **Any bytes may come in.** Parsing never panics and never reads past its input. What cannot be parsed is
+//!   [`frame::Unusable`], or none. Field values are as they were on the wire: whether an address or a sequence number
+//!   makes sense is decided above this crate.
+//! - **Parsing does not verify checksums.** A link may have done so, or have left them to us ([`offload::Offload`]).
+//!   Call [`verify`] for the other frames.
+//! - **Views borrow.** [`frame::parse`] copies nothing. Payload may be in memory that a guest changes meanwhile:
+//!   [`payload::Payload`] has no access to its bytes except by copying.
+//! - **Byte order.** Fields of header structs are in network byte order in memory; their types
+//!   ([`zerocopy::big_endian`]) convert on access. Arguments and results of functions are in host byte order.
+//! - **Lengths** are in bytes. A length in a 16-bit field that would not fit is refused, never cut.
+//!
+//! # Example
+//!
+//! A TCP segment is built around a payload, its checksum is completed as for a link without offloads, and the frame is
+//! parsed again:
+//!
+//! ```
+//! use wire::ethernet::Mac;
+//! use wire::frame::{self, Body, Outgoing, Transport};
+//! use wire::tcp::{Flags, Header, Options, Seq};
+//! use wire::{segment, tcp, verify};
+//!
+//! let outgoing = Outgoing {
+//!     source_mac: Mac([2, 0, 0, 0, 0, 1]),
+//!     destination_mac: Mac([2, 0, 0, 0, 0, 2]),
+//!     source: "192.0.2.1".parse()?,
+//!     destination: "192.0.2.2".parse()?,
+//!     hop_limit: 64,
+//!     traffic_class: 0,
+//!     flow_label: 0,
+//! };
+//! let mut options = [0; tcp::MAX_OPTIONS_LEN];
+//! let options_len = Options { mss: Some(1460), ..Options::default() }.emit(&mut options);
+//! let options = &options[..options_len];
+//!
+//! // The payload first, then the headers before it.
+//! let mut buffer = [0; 1514];
+//! let at = outgoing.headroom(tcp::HEADER_LEN + options.len());
+//! buffer[at..at + 5].copy_from_slice(b"hello");
+//! let header = Header::new((49152, 80), Seq(1000), Seq(0), Flags::SYN, 65535, options.len());
+//! let written = outgoing.tcp(&mut buffer, header, options, 5, None).ok_or("too long")?;
+//! let bytes = &mut buffer[..written.len];
+//! assert!(segment::complete_checksum(bytes, &written.offload));
+//!
+//! // The way back.
+//! let frame = frame::parse(bytes).map_err(|why| format!("{why:?}"))?;
+//! let Body::Ip(packet) = frame.body else { return Err("not IP".into()) };
+//! assert!(verify::network(bytes) && verify::transport(&packet));
+//! let Transport::Tcp(segment) = packet.transport else { return Err("not TCP".into()) };
+//! assert_eq!((segment.seq(), segment.payload), (Seq(1000), &b"hello"[..]));
+//! assert_eq!(Options::parse(segment.options).mss, Some(1460));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -32,7 +95,7 @@ pub mod train;
 pub mod udp;
 pub mod verify;
 
-/// IP protocol numbers that the project tells apart (IANA "Protocol Numbers").
+/// IP protocol numbers of the parsed protocols (IANA "Protocol Numbers").
 pub mod protocol {
     /// ICMP for IPv4.
     pub const ICMP: u8 = 1;

@@ -1,8 +1,8 @@
 //! Membership of multicast groups: IGMP (RFC 1112, RFC 2236, RFC 3376) and MLD (RFC 2710, RFC 3810).
 //!
-//! Reports and leaves are reduced to one question per group: is somebody a member? Source filters are not told apart.
-//! Queries are those of IGMPv3 and MLDv2. Hosts of earlier versions read them as their own, since they ignore what follows
-//! (RFC 3376 §7.2.1, RFC 3810 §8.2.1).
+//! Reports and leaves are reduced to one bit per group: whether it has members. Source filters are ignored. Queries are
+//! those of IGMPv3 and MLDv2; hosts with earlier versions accept them, since they ignore the bytes after their own
+//! format (RFC 3376 §7.2.1, RFC 3810 §8.2.1).
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,18 +14,18 @@ use crate::{
     frame, ipv4, ipv6, protocol,
 };
 
-/// Room for a query with all its headers, in bytes.
+/// Length of the longest frame that [`Query::write`] writes, in bytes.
 pub const MAX_QUERY_LEN: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN + 8 + 28;
-/// Longest message that is read, in bytes: more groups than anybody has in one.
+/// Longest message that should be parsed, in bytes: room for more than 90 groups.
 pub const MAX_REPORT_LEN: usize = 2048;
 
-/// How long members may wait before they answer a general query, in seconds (RFC 3376 §8.3).
+/// Maximum response time of a general query, in seconds (RFC 3376 §8.3).
 pub const RESPONSE_INTERVAL: u8 = 10;
-/// The same for the query of one group, in seconds (RFC 3376 §8.8).
+/// Maximum response time of a group-specific query, in seconds (RFC 3376 §8.8).
 pub const LAST_MEMBER_INTERVAL: u8 = 1;
-/// Time between general queries, in seconds (RFC 3376 §8.2).
+/// Interval between general queries, in seconds (RFC 3376 §8.2).
 pub const QUERY_INTERVAL: u8 = 125;
-/// How often a message is repeated in case that one is lost (RFC 3376 §8.1).
+/// Robustness variable: how often a message is sent, in case that some are lost (RFC 3376 §8.1).
 pub const ROBUSTNESS: u8 = 2;
 
 const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
@@ -46,22 +46,22 @@ pub mod mld {
     pub const QUERY: u8 = 130;
     /// Report of MLDv1.
     pub const REPORT_V1: u8 = 131;
-    /// Done: leave of MLDv1.
+    /// Done: the leave message of MLDv1.
     pub const DONE: u8 = 132;
     /// Report of MLDv2.
     pub const REPORT_V2: u8 = 143;
 }
 
-/// What a message says of one group.
+/// What a message reports about one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The sender is a member, of all sources or of some.
+    /// The sender is a member, for all sources or some.
     Member(IpAddr),
-    /// The sender is no member any more, or of fewer sources: whether anybody is, has to be asked.
+    /// The sender has left the group, or blocks more sources. Other members may remain: send a query.
     Left(IpAddr),
 }
 
-/// What an IGMP message says. None if it is none of a member, or too short.
+/// Parses an IGMP message. None if it is not a report or leave, or is truncated.
 #[must_use]
 pub fn parse_igmp(message: &[u8]) -> Option<Changes<'_>> {
     let group = || Some(IpAddr::from(*message.get(4..)?.first_chunk::<4>()?));
@@ -73,7 +73,7 @@ pub fn parse_igmp(message: &[u8]) -> Option<Changes<'_>> {
     })
 }
 
-/// What an MLD message, with its ICMPv6 header, says. None if it is none of a member, or too short.
+/// Parses an MLD message, with its ICMPv6 header. None if it is not a report or done message, or is truncated.
 #[must_use]
 pub fn parse_mld(message: &[u8]) -> Option<Changes<'_>> {
     let group = || Some(IpAddr::from(*message.get(8..)?.first_chunk::<16>()?));
@@ -85,7 +85,7 @@ pub fn parse_mld(message: &[u8]) -> Option<Changes<'_>> {
     })
 }
 
-/// What a message says, group by group. It ends at the first record that runs past the message.
+/// The changes in a message, one per group. Iteration ends at the first record that extends past the message.
 #[derive(Clone, Debug)]
 pub struct Changes<'a> {
     one: Option<Change>,
@@ -138,20 +138,20 @@ impl Iterator for Changes<'_> {
     }
 }
 
-/// Whom a query asks.
+/// A membership query.
 #[derive(Clone, Copy, Debug)]
 pub struct Query {
     /// The querier's hardware address.
     pub source_mac: Mac,
-    /// The querier's address: for IPv6 a link-local one.
+    /// The querier's address. For IPv6 it is link-local (RFC 3810 §5.1.14).
     pub source: IpAddr,
-    /// The group that is asked for, of the same family; none for all.
+    /// The group, of the same family, for a group-specific query; none for a general query.
     pub group: Option<IpAddr>,
 }
 
 impl Query {
-    /// Writes the frame, and returns its length. None if it does not fit, or the families differ. It has a router alert,
-    /// without which hosts ignore an MLD query (RFC 3810 §5.1.14, RFC 2711, RFC 2113).
+    /// Writes the frame; returns its length in bytes. None if it does not fit, or the families differ. The packet has a
+    /// Router Alert option: hosts ignore an MLD query without it (RFC 3810 §5.1.14, RFC 2711, RFC 2113).
     pub fn write(&self, buffer: &mut [u8]) -> Option<usize> {
         match (self.source, self.group) {
             (IpAddr::V4(source), None) => self.igmp(buffer, source, None),
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_versions_name_one_group() {
+    fn messages_of_earlier_versions() {
         for (kind, group, change) in [
             (igmp::REPORT_V1, GROUP4, Change::Member(GROUP4)),
             (igmp::REPORT_V2, GROUP4, Change::Member(GROUP4)),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_record_joins_or_leaves() {
+    fn group_record_types() {
         use Change::{Left, Member};
         for group in [GROUP4, GROUP6] {
             for (kind, sources, expected) in [
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_run_past_the_message_end_it() {
+    fn truncated_records_end_iteration() {
         for group in [GROUP4, GROUP6] {
             let message = report(group, &[(4, 0, 0), (4, 3, 2)]);
             assert_eq!(parse(&message, group).unwrap().len(), 2);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_complete() {
+    fn queries_have_valid_headers_and_checksums() {
         for (source, all, group) in [
             (IpAddr::from([198, 51, 100, 1]), ALL_HOSTS.into(), GROUP4),
             ("fe80::1".parse().unwrap(), ALL_NODES.into(), GROUP6),

@@ -1,7 +1,6 @@
 //! Neighbour Discovery (RFC 4861) with the DNS options of RFC 8106.
 //!
-//! A message is an [`icmp::Header`] with a body: this module reads and writes the bodies, and makes
-//! the headers.
+//! A message is an [`icmp::Header`] with a body. This module makes the headers, and parses and writes the bodies.
 
 use core::net::Ipv6Addr;
 
@@ -12,19 +11,19 @@ use zerocopy::{
 
 use crate::{domain, ethernet::Mac, icmp};
 
-/// The hop limit of every message: proof that no router has passed it on (RFC 4861 §11.2).
+/// The hop limit of every message. It proves that no router has forwarded the message (RFC 4861 §11.2).
 pub const HOP_LIMIT: u8 = 255;
 
 /// All nodes on the link (RFC 4291 §2.7.1).
 pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
-/// Longest body of a router advertisement that [`RouterAdvertisement::write`] makes, in bytes.
+/// Longest body of a router advertisement that [`RouterAdvertisement::write`] writes, in bytes.
 pub const MAX_ADVERTISEMENT_LEN: usize = 8 + 32 + 8 + 8 + 2 * MAX_OPTION_LEN;
 
-/// Lifetime "for ever" (RFC 4861 §4.6.2, RFC 8106 §5).
+/// Infinite lifetime (RFC 4861 §4.6.2, RFC 8106 §5).
 const INFINITE: u32 = u32::MAX;
 
-/// An option's length is counted in units of this many bytes, in one byte.
+/// The length field of an option is one byte, in units of this many bytes.
 const OPTION_UNIT: usize = 8;
 const MAX_OPTION_LEN: usize = 255 * OPTION_UNIT;
 
@@ -71,7 +70,7 @@ struct PrefixInformation {
     prefix: [u8; 16],
 }
 
-/// On-link, and usable for autonomous address configuration.
+/// Flags L (on-link) and A (autonomous address configuration).
 const PREFIX_FLAGS: u8 = 0x80 | 0x40;
 
 /// Option "MTU" (RFC 4861 §4.6.4).
@@ -104,8 +103,8 @@ pub struct Neighbour {
     option: LinkLayerAddress,
 }
 
-/// The target of a neighbour solicitation; none if the message is invalid (RFC 4861 §7.1.1). The caller has
-/// checked the hop limit and that the message is one.
+/// The target of a neighbour solicitation. None if the message is invalid (RFC 4861 §7.1.1). The caller has checked the
+/// hop limit and the message type.
 #[must_use]
 pub fn solicited_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
     let (target, options) = message.payload.split_first_chunk::<16>()?;
@@ -113,21 +112,20 @@ pub fn solicited_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
     (message.header.code == 0 && !target.is_multicast() && options_are_valid(options)).then_some(target)
 }
 
-/// The target of a neighbour advertisement, to which the rules of solicitations apply (RFC 4861 §7.1.2); none if the
-/// message is invalid.
+/// The target of a neighbour advertisement. None if the message is invalid; the rules are those of solicitations (RFC
+/// 4861 §7.1.2).
 #[must_use]
 pub fn advertised_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
     solicited_target(message)
 }
 
-/// Whether a router solicitation is valid (RFC 4861 §6.1.1). The caller has checked the hop limit and that
-/// the message is one.
+/// Whether a router solicitation is valid (RFC 4861 §6.1.1). The caller has checked the hop limit and the message type.
 #[must_use]
 pub fn is_valid_router_solicitation(message: &icmp::Message<'_>) -> bool {
     message.header.code == 0 && options_are_valid(message.payload)
 }
 
-/// No option is empty or runs past the message.
+/// Whether no option has length zero or extends past the message (RFC 4861 §6.1.1).
 fn options_are_valid(mut options: &[u8]) -> bool {
     while let [_, units, ..] = *options {
         let len = usize::from(units) * OPTION_UNIT;
@@ -139,8 +137,7 @@ fn options_are_valid(mut options: &[u8]) -> bool {
     options.is_empty()
 }
 
-/// A neighbour solicitation for `target` by the station with address `source`: header, checksum still zero,
-/// and body.
+/// A neighbour solicitation for `target` from the station `source`: header, with a checksum of zero, and body.
 #[must_use]
 pub fn solicitation(target: Ipv6Addr, source: Mac) -> (icmp::Header, Neighbour) {
     let option = LinkLayerAddress::new(option::SOURCE_LINK_LAYER_ADDRESS, source);
@@ -148,13 +145,15 @@ pub fn solicitation(target: Ipv6Addr, source: Mac) -> (icmp::Header, Neighbour) 
     (header, Neighbour { target: target.octets(), option })
 }
 
-/// A router's answer to a solicitation, that `target` is at `mac`: header, checksum still zero, and body.
+/// The neighbour advertisement of a router that answers a solicitation, with flags R, S and O: `target` is at `mac`.
+/// Header, with a checksum of zero, and body.
 #[must_use]
 pub fn solicited_advertisement(target: Ipv6Addr, mac: Mac) -> (icmp::Header, Neighbour) {
     advertisement(target, mac, ROUTER | SOLICITED | OVERRIDE)
 }
 
-/// What a router says unasked, that `target` is at `mac` now: header, checksum still zero, and body.
+/// The unsolicited neighbour advertisement of a router, with flags R and O: `target` is at `mac` now (RFC 4861 §7.2.6).
+/// Header, with a checksum of zero, and body.
 #[must_use]
 pub fn unsolicited_advertisement(target: Ipv6Addr, mac: Mac) -> (icmp::Header, Neighbour) {
     advertisement(target, mac, ROUTER | OVERRIDE)
@@ -166,23 +165,24 @@ fn advertisement(target: Ipv6Addr, mac: Mac, flags: u32) -> (icmp::Header, Neigh
     (header, Neighbour { target: target.octets(), option })
 }
 
-/// What a router tells of the link. All lifetimes are infinite, the router's own the longest there is.
+/// The content of a router advertisement. Lifetimes of prefix and DNS options are infinite; that of the router has the
+/// greatest value of its field.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterAdvertisement<'a, S> {
     /// Hardware address of the router.
     pub mac: Mac,
-    /// An address of the prefix that is on the link, and the prefix length, 0 to 128.
+    /// The on-link prefix: any address in it, and its length in bits, 0 to 128.
     pub prefix: Option<(Ipv6Addr, u8)>,
     /// MTU of the link, in bytes.
     pub mtu: Option<u32>,
-    /// Recursive resolvers; at most 127 are told.
+    /// Recursive resolvers (RFC 8106 §5.1); at most 127 are announced.
     pub resolvers: &'a [Ipv6Addr],
-    /// Domains to search; those that are not valid names, or do not fit 2040 bytes, are left out.
+    /// Search list (RFC 8106 §5.2). Names that are not valid, or do not fit in an option of 2040 bytes, are left out.
     pub search: &'a [S],
 }
 
 impl<S: AsRef<str>> RouterAdvertisement<'_, S> {
-    /// The header, checksum still zero: hop limit 255, "managed" flag, router lifetime 65535 s (behaviour §4.2).
+    /// The header, with a checksum of zero: hop limit 255, flag M, router lifetime 65535 s (behaviour §4.2).
     #[must_use]
     pub fn header() -> icmp::Header {
         let (hop_limit, managed, lifetime) = (HOP_LIMIT, 0x80, u16::MAX);
@@ -190,8 +190,8 @@ impl<S: AsRef<str>> RouterAdvertisement<'_, S> {
         icmp::Header::new(icmp::v6::ROUTER_ADVERTISEMENT, 0, rest)
     }
 
-    /// Writes the body to the start of `buffer`; returns its length in bytes, at most
-    /// [`MAX_ADVERTISEMENT_LEN`]. None if it does not fit.
+    /// Writes the body to the start of `buffer`; returns its length in bytes, at most [`MAX_ADVERTISEMENT_LEN`]. None
+    /// if it does not fit.
     pub fn write(&self, buffer: &mut [u8]) -> Option<usize> {
         let mut body = Body { buffer, len: 0 };
         body.put(&[0; 8])?; // reachable time and retransmission timer: unspecified
@@ -254,7 +254,7 @@ const fn dns_option(kind: u8, units: u8) -> DnsOption {
     DnsOption { kind, units, reserved: U16::ZERO, lifetime: U32::new(INFINITE) }
 }
 
-/// A body that grows.
+/// A body under construction: `len` bytes are written.
 struct Body<'a> {
     buffer: &'a mut [u8],
     len: usize,
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_solicitation_names_its_target() {
+    fn target_of_a_solicitation() {
         let target: Ipv6Addr = "fe80::1".parse().unwrap();
         let (header, body) = solicitation(target, MAC);
         assert_eq!(solicited_target(&message(&header, body.as_bytes())), Some(target));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn an_advertisement_says_router_solicited_override() {
+    fn a_solicited_advertisement_has_flags_router_solicited_override() {
         // behaviour §4.2
         let (header, body) = solicited_advertisement("fe80::9".parse().unwrap(), MAC);
         assert_eq!(header.as_bytes(), [136, 0, 0, 0, 0xe0, 0, 0, 0]);
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn router_advertisement_byte_for_byte() {
-        // behaviour §4.2 in its order, but host bits of the prefix cleared; RFC 8106
+        // behaviour §4.2: the order of options; RFC 8106. Host bits of the prefix are cleared.
         let resolvers = ["2001:db8::53".parse().unwrap()];
         let advertisement = RouterAdvertisement {
             mac: MAC,
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_advertisement_fits_its_bound() {
+    fn the_longest_advertisement_fits_in_max_advertisement_len() {
         let resolvers = [Ipv6Addr::LOCALHOST; 200];
         let long: String = ["abcdefghi"; 25].join(".");
         let search: Vec<&str> = [long.as_str(); 20].to_vec();

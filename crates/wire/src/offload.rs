@@ -1,6 +1,6 @@
-//! What a link says of a frame beyond its bytes: segmentation and checksums left undone.
+//! Offload metadata of a frame: segmentation and checksums that are left to the receiver.
 //!
-//! On links with a virtio-net header (virtio 1.2 §5.1.6) this is that header in typed form.
+//! On links with a virtio-net header (virtio 1.2 §5.1.6) this is that header, parsed.
 
 /// Length of the virtio-net header with `num_buffers`, in bytes.
 pub const VIRTIO_NET_HEADER_LEN: usize = 12;
@@ -13,7 +13,7 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// What a super-frame is to be cut into.
+/// The kind of segments that a super-frame is cut into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
     /// TCP segments over IPv4.
@@ -24,41 +24,41 @@ pub enum SegmentKind {
     Udp,
 }
 
-/// A frame stands for several.
+/// How to cut a super-frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segmentation {
-    /// Into what.
+    /// Kind of the segments.
     pub kind: SegmentKind,
-    /// Payload bytes of each segment but the last; not zero.
+    /// Payload of each segment except the last, in bytes; not zero.
     pub size: u16,
-    /// Only the first segment may carry the ECN "congestion window reduced" bit.
+    /// The TCP header has CWR set, which applies to the first segment only (VIRTIO_NET_HDR_GSO_ECN).
     pub ecn: bool,
 }
 
-/// The transport checksum holds the pseudo-header's sum only.
+/// A partial checksum: its field holds the sum of the pseudo-header, not complemented (VIRTIO_NET_HDR_F_NEEDS_CSUM).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialChecksum {
-    /// Where summing starts: bytes from the start of the Ethernet frame.
+    /// Offset of the first byte to sum, from the start of the Ethernet frame, in bytes.
     pub start: u16,
-    /// Where the checksum goes: bytes from `start`.
+    /// Offset of the checksum field, from `start`, in bytes.
     pub offset: u16,
 }
 
-/// What was left undone in a frame.
+/// What is left to the receiver of a frame. The default is nothing, with checksums to be verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// Segmentation, if the frame is a super-frame.
     pub segmentation: Option<Segmentation>,
-    /// Checksum, if it is only partly computed.
+    /// The transport checksum, if it is partial.
     pub checksum: Option<PartialChecksum>,
-    /// All checksums were verified, or need not be.
+    /// Checksums were verified, or need not be (VIRTIO_NET_HDR_F_DATA_VALID).
     pub verified: bool,
-    /// Length of all headers, in bytes (a hint; zero when there is no segmentation).
+    /// Length of all headers, in bytes; zero without segmentation. A hint: never rely on a guest's value.
     pub header_len: u16,
 }
 
 impl Offload {
-    /// Nothing was left undone, and nothing has to be verified.
+    /// Nothing is left to do, and no checksum has to be verified.
     pub const VERIFIED: Self = Self { segmentation: None, checksum: None, verified: true, header_len: 0 };
 
     /// The virtio-net header (little-endian, `num_buffers` 1).
@@ -86,8 +86,8 @@ impl Offload {
         bytes
     }
 
-    /// Reads a virtio-net header (little-endian); none if it names a segmentation that was never
-    /// offered, or a size of zero.
+    /// Parses a virtio-net header (little-endian). None for a kind of segmentation that was not negotiated, or a
+    /// segment size of zero. Offsets are not checked against a frame: [`crate::segment`] does that.
     #[must_use]
     pub fn from_virtio(bytes: &[u8; VIRTIO_NET_HEADER_LEN]) -> Option<Self> {
         let word = |i: usize| u16::from_le_bytes([bytes[i], bytes[i + 1]]);

@@ -1,37 +1,39 @@
-//! Payload: bytes that are carried, but not looked at.
+//! Payload: bytes that are forwarded, and not parsed.
 
 use core::ops::Range;
 
 use crate::checksum::Sum;
 
-/// Bytes in memory that others may change at any moment, such as a guest's, or in a buffer of ours. They can be counted,
-/// divided and copied.
+/// Bytes that can be counted, divided and copied, but not borrowed as a slice.
+///
+/// They may be in a guest's memory, which changes at any time: a Rust reference to it would be undefined behaviour, and
+/// a value that was checked could be another when it is used. An implementation for memory of our own is `&[u8]`.
 pub trait Payload: Copy {
-    /// How many bytes there are.
+    /// Number of bytes.
     fn len(self) -> usize;
 
-    /// The bytes of `range`, as far as there are any.
+    /// The bytes of `range`, cut to those that exist.
     #[must_use]
     fn slice(self, range: Range<usize>) -> Self;
 
-    /// Copies the first bytes to `buffer`, as many as there are and fit; returns how many.
+    /// Copies the first bytes to `buffer`, as many as exist and fit; returns their number.
     fn copy_to(self, buffer: &mut [u8]) -> usize;
 
-    /// Whether there is none.
+    /// Whether there are no bytes.
     fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// The sum of the bytes, for a checksum.
+    /// The sum of the bytes, for a checksum. Memory that others change is read once.
     #[must_use]
     fn sum(self) -> Sum {
         sum_of_copies(self)
     }
 }
 
-/// The sum of bytes that can't be read in place: parts of them are copied, each once.
+/// The sum of bytes that cannot be read in place: they are copied in parts, each once.
 pub fn sum_of_copies(payload: impl Payload) -> Sum {
-    // Of even length, so that pieces add up.
+    // An even length, so that the sums of parts can be added.
     let mut buffer = [0; 1024];
     let (mut sum, mut at) = (Sum::new(), 0);
     while at < payload.len() {

@@ -1,4 +1,8 @@
 //! Segmentation and checksums in software, for links that lack one or both.
+//!
+//! A super-frame is one frame whose payload is longer than a segment: [`Segmentation`](crate::offload::Segmentation)
+//! says how long each segment is. A kernel with the matching offload cuts it; for other links, [`Segments`] does what
+//! the kernel would do.
 
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -19,23 +23,28 @@ use crate::{
 
 /// Completes the partial checksum of a frame that is not a super-frame.
 ///
-/// Returns false, with the frame unchanged, if the offload's offsets lie outside the frame.
+/// The checksum field already holds the sum of the pseudo-header, not complemented. The sum over the transport header
+/// and payload includes that field, so it is the sum that RFC 9293 §3.1 and RFC 768 ask for, and only its complement
+/// has to be stored.
+///
+/// Returns false, with the frame unchanged, if the offsets of `offload` are outside the IP packet.
 pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> bool {
     let Some(partial) = offload.checksum else { return true };
     let (start, at) = (usize::from(partial.start), usize::from(partial.start) + usize::from(partial.offset));
-    // Padding behind the IP packet must not be summed: the IP length says where it ends.
+    // Padding after the IP packet must not be summed. It need not be zero.
     let end = packet_end(frame).unwrap_or(frame.len());
     if start > end || at + 2 > end {
         return false;
     }
     let sum = Sum::new().bytes(&frame[start..end]);
-    // Only UDP has its checksum there, of the protocols that leave one open (TCP, UDP).
+    // The offset tells the protocol: of TCP and UDP, only UDP has its checksum at this offset. In UDP a zero means "no
+    // checksum", so a computed zero is sent as 0xffff; in TCP it is an ordinary value.
     let checksum = if partial.offset == udp::CHECKSUM_OFFSET { sum.finish_udp() } else { sum.finish() };
     frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     true
 }
 
-/// Where the IP packet in `frame` ends, by its own length.
+/// The offset in `frame` at which the IP packet ends, by its length field. None if there is no IP header.
 fn packet_end(frame: &[u8]) -> Option<usize> {
     let rest = frame.get(ethernet::HEADER_LEN..)?;
     let len = match rest.first()? >> 4 {
@@ -46,20 +55,31 @@ fn packet_end(frame: &[u8]) -> Option<usize> {
     Some((ethernet::HEADER_LEN + len).min(frame.len()))
 }
 
-/// The segments of a super-frame, one after the other, each complete with checksums unless they are left open.
+/// Cuts a super-frame into segments, one at a time.
+///
+/// Each segment is a frame of its own: a copy of the headers, adjusted, and the next `size` bytes of payload. IP
+/// lengths and checksums are computed anew. What else changes from one segment to the next:
+///
+/// - TCP: the sequence number advances by the payload before the segment. FIN and PSH apply to the end of the data, so
+///   only the last segment keeps them. CWR says that the window was reduced once, so only the first one keeps it (RFC
+///   3168 §6.1.2).
+/// - UDP: the length.
 #[derive(Debug)]
 pub struct Segments<'a> {
+    /// Ethernet, IP and transport headers of the super-frame.
     headers: &'a [u8],
     payload: &'a [u8],
     kind: SegmentKind,
+    /// Payload of each segment except the last, in bytes; not zero.
     size: usize,
+    /// Offset in `payload` of the next segment.
     next: usize,
-    /// The checksum is left to who receives a segment.
-    open: bool,
+    /// Checksums stay partial: they hold the sum of the pseudo-header.
+    partial: bool,
 }
 
 impl<'a> Segments<'a> {
-    /// The segments of `frame`; none if `offload` asks for no segmentation or the frame is not what it says.
+    /// The segments of `frame`. None if `offload` asks for no segmentation, or does not match the headers of the frame.
     #[must_use]
     pub fn new(frame: &'a [u8], offload: &Offload) -> Option<Self> {
         let segmentation = offload.segmentation?;
@@ -75,18 +95,25 @@ impl<'a> Segments<'a> {
             };
         let (headers, payload) = frame.split_at_checked(header_len)?;
         let size = usize::from(segmentation.size);
-        (size > 0).then_some(Self { headers, payload, kind: segmentation.kind, size, next: 0, open: false })
+        (size > 0).then_some(Self {
+            headers,
+            payload,
+            kind: segmentation.kind,
+            size,
+            next: 0,
+            partial: false,
+        })
     }
 
-    /// The same segments with their checksums left as open as the super-frame's: [`Offload::checksum`] is true of each.
+    /// The same segments with partial checksums: [`Offload::checksum`] of the super-frame applies to each.
     #[must_use]
     pub const fn unsummed(mut self) -> Self {
-        self.open = true;
+        self.partial = true;
         self
     }
 
-    /// Writes the next segment to `buffer`; its length in bytes, or none after the last, or if the
-    /// buffer is too small for it.
+    /// Writes the next segment to `buffer`; returns its length in bytes. None after the last segment, or if the buffer
+    /// is too small; then the segment is not consumed.
     pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let remaining = self.payload.len().checked_sub(self.next)?;
         if buffer.len() < self.headers.len() + remaining.min(self.size) {
@@ -98,8 +125,9 @@ impl<'a> Segments<'a> {
         Some(header + payload.len())
     }
 
-    /// Writes the headers of the next segment to `buffer`; their length in bytes, and where in the super-frame the
-    /// segment's payload is. None after the last, or if the buffer is too small.
+    /// Writes the headers of the next segment to `buffer`; returns their length in bytes, and the range of the
+    /// segment's payload in the super-frame, so that the caller can gather it without a copy. None after the last
+    /// segment, or if the buffer is too small; then the segment is not consumed.
     pub fn write_next_header(&mut self, buffer: &mut [u8]) -> Option<(usize, Range<usize>)> {
         let payload = self.payload.get(self.next..).filter(|rest| !rest.is_empty())?;
         let payload = &payload[..payload.len().min(self.size)];
@@ -151,10 +179,10 @@ impl<'a> Segments<'a> {
                 usize::from(udp::CHECKSUM_OFFSET)
             }
         };
-        let checksum = if self.open {
+        let checksum = if self.partial {
             pseudo_header.folded()
         } else {
-            // Headers are of even length.
+            // The transport header has an even length, so the payload starts at a 16-bit boundary of the sum.
             let sum = pseudo_header.bytes(bytes).bytes(payload);
             match self.kind {
                 SegmentKind::Tcp4 | SegmentKind::Tcp6 => sum.finish(),
@@ -166,8 +194,10 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Sets the lengths in a segment's IP header, by those of all its `headers` and its payload; returns where the transport
-/// header starts and the pseudo-header's sum. None if something else than `protocol` follows it.
+/// Adjusts the IP header in `headers` to a segment with `payload_len` bytes of payload; returns the offset of the
+/// transport header, and the sum of the pseudo-header.
+///
+/// None if the IP header is not followed by `protocol` directly: packets with IPv6 extension headers are not cut.
 fn fix_network_header(headers: &mut [u8], payload_len: usize, protocol: u8) -> Option<(usize, Sum)> {
     let frame_len = headers.len() + payload_len;
     let rest = headers.get_mut(ethernet::HEADER_LEN..)?;
@@ -210,9 +240,9 @@ mod tests {
         tcp::{Flags, Header, Seq},
     };
 
-    /// A checksum that was left open and is completed by the receiver is the one that we would have computed.
+    /// Completing a partial checksum gives the same frame as computing it while cutting.
     #[test]
-    fn checksums_left_open_can_be_completed() {
+    fn partial_checksums_can_be_completed() {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
             let outgoing = Outgoing {
                 source_mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -236,12 +266,12 @@ mod tests {
                 all
             };
             let summed = segments(Segments::new(&frame, &offload).unwrap());
-            let mut open = segments(Segments::new(&frame, &offload).unwrap().unsummed());
-            assert_eq!((summed.len(), open.len()), (3, 3));
-            for (open, summed) in open.iter_mut().zip(&summed) {
-                assert_ne!(open, summed);
-                assert!(complete_checksum(open, &Offload { segmentation: None, ..offload }));
-                assert_eq!(open, summed);
+            let mut partial = segments(Segments::new(&frame, &offload).unwrap().unsummed());
+            assert_eq!((summed.len(), partial.len()), (3, 3));
+            for (partial, summed) in partial.iter_mut().zip(&summed) {
+                assert_ne!(partial, summed);
+                assert!(complete_checksum(partial, &Offload { segmentation: None, ..offload }));
+                assert_eq!(partial, summed);
             }
         }
     }

@@ -1,18 +1,18 @@
-//! Frames on a byte stream, each behind its length (behaviour §9.2): 32 bits, big-endian, then the Ethernet frame.
+//! Frames on a byte stream (behaviour §9.2): a length of 32 bits in network byte order, then the Ethernet frame.
 
 use core::fmt;
 use core::ops::{Range, RangeInclusive};
 
-/// Length of what stands in front of a frame, in bytes.
+/// Length of the length field before a frame, in bytes.
 pub const PREFIX_LEN: usize = 4;
-/// Longest frame that is taken from a stream, in bytes.
+/// Longest frame that is accepted from a stream, in bytes.
 pub const MAX_FRAME_LEN: usize = 65535;
 
-/// A length above [`MAX_FRAME_LEN`]: the stream has lost its framing.
+/// A length field above [`MAX_FRAME_LEN`], in bytes. The start of the next frame is unknown: close the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadLength(pub u32);
 
-/// Numbers of the sockets that passt tries if no path is given, see [`default_socket`].
+/// Numbers of the sockets that passt tries without a path option, see [`default_socket`].
 pub const DEFAULT_SOCKETS: RangeInclusive<u8> = 1..=99;
 
 /// The path of the socket with this number (behaviour §9.2).
@@ -20,28 +20,31 @@ pub fn default_socket(number: u8) -> impl fmt::Display {
     fmt::from_fn(move |f| write!(f, "/tmp/passt_{number}.socket"))
 }
 
-/// What stands in front of a frame of `len` bytes.
+/// The length field before a frame of `len` bytes.
 #[must_use]
 pub const fn prefix(len: usize) -> [u8; PREFIX_LEN] {
     (len as u32).to_be_bytes()
 }
 
-/// Finds the frames in a stream that was read to a buffer, always the same one, in pieces of any length.
+/// Finds the frames in a stream, which is read into a buffer in pieces of any length.
 ///
-/// The buffer is the caller's: frames are found in place, and moved only if the end of one did not fit.
+/// The caller owns the buffer, and passes the same one to every call. Frames are found in place; bytes are moved only
+/// if the end of a frame does not fit. The calls repeat in this order: [`Unframer::room`], a read into it,
+/// [`Unframer::filled`], then [`Unframer::next_frame`] until it returns none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unframer {
-    /// Where in the buffer the bytes not looked at yet start, and end.
+    /// Offset in the buffer of the first byte that is not parsed.
     start: usize,
+    /// Offset of the end of the bytes that were read.
     end: usize,
 }
 
 impl Unframer {
-    /// Where the next frame is; none if it is not complete. It may be shorter than an Ethernet header, or empty: such a
-    /// frame is malformed, but the next one starts after it.
+    /// The range of the next frame in the buffer; none if it is not complete. A frame may be empty, or shorter than an
+    /// Ethernet header: it is malformed, but the next one can be found.
     ///
     /// # Errors
-    /// [`BadLength`], again and again.
+    /// [`BadLength`], on this call and every later one.
     pub fn next_frame(&mut self, buffer: &[u8]) -> Result<Option<Range<usize>>, BadLength> {
         let Some(rest) = buffer.get(self.start..self.end) else { return Ok(None) };
         let Some((prefix, rest)) = rest.split_first_chunk::<PREFIX_LEN>() else { return Ok(None) };
@@ -58,8 +61,9 @@ impl Unframer {
         Ok(Some(start..start + len))
     }
 
-    /// Room for more of the stream: at least for the rest of a frame, if the buffer has room for one with its length. To
-    /// be called when there is no complete frame; what was found before is overwritten.
+    /// Room for more bytes of the stream. It is enough for the rest of the frame, if the buffer is at least
+    /// [`PREFIX_LEN`] + [`MAX_FRAME_LEN`] long. Call it only when there is no complete frame: it overwrites the frames
+    /// that were found before.
     pub fn room<'a>(&mut self, buffer: &'a mut [u8]) -> &'a mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -70,12 +74,12 @@ impl Unframer {
         &mut buffer[self.end..]
     }
 
-    /// `len` bytes of what [`Unframer::room`] returned last were filled.
+    /// Reports that `len` bytes were read into the result of the last [`Unframer::room`].
     pub const fn filled(&mut self, len: usize) {
         self.end += len;
     }
 
-    /// Whether the stream stops between two frames.
+    /// Whether all bytes were parsed: at the end of the stream, that it did not end inside a frame.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.start == self.end

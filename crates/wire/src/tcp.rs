@@ -12,18 +12,22 @@ use crate::payload::Payload;
 
 /// Length of [`Header`] without options, in bytes.
 pub const HEADER_LEN: usize = 20;
-/// Most bytes of options a header can have.
+/// Longest options of a header, in bytes: the header length field counts up to 60 bytes.
 pub const MAX_OPTIONS_LEN: usize = 40;
 /// Offset of the checksum in the header, in bytes.
 pub const CHECKSUM_OFFSET: u16 = 16;
-/// Most SACK blocks in one segment (RFC 2018 §3, no timestamps beside them).
+/// Most SACK blocks in one segment: four of 8 bytes, after 4 bytes of kind, length and padding, fill 36 of the 40 bytes
+/// (RFC 2018 §3). This stack sends no timestamps, which would leave room for three.
 pub const MAX_SACK_BLOCKS: usize = 4;
 /// Largest window scale (RFC 7323 §2.3).
 pub const MAX_WINDOW_SCALE: u8 = 14;
-/// The MSS of a peer that does not name one (RFC 9293 §3.7.1).
+/// The MSS of a peer that does not announce one, in bytes (RFC 9293 §3.7.1).
 pub const DEFAULT_MSS: u16 = 536;
 
-/// A sequence number; comparison is by signed distance (RFC 9293 §3.4).
+/// A sequence number, in host byte order.
+///
+/// Sequence numbers wrap, so they have no total order (there is no `Ord`). They are compared by their signed distance,
+/// which is meaningful for numbers less than 2^31 apart (RFC 9293 §3.4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Seq(pub u32);
 
@@ -73,7 +77,7 @@ impl Sub<u32> for Seq {
     }
 }
 
-/// The distance from `other` to `self` in bytes; meaningful when `self` is not before `other`.
+/// The distance from `other` to `self` in bytes. Meaningful only if `self` is not before `other`.
 impl Sub for Seq {
     type Output = u32;
     fn sub(self, other: Self) -> u32 {
@@ -82,7 +86,7 @@ impl Sub for Seq {
 }
 
 bitflags! {
-    /// Control bits.
+    /// Control bits (RFC 9293 §3.1, RFC 3168 §6.1).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
     pub struct Flags: u8 {
         /// No more data from the sender.
@@ -129,7 +133,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header for `options_len` bytes of options (a multiple of four), its checksum still zero.
+    /// A header for `options_len` bytes of options (a multiple of four), with a checksum of zero. `ports` are source
+    /// and destination; they and `window` are in host byte order.
     #[must_use]
     pub fn new(ports: (u16, u16), seq: Seq, ack: Seq, flags: Flags, window: u16, options_len: usize) -> Self {
         debug_assert!(options_len.is_multiple_of(4) && options_len <= MAX_OPTIONS_LEN);
@@ -146,33 +151,34 @@ impl Header {
         }
     }
 
-    /// Sets the urgent pointer, in bytes from the sequence number, and the flag that makes it significant. It points to
-    /// the byte after the urgent data (RFC 9293 §3.1).
+    /// Sets the urgent pointer and the URG flag. `pointer` is in bytes from the sequence number, and points to the byte
+    /// after the urgent data (RFC 9293 §3.1).
     pub fn set_urgent(&mut self, pointer: u16) {
         self.urgent = U16::new(pointer);
         self.flags |= Flags::URG.bits();
     }
 
-    /// Length of the header with its options, in bytes.
+    /// Length of the header with its options, in bytes; less than [`HEADER_LEN`] if malformed.
     #[must_use]
     pub fn header_len(&self) -> usize {
         usize::from(self.data_offset >> 4) * 4
     }
 }
 
-/// A view of one segment, or of a segmentation super-frame.
+/// A view of one segment, or of a super-frame that stands for several.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a, P = &'a [u8]> {
     /// The fixed header.
     pub header: &'a Header,
-    /// The options, as bytes.
+    /// The options, as bytes: see [`Options::parse`].
     pub options: &'a [u8],
     /// The payload.
     pub payload: P,
 }
 
 impl<'a, P: Payload> Segment<'a, P> {
-    /// A view of `bytes`, which must be exactly the segment, and begin with `head`: all of the header is in that.
+    /// A view of `bytes`, which are exactly the segment. `head` is its beginning, with the whole header. None if the
+    /// header is truncated, or its length field is less than [`HEADER_LEN`].
     #[must_use]
     pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
         let (header, rest) = Header::ref_from_prefix(head).ok()?;
@@ -198,8 +204,8 @@ impl<'a, P: Payload> Segment<'a, P> {
         Flags::from_bits_retain(self.header.flags)
     }
 
-    /// The sequence number of the urgent byte, if the segment names one: the last one before the urgent pointer (RFC 9293
-    /// §3.1). A pointer of zero is taken for one, as Linux does.
+    /// The sequence number of the urgent byte, if URG is set: the last byte before the urgent pointer (RFC 9293 §3.1).
+    /// A pointer of zero is treated like one, as Linux does.
     #[must_use]
     pub fn urgent(&self) -> Option<Seq> {
         let pointer = u32::from(self.header.urgent.get());
@@ -212,7 +218,7 @@ impl<'a, P: Payload> Segment<'a, P> {
         self.header.window.get()
     }
 
-    /// Sequence space that the segment takes: payload, SYN and FIN.
+    /// Sequence space that the segment occupies: the payload in bytes, plus one each for SYN and FIN (RFC 9293 §3.4).
     #[must_use]
     pub fn sequence_len(&self) -> u32 {
         let flags = self.flags();
@@ -222,7 +228,8 @@ impl<'a, P: Payload> Segment<'a, P> {
     }
 }
 
-/// The blocks of a SACK option: each a range from its first sequence number to the one behind its last.
+/// The blocks of a SACK option (RFC 2018 §3). Each is a pair of left edge, the first sequence number of the block, and
+/// right edge, the sequence number after its last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SackBlocks {
     blocks: [(Seq, Seq); MAX_SACK_BLOCKS],
@@ -230,7 +237,7 @@ pub struct SackBlocks {
 }
 
 impl SackBlocks {
-    /// Adds a block; false when there is no room for it.
+    /// Adds a block. False if there are [`MAX_SACK_BLOCKS`] already.
     pub fn push(&mut self, start: Seq, end: Seq) -> bool {
         let Some(slot) = self.blocks.get_mut(self.len) else { return false };
         *slot = (start, end);
@@ -238,21 +245,21 @@ impl SackBlocks {
         true
     }
 
-    /// The blocks, in the order of the option.
+    /// The blocks, in the order of the option: the first one reports the segment that caused it (RFC 2018 §4).
     #[must_use]
     pub fn as_slice(&self) -> &[(Seq, Seq)] {
         &self.blocks[..self.len]
     }
 }
 
-/// Options of a segment.
+/// Options of a segment (RFC 9293 §3.2, RFC 7323 §2, RFC 2018).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Maximum segment size in bytes (SYN only).
     pub mss: Option<u16>,
-    /// Window scale, clamped to [`MAX_WINDOW_SCALE`] (SYN only).
+    /// Window scale: a shift count, at most [`MAX_WINDOW_SCALE`] (SYN only).
     pub window_scale: Option<u8>,
-    /// Whether SACK may be sent (SYN only).
+    /// SACK-permitted: the peer may send SACK options (SYN only).
     pub sack_permitted: bool,
     /// Ranges received out of order.
     pub sack: SackBlocks,
@@ -266,8 +273,11 @@ const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
 
 impl Options {
-    /// Reads options; what is unknown or malformed is passed over, and a length that makes no sense
-    /// ends the reading.
+    /// Parses options. It cannot fail: the segment is valid without them.
+    ///
+    /// An option of unknown kind, or with a length that does not fit its kind, is skipped by its length (RFC 9293
+    /// §3.1). A length below two, or past the end, ends parsing, since nothing says where the next option starts. Edges
+    /// of SACK blocks are not checked here: whether a block is in the window depends on the connection.
     #[must_use]
     pub fn parse(mut bytes: &[u8]) -> Self {
         let mut options = Self::default();
@@ -281,12 +291,17 @@ impl Options {
                 _ => {}
             }
             let Some(len) = rest.first().map(|&len| usize::from(len)) else { break };
+            // The length counts kind and length themselves, so `2..len` fails for 0 and 1: a length of zero would
+            // otherwise loop on this option for ever.
             let (Some(value), Some(next)) = (bytes.get(2..len), bytes.get(len..)) else { break };
             match (*kind, value) {
                 (MSS, &[high, low]) => options.mss = Some(u16::from_be_bytes([high, low])),
+                // RFC 7323 §2.3: use 14 in place of a larger shift.
                 (WINDOW_SCALE, &[shift]) => options.window_scale = Some(shift.min(MAX_WINDOW_SCALE)),
                 (SACK_PERMITTED, []) => options.sack_permitted = true,
                 (SACK, blocks) => {
+                    // At most four blocks fit in 40 bytes of options, so `push` drops none of a well-formed one. An
+                    // incomplete last block is ignored.
                     for block in blocks.chunks_exact(8) {
                         let edge = |i: usize| {
                             Seq(u32::from_be_bytes([block[i], block[i + 1], block[i + 2], block[i + 3]]))
@@ -301,8 +316,10 @@ impl Options {
         options
     }
 
-    /// Writes the options, padded to a multiple of four bytes; returns how many bytes were written.
-    /// All of a SYN's options fit; so do four SACK blocks without them.
+    /// Writes the options, padded with NOP to a multiple of four bytes; returns their length in bytes.
+    ///
+    /// The options of a SYN fit (12 bytes), and so do four SACK blocks without them (36 bytes). An option that does not
+    /// fit is left out. The NOPs come first, so that 32-bit values are aligned (RFC 7323, appendix A).
     pub fn emit(&self, buffer: &mut [u8; MAX_OPTIONS_LEN]) -> usize {
         let mut len = 0;
         let mut put = |bytes: &[u8]| {
@@ -356,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_options_end_the_reading() {
+    fn malformed_lengths_end_parsing() {
         for bytes in
             [&[MSS][..], &[MSS, 0], &[MSS, 1, 3], &[MSS, 4, 1], &[SACK, 255, 1], &[NOP, NOP, 99, 200]]
         {

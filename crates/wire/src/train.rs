@@ -1,6 +1,11 @@
-//! Trains: neighbouring segments of one TCP connection joined to one, as network cards do for a kernel.
+//! Trains: adjacent segments of one TCP connection, joined into one, like generic receive offload (GRO) in a kernel.
 //!
-//! For links whose frames are as short as the guest's MTU: what is joined is sent on at once.
+//! This is for links without offloads, where no frame is longer than the guest's MTU: one `send` call then carries the
+//! payload of the whole train.
+//!
+//! A segment is joined only if nothing but its payload is lost sight of: it is the next one in sequence, its headers
+//! are the same except for the fields that a train updates, and its checksums were verified. Anything else ends the
+//! train and is processed alone. So the engine sees the same bytes in the same order, in fewer pieces.
 
 use core::ops::Range;
 
@@ -13,17 +18,18 @@ use crate::{
     tcp::{self, Flags, Seq},
 };
 
-/// Longest packet that a train becomes, in bytes: what a 16-bit length can say.
+/// Longest IP packet of a train, in bytes: the limit of a 16-bit length field.
 const MAX_PACKET_LEN: usize = 65535;
 
-/// A segment that others may be joined to.
+/// A segment that following ones can be joined to.
 #[derive(Clone, Copy, Debug)]
 pub struct Train {
     network: Network,
-    /// Length of its headers.
+    /// Length of the Ethernet, IP and TCP headers, in bytes.
     header_len: usize,
-    /// The sequence number of what would be next.
+    /// The sequence number that a segment must have to be joined.
     next: Seq,
+    /// At least one segment was joined, so length fields are out of date.
     joined: bool,
 }
 
@@ -33,27 +39,30 @@ enum Network {
     V6,
 }
 
-/// Where the parts of a segment are, that can be part of a train.
+/// A segment that can be part of a train.
 struct Parts {
     network: Network,
+    /// Offset of the TCP header in the frame.
     transport: usize,
+    /// Length of the Ethernet, IP and TCP headers, in bytes.
     header_len: usize,
     seq: Seq,
 }
 
 impl Train {
-    /// A train of which `frame` is the first segment; none if nothing is joined to a frame like this, or its checksums are
+    /// A train with `frame` as its first segment. None if the frame is not a plain data segment, or a checksum is
     /// wrong.
     #[must_use]
     pub fn begin(frame: &[u8]) -> Option<Self> {
-        let parts = parse(frame).filter(|parts| parts.are_right(frame))?;
+        let parts = parse(frame).filter(|parts| parts.has_right_checksums(frame))?;
         let Parts { network, header_len, seq, .. } = parts;
         let next = seq + (frame.len() - header_len) as u32;
         Some(Self { network, header_len, next, joined: false })
     }
 
-    /// Joins the segment that is at `next` in `buffer` to the train, which is at `train` and grows: the payload is moved.
-    /// False, with nothing changed, if it does not follow, its checksums are wrong, or there is no room.
+    /// Joins the segment at `next` in `buffer` to the train at `train`, which grows: the payload is moved to its end.
+    /// False, with nothing changed, if the segment does not follow, a checksum is wrong, or the train would be too
+    /// long.
     pub fn join(&mut self, buffer: &mut [u8], train: &mut Range<usize>, next: Range<usize>) -> bool {
         let Some((front, frame)) = buffer.split_at_mut_checked(next.start) else { return false };
         let (Some(first), Some(frame)) = (front.get_mut(train.clone()), frame.get(..next.len())) else {
@@ -63,11 +72,13 @@ impl Train {
             return false;
         };
         let payload = next.start + parts.header_len..next.end;
-        if train.len() + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN || !parts.are_right(frame) {
+        if train.len() + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN
+            || !parts.has_right_checksums(frame)
+        {
             return false;
         }
         let Some((headers, later)) = tcp_headers(first, frame, parts.transport) else { return false };
-        // The newest acknowledgment and window.
+        // The last segment has the newest acknowledgment and window. A PSH of any segment applies to the train.
         headers.acknowledgment = later.acknowledgment;
         headers.window = later.window;
         headers.flags |= later.flags;
@@ -79,10 +90,11 @@ impl Train {
         true
     }
 
-    /// Whether all but what may differ is the same in the headers of `first` and `frame`.
+    /// Whether `frame` is the next segment after the train: in sequence, and with equal headers, except for lengths,
+    /// checksums, the IPv4 ID, TTL or hop limit, and the acknowledgment, flags and window of TCP.
     fn precedes(&self, parts: &Parts, first: &[u8], frame: &[u8]) -> bool {
-        /// Ranges of bytes that have to be the same, from the start of the frame: Ethernet header; version, class and
-        /// label, protocol, addresses, ports.
+        /// Ranges of bytes that must be equal, from the start of the frame: Ethernet header and IP version; traffic
+        /// class and flow label; protocol; addresses and ports.
         const V4: [Range<usize>; 3] = [0..16, 23..24, 26..38];
         const V6: [Range<usize>; 3] = [0..18, 20..21, 22..58];
         let same = |range: Range<usize>| first.get(range.clone()) == frame.get(range);
@@ -97,13 +109,14 @@ impl Train {
             && same(parts.transport + tcp::HEADER_LEN..self.header_len)
     }
 
-    /// Has the headers say how long the train in `frame` became. Its TCP checksum is left as it is.
+    /// Writes the length of the train in `frame` to its IP header. The TCP checksum stays that of the first segment:
+    /// all segments were verified, so mark the frame as verified instead of verifying it.
     pub fn finish(&self, frame: &mut [u8]) {
         if !self.joined {
             return;
         }
-        let len = frame.len() - ethernet::HEADER_LEN;
         let Some(packet) = frame.get_mut(ethernet::HEADER_LEN..) else { return };
+        let len = packet.len();
         match self.network {
             Network::V4 => {
                 if let Ok((header, _)) = ipv4::Header::mut_from_prefix(packet) {
@@ -122,8 +135,9 @@ impl Train {
 
 impl Parts {
     /// Whether the checksums of the IPv4 header and of TCP are right.
-    fn are_right(&self, frame: &[u8]) -> bool {
-        // Without options, the addresses are right before the TCP header: one sum takes both.
+    fn has_right_checksums(&self, frame: &[u8]) -> bool {
+        // IP options are excluded, so the addresses are directly before the TCP header. They are the greater part of
+        // the pseudo-header: one pass over the bytes sums both.
         let addresses = match self.network {
             Network::V4 => self.transport - 2 * size_of::<[u8; 4]>(),
             Network::V6 => self.transport - 2 * size_of::<[u8; 16]>(),
@@ -140,8 +154,9 @@ impl Parts {
     }
 }
 
-/// Takes a plain data segment apart: no options or extension headers of IP, no padding, nothing but data and an
-/// acknowledgment in it.
+/// Parses a plain data segment: no IP options or extension headers, no fragment, no padding, at least one byte of
+/// payload, and no flags except ACK and PSH. Everything else changes the connection's state at a point in the stream,
+/// which joining would move.
 fn parse(frame: &[u8]) -> Option<Parts> {
     let (ethernet, packet) = Ethernet::ref_from_prefix(frame).ok()?;
     let (network, next_header, transport, len) = match ethernet.ethertype.get() {
@@ -172,7 +187,7 @@ fn parse(frame: &[u8]) -> Option<Parts> {
     })
 }
 
-/// The headers of the train, and those of the segment that joins it.
+/// The TCP headers of the train, and of the segment that is joined.
 fn tcp_headers<'a>(
     first: &'a mut [u8],
     later: &'a [u8],
@@ -247,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_become_one() {
+    fn adjacent_segments_are_joined() {
         for v6 in [false, true] {
             let frames = [Flags::ACK, Flags::ACK, Flags::ACK | Flags::PSH];
             let frames: Vec<_> =
@@ -266,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn others_stay_apart() {
+    fn other_segments_are_not_joined() {
         let first = || segment(false, 0, Flags::ACK);
         let mut padded = segment(false, 1, Flags::ACK);
         padded.push(0);
@@ -291,9 +306,10 @@ mod tests {
         assert!(Train::begin(&first()[..40]).is_none());
     }
 
-    /// Whatever is wrong in a frame, it begins no train and joins none, unless its checksums are still right.
+    /// A frame with any bit changed begins no train and joins none, unless its checksums are still right.
     #[test]
-    fn wrong_checksums_stay_apart() {
+    #[cfg_attr(miri, ignore = "too slow")]
+    fn segments_with_wrong_checksums_are_not_joined() {
         for v6 in [false, true] {
             let good = [segment(v6, 0, Flags::ACK), segment(v6, 1, Flags::ACK)];
             for at in 0..good[0].len() {
@@ -306,7 +322,8 @@ mod tests {
                     }) && verify::network(&frames[which]);
                     let joined = Train::begin(&frames[0]).is_some() && join(&frames).1 == 2;
                     assert!(is_right || !joined, "IPv6: {v6}, byte {at} of frame {which}");
-                    // The addresses of Ethernet, the flow label and the hop limit are in no sum; another protocol has none.
+                    // No sum covers the Ethernet addresses, the flow label and the hop limit. With another protocol
+                    // number there is no sum to verify.
                     assert_eq!(
                         is_right,
                         at < 12 || v6 && (15..18).contains(&at) || v6 && (20..22).contains(&at),
@@ -318,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_of_16_bits_is_the_limit() {
+    fn a_train_is_not_longer_than_a_packet() {
         let frames: Vec<_> = (0..80).map(|number| segment(false, number, Flags::ACK)).collect();
         let (train, count) = join(&frames);
         assert_eq!(count, (MAX_PACKET_LEN - 40) / PAYLOAD);

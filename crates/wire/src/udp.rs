@@ -8,9 +8,9 @@ pub const HEADER_LEN: usize = 8;
 /// Offset of the checksum in the header, in bytes.
 pub const CHECKSUM_OFFSET: u16 = 6;
 
-/// Ports to which IPv6 datagrams may go without a checksum: of protocols that carry packets with checksums of their own
-/// (RFC 8200 §8.1, RFC 6936). LISP, GRE, VXLAN and its generic extension, CAPWAP, GENEVE, MPLS, and what Linux calls
-/// VXLAN by default.
+/// Destination ports to which IPv6 datagrams may go without a checksum: tunnel protocols, whose inner packets have
+/// checksums (RFC 8200 §8.1, RFC 6936). LISP, GRE, VXLAN, VXLAN-GPE, CAPWAP, GENEVE, MPLS, and the port that Linux uses
+/// for VXLAN by default.
 const ZERO_CHECKSUM_PORTS: [u16; 8] = [4341, 4754, 4789, 4790, 5247, 6081, 6635, 8472];
 
 /// The header.
@@ -23,30 +23,31 @@ pub struct Header {
     pub destination_port: U16,
     /// Length of header and payload in bytes.
     pub len: U16,
-    /// Checksum, or zero for none (IPv4 only).
+    /// Checksum; zero means that there is none.
     pub checksum: U16,
 }
 
 impl Header {
-    /// Whether the datagram says that it has no checksum, and may do so.
+    /// Whether the datagram has no checksum, and need not have one: over IPv4 always, over IPv6 for some ports. A
+    /// datagram that needs one and has none is invalid.
     #[must_use]
     pub fn omits_checksum(&self, v4: bool) -> bool {
         self.checksum.get() == 0 && (v4 || ZERO_CHECKSUM_PORTS.contains(&self.destination_port.get()))
     }
 }
 
-/// A view of one datagram, or of a train of equally sized ones when the frame is a segmentation
-/// super-frame.
+/// A view of one datagram, or of a super-frame that stands for several of equal length.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a, P = &'a [u8]> {
     /// The header.
     pub header: &'a Header,
-    /// What follows it.
+    /// The payload.
     pub payload: P,
 }
 
 impl<'a, P: Payload> Datagram<'a, P> {
-    /// A view of `bytes`, which may be longer than the datagram (Ethernet padding), and begin with `head`.
+    /// A view of the datagram at the start of `bytes`, which may be longer. `head` is the beginning of `bytes`, with
+    /// the whole header. None if the header is truncated, or its length field does not fit `bytes`.
     #[must_use]
     pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
         let (header, _) = Header::ref_from_prefix(head).ok()?;

@@ -1,7 +1,8 @@
-//! Verification of checksums in frames whose sender, or link, does not vouch for them.
+//! Verification of checksums.
 //!
-//! A frame of which no checksum was left open has [`network`] and [`transport`] verified before its content has any
-//! effect. IP fragments have [`network`] verified each, and [`transport`] once the packet is whole.
+//! A link may say that checksums were verified, or need not be ([`crate::offload::Offload`]). For every other frame,
+//! verify [`network`] and [`transport`] before its content has any effect. For a fragment, verify [`network`] when it
+//! arrives, and [`transport`] after reassembly.
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -15,8 +16,8 @@ use crate::{
     protocol, tcp, udp,
 };
 
-/// Whether the checksum of the IPv4 header in a frame is right (RFC 791 §3.1): `head` is as in
-/// [`crate::frame::parse_head`]. Anything else than IPv4 has none, and is right.
+/// Whether the checksum of the IPv4 header in a frame is right (RFC 791 §3.1). `head` is as in
+/// [`crate::frame::parse_head`]. True for frames without an IPv4 header, false for a truncated header.
 #[must_use]
 pub fn network(head: &[u8]) -> bool {
     let Ok((ethernet, packet)) = ethernet::Header::ref_from_prefix(head) else { return false };
@@ -27,8 +28,8 @@ pub fn network(head: &[u8]) -> bool {
     packet.get(..header.header_len()).is_some_and(|header| Sum::new().bytes(header).finish() == 0)
 }
 
-/// Whether the checksum of the packet's TCP segment, UDP datagram or ICMP message is right. A datagram that may have none
-/// (see [`udp::Header::omits_checksum`]) and has none is right, and so are other protocols and fragments.
+/// Whether the checksum of the packet's TCP segment, UDP datagram or ICMP message is right. True for a datagram that
+/// has none and may have none ([`udp::Header::omits_checksum`]), for other protocols, and for fragments.
 #[must_use]
 pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
     let v4 = packet.source.is_ipv4();
@@ -41,7 +42,7 @@ pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
             header.bytes(segment.options).plus(segment.payload.sum())
         }
         Transport::Udp(datagram) if datagram.header.omits_checksum(v4) => return true,
-        // Zero is no checksum, so that it is not right even if it were the sum's complement.
+        // Zero means "no checksum" and is not allowed here, even if it happens to be the complement of the sum.
         Transport::Udp(datagram) if datagram.header.checksum.get() == 0 => return false,
         Transport::Udp(datagram) => {
             let header = pseudo_header(protocol::UDP, udp::HEADER_LEN + datagram.payload.len());
@@ -57,8 +58,9 @@ pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
     sum.finish() == 0
 }
 
-/// Where the transport checksum of a frame's packet is, if its sender leaves it open: not that of a packet in a tunnel.
-/// None if the frame carries no TCP, UDP or ICMP.
+/// Where the transport checksum of the frame's own packet is, in the form in which an offload names it. A guest's
+/// kernel may also leave a checksum inside a tunnel partial; its place differs from this one. None if the frame
+/// carries no TCP, UDP or ICMP.
 #[must_use]
 pub fn place(head: &[u8]) -> Option<PartialChecksum> {
     let (ethernet, packet) = ethernet::Header::ref_from_prefix(head).ok()?;
