@@ -19,8 +19,9 @@ use crate::{
 
 const NAMESPACE: &str = "PASST_TEST_NAMESPACE";
 
-/// Runs `body` in a new user and network namespace: this program is started again in one, for one test only.
-fn in_namespace(test: &str, body: impl FnOnce()) {
+/// Runs `body`, a closure of the calling test, in a new user and network namespace: this program is started again in
+/// one, for that test only.
+fn in_namespace<F: FnOnce()>(body: F) {
     if std::env::var_os(NAMESPACE).is_some() {
         body();
         return;
@@ -28,11 +29,13 @@ fn in_namespace(test: &str, body: impl FnOnce()) {
     if !has_ip() {
         return skipped("ip (iproute2) is not installed");
     }
-    let name = format!("pasta::configure::tests::{test}");
+    let closure = std::any::type_name::<F>();
+    let name = closure.strip_prefix("passt::").and_then(|name| name.strip_suffix("::{{closure}}"));
+    let name = name.unwrap_or_else(|| panic!("{closure} is not a closure of a test"));
     let output = Command::new("unshare")
         .args(["--user", "--map-root-user", "--net", "--"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", &name, "--nocapture"])
+        .args(["--exact", name, "--nocapture"])
         .env(NAMESPACE, "1")
         .output()
         .expect("unshare(1) of util-linux is needed");
@@ -112,7 +115,7 @@ fn texts(configured: &Configured) -> Vec<&str> {
 /// behaviour §3.6, R-29, R-30: addresses and routes as on the host, no route twice, IPv6 usable at once.
 #[test]
 fn copies_both_families_r29_r30() {
-    in_namespace("copies_both_families", || {
+    in_namespace(|| {
         host();
         ip("addr add 198.51.100.9/24 dev eth0 label eth0:x valid_lft 90 preferred_lft 80
             addr add 203.0.113.7/32 dev eth0
@@ -171,7 +174,7 @@ fn copies_both_families_r29_r30() {
 /// Several IPv6 addresses keep the order in which the kernel lists and prefers them.
 #[test]
 fn ipv6_addresses_keep_their_order() {
-    in_namespace("ipv6_addresses_keep_their_order", || {
+    in_namespace(|| {
         host();
         ip("addr add 2001:db8:1::3/64 dev eth0\naddr add 2001:db8:7::3/64 dev eth0 nodad");
         let global = || -> Vec<IpAddr> {
@@ -191,7 +194,7 @@ fn ipv6_addresses_keep_their_order() {
 /// behaviour §3.6: the reference gives up beyond one batch of 64 KiB.
 #[test]
 fn copies_thousands_of_routes() {
-    in_namespace("copies_thousands_of_routes", || {
+    in_namespace(|| {
         host();
         let mut commands = String::new();
         for n in 0..2500 {
@@ -214,7 +217,7 @@ fn copies_thousands_of_routes() {
 /// R-25: routes with nexthop objects, also where the kernel doesn't spell them out. R-20, R-24, R-26: multipath.
 #[test]
 fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
-    in_namespace("copies_multipath_and_nexthop_objects", || {
+    in_namespace(|| {
         host();
         ip("link add eth1 type veth peer name wire1
             link set eth1 up
@@ -270,7 +273,7 @@ fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
 /// R-24: next hops that are down on the host are copied without that.
 #[test]
 fn state_of_next_hops_is_not_copied_r24() {
-    in_namespace("state_of_next_hops_is_not_copied", || {
+    in_namespace(|| {
         host();
         ip("route add 10.3.0.0/16 nexthop via 198.51.100.5 nexthop via 198.51.100.6
             route add 2001:db8:3::/48 nexthop via 2001:db8:1::5 nexthop via 2001:db8:1::6
@@ -292,7 +295,7 @@ fn state_of_next_hops_is_not_copied_r24() {
 /// R-27: a route whose gateway only another route leads to, and one whose gateway nothing leads to.
 #[test]
 fn dependent_routes_settle_r27() {
-    in_namespace("dependent_routes_settle", || {
+    in_namespace(|| {
         host();
         // In the kernel's order 10.0.0.0/8 comes first, the way to its gateway later; that of 10.66.0.0/16 is another
         // interface's.
@@ -318,7 +321,7 @@ fn dependent_routes_settle_r27() {
 /// R-31: what is given for one family doesn't keep the other from being copied.
 #[test]
 fn families_are_independent_r31() {
-    in_namespace("families_are_independent", || {
+    in_namespace(|| {
         host();
         ip("route add 10.0.0.0/8 via 198.51.100.5\naddr add 2001:db8:1::3/64 dev eth0");
         let configured = replace(&config(|config| {
@@ -348,7 +351,7 @@ fn families_are_independent_r31() {
 /// R-32: a namespace without IPv6 (here by sysctl) is IPv4 only, with a warning.
 #[test]
 fn namespace_without_ipv6_r32() {
-    in_namespace("namespace_without_ipv6", || {
+    in_namespace(|| {
         host();
         sysctl("ipv6/conf/default/disable_ipv6", "1");
         let configured = replace(&config(|_| ())).unwrap();
@@ -364,7 +367,7 @@ fn namespace_without_ipv6_r32() {
 /// behaviour §3.5: without a template in either family.
 #[test]
 fn local_mode() {
-    in_namespace("local_mode", || {
+    in_namespace(|| {
         let configured = replace(&config(|_| ())).unwrap();
         assert_eq!(texts(&configured), [""; 0]);
         let lines = show("-o addr show dev tap0");
@@ -378,7 +381,7 @@ fn local_mode() {
 /// behaviour §3.6: a gateway that was asked for has to be reachable; the error names it.
 #[test]
 fn gateway_that_is_not_on_the_link() {
-    in_namespace("gateway_that_is_not_on_the_link", || {
+    in_namespace(|| {
         host();
         let error =
             replace(&config(|config| config.v4.gateway = Some("192.0.2.1".parse().unwrap()))).unwrap_err();
@@ -392,7 +395,7 @@ fn gateway_that_is_not_on_the_link() {
 /// R-21, R-33, R-34: a point-to-point interface without MAC address, and a default route without gateway.
 #[test]
 fn point_to_point_template_r21_r33_r34() {
-    in_namespace("point_to_point_template", || {
+    in_namespace(|| {
         ip("tuntap add dev ppp0 mode tun
             addr add 10.0.0.1 peer 10.0.0.2 dev ppp0
             link set ppp0 up
@@ -414,7 +417,7 @@ fn point_to_point_template_r21_r33_r34() {
 /// behaviour §3.6: without `--config-net` lo is up, and the interface is left to the guest.
 #[test]
 fn without_config_net() {
-    in_namespace("without_config_net", || {
+    in_namespace(|| {
         host();
         let configured = replace(&config(|config| config.pasta.config_net = false)).unwrap();
         assert_eq!(configured.mac, Mac([2, 0, 0, 0, 0, 9]));
@@ -429,7 +432,7 @@ fn without_config_net() {
 /// behaviour §2.2: a MAC address that the kernel refuses is an error that names it; so is an interface that isn't there.
 #[test]
 fn errors_name_the_object() {
-    in_namespace("errors_name_the_object", || {
+    in_namespace(|| {
         let error =
             replace(&config(|config| config.pasta.ns_mac = Some(Mac([1, 0, 0, 0, 0, 9])))).unwrap_err();
         assert!(
@@ -445,7 +448,7 @@ fn errors_name_the_object() {
 /// Metrics of routes come as they are.
 #[test]
 fn route_metrics_are_gathered() {
-    in_namespace("route_metrics_are_gathered", || {
+    in_namespace(|| {
         host();
         ip("route add 10.0.0.0/8 via 198.51.100.5 mtu lock 1400 advmss 1300");
         let facts = Facts::gather().unwrap();
