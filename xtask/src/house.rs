@@ -1,9 +1,10 @@
 //! The rules of the house (ARCHITECTURE.md), checked: `cargo xtask house` draws it, the tests hold it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use crate::imports::{self, Graph};
 use crate::source::{self, Source};
 
 /// Crates of the product, from the bottom, and the ones of ours that each may know.
@@ -29,8 +30,9 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// The crates and their modules, each with those that it names, from a crate's bottom to its top.
-pub(crate) fn draw() -> anyhow::Result<String> {
+/// The crates and their rooms, each with those that it names, from a crate's bottom to its top. With `with_files`, the
+/// files, too.
+pub(crate) fn draw(with_files: bool) -> anyhow::Result<String> {
     let root = root();
     let sources = source::read(&root, &["crates"])?;
     let mut text = String::new();
@@ -39,13 +41,25 @@ pub(crate) fn draw() -> anyhow::Result<String> {
             dependencies(&std::fs::read_to_string(root.join("crates").join(name).join("Cargo.toml"))?);
         let known: Vec<&str> =
             CRATES.iter().map(|(other, _)| *other).filter(|c| known.contains(*c)).collect();
+        let files = imports::files(&sources, &Path::new("crates").join(name).join("src"));
+        let rooms = imports::rooms(&files);
+        let arrows = |graph: &Graph| graph.values().map(BTreeSet::len).sum::<usize>();
         writeln!(text, "{name}{}", arrow(known))?;
-        let graph = source::imports(&sources, &Path::new("crates").join(name).join("src"));
-        for (module, named) in from_the_bottom(&graph) {
+        writeln!(
+            text,
+            "  {} rooms, {} arrows; {} files, {} arrows",
+            rooms.len(),
+            arrows(&rooms),
+            files.len(),
+            arrows(&files)
+        )?;
+        for (module, named) in from_the_bottom(if with_files { &files } else { &rooms }) {
             writeln!(text, "    {module}{}", arrow(named.iter().map(String::as_str)))?;
         }
-        if let Some(circle) = source::circle(&graph) {
-            writeln!(text, "    circle: {}", circle.join(" -> "))?;
+        for graph in [&rooms, &imports::without_parents(&files)] {
+            if let Some(circle) = imports::circle(graph) {
+                writeln!(text, "    circle: {}", circle.join(" -> "))?;
+            }
         }
     }
     Ok(text)
@@ -60,8 +74,6 @@ fn arrow<'a>(named: impl IntoIterator<Item = &'a str>) -> String {
     let named: Vec<&str> = named.into_iter().collect();
     if named.is_empty() { String::new() } else { format!(" -> {}", named.join(", ")) }
 }
-
-type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// Each module after those it names, as far as that can be.
 fn from_the_bottom(graph: &Graph) -> Vec<(&String, &BTreeSet<String>)> {
@@ -193,12 +205,19 @@ mod tests {
     }
 
     #[test]
-    fn modules_name_each_other_without_a_circle() {
+    fn rooms_and_files_name_each_other_without_a_circle() {
+        /// Arrows of circles that are still there, to be removed.
+        const STILL_THERE: [(&str, &str, &str); 2] =
+            [("engine", "tcp::dial", "tcp::conn"), ("engine", "udp::bypass", "udp::inbound")];
         let sources = source::read(&root(), &["crates"]).unwrap();
         for (name, _) in CRATES {
-            let graph = source::imports(&sources, &Path::new("crates").join(name).join("src"));
-            assert!(graph.len() > 1, "{name}: {graph:?}");
-            assert_eq!(source::circle(&graph), None, "{name}");
+            let mut files = imports::files(&sources, &Path::new("crates").join(name).join("src"));
+            assert!(files.len() > 1, "{name}: {files:?}");
+            assert_eq!(imports::circle(&imports::rooms(&files)), None, "{name}");
+            for (_, from, to) in STILL_THERE.iter().filter(|(there, ..)| *there == name) {
+                files.get_mut(*from).map(|named| named.remove(*to));
+            }
+            assert_eq!(imports::circle(&imports::without_parents(&files)), None, "{name}");
         }
     }
 }

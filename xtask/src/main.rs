@@ -7,6 +7,7 @@ mod citations;
 mod completions;
 mod guests;
 mod house;
+mod imports;
 mod load;
 mod man;
 mod reach;
@@ -36,8 +37,8 @@ Tasks:
                      Connect real DHCP clients and firmware, those that are
                      installed, and print a table. For root; DIR has pasta and
                      passt (default: target/debug)
-  house              Draw the crates and modules with whom each names, and
-                     check the rules for single files
+  house [files]      List the crates and their top-level modules, or all files,
+                     each with those that it names; check single files
   reach PID          Say what a hole in a running process would reach: system
                      calls of each thread, by its loaded filters; capabilities,
                      namespaces, descriptors. For root
@@ -55,7 +56,8 @@ fn main() -> anyhow::Result<()> {
         ["completions"] => write("target/completions", "pasta", &completions::bash()),
         ["completions", folder] => write(folder, "pasta", &completions::bash()),
         ["ci"] => ci::run(),
-        ["house"] => house(),
+        ["house"] => house(false),
+        ["house", "files"] => house(true),
         ["reach", pid] => print(&reach::report(pid)?),
         ["bench", "--inside", ..] => bench::run(&bench_options(&arguments[2..])?),
         ["bench", ..] => {
@@ -106,8 +108,8 @@ fn guest_options(arguments: &[String]) -> anyhow::Result<guests::Options> {
     Ok(options)
 }
 
-fn house() -> anyhow::Result<()> {
-    print(&house::draw()?)?;
+fn house(with_files: bool) -> anyhow::Result<()> {
+    print(&house::draw(with_files)?)?;
     let faults = house::faults()?;
     if faults.is_empty() { Ok(()) } else { bail!("{}", faults.join("\n")) }
 }

@@ -6,9 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{print, tell};
 use control::message::{self, Announced, Decoded, Update};
 use control::reply::{self, Reply};
+
+use crate::output::report;
+use crate::tables;
 
 /// How long to wait for a server that says nothing. It may have other clients before us, each with a time of its own.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,7 +22,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects, and receives what is announced. `debug` tells of it.
+    /// Connects, and receives what is announced. `debug` reports it on standard error.
     ///
     /// # Errors
     /// A message for people.
@@ -33,11 +35,11 @@ impl Client {
             })
             .map_err(|error| format!("Failed to connect to {}: {}", path.display(), plain(&error)))?;
         if debug {
-            tell("Connected to passt/pasta control socket");
+            report("Connected to passt/pasta control socket");
         }
         let tables = receive(&stream)?;
         if debug {
-            tables.iter().for_each(|table| tell(&outline(table)));
+            tables.iter().for_each(|table| report(&outline(table)));
         }
         Ok((Self { path: path.to_owned(), stream }, tables))
     }
@@ -93,7 +95,7 @@ fn receive(mut stream: &UnixStream) -> Result<Vec<Announced>, String> {
 
 /// A table in a line.
 fn outline(table: &Announced) -> String {
-    let names: Vec<&str> = print::capabilities(table.capabilities).collect();
+    let names: Vec<&str> = tables::capabilities(table.capabilities).collect();
     format!(
         "PIF {}: {}, {} rules, capabilities {:#x}: {}",
         table.pif.0,

@@ -6,9 +6,9 @@
 mod client;
 mod edit;
 mod options;
-mod print;
+mod output;
+mod tables;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use engine::forward::PortRange;
@@ -16,6 +16,7 @@ use engine::forward::PortRange;
 use self::client::Client;
 use self::edit::Editor;
 use self::options::{Invocation, Request};
+use self::output::{print, report};
 use control::message::Announced;
 
 /// Runs `pesto` as the command line says. An update that does not hold gives exit status 1 (Q16).
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(&error);
+            report(&error);
             ExitCode::FAILURE
         }
     }
@@ -47,36 +48,28 @@ fn run(request: &Request) -> Result<(), String> {
     for change in &request.changes {
         editor.apply(change)?;
     }
-    editor.warnings().iter().for_each(|warning| tell(warning));
+    editor.warnings().iter().for_each(|warning| report(warning));
     let updated = editor.finish();
     if let Some(remark) = client.update(&updated)? {
-        tell(&remark);
+        report(&remark);
     }
     match (request.json, text) {
-        (true, _) => print(&print::changed_json(&request.path, &tables, &updated)),
+        (true, _) => print(&tables::changed_json(&request.path, &tables, &updated)),
         (_, true) => print(&show(request, "Updated configuration", &updated)),
         _ => Ok(()),
     }
 }
 
 fn show(request: &Request, title: &str, tables: &[Announced]) -> String {
-    if request.json { print::json(&request.path, tables) } else { print::text(title, &request.path, tables) }
+    if request.json {
+        tables::json(&request.path, tables)
+    } else {
+        tables::text(title, &request.path, tables)
+    }
 }
 
 /// The ports that `all` and `auto` leave out (behaviour §8.7).
 fn ephemeral() -> PortRange {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     PortRange::from_sysctl(&text).unwrap_or(PortRange::RFC6335_DYNAMIC)
-}
-
-/// Writes to standard output, whole.
-fn print(text: &str) -> Result<(), String> {
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    written.map_err(|error| format!("can't write to standard output: {error}"))
-}
-
-/// Writes a line to standard error. If that can't be told, the exit status still says it.
-fn tell(line: &str) {
-    drop(writeln!(io::stderr(), "{line}"));
 }
