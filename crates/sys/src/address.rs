@@ -1,8 +1,8 @@
-//! Socket addresses in the kernel's form.
+//! Socket addresses in the form of the kernel: `sockaddr_in` and `sockaddr_in6`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-/// A socket address in the kernel's form.
+/// A `sockaddr_in` or `sockaddr_in6`, as bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 pub struct RawAddress {
@@ -11,8 +11,8 @@ pub struct RawAddress {
 }
 
 impl RawAddress {
-    /// `address` for a socket of its own family, or with `mapped` for an IPv6 socket, where an IPv4 address takes
-    /// its v4-mapped form.
+    /// `address` for a socket of the same family; or, with `mapped`, for an IPv6 socket, where an IPv4 address is
+    /// written as an IPv4-mapped one.
     pub fn new(address: SocketAddr, mapped: bool) -> Self {
         let mut bytes = [0; size_of::<libc::sockaddr_in6>()];
         bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
@@ -32,7 +32,8 @@ impl RawAddress {
     }
 }
 
-/// Reads a `sockaddr_in` or `sockaddr_in6`; a v4-mapped address as the IPv4 address that it is.
+/// Parses a `sockaddr_in` or `sockaddr_in6`. An IPv4-mapped address becomes an IPv4 address. None for other families
+/// and truncated addresses.
 pub(crate) fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = i32::from(u16::from_ne_bytes(bytes.first_chunk().copied()?));
     let port = u16::from_be_bytes(bytes.get(2..)?.first_chunk().copied()?);
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn address_forms() {
+    fn addresses_round_trip_in_both_forms() {
         for text in ["192.0.2.1:53", "[2001:db8::1]:65535"] {
             let address: SocketAddr = text.parse().unwrap();
             for mapped in [false, true] {

@@ -1,13 +1,13 @@
-//! Control messages of datagram sockets: building and reading them.
+//! Control messages of datagram sockets: writing and parsing.
 //!
-//! Layout by cmsg(3): a `cmsghdr` in native byte order, data padded to the size of a machine word.
+//! The layout is that of cmsg(3): a `cmsghdr` in native byte order, then data, padded to the size of a machine word.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const WORD: usize = size_of::<usize>();
 const HEADER_LEN: usize = size_of::<libc::cmsghdr>();
 
-/// Room for everything that is asked for or told at once, in bytes.
+/// Capacity in bytes: enough for all messages of a [`SendInfo`], or of a [`ReceiveInfo`].
 const CAPACITY: usize = 320;
 
 /// A buffer of control messages.
@@ -24,44 +24,44 @@ impl Default for Control {
     }
 }
 
-/// How one datagram is to be sent, where that differs from the socket's own settings.
+/// Properties of one sent datagram that differ from those of the socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendInfo {
     /// Source address, of the destination's family.
     pub source: Option<IpAddr>,
-    /// Index of the interface to leave by; zero for the route's.
+    /// Index of the outgoing interface; zero for the one of the route.
     pub interface: u32,
     /// Time to live or hop limit, 1 to 255.
     pub hop_limit: Option<u8>,
     /// DSCP and ECN.
     pub traffic_class: Option<u8>,
-    /// Cut the payload into datagrams of this many bytes (UDP, Linux 4.18).
+    /// The kernel cuts the payload into datagrams of this many bytes (UDP_SEGMENT, Linux 4.18).
     pub segment_size: Option<u16>,
 }
 
-/// What the kernel told about a received datagram.
+/// What the kernel reported about a received datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReceiveInfo {
     /// Destination address of the packet.
     pub destination: Option<IpAddr>,
-    /// Local address that an answer may be sent from; none if it is only known to be `destination`.
+    /// Local address that a reply can be sent from. None if the kernel reports only `destination` (IPv6).
     pub local: Option<IpAddr>,
     /// Time to live or hop limit.
     pub hop_limit: Option<u8>,
     /// DSCP and ECN.
     pub traffic_class: Option<u8>,
-    /// The payload is a train of datagrams of this many bytes each, but for the last (Linux 5.0).
+    /// The payload is several datagrams of this many bytes each, the last of at most as many (UDP_GRO, Linux 5.0).
     pub segment_size: Option<u16>,
-    /// From the error queue only.
+    /// The error, for an entry of the error queue.
     pub error: Option<ExtendedError>,
 }
 
 /// One entry of a socket's error queue: `sock_extended_err` of ip(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtendedError {
-    /// Error number.
+    /// The errno.
     pub errno: u32,
-    /// Where it comes from.
+    /// The source of the error.
     pub origin: Origin,
     /// ICMP type.
     pub kind: u8,
@@ -69,25 +69,26 @@ pub struct ExtendedError {
     pub code: u8,
     /// MTU in bytes for "fragmentation needed" and "packet too big".
     pub info: u32,
-    /// Who reported the error.
+    /// The node that reported the error: the source address of the ICMP message.
     pub offender: Option<IpAddr>,
 }
 
-/// Where an error comes from.
+/// The source of an error (`ee_origin`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// An ICMP message.
     Icmp,
     /// An ICMPv6 message.
     Icmp6,
-    /// The host's own kernel.
+    /// The local kernel.
     Local,
-    /// Something else.
+    /// Another source.
     Other,
 }
 
 impl Control {
-    /// The control messages for `info`; `v4` if the destination is an IPv4 address, also on an IPv6 socket.
+    /// The control messages for `info`. `v4` says that the destination is an IPv4 address, on a socket of either
+    /// family.
     pub fn to_send(info: &SendInfo, v4: bool) -> Self {
         let mut control = Self::default();
         if v4 {
@@ -123,7 +124,7 @@ impl Control {
         control
     }
 
-    /// What the messages in the buffer tell.
+    /// Parses the messages in the buffer. Unknown ones are ignored; a malformed one ends parsing.
     pub fn received(&self) -> ReceiveInfo {
         let mut info = ReceiveInfo::default();
         let mut rest = &self.bytes[..self.len.min(CAPACITY)];
@@ -134,7 +135,7 @@ impl Control {
         info
     }
 
-    /// Whether there is no message.
+    /// Whether there are no messages.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -144,12 +145,12 @@ impl Control {
         &self.bytes[..self.len.min(CAPACITY)]
     }
 
-    /// The whole room, for the kernel to write to.
+    /// The whole buffer, for the kernel to write to.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 
-    /// Says how much of the room the kernel has used.
+    /// Sets how many bytes of the buffer the kernel has written.
     pub(crate) fn set_len(&mut self, len: usize) {
         self.len = len.min(CAPACITY);
     }
@@ -160,7 +161,7 @@ impl Control {
         }
     }
 
-    /// All that [`SendInfo`] can ask for fits; what would not is left out.
+    /// Appends a message. All messages of a [`SendInfo`] fit; one that does not is left out.
     fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
         let len = HEADER_LEN + data.len();
         let end = self.len + len.next_multiple_of(WORD);
@@ -173,7 +174,7 @@ impl Control {
     }
 }
 
-/// Level, type and data of the first message, and what follows it.
+/// Level, type and data of the first message, and the bytes after it.
 fn split_first(bytes: &[u8]) -> Option<(i32, i32, &[u8], &[u8])> {
     let len = usize::from_ne_bytes(bytes.first_chunk().copied()?);
     let level = i32::from_ne_bytes(bytes.get(WORD..)?.first_chunk().copied()?);
@@ -190,7 +191,7 @@ impl ReceiveInfo {
                 self.local = v4_at(data, 4).map(IpAddr::V4);
                 self.destination = v4_at(data, 8).map(IpAddr::V4);
             }
-            // On a dual-stack socket both messages come for an IPv4 packet; the one above knows more.
+            // For an IPv4 packet, a dual-stack socket gets both messages. The one above has more information.
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if self.destination.is_none() => {
                 self.destination = v6_at(data, 0).map(|address| address.to_canonical());
             }
@@ -246,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_reads_back() {
+    fn messages_round_trip() {
         let info = SendInfo {
             source: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
             interface: 3,
@@ -254,20 +255,22 @@ mod tests {
             traffic_class: Some(0xb8),
             segment_size: None,
         };
-        let told = Control::to_send(&info, true).received();
-        assert_eq!((told.local, told.hop_limit, told.traffic_class), (info.source, Some(9), Some(0xb8)));
-        let source = IpAddr::V6(Ipv6Addr::LOCALHOST);
-        let told = Control::to_send(&SendInfo { source: Some(source), ..info }, false).received();
+        let received = Control::to_send(&info, true).received();
         assert_eq!(
-            (told.destination, told.hop_limit, told.traffic_class),
+            (received.local, received.hop_limit, received.traffic_class),
+            (info.source, Some(9), Some(0xb8))
+        );
+        let source = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        let received = Control::to_send(&SendInfo { source: Some(source), ..info }, false).received();
+        assert_eq!(
+            (received.destination, received.hop_limit, received.traffic_class),
             (Some(source), Some(9), Some(0xb8))
         );
         assert!(Control::to_send(&SendInfo::default(), true).is_empty());
     }
 
-    /// Everything at once fits the buffer.
     #[test]
-    fn nothing_is_left_out_for_lack_of_room() {
+    fn all_messages_fit() {
         let info = SendInfo {
             source: Some(IpAddr::V6(Ipv6Addr::LOCALHOST)),
             interface: 1,
@@ -280,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_messages_end_the_walk() {
+    fn malformed_messages_end_parsing() {
         let mut control = Control::to_send(&SendInfo { hop_limit: Some(9), ..SendInfo::default() }, true);
         for cut in 0..control.len {
             let mut short = control.clone();

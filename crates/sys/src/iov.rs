@@ -1,5 +1,7 @@
-//! Bytes in several places, for calls that gather and scatter (`struct iovec`): in our own buffers, or in memory that
-//! others may change at any moment, which is never seen as a Rust slice.
+//! Scatter and gather (`struct iovec`): bytes in several places, in buffers of this process or in shared memory.
+//!
+//! Shared memory is a guest's, which changes at any time. It is never borrowed as a Rust slice, since a reference to
+//! bytes that change is undefined behaviour: the kernel gets address and length, and copies use volatile accesses.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -7,41 +9,45 @@ use std::ops::Range;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-/// Most pieces of one [`Source`] or [`Room`].
+/// Most pieces of shared memory in one [`Source`] or [`Room`].
 pub const MAX_PIECES: usize = 64;
 
 /// Bytes to be sent or copied.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a>(Kind<&'a [u8], Shared<'a>>);
 
-/// Room for bytes to be received or copied.
+/// Room for bytes that are received or copied.
 #[derive(Debug)]
 pub struct Room<'a>(Kind<&'a mut [u8], Shared<'a>>);
 
 #[derive(Clone, Copy, Debug)]
 enum Kind<O, S> {
-    /// One slice of ours.
+    /// One slice of this process.
     Own(O),
+    /// Pieces of shared memory.
     Shared(S),
 }
 
-/// A part of a list of pieces in shared memory.
+/// A part of a list of pieces of shared memory.
 ///
-/// The pieces are mapped for `'a`, and nobody holds a Rust reference to their bytes: [`Pieces`] sees to it.
+/// Invariant, established by [`Pieces`]: the pieces are mapped for `'a`, and there is no Rust reference to their bytes.
 #[derive(Clone, Copy)]
 struct Shared<'a> {
-    /// The first one has more than `skip` bytes, if there are any in the part.
+    /// The first piece has more than `skip` bytes, unless the part is empty.
     pieces: &'a [libc::iovec],
+    /// Bytes of the first piece before the part.
     skip: usize,
+    /// Length of the part, in bytes.
     len: usize,
 }
 
-/// Where the list of pieces of a [`Source`] or [`Room`] is kept: one for each that is needed at a time, used over and over.
+/// The list of pieces of a [`Source`] or [`Room`]. It is reused, so that a list costs no allocation: keep one for each
+/// source or room that exists at the same time.
 #[derive(Default)]
 pub struct Pieces(Vec<libc::iovec>);
 
 impl Pieces {
-    /// The bytes of `slices`, one after the other; none if these are more than [`MAX_PIECES`].
+    /// The bytes of `slices`, in order. None if there are more than [`MAX_PIECES`] slices.
     pub fn source<'a, B: BitmapSlice + 'a>(
         &'a mut self,
         slices: impl IntoIterator<Item = VolatileSlice<'a, B>>,
@@ -49,8 +55,8 @@ impl Pieces {
         self.list(slices).map(|shared| Source(Kind::Shared(shared)))
     }
 
-    /// Room in `slices`, one after the other; none if these are more than [`MAX_PIECES`]. Their bitmaps are not told what is
-    /// written.
+    /// Room in `slices`, in order. None if there are more than [`MAX_PIECES`] slices. Writes are not recorded in their
+    /// bitmaps.
     pub fn room<'a, B: BitmapSlice + 'a>(
         &'a mut self,
         slices: impl IntoIterator<Item = VolatileSlice<'a, B>>,
@@ -58,7 +64,7 @@ impl Pieces {
         self.list(slices).map(|shared| Room(Kind::Shared(shared)))
     }
 
-    /// Pointers of earlier lists are gone before anybody can look at them.
+    /// Clears the list first: the memory of earlier pieces may be unmapped.
     fn list<'a, B: BitmapSlice + 'a>(
         &'a mut self,
         slices: impl IntoIterator<Item = VolatileSlice<'a, B>>,
@@ -103,12 +109,12 @@ impl<'a> Shared<'a> {
         Self { pieces, skip, len: end - start }
     }
 
-    /// The pieces, cut to what belongs to the part.
+    /// The pieces, cut to the part.
     fn parts(self) -> impl Iterator<Item = libc::iovec> + 'a {
         let (mut skip, mut left) = (self.skip, self.len);
         self.pieces.iter().map_while(move |piece| {
             let len = piece.iov_len.saturating_sub(skip).min(left);
-            // `skip` is less than the first piece's length unless nothing is left, and zero behind that.
+            // `skip` is less than the length of the first piece, unless the part is empty, and zero after it.
             let start = piece.iov_base.cast::<u8>().wrapping_add(skip);
             left -= len;
             skip = 0;
@@ -116,18 +122,18 @@ impl<'a> Shared<'a> {
         })
     }
 
-    /// The same, to copy from or to.
+    /// The same pieces, for copies.
     fn volatile(self) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.parts().map(|part| {
-            // SAFETY: the part lies in a piece, which is mapped for `'a` (see the type), and is used by volatile accesses
-            // alone.
+            // SAFETY: the part is inside a piece, which is mapped for `'a` (the invariant of the type), and is accessed
+            // only by volatile operations.
             unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }
         })
     }
 }
 
 impl<'a> Source<'a> {
-    /// How many bytes there are.
+    /// Number of bytes.
     #[must_use]
     pub fn len(self) -> usize {
         match self.0 {
@@ -136,13 +142,13 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// The bytes of `range`, as far as there are any.
+    /// The bytes of `range`, cut to those that exist.
     #[must_use]
     pub fn slice(self, range: Range<usize>) -> Self {
         Self(match self.0 {
@@ -154,7 +160,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Copies the first bytes to `buffer`, as many as there are and fit; returns how many.
+    /// Copies the first bytes to `buffer`, as many as exist and fit; returns their number.
     pub fn copy_to(self, buffer: &mut [u8]) -> usize {
         match self.0 {
             Kind::Own(bytes) => {
@@ -168,7 +174,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The only slice, if it is one of ours.
+    /// The slice, if the bytes are not in shared memory.
     #[must_use]
     pub fn own(self) -> Option<&'a [u8]> {
         match self.0 {
@@ -185,7 +191,7 @@ impl<'a> From<&'a [u8]> for Source<'a> {
 }
 
 impl Room<'_> {
-    /// The first `len` bytes, if there are that many, else all.
+    /// The first `len` bytes of the room, or all of a shorter one.
     #[must_use]
     pub fn first(&mut self, len: usize) -> Room<'_> {
         Room(match &mut self.0 {
@@ -197,7 +203,7 @@ impl Room<'_> {
         })
     }
 
-    /// What is in the first `len` bytes.
+    /// The content of the first `len` bytes, or of all of a shorter room.
     #[must_use]
     pub fn filled(&self, len: usize) -> Source<'_> {
         match &self.0 {
@@ -206,7 +212,7 @@ impl Room<'_> {
         }
     }
 
-    /// Copies `bytes` to the room, `at` bytes behind its start; what doesn't fit is left out.
+    /// Copies `bytes` to offset `at` of the room. Bytes that do not fit are left out.
     pub fn put(&mut self, at: usize, bytes: &[u8]) {
         match &mut self.0 {
             Kind::Own(room) => {
@@ -225,7 +231,7 @@ impl Room<'_> {
         }
     }
 
-    /// The only slice, if it is one of ours.
+    /// The slice, if the room is not in shared memory.
     pub(crate) fn own(&mut self) -> Option<&mut [u8]> {
         match &mut self.0 {
             Kind::Own(bytes) => Some(bytes),
@@ -240,7 +246,7 @@ impl<'a> From<&'a mut [u8]> for Room<'a> {
     }
 }
 
-/// What a system call is given: up to `N` pieces. Those of a [`Source`] are for reading only.
+/// Up to `N` pieces, as the argument of a system call. The kernel must only read those of a [`Source`].
 pub(crate) struct Iovecs<const N: usize> {
     array: [MaybeUninit<libc::iovec>; N],
     len: usize,
@@ -251,12 +257,12 @@ impl<const N: usize> Iovecs<N> {
         Self { array: [const { MaybeUninit::uninit() }; N], len: 0 }
     }
 
-    /// How many pieces there are.
+    /// Number of pieces.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Adds the pieces of `source`; false, with nothing added, if there is no room for them.
+    /// Adds the pieces of `source`. False, with nothing added, if they do not fit.
     #[must_use]
     pub(crate) fn add(&mut self, source: Source<'_>) -> bool {
         match source.0 {
@@ -266,7 +272,7 @@ impl<const N: usize> Iovecs<N> {
         }
     }
 
-    /// The same for room, which may be written.
+    /// Adds the pieces of `room`, which the kernel may write. False, with nothing added, if they do not fit.
     #[must_use]
     pub(crate) fn add_room(&mut self, room: &mut Room<'_>) -> bool {
         match &mut room.0 {
@@ -288,24 +294,24 @@ impl<const N: usize> Iovecs<N> {
         true
     }
 
-    /// The pieces of `range`, as far as there are any.
+    /// The pieces of `range`, cut to those that exist.
     pub(crate) fn get(&self, range: Range<usize>) -> &[libc::iovec] {
         let end = range.end.min(self.len);
         let pieces = &self.array[range.start.min(end)..end];
-        // SAFETY: the first `len` elements were written, and `MaybeUninit` has its content's layout.
+        // SAFETY: the first `len` elements are initialised, and `MaybeUninit` has the layout of its content.
         unsafe { &*(std::ptr::from_ref(pieces) as *const [libc::iovec]) }
     }
 
-    /// A header of a message made of all pieces. It holds their address: they must outlive it, unmoved.
+    /// A message header for all pieces. It has a pointer to them: `self` must not move or end before its last use.
     pub(crate) fn message(&self) -> libc::msghdr {
         message(self.get(0..N))
     }
 }
 
-/// A header of a message made of `pieces`, without address or control messages. It holds a pointer to `pieces`, which no
-/// system call writes to.
+/// A message header for `pieces`, without address and control messages. It has a pointer to `pieces`, which must
+/// outlive it. The kernel reads the list and does not write it.
 pub(crate) fn message(pieces: &[libc::iovec]) -> libc::msghdr {
-    // SAFETY: `msghdr` is plain data, for which all zeroes (null pointers, lengths of zero) is a valid value.
+    // SAFETY: `msghdr` is plain data. All zeros (null pointers, lengths of zero) is a valid value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = pieces.as_ptr().cast_mut();
     message.msg_iovlen = pieces.len() as _;
@@ -336,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_pieces_are_parts_of_the_whole() {
+    fn slices_of_pieces_are_slices_of_the_bytes() {
         let whole: Vec<u8> = (0..40).collect();
         let mut bytes = whole.clone();
         let mut pieces = Pieces::default();
@@ -360,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_in_room_is_there() {
+    fn bytes_put_in_room_are_read_back() {
         let mut pieces = Pieces::default();
         let mut bytes = [0; 30];
         let mut room = pieces.room(cut(&mut bytes, &[4, 6, 20])).unwrap();

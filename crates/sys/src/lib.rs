@@ -1,6 +1,69 @@
-//! Linux calls that rustix lacks, each one safe from outside.
+//! Linux system calls that rustix lacks, with a safe interface.
 //!
-//! This is the only crate of the project that may contain `unsafe`; every block says why it is sound.
+//! ```text
+//!                    callers: no unsafe code
+//!                              |
+//!   +--------------------------+--------------------------------------+
+//!   | frames    tap (ioctls of /dev/net/tun), packet (AF_PACKET)      |
+//!   | streams   stream (peek, discard, urgent data)                   |
+//!   | datagrams mmsg (sendmmsg, recvmsg) with cmsg (control messages) |
+//!   |           address (sockaddr), sockopt, iov (struct iovec)       |
+//!   | processes spawn (fork, clone, exec), signal (signalfd), netns,  |
+//!   |           ptrace (seccomp filters), passwd (getpwnam_r)         |
+//!   +--------------------------+--------------------------------------+
+//!                              |
+//!                     libc, rustix, the kernel
+//! ```
+//!
+//! # Contract
+//!
+//! - **This is the only crate of the project with `unsafe` code.** Every block says why it is sound. A public function
+//!   is safe to call with any arguments: a wrong descriptor or length is an error, never undefined behaviour.
+//! - **Errors are the kernel's**, as [`std::io::Error`] with its errno. There is no retry on `EINTR` except where a
+//!   function says so: signals are blocked and read from a descriptor ([`signal`]), so calls are not interrupted.
+//! - **Calls that move payload do not block**, whatever the flags of the descriptor: `EAGAIN` means try again when
+//!   epoll reports the descriptor.
+//! - **Descriptors** that are created here are closed on exec.
+//! - **Memory that others change** (a guest's) is never borrowed as a Rust slice: [`iov`] passes it to the kernel by
+//!   address and length.
+//! - **Byte order.** Addresses, ports and numbers are in host byte order, or in the types of [`std::net`].
+//!
+//! # Examples
+//!
+//! A datagram with a hop limit of its own, and what the receiver learns from its control messages:
+//!
+//! ```
+//! use std::net::UdpSocket;
+//! use sys::address::RawAddress;
+//! use sys::cmsg::{Control, SendInfo};
+//! use sys::mmsg;
+//! use sys::sockopt::{IpVersion, Metadata, request_metadata};
+//!
+//! let (sender, receiver) = (UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?);
+//! request_metadata(&receiver, IpVersion::V4, Metadata::HOP_LIMIT)?;
+//!
+//! let info = SendInfo { hop_limit: Some(9), ..SendInfo::default() };
+//! let to = RawAddress::new(receiver.local_addr()?, false);
+//! mmsg::send(&sender, &to, &[b"hello"[..].into()], &Control::to_send(&info, true))?;
+//!
+//! let mut buffer = [0; 64];
+//! let arrival = mmsg::receive(&receiver, (&mut buffer[..]).into())?;
+//! assert_eq!(&buffer[..arrival.len], b"hello");
+//! assert_eq!(arrival.info.hop_limit, Some(9));
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! A tap device with all offloads that the kernel grants, in a new network namespace. This needs CAP_SYS_ADMIN and
+//! CAP_NET_ADMIN, as in a user namespace of one's own:
+//!
+//! ```no_run
+//! use sys::tap::{Offloads, TapDevice};
+//!
+//! sys::netns::enter_new()?;
+//! let tap = TapDevice::create("tap%d", Offloads::all())?;
+//! println!("{}: {:?}", tap.name, tap.offloads);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod address;
 pub mod cmsg;

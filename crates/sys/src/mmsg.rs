@@ -1,4 +1,4 @@
-//! Datagrams with control messages, one at a time or several in one call.
+//! Datagrams with control messages: one per call, or several.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,32 +8,34 @@ use crate::address::{RawAddress, parse_address};
 use crate::cmsg::{Control, ReceiveInfo};
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
 
-/// Most datagrams in one [`send_batch`].
+/// Most datagrams in one call of [`send_batch`].
 pub const BATCH: usize = 64;
 
-/// Sends one datagram made of `pieces` to `address`, without blocking. With a segment size in `control`, several.
+/// Sends a datagram to `address`, without blocking: the bytes of `pieces`, in order. With a segment size in `control`
+/// the kernel cuts them into several datagrams.
 ///
 /// # Errors
-/// As sendmsg(2), also an error that an earlier datagram had met.
+/// As sendmsg(2). The kernel may report an error of an earlier datagram: this one was then not sent, and a second call
+/// sends it.
 pub fn send(fd: impl AsFd, address: &RawAddress, pieces: &[Source<'_>], control: &Control) -> io::Result<()> {
     let mut iovecs = Iovecs::<{ 2 * MAX_PIECES }>::new();
     if !pieces.iter().all(|&piece| iovecs.add(piece)) {
         return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
     }
     let header = outgoing(address, iovecs.get(0..2 * MAX_PIECES), control);
-    // SAFETY: `header` points to an address, pieces and control bytes which outlive the call and which sendmsg only
-    // reads. The pieces are mapped for as long as their sources live.
+    // SAFETY: `header` points to an address, pieces and control bytes that outlive the call, and sendmsg only reads
+    // them. The pieces are mapped for as long as their sources live.
     let sent = unsafe {
         libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends up to [`BATCH`] datagrams to one address in one call, without blocking; returns how many went out, at least
-/// one. Those of `datagrams` beyond are left.
+/// Sends up to [`BATCH`] datagrams to one address in one call, without blocking; returns how many were sent, at least
+/// one. The caller sends the rest of `datagrams` in another call.
 ///
 /// # Errors
-/// As sendmmsg(2): that of the first datagram.
+/// As sendmmsg(2): the error of the first datagram; none was sent.
 pub fn send_batch<'a>(
     fd: impl AsFd,
     address: &RawAddress,
@@ -57,15 +59,15 @@ pub fn send_batch<'a>(
         libc::mmsghdr { msg_hdr, msg_len: 0 }
     });
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the first `count` headers are valid as in `send`; the kernel writes only their `msg_len`.
+    // SAFETY: the first `count` headers are valid as in `send`. The kernel writes only their `msg_len`.
     let sent = unsafe { libc::sendmmsg(fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, flags as _) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// The first datagram of a batch always fits.
+// The first datagram of a batch always fits.
 const _: () = assert!(2 * BATCH >= MAX_PIECES);
 
-/// A message header that sendmsg can read: its pointers are good for as long as the arguments.
+/// A message header for sendmsg. It has pointers to the arguments, which must outlive it.
 fn outgoing(address: &RawAddress, pieces: &[libc::iovec], control: &Control) -> libc::msghdr {
     let mut header = message(pieces);
     header.msg_name = address.bytes.as_ptr().cast_mut().cast();
@@ -80,25 +82,27 @@ fn outgoing(address: &RawAddress, pieces: &[libc::iovec], control: &Control) -> 
 /// A received datagram, or an entry of the error queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// Bytes written to the buffer or room.
+    /// Number of bytes written to the buffer or room.
     pub len: usize,
-    /// The datagram was longer than that.
+    /// The datagram was longer than the buffer or room.
     pub truncated: bool,
-    /// Sender; from the error queue: to whom the datagram had been sent.
+    /// The sender. For an entry of the error queue, the destination of the datagram that caused it.
     pub address: Option<SocketAddr>,
-    /// What the control messages tell.
+    /// The content of the control messages.
     pub info: ReceiveInfo,
 }
 
-/// Receives one datagram, or with UDP_GRO a train of them, without blocking.
+/// Receives one datagram, or with UDP_GRO several of one peer, without blocking.
 ///
 /// # Errors
-/// As recvmsg(2).
+/// As recvmsg(2): `EAGAIN` if there is none. The kernel may report an error of a datagram that was sent: a second call
+/// receives.
 pub fn receive(fd: impl AsFd, room: Room<'_>) -> io::Result<Arrival> {
     receive_with(fd, room, 0)
 }
 
-/// Takes an entry of the error queue, with as much as is known of the payload of the datagram that met the error.
+/// Removes an entry of the error queue. `buffer` gets the payload of the datagram that caused the error, as far as it
+/// is known.
 ///
 /// # Errors
 /// As recvmsg(2): `EAGAIN` if the queue is empty.
@@ -117,8 +121,8 @@ fn receive_with(fd: impl AsFd, mut room: Room<'_>, flags: libc::c_int) -> io::Re
     let messages = control.room();
     header.msg_control = messages.as_mut_ptr().cast();
     header.msg_controllen = messages.len() as _;
-    // SAFETY: `header` points to a name, pieces of `room` and room for control messages, all writable for the lengths
-    // given and there until the call returns.
+    // SAFETY: `header` points to a name, the pieces of `room` and a buffer for control messages. All are writable for
+    // the given lengths, and live until the call returns.
     let got = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | flags) };
     let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     control.set_len(header.msg_controllen as _);
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_train_is_cut_and_joined_again() {
+    fn segmented_datagrams_are_received_together() {
         let (a, b, to) = pair("127.0.0.1");
         udp_gro(&b).unwrap();
         request_metadata(&b, IpVersion::V4, Metadata::DESTINATION | Metadata::HOP_LIMIT).unwrap();
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_arrives_in_order_and_a_long_datagram_is_told() {
+    fn a_batch_arrives_in_order_and_truncation_is_reported() {
         let (a, b, to) = pair("::1");
         let datagrams: Vec<Vec<u8>> = (0..70_u8).map(|i| vec![i; usize::from(i)]).collect();
         let raw = RawAddress::new(to, true);
@@ -182,9 +186,9 @@ mod tests {
         }
     }
 
-    /// An IPv4 peer of a dual-stack socket shows with its IPv4 address, and is reached by it.
+    /// A dual-stack socket reports the IPv4 address of an IPv4 peer, and sends to it.
     #[test]
-    fn dual_stack() {
+    fn ipv4_peers_of_a_dual_stack_socket() {
         let dual = UdpSocket::bind("[::]:0").unwrap();
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, dual.local_addr().unwrap().port()));
         let all = Metadata::DESTINATION | Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS;
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_queue_tells_who_refused_what() {
+    fn the_error_queue_reports_origin_and_destination() {
         let (a, b, to) = pair("127.0.0.1");
         drop(b);
         request_metadata(&a, IpVersion::V4, Metadata::ERRORS).unwrap();

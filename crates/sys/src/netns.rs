@@ -6,29 +6,30 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// `NS_GET_USERNS` of `<linux/nsfs.h>`: `_IO(0xb7, 1)`.
 const NS_GET_USERNS: u16 = 0xb701;
 
-/// Moves the calling thread into a new network namespace, which has nothing but a loopback interface that is down. The
-/// namespace goes with its last thread, socket or device.
+/// Moves the calling thread into a new network namespace, which has only a loopback interface, and that is down. The
+/// kernel removes the namespace when no thread, socket or descriptor uses it.
 ///
 /// # Errors
 /// As unshare(2): `EPERM` without CAP_SYS_ADMIN.
 pub fn enter_new() -> io::Result<()> {
-    // SAFETY: with this flag alone, unshare leaves memory, descriptors and files of the process as they are.
+    // SAFETY: with this flag alone, unshare does not change the memory or descriptors of the process.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The user namespace that owns the network namespace open at `network`: rights in it are rights over the network
-/// namespace (user_namespaces(7)). It need not be the user namespace of any process in the network namespace.
+/// The user namespace that owns the network namespace `network`. Capabilities in it apply to the network namespace
+/// (user_namespaces(7)). Processes in the network namespace may be in other user namespaces.
 ///
 /// # Errors
-/// `EPERM` if the owner is neither our user namespace nor below it; `ENOTTY` if `network` is no namespace.
+/// `EPERM` if the owner is neither the user namespace of the caller nor a descendant of it; `ENOTTY` if `network` is
+/// not a namespace.
 pub fn owner(network: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: the request takes no argument, so the kernel reads and writes no memory of ours.
+    // SAFETY: the request takes no argument, so the kernel accesses no memory of this process.
     let result = unsafe { libc::ioctl(network.as_raw_fd(), NS_GET_USERNS.into()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: this request returns a new descriptor, which nobody else knows of.
+    // SAFETY: this request returns a new descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(result) })
 }
 
@@ -39,8 +40,7 @@ mod tests {
 
     use super::*;
 
-    /// The request is the one for the owner, and what it returns is a user namespace. The machine's first network
-    /// namespace may be owned from outside of a container.
+    /// The request returns a user namespace. In a container, the owner may be outside (`EPERM`).
     #[test]
     fn owner_of_a_network_namespace() {
         let network = File::open("/proc/self/ns/net").unwrap();

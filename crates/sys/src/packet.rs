@@ -1,19 +1,18 @@
-//! Packet sockets: frames put on an interface by hand. Tests are hostile guests with them.
+//! Packet sockets: they send any frame on an interface. Tests use them to act as hostile guests.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Length in bytes of the virtio-net header in front of each frame that is sent: the layout without `num_buffers`, in
-/// the machine's byte order.
+/// Length of the virtio-net header before each frame, in bytes: the layout without `num_buffers`, in native byte order.
 pub const VNET_HDR_LEN: usize = 10;
 
-/// A socket that sends frames, each behind a virtio-net header, by `interface` of the calling thread's network namespace.
-/// It receives none.
+/// A socket that sends frames, each after a virtio-net header, on `interface` in the network namespace of the calling
+/// thread. It receives nothing.
 ///
 /// # Errors
 /// As packet(7): `EPERM` without CAP_NET_RAW, `ENODEV` if there is no such interface.
 pub fn sender(interface: &str) -> io::Result<OwnedFd> {
-    // SAFETY: socket reads no memory. A descriptor that it returns is new, and nobody else's.
+    // SAFETY: socket reads no memory. The descriptor is new, so nothing else owns it.
     let socket = unsafe {
         match libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) {
             -1 => return Err(io::Error::last_os_error()),
@@ -26,7 +25,7 @@ pub fn sender(interface: &str) -> io::Result<OwnedFd> {
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_ifindex = i32::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: both calls read as many bytes as they are told of values that live until they return.
+    // SAFETY: both calls read a value of the given size, which lives until they return.
     let results = unsafe {
         [
             libc::setsockopt(

@@ -1,11 +1,11 @@
-//! The user database, through the C library, so that every configured source is asked.
+//! The user database, through the C library, which queries all configured sources (nsswitch.conf).
 
 use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// A user's ids.
+/// The ids of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     /// User id.
@@ -14,27 +14,34 @@ pub struct User {
     pub gid: u32,
 }
 
-/// Looks up a login. `None`: there is no such user.
+/// Looks up a user by login name. None if there is no such user.
+///
+/// # Errors
+/// As getpwnam_r(3): a source of the database failed.
 pub fn user_by_name(login: &str) -> io::Result<Option<User>> {
-    // SAFETY: passes getpwnam_r what it asks for: see `look_up`.
+    // SAFETY: `look_up` passes valid arguments of getpwnam_r.
     let entry: Option<libc::passwd> = look_up(login, |name, entry, text, len, found| unsafe {
         libc::getpwnam_r(name, entry, text, len, found)
     })?;
     Ok(entry.map(|entry| User { uid: entry.pw_uid, gid: entry.pw_gid }))
 }
 
-/// Looks up the id of a group. `None`: there is no such group.
+/// Looks up the id of a group by name. None if there is no such group.
+///
+/// # Errors
+/// As getgrnam_r(3): a source of the database failed.
 pub fn group_by_name(group: &str) -> io::Result<Option<u32>> {
-    // SAFETY: passes getgrnam_r what it asks for: see `look_up`.
+    // SAFETY: `look_up` passes valid arguments of getgrnam_r.
     let entry: Option<libc::group> = look_up(group, |name, entry, text, len, found| unsafe {
         libc::getgrnam_r(name, entry, text, len, found)
     })?;
     Ok(entry.map(|entry| entry.gr_gid))
 }
 
-/// Runs one of the `get*nam_r` functions with a text buffer as large as it wants: it gets a name ending in a zero
-/// byte, room for an entry, a text buffer with its length, and room for the pointer that tells of success.
-/// The entry's own pointers dangle afterwards: only its numbers may be used.
+/// Calls one of the `get*nam_r` functions, with a text buffer that grows as needed, up to 1 MiB. `call` gets a name
+/// that ends with a zero byte, room for an entry, the text buffer and its length, and room for the result pointer.
+///
+/// The pointers in the returned entry dangle, since the text buffer is freed: use only its numbers.
 fn look_up<E>(
     name: &str,
     call: impl Fn(*const c_char, *mut E, *mut c_char, usize, *mut *mut E) -> c_int,
@@ -48,9 +55,9 @@ fn look_up<E>(
         match call(name.as_ptr(), entry.as_mut_ptr(), text.as_mut_ptr(), text.len(), &raw mut found) {
             libc::ERANGE if text.len() < MOST => text.resize(text.len() * 4, 0),
             libc::EINTR => {}
-            // What the functions say where there is no such name differs by source.
+            // Sources differ in what they return for a name that does not exist.
             0 | libc::ENOENT | libc::ESRCH if found.is_null() => return Ok(None),
-            // SAFETY: `found` says that the entry was filled in.
+            // SAFETY: `found` is not null, so the entry is initialised.
             0 => return Ok(Some(unsafe { entry.assume_init() })),
             error => return Err(io::Error::from_raw_os_error(error)),
         }
@@ -62,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_is_found_and_nonsense_is_not() {
+    fn root_is_found_and_invalid_names_are_not() {
         assert_eq!(user_by_name("root").unwrap(), Some(User { uid: 0, gid: 0 }));
         assert_eq!(group_by_name("root").unwrap(), Some(0));
         for name in ["no such user", "", "a\0b"] {

@@ -1,4 +1,4 @@
-//! Looking at another process's filters of system calls: ptrace(2). For tests, and for those who want to know.
+//! Seccomp filters of another process, by ptrace(2). For tests and `cargo xtask reach`.
 
 use std::io;
 use std::ptr;
@@ -13,19 +13,19 @@ const SECCOMP_GET_FILTER: u16 = 0x420c;
 pub struct Instruction {
     /// Operation code.
     pub code: u16,
-    /// Instructions to skip if a comparison is true.
+    /// Number of instructions to skip if a comparison is true.
     pub if_true: u8,
-    /// Instructions to skip if it is false.
+    /// Number of instructions to skip if it is false.
     pub if_false: u8,
     /// The operand.
     pub k: u32,
 }
 
-/// The seccomp filters that a thread is under, the newest first. The thread is stopped for a moment.
+/// The seccomp filters of a thread, the newest first. The thread is stopped for a short time.
 ///
 /// # Errors
-/// As ptrace(2): `EPERM` if the thread is not ours to look into, `EACCES` without CAP_SYS_ADMIN over the machine, `EIO`
-/// if the kernel was built without CONFIG_CHECKPOINT_RESTORE.
+/// As ptrace(2): `EPERM` if the caller may not trace the thread, `EACCES` without CAP_SYS_ADMIN in the initial user
+/// namespace, `EIO` if the kernel was built without CONFIG_CHECKPOINT_RESTORE.
 pub fn filters(thread: Pid) -> io::Result<Vec<Vec<Instruction>>> {
     let tid = thread.as_raw_nonzero().get();
     let none: libc::c_long = 0;
@@ -34,27 +34,27 @@ pub fn filters(thread: Pid) -> io::Result<Vec<Vec<Instruction>>> {
         check(libc::ptrace(libc::PTRACE_SEIZE, tid, none, none))?;
         check(libc::ptrace(libc::PTRACE_INTERRUPT, tid, none, none))?;
     }
-    // SAFETY: no status is asked for.
+    // SAFETY: no status is requested.
     let stopped = unsafe { libc::waitpid(tid, ptr::null_mut(), libc::__WALL) };
     let filters =
         check(stopped.into()).and_then(|_| (0..).map_while(|nth| filter(tid, nth).transpose()).collect());
-    // SAFETY: takes no pointer. If the thread has died meanwhile, there is nothing to let go.
+    // SAFETY: takes no pointer. It fails if the thread has ended; then it is detached already.
     unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, none, none) };
     filters
 }
 
-/// The filter of that index, if there are as many.
+/// The filter with index `nth`; none if there are not as many.
 fn filter(tid: libc::pid_t, nth: libc::c_long) -> io::Result<Option<Vec<Instruction>>> {
     let none: *mut libc::sock_filter = ptr::null_mut();
-    // SAFETY: without a place for it, the kernel says how long the filter is.
+    // SAFETY: with a null pointer, the kernel writes nothing and returns the length of the filter.
     let len = match check(unsafe { libc::ptrace(SECCOMP_GET_FILTER.into(), tid, nth, none) }) {
         Ok(len) => usize::try_from(len).unwrap_or_default(),
-        // None of that index; none at all.
+        // No filter with this index; no filter at all.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => return Ok(None),
         Err(error) => return Err(error),
     };
     let mut filter = vec![libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 }; len];
-    // SAFETY: there is room for all instructions of the filter, which does not change.
+    // SAFETY: `filter` has room for all instructions. An installed filter does not change.
     check(unsafe { libc::ptrace(SECCOMP_GET_FILTER.into(), tid, nth, filter.as_mut_ptr()) })?;
     let instruction =
         |i: libc::sock_filter| Instruction { code: i.code, if_true: i.jt, if_false: i.jf, k: i.k };

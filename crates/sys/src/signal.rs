@@ -1,4 +1,4 @@
-//! Signals: masks, signalfd, dispositions. There are no handlers: a signal is read from a descriptor, or not at all.
+//! Signals: masks, signalfd, dispositions. There are no handlers: signals are blocked, and read from a descriptor.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A signal by its number, such as [`libc::SIGTERM`]; re-exported for users of this module.
 pub use rustix::process::Signal;
 
-/// What the caller of this program left us, to be given on to a command that we start.
+/// Signal state that this process got from its caller, to be restored for a command that it starts.
 #[derive(Clone)]
 pub struct Inherited {
     mask: libc::sigset_t,
@@ -18,9 +18,12 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Notes the signal mask and dispositions, and sets SIGCHLD to its default: ignored (as some callers leave it)
-    /// it would lose exit statuses. A file of output that reaches the limit of file sizes is an error of writing from
-    /// here on, and not our end. To be called once, early.
+    /// Saves the signal mask and dispositions. Sets SIGCHLD to its default: if it is ignored, as by some callers, exit
+    /// statuses are lost. Ignores SIGXFSZ: a file at the size limit is a write error, and does not end the process.
+    /// Call it once, early.
+    ///
+    /// # Errors
+    /// As sigprocmask(2) and signal(2); none is expected.
     pub fn take() -> io::Result<Self> {
         let mask = change_mask(libc::SIG_BLOCK, &[])?;
         let sigchld = set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
@@ -28,7 +31,10 @@ impl Inherited {
         Ok(Self { mask, sigchld, sigxfsz })
     }
 
-    /// Gives mask and dispositions back. For a child about to execute a command.
+    /// Restores mask and dispositions, including that of SIGPIPE. For a child before exec.
+    ///
+    /// # Errors
+    /// As [`Inherited::take`].
     pub fn restore(&self) -> io::Result<()> {
         for (signal, before) in [(libc::SIGCHLD, self.sigchld), (libc::SIGXFSZ, self.sigxfsz)] {
             set_disposition(signal, if before == libc::SIG_IGN { libc::SIG_IGN } else { libc::SIG_DFL })?;
@@ -40,18 +46,19 @@ impl Inherited {
     }
 }
 
-/// The runtime ignores SIGPIPE before `main` gets a say, so the caller's choice has to be noted earlier still.
+/// Rust's runtime ignores SIGPIPE before `main` runs, so the caller's disposition is saved before that.
 static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
-// SAFETY: the loader calls each entry of this section once, before `main`, as a C function; extra arguments that
-// it passes are ignored by the calling conventions of Linux. The function calls nothing but sigaction(2).
+// SAFETY: the loader calls each entry of this section once, before `main`, as a C function. The calling conventions of
+// Linux ignore the extra arguments that it passes. The function calls nothing except sigaction(2).
 #[used]
 #[unsafe(link_section = ".init_array")]
 static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 
 extern "C" fn note_sigpipe() {
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: no new action is given, and `old` has room for the present one; all zeroes is a valid value of it.
+    // SAFETY: no new action is set, and `old` has room for the present one. All zeros is a valid value of it, in case
+    // the call fails.
     let action = unsafe {
         libc::sigaction(libc::SIGPIPE, ptr::null(), old.as_mut_ptr());
         old.assume_init()
@@ -59,40 +66,49 @@ extern "C" fn note_sigpipe() {
     SIGPIPE_WAS_IGNORED.store(action.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
 }
 
-/// Blocks `signals` in the calling thread and in those it will start, so that a [`SignalFd`] gets them.
+/// Blocks `signals` in the calling thread, and in threads that it starts later, so that a [`SignalFd`] receives them.
+///
+/// # Errors
+/// `EINVAL` for an invalid signal.
 pub fn block(signals: &[Signal]) -> io::Result<()> {
     change_mask(libc::SIG_BLOCK, signals).map(drop)
 }
 
-/// A signal, as received.
+/// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     /// Signal number.
     pub number: i32,
-    /// Sent by the kernel and not by a process: for SIGINT, SIGQUIT and SIGHUP that is the terminal, which sends
-    /// to a whole process group.
+    /// Sent by the kernel, not by a process. For SIGINT, SIGQUIT and SIGHUP that is the terminal, which sends to a
+    /// whole process group.
     pub from_kernel: bool,
 }
 
 /// A descriptor that becomes readable when one of a set of blocked signals is pending.
 ///
-/// It reads the signals of the process that reads, but an epoll set watches those of the process that adds it: so
-/// it may be made before a fork, and must be added to an epoll set after it.
+/// A read returns signals of the process that reads, but an epoll set watches those of the process that added the
+/// descriptor. So it may be created before a fork, but must be added to an epoll set after it.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
-    /// For `signals`, which have to be blocked already. Non-blocking, closed on exec.
+    /// A descriptor for `signals`, which must be blocked already. Non-blocking, closed on exec.
+    ///
+    /// # Errors
+    /// As signalfd(2).
     pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let set = set_of(signals)?;
         // SAFETY: -1 asks for a new descriptor; the set is initialised.
         let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         check(fd)?;
-        // SAFETY: the descriptor is new, so nobody else owns it.
+        // SAFETY: the descriptor is new, so nothing else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
     /// The next pending signal, if there is one.
+    ///
+    /// # Errors
+    /// As read(2); `EAGAIN` is none.
     pub fn read(&self) -> io::Result<Option<Received>> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let len = size_of::<libc::signalfd_siginfo>();
@@ -136,13 +152,13 @@ fn change_mask(how: libc::c_int, signals: &[Signal]) -> io::Result<libc::sigset_
     let mut old = MaybeUninit::uninit();
     // SAFETY: `set` is initialised, `old` has room for the present mask.
     check(unsafe { libc::pthread_sigmask(how, &raw const set, old.as_mut_ptr()) })?;
-    // SAFETY: the call succeeded, so it was filled in.
+    // SAFETY: the call succeeded, so `old` is initialised.
     Ok(unsafe { old.assume_init() })
 }
 
 fn set_of(signals: &[Signal]) -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set and can't fail; sigaddset checks the number.
+    // SAFETY: sigemptyset initialises the set and cannot fail; sigaddset checks the number.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in signals {
@@ -162,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_once() {
-        // A thread of its own: the mask and a signal sent to the thread concern nobody else.
+        // On its own thread, so that the mask and the signal do not affect other tests.
         std::thread::spawn(|| {
             block(&[Signal::USR2]).unwrap();
             let fd = SignalFd::new(&[Signal::USR2]).unwrap();

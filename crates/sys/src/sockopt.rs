@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use bitflags::bitflags;
 
-/// Which of a socket's two families an option is about; a dual-stack socket has both.
+/// The IP version that an option applies to. A dual-stack socket has the options of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpVersion {
     /// IPv4.
@@ -15,7 +15,7 @@ pub enum IpVersion {
 }
 
 bitflags! {
-    /// What is to be told of received datagrams, by control messages (ip(7), ipv6(7)).
+    /// What control messages report about received datagrams (ip(7), ipv6(7)).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Metadata: u8 {
         /// Destination address of the packet.
@@ -24,12 +24,12 @@ bitflags! {
         const HOP_LIMIT = 2;
         /// DSCP and ECN.
         const TRAFFIC_CLASS = 4;
-        /// Errors that sent datagrams meet, by the error queue.
+        /// Errors of sent datagrams, on the error queue.
         const ERRORS = 8;
     }
 }
 
-/// Has the kernel tell `what` of datagrams of one family.
+/// Makes the kernel report `what` for datagrams of one IP version.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -50,8 +50,8 @@ pub fn request_metadata(fd: impl AsFd, version: IpVersion, what: Metadata) -> io
     Ok(())
 }
 
-/// Lets connections that a listening TCP socket accepts from now on keep the header of their SYN, for
-/// [`traffic_class_of_syn`].
+/// Makes connections of a listening TCP socket keep the headers of their SYN, for [`traffic_class_of_syn`]
+/// (`TCP_SAVE_SYN`). It applies to connections that begin after the call.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -59,13 +59,13 @@ pub fn keep_syn(listener: impl AsFd) -> io::Result<()> {
     set_int(&listener, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 1)
 }
 
-/// The traffic class of the SYN that an accepted TCP socket came by, with its ECN bits. None if the kernel does not know
-/// it: the listener lacks [`keep_syn`], a SYN cookie was used, or this is not the first call.
+/// The traffic class, with ECN bits, of the SYN of an accepted TCP socket. None if the kernel has not kept the SYN: the
+/// listener lacks [`keep_syn`], a SYN cookie was used, or it was read before.
 ///
 /// # Errors
 /// As getsockopt(2).
 pub fn traffic_class_of_syn(fd: impl AsFd) -> io::Result<Option<u8>> {
-    // The kernel gives all or nothing: an IPv4 or IPv6 header with options or extensions, and TCP's.
+    // The kernel copies all or nothing: an IPv4 or IPv6 header with options or extensions, and the TCP header.
     let mut header = [0; 256];
     let mut len = header.len() as libc::socklen_t;
     // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
@@ -88,8 +88,9 @@ pub fn traffic_class_of_syn(fd: impl AsFd) -> io::Result<Option<u8>> {
     })
 }
 
-/// Has datagrams of one family that exceed the path's MTU refused (`EMSGSIZE`), and others sent with "don't fragment"; or
-/// has them fragmented, by the host or for IPv4 by any router.
+/// Sets path MTU discovery for datagrams of one IP version. With `refuse`, datagrams longer than the path MTU are
+/// refused (`EMSGSIZE`), and others are sent with DF. Otherwise long ones are fragmented, by the host or, for IPv4, by
+/// routers.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -106,9 +107,8 @@ pub fn dont_fragment(fd: impl AsFd, version: IpVersion, refuse: bool) -> io::Res
     }
 }
 
-/// The process that made the other end of a UNIX socket, by its number in our PID namespace; none if it is not there.
-///
-/// (The same of rustix has no value for the latter.)
+/// The process that created the other end of a UNIX socket, by its id in the PID namespace of the caller. None if it is
+/// in no such namespace, or on any error. (rustix has the same call, but cannot represent the first case.)
 pub fn peer_pid(fd: impl AsFd) -> Option<i32> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
@@ -125,7 +125,7 @@ pub fn peer_pid(fd: impl AsFd) -> Option<i32> {
     (result == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
-/// Receives trains of datagrams of one peer as one (Linux 5.0).
+/// Enables UDP GRO: datagrams of one peer may be received together (`UDP_GRO`, Linux 5.0).
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -133,7 +133,8 @@ pub fn udp_gro(fd: impl AsFd) -> io::Result<()> {
     set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
-/// Receives from a group only if this very socket has joined it, not if any other has (Linux 2.6.31; IPv6: 4.20).
+/// Makes a socket receive from a multicast group only if it has joined the group itself, not if another socket has
+/// (Linux 2.6.31; IPv6: 4.20).
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -144,7 +145,8 @@ pub fn only_groups_joined(fd: impl AsFd, version: IpVersion) -> io::Result<()> {
     }
 }
 
-/// Binds a socket to an interface (unprivileged since Linux 5.7, unless it is bound to one already).
+/// Binds a socket to an interface (`SO_BINDTODEVICE`). Since Linux 5.7 this needs no privilege, unless the socket is
+/// bound to an interface already.
 ///
 /// # Errors
 /// As setsockopt(2): `ENODEV` if there is no such interface.
@@ -152,8 +154,8 @@ pub fn bind_to_device(fd: impl AsFd, interface: &str) -> io::Result<()> {
     set_bytes(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())
 }
 
-/// Has bind(2) to an address leave the choice of the port to connect(2): then several sockets may have the same port, if
-/// they are connected to different peers (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2; of either family).
+/// Makes bind(2) with port zero leave the choice of the port to connect(2). Several sockets can then share a port if
+/// they are connected to different peers (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2, for both IP versions).
 ///
 /// # Errors
 /// As setsockopt(2).

@@ -12,10 +12,10 @@ use bitflags::bitflags;
 use rustix::process::Pid;
 
 bitflags! {
-    /// Namespaces to be made.
+    /// Kinds of namespaces to create.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Namespaces: i32 {
-        /// User and group ids, capabilities. Created first: the others then belong to it.
+        /// User and group ids, capabilities. The kernel creates it first; it owns the others.
         const USER = libc::CLONE_NEWUSER;
         /// Network.
         const NET = libc::CLONE_NEWNET;
@@ -30,36 +30,40 @@ bitflags! {
     }
 }
 
-/// Which of the two processes this is, after a [`fork`].
+/// The result of [`fork`], in each of the two processes.
 #[derive(Debug)]
 pub enum Forked {
-    /// The new one.
+    /// This is the new process.
     Child,
-    /// The one that forked, and the child it got.
+    /// This is the process that forked.
     Parent {
-        /// Process id of the child, in our PID namespace.
+        /// Process id of the child, in the PID namespace of the parent.
         pid: Pid,
     },
 }
 
-/// Which of the two processes this is, after a [`fork_into`].
+/// The result of [`fork_into`], in each of the two processes.
 #[derive(Debug)]
 pub enum Cloned {
-    /// The new one.
+    /// This is the new process.
     Child,
-    /// The one that cloned, and the child it got.
+    /// This is the process that forked.
     Parent {
-        /// Process id of the child, in our PID namespace.
+        /// Process id of the child, in the PID namespace of the parent.
         pid: Pid,
-        /// A handle to the same, closed on exec.
+        /// A pidfd of the child, closed on exec.
         pidfd: OwnedFd,
     },
 }
 
-/// Forks. Fails with EBUSY in a process with more than one thread: the others' locks would stay locked in the child.
+/// Forks. The process must have one thread: the child has no copy of other threads, so locks that they hold would stay
+/// locked.
+///
+/// # Errors
+/// `EBUSY` if there are other threads; as fork(2).
 pub fn fork() -> io::Result<Forked> {
     await_single_thread()?;
-    // SAFETY: there is one thread, as just found, so the child is a whole copy of the process.
+    // SAFETY: there is one thread, as just checked, so the child is a complete copy of the process.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
@@ -67,33 +71,37 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
-/// Forks a child that starts out in new `namespaces`. Fails like [`fork`] if there are other threads.
+/// Forks a child that starts in new `namespaces`. The process must have one thread, as for [`fork`].
+///
+/// # Errors
+/// `EBUSY` if there are other threads; as clone(2).
 pub fn fork_into(namespaces: Namespaces) -> io::Result<Cloned> {
     await_single_thread()?;
     let flags = libc::c_long::from(namespaces.bits() | libc::CLONE_PIDFD | libc::SIGCHLD);
     let no_stack: libc::c_long = 0;
     let mut pidfd: libc::c_int = -1;
-    // Not clone3: old container runtimes answer it with ENOSYS, and clone knows all that is needed here.
+    // Not clone3: the seccomp filters of old container runtimes answer it with ENOSYS, and clone has all that is
+    // needed.
     let (first, second) = if cfg!(target_arch = "s390x") { (no_stack, flags) } else { (flags, no_stack) };
-    // SAFETY: without CLONE_VM and a stack this is a fork, and there is one thread, as just found. The kernel
-    // writes one int, the descriptor, through the third argument. The last two are unused with these flags.
+    // SAFETY: without CLONE_VM and a stack this is a fork, and there is one thread, as just checked. The kernel writes
+    // one int, the descriptor, through the third argument. The last two are unused with these flags.
     match unsafe { libc::syscall(libc::SYS_clone, first, second, &raw mut pidfd, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),
         pid => {
-            // SAFETY: the kernel has just opened it for us.
+            // SAFETY: the kernel has just opened it, so nothing else owns it.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Cloned::Parent { pid: child(pid as libc::pid_t)?, pidfd })
         }
     }
 }
 
-/// Moves the calling thread into new `namespaces`; with [`Namespaces::PID`] not itself, but its future children, and
-/// it can start no thread from then on.
+/// Moves the calling thread into new `namespaces`. [`Namespaces::PID`] does not move the thread, but its later
+/// children; the thread cannot start other threads after that.
 ///
 /// # Errors
-/// As unshare(2): `EPERM` without the right to, `ENOSPC` beyond a limit; `EINVAL` where the kernel has no such
-/// namespaces, and for [`Namespaces::USER`] in a process with other threads.
+/// As unshare(2): `EPERM` without the capability, `ENOSPC` beyond a limit, `EINVAL` if the kernel lacks a kind of
+/// namespace, and for [`Namespaces::USER`] in a process with other threads.
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     // SAFETY: these flags leave memory and descriptors of the process as they are.
     let result = unsafe { libc::unshare(namespaces.bits()) };
@@ -104,11 +112,11 @@ fn child(pid: libc::pid_t) -> io::Result<Pid> {
     Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Waits until the calling thread is the only one, for a second at most: a thread that was joined counts for a
-/// moment longer.
+/// Waits until the calling thread is the only one, for a second at most. The kernel counts a thread for a short time
+/// after it was joined.
 fn await_single_thread() -> io::Result<()> {
     for _ in 0..1000 {
-        // SAFETY: with this flag alone nothing is unshared: the call says whether there are other threads.
+        // SAFETY: with this flag alone nothing is unshared: the call only fails if there are other threads.
         if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
             return Ok(());
         }
@@ -117,9 +125,9 @@ fn await_single_thread() -> io::Result<()> {
     Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
-/// Replaces this process by `program`, looked up in PATH if it has no slash. It gets `args` (the first is its own
-/// name), the environment, and no descriptor above 2 but for the `given` one, under the number beside it. Returns only
-/// to say why it failed.
+/// Replaces this process by `program`, which is looked up in PATH if it has no slash. It gets `args` (the first is its
+/// name), the environment, descriptors 0 to 2, and a copy of the `given` descriptor under the given number. All others
+/// are closed. Returns only on failure, with the error of execvp(3).
 pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, RawFd)>) -> io::Error {
     let program = match CString::new(program.as_bytes()) {
         Ok(program) => program,
@@ -132,14 +140,15 @@ pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, R
     let mut argv: Vec<*const libc::c_char> = args.iter().map(|a| a.as_ptr()).collect();
     argv.push(ptr::null());
     close_on_exec(3);
-    // SAFETY: both strings end in a zero byte, `argv` in a null pointer, and all live until the call returns.
+    // SAFETY: all strings end with a zero byte and `argv` with a null pointer, and they live until the call returns.
     let exec = || unsafe { libc::execvp(program.as_ptr(), argv.as_ptr()) };
     let Some((fd, number)) = given else {
         exec();
         return io::Error::last_os_error();
     };
     let replaced = inherited(number).ok();
-    // SAFETY: what has the number is put back below, before anybody else can look, unless there is nobody any more.
+    // SAFETY: a descriptor with this number is saved above and restored below if exec fails. If exec succeeds, its
+    // owner no longer exists.
     let failed =
         unsafe { libc::dup2(fd.as_raw_fd(), number) < 0 || libc::fcntl(number, libc::F_SETFD, 0) < 0 };
     if !failed {
@@ -155,10 +164,10 @@ pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, R
     error
 }
 
-/// Marks all descriptors from `first` on to be closed on exec. Our own are opened so; this is for a library's.
+/// Marks all descriptors from `first` on as closed on exec. This crate opens all with the flag; a library may not.
 fn close_on_exec(first: RawFd) {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-    // SAFETY: closes nothing now, so no owner of a descriptor is deceived.
+    // SAFETY: closes nothing now, so no owner loses its descriptor.
     if unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) } == 0 {
         return;
     }
@@ -169,22 +178,22 @@ fn close_on_exec(first: RawFd) {
     }
 }
 
-/// A descriptor of our own, closed on exec, for what our caller left open as number `fd`.
+/// A duplicate, closed on exec, of a descriptor that the caller of this process left open as number `fd`.
 ///
 /// # Errors
-/// EBADF if that is not open.
+/// `EBADF` if it is not open.
 pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: makes another descriptor; a number that is not open is refused.
+    // SAFETY: duplicates a descriptor; a number that is not open is refused.
     let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if own < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: the descriptor is new, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(own) })
 }
 
-/// Closes the descriptors above 2 that our caller left open, but for `keep` (behaviour §10.1). Only the first call does
-/// anything; it must come before this process has opened a descriptor of its own, but for `keep`.
+/// Closes the descriptors above 2 that the caller of this process left open, except `keep` (behaviour §10.1). Only the
+/// first call has an effect. It must come before this process opens any descriptor other than `keep`.
 pub fn close_inherited(keep: Option<RawFd>) {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
@@ -196,7 +205,7 @@ pub fn close_inherited(keep: Option<RawFd>) {
         None => [(3, libc::c_uint::MAX), (1, 0)],
     };
     for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
-        // SAFETY: nothing in this process owns a descriptor in these ranges, as the caller promises.
+        // SAFETY: nothing in this process owns a descriptor in these ranges, by the condition above.
         if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
             for fd in open_descriptors() {
                 if libc::c_uint::try_from(fd).is_ok_and(|fd| (first..=last).contains(&fd)) {
@@ -208,7 +217,7 @@ pub fn close_inherited(keep: Option<RawFd>) {
     }
 }
 
-/// The numbers open now (and the one that reading the list takes).
+/// The numbers of open descriptors, including the one that reading the list uses.
 fn open_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -218,7 +227,7 @@ fn open_descriptors() -> Vec<RawFd> {
 mod tests {
     use super::*;
 
-    /// The test harness has threads, and keeps them: both calls must refuse.
+    /// The test harness keeps its threads, so both calls must fail.
     #[test]
     fn a_process_with_threads_is_not_forked() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();

@@ -1,22 +1,25 @@
-//! Stream sockets: looking at received bytes without taking them, throwing them away without copying them.
+//! Stream sockets: peeking at received bytes, discarding them without a copy, urgent data.
+//!
+//! A flow leaves bytes in the socket until its other side has acknowledged them. So the receive queue of the socket is
+//! the retransmission buffer: [`peek`] copies bytes out, again if they were lost, and [`discard`] removes them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
 
-/// Asks a stream socket whether the next byte to read is the urgent one (sockatmark(3)). The libc crate lacks it.
+/// The ioctl of sockatmark(3): whether the next byte to read is the urgent one. The libc crate lacks it.
 pub const SIOCATMARK: libc::Ioctl =
     if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
 
-/// Most pieces of one receive.
+/// Most pieces of one recvmsg(2).
 const UIO_MAXIOV: usize = 1024;
 
-/// Starts peeking at `offset` bytes behind the oldest unread one; each peek then moves on, each discard moves back
-/// (`SO_PEEK_OFF`; TCP from Linux 6.9 on).
+/// Makes the next peek start at `offset` bytes after the oldest unread byte (`SO_PEEK_OFF`; TCP: Linux 6.9). Each peek
+/// then increases the offset by the bytes that it returned, and each discard decreases it by the bytes that it removed.
 ///
 /// # Errors
-/// `EOPNOTSUPP` from kernels that can't.
+/// `EOPNOTSUPP` if the kernel does not support it.
 pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
     let offset = libc::c_int::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     // SAFETY: the pointer and length describe one int that lives until the call returns.
@@ -32,10 +35,11 @@ pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends bytes without blocking, and without a signal if the stream is closed; returns how many were taken.
+/// Sends bytes without blocking; returns how many the kernel accepted. A closed stream is an error (`EPIPE`), not a
+/// signal.
 ///
 /// # Errors
-/// `EAGAIN` if none were, or the socket's error.
+/// `EAGAIN` if the kernel accepted none; the error of the socket.
 pub fn send(fd: impl AsFd, bytes: Source<'_>) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let fd = fd.as_fd().as_raw_fd();
@@ -46,17 +50,17 @@ pub fn send(fd: impl AsFd, bytes: Source<'_>) -> io::Result<usize> {
             let mut pieces = Iovecs::<MAX_PIECES>::new();
             let _all_fit = pieces.add(bytes);
             let message = pieces.message();
-            // SAFETY: `message` points to `pieces`, and these to memory that is mapped for as long as `bytes` lives.
+            // SAFETY: `message` points to `pieces`, and they to memory that is mapped for as long as `bytes` lives.
             unsafe { libc::sendmsg(fd, &raw const message, flags) }
         }
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Copies received bytes to `room` without taking them; returns how many, zero at the end of the stream.
+/// Copies received bytes to `room` and leaves them in the socket; returns their number, zero at the end of the stream.
 ///
 /// # Errors
-/// `EAGAIN` if there are none, or the socket's error.
+/// `EAGAIN` if there are none; the error of the socket.
 pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     let fd = fd.as_fd().as_raw_fd();
@@ -67,19 +71,20 @@ pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
             let mut pieces = Iovecs::<MAX_PIECES>::new();
             let _all_fit = pieces.add_room(&mut room);
             let mut message = pieces.message();
-            // SAFETY: `message` points to `pieces`, and these to memory that is mapped, and may be written, for as
-            // long as `room` lives.
+            // SAFETY: `message` points to `pieces`, and they to memory that is mapped and may be written for as long as
+            // `room` lives.
             unsafe { libc::recvmsg(fd, &raw mut message, flags) }
         }
     };
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
-/// Like [`peek`], from `offset` bytes behind the oldest unread one, for kernels without [`set_peek_offset`]: what
-/// lies before is copied to `scratch`, over and over.
+/// Like [`peek`], but starts at `offset` bytes after the oldest unread byte. This is for kernels without
+/// [`set_peek_offset`]. The bytes before `offset` are copied too: to `scratch`, as often as it takes, so that it can be
+/// shorter than `offset`.
 ///
 /// # Errors
-/// `EAGAIN` if there is nothing behind `offset`; `EINVAL` if `scratch` is too small for it; the socket's error.
+/// `EAGAIN` if there is nothing after `offset`; `EINVAL` if `scratch` is too short; the error of the socket.
 pub fn peek_behind(
     fd: impl AsFd,
     offset: usize,
@@ -104,18 +109,18 @@ pub fn peek_behind(
     pieces.extend_from_slice(behind.get(0..MAX_PIECES));
     let mut message = message(&pieces);
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: every piece lies within `scratch` or `room`, both borrowed mutably until the call returns; that
-    // pieces overlap means only that the kernel writes the same bytes again.
+    // SAFETY: every piece is inside `scratch` or `room`, which are both borrowed mutably until the call returns. Pieces
+    // of `scratch` overlap, so the kernel writes the same bytes several times.
     let len = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, flags) };
     match usize::try_from(len).map_err(|_| io::Error::last_os_error())? {
         0 => Ok(0),
-        // The end of the stream can't be told from its bytes having been seen before: ask for nothing else.
+        // Only bytes before `offset`: either more will come, or the stream has ended.
         len if len <= offset => end_or_nothing(fd, offset),
         len => Ok(len - offset),
     }
 }
 
-/// With nothing behind the bytes seen before: whether that is because the stream has ended.
+/// The result of a peek that found nothing after the `seen` bytes: zero if the stream has ended, else `EAGAIN`.
 fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one pollfd is passed, which lives until the call returns.
@@ -128,11 +133,11 @@ fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
     }
 }
 
-/// Throws away the oldest `len` received bytes of a TCP socket, which must be there, without copying them.
-/// Returns how many went.
+/// Removes the oldest `len` received bytes of a TCP socket, without copying them; returns how many were removed. The
+/// caller has seen these bytes by [`peek`].
 ///
 /// # Errors
-/// The socket's error.
+/// The error of the socket.
 pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: with MSG_TRUNC, TCP writes nothing through the pointer (tcp(7)).
@@ -140,15 +145,16 @@ pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
     usize::try_from(len).map_err(|_| io::Error::last_os_error())
 }
 
-/// Where the urgent byte of a TCP socket with `SO_OOBINLINE` is: its offset from the oldest unread byte. None if no
-/// received byte is urgent. An offset by [`set_peek_offset`] has to be zero, and is undefined afterwards.
+/// The offset of the urgent byte from the oldest unread byte, in bytes, for a TCP socket with `SO_OOBINLINE`. None if
+/// no received byte is urgent. The offset of [`set_peek_offset`] must be zero; it is unspecified afterwards.
 ///
-/// A read stops before that byte, unless it begins there (tcp(7)). So where less is read than there was, there it is.
+/// A read stops before the urgent byte, unless it begins there (tcp(7)). So if a peek returns fewer bytes than are
+/// unread, the urgent byte is the next one.
 ///
 /// # Errors
-/// The socket's error.
+/// The error of the socket.
 pub fn urgent_mark(fd: impl AsFd) -> io::Result<Option<u32>> {
-    // What arrives from here on lies beyond these bytes, and so does an urgent byte among it.
+    // Bytes that arrive after this call come after `unread`, and so does an urgent byte among them.
     let unread = unread(&fd)?;
     if unread == 0 {
         return Ok(None);
@@ -163,15 +169,15 @@ pub fn urgent_mark(fd: impl AsFd) -> io::Result<Option<u32>> {
     Ok((len < unread).then_some(len))
 }
 
-/// Whether the next byte to read is, or will be, the urgent one.
+/// Whether the next byte to read is the urgent one, received or not.
 ///
 /// # Errors
-/// `ENOTTY` if the socket knows no urgent data.
+/// `ENOTTY` if the socket does not support urgent data.
 pub fn is_at_mark(fd: impl AsFd) -> io::Result<bool> {
     ask(&fd, SIOCATMARK).map(|answer| answer != 0)
 }
 
-/// Received bytes that are not read yet (`SIOCINQ`).
+/// Number of received bytes that are unread (`SIOCINQ`).
 ///
 /// # Errors
 /// `EINVAL` on a listening socket.
@@ -179,7 +185,8 @@ pub fn unread(fd: impl AsFd) -> io::Result<u32> {
     ask(&fd, libc::FIONREAD).map(|bytes| u32::try_from(bytes).unwrap_or(0))
 }
 
-/// Bytes, and the FIN, that were sent on a TCP socket but are not yet acknowledged by the peer (`SIOCOUTQ`).
+/// Number of bytes, plus one for a FIN, that a TCP socket has queued or sent and that the peer has not acknowledged
+/// (`SIOCOUTQ`).
 ///
 /// # Errors
 /// `EINVAL` on a listening socket.
@@ -190,8 +197,8 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
 /// Calls ioctl(2) with one of the requests above.
 fn ask(fd: &impl AsFd, request: libc::Ioctl) -> io::Result<libc::c_int> {
     let mut answer: libc::c_int = 0;
-    // SAFETY: each of FIONREAD (SIOCINQ), TIOCOUTQ (SIOCOUTQ) and SIOCATMARK writes one int through the pointer, and
-    // nothing else is asked for.
+    // SAFETY: FIONREAD (SIOCINQ), TIOCOUTQ (SIOCOUTQ) and SIOCATMARK each write one int through the pointer. There are
+    // no other requests.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw mut answer) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }
@@ -222,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_seen_again_until_they_are_discarded() {
+    fn peeked_bytes_stay_until_they_are_discarded() {
         let (mut near, mut far) = pair();
         near.write_all(b"one two three").unwrap();
         near.shutdown(Shutdown::Write).unwrap();
@@ -244,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_behind_is_told_from_the_end() {
+    fn peek_without_new_bytes_is_not_the_end() {
         let (mut near, far) = pair();
         near.write_all(b"abc").unwrap();
         let mut buffer = [0; 8];
@@ -254,7 +261,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
-    /// Bytes go out of several pieces of shared memory, and come in to several.
+    /// Bytes are sent from, and received into, several pieces of shared memory.
     #[test]
     fn shared_memory() {
         let (near, far) = pair();

@@ -1,6 +1,7 @@
 //! TUN/TAP devices: creation, virtio-net headers, offload flags.
 //!
-//! A tap belongs to the network namespace of the thread that creates it; the descriptor works from any other.
+//! A tap device belongs to the network namespace of the thread that creates it. Its descriptor can be used from any
+//! namespace.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -10,12 +11,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use bitflags::bitflags;
 
 bitflags! {
-    /// What the two ends of a tap need not do themselves. Without [`Offloads::VNET_HDR`] there is no other bit.
+    /// Offloads of a tap device: work that one end leaves to the other. All bits require [`Offloads::VNET_HDR`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Offloads: u32 {
-        /// Every frame is preceded by a virtio-net header of [`VNET_HDR_LEN`] bytes, little endian.
+        /// A virtio-net header of [`VNET_HDR_LEN`] bytes, little-endian, comes before every frame.
         const VNET_HDR = 1 << 16;
-        /// Frames may carry a checksum that is still to be completed.
+        /// Frames may have a partial checksum.
         const CSUM = libc::TUN_F_CSUM;
         /// TCP over IPv4 super-frames.
         const TSO4 = libc::TUN_F_TSO4;
@@ -23,50 +24,53 @@ bitflags! {
         const TSO6 = libc::TUN_F_TSO6;
         /// TCP super-frames with ECN bits set.
         const TSO_ECN = libc::TUN_F_TSO_ECN;
-        /// UDP super-frames, both families (Linux 6.2; the kernel takes the pair only).
+        /// UDP super-frames over IPv4 and IPv6 (Linux 6.2; the kernel accepts only both together).
         const USO = libc::TUN_F_USO4 | libc::TUN_F_USO6;
     }
 }
 
-/// Length in bytes of the virtio-net header in front of every frame (the modern layout, with `num_buffers`).
+/// Length of the virtio-net header before every frame, in bytes: the layout of virtio 1.0, with `num_buffers`.
 pub const VNET_HDR_LEN: usize = 12;
 
-/// A tap device, as created.
+/// A tap device that was created.
 #[derive(Debug)]
 pub struct TapDevice {
-    /// The queue: non-blocking, closed on exec. The device disappears with its last descriptor.
+    /// The queue: non-blocking, closed on exec. The kernel removes the device with its last descriptor.
     pub fd: OwnedFd,
-    /// The name the kernel gave it: as asked for, or a free one of the pattern.
+    /// The name: the requested one, or the one that the kernel made from a pattern.
     pub name: String,
-    /// What the kernel granted of the offloads asked for.
+    /// The requested offloads that the kernel granted.
     pub offloads: Offloads,
 }
 
 /// Why a tap could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// `/dev/net/tun` can't be opened: module missing, or no permission.
+    /// `/dev/net/tun` cannot be opened: the module is missing, or permission.
     #[error(
         "can't open /dev/net/tun: {0} (the device node must exist and be readable and writable by this user)"
     )]
     Open(#[source] io::Error),
-    /// The name is empty, longer than 15 bytes, or has a zero byte in it.
+    /// The name is empty, longer than 15 bytes, or contains a zero byte.
     #[error("'{0}' is no interface name: 1 to 15 characters are allowed")]
     Name(String),
-    /// The kernel refused the device: name taken or malformed, or no CAP_NET_ADMIN over the namespace.
+    /// The kernel refused the device: the name is in use or malformed, or CAP_NET_ADMIN over the namespace is missing.
     #[error("can't create tap device '{name}': {source}")]
     Create {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl TapDevice {
-    /// Creates a tap named `name` (a `%d` in it is replaced by a free number) in the network namespace of the
-    /// calling thread, with as many of the `wanted` offloads as the kernel grants (behaviour §9.1).
+    /// Creates a tap device in the network namespace of the calling thread, with those of the `wanted` offloads that
+    /// the kernel grants (behaviour §9.1). The kernel replaces a `%d` in `name` by a free number.
+    ///
+    /// # Errors
+    /// [`TapError`]; no device remains.
     pub fn create(name: &str, wanted: Offloads) -> Result<Self, TapError> {
         if wanted.contains(Offloads::VNET_HDR) {
             let (fd, name) = attach(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
@@ -74,14 +78,14 @@ impl TapDevice {
                 let offloads = negotiate(wanted, |offloads| set_offloads(&fd, offloads).is_ok());
                 return Ok(Self { fd, name, offloads });
             }
-            // Dropping `fd` removes the device, so that its name is free for the plain one.
+            // Dropping `fd` removes the device, which frees its name for a device without headers.
         }
         let (fd, name) = attach(name, libc::IFF_TAP | libc::IFF_NO_PI)?;
         Ok(Self { fd, name, offloads: Offloads::empty() })
     }
 }
 
-/// Opens a queue and creates its device with `flags` of `TUNSETIFF`.
+/// Opens a queue and creates its device with the `flags` of TUNSETIFF.
 fn attach(name: &str, flags: libc::c_int) -> Result<(OwnedFd, String), TapError> {
     // SAFETY: `ifreq` is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -110,7 +114,7 @@ fn attach(name: &str, flags: libc::c_int) -> Result<(OwnedFd, String), TapError>
     Ok((fd, String::from_utf8_lossy(&given).into_owned()))
 }
 
-/// Chooses the header layout of [`VNET_HDR_LEN`] bytes in little endian.
+/// Sets the virtio-net header to [`VNET_HDR_LEN`] bytes, little-endian.
 fn set_vnet_layout(fd: &OwnedFd) -> io::Result<()> {
     let len = VNET_HDR_LEN as libc::c_int;
     let little_endian: libc::c_int = 1;
@@ -124,8 +128,9 @@ fn set_vnet_layout(fd: &OwnedFd) -> io::Result<()> {
     if results.iter().any(|&r| r < 0) { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Finds what is granted of `wanted`: all at once on a current kernel, else one by one, each keeping those
-/// already granted. (A refused request leaves the device as it was.)
+/// Finds the offloads of `wanted` that are granted. A current kernel grants all at once. Otherwise they are tried one
+/// by one, each together with those already granted, since a request replaces the one before it. A refused request
+/// changes nothing.
 fn negotiate(wanted: Offloads, mut grant: impl FnMut(Offloads) -> bool) -> Offloads {
     let features = wanted - Offloads::VNET_HDR;
     if features.is_empty() || grant(features) {
@@ -152,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_wanted_is_asked_for_at_once() {
+    fn all_offloads_are_requested_at_once() {
         let mut asked = Vec::new();
         let got = negotiate(Offloads::all(), |o| {
             asked.push(o);
@@ -162,7 +167,7 @@ mod tests {
         assert_eq!(asked, [Offloads::all() - Offloads::VNET_HDR]);
     }
 
-    /// A kernel before 6.2 knows no USO, one without ECN neither: each falls back by itself (behaviour §9.1).
+    /// Kernels before 6.2 lack USO, others lack ECN: each feature has its own fallback (behaviour §9.1).
     #[test]
     fn a_refused_feature_costs_only_itself() {
         for refused in [Offloads::USO, Offloads::TSO_ECN, Offloads::TSO6, Offloads::TSO4] {
@@ -173,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wanted_is_asked_for() {
+    fn only_wanted_offloads_are_requested() {
         let wanted = Offloads::VNET_HDR | Offloads::CSUM | Offloads::TSO4;
         let got = negotiate(wanted, |o| wanted.contains(o));
         assert_eq!(got, wanted);
@@ -187,7 +192,7 @@ mod tests {
         }
     }
 
-    /// On a thread with a network namespace of its own, so that the machine's is left alone.
+    /// Runs on a thread with its own network namespace, so that the machine's is not changed.
     #[test]
     fn a_tap_is_created_with_and_without_headers() {
         std::thread::spawn(|| {

@@ -1,4 +1,4 @@
-//! Whole frames: parsed in one pass, and written by putting headers in front of a payload.
+//! Whole frames: parsed in one pass, and written by putting headers before a payload.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

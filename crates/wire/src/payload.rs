@@ -7,7 +7,7 @@ use crate::checksum::Sum;
 /// Bytes that can be counted, divided and copied, but not borrowed as a slice.
 ///
 /// They may be in a guest's memory, which changes at any time: a Rust reference to it would be undefined behaviour, and
-/// a value that was checked could be another when it is used. An implementation for memory of our own is `&[u8]`.
+/// a value that was checked could be another when it is used. For memory of this process, `&[u8]` implements it.
 pub trait Payload: Copy {
     /// Number of bytes.
     fn len(self) -> usize;

@@ -37,7 +37,7 @@ pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> bool {
         return false;
     }
     let sum = Sum::new().bytes(&frame[start..end]);
-    // The offset tells the protocol: of TCP and UDP, only UDP has its checksum at this offset. In UDP a zero means "no
+    // The offset identifies the protocol: of TCP and UDP, only UDP has its checksum at this offset. In UDP a zero means "no
     // checksum", so a computed zero is sent as 0xffff; in TCP it is an ordinary value.
     let checksum = if partial.offset == udp::CHECKSUM_OFFSET { sum.finish_udp() } else { sum.finish() };
     frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
