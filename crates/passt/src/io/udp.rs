@@ -114,14 +114,17 @@ impl UdpSocket {
     pub fn share(outbound: &Arc<Outbound>, group: SocketAddr, port: u16) -> io::Result<Self> {
         let v6 = group.is_ipv6();
         let fd = new(v6)?;
-        // Programs share their port by the one or the other; with either, both sides must agree.
-        sockopt::set_socket_reuseaddr(&fd, true)?;
-        sockopt::set_socket_reuseport(&fd, true)?;
         let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
         only_groups_joined(&fd, version).map_err(errno)?;
         let mut address = group;
         address.set_port(port);
-        bind(&fd, &address)?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        if let Err(io::Errno::ADDRINUSE) = bind(&fd, &address) {
+            // A program that shares its port by SO_REUSEPORT alone. Not without need: of several sockets with the same
+            // address and port that all have it, a datagram to the group may reach one that is no member.
+            sockopt::set_socket_reuseport(&fd, true)?;
+            bind(&fd, &address)?;
+        }
         let (dont_fragment, binding) = ([None; 2], Binding::Wildcard);
         Ok(Self { fd, v6, binding, dont_fragment, outbound: outbound.clone(), _permit: None })
     }

@@ -165,3 +165,24 @@ fn a_port_that_the_guest_uses_with_a_group_is_heard() {
         assert_eq!(from.ip(), PEER[v]);
     }
 }
+
+/// What the guest sends to a group that it is a member of leaves by another socket of the same address and port, which must
+/// not take the answers.
+#[test]
+fn answers_to_a_group_reach_the_member() {
+    let Some(net) = net() else { return };
+    net.pasta(&["--multicast"]);
+    for (v, group) in GROUPS[..2].iter().copied().enumerate() {
+        let guest = net.guest.udp((any(group), MDNS));
+        join(&guest, &net.guest, group);
+        let to = at(&net.peer, group, MDNS);
+        expect(&guest, &net.peer.udp((PEER[v], 0)), to);
+        guest.send_to(b"question", at(&net.guest, group, MDNS)).unwrap();
+        while hears(&guest).is_some() {}
+        // The kernel chooses among sockets that share a port by a hash of the ends.
+        for n in 0..16_u8 {
+            net.peer.udp((PEER[v], 0)).send_to(&[n], to).unwrap();
+            assert_eq!(recv_from(&guest).0, [n]);
+        }
+    }
+}
