@@ -3,8 +3,10 @@
 #[cfg(test)]
 mod all_sums;
 pub(crate) mod entrance;
+pub(crate) mod pcap;
 pub(crate) mod stream;
 pub(crate) mod tap;
+mod trace;
 pub mod vhost_user;
 
 use std::ops::Range;

@@ -20,11 +20,11 @@ use wire::stream::{MAX_FRAME_LEN, PREFIX_LEN, Unframer};
 use wire::train::Train;
 
 use super::entrance::{Entrance, LISTENER, Listener};
+use super::pcap::Capture;
+use super::trace::{self, Way};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::memory::Vectored;
-use crate::pcap::Capture;
-use crate::trace::{self, Way};
 use outbox::Outbox;
 
 /// Room for what is read at a time.

@@ -10,11 +10,11 @@ use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
 use wire::segment::{Segments, complete_checksum};
 
+use super::pcap::Capture;
+use super::trace::{self, Way};
 use super::{Change, Counters, Received};
 use crate::event_word;
 use crate::memory::Vectored;
-use crate::pcap::Capture;
-use crate::trace::{self, Way};
 
 /// The only descriptor there is.
 const DEVICE: u32 = 0;

@@ -16,8 +16,8 @@ use wire::offload::Offload;
 use wire::segment::{Segments, complete_checksum};
 use wire::stream::{PREFIX_LEN, prefix};
 
-use crate::pcap::Capture;
-use crate::trace::{self, Way};
+use crate::link::pcap::Capture;
+use crate::link::trace::{self, Way};
 
 /// Bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;

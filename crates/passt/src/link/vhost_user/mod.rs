@@ -25,11 +25,11 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use wire::offload::Offload;
 
 use super::entrance::{Entrance, LISTENER, Listener};
+use super::pcap::Capture;
+use super::trace::{self, Way};
 use super::{Change, Counters};
 use crate::event_word;
 use crate::memory::Vectored;
-use crate::pcap::Capture;
-use crate::trace::{self, Way};
 use device::{Device, MAX_PAIRS};
 use features::Features;
 pub use from_guest::Inbox;
