@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 use engine::link::Link;
 use engine::memory::Room;
 use engine::timer::Instant;
-use passt::link::vhost_user::{Inbox, VhostUserLink};
-use rustix::event::epoll::{self, EventFlags};
+use passt::link::vhost_user::VhostUserLink;
+use rustix::event::epoll;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -73,7 +73,7 @@ impl FrontEnd {
     }
 
     fn event(&mut self, source: u32) {
-        assert!(self.link.on_event(source, EventFlags::IN, Instant::default(), &self.epoll).is_ok());
+        self.link.on_event(source, Instant::default(), &self.epoll);
     }
 
     /// Sends a message that is one.
@@ -82,13 +82,13 @@ impl FrontEnd {
     }
 
     /// A round of the event loop: frames from the guest, and some to it.
-    fn round(&mut self, inbox: &mut Inbox) -> usize {
+    fn round(&mut self) -> usize {
         for source in QUEUE..QUEUE + 4 {
             self.event(source);
         }
         let mut frames = 0;
-        while self.link.receive(inbox).is_some() {
-            let (head, frame) = inbox.frame();
+        while let Some(mut frame) = self.link.receive() {
+            let (head, frame, _) = frame.parts();
             assert!(head.len() <= wire::frame::HEAD_LEN && head.len() <= frame.len().max(head.len()));
             frame.copy_to(&mut [0; 2000]);
             frames += 1;
@@ -103,7 +103,7 @@ impl FrontEnd {
             frame.slot().room.put(0, &[0x55; 900]);
             full |= frame.commit(head + room.min(1000), &Offload::default()).is_err();
         }
-        assert!(self.link.finish_round(full, &self.epoll).is_ok());
+        self.link.finish_round(full);
         frames
     }
 }
@@ -153,17 +153,16 @@ fn set_up(features: u64) -> Vec<(u32, Vec<u8>, u8)> {
 /// Any messages: each is a byte for its descriptors, two for its length, and bytes. Now and then a round of the event loop.
 pub fn messages(mut data: &[u8]) {
     let Some(mut front_end) = front_end() else { return };
-    let mut inbox = Inbox::new();
     while let [descriptors, low, high, rest @ ..] = data {
         let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
         let (bytes, later) = rest.split_at(len);
         front_end.send(bytes, *descriptors);
         if descriptors & 4 != 0 {
-            front_end.round(&mut inbox);
+            front_end.round();
         }
         data = later;
     }
-    front_end.round(&mut inbox);
+    front_end.round();
 }
 
 /// Any memory, and with it any rings: a byte that chooses features, then what is in memory, once and once more.
@@ -184,7 +183,6 @@ fn frames_of_rings(data: &[u8]) -> usize {
     for (request, body, descriptors) in set_up(features) {
         front_end.request(request, &body, descriptors);
     }
-    let mut inbox = Inbox::new();
     for half in data.chunks(data.len().div_ceil(2).max(1)) {
         let mut memory = &front_end.memory;
         if memory.seek(SeekFrom::Start(0)).is_err()
@@ -193,7 +191,7 @@ fn frames_of_rings(data: &[u8]) -> usize {
             return frames;
         }
         for _ in 0..3 {
-            frames += front_end.round(&mut inbox);
+            frames += front_end.round();
         }
     }
     frames

@@ -40,7 +40,7 @@ use io::Sources;
 use io::outbound::Outbound;
 use io::unix_socket;
 use link::Medium;
-use link::entrance::{self, Entrance};
+use link::door::{self, GuestSocket};
 use link::pcap::Capture;
 use link::stream::{self, StreamLink};
 use link::tap::TapLink;
@@ -237,19 +237,18 @@ fn open_door(
     inherited: Option<OwnedFd>,
     capture: Option<Capture>,
 ) -> anyhow::Result<Site> {
-    let entrance = match inherited {
-        Some(socket) => Entrance::connected(socket).context("can't use the socket (--fd)")?,
-        None => Entrance::Listener {
-            socket: entrance::Listener::new(listen_for_guest(&config.passt)?),
-            one_off: config.passt.one_off,
-        },
+    let socket = match inherited {
+        Some(socket) => GuestSocket::connected(socket).context("can't use the socket (--fd)")?,
+        None => {
+            GuestSocket::Listening { socket: listen_for_guest(&config.passt)?, one_off: config.passt.one_off }
+        }
     };
     Ok(Site {
         prepared: boot.serve_socket(config)?,
         link: if config.passt.vhost_user {
-            Medium::VhostUser(Box::new(VhostUserLink::new(entrance, plan.settings.mtu, capture)))
+            Medium::VhostUser(Box::new(VhostUserLink::new(socket, plan.settings.mtu, capture)))
         } else {
-            Medium::Stream(StreamLink::new(entrance, capture))
+            Medium::Stream(StreamLink::new(socket, capture))
         },
         mac: None,
         given: Vec::new(),
@@ -268,7 +267,7 @@ fn listen_for_guest(config: &config::Passt) -> anyhow::Result<OwnedFd> {
     };
     let (socket, path) = match path {
         Some(path) => (unix_socket::listen_at(&path)?, path),
-        None => unix_socket::listen_at_first(entrance::default_paths())?,
+        None => unix_socket::listen_at_first(door::default_paths())?,
     };
     log::info!("You can now start QEMU (7.2 or later) with:");
     let options =

@@ -33,7 +33,7 @@ use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets, Sources};
-use crate::link::{Change, Inbox, Medium};
+use crate::link::{Change, Medium};
 use crate::pasta::netns::Opener;
 use crate::plan::{self, Plan};
 use crate::process::lifetime::{Exit, Lifetime, Source};
@@ -109,7 +109,6 @@ pub(crate) struct Shard {
     link_full: bool,
     /// The link may have more frames for us.
     link_has_frames: bool,
-    inbox: Inbox,
     glimpse: Glimpse,
 }
 
@@ -150,7 +149,6 @@ impl Shard {
             start,
             stack,
             sockets,
-            inbox: setup.link.inbox(),
             link: setup.link,
             bypass,
             policy: setup.policy,
@@ -202,7 +200,7 @@ impl Shard {
                     return Ok(exit);
                 }
             }
-            self.receive(now)?;
+            self.receive(now);
             if let Some(exit) = self.finish_round(now)? {
                 return Ok(exit);
             }
@@ -320,22 +318,21 @@ impl Shard {
         }
     }
 
-    /// Takes in frames of the guest.
-    fn receive(&mut self, now: Instant) -> anyhow::Result<()> {
+    /// Handles frames of the guest.
+    fn receive(&mut self, now: Instant) {
         if !self.link_has_frames {
-            return Ok(());
+            return;
         }
         for _ in 0..FRAMES {
-            let Some(offload) = self.link.receive(&mut self.inbox)? else {
+            let Some(mut frame) = self.link.receive() else {
                 self.link_has_frames = false;
                 break;
             };
             self.acceptors.set_open(self.sockets.epoll(), true);
-            self.before_frame(now);
-            let (head, frame) = self.inbox.frame();
-            self.stack.on_frame(head, frame, &offload, now, &mut self.sockets, &mut self.link);
+            let (head, whole, offload) = frame.parts();
+            self.before_frame(head, whole, now);
+            self.stack.on_frame(head, whole, &offload, now, &mut self.sockets, &mut self.link);
         }
-        Ok(())
     }
 
     /// Sends what this round has made due.

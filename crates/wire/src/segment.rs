@@ -112,6 +112,12 @@ impl<'a> Segments<'a> {
         self
     }
 
+    /// How many segments are still to be written.
+    #[must_use]
+    pub const fn remaining(&self) -> usize {
+        self.payload.len().saturating_sub(self.next).div_ceil(self.size)
+    }
+
     /// Writes the next segment to `buffer`; returns its length in bytes. None after the last segment, or if the buffer
     /// is too small; then the segment is not consumed.
     pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {

@@ -11,12 +11,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, Endianness, TsResolution};
 
-/// Octets kept of a frame.
+/// Most octets kept of a frame.
 const SNAP_LEN: usize = 65535;
 
-/// A capture file. Frames are complete in it after [`Capture::flush`], whatever ends us then.
+/// A capture file. After [`Capture::flush`] it holds whole frames, however the process ends then.
 pub(crate) struct Capture {
-    /// `None` once writing has failed: the network goes on without the capture.
+    /// `None` once writing has failed: the network continues without the capture.
     writer: Option<PcapWriter<Shared>>,
     buffer: Shared,
     frame: Vec<u8>,
@@ -37,7 +37,7 @@ impl Write for Shared {
 }
 
 impl Capture {
-    /// Creates the file, for its owner alone, or empties the one there is.
+    /// Creates the file with mode 0600, or truncates an existing one.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Self::new(file)
@@ -57,7 +57,7 @@ impl Capture {
         Ok(Self { writer: Some(writer), buffer, frame: Vec::with_capacity(SNAP_LEN) })
     }
 
-    /// Writes to the file what was added.
+    /// Writes to the file the frames that were added.
     pub(crate) fn flush(&mut self) {
         if self.writer.is_some()
             && let Err(error) = self.buffer.flush()
@@ -66,8 +66,8 @@ impl Capture {
         }
     }
 
-    /// Adds an Ethernet frame that has just gone one way or the other, given in `parts`. What is over 65535 octets
-    /// (of a frame still to be segmented) is cut off.
+    /// Adds an Ethernet frame that has just crossed the link, given in `parts`. Only the first 65535 octets are kept: a
+    /// super-frame may be longer.
     pub(crate) fn add(&mut self, parts: &[&[u8]]) {
         let Some(writer) = &mut self.writer else { return };
         self.frame.clear();

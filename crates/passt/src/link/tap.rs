@@ -10,61 +10,61 @@ use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
 use wire::segment::{Segments, complete_checksum};
 
+use super::change::Change;
+use super::inbox::{Buffer, Inbox, Lent};
 use super::pcap::Capture;
-use super::trace::{self, Way};
-use super::{Change, Counters, Received};
+use super::segmentation;
+use super::watcher::Watcher;
 use crate::event_word;
 use crate::memory::Vectored;
 
-/// The only descriptor there is.
+/// Which of the link's descriptors is the device: there is no other.
 const DEVICE: u32 = 0;
-/// What ends us.
-const FAILED: &str = "the tap device failed";
 
-/// Room for one frame with its virtio-net header.
-pub(crate) const BUFFER_LEN: usize = VNET_HDR_LEN + wire::frame::MAX_LEN;
+/// Length of one frame with its virtio-net header, in bytes.
+const BUFFER_LEN: usize = VNET_HDR_LEN + wire::frame::MAX_LEN;
 
 /// A tap, and the frame that is being written to it.
 pub(crate) struct TapLink {
     device: TapDevice,
+    inbox: Inbox<Buffer>,
     /// A virtio-net header, whether the device takes one or not, and a frame.
     slot: Vec<u8>,
-    /// One segment, where the device can't segment by itself.
+    /// The same for one segment, where the device takes no super-frames.
     segment: Vec<u8>,
-    capture: Option<Capture>,
+    /// The error by which the device has failed.
     failed: Option<Errno>,
-    /// The interface is up from the start.
+    /// Whether the interface is up from the start.
     up: bool,
-    /// We wait for the device to take frames again.
+    /// Whether the event loop is to report when the device takes frames again.
     waiting: bool,
-    /// What went through, and what did not.
-    pub(super) counters: Counters,
+    pub(super) watcher: Watcher,
 }
 
 impl TapLink {
-    /// The link over `device`, whose interface is `up` already or will be some day.
+    /// The link over `device`, whose interface is `up` already or may be set up later.
     pub(crate) fn new(device: TapDevice, up: bool, capture: Option<Capture>) -> Self {
         Self {
             device,
+            inbox: Inbox::new(Buffer::new(BUFFER_LEN)),
             slot: vec![0; BUFFER_LEN],
             segment: Vec::new(),
-            capture,
             failed: None,
             up,
             waiting: false,
-            counters: Counters::default(),
+            watcher: Watcher::new(capture),
         }
     }
 
     /// See [`super::Medium::watch`].
-    pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub(super) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
         epoll::add(epoll, &self.device.fd, EventData::new_u64(event_word::link(DEVICE)), EventFlags::IN)
             .context("can't watch the tap device")?;
         Ok(Change { up: self.up, ..Change::default() })
     }
 
     /// See [`super::Medium::on_event`].
-    pub(crate) fn on_event(&mut self, flags: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub(super) fn on_event(&mut self, flags: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
         let room = flags.contains(EventFlags::OUT);
         if room {
             self.wait_for(false, epoll)?;
@@ -73,12 +73,10 @@ impl TapLink {
     }
 
     /// See [`super::Medium::finish_round`].
-    pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
-        if let Some(capture) = &mut self.capture {
-            capture.flush();
-        }
+    pub(super) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+        self.watcher.flush();
         if let Some(errno) = self.failed {
-            return Err(errno).context(FAILED);
+            return Err(errno).context("the tap device failed");
         }
         if full && !self.waiting {
             self.wait_for(true, epoll)?;
@@ -86,7 +84,7 @@ impl TapLink {
         Ok(Change::default())
     }
 
-    /// Changes what ends the wait.
+    /// Changes whether the event loop reports that the device takes frames again.
     fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> anyhow::Result<()> {
         let events = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
         self.waiting = room;
@@ -94,43 +92,43 @@ impl TapLink {
             .context("can't watch the tap device")
     }
 
-    /// Reads one frame to `buffer`, which has [`BUFFER_LEN`] bytes. None if there is none now.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> anyhow::Result<Option<Received>> {
+    /// Reads one frame, if there is one now.
+    pub(super) fn receive(&mut self) -> Option<Lent<Buffer>> {
+        let mut buffer = self.inbox.lend()?;
         loop {
-            let len = match rustix::io::read(&self.device.fd, &mut *buffer) {
+            let len = match rustix::io::read(&self.device.fd, &mut buffer.bytes[..]) {
                 Ok(len) => len,
-                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::AGAIN) => return None,
                 // EIO: the interface is down.
-                Err(Errno::IO) => return Ok(None),
+                Err(Errno::IO) => return None,
                 Err(Errno::INTR) => continue,
-                // A frame that the kernel can't describe or copy, which is gone now.
+                // A frame that the kernel can't describe or copy. It has removed the frame from the queue.
                 Err(Errno::INVAL | Errno::NOMEM | Errno::NOBUFS) => {
-                    self.counters.dropped += 1;
-                    return Ok(None);
+                    self.watcher.dropped(1);
+                    return None;
                 }
-                Err(errno) => return Err(errno).context(FAILED),
-            };
-            let (start, offload) = if self.has_header() {
-                match buffer.first_chunk().map(Offload::from_virtio) {
-                    Some(Some(offload)) if len >= VNET_HDR_LEN => (VNET_HDR_LEN, offload),
-                    _ => {
-                        self.counters.dropped += 1;
-                        continue;
-                    }
+                Err(errno) => {
+                    self.failed = Some(errno);
+                    return None;
                 }
-            } else {
-                (0, Offload::default())
             };
-            self.counters.received += 1;
-            trace::frame(Way::In, &buffer[start..len]);
-            if let Some(capture) = &mut self.capture {
-                capture.add(&[&buffer[start..len]]);
-            }
-            return Ok(Some(Received { start, end: len, offload }));
+            let Some((start, offload)) = self.header_of(&buffer.bytes[..len]) else {
+                self.watcher.dropped(1);
+                continue;
+            };
+            (buffer.frame, buffer.offload) = (start..len, offload);
+            self.watcher.received(&[&buffer.bytes[start..len]]);
+            return Some(buffer);
         }
+    }
+
+    /// Where the frame starts in what was read, and what was left undone in it. None if its virtio-net header is invalid.
+    fn header_of(&self, bytes: &[u8]) -> Option<(usize, Offload)> {
+        if !self.has_header() {
+            return Some((0, Offload::default()));
+        }
+        Some((VNET_HDR_LEN, Offload::from_virtio(bytes.first_chunk()?)?))
+            .filter(|_| bytes.len() >= VNET_HDR_LEN)
     }
 
     fn has_header(&self) -> bool {
@@ -149,33 +147,25 @@ impl TapLink {
         self.device.offloads.contains(needed)
     }
 
-    /// Sends the frame in the slot in pieces that the device takes.
-    fn commit_in_software(&mut self, len: usize, offload: &Offload) -> Result<(), Full> {
-        let mut frame = core::mem::take(&mut self.slot);
-        let mut result = Ok(());
-        if let Some(mut segments) = Segments::new(&frame[VNET_HDR_LEN..VNET_HDR_LEN + len], offload) {
-            let mut segment = core::mem::take(&mut self.segment);
-            segment.resize(BUFFER_LEN, 0);
-            segment[..VNET_HDR_LEN].copy_from_slice(&Offload::default().to_virtio());
-            let mut sent = false;
-            while let Some(len) = segments.write_next(&mut segment[VNET_HDR_LEN..]) {
-                result = self.write(&segment[..VNET_HDR_LEN + len]);
-                if result.is_err() {
-                    break;
-                }
-                sent = true;
-            }
-            if sent {
-                result = Ok(()); // what is missing will be retransmitted, or was a datagram
-            }
-            self.segment = segment;
-        } else {
-            complete_checksum(&mut frame[VNET_HDR_LEN..VNET_HDR_LEN + len], offload);
-            frame[..VNET_HDR_LEN].copy_from_slice(&Offload::default().to_virtio());
-            result = self.write(&frame[..VNET_HDR_LEN + len]);
-        }
-        self.slot = frame;
-        result
+    /// Sends a frame, after room for its virtio-net header, with all done that the device can't do.
+    fn send_in_software(&mut self, bytes: &mut [u8], offload: &Offload) -> Result<(), Full> {
+        let (header, frame) = bytes.split_at_mut(VNET_HDR_LEN);
+        header.copy_from_slice(&Offload::default().to_virtio());
+        let Some(segments) = Segments::new(frame, offload) else {
+            complete_checksum(frame, offload);
+            return self.write(bytes);
+        };
+        let mut room = std::mem::take(&mut self.segment);
+        room.resize(BUFFER_LEN, 0);
+        room[..VNET_HDR_LEN].copy_from_slice(header);
+        let lost = segmentation::send(segments, &mut room, VNET_HDR_LEN, |room, end, payload| {
+            let payload = &frame[payload];
+            room[end..end + payload.len()].copy_from_slice(payload);
+            self.write(&room[..end + payload.len()]).map(|()| 0)
+        });
+        self.segment = room;
+        self.watcher.dropped(lost?);
+        Ok(())
     }
 
     /// Writes a frame with its virtio-net header, which is left out if the device takes none.
@@ -184,11 +174,7 @@ impl TapLink {
         loop {
             match rustix::io::write(&self.device.fd, &frame[start..]) {
                 Ok(_) => {
-                    self.counters.sent += 1;
-                    trace::frame(Way::Out, &frame[VNET_HDR_LEN..]);
-                    if let Some(capture) = &mut self.capture {
-                        capture.add(&[&frame[VNET_HDR_LEN..]]);
-                    }
+                    self.watcher.sent(&[&frame[VNET_HDR_LEN..]]);
                     return Ok(());
                 }
                 Err(Errno::INTR) => {}
@@ -198,10 +184,10 @@ impl TapLink {
                     self.failed = Some(errno);
                     return Ok(());
                 }
-                // The interface is down, memory is short, or the guest's kernel does not want it (the guest may have put a
-                // filter there): lost like on a wire.
+                // The interface is down, memory is short, or the guest's kernel refuses the frame (the guest may have a
+                // filter there): lost, as on a wire.
                 Err(_) => {
-                    self.counters.dropped += 1;
+                    self.watcher.dropped(1);
                     return Ok(());
                 }
             }
@@ -221,12 +207,14 @@ impl Link for TapLink {
     }
 
     fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
-        if !self.takes(offload) {
-            return self.commit_in_software(len, offload);
-        }
-        self.slot[..VNET_HDR_LEN].copy_from_slice(&offload.to_virtio());
-        let slot = core::mem::take(&mut self.slot);
-        let result = self.write(&slot[..VNET_HDR_LEN + len]);
+        let mut slot = std::mem::take(&mut self.slot);
+        let bytes = &mut slot[..VNET_HDR_LEN + len];
+        let result = if self.takes(offload) {
+            bytes[..VNET_HDR_LEN].copy_from_slice(&offload.to_virtio());
+            self.write(bytes)
+        } else {
+            self.send_in_software(bytes, offload)
+        };
         self.slot = slot;
         result
     }

@@ -6,25 +6,28 @@ use wire::frame::{Body, Packet, Transport, parse};
 
 /// Which way a frame goes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
+pub(super) enum Direction {
     /// From the guest.
-    In,
+    FromGuest,
     /// To the guest.
-    Out,
+    ToGuest,
 }
 
-/// Logs an Ethernet frame, if that is wanted.
-pub(crate) fn frame(way: Way, bytes: &[u8]) {
-    if log::log_enabled!(log::Level::Trace) {
-        let way = match way {
-            Way::In => "guest >",
-            Way::Out => "guest <",
-        };
-        log::trace!("{way} {}", Line(bytes));
-    }
+/// Whether frames are logged.
+pub(super) fn is_enabled() -> bool {
+    log::log_enabled!(log::Level::Trace)
 }
 
-/// What a frame is, in a line.
+/// Logs an Ethernet frame, given in `parts`.
+pub(super) fn frame(direction: Direction, parts: &[&[u8]]) {
+    let direction = match direction {
+        Direction::FromGuest => "guest >",
+        Direction::ToGuest => "guest <",
+    };
+    log::trace!("{direction} {}", Line(&parts.concat()));
+}
+
+/// A frame in one line of text.
 struct Line<'a>(&'a [u8]);
 
 impl fmt::Display for Line<'_> {
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_frame_has_a_line_too() {
+    fn bytes_that_are_no_frame_have_a_line() {
         assert_eq!(Line(&[]).to_string(), "Malformed, frame of 0 bytes");
         let mut frame = [0; 14];
         frame[12..].copy_from_slice(&[0x88, 0xcc]);

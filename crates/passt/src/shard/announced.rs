@@ -14,19 +14,19 @@ use wire::payload::Payload;
 use super::Shard;
 use crate::forward::Receivers;
 use crate::io::splice::loopback;
+use crate::memory;
 
 /// Room for a payload. One that does not fit announces nothing.
 pub(super) type Glimpse = Box<[u8; *announce::LENGTHS.end() + 1]>;
 
 impl Shard {
-    /// To be called before the frame in the inbox is taken in.
-    pub(super) fn before_frame(&mut self, now: Instant) {
+    /// To be called before the engine handles a frame of the guest: its head, and all of it.
+    pub(super) fn before_frame(&mut self, head: &[u8], whole: memory::Payload<'_>, now: Instant) {
         if !self.forwarder.cares(Direction::Outbound) {
             return;
         }
-        let (head, frame) = self.inbox.frame();
         let Some((source, payload)) =
-            frame::parse_head(head, frame).ok().and_then(|frame| match frame.body {
+            frame::parse_head(head, whole).ok().and_then(|frame| match frame.body {
                 Body::Ip(packet) => match packet.transport {
                     Transport::Tcp(segment) => Some((packet.source, segment.payload)),
                     Transport::Udp(datagram) => Some((packet.source, datagram.payload)),

@@ -16,16 +16,16 @@ use wire::offload::Offload;
 use wire::segment::{Segments, complete_checksum};
 use wire::stream::{PREFIX_LEN, prefix};
 
-use crate::link::pcap::Capture;
-use crate::link::trace::{self, Way};
+use crate::link::segmentation;
+use crate::link::watcher::Watcher;
 
-/// Bytes that may wait to be written.
+/// Most bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;
-/// Written before the end of the round is reached.
+/// So many bytes are written before the end of the round.
 const DUE: usize = 192 << 10;
 /// Room for the headers of a super-frame's segments, of which the engine makes none shorter than 64 bytes.
 const HEADERS: usize = (frame::MAX_LEN / 64 + 1) * (PREFIX_LEN + 128);
-/// Pieces written at a time.
+/// Most pieces written at a time.
 const PIECES: usize = 512;
 
 /// Frames that wait to be written.
@@ -82,66 +82,65 @@ impl Outbox {
         &mut self,
         len: usize,
         offload: &Offload,
-        capture: Option<&mut Capture>,
+        watcher: &mut Watcher,
     ) -> Result<(), Full> {
         let start = self.end + PREFIX_LEN;
-        if let Some(frame) = self.buffer.get(start..start + len) {
-            trace::frame(Way::Out, frame);
-        }
         if offload.segmentation.is_some() {
-            return self.commit_segments(start..start + len, offload, capture);
+            return self.commit_segments(start..start + len, offload, watcher);
         }
         let frame = self.buffer.get_mut(start..start + len).ok_or(Full)?;
         complete_checksum(frame, offload);
-        if let Some(capture) = capture {
-            capture.add(&[frame]);
-        }
+        watcher.sent(&[frame]);
         self.buffer[self.end..start].copy_from_slice(&prefix(len));
         self.push(self.end..start + len);
         self.end = start + len;
         Ok(())
     }
 
-    /// Takes over the segments of a super-frame: their headers go behind it.
+    /// Takes over the segments of a super-frame. Its payload stays where it is. The headers of each segment are written
+    /// after the super-frame, and `pieces` lists them in turn with their parts of the payload:
+    ///
+    /// ```text
+    /// buffer:  | ... | headers | payload 1 | payload 2 | length, headers 1 | length, headers 2 | free
+    /// pieces:  ..., (length, headers 1), (payload 1), (length, headers 2), (payload 2)
+    /// ```
+    ///
+    /// The super-frame's own length and headers are in no piece: those bytes are free again once all is written.
+    /// [`Outbox::has_room`] has made sure that the headers fit.
     fn commit_segments(
         &mut self,
         frame: Range<usize>,
         offload: &Offload,
-        mut capture: Option<&mut Capture>,
+        watcher: &mut Watcher,
     ) -> Result<(), Full> {
         let mut end = frame.end;
         let (frames, room) = self.buffer.split_at_mut_checked(frame.end).ok_or(Full)?;
-        let Some(mut segments) = Segments::new(&frames[frame.start..], offload) else { return Ok(()) };
-        let mut room = room;
-        while let Some((header, payload)) =
-            room.get_mut(PREFIX_LEN..).and_then(|room| segments.write_next_header(room))
-        {
+        let Some(segments) = Segments::new(&frames[frame.start..], offload) else { return Ok(()) };
+        let lost = segmentation::send(segments, room, PREFIX_LEN, |room, headers, payload| {
             let payload = frame.start + payload.start..frame.start + payload.end;
-            let len = (header + payload.len()).max(MIN_FRAME_LEN);
-            room[..PREFIX_LEN].copy_from_slice(&prefix(len));
-            if let Some(capture) = &mut capture {
-                capture.add(&[&room[PREFIX_LEN..PREFIX_LEN + header], &frames[payload.clone()]]);
-            }
-            let mut written = PREFIX_LEN + header;
-            let short = len - header - payload.len();
-            if short > 0 {
-                // A few bytes, and padding behind them.
-                let (padded, padding) = room[written..PREFIX_LEN + len].split_at_mut(payload.len());
-                padded.copy_from_slice(&frames[payload]);
-                padding.fill(0);
-                written = PREFIX_LEN + len;
-                self.pieces.push(end..end + written);
+            watcher.sent(&[&room[PREFIX_LEN..headers], &frames[payload.clone()]]);
+            let whole = headers + payload.len();
+            let padded = whole.max(PREFIX_LEN + MIN_FRAME_LEN);
+            room[..PREFIX_LEN].copy_from_slice(&prefix(padded - PREFIX_LEN));
+            let kept = if padded > whole {
+                // So little payload that a piece with padding costs more than a copy.
+                room[headers..whole].copy_from_slice(&frames[payload]);
+                room[whole..padded].fill(0);
+                self.pieces.push(end..end + padded);
+                padded
             } else {
-                self.pieces.push(end..end + written);
-                self.pieces.push(payload);
-            }
-            end += written;
-            room = &mut room[written..];
-        }
+                self.pieces.extend([end..end + headers, payload]);
+                headers
+            };
+            end += kept;
+            Ok(kept)
+        });
         self.end = end;
+        watcher.dropped(lost?);
         Ok(())
     }
 
+    /// Adds a piece, to the last one if it continues that.
     fn push(&mut self, piece: Range<usize>) {
         match self.pieces.last_mut() {
             Some(last) if last.end == piece.start => last.end = piece.end,
@@ -156,7 +155,7 @@ impl Outbox {
                 Ok(len) => self.advance(len),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.blocked = true,
-                // Nobody listens any more. Whether it still talks is found by reading.
+                // The client reads no more. Whether it still sends is found by reading.
                 Err(_) => self.clear(),
             }
         }

@@ -21,7 +21,7 @@ const BATCH: u16 = 32;
 
 /// A frame of the guest, while it is handled.
 #[derive(Debug, Default)]
-pub struct Inbox {
+pub struct Frame {
     /// Header and head, or all of the frame.
     copied: Vec<u8>,
     /// Bytes in `copied`.
@@ -30,21 +30,22 @@ pub struct Inbox {
     regions: Arc<Regions>,
     places: Vec<Piece>,
     pieces: Pieces,
+    /// What was left undone in it.
+    offload: Offload,
 }
 
-impl Inbox {
-    /// Room for frames.
-    #[must_use]
-    pub fn new() -> Self {
+impl Frame {
+    /// Room for a frame.
+    pub(super) fn new() -> Self {
         Self { copied: vec![0; BUFFER_LEN], ..Self::default() }
     }
 
-    /// The frame's head, and all of it.
-    pub fn frame(&mut self) -> (&[u8], Payload<'_>) {
+    /// The frame's head, all of it, and what was left undone in it.
+    pub fn parts(&mut self) -> (&[u8], Payload<'_>, Offload) {
         let copy = self.copied.get(HEADER_LEN..self.len).unwrap_or_default();
         let head = &copy[..copy.len().min(HEAD_LEN)];
         if self.places.is_empty() {
-            return (head, copy.into());
+            return (head, copy.into(), self.offload);
         }
         let mut skip = HEADER_LEN;
         let slices = self.places.iter().filter_map(|&piece| {
@@ -54,8 +55,8 @@ impl Inbox {
             slice.offset(skipped).ok()
         });
         match self.pieces.source(slices) {
-            Some(source) => (head, Payload(source)),
-            None => (&[], (&[][..]).into()),
+            Some(source) => (head, Payload(source), self.offload),
+            None => (&[], (&[][..]).into(), self.offload),
         }
     }
 
@@ -67,29 +68,29 @@ impl Inbox {
 
 /// Takes frames from the transmit queues in turn.
 #[derive(Debug, Default)]
-pub(super) struct Transmitted {
+pub(super) struct FromGuest {
     /// The queue whose turn it is.
     queue: usize,
     /// The frame that is being handled: its queue and chain.
     held: Option<(usize, u16)>,
 }
 
-impl Transmitted {
-    /// Puts the next frame into `inbox`, with all of it copied if `whole`; what was left undone in it.
-    pub(super) fn next(&mut self, device: &mut Device, inbox: &mut Inbox, whole: bool) -> Option<Offload> {
+impl FromGuest {
+    /// Puts the next frame, if there is one, into `frame`, with all of it copied if `whole`. Returns whether there was one.
+    pub(super) fn next(&mut self, device: &mut Device, frame: &mut Frame, whole: bool) -> bool {
         self.release(device);
         for _ in 0..QUEUES / 2 {
             let index = 2 * self.queue + 1;
             if device.queues[index].pending {
-                match self.next_of(device, index, inbox, whole) {
-                    Ok(Some(offload)) => return Some(offload),
-                    Ok(None) => {}
+                match self.next_of(device, index, frame, whole) {
+                    Ok(true) => return true,
+                    Ok(false) => {}
                     Err(broken) => device.queues[index].give_up(index, broken),
                 }
             }
             self.queue = (self.queue + 1) % (QUEUES / 2);
         }
-        None
+        false
     }
 
     /// The frame that was being handled is done with.
@@ -111,45 +112,47 @@ impl Transmitted {
         &mut self,
         device: &mut Device,
         index: usize,
-        inbox: &mut Inbox,
+        frame: &mut Frame,
         whole: bool,
-    ) -> Result<Option<Offload>, Broken> {
+    ) -> Result<bool, Broken> {
         let enabled = device.is_enabled(index);
         let Device { queues, memory, .. } = device;
         let queue = &mut queues[index];
         let Some(ring) = &mut queue.ring else {
             queue.pending = false;
-            return Ok(None);
+            return Ok(false);
         };
         if ring.waiting()? == 0 && ring.ask_for_kicks(memory, 0)? == 0 {
             queue.pending = false;
-            return Ok(None);
+            return Ok(false);
         }
-        inbox.places.clear();
-        let chain = ring.peek(memory, 0, Direction::FromDriver, &mut inbox.places)?;
+        frame.places.clear();
+        let chain = ring.peek(memory, 0, Direction::FromDriver, &mut frame.places)?;
         let len = usize::try_from(chain.len).unwrap_or(usize::MAX);
         let fits = len <= BUFFER_LEN;
-        let whole = whole || len <= HEADER_LEN + HEAD_LEN || inbox.places.len() > MAX_PIECES;
+        let whole = whole || len <= HEADER_LEN + HEAD_LEN || frame.places.len() > MAX_PIECES;
         let wanted = if whole { BUFFER_LEN } else { HEADER_LEN + HEAD_LEN };
-        inbox.len = 0;
-        for &piece in inbox.places.iter().filter(|_| fits) {
-            let place = inbox.copied.get_mut(inbox.len..wanted).unwrap_or_default();
-            inbox.len += memory.slice(piece).ok_or(Broken::Buffer)?.copy_to(place);
+        frame.len = 0;
+        for &piece in frame.places.iter().filter(|_| fits) {
+            let place = frame.copied.get_mut(frame.len..wanted).unwrap_or_default();
+            frame.len += memory.slice(piece).ok_or(Broken::Buffer)?.copy_to(place);
         }
         ring.advance(1);
         self.held = Some((index, chain.head));
-        let header = inbox.copied.first_chunk().filter(|_| enabled && inbox.len >= HEADER_LEN);
+        let header = frame.copied.first_chunk().filter(|_| enabled && frame.len >= HEADER_LEN);
         let Some(offload) = header.and_then(Offload::from_virtio) else {
-            inbox.len = 0;
-            inbox.places.clear();
-            return Ok(Some(Offload::default()));
+            frame.len = 0;
+            frame.places.clear();
+            frame.offload = Offload::default();
+            return Ok(true);
         };
         if whole {
-            inbox.places.clear();
-        } else if !Arc::ptr_eq(&inbox.regions, memory.regions()) {
-            inbox.regions = Arc::clone(memory.regions());
+            frame.places.clear();
+        } else if !Arc::ptr_eq(&frame.regions, memory.regions()) {
+            frame.regions = Arc::clone(memory.regions());
         }
-        Ok(Some(offload))
+        frame.offload = offload;
+        Ok(true)
     }
 }
 

@@ -1,7 +1,7 @@
 //! vhost-user: the rings of a virtio network device, in memory that QEMU shares with us (behaviour §9.4, virtio 1.2 §5.1).
 //!
-//! We are the back-end. The front-end, QEMU, tells us over a UNIX socket where the guest's memory and rings are
-//! (`session`, `device`); frames then pass through the rings (`from_guest`, `to_guest`) without a system call but for
+//! We are the back-end. The front-end, QEMU, describes over a UNIX socket where the guest's memory and rings are
+//! (`session`, `device`). Frames then pass through the rings (`from_guest`, `to_guest`), with no system calls except
 //! notifications. Whatever a front-end or its guest does wrong ends its connection, or a queue, and nothing else.
 
 mod device;
@@ -18,30 +18,27 @@ mod to_guest;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use anyhow::Context;
 use engine::link::{Full, LARGEST_SEGMENT, Layout, Link, Slot};
 use engine::timer::Instant;
-use rustix::event::epoll::{self, EventData, EventFlags};
 use wire::offload::Offload;
 
-use super::entrance::{Entrance, LISTENER, Listener};
+use super::change::Change;
+use super::door::{CLIENT, Client, Door, GuestSocket, LISTENER};
+use super::inbox::{Inbox, Lent};
 use super::pcap::Capture;
-use super::trace::{self, Way};
-use super::{Change, Counters};
-use crate::event_word;
+use super::watcher::Watcher;
 use crate::memory::Vectored;
 use device::{Device, MAX_PAIRS};
 use features::Features;
-pub use from_guest::Inbox;
-use from_guest::Transmitted;
+pub use from_guest::Frame;
+use from_guest::FromGuest;
 use session::{Ended, Session};
-use to_guest::Receiver;
+use to_guest::ToGuest;
 
-const CLIENT: u32 = 1;
 /// The first of the queues' descriptors.
-const QUEUE: u32 = 2;
+const QUEUE: u32 = CLIENT + 1;
 
-/// Options for QEMU to come in at `path`.
+/// Options for a QEMU that connects at `path`.
 pub(crate) fn qemu_options(path: &Path) -> String {
     format!(
         "-chardev socket,id=c,path={} -netdev vhost-user,id=v,chardev=c -device virtio-net-pci,netdev=v -machine \
@@ -52,65 +49,34 @@ pub(crate) fn qemu_options(path: &Path) -> String {
 
 /// A vhost-user socket, and the device that a front-end has set up.
 pub struct VhostUserLink {
-    listener: Option<Listener>,
-    one_off: bool,
-    session: Option<Session>,
-    /// A socket that was connected from the start, until we watch it.
-    connected: Option<OwnedFd>,
+    pub(super) door: Door<Session>,
     device: Device,
-    transmitted: Transmitted,
-    receiver: Receiver,
-    capture: Option<Capture>,
-    /// The guest has had a queue for what we send.
+    inbox: Inbox<Frame>,
+    from_guest: FromGuest,
+    to_guest: ToGuest,
+    /// Whether the guest has a queue for frames to it.
     up: bool,
-    /// The guest has gone, and no other may come.
-    over: bool,
-    /// What went through; dropped: nobody was there to take it.
-    counters: Counters,
+    pub(super) watcher: Watcher,
 }
 
 impl VhostUserLink {
-    /// A link for whoever comes in by `entrance`, with frames of up to `mtu` bytes behind the Ethernet header.
-    pub(crate) fn new(entrance: Entrance, mtu: u16, capture: Option<Capture>) -> Self {
-        let (listener, one_off, connected) = match entrance {
-            Entrance::Listener { socket, one_off } => (Some(socket), one_off, None),
-            Entrance::Connected(socket) => (None, true, Some(socket)),
-        };
+    /// A link for the front-end that connects by `socket`, with frames of up to `mtu` bytes after the Ethernet header.
+    pub(crate) fn new(socket: GuestSocket, mtu: u16, capture: Option<Capture>) -> Self {
         Self {
-            listener,
-            one_off,
-            session: None,
-            connected,
+            door: Door::new(socket),
             device: Device::default(),
-            transmitted: Transmitted::default(),
-            receiver: Receiver::new(mtu),
-            capture,
+            inbox: Inbox::new(Frame::new()),
+            from_guest: FromGuest::default(),
+            to_guest: ToGuest::new(mtu),
             up: false,
-            over: false,
-            counters: Counters::default(),
+            watcher: Watcher::new(capture),
         }
     }
 
     /// A link to the front-end at the other end of `socket`.
     #[must_use]
     pub fn connected(socket: OwnedFd, mtu: u16) -> Self {
-        Self::new(Entrance::Connected(socket), mtu, None)
-    }
-
-    /// The listening socket, if more than one client may connect.
-    pub(super) fn listener(&mut self) -> Option<&mut Listener> {
-        self.listener.as_mut()
-    }
-
-    /// See [`super::Medium::counters`].
-    pub(crate) fn counters(&self) -> Counters {
-        let dropped = self.counters.dropped + self.receiver.dropped;
-        Counters { dropped, ..self.counters }
-    }
-
-    /// Whether somebody wants to see all frames: then they have to be copied.
-    fn is_watched(&self) -> bool {
-        self.capture.is_some() || log::log_enabled!(log::Level::Trace)
+        Self::new(GuestSocket::Connected(socket), mtu, None)
     }
 
     /// Has `epoll` watch the link. To be called in the process that will wait.
@@ -118,94 +84,60 @@ impl VhostUserLink {
     /// # Errors
     /// The system refuses.
     pub fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
-        if let Some(listener) = &self.listener {
-            listener.watch(epoll).context("can't watch the guest's socket")?;
-        }
-        if let Some(socket) = self.connected.take() {
-            self.begin(socket, epoll).context("can't watch the guest's socket")?;
-        }
+        self.door.watch(epoll)?;
         Ok(Change::default())
     }
 
-    fn begin(&mut self, socket: OwnedFd, epoll: &OwnedFd) -> std::io::Result<()> {
-        let session = Session::new(socket.into())?;
-        epoll::add(epoll, session.socket(), EventData::new_u64(event_word::link(CLIENT)), Self::arrivals())?;
-        self.session = Some(session);
-        Ok(())
-    }
-
-    /// Each arrival is an event, once: part of a message may stay in the socket.
-    fn arrivals() -> EventFlags {
-        EventFlags::IN | EventFlags::RDHUP | EventFlags::ET
-    }
-
-    /// Takes an event of one of the descriptors: 0 is the listening socket, 1 the front-end's, from 2 on those of the
+    /// Handles an event of one of the descriptors: 0 is the listening socket, 1 the front-end's, from 2 on those of the
     /// queues.
-    ///
-    /// # Errors
-    /// None: what a front-end does wrong is its own end.
-    pub fn on_event(
-        &mut self,
-        source: u32,
-        _: EventFlags,
-        now: Instant,
-        epoll: &OwnedFd,
-    ) -> anyhow::Result<Change> {
+    pub fn on_event(&mut self, source: u32, now: Instant, epoll: &OwnedFd) -> Change {
         match source {
             LISTENER => {
-                if let Some(listener) = &mut self.listener
-                    && let Some(socket) = listener.accept(self.session.is_some(), now, epoll)
-                    && let Err(error) = self.begin(socket, epoll)
-                {
-                    log::warn!("can't watch the connection: {error}");
-                }
-                Ok(Change::default())
+                self.door.accept(now, epoll);
+                Change::default()
             }
-            CLIENT => Ok(self.on_messages(epoll)),
-            _ => Ok(self.on_kick((source - QUEUE) as usize)),
+            CLIENT => self.on_messages(epoll),
+            _ => self.on_kick((source - QUEUE) as usize),
         }
     }
 
-    /// The front-end has something to say.
+    /// The front-end has sent messages, or has disconnected.
     fn on_messages(&mut self, epoll: &OwnedFd) -> Change {
-        let Some(session) = &mut self.session else { return Change::default() };
-        // They may take the rings away.
-        self.transmitted.release(&mut self.device);
+        let Some(session) = self.door.client_mut() else { return Change::default() };
+        // The messages may take the rings away: what is due is shown to the driver before.
+        self.from_guest.release(&mut self.device);
         self.device.publish();
         let handled = session.handle(&mut self.device).and_then(|all| {
             self.device.watch_kicks(epoll)?;
             if !all {
-                // For one event more.
-                let data = EventData::new_u64(event_word::link(CLIENT));
-                epoll::modify(epoll, session.socket(), data, Self::arrivals())
-                    .map_err(std::io::Error::from)?;
+                // Reports the messages that are left once more.
+                self.door.rewatch(Session::EVENTS, epoll)?;
             }
             Ok(())
         });
-        match handled {
-            Ok(()) => {}
-            Err(ended) => {
-                match ended {
-                    Ended::Closed if self.device.had_too_few_queues() => log::warn!(
-                        "the front-end closed its connection before it set up a queue. There are {MAX_PAIRS} pairs of \
-                         queues: if it asks for more, lower that (QEMU: queues= of -netdev)"
-                    ),
-                    Ended::Closed => log::info!("client connection closed"),
-                    ended => log::warn!("resetting connection of the vhost-user front-end: {ended}"),
-                }
-                // The descriptor may have copies elsewhere.
-                let _ = epoll::delete(epoll, session.socket());
-                self.session = None;
-                self.device.reset();
-                self.device.forget_kicks(epoll);
-                (self.up, self.over) = (false, self.one_off);
-                return Change { room: true, down: true, ..Change::default() };
-            }
+        if let Err(ended) = handled {
+            return self.on_end(&ended, epoll);
         }
         let open = self.device.open_queues().next().is_some();
         let up = open && !self.up;
         self.up = open;
         Change { frames: true, room: true, up, ..Change::default() }
+    }
+
+    /// The connection to the front-end has ended.
+    fn on_end(&mut self, ended: &Ended, epoll: &OwnedFd) -> Change {
+        match ended {
+            Ended::Closed if self.device.had_too_few_queues() => log::warn!(
+                "the front-end closed its connection before it set up a queue. There are {MAX_PAIRS} pairs of \
+                 queues: if it asks for more, lower that (QEMU: queues= of -netdev)"
+            ),
+            Ended::Closed => log::info!("client connection closed"),
+            ended => log::warn!("resetting connection of the vhost-user front-end: {ended}"),
+        }
+        self.device.reset();
+        self.device.forget_kicks(epoll);
+        self.up = false;
+        self.door.disconnect(epoll)
     }
 
     /// The driver has made buffers available in a queue.
@@ -222,33 +154,26 @@ impl VhostUserLink {
         Change { frames: !to_guest, room: to_guest, ..Change::default() }
     }
 
-    /// Receives a frame into `inbox`, if there is one: what was left undone in it.
-    pub fn receive(&mut self, inbox: &mut Inbox) -> Option<Offload> {
-        let watched = self.is_watched();
-        let offload = self.transmitted.next(&mut self.device, inbox, watched)?;
-        self.counters.received += 1;
-        if watched {
-            trace::frame(Way::In, inbox.bytes());
+    /// The next frame of the guest, if there is one.
+    pub fn receive(&mut self) -> Option<Lent<Frame>> {
+        let mut frame = self.inbox.lend()?;
+        // A capture or trace wants all bytes, which a guest can't change any more: then all are copied.
+        let watching = self.watcher.is_watching();
+        if !self.from_guest.next(&mut self.device, &mut frame, watching) {
+            return None;
         }
-        if let Some(capture) = &mut self.capture {
-            capture.add(&[inbox.bytes()]);
-        }
-        Some(offload)
+        self.watcher.received(&[frame.bytes()]);
+        Some(frame)
     }
 
-    /// To be called after each round of events: shows the guest what was done. If the link was found `full`, a report will
-    /// say when it is not.
-    ///
-    /// # Errors
-    /// None.
-    pub fn finish_round(&mut self, full: bool, _: &OwnedFd) -> anyhow::Result<Change> {
-        if let Some(capture) = &mut self.capture {
-            capture.flush();
-        }
-        self.transmitted.release(&mut self.device);
+    /// To be called after each round of events: shows the driver what was done. If the link was found `full`, a later
+    /// event reports room.
+    pub fn finish_round(&mut self, full: bool) -> Change {
+        self.watcher.flush();
+        self.from_guest.release(&mut self.device);
         self.device.publish();
         let room = full && self.device.ask_for_buffers();
-        Ok(Change { room, over: self.over, ..Change::default() })
+        Change { room, over: self.door.is_closed(), ..Change::default() }
     }
 }
 
@@ -256,15 +181,15 @@ impl Link for VhostUserLink {
     type Memory = Vectored;
 
     fn prepare(&mut self, layout: Layout) -> bool {
-        if self.session.is_none() {
-            return self.receiver.prepare_own(layout);
+        if self.door.client().is_none() {
+            return self.to_guest.prepare_own(layout);
         }
-        let plain = self.is_watched();
-        self.receiver.prepare(&mut self.device, layout, plain)
+        let plain = self.watcher.is_watching();
+        self.to_guest.prepare(&mut self.device, layout, plain)
     }
 
     fn slot(&mut self, layout: Layout) -> Slot<'_, Vectored> {
-        self.receiver.slot(&self.device, layout)
+        self.to_guest.slot(&self.device, layout)
     }
 
     fn largest_segment(&self) -> u16 {
@@ -273,18 +198,10 @@ impl Link for VhostUserLink {
     }
 
     fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
-        if self.session.is_none() {
-            self.counters.dropped += 1; // as by an unplugged cable (R-55)
+        if self.door.client().is_none() {
+            self.watcher.dropped(1); // as by an unplugged cable (R-55)
             return Ok(());
         }
-        self.receiver.commit(&mut self.device, len, offload)?;
-        self.counters.sent += 1;
-        if self.is_watched() {
-            trace::frame(Way::Out, self.receiver.frame(len));
-        }
-        if let Some(capture) = &mut self.capture {
-            capture.add(&[self.receiver.frame(len)]);
-        }
-        Ok(())
+        self.to_guest.commit(&mut self.device, &mut self.watcher, len, offload)
     }
 }

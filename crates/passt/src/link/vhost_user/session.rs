@@ -1,13 +1,14 @@
 //! A connection to a front-end: messages of the vhost-user protocol, one after the other.
 //!
-//! The crate `vhost` reads, checks and answers them. It waits for what it reads and for room for what it writes, which our
-//! event loop must not: so it is called only when a message is there as a whole, and when there is room for an answer.
+//! The crate `vhost` reads, checks and answers them. Its reads and writes block, which the event loop must not. So it is
+//! called only when a whole message has arrived and the socket has room for an answer.
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -16,8 +17,9 @@ use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError, VhostUserBackendReqHandlerMut};
 
 use super::device::Device;
+use crate::link::door::Client;
 
-/// Most messages handled before others get their turn.
+/// Most messages handled before other sources get their turn.
 const MESSAGES: usize = 64;
 
 const HEADER_LEN: usize = 12;
@@ -26,16 +28,16 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// Why there is no going on with a connection.
+/// Why a connection has to be ended.
 #[derive(Debug, Error)]
-pub(super) enum Ended {
+pub(in crate::link) enum Ended {
     /// The front-end has closed it.
     #[error("the front-end has closed it")]
     Closed,
-    /// The front-end does not read answers.
+    /// The socket has no room for an answer.
     #[error("the front-end does not read answers")]
-    Deaf,
-    /// What came is no message.
+    NotReading,
+    /// What was received is no message.
     #[error("bad message header: request {request}, flags {flags:#x}, {size} bytes")]
     Header {
         /// As received.
@@ -45,7 +47,7 @@ pub(super) enum Ended {
         /// As received.
         size: u32,
     },
-    /// A request that can't be carried out, and whose sender did not ask for an answer.
+    /// A request failed, and its sender did not ask for an answer.
     #[error("{name}: {error}")]
     Request {
         /// The request's name, or number.
@@ -59,10 +61,10 @@ pub(super) enum Ended {
 }
 
 /// A connection.
-pub(super) struct Session {
+pub(in crate::link) struct Session {
     socket: UnixStream,
     handler: BackendReqHandler<Mutex<Device>>,
-    /// Where the device is while a message is handled.
+    /// Holds the device while a message is handled.
     lent: Arc<Mutex<Device>>,
 }
 
@@ -74,19 +76,26 @@ struct Header {
     size: u32,
 }
 
-impl Session {
-    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+impl Client for Session {
+    /// Each arrival is an event, once: part of a message may stay in the socket.
+    const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = UnixStream::from(socket);
         let lent = Arc::<Mutex<Device>>::default();
         let handler = BackendReqHandler::from_stream(socket.try_clone()?, Arc::clone(&lent));
         Ok(Self { socket, handler, lent })
     }
+}
 
-    /// The descriptor to wait on, for each arrival (edge-triggered): part of a message may stay in it.
-    pub(super) fn socket(&self) -> &UnixStream {
-        &self.socket
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
+}
 
-    /// Handles the messages that have come. Returns false if there may be more.
+impl Session {
+    /// Handles the messages that have arrived. Returns false if there may be more.
     pub(super) fn handle(&mut self, device: &mut Device) -> Result<bool, Ended> {
         for _ in 0..MESSAGES {
             let Some(header) = self.next()? else { return Ok(true) };
@@ -94,7 +103,8 @@ impl Session {
                 Err(Ended::Request { name, error: error @ ProtocolError::ReqHandlerError(_) })
                     if header.flags & NEED_REPLY != 0 && device.acknowledges() =>
                 {
-                    log::warn!("Request refused: {name}: {error}"); // and it was told so
+                    // The sender has been answered so.
+                    log::warn!("Request refused: {name}: {error}");
                 }
                 result => result?,
             }
@@ -102,7 +112,7 @@ impl Session {
         Ok(false)
     }
 
-    /// The head of the next message, if all of it is there.
+    /// The head of the next message, if the whole message has arrived.
     fn next(&self) -> Result<Option<Header>, Ended> {
         let mut bytes = [0; HEADER_LEN];
         let read = match recv(&self.socket, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
@@ -127,7 +137,7 @@ impl Session {
             return if over { Err(Ended::Closed) } else { Ok(None) };
         }
         if !events.contains(PollFlags::OUT) {
-            return Err(Ended::Deaf);
+            return Err(Ended::NotReading);
         }
         Ok(Some(header))
     }
@@ -139,8 +149,8 @@ impl Session {
         log::trace!("{name}, flags {:#x}, {} bytes", header.flags, header.size);
         match known {
             Ok(FrontendReq::SET_VRING_ENABLE) => return self.enable(header, &name, device),
-            // Nothing to do, of which `vhost` knows nothing: no switch has to learn where the guest is, and nobody waits
-            // to be told of the log.
+            // There is nothing to do for these, and `vhost` does not know them: no switch has to learn where the guest is,
+            // and nothing waits for the log.
             Ok(FrontendReq::SEND_RARP | FrontendReq::SET_LOG_FD) => {
                 self.take(header)?;
                 return Ok(self.acknowledge(header, device, true)?);
@@ -157,12 +167,12 @@ impl Session {
         }
     }
 
-    /// Gives the device to where the handler finds it, or takes it back.
+    /// Puts the device where the handler finds it, or takes it back.
     fn lend(&self, device: &mut Device) {
         std::mem::swap(device, &mut *self.lent.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// `vhost` wants features to be set before; QEMU does that later, as it may.
+    /// `vhost` refuses this before features are set; QEMU may set them later.
     fn enable(&mut self, header: Header, name: &str, device: &mut Device) -> Result<(), Ended> {
         let body = self.take(header)?;
         let word = |at: usize| body.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
@@ -174,14 +184,14 @@ impl Session {
         result.map_err(|error| Ended::Request { name: name.to_owned(), error })
     }
 
-    /// Reads the next message, which is there. Returns its body.
+    /// Reads the next message, which has arrived. Returns its body.
     fn take(&self, header: Header) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; HEADER_LEN + header.size as usize];
         recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT)?;
         Ok(bytes.split_off(HEADER_LEN))
     }
 
-    /// Tells the sender of a request how it went, if it wants to know.
+    /// Answers a request with its result, if the sender asked for that.
     fn acknowledge(&mut self, header: Header, device: &Device, success: bool) -> io::Result<()> {
         if header.flags & NEED_REPLY == 0 || !device.acknowledges() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! Frames to the guest's receive queues.
 //!
-//! A socket fills the guest's buffers itself, where the guest takes super-frames and has one queue: then all that is copied
-//! is the head. Else the frame is made in a buffer of ours.
+//! Where the guest takes super-frames and has one queue, a socket fills the guest's buffers itself, and only the head is
+//! copied. Otherwise the frame is made in our own buffer.
 
 use engine::link::{Full, Layout, Slot};
 use sys::iov::{MAX_PIECES, Pieces};
@@ -13,6 +13,8 @@ use super::device::Device;
 use super::features::Features;
 use super::memory::{Memory, Piece};
 use super::ring::{Broken, Chain, Direction, Ring};
+use crate::link::segmentation;
+use crate::link::watcher::Watcher;
 use crate::memory::{Room, Vectored};
 
 /// Chains given back before the driver is shown them.
@@ -22,23 +24,19 @@ const HEADERS: usize = 14 + 60 + 60;
 /// Where `num_buffers` is in the header.
 const NUM_BUFFERS_AT: usize = 10;
 
-/// Puts frames into the receive queues.
+/// Sends frames to the guest by its receive queues.
 #[derive(Debug)]
-pub(super) struct Receiver {
+pub(super) struct ToGuest {
     /// A header and a frame.
     slot: Vec<u8>,
-    /// The headers of one segment, where the guest wants no super-frames.
-    segment: [u8; HEADER_LEN + HEADERS],
     pieces: Vec<Piece>,
     chains: Vec<Chain>,
     /// Room in the guest's buffers.
     room: Pieces,
-    /// The slot's room is the guest's.
+    /// The prepared slot, if its room is in the guest's buffers.
     direct: Option<Direct>,
     /// Longest frame that is not to be segmented, in bytes.
     longest: usize,
-    /// Frames that no buffer of the guest can hold.
-    pub(super) dropped: u64,
 }
 
 /// A slot in the guest's own buffers.
@@ -48,27 +46,25 @@ struct Direct {
     head: usize,
 }
 
-/// Whether there are buffers for a frame.
+/// Whether a frame fits the available buffers.
 enum Delivery {
     Done,
-    /// The buffers there are, so many, are not enough.
+    /// Not enough buffers: only this many are available.
     Short(u16),
-    /// The driver's buffers can't hold it.
+    /// All buffers of the ring together are too short.
     TooLong,
 }
 
-impl Receiver {
-    /// With frames of up to `mtu` bytes behind the Ethernet header.
+impl ToGuest {
+    /// For frames of up to `mtu` bytes after the Ethernet header.
     pub(super) fn new(mtu: u16) -> Self {
         Self {
             slot: vec![0; super::from_guest::BUFFER_LEN],
-            segment: [0; HEADER_LEN + HEADERS],
             pieces: Vec::new(),
             chains: Vec::new(),
             room: Pieces::default(),
             direct: None,
             longest: usize::from(mtu) + ethernet::HEADER_LEN,
-            dropped: 0,
         }
     }
 
@@ -123,7 +119,7 @@ impl Receiver {
         let merges = device.features.contains(Features::MRG_RXBUF);
         let Device { queues, memory, .. } = device;
         let ring = queues.get(queue)?.ring.as_ref()?;
-        // What is wrong with the ring is found, and told, when the frame is sent.
+        // An error of the ring is found again, and reported, when the frame is sent.
         match self.gather(ring, memory, merges, HEADER_LEN + layout.len()) {
             Ok(Delivery::Done) if self.pieces.len() <= MAX_PIECES => {
                 Some(Direct { queue, head: layout.head })
@@ -132,45 +128,48 @@ impl Receiver {
         }
     }
 
-    /// The frame of `len` bytes in the slot.
-    pub(super) fn frame(&self, len: usize) -> &[u8] {
-        self.slot.get(HEADER_LEN..HEADER_LEN + len).unwrap_or_default()
-    }
-
     /// Sends the first `len` bytes of the slot.
-    pub(super) fn commit(&mut self, device: &mut Device, len: usize, offload: &Offload) -> Result<(), Full> {
+    pub(super) fn commit(
+        &mut self,
+        device: &mut Device,
+        watcher: &mut Watcher,
+        len: usize,
+        offload: &Offload,
+    ) -> Result<(), Full> {
         if let Some(direct) = self.direct.take()
-            && self.commit_direct(device, direct, len, offload)
+            && self.commit_direct(device, watcher, direct, len, offload)
         {
             return Ok(());
         }
         let mut frame = std::mem::take(&mut self.slot);
         let bytes = frame.get_mut(..HEADER_LEN + len).unwrap_or_default();
-        let result = self.send(device, bytes, offload);
+        let result = self.send(device, watcher, bytes, offload);
         self.slot = frame;
         result
     }
 
-    /// Sends the first `len` bytes of a slot in the guest's own buffers. False if the guest doesn't take such a frame: it is
-    /// in the slot then.
-    fn commit_direct(&mut self, device: &mut Device, direct: Direct, len: usize, offload: &Offload) -> bool {
+    /// Sends the first `len` bytes of a slot whose room is in the guest's own buffers. False if the guest does not take such
+    /// a frame: the whole frame is in our own buffer then, and nothing was sent.
+    ///
+    /// The socket has filled the buffers already; only header and head are copied. The chains stay available to us
+    /// until they are given back: nothing but this takes chains of the ring between [`ToGuest::prepare`] and here.
+    fn commit_direct(
+        &mut self,
+        device: &mut Device,
+        watcher: &mut Watcher,
+        direct: Direct,
+        len: usize,
+        offload: &Offload,
+    ) -> bool {
         let Device { queues, memory, features, .. } = device;
         let Some(queue) = queues.get_mut(direct.queue) else { return true };
         let Some(ring) = &mut queue.ring else { return true };
-        let end = HEADER_LEN + direct.head;
+        let (end, needed) = (HEADER_LEN + direct.head, HEADER_LEN + len);
         if !features.takes(offload, is_ipv6(self.slot.get(HEADER_LEN..end).unwrap_or_default())) {
-            let mut at = 0;
-            for slice in self.pieces.iter().filter_map(|&piece| memory.slice(piece)) {
-                let skip = end.saturating_sub(at).min(slice.len());
-                let place = self.slot.get_mut(at + skip..HEADER_LEN + len).unwrap_or_default();
-                if let Ok(slice) = slice.offset(skip) {
-                    slice.copy_to(place);
-                }
-                at += slice.len();
-            }
+            self.take_back(memory, end, needed);
             return false;
         }
-        let needed = HEADER_LEN + len;
+        // The slot was made for the longest frame. Chains after the last byte stay with the ring.
         let mut room = 0;
         let used = self.chains.iter().take_while(|chain| {
             let wanted = room < needed as u64;
@@ -190,55 +189,73 @@ impl Receiver {
             give_back(ring, memory, &self.chains, needed)
         });
         match done {
-            Ok(()) if ring.unpublished() >= BATCH => queue.publish(direct.queue, memory),
-            Ok(()) => {}
-            Err(broken) => queue.give_up(direct.queue, broken),
+            Ok(()) => {
+                // No frame is made here while its bytes are wanted.
+                watcher.sent(&[]);
+                if ring.unpublished() >= BATCH {
+                    queue.publish(direct.queue, memory);
+                }
+            }
+            Err(broken) => {
+                watcher.dropped(1);
+                queue.give_up(direct.queue, broken);
+            }
         }
         true
     }
 
-    /// Sends a frame that has room for a header in front.
-    fn send(&mut self, device: &mut Device, bytes: &mut [u8], offload: &Offload) -> Result<(), Full> {
+    /// Copies what a socket has put into the guest's buffers, from byte `start` on, to our own buffer.
+    fn take_back(&mut self, memory: &Memory, start: usize, end: usize) {
+        let mut at = 0;
+        for slice in self.pieces.iter().filter_map(|&piece| memory.slice(piece)) {
+            let skip = start.saturating_sub(at).min(slice.len());
+            let place = self.slot.get_mut(at + skip..end).unwrap_or_default();
+            if let Ok(slice) = slice.offset(skip) {
+                slice.copy_to(place);
+            }
+            at += slice.len();
+        }
+    }
+
+    /// Sends a frame, after room for its header.
+    fn send(
+        &mut self,
+        device: &mut Device,
+        watcher: &mut Watcher,
+        bytes: &mut [u8],
+        offload: &Offload,
+    ) -> Result<(), Full> {
         let Some((header, frame)) = bytes.split_at_mut_checked(HEADER_LEN) else { return Ok(()) };
         let queue = queue_for(device, frame).ok_or(Full)?;
         if device.features.takes(offload, is_ipv6(frame)) {
             header.copy_from_slice(&offload.to_virtio());
-            return self.deliver(device, queue, bytes, &[]);
+            return self.deliver(device, watcher, queue, bytes, &[]);
         }
         let Some(mut segments) = Segments::new(frame, offload) else {
             complete_checksum(frame, offload);
             header.copy_from_slice(&Offload::default().to_virtio());
-            return self.deliver(device, queue, bytes, &[]);
+            return self.deliver(device, watcher, queue, bytes, &[]);
         };
-        if let Some(segmentation) = offload.segmentation {
-            // All of them or none: a stream that lost some would wait for their retransmission.
-            let size = usize::from(segmentation.size).max(1);
-            let longest = HEADER_LEN + HEADERS + size;
-            self.expect(device, queue, frame.len().div_ceil(size), longest)?;
-        }
-        // Who takes a frame without a checksum takes segments without.
+        let size = offload.segmentation.map_or(1, |segmentation| usize::from(segmentation.size).max(1));
+        self.expect(device, queue, segments.remaining(), HEADER_LEN + HEADERS + size)?;
+        // A guest that takes a frame with an open checksum takes segments with one.
         let mut left = Offload::default();
         if device.features.contains(Features::GUEST_CSUM) {
             segments = segments.unsummed();
             left.checksum = offload.checksum;
         }
-        let mut segment = self.segment;
-        let mut sent = false;
-        let mut result = Ok(());
-        while let Some((len, payload)) = segments.write_next_header(&mut segment[HEADER_LEN..]) {
-            segment[..HEADER_LEN].copy_from_slice(&left.to_virtio());
+        let mut room = [0; HEADER_LEN + HEADERS];
+        room[..HEADER_LEN].copy_from_slice(&left.to_virtio());
+        let lost = segmentation::send(segments, &mut room, HEADER_LEN, |room, end, payload| {
             let payload = frame.get(payload).unwrap_or_default();
-            result = self.deliver(device, queue, &mut segment[..HEADER_LEN + len], payload);
-            if result.is_err() {
-                break;
-            }
-            sent = true;
-        }
-        // What is missing will be retransmitted, or was a datagram.
-        if sent { Ok(()) } else { result }
+            self.deliver(device, watcher, queue, &mut room[..end], payload).map(|()| 0)
+        })?;
+        watcher.dropped(lost);
+        Ok(())
     }
 
-    /// Whether there are buffers for `count` frames of up to `len` bytes, header and all, or there never will be.
+    /// Refuses a super-frame of which only some segments have room: `count` frames of up to `len` bytes, header included.
+    /// Not if the ring has no more entries: there will never be more room.
     fn expect(&mut self, device: &mut Device, index: usize, count: usize, len: usize) -> Result<(), Full> {
         let Device { queues, memory, .. } = device;
         let Some(queue) = queues.get_mut(index) else { return Err(Full) };
@@ -264,10 +281,11 @@ impl Receiver {
         }
     }
 
-    /// Sends a frame, made of a first part with a header in front, and a second one.
+    /// Sends a frame in two parts, the first after a header.
     fn deliver(
         &mut self,
         device: &mut Device,
+        watcher: &mut Watcher,
         index: usize,
         first: &mut [u8],
         second: &[u8],
@@ -278,6 +296,7 @@ impl Receiver {
         let Some(ring) = &mut queue.ring else { return Err(Full) };
         match self.write(ring, memory, merges, first, second) {
             Ok(Delivery::Done) => {
+                watcher.sent(&[first.get(HEADER_LEN..).unwrap_or_default(), second]);
                 if ring.unpublished() >= BATCH {
                     queue.publish(index, memory);
                 }
@@ -288,7 +307,7 @@ impl Receiver {
                 Err(Full)
             }
             Ok(Delivery::TooLong) => {
-                self.dropped += 1;
+                watcher.dropped(1);
                 Ok(())
             }
             Err(broken) => {

@@ -16,11 +16,11 @@ fn waiting(outbox: &Outbox) -> Vec<Vec<u8>> {
 
 #[test]
 fn all_sums_are_right() {
-    let mut outbox = Outbox::new();
+    let (mut outbox, mut watcher) = (Outbox::new(), Watcher::new(None));
     all_sums::check(|frame, offload| {
         outbox.clear();
         outbox.room()[..frame.len()].copy_from_slice(frame);
-        outbox.commit(frame.len(), offload, None).unwrap();
+        outbox.commit(frame.len(), offload, &mut watcher).unwrap();
         waiting(&outbox)
     });
 }

@@ -28,11 +28,11 @@ fn what_is_no_frame_is_an_empty_one() {
     let too_long = vec![0; BUFFER_LEN + 1];
     let contents = [&good[..11], &good[..12], &good[..13], &unknown, &too_long, &good];
     let (mut device, driver) = offered(&contents);
-    let (mut transmitted, mut inbox) = (Transmitted::default(), Inbox::new());
+    let (mut from_guest, mut frame) = (FromGuest::default(), Frame::new());
     let mut lens = Vec::new();
-    while transmitted.next(&mut device, &mut inbox, false).is_some() {
-        let (head, frame) = inbox.frame();
-        assert_eq!(head.len(), wire::payload::Payload::len(frame));
+    while from_guest.next(&mut device, &mut frame, false) {
+        let (head, whole, _) = frame.parts();
+        assert_eq!(head.len(), wire::payload::Payload::len(whole));
         lens.push(head.len());
     }
     assert_eq!(lens, [0, 0, 1, 0, 0, 60]);

@@ -12,16 +12,16 @@ fn all_sums_are_right_without_offload() {
     let mut device = Device::default();
     device.queues[0].ring = Some(driver.ring(Rules::default()).unwrap());
     device.memory = std::mem::take(&mut driver.memory);
-    let mut receiver = Receiver::new(1500);
+    let (mut to_guest, mut watcher) = (ToGuest::new(1500), Watcher::new(None));
     let at = |index: u16| BUFFERS + BUFFER * usize::from(index);
     (0..SIZE).for_each(|index| driver.describe(index, at(index), BUFFER as u32, WRITE, 0));
     (0..SIZE).for_each(|index| driver.offer(index));
     let mut seen = 0_u16;
     all_sums::check(|frame, offload| {
         let layout = Layout { head: frame.len(), room: 0 };
-        assert!(receiver.prepare(&mut device, layout, false));
-        receiver.slot(&device, layout).head.copy_from_slice(frame);
-        receiver.commit(&mut device, frame.len(), offload).unwrap();
+        assert!(to_guest.prepare(&mut device, layout, false));
+        to_guest.slot(&device, layout).head.copy_from_slice(frame);
+        to_guest.commit(&mut device, &mut watcher, frame.len(), offload).unwrap();
         device.publish();
         let mut frames = Vec::new();
         while seen != driver.used_index() {
