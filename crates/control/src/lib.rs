@@ -1,8 +1,55 @@
-//! The protocol of the control socket, by which forwarding rules are changed at run time (`--conf-path`, behaviour §8.9).
+//! The protocol of the control socket, which shows and changes forwarding rules at run time (`--conf-path`, behaviour
+//! §8.9).
 //!
-//! The server announces the rules in force ([`message`]). The client may answer with others. The C implementation's
-//! protocol ends there; a client that continues to read learns whether its update holds ([`reply`]), and one that does not
-//! read is not disturbed.
+//! ```text
+//!        client (pesto)                               server (passt, pasta)
+//!             |                                                |
+//!             |  <--- greeting, tables, end mark -----------   |   message: announcement
+//!             |                                                |
+//!             |  ---- tables, end mark -------------------->   |   message: Update (optional)
+//!             |  ---- end of stream ----------------------->   |
+//!             |                                                |
+//!             |  <--- status byte, text, end of stream -----   |   reply
+//! ```
+//!
+//! The protocol of the C implementation ends with the update. The [`reply`] is an extension (Q16): a client that reads
+//! on learns whether its update took effect, and a client that closes the connection is not affected.
+//!
+//! # Contract
+//!
+//! - **An update replaces whole tables.** A client edits the announced tables and sends all of them back; a table that
+//!   is not in the update becomes empty. The server applies all of the update or nothing.
+//! - **Decoding accepts any bytes**: the result is a message, an error in the words of the C implementation, or the
+//!   number of bytes that are needed ([`message::Decoded`]). That number is at most [`message::MAX_LEN`].
+//! - **Rules are checked one by one** while decoding. Whether rules conflict is decided by
+//!   [`engine::forward::Table::add`].
+//! - **Numbers are in network byte order** on the wire, and in host byte order in the types.
+//!
+//! # Example
+//!
+//! ```
+//! use control::message::{Announced, Capabilities, Decoded, Pif, Update};
+//! use control::message::{decode_announcement, decode_update, encode_announcement, encode_update};
+//! use control::reply::{self, Reply};
+//!
+//! // The server announces a table without rules.
+//! let capabilities = Capabilities::IPV4 | Capabilities::TCP;
+//! let tables = vec![Announced { pif: Pif::HOST, name: "HOST".into(), capabilities, rules: vec![] }];
+//! let bytes = encode_announcement(&tables);
+//! assert_eq!(decode_announcement(&bytes)?, Decoded::Whole(tables));
+//!
+//! // A part of a message says how many bytes are needed before the next attempt.
+//! assert_eq!(decode_announcement(&bytes[..4])?, Decoded::Needs(20));
+//!
+//! // The client sends the table back.
+//! let update = Update(vec![(Pif::HOST, vec![])]);
+//! assert_eq!(decode_update(&encode_update(&update))?, Decoded::Whole(update));
+//!
+//! // The server refuses, and the client reads why.
+//! let bytes = reply::encode(Err("port 80 is in use"));
+//! assert_eq!(reply::read(&bytes[..])?, Reply::Refused("port 80 is in use".into()));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod message;

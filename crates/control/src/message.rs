@@ -1,8 +1,10 @@
-//! What goes over the control socket (behaviour §8.9): bytes to tables and back, for both ends.
+//! Messages of the control socket (behaviour §8.9): from bytes to tables and back, for both ends.
 //!
-//! The server begins: greeting, announced tables, end mark. A client that wants a change sends its update: tables, end
-//! mark. All numbers are in network byte order. Decoding starts over with each piece that arrives, but not before there
-//! is enough for the next step, so that a sender of single bytes costs no more than another.
+//! The server sends a greeting, its tables and an end mark. A client that wants a change sends its update: tables and
+//! an end mark. All numbers are in network byte order.
+//!
+//! Decoding starts at the beginning of the message each time. It reports how many bytes it needs, and callers wait for
+//! them: so a peer that sends single bytes causes no more work than one that sends all at once.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -13,23 +15,23 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// First bytes of a greeting.
 const MAGIC: [u8; 8] = *b"basil:s\0";
-/// The protocol's version. That of number 0 was an experiment.
+/// Version of the protocol. Version 0 was experimental.
 pub const VERSION: u32 = 2;
-/// Length of the field of a table's name.
+/// Length of the field with the name of a table, in bytes.
 const NAME_LEN: usize = 128;
-/// Length of the field of an interface's name.
+/// Length of the field with the name of an interface, in bytes.
 const IFNAME_LEN: usize = IfName::MAX_LEN + 1;
-/// Stands where the next table would.
+/// End mark, in place of the identifier of the next table.
 const END: u8 = 0;
-/// Most tables, of the two that there are: room for those of a later version.
+/// Most tables in a message. There are two today; a later version may have more.
 const MAX_TABLES: usize = 8;
 
-/// The longest update or announcement.
+/// Length of the longest update or announcement, in bytes.
 pub const MAX_LEN: usize = size_of::<Greeting>() + MAX_TABLES * (1 + TABLE_LEN + MAX_RULES * RULE_LEN) + 1;
 const TABLE_LEN: usize = size_of::<TableHead>();
 const RULE_LEN: usize = size_of::<RawRule>();
 
-/// A table's identifier on the wire: the interface on whose side its rules listen.
+/// Identifier of a table on the wire: the side on which its rules listen ("passt interface").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pif(pub u8);
 
@@ -41,7 +43,7 @@ impl Pif {
 }
 
 bitflags! {
-    /// What rules of a table may ask for.
+    /// What the rules of a table may use.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Capabilities: u32 {
         /// IPv4.
@@ -52,17 +54,17 @@ bitflags! {
         const TCP = 4;
         /// UDP.
         const UDP = 8;
-        /// To follow what is in use on the other side (behaviour §8.4).
+        /// Rules that follow the ports in use on the other side (behaviour §8.4).
         const SCAN = 16;
-        /// To listen on one interface.
+        /// Rules that listen on one interface.
         const IFNAME = 32;
-        // Others are of later versions.
+        // Bits of later versions are kept.
         const _ = !0;
     }
 }
 
 impl Capabilities {
-    /// The families and protocols, as [`engine::forward::Table::add`] checks them.
+    /// The families and protocols, in the form that [`engine::forward::Table::add`] checks.
     #[must_use]
     pub fn enabled(self) -> Enabled {
         Enabled {
@@ -73,7 +75,7 @@ impl Capabilities {
         }
     }
 
-    /// The bits of what is enabled.
+    /// The capabilities for the enabled families and protocols.
     #[must_use]
     pub fn of(enabled: Enabled) -> Self {
         let bits = [
@@ -86,75 +88,75 @@ impl Capabilities {
     }
 }
 
-/// A table as the server tells of it.
+/// A table, as announced by the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// Which one it is.
+    /// Its identifier.
     pub pif: Pif,
-    /// Its name for people.
+    /// Its name, for display. At most 127 bytes; a longer one is cut.
     pub name: String,
-    /// What its rules may ask for.
+    /// What its rules may use.
     pub capabilities: Capabilities,
     /// The rules in force.
     pub rules: Vec<Rule>,
 }
 
-/// The tables that a client wants: those that are not named are to be empty.
+/// The tables that a client wants. A table that is not listed becomes empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update(pub Vec<(Pif, Vec<Rule>)>);
 
-/// What is wrong with what was received.
+/// Why a message is invalid. Texts are those of the C implementation's client, where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Not this protocol.
+    /// The peer does not use this protocol.
     #[error("Bad magic number from server")]
     Magic,
-    /// A version to come.
+    /// A later version of the protocol.
     #[error("Unknown server protocol version {0} > {VERSION}")]
     Version(u32),
-    /// A version that never was.
+    /// Version 0.
     #[error("Unsupported experimental server protocol")]
     Experimental,
-    /// Names of tables of another length.
+    /// The field for names of tables has another length.
     #[error("Server has unexpected pif name size ({0} not {NAME_LEN})")]
     NameLength(u32),
-    /// Names of interfaces of another length.
+    /// The field for names of interfaces has another length.
     #[error("Server has unexpected IFNAMSIZ ({0} not {IFNAME_LEN})")]
     IfNameLength(u32),
-    /// A name that is none.
+    /// The name of a table is not terminated, not UTF-8, or has control characters.
     #[error("Table {0} has an invalid name")]
     Name(u8),
-    /// A table twice.
+    /// The message has two tables with the same identifier.
     #[error("Received duplicate interface identifier {0}")]
     Duplicate(u8),
-    /// More tables than there can be.
+    /// There are too many tables.
     #[error("Too many forwarding tables (max {MAX_TABLES})")]
     TooManyTables,
-    /// More rules than a table can hold.
+    /// A table has too many rules.
     #[error("Too many forwarding rules ({0}, max {MAX_RULES})")]
     TooManyRules(u32),
-    /// A rule that can't be.
+    /// A rule is invalid.
     #[error("Rule {number} of table {pif}: {what}")]
     Rule {
-        /// The table.
+        /// Identifier of the table.
         pif: u8,
-        /// The rule's place in the table, from 1.
+        /// Position of the rule in the table, from 1.
         number: usize,
-        /// What is wrong with it.
+        /// What is wrong with the rule.
         what: &'static str,
     },
 }
 
-/// What came of decoding.
+/// The result of decoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decoded<T> {
-    /// All of it.
+    /// The whole message.
     Whole(T),
-    /// There have to be at least so many bytes, counted from the start, before it is worth another try.
+    /// The message is incomplete. The next attempt needs at least this many bytes, counted from its start.
     Needs(usize),
 }
 
-/// The server's greeting and tables.
+/// Encodes the greeting and tables of a server.
 #[must_use]
 pub fn encode_announcement(tables: &[Announced]) -> Vec<u8> {
     let greeting = Greeting {
@@ -178,13 +180,13 @@ pub fn encode_announcement(tables: &[Announced]) -> Vec<u8> {
     bytes
 }
 
-/// What the server sends first.
+/// Decodes the greeting and tables of a server.
 ///
 /// # Errors
-/// It is not of this protocol.
+/// The message is invalid; close the connection.
 pub fn decode_announcement(bytes: &[u8]) -> Result<Decoded<Vec<Announced>>, Error> {
     let mut reader = Reader { bytes, at: 0 };
-    // That of version 1 looks the same.
+    // Version 1 has the same greeting.
     match reader.take::<Greeting>() {
         Err(Short(needs)) => return Ok(Decoded::Needs(needs)),
         Ok(greeting) => greeting.check()?,
@@ -198,7 +200,7 @@ pub fn decode_announcement(bytes: &[u8]) -> Result<Decoded<Vec<Announced>>, Erro
     })
 }
 
-/// A client's update.
+/// Encodes the update of a client.
 #[must_use]
 pub fn encode_update(update: &Update) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -211,10 +213,10 @@ pub fn encode_update(update: &Update) -> Vec<u8> {
     bytes
 }
 
-/// What a client sends. The rules make sense one by one; whether they may stand in a table is another question.
+/// Decodes the update of a client. Each rule is valid by itself; conflicts between rules are not checked.
 ///
 /// # Errors
-/// It is not of this protocol.
+/// The message is invalid; nothing changes.
 pub fn decode_update(bytes: &[u8]) -> Result<Decoded<Update>, Error> {
     let tables = decode_tables(Reader { bytes, at: 0 }, |reader, pif| {
         let count = reader.take::<U32>()?.get();
@@ -287,7 +289,7 @@ impl Greeting {
     }
 }
 
-/// Behind a table's identifier, in an announcement.
+/// Follows the identifier of a table, in an announcement.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct TableHead {
@@ -299,11 +301,11 @@ struct TableHead {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawRule {
-    /// IPv4 as IPv4-mapped IPv6.
+    /// IPv4 addresses are IPv4-mapped.
     listen: [u8; 16],
-    /// The same; unspecified: none.
+    /// As `listen`; the unspecified address means none.
     target: [u8; 16],
-    /// Filled up with zeros; all zeros: none.
+    /// Padded with zeros; all zeros mean none.
     interface: [u8; IFNAME_LEN],
     first: U16,
     last: U16,
@@ -314,7 +316,7 @@ struct RawRule {
 
 bitflags! {
     struct Flags: u8 {
-        /// The listening address is the wildcard of both families.
+        /// The rule listens on the wildcard addresses of both families.
         const DUAL_STACK = 1;
         const BEST_EFFORT = 2;
         const SCAN = 4;
@@ -343,7 +345,7 @@ impl From<&Rule> for RawRule {
     }
 }
 
-/// Protocol numbers of RFC 9293 and RFC 768.
+/// IP protocol numbers.
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -385,14 +387,14 @@ fn octets(address: Option<IpAddr>) -> [u8; 16] {
     }
 }
 
-/// A text in a field, filled up with zeros; its end is lost if it is too long.
+/// A field with a text, padded with at least one zero. A text that is too long is cut.
 fn padded<const LEN: usize>(text: &str) -> [u8; LEN] {
     let mut field = [0; LEN];
     field.iter_mut().take(LEN - 1).zip(text.bytes()).for_each(|(to, from)| *to = from);
     field
 }
 
-/// The text in a field, which has an end and can be shown.
+/// The text in a field. None if it is not terminated, not UTF-8, or has control characters.
 fn name(field: &[u8]) -> Option<String> {
     let end = field.iter().position(|byte| *byte == 0)?;
     let text = std::str::from_utf8(&field[..end]).ok()?;
@@ -404,10 +406,10 @@ struct Reader<'a> {
     at: usize,
 }
 
-/// There have to be so many bytes.
+/// The message needs this many bytes, counted from its start.
 struct Short(usize);
 
-/// Why decoding has stopped.
+/// Why decoding stopped.
 enum Stop {
     Short(usize),
     Wrong(Error),

@@ -1,31 +1,33 @@
-//! What follows an update, on the way back: whether it holds (Q16).
+//! The reply to an update: whether it took effect (Q16).
 //!
-//! The C implementation's protocol ends with the update: its server then closes the connection, and its client doesn't
-//! look. So there is room behind the end for a byte that says whether the update holds, and a text for people up to the
-//! end of the stream. A client that wants to know shuts down its sending half and reads to the end. From another
-//! server it gets just the end, or a reset if it was refused before all of it was read.
+//! In the C implementation's protocol the server closes the connection after the update, and its client reads nothing.
+//! So a server can send a reply there without disturbing that client: a status byte, then a human-readable text up to
+//! the end of the stream. A client that wants the reply shuts down its sending half and reads to the end. From a
+//! server without this extension it gets the end of the stream; or a reset, if the server closed before it read
+//! everything.
 
 use std::io::{self, Read};
 
-/// The update holds.
+/// Status: the update took effect.
 const HOLDS: u8 = 0;
-/// Nothing has changed.
+/// Status: nothing has changed.
 const REFUSED: u8 = 1;
-/// Most bytes of text.
+/// Length of the longest text, in bytes.
 const MAX_TEXT: usize = 16_384;
 
-/// What a client learns after its update.
+/// The outcome of an update, as the client knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It holds, with a remark perhaps.
+    /// It took effect. The text is a remark, or empty.
     Holds(String),
-    /// Nothing has changed, and why.
+    /// Nothing has changed. The text is the reason.
     Refused(String),
-    /// The server doesn't say.
+    /// The server sent no reply: it does not have this extension.
     Silence,
 }
 
-/// The reply of a server: `Err` if the update was refused.
+/// Encodes the reply of a server. `Ok` has a remark, `Err` the reason why the update was refused; texts longer than 16
+/// KiB are cut.
 #[must_use]
 pub fn encode(outcome: Result<&str, &str>) -> Vec<u8> {
     let (status, text) = match outcome {
@@ -36,15 +38,16 @@ pub fn encode(outcome: Result<&str, &str>) -> Vec<u8> {
     [&[status], text].concat()
 }
 
-/// Reads a reply to its end.
+/// Reads a reply up to the end of the stream. Control characters in the text other than newlines become `?`, so that it
+/// is safe to print on a terminal.
 ///
 /// # Errors
-/// A status that has no meaning; those of `stream`, if it says nothing.
+/// `InvalidData` for an unknown status; the error of `stream`, if it came before the status.
 pub fn read(stream: impl Read) -> io::Result<Reply> {
     let mut bytes = Vec::new();
     let end = stream.take(1 + MAX_TEXT as u64).read_to_end(&mut bytes);
     let Some((status, text)) = bytes.split_first() else { return end.map(|_| Reply::Silence) };
-    // After the reply the connection may be reset, for input that was not read.
+    // An error after the status is ignored: a server that closes with unread input causes a reset.
     let text = String::from_utf8_lossy(text).replace(|c: char| c.is_control() && c != '\n', "?");
     match *status {
         HOLDS => Ok(Reply::Holds(text)),
@@ -68,20 +71,20 @@ mod tests {
         }
     }
 
-    /// Q16: what the server says is what the client reads, even if a reset follows.
+    /// Q16: the client reads what the server sent, even if a reset follows.
     #[test]
-    fn q_16_said_and_read() {
+    fn q_16_replies_round_trip() {
         assert_eq!(read(&*encode(Ok(""))).unwrap(), Reply::Holds("".into()));
         let refused = encode(Err("Listen failed\nnothing changed"));
         assert_eq!(read(Reset(&refused)).unwrap(), Reply::Refused("Listen failed\nnothing changed".into()));
     }
 
     #[test]
-    fn other_servers() {
+    fn replies_of_other_servers() {
         assert_eq!(read(&b""[..]).unwrap(), Reply::Silence);
         assert_eq!(read(Reset(b"")).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(read(&b"\x07text"[..]).is_err());
-        // Nothing goes to a terminal that would steer it, and nothing without an end to memory.
+        // No control sequence reaches a terminal, and the memory for the text is bounded.
         assert_eq!(read(&b"\x01a\x1b[2J"[..]).unwrap(), Reply::Refused("a?[2J".into()));
         let Reply::Holds(text) = read(io::repeat(0)).unwrap() else { panic!() };
         assert_eq!(text.len(), MAX_TEXT);

@@ -1,4 +1,4 @@
-//! The client's end of the control socket.
+//! The client side of the control socket.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -12,8 +12,8 @@ use control::reply::{self, Reply};
 use crate::output::report;
 use crate::tables;
 
-/// How long to wait for a server that says nothing. It may have other clients before us, each with a time of its own.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for the server. It serves one client at a time, so it may wait for others first.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to a server, which has announced its tables.
 pub(super) struct Client {
@@ -22,15 +22,15 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects, and receives what is announced. `debug` reports it on standard error.
+    /// Connects, and receives the tables of the server. With `debug`, prints them to standard error.
     ///
     /// # Errors
-    /// A message for people.
+    /// A message for the user.
     pub(super) fn connect(path: &Path, debug: bool) -> Result<(Self, Vec<Announced>), String> {
         let stream = UnixStream::connect(path)
             .and_then(|stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.set_write_timeout(Some(TIMEOUT))?;
                 Ok(stream)
             })
             .map_err(|error| format!("Failed to connect to {}: {}", path.display(), plain(&error)))?;
@@ -39,19 +39,19 @@ impl Client {
         }
         let tables = receive(&stream)?;
         if debug {
-            tables.iter().for_each(|table| report(&outline(table)));
+            tables.iter().for_each(|table| report(&summary(table)));
         }
         Ok((Self { path: path.to_owned(), stream }, tables))
     }
 
-    /// Sends the tables back, and makes sure that they hold. Returns what the server has to say about it.
+    /// Sends the tables back, and checks that they took effect. Returns the remark of the server, if it has one.
     ///
     /// # Errors
-    /// A message for people: nothing has changed.
+    /// A message for the user: nothing has changed.
     pub(super) fn update(&mut self, tables: &[Announced]) -> Result<Option<String>, String> {
         let update = Update(tables.iter().map(|table| (table.pif, table.rules.clone())).collect());
         let sent = self.stream.write_all(&message::encode_update(&update));
-        // A server that has had enough before the end still may have said why.
+        // If sending fails, the server may have sent the reason before it closed.
         let sent = sent.and_then(|()| self.stream.shutdown(Shutdown::Write));
         match reply::read(&self.stream) {
             Ok(Reply::Holds(remark)) => return Ok((!remark.is_empty()).then_some(remark)),
@@ -63,11 +63,12 @@ impl Client {
             Err(error) => return Err(format!("Error reading from control socket: {}", plain(&error))),
         }
         sent.map_err(|error| format!("Error writing to control socket: {}", plain(&error)))?;
-        self.look_again(tables)
+        self.compare(tables)
     }
 
-    /// Whether a server that says nothing has taken the update. Whether it could open the ports, nobody can tell.
-    fn look_again(&self, tables: &[Announced]) -> Result<Option<String>, String> {
+    /// Asks a server that sends no reply for its tables again, and compares. Whether it could open the ports remains
+    /// unknown.
+    fn compare(&self, tables: &[Announced]) -> Result<Option<String>, String> {
         let (_, present) = Self::connect(&self.path, false)?;
         if present == tables { Ok(None) } else { Err("The server has not taken the update".into()) }
     }
@@ -93,8 +94,8 @@ fn receive(mut stream: &UnixStream) -> Result<Vec<Announced>, String> {
     }
 }
 
-/// A table in a line.
-fn outline(table: &Announced) -> String {
+/// A table in one line.
+fn summary(table: &Announced) -> String {
     let names: Vec<&str> = tables::capabilities(table.capabilities).collect();
     format!(
         "PIF {}: {}, {} rules, capabilities {:#x}: {}",
@@ -106,7 +107,7 @@ fn outline(table: &Announced) -> String {
     )
 }
 
-/// The error without its number.
+/// The text of an error, without its errno.
 fn plain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock => "the server doesn't answer".into(),

@@ -1,4 +1,4 @@
-//! Changes to announced tables, in the order of the options that ask for them (behaviour §8.9).
+//! Edits the announced tables, in the order of the options (behaviour §8.9).
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,66 +8,67 @@ use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
 
 use control::message::{Announced, Capabilities, Pif};
 
-/// What an option asks for.
+/// The change that an option requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Rules that follow are added.
+    /// Add the rules of options that follow.
     Add,
-    /// Rules that follow are deleted.
+    /// Delete the rules of options that follow.
     Delete,
-    /// All rules of the table of this name go.
+    /// Delete all rules of the table with this name.
     Clear(String),
-    /// These rules.
+    /// Add or delete the rules of a port specifier.
     Ports {
-        /// Which table.
+        /// Selects the table.
         direction: Direction,
         /// Transport protocol.
         protocol: Protocol,
-        /// The specifier.
+        /// The port specifier.
         spec: String,
-        /// The option's name for messages.
+        /// The option as it was typed, for messages.
         typed_as: String,
     },
 }
 
-/// What happens to the rules of a specifier.
+/// What is done with the rules of a specifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// They are added, the first to a table that was emptied before.
+    /// They are added. The first specifier for a table clears it before.
     Replace,
     Add,
     Delete,
 }
 
-/// Tables that are being edited.
+/// Edits tables.
 pub(super) struct Editor {
     tables: Vec<Announced>,
     mode: Mode,
-    emptied: HashSet<Pif>,
+    /// Tables that [`Mode::Replace`] has cleared.
+    cleared: HashSet<Pif>,
     ephemeral: PortRange,
     warnings: Vec<String>,
 }
 
 impl Editor {
-    /// Starts from what was announced; `ephemeral` are the ports that `all` and `auto` leave out.
+    /// Starts with the announced tables. `all` and `auto` exclude the `ephemeral` ports.
     pub(super) fn new(tables: Vec<Announced>, ephemeral: PortRange) -> Self {
-        Self { tables, mode: Mode::Replace, emptied: HashSet::new(), ephemeral, warnings: Vec::new() }
+        Self { tables, mode: Mode::Replace, cleared: HashSet::new(), ephemeral, warnings: Vec::new() }
     }
 
-    /// What to tell about the changes so far.
+    /// Warnings about the changes so far.
     pub(super) fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The tables as they are to be.
+    /// The edited tables.
     pub(super) fn finish(self) -> Vec<Announced> {
         self.tables
     }
 
-    /// Makes a change.
+    /// Applies a change.
     ///
     /// # Errors
-    /// A message for people, in the words of the C implementation.
+    /// A message for the user, in the words of the C implementation.
     pub(super) fn apply(&mut self, change: &Change) -> Result<(), String> {
         match change {
             Change::Add => self.mode = Mode::Add,
@@ -104,7 +105,7 @@ impl Editor {
             }
             error => error.to_string(),
         })?;
-        if self.mode == Mode::Replace && self.emptied.insert(pif) {
+        if self.mode == Mode::Replace && self.cleared.insert(pif) {
             table.rules.clear();
         }
         let rules = match parsed {
@@ -142,7 +143,7 @@ impl Editor {
 fn add(table: &mut Announced, rule: Rule) -> Result<(), String> {
     let mut checked = Table::new();
     for present in &table.rules {
-        // Limits aside, these are the server's own affair.
+        // The server has accepted these rules: check only limits, and conflicts with the new rule.
         checked
             .add(present.clone(), Enabled::ALL)
             .map_err(|error| format!("Table {} can't be changed: {}", table.name, error.reason))?;
@@ -166,7 +167,7 @@ fn delete(table: &mut Announced, rule: &Rule) -> Result<(), String> {
     Err(format!("{reason}\nUnable to delete rule {rule}"))
 }
 
-/// The rule at loopback addresses, for want of the interface (behaviour §2.4.7).
+/// The rule on loopback addresses, if the server cannot bind to an interface (behaviour §2.4.7).
 fn on_loopback(rule: &Rule, enabled: Enabled) -> impl Iterator<Item = Rule> + use<> {
     let addresses = [
         enabled.ipv4.then_some(Ipv4Addr::LOCALHOST.into()),

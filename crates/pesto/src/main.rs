@@ -1,6 +1,6 @@
-//! `pesto`: shows and changes the forwarding rules of a passt or pasta that runs (behaviour §8.9).
+//! `pesto`: shows and changes the forwarding rules of a running passt or pasta (behaviour §8.9).
 //!
-//! The tables that the server announces are edited as the options say, in their order, and sent back whole.
+//! It receives the tables of the server, edits them in the order of the options, and sends all of them back.
 #![forbid(unsafe_code)]
 
 mod client;
@@ -19,7 +19,7 @@ use self::options::{Invocation, Request};
 use self::output::{print, report};
 use control::message::Announced;
 
-/// Runs `pesto` as the command line says. An update that does not hold gives exit status 1 (Q16).
+/// Runs `pesto` with the arguments of the process. Exit status 1 means that nothing has changed (Q16).
 fn main() -> ExitCode {
     let outcome = match options::parse(std::env::args_os()) {
         Ok(Invocation::Show(text)) => print(&text),
@@ -68,7 +68,7 @@ fn show(request: &Request, title: &str, tables: &[Announced]) -> String {
     }
 }
 
-/// The ports that `all` and `auto` leave out (behaviour §8.7).
+/// The ephemeral ports, which `all` and `auto` exclude (behaviour §8.7).
 fn ephemeral() -> PortRange {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     PortRange::from_sysctl(&text).unwrap_or(PortRange::RFC6335_DYNAMIC)

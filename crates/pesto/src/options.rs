@@ -10,26 +10,26 @@ use lexopt::{Arg, Parser};
 
 use super::edit::Change;
 
-/// Longest path of a UNIX socket in bytes: `sun_path` less the terminating zero (R-15).
+/// Longest path of a UNIX socket, in bytes: `sun_path` without the terminating zero (R-15).
 const SOCKET_PATH_MAX: usize = 107;
 /// Column at which descriptions start.
 const COLUMN: usize = 28;
 
-/// What a command line asks for.
+/// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Invocation {
     /// Print this text on standard output.
     Show(String),
-    /// Do the work.
+    /// Connect to a server.
     Run(Request),
 }
 
-/// Work to do.
+/// What to do with a server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Request {
-    /// The control socket.
+    /// Path of the control socket.
     pub(super) path: PathBuf,
-    /// What to change, in the order given.
+    /// The changes, in the order of the options.
     pub(super) changes: Vec<Change>,
     /// `--show`.
     pub(super) show: bool,
@@ -44,7 +44,7 @@ struct Opt {
     long: &'static str,
     short: Option<char>,
     action: Action,
-    /// In lines of at most 50 characters.
+    /// Description, in lines of at most 50 characters.
     help: &'static str,
 }
 
@@ -81,7 +81,7 @@ static OPTIONS: [Opt; 11] = [
         short: Some('t'),
         action: Action::Ports(Direction::Inbound, Protocol::Tcp),
         help: "TCP ports to forward to the guest or namespace,\nas for passt and pasta; may be repeated. Without\n\
-               -A or -D before it, all rules of HOST that were\nthere go",
+               -A or -D before it, the rules replace all rules\nof HOST",
     },
     Opt {
         long: "udp-ports",
@@ -93,7 +93,7 @@ static OPTIONS: [Opt; 11] = [
         long: "tcp-ns",
         short: Some('T'),
         action: Action::Ports(Direction::Outbound, Protocol::Tcp),
-        help: "TCP ports to forward from the namespace to the\nhost, with SPLICE in the place of HOST",
+        help: "TCP ports to forward from the namespace to the\nhost, with SPLICE in place of HOST",
     },
     Opt {
         long: "udp-ns",
@@ -111,18 +111,18 @@ static OPTIONS: [Opt; 11] = [
         long: "json",
         short: None,
         action: Action::Flag(|request| request.json = true),
-        help: "Show the rules in JSON, those of a change too",
+        help: "Show the rules in JSON, also those of a change",
     },
     Opt {
         long: "debug",
         short: Some('d'),
         action: Action::Flag(|request| request.debug = true),
-        help: "Tell more",
+        help: "Print the tables as they are received",
     },
     Opt { long: "help", short: Some('h'), action: Action::Help, help: "Show this text and exit" },
 ];
 
-/// Has no short name, and stands last.
+/// Without a short name, and last in the help text.
 static VERSION: Opt =
     Opt { long: "version", short: None, action: Action::Version, help: "Show name and version and exit" };
 
@@ -130,10 +130,10 @@ fn all() -> impl Iterator<Item = &'static Opt> {
     OPTIONS.iter().chain([&VERSION])
 }
 
-/// Reads a command line, the program's name first.
+/// Parses a command line, which starts with the name of the program.
 ///
 /// # Errors
-/// A message for people.
+/// A message for the user.
 pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
@@ -186,10 +186,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
 }
 
 fn text(value: &OsStr) -> Result<String, String> {
-    value.to_str().map(str::to_owned).ok_or_else(|| format!("not a text: {value:?}"))
+    value.to_str().map(str::to_owned).ok_or_else(|| format!("not valid UTF-8: {value:?}"))
 }
 
-/// The option of that name, or the only one whose name starts so.
+/// The option with this name, or the only one whose name starts with it.
 fn find_long(name: &str) -> Result<&'static Opt, String> {
     let candidates: Vec<_> = all().filter(|opt| opt.long.starts_with(name)).collect();
     let exact = candidates.iter().find(|opt| opt.long == name);
@@ -207,7 +207,7 @@ fn usage(program: &str) -> String {
     let mut text = format!(
         "Usage: {program} [OPTION]... PATH\n\n\
          Show or change the forwarding rules of the passt or pasta that was started with\n\
-         --conf-path PATH. A change holds whole, or not at all.\n\n"
+         --conf-path PATH. Either all changes take effect, or none.\n\n"
     );
     for opt in all() {
         let short = opt.short.map_or("    ".into(), |letter| format!("-{letter}, "));
@@ -250,9 +250,9 @@ mod tests {
         }
     }
 
-    /// behaviour §8.9: options act in order, wherever PATH stands.
+    /// behaviour §8.9: options apply in order; PATH may be anywhere.
     #[test]
-    fn changes_in_order() {
+    fn changes_keep_the_order_of_options() {
         let typed = request(&["-A", "-t22", "/s", "--delete", "--udp-ns=9", "-sC", "HOST", "--json", "-d"]);
         let ports = |direction, protocol, spec: &str, typed_as: &str| Change::Ports {
             direction,
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong() {
+    fn invalid_command_lines_are_refused() {
         let error = |args: &[&str]| read(args).unwrap_err();
         assert!(error(&[]).starts_with("Usage: pesto "));
         assert!(error(&["a", "b"]).starts_with("Usage: pesto "));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn texts() {
+    fn help_and_version() {
         let Ok(Invocation::Show(help)) = read(&["-h"]) else { panic!() };
         assert!(all().all(|opt| help.contains(&format!("--{}", opt.long))));
         assert!(help.lines().all(|line| line.len() <= 80 && line == line.trim_end()), "{help}");

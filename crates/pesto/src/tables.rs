@@ -1,4 +1,4 @@
-//! Tables for people and for programs.
+//! Output of tables: text and JSON.
 
 use std::fmt::{self, Display, Write};
 use std::path::Path;
@@ -7,11 +7,11 @@ use engine::forward::Rule;
 
 use control::message::{Announced, Capabilities};
 
-/// Lines as the C implementation prints them, under a title.
+/// A title, and tables in the format of the C implementation.
 pub(super) fn text(title: &str, path: &Path, tables: &[Announced]) -> String {
     let mut text = format!("{title} ({})\n", path.display());
     for table in tables {
-        // Writing to a string can't fail, here and below.
+        // Writing to a string cannot fail, here and below.
         let _ = writeln!(text, "  {}", table.name);
         for rule in &table.rules {
             let _ = writeln!(text, "    {rule}");
@@ -20,12 +20,12 @@ pub(super) fn text(title: &str, path: &Path, tables: &[Announced]) -> String {
     text
 }
 
-/// One object with the tables of `path`.
+/// A JSON object with the tables of `path`.
 pub(super) fn json(path: &Path, tables: &[Announced]) -> String {
     format!("{{\"path\":{},\"tables\":{}}}\n", Quoted(&path.to_string_lossy()), Tables(tables))
 }
 
-/// One object with the tables of `path` before and after a change.
+/// A JSON object with the tables of `path` before and after a change.
 pub(super) fn changed_json(path: &Path, previous: &[Announced], updated: &[Announced]) -> String {
     format!(
         "{{\"path\":{},\"previous\":{},\"tables\":{}}}\n",
@@ -35,7 +35,7 @@ pub(super) fn changed_json(path: &Path, previous: &[Announced], updated: &[Annou
     )
 }
 
-/// Names of capabilities, as they are set.
+/// The names of the set capabilities.
 pub(super) fn capabilities(capabilities: Capabilities) -> impl Iterator<Item = &'static str> {
     let names = [
         (Capabilities::IPV4, "IPv4"),
@@ -96,7 +96,7 @@ fn list<T>(
     f.write_char(']')
 }
 
-/// A string, or null.
+/// A JSON string, or null.
 struct Optional<T>(Option<T>);
 
 impl<T: Display> Display for Optional<T> {
@@ -108,7 +108,7 @@ impl<T: Display> Display for Optional<T> {
     }
 }
 
-/// A string of JSON (RFC 8259 §7).
+/// A JSON string (RFC 8259 §7).
 struct Quoted<'a>(&'a str);
 
 impl Display for Quoted<'_> {
@@ -148,7 +148,7 @@ mod tests {
 
     /// behaviour §8.9.
     #[test]
-    fn for_people() {
+    fn text_of_a_table() {
         assert_eq!(
             text("Previous configuration", Path::new("/s"), &[table()]),
             "Previous configuration (/s)\n  HOST\n    TCP [127.0.0.1]%lo:80-81  =>  8080-8081  (auto-scan)\n"
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn for_programs() {
+    fn json_of_tables() {
         assert_eq!(
             json(Path::new("/a\"b\n"), &[table()]),
             "{\"path\":\"/a\\\"b\\u000a\",\"tables\":[{\"name\":\"HOST\",\

@@ -1,4 +1,4 @@
-//! Which QEMU to run, and how.
+//! The command line: which QEMU to run, with which arguments.
 
 use std::env::consts::ARCH;
 use std::ffi::{OsStr, OsString};
@@ -6,10 +6,10 @@ use std::os::fd::RawFd;
 
 use anyhow::Context;
 
-/// The descriptor that the network gets where nobody says which.
+/// The descriptor of the network, unless the command line has a number.
 const DEFAULT_FD: RawFd = 5;
 
-/// Device drivers of network cards, but for `virtio-net-*`.
+/// Device drivers of network cards, except `virtio-net-*`.
 const CARDS: [&str; 16] = [
     "e1000",
     "e1000-82544gc",
@@ -32,7 +32,7 @@ const CARDS: [&str; 16] = [
 /// What to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Start {
-    /// The program, by the first of these names that there is.
+    /// Names of the program; the first that exists is used.
     pub(super) programs: Vec<OsString>,
     /// Its arguments, without its name.
     pub(super) arguments: Vec<OsString>,
@@ -42,13 +42,13 @@ pub(super) struct Start {
 /// Whether a network is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
-    /// QEMU is only asked something.
+    /// QEMU only prints information, and runs no guest.
     None,
-    /// A socket, as this descriptor.
+    /// A socket, with this descriptor number.
     At(RawFd),
 }
 
-/// Reads a command line, without our own name.
+/// Parses a command line, without the name of this program.
 pub(super) fn read(mut arguments: Vec<OsString>) -> anyhow::Result<Start> {
     let number = arguments.first().and_then(|first| first.to_str()?.parse::<RawFd>().ok());
     if let Some(number) = number.filter(|number| *number >= 0) {
@@ -67,7 +67,7 @@ pub(super) fn read(mut arguments: Vec<OsString>) -> anyhow::Result<Start> {
     Ok(Start { programs, arguments: connected(arguments), network: Network::At(DEFAULT_FD) })
 }
 
-/// What QEMU calls this machine's architecture.
+/// QEMU's name for the architecture of this machine.
 fn architecture() -> &'static str {
     match ARCH {
         "x86" => "i386",
@@ -76,7 +76,7 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Whether QEMU is to tell about itself only, as managers ask it to.
+/// Whether QEMU only prints information about itself, as managers of virtual machines request.
 fn runs_nothing(arguments: &[OsString]) -> bool {
     let pairs = arguments.iter().zip(arguments.iter().skip(1).map(Some).chain([None]));
     pairs.into_iter().any(|(option, value)| {
@@ -90,15 +90,15 @@ fn runs_nothing(arguments: &[OsString]) -> bool {
     })
 }
 
-/// The name of an option, which may begin with one dash or two.
+/// The name of an option, without its one or two dashes.
 fn name(argument: &OsStr) -> Option<&str> {
     let name = argument.to_str()?.strip_prefix('-')?;
     Some(name.strip_prefix('-').unwrap_or(name))
 }
 
-/// The arguments with network cards and what they were connected to replaced by one card that is connected to the
-/// socket. It comes last, so that QEMU gives it an address that no other device has; it keeps the hardware address of
-/// the first that it replaces.
+/// Replaces all network cards and back-ends in the arguments by one card that is connected to the socket. It comes
+/// last, so that QEMU gives it an address that no other device has. It keeps the hardware address of the first
+/// replaced card.
 fn connected(arguments: Vec<OsString>) -> Vec<OsString> {
     let (mut kept, mut mac, mut bus) = (Vec::new(), None, "pci");
     let mut rest = arguments.into_iter();
@@ -143,7 +143,7 @@ fn is_card(device: &OsStr) -> bool {
     driver.starts_with("virtio-net") || CARDS.contains(&driver.as_str())
 }
 
-/// A property of a device, which is written as `driver,name=value,...` or as a JSON object of plain values.
+/// A property of a device, which is in the form `driver,name=value,...` or a JSON object without nested values.
 fn property(device: &OsStr, name: &str) -> Option<String> {
     let text = device.to_str()?.trim();
     if let Some(members) = text.strip_prefix('{') {
@@ -172,7 +172,7 @@ mod tests {
     const OURS: &str = "-netdev socket,fd=5,id=hostnet0 -device virtio-net-pci,netdev=hostnet0";
 
     #[test]
-    fn with_a_number_nothing_is_changed() {
+    fn arguments_after_a_number_are_kept() {
         let start = read(words("7 my-qemu -net nic -net socket,fd=7")).unwrap();
         let arguments = words("-net nic -net socket,fd=7");
         assert_eq!(start, Start { programs: words("my-qemu"), arguments, network: Network::At(7) });
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_replaced_and_all_else_stays() {
+    fn networks_are_replaced_and_other_arguments_are_kept() {
         assert_eq!(patched("-m 1G"), format!("-m 1G {OURS}"));
         assert_eq!(
             patched("-net nic -m 1G -net user -netdev user,id=a --netdev tap,id=b -nic user -smp 2"),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hardware_address_stays() {
+    fn the_hardware_address_is_kept() {
         let mac = "52:54:00:12:34:56";
         for device in [
             format!("rtl8139,netdev=a,mac={mac},addr=0x3"),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn who_only_asks_needs_no_network() {
+    fn requests_for_information_need_no_network() {
         for line in
             ["-version", "--help", "-S -machine none,accel=kvm:tcg -qmp unix:x", "-device help", "-cpu ?"]
         {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_ends_early_is_qemus_to_refuse() {
+    fn an_incomplete_option_is_passed_to_qemu() {
         assert_eq!(patched("-m 1G -device"), format!("-m 1G -device {OURS}"));
         assert_eq!(patched("-netdev"), OURS);
     }

@@ -1,5 +1,5 @@
-//! `qrap`: starts a QEMU that can't connect to a UNIX socket itself (before 7.2) with one that is connected to a passt
-//! (behaviour §9.6).
+//! `qrap`: starts a QEMU older than 7.2, which cannot connect to a UNIX socket itself, with a descriptor that is
+//! connected to a passt (behaviour §9.6).
 #![forbid(unsafe_code)]
 
 mod command;
@@ -17,16 +17,16 @@ use anyhow::{Context, bail};
 use self::command::{Network, Start};
 
 const USAGE: &str = "\
-Usage: qrap FD QEMU ARGUMENT...    run QEMU as it is, with a passt's socket as descriptor FD
-       qrap ARGUMENT...            run this machine's QEMU with its network replaced by a passt's
+Usage: qrap FD QEMU ARGUMENT...    run QEMU, unchanged, with a socket of passt as descriptor FD
+       qrap ARGUMENT...            run this machine's QEMU with its network replaced by passt
 
-passt has to run, at one of the socket paths that it chooses by itself. QEMU 7.2 and later need no qrap: see passt(1).
+Start passt first, without a socket path: qrap tries its default paths. QEMU 7.2 and later need no qrap: see passt(1).
 ";
 
-/// Runs QEMU in place of this process; returns only to say why not.
+/// Replaces this process by QEMU; returns only on failure.
 fn main() -> ExitCode {
     let Err(error) = run(env::args_os().skip(1).collect());
-    // If that can't be told, the exit status still says it.
+    // An error here is ignored: the exit status has the result.
     drop(writeln!(io::stderr(), "qrap: {error:#}"));
     ExitCode::FAILURE
 }

@@ -1,4 +1,4 @@
-//! Finds a passt that has no client yet.
+//! Finds a passt that has no client.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,45 +11,46 @@ use anyhow::bail;
 use wire::ethernet::{self, Mac, ethertype};
 use wire::frame::Outgoing;
 use wire::stream::{DEFAULT_SOCKETS, MAX_FRAME_LEN, PREFIX_LEN, default_socket, prefix};
-use wire::{arp, icmp, ndp};
+use wire::{arp, icmp, ipv6, ndp};
 use zerocopy::IntoBytes;
 use zerocopy::big_endian::U16;
 
-/// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// How often a passt is asked again that has a client, which may be about to leave.
+/// How long to wait for an answer.
+const TIMEOUT: Duration = Duration::from_millis(500);
+/// How often to connect to a passt that has a client. The client may be about to disconnect.
 const ATTEMPTS: usize = 50;
-/// The time between.
+/// Time between attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Our addresses while we ask. No guest's.
+/// Source addresses of the probes. No guest has them.
 const MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0]);
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 0);
-/// Addresses that are asked for. Nobody has them, which is no matter: all are answered for.
+/// Target addresses of the probes. No host has them: passt answers for all addresses.
 const DUMMY4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const DUMMY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xffff);
 
-/// A connection to the first passt that takes one and answers, at one of the paths that it chooses by itself.
+/// Connects to the first default path at which a passt accepts the connection and answers.
 pub(super) fn find() -> anyhow::Result<UnixStream> {
     for number in DEFAULT_SOCKETS {
-        if let Some(socket) = ask(Path::new(&default_socket(number).to_string())) {
+        if let Some(socket) = probe(Path::new(&default_socket(number).to_string())) {
             return Ok(socket);
         }
     }
     bail!(
-        "no passt without a client answers at /tmp/passt_1.socket, /tmp/passt_2.socket and on: start passt first"
+        "no passt without a client answers at /tmp/passt_1.socket, /tmp/passt_2.socket and so on: start passt first"
     );
 }
 
-fn ask(path: &Path) -> Option<UnixStream> {
+/// Connects to `path`, repeatedly while the passt there has another client. None if nothing answers.
+fn probe(path: &Path) -> Option<UnixStream> {
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
             sleep(PAUSE);
         }
         let socket = UnixStream::connect(path).ok()?;
-        match answers(&socket) {
+        match await_answer(&socket) {
             Ok(()) => return Some(socket),
-            // Silent: no passt, or nothing that ends soon.
+            // No answer in time: not a passt.
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 return None;
             }
@@ -59,11 +60,11 @@ fn ask(path: &Path) -> Option<UnixStream> {
     None
 }
 
-/// Asks by ARP and by Neighbour Discovery, as either may be off; whatever comes back is an answer. A second one stays for
-/// the guest to ignore.
-fn answers(mut socket: &UnixStream) -> io::Result<()> {
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+/// Sends an ARP request and a neighbour solicitation, as IPv4 or IPv6 may be off, and waits for any frame. If there is
+/// a second answer, the guest receives it and ignores it.
+fn await_answer(mut socket: &UnixStream) -> io::Result<()> {
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
     for question in [Some(arp_request()), neighbour_solicitation()].into_iter().flatten() {
         socket.write_all(&prefix(question.len()))?;
         socket.write_all(&question)?;
@@ -87,8 +88,7 @@ fn arp_request() -> Vec<u8> {
 }
 
 fn neighbour_solicitation() -> Option<Vec<u8>> {
-    let [.., a, b, c] = DUMMY6.octets();
-    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let group = ipv6::solicited_node(DUMMY6);
     let outgoing = Outgoing {
         source_mac: MAC,
         destination_mac: Mac::of_multicast(IpAddr::V6(group))?,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_questions_are_understood() {
+    fn probes_are_valid_frames() {
         let request = arp_request();
         assert!(matches!(parse(&request).unwrap().body, Body::Arp(packet) if packet.is_ipv4_over_ethernet()));
         let solicitation = neighbour_solicitation().unwrap();
@@ -126,15 +126,15 @@ mod tests {
         assert_eq!(ndp::solicited_target(&message), Some(DUMMY6));
     }
 
-    /// One that is busy at first, one that says nothing, one that is not there.
+    /// A passt that is busy at first, a server that does not answer, and no server.
     #[test]
-    fn who_answers_is_taken() {
+    fn a_passt_that_answers_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        assert!(ask(&path("nobody")).is_none());
+        assert!(probe(&path("missing")).is_none());
 
         let _silent = UnixListener::bind(path("silent")).unwrap();
-        assert!(ask(&path("silent")).is_none());
+        assert!(probe(&path("silent")).is_none());
 
         let busy = UnixListener::bind(path("busy")).unwrap();
         let server = thread::spawn(move || {
@@ -145,7 +145,7 @@ mod tests {
             client.write_all(&[&prefix(frame.len())[..], &frame].concat()).unwrap();
             client
         });
-        assert!(ask(&path("busy")).is_some());
+        assert!(probe(&path("busy")).is_some());
         drop(server.join().unwrap());
     }
 }

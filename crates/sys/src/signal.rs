@@ -51,10 +51,14 @@ static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
 // SAFETY: the loader calls each entry of this section once, before `main`, as a C function. The calling conventions of
 // Linux ignore the extra arguments that it passes. The function calls nothing except sigaction(2).
+//
+// Miri runs this section too, but has no sigaction(2).
+#[cfg(not(miri))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 
+#[cfg(not(miri))]
 extern "C" fn note_sigpipe() {
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: no new action is set, and `old` has room for the present one. All zeros is a valid value of it, in case

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What the C implementation's pasta sent for
+/// Sent by the C implementation's pasta with
 /// `-t 2200-2202:3300-3302 -t 127.0.0.1/80:10.0.0.1/8080 -u '[::1]%lo/53' -T 5000`.
 static ANNOUNCEMENT: LazyLock<Vec<u8>> = LazyLock::new(|| hex(include_str!("announcement.hex")));
-/// What its pesto answered for `-A -t 6000 -T 7000`.
+/// Sent by its pesto with `-A -t 6000 -T 7000`.
 static UPDATE: LazyLock<Vec<u8>> = LazyLock::new(|| hex(include_str!("update.hex")));
 
 fn hex(text: &str) -> Vec<u8> {
@@ -40,7 +40,7 @@ fn golden_tables() -> [Vec<Rule>; 2] {
     ]
 }
 
-/// behaviour §8.9: byte for byte what the C implementation's server says.
+/// behaviour §8.9: the same bytes as from the C implementation's server.
 #[test]
 fn golden_announcement() {
     let [host, splice] = golden_tables();
@@ -55,7 +55,7 @@ fn golden_announcement() {
     assert_eq!(decode_announcement(&ANNOUNCEMENT), Ok(Decoded::Whole(tables)));
 }
 
-/// behaviour §8.9: byte for byte what the C implementation's client answers.
+/// behaviour §8.9: the same bytes as from the C implementation's client.
 #[test]
 fn golden_update() {
     let [mut host, mut splice] = golden_tables();
@@ -66,9 +66,9 @@ fn golden_update() {
     assert_eq!(decode_update(&UPDATE), Ok(Decoded::Whole(update)));
 }
 
-/// behaviour §8.9: versions and sizes, in the words of the C implementation's client.
+/// behaviour §8.9: errors for other versions and sizes have the texts of the C implementation's client.
 #[test]
-fn greetings_of_others() {
+fn greetings_of_other_versions() {
     let altered = |at: usize, byte: u8| {
         let mut bytes = ANNOUNCEMENT.clone();
         bytes[at] = byte;
@@ -82,7 +82,7 @@ fn greetings_of_others() {
     assert_eq!(altered(15, 127), refused("Server has unexpected pif name size (127 not 128)"));
     assert_eq!(altered(19, 15), refused("Server has unexpected IFNAMSIZ (15 not 16)"));
     assert_eq!(altered(21, 0x1b), refused("Table 1 has an invalid name"));
-    // Bits that we don't know are kept.
+    // Unknown bits are kept.
     let mut bytes = ANNOUNCEMENT.clone();
     bytes[149] = 0x80;
     let Ok(Decoded::Whole(tables)) = decode_announcement(&bytes) else { panic!() };
@@ -90,9 +90,9 @@ fn greetings_of_others() {
     assert_eq!(encode_announcement(&tables), bytes);
 }
 
-/// Rules that can't be, and tables that can't: refused, with their place.
+/// Errors name the table and the position of the rule.
 #[test]
-fn what_can_not_be() {
+fn invalid_rules_and_tables_are_refused() {
     let altered = |at: usize, byte: u8| {
         let mut bytes = UPDATE.clone();
         bytes[5 + at] = byte;
@@ -103,7 +103,7 @@ fn what_can_not_be() {
     assert_eq!(altered(0, 0xfe), "Rule 1 of table 1: an address for both families");
     assert_eq!(altered(56 + 51, 0), "Rule 2 of table 1: reversed range of ports");
     assert_eq!(altered(112 + 34, b'/'), "Rule 3 of table 1: invalid interface name");
-    // A name without an end.
+    // A name that is not terminated.
     let mut bytes = UPDATE.clone();
     bytes[5 + 32..5 + 48].fill(b'a');
     assert!(decode_update(&bytes).is_err());
@@ -116,9 +116,9 @@ fn what_can_not_be() {
     assert_eq!(decode_update(&[0, 1, 2, 3]), Ok(Decoded::Whole(Update::default())));
 }
 
-/// Whatever its kind, an unspecified target is none; the family of a wildcard stays.
+/// An unspecified target of either family means none. A wildcard keeps its family.
 #[test]
-fn addresses() {
+fn unspecified_addresses() {
     let through = |listen: &str, target: Option<&str>| {
         let rule = rule(Protocol::Tcp, listen, (1, 1), target, 1);
         let Ok(Decoded::Whole(Update(tables))) =
@@ -134,9 +134,9 @@ fn addresses() {
     assert_eq!(through("192.0.2.1", Some("192.0.2.2")), "TCP [192.0.2.1]:1  =>  192.0.2.2:1 ");
 }
 
-/// A part is never wrong, only short, and says for how much to wait: more than there is, and no more than there will be.
+/// A part of a message is not an error: it needs more bytes than it has, and no more than the message has.
 #[test]
-fn parts() {
+fn incomplete_messages_need_more_bytes() {
     for end in 0..ANNOUNCEMENT.len() {
         let Ok(Decoded::Needs(needs)) = decode_announcement(&ANNOUNCEMENT[..end]) else { panic!() };
         assert!(needs > end && needs <= ANNOUNCEMENT.len(), "{end}: {needs}");
@@ -172,16 +172,16 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 }
 
 proptest! {
-    /// Every update comes out as it went in.
+    /// Every update survives encoding and decoding.
     #[test]
     fn round_trip(host in proptest::collection::vec(any_rule(), 0..20), splice in proptest::collection::vec(any_rule(), 0..3)) {
         let update = Update(vec![(Pif::SPLICE, splice), (Pif::HOST, host)]);
         prop_assert_eq!(decode_update(&encode_update(&update)), Ok(Decoded::Whole(update)));
     }
 
-    /// Anything may come: it is decoded, refused or waited for, and never for more than can be kept.
+    /// Any bytes are decoded, refused, or need more bytes: never more than the longest message.
     #[test]
-    fn garbage(bytes in proptest::collection::vec(any::<u8>(), 0..400), start in 0..700usize, at in 0..700usize, byte: u8) {
+    fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400), start in 0..700usize, at in 0..700usize, byte: u8) {
         let check = |needs: Option<usize>, len: usize| {
             assert!(needs.is_none_or(|needs| needs > len && needs <= MAX_LEN), "{needs:?} of {len}");
         };

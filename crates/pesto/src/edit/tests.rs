@@ -22,7 +22,7 @@ fn announced(pif: Pif, capabilities: u32, specs: &[&str]) -> Announced {
     Announced { capabilities, ..editor.finish().remove(0) }
 }
 
-/// Edits HOST with TCP 22 and SPLICE with TCP 5000 by `options`, and shows what comes out.
+/// Edits a table HOST with TCP port 22 and a table SPLICE with TCP port 5000 by `options`; returns the rules as text.
 fn edit(options: &str) -> Result<Vec<String>, String> {
     let tables = vec![announced(Pif::HOST, 0x3f, &["22"]), announced(Pif::SPLICE, 0x3f, &["5000"])];
     edit_tables(tables, options)
@@ -58,14 +58,14 @@ fn edit_tables(tables: Vec<Announced>, options: &str) -> Result<Vec<String>, Str
     Ok(lines)
 }
 
-/// behaviour §8.9: in the order of the options, as the C implementation's pesto was seen to do.
+/// behaviour §8.9: options apply in order. The results are those of the C implementation's pesto.
 #[test]
 fn options_act_in_order() {
     let same = |host: &str, splice: &str| Ok(vec![format!("HOST: {host}"), format!("SPLICE: {splice}")]);
     let (t22, s5000) = ("TCP [*]:22  =>  22", "TCP [*]%lo:5000  =>  5000");
     assert_eq!(edit("-A"), same(t22, s5000));
     assert_eq!(edit("-A -t 80"), same("TCP [*]:22  =>  22, TCP [*]:80  =>  80", s5000));
-    // Without -A, the first specifier replaces all of its table, those of the other protocol, too.
+    // Without -A, the first specifier replaces all rules of its table, including those of the other protocol.
     assert_eq!(edit("-u 53"), same("UDP [*]:53  =>  53", s5000));
     assert_eq!(
         edit("-t 80 -u 53 -t 81"),
@@ -77,7 +77,7 @@ fn options_act_in_order() {
         edit("-t 22 -D -t 22 -A -t 23 -C SPLICE -T 99"),
         same("TCP [*]:23  =>  23", "TCP [*]%lo:99  =>  99")
     );
-    // -C doesn't change what the others do.
+    // -C does not change the mode of the options after it.
     assert_eq!(edit("-C SPLICE -t 23"), same("TCP [*]:23  =>  23", ""));
     assert_eq!(edit("-D -t 22"), same("", s5000));
     assert_eq!(edit("-A -t 80 -D -t 80 -t 22"), same("", s5000));
@@ -94,9 +94,9 @@ fn options_act_in_order() {
     );
 }
 
-/// behaviour §8.9: in the words of the C implementation's pesto.
+/// behaviour §8.9: errors have the texts of the C implementation's pesto.
 #[test]
-fn what_is_refused() {
+fn invalid_changes_are_refused() {
     let refused = |options: &str, message: &str| assert_eq!(edit(options), Err(message.into()), "{options}");
     refused("-t 22,", "Invalid port specifier '22,'");
     refused("-C TAP", "Unsupported pif name TAP");
@@ -121,9 +121,9 @@ fn what_is_refused() {
     );
 }
 
-/// behaviour §8.9: what the server can't do is not asked for.
+/// behaviour §8.9: an update does not request what the server cannot do.
 #[test]
-fn capabilities() {
+fn rules_respect_capabilities() {
     let host = |capabilities: u32, options: &str| {
         edit_tables(vec![announced(Pif::HOST, capabilities, &["22"])], options)
     };
@@ -153,9 +153,9 @@ fn capabilities() {
     );
 }
 
-/// Tables that we know nothing of go back as they came.
+/// Unknown tables are sent back unchanged.
 #[test]
-fn other_tables_stay() {
+fn unknown_tables_are_kept() {
     let mut other = announced(Pif::HOST, 0x3f, &["99"]);
     (other.pif, other.name) = (Pif(2), "TAP".into());
     let tables = vec![announced(Pif::HOST, 0x3f, &["22"]), other];
