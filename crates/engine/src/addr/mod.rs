@@ -135,6 +135,17 @@ impl Settings {
         known.or_else(|| self.neighbours.get(router?)).unwrap_or(self.our_mac)
     }
 
+    /// Whether `address` means all stations of the guest's network: IPv4's limited broadcast address, or the directed one of
+    /// the guest's prefix.
+    pub(crate) fn is_broadcast(&self, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address else { return false };
+        let directed = self.v4.as_ref().filter(|v4| v4.prefix_len < 31).is_some_and(|v4| {
+            let hosts = u32::MAX.checked_shr(v4.prefix_len.into()).unwrap_or(0);
+            address.to_bits() == v4.assigned.to_bits() | hosts
+        });
+        address.is_broadcast() || directed
+    }
+
     /// Whether no station of the guest's network can have `address`: it is ours, or leads to the host.
     pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
         let our_address = self.v4.as_ref().and_then(|v4| v4.our_address);

@@ -12,7 +12,7 @@ use wire::{
 };
 
 use super::{
-    Received, Role, Round, Socket, Udp, UdpSocket, VISIT,
+    Received, Role, Round, Socket, SocketKey, Udp, UdpSocket, VISIT,
     bypass::{Across, Route},
     table::{Direction, Flow, PeerKey},
     train::{MAX_DATAGRAM_LEN, MAX_DATAGRAMS, MAX_TRAIN_LEN},
@@ -136,9 +136,7 @@ impl<S: UdpSocket> Udp<S> {
             let mut slot = reserved.slot();
             let received = socket.io.receive(S::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
             socket.last_short = is_short(&received);
-            if let Role::Member(at) = socket.role
-                && self.is_echo(*now, at, S::Memory::filled(&slot.room, received.len))
-            {
+            if self.is_echo(*now, id, S::Memory::filled(&slot.room, received.len)) {
                 return Ok(());
             }
             let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
@@ -217,9 +215,8 @@ impl<S: UdpSocket> Udp<S> {
             };
             taken += 1;
             socket.last_short = is_short(&received);
-            if let Role::Member(at) = socket.role
-                && let Some(arrived) = buffer.get(start..start + received.len)
-                && self.is_echo(cx.now, at, arrived)
+            if let Some(arrived) = buffer.get(start..start + received.len)
+                && self.is_echo(cx.now, id, arrived)
             {
                 continue;
             }
@@ -304,6 +301,10 @@ impl<S: UdpSocket> Udp<S> {
             Role::Endpoint { .. } | Role::Member(_) => Route::Link,
             Role::Listener(listener) | Role::Retired(listener) => {
                 let (peer, hit) = (received.from.ip(), received.destination);
+                let heard = |hit| self.sockets.find(&SocketKey::Member(SocketAddr::new(hit, listener.port)));
+                if hit.and_then(heard).is_some() {
+                    return None; // The group's own socket has a copy of it.
+                }
                 self.policy.route(listener, scene.settings, scene.guest, peer, hit)
             }
         };

@@ -146,7 +146,8 @@ impl<S: UdpSocket> Udp<S> {
         }
     }
 
-    /// The guest sends to a group that it is a member of: the host's kernel will give that back to our socket.
+    /// The guest sends to a group that it is a member of, or a broadcast: the host's kernel will give that back to our socket
+    /// of the group, or of the port.
     pub(super) fn note_sent_to_group(&mut self, now: Instant, outbound: &Outbound<PayloadOf<'_, S::Memory>>) {
         let to = SocketAddr::new(outbound.destination.ip(), outbound.destination.port());
         let len = outbound.payload.len();
@@ -160,8 +161,8 @@ impl<S: UdpSocket> Udp<S> {
         }
     }
 
-    /// Whether a datagram at a group is the guest's own. Each comes back once.
-    pub(super) fn is_echo(&mut self, now: Instant, at: SocketAddr, payload: impl Payload) -> bool {
+    /// Whether a datagram that this socket got is the guest's own. Each comes back once.
+    pub(super) fn is_echo(&mut self, now: Instant, id: FlowId, payload: impl Payload) -> bool {
         let sent = &mut self.joined.sent;
         while sent.front().is_some_and(|sent| now.since(sent.at).as_micros() as u64 > MEMORY) {
             sent.pop_front();
@@ -169,8 +170,14 @@ impl<S: UdpSocket> Udp<S> {
         if sent.is_empty() {
             return false;
         }
+        let hears = |to: SocketAddr| match self.sockets.get(id).map(|socket| &socket.role) {
+            Some(Role::Member(at)) => to == *at,
+            Some(Role::Endpoint { guest, .. }) => !to.ip().is_multicast() && to.port() == guest.port(),
+            Some(Role::Listener(listener)) => !to.ip().is_multicast() && to.port() == listener.port,
+            _ => false,
+        };
         let digest = digest(payload);
-        match sent.iter().position(|sent| sent.to == at && sent.digest == digest) {
+        match sent.iter().position(|sent| sent.digest == digest && hears(sent.to)) {
             Some(place) => sent.remove(place).is_some(),
             None => false,
         }

@@ -313,7 +313,8 @@ impl<S: UdpSocket> Udp<S> {
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
         self.flows.note_sent(id, self.round);
         self.note(socket, Direction::Out);
-        if self.is_member(outbound.destination.ip()) {
+        let to = outbound.destination.ip();
+        if self.is_member(to) || cx.settings.is_broadcast(to) {
             self.note_sent_to_group(cx.now, &outbound);
         }
         if self.send_shared(id, &outbound) || self.train.join(id, &outbound) {

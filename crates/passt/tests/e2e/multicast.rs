@@ -186,3 +186,57 @@ fn answers_to_a_group_reach_the_member() {
         }
     }
 }
+
+/// Broadcasts of the host's network are heard at ports that the guest sends from; its own do not come back.
+#[test]
+fn broadcasts_are_heard_at_the_guests_ports() {
+    let Some(net) = net() else { return };
+    net.pasta(&["-u", "none"]);
+    for (to, port) in [(Ipv4Addr::BROADCAST, 47808), (Ipv4Addr::new(198, 51, 100, 255), 5353)] {
+        let guest = net.guest.udp((any(HOST[0]), port));
+        let sender = net.peer.udp((PEER[0], 0));
+        for socket in [&guest, &sender] {
+            socket.set_broadcast(true).unwrap();
+        }
+        let at = SocketAddr::new(to.into(), port);
+        for _ in 0..3 {
+            guest.send_to(b"who is there?", at).unwrap();
+            assert_eq!(recv_from(&guest).0, b"who is there?", "the copy of the guest's own kernel");
+            assert_eq!(hears(&guest), None);
+        }
+        let from = expect(&guest, &sender, at);
+        assert_eq!((from.ip(), from.port()), (PEER[0], self::port(&sender)));
+        guest.send_to(b"I am", from).unwrap();
+        assert_eq!(recv_from(&sender).0, b"I am");
+        // The same words of another are heard.
+        sender.send_to(b"who is there?", at).unwrap();
+        assert_eq!(recv_from(&guest).0, b"who is there?");
+    }
+}
+
+/// A forwarded port hears groups and broadcasts: each datagram arrives once, also where the group has a socket of its own.
+#[test]
+fn what_a_forwarded_port_hears_arrives_once() {
+    let Some(net) = net() else { return };
+    net.pasta(&["--multicast", "-u", "47808"]);
+    for to in [GROUPS[0], Ipv4Addr::BROADCAST.into()] {
+        let guest = net.guest.udp((any(HOST[0]), 47808));
+        guest.set_broadcast(true).unwrap();
+        guest.set_multicast_loop_v4(false).unwrap();
+        if to.is_multicast() {
+            join(&guest, &net.guest, to);
+        }
+        let at = SocketAddr::new(to, 47808);
+        guest.send_to(b"hello", at).unwrap();
+        while hears(&guest).is_some() {}
+        let sender = net.peer.udp((PEER[0], 0));
+        sender.set_broadcast(true).unwrap();
+        expect(&guest, &sender, at);
+        while hears(&guest).is_some() {}
+        for n in 0..5_u8 {
+            sender.send_to(&[n], at).unwrap();
+            assert_eq!(recv_from(&guest).0, [n]);
+        }
+        assert_eq!(hears(&guest), None);
+    }
+}
