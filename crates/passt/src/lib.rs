@@ -25,6 +25,7 @@ mod isolated;
 pub mod link;
 mod logging;
 pub mod memory;
+mod missing;
 pub mod pasta;
 pub mod plan;
 mod process;
@@ -314,8 +315,9 @@ fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
         bring_loopback_up()?;
         return Ok(None);
     };
-    let device = TapDevice::create(&plan.ifname, Offloads::all())
-        .context("can't set up a tap device in the namespace")?;
+    let wanted = if missing::is_missing(missing::TAP_OFFLOADS) { Offloads::empty() } else { Offloads::all() };
+    let device =
+        TapDevice::create(&plan.ifname, wanted).context("can't set up a tap device in the namespace")?;
     log::debug!("tap device {}: {:?}", device.name, device.offloads);
     // The kernel may have completed a pattern.
     let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;

@@ -14,6 +14,7 @@ use sys::sockopt::IpVersion;
 
 use crate::budgets::ledger::Permit;
 use crate::memory::{Payload, Room, Vectored};
+use crate::missing;
 
 /// Most pieces handed to one send.
 const MAX_PIECES: usize = 32;
@@ -30,15 +31,20 @@ pub(crate) enum PeekMethod {
 }
 
 impl PeekMethod {
-    /// What this kernel can.
+    /// The best method of this kernel.
     pub(crate) fn probe() -> Self {
         let supported =
             rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)
                 .is_ok_and(|socket| sys::stream::set_peek_offset(&socket, 0).is_ok());
-        if supported { Self::Offset } else { Self::scratch() }
+        if supported && !missing::is_missing(missing::TCP_PEEK_OFFSET) {
+            Self::Offset
+        } else {
+            log::debug!("TCP sockets have no SO_PEEK_OFF: sent bytes are copied again to be skipped");
+            Self::scratch()
+        }
     }
 
-    /// The way of older kernels.
+    /// The method for kernels before 6.9.
     pub(crate) fn scratch() -> Self {
         Self::Scratch(Rc::new(RefCell::new(vec![0; SCRATCH_LEN])))
     }

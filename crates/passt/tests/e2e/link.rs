@@ -89,6 +89,11 @@ fn idle_makes_no_system_call() {
     let (server, _) = accept(&listener);
     drop(client);
     expect_end(server);
+    expect_idle(&net, &pasta);
+}
+
+/// Waits until the program makes no system call for three seconds.
+fn expect_idle(net: &Net, pasta: &Daemon<'_>) {
     // The guest's kernel says a few things of its own when an interface comes up; then there is silence.
     let file = net.path("strace");
     let mut calls = String::new();
@@ -101,6 +106,65 @@ fn idle_makes_no_system_call() {
         }
     }
     panic!("never idle for three seconds:\n{calls}");
+}
+
+/// TCP and UDP with every byte checked, both ways, over both families.
+fn traffic(net: &Net) {
+    const LEN: u64 = 8 << 20;
+    for (host, peer) in HOST.into_iter().zip(PEER) {
+        let listener = net.peer.listen((peer, 7000));
+        let out = net.guest.connect((peer, 7000)).unwrap();
+        let out = (out, accept(&listener).0);
+        let listener = net.guest.listen((any(host), 7001));
+        let inbound = net.peer.connect((host, 7001)).unwrap();
+        for (client, server) in [out, (inbound, accept(&listener).0)] {
+            std::thread::scope(|scope| {
+                scope.spawn(|| send(&client, 1, LEN));
+                scope.spawn(|| receive(&server, 1, LEN));
+                scope.spawn(|| send(&server, 2, LEN));
+                receive(&client, 2, LEN);
+            });
+        }
+        let server = net.peer.udp((peer, 7002));
+        let client = net.guest.udp((any(peer), 0));
+        for len in [0, 1, 1000, 1472, 9000, 40_000] {
+            let datagram = payload(3, len);
+            client.send_to(&datagram, (peer, 7002)).unwrap();
+            let (got, from) = recv_from(&server);
+            assert!(got == datagram, "{len} bytes out");
+            server.send_to(&datagram, from).unwrap();
+            assert!(recv_from(&client).0 == datagram, "{len} bytes in");
+        }
+    }
+    net.guest.sh(&format!("ping -c 1 -W 5 {} && ping -c 1 -W 5 {}", PEER[0], PEER[1]));
+}
+
+/// A kernel that has no offloads for taps: the program segments and sums.
+#[test]
+fn traffic_without_offloads_of_the_tap() {
+    let Some(net) = Net::new() else { return };
+    if !net.can_lack_features() {
+        return;
+    }
+    let log = net.path("pasta.log");
+    net.pasta_lacking("tap-offloads", &["-t", "7001", "--mtu", "9000", "--debug", "--log-file", &log]);
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("tap device eth0: Offloads(0x0)"), "{log}");
+    traffic(&net);
+}
+
+/// A kernel before 6.9, whose TCP has no SO_PEEK_OFF: the program peeks over what it has sent already.
+#[test]
+fn traffic_without_a_peek_offset() {
+    let Some(net) = Net::new() else { return };
+    if !net.can_lack_features() {
+        return;
+    }
+    let log = net.path("pasta.log");
+    net.pasta_lacking("tcp-peek-offset", &["-t", "7001", "--debug", "--log-file", &log]);
+    traffic(&net);
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("TCP sockets have no SO_PEEK_OFF"), "{log}");
 }
 
 /// behaviour §2.2, `--mtu`.

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use super::net::{Net, Who};
 use super::ns::{Finished, Ns, Running};
-use super::wait_until;
+use super::{skipped, wait_until};
 
 /// The path of `pesto` or `qrap`, which other packages of the workspace make. Cargo builds only the programs of the
 /// package under test, so they are built here, once for each test process.
@@ -122,10 +122,31 @@ impl Net {
         self.daemon(&[args, &["--netns", "/run/netns/guest"]].concat())
     }
 
+    /// Whether the program under test can be told that the kernel lacks a feature: only a build for tests.
+    pub(crate) fn can_lack_features(&self) -> bool {
+        let can = cfg!(debug_assertions) && std::env::var_os("PASTA_UNDER_TEST").is_none();
+        if !can {
+            skipped("the program under test is no build for tests");
+        }
+        can
+    }
+
+    /// The same as [`Net::pasta`], on a kernel that lacks a feature (`crate::missing` in the program).
+    pub(crate) fn pasta_lacking(&self, feature: &str, args: &[&str]) -> Daemon<'_> {
+        let all = [&["--config-net"], args, &["--netns", "/run/netns/guest"]].concat();
+        self.daemon_with(&["env", &format!("PASST_TEST_MISSING={feature}")], &all)
+    }
+
     /// Starts the program, which has to go to the background by itself.
     pub(crate) fn daemon(&self, args: &[&str]) -> Daemon<'_> {
+        self.daemon_with(&[], args)
+    }
+
+    fn daemon_with(&self, before: &[&str], args: &[&str]) -> Daemon<'_> {
         let pid_file = self.path("pasta.pid");
-        let end = self.run_pasta(&[&["--pid", &pid_file], args].concat());
+        let argv = self.pasta_argv(&[&["--pid", &pid_file], args].concat());
+        let argv: Vec<&str> = before.iter().copied().chain(argv.iter().map(String::as_str)).collect();
+        let end = self.host.run(&argv);
         assert!(end.status.success(), "pasta {args:?}: {end:#?}");
         let pid = std::fs::read_to_string(&pid_file).unwrap();
         Daemon { net: self, pid: pid.trim().parse().unwrap() }
