@@ -193,6 +193,13 @@ impl<H: Host> Stack<H> {
         self.query_all(link);
     }
 
+    /// The link is lost for good: TCP connections end. Flows of UDP, DNS and ping expire; what arrives for them is dropped
+    /// and counted.
+    pub fn on_link_lost<L: Link>(&mut self, now: Instant, host: &mut H, link: &mut L) {
+        let (flows, mut cx) = self.split(now, host, link);
+        flows.tcp.abort_all(&mut cx);
+    }
+
     /// What the host knows of a neighbour on its link has changed.
     pub fn on_neighbour<L: Link>(&mut self, neighbour: Neighbour, link: &mut L) {
         if self.settings.neighbours.note(neighbour) && !self.settings.stands_for_host(neighbour.address) {

@@ -218,7 +218,7 @@ fn enter_namespace(
     })?;
     notes.iter().for_each(|note| log::warn!("{note}"));
     let (mac, given, lacks, scope, link) = match tap {
-        None => (None, Vec::new(), [false; 2], 0, Medium::None),
+        None => (None, Vec::new(), [false; 2], 0, Medium::none()),
         Some((device, configured)) => {
             // Without --config-net the interface is still down.
             let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());

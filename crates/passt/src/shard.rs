@@ -355,6 +355,9 @@ impl Shard {
             self.link_full = true;
         }
         let change = link.finish_round(self.link_full, sockets.epoll())?;
+        if change.lost {
+            stack.on_link_lost(now, sockets, link);
+        }
         self.on_link_change(change);
         Ok(change.over.then_some(Exit::GuestGone))
     }
@@ -369,7 +372,7 @@ impl Shard {
         let class = match accepted.way {
             Ok(Way::Bypass(Direction::Inbound, _)) => Class::LocalIn,
             Ok(Way::Bypass(Direction::Outbound, _)) => Class::LocalOut,
-            Ok(Way::Link(_)) if !matches!(self.link, Medium::None) => Class::Incoming,
+            Ok(Way::Link(_)) if !self.link.is_none() => Class::Incoming,
             Ok(Way::Link(_)) | Err(_) => return reset_on_close(&accepted.socket),
         };
         let Some(permit) = self.sockets.ledger().take(class) else {

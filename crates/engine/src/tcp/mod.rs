@@ -340,6 +340,12 @@ impl<S: TcpSocket> Tcp<S> {
         self.counters.reset += 1;
     }
 
+    /// Ends all connections on both sides: nothing can reach the guest any more.
+    pub fn abort_all<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+        let ids: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.end(id, End::Abort, ctx));
+    }
+
     /// An initial sequence number (RFC 6528): a secret function of the ends plus a clock of 4 us.
     fn initial_sequence(&self, ends: &Endpoints, now: Instant) -> Seq {
         let mut hasher = SipHasher13::new_with_key(&self.secret);

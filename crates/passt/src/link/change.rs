@@ -13,4 +13,6 @@ pub struct Change {
     pub down: bool,
     /// The guest has disconnected, and no other may connect: the process ends.
     pub over: bool,
+    /// The link does not exist any more: connections through it end, others continue.
+    pub lost: bool,
 }

@@ -30,8 +30,8 @@ pub(crate) use watcher::Counters;
 
 /// The link of a guest, of one kind or another. The engine is compiled once, for this type.
 pub(crate) enum Medium {
-    /// No link at all (`--splice-only`): it is always full.
-    None,
+    /// No link (`--splice-only`), or none any more: it is always full. Counts of the link that was lost.
+    None(Counters),
     /// The tap device of a network namespace.
     Tap(TapLink),
     /// A UNIX stream socket.
@@ -44,7 +44,7 @@ pub(crate) enum Medium {
 macro_rules! each {
     ($medium:expr, $link:ident => $result:expr, none => $none:expr) => {
         match $medium {
-            Medium::None => $none,
+            Medium::None(_) => $none,
             Medium::Tap($link) => $result,
             Medium::Stream($link) => $result,
             Medium::VhostUser($link) => $result,
@@ -71,6 +71,16 @@ impl Frame {
 }
 
 impl Medium {
+    /// No link.
+    pub(crate) const fn none() -> Self {
+        Self::None(Counters { received: 0, sent: 0, dropped: 0 })
+    }
+
+    /// Whether there is no link: connections through it are to be refused.
+    pub(crate) const fn is_none(&self) -> bool {
+        matches!(self, Self::None(_))
+    }
+
     /// Whether guests connect and disconnect, so that at times there is none.
     pub(crate) const fn has_clients(&self) -> bool {
         matches!(self, Self::Stream(_) | Self::VhostUser(_))
@@ -78,7 +88,12 @@ impl Medium {
 
     /// Counts of the frames that have crossed the link, or were lost.
     pub(crate) fn counters(&self) -> Counters {
-        each!(self, link => link.watcher.counters(), none => Counters::default())
+        match self {
+            Self::None(counters) => *counters,
+            Self::Tap(link) => link.watcher.counters(),
+            Self::Stream(link) => link.watcher.counters(),
+            Self::VhostUser(link) => link.watcher.counters(),
+        }
     }
 
     /// Has `epoll` watch the link. To be called in the process that will wait.
@@ -101,7 +116,7 @@ impl Medium {
         epoll: &OwnedFd,
     ) -> anyhow::Result<Change> {
         match self {
-            Self::None => Ok(Change::default()),
+            Self::None(_) => Ok(Change::default()),
             Self::Tap(link) => link.on_event(flags, epoll),
             Self::Stream(link) => Ok(link.on_event(source, flags, now, epoll)),
             Self::VhostUser(link) => Ok(link.on_event(source, now, epoll)),
@@ -111,7 +126,7 @@ impl Medium {
     /// When to call [`Medium::on_deadline`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         match self {
-            Self::None | Self::Tap(_) => None,
+            Self::None(_) | Self::Tap(_) => None,
             Self::Stream(link) => link.door.next_deadline(),
             Self::VhostUser(link) => link.door.next_deadline(),
         }
@@ -120,7 +135,7 @@ impl Medium {
     /// Does what is due.
     pub(crate) fn on_deadline(&mut self, now: Instant, epoll: &OwnedFd) {
         match self {
-            Self::None | Self::Tap(_) => {}
+            Self::None(_) | Self::Tap(_) => {}
             Self::Stream(link) => link.door.on_deadline(now, epoll),
             Self::VhostUser(link) => link.door.on_deadline(now, epoll),
         }
@@ -130,7 +145,7 @@ impl Medium {
     /// one at a time.
     pub(crate) fn receive(&mut self) -> Option<Frame> {
         match self {
-            Self::None => None,
+            Self::None(_) => None,
             Self::Tap(link) => link.receive().map(Frame::Own),
             Self::Stream(link) => link.receive().map(Frame::Own),
             Self::VhostUser(link) => link.receive().map(Frame::Guest),
@@ -143,12 +158,24 @@ impl Medium {
     /// # Errors
     /// The link is unusable; the process must exit.
     pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
-        match self {
-            Self::None => Ok(Change::default()),
+        let change = match self {
+            Self::None(_) => Ok(Change::default()),
             Self::Tap(link) => link.finish_round(full, epoll),
             Self::Stream(link) => link.finish_round(full, epoll),
             Self::VhostUser(link) => Ok(link.finish_round(full)),
+        }?;
+        if let Self::Tap(link) = self
+            && let Some(errno) = link.failure()
+        {
+            log::error!(
+                "the tap device {} does not exist any more ({errno}): connections through it end, and new ones are \
+                 refused. Local connections that bypass it continue. To connect the namespace again, start pasta again",
+                link.name()
+            );
+            // Closes the device: epoll forgets it.
+            *self = Self::None(link.watcher.counters());
         }
+        Ok(change)
     }
 }
 

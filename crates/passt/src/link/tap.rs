@@ -32,7 +32,7 @@ pub(crate) struct TapLink {
     slot: Vec<u8>,
     /// The same for one segment, where the device takes no super-frames.
     segment: Vec<u8>,
-    /// The error by which the device has failed.
+    /// The error by which the device has failed: its interface was deleted.
     failed: Option<Errno>,
     /// Whether the interface is up from the start.
     up: bool,
@@ -75,13 +75,23 @@ impl TapLink {
     /// See [`super::Medium::finish_round`].
     pub(super) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
         self.watcher.flush();
-        if let Some(errno) = self.failed {
-            return Err(errno).context("the tap device failed");
+        if self.failed.is_some() {
+            return Ok(Change { lost: true, room: true, ..Change::default() });
         }
         if full && !self.waiting {
             self.wait_for(true, epoll)?;
         }
         Ok(Change::default())
+    }
+
+    /// Why there is no device any more, if so.
+    pub(super) const fn failure(&self) -> Option<Errno> {
+        self.failed
+    }
+
+    /// The interface's name.
+    pub(super) fn name(&self) -> &str {
+        &self.device.name
     }
 
     /// Changes whether the event loop reports that the device takes frames again.

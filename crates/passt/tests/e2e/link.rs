@@ -2,7 +2,8 @@
 
 use crate::harness::*;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 
 /// the interface is set down and up again in the guest.
 #[test]
@@ -106,6 +107,66 @@ fn expect_idle(net: &Net, pasta: &Daemon<'_>) {
         }
     }
     panic!("never idle for three seconds:\n{calls}");
+}
+
+/// Bytes go there and back.
+fn echo(one: &TcpStream, other: &TcpStream) {
+    for (mut from, mut to) in [(one, other), (other, one)] {
+        from.write_all(b"some bytes").unwrap();
+        let mut got = [0; 10];
+        to.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"some bytes");
+    }
+}
+
+/// The interface is deleted in the namespace: what bypasses it continues, old connections through it end, new ones are
+/// refused, and one line of the log says so. The program neither ends nor spins.
+#[test]
+fn the_tap_is_deleted() {
+    let Some(net) = Net::new() else { return };
+    let log = net.path("pasta.log");
+    let ports = ["-t", "7001,7002", "-T", "7003", "-u", "7001", "-U", "none"];
+    // To loopback: the guest's own address is deleted with the interface.
+    let pasta = net.pasta(&[&ports[..], &["--host-lo-to-ns-lo", "--log-file", &log]].concat());
+    let ([host, _], [peer, _], [loopback, _]) = (HOST, PEER, LOOPBACK);
+    let outside = net.peer.listen((peer, 7000));
+    let _out = net.guest.connect((peer, 7000)).unwrap();
+    let out = accept(&outside).0;
+    let inside = net.guest.listen((any(host), 7001));
+    let inbound = net.peer.connect((host, 7001)).unwrap();
+    let _guest = accept(&inside).0;
+    // What bypasses the link, in both directions.
+    let (inner, outer) = (net.guest.listen((any(host), 7002)), net.host.listen((loopback, 7003)));
+    let bypasses = || {
+        let inbound = net.host.connect((loopback, 7002)).unwrap();
+        let outbound = net.guest.connect((loopback, 7003)).unwrap();
+        [(inbound, accept(&inner).0), (outbound, accept(&outer).0)]
+    };
+    let old = bypasses();
+    old.iter().for_each(|(one, other)| echo(one, other));
+
+    net.guest.sh("ip link del eth0");
+    for mut end in [out, inbound] {
+        let end = end.read(&mut [0]);
+        assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
+    }
+    for _ in 0..3 {
+        let mut refused = net.peer.connect((host, 7001)).unwrap();
+        let end = refused.read(&mut [0]);
+        assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
+    }
+    net.peer.udp((peer, 0)).send_to(b"for nobody", (host, 7001)).unwrap();
+    old.iter().for_each(|(one, other)| echo(one, other));
+    let new = bypasses();
+    new.iter().for_each(|(one, other)| echo(one, other));
+    if has_tool("strace") {
+        drop((old, new));
+        expect_idle(&net, &pasta);
+    }
+    assert!(pasta.runs());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("does not exist any more").count(), 1, "{log}");
+    pasta.terminate();
 }
 
 /// TCP and UDP with every byte checked, both ways, over both families.
