@@ -10,17 +10,15 @@ use std::rc::Rc;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
-use engine::addr::Guest;
+use engine::addr::{Guest, Settings};
 use engine::flow::FlowId;
 use engine::forward::Enabled;
 use engine::forward::spec::Direction;
-use engine::neighbours::Neighbour;
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use wire::ethernet::Mac;
 
 use crate::budgets::Budgets;
 use crate::budgets::ledger::{Class, Ledger};
@@ -35,7 +33,7 @@ use crate::io::splice::reset_on_close;
 use crate::io::{self, Sockets, Sources};
 use crate::link::{Change, Medium};
 use crate::pasta::netns::Opener;
-use crate::plan::{self, Plan};
+use crate::plan;
 use crate::process::lifetime::{Exit, Lifetime, Source};
 use announced::Glimpse;
 use control::Control;
@@ -47,29 +45,27 @@ const EVENTS: usize = 64;
 const FRAMES: usize = 64;
 
 /// What a shard works with.
-pub(crate) struct Setup<'a> {
+pub(crate) struct Setup {
     /// The link.
     pub(crate) link: Medium,
-    /// The guest's hardware address, if it is known already.
-    pub(crate) mac: Option<Mac>,
-    /// The addresses that were set on its interface.
-    pub(crate) given: Vec<IpAddr>,
-    /// What was planned.
-    pub(crate) plan: &'a Plan,
+    /// Addresses and services, the neighbours that are there among them.
+    pub(crate) settings: Settings,
+    /// What is known of the guest's addresses.
+    pub(crate) guest: Guest,
     /// Which connections bypass the link.
     pub(crate) policy: Policy,
     /// How sockets leave the host.
     pub(crate) outbound: Outbound,
     /// The host's addresses that they may leave from.
     pub(crate) sources: Sources,
-    /// Who may hold how many files.
+    /// Indices of the interfaces at which groups are joined, for IPv6 and IPv4.
+    pub(crate) groups: [Option<u32>; 2],
+    /// How files and memory are divided.
     pub(crate) budgets: Budgets,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
-    /// What is in use, if that turned out to be less than the rules were made for.
-    pub(crate) restricted: Option<Enabled>,
-    /// The other hosts on the host's links, and what follows their changes, if the kernel reports them.
-    pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
+    /// Reports changes of the other hosts on the host's links, if the kernel does.
+    pub(crate) neighbourhood: Option<Neighbourhood>,
     /// Where rules can be changed, if anywhere.
     pub(crate) control: Option<ControlSetup>,
     /// Shortest time between two lines of counts on standard error.
@@ -113,35 +109,23 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    /// Makes everything that can fail: our caller still learns of it.
-    pub(crate) fn new(setup: Setup<'_>) -> anyhow::Result<Self> {
+    /// Makes everything that can fail, while the caller still waits for the outcome.
+    pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let start = Clock::now();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
         let epoll = Rc::new(epoll);
         let ledger = Ledger::new(&setup.budgets);
         let bypass = Bypass::new(epoll.clone(), &setup.budgets, ledger.clone());
         let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources, ledger);
-        let templates = [&setup.plan.template6, &setup.plan.template4];
-        sockets.join_at(templates.map(|template| template.as_ref().map(|link| link.index)));
-        let mut settings = setup.plan.settings.clone();
-        let (neighbourhood, neighbours) = setup.neighbourhood.unzip();
-        for neighbour in neighbours.unwrap_or_default() {
-            settings.neighbours.note(neighbour);
-        }
-        let mut guest = Guest::new(&settings, setup.mac);
-        setup.given.into_iter().for_each(|address| guest.give(address));
+        sockets.join_at(setup.groups);
         let (idle, idle_stream) = io::udp::timeouts();
         let limits = setup.budgets.limits(idle, idle_stream);
-        let mut stack = Stack::new(settings, guest, limits, seeds()?, Instant::from_micros(0));
+        let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
         let mut acceptors = Acceptors::new();
         // Until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
-        let mut forwarder = Forwarder::new(setup.rules, rx)?;
-        if let Some(enabled) = setup.restricted {
-            let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
-            forwarder.restrict(enabled, rx);
-        }
+        let forwarder = Forwarder::new(setup.rules, rx)?;
         let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
         let control = control.context("can't watch the control socket")?;
         stack.udp().set_policy(setup.policy.datagrams());
@@ -155,7 +139,7 @@ impl Shard {
             acceptors,
             forwarder,
             control,
-            neighbourhood,
+            neighbourhood: setup.neighbourhood,
             stats: setup.stats.map(Stats::new),
             link_full: false,
             link_has_frames: false,
@@ -163,8 +147,8 @@ impl Shard {
         })
     }
 
-    /// Looks for the first time at what rules follow: ports in use now are forwarded when our caller learns that we
-    /// are ready. `opener` is in the guest's namespace, if it has one.
+    /// Does the first scan for ports in use, and forwards what is found. `opener` is in the guest's namespace, if it has
+    /// one.
     pub(crate) fn start(&mut self, opener: Option<Opener>) -> anyhow::Result<()> {
         let Some(opener) = opener else { return Ok(()) };
         let now = self.now();

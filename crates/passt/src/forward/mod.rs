@@ -38,6 +38,8 @@ pub(crate) struct Rules {
     pub(crate) outbound_listeners: Vec<Listener>,
     /// How more of `listeners` are opened, and with the other direction, of `outbound_listeners`.
     pub(crate) opening: Opening,
+    /// The address families and protocols in use, if that turned out to be less than the rules were made for.
+    pub(crate) restricted: Option<Enabled>,
 }
 
 /// The rules in force, and what they follow.
@@ -70,7 +72,7 @@ impl Forwarder {
         let inbound = Side::new(rules.inbound, rules.opening, rules.listeners, &mut rx)?;
         let outbound =
             Side::new(rules.outbound, rules.opening.outbound(), rules.outbound_listeners, &mut rx)?;
-        Ok(Self {
+        let mut forwarder = Self {
             inbound,
             outbound,
             guest: None,
@@ -81,12 +83,16 @@ impl Forwarder {
             owed: [None; 2],
             until_retry: RETRY,
             changed: false,
-        })
+        };
+        if let Some(enabled) = rules.restricted {
+            forwarder.restrict(enabled, rx);
+        }
+        Ok(forwarder)
     }
 
-    /// Has the rules listen on addresses of the families of `enabled` only: the guest's namespace lacks the other one. If
-    /// their sockets can't be opened anew, they stay as they are; then connections of the other family are reset.
-    pub(crate) fn restrict(&mut self, enabled: Enabled, mut rx: Receivers<'_>) {
+    /// Makes the rules listen on addresses of the families of `enabled` only: the guest's namespace lacks the other one. If
+    /// their sockets can't be opened again, they stay as they are; then connections of the other family are reset.
+    fn restrict(&mut self, enabled: Enabled, mut rx: Receivers<'_>) {
         let table = self.inbound.table().of_families(enabled);
         let left_out = self.inbound.table().rules().len() - table.rules().len();
         if left_out > 0 {

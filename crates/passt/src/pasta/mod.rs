@@ -10,12 +10,13 @@ use netns::Namespace;
 use quit::Watch;
 use spawn::Spawned;
 
-/// What pasta connects.
+/// The guest as a part of this machine. All of it is `None` for a virtual machine behind a socket.
+#[derive(Default)]
 pub(crate) struct Guest {
-    /// Where it is.
-    pub(crate) namespace: Namespace,
-    /// The command we start in it, if it is ours.
+    /// Its network namespace.
+    pub(crate) namespace: Option<Namespace>,
+    /// The command that was spawned into the namespace.
     pub(crate) command: Option<Spawned>,
-    /// Tells when it goes away, if that ends us.
+    /// Reports that the namespace is gone, if that terminates the process.
     pub(crate) watch: Option<Watch>,
 }

@@ -2,5 +2,6 @@
 
 mod identity;
 pub(crate) mod lifetime;
+pub(crate) mod pid_file;
 pub(crate) mod sandbox;
 pub(crate) mod stage;

@@ -1,21 +1,19 @@
-//! The life of the process as one-way doors: each stage is a value that only the one before can be made into, so
-//! that a privilege can only fall, and the compiler checks the order.
+//! The stages of the process. Each is a value that only the stage before it can be turned into: rights can only be
+//! given up, and the compiler checks the order.
 //!
 //! [`Boot`] -> user and namespaces -> [`Prepared`] -> empty root -> [`Confined`] -> background -> [`Detached`] ->
 //! threads -> [`Staffed`] -> capabilities -> [`Sealed`].
 //!
-//! The fork to the background comes behind the last namespace, since who has left for a PID namespace can start no
-//! thread but can fork; it comes before the threads, which would not survive it, and these come before the
-//! capabilities go, which they need to enter the guest's namespace. All of it can fail, so whoever started us waits
-//! until we are sealed.
+//! The order follows from the kernel's rules. A process that has unshared its PID namespace cannot start threads until it
+//! has forked, so the fork to the background comes after the last namespace. Threads do not survive a fork, so they come
+//! after it. The threads need capabilities to enter the guest's namespace, so the capabilities go last. Each of these
+//! steps can fail, so the caller waits until the process is sealed.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::process::{
@@ -26,48 +24,77 @@ use rustix::thread::{CapabilitySet, ThreadNameSpaceType, capabilities, move_into
 use sys::signal::Inherited;
 use sys::spawn::{Forked, Namespaces, unshare};
 
-use crate::config::{Config, Target, Userns};
+use super::identity::{Identity, change_to};
+use super::pid_file::PidFile;
+use super::sandbox::capabilities::reduce_to;
+use super::sandbox::landlock::FileRules;
+use super::sandbox::seccomp::{self, Role};
+use super::sandbox::{namespaces, root};
+use crate::config::{Config, GuestLink, Mode, Target, Userns};
 use crate::host;
 use crate::logging;
 use crate::pasta::netns::{Namespace, Opener};
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
-use crate::process::identity::{Identity, change_to};
-use crate::process::sandbox::capabilities::renounce;
-use crate::process::sandbox::landlock::Fence;
-use crate::process::sandbox::seccomp::{self, Role};
-use crate::process::sandbox::{namespaces, root};
 
-/// Our caller's rights and surroundings. What needs them is done now: finding out about the host, binding ports,
-/// opening files for output.
+/// The caller's rights and environment. Everything that needs them happens in this stage: finding out about the host,
+/// binding ports, opening files for output.
 pub(crate) struct Boot {
     signals: Inherited,
     open_files: Rlimit,
+    guest_socket: Option<OwnedFd>,
 }
 
 impl Boot {
-    /// First thing of all: rid of what our caller left open, but for `keep`, and with room for as many
-    /// sockets as we may have.
-    pub(crate) fn new(keep: Option<BorrowedFd<'_>>) -> anyhow::Result<Self> {
-        sys::spawn::close_inherited(keep.map(|fd| fd.as_raw_fd()));
+    /// Must be the first step. Closes inherited descriptors, except the guest's socket (`--fd`), and raises the
+    /// limit of open files.
+    ///
+    /// # Errors
+    /// The descriptor of `--fd` is not open, or signal dispositions can't be read.
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+        let guest_socket = match config.passt.link {
+            GuestLink::Fd(fd) => {
+                let socket = sys::spawn::inherited(fd);
+                Some(socket.with_context(|| format!("can't use descriptor {fd} (--fd)"))?)
+            }
+            GuestLink::Path(_) | GuestLink::Probe => None,
+        };
+        sys::spawn::close_inherited(guest_socket.as_ref().map(AsRawFd::as_raw_fd));
         let signals = Inherited::take().context("can't take over signal dispositions")?;
         let open_files = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             log::debug!("can't raise the limit of open files: {error}");
         }
-        Ok(Self { signals, open_files })
+        Ok(Self { signals, open_files, guest_socket })
     }
 
-    /// Door: to the user we run as, and next to the guest.
+    /// The guest's socket, if the caller has opened it (`--fd`).
+    pub(crate) fn take_guest_socket(&mut self) -> Option<OwnedFd> {
+        self.guest_socket.take()
+    }
+
+    /// Next stage: the user that the process stays, with rights over the guest's namespace.
     ///
-    /// It comes before any thread exists, since a process with two can't change its user namespace, and after
-    /// all that needs our caller's rights over the host, which end here.
-    pub(crate) fn join_guest(self, config: &Config) -> anyhow::Result<(Prepared, Guest)> {
+    /// Must come before any thread exists, since a process with two threads can't change its user namespace. Must come
+    /// after everything that needs the caller's rights over the host, which end here.
+    ///
+    /// # Errors
+    /// The user, the command or the namespace can't be used.
+    pub(crate) fn prepare(self, config: &Config) -> anyhow::Result<(Prepared, Guest)> {
         let identity = Identity::choose(config.runas.as_ref())?;
         if let Identity::InsteadOfRoot(_) = identity {
             log::info!("Started as root, will change to nobody");
         }
+        let (kept, guest) = match config.mode {
+            Mode::Pasta => self.join_guest(config, identity)?,
+            Mode::Passt => (CapabilitySet::empty(), serve_socket(identity)?),
+        };
+        Ok((Prepared::new(kept)?, guest))
+    }
+
+    /// Finds or makes the guest's namespace, and changes user. Also returns the capabilities to keep.
+    fn join_guest(&self, config: &Config, identity: Identity) -> anyhow::Result<(CapabilitySet, Guest)> {
         let quit = !config.pasta.no_netns_quit;
         let userns = &config.pasta.userns;
         let mut kept = CapabilitySet::empty();
@@ -77,42 +104,29 @@ impl Boot {
                 if let Identity::InsteadOfRoot(_) = identity
                     && *userns != Userns::None
                 {
-                    // Over the command's user namespace alone: root's command can be stopped by nobody else.
+                    // Only over the command's user namespace. Without it, signals could not be passed on to root's
+                    // command.
                     kept = CapabilitySet::KILL;
                 }
                 let pidfd = command.pidfd().try_clone().context("can't duplicate a descriptor")?;
-                let namespace = Namespace::of_process(pidfd, command.pid());
+                let namespace = Some(Namespace::of_process(pidfd, command.pid()));
                 Guest { namespace, command: Some(command), watch: None }
             }
             Target::Pid(pid) => {
                 change_identity(identity)?;
                 let (namespace, watch) = join::process(*pid, userns, quit)?;
-                Guest { namespace, command: None, watch }
+                Guest { namespace: Some(namespace), command: None, watch }
             }
             Target::Netns(path) => {
                 change_identity(identity)?;
                 let (namespace, watch) = join::path(path, userns, quit)?;
-                Guest { namespace, command: None, watch }
+                Guest { namespace: Some(namespace), command: None, watch }
             }
         };
-        Ok((Prepared::new(kept)?, guest))
+        Ok((kept, guest))
     }
 
-    /// Door: to the user we run as, where the guest is at a socket of ours, which our caller's rights have made.
-    pub(crate) fn serve_socket(self, config: &Config) -> anyhow::Result<Prepared> {
-        let identity = Identity::choose(config.runas.as_ref())?;
-        if let Identity::InsteadOfRoot(_) = identity {
-            log::info!("Started as root, will change to nobody");
-        }
-        change_identity(identity)?;
-        // With rights over nothing but what is made in it.
-        if let Err(error) = unshare(Namespaces::USER) {
-            log::info!("No user namespace of our own: {error}");
-        }
-        Prepared::new(CapabilitySet::empty())
-    }
-
-    /// Spawns the command as our caller, or as the user of `--runas`, and joins it in its user namespace.
+    /// Spawns the command as the caller, or as the user of `--runas`, and joins it in its user namespace.
     fn spawn(&self, config: &Config, command: &[OsString], identity: Identity) -> anyhow::Result<Spawned> {
         if let Identity::Asked(user) = identity {
             change_to(user)?;
@@ -145,73 +159,82 @@ fn change_identity(identity: Identity) -> anyhow::Result<()> {
     }
 }
 
-/// The user we stay, with rights over the guest's network namespace: now the link is made.
-pub(crate) struct Prepared {
-    kept: CapabilitySet,
-    null: File,
+/// Changes user, for a guest that is reached by a socket alone. A user namespace of the process's own leaves it rights
+/// over nothing else.
+fn serve_socket(identity: Identity) -> anyhow::Result<Guest> {
+    change_identity(identity)?;
+    if let Err(error) = unshare(Namespaces::USER) {
+        log::info!("No user namespace of this process's own: {error}");
+    }
+    Ok(Guest::default())
 }
+
+/// What one stage hands on to the next.
+struct Carried {
+    /// Capabilities that stay permitted to the end.
+    kept: CapabilitySet,
+    /// `/dev/null`, for the standard streams in the background: it can't be opened later.
+    null: File,
+    /// Denies access to files, if the root directory could not be replaced.
+    file_rules: Option<FileRules>,
+    /// The process that waits for this one in the background; none in the foreground.
+    caller: Option<UnixStream>,
+    /// To be written by this process. In the background, the waiting process writes it.
+    pid_file: Option<PidFile>,
+}
+
+/// The user that the process stays, with rights over the guest's network namespace. The link is made now.
+pub(crate) struct Prepared(Carried);
 
 impl Prepared {
     fn new(kept: CapabilitySet) -> anyhow::Result<Self> {
-        // For the daemon to come, which may have no /dev to find it in.
         let null =
             OpenOptions::new().read(true).write(true).open("/dev/null").context("can't open /dev/null")?;
         logging::open_syslog();
-        Ok(Self { kept, null })
+        Ok(Self(Carried { kept, null, file_rules: None, caller: None, pid_file: None }))
     }
 
-    /// Door: out of sight of the machine's files, and of its processes if we go to the background.
+    /// Next stage: no access to the machine's files, nor, in the background, to its processes.
     ///
-    /// After everything that opens a file; but `resolver` goes on seeing the directories that it holds.
+    /// Must come after everything that opens a file. `resolver` keeps access to the directories that it holds.
+    ///
+    /// # Errors
+    /// The root directory can't be replaced, and the kernel has no Landlock to deny access to it.
     pub(crate) fn confine(
-        self,
-        how: Confine,
+        mut self,
+        config: &Config,
         resolver: Option<&mut host::Watch>,
     ) -> anyhow::Result<Confined> {
-        let fence = match leave_files(how, resolver) {
-            Ok(()) => None,
-            Err(error) => {
-                let fence = Fence::new([]).with_context(|| {
-                    format!("can't leave the file system ({error:#}), and Landlock is not there to deny it")
-                })?;
-                log::info!("Files can't be put out of sight ({error:#}): Landlock denies them instead");
-                Some(fence)
-            }
-        };
-        Ok(Confined { kept: self.kept, null: self.null, foreground: how.foreground, fence })
+        if let Err(error) = replace_root(config, resolver) {
+            let rules = FileRules::new([]).with_context(|| {
+                format!("can't leave the file system ({error:#}), and Landlock is not there to deny it")
+            })?;
+            log::info!("Can't replace the root directory ({error:#}): using Landlock instead");
+            self.0.file_rules = Some(rules);
+        }
+        Ok(Confined(self.0))
     }
 }
 
-fn leave_files(how: Confine, resolver: Option<&mut host::Watch>) -> anyhow::Result<()> {
-    namespaces::leave(!how.foreground)?;
+fn replace_root(config: &Config, resolver: Option<&mut host::Watch>) -> anyhow::Result<()> {
+    namespaces::leave(!config.foreground)?;
     root::make_private()?;
-    resolver.into_iter().for_each(host::Watch::keep_in_sight);
-    root::enter_empty(how.chroot_fallback)
+    resolver.into_iter().for_each(host::Watch::keep_accessible);
+    root::enter_empty(config.chroot_fallback)
 }
 
-/// How to be out of sight.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Confine {
-    /// We stay in the foreground, and so in the PID namespace that we are in.
-    pub(crate) foreground: bool,
-    /// `--chroot-fallback`.
-    pub(crate) chroot_fallback: bool,
-}
-
-/// In namespaces of our own, with an empty root; or about to be fenced off from all files, thread by thread.
-pub(crate) struct Confined {
-    kept: CapabilitySet,
-    null: File,
-    foreground: bool,
-    fence: Option<Fence>,
-}
+/// In namespaces of its own with an empty root directory, or about to deny itself all files, thread by thread.
+pub(crate) struct Confined(Carried);
 
 impl Confined {
-    /// Door: to the background, unless we stay. Our caller goes on waiting: see [`Sealed::announce`].
-    pub(crate) fn detach(self, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
-        if self.foreground {
-            let herald = Herald::Foreground { pid_file };
-            return Ok(Detached { kept: self.kept, fence: self.fence, herald });
+    /// Next stage: the background, unless `--foreground` was given. The caller continues to wait, see
+    /// [`Sealed::announce`].
+    ///
+    /// # Errors
+    /// The process can't fork, or the process that waits has ended.
+    pub(crate) fn detach(self, config: &Config, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
+        if config.foreground {
+            return Ok(Detached(Carried { pid_file, ..self.0 }));
         }
         let (child, mut caller) = UnixStream::pair().context("can't make a socket")?;
         match sys::spawn::fork().context("can't fork to the background")? {
@@ -222,28 +245,27 @@ impl Confined {
             Forked::Child => {
                 drop(child);
                 setsid().context("can't start a session")?;
-                // For ourselves we are process 1.
+                // In its PID namespace, this process is number 1.
                 let mut pid = [0; 4];
                 caller.read_exact(&mut pid).context("can't learn our process id")?;
                 logging::set_pid(u32::from_ne_bytes(pid));
-                let herald = Herald::Background { caller, null: self.null };
-                Ok(Detached { kept: self.kept, fence: self.fence, herald })
+                Ok(Detached(Carried { caller: Some(caller), ..self.0 }))
             }
         }
     }
 }
 
-/// The end of the process that our caller started: once the one in the background says that the network is there,
-/// with status 0, the PID file complete (behaviour §1.3.1).
+/// Ends the process that the caller started, with status 0, when the one in the background reports that the network is
+/// ready and the PID file is complete (behaviour §1.3.1).
 fn leave_in_background(
     child: Pid,
-    mut herald: UnixStream,
+    mut background: UnixStream,
     pid_file: Option<PidFile>,
 ) -> anyhow::Result<Detached> {
-    // If it can't be told any more, its end will be noticed.
-    drop(herald.write_all(&child.as_raw_nonzero().get().to_ne_bytes()));
-    if herald.read_exact(&mut [0]).is_err() {
-        // It has said why.
+    // If this fails, the process in the background has ended, which is noticed below.
+    drop(background.write_all(&child.as_raw_nonzero().get().to_ne_bytes()));
+    if background.read_exact(&mut [0]).is_err() {
+        // It has reported the reason itself, unless a signal killed it.
         let status = waitpid(Some(child), WaitOptions::empty());
         if let Ok(Some((_, status))) = status
             && let Some(signal) = status.terminating_signal()
@@ -259,122 +281,111 @@ fn leave_in_background(
     std::process::exit(0);
 }
 
-/// Tells our caller that the network is there.
-enum Herald {
-    Foreground { pid_file: Option<PidFile> },
-    Background { caller: UnixStream, null: File },
-}
+/// The process will not fork again: threads can be started.
+pub(crate) struct Detached(Carried);
 
-/// Where it will stay: threads may be started now.
-pub(crate) struct Detached {
-    kept: CapabilitySet,
-    fence: Option<Fence>,
-    herald: Herald,
+/// What the other threads offer to the main one.
+pub(crate) struct Threads {
+    /// Opens sockets in the guest's namespace, if the guest has one.
+    pub(crate) opener: Option<Opener>,
+    /// Reports changes of resolv.conf, if something depends on it.
+    pub(crate) news: Option<host::News>,
 }
 
 impl Detached {
-    /// Door: with all threads that there will be.
+    /// Next stage: all threads run, each without the rights that it does not need.
+    ///
+    /// # Errors
+    /// A thread can't be started, can't enter the namespace, or can't give up its rights.
     pub(crate) fn staff(
         self,
         namespace: Option<Namespace>,
         resolver: Option<host::Watch>,
-    ) -> anyhow::Result<(Staffed, Option<Opener>, Option<host::News>)> {
-        let fenced = self.fence.is_some();
-        let fence = |resolver: Option<&host::Watch>| -> anyhow::Result<Option<Fence>> {
-            let readable = resolver.into_iter().flat_map(host::Watch::directories);
-            if fenced { Fence::new(readable).map(Some) } else { Ok(None) }
-        };
-        // Ports below 1024 may come to be listened on in the namespace at any time (behaviour §8.4).
-        let openers = fence(None)?;
-        let keep_binding = || {
-            let held = capabilities(None).context("can't read capabilities")?.permitted;
-            let binding = CapabilitySet::NET_BIND_SERVICE;
-            give_up(openers, held & binding, binding, Role::Opener)
-        };
-        let opener = namespace.map(|namespace| Opener::start(namespace, keep_binding)).transpose()?;
-        let readers = fence(resolver.as_ref())?;
-        let keep_nothing = || give_up(readers, CapabilitySet::empty(), CapabilitySet::empty(), Role::Reader);
-        let news = resolver.map(|watch| watch.start(keep_nothing)).transpose()?;
+    ) -> anyhow::Result<(Staffed, Threads)> {
+        let opener = namespace.map(|namespace| self.start_opener(namespace)).transpose()?;
+        let news = resolver.map(|resolver| self.start_reader(resolver)).transpose()?;
         let role = if opener.is_some() { Role::Pasta } else { Role::Passt };
-        Ok((Staffed { kept: self.kept, fence: self.fence, herald: self.herald, role }, opener, news))
+        Ok((Staffed { carried: self.0, role }, Threads { opener, news }))
+    }
+
+    fn start_opener(&self, namespace: Namespace) -> anyhow::Result<Opener> {
+        let rules = self.file_rules(None)?;
+        Opener::start(namespace, || {
+            // It may have to listen on a port below 1024 at any time (behaviour §8.4).
+            let binding = CapabilitySet::NET_BIND_SERVICE;
+            let held = capabilities(None).context("can't read capabilities")?.permitted;
+            drop_rights(rules, held & binding, binding, Role::Opener)
+        })
+    }
+
+    fn start_reader(&self, resolver: host::Watch) -> anyhow::Result<host::News> {
+        let rules = self.file_rules(Some(&resolver))?;
+        let none = CapabilitySet::empty();
+        resolver.start(move || drop_rights(rules, none, none, Role::Reader))
+    }
+
+    /// The rules for another thread, if rules are needed: Landlock restricts single threads.
+    fn file_rules(&self, resolver: Option<&host::Watch>) -> anyhow::Result<Option<FileRules>> {
+        let readable = resolver.into_iter().flat_map(host::Watch::directories);
+        self.0.file_rules.as_ref().map(|_| FileRules::new(readable)).transpose()
     }
 }
 
 /// All threads run.
 pub(crate) struct Staffed {
-    kept: CapabilitySet,
-    fence: Option<Fence>,
-    herald: Herald,
-    /// What the calling thread is there for.
+    carried: Carried,
+    /// Of the calling thread.
     role: Role,
 }
 
 impl Staffed {
-    /// Door: no privileges from here on.
+    /// Next stage: no rights.
     ///
-    /// After all that needs them, and before anything of the guest is read.
-    pub(crate) fn seal(self) -> anyhow::Result<Sealed> {
-        // Nobody of the same user may look into the process.
+    /// Must come after everything that needs rights, and before anything from the guest is read.
+    ///
+    /// # Errors
+    /// A right can't be given up.
+    pub(crate) fn seal(mut self) -> anyhow::Result<Sealed> {
+        // Other processes of the same user must not trace this one, nor read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
-        give_up(self.fence, self.kept, CapabilitySet::empty(), self.role)?;
-        Ok(Sealed { herald: self.herald })
+        let rules = self.carried.file_rules.take();
+        drop_rights(rules, self.carried.kept, CapabilitySet::empty(), self.role)?;
+        Ok(Sealed(self.carried))
     }
 }
 
-/// What each thread does for itself before it does anything else: files if they are in sight, capabilities but those
-/// `kept` (and `effective`), system calls but those of its role.
-fn give_up(
-    fence: Option<Fence>,
+/// What each thread does for itself before it starts its work. It loses access to files, if it still has it, all
+/// capabilities except `kept` (of which `effective` have effect), and all system calls except those of its role.
+fn drop_rights(
+    rules: Option<FileRules>,
     kept: CapabilitySet,
     effective: CapabilitySet,
     role: Role,
 ) -> anyhow::Result<()> {
-    fence.map_or(Ok(()), Fence::enter)?;
-    renounce(kept, effective)?;
+    rules.map_or(Ok(()), FileRules::enforce)?;
+    reduce_to(kept, effective)?;
     seccomp::restrict(role)
 }
 
-/// Without privileges, and with no system call that it does not need.
-pub(crate) struct Sealed {
-    herald: Herald,
-}
+/// No rights are left, and no system calls except those that the process needs.
+pub(crate) struct Sealed(Carried);
 
 impl Sealed {
-    /// Tells our caller that the network is there, and leaves its terminal if we are in the background.
+    /// Reports to the caller that the network is ready. In the background, leaves its terminal first.
     ///
-    /// After everything that can fail.
+    /// Must come after everything that can fail.
+    ///
+    /// # Errors
+    /// The PID file can't be written, or the standard streams can't be replaced.
     pub(crate) fn announce(self) -> anyhow::Result<()> {
-        match self.herald {
-            Herald::Foreground { pid_file } => pid_file.map_or(Ok(()), |file| file.write(getpid())),
-            Herald::Background { mut caller, null } => {
-                rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
-                rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;
-                logging::leave_stderr();
-                rustix::stdio::dup2_stderr(&null).context("can't leave standard error")?;
-                caller.write_all(&[1]).context("can't tell that the network is there")
-            }
-        }
-    }
-}
-
-/// A PID file, opened with our caller's rights and written when there is a process to tell of (behaviour §1.3.6).
-pub(crate) struct PidFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl PidFile {
-    /// Creates the file, for its owner alone, or empties the one there is.
-    pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-        let file = file.with_context(|| format!("can't open PID file {} (--pid)", path.display()))?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    fn write(mut self, pid: Pid) -> anyhow::Result<()> {
-        let line = format!("{}\n", pid.as_raw_nonzero());
-        self.file
-            .write_all(line.as_bytes())
-            .with_context(|| format!("can't write to PID file {} (--pid)", self.path.display()))
+        let Carried { caller, null, pid_file, .. } = self.0;
+        let Some(mut caller) = caller else {
+            return pid_file.map_or(Ok(()), |file| file.write(getpid()));
+        };
+        rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
+        rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;
+        logging::leave_stderr();
+        rustix::stdio::dup2_stderr(&null).context("can't leave standard error")?;
+        caller.write_all(&[1]).context("can't report that the network is ready")
     }
 }

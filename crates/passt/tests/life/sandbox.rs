@@ -209,17 +209,17 @@ fn no_unshare(namespace: UnshareFlags) -> (i64, Option<u64>) {
     (libc::SYS_unshare, Some(namespace.bits().into()))
 }
 
-/// As in containers: where files can't be put out of sight, Landlock denies them, which is told.
+/// As in containers: where the root directory can't be replaced, Landlock denies files, and the log says so.
 #[test]
-fn landlock_denies_what_cannot_be_put_out_of_sight() {
+fn landlock_denies_files_where_the_root_cannot_be_replaced() {
     let stage = Stage::new();
     for refused in [NO_PIVOT, no_unshare(UnshareFlags::NEWNS), (libc::SYS_mount, None)] {
         User::each_with_guest(|user, guest| {
             let start = || stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
             let daemon = refusing(&[refused], Errno::PERM, start);
             assert_eq!(guest.interfaces(), ["lo", "life0"]);
-            let told = daemon.output.lines().filter(|line| line.contains("Landlock")).count();
-            assert_eq!(told, 1, "{}", daemon.output);
+            let lines = daemon.output.lines().filter(|line| line.contains("Landlock")).count();
+            assert_eq!(lines, 1, "{}", daemon.output);
             assert_threads_harmless(daemon.pid, 0);
             daemon.send(Signal::TERM);
             daemon.assert_ends();

@@ -80,7 +80,7 @@ impl Watch {
 
     /// Goes on seeing the directories, with what is mounted in them, when the mount namespace is about to be left.
     /// Nothing else can be reached from there any more. To be called with the right to mount.
-    pub(crate) fn keep_in_sight(&mut self) {
+    pub(crate) fn keep_accessible(&mut self) {
         let copy =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         for Directory { path, handle } in &mut self.directories {

@@ -1,5 +1,5 @@
-//! Landlock, where the machine's files can't be put out of sight: nothing can be opened any more, read, written, made or
-//! executed. What is open stays usable; sockets and TCP are not its concern.
+//! Landlock, for where the root directory can't be replaced: the process can't open, create, remove or execute files any
+//! more. What is open stays usable. Sockets are not affected.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,16 +9,16 @@ use landlock::{
     RulesetCreatedAttr,
 };
 
-/// What a thread is about to restrict itself to.
-pub(crate) struct Fence(RulesetCreated);
+/// The rules that a thread is about to restrict its access to files by.
+pub(crate) struct FileRules(RulesetCreated);
 
-impl Fence {
-    /// No files but those below the directories `readable`, which can be read.
+impl FileRules {
+    /// Denies all files, except that files below the directories `readable` can be read.
     ///
     /// # Errors
     /// The kernel has no Landlock.
     pub(crate) fn new<'a>(readable: impl IntoIterator<Item = BorrowedFd<'a>>) -> anyhow::Result<Self> {
-        // The first version covers all but some ways to change what is there; they are taken as far as they go.
+        // Required: version 1, which covers most accesses. The accesses of later versions are denied if the kernel can.
         let mut rules = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(ABI::V1))?
@@ -31,9 +31,12 @@ impl Fence {
         Ok(Self(rules))
     }
 
-    /// Restricts the calling thread, for good, and those that it may start.
-    pub(crate) fn enter(self) -> anyhow::Result<()> {
-        self.0.restrict_self().map(drop).context("can't restrict ourselves by Landlock")
+    /// Restricts the calling thread, and threads that it starts later, permanently.
+    ///
+    /// # Errors
+    /// The kernel refuses the rules.
+    pub(crate) fn enforce(self) -> anyhow::Result<()> {
+        self.0.restrict_self().map(drop).context("can't restrict the thread by Landlock")
     }
 }
 
@@ -49,10 +52,10 @@ mod tests {
     use crate::isolated::skipped;
 
     #[test]
-    fn behind_the_fence_nothing_is_opened_but_what_was_excepted() {
+    fn under_the_rules_only_excepted_files_can_be_opened() {
         let (readable, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let directory = File::open(readable.path()).unwrap();
-        let Ok(fence) = Fence::new([directory.as_fd()]) else {
+        let Ok(rules) = FileRules::new([directory.as_fd()]) else {
             return skipped("the kernel has no Landlock");
         };
         for dir in [&readable, &other] {
@@ -60,7 +63,7 @@ mod tests {
         }
         let refused = |result: std::io::Result<()>| result.unwrap_err().kind() == PermissionDenied;
         let test = || {
-            fence.enter().unwrap();
+            rules.enforce().unwrap();
             let [ours, theirs] = [&readable, &other].map(|dir| dir.path().join("file"));
             assert_eq!(fs::read(&ours).unwrap(), b"text");
             assert!(refused(fs::read(&theirs).map(drop)));
@@ -70,7 +73,7 @@ mod tests {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         };
-        // For this thread alone, and for good.
+        // It restricts only the thread that has enforced it.
         thread::scope(|scope| scope.spawn(test).join().unwrap());
         fs::write(other.path().join("file"), "").unwrap();
     }

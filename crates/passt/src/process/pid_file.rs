@@ -1,0 +1,38 @@
+//! The PID file (behaviour §1.3.6).
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::process::Pid;
+
+/// A PID file. It is opened with the caller's rights, and written when the number of the process is known.
+pub(crate) struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    /// Creates the file with access for its owner only, or truncates the one that exists.
+    ///
+    /// # Errors
+    /// The file can't be opened for writing.
+    pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+        let file = file.with_context(|| format!("can't open PID file {} (--pid)", path.display()))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Writes the number of a process, and closes the file.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub(super) fn write(mut self, pid: Pid) -> anyhow::Result<()> {
+        let line = format!("{}\n", pid.as_raw_nonzero());
+        self.file
+            .write_all(line.as_bytes())
+            .with_context(|| format!("can't write to PID file {} (--pid)", self.path.display()))
+    }
+}

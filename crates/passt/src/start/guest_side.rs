@@ -1,0 +1,92 @@
+//! The guest's side: its link, and what is open in its network namespace.
+
+use anyhow::Context;
+use sys::tap::{Offloads, TapDevice};
+
+use super::host_side::Network;
+use crate::config::Config;
+use crate::forward::listen::Listener;
+use crate::link::Medium;
+use crate::link::door::GuestSocket;
+use crate::link::stream::StreamLink;
+use crate::link::tap::TapLink;
+use crate::link::vhost_user::VhostUserLink;
+use crate::missing;
+use crate::pasta::configure::{Configured, bring_loopback_up, configure};
+use crate::pasta::netns::Namespace;
+use crate::plan::{NamespacePlan, Plan};
+
+/// What is open on the guest's side.
+pub(crate) struct GuestSide {
+    /// The link.
+    pub(crate) link: Medium,
+    /// The interface that was set up in the guest's namespace.
+    pub(crate) interface: Option<Configured>,
+    /// Listening sockets of the outbound rules, in the guest's namespace.
+    pub(crate) listeners: Vec<Listener>,
+    /// The guest has a network namespace of this machine.
+    pub(crate) has_namespace: bool,
+}
+
+impl GuestSide {
+    /// Sets the guest's namespace up, or serves the socket of a virtual machine.
+    ///
+    /// # Errors
+    /// The namespace can't be entered or set up, or a port can't be bound there.
+    pub(crate) fn open(
+        config: &Config,
+        network: &mut Network,
+        namespace: Option<&Namespace>,
+    ) -> anyhow::Result<Self> {
+        match (namespace, network.guest_socket.take()) {
+            (Some(namespace), _) => Self::in_namespace(config, network, namespace),
+            (None, Some(socket)) => Ok(Self::behind_socket(config, network, socket)),
+            (None, None) => anyhow::bail!("there is neither a namespace nor a socket for the guest"),
+        }
+    }
+
+    fn in_namespace(config: &Config, network: &mut Network, namespace: &Namespace) -> anyhow::Result<Self> {
+        let (plan, opening) = (&network.plan, network.opening.outbound());
+        let (tap, (listeners, notes)) = namespace.within(|| {
+            let tap = make_tap(plan)?;
+            Ok((tap, opening.rules(&config.outbound, |_, _| false)?))
+        })?;
+        notes.iter().for_each(|note| log::warn!("{note}"));
+        let (device, interface) = tap.unzip();
+        // Without --config-net the interface is still down.
+        let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
+        let link = match device {
+            Some(device) => Medium::Tap(TapLink::new(device, up, network.capture.take())),
+            None => Medium::none(),
+        };
+        Ok(Self { link, interface, listeners, has_namespace: true })
+    }
+
+    fn behind_socket(config: &Config, network: &mut Network, socket: GuestSocket) -> Self {
+        let capture = network.capture.take();
+        let link = if config.passt.vhost_user {
+            let mtu = network.plan.settings.mtu;
+            Medium::VhostUser(Box::new(VhostUserLink::new(socket, mtu, capture)))
+        } else {
+            Medium::Stream(StreamLink::new(socket, capture))
+        };
+        Self { link, interface: None, listeners: Vec::new(), has_namespace: false }
+    }
+}
+
+/// Makes and configures the tap device in the network namespace of the calling thread. `None` if no frames are to cross
+/// a link (`--splice-only`).
+fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
+    let Some(plan) = &plan.namespace else {
+        bring_loopback_up()?;
+        return Ok(None);
+    };
+    let wanted = if missing::is_missing(missing::TAP_OFFLOADS) { Offloads::empty() } else { Offloads::all() };
+    let device =
+        TapDevice::create(&plan.ifname, wanted).context("can't set up a tap device in the namespace")?;
+    log::debug!("tap device {}: {:?}", device.name, device.offloads);
+    // The kernel may have completed a pattern.
+    let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
+    configured.notes.iter().for_each(|note| log::log!(note.level, "{}", note.text));
+    Ok(Some((device, configured)))
+}

@@ -1,0 +1,168 @@
+//! The host's side: everything that needs the caller's rights.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::Context;
+use engine::forward::spec::Direction;
+use engine::neighbours::Neighbour;
+
+use crate::budgets::listeners_at_start;
+use crate::budgets::resources::Resources;
+use crate::config::{self, Config, GuestLink, Mode};
+use crate::forward::listen::{Listener, Opening};
+use crate::host::{Facts, Neighbourhood, Watch};
+use crate::io::outbound::Outbound;
+use crate::io::{Sources, unix_socket};
+use crate::link::door::{self, GuestSocket};
+use crate::link::pcap::Capture;
+use crate::link::{stream, vhost_user};
+use crate::logging;
+use crate::plan::{self, Plan};
+use crate::process::pid_file::PidFile;
+
+/// What is open on the host.
+pub(crate) struct HostSide {
+    /// To be written when the process has its number.
+    pub(crate) pid_file: Option<PidFile>,
+    /// Watches resolv.conf, if something depends on it.
+    pub(crate) resolver: Option<Watch>,
+    /// What the event loop needs.
+    pub(crate) network: Network,
+}
+
+/// The host's network: what is planned there, and the sockets that are open there.
+pub(crate) struct Network {
+    /// How host and guest are set up.
+    pub(crate) plan: Plan,
+    /// The other hosts on the host's links, and what reports their changes.
+    pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
+    /// Where frames are written to (`--pcap`).
+    pub(crate) capture: Option<Capture>,
+    /// How sockets leave the host.
+    pub(crate) outbound: Outbound,
+    /// The host's addresses that they may leave from.
+    pub(crate) sources: Sources,
+    /// How much the machine has of what is divided into budgets.
+    pub(crate) resources: Resources,
+    /// Listening sockets of the inbound rules.
+    pub(crate) listeners: Vec<Listener>,
+    /// How more of them are opened.
+    pub(crate) opening: Opening,
+    /// The listening control socket (`--conf-path`).
+    pub(crate) control: Option<OwnedFd>,
+    /// The virtual machine's socket. `None` for a guest that is a namespace.
+    pub(crate) guest_socket: Option<GuestSocket>,
+}
+
+impl HostSide {
+    /// Finds out about the host's network, decides what to set up, and opens it. `guest_socket` is the virtual machine's,
+    /// if it is connected already.
+    ///
+    /// # Errors
+    /// A file or socket can't be opened, or the command line asks for what the host does not have.
+    pub(crate) fn open(config: &Config, guest_socket: Option<OwnedFd>) -> anyhow::Result<Self> {
+        if let Some(path) = &config.log_file {
+            logging::open_file(path, config.log_size)?;
+        }
+        config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let facts = Facts::gather().context("can't find out about the host's network")?;
+        let plan = plan::plan(config, &facts)?;
+        report(&plan);
+
+        Ok(Self {
+            pid_file: config.pid_file.as_deref().map(PidFile::create).transpose()?,
+            resolver: if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None },
+            network: Network::open(config, plan, &facts, guest_socket)?,
+        })
+    }
+}
+
+impl Network {
+    fn open(
+        config: &Config,
+        plan: Plan,
+        facts: &Facts,
+        guest_socket: Option<OwnedFd>,
+    ) -> anyhow::Result<Self> {
+        let neighbourhood = watch_neighbours(&plan);
+        let capture = config.pcap.as_deref().map(open_capture).transpose()?;
+        let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
+            .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?
+            .sharing(plan.settings.services.multicast);
+
+        let resources = Resources::gather();
+        let spare = listeners_at_start(&resources);
+        let opening = Opening { direction: Direction::Inbound, freebind: config.freebind, spare };
+        let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
+        notes.iter().for_each(|note| log::warn!("{note}"));
+        let opening = Opening { spare: spare.saturating_sub(listeners.len()), ..opening };
+
+        let control = config.conf_path.as_deref().map(unix_socket::listen_at).transpose()?;
+        let guest_socket = match config.mode {
+            Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket)?),
+            Mode::Pasta => None,
+        };
+        let sources = Sources::of(facts);
+        Ok(Self {
+            plan,
+            neighbourhood,
+            capture,
+            outbound,
+            sources,
+            resources,
+            listeners,
+            opening,
+            control,
+            guest_socket,
+        })
+    }
+}
+
+fn report(plan: &Plan) {
+    plan.notes.iter().for_each(|note| log::log!(note.level, "{}", note.text));
+    plan.summary().iter().for_each(|line| log::info!("{line}"));
+    log::debug!("{plan:#?}");
+}
+
+/// Without inotify, the resolvers found at the start stay in use: no reason to fail.
+fn watch_resolvers(facts: &Facts) -> Option<Watch> {
+    Watch::open(&facts.resolver)
+        .inspect_err(|error| log::info!("Changes of resolv.conf will not be noticed: {error}"))
+        .ok()
+}
+
+/// Without the hardware addresses of neighbours, the guest sees all of them at this program's: no reason to fail.
+fn watch_neighbours(plan: &Plan) -> Option<(Neighbourhood, Vec<Neighbour>)> {
+    let interfaces = [&plan.template4, &plan.template6].map(|link| link.as_ref().map(|link| link.index));
+    if interfaces == [None, None] {
+        return None;
+    }
+    Neighbourhood::watch(interfaces)
+        .inspect_err(|error| log::warn!("Neighbours of the host appear at our MAC address: {error}"))
+        .ok()
+}
+
+fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
+    Capture::create(path).with_context(|| format!("can't open capture file {} (--pcap)", path.display()))
+}
+
+/// Opens the socket where the virtual machine connects, unless it is connected already.
+fn open_guest_socket(config: &config::Passt, connected: Option<OwnedFd>) -> anyhow::Result<GuestSocket> {
+    match connected {
+        Some(socket) => GuestSocket::connected(socket).context("can't use the socket (--fd)"),
+        None => Ok(GuestSocket::Listening { socket: listen_for_guest(config)?, one_off: config.one_off }),
+    }
+}
+
+/// Listens at the path of the command line, or at the first default path that is free (behaviour §9.2).
+fn listen_for_guest(config: &config::Passt) -> anyhow::Result<OwnedFd> {
+    let (socket, path) = match &config.link {
+        GuestLink::Path(path) => (unix_socket::listen_at(path)?, path.clone()),
+        GuestLink::Probe | GuestLink::Fd(_) => unix_socket::listen_at_first(door::default_paths())?,
+    };
+    log::info!("You can now start QEMU (7.2 or later) with:");
+    let options =
+        if config.vhost_user { vhost_user::qemu_options(&path) } else { stream::qemu_options(&path) };
+    log::info!("    {options}");
+    Ok(socket)
+}

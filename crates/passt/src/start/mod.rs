@@ -1,0 +1,64 @@
+//! The start of the process: what it opens on the host's side and on the guest's, and the event loop that serves both.
+
+mod guest_side;
+mod host_side;
+
+use engine::addr::Guest;
+
+use crate::budgets::{Budgets, Needs};
+use crate::config::Config;
+use crate::forward::Rules;
+use crate::forward::bypass::Policy;
+use crate::shard::{ControlSetup, Setup, Shard};
+pub(crate) use guest_side::GuestSide;
+pub(crate) use host_side::{HostSide, Network};
+
+/// The event loop between the host's network and the guest.
+///
+/// # Errors
+/// The kernel refuses a descriptor.
+pub(crate) fn event_loop(config: &Config, mut network: Network, guest: GuestSide) -> anyhow::Result<Shard> {
+    let lacks = guest.interface.as_ref().map_or([false; 2], |on| [on.no_ipv4, on.no_ipv6]);
+    let enabled = network.plan.without(lacks, config.enabled());
+    let needs = Needs {
+        listeners: network.listeners.len() + guest.listeners.len(),
+        namespace: guest.has_namespace,
+        vhost_user: config.passt.vhost_user,
+    };
+    let budgets = Budgets::new(&network.resources, &needs);
+    log::debug!("{:?} {budgets:?}", network.resources);
+
+    let templates = [&network.plan.template6, &network.plan.template4];
+    let groups = templates.map(|template| template.as_ref().map(|link| link.index));
+    let mut settings = network.plan.settings;
+    let (neighbourhood, neighbours) = network.neighbourhood.unzip();
+    for neighbour in neighbours.into_iter().flatten() {
+        settings.neighbours.note(neighbour);
+    }
+    let mut addressing = Guest::new(&settings, guest.interface.as_ref().map(|on| on.mac));
+    let scope = guest.interface.as_ref().map_or(0, |on| on.index);
+    let addresses = guest.interface.into_iter().flat_map(|on| on.addresses);
+    addresses.for_each(|address| addressing.give(address));
+
+    Shard::new(Setup {
+        link: guest.link,
+        settings,
+        guest: addressing,
+        policy: Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope },
+        outbound: network.outbound,
+        sources: network.sources,
+        groups,
+        budgets,
+        rules: Rules {
+            inbound: config.inbound.clone(),
+            listeners: network.listeners,
+            outbound: config.outbound.clone(),
+            outbound_listeners: guest.listeners,
+            opening: network.opening,
+            restricted: (enabled != config.enabled()).then_some(enabled),
+        },
+        neighbourhood,
+        control: network.control.map(|listener| ControlSetup { listener, enabled }),
+        stats: config.stats,
+    })
+}
