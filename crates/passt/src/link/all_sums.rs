@@ -1,4 +1,4 @@
-//! For tests of links that complete checksums: frames of all 65,536 sums, and what has to come out.
+//! For tests of links that complete checksums: frames with each of the 65,536 sums, and the expected result.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

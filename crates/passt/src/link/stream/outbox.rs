@@ -1,7 +1,7 @@
 //! Frames on their way to a stream socket: built in place, written many at a time.
 //!
-//! Payload is read once, for its checksum, and copied by the kernel alone: what becomes several frames is written as
-//! pieces, a header here and its part of the payload there.
+//! Payload is read once, for its checksum, and copied by the kernel alone: each segment of a super-frame is written as two
+//! pieces, its headers and its part of the payload.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -51,12 +51,12 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Whether so much waits that it should be written.
+    /// Whether enough waits to be written before the end of the round.
     pub(super) fn is_due(&self) -> bool {
         self.end >= DUE && !self.blocked
     }
 
-    /// Forgets what waits.
+    /// Drops the frames that wait.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
         (self.end, self.written, self.blocked) = (0, 0, false);

@@ -19,7 +19,8 @@ use super::queue::{Kick, Queue};
 use super::ring::{Addresses, MAX_SIZE, Ring, Rules};
 use crate::event_word;
 
-/// Most pairs of queues. One loop serves them all: more make no guest faster, but some are set up for one per processor.
+/// Most pairs of queues. One loop serves them all, so more pairs are no faster; but some guests are set up with one pair per
+/// processor.
 pub(super) const MAX_PAIRS: usize = 16;
 /// Two queues each.
 pub(super) const QUEUES: usize = 2 * MAX_PAIRS;
@@ -27,7 +28,7 @@ pub(super) const QUEUES: usize = 2 * MAX_PAIRS;
 /// What a front-end has set up.
 #[derive(Debug, Default)]
 pub(super) struct Device {
-    /// What the driver and we agree on.
+    /// The features that driver and back-end agree on.
     pub(super) features: Features,
     protocol: u64,
     /// The front-end has asked how many pairs of queues there are.
@@ -35,17 +36,17 @@ pub(super) struct Device {
     pub(super) memory: Memory,
     /// Even: frames to the guest. Odd: frames from the guest.
     pub(super) queues: [Queue; QUEUES],
-    /// Descriptors that are to be watched no longer.
+    /// Descriptors that the event loop has to forget.
     pub(super) retired: Vec<Kick>,
 }
 
 impl Device {
-    /// Whether requests that want to know are answered.
+    /// Whether REPLY_ACK was negotiated: requests may ask for an answer.
     pub(super) fn acknowledges(&self) -> bool {
         self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
-    /// Whether the front-end asked for the number of queues and then set up none: as QEMU does when it wants more.
+    /// Whether the front-end asked for the number of queues and then set up none, as QEMU does if it wants more.
     pub(super) fn had_too_few_queues(&self) -> bool {
         self.asked_for_pairs && self.queues.iter().all(|queue| queue.size == 0)
     }
@@ -72,28 +73,28 @@ impl Device {
             match queue.ring.as_ref().map(Ring::waiting) {
                 Some(Ok(0)) => queue.short = 0,
                 Some(Ok(_)) => some |= enabled,
-                Some(Err(broken)) => queue.give_up(index, broken),
+                Some(Err(broken)) => queue.fail(index, broken),
                 None => {}
             }
         }
         some
     }
 
-    /// Asks the driver to notify us of new buffers. Returns whether there are some already.
-    pub(super) fn ask_for_buffers(&mut self) -> bool {
+    /// Asks the driver to notify us of new buffers. Returns whether some are available already.
+    pub(super) fn request_buffers(&mut self) -> bool {
         let Self { queues, memory, .. } = self;
         let mut new = false;
         for (index, queue) in queues.iter_mut().enumerate().step_by(2) {
             let Some(ring) = &mut queue.ring else { continue };
-            match ring.ask_for_kicks(memory, queue.short) {
+            match ring.request_kicks(memory, queue.short) {
                 Ok(more) => new |= more > 0,
-                Err(broken) => queue.give_up(index, broken),
+                Err(broken) => queue.fail(index, broken),
             }
         }
         new
     }
 
-    /// Has `epoll` watch the descriptors that are new, and forget those that are not in use any more.
+    /// Has `epoll` watch new descriptors, and forget those that are not in use any more.
     pub(super) fn watch_kicks(&mut self, epoll: &OwnedFd) -> io::Result<()> {
         self.forget_kicks(epoll);
         for (index, queue) in self.queues.iter_mut().enumerate() {
@@ -108,7 +109,7 @@ impl Device {
     /// Has `epoll` forget the descriptors that are not in use any more.
     pub(super) fn forget_kicks(&mut self, epoll: &OwnedFd) {
         for kick in self.retired.drain(..).filter(|kick| kick.watched) {
-            // The front-end has it, too: that we close it is not enough.
+            // Closing it is not enough: the front-end has a copy of the descriptor.
             let _ = epoll::delete(epoll, &kick.fd);
         }
     }
@@ -120,7 +121,7 @@ impl Device {
         }
     }
 
-    /// Shows the driver what was given back, on all queues.
+    /// Publishes the chains that were given back, on all queues.
     pub(super) fn publish(&mut self) {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             queue.publish(index, &self.memory);
@@ -144,7 +145,7 @@ impl Device {
         }
     }
 
-    /// Forgets the front-end, but for what has to be retired.
+    /// Forgets the front-end, except the descriptors that the event loop has to forget.
     pub(super) fn reset(&mut self) {
         for index in 0..QUEUES {
             self.stop(index);
@@ -153,7 +154,7 @@ impl Device {
     }
 }
 
-/// A request that is not carried out.
+/// The error of a request that is not carried out.
 fn refused(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> vhost::vhost_user::Error {
     ReqHandlerError(io::Error::other(why))
 }
@@ -166,7 +167,7 @@ fn unsupported<T>() -> Result<T> {
     Err(refused("this was never offered"))
 }
 
-/// Makes sure that writing to it does not block us: front-ends share it with others.
+/// Sets a descriptor to non-blocking: others may read it late, or never.
 fn without_blocking(fd: Option<File>) -> Result<Option<File>> {
     if let Some(fd) = &fd {
         let set = |flags| rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK);
@@ -326,7 +327,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let fd = without_blocking(fd)?;
         let queue = self.queue(index.into())?;
         queue.call = fd;
-        // What was told to the one before may have got lost.
+        // A notification by the descriptor before may have been lost.
         queue.call_now();
         Ok(())
     }

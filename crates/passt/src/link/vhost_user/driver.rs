@@ -1,4 +1,4 @@
-//! The other side of the rings, for tests: memory, and a driver that writes to it whatever a test wants.
+//! The driver's side of the rings, for tests: memory, and a driver that writes anything to it.
 
 use std::fs::File;
 
@@ -110,7 +110,7 @@ impl Driver {
         self.write(AVAILABLE, &flags.to_le_bytes());
     }
 
-    /// After how many used entries the driver wants to be called.
+    /// Sets the used entry after which the driver asks to be notified.
     pub(super) fn set_used_event(&self, index: u16) {
         self.write(AVAILABLE + 4 + 2 * usize::from(SIZE), &index.to_le_bytes());
     }
@@ -123,7 +123,7 @@ impl Driver {
         self.word(USED)
     }
 
-    /// After how many available entries the device wants to be kicked.
+    /// The available entry after which the device asks to be notified.
     pub(super) fn available_event(&self) -> u16 {
         self.word(USED + 4 + 8 * usize::from(SIZE))
     }

@@ -1,4 +1,4 @@
-//! What the back-end can do, as bits of the virtio network device (virtio 1.2 §5.1.3) and of the vhost-user protocol.
+//! Features of the back-end: bits of the virtio network device (virtio 1.2 §5.1.3) and of the vhost-user protocol.
 
 use bitflags::bitflags;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -41,14 +41,14 @@ bitflags! {
         const EVENT_IDX = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
         /// The device of virtio 1.0 and later.
         const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
-        /// The front-end wants to know which pages we write to (it is migrating).
+        /// The back-end logs the pages that it writes to: the guest is being migrated.
         const LOG_ALL = VhostUserVirtioFeatures::LOG_ALL.bits();
         /// The protocol has features of its own.
         const PROTOCOL_FEATURES = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
     }
 }
 
-/// What the protocol can do. A copy of the device's state is not offered: there is none outside our sockets.
+/// Features of the protocol. The transfer of the device's state is not offered: the only state is in sockets.
 pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::LOG_SHMFD

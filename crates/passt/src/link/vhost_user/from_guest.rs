@@ -1,7 +1,7 @@
 //! Frames from the guest's transmit queues.
 //!
-//! Of a frame, the header and the head are copied, once, before they are looked at. Payload goes from the guest's memory to
-//! a socket; the frame is given back to the driver when that is done.
+//! The header and the head of a frame are copied once, and only the copy is read. The payload goes from the guest's memory
+//! to a socket. Then the chain is given back to the driver.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::memory::Payload;
 
 /// Longest frame with its header, in bytes.
 pub(crate) const BUFFER_LEN: usize = HEADER_LEN + MAX_LEN;
-/// Chains given back before the driver is shown them.
+/// So many chains are given back before they are published.
 const BATCH: u16 = 32;
 
 /// A frame of the guest, while it is handled.
@@ -26,7 +26,7 @@ pub struct Frame {
     copied: Vec<u8>,
     /// Bytes in `copied`.
     len: usize,
-    /// Where all of it is, if not all is copied: the table, and places in it.
+    /// Where the whole frame is, if only its head is copied: the table of regions, and places in it.
     regions: Arc<Regions>,
     places: Vec<Piece>,
     pieces: Pieces,
@@ -66,12 +66,12 @@ impl Frame {
     }
 }
 
-/// Takes frames from the transmit queues in turn.
+/// Receives frames from the transmit queues, in turn.
 #[derive(Debug, Default)]
 pub(super) struct FromGuest {
     /// The queue whose turn it is.
     queue: usize,
-    /// The frame that is being handled: its queue and chain.
+    /// The queue and chain of the frame that is being handled.
     held: Option<(usize, u16)>,
 }
 
@@ -85,7 +85,7 @@ impl FromGuest {
                 match self.next_of(device, index, frame, whole) {
                     Ok(true) => return true,
                     Ok(false) => {}
-                    Err(broken) => device.queues[index].give_up(index, broken),
+                    Err(broken) => device.queues[index].fail(index, broken),
                 }
             }
             self.queue = (self.queue + 1) % (QUEUES / 2);
@@ -93,7 +93,7 @@ impl FromGuest {
         false
     }
 
-    /// The frame that was being handled is done with.
+    /// Gives back the chain of the frame that was handled.
     pub(super) fn release(&mut self, device: &mut Device) {
         let Some((index, head)) = self.held.take() else { return };
         let Device { queues, memory, .. } = device;
@@ -102,7 +102,7 @@ impl FromGuest {
         match ring.give_back(memory, head, 0) {
             Ok(()) if ring.unpublished() >= BATCH => queue.publish(index, memory),
             Ok(()) => {}
-            Err(broken) => queue.give_up(index, broken),
+            Err(broken) => queue.fail(index, broken),
         }
     }
 
@@ -122,7 +122,7 @@ impl FromGuest {
             queue.pending = false;
             return Ok(false);
         };
-        if ring.waiting()? == 0 && ring.ask_for_kicks(memory, 0)? == 0 {
+        if ring.waiting()? == 0 && ring.request_kicks(memory, 0)? == 0 {
             queue.pending = false;
             return Ok(false);
         }

@@ -13,7 +13,7 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 /// Granularity of the log, in bytes.
 const LOG_PAGE: u64 = 4096;
 
-/// What was asked to be mapped can't be.
+/// Why memory of the front-end can't be mapped.
 #[derive(Debug, Error)]
 pub(super) enum MapError {
     /// It does not fit into our address space, or into 64 bits.
@@ -22,7 +22,7 @@ pub(super) enum MapError {
     /// The file ends before it.
     #[error("its file has only {0} bytes")]
     PastTheEnd(u64),
-    /// Its file can't be looked at.
+    /// The file can't be examined.
     #[error("its file can't be examined: {0}")]
     File(rustix::io::Errno),
     /// The system refuses.
@@ -56,7 +56,7 @@ pub(super) struct Memory {
     pub(super) logging: bool,
 }
 
-/// A table of regions, which stay mapped for as long as somebody looks at them.
+/// A table of regions. They stay mapped as long as a reference to the table is held.
 #[derive(Debug, Default)]
 pub(super) struct Regions(Vec<Region>);
 
@@ -77,7 +77,7 @@ pub(super) struct Piece {
     offset: u64,
 }
 
-/// A range of guest memory that stays mapped for as long as this is held.
+/// A range of guest memory that stays mapped as long as this is held.
 #[derive(Debug)]
 pub(super) struct Area {
     mapping: Arc<MmapRegion>,
@@ -94,7 +94,7 @@ struct Log {
 }
 
 impl Memory {
-    /// Maps regions, in place of all that were there before.
+    /// Maps regions, in place of all others.
     pub(super) fn replace(&mut self, table: Vec<(Place, File)>) -> Result<(), MapError> {
         let regions = table.into_iter().map(|(place, file)| Region::new(place, file));
         self.regions = Arc::new(Regions(regions.collect::<Result<_, _>>()?));
@@ -218,13 +218,13 @@ impl Area {
     }
 }
 
-/// Maps `len` bytes at `offset` of `file`; also where they start in the mapping. Mapped is all from the start of the file:
-/// an offset need not be a multiple of a page, which may be a huge one.
+/// Maps `len` bytes at `offset` of `file`. Returns also where they start in the mapping. The mapping begins at the start of
+/// the file, because the offset need not be a multiple of the file's page size, which may be a huge page's.
 fn map(file: File, offset: u64, len: u64) -> Result<(MmapRegion, usize), MapError> {
     let end = offset.checked_add(len).ok_or(MapError::TooLarge)?;
     let (start, size) = (usize::try_from(offset), usize::try_from(end));
     let (Ok(start), Ok(size)) = (start, size) else { return Err(MapError::TooLarge) };
-    // Touching what is behind the end of a file would be our end.
+    // An access past the end of a file raises SIGBUS.
     let stat = rustix::fs::fstat(&file).map_err(MapError::File)?;
     let has = u64::try_from(stat.st_size).unwrap_or(0);
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile && has < end {

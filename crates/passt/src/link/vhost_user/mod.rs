@@ -145,8 +145,9 @@ impl VhostUserLink {
         let Device { queues, memory, .. } = &mut self.device;
         let Some(queue) = queues.get_mut(index) else { return Change::default() };
         let Some(ring) = &mut queue.ring else { return Change::default() };
-        if let Err(broken) = ring.spare_kicks(memory) {
-            queue.give_up(index, broken);
+        // They are requested again when the queue is empty, or the guest's buffers are used up.
+        if let Err(broken) = ring.suppress_kicks(memory) {
+            queue.fail(index, broken);
             return Change::default();
         }
         let to_guest = index.is_multiple_of(2);
@@ -172,7 +173,7 @@ impl VhostUserLink {
         self.watcher.flush();
         self.from_guest.release(&mut self.device);
         self.device.publish();
-        let room = full && self.device.ask_for_buffers();
+        let room = full && self.device.request_buffers();
         Change { room, over: self.door.is_closed(), ..Change::default() }
     }
 }

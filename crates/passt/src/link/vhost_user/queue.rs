@@ -13,7 +13,7 @@ pub(super) struct Queue {
     pub(super) size: u16,
     /// Where the ring is, once known.
     pub(super) addresses: Option<Addresses>,
-    /// The entry of the available ring to start, or to go on, with.
+    /// The entry of the available ring to start or to continue with.
     pub(super) base: u16,
     /// Frames may cross it.
     pub(super) enabled: bool,
@@ -21,27 +21,28 @@ pub(super) struct Queue {
     pub(super) kick: Option<Kick>,
     /// We notify the driver here.
     pub(super) call: Option<File>,
-    /// We tell here that the ring is broken.
+    /// We report here that the ring is broken.
     pub(super) error: Option<File>,
     /// The ring, while it is served.
     pub(super) ring: Option<Ring>,
-    /// There may be chains of which no notification comes.
+    /// Chains may be available for which no notification arrives.
     pub(super) pending: bool,
-    /// Chains that were available when they were not enough for a frame.
+    /// How many chains were available when they were too few for a frame.
     pub(super) short: u16,
 }
 
 /// A descriptor that the driver writes to.
 #[derive(Debug)]
 pub(super) struct Kick {
-    /// An eventfd, as far as one can know. Never read: each write to it is an event of its own.
+    /// An eventfd, if the front-end follows the protocol. It is never read: watched edge-triggered, each write is an event.
     pub(super) fd: File,
-    /// Whether the event loop waits for it.
+    /// Whether the event loop watches it.
     pub(super) watched: bool,
 }
 
 impl Queue {
-    /// Serves the ring if all that this needs is known and it is not served yet, or serves it where it is `moved` to.
+    /// Begins to serve the ring, once all that this needs is known. A ring that is served already continues, at its new
+    /// address if it has `moved`.
     pub(super) fn start(&mut self, index: usize, memory: &Memory, rules: Rules, moved: bool) {
         if self.ring.is_some() && !moved || self.kick.is_none() || self.size == 0 {
             return;
@@ -56,11 +57,11 @@ impl Queue {
                 self.pending = true;
                 self.short = 0;
             }
-            Err(broken) => self.give_up(index, broken),
+            Err(broken) => self.fail(index, broken),
         }
     }
 
-    /// Ends serving. Returns the descriptor that the event loop has to forget.
+    /// Stops serving the ring. Returns the descriptor that the event loop has to forget.
     pub(super) fn stop(&mut self) -> Option<Kick> {
         if let Some(ring) = self.ring.take() {
             self.base = ring.next_available();
@@ -70,8 +71,8 @@ impl Queue {
         self.kick.take()
     }
 
-    /// The ring is broken: it is not served again before the front-end starts it anew.
-    pub(super) fn give_up(&mut self, index: usize, broken: Broken) {
+    /// The ring is broken: it is not served until the front-end starts it again.
+    pub(super) fn fail(&mut self, index: usize, broken: Broken) {
         log::warn!(
             "queue {index} of the guest is broken: {broken}. It is not served until the guest resets it"
         );
@@ -82,17 +83,17 @@ impl Queue {
         }
     }
 
-    /// Shows the driver what was given back, and notifies it if it wants that.
+    /// Publishes the chains that were given back, and notifies the driver if it asks for that.
     pub(super) fn publish(&mut self, index: usize, memory: &Memory) {
         let Some(ring) = &mut self.ring else { return };
         match ring.publish(memory).and_then(|()| ring.wants_call()) {
             Ok(true) => self.call_now(),
             Ok(false) => {}
-            Err(broken) => self.give_up(index, broken),
+            Err(broken) => self.fail(index, broken),
         }
     }
 
-    /// Notifies the driver, wanted or not.
+    /// Notifies the driver, whether it asks for that or not.
     pub(super) fn call_now(&self) {
         if let (Some(fd), Some(_)) = (&self.call, &self.ring) {
             signal(fd);
@@ -102,6 +103,6 @@ impl Queue {
 
 /// Writes to an eventfd, which does not block.
 fn signal(mut fd: &File) {
-    // If it is full, the other side has not looked yet, and will find what there is.
+    // EAGAIN: the counter is full. The other side has not read it yet, so it will wake up anyway.
     let _ = fd.write(&1_u64.to_ne_bytes());
 }

@@ -1,7 +1,7 @@
 //! One ring of descriptors (a split virtqueue, virtio 1.2 §2.7), from the device's side.
 //!
-//! All of it is the guest's to write, at any time and with anything. Each field is copied out once, then checked, then
-//! used. What can't be is told by [`Broken`], and the ring is not served again before the front-end starts it anew.
+//! The guest may write anything to the ring at any time. Each field is copied out once, then checked, then used. An invalid
+//! value is reported as [`Broken`], and the ring is not served until the front-end starts it again.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -23,7 +23,7 @@ const INDEX_AT: usize = 2;
 const RING_AT: usize = 4;
 const USED_ELEMENT: usize = 8;
 
-/// A ring that its driver has broken, and how.
+/// How a driver has broken its ring.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(super) enum Broken {
     /// The ring lies outside the guest's memory, or not on a boundary that it needs.
@@ -89,7 +89,7 @@ pub(super) struct Chain {
     pub(super) len: u64,
 }
 
-/// Which notifications are wanted.
+/// The features of a ring that were negotiated.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rules {
     /// VIRTIO_F_EVENT_IDX.
@@ -107,13 +107,13 @@ pub(super) struct Ring {
     available: Area,
     used: Area,
     log: Option<u64>,
-    /// The next entry of the available ring to take; counts on, and around.
+    /// The next entry of the available ring to take. Free running: it wraps at 2^16, not at the ring's size.
     next_available: u16,
     /// The next entry of the used ring to write.
     next_used: u16,
     /// The used index that the driver sees.
     published: u16,
-    /// The used index when the driver was last notified, or did not want to be.
+    /// The used index when [`Ring::wants_call`] was last asked.
     notified: u16,
 }
 
@@ -157,18 +157,21 @@ impl Ring {
 
     /// Chains that the driver has made available.
     pub(super) fn waiting(&self) -> Result<u16, Broken> {
-        // What is said to be available must have been written before.
+        // Acquire: entries up to the index are written before it is.
         let index = u16::from_le(self.available.atomic(INDEX_AT)?.load(Ordering::Acquire));
         let waiting = index.wrapping_sub(self.next_available);
         if waiting > self.size { Err(Broken::Index(waiting)) } else { Ok(waiting) }
     }
 
-    /// Whether all entries of the ring are available: there can't be more.
+    /// Whether `waiting` is all entries of the ring, so that no more can become available.
     pub(super) fn is_whole(&self, waiting: u16) -> bool {
         waiting == self.size
     }
 
-    /// Looks at the chain that is `ahead` of the next one, and adds its buffers to `pieces`. It must be available.
+    /// Reads the chain that is `ahead` of the next one, and adds its buffers to `pieces`. It must be available.
+    ///
+    /// The loop is bounded by `left`, whatever the descriptors link to: a chain has no more descriptors than the ring, and
+    /// at most [`MAX_CHAIN`].
     pub(super) fn peek(
         &self,
         memory: &Memory,
@@ -221,12 +224,12 @@ impl Ring {
         Ok(Descriptor::from(bytes))
     }
 
-    /// The next `count` chains are taken.
+    /// Takes the next `count` chains.
     pub(super) fn advance(&mut self, count: u16) {
         self.next_available = self.next_available.wrapping_add(count);
     }
 
-    /// Gives a chain back, with `len` bytes written to it. The driver sees it with the next [`Ring::publish`].
+    /// Gives a chain back, with `len` bytes written to it. The driver sees it after the next [`Ring::publish`].
     pub(super) fn give_back(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), Broken> {
         let at = RING_AT + USED_ELEMENT * usize::from(self.next_used % self.size);
         let mut bytes = [0; USED_ELEMENT];
@@ -238,12 +241,15 @@ impl Ring {
         Ok(())
     }
 
-    /// Chains given back that the driver doesn't see yet.
+    /// How many chains were given back and not published.
     pub(super) fn unpublished(&self) -> u16 {
         self.next_used.wrapping_sub(self.published)
     }
 
-    /// Shows the driver what was given back, all at once: the buffers of one frame belong together (virtio 1.2 §5.1.6.4.2).
+    /// Publishes the chains that were given back, all at once: the driver must see the buffers of one frame together
+    /// (virtio 1.2 §5.1.6.4.2).
+    ///
+    /// Release: used elements are written before the index that covers them.
     pub(super) fn publish(&mut self, memory: &Memory) -> Result<(), Broken> {
         if self.unpublished() == 0 {
             return Ok(());
@@ -254,13 +260,17 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether the driver wants to be notified of what was published since this was last asked (virtio 1.2 §2.7.7.2).
+    /// Whether the driver asks to be notified of what was published since this was last called (virtio 1.2 §2.7.7.2).
+    ///
+    /// With event indices, it names a used entry. It is notified if that entry is among those from `old` up to `new`. The
+    /// subtraction wraps: `new - event - 1 < new - old` holds just if `event` is in `old..new`.
     pub(super) fn wants_call(&mut self) -> Result<bool, Broken> {
         let (old, new) = (self.notified, self.published);
         if old == new {
             return Ok(false);
         }
-        // What was published comes before the look at what is wanted: the driver does it the other way round.
+        // The index is stored before the event index is loaded. The driver stores its event index before it loads the used
+        // index. So at least one side sees the other's store, and no notification is missed.
         fence(Ordering::SeqCst);
         self.notified = new;
         if self.rules.event_idx {
@@ -270,9 +280,9 @@ impl Ring {
         Ok(load(&self.available, 0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
-    /// Asks the driver to notify us of the next chain that it makes available. Returns how many have become available
-    /// meanwhile, of which no notification may come, beside those that were `seen`.
-    pub(super) fn ask_for_kicks(&mut self, memory: &Memory, seen: u16) -> Result<u16, Broken> {
+    /// Asks the driver to notify us of the next chain that it makes available after those that were `seen`. Returns how many
+    /// have become available meanwhile: for these no notification may arrive.
+    pub(super) fn request_kicks(&mut self, memory: &Memory, seen: u16) -> Result<u16, Broken> {
         if self.rules.event_idx {
             let at = RING_AT + USED_ELEMENT * usize::from(self.size);
             let index = self.next_available.wrapping_add(seen);
@@ -281,14 +291,15 @@ impl Ring {
         } else {
             self.set_flags(memory, 0)?;
         }
-        // What is asked for comes before the look at what there is: the driver does it the other way round.
+        // The request is stored before the available index is loaded; the driver stores its index before it loads the
+        // request. So no chain is missed.
         fence(Ordering::SeqCst);
         Ok(self.waiting()?.saturating_sub(seen))
     }
 
     /// Asks the driver not to notify us.
-    pub(super) fn spare_kicks(&mut self, memory: &Memory) -> Result<(), Broken> {
-        // By index, it notifies once for each time it is asked to.
+    pub(super) fn suppress_kicks(&mut self, memory: &Memory) -> Result<(), Broken> {
+        // With event indices, the driver notifies once for each request: there is nothing to suppress.
         if self.rules.event_idx { Ok(()) } else { self.set_flags(memory, VRING_USED_F_NO_NOTIFY as u16) }
     }
 

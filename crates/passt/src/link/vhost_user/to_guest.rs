@@ -17,7 +17,7 @@ use crate::link::segmentation;
 use crate::link::watcher::Watcher;
 use crate::memory::{Room, Vectored};
 
-/// Chains given back before the driver is shown them.
+/// So many chains are given back before they are published.
 const BATCH: u16 = 32;
 /// Longest headers of a segment, in bytes.
 const HEADERS: usize = 14 + 60 + 60;
@@ -198,7 +198,7 @@ impl ToGuest {
             }
             Err(broken) => {
                 watcher.dropped(1);
-                queue.give_up(direct.queue, broken);
+                queue.fail(direct.queue, broken);
             }
         }
         true
@@ -275,7 +275,7 @@ impl ToGuest {
                 Err(Full)
             }
             Err(broken) => {
-                queue.give_up(index, broken);
+                queue.fail(index, broken);
                 Err(Full)
             }
         }
@@ -311,7 +311,7 @@ impl ToGuest {
                 Ok(())
             }
             Err(broken) => {
-                queue.give_up(index, broken);
+                queue.fail(index, broken);
                 Err(Full)
             }
         }
@@ -367,7 +367,7 @@ impl ToGuest {
     }
 }
 
-/// Gives chains back, `len` bytes in all written to them.
+/// Gives chains back, with `len` bytes written to all of them together.
 fn give_back(ring: &mut Ring, memory: &Memory, chains: &[Chain], len: usize) -> Result<(), Broken> {
     let mut left = len as u64;
     for chain in chains {
@@ -379,7 +379,7 @@ fn give_back(ring: &mut Ring, memory: &Memory, chains: &[Chain], len: usize) -> 
     Ok(())
 }
 
-/// Copies bytes, in two parts, to `pieces`, and zeros behind them up to `len` bytes.
+/// Copies bytes, in two parts, to `pieces`, and zeros after them up to `len` bytes.
 fn scatter(
     memory: &Memory,
     pieces: &[Piece],
@@ -404,7 +404,7 @@ fn scatter(
     Ok(())
 }
 
-/// Logs that `len` bytes of `pieces` were written to.
+/// Logs the first `len` bytes of `pieces` as written (migration).
 fn mark(memory: &Memory, pieces: &[Piece], len: usize) {
     if memory.logging {
         let mut left = len;
@@ -418,7 +418,7 @@ fn mark(memory: &Memory, pieces: &[Piece], len: usize) {
     }
 }
 
-/// The queue that a frame goes to: all of a flow to the same one, so that they stay in order.
+/// The queue for a frame: the same for all frames of a flow, so that they stay in order.
 fn queue_for(device: &Device, frame: &[u8]) -> Option<usize> {
     let turn = match device.open_queues().count() {
         0 => return None,
@@ -428,7 +428,7 @@ fn queue_for(device: &Device, frame: &[u8]) -> Option<usize> {
     device.open_queues().nth(turn).map(|(index, _)| index)
 }
 
-/// A number that all frames of a flow have in common.
+/// A hash that all frames of a flow have in common.
 fn spread(frame: &[u8]) -> u32 {
     // Addresses, and ports where there are no options.
     let flow = if is_ipv6(frame) { frame.get(22..58) } else { frame.get(26..38) };

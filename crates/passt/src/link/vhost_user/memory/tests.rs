@@ -93,7 +93,7 @@ fn pages_written_to_are_logged() {
     assert_eq!(logged(), 3 << (64 + 1));
     memory.mark_at(10 * PAGE + 4095, 2 + PAGE);
     assert_eq!(logged(), (3 << (64 + 1)) | (7 << (64 + 10)));
-    memory.mark_at(64 * PAGE, 1); // behind the end of the log
+    memory.mark_at(64 * PAGE, 1); // past the end of the log
     memory.mark_at(u64::MAX - 1, 5);
     assert_eq!(logged(), (3 << (64 + 1)) | (7 << (64 + 10)));
 }

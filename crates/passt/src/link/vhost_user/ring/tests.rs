@@ -190,13 +190,13 @@ fn kicks_are_asked_for_by_flag_or_by_index() {
     let mut driver = Driver::new();
     driver.describe(0, BUFFERS, 4, 0, 0);
     let mut ring = driver.ring(ALL).unwrap();
-    ring.spare_kicks(&driver.memory).unwrap();
+    ring.suppress_kicks(&driver.memory).unwrap();
     assert_eq!(driver.used_flags(), 1);
     driver.offer(0);
-    assert_eq!(ring.ask_for_kicks(&driver.memory, 0), Ok(1)); // came before we asked
+    assert_eq!(ring.request_kicks(&driver.memory, 0), Ok(1)); // came before we asked
     assert_eq!(driver.used_flags(), 0);
-    assert_eq!(ring.ask_for_kicks(&driver.memory, 1), Ok(0));
+    assert_eq!(ring.request_kicks(&driver.memory, 1), Ok(0));
     ring.set_rules(Rules { event_idx: true, indirect: true });
-    assert_eq!(ring.ask_for_kicks(&driver.memory, 1), Ok(0));
+    assert_eq!(ring.request_kicks(&driver.memory, 1), Ok(0));
     assert_eq!(driver.available_event(), 1); // the second one
 }
