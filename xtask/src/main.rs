@@ -8,8 +8,10 @@ mod completions;
 mod guests;
 mod house;
 mod imports;
+mod instructions;
 mod load;
 mod man;
+mod miri;
 mod reach;
 mod source;
 mod support;
@@ -39,6 +41,12 @@ Tasks:
                      passt (default: target/debug)
   house [files]      List the crates and their top-level modules, or all files,
                      each with those that it names; check single files
+  instructions [--update]
+                     Count the instructions of hot functions under valgrind,
+                     and compare with the baseline or replace it; see
+                     bench/README.md
+  miri               Run tests under Miri (nightly Rust), which finds undefined
+                     behaviour
   reach PID          Say what a hole in a running process would reach: system
                      calls of each thread, by its loaded filters; capabilities,
                      namespaces, descriptors. For root
@@ -58,6 +66,9 @@ fn main() -> anyhow::Result<()> {
         ["ci"] => ci::run(),
         ["house"] => house(false),
         ["house", "files"] => house(true),
+        ["instructions"] => instructions::run(false),
+        ["instructions", "--update"] => instructions::run(true),
+        ["miri"] => miri::run(),
         ["reach", pid] => print(&reach::report(pid)?),
         ["bench", "--inside", ..] => bench::run(&bench_options(&arguments[2..])?),
         ["bench", ..] => {

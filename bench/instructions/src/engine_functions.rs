@@ -1,0 +1,53 @@
+//! Functions of `engine`.
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+
+use engine::flow::{Endpoints, Flows, Keyed, Kind};
+use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
+
+use crate::repeat;
+
+/// A flow that is nothing but its key.
+struct Flow(Endpoints);
+
+impl Keyed for Flow {
+    type Key = Endpoints;
+
+    fn key(&self) -> Endpoints {
+        self.0
+    }
+}
+
+pub(crate) fn find_flow(count: u32) {
+    let endpoints = |port: u16| Endpoints {
+        guest: SocketAddr::from(([192, 0, 2, 1], port)),
+        remote: SocketAddr::from(([198, 51, 100, 1], 443)),
+    };
+    let mut flows = Flows::new(Kind::Tcp, 1000, [7; 16]);
+    for port in 1..=1000 {
+        black_box(flows.insert(Flow(endpoints(port))).is_ok());
+    }
+    let key = endpoints(500);
+    repeat(count, || flows.find(black_box(&key)));
+}
+
+pub(crate) fn match_rule(count: u32) {
+    let mut table = Table::new();
+    for port in (1..=64).map(|number| number * 100) {
+        let rule = Rule {
+            protocol: Protocol::Tcp,
+            listen: Listen::ANY,
+            ports: PortRange::single(port),
+            target_addr: None,
+            target_first: port,
+            best_effort: false,
+            scan: false,
+        };
+        black_box(table.add(rule, Enabled::ALL).is_ok());
+    }
+    let address = [192, 0, 2, 1].into();
+    repeat(count, || {
+        table.lookup(Protocol::Tcp, black_box(address), black_box(6400), None).map(|(at, _)| at)
+    });
+}

@@ -1,0 +1,36 @@
+//! `cargo xtask miri`: tests under an interpreter that finds undefined behaviour. Needs a nightly toolchain with Miri.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use crate::house::root;
+
+/// What is run: `wire`, the tests of `sys` that make no system call which Miri lacks, and the unit tests of `engine`.
+const RUNS: [&str; 3] = [
+    "test -p wire",
+    "test -p sys --lib -- address:: cmsg:: iov:: tap::tests::a_refused tap::tests::all tap::tests::only",
+    "test -p engine --lib",
+];
+
+/// Runs all of [`RUNS`] until one fails.
+pub(crate) fn run() -> anyhow::Result<()> {
+    for run in RUNS {
+        println!("\n== cargo +nightly miri {run}");
+        let mut command = Command::new("cargo");
+        // A cargo that runs this task names its own toolchain, which would win over `+nightly`.
+        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
+        command
+            .args(["+nightly", "miri"])
+            .args(run.split(' '))
+            .env("CARGO_TARGET_DIR", root().join("target/miri"));
+        // The corpus of property tests is in files; a few cases are enough for an interpreter.
+        command.env("MIRIFLAGS", "-Zmiri-disable-isolation").env("PROPTEST_CASES", "2");
+        let status = command.current_dir(root()).status().context("can't run cargo")?;
+        ensure!(
+            status.success(),
+            "Miri failed: {status} (missing? rustup toolchain install nightly --component miri,rust-src)"
+        );
+    }
+    Ok(())
+}
