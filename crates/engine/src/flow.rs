@@ -26,6 +26,8 @@ pub enum Kind {
     Splice = 5,
     /// A DNS question of the guest, or a session with a resolver: a socket for each server asked.
     Dns = 6,
+    /// A listening TCP socket of a forwarding rule.
+    Listener = 7,
 }
 
 /// Names a flow for good: a slot's next tenant has another generation.
@@ -68,6 +70,7 @@ impl FlowId {
             4 => Kind::UdpFlow,
             5 => Kind::Splice,
             6 => Kind::Dns,
+            7 => Kind::Listener,
             _ => return None,
         };
         Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
@@ -93,6 +96,7 @@ impl fmt::Display for FlowId {
             Kind::UdpFlow => "UDP",
             Kind::Splice => "TCP bypass",
             Kind::Dns => "DNS",
+            Kind::Listener => "TCP listener",
         };
         write!(f, "Flow {} ({kind})", self.index)
     }

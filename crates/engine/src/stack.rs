@@ -362,7 +362,7 @@ impl<H: Host> Stack<H> {
             Kind::Udp => flows.udp.on_socket_event(&mut cx, id, readiness),
             Kind::Ping => flows.ping.on_socket_event(&mut cx, id, readiness),
             Kind::Dns => flows.dns.on_socket_event(&mut cx, id, readiness),
-            Kind::UdpFlow | Kind::Splice => {}
+            Kind::UdpFlow | Kind::Splice | Kind::Listener => {}
         }
     }
 
@@ -375,7 +375,7 @@ impl<H: Host> Stack<H> {
                 Kind::Udp | Kind::UdpFlow => flows.udp.on_timer(&mut cx, id),
                 Kind::Ping => flows.ping.on_timer(&mut cx, id),
                 Kind::Dns => flows.dns.on_timer(&mut cx, id),
-                Kind::Splice => {}
+                Kind::Splice | Kind::Listener => {}
             }
         }
         self.expire_fragments(now, host, link);

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use engine::forward::{Enabled, IfName, Table};
+use engine::forward::{Bypass, Enabled, IfName, Table};
 use wire::ethernet::Mac;
 
 /// MTU when `--mtu` is not given (behaviour §2.2): the longest 802.3 payload that is a multiple of four.
@@ -90,7 +90,7 @@ pub struct Config {
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
     pub freebind: bool,
     /// Whether loopback connections bypass the tap (behaviour §5.3.3).
-    pub splice: Splice,
+    pub splice: Bypass,
     /// `--host-lo-to-ns-lo`: keep a loopback destination when forwarding inwards.
     pub host_lo_to_ns_lo: bool,
     /// `-t` and `-u`: rules from the host to the guest or namespace.
@@ -146,7 +146,7 @@ impl Config {
             no_ndp: false,
             no_ra: false,
             freebind: false,
-            splice: if mode == Mode::Passt { Splice::Never } else { Splice::Local },
+            splice: if mode == Mode::Passt { Bypass::Never } else { Bypass::Local },
             host_lo_to_ns_lo: false,
             inbound: Table::new(),
             outbound: Table::new(),
@@ -287,17 +287,6 @@ pub enum Search {
     None,
     /// `--search`, at most six domains.
     List(Vec<String>),
-}
-
-/// Whether loopback connections bypass the tap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Splice {
-    /// Where both ends are local (behaviour §5.3.3).
-    Local,
-    /// `--no-splice`, and always in passt mode.
-    Never,
-    /// `--splice-only`: nothing else; there is no tap.
-    Only,
 }
 
 /// What belongs to passt mode.

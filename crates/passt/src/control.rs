@@ -11,7 +11,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
-use crate::event_word::{CONTROL, CONTROL_CLIENT};
+use crate::event::Source;
 use control::message::{self, Announced, Decoded, Update};
 use control::reply;
 
@@ -50,7 +50,7 @@ enum Progress {
 }
 
 impl Server {
-    /// Serves clients of a listening socket, which is non-blocking, and watched under the word [`CONTROL`].
+    /// Serves clients of a listening socket, which is non-blocking, and watched as [`Source::Control`].
     pub(crate) fn new(listener: OwnedFd) -> Self {
         Self { listener, client: None, paused_until: None }
     }
@@ -93,7 +93,9 @@ impl Server {
             }
         };
         let events = EventFlags::IN | EventFlags::OUT;
-        if let Err(errno) = epoll::add(epoll, &socket, EventData::new_u64(CONTROL_CLIENT), events) {
+        if let Err(errno) =
+            epoll::add(epoll, &socket, EventData::new_u64(Source::ControlClient.word()), events)
+        {
             log::warn!("can't watch a configuration client: {errno}");
             return;
         }
@@ -149,7 +151,9 @@ impl Server {
     fn listen(&self, epoll: &OwnedFd) {
         let ready = self.client.is_none() && self.paused_until.is_none();
         let events = if ready { EventFlags::IN } else { EventFlags::empty() };
-        if let Err(errno) = epoll::modify(epoll, &self.listener, EventData::new_u64(CONTROL), events) {
+        if let Err(errno) =
+            epoll::modify(epoll, &self.listener, EventData::new_u64(Source::Control.word()), events)
+        {
             log::warn!("can't watch the control socket: {errno}");
         }
     }
@@ -170,7 +174,12 @@ impl Client {
             // Input waits: the client has to know what it changes.
             return Some(Progress::Waits);
         }
-        let watched = epoll::modify(epoll, &self.socket, EventData::new_u64(CONTROL_CLIENT), EventFlags::IN);
+        let watched = epoll::modify(
+            epoll,
+            &self.socket,
+            EventData::new_u64(Source::ControlClient.word()),
+            EventFlags::IN,
+        );
         watched.err().map(|_| Progress::Ends)
     }
 

@@ -8,7 +8,7 @@ pub mod budgets;
 pub mod cli;
 pub mod config;
 mod control;
-mod event_word;
+mod event;
 mod forward;
 pub mod host;
 pub mod io;

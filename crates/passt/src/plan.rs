@@ -10,13 +10,13 @@ use std::{
 
 use engine::{
     addr::{Services, Settings, V4, V6},
-    forward::{Enabled, IfName},
+    forward::{Bypass, Enabled, IfName},
     neighbours::Neighbours,
 };
 use log::Level;
 
 use crate::{
-    config::{Config, DEFAULT_MTU, Family, MapHostLoopback, Mode, Splice},
+    config::{Config, DEFAULT_MTU, Family, MapHostLoopback, Mode},
     host::Facts,
 };
 
@@ -130,7 +130,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
     check_mtu(config, v6_enabled, &mut notes);
     template::check_interfaces(config, facts)?;
 
-    let tap = config.splice != Splice::Only;
+    let tap = config.splice != Bypass::Only;
     let template4 = find_template(config, &config.v4, facts, tap && config.v4.enabled, &mut notes)?;
     let template6 = find_template(config, &config.v6, facts, tap && v6_enabled, &mut notes)?;
     let v4 = config.v4.enabled.then(|| ipv4(config, facts, template4.as_ref()));

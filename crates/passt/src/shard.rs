@@ -12,8 +12,8 @@ use std::time::{Duration, Instant as Clock};
 use anyhow::Context;
 use engine::addr::{Guest, Settings};
 use engine::flow::FlowId;
-use engine::forward::Enabled;
 use engine::forward::spec::Direction;
+use engine::forward::{Enabled, Onward, Policy};
 use engine::stack::{Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
@@ -23,9 +23,9 @@ use rustix::io::Errno;
 use crate::budgets::Budgets;
 use crate::budgets::ledger::{Class, Ledger};
 use crate::config::Config;
-use crate::event_word::{self, NAMESPACE, NEIGHBOURS, RESOLVERS, SIGNALS};
-use crate::forward::accept::{Acceptors, Way};
-use crate::forward::bypass::{Bypass, Policy};
+use crate::event::Source;
+use crate::forward::accept::Acceptors;
+use crate::forward::bypass::Bypass;
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
@@ -34,7 +34,7 @@ use crate::io::{self, Sockets, Sources};
 use crate::link::{Change, Medium};
 use crate::pasta::netns::Opener;
 use crate::plan;
-use crate::process::lifetime::{Exit, Lifetime, Source};
+use crate::process::lifetime::{Exit, Lifetime};
 use announced::Glimpse;
 use control::Control;
 use stats::Stats;
@@ -128,7 +128,7 @@ impl Shard {
         let forwarder = Forwarder::new(setup.rules, rx)?;
         let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
         let control = control.context("can't watch the control socket")?;
-        stack.udp().set_policy(setup.policy.datagrams());
+        stack.udp().set_policy(setup.policy);
         Ok(Self {
             start,
             stack,
@@ -177,10 +177,21 @@ impl Shard {
             self.wait(&mut events)?;
             let now = self.now();
             for event in &events {
-                log::trace!("event {:#x}: {:?}", event.data.u64(), { event.flags });
-                if let (RESOLVERS, Some(resolvers)) = (event.data.u64(), &resolvers) {
-                    self.on_resolvers(resolvers);
-                } else if let Some(exit) = self.on_event(event.data.u64(), event.flags, now, &mut lifetime)? {
+                let Some(source) = Source::of(event.data.u64()) else { continue };
+                log::trace!("event of {source:?}: {:?}", { event.flags });
+                let exit = match source {
+                    Source::Signals => lifetime.on_signals(),
+                    Source::Namespace => lifetime.on_namespace(),
+                    Source::Resolvers => {
+                        resolvers.iter().for_each(|resolvers| self.on_resolvers(resolvers));
+                        None
+                    }
+                    source => {
+                        self.on_event(source, event.flags, now)?;
+                        None
+                    }
+                };
+                if let Some(exit) = exit {
                     return Ok(exit);
                 }
             }
@@ -193,22 +204,18 @@ impl Shard {
     }
 
     fn watch_all(&self, lifetime: &Lifetime, resolvers: Option<&Resolvers<'_>>) -> anyhow::Result<()> {
-        let watch = |fd, word, events| {
-            epoll::add(self.sockets.epoll(), fd, EventData::new_u64(word), events)
+        let watch = |fd, source: Source, events| {
+            epoll::add(self.sockets.epoll(), fd, EventData::new_u64(source.word()), events)
                 .context("can't watch a descriptor")
         };
         for (source, fd) in lifetime.sources() {
-            let word = match source {
-                Source::Signals => SIGNALS,
-                Source::Namespace => NAMESPACE,
-            };
-            watch(fd, word, EventFlags::IN)?;
+            watch(fd, source, EventFlags::IN)?;
         }
         if let Some(resolvers) = resolvers {
-            watch(resolvers.news.as_fd(), RESOLVERS, EventFlags::IN)?;
+            watch(resolvers.news.as_fd(), Source::Resolvers, EventFlags::IN)?;
         }
         if let Some(neighbourhood) = &self.neighbourhood {
-            watch(neighbourhood.as_fd(), NEIGHBOURS, EventFlags::IN)?;
+            watch(neighbourhood.as_fd(), Source::Neighbours, EventFlags::IN)?;
         }
         Ok(())
     }
@@ -252,35 +259,34 @@ impl Shard {
         Instant::from_micros(self.start.elapsed().as_micros() as u64)
     }
 
-    fn on_event(
-        &mut self,
-        word: u64,
-        flags: EventFlags,
-        now: Instant,
-        lifetime: &mut Lifetime,
-    ) -> anyhow::Result<Option<Exit>> {
-        if flags.contains(EventFlags::IN) {
-            self.before_bypass(word, now);
-        }
-        match word {
-            SIGNALS => return Ok(lifetime.on_event(Source::Signals)),
-            NAMESPACE => return Ok(lifetime.on_event(Source::Namespace)),
-            NEIGHBOURS => self.on_neighbours(),
-            word if self.on_control(word, now) => {}
-            _ if self.bypass.on_event(word, flags, now) => {}
-            _ => {
-                if let Some(source) = event_word::of_link(word) {
-                    let change = self.link.on_event(source, flags, now, self.sockets.epoll())?;
-                    self.on_link_change(change);
-                } else if let Some(id) = FlowId::from_bits(word) {
-                    let (readiness, sockets) = (io::readiness(flags), &mut self.sockets);
-                    self.stack.on_readiness(id, readiness, now, sockets, &mut self.link);
-                } else if let Some(index) = Acceptors::index(word) {
-                    self.accept(index, now);
+    /// Handles an event of what the shard owns.
+    fn on_event(&mut self, source: Source, flags: EventFlags, now: Instant) -> anyhow::Result<()> {
+        match source {
+            // The event loop's caller owns these.
+            Source::Signals | Source::Namespace | Source::Resolvers => {}
+            Source::Neighbours => self.on_neighbours(),
+            Source::Control => self.on_control(now),
+            Source::ControlClient => self.on_control_client(now),
+            Source::Link(number) => {
+                let change = self.link.on_event(number, flags, now, self.sockets.epoll())?;
+                self.on_link_change(change);
+            }
+            Source::Listener(id) => self.accept(id, now),
+            Source::Bypass(id, side) => {
+                if flags.contains(EventFlags::IN) {
+                    self.before_bypassed(id, side, now);
                 }
+                self.bypass.on_event(id, side, flags, now);
+            }
+            Source::Flow(id) => {
+                if flags.contains(EventFlags::IN) {
+                    self.before_datagram(id, now);
+                }
+                let (readiness, sockets) = (io::readiness(flags), &mut self.sockets);
+                self.stack.on_readiness(id, readiness, now, sockets, &mut self.link);
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The host has got to know its neighbours better, or has forgotten some.
@@ -348,32 +354,32 @@ impl Shard {
 
     /// Accepts a connection of a listening socket. If more wait, that will be reported again: others get their turn, and
     /// mostly there are none.
-    fn accept(&mut self, index: usize, now: Instant) {
+    fn accept(&mut self, id: FlowId, now: Instant) {
         let (settings, guest) = (self.stack.settings(), self.stack.guest());
-        let Some(accepted) = self.acceptors.accept(index, &self.policy, settings, guest, now) else {
+        let Some(accepted) = self.acceptors.accept(id, &self.policy, settings, guest, now) else {
             return;
         };
-        let class = match accepted.way {
-            Ok(Way::Bypass(Direction::Inbound, _)) => Class::LocalIn,
-            Ok(Way::Bypass(Direction::Outbound, _)) => Class::LocalOut,
-            Ok(Way::Link(_)) if !self.link.is_none() => Class::Incoming,
-            Ok(Way::Link(_)) | Err(_) => return reset_on_close(&accepted.socket),
+        let class = match (accepted.onward, accepted.direction) {
+            (Onward::Bypass(_), Direction::Inbound) => Class::LocalIn,
+            (Onward::Bypass(_), Direction::Outbound) => Class::LocalOut,
+            (Onward::Link(_), _) if !self.link.is_none() => Class::Incoming,
+            (Onward::Link(_) | Onward::Refuse, _) => return reset_on_close(&accepted.socket),
         };
         let Some(permit) = self.sockets.ledger().take(class) else {
             self.acceptors.refused += 1;
             return reset_on_close(&accepted.socket);
         };
-        match accepted.way {
-            Ok(Way::Bypass(direction, destination)) => {
-                self.before_accepted(&accepted.socket, direction, destination.ip(), now);
-                self.bypass.open(accepted.socket, permit, direction, destination, now);
+        match accepted.onward {
+            Onward::Bypass(destination) => {
+                self.before_accepted(&accepted.socket, accepted.direction, destination.ip(), now);
+                self.bypass.open(accepted.socket, permit, accepted.direction, destination, now);
             }
-            Ok(Way::Link(ends)) => {
+            Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);
                 // Refused, for want of room: the socket resets as it is dropped.
                 drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, &mut self.link));
             }
-            Err(_) => {}
+            Onward::Refuse => {}
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Port forwarding rules (behaviour §2.4, §8): what is listened on, and where it leads.
 //!
 //! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range
-//! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`].
+//! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`]. What happens to
+//! who comes to a rule's listening socket is decided by [`Policy::onward`].
 
 pub mod announce;
 mod budget;
 mod ifname;
+mod onward;
 mod ports;
 mod rule;
 pub mod scan;
@@ -16,6 +18,7 @@ mod tests;
 
 pub use budget::{Budget, Question};
 pub use ifname::{IfName, InvalidIfName};
+pub use onward::{Bypass, Listener, Onward, Policy};
 pub use ports::PortRange;
 pub use rule::{Listen, Protocol, Rule};
 pub use table::{AddError, Enabled, MAX_RULES, MAX_SOCKETS, Refusal, Table};

@@ -4,15 +4,12 @@
 //! number if that is free, connected to the target. Answers go back through the listener, from the address that the
 //! client wrote to.
 
-use core::net::{IpAddr, SocketAddr, SocketAddrV6};
+use core::net::{IpAddr, SocketAddr};
 
-use super::{
-    Role, Socket, SocketKey, Udp, UdpSocket, inbound::Scene, listener::Listener, table::Direction as Way,
-};
+use super::{Role, Socket, SocketKey, Udp, UdpSocket, inbound::Scene, table::Direction as Way};
 use crate::{
-    addr::{Guest, Settings},
     flow::FlowId,
-    forward::spec::Direction,
+    forward::{Policy, spec::Direction},
     host::{Errno, Host, Outbound, Received, SocketError},
     memory::PayloadOf,
     timer::Deadline,
@@ -20,78 +17,6 @@ use crate::{
 
 /// Hop limit where the host does not tell what it received.
 const UNKNOWN_HOP_LIMIT: u8 = 64;
-
-/// Which datagrams bypass the link (behaviour §5.3.3).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Bypass {
-    /// Those between loopback addresses.
-    #[default]
-    Local,
-    /// None that come from the host (`--no-splice`).
-    Never,
-    /// Those between loopback addresses; there is no way for others (`--splice-only`).
-    Only,
-}
-
-/// How datagrams bypass the link.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Policy {
-    /// Which ones do.
-    pub bypass: Bypass,
-    /// What was sent to a loopback address of the host goes to the same one of the guest (`--host-lo-to-ns-lo`).
-    pub keeps_loopback: bool,
-    /// Index of the guest's interface: the scope of its link-local address. Zero for none.
-    pub scope: u32,
-}
-
-/// What a listener does with a datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Route {
-    /// It goes to the guest through the link.
-    Link,
-    /// It goes past it, to this address in the other namespace.
-    Past(SocketAddr),
-    /// It goes nowhere.
-    Nowhere,
-}
-
-impl Policy {
-    /// What `listener` does with a datagram from `peer` to `hit`.
-    pub(super) fn route(
-        &self,
-        listener: &Listener,
-        settings: &Settings,
-        guest: &Guest,
-        peer: IpAddr,
-        hit: Option<IpAddr>,
-    ) -> Route {
-        let to = |address| Route::Past(SocketAddr::new(address, listener.target_port));
-        let looped = hit.filter(IpAddr::is_loopback);
-        if listener.direction == Direction::Outbound {
-            // To the same loopback address (behaviour §5.5, R-106).
-            return looped.filter(|_| peer.is_loopback()).map_or(Route::Nowhere, to);
-        }
-        let local = peer.is_loopback()
-            && listener.target_address.is_none()
-            && !hit.is_some_and(|hit| hit.is_multicast());
-        match self.bypass {
-            Bypass::Never => return Route::Link,
-            Bypass::Local if !local => return Route::Link,
-            Bypass::Only if !local => return Route::Nowhere,
-            Bypass::Local | Bypass::Only => {}
-        }
-        if let Some(looped) = looped.filter(|_| self.keeps_loopback) {
-            return to(looped);
-        }
-        match settings.guest_destination(guest, peer, hit) {
-            Some(IpAddr::V6(address)) if address.is_unicast_link_local() => {
-                Route::Past(SocketAddrV6::new(address, listener.target_port, 0, self.scope).into())
-            }
-            Some(address) => to(address),
-            None => Route::Nowhere,
-        }
-    }
-}
 
 /// What a socket stands for in the other namespace.
 #[derive(Debug)]
@@ -119,7 +44,7 @@ pub(super) struct Across {
 }
 
 impl<S: UdpSocket> Udp<S> {
-    /// Says which datagrams bypass the link.
+    /// Says what happens to newcomers.
     pub const fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
     }
@@ -141,9 +66,7 @@ impl<S: UdpSocket> Udp<S> {
     pub(super) fn may_bypass(&self, id: FlowId) -> bool {
         self.sockets.get(id).is_some_and(|socket| match &socket.role {
             Role::Stand(_) => true,
-            Role::Listener(listener) | Role::Retired(listener) => {
-                listener.direction == Direction::Outbound || self.policy.bypass != Bypass::Never
-            }
+            Role::Listener(listener) | Role::Retired(listener) => self.policy.may_bypass(listener),
             Role::Endpoint { .. } | Role::Member(_) => false,
         })
     }

@@ -13,7 +13,7 @@ use wire::{
 
 use super::{
     Received, Role, Round, Socket, SocketKey, Udp, UdpSocket, VISIT,
-    bypass::{Across, Route},
+    bypass::Across,
     table::{Direction, Flow, PeerKey},
     train::{MAX_DATAGRAM_LEN, MAX_DATAGRAMS, MAX_TRAIN_LEN},
 };
@@ -21,6 +21,7 @@ use crate::{
     addr::{Guest, Settings},
     context::Context,
     flow::{Endpoints, FlowId},
+    forward::Onward,
     fragmentation::Datagram,
     host::{Host, Readiness, SocketError},
     link::{Full, Link},
@@ -293,45 +294,51 @@ impl<S: UdpSocket> Udp<S> {
         id: FlowId,
         received: &Received,
     ) -> Option<Way> {
-        let route = match &self.sockets.get(id)?.role {
+        let (peer, hit) = (received.from, received.destination);
+        let ends = match &self.sockets.get(id)?.role {
             Role::Stand(_) if !received.truncated => {
                 return self.answer(scene, id, received).map(Way::Across);
             }
-            Role::Stand(_) => Route::Nowhere,
-            Role::Endpoint { .. } | Role::Member(_) => Route::Link,
+            Role::Stand(_) => None,
+            role @ (Role::Endpoint { .. } | Role::Member(_)) => {
+                let guest = role.guest_of(scene.settings, scene.guest, peer, hit);
+                let shown = scene.settings.source_to_guest(scene.guest, peer.ip());
+                guest
+                    .zip(shown)
+                    .map(|(guest, shown)| Endpoints { guest, remote: SocketAddr::new(shown, peer.port()) })
+            }
             Role::Listener(listener) | Role::Retired(listener) => {
-                let (peer, hit) = (received.from.ip(), received.destination);
                 let heard = |hit| self.sockets.find(&SocketKey::Member(SocketAddr::new(hit, listener.port)));
                 if hit.and_then(heard).is_some() {
                     return None; // The group's own socket has a copy of it.
                 }
-                self.policy.route(listener, scene.settings, scene.guest, peer, hit)
+                match self.policy.onward(listener, scene.settings, scene.guest, peer, hit) {
+                    Onward::Link(ends) => Some(ends),
+                    Onward::Bypass(target) if !received.truncated => {
+                        return self.forward(scene, id, target, received).map(Way::Across);
+                    }
+                    Onward::Bypass(_) | Onward::Refuse => None,
+                }
             }
         };
-        match route {
-            Route::Link => self.delivery(scene, id, received).map(Way::Link),
-            Route::Past(target) if !received.truncated => {
-                self.forward(scene, id, target, received).map(Way::Across)
-            }
-            Route::Past(_) | Route::Nowhere => {
-                self.counters.undeliverable += 1;
-                None
-            }
-        }
+        self.delivery(scene, id, received, ends).map(Way::Link)
     }
 
-    /// Where a datagram goes through the link.
+    /// Where a datagram goes through the link, by its ends; none (which is counted) if it can't.
     fn delivery<H: Host<Udp = S>>(
         &mut self,
         scene: &mut Scene<'_, H>,
         id: FlowId,
         received: &Received,
+        ends: Option<Endpoints>,
     ) -> Option<Delivery> {
         let socket = self.sockets.get_mut(id)?;
         socket.v4 = received.from.is_ipv4();
         let too_long = received.truncated || headroom(socket.v4) + received.len > MAX_LEN;
-        let addresses = socket.role.addresses(scene.settings, scene.guest, received);
-        let Some((guest, shown)) = addresses.filter(|_| !too_long) else {
+        let usable = |ends: &Endpoints| {
+            !too_long && ends.remote.port() != 0 && ends.remote.is_ipv4() == ends.guest.is_ipv4()
+        };
+        let Some(Endpoints { guest, remote: shown }) = ends.filter(usable) else {
             self.counters.undeliverable += 1;
             return None;
         };
@@ -444,38 +451,24 @@ impl Joined {
 }
 
 impl Role {
-    /// The guest endpoint that a received datagram is for, and the sender as the guest would see it.
-    fn addresses(
-        &self,
-        settings: &Settings,
-        guest: &Guest,
-        received: &Received,
-    ) -> Option<(SocketAddr, SocketAddr)> {
-        let from = received.from;
-        let to = self.guest_of(settings, guest, from.ip(), received.destination)?;
-        let shown = settings.source_to_guest(guest, from.ip())?;
-        let usable = from.port() != 0 && shown.is_ipv4() == to.is_ipv4();
-        usable.then(|| (to, SocketAddr::new(shown, from.port())))
-    }
-
     /// The guest endpoint that `peer` reaches through the socket, by writing to `hit`.
     pub(super) fn guest_of(
         &self,
         settings: &Settings,
         guest: &Guest,
-        peer: IpAddr,
+        peer: SocketAddr,
         hit: Option<IpAddr>,
     ) -> Option<SocketAddr> {
         match self {
             Self::Endpoint { guest, .. } => Some(*guest),
             Self::Stand(_) => None,
             Self::Member(at) => {
-                let shown = settings.source_to_guest(guest, peer)?;
+                let shown = settings.source_to_guest(guest, peer.ip())?;
                 let destination = settings.guest_destination(guest, shown, None)?;
                 Some(SocketAddr::new(destination, at.port()))
             }
             Self::Listener(listener) | Self::Retired(listener) => {
-                listener.guest_of(settings, guest, peer, hit)
+                listener.ends(settings, guest, peer, hit).map(|ends| ends.guest)
             }
         }
     }

@@ -1,60 +1,10 @@
-//! Sockets of forwarding rules.
+//! Which socket of a forwarding rule suits what the guest sends on its own.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 
-use crate::{
-    addr::{Guest, Settings},
-    forward::{Rule, spec::Direction},
-};
-
-/// Where one listening socket of a forwarding rule leads.
-#[derive(Clone, Debug)]
-pub struct Listener {
-    /// Which way it leads.
-    pub direction: Direction,
-    /// Index of the rule in its table.
-    pub rule: usize,
-    /// The port listened on.
-    pub port: u16,
-    /// The address listened on; none for both families' wildcards.
-    pub address: Option<IpAddr>,
-    /// Listens on one interface only.
-    pub on_interface: bool,
-    /// The guest's address; none for the default one (behaviour §5.4).
-    pub target_address: Option<IpAddr>,
-    /// The guest's port.
-    pub target_port: u16,
-}
+use crate::forward::{Listener, spec::Direction};
 
 impl Listener {
-    /// The listener of `port`, which is one of the rule's.
-    #[must_use]
-    pub fn new(direction: Direction, index: usize, rule: &Rule, port: u16) -> Option<Self> {
-        Some(Self {
-            direction,
-            rule: index,
-            port,
-            address: rule.listen.addr,
-            on_interface: rule.listen.interface.is_some(),
-            target_address: rule.target_addr,
-            target_port: rule.target_port(port)?,
-        })
-    }
-
-    /// The guest endpoint that `peer` reaches by writing to `hit` (behaviour §5.3.2). A group that was written to is the
-    /// guest's default address here: that is where the guest answers from.
-    pub(super) fn guest_of(
-        &self,
-        settings: &Settings,
-        guest: &Guest,
-        peer: IpAddr,
-        hit: Option<IpAddr>,
-    ) -> Option<SocketAddr> {
-        let hit = hit.filter(|address| !address.is_multicast()).unwrap_or(peer);
-        let inbound = settings.inbound(guest, peer, hit, self.target_address)?;
-        Some(SocketAddr::new(inbound.destination, self.target_port))
-    }
-
     /// How well `peer` can be reached through this socket by what the guest sends on its own from `source`, a port that
     /// the rule leads to. The least rank is the best. None: not at all.
     ///

@@ -30,14 +30,13 @@ use wire::{
     udp,
 };
 
-pub use bypass::{Bypass, Policy};
-pub use listener::Listener;
 pub use table::Limits;
 
 use crate::{
     context::Context,
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
+    forward::{Listener, Policy},
     host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
     idle::{Chain, Exchange, Idle},
@@ -516,7 +515,7 @@ impl<S: UdpSocket> Udp<S> {
         let Some(report) = error.report else { return };
         let peer = error.destination;
         let role = self.sockets.get(socket).map(|socket| &socket.role);
-        let guest = role.and_then(|role| role.guest_of(cx.settings, cx.guest, peer.ip(), error.local));
+        let guest = role.and_then(|role| role.guest_of(cx.settings, cx.guest, peer, error.local));
         let flow = guest
             .and_then(|guest| self.flows.find_peer(&PeerKey { socket, peer, guest }))
             .and_then(|id| self.flows.get(id));

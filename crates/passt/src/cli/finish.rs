@@ -9,11 +9,11 @@ use std::{
 };
 
 use engine::forward::{
-    PortRange, Protocol, Table,
+    Bypass, PortRange, Protocol, Table,
     spec::{self, Context, Direction, Spec, SpecError},
 };
 
-use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Splice, Target, Verbosity};
+use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Target, Verbosity};
 
 /// Where `ip netns` keeps its namespaces.
 const NSRUN_DIR: &str = "/run/netns";
@@ -137,13 +137,13 @@ impl Args {
             (true, false) if config.host_lo_to_ns_lo => {
                 return Err("--host-lo-to-ns-lo is incompatible with --no-splice".into());
             }
-            (true, false) => Splice::Never,
-            (false, true) => Splice::Only,
+            (true, false) => Bypass::Never,
+            (false, true) => Bypass::Only,
             // There is nothing on the other side to bypass the link with.
-            (false, false) if config.mode == Mode::Passt => Splice::Never,
-            (false, false) => Splice::Local,
+            (false, false) if config.mode == Mode::Passt => Bypass::Never,
+            (false, false) => Bypass::Local,
         };
-        if config.splice == Splice::Only {
+        if config.splice == Bypass::Only {
             config.host_lo_to_ns_lo = true;
             config.no_icmp = true;
             config.dns_none = true;

@@ -24,7 +24,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let listener = listen_at(&folder.path().join("s")).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        epoll::add(&epoll, &listener, EventData::new_u64(CONTROL), EventFlags::IN).unwrap();
+        epoll::add(&epoll, &listener, EventData::new_u64(Source::Control.word()), EventFlags::IN).unwrap();
         let server = Server::new(listener);
         Self { folder, epoll, server, now: Instant::from_micros(0), updates: Vec::new() }
     }
@@ -47,8 +47,8 @@ impl World {
             }
             any = true;
             for event in events {
-                match event.data.u64() {
-                    CONTROL => self.server.on_listener(self.now, &self.epoll, tables),
+                match Source::of(event.data.u64()) {
+                    Some(Source::Control) => self.server.on_listener(self.now, &self.epoll, tables),
                     _ => {
                         if let Some(update) = self.server.on_client(&self.epoll) {
                             self.updates.push(update);

@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use engine::addr::{Guest, Settings};
-use engine::flow::Endpoints;
-use engine::forward::Rule;
+use engine::flow::{FlowId, Kind, Slots};
 use engine::forward::spec::Direction;
+use engine::forward::{Listener, Onward, Policy};
 use engine::share::Notice;
 use engine::timer::Instant;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -15,17 +15,13 @@ use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
 use crate::budgets::ledger::Permit;
-use crate::config::Splice;
-use crate::event_word;
-use crate::forward::bypass::{NoWay, Policy};
+use crate::event::Source;
 use crate::forward::listen::BACKLOG;
 
 /// Listening stream sockets.
 #[derive(Debug)]
 pub(crate) struct Acceptors {
-    ports: Vec<Option<Port>>,
-    /// Indices of `ports` that are free.
-    free: Vec<usize>,
+    ports: Slots<Port>,
     /// Whether they listen. If not, they hold their ports, and the kernel refuses connections.
     open: bool,
     /// How often connections were refused, for want of a descriptor or memory.
@@ -37,9 +33,7 @@ pub(crate) struct Acceptors {
 struct Port {
     socket: OwnedFd,
     _permit: Permit,
-    direction: Direction,
-    target_address: Option<IpAddr>,
-    target_port: u16,
+    listener: Listener,
 }
 
 /// An accepted connection.
@@ -47,26 +41,24 @@ struct Port {
 pub(crate) struct Accepted {
     /// The socket, non-blocking.
     pub(crate) socket: OwnedFd,
-    /// Where it goes on.
-    pub(crate) way: Result<Way, NoWay>,
-}
-
-/// Where a connection goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// Through the link; these are its ends as the guest is to see them.
-    Link(Endpoints),
-    /// Past it, to a socket in the namespace where the direction leads.
-    Bypass(Direction, SocketAddr),
+    /// The direction of its rule.
+    pub(crate) direction: Direction,
+    /// What happens to it.
+    pub(crate) onward: Onward,
 }
 
 impl Acceptors {
     /// No socket yet, to be watched by no more than one epoll set.
     pub(crate) fn new() -> Self {
-        Self { ports: Vec::new(), free: Vec::new(), open: true, refused: 0, notice: Notice::default() }
+        Self {
+            ports: Slots::new(Kind::Listener, u32::MAX as usize),
+            open: true,
+            refused: 0,
+            notice: Notice::default(),
+        }
     }
 
-    /// Takes over the listening socket of `rule`'s `port`, to be watched by `epoll`; returns its index.
+    /// Takes over the listening socket of a rule's port, to be watched by `epoll`; returns its id.
     ///
     /// # Errors
     /// It can't be watched.
@@ -75,37 +67,27 @@ impl Acceptors {
         epoll: impl AsFd,
         socket: OwnedFd,
         permit: Permit,
-        direction: Direction,
-        rule: &Rule,
-        port: u16,
-    ) -> Result<usize, Errno> {
-        let target_port = rule.target_port(port).ok_or(Errno::RANGE)?;
-        let index = self.free.last().copied().unwrap_or(self.ports.len());
-        let port = Port { socket, _permit: permit, direction, target_address: rule.target_addr, target_port };
+        listener: Listener,
+    ) -> Result<FlowId, Errno> {
+        let id = self.ports.next_id().ok_or(Errno::NFILE)?;
+        let port = Port { socket, _permit: permit, listener };
         if self.open {
-            port.watch(epoll, index)?
+            port.watch(epoll, id)?
         } else {
             port.close()?
         }
-        match self.free.pop() {
-            Some(index) => self.ports[index] = Some(port),
-            None => self.ports.push(Some(port)),
-        }
-        Ok(index)
+        self.ports.insert(port).map_err(|_| Errno::NFILE)
     }
 
-    /// Closes a listening socket. Events of it that are still on their way mean nothing, also to the next socket of
-    /// this index.
-    pub(crate) fn remove(&mut self, index: usize) {
-        if self.ports.get_mut(index).and_then(Option::take).is_some() {
-            self.free.push(index);
-        }
+    /// Closes a listening socket. Events of it that are still on their way mean nothing: the next socket has another id.
+    pub(crate) fn remove(&mut self, id: FlowId) {
+        self.ports.remove(id);
     }
 
     /// Has a socket not listen for now, but keep its port: what still waits to be accepted is lost. False if there is no
     /// such socket.
-    pub(crate) fn silence(&self, index: usize) -> bool {
-        let Some(Some(port)) = self.ports.get(index) else { return false };
+    pub(crate) fn silence(&self, id: FlowId) -> bool {
+        let Some(port) = self.ports.get(id) else { return false };
         if self.open {
             shutdown(&port.socket, Shutdown::Both).is_ok()
         } else {
@@ -114,8 +96,8 @@ impl Acceptors {
     }
 
     /// Has a silenced socket listen again.
-    pub(crate) fn restore(&self, index: usize) {
-        let Some(Some(port)) = self.ports.get(index) else { return };
+    pub(crate) fn restore(&self, id: FlowId) {
+        let Some(port) = self.ports.get(id) else { return };
         let restored =
             if self.open { listen(&port.socket, BACKLOG) } else { set_socket_reuseaddr(&port.socket, false) };
         if let Err(errno) = restored {
@@ -129,9 +111,8 @@ impl Acceptors {
             return;
         }
         self.open = open;
-        for (index, port) in self.ports.iter().enumerate() {
-            let Some(port) = port else { continue };
-            let done = if open { port.open(&epoll, index) } else { port.close_watched(&epoll) };
+        for (id, port) in self.ports.iter() {
+            let done = if open { port.open(&epoll, id) } else { port.close_watched(&epoll) };
             if let Err(errno) = done {
                 log::warn!("can't {} a forwarded port: {errno}", if open { "open" } else { "close" });
             }
@@ -140,48 +121,44 @@ impl Acceptors {
 
     /// Refuses all that wait to be accepted, which takes neither a descriptor nor memory. Left alone, they would wake us
     /// again and again.
-    fn refuse_waiting(&mut self, index: usize, errno: Errno, now: Instant) {
+    fn refuse_waiting(&mut self, id: FlowId, errno: Errno, now: Instant) {
         if self.notice.is_due(now) {
             log::warn!("Connections are refused: {errno}");
         }
         self.refused += 1;
-        if self.silence(index) {
-            self.restore(index);
+        if self.silence(id) {
+            self.restore(id);
         }
     }
 
     /// Lets a listening socket serve another rule.
-    pub(crate) fn retarget(&mut self, index: usize, rule: &Rule, port: u16) {
-        if let (Some(Some(open)), Some(target_port)) = (self.ports.get_mut(index), rule.target_port(port)) {
-            (open.target_address, open.target_port) = (rule.target_addr, target_port);
+    pub(crate) fn retarget(&mut self, id: FlowId, listener: Listener) {
+        if let Some(port) = self.ports.get_mut(id) {
+            port.listener = listener;
         }
     }
 
-    /// Index of the socket that an epoll word stands for.
-    pub(crate) const fn index(word: u64) -> Option<usize> {
-        if word & event_word::ACCEPTOR == 0 { None } else { Some((word & !event_word::ACCEPTOR) as usize) }
-    }
-
-    /// Accepts a connection of the socket with this index; none if no more wait.
+    /// Accepts a connection of a listening socket; none if no more wait.
     pub(crate) fn accept(
         &mut self,
-        index: usize,
+        id: FlowId,
         policy: &Policy,
         settings: &Settings,
         guest: &Guest,
         now: Instant,
     ) -> Option<Accepted> {
-        let port = self.ports.get(index)?.as_ref()?;
+        let port = self.ports.get(id)?;
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match acceptfrom_with(&port.socket, flags) {
                 Ok((socket, peer)) => {
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let way = peer.ok_or(NoWay).and_then(|peer| {
-                        let hit = || Some(SocketAddr::try_from(getsockname(&socket).ok()?).ok()?.ip());
-                        port.way(peer, hit, policy, settings, guest)
+                    let onward = peer.map_or(Onward::Refuse, |peer| {
+                        let ask = policy.asks_for_hit(&port.listener, guest, peer.ip());
+                        let hit = if ask { local_address(&socket) } else { None };
+                        policy.onward(&port.listener, settings, guest, peer, hit)
                     });
-                    return Some(Accepted { socket, way });
+                    return Some(Accepted { socket, direction: port.listener.direction, onward });
                 }
                 // INVAL: it does not listen any more.
                 Err(Errno::AGAIN | Errno::INVAL) => return None,
@@ -199,7 +176,7 @@ impl Acceptors {
                 ) => {}
                 // A descriptor or memory is lacking, or a policy forbids it: the connection stays pending.
                 Err(errno) => {
-                    self.refuse_waiting(index, errno, now);
+                    self.refuse_waiting(id, errno, now);
                     return None;
                 }
             }
@@ -208,8 +185,8 @@ impl Acceptors {
 }
 
 impl Port {
-    fn watch(&self, epoll: impl AsFd, index: usize) -> Result<(), Errno> {
-        let word = EventData::new_u64(event_word::ACCEPTOR | index as u64);
+    fn watch(&self, epoll: impl AsFd, id: FlowId) -> Result<(), Errno> {
+        let word = EventData::new_u64(Source::Listener(id).word());
         epoll::add(epoll, &self.socket, word, EventFlags::IN)
     }
 
@@ -226,52 +203,13 @@ impl Port {
     }
 
     /// Has it listen again.
-    fn open(&self, epoll: impl AsFd, index: usize) -> Result<(), Errno> {
+    fn open(&self, epoll: impl AsFd, id: FlowId) -> Result<(), Errno> {
         set_socket_reuseaddr(&self.socket, true)?;
         listen(&self.socket, BACKLOG)?;
-        self.watch(epoll, index)
+        self.watch(epoll, id)
     }
+}
 
-    /// Where a connection from `peer` goes on; `hit` is the address that it was accepted at.
-    fn way(
-        &self,
-        peer: SocketAddr,
-        hit: impl Fn() -> Option<IpAddr>,
-        policy: &Policy,
-        settings: &Settings,
-        guest: &Guest,
-    ) -> Result<Way, NoWay> {
-        let from = peer.ip().to_canonical();
-        let hit = || hit().map(|hit| hit.to_canonical()).ok_or(NoWay);
-        let bypass = match (self.direction, self.target_address) {
-            (Direction::Outbound, _) => Some(Policy::outward(from, hit()?)?),
-            (Direction::Inbound, Some(_)) if policy.splice != Splice::Only => None,
-            (Direction::Inbound, Some(_)) => return Err(NoWay),
-            (Direction::Inbound, None) => {
-                // It matters where loopback addresses are kept, and where the guest has several.
-                let matters = policy.keeps_loopback || guest.has_several(from);
-                let hit = if matters { hit()? } else { from };
-                match policy.inward(from, hit, settings, guest)? {
-                    None => return self.ends(peer, hit, settings, guest).map(Way::Link).ok_or(NoWay),
-                    destination => destination,
-                }
-            }
-        };
-        match bypass {
-            Some(mut destination) => {
-                destination.set_port(self.target_port);
-                Ok(Way::Bypass(self.direction, destination))
-            }
-            None => self.ends(peer, from, settings, guest).map(Way::Link).ok_or(NoWay),
-        }
-    }
-
-    /// The ends of a connection through the link, as the guest is to see them.
-    fn ends(&self, peer: SocketAddr, hit: IpAddr, settings: &Settings, guest: &Guest) -> Option<Endpoints> {
-        let inbound = settings.inbound(guest, peer.ip(), hit, self.target_address)?;
-        Some(Endpoints {
-            guest: SocketAddr::new(inbound.destination, self.target_port),
-            remote: SocketAddr::new(inbound.source, peer.port()),
-        })
-    }
+fn local_address(socket: &OwnedFd) -> Option<IpAddr> {
+    Some(SocketAddr::try_from(getsockname(socket).ok()?).ok()?.ip())
 }

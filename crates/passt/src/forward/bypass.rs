@@ -1,89 +1,26 @@
-//! Local connections, which bypass the link (behaviour §5.3.3, §5.5): which ones these are, where their second socket comes
-//! from, and their turns.
+//! Local connections, which bypass the link (behaviour §5.3.3, §5.5): where their second socket comes from, and their turns.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use engine::addr::{Guest, Settings};
-use engine::flow::{FlowId, Kind};
+use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::Readiness;
 use engine::splice::{Conduit, Side};
 use engine::timer::Instant;
-use engine::udp;
 use rustix::event::epoll::EventFlags;
 use rustix::io::{self, Errno};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use crate::budgets::Budgets;
 use crate::budgets::ledger::{Ledger, Permit};
-use crate::config::Splice;
+use crate::event::Source;
 use crate::io::readiness;
 use crate::io::splice::{Depot, Pair, reset_on_close};
 use crate::pasta::netns::Opener;
-
-/// Marks the event words of connected sockets; the index of a flow is smaller.
-const CONNECTED: u64 = 1 << 31;
-
-/// Which connections bypass the link.
-#[derive(Clone, Debug)]
-pub(crate) struct Policy {
-    /// Whether any do, or all.
-    pub(crate) splice: Splice,
-    /// `--host-lo-to-ns-lo`.
-    pub(crate) keeps_loopback: bool,
-    /// Index of the guest's interface: the scope of its link-local address. Zero for none.
-    pub(crate) scope: u32,
-}
-
-impl Policy {
-    /// The same for datagrams.
-    pub(crate) const fn datagrams(&self) -> udp::Policy {
-        let bypass = match self.splice {
-            Splice::Local => udp::Bypass::Local,
-            Splice::Never => udp::Bypass::Never,
-            Splice::Only => udp::Bypass::Only,
-        };
-        udp::Policy { bypass, keeps_loopback: self.keeps_loopback, scope: self.scope }
-    }
-
-    /// Where a connection from `peer` that was accepted at the host's address `hit` goes in the guest's namespace, but
-    /// for the port. None if it doesn't bypass the link; an error if it goes nowhere.
-    pub(crate) fn inward(
-        &self,
-        peer: IpAddr,
-        hit: IpAddr,
-        settings: &Settings,
-        guest: &Guest,
-    ) -> Result<Option<SocketAddr>, NoWay> {
-        if self.splice == Splice::Never || !peer.is_loopback() {
-            return if self.splice == Splice::Only { Err(NoWay) } else { Ok(None) };
-        }
-        // What listens on loopback only in the namespace is not exposed unless asked for.
-        if self.keeps_loopback && hit.is_loopback() {
-            return Ok(Some(SocketAddr::new(hit, 0)));
-        }
-        Ok(Some(match settings.guest_destination(guest, peer, Some(hit)).ok_or(NoWay)? {
-            IpAddr::V6(address) if address.is_unicast_link_local() => {
-                SocketAddrV6::new(address, 0, 0, self.scope).into()
-            }
-            address => SocketAddr::new(address, 0),
-        }))
-    }
-
-    /// Where a connection accepted in the guest's namespace goes on the host, but for the port: to the same loopback
-    /// address. An error if it was not between loopback addresses.
-    pub(crate) fn outward(peer: IpAddr, hit: IpAddr) -> Result<SocketAddr, NoWay> {
-        if peer.is_loopback() && hit.is_loopback() { Ok(SocketAddr::new(hit, 0)) } else { Err(NoWay) }
-    }
-}
-
-/// A connection that goes nowhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoWay;
 
 /// The bypassed connections.
 #[derive(Debug)]
@@ -150,9 +87,9 @@ impl Bypass {
             self.flows.on_readiness(id, Side::Connected, writable, now);
         }
         let watched = self.flows.conduit(id).is_none_or(|pair| {
-            let bits = id.to_bits();
-            pair.watch(Side::Accepted, bits, false).is_ok()
-                && pair.watch(Side::Connected, bits | CONNECTED, !stands).is_ok()
+            let word = |side| Source::Bypass(id, side).word();
+            pair.watch(Side::Accepted, word(Side::Accepted), false).is_ok()
+                && pair.watch(Side::Connected, word(Side::Connected), !stands).is_ok()
         });
         if !watched {
             self.flows.reset(id, now);
@@ -179,25 +116,21 @@ impl Bypass {
         }
     }
 
-    /// The way of what a bypassed connection's socket receives, if an event is of one.
-    pub(crate) fn way(&mut self, word: u64) -> Option<Direction> {
-        let (id, side) = flow_of(word)?;
+    /// The direction of what a bypassed connection's socket receives.
+    pub(crate) fn direction(&mut self, id: FlowId, side: Side) -> Option<Direction> {
         Some(self.flows.conduit(id)?.way(side))
     }
 
     /// Copies what that socket has received to `buffer`, which stays in the socket. Returns from what address it came,
     /// and how many bytes were copied.
-    pub(crate) fn peek(&mut self, word: u64, buffer: &mut [u8]) -> Option<(IpAddr, usize)> {
-        let (id, side) = flow_of(word)?;
+    pub(crate) fn peek(&mut self, id: FlowId, side: Side, buffer: &mut [u8]) -> Option<(IpAddr, usize)> {
         let pair = self.flows.conduit(id)?;
         Some((pair.source(side), pair.peek(side, buffer)))
     }
 
-    /// Takes an event, if it is of a bypassed connection's socket.
-    pub(crate) fn on_event(&mut self, word: u64, events: EventFlags, now: Instant) -> bool {
-        let Some((id, side)) = flow_of(word) else { return false };
+    /// Handles an event of a bypassed connection's socket.
+    pub(crate) fn on_event(&mut self, id: FlowId, side: Side, events: EventFlags, now: Instant) {
         self.flows.on_readiness(id, side, readiness(events), now);
-        true
     }
 
     /// Whether connections wait for their turn.
@@ -219,12 +152,6 @@ impl Bypass {
             self.flows.run(now);
         }
     }
-}
-
-/// The bypassed connection and its socket that an event is of.
-fn flow_of(word: u64) -> Option<(FlowId, Side)> {
-    let id = FlowId::from_bits(word & !CONNECTED).filter(|id| id.kind() == Kind::Splice)?;
-    Some((id, if word & CONNECTED == 0 { Side::Accepted } else { Side::Connected }))
 }
 
 /// Sockets in the guest's namespace. The opener makes many at a time, and more before they are used up, so that a

@@ -13,7 +13,7 @@ use engine::flow::FlowId;
 use engine::forward::scan::{InUse, wanted};
 use engine::forward::spec::Direction;
 use engine::forward::{Listen, Protocol, Rule, Table};
-use engine::udp::{self, Udp};
+use engine::udp::Udp;
 use log::Level;
 use rustix::io::Errno;
 use rustix::net::getsockname;
@@ -89,7 +89,7 @@ impl Claim {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Open {
     /// Index of an acceptor.
-    Stream(usize),
+    Stream(FlowId),
     /// A listener of UDP.
     Datagram(FlowId),
 }
@@ -246,7 +246,7 @@ impl Side {
     fn revive(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
         let Some(rule) = self.table.rules().get(key.0) else { return false };
         let Some(id) = self.retired.remove(&Claim::of(rule, key.1)) else { return false };
-        let target = udp::Listener::new(self.opening.direction, key.0, rule, key.1);
+        let target = engine::forward::Listener::new(self.opening.direction, key.0, rule, key.1);
         let revived = target.is_some_and(|target| rx.udp.relisten(id, target));
         if revived {
             self.open.insert(key, Open::Datagram(id));
@@ -257,19 +257,12 @@ impl Side {
     fn take(&mut self, listener: Listener, permit: Permit, rx: &mut Receivers<'_>) -> Result<(), Errno> {
         let Listener { rule: index, port, protocol, address, socket } = listener;
         let rule = self.table.rules().get(index).ok_or(Errno::INVAL)?;
+        let target =
+            engine::forward::Listener::new(self.opening.direction, index, rule, port).ok_or(Errno::INVAL)?;
         let open = match protocol {
-            Protocol::Tcp => Open::Stream(rx.acceptors.add(
-                rx.sockets.epoll(),
-                socket,
-                permit,
-                self.opening.direction,
-                rule,
-                port,
-            )?),
+            Protocol::Tcp => Open::Stream(rx.acceptors.add(rx.sockets.epoll(), socket, permit, target)?),
             Protocol::Udp => {
-                let target =
-                    udp::Listener::new(self.opening.direction, index, rule, port).ok_or(Errno::INVAL)?;
-                let target = udp::Listener { address, ..target };
+                let target = engine::forward::Listener { address, ..target };
                 let socket = rx.sockets.udp_listener(socket, address, permit);
                 let id = rx.udp.listen(rx.sockets, target, socket);
                 Open::Datagram(id.map_err(|errno| Errno::from_raw_os_error(errno.0))?)
@@ -281,7 +274,7 @@ impl Side {
 
     fn close(&mut self, key: Key, rx: &mut Receivers<'_>) {
         match self.open.remove(&key) {
-            Some(Open::Stream(index)) => rx.acceptors.remove(index),
+            Some(Open::Stream(id)) => rx.acceptors.remove(id),
             Some(Open::Datagram(id)) => {
                 rx.udp.unlisten(id);
                 if rx.udp.is_listener(id)

@@ -16,7 +16,7 @@ use super::side::{Claim, Open, Receivers};
 #[derive(Debug, Default)]
 pub(super) struct Way {
     /// Acceptors that don't listen now.
-    silenced: Vec<usize>,
+    silenced: Vec<FlowId>,
     /// Sockets of UDP, and their ports.
     suffering: Vec<(u16, FlowId)>,
 }

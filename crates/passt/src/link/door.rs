@@ -14,7 +14,7 @@ use rustix::net::{SocketFlags, SocketType, accept_with, getpeername, sockopt};
 use wire::stream::{DEFAULT_SOCKETS, default_socket};
 
 use super::change::Change;
-use crate::event_word;
+use crate::event;
 
 /// Which of a link's descriptors is the listening socket.
 pub(super) const LISTENER: u32 = 0;
@@ -158,7 +158,7 @@ impl<C: Client> Door<C> {
     /// even if they are edge-triggered.
     pub(super) fn rewatch(&self, events: EventFlags, epoll: &OwnedFd) -> io::Result<()> {
         let Some(client) = self.client() else { return Ok(()) };
-        Ok(epoll::modify(epoll, client, EventData::new_u64(event_word::link(CLIENT)), events)?)
+        Ok(epoll::modify(epoll, client, EventData::new_u64(event::Source::Link(CLIENT).word()), events)?)
     }
 
     /// Ends the client's connection.
@@ -187,7 +187,7 @@ impl<C: Client> Door<C> {
 /// Begins a connection.
 fn admit<C: Client>(socket: OwnedFd, epoll: &OwnedFd) -> io::Result<State<C>> {
     let client = C::new(socket)?;
-    epoll::add(epoll, &client, EventData::new_u64(event_word::link(CLIENT)), C::EVENTS)?;
+    epoll::add(epoll, &client, EventData::new_u64(event::Source::Link(CLIENT).word()), C::EVENTS)?;
     Ok(State::Occupied(client))
 }
 
@@ -216,7 +216,12 @@ impl Listener {
 
     /// Has `epoll` watch the socket, as [`LISTENER`].
     fn watch(&self, epoll: &OwnedFd) -> rustix::io::Result<()> {
-        epoll::add(epoll, &self.socket, EventData::new_u64(event_word::link(LISTENER)), EventFlags::IN)
+        epoll::add(
+            epoll,
+            &self.socket,
+            EventData::new_u64(event::Source::Link(LISTENER).word()),
+            EventFlags::IN,
+        )
     }
 
     /// Ends a pause that is over.
@@ -271,7 +276,7 @@ impl Listener {
 
     fn set_watched(&self, epoll: &OwnedFd, watched: bool) {
         let events = if watched { EventFlags::IN } else { EventFlags::empty() };
-        let word = EventData::new_u64(event_word::link(LISTENER));
+        let word = EventData::new_u64(event::Source::Link(LISTENER).word());
         if let Err(errno) = epoll::modify(epoll, &self.socket, word, events) {
             log::warn!("can't watch the guest's socket: {errno}");
         }

@@ -15,7 +15,7 @@ use super::inbox::{Buffer, Inbox, Lent};
 use super::pcap::Capture;
 use super::segmentation;
 use super::watcher::Watcher;
-use crate::event_word;
+use crate::event;
 use crate::memory::Vectored;
 
 /// Which of the link's descriptors is the device: there is no other.
@@ -58,8 +58,13 @@ impl TapLink {
 
     /// See [`super::Medium::watch`].
     pub(super) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
-        epoll::add(epoll, &self.device.fd, EventData::new_u64(event_word::link(DEVICE)), EventFlags::IN)
-            .context("can't watch the tap device")?;
+        epoll::add(
+            epoll,
+            &self.device.fd,
+            EventData::new_u64(event::Source::Link(DEVICE).word()),
+            EventFlags::IN,
+        )
+        .context("can't watch the tap device")?;
         Ok(Change { up: self.up, ..Change::default() })
     }
 
@@ -98,7 +103,7 @@ impl TapLink {
     fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> anyhow::Result<()> {
         let events = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
         self.waiting = room;
-        epoll::modify(epoll, &self.device.fd, EventData::new_u64(event_word::link(DEVICE)), events)
+        epoll::modify(epoll, &self.device.fd, EventData::new_u64(event::Source::Link(DEVICE).word()), events)
             .context("can't watch the tap device")
     }
 

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use engine::addr::{Settings, V4, V6};
+use engine::forward::Bypass;
 
 use super::{Ip, Note};
 use crate::{
-    config::{Config, Family, Search, Splice},
+    config::{Config, Family, Search},
     host::{Facts, Resolver},
 };
 
@@ -57,7 +58,7 @@ pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
     let search = settings.services.advertise_search && config.search == Search::Host;
     let v4 = settings.v4.as_ref().map(|v4| v4.map_host_loopback.is_some());
     let v6 = settings.v6.as_ref().map(|v6| v6.map_host_loopback.is_some());
-    let no_link = config.splice == Splice::Only;
+    let no_link = config.splice == Bypass::Only;
     let families = v4.is_some_and(|mapped| family_matters(config, &config.v4, mapped))
         || v6.is_some_and(|mapped| family_matters(config, &config.v6, mapped));
     !no_link && (search || families)

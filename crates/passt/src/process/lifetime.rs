@@ -9,6 +9,7 @@ use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
 use sys::signal::{Received, SignalFd};
 
+use crate::event::Source;
 use crate::pasta::quit::Watch;
 use crate::pasta::spawn::Spawned;
 
@@ -39,15 +40,6 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// One of the descriptors of a [`Lifetime`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// Signals are pending.
-    Signals,
-    /// There may be news of the namespace.
-    Namespace,
-}
-
 /// The event sources that can end the process.
 #[derive(Debug)]
 pub(crate) struct Lifetime {
@@ -73,7 +65,8 @@ impl Lifetime {
         self.command.as_mut().map(Spawned::release).is_some()
     }
 
-    /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_event`] has something to do.
+    /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_signals`] or
+    /// [`Lifetime::on_namespace`] has something to do.
     /// To be added to an epoll set in the process that will wait, not before a fork: an epoll set watches the
     /// signals of the process that added the descriptor.
     pub(crate) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
@@ -81,19 +74,15 @@ impl Lifetime {
         [(Source::Signals, self.signals.as_fd())].into_iter().chain(watch)
     }
 
-    /// Looks at what there is at `source`; `Some` if that was the end.
-    pub(crate) fn on_event(&mut self, source: Source) -> Option<Exit> {
-        match source {
-            Source::Signals => self.on_signals(),
-            Source::Namespace => {
-                let watch = self.watch.as_ref().filter(|watch| watch.gone())?;
-                log::info!("network namespace {} is gone, exiting", watch.name());
-                Some(Exit::NamespaceGone)
-            }
-        }
+    /// Looks whether the namespace is gone; `Some` if that is the end.
+    pub(crate) fn on_namespace(&self) -> Option<Exit> {
+        let watch = self.watch.as_ref().filter(|watch| watch.gone())?;
+        log::info!("network namespace {} is gone, exiting", watch.name());
+        Some(Exit::NamespaceGone)
     }
 
-    fn on_signals(&mut self) -> Option<Exit> {
+    /// Handles pending signals; `Some` if one of them is the end.
+    pub(crate) fn on_signals(&mut self) -> Option<Exit> {
         loop {
             match self.signals.read() {
                 Ok(Some(signal)) => {

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 
-use engine::flow::{FlowId, Kind};
+use engine::flow::FlowId;
 use engine::forward::announce;
 use engine::forward::spec::Direction;
+use engine::splice::Side;
 use engine::timer::Instant;
 use rustix::net::{RecvFlags, recvfrom};
 use wire::frame::{self, Body, Transport};
@@ -43,20 +44,20 @@ impl Shard {
         }
     }
 
-    /// To be called before a readable socket is read, with the word of its event: what bypasses the link may announce a
-    /// port, too.
-    pub(super) fn before_bypass(&mut self, word: u64, now: Instant) {
-        if ![Direction::Inbound, Direction::Outbound].into_iter().any(|way| self.forwarder.cares(way)) {
-            return;
+    /// To be called before a readable socket of a bypassed connection is read: what bypasses the link may announce a port,
+    /// too.
+    pub(super) fn before_bypassed(&mut self, id: FlowId, side: Side, now: Instant) {
+        if let Some(way) = self.bypass.direction(id, side)
+            && self.forwarder.may_peek(way, now)
+            && let Some((source, len)) = self.bypass.peek(id, side, &mut *self.glimpse)
+        {
+            self.before_payload(way, source, len, now);
         }
-        if let Some(way) = self.bypass.way(word) {
-            if self.forwarder.may_peek(way, now)
-                && let Some((source, len)) = self.bypass.peek(word, &mut *self.glimpse)
-            {
-                self.before_payload(way, source, len, now);
-            }
-        } else if let Some(id) = FlowId::from_bits(word).filter(|id| id.kind() == Kind::Udp)
-            && let Some(way) = self.stack.udp().datagram_way(id)
+    }
+
+    /// The same for a UDP socket whose datagrams may bypass the link.
+    pub(super) fn before_datagram(&mut self, id: FlowId, now: Instant) {
+        if let Some(way) = self.stack.udp().datagram_way(id)
             && self.forwarder.may_peek(way, now)
             && let Some(socket) = self.stack.udp().socket(id)
             && let Some((source, len)) = peek(socket, &mut *self.glimpse)

@@ -6,7 +6,7 @@ use rustix::event::epoll;
 
 use super::{Receivers, Shard};
 use crate::control::Server;
-use crate::event_word::{CONTROL, CONTROL_CLIENT};
+use crate::event::Source;
 use control::message::Update;
 
 /// The control socket, and what its clients may ask for.
@@ -17,22 +17,18 @@ pub(super) struct Control {
 }
 
 impl Shard {
-    /// Whether an event was the control socket's.
-    pub(super) fn on_control(&mut self, word: u64, now: Instant) -> bool {
-        let Some(Control { server, enabled }) = &mut self.control else { return false };
-        let epoll = self.sockets.epoll();
-        match word {
-            CONTROL => {
-                server.on_listener(now, epoll, || self.forwarder.announce(*enabled));
-                true
-            }
-            CONTROL_CLIENT => {
-                if let Some(update) = server.on_client(epoll) {
-                    self.on_update(&update, now);
-                }
-                true
-            }
-            _ => false,
+    /// Clients may wait at the control socket.
+    pub(super) fn on_control(&mut self, now: Instant) {
+        if let Some(Control { server, enabled }) = &mut self.control {
+            server.on_listener(now, self.sockets.epoll(), || self.forwarder.announce(*enabled));
+        }
+    }
+
+    /// The control socket's client has sent or can receive something, or has gone.
+    pub(super) fn on_control_client(&mut self, now: Instant) {
+        let Some(Control { server, .. }) = &mut self.control else { return };
+        if let Some(update) = server.on_client(self.sockets.epoll()) {
+            self.on_update(&update, now);
         }
     }
 
@@ -61,7 +57,7 @@ impl Shard {
 impl Control {
     /// Watches for clients.
     pub(super) fn new(setup: super::ControlSetup, epoll: impl std::os::fd::AsFd) -> rustix::io::Result<Self> {
-        let word = epoll::EventData::new_u64(CONTROL);
+        let word = epoll::EventData::new_u64(Source::Control.word());
         epoll::add(epoll, &setup.listener, word, epoll::EventFlags::IN)?;
         Ok(Self { server: Server::new(setup.listener), enabled: setup.enabled })
     }

@@ -4,11 +4,11 @@ mod guest_side;
 mod host_side;
 
 use engine::addr::Guest;
+use engine::forward::Policy;
 
 use crate::budgets::{Budgets, Needs};
 use crate::config::Config;
 use crate::forward::Rules;
-use crate::forward::bypass::Policy;
 use crate::shard::{ControlSetup, Setup, Shard};
 pub(crate) use guest_side::GuestSide;
 pub(crate) use host_side::{HostSide, Network};
@@ -44,7 +44,7 @@ pub(crate) fn event_loop(config: &Config, mut network: Network, guest: GuestSide
         link: guest.link,
         settings,
         guest: addressing,
-        policy: Policy { splice: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope },
+        policy: Policy { bypass: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope },
         outbound: network.outbound,
         sources: network.sources,
         groups,

@@ -1,7 +1,8 @@
 //! What is set up in the namespace (behaviour §3.6).
 
+use engine::forward::Bypass;
 use passt::{
-    config::{Config, Mode, Splice},
+    config::{Config, Mode},
     host::{Address, AddressFlags, AddressScope, Route, RouteProtocol},
     plan::{InterfacePlan, NamespaceFamily, NamespacePlan, TX_QUEUE_LEN, plan},
 };
@@ -68,7 +69,7 @@ fn mtu_too_small_for_ipv6() {
 #[test]
 fn only_what_was_asked_for() {
     assert_eq!(namespace(&Host::usual(), |config| config.pasta.config_net = false).interface, None);
-    assert!(pasta(&Host::usual(), |config| config.splice = Splice::Only).namespace.is_none());
+    assert!(pasta(&Host::usual(), |config| config.splice = Bypass::Only).namespace.is_none());
     assert!(plan(&Config::new(Mode::Passt), &Host::usual().0).unwrap().namespace.is_none());
     assert!(interface(&Host::usual(), |config| config.v6.enabled = false).v6.is_none());
     assert!(interface(&Host::usual(), |config| config.v4.enabled = false).v4.is_none());

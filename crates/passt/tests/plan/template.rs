@@ -1,8 +1,8 @@
 //! Which interface serves as a template, and its gateway (behaviour §3.1, §3.3).
 
+use engine::forward::Bypass;
 use log::Level;
 use passt::{
-    config::Splice,
     host::LinkFlags,
     plan::{Error, Plan},
 };
@@ -252,7 +252,7 @@ fn host_without_ipv6_r32() {
 /// §2.2: --splice-only has no template.
 #[test]
 fn splice_only() {
-    let plan = pasta(&Host::usual(), |config| config.splice = Splice::Only);
+    let plan = pasta(&Host::usual(), |config| config.splice = Bypass::Only);
     assert_eq!((names(&plan), notes(&plan)), ([None, None], vec![]));
     assert!(plan.namespace.is_none() && !plan.settings.services.icmp);
 }

@@ -2,7 +2,7 @@
 
 use super::listeners::listener;
 use super::*;
-use crate::forward::spec::Direction;
+use crate::forward::{Bypass, spec::Direction};
 
 const CLIENT: &str = "127.0.0.1:999";
 

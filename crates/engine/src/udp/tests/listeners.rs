@@ -1,7 +1,7 @@
 //! Listeners of forwarding rules (behaviour §7.5).
 
 use super::*;
-use crate::forward::{Listen, PortRange, Protocol as RuleProtocol, Rule};
+use crate::forward::{Bypass, Listen, PortRange, Protocol as RuleProtocol, Rule};
 
 pub(super) fn listener(address: Option<&str>, port: u16, target: Option<&str>, target_port: u16) -> Listener {
     let rule = Rule {

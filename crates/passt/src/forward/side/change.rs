@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::forward::{Protocol, Rule, Table};
-use engine::udp;
 
 use super::{Claim, Key, Open, Receivers, Side};
 use crate::budgets::ledger::Class;
@@ -143,12 +142,14 @@ impl Side {
         for (&key, old) in kept {
             let (index, port) = key;
             let Some((rule, open)) = self.table.rules().get(index).zip(open.get(old)) else { continue };
+            let Some(target) = engine::forward::Listener::new(self.opening.direction, index, rule, port)
+            else {
+                continue;
+            };
             match open {
-                Open::Stream(acceptor) => rx.acceptors.retarget(*acceptor, rule, port),
+                Open::Stream(id) => rx.acceptors.retarget(*id, target),
                 Open::Datagram(id) => {
-                    if let Some(target) = udp::Listener::new(self.opening.direction, index, rule, port) {
-                        rx.udp.relisten(*id, target);
-                    }
+                    rx.udp.relisten(*id, target);
                 }
             }
             self.open.insert(key, *open);

@@ -17,7 +17,7 @@ use super::features::{Features, protocol_features};
 use super::memory::{Memory, Place};
 use super::queue::{Kick, Queue};
 use super::ring::{Addresses, MAX_SIZE, Ring, Rules};
-use crate::event_word;
+use crate::event;
 
 /// Most pairs of queues. One loop serves them all, so more pairs are no faster; but some guests are set up with one pair per
 /// processor.
@@ -99,7 +99,7 @@ impl Device {
         self.forget_kicks(epoll);
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(kick) = queue.kick.as_mut().filter(|kick| !kick.watched) else { continue };
-            let word = event_word::link(super::QUEUE + index as u32);
+            let word = event::Source::Link(super::QUEUE + index as u32).word();
             epoll::add(epoll, &kick.fd, EventData::new_u64(word), EventFlags::IN | EventFlags::ET)?;
             kick.watched = true;
         }

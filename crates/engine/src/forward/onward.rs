@@ -1,0 +1,170 @@
+//! What happens to a newcomer at a listening socket of a forwarding rule: one decision for TCP and UDP (behaviour §5.3.3,
+//! §5.4, §5.5).
+//!
+//! ```text
+//! a connection or datagram: peer, and the address that it was sent to
+//!     -> Listener (which rule)  -> Policy::onward -> Onward::Link     through the link, with these ends
+//!                                                    Onward::Bypass   past it, to this address in the other namespace
+//!                                                    Onward::Refuse   nowhere
+//! ```
+
+use core::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use super::{Rule, spec::Direction};
+use crate::{
+    addr::{Guest, Settings},
+    flow::Endpoints,
+};
+
+/// One listening socket of a forwarding rule, and where it leads.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// The direction of its flows.
+    pub direction: Direction,
+    /// Index of the rule in its table.
+    pub rule: usize,
+    /// The port listened on.
+    pub port: u16,
+    /// The address listened on; none for both families' wildcards.
+    pub address: Option<IpAddr>,
+    /// Listens on one interface only.
+    pub on_interface: bool,
+    /// The guest's address; none for the default one (behaviour §5.4).
+    pub target_address: Option<IpAddr>,
+    /// The guest's port.
+    pub target_port: u16,
+}
+
+/// Which flows bypass the link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bypass {
+    /// Those between loopback addresses.
+    #[default]
+    Local,
+    /// None that come from the host (`--no-splice`, and `passt`).
+    Never,
+    /// Those between loopback addresses; all others are refused (`--splice-only`).
+    Only,
+}
+
+/// How newcomers are treated, by the command line.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Policy {
+    /// Which flows bypass the link.
+    pub bypass: Bypass,
+    /// What was sent to a loopback address of the host goes to the same one of the guest (`--host-lo-to-ns-lo`).
+    pub keeps_loopback: bool,
+    /// Index of the guest's interface: the scope of its link-local address. Zero for none.
+    pub scope: u32,
+}
+
+/// What happens to a newcomer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// It goes to the guest through the link. These are its ends as the guest sees them.
+    Link(Endpoints),
+    /// It bypasses the link: it goes to this address in the namespace where the listener's direction leads.
+    Bypass(SocketAddr),
+    /// It goes nowhere.
+    Refuse,
+}
+
+impl Listener {
+    /// The listener of `port`. None if that is not one of the rule's.
+    #[must_use]
+    pub fn new(direction: Direction, index: usize, rule: &Rule, port: u16) -> Option<Self> {
+        Some(Self {
+            direction,
+            rule: index,
+            port,
+            address: rule.listen.addr,
+            on_interface: rule.listen.interface.is_some(),
+            target_address: rule.target_addr,
+            target_port: rule.target_port(port)?,
+        })
+    }
+
+    /// The ends of a flow from `peer` to `hit` through the link, as the guest sees them (behaviour §5.3.2). A group that was
+    /// written to is the guest's default address here: that is where the guest answers from. None if the guest can't be
+    /// reached.
+    pub(crate) fn ends(
+        &self,
+        settings: &Settings,
+        guest: &Guest,
+        peer: SocketAddr,
+        hit: Option<IpAddr>,
+    ) -> Option<Endpoints> {
+        let hit = hit.filter(|address| !address.is_multicast()).unwrap_or(peer.ip());
+        let inbound = settings.inbound(guest, peer.ip(), hit, self.target_address)?;
+        Some(Endpoints {
+            guest: SocketAddr::new(inbound.destination, self.target_port),
+            remote: SocketAddr::new(inbound.source, peer.port()),
+        })
+    }
+}
+
+impl Policy {
+    /// Whether flows of the listener may bypass the link.
+    #[must_use]
+    pub fn may_bypass(&self, listener: &Listener) -> bool {
+        listener.direction == Direction::Outbound || self.bypass != Bypass::Never
+    }
+
+    /// Whether [`Policy::onward`] depends on the address that was written to. To find it out takes a system call per
+    /// connection.
+    #[must_use]
+    pub fn asks_for_hit(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
+        match listener.direction {
+            Direction::Outbound => true,
+            // Loopback addresses may be kept, and a guest with several addresses is reached at each.
+            Direction::Inbound => {
+                listener.target_address.is_none()
+                    && (self.keeps_loopback || guest.has_several(peer.to_canonical()))
+            }
+        }
+    }
+
+    /// What happens to a flow that `peer` opens at `listener`. `hit` is the address that it was sent to, if that is known.
+    #[must_use]
+    pub fn onward(
+        &self,
+        listener: &Listener,
+        settings: &Settings,
+        guest: &Guest,
+        peer: SocketAddr,
+        hit: Option<IpAddr>,
+    ) -> Onward {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let hit = hit.map(|hit| hit.to_canonical());
+        let to = |address| Onward::Bypass(SocketAddr::new(address, listener.target_port));
+        let looped = hit.filter(IpAddr::is_loopback);
+        if listener.direction == Direction::Outbound {
+            // To the same loopback address (behaviour §5.5, R-89, R-106).
+            return looped.filter(|_| peer.ip().is_loopback()).map_or(Onward::Refuse, to);
+        }
+        let local = peer.ip().is_loopback()
+            && listener.target_address.is_none()
+            && !hit.is_some_and(|hit| hit.is_multicast());
+        match self.bypass {
+            Bypass::Local | Bypass::Only if local => {}
+            Bypass::Local | Bypass::Never => {
+                return listener.ends(settings, guest, peer, hit).map_or(Onward::Refuse, Onward::Link);
+            }
+            Bypass::Only => return Onward::Refuse,
+        }
+        // What listens on loopback only in the namespace is not exposed unless asked for (R-88).
+        if let Some(looped) = looped.filter(|_| self.keeps_loopback) {
+            return to(looped);
+        }
+        match settings.guest_destination(guest, peer.ip(), hit) {
+            Some(IpAddr::V6(address)) if address.is_unicast_link_local() => {
+                Onward::Bypass(SocketAddrV6::new(address, listener.target_port, 0, self.scope).into())
+            }
+            Some(address) => to(address),
+            None => Onward::Refuse,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

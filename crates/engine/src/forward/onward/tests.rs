@@ -1,0 +1,132 @@
+use alloc::{format, string::String};
+
+use wire::ethernet::Mac;
+
+use super::*;
+use crate::addr::test;
+
+const LOCAL: &str = "127.0.0.1:999";
+const LOCAL6: &str = "[::1]:999";
+const PEER: &str = "203.0.113.9:999";
+const PEER6: &str = "[2001:db8:7::9]:999";
+
+/// What happens to `peer`, who writes to `hit`, in words.
+fn onward(bypass: Bypass, keeps: bool, direction: Direction, target: &str, peer: &str, hit: &str) -> String {
+    let settings = test::settings();
+    let guest = test::guest(&settings);
+    let listener = Listener {
+        direction,
+        rule: 0,
+        port: 80,
+        address: None,
+        on_interface: false,
+        target_address: target.parse().ok(),
+        target_port: 8080,
+    };
+    let policy = Policy { bypass, keeps_loopback: keeps, scope: 3 };
+    match policy.onward(&listener, &settings, &guest, peer.parse().unwrap(), hit.parse().ok()) {
+        Onward::Link(ends) => format!("{} as {}", ends.guest, ends.remote),
+        Onward::Bypass(to) => format!("bypass {to}"),
+        Onward::Refuse => "refuse".into(),
+    }
+}
+
+/// behaviour §5.3.3, §5.4, §5.5, a row each. The same table holds for connections and for datagrams.
+#[test]
+fn what_happens_to_newcomers_r88_r89_r106() {
+    use Bypass::{Local, Never, Only};
+    use Direction::{Inbound, Outbound};
+    let guest = "198.51.100.55:8080";
+    let shown = format!("{guest} as {PEER}");
+    // Loopback is shown as the address that leads to it (behaviour §5.2).
+    let loopback = format!("{guest} as 198.51.100.1:999");
+    let past = format!("bypass {guest}");
+    for (bypass, keeps, direction, target, peer, hit, expected) in [
+        // From loopback: past the link, to the guest's address.
+        (Local, false, Inbound, "", LOCAL, "127.0.0.1", past.as_str()),
+        (Local, false, Inbound, "", LOCAL, "", &past),
+        (Local, false, Inbound, "", LOCAL6, "::1", "bypass [2001:db8:1::55]:8080"),
+        (Only, false, Inbound, "", LOCAL, "127.0.0.1", &past),
+        (Never, false, Inbound, "", LOCAL, "127.0.0.1", &loopback),
+        // Dual-stack sockets report IPv4 in IPv6.
+        (Local, false, Inbound, "", "[::ffff:127.0.0.1]:999", "::ffff:127.0.0.1", &past),
+        (Local, false, Inbound, "", "[::ffff:203.0.113.9]:999", "::ffff:192.0.2.1", &shown),
+        // --host-lo-to-ns-lo
+        (Local, true, Inbound, "", LOCAL, "127.0.0.53", "bypass 127.0.0.53:8080"),
+        (Local, true, Inbound, "", LOCAL, "192.0.2.1", &past),
+        (Never, true, Inbound, "", LOCAL, "127.0.0.53", &loopback),
+        // A target, and a group, are reached through the link.
+        (Local, false, Inbound, "198.51.100.7", LOCAL, "127.0.0.1", "198.51.100.7:8080 as 198.51.100.1:999"),
+        (Only, false, Inbound, "198.51.100.7", LOCAL, "127.0.0.1", "refuse"),
+        (Local, false, Inbound, "", LOCAL, "224.0.0.251", &loopback),
+        (Only, false, Inbound, "", LOCAL, "224.0.0.251", "refuse"),
+        // From other hosts: through the link.
+        (Local, false, Inbound, "", PEER, "192.0.2.1", &shown),
+        (Local, true, Inbound, "", PEER, "", &shown),
+        (Never, false, Inbound, "", PEER, "192.0.2.1", &shown),
+        (Only, false, Inbound, "", PEER, "192.0.2.1", "refuse"),
+        (Local, false, Inbound, "", PEER6, "2001:db8:8::1", "[2001:db8:1::55]:8080 as [2001:db8:7::9]:999"),
+        (Local, false, Inbound, "2001:db8:1::7", PEER, "192.0.2.1", "refuse"),
+        // From the namespace: between loopback addresses only, whatever --no-splice says.
+        (Local, false, Outbound, "", LOCAL, "127.0.0.53", "bypass 127.0.0.53:8080"),
+        (Never, false, Outbound, "", LOCAL6, "::1", "bypass [::1]:8080"),
+        (Local, false, Outbound, "", PEER, "127.0.0.1", "refuse"),
+        (Local, false, Outbound, "", LOCAL, "198.51.100.55", "refuse"),
+        (Local, false, Outbound, "", LOCAL, "", "refuse"),
+    ] {
+        let got = onward(bypass, keeps, direction, target, peer, hit);
+        assert_eq!(got, expected, "{bypass:?} {keeps} {direction:?} {target} {peer} -> {hit}");
+    }
+}
+
+/// A link-local address of the guest needs the scope of its interface.
+#[test]
+fn a_link_local_guest_is_reached_in_its_scope() {
+    let mut settings = test::settings();
+    settings.v6.as_mut().unwrap().assigned = None;
+    let mac = Mac([2, 0, 0, 0, 0, 0x55]);
+    let mut guest = Guest::new(&settings, Some(mac));
+    guest.shows(&settings, "fe80::55".parse().unwrap(), Some(mac));
+    let listener = Listener {
+        direction: Direction::Inbound,
+        rule: 0,
+        port: 80,
+        address: None,
+        on_interface: false,
+        target_address: None,
+        target_port: 80,
+    };
+    let policy = Policy { scope: 3, ..Policy::default() };
+    let to = policy.onward(&listener, &settings, &guest, LOCAL6.parse().unwrap(), None);
+    let expected = SocketAddrV6::new("fe80::55".parse().unwrap(), 80, 0, 3);
+    assert_eq!(to, Onward::Bypass(expected.into()));
+}
+
+/// The question that costs a system call is asked where the answer depends on it.
+#[test]
+fn the_address_written_to_is_asked_for_where_it_matters() {
+    let settings = test::settings();
+    let mut guest = Guest::new(&settings, None);
+    let peer: IpAddr = "203.0.113.9".parse().unwrap();
+    let listener = |direction, target: &str| Listener {
+        direction,
+        rule: 0,
+        port: 80,
+        address: None,
+        on_interface: false,
+        target_address: target.parse().ok(),
+        target_port: 80,
+    };
+    let (policy, keeps) = (Policy::default(), Policy { keeps_loopback: true, ..Policy::default() });
+    let inbound = listener(Direction::Inbound, "");
+    assert!(policy.asks_for_hit(&listener(Direction::Outbound, ""), &guest, peer));
+    assert!(!policy.asks_for_hit(&inbound, &guest, peer));
+    assert!(keeps.asks_for_hit(&inbound, &guest, peer));
+    assert!(!keeps.asks_for_hit(&listener(Direction::Inbound, "198.51.100.7"), &guest, peer));
+    for address in ["198.51.100.55", "198.51.100.56"] {
+        guest.give(address.parse().unwrap());
+    }
+    assert!(policy.asks_for_hit(&inbound, &guest, peer));
+    assert!(policy.asks_for_hit(&inbound, &guest, "::ffff:203.0.113.9".parse().unwrap()));
+    assert!(!policy.asks_for_hit(&inbound, &guest, "2001:db8::1".parse().unwrap()));
+}

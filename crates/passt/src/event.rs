@@ -1,0 +1,115 @@
+//! What an event of the epoll set is of, and the word that the kernel carries for it.
+
+use engine::flow::{FlowId, Kind};
+use engine::splice::Side;
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Signals.
+    Signals,
+    /// What reports that the namespace goes away.
+    Namespace,
+    /// News of the host's resolvers.
+    Resolvers,
+    /// Neighbours on the host's links have changed.
+    Neighbours,
+    /// The control socket, to which clients connect.
+    Control,
+    /// The client of the control socket.
+    ControlClient,
+    /// One of the link's descriptors. Which one it is, only the link knows.
+    Link(u32),
+    /// A listening TCP socket.
+    Listener(FlowId),
+    /// A socket of a connection that bypasses the link.
+    Bypass(FlowId, Side),
+    /// A socket of a flow through the link, or of a UDP listener.
+    Flow(FlowId),
+}
+
+// A flow's word is its `FlowId`, whose highest byte is its kind. That byte's highest bit tells a bypassed connection's
+// sockets apart. Words of everything else have none in the highest byte: a class, and a number within it.
+const CONNECTED: u64 = 1 << 63;
+const CLASS_SHIFT: u32 = 32;
+const FIXED: u64 = 1;
+const LINK: u64 = 2;
+const FIXED_SOURCES: [Source; 6] = [
+    Source::Signals,
+    Source::Namespace,
+    Source::Resolvers,
+    Source::Neighbours,
+    Source::Control,
+    Source::ControlClient,
+];
+
+impl Source {
+    /// The word of its events.
+    pub(crate) fn word(self) -> u64 {
+        let fixed = |number: u64| FIXED << CLASS_SHIFT | number;
+        match self {
+            Self::Signals => fixed(0),
+            Self::Namespace => fixed(1),
+            Self::Resolvers => fixed(2),
+            Self::Neighbours => fixed(3),
+            Self::Control => fixed(4),
+            Self::ControlClient => fixed(5),
+            Self::Link(number) => LINK << CLASS_SHIFT | number as u64,
+            Self::Listener(id) | Self::Bypass(id, Side::Accepted) | Self::Flow(id) => id.to_bits(),
+            Self::Bypass(id, Side::Connected) => CONNECTED | id.to_bits(),
+        }
+    }
+
+    /// Back from a word; none if it is nobody's.
+    pub(crate) fn of(word: u64) -> Option<Self> {
+        let number = word as u32;
+        match word >> CLASS_SHIFT {
+            FIXED => FIXED_SOURCES.get(number as usize).copied(),
+            LINK => Some(Self::Link(number)),
+            _ => {
+                let side = if word & CONNECTED == 0 { Side::Accepted } else { Side::Connected };
+                let id = FlowId::from_bits(word & !CONNECTED)?;
+                match (id.kind(), side) {
+                    (Kind::Splice, side) => Some(Self::Bypass(id, side)),
+                    (_, Side::Connected) => None,
+                    (Kind::Listener, _) => Some(Self::Listener(id)),
+                    _ => Some(Self::Flow(id)),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::flow::Slots;
+
+    use super::*;
+
+    #[test]
+    fn each_source_has_a_word_of_its_own() {
+        let mut sources = FIXED_SOURCES.to_vec();
+        sources.extend([0, 1, u32::MAX].map(Source::Link));
+        // Ids of several slots and generations.
+        let ids = |kind| {
+            let mut slots = Slots::new(kind, 10);
+            let first = slots.insert(()).unwrap();
+            slots.remove(first);
+            [first, slots.insert(()).unwrap(), slots.insert(()).unwrap()]
+        };
+        sources.extend(ids(Kind::Listener).map(Source::Listener));
+        for kind in [Kind::Tcp, Kind::Udp, Kind::Ping, Kind::Dns] {
+            sources.extend(ids(kind).map(Source::Flow));
+        }
+        for id in ids(Kind::Splice) {
+            sources.extend([Source::Bypass(id, Side::Accepted), Source::Bypass(id, Side::Connected)]);
+        }
+        for (at, source) in sources.iter().enumerate() {
+            assert_eq!(Source::of(source.word()), Some(*source));
+            assert!(!sources[..at].iter().any(|other| other.word() == source.word()), "{source:?}");
+        }
+        for word in [0, 1, FIXED << 32 | 6, 3 << 32, CONNECTED | 1 << 56, 99 << 56, u64::MAX] {
+            assert_eq!(Source::of(word), None, "{word:#x}");
+        }
+    }
+}
