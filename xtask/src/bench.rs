@@ -1,4 +1,4 @@
-//! Measures programs with the command line of pasta side by side, in namespaces of its own making.
+//! Compares the speed of programs with pasta's command line, in namespaces that it creates.
 //!
 //! ```text
 //! [guest] == tap == (pasta in [host]) --- veth --- [peer]
@@ -14,20 +14,20 @@ use anyhow::{Context, bail, ensure};
 use crate::load::Load;
 
 const HOST: &str = "198.51.100.2";
-/// The way to the rest of the world: not what is talked to, as guests reach the host's loopback by that address.
+/// The default gateway. Loads do not use this address: for guests it is mapped to the loopback address of the host.
 const ROUTER: &str = "198.51.100.1";
 const PEER: &str = "203.0.113.1";
 const PORT: &str = "5201";
 
 /// What to measure.
 pub(crate) struct Options {
-    /// Programs, by the letters they have in the output.
+    /// Programs, each with its letter in the output.
     pub(crate) programs: Vec<(char, String)>,
-    /// How long each client works.
+    /// Duration of each client, in seconds.
     pub(crate) seconds: f64,
-    /// How often each figure is taken.
+    /// Number of measurements for each figure.
     pub(crate) rounds: usize,
-    /// Measure only what has this in its name.
+    /// Measure only scenarios whose names contain this text.
     pub(crate) only: Option<String>,
 }
 
@@ -53,7 +53,7 @@ fn scenarios() -> Vec<Scenario> {
     streams.into_iter().chain(transactions).flat_map(|(load, mtu)| of(load, mtu)).collect()
 }
 
-/// Starts this program again as root of a user namespace of its own: no privilege is needed, nothing is left behind.
+/// Starts this program again as root of a new user namespace. That needs no privilege, and the kernel cleans up.
 pub(crate) fn enter(arguments: &[String]) -> anyhow::Result<()> {
     let unshare = ["--user", "--map-root-user", "--net", "--mount", "--fork", "--kill-child"];
     let status = Command::new("unshare")
@@ -68,7 +68,7 @@ pub(crate) fn enter(arguments: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The measurement, inside.
+/// Runs the measurement inside the namespace.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     println!("kernel {}", fs::read_to_string("/proc/sys/kernel/osrelease")?.trim());
     println!("{} processors", std::thread::available_parallelism()?);
@@ -153,10 +153,10 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// Host and peer, joined by a cable. We are the host.
+/// Host and peer, connected by a veth pair. This process is in the host namespace.
 struct Lab {
     peer: Process,
-    /// Serves in the peer.
+    /// The server in the peer namespace.
     _server: Process,
 }
 
@@ -182,7 +182,7 @@ impl Lab {
         Ok(Self { peer, _server: server })
     }
 
-    /// One client's work, through `program` or without any.
+    /// Runs one client, through `program` or without a program.
     fn measure(&self, scenario: &Scenario, program: Option<&str>, seconds: f64) -> anyhow::Result<Figure> {
         let seconds = seconds.to_string();
         let client = |address| [scenario.load.name(), address, PORT, &seconds];
@@ -243,7 +243,7 @@ fn in_guest(program: Option<&str>, mtu: &str, load: &[&str]) -> anyhow::Result<C
     Ok(command)
 }
 
-/// A child that tells one line, and ends when its standard input does.
+/// A child that prints one line, and exits at the end of its standard input.
 struct Process {
     child: Child,
     out: BufReader<ChildStdout>,
@@ -270,9 +270,9 @@ impl Process {
         Ok(line.trim().to_owned())
     }
 
-    /// Processor time of the process up to now, in seconds; without its children's.
+    /// Processor time of the process so far, in seconds, without its children.
     fn cpu(&self) -> f64 {
-        // proc_pid_stat(5): behind the name, in clock ticks of 10 ms.
+        // proc_pid_stat(5): fields after the name, in clock ticks of 10 ms.
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks =
@@ -280,10 +280,10 @@ impl Process {
         (ticks(11) + ticks(12)) / 100.0
     }
 
-    /// The figure of a client at `rate` that has worked since the processor time was `cpu`.
+    /// The figure of a client with `rate`. `cpu` is the processor time of the process at its start.
     fn figure(&self, program: Option<&str>, rate: f64, seconds: &str, cpu: f64) -> Figure {
         let seconds: f64 = seconds.parse().unwrap_or(f64::NAN);
-        // Without a program it is the load's own.
+        // Without a program, the process is the load itself.
         Figure { rate, cpu: if program.is_some() { (self.cpu() - cpu) / seconds } else { 0.0 } }
     }
 }
@@ -291,7 +291,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        // Whoever doesn't take the hint.
+        // It gets two seconds to exit.
         for _ in 0..200 {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tell_scenarios_apart() {
+    fn names_of_scenarios_are_unique() {
         let mut names: Vec<String> = scenarios().iter().map(Scenario::name).collect();
         let count = names.len();
         names.sort();

@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: everything that a change has to pass, step by step.
+//! `cargo xtask ci`: every check that a change must pass, step by step.
 
 use std::env;
 use std::process::{Command, Stdio};
@@ -8,14 +8,14 @@ use anyhow::{Context, bail};
 
 use crate::house::root;
 
-/// The test command that the README promises; it has to be there word for word.
+/// The test command. The README has the same one.
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The name of each step, and its command.
 const STEPS: [(&str, &str); 4] = [
     ("formatting", "cargo fmt --check"),
     ("lints", "cargo clippy --workspace --all-targets -- -D warnings"),
-    // For those who work on it: private items, too.
+    // Developers read the documentation of private items, too.
     ("documentation", "cargo doc --workspace --no-deps --document-private-items"),
     ("tests", TEST_COMMAND),
 ];
@@ -34,7 +34,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots a guest under QEMU, where there is one.
+/// Boots a guest under QEMU, if it is installed.
 fn virtual_machine() -> anyhow::Result<()> {
     const NAME: &str = "virtual machine";
     if !has("qemu-system-x86_64", &["--version"]) {
@@ -50,7 +50,7 @@ fn virtual_machine() -> anyhow::Result<()> {
         skipped(NAME, "its kernel or programs cannot be installed here (.ci/guest)");
         Ok(())
     };
-    // It may not exist.
+    // An error means that it does not exist.
     drop(std::fs::remove_dir_all(&folder));
     outcome
 }
@@ -61,7 +61,7 @@ fn step(name: &str, command: &str, variables: &[(&str, &str)]) -> anyhow::Result
     let mut words = command.split(' ');
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).current_dir(root()).stdin(Stdio::null());
-    // A test that cannot run here fails.
+    // With CI=1, a test that cannot run here fails instead of being skipped.
     command.env("CI", "1").env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     command.envs(variables.iter().copied());
     let status = command.status().with_context(|| format!("cannot run step '{name}'"))?;
@@ -85,7 +85,7 @@ fn has(program: &str, arguments: &[&str]) -> bool {
 mod tests {
     use super::*;
 
-    /// What a newcomer is told to run is what a change has to pass.
+    /// The README documents the command that a change must pass.
     #[test]
     fn readme_has_the_test_command() {
         let readme = std::fs::read_to_string(root().join("README.md")).unwrap();

@@ -8,10 +8,10 @@ use anyhow::Context;
 
 use crate::source::{self, Source};
 
-/// Regressions that no test can hold off yet: migration is not supported.
-const WAITING: [u32; 4] = [113, 114, 115, 116];
+/// Regressions without a test: they are about migration, which is not supported.
+const WITHOUT_TEST: [u32; 4] = [113, 114, 115, 116];
 
-/// What the chapters define: section anchors without their `s`, `Q7`, `R-36`.
+/// The anchors in the chapters: sections without their `s`, `Q7`, `R-36`.
 pub(crate) fn anchors(root: &Path) -> anyhow::Result<BTreeSet<String>> {
     let folder = root.join("docs/behaviour");
     let mut anchors = BTreeSet::new();
@@ -26,7 +26,7 @@ pub(crate) fn anchors(root: &Path) -> anyhow::Result<BTreeSet<String>> {
     Ok(anchors)
 }
 
-/// Citations in Rust sources that lead nowhere, each with its file.
+/// Citations in Rust sources without an anchor, each with its file.
 pub(crate) fn broken(sources: &[Source], anchors: &BTreeSet<String>) -> Vec<String> {
     let mut broken = Vec::new();
     for source in sources {
@@ -40,7 +40,7 @@ pub(crate) fn broken(sources: &[Source], anchors: &BTreeSet<String>) -> Vec<Stri
     broken
 }
 
-/// Regressions that no test names. The name of such a test ends with them: `lost_fin_is_sent_again_r69`.
+/// Regressions without a test. The name of a regression test ends with its numbers: `lost_fin_is_sent_again_r69`.
 pub(crate) fn untested(sources: &[Source], anchors: &BTreeSet<String>) -> Vec<String> {
     let mut held = BTreeSet::new();
     for source in sources {
@@ -50,7 +50,7 @@ pub(crate) fn untested(sources: &[Source], anchors: &BTreeSet<String>) -> Vec<St
         }
     }
     let known = anchors.iter().filter_map(|name| name.strip_prefix("R-")?.parse::<u32>().ok());
-    let without_test = known.filter(|number| !WAITING.contains(number) && !held.contains(number));
+    let without_test = known.filter(|number| !WITHOUT_TEST.contains(number) && !held.contains(number));
     without_test.map(|number| format!("R-{number}: no test's name ends with _r{number}")).collect()
 }
 
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn no_citation_leads_nowhere() {
+    fn every_citation_has_an_anchor() {
         let anchors = anchors(&root()).unwrap();
         assert!(anchors.len() > 250, "only {} anchors", anchors.len());
         assert_eq!(broken(&sources(), &anchors), Vec::<String>::new());
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn links_between_chapters_lead_somewhere() {
+    fn every_link_between_chapters_has_a_target() {
         let folder = root().join("docs/behaviour");
         let mut links = 0;
         for entry in fs::read_dir(&folder).unwrap() {

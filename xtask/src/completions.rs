@@ -4,7 +4,7 @@ use passt::cli::options::{Action, Opt};
 
 use crate::support::{options_of_pasta, supported};
 
-/// For bash: options by name, files and interfaces as their arguments, commands behind them.
+/// For bash: names of options, files and interfaces as their arguments, and commands after the options.
 pub(crate) fn bash() -> String {
     let options: Vec<&Opt> = options_of_pasta().filter(|opt| supported(opt)).collect();
     let names = |wanted: &dyn Fn(&Opt) -> bool, separator: &str| -> String {
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_supported_is_completed() {
+    fn supported_options_are_completed() {
         let text = bash();
         for opt in options_of_pasta() {
             let name = format!("--{}", opt.long[0]);

@@ -1,11 +1,11 @@
-//! Real DHCP and DHCPv6 clients and firmware as guests: a row for each of those that this machine has.
+//! Real DHCP and DHCPv6 clients and firmware as guests: a table row for each.
 //!
 //! ```text
 //! [guest] == (pasta or passt in [host]) eth0 --- eth0 [peer]: TFTP, HTTP
 //! ```
 //!
-//! For root: the clients change users, mount, and configure interfaces as on a machine of their own. They run in
-//! namespaces of their own, with copies of the directories that they write to.
+//! Needs root: the clients change users, mount, and configure interfaces. They run in new namespaces, with copies of
+//! the directories that they write to.
 
 mod client;
 mod machine;
@@ -26,7 +26,7 @@ pub(crate) struct Options {
     pub(crate) only: String,
 }
 
-/// Starts this program again in namespaces of its own: nothing is left behind.
+/// Starts this program again in new namespaces, so that the kernel cleans up.
 pub(crate) fn enter(arguments: &[String]) -> anyhow::Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "guests: the clients need root");
     let unshare = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];

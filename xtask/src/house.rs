@@ -1,4 +1,4 @@
-//! The rules of the house (ARCHITECTURE.md), checked: `cargo xtask house` draws it, the tests hold it.
+//! The rules for crates and files (ARCHITECTURE.md): `cargo xtask house` prints the graph, the tests check the rules.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::imports::{self, Graph};
 use crate::source::{self, Source};
 
-/// Crates of the product, from the bottom, and the ones of ours that each may know.
+/// The crates of the product, lowest layer first, each with the crates of the workspace that it may depend on.
 pub(crate) const CRATES: [(&str, &[&str]); 7] = [
     ("sys", &[]),
     ("wire", &[]),
@@ -21,10 +21,10 @@ pub(crate) const CRATES: [(&str, &[&str]); 7] = [
 /// Most lines of a file.
 const MAX_LINES: usize = 800;
 
-/// Names that say nothing of what is in a module.
+/// Names of modules that do not describe their content.
 const EMPTY_NAMES: [&str; 6] = ["util", "utils", "common", "helper", "helpers", "misc"];
 
-/// The workspace's root.
+/// The root of the workspace.
 pub(crate) fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
@@ -65,7 +65,7 @@ pub(crate) fn draw(with_files: bool) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What is wrong with single files.
+/// Violations of the rules for single files.
 pub(crate) fn faults() -> anyhow::Result<Vec<String>> {
     Ok(source::read(&root(), &["bench", "crates", "fuzz", "xtask"])?.iter().flat_map(faults_of).collect())
 }
@@ -75,7 +75,7 @@ fn arrow<'a>(named: impl IntoIterator<Item = &'a str>) -> String {
     if named.is_empty() { String::new() } else { format!(" -> {}", named.join(", ")) }
 }
 
-/// Each module after those it names, as far as that can be.
+/// Topological order: each module after those that it imports, as far as there is no circle.
 fn from_the_bottom(graph: &Graph) -> Vec<(&String, &BTreeSet<String>)> {
     let mut listed: Vec<(&String, &BTreeSet<String>)> = Vec::new();
     while listed.len() < graph.len() {
@@ -99,7 +99,7 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What is wrong with a source file by itself.
+/// Violations of the rules in one source file.
 fn faults_of(source: &Source) -> Vec<String> {
     let path = source.path.display();
     let mut faults = Vec::new();
@@ -119,7 +119,7 @@ fn faults_of(source: &Source) -> Vec<String> {
     let components = source.path.iter().filter_map(|part| part.to_str());
     for name in components.map(|part| part.trim_end_matches(".rs")) {
         if EMPTY_NAMES.contains(&name) {
-            faults.push(format!("{path}: '{name}' says nothing of what is in it"));
+            faults.push(format!("{path}: the name '{name}' does not describe its content"));
         }
     }
     for name in EMPTY_NAMES {
@@ -160,9 +160,9 @@ mod tests {
         assert_eq!(of("crates/x/src/a.rs", "mod misc {}"), 1);
     }
 
-    /// Who knows whom is Cargo's to enforce: a crate can't name what its manifest doesn't.
+    /// Cargo enforces the layers: a crate cannot name a crate that its manifest does not list.
     #[test]
-    fn crates_know_only_those_below() {
+    fn crates_depend_only_on_lower_layers() {
         for (name, may_know) in CRATES {
             let dependencies = dependencies(&read(&format!("crates/{name}/Cargo.toml")));
             assert!(!dependencies.is_empty(), "{name}");
@@ -175,9 +175,9 @@ mod tests {
         }
     }
 
-    /// So that a decision can't open a socket or read a clock.
+    /// Without the standard library, `wire` and `engine` cannot open a socket or read a clock.
     #[test]
-    fn formats_and_decisions_have_no_standard_library() {
+    fn wire_and_engine_are_no_std() {
         for name in ["wire", "engine"] {
             let lib = read(&format!("crates/{name}/src/lib.rs"));
             for attribute in ["#![no_std]", "#![forbid(unsafe_code)]"] {
@@ -192,9 +192,9 @@ mod tests {
         assert!(read("crates/passt/src/lib.rs").contains("#![forbid(unsafe_code)]"));
     }
 
-    /// The lint that really finds unsafe code is the workspace's; each crate but sys takes it over whole.
+    /// A lint of the workspace denies unsafe code. Every crate except sys inherits all lints.
     #[test]
-    fn crates_take_the_workspaces_lints() {
+    fn crates_inherit_the_lints_of_the_workspace() {
         assert!(read("Cargo.toml").lines().any(|line| line == "unsafe_code = \"deny\""));
         let crates =
             CRATES.iter().filter(|(name, _)| *name != "sys").map(|(name, _)| format!("crates/{name}"));

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// Bytes handed to the kernel at a time.
+/// Bytes per system call.
 const CHUNK: usize = 256 << 10;
-/// How long the other end may be silent before it counts as stalled.
+/// Time without progress after which a load has stalled.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a client does.
@@ -19,13 +19,13 @@ pub(crate) enum Load {
     Up,
     /// Receives; the figure is bytes per second.
     Down,
-    /// A byte there and back, over and over; the figure is transactions per second.
+    /// Sends a byte and receives one, repeatedly; the figure is transactions per second.
     Transactions,
-    /// The same, each on a connection of its own.
+    /// The same, each on its own connection.
     Connections,
-    /// A datagram there and back.
+    /// Sends a datagram and receives one, repeatedly; the figure is transactions per second.
     Datagrams,
-    /// The same, each from a port of its own.
+    /// The same, each from its own port.
     Ports,
 }
 
@@ -44,7 +44,7 @@ impl Load {
         Self::ALL.iter().find(|(_, load)| *load == self).map_or("", |(name, _)| name)
     }
 
-    /// What a connection starts with, to tell the server.
+    /// The first byte of a connection, which names the load to the server.
     fn mark(self) -> u8 {
         self.name().as_bytes()[0]
     }
@@ -70,7 +70,7 @@ pub(crate) fn main(arguments: &[&str]) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line, and waits until whoever reads it has had a look at the processes.
+/// Prints a line, and waits for the end of standard input: the reader first measures the processes.
 fn tell(line: &str) -> anyhow::Result<()> {
     println!("{line}");
     std::io::stdout().flush()?;
@@ -90,7 +90,7 @@ fn serve(port: u16) -> anyhow::Result<()> {
     });
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            // A client that goes away is no news.
+            // A client that disconnects is not an error.
             thread::spawn(move || answer(stream).ok());
         }
     });
@@ -193,7 +193,7 @@ fn run(load: Load, to: SocketAddr, seconds: f64) -> anyhow::Result<f64> {
     }
 }
 
-/// A UDP socket with a port of its own.
+/// A UDP socket with a new port.
 fn datagrams(to: SocketAddr) -> anyhow::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
@@ -202,7 +202,7 @@ fn datagrams(to: SocketAddr) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// A connection that the server knows what to do with.
+/// A connection on which the load was named to the server.
 fn open(load: Load, to: SocketAddr) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_nodelay(true)?;

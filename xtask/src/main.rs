@@ -40,16 +40,16 @@ Tasks:
                      installed, and print a table. For root; DIR has pasta and
                      passt (default: target/debug)
   house [files]      List the crates and their top-level modules, or all files,
-                     each with those that it names; check single files
+                     each with its imports; check single files
   instructions [--update]
                      Count the instructions of hot functions under valgrind,
                      and compare with the baseline or replace it; see
                      bench/README.md
   miri               Run tests under Miri (nightly Rust), which finds undefined
                      behaviour
-  reach PID          Say what a hole in a running process would reach: system
-                     calls of each thread, by its loaded filters; capabilities,
-                     namespaces, descriptors. For root
+  reach PID          Show what an attacker inside a running process could use:
+                     system calls of each thread, by its loaded filters;
+                     capabilities, namespaces, descriptors. For root
   help               Show this help
 ";
 

@@ -1,4 +1,4 @@
-//! The manual page, in the language of man(7).
+//! The manual page, in the format of man(7).
 
 use std::fmt::Write;
 
@@ -24,33 +24,33 @@ pasta \- connect a network namespace to the host's network, without privileges
 .YS
 .SH DESCRIPTION
 .B pasta
-gives a network namespace an interface, and carries what goes through it by ordinary sockets of the host.
+gives a network namespace an interface, and forwards its traffic through ordinary sockets of the host.
 It needs no privileges, and changes nothing on the host.
 .PP
 Without
 .I PID
 or
 .B \-\-netns
-it makes user, network and other namespaces and starts
+it creates user, network and other namespaces and starts
 .I COMMAND
 in them, or a login shell.
-It ends when the command does, with the command's exit status.
-Otherwise it connects the namespace of a process, or one with a name, and goes to the background as soon as
-the network is there.
-It ends when the namespace does.
+It exits when the command does, with the command's exit status.
+Otherwise it connects the namespace of a process, or a named one, and goes to the background as soon as
+the network is ready.
+It exits when the namespace is removed.
 .PP
-Options end at the first argument that is none.
-Long ones may be cut short as long as that is unique.
-If one is given more than once, the last counts, unless its description says otherwise.
+Options end at the first argument that is not an option.
+A long option may be abbreviated to a unique prefix.
+If an option is given more than once, the last one counts, unless its description says otherwise.
 "#;
 
 const TAIL: &str = r#".SH EXIT STATUS
 .TP
 .B 0
-Success. In the background: the network is there. At the end: the namespace is gone, or a signal to end came.
+Success. In the background: the network is ready. At exit: the namespace was removed, or a signal requested the exit.
 .TP
 .B 1
-An error, which standard error tells of.
+An error, with a message on standard error.
 .TP
 .I N
 The command's own exit status.
@@ -61,17 +61,17 @@ Signal
 ended the command.
 .SH EXAMPLES
 .TP
-A shell with a network of its own:
+A shell with its own network:
 .EX
 pasta \-\-config\-net
 .EE
 .TP
-A command, and a port of the host that leads to it:
+A command, and a port of the host that is forwarded to it:
 .EX
 pasta \-\-config\-net \-t 127.0.0.1/8080:80 \-\- httpd \-f \-p 80
 .EE
 .TP
-A namespace with a name:
+A named namespace:
 .EX
 pasta \-\-config\-net \-\-netns /run/netns/x
 .EE
@@ -105,7 +105,7 @@ fn push_option(page: &mut String, opt: &Opt) {
         Action::Ports(..) => " \\fISPEC\\fR".into(),
         Action::Flag(_) | Action::Show(_) => String::new(),
     };
-    // Writing to a string can't fail.
+    // Writing to a string cannot fail.
     let _ = writeln!(page, ".TP\n{names}{argument}");
     for paragraph in paragraphs(opt.help) {
         page.push_str(&paragraph);
@@ -115,7 +115,7 @@ fn push_option(page: &mut String, opt: &Opt) {
     }
 }
 
-/// Running text is filled; from the first line with columns on, and a default, lines stay.
+/// Text is filled. From the first line with columns on, lines are kept; a default starts a new line.
 fn paragraphs(help: &str) -> Vec<String> {
     let has_columns = |line: &str| line.contains("   ");
     let mut out = Vec::new();
@@ -138,7 +138,7 @@ fn paragraphs(help: &str) -> Vec<String> {
     out
 }
 
-/// Text as it stands: no request at the start of a line, real hyphens.
+/// Escapes text: no request at the start of a line, real hyphens.
 fn escape(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('~', "\\(ti").replace('^', "\\(ha");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn text_can_not_become_a_request() {
+    fn text_does_not_become_a_request() {
         assert_eq!(escape(".br"), "\\&.br");
         assert_eq!(escape("a\\b -c"), "a\\eb \\-c");
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask reach PID`: what a hole in a running process would reach. System calls are found by evaluating the
-//! filters that the kernel has loaded for each of its threads, for every number, whatever the arguments.
+//! `cargo xtask reach PID`: what an attacker inside a running process could use. To find the allowed system calls, it
+//! evaluates the seccomp filters of each thread for every system call number, with unknown arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,23 +10,23 @@ use anyhow::{Context, bail};
 use rustix::process::Pid;
 use sys::ptrace::{Instruction, filters};
 
-/// How many numbers are tried: more than any kernel has system calls.
+/// Number of system call numbers to try: more than any kernel has.
 const NUMBERS: u32 = 1024;
 /// SECCOMP_RET_ALLOW of `<linux/seccomp.h>`.
 const ALLOW: u32 = 0x7fff_0000;
-/// As the kernel calls the architecture that this was built for: `<linux/audit.h>`.
+/// AUDIT_ARCH of this build's architecture (`<linux/audit.h>`).
 const ARCH: u32 = if cfg!(target_arch = "aarch64") { 0xc000_00b7 } else { 0xc000_003e };
-/// Where the numbers have names, if headers of the kernel are installed.
+/// Files with the names of system call numbers, if the kernel's headers are installed.
 const HEADERS: [&str; 3] = [
     "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
     "/usr/include/asm/unistd_64.h",
     "/usr/include/asm-generic/unistd.h",
 ];
 
-/// The report on process `pid`. For root, since nobody else may look.
+/// The report on process `pid`. Needs root.
 pub(crate) fn report(pid: &str) -> anyhow::Result<String> {
     let proc = Path::new("/proc").join(pid);
-    let explain = || format!("can't look at process {pid}: is it there, and are you root?");
+    let explain = || format!("can't inspect process {pid}: does it exist, and are you root?");
     let mut report = String::new();
     let apart: Vec<String> = ["user", "mnt", "pid", "ipc", "uts", "net", "cgroup", "time"]
         .into_iter()
@@ -39,7 +39,7 @@ pub(crate) fn report(pid: &str) -> anyhow::Result<String> {
     let status = fs::read_to_string(proc.join("status")).with_context(explain)?;
     let files = fs::read_dir(proc.join("fd")).with_context(explain)?.count();
     let root = fs::read_dir(proc.join("root/")).with_context(explain)?.count();
-    writeln!(report, "namespaces unlike ours: {}", apart.join(" "))?;
+    writeln!(report, "namespaces other than those of this shell: {}", apart.join(" "))?;
     writeln!(report, "entries of its root directory: {root}")?;
     writeln!(report, "open descriptors: {files}")?;
     writeln!(report, "memory (RSS): {}", field(&status, "VmRSS"))?;
@@ -61,7 +61,7 @@ pub(crate) fn report(pid: &str) -> anyhow::Result<String> {
         )?;
         let filters = filters(tid).with_context(|| format!("can't read the filters of thread {tid:?}"))?;
         if filters.is_empty() {
-            writeln!(report, "no filter: all system calls")?;
+            writeln!(report, "no filter: all system calls are allowed")?;
             continue;
         }
         let reach = reachable(&filters)?;
@@ -70,7 +70,7 @@ pub(crate) fn report(pid: &str) -> anyhow::Result<String> {
             wanted.map(|(n, _)| names.get(n).cloned().unwrap_or_else(|| n.to_string())).collect()
         };
         writeln!(report, "{} system calls: {}", reach.len(), list(false).join(" "))?;
-        writeln!(report, "of these, with some arguments only: {}", list(true).join(" "))?;
+        writeln!(report, "of these, only with some arguments: {}", list(true).join(" "))?;
     }
     Ok(report)
 }
@@ -91,7 +91,7 @@ fn names() -> BTreeMap<u32, String> {
         .collect()
 }
 
-/// The calls that all filters allow, and whether that depends on arguments.
+/// The system calls that all filters allow, and whether that depends on arguments.
 fn reachable(filters: &[Vec<Instruction>]) -> anyhow::Result<BTreeMap<u32, bool>> {
     let mut reach = BTreeMap::new();
     for number in 0..NUMBERS {
@@ -109,7 +109,7 @@ fn reachable(filters: &[Vec<Instruction>]) -> anyhow::Result<BTreeMap<u32, bool>
     Ok(reach)
 }
 
-/// The machine that a filter runs on, with what is unknown as None.
+/// The state of the machine that runs a filter. Unknown values are None.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct State {
     next: usize,
@@ -118,7 +118,8 @@ struct State {
     memory: [Option<u32>; 16],
 }
 
-/// All that a filter may return for a number, over all arguments. Classic BPF has no loops, so this ends.
+/// All values that a filter can return for a system call number, over all arguments. Classic BPF has no loops, so this
+/// terminates.
 fn evaluate(filter: &[Instruction], number: u32) -> anyhow::Result<BTreeSet<u32>> {
     let mut returns = BTreeSet::new();
     let mut seen = BTreeSet::new();
@@ -187,7 +188,7 @@ fn step(state: State, i: &Instruction, number: u32, len: usize) -> anyhow::Resul
     Ok(Step::Go(vec![next]))
 }
 
-/// Where a comparison leads: both ways, if what is compared is unknown.
+/// The next states after a comparison: both branches, if a compared value is unknown.
 fn branches(next: State, compared: Option<(u32, u32)>, i: &Instruction) -> anyhow::Result<Vec<State>> {
     let way = |holds: bool| State {
         next: next.next + usize::from(if holds { i.if_true } else { i.if_false }),
@@ -217,7 +218,7 @@ mod tests {
     fn calls_are_found_with_and_without_arguments() {
         let filter = [
             i(0x20, 0, 0, 4),     // the architecture
-            i(0x15, 1, 0, ARCH),  // ours: go on
+            i(0x15, 1, 0, ARCH),  // this build's: continue
             i(0x06, 0, 0, 0),     // kill
             i(0x20, 0, 0, 0),     // the number
             i(0x15, 4, 0, 1),     // 1: allow

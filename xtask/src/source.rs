@@ -1,4 +1,4 @@
-//! Rust sources of the workspace, as far as the rules of the house need to read them.
+//! Rust sources of the workspace, parsed as far as the checks of rules need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use anyhow::Context;
 
 /// A source file.
 pub(crate) struct Source {
-    /// Path below the workspace's root.
+    /// Path, relative to the root of the workspace.
     pub(crate) path: PathBuf,
-    /// As it is.
+    /// Content.
     pub(crate) text: String,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn read(root: &Path, folders: &[&str]) -> anyhow::Result<Vec<Source>>
     Ok(found)
 }
 
-/// Code alone: comments and the contents of literals are blanks.
+/// The code, with comments and literals replaced by blanks.
 pub(crate) fn code(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -45,7 +45,7 @@ pub(crate) fn code(text: &str) -> String {
             code.push(first);
             rest = &rest[first.len_utf8()..];
         } else {
-            // Lines stay what they were.
+            // Line numbers stay the same.
             code.extend(rest[..len].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
             rest = &rest[len..];
         }
@@ -76,7 +76,7 @@ fn skipped(text: &str) -> usize {
     } else if text.starts_with("'\\") {
         until("'", 3)
     } else {
-        // A character, and not a lifetime.
+        // A character literal, not a lifetime.
         let mut chars = text.char_indices();
         match (chars.next(), chars.next(), chars.next()) {
             (Some((_, '\'')), Some(_), Some((at, '\''))) => at + 1,
@@ -85,12 +85,12 @@ fn skipped(text: &str) -> usize {
     }
 }
 
-/// Whether `word` is in `code` as a word of its own.
+/// Whether `code` contains `word` as a whole word.
 pub(crate) fn has_word(code: &str, word: &str) -> bool {
     next_word(code, word).is_some()
 }
 
-/// Where `word` is first in `code` as a word of its own.
+/// Offset of the first whole word `word` in `code`.
 pub(crate) fn next_word(code: &str, word: &str) -> Option<usize> {
     code.match_indices(word)
         .map(|(at, _)| at)
@@ -102,7 +102,7 @@ pub(crate) fn is_word_part(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Code without the items that only tests have, and the names of modules among them that are other files.
+/// The code without test items, and the names of test modules that are in other files.
 pub(crate) fn split_tests(code: &str) -> (String, Vec<&str>) {
     const MARK: &str = "#[cfg(test)]";
     let mut product = String::new();

@@ -1,4 +1,4 @@
-//! Which options of the table do their work today: asked of the program's own parser.
+//! Which options of the table are supported today, by the parser of the program.
 
 use std::ffi::OsString;
 
@@ -11,12 +11,12 @@ pub(crate) fn options_of_pasta() -> impl Iterator<Item = &'static Opt> {
     options::all().filter(|opt| matches!(opt.modes, Modes::Both | Modes::Pasta))
 }
 
-/// Whether `pasta` takes the option today.
+/// Whether `pasta` accepts the option today.
 pub(crate) fn supported(opt: &Opt) -> bool {
     !refused(command_line(opt))
 }
 
-/// A command line with the option, and what it needs before it.
+/// A command line with the option, and the options that it requires.
 fn command_line(opt: &Opt) -> Vec<OsString> {
     let name = opt.long[0];
     let mut line = vec![OsString::from("pasta")];
@@ -31,7 +31,7 @@ fn command_line(opt: &Opt) -> Vec<OsString> {
     line
 }
 
-/// Whether a command line asks for what is not there yet.
+/// Whether a command line is refused since an option is not supported yet.
 pub(crate) fn refused(line: Vec<OsString>) -> bool {
     match cli::parse(line, || 32768..=60999) {
         Err(error) => error.to_string().contains("not supported yet"),
@@ -41,7 +41,7 @@ pub(crate) fn refused(line: Vec<OsString>) -> bool {
     }
 }
 
-/// An argument that the option takes.
+/// A valid argument of the option.
 fn argument(opt: &Opt) -> Option<&'static str> {
     match opt.action {
         Action::Value(..) if opt.long[0] == "repair-path" => Some("none"), // a path is vhost-user's
@@ -66,9 +66,9 @@ fn argument(opt: &Opt) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Each option's own argument is a good one, so that a refusal says what it means.
+    /// Every argument is valid, so the only reason to refuse a command line is an unsupported option.
     #[test]
-    fn every_option_is_taken_or_not_supported_yet() {
+    fn every_option_is_accepted_or_not_supported_yet() {
         for opt in options_of_pasta() {
             if let Err(error) = cli::parse(command_line(opt), || 32768..=60999) {
                 assert!(error.to_string().contains("not supported yet"), "{:?}: {error}", opt.long);
@@ -76,9 +76,9 @@ mod tests {
         }
     }
 
-    /// README.md names what is refused, all of it and nothing else.
+    /// README.md lists exactly the options that are refused.
     #[test]
-    fn readme_is_honest_about_options() {
+    fn readme_lists_unsupported_options() {
         let readme = std::fs::read_to_string(crate::house::root().join("README.md")).unwrap();
         let section = readme.split("## Not yet").nth(1).unwrap().split("\n## ").next().unwrap();
         for opt in options_of_pasta() {

@@ -3,11 +3,12 @@
 use super::row::Row;
 
 const V4: &str = "address4 route4 dns4";
-/// A route comes with router advertisements, to the kernel or to the client.
+/// The route comes from router advertisements, processed by the kernel or by the client.
 const V6: &str = "address6 route6 dns6";
 const BOTH: &str = "address4 route4 dns4 address6 route6 dns6";
 
-/// A new namespace, `pasta` for it, and the guest in mount and PID namespaces, which end all that the client started.
+/// Creates a network namespace with `pasta`, and runs the guest in mount and PID namespaces, so that all processes of
+/// the client end with it.
 const PASTA: &str = r#"
 ip netns add guest
 $PROGRAMS/pasta --quiet --foreground --dhcp-dns --dhcp-search -t none -u none -T none -U none \
@@ -22,7 +23,7 @@ ip netns del guest
 exit $result
 "#;
 
-/// The guest: copies of what clients write to, the client, and the checks until all hold.
+/// The guest: copies the directories that clients write to, starts the client, and repeats the checks until all pass.
 const GUEST: &str = r#"
 exec 2>&1
 mount -t tmpfs tmpfs /mnt
@@ -58,8 +59,8 @@ echo "without:$missing"
 exit 1
 "#;
 
-/// A client that configures `eth0` of the guest: what it has to bring about, by names of functions in [`GUEST`], and shell
-/// commands that start it there. They may end or stay.
+/// A client that configures `eth0` of the guest. `checks` has names of functions in [`GUEST`]; `start` has shell
+/// commands that start the client, and may return or not.
 fn row(
     name: &'static str,
     protocol: &'static str,
@@ -99,7 +100,7 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
-/// A DHCPv6 client alone needs a link-local address that is ready.
+/// A client for DHCPv6 only needs a link-local address that is no longer tentative.
 const DHCLIENT_6: &str = r"
 ip link set eth0 up
 for _ in $(seq 50); do ip -6 addr show dev eth0 scope link -tentative | grep -q fe80 && break; sleep 0.2; done
@@ -126,7 +127,7 @@ resolvers=/run/systemd/netif/links/$(cat /sys/class/net/eth0/ifindex)
 /lib/systemd/systemd-networkd &
 ";
 
-/// NetworkManager leaves a tap alone that it has not made; an interface on top of it is its own.
+/// NetworkManager does not configure a tap that it has not created, so it creates an interface on top of it.
 const NETWORK_MANAGER: &str = r"
 dev=lan0
 mkdir -p /var/lib/NetworkManager /etc/NetworkManager/system-connections
@@ -163,7 +164,7 @@ for _ in $(seq 50); do ip -6 addr show dev eth0 scope link -tentative | grep -q 
 dibbler-client run &
 ";
 
-/// With a prefix asked for as well, which is refused.
+/// It requests a prefix as well, which is refused.
 const DHCP6C: &str = r#"
 cat >$DIR/dhcp6c.conf <<END
 interface eth0 { send ia-na 1; send ia-pd 2; request domain-name-servers; script "$DIR/dhcp6c.script"; };

@@ -2,10 +2,11 @@
 
 use super::row::Row;
 
-/// Its namespace ends all that was started in it.
+/// In a PID namespace, so that all processes end with the script.
 const PASST: &str = "exec unshare --pid --fork --kill-child --mount-proc sh $DIR/machine";
 
-/// The peer's servers, passt, and the machine until it has shown what it has to, or is over.
+/// Starts the servers of the peer, passt, and the machine; waits until all expected output was seen, or the machine
+/// ends.
 const MACHINE: &str = r#"
 exec 2>&1
 mkdir -p $DIR/served
@@ -39,8 +40,8 @@ echo "does not show:" $missing
 exit 1
 "#;
 
-/// Firmware: shell commands that run the machine, with its console in `$DIR/console`, and regular expressions that have to
-/// come up there or in the log of the peer's servers, one a line.
+/// Firmware: `start` has shell commands that run the machine, with its console in `$DIR/console`. `shows` has regular
+/// expressions, one per line, that must match there or in the logs of the peer's servers.
 fn row(
     name: &'static str,
     protocol: &'static str,
@@ -110,7 +111,7 @@ machine -device virtio-net-pci,netdev=net,romfile= -machine graphics=off -serial
     -kernel /usr/lib/ipxe/ipxe.lkrn -initrd $DIR/script
 "#;
 
-/// It is told what to do on its console, when that is there.
+/// Gets its commands on its console, when that is ready.
 const U_BOOT: &str = r#"
 {
     for _ in $(seq 300); do grep -qa 'Hit any key' $DIR/console && break; sleep 0.1; done
@@ -126,7 +127,7 @@ const U_BOOT: &str = r#"
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 
-/// By the firmware's own network driver, as a UEFI application.
+/// A UEFI application, which uses the network driver of the firmware.
 const GRUB: &str = r#"
 cat >$DIR/grub.cfg <<'END'
 serial
@@ -147,7 +148,7 @@ machine -device virtio-net-pci,netdev=net,romfile= -serial file:$DIR/console \
     -drive if=pflash,format=raw,file=$DIR/variables -drive if=virtio,format=raw,file=fat:rw:$DIR/grub
 "#;
 
-/// The disk alone is in the boot order, so that the shell on it comes before PXE.
+/// Only the disk is in the boot order, so that its shell starts before PXE.
 const OVMF: &str = r#"
 mkdir -p $DIR/shell
 cp /usr/share/OVMF/OVMF_VARS_4M.fd $DIR/variables

@@ -13,17 +13,17 @@ const PEER: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
 /// Resolvers that the host names.
 const RESOLVERS: [&str; 2] = ["198.51.100.53", "2001:db8:1::53"];
 
-/// How a row went.
+/// The result of a row.
 pub(super) enum Outcome {
-    /// All that the row checks was as it has to be.
+    /// All checks passed.
     Works,
-    /// What was not, with the end of the client's log.
+    /// The checks that failed, with the end of the client's log.
     Fails(String),
-    /// What has to be installed first.
+    /// The package that is not installed.
     Skipped(String),
 }
 
-/// The host, the peer, and a folder for all that a row writes.
+/// The host, the peer, and a folder for files.
 pub(super) struct Network {
     dir: PathBuf,
     programs: PathBuf,
@@ -61,7 +61,7 @@ impl Network {
         Ok((String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success()))
     }
 
-    /// Writes `files`, by name, and runs a script beside them. What it prints last tells why it failed.
+    /// Writes `files`, by name, and runs a script in their folder. The last lines of its output say why it failed.
     pub(super) fn judge(&self, files: &[(&str, &str)], script: &str) -> anyhow::Result<Outcome> {
         for (name, text) in files {
             fs::write(self.dir.join(name), text).with_context(|| format!("can't write {name}"))?;

@@ -5,20 +5,20 @@ use std::process::Command;
 
 use super::network::{Network, Outcome};
 
-/// A guest, and what it has to bring about.
+/// A guest and its checks.
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) protocol: &'static str,
-    /// Debian's packages with the files or programs that it needs.
+    /// Pairs of a Debian package, and a file or program of it that the row needs.
     pub(super) needs: &'static [(&'static str, &'static str)],
     /// Files for the script, by name.
     pub(super) files: [(&'static str, &'static str); 3],
-    /// A shell script that succeeds if all is as it has to be.
+    /// A shell script that succeeds if all checks pass.
     pub(super) script: &'static str,
 }
 
 impl Row {
-    /// Runs it, if all that it needs is there.
+    /// Runs the row, if everything that it needs is installed.
     pub(super) fn run(&self, network: &Network) -> anyhow::Result<Outcome> {
         let missing = |&&(_, file): &&(&str, &str)| !is_there(file);
         match self.needs.iter().find(missing) {
@@ -27,7 +27,7 @@ impl Row {
         }
     }
 
-    /// The version of its first package.
+    /// The installed version of its first package.
     pub(super) fn version(&self) -> String {
         let package = self.needs.first().map_or("", |(package, _)| package);
         let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output();
@@ -36,7 +36,7 @@ impl Row {
     }
 }
 
-/// Whether there is a file, or a program of this name.
+/// Whether a file or a program with this name exists.
 fn is_there(name: &str) -> bool {
     let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     Path::new(name).exists() || folders.iter().any(|folder| Path::new(folder).join(name).exists())
