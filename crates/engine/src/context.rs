@@ -7,11 +7,31 @@ use crate::{
     flow::FlowId,
     host::Host,
     link::Link,
+    memory::Memory,
     timer::{Instant, Timers},
 };
 
-/// What every step needs besides its own state.
-pub struct Context<'a, H: Host, L: Link> {
+/// The kinds of memory, host and link that one program works with.
+///
+/// A program names them once, by an empty type; everything in the engine that needs them has this one parameter.
+pub trait World {
+    /// Where the payload of frames lies.
+    type Memory: Memory;
+    /// Where sockets come from.
+    type Host: Host<Memory = Self::Memory>;
+    /// Where frames to the guest go.
+    type Link: Link<Memory = Self::Memory>;
+}
+
+/// A stream socket of a world.
+pub type TcpOf<W> = <<W as World>::Host as Host>::Tcp;
+/// A datagram socket of a world.
+pub type UdpOf<W> = <<W as World>::Host as Host>::Udp;
+/// A ping socket of a world.
+pub type PingOf<W> = <<W as World>::Host as Host>::Ping;
+
+/// What every step needs besides its own state. It is the last argument, called `cx`, everywhere.
+pub struct Context<'a, W: World> {
     /// The time of this step.
     pub now: Instant,
     /// Addressing and services.
@@ -19,18 +39,33 @@ pub struct Context<'a, H: Host, L: Link> {
     /// What is known of the guest.
     pub guest: &'a Guest,
     /// Sockets of the host.
-    pub host: &'a mut H,
+    pub host: &'a mut W::Host,
     /// The link to the guest.
-    pub link: &'a mut L,
+    pub link: &'a mut W::Link,
     /// Deadlines of all flows.
     pub timers: &'a mut Timers<FlowId>,
 }
 
-impl<H: Host, L: Link> Context<'_, H, L> {
+impl<W: World> Context<'_, W> {
     /// The host's source address for packets of the guest's address `guest` to `destination`; none: the kernel's choice.
     ///
     /// A guest with one address has no choice, so its source says nothing: then the host's routes decide alone.
     pub(crate) fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         if self.guest.has_several(guest) { self.host.outbound_source(guest, destination) } else { None }
     }
+
+    /// The link, and all the rest: for a step that looks for a flow while a slot of the link is reserved.
+    pub(crate) const fn split(&mut self) -> (&mut W::Link, Unlinked<'_, W>) {
+        let Self { now, settings, guest, host, link, timers } = self;
+        (link, Unlinked { now: *now, settings, guest, host, timers })
+    }
+}
+
+/// A context whose link is in use.
+pub(crate) struct Unlinked<'a, W: World> {
+    pub(crate) now: Instant,
+    pub(crate) settings: &'a Settings,
+    pub(crate) guest: &'a Guest,
+    pub(crate) host: &'a mut W::Host,
+    pub(crate) timers: &'a mut Timers<FlowId>,
 }

@@ -71,13 +71,7 @@ impl<'a> Datagram<'a> {
     ///
     /// # Errors
     /// The link is full; fragments may have been sent.
-    pub(crate) fn send<L: Link>(
-        &self,
-        frame: &Outgoing,
-        mtu: u16,
-        id: u32,
-        link: &mut L,
-    ) -> Result<(), Full> {
+    pub(crate) fn send(&self, frame: &Outgoing, mtu: u16, id: u32, link: &mut impl Link) -> Result<(), Full> {
         let room = frame.fragment_room(mtu);
         let total = TRANSPORT_LEN + self.payload.len();
         for offset in (0..total).step_by(room) {
@@ -93,12 +87,12 @@ impl<'a> Datagram<'a> {
         Ok(())
     }
 
-    fn send_piece<L: Link>(
+    fn send_piece(
         &self,
         frame: &Outgoing,
         piece: &Piece,
         len: usize,
-        link: &mut L,
+        link: &mut impl Link,
     ) -> Result<(), Full> {
         let at = frame.fragment_headroom();
         let mut reserved = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;

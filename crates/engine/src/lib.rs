@@ -27,6 +27,7 @@ pub mod memory;
 mod mock;
 pub mod nat;
 pub mod neighbours;
+pub mod pressure;
 pub mod reassembly;
 pub mod resolvers;
 pub mod share;

@@ -22,6 +22,9 @@ pub trait Memory {
 /// Payload in memory of kind `M`.
 pub type PayloadOf<'a, M> = <M as Memory>::Payload<'a>;
 
+/// Room for payload in memory of kind `M`.
+pub type RoomOf<'a, M> = <M as Memory>::Room<'a>;
+
 /// Room for payload.
 pub trait Room {
     /// Copies `bytes` to it, `at` bytes behind its start; what doesn't fit is left out.

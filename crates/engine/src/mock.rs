@@ -18,7 +18,7 @@ use wire::{
 
 use crate::{
     addr::{Guest, Settings, test},
-    context::Context,
+    context::{Context, World},
     flow::FlowId,
     forward::spec::Direction,
     host::{
@@ -203,6 +203,7 @@ pub(crate) enum NoTcp {}
 
 impl TcpSocket for NoTcp {
     type Memory = Plain;
+    const MAX_PIECES: usize = 1;
 
     fn send(&mut self, _: &[u8]) -> Result<usize, SocketError> {
         match *self {}
@@ -398,9 +399,19 @@ impl Link for MockLink {
     }
 }
 
+/// The kinds of what is in this module.
+#[derive(Debug)]
+pub(crate) enum Mock {}
+
+impl World for Mock {
+    type Memory = Plain;
+    type Host = MockHost;
+    type Link = MockLink;
+}
+
 /// Everything around the tables under test.
 #[derive(Debug)]
-pub(crate) struct World {
+pub(crate) struct Fixture {
     pub(crate) now: Instant,
     pub(crate) settings: Settings,
     pub(crate) guest: Guest,
@@ -409,7 +420,7 @@ pub(crate) struct World {
     pub(crate) timers: Timers<FlowId>,
 }
 
-impl World {
+impl Fixture {
     pub(crate) fn new() -> Self {
         let settings = test::settings();
         let guest = test::guest(&settings);
@@ -423,7 +434,7 @@ impl World {
         }
     }
 
-    pub(crate) fn context(&mut self) -> Context<'_, MockHost, MockLink> {
+    pub(crate) fn context(&mut self) -> Context<'_, Mock> {
         Context {
             now: self.now,
             settings: &self.settings,

@@ -14,7 +14,8 @@ use engine::addr::{Guest, Settings};
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
-use engine::stack::{Seeds, Stack};
+use engine::pressure::Pressure;
+use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -35,6 +36,7 @@ use crate::link::{Change, Medium};
 use crate::pasta::netns::Opener;
 use crate::plan;
 use crate::process::lifetime::{Exit, Lifetime};
+use crate::world::Linux;
 use announced::Glimpse;
 use control::Control;
 use stats::Stats;
@@ -91,7 +93,7 @@ pub(crate) struct Resolvers<'a> {
 /// One event loop and all it owns.
 pub(crate) struct Shard {
     start: Clock,
-    stack: Stack<Sockets>,
+    stack: Stack<Linux>,
     sockets: Sockets,
     link: Medium,
     bypass: Bypass,
@@ -101,8 +103,8 @@ pub(crate) struct Shard {
     control: Option<Control>,
     neighbourhood: Option<Neighbourhood>,
     stats: Option<Stats>,
-    /// The link took no more; it reports when it does again.
-    link_full: bool,
+    /// What the last round left to do.
+    pressure: Pressure,
     /// The link may have more frames for us.
     link_has_frames: bool,
     glimpse: Glimpse,
@@ -124,11 +126,11 @@ impl Shard {
         let mut acceptors = Acceptors::new();
         // Until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
-        let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp(), sockets: &mut sockets };
+        let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp_mut(), sockets: &mut sockets };
         let forwarder = Forwarder::new(setup.rules, rx)?;
         let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
         let control = control.context("can't watch the control socket")?;
-        stack.udp().set_policy(setup.policy);
+        stack.udp_mut().set_policy(setup.policy);
         Ok(Self {
             start,
             stack,
@@ -141,7 +143,7 @@ impl Shard {
             control,
             neighbourhood: setup.neighbourhood,
             stats: setup.stats.map(Stats::new),
-            link_full: false,
+            pressure: Pressure::None,
             link_has_frames: false,
             glimpse: Box::new([0; _]),
         })
@@ -153,7 +155,7 @@ impl Shard {
         let Some(opener) = opener else { return Ok(()) };
         let now = self.now();
         let Self { acceptors, sockets, stack, .. } = self;
-        let rx = Receivers { acceptors, udp: stack.udp(), sockets };
+        let rx = Receivers { acceptors, udp: stack.udp_mut(), sockets };
         let changeable = self.control.is_some();
         self.forwarder
             .start(&opener, changeable, now, rx)
@@ -171,7 +173,7 @@ impl Shard {
     ) -> anyhow::Result<Exit> {
         self.watch_all(&lifetime, resolvers.as_ref())?;
         let change = self.link.watch(self.sockets.epoll())?;
-        self.on_link_change(change);
+        self.on_link_change(change, self.now());
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.wait(&mut events)?;
@@ -229,7 +231,7 @@ impl Shard {
 
     /// Waits for events, or until something is due.
     fn wait(&mut self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
-        let runnable = self.bypass.has_runnable() || self.stack.has_runnable() && !self.link_full;
+        let runnable = self.bypass.has_runnable() || self.pressure == Pressure::MoreToSend;
         let timeout = if runnable || self.link_has_frames {
             Some(Duration::ZERO)
         } else {
@@ -264,12 +266,12 @@ impl Shard {
         match source {
             // The event loop's caller owns these.
             Source::Signals | Source::Namespace | Source::Resolvers => {}
-            Source::Neighbours => self.on_neighbours(),
+            Source::Neighbours => self.on_neighbours(now),
             Source::Control => self.on_control(now),
             Source::ControlClient => self.on_control_client(now),
             Source::Link(number) => {
                 let change = self.link.on_event(number, flags, now, self.sockets.epoll())?;
-                self.on_link_change(change);
+                self.on_link_change(change, now);
             }
             Source::Listener(id) => self.accept(id, now),
             Source::Bypass(id, side) => {
@@ -282,29 +284,38 @@ impl Shard {
                 if flags.contains(EventFlags::IN) {
                     self.before_datagram(id, now);
                 }
-                let (readiness, sockets) = (io::readiness(flags), &mut self.sockets);
-                self.stack.on_readiness(id, readiness, now, sockets, &mut self.link);
+                self.round(now).ready(id, io::readiness(flags));
             }
         }
         Ok(())
     }
 
+    /// The engine, for an event of this round or for its end.
+    const fn round(&mut self, now: Instant) -> Round<'_, Linux> {
+        self.stack.round(now, &mut self.sockets, &mut self.link)
+    }
+
     /// The host has got to know its neighbours better, or has forgotten some.
-    fn on_neighbours(&mut self) {
+    fn on_neighbours(&mut self, now: Instant) {
         let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
         for change in changes {
-            self.stack.on_neighbour(change, &mut self.link);
+            self.round(now).neighbour(change);
         }
     }
 
-    fn on_link_change(&mut self, change: Change) {
+    fn on_link_change(&mut self, change: Change, now: Instant) {
         if change.down {
             self.acceptors.set_open(self.sockets.epoll(), false);
         }
-        self.link_full &= !change.room;
+        if change.room {
+            self.round(now).link_has_room();
+            if self.pressure == Pressure::LinkFull {
+                self.pressure = Pressure::MoreToSend;
+            }
+        }
         self.link_has_frames |= change.frames;
         if change.up {
-            self.stack.on_link_up(&mut self.link);
+            self.round(now).link_up();
         }
     }
 
@@ -321,7 +332,7 @@ impl Shard {
             self.acceptors.set_open(self.sockets.epoll(), true);
             let (head, whole, offload) = frame.parts();
             self.before_frame(head, whole, now);
-            self.stack.on_frame(head, whole, &offload, now, &mut self.sockets, &mut self.link);
+            self.stack.round(now, &mut self.sockets, &mut self.link).frame(head, whole, &offload);
         }
     }
 
@@ -329,26 +340,20 @@ impl Shard {
     fn finish_round(&mut self, now: Instant) -> anyhow::Result<Option<Exit>> {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
-            self.forwarder.on_deadline(now, Receivers { acceptors, udp: stack.udp(), sockets });
+            self.forwarder.on_deadline(now, Receivers { acceptors, udp: stack.udp_mut(), sockets });
         }
         if self.control_deadline().is_some_and(|due| due <= now) {
             self.on_control_deadline(now);
         }
         self.link.on_deadline(now, self.sockets.epoll());
         self.bypass.finish_round(now);
-        let Self { stack, sockets, link, .. } = self;
-        if stack.next_deadline().is_some_and(|due| due <= now) {
-            stack.on_deadlines(now, sockets, link);
-        }
-        stack.end_batch(now, sockets, link);
-        if !self.link_full && !stack.run(now, sockets, link) {
-            self.link_full = true;
-        }
-        let change = link.finish_round(self.link_full, sockets.epoll())?;
+        self.pressure = self.round(now).finish();
+        let full = self.pressure == Pressure::LinkFull;
+        let change = self.link.finish_round(full, self.sockets.epoll())?;
         if change.lost {
-            stack.on_link_lost(now, sockets, link);
+            self.round(now).link_lost();
         }
-        self.on_link_change(change);
+        self.on_link_change(change, now);
         Ok(change.over.then_some(Exit::GuestGone))
     }
 
@@ -377,7 +382,7 @@ impl Shard {
             Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);
                 // Refused, for want of room: the socket resets as it is dropped.
-                drop(self.stack.on_accept(ends, socket, now, &mut self.sockets, &mut self.link));
+                drop(self.round(now).accept(ends, socket));
             }
             Onward::Refuse => {}
         }

@@ -20,9 +20,10 @@ use engine::{
     flow::FlowId,
     host::{QueuedError, Readiness, Received, Report},
     neighbours::Neighbours,
+    pressure::Pressure,
     reassembly::{MAX_BYTES, MAX_DATAGRAMS},
     share::{Bound, Share},
-    stack::{Limits, Seeds, Stack},
+    stack::{Limits, Round, Seeds, Stack},
     timer::Instant,
     udp,
 };
@@ -150,6 +151,8 @@ struct Run {
     link: GuestLink,
     guest: Guest,
     now: Instant,
+    /// What the last round left to do.
+    pressure: Pressure,
 }
 
 impl Run {
@@ -164,6 +167,7 @@ impl Run {
             link: GuestLink::new(),
             guest: Guest::new(),
             now,
+            pressure: Pressure::None,
         }
     }
 
@@ -189,7 +193,7 @@ impl Run {
                 2 => self.world.exhausted = true,
                 _ => (self.link.full, self.link.refuses, self.world.exhausted) = (false, false, false),
             },
-            27 => self.stack.on_link_up(&mut self.link),
+            27 => self.begin().link_up(),
             28 => self.fragments(input),
             _ => self.round(),
         }
@@ -209,14 +213,7 @@ impl Run {
                 }
             }
         }
-        self.stack.on_frame(
-            wire::frame::head(frame),
-            frame,
-            offload,
-            self.now,
-            &mut self.world,
-            &mut self.link,
-        );
+        self.begin().frame(wire::frame::head(frame), frame, offload);
     }
 
     /// A frame in fragments, most of them once, in one order or the other.
@@ -233,14 +230,12 @@ impl Run {
         }
         self.world.segment = segment_of(&frame).map(|(ends, seq, _)| (ends, seq));
         for fragment in fragments {
-            let (head, now) = (wire::frame::head(&fragment), self.now);
-            let Self { stack, world, link, .. } = self;
-            stack.on_frame(head, &fragment, &Offload::default(), now, world, link);
+            self.begin().frame(wire::frame::head(&fragment), &fragment, &Offload::default());
         }
     }
 
     fn readiness(&mut self, id: FlowId, readiness: Readiness) {
-        self.stack.on_readiness(id, readiness, self.now, &mut self.world, &mut self.link);
+        self.begin().ready(id, readiness);
     }
 
     fn stream_event(&mut self, input: &mut Input<'_>) {
@@ -345,19 +340,23 @@ impl Run {
         let talk = usize::from(input.byte()) % self.guest.talks.len();
         let ends = self.guest.talks[talk].ends;
         let socket = self.world.accepted(ends);
-        drop(self.stack.on_accept(ends, socket, self.now, &mut self.world, &mut self.link));
+        drop(self.begin().accept(ends, socket));
     }
 
-    /// What the event loop does after each batch of events.
+    fn begin(&mut self) -> Round<'_, World> {
+        self.stack.round(self.now, &mut self.world, &mut self.link)
+    }
+
+    /// What the event loop does at the end of each round.
     fn round(&mut self) {
-        let (stack, world, link) = (&mut self.stack, &mut self.world, &mut self.link);
-        if stack.next_deadline().is_some_and(|due| due <= self.now) {
-            stack.on_deadlines(self.now, world, link);
+        let takes = !self.link.full && !self.link.refuses;
+        let mut round = self.begin();
+        if takes {
+            round.link_has_room();
         }
-        stack.end_batch(self.now, world, link);
-        let due = stack.next_deadline();
+        self.pressure = round.finish();
+        let due = self.stack.next_deadline();
         assert!(due.is_none_or(|due| due > self.now), "at {:?}, {due:?} stays due", self.now);
-        stack.run(self.now, world, link);
     }
 
     /// What must hold at all times.
@@ -392,11 +391,11 @@ impl Run {
             for _ in 0..1000 {
                 self.round();
                 self.link.next_step();
-                if !self.stack.has_runnable() {
+                if self.pressure == Pressure::None {
                     break;
                 }
             }
-            assert!(!self.stack.has_runnable(), "connections that never rest");
+            assert_eq!(self.pressure, Pressure::None, "connections that never rest");
             self.check();
         }
         assert_eq!(self.stack.tcp().len(), 0, "connections left");

@@ -8,6 +8,7 @@ use std::{
 };
 
 use engine::{
+    context,
     flow::{Endpoints, FlowId, Kind},
     forward::spec::Direction,
     host::{
@@ -16,6 +17,7 @@ use engine::{
     memory::Plain,
 };
 
+use super::link::GuestLink;
 use crate::mutate::Random;
 
 const EPIPE: i32 = 32;
@@ -94,12 +96,14 @@ pub(super) struct StreamSocket(Rc<RefCell<Stream>>);
 
 impl TcpSocket for StreamSocket {
     type Memory = Plain;
+    const MAX_PIECES: usize = 2;
 
     fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
         self.send_pieces(&[payload])
     }
 
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        assert!(pieces.len() <= Self::MAX_PIECES);
         let mut stream = self.0.borrow_mut();
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         assert!(len > 0, "a send of nothing");
@@ -388,6 +392,13 @@ impl World {
     pub(super) fn pings(&self) -> &[Rc<RefCell<Mailbox>>] {
         &self.pings
     }
+}
+
+/// The world is its own host.
+impl context::World for World {
+    type Memory = Plain;
+    type Host = Self;
+    type Link = GuestLink;
 }
 
 impl Host for World {

@@ -11,7 +11,8 @@ use wire::{
 
 use super::*;
 use crate::{
-    mock::{MockHost, MockLink, World, ip},
+    mock::{Fixture, Mock, ip},
+    pressure::Pressure,
     share::{Bound, Share},
     stack::{Counters, Limits, Seeds, Stack},
 };
@@ -20,13 +21,13 @@ use crate::{
 const INNER_AT: usize = 8;
 
 struct Test {
-    stack: Stack<MockHost>,
-    world: World,
+    stack: Stack<Mock>,
+    world: Fixture,
 }
 
 impl Test {
     fn new() -> Self {
-        let world = World::new();
+        let world = Fixture::new();
         let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
         let guest = crate::addr::test::guest(&world.settings);
         let share = Share { most: 10, bound: Bound::Fixed };
@@ -55,9 +56,10 @@ impl Test {
     }
 
     fn send(&mut self, frame: &[u8], offload: &Offload) {
-        let World { now, host, link, .. } = &mut self.world;
-        self.stack.on_frame(frame::head(frame), frame, offload, *now, host, link);
-        self.stack.end_batch::<MockLink>(*now, host, link);
+        let Fixture { now, host, link, .. } = &mut self.world;
+        let mut round = self.stack.round(*now, host, link);
+        round.frame(frame::head(frame), frame, offload);
+        assert_eq!(round.finish(), Pressure::None);
     }
 
     /// The payloads that sockets have sent since the last call.
@@ -234,11 +236,12 @@ fn checksums_in_a_train_of_tunnels_are_completed() {
     let mut test = Test::new();
     for last in *b"abcdefgh" {
         let (frame, offload) = tunnel(false, &datagram(&outgoing(false), 9, &[last; 100]));
-        let World { now, host, link, .. } = &mut test.world;
-        test.stack.on_frame(frame::head(&frame), frame.as_slice(), &offload, *now, host, link);
+        let Fixture { now, host, link, .. } = &mut test.world;
+        let mut round = test.stack.round(*now, host, link);
+        round.frame(frame::head(&frame), frame.as_slice(), &offload);
     }
-    let World { now, host, link, .. } = &mut test.world;
-    test.stack.end_batch::<MockLink>(*now, host, link);
+    let Fixture { now, host, link, .. } = &mut test.world;
+    assert_eq!(test.stack.round(*now, host, link).finish(), Pressure::None);
     let sent = test.sent().concat();
     let (each, rest) = sent.as_chunks::<{ INNER_AT + 42 + 100 }>();
     assert_eq!((each.len(), rest.len()), (8, 0));

@@ -14,11 +14,10 @@ use super::{
     exchange::{Asked, Exchange, Key},
 };
 use crate::{
-    context::Context,
+    context::{Context, UdpOf, World},
     flow::FlowId,
     host::{Errno, Host, Outbound, QueuedError, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
-    link::Link,
     memory::PayloadOf,
     timer::Timers,
 };
@@ -34,16 +33,16 @@ const HOP_LIMIT: u8 = 64;
 /// Most errors taken from a socket at a time.
 const MOST_ERRORS: usize = 16;
 
-impl<S: UdpSocket> Dns<S> {
+impl<W: World> Dns<W> {
     /// A new question, or the first datagram of a session.
-    pub(super) fn ask_first<H: Host<Udp = S>, L: Link>(
+    pub(super) fn ask_first(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         key: Key,
         question: Option<&Question<'_>>,
         head: &[u8],
-        message: PayloadOf<'_, S::Memory>,
+        message: PayloadOf<'_, W::Memory>,
         traffic_class: u8,
+        cx: &mut Context<'_, W>,
     ) {
         let Some(servers) = cx.settings.resolvers(key.endpoints.remote, &self.health, cx.now) else {
             self.counters.invalid += 1;
@@ -59,31 +58,31 @@ impl<S: UdpSocket> Dns<S> {
             Some(question) => self.hold(id, question, head, message),
             None => self.hold_unanswered(id, message),
         }
-        if !self.ask_next(cx, id, Some(message)) {
-            self.conclude(cx, id);
+        if !self.ask_next(id, Some(message), cx) {
+            self.conclude(id, cx);
         } else if question.is_none() {
-            self.note_session(cx, id, true);
+            self.note_session(id, true, cx);
         }
     }
 
     /// The guest asks the same once more, or the session goes on.
-    pub(super) fn ask_again<H: Host<Udp = S>, L: Link>(
+    pub(super) fn ask_again(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
         head: &[u8],
-        message: PayloadOf<'_, S::Memory>,
+        message: PayloadOf<'_, W::Memory>,
         traffic_class: u8,
+        cx: &mut Context<'_, W>,
     ) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         exchange.traffic_class = traffic_class;
         if exchange.key.id.is_none() {
             let current = exchange.asked.len().saturating_sub(1);
             self.hold_unanswered(id, message);
-            if self.send(cx, id, current, message) {
-                self.note_session(cx, id, true);
+            if self.send(id, current, message, cx) {
+                self.note_session(id, true, cx);
             } else {
-                self.ask_next_or_wait(cx, id);
+                self.ask_next_or_wait(id, cx);
             }
             return;
         }
@@ -93,13 +92,13 @@ impl<S: UdpSocket> Dns<S> {
         if let Some(question) = Question::parse(head) {
             self.hold(id, &question, head, message);
         }
-        if !self.ask_next(cx, id, Some(message)) {
-            self.conclude(cx, id);
+        if !self.ask_next(id, Some(message), cx) {
+            self.conclude(id, cx);
         }
     }
 
     /// Keeps a question: all of it if it may be repeated, else what it takes to know the answer.
-    fn hold(&mut self, id: FlowId, question: &Question<'_>, head: &[u8], message: PayloadOf<'_, S::Memory>) {
+    fn hold(&mut self, id: FlowId, question: &Question<'_>, head: &[u8], message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         self.bytes -= exchange.question.len();
         let len = message.len();
@@ -119,7 +118,7 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// Keeps a datagram of a session that no server has answered yet: another one may.
-    fn hold_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, S::Memory>) {
+    fn hold_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         if exchange.carried[1] > 0 {
             return;
@@ -167,23 +166,23 @@ impl<S: UdpSocket> Dns<S> {
 
     /// Asks the next server that can be asked, with `message` if this is at hand, else with what was kept. False if there
     /// is none.
-    fn ask_next<H: Host<Udp = S>, L: Link>(
+    fn ask_next(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
-        message: Option<PayloadOf<'_, S::Memory>>,
+        message: Option<PayloadOf<'_, W::Memory>>,
+        cx: &mut Context<'_, W>,
     ) -> bool {
         while let Some(exchange) = self.exchanges.get_mut(id) {
             let Some(&server) = exchange.servers.all().get(exchange.next) else { return false };
             exchange.next += 1;
             let known = exchange.asked.iter().position(|asked| asked.server == server);
-            let Some(index) = known.or_else(|| self.open(cx, id, server)) else { continue };
+            let Some(index) = known.or_else(|| self.open(id, server, cx)) else { continue };
             let sent = match message {
-                Some(message) => self.send(cx, id, index, message),
-                None => self.send_kept(cx, id, index),
+                Some(message) => self.send(id, index, message, cx),
+                None => self.send_kept(id, index, cx),
             };
             if sent {
-                self.schedule(cx, id);
+                self.schedule(id, cx);
                 return true;
             }
         }
@@ -191,12 +190,7 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// Opens the socket for a server; returns its index.
-    fn open<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        server: SocketAddr,
-    ) -> Option<usize> {
+    fn open(&mut self, id: FlowId, server: SocketAddr, cx: &mut Context<'_, W>) -> Option<usize> {
         let share = self.limits.files;
         while share.is_full(self.files) {
             if self.notice.is_due(cx.now) {
@@ -220,7 +214,7 @@ impl<S: UdpSocket> Dns<S> {
             Ok(io) => io,
             Err(errno) => {
                 if !errno.is_exhaustion() {
-                    self.note_failure(cx, id, server, errno);
+                    self.note_failure(id, server, errno, cx);
                 }
                 return None;
             }
@@ -241,15 +235,10 @@ impl<S: UdpSocket> Dns<S> {
         ended
     }
 
-    fn send_kept<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        index: usize,
-    ) -> bool {
+    fn send_kept(&mut self, id: FlowId, index: usize, cx: &mut Context<'_, W>) -> bool {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let question = core::mem::take(&mut exchange.question);
-        let sent = self.send(cx, id, index, (&question[..]).into());
+        let sent = self.send(id, index, (&question[..]).into(), cx);
         if let Some(exchange) = self.exchanges.get_mut(id) {
             exchange.question = question;
         }
@@ -257,12 +246,12 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// Sends to a server that has a socket. False if it can't be reached.
-    fn send<H: Host<Udp = S>, L: Link>(
+    fn send(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
         index: usize,
-        payload: PayloadOf<'_, S::Memory>,
+        payload: PayloadOf<'_, W::Memory>,
+        cx: &mut Context<'_, W>,
     ) -> bool {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let traffic_class = exchange.traffic_class;
@@ -295,20 +284,14 @@ impl<S: UdpSocket> Dns<S> {
             }
             Err(SocketError::Failed(errno)) => {
                 self.counters.not_sent += 1;
-                self.note_failure(cx, id, server, errno);
+                self.note_failure(id, server, errno, cx);
                 false
             }
         }
     }
 
     /// The host can't reach a server.
-    fn note_failure<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        server: SocketAddr,
-        errno: Errno,
-    ) {
+    fn note_failure(&mut self, id: FlowId, server: SocketAddr, errno: Errno, cx: &mut Context<'_, W>) {
         self.health.failed(server.ip(), cx.now);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         log::debug!("{id}: {server} can't be asked (error {})", errno.0);
@@ -318,7 +301,7 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// Sets when the exchange is looked at again.
-    fn schedule<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    fn schedule(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let wait = match exchange.key.id {
             _ if exchange.may_ask_another() || exchange.kept.is_some() => SILENCE,
@@ -329,48 +312,39 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// A server did not help: asks the next one, or waits for those that were asked, or gives up.
-    pub(super) fn ask_next_or_wait<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-    ) {
+    pub(super) fn ask_next_or_wait(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get(id) else { return };
-        if exchange.may_ask_another() && self.ask_next(cx, id, None) {
+        if exchange.may_ask_another() && self.ask_next(id, None, cx) {
             return;
         }
         if self.exchanges.get(id).is_some_and(Exchange::waits) {
-            self.schedule(cx, id);
+            self.schedule(id, cx);
         } else {
-            self.conclude(cx, id);
+            self.conclude(id, cx);
         }
     }
 
     /// No server is left: the guest gets what there is.
-    fn conclude<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    fn conclude(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if self.exchanges.get(id).is_some_and(|exchange| exchange.key.id.is_some() && exchange.waits()) {
             return;
         }
         let Some(exchange) = self.end(cx.timers, id) else { return };
         let endpoints = exchange.key.endpoints;
         if let Some(answer) = exchange.kept {
-            self.pass_on(cx, endpoints, None, 0, &answer);
+            self.pass_on(endpoints, None, 0, &answer, cx);
         } else if let Some(report) = exchange.error {
             let v4 = endpoints.guest.is_ipv4();
             let remote = endpoints.remote.ip();
             let source =
                 if is_of_the_server(report, v4) { remote } else { icmp::router(cx.settings, remote) };
             let quoted = &exchange.question;
-            icmp::tell(cx, source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted));
+            icmp::tell(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);
         }
     }
 
     /// Takes the errors of a socket. A server that can't be reached will not answer.
-    pub(super) fn on_errors<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        index: usize,
-    ) {
+    pub(super) fn on_errors(&mut self, id: FlowId, index: usize, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let to_v4 = exchange.key.endpoints.guest.is_ipv4();
         let Some(asked) = exchange.asked.get_mut(index) else { return };
@@ -386,16 +360,16 @@ impl<S: UdpSocket> Dns<S> {
         exchange.error = report.translated(server.is_ipv4(), to_v4).or(exchange.error);
         log::debug!("{id}: {server} can't be reached (ICMP type {}, code {})", report.kind, report.code);
         self.health.failed(server.ip(), cx.now);
-        self.ask_next_or_wait(cx, id);
+        self.ask_next_or_wait(id, cx);
     }
 
     /// The deadline of an exchange may have been reached.
-    pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         if !exchange.deadline.reached(cx.now, cx.timers, id) {
             return;
         }
-        if exchange.may_ask_another() && self.ask_next(cx, id, None) {
+        if exchange.may_ask_another() && self.ask_next(id, None, cx) {
             return;
         }
         // What is still silent will not be waited for.
@@ -403,16 +377,11 @@ impl<S: UdpSocket> Dns<S> {
             exchange.asked.iter_mut().for_each(|asked| asked.waits = false);
             exchange.error = None;
         }
-        self.conclude(cx, id);
+        self.conclude(id, cx);
     }
 
     /// Notes a datagram of a session: its end moves away, and others are older.
-    pub(super) fn note_session<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        sent: bool,
-    ) {
+    pub(super) fn note_session(&mut self, id: FlowId, sent: bool, cx: &mut Context<'_, W>) {
         self.make_youngest(id);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let [out, back] = &mut exchange.carried;
@@ -434,7 +403,7 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// Ends an exchange and closes its sockets.
-    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<S>> {
+    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<UdpOf<W>>> {
         let mut exchange = self.exchanges.remove(id)?;
         exchange.deadline.withdraw(timers, id);
         self.by_age.remove(&exchange.age);
@@ -445,7 +414,7 @@ impl<S: UdpSocket> Dns<S> {
 }
 
 /// Takes all errors of a socket, and leaves it without any.
-fn take_errors<S: UdpSocket>(io: &mut S) -> Vec<QueuedError> {
+fn take_errors(io: &mut impl UdpSocket) -> Vec<QueuedError> {
     let mut quote = [0; 1];
     let errors: Vec<QueuedError> =
         core::iter::from_fn(|| io.take_queued_error(&mut quote)).take(MOST_ERRORS).collect();

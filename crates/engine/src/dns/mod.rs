@@ -22,11 +22,11 @@ use wire::{
 };
 
 use crate::{
-    context::Context,
+    context::{Context, UdpOf, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Kind},
     fragmentation::Datagram,
-    host::{Host, Readiness, Received, SocketError, UdpSocket},
+    host::{Readiness, Received, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
     link::{Full, Link},
     memory::PayloadOf,
     resolvers::{DNS, Health},
@@ -34,8 +34,6 @@ use crate::{
 };
 use exchange::{Exchange, Key, Verdict};
 
-/// Hop limit shown when the host does not say what it received, and of answers that were kept.
-const UNKNOWN_HOP_LIMIT: u8 = 255;
 /// Most datagrams taken from a socket before others get their turn.
 const VISIT: u8 = 16;
 
@@ -53,9 +51,8 @@ pub struct Limits {
 }
 
 /// All questions that wait for an answer, and all sessions.
-#[derive(Debug)]
-pub struct Dns<S> {
-    exchanges: Flows<Exchange<S>>,
+pub struct Dns<W: World> {
+    exchanges: Flows<Exchange<UdpOf<W>>>,
     /// Oldest first.
     by_age: BTreeMap<u64, FlowId>,
     age: u64,
@@ -72,7 +69,7 @@ pub struct Dns<S> {
     counters: Drops,
 }
 
-impl<S: UdpSocket> Dns<S> {
+impl<W: World> Dns<W> {
     /// No question. `hash_key` is random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
@@ -117,12 +114,12 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// A datagram of the guest for the host's resolvers, or with segmentation in `offload` a train of them.
-    pub fn on_datagram<H: Host<Udp = S>, L: Link>(
+    pub fn on_datagram(
         &mut self,
-        cx: &mut Context<'_, H, L>,
-        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
-        datagram: &udp::Datagram<'_, PayloadOf<'_, S::Memory>>,
+        packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
+        datagram: &udp::Datagram<'_, PayloadOf<'_, W::Memory>>,
         offload: &Offload,
+        cx: &mut Context<'_, W>,
     ) {
         let endpoints = Endpoints {
             guest: SocketAddr::new(packet.source, datagram.header.source_port.get()),
@@ -136,16 +133,16 @@ impl<S: UdpSocket> Dns<S> {
         let train = offload.segmentation.filter(|train| train.kind == SegmentKind::Udp && train.size > 0);
         let size = train.map_or(payload.len(), |train| usize::from(train.size)).max(1);
         for start in (0..payload.len().max(1)).step_by(size) {
-            self.on_message(cx, endpoints, payload.slice(start..start + size), packet.traffic_class);
+            self.on_message(endpoints, payload.slice(start..start + size), packet.traffic_class, cx);
         }
     }
 
-    fn on_message<H: Host<Udp = S>, L: Link>(
+    fn on_message(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         endpoints: Endpoints,
-        message: PayloadOf<'_, S::Memory>,
+        message: PayloadOf<'_, W::Memory>,
         traffic_class: u8,
+        cx: &mut Context<'_, W>,
     ) {
         let mut head = [0; MAX_HEAD_LEN];
         let len = message.copy_to(&mut head);
@@ -155,30 +152,25 @@ impl<S: UdpSocket> Dns<S> {
         if let Some(id) = self.exchanges.find(&key) {
             let again = self.exchanges.get(id).is_some_and(|exchange| exchange.is_about(question.as_ref()));
             if again {
-                return self.ask_again(cx, id, head, message, traffic_class);
+                return self.ask_again(id, head, message, traffic_class, cx);
             }
             self.end(cx.timers, id);
         }
-        self.ask_first(cx, key, question.as_ref(), head, message, traffic_class);
+        self.ask_first(key, question.as_ref(), head, message, traffic_class, cx);
     }
 
     /// Sockets of an exchange are ready.
-    pub fn on_socket_event<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        readiness: Readiness,
-    ) {
+    pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         let mut buffer = core::mem::take(&mut self.buffer);
         buffer.resize(MAX_LEN, 0);
         let mut index = 0;
         // Which socket it was is not reported; there are few.
         while self.exchanges.get(id).is_some_and(|exchange| index < exchange.asked.len()) {
             if readiness.error {
-                self.on_errors(cx, id, index);
+                self.on_errors(id, index, cx);
             }
             if readiness.readable {
-                self.receive(cx, id, index, &mut buffer);
+                self.receive(id, index, &mut buffer, cx);
             }
             index += 1;
         }
@@ -186,13 +178,7 @@ impl<S: UdpSocket> Dns<S> {
     }
 
     /// Takes datagrams from a socket.
-    fn receive<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        index: usize,
-        buffer: &mut [u8],
-    ) {
+    fn receive(&mut self, id: FlowId, index: usize, buffer: &mut [u8], cx: &mut Context<'_, W>) {
         for _ in 0..VISIT {
             let Some(asked) = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index))
             else {
@@ -201,7 +187,7 @@ impl<S: UdpSocket> Dns<S> {
             let received = match asked.io.receive((&mut *buffer).into()) {
                 Ok(received) => received,
                 Err(SocketError::WouldBlock) => return,
-                Err(SocketError::Failed(_)) => return self.on_errors(cx, id, index),
+                Err(SocketError::Failed(_)) => return self.on_errors(id, index, cx),
             };
             let expected = (asked.server.ip(), asked.server.port());
             if received.truncated || (received.from.ip(), received.from.port()) != expected {
@@ -211,22 +197,22 @@ impl<S: UdpSocket> Dns<S> {
             let payload = buffer.get(..received.len).unwrap_or_default();
             let size = received.segment_size.map_or(payload.len(), usize::from).max(1);
             if payload.is_empty() {
-                self.on_answer(cx, id, index, &received, payload);
+                self.on_answer(id, index, &received, payload, cx);
             }
             for answer in payload.chunks(size) {
-                self.on_answer(cx, id, index, &received, answer);
+                self.on_answer(id, index, &received, answer, cx);
             }
         }
     }
 
     /// A datagram of a server that was asked.
-    fn on_answer<H: Host<Udp = S>, L: Link>(
+    fn on_answer(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
         index: usize,
         received: &Received,
         payload: &[u8],
+        cx: &mut Context<'_, W>,
     ) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let endpoints = exchange.key.endpoints;
@@ -234,28 +220,28 @@ impl<S: UdpSocket> Dns<S> {
             Verdict::NoAnswer => self.counters.undeliverable += 1,
             Verdict::Session => {
                 self.settle(id, index);
-                self.note_session(cx, id, false);
-                self.pass_on(cx, endpoints, received.hop_limit, received.traffic_class, payload);
+                self.note_session(id, false, cx);
+                self.pass_on(endpoints, received.hop_limit, received.traffic_class, payload, cx);
             }
             verdict @ (Verdict::Final | Verdict::AskAnother) => {
                 exchange.report(index, &mut self.health, cx.now);
                 if verdict == Verdict::AskAnother && self.keep(id, payload) {
-                    return self.ask_next_or_wait(cx, id);
+                    return self.ask_next_or_wait(id, cx);
                 }
                 self.end(cx.timers, id);
-                self.pass_on(cx, endpoints, received.hop_limit, received.traffic_class, payload);
+                self.pass_on(endpoints, received.hop_limit, received.traffic_class, payload, cx);
             }
         }
     }
 
     /// Hands an answer to the guest, from where it had asked.
-    fn pass_on<H: Host<Udp = S>, L: Link>(
+    fn pass_on(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         endpoints: Endpoints,
         hop_limit: Option<u8>,
         traffic_class: u8,
         payload: &[u8],
+        cx: &mut Context<'_, W>,
     ) {
         let Endpoints { guest, remote } = endpoints;
         let frame = Outgoing {
@@ -285,8 +271,8 @@ impl<S: UdpSocket> Dns<S> {
 }
 
 /// Sends a datagram in one frame; none if it does not fit.
-fn send_whole<L: Link>(
-    link: &mut L,
+fn send_whole(
+    link: &mut impl Link,
     frame: &Outgoing,
     ports: (u16, u16),
     payload: &[u8],

@@ -7,7 +7,7 @@ use zerocopy::big_endian::U16;
 use super::*;
 use crate::{
     host::{Errno, QueuedError, Report},
-    mock::{Opened, Socket, World, ip, received, udp},
+    mock::{Fixture, Mock, Opened, ip, received, udp},
     share::Bound,
 };
 
@@ -31,8 +31,8 @@ const NXDOMAIN: u8 = 3;
 const REFUSED: u8 = 5;
 
 struct Test {
-    world: World,
-    dns: Dns<Socket>,
+    world: Fixture,
+    dns: Dns<Mock>,
 }
 
 fn query(id: u16, name: &str) -> Vec<u8> {
@@ -56,7 +56,7 @@ impl Test {
     }
 
     fn with(servers: &[&str]) -> Self {
-        let mut world = World::new();
+        let mut world = Fixture::new();
         let servers: Vec<IpAddr> = servers.iter().map(|server| server.parse().unwrap()).collect();
         world.settings.v4.as_mut().unwrap().dns_servers = servers.clone();
         world.settings.v6.as_mut().unwrap().dns_servers = servers;
@@ -85,11 +85,11 @@ impl Test {
             dont_fragment: false,
             transport: Transport::Udp(datagram),
         };
-        self.dns.on_datagram(&mut self.world.context(), &packet, &datagram, offload);
+        self.dns.on_datagram(&packet, &datagram, offload, &mut self.world.context());
     }
 
     fn ready(&mut self, socket: &Opened, readiness: Readiness) {
-        self.dns.on_socket_event(&mut self.world.context(), socket.id, readiness);
+        self.dns.on_ready(socket.id, readiness, &mut self.world.context());
     }
 
     /// A server sends a datagram.
@@ -120,7 +120,7 @@ impl Test {
     fn wait(&mut self, millis: u64) {
         self.world.now = self.world.now + Duration::from_millis(millis);
         while let Some(id) = self.world.timers.pop_due(self.world.now) {
-            self.dns.on_timer(&mut self.world.context(), id);
+            self.dns.on_deadline(id, &mut self.world.context());
         }
     }
 

@@ -14,6 +14,9 @@ use crate::{
     memory::{Memory, PayloadOf},
 };
 
+/// Hop limit shown to the guest where the host does not report that of what it received.
+pub(crate) const UNKNOWN_HOP_LIMIT: u8 = 255;
+
 /// A Linux error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -73,7 +76,10 @@ pub trait TcpSocket {
     /// See [`SocketError`].
     fn send(&mut self, payload: PayloadOf<'_, Self::Memory>) -> Result<usize, SocketError>;
 
-    /// The same for `pieces` of our own memory, in order.
+    /// Most pieces that one call of [`TcpSocket::send_pieces`] takes.
+    const MAX_PIECES: usize;
+
+    /// The same for at most [`MAX_PIECES`](Self::MAX_PIECES) pieces of our own memory, in order.
     ///
     /// # Errors
     /// See [`SocketError`].

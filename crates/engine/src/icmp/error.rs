@@ -12,9 +12,9 @@ use zerocopy::{IntoBytes, big_endian::U16};
 
 use crate::{
     addr::{Guest, Settings},
-    context::Context,
+    context::{Context, World},
     flow::Endpoints,
-    host::{Errno, Host, Report},
+    host::{Errno, Report},
     link::Link,
 };
 
@@ -164,12 +164,7 @@ pub(crate) fn router(settings: &Settings, remote: IpAddr) -> IpAddr {
 
 /// Sends the guest an error message from `source` about the packet in `quote`. No error is sent about packets to a
 /// group (RFC 1122 §3.2.2, RFC 4443 §2.4).
-pub(crate) fn tell<H: Host, L: Link>(
-    cx: &mut Context<'_, H, L>,
-    source: IpAddr,
-    report: Report,
-    quote: &Quote<'_>,
-) {
+pub(crate) fn tell<W: World>(source: IpAddr, report: Report, quote: &Quote<'_>, cx: &mut Context<'_, W>) {
     if is_group(quote.remote) {
         return;
     }

@@ -24,11 +24,11 @@ pub use error::MAX_QUOTE;
 pub(crate) use error::{Quote, is_group, router, shown_offender, tell};
 
 use crate::{
-    context::Context,
+    context::{Context, PingOf, World},
     drops::Drops,
     flow::{FlowId, Flows, Keyed, Kind},
     fragmentation::Datagram,
-    host::{Errno, Host, PingSocket, Readiness, Received, Report, Request, SocketError},
+    host::{Errno, Host, PingSocket, Readiness, Received, Report, Request, SocketError, UNKNOWN_HOP_LIMIT},
     idle::{Exchange, Idle},
     link::Link,
     memory::PayloadOf,
@@ -41,13 +41,9 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(60);
 /// Most errors taken from a socket before others get their turn.
 const VISIT: usize = 32;
-/// Hop limit shown when the host does not tell what it received.
-const UNKNOWN_HOP_LIMIT: u8 = 255;
-
 /// All pings.
-#[derive(Debug)]
-pub struct Ping<S> {
-    flows: Flows<Flow<S>>,
+pub struct Ping<W: World> {
+    flows: Flows<Flow<PingOf<W>>>,
     /// A reply that goes to the guest in fragments.
     large: Vec<u8>,
     /// Identification of the last one.
@@ -93,7 +89,7 @@ impl<S> Keyed for Flow<S> {
     }
 }
 
-impl<S: PingSocket> Ping<S> {
+impl<W: World> Ping<W> {
     /// No flow. `hash_key` is random.
     #[must_use]
     pub fn new(share: Share, hash_key: [u8; 16]) -> Self {
@@ -128,11 +124,11 @@ impl<S: PingSocket> Ping<S> {
     }
 
     /// An ICMP message of the guest. All but echo requests are ignored.
-    pub fn on_message<H: Host<Ping = S>, L: Link>(
+    pub fn on_message(
         &mut self,
-        cx: &mut Context<'_, H, L>,
-        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
-        message: &Message<'_, PayloadOf<'_, S::Memory>>,
+        packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
+        message: &Message<'_, PayloadOf<'_, W::Memory>>,
+        cx: &mut Context<'_, W>,
     ) {
         let request = if packet.source.is_ipv4() { v4::ECHO_REQUEST } else { v6::ECHO_REQUEST };
         if message.header.kind != request || message.header.code != 0 {
@@ -144,9 +140,9 @@ impl<S: PingSocket> Ping<S> {
             self.counters.invalid += 1;
             return;
         };
-        let target = target(cx, packet.source, remote, peer);
+        let target = target(packet.source, remote, peer, cx);
         let key = Key { guest: packet.source, id: message.header.echo_id(), target };
-        let Some(id) = self.flows.find(&key).or_else(|| self.open(cx, key, peer.ip())) else {
+        let Some(id) = self.flows.find(&key).or_else(|| self.open(key, peer.ip(), cx)) else {
             self.counters.no_room += 1;
             return;
         };
@@ -167,7 +163,7 @@ impl<S: PingSocket> Ping<S> {
                 Err(SocketError::WouldBlock) => break,
                 // Perhaps the error of an earlier request, which the kernel reports once. Then the call succeeds.
                 Err(SocketError::Failed(errno)) => {
-                    let refusal = self.tell_errors(cx, id);
+                    let refusal = self.tell_errors(id, cx);
                     failure = refusal.or(Report::of_refusal(errno, key.guest.is_ipv4()));
                     if refusal.is_some() {
                         break;
@@ -180,27 +176,22 @@ impl<S: PingSocket> Ping<S> {
             let router = router(cx.settings, remote);
             let mut bytes = [0; MAX_QUOTE];
             let len = message.payload.copy_to(&mut bytes);
-            tell(cx, router, report, &quote(key, remote, *message.header, &bytes[..len]));
+            tell(router, report, &quote(key, remote, *message.header, &bytes[..len]), cx);
         }
     }
 
     /// A socket is ready.
-    pub fn on_socket_event<H: Host<Ping = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        readiness: Readiness,
-    ) {
+    pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if readiness.error {
-            self.tell_errors(cx, id);
+            self.tell_errors(id, cx);
         }
-        if readiness.readable && self.receive(cx, id).is_err() {
-            self.tell_errors(cx, id);
+        if readiness.readable && self.receive(id, cx).is_err() {
+            self.tell_errors(id, cx);
         }
     }
 
     /// The deadline of a flow may have been reached.
-    pub fn on_timer<H: Host<Ping = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.deadline.reached(cx.now, cx.timers, id) {
             self.end(id, cx.timers);
@@ -208,12 +199,7 @@ impl<S: PingSocket> Ping<S> {
     }
 
     /// A socket for requests to `peer`, and others of its key. If all are in use, another flow ends.
-    fn open<H: Host<Ping = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        key: Key,
-        peer: IpAddr,
-    ) -> Option<FlowId> {
+    fn open(&mut self, key: Key, peer: IpAddr, cx: &mut Context<'_, W>) -> Option<FlowId> {
         if self.share.is_full(self.flows.len()) {
             if self.notice.is_due(cx.now) {
                 let Share { most, bound } = self.share;
@@ -236,7 +222,7 @@ impl<S: PingSocket> Ping<S> {
         Some(id)
     }
 
-    fn try_open<H: Host<Ping = S>>(&self, host: &mut H, key: Key, peer: IpAddr) -> Result<S, Errno> {
+    fn try_open(&self, host: &mut W::Host, key: Key, peer: IpAddr) -> Result<PingOf<W>, Errno> {
         let id = self.flows.next_id().ok_or(Errno::ENFILE)?;
         let source = match key.target {
             Target::Any { source } | Target::One { source, .. } => source,
@@ -245,7 +231,7 @@ impl<S: PingSocket> Ping<S> {
     }
 
     /// Notes a request, or else a reply: the flow's end moves away.
-    fn note<H: Host, L: Link>(&mut self, id: FlowId, request: bool, cx: &mut Context<'_, H, L>) {
+    fn note(&mut self, id: FlowId, request: bool, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let before = flow.exchange;
         flow.exchange.note(request);
@@ -269,11 +255,7 @@ impl<S: PingSocket> Ping<S> {
     }
 
     /// Takes one message from a socket, to the guest or, if the link is full, to nowhere.
-    fn receive<H: Host<Ping = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-    ) -> Result<(), Errno> {
+    fn receive(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), Errno> {
         let Some(flow) = self.flows.get_mut(id) else { return Ok(()) };
         let v4 = flow.key.guest.is_ipv4();
         let at = ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
@@ -334,11 +316,7 @@ impl<S: PingSocket> Ping<S> {
 
     /// Tells the guest of the errors that its requests met, and leaves the socket without any. Returns the report
     /// about the request that was to be sent last, if the host has refused it as too long.
-    fn tell_errors<H: Host<Ping = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-    ) -> Option<Report> {
+    fn tell_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Option<Report> {
         let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
         let mut refusal = None;
         for taken in 0..VISIT {
@@ -362,7 +340,7 @@ impl<S: PingSocket> Ping<S> {
                 Target::One { remote, peer, .. } => (remote, peer),
             };
             let source = shown_offender(cx.settings, cx.guest, error.offender, peer, remote);
-            tell(cx, source, report, &quote(key, remote, *message.header, message.payload));
+            tell(source, report, &quote(key, remote, *message.header, message.payload), cx);
         }
         refusal
     }
@@ -378,12 +356,7 @@ fn received(result: Result<Received, SocketError>) -> Result<Option<Received>, E
 }
 
 /// Which requests share a socket with one from `guest` to `remote`, which is `peer` on the host's side.
-fn target<H: Host, L: Link>(
-    cx: &mut Context<'_, H, L>,
-    guest: IpAddr,
-    remote: IpAddr,
-    peer: SocketAddr,
-) -> Target {
+fn target<W: World>(guest: IpAddr, remote: IpAddr, peer: SocketAddr, cx: &mut Context<'_, W>) -> Target {
     let source = cx.outbound_source(guest, peer);
     let peer = peer.ip();
     let group = remote.is_multicast() || remote == IpAddr::V4(Ipv4Addr::BROADCAST);

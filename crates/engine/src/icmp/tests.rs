@@ -4,7 +4,7 @@ use wire::{frame::Transport, ipv4, ipv6};
 
 use super::*;
 use crate::host::{QueuedError, Received};
-use crate::mock::{Opened, Sent, Socket, World, ip, received};
+use crate::mock::{Fixture, Mock, Opened, Sent, ip, received};
 use crate::share::Bound;
 
 const READABLE: Readiness =
@@ -16,13 +16,13 @@ const GUEST: &str = "198.51.100.55";
 const GUEST6: &str = "2001:db8:1::55";
 
 struct Test {
-    world: World,
-    ping: Ping<Socket>,
+    world: Fixture,
+    ping: Ping<Mock>,
 }
 
 impl Test {
     fn new() -> Self {
-        Self { world: World::new(), ping: Ping::new(Share { most: LIMIT, bound: Bound::Files }, [7; 16]) }
+        Self { world: Fixture::new(), ping: Ping::new(Share { most: LIMIT, bound: Bound::Files }, [7; 16]) }
     }
 
     fn guest_sends(&mut self, from: &str, to: &str, header: Header, payload: &[u8], ttl: u8) {
@@ -36,7 +36,7 @@ impl Test {
             dont_fragment: false,
             transport: Transport::Icmp(message),
         };
-        self.ping.on_message(&mut self.world.context(), &packet, &message);
+        self.ping.on_message(&packet, &message, &mut self.world.context());
     }
 
     /// An echo request of the guest; the type is that of the address's family.
@@ -50,13 +50,13 @@ impl Test {
     }
 
     fn ready(&mut self, socket: &Opened, readiness: Readiness) {
-        self.ping.on_socket_event(&mut self.world.context(), socket.id, readiness);
+        self.ping.on_ready(socket.id, readiness, &mut self.world.context());
     }
 
     fn wait(&mut self, seconds: u64) {
         self.world.now = self.world.now + Duration::from_secs(seconds);
         while let Some(id) = self.world.timers.pop_due(self.world.now) {
-            self.ping.on_timer(&mut self.world.context(), id);
+            self.ping.on_deadline(id, &mut self.world.context());
         }
     }
 }
@@ -402,7 +402,7 @@ fn the_guests_own_choice_of_source_is_kept() {
     let second: IpAddr = "198.51.100.66".parse().unwrap();
     test.world.host.own = [second, GUEST.parse().unwrap()].into();
     test.guest_pings(GUEST, "203.0.113.9", 1, 1);
-    let World { guest, settings, .. } = &mut test.world;
+    let Fixture { guest, settings, .. } = &mut test.world;
     guest.shows(settings, second, Some(wire::ethernet::Mac([2, 0, 0, 0, 0, 0x55])));
     test.guest_pings("198.51.100.66", "203.0.113.9", 2, 1);
     test.guest_pings(GUEST, "203.0.113.9", 3, 1);

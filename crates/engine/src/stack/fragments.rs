@@ -11,14 +11,13 @@ use wire::{
     verify,
 };
 
-use super::Stack;
+use super::round::Round;
 use crate::{
-    host::{Host, Report},
+    context::World,
+    host::Report,
     icmp::{MAX_QUOTE, Quote, router, tell},
-    link::Link,
     memory::PayloadOf,
     reassembly::{Invalid, Outcome},
-    timer::Instant,
 };
 
 /// Where an IPv6 header says how long the payload is, in bytes.
@@ -36,31 +35,30 @@ struct Failed<'a> {
     payload: &'a [u8],
 }
 
-impl<H: Host> Stack<H> {
+impl<W: World> Round<'_, W> {
     /// Takes in a fragment. If it completes a packet, the packet takes the usual way.
-    pub(super) fn on_fragment<'a, L: Link<Memory = H::Memory>>(
+    pub(super) fn on_fragment<'a>(
         &mut self,
-        packet: &Packet<'_, PayloadOf<'a, H::Memory>>,
-        fragment: &Fragment<PayloadOf<'a, H::Memory>>,
-        now: Instant,
-        host: &mut H,
-        link: &mut L,
+        packet: &Packet<'_, PayloadOf<'a, W::Memory>>,
+        fragment: &Fragment<PayloadOf<'a, W::Memory>>,
     ) {
-        match self.reassembly.add(packet, fragment, now) {
+        match self.stack.reassembly.add(packet, fragment, self.now) {
             Outcome::Waiting => {}
             Outcome::Complete(whole, bytes) => {
                 match whole.packet(&bytes, bytes.as_slice().into()) {
                     // Nothing is said of a protocol in fragments.
-                    Ok(Packet { transport: Transport::Other(..), .. }) => self.counters.unsupported += 1,
-                    Ok(packet) if !verify::transport(&packet) => self.count_wrong_checksum(now),
-                    Ok(packet) => self.on_packet(&packet, &Offload::VERIFIED, now, host, link),
-                    Err(_) => self.counters.malformed += 1,
+                    Ok(Packet { transport: Transport::Other(..), .. }) => {
+                        self.stack.counters.unsupported += 1
+                    }
+                    Ok(packet) if !verify::transport(&packet) => self.count_wrong_checksum(),
+                    Ok(packet) => self.on_packet(&packet, &Offload::VERIFIED),
+                    Err(_) => self.stack.counters.malformed += 1,
                 }
-                self.reassembly.recycle(bytes);
+                self.stack.reassembly.recycle(bytes);
             }
-            Outcome::Conflict => self.counters.fragments += 1,
+            Outcome::Conflict => self.stack.counters.fragments += 1,
             Outcome::Invalid(reason) => {
-                self.counters.fragments += 1;
+                self.stack.counters.fragments += 1;
                 let Some(report) = report(reason, packet.source) else { return };
                 let mut payload = [0; TRANSPORT_LEN + MAX_QUOTE];
                 let len = fragment.payload.copy_to(&mut payload);
@@ -68,20 +66,15 @@ impl<H: Host> Stack<H> {
                 let Fragment { id, protocol, offset, more, .. } = *fragment;
                 let piece = Piece { protocol, id, offset, more };
                 let failed = Failed { source, destination, piece, payload: &payload[..len] };
-                self.report_fragment(&failed, report, now, host, link);
+                self.report_fragment(&failed, report);
             }
         }
     }
 
     /// Drops datagrams that have waited too long for their fragments.
-    pub(super) fn expire_fragments<L: Link<Memory = H::Memory>>(
-        &mut self,
-        now: Instant,
-        host: &mut H,
-        link: &mut L,
-    ) {
-        while let Some(expired) = self.reassembly.expire(now) {
-            self.counters.fragments += 1;
+    pub(super) fn expire_fragments(&mut self) {
+        while let Some(expired) = self.stack.reassembly.expire(self.now) {
+            self.stack.counters.fragments += 1;
             let Some((whole, payload)) = expired.first else { continue };
             let kind = match whole.source {
                 IpAddr::V4(_) => icmp::v4::TIME_EXCEEDED,
@@ -94,19 +87,12 @@ impl<H: Host> Stack<H> {
                 payload: &payload,
             };
             let report = Report { kind, code: icmp::REASSEMBLY_TIME_EXCEEDED, info: 0 };
-            self.report_fragment(&failed, report, now, host, link);
+            self.report_fragment(&failed, report);
         }
     }
 
-    fn report_fragment<L: Link<Memory = H::Memory>>(
-        &mut self,
-        failed: &Failed<'_>,
-        report: Report,
-        now: Instant,
-        host: &mut H,
-        link: &mut L,
-    ) {
-        if !self.settings.valid_guest_source(failed.source) {
+    fn report_fragment(&mut self, failed: &Failed<'_>, report: Report) {
+        if !self.stack.settings.valid_guest_source(failed.source) {
             return;
         }
         let (first, payload) = failed.payload.split_at(failed.payload.len().min(TRANSPORT_LEN));
@@ -120,9 +106,9 @@ impl<H: Host> Stack<H> {
             payload,
             fragment: Some(failed.piece),
         };
-        let (_, mut cx) = self.split(now, host, link);
+        let (_, mut cx) = self.split();
         let router = router(cx.settings, failed.destination);
-        tell(&mut cx, router, report, &quote);
+        tell(router, report, &quote, &mut cx);
     }
 }
 

@@ -5,11 +5,11 @@ use core::time::Duration;
 
 use wire::{frame::Packet, icmp, ipv6, payload::Payload};
 
-use super::Stack;
+use super::round::Round;
 use crate::{
-    host::{Host, Report},
+    context::World,
+    host::Report,
     icmp::{MAX_QUOTE, Quote, router, tell},
-    link::Link,
     memory::PayloadOf,
     timer::Instant,
 };
@@ -51,21 +51,21 @@ impl Limit {
     }
 }
 
-impl<H: Host> Stack<H> {
+impl<W: World> Round<'_, W> {
     /// Drops a packet whose `upper` layer is not carried, with a message to its sender.
-    pub(super) fn refuse<L: Link<Memory = H::Memory>>(
+    pub(super) fn refuse(
         &mut self,
-        packet: &Packet<'_, PayloadOf<'_, H::Memory>>,
+        packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
         protocol: u8,
-        upper: PayloadOf<'_, H::Memory>,
-        now: Instant,
-        host: &mut H,
-        link: &mut L,
+        upper: PayloadOf<'_, W::Memory>,
     ) {
-        self.counters.unsupported += 1;
+        self.stack.counters.unsupported += 1;
         let v4 = packet.source.is_ipv4();
         let nothing = !v4 && protocol == ipv6::NO_NEXT_HEADER;
-        if nothing || !self.settings.valid_guest_source(packet.source) || !self.refusals.take(now) {
+        if nothing
+            || !self.stack.settings.valid_guest_source(packet.source)
+            || !self.stack.refusals.take(self.now)
+        {
             return;
         }
         let mut bytes = [0; TRANSPORT_LEN + MAX_QUOTE];
@@ -85,8 +85,8 @@ impl<H: Host> Stack<H> {
         } else {
             Report { kind: icmp::v6::PARAMETER_PROBLEM, code, info }
         };
-        let (_, mut cx) = self.split(now, host, link);
+        let (_, mut cx) = self.split();
         let source = router(cx.settings, packet.destination);
-        tell(&mut cx, source, report, &quote);
+        tell(source, report, &quote, &mut cx);
     }
 }

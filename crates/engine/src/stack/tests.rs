@@ -8,10 +8,10 @@ use core::{net::SocketAddr, time::Duration};
 use wire::{
     ethernet,
     fragment::Piece,
-    frame::{MAX_LEN, Outgoing, Transport},
+    frame::{self, MAX_LEN, Outgoing, Transport},
     icmp::{Header, Message},
     ipv4,
-    offload::PartialChecksum,
+    offload::{Offload, PartialChecksum},
     segment::complete_checksum,
 };
 
@@ -20,7 +20,8 @@ use zerocopy::FromBytes;
 use super::*;
 use crate::{
     addr::test,
-    mock::{MockHost, MockLink, Opened, ip},
+    mock::{Mock, MockHost, MockLink, Opened, ip},
+    pressure::Pressure,
     share::Bound,
 };
 
@@ -30,7 +31,7 @@ const PEER: &str = "203.0.113.1:7";
 const PEER6: &str = "[2001:db8:2::1]:7";
 
 struct Test {
-    stack: Stack<MockHost>,
+    stack: Stack<Mock>,
     host: MockHost,
     link: MockLink,
     now: Instant,
@@ -70,10 +71,14 @@ impl Test {
         }
     }
 
+    fn round(&mut self) -> Round<'_, Mock> {
+        self.stack.round(self.now, &mut self.host, &mut self.link)
+    }
+
     fn receive(&mut self, frame: &[u8], offload: &Offload) {
-        let head = frame::head(frame);
-        self.stack.on_frame(head, frame, offload, self.now, &mut self.host, &mut self.link);
-        self.stack.end_batch(self.now, &mut self.host, &mut self.link);
+        let mut round = self.round();
+        round.frame(frame::head(frame), frame, offload);
+        assert_eq!(round.finish(), Pressure::None);
     }
 
     fn receive_all(&mut self, frames: &[Vec<u8>]) {
@@ -83,7 +88,7 @@ impl Test {
     /// Time passes, and what is due happens. Router advertisements are left out of what is sent.
     fn wait(&mut self, time: Duration) -> Vec<Vec<u8>> {
         self.now = self.now + time;
-        self.stack.on_deadlines(self.now, &mut self.host, &mut self.link);
+        assert_eq!(self.round().finish(), Pressure::None);
         let frames = core::mem::take(&mut self.link.frames).into_iter().map(|(frame, _)| frame);
         frames.filter(|frame| !ip(frame).destination.is_multicast()).collect()
     }

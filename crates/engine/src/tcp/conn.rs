@@ -10,17 +10,17 @@ use wire::{
 
 use super::{
     dial::Dial,
-    emit::{self, Fields},
+    emit::{self, Fields, Sent, Size},
     queue::SlotPool,
     receive::{AckDue, Receiver},
-    send::{MAX_UNANSWERED, Sender, syn_timeout},
+    send::{Ack, MAX_UNANSWERED, Run, Sender},
 };
 use crate::{
-    context::Context,
+    context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Keyed},
-    host::{Errno, Host, Readiness, SocketError, TcpSocket},
+    host::{Errno, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
-    memory::PayloadOf,
+    memory::{PayloadOf, RoomOf},
     timer::{Deadline, Instant},
 };
 
@@ -32,8 +32,6 @@ const ACK_DELAY: Duration = Duration::from_millis(4);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// A connection without any activity for one to two of these is given up (behaviour §6.9).
 const INACTIVITY: Duration = Duration::from_secs(7200);
-/// Most payload of one super-frame: what 16 bits of IP length leave behind the longest headers.
-const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
 
 /// How far the handshake has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,34 +46,43 @@ pub(super) enum Phase {
     Established,
 }
 
-/// How a connection ends.
+/// Why a connection ends before both of its streams have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// Both streams have ended in order.
-    Finished,
-    /// We give up: both sides are reset.
+    /// It is given up: both sides are reset.
     Abort,
-    /// The guest reset it: the socket is reset.
+    /// The guest has reset it: the socket is reset.
     GuestReset,
-    /// The socket has failed: the guest is told.
+    /// The socket has failed: the guest is reset, or gets an ICMP error.
     SocketFailed(Errno),
 }
 
-/// What is left to do for a connection.
+/// What a connection's turn to send came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rest {
-    /// Nothing until something happens.
-    Nothing,
-    /// More can be sent at once; the others come first.
-    More,
+pub(super) enum Turn {
+    /// There is nothing to do until something happens.
+    Idle,
+    /// More can be sent at once; the other connections come first.
+    MoreToSend,
     /// The link is full.
     LinkFull,
+    /// Both streams have ended, and both sides know.
+    Finished,
 }
 
-#[derive(Debug)]
-pub(super) struct Connection<S> {
+/// Whether our SYN,ACK was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Handshake {
+    /// It was, by this segment.
+    Done,
+    /// Not yet: drop the rest of the segment.
+    Waits,
+}
+
+pub(super) struct Connection<W: World> {
     pub(super) ends: Endpoints,
-    pub(super) socket: S,
+    pub(super) socket: TcpOf<W>,
     pub(super) phase: Phase,
     pub(super) send: Sender,
     pub(super) receive: Receiver,
@@ -102,17 +109,17 @@ pub(super) struct Connection<S> {
     pub(super) dial: Option<Box<Dial>>,
 }
 
-impl<S> Keyed for Connection<S> {
+impl<W: World> Keyed for Connection<W> {
     type Key = Endpoints;
     fn key(&self) -> Endpoints {
         self.ends
     }
 }
 
-impl<S: TcpSocket> Connection<S> {
+impl<W: World> Connection<W> {
     pub(super) fn new(
         ends: Endpoints,
-        socket: S,
+        socket: TcpOf<W>,
         phase: Phase,
         send: Sender,
         receive: Receiver,
@@ -141,23 +148,21 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// A segment of the guest that belongs to this connection.
-    pub(super) fn on_segment<H: Host<Tcp = S>, L: Link>(
+    pub(super) fn on_segment(
         &mut self,
-        segment: &Segment<'_, PayloadOf<'_, S::Memory>>,
+        segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
         pool: &mut SlotPool,
-        ctx: &mut Context<'_, H, L>,
+        cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
-        self.active = ctx.now;
+        self.active = cx.now;
         match self.phase {
             Phase::Connecting => self.while_connecting(segment),
-            Phase::SynSent => self.while_syn_sent(segment, ctx),
-            Phase::SynReceived => {
-                if self.while_syn_received(segment, ctx)? {
-                    self.while_established(segment, pool, ctx)?;
-                }
-                Ok(())
-            }
-            Phase::Established => self.while_established(segment, pool, ctx),
+            Phase::SynSent => self.while_syn_sent(segment, cx),
+            Phase::SynReceived => match self.while_syn_received(segment, cx)? {
+                Handshake::Done => self.while_established(segment, pool, cx),
+                Handshake::Waits => Ok(()),
+            },
+            Phase::Established => self.while_established(segment, pool, cx),
         }
     }
 
@@ -168,16 +173,16 @@ impl<S: TcpSocket> Connection<S> {
         }
     }
 
-    fn while_established<H: Host<Tcp = S>, L: Link>(
+    fn while_established(
         &mut self,
-        segment: &Segment<'_, PayloadOf<'_, S::Memory>>,
+        segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
         pool: &mut SlotPool,
-        ctx: &mut Context<'_, H, L>,
+        cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         let flags = segment.flags();
         let (seq, len) = (segment.seq(), segment.sequence_len());
         if !self.receive.acceptable(seq, len) {
-            self.on_outside(segment, ctx.now);
+            self.on_outside(segment, cx.now);
             return Ok(());
         }
         if flags.contains(Flags::RST) {
@@ -190,7 +195,7 @@ impl<S: TcpSocket> Connection<S> {
         if !flags.contains(Flags::ACK) {
             return Ok(());
         }
-        if !self.on_ack(segment, ctx.now) {
+        if self.on_ack(segment, cx.now) == Ack::OfUnsent {
             return Ok(());
         }
         if let Some(urgent) = segment.urgent() {
@@ -209,7 +214,7 @@ impl<S: TcpSocket> Connection<S> {
                 .or_else(|errno| self.fail(errno))?;
             if !in_order && self.receive.ack == AckDue::Now && !segment.payload.is_empty() {
                 // One acknowledgment per out-of-order segment: the guest counts them.
-                self.send_ack(ctx).ok();
+                self.send_ack(cx).ok();
             }
         }
         Ok(())
@@ -228,67 +233,31 @@ impl<S: TcpSocket> Connection<S> {
                 self.keep_alive = true; // the guest cares whether the peer lives
                 self.socket.keep_alive();
             }
-            self.on_ack(segment, now); // its acknowledgment and window count
+            let _ = self.on_ack(segment, now); // its acknowledgment and window count
         }
     }
 
-    /// Takes in a segment's acknowledgment; false if the segment is to be left at that.
-    fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> bool {
+    /// Takes in a segment's acknowledgment. One of what was never sent is answered, and the rest of the segment dropped
+    /// (RFC 9293 §3.10.7.4).
+    fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> Ack {
         let options =
             if segment.options.is_empty() { Options::default() } else { Options::parse(segment.options) };
-        let of_something_sent = self.send.on_ack(segment, &options, now);
-        if !of_something_sent {
+        let ack = self.send.on_ack(segment, &options, now);
+        if ack == Ack::OfUnsent {
             self.receive.ack = AckDue::Now;
         }
-        of_something_sent
-    }
-
-    /// Retransmits what the guest has told to be missing.
-    fn fill_holes<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<Rest, End> {
-        let mss = u32::from(self.send.mss);
-        for _ in 0..BUDGET {
-            let hole =
-                self.send.recovery.as_ref().and_then(|recovery| recovery.next_hole(self.send.una, mss));
-            let Some((start, end)) = hole else { return Ok(Rest::Nothing) };
-            let fin = self.send.fin;
-            let end = end.min(self.send.max).min(self.send.edge());
-            if !start.before(end) {
-                return Ok(Rest::Nothing);
-            }
-            let sent = if fin.is_some_and(|fin| !start.before(fin)) {
-                self.send_control(start, Flags::FIN | Flags::ACK, ctx).map(|()| Ok(1))
-            } else {
-                let data_end = fin.map_or(end, |fin| fin.min(end));
-                self.send_data(start, (data_end - start).min(self.largest_run(start, ctx.link)), ctx)
-            };
-            let len = match sent {
-                Err(Full) => return Ok(Rest::LinkFull),
-                Ok(Ok(0)) | Ok(Err(SocketError::WouldBlock)) => return Ok(Rest::Nothing),
-                Ok(Ok(len)) => len,
-                Ok(Err(SocketError::Failed(errno))) => {
-                    self.fail(errno)?;
-                    return Ok(Rest::Nothing);
-                }
-            };
-            if let Some(recovery) = &mut self.send.recovery {
-                recovery.repaired_to(start + len);
-            }
-        }
-        Ok(Rest::More)
+        ack
     }
 
     /// The socket reported readiness.
-    pub(super) fn on_readiness<H: Host<Tcp = S>, L: Link>(
+    pub(super) fn on_ready(
         &mut self,
         readiness: Readiness,
         pool: &mut SlotPool,
-        ctx: &mut Context<'_, H, L>,
+        cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         if readiness.readable {
-            self.active = ctx.now;
+            self.active = cx.now;
         }
         self.readable |= readiness.readable || readiness.read_closed || readiness.error;
         self.read_closed |= readiness.read_closed || readiness.error;
@@ -296,7 +265,7 @@ impl<S: TcpSocket> Connection<S> {
             self.find_urgent_mark();
         }
         if self.phase == Phase::Connecting {
-            return self.on_connected(readiness, ctx);
+            return self.on_connected(readiness, cx);
         }
         if readiness.error
             && let Some(errno) = self.socket.take_error()
@@ -328,32 +297,35 @@ impl<S: TcpSocket> Connection<S> {
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
     }
 
-    /// To be called after each batch of segments or event: everything that is due is sent.
-    pub(super) fn finish<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<Rest, End> {
-        let mut rest = Rest::Nothing;
+    /// Sends everything that is due, and sets the deadline by what is pending then.
+    pub(super) fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<Turn, End> {
+        let turn = self.send_data_and_ack(cx)?;
+        if turn != Turn::Finished {
+            self.set_deadline(id, cx);
+        }
+        Ok(turn)
+    }
+
+    fn send_data_and_ack(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
+        let mut turn = Turn::Idle;
         if self.phase == Phase::Established {
             self.discard();
-            rest = self.fill_holes(ctx)?;
-            if rest == Rest::Nothing {
-                rest = self.pump(ctx)?;
+            turn = self.fill_holes(cx)?;
+            if turn == Turn::Idle {
+                turn = self.pump(cx)?;
             }
         }
-        let due = self.receive.ack;
-        match due {
-            AckDue::Now if self.send_ack(ctx).is_err() => return Ok(Rest::LinkFull),
-            AckDue::Delayed if self.ack_at.is_none() => self.ack_at = Some(ctx.now + ACK_DELAY),
-            _ => {}
+        if self.receive.ack == AckDue::Now && self.send_ack(cx).is_err() {
+            return Ok(Turn::LinkFull);
+        }
+        if self.receive.ack == AckDue::Delayed && self.ack_at.is_none() {
+            self.ack_at = Some(cx.now + ACK_DELAY);
         }
         match self.error {
             // The guest has everything that came before the error.
-            Some(errno) if self.send.fin.is_some_and(|fin| !self.send.una.before(fin)) => {
-                Err(End::SocketFailed(errno))
-            }
-            _ if self.is_finished() => Err(End::Finished),
-            _ => Ok(rest),
+            Some(errno) if self.send.delivered() => Err(End::SocketFailed(errno)),
+            _ if self.is_finished() => Ok(Turn::Finished),
+            _ => Ok(turn),
         }
     }
 
@@ -375,187 +347,146 @@ impl<S: TcpSocket> Connection<S> {
         }
     }
 
-    /// Sends what the socket has and the guest's window takes.
-    fn pump<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<Rest, End> {
+    /// Retransmits what the guest has reported as missing.
+    fn fill_holes(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         for _ in 0..BUDGET {
-            let again = self.send.next.before(self.send.max);
-            if self.send.fin.is_none_or(|fin| self.send.next.before(fin)) {
-                if !self.readable && !again {
-                    return Ok(Rest::Nothing);
+            let Some(run) = self.send.next_hole(cx.link.largest_segment()) else { return Ok(Turn::Idle) };
+            match self.send_run(run, cx) {
+                Sent::Bytes(len) => self.send.repaired(run.seq + len),
+                Sent::LinkFull => return Ok(Turn::LinkFull),
+                Sent::End | Sent::Nothing => return Ok(Turn::Idle),
+                Sent::Failed(errno) => {
+                    self.fail(errno)?;
+                    return Ok(Turn::Idle);
                 }
-                let Some((seq, len)) = self.next_run(ctx.link) else { return Ok(Rest::Nothing) };
-                match self.send_data(seq, len, ctx) {
-                    Err(Full) => return Ok(Rest::LinkFull),
-                    Ok(Ok(0)) => self.send.fin = Some(seq),
-                    Ok(Ok(sent)) => {
-                        self.send.sent(seq + sent, ctx.now);
-                        // Less than asked for: there is no more, unless the end was announced, or the socket
-                        // stopped before the urgent byte. If that is not known yet, it is about to be reported.
-                        let stopped = self.send.is_urgent(seq + sent);
-                        self.readable &= sent == len || self.read_closed || stopped;
-                    }
-                    Ok(Err(SocketError::WouldBlock)) => {
-                        self.readable = false;
-                        return Ok(Rest::Nothing);
-                    }
-                    Ok(Err(SocketError::Failed(errno))) => return Err(End::SocketFailed(errno)),
-                }
-            } else {
-                return self.pump_fin(ctx);
             }
         }
-        Ok(Rest::More)
+        Ok(Turn::MoreToSend)
     }
 
-    fn pump_fin<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<Rest, End> {
-        let Some(fin) = self.send.fin else { return Ok(Rest::Nothing) };
-        if self.send.next != fin || !fin.before(self.send.edge()) || self.error.is_some() {
-            return Ok(Rest::Nothing);
+    /// Sends what the socket has and the guest's window takes.
+    fn pump(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
+        for _ in 0..BUDGET {
+            let next = self.send.next_run(self.readable, cx.link.largest_segment());
+            // After an error the guest gets a reset in place of a FIN.
+            let Some(run) = next.filter(|run| !run.fin || self.error.is_none()) else {
+                return Ok(Turn::Idle);
+            };
+            match self.send_run(run, cx) {
+                Sent::Bytes(len) => {
+                    self.send.sent(run.seq + len, cx.now);
+                    // Less than asked for: there is no more, unless the end was announced, or the socket stopped before the
+                    // urgent byte. If that is not known yet, it is about to be reported.
+                    let stopped = self.send.is_urgent(run.seq + len);
+                    self.readable &= len == run.len || self.read_closed || stopped;
+                }
+                Sent::End => self.send.ends_at(run.seq),
+                Sent::Nothing => {
+                    self.readable = false;
+                    return Ok(Turn::Idle);
+                }
+                Sent::LinkFull => return Ok(Turn::LinkFull),
+                Sent::Failed(errno) => return Err(End::SocketFailed(errno)),
+            }
         }
-        if self.send_control(fin, Flags::FIN | Flags::ACK, ctx).is_err() {
-            return Ok(Rest::LinkFull);
+        Ok(Turn::MoreToSend)
+    }
+
+    /// Sends a part of the host's stream, as much of it as the socket has.
+    fn send_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
+        if run.fin {
+            return match self.send_control(run.seq, Flags::FIN | Flags::ACK, cx) {
+                Ok(()) => Sent::Bytes(1),
+                Err(Full) => Sent::LinkFull,
+            };
         }
-        self.send.sent(fin + 1, ctx.now);
-        Ok(Rest::Nothing)
-    }
-
-    /// Where the next data to send starts and how much the guest's window lets through; none for nothing.
-    fn next_run<L: Link>(&mut self, link: &L) -> Option<(Seq, u32)> {
-        let (seq, mut end) = (self.send.next, self.send.edge());
-        if let Some(fin) = self.send.fin {
-            end = end.min(fin);
-        }
-        if !seq.before(end) {
-            return None;
-        }
-        let size = u32::from(self.segment_size(link));
-        let room = (end - seq).min(self.largest_run(seq, link));
-        // Whole segments, unless the window has room for less than one.
-        let len = if room > size { room - room % size } else { room };
-        // A sliver of a window is not worth a segment while others are in flight (RFC 9293 §3.8.6.2.1).
-        (len >= size || !self.send.in_flight() || seq.before(self.send.max))
-            .then_some((seq, len))
-            .or_else(|| self.send.fin.is_some().then_some((seq, len)))
-    }
-
-    /// Payload of one segment, in bytes; a super-frame is cut into segments of this.
-    fn segment_size<L: Link>(&self, link: &L) -> u16 {
-        self.send.mss.min(link.largest_segment())
-    }
-
-    /// Most payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single segment: the pointer
-    /// would be wrong in the others.
-    fn largest_run<L: Link>(&self, seq: Seq, link: &L) -> u32 {
-        if self.send.urgent_pointer(seq) > 0 { self.segment_size(link).into() } else { MAX_PAYLOAD }
-    }
-
-    /// Sends up to `len` bytes from `seq` on. Returns how many there were; zero is the end of the stream.
-    fn send_data<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        seq: Seq,
-        len: u32,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<Result<u32, SocketError>, Full> {
-        let fields = self.fields(seq, Flags::ACK);
-        let offset = seq - self.send.base;
-        let size = self.segment_size(ctx.link);
+        let fields = self.fields(run.seq, Flags::ACK);
+        let offset = self.send.offset(run.seq);
+        let size =
+            Size { frame: run.len as usize, segment: self.send.segment_size(cx.link.largest_segment()) };
         let socket = &mut self.socket;
-        let sent = emit::with_payload(&self.ends, fields, len as usize, size, ctx, |room, fields| {
-            match socket.peek(offset, room) {
-                Ok(0) => Err(None),
-                Ok(peeked) => {
-                    if peeked < len as usize {
-                        fields.flags |= Flags::PSH;
-                    }
-                    Ok(peeked)
+        let peek = |room: RoomOf<'_, W::Memory>, fields: &mut Fields| match socket.peek(offset, room) {
+            Ok(0) => Sent::End,
+            Ok(peeked) => {
+                if peeked < run.len as usize {
+                    fields.flags |= Flags::PSH;
                 }
-                Err(error) => Err(Some(error)),
+                Sent::Bytes(peeked as u32)
             }
-        })?;
-        Ok(match sent {
-            Ok(len) => {
-                self.was_told();
-                Ok(len as u32)
-            }
-            Err(None) => Ok(0),
-            Err(Some(error)) => Err(error),
-        })
+            Err(SocketError::WouldBlock) => Sent::Nothing,
+            Err(SocketError::Failed(errno)) => Sent::Failed(errno),
+        };
+        let sent = emit::with_payload(&self.ends, fields, size, peek, cx);
+        if let Sent::Bytes(_) = sent {
+            self.ack_sent();
+        }
+        sent
     }
 
     /// Sends a segment without payload.
-    pub(super) fn send_control<H: Host, L: Link>(
+    pub(super) fn send_control(
         &mut self,
         seq: Seq,
         flags: Flags,
-        ctx: &mut Context<'_, H, L>,
+        cx: &mut Context<'_, W>,
     ) -> Result<(), Full> {
         let fields = self.fields(seq, flags);
-        emit::bare(&self.ends, fields, ctx)?;
-        self.was_told();
+        emit::bare(&self.ends, fields, cx)?;
+        self.ack_sent();
         Ok(())
     }
 
     /// Tells the guest that the connection is no more.
-    pub(super) fn send_reset<H: Host, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+    pub(super) fn send_reset(&mut self, cx: &mut Context<'_, W>) {
         // Before the guest's SYN is here there is nothing to acknowledge.
         let flags = if self.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
-        self.send_control(self.send.acceptable_seq(), flags, ctx).ok();
+        self.send_control(self.send.acceptable_seq(), flags, cx).ok();
     }
 
-    fn send_ack<H: Host, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<(), Full> {
-        self.send_control(self.send.acceptable_seq(), Flags::ACK, ctx)
+    fn send_ack(&mut self, cx: &mut Context<'_, W>) -> Result<(), Full> {
+        self.send_control(self.send.acceptable_seq(), Flags::ACK, cx)
     }
 
     fn fields(&mut self, seq: Seq, flags: Flags) -> Fields {
-        let sack = if self.send.sack { self.receive.sack_blocks() } else { SackBlocks::default() };
+        let sack =
+            if self.send.guest_has_sack() { self.receive.sack_blocks() } else { SackBlocks::default() };
         let options = Options { sack, ..Options::default() };
-        let window = self.receive.tell_window();
+        let window = self.receive.advertise_window();
         let urgent = self.send.urgent_pointer(seq);
         Fields { seq, ack: self.receive.next, flags, window, urgent, class: self.peer_class, options }
     }
 
-    fn was_told(&mut self) {
-        self.receive.was_told();
+    /// A segment with our acknowledgment was sent.
+    fn ack_sent(&mut self) {
+        self.receive.ack_sent();
         self.ack_at = None;
     }
 
     /// The connection's deadline was reached, one way or another.
-    pub(super) fn on_deadline<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        id: FlowId,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), End> {
-        if !self.deadline.reached(ctx.now, ctx.timers, id) {
+    pub(super) fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), End> {
+        if !self.deadline.reached(cx.now, cx.timers, id) {
             return Ok(());
         }
-        if self.ack_at.is_some_and(|at| at <= ctx.now) {
+        if self.ack_at.is_some_and(|at| at <= cx.now) {
             self.ack_at = None;
             self.receive.ack = AckDue::Now;
         }
-        if self.send.retransmit_at.is_some_and(|at| at <= ctx.now) {
-            self.send.retransmit_at = None;
-            self.on_retransmission(ctx)?;
+        if self.send.take_timeout(cx.now) {
+            self.on_retransmission(cx)?;
         }
-        self.on_idle(ctx)
+        self.on_idle(cx)
     }
 
-    fn on_retransmission<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), End> {
-        if !self.send.in_flight() && !self.must_probe() {
+    fn on_retransmission(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
+        if !self.send.awaits(self.readable) {
             return Ok(());
         }
         let unanswered = self.send.on_timeout();
         match self.phase {
             Phase::Connecting => return Ok(()),
             Phase::SynSent | Phase::SynReceived => {
-                let wait = syn_timeout(unanswered).ok_or(End::Abort)?;
-                self.send_syn(ctx);
-                self.send.retransmit_at = Some(ctx.now + wait);
+                self.send.schedule_syn(unanswered, cx.now).ok_or(End::Abort)?;
+                self.send_syn(cx);
                 return Ok(());
             }
             Phase::Established => {}
@@ -564,72 +495,58 @@ impl<S: TcpSocket> Connection<S> {
             return Err(End::Abort);
         }
         if self.send.window_closed() {
-            self.probe_window(ctx)?;
+            self.probe_window(cx)?;
         }
-        self.send.restart_timer(ctx.now);
+        self.send.restart_timer(cx.now);
         Ok(())
     }
 
-    /// Whether only an open window is missing to send more: not so behind a FIN that is acknowledged.
-    fn must_probe(&self) -> bool {
-        self.send.window_closed() && self.readable && !self.send.finished()
-    }
-
-    /// Sends one byte into a closed window, so that the guest tells when it is open again.
-    fn probe_window<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), End> {
-        let seq = self.send.una;
-        if self.send.fin == Some(seq) {
-            if self.send_control(seq, Flags::FIN | Flags::ACK, ctx).is_ok() {
-                self.send.probed(seq + 1);
-            }
-            return Ok(());
-        }
-        match self.send_data(seq, 1, ctx) {
-            Ok(Ok(0)) => self.send.fin = Some(seq),
-            Ok(Ok(len)) => self.send.probed(seq + len),
-            Ok(Err(SocketError::Failed(errno))) => return Err(End::SocketFailed(errno)),
-            Ok(Err(SocketError::WouldBlock)) => self.readable = false,
-            Err(Full) => {}
+    /// Sends one byte into a closed window, so that the guest's answer says when the window is open again.
+    fn probe_window(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
+        let run = self.send.probe();
+        match self.send_run(run, cx) {
+            Sent::Bytes(len) => self.send.probed(run.seq + len),
+            Sent::End => self.send.ends_at(run.seq),
+            Sent::Nothing => self.readable = false,
+            Sent::LinkFull => {}
+            Sent::Failed(errno) => return Err(End::SocketFailed(errno)),
         }
         Ok(())
     }
 
     /// Probes a silent guest, and gives up on a connection that is dead on both sides (behaviour §6.9).
-    fn on_idle<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) -> Result<(), End> {
-        if ctx.now >= pass_after(self.active, INACTIVITY) {
+    fn on_idle(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
+        if cx.now >= pass_after(self.active, INACTIVITY) {
             return Err(End::Abort);
         }
-        let silent_since = self.probed.map_or(self.active, |probed| probed.max(self.active));
-        if self.phase == Phase::Established && ctx.now >= pass_after(silent_since, KEEP_ALIVE) {
-            self.probed = Some(ctx.now);
+        if self.phase == Phase::Established && cx.now >= pass_after(self.silent_since(), KEEP_ALIVE) {
+            self.probed = Some(cx.now);
             if !self.send.in_flight() {
-                self.send_control(self.send.una - 1, Flags::ACK, ctx).ok();
+                self.send_control(self.send.keep_alive_seq(), Flags::ACK, cx).ok();
             }
         }
         Ok(())
     }
 
-    /// Sets the deadline by what is pending; to be called last after each step.
-    pub(super) fn arm<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, ctx: &mut Context<'_, H, L>) {
-        if self.phase == Phase::Established
-            && self.send.retransmit_at.is_none()
-            && (self.send.in_flight() || self.must_probe())
-        {
-            self.send.restart_timer(ctx.now);
+    /// Since when the connection has been silent: neither side sent, and the guest was not probed.
+    fn silent_since(&self) -> Instant {
+        self.probed.map_or(self.active, |probed| probed.max(self.active))
+    }
+
+    /// Sets the deadline by what is pending.
+    fn set_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
+        if self.phase == Phase::Established {
+            self.send.start_timer_if_due(self.readable, cx.now);
         }
-        let silent_since = self.probed.map_or(self.active, |probed| probed.max(self.active));
         let idle = if self.phase == Phase::Established { KEEP_ALIVE } else { INACTIVITY };
         let dial = self.dial.as_ref().filter(|_| self.phase == Phase::Connecting).and_then(|dial| dial.due);
-        let due = [self.ack_at, self.send.retransmit_at, dial, Some(pass_after(silent_since, idle))];
-        self.deadline.set(due.into_iter().flatten().min(), ctx.timers, id);
+        let due = [self.ack_at, self.send.timeout(), dial, Some(pass_after(self.silent_since(), idle))];
+        self.deadline.set(due.into_iter().flatten().min(), cx.timers, id);
     }
 }
 
-/// The second tick of a clock with this period behind `since`, so that one to two periods pass, and all
-/// connections come up together.
+/// The second tick after `since` of a clock with this period. So one to two periods pass, and the deadlines of all
+/// connections expire together: one wake-up serves them all.
 fn pass_after(since: Instant, period: Duration) -> Instant {
     let period = period.as_micros() as u64;
     Instant::from_micros((since.as_micros() / period + 2) * period)

@@ -8,10 +8,9 @@ use super::{
     conn::{End, Phase},
 };
 use crate::{
-    context::Context,
+    context::{Context, TcpOf, World},
     flow::FlowId,
-    host::{Errno, Host, Readiness, TcpSocket},
-    link::Link,
+    host::{Errno, Host as _, Readiness, TcpSocket},
     resolvers::{Health, Servers},
     timer::Instant,
 };
@@ -45,25 +44,25 @@ impl Dial {
     ///
     /// # Errors
     /// Why the last one can't be tried.
-    pub(super) fn connect<H: Host, L: Link>(
+    pub(super) fn connect<W: World>(
         &mut self,
         id: FlowId,
         health: &mut Health,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<H::Tcp, Errno> {
+        cx: &mut Context<'_, W>,
+    ) -> Result<TcpOf<W>, Errno> {
         const ENETUNREACH: Errno = Errno(101);
         let mut refusal = ENETUNREACH;
         while let Some(server) = self.server() {
-            match ctx.host.tcp_connect(id, None, server, self.class) {
+            match cx.host.tcp_connect(id, None, server, self.class) {
                 Ok(socket) => {
                     log::debug!("{id}: dials {server}");
-                    self.due = (self.at + 1 < self.servers.len()).then(|| ctx.now + SILENCE);
+                    self.due = (self.at + 1 < self.servers.len()).then(|| cx.now + SILENCE);
                     return Ok(socket);
                 }
                 // Another server would need a file, too.
                 Err(errno) if errno.is_exhaustion() => return Err(errno),
                 Err(errno) => {
-                    health.failed(server.ip(), ctx.now);
+                    health.failed(server.ip(), cx.now);
                     refusal = errno;
                 }
             }
@@ -74,66 +73,71 @@ impl Dial {
     }
 }
 
-impl<S: TcpSocket> Tcp<S> {
-    /// A socket reported readiness. True if it failed to connect to a resolver, and that is dealt with.
-    pub(super) fn redial_if_failed<H: Host<Tcp = S>, L: Link>(
+/// Whether a failure to connect to a resolver was dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Redial {
+    /// It was: another server is dialled, or the connection has ended.
+    Done,
+    /// There was none.
+    NotNeeded,
+}
+
+impl<W: World> Tcp<W> {
+    /// A socket reported readiness. If that is a failure to connect to a resolver, the next one is dialled.
+    pub(super) fn redial_if_failed(
         &mut self,
         id: FlowId,
         readiness: Readiness,
-        ctx: &mut Context<'_, H, L>,
-    ) -> bool {
-        let Some(connection) = self.flows.get_mut(id) else { return false };
+        cx: &mut Context<'_, W>,
+    ) -> Redial {
+        let Some(connection) = self.flows.get_mut(id) else { return Redial::NotNeeded };
         let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
-            return false;
+            return Redial::NotNeeded;
         };
-        let Some(server) = dial.server() else { return false };
+        let Some(server) = dial.server() else { return Redial::NotNeeded };
         let error = if readiness.error { connection.socket.take_error() } else { None };
         let Some(errno) = error else {
             if readiness.writable {
                 self.health.answered(server.ip());
                 connection.dial = None;
             }
-            return false;
+            return Redial::NotNeeded;
         };
         log::debug!("{id}: {server} failed (error {})", errno.0);
-        self.health.failed(server.ip(), ctx.now);
+        self.health.failed(server.ip(), cx.now);
         dial.at += 1;
         let end = match dial.server() {
             None => Err(errno),
-            Some(_) => dial.connect(id, &mut self.health, ctx).map(|socket| connection.socket = socket),
+            Some(_) => dial.connect(id, &mut self.health, cx).map(|socket| connection.socket = socket),
         };
         match end {
-            Ok(()) => self.step(id, ctx, |_, _, _| Ok(())),
-            Err(errno) => self.end(id, End::SocketFailed(errno), ctx),
+            Ok(()) => self.touch(id),
+            Err(errno) => self.end(id, End::SocketFailed(errno), cx),
         }
-        true
+        Redial::Done
     }
 
     /// A deadline was reached: a resolver that was silent is given up, if another one can be dialled.
-    pub(super) fn redial_if_silent<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        id: FlowId,
-        ctx: &mut Context<'_, H, L>,
-    ) {
+    pub(super) fn redial_if_silent(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
             return;
         };
         let (at, server) = (dial.at, dial.server());
-        if dial.due.is_none_or(|due| due > ctx.now) {
+        if dial.due.is_none_or(|due| due > cx.now) {
             return;
         }
         dial.at += 1;
-        match dial.connect(id, &mut self.health, ctx) {
+        match dial.connect(id, &mut self.health, cx) {
             Ok(socket) => {
                 connection.socket = socket;
                 if let Some(server) = server {
-                    self.health.failed(server.ip(), ctx.now);
+                    self.health.failed(server.ip(), cx.now);
                 }
             }
             // There is still hope for this one.
             Err(_) => dial.at = at,
         }
-        self.step(id, ctx, |_, _, _| Ok(()));
+        self.touch(id);
     }
 }

@@ -9,23 +9,39 @@ use wire::{
 };
 
 use crate::{
-    context::Context,
+    context::{Context, World},
     flow::Endpoints,
-    host::Host,
+    host::Errno,
     link::{Full, Link},
-    memory::Memory,
+    memory::{Memory, RoomOf},
 };
 
 /// Hop limit of segments to the guest (behaviour §4).
 const HOP_LIMIT: u8 = 255;
 
-/// The header of one segment, but for what the connection's ends say.
+/// What became of a segment that was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Sent {
+    /// It was sent, with this much of the sequence space: bytes of payload, or one for a FIN.
+    Bytes(u32),
+    /// It was not: the stream of the socket has ended.
+    End,
+    /// It was not: the socket has nothing to send now.
+    Nothing,
+    /// It was not: the link takes no frame now.
+    LinkFull,
+    /// It was not: the socket has failed.
+    Failed(Errno),
+}
+
+/// The header of one segment, except for the ports.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields {
     pub(super) seq: Seq,
     pub(super) ack: Seq,
     pub(super) flags: Flags,
-    /// As it stands in the header: scaled.
+    /// As in the header: scaled.
     pub(super) window: u16,
     /// From `seq` to the byte after the urgent one; zero for no urgent data. It is the same for all segments of a
     /// super-frame, so only a frame of a single segment may have it.
@@ -35,11 +51,20 @@ pub(super) struct Fields {
     pub(super) options: Options,
 }
 
+/// How much payload a frame may have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    /// Most payload of the frame, in bytes.
+    pub(super) frame: usize,
+    /// Payload of each of its segments except the last, in bytes.
+    pub(super) segment: u16,
+}
+
 /// The network header of everything sent to the guest on this connection.
-fn outgoing<H: Host, L: Link>(ends: &Endpoints, traffic_class: u8, ctx: &Context<'_, H, L>) -> Outgoing {
+fn outgoing<W: World>(ends: &Endpoints, traffic_class: u8, cx: &Context<'_, W>) -> Outgoing {
     Outgoing {
-        source_mac: ctx.settings.mac_of(ends.remote.ip()),
-        destination_mac: ctx.guest.mac_of(ends.guest.ip()),
+        source_mac: cx.settings.mac_of(ends.remote.ip()),
+        destination_mac: cx.guest.mac_of(ends.guest.ip()),
         source: ends.remote.ip(),
         destination: ends.guest.ip(),
         hop_limit: HOP_LIMIT,
@@ -48,33 +73,29 @@ fn outgoing<H: Host, L: Link>(ends: &Endpoints, traffic_class: u8, ctx: &Context
     }
 }
 
-/// Sends a segment whose payload, of up to `max_len` bytes, is put in place by `fill`. What `fill`
-/// returns goes back to the caller; with an error nothing is sent.
-///
-/// # Errors
-/// [`Full`] in place of the result, if the link takes no frame now.
-pub(super) fn with_payload<H: Host, L: Link, E>(
+/// Sends a segment whose payload, of up to `size` bytes, `fill` puts in place. Unless that returns [`Sent::Bytes`], its
+/// answer is the result and nothing is sent.
+pub(super) fn with_payload<W: World>(
     ends: &Endpoints,
     mut fields: Fields,
-    max_len: usize,
-    segment_size: u16,
-    ctx: &mut Context<'_, H, L>,
-    fill: impl FnOnce(<L::Memory as Memory>::Room<'_>, &mut Fields) -> Result<usize, E>,
-) -> Result<Result<usize, E>, Full> {
-    let outgoing = outgoing(ends, fields.class, ctx);
+    size: Size,
+    fill: impl FnOnce(RoomOf<'_, W::Memory>, &mut Fields) -> Sent,
+    cx: &mut Context<'_, W>,
+) -> Sent {
+    let outgoing = outgoing(ends, fields.class, cx);
     let mut options = [0; MAX_OPTIONS_LEN];
     let options_len = fields.options.emit(&mut options);
     let headroom = outgoing.headroom(HEADER_LEN + options_len);
-    let (head, room) = match max_len {
+    let (head, room) = match size.frame {
         0 => (headroom.max(MIN_FRAME_LEN), 0),
-        _ => (headroom, max_len.max(MIN_FRAME_LEN)),
+        most => (headroom, most.max(MIN_FRAME_LEN)),
     };
-    let mut reserved = ctx.link.reserve(head, room).ok_or(Full)?;
+    let Some(mut reserved) = cx.link.reserve(head, room) else { return Sent::LinkFull };
     let (len, written) = {
         let mut slot = reserved.slot();
-        let len = match fill(L::Memory::part(&mut slot.room, max_len), &mut fields) {
-            Ok(len) => len,
-            Err(error) => return Ok(Err(error)),
+        let len = match fill(W::Memory::part(&mut slot.room, size.frame), &mut fields) {
+            Sent::Bytes(len) => len as usize,
+            nothing => return nothing,
         };
         slot.pad(len);
         let mut header =
@@ -82,23 +103,23 @@ pub(super) fn with_payload<H: Host, L: Link, E>(
         if fields.urgent > 0 {
             header.set_urgent(fields.urgent);
         }
-        (len, outgoing.tcp(slot.head, header, &options[..options_len], len, Some(segment_size)))
+        (len, outgoing.tcp(slot.head, header, &options[..options_len], len, Some(size.segment)))
     };
-    let written = written.ok_or(Full)?;
-    reserved.commit(written.len, &written.offload)?;
-    Ok(Ok(len))
+    match written.map(|written| reserved.commit(written.len, &written.offload)) {
+        Some(Ok(())) => Sent::Bytes(len as u32),
+        Some(Err(Full)) | None => Sent::LinkFull,
+    }
 }
 
 /// Sends a segment without payload.
 ///
 /// # Errors
 /// [`Full`], if the link takes no frame now.
-pub(super) fn bare<H: Host, L: Link>(
-    ends: &Endpoints,
-    fields: Fields,
-    ctx: &mut Context<'_, H, L>,
-) -> Result<(), Full> {
-    with_payload(ends, fields, 0, 0, ctx, |_, _| Ok::<_, core::convert::Infallible>(0)).map(|_| ())
+pub(super) fn bare<W: World>(ends: &Endpoints, fields: Fields, cx: &mut Context<'_, W>) -> Result<(), Full> {
+    match with_payload(ends, fields, Size { frame: 0, segment: 0 }, |_, _| Sent::Bytes(0), cx) {
+        Sent::Bytes(_) => Ok(()),
+        _ => Err(Full),
+    }
 }
 
 fn ports(ends: &Endpoints) -> (u16, u16) {

@@ -7,17 +7,16 @@ use wire::{
 
 use super::{
     DSCP,
-    conn::{Connection, End, Phase},
+    conn::{Connection, End, Handshake, Phase},
     emit::{self, Fields},
     receive::{AckDue, Receiver, WINDOW_SCALE},
-    send::{Sender, syn_timeout},
+    send::Sender,
 };
 use crate::{
     addr::Settings,
-    context::Context,
+    context::{Context, TcpOf, World},
     flow::Endpoints,
-    host::{Host, Readiness, TcpSocket},
-    link::Link,
+    host::{Readiness, TcpSocket},
 };
 
 /// Segments larger than a page are whole pages.
@@ -31,61 +30,56 @@ fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
     if largest > PAGE { largest - largest % PAGE } else { largest }
 }
 
-impl<S: TcpSocket> Connection<S> {
+impl<W: World> Connection<W> {
     /// A connection that the guest asks for with `syn`; `socket` has begun to connect, by packets of traffic class `class`.
     pub(super) fn from_guest(
         ends: Endpoints,
-        socket: S,
+        socket: TcpOf<W>,
         iss: Seq,
         syn: &Segment<'_, impl Payload>,
         class: u8,
-        ctx: &Context<'_, impl Host<Tcp = S>, impl Link>,
+        cx: &Context<'_, W>,
     ) -> Self {
         let options = Options::parse(syn.options);
         let mut send = Sender::new(iss);
-        send.on_syn(syn, &options, largest_segment(&ends, ctx.settings));
+        send.on_syn(syn, &options, largest_segment(&ends, cx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
         let receive = Receiver::new(syn.seq() + 1, scale);
-        let mut connection = Self::new(ends, socket, Phase::Connecting, send, receive, ctx.now);
+        let mut connection = Self::new(ends, socket, Phase::Connecting, send, receive, cx.now);
         connection.class = class;
         connection
     }
 
     /// A connection that was accepted on the host; the guest gets a SYN.
-    pub(super) fn from_host<H: Host<Tcp = S>, L: Link>(
-        ends: Endpoints,
-        socket: S,
-        iss: Seq,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Self {
+    pub(super) fn from_host(ends: Endpoints, socket: TcpOf<W>, iss: Seq, cx: &mut Context<'_, W>) -> Self {
         let receive = Receiver::new(Seq(0), WINDOW_SCALE);
-        let mut connection = Self::new(ends, socket, Phase::SynSent, Sender::new(iss), receive, ctx.now);
+        let mut connection = Self::new(ends, socket, Phase::SynSent, Sender::new(iss), receive, cx.now);
         connection.peer_class = connection.socket.peer_traffic_class().unwrap_or(0) & DSCP;
-        connection.start_handshake(ctx);
+        connection.start_handshake(cx);
         connection
     }
 
-    fn start_handshake<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
-        self.send_syn(ctx); // lost if the link is full: the timer repeats it
-        let iss = self.send.una;
-        self.send.sent(iss + 1, ctx.now);
-        self.send.retransmit_at = syn_timeout(0).map(|wait| ctx.now + wait);
+    fn start_handshake(&mut self, cx: &mut Context<'_, W>) {
+        self.send_syn(cx); // lost if the link is full: the timer repeats it
+        let iss = self.send.syn_seq();
+        self.send.sent(iss + 1, cx.now);
+        self.send.schedule_syn(0, cx.now);
     }
 
     /// Sends our SYN, or SYN,ACK when the guest's is here; always with the same sequence number (Q2).
-    pub(super) fn send_syn<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+    pub(super) fn send_syn(&mut self, cx: &mut Context<'_, W>) {
         let answering = self.phase != Phase::SynSent;
         let scale = (!answering || self.receive.scale > 0).then_some(WINDOW_SCALE);
         let options = Options {
-            mss: Some(largest_segment(&self.ends, ctx.settings)),
+            mss: Some(largest_segment(&self.ends, cx.settings)),
             window_scale: scale,
-            sack_permitted: !answering || self.send.sack,
+            sack_permitted: !answering || self.send.guest_has_sack(),
             ..Options::default()
         };
         let (flags, ack) =
             if answering { (Flags::SYN | Flags::ACK, self.receive.next) } else { (Flags::SYN, Seq(0)) };
         let fields = Fields {
-            seq: self.send.una,
+            seq: self.send.syn_seq(),
             ack,
             flags,
             window: u16::MAX,
@@ -93,15 +87,11 @@ impl<S: TcpSocket> Connection<S> {
             class: self.peer_class,
             options,
         };
-        emit::bare(&self.ends, fields, ctx).ok();
+        emit::bare(&self.ends, fields, cx).ok();
     }
 
     /// The connecting socket reported readiness.
-    pub(super) fn on_connected<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        readiness: Readiness,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), End> {
+    pub(super) fn on_connected(&mut self, readiness: Readiness, cx: &mut Context<'_, W>) -> Result<(), End> {
         if readiness.error
             && let Some(errno) = self.socket.take_error()
         {
@@ -109,7 +99,7 @@ impl<S: TcpSocket> Connection<S> {
         }
         if readiness.writable {
             self.phase = Phase::SynReceived;
-            self.start_handshake(ctx);
+            self.start_handshake(cx);
         }
         Ok(())
     }
@@ -120,13 +110,13 @@ impl<S: TcpSocket> Connection<S> {
     }
 
     /// Waiting for the guest's SYN,ACK.
-    pub(super) fn while_syn_sent<H: Host<Tcp = S>, L: Link>(
+    pub(super) fn while_syn_sent(
         &mut self,
         segment: &Segment<'_, impl Payload>,
-        ctx: &mut Context<'_, H, L>,
+        cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         let flags = segment.flags();
-        let acks_our_syn = flags.contains(Flags::ACK) && segment.ack() == self.send.max;
+        let acks_our_syn = flags.contains(Flags::ACK) && self.send.is_all(segment.ack());
         if flags.contains(Flags::RST) {
             return if acks_our_syn { Err(End::GuestReset) } else { Ok(()) };
         }
@@ -142,45 +132,44 @@ impl<S: TcpSocket> Connection<S> {
                 class: self.peer_class,
                 options,
             };
-            emit::bare(&self.ends, fields, ctx).ok();
+            emit::bare(&self.ends, fields, cx).ok();
             return Ok(());
         }
         if !flags.contains(Flags::SYN | Flags::ACK) {
             return Ok(());
         }
         let options = Options::parse(segment.options);
-        self.send.on_syn(segment, &options, largest_segment(&self.ends, ctx.settings));
+        self.send.on_syn(segment, &options, largest_segment(&self.ends, cx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
         self.receive = Receiver::new(segment.seq() + 1, scale);
-        self.send.on_handshake_done(ctx.now);
+        self.send.on_handshake_done(cx.now);
         self.phase = Phase::Established;
         self.receive.ack = AckDue::Now; // carried by the client's first data, if they are here already
         Ok(())
     }
 
-    /// Waiting for the acknowledgment of our SYN,ACK. True if this is it: what else the segment holds
-    /// counts then (Q3).
-    pub(super) fn while_syn_received<H: Host<Tcp = S>, L: Link>(
+    /// Waiting for the acknowledgment of our SYN,ACK. If this is it, the rest of the segment counts (Q3).
+    pub(super) fn while_syn_received(
         &mut self,
         segment: &Segment<'_, impl Payload>,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<bool, End> {
+        cx: &mut Context<'_, W>,
+    ) -> Result<Handshake, End> {
         let flags = segment.flags();
         if flags.contains(Flags::RST) {
             return Err(End::GuestReset);
         }
         if flags.contains(Flags::SYN) {
             if segment.seq() + 1 == self.receive.next {
-                self.send_syn(ctx); // the answer was lost
+                self.send_syn(cx); // the answer was lost
             }
-            return Ok(false);
+            return Ok(Handshake::Waits);
         }
-        if !flags.contains(Flags::ACK) || segment.ack() != self.send.max {
-            return Ok(false);
+        if !flags.contains(Flags::ACK) || !self.send.is_all(segment.ack()) {
+            return Ok(Handshake::Waits);
         }
-        self.send.on_handshake_done(ctx.now);
+        self.send.on_handshake_done(cx.now);
         self.send.take_window(segment);
         self.phase = Phase::Established;
-        Ok(true)
+        Ok(Handshake::Done)
     }
 }

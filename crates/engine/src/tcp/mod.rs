@@ -9,6 +9,7 @@ mod dial;
 mod emit;
 mod handshake;
 mod queue;
+mod ranges;
 mod receive;
 mod recovery;
 mod rto;
@@ -30,20 +31,20 @@ use wire::{
 };
 
 use self::{
-    conn::{Connection, End, Phase, Rest},
-    dial::Dial,
+    conn::{Connection, End, Phase, Turn},
+    dial::{Dial, Redial},
     emit::Fields,
     queue::SlotPool,
 };
 use crate::{
     addr::Settings,
-    context::Context,
+    context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Flows, Kind},
-    host::{Errno, Host, Readiness, Report, TcpSocket},
+    host::{Errno, Host as _, Readiness, Report, TcpSocket},
     icmp::error::{Quote, router, tell},
-    link::Link,
     memory::PayloadOf,
     nat::Protocol,
+    pressure::Pressure,
     resolvers::Health,
     timer::Instant,
 };
@@ -63,9 +64,8 @@ pub struct Counters {
 }
 
 /// All connections of one guest.
-#[derive(Debug)]
-pub struct Tcp<S> {
-    flows: Flows<Connection<S>>,
+pub struct Tcp<W: World> {
+    flows: Flows<Connection<W>>,
     pool: SlotPool,
     /// To be finished at the end of the batch.
     touched: Vec<FlowId>,
@@ -79,7 +79,7 @@ pub struct Tcp<S> {
     pub counters: Counters,
 }
 
-impl<S: TcpSocket> Tcp<S> {
+impl<W: World> Tcp<W> {
     /// An empty table for at most `limit` connections, whose receive queues may take `queue_memory` bytes together;
     /// `hash_key` and `secret` are random.
     #[must_use]
@@ -113,12 +113,13 @@ impl<S: TcpSocket> Tcp<S> {
         self.pool.lent_bytes()
     }
 
-    /// A segment of the guest. What it causes to be sent may wait for [`Tcp::end_batch`].
-    pub fn on_segment<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
+    /// A segment of the guest. What it causes to be sent may wait for the end of the
+    /// round.
+    pub fn on_segment(
         &mut self,
-        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
-        segment: &Segment<'_, PayloadOf<'_, S::Memory>>,
-        ctx: &mut Context<'_, H, L>,
+        packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
+        segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
+        cx: &mut Context<'_, W>,
     ) {
         let ends = Endpoints {
             guest: SocketAddr::new(packet.source, segment.header.source_port.get()),
@@ -132,59 +133,53 @@ impl<S: TcpSocket> Tcp<S> {
         });
         if opens && found.is_none() {
             if let Some(over) = self.flows.find(&ends) {
-                self.finish(over, ctx);
+                self.send_due(over, cx);
             }
-            self.open(ends, class, segment, ctx);
+            self.open(ends, class, segment, cx);
         } else if let Some(id) = found {
-            self.step(id, ctx, |connection, pool, ctx| {
-                connection.set_class(class);
-                connection.on_segment(segment, pool, ctx)
-            });
-        } else if !flags.contains(Flags::RST) && possible(&ends, ctx.settings).is_some() {
-            reset_unknown(&ends, segment, ctx);
+            let Some(connection) = self.flows.get_mut(id) else { return };
+            connection.set_class(class);
+            let step = connection.on_segment(segment, &mut self.pool, cx);
+            self.after_step(id, step, cx);
+        } else if !flags.contains(Flags::RST) && possible(&ends, cx.settings).is_some() {
+            reset_unknown(&ends, segment, cx);
         }
     }
 
     /// The guest wants to connect (behaviour §6.1).
-    fn open<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        ends: Endpoints,
-        class: u8,
-        syn: &Segment<'_, impl Payload>,
-        ctx: &mut Context<'_, H, L>,
-    ) {
-        let (Some(destination), Some(id)) = (possible(&ends, ctx.settings), self.flows.next_id()) else {
+    fn open(&mut self, ends: Endpoints, class: u8, syn: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
+        let (Some(destination), Some(id)) = (possible(&ends, cx.settings), self.flows.next_id()) else {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
-        let resolvers = ctx.settings.resolvers(ends.remote, &self.health, ctx.now);
+        let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
         let mut dial = resolvers.map(|servers| Dial::new(servers, class));
         let connecting = match &mut dial {
-            Some(dial) => dial.connect(id, &mut self.health, ctx),
+            Some(dial) => dial.connect(id, &mut self.health, cx),
             None => {
-                let source = ctx.outbound_source(ends.guest.ip(), destination);
-                ctx.host.tcp_connect(id, source, destination, class)
+                let source = cx.outbound_source(ends.guest.ip(), destination);
+                cx.host.tcp_connect(id, source, destination, class)
             }
         };
         let socket = match connecting {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;
-                if !tell_failure(&ends, syn.seq(), errno, ctx) {
-                    reset_unknown(&ends, syn, ctx);
+                if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
+                    reset_unknown(&ends, syn, cx);
                 }
                 return;
             }
         };
-        let iss = self.initial_sequence(&ends, ctx.now);
+        let iss = self.initial_sequence(&ends, cx.now);
         if log::log_enabled!(log::Level::Debug) {
             let Endpoints { guest, remote } = ends;
             let destination = dial.as_ref().and_then(Dial::server).unwrap_or(destination);
             log::debug!("{id}: {guest} -> {remote}{}", Side(socket.local(), "->", Some(destination)));
         }
-        let mut connection = Connection::from_guest(ends, socket, iss, syn, class, ctx);
+        let mut connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
         connection.dial = dial.map(Box::new);
-        self.insert(connection, ctx);
+        self.insert(connection);
     }
 
     /// A connection was accepted on the host: `remote` and `guest` are its ends as the guest is to see
@@ -192,14 +187,14 @@ impl<S: TcpSocket> Tcp<S> {
     ///
     /// # Errors
     /// The socket, to be reset.
-    pub fn accept<H: Host<Tcp = S>, L: Link>(
+    pub fn accept(
         &mut self,
         ends: Endpoints,
-        mut socket: S,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Result<(), S> {
+        mut socket: TcpOf<W>,
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), TcpOf<W>> {
         let free = self.flows.find(&ends).is_none();
-        let watched = self.flows.next_id().filter(|&id| free && ctx.host.tcp_watch(id, &socket).is_ok());
+        let watched = self.flows.next_id().filter(|&id| free && cx.host.tcp_watch(id, &socket).is_ok());
         let Some(id) = watched else {
             self.counters.refused += 1;
             socket.reset_on_close();
@@ -209,141 +204,130 @@ impl<S: TcpSocket> Tcp<S> {
             let Endpoints { guest, remote } = ends;
             log::debug!("{id}: {guest} <- {remote}{}", Side(socket.local(), "<-", None));
         }
-        let iss = self.initial_sequence(&ends, ctx.now);
-        let connection = Connection::from_host(ends, socket, iss, ctx);
-        self.insert(connection, ctx);
+        let iss = self.initial_sequence(&ends, cx.now);
+        let connection = Connection::from_host(ends, socket, iss, cx);
+        self.insert(connection);
         Ok(())
     }
 
-    fn insert<H: Host<Tcp = S>, L: Link>(&mut self, connection: Connection<S>, ctx: &mut Context<'_, H, L>) {
+    fn insert(&mut self, connection: Connection<W>) {
         if let Ok(id) = self.flows.insert(connection) {
             self.counters.opened += 1;
-            self.step(id, ctx, |_, _, _| Ok(()));
+            self.touch(id);
         }
     }
 
     /// A connection's socket reported readiness.
-    pub fn on_readiness<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        id: FlowId,
-        readiness: Readiness,
-        ctx: &mut Context<'_, H, L>,
-    ) {
-        if !self.redial_if_failed(id, readiness, ctx) {
-            self.step(id, ctx, |connection, pool, ctx| connection.on_readiness(readiness, pool, ctx));
+    pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
+        if self.redial_if_failed(id, readiness, cx) == Redial::Done {
+            return;
         }
+        let Some(connection) = self.flows.get_mut(id) else { return };
+        let step = connection.on_ready(readiness, &mut self.pool, cx);
+        self.after_step(id, step, cx);
     }
 
-    /// A connection's deadline came up.
-    pub fn on_deadline<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        id: FlowId,
-        ctx: &mut Context<'_, H, L>,
-    ) {
-        self.step(id, ctx, |connection, _, ctx| connection.on_deadline(id, ctx));
-        self.redial_if_silent(id, ctx);
+    /// A connection's deadline may have been reached.
+    pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
+        let Some(connection) = self.flows.get_mut(id) else { return };
+        let step = connection.on_deadline(id, cx);
+        self.after_step(id, step, cx);
+        self.redial_if_silent(id, cx);
     }
 
-    /// Sends what the segments and events since the last call have made due: acknowledgments, and data that
-    /// the guest's window lets through.
-    pub fn end_batch<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(&mut self, ctx: &mut Context<'_, H, L>) {
+    /// The end of a round: sends the acknowledgments and data that its segments and events have made due.
+    pub(crate) fn end_round(&mut self, cx: &mut Context<'_, W>) {
         let mut touched = core::mem::take(&mut self.touched);
         for id in touched.drain(..) {
             if let Some(connection) = self.flows.get_mut(id) {
                 connection.touched = false;
-                self.finish(id, ctx);
+                self.send_due(id, cx);
             }
         }
         self.touched = touched; // keep its memory
     }
 
-    /// Whether connections wait for their turn to send.
-    #[must_use]
-    pub fn has_runnable(&self) -> bool {
-        !self.runnable.is_empty()
-    }
-
-    /// Gives every connection that waits for it a turn. False if the link is full.
-    pub fn run<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        ctx: &mut Context<'_, H, L>,
-    ) -> bool {
+    /// Gives each connection that waits for it a turn to send.
+    pub(crate) fn take_turns(&mut self, cx: &mut Context<'_, W>) -> Pressure {
         for _ in 0..self.runnable.len() {
             let Some(id) = self.runnable.pop_front() else { break };
             if let Some(connection) = self.flows.get_mut(id) {
                 connection.runnable = false;
-                if self.finish(id, ctx) == Rest::LinkFull {
-                    return false;
+                if self.send_due(id, cx) == Turn::LinkFull {
+                    return Pressure::LinkFull;
                 }
             }
         }
-        true
+        if self.runnable.is_empty() { Pressure::None } else { Pressure::MoreToSend }
     }
 
-    /// One step of one connection; it is finished at the end of the batch.
-    fn step<H: Host<Tcp = S>, L: Link>(
-        &mut self,
-        id: FlowId,
-        ctx: &mut Context<'_, H, L>,
-        step: impl FnOnce(&mut Connection<S>, &mut SlotPool, &mut Context<'_, H, L>) -> Result<(), End>,
-    ) {
-        let Some(connection) = self.flows.get_mut(id) else { return };
-        match step(connection, &mut self.pool, ctx) {
-            Ok(()) if connection.touched => {}
-            Ok(()) => {
-                connection.touched = true;
-                self.touched.push(id);
-            }
-            Err(end) => self.end(id, end, ctx),
+    /// What follows from a step of a connection: it is to be finished at the end of the round, or it ends now.
+    fn after_step(&mut self, id: FlowId, step: Result<(), End>, cx: &mut Context<'_, W>) {
+        match step {
+            Ok(()) => self.touch(id),
+            Err(end) => self.end(id, end, cx),
         }
     }
 
-    fn finish<H: Host<Tcp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        id: FlowId,
-        ctx: &mut Context<'_, H, L>,
-    ) -> Rest {
-        let Some(connection) = self.flows.get_mut(id) else { return Rest::Nothing };
-        match connection.finish(ctx) {
-            Ok(rest) => {
-                connection.arm(id, ctx);
-                if rest != Rest::Nothing && !connection.runnable {
+    /// Has a connection send what is due at the end of the round.
+    fn touch(&mut self, id: FlowId) {
+        if let Some(connection) = self.flows.get_mut(id).filter(|connection| !connection.touched) {
+            connection.touched = true;
+            self.touched.push(id);
+        }
+    }
+
+    /// Sends what is due for a connection, sets its deadline, and removes it if it is over.
+    fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Turn {
+        let Some(connection) = self.flows.get_mut(id) else { return Turn::Idle };
+        match connection.send_due(id, cx) {
+            Ok(Turn::Finished) => {
+                self.remove(id, cx);
+                log::debug!("{id}: over");
+                Turn::Finished
+            }
+            Ok(turn) => {
+                let waits = matches!(turn, Turn::MoreToSend | Turn::LinkFull);
+                if waits && !connection.runnable {
                     connection.runnable = true;
                     self.runnable.push_back(id);
                 }
-                rest
+                turn
             }
             Err(end) => {
-                self.end(id, end, ctx);
-                Rest::Nothing
+                self.end(id, end, cx);
+                Turn::Finished
             }
         }
     }
 
-    /// Ends a connection on both sides (behaviour §6.7, §6.8).
-    fn end<H: Host<Tcp = S>, L: Link>(&mut self, id: FlowId, end: End, ctx: &mut Context<'_, H, L>) {
-        let Some(mut connection) = self.flows.remove(id) else { return };
+    fn remove(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Option<Connection<W>> {
+        let mut connection = self.flows.remove(id)?;
         connection.receive.release(&mut self.pool);
-        connection.deadline.withdraw(ctx.timers, id);
+        connection.deadline.withdraw(cx.timers, id);
+        Some(connection)
+    }
+
+    /// Ends a connection before its time, on both sides (behaviour §6.7, §6.8).
+    fn end(&mut self, id: FlowId, end: End, cx: &mut Context<'_, W>) {
+        let Some(mut connection) = self.remove(id, cx) else { return };
         log::debug!("{id}: {end}");
-        match end {
-            End::Finished => return,
-            End::SocketFailed(errno)
-                if connection.phase == Phase::Connecting
-                    && tell_failure(&connection.ends, connection.receive.next - 1, errno, ctx) => {}
-            End::GuestReset => connection.socket.reset_on_close(),
-            End::Abort | End::SocketFailed(_) => {
-                connection.socket.reset_on_close();
-                connection.send_reset(ctx);
-            }
-        }
         self.counters.reset += 1;
+        if let (End::SocketFailed(errno), Phase::Connecting) = (end, connection.phase)
+            && report_failure(&connection.ends, connection.receive.next - 1, errno, cx) == Failure::Reported
+        {
+            return;
+        }
+        connection.socket.reset_on_close();
+        if end != End::GuestReset {
+            connection.send_reset(cx);
+        }
     }
 
     /// Ends all connections on both sides: nothing can reach the guest any more.
-    pub fn abort_all<H: Host<Tcp = S>, L: Link>(&mut self, ctx: &mut Context<'_, H, L>) {
+    pub(crate) fn abort_all(&mut self, cx: &mut Context<'_, W>) {
         let ids: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| self.end(id, End::Abort, ctx));
+        ids.into_iter().for_each(|id| self.end(id, End::Abort, cx));
     }
 
     /// An initial sequence number (RFC 6528): a secret function of the ends plus a clock of 4 us.
@@ -370,7 +354,6 @@ impl fmt::Display for Side {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Finished => f.write_str("over"),
             Self::Abort => f.write_str("given up"),
             Self::GuestReset => f.write_str("reset by the guest"),
             Self::SocketFailed(Errno(number)) => write!(f, "the host's socket failed (error {number})"),
@@ -385,40 +368,40 @@ fn possible(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
     settings.to_host(Protocol::Tcp, ends.remote).ok().filter(|_| valid)
 }
 
+/// What the guest has learned of a connection that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// All that a network would report.
+    Reported,
+    /// Nothing: a reset is the right answer, as to a refused connection.
+    NeedsReset,
+}
+
 /// Shows the guest why its SYN, of sequence number `iss`, came to nothing, as a network would: by an ICMP error, or
-/// by silence where the peer was silent. False if a reset is the right answer, as to a refused connection.
-fn tell_failure<H: Host, L: Link>(
-    ends: &Endpoints,
-    iss: Seq,
-    errno: Errno,
-    ctx: &mut Context<'_, H, L>,
-) -> bool {
+/// by silence where the peer was silent.
+fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut Context<'_, W>) -> Failure {
     const ETIMEDOUT: Errno = Errno(110);
     if errno == ETIMEDOUT {
-        return true;
+        return Failure::Reported;
     }
-    let Some(report) = Report::of_refusal(errno, ends.guest.is_ipv4()) else { return false };
+    let Some(report) = Report::of_refusal(errno, ends.guest.is_ipv4()) else { return Failure::NeedsReset };
     let mut header = [0; 8];
     header[..2].copy_from_slice(&ends.guest.port().to_be_bytes());
     header[2..4].copy_from_slice(&ends.remote.port().to_be_bytes());
     header[4..].copy_from_slice(&iss.0.to_be_bytes());
     let (guest, remote) = (ends.guest.ip(), ends.remote.ip());
     let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[], fragment: None };
-    tell(ctx, router(ctx.settings, remote), report, &quote);
-    true
+    tell(router(cx.settings, remote), report, &quote, cx);
+    Failure::Reported
 }
 
 /// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; behaviour §6.7, R-59).
-fn reset_unknown<H: Host, L: Link>(
-    ends: &Endpoints,
-    segment: &Segment<'_, impl Payload>,
-    ctx: &mut Context<'_, H, L>,
-) {
+fn reset_unknown<W: World>(ends: &Endpoints, segment: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
     let (seq, ack, flags) = if segment.flags().contains(Flags::ACK) {
         (segment.ack(), Seq(0), Flags::RST)
     } else {
         (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
     };
     let fields = Fields { seq, ack, flags, window: 0, urgent: 0, class: 0, options: Options::default() };
-    emit::bare(ends, fields, ctx).ok();
+    emit::bare(ends, fields, cx).ok();
 }

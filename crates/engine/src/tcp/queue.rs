@@ -1,4 +1,4 @@
-//! Bytes from the guest that the socket has not taken: refused ones, and ones behind a hole.
+//! Bytes from the guest that the socket has not taken: those that it refused, and those after a hole.
 //!
 //! In the common case a connection has no queue at all: in-order bytes go straight from the frame
 //! to the socket. A queue comes into being with the first byte that can't, and goes with the last.
@@ -10,14 +10,14 @@ use wire::{
     tcp::{SackBlocks, Seq},
 };
 
+use super::ranges::{Range, Ranges};
+
 /// Bytes of one slot.
 const SLOT_LEN: usize = 16 * 1024;
 /// Free slots kept for the next user; more are given back to the allocator.
 const SPARE_SLOTS: usize = 64;
 /// Most separate ranges one queue holds; a segment that would make one more is not taken.
 const MAX_RANGES: usize = 128;
-/// Most pieces that are handed to one send.
-pub(super) const MAX_PIECES: usize = 32;
 
 type Slot = Box<[u8]>;
 
@@ -56,9 +56,6 @@ impl SlotPool {
     }
 }
 
-/// A range of sequence space: its first number and the one behind its last.
-type Range = (Seq, Seq);
-
 /// Bytes held for one connection, by sequence number.
 #[derive(Debug)]
 pub(super) struct ReceiveQueue {
@@ -67,15 +64,15 @@ pub(super) struct ReceiveQueue {
     /// Where `base` lies in the first slot.
     head: usize,
     slots: VecDeque<Option<Slot>>,
-    /// What is held: sorted, apart from each other.
-    held: Vec<Range>,
-    /// A byte of the range that grew last; it is told first (RFC 2018 §4).
+    /// What is held.
+    held: Ranges,
+    /// A byte of the range that grew last; it is reported first (RFC 2018 §4).
     newest: Seq,
 }
 
 impl ReceiveQueue {
     pub(super) fn new(base: Seq) -> Self {
-        Self { base, head: 0, slots: VecDeque::new(), held: Vec::new(), newest: base }
+        Self { base, head: 0, slots: VecDeque::new(), held: Ranges::new(MAX_RANGES), newest: base }
     }
 
     /// The next byte for the socket.
@@ -90,7 +87,7 @@ impl ReceiveQueue {
 
     /// Bytes that the socket can take next: those from the base up to the first hole.
     pub(super) fn ready_len(&self) -> u32 {
-        match self.held.first() {
+        match self.held.as_slice().first() {
             Some(&(start, end)) if start == self.base => end - start,
             _ => 0,
         }
@@ -100,9 +97,7 @@ impl ReceiveQueue {
     /// were taken: all, unless memory or the list of ranges is full.
     pub(super) fn insert(&mut self, seq: Seq, data: impl Payload, pool: &mut SlotPool) -> usize {
         debug_assert!(!seq.before(self.base));
-        let joins =
-            self.held.iter().any(|&(start, end)| !seq.after(end) && !(seq + data.len() as u32).before(start));
-        if data.is_empty() || (!joins && self.held.len() >= MAX_RANGES) {
+        if data.is_empty() || !self.held.takes(seq, seq + data.len() as u32) {
             return 0;
         }
         let mut stored = 0;
@@ -121,28 +116,14 @@ impl ReceiveQueue {
             stored += len;
         }
         if stored > 0 {
-            self.note(seq, seq + stored as u32);
+            self.newest = seq;
+            self.held.insert(seq, seq + stored as u32);
         }
         stored
     }
 
-    /// Merges a range into `held`.
-    fn note(&mut self, mut start: Seq, mut end: Seq) {
-        self.newest = start;
-        self.held.retain(|&(other_start, other_end)| {
-            let apart = other_end.before(start) || end.before(other_start);
-            if !apart {
-                start = start.min(other_start);
-                end = end.max(other_end);
-            }
-            apart
-        });
-        let at = self.held.partition_point(|&(other_start, _)| other_start.before(start));
-        self.held.insert(at, (start, end));
-    }
-
-    /// The first `len` ready bytes, as pieces for one send; returns how many pieces.
-    pub(super) fn ready_pieces<'a>(&'a self, len: usize, pieces: &mut [&'a [u8]; MAX_PIECES]) -> usize {
+    /// The first `len` ready bytes, as far as `pieces` have room for them; returns how many pieces.
+    pub(super) fn ready_pieces<'a>(&'a self, len: usize, pieces: &mut [&'a [u8]]) -> usize {
         let mut left = len.min(self.ready_len() as usize);
         let mut within = self.head;
         let mut count = 0;
@@ -164,10 +145,7 @@ impl ReceiveQueue {
     pub(super) fn advance(&mut self, base: Seq, pool: &mut SlotPool) {
         self.head += (base - self.base) as usize;
         self.base = base;
-        self.held.retain_mut(|(start, end)| {
-            *start = start.max(base);
-            start.before(*end)
-        });
+        self.held.remove_before(base);
         let passed = (self.head / SLOT_LEN).min(self.slots.len());
         self.head -= passed * SLOT_LEN;
         self.slots.drain(..passed).flatten().for_each(|slot| pool.give(slot));
@@ -177,15 +155,15 @@ impl ReceiveQueue {
         }
     }
 
-    /// The ranges behind the first hole, the newest first (RFC 2018 §4).
+    /// The ranges after the first hole, the newest first (RFC 2018 §4).
     pub(super) fn sack_blocks(&self) -> SackBlocks {
         let mut blocks = SackBlocks::default();
-        let behind_hole = || self.held.iter().filter(|&&(start, _)| start != self.base);
+        let after_hole = || self.held.as_slice().iter().filter(|&&(start, _)| start != self.base);
         let is_newest = |&(start, end): &Range| !self.newest.before(start) && self.newest.before(end);
-        for &(start, end) in behind_hole().filter(|range| is_newest(range)) {
+        for &(start, end) in after_hole().filter(|range| is_newest(range)) {
             blocks.push(start, end);
         }
-        for &(start, end) in behind_hole().filter(|range| !is_newest(range)) {
+        for &(start, end) in after_hole().filter(|range| !is_newest(range)) {
             if !blocks.push(start, end) {
                 break;
             }
@@ -210,7 +188,7 @@ mod tests {
     }
 
     fn drain(queue: &mut ReceiveQueue, at_most: usize, pool: &mut SlotPool) -> Vec<u8> {
-        let mut pieces = [&[][..]; MAX_PIECES];
+        let mut pieces = [&[][..]; 32];
         let count = queue.ready_pieces(usize::MAX, &mut pieces);
         let mut bytes: Vec<u8> = pieces[..count].concat();
         bytes.truncate(at_most);
@@ -220,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_told_newest_first() {
+    fn blocks_are_reported_newest_first() {
         let mut pool = SlotPool::new(1 << 20);
         let mut queue = ReceiveQueue::new(Seq(100));
         queue.insert(Seq(200), &[0; 10][..], &mut pool);
@@ -245,11 +223,7 @@ mod tests {
     proptest! {
         /// Whatever the order, overlap and duplication of segments, the stream comes out once and in order.
         #[test]
-        fn any_order_gives_the_stream(
-            origin: u32,
-            mut cuts in prop::collection::vec((0usize..60_000, 1usize..30_000), 1..30),
-            takes in prop::collection::vec(1usize..50_000, 1..40),
-        ) {
+        fn any_order_gives_the_stream(origin: u32, mut cuts in prop::collection::vec((0usize..60_000, 1usize..30_000), 1..30), takes in prop::collection::vec(1usize..50_000, 1..40)) {
             let total = 70_000;
             let data = stream(0, total);
             let mut pool = SlotPool::new(1 << 20);

@@ -7,7 +7,7 @@ use wire::{
     tcp::{SackBlocks, Seq},
 };
 
-use super::queue::{MAX_PIECES, ReceiveQueue, SlotPool};
+use super::queue::{ReceiveQueue, SlotPool};
 use crate::{
     host::{Errno, SocketError, TcpSocket},
     memory::PayloadOf,
@@ -18,16 +18,18 @@ pub(super) const WINDOW: u32 = 1 << 20;
 /// Our window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
 pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
+/// Most pieces handed to one send: half of the queue.
+const PIECES: usize = 32;
 
-/// How soon the guest must hear of what we have.
+/// How soon the guest gets an acknowledgment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum AckDue {
-    /// Nothing new to tell.
+    /// Nothing is due.
     #[default]
     No,
     /// Soon; a segment with data may carry it.
     Delayed,
-    /// At the end of this batch of frames.
+    /// At the end of this round.
     Now,
 }
 
@@ -38,11 +40,11 @@ pub(super) struct Receiver {
     pub(super) next: Seq,
     /// Right edge of the window we have offered; it never moves left.
     edge: Seq,
-    /// The acknowledgment number told last.
-    told: Seq,
-    /// Scale of the windows we tell; zero if the guest did not offer the option.
+    /// The acknowledgment number sent last.
+    acked: Seq,
+    /// Scale of the windows we advertise; zero if the guest did not offer the option.
     pub(super) scale: u8,
-    /// What the socket did not take, and what lies behind a hole.
+    /// What the socket did not take, and what lies after a hole.
     queue: Option<Box<ReceiveQueue>>,
     /// The socket took less than it was given; it will report when it can be written again.
     refused: bool,
@@ -59,12 +61,12 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// Expects the byte behind the guest's SYN.
+    /// Expects the byte after the guest's SYN.
     pub(super) fn new(next: Seq, scale: u8) -> Self {
         Self {
             next,
             edge: next + 0xffff,
-            told: next,
+            acked: next,
             scale,
             queue: None,
             refused: false,
@@ -87,7 +89,7 @@ impl Receiver {
         }
     }
 
-    /// Takes in payload at `seq`, already known to touch the window, and the FIN behind it.
+    /// Takes in payload at `seq`, already known to touch the window, and the FIN after it.
     ///
     /// # Errors
     /// The socket has failed.
@@ -103,7 +105,7 @@ impl Receiver {
         if fin && self.fin.is_none() && !end.before(self.next) {
             self.fin = Some(end);
         }
-        // Data behind the guest's FIN is none of its stream.
+        // Data after the guest's FIN is not part of its stream.
         let limit = self.fin.map_or(self.edge, |fin| fin.min(self.edge));
         let end = end.min(limit);
         let start = seq.max(self.next);
@@ -147,9 +149,9 @@ impl Receiver {
             let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
             queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
         }
-        // A hole may have been filled: what is ready behind it follows at once.
+        // A hole may have been filled: what is ready after it follows at once.
         self.flush(socket, pool)?;
-        self.ack = match self.next - self.told {
+        self.ack = match self.next - self.acked {
             // Out of order: at once, so that the guest repairs the hole (RFC 5681 §4.2).
             _ if !in_order || self.queue.is_some() => AckDue::Now,
             // Little: let the answer carry the acknowledgment.
@@ -194,7 +196,7 @@ impl Receiver {
     }
 
     /// Sends the urgent byte; returns how many bytes the socket took.
-    fn send_urgent<S: TcpSocket>(&mut self, byte: u8, socket: &mut S) -> Result<usize, Errno> {
+    fn send_urgent(&mut self, byte: u8, socket: &mut impl TcpSocket) -> Result<usize, Errno> {
         let sent = self.sent(socket.send_urgent(byte).map(|()| 1), 1)?;
         if sent > 0 {
             self.urgent = None;
@@ -206,16 +208,21 @@ impl Receiver {
     fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut SlotPool) -> Result<(), Errno> {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
-            let mut pieces = [&[][..]; MAX_PIECES];
+            let mut pieces = [&[][..]; PIECES];
+            // Never more than the socket takes: it would look full, and no event would say that it is not.
+            let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
             let sent = match self.run(queue.base(), queue.ready_len() as usize) {
                 Run::Plain(len) => {
-                    let count = queue.ready_pieces(len, &mut pieces);
+                    let count = queue.ready_pieces(len, pieces);
                     let len = pieces[..count].iter().map(|piece| piece.len()).sum();
                     self.sent(socket.send_pieces(&pieces[..count]), len)
                 }
                 Run::Urgent => {
-                    queue.ready_pieces(1, &mut pieces);
-                    pieces[0].first().map_or(Ok(0), |byte| self.send_urgent(*byte, socket))
+                    queue.ready_pieces(1, pieces);
+                    pieces
+                        .first()
+                        .and_then(|piece| piece.first())
+                        .map_or(Ok(0), |byte| self.send_urgent(*byte, socket))
                 }
             };
             let queue = self.queue.insert(queue);
@@ -245,15 +252,15 @@ impl Receiver {
     ///
     /// # Errors
     /// The socket has failed.
-    pub(super) fn on_writable<S: TcpSocket>(
+    pub(super) fn on_writable(
         &mut self,
-        socket: &mut S,
+        socket: &mut impl TcpSocket,
         pool: &mut SlotPool,
     ) -> Result<(), Errno> {
         if self.refused {
             self.refused = false;
             self.flush(socket, pool)?;
-            // The window was closing: tell when there is much room again (RFC 9293 §3.8.6.2.2).
+            // The window was closing: advertise when there is much room again (RFC 9293 §3.8.6.2.2).
             if self.edge - self.next < WINDOW / 2 && self.room() >= WINDOW / 2 {
                 self.ack = AckDue::Now;
             }
@@ -263,7 +270,7 @@ impl Receiver {
 
     /// Passes the guest's FIN on when everything before it is in the socket, and acknowledges it when the
     /// peer has acknowledged all.
-    fn pass_fin<S: TcpSocket>(&mut self, socket: &mut S) -> Result<(), Errno> {
+    fn pass_fin(&mut self, socket: &mut impl TcpSocket) -> Result<(), Errno> {
         if self.finished || self.fin != Some(self.next) || self.ready_len() > 0 {
             return Ok(());
         }
@@ -291,8 +298,8 @@ impl Receiver {
         WINDOW.saturating_sub(self.ready_len())
     }
 
-    /// The window to tell with a segment that is about to be sent, as it stands in the header.
-    pub(super) fn tell_window(&mut self) -> u16 {
+    /// The window to advertise with a segment that is about to be sent, as in the header: scaled.
+    pub(super) fn advertise_window(&mut self) -> u16 {
         let edge = self.next + self.room();
         // No silly windows: the edge moves by a good step or not at all (RFC 9293 §3.8.6.2.2).
         if edge.after(self.edge) && (edge - self.edge >= WINDOW / 8 || edge - self.next == WINDOW) {
@@ -303,12 +310,12 @@ impl Receiver {
     }
 
     /// A segment with our acknowledgment was sent.
-    pub(super) fn was_told(&mut self) {
-        self.told = self.next;
+    pub(super) fn ack_sent(&mut self) {
+        self.acked = self.next;
         self.ack = AckDue::No;
     }
 
-    /// Ranges held behind a hole.
+    /// Ranges held after a hole.
     pub(super) fn sack_blocks(&self) -> SackBlocks {
         self.queue.as_ref().map_or_else(SackBlocks::default, |queue| queue.sack_blocks())
     }

@@ -1,8 +1,8 @@
-//! What the guest has told of holes in what it received, and how they are filled (RFC 2018, RFC 6675).
-
-use alloc::vec::Vec;
+//! What the guest has reported of holes in what it received, and how they are filled (RFC 2018, RFC 6675).
 
 use wire::tcp::{SackBlocks, Seq};
+
+use super::ranges::Ranges;
 
 /// Most ranges remembered; more are forgotten, which costs a needless retransmission at worst.
 const MAX_RANGES: usize = 64;
@@ -10,10 +10,16 @@ const MAX_RANGES: usize = 64;
 const DUPLICATE_THRESHOLD: u8 = 3;
 
 /// Loss seen on the way to the guest. Exists from the first sign of a hole until all is filled.
-#[derive(Debug, Default)]
+///
+/// Holes are filled from the left, once. A retransmission can get lost too, and then no acknowledgment says so. That is what
+/// the marks are for. A pass over the holes ends at `passed`; `mark` is the highest number that had been sent when the pass was
+/// noted. Segments arrive in the order in which they were sent. So when the guest reports something above `mark`, everything
+/// that was retransmitted before has arrived as well, or is lost: what still is a hole up to `passed` is filled once
+/// more (`again`), and the next pass is noted.
+#[derive(Debug)]
 pub(super) struct Recovery {
-    /// Ranges that the guest holds above the hole: sorted, apart from each other.
-    sacked: Vec<(Seq, Seq)>,
+    /// Ranges that the guest holds above the hole.
+    sacked: Ranges,
     duplicates: u8,
     /// The acknowledgment that `duplicates` repeat.
     una: Seq,
@@ -21,32 +27,44 @@ pub(super) struct Recovery {
     point: Option<Seq>,
     /// Everything in a hole before this was retransmitted.
     repaired: Seq,
-    /// What had been sent when `round` was noted: once something behind it is told as received, whatever was
-    /// retransmitted by then and still is a hole was lost again.
+    /// The highest number sent when the pass was noted.
     mark: Seq,
     /// Up to where holes had been filled by then.
-    round: Seq,
-    /// What is to be gone through again: from here, to there.
+    passed: Seq,
+    /// Holes to be filled once more: from here, up to there.
     again: (Seq, Seq),
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        let start = Seq::default();
+        Self {
+            sacked: Ranges::new(MAX_RANGES),
+            duplicates: 0,
+            una: start,
+            point: None,
+            repaired: start,
+            mark: start,
+            passed: start,
+            again: (start, start),
+        }
+    }
 }
 
 impl Recovery {
     /// Takes in an acknowledgment. `una` is the guest's cumulative acknowledgment, `next` the highest sequence
     /// number sent so far, `duplicate` whether the acknowledgment repeats an earlier one and is a sign of loss
-    /// by that. Returns whether the guest told something new.
-    pub(super) fn on_ack(&mut self, una: Seq, next: Seq, blocks: &SackBlocks, duplicate: bool) -> bool {
+    /// by that.
+    pub(super) fn on_ack(&mut self, una: Seq, next: Seq, blocks: &SackBlocks, duplicate: bool) {
         if self.point.is_none() && una.after(self.una) {
             self.duplicates = 0; // of a hole that was none (RFC 6675 §5)
         }
         self.una = una;
-        let before = self.sacked_bytes();
-        self.sacked.retain_mut(|(start, end)| {
-            *start = start.max(una);
-            start.before(*end)
-        });
+        let before = self.sacked.total();
+        self.sacked.remove_before(una);
         for &(start, end) in blocks.as_slice() {
             if start.before(end) && !end.after(next) && end.after(una) {
-                self.note(start.max(una), end);
+                self.sacked.insert(start.max(una), end);
             }
         }
         if self.point.is_some_and(|point| !una.before(point)) {
@@ -54,34 +72,14 @@ impl Recovery {
             self.duplicates = 0;
         }
         self.repaired = self.repaired.max(una);
-        if self.point.is_some() && self.sacked.last().is_some_and(|&(_, end)| end.after(self.mark)) {
-            self.again = (una, self.round);
-            self.note_round(next);
+        if self.point.is_some() && self.sacked.as_slice().last().is_some_and(|&(_, end)| end.after(self.mark))
+        {
+            self.again = (una, self.passed);
+            self.note_pass(next);
         }
-        let news = self.sacked_bytes() > before;
-        if duplicate || news {
+        if duplicate || self.sacked.total() > before {
             self.duplicates = self.duplicates.saturating_add(1);
         }
-        news
-    }
-
-    fn note(&mut self, mut start: Seq, mut end: Seq) {
-        self.sacked.retain(|&(other_start, other_end)| {
-            let apart = other_end.before(start) || end.before(other_start);
-            if !apart {
-                start = start.min(other_start);
-                end = end.max(other_end);
-            }
-            apart
-        });
-        if self.sacked.len() < MAX_RANGES {
-            let at = self.sacked.partition_point(|&(other_start, _)| other_start.before(start));
-            self.sacked.insert(at, (start, end));
-        }
-    }
-
-    fn sacked_bytes(&self) -> u32 {
-        self.sacked.iter().map(|&(start, end)| end - start).sum()
     }
 
     /// Whether loss is certain enough to retransmit; begins to do so if it is.
@@ -89,7 +87,7 @@ impl Recovery {
         if self.point.is_some() {
             return true;
         }
-        let lost = self.duplicates >= DUPLICATE_THRESHOLD || self.sacked_bytes() > 3 * mss;
+        let lost = self.duplicates >= DUPLICATE_THRESHOLD || self.sacked.total() > 3 * mss;
         if lost {
             self.begin(una, next);
         }
@@ -100,21 +98,21 @@ impl Recovery {
         self.point = Some(next);
         self.repaired = una;
         self.again = (una, una);
-        self.note_round(next);
+        self.note_pass(next);
     }
 
-    fn note_round(&mut self, next: Seq) {
-        self.round = self.highest().unwrap_or(self.repaired);
+    fn note_pass(&mut self, next: Seq) {
+        self.passed = self.highest().unwrap_or(self.repaired);
         self.mark = next;
     }
 
-    /// The one behind the highest byte that the guest holds above the hole.
+    /// The number after the highest byte that the guest holds above the hole.
     fn highest(&self) -> Option<Seq> {
-        self.sacked.last().map(|&(_, end)| end)
+        self.sacked.as_slice().last().map(|&(_, end)| end)
     }
 
-    /// After a timeout: everything that the guest does not hold is taken for lost. Returns where to go on behind
-    /// what it holds; none if it is not known to hold anything.
+    /// After a timeout: everything that the guest does not hold is taken for lost. Returns where to continue
+    /// after what it holds; none if it is not known to hold anything.
     pub(super) fn restart(&mut self, una: Seq, next: Seq) -> Option<Seq> {
         let highest = self.highest()?;
         self.begin(una, next);
@@ -138,7 +136,7 @@ impl Recovery {
 
     /// The first range from `start` on that the guest does not hold, below the highest byte that it does.
     fn hole_from(&self, mut start: Seq) -> Option<(Seq, Seq)> {
-        for &(sacked_start, sacked_end) in &self.sacked {
+        for &(sacked_start, sacked_end) in self.sacked.as_slice() {
             if start.before(sacked_start) {
                 return Some((start, sacked_start));
             }
@@ -147,7 +145,7 @@ impl Recovery {
         None
     }
 
-    /// The part before `seq` of the hole told last was retransmitted.
+    /// The part before `seq` of the hole returned last was retransmitted.
     pub(super) fn repaired_to(&mut self, seq: Seq) {
         if !seq.after(self.again.1) {
             self.again.0 = self.again.0.max(seq);
@@ -155,7 +153,7 @@ impl Recovery {
         self.repaired = self.repaired.max(seq);
     }
 
-    /// Whether nothing is left of it.
+    /// Whether nothing is left to do.
     pub(super) fn is_over(&self) -> bool {
         self.point.is_none() && self.sacked.is_empty() && self.duplicates == 0
     }

@@ -17,37 +17,61 @@ use crate::timer::Instant;
 const MAX_WINDOW: u32 = 16 << 20;
 /// After a timeout, what is sent before the next acknowledgment, in segments.
 const RESTART_SEGMENTS: u32 = 4;
+/// Most payload of one super-frame, in bytes: what 16 bits of IP length leave after the longest headers.
+const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
+
+/// A part of the host's stream that can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Where it starts.
+    pub(super) seq: Seq,
+    /// Its length in sequence space: at most so many bytes, or one for the FIN.
+    pub(super) len: u32,
+    /// It is the FIN, and no data.
+    pub(super) fin: bool,
+}
+
+/// What an acknowledgment of the guest is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Ack {
+    /// Of something that was sent.
+    OfSent,
+    /// Of something that was never sent.
+    OfUnsent,
+}
+
 /// The socket-to-guest half of a connection.
 #[derive(Debug)]
 pub(super) struct Sender {
     /// Oldest sequence number not acknowledged by the guest.
-    pub(super) una: Seq,
+    una: Seq,
     /// Next sequence number to send; moves back to `una` after a timeout.
-    pub(super) next: Seq,
-    /// The one behind the highest ever sent.
-    pub(super) max: Seq,
+    next: Seq,
+    /// The one after the highest ever sent.
+    max: Seq,
     /// Sequence number of the oldest byte in the socket.
-    pub(super) base: Seq,
-    /// The guest's window, scaled up, and the segment that told it.
+    base: Seq,
+    /// The guest's window, scaled up, and the segment that advertised it.
     window: u32,
     window_seq: Seq,
     window_ack: Seq,
     scale: u8,
     /// The guest's maximum segment size, in bytes of payload.
-    pub(super) mss: u16,
+    mss: u16,
     /// The guest understands SACK.
-    pub(super) sack: bool,
+    sack: bool,
     /// Where the host's stream ends: the sequence number of our FIN.
-    pub(super) fin: Option<Seq>,
+    fin: Option<Seq>,
     /// The peer's urgent byte, while it is in the socket.
     urgent: Option<Seq>,
     /// Loss, while there is some.
-    pub(super) recovery: Option<Box<Recovery>>,
-    pub(super) rto: RetransmissionTimeout,
+    recovery: Option<Box<Recovery>>,
+    rto: RetransmissionTimeout,
     /// When to retransmit, or probe a closed window.
-    pub(super) retransmit_at: Option<Instant>,
+    retransmit_at: Option<Instant>,
     /// Timeouts since the guest was last heard of.
-    pub(super) unanswered: u8,
+    unanswered: u8,
     /// A segment whose round trip is being timed.
     timed: Option<(Seq, Instant)>,
     /// After a timeout: bytes that may be in flight, growing until it does not matter.
@@ -105,7 +129,7 @@ impl Sender {
 
     /// Takes the first scaled window, from the segment that ends the handshake.
     pub(super) fn take_window(&mut self, segment: &Segment<'_, impl Payload>) {
-        self.window = (u32::from(segment.window()) << self.scale).min(MAX_WINDOW);
+        self.window = self.window_of(segment);
         self.window_seq = segment.seq();
         self.window_ack = segment.ack();
     }
@@ -121,14 +145,55 @@ impl Sender {
         self.max.min(self.una + self.window.max(1))
     }
 
+    /// The sequence number of a keep-alive probe: one that the guest has acknowledged already (RFC 9293 §3.8.4).
+    pub(super) fn keep_alive_seq(&self) -> Seq {
+        self.una - 1
+    }
+
+    /// The sequence number of our SYN, until that is acknowledged.
+    pub(super) fn syn_seq(&self) -> Seq {
+        self.una
+    }
+
+    /// Whether `ack` acknowledges everything that was sent.
+    pub(super) fn is_all(&self, ack: Seq) -> bool {
+        ack == self.max
+    }
+
     /// Whether the guest's window is closed.
     pub(super) fn window_closed(&self) -> bool {
         self.window == 0
     }
 
+    /// Whether the guest understands SACK.
+    pub(super) fn guest_has_sack(&self) -> bool {
+        self.sack
+    }
+
+    /// How far a byte is from the oldest one in the socket.
+    pub(super) fn offset(&self, seq: Seq) -> u32 {
+        seq - self.base
+    }
+
     /// Whether something waits for the guest's acknowledgment.
     pub(super) fn in_flight(&self) -> bool {
         self.una != self.max
+    }
+
+    /// Whether the guest owes us something: an acknowledgment, or an open window for what the socket has, which is
+    /// `readable`. With the FIN acknowledged, there is nothing to send and nothing to probe for.
+    pub(super) fn awaits(&self, readable: bool) -> bool {
+        self.in_flight() || self.window_closed() && readable && !self.finished()
+    }
+
+    /// The host's stream ends at `seq`: our FIN has that sequence number.
+    pub(super) fn ends_at(&mut self, seq: Seq) {
+        self.fin = Some(seq);
+    }
+
+    /// Whether the guest has all bytes of a stream that has ended.
+    pub(super) fn delivered(&self) -> bool {
+        self.fin.is_some_and(|fin| !self.una.before(fin))
     }
 
     /// Whether everything including our FIN is acknowledged.
@@ -155,24 +220,28 @@ impl Sender {
         self.max = self.max.max(end);
     }
 
-    /// Takes in the acknowledgment and window of a segment. False if it acknowledges what was never sent: the
-    /// segment is to be answered and otherwise ignored (RFC 9293 §3.10.7.4).
+    /// The window that a segment other than a SYN advertises, in bytes, as far as we use it.
+    fn window_of(&self, segment: &Segment<'_, impl Payload>) -> u32 {
+        (u32::from(segment.window()) << self.scale).min(MAX_WINDOW)
+    }
+
+    /// Takes in the acknowledgment and window of a segment, unless it acknowledges what was never sent.
     pub(super) fn on_ack(
         &mut self,
         segment: &Segment<'_, impl Payload>,
         options: &Options,
         now: Instant,
-    ) -> bool {
+    ) -> Ack {
         let ack = segment.ack();
         if ack.after(self.max) {
-            return false;
+            return Ack::OfUnsent;
         }
         self.unanswered = 0;
         if ack.before(self.una) {
-            return true; // an old segment
+            return Ack::OfSent; // an old segment
         }
         let advanced = ack - self.una;
-        let window = (u32::from(segment.window()) << self.scale).min(MAX_WINDOW);
+        let window = self.window_of(segment);
         let duplicate = advanced == 0
             && self.in_flight()
             && segment.payload.is_empty()
@@ -183,7 +252,7 @@ impl Sender {
         }
         self.update_window(segment, window, advanced);
         self.note_loss(options, duplicate);
-        true
+        Ack::OfSent
     }
 
     fn advance(&mut self, ack: Seq, advanced: u32, now: Instant) {
@@ -270,6 +339,92 @@ impl Sender {
         self.retransmit_at = Some(now + self.rto.duration());
     }
 
+    /// Starts the clock if the guest [owes us](Self::awaits) something and it does not run.
+    pub(super) fn start_timer_if_due(&mut self, readable: bool, now: Instant) {
+        if self.retransmit_at.is_none() && self.awaits(readable) {
+            self.restart_timer(now);
+        }
+    }
+
+    /// Sets when to repeat a SYN or SYN,ACK that was repeated `tries` times. None after the last.
+    pub(super) fn schedule_syn(&mut self, tries: u8, now: Instant) -> Option<Instant> {
+        self.retransmit_at = syn_timeout(tries).map(|wait| now + wait);
+        self.retransmit_at
+    }
+
+    /// When to retransmit, or to probe a closed window.
+    pub(super) fn timeout(&self) -> Option<Instant> {
+        self.retransmit_at
+    }
+
+    /// Whether the time to retransmit has come. If so, the clock stops.
+    pub(super) fn take_timeout(&mut self, now: Instant) -> bool {
+        self.retransmit_at.take_if(|at| *at <= now).is_some()
+    }
+
+    /// What can be sent next, if anything: data as far as the guest's window lets them through, or the FIN. New data only
+    /// if the socket is `readable`.
+    pub(super) fn next_run(&self, readable: bool, largest_segment: u16) -> Option<Run> {
+        let (seq, mut end) = (self.next, self.edge());
+        if let Some(fin) = self.fin {
+            if !seq.before(fin) {
+                return (seq == fin && fin.before(end)).then_some(Run { seq, len: 1, fin: true });
+            }
+            end = end.min(fin);
+        }
+        let again = seq.before(self.max);
+        if !readable && !again || !seq.before(end) {
+            return None;
+        }
+        let size = u32::from(self.segment_size(largest_segment));
+        let room = (end - seq).min(self.most_at(seq, largest_segment));
+        // Whole segments, unless the window has room for less than one.
+        let len = if room > size { room - room % size } else { room };
+        // A sliver of a window is not worth a segment while others are in flight (RFC 9293 §3.8.6.2.1).
+        let worth_it = len >= size || !self.in_flight() || again || self.fin.is_some();
+        worth_it.then_some(Run { seq, len, fin: false })
+    }
+
+    /// What to retransmit next, of what the guest has reported as missing.
+    pub(super) fn next_hole(&self, largest_segment: u16) -> Option<Run> {
+        let (seq, end) = self.recovery.as_ref()?.next_hole(self.una, u32::from(self.mss))?;
+        let end = end.min(self.max).min(self.edge());
+        if !seq.before(end) {
+            return None;
+        }
+        Some(match self.fin {
+            Some(fin) if !seq.before(fin) => Run { seq, len: 1, fin: true },
+            fin => {
+                let end = fin.map_or(end, |fin| fin.min(end));
+                Run { seq, len: (end - seq).min(self.most_at(seq, largest_segment)), fin: false }
+            }
+        })
+    }
+
+    /// The part before `end` of the hole returned last was retransmitted.
+    pub(super) fn repaired(&mut self, end: Seq) {
+        if let Some(recovery) = &mut self.recovery {
+            recovery.repaired_to(end);
+        }
+    }
+
+    /// What to send into a closed window: the next byte, or the FIN.
+    pub(super) fn probe(&self) -> Run {
+        Run { seq: self.una, len: 1, fin: self.fin == Some(self.una) }
+    }
+
+    /// Payload of one segment, in bytes, on a link whose segments should have at most `largest_segment`; a super-frame is
+    /// cut into segments of this.
+    pub(super) fn segment_size(&self, largest_segment: u16) -> u16 {
+        self.mss.min(largest_segment)
+    }
+
+    /// Most payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single segment: the pointer
+    /// would be wrong in the others.
+    fn most_at(&self, seq: Seq, largest_segment: u16) -> u32 {
+        if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
+    }
+
     /// How many acknowledged bytes the socket still has. They go at once: even a few may hold a large buffer of the
     /// kernel, and with it the peer's window.
     pub(super) fn discardable(&self) -> u32 {
@@ -310,7 +465,7 @@ pub(super) const MAX_UNANSWERED: u8 = 10;
 
 /// When to repeat a SYN or SYN,ACK that was sent `tries` times: each second first, then with doubling gaps
 /// (behaviour §6.2.2). None after the last.
-pub(super) fn syn_timeout(tries: u8) -> Option<Duration> {
+fn syn_timeout(tries: u8) -> Option<Duration> {
     const LINEAR: u8 = 4;
     const TOTAL: u8 = 10;
     (tries <= TOTAL).then(|| Duration::from_secs(1 << tries.saturating_sub(LINEAR)))

@@ -6,17 +6,18 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use super::{Role, Socket, SocketKey, Udp, UdpSocket, inbound::Scene, table::Direction as Way};
+use super::{Role, Socket, SocketKey, Udp, UdpSocket, table::Direction as Way};
 use crate::{
+    context::{Unlinked, World},
     flow::FlowId,
     forward::{Policy, spec::Direction},
-    host::{Errno, Host, Outbound, Received, SocketError},
+    host::{Errno, Host as _, Outbound, Received, SocketError},
     memory::PayloadOf,
     timer::Deadline,
 };
 
-/// Hop limit where the host does not tell what it received.
-const UNKNOWN_HOP_LIMIT: u8 = 64;
+/// Hop limit of datagrams that bypass the link where the host does not report that of what it received: Linux's default.
+const DEFAULT_HOP_LIMIT: u8 = 64;
 
 /// What a socket stands for in the other namespace.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub(super) struct Across {
     source: Option<IpAddr>,
 }
 
-impl<S: UdpSocket> Udp<S> {
+impl<W: World> Udp<W> {
     /// Says what happens to newcomers.
     pub const fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
@@ -72,16 +73,16 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Where a datagram goes that a listener got for `target`; none (which is counted) if there is no room.
-    pub(super) fn forward<H: Host<Udp = S>>(
+    pub(super) fn forward(
         &mut self,
-        scene: &mut Scene<'_, H>,
+        cx: &mut Unlinked<'_, W>,
         listener: FlowId,
         target: SocketAddr,
         received: &Received,
     ) -> Option<Across> {
         let client = Client { listener, peer: received.from, hit: received.local };
         let known = self.sockets.find(&SocketKey::Stand(client));
-        let id = known.or_else(|| self.open_stand(scene, client, target));
+        let id = known.or_else(|| self.open_stand(cx, client, target));
         let stand = id.and_then(|id| match &self.sockets.get(id)?.role {
             Role::Stand(stand) => Some((id, stand.target)),
             _ => None,
@@ -90,14 +91,14 @@ impl<S: UdpSocket> Udp<S> {
             self.counters.no_room += 1;
             return None;
         };
-        self.note_stand(socket, Way::Out, scene.now, scene.timers);
+        self.note_stand(socket, Way::Out, cx.now, cx.timers);
         Some(Across { socket, destination, source: None })
     }
 
     /// Where an answer goes that a socket in the other namespace got; none (which is counted) if it is none.
-    pub(super) fn answer<H: Host<Udp = S>>(
+    pub(super) fn answer(
         &mut self,
-        scene: &mut Scene<'_, H>,
+        cx: &mut Unlinked<'_, W>,
         id: FlowId,
         received: &Received,
     ) -> Option<Across> {
@@ -107,30 +108,23 @@ impl<S: UdpSocket> Udp<S> {
             self.counters.undeliverable += 1;
             return None;
         }
-        self.note_stand(id, Way::In, scene.now, scene.timers);
+        self.note_stand(id, Way::In, cx.now, cx.timers);
         let Client { listener, peer, hit } = client;
         Some(Across { socket: listener, destination: peer, source: hit })
     }
 
-    fn open_stand<H: Host<Udp = S>>(
-        &mut self,
-        scene: &mut Scene<'_, H>,
-        client: Client,
-        target: SocketAddr,
-    ) -> Option<FlowId> {
+    fn open_stand(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {
         let direction = match &self.sockets.get(client.listener)?.role {
             Role::Listener(listener) if client.peer.port() != 0 => listener.direction,
             _ => return None,
         };
-        self.make_room_for_stand(scene.now, scene.timers);
-        let connect = |udp: &Self, host: &mut H| {
+        self.make_room_for_stand(cx.now, cx.timers);
+        let connect = |udp: &Self, host: &mut W::Host| {
             let id = udp.sockets.next_id().ok_or(Errno::ENFILE)?;
             host.udp_connect(id, direction, target, client.peer.port())
         };
-        let io = match connect(self, scene.host) {
-            Err(errno) if errno.is_exhaustion() && self.end_idle_stand(scene.timers) => {
-                connect(self, scene.host)
-            }
+        let io = match connect(self, cx.host) {
+            Err(errno) if errno.is_exhaustion() && self.end_idle_stand(cx.timers) => connect(self, cx.host),
             connected => connected,
         };
         let stand = Stand { client, target, deadline: Deadline::NONE };
@@ -149,13 +143,13 @@ impl<S: UdpSocket> Udp<S> {
         &mut self,
         across: Across,
         like: &Received,
-        payload: PayloadOf<'_, S::Memory>,
+        payload: PayloadOf<'_, W::Memory>,
         segment_size: Option<u16>,
     ) {
         let outbound = Outbound {
             destination: across.destination,
             source: across.source,
-            hop_limit: like.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT).max(1),
+            hop_limit: like.hop_limit.unwrap_or(DEFAULT_HOP_LIMIT).max(1),
             traffic_class: like.traffic_class,
             dont_fragment: false,
             payload,

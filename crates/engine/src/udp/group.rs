@@ -8,10 +8,9 @@ use wire::payload::Payload;
 
 use super::{Udp, UdpSocket};
 use crate::{
-    context::Context,
+    context::{Context, World},
     flow::FlowId,
     host::{Host, Outbound, SocketError},
-    link::Link,
     memory::PayloadOf,
 };
 
@@ -25,9 +24,9 @@ const RESPONSE_OR_OPCODE: u8 = 0xf8;
 /// Length of the header of a DNS message, in bytes.
 const DNS_HEADER_LEN: usize = 12;
 
-impl<S: UdpSocket> Udp<S> {
+impl<W: World> Udp<W> {
     /// A new flow leads to a group. If the socket of its endpoint did not get the guest's port, opens one that shares it.
-    pub(super) fn share_port<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    pub(super) fn share_port(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get(id) else { return };
         let (port, group) = (flow.endpoints.guest.port(), flow.peer);
         let keeps_port = self.sockets.get(flow.socket).is_none_or(|socket| socket.io.keeps_port());
@@ -42,7 +41,7 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Sends a datagram of a flow from a shared port. False if it has to leave by the socket of its endpoint.
-    pub(super) fn send_shared(&mut self, id: FlowId, outbound: &Outbound<PayloadOf<'_, S::Memory>>) -> bool {
+    pub(super) fn send_shared(&mut self, id: FlowId, outbound: &Outbound<PayloadOf<'_, W::Memory>>) -> bool {
         if self.groups.is_empty() {
             return false;
         }

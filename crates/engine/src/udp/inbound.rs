@@ -19,27 +19,14 @@ use super::{
 };
 use crate::{
     addr::{Guest, Settings},
-    context::Context,
+    context::{Context, Unlinked, World},
     flow::{Endpoints, FlowId},
     forward::Onward,
     fragmentation::Datagram,
-    host::{Host, Readiness, SocketError},
-    link::{Full, Link},
+    host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT},
+    link::{Full, Link as _},
     memory::Memory,
-    timer::{Instant, Timers},
 };
-
-/// Hop limit shown when the host does not tell what it received.
-const UNKNOWN_HOP_LIMIT: u8 = 255;
-
-/// What it takes to find a datagram's flow.
-pub(super) struct Scene<'a, H> {
-    pub(super) now: Instant,
-    settings: &'a Settings,
-    guest: &'a Guest,
-    pub(super) host: &'a mut H,
-    pub(super) timers: &'a mut Timers<FlowId>,
-}
 
 /// Where a datagram goes.
 enum Way {
@@ -69,16 +56,11 @@ struct Joined {
     complete: bool,
 }
 
-impl<S: UdpSocket> Udp<S> {
+impl<W: World> Udp<W> {
     /// A socket is ready.
-    pub fn on_socket_event<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-        readiness: Readiness,
-    ) {
+    pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if readiness.error {
-            self.tell_errors(cx, id);
+            self.tell_errors(id, cx);
         }
         if !readiness.readable {
             return;
@@ -86,27 +68,27 @@ impl<S: UdpSocket> Udp<S> {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         let batch = socket.batch(self.round);
         let (taken, result) = if batch > 1 && socket.last_short {
-            self.receive_joined(cx, id, batch)
+            self.receive_joined(id, batch, cx)
         } else {
-            self.receive_each(cx, id, batch)
+            self.receive_each(id, batch, cx)
         };
         if let Some(socket) = self.sockets.get_mut(id) {
             socket.last_taken = taken;
         }
         if let Err(SocketError::Failed(_)) = result {
-            self.tell_errors(cx, id);
+            self.tell_errors(id, cx);
         }
     }
 
     /// Takes up to `batch` datagrams from a socket. Returns how many there were.
-    fn receive_each<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
+    fn receive_each(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
         batch: u8,
+        cx: &mut Context<'_, W>,
     ) -> (u8, Result<(), SocketError>) {
         for taken in 0..batch {
-            if let Err(error) = self.receive(cx, id) {
+            if let Err(error) = self.receive(id, cx) {
                 return (taken, Err(error));
             }
         }
@@ -114,19 +96,15 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Takes one datagram or train from a socket, straight to the guest or, if the link is full, to nowhere.
-    fn receive<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-    ) -> Result<(), SocketError> {
+    fn receive(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), SocketError> {
         let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
-        let Context { now, settings, guest, host, link, timers } = cx;
+        let (link, mut rest) = cx.split();
         // A dual-stack socket may get it wrong: see below.
         let guessed = headroom(socket.v4);
         let Some(mut reserved) = link.reserve(guessed, MAX_LEN - guessed) else {
             if self.may_bypass(id) {
                 // There may be no link at all.
-                return self.receive_joined(cx, id, 1).1;
+                return self.receive_joined(id, 1, cx).1;
             }
             self.counters.link_full += 1;
             let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
@@ -135,14 +113,13 @@ impl<S: UdpSocket> Udp<S> {
         let mut copy = None;
         let written = {
             let mut slot = reserved.slot();
-            let received = socket.io.receive(S::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
+            let received = socket.io.receive(W::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
             socket.last_short = is_short(&received);
-            if self.is_echo(*now, id, S::Memory::filled(&slot.room, received.len)) {
+            if self.is_echo(rest.now, id, W::Memory::filled(&slot.room, received.len)) {
                 return Ok(());
             }
-            let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
-            let Some(way) = self.way(&mut scene, id, &received) else { return Ok(()) };
-            let payload = S::Memory::filled(&slot.room, received.len);
+            let Some(way) = self.way(&mut rest, id, &received) else { return Ok(()) };
+            let payload = W::Memory::filled(&slot.room, received.len);
             match way {
                 Way::Across(across) => {
                     self.send_across(across, &received, payload, received.segment_size);
@@ -150,7 +127,7 @@ impl<S: UdpSocket> Udp<S> {
                 }
                 Way::Link(Delivery { ref frame, .. })
                     if headroom(received.from.is_ipv4()) != guessed
-                        || settings.must_fragment(frame, datagram_len(&received)) =>
+                        || rest.settings.must_fragment(frame, datagram_len(&received)) =>
                 {
                     let mut buffer = self.take_buffer();
                     payload.copy_to(&mut buffer);
@@ -164,7 +141,7 @@ impl<S: UdpSocket> Udp<S> {
             }
         };
         if let Some((datagram, buffer)) = copy {
-            self.deliver(cx, &datagram, &buffer);
+            self.deliver(&datagram, &buffer, cx);
             self.arrivals = buffer;
         } else {
             self.count(written.map(|written| reserved.commit(written.len, &written.offload)));
@@ -190,11 +167,11 @@ impl<S: UdpSocket> Udp<S> {
 
     /// Takes up to `batch` datagrams from a socket, and joins those that follow each other from one sender: the guest's
     /// kernel then handles them as one.
-    fn receive_joined<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
+    fn receive_joined(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
         batch: u8,
+        cx: &mut Context<'_, W>,
     ) -> (u8, Result<(), SocketError>) {
         let mut buffer = self.take_buffer();
         let mut train: Option<Joined> = None;
@@ -229,27 +206,21 @@ impl<S: UdpSocket> Udp<S> {
                 continue;
             }
             if let Some(train) = train.take() {
-                self.deliver(cx, &train, &buffer);
+                self.deliver(&train, &buffer, cx);
                 buffer.copy_within(start..start + received.len, 0);
             }
-            let Context { now, settings, guest, host, timers, .. } = cx;
-            let mut scene = Scene { now: *now, settings, guest, host: *host, timers };
-            train = self.way(&mut scene, id, &received).map(|way| Joined::new(way, received));
+            let (_, mut rest) = cx.split();
+            train = self.way(&mut rest, id, &received).map(|way| Joined::new(way, received));
         }
         if let Some(train) = train {
-            self.deliver(cx, &train, &buffer);
+            self.deliver(&train, &buffer, cx);
         }
         self.arrivals = buffer;
         (taken, result)
     }
 
     /// Sends on what was joined at the start of `buffer`.
-    fn deliver<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        train: &Joined,
-        buffer: &[u8],
-    ) {
+    fn deliver(&mut self, train: &Joined, buffer: &[u8], cx: &mut Context<'_, W>) {
         let size = u16::try_from(train.size).ok().filter(|&size| train.len > usize::from(size));
         let payload = buffer.get(..train.len).unwrap_or_default();
         let delivery = match &train.way {
@@ -260,7 +231,7 @@ impl<S: UdpSocket> Udp<S> {
         };
         if cx.settings.must_fragment(&delivery.frame, train.size.min(payload.len())) {
             for datagram in payload.chunks(train.size.max(1)) {
-                self.deliver_fragments(cx, delivery, datagram);
+                self.deliver_fragments(delivery, datagram, cx);
             }
             return;
         }
@@ -274,11 +245,11 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Sends a datagram in fragments.
-    fn deliver_fragments<H: Host<Udp = S>, L: Link<Memory = S::Memory>>(
+    fn deliver_fragments(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         Delivery { frame, ports, .. }: &Delivery,
         payload: &[u8],
+        cx: &mut Context<'_, W>,
     ) {
         self.fragment_id = self.fragment_id.wrapping_add(1);
         let mtu = cx.settings.link_mtu(frame.source.is_ipv4());
@@ -288,21 +259,16 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// Where a received datagram goes; none (which is counted) if to nowhere.
-    fn way<H: Host<Udp = S>>(
-        &mut self,
-        scene: &mut Scene<'_, H>,
-        id: FlowId,
-        received: &Received,
-    ) -> Option<Way> {
+    fn way(&mut self, cx: &mut Unlinked<'_, W>, id: FlowId, received: &Received) -> Option<Way> {
         let (peer, hit) = (received.from, received.destination);
         let ends = match &self.sockets.get(id)?.role {
             Role::Stand(_) if !received.truncated => {
-                return self.answer(scene, id, received).map(Way::Across);
+                return self.answer(cx, id, received).map(Way::Across);
             }
             Role::Stand(_) => None,
             role @ (Role::Endpoint { .. } | Role::Member(_)) => {
-                let guest = role.guest_of(scene.settings, scene.guest, peer, hit);
-                let shown = scene.settings.source_to_guest(scene.guest, peer.ip());
+                let guest = role.guest_of(cx.settings, cx.guest, peer, hit);
+                let shown = cx.settings.source_to_guest(cx.guest, peer.ip());
                 guest
                     .zip(shown)
                     .map(|(guest, shown)| Endpoints { guest, remote: SocketAddr::new(shown, peer.port()) })
@@ -312,22 +278,22 @@ impl<S: UdpSocket> Udp<S> {
                 if hit.and_then(heard).is_some() {
                     return None; // The group's own socket has a copy of it.
                 }
-                match self.policy.onward(listener, scene.settings, scene.guest, peer, hit) {
+                match self.policy.onward(listener, cx.settings, cx.guest, peer, hit) {
                     Onward::Link(ends) => Some(ends),
                     Onward::Bypass(target) if !received.truncated => {
-                        return self.forward(scene, id, target, received).map(Way::Across);
+                        return self.forward(cx, id, target, received).map(Way::Across);
                     }
                     Onward::Bypass(_) | Onward::Refuse => None,
                 }
             }
         };
-        self.delivery(scene, id, received, ends).map(Way::Link)
+        self.delivery(cx, id, received, ends).map(Way::Link)
     }
 
     /// Where a datagram goes through the link, by its ends; none (which is counted) if it can't.
-    fn delivery<H: Host<Udp = S>>(
+    fn delivery(
         &mut self,
-        scene: &mut Scene<'_, H>,
+        cx: &mut Unlinked<'_, W>,
         id: FlowId,
         received: &Received,
         ends: Option<Endpoints>,
@@ -347,21 +313,20 @@ impl<S: UdpSocket> Udp<S> {
             _ => None,
         };
         let socket = id;
-        let flow = self.flow_from(scene, socket, guest, shown, received);
+        let flow = self.flow_from(cx, socket, guest, shown, received);
         if flow.is_none() && joined.is_none() {
             return None;
         }
         if let Some(id) = flow {
-            self.flows.touch(id, Direction::In, scene.now, scene.timers);
+            self.flows.touch(id, Direction::In, cx.now, cx.timers);
             self.note(socket, Direction::In);
         }
         let group = joined.or(received.destination.filter(|address| address.is_multicast()));
         let destination = group.unwrap_or(guest.ip());
         let remote = flow.and_then(|id| self.flows.get(id)).map_or(shown, |flow| flow.endpoints.remote);
         let frame = Outgoing {
-            source_mac: scene.settings.mac_of(remote.ip()),
-            destination_mac: Mac::of_multicast(destination)
-                .unwrap_or_else(|| scene.guest.mac_of(destination)),
+            source_mac: cx.settings.mac_of(remote.ip()),
+            destination_mac: Mac::of_multicast(destination).unwrap_or_else(|| cx.guest.mac_of(destination)),
             source: remote.ip(),
             destination,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
@@ -372,9 +337,9 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// The flow of a received datagram: an old one, or one that it begins.
-    fn flow_from<H>(
+    fn flow_from(
         &mut self,
-        scene: &mut Scene<'_, H>,
+        cx: &mut Unlinked<'_, W>,
         socket: FlowId,
         guest: SocketAddr,
         shown: SocketAddr,
@@ -396,7 +361,7 @@ impl<S: UdpSocket> Udp<S> {
                 if id.is_none() && !joined {
                     self.counters.no_room += 1;
                 }
-                self.end_surplus(Direction::In, scene.now, scene.timers);
+                self.end_surplus(Direction::In, cx.now, cx.timers);
                 id?
             }
         };

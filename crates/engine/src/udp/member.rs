@@ -12,10 +12,11 @@ use core::net::{IpAddr, SocketAddr};
 
 use wire::payload::Payload;
 
-use super::{Role, Socket, SocketKey, Udp, UdpSocket};
+use super::{Role, Socket, SocketKey, Udp};
 use crate::{
+    context::{UdpOf, World},
     flow::{Endpoints, FlowId},
-    host::{Host, Outbound},
+    host::{Host as _, Outbound},
     memory::PayloadOf,
     timer::{Instant, Timers},
 };
@@ -65,9 +66,9 @@ fn digest(payload: impl Payload) -> Digest {
     (payload.len(), start)
 }
 
-impl<S: UdpSocket> Udp<S> {
+impl<W: World> Udp<W> {
     /// The guest is a member of `group` from now on.
-    pub(crate) fn join<H: Host<Udp = S>>(&mut self, host: &mut H, group: IpAddr) {
+    pub(crate) fn join(&mut self, group: IpAddr, host: &mut W::Host) {
         log::debug!("the guest has joined {group}");
         self.joined.groups.insert(group);
         let used: Vec<u16> =
@@ -81,7 +82,7 @@ impl<S: UdpSocket> Udp<S> {
     pub(crate) fn leave(&mut self, group: IpAddr, timers: &mut Timers<FlowId>) {
         log::debug!("the guest has left {group}");
         self.joined.groups.remove(&group);
-        let of_group = |(id, socket): (FlowId, &Socket<S>)| match socket.role {
+        let of_group = |(id, socket): (FlowId, &Socket<UdpOf<W>>)| match socket.role {
             Role::Member(at) if at.ip() == group => Some(id),
             _ => None,
         };
@@ -107,7 +108,7 @@ impl<S: UdpSocket> Udp<S> {
         self.joined.groups.contains(&group)
     }
 
-    fn open_member<H: Host<Udp = S>>(&mut self, host: &mut H, at: SocketAddr) {
+    fn open_member(&mut self, host: &mut W::Host, at: SocketAddr) {
         let key = SocketKey::Member(at);
         if self.sockets.find(&key).is_some() {
             return;
@@ -128,7 +129,7 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// A new flow of the guest leads to a group: what others send there, or to where it comes from, is of interest.
-    pub(super) fn note_use<H: Host<Udp = S>>(&mut self, host: &mut H, endpoints: Endpoints) {
+    pub(super) fn note_use(&mut self, host: &mut W::Host, endpoints: Endpoints) {
         let group = endpoints.remote.ip();
         for port in [endpoints.remote.port(), endpoints.guest.port()] {
             let at = SocketAddr::new(group, port);
@@ -148,7 +149,7 @@ impl<S: UdpSocket> Udp<S> {
 
     /// The guest sends to a group that it is a member of, or a broadcast: the host's kernel will give that back to our socket
     /// of the group, or of the port.
-    pub(super) fn note_sent_to_group(&mut self, now: Instant, outbound: &Outbound<PayloadOf<'_, S::Memory>>) {
+    pub(super) fn note_sent_to_group(&mut self, now: Instant, outbound: &Outbound<PayloadOf<'_, W::Memory>>) {
         let to = SocketAddr::new(outbound.destination.ip(), outbound.destination.port());
         let len = outbound.payload.len();
         let size = outbound.segment_size.map_or(len, usize::from).max(1);

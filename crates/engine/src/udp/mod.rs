@@ -33,14 +33,13 @@ use wire::{
 pub use table::Limits;
 
 use crate::{
-    context::Context,
+    context::{Context, UdpOf, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     forward::{Listener, Policy},
     host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
     icmp::{self, Quote},
     idle::{Chain, Exchange, Idle},
-    link::Link,
     memory::PayloadOf,
     nat::Protocol,
 };
@@ -75,9 +74,8 @@ impl Round {
 }
 
 /// All UDP sockets and flows.
-#[derive(Debug)]
-pub struct Udp<S> {
-    sockets: Flows<Socket<S>>,
+pub struct Udp<W: World> {
+    sockets: Flows<Socket<UdpOf<W>>>,
     /// Those of the sockets that belong to guest endpoints.
     endpoints: Idle,
     /// Those that stand for clients in the other namespace.
@@ -87,7 +85,7 @@ pub struct Udp<S> {
     published: BTreeSet<(u16, u64)>,
     flows: Table,
     /// Sockets that share the port of a flow to a group.
-    groups: BTreeMap<FlowId, S>,
+    groups: BTreeMap<FlowId, UdpOf<W>>,
     /// Groups that the guest is a member of.
     joined: Joined,
     round: Round,
@@ -179,7 +177,7 @@ impl<S> Socket<S> {
     }
 }
 
-impl<S: UdpSocket> Udp<S> {
+impl<W: World> Udp<W> {
     /// No socket, no flow. `hash_key` is random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
@@ -225,11 +223,11 @@ impl<S: UdpSocket> Udp<S> {
     ///
     /// # Errors
     /// The socket can't be watched.
-    pub fn listen<H: Host<Udp = S>>(
+    pub fn listen(
         &mut self,
-        host: &mut H,
+        host: &mut W::Host,
         listener: Listener,
-        socket: S,
+        socket: UdpOf<W>,
     ) -> Result<FlowId, Errno> {
         let id = self.sockets.next_id().ok_or(Errno::ENFILE)?;
         host.udp_watch(id, &socket)?;
@@ -270,12 +268,12 @@ impl<S: UdpSocket> Udp<S> {
 
     /// A socket by its name, unless it is gone.
     #[must_use]
-    pub fn socket(&self, id: FlowId) -> Option<&S> {
+    pub fn socket(&self, id: FlowId) -> Option<&UdpOf<W>> {
         Some(&self.sockets.get(id)?.io)
     }
 
     /// The sockets that belong to the guest's own endpoints and groups: each holds a port of the host.
-    pub fn endpoint_sockets(&self) -> impl Iterator<Item = &S> {
+    pub fn endpoint_sockets(&self) -> impl Iterator<Item = &UdpOf<W>> {
         let endpoints = self
             .sockets
             .iter()
@@ -283,20 +281,21 @@ impl<S: UdpSocket> Udp<S> {
         endpoints.map(|(_, socket)| &socket.io)
     }
 
-    /// A datagram of the guest, or with segmentation in `offload` a train of them. It may wait for [`Udp::end_batch`].
-    pub fn on_datagram<H: Host<Udp = S>, L: Link>(
+    /// A datagram of the guest, or with segmentation in `offload` a train of them. It may wait for the end of
+    /// the round.
+    pub fn on_datagram(
         &mut self,
-        cx: &mut Context<'_, H, L>,
-        packet: &Packet<'_, PayloadOf<'_, S::Memory>>,
-        datagram: &udp::Datagram<'_, PayloadOf<'_, S::Memory>>,
+        packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
+        datagram: &udp::Datagram<'_, PayloadOf<'_, W::Memory>>,
         offload: &Offload,
+        cx: &mut Context<'_, W>,
     ) {
         let endpoints = Endpoints {
             guest: SocketAddr::new(packet.source, datagram.header.source_port.get()),
             remote: SocketAddr::new(packet.destination, datagram.header.destination_port.get()),
         };
         let known = self.flows.find(&endpoints);
-        let Some(id) = known.or_else(|| self.open_flow(cx, endpoints)) else { return };
+        let Some(id) = known.or_else(|| self.open_flow(endpoints, cx)) else { return };
         let Some(flow) = self.flows.get(id) else { return };
         let outbound = Outbound {
             destination: flow.peer,
@@ -326,17 +325,17 @@ impl<S: UdpSocket> Udp<S> {
         if begin {
             self.train.begin(id, &outbound);
         } else {
-            self.send(cx, socket, endpoints, &outbound);
+            self.send(socket, endpoints, &outbound, cx);
         }
     }
 
-    /// To be called after each round of frames and events: sends what was joined.
-    pub fn end_batch<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>) {
+    /// The end of a round: sends what was joined.
+    pub(crate) fn end_round(&mut self, cx: &mut Context<'_, W>) {
         self.round = self.round.next();
         self.send_joined(cx);
     }
 
-    fn send_joined<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>) {
+    fn send_joined(&mut self, cx: &mut Context<'_, W>) {
         let Some((head, payload)) = self.train.take() else { return };
         if let Some(flow) = self.flows.get(head.flow) {
             let (socket, endpoints) = (flow.socket, flow.endpoints);
@@ -349,17 +348,13 @@ impl<S: UdpSocket> Udp<S> {
                 payload: payload.get(..head.len).unwrap_or_default().into(),
                 segment_size: Some(head.size).filter(|&size| head.len > usize::from(size)),
             };
-            self.send(cx, socket, endpoints, &outbound);
+            self.send(socket, endpoints, &outbound, cx);
         }
         self.train.recycle(payload);
     }
 
     /// A flow that the guest begins.
-    fn open_flow<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        endpoints: Endpoints,
-    ) -> Option<FlowId> {
+    fn open_flow(&mut self, endpoints: Endpoints, cx: &mut Context<'_, W>) -> Option<FlowId> {
         let guest = endpoints.guest;
         let peer = cx.settings.to_host(Protocol::Udp, endpoints.remote).ok();
         let valid = cx.settings.valid_guest_source(guest.ip()) && guest.port() != 0;
@@ -368,7 +363,7 @@ impl<S: UdpSocket> Udp<S> {
             return None;
         };
         let local = cx.outbound_source(guest.ip(), peer);
-        let flow = self.socket_for(cx, guest, peer, local).and_then(|socket| {
+        let flow = self.socket_for(guest, peer, local, cx).and_then(|socket| {
             self.insert(Flow::new(endpoints, peer, socket, Direction::Out).leaving_from(local))
         });
         self.end_surplus(Direction::Out, cx.now, cx.timers);
@@ -377,7 +372,7 @@ impl<S: UdpSocket> Udp<S> {
                 if cx.settings.services.multicast && peer.ip().is_multicast() {
                     self.note_use(cx.host, endpoints);
                 }
-                self.share_port(cx, id);
+                self.share_port(id, cx);
             }
             None => self.counters.no_room += 1,
         }
@@ -394,19 +389,19 @@ impl<S: UdpSocket> Udp<S> {
 
     /// A socket by which `guest` can write to `peer` from the host's address `local`, if that matters, and by which
     /// answers of that peer are known to belong to the new flow only (Q8).
-    fn socket_for<H: Host<Udp = S>, L: Link>(
+    fn socket_for(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         guest: SocketAddr,
         peer: SocketAddr,
         local: Option<IpAddr>,
+        cx: &mut Context<'_, W>,
     ) -> Option<FlowId> {
-        if let Some(listener) = self.published_for(cx, guest, peer, local) {
+        if let Some(listener) = self.published_for(guest, peer, local, cx) {
             return Some(listener);
         }
         for ordinal in 0..ORDINALS {
             let Some(socket) = self.sockets.find(&SocketKey::Endpoint(guest, ordinal)) else {
-                return self.open_socket(cx, guest, ordinal);
+                return self.open_socket(guest, ordinal, cx);
             };
             if self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none() {
                 return Some(socket);
@@ -417,12 +412,12 @@ impl<S: UdpSocket> Udp<S> {
 
     /// The listener, if any, whose port remotes know as that of `guest`: what the guest sends on its own leaves from it,
     /// too, as answers do.
-    fn published_for<H: Host<Udp = S>, L: Link>(
+    fn published_for(
         &self,
-        cx: &Context<'_, H, L>,
         guest: SocketAddr,
         peer: SocketAddr,
         local: Option<IpAddr>,
+        cx: &Context<'_, W>,
     ) -> Option<FlowId> {
         let leads_here = |listener: &Listener| {
             let bound = listener.address.filter(|address| !address.is_unspecified());
@@ -444,12 +439,12 @@ impl<S: UdpSocket> Udp<S> {
         usable.min().map(|(_, socket)| socket)
     }
 
-    fn send<H: Host<Udp = S>, L: Link>(
+    fn send(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         id: FlowId,
         endpoints: Endpoints,
-        outbound: &Outbound<PayloadOf<'_, S::Memory>>,
+        outbound: &Outbound<PayloadOf<'_, W::Memory>>,
+        cx: &mut Context<'_, W>,
     ) {
         let mut failure = None;
         for _ in 0..2 {
@@ -459,7 +454,7 @@ impl<S: UdpSocket> Udp<S> {
                 Err(SocketError::WouldBlock) => break,
                 // Perhaps the error of an earlier datagram, which the kernel reports once. Then the call succeeds.
                 Err(SocketError::Failed(errno)) => {
-                    let refusal = self.tell_errors(cx, id);
+                    let refusal = self.tell_errors(id, cx);
                     failure = refusal.or(Report::of_refusal(errno, endpoints.guest.is_ipv4()));
                     if refusal.is_some() {
                         break;
@@ -473,18 +468,14 @@ impl<S: UdpSocket> Udp<S> {
             let mut bytes = [0; icmp::MAX_QUOTE];
             let datagram = outbound.segment_size.map_or(outbound.payload.len(), usize::from);
             let quoted = outbound.payload.slice(0..datagram).copy_to(&mut bytes);
-            icmp::tell(cx, router, report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]));
+            icmp::tell(router, report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]), cx);
         }
     }
 
     /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (behaviour §7.4, R-95). Returns
     /// the report about the datagram that was to be sent last, if the host has refused it as too long: which one that is,
     /// only the sender knows.
-    fn tell_errors<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        id: FlowId,
-    ) -> Option<Report> {
+    fn tell_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Option<Report> {
         let mut bytes = [0; icmp::MAX_QUOTE];
         let mut refusal = None;
         for taken in 0..VISIT {
@@ -499,19 +490,13 @@ impl<S: UdpSocket> Udp<S> {
             if error.refused {
                 refusal = error.report;
             } else {
-                self.tell_error(cx, id, &error, &bytes);
+                self.tell_error(id, &error, &bytes, cx);
             }
         }
         refusal
     }
 
-    fn tell_error<H: Host<Udp = S>, L: Link>(
-        &mut self,
-        cx: &mut Context<'_, H, L>,
-        socket: FlowId,
-        error: &QueuedError,
-        bytes: &[u8],
-    ) {
+    fn tell_error(&mut self, socket: FlowId, error: &QueuedError, bytes: &[u8], cx: &mut Context<'_, W>) {
         let Some(report) = error.report else { return };
         let peer = error.destination;
         let role = self.sockets.get(socket).map(|socket| &socket.role);
@@ -523,7 +508,7 @@ impl<S: UdpSocket> Udp<S> {
         let remote = endpoints.remote.ip();
         let source = icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), remote);
         let payload = bytes.get(..error.quoted).unwrap_or_default();
-        icmp::tell(cx, source, report, &Quote::of_datagram(endpoints, payload.len(), payload));
+        icmp::tell(source, report, &Quote::of_datagram(endpoints, payload.len(), payload), cx);
     }
 }
 

@@ -5,12 +5,11 @@
 
 use core::net::SocketAddr;
 
-use super::{Role, Socket, Udp, UdpSocket, table::Direction};
+use super::{Role, Socket, Udp, table::Direction};
 use crate::{
-    context::Context,
+    context::{Context, UdpOf, World},
     flow::{FlowId, Kind},
     host::{Errno, Host},
-    link::Link,
     share::Notice,
     timer::{Instant, Timers},
 };
@@ -24,9 +23,9 @@ pub(super) struct Notices {
     strangers: Notice,
 }
 
-impl<S: UdpSocket> Udp<S> {
+impl<W: World> Udp<W> {
     /// The deadline of a flow, or of a socket in the other namespace, may have been reached.
-    pub fn on_timer<H: Host<Udp = S>, L: Link>(&mut self, cx: &mut Context<'_, H, L>, id: FlowId) {
+    pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let due = match id.kind() {
             Kind::Udp => self.is_stand_due(id, cx.now, cx.timers),
             _ => self.flows.is_due(id, cx.now, cx.timers),
@@ -48,11 +47,11 @@ impl<S: UdpSocket> Udp<S> {
     }
 
     /// A new socket for an endpoint of the guest.
-    pub(super) fn open_socket<H: Host<Udp = S>, L: Link>(
+    pub(super) fn open_socket(
         &mut self,
-        cx: &mut Context<'_, H, L>,
         guest: SocketAddr,
         ordinal: u8,
+        cx: &mut Context<'_, W>,
     ) -> Option<FlowId> {
         let share = self.limits.endpoints;
         if share.is_full(self.endpoints.len() + self.groups.len() + self.members()) {
@@ -77,7 +76,7 @@ impl<S: UdpSocket> Udp<S> {
         Some(id)
     }
 
-    fn try_open<H: Host<Udp = S>>(&self, host: &mut H, guest: SocketAddr) -> Result<S, Errno> {
+    fn try_open(&self, host: &mut W::Host, guest: SocketAddr) -> Result<UdpOf<W>, Errno> {
         let id = self.sockets.next_id().ok_or(Errno::ENFILE)?;
         host.udp_open(id, guest.ip(), guest.port())
     }

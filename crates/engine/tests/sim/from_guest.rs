@@ -106,7 +106,7 @@ fn the_window_is_the_room_in_the_queue_and_opens_again() {
         }
         assert!(at < 2_000_000, "the window never closes: {sent:?}");
     }
-    assert!(script.tcp.queue_memory() <= (1 << 20) + 32_768);
+    assert!(script.stack.tcp().queue_memory() <= (1 << 20) + 32_768);
     // A probe of the closed window is answered, and not taken.
     script.guest(&format!(". {at}:{} ack 1", at + 1));
     let answer = script.sent();
@@ -119,9 +119,27 @@ fn the_window_is_the_room_in_the_queue_and_opens_again() {
         updates.extend(script.sent());
     }
     assert!((1..6).contains(&updates.len()), "{updates:?}");
-    assert_eq!(script.tcp.queue_memory(), 0);
+    assert_eq!(script.stack.tcp().queue_memory(), 0);
     script.guest(&format!("P. {at}:{} ack 1", at + 1000));
     assert_eq!(script.peer().state().sent, at as u64 - 1 + 1000);
+}
+
+/// A socket takes few pieces in one call, and reports nothing of those that it left alone: a queue that offered more than
+/// [`engine::host::TcpSocket::MAX_PIECES`] would stall.
+#[test]
+fn a_long_queue_is_emptied_by_one_event() {
+    let mut script = Script::connected();
+    script.peer().state().send_capacity = 3000;
+    let total = 300 * 1024;
+    for at in (1..total).step_by(1024) {
+        script.guest(&format!(". {at}:{} ack 1", at + 1024));
+    }
+    assert!(script.stack.tcp().queue_memory() > 10 * (16 << 10));
+    script.peer().acknowledge_all();
+    script.peer().state().send_capacity = 1 << 20;
+    script.settle();
+    assert_eq!(script.peer().state().sent, total);
+    assert_eq!(script.stack.tcp().queue_memory(), 0);
 }
 
 #[test]
@@ -285,7 +303,7 @@ fn a_connection_without_any_activity_is_given_up_r78() {
     let sent = script.sent();
     assert!(sent.last().unwrap().starts_with("R. 1:1 ack 1"), "{:?}", sent.last());
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 #[test]
@@ -308,7 +326,7 @@ fn a_reset_of_the_guest_resets_the_socket_in_every_state() {
     let reset = |script: &mut Script, seq: u32| {
         script.guest(&format!("R. {seq}:{seq} ack 1"));
         assert_eq!(script.peer().closed(), Some(Closed::Reset));
-        assert!(script.tcp.is_empty());
+        assert!(script.stack.tcp().is_empty());
         script.quiet();
     };
     reset(&mut Script::connected(), 1);
@@ -350,8 +368,8 @@ fn data_to_a_peer_that_has_reset_are_answered_with_a_reset() {
     script.peer().fail(CONNECTION_RESET);
     script.settle();
     script.us("R. 1:1 ack 101");
-    assert!(script.tcp.is_empty());
-    assert_eq!(script.tcp.queue_memory(), 0);
+    assert!(script.stack.tcp().is_empty());
+    assert_eq!(script.stack.tcp().queue_memory(), 0);
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn an_inbound_connection_that_the_guest_never_answers_is_reset() {
     let sent = script.sent();
     assert!(sent.last().unwrap().starts_with("R 1:1"), "{sent:?}");
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn an_inbound_connection_that_the_guest_refuses_is_reset() {
     script.guest("R. 0:0 ack 1");
     script.quiet();
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_refused_connection_is_refused_with_the_right_numbers() {
     let sent = script.sent();
     assert_eq!(sent.len(), 1);
     assert!(sent[0].starts_with("R. ") && sent[0].contains(" ack 1 "), "{sent:?}");
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 #[test]

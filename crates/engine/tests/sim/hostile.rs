@@ -113,7 +113,7 @@ impl Run {
     fn observe(&mut self, line: &str) {
         let end = line.split([' ', ':']).nth(2).and_then(|end| end.parse::<i64>().ok());
         self.acknowledged = self.acknowledged.max(end.unwrap_or(0) - 1).min(1 << 30);
-        assert!(self.script.tcp.queue_memory() <= (1 << 20) + (32 << 10));
+        assert!(self.script.stack.tcp().queue_memory() <= (1 << 20) + (32 << 10));
     }
 }
 
@@ -159,8 +159,8 @@ proptest! {
             run.script.settle();
         }
         run.script.pass(Duration::from_secs(30_000));
-        prop_assert!(run.script.tcp.is_empty(), "a connection that nobody has is kept");
-        prop_assert_eq!(run.script.tcp.queue_memory(), 0);
+        prop_assert!(run.script.stack.tcp().is_empty(), "a connection that nobody has is kept");
+        prop_assert_eq!(run.script.stack.tcp().queue_memory(), 0);
         prop_assert!(run.script.peer().closed() != Some(Closed::Unread));
     }
 
@@ -173,7 +173,7 @@ proptest! {
             script.guest.set_port(40_000 + (seq % 7) as u16);
             script.guest_iss = seq.wrapping_sub(1);
             script.guest(&format!("{} 1:{} ack {ack} win {}", letters(flags), 1 + len, ack as u16));
-            prop_assert!(script.tcp.len() <= 4);
+            prop_assert!(script.stack.tcp().len() <= 4);
             prop_assert!(script.sent().len() <= 2);
         }
     }

@@ -93,7 +93,7 @@ fn the_last_refusal_is_the_guests() {
     }
     let sent = script.sent();
     assert!(sent.len() == 1 && sent[0].starts_with("R. "), "{sent:?}");
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 /// No socket for the others: the silent one keeps its chance.
@@ -114,7 +114,7 @@ fn a_reset_ends_the_search() {
     script.guest("R 1:1");
     script.pass(5000 * MILLISECOND);
     assert_eq!(dialled(&script).len(), 1);
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 /// Nothing else is dialled for other destinations.

@@ -12,13 +12,13 @@ use std::{
 };
 
 use engine::{
-    addr::{Guest, Settings},
-    context::Context,
-    flow::{Endpoints, FlowId},
+    context::World,
+    flow::Endpoints,
     link::{Full, Layout, Link, Slot},
     memory::Plain,
-    tcp::Tcp,
-    timer::{Instant, Timers},
+    pressure::Pressure,
+    stack::{Round, Stack},
+    timer::Instant,
 };
 use wire::{
     ethernet::Mac,
@@ -32,8 +32,8 @@ use crate::{
     guest::GUEST_MAC,
     network::tcp_of,
     pattern::Pattern,
-    socket::{Peer, Socket, VirtualHost},
-    world::settings,
+    socket::{Peer, VirtualHost},
+    world::{settings, stack},
 };
 
 /// A link that keeps what it is given.
@@ -67,14 +67,20 @@ impl Link for Capture {
     }
 }
 
+/// A scripted guest's world.
+pub(crate) enum Scripted {}
+
+impl World for Scripted {
+    type Memory = Plain;
+    type Host = VirtualHost;
+    type Link = Capture;
+}
+
 /// One connection between a scripted guest and a virtual socket.
 pub(crate) struct Script {
-    pub(crate) tcp: Tcp<Socket>,
+    pub(crate) stack: Stack<Scripted>,
     pub(crate) host: VirtualHost,
-    timers: Timers<FlowId>,
     link: Capture,
-    settings: Settings,
-    known: Guest,
     now: u64,
     pub(crate) guest: SocketAddr,
     pub(crate) remote: SocketAddr,
@@ -95,12 +101,9 @@ impl Script {
         let settings = settings(1500);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         Self {
-            tcp: Tcp::new(4, 256 << 20, [7; 16], [9; 16]),
+            stack: stack(settings, 4, 9),
             host: VirtualHost::new(upward.clone(), downward.clone()),
-            timers: Timers::default(),
             link: Capture { sent: VecDeque::new(), slot: vec![0; frame::MAX_LEN], full: false },
-            known: Guest::new(&settings, Some(Mac(GUEST_MAC))),
-            settings,
             now: 0,
             guest: SocketAddr::new(address("198.51.100.2"), 40_000),
             remote: SocketAddr::new(address("203.0.113.9"), 80),
@@ -113,7 +116,7 @@ impl Script {
 
     /// The guest asks these servers for names, by TCP, at the address `at`.
     pub(crate) fn resolvers(&mut self, at: &str, servers: &[&str]) {
-        let v4 = self.settings.v4.as_mut().unwrap();
+        let v4 = self.stack.settings_mut().v4.as_mut().unwrap();
         v4.dns_match = Some(at.parse().unwrap());
         v4.dns_servers = servers.iter().map(|server| server.parse().unwrap()).collect();
         self.remote = SocketAddr::new(at.parse().unwrap(), 53);
@@ -163,7 +166,7 @@ impl Script {
     pub(crate) fn accept(&mut self) {
         let ends = Endpoints { guest: self.guest, remote: self.remote };
         let socket = self.host.accepted();
-        self.engine(|tcp, ctx| tcp.accept(ends, socket, ctx).expect("a free flow"));
+        self.engine(|round| round.accept(ends, socket).expect("a free flow"));
         self.settle();
     }
 
@@ -172,28 +175,22 @@ impl Script {
         self.host.peers.last().expect("a socket").clone()
     }
 
-    pub(crate) fn engine<R>(
-        &mut self,
-        step: impl FnOnce(&mut Tcp<Socket>, &mut Context<'_, VirtualHost, Capture>) -> R,
-    ) -> R {
-        let mut ctx = Context {
-            now: Instant::from_micros(self.now),
-            settings: &self.settings,
-            guest: &self.known,
-            host: &mut self.host,
-            link: &mut self.link,
-            timers: &mut self.timers,
-        };
-        let result = step(&mut self.tcp, &mut ctx);
-        self.tcp.end_batch(&mut ctx);
-        while self.tcp.has_runnable() && self.tcp.run(&mut ctx) {}
+    /// A round of the engine with this in it, and as many more as it takes to send everything.
+    pub(crate) fn engine<R>(&mut self, events: impl FnOnce(&mut Round<'_, Scripted>) -> R) -> R {
+        let now = Instant::from_micros(self.now);
+        let mut round = self.stack.round(now, &mut self.host, &mut self.link);
+        let result = events(&mut round);
+        let mut pressure = round.finish();
+        while pressure == Pressure::MoreToSend {
+            pressure = self.stack.round(now, &mut self.host, &mut self.link).finish();
+        }
         result
     }
 
     /// Tells the engine of sockets that woke up.
     pub(crate) fn settle(&mut self) {
         while let Some((flow, readiness)) = self.host.next_ready() {
-            self.engine(|tcp, ctx| tcp.on_readiness(flow, readiness, ctx));
+            self.engine(|round| round.ready(flow, readiness));
         }
     }
 
@@ -210,14 +207,9 @@ impl Script {
 
     /// The guest sends these frames.
     pub(crate) fn frames(&mut self, frames: &[Vec<u8>]) {
-        self.engine(|tcp, ctx| {
+        self.engine(|round| {
             for bytes in frames {
-                if let Body::Ip(packet) =
-                    frame::parse_head(frame::head(bytes), &**bytes).expect("a frame").body
-                    && let Transport::Tcp(segment) = packet.transport
-                {
-                    tcp.on_segment(&packet, &segment, ctx);
-                }
+                round.frame(frame::head(bytes), bytes, &Offload::VERIFIED);
             }
         });
         self.settle();
@@ -255,11 +247,10 @@ impl Script {
     /// Lets time pass.
     pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now + time.as_micros() as u64;
-        while let Some(at) = self.timers.next().map(Instant::as_micros).filter(|&at| at <= until) {
+        let due = |script: &Self| script.stack.next_deadline().map(Instant::as_micros);
+        while let Some(at) = due(self).filter(|&at| at <= until) {
             self.now = self.now.max(at);
-            while let Some(flow) = self.timers.pop_due(Instant::from_micros(self.now)) {
-                self.engine(|tcp, ctx| tcp.on_deadline(flow, ctx));
-            }
+            self.engine(|_| ());
         }
         self.now = until;
     }
@@ -268,7 +259,7 @@ impl Script {
     pub(crate) fn set_link_full(&mut self, full: bool) {
         self.link.full = full;
         if !full {
-            self.engine(|_, _| ());
+            self.engine(|round| round.link_has_room());
         }
     }
 
@@ -300,7 +291,7 @@ impl Script {
         header.urgent = (parsed.value("urg").unwrap_or(0) as u16).into();
         let outgoing = Outgoing {
             source_mac: Mac(GUEST_MAC),
-            destination_mac: self.settings.our_mac,
+            destination_mac: self.stack.settings().our_mac,
             source: self.guest.ip(),
             destination: self.remote.ip(),
             hop_limit: 64,

@@ -360,7 +360,7 @@ fn a_reset_of_the_peer_comes_behind_its_data() {
     script.quiet();
     script.guest(". 1:1 ack 101");
     script.us("R. 101:101 ack 1");
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 #[test]
@@ -373,7 +373,7 @@ fn a_reset_of_the_peer_behind_its_fin_is_told_too() {
     script.peer().fail(CONNECTION_RESET);
     script.settle();
     script.us("R. 2:2 ack 1");
-    assert!(script.tcp.is_empty());
+    assert!(script.stack.tcp().is_empty());
 }
 
 #[test]

@@ -3,22 +3,27 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
 };
 
 use engine::{
     addr::{Guest as KnownGuest, Services, Settings, V4, V6},
-    context::Context,
-    flow::{Endpoints, FlowId},
+    context, dns,
+    flow::Endpoints,
     host::Errno,
-    local,
+    memory::Plain,
     neighbours::Neighbours,
-    tcp::Tcp,
-    timer::{Instant, Timers},
+    pressure::Pressure,
+    share::{Bound, Share},
+    stack::{Limits, Round, Seeds, Stack},
+    timer::Instant,
+    udp,
 };
 use smoltcp::socket::tcp::State;
 use wire::{
     ethernet::Mac,
-    frame::{self, Body, Transport},
+    frame::{self, Body, Packet, Transport},
+    offload::Offload,
 };
 
 use crate::{
@@ -26,7 +31,7 @@ use crate::{
     guest::{GUEST_MAC, Guest},
     network::{Direction, Impairments, Observed, VirtualLink, name_urgent_byte, trace},
     pattern::Pattern,
-    socket::{Closed, Peer, Socket, VirtualHost},
+    socket::{Closed, Peer, VirtualHost},
 };
 
 const GUEST_V4: &str = "198.51.100.2";
@@ -74,13 +79,13 @@ pub(crate) fn settings(mtu: u16) -> Settings {
         neighbours: Neighbours::default(),
         services: Services {
             tcp: true,
-            udp: true,
-            icmp: true,
+            udp: false,
+            icmp: false,
             multicast: false,
             dhcp: true,
             dhcpv6: true,
             ndp: true,
-            ra: true,
+            ra: false,
             advertise_dns: true,
             advertise_search: true,
             search: Vec::new(),
@@ -289,14 +294,43 @@ impl HostSide {
     }
 }
 
+/// A stack that carries TCP alone, of at most so many connections.
+pub(crate) fn stack<W: context::World>(settings: Settings, connections: usize, secret: u8) -> Stack<W> {
+    let guest = KnownGuest::new(&settings, Some(Mac(GUEST_MAC)));
+    let (none, idle) = (Share { most: 0, bound: Bound::Fixed }, Duration::ZERO);
+    let limits = Limits {
+        connections,
+        queue_memory: 256 << 20,
+        udp: udp::Limits {
+            flows: none,
+            strangers: none,
+            endpoints: none,
+            bypass: none,
+            idle,
+            idle_stream: idle,
+        },
+        dns: dns::Limits { files: none, bytes: 0, idle, idle_stream: idle },
+        pings: none,
+    };
+    let seeds = Seeds { hash_key: [7; 16], isn_secret: [secret; 16], advertisement: 0 };
+    Stack::new(settings, guest, limits, seeds, Instant::from_micros(0))
+}
+
+/// The kinds of what a scenario is made of.
+enum Simulated {}
+
+impl context::World for Simulated {
+    type Memory = Plain;
+    type Host = VirtualHost;
+    type Link = VirtualLink;
+}
+
 /// A running scenario.
 pub(crate) struct World {
     now: u64,
     start: u64,
-    settings: Settings,
-    known: KnownGuest,
-    tcp: Tcp<Socket>,
-    timers: Timers<FlowId>,
+    stack: Stack<Simulated>,
+    pressure: Pressure,
     host: VirtualHost,
     link: VirtualLink,
     to_engine: Direction,
@@ -325,10 +359,8 @@ impl World {
         let mut world = Self {
             now: start,
             start,
-            known: KnownGuest::new(&settings, Some(Mac(GUEST_MAC))),
-            settings,
-            tcp: Tcp::new(16, 256 << 20, [7; 16], [scenario.seed as u8; 16]),
-            timers: Timers::default(),
+            stack: stack(settings, 16, scenario.seed as u8),
+            pressure: Pressure::None,
             host,
             link: VirtualLink::new(to_guest, scenario.link_queue),
             to_engine: Direction::new(scenario.network, scenario.seed * 2 + 1),
@@ -367,28 +399,22 @@ impl World {
                     remote: SocketAddr::new(remote.ip(), CLIENT),
                 };
                 let socket = self.host.accepted();
-                self.engine(|tcp, ctx| tcp.accept(ends, socket, ctx).expect("a free flow"));
+                self.engine(|round| round.accept(ends, socket).expect("a free flow"));
             }
         }
     }
 
-    /// One step of the engine, and what it leaves for the end of the batch.
-    fn engine<R>(
-        &mut self,
-        step: impl FnOnce(&mut Tcp<Socket>, &mut Context<'_, VirtualHost, VirtualLink>) -> R,
-    ) -> R {
+    /// A round of the engine with this in it.
+    fn engine<R>(&mut self, events: impl FnOnce(&mut Round<'_, Simulated>) -> R) -> R {
         self.link.now = self.now;
-        let mut ctx = Context {
-            now: Instant::from_micros(self.now),
-            settings: &self.settings,
-            guest: &self.known,
-            host: &mut self.host,
-            link: &mut self.link,
-            timers: &mut self.timers,
-        };
-        let result = step(&mut self.tcp, &mut ctx);
-        self.tcp.end_batch(&mut ctx);
-        self.memory = self.memory.max(self.tcp.queue_memory());
+        let takes = self.link.free_at().is_none();
+        let mut round = self.stack.round(Instant::from_micros(self.now), &mut self.host, &mut self.link);
+        if self.pressure == Pressure::LinkFull && takes {
+            round.link_has_room();
+        }
+        let result = events(&mut round);
+        self.pressure = round.finish();
+        self.memory = self.memory.max(self.stack.tcp().queue_memory());
         result
     }
 
@@ -404,7 +430,7 @@ impl World {
                 break;
             }
             let next = self.next().filter(|&next| next < self.start + FOREVER);
-            if next.is_none() && self.tcp.is_empty() && self.guest.state() == State::Closing {
+            if next.is_none() && self.stack.tcp().is_empty() && self.guest.state() == State::Closing {
                 break; // smoltcp forgets to repeat a FIN after a fast retransmission
             }
             let Some(next) = next else { panic!("it comes to no end: {}", self.describe()) };
@@ -427,7 +453,7 @@ impl World {
     fn is_over(&mut self) -> bool {
         let opened = !self.host.peers.is_empty() && self.now > self.start;
         let closed = matches!(self.guest.state(), State::Closed | State::TimeWait | State::Listen);
-        opened && closed && self.tcp.is_empty()
+        opened && closed && self.stack.tcp().is_empty()
     }
 
     /// Everything that is due now.
@@ -439,13 +465,11 @@ impl World {
             self.abort_if_due(&peer);
         }
         while let Some((flow, readiness)) = self.host.next_ready() {
-            self.engine(|tcp, ctx| tcp.on_readiness(flow, readiness, ctx));
-        }
-        while let Some(flow) = self.timers.pop_due(Instant::from_micros(self.now)) {
-            self.engine(|tcp, ctx| tcp.on_deadline(flow, ctx));
+            self.engine(|round| round.ready(flow, readiness));
         }
         let mut turns = 0;
-        while self.tcp.has_runnable() && self.link_takes() && self.engine(|tcp, ctx| tcp.run(ctx)) {
+        while self.is_due() {
+            self.engine(|_| ());
             turns += 1;
             assert!(turns < 10_000, "a connection is always runnable");
         }
@@ -454,9 +478,12 @@ impl World {
         }
     }
 
-    fn link_takes(&mut self) -> bool {
+    /// Whether the engine has something to do without an event.
+    fn is_due(&mut self) -> bool {
         self.link.now = self.now;
-        self.link.free_at().is_none()
+        let deadline = self.stack.next_deadline().is_some_and(|due| due.as_micros() <= self.now);
+        let takes = self.pressure == Pressure::LinkFull && self.link.free_at().is_none();
+        deadline || takes || self.pressure == Pressure::MoreToSend
     }
 
     fn abort_if_due(&mut self, peer: &Peer) {
@@ -475,7 +502,7 @@ impl World {
             self.guest.deliver(frame);
         }
         for frame in self.guest.poll(self.now) {
-            assert!(frame.len() <= usize::from(self.settings.mtu) + wire::ethernet::HEADER_LEN);
+            assert!(frame.len() <= usize::from(self.stack.settings().mtu) + wire::ethernet::HEADER_LEN);
             trace(self.now, "guest", &frame);
             self.to_engine.send(self.now, &frame);
         }
@@ -493,32 +520,15 @@ impl World {
             if frames.is_empty() {
                 break;
             }
-            let settings = self.settings.clone();
-            let mut known = self.known.clone();
-            let mut segments = Vec::new();
             for bytes in &frames {
-                let parsed = frame::parse_head(frame::head(bytes), &**bytes).expect("a guest's frame");
-                self.link.now = now;
-                match parsed.body {
-                    Body::Arp(packet) => {
-                        let _ = local::on_arp(&settings, &mut known, packet, &mut self.link);
-                    }
-                    Body::Ip(packet) => match packet.transport {
-                        Transport::Tcp(segment) => {
-                            self.link.observed.guest_segment(&segment);
-                            segments.push((packet, segment));
-                        }
-                        Transport::Icmp(message) => {
-                            let _ =
-                                local::on_icmpv6(&settings, &mut known, &packet, &message, &mut self.link);
-                        }
-                        _ => {}
-                    },
+                let parsed = frame::parse(bytes).expect("a guest's frame");
+                if let Body::Ip(Packet { transport: Transport::Tcp(segment), .. }) = parsed.body {
+                    self.link.observed.guest_segment(&segment);
                 }
             }
-            self.engine(|tcp, ctx| {
-                for (packet, segment) in &segments {
-                    tcp.on_segment(packet, segment, ctx);
+            self.engine(|round| {
+                for bytes in &frames {
+                    round.frame(frame::head(bytes), bytes, &Offload::VERIFIED);
                 }
             });
         }
@@ -526,9 +536,9 @@ impl World {
 
     /// When something is due next.
     fn next(&mut self) -> Option<u64> {
-        let link = if self.tcp.has_runnable() { self.link.free_at() } else { None };
+        let link = if self.pressure == Pressure::LinkFull { self.link.free_at() } else { None };
         let guest = self.guest.next(self.now);
-        let timer = self.timers.next().map(Instant::as_micros);
+        let timer = self.stack.next_deadline().map(Instant::as_micros);
         let network = [self.link.to_guest.next(), self.to_engine.next()];
         let peer = self.peer().filter(|peer| peer.closed() != Some(Closed::Reset));
         let peer = peer.and_then(|_| self.host_side.next());

@@ -22,8 +22,8 @@ use crate::budgets::ledger::{Class, Permit};
 use crate::forward::accept::Acceptors;
 use crate::forward::listen::{Listener, Opening, Reason};
 use crate::io::Sockets;
-use crate::io::udp::UdpSocket;
 use crate::pasta::netns::Opener;
+use crate::world::Linux;
 
 /// Ports that a message names.
 const NAMED: usize = 4;
@@ -36,7 +36,7 @@ pub(crate) struct Receivers<'a> {
     /// Listening stream sockets.
     pub(crate) acceptors: &'a mut Acceptors,
     /// Listening datagram sockets.
-    pub(crate) udp: &'a mut Udp<UdpSocket>,
+    pub(crate) udp: &'a mut Udp<Linux>,
     /// What watches them all.
     pub(crate) sockets: &'a mut Sockets,
 }
@@ -128,7 +128,7 @@ impl Side {
     }
 
     /// Forgets closed listeners of UDP whose last flow has ended. True if there are any: their ports are free.
-    pub(crate) fn bury(&mut self, udp: &Udp<UdpSocket>) -> bool {
+    pub(crate) fn bury(&mut self, udp: &Udp<Linux>) -> bool {
         let before = self.retired.len();
         self.retired.retain(|_, id| udp.is_listener(*id));
         self.retired.len() < before
@@ -289,7 +289,7 @@ impl Side {
 }
 
 /// Ports of ours that stand for ports of the guest that it has sent from.
-pub(super) fn endpoint_ports(udp: &Udp<UdpSocket>) -> impl Iterator<Item = u16> {
+pub(super) fn endpoint_ports(udp: &Udp<Linux>) -> impl Iterator<Item = u16> {
     udp.endpoint_sockets()
         .filter_map(|socket| Some(SocketAddr::try_from(getsockname(socket).ok()?).ok()?.port()))
 }

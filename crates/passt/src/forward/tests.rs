@@ -10,15 +10,15 @@ use super::*;
 use crate::budgets::ledger::plenty;
 use crate::forward::accept::Acceptors;
 use crate::forward::listen;
+use crate::io::Sockets;
 use crate::io::outbound::Outbound;
-use crate::io::{self, Sockets};
 use crate::isolated::isolated;
 use crate::plan;
 
 /// What listeners go into, in the namespace of the test.
 struct World {
     acceptors: Acceptors,
-    udp: Udp<io::udp::UdpSocket>,
+    udp: Udp<crate::world::Linux>,
     sockets: Sockets,
     scanner: Scanner,
 }

@@ -16,8 +16,6 @@ use crate::budgets::ledger::Permit;
 use crate::memory::{Payload, Room, Vectored};
 use crate::missing;
 
-/// Most pieces handed to one send.
-const MAX_PIECES: usize = 32;
 /// What is peeked over on kernels without `SO_PEEK_OFF` for TCP goes here, again and again.
 const SCRATCH_LEN: usize = 256 * 1024;
 
@@ -106,14 +104,15 @@ impl AsFd for Stream {
 
 impl TcpSocket for Stream {
     type Memory = Vectored;
+    const MAX_PIECES: usize = 32;
 
     fn send(&mut self, payload: Payload<'_>) -> Result<usize, SocketError> {
         sys::stream::send(&self.fd, payload.0).map_err(|error| failure(error.raw_os_error().unwrap_or(0)))
     }
 
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
-        let mut slices = [io::IoSlice::new(&[]); MAX_PIECES];
-        let count = pieces.len().min(MAX_PIECES);
+        let mut slices = [io::IoSlice::new(&[]); Self::MAX_PIECES];
+        let count = pieces.len().min(Self::MAX_PIECES);
         for (slice, piece) in slices.iter_mut().zip(pieces) {
             *slice = io::IoSlice::new(piece);
         }

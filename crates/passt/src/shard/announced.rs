@@ -88,7 +88,7 @@ impl Shard {
     fn before_payload(&mut self, way: Direction, source: IpAddr, len: usize, now: Instant) {
         let Self { acceptors, sockets, stack, forwarder, glimpse, .. } = self;
         let payload = glimpse.get(..len).unwrap_or_default();
-        let rx = Receivers { acceptors, udp: stack.udp(), sockets };
+        let rx = Receivers { acceptors, udp: stack.udp_mut(), sockets };
         forwarder.before_payload(way, source, payload, now, rx);
     }
 }

@@ -46,8 +46,11 @@ impl Shard {
 
     fn on_update(&mut self, update: &Update, now: Instant) {
         let Some(control) = &mut self.control else { return };
-        let rx =
-            Receivers { acceptors: &mut self.acceptors, udp: self.stack.udp(), sockets: &mut self.sockets };
+        let rx = Receivers {
+            acceptors: &mut self.acceptors,
+            udp: self.stack.udp_mut(),
+            sockets: &mut self.sockets,
+        };
         let outcome = self.forwarder.update(update, control.enabled, now, rx);
         let outcome = outcome.as_deref().map_err(String::as_str);
         control.server.conclude(outcome, self.sockets.epoll());

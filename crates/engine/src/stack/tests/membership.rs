@@ -3,11 +3,16 @@
 use alloc::string::ToString;
 use core::net::IpAddr;
 
-use wire::checksum::Sum;
+use wire::{
+    checksum::Sum,
+    frame::{self, Body},
+    offload::Offload,
+    protocol,
+};
 
 use super::*;
 use crate::{
-    host::Received,
+    host::{Readiness, Received},
     mock::{Sent, received},
 };
 
@@ -75,7 +80,7 @@ impl Test {
         let received = Received { hop_limit: Some(255), traffic_class: 0xb8, ..received(from) };
         at.socket.arrive_as(received, payload);
         let readable = Readiness { readable: true, ..Readiness::default() };
-        self.stack.on_readiness(at.id, readable, self.now, &mut self.host, &mut self.link);
+        self.round().ready(at.id, readable);
         core::mem::take(&mut self.link.frames).into_iter().map(|(frame, _)| frame).collect()
     }
 }
@@ -128,7 +133,7 @@ fn reports_mean_nothing_without_the_option() {
     test.says(GROUP6, JOIN);
     assert_eq!(test.host.opened.len(), 0);
     assert_eq!(test.stack.counters().unsupported, 1);
-    test.stack.on_link_up(&mut test.link);
+    test.round().link_up();
     assert!(test.link.frames.iter().all(|(frame, _)| !is_query(frame)));
 }
 
@@ -146,14 +151,14 @@ fn is_query(frame: &[u8]) -> bool {
 #[test]
 fn members_are_asked() {
     let mut test = following();
-    test.stack.on_link_up(&mut test.link);
+    test.round().link_up();
     let queries = |test: &mut Test| {
         core::mem::take(&mut test.link.frames).iter().filter(|(frame, _)| is_query(frame)).count()
     };
     assert_eq!(queries(&mut test), 2);
     test.says(GROUP, JOIN);
     test.now = test.now + Duration::from_secs(125);
-    test.stack.on_deadlines(test.now, &mut test.host, &mut test.link);
+    assert_eq!(test.round().finish(), Pressure::None);
     assert_eq!(queries(&mut test), 1);
     test.says(GROUP, LEAVE);
     assert_eq!(queries(&mut test), 1);

@@ -62,7 +62,7 @@ fn questions_of_a_member_leave_from_the_shared_port() {
     for (guest, group) in MDNS {
         let mut test = mdns_on_the_host();
         let address = group.parse::<SocketAddr>().unwrap().ip();
-        test.udp.join(&mut test.world.host, address);
+        test.udp.join(address, &mut test.world.host);
         test.guest_sends(guest, group, QUESTION);
         assert_eq!(test.sent(), (vec![QUESTION.to_vec()], vec![]));
         test.udp.leave(address, &mut test.world.timers);

@@ -350,7 +350,7 @@ fn a_closed_listener_without_flows_is_gone() {
 fn the_guests_own_choice_of_source_is_kept() {
     let mut test = Test::new();
     let second = "198.51.100.66";
-    let World { guest, settings, .. } = &mut test.world;
+    let Fixture { guest, settings, .. } = &mut test.world;
     guest.shows(settings, second.parse().unwrap(), Some(wire::ethernet::Mac([2, 0, 0, 0, 0, 0x55])));
     let listener = test.listen(listener(None, 5000, None, 5000));
     test.guest_sends("198.51.100.66:5000", "203.0.113.9:53", b"not the host's");

@@ -14,7 +14,7 @@ use zerocopy::big_endian::U16;
 
 use super::{inbound::headroom, *};
 use crate::host::Readiness;
-use crate::mock::{Opened, Socket, World, ip, received, udp};
+use crate::mock::{Fixture, Mock, Opened, Socket, ip, received, udp};
 use crate::share::{Bound, Share};
 
 const LIMITS: Limits = Limits {
@@ -38,13 +38,13 @@ const GUEST: &str = "198.51.100.55:4000";
 const GUEST6: &str = "[2001:db8:1::55]:4000";
 
 struct Test {
-    world: World,
-    udp: Udp<Socket>,
+    world: Fixture,
+    udp: Udp<Mock>,
 }
 
 impl Test {
     fn new() -> Self {
-        Self { world: World::new(), udp: Udp::new(LIMITS, [7; 16]) }
+        Self { world: Fixture::new(), udp: Udp::new(LIMITS, [7; 16]) }
     }
 
     /// The guest sends a datagram, alone in its batch.
@@ -62,7 +62,7 @@ impl Test {
         offload: &Offload,
     ) {
         self.guest_queues(from, to, payload, ttl, class, offload);
-        self.end_batch();
+        self.end_round();
     }
 
     /// The guest sends a datagram in the midst of a batch.
@@ -84,16 +84,16 @@ impl Test {
             dont_fragment: false,
             transport: wire::frame::Transport::Udp(datagram),
         };
-        self.udp.on_datagram(&mut self.world.context(), &packet, &datagram, offload);
+        self.udp.on_datagram(&packet, &datagram, offload, &mut self.world.context());
     }
 
-    fn end_batch(&mut self) {
-        self.udp.end_batch(&mut self.world.context());
+    fn end_round(&mut self) {
+        self.udp.end_round(&mut self.world.context());
     }
 
     fn ready(&mut self, socket: &Opened, readiness: Readiness) {
-        self.udp.on_socket_event(&mut self.world.context(), socket.id, readiness);
-        self.end_batch();
+        self.udp.on_ready(socket.id, readiness, &mut self.world.context());
+        self.end_round();
     }
 
     /// The socket gets a datagram, and the guest exactly one frame.
@@ -112,7 +112,7 @@ impl Test {
     fn wait(&mut self, seconds: u64) {
         self.world.now = self.world.now + Duration::from_secs(seconds);
         while let Some(id) = self.world.timers.pop_due(self.world.now) {
-            self.udp.on_timer(&mut self.world.context(), id);
+            self.udp.on_deadline(id, &mut self.world.context());
         }
     }
 }
@@ -347,7 +347,7 @@ fn receive_calls() {
         test.answer(&socket, "203.0.113.1:8", b"y");
     }
     assert_eq!(socket.socket.0.borrow().receives, 3);
-    test.end_batch();
+    test.end_round();
     for _ in 0..1000 {
         socket.socket.arrive("203.0.113.1:8", b"y");
     }

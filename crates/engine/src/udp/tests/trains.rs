@@ -44,25 +44,25 @@ fn a_stream_is_joined() {
     queue(&mut test, "203.0.113.1:8", &[0; 100]);
     let socket = test.opened(0);
     assert_eq!(shapes(&socket), [(100, None)]);
-    test.end_batch();
-    test.end_batch();
+    test.end_round();
+    test.end_round();
     queue(&mut test, "203.0.113.1:8", &[0; 100]);
     assert_eq!(shapes(&socket), [(100, None)]);
 
-    test.end_batch();
+    test.end_round();
     for number in 1..=10 {
         queue(&mut test, "203.0.113.1:8", &[number; 100]);
     }
     assert_eq!(shapes(&socket), []);
-    test.end_batch();
+    test.end_round();
     let sent = socket.socket.sent();
     let joined: Vec<u8> = (1..=10).flat_map(|number| [number; 100]).collect();
     assert_eq!((sent.len(), sent[0].segment_size, &sent[0].payload), (1, Some(100), &joined));
-    test.end_batch();
+    test.end_round();
     assert_eq!(shapes(&socket), []);
     // One alone is no train.
     queue(&mut test, "203.0.113.1:8", &[0; 100]);
-    test.end_batch();
+    test.end_round();
     assert_eq!(shapes(&socket), [(100, None)]);
 }
 
@@ -75,7 +75,7 @@ fn what_ends_a_train_r56() {
         for &len in lengths {
             queue(&mut test, "203.0.113.1:8", &vec![7; len]);
         }
-        test.end_batch();
+        test.end_round();
         let socket = test.opened(0);
         shapes(&socket)[1..].to_vec()
     };
@@ -99,7 +99,7 @@ fn what_ends_a_train_r56() {
     let segmentation = Some(Segmentation { kind: SegmentKind::Udp, size: 1, ecn: false });
     let offload = Offload { segmentation, ..Offload::default() };
     test.guest_queues(GUEST, "203.0.113.2:8", b"abc", 64, 0, &offload);
-    test.end_batch();
+    test.end_round();
     let got: Vec<_> = test.opened(0).socket.sent().into_iter().map(|s| (s.hop_limit, s.payload)).collect();
     let want: [(u8, &[u8]); 6] =
         [(64, b"x"), (64, b"x"), (64, b"one"), (9, b"xx"), (64, b"two"), (64, b"abc")];

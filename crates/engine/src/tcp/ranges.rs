@@ -1,0 +1,107 @@
+//! Sets of sequence numbers.
+
+use alloc::vec::Vec;
+
+use wire::tcp::Seq;
+
+/// A range of sequence space: its first number and the one after its last.
+pub(super) type Range = (Seq, Seq);
+
+/// Ranges of sequence space within one window: sorted, disjoint, and none touches the next.
+#[derive(Debug)]
+pub(super) struct Ranges {
+    ranges: Vec<Range>,
+    /// Most ranges that are kept.
+    most: usize,
+}
+
+impl Ranges {
+    /// No range, and at most `most` to come.
+    pub(super) const fn new(most: usize) -> Self {
+        Self { ranges: Vec::new(), most }
+    }
+
+    /// All ranges, in order.
+    pub(super) fn as_slice(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    /// Whether there is none.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// How many numbers are in the set.
+    pub(super) fn total(&self) -> u32 {
+        self.ranges.iter().map(|&(start, end)| end - start).sum()
+    }
+
+    /// Whether a range from `start` up to `end` would be kept: it joins others, or there is room for one more.
+    pub(super) fn takes(&self, start: Seq, end: Seq) -> bool {
+        self.ranges.len() < self.most || self.ranges.iter().any(|range| !apart(range, start, end))
+    }
+
+    /// Adds the numbers from `start` up to `end`, and merges the ranges that these join or touch. Without room, they are
+    /// left out.
+    pub(super) fn insert(&mut self, mut start: Seq, mut end: Seq) {
+        if !self.takes(start, end) {
+            return;
+        }
+        self.ranges.retain(|range| {
+            let apart = apart(range, start, end);
+            if !apart {
+                start = start.min(range.0);
+                end = end.max(range.1);
+            }
+            apart
+        });
+        let at = self.ranges.partition_point(|range| range.0.before(start));
+        self.ranges.insert(at, (start, end));
+    }
+
+    /// Removes all numbers before `seq`.
+    pub(super) fn remove_before(&mut self, seq: Seq) {
+        self.ranges.retain_mut(|(start, end)| {
+            *start = start.max(seq);
+            start.before(*end)
+        });
+    }
+}
+
+/// Whether there is a gap between two ranges.
+fn apart(range: &Range, start: Seq, end: Seq) -> bool {
+    range.1.before(start) || end.before(range.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(of: &[(u32, u32)], most: usize) -> Ranges {
+        let mut ranges = Ranges::new(most);
+        of.iter().for_each(|&(start, end)| ranges.insert(Seq(start), Seq(end)));
+        ranges
+    }
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        let origin = u32::MAX - 20;
+        let at = |start: u32, end: u32| (origin.wrapping_add(start), origin.wrapping_add(end));
+        let mut set = ranges(&[at(40, 50), at(10, 20), at(60, 70)], 3);
+        set.insert(Seq(origin) + 20, Seq(origin) + 40);
+        let expected = [(Seq(origin) + 10, Seq(origin) + 50), (Seq(origin) + 60, Seq(origin) + 70)];
+        assert_eq!(set.as_slice(), expected);
+        assert_eq!(set.total(), 50);
+        set.remove_before(Seq(origin) + 45);
+        assert_eq!(set.as_slice()[0], (Seq(origin) + 45, Seq(origin) + 50));
+    }
+
+    #[test]
+    fn a_full_set_takes_only_what_joins() {
+        let mut set = ranges(&[(10, 20), (30, 40), (50, 60)], 2);
+        assert_eq!(set.as_slice(), [(Seq(10), Seq(20)), (Seq(30), Seq(40))]);
+        assert!(!set.takes(Seq(50), Seq(60)) && set.takes(Seq(40), Seq(60)));
+        set.insert(Seq(40), Seq(60));
+        assert_eq!(set.as_slice(), [(Seq(10), Seq(20)), (Seq(30), Seq(60))]);
+    }
+}
