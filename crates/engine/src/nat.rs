@@ -294,7 +294,7 @@ mod tests {
     fn dns_to_a_gateway_that_is_the_resolver_wins_over_host_loopback_r36() {
         let mut settings = settings();
         let v4 = settings.v4.as_mut().unwrap();
-        v4.dns_match = v4.our_address;
+        v4.dns_forward = v4.our_address;
         assert!(settings.is_dns(socket("198.51.100.1:53")));
         assert!(!settings.is_dns(socket("198.51.100.1:54")));
         goes(&settings, Udp, "198.51.100.1:54", "127.0.0.1:54");

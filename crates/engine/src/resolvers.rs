@@ -97,11 +97,11 @@ impl Settings {
         match destination.ip() {
             IpAddr::V4(address) => {
                 let v4 = self.v4.as_ref()?;
-                (v4.dns_match == Some(address)).then_some(&v4.dns_servers)
+                (v4.dns_forward == Some(address)).then_some(&v4.dns_servers)
             }
             IpAddr::V6(address) => {
                 let v6 = self.v6.as_ref()?;
-                (v6.dns_match == Some(address)).then_some(&v6.dns_servers)
+                (v6.dns_forward == Some(address)).then_some(&v6.dns_servers)
             }
         }
     }

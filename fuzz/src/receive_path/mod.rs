@@ -98,7 +98,7 @@ pub(crate) fn settings(switches: u8) -> Settings {
         our_address: on(1).then_some(Ipv4Addr::new(198, 51, 100, 1)),
         map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
         map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
-        dns_match: Some(Ipv4Addr::new(198, 51, 100, 53)),
+        dns_forward: Some(Ipv4Addr::new(198, 51, 100, 53)),
         dns_servers: [Ipv4Addr::new(127, 0, 0, 53).into(), Ipv6Addr::LOCALHOST.into()]
             [..if on(2) { 2 } else { 0 }]
             .to_vec(),
@@ -110,7 +110,7 @@ pub(crate) fn settings(switches: u8) -> Settings {
         our_link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
         map_host_loopback: Some(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
         map_guest_address: Some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77)),
-        dns_match: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53)),
+        dns_forward: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53)),
         dns_servers: vec![
             Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x53).into(),
             Ipv4Addr::LOCALHOST.into(),

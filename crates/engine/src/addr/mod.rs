@@ -49,7 +49,7 @@ pub struct V4 {
     /// Guest traffic to this address goes to the host's own (assigned) address.
     pub map_guest_address: Option<Ipv4Addr>,
     /// DNS queries to this address go to `dns_servers`.
-    pub dns_match: Option<Ipv4Addr>,
+    pub dns_forward: Option<Ipv4Addr>,
     /// The host's resolvers, of both families, in the order in which to ask them. Without any: the host itself.
     pub dns_servers: Vec<IpAddr>,
     /// The address was given with `-a`: what the guest says does not change it.
@@ -70,7 +70,7 @@ pub struct V6 {
     /// Guest traffic to this address goes to the host's own (assigned) address.
     pub map_guest_address: Option<Ipv6Addr>,
     /// DNS queries to this address go to `dns_servers`.
-    pub dns_match: Option<Ipv6Addr>,
+    pub dns_forward: Option<Ipv6Addr>,
     /// The host's resolvers, of both families, in the order in which to ask them. Without any: the host itself.
     pub dns_servers: Vec<IpAddr>,
     /// Index of the host's outbound interface: the scope of link-local destinations (behaviour §5.2). Zero for none.
@@ -185,7 +185,7 @@ pub(crate) mod test {
                 our_address: Some(Ipv4Addr::new(198, 51, 100, 1)),
                 map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
                 map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
-                dns_match: Some(Ipv4Addr::new(198, 51, 100, 53)),
+                dns_forward: Some(Ipv4Addr::new(198, 51, 100, 53)),
                 dns_servers: Vec::from([IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53))]),
                 pinned: false,
                 dns: Vec::from([Ipv4Addr::new(198, 51, 100, 53), Ipv4Addr::new(192, 0, 2, 53)]),
@@ -195,7 +195,7 @@ pub(crate) mod test {
                 our_link_local: v6("fe80::1"),
                 map_host_loopback: Some(v6("fe80::1")),
                 map_guest_address: Some(v6("2001:db8:1::77")),
-                dns_match: Some(v6("2001:db8::53")),
+                dns_forward: Some(v6("2001:db8::53")),
                 dns_servers: Vec::from([IpAddr::V6(v6("2001:db8:9::53"))]),
                 outbound_scope: 7,
                 pinned: false,

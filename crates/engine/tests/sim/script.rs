@@ -117,7 +117,7 @@ impl Script {
     /// The guest asks these servers for names, by TCP, at the address `at`.
     pub(crate) fn resolvers(&mut self, at: &str, servers: &[&str]) {
         let v4 = self.stack.settings_mut().v4.as_mut().unwrap();
-        v4.dns_match = Some(at.parse().unwrap());
+        v4.dns_forward = Some(at.parse().unwrap());
         v4.dns_servers = servers.iter().map(|server| server.parse().unwrap()).collect();
         self.remote = SocketAddr::new(at.parse().unwrap(), 53);
     }

@@ -23,13 +23,13 @@ const MAX_HOST_DOMAINS: usize = 5;
 pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settings) {
     if let Some(v4) = &mut settings.v4 {
         let chosen = choose(config, &config.v4, resolver, v4.map_host_loopback, Some(v4.assigned));
-        (v4.dns, v4.dns_match) = (chosen.advertise, chosen.dns_match);
+        (v4.dns, v4.dns_forward) = (chosen.advertise, chosen.dns_forward);
         v4.dns_servers =
             asked_servers(config.v4.dns_host.map(IpAddr::V4), config.v6.dns_host.map(IpAddr::V6), resolver);
     }
     if let Some(v6) = &mut settings.v6 {
         let chosen = choose(config, &config.v6, resolver, v6.map_host_loopback, v6.assigned);
-        (v6.dns, v6.dns_match) = (chosen.advertise, chosen.dns_match);
+        (v6.dns, v6.dns_forward) = (chosen.advertise, chosen.dns_forward);
         v6.dns_servers =
             asked_servers(config.v6.dns_host.map(IpAddr::V6), config.v4.dns_host.map(IpAddr::V4), resolver);
     }
@@ -77,7 +77,7 @@ struct Resolvers<A> {
     /// To be told to the guest.
     advertise: Vec<A>,
     /// Queries of the guest to this address go to the host's resolvers.
-    dns_match: Option<A>,
+    dns_forward: Option<A>,
 }
 
 /// Chooses them. `assigned` is the guest's address, which is usually the host's own, too.
@@ -89,7 +89,7 @@ fn choose<A: Ip>(
     assigned: Option<A>,
 ) -> Resolvers<A> {
     let servers: Vec<A> = resolver.servers.iter().copied().filter_map(A::from_ip).collect();
-    let mut chosen = Resolvers { advertise: asked.dns.clone(), dns_match: asked.dns_forward };
+    let mut chosen = Resolvers { advertise: asked.dns.clone(), dns_forward: asked.dns_forward };
     if config.dns_none || !asked.dns.is_empty() {
         return chosen;
     }
@@ -103,7 +103,7 @@ fn choose<A: Ip>(
         } else if let Some(forward) = asked.dns_forward {
             forward
         } else if let Some(mapped) = map_host_loopback {
-            chosen.dns_match = Some(mapped);
+            chosen.dns_forward = Some(mapped);
             mapped
         } else {
             continue;
@@ -124,8 +124,8 @@ fn choose<A: Ip>(
 
 /// Notes what the guest will miss (behaviour §3.4.7): nothing if no resolver is to be told of or forwarded to.
 pub(super) fn check(config: &Config, facts: &Facts, v4: Option<&V4>, v6: Option<&V6>, notes: &mut Vec<Note>) {
-    let v4_lacks = v4.is_some_and(|v4| v4.dns_match.is_some() && v4.dns_servers.is_empty());
-    let v6_lacks = v6.is_some_and(|v6| v6.dns_match.is_some() && v6.dns_servers.is_empty());
+    let v4_lacks = v4.is_some_and(|v4| v4.dns_forward.is_some() && v4.dns_servers.is_empty());
+    let v6_lacks = v6.is_some_and(|v6| v6.dns_forward.is_some() && v6.dns_servers.is_empty());
     let advertise = config.dhcp_dns && !config.dns_none;
     let nothing_given = config.v4.dns.is_empty() && config.v6.dns.is_empty();
     if facts.resolver.servers.is_empty() && ((advertise && nothing_given) || v4_lacks || v6_lacks) {

@@ -26,7 +26,7 @@ fn reaches(net: &Net, to: SocketAddr, server: &Ns, real: SocketAddr) -> IpAddr {
 
 /// §5.2, row 1: `--dns-forward`, ports 53 and 853 only. Others go where they say.
 #[test]
-fn out_dns_match() {
+fn out_dns_forward() {
     let Some(net) = Net::new() else { return };
     let forward = PEER_ALIAS.map(|ip| ip.to_string());
     net.pasta(&["--dns-forward", &forward[0], "--dns-forward", &forward[1]]);

@@ -11,19 +11,19 @@ type Chosen = (Vec<String>, Option<String>, Vec<String>);
 
 fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
     let v4 = passt(host, change).settings.v4.unwrap();
-    (texts(&v4.dns), v4.dns_match.map(|a| a.to_string()), texts(&v4.dns_servers))
+    (texts(&v4.dns), v4.dns_forward.map(|a| a.to_string()), texts(&v4.dns_servers))
 }
 
 fn v6(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
     let v6 = passt(host, change).settings.v6.unwrap();
-    (texts(&v6.dns), v6.dns_match.map(|a| a.to_string()), texts(&v6.dns_servers))
+    (texts(&v6.dns), v6.dns_forward.map(|a| a.to_string()), texts(&v6.dns_servers))
 }
 
 /// `servers` are separated by blanks.
-fn expected(dns: &[&str], dns_match: &str, servers: &str) -> Chosen {
-    let dns_match = Some(dns_match.to_owned()).filter(|text| !text.is_empty());
+fn expected(dns: &[&str], dns_forward: &str, servers: &str) -> Chosen {
+    let dns_forward = Some(dns_forward.to_owned()).filter(|text| !text.is_empty());
     let servers = servers.split_whitespace().map(str::to_owned).collect();
-    (dns.iter().map(|&a| a.to_owned()).collect(), dns_match, servers)
+    (dns.iter().map(|&a| a.to_owned()).collect(), dns_forward, servers)
 }
 
 fn no_mapping(config: &mut Config) {
