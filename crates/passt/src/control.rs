@@ -11,6 +11,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
+use crate::errno::retry;
 use crate::event::Source;
 use control::message::{self, Announced, Decoded, Update};
 use control::reply;
@@ -82,9 +83,10 @@ impl Server {
         if self.client.is_some() {
             return;
         }
-        let socket = match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = match retry(|| accept_with(&self.listener, flags)) {
             Ok(socket) => socket,
-            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            Err(Errno::AGAIN | Errno::CONNABORTED) => return,
             Err(errno) => {
                 log::warn!("can't accept a configuration client: {errno}");
                 self.paused_until = Some(now + PAUSE);
@@ -165,9 +167,10 @@ impl Client {
         if self.output.is_empty() {
             return None;
         }
-        match send(self.socket.as_fd(), &self.output, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match retry(|| send(self.socket.as_fd(), &self.output, flags)) {
             Ok(sent) => drop(self.output.drain(..sent)),
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::AGAIN) => {}
             Err(_) => return Some(Progress::Ends),
         }
         if !self.output.is_empty() {
@@ -188,13 +191,12 @@ impl Client {
         loop {
             let have = self.input.len();
             self.input.resize(self.needs, 0);
-            let received = recv(self.socket.as_fd(), &mut self.input[have..], RecvFlags::DONTWAIT);
+            let received = retry(|| recv(self.socket.as_fd(), &mut self.input[have..], RecvFlags::DONTWAIT));
             let count = received.map_or(0, |(_, count)| count);
             self.input.truncate(have + count);
             match received {
                 Ok(_) if count == 0 => return Progress::Ends,
                 Ok(_) => {}
-                Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => return Progress::Waits,
                 Err(_) => return Progress::Ends,
             }

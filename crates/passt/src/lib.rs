@@ -8,6 +8,7 @@ pub mod budgets;
 pub mod cli;
 pub mod config;
 mod control;
+mod errno;
 mod event;
 mod forward;
 pub mod host;

@@ -1,12 +1,13 @@
 //! Datagrams with control messages: one per call, or several.
 
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::address::{RawAddress, parse_address};
 use crate::cmsg::{Control, ReceiveInfo};
+use crate::errno::last_errno;
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
+use rustix::io::{self, Errno};
 
 /// Most datagrams in one call of [`send_batch`].
 pub const BATCH: usize = 64;
@@ -20,7 +21,7 @@ pub const BATCH: usize = 64;
 pub fn send(fd: impl AsFd, address: &RawAddress, pieces: &[Source<'_>], control: &Control) -> io::Result<()> {
     let mut iovecs = Iovecs::<{ 2 * MAX_PIECES }>::new();
     if !pieces.iter().all(|&piece| iovecs.add(piece)) {
-        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        return Err(Errno::MSGSIZE);
     }
     let header = outgoing(address, iovecs.get(0..2 * MAX_PIECES), control);
     // SAFETY: `header` points to an address, pieces and control bytes that outlive the call, and sendmsg only reads
@@ -28,7 +29,7 @@ pub fn send(fd: impl AsFd, address: &RawAddress, pieces: &[Source<'_>], control:
     let sent = unsafe {
         libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if sent < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
 /// Sends up to [`BATCH`] datagrams to one address in one call, without blocking; returns how many were sent, at least
@@ -61,7 +62,7 @@ pub fn send_batch<'a>(
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the first `count` headers are valid as in `send`. The kernel writes only their `msg_len`.
     let sent = unsafe { libc::sendmmsg(fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, flags as _) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    usize::try_from(sent).map_err(|_| last_errno())
 }
 
 // The first datagram of a batch always fits.
@@ -124,7 +125,7 @@ fn receive_with(fd: impl AsFd, mut room: Room<'_>, flags: libc::c_int) -> io::Re
     // SAFETY: `header` points to a name, the pieces of `room` and a buffer for control messages. All are writable for
     // the given lengths, and live until the call returns.
     let got = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | flags) };
-    let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    let len = usize::try_from(got).map_err(|_| last_errno())?;
     control.set_len(header.msg_controllen as _);
     let name_len = (header.msg_namelen as usize).min(name.len());
     Ok(Arrival {
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!((got.info.segment_size, got.info.hop_limit), (Some(1000), Some(9)));
         assert_eq!(got.info.destination, Some(to.ip()));
         assert_eq!(got.info.local, Some(to.ip()));
-        assert_eq!(receive(&b, (&mut buffer[..]).into()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(receive(&b, (&mut buffer[..]).into()).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
 
     #[test]
@@ -224,6 +225,6 @@ mod tests {
         let error = got.info.error.unwrap();
         assert_eq!((error.origin, error.kind, error.code), (Origin::Icmp, 3, 3));
         assert_eq!(error.offender, Some(to.ip()));
-        assert_eq!(receive_error(&a, &mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(receive_error(&a, &mut buffer).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     }
 }

@@ -1,9 +1,11 @@
 //! Socket options and queries that rustix lacks.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use bitflags::bitflags;
+use rustix::io;
+
+use crate::errno::last_errno;
 
 /// The IP version that an option applies to. A dual-stack socket has the options of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +81,7 @@ pub fn traffic_class_of_syn(fd: impl AsFd) -> io::Result<Option<u8>> {
         )
     };
     if result < 0 {
-        return Err(io::Error::last_os_error());
+        return Err(last_errno());
     }
     Ok(match header[..header.len().min(len as usize)] {
         [first, second, ..] if first >> 4 == 4 => Some(second),
@@ -178,5 +180,5 @@ fn set_bytes(fd: &impl AsFd, level: i32, name: i32, value: &[u8]) -> io::Result<
             value.len() as libc::socklen_t,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
 }

@@ -3,10 +3,11 @@
 //! A flow leaves bytes in the socket until its other side has acknowledged them. So the receive queue of the socket is
 //! the retransmission buffer: [`peek`] copies bytes out, again if they were lost, and [`discard`] removes them.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use crate::errno::last_errno;
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
+use rustix::io::{self, Errno};
 
 /// The ioctl of sockatmark(3): whether the next byte to read is the urgent one. The libc crate lacks it.
 pub const SIOCATMARK: libc::Ioctl =
@@ -21,7 +22,7 @@ const UIO_MAXIOV: usize = 1024;
 /// # Errors
 /// `EOPNOTSUPP` if the kernel does not support it.
 pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
-    let offset = libc::c_int::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let offset = libc::c_int::try_from(offset).map_err(|_| Errno::INVAL)?;
     // SAFETY: the pointer and length describe one int that lives until the call returns.
     let result = unsafe {
         libc::setsockopt(
@@ -32,7 +33,7 @@ pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
 /// Sends bytes without blocking; returns how many the kernel accepted. A closed stream is an error (`EPIPE`), not a
@@ -54,7 +55,7 @@ pub fn send(fd: impl AsFd, bytes: Source<'_>) -> io::Result<usize> {
             unsafe { libc::sendmsg(fd, &raw const message, flags) }
         }
     };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    usize::try_from(sent).map_err(|_| last_errno())
 }
 
 /// Copies received bytes to `room` and leaves them in the socket; returns their number, zero at the end of the stream.
@@ -76,7 +77,7 @@ pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
             unsafe { libc::recvmsg(fd, &raw mut message, flags) }
         }
     };
-    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+    usize::try_from(len).map_err(|_| last_errno())
 }
 
 /// Like [`peek`], but starts at `offset` bytes after the oldest unread byte. This is for kernels without
@@ -95,7 +96,7 @@ pub fn peek_behind(
         return peek(fd, room);
     }
     if scratch.is_empty() || offset.div_ceil(scratch.len()) + MAX_PIECES > UIO_MAXIOV {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        return Err(Errno::INVAL);
     }
     let mut pieces = Vec::with_capacity(offset.div_ceil(scratch.len()) + MAX_PIECES);
     let mut left = offset;
@@ -112,7 +113,7 @@ pub fn peek_behind(
     // SAFETY: every piece is inside `scratch` or `room`, which are both borrowed mutably until the call returns. Pieces
     // of `scratch` overlap, so the kernel writes the same bytes several times.
     let len = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, flags) };
-    match usize::try_from(len).map_err(|_| io::Error::last_os_error())? {
+    match usize::try_from(len).map_err(|_| last_errno())? {
         0 => Ok(0),
         // Only bytes before `offset`: either more will come, or the stream has ended.
         len if len <= offset => end_or_nothing(fd, offset),
@@ -126,11 +127,7 @@ fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
     // SAFETY: one pollfd is passed, which lives until the call returns.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
     let ended = ready > 0 && poll.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0;
-    if ended && unread(fd).is_ok_and(|unread| unread as usize <= seen) {
-        Ok(0)
-    } else {
-        Err(io::Error::from_raw_os_error(libc::EAGAIN))
-    }
+    if ended && unread(fd).is_ok_and(|unread| unread as usize <= seen) { Ok(0) } else { Err(Errno::AGAIN) }
 }
 
 /// Removes the oldest `len` received bytes of a TCP socket, without copying them; returns how many were removed. The
@@ -142,7 +139,7 @@ pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: with MSG_TRUNC, TCP writes nothing through the pointer (tcp(7)).
     let len = unsafe { libc::recv(fd.as_fd().as_raw_fd(), std::ptr::null_mut(), len, flags) };
-    usize::try_from(len).map_err(|_| io::Error::last_os_error())
+    usize::try_from(len).map_err(|_| last_errno())
 }
 
 /// The offset of the urgent byte from the oldest unread byte, in bytes, for a TCP socket with `SO_OOBINLINE`. None if
@@ -165,7 +162,7 @@ pub fn urgent_mark(fd: impl AsFd) -> io::Result<Option<u32>> {
     let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
     // SAFETY: with MSG_TRUNC, TCP writes nothing through the pointer (tcp(7)).
     let len = unsafe { libc::recv(fd.as_fd().as_raw_fd(), std::ptr::null_mut(), unread as usize, flags) };
-    let len = u32::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    let len = u32::try_from(len).map_err(|_| last_errno())?;
     Ok((len < unread).then_some(len))
 }
 
@@ -200,7 +197,7 @@ fn ask(fd: &impl AsFd, request: libc::Ioctl) -> io::Result<libc::c_int> {
     // SAFETY: FIONREAD (SIOCINQ), TIOCOUTQ (SIOCOUTQ) and SIOCATMARK each write one int through the pointer. There are
     // no other requests.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw mut answer) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    if result < 0 { Err(last_errno()) } else { Ok(answer) }
 }
 
 #[cfg(test)]
@@ -219,10 +216,10 @@ mod tests {
         (near, listener.accept().unwrap().0)
     }
 
-    fn retry(mut look: impl FnMut() -> io::Result<usize>) -> usize {
+    fn retry(mut look: impl FnMut() -> rustix::io::Result<usize>) -> usize {
         loop {
             match look() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => std::thread::yield_now(),
                 result => return result.unwrap(),
             }
         }
@@ -258,7 +255,7 @@ mod tests {
         while retry(|| peek(&far, (&mut buffer[..]).into())) < 3 {}
         let mut scratch = [0; 8];
         let error = peek_behind(&far, 3, &mut scratch, (&mut buffer[..]).into()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
 
     /// Bytes are sent from, and received into, several pieces of shared memory.

@@ -15,6 +15,7 @@ use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
 
 use crate::budgets::ledger::Permit;
+use crate::errno::retry;
 use crate::event::Source;
 use crate::forward::listen::BACKLOG;
 
@@ -150,7 +151,7 @@ impl Acceptors {
         let port = self.ports.get(id)?;
         loop {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match acceptfrom_with(&port.socket, flags) {
+            match retry(|| acceptfrom_with(&port.socket, flags)) {
                 Ok((socket, peer)) => {
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     let onward = peer.map_or(Onward::Refuse, |peer| {
@@ -164,8 +165,7 @@ impl Acceptors {
                 Err(Errno::AGAIN | Errno::INVAL) => return None,
                 // Of the connection, which is gone: accept(2), "Error handling".
                 Err(
-                    Errno::INTR
-                    | Errno::CONNABORTED
+                    Errno::CONNABORTED
                     | Errno::PROTO
                     | Errno::NOPROTOOPT
                     | Errno::HOSTDOWN

@@ -227,8 +227,7 @@ impl Opening {
             created => (created?, rule.listen.addr),
         };
         if let Some(interface) = &rule.listen.interface {
-            bind_to_device(&socket, interface)
-                .map_err(|error| Reason::Interface(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+            bind_to_device(&socket, interface).map_err(Reason::Interface)?;
         }
         let bound = SocketAddr::new(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
         match rule.protocol {

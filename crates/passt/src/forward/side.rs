@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::net::getsockname;
 
 use crate::budgets::ledger::{Class, Permit};
+use crate::errno::from_engine;
 use crate::forward::accept::Acceptors;
 use crate::forward::listen::{Listener, Opening, Reason};
 use crate::io::Sockets;
@@ -265,7 +266,7 @@ impl Side {
                 let target = engine::forward::Listener { address, ..target };
                 let socket = rx.sockets.udp_listener(socket, address, permit);
                 let id = rx.udp.listen(rx.sockets, target, socket);
-                Open::Datagram(id.map_err(|errno| Errno::from_raw_os_error(errno.0))?)
+                Open::Datagram(id.map_err(from_engine)?)
             }
         };
         self.open.insert((index, port), open);

@@ -17,6 +17,7 @@ use rustix::{
     net::{RecvFlags, sockopt},
 };
 
+use crate::errno::retry;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER_LEN: usize = 16;
@@ -129,9 +130,10 @@ impl Netlink {
     pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) {
         loop {
             self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, RecvFlags::DONTWAIT.bits().cast_signed()) {
+            let received =
+                retry(|| self.socket.recv(&mut self.buffer, RecvFlags::DONTWAIT.bits().cast_signed()));
+            match received {
                 Ok(_) => Messages(&self.buffer).for_each(|m| message(m.message_type(), m.payload())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {}
                 Err(_) => return,
             }
@@ -211,15 +213,12 @@ impl Netlink {
 
     /// Waits for one datagram.
     fn receive(&mut self) -> Result<&[u8], Error> {
-        loop {
-            self.buffer.clear();
-            match self.socket.recv(&mut self.buffer, RecvFlags::TRUNC.bits().cast_signed()) {
-                Ok(length) if length <= self.buffer.len() => return Ok(&self.buffer),
-                Ok(length) => return Err(Error::Oversize { length }),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Silent),
-                Err(error) => return Err(error.into()),
-            }
+        self.buffer.clear();
+        match retry(|| self.socket.recv(&mut self.buffer, RecvFlags::TRUNC.bits().cast_signed())) {
+            Ok(length) if length <= self.buffer.len() => Ok(&self.buffer),
+            Ok(length) => Err(Error::Oversize { length }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Error::Silent),
+            Err(error) => Err(error.into()),
         }
     }
 }

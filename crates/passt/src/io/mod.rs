@@ -18,6 +18,7 @@ use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::{Errno, Host, Readiness, TcpSocket};
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use self::outbound::Outbound;
@@ -28,6 +29,7 @@ use self::tcp::PeekMethod;
 pub(crate) use self::tcp::Stream;
 use self::udp::UdpSocket;
 use crate::budgets::ledger::{Class, Ledger, Permit};
+use crate::errno::to_engine;
 use crate::memory::Vectored;
 use crate::pasta::netns::Opener;
 
@@ -98,36 +100,31 @@ impl Sockets {
     }
 
     fn watch(&self, fd: impl AsFd, flow: FlowId, events: EventFlags) -> Result<(), Errno> {
-        epoll::add(&*self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(errno)
+        epoll::add(&*self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(to_engine)
     }
 
     /// Why there is no socket for a new flow. That the system has no more is logged.
-    fn no_socket(&self, error: rustix::io::Errno) -> Errno {
-        let reason = errno(error);
+    fn no_socket(&self, error: io::Errno) -> Errno {
+        let reason = to_engine(error);
         if reason.is_exhaustion() {
             self.ledger.report_exhaustion(error);
         }
         reason
     }
 
-    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask, else to `source`. Loopback is reached as
-    /// the kernel likes.
+    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask, else to `source`.
     fn bind_stream(&self, fd: &OwnedFd, source: Option<IpAddr>, destination: IpAddr) -> Result<(), Errno> {
-        if destination.is_loopback() {
-            return Ok(());
-        }
         let egress = self.outbound.egress(destination);
         if let Some((interface, _)) = &egress.interface {
-            sys::sockopt::bind_to_device(fd, interface)
-                .map_err(|error| Errno(error.raw_os_error().unwrap_or(0)))?;
+            sys::sockopt::bind_to_device(fd, interface).map_err(to_engine)?;
         }
         let Some(address) = egress.source.or(source) else { return Ok(()) };
         // Otherwise no two connections could have the same port. Without it, there are fewer of them.
         let _refused = sys::sockopt::bind_address_no_port(fd);
         match rustix::net::bind(fd, &SocketAddr::new(address, 0)) {
             // The host does not have it any more.
-            Err(rustix::io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => Ok(()),
-            bound => bound.map_err(errno),
+            Err(io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => Ok(()),
+            bound => bound.map_err(to_engine),
         }
     }
 }
@@ -152,22 +149,21 @@ impl Host for Sockets {
         destination: SocketAddr,
         class: u8,
     ) -> Result<Stream, Errno> {
-        const EMFILE: Errno = Errno(24);
-        let permit = self.ledger.take(Class::Outgoing).ok_or(EMFILE)?;
+        let permit = self.ledger.take(Class::Outgoing).ok_or(to_engine(io::Errno::MFILE))?;
         let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd =
             socket_with(family, SocketType::STREAM, flags, None).map_err(|errno| self.no_socket(errno))?;
-        sockopt::set_tcp_nodelay(&fd, true).map_err(errno)?;
-        sockopt::set_socket_oobinline(&fd, true).map_err(errno)?; // urgent data are part of the stream
+        sockopt::set_tcp_nodelay(&fd, true).map_err(to_engine)?;
+        sockopt::set_socket_oobinline(&fd, true).map_err(to_engine)?; // urgent data are part of the stream
         self.bind_stream(&fd, source, destination.ip())?;
         let mut stream = self.stream(fd, permit);
         if class != 0 {
             stream.set_traffic_class(class);
         }
         match rustix::net::connect(&stream, &destination) {
-            Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
-            Err(error) => return Err(errno(error)),
+            Ok(()) | Err(io::Errno::INPROGRESS) => {}
+            Err(error) => return Err(to_engine(error)),
         }
         self.tcp_watch(flow, &stream)?;
         Ok(stream)
@@ -195,8 +191,7 @@ impl Host for Sockets {
     }
 
     fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<UdpSocket, Errno> {
-        const ENODEV: Errno = Errno(19);
-        let interface = self.groups[usize::from(at.is_ipv4())].ok_or(ENODEV)?;
+        let interface = self.groups[usize::from(at.is_ipv4())].ok_or(to_engine(io::Errno::NODEV))?;
         let socket = UdpSocket::join(&self.outbound, at, interface).map_err(|errno| self.no_socket(errno))?;
         self.udp_watch(flow, &socket)?;
         Ok(socket)
@@ -209,14 +204,14 @@ impl Host for Sockets {
         target: SocketAddr,
         port: u16,
     ) -> Result<UdpSocket, Errno> {
-        const ENETUNREACH: Errno = Errno(101);
+        const UNREACHABLE: Errno = to_engine(io::Errno::NETUNREACH);
         let plain = self.plain.clone();
         let open = move || udp::connected(&plain, target, port);
         let fd = match direction {
             Direction::Outbound => open(),
             Direction::Inbound => {
-                let opener = self.opener.as_ref().ok_or(ENETUNREACH)?;
-                opener.call(open).map_err(|_| ENETUNREACH)?
+                let opener = self.opener.as_ref().ok_or(UNREACHABLE)?;
+                opener.call(open).map_err(|_| UNREACHABLE)?
             }
         };
         let fd = fd.map_err(|errno| self.no_socket(errno))?;
@@ -251,10 +246,6 @@ pub(crate) fn readiness(events: EventFlags) -> Readiness {
         error: events.contains(EventFlags::ERR),
         urgent: events.contains(EventFlags::PRI),
     }
-}
-
-fn errno(errno: rustix::io::Errno) -> Errno {
-    Errno(errno.raw_os_error())
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ const USUAL_HOP_LIMIT: u8 = 64;
 pub struct Outbound {
     v4: Egress,
     v6: Egress,
+    /// For loopback, by IPv4 and IPv6: nothing of what was asked for but the hop limit.
+    loopback: [Egress; 2],
     /// Addresses that are not the host's (yet) may be bound.
     pub freebind: bool,
     /// Sockets of groups may share our ports (`--multicast`).
@@ -49,12 +51,9 @@ impl Outbound {
         v6: &plan::Outbound<Ipv6Addr>,
         freebind: bool,
     ) -> io::Result<Self> {
-        Ok(Self {
-            v4: Egress::new(v4.address.map(IpAddr::V4), v4.interface.as_ref(), AddressFamily::INET)?,
-            v6: Egress::new(v6.address.map(IpAddr::V6), v6.interface.as_ref(), AddressFamily::INET6)?,
-            freebind,
-            shared: false,
-        })
+        let v4 = Egress::new(v4.address.map(IpAddr::V4), v4.interface.as_ref(), AddressFamily::INET)?;
+        let v6 = Egress::new(v6.address.map(IpAddr::V6), v6.interface.as_ref(), AddressFamily::INET6)?;
+        Ok(Self { loopback: [v4.plain(), v6.plain()], v4, v6, freebind, shared: false })
     }
 
     /// The same, where sockets of groups may share the ports of others of ours.
@@ -73,17 +72,24 @@ impl Outbound {
         }
     }
 
-    /// As the kernel likes.
+    /// Leaves all to the kernel.
     #[must_use]
     pub const fn plain() -> Self {
         const EGRESS: Egress = Egress { source: None, interface: None, hop_limit: USUAL_HOP_LIMIT };
-        Self { v4: EGRESS, v6: EGRESS, freebind: false, shared: false }
+        Self { v4: EGRESS, v6: EGRESS, loopback: [EGRESS, EGRESS], freebind: false, shared: false }
     }
 
-    /// How packets to `destination` leave. Loopback is reached as the kernel likes, whatever was asked for.
+    /// How packets to `destination` leave. For loopback, the source and the interface are the kernel's choice, whatever
+    /// was asked for.
     #[must_use]
     pub fn egress(&self, destination: IpAddr) -> &Egress {
-        if destination.is_ipv4() { &self.v4 } else { &self.v6 }
+        let [loopback4, loopback6] = &self.loopback;
+        match (destination.is_ipv4(), destination.is_loopback()) {
+            (true, false) => &self.v4,
+            (true, true) => loopback4,
+            (false, false) => &self.v6,
+            (false, true) => loopback6,
+        }
     }
 }
 
@@ -104,12 +110,17 @@ impl Egress {
         Ok(Self { source, interface, hop_limit: hop_limit.unwrap_or(USUAL_HOP_LIMIT) })
     }
 
+    /// The same with the kernel's choice of source and interface.
+    const fn plain(&self) -> Self {
+        Self { source: None, interface: None, hop_limit: self.hop_limit }
+    }
+
     /// Index of the interface for packets to `destination`; zero for the route's.
     #[must_use]
     pub fn interface_index(&self, destination: SocketAddr) -> u32 {
         let scoped = matches!(destination, SocketAddr::V6(v6) if v6.scope_id() != 0);
         match &self.interface {
-            Some((_, index)) if !scoped && !destination.ip().is_loopback() => *index,
+            Some((_, index)) if !scoped => *index,
             _ => 0,
         }
     }
@@ -118,5 +129,25 @@ impl Egress {
     #[must_use]
     pub fn hop_limit(&self, destination: IpAddr) -> u8 {
         if destination.is_multicast() { GROUP_HOP_LIMIT } else { self.hop_limit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_has_neither_source_nor_interface() {
+        let v4 = plan::Outbound { address: Some(Ipv4Addr::new(192, 0, 2, 1)), interface: "lo".parse().ok() };
+        let v6 = plan::Outbound { address: "2001:db8::1".parse().ok(), interface: None };
+        let outbound = Outbound::new(&v4, &v6, false).unwrap();
+        let egress = |destination: &str| outbound.egress(destination.parse().unwrap());
+        for (local, remote) in [("127.0.0.2", "192.0.2.7"), ("::1", "2001:db8::7")] {
+            assert!(egress(local).source.is_none() && egress(local).interface.is_none());
+            assert!(egress(remote).source.is_some());
+            // A hop limit is compared with the kernel's own, for loopback as well.
+            assert_eq!(egress(local).hop_limit, egress(remote).hop_limit);
+        }
+        assert!(egress("192.0.2.7").interface.is_some());
     }
 }

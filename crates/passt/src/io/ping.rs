@@ -21,8 +21,9 @@ use zerocopy::IntoBytes;
 
 use super::{
     outbound::Outbound,
-    udp::{FITS_EVERY_PATH, errno, queued_error, received, socket_error, take_error},
+    udp::{FITS_EVERY_PATH, queued_error, received},
 };
+use crate::errno::{datagram_error, retry, take_pending};
 use crate::memory::{Payload, Vectored};
 
 /// Opens ping sockets.
@@ -91,7 +92,7 @@ impl PingSocket {
         // Ping sockets share identifiers unless told otherwise, and then only one of them gets the replies.
         sockopt::set_socket_reuseaddr(&fd, false)?;
         let metadata = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
-        request_metadata(&fd, version, metadata).map_err(errno)?;
+        request_metadata(&fd, version, metadata)?;
         if outbound.freebind {
             sockopt::set_ip_freebind(&fd, true)?;
         }
@@ -99,9 +100,9 @@ impl PingSocket {
             sockopt::set_socket_broadcast(&fd, true)?;
         }
         let egress = outbound.egress(destination);
-        let source = egress.source.or(source).filter(|_| !destination.is_loopback()).unwrap_or(unspecified);
-        if let Some((interface, _)) = egress.interface.as_ref().filter(|_| !destination.is_loopback()) {
-            bind_to_device(&fd, interface).map_err(errno)?;
+        let source = egress.source.or(source).unwrap_or(unspecified);
+        if let Some((interface, _)) = &egress.interface {
+            bind_to_device(&fd, interface)?;
         }
         let bind = |source, id| {
             bind(&fd, &SocketAddr::new(source, id)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))
@@ -153,11 +154,11 @@ impl EngineSocket for PingSocket {
         self.set_header(request, request.payload.0.len());
         let address = RawAddress::new(request.destination, self.v6);
         let pieces = [request.header.as_bytes().into(), request.payload.0];
-        mmsg::send(&self.fd, &address, &pieces, &Control::default()).map_err(|error| socket_error(&error))
+        retry(|| mmsg::send(&self.fd, &address, &pieces, &Control::default())).map_err(datagram_error)
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
-        received(mmsg::receive(&self.fd, buffer.into()).map_err(|error| socket_error(&error))?)
+        received(retry(|| mmsg::receive(&self.fd, (&mut *buffer).into())).map_err(datagram_error)?)
     }
 
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
@@ -165,7 +166,7 @@ impl EngineSocket for PingSocket {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
-        take_error(&self.fd)
+        take_pending(&self.fd)
     }
 }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::forward::spec::Direction;
-use engine::host::{Errno, SocketError};
+use engine::host::SocketError;
 use engine::splice::{Conduit, Side, Taken};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io;
@@ -18,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, sockopt};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
 use crate::budgets::ledger::{Class, Ledger, Permit};
+use crate::errno::{retry, stream_error};
 
 /// What fills this goes on through a pipe.
 const BUFFER_LEN: usize = 32 * 1024;
@@ -213,7 +214,7 @@ impl Pair {
         let mut depot = self.depot.borrow_mut();
         let at_most = at_most.min(depot.buffer.len());
         let (len, _) =
-            retry(|| recv(&self.sockets[from as usize], &mut depot.buffer[..at_most], RecvFlags::DONTWAIT))?;
+            call(|| recv(&self.sockets[from as usize], &mut depot.buffer[..at_most], RecvFlags::DONTWAIT))?;
         let full = len == depot.buffer.len();
         if len > 0 {
             self.transit[from as usize] = Transit::Buffer(len);
@@ -227,7 +228,7 @@ impl Pair {
     fn take_many(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let taken =
-            retry(|| splice(&self.sockets[from as usize], None, &pipe.write, None, pipe.capacity, flags));
+            call(|| splice(&self.sockets[from as usize], None, &pipe.write, None, pipe.capacity, flags));
         let pace = &mut self.pace[from as usize];
         match taken {
             Ok(len @ 1..) => {
@@ -256,7 +257,7 @@ impl Pair {
         }
         if unread > 0 && sys::stream::is_at_mark(socket).unwrap_or(false) {
             let mut byte = [0];
-            let (len, _) = retry(|| recv(socket, &mut byte, RecvFlags::DONTWAIT))?;
+            let (len, _) = call(|| recv(socket, &mut byte, RecvFlags::DONTWAIT))?;
             if len > 0 {
                 self.transit[from as usize] = Transit::Urgent(byte[0]);
             }
@@ -274,7 +275,7 @@ impl Pair {
             Transit::Buffer(len) => {
                 let depot = self.depot.borrow();
                 let bytes = &depot.buffer[..*len];
-                let sent = retry(|| send(sink, bytes, flags));
+                let sent = call(|| send(sink, bytes, flags));
                 *transit = match sent {
                     Ok(sent) if sent >= *len => Transit::Empty,
                     Ok(sent) => Transit::Aside(bytes[sent..].to_vec(), 0),
@@ -284,7 +285,7 @@ impl Pair {
                 sent
             }
             Transit::Aside(bytes, start) => {
-                let sent = retry(|| send(sink, &bytes[*start..], flags))?;
+                let sent = call(|| send(sink, &bytes[*start..], flags))?;
                 *start += sent;
                 if *start >= bytes.len() {
                     *transit = Transit::Empty;
@@ -292,13 +293,13 @@ impl Pair {
                 Ok(sent)
             }
             Transit::Urgent(byte) => {
-                let sent = retry(|| send(sink, &[*byte], flags | SendFlags::OOB))?;
+                let sent = call(|| send(sink, &[*byte], flags | SendFlags::OOB))?;
                 *transit = Transit::Empty;
                 Ok(sent)
             }
             Transit::Pipe(pipe, len) => {
                 let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-                let sent = retry(|| splice(&pipe.read, None, sink, None, *len, flags))?;
+                let sent = call(|| splice(&pipe.read, None, sink, None, *len, flags))?;
                 *len = len.saturating_sub(sent);
                 if *len == 0
                     && let Transit::Pipe(pipe, _) = std::mem::replace(transit, Transit::Empty)
@@ -330,13 +331,13 @@ impl Conduit for Pair {
     fn give(&mut self, from: Side) -> Result<usize, SocketError> {
         let given = self.send(from);
         if given == Err(SocketError::WouldBlock) {
-            self.await_room(from.other()).map_err(failure)?;
+            self.await_room(from.other()).map_err(stream_error)?;
         }
         given
     }
 
     fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError> {
-        retry(|| rustix::net::shutdown(&self.sockets[side as usize], Shutdown::Write))
+        call(|| rustix::net::shutdown(&self.sockets[side as usize], Shutdown::Write))
     }
 
     fn unacknowledged(&mut self, side: Side) -> u32 {
@@ -354,20 +355,9 @@ pub(crate) fn reset_on_close(socket: &OwnedFd) {
     sockopt::set_socket_linger(socket, Some(Duration::ZERO)).ok();
 }
 
-/// Calls again what a signal interrupted.
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, SocketError> {
-    loop {
-        match call() {
-            Ok(result) => return Ok(result),
-            Err(io::Errno::INTR) => {}
-            Err(io::Errno::AGAIN) => return Err(SocketError::WouldBlock),
-            Err(errno) => return Err(failure(errno)),
-        }
-    }
-}
-
-fn failure(errno: io::Errno) -> SocketError {
-    SocketError::Failed(Errno(errno.raw_os_error()))
+/// A call on a stream socket or pipe, called again if a signal interrupts it.
+fn call<T>(call: impl FnMut() -> io::Result<T>) -> Result<T, SocketError> {
+    retry(call).map_err(stream_error)
 }
 
 #[cfg(test)]

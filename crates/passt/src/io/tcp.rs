@@ -1,7 +1,7 @@
 //! TCP sockets of the host.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use engine::host::{Errno, SocketError, TcpSocket};
 use engine::memory::Memory as _;
+use rustix::io;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use sys::sockopt::IpVersion;
 
 use crate::budgets::ledger::Permit;
+use crate::errno::{retry, stream_error, take_pending};
 use crate::memory::{Payload, Room, Vectored};
 use crate::missing;
 
@@ -107,33 +109,28 @@ impl TcpSocket for Stream {
     const MAX_PIECES: usize = 32;
 
     fn send(&mut self, payload: Payload<'_>) -> Result<usize, SocketError> {
-        sys::stream::send(&self.fd, payload.0).map_err(|error| failure(error.raw_os_error().unwrap_or(0)))
+        retry(|| sys::stream::send(&self.fd, payload.0)).map_err(stream_error)
     }
 
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
-        let mut slices = [io::IoSlice::new(&[]); Self::MAX_PIECES];
+        let mut slices = [IoSlice::new(&[]); Self::MAX_PIECES];
         let count = pieces.len().min(Self::MAX_PIECES);
         for (slice, piece) in slices.iter_mut().zip(pieces) {
-            *slice = io::IoSlice::new(piece);
+            *slice = IoSlice::new(piece);
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::net::sendmsg(&self.fd, &slices[..count], &mut SendAncillaryBuffer::default(), flags)
-            .map_err(|errno| failure(errno.raw_os_error()))
+        let pieces = &slices[..count];
+        retry(|| rustix::net::sendmsg(&self.fd, pieces, &mut SendAncillaryBuffer::default(), flags))
+            .map_err(stream_error)
     }
 
     fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | SendFlags::OOB;
-        rustix::net::send(&self.fd, &[byte], flags).map(drop).map_err(|errno| failure(errno.raw_os_error()))
+        retry(|| rustix::net::send(&self.fd, &[byte], flags)).map(drop).map_err(stream_error)
     }
 
     fn peek(&mut self, offset: u32, mut room: Room<'_>) -> Result<usize, SocketError> {
-        loop {
-            match self.peek_at(offset, Vectored::part(&mut room, usize::MAX)) {
-                Ok(len) => return Ok(len),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(failure(error.raw_os_error().unwrap_or(0))),
-            }
-        }
+        retry(|| self.peek_at(offset, Vectored::part(&mut room, usize::MAX))).map_err(stream_error)
     }
 
     fn urgent_mark(&mut self) -> Option<u32> {
@@ -146,7 +143,7 @@ impl TcpSocket for Stream {
     fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
         let mut gone = 0;
         while gone < len {
-            match sys::stream::discard(&self.fd, (len - gone) as usize) {
+            match retry(|| sys::stream::discard(&self.fd, (len - gone) as usize)) {
                 Ok(0) => break,
                 // Not all, if the urgent byte is next.
                 Ok(some) => {
@@ -154,16 +151,15 @@ impl TcpSocket for Stream {
                     self.offset = self.offset.map(|offset| offset.saturating_sub(some));
                     gone += some;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) if gone > 0 => break,
-                Err(error) => return Err(failure(error.raw_os_error().unwrap_or(0))),
+                Err(errno) => return Err(stream_error(errno)),
             }
         }
         Ok(gone)
     }
 
     fn shutdown_write(&mut self) -> Result<(), SocketError> {
-        rustix::net::shutdown(&self.fd, Shutdown::Write).map_err(|errno| failure(errno.raw_os_error()))
+        rustix::net::shutdown(&self.fd, Shutdown::Write).map_err(stream_error)
     }
 
     fn unacknowledged(&mut self) -> u32 {
@@ -172,10 +168,7 @@ impl TcpSocket for Stream {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
-        match sockopt::socket_error(&self.fd) {
-            Ok(Err(errno)) | Err(errno) => Some(Errno(errno.raw_os_error())),
-            Ok(Ok(())) => None,
-        }
+        take_pending(&self.fd)
     }
 
     fn keep_alive(&mut self) {
@@ -203,14 +196,6 @@ impl TcpSocket for Stream {
 
     fn reset_on_close(&mut self) {
         sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO)).ok();
-    }
-}
-
-fn failure(errno: i32) -> SocketError {
-    const AGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
-    match errno {
-        AGAIN => SocketError::WouldBlock,
-        _ => SocketError::Failed(Errno(errno)),
     }
 }
 

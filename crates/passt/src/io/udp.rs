@@ -28,6 +28,7 @@ use wire::icmp;
 
 use super::outbound::Outbound;
 use crate::budgets::ledger::Permit;
+use crate::errno::{datagram_error, retry, take_pending, to_engine};
 use crate::memory::{Payload, Room, Vectored};
 
 /// How datagram and ping sockets are watched: level-triggered, so that an answer that comes alone costs one call to
@@ -115,7 +116,7 @@ impl UdpSocket {
         let v6 = group.is_ipv6();
         let fd = new(v6)?;
         let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
-        only_groups_joined(&fd, version).map_err(errno)?;
+        only_groups_joined(&fd, version)?;
         let mut address = group;
         address.set_port(port);
         sockopt::set_socket_reuseaddr(&fd, true)?;
@@ -139,7 +140,7 @@ impl UdpSocket {
         let socket = Self::share(outbound, scoped(at, interface), at.port())?;
         let (version, fd) = (if socket.v6 { IpVersion::V6 } else { IpVersion::V4 }, &socket.fd);
         let what = Metadata::DESTINATION | Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
-        request_metadata(fd, version, what).map_err(errno)?;
+        request_metadata(fd, version, what)?;
         match at.ip() {
             IpAddr::V4(group) => {
                 sockopt::set_ip_add_membership_with_ifindex(fd, &group, &Ipv4Addr::UNSPECIFIED, interface)?;
@@ -191,7 +192,7 @@ impl UdpSocket {
         let to = datagram.destination;
         let egress = self.outbound.egress(to.ip());
         let wildcard = matches!(self.binding, Binding::Wildcard);
-        let own_choice = if wildcard && !to.ip().is_loopback() { egress.source } else { None };
+        let own_choice = if wildcard { egress.source } else { None };
         SendInfo {
             source: datagram.source.or(own_choice),
             interface: if datagram.source.is_some() { 0 } else { egress.interface_index(to) },
@@ -231,7 +232,7 @@ pub fn connected(plain: &Outbound, target: SocketAddr, port: u16) -> io::Result<
 fn bound(outbound: &Outbound, address: IpAddr, port: u16) -> io::Result<(OwnedFd, Option<io::Errno>)> {
     let v6 = address.is_ipv6();
     let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
-    let source = outbound.egress(address).source.filter(|_| !address.is_loopback()).unwrap_or(unspecified);
+    let source = outbound.egress(address).source.unwrap_or(unspecified);
     let fd = new(v6)?;
     if v6 {
         sockopt::set_ipv6_v6only(&fd, true)?;
@@ -267,10 +268,10 @@ pub fn prepare_listener(address: Option<IpAddr>, freebind: bool) -> io::Result<O
 fn set_options(fd: &OwnedFd, coverage: Coverage, freebind: bool, more: Metadata) -> io::Result<()> {
     let what = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS | more;
     if coverage.v6 {
-        request_metadata(fd, IpVersion::V6, what).map_err(errno)?;
+        request_metadata(fd, IpVersion::V6, what)?;
     }
     if coverage.v4 {
-        request_metadata(fd, IpVersion::V4, what).map_err(errno)?;
+        request_metadata(fd, IpVersion::V4, what)?;
         sockopt::set_socket_broadcast(fd, true)?;
     }
     if freebind {
@@ -291,20 +292,20 @@ impl EngineSocket for UdpSocket {
         self.set_dont_fragment(v4, datagram);
         let info = self.send_info(datagram);
         let control = Control::to_send(&info, v4);
-        let result = mmsg::send(&self.fd, &address, &[datagram.payload.0], &control);
+        let result = retry(|| mmsg::send(&self.fd, &address, &[datagram.payload.0], &control));
         match (result, datagram.segment_size) {
             (Ok(()), _) => Ok(()),
-            (Err(error), Some(size)) if segmentation_refused(&error) => {
+            (Err(errno), Some(size)) if segmentation_refused(errno) => {
                 let control = Control::to_send(&SendInfo { segment_size: None, ..info }, v4);
                 self.send_pieces(&address, datagram.payload.0, usize::from(size).max(1), &control)
             }
-            (Err(error), _) => Err(socket_error(&error)),
+            (Err(errno), _) => Err(datagram_error(errno)),
         }
     }
 
-    fn receive(&mut self, room: Room<'_>) -> Result<Received, SocketError> {
-        let arrival = mmsg::receive(&self.fd, room.0).map_err(|error| socket_error(&error))?;
-        received(arrival)
+    fn receive(&mut self, mut room: Room<'_>) -> Result<Received, SocketError> {
+        let arrival = retry(|| mmsg::receive(&self.fd, room.0.first(usize::MAX)));
+        received(arrival.map_err(datagram_error)?)
     }
 
     fn keeps_port(&self) -> bool {
@@ -316,7 +317,7 @@ impl EngineSocket for UdpSocket {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
-        take_error(&self.fd)
+        take_pending(&self.fd)
     }
 }
 
@@ -343,8 +344,8 @@ impl UdpSocket {
         let mut next = 0;
         while next < train.len() {
             let pieces = (next..train.len()).step_by(size).map(|start| train.slice(start..start + size));
-            let sent =
-                mmsg::send_batch(&self.fd, address, pieces, control).map_err(|error| socket_error(&error))?;
+            let sent = retry(|| mmsg::send_batch(&self.fd, address, pieces.clone(), control));
+            let sent = sent.map_err(datagram_error)?;
             next += size * sent.max(1);
         }
         Ok(())
@@ -353,14 +354,13 @@ impl UdpSocket {
 
 /// Whether the host can't cut a train: no checksum offload on the way out (`EIO`), pieces above the path's MTU, too many
 /// of them, or a kernel before 4.18.
-fn segmentation_refused(error: &std::io::Error) -> bool {
-    let refusals = [io::Errno::IO, io::Errno::INVAL, io::Errno::MSGSIZE];
-    io::Errno::from_io_error(error).is_some_and(|errno| refusals.contains(&errno))
+fn segmentation_refused(errno: io::Errno) -> bool {
+    matches!(errno, io::Errno::IO | io::Errno::INVAL | io::Errno::MSGSIZE)
 }
 
 /// What the engine wants to know of what arrived; without a sender's address, nothing can be done with it.
 pub(super) fn received(arrival: mmsg::Arrival) -> Result<Received, SocketError> {
-    let from = arrival.address.ok_or(SocketError::Failed(Errno(io::Errno::AFNOSUPPORT.raw_os_error())))?;
+    let from = arrival.address.ok_or(SocketError::Failed(to_engine(io::Errno::AFNOSUPPORT)))?;
     let ReceiveInfo { destination, local, hop_limit, traffic_class, segment_size, .. } = arrival.info;
     Ok(Received {
         len: arrival.len,
@@ -401,29 +401,6 @@ const fn too_big(v4: bool, mtu: u32) -> Report {
     } else {
         Report { kind: icmp::v6::PACKET_TOO_BIG, code: 0, info: mtu }
     }
-}
-
-/// Takes the pending error of a socket.
-pub(super) fn take_error(fd: impl AsFd) -> Option<Errno> {
-    match sockopt::socket_error(fd) {
-        Ok(Err(error)) | Err(error) => Some(Errno(error.raw_os_error())),
-        Ok(Ok(())) => None,
-    }
-}
-
-/// What an error means for a datagram: the kernel's queues may be full, which passes.
-pub(super) fn socket_error(error: &std::io::Error) -> SocketError {
-    match io::Errno::from_io_error(error) {
-        Some(io::Errno::AGAIN | io::Errno::NOBUFS | io::Errno::NOMEM | io::Errno::INTR) => {
-            SocketError::WouldBlock
-        }
-        Some(errno) => SocketError::Failed(Errno(errno.raw_os_error())),
-        None => SocketError::Failed(Errno(io::Errno::IO.raw_os_error())),
-    }
-}
-
-pub(super) fn errno(error: std::io::Error) -> io::Errno {
-    io::Errno::from_io_error(&error).unwrap_or(io::Errno::IO)
 }
 
 #[cfg(test)]

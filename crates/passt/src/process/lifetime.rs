@@ -4,11 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
 use sys::signal::{Received, SignalFd};
 
+use crate::errno::retry;
 use crate::event::Source;
 use crate::pasta::quit::Watch;
 use crate::pasta::spawn::Spawned;
@@ -122,11 +122,11 @@ impl Lifetime {
     fn reap(&mut self) -> Option<Exit> {
         let command = self.command.as_ref().map(Spawned::pid);
         loop {
-            match wait(WaitOptions::NOHANG) {
+            match retry(|| wait(WaitOptions::NOHANG)) {
                 Ok(Some((pid, status))) if Some(pid) == command => {
                     return Some(Exit::Command(exit_status(status, self.killed_by)));
                 }
-                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return None,
             }
         }

@@ -247,15 +247,3 @@ fn pipes_are_borrowed() {
     assert!((1..=2).contains(&depot.pipes.len()), "{:?}", depot.pipes);
     assert!(depot.pipes.iter().all(|pipe| pipe.capacity == PAGE));
 }
-
-/// a call that a signal interrupted is made again, and nothing else is.
-#[test]
-fn interrupted_calls_are_repeated_r86() {
-    let mut results = [Err(io::Errno::INTR), Err(io::Errno::INTR), Ok(5), Ok(6)].into_iter();
-    assert_eq!(retry(|| results.next().unwrap()), Ok(5));
-    assert_eq!(results.next(), Some(Ok(6)), "not once more");
-    let mut results = [Err(io::Errno::INTR), Err::<(), _>(io::Errno::AGAIN)].into_iter();
-    assert_eq!(retry(|| results.next().unwrap()), Err(SocketError::WouldBlock));
-    let reset = Errno(io::Errno::CONNRESET.raw_os_error());
-    assert_eq!(retry(|| Err::<(), _>(io::Errno::CONNRESET)), Err(SocketError::Failed(reset)));
-}

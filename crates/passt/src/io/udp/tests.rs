@@ -224,7 +224,7 @@ fn outbound_source_and_interface() {
         let out = outbound(Some(source), Some("out0"), false);
         let index = out.egress(source.into()).interface_index("203.0.113.1:8".parse().unwrap());
         assert_ne!(index, 0);
-        assert_eq!(out.egress(source.into()).interface_index("127.0.0.1:8".parse().unwrap()), 0);
+        assert_eq!(out.egress(address("127.0.0.1")).interface_index("127.0.0.1:8".parse().unwrap()), 0);
         let mut receiver = UdpSocket::open(&plain(), address("127.0.0.1"), 7002).unwrap();
         let mut socket = UdpSocket::open(&out, address("198.51.100.2"), 7001).unwrap();
         socket.send(&datagram("127.0.0.1", 7002, b"x")).unwrap();
