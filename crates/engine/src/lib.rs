@@ -1,8 +1,113 @@
 //! Decisions of user-mode networking, as state machines that never touch the operating system.
 //!
-//! Frames of the guest go into [`stack::Stack::on_frame`]; what they cause happens through two traits that the
-//! caller implements: [`host::Host`] (sockets) and [`link::Link`] (frames to the guest). Time is an
-//! argument ([`timer::Instant`]), randomness and addressing are given once ([`addr::Settings`]).
+//! Frames of a guest go in; what they cause happens through two traits that the caller implements: [`host::Host`] makes
+//! sockets, [`link::Link`] takes frames to the guest. Time is an argument ([`timer::Instant`]), randomness and addressing are
+//! given once ([`stack::Seeds`], [`addr::Settings`]).
+//!
+//! ```text
+//!    frames of the guest                         readiness, accepted connections
+//!            |                                                |
+//!            v                                                v
+//!   +-------------------------- stack: Stack, Round --------------------------+
+//!   |  checksums  reassembly                             timer: deadlines     |
+//!   |      |                                                                  |
+//!   |      +--> local: ARP, NDP, DHCP, DHCPv6: answer at once                 |
+//!   |      |                                                                  |
+//!   |      +--> flow: the tables --> tcp  udp  icmp  dns <-- nat, addr        |
+//!   +--------------|----------------------------------------------|-----------+
+//!                  v                                              v
+//!     link::Link: frames to the guest                host::Host: sockets
+//!
+//!   forward: port rules     splice: TCP that bypasses the link     share: how much there may be
+//! ```
+//!
+//! # The contract of the event loop
+//!
+//! 1. Begin a round: [`Stack::round`](stack::Stack::round), with the time, the host and the link.
+//! 2. Report what happened, in any order: [`frame`](stack::Round::frame), [`ready`](stack::Round::ready),
+//!    [`accept`](stack::Round::accept), and changes of the link. A round may be begun anew for each event.
+//! 3. End it: [`finish`](stack::Round::finish) does what is due and sends what the events have made due. The
+//!    [`Pressure`](pressure::Pressure) that it returns says whether to wait.
+//! 4. Wait for events, at most until [`Stack::next_deadline`](stack::Stack::next_deadline). Then the next round begins, even
+//!    if nothing happened.
+//!
+//! The engine never blocks and never calls back later: sockets and link are used within these calls alone.
+//!
+//! # Example
+//!
+//! A stack over a link in memory. The guest asks for the hardware address of its gateway, and gets an answer.
+//!
+//! ```
+//! use engine::{context::World, host::NoHost, link::{Full, Layout, Link, Slot}, memory::Plain};
+//! use engine::{pressure::Pressure, stack::Stack, timer::Instant};
+//! use wire::{frame, offload::Offload};
+//!
+//! /// Keeps what is sent to the guest.
+//! struct Memory { buffer: Vec<u8>, sent: Vec<Vec<u8>> }
+//!
+//! impl Link for Memory {
+//!     type Memory = Plain;
+//!     fn prepare(&mut self, layout: Layout) -> bool {
+//!         layout.len() <= self.buffer.len()
+//!     }
+//!     fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
+//!         Slot::in_buffer(&mut self.buffer, layout)
+//!     }
+//!     fn send(&mut self, _: Layout, len: usize, _: &Offload) -> Result<(), Full> {
+//!         self.sent.push(self.buffer[..len].to_vec());
+//!         Ok(())
+//!     }
+//! }
+//!
+//! enum Example {}
+//! impl World for Example {
+//!     type Memory = Plain;
+//!     type Host = NoHost<Plain>;
+//!     type Link = Memory;
+//! }
+//!
+//! # use engine::{addr::{Guest, Services, Settings, V4}, neighbours::Neighbours, stack::{Limits, Seeds}};
+//! # use engine::{dns, share::{Bound, Share}, udp};
+//! # use std::time::Duration;
+//! # let v4 = V4 {
+//! #     assigned: [192, 0, 2, 2].into(), prefix_len: 24, our_address: Some([192, 0, 2, 1].into()),
+//! #     map_host_loopback: None, map_guest_address: None, dns_match: None, dns_servers: vec![], pinned: false, dns: vec![],
+//! # };
+//! # let services = Services {
+//! #     tcp: true, udp: true, icmp: true, multicast: false, dhcp: true, dhcpv6: true, ndp: true, ra: true,
+//! #     advertise_dns: false, advertise_search: false, search: vec![], hostname: None, fqdn: None, start_since_2000: 0,
+//! # };
+//! # let our_mac = wire::ethernet::Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
+//! # let settings =
+//! #     Settings { our_mac, mtu: 1500, v4: Some(v4), v6: None, neighbours: Neighbours::default(), services };
+//! # let (share, idle) = (Share { most: 8, bound: Bound::Fixed }, Duration::from_secs(30));
+//! # let limits = Limits {
+//! #     connections: 8, queue_memory: 1 << 20, pings: share,
+//! #     udp: udp::Limits {
+//! #         flows: share, strangers: share, endpoints: share, bypass: share, idle, idle_stream: idle,
+//! #     },
+//! #     dns: dns::Limits { files: share, bytes: 4096, idle, idle_stream: idle },
+//! # };
+//! # let seeds = Seeds { hash_key: [1; 16], isn_secret: [2; 16], advertisement: 3 };
+//! # let guest = Guest::new(&settings, None);
+//! let now = Instant::from_micros(0);
+//! let mut stack = Stack::<Example>::new(settings, guest, limits, seeds, now);
+//! let (mut host, mut link) = (NoHost::new(), Memory { buffer: vec![0; frame::MAX_LEN], sent: vec![] });
+//!
+//! // To all, from 02:00:00:00:00:02, ARP: who has 192.0.2.1? Tell 192.0.2.2.
+//! let question = [
+//!     &[0xff; 6][..], &[2, 0, 0, 0, 0, 2], &[8, 6], &[0, 1, 8, 0, 6, 4, 0, 1],
+//!     &[2, 0, 0, 0, 0, 2], &[192, 0, 2, 2], &[0; 6], &[192, 0, 2, 1],
+//! ].concat();
+//!
+//! let mut round = stack.round(now, &mut host, &mut link);
+//! round.frame(frame::head(&question), &question, &Offload::default());
+//! assert_eq!(round.finish(), Pressure::None);
+//!
+//! let answer = link.sent.iter().find(|frame| frame[12..14] == [8, 6]).expect("an answer");
+//! assert_eq!(answer[20..22], [0, 2], "it is a reply");
+//! assert_eq!(answer[28..32], [192, 0, 2, 1], "of the gateway");
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -22,7 +22,7 @@ use crate::{
     flow::FlowId,
     forward::spec::Direction,
     host::{
-        Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
+        Errno, Host, NoSocket, Outbound, PingSocket, QueuedError, Received, Request, SocketError, UdpSocket,
     },
     link::{Full, Layout, Link, Slot},
     memory::Plain,
@@ -197,55 +197,6 @@ impl PingSocket for Socket {
     }
 }
 
-/// There is no stream socket in these tests.
-#[derive(Debug)]
-pub(crate) enum NoTcp {}
-
-impl TcpSocket for NoTcp {
-    type Memory = Plain;
-    const MAX_PIECES: usize = 1;
-
-    fn send(&mut self, _: &[u8]) -> Result<usize, SocketError> {
-        match *self {}
-    }
-    fn send_pieces(&mut self, _: &[&[u8]]) -> Result<usize, SocketError> {
-        match *self {}
-    }
-    fn peek(&mut self, _: u32, _: &mut [u8]) -> Result<usize, SocketError> {
-        match *self {}
-    }
-    fn send_urgent(&mut self, _: u8) -> Result<(), SocketError> {
-        match *self {}
-    }
-    fn urgent_mark(&mut self) -> Option<u32> {
-        match *self {}
-    }
-    fn discard(&mut self, _: u32) -> Result<u32, SocketError> {
-        match *self {}
-    }
-    fn shutdown_write(&mut self) -> Result<(), SocketError> {
-        match *self {}
-    }
-    fn unacknowledged(&mut self) -> u32 {
-        match *self {}
-    }
-    fn take_error(&mut self) -> Option<Errno> {
-        match *self {}
-    }
-    fn keep_alive(&mut self) {
-        match *self {}
-    }
-    fn reset_on_close(&mut self) {
-        match *self {}
-    }
-    fn set_traffic_class(&mut self, _: u8) {
-        match *self {}
-    }
-    fn peer_traffic_class(&mut self) -> Option<u8> {
-        match *self {}
-    }
-}
-
 /// A socket that was opened: under which id, for which address, for which port or echo identifier.
 #[derive(Clone, Debug)]
 pub(crate) struct Opened {
@@ -305,7 +256,7 @@ impl MockHost {
 
 impl Host for MockHost {
     type Memory = Plain;
-    type Tcp = NoTcp;
+    type Tcp = NoSocket<Plain>;
     type Udp = Socket;
     type Ping = Socket;
 
@@ -313,12 +264,18 @@ impl Host for MockHost {
         Some(guest).filter(|guest| self.own.contains(guest))
     }
 
-    fn tcp_connect(&mut self, _: FlowId, _: Option<IpAddr>, _: SocketAddr, _: u8) -> Result<NoTcp, Errno> {
+    fn tcp_connect(
+        &mut self,
+        _: FlowId,
+        _: Option<IpAddr>,
+        _: SocketAddr,
+        _: u8,
+    ) -> Result<NoSocket<Plain>, Errno> {
         Err(Errno(97))
     }
 
-    fn tcp_watch(&mut self, _: FlowId, socket: &NoTcp) -> Result<(), Errno> {
-        match *socket {}
+    fn tcp_watch(&mut self, _: FlowId, _: &NoSocket<Plain>) -> Result<(), Errno> {
+        Err(Errno(97))
     }
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Socket, Errno> {

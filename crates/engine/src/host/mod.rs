@@ -1,11 +1,13 @@
 //! Sockets of the host, as the engine needs them.
 
 mod datagram;
+mod none;
 mod ping;
 
 use core::net::{IpAddr, SocketAddr};
 
 pub use datagram::{Outbound, QueuedError, Received, Report, UdpSocket};
+pub use none::{NoHost, NoSocket};
 pub use ping::{PingSocket, Request};
 
 use crate::{

@@ -270,6 +270,11 @@ impl Sender {
         self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
     }
 
+    /// Takes over the window of a segment, unless a newer segment was seen (RFC 9293 §3.10.7.4).
+    ///
+    /// Segments can overtake each other, and an old window must not replace a newer one. A guest may also shrink its window:
+    /// what was sent beyond it is dropped there without a word, so it is sent again when the window opens, and is not waited
+    /// for until then.
     fn update_window(&mut self, segment: &Segment<'_, impl Payload>, window: u32, advanced: u32) {
         let seq = segment.seq();
         // An acknowledgment of something new has the newest window, whatever its sequence number: it may be on
@@ -298,8 +303,12 @@ impl Sender {
         }
     }
 
+    /// Looks for signs of loss: SACK blocks, or duplicate acknowledgments of a guest without SACK.
+    ///
+    /// A connection without loss has no [`Recovery`], and this does nothing for it. When recovery begins, the segment that is
+    /// being timed may be one that is retransmitted, so its acknowledgment would be ambiguous (Karn's algorithm).
     fn note_loss(&mut self, options: &Options, duplicate: bool) {
-        // With SACK, a duplicate that tells of no hole only says that something arrived twice.
+        // With SACK, a duplicate without blocks only says that something arrived twice.
         let duplicate = duplicate && !self.sack;
         if self.recovery.is_none() && !duplicate && options.sack.as_slice().is_empty() {
             return;

@@ -45,6 +45,11 @@ struct Delivery {
 }
 
 /// A train for the guest that is being put together.
+///
+/// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only datagrams
+/// that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal header fields.
+/// All have the first one's length except the last, which may be shorter: a segment size describes nothing else. So a
+/// shorter one completes the train.
 struct Joined {
     way: Way,
     /// What is known of the first datagram.
@@ -52,7 +57,7 @@ struct Joined {
     /// Length of each datagram but the last.
     size: usize,
     len: usize,
-    /// Nothing may follow: the last datagram was shorter.
+    /// Nothing may follow: the last datagram was shorter, or the first is empty.
     complete: bool,
 }
 

@@ -1,4 +1,8 @@
-//! Datagrams that the guest sends one right after the other, joined so that one call sends them all.
+//! Datagrams that the guest sends one right after the other, joined so that one call sends them all (`UDP_SEGMENT`).
+//!
+//! A train exists within one round of the event loop: it is sent at its end, so no datagram waits for one that may never
+//! come. Joining costs a copy, which one datagram alone is not worth. So a train begins only if the flow has sent in this
+//! round or the one before: then it is a stream, and more will follow.
 
 use alloc::vec::Vec;
 

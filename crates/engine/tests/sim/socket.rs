@@ -10,15 +10,14 @@ use std::{
 use engine::{
     flow::FlowId,
     forward::spec::Direction,
-    host::{
-        Errno, Host, Outbound, PingSocket, QueuedError, Readiness, Received, Request, SocketError, TcpSocket,
-        UdpSocket,
-    },
+    host::{Errno, Host, NoSocket, Readiness, SocketError, TcpSocket},
     memory::Plain,
 };
 
 use crate::pattern::Pattern;
 
+/// `EAFNOSUPPORT`, of all protocols but TCP.
+const NOT_SUPPORTED: Errno = Errno(97);
 /// `EPIPE`.
 const BROKEN_PIPE: Errno = Errno(32);
 /// `ECONNRESET`.
@@ -430,8 +429,8 @@ impl VirtualHost {
 impl Host for VirtualHost {
     type Memory = Plain;
     type Tcp = Socket;
-    type Udp = NoSocket;
-    type Ping = NoSocket;
+    type Udp = NoSocket<Plain>;
+    type Ping = NoSocket<Plain>;
 
     fn outbound_source(&mut self, _: IpAddr, _: SocketAddr) -> Option<IpAddr> {
         None
@@ -461,75 +460,39 @@ impl Host for VirtualHost {
         Ok(())
     }
 
-    fn udp_open(&mut self, _: FlowId, _: IpAddr, _: u16) -> Result<NoSocket, Errno> {
-        Ok(NoSocket)
+    fn udp_open(&mut self, _: FlowId, _: IpAddr, _: u16) -> Result<NoSocket<Plain>, Errno> {
+        Err(NOT_SUPPORTED)
     }
 
-    fn udp_open_shared(&mut self, _: SocketAddr, _: u16) -> Result<NoSocket, Errno> {
-        Ok(NoSocket)
+    fn udp_open_shared(&mut self, _: SocketAddr, _: u16) -> Result<NoSocket<Plain>, Errno> {
+        Err(NOT_SUPPORTED)
     }
 
-    fn udp_join(&mut self, _: FlowId, _: SocketAddr) -> Result<NoSocket, Errno> {
-        Ok(NoSocket)
+    fn udp_join(&mut self, _: FlowId, _: SocketAddr) -> Result<NoSocket<Plain>, Errno> {
+        Err(NOT_SUPPORTED)
     }
 
-    fn udp_connect(&mut self, _: FlowId, _: Direction, _: SocketAddr, _: u16) -> Result<NoSocket, Errno> {
-        Ok(NoSocket)
+    fn udp_connect(
+        &mut self,
+        _: FlowId,
+        _: Direction,
+        _: SocketAddr,
+        _: u16,
+    ) -> Result<NoSocket<Plain>, Errno> {
+        Err(NOT_SUPPORTED)
     }
 
-    fn udp_watch(&mut self, _: FlowId, _: &NoSocket) -> Result<(), Errno> {
-        Ok(())
+    fn udp_watch(&mut self, _: FlowId, _: &NoSocket<Plain>) -> Result<(), Errno> {
+        Err(NOT_SUPPORTED)
     }
 
-    fn ping_open(&mut self, _: FlowId, _: Option<IpAddr>, _: IpAddr, _: u16) -> Result<NoSocket, Errno> {
-        Ok(NoSocket)
-    }
-}
-
-/// A socket of another protocol, that carries nothing.
-#[derive(Debug)]
-pub(crate) struct NoSocket;
-
-impl UdpSocket for NoSocket {
-    type Memory = Plain;
-
-    fn send(&mut self, _: &Outbound<&[u8]>) -> Result<(), SocketError> {
-        Ok(())
-    }
-
-    fn receive(&mut self, _: &mut [u8]) -> Result<Received, SocketError> {
-        Err(SocketError::WouldBlock)
-    }
-
-    fn keeps_port(&self) -> bool {
-        true
-    }
-
-    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
-        None
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        None
-    }
-}
-
-impl PingSocket for NoSocket {
-    type Memory = Plain;
-
-    fn send(&mut self, _: &Request<'_, &[u8]>) -> Result<(), SocketError> {
-        Ok(())
-    }
-
-    fn receive(&mut self, _: &mut [u8]) -> Result<Received, SocketError> {
-        Err(SocketError::WouldBlock)
-    }
-
-    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
-        None
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        None
+    fn ping_open(
+        &mut self,
+        _: FlowId,
+        _: Option<IpAddr>,
+        _: IpAddr,
+        _: u16,
+    ) -> Result<NoSocket<Plain>, Errno> {
+        Err(NOT_SUPPORTED)
     }
 }
