@@ -64,14 +64,14 @@ pub(crate) fn main(arguments: &[&str]) -> anyhow::Result<()> {
             let load = load.with_context(|| format!("no such load: {name}"))?.1;
             let address: IpAddr = address.parse()?;
             let figure = run(load, (address, port.parse()?).into(), seconds.parse()?)?;
-            tell(&format!("{figure:.0}"))
+            print_and_wait(&format!("{figure:.0}"))
         }
         _ => bail!("load: wrong arguments"),
     }
 }
 
 /// Prints a line, and waits for the end of standard input: the reader first measures the processes.
-fn tell(line: &str) -> anyhow::Result<()> {
+fn print_and_wait(line: &str) -> anyhow::Result<()> {
     println!("{line}");
     std::io::stdout().flush()?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
@@ -94,7 +94,7 @@ fn serve(port: u16) -> anyhow::Result<()> {
             thread::spawn(move || answer(stream).ok());
         }
     });
-    tell("ready")
+    print_and_wait("ready")
 }
 
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {

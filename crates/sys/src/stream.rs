@@ -105,9 +105,9 @@ pub fn peek_behind(
         pieces.push(libc::iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: len });
         left -= len;
     }
-    let mut behind = Iovecs::<MAX_PIECES>::new();
-    let _all_fit = behind.add_room(&mut room);
-    pieces.extend_from_slice(behind.get(0..MAX_PIECES));
+    let mut after = Iovecs::<MAX_PIECES>::new();
+    let _all_fit = after.add_room(&mut room);
+    pieces.extend_from_slice(after.get(0..MAX_PIECES));
     let mut message = message(&pieces);
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: every piece is inside `scratch` or `room`, which are both borrowed mutably until the call returns. Pieces

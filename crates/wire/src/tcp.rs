@@ -165,7 +165,7 @@ impl Header {
     }
 }
 
-/// A view of one segment, or of a super-frame that stands for several.
+/// A view of one segment, or of a super-frame that contains several.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a, P = &'a [u8]> {
     /// The fixed header.

@@ -36,7 +36,7 @@ impl Header {
     }
 }
 
-/// A view of one datagram, or of a super-frame that stands for several of equal length.
+/// A view of one datagram, or of a super-frame that contains several of equal length.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a, P = &'a [u8]> {
     /// The header.

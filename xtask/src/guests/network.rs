@@ -84,7 +84,7 @@ ip addr add $HOST4/24 dev eth0
 ip addr add $HOST6/64 dev eth0 nodad
 ip -n peer addr add $PEER4/24 dev eth0
 ip -n peer addr add $PEER6/64 dev eth0 nodad
-ip -n peer addr add 198.51.100.3/24 dev eth0 # for services: the gateway's stands for the host's loopback
+ip -n peer addr add 198.51.100.3/24 dev eth0 # for services: the gateway's address is mapped to the host's loopback
 ip route add default via $PEER4
 ip -6 route add default via $PEER6
 printf 'search example.test\nnameserver %s\nnameserver %s\n' $DNS4 $DNS6 >$DIR/resolv.conf
