@@ -1,9 +1,9 @@
-//! Port options (behaviour §2.4). The grammar itself has its tests in the engine.
+//! Port options (behaviour §2.4). The engine tests the grammar itself.
 
 use crate::golden::{outcomes, read, split};
 
 #[test]
-fn rules() {
+fn port_options_become_rules() {
     insta::assert_snapshot!(outcomes(
         "pasta -t 22
          pasta -t22
@@ -38,10 +38,10 @@ fn rules() {
     ));
 }
 
-/// Families and protocols count wherever their option stands. R-107: not ignored in silence; Q9: a protocol
-/// that is switched off needs no `none`.
+/// The options that choose families and protocols apply to port options before and after them. R-107: a port option that
+/// they contradict is an error. Q9: a disabled protocol needs no `none`.
 #[test]
-fn families_and_protocols_r107() {
+fn families_and_protocols_restrict_port_options_r107() {
     insta::assert_snapshot!(outcomes(
         "pasta -4 -t 22
          pasta -t 22 -4
@@ -59,26 +59,26 @@ fn families_and_protocols_r107() {
     ));
 }
 
-/// R-5.
+/// R-5: ports can follow `-D`.
 #[test]
-fn ports_after_dns_r5() {
+fn ports_can_follow_a_dns_server_r5() {
     insta::assert_snapshot!(outcomes("pasta -D 192.0.2.53 -t 22 -u 53"));
 }
 
-/// The host's ephemeral range is the argument, and is not asked for in vain.
+/// The parser takes the ephemeral ports from its argument, and reads them only if a port option needs them.
 #[test]
-fn ephemeral_range_is_the_argument() {
+fn ephemeral_ports_are_read_only_if_needed() {
     let text = |line: &str| match passt::cli::read(split(line), || 40000..=49999) {
         Ok(passt::cli::Invocation::Run(config)) => config.inbound.rules()[0].to_string(),
         other => panic!("{other:?}"),
     };
     assert!(text("pasta -t all").starts_with("TCP [*]:1-39999 "));
-    passt::cli::read(split("passt -4"), || panic!("asked")).unwrap();
+    passt::cli::read(split("passt -4"), || panic!("the range was read")).unwrap();
 }
 
-/// An argument that is not UTF-8 is refused where it has to be text, and kept where it is a path.
+/// An argument that is not UTF-8 is refused where text is needed, and kept unchanged where it is a path.
 #[test]
-fn arguments_that_are_not_text() {
+fn arguments_that_are_not_utf8_are_accepted_as_paths_only() {
     use std::{ffi::OsString, os::unix::ffi::OsStringExt};
     let bytes = OsString::from_vec(b"/a\xffb".to_vec());
     for option in ["-t", "-a", "-n", "-m", "-M", "-g", "-i", "-o", "-D", "-S", "-H", "--runas", "-F"] {

@@ -1,11 +1,11 @@
-//! The customs of GNU getopt that clients rely on (behaviour §2.1, §1.4).
+//! Conventions of GNU getopt that clients rely on (behaviour §2.1, §1.4).
 
 use proptest::prelude::*;
 
 use crate::golden::{config, outcomes, read, split};
 
 #[test]
-fn customs() {
+fn arguments_follow_the_conventions_of_getopt() {
     insta::assert_snapshot!(outcomes(
         "pasta -4f
          pasta -4ft22
@@ -51,7 +51,7 @@ fn customs() {
     ));
 }
 
-/// behaviour §1.8: the one text that podman matches, together with exit status 1.
+/// behaviour §1.8: podman matches this text, together with exit status 1.
 #[test]
 fn podman_recognises_an_unknown_option() {
     let error = read(split("/usr/bin/pasta --map-guest-addrx 192.0.2.1")).unwrap_err().to_string();
@@ -60,7 +60,7 @@ fn podman_recognises_an_unknown_option() {
 
 /// R-4: every option may be repeated, and the last one wins.
 #[test]
-fn last_wins_r4() {
+fn the_last_of_repeated_options_wins_r4() {
     for (twice, once) in [
         ("pasta -m 1500 -m 1400", "pasta -m 1400"),
         ("pasta -P a --pid b", "pasta -P b"),
@@ -77,9 +77,9 @@ fn last_wins_r4() {
 }
 
 proptest! {
-    /// No command line panics.
+    /// No command line causes a panic.
     #[test]
-    fn anything_is_taken_or_refused(
+    fn no_command_line_panics(
         program in "pasta|passt|\\PC{0,8}",
         args in prop::collection::vec("-[a-zA-Z0-9]{1,4}|--[a-z-]{0,12}(=[0-9a-f:.]{0,9})?|[0-9a-f:./,-]{0,12}|\\PC{0,6}", 0..8),
     ) {

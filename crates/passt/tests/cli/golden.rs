@@ -1,4 +1,4 @@
-//! Command lines and what they come to, as text.
+//! Command lines and their results, as text.
 
 use std::{
     ffi::OsString,
@@ -10,8 +10,7 @@ use passt::{
     config::{Config, Target},
 };
 
-/// What each of these command lines comes to, one below the other. An argument is put in single quotes if it
-/// has blanks or is empty.
+/// The results of these command lines, one per line. An argument that has blanks or is empty is in single quotes.
 pub(crate) fn outcomes(command_lines: &str) -> String {
     let mut text = String::new();
     for line in command_lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -20,7 +19,7 @@ pub(crate) fn outcomes(command_lines: &str) -> String {
     text
 }
 
-/// What a command line comes to: the difference to the bare program, or the error.
+/// The result of a command line: the difference from the program's defaults, or the error.
 fn outcome(args: &[OsString]) -> String {
     match read(args.iter().cloned()) {
         Ok(Invocation::Run(config)) => difference(&config, &bare(&args[0], &config)),
@@ -31,12 +30,12 @@ fn outcome(args: &[OsString]) -> String {
     }
 }
 
-/// Reads a command line on a host with Linux's usual ephemeral ports.
+/// Reads a command line on a host with Linux's default ephemeral ports.
 pub(crate) fn read(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cli::Error> {
     cli::read(args, || 32768..=60999)
 }
 
-/// The configuration of a command line that has to be right.
+/// The configuration of a command line that must be valid.
 pub(crate) fn config(line: &str) -> Config {
     match read(split(line)) {
         Ok(Invocation::Run(config)) => *config,
@@ -44,7 +43,7 @@ pub(crate) fn config(line: &str) -> Config {
     }
 }
 
-/// Arguments from a line.
+/// Splits a line into arguments, at blanks outside single quotes.
 pub(crate) fn split(line: &str) -> Vec<OsString> {
     let mut args = Vec::new();
     for (index, part) in line.split('\'').enumerate() {
@@ -56,8 +55,8 @@ pub(crate) fn split(line: &str) -> Vec<OsString> {
     args
 }
 
-/// The least that can be asked of that program: without any argument, or, as a command of its own implies a
-/// lot, of a namespace that is there.
+/// The configuration to compare with: that of the program without arguments. Because a command implies several options,
+/// a pasta that joins a namespace is compared with one that joins a process.
 fn bare(program: &OsString, config: &Config) -> Config {
     self::config(match (program == "passt", &config.pasta.target) {
         (true, _) => "passt",
@@ -66,7 +65,7 @@ fn bare(program: &OsString, config: &Config) -> Config {
     })
 }
 
-/// Lines of an error, the usage text cut off.
+/// The lines of an error, without the usage text.
 fn error_lines(error: &str) -> String {
     let mut text = String::new();
     for line in error.lines() {
@@ -103,7 +102,7 @@ fn difference(config: &Config, bare: &Config) -> String {
     lines.join("\n")
 }
 
-/// Names and values of all fields, those of families and modes one by one; without the tables of rules.
+/// Names and values of all fields except the rule tables. Fields of families and modes are listed one by one.
 fn fields(config: &Config) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for (name, value) in members(config) {
@@ -123,7 +122,7 @@ fn fields(config: &Config) -> Vec<(String, String)> {
     all
 }
 
-/// Names and values of the members of a struct, from its pretty debug text.
+/// Names and values of the members of a struct, parsed from its pretty debug text.
 fn members(value: &impl Debug) -> Vec<(String, String)> {
     let text = format!("{value:#?}");
     let mut members: Vec<(String, String)> = Vec::new();

@@ -1,7 +1,7 @@
-//! The command line, from the outside (behaviour §2): golden texts of what each use of an option comes to.
+//! The command line, through the public interface (behaviour §2): snapshots of the result of each use of an option.
 //!
-//! `INSTA_UPDATE=always cargo test -p passt --test cli` writes the golden texts anew; look at the difference.
-#![expect(clippy::unwrap_used, reason = "in a test, it is a failure")]
+//! `INSTA_UPDATE=always cargo test -p passt --test cli` rewrites the snapshots; review the difference.
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod clients;
 mod forwarding;

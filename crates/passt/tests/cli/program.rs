@@ -1,4 +1,4 @@
-//! The programs themselves: exit status, and what goes where (behaviour §1.4).
+//! The programs themselves: exit status, and which stream gets the output (behaviour §1.4).
 
 use std::{
     io::Read,
@@ -18,9 +18,9 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// Q1: capabilities go to standard output, too.
+/// Q1: so do the capabilities.
 #[test]
-fn shows_on_standard_output_and_exits_with_0() {
+fn help_version_and_capabilities_go_to_standard_output() {
     for (name, option, begins) in [
         ("pasta", "--help", "Usage: pasta [OPTION]... [COMMAND"),
         ("pasta", "-h", "Usage: pasta "),
@@ -38,15 +38,15 @@ fn shows_on_standard_output_and_exits_with_0() {
     }
 }
 
-/// The installed `passt` is passt.
+/// The mode follows the name of the program.
 #[test]
-fn the_other_binary() {
+fn the_installed_passt_runs_as_passt() {
     let output = Command::new(env!("CARGO_BIN_EXE_passt")).arg("--version").output().unwrap();
     assert!(text(&output.stdout).starts_with("passt "));
 }
 
 #[test]
-fn complains_on_standard_error_and_exits_with_1() {
+fn errors_go_to_standard_error_with_status_1() {
     for (name, args, message) in [
         ("pasta", "--foo", "pasta: unrecognized option '--foo'\nUsage: pasta "),
         ("pasta", "--no-", "pasta: option '--no-' is ambiguous; possibilities: '--no-"),
@@ -66,9 +66,9 @@ fn complains_on_standard_error_and_exits_with_1() {
     }
 }
 
-/// nothing is lost when standard output is a pipe, even one that is read late.
+/// also when standard output is a pipe that is read only after the exit.
 #[test]
-fn early_exit_output_is_complete_in_a_pipe_r14() {
+fn help_is_written_completely_before_the_exit_r14() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pasta"))
         .arg0("pasta")
         .arg("--help")
@@ -82,9 +82,9 @@ fn early_exit_output_is_complete_in_a_pipe_r14() {
     assert_eq!(Ok(cli::Invocation::Help(help)), cli::parse(split("pasta --help"), || 1..=1));
 }
 
-/// What is not there yet is refused, never accepted in silence.
+/// An option that is not supported yet is an error; it is never silently ignored.
 #[test]
-fn refuses_what_is_not_supported_yet() {
+fn options_not_supported_yet_are_refused() {
     let parse = |line: &str| cli::parse(split(line), || 32768..=60999);
     for (line, what) in [("passt --help-me-not -f", ""), ("pasta --fd 3", "--fd")] {
         let error = parse(line).map(|_| line).unwrap_err().to_string();

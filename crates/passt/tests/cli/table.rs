@@ -1,4 +1,4 @@
-//! Every option of the table: taken, refused, shown (behaviour §2.2).
+//! Every option of the table is accepted, refused and shown as its row says (behaviour §2.2).
 
 use std::fmt::Write;
 
@@ -12,12 +12,12 @@ use passt::{
 
 use crate::golden::{outcomes, read, split};
 
-/// Every option and alias once as it should be.
+/// Every option and alias once, used correctly.
 #[test]
-fn every_option_is_taken() {
+fn every_option_is_accepted() {
     let mut lines = String::new();
     for opt in all() {
-        // What the option needs beside it; a process to join, for a command would imply too much.
+        // The other options that it needs. Pasta joins a process, because a command implies too many other options.
         let (program, before, after) = match opt.long[0] {
             "netns" | "no-pidns" | "vhost-user" => ("pasta", "", ""),
             "nsrun-dir" => ("pasta", "--netns blue ", ""),
@@ -40,9 +40,9 @@ fn every_option_is_taken() {
     insta::assert_snapshot!(text);
 }
 
-/// Every flag with an argument, every other option without one, and every option in the wrong mode.
+/// Every flag with an argument, every other option without one, every option in the wrong mode.
 #[test]
-fn every_option_is_refused() {
+fn misused_options_are_refused() {
     for opt in all() {
         let program = program_for(opt);
         for name in opt.long {
@@ -73,9 +73,9 @@ fn every_option_is_refused() {
     }
 }
 
-/// `--help` has every option of the mode and no other, in 80 columns.
+/// `--help` lists every option of the mode and no other, in 80 columns.
 #[test]
-fn help_follows_the_table() {
+fn help_lists_the_options_of_the_mode() {
     for (program, mode) in [("passt", Mode::Passt), ("pasta", Mode::Pasta)] {
         let Ok(Invocation::Help(help)) = read(split(&format!("{program} --help"))) else { panic!() };
         for opt in all() {
@@ -92,7 +92,7 @@ fn help_follows_the_table() {
     }
 }
 
-/// Long options in the left column of the help text.
+/// The long options in the left column of a line of the help text.
 fn names_of(line: &str) -> Vec<&str> {
     let column = line.char_indices().nth(28).map_or(line, |(at, _)| &line[..at]);
     column.split([' ', ',']).filter_map(|word| word.strip_prefix("--")).collect()
@@ -114,7 +114,7 @@ fn takes_argument(opt: &Opt) -> bool {
     matches!(opt.action, Action::Value(..) | Action::Ports(..))
 }
 
-/// An argument that the option takes.
+/// A valid argument of the option, empty for a flag.
 fn argument_for(opt: &Opt) -> &'static str {
     match opt.action {
         Action::Flag(_) | Action::Show(_) => return "",

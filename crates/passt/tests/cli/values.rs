@@ -1,10 +1,10 @@
-//! Values that options take and refuse (behaviour §2.2), and what several options mean together.
+//! Values that options accept and refuse (behaviour §2.2), and combinations of options.
 
 use crate::golden::{config, outcomes, read, split};
 
-/// Also R-6 (debug is not foreground) and R-4 (last wins).
+/// R-6: `--debug` does not imply `--foreground`. R-4: the last of repeated options wins.
 #[test]
-fn output_r6_r4() {
+fn output_options_are_checked_and_combined_r6_r4() {
     insta::assert_snapshot!(outcomes(
         "pasta --netns x
          pasta --netns x -d
@@ -35,7 +35,7 @@ fn output_r6_r4() {
 }
 
 #[test]
-fn identity() {
+fn runas_accepts_names_and_numbers() {
     insta::assert_snapshot!(outcomes(
         "pasta --runas 0
          pasta --runas 1000
@@ -57,9 +57,9 @@ fn identity() {
     ));
 }
 
-/// R-12: `--fd 0` is taken. A socket path and `--fd` cancel each other.
+/// R-12: `--fd 0` is accepted. A socket path and `--fd` exclude each other.
 #[test]
-fn guest_link_r12() {
+fn a_socket_path_and_fd_exclude_each_other_r12() {
     insta::assert_snapshot!(outcomes(
         "passt --fd 0
          passt --fd 3
@@ -91,9 +91,9 @@ fn guest_link_r12() {
     ));
 }
 
-/// R-15: the longest path of a socket is 107 bytes, of an interface name 15.
+/// R-15: a socket path has at most 107 bytes, an interface name 15, a host name 253.
 #[test]
-fn longest_names_r15() {
+fn names_have_at_most_their_maximum_length_r15() {
     for option in ["--socket", "--conf-path"] {
         let path = "p".repeat(107);
         config(&format!("passt {option} {path}"));
@@ -116,7 +116,7 @@ fn longest_names_r15() {
 }
 
 #[test]
-fn addresses() {
+fn addresses_are_checked_for_their_use() {
     insta::assert_snapshot!(outcomes(
         "pasta -a 192.0.2.1
          pasta -a 192.0.2.1 -a 192.0.2.2
@@ -178,10 +178,10 @@ fn addresses() {
     ));
 }
 
-/// R-17: masks with holes and overflowing numbers are refused. Q18: the parser says nothing about MTU 0.
-/// R-16: neither a sloppy MAC address nor garbage after an MTU is taken.
+/// R-17: masks with holes and numbers that overflow are refused. Q18: the parser accepts MTU 0 without a warning.
+/// R-16: a malformed MAC address and garbage after an MTU are refused.
 #[test]
-fn numbers_r17_r16() {
+fn masks_mtus_and_mac_addresses_are_checked_r17_r16() {
     insta::assert_snapshot!(outcomes(
         "pasta -n 0
          pasta -n 24
@@ -232,9 +232,9 @@ fn numbers_r17_r16() {
     ));
 }
 
-/// Also Q15: a joined search list, as QEMU passes it.
+/// Q15: QEMU passes its search list joined by blanks.
 #[test]
-fn names() {
+fn dns_servers_and_search_lists_are_checked() {
     insta::assert_snapshot!(outcomes(
         "pasta -D 192.0.2.53 -D 2001:db8::53
          pasta -D 127.0.0.53
@@ -274,7 +274,7 @@ fn names() {
 }
 
 #[test]
-fn address_translation() {
+fn address_mappings_are_checked_and_combined() {
     insta::assert_snapshot!(outcomes(
         "pasta --map-host-loopback 192.0.2.1
          pasta --map-host-loopback 192.0.2.1 --map-host-loopback 2001:db8::1
@@ -305,7 +305,7 @@ fn address_translation() {
 }
 
 #[test]
-fn implied_options() {
+fn options_imply_or_need_others() {
     insta::assert_snapshot!(outcomes(
         "pasta --no-icmp
          pasta --config-net
@@ -318,9 +318,9 @@ fn implied_options() {
     ));
 }
 
-/// behaviour §1.2, §1.3.5, §10.3; R-2: the command is untouched.
+/// behaviour §1.2, §1.3.5, §10.3. R-2: the arguments of the command stay unchanged.
 #[test]
-fn namespaces_r2() {
+fn targets_and_commands_are_recognised_r2() {
     insta::assert_snapshot!(outcomes(
         "pasta
          pasta true
