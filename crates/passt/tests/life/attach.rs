@@ -1,4 +1,4 @@
-//! Next to a namespace that exists (behaviour §1.3, §1.4, §10).
+//! Pasta attached to an existing namespace (behaviour §1.3, §1.4, §10).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,11 +10,11 @@ use rustix::process::Signal;
 use crate::sandbox::assert_threads_harmless;
 use crate::stage::{Daemon, Guest, Running, Stage, User, processes_with, skipped, stderr, unique};
 
-/// A namespace of the machine with a name, removed with this value.
+/// A named network namespace of the machine. Dropping the value removes it.
 pub(crate) struct Named(pub(crate) String);
 
 impl Named {
-    /// Skips the test, with None, where there is no ip(8).
+    /// None, and a skipped test, if ip(8) is not installed.
     pub(crate) fn new() -> Option<Self> {
         if Command::new("ip").arg("-V").output().is_err() {
             skipped("ip (iproute2) is not installed");
@@ -38,22 +38,22 @@ impl Drop for Named {
     }
 }
 
-/// behaviour §10.1, §10.2: what is left of us once we serve a guest.
+/// behaviour §10.1, §10.2: the daemon has given up its privileges.
 fn assert_harmless(daemon: &Daemon, user: User) {
     assert_threads_harmless(daemon.pid, 0);
     let uid: u32 = daemon.status("Uid").split('\t').next().unwrap().parse().unwrap();
-    assert_ne!(uid, 0, "root's pasta changes to nobody");
+    assert_ne!(uid, 0, "a pasta started by root must change its user");
     if user == User::Root {
         assert_eq!(daemon.status("Groups").trim(), "");
     }
 }
 
-/// behaviour §1.3: in the background, with nothing of the foreground left.
+/// behaviour §1.3: the daemon has its own session, and keeps neither the caller's terminal nor its directory.
 fn assert_in_background(daemon: &Daemon) {
     let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid)).unwrap();
     let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap();
-    assert_eq!(session, daemon.pid.to_string(), "no session of its own");
-    // Only root may look: the process is closed to others, its own user too.
+    assert_eq!(session, daemon.pid.to_string(), "the daemon leads no session");
+    // Only root can read these: the process is not dumpable.
     if let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", daemon.pid)) {
         for entry in entries.flatten().filter(|entry| ["0", "1", "2"].iter().any(|n| entry.file_name() == *n))
         {
@@ -63,9 +63,9 @@ fn assert_in_background(daemon: &Daemon) {
     }
 }
 
-/// behaviour §10.3: `pasta PID`, its user namespace joined where it has one.
+/// behaviour §10.3: `pasta PID` joins the user namespace of the process, if it has one.
 #[test]
-fn by_process() {
+fn a_process_can_be_joined() {
     let stage = Stage::new();
     User::each_with_guest(|user, guest| {
         let daemon = stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
@@ -79,9 +79,9 @@ fn by_process() {
     });
 }
 
-/// Root serves the guests of others, too, and has no rights left over them.
+/// Root can serve another user's guest, and keeps no privileges over it.
 #[test]
-fn by_process_of_another_user() {
+fn root_can_join_a_process_of_another_user() {
     if !User::Root.available() || !User::Ordinary.available() {
         return;
     }
@@ -92,16 +92,16 @@ fn by_process_of_another_user() {
     assert_harmless(&daemon, User::Root);
 }
 
-/// behaviour §10.3: by a process whose user namespace is nested in the owner of its network namespace, as bubblewrap leaves
-/// it. Rights in the process's own give none over the network.
+/// behaviour §10.3: bubblewrap leaves a process in a user namespace that is nested in the owner of its network namespace.
+/// Capabilities in the nested one give none over the network.
 #[test]
-fn by_process_in_a_nested_user_namespace() {
+fn a_process_in_a_nested_user_namespace_can_be_joined() {
     let stage = Stage::new();
     for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
         let guest = Guest::nested(user);
         let userns = guest.namespace("user");
         let output = stage.run(user, &["-I", "life0", "--userns", &userns, &guest.pid()]);
-        assert_eq!(output.status.code(), Some(1), "--userns has precedence: {output:?}");
+        assert_eq!(output.status.code(), Some(1), "--userns must have precedence: {output:?}");
         let daemon = stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
         assert_eq!(guest.interfaces(), ["lo", "life0"]);
         assert_harmless(&daemon, user);
@@ -113,7 +113,7 @@ fn by_process_in_a_nested_user_namespace() {
 
 /// behaviour §10.3: `--netns` with and without `--userns`.
 #[test]
-fn by_path() {
+fn a_namespace_can_be_joined_by_path() {
     let stage = Stage::new();
     User::each_with_guest(|user, guest| {
         let netns = guest.namespace("net");
@@ -123,12 +123,12 @@ fn by_path() {
         assert_eq!(guest.interfaces(), ["lo", "life0"]);
         assert_harmless(&daemon, user);
 
-        // By default the owner is joined.
+        // By default, pasta joins the owner of the network namespace.
         let daemon = stage.attach(user, &["-I", "life1", "--netns", &netns]);
         assert_eq!(guest.interfaces(), ["lo", "life0", "life1"]);
         assert_harmless(&daemon, user);
 
-        // Without joining it takes rights over the guest's.
+        // --netns-only needs capabilities over the guest's network namespace.
         let args = ["-I", "life2", "--netns", &netns, "--netns-only"];
         if user == User::Root {
             assert_harmless(&stage.attach(user, &args), user);
@@ -140,9 +140,9 @@ fn by_path() {
     });
 }
 
-/// behaviour §10.3: a namespace that a user namespace outside of ours owns can't be joined, and the message says so.
+/// behaviour §10.3: a namespace owned by an ancestor of our user namespace can't be joined; the message says so.
 #[test]
-fn by_path_from_below_the_owner() {
+fn a_namespace_of_an_ancestor_cannot_be_joined() {
     let user = User::RootOfNamespace;
     if !user.available() {
         return;
@@ -153,9 +153,9 @@ fn by_path_from_below_the_owner() {
     assert!(stderr(&output).contains("outside of ours"), "{output:?}");
 }
 
-/// behaviour §10.3: `--netns` alone, by root of the namespace that the guest's belongs to, as in a rootless container.
+/// behaviour §10.3: `--netns` alone, started by root of the owning user namespace, as in a rootless container.
 #[test]
-fn by_path_within_our_user_namespace() {
+fn a_namespace_that_our_user_namespace_owns_can_be_joined() {
     let stage = Stage::new();
     let user = User::RootOfNamespace;
     if !user.available() {
@@ -176,9 +176,9 @@ fn by_path_within_our_user_namespace() {
     assert!(text.contains("Uid:\t0\t"), "{text}");
 }
 
-/// behaviour §2.2 `--netns`: names are files in /run/netns, or in `--nsrun-dir` (Q19: as plain root).
+/// behaviour §2.2 `--netns`: a name is a file in /run/netns, or in `--nsrun-dir`. Q19: for root without a user namespace.
 #[test]
-fn by_name() {
+fn a_namespace_can_be_joined_by_name() {
     if !User::Root.available() {
         return;
     }
@@ -195,9 +195,9 @@ fn by_name() {
     assert!(daemon.lives());
 }
 
-/// behaviour §10.2: as the user of `--runas`, in its four forms, with no other group.
+/// behaviour §10.2: the four forms of `--runas`. No supplementary group remains.
 #[test]
-fn as_the_user_asked_for() {
+fn runas_selects_user_and_group() {
     if !User::Root.available() {
         return;
     }
@@ -223,9 +223,9 @@ fn as_the_user_asked_for() {
     }
 }
 
-/// behaviour §1.3.2: a start that fails says why, with status 1, and leaves nothing running.
+/// behaviour §1.3.2: a start that fails names the cause, exits with status 1, and leaves no process.
 #[test]
-fn failures_are_told() {
+fn a_failed_start_names_the_cause() {
     let stage = Stage::new();
     let missing = stage.path("missing/file");
     let missing = missing.to_str().unwrap();
@@ -250,9 +250,9 @@ fn failures_are_told() {
     });
 }
 
-/// behaviour §1.4.
+/// behaviour §1.4: SIGTERM and SIGQUIT end pasta with status 0; other signals kill it.
 #[test]
-fn signals_in_the_foreground() {
+fn signals_end_pasta_in_the_foreground() {
     let stage = Stage::new();
     let user = User::Ordinary;
     let guest = Guest::new(user);
@@ -272,23 +272,23 @@ fn signals_in_the_foreground() {
     }
 }
 
-/// to debug is not to stay in the foreground.
+/// `--debug` does not imply `--foreground`.
 #[test]
-fn debugging_goes_to_the_background_r6() {
+fn debug_still_runs_in_the_background_r6() {
     let stage = Stage::new();
     let guest = Guest::new(User::Ordinary);
     let daemon = stage.attach(User::Ordinary, &["--debug", &guest.pid()]);
     assert_in_background(&daemon);
 }
 
-/// in the foreground standard error stays ours; detached, nobody is bothered.
+/// in the foreground, pasta keeps writing to standard error.
 #[test]
-fn standard_error_is_ours_in_the_foreground_r7() {
+fn messages_go_to_standard_error_in_the_foreground_r7() {
     let stage = Stage::new();
     let mut guest = Guest::new(User::Ordinary);
     let mut pasta = Running::new(stage.pasta(User::Ordinary).args(["-f", "-P", "pid", &guest.pid()]));
     assert!(!pasta.error_line().is_empty());
-    // A namespace that goes away any earlier is an error at start.
+    // If the namespace disappeared before that, the start would fail.
     let written = || fs::read_to_string(stage.path("pid")).is_ok_and(|text| text.ends_with('\n'));
     assert!(crate::stage::eventually(written));
     let pid = guest.pid();
@@ -298,9 +298,9 @@ fn standard_error_is_ours_in_the_foreground_r7() {
     assert!(rest.contains(&format!("network namespace of process {pid} is gone")), "{rest}");
 }
 
-/// behaviour §2.3: podman takes all output of a successful start for a warning.
+/// behaviour §2.3: podman shows any output of a successful start as a warning.
 #[test]
-fn quiet_is_silent() {
+fn a_quiet_start_prints_nothing() {
     let stage = Stage::new();
     User::each_with_guest(|user, guest| {
         let daemon = stage.attach(user, &["--quiet", "--config-net", &guest.pid()]);

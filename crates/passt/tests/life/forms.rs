@@ -1,4 +1,5 @@
-//! All forms of a start by all users (behaviour §1.2, §1.3, §10.2, §10.3), in the background and not; and the socket of passt.
+//! Every way to start, for every user, in the background and in the foreground (behaviour §1.2, §1.3, §10.2, §10.3); and the
+//! socket of passt.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,8 +10,8 @@ use rustix::process::Signal;
 use crate::attach::Named;
 use crate::stage::{Guest, Running, Stage, User, eventually, stderr};
 
-/// Starts pasta in the background and in the foreground, and stops it: the interface comes and goes, and the status is 0.
-fn comes_and_goes(stage: &Stage, user: User, target: &[&str], has_interface: &dyn Fn() -> bool) {
+/// Starts and stops pasta, in the background and in the foreground: the interface appears and disappears, the status is 0.
+fn starts_and_stops(stage: &Stage, user: User, target: &[&str], has_interface: &dyn Fn() -> bool) {
     let daemon = stage.attach(user, &[&["--quiet", "--config-net", "-I", "life0"], target].concat());
     assert_eq!(daemon.output, "");
     assert!(has_interface(), "{target:?}");
@@ -33,16 +34,16 @@ fn comes_and_goes(stage: &Stage, user: User, target: &[&str], has_interface: &dy
 }
 
 #[test]
-fn every_form_for_every_user() {
+fn every_user_can_start_pasta_in_every_way() {
     let stage = Stage::new();
     User::each_with_guest(|user, guest| {
         let (net, userns) = (guest.namespace("net"), guest.namespace("user"));
         let has_interface = || guest.interfaces().contains(&"life0".to_owned());
-        comes_and_goes(&stage, user, &[&guest.pid()], &has_interface);
-        comes_and_goes(&stage, user, &["--netns", &net, "--userns", &userns], &has_interface);
+        starts_and_stops(&stage, user, &[&guest.pid()], &has_interface);
+        starts_and_stops(&stage, user, &["--netns", &net, "--userns", &userns], &has_interface);
         if user == User::Root {
-            comes_and_goes(&stage, user, &["--netns", &net], &has_interface);
-            comes_and_goes(&stage, user, &["--netns-only", &guest.pid()], &has_interface);
+            starts_and_stops(&stage, user, &["--netns", &net], &has_interface);
+            starts_and_stops(&stage, user, &["--netns-only", &guest.pid()], &has_interface);
         }
     });
     if User::Root.available()
@@ -52,13 +53,13 @@ fn every_form_for_every_user() {
             let mut ip = std::process::Command::new("ip");
             ip.args(["-n", &named.0, "link", "show", "life0"]).output().unwrap().status.success()
         };
-        comes_and_goes(&stage, User::Root, &["--netns", &named.0], &has_interface);
+        starts_and_stops(&stage, User::Root, &["--netns", &named.0], &has_interface);
     }
 }
 
-/// the socket that we are told to use can be the one on descriptor 0. With its other end we end, too (behaviour §1.9).
+/// `--fd` can name descriptor 0. passt ends when the peer closes the socket (behaviour §1.9).
 #[test]
-fn the_guest_can_be_on_standard_input_r12() {
+fn the_guest_socket_can_be_standard_input_r12() {
     let stage = Stage::new();
     User::each(|user| {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -73,9 +74,9 @@ fn the_guest_can_be_on_standard_input_r12() {
     });
 }
 
-/// a path that can't be had is an error, and no other is taken instead.
+/// a socket path that can't be bound is an error; passt does not fall back to another path.
 #[test]
-fn a_socket_that_cannot_be_bound_is_named_r12() {
+fn an_unusable_socket_path_is_an_error_r12() {
     let stage = Stage::new();
     User::each(|user| {
         let output = stage.passt(user).args(["-s", "/nonexistent/socket"]).output().unwrap();
@@ -85,9 +86,9 @@ fn a_socket_that_cannot_be_bound_is_named_r12() {
     });
 }
 
-/// root's passt has its socket where the user that it changes to may not go. R-15: its path may have 107 bytes.
+/// the socket can be in a directory that the user passt changes to can't enter. R-15: its path may have 107 bytes.
 #[test]
-fn the_socket_is_made_with_our_callers_rights_r39_r15() {
+fn the_socket_is_created_with_the_callers_rights_r39_r15() {
     if !User::Root.available() {
         return;
     }
@@ -108,13 +109,13 @@ fn the_socket_is_made_with_our_callers_rights_r39_r15() {
     drop(UnixStream::connect(&socket).unwrap());
     daemon.send(Signal::TERM);
     daemon.assert_ends();
-    // behaviour §1.3.7.
+    // The socket file remains (behaviour §1.3.7).
     assert!(socket.exists());
 }
 
-/// behaviour §1.6.3 has a zombie keep pasta alive; ours takes it for gone.
+/// Unlike behaviour §1.6.3, a target that is a zombie counts as ended.
 #[test]
-fn a_zombie_is_gone() {
+fn pasta_ends_when_its_target_is_a_zombie() {
     let stage = Stage::new();
     for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
         for path in [false, true] {

@@ -1,4 +1,4 @@
-//! Killed at any moment, and started many times: nothing is left behind (behaviour §1.3.2, §1.5.8, R-1).
+//! Kills at arbitrary moments, and many starts: no process, interface or mount remains (behaviour §1.3.2, §1.5.8, R-1).
 
 use std::fs;
 use std::process::Stdio;
@@ -9,17 +9,17 @@ use rustix::process::Signal;
 
 use crate::stage::{Guest, Stage, User, eventually, lives, processes_with, send, unique};
 
-/// Moments at which something is killed, in steps through what a start takes.
+/// Delays before a kill, spread over the duration of a start. Any of them is valid: the tests hold for every moment.
 fn moments() -> impl Iterator<Item = Duration> {
     (0..24).map(|step| Duration::from_micros(step * step * 60))
 }
 
-/// Nobody has `mark` on the command line, after a while.
-fn assert_nobody(mark: &str, when: &str) {
+/// No process has `mark` in its command line, within the bound of [`eventually`].
+fn assert_no_process(mark: &str, when: &str) {
     assert!(eventually(|| processes_with(mark).is_empty()), "{when}: {:?}", processes_with(mark));
 }
 
-/// Who is in the namespace that `link` names, as `net:[number]`, or holds it open. Root sees all of them.
+/// Processes in the network namespace `link` (`net:[number]`), and those that hold it open. Only root sees all of them.
 fn holders(link: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
@@ -39,15 +39,15 @@ fn children(pid: i32) -> Vec<i32> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Kills a process, unless it has ended.
+/// Kills a process. It may have ended already.
 fn kill(pid: i32) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL);
 }
 
-/// A pasta that spawns is killed: what waits for its network goes, and a command that has it survives (behaviour §1.5.8) until
-/// it has nothing to read.
+/// A command that still waits for its network ends with pasta. One that has its network survives (behaviour §1.5.8), here
+/// until the end of its input.
 #[test]
-fn spawning_pasta_is_killed() {
+fn killing_pasta_while_it_spawns_leaves_no_process() {
     let stage = Stage::new();
     User::each(|user| {
         for moment in moments() {
@@ -59,14 +59,14 @@ fn spawning_pasta_is_killed() {
             child.kill().unwrap();
             child.wait().unwrap();
             drop(child.stdin.take());
-            assert_nobody(&mark, &format!("{user:?}, after {moment:?}"));
+            assert_no_process(&mark, &format!("{user:?}, after {moment:?}"));
         }
     });
 }
 
-/// The child that becomes the command is killed: pasta ends, and says so by its status.
+/// The killed child is the one that becomes the command. Pasta ends with a status other than 0.
 #[test]
-fn the_command_is_killed() {
+fn killing_the_command_ends_pasta() {
     let stage = Stage::new();
     for moment in moments() {
         let mark = unique();
@@ -79,14 +79,14 @@ fn the_command_is_killed() {
         children(pid).into_iter().for_each(kill);
         assert!(eventually(|| child.try_wait().unwrap().is_some()), "after {moment:?}");
         assert_ne!(child.wait().unwrap().code(), Some(0), "after {moment:?}");
-        assert_nobody(&mark, &format!("after {moment:?}"));
+        assert_no_process(&mark, &format!("after {moment:?}"));
     }
 }
 
-/// On the way to the background, the process that was started, or the one that stays, is killed. If the latter had all
-/// it needs, it goes with its namespace.
+/// During the start, either the process that was started or the one in the background is killed. If the latter was ready,
+/// it serves the guest until it is killed, too.
 #[test]
-fn a_start_in_the_background_is_killed() {
+fn killing_a_background_start_leaves_no_process() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
         let mark = unique();
@@ -104,7 +104,7 @@ fn a_start_in_the_background_is_killed() {
                     children(pid).into_iter().for_each(kill);
                 }
                 assert!(eventually(|| child.try_wait().unwrap().is_some()), "{parent}, after {moment:?}");
-                // One that got ready in time serves the guest: of this name there can't be another.
+                // If the daemon was ready in time, it serves the guest under this interface name, which is unique.
                 let ready = |line: &String| line.contains(&format!("k{} ", moment.as_micros()));
                 if child.wait().unwrap().code() != Some(0) {
                     let gone = || !processes_with(&mark).iter().any(ready);
@@ -119,18 +119,18 @@ fn a_start_in_the_background_is_killed() {
                         kill(pid);
                     }
                 }
-                assert_nobody(&mark, "killed, too");
+                assert_no_process(&mark, "killed, too");
             }
         }
-        // The interfaces went with those who made them.
+        // Each interface disappears with the process that made it.
         assert!(eventually(|| guest.interfaces() == ["lo"]), "{:?}", guest.interfaces());
         guest.end();
     });
 }
 
-/// The process whose namespace it is to be is killed.
+/// The killed process is the one whose namespace pasta joins.
 #[test]
-fn the_target_is_killed() {
+fn killing_the_target_ends_pasta() {
     let stage = Stage::new();
     for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
         for moment in moments() {
@@ -143,7 +143,7 @@ fn the_target_is_killed() {
             thread::sleep(moment);
             kill(guest.pid().parse().unwrap());
             assert!(eventually(|| child.try_wait().unwrap().is_some()), "after {moment:?}");
-            assert_nobody(&mark, &format!("{user:?}, after {moment:?}"));
+            assert_no_process(&mark, &format!("{user:?}, after {moment:?}"));
             guest.end();
             let holders = || holders(namespace.to_str().unwrap());
             assert!(eventually(|| holders().is_empty()), "{:?}", holders());
@@ -151,10 +151,10 @@ fn the_target_is_killed() {
     }
 }
 
-/// Started and stopped many times (`LIFE_STARTS`, else 200), in the background and with a command: no process, interface
-/// or hold of the namespace is left, nor a mount.
+/// Starts and stops many times (`LIFE_STARTS`, default 200), in the background and with a command. No process, interface,
+/// mount or reference to the namespace remains.
 #[test]
-fn many_starts_leave_nothing() {
+fn many_starts_leave_nothing_behind() {
     let starts: usize = std::env::var("LIFE_STARTS").map_or(200, |count| count.parse().unwrap());
     let stage = Stage::new();
     let mounts = |stage: &Stage| {
@@ -171,7 +171,7 @@ fn many_starts_leave_nothing() {
             assert!(eventually(|| !lives(daemon.pid)));
             assert!(stage.run(user, &["--config-net", "--hostname", &mark, "true"]).status.success());
         }
-        assert_nobody(&mark, "stopped");
+        assert_no_process(&mark, "stopped");
         assert_eq!(holders(namespace.to_str().unwrap()), inside);
         assert_eq!(guest.interfaces(), ["lo"]);
         assert_eq!(mounts(&stage), 0);

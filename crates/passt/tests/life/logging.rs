@@ -1,4 +1,4 @@
-//! Where messages go (behaviour §1.7).
+//! Destinations of log messages (behaviour §1.7).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,13 +7,13 @@ use rustix::process::Signal;
 
 use crate::stage::{Daemon, Guest, Running, Stage, User, stderr};
 
-/// behaviour §1.7.1, §1.7.4: a first line that says who writes, then lines with the time and how serious they are; at the start
-/// on standard error, too. The file is opened with our caller's rights, and complete at the end.
+/// behaviour §1.7.1, §1.7.4: the first line names the program, each further line has a time and a level. During the start,
+/// messages also go to standard error. The file is opened with the caller's rights. R-10: it is complete at the end.
 #[test]
-fn the_log_file_tells_all_up_to_the_end_r10() {
+fn the_log_file_is_complete_r10() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
-        // Where the user that root's pasta changes to may not go.
+        // The user that root's pasta changes to can't enter it.
         let folder = stage.path(&format!("folder-{user:?}"));
         assert!(user.command("mkdir").args(["-m", "0700"]).arg(&folder).status().unwrap().success());
         let path = folder.join("log");
@@ -35,20 +35,21 @@ fn the_log_file_tells_all_up_to_the_end_r10() {
         }
         assert!(rest.contains(&format!("info:    network namespace of process {pid} is gone")), "{rest}");
         assert!(rest.ends_with('\n'));
-        // Everything of the start was told to our caller as well.
-        let told =
+        // The messages of the start also went to standard error.
+        let logged =
             at_start.lines().skip(1).map(|line| line.split_once(": ").unwrap().1[9..].to_owned() + "\n");
-        let told: String = told.collect();
-        assert_eq!(daemon.output.replace("pasta: warning: ", ""), told);
+        let logged: String = logged.collect();
+        assert_eq!(daemon.output.replace("pasta: warning: ", ""), logged);
     });
 }
 
-/// behaviour §1.4 has SIGTERM end pasta and leave its command without a network: here it is the command's, and that is told.
+/// Unlike behaviour §1.4, where SIGTERM ends pasta and leaves the command without a network, pasta passes the signal on to
+/// the command, and logs it.
 #[test]
-fn a_signal_for_the_command_is_told() {
+fn a_signal_passed_on_to_the_command_is_logged() {
     let stage = Stage::new();
     let log = stage.path("log");
-    for (script, told) in [
+    for (script, message) in [
         ("trap 'exit 5' TERM; echo ready; sleep 1000 & wait", "signal 15 is passed on to the command"),
         ("echo ready; exec sleep 1000", "signal 15: the command, which does not handle it, is killed"),
     ] {
@@ -59,13 +60,13 @@ fn a_signal_for_the_command_is_told() {
         pasta.send(Signal::TERM);
         pasta.end();
         let text = fs::read_to_string(&log).unwrap();
-        assert!(text.contains(&format!("info:    {told}\n")), "{text}");
+        assert!(text.contains(&format!("info:    {message}\n")), "{text}");
     }
 }
 
-/// A file that the limit of file sizes (`ulimit -f`) cuts short is no reason to end, at the start or later.
+/// Reaching the limit of file sizes (`ulimit -f`) ends pasta neither during the start nor later.
 #[test]
-fn a_limit_of_file_sizes_ends_nobody() {
+fn a_file_size_limit_does_not_end_pasta() {
     let stage = Stage::new();
     let guest = Guest::new(User::Ordinary);
     let mut command = User::Ordinary.command("prlimit");
@@ -80,7 +81,7 @@ fn a_limit_of_file_sizes_ends_nobody() {
 }
 
 #[test]
-fn a_log_file_that_cannot_be_written_is_named() {
+fn an_unwritable_log_file_is_an_error() {
     let stage = Stage::new();
     let guest = Guest::new(User::Ordinary);
     for path in ["/nonexistent/log", "/tmp", "/dev/full"] {

@@ -1,6 +1,6 @@
-//! The life of the process, by running it: how it starts, for whom, what it leaves behind, how it ends
+//! The life cycle of the process: how it starts, for which users, what it leaves behind, how it ends
 //! (behaviour §1.2-§1.7, §10.1-§10.3).
-#![allow(clippy::unwrap_used)] // helper functions of tests are tests
+#![allow(clippy::unwrap_used)] // all of this is test code
 
 mod attach;
 mod forms;

@@ -1,6 +1,4 @@
-//! Quitting when the namespace goes away (behaviour §1.6).
-
-use std::fs::{self, File};
+//! Pasta exits when its namespace disappears (behaviour §1.6).
 
 use rustix::process::Signal;
 
@@ -8,7 +6,7 @@ use crate::attach::Named;
 use crate::stage::{Guest, Stage, User};
 
 #[test]
-fn with_the_process() {
+fn pasta_exits_with_its_process() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
         let daemon = stage.attach(user, &[&guest.pid()]);
@@ -17,9 +15,9 @@ fn with_the_process() {
     });
 }
 
-/// a path in procfs is its process.
+/// a path in procfs refers to a process, and pasta exits with it.
 #[test]
-fn with_the_process_behind_a_path_r38() {
+fn pasta_exits_with_the_process_of_its_path_r38() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
         let (net, userns) = (guest.namespace("net"), guest.namespace("user"));
@@ -29,9 +27,9 @@ fn with_the_process_behind_a_path_r38() {
     });
 }
 
-/// also if its file is not the only one to go.
+/// also if another file of the directory is removed first.
 #[test]
-fn with_the_file_r38() {
+fn pasta_exits_when_its_named_namespace_is_removed_r38() {
     if !User::Root.available() {
         return;
     }
@@ -44,32 +42,34 @@ fn with_the_file_r38() {
 }
 
 #[test]
-fn not_with_another_file() {
+fn pasta_stays_when_another_namespace_is_removed() {
     if !User::Root.available() {
         return;
     }
     let stage = Stage::new();
-    let Some(named) = Named::new() else { return };
+    let (Some(named), Some(other)) = (Named::new(), Named::new()) else { return };
     let daemon = stage.attach(User::Root, &["--netns", &named.0]);
-    let other = stage.attach(User::Root, &["--no-netns-quit", "--netns", &named.0, "-I", "life0"]);
-    File::create(stage.path("unrelated")).unwrap();
-    fs::remove_file(stage.path("unrelated")).unwrap();
+    let stays = stage.attach(User::Root, &["--no-netns-quit", "--netns", &named.0, "-I", "life0"]);
+    // The directory reports the removal of the other name to both of its watchers.
+    let witness = stage.attach(User::Root, &["--netns", &other.0]);
+    other.remove();
+    witness.assert_ends();
     assert!(daemon.lives());
     named.remove();
     daemon.assert_ends();
-    assert!(other.lives());
-    other.send(Signal::TERM);
-    other.assert_ends();
+    assert!(stays.lives());
+    stays.send(Signal::TERM);
+    stays.assert_ends();
 }
 
 #[test]
-fn not_if_told_so() {
+fn pasta_stays_with_no_netns_quit() {
     let stage = Stage::new();
     let mut guest = Guest::new(User::Ordinary);
     let stays = stage.attach(User::Ordinary, &["--no-netns-quit", "-I", "life0", &guest.pid()]);
     let goes = stage.attach(User::Ordinary, &["-I", "life1", &guest.pid()]);
     guest.end();
-    // What one notices the other would have.
+    // Both watch the same process: once one has exited, the other would have exited as well.
     goes.assert_ends();
     assert!(stays.lives());
 }

@@ -1,4 +1,4 @@
-//! What pasta has taken from itself once it serves a guest (behaviour §10.1).
+//! The sandbox of a pasta or passt that serves a guest (behaviour §10.1).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,10 +15,10 @@ use seccompiler::{
 
 use crate::stage::{Guest, Running, Stage, User, is_root, skipped, status, stderr};
 
-/// Whether we may look into processes of others; says so if not.
-fn may_look() -> bool {
+/// Whether the test may inspect a process that is not dumpable. If not, the test counts as skipped.
+fn can_inspect() -> bool {
     if !is_root() {
-        skipped("only root may look at a process that is not dumpable");
+        skipped("only root may inspect a process that is not dumpable");
     }
     is_root()
 }
@@ -27,8 +27,8 @@ fn namespace(process: &str, kind: &str) -> String {
     fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap().to_str().unwrap().to_owned()
 }
 
-/// Its root is empty and can't be written to, and its namespaces are nobody else's but for those that have to be.
-fn assert_apart(pid: i32, guest: &str, in_background: bool) {
+/// The process has an empty, read-only root. It shares only its network namespace and, in the foreground, its PID namespace.
+fn assert_isolated(pid: i32, guest: &str, in_background: bool) {
     let pid = pid.to_string();
     let entries = fs::read_dir(format!("/proc/{pid}/root/")).unwrap();
     assert_eq!(entries.flatten().map(|entry| entry.file_name()).collect::<Vec<_>>(), [""; 0]);
@@ -55,11 +55,12 @@ fn assert_apart(pid: i32, guest: &str, in_background: bool) {
     assert_eq!(last == "1", in_background, "process {last} of its PID namespace");
 }
 
-/// As what an ordinary user keeps who has never been root of a user namespace.
+/// A value of `kept` for an ordinary user that never was root of a user namespace: such a process can't clear its bounding
+/// set.
 const NO_RIGHTS: u64 = 1 << 63;
 
-/// Every thread: the one in the guest's namespace may open ports below 1024 there, and nothing else; the first keeps the
-/// right to rights of `kept`; the one that reads resolv.conf may do nothing that any user can't.
+/// Checks the capabilities of every thread. The one in the guest's namespace may bind ports below 1024, and nothing else.
+/// The main thread has the permitted capabilities `kept`. The one that reads resolv.conf has none.
 pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let mut names = Vec::new();
@@ -74,7 +75,7 @@ pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
             _ => (0, 0),
         };
         let sets = [("Eff", effective), ("Prm", permitted), ("Inh", 0), ("Amb", 0), ("Bnd", 0)];
-        // Without any right one can't empty the bounding set either, which no_new_privs makes up for.
+        // Clearing the bounding set needs a capability. Where it remains full, no_new_privs makes it harmless.
         let len = if kept == NO_RIGHTS { 4 } else { 5 };
         for (set, rights) in &sets[..len] {
             let set = format!("Cap{set}:");
@@ -91,27 +92,27 @@ pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
 }
 
 #[test]
-fn a_daemon_is_apart_from_everything() {
-    if !may_look() {
+fn a_daemon_of_pasta_is_isolated() {
+    if !can_inspect() {
         return;
     }
     let stage = Stage::new();
     User::each_with_guest(|user, guest| {
         let daemon = stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
-        assert_apart(daemon.pid, &guest.pid(), true);
+        assert_isolated(daemon.pid, &guest.pid(), true);
     });
 }
 
-/// Passt has a user namespace of its own, too, in which it is nobody (behaviour §10.3).
+/// Passt also has its own user namespace, in which it has no privileges (behaviour §10.3).
 #[test]
-fn passt_is_apart_from_everything() {
+fn a_daemon_of_passt_is_isolated() {
     let stage = Stage::new();
     for user in User::ALL.into_iter().filter(|user| user.available()) {
         let socket = stage.path(&format!("socket-{user:?}"));
         let daemon = stage.serve(user, &["-s", socket.to_str().unwrap()]);
         assert_threads_harmless(daemon.pid, 0);
-        if may_look() {
-            assert_apart(daemon.pid, "self", true);
+        if can_inspect() {
+            assert_isolated(daemon.pid, "self", true);
             assert_ne!(namespace(&daemon.pid.to_string(), "user"), namespace("self", "user"));
         }
         daemon.send(Signal::TERM);
@@ -119,9 +120,9 @@ fn passt_is_apart_from_everything() {
     }
 }
 
-/// Where user namespaces are forbidden: root needs none, for others there is Landlock.
+/// Where user namespaces are forbidden, root needs none, and an ordinary user gets Landlock instead.
 #[test]
-fn passt_without_a_user_namespace() {
+fn passt_starts_without_a_user_namespace() {
     let stage = Stage::new();
     for user in [User::Root, User::Ordinary].into_iter().filter(|user| user.available()) {
         let socket = stage.path(&format!("socket-{user:?}"));
@@ -130,16 +131,16 @@ fn passt_without_a_user_namespace() {
         assert!(daemon.output.contains("No user namespace"), "{}", daemon.output);
         assert_eq!(daemon.output.contains("Landlock"), user == User::Ordinary, "{}", daemon.output);
         assert_threads_harmless(daemon.pid, if user == User::Root { 0 } else { NO_RIGHTS });
-        if user == User::Root && may_look() {
-            assert_apart(daemon.pid, "self", true);
+        if user == User::Root && can_inspect() {
+            assert_isolated(daemon.pid, "self", true);
         }
     }
 }
 
-/// Who stays in the foreground stays in its PID namespace (behaviour §1.3.4).
+/// A process in the foreground stays in its PID namespace (behaviour §1.3.4).
 #[test]
-fn in_the_foreground_it_is_apart_too() {
-    if !may_look() {
+fn pasta_in_the_foreground_is_isolated() {
+    if !can_inspect() {
         return;
     }
     let stage = Stage::new();
@@ -149,8 +150,8 @@ fn in_the_foreground_it_is_apart_too() {
         assert_eq!(pasta.line(), "ready");
         let pid = pasta.pid();
         let child = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        assert_apart(pid, child.trim(), false);
-        // Nobody else could stop root's command.
+        assert_isolated(pid, child.trim(), false);
+        // A pasta that changed its user needs CAP_KILL to stop root's command.
         let kept = if user == User::Root { CapabilitySet::KILL } else { CapabilitySet::empty() };
         assert_threads_harmless(pid, kept.bits());
         pasta.send(Signal::TERM);
@@ -158,9 +159,9 @@ fn in_the_foreground_it_is_apart_too() {
     });
 }
 
-/// What is mounted for the empty root is seen by nobody else, also where mounts are shared with others.
+/// Other processes do not see the mount of the empty root, even if mounts propagate.
 #[test]
-fn the_machine_keeps_its_mounts() {
+fn mounts_do_not_propagate_to_the_machine() {
     if !User::Root.available() {
         return;
     }
@@ -178,7 +179,7 @@ fn the_machine_keeps_its_mounts() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Does something with system calls of some numbers failing, or only with a bit in the first argument.
+/// Calls `run` while the system calls `calls` fail with `errno`. With a bit, a call fails only if its first argument has it.
 fn refusing<T: Send>(calls: &[(i64, Option<u64>)], errno: Errno, run: impl FnOnce() -> T + Send) -> T {
     let rules: BTreeMap<i64, Vec<SeccompRule>> = calls
         .iter()
@@ -198,7 +199,7 @@ fn refusing<T: Send>(calls: &[(i64, Option<u64>)], errno: Errno, run: impl FnOnc
         apply_filter(&program).unwrap();
         run()
     };
-    // It holds for one thread and its children.
+    // The filter applies to this thread and its children.
     thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
@@ -209,9 +210,9 @@ fn no_unshare(namespace: UnshareFlags) -> (i64, Option<u64>) {
     (libc::SYS_unshare, Some(namespace.bits().into()))
 }
 
-/// As in containers: where the root directory can't be replaced, Landlock denies files, and the log says so.
+/// As in containers. The log mentions Landlock.
 #[test]
-fn landlock_denies_files_where_the_root_cannot_be_replaced() {
+fn landlock_replaces_pivot_root() {
     let stage = Stage::new();
     for refused in [NO_PIVOT, no_unshare(UnshareFlags::NEWNS), (libc::SYS_mount, None)] {
         User::each_with_guest(|user, guest| {
@@ -228,7 +229,7 @@ fn landlock_denies_files_where_the_root_cannot_be_replaced() {
 }
 
 #[test]
-fn without_landlock_either_it_does_not_start() {
+fn pasta_does_not_start_without_pivot_root_and_landlock() {
     let stage = Stage::new();
     let guest = Guest::new(User::ALL[1]);
     let start = || stage.run(User::ALL[1], &[&guest.pid()]);
@@ -237,10 +238,10 @@ fn without_landlock_either_it_does_not_start() {
     assert!(stderr(&output).contains("pivot_root") && stderr(&output).contains("Landlock"), "{output:?}");
 }
 
-/// behaviour §10.5.
+/// behaviour §10.5: without pivot_root and Landlock, `--chroot-fallback` empties the root directory.
 #[test]
-fn chroot_fallback() {
-    if !may_look() {
+fn chroot_fallback_replaces_landlock() {
+    if !can_inspect() {
         return;
     }
     let stage = Stage::new();
@@ -254,9 +255,9 @@ fn chroot_fallback() {
     });
 }
 
-/// The namespaces that matter less.
+/// IPC, UTS and PID namespaces are optional.
 #[test]
-fn without_some_namespaces_it_starts() {
+fn pasta_starts_without_optional_namespaces() {
     let stage = Stage::new();
     for (namespace, name) in
         [(UnshareFlags::NEWIPC, "IPC"), (UnshareFlags::NEWUTS, "UTS"), (UnshareFlags::NEWPID, "PID")]
@@ -269,9 +270,9 @@ fn without_some_namespaces_it_starts() {
     }
 }
 
-/// A kernel without filters of system calls.
+/// A kernel without seccomp filters.
 #[test]
-fn without_seccomp_it_does_not_start() {
+fn pasta_does_not_start_without_seccomp() {
     let stage = Stage::new();
     let guest = Guest::new(User::ALL[1]);
     let start = || stage.run(User::ALL[1], &[&guest.pid()]);
@@ -280,10 +281,10 @@ fn without_seccomp_it_does_not_start() {
     assert!(stderr(&output).contains("CONFIG_SECCOMP_FILTER"), "{output:?}");
 }
 
-/// What the loaded filters allow, whatever the arguments: nothing that leads out.
+/// The loaded filters allow no system call that could escape the sandbox, with any arguments.
 #[test]
-fn what_leads_out_is_forbidden() {
-    if !may_look() {
+fn the_filter_allows_no_system_call_that_escapes() {
+    if !can_inspect() {
         return;
     }
     let stage = Stage::new();
@@ -300,7 +301,7 @@ fn what_leads_out_is_forbidden() {
         };
         let [filter] = &filters[..] else { panic!("{} filters", filters.len()) };
         let name = fs::read_to_string(task.path().join("comm")).unwrap();
-        // All comparisons with a number lead to a list of those that are looked at; the others are fatal.
+        // The filter kills on every number that it does not compare with (0x15 is BPF_JMP | BPF_JEQ | BPF_K).
         let compares = |number: i64| filter.iter().any(|i| i.code == 0x15 && i64::from(i.k) == number);
         let opens = [libc::SYS_openat, libc::SYS_readlinkat];
         assert_eq!(opens.iter().any(|call| compares(*call)), name == "resolv.conf\n", "{name}");

@@ -1,4 +1,4 @@
-//! A command in namespaces of its own (behaviour §1.4, §1.5).
+//! Pasta with a command, which runs in new namespaces (behaviour §1.4, §1.5).
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -8,9 +8,9 @@ use rustix::process::Signal;
 
 use crate::stage::{Running, Stage, User, eventually, processes_with, stderr, stdout, unique};
 
-/// behaviour §1.5: what the command finds. Root's is root's, whoever serves it (Q19).
+/// behaviour §1.5: the environment of the command. Q19: also if root started pasta, which then changes its own user.
 #[test]
-fn the_command_is_root_of_namespaces_of_its_own() {
+fn the_command_is_root_in_new_namespaces() {
     let stage = Stage::new();
     User::each(|user| {
         let host = std::fs::read_link("/proc/self/ns/net").unwrap();
@@ -26,14 +26,14 @@ fn the_command_is_root_of_namespaces_of_its_own() {
         assert_ne!(lines[5], host.to_str().unwrap());
         assert_eq!(lines[6..8], ["deny", "1"]);
         assert!(lines[8].ends_with("ffffffffff"), "{text}");
-        // A /proc of its own: only the command's processes are in it.
+        // A new /proc, which has the command's processes only.
         assert!(lines[9].parse::<u32>().unwrap() < 6, "{text}");
         assert_eq!(stderr(&output), "");
     });
 }
 
 #[test]
-fn what_the_command_creates_belongs_to_the_caller() {
+fn files_of_the_command_belong_to_the_caller() {
     let stage = Stage::new();
     User::each(|user| {
         let name = format!("file-{user:?}");
@@ -46,16 +46,16 @@ fn what_the_command_creates_belongs_to_the_caller() {
     });
 }
 
-/// behaviour §1.5.6.
+/// behaviour §1.5.6: `--hostname`.
 #[test]
-fn the_host_name_can_be_chosen() {
+fn hostname_sets_the_host_name() {
     let output = Stage::new().run_script(User::ALL[1], &["--hostname", "guest.example"], "hostname");
     assert_eq!(stdout(&output), "guest.example\n");
 }
 
-/// behaviour §1.5.3.
+/// behaviour §1.5.3: `--no-pidns`.
 #[test]
-fn without_a_pid_namespace_process_ids_are_the_hosts() {
+fn no_pidns_keeps_the_hosts_process_ids() {
     let stage = Stage::new();
     User::each(|user| {
         let text = stdout(&stage.run_script(user, &["--no-pidns"], "echo $$; readlink /proc/self/ns/pid"));
@@ -65,9 +65,9 @@ fn without_a_pid_namespace_process_ids_are_the_hosts() {
     });
 }
 
-/// behaviour §1.5.7: $SHELL, else /bin/sh, as a login shell.
+/// behaviour §1.5.7: $SHELL, by default /bin/sh.
 #[test]
-fn without_a_command_it_is_a_login_shell() {
+fn the_default_command_is_a_login_shell() {
     let stage = Stage::new();
     for shell in [Some("/bin/sh"), None] {
         let mut command = stage.pasta(User::Ordinary);
@@ -81,33 +81,33 @@ fn without_a_command_it_is_a_login_shell() {
     }
 }
 
-/// options after the command are the command's.
+/// pasta passes options after the command on to it.
 #[test]
-fn options_after_the_command_are_its_own_r2() {
+fn options_after_the_command_belong_to_it_r2() {
     let output = Stage::new().run(User::Ordinary, &["echo", "-d", "--netns", "x", "--", "-q"]);
     assert_eq!(stdout(&output), "-d --netns x -- -q\n");
     assert_eq!(stderr(&output), "");
 }
 
-/// behaviour §1.4.
+/// behaviour §1.4: a command that a signal kills counts as 128 plus the number of the signal.
 #[test]
-fn the_exit_status_is_the_commands() {
+fn the_exit_status_is_that_of_the_command() {
     let stage = Stage::new();
     User::each(|user| {
         for status in [0, 7, 255] {
             let output = stage.run_script(user, &[], &format!("exit {status}"));
             assert_eq!(output.status.code(), Some(status), "{output:?}");
         }
-        // Process 1 of a PID namespace doesn't die of its own signals (behaviour §1.5.2).
+        // The kernel discards signals that process 1 of a PID namespace sends to itself (behaviour §1.5.2).
         assert_eq!(stage.run_script(user, &[], "kill -9 $$").status.code(), Some(0));
         assert_eq!(stage.run_script(user, &["--no-pidns"], "kill -9 $$").status.code(), Some(137));
         assert_eq!(stage.run_script(user, &["--no-pidns"], "kill -15 $$").status.code(), Some(143));
     });
 }
 
-/// a command that can't be executed ends pasta with status 1, and a message.
+/// status 1, and a message that names the command.
 #[test]
-fn a_command_that_cannot_be_executed_r13() {
+fn a_command_that_cannot_be_executed_is_an_error_r13() {
     let stage = Stage::new();
     std::fs::write(stage.path("not-executable"), "").unwrap();
     User::each(|user| {
@@ -119,9 +119,9 @@ fn a_command_that_cannot_be_executed_r13() {
     });
 }
 
-/// neither our descriptors nor those that our caller left open reach the command.
+/// the command inherits neither pasta's descriptors nor those that the caller left open.
 #[test]
-fn the_command_sees_three_descriptors_r13_r11() {
+fn the_command_inherits_three_descriptors_r13_r11() {
     let stage = Stage::new();
     User::each(|user| {
         let pasta = stage.path("pasta");
@@ -131,9 +131,9 @@ fn the_command_sees_three_descriptors_r13_r11() {
     });
 }
 
-/// The command starts with the signal dispositions, mask and limits of our caller, not with ours.
+/// The command has the caller's signal dispositions, signal mask and limits, not those that pasta sets for itself.
 #[test]
-fn the_command_inherits_from_the_caller() {
+fn the_command_inherits_signals_and_limits_of_the_caller() {
     let stage = Stage::new();
     let pasta = stage.path("pasta");
     let show = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ulimit -Sn";
@@ -145,13 +145,13 @@ fn the_command_inherits_from_the_caller() {
     }
 }
 
-/// a fatal error after the fork leaves nobody waiting, and nothing is run.
+/// after a fatal error, the forked child ends and does not run the command.
 #[test]
 fn a_fatal_error_leaves_no_process_r1() {
     let stage = Stage::new();
     User::each(|user| {
         let mark = format!("mark-{}", unique());
-        // There is an interface of this name already.
+        // An interface of this name exists already.
         let output = stage.run(user, &["--ns-ifname", "lo", "--", "touch", &mark]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(stderr(&output).contains("'lo'"), "{output:?}");
@@ -160,17 +160,17 @@ fn a_fatal_error_leaves_no_process_r1() {
     });
 }
 
-/// behaviour §1.3.5: nothing is printed by a start that succeeds.
+/// behaviour §1.3.5: a successful start prints nothing.
 #[test]
-fn spawning_is_silent() {
+fn a_start_with_a_command_prints_nothing() {
     let output = Stage::new().run(User::Ordinary, &["--config-net", "true"]);
     assert!(output.status.success());
     assert_eq!((output.stdout.len(), stderr(&output)), (0, String::new()));
 }
 
-/// behaviour §1.3.4.
+/// behaviour §1.3.4: in the foreground, no process changes its id.
 #[test]
-fn the_pid_file_has_our_own_id_in_the_foreground() {
+fn the_pid_file_names_the_foreground_process() {
     let stage = Stage::new();
     let file = stage.path("pid");
     let mut pasta = Running::new(stage.pasta(User::Ordinary).arg("-P").arg(&file).args([
@@ -185,9 +185,9 @@ fn the_pid_file_has_our_own_id_in_the_foreground() {
     pasta.end();
 }
 
-/// A signal that ends pasta elsewhere is the command's here, and pasta ends when the command does.
+/// Pasta passes SIGTERM and SIGHUP on to the command, and ends with the command.
 #[test]
-fn signals_are_passed_on() {
+fn signals_are_passed_on_to_the_command() {
     let stage = Stage::new();
     User::each(|user| {
         let script = "trap 'exit 5' TERM; trap 'exit 6' HUP; echo ready; sleep 1000 & wait";
@@ -200,7 +200,7 @@ fn signals_are_passed_on() {
     });
 }
 
-/// A command that has no handler would not get the signal, being process 1 of a PID namespace.
+/// The kernel does not deliver a signal without a handler to process 1 of a PID namespace: pasta kills the command instead.
 #[test]
 fn signals_without_a_handler_end_the_command() {
     let stage = Stage::new();
@@ -210,7 +210,7 @@ fn signals_without_a_handler_end_the_command() {
             let script = format!("echo ready; exec sleep {mark}");
             let mut pasta = Running::new(stage.pasta(user).args(options).args(["--", "sh", "-c", &script]));
             assert_eq!(pasta.line(), "ready");
-            // As soon as the shell has become sleep.
+            // Wait until the shell has executed sleep.
             assert!(eventually(|| processes_with(&format!("sleep {mark}"))
                 .iter()
                 .any(|l| l.starts_with("sleep"))));
@@ -221,9 +221,9 @@ fn signals_without_a_handler_end_the_command() {
     });
 }
 
-/// A command that ignores a signal keeps its network: pasta stays.
+/// Pasta keeps serving a command that ignores the signal.
 #[test]
-fn an_ignored_signal_ends_nothing() {
+fn an_ignored_signal_does_not_end_pasta() {
     let stage = Stage::new();
     let script = "trap '' TERM; echo ready; read line; echo $line; exit 3";
     let mut command = stage.pasta(User::Ordinary);
@@ -236,7 +236,7 @@ fn an_ignored_signal_ends_nothing() {
     assert_eq!(pasta.end().code(), Some(3));
 }
 
-/// behaviour §1.5.8: killed, pasta takes nothing with it.
+/// behaviour §1.5.8: a killed pasta does not end the command.
 #[test]
 fn the_command_survives_pasta() {
     let stage = Stage::new();
@@ -250,9 +250,9 @@ fn the_command_survives_pasta() {
     assert_eq!(pasta.line(), "done");
 }
 
-/// behaviour §1.5.9, R-3: children that were there before us, or come to us, are reaped, and do no harm.
+/// behaviour §1.5.9, R-3: pasta reaps children that it inherits from the caller, and continues.
 #[test]
-fn other_children_are_reaped_r3() {
+fn inherited_children_are_reaped_r3() {
     let stage = Stage::new();
     let script = format!(
         "for i in 1 2 3 4 5 6 7 8; do sleep 0.0$i & done; exec {} -- sh -c 'echo ready; read line; exit 4'",
@@ -274,9 +274,9 @@ fn other_children_are_reaped_r3() {
     assert_eq!(pasta.end().code(), Some(4));
 }
 
-/// behaviour §10.2: `--runas` is for pasta and command alike.
+/// behaviour §10.2: `--runas` applies to pasta and the command.
 #[test]
-fn the_command_runs_as_the_user_asked_for() {
+fn runas_applies_to_the_command() {
     if !User::Root.available() {
         return;
     }
@@ -294,9 +294,9 @@ fn the_command_runs_as_the_user_asked_for() {
     assert!(stderr(&output).contains("--runas"), "{output:?}");
 }
 
-/// behaviour §10.3: without a user namespace, this is for the privileged.
+/// behaviour §10.3: `--netns-only` needs privileges.
 #[test]
-fn spawning_without_a_user_namespace() {
+fn netns_only_needs_privileges() {
     let stage = Stage::new();
     User::each(|user| {
         let output = stage.run_script(user, &["--netns-only", "--config-net"], "readlink /proc/self/ns/user");
@@ -308,14 +308,14 @@ fn spawning_without_a_user_namespace() {
         let text = stdout(&output);
         let ours = std::fs::read_link("/proc/self/ns/user").unwrap();
         assert_eq!(text.trim() == ours.to_str().unwrap(), user == User::Root);
-        // The command's /proc did not come to be mounted in front of the host's.
+        // The mount of the command's /proc does not hide the host's.
         assert!(std::path::Path::new(&format!("/proc/{}/stat", std::process::id())).exists());
     });
 }
 
-/// Root without the capabilities to become another user is served as it is.
+/// Root without the capabilities to change its user starts, and stays root.
 #[test]
-fn root_without_capabilities_over_others() {
+fn root_without_setuid_capability_starts() {
     if !User::Root.available() {
         return;
     }

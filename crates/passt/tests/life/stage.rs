@@ -1,4 +1,4 @@
-//! Who runs pasta, from where, next to which namespaces.
+//! The harness of these tests: users, a working directory with the programs, guests and running processes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,26 +11,26 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How long something may take that happens at once on an idle machine.
+/// Bound of every wait. Generous, because test machines are slow and shared.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// An ordinary user's id; nobody needs to have it.
+/// The id of an ordinary user. No such account has to exist.
 const ORDINARY: &str = "23456";
 
-/// Who runs pasta.
+/// The user that runs pasta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum User {
     /// Root of the machine.
     Root,
-    /// Somebody with no privilege at all.
+    /// A user without any privilege.
     Ordinary,
-    /// Root of a user namespace that somebody ordinary made.
+    /// Root of a user namespace that an ordinary user made.
     RootOfNamespace,
 }
 
 impl User {
     pub(crate) const ALL: [Self; 3] = [Self::Root, Self::Ordinary, Self::RootOfNamespace];
 
-    /// Runs `test` as each user that can be had here, and says so of the others.
+    /// Runs `test` as each user that is available here, and reports the others as skipped.
     pub(crate) fn each(test: impl Fn(Self)) {
         Self::ALL.into_iter().filter(|user| user.available()).for_each(|user| {
             eprintln!("as {user:?}:");
@@ -38,8 +38,7 @@ impl User {
         });
     }
 
-    /// Likewise, with namespaces that the user made: but for root of a namespace, who would have to make them
-    /// from within.
+    /// Likewise, with a guest that the user made. Not as root of a namespace, which would have to make the guest inside it.
     pub(crate) fn each_with_guest(test: impl Fn(Self, Guest)) {
         [Self::Root, Self::Ordinary].into_iter().filter(|user| user.available()).for_each(|user| {
             eprintln!("as {user:?}:");
@@ -47,12 +46,12 @@ impl User {
         });
     }
 
-    /// Whether this user can be had here; says so if not.
+    /// Whether this user is available here. If not, the test counts as skipped.
     pub(crate) fn available(self) -> bool {
         let works = self.command("true").output().is_ok_and(|output| output.status.success());
         let works = works && (self != Self::Root || is_root());
         if !works {
-            skipped(&format!("user {self:?} can't be had here"));
+            skipped(&format!("user {self:?} is not available"));
         }
         works
     }
@@ -86,7 +85,7 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A directory that every user can work in, with a pasta that every user can run.
+/// A temporary directory that every user can write to, with programs that every user can execute.
 pub(crate) struct Stage {
     dir: TempDir,
 }
@@ -95,7 +94,8 @@ impl Stage {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("pasta-life-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        // Not by ourselves: a process that another test just starts would have the file open for writing.
+        // Another process copies it: if this one did, a child forked by another test could inherit the descriptor that is open
+        // for writing, and executing the file would fail with ETXTBSY.
         let mut install = Command::new("install");
         install.args(["-m", "755", env!("CARGO_BIN_EXE_pasta")]).arg(dir.path().join("pasta"));
         assert!(install.status().unwrap().success());
@@ -107,7 +107,7 @@ impl Stage {
         self.dir.path().join(name)
     }
 
-    /// Pasta, by `user`, with `args` to come.
+    /// A command that runs pasta as `user`, without arguments yet.
     pub(crate) fn pasta(&self, user: User) -> Command {
         self.program("pasta", user)
     }
@@ -118,7 +118,7 @@ impl Stage {
         command
     }
 
-    /// The same program under its other name.
+    /// A command that runs passt as `user`, without arguments yet.
     pub(crate) fn passt(&self, user: User) -> Command {
         self.program("passt", user)
     }
@@ -128,7 +128,7 @@ impl Stage {
         self.pasta(user).args(args).output().unwrap()
     }
 
-    /// Runs `script` in a namespace of its own, by the shell, to its end.
+    /// Runs the shell script `script` as pasta's command, to its end.
     pub(crate) fn run_script(&self, user: User, options: &[&str], script: &str) -> Output {
         self.pasta(user).args(options).args(["--", "sh", "-c", script]).output().unwrap()
     }
@@ -153,21 +153,21 @@ impl Stage {
     }
 }
 
-/// A pasta in the background, ended with this value.
+/// A pasta or passt in the background. Dropping the value kills it.
 pub(crate) struct Daemon {
     pub(crate) pid: i32,
     pub(crate) pid_file: PathBuf,
-    /// What its start had to say.
+    /// What its start printed.
     pub(crate) output: String,
 }
 
 impl Daemon {
-    /// The one that has just gone to the background, having written this file.
+    /// The process that has just gone to the background and written this PID file.
     pub(crate) fn of(pid_file: PathBuf) -> Self {
-        // Complete at this moment, not some time later (behaviour §1.3.1).
+        // The file must be complete when the start returns (behaviour §1.3.1).
         let text = fs::read_to_string(&pid_file).unwrap();
         let pid = text.strip_suffix('\n').unwrap().parse().unwrap();
-        assert!(lives(pid), "the process of the PID file is not there");
+        assert!(lives(pid), "the PID file names no running process");
         Self { pid, pid_file, output: String::new() }
     }
 
@@ -177,10 +177,10 @@ impl Daemon {
 
     /// Waits until it has ended.
     pub(crate) fn assert_ends(&self) {
-        assert!(eventually(|| !self.lives()), "pasta is still there");
+        assert!(eventually(|| !self.lives()), "pasta is still running");
     }
 
-    /// A line of its status file.
+    /// A field of `/proc/PID/status`.
     pub(crate) fn status(&self, field: &str) -> String {
         status(self.pid, field)
     }
@@ -198,14 +198,14 @@ impl Drop for Daemon {
     }
 }
 
-/// A process that does nothing in a network namespace, and mostly a user namespace, of its own.
+/// An idle process in a new network namespace and, unless root made it, a new user namespace.
 pub(crate) struct Guest {
     child: Child,
     stdin: Option<ChildStdin>,
 }
 
 impl Guest {
-    /// By `user`; with a user namespace unless it is made with privileges over the machine.
+    /// Made by `user`.
     pub(crate) fn new(user: User) -> Self {
         Self::within(user, &[])
     }
@@ -215,7 +215,7 @@ impl Guest {
         Self::within(user, &["unshare", "-U"])
     }
 
-    /// Its process is started by way of the command `enter`.
+    /// The command `enter` starts its process.
     fn within(user: User, enter: &[&str]) -> Self {
         let options = if user == User::Root { "-n" } else { "-Urn" };
         let mut command = user.command("unshare");
@@ -255,10 +255,10 @@ impl Drop for Guest {
     }
 }
 
-/// A pasta that we wait for, killed with this value.
+/// A pasta in the foreground. Dropping the value kills it.
 pub(crate) struct Running {
     child: Child,
-    /// Not the child's, which closes it when it is waited for.
+    /// Kept outside of `child`, because `Child::wait` closes its standard input.
     stdin: Option<ChildStdin>,
 }
 
@@ -292,16 +292,16 @@ impl Running {
         self.stdin.as_mut().unwrap().write_all(octets).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits until it has ended.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let ended = eventually(|| self.child.try_wait().unwrap().is_some());
         assert!(ended, "pasta is still running");
         let status = self.child.wait().unwrap();
-        assert_ne!(status.signal(), Some(31), "killed for a system call (SIGSYS)");
+        assert_ne!(status.signal(), Some(31), "killed by the seccomp filter (SIGSYS)");
         status
     }
 
-    /// What it wrote to standard error and nobody read yet; to be called after the end.
+    /// The rest of its standard error. Call it after the end.
     pub(crate) fn rest_of_errors(&mut self) -> String {
         let mut text = String::new();
         self.child.stderr.as_mut().unwrap().read_to_string(&mut text).unwrap();
@@ -316,7 +316,7 @@ impl Drop for Running {
     }
 }
 
-/// Reads a line, and no more than that.
+/// Reads one line, and not a byte more.
 fn line(from: &mut impl Read) -> String {
     let mut line = Vec::new();
     let mut octet = [0];
@@ -326,14 +326,14 @@ fn line(from: &mut impl Read) -> String {
     String::from_utf8(line).unwrap()
 }
 
-/// Whether the process is there, and not just waiting to be reaped.
+/// Whether the process runs. A zombie does not.
 pub(crate) fn lives(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| {
         !text.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"))
     })
 }
 
-/// A line of a process's status file.
+/// A field of a process's `/proc/PID/status`.
 pub(crate) fn status(pid: i32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t"));
@@ -356,7 +356,7 @@ pub(crate) fn processes_with(text: &str) -> Vec<String> {
     lines.filter(|(pid, line)| line.contains(text) && lives(*pid)).map(|(_, line)| line).collect()
 }
 
-/// Whether `condition` comes true within some time.
+/// Polls `condition`. True once it holds, false if it does not hold within [`PATIENCE`].
 pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     while !condition() {
@@ -377,8 +377,10 @@ pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Says on the real standard error, which tests can't capture, that this one was skipped. Where `CI` is set, nothing
-/// may be.
+/// Reports on the real standard error, which the test runner does not capture, that this test is skipped.
+///
+/// # Panics
+/// If `CI` is set: then no test may be skipped.
 #[track_caller]
 pub(crate) fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
@@ -386,7 +388,7 @@ pub(crate) fn skipped(why: &str) {
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
-/// A number that no other test of this machine has.
+/// A text that no other test on this machine uses.
 pub(crate) fn unique() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);

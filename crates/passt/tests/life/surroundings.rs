@@ -1,20 +1,20 @@
-//! Where it starts: machines and containers that lack something (behaviour §10.3).
+//! Starts on machines and in containers that lack something (behaviour §10.3).
 
 use std::process::Output;
 
 use crate::stage::{Stage, User, stderr};
 
-/// What becomes of a start.
+/// The result of a start.
 enum Outcome {
     /// The command has its network.
     Works,
-    /// Status 1, and a message with this in it.
+    /// Status 1, and a message that contains this text.
     Fails(&'static str),
 }
 
 use Outcome::{Fails, Works};
 
-/// Runs `$PASTA` by `script`, by the shell, below `unshare OPTIONS`.
+/// Runs the shell script `script`, which starts `$PASTA`, under `unshare OPTIONS`.
 fn start(stage: &Stage, user: User, options: &str, script: &str) -> Output {
     let pasta = stage.path("pasta").display().to_string();
     let mut command = user.command("unshare");
@@ -48,13 +48,13 @@ const NO_TUN: &str = "mount -t tmpfs none /dev/net; $PASTA";
 const OTHER_TUN: &str = "mount --bind /dev/null /dev/net/tun; $PASTA";
 const NO_PROC: &str = "mount -t tmpfs none /proc; $PASTA";
 const NO_DEV: &str = "mount -t tmpfs none /dev; $PASTA";
-/// A root without /tmp, which chroot(2) has led to: user namespaces can't be made from there.
+/// A root without /tmp, entered by chroot(2). The kernel refuses to create user namespaces in a chroot.
 const CHROOT: &str = "mount -t tmpfs none mnt; cd mnt; mkdir usr dev proc etc; \
     for d in usr dev proc etc; do mount --rbind /$d $d; done; ln -s usr/bin usr/lib usr/lib64 .; \
     cp ../pasta .; chroot . /pasta -q --config-net -I life0";
 
 #[test]
-fn of_root() {
+fn root_starts_where_the_machine_allows_it() {
     check(
         User::Root,
         "-m",
@@ -65,22 +65,22 @@ fn of_root() {
             (NO_PROC, Fails("/proc is not mounted")),
             (NO_DEV, Fails("/dev/null")),
             ("setpriv --no-new-privs $PASTA", Works),
-            // In name only, as in some containers.
+            // Root without any capability, as in some containers.
             ("setpriv --bounding-set=-all --inh-caps=-all $PASTA", Fails("uid_map")),
         ],
     );
 }
 
 #[test]
-fn of_root_in_another_root() {
+fn root_starts_in_a_chroot_without_a_user_namespace() {
     let in_chroot = format!("mkdir mnt; {CHROOT} --netns-only");
     let with_users = format!("mkdir mnt2; cd mnt2; mkdir mnt; cp ../pasta .; {CHROOT}");
     check(User::Root, "-m", &[(&in_chroot, Works), (&with_users, Fails("can't create namespaces"))]);
 }
 
-/// `unshare -Ur` and rootless containers: root of a user namespace stays who it is (behaviour §10.2).
+/// `unshare -Ur` and rootless containers: root of a user namespace keeps its user (behaviour §10.2).
 #[test]
-fn of_root_of_a_user_namespace() {
+fn root_of_a_user_namespace_starts_where_it_is_allowed() {
     check(
         User::Ordinary,
         "-Urm",
@@ -93,7 +93,7 @@ fn of_root_of_a_user_namespace() {
             ("setpriv --no-new-privs $PASTA", Works),
             ("echo 0 >/proc/sys/user/max_user_namespaces; $PASTA", Fails("/proc/sys/user")),
             ("echo 0 >/proc/sys/user/max_user_namespaces; $PASTA --netns-only", Works),
-            // The command's one is the last: Landlock steps in.
+            // The command's mount namespace is the last one allowed: pasta uses Landlock instead of its own.
             ("echo 2 >/proc/sys/user/max_mnt_namespaces; $PASTA --netns-only", Works),
         ],
     );

@@ -1,4 +1,4 @@
-//! Addresses, prefix lengths and mappings (behaviour §3.2, §3.3, §3.5), MTU.
+//! Addresses, prefix lengths, the_gateway_maps_to_the_host_by_default (behaviour §3.2, §3.3, §3.5) and MTU.
 
 use engine::addr::{V4, V6};
 use log::Level;
@@ -23,66 +23,81 @@ fn no_addresses() -> Host {
 }
 
 #[track_caller]
-fn gets4(host: Host, expected: &str) {
+fn assert_guest_gets4(host: Host, expected: &str) {
     let v4 = v4(&host, |_| ());
     assert_eq!(format!("{}/{}", v4.assigned, v4.prefix_len), expected);
 }
 
 #[track_caller]
-fn gets6(host: Host, expected: &str) {
+fn assert_guest_gets6(host: Host, expected: &str) {
     let assigned = v6(&host, |_| ()).assigned;
     assert_eq!(assigned.map(|address| address.to_string()).as_deref(), Some(expected));
 }
 
-/// §3.2, Q12: the rules by which one of several addresses is the guest's.
+/// behaviour §3.2, Q12: how the plan selects the guest's address among several.
 #[test]
-fn q12_address_for_the_guest() {
+fn the_best_address_is_the_guests() {
     let host = no_addresses;
-    gets4(host().address(2, "198.51.100.2/24"), "198.51.100.2/24");
-    gets4(host().address(2, "198.51.100.2/24").address(2, "198.51.100.99/32"), "198.51.100.2/24");
-    gets4(host().address(2, "198.51.100.99/32").address(2, "198.51.100.2/24"), "198.51.100.2/24");
-    gets4(host().address(2, "198.51.100.99/32"), "198.51.100.99/32");
+    assert_guest_gets4(host().address(2, "198.51.100.2/24"), "198.51.100.2/24");
+    assert_guest_gets4(
+        host().address(2, "198.51.100.2/24").address(2, "198.51.100.99/32"),
+        "198.51.100.2/24",
+    );
+    assert_guest_gets4(
+        host().address(2, "198.51.100.99/32").address(2, "198.51.100.2/24"),
+        "198.51.100.2/24",
+    );
+    assert_guest_gets4(host().address(2, "198.51.100.99/32"), "198.51.100.99/32");
     let secondary = AddressFlags::Secondary;
-    gets4(
+    assert_guest_gets4(
         host().address(2, "198.51.100.9/24").flag(secondary).address(2, "198.51.100.2/24"),
         "198.51.100.2/24",
     );
-    gets4(host().address(2, "10.0.0.2/28").address(2, "198.51.100.2/24"), "198.51.100.2/24");
-    gets4(host().address(2, "169.254.9.9/16").but(|a| a.scope = AddressScope::Link), "169.254.9.9/16");
-    gets4(
+    assert_guest_gets4(host().address(2, "10.0.0.2/28").address(2, "198.51.100.2/24"), "198.51.100.2/24");
+    assert_guest_gets4(
+        host().address(2, "169.254.9.9/16").but(|a| a.scope = AddressScope::Link),
+        "169.254.9.9/16",
+    );
+    assert_guest_gets4(
         host().address(2, "169.254.9.9/16").but(|a| a.scope = AddressScope::Link).address(2, "10.0.0.2/8"),
         "10.0.0.2/8",
     );
-    gets4(
+    assert_guest_gets4(
         host().link(3, "eth1").address(3, "198.51.100.3/24").address(2, "198.51.100.2/24"),
         "198.51.100.2/24",
     );
 }
 
-/// The host's own choice of source address counts.
+/// The preferred source of the host's default route is the guest's address.
 #[test]
-fn preferred_source_of_the_default_route() {
+fn the_preferred_source_of_the_default_route_wins() {
     let host = Host::bare()
         .link(2, "eth0")
         .route("0.0.0.0/0", &[(2, "198.51.100.1")])
         .route_but(|route| route.preferred_source = Some(p("203.0.113.7")))
         .address(2, "198.51.100.2/24")
         .address(2, "203.0.113.7/32");
-    gets4(host, "203.0.113.7/32");
+    assert_guest_gets4(host, "203.0.113.7/32");
 }
 
-/// the most specific network, where nothing else tells them apart.
+/// the address with the longest prefix, if all other rules are equal.
 #[test]
-fn longest_prefix_r22() {
-    gets4(no_addresses().address(2, "198.51.100.2/16").address(2, "198.51.100.3/24"), "198.51.100.3/24");
-    gets4(no_addresses().address(2, "198.51.100.2/24").address(2, "198.51.100.3/24"), "198.51.100.2/24");
+fn the_longest_prefix_wins_r22() {
+    assert_guest_gets4(
+        no_addresses().address(2, "198.51.100.2/16").address(2, "198.51.100.3/24"),
+        "198.51.100.3/24",
+    );
+    assert_guest_gets4(
+        no_addresses().address(2, "198.51.100.2/24").address(2, "198.51.100.3/24"),
+        "198.51.100.2/24",
+    );
 }
 
-/// §3.2: deprecated addresses are no choice.
+/// behaviour §3.2: the plan ignores deprecated addresses.
 #[test]
-fn deprecated_addresses() {
+fn deprecated_addresses_are_ignored() {
     let deprecated = AddressFlags::Deprecated;
-    gets4(
+    assert_guest_gets4(
         no_addresses().address(2, "198.51.100.2/24").flag(deprecated).address(2, "10.0.0.2/8"),
         "10.0.0.2/8",
     );
@@ -90,53 +105,59 @@ fn deprecated_addresses() {
     assert_eq!(pasta(&only, |_| ()).template4, None);
 }
 
-/// the local address of a point-to-point link.
+/// not the peer's.
 #[test]
-fn point_to_point_r21() {
+fn the_local_address_of_a_point_to_point_link_is_used_r21() {
     let host = no_addresses().address(2, "10.0.0.1/32").but(|a| a.peer = Some(p("10.0.0.2")));
-    gets4(host, "10.0.0.1/32");
+    assert_guest_gets4(host, "10.0.0.1/32");
 }
 
-/// a template needs no MAC address.
+/// a template interface can lack a MAC address.
 #[test]
-fn template_without_mac_r33() {
+fn a_template_needs_no_mac_address_r33() {
     let mut host = no_addresses().address(2, "10.0.0.1/24");
     host.0.links.iter_mut().for_each(|link| link.mac = None);
-    gets4(host, "10.0.0.1/24");
+    assert_guest_gets4(host, "10.0.0.1/24");
 }
 
-/// §3.2, R-23: the IPv6 address has a scope wider than the link.
+/// behaviour §3.2, R-23: the guest's IPv6 address has a wider scope than link-local.
 #[test]
-fn ipv6_address_for_the_guest_r23() {
+fn the_best_global_ipv6_address_is_the_guests_r23() {
     let host = || no_addresses().address(2, "fe80::2/64");
-    gets6(host().address(2, "2001:db8::2/64"), "2001:db8::2");
-    gets6(host().address(2, "fec0::2/64").but(|a| a.scope = AddressScope::Site), "fec0::2");
-    gets6(host().address(2, "fd00::2/64").address(2, "2001:db8::2/64"), "2001:db8::2");
-    gets6(host().address(2, "fd00::2/64"), "fd00::2");
-    gets6(host().address(2, "2001:db8::99/128").address(2, "2001:db8::2/64"), "2001:db8::2");
-    gets6(host().address(2, "2001:db8::99/128"), "2001:db8::99");
+    assert_guest_gets6(host().address(2, "2001:db8::2/64"), "2001:db8::2");
+    assert_guest_gets6(host().address(2, "fec0::2/64").but(|a| a.scope = AddressScope::Site), "fec0::2");
+    assert_guest_gets6(host().address(2, "fd00::2/64").address(2, "2001:db8::2/64"), "2001:db8::2");
+    assert_guest_gets6(host().address(2, "fd00::2/64"), "fd00::2");
+    assert_guest_gets6(host().address(2, "2001:db8::99/128").address(2, "2001:db8::2/64"), "2001:db8::2");
+    assert_guest_gets6(host().address(2, "2001:db8::99/128"), "2001:db8::99");
     let temporary = AddressFlags::Secondary;
-    gets6(host().address(2, "2001:db8::f00/64").flag(temporary).address(2, "2001:db8::2/64"), "2001:db8::2");
+    assert_guest_gets6(
+        host().address(2, "2001:db8::f00/64").flag(temporary).address(2, "2001:db8::2/64"),
+        "2001:db8::2",
+    );
     let failed = AddressFlags::Dadfailed;
-    gets6(host().address(2, "2001:db8::f00/64").flag(failed).address(2, "2001:db8::2/64"), "2001:db8::2");
+    assert_guest_gets6(
+        host().address(2, "2001:db8::f00/64").flag(failed).address(2, "2001:db8::2/64"),
+        "2001:db8::2",
+    );
 }
 
-/// §3.2: a template for IPv6 needs an address and a link-local address, its own or the gateway's.
+/// behaviour §3.2: the link-local address can be the interface's own or the gateway's.
 #[test]
-fn ipv6_needs_link_local_and_more() {
+fn an_ipv6_template_needs_global_and_link_local_addresses() {
     let template = |host: &Host| pasta(host, |_| ()).template6.is_some();
-    assert!(!template(&no_addresses().address(2, "fe80::2/64")), "nothing wider than the link");
+    assert!(!template(&no_addresses().address(2, "fe80::2/64")), "only a link-local address");
     assert!(template(&no_addresses().address(2, "2001:db8::2/64")), "the gateway's link-local address");
     let global_gateway = Host::bare().link(2, "eth0").route("::/0", &[(2, "2001:db8::1")]);
     assert!(!template(&global_gateway.clone().address(2, "2001:db8::2/64")));
     assert!(template(&global_gateway.address(2, "2001:db8::2/64").address(2, "fe80::2/64")));
 }
 
-/// §3.2: our own link-local address.
+/// behaviour §3.2: our own link-local address.
 #[test]
-fn our_link_local() {
+fn our_link_local_address_is_the_gateways_or_the_hosts() {
     let ours = |host: &Host, change: fn(&mut Config)| v6(host, change).our_link_local.to_string();
-    assert_eq!(ours(&Host::usual(), |_| ()), "fe80::2", "the host's, the gateway has none");
+    assert_eq!(ours(&Host::usual(), |_| ()), "fe80::2", "the host's, because the gateway has none");
     let host = no_addresses().address(2, "2001:db8::2/64").address(2, "fe80::2/64");
     assert_eq!(ours(&host, |_| ()), "fe80::1", "the gateway's");
     assert_eq!(ours(&host, |config| config.v6.gateway = Some(p("fe80::77"))), "fe80::77");
@@ -144,9 +165,9 @@ fn our_link_local() {
     assert_eq!(ours(&Host::bare(), |_| ()), "fe80::1", "local mode");
 }
 
-/// §2.2, §3.2: the prefix length for the guest.
+/// behaviour §2.2, §3.2: the prefix length for the guest.
 #[test]
-fn prefix_length() {
+fn the_prefix_length_follows_the_address() {
     let host = Host::usual().address(2, "198.51.100.130/26");
     let length = |change: fn(&mut Config)| v4(&host, change).prefix_len;
     assert_eq!(length(|config| config.v4.prefix_len = Some(9)), 9);
@@ -162,9 +183,9 @@ fn prefix_length() {
     assert_eq!(length(given), 30);
 }
 
-/// §5.1, §5.2: what maps to the host.
+/// behaviour §5.1, §5.2: the addresses that map to the host.
 #[test]
-fn mappings() {
+fn the_gateway_maps_to_the_host_by_default() {
     let host = Host::usual();
     let plan = v4(&host, |_| ());
     assert_eq!(
@@ -192,9 +213,9 @@ fn mappings() {
     assert_eq!(plan.assigned, Some(p("2001:db8:1::77")));
 }
 
-/// §3.5.
+/// behaviour §3.5.
 #[test]
-fn local_mode() {
+fn local_mode_has_fixed_addresses() {
     let plan = v4(&Host::bare(), |_| ());
     assert_eq!((plan.assigned, plan.prefix_len), (p("169.254.2.1"), 16));
     assert_eq!((plan.our_address, plan.map_host_loopback), (Some(p("169.254.2.2")), Some(p("169.254.2.2"))));
@@ -203,7 +224,7 @@ fn local_mode() {
     assert_eq!((plan.map_host_loopback, plan.outbound_scope), (Some(p("fe80::1")), 0));
 }
 
-/// options of one family leave the other alone.
+/// options of one family do not change the other.
 #[test]
 fn families_are_independent_r31() {
     let plan = pasta(&Host::usual(), |config| {
@@ -216,9 +237,9 @@ fn families_are_independent_r31() {
     assert!(family.copied);
 }
 
-/// §2.2, Q18: small MTUs are warned about, and zero isn't one.
+/// behaviour §2.2, Q18: an MTU below the minimum of a family causes a warning; 0 does not.
 #[test]
-fn q18_mtu() {
+fn an_mtu_below_the_minimum_is_reported() {
     let mtu = |mtu, change: fn(&mut Config)| {
         pasta(&Host::usual(), |config| {
             config.mtu = mtu;

@@ -1,4 +1,4 @@
-//! Facts about imaginary hosts, written down in few words.
+//! A builder of facts about imaginary hosts.
 
 use std::{net::IpAddr, time::SystemTime};
 
@@ -15,7 +15,7 @@ use super::p;
 pub(crate) struct Host(pub(crate) Facts);
 
 impl Host {
-    /// Nothing but lo.
+    /// A host with only lo.
     pub(crate) fn bare() -> Self {
         Self(Facts {
             links: vec![Link {
@@ -35,7 +35,7 @@ impl Host {
         .address(1, "::1/128")
     }
 
-    /// `eth0`, index 2, in both families, with gateways and nothing else.
+    /// A host with only `eth0`, index 2: addresses and a gateway in both families.
     pub(crate) fn usual() -> Self {
         Self::bare()
             .link(2, "eth0")
@@ -55,7 +55,7 @@ impl Host {
         self
     }
 
-    /// An address with the scope that the kernel gives it.
+    /// Adds an address, with the scope that the kernel gives it.
     pub(crate) fn address(mut self, interface: u32, address: &str) -> Self {
         let (local, prefix_len) = address.split_once('/').unwrap();
         let local: IpAddr = p(local);
@@ -77,18 +77,18 @@ impl Host {
         self
     }
 
-    /// Changes the address added last.
+    /// Changes the last address.
     pub(crate) fn but(mut self, change: impl FnOnce(&mut Address)) -> Self {
         change(self.0.addresses.last_mut().unwrap());
         self
     }
 
-    /// Adds flags to the address added last.
+    /// Adds flags to the last address.
     pub(crate) fn flag(self, flags: AddressFlags) -> Self {
         self.but(|address| address.flags |= flags)
     }
 
-    /// A route through hops, each an interface and a gateway (or nothing).
+    /// Adds a route through hops, each an interface and a gateway (an empty text for none).
     pub(crate) fn route(mut self, destination: &str, hops: &[(u32, &str)]) -> Self {
         let hop = |(interface, gateway): &(u32, &str)| NextHop {
             interface: *interface,
@@ -112,7 +112,7 @@ impl Host {
         self
     }
 
-    /// The route that the kernel makes with an address.
+    /// Adds a route as the kernel makes it for an address.
     pub(crate) fn on_link(self, destination: &str, interface: u32) -> Self {
         self.route(destination, &[(interface, "")]).route_but(|route| {
             route.protocol = RouteProtocol::Kernel;
@@ -124,13 +124,13 @@ impl Host {
         })
     }
 
-    /// Changes the route added last.
+    /// Changes the last route.
     pub(crate) fn route_but(mut self, change: impl FnOnce(&mut Route)) -> Self {
         change(self.0.routes.last_mut().unwrap());
         self
     }
 
-    /// What resolv.conf says.
+    /// Sets the contents of resolv.conf.
     pub(crate) fn resolv_conf(mut self, text: &str) -> Self {
         self.0.resolver = Resolver::parse(text.as_bytes());
         self

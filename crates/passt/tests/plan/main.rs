@@ -1,5 +1,5 @@
-//! Plans from hand-made facts: one test per rule of behaviour §3 and per regression of behaviour §14.2 that concerns it.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "this is all test code, helpers included")]
+//! Plans from hand-made facts: one test per rule of behaviour §3, and per regression of behaviour §14.2 about it.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "all of this is test code")]
 
 mod addresses;
 mod host;
@@ -38,7 +38,7 @@ fn passt(host: &Host, change: impl FnOnce(&mut Config)) -> Plan {
     plan::plan(&config, &host.0).expect("a plan")
 }
 
-/// An address or whatever else can be written down.
+/// Parses a value, mostly an address.
 fn p<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
@@ -48,7 +48,7 @@ fn texts<A: Into<IpAddr> + Copy>(addresses: &[A]) -> Vec<String> {
     addresses.iter().map(|address| (*address).into().to_string()).collect()
 }
 
-/// What a user sees of the notes by default.
+/// The notes that the user sees at the default log level.
 fn notes(plan: &Plan) -> Vec<(Level, &str)> {
     plan.notes.iter().filter(|n| n.level <= Level::Info).map(|n| (n.level, &n.text[..])).collect()
 }

@@ -1,4 +1,4 @@
-//! What is set up in the namespace (behaviour §3.6).
+//! The set-up of the guest's namespace (behaviour §3.6).
 
 use engine::forward::Bypass;
 use passt::{
@@ -28,9 +28,9 @@ fn routes(routes: &[Route]) -> Vec<String> {
     routes.iter().map(|route| format!("{}{}", route.destination, via(route))).collect()
 }
 
-/// §3.6, §3.5: the name of the interface.
+/// behaviour §3.6, §3.5: the name of the interface.
 #[test]
-fn interface_names() {
+fn the_interface_is_named_like_its_template() {
     let name = |host: &Host, change: fn(&mut Config)| namespace(host, change).ifname;
     assert_eq!(name(&Host::usual(), |_| ()), "eth0");
     assert_eq!(name(&Host::usual(), |config| config.pasta.ns_ifname = Some(p("guest0"))), "guest0");
@@ -44,11 +44,15 @@ fn interface_names() {
     let both = six.link(2, "eth4").address(2, "192.0.2.2/24").route("0.0.0.0/0", &[(2, "192.0.2.1")]);
     assert_eq!(name(&both, |_| ()), "eth4");
     let on_lo = Host::bare().address(1, "10.0.0.1/32");
-    assert_eq!(name(&on_lo, |config| config.interface = Some(p("lo"))), "tap0", "there is a lo already");
+    assert_eq!(
+        name(&on_lo, |config| config.interface = Some(p("lo"))),
+        "tap0",
+        "the namespace has a lo already"
+    );
 }
 
 #[test]
-fn properties_of_the_interface() {
+fn options_set_mac_mtu_and_queue_length() {
     let plan = namespace(&Host::usual(), |_| ());
     assert_eq!((plan.mac, plan.tx_queue_len), (None, TX_QUEUE_LEN));
     let mac = Some(Mac([2, 0, 0, 0, 0, 9]));
@@ -58,16 +62,16 @@ fn properties_of_the_interface() {
     assert_eq!(interface(&Host::usual(), |config| config.mtu = Some(0)).mtu, None);
 }
 
-/// The kernel has no IPv6 on interfaces with a smaller MTU than 1280.
+/// The kernel disables IPv6 on interfaces with an MTU below 1280.
 #[test]
-fn mtu_too_small_for_ipv6() {
+fn an_mtu_too_small_for_ipv6_disables_it() {
     let plan = interface(&Host::usual(), |config| config.mtu = Some(1000));
     assert!(plan.v4.is_some() && plan.v6.is_none());
     assert!(interface(&Host::usual(), |config| config.mtu = Some(0)).v6.is_some());
 }
 
 #[test]
-fn only_what_was_asked_for() {
+fn options_disable_parts_of_the_set_up() {
     assert_eq!(namespace(&Host::usual(), |config| config.pasta.config_net = false).interface, None);
     assert!(pasta(&Host::usual(), |config| config.splice = Bypass::Only).namespace.is_none());
     assert!(plan(&Config::new(Mode::Passt), &Host::usual().0).unwrap().namespace.is_none());
@@ -75,9 +79,9 @@ fn only_what_was_asked_for() {
     assert!(interface(&Host::usual(), |config| config.v4.enabled = false).v4.is_none());
 }
 
-/// §3.6: which addresses are copied, and how.
+/// behaviour §3.6: which addresses are copied, and with which flags.
 #[test]
-fn copied_addresses() {
+fn addresses_are_copied_by_scope_and_flags() {
     let host = Host::usual()
         .address(2, "198.51.100.9/24")
         .flag(AddressFlags::Secondary)
@@ -111,9 +115,9 @@ fn copied_addresses() {
     assert!(v6.iter().all(|address| address.flags == AddressFlags::Nodad), "R-30");
 }
 
-/// §3.6: the single address of -a, or of --no-copy-addrs.
+/// behaviour §3.6: the single address of -a, or of --no-copy-addrs.
 #[test]
-fn single_addresses() {
+fn options_reduce_the_addresses_to_one() {
     let host = Host::usual().address(2, "198.51.100.9/24").address(2, "2001:db8:1::3/64");
     let plan = interface(&host, |config| {
         config.v4.address = Some(p("172.20.0.9"));
@@ -133,9 +137,9 @@ fn single_addresses() {
     assert_eq!((addresses(&v6), v6[0].scope), (vec!["fe80::7/64".into()], AddressScope::Link));
 }
 
-/// An address that isn't copied by the rule is better than none.
+/// An address that the rules would skip is copied if the interface has no other.
 #[test]
-fn link_scope_address_as_the_only_one() {
+fn a_link_scope_address_is_copied_if_it_is_the_only_one() {
     let host = Host::bare()
         .link(2, "eth0")
         .address(2, "169.254.9.9/16")
@@ -144,9 +148,9 @@ fn link_scope_address_as_the_only_one() {
     assert_eq!(addresses(&interface(&host, |_| ()).v4.unwrap().addresses), ["169.254.9.9/16"]);
 }
 
-/// §3.6, R-26: which routes are copied. Those that the kernel makes with the addresses aren't.
+/// behaviour §3.6, R-26: which routes are copied. Not those that the kernel makes for the addresses.
 #[test]
-fn copied_routes_r26() {
+fn routes_of_the_template_are_copied_r26() {
     let host = Host::usual()
         .route("10.0.0.0/8", &[(2, "198.51.100.5")])
         .route("10.1.0.0/16", &[(3, "203.0.113.5")])
@@ -173,9 +177,9 @@ fn copied_routes_r26() {
     assert_eq!(routes(&v6.routes), ["::/0 via 2001:db8:1::1", "2001:db8:9::/48 via fe80::9"]);
 }
 
-/// §3.6: a guest with the host's addresses prefers the same source as the host does, as far as it has it.
+/// behaviour §3.6: a copied route keeps its preferred source if the guest has that address.
 #[test]
-fn preferred_sources_of_copied_routes() {
+fn preferred_sources_are_kept_if_the_guest_has_them() {
     let host = Host::usual()
         .address(2, "203.0.113.9/24")
         .address(2, "2001:db8:1::9/64")
@@ -196,9 +200,9 @@ fn preferred_sources_of_copied_routes() {
     assert_eq!(other, [None, None]);
 }
 
-/// §3.6: no connected route twice, and none lost.
+/// behaviour §3.6: a connected route is copied exactly if the kernel does not make it for an address.
 #[test]
-fn connected_routes() {
+fn connected_routes_are_copied_once() {
     let connected = |host: Host| {
         let plan = interface(&host, |_| ());
         let mut all = routes(&plan.v4.unwrap().routes);
@@ -221,22 +225,22 @@ fn connected_routes() {
     assert_eq!(connected(by_ra), ["2001:db8:2::/64"]);
 }
 
-/// With another address than the host's, the host's network has to be copied.
+/// If the guest has another address than the host, the kernel does not make the route to the host's network.
 #[test]
-fn connected_route_of_another_address() {
+fn the_hosts_network_is_reachable_from_another_address() {
     let plan = interface(&Host::usual(), |config| config.v4.address = Some(p("172.20.0.9")));
     assert_eq!(routes(&plan.v4.unwrap().routes), ["0.0.0.0/0 via 198.51.100.1", "198.51.100.0/24"]);
 }
 
-/// §3.6: -g and --no-copy-routes leave a default route only.
+/// behaviour §3.6: with `-g` or `--no-copy-routes`, the guest has only a default route.
 #[test]
-fn default_route_only() {
+fn options_reduce_the_routes_to_a_default_route() {
     let host = Host::usual().route("10.0.0.0/8", &[(2, "198.51.100.5")]);
     let plan = interface(&host, |config| config.v4.gateway = Some(p("198.51.100.77")));
     let v4 = plan.v4.unwrap();
     assert_eq!((routes(&v4.routes), v4.copied), (vec!["0.0.0.0/0 via 198.51.100.77".into()], false));
     assert_eq!(v4.routes[0].protocol, RouteProtocol::Boot);
-    assert!(!v4.routes[0].next_hops[0].onlink, "a wrong gateway has to be told");
+    assert!(!v4.routes[0].next_hops[0].onlink, "the kernel must be able to refuse a wrong gateway");
     assert!(plan.v6.unwrap().copied, "R-31");
 
     let plan = interface(&host, |config| config.v6.copy_routes = false);
@@ -248,9 +252,9 @@ fn default_route_only() {
     assert_eq!(routes(&plan.v4.unwrap().routes), [""; 0]);
 }
 
-/// §3.5.
+/// behaviour §3.5.
 #[test]
-fn local_mode() {
+fn local_mode_has_a_default_route_to_us() {
     let plan = interface(&Host::bare(), |_| ());
     let (v4, v6) = (plan.v4.unwrap(), plan.v6.unwrap());
     assert_eq!(addresses(&v4.addresses), ["169.254.2.1/16"]);
@@ -262,5 +266,5 @@ fn local_mode() {
     let plan = interface(&Host::bare(), |config| config.v4.address = Some(p("10.0.0.7")));
     let v4 = plan.v4.unwrap();
     assert_eq!(addresses(&v4.addresses), ["10.0.0.7/8"]);
-    assert!(v4.routes[0].next_hops[0].onlink, "our address is there, whatever the guest's is");
+    assert!(v4.routes[0].next_hops[0].onlink, "our address is on the link, whatever the guest's is");
 }

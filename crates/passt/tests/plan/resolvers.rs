@@ -6,7 +6,7 @@ use passt::plan::set_resolvers;
 
 use super::{Host, notes, p, passt, pasta, texts};
 
-/// Advertised servers, matched address and the servers behind it.
+/// Advertised servers, the address whose queries are forwarded, and the servers they are forwarded to.
 type Chosen = (Vec<String>, Option<String>, Vec<String>);
 
 fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
@@ -32,10 +32,10 @@ fn no_mapping(config: &mut Config) {
 }
 
 #[test]
-fn servers_outside_are_advertised_as_they_are() {
+fn external_servers_are_advertised_unchanged() {
     let host =
         Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver 192.0.2.54");
-    // All of them are asked, in the order of the file.
+    // Queries are forwarded to all of them, in the order of the file.
     let all = "192.0.2.53 2001:db8::53 192.0.2.54";
     assert_eq!(v4(&host, |_| ()), expected(&["192.0.2.53", "192.0.2.54"], "", all));
     assert_eq!(v6(&host, |_| ()), expected(&["2001:db8::53"], "", all));
@@ -43,9 +43,9 @@ fn servers_outside_are_advertised_as_they_are() {
     assert_eq!(v4(&host, forward), expected(&["192.0.2.53", "192.0.2.54"], "169.254.1.1", all));
 }
 
-/// §3.4.5, the four cases of a resolver on the host's loopback; the last is R-35.
+/// behaviour §3.4.5: the four cases of a resolver on the host's loopback. R-35 is the last one.
 #[test]
-fn loopback_resolver_r35() {
+fn a_loopback_resolver_is_reached_by_a_mapped_address_r35() {
     let host = Host::usual().resolv_conf("nameserver 127.0.0.53\nnameserver ::1");
     assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "127.0.0.53 ::1"));
     assert_eq!(v6(&host, |_| ()), expected(&["2001:db8:1::1"], "2001:db8:1::1", "127.0.0.53 ::1"));
@@ -68,9 +68,9 @@ fn loopback_resolver_r35() {
     assert_eq!(v6(&host, podman), expected(&["fd00::1"], "fd00::1", "127.0.0.53 ::1"));
 }
 
-/// R-36: the gateway is the resolver; queries to it must not end at the host's loopback.
+/// R-36: queries to a gateway that is the resolver must not go to the host's loopback.
 #[test]
-fn gateway_is_the_resolver_r36() {
+fn a_gateway_that_is_the_resolver_is_asked_itself_r36() {
     let host = Host::usual().resolv_conf("nameserver 198.51.100.1\nnameserver 2001:db8:1::1");
     const ALL: &str = "198.51.100.1 2001:db8:1::1";
     assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", ALL));
@@ -82,18 +82,18 @@ fn gateway_is_the_resolver_r36() {
     assert_eq!(v4(&host, mapped), expected(&["198.51.100.1"], "", ALL));
 }
 
-/// A resolver at the host's own address is the guest's own address, too.
+/// The guest can't reach a resolver at the address that it shares with the host.
 #[test]
-fn resolver_at_the_hosts_own_address() {
+fn a_resolver_at_the_hosts_own_address_is_mapped() {
     let host = Host::usual().resolv_conf("nameserver 198.51.100.2");
     assert_eq!(v4(&host, |_| ()), expected(&["198.51.100.1"], "198.51.100.1", "198.51.100.2"));
     let other = |config: &mut Config| config.v4.address = Some(p("10.0.0.7"));
     assert_eq!(v4(&host, other), expected(&["198.51.100.2"], "", "198.51.100.2"));
 }
 
-/// Q23: one address once.
+/// Q23: each address is advertised once.
 #[test]
-fn q23_no_duplicates() {
+fn duplicate_servers_are_advertised_once() {
     let host = Host::usual().resolv_conf(
         "nameserver 127.0.0.53\nnameserver 198.51.100.1\nnameserver 127.0.0.1\nnameserver 192.0.2.1\nnameserver 192.0.2.1",
     );
@@ -107,9 +107,9 @@ fn q23_no_duplicates() {
     );
 }
 
-/// §3.4.3.
+/// behaviour §3.4.3.
 #[test]
-fn three_servers_at_most() {
+fn at_most_three_servers_are_advertised() {
     let text: String =
         (1..=9).map(|n| format!("nameserver 192.0.2.{n}\nnameserver 2001:db8::{n}\n")).collect();
     let host = Host::usual().resolv_conf(&text);
@@ -117,16 +117,16 @@ fn three_servers_at_most() {
     assert_eq!(v6(&host, |_| ()).0, ["2001:db8::1", "2001:db8::2", "2001:db8::3"]);
 }
 
-/// §3.4.1, §3.4.6: given servers are advertised verbatim, and replace those of the file in their family only.
+/// behaviour §3.4.1, §3.4.6: servers given by `--dns` are advertised verbatim, and replace those of the file in their family only.
 #[test]
-fn given_servers() {
+fn servers_given_by_option_replace_those_of_the_file() {
     let host = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53");
     let given = |config: &mut Config| config.v4.dns = vec![p("127.0.0.1"), p("198.51.100.1")];
     assert_eq!(v4(&host, given), expected(&["127.0.0.1", "198.51.100.1"], "", "192.0.2.53 2001:db8::53"));
     assert_eq!(v6(&host, given).0, ["2001:db8::53"]);
 }
 
-/// §3.4.4: questions cross families, so servers of either family are enough, and the guest is told of the way to them.
+/// behaviour §3.4.4: queries cross families, so servers of one family are enough, and the forwarding address is advertised.
 #[test]
 fn servers_of_one_family_serve_both() {
     let host = Host::usual().resolv_conf("nameserver 2001:db8::53");
@@ -137,14 +137,14 @@ fn servers_of_one_family_serve_both() {
     assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "2001:db8::53"));
     assert_eq!(v6(&host, forward), expected(&["2001:db8::53"], "fd00::1", "2001:db8::53"));
     assert_eq!(v4(&host, |_| ()), expected(&[], "", "2001:db8::53"));
-    // Without IPv6 in the guest, too.
+    // Also without IPv6 in the guest.
     let v4_only = |config: &mut Config| {
         forward(config);
         config.v6.enabled = false;
     };
     assert_eq!(v4(&host, v4_only), expected(&["169.254.1.1"], "169.254.1.1", "2001:db8::53"));
     assert_eq!(notes(&pasta(&host, v4_only)), []);
-    // `--dns-host` of one family serves both, and is all there is.
+    // `--dns-host` of one family serves both, and replaces the servers of the file.
     let given = |config: &mut Config| {
         forward(config);
         config.v6.dns_host = Some(p("2001:db8::99"));
@@ -161,9 +161,9 @@ fn servers_of_one_family_serve_both() {
     );
 }
 
-/// §2.2: --dns-host wins over the file's first server, --dns none over all of it.
+/// behaviour §2.2: `--dns-host` replaces the file's servers for forwarding; `--dns none` disables advertising.
 #[test]
-fn dns_host_and_none() {
+fn dns_host_and_dns_none_override_the_file() {
     let host = Host::usual().resolv_conf("nameserver 127.0.0.53");
     let dns_host = |config: &mut Config| {
         config.v4.dns_forward = Some(p("169.254.1.1"));
@@ -181,9 +181,9 @@ const NO_SERVER: (Level, &str) = (Level::Warn, "Couldn't get any nameserver addr
 const NO_DHCP: (Level, &str) = (Level::Warn, "No IPv4 nameserver available for DHCP");
 const NO_NDP: (Level, &str) = (Level::Warn, "No IPv6 nameserver available for NDP/DHCPv6");
 
-/// §3.4.7.
+/// behaviour §3.4.7.
 #[test]
-fn warnings_about_missing_servers() {
+fn missing_servers_are_reported() {
     let none = Host::usual();
     let both = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53");
     assert_eq!(notes(&passt(&none, |_| ())), [NO_SERVER, NO_DHCP, NO_NDP]);
@@ -196,9 +196,9 @@ fn warnings_about_missing_servers() {
     assert_eq!(notes(&passt(&loopback, no_mapping)), [NO_DHCP, NO_NDP]);
 }
 
-/// R-35: no warning about what nobody asked for.
+/// R-35: no warning about servers that would not be advertised anyway.
 #[test]
-fn no_spurious_warnings_r35() {
+fn unused_servers_are_not_reported_r35() {
     let none = Host::usual();
     assert_eq!(notes(&pasta(&none, |_| ())), [], "pasta advertises nothing by default");
     let quiet = |config: &mut Config| {
@@ -212,14 +212,14 @@ fn no_spurious_warnings_r35() {
         config.v6.dns = vec![p("2001:db8::53")];
     };
     assert_eq!(notes(&passt(&none, given)), []);
-    // Forwarding to nowhere is worth a word.
+    // A forwarding address without a server to forward to is reported.
     let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
     assert_eq!(notes(&pasta(&none, forward)), [NO_SERVER]);
 }
 
-/// §3.4.3, §2.2.
+/// behaviour §3.4.3, §2.2.
 #[test]
-fn search_lists() {
+fn search_lists_are_limited_or_replaced() {
     let host = Host::usual().resolv_conf("search a b c d e f g");
     let search = |change: fn(&mut Config)| passt(&host, change).settings.services.search;
     assert_eq!(search(|_| ()), ["a", "b", "c", "d", "e"]);
@@ -227,9 +227,9 @@ fn search_lists() {
     assert_eq!(search(|config| config.search = Search::List(vec!["x".into()])), ["x"]);
 }
 
-/// What changes with resolv.conf is what a plan made now would say, and nothing else.
+/// After a change of resolv.conf, the settings equal those of a new plan.
 #[test]
-fn recomputed_like_planned() {
+fn a_changed_resolv_conf_gives_the_settings_of_a_new_plan() {
     let files = [
         "nameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch a b c d e f",
         "nameserver 127.0.0.53\nnameserver ::1",
@@ -258,9 +258,9 @@ fn recomputed_like_planned() {
     }
 }
 
-/// What was given by hand follows nothing, and nothing has to be watched for it.
+/// resolv.conf need not be watched if its servers are not used.
 #[test]
-fn followed_only_where_it_matters() {
+fn resolv_conf_is_watched_only_if_it_is_used() {
     let host = Host::usual().resolv_conf("nameserver 192.0.2.53");
     let follows = |change: fn(&mut Config)| {
         let mut config = Config::new(Mode::Pasta);
@@ -268,7 +268,7 @@ fn followed_only_where_it_matters() {
         change(&mut config);
         pasta(&host, change).follows_resolvers(&config)
     };
-    assert!(follows(|_| ()), "a new server may be the gateway");
+    assert!(follows(|_| ()), "a new server may equal the gateway");
     assert!(!follows(no_mapping));
     let forward = |config: &mut Config| {
         no_mapping(config);

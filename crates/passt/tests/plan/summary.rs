@@ -1,9 +1,9 @@
-//! The startup dump (behaviour §1.8).
+//! The summary at the start (behaviour §1.8).
 
 use super::{Host, p, passt, pasta};
 
 #[test]
-fn both_families() {
+fn the_summary_shows_both_families() {
     let host = Host::usual()
         .resolv_conf("nameserver 127.0.0.53\nnameserver 2001:db8::53\nsearch a.example b.example");
     let plan = passt(&host, |config| {
@@ -43,7 +43,7 @@ fn both_families() {
 }
 
 #[test]
-fn local_mode_in_a_namespace() {
+fn the_summary_shows_local_mode() {
     let plan = pasta(&Host::bare(), |config| config.no_dhcp = true);
     assert_eq!(
         plan.summary(),
@@ -60,9 +60,9 @@ fn local_mode_in_a_namespace() {
     );
 }
 
-/// masks of every length.
+/// masks of every prefix length, 0 and 32 included.
 #[test]
-fn masks_r41() {
+fn the_summary_shows_masks_of_every_length_r41() {
     for (length, mask) in [
         (0, "0.0.0.0"),
         (1, "128.0.0.0"),

@@ -1,4 +1,4 @@
-//! Which interface serves as a template, and its gateway (behaviour §3.1, §3.3).
+//! Selection of the template interface and its gateway (behaviour §3.1, §3.3).
 
 use engine::forward::Bypass;
 use log::Level;
@@ -33,13 +33,13 @@ fn two_interfaces() -> Host {
         .address(3, "fe80::3/64")
 }
 
-/// §3.1.2.
+/// behaviour §3.1.2: further default routes cause a note.
 #[test]
-fn first_default_route_wins() {
+fn the_first_default_route_selects_the_template() {
     let host =
         two_interfaces().route("0.0.0.0/0", &[(3, "203.0.113.1")]).route("::/0", &[(2, "2001:db8:1::1")]);
     let plan = pasta(&host, |_| ());
-    assert_eq!(names(&plan), [Some("eth1"), Some("eth0")], "each family has its own");
+    assert_eq!(names(&plan), [Some("eth1"), Some("eth0")], "each family selects its own");
     assert_eq!(notes(&plan), []);
 
     let plan = pasta(&host.route("0.0.0.0/0", &[(2, "198.51.100.1")]), |_| ());
@@ -47,9 +47,9 @@ fn first_default_route_wins() {
     assert_eq!(notes(&plan), [(Level::Info, "Multiple default IPv4 routes, picked first")]);
 }
 
-/// without a default route, the first interface with a route.
+/// without a default route, the first interface that has any route.
 #[test]
-fn no_default_route_r19() {
+fn without_a_default_route_the_first_route_selects_the_template_r19() {
     let host = two_interfaces().on_link("203.0.113.0/24", 3).on_link("2001:db8:2::/64", 3);
     let plan = pasta(&host, |_| ());
     assert_eq!(names(&plan), [Some("eth1"), Some("eth1")]);
@@ -60,7 +60,7 @@ fn no_default_route_r19() {
     assert_eq!(notes(&plan), [(Level::Info, "Multiple interfaces with IPv4 routes, picked first")]);
 }
 
-/// a route to a link-local prefix doesn't make a template.
+/// an interface with only link-local routes is no template.
 #[test]
 fn link_local_routes_are_skipped_r19() {
     let host =
@@ -69,10 +69,10 @@ fn link_local_routes_are_skipped_r19() {
     let host = host.on_link("198.51.100.0/24", 2).on_link("2001:db8:1::/64", 2);
     assert_eq!(names(&pasta(&host, |_| ())), [Some("eth0"), Some("eth0")]);
     let wider = two_interfaces().on_link("169.0.0.0/8", 3);
-    assert_eq!(names(&pasta(&wider, |_| ()))[0], Some("eth1"), "wider than link-local");
+    assert_eq!(names(&pasta(&wider, |_| ()))[0], Some("eth1"), "a prefix wider than link-local counts");
 }
 
-/// any-IP routes on lo.
+/// lo can have routes to whole networks (any-IP).
 #[test]
 fn routes_on_lo_are_skipped_r18() {
     let host = two_interfaces()
@@ -95,9 +95,9 @@ fn routes_of_interfaces_that_are_gone_are_skipped() {
     assert_eq!(gateway4(&plan).as_deref(), Some("203.0.113.1"));
 }
 
-/// a multipath default route.
+/// the interface of the first hop, and its gateway with the greatest weight.
 #[test]
-fn multipath_r20() {
+fn the_gateway_of_a_multipath_route_has_the_greatest_weight_r20() {
     let hops = [(2, "198.51.100.1"), (2, "198.51.100.7"), (2, "198.51.100.8"), (3, "203.0.113.1")];
     let host = |weights: [u32; 4]| {
         two_interfaces().route("0.0.0.0/0", &hops).route_but(|route| {
@@ -116,17 +116,17 @@ fn multipath_r20() {
     }
 }
 
-/// §3.3: the first default route that has a gateway.
+/// behaviour §3.3: the gateway of the first default route that has one.
 #[test]
-fn gateway_of_a_later_default_route() {
+fn a_later_default_route_can_name_the_gateway() {
     let host = two_interfaces().route("0.0.0.0/0", &[(2, "")]).route("0.0.0.0/0", &[(2, "198.51.100.1")]);
     assert_eq!(gateway4(&pasta(&host, |_| ())).as_deref(), Some("198.51.100.1"));
 }
 
-/// no gateway, no DHCP server, no mapping of the host's loopback. Nor has a gateway of the other family a name
-/// that the guest could use.
+/// without a gateway, no DHCP server and no mapping of the host's loopback. An IPv6 gateway of an IPv4 route does not
+/// count, because the guest has no IPv4 address for it.
 #[test]
-fn no_gateway_r34() {
+fn without_a_gateway_the_host_is_not_mapped_r34() {
     for via in ["", "fe80::1"] {
         let plan = pasta(&two_interfaces().route("0.0.0.0/0", &[(2, via)]), |_| ());
         let v4 = plan.settings.v4.as_ref().unwrap();
@@ -135,9 +135,9 @@ fn no_gateway_r34() {
     }
 }
 
-/// Routes for some sources or traffic classes only aren't default routes.
+/// A route that applies to some sources only is no default route.
 #[test]
-fn partial_default_routes_are_none() {
+fn source_specific_routes_are_no_default_routes() {
     let host = two_interfaces()
         .route("::/0", &[(3, "fe80::9")])
         .route_but(|route| route.source = Some(p("2001:db8:2::/64")))
@@ -145,9 +145,9 @@ fn partial_default_routes_are_none() {
     assert_eq!(names(&pasta(&host, |_| ()))[1], Some("eth0"));
 }
 
-/// §3.1.1: -i is for both families; --outbound-if4 then only binds.
+/// behaviour §3.1.1: `-i` applies to both families; `--outbound-if4` then only binds sockets.
 #[test]
-fn interface_option() {
+fn the_interface_option_selects_the_template() {
     let host = Host::usual().link(3, "eth1").address(3, "203.0.113.2/24").address(3, "2001:db8:2::2/64");
     let host = host.address(3, "fe80::3/64");
     let plan = pasta(&host, |config| {
@@ -158,12 +158,16 @@ fn interface_option() {
     assert_eq!(names(&plan), [Some("eth1"), Some("eth1")]);
     assert_eq!(gateway4(&plan), None);
     assert_eq!(plan.outbound4.interface.as_deref(), Some("eth0"));
-    assert_eq!(plan.settings.v6.unwrap().outbound_scope, 2, "where the sockets are bound");
+    assert_eq!(
+        plan.settings.v6.unwrap().outbound_scope,
+        2,
+        "the scope is the interface that sockets are bound to"
+    );
 }
 
-/// §3.1.1: without -i, --outbound-if4 and -if6 name the templates of their families.
+/// behaviour §3.1.1: without `-i`, `--outbound-if4` and `--outbound-if6` name the templates of their families.
 #[test]
-fn outbound_interface_is_the_template() {
+fn the_outbound_interface_selects_the_template() {
     let host = Host::usual().link(3, "eth1").address(3, "203.0.113.2/24");
     let plan = pasta(&host, |config| config.v4.outbound_if = Some(p("eth1")));
     assert_eq!(names(&plan), [Some("eth1"), Some("eth0")]);
@@ -172,9 +176,9 @@ fn outbound_interface_is_the_template() {
     assert_eq!(plan.settings.v6.unwrap().outbound_scope, 2);
 }
 
-/// §2.2, Q11: a name that isn't an interface's is an error, needed or not.
+/// behaviour §2.2, Q11: a name that no interface has is an error, even if the option has no effect.
 #[test]
-fn q11_unknown_interfaces() {
+fn unknown_interfaces_are_errors() {
     let host = Host::usual();
     let error = |option, plan: Result<Plan, Error>| {
         let error = plan.unwrap_err();
@@ -192,9 +196,9 @@ fn q11_unknown_interfaces() {
     );
 }
 
-/// §2.2: an outbound interface without a usable address is an error, unless the address is given.
+/// behaviour §2.2: an outbound interface without a usable address is an error, unless the address is given.
 #[test]
-fn unusable_outbound_interface() {
+fn an_outbound_interface_needs_a_usable_address() {
     let host = Host::usual().link(3, "eth1");
     let error = try_pasta(&host, |config| config.v4.outbound_if = Some(p("eth1"))).unwrap_err();
     assert_eq!(
@@ -208,9 +212,9 @@ fn unusable_outbound_interface() {
     assert_eq!(names(&plan)[0], Some("eth1"));
 }
 
-/// §3.1.3: no usable address, local mode.
+/// behaviour §3.1.3: a template without a usable address.
 #[test]
-fn interface_without_addresses() {
+fn an_interface_without_addresses_gives_local_mode() {
     let plan = pasta(&Host::usual().link(3, "eth1"), |config| config.interface = Some(p("eth1")));
     assert_eq!(names(&plan), [None, None]);
     assert_eq!(notes(&plan), [LOCAL_V4, LOCAL_V6]);
@@ -218,9 +222,9 @@ fn interface_without_addresses() {
     assert_eq!(names(&plan), [None, None]);
 }
 
-/// §3.5: nothing at all; families that are excluded aren't mentioned.
+/// behaviour §3.5: disabled families are not mentioned.
 #[test]
-fn no_interface() {
+fn a_host_without_interfaces_gives_local_mode() {
     let plan = pasta(&Host::bare(), |_| ());
     assert_eq!((names(&plan), notes(&plan)), ([None, None], vec![LOCAL_V4, LOCAL_V6]));
     let plan = pasta(&Host::bare(), |config| config.v6.enabled = false);
@@ -233,9 +237,9 @@ fn no_interface() {
     assert_eq!((names(&plan), notes(&plan)), ([None, Some("eth0")], vec![]));
 }
 
-/// §3.1.4, R-32: no IPv6 on the host is no reason to complain, unless nothing else is wanted.
+/// behaviour §3.1.4, R-32: a host without IPv6 disables the family silently. It is an error only with `-6`.
 #[test]
-fn host_without_ipv6_r32() {
+fn a_host_without_ipv6_disables_it_silently_r32() {
     let host = Host::usual().without_ipv6();
     let plan = pasta(&host, |_| ());
     assert_eq!((names(&plan), notes(&plan)), ([Some("eth0"), None], vec![]));
@@ -249,9 +253,9 @@ fn host_without_ipv6_r32() {
     assert_eq!(error, Error::NoIpv6);
 }
 
-/// §2.2: --splice-only has no template.
+/// behaviour §2.2: `--splice-only` needs no interface.
 #[test]
-fn splice_only() {
+fn splice_only_has_no_template() {
     let plan = pasta(&Host::usual(), |config| config.splice = Bypass::Only);
     assert_eq!((names(&plan), notes(&plan)), ([None, None], vec![]));
     assert!(plan.namespace.is_none() && !plan.settings.services.icmp);
