@@ -15,6 +15,8 @@ mod miri;
 mod reach;
 mod source;
 mod support;
+#[cfg(test)]
+mod walks;
 
 use std::io::Write;
 use std::path::PathBuf;
