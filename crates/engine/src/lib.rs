@@ -71,7 +71,7 @@
 //! # use std::time::Duration;
 //! # let v4 = V4 {
 //! #     assigned: [192, 0, 2, 2].into(), prefix_len: 24, our_address: Some([192, 0, 2, 1].into()),
-//! #     map_host_loopback: None, map_guest_address: None, dns_match: None, dns_servers: vec![], pinned: false, dns: vec![],
+//! #     map_host_loopback: None, map_guest_address: None, dns_forward: None, dns_servers: vec![], pinned: false, dns: vec![],
 //! # };
 //! # let services = Services {
 //! #     tcp: true, udp: true, icmp: true, multicast: false, dhcp: true, dhcpv6: true, ndp: true, ra: true,
