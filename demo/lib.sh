@@ -1,5 +1,5 @@
 # Common to the demonstrations; source it. A host (192.0.2.10, 2001:db8:1::10), a peer (192.0.2.1 and ::1, also
-# 198.51.100.7 behind that), and pasta as an ordinary user of the host.
+# 198.51.100.7 beyond it), and pasta as an ordinary user of the host.
 # shellcheck shell=bash disable=SC2034,SC2317
 set -u
 : "${PASTA:?PASTA=path of the program}"

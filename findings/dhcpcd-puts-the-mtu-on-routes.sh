@@ -2,9 +2,9 @@
 # dhcpcd puts the MTU that DHCP names on its routes, above the MTU of the interface, and Linux then sends packets that
 # the link cannot carry.
 #
-# Option 26 leaves the interface's MTU as it is. The routes get `mtu 9000` on a link of 1500 bytes, and ip_dst_mtu takes
-# a route's value without a look at the device: a datagram of 3000 bytes leaves as one packet, not as fragments, and the
-# link drops it. For the MTU of a router advertisement dhcpcd does look: "advertised MTU is greater than link MTU".
+# Option 26 leaves the interface's MTU as it is. The routes get `mtu 9000` on a link of 1500 bytes, and the kernel uses
+# a route's value without checking the device: a datagram of 3000 bytes leaves as one packet, not as fragments, and the
+# link drops it. For the MTU of a router advertisement dhcpcd does check: "advertised MTU is greater than link MTU".
 #
 # Seen with dhcpcd-base 9.4.1-24~deb12u5, dnsmasq-base 2.90-4~deb12u2, Linux 6.18:
 #   the link's MTU: 1500
@@ -12,8 +12,8 @@
 #   ping with 3000 bytes over dhcpcd's route: lost
 #   ping with 3000 bytes over the same route without its MTU: answered
 #
-# For passt-rs: what we advertise is used for frames whatever the guest's interface says. A link of ours has to take
-# frames as long as the MTU that we advertise, and longer than the guest's interface has.
+# For passt-rs: the guest may send frames of the advertised MTU even if its interface has a smaller one. Each link has to
+# take frames up to the advertised MTU.
 set -u
 cannot() { echo "cannot try it here: $*"; exit 77; }
 

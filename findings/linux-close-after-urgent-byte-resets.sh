@@ -1,11 +1,11 @@
 #!/bin/bash
 # Linux TCP: a server that has received its client's urgent byte by recv(MSG_OOB), answers, and closes, ends the
-# connection by a reset.
+# connection with a reset.
 #
 # recv(MSG_OOB) copies the byte, but leaves it in the receive queue. close(2) finds a byte there that was never read, and
-# for that sends RST in place of FIN (RFC 2525 §2.17). What of the answer has not arrived by then is lost, and the client
-# reads ECONNRESET where it expects the end. One plain read before the close, which returns EAGAIN because there is
-# nothing, takes the byte off the queue, and the end is orderly. With SO_OOBINLINE it is in any case.
+# so sends RST instead of FIN (RFC 2525 §2.17). The part of the answer that has not arrived by then is lost, and the client
+# reads ECONNRESET where it expects the end. One plain read before the close, which returns EAGAIN because there is no
+# data, removes the byte from the queue, and the close is orderly. With SO_OOBINLINE it always is.
 #
 # Seen with Linux 6.18:
 #   MSG_OOB: received b'!', the client gets b'answer', then ECONNRESET

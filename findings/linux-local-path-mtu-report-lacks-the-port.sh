@@ -7,7 +7,7 @@
 # - IPv4, unconnected socket: the address is there, the port is 0. IPv6: the port is there.
 # - An IPv6 ping socket: the port is 32768, which is type and code of the echo request (128, 0).
 # - A train (UDP_SEGMENT) whose pieces are too long: EMSGSIZE, and no entry at all, so the MTU is not known.
-# A program that serves several peers by one socket can't tell by the entry whose path it was.
+# A program that serves several peers by one socket can't find out from the entry whose path it was.
 #
 # Seen with Linux 6.18:
 #   IPv4: EMSGSIZE, port 0, MTU 1400

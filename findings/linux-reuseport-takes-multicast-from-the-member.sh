@@ -5,9 +5,9 @@
 # A multicast datagram is for every socket that is bound to its port and is a member of its group. A socket that is bound
 # to the group, is no member, and has IP_MULTICAST_ALL off gets none (ip(7)). That holds with SO_REUSEADDR. With
 # SO_REUSEPORT it does not: where the kernel finds a single member, it takes the shortcut for unicast, and that chooses among
-# all sockets with the same address, port and user by a hash of the datagram's source and destination. So a program that
-# sends from the port by a second socket of its own stops to hear about half of the group, always from the same senders.
-# With two members, all is well: the shortcut is not taken.
+# all sockets with the same address, port and user by a hash of the datagram's source and destination. So if a program
+# sends from the port by a second socket, it no longer receives about half of the datagrams, always of the same senders.
+# With two members the shortcut is not taken, and both receive everything.
 #
 # Seen with Linux 6.18, 40 senders, numbers vary between runs:
 #   SO_REUSEADDR: the member hears 40, the other socket 0

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Linux: who leaves a source-specific multicast membership never sends a leave.
+# Linux: the end of a source-specific multicast membership is never reported as a leave.
 #
 # IP_ADD_SOURCE_MEMBERSHIP makes the kernel report ALLOW_NEW_SOURCES (type 5). When the only such membership ends, one
 # would expect what ends an ordinary membership: a record CHANGE_TO_INCLUDE without sources (type 3). The kernel sends

@@ -2,8 +2,8 @@
 # Linux TCP: splice(2) never passes an urgent byte, with or without SO_OOBINLINE, and after the peer's FIN it returns 0
 # there, as at the end of the stream, although bytes follow. And without SO_OOBINLINE, SO_PEEK_OFF loses count.
 #
-# tcp(7) says that a read stops at the urgent byte, which sounds as if the next call went on. read(2) and recv(2) do.
-# splice(2) returns EAGAIN at the mark for ever, on a socket that poll(2) reports readable. A proxy that copies by splice
+# tcp(7) says that a read stops at the urgent byte, which sounds as if the next call would continue. read(2) and recv(2) do.
+# splice(2) returns EAGAIN at the mark for ever, on a socket that poll(2) reports as readable. A proxy that copies by splice
 # stalls; if the peer has also closed, it passes on an orderly end and loses the rest. FIONREAD still counts the bytes.
 # A proxy that looks ahead with MSG_PEEK and SO_PEEK_OFF, without SO_OOBINLINE, is shown one byte twice: the urgent byte
 # is skipped in what is copied, and the offset moves by what was copied.

@@ -2,9 +2,9 @@
 # Linux TCP: how much a socket knows of its peer's traffic class (DSCP) differs between IPv4 and IPv6, and between the
 # side that connected and the one that accepted.
 #
-# With IP_RECVTOS, getsockopt(IP_PKTOPTIONS) gives the TOS of the SYN that an accepted IPv4 socket came by, for ever,
-# whatever the peer sends by later. A socket that connected has no value: it reads zero, also if the peer's SYN,ACK and
-# data have another. With IPV6_RECVTCLASS, getsockopt(IPV6_2292PKTOPTIONS) gives the class of the newest segment, on both
+# With IP_RECVTOS, getsockopt(IP_PKTOPTIONS) always gives the TOS of the SYN of an accepted IPv4 socket, whatever the
+# peer sends later. A socket that connected has no value: it reads zero, even if the peer's SYN,ACK and
+# data have another one. With IPV6_RECVTCLASS, getsockopt(IPV6_2292PKTOPTIONS) gives the class of the newest segment, on both
 # sides, and the kernel keeps a copy of each segment for it. recvmsg(2) gives neither for TCP.
 #
 # Seen with Linux 6.18 (the peer's classes are 0x48, then 0x88):

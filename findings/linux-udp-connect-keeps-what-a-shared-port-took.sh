@@ -1,14 +1,14 @@
 #!/bin/bash
-# Linux UDP: a socket that shares a port only to send takes a datagram of the other's, and connect(2) does not give it
-# back.
+# Linux UDP: a socket that shares a port only to send receives datagrams of the other socket, and connect(2) does not return
+# them.
 #
-# Programs that speak to a multicast group share its port by SO_REUSEADDR (mDNS: 5353). Who wants just to send from such a
-# port would bind a second socket to it and connect that to the group: from then on it receives only from the group's
-# address, and nobody sends from there. But of the sockets that share a port, unicast goes to the one that was bound last.
-# So between bind(2) and connect(2) the new socket gets what was meant for the other program. connect(2) does not drop what
-# is queued: the datagram is lost for the other program, and is still readable at a socket "connected" to somebody else.
+# Programs that speak to a multicast group share its port by SO_REUSEADDR (mDNS: 5353). A program that only sends from such a
+# port might bind a second socket to it and connect that to the group: from then on it receives only from the group's
+# address, which is never a source. But of the sockets that share a port, unicast goes to the one that was bound last.
+# So between bind(2) and connect(2) the new socket gets the other program's datagrams. connect(2) does not drop what is
+# queued: the datagram is lost for the other program, and is still readable at a socket "connected" to another address.
 #
-# A socket that is bound to the group itself never takes unicast. It may send all the same: the source is the interface's
+# A socket that is bound to the group itself never takes unicast. It can still send: the source is the interface's
 # address, not the group's. It still gets a copy of the group's datagrams, although it has joined nothing, unless
 # IP_MULTICAST_ALL is off (ip(7)).
 #

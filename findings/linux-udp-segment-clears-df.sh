@@ -5,7 +5,7 @@
 # path's MTU, and sets the don't-fragment flag otherwise. Each datagram of a train fits the MTU, and nothing is
 # fragmented. But the kernel compares the length of the whole train with the MTU, and clears the flag in all of them. So a
 # program that learns the path's MTU by its packets (QUIC) loses the flag the moment it uses UDP_SEGMENT: a router on the
-# way fragments what it should have refused. With IP_PMTUDISC_DO or IP_PMTUDISC_PROBE the flag stays.
+# path fragments what it should have refused. With IP_PMTUDISC_DO or IP_PMTUDISC_PROBE the flag stays.
 #
 # Seen with Linux 6.18 (datagrams of up to 1200 bytes, MTU 1500; the flag of all packets):
 #   WANT, alone: DF

@@ -1,18 +1,18 @@
 #!/bin/bash
-# A UDP socket can return payload that is corrupt by the sender's standards: a VXLAN datagram of another namespace of the
-# same machine, whose inner TCP or UDP checksum nobody has computed.
+# A UDP socket can return payload with a wrong inner checksum: a VXLAN datagram of another namespace of the same machine,
+# whose inner TCP or UDP checksum was never computed.
 #
 # The kernel leaves a checksum to the device (CHECKSUM_PARTIAL). In a tunnel it leaves the inner one, and a veth accepts
 # that, since the receiving kernel knows that it need not verify. A tunnel device at the other end passes the mark on.
-# A socket cannot: it returns the payload with an inner checksum that covers the pseudo-header alone, and neither a flag
-# nor a control message says so. Over a real network card the same bytes are complete. Inner ICMP is always complete, so
+# A socket cannot: it returns the payload with an inner checksum that covers only the pseudo-header, and neither a flag nor a
+# control message says so. Over a real network card the same bytes are complete. Inner ICMP is always complete, so
 # ping works. Without checksum offload on the tunnel device (ethtool -K vx0 tx-checksum-ip-generic off) all are complete.
 #
 # Seen with Linux 6.18:
 #   offload on: inner ICMP complete, inner UDP open, inner TCP open
 #   offload off: inner ICMP complete, inner UDP complete, inner TCP complete
 #
-# For passt-rs: what its sockets return is carried as it is, so the guest drops such packets. The guide says what to do at
+# For passt-rs: it forwards what its sockets return unchanged, so the guest drops such packets. The guide says what to do at
 # the other end. In the other direction the guest's kernel marks its frames (VIRTIO_NET_HDR_F_NEEDS_CSUM with csum_start
 # inside the payload), and the checksum is completed.
 set -u

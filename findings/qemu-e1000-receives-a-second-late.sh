@@ -2,16 +2,16 @@
 # QEMU's e1000 passes no frame to the guest for one second after the driver has enabled the receiver: firmware gets no
 # DHCP offer in that time, however fast the server.
 #
-# U-Boot enables the receiver, sends its first DHCPDISCOVER at once and repeats it after growing intervals. Each has its
-# offer, but all offers wait in QEMU: U-Boot needs several broadcasts, for each command that uses the network. With
-# virtio-net the first one is enough. A capture at the server looks as if the client ignores offers. (U-Boot's figures of
-# time run fast here. In the capture there is one second between the first DHCPDISCOVER and the DHCPREQUEST.)
+# U-Boot enables the receiver, sends its first DHCPDISCOVER at once and repeats it after growing intervals. Each gets an
+# offer, but all offers wait in QEMU: U-Boot needs several broadcasts for each command that uses the network. With
+# virtio-net the first one is enough. A capture at the server looks as if the client ignores offers. (U-Boot's times
+# run fast here. In the capture there is one second between the first DHCPDISCOVER and the DHCPREQUEST.)
 #
 # Seen with QEMU 10.0.2, U-Boot 2023.01+dfsg-2+deb12u3, and QEMU's own DHCP server (-netdev user):
 #   e1000: 4 broadcasts, then: DHCP client bound to address 10.0.2.15 (2588 ms)
 #   virtio-net-pci: 1 broadcasts, then: DHCP client bound to address 10.0.2.15 (122 ms)
 #
-# For passt-rs: answers that come within microseconds are not used, and are not to be held back or repeated for that.
+# For passt-rs: the guest does not get replies that arrive within microseconds. This is no reason to delay or repeat them.
 # Measure the start of firmware with virtio-net.
 set -u
 cannot() { echo "cannot try it here: $*"; exit 77; }

@@ -1,10 +1,10 @@
 #!/bin/bash
 # QEMU that is started with more vhost-user queues than the back-end has does not end with an error. It prints one,
-# closes the connection and opens the next at once, without end and without a pause.
+# closes the connection, and opens the next one at once, forever and without a pause.
 #
-# The maximum of the back-end (VHOST_USER_GET_QUEUE_NUM) cannot change between two attempts, but for QEMU this is one
-# more reason why the connection is not ready. To the back-end it is thousands of clients in a second that each ask for
-# features and the number of queues, and leave before they set up anything.
+# The maximum of the back-end (VHOST_USER_GET_QUEUE_NUM) cannot change between two attempts, but QEMU treats this
+# like any other connection that is not ready. The back-end sees thousands of clients in a second. Each asks for features and
+# the number of queues, and disconnects before it sets up anything.
 #
 # Seen with QEMU 10.0.2, a back-end that offers 2 pairs of queues, and queues=3:
 #   QEMU: you are asking more queues than supported: 2
@@ -72,7 +72,7 @@ qemu-system-x86_64 -display none -nodefaults -S -m 64 \
     -chardev socket,id=char,path=socket -netdev vhost-user,id=net,chardev=char,queues=3 \
     -device virtio-net-pci,netdev=net,mq=on,vectors=8 >qemu 2>&1 &
 machine=$!
-sleep 3 # the subject is time: does it end, or go on
+sleep 3 # the subject is time: does it end, or continue
 runs=no
 kill -0 $machine 2>/dev/null && runs=yes
 echo "QEMU: $(grep -o 'you are asking.*' qemu | head -n 1)"
