@@ -23,7 +23,7 @@ use engine::context::World;
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::{
-    Errno, Host, NoSocket, Outbound, QueuedError, Readiness, Received, SocketError, UdpSocket,
+    Errno, ErrorQueue, Host, NoSocket, Outbound, QueuedError, Readiness, Received, SocketError, UdpSocket,
 };
 use engine::link::{Full, Layout, Link, Slot};
 use engine::memory::Plain;
@@ -96,6 +96,16 @@ struct Socket {
     keeps_port: bool,
 }
 
+impl ErrorQueue for Socket {
+    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
+        None
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.socket.take_error().ok().flatten().map(errno)
+    }
+}
+
 impl UdpSocket for Socket {
     type Memory = Plain;
 
@@ -123,14 +133,6 @@ impl UdpSocket for Socket {
 
     fn keeps_port(&self) -> bool {
         self.keeps_port
-    }
-
-    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
-        None
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        self.socket.take_error().ok().flatten().map(errno)
     }
 }
 

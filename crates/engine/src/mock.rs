@@ -22,7 +22,8 @@ use crate::{
     flow::FlowId,
     forward::spec::Direction,
     host::{
-        Errno, Host, NoSocket, Outbound, PingSocket, QueuedError, Received, Request, SocketError, UdpSocket,
+        Errno, ErrorQueue, Host, NoSocket, Outbound, PingSocket, QueuedError, Received, Request, SocketError,
+        UdpSocket,
     },
     link::{Full, Layout, Link, Slot},
     memory::Plain,
@@ -134,6 +135,16 @@ pub(crate) fn received(from: &str) -> Received {
     }
 }
 
+impl ErrorQueue for Socket {
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        self.pull_error(quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.0.borrow_mut().pending.take()
+    }
+}
+
 impl UdpSocket for Socket {
     type Memory = Plain;
 
@@ -155,14 +166,6 @@ impl UdpSocket for Socket {
 
     fn keeps_port(&self) -> bool {
         !self.0.borrow().port_replaced
-    }
-
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
-        self.pull_error(quote)
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        self.0.borrow_mut().pending.take()
     }
 }
 
@@ -186,14 +189,6 @@ impl PingSocket for Socket {
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
         self.pull(buffer)
-    }
-
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
-        self.pull_error(quote)
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        self.0.borrow_mut().pending.take()
     }
 }
 

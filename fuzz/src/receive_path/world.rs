@@ -12,7 +12,8 @@ use engine::{
     flow::{Endpoints, FlowId, Kind},
     forward::spec::Direction,
     host::{
-        Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
+        Errno, ErrorQueue, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError,
+        TcpSocket, UdpSocket,
     },
     memory::Plain,
 };
@@ -255,6 +256,16 @@ impl MailboxSocket {
     }
 }
 
+impl ErrorQueue for MailboxSocket {
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        self.fetch_error(quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.0.borrow_mut().error.take().map(Errno)
+    }
+}
+
 impl UdpSocket for MailboxSocket {
     type Memory = Plain;
 
@@ -271,14 +282,6 @@ impl UdpSocket for MailboxSocket {
     fn keeps_port(&self) -> bool {
         false
     }
-
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
-        self.fetch_error(quote)
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        self.0.borrow_mut().error.take().map(Errno)
-    }
 }
 
 impl PingSocket for MailboxSocket {
@@ -290,14 +293,6 @@ impl PingSocket for MailboxSocket {
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
         self.fetch(buffer)
-    }
-
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
-        self.fetch_error(quote)
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        self.0.borrow_mut().error.take().map(Errno)
     }
 }
 

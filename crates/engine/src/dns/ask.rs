@@ -16,7 +16,7 @@ use super::{
 use crate::{
     context::{Context, UdpOf, World},
     flow::FlowId,
-    host::{Errno, Host, Outbound, QueuedError, Report, SocketError, UdpSocket},
+    host::{self, Errno, Host, Outbound, QueuedError, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     memory::PayloadOf,
     timer::Timers,
@@ -268,21 +268,19 @@ impl<W: World> Dns<W> {
                 dont_fragment: false,
             },
         );
-        let mut result = asked.io.send(&outbound);
-        if matches!(result, Err(SocketError::Failed(_))) {
-            // Perhaps the error of an earlier datagram: the kernel reports it once.
-            take_errors(&mut asked.io);
-            result = asked.io.send(&outbound);
-        }
-        asked.waits = !matches!(result, Err(SocketError::Failed(_)));
-        match result {
-            Ok(()) => true,
-            // It is lost, as a datagram may be.
-            Err(SocketError::WouldBlock) => {
+        let drop_errors = |io: &mut UdpOf<W>| {
+            drain(io, |_| {});
+            None
+        };
+        let sent = host::send(&mut asked.io, |io| io.send(&outbound), drop_errors);
+        asked.waits = !matches!(sent, SendResult::Refused(..));
+        match sent {
+            SendResult::Sent => true,
+            SendResult::Full => {
                 self.counters.not_sent += 1;
                 true
             }
-            Err(SocketError::Failed(errno)) => {
+            SendResult::Refused(errno, _) => {
                 self.counters.not_sent += 1;
                 self.note_failure(id, server, errno, cx);
                 false
@@ -339,7 +337,7 @@ impl<W: World> Dns<W> {
             let source =
                 if is_of_the_server(report, v4) { remote } else { icmp::router(cx.settings, remote) };
             let quoted = &exchange.question;
-            icmp::tell(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);
+            icmp::send_error(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);
         }
     }
 
@@ -349,12 +347,14 @@ impl<W: World> Dns<W> {
         let to_v4 = exchange.key.endpoints.guest.is_ipv4();
         let Some(asked) = exchange.asked.get_mut(index) else { return };
         let server = asked.server;
-        let failures = take_errors(&mut asked.io).into_iter().filter(|error| {
+        let mut last = None;
+        drain(&mut asked.io, |error| {
             let about = (error.destination.ip(), error.destination.port());
-            about == (server.ip(), server.port())
+            let report = error.report.filter(|report| !report.is_too_big(server.is_ipv4()));
+            if about == (server.ip(), server.port()) {
+                last = report.or(last);
+            }
         });
-        let mut reports = failures.filter_map(|error| error.report);
-        let last = reports.rfind(|report| !report.is_too_big(server.is_ipv4()));
         let (Some(report), true) = (last, asked.waits) else { return };
         asked.waits = false;
         exchange.error = report.translated(server.is_ipv4(), to_v4).or(exchange.error);
@@ -413,16 +413,9 @@ impl<W: World> Dns<W> {
     }
 }
 
-/// Takes all errors of a socket, and leaves it without any.
-fn take_errors(io: &mut impl UdpSocket) -> Vec<QueuedError> {
-    let mut quote = [0; 1];
-    let errors: Vec<QueuedError> =
-        core::iter::from_fn(|| io.take_queued_error(&mut quote)).take(MOST_ERRORS).collect();
-    if errors.is_empty() {
-        // Without an entry in the queue, a pending error would be reported for ever.
-        let _cleared = io.take_error();
-    }
-    errors
+/// Takes the errors of a socket. See [`host::drain`].
+fn drain(io: &mut impl UdpSocket, mut on_error: impl FnMut(&QueuedError)) {
+    host::drain(io, &mut [0; 1], MOST_ERRORS, |error, _| on_error(error));
 }
 
 /// Whether it is the server that says this, and not a router: that nothing listens at its port.

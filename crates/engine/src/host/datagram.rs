@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use super::{Errno, SocketError};
+use super::{ErrorQueue, SocketError};
 use crate::memory::{Memory, PayloadOf};
 
 /// A datagram, or with a segment size a train of them, to be sent.
@@ -46,7 +46,7 @@ pub struct Received {
 }
 
 /// An unconnected, non-blocking datagram socket.
-pub trait UdpSocket {
+pub trait UdpSocket: ErrorQueue {
     /// Where the payload of frames lies.
     type Memory: Memory;
 
@@ -65,39 +65,4 @@ pub trait UdpSocket {
 
     /// Whether the socket has the port that was asked for when it was opened.
     fn keeps_port(&self) -> bool;
-
-    /// Takes an entry of the error queue, with the first bytes of the payload that met the error.
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
-
-    /// Clears a pending error that has no entry in the queue.
-    fn take_error(&mut self) -> Option<Errno>;
-}
-
-/// An entry of a socket's error queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueuedError {
-    /// To whom the datagram had been sent; the port is zero for ping.
-    pub destination: SocketAddr,
-    /// Local address that the error was sent to, if known.
-    pub local: Option<IpAddr>,
-    /// The ICMP message that reported it, of the destination's family; none for other errors of the host's own.
-    pub report: Option<Report>,
-    /// The host has refused the datagram that was to be sent, as it exceeds the path's MTU: `report` says so in a router's
-    /// words. The port of `destination` may be missing.
-    pub refused: bool,
-    /// Who sent the ICMP message, if known.
-    pub offender: Option<IpAddr>,
-    /// How many bytes of what was sent are known.
-    pub quoted: usize,
-}
-
-/// What an ICMP error message says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Type.
-    pub kind: u8,
-    /// Code.
-    pub code: u8,
-    /// MTU in bytes, for "fragmentation needed" and "packet too big"; offset in bytes, for ICMPv6 "parameter problem".
-    pub info: u32,
 }

@@ -1,12 +1,15 @@
 //! Sockets of the host, as the engine needs them.
 
 mod datagram;
+mod errors;
 mod none;
 mod ping;
 
 use core::net::{IpAddr, SocketAddr};
 
-pub use datagram::{Outbound, QueuedError, Received, Report, UdpSocket};
+pub use datagram::{Outbound, Received, UdpSocket};
+pub use errors::{ErrorQueue, QueuedError, Report};
+pub(crate) use errors::{SendResult, drain, send};
 pub use none::{NoHost, NoSocket};
 pub use ping::{PingSocket, Request};
 

@@ -7,7 +7,8 @@ use core::{
 };
 
 use super::{
-    Errno, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket, UdpSocket,
+    Errno, ErrorQueue, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket,
+    UdpSocket,
 };
 use crate::{
     flow::FlowId,
@@ -149,6 +150,16 @@ impl<M: Memory> TcpSocket for NoSocket<M> {
     }
 }
 
+impl<M> ErrorQueue for NoSocket<M> {
+    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
+        match self.never {}
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        match self.never {}
+    }
+}
+
 impl<M: Memory> UdpSocket for NoSocket<M> {
     type Memory = M;
 
@@ -163,14 +174,6 @@ impl<M: Memory> UdpSocket for NoSocket<M> {
     fn keeps_port(&self) -> bool {
         match self.never {}
     }
-
-    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
-        match self.never {}
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        match self.never {}
-    }
 }
 
 impl<M: Memory> PingSocket for NoSocket<M> {
@@ -181,14 +184,6 @@ impl<M: Memory> PingSocket for NoSocket<M> {
     }
 
     fn receive(&mut self, _: &mut [u8]) -> Result<Received, SocketError> {
-        match self.never {}
-    }
-
-    fn take_queued_error(&mut self, _: &mut [u8]) -> Option<QueuedError> {
-        match self.never {}
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
         match self.never {}
     }
 }

@@ -4,7 +4,7 @@ use core::net::SocketAddr;
 
 use wire::icmp::Header;
 
-use super::{Errno, QueuedError, Received, SocketError};
+use super::{ErrorQueue, Received, SocketError};
 use crate::memory::{Memory, PayloadOf};
 
 /// An echo request to be sent.
@@ -25,7 +25,7 @@ pub struct Request<'a, P> {
 }
 
 /// A non-blocking, unconnected ping socket (`SOCK_DGRAM`, `IPPROTO_ICMP` or `IPPROTO_ICMPV6`).
-pub trait PingSocket {
+pub trait PingSocket: ErrorQueue {
     /// Where the payload of frames lies.
     type Memory: Memory;
 
@@ -40,10 +40,4 @@ pub trait PingSocket {
     /// # Errors
     /// See [`SocketError`]. A failure may also be that of an earlier request, told once.
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
-
-    /// Takes an entry of the error queue, with the first bytes of the message that met the error, header first.
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
-
-    /// Clears a pending error that has no entry in the queue.
-    fn take_error(&mut self) -> Option<Errno>;
 }

@@ -164,7 +164,12 @@ pub(crate) fn router(settings: &Settings, remote: IpAddr) -> IpAddr {
 
 /// Sends the guest an error message from `source` about the packet in `quote`. No error is sent about packets to a
 /// group (RFC 1122 §3.2.2, RFC 4443 §2.4).
-pub(crate) fn tell<W: World>(source: IpAddr, report: Report, quote: &Quote<'_>, cx: &mut Context<'_, W>) {
+pub(crate) fn send_error<W: World>(
+    source: IpAddr,
+    report: Report,
+    quote: &Quote<'_>,
+    cx: &mut Context<'_, W>,
+) {
     if is_group(quote.remote) {
         return;
     }

@@ -21,14 +21,17 @@ use wire::{
 use zerocopy::IntoBytes;
 
 pub use error::MAX_QUOTE;
-pub(crate) use error::{Quote, is_group, router, shown_offender, tell};
+pub(crate) use error::{Quote, is_group, router, send_error, shown_offender};
 
 use crate::{
     context::{Context, PingOf, World},
     drops::Drops,
     flow::{FlowId, Flows, Keyed, Kind},
     fragmentation::Datagram,
-    host::{Errno, Host, PingSocket, Readiness, Received, Report, Request, SocketError, UNKNOWN_HOP_LIMIT},
+    host::{
+        self, Errno, Host, PingSocket, Readiness, Received, Report, Request, SendResult, SocketError,
+        UNKNOWN_HOP_LIMIT,
+    },
     idle::{Exchange, Idle},
     link::Link,
     memory::PayloadOf,
@@ -155,38 +158,27 @@ impl<W: World> Ping<W> {
             dont_fragment: packet.dont_fragment && !is_group(packet.destination),
         };
         self.note(id, true, cx);
-        let mut failure = None;
-        for _ in 0..2 {
-            let Some(flow) = self.flows.get_mut(id) else { return };
-            match flow.socket.send(&request) {
-                Ok(()) => return,
-                Err(SocketError::WouldBlock) => break,
-                // Perhaps the error of an earlier request, which the kernel reports once. Then the call succeeds.
-                Err(SocketError::Failed(errno)) => {
-                    let refusal = self.tell_errors(id, cx);
-                    failure = refusal.or(Report::of_refusal(errno, key.guest.is_ipv4()));
-                    if refusal.is_some() {
-                        break;
-                    }
-                }
-            }
+        let Some(Flow { socket, .. }) = self.flows.get_mut(id) else { return };
+        let sent = host::send(socket, |socket| socket.send(&request), |socket| drain(key, socket, cx));
+        if sent != SendResult::Sent {
+            self.counters.not_sent += 1;
         }
-        self.counters.not_sent += 1;
-        if let Some(report) = failure {
+        let SendResult::Refused(errno, too_long) = sent else { return };
+        if let Some(report) = too_long.or(Report::of_refusal(errno, key.guest.is_ipv4())) {
             let router = router(cx.settings, remote);
             let mut bytes = [0; MAX_QUOTE];
             let len = message.payload.copy_to(&mut bytes);
-            tell(router, report, &quote(key, remote, *message.header, &bytes[..len]), cx);
+            send_error(router, report, &quote(key, remote, *message.header, &bytes[..len]), cx);
         }
     }
 
     /// A socket is ready.
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if readiness.error {
-            self.tell_errors(id, cx);
+            self.report_errors(id, cx);
         }
         if readiness.readable && self.receive(id, cx).is_err() {
-            self.tell_errors(id, cx);
+            self.report_errors(id, cx);
         }
     }
 
@@ -314,36 +306,26 @@ impl<W: World> Ping<W> {
         Ok(())
     }
 
-    /// Tells the guest of the errors that its requests met, and leaves the socket without any. Returns the report
-    /// about the request that was to be sent last, if the host has refused it as too long.
-    fn tell_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Option<Report> {
-        let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
-        let mut refusal = None;
-        for taken in 0..VISIT {
-            let flow = self.flows.get_mut(id)?;
-            let Some(error) = flow.socket.take_queued_error(&mut bytes) else {
-                if taken == 0 {
-                    // Nothing to tell, but a pending error would be reported for ever.
-                    let _cleared = flow.socket.take_error();
-                }
-                break;
-            };
-            if error.refused {
-                refusal = error.report;
-                continue;
-            }
-            let quoted = bytes.get(..error.quoted).and_then(Message::parse);
-            let (Some(report), Some(message)) = (error.report, quoted) else { continue };
-            let key = flow.key;
-            let (remote, peer) = match key.target {
-                Target::Any { .. } => (error.destination.ip(), error.destination.ip()),
-                Target::One { remote, peer, .. } => (remote, peer),
-            };
-            let source = shown_offender(cx.settings, cx.guest, error.offender, peer, remote);
-            tell(source, report, &quote(key, remote, *message.header, message.payload), cx);
+    /// Reports to the guest the errors that its requests met.
+    fn report_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
+        if let Some(Flow { key, socket, .. }) = self.flows.get_mut(id) {
+            drain(*key, socket, cx);
         }
-        refusal
     }
+}
+
+/// Takes the errors of a flow's socket, and reports to the guest those that its requests met. See [`host::drain`].
+fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) -> Option<Report> {
+    let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
+    host::drain(socket, &mut bytes, VISIT, |error, quoted| {
+        let (Some(report), Some(message)) = (error.report, Message::parse(quoted)) else { return };
+        let (remote, peer) = match key.target {
+            Target::Any { .. } => (error.destination.ip(), error.destination.ip()),
+            Target::One { remote, peer, .. } => (remote, peer),
+        };
+        let source = shown_offender(cx.settings, cx.guest, error.offender, peer, remote);
+        send_error(source, report, &quote(key, remote, *message.header, message.payload), cx);
+    })
 }
 
 /// A message that a socket was asked for, if there was one.

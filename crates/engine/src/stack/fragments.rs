@@ -15,7 +15,7 @@ use super::round::Round;
 use crate::{
     context::World,
     host::Report,
-    icmp::{MAX_QUOTE, Quote, router, tell},
+    icmp::{MAX_QUOTE, Quote, router, send_error},
     memory::PayloadOf,
     reassembly::{Invalid, Outcome},
 };
@@ -108,7 +108,7 @@ impl<W: World> Round<'_, W> {
         };
         let (_, mut cx) = self.split();
         let router = router(cx.settings, failed.destination);
-        tell(router, report, &quote, &mut cx);
+        send_error(router, report, &quote, &mut cx);
     }
 }
 

@@ -9,7 +9,7 @@ use super::round::Round;
 use crate::{
     context::World,
     host::Report,
-    icmp::{MAX_QUOTE, Quote, router, tell},
+    icmp::{MAX_QUOTE, Quote, router, send_error},
     memory::PayloadOf,
     timer::Instant,
 };
@@ -87,6 +87,6 @@ impl<W: World> Round<'_, W> {
         };
         let (_, mut cx) = self.split();
         let source = router(cx.settings, packet.destination);
-        tell(source, report, &quote, &mut cx);
+        send_error(source, report, &quote, &mut cx);
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Flows, Kind},
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
-    icmp::error::{Quote, router, tell},
+    icmp::error::{Quote, router, send_error},
     memory::PayloadOf,
     nat::Protocol,
     pressure::Pressure,
@@ -391,7 +391,7 @@ fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut C
     header[4..].copy_from_slice(&iss.0.to_be_bytes());
     let (guest, remote) = (ends.guest.ip(), ends.remote.ip());
     let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[], fragment: None };
-    tell(router(cx.settings, remote), report, &quote, cx);
+    send_error(router(cx.settings, remote), report, &quote, cx);
     Failure::Reported
 }
 

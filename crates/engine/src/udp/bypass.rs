@@ -8,10 +8,10 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::{Role, Socket, SocketKey, Udp, UdpSocket, table::Direction as Way};
 use crate::{
-    context::{Unlinked, World},
+    context::{UdpOf, Unlinked, World},
     flow::FlowId,
     forward::{Policy, spec::Direction},
-    host::{Errno, Host as _, Outbound, Received, SocketError},
+    host::{self, Errno, ErrorQueue as _, Host as _, Outbound, Received, SendResult},
     memory::PayloadOf,
     timer::Deadline,
 };
@@ -156,13 +156,12 @@ impl<W: World> Udp<W> {
             segment_size,
         };
         let Some(socket) = self.sockets.get_mut(across.socket) else { return };
-        let mut result = socket.io.send(&outbound);
-        if matches!(result, Err(SocketError::Failed(_))) {
-            // Perhaps the error of an earlier datagram: it is told once, and then the way is free.
-            let _earlier: Option<Errno> = socket.io.take_error();
-            result = socket.io.send(&outbound);
-        }
-        if result.is_err() {
+        // The queue keeps its entries: the socket of a listener may have some about datagrams of the guest.
+        let clear = |io: &mut UdpOf<W>| {
+            let _cleared = io.take_error();
+            None
+        };
+        if host::send(&mut socket.io, |io| io.send(&outbound), clear) != SendResult::Sent {
             self.counters.not_sent += 1;
         }
     }

@@ -65,7 +65,7 @@ impl<W: World> Udp<W> {
     /// A socket is ready.
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if readiness.error {
-            self.tell_errors(id, cx);
+            self.report_errors(id, cx);
         }
         if !readiness.readable {
             return;
@@ -81,7 +81,7 @@ impl<W: World> Udp<W> {
             socket.last_taken = taken;
         }
         if let Err(SocketError::Failed(_)) = result {
-            self.tell_errors(id, cx);
+            self.report_errors(id, cx);
         }
     }
 

@@ -37,7 +37,7 @@ use crate::{
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     forward::{Listener, Policy},
-    host::{Errno, Host, Outbound, QueuedError, Received, Report, SocketError, UdpSocket},
+    host::{self, Errno, Host, Outbound, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::{Chain, Exchange, Idle},
     memory::PayloadOf,
@@ -446,70 +446,63 @@ impl<W: World> Udp<W> {
         outbound: &Outbound<PayloadOf<'_, W::Memory>>,
         cx: &mut Context<'_, W>,
     ) {
-        let mut failure = None;
-        for _ in 0..2 {
-            let Some(socket) = self.sockets.get_mut(id) else { return };
-            match socket.io.send(outbound) {
-                Ok(()) => return,
-                Err(SocketError::WouldBlock) => break,
-                // Perhaps the error of an earlier datagram, which the kernel reports once. Then the call succeeds.
-                Err(SocketError::Failed(errno)) => {
-                    let refusal = self.tell_errors(id, cx);
-                    failure = refusal.or(Report::of_refusal(errno, endpoints.guest.is_ipv4()));
-                    if refusal.is_some() {
-                        break;
-                    }
-                }
-            }
+        let Self { sockets, flows, .. } = self;
+        let Some(Socket { io, role, .. }) = sockets.get_mut(id) else { return };
+        let sent = host::send(io, |io| io.send(outbound), |io| drain(id, io, role, flows, cx));
+        if sent != SendResult::Sent {
+            self.counters.not_sent += 1;
         }
-        self.counters.not_sent += 1;
-        if let Some(report) = failure {
+        let SendResult::Refused(errno, too_long) = sent else { return };
+        if let Some(report) = too_long.or(Report::of_refusal(errno, endpoints.guest.is_ipv4())) {
             let router = icmp::router(cx.settings, endpoints.remote.ip());
             let mut bytes = [0; icmp::MAX_QUOTE];
             let datagram = outbound.segment_size.map_or(outbound.payload.len(), usize::from);
             let quoted = outbound.payload.slice(0..datagram).copy_to(&mut bytes);
-            icmp::tell(router, report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]), cx);
+            icmp::send_error(router, report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]), cx);
         }
     }
 
-    /// Tells the guest of the errors that its datagrams met, and leaves the socket without any (behaviour §7.4, R-95). Returns
-    /// the report about the datagram that was to be sent last, if the host has refused it as too long: which one that is,
-    /// only the sender knows.
-    fn tell_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Option<Report> {
-        let mut bytes = [0; icmp::MAX_QUOTE];
-        let mut refusal = None;
-        for taken in 0..VISIT {
-            let socket = self.sockets.get_mut(id)?;
-            let Some(error) = socket.io.take_queued_error(&mut bytes) else {
-                if taken == 0 {
-                    // Nothing to tell, but a pending error would be reported for ever.
-                    let _cleared = socket.io.take_error();
-                }
-                break;
-            };
-            if error.refused {
-                refusal = error.report;
-            } else {
-                self.tell_error(id, &error, &bytes, cx);
-            }
-        }
-        refusal
+    /// Reports to the guest the errors that its datagrams met (behaviour §7.4, R-95).
+    fn report_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
+        let Self { sockets, flows, .. } = self;
+        let Some(Socket { io, role, .. }) = sockets.get_mut(id) else { return };
+        drain(id, io, role, flows, cx);
     }
+}
 
-    fn tell_error(&mut self, socket: FlowId, error: &QueuedError, bytes: &[u8], cx: &mut Context<'_, W>) {
-        let Some(report) = error.report else { return };
-        let peer = error.destination;
-        let role = self.sockets.get(socket).map(|socket| &socket.role);
-        let guest = role.and_then(|role| role.guest_of(cx.settings, cx.guest, peer, error.local));
-        let flow = guest
-            .and_then(|guest| self.flows.find_peer(&PeerKey { socket, peer, guest }))
-            .and_then(|id| self.flows.get(id));
-        let Some(&Flow { endpoints, .. }) = flow else { return };
-        let remote = endpoints.remote.ip();
-        let source = icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), remote);
-        let payload = bytes.get(..error.quoted).unwrap_or_default();
-        icmp::tell(source, report, &Quote::of_datagram(endpoints, payload.len(), payload), cx);
-    }
+/// Takes the errors of a socket, and reports to the guest those that its datagrams met. See [`host::drain`].
+fn drain<W: World>(
+    id: FlowId,
+    io: &mut UdpOf<W>,
+    role: &Role,
+    flows: &Table,
+    cx: &mut Context<'_, W>,
+) -> Option<Report> {
+    let mut quote = [0; icmp::MAX_QUOTE];
+    host::drain(io, &mut quote, VISIT.into(), |error, quoted| {
+        report_error(id, role, flows, error, quoted, cx)
+    })
+}
+
+/// Reports to the guest the error of a datagram that went through `socket`, if its flow still exists.
+fn report_error<W: World>(
+    socket: FlowId,
+    role: &Role,
+    flows: &Table,
+    error: &QueuedError,
+    quoted: &[u8],
+    cx: &mut Context<'_, W>,
+) {
+    let Some(report) = error.report else { return };
+    let peer = error.destination;
+    let flow = role
+        .guest_of(cx.settings, cx.guest, peer, error.local)
+        .and_then(|guest| flows.find_peer(&PeerKey { socket, peer, guest }))
+        .and_then(|id| flows.get(id));
+    let Some(&Flow { endpoints, .. }) = flow else { return };
+    let source =
+        icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), endpoints.remote.ip());
+    icmp::send_error(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);
 }
 
 /// The size of a train's datagrams, if the frame is a train.

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use engine::host::{Errno, PingSocket as EngineSocket, QueuedError, Received, Request, SocketError};
+use engine::host::{
+    Errno, ErrorQueue, PingSocket as EngineSocket, QueuedError, Received, Request, SocketError,
+};
 use rustix::{
     io,
     net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt},
@@ -147,6 +149,16 @@ impl PingSocket {
     }
 }
 
+impl ErrorQueue for PingSocket {
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        queued_error(&self.fd, quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        take_pending(&self.fd)
+    }
+}
+
 impl EngineSocket for PingSocket {
     type Memory = Vectored;
 
@@ -159,14 +171,6 @@ impl EngineSocket for PingSocket {
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
         received(retry(|| mmsg::receive(&self.fd, (&mut *buffer).into())).map_err(datagram_error)?)
-    }
-
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
-        queued_error(&self.fd, quote)
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        take_pending(&self.fd)
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
 };
 
 use engine::host::{
-    Errno, Outbound as Datagram, QueuedError, Received, Report, SocketError, UdpSocket as EngineSocket,
+    Errno, ErrorQueue, Outbound as Datagram, QueuedError, Received, Report, SocketError,
+    UdpSocket as EngineSocket,
 };
 use rustix::{
     event::epoll,
@@ -283,6 +284,16 @@ fn set_options(fd: &OwnedFd, coverage: Coverage, freebind: bool, more: Metadata)
     Ok(())
 }
 
+impl ErrorQueue for UdpSocket {
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        queued_error(&self.fd, quote)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        take_pending(&self.fd)
+    }
+}
+
 impl EngineSocket for UdpSocket {
     type Memory = Vectored;
 
@@ -310,14 +321,6 @@ impl EngineSocket for UdpSocket {
 
     fn keeps_port(&self) -> bool {
         self.refused_port().is_none()
-    }
-
-    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
-        queued_error(&self.fd, quote)
-    }
-
-    fn take_error(&mut self) -> Option<Errno> {
-        take_pending(&self.fd)
     }
 }
 

@@ -13,7 +13,7 @@ use wire::offload::Segmentation;
 use zerocopy::big_endian::U16;
 
 use super::{inbound::headroom, *};
-use crate::host::Readiness;
+use crate::host::{Readiness, SocketError};
 use crate::mock::{Fixture, Mock, Opened, Socket, ip, received, udp};
 use crate::share::{Bound, Share};
 

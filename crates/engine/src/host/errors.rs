@@ -1,0 +1,107 @@
+//! Errors of datagram and ping sockets: what a call reports, and what waits in the error queue.
+//!
+//! The kernel reports the error of a datagram late: a later call fails with it, once, and the details are in the
+//! socket's error queue. So a failed call says little about the datagram at hand. [`send`] tells the two apart.
+
+use core::net::{IpAddr, SocketAddr};
+
+use super::{Errno, SocketError};
+
+/// The error queue of a socket (`IP_RECVERR`, `IPV6_RECVERR`).
+pub trait ErrorQueue {
+    /// Takes the oldest entry, and copies the first bytes of the message that met the error to `quote`: for UDP the
+    /// payload, for ping the header and the payload.
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
+
+    /// Clears a pending error that has no entry in the queue.
+    fn take_error(&mut self) -> Option<Errno>;
+}
+
+/// An entry of a socket's error queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuedError {
+    /// Where the datagram was sent; the port is zero for ping.
+    pub destination: SocketAddr,
+    /// Local address that the error was sent to, if known.
+    pub local: Option<IpAddr>,
+    /// The ICMP message that reported it, of the destination's family; none for other errors of the host's own.
+    pub report: Option<Report>,
+    /// The host refused the datagram of the last call, because it exceeds the path's MTU: `report` says so as a router
+    /// would. The port of `destination` may be missing.
+    pub refused: bool,
+    /// The sender of the ICMP message, if known.
+    pub offender: Option<IpAddr>,
+    /// How many bytes of the sent message are known.
+    pub quoted: usize,
+}
+
+/// What an ICMP error message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// MTU in bytes, for "fragmentation needed" and "packet too big"; offset in bytes, for ICMPv6 "parameter problem".
+    pub info: u32,
+}
+
+/// What became of a datagram that was given to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendResult {
+    /// The kernel has it.
+    Sent,
+    /// The socket's buffer is full. The datagram is lost, as any datagram may be.
+    Full,
+    /// The kernel refuses it: with an error, and if it exceeds the path's MTU, with what a router would report.
+    Refused(Errno, Option<Report>),
+}
+
+/// Sends a datagram by `attempt`. If that fails, `drain` takes the errors from the socket, and there is one more attempt:
+/// the failure may be that of an earlier datagram, which the kernel reports once.
+///
+/// `drain` returns the report about a datagram that exceeds the path's MTU, see [`drain`]. Such a datagram is not sent
+/// again.
+pub(crate) fn send<S>(
+    socket: &mut S,
+    mut attempt: impl FnMut(&mut S) -> Result<(), SocketError>,
+    mut drain: impl FnMut(&mut S) -> Option<Report>,
+) -> SendResult {
+    let mut attempt_or_drain = || match attempt(socket) {
+        Ok(()) => SendResult::Sent,
+        Err(SocketError::WouldBlock) => SendResult::Full,
+        Err(SocketError::Failed(errno)) => SendResult::Refused(errno, drain(socket)),
+    };
+    match attempt_or_drain() {
+        SendResult::Refused(_, None) => attempt_or_drain(),
+        result => result,
+    }
+}
+
+/// Takes up to `most` entries from the error queue and hands them to `on_error`, with what is quoted of the message.
+/// The socket has no pending error afterwards: one without an entry would be reported again and again.
+///
+/// Returns the last report about a datagram that the host refused as too long. Only the sender knows which one that was,
+/// so `on_error` does not get it.
+pub(crate) fn drain<S: ErrorQueue>(
+    socket: &mut S,
+    quote: &mut [u8],
+    most: usize,
+    mut on_error: impl FnMut(&QueuedError, &[u8]),
+) -> Option<Report> {
+    let mut too_long = None;
+    for taken in 0..most {
+        let Some(error) = socket.take_queued_error(quote) else {
+            if taken == 0 {
+                let _cleared = socket.take_error();
+            }
+            break;
+        };
+        if error.refused {
+            too_long = error.report;
+        } else {
+            on_error(&error, quote.get(..error.quoted).unwrap_or_default());
+        }
+    }
+    too_long
+}
