@@ -4,7 +4,8 @@
 #
 # The field names of struct inet_diag_sockid (idiag_src, idiag_dst) are the same for both protocols, dumps fill them in
 # the same way (source: the socket's own address), and the reply to the exact request does so, too. Only the exact
-# request for UDP is interpreted the other way round. A request for UDP in the form for TCP gets ENOENT for an existing socket.
+# request for UDP is interpreted the other way round. A request for UDP in the form for TCP returns ENOENT even if the socket
+# exists.
 #
 # Seen on Linux 6.18:
 #   TCP, own address as source: found
