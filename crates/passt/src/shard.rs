@@ -222,7 +222,7 @@ impl Shard {
         Ok(())
     }
 
-    /// The host has other resolvers. What is under way goes on to where it went.
+    /// The host's resolvers have changed. Questions and connections that have begun keep the old ones.
     fn on_resolvers(&mut self, resolvers: &Resolvers<'_>) {
         let Some(resolver) = resolvers.news.latest() else { return };
         plan::set_resolvers(resolvers.config, &resolver, self.stack.settings_mut());
@@ -245,7 +245,6 @@ impl Shard {
             ];
             due.into_iter().flatten().min().map(|due| due.since(self.now()))
         };
-        // Whole milliseconds, rounded up: nothing is due before.
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
@@ -295,7 +294,7 @@ impl Shard {
         self.stack.round(now, &mut self.sockets, &mut self.link)
     }
 
-    /// The host has got to know its neighbours better, or has forgotten some.
+    /// The host's table of neighbours has changed.
     fn on_neighbours(&mut self, now: Instant) {
         let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
         for change in changes {
@@ -357,8 +356,7 @@ impl Shard {
         Ok(change.over.then_some(Exit::GuestGone))
     }
 
-    /// Accepts a connection of a listening socket. If more wait, that will be reported again: others get their turn, and
-    /// mostly there are none.
+    /// Accepts one pending connection. If there are more, epoll reports the socket again, after others had their turn.
     fn accept(&mut self, id: FlowId, now: Instant) {
         let (settings, guest) = (self.stack.settings(), self.stack.guest());
         let Some(accepted) = self.acceptors.accept(id, &self.policy, settings, guest, now) else {
@@ -381,7 +379,7 @@ impl Shard {
             }
             Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);
-                // Refused, for want of room: the socket resets as it is dropped.
+                // If the engine has no room, it drops the socket, which resets the connection.
                 drop(self.round(now).accept(ends, socket));
             }
             Onward::Refuse => {}
@@ -396,11 +394,7 @@ fn list(servers: &[IpAddr]) -> String {
 /// Random numbers from the kernel.
 fn seeds() -> anyhow::Result<Seeds> {
     let mut bytes = [0; 36];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-            .context("can't get random numbers")?;
-    }
+    getrandom::fill(&mut bytes).context("can't get random numbers")?;
     let (mut hash_key, mut isn_secret, mut advertisement) = ([0; 16], [0; 16], [0; 4]);
     hash_key.copy_from_slice(&bytes[..16]);
     isn_secret.copy_from_slice(&bytes[16..32]);

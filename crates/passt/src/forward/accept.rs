@@ -80,14 +80,13 @@ impl Acceptors {
         self.ports.insert(port).map_err(|_| Errno::NFILE)
     }
 
-    /// Closes a listening socket. Events of it that are still on their way mean nothing: the next socket has another id.
+    /// Closes a listening socket. Its remaining events have no effect: the next socket has another id.
     pub(crate) fn remove(&mut self, id: FlowId) {
         self.ports.remove(id);
     }
 
-    /// Has a socket not listen for now, but keep its port: what still waits to be accepted is lost. False if there is no
-    /// such socket.
-    pub(crate) fn silence(&self, id: FlowId) -> bool {
+    /// Makes a socket stop listening, but keep its port. Pending connections are lost. False if there is no such socket.
+    pub(crate) fn pause(&self, id: FlowId) -> bool {
         let Some(port) = self.ports.get(id) else { return false };
         if self.open {
             shutdown(&port.socket, Shutdown::Both).is_ok()
@@ -96,17 +95,17 @@ impl Acceptors {
         }
     }
 
-    /// Has a silenced socket listen again.
-    pub(crate) fn restore(&self, id: FlowId) {
+    /// Makes a paused socket listen again.
+    pub(crate) fn resume(&self, id: FlowId) {
         let Some(port) = self.ports.get(id) else { return };
-        let restored =
+        let resumed =
             if self.open { listen(&port.socket, BACKLOG) } else { set_socket_reuseaddr(&port.socket, false) };
-        if let Err(errno) = restored {
+        if let Err(errno) = resumed {
             log::warn!("can't listen on a port again: {errno}");
         }
     }
 
-    /// Has all sockets listen, or none: while there is no guest, connections are refused (behaviour §8.8).
+    /// Makes all sockets listen, or none: while there is no guest, connections are refused (behaviour §8.8).
     pub(crate) fn set_open(&mut self, epoll: impl AsFd, open: bool) {
         if self.open == open {
             return;
@@ -120,26 +119,26 @@ impl Acceptors {
         }
     }
 
-    /// Refuses all that wait to be accepted, which takes neither a descriptor nor memory. Left alone, they would wake us
-    /// again and again.
+    /// Refuses all pending connections, which takes neither a descriptor nor memory. Otherwise epoll would report them again
+    /// and again.
     fn refuse_waiting(&mut self, id: FlowId, errno: Errno, now: Instant) {
         if self.notice.is_due(now) {
             log::warn!("Connections are refused: {errno}");
         }
         self.refused += 1;
-        if self.silence(id) {
-            self.restore(id);
+        if self.pause(id) {
+            self.resume(id);
         }
     }
 
-    /// Lets a listening socket serve another rule.
+    /// Assigns a listening socket to another rule.
     pub(crate) fn retarget(&mut self, id: FlowId, listener: Listener) {
         if let Some(port) = self.ports.get_mut(id) {
             port.listener = listener;
         }
     }
 
-    /// Accepts a connection of a listening socket; none if no more wait.
+    /// Accepts a pending connection of a listening socket; `None` if there is none.
     pub(crate) fn accept(
         &mut self,
         id: FlowId,

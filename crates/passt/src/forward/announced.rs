@@ -11,8 +11,8 @@ use crate::forward::scan::Scanner;
 
 impl Forwarder {
     /// Whether payload on its way in this direction is worth looking at: rules follow what is in use where it comes from.
-    pub(crate) const fn cares(&self, way: Direction) -> bool {
-        self.cares[way as usize]
+    pub(crate) const fn cares(&self, direction: Direction) -> bool {
+        self.cares[direction as usize]
     }
 
     /// To be called when the rules have changed.
@@ -22,39 +22,39 @@ impl Forwarder {
     }
 
     /// Whether the next payload of a socket may be looked at, which takes a system call, before it is received.
-    pub(crate) fn may_peek(&mut self, way: Direction, now: Instant) -> bool {
-        self.cares(way) && self.budget.spend(Question::Peek, Budget::LAST_RESERVE, now)
+    pub(crate) fn may_peek(&mut self, direction: Direction, now: Instant) -> bool {
+        self.cares(direction) && self.budget.spend(Question::Peek, Budget::LAST_RESERVE, now)
     }
 
     /// Payload from `source` is about to leave in this direction. If it may announce a port that has come into use since
     /// the last scan, that is found now, as far as the budget allows it.
     pub(crate) fn before_payload(
         &mut self,
-        way: Direction,
+        direction: Direction,
         source: IpAddr,
         payload: &[u8],
         now: Instant,
         mut rx: Receivers<'_>,
     ) {
-        if !announce::LENGTHS.contains(&payload.len()) || !self.cares(way) {
+        if !announce::LENGTHS.contains(&payload.len()) || !self.cares(direction) {
             return;
         }
         if self.budget.spend(Question::Scan, Budget::RESERVE, now) {
             // Who listens and announces it again and again may have an answer each time.
-            if self.look(way, &mut rx) {
+            if self.look(direction, &mut rx) {
                 self.budget.refund(Question::Scan);
             }
             return;
         }
         // A later payload, or a second attempt of the peer, may still be in time.
         let due = self.budget.affordable(Question::Scan, Budget::RESERVE).min(now + INTERVAL);
-        self.owed[way as usize].get_or_insert(due);
+        self.owed[direction as usize].get_or_insert(due);
         for port in announce::ports(payload) {
             if !self.budget.spend(Question::Lookup, 0, now) {
                 break;
             }
-            if self.scanner(way).is_some_and(|scanner| scanner.has_opened(source, port)) {
-                self.look(way, &mut rx);
+            if self.scanner(direction).is_some_and(|scanner| scanner.has_opened(source, port)) {
+                self.look(direction, &mut rx);
                 break;
             }
         }
@@ -62,17 +62,17 @@ impl Forwarder {
 
     /// Makes up for scans that the budget did not allow when they were wanted.
     pub(super) fn catch_up(&mut self, now: Instant, rx: &mut Receivers<'_>) {
-        for way in [Direction::Inbound, Direction::Outbound] {
-            if self.owed[way as usize].take_if(|due| *due <= now).is_some() && self.cares(way) {
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            if self.owed[direction as usize].take_if(|due| *due <= now).is_some() && self.cares(direction) {
                 self.budget.spend(Question::Scan, 0, now);
-                self.look(way, rx);
+                self.look(direction, rx);
             }
         }
     }
 
     /// Scans where payload of this direction comes from. True if something has changed.
-    fn look(&mut self, way: Direction, rx: &mut Receivers<'_>) -> bool {
-        let changed = self.scanner(way).is_some_and(Scanner::scan);
+    fn look(&mut self, direction: Direction, rx: &mut Receivers<'_>) -> bool {
+        let changed = self.scanner(direction).is_some_and(Scanner::scan);
         if changed {
             self.follow(rx);
             self.focus();
@@ -81,8 +81,8 @@ impl Forwarder {
     }
 
     /// What looks into the namespace where payload of this direction comes from.
-    const fn scanner(&mut self, way: Direction) -> Option<&mut Scanner> {
-        match way {
+    const fn scanner(&mut self, direction: Direction) -> Option<&mut Scanner> {
+        match direction {
             Direction::Outbound => self.guest.as_mut(),
             Direction::Inbound => self.host.as_mut(),
         }

@@ -19,14 +19,14 @@ use crate::budgets::Budgets;
 use crate::budgets::ledger::{Ledger, Permit};
 use crate::event::Source;
 use crate::io::readiness;
-use crate::io::splice::{Depot, Pair, reset_on_close};
+use crate::io::splice::{Pair, Shared, reset_on_close};
 use crate::pasta::netns::Opener;
 
 /// The bypassed connections.
 #[derive(Debug)]
 pub(crate) struct Bypass {
     flows: engine::splice::Bypass<Pair>,
-    depot: Rc<RefCell<Depot>>,
+    shared: Rc<RefCell<Shared>>,
     dialer: Option<Dialer>,
     /// Most sockets that the opener makes ahead.
     ahead: usize,
@@ -37,17 +37,17 @@ impl Bypass {
     pub(crate) fn new(epoll: Rc<OwnedFd>, budgets: &Budgets, ledger: Rc<Ledger>) -> Self {
         Self {
             flows: engine::splice::Bypass::new(budgets.local_connections()),
-            depot: Depot::new(epoll, ledger),
+            shared: Shared::new(epoll, ledger),
             dialer: None,
             ahead: budgets.ahead,
         }
     }
 
-    /// Has sockets for the guest's namespace made by `opener`.
+    /// Sockets in the guest's namespace are made by `opener` from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
-        // Of each of two families, half as many may be left when others are ordered.
+        // For each of two families: a batch, and half a batch that may be left when the next one is ordered.
         let batch = (self.ahead / 3).max(1);
-        self.dialer = Some(Dialer { opener, batch, v4: Stock::default(), v6: Stock::default() });
+        self.dialer = Some(Dialer { opener, batch, v4: Supply::default(), v6: Supply::default() });
     }
 
     /// The connections.
@@ -55,7 +55,7 @@ impl Bypass {
         &self.flows
     }
 
-    /// Goes on with an accepted connection in the other namespace. If that fails at once, it is reset.
+    /// Forwards an accepted connection into the other namespace. If that fails at once, the connection is reset.
     pub(crate) fn open(
         &mut self,
         accepted: OwnedFd,
@@ -64,7 +64,7 @@ impl Bypass {
         destination: SocketAddr,
         now: Instant,
     ) {
-        let (connecting, stands) = match self.connect(direction, destination) {
+        let (connecting, connected) = match self.connect(direction, destination) {
             Ok(socket) => socket,
             Err(errno) => {
                 log::debug!("local connection to {destination} not forwarded: {errno}");
@@ -72,7 +72,7 @@ impl Bypass {
                 return reset_on_close(&accepted);
             }
         };
-        let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.depot.clone(), permit);
+        let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.shared.clone(), permit);
         let id = match self.flows.insert(pair) {
             Ok(id) => id,
             Err(mut refused) => {
@@ -81,22 +81,22 @@ impl Bypass {
             }
         };
         log::debug!("{id}: {direction:?}, to {destination}");
-        // What the client has sent by now goes on before anything else is done.
-        if stands {
+        // First, what the client has sent by now is forwarded.
+        if connected {
             let writable = Readiness { writable: true, ..Readiness::default() };
             self.flows.on_readiness(id, Side::Connected, writable, now);
         }
         let watched = self.flows.conduit(id).is_none_or(|pair| {
             let word = |side| Source::Bypass(id, side).word();
             pair.watch(Side::Accepted, word(Side::Accepted), false).is_ok()
-                && pair.watch(Side::Connected, word(Side::Connected), !stands).is_ok()
+                && pair.watch(Side::Connected, word(Side::Connected), !connected).is_ok()
         });
         if !watched {
             self.flows.reset(id, now);
         }
     }
 
-    /// A socket on its way to `destination`, and whether it is there.
+    /// A socket that connects to `destination`, and whether it is connected already.
     fn connect(&mut self, direction: Direction, destination: SocketAddr) -> io::Result<(OwnedFd, bool)> {
         let socket = match direction {
             Direction::Outbound => stream_socket(destination.is_ipv4())?,
@@ -104,8 +104,8 @@ impl Bypass {
                 self.dialer.as_mut().ok_or(Errno::NETUNREACH)?.socket(destination.is_ipv4())?
             }
         };
-        // Between addresses of one namespace, the handshake is over when the first call returns, but only the second
-        // one says how it went.
+        // Between addresses of one namespace, the handshake is complete when the first call returns, but only a second
+        // call returns its result.
         match connect(&socket, &destination) {
             Err(Errno::INPROGRESS) => {}
             connected => return connected.map(|()| (socket, true)),
@@ -118,7 +118,7 @@ impl Bypass {
 
     /// The direction of what a bypassed connection's socket receives.
     pub(crate) fn direction(&mut self, id: FlowId, side: Side) -> Option<Direction> {
-        Some(self.flows.conduit(id)?.way(side))
+        Some(self.flows.conduit(id)?.direction(side))
     }
 
     /// Copies what that socket has received to `buffer`, which stays in the socket. Returns from what address it came,
@@ -154,34 +154,36 @@ impl Bypass {
     }
 }
 
-/// Sockets in the guest's namespace. The opener makes many at a time, and more before they are used up, so that a
-/// connection seldom waits for it.
+/// Makes sockets in the guest's namespace. The opener makes a batch at a time, and the next one before the first is used
+/// up, so that a connection rarely waits for the opener.
 #[derive(Debug)]
 struct Dialer {
     opener: Opener,
     /// How many sockets of a family are made at a time.
     batch: usize,
-    v4: Stock,
-    v6: Stock,
+    v4: Supply,
+    v6: Supply,
 }
 
+/// Sockets of one family that no connection uses yet.
 #[derive(Debug, Default)]
-struct Stock {
+struct Supply {
     sockets: Vec<OwnedFd>,
+    /// A batch that the opener is making.
     ordered: Option<Receiver<io::Result<Vec<OwnedFd>>>>,
 }
 
 impl Dialer {
     fn socket(&mut self, v4: bool) -> io::Result<OwnedFd> {
         let batch = self.batch;
-        let stock = if v4 { &mut self.v4 } else { &mut self.v6 };
-        if stock.sockets.len() <= batch / 2 && stock.ordered.is_none() {
-            stock.ordered = Some(self.opener.begin(move || make(v4, batch)));
+        let supply = if v4 { &mut self.v4 } else { &mut self.v6 };
+        if supply.sockets.len() <= batch / 2 && supply.ordered.is_none() {
+            supply.ordered = Some(self.opener.begin(move || make(v4, batch)));
         }
-        let made = match &stock.ordered {
+        let made = match &supply.ordered {
             None => None,
-            // Waits only if there is nothing else.
-            Some(ordered) if stock.sockets.is_empty() => Some(ordered.recv().unwrap_or(Err(Errno::PIPE))),
+            // Waits only if no socket is left.
+            Some(ordered) if supply.sockets.is_empty() => Some(ordered.recv().unwrap_or(Err(Errno::PIPE))),
             Some(ordered) => match ordered.try_recv() {
                 Ok(made) => Some(made),
                 Err(TryRecvError::Empty) => None,
@@ -189,15 +191,15 @@ impl Dialer {
             },
         };
         if let Some(made) = made {
-            stock.ordered = None;
-            // An error is one when there is nothing else, and then comes up again.
+            supply.ordered = None;
+            // While sockets are left, an error does not matter: the next order reports it again.
             match made {
-                Ok(made) => stock.sockets.extend(made),
-                Err(errno) if stock.sockets.is_empty() => return Err(errno),
+                Ok(made) => supply.sockets.extend(made),
+                Err(errno) if supply.sockets.is_empty() => return Err(errno),
                 Err(_) => {}
             }
         }
-        stock.sockets.pop().ok_or(Errno::MFILE)
+        supply.sockets.pop().ok_or(Errno::MFILE)
     }
 }
 

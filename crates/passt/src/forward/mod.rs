@@ -3,11 +3,11 @@
 pub(crate) mod accept;
 mod announced;
 pub(crate) mod bypass;
+mod displaced;
 pub(crate) mod listen;
 pub(crate) mod scan;
 mod side;
 mod update;
-mod way;
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use side::Side;
 
 /// How often to look for ports in use: what changes is to have effect within a second.
 const INTERVAL: Duration = Duration::from_millis(950);
-/// Scans without a change after which ports that could not be had are tried again.
+/// Scans without a change after which ports that could not be bound are tried again.
 const RETRY: u32 = 16;
 
 /// The rules to start with.
@@ -164,7 +164,7 @@ impl Forwarder {
         self.next_scan = Some(now + INTERVAL);
         let mut changed = std::mem::take(&mut self.changed);
         for side in [&mut self.inbound, &mut self.outbound] {
-            changed |= side.bury(rx.udp);
+            changed |= side.forget_closed(rx.udp);
         }
         for (side, scanner) in [(&self.inbound, &mut self.guest), (&self.outbound, &mut self.host)] {
             if let Some(scanner) = scanner.as_mut().filter(|_| side.follows_any()) {

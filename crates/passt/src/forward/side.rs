@@ -1,7 +1,7 @@
 //! Forwarding rules at work: their listening sockets, opened and closed as rules and what they follow change.
 //!
-//! A listening socket is known by its rule's index and its port. When the rules change, those that the old and the new
-//! ones agree on stay open, so that no connection in their backlog is lost.
+//! The key of a listening socket is its rule's index and its port. When the rules change, sockets that both the old and the
+//! new rules want stay open, so that no pending connection is lost.
 
 mod change;
 
@@ -32,13 +32,13 @@ const NAMED: usize = 4;
 /// A rule's index in its table, and a port of it.
 type Key = (usize, u16);
 
-/// What takes listeners over.
+/// What new listeners are handed to.
 pub(crate) struct Receivers<'a> {
     /// Listening stream sockets.
     pub(crate) acceptors: &'a mut Acceptors,
     /// Listening datagram sockets.
     pub(crate) udp: &'a mut Udp<Linux>,
-    /// What watches them all.
+    /// The epoll set that watches them, and the ledger of permits.
     pub(crate) sockets: &'a mut Sockets,
 }
 
@@ -49,16 +49,16 @@ pub(crate) struct Side {
     opening: Opening,
     place: Place,
     open: BTreeMap<Key, Open>,
-    /// Closed ones of UDP, whose flows may live on and keep the port.
+    /// Closed UDP listeners. Their flows may continue, and keep the port bound.
     retired: HashMap<Claim, FlowId>,
-    /// Ports in use on the other side that can't be had: each is told once.
+    /// Ports in use on the other side that can't be bound. Each is reported once.
     failed: BTreeSet<Key>,
 }
 
-/// Where sockets are opened: the namespace that a rule listens in.
+/// The namespace that sockets are opened in: the one that the rules listen in.
 #[derive(Debug)]
 enum Place {
-    /// Ours.
+    /// The host's.
     Here,
     /// The guest's.
     There(Opener),
@@ -73,7 +73,7 @@ impl Place {
     }
 }
 
-/// What a socket is for, whatever its rule's index: no two sockets have the same.
+/// What a socket is for, whatever the index of its rule is. Unique among the sockets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Claim {
     pub(super) protocol: Protocol,
@@ -89,9 +89,9 @@ impl Claim {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Open {
-    /// Index of an acceptor.
+    /// A TCP listener, in [`Acceptors`].
     Stream(FlowId),
-    /// A listener of UDP.
+    /// A UDP listener, in [`Udp`].
     Datagram(FlowId),
 }
 
@@ -129,13 +129,13 @@ impl Side {
     }
 
     /// Forgets closed listeners of UDP whose last flow has ended. True if there are any: their ports are free.
-    pub(crate) fn bury(&mut self, udp: &Udp<Linux>) -> bool {
+    pub(crate) fn forget_closed(&mut self, udp: &Udp<Linux>) -> bool {
         let before = self.retired.len();
         self.retired.retain(|_, id| udp.is_listener(*id));
         self.retired.len() < before
     }
 
-    /// The ports that we hold by this side's rules.
+    /// The ports that are bound for this side's rules.
     pub(crate) fn held(&self) -> InUse {
         let mut held = InUse::default();
         for (rule, port) in self.open.keys() {
@@ -163,7 +163,7 @@ impl Side {
         self.failed.retain(|key| wanted.contains(key));
         let mut failures = Vec::new();
         for key in wanted {
-            if self.open.contains_key(&key) || self.revive(key, rx) {
+            if self.open.contains_key(&key) || self.reopen(key, rx) {
                 continue;
             }
             match self.open(key, rx) {
@@ -243,16 +243,16 @@ impl Side {
         Ok(self.take(listener, permit, rx)?)
     }
 
-    /// Has a listener of UDP back that still serves old flows.
-    fn revive(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
+    /// Reopens a closed UDP listener whose socket still serves old flows.
+    fn reopen(&mut self, key: Key, rx: &mut Receivers<'_>) -> bool {
         let Some(rule) = self.table.rules().get(key.0) else { return false };
         let Some(id) = self.retired.remove(&Claim::of(rule, key.1)) else { return false };
         let target = engine::forward::Listener::new(self.opening.direction, key.0, rule, key.1);
-        let revived = target.is_some_and(|target| rx.udp.relisten(id, target));
-        if revived {
+        let reopened = target.is_some_and(|target| rx.udp.relisten(id, target));
+        if reopened {
             self.open.insert(key, Open::Datagram(id));
         }
-        revived
+        reopened
     }
 
     fn take(&mut self, listener: Listener, permit: Permit, rx: &mut Receivers<'_>) -> Result<(), Errno> {

@@ -20,16 +20,16 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_siz
 use crate::budgets::ledger::{Class, Ledger, Permit};
 use crate::errno::{retry, stream_error};
 
-/// What fills this goes on through a pipe.
+/// Length of the buffer in bytes. A direction whose bytes fill it uses a pipe next.
 const BUFFER_LEN: usize = 32 * 1024;
 /// What a pipe is asked to hold, in bytes. Half of it, and so on, if that is refused.
 const PIPE_LEN: usize = 1 << 20;
-/// Pipes to keep while nobody needs them.
+/// Most pipes to keep while no pair uses them.
 const SPARE_PIPES: usize = 32;
 
 /// What all pairs share.
 #[derive(Debug)]
-pub(crate) struct Depot {
+pub(crate) struct Shared {
     /// Watches their sockets.
     epoll: Rc<OwnedFd>,
     buffer: Vec<u8>,
@@ -47,8 +47,8 @@ struct Pipe {
     _permit: Permit,
 }
 
-impl Depot {
-    /// Without a pipe: they are made when they are needed.
+impl Shared {
+    /// No pipe yet: pipes are made when they are needed.
     pub(crate) fn new(epoll: Rc<OwnedFd>, ledger: Rc<Ledger>) -> Rc<RefCell<Self>> {
         Self::with(epoll, BUFFER_LEN, PIPE_LEN, ledger)
     }
@@ -90,7 +90,7 @@ pub(crate) struct Pair {
     direction: Direction,
     /// What the second socket is connected to.
     destination: IpAddr,
-    depot: Rc<RefCell<Depot>>,
+    shared: Rc<RefCell<Shared>>,
     _permit: Permit,
 }
 
@@ -118,8 +118,8 @@ pub(crate) const fn loopback(like: IpAddr) -> IpAddr {
 struct Watch {
     /// What its events carry, from when it is watched on.
     word: Option<u64>,
-    /// That it can send, too. Most sockets are never found wanting: asked for from the start, this would be an event
-    /// at the start and one at the end of each.
+    /// That it can send, too. Most sockets never refuse bytes: watched from the start, each would cause two events for
+    /// nothing.
     room: bool,
 }
 
@@ -152,7 +152,7 @@ impl Pair {
         connecting: OwnedFd,
         direction: Direction,
         destination: IpAddr,
-        depot: Rc<RefCell<Depot>>,
+        shared: Rc<RefCell<Shared>>,
         permit: Permit,
     ) -> Self {
         Self {
@@ -162,13 +162,13 @@ impl Pair {
             pace: [Pace::Few; 2],
             direction,
             destination,
-            depot,
+            shared,
             _permit: permit,
         }
     }
 
-    /// Which way the bytes of a side go.
-    pub(crate) const fn way(&self, side: Side) -> Direction {
+    /// The direction of the bytes that a side receives.
+    pub(crate) const fn direction(&self, side: Side) -> Direction {
         match side {
             Side::Accepted => self.direction,
             Side::Connected => self.direction.reverse(),
@@ -189,33 +189,33 @@ impl Pair {
             .map_or(0, |(copied, _)| copied)
     }
 
-    /// Has a socket's readiness reported by events that carry `word`; with `room`, that to send from the start.
+    /// Watches a socket, with events that carry `word`; with `room`, also for room to send.
     pub(crate) fn watch(&mut self, side: Side, word: u64, room: bool) -> io::Result<()> {
         let watch = &mut self.watches[side as usize];
         *watch = Watch { word: Some(word), room: watch.room || room };
         let data = EventData::new_u64(word);
-        epoll::add(&*self.depot.borrow().epoll, &self.sockets[side as usize], data, watch.events())
+        epoll::add(&*self.shared.borrow().epoll, &self.sockets[side as usize], data, watch.events())
     }
 
-    /// Has it reported when a socket can send again. If it can by now, that is reported as well.
+    /// Watches a socket for room to send. If it has room by now, that is reported as well.
     fn await_room(&mut self, side: Side) -> io::Result<()> {
         let watch = &mut self.watches[side as usize];
         if std::mem::replace(&mut watch.room, true) {
             return Ok(());
         }
         let Some(word) = watch.word else { return Ok(()) };
-        let (epoll, data) = (&self.depot.borrow().epoll, EventData::new_u64(word));
+        let (epoll, data) = (&self.shared.borrow().epoll, EventData::new_u64(word));
         epoll::modify(&**epoll, &self.sockets[side as usize], data, watch.events())
     }
 
     /// Takes what a buffer holds, up to the urgent byte, or from there on. Only if it fills the buffer there may be more:
     /// what made a read end early, or arrives later, is reported.
-    fn take_few(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
-        let mut depot = self.depot.borrow_mut();
-        let at_most = at_most.min(depot.buffer.len());
+    fn take_by_buffer(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
+        let mut shared = self.shared.borrow_mut();
+        let at_most = at_most.min(shared.buffer.len());
         let (len, _) =
-            call(|| recv(&self.sockets[from as usize], &mut depot.buffer[..at_most], RecvFlags::DONTWAIT))?;
-        let full = len == depot.buffer.len();
+            call(|| recv(&self.sockets[from as usize], &mut shared.buffer[..at_most], RecvFlags::DONTWAIT))?;
+        let full = len == shared.buffer.len();
         if len > 0 {
             self.transit[from as usize] = Transit::Buffer(len);
             self.pace[from as usize] = if full { Pace::Many } else { Pace::Few };
@@ -225,7 +225,7 @@ impl Pair {
 
     /// Takes what a pipe holds, up to the urgent byte. If that is next, there is nothing to take, and after the end of the
     /// stream it looks as if nothing followed: zero.
-    fn take_many(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
+    fn take_by_pipe(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let taken =
             call(|| splice(&self.sockets[from as usize], None, &pipe.write, None, pipe.capacity, flags));
@@ -233,7 +233,7 @@ impl Pair {
         match taken {
             Ok(len @ 1..) => {
                 self.transit[from as usize] = Transit::Pipe(pipe, len);
-                let many = len >= self.depot.borrow().buffer.len() / 2;
+                let many = len >= self.shared.borrow().buffer.len() / 2;
                 *pace = if many { Pace::Many } else { Pace::Slower };
             }
             _ => {
@@ -241,14 +241,14 @@ impl Pair {
                 if *pace == Pace::Slower {
                     *pace = Pace::Few;
                 }
-                self.depot.borrow_mut().give_back(pipe);
+                self.shared.borrow_mut().give_back(pipe);
             }
         }
         taken
     }
 
     /// Takes what a buffer holds, and the urgent byte by itself. With `ended`, nothing more is expected to arrive.
-    fn take_carefully(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
+    fn take_up_to_mark(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
         let socket = &self.sockets[from as usize];
         // What arrives from here on, with an urgent byte perhaps, lies beyond these bytes.
         let unread = sys::stream::unread(socket).unwrap_or(0) as usize;
@@ -263,7 +263,7 @@ impl Pair {
             }
             return Ok(Taken { len, more: true });
         }
-        self.take_few(from, unread.max(1)).map(|taken| Taken { more: true, ..taken })
+        self.take_by_buffer(from, unread.max(1)).map(|taken| Taken { more: true, ..taken })
     }
 
     fn send(&mut self, from: Side) -> Result<usize, SocketError> {
@@ -273,8 +273,8 @@ impl Pair {
         match transit {
             Transit::Empty => Ok(0),
             Transit::Buffer(len) => {
-                let depot = self.depot.borrow();
-                let bytes = &depot.buffer[..*len];
+                let shared = self.shared.borrow();
+                let bytes = &shared.buffer[..*len];
                 let sent = call(|| send(sink, bytes, flags));
                 *transit = match sent {
                     Ok(sent) if sent >= *len => Transit::Empty,
@@ -304,7 +304,7 @@ impl Pair {
                 if *len == 0
                     && let Transit::Pipe(pipe, _) = std::mem::replace(transit, Transit::Empty)
                 {
-                    self.depot.borrow_mut().give_back(pipe);
+                    self.shared.borrow_mut().give_back(pipe);
                 }
                 Ok(sent)
             }
@@ -315,15 +315,19 @@ impl Pair {
 impl Conduit for Pair {
     fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
         if self.pace[from as usize] == Pace::Few {
-            return if urgent { self.take_carefully(from, false) } else { self.take_few(from, usize::MAX) };
+            return if urgent {
+                self.take_up_to_mark(from, false)
+            } else {
+                self.take_by_buffer(from, usize::MAX)
+            };
         }
-        let pipe = self.depot.borrow_mut().pipe();
+        let pipe = self.shared.borrow_mut().pipe();
         // No descriptor left, for example.
-        let Ok(pipe) = pipe else { return self.take_carefully(from, true) };
-        match self.take_many(from, pipe) {
-            Ok(0) => self.take_carefully(from, true),
+        let Ok(pipe) = pipe else { return self.take_up_to_mark(from, true) };
+        match self.take_by_pipe(from, pipe) {
+            Ok(0) => self.take_up_to_mark(from, true),
             Ok(len) => Ok(Taken { len, more: true }),
-            Err(SocketError::WouldBlock) if urgent => self.take_carefully(from, false),
+            Err(SocketError::WouldBlock) if urgent => self.take_up_to_mark(from, false),
             Err(error) => Err(error),
         }
     }

@@ -81,18 +81,18 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Starts the thread, which enters `namespace`, gives up its rights by `renounce`, and then waits for orders.
+    /// Starts the thread, which enters `namespace`, gives up its rights by `drop_rights`, and then waits for orders.
     ///
     /// # Errors
     /// The thread can't be started, or has failed at one of its first steps.
     pub fn start(
         namespace: Namespace,
-        renounce: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+        drop_rights: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<Self> {
         let (orders, received) = channel::<Work>();
         let (report, started) = channel();
         let run = move || {
-            let ready = namespace.enter().and_then(|()| renounce());
+            let ready = namespace.enter().and_then(|()| drop_rights());
             // Nobody else is to follow.
             drop(namespace);
             // Whoever started us may have ended meanwhile; then there are no orders either.

@@ -1,4 +1,4 @@
-//! What ends us: signals, the command's end, the namespace's end (behaviour §1.4, §1.6).
+//! What terminates the process: signals, the command's end, the namespace's end (behaviour §1.4, §1.6).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -13,19 +13,19 @@ use crate::event::Source;
 use crate::pasta::quit::Watch;
 use crate::pasta::spawn::Spawned;
 
-/// Signals that we take notice of; for others there is what the kernel does by default.
+/// Signals that the process handles. All others have the kernel's default action.
 const OURS: [Signal; 3] = [Signal::TERM, Signal::QUIT, Signal::CHILD];
-/// Those with a command of ours, to which they are passed on.
+/// The same with a spawned command, to which they are passed on.
 const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::CHILD, Signal::INT, Signal::HUP];
 
-/// Why we end.
+/// Why the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// Somebody asked us to.
+    /// A signal asked for it.
     Asked,
-    /// The namespace we served is gone.
+    /// The guest's namespace is gone.
     NamespaceGone,
-    /// The virtual machine we served has closed its connection, and no other may come.
+    /// The virtual machine has closed its connection, and no other is accepted (`--one-off`).
     GuestGone,
     /// The command ended with this status: its own, or 128 and the number of the signal that killed it.
     Command(u8),

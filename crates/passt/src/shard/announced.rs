@@ -47,24 +47,24 @@ impl Shard {
     /// To be called before a readable socket of a bypassed connection is read: what bypasses the link may announce a port,
     /// too.
     pub(super) fn before_bypassed(&mut self, id: FlowId, side: Side, now: Instant) {
-        if let Some(way) = self.bypass.direction(id, side)
-            && self.forwarder.may_peek(way, now)
+        if let Some(direction) = self.bypass.direction(id, side)
+            && self.forwarder.may_peek(direction, now)
             && let Some((source, len)) = self.bypass.peek(id, side, &mut *self.glimpse)
         {
-            self.before_payload(way, source, len, now);
+            self.before_payload(direction, source, len, now);
         }
     }
 
     /// The same for a UDP socket whose datagrams may bypass the link.
     pub(super) fn before_datagram(&mut self, id: FlowId, now: Instant) {
-        if let Some(way) = self.stack.udp().datagram_way(id)
-            && self.forwarder.may_peek(way, now)
+        if let Some(direction) = self.stack.udp().datagram_way(id)
+            && self.forwarder.may_peek(direction, now)
             && let Some(socket) = self.stack.udp().socket(id)
             && let Some((source, len)) = peek(socket, &mut *self.glimpse)
             // Other hosts announce ports of their own.
-            && (way == Direction::Outbound || source.is_loopback())
+            && (direction == Direction::Outbound || source.is_loopback())
         {
-            self.before_payload(way, source, len, now);
+            self.before_payload(direction, source, len, now);
         }
     }
 
@@ -72,24 +72,24 @@ impl Shard {
     pub(super) fn before_accepted(
         &mut self,
         client: impl AsFd,
-        way: Direction,
+        direction: Direction,
         destination: IpAddr,
         now: Instant,
     ) {
-        if self.forwarder.may_peek(way, now)
+        if self.forwarder.may_peek(direction, now)
             && let Ok((len, _, _)) =
                 recvfrom(client, &mut *self.glimpse, RecvFlags::PEEK | RecvFlags::DONTWAIT)
         {
-            self.before_payload(way, loopback(destination), len, now);
+            self.before_payload(direction, loopback(destination), len, now);
         }
     }
 
     /// Payload of that length, in `self.glimpse`, is about to leave.
-    fn before_payload(&mut self, way: Direction, source: IpAddr, len: usize, now: Instant) {
+    fn before_payload(&mut self, direction: Direction, source: IpAddr, len: usize, now: Instant) {
         let Self { acceptors, sockets, stack, forwarder, glimpse, .. } = self;
         let payload = glimpse.get(..len).unwrap_or_default();
         let rx = Receivers { acceptors, udp: stack.udp_mut(), sockets };
-        forwarder.before_payload(way, source, payload, now, rx);
+        forwarder.before_payload(direction, source, payload, now, rx);
     }
 }
 

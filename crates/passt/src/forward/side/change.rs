@@ -1,7 +1,7 @@
 //! New rules in place of a side's present ones, as a difference: sockets that both want stay open (behaviour §8.9).
 //!
-//! First everything is had that can fail, then nothing fails any more. So the rules of two sides can be changed together,
-//! whole or not at all.
+//! The first step, `prepare`, does everything that can fail; the second, `commit`, can't fail. So the rules of two sides change
+//! together or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,8 @@ use engine::forward::{Protocol, Rule, Table};
 
 use super::{Claim, Key, Open, Receivers, Side};
 use crate::budgets::ledger::Class;
+use crate::forward::displaced::Displaced;
 use crate::forward::listen::{self, Listener, Opening};
-use crate::forward::way::Way;
 
 /// Rules that can take the place of a side's present ones: their sockets are open.
 #[derive(Debug)]
@@ -20,10 +20,10 @@ pub(crate) struct Prepared {
     kept: BTreeMap<Key, Key>,
     /// Those that the new table does not want.
     leaving: Vec<Key>,
-    /// Retired ones that it does.
-    revivable: Vec<Key>,
+    /// Closed UDP listeners that it does want.
+    reopenable: Vec<Key>,
     listeners: Vec<Listener>,
-    way: Way,
+    displaced: Displaced,
     notes: Vec<String>,
 }
 
@@ -33,11 +33,11 @@ impl Prepared {
         self.listeners.len()
     }
 
-    /// The present rules stay.
+    /// Gives the prepared rules up: the present rules stay in force.
     pub(crate) fn abandon(self, rx: &Receivers<'_>) {
-        // The new ones are closed before the old ones are heard again.
+        // The new sockets must be closed before the old ones listen again.
         drop(self.listeners);
-        self.way.restore(rx);
+        self.displaced.resume(rx);
     }
 }
 
@@ -54,26 +54,28 @@ impl Side {
         spare: usize,
         rx: &Receivers<'_>,
     ) -> Result<Prepared, listen::Error> {
-        self.bury(rx.udp);
+        self.forget_closed(rx.udp);
         let kept = self.kept_by(&table);
         let staying: BTreeSet<Key> = kept.values().copied().collect();
         let leaving: Vec<Key> = self.open.keys().filter(|key| !staying.contains(key)).copied().collect();
-        let revivable = self.revivable(&table, &kept);
-        let way = Way::clear(&table, self.in_the_way(&leaving), rx);
+        let reopenable = self.reopenable(&table, &kept);
+        let displaced = Displaced::by(&table, self.in_the_way(&leaving), rx);
         let opening = Opening { spare, ..self.opening };
-        let (wanted, beside) = (table.clone(), way.suffering());
-        let there: BTreeSet<Key> = kept.keys().chain(&revivable).copied().collect();
+        let (wanted, beside) = (table.clone(), displaced.shared_ports());
+        let there: BTreeSet<Key> = kept.keys().chain(&reopenable).copied().collect();
         let opened = self.place.open(move || {
             let make = |index, rule: &Rule, port| {
                 opening.socket(index, rule, port, rule.protocol == Protocol::Udp && beside.contains(&port))
             };
             opening.rules_by(&wanted, |rule, port| there.contains(&(rule, port)), make)
         });
-        way.close(rx);
+        displaced.stop_sharing(rx);
         match opened.map_err(listen::Error::from).flatten() {
-            Ok((listeners, notes)) => Ok(Prepared { table, kept, leaving, revivable, listeners, way, notes }),
+            Ok((listeners, notes)) => {
+                Ok(Prepared { table, kept, leaving, reopenable, listeners, displaced, notes })
+            }
             Err(error) => {
-                way.restore(rx);
+                displaced.resume(rx);
                 Err(error)
             }
         }
@@ -85,8 +87,8 @@ impl Side {
     pub(crate) fn commit(&mut self, prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
         prepared.leaving.into_iter().for_each(|key| self.close(key, rx));
         self.replace(prepared.table, &prepared.kept, rx);
-        for key in prepared.revivable {
-            self.revive(key, rx);
+        for key in prepared.reopenable {
+            self.reopen(key, rx);
         }
         for listener in prepared.listeners {
             let (protocol, port) = (listener.protocol, listener.port);
@@ -112,8 +114,8 @@ impl Side {
         self.open.keys().filter_map(heir).collect()
     }
 
-    /// Which of the retired sockets a new table wants right away.
-    fn revivable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> Vec<Key> {
+    /// Which of the closed UDP listeners a new table wants at once.
+    fn reopenable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> Vec<Key> {
         let heir = |claim: &Claim| {
             let wants = |rule: &Rule| {
                 !rule.scan && rule.ports.contains(claim.port) && *claim == Claim::of(rule, claim.port)

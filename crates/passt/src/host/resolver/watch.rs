@@ -98,13 +98,13 @@ impl Watch {
         self.directories.iter().map(|directory| directory.handle.as_fd())
     }
 
-    /// Starts the thread, which gives up its rights by `renounce`, and then waits for changes.
+    /// Starts the thread, which gives up its rights by `drop_rights`, and then waits for changes.
     ///
     /// # Errors
     /// The thread can't be started, or has failed at one of its first steps.
     pub(crate) fn start(
         mut self,
-        renounce: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+        drop_rights: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<News> {
         let wake =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("can't make an eventfd")?;
@@ -112,7 +112,7 @@ impl Watch {
         let (resolvers, news) = channel();
         let (report, started) = channel();
         let run = move || {
-            let ready = renounce();
+            let ready = drop_rights();
             // Whoever started us may have ended meanwhile; then nobody wants news either.
             drop(report.send(ready));
             if let Err(error) = self.run(&resolvers, &bell) {

@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A connection with its peers, and what gives it events.
 struct Line {
     epoll: Rc<OwnedFd>,
-    depot: Rc<RefCell<Depot>>,
+    shared: Rc<RefCell<Shared>>,
     bypass: Bypass<Pair>,
     id: FlowId,
     peers: [Peer; 2],
@@ -97,14 +97,14 @@ impl Line {
         let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
         let (_, ledger) = plenty();
         let permit = ledger.take(Class::LocalIn).unwrap();
-        let depot = Depot::with(epoll.clone(), buffer, PAGE, ledger);
+        let shared = Shared::with(epoll.clone(), buffer, PAGE, ledger);
         let ((client, accepted), (server, connected)) = (end(kind), end(kind));
         let mut bypass = Bypass::new(1);
         let loopback = Ipv4Addr::LOCALHOST.into();
         let id = bypass
-            .insert(Pair::new(accepted, connected, Direction::Inbound, loopback, depot.clone(), permit))
+            .insert(Pair::new(accepted, connected, Direction::Inbound, loopback, shared.clone(), permit))
             .unwrap();
-        let mut line = Self { epoll, depot, bypass, id, peers: [client, server], start: Clock::now() };
+        let mut line = Self { epoll, shared, bypass, id, peers: [client, server], start: Clock::now() };
         let stands = Readiness { writable: true, ..Readiness::default() };
         line.bypass.on_readiness(id, Side::Connected, stands, line.now());
         let pair = line.bypass.conduit(id).unwrap();
@@ -243,7 +243,7 @@ proptest! {
 fn pipes_are_borrowed() {
     let mut line = Line::new(Kind::Unix, 64);
     line.finish(1 << 18);
-    let depot = line.depot.borrow();
-    assert!((1..=2).contains(&depot.pipes.len()), "{:?}", depot.pipes);
-    assert!(depot.pipes.iter().all(|pipe| pipe.capacity == PAGE));
+    let shared = line.shared.borrow();
+    assert!((1..=2).contains(&shared.pipes.len()), "{:?}", shared.pipes);
+    assert!(shared.pipes.iter().all(|pipe| pipe.capacity == PAGE));
 }
