@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The host's second addresses, which the guest copies.
 const SECOND: [IpAddr; 2] = [
@@ -13,7 +13,7 @@ const TWO_ADDRESSES: &str = "
 ip addr add 198.51.100.20/24 dev eth0; ip addr add 2001:db8:1::14/64 dev eth0 nodad
 ";
 
-/// Addresses of a network behind the guest.
+/// Addresses of a machine in a network that the guest routes to.
 const BEHIND: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2))];
 
@@ -21,8 +21,8 @@ fn two_addresses() -> Option<Net> {
     Net::with(Options { host_setup: TWO_ADDRESSES, ..Options::default() })
 }
 
-/// A client of the peer at `to`, by TCP and UDP, gets to services of the guest that are bound to `service` alone.
-fn reaches_service(net: &Net, to: IpAddr, service: IpAddr) {
+/// A client on the peer reaches, at `to`, TCP and UDP services of the guest that are bound to `service` only.
+fn assert_reaches_service(net: &Net, to: IpAddr, service: IpAddr) {
     let listener = net.guest.listen((service, 7000));
     let mut client = net.peer.connect((to, 7000)).unwrap();
     let (mut stream, _) = accept(&listener);
@@ -37,8 +37,8 @@ fn reaches_service(net: &Net, to: IpAddr, service: IpAddr) {
     assert_eq!(recv_from(&client), (b"answer".to_vec(), (to, 7000).into()));
 }
 
-/// The address that a server of the peer sees of a client in `from` that is bound to `source`, by TCP and UDP.
-fn seen_by_peer(net: &Net, from: &Ns, source: SocketAddr, peer: IpAddr) -> IpAddr {
+/// The source address that a TCP and a UDP server on the peer see of a client in `from` bound to `source`.
+fn address_seen_by_peer(net: &Net, from: &Ns, source: SocketAddr, peer: IpAddr) -> IpAddr {
     let listener = net.peer.listen((peer, 7000));
     let mut client = from.connect_from(source, (peer, 7000)).unwrap();
     let (mut stream, tcp) = accept(&listener);
@@ -56,56 +56,57 @@ fn seen_by_peer(net: &Net, from: &Ns, source: SocketAddr, peer: IpAddr) -> IpAdd
 }
 
 #[test]
-fn services_are_reached_at_the_address_that_they_are_bound_to() {
+fn a_service_is_reached_at_its_address() {
     let Some(net) = two_addresses() else { return };
     net.pasta(&["-t", "7000", "-u", "7000"]);
     for v in 0..2 {
         for last_used in [SECOND[v], HOST[v]] {
-            seen_by_peer(&net, &net.guest, (last_used, 0).into(), PEER[v]);
+            address_seen_by_peer(&net, &net.guest, (last_used, 0).into(), PEER[v]);
             for address in [HOST[v], SECOND[v]] {
-                reaches_service(&net, address, address);
+                assert_reaches_service(&net, address, address);
             }
         }
     }
 }
 
 #[test]
-fn clients_leave_from_the_address_that_they_are_bound_to() {
+fn a_client_keeps_its_source_address() {
     let Some(net) = two_addresses() else { return };
-    // Rules for the client's own port, too: its datagrams may go by their sockets.
+    // One UDP rule is for the client's own port: its datagrams may then leave by the listener's socket.
     net.pasta(&["-t", "none", "-u", "7001"]);
     for v in 0..2 {
         for address in [HOST[v], SECOND[v]] {
             for port in [0, 7001] {
                 let from = (address, port).into();
-                assert_eq!(seen_by_peer(&net, &net.guest, from, PEER[v]), address, "port {port}");
+                assert_eq!(address_seen_by_peer(&net, &net.guest, from, PEER[v]), address, "port {port}");
             }
         }
-        // Bound to none: as the host itself would.
+        // An unbound client has the source address that the host would choose.
         let unbound = (any(HOST[v]), 0).into();
-        let [guest, host] = [&net.guest, &net.host].map(|from| seen_by_peer(&net, from, unbound, PEER[v]));
+        let [guest, host] =
+            [&net.guest, &net.host].map(|from| address_seen_by_peer(&net, from, unbound, PEER[v]));
         assert_eq!(guest, host);
     }
 }
 
-/// The peer answers to one of two addresses only.
+/// The peer has a route back to one of the two addresses only.
 #[test]
-fn pings_leave_from_the_address_that_they_are_bound_to() {
+fn a_ping_keeps_its_source_address() {
     need!("ping");
     let Some(net) = two_addresses() else { return };
     net.pasta(&[]);
     for v in 0..2 {
         for (address, other) in [(HOST[v], SECOND[v]), (SECOND[v], HOST[v])] {
             net.peer.sh(&format!("ip route add blackhole {other}"));
-            net.guest.sh(&format!("ping -c 1 -W 20 -I {address} {}", PEER[v]));
+            net.guest.sh(&format!("ping -n -w 60 -c 1 -I {address} {}", PEER[v]));
             net.peer.sh(&format!("ip route del blackhole {other}"));
         }
     }
 }
 
-/// behaviour §3.6: where the host prefers a source address, so does the guest.
+/// behaviour §3.6: copied routes keep their preferred source address.
 #[test]
-fn the_hosts_preferred_sources_are_the_guests() {
+fn the_guest_copies_preferred_sources() {
     const PREFERS: &str = "
 ip addr add 198.51.100.20/24 dev eth0; ip addr add 2001:db8:1::14/64 dev eth0 nodad
 ip route add 203.0.113.0/24 via 198.51.100.1 src 198.51.100.20
@@ -123,7 +124,7 @@ ip route add 2001:db8:2::/64 via 2001:db8:1::1 src 2001:db8:1::14
 
 /// incus-os#1383, slirp4netns#173.
 #[test]
-fn a_network_behind_the_guest_works_and_moves_nothing() {
+fn a_network_behind_the_guest_does_not_redirect_inbound_traffic() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-u", "7000"]);
     net.host.sh(
@@ -140,15 +141,15 @@ nsenter --net=/run/netns/guest sh -ec 'echo 1 >/proc/sys/net/ipv4/ip_forward; ec
     let behind = net.host.inner(&["nsenter", "--net=/run/netns/behind"]);
     for v in 0..2 {
         for _ in 0..2 {
-            assert_eq!(seen_by_peer(&net, &behind, (BEHIND[v], 0).into(), PEER[v]), HOST[v]);
-            reaches_service(&net, HOST[v], HOST[v]);
+            assert_eq!(address_seen_by_peer(&net, &behind, (BEHIND[v], 0).into(), PEER[v]), HOST[v]);
+            assert_reaches_service(&net, HOST[v], HOST[v]);
         }
     }
 }
 
-/// A tap in a bridge: two stations with hardware addresses of their own.
+/// The tap is in a bridge with another station, which has its own MAC address.
 #[test]
-fn stations_of_a_bridged_tap_get_what_is_theirs() {
+fn each_station_of_a_bridge_gets_its_own_traffic() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-u", "7000"]);
     let mac = net.guest_mac().map(|byte| format!("{byte:02x}")).join(":");
@@ -174,7 +175,7 @@ for ns in guest other; do ip -n $ns route replace default via 198.51.100.1; ip -
                 (client, accept(&listener).0)
             })
             .into();
-        // Whoever spoke last.
+        // Replies do not go to the station that sent last.
         for _ in 0..3 {
             for (client, server) in &mut pairs {
                 client.write_all(b"question").unwrap();
@@ -187,20 +188,13 @@ for ns in guest other; do ip -n $ns route replace default via 198.51.100.1; ip -
         }
     }
     for address in HOST {
-        reaches_service(&net, address, address);
+        assert_reaches_service(&net, address, address);
     }
 }
 
-/// Whether a connection of the peer to `to` has come to `listener` by now.
-fn comes_to(net: &Net, to: IpAddr, listener: &TcpListener) -> bool {
-    let _client = net.peer.start_connect((to, 7000));
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    listener.accept().is_ok()
-}
-
-/// behaviour §5.4: inbound traffic follows a guest that has another address now.
+/// behaviour §5.4: without `-a`, inbound traffic goes to the address that the guest uses now.
 #[test]
-fn inbound_follows_a_guest_that_has_changed_its_address() {
+fn inbound_traffic_follows_a_changed_address() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000"]);
     let moved: [IpAddr; 2] = ["198.51.100.55".parse().unwrap(), "2001:db8:1::55".parse().unwrap()];
@@ -216,28 +210,32 @@ ip route replace default via 198.51.100.1; ip -6 route replace default via 2001:
         recv_from(&server);
         let listener = net.guest.listen((moved[v], 7000));
         listener.set_nonblocking(true).unwrap();
-        wait_until("a connection to the new address", || comes_to(&net, HOST[v], &listener));
+        let mut clients = Vec::new();
+        wait_until("a connection to the new address", || {
+            clients.push(net.peer.start_connect((HOST[v], 7000)));
+            listener.accept().is_ok()
+        });
     }
 }
 
-/// R-49: `-a` pins the address that inbound traffic goes to; a second one changes nothing for the first without it, too.
+/// R-49: inbound traffic stays with the first address, with `-a` and without.
 #[test]
-fn a_second_address_moves_nothing_r49() {
+fn a_second_address_does_not_redirect_inbound_traffic_r49() {
     for options in [&[][..], &["-a", "198.51.100.2/24"]] {
         let Some(net) = Net::new() else { return };
         net.pasta(&[&["-t", "7000"], options].concat());
         net.guest.sh("ip addr add 198.51.100.55/24 dev eth0");
         let client = (Ipv4Addr::new(198, 51, 100, 55), 0).into();
-        assert_eq!(seen_by_peer(&net, &net.guest, client, PEER[0]), HOST[0]);
+        assert_eq!(address_seen_by_peer(&net, &net.guest, client, PEER[0]), HOST[0]);
         let listener = net.guest.listen((any(HOST[0]), 7000));
         let _client = net.peer.connect((HOST[0], 7000)).unwrap();
         assert_eq!(accept(&listener).0.local_addr().unwrap().ip(), HOST[0]);
     }
 }
 
-/// kubevirt#6373, podman#15395: without IPv6 in the namespace, it is as with `-4`, also for rules that come later.
+/// kubevirt#6373, podman#15395: without IPv6 in the namespace, pasta behaves as with `-4`, also for rules added later.
 #[test]
-fn a_family_that_the_namespace_lacks_is_off() {
+fn a_family_that_the_namespace_lacks_is_disabled() {
     let Some(net) = Net::new() else { return };
     net.guest.sh("for at in all default; do echo 1 >/proc/sys/net/ipv6/conf/$at/disable_ipv6; done");
     let control = net.path("control");

@@ -1,16 +1,16 @@
-//! `auto` and announced ports: a port is open on the other side before whoever hears of it can use it (behaviour §8.4), as
-//! active FTP, SIP and DCC need it. No test waits for a port.
+//! `auto` and announced ports: a port is open on the other side before the peer that it is announced to can use it (behaviour
+//! §8.4). Active FTP, SIP and DCC need this. No test waits for a port to open.
 
 use crate::harness::*;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 
-/// Announcements of one connection: more than a full budget of scans, since other payload is sent, too.
+/// Announcements per connection: more than a full budget of scans, because other payload uses it as well.
 const ROUNDS: u16 = 24;
-/// What spends the budget.
+/// Payload that uses the budget without an announcement.
 const OTHER: &str = "RETR some-file-of-no-interest\r\n";
 
-/// A control connection from `client` to `listener`, which is at `at`.
+/// A control connection from `client` to `listener`, which is bound to `at`.
 fn control(client: &Ns, at: (IpAddr, u16), listener: &TcpListener) -> (TcpStream, BufReader<TcpStream>) {
     let stream = client.connect(at).unwrap();
     (stream, BufReader::new(accept(listener).0))
@@ -33,9 +33,9 @@ fn port_command(address: IpAddr, port: u16) -> String {
     }
 }
 
-/// Active FTP: the server connects as soon as it has read the command.
+/// The server connects as soon as it has read the command.
 #[test]
-fn active_ftp() {
+fn active_ftp_connects_at_once() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "none"]);
     for (family, host) in HOST.into_iter().enumerate() {
@@ -55,9 +55,9 @@ fn active_ftp() {
     }
 }
 
-/// Announcements that can't be read, as in TLS.
+/// As in TLS.
 #[test]
-fn opaque_announcements() {
+fn encrypted_announcements_work_too() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "none"]);
     let server = net.peer.listen((any(PEER[0]), 2121));
@@ -71,9 +71,9 @@ fn opaque_announcements() {
     }
 }
 
-/// SIP with two RTP ports: media is sent as soon as the invitation is there, and nobody repeats it.
+/// Two RTP ports. The media, which is not sent again, follows the invitation at once.
 #[test]
-fn sip_with_two_media_ports() {
+fn media_is_forwarded_right_after_a_sip_invitation() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "none"]);
     let (host, peer) = (HOST[0], PEER[0]);
@@ -97,9 +97,9 @@ fn sip_with_two_media_ports() {
     }
 }
 
-/// The same past the link, from the guest and, in the other direction, from the host.
+/// Between loopback addresses, from the guest and from the host.
 #[test]
-fn announcements_between_loopback_addresses() {
+fn announcements_bypass_the_link_as_well() {
     need!("ss");
     let Some(net) = Net::new() else { return };
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);

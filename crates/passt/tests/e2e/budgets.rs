@@ -1,13 +1,13 @@
-//! Shares of open files (docs/design/budgets.md): no protocol's flood takes what others need, and what can be ended
-//! without loss makes room for newcomers.
+//! Budgets of open files (docs/design/budgets.md): a flood of one protocol leaves files for the others, and new flows replace
+//! old ones that can be ended without loss.
 
 use crate::harness::*;
-use crate::limits::{Over, attempt, count, descriptors, greet, limited, ways};
+use crate::limits::{Over, attempt, count, greet, limited, routes};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-/// A question and its answer. Whom the question came from.
+/// A question and its answer. Returns the source of the question.
 fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket, number: u64) -> SocketAddr {
     let (question, answer) = (payload(number, 40), payload(number + 1, 200));
     client.send_to(&question, to.into()).unwrap();
@@ -25,16 +25,16 @@ fn ping(net: &Net, id: u16, to: IpAddr) {
     assert!(report.stdout.contains(" 1 received"), "identifier {id}: {report:#?}");
 }
 
-/// At 1,024 files full of TCP connections of each kind, whatever else there is works: connections of the other kinds,
-/// a question from a new UDP port (in and out, past the link too), ping, and a port that is published now.
+/// At a limit of 1024 files, connections of one kind take their whole budget. Everything else still works: connections of the
+/// other kinds, UDP from a new port (in both directions, and bypassing the link), ping, and publishing a port.
 #[test]
-fn tcp_leaves_files_for_others() {
+fn tcp_leaves_descriptors_for_other_flows() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     let rules = ["-t", "7001,7002", "-T", "7003", "-u", "6001,6002", "-U", "none", "-c", &net.path("s")];
     let (mut pasta, pid) = limited(&net, 1024, &rules);
-    let ways = ways(&net);
-    let before = descriptors(&net, pid);
+    let routes = routes(&net);
+    let before = descriptors(&net.host, pid);
     let [host, _] = HOST;
     let servers =
         [net.peer.udp((PEER[0], 53)), net.guest.udp((any(host), 6001)), net.guest.udp((any(host), 6002))];
@@ -43,12 +43,17 @@ fn tcp_leaves_files_for_others() {
 
     thread::scope(|scope| {
         let _over = Over(&over);
-        ways.iter().for_each(|way| drop(scope.spawn(|| greet(&way.listener, &over))));
-        for (number, greedy) in ways.iter().enumerate() {
+        routes.iter().for_each(|route| drop(scope.spawn(|| greet(&route.listener, &over))));
+        for (number, greedy) in routes.iter().enumerate() {
             let held: Vec<_> = std::iter::from_fn(|| attempt(greedy)).collect();
-            eprintln!("{}: {} connections, {} descriptors", greedy.name, held.len(), descriptors(&net, pid));
+            eprintln!(
+                "{}: {} connections, {} descriptors",
+                greedy.name,
+                held.len(),
+                descriptors(&net.host, pid)
+            );
             assert!(held.len() > 250, "{}: {}", greedy.name, held.len());
-            for other in ways.iter().filter(|other| other.name != greedy.name) {
+            for other in routes.iter().filter(|other| other.name != greedy.name) {
                 assert!(attempt(other).is_some(), "{} beside {}", other.name, greedy.name);
             }
             let number = number as u64;
@@ -63,7 +68,7 @@ fn tcp_leaves_files_for_others() {
             }
             net.host.run(&[companion("pesto"), "-D", "-t", "7005", &net.path("s")]).ok();
             drop(held);
-            wait_until("descriptors", || descriptors(&net, pid) < before + 100);
+            wait_until("descriptors", || descriptors(&net.host, pid) < before + 100);
         }
     });
     let warnings = pasta.stderr();
@@ -79,22 +84,22 @@ fn tcp_leaves_files_for_others() {
     }
 }
 
-/// A resolver that asks from a new port each time: no question is lost, and the sockets are bounded.
+/// A resolver that uses a new source port for each query loses no answer.
 #[test]
-fn a_new_port_for_each_question() {
+fn queries_from_many_ports_use_few_sockets() {
     let Some(net) = Net::new() else { return };
     let (mut pasta, pid) = limited(&net, 256, &["-t", "none", "-T", "none", "-u", "none", "-U", "none"]);
-    let before = descriptors(&net, pid);
+    let before = descriptors(&net.host, pid);
     let server = net.peer.udp((PEER[0], 53));
     let old = net.guest.udp((any(HOST[0]), 0));
-    // A stream, which lives on.
+    // A long exchange, which keeps its socket.
     let first = ask(&old, (PEER[0], 53), &server, 1);
     (0..20).for_each(|number| assert_eq!(ask(&old, (PEER[0], 53), &server, number), first));
     for number in 0..2000 {
         let client = net.guest.udp((any(HOST[0]), 20_000 + number as u16));
         ask(&client, (PEER[0], 53), &server, number);
     }
-    assert!(descriptors(&net, pid) <= before + 35);
+    assert!(descriptors(&net.host, pid) <= before + 35);
     server.send_to(b"still there", first).unwrap();
     assert_eq!(recv_from(&old).0, b"still there");
     wait_until("the count of those ended", || count(&mut pasta, "ended") == 2001 - 35);
@@ -103,35 +108,35 @@ fn a_new_port_for_each_question() {
     assert_eq!(warnings, 1, "at most one a minute");
 }
 
-/// A monitor with an identifier for each of its pings: each has its reply, and a resolver and TCP live beside it.
+/// A monitor that uses a new identifier for each ping gets every reply.
 #[test]
-fn a_new_identifier_for_each_ping() {
+fn pings_with_many_identifiers_use_few_sockets() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     let (_pasta, pid) = limited(&net, 256, &["-t", "none", "-T", "none", "-u", "none", "-U", "none"]);
-    let before = descriptors(&net, pid);
+    let before = descriptors(&net.host, pid);
     for id in 0..60 {
         ping(&net, id, PEER[usize::from(id) % 2]);
     }
-    assert!(descriptors(&net, pid) <= before + 7);
+    assert!(descriptors(&net.host, pid) <= before + 7);
 }
 
-/// Clients of a UDP server of the guest: from outside one socket serves them all; local ones have a socket each, of which
-/// there are few. None is without an answer.
+/// One socket serves all remote clients of a UDP server in the guest. Local clients have one socket each, and few of them
+/// exist at a time. Every client gets its answer.
 #[test]
-fn many_clients_of_one_server() {
+fn many_clients_of_a_server_use_few_sockets() {
     let Some(net) = Net::new() else { return };
     let (_pasta, pid) = limited(&net, 256, &["-t", "none", "-T", "none", "-u", "6001", "-U", "none"]);
-    let before = descriptors(&net, pid);
+    let before = descriptors(&net.host, pid);
     let server = net.guest.udp((any(HOST[0]), 6001));
     for number in 0..2000 {
         let client = net.peer.udp((PEER[0], 20_000 + number as u16));
         assert_eq!(ask(&client, (HOST[0], 6001), &server, number), (PEER[0], port(&client)).into());
     }
-    assert_eq!(descriptors(&net, pid), before);
+    assert_eq!(descriptors(&net.host, pid), before);
     for number in 0..500 {
         let client = net.host.udp((LOOPBACK[0], 20_000 + number as u16));
         assert_eq!(ask(&client, (LOOPBACK[0], 6001), &server, number).port(), port(&client));
     }
-    assert!(descriptors(&net, pid) <= before + 14);
+    assert!(descriptors(&net.host, pid) <= before + 14);
 }

@@ -1,5 +1,5 @@
-//! TCP in bulk: 256 MiB with every byte checked, at both ends of the range of MTUs, in both directions, and
-//! readers that are slower than the writer (behaviour §6.5, §6.6).
+//! Bulk transfers by TCP, every byte checked: 256 MiB with a large and a small MTU, in both directions, and with readers that
+//! are slower than the writer (behaviour §6.5, §6.6).
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -53,26 +53,26 @@ fn download(mtu: u32) {
 }
 
 #[test]
-fn upload_mtu_65520() {
+fn an_upload_is_complete_mtu_65520() {
     upload(65520);
 }
 
 #[test]
-fn upload_mtu_1500() {
+fn an_upload_is_complete_mtu_1500() {
     upload(1500);
 }
 
 #[test]
-fn download_mtu_65520() {
+fn a_download_is_complete_mtu_65520() {
     download(65520);
 }
 
 #[test]
-fn download_mtu_1500() {
+fn a_download_is_complete_mtu_1500() {
     download(1500);
 }
 
-/// Both directions of a connection at once, as fast as they go, on an outbound and an inbound connection.
+/// Both directions at once, on an outbound and on an inbound connection.
 fn full_duplex(mtu: u32) {
     let Some(net) = start(mtu) else { return };
     for inbound in [false, true] {
@@ -85,18 +85,18 @@ fn full_duplex(mtu: u32) {
 }
 
 #[test]
-fn full_duplex_mtu_65520() {
+fn a_full_duplex_transfer_is_complete_mtu_65520() {
     full_duplex(65520);
 }
 
 #[test]
-fn full_duplex_mtu_1500() {
+fn a_full_duplex_transfer_is_complete_mtu_1500() {
     full_duplex(1500);
 }
 
-/// Several connections share the link and all come through whole.
+/// Several connections share the link.
 #[test]
-fn parallel_transfers() {
+fn parallel_transfers_are_complete() {
     let Some(net) = start(65520) else { return };
     let connections: Vec<_> = (0..8).map(|i| connection(&net, i % 2 == 1)).collect();
     thread::scope(|scope| {
@@ -107,8 +107,8 @@ fn parallel_transfers() {
     });
 }
 
-/// The reader does nothing until the writer is stuck, then reads all: nothing is lost.
-fn slow_reader(from: &TcpStream, to: &TcpStream) {
+/// The reader waits until the writer makes no progress, then reads everything.
+fn assert_slow_reader_loses_nothing(from: &TcpStream, to: &TcpStream) {
     const LEN: u64 = 48 << 20;
     let sent = AtomicU64::new(0);
     sockopt::set_socket_recv_buffer_size(to, 65536).unwrap();
@@ -135,24 +135,24 @@ fn slow_reader(from: &TcpStream, to: &TcpStream) {
 }
 
 #[test]
-fn slow_reader_outside() {
+fn a_slow_reader_outside_loses_nothing() {
     let Some(net) = start(65520) else { return };
     let (guest, outside) = connection(&net, false);
-    slow_reader(&guest, &outside);
+    assert_slow_reader_loses_nothing(&guest, &outside);
 }
 
 #[test]
-fn slow_reader_in_the_guest() {
+fn a_slow_reader_in_the_guest_loses_nothing() {
     let Some(net) = start(65520) else { return };
     let (guest, outside) = connection(&net, true);
-    slow_reader(&outside, &guest);
+    assert_slow_reader_loses_nothing(&outside, &guest);
 }
 
 #[test]
-fn slow_readers_mtu_1500() {
+fn slow_readers_lose_nothing_mtu_1500() {
     let Some(net) = start(1500) else { return };
     let (guest, outside) = connection(&net, true);
-    slow_reader(&guest, &outside);
+    assert_slow_reader_loses_nothing(&guest, &outside);
     let (guest, outside) = connection(&net, false);
-    slow_reader(&outside, &guest);
+    assert_slow_reader_loses_nothing(&outside, &guest);
 }

@@ -1,5 +1,5 @@
-//! Checksums of the guest: verified where no link vouches for them, and completed where its kernel left them open, also
-//! inside a tunnel (behaviour §4, §7.2).
+//! Checksums of frames from the guest: verified if the link does not guarantee them, and completed if the guest's kernel left
+//! them partial, also inside a tunnel (behaviour §4, §7.2).
 
 use crate::harness::*;
 use crate::limits::count;
@@ -32,7 +32,7 @@ fn outgoing(v: usize) -> Outgoing {
     }
 }
 
-/// A datagram that leaves its checksum open.
+/// A datagram with a partial checksum.
 fn datagram(outgoing: &Outgoing, port: u16, payload: &[u8]) -> (Vec<u8>, Offload) {
     let start = outgoing.headroom(udp::HEADER_LEN);
     let mut frame = vec![0; start + payload.len()];
@@ -41,7 +41,7 @@ fn datagram(outgoing: &Outgoing, port: u16, payload: &[u8]) -> (Vec<u8>, Offload
     (frame, written.offload)
 }
 
-/// A segment with its checksum.
+/// A segment with a complete checksum.
 fn segment(flags: Flags, seq: Seq, ack: Seq, payload: &[u8]) -> Vec<u8> {
     let outgoing = outgoing(0);
     let start = outgoing.headroom(tcp::HEADER_LEN);
@@ -64,7 +64,7 @@ fn packet(frame: &[u8]) -> Option<Packet<'_>> {
     }
 }
 
-/// A `passt` in the foreground that shows its counts.
+/// A `passt` in the foreground that prints its counters.
 fn counting(net: &Net, args: &[&str]) -> Running {
     let (path, pid) = (net.path("guest.socket"), net.path("passt.pid"));
     let own = [env!("CARGO_BIN_EXE_passt"), "-f", "--stats", "1", "--pid", &pid, "--socket", &path];
@@ -127,7 +127,7 @@ fn expect(stream: &mut TcpStream, wanted: &[u8]) {
     assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(wanted));
 }
 
-/// On the stream socket, frames come without a word about their checksums: each is verified, before segments are joined.
+/// The stream socket carries no checksum offload, so passt verifies each frame before it joins segments.
 #[test]
 fn wrong_checksums_are_dropped_and_counted() {
     let Some(net) = Net::new() else { return };
@@ -143,7 +143,7 @@ fn wrong_checksums_are_dropped_and_counted() {
         assert_eq!(recv_from(&server).0, b"question");
         dropped += 1;
     }
-    // A datagram without a checksum is right for IPv4, and for tunnels.
+    // A datagram without a checksum is valid in IPv4 and in tunnels (RFC 6935).
     for (v, port, right) in [(0, PORT, true), (1, VXLAN_PORT, true), (1, PORT, false)] {
         let mut none = datagram(&outgoing(v), port, b"none").0;
         let at = outgoing(v).network_len() + usize::from(udp::CHECKSUM_OFFSET);
@@ -163,7 +163,7 @@ fn wrong_checksums_are_dropped_and_counted() {
     client.send(&[&bad, &syn]);
     let ack = client.expect_answer() + 1;
     let (mut server, _) = accept(&listener);
-    // Segments that follow each other in one read, the third of which is corrupt.
+    // Consecutive segments in one read. The third one is corrupt.
     let words = ["one ", "two ", "three ", "four "];
     let mut seq = iss + 1;
     let segments: Vec<Vec<u8>> = words
@@ -180,7 +180,7 @@ fn wrong_checksums_are_dropped_and_counted() {
     expect(&mut server, b"one two ");
     client.send(&[&segments[2]]);
     expect(&mut server, b"three four ");
-    // One whose sums are made up for by another one: the IPv4 header's.
+    // Only the IPv4 header is corrupt.
     let next = segment(Flags::ACK, seq, ack, b"end");
     let mut bad = next.clone();
     bad[22] ^= 1; // TTL
@@ -190,7 +190,7 @@ fn wrong_checksums_are_dropped_and_counted() {
     assert_eq!(passt.stderr().matches("wrong checksums").count(), 1, "once a minute");
 }
 
-/// The guest's kernel leaves checksums inside a tunnel to the tap, which passes them on to us: what leaves the host is
+/// The guest's kernel leaves checksums inside a tunnel partial, and the tap passes them on. Datagrams that leave the host are
 /// complete.
 #[test]
 fn checksums_inside_a_tunnel_are_completed() {
@@ -235,9 +235,9 @@ fn checksums_inside_a_tunnel_are_completed() {
     }
 }
 
-/// Streams through a tunnel between the guest and the peer, whose kernels know nothing of us.
+/// A VXLAN tunnel between the kernels of the guest and the peer.
 #[test]
-fn streams_go_through_a_tunnel() {
+fn tcp_works_through_a_tunnel() {
     need!("ethtool");
     let Some(net) = Net::new() else { return };
     let [host, _] = HOST;
@@ -252,7 +252,7 @@ fn streams_go_through_a_tunnel() {
         }
         ns.sh(&format!("ip link set vx0 mtu 1400 up; ip addr add {address}/24 dev vx0"));
     }
-    // What a kernel of the same machine sends us has no checksum inside, and nothing says so: see the guide.
+    // A kernel of the same machine sends partial checksums inside the tunnel without marking them: see the guide.
     net.peer.sh("ethtool -K vx0 tx-checksum-ip-generic off");
     const LEN: u64 = 4 << 20;
     for (client, server, to) in [(&net.guest, &net.peer, "10.7.0.1"), (&net.peer, &net.guest, "10.7.0.2")] {
@@ -269,18 +269,18 @@ fn streams_go_through_a_tunnel() {
     }
 }
 
-/// What a virtio-net header says of a frame in the guest's memory is honoured where it points, or the frame is dropped.
+/// A virtio-net header that points outside the frame, or names another kind of segment, drops the frame.
 #[test]
-fn offloads_count_where_they_point() {
+fn an_offload_header_completes_the_checksum_that_it_points_to() {
     let Some(net) = Net::new() else { return };
     let mut passt = counting(&net, &["--vhost-user"]);
-    let mut front_end = FrontEnd::new(net.path("guest.socket").as_ref(), Wishes::default());
+    let mut front_end = FrontEnd::new(net.path("guest.socket").as_ref(), DriverConfig::default());
     let server = net.peer.udp((PEER[0], VXLAN_PORT));
     let outer = outgoing(0);
-    // Longer than what is copied of any frame.
+    // Longer than the part of a frame that passt copies.
     let (inner, open) = datagram(&outgoing(1), PORT, &[0x5a; 1001]);
     let (mut frame, _) = datagram(&outer, VXLAN_PORT, &[&[0; VXLAN], &inner[..]].concat());
-    frame[40..42].fill(0); // the outer checksum: there is none
+    frame[40..42].fill(0); // no outer checksum
     let PartialChecksum { start, offset } = open.checksum.unwrap();
     let at = |start, offset| Offload {
         checksum: Some(PartialChecksum { start: start + 42 + VXLAN as u16, offset }),
@@ -302,7 +302,7 @@ fn offloads_count_where_they_point() {
             assert!(recv_from(&server).0[VXLAN..] == whole);
         }
     }
-    // Frames that say nothing are verified, also in pieces of the guest's memory.
+    // Frames without offloads are verified, also if they are in several buffers of the guest's memory.
     let good = complete(datagram(&outer, VXLAN_PORT, &[0x5a; 1001]));
     let mut bad = good.clone();
     bad[1000] ^= 1;

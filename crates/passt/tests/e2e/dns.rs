@@ -1,8 +1,8 @@
-//! Name service through us: `--dns-forward`, and resolvers that the guest can't reach by their own address
+//! Forwarding of DNS: `--dns-forward`, and resolvers that the guest can't reach by their own addresses
 //! (behaviour §3.4.5, §5.2).
 
 use crate::harness::*;
-use crate::local::{dhclient, has, unconfigured};
+use crate::local::{assert_has, dhclient, unconfigured};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread;
@@ -16,7 +16,7 @@ fn query(id: u16, name: &str) -> Vec<u8> {
     message
 }
 
-/// The same message as an answer with one address.
+/// The answer to a query, with one address.
 fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     let mut message = query.to_vec();
     message[2] |= 0x80;
@@ -26,27 +26,27 @@ fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     message
 }
 
-/// Name service, and the same over TLS or DTLS.
+/// DNS, and DNS over TLS or DTLS.
 const PORTS: [u16; 2] = [53, 853];
 const LOOPBACK_53: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 const LOOPBACK_RESOLVERS: &str = "nameserver 127.0.0.53\nnameserver ::1\n";
-/// Loopback addresses of the host that only its resolver is at.
+/// Loopback addresses of the host where its resolver listens.
 const AT_LOOPBACK: [IpAddr; 2] = [LOOPBACK_53, IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// What the guest asks at `to`, by UDP and TCP on either port, gets to the resolver in `server` at `at`.
-fn resolves(net: &Net, to: IpAddr, server: &Ns, at: IpAddr) {
+/// Queries of the guest to `to`, by UDP and TCP on either port, reach the resolver in `server` at `at`.
+fn assert_resolves(net: &Net, to: IpAddr, server: &Ns, at: IpAddr) {
     for port in PORTS {
-        resolves_by(net, (to, port), server, (at, port).into());
+        assert_resolves_by(net, (to, port), server, (at, port).into());
     }
 }
 
-/// Answers one query over UDP and one over TCP, in `server` at `at`, with an address that identifies it; asks
-/// both in the guest at `to`, and checks the answers.
-fn resolves_by(net: &Net, to: (IpAddr, u16), server: &Ns, at: SocketAddr) {
+/// The guest sends one query by UDP and one by TCP to `to`. A resolver in `server` at `at` answers each with a different
+/// address.
+fn assert_resolves_by(net: &Net, to: (IpAddr, u16), server: &Ns, at: SocketAddr) {
     let (socket, listener) = (server.udp(at), server.listen(at));
     thread::scope(|scope| {
         scope.spawn(move || {
-            // Not one of those that are asked again and again until somebody hears them.
+            // Skip queries of [`wait_for_resolver`].
             let (question, from) = std::iter::repeat_with(|| recv_from(&socket))
                 .find(|(question, _)| *question == query(0x1234, "peer"))
                 .unwrap();
@@ -78,48 +78,48 @@ fn resolves_by(net: &Net, to: (IpAddr, u16), server: &Ns, at: SocketAddr) {
     });
 }
 
-/// The first resolver of the host's resolv.conf, of each family, is what `--dns-forward` leads to (§3.4.4).
+/// behaviour §3.4.4: for each family, the first resolver of that family in the host's resolv.conf.
 #[test]
-fn dns_forward() {
+fn dns_forward_leads_to_the_first_resolver() {
     let Some(net) = Net::new() else { return };
     let forward = MAPPED.map(|ip| ip.to_string());
     net.pasta(&["--dns-forward", &forward[0], "--dns-forward", &forward[1]]);
     for v in 0..2 {
-        resolves(&net, MAPPED[v], &net.peer, PEER[v]);
+        assert_resolves(&net, MAPPED[v], &net.peer, PEER[v]);
     }
 }
 
-/// A host with servers of one family has names for a guest that asks by the other (§3.4.4), even one that has only that.
+/// behaviour §3.4.4: servers of one family answer queries by the other, also for a guest with one family only.
 #[test]
-fn dns_servers_of_the_other_family() {
+fn servers_of_the_other_family_answer() {
     for (resolv_conf, v, only) in
         [("nameserver 2001:db8:1::3\n", 0, "--ipv4-only"), ("nameserver 198.51.100.3\n", 1, "--ipv6-only")]
     {
         for more in [&[][..], &[only]] {
             let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
             net.pasta(&[&["--dns-forward", &MAPPED[v].to_string()], more].concat());
-            resolves(&net, MAPPED[v], &net.peer, PEER[1 - v]);
+            assert_resolves(&net, MAPPED[v], &net.peer, PEER[1 - v]);
         }
     }
 }
 
-/// The first server is silent, or does not listen: the second one answers, by UDP and TCP.
+/// The first server does not answer, or does not listen. The second one answers, by UDP and TCP.
 #[test]
-fn dns_servers_that_fail() {
+fn a_server_that_does_not_answer_is_replaced() {
     let silent = "nameserver 198.51.100.200\nnameserver 198.51.100.3\n";
     let deaf = "nameserver 198.51.100.4\nnameserver 2001:db8:1::4\nnameserver 198.51.100.3\n";
     for resolv_conf in [silent, deaf] {
         let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
         net.pasta(&["--dns-forward", &MAPPED[0].to_string()]);
         for _ in 0..2 {
-            resolves(&net, MAPPED[0], &net.peer, PEER[0]);
+            assert_resolves(&net, MAPPED[0], &net.peer, PEER[0]);
         }
     }
 }
 
-/// The first server refuses: the second one has the answer. If all refuse, the guest learns that.
+/// If all servers answer REFUSED, the guest gets that answer.
 #[test]
-fn dns_servers_that_refuse() {
+fn a_server_that_refuses_is_replaced() {
     let resolv_conf = "nameserver 198.51.100.4\nnameserver 198.51.100.3\n";
     let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
     net.pasta(&["--dns-forward", &MAPPED[0].to_string()]);
@@ -142,9 +142,9 @@ fn dns_servers_that_refuse() {
     }
 }
 
-/// If nobody listens, the guest learns that at once, in its own family.
+/// If no server listens, the guest gets an ICMP error or a reset of its own family.
 #[test]
-fn dns_without_any_server() {
+fn without_a_server_the_guest_gets_an_error() {
     let resolv_conf = "nameserver 198.51.100.3\nnameserver 2001:db8:1::3\n";
     let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
     let forward = MAPPED.map(|ip| ip.to_string());
@@ -160,9 +160,9 @@ fn dns_without_any_server() {
     }
 }
 
-/// A name server of the guest's that asks many questions from one port, and stubs with a port for each: no socket is left.
+/// Many queries from one port, as by a name server, and one query from each of many ports, as by stub resolvers.
 #[test]
-fn dns_questions_leave_nothing_behind() {
+fn queries_leave_no_sockets_behind() {
     let Some(net) = Net::new() else { return };
     let pasta = net.pasta(&["--dns-forward", &MAPPED[0].to_string()]);
     let before = pasta.descriptors();
@@ -180,66 +180,65 @@ fn dns_questions_leave_nothing_behind() {
     assert!(pasta.descriptors() <= before + 2, "{} before, {} now", before, pasta.descriptors());
 }
 
-/// §2.2: `--dns-host` wins over resolv.conf.
+/// behaviour §2.2: queries go to `--dns-host` instead of the servers in resolv.conf.
 #[test]
-fn dns_host() {
+fn dns_host_overrides_resolv_conf() {
     let Some(net) = Net::new() else { return };
     let [forward, host] = [MAPPED, PEER_ALIAS].map(|ips| ips.map(|ip| ip.to_string()));
     let given = |v: usize| ["--dns-forward", &forward[v], "--dns-host", &host[v]];
     net.pasta(&[given(0), given(1)].concat());
     for v in 0..2 {
-        resolves(&net, MAPPED[v], &net.peer, PEER_ALIAS[v]);
+        assert_resolves(&net, MAPPED[v], &net.peer, PEER_ALIAS[v]);
     }
 }
 
-/// As podman starts it: an address outside of any subnet, without a mapping of the gateway.
+/// An address outside of any subnet, without a mapping of the gateway.
 #[test]
-fn dns_forward_as_podman_does() {
+fn dns_forward_works_as_podman_uses_it() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--dns-forward", "169.254.1.1", "--no-map-gw", "--map-guest-addr", "169.254.1.2"]);
-    resolves(&net, "169.254.1.1".parse().unwrap(), &net.peer, PEER[0]);
+    assert_resolves(&net, "169.254.1.1".parse().unwrap(), &net.peer, PEER[0]);
 }
 
-/// §3.4.5, R-35: a resolver on the host's loopback, which has no other name in the guest; with a mapping of the
-/// loopback, and without.
+/// behaviour §3.4.5, R-35: with and without a mapping of the host's loopback.
 #[test]
-fn loopback_resolver_by_dns_forward_r35() {
+fn a_loopback_resolver_is_reached_by_dns_forward_r35() {
     for no_mapping in [&["--no-map-gw"][..], &[]] {
         let options = Options { resolv_conf: LOOPBACK_RESOLVERS, ..Options::default() };
         let Some(net) = Net::with(options) else { return };
         let forward = MAPPED.map(|ip| ip.to_string());
         net.pasta(&[&["--dns-forward", &forward[0], "--dns-forward", &forward[1]], no_mapping].concat());
         for v in 0..2 {
-            resolves(&net, MAPPED[v], &net.host, AT_LOOPBACK[v]);
+            assert_resolves(&net, MAPPED[v], &net.host, AT_LOOPBACK[v]);
         }
     }
 }
 
-/// §3.4.5: a resolver on the host's loopback is reached by the address that stands for the loopback.
+/// behaviour §3.4.5: the gateway maps to the host's loopback.
 #[test]
-fn loopback_resolver_by_mapping() {
+fn a_loopback_resolver_is_reached_by_the_mapped_address() {
     let options = Options { resolv_conf: LOOPBACK_RESOLVERS, ..Options::default() };
     let Some(net) = Net::with(options) else { return };
     net.pasta(&[]);
     for v in 0..2 {
-        resolves(&net, GATEWAY[v], &net.host, AT_LOOPBACK[v]);
+        assert_resolves(&net, GATEWAY[v], &net.host, AT_LOOPBACK[v]);
     }
 }
 
-/// §3.4.5, R-36: the gateway is the resolver and also stands for the host's loopback: queries go to the resolver.
+/// behaviour §3.4.5, R-36: although its address maps to the host's loopback, queries go to the gateway.
 #[test]
-fn gateway_is_resolver_r36() {
+fn a_gateway_that_is_the_resolver_is_asked_itself_r36() {
     let resolv_conf = "nameserver 198.51.100.1\nnameserver 2001:db8:1::1\n";
     let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
     net.pasta(&[]);
     for gateway in GATEWAY {
-        resolves(&net, gateway, &net.peer, gateway);
+        assert_resolves(&net, gateway, &net.peer, gateway);
     }
 }
 
-/// What the guest is offered in each of the four cases of §3.4.5 where the resolver is on the host's loopback.
+/// behaviour §3.4.5: the four cases with a resolver on the host's loopback.
 #[test]
-fn loopback_resolver_as_advertised() {
+fn a_loopback_resolver_is_advertised_by_a_mapped_address() {
     need!("dhclient");
     for (options, offered) in [
         (&[][..], Some("198.51.100.1")),
@@ -250,14 +249,14 @@ fn loopback_resolver_as_advertised() {
         let resolv_conf = "nameserver 127.0.0.53\n";
         let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
         unconfigured(&net, &[&["--dhcp-dns"], options].concat());
-        let told = dhclient(&net, "-4", "");
-        let servers = told.lines().find_map(|line| line.strip_prefix("new_domain_name_servers="));
-        assert_eq!(servers, offered, "{options:?}: {told}");
-        assert!(told.contains("reason=BOUND"), "{told}");
+        let variables = dhclient(&net, "-4", "");
+        let servers = variables.lines().find_map(|line| line.strip_prefix("new_domain_name_servers="));
+        assert_eq!(servers, offered, "{options:?}: {variables}");
+        assert!(variables.contains("reason=BOUND"), "{variables}");
     }
 }
 
-/// Where `/etc/resolv.conf` leads to a file that a service replaces, as with systemd-resolved.
+/// `/etc/resolv.conf` is a link to a file that a service replaces, as with systemd-resolved.
 const LINKED: &str = "
 mkdir -p /run/etc /run/resolver
 cp /etc/passwd /etc/group /etc/ld.so.cache /etc/nsswitch.conf /run/etc/ || :
@@ -266,8 +265,8 @@ ln -s ../run/resolver/stub.conf /run/etc/resolv.conf
 mount --bind /run/etc /etc
 ";
 
-/// Asks at the address for `--dns-forward` until the resolver of `THE_OTHERS` is asked.
-fn wait_for_the_other(net: &Net) {
+/// Sends queries until one reaches the resolver of `THE_OTHERS`.
+fn wait_for_new_resolver(net: &Net) {
     wait_for_resolver(net, PEER_ALIAS[0]);
 }
 
@@ -283,35 +282,35 @@ fn wait_for_resolver(net: &Net, at: IpAddr) {
 
 const THE_OTHERS: &str = "search new.test\nnameserver 198.51.100.4\nnameserver 2001:db8:1::4\n";
 
-fn follows(who: Who, host_setup: &'static str, replace: impl Fn(&Net)) {
-    let Some(net) = Net::with(Options { who, host_setup, ..Options::default() }) else { return };
+fn assert_follows(user: User, host_setup: &'static str, replace: impl Fn(&Net)) {
+    let Some(net) = Net::with(Options { user, host_setup, ..Options::default() }) else { return };
     let forward = MAPPED.map(|ip| ip.to_string());
     let forward = ["--dns-forward", &forward[0], "--dns-forward", &forward[1]];
     net.pasta(&[&forward[..], &["--dhcp-dns", "--dhcp-search"]].concat());
-    // Under way when the resolvers change, and not concerned.
+    // A connection that exists when the resolvers change continues.
     let listener = net.peer.listen((PEER[0], 53));
     let mut client = net.guest.connect((MAPPED[0], 53)).unwrap();
     let (mut server, _) = accept(&listener);
     drop(listener);
     for v in 0..2 {
-        resolves(&net, MAPPED[v], &net.peer, PEER[v]);
+        assert_resolves(&net, MAPPED[v], &net.peer, PEER[v]);
     }
 
     replace(&net);
-    wait_for_the_other(&net);
+    wait_for_new_resolver(&net);
     for v in 0..2 {
-        resolves(&net, MAPPED[v], &net.peer, PEER_ALIAS[v]);
+        assert_resolves(&net, MAPPED[v], &net.peer, PEER_ALIAS[v]);
     }
     client.write_all(b"still").unwrap();
     let mut still = [0; 5];
     server.read_exact(&mut still).unwrap();
     assert_eq!(&still, b"still");
-    let told = dhclient(&net, "-4", "");
-    has(&told, &["new_domain_name_servers=198.51.100.4"]);
-    assert!(told.contains("new.test"), "{told}");
+    let variables = dhclient(&net, "-4", "");
+    assert_has(&variables, &["new_domain_name_servers=198.51.100.4"]);
+    assert!(variables.contains("new.test"), "{variables}");
 }
 
-fn rename_over(net: &Net) {
+fn replace_by_rename(net: &Net) {
     std::fs::write(net.path("next"), THE_OTHERS).unwrap();
     net.host.sh(&format!(
         "cp {} /run/resolver/next; mv /run/resolver/next /run/resolver/stub.conf",
@@ -321,38 +320,38 @@ fn rename_over(net: &Net) {
 
 /// A service replaces the file that `/etc/resolv.conf` is a link to.
 #[test]
-fn follows_a_file_that_is_renamed_over() {
+fn a_file_replaced_by_rename_is_followed() {
     need!("dhclient");
-    follows(Who::UsernsRoot, LINKED, rename_over);
+    assert_follows(User::UsernsRoot, LINKED, replace_by_rename);
 }
 
-/// The same when we have become another user meanwhile.
+/// Root's pasta changes its user.
 #[test]
-fn follows_as_another_user() {
+fn a_replaced_file_is_followed_after_a_change_of_user() {
     need!("dhclient");
-    follows(Who::PlainRoot, LINKED, rename_over);
+    assert_follows(User::PlainRoot, LINKED, replace_by_rename);
 }
 
-/// The link is replaced by one to another of the directories known, and back.
+/// A link to a file in another watched directory replaces the link, and is replaced back.
 #[test]
-fn follows_a_link_that_is_replaced() {
+fn a_replaced_symbolic_link_is_followed() {
     need!("dhclient");
-    follows(Who::UsernsRoot, LINKED, |net| {
+    assert_follows(User::UsernsRoot, LINKED, |net| {
         std::fs::write(net.path("next"), THE_OTHERS).unwrap();
         net.host.sh(&format!(
             "cp {} /etc/vpn.conf; ln -s /etc/vpn.conf /etc/next; mv /etc/next /etc/resolv.conf",
             net.path("next")
         ));
-        wait_for_the_other(net);
+        wait_for_new_resolver(net);
         net.host.sh("ln -s ../run/resolver/stub.conf /etc/next; mv /etc/next /etc/resolv.conf");
         wait_for_resolver(net, PEER[0]);
-        rename_over(net);
+        replace_by_rename(net);
     });
 }
 
-/// Our root is empty: a link can't lead us to what we do not hold.
+/// The root of the process is empty: a link to a directory that it does not hold open can't be followed.
 #[test]
-fn links_out_of_sight_change_nothing() {
+fn links_out_of_the_sandbox_are_ignored() {
     let Some(net) = Net::with(Options { host_setup: LINKED, ..Options::default() }) else { return };
     let forward = MAPPED[0].to_string();
     net.pasta(&["--dns-forward", &forward]);
@@ -361,34 +360,34 @@ fn links_out_of_sight_change_nothing() {
         "mkdir /run/vpn; cp {} /run/vpn/resolv.conf; ln -s /run/vpn/resolv.conf /etc/next; mv /etc/next /etc/resolv.conf",
         net.path("next")
     ));
-    resolves(&net, MAPPED[0], &net.peer, PEER[0]);
+    assert_resolves(&net, MAPPED[0], &net.peer, PEER[0]);
     net.host.sh("ln -sf ../run/resolver/stub.conf /etc/resolv.conf");
-    rename_over(&net);
-    wait_for_the_other(&net);
+    replace_by_rename(&net);
+    wait_for_new_resolver(&net);
 }
 
-/// As in a container: the file is a mount, and is written in place.
+/// As in a container, where the file is a bind mount.
 #[test]
-fn follows_a_file_that_is_rewritten() {
+fn a_file_rewritten_in_place_is_followed() {
     need!("dhclient");
-    follows(Who::UsernsRoot, "", |net| {
+    assert_follows(User::UsernsRoot, "", |net| {
         std::fs::write(net.path("resolv.conf"), THE_OTHERS).unwrap();
     });
 }
 
-/// A file that says nothing of use changes nothing; one that does later is still noticed.
+/// A later usable file is still followed.
 #[test]
-fn useless_files_change_nothing() {
+fn unusable_files_are_ignored() {
     let Some(net) = Net::with(Options { host_setup: LINKED, ..Options::default() }) else { return };
     let forward = MAPPED[0].to_string();
     net.pasta(&["--dns-forward", &forward]);
     net.host.sh(
         "printf '\\377\\0nameserver x\\n' >/run/resolver/stub.conf; : >/etc/resolv.conf; rm /etc/resolv.conf",
     );
-    resolves(&net, MAPPED[0], &net.peer, PEER[0]);
+    assert_resolves(&net, MAPPED[0], &net.peer, PEER[0]);
     net.host.sh("mkfifo /run/resolver/pipe; ln -s /run/resolver/pipe /etc/resolv.conf");
-    resolves(&net, MAPPED[0], &net.peer, PEER[0]);
-    rename_over(&net);
+    assert_resolves(&net, MAPPED[0], &net.peer, PEER[0]);
+    replace_by_rename(&net);
     net.host.sh("ln -sf ../run/resolver/stub.conf /etc/resolv.conf");
-    wait_for_the_other(&net);
+    wait_for_new_resolver(&net);
 }

@@ -1,6 +1,6 @@
-//! A hostile guest that sends as much as it can, while others go on with their work (behaviour §10.6).
+//! A hostile guest that sends as many frames as it can, while other flows continue (behaviour §10.6).
 //!
-//! `E2E_FLOOD_FRAMES=5000000 cargo test -p passt --test e2e flood -- --nocapture` keeps at it for a minute or so.
+//! `E2E_FLOOD_FRAMES=5000000 cargo test -p passt --test e2e flood -- --nocapture` runs for about a minute.
 
 use crate::harness::*;
 use rustix::net::{self, SendFlags, sockopt};
@@ -15,23 +15,23 @@ use wire::icmp;
 use wire::tcp::{self, Flags, Seq};
 
 const FRAMES: u64 = 60_000;
-/// By how much the program may grow: what a full table of a guest's endpoints takes, and then some.
+/// The growth allowed: more than a full table of flows takes.
 const GROWTH_KIB: u64 = 48 * 1024;
 const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// The most that a frame has, headers included, unless it says that it is to be cut.
+/// Maximum length of a frame that is not to be segmented, with its header.
 const MTU: usize = 1514;
-/// Ports of the peer: a server that hangs up at once, and nobody.
+/// Ports of the peer: a server that closes each connection at once, and a closed port.
 const SINK: u16 = 7002;
 const CLOSED: u16 = 9;
 
-/// What is sent, by a seeded generator.
-struct Hostility {
+/// A seeded generator of hostile frames.
+struct FrameGenerator {
     state: u64,
     mac: Mac,
 }
 
-impl Hostility {
+impl FrameGenerator {
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -51,7 +51,7 @@ impl Hostility {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// The guest's own address, so that its kernel has a say in what comes of it, and any other.
+    /// A source and a destination. The source is the guest's own, so that its kernel answers what comes back.
     fn ends(&mut self) -> (IpAddr, IpAddr) {
         let family = self.below(2) as usize;
         let groups: [IpAddr; 4] = [
@@ -82,7 +82,7 @@ impl Hostility {
             5..7 => self.datagram(),
             7..9 => self.message(),
             9 => self.arp(),
-            10 => self.train(&mut header),
+            10 => self.super_frame(&mut header),
             _ => {
                 let len = 14 + self.below(600) as usize;
                 let mut frame = self.bytes(len);
@@ -92,7 +92,7 @@ impl Hostility {
             }
         };
         if self.below(3) == 0 {
-            self.bend(&mut frame);
+            self.mutate(&mut frame);
         }
         header.extend_from_slice(&frame);
         header
@@ -143,8 +143,8 @@ impl Hostility {
         self.write(ends, |to, buffer| to.tcp(buffer, header, &options, len, None).map(|written| written.len))
     }
 
-    /// A super-frame. The kernel lets those pass that are what their header says.
-    fn train(&mut self, vnet_header: &mut [u8]) -> Vec<u8> {
+    /// A frame to be segmented (GSO). The kernel passes those that match their virtio-net header.
+    fn super_frame(&mut self, vnet_header: &mut [u8]) -> Vec<u8> {
         let ends = self.ends();
         let header = self.header(0);
         let (len, size) = (self.pick(&[2000, 30_000, 65_000]), self.pick(&[1, 536, 1460, 40_000]));
@@ -174,7 +174,7 @@ impl Hostility {
         let kind = self.below(12) as u8;
         self.write(ends, |to, buffer| {
             if ports.1 == 67 {
-                // So much of DHCP that its options are looked at.
+                // Enough of DHCP that the server parses its options.
                 let start = to.headroom(wire::udp::HEADER_LEN);
                 buffer[start] = 1;
                 buffer[start + 236..start + 243].copy_from_slice(&[99, 130, 83, 99, 53, 1, kind]);
@@ -199,13 +199,12 @@ impl Hostility {
         frame
     }
 
-    /// Some bytes of the headers, or the length; never the sender, by which the answers to others find their way, and
-    /// rarely more than is looked at.
-    fn bend(&mut self, frame: &mut Vec<u8>) {
+    /// Changes some bytes of the headers, or the length. Never the source MAC address: replies to the other flows need it.
+    fn mutate(&mut self, frame: &mut Vec<u8>) {
         for _ in 0..1 + self.below(3) {
             let at = 14 + self.below(90) as usize;
             let value = self.next() as u8;
-            // Not the sender's addresses either: no kernel would put an end to what comes of it.
+            // Nor the source address: no kernel would reset connections from another one.
             let sender = if frame[12] == 8 { 26..30 } else { 22..38 };
             if at < frame.len() && !sender.contains(&at) {
                 frame[at] = value;
@@ -219,13 +218,13 @@ impl Hostility {
     }
 }
 
-/// Sends frames, as fast as they are taken; returns how many were.
-fn attack(socket: &OwnedFd, hostility: &mut Hostility, count: u64) -> u64 {
-    // What the kernel refuses to send, or has no room for, is lost.
-    (0..count).filter(|_| net::send(socket, &hostility.frame(), SendFlags::empty()).is_ok()).count() as u64
+/// Sends frames as fast as the kernel accepts them. Returns how many it accepted.
+fn attack(socket: &OwnedFd, generator: &mut FrameGenerator, count: u64) -> u64 {
+    // A frame that the kernel refuses, or has no room for, is lost.
+    (0..count).filter(|_| net::send(socket, &generator.frame(), SendFlags::empty()).is_ok()).count() as u64
 }
 
-/// Serves connections until told to end.
+/// Serves connections until `end`.
 fn serve(listener: &TcpListener, end: &AtomicBool, serve: impl Fn(TcpStream)) {
     sockopt::set_socket_timeout(listener, sockopt::Timeout::Recv, Some(Duration::from_millis(100))).unwrap();
     while !end.load(Ordering::Relaxed) {
@@ -238,7 +237,7 @@ fn serve(listener: &TcpListener, end: &AtomicBool, serve: impl Fn(TcpStream)) {
     }
 }
 
-/// Sends back what comes, to its end.
+/// Echoes a connection until its end.
 fn echo(mut stream: TcpStream) {
     let mut buffer = [0; 4096];
     stream.set_read_timeout(Some(PATIENCE)).unwrap(); // it has the listener's
@@ -254,10 +253,10 @@ fn ask(client: &mut TcpStream) {
     assert_eq!(&answer, b"question");
 }
 
-/// No panic, no exit, memory flat, service goes on, and nothing stays open.
+/// The program continues, its memory is bounded, other flows continue, and no descriptor remains.
 #[test]
-fn random_and_mutated_frames() {
-    // The host gives up connections to nobody while the test waits for it.
+fn hostile_frames_do_not_disturb_other_flows() {
+    // The host gives up connections to addresses without an answer before the test's bound.
     let host_setup = "echo 1 >/proc/sys/net/ipv4/tcp_syn_retries\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
     let pasta = net.pasta(&[]);
@@ -266,7 +265,7 @@ fn random_and_mutated_frames() {
     let sinks = PEER.map(|peer| net.peer.listen((peer, SINK)));
     let (descriptors, start) = (pasta.descriptors(), pasta.memory_kib());
     let frames = net.guest.frames();
-    let mut hostility = Hostility { state: 1, mac: Mac(net.guest_mac()) };
+    let mut generator = FrameGenerator { state: 1, mac: Mac(net.guest_mac()) };
     let (over, end, asked) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
 
     std::thread::scope(|scope| {
@@ -287,10 +286,10 @@ fn random_and_mutated_frames() {
                 }
             })
         });
-        // What is learned in the beginning stays.
-        attack(&frames, &mut hostility, count / 10);
+        // The first frames fill tables that stay.
+        attack(&frames, &mut generator, count / 10);
         let (before, begun) = (pasta.memory_kib(), Instant::now());
-        let sent = attack(&frames, &mut hostility, count - count / 10);
+        let sent = attack(&frames, &mut generator, count - count / 10);
         let after = pasta.memory_kib();
         over.store(true, Ordering::Relaxed);
         let results = clients.map(|client| client.join());
@@ -306,7 +305,7 @@ fn random_and_mutated_frames() {
         assert!(sent > count / 4, "only {sent} of {count} frames were sent");
         assert!(after <= before + GROWTH_KIB, "from {before} to {after} KiB");
     });
-    // Pings are the last to go, after a minute. A socket of each family stays, by which source addresses are looked up.
+    // Ping flows end last, after a minute. One socket per family remains, for lookups of source addresses.
     const PROBES: usize = 2;
     let end = Instant::now() + 2 * PATIENCE;
     while pasta.descriptors() > descriptors + PROBES {
@@ -315,13 +314,13 @@ fn random_and_mutated_frames() {
     }
 }
 
-/// Connections until there are no descriptors left: old ones live, others are refused, and afterwards all is as before.
+/// Further connections are refused. Once descriptors are free again, new ones succeed.
 #[test]
-fn descriptors_run_out() {
+fn without_descriptors_old_connections_continue() {
     const LIMIT: usize = 64;
     let Some(net) = Net::new() else { return };
     let pid_file = net.path("pasta.pid");
-    // No rule that opens sockets by itself: they are counted.
+    // Without `auto` rules, because the test counts sockets.
     let rules = "-t 7001 -u none -T none -U none".split(' ');
     let args = ["--config-net", "--pid", &pid_file, "--netns", "/run/netns/guest"];
     let args: Vec<&str> = args.into_iter().chain(rules).collect();
@@ -338,7 +337,7 @@ fn descriptors_run_out() {
     let (server, _) = accept(&outside);
     let echoing = std::thread::spawn(|| echo(server));
     ask(&mut old);
-    // All succeed until there is none left; then the guest is refused at once.
+    // All succeed until no descriptor is left. Then connections of the guest are refused at once.
     let mut held = Vec::new();
     let refusal = loop {
         match net.guest.connect((PEER[0], 7000)) {
@@ -348,7 +347,7 @@ fn descriptors_run_out() {
         assert!(held.len() < LIMIT);
     };
     assert_eq!(refusal.kind(), ErrorKind::ConnectionRefused);
-    // From outside there are others, which are refused when their own share is used up: nobody is left to wait.
+    // Inbound connections have their own budget. When it is used up, they are refused, and do not hang.
     let mut accepted = Vec::new();
     for _ in 0..8 {
         let client = net.peer.connect((HOST[0], 7001)).unwrap();
@@ -368,7 +367,7 @@ fn descriptors_run_out() {
     echoing.join().unwrap();
 }
 
-/// The server's end of a connection, once it has come through; none if it is reset.
+/// The server's end of a connection once it is established, or None once the connection is reset.
 fn server_or_reset(client: &TcpStream, listener: &TcpListener) -> Option<TcpStream> {
     client.set_nonblocking(true).unwrap();
     listener.set_nonblocking(true).unwrap();

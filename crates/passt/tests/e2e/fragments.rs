@@ -6,8 +6,8 @@ use crate::harness::*;
 use crate::udp::deliver;
 use crate::vhost_user;
 
-/// Datagrams of the guest's kernel in fragments, just above the MTU and up to the largest.
-fn from_guest(net: &Net, mtu: usize) {
+/// Datagrams from the guest: at its MTU, just above it, and up to the largest.
+fn assert_datagrams_from_guest_arrive(net: &Net, mtu: usize) {
     for (host, peer) in HOST.into_iter().zip(PEER) {
         let server = net.peer.udp((peer, 7000));
         let client = net.guest.udp((any(peer), 0));
@@ -19,8 +19,8 @@ fn from_guest(net: &Net, mtu: usize) {
     }
 }
 
-/// Datagrams to the guest, also above its MTU.
-fn to_guest(net: &Net, mtu: usize) {
+/// Datagrams to the guest: at its MTU, just above it, and up to the largest.
+fn assert_datagrams_to_guest_arrive(net: &Net, mtu: usize) {
     for peer in PEER {
         let server = net.peer.udp((peer, 7000));
         let client = net.guest.udp((any(peer), 0));
@@ -34,21 +34,21 @@ fn to_guest(net: &Net, mtu: usize) {
 }
 
 #[test]
-fn fragments_of_the_guest_mtu_1500() {
+fn fragments_are_reassembled_mtu_1500() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--mtu", "1500"]);
-    from_guest(&net, 1500);
-    to_guest(&net, 1500);
+    assert_datagrams_from_guest_arrive(&net, 1500);
+    assert_datagrams_to_guest_arrive(&net, 1500);
 }
 
 #[test]
-fn fragments_of_the_guest_mtu_1280() {
+fn fragments_are_reassembled_mtu_1280() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--mtu", "1280"]);
-    from_guest(&net, 1280);
+    assert_datagrams_from_guest_arrive(&net, 1280);
 }
 
-/// A path whose MTU is less than the guest's, by a router or by the host's own interface.
+/// A network with a smaller MTU between the peer and `far`.
 fn narrow(options: &str) -> Option<Net> {
     let net = Net::with(Options { mtu: 1500, ..Options::default() })?;
     net.far.sh("ip link set eth0 mtu 1300");
@@ -57,7 +57,7 @@ fn narrow(options: &str) -> Option<Net> {
     Some(net)
 }
 
-/// The MTU of the path to `to`, as tracepath would find it: by datagrams that nobody may fragment.
+/// The MTU of the path to `to`, found as by tracepath(8): by datagrams that must not be fragmented.
 fn path_mtu(net: &Net, to: std::net::IpAddr, len: usize) -> String {
     let script = format!(
         "import socket, time
@@ -82,9 +82,9 @@ print(s.getsockopt(level, mtu))"
     net.guest.run(&["python3", "-c", &script]).ok().trim().to_owned()
 }
 
-/// The guest's kernel learns the path's MTU, of the host's interface and of a router behind it: the numbers are right.
+/// The MTU of the host's interface first, then that of the link beyond the router.
 #[test]
-fn the_guest_learns_the_paths_mtu() {
+fn the_guest_learns_the_path_mtu() {
     need!("python3");
     let Some(net) = narrow("") else { return };
     for far in FAR {
@@ -92,10 +92,9 @@ fn the_guest_learns_the_paths_mtu() {
     }
 }
 
-/// What the guest lets be fragmented is, and arrives at once; and after a while what its kernel says not to fragment,
-/// since the kernel learns.
+/// The guest's kernel sets Don't Fragment until it has learned the path's MTU, so the first datagrams may be lost.
 #[test]
-fn datagrams_above_the_paths_mtu_arrive() {
+fn datagrams_above_the_path_mtu_arrive() {
     let Some(net) = narrow("--mtu 65520") else { return };
     for far in FAR {
         let server = net.far.udp((far, 7000));
@@ -104,16 +103,15 @@ fn datagrams_above_the_paths_mtu_arrive() {
         server.set_nonblocking(true).unwrap();
         wait_until("a datagram", || {
             client.send_to(&data, (far, 7000)).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(50));
             let mut buffer = [0; 5000];
             server.recv_from(&mut buffer).is_ok_and(|(len, _)| buffer[..len] == data[..])
         });
     }
 }
 
-/// The same for echo requests, which say themselves whether they may be fragmented.
+/// Without Don't Fragment they are fragmented; with it, the guest gets an error with the MTU.
 #[test]
-fn echo_above_the_paths_mtu() {
+fn echo_requests_above_the_path_mtu_are_fragmented_or_refused() {
     need!("ping");
     let Some(net) = narrow("") else { return };
     net.guest.sh("ping -n -w 60 -c 1 -M dont -s 3000 203.0.113.2");
@@ -123,9 +121,9 @@ fn echo_above_the_paths_mtu() {
     assert!(all.contains("mtu") && all.contains("1300"), "{all}");
 }
 
-/// To a socket of the guest that a rule leads to, and back.
+/// The guest replies to a datagram that a rule forwarded to it.
 #[test]
-fn fragments_of_an_answer() {
+fn fragments_of_a_reply_are_reassembled() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--mtu", "1500", "-u", "7001"]);
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -137,18 +135,18 @@ fn fragments_of_an_answer() {
 }
 
 #[test]
-fn fragments_of_a_machine() {
+fn fragments_by_the_stream_socket_are_reassembled() {
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--socket", &path, "--mtu", "1500"]);
     let _machine = net.machine(1500).plug(std::os::unix::net::UnixStream::connect(path).unwrap());
-    from_guest(&net, 1500);
-    to_guest(&net, 1500);
+    assert_datagrams_from_guest_arrive(&net, 1500);
+    assert_datagrams_to_guest_arrive(&net, 1500);
 }
 
-/// `ping -s 3000`, there and back.
+/// Requests and replies above the guest's MTU.
 #[test]
-fn large_echo() {
+fn large_echo_requests_are_answered() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     net.pasta(&["--mtu", "1500"]);
@@ -157,9 +155,9 @@ fn large_echo() {
     }
 }
 
-/// No kernel cuts TCP, but a network behind the guest may.
+/// No kernel fragments TCP, but a router in the guest's network may.
 #[test]
-fn a_tcp_segment_in_fragments() {
+fn a_tcp_segment_in_fragments_is_reassembled() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&["--mtu", "1500"]);
@@ -183,17 +181,16 @@ fn a_tcp_segment_in_fragments() {
     assert_eq!(accept(&listener).1.ip(), HOST[0]);
 }
 
-/// Fragments in memory that the guest shares.
+/// The reply to a fragmented request is fragmented, too.
 #[test]
-fn fragments_by_vhost_user() {
+fn fragments_by_vhost_user_are_reassembled() {
     let Some(net) = Net::new() else { return };
     let (_daemon, path) = vhost_user::passt(&net, &["--mtu", "1500"]);
-    let mut front_end = FrontEnd::new(&path, Wishes::default());
+    let mut front_end = FrontEnd::new(&path, DriverConfig::default());
     let payload = vec![0x5a; 3000];
     for fragment in fragments_of(&vhost_user::echo_request(vhost_user::PEER4, &payload), 1480) {
         assert!(front_end.queues[1].send([0; HEADER], &fragment));
     }
-    // The reply comes in fragments, too.
     let mut reply = Vec::new();
     vhost_user::expect(&mut front_end, "the last fragment", |frame| {
         let Ok(ip) = Ipv4Packet::new_checked(&frame.bytes[14..]) else { return false };

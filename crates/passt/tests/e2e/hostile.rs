@@ -1,5 +1,5 @@
-//! A hostile guest (behaviour §10.6): whatever frames it sends, we go on, and no larger than before. Here the questions
-//! that we answer ourselves, too, changed at random; in `flood` the transports, and others at work meanwhile.
+//! A hostile guest (behaviour §10.6): the program continues and does not grow, whatever frames the guest sends. Here: mutated
+//! frames, also to the services of the program. In `flood`: transports, with other flows at the same time.
 
 use crate::harness::*;
 use smoltcp::wire::TcpControl;
@@ -28,7 +28,7 @@ fn ordinary_frames(raw: &Raw) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Frames without a builder here: to our MAC address or all, from 02:00:5e:10:00:09.
+/// Frames without a builder here: to the program's MAC address or broadcast, from 02:00:5e:10:00:09.
 const RECORDED: [&str; 5] = [
     // UDP 198.51.100.2:5000 -> 198.51.100.3:7000, "hello"
     "9a559a559a5502005e100009080045000021000040004011e65fc6336402c633640313881b58000d000068656c6c6f",
@@ -45,8 +45,8 @@ const RECORDED: [&str; 5] = [
      0222022300300aff_01123456_0001000a00030001_02005e100009_0003000c000000010000000000000000_00080002_0000",
 ];
 
-/// The seeds are worth changing: what they ask is answered.
-fn are_answered(raw: &Raw, seeds: &[Vec<u8>]) {
+/// The seeds are valid: each request gets its reply.
+fn assert_answered(raw: &Raw, seeds: &[Vec<u8>]) {
     let mut missing =
         vec!["ARP reply", "echo reply", "DHCP offer", "neighbour advertisement", "DHCPv6 advertise"];
     seeds.iter().for_each(|frame| raw.send(frame));
@@ -64,7 +64,7 @@ fn are_answered(raw: &Raw, seeds: &[Vec<u8>]) {
     });
 }
 
-/// Bytes of a hexadecimal text; `_` and blanks are for the eye, `*N` stands for N zeros.
+/// Parses a hexadecimal text. `_` and blanks are ignored, `*N` means N zeros.
 fn unhex(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for word in text.split(|c: char| c == '_' || c.is_whitespace()) {
@@ -77,7 +77,7 @@ fn unhex(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// One to eight changes to a frame: a byte, a bit, the length.
+/// Makes one to eight changes to a frame: a byte, a bit or the length.
 fn mutate(frame: &mut Vec<u8>, random: &[u8]) {
     for change in random[1..].chunks_exact(5).take(usize::from(random[0] % 8) + 1) {
         let at = usize::from(u16::from_be_bytes([change[0], change[1]])) % frame.len();
@@ -89,17 +89,11 @@ fn mutate(frame: &mut Vec<u8>, random: &[u8]) {
             _ => frame[at] = [0, 1, 0x7f, 0x80, 0xff][usize::from(change[3] % 5)],
         }
     }
-    // The network of the test is nobody else's, but the guest's interface sends nothing shorter or longer.
+    // The guest's interface sends no shorter or longer frames.
     frame.resize(frame.len().clamp(14, 1514), 0);
 }
 
-/// Resident memory in KiB.
-fn memory(net: &Net, pasta: &Daemon<'_>) -> u64 {
-    let status = net.host.sh(&format!("sed -n 's/^VmRSS:[^0-9]*//p' /proc/{}/status", pasta.pid));
-    status.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-fn works(net: &Net, to: SocketAddr) {
+fn assert_forwards(net: &Net, to: SocketAddr) {
     let listener = net.peer.listen(to);
     let mut client = net.guest.connect(to).unwrap();
     let (mut server, _) = accept(&listener);
@@ -113,17 +107,17 @@ fn works(net: &Net, to: SocketAddr) {
     assert_eq!(recv_from(&client).0, b"answer");
 }
 
-/// Ordinary frames, changed at random (with a fixed seed): no crash, no leak, and service goes on.
-/// `E2E_MUTATED_FRAMES` is how many.
+/// Valid frames with random changes (from a fixed seed). `E2E_MUTATED_FRAMES` is their number. The program neither ends nor
+/// leaks, and still forwards.
 #[test]
-fn mutated_frames() {
+fn mutated_frames_do_no_harm() {
     need!("socat");
     let count = std::env::var("E2E_MUTATED_FRAMES").map_or(40_000, |count| count.parse().unwrap());
     let Some(net) = Net::new() else { return };
     let pasta = net.pasta(&[]);
     let raw = Raw::open(&net);
     let seeds = ordinary_frames(&raw);
-    are_answered(&raw, &seeds);
+    assert_answered(&raw, &seeds);
     let mut settled = 0;
     for i in 0..count {
         let random = payload(0x0bad_f00d + i, 48);
@@ -131,16 +125,16 @@ fn mutated_frames() {
         mutate(&mut frame, &random);
         raw.send(&frame);
         if i == count / 4 {
-            settled = memory(&net, &pasta);
+            settled = pasta.memory_kib();
         }
     }
-    // Put right what the last frames may have said about the guest's addresses, as its kernel would.
+    // Traffic of the guest's kernel corrects what the frames said about the guest's addresses.
     drop(raw);
     for peer in PEER {
-        works(&net, (peer, 7001).into());
+        assert_forwards(&net, (peer, 7001).into());
     }
     assert!(pasta.runs());
-    let now = memory(&net, &pasta);
+    let now = pasta.memory_kib();
     assert!(now <= settled + 16 * 1024, "{settled} KiB after a quarter, {now} KiB at the end");
 }
 
@@ -152,21 +146,21 @@ fn segment(control: TcpControl, seq: u32, ack: Option<u32>, payload: &[u8]) -> S
     Segment { src_port: GUEST_PORT, dst_port: PEER_PORT, control, seq, ack, payload: payload.to_vec() }
 }
 
-/// R-77, R-100: frames that mean nothing change nothing, and the next connection works.
+/// R-77, R-100: invalid frames have no effect, and the next connection works.
 #[test]
-fn nonsense_is_ignored_r77_r100() {
+fn invalid_frames_are_ignored_r77_r100() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     let pasta = net.pasta(&[]);
     let peer = PEER[0];
     let (listener, raw) = (net.peer.listen((peer, PEER_PORT)), Raw::open(&net));
     let good = raw.tcp_frame(peer, &segment(TcpControl::Syn, ISS, None, b""), 0);
-    (14..good.len()).for_each(|len| raw.send(&good[..len])); // cut anywhere
+    (14..good.len()).for_each(|len| raw.send(&good[..len])); // cut at every length
     for byte in 12..good.len() {
         for value in [0, 0x7f, 0xff] {
             let mut bad = good.clone();
             bad[byte] = value;
-            bad[37] = 0; // to a port where nobody is, or to none
+            bad[37] = 0; // to a closed port, or to port 0
             raw.send(&bad);
         }
     }

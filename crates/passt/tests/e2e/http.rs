@@ -1,4 +1,4 @@
-//! A real client over both families.
+//! curl, over both families.
 
 use crate::harness::*;
 use std::io::{BufRead, BufReader, Write};
@@ -32,7 +32,7 @@ fn url(ip: IpAddr) -> String {
 }
 
 #[test]
-fn curl_in_an_attached_guest() {
+fn curl_works_in_an_attached_guest() {
     need!("curl");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -47,9 +47,9 @@ fn curl_in_an_attached_guest() {
     }
 }
 
-/// The README's `pasta --config-net -- curl http://peer/`.
+/// `pasta --config-net -- curl http://peer/`, as in the README.
 #[test]
-fn curl_as_the_command() {
+fn curl_works_as_the_command() {
     need!("curl");
     let Some(net) = Net::new() else { return };
     for ip in PEER {
@@ -64,7 +64,7 @@ fn curl_as_the_command() {
 
 /// A client outside, a server in the guest.
 #[test]
-fn curl_into_the_guest() {
+fn curl_reaches_a_server_in_the_guest() {
     need!("curl");
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "80"]);

@@ -1,15 +1,15 @@
-//! Echo and the errors that traceroute lives on (behaviour §4.5, §7.4).
+//! Echo, and the ICMP errors that traceroute needs (behaviour §4.5, §7.4).
 
 use crate::harness::*;
 
-/// Runs ping until all `-c` replies are there (`-W` would wait no longer than twice the fastest one took).
+/// Runs ping until all `-c` replies have arrived. (With `-W`, ping waits for twice the round-trip time only.)
 fn ping(net: &Net, arguments: &str) -> String {
     net.guest.sh(&format!("ping -n -w 60 {arguments}"))
 }
 
-/// the first reply of an id arrives too.
+/// also the first one of an identifier.
 #[test]
-fn ping_peer_r46() {
+fn every_echo_request_is_answered_r46() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -21,9 +21,9 @@ fn ping_peer_r46() {
     }
 }
 
-/// behaviour §5.2, row 2: the gateway stands for the host, so it answers although the real one does not.
+/// behaviour §5.2, row 2: the gateway's address maps to the host, which answers although the gateway does not.
 #[test]
-fn ping_host_by_gateway() {
+fn the_host_answers_pings_to_the_gateway() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     net.peer.sh(
@@ -36,9 +36,9 @@ fn ping_host_by_gateway() {
     }
 }
 
-/// Two programs in the guest ping the same address: each gets its own replies.
+/// Several programs in the guest ping the same address.
 #[test]
-fn concurrent_pings() {
+fn concurrent_pings_get_their_own_replies() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -65,14 +65,14 @@ fn traceroute_shows_hops_r94() {
         let hops: Vec<&str> =
             report.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
         assert_eq!(hops.len(), 2, "{report}");
-        // Which of its addresses the router uses is its own choice.
+        // The router can use any of its addresses.
         let router = [GATEWAY[v], PEER[v], PEER_ALIAS[v]].map(|ip| ip.to_string());
         assert!(router.iter().any(|ip| ip == hops[0]), "{report}");
         assert_eq!(hops[1], FAR[v].to_string(), "{report}");
     }
 }
 
-/// RFC 1122 §3.2.2.1, RFC 4443 §3.4: a protocol that is not carried is refused at once (UDP-Lite here), not in silence.
+/// RFC 1122 §3.2.2.1, RFC 4443 §3.4: a protocol that is not forwarded, here UDP-Lite, causes an ICMP error.
 #[test]
 fn protocols_that_are_not_carried_are_refused() {
     need!("python3");

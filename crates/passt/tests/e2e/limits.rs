@@ -1,5 +1,5 @@
-//! At the limit of what we may have (behaviour §6.10): new flows are refused and counted, the old live on byte for byte, and
-//! the program neither ends nor grows.
+//! At resource limits (behaviour §6.10): new flows are refused and counted, old ones continue without a lost byte, and the
+//! program neither ends nor grows.
 
 use crate::harness::*;
 use rustix::net::{SendFlags, send as send_frame};
@@ -16,22 +16,22 @@ use wire::tcp::{Flags, Header, Seq};
 /// Files that the program may have open.
 const LIMIT: usize = 1024;
 const ATTEMPTS: usize = 10_000;
-/// By how much it may grow meanwhile.
+/// The growth allowed.
 const GROWTH_KIB: u64 = 24 * 1024;
-/// Bytes that an old connection sends there and back in a turn.
+/// Bytes that an old connection sends in a turn, and gets back.
 const TURN: u64 = 20_000;
 
-/// A way through the program: who connects where, and who listens where.
-pub(crate) struct Way<'a> {
+/// A path through the program: a client, the address that it connects to, and the listener behind it.
+pub(crate) struct Route<'a> {
     pub(crate) name: &'static str,
     client: &'a Ns,
     to: SocketAddr,
     pub(crate) listener: TcpListener,
 }
 
-/// Through the tap and past it, in both directions.
-pub(crate) fn ways(net: &Net) -> Vec<Way<'_>> {
-    let way = |name, client, to: (IpAddr, u16), server: &Ns, at: (IpAddr, u16)| Way {
+/// Through the tap and bypassing it, in both directions.
+pub(crate) fn routes(net: &Net) -> Vec<Route<'_>> {
+    let route = |name, client, to: (IpAddr, u16), server: &Ns, at: (IpAddr, u16)| Route {
         name,
         client,
         to: to.into(),
@@ -39,14 +39,14 @@ pub(crate) fn ways(net: &Net) -> Vec<Way<'_>> {
     };
     let ([host, _], [peer, _], [loopback, _]) = (HOST, PEER, LOOPBACK);
     vec![
-        way("out", &net.guest, (peer, 7000), &net.peer, (peer, 7000)),
-        way("in", &net.peer, (host, 7001), &net.guest, (host, 7001)),
-        way("bypass, in", &net.host, (loopback, 7002), &net.guest, (any(host), 7002)),
-        way("bypass, out", &net.guest, (loopback, 7003), &net.host, (loopback, 7003)),
+        route("out", &net.guest, (peer, 7000), &net.peer, (peer, 7000)),
+        route("in", &net.peer, (host, 7001), &net.guest, (host, 7001)),
+        route("bypass, in", &net.host, (loopback, 7002), &net.guest, (any(host), 7002)),
+        route("bypass, out", &net.guest, (loopback, 7003), &net.host, (loopback, 7003)),
     ]
 }
 
-/// A program with few descriptors, in the foreground, which tells what it counts; and its process.
+/// A pasta in the foreground with a limit of open files, which prints its counters; and its process id.
 pub(crate) fn limited(net: &Net, limit: usize, args: &[&str]) -> (Running, u32) {
     let pid_file = net.path("pasta.pid");
     let all =
@@ -59,7 +59,7 @@ pub(crate) fn limited(net: &Net, limit: usize, args: &[&str]) -> (Running, u32) 
     (running, pid().unwrap())
 }
 
-/// The last line of the program's counts, added up where columns have the same name.
+/// A counter in the last line of the program's counters. Columns of the same name are added.
 pub(crate) fn count(pasta: &mut Running, name: &str) -> u64 {
     let text = pasta.stderr();
     let names: Vec<&str> = text.lines().find(|line| line.contains("opened")).unwrap().split("  ").collect();
@@ -75,16 +75,7 @@ pub(crate) fn count(pasta: &mut Running, name: &str) -> u64 {
     names.iter().zip(counts).filter(|(column, _)| **column == name).map(|(_, count)| count).sum()
 }
 
-pub(crate) fn descriptors(net: &Net, pid: u32) -> usize {
-    net.host.sh(&format!("ls /proc/{pid}/fd | wc -l")).trim().parse().unwrap()
-}
-
-fn memory_kib(net: &Net, pid: u32) -> u64 {
-    let status = net.host.sh(&format!("sed -n 's/^VmRSS:[^0-9]*//p' /proc/{pid}/status"));
-    status.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// A connection that stands before the trouble begins: bytes go there and back until it is over.
+/// Exchanges bytes over an established connection until `over`.
 fn old_connection(client: TcpStream, server: TcpStream, seed: u64, over: &AtomicBool, turns: &AtomicUsize) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -106,7 +97,7 @@ fn old_connection(client: TcpStream, server: TcpStream, seed: u64, over: &Atomic
     });
 }
 
-/// Ends the threads of a test, also of one that fails.
+/// Ends the threads of a test, even if it fails.
 pub(crate) struct Over<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -115,25 +106,25 @@ impl Drop for Over<'_> {
     }
 }
 
-/// A new connection: a server greets whoever comes through. None if refused.
-pub(crate) fn attempt(way: &Way<'_>) -> Option<TcpStream> {
+/// A new connection to a server that greets it. None if it is refused.
+pub(crate) fn attempt(route: &Route<'_>) -> Option<TcpStream> {
     let refused = |kind| {
         matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
     };
-    let mut client = match way.client.connect(way.to) {
+    let mut client = match route.client.connect(route.to) {
         Ok(client) => client,
         Err(error) if refused(error.kind()) => return None,
-        Err(error) => panic!("{}: {error}", way.name),
+        Err(error) => panic!("{}: {error}", route.name),
     };
     match client.read(&mut [0]) {
         Ok(0) => None,
         Ok(_) => Some(client),
         Err(error) if refused(error.kind()) => None,
-        Err(error) => panic!("{}: {error}", way.name),
+        Err(error) => panic!("{}: {error}", route.name),
     }
 }
 
-/// Greets all who come, and leaves it to them when the connection ends.
+/// Accepts and greets connections until `over`.
 pub(crate) fn greet(listener: &TcpListener, over: &AtomicBool) {
     listener.set_nonblocking(true).unwrap();
     while !over.load(Ordering::Relaxed) {
@@ -147,37 +138,37 @@ pub(crate) fn greet(listener: &TcpListener, over: &AtomicBool) {
     }
 }
 
-/// Issue 4: 10,000 attempts at a limit of 1,024 files; nothing is lost on the connections that were open.
+/// 10000 attempts at a limit of 1024 files. Open connections lose nothing.
 #[test]
-fn old_connections_live_where_no_new_one_can() {
+fn old_connections_continue_when_new_ones_are_refused() {
     let Some(net) = Net::new() else { return };
     let (mut pasta, pid) =
         limited(&net, LIMIT, &["-t", "7001,7002", "-T", "7003", "-u", "none", "-U", "none"]);
-    let ways = ways(&net);
-    let before = descriptors(&net, pid);
+    let routes = routes(&net);
+    let before = descriptors(&net.host, pid);
     let (over, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (mut held, mut refused) = (Vec::new(), [0; 4]);
 
     std::thread::scope(|scope| {
         let _over = Over(&over);
-        for (seed, way) in ways.iter().enumerate() {
-            let client = way.client.connect(way.to).unwrap();
-            let server = accept(&way.listener).0;
+        for (seed, route) in routes.iter().enumerate() {
+            let client = route.client.connect(route.to).unwrap();
+            let server = accept(&route.listener).0;
             let (over, turns) = (&over, &turns);
             scope.spawn(move || old_connection(client, server, seed as u64, over, turns));
         }
-        for way in &ways {
-            scope.spawn(|| greet(&way.listener, &over));
+        for route in &routes {
+            scope.spawn(|| greet(&route.listener, &over));
         }
-        let memory = memory_kib(&net, pid);
+        let memory = memory_kib(&net.host, pid);
         for number in 0..ATTEMPTS {
-            let place = number % ways.len();
-            match attempt(&ways[place]) {
+            let place = number % routes.len();
+            match attempt(&routes[place]) {
                 Some(client) => held.push(client),
                 None => refused[place] += 1,
             }
         }
-        let (grown, turned) = (memory_kib(&net, pid), turns.load(Ordering::Relaxed));
+        let (grown, turned) = (memory_kib(&net.host, pid), turns.load(Ordering::Relaxed));
         let all: u64 = refused.iter().sum();
         wait_until("the count of refusals", || {
             count(&mut pasta, "refused") + count(&mut pasta, "nofile") >= all
@@ -187,33 +178,34 @@ fn old_connections_live_where_no_new_one_can() {
         eprintln!(
             "{} held, {refused:?} refused of {ATTEMPTS}; {turned} turns of {TURN} bytes on the old; {memory}, {grown} KiB; {before}, {} descriptors; {lines} lines",
             held.len(),
-            descriptors(&net, pid)
+            descriptors(&net.host, pid)
         );
         assert!(refused.iter().all(|count| *count > ATTEMPTS as u64 / 8), "{refused:?}");
         assert!(held.len() > LIMIT / 4 && turned > 0);
         assert!(grown <= memory + GROWTH_KIB, "from {memory} to {grown} KiB");
         assert!(lines > 0 && lines < all / 2, "{lines} lines for {all} refusals");
 
-        // With descriptors again, everything is as before.
+        // Once descriptors are free, new connections succeed again.
         held.clear();
-        for way in &ways {
-            wait_until(way.name, || attempt(way).is_some());
+        for route in &routes {
+            wait_until(route.name, || attempt(route).is_some());
         }
     });
-    wait_until("descriptors", || descriptors(&net, pid) <= before + 2 * 64);
+    wait_until("descriptors", || descriptors(&net.host, pid) <= before + 2 * 64);
     net.host.sh(&format!("kill {pid}"));
     assert_eq!(pasta.wait().code(), 0);
 }
 
-/// A flood of connections that nobody answers, from the guest and from outside, takes the share of TCP, and no more; old connections don't notice, and afterwards there are new ones.
+/// Unanswered connections, from the guest and from outside, take no more than the budget of TCP. Old connections continue, and
+/// new ones succeed afterwards.
 #[test]
-fn floods_of_syns() {
+fn syn_floods_use_only_the_budget_of_tcp() {
     const LIMIT: usize = 256;
     let host_setup = "echo 1 >/proc/sys/net/ipv4/tcp_syn_retries\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
     let (mut pasta, pid) =
         limited(&net, LIMIT, &["-t", "7001,7002", "-u", "none", "-T", "none", "-U", "none"]);
-    let before = descriptors(&net, pid);
+    let before = descriptors(&net.host, pid);
     let (over, turns) = (AtomicBool::new(false), AtomicUsize::new(0));
     let frames = net.guest.frames();
     let mac = Mac(net.guest_mac());
@@ -227,7 +219,7 @@ fn floods_of_syns() {
             let (over, turns) = (&over, &turns);
             scope.spawn(move || old_connection(client, server, seed as u64, over, turns));
         }
-        let memory = memory_kib(&net, pid);
+        let memory = memory_kib(&net.host, pid);
         for number in 0..20_000_u32 {
             let ports = (1024 + number as u16 % 50_000, 9);
             let header = Header::new(ports, Seq(number), Seq(0), Flags::SYN, 1000, 0);
@@ -243,21 +235,21 @@ fn floods_of_syns() {
             let mut frame = vec![0; sys::packet::VNET_HDR_LEN + 200];
             let (vnet_header, rest) = frame.split_at_mut(sys::packet::VNET_HDR_LEN);
             let written = outgoing.tcp(rest, header, &[], 0, None).unwrap();
-            // The checksum is left open.
+            // The checksum is partial.
             vnet_header.copy_from_slice(&written.offload.to_virtio()[..sys::packet::VNET_HDR_LEN]);
-            // What the kernel has no room for is lost.
+            // A frame that the kernel has no room for is lost.
             let _ =
                 send_frame(&frames, &frame[..sys::packet::VNET_HDR_LEN + written.len], SendFlags::empty());
         }
         wait_until("refusals", || count(&mut pasta, "refused") > 1000);
-        assert!(descriptors(&net, pid) <= LIMIT);
+        assert!(descriptors(&net.host, pid) <= LIMIT);
 
-        // To a guest that doesn't answer: it has no route back to the address that they come from.
+        // The guest does not answer these, because it has no route back.
         net.guest.sh("ip route add blackhole 198.51.100.3");
         net.peer.sh("ip route replace 198.51.100.0/24 dev eth0 proto kernel scope link src 198.51.100.3");
         let outside: Vec<_> = (0..2 * LIMIT).map(|_| net.peer.start_connect((HOST[0], 7001))).collect();
         wait_until("refusals of those from outside", || count(&mut pasta, "nofile") > 0);
-        let grown = memory_kib(&net, pid);
+        let grown = memory_kib(&net.host, pid);
         assert!(grown <= memory + GROWTH_KIB, "from {memory} to {grown} KiB");
         drop(outside);
         net.guest.sh("ip route del blackhole 198.51.100.3");
@@ -266,21 +258,21 @@ fn floods_of_syns() {
         wait_until("turns after all of it", || turns.load(Ordering::Relaxed) > turned + 8);
         wait_until("a new connection", || net.guest.connect((PEER[0], 7000)).is_ok());
     });
-    wait_until("descriptors", || descriptors(&net, pid) <= before + 64);
+    wait_until("descriptors", || descriptors(&net.host, pid) <= before + 64);
     net.host.sh(&format!("kill {pid}"));
     assert_eq!(pasta.wait().code(), 0);
 }
 
-/// Without memory for a socket a connection from outside is refused, not left to wait (nor us to spin), and others live.
+/// If accept4 fails for lack of memory, the pending connection is reset and does not hang. Others continue.
 #[test]
-fn out_of_memory_for_sockets() {
+fn a_failed_accept_refuses_the_connection() {
     let Some(net) = Net::new() else { return };
     let rules = BTreeMap::from([(libc::SYS_accept4, Vec::new())]);
     let refuse = SeccompAction::Errno(libc::ENOMEM.cast_unsigned());
     let arch = std::env::consts::ARCH.try_into().unwrap();
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).unwrap();
     let filter: BpfProgram = filter.try_into().unwrap();
-    // It holds for one thread and its children.
+    // The filter applies to this thread and its children.
     thread::scope(|scope| {
         let start = || {
             seccompiler::apply_filter(&filter).unwrap();

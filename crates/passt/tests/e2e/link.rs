@@ -1,20 +1,20 @@
-//! The tap itself: it may go down and come back, its traffic can be recorded, and an idle one costs nothing.
+//! The tap device: down and up, capture, deletion, missing offloads, MTU; and no work while it is idle.
 
 use crate::harness::*;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-/// the interface is set down and up again in the guest.
+/// the guest sets its interface down and up again.
 #[test]
-fn down_and_up_r53() {
+fn traffic_continues_after_the_interface_was_down_r53() {
     let Some(net) = Net::new() else { return };
     let pasta = net.pasta(&["-t", "7001"]);
     let listener = net.peer.listen((PEER[0], 7000));
     let mut client = net.guest.connect((PEER[0], 7000)).unwrap();
     let (mut server, _) = accept(&listener);
     net.guest.sh("ip link set eth0 down");
-    // Traffic towards a link that is down is lost or waits; it ends nobody.
+    // Traffic to a link that is down is lost or delayed. It does not end the program.
     server.write_all(b"meanwhile").unwrap();
     let _early = net.peer.connect((HOST[0], 7001)).unwrap();
     assert!(pasta.runs());
@@ -28,9 +28,9 @@ fn down_and_up_r53() {
     }
 }
 
-/// behaviour §9.5, R-10: a capture has the frames of both directions, whole, after SIGTERM.
+/// behaviour §9.5, R-10: after SIGTERM, the capture has all frames, untruncated.
 #[test]
-fn pcap_of_both_directions_r10() {
+fn a_capture_has_both_directions_r10() {
     let Some(net) = Net::new() else { return };
     let file = net.path("capture.pcap");
     let pasta = net.pasta(&["--pcap", &file]);
@@ -78,13 +78,13 @@ fn pcap_of_both_directions_r10() {
     assert!(downloaded >= 200_000, "{downloaded} bytes of TCP to the guest");
 }
 
-/// Nothing to do, nothing done: no system call while no flow is alive and the guest is silent.
+/// With no flow, and a guest that sends nothing.
 #[test]
-fn idle_makes_no_system_call() {
+fn an_idle_program_makes_no_system_call() {
     need!("strace");
     let Some(net) = Net::new() else { return };
     let pasta = net.pasta(&["-t", "7001", "-u", "7001", "-T", "7001", "-U", "7001"]);
-    // A flow that is over leaves no timer ticking.
+    // A flow that has ended leaves no timer.
     let listener = net.peer.listen((PEER[0], 7000));
     let client = net.guest.connect((PEER[0], 7000)).unwrap();
     let (server, _) = accept(&listener);
@@ -95,7 +95,7 @@ fn idle_makes_no_system_call() {
 
 /// Waits until the program makes no system call for three seconds.
 fn expect_idle(net: &Net, pasta: &Daemon<'_>) {
-    // The guest's kernel says a few things of its own when an interface comes up; then there is silence.
+    // The guest's kernel sends a few frames after an interface has come up.
     let file = net.path("strace");
     let mut calls = String::new();
     for _ in 0..10 {
@@ -109,7 +109,7 @@ fn expect_idle(net: &Net, pasta: &Daemon<'_>) {
     panic!("never idle for three seconds:\n{calls}");
 }
 
-/// Bytes go there and back.
+/// Exchanges bytes in both directions.
 fn echo(one: &TcpStream, other: &TcpStream) {
     for (mut from, mut to) in [(one, other), (other, one)] {
         from.write_all(b"some bytes").unwrap();
@@ -119,14 +119,14 @@ fn echo(one: &TcpStream, other: &TcpStream) {
     }
 }
 
-/// The interface is deleted in the namespace: what bypasses it continues, old connections through it end, new ones are
-/// refused, and one line of the log says so. The program neither ends nor spins.
+/// Connections through the interface end, and new ones are refused. Those that bypass it continue. The log reports it once,
+/// and the program neither ends nor spins.
 #[test]
-fn the_tap_is_deleted() {
+fn a_deleted_tap_ends_its_connections_only() {
     let Some(net) = Net::new() else { return };
     let log = net.path("pasta.log");
     let ports = ["-t", "7001,7002", "-T", "7003", "-u", "7001", "-U", "none"];
-    // To loopback: the guest's own address is deleted with the interface.
+    // With --host-lo-to-ns-lo, because the guest's own address is deleted with the interface.
     let pasta = net.pasta(&[&ports[..], &["--host-lo-to-ns-lo", "--log-file", &log]].concat());
     let ([host, _], [peer, _], [loopback, _]) = (HOST, PEER, LOOPBACK);
     let outside = net.peer.listen((peer, 7000));
@@ -135,7 +135,7 @@ fn the_tap_is_deleted() {
     let inside = net.guest.listen((any(host), 7001));
     let inbound = net.peer.connect((host, 7001)).unwrap();
     let _guest = accept(&inside).0;
-    // What bypasses the link, in both directions.
+    // Connections that bypass the link, in both directions.
     let (inner, outer) = (net.guest.listen((any(host), 7002)), net.host.listen((loopback, 7003)));
     let bypasses = || {
         let inbound = net.host.connect((loopback, 7002)).unwrap();
@@ -197,12 +197,12 @@ fn traffic(net: &Net) {
             assert!(recv_from(&client).0 == datagram, "{len} bytes in");
         }
     }
-    net.guest.sh(&format!("ping -c 1 -W 5 {} && ping -c 1 -W 5 {}", PEER[0], PEER[1]));
+    net.guest.sh(&format!("ping -n -w 60 -c 1 {} && ping -n -w 60 -c 1 {}", PEER[0], PEER[1]));
 }
 
-/// A kernel that has no offloads for taps: the program segments and sums.
+/// The program then segments and computes checksums itself.
 #[test]
-fn traffic_without_offloads_of_the_tap() {
+fn traffic_works_without_tap_offloads() {
     let Some(net) = Net::new() else { return };
     if !net.can_lack_features() {
         return;
@@ -214,9 +214,10 @@ fn traffic_without_offloads_of_the_tap() {
     traffic(&net);
 }
 
-/// A kernel before 6.9, whose TCP has no SO_PEEK_OFF: the program peeks over what it has sent already.
+/// Linux before 6.9 has no SO_PEEK_OFF for TCP: the program then peeks from the start of the queue, and skips what it has
+/// sent.
 #[test]
-fn traffic_without_a_peek_offset() {
+fn traffic_works_without_a_peek_offset() {
     let Some(net) = Net::new() else { return };
     if !net.can_lack_features() {
         return;
@@ -228,9 +229,9 @@ fn traffic_without_a_peek_offset() {
     assert!(log.contains("TCP sockets have no SO_PEEK_OFF"), "{log}");
 }
 
-/// behaviour §2.2, `--mtu`.
+/// behaviour §2.2: `--mtu`. With 0, the kernel's default remains.
 #[test]
-fn mtu() {
+fn mtu_sets_the_mtu_of_the_interface() {
     for (option, seen) in [("65520", "65520"), ("1500", "1500"), ("9000", "9000"), ("0", "1500")] {
         let Some(net) = Net::new() else { return };
         net.pasta(&["--mtu", option]);

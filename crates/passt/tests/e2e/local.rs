@@ -1,9 +1,9 @@
-//! What we answer ourselves on the tap (behaviour §4), asked by real clients.
+//! The services of the program on the tap (behaviour §4), used by real clients.
 
 use crate::harness::*;
 use std::net::IpAddr;
 
-/// A `pasta` that leaves the configuration to the guest's clients. The link is down at first (behaviour §3.6).
+/// A `pasta` without `--config-net`: clients in the guest configure the interface, which is down at first (behaviour §3.6).
 pub(crate) fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
     let pasta = net.attach(options);
     let link = net.guest.sh("ip -o link show eth0; ip -o addr show eth0");
@@ -11,9 +11,9 @@ pub(crate) fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
     pasta
 }
 
-/// What a dhclient told its script, as `name=value` lines.
+/// Runs dhclient. Returns the variables that it passed to its script, as `name=value` lines.
 pub(crate) fn dhclient(net: &Net, family: &str, mode: &str) -> String {
-    let (script, told) = (net.path("script"), net.path("told"));
+    let (script, variables) = (net.path("script"), net.path("variables"));
     let text = format!(
         "#!/bin/sh\n\
          case $reason in\n\
@@ -22,7 +22,7 @@ pub(crate) fn dhclient(net: &Net, family: &str, mode: &str) -> String {
                 [ -z \"$new_routers\" ] || ip route add default via $new_routers;;\n\
          BOUND6) ip addr add $new_ip6_address/64 dev $interface nodad;;\n\
          esac\n\
-         env | grep -E '^(reason|new_)' >{told}\n"
+         env | grep -E '^(reason|new_)' >{variables}\n"
     );
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -33,7 +33,7 @@ pub(crate) fn dhclient(net: &Net, family: &str, mode: &str) -> String {
         net.path("leases"),
         net.path("dhclient.pid"),
     ));
-    std::fs::read_to_string(told).unwrap()
+    std::fs::read_to_string(variables).unwrap()
 }
 
 const DHCLIENT_CONF: &str = "
@@ -43,22 +43,22 @@ also request dhcp6.name-servers, dhcp6.domain-search;
 send host-name \"guest\";
 ";
 
-pub(crate) fn has(told: &str, lines: &[&str]) {
+pub(crate) fn assert_has(variables: &str, lines: &[&str]) {
     for line in lines {
-        assert!(told.lines().any(|l| l == *line), "no {line:?} in:\n{told}");
+        assert!(variables.lines().any(|l| l == *line), "no {line:?} in:\n{variables}");
     }
 }
 
-/// behaviour §4.3: the host's address, mask, gateway, MTU and names, and after that the guest is connected.
+/// behaviour §4.3: address, mask, gateway, MTU, resolvers and search list of the host. Then the guest can connect.
 #[test]
-fn dhcp() {
+fn dhcp_configures_dhclient() {
     need!("dhclient");
     let resolv_conf = "search example.test corp.test\nnameserver 198.51.100.3\n";
     let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
     unconfigured(&net, &["--dhcp-dns", "--dhcp-search", "--mtu", "9000"]);
-    let told = dhclient(&net, "-4", "");
-    has(
-        &told,
+    let variables = dhclient(&net, "-4", "");
+    assert_has(
+        &variables,
         &[
             "reason=BOUND",
             "new_ip_address=198.51.100.2",
@@ -69,53 +69,53 @@ fn dhcp() {
             "new_interface_mtu=9000",
         ],
     );
-    assert!(told.contains("example.test") && told.contains("corp.test"), "{told}");
+    assert!(variables.contains("example.test") && variables.contains("corp.test"), "{variables}");
     let listener = net.peer.listen((PEER[0], 7000));
     let _client = net.guest.connect((PEER[0], 7000)).unwrap();
     accept(&listener);
 }
 
-/// The client of small systems gets the same.
+/// The client of BusyBox gets the same.
 #[test]
-fn dhcp_by_udhcpc() {
+fn dhcp_configures_udhcpc() {
     need!("busybox");
     let Some(net) = Net::new() else { return };
     unconfigured(&net, &["--dhcp-dns"]);
-    let (script, told) = (net.path("script"), net.path("told"));
-    std::fs::write(&script, format!("#!/bin/sh\nenv >{told}\n")).unwrap();
+    let (script, variables) = (net.path("script"), net.path("variables"));
+    std::fs::write(&script, format!("#!/bin/sh\nenv >{variables}\n")).unwrap();
     net.guest
         .sh(&format!("chmod +x {script}; ip link set eth0 up; busybox udhcpc -f -q -n -i eth0 -s {script}"));
     let lease =
         ["ip=198.51.100.2", "mask=24", "router=198.51.100.1", "dns=198.51.100.3", "serverid=198.51.100.1"];
-    has(&std::fs::read_to_string(told).unwrap(), &lease);
+    assert_has(&std::fs::read_to_string(variables).unwrap(), &lease);
 }
 
-/// behaviour §2.2: `-a`, `-n`, `-g` and `-D` are what is offered, and in pasta names only if they are asked for.
+/// behaviour §2.2: `-a`, `-n` and `-g`. pasta advertises resolvers and search lists only on request.
 #[test]
-fn dhcp_by_options() {
+fn dhcp_offers_the_addresses_of_the_options() {
     need!("dhclient");
     let Some(net) = Net::new() else { return };
     unconfigured(&net, &["-a", "198.51.100.130", "-n", "255.255.255.128", "-g", "198.51.100.129"]);
-    let told = dhclient(&net, "-4", "");
-    has(
-        &told,
+    let variables = dhclient(&net, "-4", "");
+    assert_has(
+        &variables,
         &["new_ip_address=198.51.100.130", "new_subnet_mask=255.255.255.128", "new_routers=198.51.100.129"],
     );
-    assert!(!told.contains("domain"), "{told}");
+    assert!(!variables.contains("domain"), "{variables}");
 }
 
-/// behaviour §4.4: the host's address by DHCPv6, names with it.
+/// behaviour §4.4: address, resolvers and search list of the host.
 #[test]
-fn dhcpv6() {
+fn dhcpv6_configures_dhclient() {
     need!("dhclient");
     let resolv_conf = "search example.test\nnameserver 2001:db8:1::3\n";
     let Some(net) = Net::with(Options { resolv_conf, ..Options::default() }) else { return };
     unconfigured(&net, &["--dhcp-dns", "--dhcp-search"]);
     net.guest.sh("ip link set eth0 up");
     net.guest.link_local("eth0");
-    let told = dhclient(&net, "-6", "-N");
-    has(
-        &told,
+    let variables = dhclient(&net, "-6", "-N");
+    assert_has(
+        &variables,
         &[
             "reason=BOUND6",
             "new_ip6_address=2001:db8:1::2",
@@ -125,22 +125,22 @@ fn dhcpv6() {
     );
 }
 
-/// Q5: information without an address.
+/// Q5: an Information-request gets options without an address.
 #[test]
-fn dhcpv6_stateless_q5() {
+fn stateless_dhcpv6_is_answered_q5() {
     need!("dhclient");
     let Some(net) = Net::new() else { return };
     unconfigured(&net, &["--dhcp-dns"]);
     net.guest.sh("ip link set eth0 up");
     net.guest.link_local("eth0");
-    let told = dhclient(&net, "-6", "-S");
-    has(&told, &["new_dhcp6_name_servers=2001:db8:1::3"]);
-    assert!(!told.contains("new_ip6_address"), "{told}");
+    let variables = dhclient(&net, "-6", "-S");
+    assert_has(&variables, &["new_dhcp6_name_servers=2001:db8:1::3"]);
+    assert!(!variables.contains("new_ip6_address"), "{variables}");
 }
 
-/// behaviour §4.2: a guest's kernel configures itself from router advertisements, for ever (R-44), and is connected.
+/// behaviour §4.2: the guest's kernel gets an address and a route. R-44: with infinite lifetimes.
 #[test]
-fn slaac_r44() {
+fn router_advertisements_configure_the_kernel_r44() {
     let Some(net) = Net::new() else { return };
     unconfigured(&net, &["--mtu", "1400"]);
     net.guest.sh("ip link set eth0 up");
@@ -160,9 +160,9 @@ fn slaac_r44() {
     }
 }
 
-/// `--no-ndp`, `--no-ra`: nothing is advertised.
+/// `--no-ndp` does so, too.
 #[test]
-fn no_ra() {
+fn no_ra_disables_router_advertisements() {
     for option in ["--no-ra", "--no-ndp"] {
         let Some(net) = Net::new() else { return };
         unconfigured(&net, &[option]);
@@ -176,9 +176,9 @@ fn no_ra() {
     }
 }
 
-/// behaviour §4.1, §4.2: every neighbour is there, and it is us.
+/// behaviour §4.1, §4.2: the program answers ARP and neighbour solicitations for every address, with the address of `-M`.
 #[test]
-fn neighbours() {
+fn every_neighbour_is_at_our_mac_address() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-M", "02:00:5e:10:00:01"]);
     for to in GATEWAY.into_iter().chain(MAPPED) {
@@ -191,9 +191,9 @@ fn neighbours() {
     }
 }
 
-/// behaviour §4.1.2: a guest that probes for its own address (RFC 5227) before using it is not told that it's taken.
+/// behaviour §4.1.2: a guest can probe for its own address (RFC 5227) before it uses it.
 #[test]
-fn own_address_is_not_claimed() {
+fn the_guests_own_address_is_not_claimed() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -201,13 +201,13 @@ fn own_address_is_not_claimed() {
     raw.send(&raw.probe_frame("198.51.100.2".parse().unwrap()));
     raw.send(&raw.probe_frame("198.51.100.77".parse().unwrap()));
     let answered = raw.expect_arp_reply();
-    assert_eq!(answered.to_string(), "198.51.100.77", "the first question has no answer");
+    assert_eq!(answered.to_string(), "198.51.100.77", "the probe for the own address must have no answer");
 }
 
-/// behaviour §4.1.4: the host's neighbours are at their own hardware addresses in the guest, also when these change. What
-/// stands for the host, and what nobody knows, is at ours.
+/// behaviour §4.1.4: the guest sees the MAC addresses of the host's neighbours, also after a change. Addresses that map to
+/// the host, and unknown ones, are at the program's MAC address.
 #[test]
-fn neighbours_keep_their_hardware_addresses() {
+fn neighbours_of_the_host_keep_their_mac_addresses() {
     let host_setup = "ip neigh add 198.51.100.200 lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n\
                       ip neigh add 2001:db8:1::200 lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };

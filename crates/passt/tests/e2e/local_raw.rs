@@ -1,4 +1,4 @@
-//! What we answer ourselves (behaviour §4), as it looks to a client that reads frames and knows no checksum offload.
+//! The services of the program (behaviour §4), as seen by a client that reads raw frames and has no checksum offload.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -118,7 +118,7 @@ fn dhcp_answers_leave_nothing_to_a_virtio_driver() {
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--vhost-user", "--socket", &path]);
-    let mut front_end = FrontEnd::new(path.as_ref(), Wishes::default());
+    let mut front_end = FrontEnd::new(path.as_ref(), DriverConfig::default());
     let client = (Ipv4Addr::UNSPECIFIED.into(), 68);
     let frame = datagram(Mac(GUEST_MAC), client, (Ipv4Addr::BROADCAST.into(), 67), &discover());
     assert!(front_end.queues[1].send([0; HEADER], &frame));

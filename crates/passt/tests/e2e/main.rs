@@ -1,15 +1,15 @@
-//! End-to-end tests of `pasta` in namespaces of their own making.
+//! End-to-end tests of `pasta` and `passt`, in namespaces that they create.
 //!
-//! Each test builds `[guest] == tap == (pasta in [host]) --- veth --- [peer] --- veth --- [far]` in a PID
-//! namespace of its own, so tests run in parallel, need nothing of the machine's network, and leave nothing
-//! behind even when they are killed. Sockets of any namespace are ordinary `std::net` values in the test.
+//! Each test builds `[guest] == tap == (pasta in [host]) --- veth --- [peer] --- veth --- [far]` in a new PID namespace. So
+//! tests run in parallel, do not use the machine's network, and leave nothing behind even when they are killed. Sockets in any
+//! namespace are ordinary `std::net` values in the test.
 //!
 //! Environment:
-//! - `PASTA_UNDER_TEST`: another program to test in place of this workspace's `pasta`;
-//! - `PASTA_UNDER_TEST_ARGS`: arguments put before those of each test (blank-separated);
-//! - `PASTA_UNDER_TEST_LOG`: when set, runs the program with `--trace` and a log file, printed when a test fails;
-//! - `CI`: when set, a missing tool or privilege fails the test instead of skipping it.
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helper functions of tests are tests
+//! - `PASTA_UNDER_TEST`: the program to test instead of this workspace's `pasta`;
+//! - `PASTA_UNDER_TEST_ARGS`: arguments before those of each test, separated by blanks;
+//! - `PASTA_UNDER_TEST_LOG`: if set, the program runs with `--trace` and a log file, which a failing test prints;
+//! - `CI`: if set, a missing tool or privilege fails the test instead of skipping it.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // all of this is test code
 
 mod addresses;
 mod announced;
@@ -28,6 +28,7 @@ mod limits;
 mod link;
 mod local;
 mod local_raw;
+mod logging;
 mod mdns;
 mod multicast;
 mod nat;
@@ -39,7 +40,6 @@ mod start;
 mod stream;
 mod tcp;
 mod tcp_raw;
-mod telling;
 mod udp;
 mod udp_bypass;
 mod urgent;

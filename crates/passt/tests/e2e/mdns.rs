@@ -1,4 +1,4 @@
-//! Multicast DNS of the guest (RFC 6762) beside a daemon of the host that has its port.
+//! Multicast DNS of the guest (RFC 6762), while a daemon on the host uses the same port.
 
 use crate::harness::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -28,9 +28,9 @@ fn group(ns: &Ns, like: IpAddr) -> SocketAddr {
     }
 }
 
-/// RFC 6762 §6: responses come from port 5353, or nobody heeds them. What is sent to the host's daemon stays its own.
+/// RFC 6762 §6: queriers ignore responses from another port than 5353. The host's daemon keeps the datagrams sent to it.
 #[test]
-fn responses_of_the_guest_leave_from_the_port_of_mdns() {
+fn mdns_responses_of_the_guest_keep_their_source_port() {
     let Some(net) = Net::new() else { return };
     net.peer.sh("ip route add 224.0.0.0/4 dev eth0");
     net.pasta(&[]);
@@ -45,7 +45,7 @@ fn responses_of_the_guest_leave_from_the_port_of_mdns() {
                 assert_eq!((payload.as_slice(), from.port()), (RESPONSE, PORT), "{from}");
             }
         }
-        // RFC 6762 §6.7: a question from another port is answered to there.
+        // RFC 6762 §6.7: a query from another port gets a unicast response.
         guest.send_to(QUESTION, to).unwrap();
         let (payload, asks) = recv_from(&peer);
         assert_eq!(payload, QUESTION);
@@ -53,13 +53,13 @@ fn responses_of_the_guest_leave_from_the_port_of_mdns() {
         recv_from(&host);
         peer.send_to(RESPONSE, asks).unwrap();
         assert_eq!(recv_from(&guest).0, RESPONSE);
-        // Unicast to the daemon, and what others send to the group.
+        // The daemon gets unicast datagrams, and those that others send to the group.
         let client = net.peer.udp((at_peer, 0));
         client.send_to(b"to the daemon", (at_host, PORT)).unwrap();
         assert_eq!(recv_from(&host).0, b"to the daemon");
         peer.send_to(b"to all", group(&net.peer, at_peer)).unwrap();
         assert_eq!(recv_from(&host).0, b"to all");
-        // Nothing else has come to the guest: this is the next.
+        // The guest got none of them: this is the next datagram.
         peer.send_to(b"last", asks).unwrap();
         assert_eq!(recv_from(&guest).0, b"last");
     }

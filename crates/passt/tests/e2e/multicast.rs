@@ -1,4 +1,4 @@
-//! Groups of the host's network that the guest joins (`--multicast`).
+//! Multicast groups that the guest joins (`--multicast`), and broadcasts.
 
 use crate::harness::*;
 use std::io::ErrorKind;
@@ -35,8 +35,8 @@ fn at(ns: &Ns, group: IpAddr, port: u16) -> SocketAddr {
     }
 }
 
-/// What a socket hears next, if anything within a fifth of a second.
-fn hears(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
+/// The next datagram, if one arrives within 200 ms.
+fn receive_soon(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
     let timeout = socket.read_timeout().unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     let mut buffer = [0; 2048];
@@ -57,12 +57,12 @@ fn net() -> Option<Net> {
     Some(net)
 }
 
-/// The peer sends until the guest hears: a report takes its time.
-fn expect(guest: &UdpSocket, sender: &UdpSocket, to: SocketAddr) -> SocketAddr {
+/// The peer sends to the group until the guest receives it, which is after its membership report.
+fn wait_until_heard(guest: &UdpSocket, sender: &UdpSocket, to: SocketAddr) -> SocketAddr {
     let mut heard = None;
     wait_until("the guest hears the group", || {
         sender.send_to(b"to the group", to).unwrap();
-        heard = hears(guest);
+        heard = receive_soon(guest);
         heard.is_some()
     });
     let (payload, from) = heard.unwrap();
@@ -81,12 +81,12 @@ fn the_guest_hears_groups_until_it_leaves() {
         let to = at(&net.peer, group, MDNS);
         join(&guest, &net.guest, group);
         wait_until("the host joins", || host_is_member(&net, group));
-        let from = expect(&guest, &sender, to);
+        let from = wait_until_heard(&guest, &sender, to);
         assert_eq!((from.ip(), from.port()), (own, port(&sender)));
-        // The answer gets back.
+        // The answer arrives.
         guest.send_to(b"answer", from).unwrap();
         assert_eq!(recv_from(&sender).0, b"answer");
-        while hears(&guest).is_some() {}
+        while receive_soon(&guest).is_some() {}
         leave(&guest, &net.guest, group);
         wait_until("the host has left the group", || !host_is_member(&net, group));
     }
@@ -99,7 +99,7 @@ fn host_is_member(net: &Net, group: IpAddr) -> bool {
 }
 
 #[test]
-fn without_the_option_groups_are_not_heard() {
+fn groups_are_not_heard_without_the_option() {
     let Some(net) = net() else { return };
     net.pasta(&[]);
     for group in GROUPS {
@@ -108,16 +108,16 @@ fn without_the_option_groups_are_not_heard() {
         join(&guest, &net.guest, group);
         for _ in 0..5 {
             sender.send_to(b"to the group", at(&net.peer, group, MDNS)).unwrap();
-            assert_eq!(hears(&guest), None);
+            assert_eq!(receive_soon(&guest), None);
         }
         assert!(!host_is_member(&net, group));
     }
 }
 
-/// A daemon of the host that is a member of the group, and shares its port, loses nothing; and the guest does not hear
-/// itself.
+/// A daemon on the host that is a member of the group, and shares the port, loses nothing. The guest does not receive its own
+/// datagrams.
 #[test]
-fn groups_are_shared_with_a_daemon_of_the_host() {
+fn a_daemon_of_the_host_keeps_its_groups() {
     let Some(net) = net() else { return };
     net.pasta(&["--multicast"]);
     for (v, group) in GROUPS[..2].iter().copied().enumerate() {
@@ -131,15 +131,15 @@ fn groups_are_shared_with_a_daemon_of_the_host() {
         join(&guest, &net.guest, group);
         let sender = net.peer.udp((PEER[v], 0));
         let to = at(&net.peer, group, MDNS);
-        expect(&guest, &sender, to);
+        wait_until_heard(&guest, &sender, to);
         assert_eq!(recv_from(&daemon).0, b"to the group");
-        while hears(&guest).is_some() || hears(&daemon).is_some() {}
+        while receive_soon(&guest).is_some() || receive_soon(&daemon).is_some() {}
 
         guest.send_to(b"from the guest", at(&net.guest, group, MDNS)).unwrap();
         assert_eq!(recv_from(&daemon).0, b"from the guest");
         sender.send_to(b"next", to).unwrap();
         assert_eq!(recv_from(&guest).0, b"next");
-        // The same words of another are heard.
+        // The same payload from another sender arrives.
         sender.send_to(b"from the guest", to).unwrap();
         assert_eq!(recv_from(&guest).0, b"from the guest");
         assert_eq!(recv_from(&daemon).0, b"next");
@@ -147,13 +147,13 @@ fn groups_are_shared_with_a_daemon_of_the_host() {
 
         sender.send_to(b"to the daemon", (HOST[v], MDNS)).unwrap();
         assert_eq!(recv_from(&daemon).0, b"to the daemon");
-        assert_eq!(hears(&guest), None);
+        assert_eq!(receive_soon(&guest), None);
     }
 }
 
-/// A group is heard at the port that the guest sends to, as well.
+/// That is, also at another port than that of mDNS.
 #[test]
-fn a_port_that_the_guest_uses_with_a_group_is_heard() {
+fn groups_are_heard_at_the_port_that_the_guest_sends_to() {
     let Some(net) = net() else { return };
     net.pasta(&["--multicast"]);
     for (v, group) in GROUPS[..2].iter().copied().enumerate() {
@@ -161,25 +161,25 @@ fn a_port_that_the_guest_uses_with_a_group_is_heard() {
         guest.send_to(b"hello", at(&net.guest, group, 7654)).unwrap();
         join(&guest, &net.guest, group);
         let sender = net.peer.udp((PEER[v], 0));
-        let from = expect(&guest, &sender, at(&net.peer, group, 7654));
+        let from = wait_until_heard(&guest, &sender, at(&net.peer, group, 7654));
         assert_eq!(from.ip(), PEER[v]);
     }
 }
 
-/// What the guest sends to a group that it is a member of leaves by another socket of the same address and port, which must
-/// not take the answers.
+/// What the guest sends to the group leaves by another socket with the same address and port. That socket must not take the
+/// datagrams to the group.
 #[test]
-fn answers_to_a_group_reach_the_member() {
+fn datagrams_to_a_group_reach_the_guest_after_it_has_sent() {
     let Some(net) = net() else { return };
     net.pasta(&["--multicast"]);
     for (v, group) in GROUPS[..2].iter().copied().enumerate() {
         let guest = net.guest.udp((any(group), MDNS));
         join(&guest, &net.guest, group);
         let to = at(&net.peer, group, MDNS);
-        expect(&guest, &net.peer.udp((PEER[v], 0)), to);
+        wait_until_heard(&guest, &net.peer.udp((PEER[v], 0)), to);
         guest.send_to(b"question", at(&net.guest, group, MDNS)).unwrap();
-        while hears(&guest).is_some() {}
-        // The kernel chooses among sockets that share a port by a hash of the ends.
+        while receive_soon(&guest).is_some() {}
+        // The kernel selects one of several sockets with the same port by a hash of the addresses and ports.
         for n in 0..16_u8 {
             net.peer.udp((PEER[v], 0)).send_to(&[n], to).unwrap();
             assert_eq!(recv_from(&guest).0, [n]);
@@ -187,9 +187,9 @@ fn answers_to_a_group_reach_the_member() {
     }
 }
 
-/// Broadcasts of the host's network are heard at ports that the guest sends from; its own do not come back.
+/// The guest does not receive its own broadcasts.
 #[test]
-fn broadcasts_are_heard_at_the_guests_ports() {
+fn broadcasts_are_heard_at_ports_that_the_guest_sends_from() {
     let Some(net) = net() else { return };
     net.pasta(&["-u", "none"]);
     for (to, port) in [(Ipv4Addr::BROADCAST, 47808), (Ipv4Addr::new(198, 51, 100, 255), 5353)] {
@@ -202,21 +202,21 @@ fn broadcasts_are_heard_at_the_guests_ports() {
         for _ in 0..3 {
             guest.send_to(b"who is there?", at).unwrap();
             assert_eq!(recv_from(&guest).0, b"who is there?", "the copy of the guest's own kernel");
-            assert_eq!(hears(&guest), None);
+            assert_eq!(receive_soon(&guest), None);
         }
-        let from = expect(&guest, &sender, at);
+        let from = wait_until_heard(&guest, &sender, at);
         assert_eq!((from.ip(), from.port()), (PEER[0], self::port(&sender)));
         guest.send_to(b"I am", from).unwrap();
         assert_eq!(recv_from(&sender).0, b"I am");
-        // The same words of another are heard.
+        // The same payload from another sender arrives.
         sender.send_to(b"who is there?", at).unwrap();
         assert_eq!(recv_from(&guest).0, b"who is there?");
     }
 }
 
-/// A forwarded port hears groups and broadcasts: each datagram arrives once, also where the group has a socket of its own.
+/// A forwarded port receives groups and broadcasts: once, even if the group has its own socket.
 #[test]
-fn what_a_forwarded_port_hears_arrives_once() {
+fn a_forwarded_port_gets_each_datagram_once() {
     let Some(net) = net() else { return };
     net.pasta(&["--multicast", "-u", "47808"]);
     for to in [GROUPS[0], Ipv4Addr::BROADCAST.into()] {
@@ -228,15 +228,15 @@ fn what_a_forwarded_port_hears_arrives_once() {
         }
         let at = SocketAddr::new(to, 47808);
         guest.send_to(b"hello", at).unwrap();
-        while hears(&guest).is_some() {}
+        while receive_soon(&guest).is_some() {}
         let sender = net.peer.udp((PEER[0], 0));
         sender.set_broadcast(true).unwrap();
-        expect(&guest, &sender, at);
-        while hears(&guest).is_some() {}
+        wait_until_heard(&guest, &sender, at);
+        while receive_soon(&guest).is_some() {}
         for n in 0..5_u8 {
             sender.send_to(&[n], at).unwrap();
             assert_eq!(recv_from(&guest).0, [n]);
         }
-        assert_eq!(hears(&guest), None);
+        assert_eq!(receive_soon(&guest), None);
     }
 }

@@ -1,12 +1,12 @@
-//! Which address becomes which: one test per row of behaviour §5.2 (guest to outside) and §5.3.4 (outside to guest).
+//! Address translation: one test per row of behaviour §5.2 (outbound) and behaviour §5.3.4 (inbound).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
-/// A guest's connection to `to` must reach a server listening on `real` in `server`, and so must a datagram,
-/// whose answer must come from `to`. Returns the guest's address as the server saw it.
-fn reaches(net: &Net, to: SocketAddr, server: &Ns, real: SocketAddr) -> IpAddr {
+/// A connection and a datagram of the guest to `to` reach a server in `server` at `real`, and the answer comes from `to`.
+/// Returns the guest's address as the server sees it.
+fn assert_reaches(net: &Net, to: SocketAddr, server: &Ns, real: SocketAddr) -> IpAddr {
     let listener = server.listen(real);
     let mut client = net.guest.connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
     let (mut stream, tcp_from) = accept(&listener);
@@ -24,23 +24,23 @@ fn reaches(net: &Net, to: SocketAddr, server: &Ns, real: SocketAddr) -> IpAddr {
     tcp_from.ip()
 }
 
-/// §5.2, row 1: `--dns-forward`, ports 53 and 853 only. Others go where they say.
+/// behaviour §5.2, row 1: `--dns-forward` maps ports 53 and 853 only.
 #[test]
-fn out_dns_forward() {
+fn outbound_dns_goes_to_the_resolver() {
     let Some(net) = Net::new() else { return };
     let forward = PEER_ALIAS.map(|ip| ip.to_string());
     net.pasta(&["--dns-forward", &forward[0], "--dns-forward", &forward[1]]);
     for v in 0..2 {
         for port in [53, 853] {
-            reaches(&net, (PEER_ALIAS[v], port).into(), &net.peer, (PEER[v], port).into());
+            assert_reaches(&net, (PEER_ALIAS[v], port).into(), &net.peer, (PEER[v], port).into());
         }
-        reaches(&net, (PEER_ALIAS[v], 5353).into(), &net.peer, (PEER_ALIAS[v], 5353).into());
+        assert_reaches(&net, (PEER_ALIAS[v], 5353).into(), &net.peer, (PEER_ALIAS[v], 5353).into());
     }
 }
 
-/// §5.2, row 1, with `--dns-host`, here on the host's loopback.
+/// behaviour §5.2, row 1: with `--dns-host`, here on the host's loopback.
 #[test]
-fn out_dns_host() {
+fn outbound_dns_goes_to_dns_host() {
     let Some(net) = Net::new() else { return };
     let forward = MAPPED.map(|ip| ip.to_string());
     net.pasta(&[
@@ -55,90 +55,89 @@ fn out_dns_host() {
     ]);
     let real: [IpAddr; 2] = ["127.0.0.53".parse().unwrap(), "::1".parse().unwrap()];
     for v in 0..2 {
-        reaches(&net, (MAPPED[v], 53).into(), &net.host, (real[v], 53).into());
+        assert_reaches(&net, (MAPPED[v], 53).into(), &net.host, (real[v], 53).into());
     }
 }
 
-/// §5.2, row 2: the gateway stands for the host's loopback by default.
+/// behaviour §5.2, row 2: the default mapping.
 #[test]
-fn out_host_loopback_by_gateway() {
+fn outbound_to_the_gateway_reaches_the_hosts_loopback() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for v in 0..2 {
-        let from = reaches(&net, (GATEWAY[v], 7000).into(), &net.host, (LOOPBACK[v], 7000).into());
+        let from = assert_reaches(&net, (GATEWAY[v], 7000).into(), &net.host, (LOOPBACK[v], 7000).into());
         assert!(from.is_loopback(), "{from}");
     }
 }
 
-/// §5.2, row 2: another address in its place; the gateway is then the gateway.
+/// behaviour §5.2, row 2: the gateway is then unmapped.
 #[test]
-fn out_map_host_loopback() {
+fn outbound_to_map_host_loopback_reaches_the_hosts_loopback() {
     let Some(net) = Net::new() else { return };
     let mapped = MAPPED.map(|ip| ip.to_string());
     net.pasta(&["--map-host-loopback", &mapped[0], "--map-host-loopback", &mapped[1]]);
     for v in 0..2 {
-        reaches(&net, (MAPPED[v], 7000).into(), &net.host, (LOOPBACK[v], 7000).into());
-        reaches(&net, (GATEWAY[v], 7000).into(), &net.peer, (GATEWAY[v], 7000).into());
+        assert_reaches(&net, (MAPPED[v], 7000).into(), &net.host, (LOOPBACK[v], 7000).into());
+        assert_reaches(&net, (GATEWAY[v], 7000).into(), &net.peer, (GATEWAY[v], 7000).into());
     }
 }
 
-/// §5.2, row 2, disabled in either way.
-fn out_gateway_unmapped(options: &[&str]) {
+/// behaviour §5.2, row 2: options that disable the mapping.
+fn assert_gateway_is_not_mapped(options: &[&str]) {
     let Some(net) = Net::new() else { return };
     net.pasta(options);
     for gateway in GATEWAY {
-        reaches(&net, (gateway, 7000).into(), &net.peer, (gateway, 7000).into());
+        assert_reaches(&net, (gateway, 7000).into(), &net.peer, (gateway, 7000).into());
     }
 }
 
 #[test]
-fn out_no_map_gw() {
-    out_gateway_unmapped(&["--no-map-gw"]);
+fn no_map_gw_leaves_the_gateway_unmapped() {
+    assert_gateway_is_not_mapped(&["--no-map-gw"]);
 }
 
 #[test]
-fn out_map_host_loopback_none() {
-    out_gateway_unmapped(&["--map-host-loopback", "none"]);
+fn map_host_loopback_none_leaves_the_gateway_unmapped() {
+    assert_gateway_is_not_mapped(&["--map-host-loopback", "none"]);
 }
 
-/// §5.2, row 3: the host's own address, which is also the guest's, by another name.
+/// behaviour §5.2, row 3: the address that the host and the guest share.
 #[test]
-fn out_map_guest_addr() {
+fn outbound_to_map_guest_addr_reaches_the_hosts_address() {
     let Some(net) = Net::new() else { return };
     let mapped = MAPPED.map(|ip| ip.to_string());
     net.pasta(&["--map-guest-addr", &mapped[0], "--map-guest-addr", &mapped[1]]);
     for v in 0..2 {
-        reaches(&net, (MAPPED[v], 7000).into(), &net.host, (HOST[v], 7000).into());
+        assert_reaches(&net, (MAPPED[v], 7000).into(), &net.host, (HOST[v], 7000).into());
     }
 }
 
-/// §5.2, row 4: anything else is itself, on the link and behind it.
+/// behaviour §5.2, row 4: on the link, and beyond a router.
 #[test]
-fn out_unchanged() {
+fn outbound_to_other_addresses_is_unchanged() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for v in 0..2 {
-        assert_eq!(reaches(&net, (PEER[v], 7000).into(), &net.peer, (PEER[v], 7000).into()), HOST[v]);
-        assert_eq!(reaches(&net, (FAR[v], 7000).into(), &net.far, (FAR[v], 7000).into()), HOST[v]);
+        assert_eq!(assert_reaches(&net, (PEER[v], 7000).into(), &net.peer, (PEER[v], 7000).into()), HOST[v]);
+        assert_eq!(assert_reaches(&net, (FAR[v], 7000).into(), &net.far, (FAR[v], 7000).into()), HOST[v]);
     }
 }
 
-/// Aliases of the host that the guest doesn't copy.
-const ALIASES: &str = "ip addr add 192.0.2.22/32 dev eth0; ip addr add 2001:db8:9::16/128 dev eth0 nodad\n";
-const PINNED: [&str; 4] = ["-a", "198.51.100.2/24", "-a", "2001:db8:1::2/64"];
-
-/// §5.2: the source of outgoing traffic is `--outbound` if given.
+/// behaviour §5.2: `--outbound`.
 #[test]
-fn out_source() {
+fn outbound_selects_the_source_address() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
     net.pasta(&[&PINNED[..], &["-o", "192.0.2.22", "-o", "2001:db8:9::16"]].concat());
     for v in 0..2 {
-        assert_eq!(reaches(&net, (PEER[v], 7000).into(), &net.peer, (PEER[v], 7000).into()), HOST_ALIAS[v]);
+        assert_eq!(
+            assert_reaches(&net, (PEER[v], 7000).into(), &net.peer, (PEER[v], 7000).into()),
+            HOST_ALIAS[v]
+        );
     }
 }
 
-/// A client in `from` on address `source` connects to `to`, where a rule for port 7000 is, and sends a
-/// datagram. Returns what the guest sees as the source, which keeps its port.
+/// A client in `from` at the address `source` connects and sends a datagram to port 7000 of `to`, which a rule forwards.
+/// Returns the source address that the guest sees. The port is unchanged.
 fn seen_in_guest(net: &Net, from: &Ns, source: IpAddr, to: IpAddr) -> IpAddr {
     let listener = net.guest.listen((any(to), 7000));
     let client = from.connect_from((source, 0), (to, 7000)).unwrap();
@@ -170,9 +169,9 @@ fn udp_with_scope(net: &Net, address: SocketAddr) -> SocketAddr {
 /// Through the tap, also from the host's loopback.
 const RULES: [&str; 5] = ["-t", "7000", "-u", "7000", "--no-splice"];
 
-/// §5.3.4, row 1: the host's 127.0.0.1 and ::1 are seen as what stands for them.
+/// behaviour §5.3.4, row 1: 127.0.0.1 and ::1 of the host.
 #[test]
-fn in_from_loopback() {
+fn inbound_from_loopback_is_seen_as_the_gateway() {
     let Some(net) = Net::new() else { return };
     net.pasta(&RULES);
     for v in 0..2 {
@@ -180,9 +179,9 @@ fn in_from_loopback() {
     }
 }
 
-/// §5.3.4, row 1, with another address for it.
+/// behaviour §5.3.4, row 1: with `--map-host-loopback`.
 #[test]
-fn in_from_loopback_mapped() {
+fn inbound_from_loopback_is_seen_as_the_mapped_address() {
     let Some(net) = Net::new() else { return };
     let mapped = MAPPED.map(|ip| ip.to_string());
     net.pasta(
@@ -193,15 +192,14 @@ fn in_from_loopback_mapped() {
     }
 }
 
-/// Whether it is an address that stands for us in the guest: its gateway, or our link-local address, which is
-/// the host's.
+/// Whether the guest sees one of the program's own addresses: the gateway, or the link-local address, which is the host's.
 fn is_our_tap(net: &Net, seen: IpAddr) -> bool {
     GATEWAY.contains(&seen) || seen == IpAddr::from(net.host.link_local("eth0"))
 }
 
-/// §5.3.4, row 1 not holding, so row 3: without a mapping, loopback is seen as our own tap address.
+/// behaviour §5.3.4, row 3, because row 1 does not apply.
 #[test]
-fn in_from_loopback_unmapped() {
+fn inbound_from_loopback_is_seen_as_our_address_without_a_mapping() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[&RULES[..], &["--no-map-gw"]].concat());
     for loopback in LOOPBACK {
@@ -210,9 +208,9 @@ fn in_from_loopback_unmapped() {
     }
 }
 
-/// §5.3.4, row 2: the host's own address, if it has a name in the guest.
+/// behaviour §5.3.4, row 2: with `--map-guest-addr`.
 #[test]
-fn in_from_own_address_mapped() {
+fn inbound_from_the_hosts_address_is_seen_as_map_guest_addr() {
     let Some(net) = Net::new() else { return };
     let mapped = MAPPED2.map(|ip| ip.to_string());
     net.pasta(&[&RULES[..], &["--map-guest-addr", &mapped[0], "--map-guest-addr", &mapped[1]]].concat());
@@ -222,9 +220,9 @@ fn in_from_own_address_mapped() {
     }
 }
 
-/// §5.3.4, row 3: other loopback addresses, and the host's own address, which the guest has too.
+/// behaviour §5.3.4, row 3: also other loopback addresses. The guest has the host's address itself.
 #[test]
-fn in_from_own_address() {
+fn inbound_from_the_hosts_address_is_seen_as_our_address() {
     let Some(net) = Net::new() else { return };
     net.pasta(&RULES);
     let second_loopback: IpAddr = "127.0.0.3".parse().unwrap();
@@ -235,9 +233,9 @@ fn in_from_own_address() {
     }
 }
 
-/// §5.3.4, row 4: anyone else is themselves.
+/// behaviour §5.3.4, row 4.
 #[test]
-fn in_unchanged() {
+fn inbound_from_other_addresses_is_unchanged() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
     net.pasta(&[&PINNED[..], &RULES].concat());
     for v in 0..2 {

@@ -1,7 +1,7 @@
-//! Rules that change while it runs: `--conf-path` and `pesto` (behaviour §8.9).
+//! Changes of rules at run time: `--conf-path` and `pesto` (behaviour §8.9).
 //!
-//! `PASST_REFERENCE` names the directory of the C implementation's programs, against which ours are tried both ways;
-//! without it that is skipped: the bytes that it was seen to send are among the unit tests.
+//! `PASST_REFERENCE` names the directory of the C implementation's programs. Without it, the tests against those are skipped;
+//! the unit tests have a record of the bytes that they send.
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ fn pesto(net: &Net, args: &[&str]) -> Finished {
     run(net, companion("pesto"), args)
 }
 
-/// The lines that it prints, but for the first.
+/// The lines that it prints, except the first.
 fn rules(finished: Finished) -> Vec<String> {
     finished.ok().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
 }
@@ -33,20 +33,20 @@ fn connection(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpSt
     (client, server)
 }
 
-fn lives((client, server): &mut (TcpStream, TcpStream)) {
+fn assert_works((client, server): &mut (TcpStream, TcpStream)) {
     server.write_all(b"welcome").unwrap();
     client.read_exact(&mut [0; 7]).unwrap();
     client.write_all(b"thanks").unwrap();
     server.read_exact(&mut [0; 6]).unwrap();
 }
 
-fn refused(net: &Net, port: u16) {
+fn assert_refused(net: &Net, port: u16) {
     assert!(net.peer.connect((HOST[0], port)).is_err(), "{port} is open");
 }
 
-/// behaviour §8.9: ports come, go and change their target, and what was accepted or asked for before lives on.
+/// behaviour §8.9: connections and UDP flows that exist before a change continue.
 #[test]
-fn rules_come_and_go() {
+fn rules_are_added_changed_and_removed() {
     let Some(net) = Net::new() else { return };
     let _pasta = start(&net, &["-t", "7000", "-u", "7002"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));
@@ -58,19 +58,19 @@ fn rules_come_and_go() {
         ["  HOST", "    TCP [*]:7000  =>  7000", "    UDP [*]:7002  =>  7002", "  SPLICE"]
     );
     assert_eq!(pesto(&net, &["-A", "-t", "7001"]).ok(), "");
-    lives(&mut connection(&net, &other, 7001));
-    lives(&mut early);
+    assert_works(&mut connection(&net, &other, 7001));
+    assert_works(&mut early);
 
-    // Another target is no other port.
+    // A change of the target keeps the port open.
     pesto(&net, &["-D", "-t", "7000", "-A", "-t", "7000:7001"]).ok();
-    lives(&mut connection(&net, &other, 7000));
-    lives(&mut early);
+    assert_works(&mut connection(&net, &other, 7000));
+    assert_works(&mut early);
     pesto(&net, &["-C", "HOST", "-u", "7002"]).ok();
-    refused(&net, 7000);
-    refused(&net, 7001);
-    lives(&mut early);
+    assert_refused(&net, 7000);
+    assert_refused(&net, 7001);
+    assert_works(&mut early);
 
-    // A closed UDP port serves its flows to their end, and can be had back meanwhile, here or elsewhere.
+    // The flows of a removed UDP port continue, and the port can be added again meanwhile, also at another address.
     let server = net.guest.udp((any(HOST[0]), 7002));
     let client = net.peer.udp((PEER[0], 0));
     let ask = || {
@@ -91,9 +91,9 @@ fn rules_come_and_go() {
     assert_eq!(recv_from(&server).0, b"hello");
 }
 
-/// Q16: an update that can't hold whole changes nothing, says why, and the exit status tells.
+/// Q16: an update that can't apply completely changes nothing, reports why, and pesto's exit status is 1.
 #[test]
-fn q_16_an_update_holds_whole_or_not_at_all() {
+fn an_update_applies_completely_or_not_at_all() {
     let Some(net) = Net::new() else { return };
     let _pasta = start(&net, &["-t", "7000", "-u", "none"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));
@@ -108,40 +108,40 @@ fn q_16_an_update_holds_whole_or_not_at_all() {
     );
     assert!(!end.stdout.contains("Updated"), "{end:?}");
     assert_eq!(rules(pesto(&net, &[])), before);
-    refused(&net, 7005);
-    lives(&mut connection(&net, &listener, 7000));
+    assert_refused(&net, 7005);
+    assert_works(&mut connection(&net, &listener, 7000));
 
-    // What was there and is in the way is not lost.
+    // A rule that conflicts with a new one is kept if the update fails.
     let end = pesto(&net, &["-t", "0.0.0.0/7000", "-t", "7009"]);
     assert_eq!(end.code(), 1, "{end:?}");
     assert_eq!(rules(pesto(&net, &[])), before);
-    lives(&mut connection(&net, &listener, 7000));
-    // Without the other, it makes room.
+    assert_works(&mut connection(&net, &listener, 7000));
+    // If the update succeeds, it is replaced.
     pesto(&net, &["-t", "0.0.0.0/7000"]).ok();
-    lives(&mut connection(&net, &listener, 7000));
+    assert_works(&mut connection(&net, &listener, 7000));
     assert!(net.peer.connect((HOST[1], 7000)).is_err());
 
-    // Best effort tells what is missing, and holds.
+    // A best-effort rule applies, and the ports that are not available are reported.
     let end = pesto(&net, &["-t", "~1-6999,~7010-65535"]);
     assert_eq!(end.code(), 0, "{end:?}");
     assert!(end.stderr.starts_with("Listen failed for 1 of 10 HOST TCP ports */7000-7009"), "{end:?}");
 }
 
-/// behaviour §8.4: rules may come to follow what is in use, though none did at the start, on both sides.
+/// behaviour §8.4: on both sides, even if no rule was `auto` at the start.
 #[test]
-fn auto_comes_later() {
+fn auto_can_be_added_later() {
     let Some(net) = Net::new() else { return };
     let _pasta = start(&net, &["-t", "none", "-u", "none"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));
     let hosts = net.host.listen((LOOPBACK[0], 7001));
     pesto(&net, &["-t", "auto"]).ok();
-    lives(&mut connection(&net, &listener, 7000));
+    assert_works(&mut connection(&net, &listener, 7000));
     pesto(&net, &["-T", "auto", "-U", "auto"]).ok();
-    lives(&mut outward(&net, &hosts, 7001));
-    lives(&mut connection(&net, &listener, 7000));
+    assert_works(&mut outward(&net, &hosts, 7001));
+    assert_works(&mut connection(&net, &listener, 7000));
     pesto(&net, &["-t", "none"]).ok();
-    refused(&net, 7000);
-    lives(&mut outward(&net, &hosts, 7001));
+    assert_refused(&net, 7000);
+    assert_works(&mut outward(&net, &hosts, 7001));
     pesto(&net, &["-C", "SPLICE"]).ok();
     assert!(net.guest.connect((LOOPBACK[0], 7001)).is_err());
 }
@@ -153,9 +153,9 @@ fn outward(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpStrea
     (client, server)
 }
 
-/// behaviour §8.9: the rules of the other direction come, go and change like those of the host, and what goes on lives on.
+/// behaviour §8.9: like those of the host. Existing connections continue.
 #[test]
-fn rules_of_the_namespace() {
+fn rules_of_the_namespace_are_added_changed_and_removed() {
     let Some(net) = Net::new() else { return };
     let _pasta = start(&net, &["-t", "7000", "-u", "none", "-T", "7010", "-U", "7012"]);
     let listeners = [7010, 7011].map(|port| net.host.listen((LOOPBACK[0], port)));
@@ -166,10 +166,10 @@ fn rules_of_the_namespace() {
     assert_eq!(rules(pesto(&net, &[])), splice(&before));
 
     pesto(&net, &["-A", "-T", "7011"]).ok();
-    lives(&mut outward(&net, &listeners[1], 7011));
+    assert_works(&mut outward(&net, &listeners[1], 7011));
     pesto(&net, &["-D", "-T", "7010", "-A", "-T", "7010:7011"]).ok();
-    lives(&mut outward(&net, &listeners[1], 7010));
-    lives(&mut early);
+    assert_works(&mut outward(&net, &listeners[1], 7010));
+    assert_works(&mut early);
     let server = net.host.udp((LOOPBACK[1], 7013));
     let client = net.guest.udp((LOOPBACK[1], 0));
     pesto(&net, &["-U", "7012:7013"]).ok();
@@ -179,12 +179,12 @@ fn rules_of_the_namespace() {
     server.send_to(b"answer", from).unwrap();
     assert_eq!(recv_from(&client), (b"answer".to_vec(), (LOOPBACK[1], 7012).into()));
     assert!(net.guest.connect((LOOPBACK[0], 7010)).is_err());
-    lives(&mut early);
+    assert_works(&mut early);
 }
 
-/// Q16 over both tables: if either can't be had whole, neither changes.
+/// Q16: for an update of both tables.
 #[test]
-fn q_16_both_tables_or_neither() {
+fn an_update_applies_to_both_tables_or_neither() {
     let Some(net) = Net::new() else { return };
     let _pasta = start(&net, &["-t", "7000", "-u", "none", "-T", "7010"]);
     let (inside, outside) = (net.guest.listen((any(HOST[0]), 7000)), net.host.listen((LOOPBACK[0], 7010)));
@@ -201,16 +201,16 @@ fn q_16_both_tables_or_neither() {
         assert_eq!(end.code(), 1, "{end:?}");
         assert!(end.stderr.starts_with(&format!("{reason}Address already in use")), "{end:?}");
         assert_eq!(rules(pesto(&net, &[])), before);
-        refused(&net, 7005);
+        assert_refused(&net, 7005);
         assert!(net.guest.connect((LOOPBACK[0], 7015)).is_err());
-        lives(&mut connection(&net, &inside, 7000));
-        lives(&mut outward(&net, &outside, 7010));
+        assert_works(&mut connection(&net, &inside, 7000));
+        assert_works(&mut outward(&net, &outside, 7010));
     }
 }
 
-/// Clients that say nothing, or garbage, hold up no traffic.
+/// Clients that send nothing, or garbage.
 #[test]
-fn other_clients() {
+fn invalid_clients_do_not_disturb_traffic() {
     let Some(net) = Net::new() else { return };
     let pasta = start(&net, &["-t", "7000", "-u", "none"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));
@@ -220,15 +220,15 @@ fn other_clients() {
         drop(client.write_all(garbage));
     }
     let silent = UnixStream::connect(net.path("s")).unwrap();
-    lives(&mut connection(&net, &listener, 7000));
+    assert_works(&mut connection(&net, &listener, 7000));
     drop(silent);
     assert_eq!(rules(pesto(&net, &[])), ["  HOST", "    TCP [*]:7000  =>  7000", "  SPLICE"]);
     assert!(pasta.runs());
 }
 
-/// behaviour §9.2: the path of a socket that is served is not taken over, one that is left over is.
+/// behaviour §9.2: a socket file that no process serves is replaced.
 #[test]
-fn the_path() {
+fn a_control_socket_in_use_is_not_replaced() {
     let Some(net) = Net::new() else { return };
     let pasta = start(&net, &["-t", "7000", "-u", "none"]);
     let path = net.path("s");
@@ -242,7 +242,7 @@ fn the_path() {
     net.spawn(&["-c", &path], &["true"]).ok();
 }
 
-/// behaviour §8.9: a virtual machine has no loopback that we could listen on, nor can we see what it has in use.
+/// behaviour §8.9: passt can neither listen on a virtual machine's loopback nor see its ports in use.
 #[test]
 fn a_virtual_machine_has_one_table() {
     let Some(net) = Net::new() else { return };
@@ -278,13 +278,13 @@ fn reference(name: &str) -> Option<String> {
         return None;
     };
     let path = std::path::Path::new(&folder).join(name);
-    assert!(path.exists(), "{} is not there", path.display());
+    assert!(path.exists(), "{} does not exist", path.display());
     Some(path.to_str().unwrap().to_owned())
 }
 
 /// behaviour §8.9: the C implementation's `pesto` with our pasta, line by line what ours prints.
 #[test]
-fn the_pesto_of_the_c_implementation() {
+fn the_pesto_of_the_c_implementation_works_with_our_pasta() {
     let Some(theirs) = reference("pesto") else { return };
     let Some(net) = Net::new() else { return };
     let _pasta =
@@ -299,11 +299,11 @@ fn the_pesto_of_the_c_implementation() {
         rules(pesto(&net, &[])),
         shown.rsplit("Updated").next().unwrap().lines().skip(1).map(str::trim_end).collect::<Vec<_>>()
     );
-    lives(&mut connection(&net, &listener, 7003));
+    assert_works(&mut connection(&net, &listener, 7003));
     run(&net, &theirs, &["-C", "HOST"]).ok();
-    refused(&net, 7003);
+    assert_refused(&net, 7003);
 
-    // The other table: the same from the same beginning.
+    // The other table: the same result from the same start.
     let hosts = net.host.listen((LOOPBACK[0], 7011));
     for args in [
         &["-s", "-T", "7010:7011"][..],
@@ -323,14 +323,14 @@ fn the_pesto_of_the_c_implementation() {
         assert_eq!(theirs, ours, "{args:?}");
     }
     run(&net, &theirs, &["-T", "7010:7011"]).ok();
-    lives(&mut outward(&net, &hosts, 7010));
+    assert_works(&mut outward(&net, &hosts, 7010));
     run(&net, &theirs, &["-T", "auto"]).ok();
-    lives(&mut outward(&net, &hosts, 7011));
+    assert_works(&mut outward(&net, &hosts, 7011));
 }
 
 /// behaviour §8.9: our `pesto` with the C implementation's pasta.
 #[test]
-fn the_pasta_of_the_c_implementation() {
+fn our_pesto_works_with_the_pasta_of_the_c_implementation() {
     let Some(theirs) = reference("pasta") else { return };
     let Some(net) = Net::new() else { return };
     let path = net.path("s");
@@ -342,18 +342,18 @@ fn the_pasta_of_the_c_implementation() {
     assert_eq!(rules(pesto(&net, &[])), [&["  HOST", "    TCP [*]:7000  =>  7000"], &splice[..]].concat());
     pesto(&net, &["-A", "-t", "7001", "-D", "-t", "7000"]).ok();
     assert_eq!(rules(pesto(&net, &[])), [&["  HOST", "    TCP [*]:7001  =>  7001"], &splice[..]].concat());
-    lives(&mut connection(&net, &listener, 7001));
-    // It takes two interfaces at one port for a conflict (Q20), and can only hang up to say so.
+    assert_works(&mut connection(&net, &listener, 7001));
+    // To it, one port on two interfaces is a conflict (Q20), which it reports by closing the connection.
     let end = pesto(&net, &["-t", "%lo/7001", "-t", "%eth0/7001"]);
     assert_eq!((end.code(), &end.stderr[..]), (1, "The server has refused the update\n"));
 
     let hosts = net.host.listen((LOOPBACK[0], 7011));
     pesto(&net, &["-A", "-T", "7010:7011", "-U", "auto", "-D", "-T", "22"]).ok();
-    lives(&mut outward(&net, &hosts, 7010));
+    assert_works(&mut outward(&net, &hosts, 7010));
     let shown = rules(pesto(&net, &[]));
     assert_eq!(shown[2..4], ["  SPLICE", "    TCP [*]%lo:7010  =>  7011"]);
     assert!(shown[4].starts_with("    UDP [*]%lo:1-") && shown[4].ends_with("(auto-scan)"), "{shown:?}");
-    lives(&mut connection(&net, &listener, 7001));
+    assert_works(&mut connection(&net, &listener, 7001));
     pesto(&net, &["-C", "SPLICE"]).ok();
     assert_eq!(rules(pesto(&net, &[])), ["  HOST", "    TCP [*]:7001  =>  7001", "  SPLICE"]);
     assert!(net.guest.connect((LOOPBACK[0], 7010)).is_err());

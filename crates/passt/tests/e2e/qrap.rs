@@ -1,8 +1,8 @@
-//! `qrap`: QEMU with a passt's socket (behaviour §9.6), whose place a shell takes here.
+//! `qrap`: starts QEMU with a socket to passt (behaviour §9.6). Here, shells stand in for QEMU.
 
 use crate::harness::*;
 
-/// The network, a `/tmp` of its own with nothing in it, and `qrap` and `passt` where that doesn't hide them.
+/// The network with an empty `/tmp`, and `qrap` and `passt` in `/run`.
 fn set_up() -> Option<Net> {
     let net = Net::new()?;
     let (passt, qrap) = (env!("CARGO_BIN_EXE_passt"), companion("qrap"));
@@ -10,26 +10,26 @@ fn set_up() -> Option<Net> {
     Some(net)
 }
 
-/// Starts a passt at a path that it chooses by itself; it ends with the network.
+/// Starts passt at its default path. It ends with the network.
 fn start_passt(net: &Net) {
     net.host.run(&["/run/passt", "--quiet"]).ok();
 }
 
-/// As it is, with the socket at the number that was asked for, and nothing else.
+/// At the given descriptor. The arguments are unchanged, and no other descriptor is passed.
 #[test]
-fn a_command_line_as_it_is() {
+fn qrap_passes_the_socket_to_a_command() {
     let Some(net) = set_up() else { return };
     start_passt(&net);
     let script = "echo \"$@\"; ls -l /proc/self/fd";
-    let told = net.host.run(&["/run/qrap", "7", "sh", "-c", script, "name", "-net", "user"]).ok();
-    assert!(told.starts_with("-net user\n"), "{told}");
-    assert!(told.lines().any(|line| line.contains(" 7 -> socket:")), "{told}");
-    assert!(!told.contains(" 3 -> socket:"), "{told}");
+    let output = net.host.run(&["/run/qrap", "7", "sh", "-c", script, "name", "-net", "user"]).ok();
+    assert!(output.starts_with("-net user\n"), "{output}");
+    assert!(output.lines().any(|line| line.contains(" 7 -> socket:")), "{output}");
+    assert!(!output.contains(" 3 -> socket:"), "{output}");
 }
 
-/// With another network than the one that was asked for; and what the socket carries is understood.
+/// Network options are replaced by those for the socket. Without a network to replace, arguments are unchanged.
 #[test]
-fn the_network_is_replaced() {
+fn qrap_replaces_the_network_of_qemu() {
     let Some(net) = set_up() else { return };
     start_passt(&net);
     let arch = std::env::consts::ARCH;
@@ -39,15 +39,15 @@ fn the_network_is_replaced() {
     ));
     let run =
         |arguments: &str| net.host.run(&["sh", "-c", &format!("PATH=/tmp/bin:$PATH /run/qrap {arguments}")]);
-    let told = run("-m 1G -net nic -net user").ok();
-    assert!(told.starts_with("-m 1G -netdev socket,fd=5,id=hostnet0 -device virtio-net-"), "{told}");
-    assert!(told.contains("-> socket:"), "{told}");
-    let asked = run("-version");
-    assert!(asked.stdout.starts_with("-version\n") && !asked.stdout.contains("socket"), "{asked:?}");
+    let output = run("-m 1G -net nic -net user").ok();
+    assert!(output.starts_with("-m 1G -netdev socket,fd=5,id=hostnet0 -device virtio-net-"), "{output}");
+    assert!(output.contains("-> socket:"), "{output}");
+    let version = run("-version");
+    assert!(version.stdout.starts_with("-version\n") && !version.stdout.contains("socket"), "{version:?}");
 }
 
 #[test]
-fn without_a_passt_it_says_what_to_do() {
+fn without_passt_qrap_reports_what_to_do() {
     let Some(net) = set_up() else { return };
     let end = net.host.run(&["/run/qrap", "5", "sh", "-c", "true"]);
     assert!(end.code() == 1 && end.stderr.contains("start passt first"), "{end:?}");

@@ -1,12 +1,12 @@
-//! `-t` and `-u`: what listens where, and where it leads (behaviour §2.4, §8).
+//! `-t` and `-u`: where pasta listens, and where it forwards to (behaviour §2.4, §8).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::IpAddr;
 
-/// A connection and a datagram from the peer to a port of the host arrive at a port of the guest, and the
-/// answers come back.
-fn leads(net: &Net, host: IpAddr, outside: u16, inside: u16) {
+/// A connection and a datagram from the peer to the host's port `outside` arrive at the guest's port `inside`, and the answers
+/// arrive at the peer.
+fn assert_leads(net: &Net, host: IpAddr, outside: u16, inside: u16) {
     let source = PEER[usize::from(host.is_ipv6())];
     let listener = net.guest.listen((any(host), inside));
     let mut client = net.peer.connect((host, outside)).unwrap_or_else(|e| panic!("[{host}]:{outside}: {e}"));
@@ -22,8 +22,8 @@ fn leads(net: &Net, host: IpAddr, outside: u16, inside: u16) {
     assert_eq!(recv_from(&client), (b"answer".to_vec(), (host, outside).into()));
 }
 
-/// Nothing listens there, neither for TCP nor for UDP: both are refused by the host's kernel.
-fn closed(net: &Net, host: IpAddr, port: u16) {
+/// The host's kernel refuses TCP and UDP at this port.
+fn assert_closed(net: &Net, host: IpAddr, port: u16) {
     assert!(net.peer.connect((host, port)).is_err(), "[{host}]:{port} is open");
     let client = net.peer.udp((any(host), 0));
     client.connect((host, port)).unwrap();
@@ -40,64 +40,61 @@ fn start<'a>(net: &'a Net, rules: &[&str], more: &[&str]) -> Daemon<'a> {
     net.pasta(&args)
 }
 
-const ALIASES: &str = "ip addr add 192.0.2.22/32 dev eth0; ip addr add 2001:db8:9::16/128 dev eth0 nodad\n";
-const PINNED: [&str; 4] = ["-a", "198.51.100.2/24", "-a", "2001:db8:1::2/64"];
-
 fn with_aliases() -> Option<Net> {
     Net::with(Options { host_setup: ALIASES, ..Options::default() })
 }
 
-/// §2.4.2 and R-108: without an address both families listen, even where sockets are IPv6-only by default.
+/// behaviour §2.4.2, R-108: without an address, even if the system's default for sockets is IPv6-only.
 #[test]
-fn single_port_dual_stack_r108() {
+fn a_port_is_open_in_both_families_r108() {
     let host_setup = "echo 1 >/proc/sys/net/ipv6/bindv6only\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
     start(&net, &["7000"], &[]);
     for host in HOST {
-        leads(&net, host, 7000, 7000);
-        closed(&net, host, 7001);
+        assert_leads(&net, host, 7000, 7000);
+        assert_closed(&net, host, 7001);
     }
 }
 
 #[test]
-fn range() {
+fn every_port_of_a_range_is_open() {
     let Some(net) = Net::new() else { return };
     start(&net, &["7000-7002,7010"], &[]);
     for port in [7000, 7001, 7002, 7010] {
-        leads(&net, HOST[0], port, port);
+        assert_leads(&net, HOST[0], port, port);
     }
-    leads(&net, HOST[1], 7001, 7001);
-    closed(&net, HOST[0], 6999);
-    closed(&net, HOST[0], 7003);
+    assert_leads(&net, HOST[1], 7001, 7001);
+    assert_closed(&net, HOST[0], 6999);
+    assert_closed(&net, HOST[0], 7003);
 }
 
 #[test]
-fn range_with_exclusion() {
+fn excluded_ports_are_closed() {
     let Some(net) = Net::new() else { return };
     start(&net, &["7000-7009,~7003-7005"], &[]);
     for port in [7000, 7002, 7006, 7009] {
-        leads(&net, HOST[0], port, port);
+        assert_leads(&net, HOST[0], port, port);
     }
     for port in [7003, 7004, 7005] {
-        closed(&net, HOST[0], port);
+        assert_closed(&net, HOST[0], port);
     }
 }
 
 #[test]
-fn target_port() {
+fn a_rule_can_have_another_target_port() {
     let Some(net) = Net::new() else { return };
     start(&net, &["8080:80", "8100-8102:9100-9102"], &[]);
     for host in HOST {
-        leads(&net, host, 8080, 80);
-        leads(&net, host, 8101, 9101);
+        assert_leads(&net, host, 8080, 80);
+        assert_leads(&net, host, 8101, 9101);
     }
-    closed(&net, HOST[0], 80);
-    closed(&net, HOST[0], 9101);
+    assert_closed(&net, HOST[0], 80);
+    assert_closed(&net, HOST[0], 9101);
 }
 
-/// §2.4, `range ":" addr "/" range`: another address inside.
+/// behaviour §2.4: `range ":" addr "/" range`.
 #[test]
-fn target_address() {
+fn a_rule_can_have_a_target_address() {
     let Some(net) = Net::new() else { return };
     start(&net, &["0.0.0.0/8080:192.0.2.80/80", "[::]/8080:2001:db8:80::80/80"], &[]);
     net.guest.sh("ip addr add 192.0.2.80/32 dev lo; ip addr add 2001:db8:80::80/128 dev lo nodad");
@@ -115,38 +112,38 @@ fn target_address() {
     }
 }
 
-/// A rule for an address listens on no other; the same port of two addresses may lead to two ports.
+/// The same port of two addresses can have two targets.
 #[test]
-fn address() {
+fn a_rule_can_be_for_one_address() {
     let Some(net) = with_aliases() else { return };
     let rules = ["192.0.2.22/7000", "2001:db8:9::16/7000", "198.51.100.2/7001:7002", "192.0.2.22/7001"];
     start(&net, &rules, &PINNED);
     for v in 0..2 {
-        leads(&net, HOST_ALIAS[v], 7000, 7000);
-        closed(&net, HOST[v], 7000);
+        assert_leads(&net, HOST_ALIAS[v], 7000, 7000);
+        assert_closed(&net, HOST[v], 7000);
     }
-    leads(&net, HOST[0], 7001, 7002);
-    leads(&net, HOST_ALIAS[0], 7001, 7001);
+    assert_leads(&net, HOST[0], 7001, 7002);
+    assert_leads(&net, HOST_ALIAS[0], 7001, 7001);
 }
 
 #[test]
-fn family() {
+fn a_rule_can_be_for_one_family() {
     let Some(net) = Net::new() else { return };
     start(&net, &["0.0.0.0/7000", "[::]/7001"], &[]);
-    leads(&net, HOST[0], 7000, 7000);
-    leads(&net, HOST[1], 7001, 7001);
-    closed(&net, HOST[1], 7000);
-    closed(&net, HOST[0], 7001);
+    assert_leads(&net, HOST[0], 7000, 7000);
+    assert_leads(&net, HOST[1], 7001, 7001);
+    assert_closed(&net, HOST[1], 7000);
+    assert_closed(&net, HOST[0], 7001);
 }
 
 #[test]
-fn interface() {
+fn a_rule_can_be_for_one_interface() {
     let Some(net) = Net::new() else { return };
     start(&net, &["%eth0/7000", "%lo/7001", "*%eth0/7002:7003"], &[]);
     for host in HOST {
-        leads(&net, host, 7000, 7000);
-        closed(&net, host, 7001);
-        leads(&net, host, 7002, 7003);
+        assert_leads(&net, host, 7000, 7000);
+        assert_closed(&net, host, 7001);
+        assert_leads(&net, host, 7002, 7003);
     }
     assert!(net.host.connect((LOOPBACK[0], 7000)).is_err());
     let listener = net.guest.listen((any(HOST[0]), 7001));
@@ -154,25 +151,24 @@ fn interface() {
     accept(&listener);
 }
 
-/// §2.4.2: `all` is everything but the ephemeral range, as far as it can be had.
+/// behaviour §2.4.2: `all` skips ports that are not available.
 #[test]
-fn all() {
+fn all_opens_every_port_outside_the_ephemeral_range() {
     let host_setup = "echo '2000 65000' >/proc/sys/net/ipv4/ip_local_port_range\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
     let _busy = (net.host.listen((HOST[0], 1500)), net.host.udp((HOST[0], 1500)));
     start(&net, &["all,~1600"], &[]);
     for port in [1, 1999, 65001, 65535] {
-        leads(&net, HOST[0], port, port);
+        assert_leads(&net, HOST[0], port, port);
     }
-    closed(&net, HOST[0], 1600);
-    closed(&net, HOST[0], 2000);
+    assert_closed(&net, HOST[0], 1600);
+    assert_closed(&net, HOST[0], 2000);
     assert!(net.peer.connect((HOST[0], 1500)).is_ok(), "the host's own service");
 }
 
-/// a port that was asked for and is taken is an error at start, for either protocol, and leaves nothing
-/// behind.
+/// for either protocol. R-1: the failed start leaves nothing behind.
 #[test]
-fn busy_port_is_fatal_r102_r1() {
+fn a_busy_port_is_an_error_at_start_r102_r1() {
     let Some(net) = Net::new() else { return };
     let _tcp = net.host.listen((any(HOST[0]), 7000));
     let _udp = net.host.udp((any(HOST[1]), 7001));
@@ -182,16 +178,16 @@ fn busy_port_is_fatal_r102_r1() {
         assert_eq!(end.code(), 1, "{rule:?}: {end:?}");
         let port = if rule[0] == "-t" { "7000" } else { "7001" };
         assert!(end.stderr.contains(port), "the message names the port: {end:?}");
-        // Nothing is left behind: the guest is as it was, so another attempt finds it empty.
+        // The guest has no new interface.
         let left = net.guest.sh("ip -o link show | grep -cv ' lo:' || :");
         assert_eq!(left.trim(), "0", "{rule:?}");
     }
     net.pasta(&["-t", "7002"]);
 }
 
-/// §2.4, errors: what can't be listened on is told with its name.
+/// behaviour §2.4: the error names the address or interface.
 #[test]
-fn unusable_rules() {
+fn an_unusable_rule_is_an_error() {
     let Some(net) = Net::new() else { return };
     for (rule, names) in [("192.0.2.99/7000", "192.0.2.99"), ("%nope0/7000", "nope0")] {
         let end = net.run_pasta(&["--config-net", "-t", rule, "--netns", "/run/netns/guest"]);
@@ -200,12 +196,12 @@ fn unusable_rules() {
     }
 }
 
-/// a guest whose only address is link-local is reached by what is forwarded to it, past the link and through it.
+/// through the link, and bypassing it.
 #[test]
-fn a_link_local_guest_is_reached_r37() {
+fn a_guest_with_a_link_local_address_only_is_reached_r37() {
     let Some(net) = Net::new() else { return };
     start(&net, &["7000"], &["-6", "-a", "fe80::55"]);
-    leads(&net, HOST[1], 7000, 7000);
+    assert_leads(&net, HOST[1], 7000, 7000);
 
     let listener = net.guest.listen((any(HOST[1]), 7000));
     let mut client = net.host.connect((LOOPBACK[1], 7000)).unwrap();

@@ -1,4 +1,4 @@
-//! Local TCP connections, which bypass the tap (behaviour §5.3.3, §5.3.6, §5.5, §6.11).
+//! TCP connections between loopback addresses, which bypass the link (behaviour §5.3.3, §5.3.6, §5.5, §6.11).
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -7,119 +7,120 @@ use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-/// A loopback address that is not the usual one.
+/// A loopback address other than 127.0.0.1.
 const RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
-fn refused(error: std::io::Result<impl std::fmt::Debug>) {
+fn assert_refused(error: std::io::Result<impl std::fmt::Debug>) {
     let kind = error.unwrap_err().kind();
     assert!(matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{kind:?}");
 }
 
-/// Whoever connects there is refused, or reset (behaviour §6.11).
-fn leads_nowhere(ns: &Ns, to: impl Into<SocketAddr>) {
+/// A connection is refused or reset (behaviour §6.11).
+fn assert_leads_nowhere(ns: &Ns, to: impl Into<SocketAddr>) {
     match ns.connect(to) {
-        Ok(mut client) => refused(client.read(&mut [0])),
-        error => refused(error),
+        Ok(mut client) => assert_refused(client.read(&mut [0])),
+        error => assert_refused(error),
     }
 }
 
-/// Both ends of a connection through a forwarded port: of a client in `from` to `to`, and of a server in `into` at `at`.
-fn through(from: &Ns, to: (IpAddr, u16), into: &Ns, at: (IpAddr, u16)) -> (TcpStream, TcpStream) {
+/// Both ends of a connection through a forwarded port: a client in `from` to `to`, and a server in `into` at `at`.
+fn connect_through(from: &Ns, to: (IpAddr, u16), into: &Ns, at: (IpAddr, u16)) -> (TcpStream, TcpStream) {
     let listener = into.listen(at);
     let client = from.connect(to).unwrap_or_else(|e| panic!("{to:?}: {e}"));
     (client, accept(&listener).0)
 }
 
-/// How a server sees a connection: address of the peer, and its own.
+/// The peer's address and the local address, as a server sees them.
 fn ends(server: &TcpStream) -> (IpAddr, IpAddr) {
     (canonical(server.peer_addr().unwrap()).ip(), canonical(server.local_addr().unwrap()).ip())
 }
 
-/// §5.3.6: the guest sees its own address at both ends, whatever loopback address was connected to.
+/// behaviour §5.3.6: both ends have the guest's address, for any loopback address of the host.
 #[test]
-fn host_to_guest() {
+fn a_bypassed_inbound_connection_comes_from_the_guests_address() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001:7000"]);
     for v in 0..2 {
         let (mut client, mut server) =
-            through(&net.host, (LOOPBACK[v], 7001), &net.guest, (any(HOST[v]), 7000));
+            connect_through(&net.host, (LOOPBACK[v], 7001), &net.guest, (any(HOST[v]), 7000));
         assert_eq!(ends(&server), (HOST[v], HOST[v]));
         client.write_all(b"question").unwrap();
         server.read_exact(&mut [0; 8]).unwrap();
         server.write_all(b"answer").unwrap();
         client.read_exact(&mut [0; 6]).unwrap();
     }
-    let (_client, server) = through(&net.host, (RESOLVER, 7001), &net.guest, (any(HOST[0]), 7000));
+    let (_client, server) = connect_through(&net.host, (RESOLVER, 7001), &net.guest, (any(HOST[0]), 7000));
     assert_eq!(ends(&server), (HOST[0], HOST[0]));
 }
 
-/// §5.3.6: who isn't on loopback goes through the tap.
+/// behaviour §5.3.6: those that do not come from loopback.
 #[test]
-fn others_do_not_bypass() {
+fn other_connections_use_the_link() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000"]);
     for v in 0..2 {
         let at = (any(HOST[v]), 7000);
-        let (_client, server) = through(&net.far, (HOST[v], 7000), &net.guest, at);
+        let (_client, server) = connect_through(&net.far, (HOST[v], 7000), &net.guest, at);
         assert_eq!(ends(&server), (FAR[v], HOST[v]));
     }
-    let (_client, server) = through(&net.host, (HOST[0], 7000), &net.guest, (any(HOST[0]), 7000));
+    let (_client, server) = connect_through(&net.host, (HOST[0], 7000), &net.guest, (any(HOST[0]), 7000));
     assert_eq!(ends(&server).0, GATEWAY[0]);
 }
 
-/// §5.3.6, third column.
+/// behaviour §5.3.6: third column.
 #[test]
-fn no_splice() {
+fn no_splice_disables_the_bypass() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "--no-splice"]);
-    let (_client, server) = through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
+    let (_client, server) = connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
     assert_eq!(ends(&server), (GATEWAY[0], HOST[0]));
 }
 
-/// what listens on loopback only in the namespace is not exposed; §5.3.2: unless that is asked for, and then at
-/// the address that was connected to.
+/// a service on the namespace's loopback is not exposed. behaviour §5.3.2: with `--host-lo-to-ns-lo` it is, at the
+/// address that the client connects to.
 #[test]
-fn services_on_the_guests_loopback_r88() {
+fn services_on_the_guests_loopback_are_not_exposed_r88() {
     let Some(net) = Net::new() else { return };
     let daemon = net.pasta(&["-t", "7000"]);
     let _servers = LOOPBACK.map(|address| net.guest.listen((address, 7000)));
     for address in LOOPBACK {
-        leads_nowhere(&net.host, (address, 7000));
+        assert_leads_nowhere(&net.host, (address, 7000));
     }
     daemon.terminate();
     drop(_servers);
 
     net.attach(&["-t", "7000", "--host-lo-to-ns-lo"]);
     for address in LOOPBACK {
-        let (_client, server) = through(&net.host, (address, 7000), &net.guest, (address, 7000));
+        let (_client, server) = connect_through(&net.host, (address, 7000), &net.guest, (address, 7000));
         assert_eq!(ends(&server), (address, address));
     }
-    let (_client, server) = through(&net.host, (RESOLVER, 7000), &net.guest, (RESOLVER, 7000));
+    let (_client, server) = connect_through(&net.host, (RESOLVER, 7000), &net.guest, (RESOLVER, 7000));
     assert_eq!(ends(&server), (LOOPBACK[0], RESOLVER));
 }
 
-/// §2.2: no tap, no traffic but loopback's, at the same address.
+/// behaviour §2.2: only loopback connections are forwarded, to the same address.
 #[test]
-fn splice_only() {
+fn splice_only_has_no_link() {
     let Some(net) = Net::new() else { return };
     net.attach(&["--splice-only", "-t", "7000", "-u", "none", "-T", "7001"]);
     assert_eq!(net.guest.sh("ip -o link | grep -cv ' lo:' || :").trim(), "0", "no tap");
     for address in LOOPBACK {
-        let (_client, server) = through(&net.host, (address, 7000), &net.guest, (address, 7000));
+        let (_client, server) = connect_through(&net.host, (address, 7000), &net.guest, (address, 7000));
         assert_eq!(ends(&server), (address, address));
-        through(&net.guest, (address, 7001), &net.host, (address, 7001));
+        connect_through(&net.guest, (address, 7001), &net.host, (address, 7001));
     }
     let _server = net.guest.listen((any(HOST[0]), 7000));
-    leads_nowhere(&net.peer, (HOST[0], 7000));
+    assert_leads_nowhere(&net.peer, (HOST[0], 7000));
 }
 
-/// §5.5, R-89, R-106: any loopback address of the namespace leads to the same of the host.
+/// behaviour §5.5, R-89, R-106: to the same loopback address of the host.
 #[test]
-fn guest_to_host_r89_r106() {
+fn a_bypassed_outbound_connection_keeps_its_loopback_address_r89_r106() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-T", "7001:7000"]);
     for address in [LOOPBACK[0], LOOPBACK[1], RESOLVER] {
-        let (mut client, mut server) = through(&net.guest, (address, 7001), &net.host, (address, 7000));
+        let (mut client, mut server) =
+            connect_through(&net.guest, (address, 7001), &net.host, (address, 7000));
         let source = LOOPBACK[usize::from(address.is_ipv6())];
         assert_eq!(ends(&server), (source, address));
         client.write_all(b"question").unwrap();
@@ -129,38 +130,38 @@ fn guest_to_host_r89_r106() {
     }
     // Not at the guest's own address.
     let _server = net.host.listen((any(HOST[0]), 7000));
-    leads_nowhere(&net.guest, (HOST[0], 7001));
+    assert_leads_nowhere(&net.guest, (HOST[0], 7001));
 }
 
-/// §2.4: ports of the namespace that are taken, and all of a range.
+/// behaviour §2.4: a busy port in a range is an error.
 #[test]
-fn ports_of_the_namespace() {
+fn busy_and_low_ports_of_the_namespace() {
     let Some(net) = Net::new() else { return };
     let busy = net.guest.listen((any(HOST[0]), 7001));
     let end = net.run_pasta(&["-T", "7000-7002", "--netns", "/run/netns/guest"]);
     assert_eq!(end.code(), 1, "{end:?}");
     assert!(end.stderr.contains("7001"), "{end:?}");
     drop(busy);
-    // Privileged there, which pasta has the right to.
+    // pasta has the privilege for ports below 1024 in the namespace.
     net.pasta(&["-T", "53,7000-7002:8000-8002"]);
-    through(&net.guest, (LOOPBACK[0], 7002), &net.host, (LOOPBACK[0], 8002));
-    through(&net.guest, (RESOLVER, 53), &net.host, (RESOLVER, 53));
+    connect_through(&net.guest, (LOOPBACK[0], 7002), &net.host, (LOOPBACK[0], 8002));
+    connect_through(&net.guest, (RESOLVER, 53), &net.host, (RESOLVER, 53));
 }
 
-/// §6.11: nobody listens behind a forwarded port.
+/// behaviour §6.11: nothing listens at the target port.
 #[test]
-fn refused_connections() {
+fn connections_without_a_listener_are_refused() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
     for address in LOOPBACK {
-        leads_nowhere(&net.host, (address, 7000));
-        leads_nowhere(&net.guest, (address, 7001));
+        assert_leads_nowhere(&net.host, (address, 7000));
+        assert_leads_nowhere(&net.guest, (address, 7001));
     }
 }
 
-/// both ways at once, many megabytes, checked by the octet up to the end.
+/// both directions at once, every byte checked up to the end.
 #[test]
-fn full_duplex_r84() {
+fn a_full_duplex_transfer_is_complete_r84() {
     const LEN: u64 = 64 << 20;
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
@@ -171,7 +172,7 @@ fn full_duplex_r84() {
         (&net.guest, (LOOPBACK[1], 7001), &net.host, (LOOPBACK[1], 7001)),
     ];
     for (from, to, into, at) in ways {
-        let (client, server) = through(from, to, into, at);
+        let (client, server) = connect_through(from, to, into, at);
         thread::scope(|scope| {
             for (stream, seed) in [(&client, 1), (&server, 2)] {
                 scope.spawn(move || {
@@ -184,14 +185,14 @@ fn full_duplex_r84() {
     }
 }
 
-/// signals that interrupt what pasta waits in, again and again, while bytes move both ways. It has a handler for
-/// none, but a stop interrupts a wait, too (signal(7)).
+/// signals interrupt pasta's waits again and again. It has no signal handlers, but a stop interrupts a wait, too
+/// (signal(7)).
 #[test]
-fn interrupted_r86() {
+fn interrupted_waits_lose_nothing_r86() {
     const LEN: u64 = 64 << 20;
     let Some(net) = Net::new() else { return };
     let daemon = net.pasta(&["-t", "7000"]);
-    let (client, server) = through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
+    let (client, server) = connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
     thread::scope(|scope| {
         let receivers = [(&client, 1), (&server, 2)].map(|(stream, seed)| {
             scope.spawn(move || {
@@ -211,14 +212,14 @@ fn interrupted_r86() {
 /// A connection in by port 7000 and one out by port 7001: their clients and servers.
 fn both_ways(net: &Net) -> [(TcpStream, TcpStream); 2] {
     [
-        through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000)),
-        through(&net.guest, (LOOPBACK[0], 7001), &net.host, (LOOPBACK[0], 7001)),
+        connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000)),
+        connect_through(&net.guest, (LOOPBACK[0], 7001), &net.host, (LOOPBACK[0], 7001)),
     ]
 }
 
-/// each half ends by itself, and a full close is no reset.
+/// a full close causes no reset.
 #[test]
-fn half_close_r85() {
+fn each_half_closes_by_itself_r85() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
     for (client, server) in both_ways(&net) {
@@ -228,18 +229,19 @@ fn half_close_r85() {
             receive_all(other, 5, 100_000);
         }
     }
-    // With the last octets still on their way.
+    // With data still in the buffers.
     for _ in 0..100 {
-        let (client, server) = through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
+        let (client, server) =
+            connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
         send(&server, 6, 100_000);
         drop(server);
         receive_all(&client, 6, 100_000);
     }
 }
 
-/// an abnormal end is told as what it is, behind what was received before.
+/// after the data received before it.
 #[test]
-fn reset_r85() {
+fn a_reset_is_passed_on_r85() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
     for (client, server) in both_ways(&net) {
@@ -247,26 +249,26 @@ fn reset_r85() {
         receive(&client, 7, 500);
         sockopt::set_socket_linger(&server, Some(Duration::ZERO)).unwrap();
         drop(server);
-        // What pasta had received by then, and not the regular end.
+        // Data that pasta had received, then the reset, and no regular end.
         let mut rest = Vec::new();
         let error = (&client).read_to_end(&mut rest).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 }
 
-/// a receiver that does not read costs no time, and loses nothing.
+/// it loses nothing either.
 #[test]
-fn blocked_receiver_r83() {
+fn a_blocked_receiver_uses_no_processor_time_r83() {
     const LEN: u64 = 64 << 20;
     let Some(net) = Net::new() else { return };
     let daemon = net.pasta(&["-t", "7000"]);
-    let (client, server) = through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
+    let (client, server) = connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
     thread::scope(|scope| {
         scope.spawn(|| {
             send(&client, 8, LEN);
             client.shutdown(Shutdown::Write).unwrap();
         });
-        // It comes to rest: the same processor time as some time before.
+        // pasta's processor time does not change any more.
         let mut before = String::new();
         wait_until("pasta to wait", || {
             thread::sleep(Duration::from_millis(200));
@@ -279,9 +281,9 @@ fn blocked_receiver_r83() {
     });
 }
 
-/// §6.11: a connection that waits has its two sockets, and nothing else.
+/// behaviour §6.11: an idle connection has its two sockets, and no pipes.
 #[test]
-fn many_connections() {
+fn a_connection_needs_two_descriptors() {
     let Some(net) = Net::new() else { return };
     let daemon = net.pasta(&["-t", "7000"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));

@@ -1,15 +1,14 @@
-//! How it starts and ends: commands, processes and namespaces to connect, whoever starts it, exit statuses
-//! (behaviour §1).
+//! Starts and ends of pasta: commands, processes and namespaces to connect, users, exit statuses (behaviour §1).
 
 use crate::harness::*;
 use std::net::IpAddr;
 
-/// A command's view of its addresses, and of a peer that answers.
+/// Shows the guest's addresses and routes, and pings the peer.
 const LOOK: &str = "ip -o addr show dev eth0; ip route; ip -6 route; \
                     ping -n -c 1 -W 30 198.51.100.3 >&2; ping -n -c 1 -W 30 2001:db8:1::3 >&2";
 
 /// The guest has the host's addresses and routes (behaviour §3.6).
-fn is_configured(look: &str) {
+fn assert_configured(look: &str) {
     for part in [
         "inet 198.51.100.2/24",
         "inet6 2001:db8:1::2/64",
@@ -20,34 +19,34 @@ fn is_configured(look: &str) {
     }
 }
 
-fn spawn_as(who: Who) {
+fn spawn_as(user: User) {
     need!("ping");
-    let Some(net) = Net::with(Options { who, ..Options::default() }) else { return };
+    let Some(net) = Net::with(Options { user, ..Options::default() }) else { return };
     let end = net.spawn(&[], &["sh", "-ec", LOOK]);
     assert_eq!(end.code(), 0, "{end:?}");
-    is_configured(&end.stdout);
+    assert_configured(&end.stdout);
     // The addresses are usable at once (R-30).
     let global = end.stdout.lines().filter(|line| line.contains("scope global"));
     global.for_each(|line| assert!(!line.contains("tentative"), "{line}"));
 }
 
 #[test]
-fn spawn_as_userns_root() {
-    spawn_as(Who::UsernsRoot);
+fn a_command_can_be_started_as_userns_root() {
+    spawn_as(User::UsernsRoot);
 }
 
-/// Q19.
+/// Q19: root without a user namespace.
 #[test]
-fn spawn_as_plain_root_q19() {
-    spawn_as(Who::PlainRoot);
+fn a_command_can_be_started_as_plain_root_q19() {
+    spawn_as(User::PlainRoot);
 }
 
 #[test]
-fn spawn_as_ordinary_user() {
-    spawn_as(Who::OrdinaryUser);
+fn a_command_can_be_started_as_ordinary_user() {
+    spawn_as(User::OrdinaryUser);
 }
 
-/// A process with namespaces of its own, which ends with its standard input. Gives its PID.
+/// Starts a process in new namespaces. Returns it and its PID.
 pub(crate) fn target(net: &Net, unshare: &str) -> (Running, u32) {
     let file = net.path("target.pid");
     let script = format!("echo $$ >{file}.new; mv {file}.new {file}; exec sleep 120");
@@ -61,7 +60,7 @@ pub(crate) fn target(net: &Net, unshare: &str) -> (Running, u32) {
     (running, pid)
 }
 
-fn connects(net: &Net, guest: &Ns) {
+fn assert_connects(net: &Net, guest: &Ns) {
     for peer in PEER {
         let listener = net.peer.listen((peer, 7000));
         let _client = guest.connect((peer, 7000)).unwrap();
@@ -69,81 +68,84 @@ fn connects(net: &Net, guest: &Ns) {
     }
 }
 
-fn join_pid_as(who: Who) {
-    let Some(net) = Net::with(Options { who, ..Options::default() }) else { return };
+fn join_pid_as(user: User) {
+    let Some(net) = Net::with(Options { user, ..Options::default() }) else { return };
     let (_running, pid) = target(&net, "--user --map-root-user --net");
     let pid = pid.to_string();
     let pasta = net.daemon(&["--config-net", &pid]);
     let guest = net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]);
-    is_configured(&guest.sh("ip -o addr; ip route; ip -6 route"));
-    connects(&net, &guest);
+    assert_configured(&guest.sh("ip -o addr; ip route; ip -6 route"));
+    assert_connects(&net, &guest);
     // behaviour §1.6: it quits when the namespace goes away.
     net.host.sh(&format!("kill -KILL {pid}"));
     wait_until("the end of pasta", || !pasta.runs());
 }
 
 #[test]
-fn join_pid_as_userns_root() {
-    join_pid_as(Who::UsernsRoot);
+fn a_process_can_be_joined_as_userns_root() {
+    join_pid_as(User::UsernsRoot);
 }
 
 #[test]
-fn join_pid_as_plain_root_q19() {
-    join_pid_as(Who::PlainRoot);
+fn a_process_can_be_joined_as_plain_root_q19() {
+    join_pid_as(User::PlainRoot);
 }
 
 #[test]
-fn join_pid_as_ordinary_user() {
-    join_pid_as(Who::OrdinaryUser);
+fn a_process_can_be_joined_as_ordinary_user() {
+    join_pid_as(User::OrdinaryUser);
 }
 
-/// Root without user namespaces connects a namespace without one either (Q19).
+/// Q19: neither root nor the guest has a user namespace.
 #[test]
-fn join_netns_as_plain_root_q19() {
-    let Some(net) = Net::with(Options { who: Who::PlainRoot, ..Options::default() }) else { return };
+fn a_namespace_can_be_joined_as_plain_root_q19() {
+    let Some(net) = Net::with(Options { user: User::PlainRoot, ..Options::default() }) else { return };
     net.pasta(&[]);
-    connects(&net, &net.guest);
+    assert_connects(&net, &net.guest);
 }
 
 #[test]
-fn join_netns_path() {
+fn a_namespace_can_be_joined_by_path() {
     let Some(net) = Net::new() else { return };
     let pasta = net.daemon(&["--config-net", "--netns", "/run/netns/guest"]);
-    connects(&net, &net.guest);
+    assert_connects(&net, &net.guest);
     net.host.sh("ip netns del guest");
     wait_until("the end of pasta", || !pasta.runs());
 }
 
 #[test]
-fn join_netns_name() {
+fn a_namespace_can_be_joined_by_name() {
     let Some(net) = Net::new() else { return };
     net.daemon(&["--config-net", "--netns", "guest"]);
-    connects(&net, &net.guest);
+    assert_connects(&net, &net.guest);
 }
 
-/// behaviour §2.2: names may be kept elsewhere.
+/// behaviour §2.2: `--nsrun-dir`.
 #[test]
-fn join_netns_name_in_nsrun_dir() {
+fn a_namespace_can_be_joined_by_name_in_nsrun_dir() {
     let Some(net) = Net::new() else { return };
     net.host.sh("mkdir /run/names; touch /run/names/box; mount --bind /run/netns/guest /run/names/box");
     net.daemon(&["--config-net", "--nsrun-dir", "/run/names", "--netns", "box"]);
-    connects(&net, &net.guest);
+    assert_connects(&net, &net.guest);
 }
 
-/// A namespace of a user namespace of its own, by path, as a user who may enter both.
+/// Both by path, as a user that may enter both.
 #[test]
-fn join_netns_and_userns() {
-    let Some(net) = Net::with(Options { who: Who::OrdinaryUser, ..Options::default() }) else { return };
+fn a_namespace_and_its_user_namespace_can_be_joined() {
+    let Some(net) = Net::with(Options { user: User::OrdinaryUser, ..Options::default() }) else { return };
     let (_running, pid) = target(&net, "--user --map-root-user --net");
     let ns = |kind: &str| format!("/proc/{pid}/ns/{kind}");
     net.daemon(&["--config-net", "--userns", &ns("user"), "--netns", &ns("net")]);
     let pid = pid.to_string();
-    connects(&net, &net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]));
+    assert_connects(
+        &net,
+        &net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]),
+    );
 }
 
-/// `-f` stays, SIGTERM ends it with status 0 (behaviour §1.3, §1.4).
+/// behaviour §1.3, §1.4: with status 0.
 #[test]
-fn foreground_and_sigterm() {
+fn sigterm_ends_pasta_in_the_foreground() {
     let Some(net) = Net::new() else { return };
     let pid_file = net.path("pid");
     let running = net.start_pasta(&["-f", "--config-net", "--pid", &pid_file, "--netns", "/run/netns/guest"]);
@@ -155,12 +157,12 @@ fn foreground_and_sigterm() {
     assert!(net.guest.sh("ip -6 route").contains("default"));
     net.host.sh(&format!("kill -TERM {pid}"));
     assert_eq!(running.wait().code(), 0);
-    assert!(!net.guest.sh("ip -o link").contains("eth0"), "the interface goes with us");
+    assert!(!net.guest.sh("ip -o link").contains("eth0"), "the interface must disappear with pasta");
 }
 
-/// behaviour §1.3.1: the parent's exit says that all is ready, and the PID file is complete by then.
+/// behaviour §1.3.1: traffic works, and the PID file is complete.
 #[test]
-fn background_means_ready() {
+fn a_daemon_is_ready_when_the_start_returns() {
     let Some(net) = Net::new() else { return };
     let listener = net.peer.listen((PEER[0], 7000));
     let pasta = net.pasta(&["-t", "7001"]);
@@ -175,9 +177,9 @@ fn background_means_ready() {
     pasta.terminate();
 }
 
-/// behaviour §1.4: the command's own status; 128 and the number of the signal that ended it.
+/// behaviour §1.4: for a command that a signal ended, 128 plus the number of the signal.
 #[test]
-fn exit_status_of_the_command() {
+fn the_exit_status_is_that_of_the_command() {
     need!("pgrep");
     let Some(net) = Net::new() else { return };
     for (script, status) in
@@ -191,7 +193,7 @@ fn exit_status_of_the_command() {
         let end = net.spawn(&["--no-pidns"], &["sh", "-c", &script]);
         assert_eq!(end.code(), status, "{signal}: {end:?}");
     }
-    // The first process of a PID namespace is deaf to signals but this one, from outside.
+    // Of the signals without a handler, process 1 of a PID namespace gets SIGKILL from outside only.
     let mut running = net.start_pasta(&["--config-net", "--", "sh", "-c", "echo up; exec sleep 1234.5"]);
     running.wait_for("up");
     let mut pid = String::new();
@@ -203,9 +205,9 @@ fn exit_status_of_the_command() {
     assert_eq!(running.wait().code(), 137);
 }
 
-/// behaviour §1.4, R-13: a command that can't be executed gives 1 and a message, and nothing hangs.
+/// behaviour §1.4, R-13: status 1 and a message, and nothing hangs.
 #[test]
-fn command_not_executable_r13() {
+fn a_command_that_cannot_be_executed_is_an_error_r13() {
     let Some(net) = Net::new() else { return };
     for command in ["/nonexistent/command", "no-such-command-e2e", "/etc"] {
         let end = net.spawn(&[], &[command]);
@@ -214,9 +216,9 @@ fn command_not_executable_r13() {
     }
 }
 
-/// behaviour §1.4: a fatal error gives 1, names the object, and leaves no process behind (R-1).
+/// behaviour §1.4, R-1: the status is 1.
 #[test]
-fn fatal_errors_r1() {
+fn a_fatal_error_names_its_object_and_leaves_no_process_r1() {
     need!("pgrep");
     let Some(net) = Net::new() else { return };
     let cases: [(&[&str], &str); 5] = [
@@ -235,17 +237,17 @@ fn fatal_errors_r1() {
     assert_eq!(left, "");
 }
 
-/// R-2: options after the command are the command's.
+/// R-2: pasta passes them on.
 #[test]
-fn options_of_the_command_r2() {
+fn options_after_the_command_belong_to_it_r2() {
     let Some(net) = Net::new() else { return };
     let end = net.run_pasta(&["--config-net", "sh", "-c", "echo \"$@\"", "-t", "22", "--help", "-f"]);
     assert_eq!((end.code(), end.stdout.as_str()), (0, "22 --help -f\n"), "{end:?}");
 }
 
-/// behaviour §1.5: what the command finds around it. Quiet, so nothing of ours is on its standard error.
+/// behaviour §1.5: the environment of the command. pasta prints nothing.
 #[test]
-fn surroundings_of_the_command() {
+fn the_command_is_root_in_new_namespaces() {
     let Some(net) = Net::new() else { return };
     let script = "echo $$; id -u; id -g; hostname; ls /proc | grep -c '^[0-9]'; \
                   cat /proc/sys/net/ipv4/ping_group_range; ls /proc/self/fd; echo $E2E_INHERITED; cat /proc/self/uid_map";
@@ -255,7 +257,7 @@ fn surroundings_of_the_command() {
     assert_eq!(lines[..4], ["1", "0", "0", "pasta-e2e-host"], "{end:?}");
     assert!(lines[4].parse::<u32>().unwrap() <= 4, "only its own processes: {end:?}");
     assert_eq!(lines[5].split_whitespace().collect::<Vec<_>>(), ["0", "0"]);
-    // R-13: no descriptor of ours; 3 is that of the directory being listed.
+    // R-13: no descriptor of pasta. ls has opened 3 for the directory.
     assert_eq!(lines[6..10], ["0", "1", "2", "3"], "{end:?}");
     assert_eq!(lines[10], "yes");
     assert_eq!(lines[11].split_whitespace().collect::<Vec<_>>(), ["0", "0", "1"]);
@@ -263,15 +265,15 @@ fn surroundings_of_the_command() {
 }
 
 #[test]
-fn hostname_option() {
+fn hostname_sets_the_host_name() {
     let Some(net) = Net::new() else { return };
     let end = net.spawn(&["--hostname", "box.example"], &["hostname"]);
     assert_eq!(end.ok(), "box.example\n");
 }
 
-/// behaviour §1.5.7: without a command, a login shell from $SHELL.
+/// behaviour §1.5.7: $SHELL.
 #[test]
-fn login_shell() {
+fn the_default_command_is_a_login_shell() {
     let Some(net) = Net::new() else { return };
     let shell = net.path("shell");
     std::fs::write(
@@ -287,9 +289,9 @@ fn login_shell() {
     assert!(end.stdout.starts_with("shell 0"), "{end:?}");
 }
 
-/// behaviour §2.2: one family alone.
+/// behaviour §2.2: `-4` and `-6`.
 #[test]
-fn one_family_only() {
+fn options_restrict_the_guest_to_one_family() {
     let Some(net) = Net::new() else { return };
     let look = "ip -o addr show dev eth0 scope global; ip route; ip -6 route show default";
     let v4 = net.spawn(&["-4"], &["sh", "-c", look]).ok();
@@ -298,9 +300,9 @@ fn one_family_only() {
     assert!(!v6.contains("198.51.100") && v6.contains("2001:db8:1::2/64"), "{v6}");
 }
 
-/// behaviour §2.2, §3.6: options that say what the guest's interface looks like.
+/// behaviour §2.2, §3.6: name, MTU, MAC address, addresses and gateways.
 #[test]
-fn interface_options() {
+fn options_configure_the_interface() {
     let Some(net) = Net::new() else { return };
     let options = [
         "-I",
@@ -333,9 +335,9 @@ fn interface_options() {
     assert!(!seen.contains("198.51.100.2/"), "{seen}");
 }
 
-/// behaviour §3.5: a host with no network at all.
+/// behaviour §3.5: the host has no addresses and routes.
 #[test]
-fn local_mode() {
+fn a_host_without_a_network_gives_local_mode() {
     let host_setup = "ip link set eth0 down; ip addr flush dev eth0\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
     net.pasta(&["-t", "7001", "--no-splice"]);
@@ -350,13 +352,14 @@ fn local_mode() {
     assert_eq!(accept(&listener).1.ip(), gateway);
 }
 
-/// A program that has ended by SIGSYS fails its test, whatever the test itself looks at.
+/// The harness checks this for every program, whatever the test itself checks.
 #[test]
-#[should_panic(expected = "killed for a system call")]
-fn the_harness_notices_a_forbidden_call() {
-    let net = Net::new().unwrap_or_else(|| panic!("killed for a system call: can't be tried here"));
-    // Nobody's child, as a daemon.
-    net.host.sh("(sh -c 'echo $$ >/run/killed; sleep 1; kill -SYS $$' >/dev/null 2>&1 &)");
+#[should_panic(expected = "killed by the seccomp filter")]
+fn a_program_killed_by_sigsys_fails_its_test() {
+    let net =
+        Net::new().unwrap_or_else(|| panic!("killed by the seccomp filter: there are no namespaces here"));
+    // A daemon: its parent has exited.
+    net.host.sh("(sh -c 'echo $$ >/run/killed; kill -SYS $$' >/dev/null 2>&1 &)");
     let mut pid = String::new();
     wait_until("the shell", || {
         pid = net.host.sh("cat /run/killed || :");

@@ -1,4 +1,4 @@
-//! `passt` at a UNIX stream socket (behaviour §9.2, §9.3): a machine behind it, and clients that are none.
+//! `passt` at a UNIX stream socket (behaviour §9.2, §9.3): with a virtual machine, and with other clients.
 
 use crate::harness::*;
 use crate::limits::count;
@@ -54,8 +54,8 @@ fn connections(net: &Net) -> Vec<(TcpStream, TcpStream)> {
     all
 }
 
-/// TCP both ways over both families, bulk with every byte checked, UDP of all sizes, and ping.
-fn traffic(mtu: u32) {
+/// TCP in both directions and families with every byte checked, UDP of several sizes, and ping.
+fn assert_traffic_arrives(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
     let (_passt, socket) = start(&net, &["--mtu", &mtu.to_string(), "-t", "7001"]);
     let _machine = net.machine(mtu).plug(socket);
@@ -89,18 +89,18 @@ fn traffic(mtu: u32) {
 }
 
 #[test]
-fn traffic_mtu_65520_r54() {
-    traffic(65520);
+fn traffic_arrives_mtu_65520_r54() {
+    assert_traffic_arrives(65520);
 }
 
 #[test]
-fn traffic_mtu_1500() {
-    traffic(1500);
+fn traffic_arrives_mtu_1500() {
+    assert_traffic_arrives(1500);
 }
 
-/// All at once, in both directions: frames of several connections in one read, and a socket that is often full.
+/// Several connections at once: frames of several connections in one read, and a socket that is often full.
 #[test]
-fn full_duplex() {
+fn full_duplex_transfers_are_complete() {
     let Some(net) = Net::new() else { return };
     let (_passt, socket) = start(&net, &["--mtu", "1500", "-t", "7001"]);
     let _machine = net.machine(1500).plug(socket);
@@ -118,7 +118,7 @@ fn full_duplex() {
     });
 }
 
-/// behaviour §9.2: a guest may go and come back; its connections are still there, and what was sent meanwhile arrives.
+/// behaviour §9.2: data sent while the guest is disconnected arrives after it reconnects.
 #[test]
 fn connections_survive_a_reconnect_r55() {
     let Some(net) = Net::new() else { return };
@@ -143,10 +143,10 @@ fn connections_survive_a_reconnect_r55() {
     assert!(passt.runs());
 }
 
-/// behaviour §8.8: the kernel refuses connections while no machine is there that has sent a frame: a probe of an orchestrator
-/// takes an accepted connection for a sign of life. The port is nobody else's meanwhile.
+/// behaviour §8.8: a probe of an orchestrator takes an accepted connection as a sign that the guest runs. Meanwhile, passt
+/// holds the port.
 #[test]
-fn connections_are_refused_until_the_machine_has_spoken() {
+fn connections_are_refused_until_the_guest_has_sent_a_frame() {
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--socket", &path, "-t", "7001"]);
@@ -173,9 +173,9 @@ fn connections_are_refused_until_the_machine_has_spoken() {
     }
 }
 
-// Clients that are no machine.
+// Clients that are no virtual machine.
 
-/// A question by ARP for the gateway, behind its length.
+/// An ARP request for the gateway, after its length.
 fn question() -> Vec<u8> {
     let arp = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,
@@ -205,7 +205,7 @@ fn is_answer(frame: &[u8]) -> bool {
     })
 }
 
-/// Reads frames up to the answer to a question, and that many answers.
+/// Reads frames until `count` replies to [`question`] have arrived.
 fn expect_answers(socket: &mut UnixStream, count: usize) {
     let (mut stream, mut chunk, mut answers) = (Vec::new(), vec![0; 70_000], 0);
     while answers < count {
@@ -224,21 +224,21 @@ fn expect_answers(socket: &mut UnixStream, count: usize) {
 }
 
 fn expect_closed(socket: &mut UnixStream) {
-    let mut rest = Vec::new();
-    // Closed with bytes of ours unread, it is a reset.
-    let _ = socket.read_to_end(&mut rest);
+    // The kernel resets a connection that is closed with unread data.
+    let end = socket.read_to_end(&mut Vec::new());
+    assert!(end.is_ok() || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
 }
 
-/// R-51: wherever the stream is cut, and however much of it comes at once.
+/// R-51: also many frames at once.
 #[test]
-fn frames_come_in_pieces_of_any_length_r51() {
+fn frames_can_arrive_in_pieces_of_any_length_r51() {
     let Some(net) = Net::new() else { return };
     let (_passt, mut socket) = start(&net, &[]);
     let question = question();
     for cut in 1..question.len() {
         let (first, second) = question.split_at(cut);
         socket.write_all(first).unwrap();
-        thread::sleep(Duration::from_millis(2)); // more likely than not read apart
+        thread::sleep(Duration::from_millis(2)); // passt probably reads the pieces separately; the result must be the same
         socket.write_all(second).unwrap();
         expect_answers(&mut socket, 1);
     }
@@ -246,7 +246,7 @@ fn frames_come_in_pieces_of_any_length_r51() {
         socket.write_all(std::slice::from_ref(byte)).unwrap();
     }
     expect_answers(&mut socket, 1);
-    // Lengths up to 65535 are right, whatever is in the frame.
+    // Lengths up to 65535 are valid, whatever the frame contains.
     let mut many = question.repeat(500);
     for len in [14_u32, 60, 65535] {
         many.extend_from_slice(&len.to_be_bytes());
@@ -274,7 +274,7 @@ fn a_short_frame_is_dropped_and_counted() {
         socket.write_all(&[short, question()].concat()).unwrap();
         expect_answers(&mut socket, 1);
     }
-    // Also where many come at once.
+    // Also many at once.
     socket.write_all(&[vec![0; 4 * 10_000], question()].concat()).unwrap();
     expect_answers(&mut socket, 1);
     let mut counted = 0;
@@ -285,9 +285,9 @@ fn a_short_frame_is_dropped_and_counted() {
     assert_eq!(counted, 10_014);
 }
 
-/// R-52, behaviour §9.2.4: a length above the limit ends the connection and nothing else. What comes before it counts.
+/// R-52, behaviour §9.2.4: a length above the limit has no other effect. Frames before it are processed.
 #[test]
-fn a_bad_length_costs_the_connection_r52() {
+fn an_invalid_length_ends_the_connection_r52() {
     let Some(net) = Net::new() else { return };
     let (passt, socket) = start(&net, &[]);
     drop(socket);
@@ -304,9 +304,9 @@ fn a_bad_length_costs_the_connection_r52() {
     expect_answers(&mut socket, 1);
 }
 
-/// A client that leaves in the middle of a frame, or of its length, costs the next one nothing.
+/// A client disconnects within a frame, or within its length.
 #[test]
-fn whoever_comes_next_starts_afresh() {
+fn the_next_client_is_not_affected_by_a_partial_frame() {
     let Some(net) = Net::new() else { return };
     let (_passt, mut socket) = start(&net, &[]);
     for cut in [1, 3, 4, 5, 30] {
@@ -316,7 +316,7 @@ fn whoever_comes_next_starts_afresh() {
         socket.write_all(&question()).unwrap();
         expect_answers(&mut socket, 1);
     }
-    // And one that leaves with much to read.
+    // Likewise one that disconnects with much unread data.
     let mut reader = socket.try_clone().unwrap();
     socket.write_all(&question().repeat(2000)).unwrap();
     reader.read_exact(&mut [0; 10]).unwrap();
@@ -326,7 +326,7 @@ fn whoever_comes_next_starts_afresh() {
     expect_answers(&mut socket, 1);
 }
 
-/// behaviour §9.2: one client at a time; the other one is told by being closed.
+/// behaviour §9.2: one client at a time. passt closes the connection of another one.
 #[test]
 fn a_second_client_is_refused() {
     let Some(net) = Net::new() else { return };
@@ -340,9 +340,9 @@ fn a_second_client_is_refused() {
     expect_answers(&mut first, 1);
 }
 
-/// A client that does not read: what does not fit is dropped, frames stay whole, and we go on reading.
+/// While a client does not read, frames that do not fit are dropped whole, and passt continues to read.
 #[test]
-fn who_reads_late_finds_whole_frames() {
+fn a_slow_reader_gets_whole_frames() {
     let Some(net) = Net::new() else { return };
     let (passt, mut socket) = start(&net, &["-u", "7003"]);
     socket.write_all(&question()).unwrap();
@@ -351,10 +351,10 @@ fn who_reads_late_finds_whole_frames() {
     let before = passt.memory_kib();
     for len in (0..4000).map(|n| n * 7919 % 60_000) {
         flood.send_to(&payload(1, len), (HOST[0], 7003)).unwrap();
-        socket.write_all(&question()).unwrap(); // does not block: we are read, whatever we read
+        socket.write_all(&question()).unwrap(); // does not block: passt reads although we do not
     }
     assert!(passt.memory_kib() < before + 16 * 1024, "{before} KiB before");
-    // The stream is in step once all that was under way is read.
+    // Read everything that was sent: each frame starts where the last one ended.
     let mut reader = socket.try_clone().unwrap();
     reader.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let (mut stream, mut chunk) = (Vec::new(), vec![0; 1 << 20]);
@@ -374,9 +374,9 @@ fn who_reads_late_finds_whole_frames() {
     expect_answers(&mut socket, 1);
 }
 
-/// behaviour §9.2: an address where somebody waits already is nobody else's; a left-over file is.
+/// behaviour §9.2: a socket file that no process serves is replaced.
 #[test]
-fn a_path_in_use() {
+fn a_socket_in_use_is_not_replaced() {
     let Some(net) = Net::new() else { return };
     let (passt, _socket) = start(&net, &[]);
     let path = net.path("guest.socket");
@@ -390,15 +390,15 @@ fn a_path_in_use() {
     expect_answers(&mut socket, 1);
 }
 
-/// Whatever the outside takes, there is a descriptor for the guest.
+/// Inbound connections leave a descriptor for the guest.
 #[test]
-fn a_guest_gets_in_at_the_limit_of_open_files() {
+fn a_guest_can_connect_at_the_limit_of_open_files() {
     need!("prlimit");
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let passt = net.passt(&["--socket", &path, "-t", "7001"]);
     net.host.sh(&format!("prlimit --pid {} --nofile=60:60", passt.pid));
-    // Nobody is let in before a guest has spoken.
+    // Inbound connections are refused before a guest has sent a frame.
     let mut first = connect(&net);
     first.write_all(&question()).unwrap();
     expect_answers(&mut first, 1);
@@ -411,11 +411,11 @@ fn a_guest_gets_in_at_the_limit_of_open_files() {
     expect_answers(&mut socket, 1);
 }
 
-// Starts of other programs.
+// Starts by other programs.
 
-/// behaviour §2.3, libvirt; §1.9: it ends with its client, quietly.
+/// behaviour §2.3: libvirt. behaviour §1.9: passt ends when its client disconnects.
 #[test]
-fn one_off_as_libvirt_starts_it() {
+fn one_off_works_as_libvirt_uses_it() {
     let Some(net) = Net::new() else { return };
     let arguments = "--one-off --mac-addr 52:54:00:12:34:56 --interface eth0 --address 198.51.100.9 --netmask 24 \
                      --tcp-ports 198.51.100.2/2001:22,3000-3005 --udp-ports 127.0.0.1/15000-15020,~15010-15015";
@@ -433,10 +433,10 @@ fn one_off_as_libvirt_starts_it() {
     wait_until("the end of passt", || !passt.runs());
 }
 
-/// behaviour §2.3, QEMU; §9.3: by a socket that it inherits, whatever its number (R-12), in the background with status 0 and a
-/// PID file; it ends with its client.
+/// behaviour §2.3, §9.3: QEMU passes a socket. R-12: any descriptor number works. passt goes to the background with status 0
+/// and a PID file, and ends when its client disconnects.
 #[test]
-fn inherited_as_qemu_starts_it_r12() {
+fn an_inherited_socket_works_as_qemu_uses_it_r12() {
     let Some(net) = Net::new() else { return };
     for number in [3, 0, 7] {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -457,9 +457,9 @@ fn inherited_as_qemu_starts_it_r12() {
     }
 }
 
-/// What can't be the guest's socket is an error, not a network without a guest.
+/// A closed descriptor, a file and a datagram socket.
 #[test]
-fn descriptors_that_are_none() {
+fn a_descriptor_that_is_no_stream_socket_is_an_error() {
     let Some(net) = Net::new() else { return };
     for (script, what) in
         [("exec \"$0\" -f --fd 9 9<&-", "descriptor 9"), ("exec \"$0\" -f --fd 9 9</dev/null", "--fd")]

@@ -1,4 +1,4 @@
-//! TCP through the tap (behaviour §6): connections, refusals, closes, resets, many at once.
+//! TCP through the tap (behaviour §6): connections, refusals, closes, resets, many connections.
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -21,7 +21,7 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
 }
 
 #[test]
-fn guest_to_peer() {
+fn the_guest_can_connect_to_the_peer() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for (ns, to) in
@@ -40,7 +40,7 @@ fn guest_to_peer() {
 }
 
 #[test]
-fn peer_to_guest() {
+fn the_peer_can_connect_to_the_guest() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000"]);
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -57,9 +57,9 @@ fn peer_to_guest() {
     }
 }
 
-/// behaviour §6.1.4: the guest sees the true result of the connection outside. R-59: with an ACK, else it is ignored.
+/// behaviour §6.1.4: the guest gets the result of the connection outside. R-59: a RST without an ACK would be ignored.
 #[test]
-fn refused_r59() {
+fn a_refused_connection_is_refused_for_the_guest_r59() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for to in PEER.into_iter().chain(FAR) {
@@ -67,9 +67,9 @@ fn refused_r59() {
     }
 }
 
-/// behaviour §6.1.4, no route and no neighbour: an error, long before the guest would give up by itself.
+/// behaviour §6.1.4: no route, and no neighbour. The guest would time out with another error.
 #[test]
-fn unreachable() {
+fn an_unreachable_destination_is_an_error_for_the_guest() {
     let host_setup =
         "ip route add unreachable 203.0.113.66; ip -6 route add unreachable 2001:db8:2::66 metric 1\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
@@ -78,15 +78,15 @@ fn unreachable() {
         ["203.0.113.66".parse().unwrap(), "2001:db8:2::66".parse().unwrap()];
     for to in NOBODY.into_iter().chain(no_route) {
         let error = net.guest.connect((to, 7000)).unwrap_err();
-        let told = [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
-        assert!(told.contains(&error.kind()), "{to}: {error}");
+        let expected =
+            [ErrorKind::ConnectionRefused, ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
+        assert!(expected.contains(&error.kind()), "{to}: {error}");
     }
 }
 
-/// A peer that doesn't answer: no early accept and no early refusal; the guest's own time-out is seen as such,
-/// and a late answer still makes the connection.
+/// While the peer doesn't answer, the guest's connection is neither accepted nor refused. A late answer still establishes it.
 #[test]
-fn unanswered() {
+fn an_unanswered_connection_stays_open_until_the_guest_times_out() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for (peer, host) in PEER.into_iter().zip(HOST) {
@@ -117,7 +117,7 @@ fn unanswered() {
 }
 
 /// after one side has closed, everything of the other side still arrives.
-fn half_close(active: &mut TcpStream, passive: &mut TcpStream) {
+fn assert_half_close(active: &mut TcpStream, passive: &mut TcpStream) {
     const LEN: u64 = 3_000_000;
     active.write_all(b"that was all of mine").unwrap();
     active.shutdown(Shutdown::Write).unwrap();
@@ -133,9 +133,9 @@ fn half_close(active: &mut TcpStream, passive: &mut TcpStream) {
     });
 }
 
-/// R-70, behaviour §6.8.
+/// R-70, behaviour §6.8: data of the other side still arrive.
 #[test]
-fn half_close_both_ways_r70() {
+fn either_side_can_half_close_r70() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
     for (peer, host) in PEER.into_iter().zip(HOST) {
@@ -144,8 +144,8 @@ fn half_close_both_ways_r70() {
             let mut guest = net.guest.connect((peer, 7000)).unwrap();
             let (mut outside, _) = accept(&listener);
             match guest_closes_first {
-                true => half_close(&mut guest, &mut outside),
-                false => half_close(&mut outside, &mut guest),
+                true => assert_half_close(&mut guest, &mut outside),
+                false => assert_half_close(&mut outside, &mut guest),
             }
         }
         let listener = net.guest.listen((any(host), 7001));
@@ -153,16 +153,16 @@ fn half_close_both_ways_r70() {
             let mut outside = net.peer.connect((host, 7001)).unwrap();
             let (mut guest, _) = accept(&listener);
             match guest_closes_first {
-                true => half_close(&mut guest, &mut outside),
-                false => half_close(&mut outside, &mut guest),
+                true => assert_half_close(&mut guest, &mut outside),
+                false => assert_half_close(&mut outside, &mut guest),
             }
         }
     }
 }
 
-/// R-59, behaviour §6.7: a reset is seen as a reset on the other side, not as an end.
+/// R-59, behaviour §6.7: the other side gets a reset, not a regular end.
 #[test]
-fn reset_both_ways_r59() {
+fn a_reset_is_passed_on_in_both_directions_r59() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
     let reset = |stream: TcpStream| sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
@@ -195,21 +195,21 @@ fn reset_both_ways_r59() {
     }
 }
 
-/// behaviour §6.2.3: nobody listens in the guest.
+/// behaviour §6.2.3: nothing listens in the guest.
 #[test]
-fn inbound_refused_by_the_guest() {
+fn a_connection_that_the_guest_refuses_is_reset() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000"]);
     for host in HOST {
-        // The connection is accepted before the guest is asked (behaviour §6.2.1), so either moment may tell.
-        let told = net.peer.connect((host, 7000)).and_then(|mut c| c.read(&mut [0; 1])).unwrap_err().kind();
-        assert!([ErrorKind::ConnectionReset, ErrorKind::ConnectionRefused].contains(&told), "{told}");
+        // The connection is accepted before the guest's answer (behaviour §6.2.1), so the error may come early or late.
+        let error = net.peer.connect((host, 7000)).and_then(|mut c| c.read(&mut [0; 1])).unwrap_err().kind();
+        assert!([ErrorKind::ConnectionReset, ErrorKind::ConnectionRefused].contains(&error), "{error}");
     }
 }
 
-/// behaviour §6.2.1, §6.5: a client that sends and closes before the server has accepted loses nothing.
+/// behaviour §6.2.1, §6.5: a client sends and closes before the server has accepted.
 #[test]
-fn data_and_end_at_once() {
+fn data_and_end_before_the_accept_arrive() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
     for (peer, host) in PEER.into_iter().zip(HOST) {
@@ -225,7 +225,7 @@ fn data_and_end_at_once() {
 }
 
 #[test]
-fn thousand_connections() {
+fn a_thousand_connections_work_at_once() {
     const COUNT: usize = 1000;
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
@@ -266,10 +266,10 @@ fn thousand_connections() {
     clients.iter().for_each(expect_end);
 }
 
-/// a small write goes out although the one before it is unacknowledged. The peer's acknowledgements are
-/// stopped on their way, so that a sender under Nagle's rule would wait for ever.
+/// a small write is sent although the one before it is not acknowledged. The host gets no acknowledgements here, so a
+/// sender with Nagle's algorithm would wait forever.
 #[test]
-fn no_nagle_delay_r81() {
+fn small_writes_are_not_delayed_r81() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for (peer, host) in PEER.into_iter().zip(HOST) {
@@ -288,7 +288,7 @@ fn no_nagle_delay_r81() {
     }
 }
 
-/// failures of every kind leave no descriptor behind.
+/// failures of every kind.
 #[test]
 fn failures_leak_no_descriptors_r79() {
     let Some(net) = Net::new() else { return };
@@ -300,20 +300,20 @@ fn failures_leak_no_descriptors_r79() {
             for _ in 0..rounds {
                 assert!(net.guest.connect((peer, 9)).is_err());
                 let _ = net.peer.connect((host, 7001)).and_then(|mut c| c.read(&mut [0; 1]));
-                let _ = closed.send(b"nobody there"); // tells of the error before it
+                let _ = closed.send(b"nobody there"); // reports the error of the datagram before
             }
         }
     };
-    fail(20); // whatever is opened once is open
+    fail(20); // opens what stays open
     let before = pasta.descriptors();
     fail(1000);
     // Sockets that wait for a time-out, or pools, may remain; a leak of one per failure may not.
     wait_until("as many descriptors as before", || pasta.descriptors() <= before + 100);
 }
 
-/// One flow's trouble is not another's: a connection whose reader has stopped doesn't hold up the rest.
+/// The reader of one connection has stopped; others continue.
 #[test]
-fn stuck_connection_stops_no_other() {
+fn a_stuck_connection_does_not_block_others() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     let [peer, _] = PEER;
@@ -344,7 +344,7 @@ fn stuck_connection_stops_no_other() {
     drop(unread);
 }
 
-/// Has a socket send by this traffic class.
+/// Sets the traffic class of what a socket sends.
 fn set_class(socket: &impl AsFd, v4: bool, class: u8) {
     match v4 {
         true => sockopt::set_ip_tos(socket, class).unwrap(),
@@ -352,9 +352,9 @@ fn set_class(socket: &impl AsFd, v4: bool, class: u8) {
     }
 }
 
-/// behaviour §6.5.6: the guest's traffic class leaves the host, that of its SYN and later ones; a client's reaches the guest.
+/// behaviour §6.5.6: outbound, that of the SYN and later ones. Inbound, that of the SYN.
 #[test]
-fn traffic_classes() {
+fn traffic_classes_are_preserved() {
     need!("ss");
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);

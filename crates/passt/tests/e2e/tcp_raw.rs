@@ -1,4 +1,4 @@
-//! TCP segment by segment, from a guest that no kernel would be (behaviour §6).
+//! TCP with single segments that no kernel would send (behaviour §6).
 
 use crate::harness::*;
 use smoltcp::wire::TcpControl;
@@ -7,7 +7,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 
 const GUEST_PORT: u16 = 40000;
 const PEER_PORT: u16 = 7000;
-const ISS: u32 = 0xffff_fff0; // wraps around soon
+const ISS: u32 = 0xffff_fff0; // close to the wrap-around
 
 fn segment(control: TcpControl, seq: u32, ack: Option<u32>, payload: &[u8]) -> Segment {
     Segment { src_port: GUEST_PORT, dst_port: PEER_PORT, control, seq, ack, payload: payload.to_vec() }
@@ -17,12 +17,12 @@ fn peer() -> IpAddr {
     PEER[0]
 }
 
-/// The peer's service, whose address the raw guest uses without a neighbour's help.
+/// A listener of the peer.
 fn listen(net: &Net) -> TcpListener {
     net.peer.listen((peer(), PEER_PORT))
 }
 
-/// The three-way handshake. Returns the outside end and our side's next sequence number.
+/// The three-way handshake. Returns the outside end and the program's next sequence number.
 fn handshake(raw: &Raw, listener: &TcpListener) -> (TcpStream, u32) {
     raw.send_tcp(peer(), &segment(TcpControl::Syn, ISS, None, b""));
     let answer = raw.expect_tcp("SYN,ACK", |s| s.control == TcpControl::Syn && s.dst_port == GUEST_PORT);
@@ -32,9 +32,9 @@ fn handshake(raw: &Raw, listener: &TcpListener) -> (TcpStream, u32) {
     (accept(listener).0, next)
 }
 
-/// what fills a short frame up to 60 bytes is no data.
+/// frames are padded to 60 bytes.
 #[test]
-fn padding_is_no_data_r50() {
+fn padding_of_short_frames_is_no_data_r50() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -53,9 +53,9 @@ fn padding_is_no_data_r50() {
     assert_eq!(got, b"ab");
 }
 
-/// R-59, behaviour §6.7, rows 1 and 2: segments that belong to no connection are reset, as RFC 9293 says.
+/// R-59, behaviour §6.7, rows 1 and 2: as in RFC 9293 §3.10.7.1.
 #[test]
-fn unknown_segment_is_reset_r59() {
+fn a_segment_of_no_connection_is_reset_r59() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -68,9 +68,9 @@ fn unknown_segment_is_reset_r59() {
     assert_eq!((reset.seq, reset.ack), (0, Some(1004)));
 }
 
-/// refused with an acknowledgement, or SYN-SENT guests don't believe it.
+/// in SYN-SENT, a guest ignores a RST without an acceptable ACK.
 #[test]
-fn refusal_has_ack_r59() {
+fn a_refusal_has_an_acknowledgement_r59() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -80,9 +80,9 @@ fn refusal_has_ack_r59() {
     assert_eq!(reset.ack, Some(ISS.wrapping_add(1)));
 }
 
-/// a SYN sent again while the outside is slow to answer changes nothing.
+/// the SYN is sent again before the peer has answered.
 #[test]
-fn duplicate_syn_r60() {
+fn a_duplicate_syn_is_ignored_r60() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -106,10 +106,9 @@ fn duplicate_syn_r60() {
     assert!(listener.set_nonblocking(true).is_ok() && listener.accept().is_err(), "one SYN, two connections");
 }
 
-/// Q2: a SYN,ACK that is not acknowledged comes again, the same. Q3: data on the acknowledgement that completes
-/// the handshake counts.
+/// Q2: the second SYN,ACK equals the first one. Q3: data on the ACK that completes the handshake arrive.
 #[test]
-fn handshake_retried_q2_data_on_last_ack_q3() {
+fn a_syn_ack_is_sent_again_and_the_last_ack_can_carry_data() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -126,7 +125,7 @@ fn handshake_retried_q2_data_on_last_ack_q3() {
     assert_eq!(&got, b"early");
 }
 
-/// a FIN that the guest doesn't acknowledge is sent again, and then the connection is gone on both sides.
+/// after that, the connection ends on both sides.
 #[test]
 fn lost_fin_is_sent_again_r69() {
     need!("socat");
@@ -145,13 +144,13 @@ fn lost_fin_is_sent_again_r69() {
         let fin = raw.expect_tcp("FIN", |s| s.control == TcpControl::Fin && s.payload.is_empty());
         assert_eq!(fin.seq, end);
     }
-    // Acknowledged, with ours.
+    // Acknowledge it with the guest's FIN.
     raw.send_tcp(peer(), &segment(TcpControl::Fin, seq, Some(end.wrapping_add(1)), b""));
     expect_end(&outside);
     raw.expect_tcp("ACK of FIN", |s| s.ack == Some(seq.wrapping_add(1)));
 }
 
-/// R-71, behaviour §6.6: data that the guest doesn't acknowledge is sent again.
+/// R-71, behaviour §6.6: data that the guest doesn't acknowledge.
 #[test]
 fn lost_data_is_sent_again_r71() {
     need!("socat");
@@ -166,9 +165,9 @@ fn lost_data_is_sent_again_r71() {
     }
 }
 
-/// an end whose data has not arrived yet is not the end.
+/// the FIN counts once the data before it has arrived.
 #[test]
-fn fin_after_a_gap_r72() {
+fn a_fin_after_a_gap_is_not_the_end_r72() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -181,16 +180,16 @@ fn fin_after_a_gap_r72() {
     assert_eq!(outside.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
     outside.set_nonblocking(false).unwrap();
     raw.send_tcp(peer(), &segment(TcpControl::Psh, seq, Some(next), b"gap "));
-    // What was kept or not is our side's business: a guest would send it again.
+    // The program may have dropped the segment after the gap; a guest would send it again.
     raw.send_tcp(peer(), &segment(TcpControl::Fin, seq.wrapping_add(4), Some(next), b"last"));
     let mut got = String::new();
     outside.read_to_string(&mut got).unwrap();
     assert_eq!(got, "gap last");
 }
 
-/// a connection that was reset is followed at once by another between the same ports.
+/// at once.
 #[test]
-fn reset_then_same_ports_again_r62() {
+fn the_same_ports_can_be_used_after_a_reset_r62() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);

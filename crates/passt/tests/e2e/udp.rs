@@ -8,7 +8,7 @@ use sys::cmsg::{Control, ReceiveInfo, SendInfo};
 use sys::mmsg;
 use sys::sockopt::{self, IpVersion, Metadata};
 
-/// Sends `data` from one socket to an address, receives it on another, and returns whom it came from.
+/// Sends `data` from one socket to an address, receives it on another, and returns its source.
 pub(crate) fn deliver(
     from: &UdpSocket,
     to: impl Into<SocketAddr>,
@@ -22,7 +22,7 @@ pub(crate) fn deliver(
 }
 
 #[test]
-fn guest_to_peer() {
+fn the_guest_can_exchange_datagrams_with_the_peer() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for (ns, to) in
@@ -40,7 +40,7 @@ fn guest_to_peer() {
 }
 
 #[test]
-fn peer_to_guest() {
+fn the_peer_can_exchange_datagrams_with_the_guest() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000"]);
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -58,9 +58,9 @@ fn peer_to_guest() {
     }
 }
 
-/// As TFTP does: the answer comes from another port of the peer, and the exchange goes on with that.
+/// As in TFTP: the exchange continues with that port.
 #[test]
-fn answer_from_another_port() {
+fn an_answer_from_another_port_arrives() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for peer in PEER {
@@ -75,9 +75,9 @@ fn answer_from_another_port() {
     }
 }
 
-/// RFC 4787: what the guest's socket is mapped to depends on nothing but that socket, and anybody reaches it.
+/// RFC 4787: the mapping is endpoint-independent, and so is the filtering.
 #[test]
-fn answer_from_another_address() {
+fn an_answer_from_another_address_arrives() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for v in 0..2 {
@@ -93,8 +93,8 @@ fn answer_from_another_address() {
     }
 }
 
-/// Largest datagrams that fit the guest's MTU, and the empty one, both ways.
-fn sizes(mtu: u32) {
+/// Datagrams from empty to the largest that fits the guest's MTU, in both directions.
+fn assert_sizes(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
     net.pasta(&["--mtu", &mtu.to_string()]);
     for peer in PEER {
@@ -109,19 +109,19 @@ fn sizes(mtu: u32) {
 }
 
 #[test]
-fn sizes_mtu_65520() {
-    sizes(65520);
+fn datagrams_up_to_the_mtu_arrive_mtu_65520() {
+    assert_sizes(65520);
 }
 
 #[test]
-fn sizes_mtu_1500() {
-    sizes(1500);
+fn datagrams_up_to_the_mtu_arrive_mtu_1500() {
+    assert_sizes(1500);
 }
 
-/// The peer's datagrams are larger than the outer link's MTU: the host puts the fragments together. Those of the guest are
-/// refused until its kernel has learned the MTU (behaviour §7.3).
+/// The host reassembles datagrams of the peer. Those of the guest are refused until its kernel has learned the MTU (behaviour
+/// §7.3).
 #[test]
-fn outside_fragments() {
+fn datagrams_above_the_outside_mtu_arrive() {
     let Some(net) = Net::with_mtu(1500) else { return };
     net.pasta(&[]);
     for peer in PEER {
@@ -134,26 +134,28 @@ fn outside_fragments() {
         server.set_nonblocking(true).unwrap();
         wait_until("a large datagram", || {
             client.send_to(&payload(3, 60_000), (peer, 7000)).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(50));
             server.recv_from(&mut [0; 65_535]).is_ok_and(|(len, _)| len == 60_000)
         });
         server.set_nonblocking(false).unwrap();
+        // Skip those of the other attempts.
+        client.send_to(b"last", (peer, 7000)).unwrap();
+        while recv_from(&server).0 != b"last" {}
         for len in [1473, 9000, 60000] {
             deliver(&client, (peer, 7000), &server, &payload(1, len));
         }
     }
 }
 
-/// Bursts, there and back: none is lost on links with room, and none overtakes another.
+/// In both directions, as long as the buffers have room.
 #[test]
-fn bursts_in_order() {
+fn bursts_arrive_completely_and_in_order() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7001"]);
     for (peer, host) in PEER.into_iter().zip(HOST) {
         let server = net.peer.udp((peer, 7000));
         let client = net.guest.udp((any(peer), 0));
         client.connect((peer, 7000)).unwrap();
-        // Kernels mix up the order of what waited for the neighbour's address: have it known before.
+        // Resolve the neighbours' addresses first: kernels may reorder datagrams that wait for them.
         deliver(&server, deliver(&client, (peer, 7000), &server, b"there"), &client, b"and back");
         for burst in 0..50u16 {
             let number = |i: u16| (burst * 64 + i).to_be_bytes();
@@ -181,9 +183,9 @@ fn bursts_in_order() {
     }
 }
 
-/// behaviour §7.4: the error outside is the guest's socket's error. R-94.
+/// behaviour §7.4, R-94: as an error of the guest's socket.
 #[test]
-fn port_unreachable_r94() {
+fn a_port_unreachable_error_reaches_the_guest_r94() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     for to in PEER.into_iter().chain(FAR) {
@@ -192,7 +194,7 @@ fn port_unreachable_r94() {
         client.send(b"nobody there").unwrap();
         let error = client.recv(&mut [0; 16]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}: {error}");
-        // The mapping is still good for others.
+        // The mapping still works for other destinations.
         let server = net.peer.udp((PEER[usize::from(to.is_ipv6())], 7000));
         client.connect(server.local_addr().unwrap()).unwrap();
         client.send(b"somebody there").unwrap();
@@ -200,10 +202,9 @@ fn port_unreachable_r94() {
     }
 }
 
-/// behaviour §7.4, towards the outside: nobody listens in the guest, and the client learns it or at least nothing
-/// breaks for the next one.
+/// behaviour §7.4: an error of the guest does not end the flow.
 #[test]
-fn service_that_starts_late() {
+fn a_service_that_starts_late_is_reachable() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000"]);
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -211,7 +212,7 @@ fn service_that_starts_late() {
         client.send_to(b"too early", (host, 7000)).unwrap();
         let server = net.guest.udp((any(host), 7000));
         client.send_to(b"in time", (host, 7000)).unwrap();
-        // The first one may have been waiting on its way.
+        // The first one may have been delayed.
         while recv_from(&server).0 != b"in time" {}
     }
 }
@@ -222,7 +223,7 @@ fn send_with(from: &UdpSocket, to: SocketAddr, data: &[u8], info: &SendInfo) {
     mmsg::send(from, &RawAddress::new(to, false), &[data.into()], &control).unwrap();
 }
 
-/// What the kernel tells of the next datagram, which must be `data`.
+/// Source and metadata of the next datagram, which must be `data`.
 fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
     let mut buf = [0; 2048];
     at.peek(&mut buf).unwrap_or_else(|e| panic!("no datagram: {e}"));
@@ -231,9 +232,8 @@ fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
     (arrival.address.unwrap(), arrival.info)
 }
 
-/// behaviour §7.3: many datagrams in one system call (UDP_SEGMENT), as QUIC implementations send them, come out as
-/// the same datagrams, the shorter last one too.
-fn trains(mtu: u32) {
+/// behaviour §7.3: many datagrams in one system call (UDP_SEGMENT), as QUIC implementations send them, the last one shorter.
+fn assert_segmented_sends_arrive(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
     net.pasta(&["--mtu", &mtu.to_string()]);
     for peer in PEER {
@@ -259,27 +259,27 @@ fn trains(mtu: u32) {
 }
 
 #[test]
-fn trains_mtu_65520() {
-    trains(65520);
+fn segmented_sends_arrive_as_datagrams_mtu_65520() {
+    assert_segmented_sends_arrive(65520);
 }
 
 #[test]
-fn trains_mtu_1500() {
-    trains(1500);
+fn segmented_sends_arrive_as_datagrams_mtu_1500() {
+    assert_segmented_sends_arrive(1500);
 }
 
 /// behaviour §7.3, Q21: time to live, DSCP and ECN are the sender's, in both directions.
 #[test]
-fn hop_limit_and_traffic_class_q21() {
+fn hop_limit_and_traffic_class_are_preserved_q21() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7001"]);
-    let told = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS;
+    let requested = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS;
     for (peer, host) in PEER.into_iter().zip(HOST) {
         let version = if peer.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         let (server, service) = (net.peer.udp((peer, 7000)), net.guest.udp((any(host), 7001)));
         let (client, caller) = (net.guest.udp((any(peer), 0)), net.peer.udp((peer, 0)));
         for socket in [&server, &service, &client, &caller] {
-            sockopt::request_metadata(socket, version, told).unwrap();
+            sockopt::request_metadata(socket, version, requested).unwrap();
         }
         let conversations =
             [(&client, (peer, 7000).into(), &server), (&caller, (host, 7001).into(), &service)];
@@ -303,13 +303,9 @@ fn hop_limit_and_traffic_class_q21() {
     }
 }
 
-/// Aliases of the host for inbound tests; `pasta -a` keeps them out of the guest.
-const ALIASES: &str = "ip addr add 192.0.2.22/32 dev eth0; ip addr add 2001:db8:9::16/128 dev eth0 nodad\n";
-const PINNED: [&str; 4] = ["-a", "198.51.100.2/24", "-a", "2001:db8:1::2/64"];
-
-/// a host with several addresses answers from the one that was asked.
+/// on a host with several addresses.
 #[test]
-fn multi_homed_reply_r93() {
+fn a_reply_comes_from_the_address_asked_r93() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
     net.pasta(&[&PINNED[..], &["-u", "7000"]].concat());
     for v in 0..2 {
@@ -322,9 +318,9 @@ fn multi_homed_reply_r93() {
     }
 }
 
-/// with another port inside, answers still come from the port that was asked.
+/// if the rule has another target port.
 #[test]
-fn remapped_port_r97() {
+fn a_reply_comes_from_the_port_asked_r97() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "15000:53"]);
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -336,10 +332,10 @@ fn remapped_port_r97() {
     }
 }
 
-/// What the guest sends on its own from a published port leaves from where remotes know it: the port of the rule, and its
-/// address if it has one, whatever `--outbound` says of other traffic.
+/// Datagrams that the guest sends first from a published port leave from the rule's port, and from its address if it has one,
+/// in spite of `--outbound`.
 #[test]
-fn own_datagrams_leave_from_the_published_port() {
+fn datagrams_of_a_service_leave_from_its_published_port() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
     let rules = ["-u", "15000:53", "-u", "192.0.2.22/15001:54", "-u", "[2001:db8:9::16]/15001:54"];
     net.pasta(
@@ -355,9 +351,9 @@ fn own_datagrams_leave_from_the_published_port() {
     }
 }
 
-/// a rule for an address that the host gets only later.
+/// the host gets the rule's address after the start.
 #[test]
-fn freebind_reply_r98() {
+fn a_rule_with_freebind_works_once_the_address_exists_r98() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--freebind", "-u", "192.0.2.22/7000", "-u", "[2001:db8:9::16]/7000"]);
     net.host.sh(ALIASES);
@@ -369,10 +365,9 @@ fn freebind_reply_r98() {
     }
 }
 
-/// Q8: two flows of one guest port that end at the same outside endpoint, by different addresses. Each answer
-/// comes from where its question went.
+/// Q8: two flows of one guest port reach the same server by different addresses. Each answer comes from the address asked.
 #[test]
-fn one_port_two_names_of_a_server_q8() {
+fn one_guest_port_can_use_two_addresses_of_a_server_q8() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--dns-forward", "198.51.100.99", "--dns-host", "198.51.100.3"]);
     let server = net.peer.udp((PEER[0], 53));
@@ -385,9 +380,9 @@ fn one_port_two_names_of_a_server_q8() {
     }
 }
 
-/// Q10: broadcasts go out as they would from a host.
+/// Q10: and are answered.
 #[test]
-fn broadcast_q10() {
+fn broadcasts_leave_the_host_q10() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     let server = net.peer.udp((any(PEER[0]), 7000));
@@ -399,9 +394,9 @@ fn broadcast_q10() {
     assert_eq!(answer.port(), 7000);
 }
 
-/// R-91, behaviour §5.6: multicast goes out, and answers by unicast come back.
+/// R-91, behaviour §5.6: answers are unicast.
 #[test]
-fn multicast_r91() {
+fn multicast_leaves_the_host_and_is_answered_r91() {
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
     let server = net.peer.udp((any(PEER[0]), 1900));
@@ -412,18 +407,18 @@ fn multicast_r91() {
     assert_eq!(deliver(&server, source, &client, b"here"), (GATEWAY[0], 1900).into());
 }
 
-/// Q7: a guest's privileged source port is no reason to drop, even where the program may not bind it.
+/// Q7: if the program has no right to bind the port, it uses another one and logs a warning.
 #[test]
-fn privileged_source_port_q7() {
+fn a_privileged_source_port_is_replaced_if_necessary_q7() {
     need!("socat");
-    let Some(net) = Net::with(Options { who: Who::OrdinaryUser, ..Options::default() }) else { return };
+    let Some(net) = Net::with(Options { user: User::OrdinaryUser, ..Options::default() }) else { return };
     let server = net.peer.udp((PEER[0], 7000));
     let client = "echo question | socat -t 60 - UDP4:198.51.100.3:7000,sourceport=500";
     let log = net.path("pasta.log");
     let mut guest = net.start_pasta(&["--config-net", "--log-file", &log, "--", "sh", "-c", client]);
     let (question, from) = recv_from(&server);
     assert_eq!(question, b"question\n");
-    // Who looks for the reason why IKE does not work finds it.
+    // The warning explains why IKE may fail.
     let warning = "from its port 500 (IKE) leaves from another port of the host";
     wait_until("the warning", || std::fs::read_to_string(&log).unwrap().contains(warning));
     server.send_to(b"answer", from).unwrap();

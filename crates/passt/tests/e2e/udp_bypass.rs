@@ -3,7 +3,7 @@
 use crate::harness::*;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-/// A question and its answer. Returns whom the question came from.
+/// A question and its answer. Returns the source of the question.
 fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket) -> SocketAddr {
     let to = to.into();
     for round in 0..3 {
@@ -22,16 +22,16 @@ fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket) -> Soc
     unreachable!()
 }
 
-/// behaviour §5.3.6 and §7.6: the guest sees its own address, and the client's port.
+/// behaviour §5.3.6, §7.6: the guest sees its own address, and the client's port.
 #[test]
-fn in_to_the_guests_address() {
+fn inbound_goes_to_the_guests_address() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000:7001"]);
     for v in 0..2 {
         let server = net.guest.udp((any(HOST[v]), 7001));
         let client = net.host.udp((LOOPBACK[v], 0));
         assert_eq!(ask(&client, (LOOPBACK[v], 7000), &server), (HOST[v], port(&client)).into());
-        // Two clients at once are told apart.
+        // Two clients at once have two ports.
         let other = net.host.udp((LOOPBACK[v], 0));
         assert_eq!(ask(&other, (LOOPBACK[v], 7000), &server), (HOST[v], port(&other)).into());
     }
@@ -41,9 +41,9 @@ fn in_to_the_guests_address() {
     ask(&client, (other_loopback, 7000), &server);
 }
 
-/// behaviour §5.3.2: `--host-lo-to-ns-lo`, the same loopback address.
+/// behaviour §5.3.2: to the same loopback address.
 #[test]
-fn in_to_loopback() {
+fn inbound_goes_to_loopback_with_host_lo_to_ns_lo() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000", "--host-lo-to-ns-lo"]);
     for address in ["127.0.0.1", "127.0.0.53", "::1"] {
@@ -55,10 +55,9 @@ fn in_to_loopback() {
     }
 }
 
-/// behaviour §5.5, R-106: from the namespace's loopback to the same address of the host's, with the client's port if that is
-/// free.
+/// behaviour §5.5, R-106: from the client's port, if that is free on the host.
 #[test]
-fn out_r106() {
+fn outbound_goes_to_the_same_loopback_address_r106() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-U", "7000:7001"]);
     for address in ["127.0.0.1", "127.0.0.53", "::1"] {
@@ -75,9 +74,9 @@ fn out_r106() {
     }
 }
 
-/// `--splice-only`: there is no link, and none is needed.
+/// There is no link at all.
 #[test]
-fn without_a_link() {
+fn splice_only_needs_no_link() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["--splice-only", "--host-lo-to-ns-lo", "-u", "7000", "-U", "7001"]);
     for loopback in LOOPBACK {
@@ -89,9 +88,9 @@ fn without_a_link() {
     }
 }
 
-/// behaviour §7.6, but not to the loss of the datagram: another port is as good if the client's is taken.
+/// behaviour §7.6: the datagram is not lost.
 #[test]
-fn in_from_a_port_that_is_taken() {
+fn inbound_from_a_busy_port_uses_another_one() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000"]);
     for v in 0..2 {
@@ -104,9 +103,9 @@ fn in_from_a_port_that_is_taken() {
     }
 }
 
-/// behaviour §5.3.3: with `--no-splice`, or from elsewhere, it goes through the link.
+/// behaviour §5.3.3: with `--no-splice`, and those that do not come from loopback.
 #[test]
-fn in_through_the_link() {
+fn other_datagrams_use_the_link() {
     for no_splice in [true, false] {
         let Some(net) = Net::new() else { return };
         net.pasta(if no_splice { &["-u", "7000", "--no-splice"] } else { &["-u", "7000"] });
@@ -123,9 +122,9 @@ fn in_through_the_link() {
     }
 }
 
-/// behaviour §7.4: nobody there yet is no reason to give up.
+/// behaviour §7.4: an error of the guest does not end the flow.
 #[test]
-fn in_before_the_server() {
+fn datagrams_before_the_server_starts_do_no_harm() {
     need!("ss");
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000"]);
@@ -134,7 +133,7 @@ fn in_before_the_server() {
         for _ in 0..3 {
             client.send_to(b"anybody?", (LOOPBACK[v], 7000)).unwrap();
         }
-        wait_until("a socket to stand for the client", || {
+        wait_until("the socket for the client", || {
             !net.guest.sh(&format!("ss -Hnu 'sport = :{}'", port(&client))).trim().is_empty()
         });
         let server = net.guest.udp((any(HOST[v]), 7000));
@@ -143,9 +142,9 @@ fn in_before_the_server() {
     }
 }
 
-/// Bursts arrive whole and in order, as far as sockets have room.
+/// As long as the sockets' buffers have room.
 #[test]
-fn in_bursts() {
+fn bursts_arrive_completely_and_in_order() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-u", "7000"]);
     for v in 0..2 {

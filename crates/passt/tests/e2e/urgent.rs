@@ -1,4 +1,4 @@
-//! Urgent data of TCP: carried as such (RFC 9293 §3.8.5), and never a byte more or less in the stream.
+//! TCP urgent data are forwarded as urgent (RFC 9293 §3.8.5), and the stream has neither a byte more nor less.
 
 use crate::harness::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,13 +15,13 @@ fn send_urgent(to: &TcpStream, byte: u8) {
     assert_eq!(rustix::net::send(to, &[byte], SendFlags::OOB).unwrap(), 1);
 }
 
-/// Sends `seed`'s bytes, of which one is urgent now and then, and ends the stream.
+/// Sends the sequence `seed` with some urgent bytes, and ends the stream.
 fn send_with_marks(mut to: &TcpStream, seed: u64, len: usize) {
     let bytes = payload(seed, len);
     let (mut at, mut random) = (0, seed);
     while at < len {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // From nothing up to some hundred thousand bytes, small numbers as often as large ones.
+        // From none to some hundred thousand bytes, small numbers as often as large ones.
         let next = (random >> 32) as usize % (1 << (random >> 40 & 0xf) << 3);
         let end = len.min(at + next);
         to.write_all(&bytes[at..end]).unwrap();
@@ -41,8 +41,8 @@ fn await_urgent(stream: &TcpStream) {
     assert!(fds[0].revents().contains(PollFlags::PRI), "no urgent data");
 }
 
-/// A byte is urgent at one end, and arrives as urgent at the other; `inline` is how that reads it.
-fn is_carried(mut from: &TcpStream, mut to: &TcpStream, inline: bool) {
+/// A byte sent as urgent arrives as urgent. `inline`: the receiver reads it in the stream (SO_OOBINLINE).
+fn assert_urgent_byte_arrives(mut from: &TcpStream, mut to: &TcpStream, inline: bool) {
     sockopt::set_socket_oobinline(to, inline).unwrap();
     from.write_all(b"before").unwrap();
     send_urgent(from, b'!');
@@ -65,11 +65,11 @@ fn is_carried(mut from: &TcpStream, mut to: &TcpStream, inline: bool) {
     assert_eq!(rest, if inline { &b"!after"[..] } else { b"after" });
 }
 
-/// Single urgent bytes, and then many in bulk, both ways at once.
-fn check(one: &TcpStream, other: &TcpStream) {
+/// Single urgent bytes, then many within bulk data in both directions at once.
+fn assert_urgent_data_arrives(one: &TcpStream, other: &TcpStream) {
     for (from, to) in [(one, other), (other, one)] {
         for inline in [false, true] {
-            is_carried(from, to, inline);
+            assert_urgent_byte_arrives(from, to, inline);
         }
     }
     for stream in [one, other] {
@@ -98,24 +98,24 @@ fn connections(net: &Net) -> Vec<(TcpStream, TcpStream)> {
 }
 
 #[test]
-fn through_a_tap() {
+fn urgent_data_arrive_through_a_tap() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001"]);
-    connections(&net).iter().for_each(|(guest, outside)| check(guest, outside));
+    connections(&net).iter().for_each(|(guest, outside)| assert_urgent_data_arrives(guest, outside));
 }
 
 #[test]
-fn through_a_tap_with_mtu_1500() {
+fn urgent_data_arrive_through_a_tap_mtu_1500() {
     let Some(net) = Net::with_mtu(1500) else { return };
     net.pasta(&["-t", "7001"]);
-    connections(&net).iter().for_each(|(guest, outside)| check(guest, outside));
+    connections(&net).iter().for_each(|(guest, outside)| assert_urgent_data_arrives(guest, outside));
 }
 
 /// On a kernel without `SO_PEEK_OFF` for TCP.
 #[test]
-fn through_a_tap_without_peek_offset() {
+fn urgent_data_arrive_without_a_peek_offset() {
     let Some(net) = Net::new() else { return };
-    // Programs that a thread starts have its filter.
+    // A program inherits the filter of the thread that starts it.
     thread::scope(|scope| {
         let pasta = scope.spawn(|| {
             refuse_peek_offset();
@@ -123,10 +123,10 @@ fn through_a_tap_without_peek_offset() {
         });
         pasta.join().unwrap();
     });
-    connections(&net).iter().for_each(|(guest, outside)| check(guest, outside));
+    connections(&net).iter().for_each(|(guest, outside)| assert_urgent_data_arrives(guest, outside));
 }
 
-/// Has the kernel refuse `SO_PEEK_OFF` from now on, to this thread and what it starts.
+/// Makes the kernel refuse `SO_PEEK_OFF` to this thread and the programs that it starts.
 fn refuse_peek_offset() {
     use seccompiler::{
         BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
@@ -143,20 +143,20 @@ fn refuse_peek_offset() {
 }
 
 #[test]
-fn through_a_stream_socket() {
+fn urgent_data_arrive_through_a_stream_socket() {
     let Some(net) = Net::with_mtu(1500) else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--socket", &path, "--mtu", "1500", "-t", "7001"]);
     let _machine = net.machine(1500).plug(UnixStream::connect(&path).unwrap());
-    connections(&net).iter().for_each(|(guest, outside)| check(guest, outside));
+    connections(&net).iter().for_each(|(guest, outside)| assert_urgent_data_arrives(guest, outside));
 }
 
 #[test]
-fn through_vhost_user() {
+fn urgent_data_arrive_through_vhost_user() {
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--vhost-user", "--socket", &path, "-t", "7001"]);
-    let front_end = FrontEnd::new(path.as_ref(), Wishes::default());
+    let front_end = FrontEnd::new(path.as_ref(), DriverConfig::default());
     let mut guest = SmolGuest::new(front_end, 1500, address(), GATEWAY[0]);
     guest.port.marks = true;
 
@@ -199,7 +199,7 @@ fn through_vhost_user() {
 }
 
 #[test]
-fn past_the_link() {
+fn urgent_data_arrive_on_the_bypass() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000", "-T", "7001"]);
     for (loopback, host) in LOOPBACK.into_iter().zip(HOST) {
@@ -208,14 +208,14 @@ fn past_the_link() {
         {
             let listener = into.listen((at, port));
             let client = from.connect((loopback, port)).unwrap();
-            check(&client, &accept(&listener).0);
+            assert_urgent_data_arrives(&client, &accept(&listener).0);
         }
     }
 }
 
-/// The first byte of all, and the last one before the end: rlogin(1) servers begin with one.
+/// rlogin(1) servers send an urgent byte first.
 #[test]
-fn past_the_link_at_either_end() {
+fn the_first_and_last_byte_can_be_urgent_on_the_bypass() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7000"]);
     let listener = net.guest.listen((any(HOST[0]), 7000));
@@ -246,7 +246,7 @@ fn receive_all_of(mut from: impl Read, expected: &[u8]) {
     assert_eq!(bytes, expected);
 }
 
-/// Sends to a peer that does not read until nothing goes any more: urgent bytes lie in all buffers on the way.
+/// Sends to a peer that does not read until all buffers are full, urgent bytes among the data.
 fn fill(to: &TcpStream) {
     to.set_nonblocking(true).unwrap();
     let bytes = payload(1, 50_000);
@@ -261,9 +261,9 @@ fn fill(to: &TcpStream) {
     });
 }
 
-/// Urgent data that nobody reads keep nobody busy, although they are reported as long as they are there.
+/// The kernel reports unread urgent data again and again; pasta must not spin on that.
 #[test]
-fn unread_urgent_data_cost_nothing() {
+fn unread_urgent_data_use_no_processor_time() {
     let Some(net) = Net::new() else { return };
     let daemon = net.pasta(&["-t", "7000,7001"]);
     let tap = connections(&net).remove(0);

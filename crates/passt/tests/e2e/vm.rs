@@ -1,12 +1,12 @@
-//! A real virtual machine: QEMU, with a guest that `.ci/guest` has built in the folder that `E2E_GUEST` names. Not among
-//! the ordinary tests, since that takes packages and a minute; `.ci/run` runs them.
+//! A real virtual machine: QEMU, with a guest built by `.ci/guest` in the folder that `E2E_GUEST` names. These tests are
+//! ignored by default, because they need packages and a minute; `.ci/run` runs them.
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::thread;
 
-/// Ways for QEMU to get at `passt`: its options, and those of `passt`.
+/// QEMU's options for a link to `passt`, and those of `passt`.
 fn link(mode: &str, path: &str) -> (Vec<String>, &'static [&'static str]) {
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
     match mode {
@@ -15,11 +15,11 @@ fn link(mode: &str, path: &str) -> (Vec<String>, &'static [&'static str]) {
             words(format!("-chardev socket,id=c,path={path} -netdev vhost-user,id=s,chardev=c")),
             &["--vhost-user"],
         ),
-        other => panic!("no way called {other}"),
+        other => panic!("unknown mode {other}"),
     }
 }
 
-fn machine(mode: &str) {
+fn assert_machine_works(mode: &str) {
     let guest = std::env::var("E2E_GUEST").expect("E2E_GUEST names no folder: see .ci/run");
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
@@ -43,10 +43,10 @@ fn machine(mode: &str) {
 
     // Once after the start, once after a restart.
     for round in 1..=2 {
-        assert_eq!(said(&tcp), "hello by TCP\n", "round {round}");
+        assert_eq!(receive_text(&tcp), "hello by TCP\n", "round {round}");
         serve_tftp(&net, &tftp, b"hello by UDP\n");
-        assert_eq!(said(&tcp), "hello by UDP\n", "round {round}");
-        // Who was there before the machine waits for it.
+        assert_eq!(receive_text(&tcp), "hello by UDP\n", "round {round}");
+        // A connection from outside waits until the machine's service runs.
         let echo = net.peer.connect((HOST[0], 7001)).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -61,8 +61,8 @@ fn machine(mode: &str) {
     assert!(console.contains("198.51.100.2/24 by DHCP, MTU 65520"), "{console}");
 }
 
-/// What the guest says by a connection of its own.
-fn said(listener: &TcpListener) -> String {
+/// The text that the guest sends by a connection.
+fn receive_text(listener: &TcpListener) -> String {
     let (mut stream, from) = accept(listener);
     assert_eq!(from.ip(), HOST[0]);
     let mut text = String::new();
@@ -82,12 +82,12 @@ fn serve_tftp(net: &Net, server: &std::net::UdpSocket, file: &[u8]) {
 
 #[test]
 #[ignore = "needs QEMU and a guest: see .ci/run"]
-fn stream() {
-    machine("stream");
+fn a_qemu_guest_works_by_stream_socket() {
+    assert_machine_works("stream");
 }
 
 #[test]
 #[ignore = "needs QEMU and a guest: see .ci/run"]
-fn vhost_user() {
-    machine("vhost-user");
+fn a_qemu_guest_works_by_vhost_user() {
+    assert_machine_works("vhost-user");
 }

@@ -1,5 +1,5 @@
-//! What QEMU is to a vhost-user back-end, with a virtio network driver in it: rust-vmm's front-end, and rings of our own
-//! in shared memory, to which a test can write what it likes.
+//! A vhost-user front-end like QEMU's, with a virtio network driver: rust-vmm implements the protocol, and the rings here
+//! are in shared memory that a test can write arbitrary values to.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -19,11 +19,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::wait_until;
 
-/// Where memory begins for the guest.
+/// Guest-physical address of the memory's first byte.
 pub(crate) const GUEST: u64 = 0x10_0000;
-/// Length of the header in front of each frame.
+/// Length of the virtio-net header before each frame, in bytes.
 pub(crate) const HEADER: usize = 12;
-/// Rings of one queue: descriptors, available, used.
+/// Bytes for the rings of one queue: descriptors, available ring, used ring.
 const RINGS: usize = 0x2_0000;
 const AVAILABLE: usize = 0x1_0000;
 const USED: usize = 0x1_4000;
@@ -41,9 +41,9 @@ pub(crate) const EVENT_IDX: u64 = 1 << 29;
 pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 pub(crate) const VERSION_1: u64 = 1 << 32;
 
-/// What a driver asks for.
+/// What a driver negotiates.
 #[derive(Clone, Copy)]
-pub(crate) struct Wishes {
+pub(crate) struct DriverConfig {
     pub(crate) features: u64,
     /// Pairs of queues.
     pub(crate) pairs: usize,
@@ -53,9 +53,9 @@ pub(crate) struct Wishes {
     pub(crate) buffer: usize,
 }
 
-impl Default for Wishes {
+impl Default for DriverConfig {
     fn default() -> Self {
-        Wishes {
+        DriverConfig {
             features: VERSION_1
                 | PROTOCOL_FEATURES
                 | MRG_RXBUF
@@ -102,7 +102,7 @@ impl Memory {
         u32::from_le_bytes(bytes)
     }
 
-    /// Where the back-end's front-end sees it: here.
+    /// The front-end's virtual address of an offset. vhost-user messages use such addresses.
     fn user(&self, at: usize) -> u64 {
         self.view.as_ptr() as u64 + at as u64
     }
@@ -114,10 +114,11 @@ pub(crate) struct Queue {
     pub(crate) index: usize,
     entries: u16,
     event_idx: bool,
-    /// Where its rings are in memory.
+    /// Offset of its rings in memory.
     at: usize,
-    /// Where its buffers are, one for each descriptor, and how long one is.
+    /// Offset of its buffers, one per descriptor.
     buffers: usize,
+    /// Length of each buffer, in bytes.
     pub(crate) buffer: usize,
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
@@ -138,7 +139,7 @@ impl Queue {
     fn new(
         memory: &Arc<Memory>,
         index: usize,
-        wishes: &Wishes,
+        driver: &DriverConfig,
         at: usize,
         buffers: usize,
         buffer: usize,
@@ -147,8 +148,8 @@ impl Queue {
         Queue {
             memory: Arc::clone(memory),
             index,
-            entries: wishes.entries,
-            event_idx: wishes.features & EVENT_IDX != 0,
+            entries: driver.entries,
+            event_idx: driver.features & EVENT_IDX != 0,
             at,
             buffers,
             buffer,
@@ -157,7 +158,7 @@ impl Queue {
             error: eventfd(),
             available: 0,
             seen: 0,
-            free: (0..wishes.entries).rev().collect(),
+            free: (0..driver.entries).rev().collect(),
         }
     }
 
@@ -165,7 +166,7 @@ impl Queue {
         self.index.is_multiple_of(2)
     }
 
-    /// Writes descriptor `index`, of a buffer at the guest-physical `address`.
+    /// Writes descriptor `index` for a buffer at the guest-physical `address`.
     pub(crate) fn describe(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         let mut bytes = address.to_le_bytes().to_vec();
         bytes.extend(len.to_le_bytes());
@@ -174,7 +175,7 @@ impl Queue {
         self.memory.write(self.at + 16 * usize::from(index), &bytes);
     }
 
-    /// Where the buffer of a descriptor is in memory.
+    /// Offset of a descriptor's buffer in memory.
     pub(crate) fn buffer_at(&self, index: u16) -> usize {
         self.buffers + usize::from(index) * self.buffer
     }
@@ -192,7 +193,7 @@ impl Queue {
         self.memory.word(self.at + AVAILABLE + 2).store(index.to_le(), Ordering::Release);
     }
 
-    /// Kicks, if the back-end wants it after `before`.
+    /// Notifies the back-end if it asked for a notification since the available index was `before`.
     pub(crate) fn kick_if_wanted(&self, before: u16) -> bool {
         fence(Ordering::SeqCst);
         let word = |at| u16::from_le(self.memory.word(self.at + at).load(Ordering::Relaxed));
@@ -209,7 +210,7 @@ impl Queue {
         wanted
     }
 
-    /// Offers all buffers that are free to be written to.
+    /// Makes all free buffers available for the back-end to write to.
     pub(crate) fn refill(&mut self) {
         let before = self.available;
         while let Some(index) = self.free.pop() {
@@ -222,7 +223,7 @@ impl Queue {
         }
     }
 
-    /// The next chain that the back-end has given back, and how much it wrote.
+    /// The next used chain: its head, and how many bytes the back-end wrote.
     pub(crate) fn take_used(&mut self) -> Option<(u16, usize)> {
         let index = u16::from_le(self.memory.word(self.at + USED + 2).load(Ordering::Acquire));
         if index == self.seen {
@@ -234,7 +235,7 @@ impl Queue {
         Some((id as u16, len as usize))
     }
 
-    /// Asks to be called when there is something new. False if there is already.
+    /// Asks for a notification of the next used buffer. False if one is used already.
     pub(crate) fn ask_for_call(&self) -> bool {
         if self.event_idx {
             let at = self.at + AVAILABLE + 4 + 2 * usize::from(self.entries);
@@ -246,7 +247,7 @@ impl Queue {
         u16::from_le(self.memory.word(self.at + USED + 2).load(Ordering::Acquire)) == self.seen
     }
 
-    /// Waits until the back-end has given something back.
+    /// Waits until the back-end has used a buffer.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         if self.ask_for_call() {
             wait_for(&self.call, timeout);
@@ -289,7 +290,7 @@ impl Queue {
         let header: [u8; HEADER] = bytes.try_into().unwrap();
         let mut frame = Frame { header, bytes: rest };
         for _ in 1..u16::from_le_bytes([header[10], header[11]]) {
-            // All buffers of a frame are shown at once.
+            // The back-end publishes all buffers of a frame together.
             let (index, len) = self.take_used().unwrap();
             frame.bytes.extend(self.take(index, len));
         }
@@ -304,7 +305,7 @@ impl Queue {
         bytes
     }
 
-    /// As after a reset of the driver.
+    /// Clears the rings, like a reset of the driver.
     fn clear(&mut self) {
         self.memory.write(self.at, &vec![0; RINGS]);
         (self.available, self.seen) = (0, 0);
@@ -326,26 +327,26 @@ pub(crate) struct FrontEnd {
     pub(crate) memory: Arc<Memory>,
     /// Even: to the guest. Odd: from the guest.
     pub(crate) queues: Vec<Queue>,
-    /// What driver and back-end agree on.
+    /// The features negotiated with the back-end.
     features: u64,
 }
 
 impl FrontEnd {
-    /// Connects to `path`, and sets up a device that can be used.
-    pub(crate) fn new(path: &Path, wishes: Wishes) -> Self {
-        let mut front_end = Self::connect(path, wishes);
-        front_end.negotiate(wishes.features);
+    /// Connects to `path`, and starts the device.
+    pub(crate) fn new(path: &Path, driver: DriverConfig) -> Self {
+        let mut front_end = Self::connect(path, driver);
+        front_end.negotiate(driver.features);
         front_end.share_memory();
         front_end.start();
         front_end
     }
 
-    /// Connects to `path`, as soon as the front-end before it is gone.
-    pub(crate) fn connect(path: &Path, wishes: Wishes) -> Self {
-        let queues = 2 * wishes.pairs;
+    /// Connects to `path`, once the back-end has finished with the previous front-end.
+    pub(crate) fn connect(path: &Path, driver: DriverConfig) -> Self {
+        let queues = 2 * driver.pairs;
         let transmit = 70_000_usize.next_multiple_of(4096);
-        let pair = usize::from(wishes.entries) * (wishes.buffer + transmit);
-        let memory = Arc::new(Memory::new(queues * RINGS + wishes.pairs * pair));
+        let pair = usize::from(driver.entries) * (driver.buffer + transmit);
+        let memory = Arc::new(Memory::new(queues * RINGS + driver.pairs * pair));
         let mut frontend = None;
         wait_until("another front-end is served", || {
             let candidate = Frontend::from_stream(UnixStream::connect(path).unwrap(), queues as u64);
@@ -357,10 +358,10 @@ impl FrontEnd {
         let queues = (0..queues).map(|index| {
             let buffers = queues * RINGS + index / 2 * pair;
             let (buffers, buffer) = match index % 2 {
-                0 => (buffers, wishes.buffer),
-                _ => (buffers + usize::from(wishes.entries) * wishes.buffer, transmit),
+                0 => (buffers, driver.buffer),
+                _ => (buffers + usize::from(driver.entries) * driver.buffer, transmit),
             };
-            Queue::new(&memory, index, &wishes, index * RINGS, buffers, buffer)
+            Queue::new(&memory, index, &driver, index * RINGS, buffers, buffer)
         });
         let queues = queues.collect();
         FrontEnd { frontend, memory, queues, features: 0 }
@@ -385,7 +386,7 @@ impl FrontEnd {
         }
     }
 
-    /// Tells the back-end where memory is.
+    /// Sends the memory table to the back-end.
     pub(crate) fn share_memory(&self) {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: GUEST,
@@ -397,7 +398,7 @@ impl FrontEnd {
         self.frontend.set_mem_table(&[region]).unwrap();
     }
 
-    /// Has pages that are written to logged in `log`.
+    /// Asks the back-end to log the pages that it writes to in `log`.
     pub(crate) fn log_to(&self, log: &File, features: u64) {
         let mmap_size = log.metadata().unwrap().len();
         let region = VhostUserDirtyLogRegion { mmap_size, mmap_offset: 0, mmap_handle: log.as_raw_fd() };
@@ -412,7 +413,7 @@ impl FrontEnd {
         }
     }
 
-    /// Starts a queue, from the beginning.
+    /// Starts a queue with empty rings.
     pub(crate) fn start_queue(&mut self, index: usize) {
         let protocol = self.features & PROTOCOL_FEATURES != 0;
         let queue = &mut self.queues[index];
@@ -440,7 +441,7 @@ impl FrontEnd {
         }
     }
 
-    /// Stops a queue, as for a reset of the guest. Returns where it was.
+    /// Stops a queue, like a reset of the guest. Returns its last available index.
     pub(crate) fn stop_queue(&self, index: usize) -> u32 {
         self.frontend.get_vring_base(index).unwrap()
     }

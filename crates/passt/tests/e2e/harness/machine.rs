@@ -1,5 +1,5 @@
-//! A virtual machine as far as `passt` can tell: the guest namespace, and in it a tap device whose frames go to and fro
-//! over a UNIX stream socket.
+//! Stands in for a virtual machine at passt's stream socket: a tap device in the guest namespace, and a thread that carries
+//! its frames over the socket.
 
 use super::PATIENCE;
 use super::net::Net;
@@ -10,12 +10,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
-/// A machine that is off the network.
+/// A machine that is not connected to passt.
 pub(crate) struct Unplugged {
     tap: OwnedFd,
 }
 
-/// A machine that is on it.
+/// A machine that is connected to passt.
 pub(crate) struct Machine {
     socket: UnixStream,
     bridge: JoinHandle<OwnedFd>,
@@ -39,7 +39,7 @@ END"
 }
 
 impl Unplugged {
-    /// Puts it on the network by a connected socket.
+    /// Connects the machine by a socket that is connected to passt.
     pub(crate) fn plug(self, socket: UnixStream) -> Machine {
         let ours = socket.try_clone().unwrap();
         let bridge = std::thread::Builder::new().name("bridge".into());
@@ -52,14 +52,14 @@ impl Unplugged {
 }
 
 impl Machine {
-    /// Takes it off the network.
+    /// Disconnects the machine.
     pub(crate) fn unplug(self) -> Unplugged {
         self.socket.shutdown(Shutdown::Both).unwrap();
         Unplugged { tap: self.bridge.join().unwrap() }
     }
 }
 
-/// Carries frames until the socket's end.
+/// Carries frames in both directions until the socket is closed.
 fn run(tap: &OwnedFd, mut socket: UnixStream) {
     let (mut stream, mut frame) = (Vec::new(), vec![0; 70_000]);
     loop {
@@ -73,7 +73,7 @@ fn run(tap: &OwnedFd, mut socket: UnixStream) {
             }
             let mut at = 0;
             while let Some(next) = next_frame(&stream[at..]) {
-                // What its kernel does not want, it does not get.
+                // A frame that the guest's kernel refuses is lost.
                 let _ = rustix::io::write(tap, next);
                 at += 4 + next.len();
             }
@@ -92,7 +92,7 @@ fn run(tap: &OwnedFd, mut socket: UnixStream) {
     }
 }
 
-/// The first frame of a stream (behaviour §9.2), if it is complete.
+/// The first frame of a stream (behaviour §9.2), if it is complete, without its length.
 pub(crate) fn next_frame(stream: &[u8]) -> Option<&[u8]> {
     let (len, rest) = stream.split_first_chunk::<4>()?;
     rest.get(..u32::from_be_bytes(*len) as usize)

@@ -1,4 +1,4 @@
-//! What every test stands on: the namespaces, sockets in them, and the program under test.
+//! The harness of all tests: namespaces, sockets in them, guests, and the program under test.
 
 mod front_end;
 mod machine;
@@ -22,7 +22,7 @@ pub(crate) use smol_guest::*;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Bound of every wait. Generous, as machines that run tests are slow and shared; nothing should come near it.
+/// Bound of every wait. Generous, because test machines are slow and shared; no wait should come near it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls `condition` until it holds.
@@ -32,15 +32,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < end, "waited in vain: {what}");
+        assert!(Instant::now() < end, "timed out waiting for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Says on the real standard error (not the captured one) that a test was skipped.
+/// Reports on the real standard error, which the test runner does not capture, that this test is skipped.
 ///
 /// # Panics
-/// When `CI` is set: there, nothing may be skipped.
+/// If `CI` is set: then no test may be skipped.
 pub(crate) fn skipped(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
     let test = std::thread::current().name().unwrap_or("?").to_owned();
@@ -54,7 +54,7 @@ pub(crate) fn has_tool(tool: &str) -> bool {
     path.split(':').any(|dir| std::path::Path::new(dir).join(tool).exists())
 }
 
-/// Returns from the test, loudly, when one of the tools is missing.
+/// Returns from the test, and reports it as skipped, if one of the tools is missing.
 macro_rules! need {
     ($($tool:literal),+) => {
         $(if !$crate::harness::has_tool($tool) {

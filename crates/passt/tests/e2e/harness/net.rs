@@ -1,10 +1,10 @@
-//! The topology of a test, made in a user, mount and PID namespace of its own:
+//! The topology of a test, in a new user, mount and PID namespace:
 //!
 //! ```text
 //! [guest] == tap == (pasta in [host]) eth0 --- eth0 [peer] eth1 --- eth0 [far]
 //! ```
 //!
-//! The peer is also the host's gateway, with two more addresses for its services, and the way to `far`.
+//! The peer is also the host's gateway and the router to `far`, and has two more addresses for its services.
 
 use super::ns::Ns;
 use super::{program, skipped};
@@ -23,28 +23,33 @@ const fn v6(subnet: u16, host: u16) -> IpAddr {
 
 /// The host's own addresses, which the guest copies.
 pub(crate) const HOST: [IpAddr; 2] = [v4(198, 51, 100, 2), v6(1, 2)];
-/// More addresses of the host, for rules and multi-homed replies; not copied when `pasta` is given `-a`.
+/// More addresses of the host, if [`ALIASES`] adds them. The guest does not copy them if pasta has the options [`PINNED`].
 pub(crate) const HOST_ALIAS: [IpAddr; 2] = [v4(192, 0, 2, 22), v6(9, 22)];
-/// The gateway: the peer's first addresses, which by default stand for the host's loopback in the guest.
+/// The gateway: the peer's first addresses. In the guest, they map to the host's loopback by default.
 pub(crate) const GATEWAY: [IpAddr; 2] = [v4(198, 51, 100, 1), v6(1, 1)];
 /// The peer's addresses for services.
 pub(crate) const PEER: [IpAddr; 2] = [v4(198, 51, 100, 3), v6(1, 3)];
-/// The peer's addresses for answers from an unexpected side.
+/// The peer's addresses for replies from another address than the one asked.
 pub(crate) const PEER_ALIAS: [IpAddr; 2] = [v4(198, 51, 100, 4), v6(1, 4)];
-/// An address behind the peer, one router hop away.
+/// Addresses one router hop beyond the peer.
 pub(crate) const FAR: [IpAddr; 2] = [v4(203, 0, 113, 2), v6(2, 2)];
-/// On the host's link, but nobody's: for mapped addresses.
+/// Addresses on the host's link that no machine has, for mappings.
 pub(crate) const MAPPED: [IpAddr; 2] = [v4(198, 51, 100, 99), v6(1, 0x99)];
-/// Another one.
+/// More of them.
 pub(crate) const MAPPED2: [IpAddr; 2] = [v4(198, 51, 100, 98), v6(1, 0x98)];
-/// On the host's link, and never answering.
+/// Addresses on the host's link that never answer.
 pub(crate) const NOBODY: [IpAddr; 2] = [v4(198, 51, 100, 200), v6(1, 0x200)];
+/// Shell commands that add [`HOST_ALIAS`] to the host.
+pub(crate) const ALIASES: &str =
+    "ip addr add 192.0.2.22/32 dev eth0; ip addr add 2001:db8:9::16/128 dev eth0 nodad\n";
+/// Options with which the guest has the addresses [`HOST`] only.
+pub(crate) const PINNED: [&str; 4] = ["-a", "198.51.100.2/24", "-a", "2001:db8:1::2/64"];
 /// The loopback addresses.
 pub(crate) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// As whom the program under test runs.
+/// The user that the program under test runs as.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Who {
+pub(crate) enum User {
     /// Root of a user namespace, as in a rootless container engine.
     UsernsRoot,
     /// Root without a user namespace. Only for a test run as root.
@@ -53,15 +58,15 @@ pub(crate) enum Who {
     OrdinaryUser,
 }
 
-/// How to build a [`Net`].
+/// How to make a [`Net`].
 pub(crate) struct Options {
     /// MTU of the link between host and peer.
     pub(crate) mtu: u32,
     /// The host's resolv.conf.
     pub(crate) resolv_conf: &'static str,
-    /// Shell commands for the host before anything else runs there.
+    /// Shell commands that prepare the host.
     pub(crate) host_setup: &'static str,
-    pub(crate) who: Who,
+    pub(crate) user: User,
 }
 
 impl Default for Options {
@@ -70,26 +75,26 @@ impl Default for Options {
             mtu: 65520,
             resolv_conf: "nameserver 198.51.100.3\nnameserver 2001:db8:1::3\n",
             host_setup: "",
-            who: Who::UsernsRoot,
+            user: User::UsernsRoot,
         }
     }
 }
 
-/// The namespaces of one test. They end with this value or with the test process, whichever is first: the
-/// first process of the PID namespace ends when its standard input does, and all others with it.
+/// The namespaces of one test. They end with this value or with the test process, whichever is first: process 1 of the PID
+/// namespace exits at the end of its standard input, and the kernel kills all others with it.
 pub(crate) struct Net {
     pub(crate) host: Ns,
     pub(crate) peer: Ns,
     pub(crate) far: Ns,
-    /// Empty: for `--netns`. Other start forms make their own.
+    /// The guest, with no interface yet, for `--netns`.
     pub(crate) guest: Ns,
     pub(crate) dir: TempDir,
-    pub(crate) who: Who,
+    pub(crate) user: User,
     holder: Child,
 }
 
 impl Net {
-    /// The usual topology, or nothing (loudly) where namespaces can't be made.
+    /// The usual topology. None, and a skipped test, if namespaces can't be created.
     pub(crate) fn new() -> Option<Net> {
         Net::with(Options::default())
     }
@@ -105,11 +110,11 @@ impl Net {
             return None;
         }
         let root = rustix::process::geteuid().is_root();
-        if options.who == Who::PlainRoot && !root {
+        if options.user == User::PlainRoot && !root {
             skipped("plain root needs root");
             return None;
         }
-        let userns = !root || options.who == Who::UsernsRoot;
+        let userns = !root || options.user == User::UsernsRoot;
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let (holder, enter) = hold(userns, &dir);
@@ -121,7 +126,7 @@ impl Net {
         }
         let named = |name: &str| host.inner(&["nsenter", &format!("--net=/run/netns/{name}")]);
         let (peer, far, guest) = (named("peer"), named("far"), named("guest"));
-        let net = Net { host, peer, far, guest, dir, who: options.who, holder };
+        let net = Net { host, peer, far, guest, dir, user: options.user, holder };
         net.set_up(&options);
         Some(net)
     }
@@ -134,7 +139,7 @@ impl Net {
             .replace("@MTU@", &options.mtu.to_string())
             + options.host_setup;
         self.host.sh(&script);
-        if self.who == Who::OrdinaryUser && !rustix::process::geteuid().is_root() {
+        if self.user == User::OrdinaryUser && !rustix::process::geteuid().is_root() {
             self.host.sh(ORDINARY_USER);
         }
     }
@@ -163,11 +168,12 @@ impl Drop for Net {
         let killed = killed_by_filter(&self.host);
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
-        assert!(killed.is_empty() || std::thread::panicking(), "killed for a system call: {killed}");
+        assert!(killed.is_empty() || std::thread::panicking(), "killed by the seccomp filter: {killed}");
     }
 }
 
-/// The processes of the test's PID namespace that ended by SIGSYS: nobody waits for daemons there.
+/// The zombies of the test's PID namespace that ended by SIGSYS. Daemons stay zombies there, because process 1 does not
+/// reap them.
 fn killed_by_filter(host: &Ns) -> String {
     const SIGSYS: u32 = 31;
     let stats = host.run(&["sh", "-c", "cat /proc/[0-9]*/stat"]).stdout;
@@ -178,7 +184,7 @@ fn killed_by_filter(host: &Ns) -> String {
     killed.collect()
 }
 
-/// Starts the process that keeps the namespaces, and says how to enter them.
+/// Starts the process that keeps the namespaces. Returns it and the command that enters them.
 fn hold(userns: bool, dir: &TempDir) -> (Child, Vec<String>) {
     let mut command = Command::new("unshare");
     if userns {
@@ -192,7 +198,7 @@ fn hold(userns: bool, dir: &TempDir) -> (Child, Vec<String>) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("unshare (util-linux)");
-    // The namespaces are complete once the inner shell speaks (or has failed).
+    // The namespaces are complete once the inner shell has written a line. If it failed, the read ends, too.
     let mut byte = [0; 1];
     let _ = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut byte);
     let proc = format!("/proc/{}/ns", holder.id());
@@ -209,7 +215,7 @@ fn hold(userns: bool, dir: &TempDir) -> (Child, Vec<String>) {
     (holder, enter)
 }
 
-/// A test holds both ends of thousands of connections.
+/// Raises the soft limit of open files: a test holds both ends of thousands of connections.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     static ONCE: Once = Once::new();
@@ -220,7 +226,7 @@ fn raise_descriptor_limit() {
     });
 }
 
-/// A user namespace whose one user isn't root, and has no capability over anything outside.
+/// Creates a user namespace with one user that isn't root and has no capability outside it.
 const ORDINARY_USER: &str = "
 unshare --user --map-user=1234 --map-group=1234 sh -c 'echo $$; exec sleep infinity' >/run/user.pid &
 while [ ! -s /run/user.pid ]; do sleep 0.02; done
@@ -229,7 +235,7 @@ while [ ! -s /run/user.pid ]; do sleep 0.02; done
 const SETUP: &str = r#"
 mount -t tmpfs tmpfs /run
 mkdir /run/netns
-# The program, where an ordinary user may execute it; the machine's own resolv.conf out of sight.
+# The program, where an ordinary user may execute it. The test's resolv.conf hides the machine's.
 touch /run/pasta; mount --bind @PROGRAM@ /run/pasta
 conf=$(readlink -f /etc/resolv.conf)
 case $conf in /run/*) mkdir -p "${conf%/*}"; touch "$conf";; esac

@@ -1,4 +1,4 @@
-//! One network namespace of a test: sockets in it, and commands run in it.
+//! One network namespace of a test: sockets and commands in it.
 
 use super::opener::{Kind, Opener};
 use super::{PATIENCE, wait_until};
@@ -11,14 +11,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
 
-/// A namespace, by the command that enters it.
+/// A namespace, known by the command that enters it.
 pub(crate) struct Ns {
     enter: Vec<String>,
-    /// One request at a time.
+    /// Opens sockets, one request at a time. Started on first use.
     opener: OnceLock<Mutex<Opener>>,
 }
 
-/// What a finished command left.
+/// The result of a command that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
@@ -40,7 +40,7 @@ impl Finished {
     }
 }
 
-/// A command that runs on; killed with its namespace at the latest.
+/// A command in the background. It ends with the PID namespace of its test at the latest.
 pub(crate) struct Running {
     child: Child,
     stdout: File,
@@ -48,11 +48,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Waits for its end (bounded, as every command runs under `timeout`).
+    /// Waits until it has ended. The wait is bounded, because every command runs under `timeout`.
     pub(crate) fn wait(mut self) -> Finished {
         let status = self.child.wait().unwrap();
         let end = Finished { status, stdout: contents(&mut self.stdout), stderr: contents(&mut self.stderr) };
-        assert_ne!(end.code(), 128 + 31, "killed for a system call (SIGSYS): {end:?}");
+        assert_ne!(end.code(), 128 + 31, "killed by the seccomp filter (SIGSYS): {end:?}");
         end
     }
 
@@ -95,7 +95,7 @@ impl Ns {
         Ns::entered_by(self.enter.iter().cloned().chain(enter.iter().map(|s| (*s).to_owned())).collect())
     }
 
-    /// `argv` inside the namespace, with no bound on its time.
+    /// A command `argv` inside the namespace, without a time limit.
     pub(crate) fn bare_command(&self, argv: &[&str]) -> Command {
         let mut command = Command::new(&self.enter[0]);
         command.args(&self.enter[1..]).args(argv);
@@ -108,7 +108,7 @@ impl Ns {
     pub(crate) fn start(&self, argv: &[&str]) -> Running {
         let seconds = (PATIENCE.as_secs() * 2).to_string();
         let bounded: Vec<&str> = ["timeout", "-k", "1", &seconds].iter().chain(argv).copied().collect();
-        // Files, not pipes: a daemon that kept a pipe open would hold up the reader.
+        // Files, not pipes: a daemon that keeps a pipe open would block the reader.
         let stdout = tempfile::tempfile().unwrap();
         let stderr = tempfile::tempfile().unwrap();
         let mut command = self.bare_command(&bounded);
@@ -169,7 +169,7 @@ impl Ns {
         Ok(TcpStream::from(socket))
     }
 
-    /// An outgoing connection by a socket that was prepared.
+    /// An outgoing connection by a socket that `prepare` has changed.
     pub(crate) fn connect_by(&self, to: impl Into<SocketAddr>, prepare: impl FnOnce(&OwnedFd)) -> TcpStream {
         let to = to.into();
         let socket = self.tcp(to);
@@ -178,7 +178,7 @@ impl Ns {
         TcpStream::from(socket)
     }
 
-    /// A connection that is not there yet: non-blocking, connecting.
+    /// Starts a connection: the socket is non-blocking, and may still be connecting.
     pub(crate) fn start_connect(&self, to: impl Into<SocketAddr>) -> TcpStream {
         let to = to.into();
         let socket = self.tcp(to);
@@ -197,7 +197,7 @@ impl Ns {
         UdpSocket::from(socket)
     }
 
-    /// The same for a port that other sockets may have, too, if they say so.
+    /// Likewise, with SO_REUSEADDR: sockets that have it can share the port.
     pub(crate) fn udp_shared(&self, at: impl Into<SocketAddr>) -> UdpSocket {
         let at = at.into();
         let socket = self.open(if at.is_ipv4() { Kind::Udp4 } else { Kind::Udp6 });
@@ -206,12 +206,12 @@ impl Ns {
         UdpSocket::from(socket)
     }
 
-    /// A socket that sends frames by `eth0` as they are, each behind a virtio-net header (see [`sys::packet`]).
+    /// A socket that sends raw frames by `eth0`, each after a virtio-net header (see [`sys::packet`]).
     pub(crate) fn frames(&self) -> OwnedFd {
         self.open(Kind::Frames)
     }
 
-    /// A new tap device `eth0`: frames as they are, non-blocking.
+    /// A new tap device `eth0` without offloads, non-blocking.
     pub(crate) fn tap(&self) -> OwnedFd {
         let opener = self.opener.get_or_init(|| Mutex::new(Opener::start(self)));
         opener.lock().unwrap().open(Kind::Tap)
@@ -253,13 +253,13 @@ pub(crate) fn recv_from(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buf, canonical(from))
 }
 
-/// A v4-mapped address (as dual-stack sockets show it) as the IPv4 address it stands for.
+/// Converts a v4-mapped address, as dual-stack sockets report it, into an IPv4 address.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Binds a socket. An address that has just been closed may still be busy for a moment: every process that
-/// another test starts has a copy of all our descriptors until it executes its program.
+/// Binds a socket. An address can stay busy for a moment after its socket was closed: a process that another test starts has
+/// copies of all descriptors until it executes its program.
 fn bind(socket: &impl AsFd, at: SocketAddr) {
     wait_until(&format!("bind to {at}"), || match net::bind(socket, &at) {
         Ok(()) => true,
@@ -268,7 +268,7 @@ fn bind(socket: &impl AsFd, at: SocketAddr) {
     });
 }
 
-/// No wait on the socket may be longer than [`PATIENCE`].
+/// Limits every wait on the socket to [`PATIENCE`].
 fn bound_waits(socket: &impl AsFd) {
     for id in [Timeout::Recv, Timeout::Send] {
         sockopt::set_socket_timeout(socket, id, Some(PATIENCE)).unwrap();

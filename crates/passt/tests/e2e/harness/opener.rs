@@ -1,8 +1,8 @@
-//! Opens sockets inside a namespace and hands them out. A socket belongs to the namespace it was created in
-//! wherever it is used afterwards, so this is all that has to happen inside: tests use plain `std::net`.
+//! Opens sockets inside a namespace, and passes them to the test. A socket stays in the namespace that it was created in,
+//! so nothing else has to run inside: tests use plain `std::net`.
 //!
-//! The opener is this test binary, run again inside the namespace with a UNIX socket as standard input: a
-//! request of three bytes (domain, type, protocol), an answer of one byte and the descriptor.
+//! The opener is this test binary, executed inside the namespace with a UNIX socket as standard input. A request is one byte,
+//! a [`Kind`]; an answer is an error number of four bytes in native byte order, with the descriptor.
 
 use super::ns::Ns;
 use rustix::io::Errno;
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Tcp6,
     Udp4,
     Udp6,
-    /// Sends frames by the interface `eth0`, each behind a virtio-net header.
+    /// Sends frames by the interface `eth0`, each after a virtio-net header.
     Frames,
     /// A new tap device `eth0`, without any offload.
     Tap,
@@ -82,9 +82,9 @@ impl Drop for Opener {
     }
 }
 
-/// The other side: not a test, but the entry of the process that [`Opener`] starts.
+/// Not a test, but the entry point of the process that [`Opener`] starts.
 #[test]
-#[ignore = "the entry of a helper process"]
+#[ignore = "the entry point of a helper process"]
 fn socket_opener() {
     if std::env::var_os(ROLE).is_none() {
         return;

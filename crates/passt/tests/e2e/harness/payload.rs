@@ -1,5 +1,5 @@
-//! Reproducible data: every byte of a transfer is known from a seed and its offset, so the receiver checks
-//! each of them without a copy, and names the first wrong one.
+//! Reproducible data: a seed and an offset determine each byte of a transfer. The receiver checks every byte without a copy
+//! of the data, and reports the first wrong one.
 
 use std::io::{ErrorKind, Read, Write};
 

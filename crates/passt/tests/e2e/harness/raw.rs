@@ -1,6 +1,6 @@
-//! A guest by hand: single Ethernet frames on the guest's interface, for what no kernel would send.
+//! Single Ethernet frames on the guest's interface, for what no kernel would send.
 //!
-//! `socat` has the packet socket; its standard input and output are a message socket, which keeps frames apart.
+//! `socat` owns the packet socket. Its standard input and output are a SEQPACKET socket, which keeps the bounds of frames.
 
 use super::net::Net;
 use super::wait_until;
@@ -16,10 +16,10 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// Our side's MAC address unless an option changes it (behaviour §2.2, `-M`).
+/// The program's default MAC address (behaviour §2.2, `-M`).
 const OUR_MAC: EthernetAddress = EthernetAddress([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// An address on the guest's network that its kernel doesn't have, so that it stays out of the conversation.
+/// An address on the guest's network that its kernel doesn't have, so that the kernel does not answer.
 pub(crate) const RAW_IP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 55);
 
 /// The open interface.
@@ -29,7 +29,7 @@ pub(crate) struct Raw {
     mac: EthernetAddress,
 }
 
-/// A TCP segment as a test looks at it.
+/// The parts of a TCP segment that tests check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) src_port: u16,
@@ -52,7 +52,7 @@ impl Raw {
             .bare_command(&["socat", "-b", "70000", "STDIO", "INTERFACE:eth0"])
             .stdin(Stdio::from(theirs.try_clone().unwrap()))
             .stdout(Stdio::from(theirs))
-            .stderr(Stdio::null()) // it complains of frames that come after the test's end
+            .stderr(Stdio::null()) // it reports frames that arrive after the end of the test
             .spawn()
             .unwrap();
         let raw = Raw { socket: Some(ours), process, mac: EthernetAddress(net.guest_mac()) };
@@ -60,12 +60,12 @@ impl Raw {
         raw
     }
 
-    /// Sends one frame as it is.
+    /// Sends one frame unchanged.
     pub(crate) fn send(&self, frame: &[u8]) {
         net::send(self.socket.as_ref().unwrap(), frame, SendFlags::empty()).unwrap();
     }
 
-    /// The next frame for which `wanted` has an answer.
+    /// The result of `wanted` for the next frame for which it is not None.
     pub(crate) fn expect<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
         let end = Instant::now() + super::PATIENCE;
         let mut frame = vec![0; 70000];
@@ -76,10 +76,10 @@ impl Raw {
                 return found;
             }
         }
-        panic!("waited in vain for {what}");
+        panic!("timed out waiting for {what}");
     }
 
-    /// The question by ARP for an address, of one that owns none itself (RFC 5227).
+    /// An ARP probe for an address (RFC 5227).
     pub(crate) fn probe_frame(&self, target: Ipv4Addr) -> Vec<u8> {
         let arp = ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Request,
@@ -99,7 +99,7 @@ impl Raw {
         frame
     }
 
-    /// The address that the next ARP reply is about.
+    /// The sender's protocol address in the next ARP reply.
     pub(crate) fn expect_arp_reply(&self) -> Ipv4Addr {
         self.expect("an ARP reply", |frame| {
             let ethernet = EthernetFrame::new_checked(frame).ok()?;
@@ -116,7 +116,7 @@ impl Raw {
         })
     }
 
-    /// An IPv4 frame from [`RAW_IP`], filled up with `padding` bytes after the end of the packet.
+    /// A frame with an IPv4 segment from [`RAW_IP`], and `padding` bytes after the packet.
     pub(crate) fn tcp_frame(&self, to: IpAddr, segment: &Segment, padding: usize) -> Vec<u8> {
         let IpAddr::V4(to) = to else { panic!("IPv4 only") };
         let tcp = TcpRepr {
@@ -156,13 +156,13 @@ impl Raw {
         self.send(&self.tcp_frame(to, segment, 0));
     }
 
-    /// The next segment to [`RAW_IP`] that fits.
+    /// The next segment to [`RAW_IP`] that is `wanted`.
     pub(crate) fn expect_tcp(&self, what: &str, mut wanted: impl FnMut(&Segment) -> bool) -> Segment {
         self.expect(what, |frame| parse_tcp(frame).filter(|segment| wanted(segment)))
     }
 }
 
-/// An IPv4 frame in fragments of `room` bytes each.
+/// Cuts an IPv4 frame into fragments of `room` bytes of payload each.
 pub(crate) fn fragments_of(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     let (headers, upper) = frame.split_at(34);
     let cut = upper.chunks(room).zip((0..).step_by(room)).map(|(chunk, offset)| {
@@ -187,8 +187,8 @@ impl Drop for Raw {
     }
 }
 
-/// The TCP segment to [`RAW_IP`] in a frame. Checksums are not looked at: on the guest's interface they may be
-/// left to the (virtual) hardware.
+/// The TCP segment to [`RAW_IP`] in a frame. The checksum is not verified: on the guest's interface, it may be incomplete
+/// (checksum offload).
 fn parse_tcp(frame: &[u8]) -> Option<Segment> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
     if ethernet.ethertype() != EthernetProtocol::Ipv4 {

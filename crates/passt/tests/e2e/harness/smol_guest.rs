@@ -1,4 +1,4 @@
-//! A guest made of smoltcp behind a vhost-user front-end: a TCP of another make, no kernel and no namespace.
+//! A guest without a kernel or a namespace: smoltcp's TCP on a vhost-user front-end.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -18,11 +18,11 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 pub(crate) struct Port {
     pub(crate) front_end: FrontEnd,
     mtu: usize,
-    /// Frames to the guest that stood for several.
+    /// Number of frames to the guest that were to be segmented (GSO).
     pub(crate) super_frames: usize,
-    /// The last byte of each segment from the guest is urgent.
+    /// Whether to mark the last byte of each segment from the guest as urgent.
     pub(crate) marks: bool,
-    /// Segments to the guest that named an urgent byte.
+    /// Number of segments to the guest with an urgent pointer.
     pub(crate) urgent_segments: usize,
 }
 
@@ -70,14 +70,14 @@ impl Device for Port {
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.mtu + 14;
         let mut checksum = ChecksumCapabilities::default();
-        // What is left open in frames to us is for nobody to complete.
+        // Frames to the guest may have partial checksums, which smoltcp could not verify.
         checksum.tcp = Checksum::Tx;
         capabilities.checksum = checksum;
         capabilities
     }
 }
 
-/// Has the last byte of a segment be urgent.
+/// Marks the last byte of a segment as urgent.
 fn mark(frame: &mut [u8]) {
     let Ok(ip) = Ipv4Packet::new_checked(&frame[14..]) else { return };
     let (from, to, len) = (ip.src_addr().into(), ip.dst_addr().into(), ip.payload().len());
@@ -94,7 +94,7 @@ fn mark(frame: &mut [u8]) {
     }
 }
 
-/// Whether a frame is a TCP segment that names an urgent byte.
+/// Whether a frame is a TCP segment with an urgent pointer.
 fn is_urgent(frame: &[u8]) -> bool {
     let Some(Ok(ip)) = frame.get(14..).map(Ipv4Packet::new_checked) else { return false };
     ip.next_header() == IpProtocol::Tcp
@@ -137,7 +137,7 @@ impl SmolGuest {
         self.sockets.add(socket)
     }
 
-    /// Runs until `done` says so.
+    /// Runs the guest until `done`.
     pub(crate) fn run(
         &mut self,
         what: &str,
@@ -149,11 +149,11 @@ impl SmolGuest {
             let now = Instant::from_micros(self.start.elapsed().as_micros() as i64);
             self.interface.poll(now, &mut self.port, &mut self.sockets);
             if done(self.sockets.get_mut(socket)) {
-                // What that has made due goes out.
+                // `done` may have queued data or an end.
                 self.interface.poll(now, &mut self.port, &mut self.sockets);
                 return;
             }
-            assert!(std::time::Instant::now() < end, "waited in vain: {what}");
+            assert!(std::time::Instant::now() < end, "timed out waiting for: {what}");
             let delay = self.interface.poll_delay(now, &self.sockets).map(Duration::from);
             self.port.front_end.queues[0]
                 .wait(delay.unwrap_or(super::PATIENCE).min(Duration::from_millis(50)));
@@ -161,7 +161,7 @@ impl SmolGuest {
     }
 }
 
-/// The guest's address in tests, as the host's.
+/// The guest's address in tests, which is also the host's.
 pub(crate) const fn address() -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2))
 }

@@ -1,12 +1,12 @@
-//! What the program tells while it runs (behaviour §1.7, §1.10).
+//! Log messages and counters while the program runs (behaviour §1.7, §1.10).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-/// behaviour §1.7.7: a line for each flow, with its ends on both sides, and for its end.
+/// behaviour §1.7.7: a line at the start of each flow, with its endpoints on both sides, and a line at its end.
 #[test]
-fn flows_are_told_when_debugging() {
+fn debug_logs_the_start_and_end_of_flows() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     let log = net.path("log");
@@ -49,9 +49,9 @@ fn flows_are_told_when_debugging() {
     pasta.terminate();
 }
 
-/// behaviour §1.7.5, R-10: a log under fire keeps its limit, and has the last lines after SIGTERM.
+/// behaviour §1.7.5: also with a line for every frame. R-10: after SIGTERM, the log has the last lines.
 #[test]
-fn a_log_of_all_frames_keeps_its_limit_r10() {
+fn the_log_file_keeps_its_size_limit_r10() {
     const LIMIT: u64 = 40960;
     let Some(net) = Net::new() else { return };
     let log = net.path("log");
@@ -64,7 +64,7 @@ fn a_log_of_all_frames_keeps_its_limit_r10() {
         recv_from(&server);
         assert!(size() <= LIMIT, "{}", size());
     }
-    // What the guest has seen answered was logged.
+    // A frame is logged before it is forwarded.
     client.send_to(&[0; 1234], (PEER[0], 7000)).unwrap();
     assert_eq!(recv_from(&server).0.len(), 1234);
     pasta.terminate();
@@ -74,9 +74,9 @@ fn a_log_of_all_frames_keeps_its_limit_r10() {
     assert!(text.ends_with('\n') && text.len() as u64 <= LIMIT && text.len() as u64 > LIMIT / 2);
 }
 
-/// behaviour §1.10: a table of what happened, with a line when something has.
+/// behaviour §1.10: a table of counters, with a new line after a change.
 #[test]
-fn statistics() {
+fn stats_prints_counters_of_flows() {
     let Some(net) = Net::new() else { return };
     let pid = net.path("pasta.pid");
     let mut pasta = net.start_pasta(&[
@@ -96,7 +96,7 @@ fn statistics() {
     let (mut server, _) = accept(&listener);
     guest.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
-    // The last line is never older than the interval, so it comes to show all of this.
+    // The last line is at most one interval old, so it shows all of this eventually.
     let mut last = Vec::new();
     wait_until("a line with the connection", || {
         let text = pasta.stderr();
