@@ -1,5 +1,4 @@
-//! The control protocol, both sides: what is read can be written and is read as the same, or is refused, or more of it
-//! is needed.
+//! The control protocol, both sides: a message is refused or incomplete, or reads back as the same after it is written.
 
 use std::fmt::Debug;
 
@@ -7,7 +6,7 @@ use control::message::{
     Decoded, Error, MAX_LEN, decode_announcement, decode_update, encode_announcement, encode_update,
 };
 
-/// A byte that chooses the side, and a message.
+/// A byte that selects the side, then a message.
 pub fn target(data: &[u8]) {
     let Some((&side, message)) = data.split_first() else { return };
     if side & 1 == 0 {

@@ -1,5 +1,5 @@
-//! Fragments in any order, of any length, some of them false: whatever is put together was sent so, memory is bounded, and
-//! in the end nothing is left.
+//! Fragments in any order, of any length, some of them false: a reassembled datagram consists of bytes that were sent, memory
+//! is bounded, and nothing remains at the end.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,15 +12,15 @@ use wire::frame::{Packet, Transport};
 
 use crate::input::Input;
 
-/// Bytes that say what a fragment is.
+/// Number of bytes of the input that describe a fragment.
 const RECORD: usize = 8;
 /// Addresses and identification, and for IPv4 the protocol.
 type Key = (bool, u32, u8);
 
-/// See the module.
+/// A sequence of descriptions of fragments, see the module.
 pub fn target(data: &[u8]) {
     let mut reassembly = Reassembly::default();
-    // Which bytes were sent at which place, since the datagram's first fragment.
+    // The bytes sent at each offset since the datagram's first fragment.
     let mut sent: HashMap<Key, Vec<Vec<u8>>> = HashMap::new();
     let mut now = Instant::from_micros(1);
     for record in data.chunks(RECORD) {
@@ -93,7 +93,7 @@ fn add(
             bytes.iter().zip(all.iter()).all(|(byte, sent)| sent.contains(byte)),
             "bytes that nobody sent"
         );
-        // The same packet is not handed out twice.
+        // A packet is delivered once.
         let last = all.len();
         all.clear();
         assert!(bytes.len() <= last);
@@ -101,12 +101,12 @@ fn add(
     }
 }
 
-/// What belongs at a place of a datagram, or something else.
+/// The byte at an offset of a datagram, or a wrong one.
 fn pattern(id: u32, at: usize, honest: bool) -> u8 {
     (at as u8) ^ ((at >> 8) as u8) ^ (id as u8) ^ if honest { 0 } else { 0x80 }
 }
 
-/// Inputs to begin with.
+/// Seeds of the corpus.
 #[must_use]
 pub fn seeds() -> Vec<crate::seeds::Seed> {
     // Offsets in units of eight bytes; lengths are multiplied by 8.

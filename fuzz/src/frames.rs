@@ -1,4 +1,4 @@
-//! Frames as they come: whatever the bytes, views that lie within them or a reason, and nothing left of it in the end.
+//! Frames: any bytes give views into them, or a reason for their refusal. After sending them, nothing remains at the end.
 
 use wire::frame::{self, Body, HEAD_LEN, Transport, Unusable};
 
@@ -25,7 +25,7 @@ fn parse(data: &[u8]) {
         Transport::Other(_, payload) => payload,
     };
     assert!(payload.len() < data.len());
-    // What is known of it by its head alone is the same, unless its headers are longer.
+    // Parsing the head alone gives the same result, unless the headers are longer than the head.
     match frame::parse_head(frame::head(data), data) {
         Ok(again) => assert_eq!(format!("{again:?}"), format!("{frame:?}")),
         Err(reason) => assert!(reason == Unusable::Malformed && data.len() - payload.len() > HEAD_LEN),

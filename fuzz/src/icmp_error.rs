@@ -1,8 +1,8 @@
-//! Errors of the host's sockets, told to the guest: whatever a router wrote, a sound message or none.
+//! Errors of the host's sockets: whatever a router sent, the guest gets a valid ICMP message or none.
 
 use crate::{receive_path, seeds};
 
-/// A datagram of the guest and then errors that its socket met, as operations of [`receive_path`].
+/// A datagram of the guest, then errors of its socket, as operations of [`receive_path`].
 pub fn target(data: &[u8]) {
     let Some((&[family, source, destination], errors)) = data.split_first_chunk() else { return };
     let datagram =

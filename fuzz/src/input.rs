@@ -1,19 +1,19 @@
-//! Bytes read as choices: what a target does is a function of its input alone.
+//! Reads bytes as choices: what a target does depends on its input only.
 
-/// A cursor over a target's input. Behind the end there are zeros.
+/// A cursor over a target's input. After the end, it reads zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    /// From the first byte on.
+    /// Starts at the first byte.
     #[must_use]
     pub const fn new(data: &'a [u8]) -> Self {
         Self { rest: data }
     }
 
-    /// Whether nothing is left.
+    /// Whether no byte remains.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.rest.is_empty()
@@ -49,12 +49,12 @@ impl<'a> Input<'a> {
         taken
     }
 
-    /// All the bytes that are left.
+    /// All remaining bytes.
     pub fn rest(&mut self) -> &'a [u8] {
         self.take(usize::MAX)
     }
 
-    /// One of `choices`, by the next byte.
+    /// One of `choices`, selected by the next byte.
     ///
     /// # Panics
     /// If there are no choices.
@@ -62,7 +62,7 @@ impl<'a> Input<'a> {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// True once in `n` times, by the next byte.
+    /// True for one of `n` values of the next byte.
     pub fn one_in(&mut self, n: u8) -> bool {
         self.byte() % n == n - 1
     }

@@ -1,9 +1,8 @@
-//! Fuzz targets as plain functions, replayed on stable by the ordinary tests.
+//! Fuzz targets as plain functions, which the ordinary tests run on stable Rust.
 //!
-//! A target takes any bytes and panics if something does not hold. Its corpus, under `corpus/` with the target's
-//! name, is what its inputs are made from: `cargo test -p fuzz` replays it and some thousand inputs made of it,
-//! `FUZZ_ITERATIONS=1000000 cargo test --release -p fuzz` as many as one likes. An input that failed belongs into the
-//! corpus.
+//! A target takes any bytes, and panics if an invariant does not hold. Its corpus is in `corpus/`, in a folder with the
+//! target's name. `cargo test -p fuzz` runs the corpus and some thousand mutations of it,
+//! `FUZZ_ITERATIONS=1000000 cargo test --release -p fuzz` more of them. Add an input that failed to the corpus.
 #![forbid(unsafe_code)]
 
 pub mod command_line;
@@ -30,7 +29,7 @@ pub struct Target {
     pub name: &'static str,
     /// The function.
     pub run: fn(&[u8]),
-    /// Inputs that an ordinary test run makes.
+    /// Number of mutations that an ordinary test runs.
     pub iterations: u64,
 }
 

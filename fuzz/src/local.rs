@@ -1,4 +1,4 @@
-//! The local services: any question gets one answer or none.
+//! The local services: any request gets one reply or none.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,7 +17,7 @@ use wire::{
 
 use crate::receive_path::{datagram_with, settings};
 
-/// The one answer that there may be.
+/// A link with room for one reply.
 struct Answer {
     slot: Vec<u8>,
     len: usize,
@@ -54,7 +54,7 @@ impl Link for Answer {
     }
 }
 
-/// An ARP packet behind its Ethernet header.
+/// An ARP packet, without its Ethernet header.
 pub fn arp(data: &[u8]) {
     let mut bytes = vec![0xff; 12];
     bytes.extend_from_slice(&ethernet::ethertype::ARP.to_be_bytes());

@@ -1,4 +1,4 @@
-//! New inputs from old ones, by a seeded generator.
+//! Makes new inputs from old ones, with a seeded generator.
 
 use crate::receive_path::RECORD;
 
@@ -33,12 +33,12 @@ impl Random {
     }
 }
 
-/// Bytes at which programs err.
+/// Values that often trigger faults.
 const INTERESTING: [u8; 10] = [0, 1, 2, 4, 0x7f, 0x80, 0xfe, 0xff, 0x45, 0x60];
-/// Longest input that is made.
+/// Maximum length of a new input.
 const MAX_LEN: usize = 4096;
 
-/// An input made of one of `corpus`, or of nothing.
+/// A new input from one of `corpus`, or from nothing.
 #[must_use]
 pub fn next_input(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = match random.below(8) {
@@ -57,7 +57,7 @@ pub fn next_input(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
     let at = random.below(input.len());
-    // Half of the changes keep records whole, see `receive_path`.
+    // Half of the changes keep the bounds of records, see `receive_path`.
     let whole = random.below(2) == 0;
     let at = if whole { at - at % RECORD } else { at };
     let len = if whole { RECORD } else { 1 + random.below(16) }.min(input.len() - at);

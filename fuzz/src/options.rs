@@ -1,4 +1,4 @@
-//! Options of TCP segments: what is read can be written, and read again.
+//! TCP options: what was parsed can be written, and parses again.
 
 use wire::tcp::{MAX_OPTIONS_LEN, MAX_SACK_BLOCKS, MAX_WINDOW_SCALE, Options};
 
@@ -10,7 +10,7 @@ pub fn target(data: &[u8]) {
     let mut bytes = [0; MAX_OPTIONS_LEN];
     let len = options.emit(&mut bytes);
     assert!(len.is_multiple_of(4) && len <= MAX_OPTIONS_LEN);
-    // No segment has both, but for a mischievous one.
+    // Valid segments do not have both.
     if options.sack.as_slice().is_empty() || (options.mss.is_none() && options.window_scale.is_none()) {
         let again = Options::parse(&bytes[..len]);
         assert_eq!(

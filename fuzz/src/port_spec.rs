@@ -1,4 +1,4 @@
-//! Port specifiers: any text is a list of sound rules, or an error that can be told.
+//! Port specifiers: any text gives valid rules, or an error with a message.
 
 use engine::forward::{
     Enabled, PortRange, Protocol, Table,
@@ -7,7 +7,7 @@ use engine::forward::{
 
 use crate::input::Input;
 
-/// A byte that says which option it is of, and the text.
+/// A byte that selects the option, then the text.
 pub fn target(data: &[u8]) {
     let mut input = Input::new(data);
     let switches = input.byte();

@@ -1,4 +1,4 @@
-//! The host's resolv.conf, which anybody may have written.
+//! The host's resolv.conf, with any contents.
 
 use passt::host::Resolver;
 

@@ -1,5 +1,5 @@
-//! The corpus's beginnings, written by `cargo run -p fuzz --bin seeds`: one input for each thing that a target
-//! should get to see. Inputs that were found since then, and captured frames, lie beside them.
+//! The seeds of the corpus: one input per feature that a target should reach. `cargo run -p fuzz --bin seeds` writes them.
+//! Inputs found later, and captured frames, are in the same folders.
 
 use control::message::{Announced, Capabilities, Pif, Update, encode_announcement, encode_update};
 use engine::forward::{
@@ -9,10 +9,10 @@ use engine::forward::{
 
 use crate::receive_path::{RECORD, dhcp_message};
 
-/// An input: of which target, under which name, and its bytes.
+/// An input: its target, its name and its bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
 
-/// All of them.
+/// All seeds.
 #[must_use]
 pub fn all() -> Vec<Seed> {
     let mut seeds = receive_path();
@@ -25,11 +25,11 @@ pub fn all() -> Vec<Seed> {
     seeds
 }
 
-/// Operations of [`crate::receive_path`], each the bytes that its reading takes.
+/// Operations of [`crate::receive_path`], each as the bytes that it reads.
 pub(crate) mod op {
     pub(crate) const START: &[u8] = &[0, 0, 3];
     pub(crate) const ROUND: &[u8] = &[31];
-    /// The guest's SYN with all options, then the socket's connection.
+    /// The guest's SYN with all options, then the socket is connected.
     pub(crate) const SYN: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0];
     pub(crate) const CONNECTED: &[u8] = &[14, 0, 10];
     pub(crate) const ACK: &[u8] = &[0, 0, 0, 2, 0, 0, 0, 0];
@@ -41,7 +41,7 @@ pub(crate) mod op {
     pub(crate) const RST: &[u8] = &[0, 0, 0, 11, 0, 0, 0, 0];
     pub(crate) const HOLES: &[u8] =
         &[0, 0, 0, 12, 0x40, 0, 2, 0x10, 0, 0, 4, 0, 0x30, 0, 0, 4, 0, 0, 0, 0, 0];
-    /// The peer sends 60,000 bytes, ends its stream, takes more, resets.
+    /// The peer sends 60000 bytes, ends its stream, accepts more, resets.
     pub(crate) const ARRIVES: &[u8] = &[14, 0, 0, 0xea, 0x60, 0];
     pub(crate) const ENDS: &[u8] = &[14, 0, 7];
     pub(crate) const WRITABLE: &[u8] = &[14, 0, 10];
@@ -72,7 +72,7 @@ pub(crate) mod op {
     pub(crate) const DHCP: &[u8] = &[0, 11, 1, 255];
 }
 
-/// Operations, each filled up to a record.
+/// Operations, each padded to a record.
 pub(crate) fn records(operations: &[Vec<u8>]) -> Vec<u8> {
     let mut records = Vec::new();
     for operation in operations {

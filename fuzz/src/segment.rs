@@ -1,4 +1,4 @@
-//! Segmentation and checksums in software, of frames that need not be what their virtio-net header says.
+//! Segmentation and checksums in software, of frames that may not match their virtio-net header.
 
 use wire::{
     frame::MAX_LEN,
@@ -10,16 +10,16 @@ use wire::{
 pub fn target(data: &[u8]) {
     let Some((header, frame)) = data.split_first_chunk() else { return };
     let Some(offload) = Offload::from_virtio(header) else { return };
-    // Unused fields, and the number of buffers, don't come back.
+    // Conversion drops unused fields and the number of buffers.
     assert_eq!(Offload::from_virtio(&offload.to_virtio()).map(Offload::to_virtio), Some(offload.to_virtio()));
 
     let mut whole = frame.to_vec();
     if !complete_checksum(&mut whole, &offload) {
-        assert_eq!(whole, frame, "changed, though the checksum has no place");
+        assert_eq!(whole, frame, "changed, although the checksum has no place in it");
     }
     let Some(mut segments) = Segments::new(frame, &offload) else { return };
     let Some(size) = offload.segmentation.map(|segmentation| usize::from(segmentation.size)) else {
-        panic!("segments of a frame that is none of several");
+        panic!("segments of a frame that is not to be segmented");
     };
     let mut buffer = vec![0; MAX_LEN];
     let mut count = 0;

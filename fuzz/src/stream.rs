@@ -1,5 +1,5 @@
-//! Frames on a byte stream: the same ones wherever the stream is cut, up to the first bad length; and trains of them
-//! carry the bytes that their segments carried.
+//! Frames on a byte stream: the same frames wherever the stream is cut, up to the first invalid length. Joined segments carry
+//! the bytes of the single ones.
 
 use wire::{
     frame::{self, Body, Transport},
@@ -7,7 +7,7 @@ use wire::{
     train::Train,
 };
 
-/// How to cut the stream, and the stream.
+/// A byte that selects how to cut the stream, then the stream.
 pub fn target(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let (expected, end) = whole(stream);
@@ -19,7 +19,7 @@ pub fn target(data: &[u8]) {
     }
 }
 
-/// The frames of a stream that is there all at once, and the length that ends it.
+/// The frames of a complete stream, and the invalid length that ends it.
 fn whole(mut stream: &[u8]) -> (Vec<&[u8]>, Result<(), BadLength>) {
     let mut frames = Vec::new();
     while let Some((len, rest)) = stream.split_first_chunk::<PREFIX_LEN>() {
@@ -35,11 +35,11 @@ fn whole(mut stream: &[u8]) -> (Vec<&[u8]>, Result<(), BadLength>) {
     (frames, Ok(()))
 }
 
-/// The frames of a stream that comes in pieces, to a buffer that has room for one frame and little more.
+/// The frames of a stream that arrives in pieces, with a buffer for little more than one frame.
 fn in_pieces<'a>(cut: u8, stream: &'a [u8], frames: &mut Vec<&'a [u8]>) -> Result<(), BadLength> {
     let mut buffer = vec![0; PREFIX_LEN + MAX_FRAME_LEN + usize::from(cut)];
     let mut unframer = Unframer::default();
-    // Where in the stream frames are found.
+    // Offset in the stream up to which frames were found.
     let (mut read, mut found) = (0, 0);
     for piece in 1.. {
         while let Some(frame) = unframer.next_frame(&buffer)? {

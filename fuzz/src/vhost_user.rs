@@ -1,4 +1,4 @@
-//! A vhost-user back-end, with a front-end that says anything, and a guest that has anything in its memory.
+//! A vhost-user back-end, with any messages of the front-end and any contents of the guest's memory.
 
 use std::fs::File;
 use std::io::{IoSlice, Read, Seek, SeekFrom, Write};
@@ -23,13 +23,13 @@ use crate::seeds::Seed;
 const MEMORY: usize = 0x4000;
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7000_0000;
-/// Entries of a ring, and where the parts of the two are in memory.
+/// Entries of a ring, and the offsets of the parts of both rings in memory.
 const ENTRIES: u32 = 8;
 const RINGS: [[u64; 3]; 2] = [[0, 0x80, 0xa0], [0x100, 0x180, 0x1a0]];
 const CLIENT: u32 = 1;
 const QUEUE: u32 = 2;
 
-/// A front-end's side.
+/// The front-end.
 struct FrontEnd {
     socket: UnixStream,
     link: VhostUserLink,
@@ -38,7 +38,7 @@ struct FrontEnd {
     event: OwnedFd,
 }
 
-/// Unless the machine has no more descriptors.
+/// None if the machine has no more descriptors.
 fn front_end() -> Option<FrontEnd> {
     let (ours, theirs) = UnixStream::pair().ok()?;
     ours.set_nonblocking(true).ok()?;
@@ -52,7 +52,7 @@ fn front_end() -> Option<FrontEnd> {
 }
 
 impl FrontEnd {
-    /// Sends bytes, with descriptors: bit 0 for memory, bit 1 for an eventfd.
+    /// Sends bytes with descriptors: bit 0 selects memory, bit 1 an eventfd.
     fn send(&mut self, bytes: &[u8], descriptors: u8) {
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         if descriptors & 1 != 0 {
@@ -76,7 +76,7 @@ impl FrontEnd {
         self.link.on_event(source, Instant::default(), &self.epoll);
     }
 
-    /// Sends a message that is one.
+    /// Sends a valid message.
     fn request(&mut self, request: u32, body: &[u8], descriptors: u8) {
         self.send(&message(request, body), descriptors);
     }
@@ -89,10 +89,10 @@ impl FrontEnd {
         let mut frames = 0;
         while let Some(mut frame) = self.link.receive() {
             let (head, frame, _) = frame.parts();
-            assert!(head.len() <= wire::frame::HEAD_LEN && head.len() <= frame.len().max(head.len()));
+            assert!(head.len() <= wire::frame::HEAD_LEN && head.len() <= frame.len());
             frame.copy_to(&mut [0; 2000]);
             frames += 1;
-            assert!(frames <= 1000, "frames without end");
+            assert!(frames <= 1000, "too many frames");
         }
         let mut full = false;
         for (head, room) in [(60, 0), (54, 1000), (54, 5000), (42, 65_507)] {
@@ -150,7 +150,8 @@ fn set_up(features: u64) -> Vec<(u32, Vec<u8>, u8)> {
     messages
 }
 
-/// Any messages: each is a byte for its descriptors, two for its length, and bytes. Now and then a round of the event loop.
+/// Any messages: each is a byte for its descriptors, two for its length, and its bytes. Some are followed by a round of the
+/// event loop.
 pub fn messages(mut data: &[u8]) {
     let Some(mut front_end) = front_end() else { return };
     while let [descriptors, low, high, rest @ ..] = data {
@@ -165,12 +166,12 @@ pub fn messages(mut data: &[u8]) {
     front_end.round();
 }
 
-/// Any memory, and with it any rings: a byte that chooses features, then what is in memory, once and once more.
+/// Any memory, and so any rings: a byte that selects features, then the contents of memory, twice.
 pub fn rings(data: &[u8]) {
     frames_of_rings(data);
 }
 
-/// How many frames came out of them.
+/// The number of frames from the rings.
 fn frames_of_rings(data: &[u8]) -> usize {
     let Some((&choice, data)) = data.split_first() else { return 0 };
     let Some(mut front_end) = front_end() else { return 0 };
@@ -197,7 +198,7 @@ fn frames_of_rings(data: &[u8]) -> usize {
     frames
 }
 
-/// What the corpus begins with.
+/// Seeds of the corpus.
 pub(crate) fn seeds() -> Vec<Seed> {
     let mut all = Vec::new();
     for (request, body, descriptors) in set_up(1 << 32 | 1 << 30 | 1 << 15) {
@@ -210,7 +211,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
         let rest = [&len.to_le_bytes()[..], &flags.to_le_bytes(), &next.to_le_bytes()].concat();
         [&address.to_le_bytes()[..], &rest].concat()
     };
-    // Eight buffers to write to, and three frames: plain, in two pieces, in a table.
+    // Eight writable buffers, and three frames: in one descriptor, in two, in an indirect table.
     let mut memory = vec![0; 0x400];
     for index in 0..8 {
         let at = 16 * index;
@@ -246,15 +247,15 @@ pub(crate) fn seeds() -> Vec<Seed> {
 mod tests {
     use super::*;
 
-    /// What is good is taken: else nothing bad would be seen.
+    /// Valid rings must work, else the target would test nothing.
     #[test]
-    fn good_rings_have_frames() {
+    fn valid_rings_give_frames() {
         let frames = |name| {
             let seed = seeds().into_iter().find(|seed| seed.1 == name);
             seed.map(|(_, _, bytes)| frames_of_rings(&bytes))
         };
         assert_eq!(frames("all_features"), Some(3));
-        assert_eq!(frames("plain"), Some(2)); // a table was not agreed upon
+        assert_eq!(frames("plain"), Some(2)); // INDIRECT_DESC is not negotiated
         assert_eq!(frames("loop"), Some(0));
     }
 }

@@ -1,4 +1,4 @@
-//! Writes the corpus's beginnings to where the tests look for them.
+//! Writes the seeds of the corpus to the directory that the tests read.
 
 use std::{fs, io, path::Path};
 

@@ -1,16 +1,16 @@
-//! A guest that means to use up what we have (behaviour §10.6): everything has a bound, and who is in stays in.
+//! A guest that tries to use up resources (behaviour §10.6): everything is bounded, and existing connections continue.
 
 use engine::{flow::Endpoints, host::Readiness};
 use wire::{offload::Offload, tcp::Flags};
 
 use super::{Input, Run, guest::segment_with};
 
-/// Most connections (behaviour §12), and most memory that they may have queued together.
+/// Maximum number of connections (behaviour §12), and of bytes that they may have queued together.
 const MOST_CONNECTIONS: usize = 131_071;
 const MOST_MEMORY: usize = 256 << 20;
 const ISS: u32 = 1000;
 
-/// Ends of the guest's connection with this number.
+/// Endpoints of the guest's connection with this number.
 fn ends(number: usize) -> Endpoints {
     let guest = (u32::from(std::net::Ipv4Addr::new(198, 51, 0, 10)) + (number / 60_000) as u32).into();
     let port = 1 + (number % 60_000) as u16;
@@ -23,7 +23,7 @@ impl Run {
         self.frame(&segment_with(ends, seq, ack, flags, len), &Offload::VERIFIED);
     }
 
-    /// Opens a connection, unless the host has no socket for it. Returns whether it stands.
+    /// Opens a connection. False if the host has no socket for it.
     fn open(&mut self, ends: &Endpoints) -> bool {
         let before = self.stack.tcp().len();
         self.send(ends, ISS, Flags::SYN, 0);
@@ -41,13 +41,13 @@ impl Run {
         true
     }
 
-    /// How much the host has got of a connection's stream.
+    /// Number of bytes of a connection's stream that the host has received.
     fn written(&self, ends: &Endpoints) -> u64 {
         let stream = self.world.streams().iter().find(|stream| stream.borrow().ends == *ends);
         stream.map_or(0, |stream| stream.borrow().written)
     }
 
-    /// Sends 100 bytes, again if they are lost, until the host has them.
+    /// Sends 100 bytes, and retransmits them until the host has them.
     fn talk(&mut self, ends: &Endpoints, seq: u32) {
         let before = self.written(ends);
         for _ in 0..100 {
@@ -59,7 +59,7 @@ impl Run {
                 return;
             }
         }
-        panic!("{ends:?} can't talk any more");
+        panic!("{ends:?} makes no progress");
     }
 }
 
@@ -77,7 +77,7 @@ fn connections_fill_the_table_and_no_more() {
     assert_eq!(run.stack.tcp().len(), MOST_CONNECTIONS);
     assert!(run.stack.timers().len() <= MOST_CONNECTIONS);
     run.talk(&old, ISS + 101);
-    // One that goes makes room for one.
+    // One that ends makes room for one.
     run.send(&ends(1), ISS + 1, Flags::RST, 0);
     assert_eq!(run.stack.tcp().len(), MOST_CONNECTIONS - 1);
     while !run.open(&ends(MOST_CONNECTIONS * 2)) {}
@@ -89,7 +89,7 @@ fn connections_that_come_and_go_leave_nothing() {
     for number in 0..10_000 {
         let ends = ends(number);
         if run.open(&ends) {
-            run.send(&ends, ISS + 2, Flags::ACK, 10); // behind a hole
+            run.send(&ends, ISS + 2, Flags::ACK, 10); // after a gap
             run.send(&ends, ISS + 1, Flags::RST, 0);
         }
         run.round();

@@ -1,4 +1,4 @@
-//! A guest without manners: frames of a small grammar, close enough to real ones to get far, and then bent.
+//! A hostile guest: frames from a small grammar, close enough to real ones to reach deep states, then mutated.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -22,7 +22,7 @@ use crate::input::Input;
 const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
 const HOST_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// The guest's own addresses, and some that can't be.
+/// The guest's own addresses, and some invalid sources.
 const SOURCES_V4: [Ipv4Addr; 6] = [
     Ipv4Addr::new(198, 51, 100, 2),
     Ipv4Addr::new(198, 51, 100, 2),
@@ -65,7 +65,7 @@ const PORTS: [u16; 10] = [40_000, 40_001, 53, 80, 67, 68, 547, 546, 0, 65_535];
 const LENGTHS: [usize; 10] = [0, 1, 5, 100, 536, 1000, 1460, 9000, 32_000, 65_000];
 const WINDOWS: [u16; 6] = [65_535, 65_535, 1000, 64, 1, 0];
 
-/// One connection that the guest keeps up, more or less.
+/// A connection of the guest, which may not follow the protocol.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Talk {
     pub(super) ends: Endpoints,
@@ -80,11 +80,11 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// With a few connections in mind, none open.
+    /// A guest with the endpoints of a few connections, none open.
     pub(super) fn new() -> Self {
         let talk = |guest: IpAddr, remote: IpAddr, port: u16| {
             let ends = Endpoints { guest: (guest, port).into(), remote: (remote, 80).into() };
-            // One of them wraps round soon.
+            // One of them is close to the wrap-around.
             let iss = if port == 40_001 { 0xffff_fff0 } else { 0x1000_0000 };
             Talk { ends, iss, next: iss }
         };
@@ -99,7 +99,7 @@ impl Guest {
         Self { talks }
     }
 
-    /// A frame as `input` wants it, with what its virtio-net header says.
+    /// A frame that `input` selects, with the offload of its virtio-net header.
     pub(super) fn frame(&mut self, input: &mut Input<'_>, link: &GuestLink) -> (Vec<u8>, Offload) {
         let kind = input.byte() % 16;
         let mut frame = match kind {
@@ -116,7 +116,7 @@ impl Guest {
         }
         fix_payload(&mut frame);
         let offload = if input.one_in(4) { Offload::from_virtio(&input.array()) } else { None };
-        // Few frames have right checksums after all that.
+        // Few frames have valid checksums after mutation.
         (frame, offload.unwrap_or(Offload::VERIFIED))
     }
 
@@ -168,7 +168,7 @@ impl Guest {
                 Flags::RST | Flags::ACK
             }
             12..14 => {
-                // Duplicate acknowledgments that tell of holes.
+                // Duplicate acknowledgments that report gaps (SACK).
                 ack = ack.wrapping_sub(u32::from(input.u16()));
                 options.sack = blocks(ack, input);
                 window = input.pick(&WINDOWS);
@@ -193,7 +193,7 @@ impl Guest {
     }
 }
 
-/// A segment without options, its payload what belongs there.
+/// A segment without options, with the payload of its sequence number.
 #[cfg(test)]
 pub(super) fn segment_with(ends: &Endpoints, seq: u32, ack: u32, flags: Flags, len: usize) -> Vec<u8> {
     let ports = (ends.guest.port(), ends.remote.port());
@@ -267,7 +267,7 @@ pub(crate) fn datagram_with(
     })
 }
 
-/// A DHCP message: a sound start, and options as they come.
+/// A DHCP message: a valid header, and any options.
 pub(crate) fn dhcp_message(options: &[u8]) -> Vec<u8> {
     let mut message = vec![0; 236];
     message[..4].copy_from_slice(&[1, 1, 6, 0]);
@@ -326,7 +326,7 @@ fn arp(input: &mut Input<'_>) -> Vec<u8> {
     [header.as_bytes(), packet.as_bytes()].concat()
 }
 
-/// Breaks a frame: some bytes of its headers, or its length.
+/// Corrupts a frame: some bytes of its headers, or its length.
 fn bend(frame: &mut Vec<u8>, input: &mut Input<'_>) {
     for _ in 0..=input.byte() % 4 {
         let at = usize::from(input.byte()) % 128;
@@ -342,8 +342,8 @@ fn bend(frame: &mut Vec<u8>, input: &mut Input<'_>) {
     }
 }
 
-/// The IP packet of a frame in fragments of at most `room` bytes; none of what can't be cut. Its checksum is completed, if
-/// it was left open.
+/// The IP packet of a frame in fragments of at most `room` bytes, or none if it can't be fragmented. A partial checksum is
+/// completed first.
 pub(super) fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     let mut whole = frame.to_vec();
     let Ok(Body::Ip(packet)) = frame::parse(frame).map(|frame| frame.body) else { return Vec::new() };
@@ -386,7 +386,7 @@ pub(super) fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     fragments.collect()
 }
 
-/// Where the TCP payload of a frame lies, and which sequence number its first byte has.
+/// The range of the TCP payload in a frame, and the sequence number of its first byte.
 fn payload(frame: &[u8]) -> Option<(usize, usize, u32)> {
     let Body::Ip(packet) = frame::parse(frame).ok()?.body else { return None };
     let Transport::Tcp(segment) = packet.transport else { return None };
@@ -395,7 +395,7 @@ fn payload(frame: &[u8]) -> Option<(usize, usize, u32)> {
     Some((start, segment.payload.len(), segment.seq().0.wrapping_add(syn)))
 }
 
-/// Whatever else a segment says: its payload is what belongs at its sequence number.
+/// Overwrites the payload of a segment with the bytes of its sequence number.
 fn fix_payload(frame: &mut [u8]) {
     let Some((start, len, seq)) = payload(frame) else { return };
     for (byte, position) in frame[start..start + len].iter_mut().zip(0..) {
@@ -403,7 +403,7 @@ fn fix_payload(frame: &mut [u8]) {
     }
 }
 
-/// The ends, sequence number and flags of a TCP segment in a frame.
+/// The endpoints, sequence number and flags of a TCP segment in a frame.
 pub(super) fn segment_of(frame: &[u8]) -> Option<(Endpoints, u32, Flags)> {
     let Body::Ip(packet) = frame::parse(frame).ok()?.body else { return None };
     let Transport::Tcp(segment) = packet.transport else { return None };

@@ -1,4 +1,4 @@
-//! The guest's end of the link: checks every frame, and remembers what a guest would.
+//! The guest's end of the link: checks every frame, and keeps the state that a guest would.
 
 use std::collections::BTreeMap;
 
@@ -20,32 +20,32 @@ use wire::{
 
 use super::world::pattern;
 
-/// Most frames that one step may cause: a turn of each connection, and then some.
+/// Maximum number of frames that one step may cause: more than a turn of each connection.
 const MOST_FRAMES: usize = 200;
 
-/// What the guest knows of a connection.
+/// The guest's state of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Heard {
     /// Sequence number of the host's SYN.
     pub(super) iss: Option<u32>,
-    /// Next sequence number of the host's stream that the guest lacks.
+    /// The next sequence number that the guest expects from the host.
     pub(super) next: u32,
     /// What the host has acknowledged.
     pub(super) ack: u32,
 }
 
-/// A link that checks.
+/// A link that checks every frame.
 #[derive(Debug)]
 pub(super) struct GuestLink {
     slot: Vec<u8>,
-    /// It takes nothing.
+    /// It accepts no frame.
     pub(super) full: bool,
-    /// It is full when it comes to it, though there was a slot.
+    /// Sending a frame fails, although a slot was reserved.
     pub(super) refuses: bool,
     /// Frames since the last call of [`GuestLink::next_step`].
     frames: usize,
     heard: BTreeMap<(SocketAddr, SocketAddr), Heard>,
-    /// A datagram that comes in fragments: its identification, and what is there.
+    /// A datagram that arrives in fragments: its identification, and the bytes so far.
     large: Option<(u32, Vec<u8>)>,
 }
 
@@ -61,12 +61,12 @@ impl GuestLink {
         }
     }
 
-    /// Starts to count frames anew; how many there were.
+    /// Resets the count of frames, and returns it.
     pub(super) fn next_step(&mut self) -> usize {
         std::mem::take(&mut self.frames)
     }
 
-    /// What the guest has heard of a connection.
+    /// The guest's state of a connection, if it has received a segment.
     pub(super) fn heard(&self, ends: &Endpoints) -> Heard {
         self.heard.get(&(ends.guest, ends.remote)).copied().unwrap_or_default()
     }
@@ -97,7 +97,7 @@ impl GuestLink {
 }
 
 impl GuestLink {
-    /// Puts fragments together, as a guest does: they come in order, unless some were lost.
+    /// Reassembles fragments. They arrive in order, unless some were lost.
     fn reassemble(&mut self, packet: &Packet<'_>, fragment: &Fragment<&[u8]>) {
         let same = self
             .large
@@ -106,7 +106,7 @@ impl GuestLink {
         if fragment.offset == 0 {
             self.large = Some((fragment.id, Vec::new()));
         } else if !same {
-            // Its first fragments found the link full.
+            // The first fragments were lost because the link was full.
             self.large = None;
         }
         let Some((_, bytes)) = &mut self.large else { return };
@@ -146,7 +146,7 @@ impl Link for GuestLink {
     fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         assert!(len <= layout.len(), "{len} bytes of a slot of {}", layout.len());
         self.frames += 1;
-        assert!(self.frames < MOST_FRAMES, "one step without an end");
+        assert!(self.frames < MOST_FRAMES, "too many frames in one step");
         if self.refuses {
             return Err(Full);
         }
@@ -157,7 +157,7 @@ impl Link for GuestLink {
     }
 }
 
-/// A frame to the guest is what it says it is.
+/// Checks a frame to the guest, and that its offload matches it.
 fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
     let frame = match frame::parse(bytes) {
         Ok(frame) => frame,
@@ -185,7 +185,7 @@ fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
         Transport::Udp(_) => assert!(kind.is_none_or(|kind| kind == SegmentKind::Udp), "{offload:?}"),
         Transport::Icmp(_) => assert_eq!(kind, None),
         Transport::Fragment(fragment) => {
-            assert_eq!(*offload, Offload::default(), "a fragment leaves nothing open");
+            assert_eq!(*offload, Offload::default(), "a fragment has no offload");
             // A datagram counts once, however many its fragments are.
             link.frames -= usize::from(fragment.offset > 0);
             link.reassemble(&packet, &fragment);

@@ -1,7 +1,8 @@
-//! The whole receive path: a guest that sends anything, and a host whose sockets do anything they may.
+//! The whole receive path: a guest that sends anything, and a host whose sockets do anything that a kernel's may.
 //!
-//! The input is a sequence of operations: frames, events of sockets, accepted connections, time that goes by; each is
-//! a record of [`RECORD`] bytes, so that a change to one leaves the others alone. After each of them the books must balance, and when nothing happens for long enough, nothing is left.
+//! The input is a sequence of operations: frames, events of sockets, accepted connections, passing time. Each is a record of
+//! [`RECORD`] bytes, so that a mutation of one does not change the others. The invariants must hold after each operation.
+//! After the last one, time passes until all state must be gone.
 
 #[cfg(test)]
 mod attacks;
@@ -37,9 +38,9 @@ use self::{
 };
 use crate::input::Input;
 
-/// Bytes of an operation; what it does not need of them is ignored.
+/// Bytes of an operation. It ignores those that it does not need.
 pub const RECORD: usize = 24;
-/// Few enough to be reached.
+/// Low enough for an input to reach them.
 const LIMITS: Limits = Limits {
     connections: 131_071,
     queue_memory: 256 << 20,
@@ -59,7 +60,7 @@ const LIMITS: Limits = Limits {
     },
     pings: share(8),
 };
-/// Most memory that one connection can have queued: its window, and the slots at both ends.
+/// Maximum memory that one connection can have queued: its window, and the slots at both ends.
 const MOST_QUEUED: usize = (1 << 20) + 2 * (16 << 10);
 /// Longer than any deadline: idle connections of two to four hours (behaviour §6.9).
 const LONG_ENOUGH: u64 = 5 * 3600;
@@ -68,7 +69,7 @@ const fn share(most: usize) -> Share {
     Share { most, bound: Bound::Files }
 }
 
-/// See the module.
+/// A sequence of operations, see the module.
 pub fn target(data: &[u8]) {
     let mut records = data.chunks(RECORD);
     let mut run = Run::new(&mut Input::new(records.next().unwrap_or_default()));
@@ -89,7 +90,7 @@ pub(crate) fn one_frame(frame: &[u8]) {
     }
 }
 
-/// Both families, everything mapped, all services on, unless `switches` say otherwise.
+/// Both families, all mappings and all services, except those that `switches` disable.
 pub(crate) fn settings(switches: u8) -> Settings {
     let on = |bit: u8| switches & bit == 0;
     let v4 = V4 {
@@ -151,7 +152,7 @@ struct Run {
     link: GuestLink,
     guest: Guest,
     now: Instant,
-    /// What the last round left to do.
+    /// Work that the last round left.
     pressure: Pressure,
 }
 
@@ -207,7 +208,7 @@ impl Run {
         {
             for stream in self.world.streams() {
                 let mut stream = stream.borrow_mut();
-                // The guest may answer again, until something came of it.
+                // The guest may answer again, until the connection is established.
                 if stream.ends == ends && stream.written == 0 {
                     stream.expected.push(seq.wrapping_add(1));
                 }
@@ -216,7 +217,7 @@ impl Run {
         self.begin().frame(wire::frame::head(frame), frame, offload);
     }
 
-    /// A frame in fragments, most of them once, in one order or the other.
+    /// A frame in fragments, most of them once, in order or reversed.
     fn fragments(&mut self, input: &mut Input<'_>) {
         let room = 8 * usize::from(input.byte()).max(1);
         let (reverse, twice) = (input.one_in(2), usize::from(input.byte()));
@@ -347,7 +348,7 @@ impl Run {
         self.stack.round(self.now, &mut self.world, &mut self.link)
     }
 
-    /// What the event loop does at the end of each round.
+    /// The work of the event loop at the end of each round.
     fn round(&mut self) {
         let takes = !self.link.full && !self.link.refuses;
         let mut round = self.begin();
@@ -359,7 +360,7 @@ impl Run {
         assert!(due.is_none_or(|due| due > self.now), "at {:?}, {due:?} stays due", self.now);
     }
 
-    /// What must hold at all times.
+    /// Invariants that hold at all times.
     fn check(&mut self) {
         self.link.next_step();
         self.world.bury();
@@ -381,7 +382,7 @@ impl Run {
         assert!(timers <= most, "{timers} deadlines of {most} flows");
     }
 
-    /// Nothing happens any more: everything ends.
+    /// Without further operations, all state ends.
     fn wind_down(&mut self) {
         (self.link.full, self.link.refuses) = (false, false);
         let end = self.now + Duration::from_secs(LONG_ENOUGH);
@@ -408,7 +409,7 @@ impl Run {
     }
 }
 
-/// Somebody on the host's side.
+/// An address and port on the host's side.
 fn peer(input: &mut Input<'_>) -> SocketAddr {
     let addresses: [IpAddr; 12] = [
         Ipv4Addr::new(192, 0, 2, 1).into(),

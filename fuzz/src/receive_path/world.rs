@@ -1,4 +1,4 @@
-//! Sockets of a host that does as it pleases within what a kernel may do, and that checks what it is asked.
+//! Sockets of a host with any behaviour that a kernel may show. They check the engine's requests.
 
 use std::{
     cell::RefCell,
@@ -32,7 +32,7 @@ pub(super) const fn pattern(position: u32) -> u8 {
     (position.wrapping_mul(0x9e37_79b1) >> 23) as u8
 }
 
-/// Any chance that sockets take, shared by all of them.
+/// The source of choices, shared by all sockets.
 type Chance = Rc<RefCell<Random>>;
 
 /// A stream socket, seen from the host.
@@ -42,7 +42,7 @@ pub(super) struct Stream {
     pub(super) ends: Endpoints,
     /// Sequence numbers that the next byte of the guest may have: more than one only before the first byte.
     pub(super) expected: Vec<u32>,
-    /// How many bytes were taken in.
+    /// Number of bytes received from the guest.
     pub(super) written: u64,
     pub(super) connected: bool,
     shut: bool,
@@ -55,9 +55,9 @@ pub(super) struct Stream {
     pub(super) urgent: Option<u32>,
     /// The peer has ended its stream.
     pub(super) ended: bool,
-    /// To be taken.
+    /// The pending error.
     pub(super) error: Option<i32>,
-    /// Nothing works any more.
+    /// Every operation fails.
     pub(super) failed: bool,
     chance: Chance,
 }
@@ -302,7 +302,7 @@ pub(super) struct World {
     streams: Vec<Rc<RefCell<Stream>>>,
     udp: Vec<Rc<RefCell<Mailbox>>>,
     pings: Vec<Rc<RefCell<Mailbox>>>,
-    /// Sockets can't be had.
+    /// No socket is available.
     pub(super) exhausted: bool,
     /// Ends and sequence number of the segment that the guest sends now.
     pub(super) segment: Option<(Endpoints, u32)>,
@@ -360,7 +360,7 @@ impl World {
         Err(Errno(refusal))
     }
 
-    /// The stream socket that was opened last.
+    /// The last stream socket opened.
     #[cfg(test)]
     pub(super) fn newest(&self) -> Option<Rc<RefCell<Stream>>> {
         self.streams.last().cloned()
