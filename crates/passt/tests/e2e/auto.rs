@@ -347,7 +347,7 @@ fn all_four_options_are_auto_by_default() {
 #[test]
 fn low_ports_need_privileges_on_the_host_only() {
     need!("ss");
-    let Some(net) = Net::with(Options { user: User::OrdinaryUser, ..Options::default() }) else { return };
+    let Some(net) = Net::with(Options { user: User::Ordinary, ..Options::default() }) else { return };
     let (_target, pid) = crate::start::target(&net, "--user --map-root-user --net");
     let target = pid.to_string();
     let guest = net.host.inner(&["nsenter", "-t", &target, "--user", "--preserve-credentials", "--net"]);

@@ -43,7 +43,7 @@ fn a_command_can_be_started_as_plain_root_q19() {
 
 #[test]
 fn a_command_can_be_started_as_ordinary_user() {
-    spawn_as(User::OrdinaryUser);
+    spawn_as(User::Ordinary);
 }
 
 /// Starts a process in new namespaces. Returns it and its PID.
@@ -93,7 +93,7 @@ fn a_process_can_be_joined_as_plain_root_q19() {
 
 #[test]
 fn a_process_can_be_joined_as_ordinary_user() {
-    join_pid_as(User::OrdinaryUser);
+    join_pid_as(User::Ordinary);
 }
 
 /// Q19: neither root nor the guest has a user namespace.
@@ -132,7 +132,7 @@ fn a_namespace_can_be_joined_by_name_in_nsrun_dir() {
 /// Both by path, as a user that may enter both.
 #[test]
 fn a_namespace_and_its_user_namespace_can_be_joined() {
-    let Some(net) = Net::with(Options { user: User::OrdinaryUser, ..Options::default() }) else { return };
+    let Some(net) = Net::with(Options { user: User::Ordinary, ..Options::default() }) else { return };
     let (_running, pid) = target(&net, "--user --map-root-user --net");
     let ns = |kind: &str| format!("/proc/{pid}/ns/{kind}");
     net.daemon(&["--config-net", "--userns", &ns("user"), "--netns", &ns("net")]);

@@ -411,7 +411,7 @@ fn multicast_leaves_the_host_and_is_answered_r91() {
 #[test]
 fn a_privileged_source_port_is_replaced_if_necessary_q7() {
     need!("socat");
-    let Some(net) = Net::with(Options { user: User::OrdinaryUser, ..Options::default() }) else { return };
+    let Some(net) = Net::with(Options { user: User::Ordinary, ..Options::default() }) else { return };
     let server = net.peer.udp((PEER[0], 7000));
     let client = "echo question | socat -t 60 - UDP4:198.51.100.3:7000,sourceport=500";
     let log = net.path("pasta.log");

@@ -55,7 +55,7 @@ pub(crate) enum User {
     /// Root without a user namespace. Only for a test run as root.
     PlainRoot,
     /// A user without any capability.
-    OrdinaryUser,
+    Ordinary,
 }
 
 /// How to make a [`Net`].
@@ -139,7 +139,7 @@ impl Net {
             .replace("@MTU@", &options.mtu.to_string())
             + options.host_setup;
         self.host.sh(&script);
-        if self.user == User::OrdinaryUser && !rustix::process::geteuid().is_root() {
+        if self.user == User::Ordinary && !rustix::process::geteuid().is_root() {
             self.host.sh(ORDINARY_USER);
         }
     }

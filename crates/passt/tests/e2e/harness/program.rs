@@ -90,10 +90,10 @@ impl Net {
     /// The words before a command that make it run as the test's user.
     pub(crate) fn as_user(&self) -> Vec<String> {
         match (self.user, rustix::process::geteuid().is_root()) {
-            (User::OrdinaryUser, true) => {
+            (User::Ordinary, true) => {
                 words("setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all")
             }
-            (User::OrdinaryUser, false) => ["sh", "-c", ENTER_USER, "sh"].map(str::to_owned).to_vec(),
+            (User::Ordinary, false) => ["sh", "-c", ENTER_USER, "sh"].map(str::to_owned).to_vec(),
             _ => Vec::new(),
         }
     }
@@ -101,7 +101,7 @@ impl Net {
     /// The command line of the program under test, run as the test's user.
     pub(crate) fn pasta_argv(&self, args: &[&str]) -> Vec<String> {
         let mut argv = self.as_user();
-        argv.push(if self.user == User::OrdinaryUser { "/run/pasta".to_owned() } else { path() });
+        argv.push(if self.user == User::Ordinary { "/run/pasta".to_owned() } else { path() });
         argv.extend(words(&std::env::var("PASTA_UNDER_TEST_ARGS").unwrap_or_default()));
         if std::env::var_os("PASTA_UNDER_TEST_LOG").is_some() {
             argv.extend(["--trace".to_owned(), "--log-file".to_owned(), self.path("pasta.log")]);
