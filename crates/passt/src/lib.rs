@@ -24,7 +24,6 @@ pub mod plan;
 mod process;
 mod shard;
 mod start;
-mod world;
 
 use config::{Config, Verbosity};
 use process::lifetime::{Exit, Lifetime};

@@ -1,16 +1,11 @@
-//! Connections to the host's resolvers: one server after the other is dialled, before the guest's SYN is answered
-//! (docs/design/dns.md).
+//! The servers that a connection to the host's resolvers can go to: one after the other is dialled (docs/design/dns.md).
 
 use core::{net::SocketAddr, time::Duration};
 
-use super::{
-    Tcp,
-    conn::{End, Phase},
-};
 use crate::{
     context::{Context, TcpOf, World},
     flow::FlowId,
-    host::{Errno, Host as _, Readiness, TcpSocket},
+    host::{Errno, Host as _},
     resolvers::{Health, Servers},
     timer::Instant,
 };
@@ -25,7 +20,7 @@ pub(super) struct Dial {
     /// Traffic class of the guest's SYN.
     class: u8,
     /// Index of the one that is dialled.
-    at: usize,
+    pub(super) at: usize,
     /// When to dial the next one.
     pub(super) due: Option<Instant>,
 }
@@ -70,74 +65,5 @@ impl Dial {
         }
         self.due = None;
         Err(refusal)
-    }
-}
-
-/// Whether a failure to connect to a resolver was dealt with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Redial {
-    /// It was: another server is dialled, or the connection has ended.
-    Done,
-    /// There was none.
-    NotNeeded,
-}
-
-impl<W: World> Tcp<W> {
-    /// A socket reported readiness. If that is a failure to connect to a resolver, the next one is dialled.
-    pub(super) fn redial_if_failed(
-        &mut self,
-        id: FlowId,
-        readiness: Readiness,
-        cx: &mut Context<'_, W>,
-    ) -> Redial {
-        let Some(connection) = self.flows.get_mut(id) else { return Redial::NotNeeded };
-        let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
-            return Redial::NotNeeded;
-        };
-        let Some(server) = dial.server() else { return Redial::NotNeeded };
-        let error = if readiness.error { connection.socket.take_error() } else { None };
-        let Some(errno) = error else {
-            if readiness.writable {
-                self.health.answered(server.ip());
-                connection.dial = None;
-            }
-            return Redial::NotNeeded;
-        };
-        log::debug!("{id}: {server} failed (error {})", errno.0);
-        self.health.failed(server.ip(), cx.now);
-        dial.at += 1;
-        let end = match dial.server() {
-            None => Err(errno),
-            Some(_) => dial.connect(id, &mut self.health, cx).map(|socket| connection.socket = socket),
-        };
-        match end {
-            Ok(()) => self.touch(id),
-            Err(errno) => self.end(id, End::SocketFailed(errno), cx),
-        }
-        Redial::Done
-    }
-
-    /// A deadline was reached: a resolver that was silent is given up, if another one can be dialled.
-    pub(super) fn redial_if_silent(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
-        let Some(connection) = self.flows.get_mut(id) else { return };
-        let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
-            return;
-        };
-        let (at, server) = (dial.at, dial.server());
-        if dial.due.is_none_or(|due| due > cx.now) {
-            return;
-        }
-        dial.at += 1;
-        match dial.connect(id, &mut self.health, cx) {
-            Ok(socket) => {
-                connection.socket = socket;
-                if let Some(server) = server {
-                    self.health.failed(server.ip(), cx.now);
-                }
-            }
-            // There is still hope for this one.
-            Err(_) => dial.at = at,
-        }
-        self.touch(id);
     }
 }

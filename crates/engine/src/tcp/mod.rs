@@ -12,6 +12,7 @@ mod queue;
 mod ranges;
 mod receive;
 mod recovery;
+mod redial;
 mod rto;
 mod send;
 
@@ -32,9 +33,10 @@ use wire::{
 
 use self::{
     conn::{Connection, End, Phase, Turn},
-    dial::{Dial, Redial},
+    dial::Dial,
     emit::Fields,
     queue::SlotPool,
+    redial::Redial,
 };
 use crate::{
     addr::Settings,

@@ -23,8 +23,8 @@ use crate::errno::from_engine;
 use crate::forward::accept::Acceptors;
 use crate::forward::listen::{Listener, Opening, Reason};
 use crate::io::Sockets;
+use crate::io::world::Linux;
 use crate::pasta::netns::Opener;
-use crate::world::Linux;
 
 /// Ports that a message names.
 const NAMED: usize = 4;

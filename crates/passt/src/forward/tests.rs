@@ -18,7 +18,7 @@ use crate::plan;
 /// What listeners go into, in the namespace of the test.
 struct World {
     acceptors: Acceptors,
-    udp: Udp<crate::world::Linux>,
+    udp: Udp<crate::io::world::Linux>,
     sockets: Sockets,
     scanner: Scanner,
 }

@@ -8,6 +8,7 @@ pub(crate) mod splice;
 mod tcp;
 pub mod udp;
 pub(crate) mod unix_socket;
+pub(crate) mod world;
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
