@@ -18,7 +18,6 @@ mod isolated;
 pub mod link;
 mod logging;
 pub mod memory;
-mod missing;
 pub mod pasta;
 pub mod plan;
 mod process;

@@ -15,8 +15,8 @@ use sys::sockopt::IpVersion;
 
 use crate::budgets::ledger::Permit;
 use crate::errno::{retry, stream_error, take_pending};
+use crate::host::missing;
 use crate::memory::{Payload, Room, Vectored};
-use crate::missing;
 
 /// What is peeked over on kernels without `SO_PEEK_OFF` for TCP goes here, again and again.
 const SCRATCH_LEN: usize = 256 * 1024;
