@@ -8,10 +8,11 @@ use crate::imports::{self, Graph};
 use crate::source::{self, Source};
 
 /// The crates of the product, lowest layer first, each with the crates of the workspace that it may depend on.
-pub(crate) const CRATES: [(&str, &[&str]); 7] = [
+pub(crate) const CRATES: [(&str, &[&str]); 8] = [
     ("sys", &[]),
     ("wire", &[]),
     ("engine", &["wire"]),
+    ("testkit", &["engine", "wire"]),
     ("control", &["engine"]),
     ("passt", &["control", "engine", "sys", "wire"]),
     ("pesto", &["control", "engine"]),

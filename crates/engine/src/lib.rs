@@ -113,6 +113,12 @@
 
 extern crate alloc;
 
+// Unit tests have the test kit as a module: as a crate, it would depend on another build of the engine.
+#[cfg(test)]
+extern crate self as engine;
+#[cfg(test)]
+extern crate std;
+
 pub mod addr;
 mod checksums;
 pub mod context;
@@ -128,8 +134,6 @@ pub mod link;
 pub mod local;
 mod membership;
 pub mod memory;
-#[cfg(test)]
-mod mock;
 pub mod nat;
 pub mod neighbours;
 pub mod pressure;
@@ -141,3 +145,8 @@ pub mod stack;
 pub mod tcp;
 pub mod timer;
 pub mod udp;
+
+#[cfg(test)]
+#[path = "../../testkit/src/lib.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it has other users as well")]
+mod testkit;

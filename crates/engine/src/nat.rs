@@ -263,7 +263,7 @@ fn is_link_local(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::test::{guest, settings};
+    use crate::testkit::settings::{guest, settings};
     use alloc::string::ToString;
     use wire::ethernet::Mac;
 

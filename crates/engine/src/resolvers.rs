@@ -126,7 +126,7 @@ mod tests {
     use alloc::{string::ToString, vec::Vec};
 
     use super::*;
-    use crate::addr::test::settings;
+    use crate::testkit::settings::settings;
 
     const START: Instant = Instant::from_micros(1_000_000);
 

@@ -209,7 +209,7 @@ impl Guest {
 
     /// The guest has shown by ARP or Neighbour Discovery that a station of its network, at `mac` or else where the
     /// present frame came from, has `address`.
-    pub(crate) fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
+    pub fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if !settings.valid_guest_source(address) || settings.is_ours(address) || !mac.is_unicast() {
             return;

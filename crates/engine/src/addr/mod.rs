@@ -168,72 +168,9 @@ impl Settings {
 }
 
 #[cfg(test)]
-pub(crate) mod test {
-    //! The addressing that tests of this crate share.
-
+mod test {
     use super::*;
-    use crate::neighbours::Neighbour;
-
-    /// Both families, everything mapped and forwarded, all services on.
-    pub(crate) fn settings() -> Settings {
-        Settings {
-            our_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
-            mtu: 65520,
-            v4: Some(V4 {
-                assigned: Ipv4Addr::new(198, 51, 100, 2),
-                prefix_len: 24,
-                our_address: Some(Ipv4Addr::new(198, 51, 100, 1)),
-                map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
-                map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
-                dns_forward: Some(Ipv4Addr::new(198, 51, 100, 53)),
-                dns_servers: Vec::from([IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53))]),
-                pinned: false,
-                dns: Vec::from([Ipv4Addr::new(198, 51, 100, 53), Ipv4Addr::new(192, 0, 2, 53)]),
-            }),
-            v6: Some(V6 {
-                assigned: Some(v6("2001:db8:1::2")),
-                our_link_local: v6("fe80::1"),
-                map_host_loopback: Some(v6("fe80::1")),
-                map_guest_address: Some(v6("2001:db8:1::77")),
-                dns_forward: Some(v6("2001:db8::53")),
-                dns_servers: Vec::from([IpAddr::V6(v6("2001:db8:9::53"))]),
-                outbound_scope: 7,
-                pinned: false,
-                dns: Vec::from([v6("2001:db8::53")]),
-            }),
-            neighbours: Neighbours::default(),
-            services: Services {
-                tcp: true,
-                udp: true,
-                icmp: true,
-                multicast: false,
-                dhcp: true,
-                dhcpv6: true,
-                ndp: true,
-                ra: true,
-                advertise_dns: true,
-                advertise_search: true,
-                search: Vec::from(["example.test".into(), "corp.test".into()]),
-                hostname: Some("guest".into()),
-                fqdn: Some("guest.example.test".into()),
-                start_since_2000: 0x0102_0304,
-            },
-        }
-    }
-
-    /// A guest that has other addresses than the assigned ones.
-    pub(crate) fn guest(settings: &Settings) -> Guest {
-        let mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
-        let mut guest = Guest::new(settings, Some(mac));
-        for address in ["198.51.100.55", "2001:db8:1::55", "fe80::55"] {
-            guest.shows(settings, address.parse().unwrap(), Some(mac));
-        }
-        guest
-    }
-
-    fn v6(text: &str) -> Ipv6Addr {
-        text.parse().unwrap()
-    }
+    use crate::{neighbours::Neighbour, testkit::settings::settings};
 
     const NEAR: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 20));
     const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 21));

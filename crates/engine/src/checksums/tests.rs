@@ -1,5 +1,5 @@
 use alloc::{vec, vec::Vec};
-use core::{net::IpAddr, time::Duration};
+use core::net::Ipv6Addr;
 
 use wire::{
     ethernet::Mac,
@@ -11,47 +11,30 @@ use wire::{
 
 use super::*;
 use crate::{
-    mock::{Fixture, Mock, ip},
     pressure::Pressure,
-    share::{Bound, Share},
-    stack::{Counters, Limits, Seeds, Stack},
+    stack::{Counters, Seeds, Stack},
+    testkit::{
+        self,
+        fixture::Fixture,
+        guest::{headers_of, ip},
+        link::{Kept, Virtual},
+        settings::{guest, limits},
+    },
 };
 
 /// Where VXLAN puts the Ethernet frame that it carries, in the UDP payload.
 const INNER_AT: usize = 8;
 
 struct Test {
-    stack: Stack<Mock>,
+    stack: Stack<Virtual<Kept>>,
     world: Fixture,
 }
 
 impl Test {
     fn new() -> Self {
-        let world = Fixture::new();
+        let world = Fixture::default();
         let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
-        let guest = crate::addr::test::guest(&world.settings);
-        let share = Share { most: 10, bound: Bound::Fixed };
-        let idle = Duration::from_secs(30);
-        let limits = Limits {
-            connections: 10,
-            queue_memory: 1 << 20,
-            udp: crate::udp::Limits {
-                flows: share,
-                strangers: share,
-                endpoints: share,
-                bypass: share,
-                idle,
-                idle_stream: idle,
-            },
-            pings: share,
-            dns: crate::dns::Limits {
-                files: share,
-                bytes: 10_000,
-                idle: Duration::from_secs(30),
-                idle_stream: Duration::from_secs(30),
-            },
-        };
-        let stack = Stack::new(world.settings.clone(), guest, limits, seeds, world.now);
+        let stack = Stack::new(world.settings.clone(), guest(&world.settings), limits(), seeds, world.now);
         Self { stack, world }
     }
 
@@ -71,8 +54,9 @@ impl Test {
     #[track_caller]
     fn assert_ignored(&self, counters: Counters) {
         assert_eq!(*self.stack.counters(), counters);
-        assert_eq!((self.sent(), self.world.link.frames.len()), (vec![], 0));
-        let before = crate::addr::test::guest(&self.world.settings);
+        let sockets = self.world.host.peers.len();
+        assert_eq!((self.sent(), self.world.link.frames.len(), sockets), (vec![], 0, 0));
+        let before = guest(&self.world.settings);
         assert_eq!(format_guest(self.stack.guest()), format_guest(&before), "learned from it");
     }
 }
@@ -85,53 +69,35 @@ fn format_guest(guest: &crate::addr::Guest) -> alloc::string::String {
 fn outgoing(v6: bool) -> Outgoing {
     let (source, destination) =
         if v6 { ("2001:db8:1::56", "2001:db8:5::9") } else { ("198.51.100.56", "192.0.2.9") };
-    Outgoing {
-        source_mac: Mac([2, 0, 0, 0, 0, 0x56]),
-        destination_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
-        source: source.parse().unwrap(),
-        destination: destination.parse().unwrap(),
-        hop_limit: 64,
-        traffic_class: 0,
-        flow_label: 0,
-    }
+    Outgoing { source_mac: Mac([2, 0, 0, 0, 0, 0x56]), ..headers_of(source, destination) }
 }
 
 /// A datagram to this port whose checksum was left open.
 fn datagram(outgoing: &Outgoing, port: u16, payload: &[u8]) -> (Vec<u8>, Offload) {
-    let start = outgoing.headroom(udp::HEADER_LEN);
-    let mut frame = vec![0; start + payload.len()];
-    frame[start..].copy_from_slice(payload);
-    let offload = outgoing.udp(&mut frame, (4000, port), payload.len(), None).unwrap().offload;
+    let (mut frame, offload) = testkit::guest::udp(outgoing, (4000, port), payload);
+    frame.truncate(outgoing.headroom(udp::HEADER_LEN) + payload.len());
     (frame, offload)
 }
 
 fn syn(outgoing: &Outgoing) -> (Vec<u8>, Offload) {
-    let mut frame = vec![0; outgoing.headroom(tcp::HEADER_LEN)];
     let header = tcp::Header::new((4000, 80), Seq(1), Seq(0), Flags::SYN, 100, 0);
-    let offload = outgoing.tcp(&mut frame, header, &[], 0, None).unwrap().offload;
+    let (mut frame, offload) = testkit::guest::tcp(outgoing, header, &[], 0, |_| ());
+    frame.truncate(outgoing.headroom(tcp::HEADER_LEN));
     (frame, offload)
 }
 
 fn echo(outgoing: &Outgoing) -> Vec<u8> {
-    let start = outgoing.headroom(icmp::HEADER_LEN);
-    let mut frame = vec![0x11; start + 20];
     let kind = if outgoing.source.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
-    assert!(outgoing.icmp(&mut frame, icmp::Header::new(kind, 0, 7), 20).is_some());
-    frame
+    testkit::guest::icmp(outgoing, icmp::Header::new(kind, 0, 7), &[0x11; 20])
 }
 
 /// A question of the guest's that we answer ourselves.
 fn solicitation() -> Vec<u8> {
-    let ours = "fe80::1".parse().unwrap();
-    let outgoing =
-        Outgoing { source: "fe80::55".parse().unwrap(), destination: ours, hop_limit: 255, ..outgoing(true) };
-    let start = outgoing.headroom(icmp::HEADER_LEN);
-    let mut frame = vec![0; start + 16];
-    let IpAddr::V6(target) = ours else { unreachable!() };
-    frame[start..].copy_from_slice(&target.octets());
+    let ours: Ipv6Addr = "fe80::1".parse().unwrap();
+    let source = "fe80::55".parse().unwrap();
+    let outgoing = Outgoing { source, destination: ours.into(), hop_limit: 255, ..outgoing(true) };
     let header = icmp::Header::new(icmp::v6::NEIGHBOUR_SOLICITATION, 0, 0);
-    assert!(outgoing.icmp(&mut frame, header, 16).is_some());
-    frame
+    testkit::guest::icmp(&outgoing, header, &ours.octets())
 }
 
 fn summed((mut frame, offload): (Vec<u8>, Offload)) -> Vec<u8> {
@@ -155,7 +121,8 @@ fn what_has_right_checksums_is_carried() {
         let mut test = Test::new();
         test.send(frame, &Offload::default());
         assert_eq!(test.stack.counters().total(), 0, "frame {number}");
-        assert_ne!(test.sent().len() + test.world.link.frames.len(), 0, "frame {number}");
+        let Fixture { host, link, .. } = &test.world;
+        assert_ne!(test.sent().len() + link.frames.len() + host.peers.len(), 0, "frame {number}");
     }
 }
 

@@ -1,4 +1,4 @@
-use alloc::{format, rc::Rc, vec, vec::Vec};
+use alloc::{format, vec, vec::Vec};
 use core::net::IpAddr;
 
 use wire::{frame::Transport, offload::Segmentation};
@@ -7,8 +7,14 @@ use zerocopy::big_endian::U16;
 use super::*;
 use crate::{
     host::{Errno, QueuedError, Report},
-    mock::{Fixture, Mock, Opened, ip, received, udp},
     share::Bound,
+    testkit::{
+        datagram::{Opened, received},
+        fixture::Fixture,
+        guest::{datagram, ip},
+        host::{ERROR, READABLE},
+        link::{Kept, Virtual},
+    },
 };
 
 const LIMITS: Limits = Limits {
@@ -17,9 +23,6 @@ const LIMITS: Limits = Limits {
     idle: Duration::from_secs(30),
     idle_stream: Duration::from_secs(120),
 };
-const READABLE: Readiness =
-    Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
-const ERROR: Readiness = Readiness { readable: false, error: true, ..READABLE };
 const GUEST: &str = "198.51.100.55:4000";
 const GUEST6: &str = "[2001:db8:1::55]:4000";
 const DNS4: &str = "198.51.100.53:53";
@@ -32,7 +35,7 @@ const REFUSED: u8 = 5;
 
 struct Test {
     world: Fixture,
-    dns: Dns<Mock>,
+    dns: Dns<Virtual<Kept>>,
 }
 
 fn query(id: u16, name: &str) -> Vec<u8> {
@@ -56,7 +59,7 @@ impl Test {
     }
 
     fn with(servers: &[&str]) -> Self {
-        let mut world = Fixture::new();
+        let mut world = Fixture::default();
         let servers: Vec<IpAddr> = servers.iter().map(|server| server.parse().unwrap()).collect();
         world.settings.v4.as_mut().unwrap().dns_servers = servers.clone();
         world.settings.v6.as_mut().unwrap().dns_servers = servers;
@@ -143,7 +146,7 @@ impl Test {
 
 #[track_caller]
 fn assert_shown(frame: &[u8], from: &str, to: &str, payload: &[u8]) {
-    assert_eq!(udp(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
+    assert_eq!(datagram(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
 }
 
 /// The type and code of an ICMP message, and who says so.
@@ -342,7 +345,7 @@ fn repeated_questions() {
     for expected in [&[1, 0][..], &[1, 1], &[2, 1]] {
         test.guest_sends(GUEST, DNS4, &question);
         let count = |index: usize| {
-            test.world.host.opened.get(index).map_or(0, |opened| opened.socket.0.borrow().sent.len())
+            test.world.host.opened.get(index).map_or(0, |opened| opened.socket.mailbox().sent.len())
         };
         assert_eq!([count(0), count(1)], expected);
     }
@@ -465,7 +468,7 @@ fn the_oldest_question_makes_room() {
         test.guest_sends(GUEST, DNS4, &query(id, "peer"));
     }
     assert_eq!((test.dns.len(), test.dns.files, test.asked().len()), (10, 10, 50));
-    let open = test.world.host.opened.iter().filter(|opened| Rc::strong_count(&opened.socket.0) > 1);
+    let open = test.world.host.opened.iter().filter(|opened| !opened.closed());
     assert_eq!(open.count(), 10);
     test.server_says(&test.opened(49), &query(49, "peer"), 0);
     assert_eq!(test.world.frames().len(), 1);

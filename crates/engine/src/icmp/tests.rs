@@ -4,25 +4,30 @@ use wire::{frame::Transport, ipv4, ipv6};
 
 use super::*;
 use crate::host::{QueuedError, Received};
-use crate::mock::{Fixture, Mock, Opened, Sent, ip, received};
 use crate::share::Bound;
+use crate::testkit::{
+    datagram::{Opened, Sent, received},
+    fixture::Fixture,
+    guest::ip,
+    host::{ERROR, READABLE},
+    link::{Kept, Virtual},
+};
 
-const READABLE: Readiness =
-    Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
-const ERROR: Readiness =
-    Readiness { readable: false, writable: false, read_closed: false, error: true, urgent: false };
 const LIMIT: usize = 20;
 const GUEST: &str = "198.51.100.55";
 const GUEST6: &str = "2001:db8:1::55";
 
 struct Test {
     world: Fixture,
-    ping: Ping<Mock>,
+    ping: Ping<Virtual<Kept>>,
 }
 
 impl Test {
     fn new() -> Self {
-        Self { world: Fixture::new(), ping: Ping::new(Share { most: LIMIT, bound: Bound::Files }, [7; 16]) }
+        Self {
+            world: Fixture::default(),
+            ping: Ping::new(Share { most: LIMIT, bound: Bound::Files }, [7; 16]),
+        }
     }
 
     fn guest_sends(&mut self, from: &str, to: &str, header: Header, payload: &[u8], ttl: u8) {
@@ -239,16 +244,16 @@ fn errors_never_stay_r95() {
     let mut test = Test::new();
     test.guest_pings(GUEST, "203.0.113.1", 7, 1);
     let socket = test.opened(0);
-    socket.socket.0.borrow_mut().pending = Some(Errno(113));
+    socket.socket.mailbox().pending = Some(Errno(113));
     test.ready(&socket, ERROR);
-    assert_eq!(socket.socket.0.borrow().pending, None);
+    assert_eq!(socket.socket.mailbox().pending, None);
     socket.socket.sent();
-    socket.socket.0.borrow_mut().refusals.push_back(SocketError::Failed(Errno(113)));
+    socket.socket.mailbox().refusals.push_back(SocketError::Failed(Errno(113)));
     test.guest_pings(GUEST, "203.0.113.1", 7, 2);
     assert_eq!(socket.socket.sent().iter().map(sequence).collect::<Vec<_>>(), [2]);
     assert_eq!(test.world.frames().len(), 0);
     // No route at all.
-    socket.socket.0.borrow_mut().refusals.extend([SocketError::Failed(Errno(101)); 2]);
+    socket.socket.mailbox().refusals.extend([SocketError::Failed(Errno(101)); 2]);
     test.guest_pings(GUEST, "203.0.113.1", 7, 3);
     let (frame, _) = test.world.frame();
     assert_eq!(ip(&frame).source, "198.51.100.1".parse::<IpAddr>().unwrap());
@@ -356,7 +361,7 @@ fn a_full_link_drops() {
     socket.socket.arrive("203.0.113.1:0", &message(v4::ECHO_REPLY, 7, 1, b""));
     test.ready(&socket, READABLE);
     assert_eq!(test.ping.counters().link_full, 1);
-    assert!(socket.socket.0.borrow().arriving.is_empty());
+    assert!(socket.socket.mailbox().arriving.is_empty());
 }
 
 /// A reply above the guest's MTU comes in fragments, which make a sound message (behaviour §4.7).

@@ -82,14 +82,16 @@ fn send_arp(link: &mut impl Link, destination: Mac, packet: &arp::Packet) -> Out
 mod tests {
     use super::*;
     use crate::{
-        addr::test::{guest, settings},
-        local::test::{GUEST_MAC, Kept, OUR_MAC},
         neighbours::Neighbour,
+        testkit::{
+            link::Capture,
+            settings::{GUEST_MAC, OUR_MAC, guest, settings},
+        },
     };
     use wire::frame::Body;
 
-    fn ask(settings: &Settings, operation: u16, sender: [u8; 4], target: [u8; 4]) -> (Outcome, Kept) {
-        let mut link = Kept::default();
+    fn ask(settings: &Settings, operation: u16, sender: [u8; 4], target: [u8; 4]) -> (Outcome, Capture) {
+        let mut link = Capture::default();
         let packet = arp::Packet::new(operation, (GUEST_MAC, sender.into()), (Mac([0; 6]), target.into()));
         (on_arp(settings, &mut guest(settings), &packet, &mut link), link)
     }
@@ -121,7 +123,7 @@ mod tests {
         let mut settings = settings();
         let (address, mac) = (Ipv4Addr::new(198, 51, 100, 20), Mac([2, 0, 0, 0, 0, 1]));
         settings.neighbours.note(Neighbour { address: address.into(), mac: Some(mac) });
-        let mut link = Kept::default();
+        let mut link = Capture::default();
         assert_eq!(announce(&settings, address, &mut link), Outcome::Answered);
         let frame = link.frame();
         assert_eq!((frame.source_mac, frame.destination_mac), (mac, Mac::BROADCAST));
@@ -159,7 +161,7 @@ mod tests {
             (GUEST_MAC, [10, 0, 0, 1].into()),
         );
         packet.protocol_len = 16;
-        let outcome = on_arp(&settings, &mut guest(&settings), &packet, &mut Kept::default());
+        let outcome = on_arp(&settings, &mut guest(&settings), &packet, &mut Capture::default());
         assert_eq!(outcome, Outcome::Invalid);
         settings.v4 = None;
         let (outcome, link) = ask(&settings, arp::REQUEST, [198, 51, 100, 55], [198, 51, 100, 1]);

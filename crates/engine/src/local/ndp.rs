@@ -236,9 +236,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        addr::test::{guest, settings},
-        local::test::{GUEST_MAC, Kept, OUR_MAC, icmpv6},
+        local::test::icmpv6,
         neighbours::Neighbour,
+        testkit::{
+            link::Capture,
+            settings::{GUEST_MAC, OUR_MAC, guest, settings},
+        },
     };
 
     const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
@@ -247,21 +250,26 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn solicit_neighbour(settings: &Settings, source: &str, target: &str, hop_limit: u8) -> (Outcome, Kept) {
-        let mut link = Kept::default();
+    fn solicit_neighbour(
+        settings: &Settings,
+        source: &str,
+        target: &str,
+        hop_limit: u8,
+    ) -> (Outcome, Capture) {
+        let mut link = Capture::default();
         let (header, body) = ndp::solicitation(v6(target), GUEST_MAC);
         let addresses = (source, "ff02::1:ff00:1", hop_limit);
         (icmpv6(settings, addresses, header, body.as_bytes(), &mut link), link)
     }
 
-    fn solicit_router(settings: &Settings, source: &str) -> (Outcome, Kept) {
-        let mut link = Kept::default();
+    fn solicit_router(settings: &Settings, source: &str) -> (Outcome, Capture) {
+        let mut link = Capture::default();
         let header = icmp::Header::new(ROUTER_SOLICITATION, 0, 0);
         (icmpv6(settings, (source, "ff02::2", 255), header, &[], &mut link), link)
     }
 
     /// Codes of the options of a router advertisement.
-    fn option_codes(link: &Kept) -> Vec<u8> {
+    fn option_codes(link: &Capture) -> Vec<u8> {
         let Transport::Icmp(message) = link.packet().0.transport else { panic!() };
         let (mut options, mut codes) = (&message.payload[8..], Vec::new());
         while let [code, units, ..] = options {
@@ -277,7 +285,7 @@ mod tests {
         let mut settings = settings();
         let (address, mac) = (v6("2001:db8:1::20"), Mac([2, 0, 0, 0, 0, 1]));
         settings.neighbours.note(Neighbour { address: address.into(), mac: Some(mac) });
-        let mut link = Kept::default();
+        let mut link = Capture::default();
         assert_eq!(announce(&settings, &guest(&settings), address, &mut link), Outcome::Answered);
         let frame = link.frame();
         let Body::Ip(packet) = frame.body else { panic!() };
@@ -357,7 +365,7 @@ mod tests {
             (ECHO_REQUEST, Outcome::NotLocal),
             (143, Outcome::NotLocal), // a multicast listener report
         ] {
-            let mut link = Kept::default();
+            let mut link = Capture::default();
             let header = icmp::Header::new(kind, 0, 0);
             assert_eq!(icmpv6(&settings, ("fe80::55", "ff02::1", 255), header, &[], &mut link), expected);
             assert!(link.frames.is_empty());
@@ -431,7 +439,7 @@ mod tests {
             let secs = first.since(start).as_secs_f64();
             assert!((200.0..=600.0).contains(&secs), "{secs} s");
 
-            let mut link = Kept::default();
+            let mut link = Capture::default();
             advertiser.on_deadline(&settings, &guest, start, random, &mut link);
             assert!(link.frames.is_empty());
             assert_eq!(advertiser.next(), Some(first));

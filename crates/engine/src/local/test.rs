@@ -1,4 +1,4 @@
-//! A link that keeps what is sent, and the checks that concern all local services.
+//! The checks that concern all local services.
 
 use alloc::vec::Vec;
 use core::net::Ipv6Addr;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use wire::{
     checksum::Sum,
     ethernet::Mac,
-    frame::{self, Body, Frame, MAX_LEN, Outgoing, Packet, Transport},
+    frame::{self, Body, Outgoing, Transport},
     icmp,
     offload::Offload,
     protocol,
@@ -15,82 +15,30 @@ use wire::{
 
 use super::*;
 use crate::{
-    addr::test::{guest, settings},
-    link::{Full, Layout, Slot},
-    memory::Plain,
+    testkit::{
+        self,
+        guest::{dhcp_header, headers_of, ip},
+        link::Capture,
+        settings::{GUEST_MAC, OUR_MAC, guest, settings},
+    },
     timer::Instant,
 };
 
-/// Keeps frames, or is full.
-#[derive(Default)]
-pub(super) struct Kept {
-    slot: Vec<u8>,
-    pub(super) frames: Vec<(Vec<u8>, Offload)>,
-    pub(super) full: bool,
-}
-
-impl Link for Kept {
-    type Memory = Plain;
-
-    fn prepare(&mut self, layout: Layout) -> bool {
-        self.slot = [0xaa].repeat(layout.len());
-        !self.full
-    }
-
-    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
-        Slot::in_buffer(&mut self.slot, layout)
-    }
-
-    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
-        self.frames.push((self.slot[..len].to_vec(), *offload));
-        Ok(())
-    }
-}
-
-impl Kept {
-    /// The one frame sent.
-    pub(super) fn frame(&self) -> Frame<'_> {
-        let [(frame, _)] = self.frames.as_slice() else { panic!("{} frames", self.frames.len()) };
-        assert!(frame.len() >= 60);
-        frame::parse(frame).unwrap()
-    }
-
-    /// The one packet sent: from our MAC, hop limit 255, don't-fragment set (behaviour §4, R-57).
-    pub(super) fn packet(&self) -> (Packet<'_>, Mac) {
-        let frame = self.frame();
-        let Body::Ip(packet) = frame.body else { panic!("{frame:?}") };
-        assert_eq!((frame.source_mac, packet.hop_limit, packet.traffic_class), (OUR_MAC, 255, 0));
-        if packet.source.is_ipv4() {
-            assert_eq!(self.frames[0].0[20..22], [0x40, 0]);
-        }
-        (packet, frame.destination_mac)
-    }
-}
-
-pub(super) const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
-pub(super) const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
-
-/// Puts a message of the guest into a frame and shows it to the service that it is for.
+/// Shows a message of the guest to the service that it is for.
 pub(super) fn icmpv6(
     settings: &Settings,
     (source, destination, hop_limit): (&str, &str, u8),
     header: icmp::Header,
     body: &[u8],
-    link: &mut Kept,
+    link: &mut Capture,
 ) -> Outcome {
-    let headers = headers_of_guest(source, destination, hop_limit);
-    let mut frame = [0; 2000];
-    frame[headers.headroom(8)..][..body.len()].copy_from_slice(body);
-    let len = headers.icmp(&mut frame, header, body.len()).unwrap().len;
-    let Body::Ip(packet) = frame::parse(&frame[..len]).unwrap().body else { panic!() };
+    let headers = Outgoing { hop_limit, ..headers_of(source, destination) };
+    let frame = testkit::guest::icmp(&headers, header, body);
+    let packet = ip(&frame);
     let Transport::Icmp(message) = packet.transport else { panic!() };
-    on_icmpv6(settings, &mut guest_that_asks(settings), &packet, &message, link)
-}
-
-fn guest_that_asks(settings: &Settings) -> Guest {
     let mut guest = guest(settings);
     guest.learn(settings, GUEST_MAC, None, Instant::default());
-    guest
+    on_icmpv6(settings, &mut guest, &packet, &message, link)
 }
 
 /// The same for a datagram; the guest may be changed.
@@ -100,28 +48,13 @@ pub(super) fn udp(
     (source, destination): (&str, &str),
     port: u16,
     payload: &[u8],
-    link: &mut Kept,
+    link: &mut Capture,
 ) -> Outcome {
-    let headers = headers_of_guest(source, destination, 64);
-    let mut frame = [0].repeat(MAX_LEN);
-    frame[headers.headroom(8)..][..payload.len()].copy_from_slice(payload);
-    let len = headers.udp(&mut frame, (1000, port), payload.len(), None).unwrap().len;
-    let Body::Ip(packet) = frame::parse(&frame[..len]).unwrap().body else { panic!() };
+    let (frame, _) = testkit::guest::udp(&headers_of(source, destination), (1000, port), payload);
+    let packet = ip(&frame);
     let Transport::Udp(datagram) = packet.transport else { panic!() };
     guest.learn(settings, GUEST_MAC, Some(packet.source), Instant::default());
     on_udp(settings, guest, &packet, &datagram, link)
-}
-
-fn headers_of_guest(source: &str, destination: &str, hop_limit: u8) -> Outgoing {
-    Outgoing {
-        source_mac: GUEST_MAC,
-        destination_mac: Mac::BROADCAST,
-        source: source.parse().unwrap(),
-        destination: destination.parse().unwrap(),
-        hop_limit,
-        traffic_class: 0,
-        flow_label: 0,
-    }
 }
 
 fn v6(text: &str) -> Ipv6Addr {
@@ -138,7 +71,7 @@ fn at_the_start_we_ask_for_the_guest() {
     }
     guest.forget("198.51.100.2".parse().unwrap());
     guest.forget("2001:db8:1::2".parse().unwrap());
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     announce_start(&settings, &guest, &mut link);
     let [(arp, _), (ndp, _)] = link.frames.as_slice() else { panic!() };
     let mut expected = [0xff; 6].to_vec();
@@ -165,7 +98,7 @@ fn no_questions_for_what_is_off_or_unknown_r45() {
     let mut settings = settings();
     settings.services.ndp = false;
     settings.v4.as_mut().unwrap().our_address = None;
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     announce_start(&settings, &guest(&settings), &mut link);
     (settings.v4, settings.v6) = (None, None);
     announce_start(&settings, &guest(&settings), &mut link);
@@ -176,7 +109,7 @@ fn no_questions_for_what_is_off_or_unknown_r45() {
 fn datagrams_for_nobody_here_are_not_local() {
     let settings = settings();
     let mut guest = guest(&settings);
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     for (source, destination, port) in [
         ("198.51.100.2", "198.51.100.1", 68),
         ("198.51.100.2", "198.51.100.1", 547),
@@ -194,7 +127,7 @@ fn datagrams_for_nobody_here_are_not_local() {
 fn every_frame_has_complete_checksums() {
     let settings = settings();
     let mut guest = guest(&settings);
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     announce_start(&settings, &guest, &mut link);
     announce_neighbour(&settings, &guest, v6("2001:db8:1::20").into(), &mut link);
     let discover = [&dhcp_header()[..], &[53, 1, 1, 255]].concat();
@@ -227,15 +160,6 @@ fn every_frame_has_complete_checksums() {
     }
 }
 
-/// A request of an Ethernet client, up to its options.
-fn dhcp_header() -> [u8; 240] {
-    let mut header = [0; 240];
-    header[..4].copy_from_slice(&[1, 1, 6, 0]);
-    header[28..34].copy_from_slice(&GUEST_MAC.0);
-    header[236..].copy_from_slice(&[99, 130, 83, 99]);
-    header
-}
-
 #[test]
 fn multicast_has_its_own_hardware_addresses() {
     // RFC 2464 §7
@@ -243,7 +167,7 @@ fn multicast_has_its_own_hardware_addresses() {
 }
 
 /// Shows a frame to the services as the engine does.
-fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Kept) {
+fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Capture) {
     let Ok(frame) = frame::parse(bytes) else { return };
     let source = match frame.body {
         Body::Ip(packet) => Some(packet.source),
@@ -265,18 +189,14 @@ fn any_question() -> impl Strategy<Value = Vec<u8>> {
     let payload = proptest::collection::vec(any::<u8>(), 0..700);
     (0..4, 133..138u8, any::<bool>(), payload).prop_map(|(service, kind, hop_limit, payload)| {
         let hop_limit = if hop_limit { 255 } else { 64 };
-        let mut frame = [0; 2000];
-        let (headers, header_len) = match service {
-            0 => (headers_of_guest("0.0.0.0", "255.255.255.255", 64), 8),
-            _ => (headers_of_guest("fe80::55", "ff02::1:2", hop_limit), 8),
-        };
-        frame[headers.headroom(header_len)..][..payload.len()].copy_from_slice(&payload);
-        let written = match service {
-            0 => headers.udp(&mut frame, (68, 67), payload.len(), None),
-            1 => headers.udp(&mut frame, (546, 547), payload.len(), None),
-            _ => headers.icmp(&mut frame, icmp::Header::new(kind, 0, 0), payload.len()),
-        };
-        frame[..written.unwrap().len].to_vec()
+        match service {
+            0 => testkit::guest::udp(&headers_of("0.0.0.0", "255.255.255.255"), (68, 67), &payload).0,
+            1 => testkit::guest::udp(&headers_of("fe80::55", "ff02::1:2"), (546, 547), &payload).0,
+            _ => {
+                let headers = Outgoing { hop_limit, ..headers_of("fe80::55", "ff02::1:2") };
+                testkit::guest::icmp(&headers, icmp::Header::new(kind, 0, 0), &payload)
+            }
+        }
     })
 }
 
@@ -286,7 +206,7 @@ proptest! {
         let settings = settings();
         let mut guest = guest(&settings);
         for frame in frames {
-            let mut link = Kept::default();
+            let mut link = Capture::default();
             show(&settings, &mut guest, &frame, &mut link);
             prop_assert!(link.frames.len() <= 1);
             if !link.frames.is_empty() {
@@ -302,7 +222,7 @@ proptest! {
             ethertype.copy_from_slice(&[[8, 0], [8, 6], [0x86, 0xdd]][kind as usize]);
         }
         let settings = settings();
-        let mut link = Kept::default();
+        let mut link = Capture::default();
         show(&settings, &mut guest(&settings), &bytes, &mut link);
         prop_assert!(link.frames.len() <= 1);
     }
@@ -311,7 +231,8 @@ proptest! {
 #[test]
 fn a_full_link_is_no_disaster() {
     let settings = settings();
-    let mut link = Kept { full: true, ..Kept::default() };
+    let mut link = Capture::default();
+    link.full = true;
     announce_start(&settings, &guest(&settings), &mut link);
     let mut advertiser = Advertiser::new(&settings, Instant::default(), 0);
     let due = advertiser.next().unwrap();

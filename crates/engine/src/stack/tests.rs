@@ -19,10 +19,15 @@ use zerocopy::FromBytes;
 
 use super::*;
 use crate::{
-    addr::test,
-    mock::{Mock, MockHost, MockLink, Opened, ip},
     pressure::Pressure,
-    share::Bound,
+    testkit::{
+        self,
+        datagram::Opened,
+        guest::{headers, ip},
+        host::VirtualHost,
+        link::{Capture, Kept, Virtual},
+        settings::{START, guest, limits, settings},
+    },
 };
 
 const GUEST: &str = "198.51.100.55:4000";
@@ -31,47 +36,30 @@ const PEER: &str = "203.0.113.1:7";
 const PEER6: &str = "[2001:db8:2::1]:7";
 
 struct Test {
-    stack: Stack<Mock>,
-    host: MockHost,
-    link: MockLink,
+    stack: Stack<Virtual<Kept>>,
+    host: VirtualHost,
+    link: Capture,
     now: Instant,
 }
 
 impl Test {
     fn new() -> Self {
-        let settings = test::settings();
-        let guest = test::guest(&settings);
-        let share = Share { most: 10, bound: Bound::Files };
-        let limits = Limits {
-            connections: 10,
-            queue_memory: 1 << 20,
-            udp: udp::Limits {
-                flows: share,
-                strangers: share,
-                endpoints: Share { most: 600, ..share },
-                bypass: share,
-                idle: Duration::from_secs(300),
-                idle_stream: Duration::from_secs(300),
-            },
-            dns: crate::dns::Limits {
-                files: share,
-                bytes: 10_000,
-                idle: Duration::from_secs(30),
-                idle_stream: Duration::from_secs(30),
-            },
-            pings: share,
-        };
+        let settings = settings();
+        let guest = guest(&settings);
+        let mut limits = limits();
+        limits.udp.endpoints.most = 600;
+        limits.udp.idle = Duration::from_secs(300);
+        limits.udp.idle_stream = Duration::from_secs(300);
         let seeds = Seeds { hash_key: [7; 16], isn_secret: [7; 16], advertisement: 1 };
-        let now = Instant::from_micros(1_000_000);
         Self {
-            stack: Stack::new(settings, guest, limits, seeds, now),
-            host: MockHost::default(),
-            link: MockLink::default(),
-            now,
+            stack: Stack::new(settings, guest, limits, seeds, START),
+            host: VirtualHost::default(),
+            link: Capture::default(),
+            now: START,
         }
     }
 
-    fn round(&mut self) -> Round<'_, Mock> {
+    fn round(&mut self) -> Round<'_, Virtual<Kept>> {
         self.stack.round(self.now, &mut self.host, &mut self.link)
     }
 
@@ -101,49 +89,22 @@ impl Test {
 }
 
 fn outgoing(from: SocketAddr, to: SocketAddr) -> Outgoing {
-    Outgoing {
-        source_mac: ethernet::Mac([2, 0, 0, 0, 0, 0x55]),
-        destination_mac: ethernet::Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
-        source: from.ip(),
-        destination: to.ip(),
-        hop_limit: 9,
-        traffic_class: 0xb8,
-        flow_label: 0,
-    }
+    Outgoing { hop_limit: 9, traffic_class: 0xb8, ..headers(from.ip(), to.ip()) }
 }
 
 /// A UDP datagram of the guest, complete with its checksum.
 fn datagram(from: &str, to: &str, payload: &[u8]) -> (Outgoing, Vec<u8>) {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let headers = outgoing(from, to);
-    let mut frame = vec![0; MAX_LEN];
-    let at = headers.headroom(8);
-    frame[at..at + payload.len()].copy_from_slice(payload);
-    let written = headers.udp(&mut frame, (from.port(), to.port()), payload.len(), None).unwrap();
-    complete_checksum(&mut frame[..written.len], &written.offload);
-    frame.truncate(at + payload.len());
+    let (mut frame, offload) = testkit::guest::udp(&headers, (from.port(), to.port()), payload);
+    complete_checksum(&mut frame, &offload);
+    frame.truncate(headers.headroom(8) + payload.len());
     (headers, frame)
-}
-
-/// What an IP packet carries, cut to fragments of at most `room` bytes.
-fn cut(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) -> Vec<Vec<u8>> {
-    let chunks: Vec<&[u8]> = upper.chunks(room).collect();
-    let last = chunks.len() - 1;
-    let frames = chunks.iter().enumerate().map(|(index, chunk)| {
-        let mut frame = vec![0; headers.fragment_headroom()];
-        frame.extend_from_slice(chunk);
-        frame.resize(frame.len().max(60), 0);
-        let piece = Piece { protocol, id: 0xabcd, offset: (index * room) as u16, more: index < last };
-        let len = headers.fragment(&mut frame, &piece, chunk.len()).unwrap();
-        assert_eq!(len, frame.len());
-        frame
-    });
-    frames.collect()
 }
 
 fn fragments(from: &str, to: &str, payload: &[u8]) -> Vec<Vec<u8>> {
     let (headers, frame) = datagram(from, to, payload);
-    cut(&headers, 17, &frame[headers.headroom(0)..], 1448)
+    testkit::guest::fragments(&headers, 17, &frame[headers.headroom(0)..], 1448)
 }
 
 const BOTH: [(&str, &str); 2] = [(GUEST, PEER), (GUEST6, PEER6)];
@@ -182,7 +143,12 @@ fn an_echo_request_in_fragments_is_sent_whole() {
         let header = Header::new(kind, 0, 0x0007_0001);
         let written = headers.icmp(&mut frame, header, 3000).unwrap();
         let mut test = Test::new();
-        test.receive_all(&cut(&headers, protocol, &frame[headers.headroom(0)..written.len], 1448));
+        test.receive_all(&testkit::guest::fragments(
+            &headers,
+            protocol,
+            &frame[headers.headroom(0)..written.len],
+            1448,
+        ));
         let sent = test.socket().socket.sent();
         assert_eq!(sent.len(), 1);
         assert_eq!(sent[0].payload.len(), 3008);
@@ -323,8 +289,11 @@ fn dont_fragment_is_carried() {
             frame[20] &= !0x40;
             ipv4::Header::mut_from_prefix(&mut frame[14..]).unwrap().0.update_checksum();
         }
-        let frames =
-            if fragments { cut(&headers, 17, &frame[headers.headroom(0)..], 504) } else { vec![frame] };
+        let frames = if fragments {
+            testkit::guest::fragments(&headers, 17, &frame[headers.headroom(0)..], 504)
+        } else {
+            vec![frame]
+        };
         test.receive_all(&frames);
         test.socket().socket.sent()[0].dont_fragment
     };
@@ -398,7 +367,7 @@ fn some_packets_are_never_answered() {
         test.receive(&frame, &Offload::default());
     }
     let headers = outgoing(GUEST.parse().unwrap(), PEER.parse().unwrap());
-    test.receive_all(&cut(&headers, 132, &[1; 3000], 1480));
+    test.receive_all(&testkit::guest::fragments(&headers, 132, &[1; 3000], 1480));
     assert_eq!(test.wait(Duration::ZERO), Vec::<Vec<u8>>::new());
     assert_eq!(test.stack.counters().unsupported, 5);
 }

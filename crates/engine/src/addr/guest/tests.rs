@@ -5,7 +5,7 @@ use alloc::{
 };
 
 use super::*;
-use crate::addr::{MAX_CLAIMED, test::settings};
+use crate::{addr::MAX_CLAIMED, testkit::settings::settings};
 
 const MAIN: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const OTHER: Mac = Mac([2, 0, 0, 0, 0, 2]);

@@ -3,7 +3,7 @@ use alloc::{format, string::String};
 use wire::ethernet::Mac;
 
 use super::*;
-use crate::addr::test;
+use crate::testkit::settings as test;
 
 const LOCAL: &str = "127.0.0.1:999";
 const LOCAL6: &str = "[::1]:999";

@@ -11,8 +11,12 @@ use wire::{ethernet::Mac, frame::Transport};
 
 use super::*;
 use crate::{
-    addr::{Guest, test::settings},
-    local::test::{GUEST_MAC, Kept, udp},
+    addr::Guest,
+    local::test::udp,
+    testkit::{
+        link::Capture,
+        settings::{GUEST_MAC, settings},
+    },
 };
 
 const DISCOVER: &[u8] = &[53, 1, 1];
@@ -70,7 +74,7 @@ fn an_offer_as_a_client_reads_it() {
     // behaviour §4.3.3, §4.3.4
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     let addresses = ("0.0.0.0", "255.255.255.255");
     let outcome = udp(&settings, &mut guest, addresses, 67, &request(DISCOVER), &mut link);
     assert_eq!(outcome, Outcome::Answered);
@@ -305,7 +309,7 @@ fn a_lease_may_end() {
         let mut message = request(options);
         message[12..16].copy_from_slice(&client);
         let ends = ("0.0.0.0", "255.255.255.255");
-        let outcome = udp(&settings, &mut guest, ends, 67, &message, &mut Kept::default());
+        let outcome = udp(&settings, &mut guest, ends, 67, &message, &mut Capture::default());
         (outcome, guest.v4())
     };
     assert_eq!(say(REQUEST, [0; 4]), (Outcome::Answered, assigned));
@@ -332,7 +336,7 @@ fn without_server_or_gateway_the_port_is_silent() {
         let mut settings = on.clone();
         switch(&mut settings);
         let mut guest = Guest::new(&settings, Some(Mac::BROADCAST));
-        let mut link = Kept::default();
+        let mut link = Capture::default();
         let outcome = udp(&settings, &mut guest, ("0.0.0.0", "10.0.0.1"), 67, &request(DISCOVER), &mut link);
         assert_eq!((outcome, link.frames.len()), (Outcome::Ignored, 0));
     }

@@ -6,8 +6,12 @@ use wire::frame::Transport;
 
 use super::*;
 use crate::{
-    addr::{Guest, test::settings},
-    local::test::{GUEST_MAC, Kept, udp},
+    addr::Guest,
+    local::test::udp,
+    testkit::{
+        link::Capture,
+        settings::{GUEST_MAC, settings},
+    },
 };
 
 const CLIENT: &[u8] = &[0, 1, 0, 3, 0xaa, 0xbb, 0xcc];
@@ -98,7 +102,7 @@ fn a_solicit_is_advertised_to_r43() {
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     guest.shows(&settings, other().into(), Some(GUEST_MAC));
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     let bytes = message(SOLICIT, &[CLIENT, IA_NA]);
     let outcome = udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut link);
     assert_eq!(outcome, Outcome::Answered);
@@ -127,7 +131,7 @@ fn a_reply_resets_the_guests_address() {
     let bytes = message(REQUEST, &[CLIENT, SERVER, IA_NA]);
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     guest.shows(&settings, other().into(), Some(GUEST_MAC));
-    let mut link = Kept::default();
+    let mut link = Capture::default();
     let outcome = udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut link);
     assert_eq!((outcome, guest.v6()), (Outcome::Answered, Some(assigned())));
 }
@@ -140,7 +144,7 @@ fn a_lease_may_end() {
     let mut say = |kind, options: &[&[u8]]| {
         let bytes = message(kind, options);
         let outcome =
-            udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut Kept::default());
+            udp(&settings, &mut guest, ("fe80::55", "ff02::1:2"), 547, &bytes, &mut Capture::default());
         assert_eq!(outcome, Outcome::Answered);
         guest.v6()
     };

@@ -13,7 +13,7 @@ use wire::{
 use super::*;
 use crate::{
     host::{Readiness, Received},
-    mock::{Sent, received},
+    testkit::datagram::{Sent, received},
 };
 
 const GROUP: &str = "239.1.2.3";

@@ -142,7 +142,7 @@ fn streams_are_joined() {
     for number in 0..64 {
         test.arrive_at(&socket, CLIENT, "127.0.0.1", &[number; 4]);
     }
-    while !socket.socket.0.borrow().arriving.is_empty() {
+    while !socket.socket.mailbox().arriving.is_empty() {
         test.ready(&socket, READABLE);
     }
     let sent = stand.socket.sent();

@@ -103,17 +103,17 @@ fn errors_never_stay_r95() {
     socket.socket.error(QueuedError { report: None, ..queued("203.0.113.1:8", 0, 0, 0, "") }, b"");
     socket.socket.error(queued("203.0.113.2:8", 3, 3, 0, "203.0.113.2"), b"");
     test.ready(&socket, ERROR);
-    socket.socket.0.borrow_mut().pending = Some(Errno(5));
+    socket.socket.mailbox().pending = Some(Errno(5));
     test.ready(&socket, ERROR);
-    assert!(socket.socket.0.borrow().errors.is_empty());
-    assert_eq!(socket.socket.0.borrow().pending, None);
+    assert!(socket.socket.mailbox().errors.is_empty());
+    assert_eq!(socket.socket.mailbox().pending, None);
     assert_eq!(test.world.frames().len(), 0);
     assert_eq!(test.udp.flows(), 1);
     // With a full link too.
     test.world.link.full = true;
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"");
     test.ready(&socket, ERROR);
-    assert!(socket.socket.0.borrow().errors.is_empty());
+    assert!(socket.socket.mailbox().errors.is_empty());
 }
 
 /// The error of one datagram is told by the sending of the next: that one goes out nevertheless.
@@ -123,7 +123,7 @@ fn an_old_error_costs_no_new_datagram() {
     test.guest_sends(GUEST, "203.0.113.1:8", b"one");
     let socket = test.opened(0);
     socket.socket.sent();
-    socket.socket.0.borrow_mut().refusals.push_back(ECONNREFUSED);
+    socket.socket.mailbox().refusals.push_back(ECONNREFUSED);
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"one");
     test.guest_sends(GUEST, "203.0.113.2:8", b"two");
     assert_eq!(socket.socket.sent()[0].payload, b"two");
@@ -142,7 +142,7 @@ fn refusals_of_the_host_are_told() {
         let mut test = Test::new();
         test.guest_sends(guest, remote, b"x");
         let socket = test.opened(0);
-        socket.socket.0.borrow_mut().refusals.extend([ENETUNREACH, ENETUNREACH]);
+        socket.socket.mailbox().refusals.extend([ENETUNREACH, ENETUNREACH]);
         test.guest_sends(guest, remote, b"question");
         let (told, quote) = icmp_error(&test.world.frame().0);
         assert_eq!(told, (gateway.parse().unwrap(), kind, 0, 0));
@@ -152,9 +152,9 @@ fn refusals_of_the_host_are_told() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "239.1.1.1:8", b"x");
     let socket = test.opened(0);
-    socket.socket.0.borrow_mut().refusals.extend([ENETUNREACH, ENETUNREACH]);
+    socket.socket.mailbox().refusals.extend([ENETUNREACH, ENETUNREACH]);
     test.guest_sends(GUEST, "239.1.1.1:8", b"x");
-    socket.socket.0.borrow_mut().refusals.push_back(SocketError::WouldBlock);
+    socket.socket.mailbox().refusals.push_back(SocketError::WouldBlock);
     test.guest_sends(GUEST, "239.1.1.1:8", b"x");
     assert_eq!(test.world.frames().len(), 0);
     assert_eq!(test.udp.counters().not_sent, 2);
@@ -176,7 +176,7 @@ fn a_datagram_above_the_paths_mtu_is_reported() {
         test.guest_sends(guest, remote, b"x");
         let socket = test.opened(0);
         socket.socket.sent();
-        socket.socket.0.borrow_mut().refusals.push_back(EMSGSIZE);
+        socket.socket.mailbox().refusals.push_back(EMSGSIZE);
         // IPv4 doesn't say the port.
         let destination = remote.replace("203.0.113.1:8", "203.0.113.1:0");
         socket.socket.error(refused(&destination, kind, code, 1400), b"");
@@ -185,7 +185,7 @@ fn a_datagram_above_the_paths_mtu_is_reported() {
         assert_eq!(told, (gateway.parse().unwrap(), kind, code, 1400));
         assert_shown(&quoted_frame(&quote), guest, remote, &[7; 300]);
         assert_eq!((socket.socket.sent().len(), test.udp.counters().not_sent), (0, 1));
-        assert!(socket.socket.0.borrow().errors.is_empty());
+        assert!(socket.socket.mailbox().errors.is_empty());
         // The next one that fits goes out.
         test.guest_sends(guest, remote, b"y");
         assert_eq!((socket.socket.sent().len(), test.world.frames().len()), (1, 0));
@@ -199,7 +199,7 @@ fn an_old_error_and_a_refusal() {
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
     let socket = test.opened(0);
     socket.socket.sent();
-    socket.socket.0.borrow_mut().refusals.extend([ECONNREFUSED, EMSGSIZE]);
+    socket.socket.mailbox().refusals.extend([ECONNREFUSED, EMSGSIZE]);
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"x");
     test.guest_sends(GUEST, "203.0.113.1:8", &[7; 100]);
     let frames = test.world.frames();

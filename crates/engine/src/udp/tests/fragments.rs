@@ -149,7 +149,7 @@ fn a_full_link_drops_the_rest() {
     test.world.settings.mtu = 1500;
     test.guest_sends(GUEST, PEER, b"");
     let socket = test.opened(0);
-    test.world.link.room = Some(2);
+    test.world.link.most = Some(2);
     socket.socket.arrive(PEER, &vec![7; 6000]);
     test.ready(&socket, READABLE);
     assert_eq!((test.world.frames().len(), test.udp.counters().link_full), (2, 1));

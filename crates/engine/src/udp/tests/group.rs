@@ -17,7 +17,7 @@ fn mdns_on_the_host() -> Test {
 impl Test {
     /// What was sent from shared ports since the last call, and from other ones.
     fn sent(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-        let payloads = |socket: &Socket| socket.sent().into_iter().map(|sent| sent.payload);
+        let payloads = |socket: &Datagrams| socket.sent().into_iter().map(|sent| sent.payload);
         let host = &self.world.host;
         let shared = host.shared.iter().flat_map(|(_, _, socket)| payloads(socket)).collect();
         (shared, host.opened.iter().flat_map(|opened| payloads(&opened.socket)).collect())
@@ -88,10 +88,10 @@ fn what_cannot_leave_from_the_shared_port_leaves_from_another() {
     test.guest_sends(guest, group, RESPONSE);
     assert_eq!(test.sent().0.len(), 1);
     let socket = test.world.host.shared[0].2.clone();
-    socket.0.borrow_mut().refusals.push_back(SocketError::WouldBlock);
+    socket.mailbox().refusals.push_back(SocketError::WouldBlock);
     test.guest_sends(guest, group, RESPONSE);
     assert_eq!((test.sent(), test.udp.counters().not_sent), ((vec![], vec![]), 1));
-    socket.0.borrow_mut().refusals.push_back(SocketError::Failed(Errno(22)));
+    socket.mailbox().refusals.push_back(SocketError::Failed(Errno(22)));
     test.guest_sends(guest, group, RESPONSE);
     test.guest_sends(guest, group, RESPONSE);
     assert_eq!(test.sent(), (vec![], vec![RESPONSE.to_vec(); 2]));

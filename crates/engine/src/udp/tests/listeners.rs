@@ -18,7 +18,7 @@ pub(super) fn listener(address: Option<&str>, port: u16, target: Option<&str>, t
 
 impl Test {
     pub(super) fn listen(&mut self, listener: Listener) -> Opened {
-        let socket = Socket::default();
+        let socket = Datagrams::default();
         let (open, life) = socket.open();
         let (port, address) = (listener.port, listener.address.unwrap_or(IpAddr::from([0; 16])));
         self.udp.listen(&mut self.world.host, listener, open).unwrap();
@@ -73,11 +73,11 @@ fn first_datagrams_stay_in_order_r92() {
     for number in 0..20 {
         test.arrive_at(&socket, "203.0.113.9:999", "192.0.2.1", &[number; 3]);
     }
-    while !socket.socket.0.borrow().arriving.is_empty() {
+    while !socket.socket.mailbox().arriving.is_empty() {
         test.ready(&socket, READABLE);
     }
     let frames = test.world.frames();
-    let got: Vec<u8> = frames.iter().flat_map(|(frame, _)| udp(frame).2.to_vec()).collect();
+    let got: Vec<u8> = frames.iter().flat_map(|(frame, _)| datagram(frame).2.to_vec()).collect();
     assert_eq!(got, (0..20).flat_map(|number| [number; 3]).collect::<Vec<u8>>());
     assert_eq!(test.udp.flows(), 1);
 }
@@ -274,7 +274,7 @@ fn undeliverable_datagrams_are_discarded_r96() {
     for _ in 0..2 {
         test.ready(&socket, READABLE);
     }
-    assert!(socket.socket.0.borrow().arriving.is_empty());
+    assert!(socket.socket.mailbox().arriving.is_empty());
     assert_eq!((test.world.frames().len(), test.udp.counters().undeliverable), (0, 2));
 }
 

@@ -14,8 +14,14 @@ use zerocopy::big_endian::U16;
 
 use super::{inbound::headroom, *};
 use crate::host::{Readiness, SocketError};
-use crate::mock::{Fixture, Mock, Opened, Socket, ip, received, udp};
 use crate::share::{Bound, Share};
+use crate::testkit::{
+    datagram::{Datagrams, Opened, received},
+    fixture::Fixture,
+    guest::{datagram, ip},
+    host::{ERROR, READABLE},
+    link::{Kept, Virtual},
+};
 
 const LIMITS: Limits = Limits {
     flows: share(60),
@@ -29,22 +35,18 @@ const fn share(most: usize) -> Share {
     Share { most, bound: Bound::Files }
 }
 
-const READABLE: Readiness =
-    Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
-const ERROR: Readiness =
-    Readiness { readable: false, writable: false, read_closed: false, error: true, urgent: false };
 /// The guest's addresses in these tests.
 const GUEST: &str = "198.51.100.55:4000";
 const GUEST6: &str = "[2001:db8:1::55]:4000";
 
 struct Test {
     world: Fixture,
-    udp: Udp<Mock>,
+    udp: Udp<Virtual<Kept>>,
 }
 
 impl Test {
     fn new() -> Self {
-        Self { world: Fixture::new(), udp: Udp::new(LIMITS, [7; 16]) }
+        Self { world: Fixture::default(), udp: Udp::new(LIMITS, [7; 16]) }
     }
 
     /// The guest sends a datagram, alone in its batch.
@@ -119,7 +121,7 @@ impl Test {
 
 #[track_caller]
 fn assert_shown(frame: &[u8], from: &str, to: &str, payload: &[u8]) {
-    assert_eq!(udp(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
+    assert_eq!(datagram(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
 }
 
 /// RFC 4787 §4.1 and §5: one socket for all remotes of a guest endpoint, and whoever writes to it reaches the guest.
@@ -330,7 +332,7 @@ fn a_full_link_drops() {
     socket.socket.arrive("203.0.113.1:8", b"y");
     test.ready(&socket, READABLE);
     assert_eq!(test.udp.counters().link_full, 1);
-    assert!(socket.socket.0.borrow().arriving.is_empty());
+    assert!(socket.socket.mailbox().arriving.is_empty());
     test.world.link.full = false;
     test.answer(&socket, "203.0.113.1:8", b"z");
 }
@@ -346,16 +348,16 @@ fn receive_calls() {
         test.guest_sends(GUEST, "203.0.113.1:8", b"x");
         test.answer(&socket, "203.0.113.1:8", b"y");
     }
-    assert_eq!(socket.socket.0.borrow().receives, 3);
+    assert_eq!(socket.socket.mailbox().receives, 3);
     test.end_round();
     for _ in 0..1000 {
         socket.socket.arrive("203.0.113.1:8", b"y");
     }
     let mut visits = Vec::new();
     for _ in 0..8 {
-        let before = socket.socket.0.borrow().receives;
+        let before = socket.socket.mailbox().receives;
         test.ready(&socket, READABLE);
-        visits.push(socket.socket.0.borrow().receives - before);
+        visits.push(socket.socket.mailbox().receives - before);
     }
     assert_eq!(visits, [1, 2, 4, 8, 16, 32, 32, 32]);
     assert_eq!(test.world.frames().len(), 8);

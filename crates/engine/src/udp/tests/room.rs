@@ -111,7 +111,7 @@ fn strangers_end_strangers_r90() {
         test.pass(1);
         for socket in [&socket, &listener] {
             let frame = test.answer(socket, &format!("192.0.2.1:{port}"), b"flood");
-            assert_eq!(udp(&frame).0, format!("192.0.2.1:{port}").parse().unwrap());
+            assert_eq!(datagram(&frame).0, format!("192.0.2.1:{port}").parse().unwrap());
         }
     }
     assert_eq!((test.udp.flows(), test.udp.counters().no_room), (41, 0));

@@ -119,11 +119,11 @@ impl Test {
         self.udp.sockets.get_mut(socket.id).unwrap().last_taken = VISIT;
         arriving.into_iter().for_each(|(received, payload)| socket.socket.arrive_as(received, &payload));
         self.ready(socket, READABLE);
-        assert!(socket.socket.0.borrow().arriving.is_empty());
+        assert!(socket.socket.mailbox().arriving.is_empty());
         let frames = self.world.frames();
         let shape = |(frame, offload): &(Vec<u8>, Offload)| {
             let size = offload.segmentation.map(|segmentation| segmentation.size);
-            (udp(frame).2.to_vec(), size)
+            (datagram(frame).2.to_vec(), size)
         };
         frames.iter().map(shape).collect()
     }

@@ -1,0 +1,222 @@
+//! Datagram and ping sockets in memory, which keep what goes through them.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    rc::{Rc, Weak},
+    vec::Vec,
+};
+
+use engine::{
+    flow::FlowId,
+    host::{Errno, ErrorQueue, Outbound, PingSocket, QueuedError, Received, Request, SocketError, UdpSocket},
+    memory::Plain,
+};
+use zerocopy::IntoBytes;
+
+use super::stream::Chance;
+
+/// `EMSGSIZE`.
+const MESSAGE_TOO_LONG: Errno = Errno(90);
+/// `ENETUNREACH`.
+pub(super) const NETWORK_UNREACHABLE: Errno = Errno(101);
+
+/// What the engine has sent: the fields are those of [`Outbound`] and [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "see Outbound")]
+pub struct Sent {
+    pub destination: SocketAddr,
+    pub source: Option<IpAddr>,
+    pub hop_limit: u8,
+    pub traffic_class: u8,
+    pub dont_fragment: bool,
+    pub payload: Vec<u8>,
+    pub segment_size: Option<u16>,
+}
+
+/// What is in a socket.
+#[derive(Debug, Default)]
+pub struct Mailbox {
+    /// Sent by the engine, oldest first. A socket that does as it likes keeps nothing.
+    pub sent: Vec<Sent>,
+    /// Results of the next calls to send; then all succeed.
+    pub refusals: VecDeque<SocketError>,
+    /// What the engine receives next.
+    pub arriving: VecDeque<(Received, Vec<u8>)>,
+    /// The error queue, each entry with what it quotes.
+    pub errors: VecDeque<(QueuedError, Vec<u8>)>,
+    /// The pending error.
+    pub pending: Option<Errno>,
+    /// Calls to receive, also those that found nothing.
+    pub receives: usize,
+    /// It was not opened on the port that was asked for.
+    pub(super) port_replaced: bool,
+    pub(super) chance: Option<Chance>,
+}
+
+/// A datagram or ping socket: the test's end of it, or the engine's, which can be closed.
+#[derive(Clone, Debug, Default)]
+pub struct Datagrams(
+    pub(super) Rc<RefCell<Mailbox>>,
+    #[expect(dead_code, reason = "it is dropped with the engine's end")] Option<Rc<()>>,
+);
+
+impl Datagrams {
+    /// The engine's end, and what lives as long as it.
+    pub fn open(&self) -> (Self, Weak<()>) {
+        let life = Rc::new(());
+        let weak = Rc::downgrade(&life);
+        (Self(self.0.clone(), Some(life)), weak)
+    }
+
+    /// What is in it.
+    pub fn mailbox(&self) -> std::cell::RefMut<'_, Mailbox> {
+        self.0.borrow_mut()
+    }
+
+    /// A datagram arrives, with nothing special about it.
+    pub fn arrive(&self, from: &str, payload: &[u8]) {
+        self.arrive_as(received(from), payload);
+    }
+
+    /// A datagram with these properties arrives.
+    pub fn arrive_as(&self, received: Received, payload: &[u8]) {
+        self.mailbox().arriving.push_back((received, payload.to_vec()));
+    }
+
+    /// An error arrives, which quotes these bytes.
+    pub fn error(&self, error: QueuedError, quote: &[u8]) {
+        self.mailbox().errors.push_back((error, quote.to_vec()));
+    }
+
+    /// What was sent since the last call.
+    pub fn sent(&self) -> Vec<Sent> {
+        std::mem::take(&mut self.mailbox().sent)
+    }
+
+    fn push(&self, sent: Sent) -> Result<(), SocketError> {
+        assert!(sent.hop_limit > 0 && !sent.destination.ip().is_unspecified(), "{sent:?}");
+        let mailbox = &mut *self.mailbox();
+        if let Some(refusal) = mailbox.refusals.pop_front() {
+            return Err(refusal);
+        }
+        let Some(chance) = &mailbox.chance else {
+            mailbox.sent.push(sent);
+            return Ok(());
+        };
+        if let Some(error) = mailbox.pending.take() {
+            return Err(SocketError::Failed(error));
+        }
+        match chance.borrow_mut().below(24) {
+            0 => Err(SocketError::WouldBlock),
+            1 => Err(SocketError::Failed(NETWORK_UNREACHABLE)),
+            2 => Err(SocketError::Failed(MESSAGE_TOO_LONG)),
+            _ => Ok(()),
+        }
+    }
+
+    fn pull(&self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        let mut mailbox = self.mailbox();
+        mailbox.receives += 1;
+        let (mut received, payload) = mailbox.arriving.pop_front().ok_or(SocketError::WouldBlock)?;
+        received.len = payload.len().min(buffer.len());
+        received.truncated = payload.len() > buffer.len();
+        buffer[..received.len].copy_from_slice(&payload[..received.len]);
+        Ok(received)
+    }
+}
+
+/// A datagram from `from` with nothing special about it.
+pub fn received(from: &str) -> Received {
+    Received {
+        len: 0,
+        truncated: false,
+        segment_size: None,
+        from: from.parse().unwrap(),
+        destination: None,
+        local: None,
+        hop_limit: Some(64),
+        traffic_class: 0,
+    }
+}
+
+impl ErrorQueue for Datagrams {
+    fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        let (mut error, payload) = self.mailbox().errors.pop_front()?;
+        error.quoted = payload.len().min(quote.len());
+        quote[..error.quoted].copy_from_slice(&payload[..error.quoted]);
+        Some(error)
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.mailbox().pending.take()
+    }
+}
+
+impl UdpSocket for Datagrams {
+    type Memory = Plain;
+
+    fn send(&mut self, datagram: &Outbound<&[u8]>) -> Result<(), SocketError> {
+        assert!(datagram.destination.port() > 0 && datagram.segment_size != Some(0), "{datagram:?}");
+        self.push(Sent {
+            destination: datagram.destination,
+            source: datagram.source,
+            hop_limit: datagram.hop_limit,
+            traffic_class: datagram.traffic_class,
+            dont_fragment: datagram.dont_fragment,
+            payload: datagram.payload.to_vec(),
+            segment_size: datagram.segment_size,
+        })
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        self.pull(buffer)
+    }
+
+    fn keeps_port(&self) -> bool {
+        !self.mailbox().port_replaced
+    }
+}
+
+impl PingSocket for Datagrams {
+    type Memory = Plain;
+
+    fn send(&mut self, request: &Request<'_, &[u8]>) -> Result<(), SocketError> {
+        self.push(Sent {
+            destination: request.destination,
+            source: None,
+            hop_limit: request.hop_limit,
+            traffic_class: request.traffic_class,
+            dont_fragment: request.dont_fragment,
+            payload: [request.header.as_bytes(), request.payload].concat(),
+            segment_size: None,
+        })
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        self.pull(buffer)
+    }
+}
+
+/// A socket that the engine has opened.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Under which id it reports readiness.
+    pub id: FlowId,
+    /// For which address.
+    pub address: IpAddr,
+    /// For which port or echo identifier.
+    pub number: u16,
+    /// The test's end.
+    pub socket: Datagrams,
+    /// Lives as long as the engine's end.
+    pub life: Weak<()>,
+}
+
+impl Opened {
+    /// Whether the engine has closed it.
+    pub fn closed(&self) -> bool {
+        self.life.strong_count() == 0
+    }
+}

@@ -1,0 +1,28 @@
+//! What tests put around the engine: a host, a link, frames of a guest, and a network.
+//!
+//! ```text
+//!   guest               link::VirtualLink             engine             host::VirtualHost
+//!   builds and parses   gives each frame to a         under test         stream::Stream
+//!   frames              Receiver: link::Kept, or                         datagram::Datagrams
+//!                       one of the test's own
+//! ```
+//!
+//! A host does what the test says ([`host::VirtualHost::default`]), or what a seed says, within what a kernel may do
+//! ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
+//!
+//! The engine's unit tests compile this source as a module of the engine; all others use it as a crate. So it names
+//! public items of the engine alone, by `engine::`, and its own by `super::`. It brings the parts of `std` that it needs
+//! into scope itself.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+pub mod datagram;
+pub mod fixture;
+pub mod guest;
+pub mod host;
+pub mod link;
+pub mod network;
+pub mod random;
+pub mod settings;
+pub mod stream;
+pub mod streams;

@@ -1,0 +1,409 @@
+//! Stream sockets in memory, with the peer and its kernel at the other end.
+
+use std::{
+    cell::{RefCell, RefMut},
+    collections::VecDeque,
+    net::SocketAddr,
+    rc::Rc,
+    vec::Vec,
+};
+
+use engine::{
+    flow::{Endpoints, FlowId},
+    host::{Errno, Readiness, SocketError, TcpSocket},
+    memory::Plain,
+};
+
+use super::{
+    random::Random,
+    streams::{DOWNWARD, UPWARD},
+};
+
+/// `EPIPE`.
+const BROKEN_PIPE: Errno = Errno(32);
+/// `ECONNRESET`.
+pub const CONNECTION_RESET: Errno = Errno(104);
+/// `ECONNREFUSED`.
+pub const CONNECTION_REFUSED: Errno = Errno(111);
+
+/// Flows whose sockets became ready, in order, each once.
+pub(super) type Wakeups = Rc<RefCell<VecDeque<FlowId>>>;
+/// A source of randomness that sockets share.
+pub(super) type Chance = Rc<RefCell<Random>>;
+
+/// How the engine closed a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// In order.
+    Orderly,
+    /// By a reset that it asked for.
+    Reset,
+    /// With received bytes left unread: the kernel makes that a reset.
+    Unread,
+}
+
+/// One socket: positions in the two streams, in bytes from their first one, and the state of either half.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Under which id it reports readiness.
+    pub flow: Option<FlowId>,
+    pub(super) wakeups: Wakeups,
+    pub(super) woken: bool,
+    /// If it is there, the socket takes and gives as much as it likes, and fails now and then.
+    pub(super) chance: Option<Chance>,
+    /// Where it connects to; none if it was accepted.
+    pub destination: Option<SocketAddr>,
+    /// The guest's connection, where the test has named it ([`super::host::VirtualHost::segment`]).
+    pub ends: Option<Endpoints>,
+    /// Where in [`UPWARD`] the guest's stream may begin. The bytes that are sent have to fit one of them.
+    pub starts: Vec<u32>,
+    /// The connection is made.
+    pub connected: bool,
+    /// Bytes of send buffer.
+    pub send_capacity: u64,
+    /// Bytes taken for sending so far, and how many of them the peer has acknowledged.
+    pub sent: u64,
+    /// See `sent`.
+    pub acknowledged: u64,
+    /// A write was refused, in whole or in part.
+    pub(super) refused: bool,
+    /// The engine has ended the guest's stream.
+    pub shut: bool,
+    pub(super) fin_acknowledged: bool,
+    /// Bytes received from the peer so far, those copied out at least once, and those discarded.
+    pub received: u64,
+    pub(super) peeked: u64,
+    /// See `received`.
+    pub discarded: u64,
+    /// The peer has ended its stream.
+    pub ended: bool,
+    /// Where in the peer's stream the urgent byte is, until it is discarded.
+    pub urgent: Option<u64>,
+    /// The urgent byte and later ones can be copied out only when the bytes before are discarded: a socket without
+    /// `SO_PEEK_OFF`.
+    pub strict: bool,
+    /// Where in the guest's stream urgent bytes were sent.
+    pub urgent_sent: Vec<u64>,
+    /// The traffic classes that it was given, in order.
+    pub classes: Vec<u8>,
+    /// The peer's traffic class.
+    pub peer_class: Option<u8>,
+    /// Pending, until the engine asks for it.
+    pub error: Option<Errno>,
+    /// The connection is gone.
+    pub failed: bool,
+    /// The engine has asked for keep-alive probes.
+    pub keep_alive: bool,
+    pub(super) reset_on_close: bool,
+    /// How the engine closed it, if it has.
+    pub closed: Option<Closed>,
+    /// Calls made on the socket, to notice loops.
+    pub calls: u64,
+}
+
+impl State {
+    pub(super) fn wake(&mut self) {
+        let Some(flow) = self.flow.filter(|_| self.closed.is_none() && !self.woken) else { return };
+        self.woken = true;
+        self.wakeups.borrow_mut().push_back(flow);
+    }
+
+    /// What a wakeup reports.
+    pub(super) fn take_readiness(&mut self) -> Readiness {
+        self.woken = false;
+        Readiness {
+            readable: self.received > self.discarded || self.ended || self.failed,
+            writable: self.writable(),
+            read_closed: self.ended || self.failed,
+            error: self.error.is_some() || (self.ended && self.fin_acknowledged),
+            urgent: self.urgent.is_some_and(|urgent| urgent < self.received),
+        }
+    }
+
+    /// A random number below `bound`, for sockets that do as they like.
+    pub fn roll(&self, bound: usize) -> Option<usize> {
+        self.chance.as_ref().map(|chance| chance.borrow_mut().below(bound))
+    }
+
+    /// Whether it does now what it does one time in `times`.
+    fn is_one_in(&self, times: usize) -> bool {
+        self.roll(times) == Some(0)
+    }
+
+    fn room(&self) -> u64 {
+        self.send_capacity.saturating_sub(self.sent - self.acknowledged)
+    }
+
+    /// As Linux does it: writable when a third is free.
+    fn writable(&self) -> bool {
+        self.failed || (self.connected && (self.shut || self.room() * 3 >= self.send_capacity))
+    }
+
+    fn taken_error(&mut self) -> Result<(), SocketError> {
+        self.error.take().map_or(Ok(()), |errno| Err(SocketError::Failed(errno)))
+    }
+
+    /// How many of `len` bytes it takes.
+    fn taken(&mut self, len: usize) -> Result<usize, SocketError> {
+        match self.roll(20) {
+            None => {
+                let taken = len.min(self.room() as usize);
+                self.refused |= taken < len;
+                if taken == 0 { Err(SocketError::WouldBlock) } else { Ok(taken) }
+            }
+            Some(10..15) => Ok(1 + self.roll(len).unwrap_or(0)),
+            Some(15..19) => Err(SocketError::WouldBlock),
+            Some(19) if self.is_one_in(8) => {
+                self.failed = true;
+                Err(SocketError::Failed(BROKEN_PIPE))
+            }
+            Some(_) => Ok(len),
+        }
+    }
+
+    /// Takes bytes of the guest: they must be the next ones of its stream.
+    fn take(&mut self, bytes: &[u8]) {
+        let sent = self.sent as u32;
+        self.starts.retain(|start| UPWARD.has(start.wrapping_add(sent), bytes));
+        assert!(
+            !self.starts.is_empty(),
+            "byte {sent} of the guest's stream, or a later one, is not the next"
+        );
+        self.sent += bytes.len() as u64;
+    }
+}
+
+/// The engine's end of a virtual connection.
+#[derive(Debug)]
+pub struct Stream(pub(super) Rc<RefCell<State>>);
+
+/// The test's end of a virtual connection: what the peer and its kernel do.
+#[derive(Clone, Debug)]
+pub struct Peer(pub(super) Rc<RefCell<State>>);
+
+impl Peer {
+    /// All about the socket.
+    pub fn state(&self) -> RefMut<'_, State> {
+        self.0.borrow_mut()
+    }
+
+    /// Changes the state and reports that.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        state.wake();
+    }
+
+    /// The connection is made.
+    pub fn connect(&self) {
+        self.change(|state| state.connected = true);
+    }
+
+    /// The connection fails: not made, or reset.
+    pub fn fail(&self, errno: Errno) {
+        self.change(|state| (state.error, state.failed, state.ended) = (Some(errno), true, true));
+    }
+
+    /// `len` more bytes of the peer have arrived.
+    pub fn arrive(&self, len: u64) {
+        self.change(|state| state.received += len);
+    }
+
+    /// `len` more bytes of the peer have arrived. The last one is urgent.
+    pub fn arrive_urgent(&self, len: u64) {
+        self.change(|state| {
+            state.received += len;
+            state.urgent = Some(state.received - 1);
+        });
+    }
+
+    /// The same as [`Peer::arrive`], unless the peer has ended its half.
+    pub fn arrive_unless_ended(&self, len: u64) {
+        let ended = self.state().ended;
+        if !ended && len > 0 {
+            self.arrive(len);
+        }
+    }
+
+    /// The peer has ended its half.
+    pub fn end(&self) {
+        self.change(|state| state.ended = true);
+    }
+
+    /// The peer acknowledges what was sent up to byte `until` of the stream.
+    pub fn acknowledge(&self, until: u64) {
+        let mut state = self.state();
+        let was_writable = state.writable();
+        assert!(until <= state.sent && until >= state.acknowledged);
+        state.acknowledged = until;
+        if state.refused && !was_writable && state.writable() {
+            state.refused = false;
+            state.wake();
+        }
+    }
+
+    /// The peer acknowledges everything and, if that was sent, the end of the stream.
+    pub fn acknowledge_all(&self) {
+        let sent = self.state().sent;
+        self.acknowledge(sent);
+        let mut state = self.state();
+        if state.shut && !state.fin_acknowledged {
+            state.fin_acknowledged = true;
+            state.wake(); // the change of state wakes pollers
+        }
+    }
+
+    /// Received bytes that are still in the socket.
+    pub fn unread(&self) -> u64 {
+        let state = self.state();
+        state.received - state.discarded
+    }
+
+    /// Whether the peer has seen the guest's stream to its end.
+    pub fn has_seen_end(&self) -> bool {
+        self.state().fin_acknowledged
+    }
+
+    /// How the engine closed it, if it has.
+    pub fn closed(&self) -> Option<Closed> {
+        self.state().closed
+    }
+}
+
+impl TcpSocket for Stream {
+    type Memory = Plain;
+    const MAX_PIECES: usize = 2;
+
+    fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
+        self.send_pieces(&[payload])
+    }
+
+    fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        assert!(pieces.len() <= Self::MAX_PIECES, "{} pieces at once", pieces.len());
+        let bytes = pieces.concat();
+        assert!(!bytes.is_empty(), "a send of nothing");
+        assert!(!state.shut, "bytes after the end of the stream");
+        assert!(state.connected || state.failed, "bytes before the connection is made");
+        state.taken_error()?;
+        if state.failed {
+            return Err(SocketError::Failed(BROKEN_PIPE));
+        }
+        let taken = state.taken(bytes.len())?;
+        state.take(&bytes[..taken]);
+        Ok(taken)
+    }
+
+    fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
+        let position = self.0.borrow().sent;
+        self.send_pieces(&[&[byte]])?;
+        self.0.borrow_mut().urgent_sent.push(position);
+        Ok(())
+    }
+
+    fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        let from = state.discarded + u64::from(offset);
+        let mut end = state.received;
+        assert!(from <= end, "a look at byte {from}, where {end} bytes have arrived");
+        if let Some(urgent) = state.urgent {
+            if from < urgent {
+                end = end.min(urgent);
+            } else if state.strict && state.discarded < urgent {
+                return Err(SocketError::WouldBlock);
+            }
+        }
+        let mut len = (end - from).min(buffer.len() as u64) as usize;
+        if len == 0 {
+            state.taken_error()?;
+            return match state.ended || buffer.is_empty() {
+                _ if state.failed && state.chance.is_some() => Err(SocketError::Failed(CONNECTION_REFUSED)),
+                true => Ok(0),
+                false => Err(SocketError::WouldBlock),
+            };
+        }
+        if state.is_one_in(8) {
+            len = 1 + state.roll(len).unwrap_or(0);
+        }
+        DOWNWARD.fill(from as u32, &mut buffer[..len]);
+        state.peeked = state.peeked.max(from + len as u64);
+        Ok(len)
+    }
+
+    fn urgent_mark(&mut self) -> Option<u32> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        state.urgent.filter(|&urgent| urgent < state.received).map(|urgent| (urgent - state.discarded) as u32)
+    }
+
+    fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        assert!(len > 0, "nothing is discarded");
+        state.discarded += u64::from(len);
+        state.urgent = state.urgent.filter(|&urgent| urgent >= state.discarded);
+        assert!(state.discarded <= state.peeked, "discarded bytes that were never read");
+        Ok(len)
+    }
+
+    fn shutdown_write(&mut self) -> Result<(), SocketError> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        if state.chance.is_none() {
+            state.taken_error()?;
+        }
+        if state.failed {
+            return Err(SocketError::Failed(BROKEN_PIPE));
+        }
+        state.shut = true;
+        Ok(())
+    }
+
+    fn unacknowledged(&mut self) -> u32 {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        match state.roll(3) {
+            None => {
+                (state.sent - state.acknowledged) as u32 + u32::from(state.shut && !state.fin_acknowledged)
+            }
+            Some(choice) => u32::from(choice == 0),
+        }
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        self.0.borrow_mut().error.take()
+    }
+
+    fn keep_alive(&mut self) {
+        self.0.borrow_mut().keep_alive = true;
+    }
+
+    fn reset_on_close(&mut self) {
+        self.0.borrow_mut().reset_on_close = true;
+    }
+
+    fn set_traffic_class(&mut self, class: u8) {
+        assert_eq!(class & 3, 0, "the ECN bits are the kernel's");
+        self.0.borrow_mut().classes.push(class);
+    }
+
+    fn peer_traffic_class(&mut self) -> Option<u8> {
+        let state = self.0.borrow();
+        state.roll(256).map(|class| class as u8).or(state.peer_class)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let state = &mut *self.0.borrow_mut();
+        state.closed = Some(if state.reset_on_close {
+            Closed::Reset
+        } else if state.received > state.discarded {
+            Closed::Unread
+        } else {
+            Closed::Orderly
+        });
+    }
+}
