@@ -286,8 +286,13 @@ fn a_failed_accept_refuses_the_connection() {
     let _inside = net.guest.listen((HOST[0], 7001));
     for (from, to) in [(&net.peer, HOST[0]), (&net.host, LOOPBACK[0])] {
         for _ in 0..3 {
-            let mut refused = from.connect((to, 7001)).unwrap();
-            let end = refused.read(&mut [0]);
+            // Between the reset and the next listen(2), the kernel itself refuses.
+            let mut pending = None;
+            wait_until("a pending connection", || {
+                pending = from.connect((to, 7001)).ok();
+                pending.is_some()
+            });
+            let end = pending.unwrap().read(&mut [0]);
             assert!(matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset), "{end:?}");
         }
     }
