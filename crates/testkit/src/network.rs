@@ -14,11 +14,11 @@ const SPARED: u64 = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Impairments {
     /// Frames lost, in a thousand.
-    pub loss: usize,
+    pub loss: u32,
     /// Frames that later ones overtake, in a thousand.
-    pub reordering: usize,
+    pub reordering: u32,
     /// Frames that arrive twice, in a thousand.
-    pub duplication: usize,
+    pub duplication: u32,
     /// Time from end to end, in microseconds.
     pub delay: u64,
 }

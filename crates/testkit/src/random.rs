@@ -25,7 +25,7 @@ impl Random {
     }
 
     /// True this many times in a thousand.
-    pub const fn permille(&mut self, permille: usize) -> bool {
-        self.below(1000) < permille
+    pub const fn permille(&mut self, permille: u32) -> bool {
+        self.below(1000) < permille as usize
     }
 }

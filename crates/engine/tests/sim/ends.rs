@@ -2,10 +2,13 @@
 
 use smoltcp::socket::tcp::State;
 
+use testkit::{
+    network::Impairments,
+    stream::{CONNECTION_REFUSED, Closed},
+};
+
 use crate::{
     application::{Application, Close, Pace},
-    network::Impairments,
-    socket::{CONNECTION_REFUSED, Closed},
     world::{Answer, Opener, Scenario, World},
 };
 

@@ -14,10 +14,11 @@ use smoltcp::{
 };
 use wire::ethernet;
 
-use crate::{application::Application, pattern::Pattern};
-
-/// The guest's hardware address.
-pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+use crate::application::Application;
+use testkit::{
+    settings::GUEST_MAC,
+    streams::{DOWNWARD, UPWARD},
+};
 
 /// Frames to and from the guest's stack.
 #[derive(Debug)]
@@ -72,8 +73,6 @@ pub(crate) struct Guest {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     pub(crate) application: Application,
-    upward: Pattern,
-    downward: Pattern,
 }
 
 impl Guest {
@@ -83,11 +82,10 @@ impl Guest {
         mtu: usize,
         (receive, send): (usize, usize),
         application: Application,
-        (upward, downward): (Pattern, Pattern),
         seed: u64,
     ) -> Self {
         let mut device = Device { mtu, received: VecDeque::new(), sent: Vec::new() };
-        let mut config = Config::new(EthernetAddress(GUEST_MAC).into());
+        let mut config = Config::new(EthernetAddress(GUEST_MAC.0).into());
         config.random_seed = seed;
         let mut interface = Interface::new(config, &mut device, Instant::ZERO);
         let prefix_len = if address.is_ipv4() { 24 } else { 64 };
@@ -97,7 +95,7 @@ impl Guest {
         let buffer = |len| tcp::SocketBuffer::new(vec![0; len]);
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(tcp::Socket::new(buffer(receive), buffer(send)));
-        Self { device, interface, sockets, handle, application, upward, downward }
+        Self { device, interface, sockets, handle, application }
     }
 
     fn socket(&mut self) -> &mut tcp::Socket<'static> {
@@ -143,10 +141,10 @@ impl Guest {
         let mut active = false;
         while socket.can_recv() && application.may_read(now) > 0 {
             let at_most = application.may_read(now);
-            let (position, downward) = (application.received, &self.downward);
+            let position = application.received as u32;
             let read = socket.recv(|bytes| {
                 let len = bytes.len().min(at_most as usize);
-                downward.check(position, &bytes[..len]);
+                DOWNWARD.check(position, &bytes[..len]);
                 (len, len as u64)
             });
             application.was_read(read.expect("an open socket"), now);
@@ -158,11 +156,11 @@ impl Guest {
         );
         application.ended |= fin_seen && !socket.can_recv();
         while socket.can_send() && application.to_send() > 0 {
-            let (position, upward) = (application.sent, &self.upward);
+            let position = application.sent as u32;
             let at_most = application.to_send();
             let sent = socket.send(|room| {
                 let len = room.len().min(at_most as usize);
-                upward.fill(position, &mut room[..len]);
+                UPWARD.fill(position, &mut room[..len]);
                 (len, len as u64)
             });
             application.sent += sent.expect("an open socket");

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    script::{SYN, Script},
-    socket::{CONNECTION_REFUSED, Closed},
-};
+use testkit::stream::{CONNECTION_REFUSED, Closed};
+
+use crate::script::{SYN, Script};
 
 const SECOND: Duration = Duration::from_secs(1);
 

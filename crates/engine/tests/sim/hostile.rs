@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::{
-    script::{SYN, Script},
-    socket::{CONNECTION_RESET, Closed},
-};
+use testkit::stream::{CONNECTION_RESET, Closed};
+
+use crate::script::{SYN, Script};
 
 /// One thing that happens.
 #[derive(Clone, Debug)]

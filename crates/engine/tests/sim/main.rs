@@ -5,10 +5,7 @@
 mod application;
 mod guest;
 mod network;
-mod pattern;
-mod random;
 mod script;
-mod socket;
 mod world;
 
 mod ends;

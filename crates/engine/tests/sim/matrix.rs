@@ -6,10 +6,9 @@
 
 use std::fmt::Write;
 
-use crate::{
-    network::Impairments,
-    world::{Opener, Outcome, Scenario},
-};
+use testkit::network::Impairments;
+
+use crate::world::{Opener, Outcome, Scenario};
 
 /// Lost, reordered and repeated frames in a thousand: the columns.
 const LOSS: [u32; 4] = [0, 10, 50, 100];

@@ -1,97 +1,18 @@
-//! The way between engine and guest: a link that takes super-frames, and a network that loses, delays,
-//! reorders and repeats what they were cut into.
+//! The way from the engine to the guest, and what is seen on it.
 
-use std::collections::BTreeMap;
-
-use engine::{
-    link::{Full, Layout, Link, Slot},
-    memory::Plain,
+use engine::link::Full;
+use testkit::{
+    guest::segment,
+    link::Receiver,
+    network::{Direction, RATE},
 };
 use wire::{
-    ethernet,
-    frame::{self, Body, Packet, Transport},
+    ethernet, frame,
     offload::Offload,
     segment::{Segments, complete_checksum},
     tcp::{Flags, Header, Segment, Seq},
 };
 use zerocopy::FromBytes;
-
-use crate::random::Random;
-
-/// What a network does to frames, in either direction.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Impairments {
-    /// Frames lost, in a thousand.
-    pub(crate) loss: u32,
-    /// Frames held back behind later ones, in a thousand.
-    pub(crate) reordering: u32,
-    /// Frames that arrive twice, in a thousand.
-    pub(crate) duplication: u32,
-    /// Time from end to end, in microseconds.
-    pub(crate) delay: u64,
-}
-
-impl Impairments {
-    /// A clean network with a delay of 100 microseconds.
-    pub(crate) const CLEAN: Self = Self { loss: 0, reordering: 0, duplication: 0, delay: 100 };
-}
-
-/// Bytes per microsecond that a direction carries: 10 Gbit/s.
-const RATE: u64 = 1250;
-/// Frames of each direction that are spared, so that the handshake does not decide how long a run takes: lost
-/// handshakes have tests of their own.
-const SPARED: u64 = 4;
-
-/// Frames on their way in one direction.
-#[derive(Debug)]
-pub(crate) struct Direction {
-    impairments: Impairments,
-    random: Random,
-    in_flight: BTreeMap<(u64, u64), Vec<u8>>,
-    taken: u64,
-    /// When the frames taken so far have left.
-    free_at: u64,
-}
-
-impl Direction {
-    pub(crate) fn new(impairments: Impairments, seed: u64) -> Self {
-        let random = Random::new(seed);
-        Self { impairments, random, in_flight: BTreeMap::new(), taken: 0, free_at: 0 }
-    }
-
-    /// Takes a frame.
-    pub(crate) fn send(&mut self, now: u64, frame: &[u8]) {
-        self.taken += 1;
-        self.free_at = self.free_at.max(now) + (frame.len() as u64).div_ceil(RATE);
-        let spared = self.taken <= SPARED;
-        let Impairments { loss, reordering, duplication, delay } = self.impairments;
-        if self.random.permille(loss) && !spared {
-            return;
-        }
-        let copies = if self.random.permille(duplication) && !spared { 2 } else { 1 };
-        for copy in 0..copies {
-            let held_back = self.random.permille(reordering) && !spared;
-            let extra = if held_back { 50 + self.random.below(delay.max(100)) } else { 0 };
-            self.in_flight.insert((self.free_at + delay + extra, self.taken * 2 + copy), frame.to_vec());
-        }
-    }
-
-    /// When the next frame arrives.
-    pub(crate) fn next(&self) -> Option<u64> {
-        self.in_flight.first_key_value().map(|((at, _), _)| *at)
-    }
-
-    /// Takes out a frame that has arrived.
-    pub(crate) fn arrived(&mut self, now: u64) -> Option<Vec<u8>> {
-        let entry = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now)?;
-        Some(entry.remove())
-    }
-
-    /// Bytes that wait to leave.
-    fn backlog(&self, now: u64) -> u64 {
-        self.free_at.saturating_sub(now) * RATE
-    }
-}
 
 /// What was seen of the engine's segments, before the network got hold of them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -171,80 +92,64 @@ impl Observed {
     }
 }
 
-/// The link, with the network's direction to the guest behind it.
+/// What is after the link: the network's direction to the guest.
 #[derive(Debug)]
-pub(crate) struct VirtualLink {
+pub(crate) struct ToGuest {
     /// The time, set before each step of the engine.
     pub(crate) now: u64,
-    pub(crate) to_guest: Direction,
+    pub(crate) network: Direction,
     pub(crate) observed: Observed,
     /// Bytes that may wait; without it the link is never full.
-    pub(crate) queue: Option<u64>,
+    queue: Option<u64>,
     commits: u64,
     full_until: u64,
-    slot: Vec<u8>,
     segment: Vec<u8>,
 }
 
-impl VirtualLink {
-    pub(crate) fn new(to_guest: Direction, queue: Option<u64>) -> Self {
-        let (slot, segment) = (vec![0; frame::MAX_LEN], vec![0; frame::MAX_LEN]);
-        Self {
-            now: 0,
-            to_guest,
-            observed: Observed::default(),
-            queue,
-            commits: 0,
-            full_until: 0,
-            slot,
-            segment,
-        }
+impl ToGuest {
+    pub(crate) fn new(network: Direction, queue: Option<u64>) -> Self {
+        let (observed, segment) = (Observed::default(), vec![0; frame::MAX_LEN]);
+        Self { now: 0, network, observed, queue, commits: 0, full_until: 0, segment }
     }
 
     /// When the link takes frames again; none if it does now.
     pub(crate) fn free_at(&self) -> Option<u64> {
-        let over = self.to_guest.backlog(self.now).saturating_sub(self.queue?);
+        let over = self.network.backlog(self.now).saturating_sub(self.queue?);
         Some((self.now + over.div_ceil(RATE)).max(self.full_until)).filter(|&at| at > self.now)
     }
 }
 
-impl Link for VirtualLink {
-    type Memory = Plain;
-
-    fn prepare(&mut self, _: Layout) -> bool {
+impl Receiver for ToGuest {
+    fn has_room(&mut self) -> bool {
         let free = self.free_at().is_none();
         self.observed.refused += u64::from(!free);
         free
     }
 
-    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
-        Slot::in_buffer(&mut self.slot, layout)
-    }
-
-    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
+    fn frame(&mut self, frame: &mut [u8], offload: &Offload) -> Result<(), Full> {
         // Now and then it is the commit that finds out.
         self.commits += 1;
-        if self.queue.is_some() && self.commits.is_multiple_of(3) && self.to_guest.free_at > self.now {
-            self.full_until = self.to_guest.free_at;
+        if self.queue.is_some() && self.commits.is_multiple_of(3) && self.network.free_at() > self.now {
+            self.full_until = self.network.free_at();
             self.observed.refused += 1;
             return Err(Full);
         }
-        let frame = &mut self.slot[..len];
         trace(self.now, "us", frame);
-        if let Some(segment) = tcp_of(frame) {
-            self.observed.our_segment(&segment.1);
+        let segment = segment(frame).map(|(_, segment)| segment);
+        let urgent = segment.is_some_and(|segment| segment.urgent().is_some());
+        if let Some(segment) = segment {
+            self.observed.our_segment(&segment);
         }
-        let urgent = tcp_of(frame).is_some_and(|(_, segment)| segment.urgent().is_some());
         match Segments::new(frame, offload) {
             Some(_) if urgent => panic!("one urgent pointer for several segments"),
             Some(mut segments) => {
                 while let Some(len) = segments.write_next(&mut self.segment) {
-                    self.to_guest.send(self.now, &self.segment[..len]);
+                    self.network.send(self.now, &self.segment[..len]);
                 }
             }
             None => {
                 assert!(complete_checksum(frame, offload), "an offload that does not fit its frame");
-                self.to_guest.send(self.now, frame);
+                self.network.send(self.now, frame);
             }
         }
         Ok(())
@@ -254,7 +159,7 @@ impl Link for VirtualLink {
 /// Has a segment of the guest name its last urgent byte, or the next one, where each at a multiple of `every` is urgent in
 /// a stream of `total` bytes.
 pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observed: &Observed) {
-    let (Some((packet, segment)), Some(initial)) = (tcp_of(frame), observed.guest_initial) else { return };
+    let (Some((packet, segment)), Some(initial)) = (segment(frame), observed.guest_initial) else { return };
     if segment.payload.is_empty() {
         return;
     }
@@ -275,21 +180,10 @@ pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observe
 pub(crate) fn trace(now: u64, who: &str, bytes: &[u8]) {
     static ON: std::sync::LazyLock<bool> =
         std::sync::LazyLock::new(|| std::env::var_os("SIM_TRACE").is_some());
-    if let (true, Some((_, segment))) = (*ON, tcp_of(bytes)) {
+    if let (true, Some((_, segment))) = (*ON, segment(bytes)) {
         let (seq, len, ack) = (segment.seq().0, segment.payload.len(), segment.ack().0);
         let options = wire::tcp::Options::parse(segment.options);
         let sack = options.sack.as_slice();
         println!("{now} {who} {:?} {seq}+{len} ack {ack} win {} {sack:?}", segment.flags(), segment.window());
-    }
-}
-
-/// The TCP segment in a frame, if there is one.
-pub(crate) fn tcp_of(bytes: &[u8]) -> Option<(Packet<'_>, Segment<'_>)> {
-    match frame::parse(bytes).ok()?.body {
-        Body::Ip(packet) => match packet.transport {
-            Transport::Tcp(segment) => Some((packet, segment)),
-            _ => None,
-        },
-        Body::Arp(_) => None,
     }
 }

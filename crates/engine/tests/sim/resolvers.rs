@@ -4,10 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use engine::host::Errno;
 
-use crate::{
-    script::{SYN, Script},
-    socket::CONNECTION_REFUSED,
-};
+use testkit::stream::CONNECTION_REFUSED;
+
+use crate::script::{SYN, Script};
 
 const SERVERS: [&str; 3] = ["2001:db8:9::1", "192.0.2.2", "192.0.2.3"];
 const MILLISECOND: Duration = Duration::from_millis(1);

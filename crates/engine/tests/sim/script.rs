@@ -6,75 +6,33 @@
 //! stream at its place. An expected line says nothing of what it leaves out, but for SACK blocks.
 
 use std::{
-    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use engine::{
-    context::World,
     flow::Endpoints,
-    link::{Full, Layout, Link, Slot},
-    memory::Plain,
     pressure::Pressure,
     stack::{Round, Stack},
     timer::Instant,
 };
+use testkit::{
+    guest::{headers, segment},
+    host::VirtualHost,
+    link::{Capture, Kept, Virtual},
+    stream::Peer,
+    streams::{DOWNWARD, UPWARD},
+};
 use wire::{
-    ethernet::Mac,
-    frame::{self, Body, Outgoing, Transport},
+    frame::{self, Outgoing},
     offload::Offload,
-    segment::complete_checksum,
-    tcp::{Flags, HEADER_LEN, Header, MAX_OPTIONS_LEN, Options, Segment, Seq},
+    tcp::{Flags, Header, MAX_OPTIONS_LEN, Options, Segment, Seq},
 };
 
-use crate::{
-    guest::GUEST_MAC,
-    network::tcp_of,
-    pattern::Pattern,
-    socket::{Peer, VirtualHost},
-    world::{settings, stack},
-};
-
-/// A link that keeps what it is given.
-#[derive(Debug)]
-pub(crate) struct Capture {
-    sent: VecDeque<Vec<u8>>,
-    slot: Vec<u8>,
-    full: bool,
-}
-
-impl Link for Capture {
-    type Memory = Plain;
-
-    fn prepare(&mut self, layout: Layout) -> bool {
-        layout.len() <= self.slot.len()
-    }
-
-    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
-        Slot::in_buffer(&mut self.slot, layout)
-    }
-
-    fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
-        if self.full {
-            return Err(Full);
-        }
-        if offload.segmentation.is_none() {
-            assert!(complete_checksum(&mut self.slot[..len], offload));
-        }
-        self.sent.push_back(self.slot[..len].to_vec());
-        Ok(())
-    }
-}
+use crate::world::{settings, stack};
 
 /// A scripted guest's world.
-pub(crate) enum Scripted {}
-
-impl World for Scripted {
-    type Memory = Plain;
-    type Host = VirtualHost;
-    type Link = Capture;
-}
+pub(crate) type Scripted = Virtual<Kept>;
 
 /// One connection between a scripted guest and a virtual socket.
 pub(crate) struct Script {
@@ -88,8 +46,6 @@ pub(crate) struct Script {
     pub(crate) guest_iss: u32,
     /// Ours, once it was seen.
     pub(crate) our_iss: Option<u32>,
-    upward: Pattern,
-    downward: Pattern,
 }
 
 /// The guest's SYN in most scripts: a window of 64 KiB without and 8 MiB with scale, and SACK.
@@ -97,20 +53,17 @@ pub(crate) const SYN: &str = "S 0:0 win 65535 mss 1460 wscale 7 sackok";
 
 impl Script {
     pub(crate) fn new() -> Self {
-        let (upward, downward) = (Pattern::new(1), Pattern::new(2));
         let settings = settings(1500);
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         Self {
             stack: stack(settings, 4, 9),
-            host: VirtualHost::new(upward.clone(), downward.clone()),
-            link: Capture { sent: VecDeque::new(), slot: vec![0; frame::MAX_LEN], full: false },
+            host: VirtualHost::default(),
+            link: Capture::default(),
             now: 0,
             guest: SocketAddr::new(address("198.51.100.2"), 40_000),
             remote: SocketAddr::new(address("203.0.113.9"), 80),
             guest_iss: 1_000_000,
             our_iss: None,
-            upward,
-            downward,
         }
     }
 
@@ -217,25 +170,21 @@ impl Script {
 
     /// We have sent this segment, the oldest not yet looked at.
     pub(crate) fn us(&mut self, expected: &str) {
-        let bytes =
-            self.link.sent.pop_front().unwrap_or_else(|| panic!("nothing was sent, not {expected:?}"));
+        assert!(!self.link.frames.is_empty(), "nothing was sent, not {expected:?}");
+        let (bytes, _) = self.link.frames.remove(0);
         let actual = self.read(&bytes);
         assert!(matches(expected, &actual), "sent was      {actual}\nexpected was {expected}");
     }
 
     /// What we have sent, as lines.
     pub(crate) fn sent(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.link.sent.pop_front())
-            .collect::<Vec<_>>()
-            .iter()
-            .map(|b| self.read(b))
-            .collect()
+        self.link.take().iter().map(|(bytes, _)| self.read(bytes)).collect()
     }
 
     /// The guest's ports that we have sent segments to, in order.
     pub(crate) fn sent_ports(&mut self) -> Vec<u16> {
-        let frames = std::mem::take(&mut self.link.sent);
-        let segments = frames.iter().filter_map(|bytes| tcp_of(bytes));
+        let frames = self.link.take();
+        let segments = frames.iter().filter_map(|(bytes, _)| segment(bytes));
         segments.map(|(_, segment)| segment.header.destination_port.get()).collect()
     }
 
@@ -257,7 +206,7 @@ impl Script {
 
     /// Whether the link takes frames.
     pub(crate) fn set_link_full(&mut self, full: bool) {
-        self.link.full = full;
+        self.link.most = full.then_some(0);
         if !full {
             self.engine(|round| round.link_has_room());
         }
@@ -289,40 +238,25 @@ impl Script {
             options_len,
         );
         header.urgent = (parsed.value("urg").unwrap_or(0) as u16).into();
-        let outgoing = Outgoing {
-            source_mac: Mac(GUEST_MAC),
-            destination_mac: self.stack.settings().our_mac,
-            source: self.guest.ip(),
-            destination: self.remote.ip(),
-            hop_limit: 64,
+        let headers = Outgoing {
             traffic_class: parsed.value("tos").unwrap_or(0) as u8,
-            flow_label: 0,
+            ..headers(self.guest.ip(), self.remote.ip())
         };
-        let headroom = outgoing.headroom(HEADER_LEN + options_len);
-        let mut frame = vec![0; headroom + payload_len + 60];
-        if payload_len > 0 {
-            let position = (parsed.start - 1).max(0) as u64;
-            self.upward.fill(position, &mut frame[headroom..headroom + payload_len]);
-        }
-        let written =
-            outgoing.tcp(&mut frame, header, &options_bytes[..options_len], payload_len, None).expect("room");
-        frame.truncate(written.len);
-        frame
+        let position = (parsed.start - 1).max(0) as u32;
+        let fill = |room: &mut [u8]| UPWARD.fill(position, room);
+        testkit::guest::tcp(&headers, header, &options_bytes[..options_len], payload_len, fill).0
     }
 
     /// Our segment, as a line.
     fn read(&mut self, bytes: &[u8]) -> String {
-        let Body::Ip(packet) = frame::parse(bytes).expect("a frame").body else {
-            return "an ARP packet".into();
-        };
-        let Transport::Tcp(segment) = packet.transport else { return "no TCP segment".into() };
+        let Some((packet, segment)) = segment(bytes) else { return "no TCP segment".into() };
         if segment.flags().contains(Flags::SYN) {
             self.our_iss.get_or_insert(segment.seq().0);
         }
         let our_iss = self.our_iss.unwrap_or(0);
         let start = segment.seq().0.wrapping_sub(our_iss);
         if !segment.payload.is_empty() {
-            self.downward.check(u64::from(start) - 1, segment.payload);
+            DOWNWARD.check(start.wrapping_sub(1), segment.payload);
         }
         let mut line = render(&segment, our_iss, self.guest_iss);
         if packet.traffic_class != 0 {

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    script::{SYN, Script},
-    socket::{CONNECTION_RESET, Closed},
-};
+use testkit::stream::{CONNECTION_RESET, Closed};
+
+use crate::script::{SYN, Script};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use testkit::network::Impairments;
+
 use crate::{
-    network::Impairments,
     script::Script,
     world::{Opener, Scenario},
 };
@@ -55,7 +56,7 @@ fn a_later_urgent_byte_replaces_one_that_was_not_sent() {
 fn an_urgent_byte_waits_for_room_in_the_socket() {
     for room in 0..4 {
         let mut script = Script::new();
-        script.host.send_capacity = 10 + room;
+        script.host.send_capacity = Some(10 + room);
         script.connect_by(crate::script::SYN);
         script.guest("U. 1:21 ack 1 urg 12");
         script.peer().acknowledge(10 + room);

@@ -2,36 +2,33 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::Duration,
+    net::{IpAddr, SocketAddr},
 };
 
 use engine::{
-    addr::{Guest as KnownGuest, Services, Settings, V4, V6},
-    context, dns,
+    addr::{Guest as KnownGuest, Settings},
+    context,
     flow::Endpoints,
     host::Errno,
-    memory::Plain,
-    neighbours::Neighbours,
     pressure::Pressure,
-    share::{Bound, Share},
     stack::{Limits, Round, Seeds, Stack},
     timer::Instant,
-    udp,
 };
 use smoltcp::socket::tcp::State;
-use wire::{
-    ethernet::Mac,
-    frame::{self, Body, Packet, Transport},
-    offload::Offload,
+use testkit::{
+    guest::segment,
+    host::VirtualHost,
+    link::{Virtual, VirtualLink},
+    network::{Direction, Impairments},
+    settings::GUEST_MAC,
+    stream::{CONNECTION_RESET, Closed, Peer},
 };
+use wire::{frame, offload::Offload};
 
 use crate::{
     application::{Application, Close, Pace},
-    guest::{GUEST_MAC, Guest},
-    network::{Direction, Impairments, Observed, VirtualLink, name_urgent_byte, trace},
-    pattern::Pattern,
-    socket::{Closed, Peer, VirtualHost},
+    guest::Guest,
+    network::{Observed, ToGuest, name_urgent_byte, trace},
 };
 
 const GUEST_V4: &str = "198.51.100.2";
@@ -48,52 +45,18 @@ const BATCH: usize = 32;
 /// A run that takes longer than this, in microseconds, has failed.
 const FOREVER: u64 = 4 * 3600 * 1_000_000;
 
-/// Both families, nothing mapped.
+/// TCP alone, nothing mapped, no router advertisements.
 pub(crate) fn settings(mtu: u16) -> Settings {
-    Settings {
-        our_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
-        mtu,
-        v4: Some(V4 {
-            assigned: GUEST_V4.parse().unwrap(),
-            prefix_len: 24,
-            our_address: Some(Ipv4Addr::new(198, 51, 100, 1)),
-            map_host_loopback: None,
-            map_guest_address: None,
-            dns_forward: None,
-            dns_servers: Vec::new(),
-            pinned: false,
-            dns: Vec::new(),
-        }),
-        v6: Some(V6 {
-            assigned: Some(GUEST_V6.parse().unwrap()),
-            // smoltcp takes the sender of a neighbour advertisement for the neighbour.
-            our_link_local: REMOTE_V6.parse().unwrap(),
-            map_host_loopback: None,
-            map_guest_address: None,
-            dns_forward: None,
-            dns_servers: Vec::new(),
-            outbound_scope: 1,
-            pinned: false,
-            dns: Vec::new(),
-        }),
-        neighbours: Neighbours::default(),
-        services: Services {
-            tcp: true,
-            udp: false,
-            icmp: false,
-            multicast: false,
-            dhcp: true,
-            dhcpv6: true,
-            ndp: true,
-            ra: false,
-            advertise_dns: true,
-            advertise_search: true,
-            search: Vec::new(),
-            hostname: None,
-            fqdn: None,
-            start_since_2000: 0,
-        },
-    }
+    let mut settings = testkit::settings::settings();
+    settings.mtu = mtu;
+    let (v4, v6) = (settings.v4.as_mut().unwrap(), settings.v6.as_mut().unwrap());
+    (v4.map_host_loopback, v4.map_guest_address, v4.dns_forward) = (None, None, None);
+    (v6.map_host_loopback, v6.map_guest_address, v6.dns_forward) = (None, None, None);
+    // smoltcp takes the sender of a neighbour advertisement for the neighbour.
+    v6.our_link_local = REMOTE_V6.parse().unwrap();
+    let services = &mut settings.services;
+    (services.udp, services.icmp, services.ra) = (false, false, false);
+    settings
 }
 
 /// Which end opens the connection.
@@ -296,34 +259,14 @@ impl HostSide {
 
 /// A stack that carries TCP alone, of at most so many connections.
 pub(crate) fn stack<W: context::World>(settings: Settings, connections: usize, secret: u8) -> Stack<W> {
-    let guest = KnownGuest::new(&settings, Some(Mac(GUEST_MAC)));
-    let (none, idle) = (Share { most: 0, bound: Bound::Fixed }, Duration::ZERO);
-    let limits = Limits {
-        connections,
-        queue_memory: 256 << 20,
-        udp: udp::Limits {
-            flows: none,
-            strangers: none,
-            endpoints: none,
-            bypass: none,
-            idle,
-            idle_stream: idle,
-        },
-        dns: dns::Limits { files: none, bytes: 0, idle, idle_stream: idle },
-        pings: none,
-    };
+    let guest = KnownGuest::new(&settings, Some(GUEST_MAC));
+    let limits = Limits { connections, queue_memory: 256 << 20, ..testkit::settings::limits() };
     let seeds = Seeds { hash_key: [7; 16], isn_secret: [secret; 16], advertisement: 0 };
     Stack::new(settings, guest, limits, seeds, Instant::from_micros(0))
 }
 
 /// The kinds of what a scenario is made of.
-enum Simulated {}
-
-impl context::World for Simulated {
-    type Memory = Plain;
-    type Host = VirtualHost;
-    type Link = VirtualLink;
-}
+type Simulated = Virtual<ToGuest>;
 
 /// A running scenario.
 pub(crate) struct World {
@@ -332,7 +275,7 @@ pub(crate) struct World {
     stack: Stack<Simulated>,
     pressure: Pressure,
     host: VirtualHost,
-    link: VirtualLink,
+    link: VirtualLink<ToGuest>,
     to_engine: Direction,
     pub(crate) guest: Guest,
     host_side: HostSide,
@@ -344,16 +287,14 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(scenario: Scenario) -> Self {
-        let patterns = (Pattern::new(1), Pattern::new(2));
         let address = |v4: &str, v6: &str| if scenario.v6 { v6 } else { v4 }.parse::<IpAddr>().unwrap();
         let (guest_address, remote) = (address(GUEST_V4, GUEST_V6), address(REMOTE_V4, REMOTE_V6));
         let settings = settings(scenario.mtu);
-        let mut host = VirtualHost::new(patterns.0.clone(), patterns.1.clone());
-        host.send_capacity = scenario.host_send;
-        host.strict = scenario.strict;
+        let mut host = VirtualHost::default();
+        (host.send_capacity, host.strict) = (Some(scenario.host_send), scenario.strict);
         let buffers = (scenario.guest_receive, scenario.guest_send);
         let mtu = usize::from(scenario.mtu);
-        let guest = Guest::new(guest_address, mtu, buffers, scenario.guest, patterns, scenario.seed);
+        let guest = Guest::new(guest_address, mtu, buffers, scenario.guest, scenario.seed);
         let to_guest = Direction::new(scenario.network, scenario.seed * 2);
         let start = scenario.start;
         let mut world = Self {
@@ -362,7 +303,7 @@ impl World {
             stack: stack(settings, 16, scenario.seed as u8),
             pressure: Pressure::None,
             host,
-            link: VirtualLink::new(to_guest, scenario.link_queue),
+            link: VirtualLink::to(ToGuest::new(to_guest, scenario.link_queue)),
             to_engine: Direction::new(scenario.network, scenario.seed * 2 + 1),
             guest,
             host_side: HostSide {
@@ -493,12 +434,12 @@ impl World {
         }
         let received = self.host_side.application.received;
         if self.host_aborts_at.take_if(|at| received >= *at).is_some() {
-            peer.fail(crate::socket::CONNECTION_RESET);
+            peer.fail(CONNECTION_RESET);
         }
     }
 
     fn deliver_to_guest(&mut self) {
-        while let Some(frame) = self.link.to_guest.arrived(self.now) {
+        while let Some(frame) = self.link.network.arrived(self.now) {
             self.guest.deliver(frame);
         }
         for frame in self.guest.poll(self.now) {
@@ -521,8 +462,7 @@ impl World {
                 break;
             }
             for bytes in &frames {
-                let parsed = frame::parse(bytes).expect("a guest's frame");
-                if let Body::Ip(Packet { transport: Transport::Tcp(segment), .. }) = parsed.body {
+                if let Some((_, segment)) = segment(bytes) {
                     self.link.observed.guest_segment(&segment);
                 }
             }
@@ -539,7 +479,7 @@ impl World {
         let link = if self.pressure == Pressure::LinkFull { self.link.free_at() } else { None };
         let guest = self.guest.next(self.now);
         let timer = self.stack.next_deadline().map(Instant::as_micros);
-        let network = [self.link.to_guest.next(), self.to_engine.next()];
+        let network = [self.link.network.next(), self.to_engine.next()];
         let peer = self.peer().filter(|peer| peer.closed() != Some(Closed::Reset));
         let peer = peer.and_then(|_| self.host_side.next());
         [link, guest, timer, peer].into_iter().chain(network).flatten().min()
