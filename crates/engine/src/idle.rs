@@ -1,32 +1,47 @@
-//! Which member of a full table is to end: the one that was idle for longest, answered ones first.
+//! Which member of a full table ends next: the one that was idle for longest, answered ones first. And when a member
+//! expires that stays idle.
 //!
 //! The order is kept in lists through the table's slots. To join, to leave, to note traffic and to find the next one to
 //! end take constant time. Memory is allocated only when the table gets another slot.
 
 use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::{
+    flow::FlowId,
+    timer::{Deadline, Instant, Timers},
+};
 
 /// Counts up to here.
 const MOST: u8 = 15;
 /// More requests than this are a stream, whatever the replies.
 const FEW: u8 = 8;
 
-/// What was exchanged between two parties, one of which began.
+/// How many datagrams two parties have exchanged, one of which began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Exchange {
-    /// Of the party that began.
+pub(crate) struct Traffic {
+    /// From the party that began.
     requests: u8,
-    /// Of the other one.
+    /// From the other one.
     replies: u8,
 }
 
-impl Exchange {
+impl Traffic {
+    /// None yet.
+    pub(crate) const NONE: Self = Self { requests: 0, replies: 0 };
+
     /// Counts a datagram of the party that began, or else of the other one.
     pub(crate) fn note(&mut self, request: bool) {
         let count = if request { &mut self.requests } else { &mut self.replies };
         *count = (*count + 1).min(MOST);
     }
 
-    /// Whether there were a few requests, and as many replies: nothing else has to come.
+    /// Whether the other party has sent.
+    pub(crate) const fn has_replies(self) -> bool {
+        self.replies > 0
+    }
+
+    /// Whether there were a few requests, and as many replies: nothing more is expected.
     pub(crate) const fn is_answered(self) -> bool {
         self.replies > 0 && self.requests <= self.replies && self.requests <= FEW
     }
@@ -37,36 +52,117 @@ impl Exchange {
     }
 }
 
-/// The members of a table, in the order in which they are to end.
-#[derive(Debug, Default)]
+/// How long a member lives without traffic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) idle: Duration,
+    /// The same for a [stream](Traffic::is_stream).
+    pub(crate) stream: Duration,
+}
+
+impl Timeouts {
+    /// The one that holds after `traffic`.
+    pub(crate) const fn after(self, traffic: Traffic) -> Duration {
+        if traffic.is_stream() { self.stream } else { self.idle }
+    }
+}
+
+/// What a table's member keeps of its own traffic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Activity {
+    traffic: Traffic,
+    deadline: Deadline,
+}
+
+impl Activity {
+    /// No traffic yet, no deadline.
+    pub(crate) const NONE: Self = Self { traffic: Traffic::NONE, deadline: Deadline::NONE };
+
+    /// Whether the member has expired; to be called when its key in `timers` is due.
+    pub(crate) fn has_expired(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
+        self.deadline.reached(now, timers, id)
+    }
+}
+
+/// The idle members of a table: the order in which they end, and their deadlines.
+#[derive(Debug)]
 pub(crate) struct Idle {
+    order: Order,
+    /// None: the members do not expire.
+    timeouts: Option<Timeouts>,
+}
+
+impl Idle {
+    /// No members.
+    pub(crate) fn new(timeouts: Option<Timeouts>) -> Self {
+        Self { order: Order::default(), timeouts }
+    }
+
+    /// How many members there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.order.len
+    }
+
+    /// A member joins, with [no traffic](Activity::NONE).
+    pub(crate) fn join(&mut self, id: FlowId) {
+        self.order.join(id.index());
+    }
+
+    /// A member leaves.
+    pub(crate) fn leave(&mut self, id: FlowId, activity: &mut Activity, timers: &mut Timers<FlowId>) {
+        activity.deadline.withdraw(timers, id);
+        self.order.leave(id.index(), activity.traffic);
+    }
+
+    /// Notes a datagram of the party that began (`request`), or of the other one, now: the member's deadline moves, and
+    /// it is the last of its kind to end.
+    pub(crate) fn note(
+        &mut self,
+        id: FlowId,
+        activity: &mut Activity,
+        request: bool,
+        now: Instant,
+        timers: &mut Timers<FlowId>,
+    ) {
+        let before = activity.traffic;
+        activity.traffic.note(request);
+        if let Some(timeouts) = self.timeouts {
+            activity.deadline.set(Some(now + timeouts.after(activity.traffic)), timers, id);
+        }
+        self.order.note(id.index(), before, activity.traffic);
+    }
+
+    /// The slot of the member that ends next.
+    pub(crate) fn next(&self) -> Option<u32> {
+        self.order.next()
+    }
+}
+
+/// The members of a table, in the order in which they end.
+#[derive(Debug, Default)]
+struct Order {
     links: Links,
     answered: Chain,
     others: Chain,
     len: usize,
 }
 
-impl Idle {
-    /// How many members there are.
-    pub(crate) const fn len(&self) -> usize {
-        self.len
-    }
-
+impl Order {
     /// A member joins, in the slot `index`. Nothing was answered yet.
-    pub(crate) fn join(&mut self, index: u32) {
+    fn join(&mut self, index: u32) {
         self.links.push(&mut self.others, index);
         self.len += 1;
     }
 
-    /// A member leaves, with the exchange that was noted last.
-    pub(crate) fn leave(&mut self, index: u32, last: Exchange) {
+    /// A member leaves, with the traffic that was noted last.
+    fn leave(&mut self, index: u32, last: Traffic) {
         let chain = if last.is_answered() { &mut self.answered } else { &mut self.others };
         self.links.unlink(chain, index);
         self.len -= 1;
     }
 
-    /// A member had traffic now, which changed its exchange.
-    pub(crate) fn note(&mut self, index: u32, before: Exchange, after: Exchange) {
+    /// A member had traffic now. It is the last of the answered or of the other members.
+    fn note(&mut self, index: u32, before: Traffic, after: Traffic) {
         match (before.is_answered(), after.is_answered()) {
             (true, true) => self.links.move_to_end(&mut self.answered, index),
             (false, false) => self.links.move_to_end(&mut self.others, index),
@@ -81,8 +177,8 @@ impl Idle {
         }
     }
 
-    /// The slot of the member that is to end next.
-    pub(crate) fn next(&self) -> Option<u32> {
+    /// The slot of the member that ends next.
+    fn next(&self) -> Option<u32> {
         self.answered.first().or(self.others.first())
     }
 }
@@ -171,11 +267,11 @@ mod tests {
 
     use alloc::{collections::BTreeMap, vec};
 
-    fn exchange(requests: u8, replies: u8) -> Exchange {
-        let mut exchange = Exchange::default();
-        (0..requests).for_each(|_| exchange.note(true));
-        (0..replies).for_each(|_| exchange.note(false));
-        exchange
+    fn traffic(requests: u8, replies: u8) -> Traffic {
+        let mut traffic = Traffic::default();
+        (0..requests).for_each(|_| traffic.note(true));
+        (0..replies).for_each(|_| traffic.note(false));
+        traffic
     }
 
     #[test]
@@ -192,17 +288,17 @@ mod tests {
             (1, 200, true, true),
             (200, 0, false, false),
         ] {
-            let exchange = exchange(requests, replies);
-            assert_eq!((exchange.is_answered(), exchange.is_stream()), (answered, stream), "{exchange:?}");
+            let traffic = traffic(requests, replies);
+            assert_eq!((traffic.is_answered(), traffic.is_stream()), (answered, stream), "{traffic:?}");
         }
     }
 
     #[test]
     fn the_longest_idle_ends_first_and_answered_ones_before_others() {
-        let mut idle = Idle::default();
-        let mut members = [Exchange::default(); 5];
+        let mut idle = Order::default();
+        let mut members = [Traffic::default(); 5];
         (0..5).for_each(|index| idle.join(index));
-        let note = |idle: &mut Idle, members: &mut [Exchange; 5], index: usize, request| {
+        let note = |idle: &mut Order, members: &mut [Traffic; 5], index: usize, request| {
             let before = members[index];
             members[index].note(request);
             idle.note(index as u32, before, members[index]);
@@ -222,14 +318,14 @@ mod tests {
             order.push(next);
         }
         assert_eq!(order, [2, 3, 0, 1, 4]);
-        assert_eq!(idle.len(), 0);
+        assert_eq!(idle.len, 0);
     }
 
     /// After any coming and going, the order is that of a plain sorted map.
     #[test]
     fn any_order_agrees_with_a_sorted_map() {
-        let mut idle = Idle::default();
-        let mut model: BTreeMap<u32, (u64, Exchange)> = BTreeMap::new();
+        let mut idle = Order::default();
+        let mut model: BTreeMap<u32, (u64, Traffic)> = BTreeMap::new();
         let mut random: u32 = 1;
         for now in 0..50_000_u64 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -237,7 +333,7 @@ mod tests {
             match (random >> 24 & 3, model.get_mut(&index)) {
                 (_, None) => {
                     idle.join(index);
-                    model.insert(index, (now, Exchange::default()));
+                    model.insert(index, (now, Traffic::default()));
                 }
                 (0, Some((_, last))) => {
                     idle.leave(index, *last);
@@ -251,7 +347,7 @@ mod tests {
                 }
             }
             let next = model.iter().min_by_key(|(_, (at, exchange))| (!exchange.is_answered(), *at));
-            assert_eq!((idle.next(), idle.len()), (next.map(|(index, _)| *index), model.len()));
+            assert_eq!((idle.next(), idle.len), (next.map(|(index, _)| *index), model.len()));
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     flow::FlowId,
     host::{self, Errno, Host, Outbound, QueuedError, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
+    idle::Timeouts,
     memory::PayloadOf,
     timer::Timers,
 };
@@ -53,7 +54,7 @@ impl<W: World> Dns<W> {
             return;
         };
         log::debug!("{id}: {} asks {}", key.endpoints.guest, key.endpoints.remote);
-        self.make_youngest(id);
+        self.links.push(&mut self.by_age, id.index());
         match question {
             Some(question) => self.hold(id, question, head, message),
             None => self.hold_unanswered(id, message),
@@ -120,7 +121,7 @@ impl<W: World> Dns<W> {
     /// Keeps a datagram of a session that no server has answered yet: another one may.
     fn hold_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        if exchange.carried[1] > 0 {
+        if exchange.traffic.has_replies() {
             return;
         }
         self.bytes -= exchange.question.len();
@@ -137,7 +138,7 @@ impl<W: World> Dns<W> {
     /// A server has answered in a session: it stays with that one.
     pub(super) fn settle(&mut self, id: FlowId, index: usize) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        if exchange.carried[1] > 0 {
+        if exchange.traffic.has_replies() {
             return;
         }
         self.health.answered(
@@ -227,7 +228,7 @@ impl<W: World> Dns<W> {
 
     /// Ends the oldest exchange, for want of room for the one of `id`. False if it is the oldest itself.
     fn end_oldest(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> bool {
-        let oldest = self.by_age.first_key_value().map(|(_, oldest)| *oldest);
+        let oldest = self.by_age.first().and_then(|index| self.exchanges.id_at(index));
         let ended =
             oldest.filter(|oldest| *oldest != id).and_then(|oldest| self.end(timers, oldest)).is_some();
         self.ended += u64::from(ended);
@@ -382,31 +383,19 @@ impl<W: World> Dns<W> {
 
     /// Notes a datagram of a session: its end moves away, and others are older.
     pub(super) fn note_session(&mut self, id: FlowId, sent: bool, cx: &mut Context<'_, W>) {
-        self.make_youngest(id);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        let [out, back] = &mut exchange.carried;
-        let count = if sent { out } else { back };
-        *count = (*count + 1).min(2);
-        let [out, back] = exchange.carried;
-        let stream = out > 0 && back > 0 && out + back > 2;
-        let idle = if stream { self.limits.idle_stream } else { self.limits.idle };
-        let wait = if exchange.may_ask_another() { SILENCE } else { idle };
+        self.links.move_to_end(&mut self.by_age, id.index());
+        exchange.traffic.note(sent);
+        let timeouts = Timeouts { idle: self.limits.idle, stream: self.limits.idle_stream };
+        let wait = if exchange.may_ask_another() { SILENCE } else { timeouts.after(exchange.traffic) };
         exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
-    }
-
-    fn make_youngest(&mut self, id: FlowId) {
-        let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        self.by_age.remove(&exchange.age);
-        self.age += 1;
-        exchange.age = self.age;
-        self.by_age.insert(self.age, id);
     }
 
     /// Ends an exchange and closes its sockets.
     pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<UdpOf<W>>> {
         let mut exchange = self.exchanges.remove(id)?;
         exchange.deadline.withdraw(timers, id);
-        self.by_age.remove(&exchange.age);
+        self.links.unlink(&mut self.by_age, id.index());
         self.files -= exchange.asked.len();
         self.bytes -= exchange.bytes();
         Some(exchange)

@@ -8,6 +8,7 @@ use wire::dns::Question;
 use crate::{
     flow::{Endpoints, Keyed},
     host::Report,
+    idle::Traffic,
     resolvers::{Health, Servers},
     timer::{Deadline, Instant},
 };
@@ -23,8 +24,6 @@ pub(super) struct Key {
 #[derive(Debug)]
 pub(super) struct Exchange<S> {
     pub(super) key: Key,
-    /// Its place among all, by age.
-    pub(super) age: u64,
     pub(super) servers: Servers,
     /// Index of the server to ask next.
     pub(super) next: usize,
@@ -39,8 +38,8 @@ pub(super) struct Exchange<S> {
     pub(super) kept: Option<Vec<u8>>,
     /// The last error met, of the guest's family.
     pub(super) error: Option<Report>,
-    /// Datagrams of a session, each way, counted up to two.
-    pub(super) carried: [u8; 2],
+    /// What a session has carried.
+    pub(super) traffic: Traffic,
     pub(super) deadline: Deadline,
 }
 
@@ -77,7 +76,6 @@ impl<S> Exchange<S> {
     pub(super) const fn new(key: Key, servers: Servers, traffic_class: u8) -> Self {
         Self {
             key,
-            age: 0,
             servers,
             next: 0,
             asked: Vec::new(),
@@ -86,7 +84,7 @@ impl<S> Exchange<S> {
             traffic_class,
             kept: None,
             error: None,
-            carried: [0; 2],
+            traffic: Traffic::NONE,
             deadline: Deadline::NONE,
         }
     }

@@ -8,7 +8,7 @@ mod exchange;
 #[cfg(test)]
 mod tests;
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::vec::Vec;
 use core::{net::SocketAddr, time::Duration};
 
 use wire::{
@@ -27,6 +27,7 @@ use crate::{
     flow::{Endpoints, FlowId, Flows, Kind},
     fragmentation::Datagram,
     host::{Readiness, Received, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
+    idle::{Chain, Links},
     link::{Full, Link},
     memory::PayloadOf,
     resolvers::{DNS, Health},
@@ -53,9 +54,9 @@ pub struct Limits {
 /// All questions that wait for an answer, and all sessions.
 pub struct Dns<W: World> {
     exchanges: Flows<Exchange<UdpOf<W>>>,
-    /// Oldest first.
-    by_age: BTreeMap<u64, FlowId>,
-    age: u64,
+    /// Oldest first: the slots of `exchanges`.
+    by_age: Chain,
+    links: Links,
     files: usize,
     bytes: usize,
     health: Health,
@@ -75,8 +76,8 @@ impl<W: World> Dns<W> {
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
             exchanges: Flows::new(Kind::Dns, usize::MAX, hash_key),
-            by_age: BTreeMap::new(),
-            age: 0,
+            by_age: Chain::default(),
+            links: Links::default(),
             files: 0,
             bytes: 0,
             health: Health::default(),

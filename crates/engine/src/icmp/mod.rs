@@ -32,12 +32,12 @@ use crate::{
         self, Errno, Host, PingSocket, Readiness, Received, Report, Request, SendResult, SocketError,
         UNKNOWN_HOP_LIMIT,
     },
-    idle::{Exchange, Idle},
+    idle::{Activity, Idle, Timeouts},
     link::Link,
     memory::PayloadOf,
     nat::Protocol,
     share::{Notice, Share},
-    timer::{Deadline, Timers},
+    timer::Timers,
 };
 
 /// A ping ends after this long without a request or reply (behaviour §4.5).
@@ -64,8 +64,7 @@ pub struct Ping<W: World> {
 struct Flow<S> {
     key: Key,
     socket: S,
-    exchange: Exchange,
-    deadline: Deadline,
+    activity: Activity,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,7 +99,7 @@ impl<W: World> Ping<W> {
             flows: Flows::new(Kind::Ping, usize::MAX, hash_key),
             large: Vec::new(),
             fragment_id: 0,
-            idle: Idle::default(),
+            idle: Idle::new(Some(Timeouts { idle: IDLE, stream: IDLE })),
             share,
             counters: Drops::default(),
             ended: 0,
@@ -185,7 +184,7 @@ impl<W: World> Ping<W> {
     /// The deadline of a flow may have been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        if flow.deadline.reached(cx.now, cx.timers, id) {
+        if flow.activity.has_expired(id, cx.now, cx.timers) {
             self.end(id, cx.timers);
         }
     }
@@ -207,10 +206,9 @@ impl<W: World> Ping<W> {
             }
             opened => opened,
         };
-        let (exchange, deadline) = (Exchange::default(), Deadline::NONE);
-        let id = self.flows.insert(Flow { key, socket: socket.ok()?, exchange, deadline }).ok()?;
+        let id = self.flows.insert(Flow { key, socket: socket.ok()?, activity: Activity::NONE }).ok()?;
         log::debug!("{id}: {} id {} -> {peer}", key.guest, key.id);
-        self.idle.join(id.index());
+        self.idle.join(id);
         Some(id)
     }
 
@@ -222,13 +220,10 @@ impl<W: World> Ping<W> {
         host.ping_open(id, source, peer, key.id)
     }
 
-    /// Notes a request, or else a reply: the flow's end moves away.
+    /// Notes a request, or else a reply.
     fn note(&mut self, id: FlowId, request: bool, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let before = flow.exchange;
-        flow.exchange.note(request);
-        flow.deadline.set(Some(cx.now + IDLE), cx.timers, id);
-        self.idle.note(id.index(), before, flow.exchange);
+        self.idle.note(id, &mut flow.activity, request, cx.now, cx.timers);
     }
 
     /// Ends the flow that is to end next. False if there is none.
@@ -242,8 +237,7 @@ impl<W: World> Ping<W> {
 
     fn end(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(mut flow) = self.flows.remove(id) else { return };
-        flow.deadline.withdraw(timers, id);
-        self.idle.leave(id.index(), flow.exchange);
+        self.idle.leave(id, &mut flow.activity, timers);
     }
 
     /// Takes one message from a socket, to the guest or, if the link is full, to nowhere.

@@ -6,14 +6,13 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use super::{Role, Socket, SocketKey, Udp, UdpSocket, table::Direction as Way};
+use super::{Role, Socket, SocketKey, Udp, UdpSocket};
 use crate::{
     context::{UdpOf, Unlinked, World},
     flow::FlowId,
     forward::{Policy, spec::Direction},
     host::{self, Errno, ErrorQueue as _, Host as _, Outbound, Received, SendResult},
     memory::PayloadOf,
-    timer::Deadline,
 };
 
 /// Hop limit of datagrams that bypass the link where the host does not report that of what it received: Linux's default.
@@ -24,7 +23,6 @@ const DEFAULT_HOP_LIMIT: u8 = 64;
 pub(super) struct Stand {
     pub(super) client: Client,
     target: SocketAddr,
-    pub(super) deadline: Deadline,
 }
 
 /// Somebody who wrote to a listener.
@@ -91,7 +89,7 @@ impl<W: World> Udp<W> {
             self.counters.no_room += 1;
             return None;
         };
-        self.note_stand(socket, Way::Out, cx.now, cx.timers);
+        self.note(socket, true, cx.now, cx.timers);
         Some(Across { socket, destination, source: None })
     }
 
@@ -108,7 +106,7 @@ impl<W: World> Udp<W> {
             self.counters.undeliverable += 1;
             return None;
         }
-        self.note_stand(id, Way::In, cx.now, cx.timers);
+        self.note(id, false, cx.now, cx.timers);
         let Client { listener, peer, hit } = client;
         Some(Across { socket: listener, destination: peer, source: hit })
     }
@@ -127,10 +125,10 @@ impl<W: World> Udp<W> {
             Err(errno) if errno.is_exhaustion() && self.end_idle_stand(cx.timers) => connect(self, cx.host),
             connected => connected,
         };
-        let stand = Stand { client, target, deadline: Deadline::NONE };
+        let stand = Stand { client, target };
         let id = self.sockets.insert(Socket::new(io.ok()?, Role::Stand(stand), target.is_ipv4())).ok()?;
         log::debug!("{id}: {} -> {target}, past the link", client.peer);
-        self.stands.join(id.index());
+        self.stands.join(id);
         if let Some(listener) = self.sockets.get_mut(client.listener) {
             listener.stands += 1;
         }

@@ -324,7 +324,7 @@ impl<W: World> Udp<W> {
         }
         if let Some(id) = flow {
             self.flows.touch(id, Direction::In, cx.now, cx.timers);
-            self.note(socket, Direction::In);
+            self.note(socket, false, cx.now, cx.timers);
         }
         let group = joined.or(received.destination.filter(|address| address.is_multicast()));
         let destination = group.unwrap_or(guest.ip());

@@ -39,7 +39,7 @@ use crate::{
     forward::{Listener, Policy},
     host::{self, Errno, Host, Outbound, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
-    idle::{Chain, Exchange, Idle},
+    idle::{Activity, Chain, Idle},
     memory::PayloadOf,
     nat::Protocol,
 };
@@ -110,7 +110,7 @@ struct Socket<S> {
     /// How many clients of it, a listener, have a socket in the other namespace.
     stands: usize,
     /// What went through it, if it is not a listener.
-    exchange: Exchange,
+    activity: Activity,
     /// Whether the last datagram was IPv4: where the next one's payload will probably go.
     v4: bool,
     last_visit: Round,
@@ -163,7 +163,7 @@ impl<S> Socket<S> {
             role,
             flows: Chain::default(),
             stands: 0,
-            exchange: Exchange::default(),
+            activity: Activity::NONE,
             v4,
             last_visit: Round::NEVER,
             last_taken: 0,
@@ -183,8 +183,8 @@ impl<W: World> Udp<W> {
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
             sockets: Flows::new(Kind::Udp, usize::MAX, hash_key),
-            endpoints: Idle::default(),
-            stands: Idle::default(),
+            endpoints: Idle::new(None),
+            stands: Idle::new(Some(limits.timeouts())),
             policy: Policy::default(),
             published: BTreeSet::new(),
             flows: Table::new(limits, hash_key),
@@ -310,7 +310,7 @@ impl<W: World> Udp<W> {
         let streaming = self.round.follows(flow.last_sent);
         self.flows.touch(id, Direction::Out, cx.now, cx.timers);
         self.flows.note_sent(id, self.round);
-        self.note(socket, Direction::Out);
+        self.note(socket, true, cx.now, cx.timers);
         let to = outbound.destination.ip();
         if self.is_member(to) || cx.settings.is_broadcast(to) {
             self.note_sent_to_group(cx.now, &outbound);

@@ -26,23 +26,14 @@ pub(super) struct Notices {
 impl<W: World> Udp<W> {
     /// The deadline of a flow, or of a socket in the other namespace, may have been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
-        let due = match id.kind() {
-            Kind::Udp => self.is_stand_due(id, cx.now, cx.timers),
-            _ => self.flows.is_due(id, cx.now, cx.timers),
-        };
-        if !due {
-            return;
-        }
-        match id.kind() {
-            Kind::Udp => self.end_stand(id, cx.timers),
-            _ => self.end_flow(id, cx.timers),
-        }
-    }
-
-    fn is_stand_due(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
-        match self.sockets.get_mut(id).map(|socket| &mut socket.role) {
-            Some(Role::Stand(stand)) => stand.deadline.reached(now, timers, id),
-            _ => false,
+        if id.kind() != Kind::Udp {
+            if self.flows.has_expired(id, cx.now, cx.timers) {
+                self.end_flow(id, cx.timers);
+            }
+        } else if let Some(socket) = self.sockets.get_mut(id)
+            && socket.activity.has_expired(id, cx.now, cx.timers)
+        {
+            self.end_stand(id, cx.timers);
         }
     }
 
@@ -72,7 +63,7 @@ impl<W: World> Udp<W> {
         };
         let role = Role::Endpoint { guest, ordinal };
         let id = self.sockets.insert(Socket::new(io.ok()?, role, guest.is_ipv4())).ok()?;
-        self.endpoints.join(id.index());
+        self.endpoints.join(id);
         Some(id)
     }
 
@@ -128,7 +119,7 @@ impl<W: World> Udp<W> {
             self.flows.remove(flow, &mut socket.flows, timers);
         }
         log::debug!("{id}: closed for another one");
-        self.close_unused(id);
+        self.close_unused(id, timers);
         self.ended += 1;
         true
     }
@@ -147,60 +138,42 @@ impl<W: World> Udp<W> {
         let Some(socket) = self.sockets.get_mut(socket_id) else { return };
         self.groups.remove(&id);
         self.flows.remove(id, &mut socket.flows, timers);
-        self.close_unused(socket_id);
+        self.close_unused(socket_id, timers);
     }
 
     fn end_stand(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
-        let Some(Socket { role: Role::Stand(stand), exchange, .. }) = self.sockets.get_mut(id) else {
+        let Some(Socket { role: Role::Stand(stand), activity, .. }) = self.sockets.get_mut(id) else {
             return;
         };
-        stand.deadline.withdraw(timers, id);
         let listener = stand.client.listener;
-        self.stands.leave(id.index(), *exchange);
+        self.stands.leave(id, activity, timers);
         self.sockets.remove(id);
         if let Some(socket) = self.sockets.get_mut(listener) {
             socket.stands -= 1;
-            self.close_unused(listener);
+            self.close_unused(listener, timers);
         }
     }
 
     /// Closes a socket that nothing goes through, if it is there for that alone.
-    fn close_unused(&mut self, id: FlowId) {
-        let Some(socket) = self.sockets.get(id).filter(|socket| socket.is_unused()) else { return };
+    fn close_unused(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+        let Some(socket) = self.sockets.get_mut(id).filter(|socket| socket.is_unused()) else { return };
         match socket.role {
             Role::Listener(_) | Role::Member(_) | Role::Stand(_) => return,
             Role::Retired(_) => {}
-            Role::Endpoint { .. } => self.endpoints.leave(id.index(), socket.exchange),
+            Role::Endpoint { .. } => self.endpoints.leave(id, &mut socket.activity, timers),
         }
         self.sockets.remove(id);
     }
 
-    /// Notes a datagram of the party that a socket was opened for (`Out`), or one to it. Listeners stay anyway.
-    pub(super) fn note(&mut self, id: FlowId, direction: Direction) {
-        let Some(socket) = self.sockets.get_mut(id) else { return };
-        let idle = match socket.role {
+    /// Notes a datagram of the party that a socket was opened for (`request`), or one to it. Sockets that do not end for
+    /// others keep no such notes.
+    pub(super) fn note(&mut self, id: FlowId, request: bool, now: Instant, timers: &mut Timers<FlowId>) {
+        let Some(Socket { role, activity, .. }) = self.sockets.get_mut(id) else { return };
+        let idle = match role {
             Role::Endpoint { .. } => &mut self.endpoints,
             Role::Stand(_) => &mut self.stands,
             Role::Listener(_) | Role::Member(_) | Role::Retired(_) => return,
         };
-        let before = socket.exchange;
-        socket.exchange.note(direction == Direction::Out);
-        idle.note(id.index(), before, socket.exchange);
-    }
-
-    /// Notes a datagram through a socket in the other namespace: its end moves away.
-    pub(super) fn note_stand(
-        &mut self,
-        id: FlowId,
-        direction: Direction,
-        now: Instant,
-        timers: &mut Timers<FlowId>,
-    ) {
-        self.note(id, direction);
-        let Some(Socket { role: Role::Stand(stand), exchange, .. }) = self.sockets.get_mut(id) else {
-            return;
-        };
-        let idle = if exchange.is_stream() { self.limits.idle_stream } else { self.limits.idle };
-        stand.deadline.set(Some(now + idle), timers, id);
+        idle.note(id, activity, request, now, timers);
     }
 }

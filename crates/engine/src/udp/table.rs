@@ -10,9 +10,9 @@ use hashbrown::HashMap;
 use super::Round;
 use crate::{
     flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
-    idle::{Chain, Exchange, Idle, Links},
+    idle::{Activity, Chain, Idle, Links, Timeouts},
     share::Share,
-    timer::{Deadline, Instant, Timers},
+    timer::{Instant, Timers},
 };
 
 /// How much is kept, and for how long.
@@ -32,6 +32,12 @@ pub struct Limits {
     pub idle_stream: Duration,
 }
 
+impl Limits {
+    pub(super) const fn timeouts(&self) -> Timeouts {
+        Timeouts { idle: self.idle, stream: self.idle_stream }
+    }
+}
+
 /// What a guest endpoint exchanges with one remote.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -47,8 +53,7 @@ pub(super) struct Flow {
     /// When the guest sent last.
     pub(super) last_sent: Round,
     begun: Direction,
-    exchange: Exchange,
-    deadline: Deadline,
+    activity: Activity,
 }
 
 impl Keyed for Flow {
@@ -68,8 +73,7 @@ impl Flow {
             local: None,
             last_sent: Round::NEVER,
             begun,
-            exchange: Exchange::default(),
-            deadline: Deadline::NONE,
+            activity: Activity::NONE,
         }
     }
 
@@ -123,8 +127,8 @@ impl Table {
             flows: Flows::new(Kind::UdpFlow, usize::MAX, hash_key),
             by_peer: HashMap::with_hasher(HashKey(hash_key)),
             by_socket: Links::default(),
-            own: Idle::default(),
-            strangers: Idle::default(),
+            own: Idle::new(Some(limits.timeouts())),
+            strangers: Idle::new(Some(limits.timeouts())),
             limits,
         }
     }
@@ -161,7 +165,7 @@ impl Table {
         let id = self.flows.insert(flow).ok()?;
         self.by_peer.insert(key, id);
         self.by_socket.push(socket, id.index());
-        self.idle(begun).join(id.index());
+        self.idle(begun).join(id);
         Some(id)
     }
 
@@ -191,7 +195,7 @@ impl Table {
         }
     }
 
-    /// Notes a datagram: the flow's end moves away.
+    /// Notes a datagram of a flow.
     pub(super) fn touch(
         &mut self,
         id: FlowId,
@@ -199,13 +203,13 @@ impl Table {
         now: Instant,
         timers: &mut Timers<FlowId>,
     ) {
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        let (begun, before) = (flow.begun, flow.exchange);
-        flow.exchange.note(direction == begun);
-        let after = flow.exchange;
-        let idle = if after.is_stream() { self.limits.idle_stream } else { self.limits.idle };
-        flow.deadline.set(Some(now + idle), timers, id);
-        self.idle(begun).note(id.index(), before, after);
+        let Self { flows, own, strangers, .. } = self;
+        let Some(Flow { begun, activity, .. }) = flows.get_mut(id) else { return };
+        let idle = match begun {
+            Direction::Out => own,
+            Direction::In => strangers,
+        };
+        idle.note(id, activity, direction == *begun, now, timers);
     }
 
     /// Notes in which round the guest has sent.
@@ -215,17 +219,16 @@ impl Table {
         }
     }
 
-    /// Whether the time of a flow has come.
-    pub(super) fn is_due(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
-        self.flows.get_mut(id).is_some_and(|flow| flow.deadline.reached(now, timers, id))
+    /// Whether a flow has expired.
+    pub(super) fn has_expired(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
+        self.flows.get_mut(id).is_some_and(|flow| flow.activity.has_expired(id, now, timers))
     }
 
     /// Removes a flow, also from the list of its `socket`.
     pub(super) fn remove(&mut self, id: FlowId, socket: &mut Chain, timers: &mut Timers<FlowId>) {
         let Some(mut flow) = self.flows.remove(id) else { return };
-        flow.deadline.withdraw(timers, id);
         self.by_peer.remove(&flow.peer_key());
         self.by_socket.unlink(socket, id.index());
-        self.idle(flow.begun).leave(id.index(), flow.exchange);
+        self.idle(flow.begun).leave(id, &mut flow.activity, timers);
     }
 }
