@@ -15,7 +15,7 @@ use super::{
     Received, Role, Round, Socket, SocketKey, Udp, UdpSocket, VISIT,
     bypass::Across,
     table::{Direction, Flow, PeerKey},
-    train::{MAX_DATAGRAM_LEN, MAX_DATAGRAMS, MAX_TRAIN_LEN},
+    train::{Extent, MAX_DATAGRAM_LEN},
 };
 use crate::{
     addr::{Guest, Settings},
@@ -48,17 +48,11 @@ struct Delivery {
 ///
 /// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only datagrams
 /// that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal header fields.
-/// All have the first one's length except the last, which may be shorter: a segment size describes nothing else. So a
-/// shorter one completes the train.
 struct Joined {
     way: Way,
     /// What is known of the first datagram.
     first: Received,
-    /// Length of each datagram but the last.
-    size: usize,
-    len: usize,
-    /// Nothing may follow: the last datagram was shorter, or the first is empty.
-    complete: bool,
+    extent: Extent,
 }
 
 impl<W: World> Udp<W> {
@@ -132,7 +126,7 @@ impl<W: World> Udp<W> {
                 }
                 Way::Link(Delivery { ref frame, .. })
                     if headroom(received.from.is_ipv4()) != guessed
-                        || rest.settings.must_fragment(frame, datagram_len(&received)) =>
+                        || rest.settings.must_fragment(frame, received.extent().size) =>
                 {
                     let mut buffer = self.take_buffer();
                     payload.copy_to(&mut buffer);
@@ -183,7 +177,7 @@ impl<W: World> Udp<W> {
         let mut taken = 0;
         let mut result = Ok(());
         while taken < batch {
-            let start = train.as_ref().map_or(0, |train| train.len);
+            let start = train.as_ref().map_or(0, |train| train.extent.len);
             let (Some(socket), Some(room)) =
                 (self.sockets.get_mut(id), buffer.get_mut(start..start + MAX_LEN))
             else {
@@ -204,7 +198,7 @@ impl<W: World> Udp<W> {
                 continue;
             }
             if let Some(train) = train.as_mut().filter(|train| train.takes(&received)) {
-                train.join(&received);
+                train.extent.add(&received.extent());
                 if let Way::Link(Delivery { flow: Some(flow), .. }) = train.way {
                     self.flows.touch(flow, Direction::In, cx.now, cx.timers);
                 }
@@ -226,16 +220,17 @@ impl<W: World> Udp<W> {
 
     /// Sends on what was joined at the start of `buffer`.
     fn deliver(&mut self, train: &Joined, buffer: &[u8], cx: &mut Context<'_, W>) {
-        let size = u16::try_from(train.size).ok().filter(|&size| train.len > usize::from(size));
-        let payload = buffer.get(..train.len).unwrap_or_default();
+        let Extent { size: longest, len } = train.extent;
+        let size = train.extent.segment_size();
+        let payload = buffer.get(..len).unwrap_or_default();
         let delivery = match &train.way {
             Way::Link(delivery) => delivery,
             Way::Across(across) => {
                 return self.send_across(*across, &train.first, payload.into(), size);
             }
         };
-        if cx.settings.must_fragment(&delivery.frame, train.size.min(payload.len())) {
-            for datagram in payload.chunks(train.size.max(1)) {
+        if cx.settings.must_fragment(&delivery.frame, longest.min(payload.len())) {
+            for datagram in payload.chunks(longest.max(1)) {
                 self.deliver_fragments(delivery, datagram, cx);
             }
             return;
@@ -392,15 +387,7 @@ impl<S> Socket<S> {
 
 impl Joined {
     fn new(way: Way, first: Received) -> Self {
-        let size = first.segment_size.map_or(first.len, usize::from);
-        let mut train = Self { way, first, size, len: 0, complete: false };
-        train.join(&first);
-        train
-    }
-
-    fn join(&mut self, next: &Received) {
-        self.len += next.len;
-        self.complete = self.size == 0 || !next.len.is_multiple_of(self.size);
+        Self { way, extent: first.extent(), first }
     }
 
     /// Whether a datagram, or a train of the same size, may follow.
@@ -411,12 +398,7 @@ impl Joined {
             && next.local == local
             && next.hop_limit == hop_limit
             && next.traffic_class == traffic_class;
-        let fits = match next.segment_size {
-            Some(size) => usize::from(size) == self.size,
-            None => (1..=self.size).contains(&next.len),
-        };
-        let room = self.len + next.len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * self.size);
-        like && fits && room && !self.complete && !next.truncated
+        like && !next.truncated && self.extent.takes(&next.extent())
     }
 }
 
@@ -444,14 +426,15 @@ impl Role {
     }
 }
 
+impl Received {
+    fn extent(&self) -> Extent {
+        Extent::new(self.len, self.segment_size)
+    }
+}
+
 /// Whether a datagram is short enough to be worth joining.
 fn is_short(received: &Received) -> bool {
     received.segment_size.is_none() && received.len <= MAX_DATAGRAM_LEN
-}
-
-/// Payload of the longest datagram that was received, in bytes.
-fn datagram_len(received: &Received) -> usize {
-    received.segment_size.map_or(received.len, usize::from)
 }
 
 /// Bytes in front of the payload.

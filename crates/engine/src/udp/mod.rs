@@ -345,8 +345,8 @@ impl<W: World> Udp<W> {
                 hop_limit: head.hop_limit,
                 traffic_class: head.traffic_class,
                 dont_fragment: head.dont_fragment,
-                payload: payload.get(..head.len).unwrap_or_default().into(),
-                segment_size: Some(head.size).filter(|&size| head.len > usize::from(size)),
+                payload: payload.get(..head.extent.len).unwrap_or_default().into(),
+                segment_size: head.extent.segment_size(),
             };
             self.send(socket, endpoints, &outbound, cx);
         }

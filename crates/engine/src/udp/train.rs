@@ -11,11 +11,47 @@ use wire::payload::Payload;
 use crate::{flow::FlowId, host::Outbound};
 
 /// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
-pub(super) const MAX_DATAGRAMS: usize = 64;
+const MAX_DATAGRAMS: usize = 64;
 /// Longest train in bytes: what fits a packet of either family.
-pub(super) const MAX_TRAIN_LEN: usize = 65_487;
+const MAX_TRAIN_LEN: usize = 65_487;
 /// Longest datagram that is joined, in bytes: longer ones are not worth the copy.
 pub(super) const MAX_DATAGRAM_LEN: usize = 16_384;
+
+/// Lengths of a train's datagrams. Segmentation cuts at fixed offsets, so all have the same length, except the last, which
+/// may be shorter: nothing can follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Length of each datagram except the last, in bytes.
+    pub(super) size: usize,
+    /// Length of all, in bytes.
+    pub(super) len: usize,
+}
+
+impl Extent {
+    /// A datagram of `len` bytes, or a train of as many with datagrams of `segment_size`.
+    pub(super) fn new(len: usize, segment_size: Option<u16>) -> Self {
+        Self { size: segment_size.map_or(len, usize::from), len }
+    }
+
+    /// Whether another datagram or train may follow.
+    pub(super) fn takes(&self, next: &Self) -> bool {
+        // A single datagram may be shorter, and is the last one then. A train of shorter ones may not.
+        let single = next.size == next.len;
+        let fits = next.size == self.size || single && (1..self.size).contains(&next.len);
+        let whole = self.size > 0 && self.len.is_multiple_of(self.size);
+        whole && fits && self.len + next.len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * self.size)
+    }
+
+    /// Adds one that [may follow](Self::takes).
+    pub(super) fn add(&mut self, next: &Self) {
+        self.len += next.len;
+    }
+
+    /// The size to cut the train at; none if it is a single datagram.
+    pub(super) fn segment_size(&self) -> Option<u16> {
+        u16::try_from(self.size).ok().filter(|_| self.len > self.size)
+    }
+}
 
 /// A train that is being put together, of one flow.
 #[derive(Debug, Default)]
@@ -32,12 +68,7 @@ pub(super) struct Head {
     pub(super) hop_limit: u8,
     pub(super) traffic_class: u8,
     pub(super) dont_fragment: bool,
-    /// Length of each datagram but the last.
-    pub(super) size: u16,
-    /// Length of all.
-    pub(super) len: usize,
-    /// Nothing may follow: the last datagram was shorter.
-    complete: bool,
+    pub(super) extent: Extent,
 }
 
 impl Train {
@@ -54,18 +85,17 @@ impl Train {
     /// Appends a datagram; false if it does not fit in.
     pub(super) fn join(&mut self, flow: FlowId, datagram: &Outbound<impl Payload>) -> bool {
         let Some(head) = &mut self.head else { return false };
-        let (len, size) = (datagram.payload.len(), usize::from(head.size));
         let like = head.flow == flow
             && head.hop_limit == datagram.hop_limit
             && head.traffic_class == datagram.traffic_class
             && head.dont_fragment == datagram.dont_fragment;
-        let room = len <= size && head.len + len <= MAX_TRAIN_LEN.min(MAX_DATAGRAMS * size);
-        if !like || !room || head.complete || !Self::suits(datagram) {
-            return false;
+        let next = Extent::new(datagram.payload.len(), None);
+        let joins = like && Self::suits(datagram) && head.extent.takes(&next);
+        if joins {
+            datagram.payload.copy_to(self.payload.get_mut(head.extent.len..).unwrap_or_default());
+            head.extent.add(&next);
         }
-        head.complete = len < size;
-        head.len += datagram.payload.copy_to(self.payload.get_mut(head.len..).unwrap_or_default());
-        true
+        joins
     }
 
     /// Begins a train with a datagram that [suits](Self::suits); there must be none.
@@ -73,9 +103,8 @@ impl Train {
         debug_assert!(self.head.is_none());
         let Outbound { hop_limit, traffic_class, dont_fragment, payload, .. } = *datagram;
         self.payload.resize(MAX_TRAIN_LEN, 0);
-        let len = payload.copy_to(&mut self.payload);
-        let size = len as u16;
-        self.head = Some(Head { flow, hop_limit, traffic_class, dont_fragment, size, len, complete: false });
+        let extent = Extent::new(payload.copy_to(&mut self.payload), None);
+        self.head = Some(Head { flow, hop_limit, traffic_class, dont_fragment, extent });
     }
 
     /// Takes the train. The payload's memory should be [given back](Self::recycle).
