@@ -103,7 +103,7 @@ impl fmt::Display for FlowId {
 }
 
 #[derive(Debug)]
-struct Slot<T> {
+struct Entry<T> {
     generation: u32,
     tenant: Option<T>,
 }
@@ -112,7 +112,7 @@ struct Slot<T> {
 #[derive(Debug)]
 pub struct Slots<T> {
     kind: Kind,
-    slots: Vec<Slot<T>>,
+    slots: Vec<Entry<T>>,
     free: Vec<u32>,
     limit: usize,
 }
@@ -157,7 +157,7 @@ impl<T> Slots<T> {
         let Some(id) = self.next_id() else { return Err(flow) };
         match self.free.pop() {
             Some(index) => self.slots[index as usize].tenant = Some(flow),
-            None => self.slots.push(Slot { generation: 0, tenant: Some(flow) }),
+            None => self.slots.push(Entry { generation: 0, tenant: Some(flow) }),
         }
         Ok(id)
     }

@@ -8,6 +8,9 @@ use wire::{
 
 use crate::memory::{Memory, Room};
 
+/// Hop limit of packets to the guest that the engine makes itself: services on the link, errors, TCP segments (behaviour §4).
+pub(crate) const HOP_LIMIT: u8 = 255;
+
 /// The link can't take a frame now: the frame was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;

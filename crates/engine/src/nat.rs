@@ -44,7 +44,7 @@ pub enum Refused {
 
 /// The addresses of an inbound flow as the guest will see them, of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inbound {
+pub struct InboundAddresses {
     /// The peer, as shown to the guest.
     pub source: IpAddr,
     /// The guest.
@@ -105,7 +105,7 @@ impl Settings {
         }
     }
 
-    /// The guest's address for packets that show `shown_source` (behaviour §5.4): the one that was written to (`hit`) if the
+    /// The guest's address for packets that show `shown_source` (behaviour §5.4): the one that was written to (`written_to`) if the
     /// guest has it, and none is pinned; else the main one of the same family, link-local for a link-local source. None
     /// if no address of that family is known.
     #[must_use]
@@ -113,19 +113,19 @@ impl Settings {
         &self,
         guest: &Guest,
         shown_source: IpAddr,
-        hit: Option<IpAddr>,
+        written_to: Option<IpAddr>,
     ) -> Option<IpAddr> {
         if !self.has_family_of(shown_source) {
             return None;
         }
         // A service that is bound to all addresses answers a link-local one from its own link-local address.
-        let hit = hit.map(|hit| hit.to_canonical()).filter(|hit| {
-            hit.is_ipv4() == shown_source.is_ipv4()
-                && is_link_local(*hit) == is_link_local(shown_source)
-                && !guest.is_pinned(*hit)
-                && guest.addresses().contains(*hit)
+        let written_to = written_to.map(|written_to| written_to.to_canonical()).filter(|written_to| {
+            written_to.is_ipv4() == shown_source.is_ipv4()
+                && is_link_local(*written_to) == is_link_local(shown_source)
+                && !guest.is_pinned(*written_to)
+                && guest.addresses().contains(*written_to)
         });
-        hit.or_else(|| match shown_source {
+        written_to.or_else(|| match shown_source {
             IpAddr::V4(_) => guest.v4().map(IpAddr::V4),
             IpAddr::V6(source) if source.is_unicast_link_local() => {
                 guest.link_local().or(guest.v6()).map(IpAddr::V6)
@@ -134,8 +134,8 @@ impl Settings {
         })
     }
 
-    /// The addresses of a flow that `peer` opened to `hit`, an address of the host, under a forwarding rule
-    /// (behaviour §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `hit`
+    /// The addresses of a flow that `peer` opened to `written_to`, an address of the host, under a forwarding rule
+    /// (behaviour §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `written_to`
     /// is kept. None if the guest can't be reached this way; a target of the other family than the peer is one such
     /// case.
     #[must_use]
@@ -143,17 +143,17 @@ impl Settings {
         &self,
         guest: &Guest,
         peer: IpAddr,
-        hit: IpAddr,
+        written_to: IpAddr,
         target: Option<IpAddr>,
-    ) -> Option<Inbound> {
+    ) -> Option<InboundAddresses> {
         let source = self.source_to_guest(guest, peer)?;
-        let hit = hit.to_canonical();
+        let written_to = written_to.to_canonical();
         let destination = match target {
             Some(target) => target.to_canonical(),
-            None if hit.is_multicast() => hit,
-            None => self.guest_destination(guest, source, Some(hit))?,
+            None if written_to.is_multicast() => written_to,
+            None => self.guest_destination(guest, source, Some(written_to))?,
         };
-        (source.is_ipv4() == destination.is_ipv4()).then_some(Inbound { source, destination })
+        (source.is_ipv4() == destination.is_ipv4()).then_some(InboundAddresses { source, destination })
     }
 }
 
@@ -474,8 +474,8 @@ mod tests {
         for second in ["198.51.100.66", "2001:db8:1::66"] {
             guest.shows(&settings, address(second), Some(GUEST_MAC));
         }
-        let destination = |settings: &Settings, guest: &Guest, peer, hit| {
-            let inbound = settings.inbound(guest, address(peer), address(hit), None);
+        let destination = |settings: &Settings, guest: &Guest, peer, written_to| {
+            let inbound = settings.inbound(guest, address(peer), address(written_to), None);
             inbound.map(|inbound| inbound.destination.to_string()).unwrap_or_default()
         };
         let cases = [
@@ -489,8 +489,8 @@ mod tests {
             ("fe80::9", "2001:db8:1::66", "fe80::55"),
             ("fe80::9", "fe80::77", "fe80::55"),
         ];
-        for (peer, hit, expected) in cases {
-            assert_eq!(destination(&settings, &guest, peer, hit), expected, "{peer} to {hit}");
+        for (peer, written_to, expected) in cases {
+            assert_eq!(destination(&settings, &guest, peer, written_to), expected, "{peer} to {written_to}");
         }
         // a pinned address takes all.
         settings.v4.as_mut().unwrap().pinned = true;
@@ -520,9 +520,9 @@ mod tests {
         // behaviour §5.3.2, §8.6
         let settings = settings();
         let guest = guest(&settings);
-        let inbound = |peer, hit, target: Option<&str>| {
+        let inbound = |peer, written_to, target: Option<&str>| {
             settings
-                .inbound(&guest, address(peer), address(hit), target.map(address))
+                .inbound(&guest, address(peer), address(written_to), target.map(address))
                 .map(|inbound| (inbound.source.to_string(), inbound.destination.to_string()))
         };
         let ends = |source: &str, destination: &str| Some((source.into(), destination.into()));

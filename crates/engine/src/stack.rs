@@ -81,7 +81,7 @@ pub struct Stack<W: World> {
     settings: Settings,
     guest: Guest,
     timers: Timers<FlowId>,
-    flows: Tables<W>,
+    flows: Protocols<W>,
     reassembly: Reassembly,
     refusals: refusal::Limit,
     advertiser: Advertiser,
@@ -96,7 +96,7 @@ pub struct Stack<W: World> {
 }
 
 /// All flows, by protocol.
-struct Tables<W: World> {
+struct Protocols<W: World> {
     tcp: Tcp<W>,
     udp: Udp<W>,
     dns: Dns<W>,
@@ -112,7 +112,7 @@ impl<W: World> Stack<W> {
             settings,
             guest,
             timers: Timers::default(),
-            flows: Tables {
+            flows: Protocols {
                 tcp: Tcp::new(limits.connections, limits.queue_memory, seeds.hash_key, seeds.isn_secret),
                 udp: Udp::new(limits.udp, seeds.hash_key),
                 dns: Dns::new(limits.dns, seeds.hash_key),

@@ -9,8 +9,8 @@ use wire::ethernet::Mac;
 
 use super::{
     Settings,
+    senders::Senders,
     set::{AddressSet, Basis, Kind},
-    stations::Stations,
 };
 use crate::timer::Instant;
 
@@ -42,7 +42,7 @@ pub struct Guest {
     checks: [Option<Check>; 3],
     /// Where the guest's traffic goes unless it is known better.
     mac: Mac,
-    stations: Stations,
+    senders: Senders,
     last: Sighting,
 }
 
@@ -85,7 +85,7 @@ impl Guest {
             several: [false; 3],
             checks: [None; 3],
             mac,
-            stations: Stations::default(),
+            senders: Senders::default(),
             last: Sighting { mac: Mac::BROADCAST, source: None, at: Instant::default() },
         }
     }
@@ -148,7 +148,7 @@ impl Guest {
     #[must_use]
     pub fn mac_of(&self, address: IpAddr) -> Mac {
         let known = self.addresses.get(address).and_then(|entry| entry.mac);
-        known.or_else(|| self.stations.get(address)).unwrap_or(self.mac)
+        known.or_else(|| self.senders.get(address)).unwrap_or(self.mac)
     }
 
     /// The address was set on the guest's interface.
@@ -173,7 +173,7 @@ impl Guest {
             self.addresses.remove(address);
         }
         (self.refused, self.seen, self.checks) = ([false; 3], [None; 3], [None; 3]);
-        (self.mac, self.stations) = (Mac::BROADCAST, Stations::default());
+        (self.mac, self.senders) = (Mac::BROADCAST, Senders::default());
         self.refresh();
     }
 
@@ -196,9 +196,9 @@ impl Guest {
             return;
         }
         if mac == self.mac {
-            self.stations.forget(source);
+            self.senders.forget(source);
         } else {
-            self.stations.note(source, mac);
+            self.senders.note(source, mac);
         }
         let kind = Kind::of(source);
         if self.addresses.first(kind).is_none() && !settings.is_ours(source) {
@@ -218,7 +218,7 @@ impl Guest {
         let assigned = self.assigned[kind] == Some(address);
         let basis = if assigned { Basis::Assigned } else { Basis::Claimed };
         let new = self.addresses.insert(address, Some(mac), basis, self.last.at);
-        self.stations.forget(address);
+        self.senders.forget(address);
         self.refused[kind] &= !assigned;
         if self.checks[kind].is_some_and(|check| check.address == address) {
             self.checks[kind] = None;
@@ -244,7 +244,7 @@ impl Guest {
     pub(crate) fn leases(&mut self, address: IpAddr) {
         let mac = Some(self.last.mac).filter(|mac| mac.is_unicast());
         self.addresses.insert(address, mac, Basis::Assigned, self.last.at);
-        self.stations.forget(address);
+        self.senders.forget(address);
         self.refused[Kind::of(address) as usize] = false;
         self.refresh();
     }

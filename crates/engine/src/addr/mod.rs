@@ -1,8 +1,8 @@
 //! Addressing: what the guest was given, what we answer for, and what was learned from the guest's frames.
 
 mod guest;
+mod senders;
 mod set;
-mod stations;
 
 use alloc::{string::String, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

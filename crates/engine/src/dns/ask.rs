@@ -294,9 +294,8 @@ impl<W: World> Dns<W> {
         self.health.failed(server.ip(), cx.now);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         log::debug!("{id}: {server} can't be asked (error {})", errno.0);
-        const ENETUNREACH: Errno = Errno(101);
         let v4 = exchange.key.endpoints.guest.is_ipv4();
-        exchange.error = Report::of_refusal(errno, v4).or_else(|| Report::of_refusal(ENETUNREACH, v4));
+        exchange.error = Report::of_refusal(errno, v4).or_else(|| Report::of_refusal(Errno::ENETUNREACH, v4));
     }
 
     /// Sets when the exchange is looked at again.

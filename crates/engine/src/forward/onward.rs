@@ -84,7 +84,7 @@ impl Listener {
         })
     }
 
-    /// The ends of a flow from `peer` to `hit` through the link, as the guest sees them (behaviour §5.3.2). A group that was
+    /// The ends of a flow from `peer` to `written_to` through the link, as the guest sees them (behaviour §5.3.2). A group that was
     /// written to is the guest's default address here: that is where the guest answers from. None if the guest can't be
     /// reached.
     pub(crate) fn ends(
@@ -92,10 +92,10 @@ impl Listener {
         settings: &Settings,
         guest: &Guest,
         peer: SocketAddr,
-        hit: Option<IpAddr>,
+        written_to: Option<IpAddr>,
     ) -> Option<Endpoints> {
-        let hit = hit.filter(|address| !address.is_multicast()).unwrap_or(peer.ip());
-        let inbound = settings.inbound(guest, peer.ip(), hit, self.target_address)?;
+        let written_to = written_to.filter(|address| !address.is_multicast()).unwrap_or(peer.ip());
+        let inbound = settings.inbound(guest, peer.ip(), written_to, self.target_address)?;
         Some(Endpoints {
             guest: SocketAddr::new(inbound.destination, self.target_port),
             remote: SocketAddr::new(inbound.source, peer.port()),
@@ -124,7 +124,7 @@ impl Policy {
         }
     }
 
-    /// What happens to a flow that `peer` opens at `listener`. `hit` is the address that it was sent to, if that is known.
+    /// What happens to a flow that `peer` opens at `listener`. `written_to` is the address that it was sent to, if that is known.
     #[must_use]
     pub fn onward(
         &self,
@@ -132,23 +132,23 @@ impl Policy {
         settings: &Settings,
         guest: &Guest,
         peer: SocketAddr,
-        hit: Option<IpAddr>,
+        written_to: Option<IpAddr>,
     ) -> Onward {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let hit = hit.map(|hit| hit.to_canonical());
+        let written_to = written_to.map(|written_to| written_to.to_canonical());
         let to = |address| Onward::Bypass(SocketAddr::new(address, listener.target_port));
-        let looped = hit.filter(IpAddr::is_loopback);
+        let looped = written_to.filter(IpAddr::is_loopback);
         if listener.direction == Direction::Outbound {
             // To the same loopback address (behaviour §5.5, R-89, R-106).
             return looped.filter(|_| peer.ip().is_loopback()).map_or(Onward::Refuse, to);
         }
         let local = peer.ip().is_loopback()
             && listener.target_address.is_none()
-            && !hit.is_some_and(|hit| hit.is_multicast());
+            && !written_to.is_some_and(|written_to| written_to.is_multicast());
         match self.bypass {
             Bypass::Local | Bypass::Only if local => {}
             Bypass::Local | Bypass::Never => {
-                return listener.ends(settings, guest, peer, hit).map_or(Onward::Refuse, Onward::Link);
+                return listener.ends(settings, guest, peer, written_to).map_or(Onward::Refuse, Onward::Link);
             }
             Bypass::Only => return Onward::Refuse,
         }
@@ -156,7 +156,7 @@ impl Policy {
         if let Some(looped) = looped.filter(|_| self.keeps_loopback) {
             return to(looped);
         }
-        match settings.guest_destination(guest, peer.ip(), hit) {
+        match settings.guest_destination(guest, peer.ip(), written_to) {
             Some(IpAddr::V6(address)) if address.is_unicast_link_local() => {
                 Onward::Bypass(SocketAddrV6::new(address, listener.target_port, 0, self.scope).into())
             }

@@ -27,18 +27,24 @@ pub(crate) const UNKNOWN_HOP_LIMIT: u8 = 255;
 pub struct Errno(pub i32);
 
 impl Errno {
-    /// No more can be told apart.
+    // As on x86 and Arm.
+    pub(crate) const EPERM: Self = Self(1);
+    pub(crate) const ENOMEM: Self = Self(12);
+    pub(crate) const EACCES: Self = Self(13);
     pub(crate) const ENFILE: Self = Self(23);
+    pub(crate) const EMFILE: Self = Self(24);
+    pub(crate) const ENOSPC: Self = Self(28);
+    pub(crate) const EMSGSIZE: Self = Self(90);
+    pub(crate) const EAFNOSUPPORT: Self = Self(97);
+    pub(crate) const ENETUNREACH: Self = Self(101);
+    pub(crate) const ENOBUFS: Self = Self(105);
+    pub(crate) const ETIMEDOUT: Self = Self(110);
+    pub(crate) const EHOSTUNREACH: Self = Self(113);
 
-    /// Whether something has run out that ending a flow gives back: files, memory, or what epoll may watch.
+    /// Whether a resource is exhausted that ending a flow releases: files, memory, or what epoll may watch.
     #[must_use]
     pub const fn is_exhaustion(self) -> bool {
-        const ENOMEM: i32 = 12;
-        const ENFILE: i32 = 23;
-        const EMFILE: i32 = 24;
-        const ENOSPC: i32 = 28;
-        const ENOBUFS: i32 = 105;
-        matches!(self.0, ENOMEM | ENFILE | EMFILE | ENOSPC | ENOBUFS)
+        matches!(self, Self::ENOMEM | Self::ENFILE | Self::EMFILE | Self::ENOSPC | Self::ENOBUFS)
     }
 }
 

@@ -27,9 +27,6 @@ pub struct NoSocket<M> {
     memory: PhantomData<M>,
 }
 
-/// No protocol of the host is there (`EAFNOSUPPORT`).
-const NOT_SUPPORTED: Errno = Errno(97);
-
 impl<M> NoHost<M> {
     /// The host.
     #[must_use]
@@ -61,7 +58,7 @@ impl<M: Memory> Host for NoHost<M> {
         _: SocketAddr,
         _: u8,
     ) -> Result<NoSocket<M>, Errno> {
-        Err(NOT_SUPPORTED)
+        Err(Errno::EAFNOSUPPORT)
     }
 
     fn tcp_watch(&mut self, _: FlowId, socket: &NoSocket<M>) -> Result<(), Errno> {
@@ -69,19 +66,19 @@ impl<M: Memory> Host for NoHost<M> {
     }
 
     fn udp_open(&mut self, _: FlowId, _: IpAddr, _: u16) -> Result<NoSocket<M>, Errno> {
-        Err(NOT_SUPPORTED)
+        Err(Errno::EAFNOSUPPORT)
     }
 
     fn udp_open_shared(&mut self, _: SocketAddr, _: u16) -> Result<NoSocket<M>, Errno> {
-        Err(NOT_SUPPORTED)
+        Err(Errno::EAFNOSUPPORT)
     }
 
     fn udp_join(&mut self, _: FlowId, _: SocketAddr) -> Result<NoSocket<M>, Errno> {
-        Err(NOT_SUPPORTED)
+        Err(Errno::EAFNOSUPPORT)
     }
 
     fn udp_connect(&mut self, _: FlowId, _: Direction, _: SocketAddr, _: u16) -> Result<NoSocket<M>, Errno> {
-        Err(NOT_SUPPORTED)
+        Err(Errno::EAFNOSUPPORT)
     }
 
     fn udp_watch(&mut self, _: FlowId, socket: &NoSocket<M>) -> Result<(), Errno> {
@@ -89,7 +86,7 @@ impl<M: Memory> Host for NoHost<M> {
     }
 
     fn ping_open(&mut self, _: FlowId, _: Option<IpAddr>, _: IpAddr, _: u16) -> Result<NoSocket<M>, Errno> {
-        Err(NOT_SUPPORTED)
+        Err(Errno::EAFNOSUPPORT)
     }
 }
 

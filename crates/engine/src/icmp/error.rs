@@ -15,7 +15,7 @@ use crate::{
     context::{Context, World},
     flow::Endpoints,
     host::{Errno, Report},
-    link::Link,
+    link::{HOP_LIMIT, Link},
 };
 
 /// Longest quote of a packet's payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
@@ -28,8 +28,6 @@ const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
 const TRANSPORT_LEN: usize = 8;
 /// Least MTU of an IPv6 link, in bytes (RFC 8200 §5).
 const LEAST_MTU_V6: u32 = 1280;
-/// Hop limit of packets of our own making.
-const HOP_LIMIT: u8 = 255;
 
 /// The packet that met an error, as the guest had sent it.
 #[derive(Clone, Copy, Debug)]
@@ -100,21 +98,16 @@ impl Report {
 
     /// What a router would say where the host refuses to send; none if the guest has no use for it.
     pub(crate) const fn of_refusal(errno: Errno, v4: bool) -> Option<Self> {
-        const EPERM: i32 = 1;
-        const EACCES: i32 = 13;
-        const EMSGSIZE: i32 = 90;
-        const ENETUNREACH: i32 = 101;
-        const EHOSTUNREACH: i32 = 113;
-        let (kind, code) = match (errno.0, v4) {
+        let (kind, code) = match (errno, v4) {
             // Too long for the path, which has no known MTU: zero says so (RFC 1191 §5).
-            (EMSGSIZE, true) => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
-            (EMSGSIZE, false) => (v6::PACKET_TOO_BIG, 0),
-            (ENETUNREACH, true) => (v4::UNREACHABLE, 0),
-            (EHOSTUNREACH, true) => (v4::UNREACHABLE, 1),
-            (EPERM | EACCES, true) => (v4::UNREACHABLE, 13),
-            (ENETUNREACH, false) => (v6::UNREACHABLE, 0),
-            (EHOSTUNREACH, false) => (v6::UNREACHABLE, 3),
-            (EPERM | EACCES, false) => (v6::UNREACHABLE, 1),
+            (Errno::EMSGSIZE, true) => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
+            (Errno::EMSGSIZE, false) => (v6::PACKET_TOO_BIG, 0),
+            (Errno::ENETUNREACH, true) => (v4::UNREACHABLE, 0),
+            (Errno::EHOSTUNREACH, true) => (v4::UNREACHABLE, 1),
+            (Errno::EPERM | Errno::EACCES, true) => (v4::UNREACHABLE, 13),
+            (Errno::ENETUNREACH, false) => (v6::UNREACHABLE, 0),
+            (Errno::EHOSTUNREACH, false) => (v6::UNREACHABLE, 3),
+            (Errno::EPERM | Errno::EACCES, false) => (v6::UNREACHABLE, 1),
             _ => return None,
         };
         Some(Self { kind, code, info: 0 })

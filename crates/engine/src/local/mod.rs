@@ -27,14 +27,12 @@ use wire::{
 
 use crate::{
     addr::{Guest, Settings},
-    link::Link,
+    link::{HOP_LIMIT, Link},
 };
 
 pub use arp::on_arp;
 pub use ndp::{Advertiser, on_icmpv6};
 
-/// Hop limit of everything that we say ourselves (behaviour §4).
-const HOP_LIMIT: u8 = 255;
 /// Longest message that is looked at, in bytes: more than any client says.
 const LONGEST: usize = 4096;
 

@@ -9,7 +9,7 @@ use wire::{
 };
 use zerocopy::IntoBytes;
 
-use super::{Stack, Tables};
+use super::{Protocols, Stack};
 use crate::{
     checksums::{self, Verdict},
     context::{Context, TcpOf, World},
@@ -244,7 +244,7 @@ impl<W: World> Round<'_, W> {
     }
 
     /// All flows, and what their steps need.
-    pub(super) const fn split(&mut self) -> (&mut Tables<W>, Context<'_, W>) {
+    pub(super) const fn split(&mut self) -> (&mut Protocols<W>, Context<'_, W>) {
         let Stack { settings, guest, timers, flows, .. } = &mut *self.stack;
         (flows, Context { now: self.now, settings, guest, host: self.host, link: self.link, timers })
     }

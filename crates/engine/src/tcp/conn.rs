@@ -11,7 +11,7 @@ use wire::{
 use super::{
     dial::Dial,
     emit::{self, Fields, Sent, Size},
-    queue::SlotPool,
+    queue::ChunkPool,
     receive::{AckDue, Receiver},
     send::{Ack, MAX_UNANSWERED, Run, Sender},
 };
@@ -151,7 +151,7 @@ impl<W: World> Connection<W> {
     pub(super) fn on_segment(
         &mut self,
         segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
-        pool: &mut SlotPool,
+        pool: &mut ChunkPool,
         cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         self.active = cx.now;
@@ -176,7 +176,7 @@ impl<W: World> Connection<W> {
     fn while_established(
         &mut self,
         segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
-        pool: &mut SlotPool,
+        pool: &mut ChunkPool,
         cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         let flags = segment.flags();
@@ -253,7 +253,7 @@ impl<W: World> Connection<W> {
     pub(super) fn on_ready(
         &mut self,
         readiness: Readiness,
-        pool: &mut SlotPool,
+        pool: &mut ChunkPool,
         cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         if readiness.readable {

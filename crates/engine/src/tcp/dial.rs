@@ -45,8 +45,7 @@ impl Dial {
         health: &mut Health,
         cx: &mut Context<'_, W>,
     ) -> Result<TcpOf<W>, Errno> {
-        const ENETUNREACH: Errno = Errno(101);
-        let mut refusal = ENETUNREACH;
+        let mut refusal = Errno::ENETUNREACH;
         while let Some(server) = self.server() {
             match cx.host.tcp_connect(id, None, server, self.class) {
                 Ok(socket) => {

@@ -12,12 +12,9 @@ use crate::{
     context::{Context, World},
     flow::Endpoints,
     host::Errno,
-    link::{Full, Link},
+    link::{Full, HOP_LIMIT, Link},
     memory::{Memory, RoomOf},
 };
-
-/// Hop limit of segments to the guest (behaviour §4).
-const HOP_LIMIT: u8 = 255;
 
 /// What became of a segment that was to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

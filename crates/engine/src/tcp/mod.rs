@@ -35,7 +35,7 @@ use self::{
     conn::{Connection, End, Phase, Turn},
     dial::Dial,
     emit::Fields,
-    queue::SlotPool,
+    queue::ChunkPool,
     redial::Redial,
 };
 use crate::{
@@ -68,7 +68,7 @@ pub struct Counters {
 /// All connections of one guest.
 pub struct Tcp<W: World> {
     flows: Flows<Connection<W>>,
-    pool: SlotPool,
+    pool: ChunkPool,
     /// To be finished at the end of the batch.
     touched: Vec<FlowId>,
     /// With more to send than their turn allowed, or than the link took.
@@ -88,7 +88,7 @@ impl<W: World> Tcp<W> {
     pub fn new(limit: usize, queue_memory: usize, hash_key: [u8; 16], secret: [u8; 16]) -> Self {
         Self {
             flows: Flows::new(Kind::Tcp, limit, hash_key),
-            pool: SlotPool::new(queue_memory),
+            pool: ChunkPool::new(queue_memory),
             touched: Vec::new(),
             runnable: VecDeque::new(),
             health: Health::default(),
@@ -177,7 +177,7 @@ impl<W: World> Tcp<W> {
         if log::log_enabled!(log::Level::Debug) {
             let Endpoints { guest, remote } = ends;
             let destination = dial.as_ref().and_then(Dial::server).unwrap_or(destination);
-            log::debug!("{id}: {guest} -> {remote}{}", Side(socket.local(), "->", Some(destination)));
+            log::debug!("{id}: {guest} -> {remote}{}", HostSide(socket.local(), "->", Some(destination)));
         }
         let mut connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
         connection.dial = dial.map(Box::new);
@@ -204,7 +204,7 @@ impl<W: World> Tcp<W> {
         };
         if log::log_enabled!(log::Level::Debug) {
             let Endpoints { guest, remote } = ends;
-            log::debug!("{id}: {guest} <- {remote}{}", Side(socket.local(), "<-", None));
+            log::debug!("{id}: {guest} <- {remote}{}", HostSide(socket.local(), "<-", None));
         }
         let iss = self.initial_sequence(&ends, cx.now);
         let connection = Connection::from_host(ends, socket, iss, cx);
@@ -341,9 +341,9 @@ impl<W: World> Tcp<W> {
 }
 
 /// The host's side of a connection, for people: our own address, the direction, and the peer's.
-struct Side(Option<SocketAddr>, &'static str, Option<SocketAddr>);
+struct HostSide(Option<SocketAddr>, &'static str, Option<SocketAddr>);
 
-impl fmt::Display for Side {
+impl fmt::Display for HostSide {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(Some(local), arrow, peer) = self else { return Ok(()) };
         match peer {
@@ -382,8 +382,7 @@ enum Failure {
 /// Shows the guest why its SYN, of sequence number `iss`, came to nothing, as a network would: by an ICMP error, or
 /// by silence where the peer was silent.
 fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut Context<'_, W>) -> Failure {
-    const ETIMEDOUT: Errno = Errno(110);
-    if errno == ETIMEDOUT {
+    if errno == Errno::ETIMEDOUT {
         return Failure::Reported;
     }
     let Some(report) = Report::of_refusal(errno, ends.guest.is_ipv4()) else { return Failure::NeedsReset };

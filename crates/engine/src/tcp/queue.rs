@@ -12,46 +12,46 @@ use wire::{
 
 use super::ranges::{Range, Ranges};
 
-/// Bytes of one slot.
-const SLOT_LEN: usize = 16 * 1024;
-/// Free slots kept for the next user; more are given back to the allocator.
-const SPARE_SLOTS: usize = 64;
+/// Bytes of one chunk.
+const CHUNK_LEN: usize = 16 * 1024;
+/// Free chunks kept for the next user; more are given back to the allocator.
+const SPARE_CHUNKS: usize = 64;
 /// Most separate ranges one queue holds; a segment that would make one more is not taken.
 const MAX_RANGES: usize = 128;
 
-type Slot = Box<[u8]>;
+type Chunk = Box<[u8]>;
 
-/// Slots shared by all queues, bounded in number.
+/// Chunks shared by all queues, bounded in number.
 #[derive(Debug)]
-pub(super) struct SlotPool {
-    spare: Vec<Slot>,
+pub(super) struct ChunkPool {
+    spare: Vec<Chunk>,
     lent: usize,
     limit: usize,
 }
 
-impl SlotPool {
+impl ChunkPool {
     /// A pool that lends at most `bytes` at a time.
     pub(super) fn new(bytes: usize) -> Self {
-        Self { spare: Vec::new(), lent: 0, limit: bytes / SLOT_LEN }
+        Self { spare: Vec::new(), lent: 0, limit: bytes / CHUNK_LEN }
     }
 
     /// How much is lent, in bytes.
     pub(super) fn lent_bytes(&self) -> usize {
-        self.lent * SLOT_LEN
+        self.lent * CHUNK_LEN
     }
 
-    fn take(&mut self) -> Option<Slot> {
+    fn take(&mut self) -> Option<Chunk> {
         if self.lent >= self.limit {
             return None;
         }
         self.lent += 1;
-        Some(self.spare.pop().unwrap_or_else(|| vec![0; SLOT_LEN].into_boxed_slice()))
+        Some(self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_LEN].into_boxed_slice()))
     }
 
-    fn give(&mut self, slot: Slot) {
+    fn give(&mut self, chunk: Chunk) {
         self.lent -= 1;
-        if self.spare.len() < SPARE_SLOTS {
-            self.spare.push(slot);
+        if self.spare.len() < SPARE_CHUNKS {
+            self.spare.push(chunk);
         }
     }
 }
@@ -61,9 +61,9 @@ impl SlotPool {
 pub(super) struct ReceiveQueue {
     /// The next byte for the socket; nothing before it is held.
     base: Seq,
-    /// Where `base` lies in the first slot.
+    /// Where `base` lies in the first chunk.
     head: usize,
-    slots: VecDeque<Option<Slot>>,
+    chunks: VecDeque<Option<Chunk>>,
     /// What is held.
     held: Ranges,
     /// A byte of the range that grew last; it is reported first (RFC 2018 §4).
@@ -72,7 +72,7 @@ pub(super) struct ReceiveQueue {
 
 impl ReceiveQueue {
     pub(super) fn new(base: Seq) -> Self {
-        Self { base, head: 0, slots: VecDeque::new(), held: Ranges::new(MAX_RANGES), newest: base }
+        Self { base, head: 0, chunks: VecDeque::new(), held: Ranges::new(MAX_RANGES), newest: base }
     }
 
     /// The next byte for the socket.
@@ -95,7 +95,7 @@ impl ReceiveQueue {
 
     /// Holds `data`, which starts at `seq`, not before the base. Returns how many bytes from the start
     /// were taken: all, unless memory or the list of ranges is full.
-    pub(super) fn insert(&mut self, seq: Seq, data: impl Payload, pool: &mut SlotPool) -> usize {
+    pub(super) fn insert(&mut self, seq: Seq, data: impl Payload, pool: &mut ChunkPool) -> usize {
         debug_assert!(!seq.before(self.base));
         if data.is_empty() || !self.held.takes(seq, seq + data.len() as u32) {
             return 0;
@@ -103,16 +103,16 @@ impl ReceiveQueue {
         let mut stored = 0;
         while stored < data.len() {
             let at = self.head + (seq - self.base) as usize + stored;
-            let (index, within) = (at / SLOT_LEN, at % SLOT_LEN);
-            while self.slots.len() <= index {
-                self.slots.push_back(None);
+            let (index, within) = (at / CHUNK_LEN, at % CHUNK_LEN);
+            while self.chunks.len() <= index {
+                self.chunks.push_back(None);
             }
-            if self.slots[index].is_none() {
-                self.slots[index] = pool.take();
+            if self.chunks[index].is_none() {
+                self.chunks[index] = pool.take();
             }
-            let Some(slot) = &mut self.slots[index] else { break };
-            let len = (SLOT_LEN - within).min(data.len() - stored);
-            data.slice(stored..stored + len).copy_to(&mut slot[within..within + len]);
+            let Some(chunk) = &mut self.chunks[index] else { break };
+            let len = (CHUNK_LEN - within).min(data.len() - stored);
+            data.slice(stored..stored + len).copy_to(&mut chunk[within..within + len]);
             stored += len;
         }
         if stored > 0 {
@@ -127,13 +127,13 @@ impl ReceiveQueue {
         let mut left = len.min(self.ready_len() as usize);
         let mut within = self.head;
         let mut count = 0;
-        for (piece, slot) in pieces.iter_mut().zip(&self.slots) {
-            let Some(slot) = slot else { break };
+        for (piece, chunk) in pieces.iter_mut().zip(&self.chunks) {
+            let Some(chunk) = chunk else { break };
             if left == 0 {
                 break;
             }
-            let len = left.min(SLOT_LEN - within);
-            *piece = &slot[within..within + len];
+            let len = left.min(CHUNK_LEN - within);
+            *piece = &chunk[within..within + len];
             left -= len;
             within = 0;
             count += 1;
@@ -142,16 +142,16 @@ impl ReceiveQueue {
     }
 
     /// The socket has everything before `base`, from here or straight from a frame.
-    pub(super) fn advance(&mut self, base: Seq, pool: &mut SlotPool) {
+    pub(super) fn advance(&mut self, base: Seq, pool: &mut ChunkPool) {
         self.head += (base - self.base) as usize;
         self.base = base;
         self.held.remove_before(base);
-        let passed = (self.head / SLOT_LEN).min(self.slots.len());
-        self.head -= passed * SLOT_LEN;
-        self.slots.drain(..passed).flatten().for_each(|slot| pool.give(slot));
+        let passed = (self.head / CHUNK_LEN).min(self.chunks.len());
+        self.head -= passed * CHUNK_LEN;
+        self.chunks.drain(..passed).flatten().for_each(|chunk| pool.give(chunk));
         if self.held.is_empty() {
             self.head = 0;
-            self.slots.drain(..).flatten().for_each(|slot| pool.give(slot));
+            self.chunks.drain(..).flatten().for_each(|chunk| pool.give(chunk));
         }
     }
 
@@ -171,9 +171,9 @@ impl ReceiveQueue {
         blocks
     }
 
-    /// Gives all slots back.
-    pub(super) fn release(mut self, pool: &mut SlotPool) {
-        self.slots.drain(..).flatten().for_each(|slot| pool.give(slot));
+    /// Gives all chunks back.
+    pub(super) fn release(mut self, pool: &mut ChunkPool) {
+        self.chunks.drain(..).flatten().for_each(|chunk| pool.give(chunk));
     }
 }
 
@@ -187,7 +187,7 @@ mod tests {
         (0..len).map(|i| ((from as usize + i) * 31 % 251) as u8).collect()
     }
 
-    fn drain(queue: &mut ReceiveQueue, at_most: usize, pool: &mut SlotPool) -> Vec<u8> {
+    fn drain(queue: &mut ReceiveQueue, at_most: usize, pool: &mut ChunkPool) -> Vec<u8> {
         let mut pieces = [&[][..]; 32];
         let count = queue.ready_pieces(usize::MAX, &mut pieces);
         let mut bytes: Vec<u8> = pieces[..count].concat();
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn blocks_are_reported_newest_first() {
-        let mut pool = SlotPool::new(1 << 20);
+        let mut pool = ChunkPool::new(1 << 20);
         let mut queue = ReceiveQueue::new(Seq(100));
         queue.insert(Seq(200), &[0; 10][..], &mut pool);
         queue.insert(Seq(400), &[0; 10][..], &mut pool);
@@ -213,9 +213,9 @@ mod tests {
 
     #[test]
     fn an_exhausted_pool_takes_what_it_can() {
-        let mut pool = SlotPool::new(2 * SLOT_LEN);
+        let mut pool = ChunkPool::new(2 * CHUNK_LEN);
         let mut queue = ReceiveQueue::new(Seq(0));
-        assert_eq!(queue.insert(Seq(0), &*vec![1; 3 * SLOT_LEN], &mut pool), 2 * SLOT_LEN);
+        assert_eq!(queue.insert(Seq(0), &*vec![1; 3 * CHUNK_LEN], &mut pool), 2 * CHUNK_LEN);
         queue.release(&mut pool);
         assert_eq!(pool.lent, 0);
     }
@@ -226,7 +226,7 @@ mod tests {
         fn any_order_gives_the_stream(origin: u32, mut cuts in prop::collection::vec((0usize..60_000, 1usize..30_000), 1..30), takes in prop::collection::vec(1usize..50_000, 1..40)) {
             let total = 70_000;
             let data = stream(0, total);
-            let mut pool = SlotPool::new(1 << 20);
+            let mut pool = ChunkPool::new(1 << 20);
             let mut queue = ReceiveQueue::new(Seq(origin));
             cuts.push((0, total)); // in the end everything was sent
             let mut out: Vec<u8> = Vec::new();

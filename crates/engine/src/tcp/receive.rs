@@ -7,7 +7,7 @@ use wire::{
     tcp::{SackBlocks, Seq},
 };
 
-use super::queue::{ReceiveQueue, SlotPool};
+use super::queue::{ChunkPool, ReceiveQueue};
 use crate::{
     host::{Errno, SocketError, TcpSocket},
     memory::PayloadOf,
@@ -99,7 +99,7 @@ impl Receiver {
         payload: PayloadOf<'_, S::Memory>,
         fin: bool,
         socket: &mut S,
-        pool: &mut SlotPool,
+        pool: &mut ChunkPool,
     ) -> Result<(), Errno> {
         let end = seq + payload.len() as u32;
         if fin && self.fin.is_none() && !end.before(self.next) {
@@ -133,7 +133,7 @@ impl Receiver {
         seq: Seq,
         data: PayloadOf<'_, S::Memory>,
         socket: &mut S,
-        pool: &mut SlotPool,
+        pool: &mut ChunkPool,
     ) -> Result<(), Errno> {
         let in_order = seq == self.next;
         let mut sent = 0;
@@ -205,7 +205,7 @@ impl Receiver {
     }
 
     /// Gives the socket what is ready for it.
-    fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut SlotPool) -> Result<(), Errno> {
+    fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut ChunkPool) -> Result<(), Errno> {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; PIECES];
@@ -255,7 +255,7 @@ impl Receiver {
     pub(super) fn on_writable(
         &mut self,
         socket: &mut impl TcpSocket,
-        pool: &mut SlotPool,
+        pool: &mut ChunkPool,
     ) -> Result<(), Errno> {
         if self.refused {
             self.refused = false;
@@ -321,7 +321,7 @@ impl Receiver {
     }
 
     /// Gives back what is held.
-    pub(super) fn release(&mut self, pool: &mut SlotPool) {
+    pub(super) fn release(&mut self, pool: &mut ChunkPool) {
         if let Some(queue) = self.queue.take() {
             queue.release(pool);
         }

@@ -20,7 +20,7 @@ const DEFAULT_HOP_LIMIT: u8 = 64;
 
 /// What a socket stands for in the other namespace.
 #[derive(Debug)]
-pub(super) struct Stand {
+pub(super) struct Proxy {
     pub(super) client: Client,
     target: SocketAddr,
 }
@@ -31,12 +31,12 @@ pub(super) struct Client {
     pub(super) listener: FlowId,
     peer: SocketAddr,
     /// The address that it wrote to.
-    hit: Option<IpAddr>,
+    local: Option<IpAddr>,
 }
 
 /// Where a datagram goes past the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Across {
+pub(super) struct ToSocket {
     socket: FlowId,
     destination: SocketAddr,
     source: Option<IpAddr>,
@@ -50,10 +50,10 @@ impl<W: World> Udp<W> {
 
     /// Which way the datagrams go that a socket receives, if they may bypass the link.
     #[must_use]
-    pub fn datagram_way(&self, id: FlowId) -> Option<Direction> {
+    pub fn bypass_direction(&self, id: FlowId) -> Option<Direction> {
         match &self.sockets.get(id)?.role {
             Role::Listener(listener) | Role::Retired(listener) => Some(listener.direction),
-            Role::Stand(stand) => match &self.sockets.get(stand.client.listener)?.role {
+            Role::Proxy(proxy) => match &self.sockets.get(proxy.client.listener)?.role {
                 Role::Listener(listener) | Role::Retired(listener) => Some(listener.direction.reverse()),
                 _ => None,
             },
@@ -64,7 +64,7 @@ impl<W: World> Udp<W> {
     /// Whether a socket's datagrams may all, or in part, bypass the link.
     pub(super) fn may_bypass(&self, id: FlowId) -> bool {
         self.sockets.get(id).is_some_and(|socket| match &socket.role {
-            Role::Stand(_) => true,
+            Role::Proxy(_) => true,
             Role::Listener(listener) | Role::Retired(listener) => self.policy.may_bypass(listener),
             Role::Endpoint { .. } | Role::Member(_) => false,
         })
@@ -77,20 +77,20 @@ impl<W: World> Udp<W> {
         listener: FlowId,
         target: SocketAddr,
         received: &Received,
-    ) -> Option<Across> {
-        let client = Client { listener, peer: received.from, hit: received.local };
-        let known = self.sockets.find(&SocketKey::Stand(client));
-        let id = known.or_else(|| self.open_stand(cx, client, target));
-        let stand = id.and_then(|id| match &self.sockets.get(id)?.role {
-            Role::Stand(stand) => Some((id, stand.target)),
+    ) -> Option<ToSocket> {
+        let client = Client { listener, peer: received.from, local: received.local };
+        let known = self.sockets.find(&SocketKey::Proxy(client));
+        let id = known.or_else(|| self.open_proxy(cx, client, target));
+        let proxy = id.and_then(|id| match &self.sockets.get(id)?.role {
+            Role::Proxy(proxy) => Some((id, proxy.target)),
             _ => None,
         });
-        let Some((socket, destination)) = stand else {
+        let Some((socket, destination)) = proxy else {
             self.counters.no_room += 1;
             return None;
         };
         self.note(socket, true, cx.now, cx.timers);
-        Some(Across { socket, destination, source: None })
+        Some(ToSocket { socket, destination, source: None })
     }
 
     /// Where an answer goes that a socket in the other namespace got; none (which is counted) if it is none.
@@ -99,61 +99,61 @@ impl<W: World> Udp<W> {
         cx: &mut Unlinked<'_, W>,
         id: FlowId,
         received: &Received,
-    ) -> Option<Across> {
-        let Role::Stand(stand) = &self.sockets.get(id)?.role else { return None };
-        let (from, target, client) = (received.from, stand.target, stand.client);
+    ) -> Option<ToSocket> {
+        let Role::Proxy(proxy) = &self.sockets.get(id)?.role else { return None };
+        let (from, target, client) = (received.from, proxy.target, proxy.client);
         if (from.ip(), from.port()) != (target.ip(), target.port()) {
             self.counters.undeliverable += 1;
             return None;
         }
         self.note(id, false, cx.now, cx.timers);
-        let Client { listener, peer, hit } = client;
-        Some(Across { socket: listener, destination: peer, source: hit })
+        let Client { listener, peer, local } = client;
+        Some(ToSocket { socket: listener, destination: peer, source: local })
     }
 
-    fn open_stand(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {
+    fn open_proxy(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {
         let direction = match &self.sockets.get(client.listener)?.role {
             Role::Listener(listener) if client.peer.port() != 0 => listener.direction,
             _ => return None,
         };
-        self.make_room_for_stand(cx.now, cx.timers);
+        self.make_room_for_proxy(cx.now, cx.timers);
         let connect = |udp: &Self, host: &mut W::Host| {
             let id = udp.sockets.next_id().ok_or(Errno::ENFILE)?;
             host.udp_connect(id, direction, target, client.peer.port())
         };
         let io = match connect(self, cx.host) {
-            Err(errno) if errno.is_exhaustion() && self.end_idle_stand(cx.timers) => connect(self, cx.host),
+            Err(errno) if errno.is_exhaustion() && self.end_idle_proxy(cx.timers) => connect(self, cx.host),
             connected => connected,
         };
-        let stand = Stand { client, target };
-        let id = self.sockets.insert(Socket::new(io.ok()?, Role::Stand(stand), target.is_ipv4())).ok()?;
+        let proxy = Proxy { client, target };
+        let id = self.sockets.insert(Socket::new(io.ok()?, Role::Proxy(proxy), target.is_ipv4())).ok()?;
         log::debug!("{id}: {} -> {target}, past the link", client.peer);
-        self.stands.join(id);
+        self.proxies.join(id);
         if let Some(listener) = self.sockets.get_mut(client.listener) {
-            listener.stands += 1;
+            listener.proxies += 1;
         }
         Some(id)
     }
 
     /// Sends a datagram or train past the link. What the other side doesn't want is no matter to the client (behaviour
     /// §7.4).
-    pub(super) fn send_across(
+    pub(super) fn send_to_socket(
         &mut self,
-        across: Across,
+        to_socket: ToSocket,
         like: &Received,
         payload: PayloadOf<'_, W::Memory>,
         segment_size: Option<u16>,
     ) {
         let outbound = Outbound {
-            destination: across.destination,
-            source: across.source,
+            destination: to_socket.destination,
+            source: to_socket.source,
             hop_limit: like.hop_limit.unwrap_or(DEFAULT_HOP_LIMIT).max(1),
             traffic_class: like.traffic_class,
             dont_fragment: false,
             payload,
             segment_size,
         };
-        let Some(socket) = self.sockets.get_mut(across.socket) else { return };
+        let Some(socket) = self.sockets.get_mut(to_socket.socket) else { return };
         // The queue keeps its entries: the socket of a listener may have some about datagrams of the guest.
         let clear = |io: &mut UdpOf<W>| {
             let _cleared = io.take_error();

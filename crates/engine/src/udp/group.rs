@@ -31,24 +31,24 @@ impl<W: World> Udp<W> {
         let (port, group) = (flow.endpoints.guest.port(), flow.peer);
         let keeps_port = self.sockets.get(flow.socket).is_none_or(|socket| socket.io.keeps_port());
         let most = MOST.min(self.limits.endpoints.most / 4);
-        if keeps_port || !group.ip().is_multicast() || self.groups.len() >= most {
+        if keeps_port || !group.ip().is_multicast() || self.shared_ports.len() >= most {
             return;
         }
         match cx.host.udp_open_shared(group, port) {
-            Ok(socket) => drop(self.groups.insert(id, socket)),
+            Ok(socket) => drop(self.shared_ports.insert(id, socket)),
             Err(errno) => log::debug!("{id}: port {port} of the host is not shared: {errno:?}"),
         }
     }
 
     /// Sends a datagram of a flow from a shared port. False if it has to leave by the socket of its endpoint.
     pub(super) fn send_shared(&mut self, id: FlowId, outbound: &Outbound<PayloadOf<'_, W::Memory>>) -> bool {
-        if self.groups.is_empty() {
+        if self.shared_ports.is_empty() {
             return false;
         }
         if is_mdns_question(outbound) && !self.is_member(outbound.destination.ip()) {
             return false;
         }
-        let Some(socket) = self.groups.get_mut(&id) else { return false };
+        let Some(socket) = self.shared_ports.get_mut(&id) else { return false };
         match socket.send(outbound) {
             Ok(()) => true,
             Err(SocketError::WouldBlock) => {
@@ -56,7 +56,7 @@ impl<W: World> Udp<W> {
                 true
             }
             Err(SocketError::Failed(_)) => {
-                self.groups.remove(&id);
+                self.shared_ports.remove(&id);
                 false
             }
         }

@@ -12,9 +12,9 @@ use wire::{
 };
 
 use super::{
-    Received, Role, Round, Socket, SocketKey, Udp, UdpSocket, VISIT,
-    bypass::Across,
-    table::{Direction, Flow, PeerKey},
+    Received, Role, RoundNumber, Socket, SocketKey, Udp, UdpSocket, VISIT,
+    bypass::ToSocket,
+    table::{Flow, Origin, PeerKey},
     train::{Extent, MAX_DATAGRAM_LEN},
 };
 use crate::{
@@ -29,15 +29,15 @@ use crate::{
 };
 
 /// Where a datagram goes.
-enum Way {
+enum Route {
     /// To the guest through the link.
-    Link(Delivery),
+    Link(ToGuest),
     /// Past it.
-    Across(Across),
+    Bypass(ToSocket),
 }
 
 /// Where a datagram goes through the link.
-struct Delivery {
+struct ToGuest {
     /// None for what is sent to a group, where the guest sees the sender in another flow already.
     flow: Option<FlowId>,
     frame: Outgoing,
@@ -48,8 +48,8 @@ struct Delivery {
 ///
 /// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only datagrams
 /// that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal header fields.
-struct Joined {
-    way: Way,
+struct InboundTrain {
+    route: Route,
     /// What is known of the first datagram.
     first: Received,
     extent: Extent,
@@ -117,23 +117,23 @@ impl<W: World> Udp<W> {
             if self.is_echo(rest.now, id, W::Memory::filled(&slot.room, received.len)) {
                 return Ok(());
             }
-            let Some(way) = self.way(&mut rest, id, &received) else { return Ok(()) };
+            let Some(route) = self.route(&mut rest, id, &received) else { return Ok(()) };
             let payload = W::Memory::filled(&slot.room, received.len);
-            match way {
-                Way::Across(across) => {
-                    self.send_across(across, &received, payload, received.segment_size);
+            match route {
+                Route::Bypass(to_socket) => {
+                    self.send_to_socket(to_socket, &received, payload, received.segment_size);
                     return Ok(());
                 }
-                Way::Link(Delivery { ref frame, .. })
+                Route::Link(ToGuest { ref frame, .. })
                     if headroom(received.from.is_ipv4()) != guessed
                         || rest.settings.must_fragment(frame, received.extent().size) =>
                 {
                     let mut buffer = self.take_buffer();
                     payload.copy_to(&mut buffer);
-                    copy = Some((Joined::new(way, received), buffer));
+                    copy = Some((InboundTrain::new(route, received), buffer));
                     None
                 }
-                Way::Link(Delivery { frame, ports, .. }) => {
+                Route::Link(ToGuest { frame, ports, .. }) => {
                     slot.pad(received.len);
                     frame.udp(slot.head, ports, received.len, received.segment_size)
                 }
@@ -173,7 +173,7 @@ impl<W: World> Udp<W> {
         cx: &mut Context<'_, W>,
     ) -> (u8, Result<(), SocketError>) {
         let mut buffer = self.take_buffer();
-        let mut train: Option<Joined> = None;
+        let mut train: Option<InboundTrain> = None;
         let mut taken = 0;
         let mut result = Ok(());
         while taken < batch {
@@ -199,8 +199,8 @@ impl<W: World> Udp<W> {
             }
             if let Some(train) = train.as_mut().filter(|train| train.takes(&received)) {
                 train.extent.add(&received.extent());
-                if let Way::Link(Delivery { flow: Some(flow), .. }) = train.way {
-                    self.flows.touch(flow, Direction::In, cx.now, cx.timers);
+                if let Route::Link(ToGuest { flow: Some(flow), .. }) = train.route {
+                    self.flows.touch(flow, Origin::Host, cx.now, cx.timers);
                 }
                 continue;
             }
@@ -209,7 +209,7 @@ impl<W: World> Udp<W> {
                 buffer.copy_within(start..start + received.len, 0);
             }
             let (_, mut rest) = cx.split();
-            train = self.way(&mut rest, id, &received).map(|way| Joined::new(way, received));
+            train = self.route(&mut rest, id, &received).map(|route| InboundTrain::new(route, received));
         }
         if let Some(train) = train {
             self.deliver(&train, &buffer, cx);
@@ -219,19 +219,19 @@ impl<W: World> Udp<W> {
     }
 
     /// Sends on what was joined at the start of `buffer`.
-    fn deliver(&mut self, train: &Joined, buffer: &[u8], cx: &mut Context<'_, W>) {
+    fn deliver(&mut self, train: &InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
         let Extent { size: longest, len } = train.extent;
         let size = train.extent.segment_size();
         let payload = buffer.get(..len).unwrap_or_default();
-        let delivery = match &train.way {
-            Way::Link(delivery) => delivery,
-            Way::Across(across) => {
-                return self.send_across(*across, &train.first, payload.into(), size);
+        let to_guest = match &train.route {
+            Route::Link(to_guest) => to_guest,
+            Route::Bypass(to_socket) => {
+                return self.send_to_socket(*to_socket, &train.first, payload.into(), size);
             }
         };
-        if cx.settings.must_fragment(&delivery.frame, longest.min(payload.len())) {
+        if cx.settings.must_fragment(&to_guest.frame, longest.min(payload.len())) {
             for datagram in payload.chunks(longest.max(1)) {
-                self.deliver_fragments(delivery, datagram, cx);
+                self.deliver_fragments(to_guest, datagram, cx);
             }
             return;
         }
@@ -240,14 +240,14 @@ impl<W: World> Udp<W> {
             self.counters.link_full += 1;
             return;
         };
-        let written = reserved.slot().write_datagram(&delivery.frame, delivery.ports, payload, size);
+        let written = reserved.slot().write_datagram(&to_guest.frame, to_guest.ports, payload, size);
         self.count(written.map(|written| reserved.commit(written.len, &written.offload)));
     }
 
     /// Sends a datagram in fragments.
     fn deliver_fragments(
         &mut self,
-        Delivery { frame, ports, .. }: &Delivery,
+        ToGuest { frame, ports, .. }: &ToGuest,
         payload: &[u8],
         cx: &mut Context<'_, W>,
     ) {
@@ -259,45 +259,47 @@ impl<W: World> Udp<W> {
     }
 
     /// Where a received datagram goes; none (which is counted) if to nowhere.
-    fn way(&mut self, cx: &mut Unlinked<'_, W>, id: FlowId, received: &Received) -> Option<Way> {
-        let (peer, hit) = (received.from, received.destination);
+    fn route(&mut self, cx: &mut Unlinked<'_, W>, id: FlowId, received: &Received) -> Option<Route> {
+        let (peer, written_to) = (received.from, received.destination);
         let ends = match &self.sockets.get(id)?.role {
-            Role::Stand(_) if !received.truncated => {
-                return self.answer(cx, id, received).map(Way::Across);
+            Role::Proxy(_) if !received.truncated => {
+                return self.answer(cx, id, received).map(Route::Bypass);
             }
-            Role::Stand(_) => None,
+            Role::Proxy(_) => None,
             role @ (Role::Endpoint { .. } | Role::Member(_)) => {
-                let guest = role.guest_of(cx.settings, cx.guest, peer, hit);
+                let guest = role.guest_of(cx.settings, cx.guest, peer, written_to);
                 let shown = cx.settings.source_to_guest(cx.guest, peer.ip());
                 guest
                     .zip(shown)
                     .map(|(guest, shown)| Endpoints { guest, remote: SocketAddr::new(shown, peer.port()) })
             }
             Role::Listener(listener) | Role::Retired(listener) => {
-                let heard = |hit| self.sockets.find(&SocketKey::Member(SocketAddr::new(hit, listener.port)));
-                if hit.and_then(heard).is_some() {
+                let heard = |written_to| {
+                    self.sockets.find(&SocketKey::Member(SocketAddr::new(written_to, listener.port)))
+                };
+                if written_to.and_then(heard).is_some() {
                     return None; // The group's own socket has a copy of it.
                 }
-                match self.policy.onward(listener, cx.settings, cx.guest, peer, hit) {
+                match self.policy.onward(listener, cx.settings, cx.guest, peer, written_to) {
                     Onward::Link(ends) => Some(ends),
                     Onward::Bypass(target) if !received.truncated => {
-                        return self.forward(cx, id, target, received).map(Way::Across);
+                        return self.forward(cx, id, target, received).map(Route::Bypass);
                     }
                     Onward::Bypass(_) | Onward::Refuse => None,
                 }
             }
         };
-        self.delivery(cx, id, received, ends).map(Way::Link)
+        self.to_guest(cx, id, received, ends).map(Route::Link)
     }
 
     /// Where a datagram goes through the link, by its ends; none (which is counted) if it can't.
-    fn delivery(
+    fn to_guest(
         &mut self,
         cx: &mut Unlinked<'_, W>,
         id: FlowId,
         received: &Received,
         ends: Option<Endpoints>,
-    ) -> Option<Delivery> {
+    ) -> Option<ToGuest> {
         let socket = self.sockets.get_mut(id)?;
         socket.v4 = received.from.is_ipv4();
         let too_long = received.truncated || headroom(socket.v4) + received.len > MAX_LEN;
@@ -318,7 +320,7 @@ impl<W: World> Udp<W> {
             return None;
         }
         if let Some(id) = flow {
-            self.flows.touch(id, Direction::In, cx.now, cx.timers);
+            self.flows.touch(id, Origin::Host, cx.now, cx.timers);
             self.note(socket, false, cx.now, cx.timers);
         }
         let group = joined.or(received.destination.filter(|address| address.is_multicast()));
@@ -333,7 +335,7 @@ impl<W: World> Udp<W> {
             traffic_class: received.traffic_class,
             flow_label: 0,
         };
-        Some(Delivery { flow, frame, ports: (remote.port(), guest.port()) })
+        Some(ToGuest { flow, frame, ports: (remote.port(), guest.port()) })
     }
 
     /// The flow of a received datagram: an old one, or one that it begins.
@@ -356,12 +358,12 @@ impl<W: World> Udp<W> {
                 let endpoints = Endpoints { guest, remote: shown };
                 // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
                 let taken = self.flows.find(&endpoints).is_some();
-                let new = Flow::new(endpoints, peer, socket, Direction::In);
+                let new = Flow::new(endpoints, peer, socket, Origin::Host);
                 let id = if taken || retired { None } else { self.insert(new) };
                 if id.is_none() && !joined {
                     self.counters.no_room += 1;
                 }
-                self.end_surplus(Direction::In, cx.now, cx.timers);
+                self.end_surplus(Origin::Host, cx.now, cx.timers);
                 id?
             }
         };
@@ -378,16 +380,16 @@ impl<W: World> Udp<W> {
 impl<S> Socket<S> {
     /// How many datagrams to take now. A request or an answer comes alone, and a second look at the socket would find
     /// nothing.
-    fn batch(&mut self, round: Round) -> u8 {
+    fn batch(&mut self, round: RoundNumber) -> u8 {
         let streaming = round.follows(self.last_visit);
         self.last_visit = round;
         if streaming { self.last_taken.saturating_mul(2).clamp(1, VISIT) } else { 1 }
     }
 }
 
-impl Joined {
-    fn new(way: Way, first: Received) -> Self {
-        Self { way, extent: first.extent(), first }
+impl InboundTrain {
+    fn new(route: Route, first: Received) -> Self {
+        Self { route, extent: first.extent(), first }
     }
 
     /// Whether a datagram, or a train of the same size, may follow.
@@ -403,24 +405,24 @@ impl Joined {
 }
 
 impl Role {
-    /// The guest endpoint that `peer` reaches through the socket, by writing to `hit`.
+    /// The guest endpoint that `peer` reaches through the socket, by writing to `written_to`.
     pub(super) fn guest_of(
         &self,
         settings: &Settings,
         guest: &Guest,
         peer: SocketAddr,
-        hit: Option<IpAddr>,
+        written_to: Option<IpAddr>,
     ) -> Option<SocketAddr> {
         match self {
             Self::Endpoint { guest, .. } => Some(*guest),
-            Self::Stand(_) => None,
+            Self::Proxy(_) => None,
             Self::Member(at) => {
                 let shown = settings.source_to_guest(guest, peer.ip())?;
                 let destination = settings.guest_destination(guest, shown, None)?;
                 Some(SocketAddr::new(destination, at.port()))
             }
             Self::Listener(listener) | Self::Retired(listener) => {
-                listener.ends(settings, guest, peer, hit).map(|ends| ends.guest)
+                listener.ends(settings, guest, peer, written_to).map(|ends| ends.guest)
             }
         }
     }

@@ -40,7 +40,7 @@ const START: usize = 64;
 
 /// Groups and their sockets.
 #[derive(Debug, Default)]
-pub(super) struct Joined {
+pub(super) struct Groups {
     groups: BTreeSet<IpAddr>,
     /// Sockets that are open.
     sockets: usize,
@@ -90,7 +90,7 @@ impl<W: World> Udp<W> {
         for id in &sockets {
             let Some(socket) = self.sockets.get_mut(*id) else { continue };
             while let Some(flow) = self.flows.first_of(&socket.flows) {
-                self.groups.remove(&flow);
+                self.shared_ports.remove(&flow);
                 self.flows.remove(flow, &mut socket.flows, timers);
             }
             self.sockets.remove(*id);

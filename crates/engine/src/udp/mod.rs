@@ -43,10 +43,10 @@ use crate::{
     memory::PayloadOf,
     nat::Protocol,
 };
-use bypass::{Client, Stand};
-use member::Joined;
+use bypass::{Client, Proxy};
+use member::Groups;
 use room::Notices;
-use table::{Direction, Flow, PeerKey, Table};
+use table::{Flow, FlowTable, Origin, PeerKey};
 use train::Train;
 
 /// Most datagrams (or trains) taken from a socket, and most errors, before others get their turn.
@@ -57,9 +57,9 @@ const ORDINALS: u8 = 4;
 /// Rounds of the event loop, counted. Whoever comes up in this round and did in the last one has a stream: a request or an
 /// answer comes alone, and the next one only after the other side's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Round(u64);
+struct RoundNumber(u64);
 
-impl Round {
+impl RoundNumber {
     const NEVER: Self = Self(0);
     const FIRST: Self = Self(2);
 
@@ -79,16 +79,16 @@ pub struct Udp<W: World> {
     /// Those of the sockets that belong to guest endpoints.
     endpoints: Idle,
     /// Those that stand for clients in the other namespace.
-    stands: Idle,
+    proxies: Idle,
     policy: Policy,
     /// The listeners that are not closed: the port of the guest that each leads to, and its socket as one word.
     published: BTreeSet<(u16, u64)>,
-    flows: Table,
+    flows: FlowTable,
     /// Sockets that share the port of a flow to a group.
-    groups: BTreeMap<FlowId, UdpOf<W>>,
+    shared_ports: BTreeMap<FlowId, UdpOf<W>>,
     /// Groups that the guest is a member of.
-    joined: Joined,
-    round: Round,
+    joined: Groups,
+    round: RoundNumber,
     train: Train,
     /// Where datagrams for the guest are joined.
     arrivals: Vec<u8>,
@@ -108,12 +108,12 @@ struct Socket<S> {
     /// The flows that go through it.
     flows: Chain,
     /// How many clients of it, a listener, have a socket in the other namespace.
-    stands: usize,
+    proxies: usize,
     /// What went through it, if it is not a listener.
     activity: Activity,
     /// Whether the last datagram was IPv4: where the next one's payload will probably go.
     v4: bool,
-    last_visit: Round,
+    last_visit: RoundNumber,
     last_taken: u8,
     /// Whether the last datagram was one that is joined with others.
     last_short: bool,
@@ -132,7 +132,7 @@ enum Role {
     /// A group and port of the host's network.
     Member(SocketAddr),
     /// A client of a listener, in the namespace where that leads.
-    Stand(Stand),
+    Proxy(Proxy),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -141,7 +141,7 @@ enum SocketKey {
     /// The port: other than the rule, it never changes. Nothing is looked up by it.
     Listener(u16),
     Member(SocketAddr),
-    Stand(Client),
+    Proxy(Client),
 }
 
 impl<S> Keyed for Socket<S> {
@@ -151,7 +151,7 @@ impl<S> Keyed for Socket<S> {
             Role::Endpoint { guest, ordinal } => SocketKey::Endpoint(*guest, *ordinal),
             Role::Listener(listener) | Role::Retired(listener) => SocketKey::Listener(listener.port),
             Role::Member(at) => SocketKey::Member(*at),
-            Role::Stand(stand) => SocketKey::Stand(stand.client),
+            Role::Proxy(proxy) => SocketKey::Proxy(proxy.client),
         }
     }
 }
@@ -162,10 +162,10 @@ impl<S> Socket<S> {
             io,
             role,
             flows: Chain::default(),
-            stands: 0,
+            proxies: 0,
             activity: Activity::NONE,
             v4,
-            last_visit: Round::NEVER,
+            last_visit: RoundNumber::NEVER,
             last_taken: 0,
             last_short: false,
         }
@@ -173,7 +173,7 @@ impl<S> Socket<S> {
 
     /// Whether nothing goes through it.
     fn is_unused(&self) -> bool {
-        self.flows.first().is_none() && self.stands == 0
+        self.flows.first().is_none() && self.proxies == 0
     }
 }
 
@@ -184,13 +184,13 @@ impl<W: World> Udp<W> {
         Self {
             sockets: Flows::new(Kind::Udp, usize::MAX, hash_key),
             endpoints: Idle::new(None),
-            stands: Idle::new(Some(limits.timeouts())),
+            proxies: Idle::new(Some(limits.timeouts())),
             policy: Policy::default(),
             published: BTreeSet::new(),
-            flows: Table::new(limits, hash_key),
-            groups: BTreeMap::new(),
-            joined: Joined::default(),
-            round: Round::FIRST,
+            flows: FlowTable::new(limits, hash_key),
+            shared_ports: BTreeMap::new(),
+            joined: Groups::default(),
+            round: RoundNumber::FIRST,
             train: Train::default(),
             arrivals: Vec::new(),
             fragment_id: 0,
@@ -308,7 +308,7 @@ impl<W: World> Udp<W> {
         };
         let socket = flow.socket;
         let streaming = self.round.follows(flow.last_sent);
-        self.flows.touch(id, Direction::Out, cx.now, cx.timers);
+        self.flows.touch(id, Origin::Guest, cx.now, cx.timers);
         self.flows.note_sent(id, self.round);
         self.note(socket, true, cx.now, cx.timers);
         let to = outbound.destination.ip();
@@ -364,9 +364,9 @@ impl<W: World> Udp<W> {
         };
         let local = cx.outbound_source(guest.ip(), peer);
         let flow = self.socket_for(guest, peer, local, cx).and_then(|socket| {
-            self.insert(Flow::new(endpoints, peer, socket, Direction::Out).leaving_from(local))
+            self.insert(Flow::new(endpoints, peer, socket, Origin::Guest).leaving_from(local))
         });
-        self.end_surplus(Direction::Out, cx.now, cx.timers);
+        self.end_surplus(Origin::Guest, cx.now, cx.timers);
         match flow {
             Some(id) => {
                 if cx.settings.services.multicast && peer.ip().is_multicast() {
@@ -425,8 +425,8 @@ impl<W: World> Udp<W> {
                 return false;
             }
             // Where an answer will be written to.
-            let hit = bound.or(local);
-            let usual = || cx.settings.guest_destination(cx.guest, guest.ip(), hit);
+            let written_to = bound.or(local);
+            let usual = || cx.settings.guest_destination(cx.guest, guest.ip(), written_to);
             listener.target_address.map(|target| target.to_canonical()).or_else(usual) == Some(guest.ip())
         };
         let all = (guest.port(), 0)..=(guest.port(), u64::MAX);
@@ -475,7 +475,7 @@ fn drain<W: World>(
     id: FlowId,
     io: &mut UdpOf<W>,
     role: &Role,
-    flows: &Table,
+    flows: &FlowTable,
     cx: &mut Context<'_, W>,
 ) -> Option<Report> {
     let mut quote = [0; icmp::MAX_QUOTE];
@@ -488,7 +488,7 @@ fn drain<W: World>(
 fn report_error<W: World>(
     socket: FlowId,
     role: &Role,
-    flows: &Table,
+    flows: &FlowTable,
     error: &QueuedError,
     quoted: &[u8],
     cx: &mut Context<'_, W>,

@@ -5,7 +5,7 @@
 
 use core::net::SocketAddr;
 
-use super::{Role, Socket, Udp, table::Direction};
+use super::{Role, Socket, Udp, table::Origin};
 use crate::{
     context::{Context, UdpOf, World},
     flow::{FlowId, Kind},
@@ -33,7 +33,7 @@ impl<W: World> Udp<W> {
         } else if let Some(socket) = self.sockets.get_mut(id)
             && socket.activity.has_expired(id, cx.now, cx.timers)
         {
-            self.end_stand(id, cx.timers);
+            self.end_proxy(id, cx.timers);
         }
     }
 
@@ -45,7 +45,7 @@ impl<W: World> Udp<W> {
         cx: &mut Context<'_, W>,
     ) -> Option<FlowId> {
         let share = self.limits.endpoints;
-        if share.is_full(self.endpoints.len() + self.groups.len() + self.members()) {
+        if share.is_full(self.endpoints.len() + self.shared_ports.len() + self.members()) {
             if self.notices.endpoints.is_due(cx.now) {
                 log::warn!(
                     "UDP: the guest uses {} ports at once: sockets of those that were idle for longest are closed{}",
@@ -73,9 +73,9 @@ impl<W: World> Udp<W> {
     }
 
     /// Makes room for another socket in the other namespace.
-    pub(super) fn make_room_for_stand(&mut self, now: Instant, timers: &mut Timers<FlowId>) {
+    pub(super) fn make_room_for_proxy(&mut self, now: Instant, timers: &mut Timers<FlowId>) {
         let share = self.limits.bypass;
-        if !share.is_full(self.stands.len()) {
+        if !share.is_full(self.proxies.len()) {
             return;
         }
         if self.notices.bypass.is_due(now) {
@@ -85,16 +85,16 @@ impl<W: World> Udp<W> {
                 share.bound
             );
         }
-        self.end_idle_stand(timers);
+        self.end_idle_proxy(timers);
     }
 
     /// Ends flows if more of them were begun in this direction than there may be.
-    pub(super) fn end_surplus(&mut self, begun: Direction, now: Instant, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_surplus(&mut self, begun: Origin, now: Instant, timers: &mut Timers<FlowId>) {
         while let Some(id) = self.flows.surplus(begun) {
             let share = self.flows.share(begun);
             let (notice, who) = match begun {
-                Direction::Out => (&mut self.notices.flows, "the guest"),
-                Direction::In => (&mut self.notices.strangers, "others"),
+                Origin::Guest => (&mut self.notices.flows, "the guest"),
+                Origin::Host => (&mut self.notices.strangers, "others"),
             };
             if notice.is_due(now) {
                 log::warn!(
@@ -115,7 +115,7 @@ impl<W: World> Udp<W> {
         };
         let Some(socket) = self.sockets.get_mut(id) else { return false };
         while let Some(flow) = self.flows.first_of(&socket.flows) {
-            self.groups.remove(&flow);
+            self.shared_ports.remove(&flow);
             self.flows.remove(flow, &mut socket.flows, timers);
         }
         log::debug!("{id}: closed for another one");
@@ -125,10 +125,10 @@ impl<W: World> Udp<W> {
     }
 
     /// Ends the socket in the other namespace that is to end next. False if there is none.
-    pub(super) fn end_idle_stand(&mut self, timers: &mut Timers<FlowId>) -> bool {
-        let Some(id) = self.stands.next().and_then(|index| self.sockets.id_at(index)) else { return false };
+    pub(super) fn end_idle_proxy(&mut self, timers: &mut Timers<FlowId>) -> bool {
+        let Some(id) = self.proxies.next().and_then(|index| self.sockets.id_at(index)) else { return false };
         log::debug!("{id}: closed for another one");
-        self.end_stand(id, timers);
+        self.end_proxy(id, timers);
         self.ended += 1;
         true
     }
@@ -136,20 +136,20 @@ impl<W: World> Udp<W> {
     fn end_flow(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(socket_id) = self.flows.get(id).map(|flow| flow.socket) else { return };
         let Some(socket) = self.sockets.get_mut(socket_id) else { return };
-        self.groups.remove(&id);
+        self.shared_ports.remove(&id);
         self.flows.remove(id, &mut socket.flows, timers);
         self.close_unused(socket_id, timers);
     }
 
-    fn end_stand(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
-        let Some(Socket { role: Role::Stand(stand), activity, .. }) = self.sockets.get_mut(id) else {
+    fn end_proxy(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+        let Some(Socket { role: Role::Proxy(proxy), activity, .. }) = self.sockets.get_mut(id) else {
             return;
         };
-        let listener = stand.client.listener;
-        self.stands.leave(id, activity, timers);
+        let listener = proxy.client.listener;
+        self.proxies.leave(id, activity, timers);
         self.sockets.remove(id);
         if let Some(socket) = self.sockets.get_mut(listener) {
-            socket.stands -= 1;
+            socket.proxies -= 1;
             self.close_unused(listener, timers);
         }
     }
@@ -158,7 +158,7 @@ impl<W: World> Udp<W> {
     fn close_unused(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(socket) = self.sockets.get_mut(id).filter(|socket| socket.is_unused()) else { return };
         match socket.role {
-            Role::Listener(_) | Role::Member(_) | Role::Stand(_) => return,
+            Role::Listener(_) | Role::Member(_) | Role::Proxy(_) => return,
             Role::Retired(_) => {}
             Role::Endpoint { .. } => self.endpoints.leave(id, &mut socket.activity, timers),
         }
@@ -171,7 +171,7 @@ impl<W: World> Udp<W> {
         let Some(Socket { role, activity, .. }) = self.sockets.get_mut(id) else { return };
         let idle = match role {
             Role::Endpoint { .. } => &mut self.endpoints,
-            Role::Stand(_) => &mut self.stands,
+            Role::Proxy(_) => &mut self.proxies,
             Role::Listener(_) | Role::Member(_) | Role::Retired(_) => return,
         };
         idle.note(id, activity, request, now, timers);

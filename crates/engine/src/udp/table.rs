@@ -7,7 +7,7 @@ use core::{
 
 use hashbrown::HashMap;
 
-use super::Round;
+use super::RoundNumber;
 use crate::{
     flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
     idle::{Activity, Chain, Idle, Links, Timeouts},
@@ -51,8 +51,8 @@ pub(super) struct Flow {
     /// has as well. None: the kernel's choice.
     pub(super) local: Option<IpAddr>,
     /// When the guest sent last.
-    pub(super) last_sent: Round,
-    begun: Direction,
+    pub(super) last_sent: RoundNumber,
+    begun: Origin,
     activity: Activity,
 }
 
@@ -65,13 +65,13 @@ impl Keyed for Flow {
 
 impl Flow {
     /// A flow whose first datagram goes in the direction `begun`.
-    pub(super) fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId, begun: Direction) -> Self {
+    pub(super) fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId, begun: Origin) -> Self {
         Self {
             endpoints,
             peer,
             socket,
             local: None,
-            last_sent: Round::NEVER,
+            last_sent: RoundNumber::NEVER,
             begun,
             activity: Activity::NONE,
         }
@@ -98,18 +98,18 @@ pub(super) struct PeerKey {
     pub(super) guest: SocketAddr,
 }
 
-/// Which way a datagram goes.
+/// Where a datagram comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
-    /// From the guest.
-    Out,
-    /// To the guest.
-    In,
+pub(super) enum Origin {
+    /// The guest.
+    Guest,
+    /// The host's side.
+    Host,
 }
 
 /// All flows, found from either side.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct FlowTable {
     flows: Flows<Flow>,
     by_peer: HashMap<PeerKey, FlowId, HashKey>,
     /// The flows of each socket, which has the ends of the list.
@@ -121,7 +121,7 @@ pub(super) struct Table {
     limits: Limits,
 }
 
-impl Table {
+impl FlowTable {
     pub(super) fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
             flows: Flows::new(Kind::UdpFlow, usize::MAX, hash_key),
@@ -159,7 +159,7 @@ impl Table {
     }
 
     /// Adds a flow that is in the table by neither of its keys, and to the list of its `socket`. See
-    /// [`Table::surplus`].
+    /// [`FlowTable::surplus`].
     pub(super) fn insert(&mut self, flow: Flow, socket: &mut Chain) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
         let id = self.flows.insert(flow).ok()?;
@@ -170,7 +170,7 @@ impl Table {
     }
 
     /// A flow that is to end, if more were begun in this direction than there may be. It is not the newest.
-    pub(super) fn surplus(&mut self, begun: Direction) -> Option<FlowId> {
+    pub(super) fn surplus(&mut self, begun: Origin) -> Option<FlowId> {
         let share = self.share(begun);
         let idle = self.idle(begun);
         if idle.len() <= share.most.max(1) {
@@ -181,39 +181,33 @@ impl Table {
     }
 
     /// How many flows may be begun in this direction.
-    pub(super) const fn share(&self, begun: Direction) -> Share {
+    pub(super) const fn share(&self, begun: Origin) -> Share {
         match begun {
-            Direction::Out => self.limits.flows,
-            Direction::In => self.limits.strangers,
+            Origin::Guest => self.limits.flows,
+            Origin::Host => self.limits.strangers,
         }
     }
 
-    const fn idle(&mut self, begun: Direction) -> &mut Idle {
+    const fn idle(&mut self, begun: Origin) -> &mut Idle {
         match begun {
-            Direction::Out => &mut self.own,
-            Direction::In => &mut self.strangers,
+            Origin::Guest => &mut self.own,
+            Origin::Host => &mut self.strangers,
         }
     }
 
     /// Notes a datagram of a flow.
-    pub(super) fn touch(
-        &mut self,
-        id: FlowId,
-        direction: Direction,
-        now: Instant,
-        timers: &mut Timers<FlowId>,
-    ) {
+    pub(super) fn touch(&mut self, id: FlowId, from: Origin, now: Instant, timers: &mut Timers<FlowId>) {
         let Self { flows, own, strangers, .. } = self;
         let Some(Flow { begun, activity, .. }) = flows.get_mut(id) else { return };
         let idle = match begun {
-            Direction::Out => own,
-            Direction::In => strangers,
+            Origin::Guest => own,
+            Origin::Host => strangers,
         };
-        idle.note(id, activity, direction == *begun, now, timers);
+        idle.note(id, activity, from == *begun, now, timers);
     }
 
     /// Notes in which round the guest has sent.
-    pub(super) fn note_sent(&mut self, id: FlowId, round: Round) {
+    pub(super) fn note_sent(&mut self, id: FlowId, round: RoundNumber) {
         if let Some(flow) = self.flows.get_mut(id) {
             flow.last_sent = round;
         }

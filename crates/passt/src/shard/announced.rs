@@ -57,7 +57,7 @@ impl Shard {
 
     /// The same for a UDP socket whose datagrams may bypass the link.
     pub(super) fn before_datagram(&mut self, id: FlowId, now: Instant) {
-        if let Some(direction) = self.stack.udp().datagram_way(id)
+        if let Some(direction) = self.stack.udp().bypass_direction(id)
             && self.forwarder.may_peek(direction, now)
             && let Some(socket) = self.stack.udp().socket(id)
             && let Some((source, len)) = peek(socket, &mut *self.glimpse)

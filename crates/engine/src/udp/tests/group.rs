@@ -106,18 +106,18 @@ fn shared_ports_are_bounded() {
     }
     let most = LIMITS.endpoints.most / 4;
     assert_eq!(test.world.host.shared.len(), most);
-    assert_eq!((test.sent().0.len(), test.udp.groups.len()), (most, most));
+    assert_eq!((test.sent().0.len(), test.udp.shared_ports.len()), (most, most));
     // They count in the share of the guest's endpoints, and end with theirs.
     for port in 1..=10 {
         test.guest_sends(&format!("198.51.100.55:{port}"), "203.0.113.1:8", b"x");
-        assert!(test.world.host.open_files() + test.udp.groups.len() <= LIMITS.endpoints.most);
+        assert!(test.world.host.open_files() + test.udp.shared_ports.len() <= LIMITS.endpoints.most);
     }
-    assert_eq!((test.world.host.open_files(), test.udp.groups.len()), (10, 0));
+    assert_eq!((test.world.host.open_files(), test.udp.shared_ports.len()), (10, 0));
     test.guest_sends("198.51.100.55:5353", "239.0.0.1:5353", RESPONSE);
-    assert_eq!(test.udp.groups.len(), 1);
+    assert_eq!(test.udp.shared_ports.len(), 1);
     test.sent();
     test.wait(300);
-    assert_eq!(test.udp.groups.len(), 0);
+    assert_eq!(test.udp.shared_ports.len(), 0);
     let (guest, group) = MDNS[0];
     test.guest_sends(guest, group, RESPONSE);
     assert_eq!(test.sent().0.len(), 1);

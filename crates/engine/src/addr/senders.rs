@@ -11,7 +11,7 @@ const LIMIT: usize = 1024;
 
 /// The hardware addresses that frames came from, by their IP source.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Stations {
+pub(crate) struct Senders {
     /// In order of the addresses.
     known: Vec<Known>,
     uses: u64,
@@ -24,7 +24,7 @@ struct Known {
     last_use: u64,
 }
 
-impl Stations {
+impl Senders {
     /// Notes that a frame from `address` came from `mac`. With more than [`LIMIT`] addresses, the one is forgotten that
     /// was silent for the longest time.
     pub(crate) fn note(&mut self, address: IpAddr, mac: Mac) {
@@ -70,18 +70,18 @@ mod tests {
 
     #[test]
     fn silent_addresses_are_forgotten_first() {
-        let mut stations = Stations::default();
+        let mut senders = Senders::default();
         let address = |number: u32| IpAddr::from(Ipv4Addr::from(number));
         let mac = |last| Mac([2, 0, 0, 0, 0, last]);
         for number in 0..LIMIT as u32 {
-            stations.note(address(number), mac(1));
+            senders.note(address(number), mac(1));
         }
-        stations.note(address(0), mac(2));
-        stations.note(address(5000), mac(3));
-        assert_eq!(stations.known.len(), LIMIT);
-        let found = [0, 1, 5000].map(|number| stations.get(address(number)));
+        senders.note(address(0), mac(2));
+        senders.note(address(5000), mac(3));
+        assert_eq!(senders.known.len(), LIMIT);
+        let found = [0, 1, 5000].map(|number| senders.get(address(number)));
         assert_eq!(found, [Some(mac(2)), None, Some(mac(3))]);
-        stations.forget(address(0));
-        assert_eq!(stations.get(address(0)), None);
+        senders.forget(address(0));
+        assert_eq!(senders.get(address(0)), None);
     }
 }
