@@ -1,4 +1,4 @@
-//! What the checksums of a packet of the guest mean for it, by what its link says of them.
+//! Whether the checksums of a packet from the guest are right, given the offload information of its link.
 
 use alloc::vec::Vec;
 
@@ -13,13 +13,13 @@ use wire::{
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Its checksums are right, or the link vouches for them.
+    /// Its checksums are right, or the link has verified them.
     Right,
     /// A checksum is wrong.
     Wrong,
-    /// The link says what contradicts the packet.
+    /// The offload information contradicts the packet.
     Contradiction,
-    /// Its payload holds a checksum that was left open: that of a packet in a tunnel.
+    /// Its payload has a checksum that is not filled in: that of a packet in a tunnel.
     OpenInside,
 }
 
@@ -38,17 +38,17 @@ pub(crate) fn judge<P: Payload>(head: &[u8], packet: &Packet<'_, P>, offload: &O
         // The sum is over the whole datagram.
         _ if matches!(packet.transport, Transport::Fragment(_)) => Verdict::Contradiction,
         Some(own) if own == open => Verdict::Right,
-        // No super-frame of a tunnel was ever offered to a guest.
+        // The features that guests may use have no segmentation for tunnels.
         Some(own) if is_in_payload(open, own, packet) && offload.segmentation.is_none() => {
             Verdict::OpenInside
         }
         Some(_) => Verdict::Contradiction,
-        // Of a protocol that is not carried.
+        // A protocol that is not carried.
         None => Verdict::Right,
     }
 }
 
-/// Whether packets like this can be cut in this way.
+/// Whether a packet of this protocol can be segmented in this way.
 fn fits<P>(kind: SegmentKind, packet: &Packet<'_, P>) -> bool {
     match (kind, &packet.transport) {
         (SegmentKind::Tcp4, Transport::Tcp(_)) => packet.source.is_ipv4(),
@@ -58,7 +58,7 @@ fn fits<P>(kind: SegmentKind, packet: &Packet<'_, P>) -> bool {
     }
 }
 
-/// Whether all that an open checksum is about is payload of the packet, whose `own` checksum is elsewhere.
+/// Whether a partial checksum covers only payload of the packet, whose `own` checksum is elsewhere.
 fn is_in_payload<P>(open: PartialChecksum, own: PartialChecksum, packet: &Packet<'_, P>) -> bool {
     let header_len = match &packet.transport {
         Transport::Tcp(segment) => tcp::HEADER_LEN + segment.options.len(),
@@ -67,7 +67,7 @@ fn is_in_payload<P>(open: PartialChecksum, own: PartialChecksum, packet: &Packet
     usize::from(open.start) >= usize::from(own.start) + header_len
 }
 
-/// Copies a frame to `copy` and completes the checksum in it that was left open. False if it has no place in the frame.
+/// Copies a frame to `copy` and completes its partial checksum. False if the checksum lies outside of the frame.
 pub(crate) fn complete(frame: impl Payload, offload: &Offload, copy: &mut Vec<u8>) -> bool {
     copy.resize(frame.len(), 0);
     frame.copy_to(copy);

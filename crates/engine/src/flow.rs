@@ -1,4 +1,4 @@
-//! Flows: what tells them apart, where they are kept, how they are found.
+//! Flows: their identifiers, and the tables that store and find them.
 
 use alloc::vec::Vec;
 use core::{
@@ -10,13 +10,13 @@ use core::{
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
-/// What a socket or timer belongs to.
+/// The kind of state that a socket or timer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Kind {
     /// A TCP connection.
     Tcp = 1,
-    /// A UDP socket: a guest endpoint or a listener.
+    /// A UDP socket: of a guest endpoint, a listener, a group, or a client that bypasses the link.
     Udp = 2,
     /// A ping socket.
     Ping = 3,
@@ -24,18 +24,18 @@ pub enum Kind {
     UdpFlow = 4,
     /// A TCP connection that bypasses the link: two sockets.
     Splice = 5,
-    /// A DNS question of the guest, or a session with a resolver: a socket for each server asked.
+    /// A DNS query of the guest, or a session with a resolver: a socket for each server.
     Dns = 6,
     /// A listening TCP socket of a forwarding rule.
     Listener = 7,
 }
 
-/// Names a flow for good: a slot's next tenant has another generation.
+/// Identifies a flow permanently: the next flow in the same slot has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId {
     /// The slot.
     index: u32,
-    /// The slot's tenant, 24 bits.
+    /// Counts the flows of the slot, 24 bits.
     generation: u32,
     /// Which table the slot is in.
     kind: Kind,
@@ -54,13 +54,13 @@ impl FlowId {
         self.index
     }
 
-    /// As one word, for epoll: the kind in the highest byte, never zero.
+    /// The id as one word, for epoll: the kind in the highest byte, which is never zero.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
         (self.kind as u64) << 56 | (self.generation as u64) << 32 | self.index as u64
     }
 
-    /// Back from one word; none if it is not a flow's.
+    /// The id in a word of [`FlowId::to_bits`]; none if it is not a flow's.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Option<Self> {
         let kind = match bits >> 56 {
@@ -86,7 +86,7 @@ pub struct Endpoints {
     pub remote: SocketAddr,
 }
 
-/// For people: number and kind.
+/// For messages: number and kind.
 impl fmt::Display for FlowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
@@ -118,7 +118,7 @@ pub struct Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// No flows, and at most `limit` to come.
+    /// An empty table for at most `limit` flows.
     #[must_use]
     pub const fn new(kind: Kind, limit: usize) -> Self {
         Self { kind, slots: Vec::new(), free: Vec::new(), limit }
@@ -130,7 +130,7 @@ impl<T> Slots<T> {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
@@ -211,7 +211,7 @@ pub struct Flows<T> {
     hash_key: [u8; 16],
 }
 
-/// What a table looks its entries up by.
+/// An entry of a table that is found by a key.
 pub trait Keyed {
     /// The key.
     type Key: Hash + Eq;
@@ -232,7 +232,7 @@ impl<T: Keyed> Flows<T> {
         self.by_key.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -301,7 +301,7 @@ impl<T: Keyed> Flows<T> {
     }
 }
 
-/// Makes the keyed hash of other tables that the guest or the network choose the keys of.
+/// The keyed hash for other tables whose keys the guest or the network chooses.
 #[derive(Clone, Debug)]
 pub(crate) struct HashKey(pub(crate) [u8; 16]);
 

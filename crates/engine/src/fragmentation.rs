@@ -1,7 +1,7 @@
 //! Datagrams above the guest's MTU, sent to it in fragments (behaviour §4.7).
 //!
-//! The host's socket has ended the path on which "don't fragment" may have been said; on the link we are the source. Why:
-//! docs/design/fragments.md.
+//! The path to which "don't fragment" applied ends at the host's socket. On the link, the engine is the source of the
+//! packet and may fragment it (docs/design/fragments.md).
 
 use wire::{
     checksum::Sum,
@@ -24,7 +24,7 @@ use crate::{
 const TRANSPORT_LEN: usize = 8;
 const _: () = assert!(udp::HEADER_LEN == TRANSPORT_LEN && icmp::HEADER_LEN == TRANSPORT_LEN);
 
-/// A datagram that has to be cut, complete with its checksum.
+/// A datagram that has to be fragmented, with its checksum.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Datagram<'a> {
     protocol: u8,
@@ -41,7 +41,7 @@ impl Settings {
 }
 
 impl<'a> Datagram<'a> {
-    /// A UDP datagram. None if it is longer than any can be.
+    /// A UDP datagram. None if it is too long for UDP.
     pub(crate) fn udp(
         frame: &Outgoing,
         (source_port, destination_port): (u16, u16),
@@ -97,7 +97,7 @@ impl<'a> Datagram<'a> {
         let at = frame.fragment_headroom();
         let mut reserved = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
         let slot = reserved.head();
-        // What is too long for a packet was refused before.
+        // Lengths that do not fit a packet were refused above.
         let Some(frame_len) = frame.fragment(slot, piece, len) else { return Ok(()) };
         let place = slot.get_mut(at..at + len).unwrap_or_default();
         let start = usize::from(piece.offset);

@@ -1,4 +1,4 @@
-//! What is known of the guest: its addresses, its main ones, and the stations of its network.
+//! What is known of the guest: its addresses, its main ones, and the hardware addresses of its network.
 
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -21,26 +21,26 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is known of the guest: some at the start, the rest from its frames (behaviour §5.4).
 ///
-/// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is the guest's, too.
+/// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is also the guest's.
 /// The main address is the assigned one, if the guest has it; else the first one that it has. Sources of IP packets
 /// prove nothing: the guest may be a router.
 #[derive(Clone, Debug)]
 pub struct Guest {
     addresses: AddressSet,
-    /// By [`Kind`], as everything below.
+    /// One for each [`Kind`], like the fields below.
     main: [Option<IpAddr>; 3],
-    /// The address that the guest is to have.
+    /// The address that the guest was assigned.
     assigned: [Option<IpAddr>; 3],
-    /// Main whatever the guest says (`-a`, R-49).
+    /// The assigned address stays the main one, whatever the guest claims (`-a`, R-49).
     pinned: [bool; 3],
     /// The guest does not have the assigned address.
     refused: [bool; 3],
-    /// The last source of an IP packet, where nothing better is known.
+    /// The last source of an IP packet: used while no address is known for sure.
     seen: [Option<IpAddr>; 3],
     /// More than one address is in the set.
     several: [bool; 3],
     checks: [Option<Check>; 3],
-    /// Where the guest's traffic goes unless it is known better.
+    /// The hardware address for addresses whose own one is not known.
     mac: Mac,
     senders: Senders,
     last: Sighting,
@@ -55,7 +55,7 @@ struct Sighting {
     at: Instant,
 }
 
-/// Whether the guest still has an address is being found out.
+/// A check whether the guest still has an address.
 #[derive(Clone, Copy, Debug)]
 struct Check {
     address: IpAddr,
@@ -90,7 +90,7 @@ impl Guest {
         }
     }
 
-    /// The guest's addresses, as far as they are known for sure.
+    /// The guest's addresses that are known for sure.
     #[must_use]
     pub const fn addresses(&self) -> &AddressSet {
         &self.addresses
@@ -105,7 +105,7 @@ impl Guest {
         }
     }
 
-    /// Its main IPv6 address beyond the link.
+    /// Its main IPv6 address that is not link-local.
     #[must_use]
     pub fn v6(&self) -> Option<Ipv6Addr> {
         self.main_v6(Kind::V6)
@@ -124,7 +124,7 @@ impl Guest {
         }
     }
 
-    /// Whether `address` is the guest's, or is to be.
+    /// Whether `address` is the guest's, or was assigned to it.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {
         let kind = Kind::of(address) as usize;
@@ -132,7 +132,7 @@ impl Guest {
         [assigned, self.main[kind]].contains(&Some(address)) || self.addresses.contains(address)
     }
 
-    /// Whether the guest has several addresses of the family of `address`, beyond the link: then it matters which one is
+    /// Whether the guest has several addresses of the family of `address`, not counting link-local ones: then it matters which one is
     /// used.
     #[must_use]
     pub fn has_several(&self, address: IpAddr) -> bool {
@@ -144,7 +144,7 @@ impl Guest {
         self.pinned[Kind::of(address) as usize]
     }
 
-    /// The hardware address at which `address` is: the guest's own, or an address behind it.
+    /// The hardware address at which `address` is: the guest's own, or that of a host that the guest routes for.
     #[must_use]
     pub fn mac_of(&self, address: IpAddr) -> Mac {
         let known = self.addresses.get(address).and_then(|entry| entry.mac);
@@ -158,7 +158,7 @@ impl Guest {
         self.refresh();
     }
 
-    /// Another machine may be at the link: what the one before has said means nothing.
+    /// The link has a new client, which may be another machine: what was learned from the earlier one is void.
     pub(crate) fn on_link_up(&mut self) {
         let said: alloc::vec::Vec<IpAddr> = self
             .addresses
@@ -177,7 +177,7 @@ impl Guest {
         self.refresh();
     }
 
-    /// Learns from the Ethernet source of a frame and its IP source (none for ARP): to be called first for each frame.
+    /// Learns from the Ethernet source of a frame and its IP source (none for ARP): call it first for each frame.
     pub fn learn(&mut self, settings: &Settings, mac: Mac, source: Option<IpAddr>, now: Instant) {
         let sighting = Sighting { mac, source, at: now };
         let last = core::mem::replace(&mut self.last, sighting);
@@ -207,8 +207,8 @@ impl Guest {
         }
     }
 
-    /// The guest has shown by ARP or Neighbour Discovery that a station of its network, at `mac` or else where the
-    /// present frame came from, has `address`.
+    /// The guest has shown by ARP or Neighbour Discovery that a host of its network has `address`: the one at `mac`, or else
+    /// the sender of the present frame.
     pub fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if !settings.valid_guest_source(address) || settings.is_ours(address) || !mac.is_unicast() {
@@ -224,7 +224,7 @@ impl Guest {
             self.checks[kind] = None;
         }
         if new {
-            // Perhaps in place of the one that it had.
+            // It may replace the address that the guest had.
             let main = self.main[kind].filter(|main| *main != address && self.addresses.contains(*main));
             if let Some(main) = main.filter(|_| !self.pinned[kind]) {
                 self.check(settings, main);
@@ -235,12 +235,12 @@ impl Guest {
         }
     }
 
-    /// Where the frame came from that was learned from last: the hardware address of the station that asks.
+    /// The Ethernet source of the present frame: the hardware address of the host that asks.
     pub(crate) const fn present_mac(&self) -> Mac {
         self.last.mac
     }
 
-    /// The station that the present frame came from has a lease of the assigned `address`.
+    /// The sender of the present frame has a lease of the assigned `address`.
     pub(crate) fn leases(&mut self, address: IpAddr) {
         let mac = Some(self.last.mac).filter(|mac| mac.is_unicast());
         self.addresses.insert(address, mac, Basis::Assigned, self.last.at);
@@ -249,7 +249,7 @@ impl Guest {
         self.refresh();
     }
 
-    /// The station that the present frame came from has declined or released its lease of `address`.
+    /// The sender of the present frame has declined or released its lease of `address`.
     pub(crate) fn gives_up(&mut self, address: IpAddr) {
         let held_by = self.addresses.get(address).and_then(|entry| entry.mac);
         if held_by.is_none_or(|mac| mac == self.last.mac) {
@@ -257,7 +257,7 @@ impl Guest {
         }
     }
 
-    /// The guest asks who has `address`, which is its own: perhaps it has given it up. `mac`: as in [`Guest::shows`].
+    /// The guest asks who has `address`, which is its own: it may have given the address up. `mac`: as in [`Guest::shows`].
     pub(crate) fn asks_for_its_own(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if self.addresses.get(address).is_some_and(|entry| entry.mac == Some(mac)) {
@@ -271,7 +271,7 @@ impl Guest {
         self.lose(address);
     }
 
-    /// Begins to find out whether the guest has `address`, unless another one of its kind is being checked.
+    /// Starts a check whether the guest has `address`, unless another address of that kind is being checked.
     fn check(&mut self, settings: &Settings, address: IpAddr) {
         let can_ask = address.is_ipv4() || settings.services.ndp;
         let check = &mut self.checks[Kind::of(address) as usize];
@@ -285,8 +285,8 @@ impl Guest {
         self.checks.iter().flatten().map(|check| check.due).min()
     }
 
-    /// An address for which the guest is to be asked now. One for which it was asked in vain is not its address any
-    /// more. To be called until there is none.
+    /// The next address to ask the guest for, now. An address for which it did not answer is removed. Call this until it
+    /// returns none.
     pub(crate) fn due_question(&mut self, now: Instant) -> Option<IpAddr> {
         for kind in Kind::ALL {
             let Some(check) = self.checks[kind as usize].as_mut().filter(|check| check.due <= now) else {
@@ -298,7 +298,7 @@ impl Guest {
                 return Some(address);
             }
             self.checks[kind as usize] = None;
-            log::debug!("the guest does not answer for {address} any more");
+            log::debug!("the guest no longer answers for {address}");
             self.lose(address);
         }
         None
@@ -311,12 +311,12 @@ impl Guest {
         self.refresh();
     }
 
-    /// Hardware address of the station that has a main address, IPv4 first.
+    /// Hardware address of the host that has a main address, IPv4 first.
     fn main_mac(&self) -> Option<Mac> {
         self.main.iter().flatten().find_map(|main| self.addresses.get(*main)?.mac)
     }
 
-    /// To be called when the addresses have changed.
+    /// Call this when the addresses have changed.
     fn refresh(&mut self) {
         for kind in Kind::ALL {
             let index = kind as usize;
@@ -324,8 +324,8 @@ impl Guest {
             let old = core::mem::replace(&mut self.main[index], main);
             if old != main {
                 match main {
-                    Some(main) => log::info!("The guest's main {} address is {main} now", kind.name()),
-                    None => log::info!("The guest has no {} address any more", kind.name()),
+                    Some(main) => log::info!("The guest's main {} address is now {main}", kind.name()),
+                    None => log::info!("The guest no longer has an {} address", kind.name()),
                 }
             }
             self.several[index] = self.addresses.of_kind(kind).nth(1).is_some();

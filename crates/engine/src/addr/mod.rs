@@ -1,4 +1,4 @@
-//! Addressing: what the guest was given, what we answer for, and what was learned from the guest's frames.
+//! Addressing: what the guest was given, what the engine answers for, and what was learned from the guest's frames.
 
 mod guest;
 mod senders;
@@ -14,10 +14,10 @@ pub use set::{AddressSet, Basis, Entry, Kind, MAX_CLAIMED};
 
 use crate::neighbours::Neighbours;
 
-/// MTU of an Ethernet interface that nobody has set, in bytes.
+/// Default MTU of an Ethernet interface, in bytes.
 const ETHERNET_MTU: u16 = 1500;
 
-/// Everything about addresses and services that is fixed at start, but for resolvers, search list and neighbours, which
+/// Everything about addresses and services that is fixed at start, except resolvers, search list and neighbours, which
 /// follow the host's.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -31,7 +31,7 @@ pub struct Settings {
     pub v6: Option<V6>,
     /// The other hosts on the host's link.
     pub neighbours: Neighbours,
-    /// Which services are on, and what they tell.
+    /// Which services are on, and what they advertise.
     pub services: Services,
 }
 
@@ -50,9 +50,9 @@ pub struct V4 {
     pub map_guest_address: Option<Ipv4Addr>,
     /// DNS queries to this address go to `dns_servers`.
     pub dns_forward: Option<Ipv4Addr>,
-    /// The host's resolvers, of both families, in the order in which to ask them. Without any: the host itself.
+    /// The host's resolvers, of both families, in the order in which to ask them. If empty: the host itself.
     pub dns_servers: Vec<IpAddr>,
-    /// The address was given with `-a`: what the guest says does not change it.
+    /// The address was given with `-a`: the guest's claims do not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
     pub dns: Vec<Ipv4Addr>,
@@ -71,17 +71,17 @@ pub struct V6 {
     pub map_guest_address: Option<Ipv6Addr>,
     /// DNS queries to this address go to `dns_servers`.
     pub dns_forward: Option<Ipv6Addr>,
-    /// The host's resolvers, of both families, in the order in which to ask them. Without any: the host itself.
+    /// The host's resolvers, of both families, in the order in which to ask them. If empty: the host itself.
     pub dns_servers: Vec<IpAddr>,
     /// Index of the host's outbound interface: the scope of link-local destinations (behaviour §5.2). Zero for none.
     pub outbound_scope: u32,
-    /// The address was given with `-a`: what the guest says does not change it.
+    /// The address was given with `-a`: the guest's claims do not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
     pub dns: Vec<Ipv6Addr>,
 }
 
-/// Which services are on, and what they tell.
+/// Which services are on, and what they advertise.
 #[derive(Clone, Debug)]
 pub struct Services {
     /// Carry TCP.
@@ -124,7 +124,7 @@ impl Settings {
     }
 
     /// The hardware address at which the guest sees `address`, which is not its own: the one it has on the host's link,
-    /// else the router's, where the host knows them. What stands for the host itself is at ours.
+    /// else the router's, if the host knows them. Addresses that mean the host itself are at our own.
     #[must_use]
     pub fn mac_of(&self, address: IpAddr) -> Mac {
         if self.neighbours.is_empty() || self.stands_for_host(address) {
@@ -135,7 +135,7 @@ impl Settings {
         known.or_else(|| self.neighbours.get(router?)).unwrap_or(self.our_mac)
     }
 
-    /// Whether `address` means all stations of the guest's network: IPv4's limited broadcast address, or the directed one of
+    /// Whether `address` means all hosts of the guest's network: IPv4's limited broadcast address, or the directed one of
     /// the guest's prefix.
     pub(crate) fn is_broadcast(&self, address: IpAddr) -> bool {
         let IpAddr::V4(address) = address else { return false };
@@ -146,7 +146,7 @@ impl Settings {
         address.is_broadcast() || directed
     }
 
-    /// Whether no station of the guest's network can have `address`: it is ours, or leads to the host.
+    /// Whether no host of the guest's network can have `address`: it is ours, or is mapped to the host.
     pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
         let our_address = self.v4.as_ref().and_then(|v4| v4.our_address);
         our_address.is_some_and(|ours| address == ours) || self.stands_for_host(address)

@@ -1,5 +1,5 @@
-//! Which station of the guest's network carries the traffic of addresses that are not the guest's own: those of a
-//! network that is routed behind it, for example.
+//! Hardware addresses for IP addresses that are not the guest's own: those of a network that the guest routes for, for
+//! example.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -25,8 +25,8 @@ struct Known {
 }
 
 impl Senders {
-    /// Notes that a frame from `address` came from `mac`. With more than [`LIMIT`] addresses, the one is forgotten that
-    /// was silent for the longest time.
+    /// Notes that a frame from `address` came from `mac`. With more than [`LIMIT`] addresses, the one that
+    /// was silent for the longest time is forgotten.
     pub(crate) fn note(&mut self, address: IpAddr, mac: Mac) {
         self.uses += 1;
         let last_use = self.uses;
@@ -52,7 +52,7 @@ impl Senders {
         }
     }
 
-    /// The hardware address behind which `address` is.
+    /// The hardware address that frames from `address` came from last.
     pub(crate) fn get(&self, address: IpAddr) -> Option<Mac> {
         Some(self.known.get(self.place(address).ok()?)?.mac)
     }

@@ -1,4 +1,4 @@
-//! The set of a guest's addresses, and how each of them is known.
+//! The set of a guest's addresses, and the evidence for each of them.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -10,25 +10,25 @@ use crate::timer::Instant;
 /// Most addresses that are in the set by the guest's own messages alone.
 pub const MAX_CLAIMED: usize = 256;
 
-/// How it is known that an address is the guest's. The order is that of strength.
+/// The evidence that an address is the guest's, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Basis {
     /// By the guest's own ARP or Neighbour Discovery messages.
     Claimed,
-    /// It is the address that the guest is to have, and the guest took it: by a lease, or by its messages.
+    /// It was assigned to the guest, and the guest took it: by a lease, or by its messages.
     Assigned,
     /// It was set on the guest's interface.
     Given,
 }
 
-/// What an address serves for.
+/// The kinds of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// IPv4.
     V4 = 0,
-    /// IPv6 beyond the link.
+    /// IPv6, except link-local.
     V6 = 1,
-    /// IPv6 on the link (RFC 4291 §2.5.6).
+    /// Link-local IPv6 (RFC 4291 §2.5.6).
     LinkLocal = 2,
 }
 
@@ -46,7 +46,7 @@ impl Kind {
         }
     }
 
-    /// For people.
+    /// For messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -62,9 +62,9 @@ impl Kind {
 pub struct Entry {
     /// The address.
     pub address: IpAddr,
-    /// The hardware address of the station that has it, if it is known.
+    /// The hardware address of the host that has it, if known.
     pub mac: Option<Mac>,
-    /// How it is known to be the guest's.
+    /// The evidence that it is the guest's.
     pub basis: Basis,
     /// When the guest last showed that it has the address.
     pub shown: Instant,
@@ -87,7 +87,7 @@ impl AddressSet {
     /// Adds an address, or notes that the guest has shown it. A stronger basis replaces a weaker one. Returns whether
     /// the address is new.
     ///
-    /// Where there is no room for another claimed address, the one goes that was not shown for the longest time. The
+    /// If there is no room for another claimed address, the one that was not shown for the longest time is removed. The
     /// first of its kind stays: inbound flows may depend on it, and the guest could otherwise displace it by claims.
     pub fn insert(&mut self, address: IpAddr, mac: Option<Mac>, basis: Basis, now: Instant) -> bool {
         match self.place(address) {
@@ -134,7 +134,7 @@ impl AddressSet {
         self.entries.get(self.place(address).ok()?)
     }
 
-    /// Notes that the station that has `address` has another hardware address now.
+    /// Notes a new hardware address of the host that has `address`.
     pub(crate) fn moved(&mut self, address: IpAddr, mac: Mac) {
         if let Ok(place) = self.place(address) {
             self.entries[place].mac = Some(mac);
@@ -151,7 +151,7 @@ impl AddressSet {
         self.iter().filter(move |entry| Kind::of(entry.address) == kind)
     }
 
-    /// The address of a kind that is in the set for the longest time.
+    /// The oldest address of a kind.
     #[must_use]
     pub fn first(&self, kind: Kind) -> Option<&Entry> {
         self.of_kind(kind).min_by_key(|entry| entry.number)

@@ -1,4 +1,4 @@
-//! Which server is asked, when, and what if it fails.
+//! Which server gets a query, when, and what happens if it fails.
 
 use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
@@ -23,19 +23,20 @@ use crate::{
     timer::Timers,
 };
 
-/// Longest question that is kept to be repeated, and longest answer that is kept until there is a better one, in bytes.
+/// Longest query that is stored to be repeated, and longest answer that is stored until there is a better one, in bytes.
 const MAX_KEPT: usize = 4096;
-/// How long a server may be silent before the next one is asked: the fourth within the 5 s that most stubs wait.
+/// How long a server may be silent before the next one is asked. The fourth one is asked within the 5 s that most stub
+/// resolvers wait.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// How long the last servers may take.
+/// How long to wait for an answer when no other server is left.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Hop limit of questions: they are the host's.
+/// Hop limit of queries: Linux's default, since the host sends them.
 const HOP_LIMIT: u8 = 64;
-/// Most errors taken from a socket at a time.
+/// Most errors taken from a socket in one turn.
 const MOST_ERRORS: usize = 16;
 
 impl<W: World> Dns<W> {
-    /// A new question, or the first datagram of a session.
+    /// A new query, or the first datagram of a session.
     pub(super) fn ask_first(
         &mut self,
         key: Key,
@@ -53,7 +54,7 @@ impl<W: World> Dns<W> {
             self.counters.no_room += 1;
             return;
         };
-        log::debug!("{id}: {} asks {}", key.endpoints.guest, key.endpoints.remote);
+        log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
         self.links.push(&mut self.by_age, id.index());
         match question {
             Some(question) => self.hold(id, question, head, message),
@@ -66,7 +67,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// The guest asks the same once more, or the session goes on.
+    /// The guest repeats its query, or sends another datagram of a session.
     pub(super) fn ask_again(
         &mut self,
         id: FlowId,
@@ -98,7 +99,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Keeps a question: all of it if it may be repeated, else what it takes to know the answer.
+    /// Stores a query: all of it if it may be sent again, else what is needed to recognise the answer.
     fn hold(&mut self, id: FlowId, question: &Question<'_>, head: &[u8], message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         self.bytes -= exchange.question.len();
@@ -109,7 +110,7 @@ impl<W: World> Dns<W> {
         if exchange.repeatable {
             exchange.question = vec![0; len];
             message.copy_to(&mut exchange.question);
-            // What was parsed is what counts, even if the guest has changed its memory meanwhile.
+            // The guest may have changed its memory since the head was parsed: store what was parsed.
             let same = head.len().min(len);
             exchange.question[..same].copy_from_slice(&head[..same]);
         } else {
@@ -118,7 +119,7 @@ impl<W: World> Dns<W> {
         self.bytes += exchange.question.len();
     }
 
-    /// Keeps a datagram of a session that no server has answered yet: another one may.
+    /// Stores a datagram of a session that no server has answered yet, so that it can be sent to another one.
     fn hold_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         if exchange.traffic.has_replies() {
@@ -135,7 +136,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// A server has answered in a session: it stays with that one.
+    /// A server has answered in a session: the session stays with that server.
     pub(super) fn settle(&mut self, id: FlowId, index: usize) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         if exchange.traffic.has_replies() {
@@ -153,8 +154,8 @@ impl<W: World> Dns<W> {
         self.files += exchange.asked.len();
     }
 
-    /// Keeps an answer that is only good for want of a better one, unless there is one already. False if there is no room
-    /// for it.
+    /// Stores an answer that is used only if no better one comes, unless there is such an answer already. False if there is
+    /// no room for it.
     pub(super) fn keep(&mut self, id: FlowId, payload: &[u8]) -> bool {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let fits = payload.len() <= MAX_KEPT && self.bytes + payload.len() <= self.limits.bytes;
@@ -165,8 +166,8 @@ impl<W: World> Dns<W> {
         exchange.kept.is_some()
     }
 
-    /// Asks the next server that can be asked, with `message` if this is at hand, else with what was kept. False if there
-    /// is none.
+    /// Sends `message`, or if there is none the stored query, to the next server that can be reached. False if there is no
+    /// such server.
     fn ask_next(
         &mut self,
         id: FlowId,
@@ -190,13 +191,13 @@ impl<W: World> Dns<W> {
         false
     }
 
-    /// Opens the socket for a server; returns its index.
+    /// Opens the socket for a server. Returns the server's index in `asked`.
     fn open(&mut self, id: FlowId, server: SocketAddr, cx: &mut Context<'_, W>) -> Option<usize> {
         let share = self.limits.files;
         while share.is_full(self.files) {
             if self.notice.is_due(cx.now) {
                 log::warn!(
-                    "DNS: {} servers are asked at once: the oldest questions are given up{}",
+                    "DNS: {} queries wait for servers: the oldest ones are dropped{}",
                     share.most,
                     share.bound
                 );
@@ -226,7 +227,7 @@ impl<W: World> Dns<W> {
         Some(exchange.asked.len() - 1)
     }
 
-    /// Ends the oldest exchange, for want of room for the one of `id`. False if it is the oldest itself.
+    /// Ends the oldest exchange, to make room for `id`. False if `id` is the oldest.
     fn end_oldest(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> bool {
         let oldest = self.by_age.first().and_then(|index| self.exchanges.id_at(index));
         let ended =
@@ -246,7 +247,7 @@ impl<W: World> Dns<W> {
         sent
     }
 
-    /// Sends to a server that has a socket. False if it can't be reached.
+    /// Sends to a server that has a socket. False if the server can't be reached.
     fn send(
         &mut self,
         id: FlowId,
@@ -289,16 +290,16 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// The host can't reach a server.
+    /// The host can't send to a server.
     fn note_failure(&mut self, id: FlowId, server: SocketAddr, errno: Errno, cx: &mut Context<'_, W>) {
         self.health.failed(server.ip(), cx.now);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        log::debug!("{id}: {server} can't be asked (error {})", errno.0);
+        log::debug!("{id}: can't send to {server} (error {})", errno.0);
         let v4 = exchange.key.endpoints.guest.is_ipv4();
         exchange.error = Report::of_refusal(errno, v4).or_else(|| Report::of_refusal(Errno::ENETUNREACH, v4));
     }
 
-    /// Sets when the exchange is looked at again.
+    /// Sets the deadline of an exchange.
     fn schedule(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let wait = match exchange.key.id {
@@ -309,7 +310,7 @@ impl<W: World> Dns<W> {
         exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
     }
 
-    /// A server did not help: asks the next one, or waits for those that were asked, or gives up.
+    /// A server failed: asks the next one, or waits for the other ones, or ends the exchange.
     pub(super) fn ask_next_or_wait(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get(id) else { return };
         if exchange.may_ask_another() && self.ask_next(id, None, cx) {
@@ -322,7 +323,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// No server is left: the guest gets what there is.
+    /// No server is left: sends the guest the stored answer or error, if any.
     fn conclude(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if self.exchanges.get(id).is_some_and(|exchange| exchange.key.id.is_some() && exchange.waits()) {
             return;
@@ -330,7 +331,7 @@ impl<W: World> Dns<W> {
         let Some(exchange) = self.end(cx.timers, id) else { return };
         let endpoints = exchange.key.endpoints;
         if let Some(answer) = exchange.kept {
-            self.pass_on(endpoints, None, 0, &answer, cx);
+            self.send_answer(endpoints, None, 0, &answer, cx);
         } else if let Some(report) = exchange.error {
             let v4 = endpoints.guest.is_ipv4();
             let remote = endpoints.remote.ip();
@@ -372,7 +373,7 @@ impl<W: World> Dns<W> {
         if exchange.may_ask_another() && self.ask_next(id, None, cx) {
             return;
         }
-        // What is still silent will not be waited for.
+        // Do not wait for the servers that are still silent.
         if let Some(exchange) = self.exchanges.get_mut(id) {
             exchange.asked.iter_mut().for_each(|asked| asked.waits = false);
             exchange.error = None;
@@ -380,7 +381,7 @@ impl<W: World> Dns<W> {
         self.conclude(id, cx);
     }
 
-    /// Notes a datagram of a session: its end moves away, and others are older.
+    /// Notes a datagram of a session: its deadline moves, and it is the youngest now.
     pub(super) fn note_session(&mut self, id: FlowId, sent: bool, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         self.links.move_to_end(&mut self.by_age, id.index());
@@ -406,7 +407,7 @@ fn drain(io: &mut impl UdpSocket, mut on_error: impl FnMut(&QueuedError)) {
     host::drain(io, &mut [0; 1], MOST_ERRORS, |error, _| on_error(error));
 }
 
-/// Whether it is the server that says this, and not a router: that nothing listens at its port.
+/// Whether the server itself reports this, and not a router: its port is closed.
 const fn is_of_the_server(report: Report, v4: bool) -> bool {
     match v4 {
         true => report.kind == v4::UNREACHABLE && report.code == 3,

@@ -1,4 +1,4 @@
-//! One question, or one session with a resolver.
+//! One query, or one session with a resolver.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -13,11 +13,11 @@ use crate::{
     timer::{Deadline, Instant},
 };
 
-/// What tells exchanges apart.
+/// The key of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) endpoints: Endpoints,
-    /// The question's; none for a session.
+    /// The query's identifier; none for a session.
     pub(super) id: Option<u16>,
 }
 
@@ -27,16 +27,16 @@ pub(super) struct Exchange<S> {
     pub(super) servers: Servers,
     /// Index of the server to ask next.
     pub(super) next: usize,
-    /// In the order in which they were asked first.
+    /// The servers that were asked, in order.
     pub(super) asked: Vec<Asked<S>>,
-    /// The question: all of the message if it can be repeated, else its head.
+    /// The query: all of the message if it can be sent again, else its head.
     pub(super) question: Vec<u8>,
-    /// It may be asked of another server.
+    /// It may be sent to another server.
     pub(super) repeatable: bool,
     pub(super) traffic_class: u8,
-    /// An answer that says: ask another one.
+    /// An answer whose code means that another server may know more.
     pub(super) kept: Option<Vec<u8>>,
-    /// The last error met, of the guest's family.
+    /// The last error, of the guest's family.
     pub(super) error: Option<Report>,
     /// What a session has carried.
     pub(super) traffic: Traffic,
@@ -52,16 +52,16 @@ pub(super) struct Asked<S> {
     pub(super) waits: bool,
 }
 
-/// What a datagram of a server is.
+/// How a server's datagram is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// No answer to the question.
+    /// It is no answer to the query.
     NoAnswer,
-    /// Part of a session.
+    /// It is part of a session.
     Session,
-    /// The answer for the guest.
+    /// It is the answer for the guest.
     Final,
-    /// An answer, but another server may have a better one.
+    /// It is an answer, but another server may have a better one.
     AskAnother,
 }
 
@@ -89,7 +89,7 @@ impl<S> Exchange<S> {
         }
     }
 
-    /// Whether this is about the same question; sessions are about anything.
+    /// Whether `question` is the same as before. In a session, any datagram is.
     pub(super) fn is_about(&self, question: Option<&Question<'_>>) -> bool {
         match question {
             Some(question) => Question::parse(&self.question).as_ref() == Some(question),
@@ -97,7 +97,7 @@ impl<S> Exchange<S> {
         }
     }
 
-    /// Whether there is a server that was not asked, and that may be.
+    /// Whether the query may be sent to another server.
     pub(super) const fn may_ask_another(&self) -> bool {
         self.repeatable && self.next < self.servers.len()
     }
@@ -107,7 +107,7 @@ impl<S> Exchange<S> {
         self.asked.iter().any(|asked| asked.waits)
     }
 
-    /// What a datagram of the server at `index` is.
+    /// Classifies a datagram of the server at `index`.
     pub(super) fn judge(&mut self, index: usize, payload: &[u8]) -> Verdict {
         if self.key.id.is_none() {
             return Verdict::Session;
@@ -122,7 +122,7 @@ impl<S> Exchange<S> {
         }
     }
 
-    /// The server at `index` has answered. Those that were asked before it, and are silent, have failed.
+    /// The server at `index` has answered. Those that were asked earlier, and are silent, have failed.
     pub(super) fn report(&self, index: usize, health: &mut Health, now: Instant) {
         for (at, asked) in self.asked.iter().enumerate() {
             if at == index {
@@ -133,7 +133,7 @@ impl<S> Exchange<S> {
         }
     }
 
-    /// Bytes of memory for what is kept.
+    /// Memory for the stored query and answer, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.question.len() + self.kept.as_ref().map_or(0, Vec::len)
     }

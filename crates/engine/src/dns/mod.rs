@@ -1,6 +1,6 @@
-//! Forwarding of DNS: questions of the guest, asked of the host's resolvers (docs/design/dns.md).
+//! Forwarding of DNS: the guest's queries are sent to the host's resolvers (docs/design/dns.md).
 //!
-//! Every question is taken in [`Dns::on_datagram`], and every answer reaches the guest by `Dns::pass_on`.
+//! [`Dns::on_datagram`] takes every query, and `Dns::send_answer` sends every answer to the guest.
 
 mod ask;
 mod exchange;
@@ -35,15 +35,15 @@ use crate::{
 };
 use exchange::{Exchange, Key, Verdict};
 
-/// Most datagrams taken from a socket before others get their turn.
+/// Most datagrams received from a socket in one turn.
 const VISIT: u8 = 16;
 
-/// How much is kept, and for how long.
+/// Limits on memory, sockets and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Sockets: one for each server that a question was asked of.
+    /// Sockets: one for each server that was sent a query.
     pub files: Share,
-    /// Most memory for questions and answers that are kept, in bytes.
+    /// Most memory for stored queries and answers, in bytes.
     pub bytes: usize,
     /// A session ends after this long without a datagram.
     pub idle: Duration,
@@ -51,7 +51,7 @@ pub struct Limits {
     pub idle_stream: Duration,
 }
 
-/// All questions that wait for an answer, and all sessions.
+/// All queries that wait for an answer, and all sessions.
 pub struct Dns<W: World> {
     exchanges: Flows<Exchange<UdpOf<W>>>,
     /// Oldest first: the slots of `exchanges`.
@@ -65,13 +65,13 @@ pub struct Dns<W: World> {
     buffer: Vec<u8>,
     fragment_id: u32,
     notice: Notice,
-    /// Exchanges that ended for newcomers.
+    /// Exchanges that were ended to make room for new ones.
     ended: u64,
     counters: Drops,
 }
 
 impl<W: World> Dns<W> {
-    /// No question. `hash_key` is random.
+    /// No queries. `hash_key` is random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
@@ -96,19 +96,19 @@ impl<W: World> Dns<W> {
         &self.counters
     }
 
-    /// How many questions and sessions were ended to make room for others.
+    /// How many queries and sessions were ended to make room for others.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
     }
 
-    /// How many questions wait, and how many sessions there are.
+    /// How many queries and sessions there are.
     #[must_use]
     pub fn len(&self) -> usize {
         self.exchanges.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -165,7 +165,7 @@ impl<W: World> Dns<W> {
         let mut buffer = core::mem::take(&mut self.buffer);
         buffer.resize(MAX_LEN, 0);
         let mut index = 0;
-        // Which socket it was is not reported; there are few.
+        // Readiness does not say which socket it is about; there are few.
         while self.exchanges.get(id).is_some_and(|exchange| index < exchange.asked.len()) {
             if readiness.error {
                 self.on_errors(id, index, cx);
@@ -178,7 +178,7 @@ impl<W: World> Dns<W> {
         self.buffer = buffer;
     }
 
-    /// Takes datagrams from a socket.
+    /// Receives datagrams from a socket.
     fn receive(&mut self, id: FlowId, index: usize, buffer: &mut [u8], cx: &mut Context<'_, W>) {
         for _ in 0..VISIT {
             let Some(asked) = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index))
@@ -206,7 +206,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// A datagram of a server that was asked.
+    /// A datagram of a server.
     fn on_answer(
         &mut self,
         id: FlowId,
@@ -222,7 +222,7 @@ impl<W: World> Dns<W> {
             Verdict::Session => {
                 self.settle(id, index);
                 self.note_session(id, false, cx);
-                self.pass_on(endpoints, received.hop_limit, received.traffic_class, payload, cx);
+                self.send_answer(endpoints, received.hop_limit, received.traffic_class, payload, cx);
             }
             verdict @ (Verdict::Final | Verdict::AskAnother) => {
                 exchange.report(index, &mut self.health, cx.now);
@@ -230,13 +230,13 @@ impl<W: World> Dns<W> {
                     return self.ask_next_or_wait(id, cx);
                 }
                 self.end(cx.timers, id);
-                self.pass_on(endpoints, received.hop_limit, received.traffic_class, payload, cx);
+                self.send_answer(endpoints, received.hop_limit, received.traffic_class, payload, cx);
             }
         }
     }
 
-    /// Hands an answer to the guest, from where it had asked.
-    fn pass_on(
+    /// Sends an answer to the guest, from the address that it had sent the query to.
+    fn send_answer(
         &mut self,
         endpoints: Endpoints,
         hop_limit: Option<u8>,

@@ -1,4 +1,4 @@
-//! Errors that the host's sockets met, told to the guest as ICMP messages (behaviour §4.6, §7.4).
+//! Errors of the host's sockets, reported to the guest as ICMP messages (behaviour §4.6, §7.4).
 
 use core::net::IpAddr;
 
@@ -32,23 +32,22 @@ const LEAST_MTU_V6: u32 = 1280;
 /// The packet that met an error, as the guest had sent it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quote<'a> {
-    /// From where.
+    /// Its source.
     pub(crate) guest: IpAddr,
-    /// To where.
+    /// Its destination.
     pub(crate) remote: IpAddr,
-    /// What it carries.
+    /// Its protocol number.
     pub(crate) protocol: u8,
-    /// Its UDP or echo header, or what else it begins with.
+    /// Its UDP or echo header, or the same number of first bytes of another protocol.
     pub(crate) header: [u8; TRANSPORT_LEN],
-    /// What is known of its payload.
+    /// The known part of its payload.
     pub(crate) payload: &'a [u8],
-    /// Which fragment of it, if it was one. Then header and payload are the fragment's payload.
+    /// Which fragment it is, if it is one. Then header and payload are the fragment's payload.
     pub(crate) fragment: Option<Piece>,
 }
 
 impl<'a> Quote<'a> {
-    /// What an error message quotes of a datagram of the guest, of whose `len` bytes the first are known. The checksum is
-    /// left out.
+    /// The quote of a guest's datagram with `len` bytes of payload, of which the first are known. The checksum is zero.
     pub(crate) fn of_datagram(endpoints: Endpoints, len: usize, payload: &'a [u8]) -> Self {
         let header = udp::Header {
             source_port: U16::new(endpoints.guest.port()),
@@ -70,8 +69,8 @@ impl<'a> Quote<'a> {
 }
 
 impl Report {
-    /// The same of the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there is no such
-    /// message, or if the guest has no use for it.
+    /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there is no
+    /// such message, or if it is of no use to the guest.
     pub(crate) const fn translated(self, from_v4: bool, to_v4: bool) -> Option<Self> {
         if from_v4 == to_v4 {
             return Some(self);
@@ -88,7 +87,7 @@ impl Report {
         Some(Self { kind, code, info: 0 })
     }
 
-    /// Whether a datagram was too long for the path, of which the host's kernel takes care.
+    /// Whether a datagram was too long for the path. The host's kernel handles that for its own sockets.
     pub(crate) const fn is_too_big(self, v4: bool) -> bool {
         matches!(
             (v4, self.kind, self.code),
@@ -96,10 +95,10 @@ impl Report {
         )
     }
 
-    /// What a router would say where the host refuses to send; none if the guest has no use for it.
+    /// What a router would report for an error of the host's `send`; none if it is of no use to the guest.
     pub(crate) const fn of_refusal(errno: Errno, v4: bool) -> Option<Self> {
         let (kind, code) = match (errno, v4) {
-            // Too long for the path, which has no known MTU: zero says so (RFC 1191 §5).
+            // Too long for a path whose MTU is not known: zero means that (RFC 1191 §5).
             (Errno::EMSGSIZE, true) => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
             (Errno::EMSGSIZE, false) => (v6::PACKET_TOO_BIG, 0),
             (Errno::ENETUNREACH, true) => (v4::UNREACHABLE, 0),
@@ -117,7 +116,7 @@ impl Report {
     const fn rest(self, v4: bool) -> u32 {
         match (v4, self.kind, self.code) {
             (true, v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED) => self.info & 0xffff,
-            // No path has less (RFC 8201 §4), but 0 may be said where the number is not known.
+            // No IPv6 path has less (RFC 8201 §4); zero means that the MTU is not known.
             (false, v6::PACKET_TOO_BIG, _) if self.info < LEAST_MTU_V6 => LEAST_MTU_V6,
             (false, v6::PACKET_TOO_BIG | v6::PARAMETER_PROBLEM, _) => self.info,
             _ => 0,
@@ -125,8 +124,8 @@ impl Report {
     }
 }
 
-/// Who tells the guest of an error: the offender as the guest knows it (behaviour §5.3.4), or the one that the guest had
-/// written to, which the host knows as `peer`.
+/// The source of an error message to the guest: the offender as the guest sees it (behaviour §5.3.4), or the address that
+/// the guest had sent to, which is `peer` on the host's side.
 pub(crate) fn shown_offender(
     settings: &Settings,
     guest: &Guest,
@@ -141,12 +140,12 @@ pub(crate) fn shown_offender(
         .unwrap_or(remote)
 }
 
-/// Whether packets to `address` may reach several, so that no error is sent about them.
+/// Whether packets to `address` may reach several hosts. No errors are sent about such packets.
 pub(crate) fn is_group(address: IpAddr) -> bool {
     address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast())
 }
 
-/// Our own address, for errors that we tell in a router's place; the remote's if we have none.
+/// The engine's own address, for errors that it reports as a router; the remote's if it has none.
 pub(crate) fn router(settings: &Settings, remote: IpAddr) -> IpAddr {
     match remote {
         IpAddr::V4(_) => settings.v4.as_ref().and_then(|v4| v4.our_address).map(IpAddr::V4),
@@ -178,7 +177,7 @@ pub(crate) fn send_error<W: World>(
     let room = frame.headroom(TRANSPORT_LEN) + ipv6::HEADER_LEN + TRANSPORT_LEN + MAX_QUOTE;
     let Some(mut reserved) = cx.link.reserve_head(room) else { return };
     if let Some(written) = write(reserved.head(), &frame, report, quote) {
-        // An error message may be lost as any other packet.
+        // An error message may be lost like any other packet.
         let _full = reserved.commit(written.len, &written.offload);
     }
 }

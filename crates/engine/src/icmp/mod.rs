@@ -1,4 +1,4 @@
-//! Ping: echo requests of the guest over ping sockets of the host (behaviour §4.5), and error messages to the guest.
+//! Ping: echo requests of the guest, sent by ping sockets of the host (behaviour §4.5), and error messages to the guest.
 
 pub(crate) mod error;
 
@@ -42,8 +42,9 @@ use crate::{
 
 /// A ping ends after this long without a request or reply (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
-/// Most errors taken from a socket before others get their turn.
+/// Most errors taken from a socket in one turn.
 const VISIT: usize = 32;
+
 /// All pings.
 pub struct Ping<W: World> {
     flows: Flows<Flow<PingOf<W>>>,
@@ -54,12 +55,12 @@ pub struct Ping<W: World> {
     idle: Idle,
     share: Share,
     counters: Drops,
-    /// Flows that were ended for others.
+    /// Flows that were ended to make room for others.
     ended: u64,
     notice: Notice,
 }
 
-/// Requests of one identifier from one guest address, to all destinations that a reply can be told from.
+/// Requests of one identifier from one guest address, to all destinations whose replies can be told apart.
 #[derive(Debug)]
 struct Flow<S> {
     key: Key,
@@ -77,10 +78,11 @@ struct Key {
 /// The destinations of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Target {
-    /// All that are the same on both sides and are reached from the address `source`: who replies is shown as who it is.
+    /// All destinations that have the same address on both sides and are reached from the address `source`. Replies are
+    /// shown with the address that they come from.
     Any { source: Option<IpAddr> },
-    /// One that is translated: `remote` for the guest, `peer` on the host's side. Its replies are told from others by
-    /// the socket.
+    /// One translated destination: `remote` for the guest, `peer` on the host's side. It has its own socket, which tells
+    /// its replies from others.
     One { remote: IpAddr, peer: IpAddr, source: Option<IpAddr> },
 }
 
@@ -92,7 +94,7 @@ impl<S> Keyed for Flow<S> {
 }
 
 impl<W: World> Ping<W> {
-    /// No flow. `hash_key` is random.
+    /// No flows. `hash_key` is random.
     #[must_use]
     pub fn new(share: Share, hash_key: [u8; 16]) -> Self {
         Self {
@@ -113,7 +115,7 @@ impl<W: World> Ping<W> {
         &self.counters
     }
 
-    /// How many flows were ended because others needed their place.
+    /// How many flows were ended to make room for others.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
@@ -189,7 +191,7 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// A socket for requests to `peer`, and others of its key. If all are in use, another flow ends.
+    /// Opens a flow for requests to `peer`, and others of the same key. If the limit is reached, another flow ends.
     fn open(&mut self, key: Key, peer: IpAddr, cx: &mut Context<'_, W>) -> Option<FlowId> {
         if self.share.is_full(self.flows.len()) {
             if self.notice.is_due(cx.now) {
@@ -226,10 +228,10 @@ impl<W: World> Ping<W> {
         self.idle.note(id, &mut flow.activity, request, cx.now, cx.timers);
     }
 
-    /// Ends the flow that is to end next. False if there is none.
+    /// Ends the flow that is next to end. False if there is none.
     fn end_idle(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.idle.next().and_then(|index| self.flows.id_at(index)) else { return false };
-        log::debug!("{id}: closed for another one");
+        log::debug!("{id}: closed to make room for another one");
         self.end(id, timers);
         self.ended += 1;
         true
@@ -240,7 +242,7 @@ impl<W: World> Ping<W> {
         self.idle.leave(id, &mut flow.activity, timers);
     }
 
-    /// Takes one message from a socket, to the guest or, if the link is full, to nowhere.
+    /// Receives one message from a socket and sends it to the guest. If the link is full, the message is dropped.
     fn receive(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), Errno> {
         let Some(flow) = self.flows.get_mut(id) else { return Ok(()) };
         let v4 = flow.key.guest.is_ipv4();
@@ -258,7 +260,7 @@ impl<W: World> Ping<W> {
         let (key, from) = (flow.key, received.from.ip());
         let source = match key.target {
             Target::One { remote, peer, .. } if from == peer => Some(remote),
-            // Several may reply to a request to a group.
+            // Several hosts may reply to a request to a group.
             _ => cx.settings.source_to_guest(cx.guest, from),
         };
         let reply = if v4 { v4::ECHO_REPLY } else { v6::ECHO_REPLY };
@@ -322,7 +324,7 @@ fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) ->
     })
 }
 
-/// A message that a socket was asked for, if there was one.
+/// The received message, if there was one.
 fn received(result: Result<Received, SocketError>) -> Result<Option<Received>, Errno> {
     match result {
         Ok(received) => Ok(Some(received)),

@@ -1,7 +1,7 @@
 //! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (behaviour §7.6).
 //!
-//! Each client of a listener gets a socket in the other namespace, which stands for it there: with the client's port
-//! number if that is free, connected to the target. Answers go back through the listener, from the address that the
+//! Each client of a listener gets a socket in the other namespace, its proxy: with the client's port number if that is
+//! free, connected to the target. Answers go back through the listener, from the address that the
 //! client wrote to.
 
 use core::net::{IpAddr, SocketAddr};
@@ -15,26 +15,26 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// Hop limit of datagrams that bypass the link where the host does not report that of what it received: Linux's default.
+/// Hop limit of datagrams that bypass the link if the host does not report the received one: Linux's default.
 const DEFAULT_HOP_LIMIT: u8 = 64;
 
-/// What a socket stands for in the other namespace.
+/// A socket in the other namespace that sends the datagrams of one client.
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) client: Client,
     target: SocketAddr,
 }
 
-/// Somebody who wrote to a listener.
+/// A sender of datagrams to a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Client {
     pub(super) listener: FlowId,
     peer: SocketAddr,
-    /// The address that it wrote to.
+    /// The host's address that it wrote to, and that answers come from.
     local: Option<IpAddr>,
 }
 
-/// Where a datagram goes past the link.
+/// The destination of a datagram that bypasses the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ToSocket {
     socket: FlowId,
@@ -43,12 +43,12 @@ pub(super) struct ToSocket {
 }
 
 impl<W: World> Udp<W> {
-    /// Says what happens to newcomers.
+    /// Sets what happens to datagrams of new senders.
     pub const fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
     }
 
-    /// Which way the datagrams go that a socket receives, if they may bypass the link.
+    /// The direction of the datagrams that a socket receives, if they may bypass the link.
     #[must_use]
     pub fn bypass_direction(&self, id: FlowId) -> Option<Direction> {
         match &self.sockets.get(id)?.role {
@@ -61,7 +61,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Whether a socket's datagrams may all, or in part, bypass the link.
+    /// Whether datagrams that a socket receives may bypass the link.
     pub(super) fn may_bypass(&self, id: FlowId) -> bool {
         self.sockets.get(id).is_some_and(|socket| match &socket.role {
             Role::Proxy(_) => true,
@@ -70,7 +70,7 @@ impl<W: World> Udp<W> {
         })
     }
 
-    /// Where a datagram goes that a listener got for `target`; none (which is counted) if there is no room.
+    /// The destination of a datagram that a listener received for `target`; none (which is counted) if there is no room.
     pub(super) fn forward(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -93,7 +93,7 @@ impl<W: World> Udp<W> {
         Some(ToSocket { socket, destination, source: None })
     }
 
-    /// Where an answer goes that a socket in the other namespace got; none (which is counted) if it is none.
+    /// The destination of an answer that a proxy received; none (which is counted) if it is not from the target.
     pub(super) fn answer(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -127,7 +127,7 @@ impl<W: World> Udp<W> {
         };
         let proxy = Proxy { client, target };
         let id = self.sockets.insert(Socket::new(io.ok()?, Role::Proxy(proxy), target.is_ipv4())).ok()?;
-        log::debug!("{id}: {} -> {target}, past the link", client.peer);
+        log::debug!("{id}: {} -> {target}, bypasses the link", client.peer);
         self.proxies.join(id);
         if let Some(listener) = self.sockets.get_mut(client.listener) {
             listener.proxies += 1;
@@ -135,8 +135,7 @@ impl<W: World> Udp<W> {
         Some(id)
     }
 
-    /// Sends a datagram or train past the link. What the other side doesn't want is no matter to the client (behaviour
-    /// §7.4).
+    /// Sends a datagram or train that bypasses the link. Errors are not reported to the client (behaviour §7.4).
     pub(super) fn send_to_socket(
         &mut self,
         to_socket: ToSocket,

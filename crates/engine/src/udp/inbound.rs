@@ -1,4 +1,4 @@
-//! From the host's sockets to the guest.
+//! Datagrams from the host's sockets to the guest, or to the other namespace.
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -28,17 +28,17 @@ use crate::{
     memory::Memory,
 };
 
-/// Where a datagram goes.
+/// The way of a received datagram.
 enum Route {
     /// To the guest through the link.
     Link(ToGuest),
-    /// Past it.
+    /// To a socket in the other namespace, or of a client: it bypasses the link.
     Bypass(ToSocket),
 }
 
-/// Where a datagram goes through the link.
+/// How a datagram is sent through the link.
 struct ToGuest {
-    /// None for what is sent to a group, where the guest sees the sender in another flow already.
+    /// None for a datagram to a group whose sender the guest already sees in another flow.
     flow: Option<FlowId>,
     frame: Outgoing,
     ports: (u16, u16),
@@ -50,7 +50,7 @@ struct ToGuest {
 /// that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal header fields.
 struct InboundTrain {
     route: Route,
-    /// What is known of the first datagram.
+    /// The first datagram.
     first: Received,
     extent: Extent,
 }
@@ -79,7 +79,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Takes up to `batch` datagrams from a socket. Returns how many there were.
+    /// Receives up to `batch` datagrams from a socket. Returns how many there were.
     fn receive_each(
         &mut self,
         id: FlowId,
@@ -94,15 +94,15 @@ impl<W: World> Udp<W> {
         (batch, Ok(()))
     }
 
-    /// Takes one datagram or train from a socket, straight to the guest or, if the link is full, to nowhere.
+    /// Receives one datagram or train from a socket, directly into a slot of the link. If the link is full, it is dropped.
     fn receive(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), SocketError> {
         let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
         let (link, mut rest) = cx.split();
-        // A dual-stack socket may get it wrong: see below.
+        // A wrong guess for a dual-stack socket costs a copy, see below.
         let guessed = headroom(socket.v4);
         let Some(mut reserved) = link.reserve(guessed, MAX_LEN - guessed) else {
             if self.may_bypass(id) {
-                // There may be no link at all.
+                // Datagrams that bypass the link do not need it.
                 return self.receive_joined(id, 1, cx).1;
             }
             self.counters.link_full += 1;
@@ -148,7 +148,7 @@ impl<W: World> Udp<W> {
         Ok(())
     }
 
-    /// Counts what was not sent: it didn't fit a frame, or the link was full.
+    /// Counts a datagram that was not sent: too long for a frame, or the link was full.
     fn count(&mut self, sent: Option<Result<(), Full>>) {
         match sent {
             None => self.counters.undeliverable += 1,
@@ -157,15 +157,14 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The buffer for datagrams that can't go straight to where they are for; to be put back.
+    /// The buffer for datagrams that have to be copied. The caller puts it back.
     fn take_buffer(&mut self) -> Vec<u8> {
         let mut buffer = core::mem::take(&mut self.arrivals);
         buffer.resize(2 * MAX_LEN, 0);
         buffer
     }
 
-    /// Takes up to `batch` datagrams from a socket, and joins those that follow each other from one sender: the guest's
-    /// kernel then handles them as one.
+    /// Receives up to `batch` datagrams from a socket, and joins consecutive ones of one sender.
     fn receive_joined(
         &mut self,
         id: FlowId,
@@ -218,7 +217,7 @@ impl<W: World> Udp<W> {
         (taken, result)
     }
 
-    /// Sends on what was joined at the start of `buffer`.
+    /// Sends a train, whose payload is at the start of `buffer`.
     fn deliver(&mut self, train: &InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
         let Extent { size: longest, len } = train.extent;
         let size = train.extent.segment_size();
@@ -258,7 +257,7 @@ impl<W: World> Udp<W> {
         self.count(sent);
     }
 
-    /// Where a received datagram goes; none (which is counted) if to nowhere.
+    /// The way of a received datagram; none (which is counted) if it is dropped.
     fn route(&mut self, cx: &mut Unlinked<'_, W>, id: FlowId, received: &Received) -> Option<Route> {
         let (peer, written_to) = (received.from, received.destination);
         let ends = match &self.sockets.get(id)?.role {
@@ -278,7 +277,7 @@ impl<W: World> Udp<W> {
                     self.sockets.find(&SocketKey::Member(SocketAddr::new(written_to, listener.port)))
                 };
                 if written_to.and_then(heard).is_some() {
-                    return None; // The group's own socket has a copy of it.
+                    return None; // The socket of the group has received a copy.
                 }
                 match self.policy.onward(listener, cx.settings, cx.guest, peer, written_to) {
                     Onward::Link(ends) => Some(ends),
@@ -289,11 +288,11 @@ impl<W: World> Udp<W> {
                 }
             }
         };
-        self.to_guest(cx, id, received, ends).map(Route::Link)
+        self.address_to_guest(cx, id, received, ends).map(Route::Link)
     }
 
-    /// Where a datagram goes through the link, by its ends; none (which is counted) if it can't.
-    fn to_guest(
+    /// How a datagram between `ends` is sent through the link; none (which is counted) if it can't be.
+    fn address_to_guest(
         &mut self,
         cx: &mut Unlinked<'_, W>,
         id: FlowId,
@@ -338,7 +337,7 @@ impl<W: World> Udp<W> {
         Some(ToGuest { flow, frame, ports: (remote.port(), guest.port()) })
     }
 
-    /// The flow of a received datagram: an old one, or one that it begins.
+    /// The flow of a received datagram: an existing one, or a new one.
     fn flow_from(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -356,7 +355,7 @@ impl<W: World> Udp<W> {
             Some(id) => id,
             None => {
                 let endpoints = Endpoints { guest, remote: shown };
-                // Somebody else is shown to the guest with this address already (Q24): the old flow lives.
+                // The guest already sees another peer with this address (Q24): that flow stays.
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket, Origin::Host);
                 let id = if taken || retired { None } else { self.insert(new) };
@@ -378,8 +377,7 @@ impl<W: World> Udp<W> {
 }
 
 impl<S> Socket<S> {
-    /// How many datagrams to take now. A request or an answer comes alone, and a second look at the socket would find
-    /// nothing.
+    /// How many datagrams to receive now. After a single request or answer, another system call would find nothing.
     fn batch(&mut self, round: RoundNumber) -> u8 {
         let streaming = round.follows(self.last_visit);
         self.last_visit = round;
@@ -392,7 +390,7 @@ impl InboundTrain {
         Self { route, extent: first.extent(), first }
     }
 
-    /// Whether a datagram, or a train of the same size, may follow.
+    /// Whether a datagram or train may be joined.
     fn takes(&self, next: &Received) -> bool {
         let Received { from, destination, local, hop_limit, traffic_class, .. } = self.first;
         let like = next.from == from
@@ -405,7 +403,7 @@ impl InboundTrain {
 }
 
 impl Role {
-    /// The guest endpoint that `peer` reaches through the socket, by writing to `written_to`.
+    /// The guest endpoint that `peer` reaches through the socket by sending to `written_to`.
     pub(super) fn guest_of(
         &self,
         settings: &Settings,
@@ -434,12 +432,12 @@ impl Received {
     }
 }
 
-/// Whether a datagram is short enough to be worth joining.
+/// Whether a datagram is short enough that joining it costs less than sending it alone.
 fn is_short(received: &Received) -> bool {
     received.segment_size.is_none() && received.len <= MAX_DATAGRAM_LEN
 }
 
-/// Bytes in front of the payload.
+/// Length of the headers before the payload, in bytes.
 pub(super) const fn headroom(v4: bool) -> usize {
     ethernet::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN } + udp::HEADER_LEN
 }

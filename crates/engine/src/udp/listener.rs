@@ -1,16 +1,15 @@
-//! Which socket of a forwarding rule suits what the guest sends on its own.
+//! Which listener of a forwarding rule sends the datagrams of flows that the guest begins.
 
 use core::net::SocketAddr;
 
 use crate::forward::{Listener, spec::Direction};
 
 impl Listener {
-    /// How well `peer` can be reached through this socket by what the guest sends on its own from `source`, a port that
-    /// the rule leads to. The least rank is the best. None: not at all.
+    /// How suitable this socket is for a flow that the guest begins from `source`, a port that the rule forwards to, with
+    /// `peer`. The lowest rank is the best. None: it can't be used.
     ///
-    /// A socket that is bound to an interface is never used: packets to peers of other interfaces would vanish on it. One
-    /// of another port is not used for groups: nobody there knows it, and what is heard at a group may have to come from the
-    /// protocol's own port.
+    /// A socket that is bound to an interface is never used: packets to peers on other interfaces would get lost. A socket
+    /// with another port is not used for groups: receivers may require the protocol's own port as source.
     pub(super) fn rank(&self, source: SocketAddr, peer: SocketAddr) -> Option<Rank> {
         let inbound = self.direction == Direction::Inbound && !self.on_interface;
         let port_changes = self.port != self.target_port;
@@ -33,7 +32,7 @@ impl Listener {
     }
 }
 
-/// Order of the listeners that lead to one port of the guest, best first: by address, then one that keeps the port, then
+/// Order of the listeners that forward to one port of the guest, best first: by address, then one that keeps the port, then
 /// by the order of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
@@ -43,13 +42,13 @@ pub(super) struct Rank {
     port: u16,
 }
 
-/// What address a listener is bound to.
+/// The address that a listener is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Binding {
-    /// To the one that the guest sends from.
+    /// The one that the guest sends from.
     Same,
-    /// To all.
+    /// All addresses.
     Any,
-    /// To another one: a server on the host that is bound to it would send from there.
+    /// Another one, from which a server on the host that is bound to it would send, too.
     Other,
 }

@@ -1,7 +1,7 @@
-//! What the host's network sends to groups that the guest has joined (`--multicast`).
+//! Datagrams of the host's network to groups that the guest has joined (`--multicast`).
 //!
-//! IGMP and MLD name no ports, and a socket of the host has one. So a group has a socket for each port at which protocols of
-//! local networks are heard, and for ports that the guest uses with the group itself. The sockets are bound to the group,
+//! IGMP and MLD name no ports, and a socket of the host has one. So a group has a socket for each well-known port of protocols of
+//! local networks, and for each port that the guest itself uses with the group. The sockets are bound to the group,
 //! and share their port.
 
 use alloc::{
@@ -25,15 +25,15 @@ use crate::{
 const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 /// Most sockets of groups. Each costs a file.
 const MOST: usize = 128;
-/// At most one part of so many of the guest's sockets.
+/// At most one in this many of the guest's sockets.
 const PART: usize = 4;
 /// How many uses of groups by the guest are remembered.
 const MOST_USED: usize = 64;
-/// Ports from here on are mostly not chosen by a protocol: nobody else writes to them at a group.
+/// First port that is rarely a protocol's own: other hosts do not send to it at a group.
 const EPHEMERAL: u16 = 32_768;
-/// How many datagrams of the guest are remembered, because they come back.
+/// How many datagrams of the guest to groups are remembered, to recognise them when the kernel returns them.
 const MOST_SENT: usize = 64;
-/// How long, in microseconds: the kernel gives them back at once.
+/// How long they are remembered, in microseconds: the kernel returns them at once.
 const MEMORY: u64 = 500_000;
 /// How much of each is remembered, in bytes.
 const START: usize = 64;
@@ -57,7 +57,7 @@ struct Sent {
     digest: Digest,
 }
 
-/// By what a datagram is known again.
+/// Identifies a datagram: its length and first bytes.
 type Digest = (usize, [u8; START]);
 
 fn digest(payload: impl Payload) -> Digest {
@@ -67,7 +67,7 @@ fn digest(payload: impl Payload) -> Digest {
 }
 
 impl<W: World> Udp<W> {
-    /// The guest is a member of `group` from now on.
+    /// The guest has joined `group`.
     pub(crate) fn join(&mut self, group: IpAddr, host: &mut W::Host) {
         log::debug!("the guest has joined {group}");
         self.joined.groups.insert(group);
@@ -78,7 +78,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The guest is no member of `group` any more. Flows of its sockets end: if the guest goes on, it begins others.
+    /// The guest has left `group`. Flows of its sockets end: if the guest sends more, it begins others.
     pub(crate) fn leave(&mut self, group: IpAddr, timers: &mut Timers<FlowId>) {
         log::debug!("the guest has left {group}");
         self.joined.groups.remove(&group);
@@ -124,11 +124,12 @@ impl<W: World> Udp<W> {
                     self.joined.sockets += 1;
                 }
             }
-            Err(errno) => log::debug!("{at} of the host is not heard: {errno:?}"),
+            Err(errno) => log::debug!("can't receive from {at}: {errno:?}"),
         }
     }
 
-    /// A new flow of the guest leads to a group: what others send there, or to where it comes from, is of interest.
+    /// The guest begins a flow to a group: it expects datagrams to the group at the port that it sends to, and at the port
+    /// that it sends from.
     pub(super) fn note_use(&mut self, host: &mut W::Host, endpoints: Endpoints) {
         let group = endpoints.remote.ip();
         for port in [endpoints.remote.port(), endpoints.guest.port()] {
@@ -147,8 +148,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The guest sends to a group that it is a member of, or a broadcast: the host's kernel will give that back to our socket
-    /// of the group, or of the port.
+    /// The guest sends to a group that it is a member of, or a broadcast: the host's kernel will deliver a copy to the
+    /// engine's own socket for the group, or the port.
     pub(super) fn note_sent_to_group(&mut self, now: Instant, outbound: &Outbound<PayloadOf<'_, W::Memory>>) {
         let to = SocketAddr::new(outbound.destination.ip(), outbound.destination.port());
         let len = outbound.payload.len();
@@ -162,7 +163,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Whether a datagram that this socket got is the guest's own. Each comes back once.
+    /// Whether a datagram that this socket received was sent by the guest. Each is returned once.
     pub(super) fn is_echo(&mut self, now: Instant, id: FlowId, payload: impl Payload) -> bool {
         let sent = &mut self.joined.sent;
         while sent.front().is_some_and(|sent| now.since(sent.at).as_micros() as u64 > MEMORY) {

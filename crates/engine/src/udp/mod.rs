@@ -1,9 +1,9 @@
-//! UDP (behaviour §7): one unconnected host socket per guest endpoint, so that whoever the guest has not written to
-//! before can answer it too, as at a host's own socket (endpoint-independent mapping and filtering, RFC 4787 §4.1, §5).
+//! UDP (behaviour §7): one unconnected host socket per guest endpoint. So remotes that the guest has not written to can
+//! reach it as well, as they can a socket of the host (endpoint-independent mapping and filtering, RFC 4787 §4.1, §5).
 //!
 //! A *flow* is what one guest endpoint exchanges with one remote. Flows carry the address translation, the timeouts
-//! and the errors; the socket stays while flows of it live. Listeners of forwarding rules stay for good, and answers of
-//! the guest to what came in through a listener leave through it.
+//! and the errors; the socket stays open while it has flows. Listeners of forwarding rules stay open, and the guest's
+//! answers to a datagram leave through the listener that received it.
 
 mod bypass;
 mod group;
@@ -49,13 +49,13 @@ use room::Notices;
 use table::{Flow, FlowTable, Origin, PeerKey};
 use train::Train;
 
-/// Most datagrams (or trains) taken from a socket, and most errors, before others get their turn.
+/// Most datagrams (or trains), and most errors, taken from a socket in one turn.
 const VISIT: u8 = 32;
 /// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
 const ORDINALS: u8 = 4;
 
-/// Rounds of the event loop, counted. Whoever comes up in this round and did in the last one has a stream: a request or an
-/// answer comes alone, and the next one only after the other side's turn.
+/// The number of a round of the event loop. A sender that is active in two rounds in a row has a stream: after a single
+/// request or answer, the next datagram comes only after one of the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RoundNumber(u64);
 
@@ -76,27 +76,27 @@ impl RoundNumber {
 /// All UDP sockets and flows.
 pub struct Udp<W: World> {
     sockets: Flows<Socket<UdpOf<W>>>,
-    /// Those of the sockets that belong to guest endpoints.
+    /// The sockets of guest endpoints.
     endpoints: Idle,
-    /// Those that stand for clients in the other namespace.
+    /// The sockets in the other namespace, one for each client that bypasses the link.
     proxies: Idle,
     policy: Policy,
-    /// The listeners that are not closed: the port of the guest that each leads to, and its socket as one word.
+    /// The listeners that are not closed: the port of the guest that each forwards to, and its id as one word.
     published: BTreeSet<(u16, u64)>,
     flows: FlowTable,
-    /// Sockets that share the port of a flow to a group.
+    /// Sockets that share a port with other programs of the host, for flows to a group.
     shared_ports: BTreeMap<FlowId, UdpOf<W>>,
     /// Groups that the guest is a member of.
     joined: Groups,
     round: RoundNumber,
     train: Train,
-    /// Where datagrams for the guest are joined.
+    /// Buffer in which datagrams for the guest are joined.
     arrivals: Vec<u8>,
     /// Identification of the last datagram that went to the guest in fragments.
     fragment_id: u32,
     limits: Limits,
     counters: Drops,
-    /// Sockets and flows that were ended for others.
+    /// Sockets and flows that were ended to make room for others.
     ended: u64,
     notices: Notices,
 }
@@ -107,38 +107,39 @@ struct Socket<S> {
     role: Role,
     /// The flows that go through it.
     flows: Chain,
-    /// How many clients of it, a listener, have a socket in the other namespace.
+    /// For a listener: how many of its clients have a socket in the other namespace.
     proxies: usize,
-    /// What went through it, if it is not a listener.
+    /// For a guest endpoint, or a socket in the other namespace: its traffic.
     activity: Activity,
-    /// Whether the last datagram was IPv4: where the next one's payload will probably go.
+    /// Whether the last datagram was IPv4. A dual-stack socket does not say so in advance, and the length of the headers
+    /// depends on it.
     v4: bool,
     last_visit: RoundNumber,
     last_taken: u8,
-    /// Whether the last datagram was one that is joined with others.
+    /// Whether the last datagram was short enough to be joined with others.
     last_short: bool,
 }
 
 #[derive(Debug)]
 enum Role {
-    /// Everything of one guest endpoint, or those flows that a socket of a lower number can't tell apart.
+    /// A guest endpoint. It has more than one socket if remotes that it sees as different are the same on the host (Q8).
     Endpoint {
         guest: SocketAddr,
         ordinal: u8,
     },
     Listener(Listener),
-    /// A listener that was closed while flows went through it: it serves them to their end, and nobody else.
+    /// A listener that was closed while flows went through it: it serves these flows until they end, and no new ones.
     Retired(Listener),
     /// A group and port of the host's network.
     Member(SocketAddr),
-    /// A client of a listener, in the namespace where that leads.
+    /// Represents one client of a listener in the namespace that the listener forwards to.
     Proxy(Proxy),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum SocketKey {
     Endpoint(SocketAddr, u8),
-    /// The port: other than the rule, it never changes. Nothing is looked up by it.
+    /// The port: unlike the rule, it never changes. Listeners are not looked up by this key.
     Listener(u16),
     Member(SocketAddr),
     Proxy(Client),
@@ -171,14 +172,14 @@ impl<S> Socket<S> {
         }
     }
 
-    /// Whether nothing goes through it.
+    /// Whether no flow or client uses it.
     fn is_unused(&self) -> bool {
         self.flows.first().is_none() && self.proxies == 0
     }
 }
 
 impl<W: World> Udp<W> {
-    /// No socket, no flow. `hash_key` is random.
+    /// No sockets, no flows. `hash_key` is random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
@@ -207,7 +208,7 @@ impl<W: World> Udp<W> {
         &self.counters
     }
 
-    /// How many sockets and flows were ended because others needed their place.
+    /// How many sockets and flows were ended to make room for others.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
@@ -219,10 +220,10 @@ impl<W: World> Udp<W> {
         self.flows.len()
     }
 
-    /// Takes in the socket of a forwarding rule's port; returns its name, for [`Udp::unlisten`].
+    /// Adds the socket of a forwarding rule's port. Returns its id, for [`Udp::unlisten`].
     ///
     /// # Errors
-    /// The socket can't be watched.
+    /// The socket can't be watched, and is closed.
     pub fn listen(
         &mut self,
         host: &mut W::Host,
@@ -236,8 +237,8 @@ impl<W: World> Udp<W> {
         self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| Errno::ENFILE)
     }
 
-    /// Closes a listener. While flows go through it, it stays for those alone: it can be had back by
-    /// [`Udp::relisten`].
+    /// Closes a listener. While flows use it, its socket stays open for them: [`Udp::relisten`] can make it a listener
+    /// again.
     pub fn unlisten(&mut self, id: FlowId) {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         if let Role::Listener(listener) = &socket.role {
@@ -249,7 +250,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Lets a listener, closed or not, serve another rule at the same port and address. False if it is gone.
+    /// Makes a listener, closed or not, serve another rule at the same port and address. False if it does not exist.
     pub fn relisten(&mut self, id: FlowId, listener: Listener) -> bool {
         let Some(socket) = self.sockets.get_mut(id) else { return false };
         let (Role::Listener(old) | Role::Retired(old)) = &socket.role else { return false };
@@ -260,19 +261,19 @@ impl<W: World> Udp<W> {
         true
     }
 
-    /// Whether a listener is there, closed or not: it holds its port.
+    /// Whether a listener exists, closed or not: it occupies its port.
     #[must_use]
     pub fn is_listener(&self, id: FlowId) -> bool {
         self.sockets.get(id).is_some_and(|socket| matches!(socket.role, Role::Listener(_) | Role::Retired(_)))
     }
 
-    /// A socket by its name, unless it is gone.
+    /// The socket with this id, if it exists.
     #[must_use]
     pub fn socket(&self, id: FlowId) -> Option<&UdpOf<W>> {
         Some(&self.sockets.get(id)?.io)
     }
 
-    /// The sockets that belong to the guest's own endpoints and groups: each holds a port of the host.
+    /// The sockets that belong to the guest's own endpoints and groups: each occupies a port of the host.
     pub fn endpoint_sockets(&self) -> impl Iterator<Item = &UdpOf<W>> {
         let endpoints = self
             .sockets
@@ -281,8 +282,8 @@ impl<W: World> Udp<W> {
         endpoints.map(|(_, socket)| &socket.io)
     }
 
-    /// A datagram of the guest, or with segmentation in `offload` a train of them. It may wait for the end of
-    /// the round.
+    /// A datagram of the guest, or with segmentation in `offload` a train of them. It may be sent only at
+    /// the end of the round.
     pub fn on_datagram(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
@@ -329,7 +330,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The end of a round: sends what was joined.
+    /// The end of a round: sends the datagrams that were joined.
     pub(crate) fn end_round(&mut self, cx: &mut Context<'_, W>) {
         self.round = self.round.next();
         self.send_joined(cx);
@@ -353,7 +354,7 @@ impl<W: World> Udp<W> {
         self.train.recycle(payload);
     }
 
-    /// A flow that the guest begins.
+    /// Opens a flow that the guest begins.
     fn open_flow(&mut self, endpoints: Endpoints, cx: &mut Context<'_, W>) -> Option<FlowId> {
         let guest = endpoints.guest;
         let peer = cx.settings.to_host(Protocol::Udp, endpoints.remote).ok();
@@ -387,8 +388,8 @@ impl<W: World> Udp<W> {
         Some(id)
     }
 
-    /// A socket by which `guest` can write to `peer` from the host's address `local`, if that matters, and by which
-    /// answers of that peer are known to belong to the new flow only (Q8).
+    /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if that is given. It must have no flow
+    /// with the same peer: answers of the peer could not be told apart (Q8).
     fn socket_for(
         &mut self,
         guest: SocketAddr,
@@ -410,8 +411,8 @@ impl<W: World> Udp<W> {
         None
     }
 
-    /// The listener, if any, whose port remotes know as that of `guest`: what the guest sends on its own leaves from it,
-    /// too, as answers do.
+    /// The listener that forwards to `guest`, if any. Remotes know its port as that of the guest, so the datagrams of flows
+    /// that the guest begins also leave from it.
     fn published_for(
         &self,
         guest: SocketAddr,
@@ -424,7 +425,7 @@ impl<W: World> Udp<W> {
             if bound.is_some() && local.is_some_and(|local| bound != Some(local)) {
                 return false;
             }
-            // Where an answer will be written to.
+            // The address that an answer will be sent to.
             let written_to = bound.or(local);
             let usual = || cx.settings.guest_destination(cx.guest, guest.ip(), written_to);
             listener.target_address.map(|target| target.to_canonical()).or_else(usual) == Some(guest.ip())

@@ -1,6 +1,6 @@
-//! Room for newcomers: who ends when sockets or flows are used up, and how they end.
+//! Room for new sockets and flows: which ones end when a limit is reached, and how they end.
 //!
-//! Neither the guest nor a client of a listener is refused for want of room: the member of the full share that was idle
+//! Neither the guest nor a client of a listener is refused because a limit is reached. Instead, the member that was idle
 //! for longest ends, answered ones first (docs/design/budgets.md).
 
 use core::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::{
     timer::{Instant, Timers},
 };
 
-/// When it was last reported that a share is full.
+/// When the log last reported that a limit is reached.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     endpoints: Notice,
@@ -72,7 +72,7 @@ impl<W: World> Udp<W> {
         host.udp_open(id, guest.ip(), guest.port())
     }
 
-    /// Makes room for another socket in the other namespace.
+    /// Makes room for one more socket in the other namespace.
     pub(super) fn make_room_for_proxy(&mut self, now: Instant, timers: &mut Timers<FlowId>) {
         let share = self.limits.bypass;
         if !share.is_full(self.proxies.len()) {
@@ -88,7 +88,7 @@ impl<W: World> Udp<W> {
         self.end_idle_proxy(timers);
     }
 
-    /// Ends flows if more of them were begun in this direction than there may be.
+    /// Ends flows if `begun` has more than its limit.
     pub(super) fn end_surplus(&mut self, begun: Origin, now: Instant, timers: &mut Timers<FlowId>) {
         while let Some(id) = self.flows.surplus(begun) {
             let share = self.flows.share(begun);
@@ -108,7 +108,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Ends the endpoint that is to end next, and its flows. False if there is none.
+    /// Ends the endpoint that is next to end, and its flows. False if there is none.
     fn end_idle_endpoint(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
             return false;
@@ -118,16 +118,16 @@ impl<W: World> Udp<W> {
             self.shared_ports.remove(&flow);
             self.flows.remove(flow, &mut socket.flows, timers);
         }
-        log::debug!("{id}: closed for another one");
+        log::debug!("{id}: closed to make room for another one");
         self.close_unused(id, timers);
         self.ended += 1;
         true
     }
 
-    /// Ends the socket in the other namespace that is to end next. False if there is none.
+    /// Ends the socket in the other namespace that is next to end. False if there is none.
     pub(super) fn end_idle_proxy(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.proxies.next().and_then(|index| self.sockets.id_at(index)) else { return false };
-        log::debug!("{id}: closed for another one");
+        log::debug!("{id}: closed to make room for another one");
         self.end_proxy(id, timers);
         self.ended += 1;
         true
@@ -154,7 +154,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Closes a socket that nothing goes through, if it is there for that alone.
+    /// Closes a socket that no flow or client uses, unless it also waits for new ones.
     fn close_unused(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(socket) = self.sockets.get_mut(id).filter(|socket| socket.is_unused()) else { return };
         match socket.role {
@@ -165,8 +165,8 @@ impl<W: World> Udp<W> {
         self.sockets.remove(id);
     }
 
-    /// Notes a datagram of the party that a socket was opened for (`request`), or one to it. Sockets that do not end for
-    /// others keep no such notes.
+    /// Notes a datagram of the party that a socket was opened for (`request`), or one to it. Sockets that never end for others have no
+    /// such notes.
     pub(super) fn note(&mut self, id: FlowId, request: bool, now: Instant, timers: &mut Timers<FlowId>) {
         let Some(Socket { role, activity, .. }) = self.sockets.get_mut(id) else { return };
         let idle = match role {

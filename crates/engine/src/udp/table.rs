@@ -15,20 +15,20 @@ use crate::{
     timer::{Instant, Timers},
 };
 
-/// How much is kept, and for how long.
+/// Limits on sockets, flows and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Flows that the guest began.
     pub flows: Share,
-    /// Flows that others began.
+    /// Flows that remotes began.
     pub strangers: Share,
     /// Sockets of guest endpoints; listeners are not counted.
     pub endpoints: Share,
-    /// Sockets in place of clients in the other namespace.
+    /// Sockets for clients of listeners, in the other namespace.
     pub bypass: Share,
     /// A flow ends after this long without a datagram (behaviour §7.2: 30 s).
     pub idle: Duration,
-    /// The same for a flow that has carried more than a question and an answer (behaviour §7.2: 120 s).
+    /// The same for a flow that has carried more than a request and an answer (behaviour §7.2: 120 s).
     pub idle_stream: Duration,
 }
 
@@ -41,16 +41,16 @@ impl Limits {
 /// What a guest endpoint exchanges with one remote.
 #[derive(Debug)]
 pub(super) struct Flow {
-    /// As the guest sees it.
+    /// The two ends, as the guest sees them.
     pub(super) endpoints: Endpoints,
     /// The remote on the host's side.
     pub(super) peer: SocketAddr,
     /// The socket that it goes through.
     pub(super) socket: FlowId,
-    /// The host's address that the guest's datagrams leave from: the one that the peer wrote to, or that the guest
-    /// has as well. None: the kernel's choice.
+    /// The host's address that the guest's datagrams leave from: the one that the peer wrote to, or one that the guest
+    /// has as well. None: the kernel chooses.
     pub(super) local: Option<IpAddr>,
-    /// When the guest sent last.
+    /// The round in which the guest sent last.
     pub(super) last_sent: RoundNumber,
     begun: Origin,
     activity: Activity,
@@ -64,7 +64,7 @@ impl Keyed for Flow {
 }
 
 impl Flow {
-    /// A flow whose first datagram goes in the direction `begun`.
+    /// A flow whose first datagram comes from `begun`.
     pub(super) fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId, begun: Origin) -> Self {
         Self {
             endpoints,
@@ -87,14 +87,14 @@ impl Flow {
     }
 }
 
-/// A flow as the host's side sees it.
+/// The key of a flow on the host's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PeerKey {
     /// The socket that a datagram came in by.
     pub(super) socket: FlowId,
-    /// From whom.
+    /// Its sender.
     pub(super) peer: SocketAddr,
-    /// For whom: a listener can lead to several addresses of the guest.
+    /// The guest's endpoint: a listener can forward to several addresses of the guest.
     pub(super) guest: SocketAddr,
 }
 
@@ -112,11 +112,11 @@ pub(super) enum Origin {
 pub(super) struct FlowTable {
     flows: Flows<Flow>,
     by_peer: HashMap<PeerKey, FlowId, HashKey>,
-    /// The flows of each socket, which has the ends of the list.
+    /// The flows of each socket, as a list; the socket keeps its ends.
     by_socket: Links,
-    /// Those that the guest began.
+    /// Flows that the guest began.
     own: Idle,
-    /// Those that others began: they have a share of their own, so that nobody outside can end the guest's flows.
+    /// Flows that remotes began. They have their own limit, so that a remote can't end flows of the guest.
     strangers: Idle,
     limits: Limits,
 }
@@ -158,8 +158,8 @@ impl FlowTable {
         self.flows.id_at(socket.first()?)
     }
 
-    /// Adds a flow that is in the table by neither of its keys, and to the list of its `socket`. See
-    /// [`FlowTable::surplus`].
+    /// Adds a flow, also to the list of its `socket`. Neither of its keys may be in the table. The table may then exceed its
+    /// limit: see [`FlowTable::surplus`].
     pub(super) fn insert(&mut self, flow: Flow, socket: &mut Chain) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
         let id = self.flows.insert(flow).ok()?;
@@ -169,7 +169,7 @@ impl FlowTable {
         Some(id)
     }
 
-    /// A flow that is to end, if more were begun in this direction than there may be. It is not the newest.
+    /// The next flow to end, if `begun` has more flows than its limit. It is never the newest.
     pub(super) fn surplus(&mut self, begun: Origin) -> Option<FlowId> {
         let share = self.share(begun);
         let idle = self.idle(begun);
@@ -180,7 +180,7 @@ impl FlowTable {
         self.flows.id_at(next)
     }
 
-    /// How many flows may be begun in this direction.
+    /// How many flows `begun` may have.
     pub(super) const fn share(&self, begun: Origin) -> Share {
         match begun {
             Origin::Guest => self.limits.flows,
