@@ -3,10 +3,8 @@
 
 use std::{fs, panic, path::PathBuf};
 
-use fuzz::{
-    TARGETS, Target,
-    mutate::{Random, next_input},
-};
+use fuzz::{TARGETS, Target, mutate::next_input};
+use testkit::random::Random;
 
 fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);

@@ -1,5 +1,7 @@
 //! Reproducible randomness (SplitMix64).
 
+use std::vec::Vec;
+
 /// A generator that gives the same numbers on every machine.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
@@ -22,6 +24,11 @@ impl Random {
     /// A number below `bound`; zero if `bound` is.
     pub const fn below(&mut self, bound: usize) -> usize {
         if bound == 0 { 0 } else { (self.next() % bound as u64) as usize }
+    }
+
+    /// `len` bytes.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
     }
 
     /// True this many times in a thousand.

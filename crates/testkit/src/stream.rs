@@ -285,7 +285,7 @@ impl TcpSocket for Stream {
         let bytes = pieces.concat();
         assert!(!bytes.is_empty(), "a send of nothing");
         assert!(!state.shut, "bytes after the end of the stream");
-        assert!(state.connected || state.failed, "bytes before the connection is made");
+        assert!(state.connected, "bytes before the connection is made");
         state.taken_error()?;
         if state.failed {
             return Err(SocketError::Failed(BROKEN_PIPE));

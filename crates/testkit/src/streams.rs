@@ -18,8 +18,7 @@ pub static UPWARD: Bytes = Bytes(LazyLock::new(|| period(1)));
 pub static DOWNWARD: Bytes = Bytes(LazyLock::new(|| period(2)));
 
 fn period(seed: u64) -> Vec<u8> {
-    let mut random = Random::new(seed);
-    let period: Vec<u8> = (0..PERIOD).map(|_| random.next() as u8).collect();
+    let period = Random::new(seed).bytes(PERIOD);
     period.iter().copied().cycle().take(PERIOD + LONGEST).collect()
 }
 

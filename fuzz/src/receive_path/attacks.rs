@@ -1,6 +1,7 @@
 //! A guest that tries to use up resources (behaviour §10.6): everything is bounded, and existing connections continue.
 
 use engine::{flow::Endpoints, host::Readiness};
+use testkit::stream::Peer;
 use wire::{offload::Offload, tcp::Flags};
 
 use super::{Input, Run, guest::segment_with};
@@ -30,10 +31,9 @@ impl Run {
         if self.stack.tcp().len() == before {
             return false;
         }
-        let Some(stream) = self.world.newest() else { return false };
-        stream.borrow_mut().connected = true;
-        let id = stream.borrow().id;
-        drop(stream);
+        let Some(peer) = self.host.peers.last() else { return false };
+        peer.state().connected = true;
+        let Some(id) = peer.state().flow else { return false };
         self.readiness(id, Readiness { writable: true, ..Readiness::default() });
         self.round();
         self.link.next_step();
@@ -41,10 +41,13 @@ impl Run {
         true
     }
 
+    fn peer(&self, ends: &Endpoints) -> Option<&Peer> {
+        self.host.peers.iter().find(|peer| peer.state().ends == Some(*ends))
+    }
+
     /// Number of bytes of a connection's stream that the host has received.
     fn written(&self, ends: &Endpoints) -> u64 {
-        let stream = self.world.streams().iter().find(|stream| stream.borrow().ends == *ends);
-        stream.map_or(0, |stream| stream.borrow().written)
+        self.peer(ends).map_or(0, |peer| peer.state().sent)
     }
 
     /// Sends 100 bytes, and retransmits them until the host has them.
@@ -52,8 +55,9 @@ impl Run {
         let before = self.written(ends);
         for _ in 0..100 {
             self.send(ends, seq, Flags::ACK | Flags::PSH, 100);
-            let stream = self.world.streams().iter().find(|stream| stream.borrow().ends == *ends);
-            let Some(id) = stream.map(|stream| stream.borrow().id) else { panic!("{ends:?} is gone") };
+            let Some(id) = self.peer(ends).and_then(|peer| peer.state().flow) else {
+                panic!("{ends:?} is gone")
+            };
             self.readiness(id, Readiness { writable: true, ..Readiness::default() });
             if self.written(ends) >= before + 100 {
                 return;

@@ -3,27 +3,25 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use engine::flow::Endpoints;
+use testkit::{
+    guest::{dhcp_header, headers, segment},
+    settings::GUEST_MAC,
+    streams::UPWARD,
+};
 use wire::{
     arp,
     ethernet::{self, Mac},
-    fragment::Piece,
-    frame::{self, Body, MAX_LEN, Outgoing, Transport},
+    frame::{MAX_LEN, Outgoing},
     icmp,
-    offload::{Offload, PartialChecksum},
-    protocol,
-    segment::complete_checksum,
+    offload::Offload,
     tcp::{self, Flags, SackBlocks, Seq},
-    udp,
 };
 
-use super::{link::GuestLink, world::pattern};
+use super::link::GuestSide;
 use crate::input::Input;
 
-const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
-const HOST_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
-
 /// The guest's own addresses, and some invalid sources.
-const SOURCES_V4: [Ipv4Addr; 6] = [
+pub(super) const SOURCES_V4: [Ipv4Addr; 6] = [
     Ipv4Addr::new(198, 51, 100, 2),
     Ipv4Addr::new(198, 51, 100, 2),
     Ipv4Addr::new(198, 51, 100, 9),
@@ -100,7 +98,7 @@ impl Guest {
     }
 
     /// A frame that `input` selects, with the offload of its virtio-net header.
-    pub(super) fn frame(&mut self, input: &mut Input<'_>, link: &GuestLink) -> (Vec<u8>, Offload) {
+    pub(super) fn frame(&mut self, input: &mut Input<'_>, link: &GuestSide) -> (Vec<u8>, Offload) {
         let kind = input.byte() % 16;
         let mut frame = match kind {
             0..9 => self.segment(input, link),
@@ -121,7 +119,7 @@ impl Guest {
     }
 
     /// A segment of one of the connections.
-    fn segment(&mut self, input: &mut Input<'_>, link: &GuestLink) -> Vec<u8> {
+    fn segment(&mut self, input: &mut Input<'_>, link: &GuestSide) -> Vec<u8> {
         let choice = usize::from(input.byte()) % self.talks.len();
         let talk = &mut self.talks[choice];
         let heard = link.heard(&talk.ends);
@@ -187,20 +185,18 @@ impl Guest {
         let mut bytes = [0; tcp::MAX_OPTIONS_LEN];
         let options_len = options.emit(&mut bytes);
         let header = tcp::Header::new(ports, Seq(seq), Seq(ack), flags, window, options_len);
-        write(talk.ends.guest.ip(), talk.ends.remote.ip(), input, |headers, buffer| {
-            headers.tcp(buffer, header, &bytes[..options_len], len, None).map(|written| written.len)
-        })
+        let headers = between(talk.ends.guest.ip(), talk.ends.remote.ip(), input);
+        testkit::guest::tcp(&headers, header, &bytes[..options_len], len, |_| ()).0
     }
 }
 
-/// A segment without options, with the payload of its sequence number.
+/// A segment without options. Its payload is that of the stream.
 #[cfg(test)]
 pub(super) fn segment_with(ends: &Endpoints, seq: u32, ack: u32, flags: Flags, len: usize) -> Vec<u8> {
     let ports = (ends.guest.port(), ends.remote.port());
     let header = tcp::Header::new(ports, Seq(seq), Seq(ack), flags, u16::MAX, 0);
-    let mut frame = write(ends.guest.ip(), ends.remote.ip(), &mut Input::new(&[]), |headers, buffer| {
-        headers.tcp(buffer, header, &[], len, None).map(|written| written.len)
-    });
+    let headers = headers(ends.guest.ip(), ends.remote.ip());
+    let mut frame = testkit::guest::tcp(&headers, header, &[], len, |_| ()).0;
     fix_payload(&mut frame);
     frame
 }
@@ -215,26 +211,9 @@ fn blocks(ack: u32, input: &mut Input<'_>) -> SackBlocks {
     blocks
 }
 
-/// Writes a frame between two addresses by `write`.
-fn write(
-    source: IpAddr,
-    destination: IpAddr,
-    input: &mut Input<'_>,
-    write: impl FnOnce(&Outgoing, &mut [u8]) -> Option<usize>,
-) -> Vec<u8> {
-    let mut frame = vec![0; MAX_LEN];
-    let headers = Outgoing {
-        source_mac: GUEST_MAC,
-        destination_mac: HOST_MAC,
-        source,
-        destination,
-        hop_limit: input.pick(&[64, 64, 255, 255, 1, 0]),
-        traffic_class: 0,
-        flow_label: 0,
-    };
-    let len = write(&headers, &mut frame).unwrap_or_default();
-    frame.truncate(len);
-    frame
+/// Headers of a packet between two addresses, with a hop limit as `input` says.
+fn between(source: IpAddr, destination: IpAddr, input: &mut Input<'_>) -> Outgoing {
+    Outgoing { hop_limit: input.pick(&[64, 64, 255, 255, 1, 0]), ..headers(source, destination) }
 }
 
 fn addresses(input: &mut Input<'_>) -> (IpAddr, IpAddr) {
@@ -249,48 +228,28 @@ fn datagram(input: &mut Input<'_>) -> Vec<u8> {
     let (source, destination) = addresses(input);
     let ports = (input.pick(&PORTS).wrapping_add(u16::from(input.byte() & 3)), input.pick(&PORTS));
     let len = input.pick(&LENGTHS);
-    write(source, destination, input, |headers, buffer| {
-        headers.udp(buffer, ports, len, None).map(|written| written.len)
-    })
+    testkit::guest::udp(&between(source, destination, input), ports, &vec![0; len]).0
 }
 
-/// A datagram with these bytes, between two ports.
-pub(crate) fn datagram_with(
-    (source, destination): (IpAddr, IpAddr),
-    ports: (u16, u16),
-    payload: &[u8],
-) -> Vec<u8> {
-    write(source, destination, &mut Input::new(&[]), |headers, buffer| {
-        let start = headers.headroom(wire::udp::HEADER_LEN);
-        buffer.get_mut(start..start + payload.len())?.copy_from_slice(payload);
-        headers.udp(buffer, ports, payload.len(), None).map(|written| written.len)
-    })
-}
-
-/// A DHCP message: a valid header, and any options.
+/// A DHCP message: a valid header, and arbitrary options.
 pub(crate) fn dhcp_message(options: &[u8]) -> Vec<u8> {
-    let mut message = vec![0; 236];
-    message[..4].copy_from_slice(&[1, 1, 6, 0]);
-    message[4..8].copy_from_slice(b"xid!");
-    message[28..34].copy_from_slice(&GUEST_MAC.0);
-    message.extend_from_slice(&[99, 130, 83, 99]);
-    message.extend_from_slice(options);
-    message
+    [&dhcp_header(), options].concat()
 }
 
 fn dhcp(input: &mut Input<'_>) -> Vec<u8> {
     let mut message = dhcp_message(&[53, 1, input.byte() % 9, 55, 4, 1, 3, 6, 26]);
     message.extend_from_slice(input.take(40));
     let destination = input.pick(&DESTINATIONS_V4).into();
-    datagram_with((input.pick(&SOURCES_V4).into(), destination), (68, 67), &message)
+    let headers = headers(input.pick(&SOURCES_V4).into(), destination);
+    testkit::guest::udp(&headers, (68, 67), &message).0
 }
 
 fn dhcpv6(input: &mut Input<'_>) -> Vec<u8> {
     let mut message = vec![input.byte() % 14, 1, 2, 3];
     message.extend_from_slice(&[0, 1, 0, 4, 0, 3, 0, 1, 0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
     message.extend_from_slice(input.take(60));
-    let addresses = (input.pick(&SOURCES_V6).into(), DESTINATIONS_V6[4].into());
-    datagram_with(addresses, (546, 547), &message)
+    let headers = headers(input.pick(&SOURCES_V6).into(), DESTINATIONS_V6[4].into());
+    testkit::guest::udp(&headers, (546, 547), &message).0
 }
 
 /// ICMP: echo, neighbour discovery, and anything else.
@@ -306,11 +265,8 @@ fn message(input: &mut Input<'_>) -> Vec<u8> {
     let header = icmp::Header::new(kind, code, u32::from(input.byte()) << 16 | 7);
     let body = input.take(usize::from(input.clone().byte() % 64));
     let padding = if input.one_in(16) { input.pick(&LENGTHS) } else { 0 };
-    write(source, destination, input, |headers, buffer| {
-        let start = headers.headroom(icmp::HEADER_LEN);
-        buffer.get_mut(start..start + body.len())?.copy_from_slice(body);
-        headers.icmp(buffer, header, body.len() + padding).map(|written| written.len)
-    })
+    let body = [body, &vec![0; padding]].concat();
+    testkit::guest::icmp(&between(source, destination, input), header, &body)
 }
 
 fn arp(input: &mut Input<'_>) -> Vec<u8> {
@@ -342,54 +298,9 @@ fn bend(frame: &mut Vec<u8>, input: &mut Input<'_>) {
     }
 }
 
-/// The IP packet of a frame in fragments of at most `room` bytes, or none if it can't be fragmented. A partial checksum is
-/// completed first.
-pub(super) fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
-    let mut whole = frame.to_vec();
-    let Ok(Body::Ip(packet)) = frame::parse(frame).map(|frame| frame.body) else { return Vec::new() };
-    let (source, destination) = (packet.source, packet.destination);
-    let (protocol, checksum) = match packet.transport {
-        Transport::Tcp(_) => (protocol::TCP, Some(tcp::CHECKSUM_OFFSET)),
-        Transport::Udp(_) => (protocol::UDP, Some(udp::CHECKSUM_OFFSET)),
-        Transport::Icmp(_) if source.is_ipv4() => (protocol::ICMP, None),
-        Transport::Icmp(_) => (protocol::ICMPV6, None),
-        Transport::Other(..) | Transport::Fragment(_) => return Vec::new(),
-    };
-    let headers = Outgoing {
-        source_mac: GUEST_MAC,
-        destination_mac: HOST_MAC,
-        source,
-        destination,
-        hop_limit: packet.hop_limit,
-        traffic_class: packet.traffic_class,
-        flow_label: 0,
-    };
-    let start = headers.headroom(0);
-    if let Some(offset) = checksum {
-        let checksum = Some(PartialChecksum { start: start as u16, offset });
-        complete_checksum(&mut whole, &Offload { checksum, ..Offload::default() });
-    }
-    let end = if source.is_ipv4() {
-        ethernet::HEADER_LEN + usize::from(u16::from_be_bytes([whole[16], whole[17]]))
-    } else {
-        start + usize::from(u16::from_be_bytes([whole[18], whole[19]]))
-    };
-    let upper = whole.get(start..end).unwrap_or_default();
-    let fragments = upper.chunks(room).zip((0..).step_by(room)).map(|(chunk, offset)| {
-        let mut fragment = vec![0; headers.fragment_headroom()];
-        fragment.extend_from_slice(chunk);
-        let piece = Piece { protocol, id: 7, offset, more: usize::from(offset) + room < upper.len() };
-        let written = headers.fragment(&mut fragment, &piece, chunk.len());
-        fragment.resize(written.unwrap_or_default(), 0);
-        fragment
-    });
-    fragments.collect()
-}
-
 /// The range of the TCP payload in a frame, and the sequence number of its first byte.
 fn payload(frame: &[u8]) -> Option<(usize, usize, u32)> {
-    let Body::Ip(packet) = frame::parse(frame).ok()?.body else { return None };
-    let Transport::Tcp(segment) = packet.transport else { return None };
+    let (_, segment) = segment(frame)?;
     let start = segment.payload.as_ptr() as usize - frame.as_ptr() as usize;
     let syn = u32::from(segment.flags().contains(Flags::SYN));
     Some((start, segment.payload.len(), segment.seq().0.wrapping_add(syn)))
@@ -398,15 +309,12 @@ fn payload(frame: &[u8]) -> Option<(usize, usize, u32)> {
 /// Overwrites the payload of a segment with the bytes of its sequence number.
 fn fix_payload(frame: &mut [u8]) {
     let Some((start, len, seq)) = payload(frame) else { return };
-    for (byte, position) in frame[start..start + len].iter_mut().zip(0..) {
-        *byte = pattern(seq.wrapping_add(position));
-    }
+    UPWARD.fill(seq, &mut frame[start..start + len]);
 }
 
 /// The endpoints, sequence number and flags of a TCP segment in a frame.
 pub(super) fn segment_of(frame: &[u8]) -> Option<(Endpoints, u32, Flags)> {
-    let Body::Ip(packet) = frame::parse(frame).ok()?.body else { return None };
-    let Transport::Tcp(segment) = packet.transport else { return None };
+    let (packet, segment) = segment(frame)?;
     let ends = Endpoints {
         guest: SocketAddr::new(packet.source, segment.header.source_port.get()),
         remote: SocketAddr::new(packet.destination, segment.header.destination_port.get()),

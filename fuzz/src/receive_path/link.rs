@@ -2,23 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use engine::{
-    flow::Endpoints,
-    link::{Full, Layout, Link, Slot},
-    memory::Plain,
-};
+use engine::{flow::Endpoints, link::Full};
 use std::net::SocketAddr;
+use testkit::{link::Receiver, streams::DOWNWARD};
 use wire::{
     assembly::Whole,
     checksum::Sum,
     fragment::Fragment,
-    frame::{self, Body, MAX_LEN, Packet, Transport},
-    offload::{Offload, SegmentKind},
+    frame::{self, Body, Packet, Transport},
+    offload::Offload,
     protocol,
     tcp::{Flags, Segment},
 };
-
-use super::world::pattern;
 
 /// Maximum number of frames that one step may cause: more than a turn of each connection.
 const MOST_FRAMES: usize = 200;
@@ -34,33 +29,21 @@ pub(super) struct Heard {
     pub(super) ack: u32,
 }
 
-/// A link that checks every frame.
-#[derive(Debug)]
-pub(super) struct GuestLink {
-    slot: Vec<u8>,
+/// The guest, as it receives frames.
+#[derive(Debug, Default)]
+pub(super) struct GuestSide {
     /// It accepts no frame.
     pub(super) full: bool,
     /// Sending a frame fails, although a slot was reserved.
     pub(super) refuses: bool,
-    /// Frames since the last call of [`GuestLink::next_step`].
+    /// Frames since the last call of [`GuestSide::next_step`].
     frames: usize,
     heard: BTreeMap<(SocketAddr, SocketAddr), Heard>,
     /// A datagram that arrives in fragments: its identification, and the bytes so far.
     large: Option<(u32, Vec<u8>)>,
 }
 
-impl GuestLink {
-    pub(super) fn new() -> Self {
-        Self {
-            slot: vec![0xa5; MAX_LEN],
-            full: false,
-            refuses: false,
-            frames: 0,
-            heard: BTreeMap::new(),
-            large: None,
-        }
-    }
-
+impl GuestSide {
     /// Resets the count of frames, and returns it.
     pub(super) fn next_step(&mut self) -> usize {
         std::mem::take(&mut self.frames)
@@ -87,16 +70,12 @@ impl GuestLink {
             return;
         };
         let first = seq.wrapping_sub(iss).wrapping_sub(1);
-        for (&byte, position) in segment.payload.iter().zip(0..) {
-            assert_eq!(byte, pattern(first.wrapping_add(position)), "the host's stream at {first}");
-        }
+        DOWNWARD.check(first, segment.payload);
         if heard.next == seq {
             heard.next = heard.next.wrapping_add(segment.sequence_len());
         }
     }
-}
 
-impl GuestLink {
     /// Reassembles fragments. They arrive in order, unless some were lost.
     fn reassemble(&mut self, packet: &Packet<'_>, fragment: &Fragment<&[u8]>) {
         let same = self
@@ -128,72 +107,40 @@ impl GuestLink {
     }
 }
 
-impl Link for GuestLink {
-    type Memory = Plain;
-
-    fn prepare(&mut self, layout: Layout) -> bool {
-        let len = layout.len();
-        assert!(len <= MAX_LEN, "a slot of {len} bytes");
-        let stale = len.min(200);
-        self.slot[..stale].fill(0xa5);
+impl Receiver for GuestSide {
+    fn has_room(&mut self) -> bool {
         !self.full
     }
 
-    fn slot(&mut self, layout: Layout) -> Slot<'_, Plain> {
-        Slot::in_buffer(&mut self.slot, layout)
-    }
-
-    fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
-        assert!(len <= layout.len(), "{len} bytes of a slot of {}", layout.len());
+    /// Checks a frame beyond what the link checks, and takes it.
+    fn frame(&mut self, bytes: &mut [u8], offload: &Offload) -> Result<(), Full> {
         self.frames += 1;
         assert!(self.frames < MOST_FRAMES, "too many frames in one step");
         if self.refuses {
             return Err(Full);
         }
-        let slot = std::mem::take(&mut self.slot);
-        check(&slot[..len], offload, self);
-        self.slot = slot;
+        let Ok(Body::Ip(packet)) = frame::parse(bytes).map(|frame| frame.body) else { return Ok(()) };
+        match packet.transport {
+            Transport::Tcp(segment) => {
+                let ends = Endpoints {
+                    guest: SocketAddr::new(packet.destination, segment.header.destination_port.get()),
+                    remote: SocketAddr::new(packet.source, segment.header.source_port.get()),
+                };
+                self.hear(ends, &segment);
+            }
+            Transport::Udp(_) | Transport::Icmp(_) => {}
+            Transport::Fragment(fragment) => {
+                // A datagram counts once, however many its fragments are.
+                self.frames -= usize::from(fragment.offset > 0);
+                self.reassemble(&packet, &fragment);
+            }
+            Transport::Other(protocol::IGMP, query) => {
+                assert_eq!((*offload, packet.hop_limit), (Offload::default(), 1));
+                let sum = Sum::new().bytes(query).finish();
+                assert_eq!((query.first(), sum), (Some(&0x11), 0), "{query:02x?}");
+            }
+            Transport::Other(protocol, _) => panic!("protocol {protocol} to the guest"),
+        }
         Ok(())
-    }
-}
-
-/// Checks a frame to the guest, and that its offload matches it.
-fn check(bytes: &[u8], offload: &Offload, link: &mut GuestLink) {
-    let frame = match frame::parse(bytes) {
-        Ok(frame) => frame,
-        Err(reason) => panic!("{reason:?}: {bytes:02x?}"),
-    };
-    assert_eq!(Offload::from_virtio(&offload.to_virtio()), Some(*offload));
-    if let Some(checksum) = offload.checksum {
-        let at = usize::from(checksum.start) + usize::from(checksum.offset);
-        assert!(at + 2 <= bytes.len(), "{offload:?} in {} bytes", bytes.len());
-    }
-    let Body::Ip(packet) = frame.body else { return };
-    assert_eq!(packet.source.is_ipv4(), packet.destination.is_ipv4());
-    assert!(!packet.source.is_multicast(), "from {}", packet.source);
-    let kind = offload.segmentation.map(|segmentation| segmentation.kind);
-    match packet.transport {
-        Transport::Tcp(segment) => {
-            let expected = if packet.source.is_ipv4() { SegmentKind::Tcp4 } else { SegmentKind::Tcp6 };
-            assert!(kind.is_none_or(|kind| kind == expected), "{offload:?}");
-            let ends = Endpoints {
-                guest: SocketAddr::new(packet.destination, segment.header.destination_port.get()),
-                remote: SocketAddr::new(packet.source, segment.header.source_port.get()),
-            };
-            link.hear(ends, &segment);
-        }
-        Transport::Udp(_) => assert!(kind.is_none_or(|kind| kind == SegmentKind::Udp), "{offload:?}"),
-        Transport::Icmp(_) => assert_eq!(kind, None),
-        Transport::Fragment(fragment) => {
-            assert_eq!(*offload, Offload::default(), "a fragment has no offload");
-            // A datagram counts once, however many its fragments are.
-            link.frames -= usize::from(fragment.offset > 0);
-            link.reassemble(&packet, &fragment);
-        }
-        Transport::Other(protocol::IGMP, query) => {
-            assert_eq!((*offload, packet.hop_limit), (Offload::default(), 1));
-            assert_eq!((query.first(), Sum::new().bytes(query).finish()), (Some(&0x11), 0), "{query:02x?}");
-        }
-        Transport::Other(protocol, _) => panic!("protocol {protocol} to the guest"),
     }
 }

@@ -8,7 +8,6 @@
 mod attacks;
 mod guest;
 mod link;
-mod world;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -16,11 +15,10 @@ use std::{
 };
 
 use engine::{
-    addr::{Guest as Learned, Services, Settings, V4, V6},
+    addr::{Guest as Learned, Settings},
     dns,
-    flow::FlowId,
+    flow::{FlowId, Kind},
     host::{QueuedError, Readiness, Received, Report},
-    neighbours::Neighbours,
     pressure::Pressure,
     reassembly::{MAX_BYTES, MAX_DATAGRAMS},
     share::{Bound, Share},
@@ -28,13 +26,20 @@ use engine::{
     timer::Instant,
     udp,
 };
-use wire::{ethernet::Mac, offload::Offload, tcp::Flags};
+use testkit::{
+    datagram::Opened,
+    guest::cut,
+    host::VirtualHost,
+    link::{Virtual, VirtualLink},
+    settings::START,
+    stream::{CONNECTION_REFUSED, CONNECTION_RESET, State},
+};
+use wire::{offload::Offload, tcp::Flags};
 
-pub(crate) use self::guest::{datagram_with, dhcp_message};
+pub(crate) use self::guest::dhcp_message;
 use self::{
-    guest::{Guest, segment_of},
-    link::GuestLink,
-    world::World,
+    guest::{Guest, SOURCES_V4, segment_of},
+    link::GuestSide,
 };
 use crate::input::Input;
 
@@ -93,63 +98,31 @@ pub(crate) fn one_frame(frame: &[u8]) {
 /// Both families, all mappings and all services, except those that `switches` disable.
 pub(crate) fn settings(switches: u8) -> Settings {
     let on = |bit: u8| switches & bit == 0;
-    let v4 = V4 {
-        assigned: Ipv4Addr::new(198, 51, 100, 2),
-        prefix_len: 24,
-        our_address: on(1).then_some(Ipv4Addr::new(198, 51, 100, 1)),
-        map_host_loopback: Some(Ipv4Addr::new(198, 51, 100, 1)),
-        map_guest_address: Some(Ipv4Addr::new(198, 51, 100, 77)),
-        dns_forward: Some(Ipv4Addr::new(198, 51, 100, 53)),
-        dns_servers: [Ipv4Addr::new(127, 0, 0, 53).into(), Ipv6Addr::LOCALHOST.into()]
-            [..if on(2) { 2 } else { 0 }]
-            .to_vec(),
-        pinned: !on(4),
-        dns: vec![Ipv4Addr::new(198, 51, 100, 53); 3],
-    };
-    let v6 = V6 {
-        assigned: on(8).then_some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2)),
-        our_link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
-        map_host_loopback: Some(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
-        map_guest_address: Some(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x77)),
-        dns_forward: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53)),
-        dns_servers: vec![
-            Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 0x53).into(),
-            Ipv4Addr::LOCALHOST.into(),
-        ],
-        outbound_scope: 7,
-        pinned: !on(4),
-        dns: vec![Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53); 3],
-    };
-    let services = Services {
-        tcp: true,
-        udp: true,
-        icmp: true,
-        multicast: true,
-        dhcp: true,
-        dhcpv6: true,
-        ndp: true,
-        ra: true,
-        advertise_dns: true,
-        advertise_search: true,
-        search: vec!["example.test".into(), "corp.test".into()],
-        hostname: Some("guest".into()),
-        fqdn: Some("guest.example.test".into()),
-        start_since_2000: 0x0102_0304,
-    };
-    Settings {
-        our_mac: Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]),
-        mtu: [65_520, 1500, 0, 68][usize::from(switches >> 6)],
-        v4: on(16).then_some(v4),
-        v6: on(32).then_some(v6),
-        neighbours: Neighbours::default(),
-        services,
+    let mut settings = testkit::settings::settings();
+    settings.mtu = [65_520, 1500, 0, 68][usize::from(switches >> 6)];
+    settings.services.multicast = true;
+    if let Some(v4) = &mut settings.v4 {
+        v4.our_address = v4.our_address.filter(|_| on(1));
+        v4.dns_servers.push(Ipv6Addr::LOCALHOST.into());
+        v4.dns_servers.truncate(if on(2) { 2 } else { 0 });
+        v4.pinned = !on(4);
+        v4.dns = vec![Ipv4Addr::new(198, 51, 100, 53); 3];
     }
+    if let Some(v6) = &mut settings.v6 {
+        v6.assigned = v6.assigned.filter(|_| on(8));
+        v6.dns_servers.push(Ipv4Addr::LOCALHOST.into());
+        v6.pinned = !on(4);
+        v6.dns = vec![Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53); 3];
+    }
+    settings.v4 = settings.v4.filter(|_| on(16));
+    settings.v6 = settings.v6.filter(|_| on(32));
+    settings
 }
 
 struct Run {
-    stack: Stack<World>,
-    world: World,
-    link: GuestLink,
+    stack: Stack<Virtual<GuestSide>>,
+    host: VirtualHost,
+    link: VirtualLink<GuestSide>,
     guest: Guest,
     now: Instant,
     /// Work that the last round left.
@@ -161,13 +134,14 @@ impl Run {
         let settings = settings(input.byte());
         let learned = Learned::new(&settings, None);
         let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
-        let now = Instant::from_micros(1_000_000);
+        let mut host = VirtualHost::random(u64::from(input.u16()));
+        host.own = SOURCES_V4.map(IpAddr::V4).to_vec();
         Self {
-            stack: Stack::new(settings, learned, LIMITS, seeds, now),
-            world: World::new(u64::from(input.u16())),
-            link: GuestLink::new(),
+            stack: Stack::new(settings, learned, LIMITS, seeds, START),
+            host,
+            link: VirtualLink::default(),
             guest: Guest::new(),
-            now,
+            now: START,
             pressure: Pressure::None,
         }
     }
@@ -191,8 +165,8 @@ impl Run {
             26 => match input.byte() % 8 {
                 0 => self.link.full = true,
                 1 => self.link.refuses = true,
-                2 => self.world.exhausted = true,
-                _ => (self.link.full, self.link.refuses, self.world.exhausted) = (false, false, false),
+                2 => self.host.no_sockets = true,
+                _ => (self.link.full, self.link.refuses, self.host.no_sockets) = (false, false, false),
             },
             27 => self.begin().link_up(),
             28 => self.fragments(input),
@@ -202,15 +176,15 @@ impl Run {
 
     fn frame(&mut self, frame: &[u8], offload: &Offload) {
         let segment = segment_of(frame);
-        self.world.segment = segment.map(|(ends, seq, _)| (ends, seq));
+        self.host.segment = segment.map(|(ends, seq, _)| (ends, seq));
         if let Some((ends, seq, flags)) = segment
             && flags.contains(Flags::SYN | Flags::ACK)
         {
-            for stream in self.world.streams() {
-                let mut stream = stream.borrow_mut();
+            for peer in &self.host.peers {
+                let mut stream = peer.state();
                 // The guest may answer again, until the connection is established.
-                if stream.ends == ends && stream.written == 0 {
-                    stream.expected.push(seq.wrapping_add(1));
+                if stream.ends == Some(ends) && stream.sent == 0 {
+                    stream.starts.push(seq.wrapping_add(1));
                 }
             }
         }
@@ -222,14 +196,14 @@ impl Run {
         let room = 8 * usize::from(input.byte()).max(1);
         let (reverse, twice) = (input.one_in(2), usize::from(input.byte()));
         let (frame, _) = self.guest.frame(input, &self.link);
-        let mut fragments = guest::cut(&frame, room);
+        let mut fragments = cut(&frame, room);
         if reverse {
             fragments.reverse();
         }
         if let Some(again) = fragments.get(twice).cloned() {
             fragments.push(again);
         }
-        self.world.segment = segment_of(&frame).map(|(ends, seq, _)| (ends, seq));
+        self.host.segment = segment_of(&frame).map(|(ends, seq, _)| (ends, seq));
         for fragment in fragments {
             self.begin().frame(wire::frame::head(&fragment), &fragment, &Offload::default());
         }
@@ -241,17 +215,16 @@ impl Run {
 
     fn stream_event(&mut self, input: &mut Input<'_>) {
         let choice = usize::from(input.byte());
-        let streams = self.world.streams();
-        if streams.is_empty() {
+        if self.host.peers.is_empty() {
             return;
         }
-        let shared = streams[choice % streams.len()].clone();
-        let mut stream = shared.borrow_mut();
+        let peer = self.host.peers[choice % self.host.peers.len()].clone();
+        let mut stream = peer.state();
         let mut readiness = Readiness::default();
         let all = Readiness { readable: true, writable: true, read_closed: true, error: true, urgent: false };
         match input.byte() % 16 {
             0 if !stream.connected => {
-                stream.error = Some(111);
+                stream.error = Some(CONNECTION_REFUSED);
                 stream.failed = true;
                 readiness = all;
             }
@@ -260,8 +233,8 @@ impl Run {
                 readiness.writable = true;
             }
             0..7 if !stream.ended => {
-                stream.available += u32::from(input.u16()) * input.pick(&[1, 1, 4]);
-                stream.place_urgent_byte();
+                stream.received += u64::from(input.u16()) * input.pick(&[1, 1, 4]);
+                place_urgent_byte(&mut stream);
                 readiness.readable = true;
                 readiness.urgent = stream.urgent.is_some();
             }
@@ -270,27 +243,28 @@ impl Run {
                 readiness = Readiness { readable: true, read_closed: true, ..readiness };
             }
             9 => {
-                stream.error = Some(104);
+                stream.error = Some(CONNECTION_RESET);
                 (stream.failed, stream.ended) = (true, true);
                 readiness = all;
             }
             10..15 => readiness.writable = true,
             _ => readiness = Readiness { readable: input.byte() & 1 == 0, writable: true, ..readiness },
         }
-        let id = stream.id;
+        let id = stream.flow;
         drop(stream);
-        drop(shared);
-        self.readiness(id, readiness);
+        if let Some(id) = id {
+            self.readiness(id, readiness);
+        }
     }
 
     fn mailbox_event(&mut self, input: &mut Input<'_>, udp: bool) {
         let choice = usize::from(input.byte());
-        let mailboxes = if udp { self.world.udp() } else { self.world.pings() };
-        if mailboxes.is_empty() {
+        let sockets = if udp { self.udp_sockets() } else { self.ping_sockets() };
+        if sockets.is_empty() {
             return;
         }
-        let shared = mailboxes[choice % mailboxes.len()].clone();
-        let mut mailbox = shared.borrow_mut();
+        let Opened { id, socket, .. } = &sockets[choice % sockets.len()];
+        let mut mailbox = socket.mailbox();
         let mut readiness = Readiness::default();
         match input.byte() % 4 {
             0..2 => {
@@ -327,25 +301,38 @@ impl Run {
                 readiness.error = true;
             }
             _ => {
-                mailbox.error = Some(111);
+                mailbox.pending = Some(CONNECTION_REFUSED);
                 readiness = Readiness { error: true, readable: input.byte() & 1 == 0, ..readiness };
             }
         }
-        let id = mailbox.id;
         drop(mailbox);
-        drop(shared);
-        self.readiness(id, readiness);
+        self.readiness(*id, readiness);
+    }
+
+    /// Open datagram sockets, except those that follow a group.
+    fn udp_sockets(&self) -> Vec<Opened> {
+        let is_udp = |open: &&Opened| open.id.kind() != Kind::Ping && !open.address.is_multicast();
+        self.host.opened.iter().filter(is_udp).cloned().collect()
+    }
+
+    /// Open ping sockets.
+    fn ping_sockets(&self) -> Vec<Opened> {
+        self.host.opened.iter().filter(|open| open.id.kind() == Kind::Ping).cloned().collect()
     }
 
     fn accept(&mut self, input: &mut Input<'_>) {
         let talk = usize::from(input.byte()) % self.guest.talks.len();
         let ends = self.guest.talks[talk].ends;
-        let socket = self.world.accepted(ends);
+        let socket = self.host.accepted();
+        if let Some(peer) = self.host.peers.last() {
+            // The guest's answer says where its stream begins.
+            (peer.state().ends, peer.state().starts) = (Some(ends), vec![]);
+        }
         drop(self.begin().accept(ends, socket));
     }
 
-    fn begin(&mut self) -> Round<'_, World> {
-        self.stack.round(self.now, &mut self.world, &mut self.link)
+    fn begin(&mut self) -> Round<'_, Virtual<GuestSide>> {
+        self.stack.round(self.now, &mut self.host, &mut self.link)
     }
 
     /// The work of the event loop at the end of each round.
@@ -363,16 +350,18 @@ impl Run {
     /// Invariants that hold at all times.
     fn check(&mut self) {
         self.link.next_step();
-        self.world.bury();
+        self.host.forget_closed();
         let (tcp, pings, timers) = (self.stack.tcp(), self.stack.ping().flows(), self.stack.timers().len());
         let (connections, memory) = (tcp.len(), tcp.queue_memory());
-        assert_eq!(connections, self.world.streams().len(), "connections and their sockets");
-        assert_eq!(pings, self.world.pings().len(), "pings and their sockets");
+        assert_eq!(connections, self.host.peers.len(), "connections and their sockets");
+        assert_eq!(pings, self.ping_sockets().len(), "pings and their sockets");
         assert!(memory <= connections * MOST_QUEUED, "{memory} bytes for {connections} connections");
+        let named = self.host.peers.iter().all(|peer| peer.state().ends.is_some());
+        assert!(named, "a connection without a segment");
         let flows = self.stack.udp().flows();
         let udp::Limits { flows: own, strangers, endpoints, .. } = LIMITS.udp;
         let (most, sockets) = (own.most + strangers.most, endpoints.most + LIMITS.dns.files.most);
-        assert!(self.world.udp().len() <= sockets && flows <= most, "{flows} UDP flows");
+        assert!(self.udp_sockets().len() <= sockets && flows <= most, "{flows} UDP flows");
         assert!(self.stack.ping().flows() <= LIMITS.pings.most);
         let questions = self.stack.dns().len();
         assert!(questions <= LIMITS.dns.files.most, "{questions} DNS questions");
@@ -401,11 +390,19 @@ impl Run {
         }
         assert_eq!(self.stack.tcp().len(), 0, "connections left");
         assert_eq!(self.stack.tcp().queue_memory(), 0, "memory left");
-        assert_eq!(self.stack.udp().flows() + self.world.udp().len(), 0, "UDP left");
+        assert_eq!(self.stack.udp().flows() + self.udp_sockets().len(), 0, "UDP left");
         assert_eq!(self.stack.dns().len(), 0, "questions left");
         assert_eq!(self.stack.ping().flows(), 0, "pings left");
         assert!(self.stack.timers().is_empty(), "deadlines left");
         assert_eq!((self.stack.fragments().len(), self.stack.fragments().bytes()), (0, 0), "fragments left");
+    }
+}
+
+/// Makes one of the bytes that are available urgent, perhaps.
+fn place_urgent_byte(stream: &mut State) {
+    let available = stream.received - stream.discarded;
+    if available > 0 && stream.roll(4) == Some(0) {
+        stream.urgent = stream.roll(available as usize).map(|at| stream.discarded + at as u64);
     }
 }
 
