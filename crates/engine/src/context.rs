@@ -1,4 +1,4 @@
-//! What goes with every step of a flow.
+//! The context that is passed to every step of a flow.
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -30,7 +30,7 @@ pub type UdpOf<W> = <<W as World>::Host as Host>::Udp;
 /// A ping socket of a world.
 pub type PingOf<W> = <<W as World>::Host as Host>::Ping;
 
-/// What every step needs besides its own state. It is the last argument, called `cx`, everywhere.
+/// Everything that a step needs besides the flow's own state. It is the last argument, called `cx`, everywhere.
 pub struct Context<'a, W: World> {
     /// The time of this step.
     pub now: Instant,
@@ -47,21 +47,21 @@ pub struct Context<'a, W: World> {
 }
 
 impl<W: World> Context<'_, W> {
-    /// The host's source address for packets of the guest's address `guest` to `destination`; none: the kernel's choice.
+    /// The host's source address for packets of the guest's address `guest` to `destination`; none: the kernel chooses.
     ///
-    /// A guest with one address has no choice, so its source says nothing: then the host's routes decide alone.
+    /// A guest with one address has not chosen it, so the host's routes alone decide.
     pub(crate) fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         if self.guest.has_several(guest) { self.host.outbound_source(guest, destination) } else { None }
     }
 
-    /// The link, and all the rest: for a step that looks for a flow while a slot of the link is reserved.
+    /// The link, and the rest: for a step that looks up a flow while a slot of the link is reserved.
     pub(crate) const fn split(&mut self) -> (&mut W::Link, Unlinked<'_, W>) {
         let Self { now, settings, guest, host, link, timers } = self;
         (link, Unlinked { now: *now, settings, guest, host, timers })
     }
 }
 
-/// A context whose link is in use.
+/// A context without the link, which is in use.
 pub(crate) struct Unlinked<'a, W: World> {
     pub(crate) now: Instant,
     pub(crate) settings: &'a Settings,

@@ -1,17 +1,17 @@
-//! What was not carried, and why.
+//! Counts of datagrams that were dropped.
 
-/// Datagrams of UDP, or echo messages, that were not carried.
+/// UDP datagrams or echo messages that were dropped since the start, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
     /// From the guest: source or destination is not allowed (behaviour §5.2, R-100).
     pub invalid: u64,
-    /// No room for another flow or socket, or the host gave no socket.
+    /// A limit of flows or sockets is reached, or the host could not open a socket.
     pub no_room: u64,
     /// The host's socket was full, or refused to send.
     pub not_sent: u64,
     /// The link to the guest was full.
     pub link_full: u64,
-    /// From the host: longer than an IP packet, from an address that can't be shown, or no reply to us.
+    /// From the host: longer than an IP packet, from an address that can't be shown to the guest, or no reply.
     pub undeliverable: u64,
 }
 

@@ -1,8 +1,8 @@
 //! Decisions of user-mode networking, as state machines that never touch the operating system.
 //!
 //! Frames of a guest go in; what they cause happens through two traits that the caller implements: [`host::Host`] makes
-//! sockets, [`link::Link`] takes frames to the guest. Time is an argument ([`timer::Instant`]), randomness and addressing are
-//! given once ([`stack::Seeds`], [`addr::Settings`]).
+//! sockets, [`link::Link`] takes frames to the guest. Time is an argument ([`timer::Instant`]), randomness and
+//! addressing are given once ([`stack::Seeds`], [`addr::Settings`]).
 //!
 //! ```text
 //!    frames of the guest                         readiness, accepted connections

@@ -8,7 +8,8 @@ use wire::{
 
 use crate::memory::{Memory, Room};
 
-/// Hop limit of packets to the guest that the engine makes itself: services on the link, errors, TCP segments (behaviour §4).
+/// Hop limit of packets to the guest that the engine makes itself: services on the link, errors, TCP segments
+/// (behaviour §4).
 pub(crate) const HOP_LIMIT: u8 = 255;
 
 /// The link can't take a frame now: the frame was not sent.
@@ -60,7 +61,7 @@ impl<'a, M: Memory> Slot<'a, M> {
 }
 
 impl<M: Memory> Slot<'_, M> {
-    /// Puts zeros after `len` bytes of payload in the room, up to the least length of a frame.
+    /// Pads the room with zeros after `len` bytes of payload, up to the least length of a frame.
     pub fn pad(&mut self, len: usize) {
         let padding = MIN_FRAME_LEN.saturating_sub(self.head.len() + len);
         if padding > 0 {
@@ -83,7 +84,7 @@ impl<M: Memory> Slot<'_, M> {
     }
 }
 
-/// A slot of a link, for one frame. Dropped, it costs nothing.
+/// A slot of a link, for one frame. To drop it sends nothing and costs nothing.
 #[derive(Debug)]
 #[must_use]
 pub struct Reserved<'a, L: Link + ?Sized> {
@@ -92,7 +93,7 @@ pub struct Reserved<'a, L: Link + ?Sized> {
 }
 
 impl<L: Link + ?Sized> Reserved<'_, L> {
-    /// Head and room. To be asked for once a frame: some links have to gather the room from many pieces.
+    /// Head and room. Call it once per frame: some links have to gather the room from many pieces.
     pub fn slot(&mut self) -> Slot<'_, L::Memory> {
         self.link.slot(self.layout)
     }
@@ -111,14 +112,14 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
     }
 }
 
-/// Where a kernel gets super-frames as they are, it handles a train of segments at less cost than one huge one.
+/// If a kernel receives super-frames unsegmented, it handles a train of segments at less cost than one huge one.
 pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// Where frames to the guest go.
 ///
 /// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Reserved::commit`] sends it.
-/// Frames may be super-frames and leave their checksum open ([`Offload`]) on every link; one that can't carry them
-/// segments and sums by itself.
+/// Frames may be super-frames and leave their checksum open ([`Offload`]) on every link; a link that can't carry these
+/// cuts the frame and computes the checksums itself.
 ///
 /// A link implements `prepare`, `slot` and `send`, which a [`Reserved`] calls in this order, with the same layout.
 pub trait Link {

@@ -1,8 +1,7 @@
-//! Which multicast groups the guest is a member of (`--multicast`): we are the router of its link, so it reports to us, and
-//! we query (RFC 3376 §6, RFC 3810 §7).
+//! Which multicast groups the guest is a member of (`--multicast`): the engine is the router of the guest's link, so it
+//! receives the guest's reports and sends queries (RFC 3376 §6, RFC 3810 §7).
 //!
-//! There is no work while the guest is a member of no group: then queries would learn nothing that a report does not say by
-//! itself.
+//! While the guest is a member of no group, there are no queries: a guest that joins a group reports it unasked.
 
 use alloc::collections::BTreeMap;
 use core::{net::IpAddr, time::Duration};
@@ -15,10 +14,10 @@ use crate::timer::Instant;
 const MOST: usize = 64;
 /// Time between general queries.
 const QUERIES: Duration = Duration::from_secs(QUERY_INTERVAL as u64);
-/// A member that has not reported for this long is none (RFC 3376 §8.4).
+/// A membership ends this long after the last report (RFC 3376 §8.4).
 const LIFETIME: Duration =
     Duration::from_secs(ROBUSTNESS as u64 * QUERY_INTERVAL as u64 + RESPONSE_INTERVAL as u64);
-/// Time in which another member answers, after one has left (RFC 3376 §8.8, with its robustness).
+/// How long other members may take to answer after one has left (RFC 3376 §8.8, with its robustness).
 const LAST_MEMBER: Duration = Duration::from_secs(ROBUSTNESS as u64 * LAST_MEMBER_INTERVAL as u64);
 
 /// What to do next.
@@ -26,7 +25,7 @@ const LAST_MEMBER: Duration = Duration::from_secs(ROBUSTNESS as u64 * LAST_MEMBE
 pub(crate) enum Step {
     /// The group has its first member.
     Join(IpAddr),
-    /// The group has no member any more.
+    /// The group no longer has a member.
     Leave(IpAddr),
     /// Ask who is a member of this group.
     QueryGroup(IpAddr),
@@ -46,7 +45,7 @@ pub(crate) struct Memberships {
 }
 
 impl Memberships {
-    /// The guest has said something of a group.
+    /// A report of the guest about a group.
     pub(crate) fn note(&mut self, change: Change, now: Instant) -> Option<Step> {
         match change {
             Change::Member(group) if !is_followed(group) => None,
@@ -65,7 +64,7 @@ impl Memberships {
                 Some(Step::Join(group))
             }
             Change::Left(group) => {
-                // Who repeats it, has the answer under way.
+                // For a repeated one, the answer is already on its way.
                 let end = self.groups.get_mut(&group).filter(|end| **end > now + LAST_MEMBER)?;
                 *end = now + LAST_MEMBER;
                 Some(Step::QueryGroup(group))
@@ -73,7 +72,7 @@ impl Memberships {
         }
     }
 
-    /// What is due: to be called until there is nothing.
+    /// The next thing that is due. Call this until it returns none.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Step> {
         let ended = self.groups.iter().find(|(_, end)| **end <= now).map(|(group, _)| *group);
         if let Some(group) = ended {
@@ -99,8 +98,8 @@ impl Memberships {
     }
 }
 
-/// Whether a membership matters outside of the guest's link. All hosts and all nodes are what every host is a member of;
-/// solicited-node groups belong to neighbour discovery on the guest's link; scopes up to the interface leave no host.
+/// Whether a membership matters outside of the guest's link. Every host is a member of all-hosts and all-nodes;
+/// solicited-node groups belong to Neighbour Discovery on the guest's link; packets of interface scope leave no host.
 fn is_followed(group: IpAddr) -> bool {
     match group {
         IpAddr::V4(group) => group.is_multicast() && group.octets() != [224, 0, 0, 1],

@@ -1,13 +1,13 @@
-//! Where payload lies: in buffers of ours, or in memory that a guest may change at any moment.
+//! Where payload lies: in the program's own buffers, or in memory that a guest may change at any moment.
 //!
-//! What the engine passes on it never looks at, so that it can go from one to the other by the kernel alone. What it must
-//! look at is copied first.
+//! The engine never reads payload that it passes on, so the kernel alone can copy it. Bytes that the engine must read
+//! are copied first.
 
 use wire::payload::Payload;
 
 /// A kind of memory, which a link and the sockets of a host have in common.
 pub trait Memory {
-    /// Payload that is there.
+    /// Payload that exists.
     type Payload<'a>: Payload + From<&'a [u8]>;
     /// Room for payload.
     type Room<'a>: Room + From<&'a mut [u8]>;
@@ -15,7 +15,7 @@ pub trait Memory {
     /// The first `len` bytes of `room`, if there are that many, else all.
     fn part<'a>(room: &'a mut Self::Room<'_>, len: usize) -> Self::Room<'a>;
 
-    /// What was put in the first `len` bytes of `room`.
+    /// The payload in the first `len` bytes of `room`.
     fn filled<'a>(room: &'a Self::Room<'_>, len: usize) -> Self::Payload<'a>;
 }
 
@@ -27,11 +27,11 @@ pub type RoomOf<'a, M> = <M as Memory>::Room<'a>;
 
 /// Room for payload.
 pub trait Room {
-    /// Copies `bytes` to it, `at` bytes behind its start; what doesn't fit is left out.
+    /// Copies `bytes` to it, `at` bytes after its start; bytes that don't fit are left out.
     fn put(&mut self, at: usize, bytes: &[u8]);
 }
 
-/// Buffers of our own.
+/// The program's own buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
 

@@ -1,20 +1,20 @@
 //! The one table of address translation between guest and host (behaviour §5).
 //!
-//! Everything here is a pure function of [`Settings`] and [`Guest`]: flows remember what was decided for them,
-//! and the replies of a flow are rewritten to what its first packet was addressed to.
+//! Everything here is a pure function of [`Settings`] and [`Guest`]: flows store the decision for their first
+//! packet, and replies come from the address that this packet was sent to.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use crate::addr::{Guest, Settings, V4, V6};
 
-/// What the guest speaks to a destination.
+/// The protocol of traffic to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP.
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP or ICMPv6 echo: ports mean nothing, and DNS is not forwarded.
+    /// ICMP or ICMPv6 echo: it has no ports, and DNS is not forwarded.
     Ping,
 }
 
@@ -27,11 +27,11 @@ pub enum Refused {
     /// `0.0.0.0` or `::`.
     #[error("unspecified destination address")]
     Unspecified,
-    /// A loopback address, which has no place on a link (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
+    /// A loopback address, which must not appear on a link (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
     #[error("loopback destination address on the link")]
     Loopback,
-    /// An IPv4-mapped IPv6 address, which has no place on a link (RFC 4038 §4.2). A socket of the host
-    /// would take it for IPv4, past every rule for IPv4.
+    /// An IPv4-mapped IPv6 address, which must not appear on a link (RFC 4038 §4.2). A socket of the host
+    /// would treat it as IPv4, and bypass every rule for IPv4.
     #[error("IPv4-mapped IPv6 destination address on the link")]
     Mapped,
     /// Port 0.
@@ -52,10 +52,10 @@ pub struct InboundAddresses {
 }
 
 impl Settings {
-    /// Where on the host's side traffic of the guest to `destination` goes (behaviour §5.2).
+    /// The host's destination for traffic of the guest to `destination` (behaviour §5.2).
     ///
     /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`] the port is passed
-    /// through. What is for the host's resolvers has no place here: see [`Settings::resolvers`].
+    /// through. For traffic to the host's resolvers, see [`Settings::resolvers`].
     ///
     /// # Errors
     /// Traffic to this destination is not carried.
@@ -93,7 +93,7 @@ impl Settings {
     /// can't be shown.
     ///
     /// Loopback addresses other than `127.0.0.1` all become our address (Q24): a guest drops packets from
-    /// 127/8 on a link, and there is no second address to tell them apart by. The source port stays. A guest would drop
+    /// 127/8 on a link, and there is no second address to distinguish them. The source port stays. A guest would drop
     /// packets from one of its own addresses, too: these become the map-guest address, or ours.
     #[must_use]
     pub fn source_to_guest(&self, guest: &Guest, source: IpAddr) -> Option<IpAddr> {
@@ -105,9 +105,9 @@ impl Settings {
         }
     }
 
-    /// The guest's address for packets that show `shown_source` (behaviour §5.4): the one that was written to (`written_to`) if the
-    /// guest has it, and none is pinned; else the main one of the same family, link-local for a link-local source. None
-    /// if no address of that family is known.
+    /// The guest's address for packets from `shown_source` (behaviour §5.4): `written_to`, the address that the client
+    /// sent to, if the guest has it and none is pinned; else the main one of the same family, link-local for a
+    /// link-local source. None if no address of that family is known.
     #[must_use]
     pub fn guest_destination(
         &self,
@@ -118,7 +118,7 @@ impl Settings {
         if !self.has_family_of(shown_source) {
             return None;
         }
-        // A service that is bound to all addresses answers a link-local one from its own link-local address.
+        // A service that is bound to all addresses answers a link-local peer from its own link-local address.
         let written_to = written_to.map(|written_to| written_to.to_canonical()).filter(|written_to| {
             written_to.is_ipv4() == shown_source.is_ipv4()
                 && is_link_local(*written_to) == is_link_local(shown_source)
@@ -136,8 +136,8 @@ impl Settings {
 
     /// The addresses of a flow that `peer` opened to `written_to`, an address of the host, under a forwarding rule
     /// (behaviour §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `written_to`
-    /// is kept. None if the guest can't be reached this way; a target of the other family than the peer is one such
-    /// case.
+    /// is kept. None if the guest can't be reached this way; for example, if the target and the peer have different
+    /// families.
     #[must_use]
     pub fn inbound(
         &self,
@@ -217,7 +217,7 @@ impl V6 {
     }
 }
 
-/// Destinations that nothing is carried to, whatever they translate to.
+/// Destinations that are always refused.
 fn refuse(protocol: Protocol, destination: SocketAddr) -> Result<(), Refused> {
     let address = destination.ip();
     if address.is_unspecified() {
@@ -235,7 +235,7 @@ fn refuse(protocol: Protocol, destination: SocketAddr) -> Result<(), Refused> {
     }
 }
 
-/// Whether one station on a link can have this address.
+/// Whether a single host on a link can have this address.
 fn is_link_unicast(address: IpAddr) -> bool {
     let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
     !address.is_unspecified()
@@ -255,7 +255,7 @@ pub(crate) fn is_link_scope(address: Ipv6Addr) -> bool {
         || matches!(address.octets(), [0xff, flags_scope, ..] if flags_scope & 0xf <= 2)
 }
 
-/// Whether an IPv6 address is link-local. IPv4 link-local addresses are like any others here.
+/// Whether an IPv6 address is link-local. IPv4 link-local addresses are not special here.
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

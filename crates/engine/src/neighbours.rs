@@ -1,4 +1,5 @@
-//! Hardware addresses: the guest sees those of the host's neighbours where they are known, else ours (behaviour §4.1.4).
+//! Hardware addresses: the guest sees those of the host's neighbours where they are known, else ours (behaviour
+//! §4.1.4).
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,10 +9,10 @@ use wire::ethernet::Mac;
 /// Most neighbours that are kept.
 const LIMIT: usize = 512;
 
-/// What is known of the hosts on the host's own link.
+/// The known hosts on the host's own link.
 #[derive(Clone, Debug, Default)]
 pub struct Neighbours {
-    /// The host's routers, at whose hardware address all are that are not known.
+    /// The host's routers. Their hardware address is used for all unknown hosts.
     router4: Option<Ipv4Addr>,
     router6: Option<Ipv6Addr>,
     /// In order of their addresses.
@@ -28,9 +29,9 @@ pub struct Neighbour {
 }
 
 impl Neighbours {
-    /// None yet; those that will not become known are at the hardware address of the host's router of their family.
+    /// No neighbours yet. `routers` are the host's, one for each family.
     #[must_use]
-    pub const fn behind(router4: Option<Ipv4Addr>, router6: Option<Ipv6Addr>) -> Self {
+    pub const fn with_routers(router4: Option<Ipv4Addr>, router6: Option<Ipv6Addr>) -> Self {
         Self { router4, router6, known: Vec::new() }
     }
 

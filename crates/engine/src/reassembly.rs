@@ -1,6 +1,6 @@
-//! Fragments of the guest, put together (behaviour §4.7; RFC 791 §3.2, RFC 8200 §4.5).
+//! Reassembly of the guest's fragments (behaviour §4.7; RFC 791 §3.2, RFC 8200 §4.5).
 //!
-//! The rules, and why: docs/design/fragments.md.
+//! The rules and their reasons: docs/design/fragments.md.
 
 use alloc::{collections::VecDeque, vec::Vec};
 use core::{net::IpAddr, time::Duration};
@@ -30,12 +30,12 @@ const CONGESTION_EXPERIENCED: u8 = 3;
 pub enum Outcome {
     /// It waits for others, or is a duplicate.
     Waiting,
-    /// It completes a packet, of which the bytes are the fragmentable part. They should be [given
-    /// back](Reassembly::recycle).
+    /// It completes a packet. The bytes are the packet's fragmentable part, and should be
+    /// [returned](Reassembly::recycle).
     Complete(Whole, Vec<u8>),
-    /// It is invalid by itself, and dropped alone.
+    /// It is invalid by itself, and is the only one dropped.
     Invalid(Invalid),
-    /// It contradicts another fragment, or its datagram was dropped for such a reason before.
+    /// It contradicts another fragment, or its datagram was dropped earlier for that reason.
     Conflict,
 }
 
@@ -44,13 +44,13 @@ pub enum Outcome {
 pub enum Invalid {
     /// It is empty.
     Empty,
-    /// It is not the last one, and its length is no multiple of eight.
+    /// It is not the last one, and its length is not a multiple of eight.
     OddLength,
     /// The packet would be too long.
     TooLong,
 }
 
-/// A datagram whose time ran out.
+/// A datagram that has expired.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Expired {
     /// The header of the fragment with offset zero, and the bytes from there on; none if that fragment is missing.
@@ -62,11 +62,11 @@ pub struct Expired {
 /// All datagrams that wait for fragments.
 #[derive(Debug, Default)]
 pub struct Reassembly {
-    /// In the order of their first arrival, and so of their deadlines.
+    /// In the order of their first fragments' arrival, and so of their deadlines.
     datagrams: VecDeque<Datagram>,
     /// Memory of all of them.
     bytes: usize,
-    /// A buffer to be used again.
+    /// A buffer for reuse.
     spare: Vec<u8>,
     evicted: u64,
 }
@@ -84,9 +84,9 @@ struct Key {
 struct Datagram {
     key: Key,
     deadline: Instant,
-    /// What the fragment with offset zero says: the packet's header.
+    /// The packet's header, from the fragment with offset zero.
     first: Option<Whole>,
-    /// Bytes of the same fragment that count for the packet's length, beside the fragmentable part.
+    /// Bytes of that fragment that count for the packet's length, besides the fragmentable part.
     unfragmentable: usize,
     /// The fragmentable part, up to the end of the furthest fragment.
     bytes: Vec<u8>,
@@ -94,9 +94,9 @@ struct Datagram {
     ranges: Vec<(u16, u16)>,
     /// How much of `bytes` the fragments cover.
     covered: usize,
-    /// Where the last fragment ends, once it is there.
+    /// Where the last fragment ends, once it has arrived.
     end: Option<usize>,
-    /// A fragment has met congestion.
+    /// A fragment is marked "congestion experienced".
     congested: bool,
     /// Fragments contradicted each other: there will be no packet.
     dropped: bool,
@@ -121,7 +121,7 @@ impl Reassembly {
         self.bytes
     }
 
-    /// How many datagrams had to make room for newer ones.
+    /// How many datagrams were dropped to make room for newer ones.
     #[must_use]
     pub const fn evicted(&self) -> u64 {
         self.evicted
@@ -133,7 +133,7 @@ impl Reassembly {
         self.datagrams.front().map(|oldest| oldest.deadline)
     }
 
-    /// Removes a datagram whose time has run out.
+    /// Removes a datagram that has expired.
     pub fn expire(&mut self, now: Instant) -> Option<Expired> {
         self.next().filter(|&due| due <= now)?;
         let Datagram { key, first, mut bytes, ranges, dropped, .. } = self.remove(0)?;
@@ -143,12 +143,12 @@ impl Reassembly {
         Some(Expired { first, id: key.id })
     }
 
-    /// Gives the memory of a packet back.
+    /// Takes the memory of a packet back, for reuse.
     pub fn recycle(&mut self, bytes: Vec<u8>) {
         self.spare = bytes;
     }
 
-    /// Takes in a fragment of the guest, of the packet in which it is.
+    /// Adds a fragment of the guest.
     pub fn add<P: Payload>(
         &mut self,
         packet: &Packet<'_, P>,
@@ -187,7 +187,7 @@ impl Reassembly {
             id: fragment.id,
             protocol: packet.source.is_ipv4().then_some(fragment.protocol),
         };
-        // A guest sends fragments of a datagram one after the other, so it is among the newest.
+        // A guest sends the fragments of a datagram in a row, so the datagram is among the newest.
         if let Some(index) = self.datagrams.iter().rposition(|datagram| datagram.key == key) {
             return index;
         }
@@ -202,7 +202,7 @@ impl Reassembly {
         self.datagrams.len() - 1
     }
 
-    /// Makes room for the datagram at `index`, by those that wait for the longest time.
+    /// Makes room for the datagram at `index`: drops those that have waited for the longest time.
     fn shrink(&mut self, mut index: usize) {
         while self.bytes > MAX_BYTES && self.datagrams.len() > 1 {
             self.evict(usize::from(index == 0));
@@ -254,12 +254,12 @@ impl Datagram {
         }
     }
 
-    /// What counts for [`MAX_BYTES`].
+    /// The memory that counts for [`MAX_BYTES`].
     const fn memory(&self) -> usize {
         self.bytes.capacity() + self.ranges.capacity() * size_of::<(u16, u16)>()
     }
 
-    /// Takes in a valid fragment. True if the packet is complete.
+    /// Adds a valid fragment. True if the packet is complete.
     fn add<P: Payload>(
         &mut self,
         packet: &Packet<'_, P>,
@@ -297,7 +297,7 @@ impl Datagram {
         Ok(self.end == Some(self.covered))
     }
 
-    /// Where in the list of fragments a new one belongs; none for an exact duplicate.
+    /// The index of a new fragment in the list; none for an exact duplicate.
     fn place<P: Payload>(
         &self,
         fragment: &Fragment<P>,
@@ -319,8 +319,8 @@ impl Datagram {
         if overlaps || beyond || too_near { Err(Conflict) } else { Ok(Some(at)) }
     }
 
-    /// Whether the bytes of a fragment are there, the same ones. The fragment lies in memory that may change: it is read
-    /// once, piece by piece.
+    /// Whether the same bytes are stored already. The fragment lies in memory that may change, so it is read once,
+    /// piece by piece.
     fn holds<P: Payload>(&self, fragment: &Fragment<P>) -> bool {
         let start = usize::from(fragment.offset);
         let held = self.bytes.get(start..fragment.end()).unwrap_or_default();

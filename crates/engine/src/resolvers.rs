@@ -1,4 +1,4 @@
-//! The host's resolvers: which of them a question goes to, and in what order (docs/design/dns.md).
+//! The host's resolvers: which of them are sent a query, and in what order (docs/design/dns.md).
 
 use alloc::collections::BTreeMap;
 use core::{
@@ -12,14 +12,14 @@ use crate::{addr::Settings, nat::is_link_scope, timer::Instant};
 pub const DNS: u16 = 53;
 /// DNS over TLS (RFC 7858), DTLS (RFC 8094) and QUIC (RFC 9250).
 pub const DNS_OVER_TLS: u16 = 853;
-/// Most servers that one question is asked of.
+/// Most servers that one query is sent to.
 const MOST: usize = 4;
-/// For how long a server that failed is asked last.
+/// How long a server that failed is asked last.
 const PENALTY: Duration = Duration::from_secs(30);
-/// Most servers that are remembered as failed. More than a list has.
+/// Most servers that are remembered as failed: more than a list of resolvers has.
 const MOST_REMEMBERED: usize = 128;
 
-/// The servers for one question, in the order in which to ask them: at least one.
+/// The servers for one query, in order: at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Servers {
     addresses: [SocketAddr; MOST],
@@ -38,7 +38,7 @@ impl Servers {
     }
 }
 
-/// Which servers have failed lately.
+/// The servers that have failed recently.
 #[derive(Debug, Default)]
 pub struct Health {
     failed_until: BTreeMap<IpAddr, Instant>,
@@ -70,8 +70,8 @@ impl Settings {
         self.resolvers_behind(destination).is_some()
     }
 
-    /// The host's resolvers behind `destination`: in the order of the list, those that failed lately last. Without any, the
-    /// host itself. None if the guest does not ask for names there.
+    /// The host's resolvers for `destination`, in the order of the list, except that those that failed recently are
+    /// last. If there are none, the host itself. None if `destination` is not the guest's DNS address.
     #[must_use]
     pub fn resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Option<Servers> {
         let list = self.resolvers_behind(destination)?;
@@ -106,8 +106,8 @@ impl Settings {
         }
     }
 
-    /// Linux takes the unspecified address for the host itself; the loopback address says the same, and is also what the
-    /// answer comes from.
+    /// To Linux, the unspecified address means the host itself. The loopback address means the same, and answers come
+    /// from it.
     fn server_at(&self, server: IpAddr, port: u16) -> SocketAddr {
         match server {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),

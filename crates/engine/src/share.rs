@@ -1,26 +1,26 @@
-//! How many of something there may be, and what is reported when that is reached.
+//! Limits of tables, and what the log reports when one is reached.
 
 use core::{fmt, time::Duration};
 
 use crate::timer::Instant;
 
-/// How many members a table may have. It has at least one, whatever this says.
+/// How many members a table may have. It may always have one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The number.
     pub most: usize,
-    /// What it comes from.
+    /// The resource that it is derived from.
     pub bound: Bound,
 }
 
-/// What the size of a share comes from.
+/// The resource that a share is derived from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// The limit of open files.
     Files,
     /// The memory of the machine or control group.
     Memory,
-    /// There are never more.
+    /// None: the number is fixed.
     Fixed,
 }
 
@@ -31,7 +31,7 @@ impl Share {
     }
 }
 
-/// What to do to get a larger share: the end of a message.
+/// The end of a message: how to get a larger share.
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -54,7 +54,7 @@ impl Notice {
     /// The shortest time between two lines.
     pub const INTERVAL: Duration = Duration::from_secs(60);
 
-    /// Whether to write the line now. If so, that is noted.
+    /// Whether to write the line now. If so, the time is noted.
     pub fn is_due(&mut self, now: Instant) -> bool {
         let due = self.last.is_none_or(|last| now.since(last) >= Self::INTERVAL);
         if due {

@@ -1,6 +1,6 @@
-//! The guest's side of the world: the state of one guest, and the rounds of the event loop that drive it.
+//! The state of one guest, and the rounds of the event loop that drive it.
 //!
-//! [`Stack`] is the state, [`Round`] is how it is driven.
+//! [`Stack`] is the state, [`Round`] drives it.
 
 mod fragments;
 mod membership;
@@ -26,7 +26,7 @@ use crate::{
     udp::{self, Udp},
 };
 
-/// Random numbers from the kernel, for the keyed hashes and for what an attacker must not guess.
+/// Random numbers from the kernel, for keyed hashes and for values that an attacker must not guess.
 #[derive(Clone, Copy, Debug)]
 pub struct Seeds {
     /// Key of the flow tables' hash.
@@ -37,23 +37,23 @@ pub struct Seeds {
     pub advertisement: u32,
 }
 
-/// Frames of the guest that went nowhere, and why.
+/// Frames of the guest that were dropped since the start, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct FrameDrops {
     /// Malformed, of any protocol.
     pub malformed: u64,
-    /// Fragments that were invalid, that contradicted each other, or that waited for others in vain (behaviour §4.7):
-    /// each counts once, a datagram that waited in vain as one.
+    /// Fragments that were invalid, that contradicted each other, or that expired (behaviour §4.7): each counts once,
+    /// an expired datagram as one.
     pub fragments: u64,
     /// Of a protocol that is not carried, or that was switched off.
     pub unsupported: u64,
     /// With a wrong checksum.
     pub checksums: u64,
-    /// Reports of groups beyond the most that are followed (`--multicast`).
+    /// Reports of groups beyond the limit (`--multicast`).
     pub groups: u64,
 }
 
-impl Counters {
+impl FrameDrops {
     /// All together.
     #[must_use]
     pub const fn total(&self) -> u64 {
@@ -61,7 +61,7 @@ impl Counters {
     }
 }
 
-/// How much there may be of everything: what a guest and those outside can make us keep.
+/// Limits on the state that a guest or remotes can create.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most TCP connections.
@@ -70,13 +70,13 @@ pub struct Limits {
     pub queue_memory: usize,
     /// Sockets and flows of UDP.
     pub udp: udp::Limits,
-    /// Questions to the host's resolvers.
+    /// Queries to the host's resolvers.
     pub dns: dns::Limits,
     /// Sockets for pings.
     pub pings: Share,
 }
 
-/// All state of one guest: what is known of it, its flows and their deadlines.
+/// All state of one guest: its addresses, its flows and their deadlines.
 pub struct Stack<W: World> {
     settings: Settings,
     guest: Guest,
@@ -87,7 +87,7 @@ pub struct Stack<W: World> {
     advertiser: Advertiser,
     memberships: Memberships,
     random: u32,
-    counters: Counters,
+    counters: FrameDrops,
     wrong_checksums: Notice,
     /// A frame that had to be copied.
     copy: Vec<u8>,
@@ -122,7 +122,7 @@ impl<W: World> Stack<W> {
             refusals: refusal::Limit::new(now),
             memberships: Memberships::default(),
             random: seeds.advertisement,
-            counters: Counters::default(),
+            counters: FrameDrops::default(),
             wrong_checksums: Notice::default(),
             copy: Vec::new(),
             link_full: false,
@@ -135,8 +135,7 @@ impl<W: World> Stack<W> {
         &self.settings
     }
 
-    /// The same, to be changed: that has effect on new flows and on answers of the local services. A family can't be
-    /// added.
+    /// The same, to be changed: changes affect new flows and answers of the local services. A family can't be added.
     pub const fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
     }
@@ -147,9 +146,9 @@ impl<W: World> Stack<W> {
         &self.guest
     }
 
-    /// Frames that went nowhere.
+    /// Frames that were dropped.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
+    pub const fn counters(&self) -> &FrameDrops {
         &self.counters
     }
 
@@ -170,7 +169,7 @@ impl<W: World> Stack<W> {
         &mut self.flows.udp
     }
 
-    /// Questions to the host's resolvers.
+    /// Queries to the host's resolvers.
     #[must_use]
     pub const fn dns(&self) -> &Dns<W> {
         &self.flows.dns
@@ -194,7 +193,7 @@ impl<W: World> Stack<W> {
         &self.timers
     }
 
-    /// When a round has to be finished next, even if nothing happens before.
+    /// When the next round has to be finished, even if nothing happens before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let own = [

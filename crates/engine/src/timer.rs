@@ -46,15 +46,14 @@ impl Sub for Instant {
     }
 }
 
-/// Deadlines are rounded up to this, so that neighbours share a wake-up.
+/// Deadlines are rounded up to this many microseconds, so that close ones share a wake-up.
 const GRAIN: u64 = 4_000;
 
-/// When to look at which key again.
+/// The deadlines of all flows, by key.
 ///
-/// A key has at most one entry here: an owner whose deadline moves later looks at its own clock when the
-/// early entry comes up, and schedules again; one whose deadline moves nearer takes the late entry out,
-/// and so does one that ends (see [`Deadline`]). So there are never more entries than owners, however
-/// fast these come and go.
+/// A key has at most one entry. When an owner's deadline moves later, the entry stays: the owner schedules it again
+/// when it is due (see [`Deadline`]). When a deadline moves nearer, or its owner ends, the entry is removed. So there
+/// are never more entries than owners, however often these start and end.
 #[derive(Debug)]
 pub struct Timers<K> {
     queue: BTreeSet<(u64, K)>,
@@ -67,7 +66,7 @@ impl<K: Ord + Copy> Default for Timers<K> {
 }
 
 impl<K: Ord + Copy> Timers<K> {
-    /// Has `key` come up at `at` or a little later. Returns when.
+    /// Schedules `key` for `at` or a little later. Returns the time.
     fn schedule(&mut self, at: Instant, key: K) -> Instant {
         let micros = at.micros.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX);
         self.queue.insert((micros, key));
@@ -78,25 +77,25 @@ impl<K: Ord + Copy> Timers<K> {
         self.queue.remove(&(at.micros, key));
     }
 
-    /// How many keys will come up.
+    /// How many keys are scheduled.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
     }
 
-    /// Whether no key will come up.
+    /// Whether no key is scheduled.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
 
-    /// When the next key comes up.
+    /// When the next key is due.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
         self.queue.first().map(|&(micros, _)| Instant { micros })
     }
 
-    /// Takes a key that has come up.
+    /// Removes and returns a key that is due.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
         self.queue.first().filter(|&&(micros, _)| micros <= now.micros)?;
         self.queue.pop_first().map(|(_, key)| key)
@@ -106,14 +105,14 @@ impl<K: Ord + Copy> Timers<K> {
 /// The deadline of one owner, with at most one entry in [`Timers`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deadline {
-    /// When the owner wants to be looked at.
+    /// When the owner's time is up.
     due: Option<Instant>,
     /// Its entry in the queue.
     queued: Option<Instant>,
 }
 
 impl Deadline {
-    /// None set, none queued.
+    /// No deadline.
     pub const NONE: Self = Self { due: None, queued: None };
 
     /// Sets or clears the deadline.
@@ -127,8 +126,8 @@ impl Deadline {
         }
     }
 
-    /// To be called when the owner's key came up: whether the deadline has really been reached. If not, it
-    /// is queued anew.
+    /// Whether the deadline has been reached. Call this when the owner's key is due: if the deadline has moved later,
+    /// the key is scheduled again.
     pub fn reached<K: Ord + Copy>(&mut self, now: Instant, timers: &mut Timers<K>, key: K) -> bool {
         if self.queued.is_some_and(|queued| queued > now) {
             return false;
@@ -146,7 +145,7 @@ impl Deadline {
         }
     }
 
-    /// To be called when the owner ends: it leaves nothing in the queue.
+    /// Removes the owner's entry. Call this when the owner ends.
     pub fn withdraw<K: Ord + Copy>(&mut self, timers: &mut Timers<K>, key: K) {
         if let Some(queued) = self.queued.take() {
             timers.cancel(queued, key);

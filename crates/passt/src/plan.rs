@@ -147,7 +147,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
         mtu: config.mtu.unwrap_or(DEFAULT_MTU),
         v4,
         v6,
-        neighbours: Neighbours::behind(
+        neighbours: Neighbours::with_routers(
             template4.as_ref().and_then(|template| template.gateway),
             template6.as_ref().and_then(|template| template.gateway),
         ),

@@ -132,8 +132,8 @@ impl Guest {
         [assigned, self.main[kind]].contains(&Some(address)) || self.addresses.contains(address)
     }
 
-    /// Whether the guest has several addresses of the family of `address`, not counting link-local ones: then it matters which one is
-    /// used.
+    /// Whether the guest has several addresses of the family of `address`, not counting link-local ones: then it
+    /// matters which one is used.
     #[must_use]
     pub fn has_several(&self, address: IpAddr) -> bool {
         self.several[if address.is_ipv4() { Kind::V4 } else { Kind::V6 } as usize]
@@ -207,8 +207,8 @@ impl Guest {
         }
     }
 
-    /// The guest has shown by ARP or Neighbour Discovery that a host of its network has `address`: the one at `mac`, or else
-    /// the sender of the present frame.
+    /// The guest has shown by ARP or Neighbour Discovery that a host of its network has `address`: the one at `mac`, or
+    /// else the sender of the present frame.
     pub fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if !settings.valid_guest_source(address) || settings.is_ours(address) || !mac.is_unicast() {
@@ -257,7 +257,8 @@ impl Guest {
         }
     }
 
-    /// The guest asks who has `address`, which is its own: it may have given the address up. `mac`: as in [`Guest::shows`].
+    /// The guest asks who has `address`, which is its own: it may have given the address up. `mac`: as in
+    /// [`Guest::shows`].
     pub(crate) fn asks_for_its_own(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if self.addresses.get(address).is_some_and(|entry| entry.mac == Some(mac)) {
@@ -285,8 +286,8 @@ impl Guest {
         self.checks.iter().flatten().map(|check| check.due).min()
     }
 
-    /// The next address to ask the guest for, now. An address for which it did not answer is removed. Call this until it
-    /// returns none.
+    /// The next address to ask the guest for, now. An address for which it did not answer is removed. Call this until
+    /// it returns none.
     pub(crate) fn due_question(&mut self, now: Instant) -> Option<IpAddr> {
         for kind in Kind::ALL {
             let Some(check) = self.checks[kind as usize].as_mut().filter(|check| check.due <= now) else {

@@ -115,8 +115,8 @@ pub struct Services {
 }
 
 impl Settings {
-    /// The MTU of the link for a family, in bytes: what the guest was given, else Ethernet's, and no less than the family
-    /// needs (RFC 791 §3.2, RFC 8200 §5).
+    /// The MTU of the link for a family, in bytes: what the guest was given, else Ethernet's, and no less than the
+    /// family needs (RFC 791 §3.2, RFC 8200 §5).
     #[must_use]
     pub(crate) fn link_mtu(&self, v4: bool) -> u16 {
         let mtu = if self.mtu == 0 { ETHERNET_MTU } else { self.mtu };
@@ -127,16 +127,16 @@ impl Settings {
     /// else the router's, if the host knows them. Addresses that mean the host itself are at our own.
     #[must_use]
     pub fn mac_of(&self, address: IpAddr) -> Mac {
-        if self.neighbours.is_empty() || self.stands_for_host(address) {
+        if self.neighbours.is_empty() || self.is_mapped_to_host(address) {
             return self.our_mac;
         }
-        let router = self.neighbours.router(address).filter(|router| !self.stands_for_host(*router));
+        let router = self.neighbours.router(address).filter(|router| !self.is_mapped_to_host(*router));
         let known = self.neighbours.get(address);
         known.or_else(|| self.neighbours.get(router?)).unwrap_or(self.our_mac)
     }
 
-    /// Whether `address` means all hosts of the guest's network: IPv4's limited broadcast address, or the directed one of
-    /// the guest's prefix.
+    /// Whether `address` means all hosts of the guest's network: IPv4's limited broadcast address, or the directed one
+    /// of the guest's prefix.
     pub(crate) fn is_broadcast(&self, address: IpAddr) -> bool {
         let IpAddr::V4(address) = address else { return false };
         let directed = self.v4.as_ref().filter(|v4| v4.prefix_len < 31).is_some_and(|v4| {
@@ -149,11 +149,11 @@ impl Settings {
     /// Whether no host of the guest's network can have `address`: it is ours, or is mapped to the host.
     pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
         let our_address = self.v4.as_ref().and_then(|v4| v4.our_address);
-        our_address.is_some_and(|ours| address == ours) || self.stands_for_host(address)
+        our_address.is_some_and(|ours| address == ours) || self.is_mapped_to_host(address)
     }
 
     /// Whether `address` is ours, or one that is mapped to the host.
-    pub(crate) fn stands_for_host(&self, address: IpAddr) -> bool {
+    pub(crate) fn is_mapped_to_host(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self
                 .v4
@@ -186,7 +186,7 @@ mod test {
     fn neighbours_have_their_own_and_others_the_routers_or_ours() {
         let mut settings = settings();
         let ours = settings.our_mac;
-        settings.neighbours = Neighbours::behind(Some(ROUTER), None);
+        settings.neighbours = Neighbours::with_routers(Some(ROUTER), None);
         assert_eq!(settings.mac_of(NEAR), ours);
         settings.neighbours.note(known(NEAR, MAC));
         assert_eq!((settings.mac_of(NEAR), settings.mac_of(OTHER)), (MAC, ours));
@@ -200,7 +200,7 @@ mod test {
         let mut settings = settings();
         let v4 = settings.v4.as_mut().unwrap();
         v4.map_host_loopback = Some(ROUTER);
-        settings.neighbours = Neighbours::behind(Some(ROUTER), None);
+        settings.neighbours = Neighbours::with_routers(Some(ROUTER), None);
         settings.neighbours.note(known(ROUTER.into(), ROUTERS_MAC));
         assert_eq!(
             (settings.mac_of(ROUTER.into()), settings.mac_of(NEAR)),

@@ -23,7 +23,8 @@ use crate::{
     timer::Timers,
 };
 
-/// Longest query that is stored to be repeated, and longest answer that is stored until there is a better one, in bytes.
+/// Longest query that is stored to be repeated, and longest answer that is stored until there is a better one, in
+/// bytes.
 const MAX_KEPT: usize = 4096;
 /// How long a server may be silent before the next one is asked. The fourth one is asked within the 5 s that most stub
 /// resolvers wait.
@@ -154,8 +155,8 @@ impl<W: World> Dns<W> {
         self.files += exchange.asked.len();
     }
 
-    /// Stores an answer that is used only if no better one comes, unless there is such an answer already. False if there is
-    /// no room for it.
+    /// Stores an answer that is used only if no better one comes, unless there is such an answer already. False if
+    /// there is no room for it.
     pub(super) fn keep(&mut self, id: FlowId, payload: &[u8]) -> bool {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let fits = payload.len() <= MAX_KEPT && self.bytes + payload.len() <= self.limits.bytes;
@@ -166,8 +167,8 @@ impl<W: World> Dns<W> {
         exchange.kept.is_some()
     }
 
-    /// Sends `message`, or if there is none the stored query, to the next server that can be reached. False if there is no
-    /// such server.
+    /// Sends `message`, or if there is none the stored query, to the next server that can be reached. False if there is
+    /// no such server.
     fn ask_next(
         &mut self,
         id: FlowId,

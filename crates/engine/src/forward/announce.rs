@@ -1,18 +1,18 @@
-//! Ports that a payload announces in text: FTP's PORT, EPRT and the answers to PASV and EPSV (RFC 959, RFC 2428), SDP and
-//! SIP (RFC 8866, RFC 3261), RTSP, DCC, URLs.
+//! Ports that a payload announces in text: FTP's PORT, EPRT and the answers to PASV and EPSV (RFC 959, RFC 2428), SDP
+//! and SIP (RFC 8866, RFC 3261), RTSP, DCC, URLs.
 //!
-//! It is a guess from which nothing follows but a question to the kernel. So no protocol is parsed: every number that
-//! can be a port counts, wherever it stands.
+//! A wrong guess costs no more than a question to the kernel. So no protocol is parsed: every number that can be a port
+//! counts.
 
 use core::ops::RangeInclusive;
 
-/// Lengths in bytes of payloads that may announce a port. The shortest command of FTP that does has 16; signalling
-/// stays below the upper one.
+/// Lengths in bytes of payloads that may announce a port. The shortest such command of FTP has 16; signalling messages
+/// are shorter than the upper limit.
 pub const LENGTHS: RangeInclusive<usize> = 16..=4096;
 
 /// Most ports that one payload announces.
 const MAX_PORTS: usize = 16;
-/// Ports below are never chosen at random, so nobody has to announce one.
+/// Ports below are never chosen at random, so they need no announcement.
 const FIRST_PORT: u16 = 1024;
 /// Numbers in the address and port of FTP's PORT command: four of the address, two of the port.
 const FTP_NUMBERS: usize = 6;
@@ -35,7 +35,7 @@ struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// The next list: its numbers, or the one port that six bytes state. Zero stands for no port.
+    /// The next list: its numbers, or the one port that six bytes state. Zero means no port.
     fn next_list(&mut self) -> Option<impl Iterator<Item = u16> + use<>> {
         let mut numbers = [0; FTP_NUMBERS];
         let mut count = 0;

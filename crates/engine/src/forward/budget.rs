@@ -1,4 +1,4 @@
-//! How often the kernel may be asked what is in use, besides the periodic scans: a token bucket.
+//! How often the kernel may be asked which ports are in use, besides the periodic scans: a token bucket.
 
 use core::time::Duration;
 
@@ -12,7 +12,7 @@ const PERIOD: Duration = Duration::from_micros(250);
 /// What questions cost, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// What is in use in a namespace?
+    /// Which ports are in use in a namespace?
     Scan,
     /// Is one port in use?
     Lookup,
@@ -21,7 +21,7 @@ pub enum Question {
 }
 
 impl Question {
-    /// In the proportions measured: a scan walks the kernel's tables four times, a lookup finds its place in them.
+    /// In measured proportions: a scan walks the kernel's tables four times, a lookup goes to one place in them.
     const fn cost(self) -> u32 {
         match self {
             Self::Scan => 128,
@@ -34,14 +34,14 @@ impl Question {
 #[derive(Clone, Debug)]
 pub struct Budget {
     tokens: u32,
-    /// Up to when tokens were added.
+    /// The time up to which tokens were added.
     filled: Instant,
 }
 
 impl Budget {
-    /// Tokens to leave for lookups, which have a better reason than scans.
+    /// Tokens that scans leave for lookups, which have a better reason.
     pub const RESERVE: u32 = CAPACITY / 2;
-    /// Tokens to leave for lookups by those who only look for a reason.
+    /// Tokens that peeks leave for lookups: a peek only looks for a reason for one.
     pub const LAST_RESERVE: u32 = CAPACITY / 8;
 
     /// A full bucket.
@@ -63,7 +63,7 @@ impl Budget {
         enough
     }
 
-    /// Gives back what a question has cost: it was worth asking.
+    /// Returns the cost of a question that was worth asking.
     pub fn refund(&mut self, question: Question) {
         self.tokens = (self.tokens + question.cost()).min(CAPACITY);
     }

@@ -1,8 +1,8 @@
-//! Port forwarding rules (behaviour §2.4, §8): what is listened on, and where it leads.
+//! Port forwarding rules (behaviour §2.4, §8): which ports are listened on, and where they forward to.
 //!
-//! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range
-//! of the same length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`]. What happens to
-//! who comes to a rule's listening socket is decided by [`Policy::onward`].
+//! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range of the same
+//! length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`]. [`Policy::onward`]
+//! decides what happens to connections and datagrams at a rule's listening socket.
 
 pub mod announce;
 mod budget;

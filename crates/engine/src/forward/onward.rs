@@ -1,5 +1,5 @@
-//! What happens to a newcomer at a listening socket of a forwarding rule: one decision for TCP and UDP (behaviour §5.3.3,
-//! §5.4, §5.5).
+//! What happens to a new connection or sender at a listening socket of a forwarding rule: one decision for TCP and UDP
+//! (behaviour §5.3.3, §5.4, §5.5).
 //!
 //! ```text
 //! a connection or datagram: peer, and the address that it was sent to
@@ -16,7 +16,7 @@ use crate::{
     flow::Endpoints,
 };
 
-/// One listening socket of a forwarding rule, and where it leads.
+/// One listening socket of a forwarding rule, and where it forwards to.
 #[derive(Clone, Debug)]
 pub struct Listener {
     /// The direction of its flows.
@@ -27,7 +27,7 @@ pub struct Listener {
     pub port: u16,
     /// The address listened on; none for both families' wildcards.
     pub address: Option<IpAddr>,
-    /// Listens on one interface only.
+    /// It listens on one interface only.
     pub on_interface: bool,
     /// The guest's address; none for the default one (behaviour §5.4).
     pub target_address: Option<IpAddr>,
@@ -47,30 +47,30 @@ pub enum Bypass {
     Only,
 }
 
-/// How newcomers are treated, by the command line.
+/// The command line's rules for new connections and senders.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policy {
     /// Which flows bypass the link.
     pub bypass: Bypass,
-    /// What was sent to a loopback address of the host goes to the same one of the guest (`--host-lo-to-ns-lo`).
+    /// Traffic to a loopback address of the host goes to the same address of the guest (`--host-lo-to-ns-lo`).
     pub keeps_loopback: bool,
     /// Index of the guest's interface: the scope of its link-local address. Zero for none.
     pub scope: u32,
 }
 
-/// What happens to a newcomer.
+/// What happens to a new connection, or a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onward {
     /// It goes to the guest through the link. These are its ends as the guest sees them.
     Link(Endpoints),
-    /// It bypasses the link: it goes to this address in the namespace where the listener's direction leads.
+    /// It bypasses the link: it goes to this address in the namespace of the listener's target.
     Bypass(SocketAddr),
-    /// It goes nowhere.
+    /// It is refused.
     Refuse,
 }
 
 impl Listener {
-    /// The listener of `port`. None if that is not one of the rule's.
+    /// The listener for `port`. None if the port is not in the rule's range.
     #[must_use]
     pub fn new(direction: Direction, index: usize, rule: &Rule, port: u16) -> Option<Self> {
         Some(Self {
@@ -84,9 +84,9 @@ impl Listener {
         })
     }
 
-    /// The ends of a flow from `peer` to `written_to` through the link, as the guest sees them (behaviour §5.3.2). A group that was
-    /// written to is the guest's default address here: that is where the guest answers from. None if the guest can't be
-    /// reached.
+    /// The ends of a flow from `peer` to `written_to` through the link, as the guest sees them (behaviour §5.3.2). If
+    /// `written_to` is a group, the guest's end is its default address: the guest answers from there. None if the guest
+    /// can't be reached.
     pub(crate) fn ends(
         &self,
         settings: &Settings,
@@ -110,8 +110,7 @@ impl Policy {
         listener.direction == Direction::Outbound || self.bypass != Bypass::Never
     }
 
-    /// Whether [`Policy::onward`] depends on the address that was written to. To find it out takes a system call per
-    /// connection.
+    /// Whether [`Policy::onward`] depends on `written_to`, which takes a system call per connection to find out.
     #[must_use]
     pub fn asks_for_hit(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
         match listener.direction {
@@ -124,7 +123,8 @@ impl Policy {
         }
     }
 
-    /// What happens to a flow that `peer` opens at `listener`. `written_to` is the address that it was sent to, if that is known.
+    /// What happens to a flow that `peer` opens at `listener`. `written_to` is the address that it was sent to, if
+    /// known.
     #[must_use]
     pub fn onward(
         &self,
@@ -152,7 +152,7 @@ impl Policy {
             }
             Bypass::Only => return Onward::Refuse,
         }
-        // What listens on loopback only in the namespace is not exposed unless asked for (R-88).
+        // A service that listens on the namespace's loopback only is not exposed unless the user asks for it (R-88).
         if let Some(looped) = looped.filter(|_| self.keeps_loopback) {
             return to(looped);
         }

@@ -21,7 +21,7 @@ impl PortRange {
         (first <= last).then_some(Self { first, last })
     }
 
-    /// The range that net.ipv4.ip_local_port_range states: two numbers, both included. `None` if it is malformed.
+    /// The range in the text of net.ipv4.ip_local_port_range: two numbers, both included. `None` if it is malformed.
     pub fn from_sysctl(text: &str) -> Option<Self> {
         let mut numbers = text.split_whitespace().map(str::parse);
         match (numbers.next(), numbers.next()) {
@@ -61,8 +61,7 @@ impl PortRange {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// What is left of the range without those of `excluded`, which are in order and don't overlap: the runs
-    /// between them, in order.
+    /// The parts of the range outside of `excluded`, in order. The excluded ranges are in order and don't overlap.
     pub(super) fn without(self, excluded: &[Self]) -> impl Iterator<Item = Self> {
         let mut excluded = excluded.iter().filter(move |hole| hole.overlaps(self));
         // 32 bits: the port after 65535 is the end.

@@ -36,7 +36,7 @@ impl Listen {
     /// Every address of both families, on every interface.
     pub const ANY: Self = Self { addr: None, interface: None };
 
-    /// Whether a packet to `addr` reaches this listener, as far as addresses go.
+    /// Whether the listening address covers packets to `addr`.
     pub fn accepts(&self, addr: IpAddr) -> bool {
         match self.addr {
             None => true,
@@ -84,10 +84,10 @@ pub struct Rule {
     pub listen: Listen,
     /// Ports to listen on.
     pub ports: PortRange,
-    /// Destination address; `None` means the guest's address, or whatever behaviour §5.3.2 derives.
+    /// Destination address; `None` means the one that behaviour §5.3.2 derives, usually the guest's.
     pub target_addr: Option<IpAddr>,
-    /// Destination port that the first of `ports` maps to; the others follow in step. The last one never
-    /// goes beyond 65535.
+    /// Destination port that the first of `ports` maps to; the others follow in order. The last one is
+    /// at most 65535.
     pub target_first: u16,
     /// A port that can't be bound is no error (behaviour §8.2).
     pub best_effort: bool,
@@ -109,13 +109,13 @@ impl Rule {
         self.target_first.checked_add(port - self.ports.first())
     }
 
-    /// Destination ports. Saturates at 65535 for a rule that breaks the promise of `target_first`.
+    /// Destination ports. Saturates at 65535 for a rule that violates the invariant of `target_first`.
     pub fn target_ports(&self) -> PortRange {
         let last = self.target_first.saturating_add(self.ports.last() - self.ports.first());
         PortRange::new(self.target_first, last).unwrap_or(PortRange::single(self.target_first))
     }
 
-    /// Whether both rules would claim some packet, so that they can't stand side by side (behaviour §2.4.9, Q20).
+    /// Whether some packet matches both rules, so that they can't be in one table (behaviour §2.4.9, Q20).
     pub fn conflicts_with(&self, other: &Self) -> bool {
         self.protocol == other.protocol
             && self.ports.overlaps(other.ports)

@@ -1,9 +1,9 @@
-//! Rules that follow what listens (behaviour §8.4): which ports they are to have open, given the ports in use on the side
-//! that they lead to.
+//! Rules that follow listening sockets (behaviour §8.4): the ports that they open, given the ports in use on their
+//! target side.
 //!
-//! Two directions that follow each other must not chase their own listeners from one namespace to the other and back
-//! . So what we hold on a side ourselves is never followed, and the two directions take turns: the second one sees
-//! what the first one has opened.
+//! Two directions must not follow each other's listeners from one namespace to the other and back. So a rule
+//! never follows sockets of this process, and the two directions take turns: the second one sees what the first one has
+//! opened.
 
 use alloc::{boxed::Box, vec};
 use core::fmt;
@@ -36,7 +36,7 @@ impl PortSet {
         range.iter().for_each(|port| self.insert(port));
     }
 
-    /// Takes a port out.
+    /// Removes a port.
     pub fn remove(&mut self, port: u16) {
         self.0[usize::from(port / BITS)] &= !(1 << (port % BITS));
     }
@@ -47,7 +47,7 @@ impl PortSet {
         self.0[usize::from(port / BITS)] & 1 << (port % BITS) != 0
     }
 
-    /// Takes all ports out.
+    /// Removes all ports.
     pub fn clear(&mut self) {
         self.0.fill(0);
     }
@@ -74,7 +74,7 @@ impl PortSet {
         })
     }
 
-    /// Takes out what is not in `other`, too.
+    /// Removes the ports that are not in `other`.
     pub fn retain_common(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0.iter()).for_each(|(word, other)| *word &= other);
     }
@@ -105,9 +105,9 @@ impl fmt::Debug for PortSet {
 /// Ports in use in one network namespace, whatever the address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InUse {
-    /// TCP ports that somebody listens on.
+    /// TCP ports with a listening socket.
     pub tcp: PortSet,
-    /// UDP ports that somebody is bound to, without a peer.
+    /// UDP ports with a socket that is bound and not connected.
     pub udp: PortSet,
 }
 
@@ -127,8 +127,8 @@ impl InUse {
     }
 }
 
-/// The ports whose use matters to the rules of `table` that follow a scan: where they lead, less `ours`, those that we
-/// hold there ourselves. Others need not be looked for.
+/// The target ports of the rules of `table` that follow a scan, without `ours`, the ports that this process itself uses
+/// there. A scan can ignore all others.
 #[must_use]
 pub fn relevant(table: &Table, ours: &InUse) -> InUse {
     let mut relevant = InUse::default();
@@ -146,8 +146,8 @@ pub fn relevant(table: &Table, ours: &InUse) -> InUse {
 
 /// The rules of `table` that follow a scan, by index, and the ports that they are to listen on, each rule's in order.
 ///
-/// `target` is what is in use on the side that the rules lead to, `ours` what of it we hold ourselves. UDP rules follow
-/// TCP listeners too: many a service talks UDP on its TCP port once asked to.
+/// `target` has the ports in use on the rules' target side, `ours` those that this process itself uses there. UDP rules
+/// follow TCP listeners too: many services open a UDP socket on their TCP port only on demand.
 pub fn wanted<'a>(
     table: &'a Table,
     target: &InUse,

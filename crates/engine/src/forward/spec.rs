@@ -15,7 +15,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Enabled, IfName, Listen, MAX_RULES, PortRange, Protocol, Rule};
 
-/// What a specifier means depends on this.
+/// What the meaning of a specifier depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
     /// Protocol of the option.
@@ -28,7 +28,7 @@ pub struct Context {
     pub ephemeral: PortRange,
 }
 
-/// Which way a rule forwards.
+/// The direction in which a rule forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From the host to the guest or namespace (`-t`, `-u`).
@@ -47,7 +47,7 @@ impl Direction {
         }
     }
 
-    /// What messages and clients of the control socket call the table of its rules, by where they listen (behaviour §8.9).
+    /// The name of its rules' table in messages and on the control socket, by where the rules listen (behaviour §8.9).
     #[must_use]
     pub const fn table_name(self) -> &'static str {
         match self {
@@ -60,7 +60,7 @@ impl Direction {
 /// Meaning of a specifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
-    /// `none`: no rule, and no default rule either.
+    /// `none`: no rules, not even default ones.
     None,
     /// Anything else.
     Forward {
@@ -71,13 +71,13 @@ pub enum Spec {
     },
 }
 
-/// Why a specifier has no meaning.
+/// Why a specifier is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// It is not of the grammar.
+    /// It does not match the grammar.
     #[error("Invalid port specifier '{0}'")]
     Invalid(String),
-    /// A listening address or interface where none can be chosen (behaviour §2.4.7).
+    /// It has a listening address or interface, which its direction does not allow (behaviour §2.4.7).
     #[error("Listening address not allowed in '{0}'")]
     ListenNotAllowed(String),
     /// It would make more rules than any table can hold.
@@ -88,7 +88,7 @@ pub enum SpecError {
 /// Reads a specifier.
 ///
 /// # Errors
-/// If `spec` is not of the grammar, or can't be taken in this `context`.
+/// If `spec` does not match the grammar, or is not allowed in this `context`.
 pub fn parse(spec: &str, context: &Context) -> Result<Spec, SpecError> {
     if spec == "none" {
         return Ok(Spec::None);
@@ -153,8 +153,8 @@ impl Chunk {
     }
 }
 
-/// Splits off the listening address, if there is one. A `/` may belong to a target instead (`22:::1/22`):
-/// what is before it decides.
+/// Splits off the listening address, if there is one. A `/` may also belong to a target (`22:::1/22`):
+/// the text before it decides.
 fn split_listen(spec: &str) -> (Option<Listen>, &str) {
     let Some((before, ports)) = spec.split_once('/') else { return (None, spec) };
     match parse_listen(before) {
@@ -175,7 +175,7 @@ fn parse_listen(text: &str) -> Option<Listen> {
     Some(Listen { addr, interface })
 }
 
-/// What comes after the `:` of an included range. An address is tried before a range of ports.
+/// The text after the `:` of an included range. An address is tried before a range of ports.
 fn parse_target(text: &str, ports: PortRange) -> Option<(Option<IpAddr>, PortRange)> {
     if let Some((addr, range)) = text.split_once('/') {
         return Some((specified(parse_addr(addr)?), parse_range(range)?));
@@ -204,13 +204,13 @@ fn parse_range(text: &str) -> Option<PortRange> {
     }
 }
 
-/// A decimal number, whatever zeros it starts with: no sign, no blank, no other base (behaviour §2.1).
+/// A decimal number, with any number of leading zeros: no sign, no blanks, no other base (behaviour §2.1).
 fn parse_port(text: &str) -> Option<u16> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// Where the rules listen: what was given, or the default of the direction. A dual-stack wildcard becomes
-/// that of the one family that is enabled (behaviour §2.4.5).
+/// Where the rules listen: the given address, or the default of the direction. A dual-stack wildcard becomes
+/// the wildcard of the one family that is enabled (behaviour §2.4.5).
 fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
     let mut listen = given.unwrap_or(match context.direction {
         Direction::Inbound => Listen::ANY,
@@ -226,8 +226,8 @@ fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
     listen
 }
 
-/// What to leave out, in order and without overlaps. Where nothing is included explicitly, the ephemeral
-/// ports and port 0 are left out too (behaviour §2.4.2).
+/// The ports to exclude, in order and without overlaps. If no range is included explicitly, the ephemeral
+/// ports and port 0 are excluded too (behaviour §2.4.2).
 fn excluded(chunks: &[Chunk], ephemeral: PortRange) -> Vec<PortRange> {
     let mut ranges: Vec<PortRange> = chunks
         .iter()
@@ -267,7 +267,7 @@ impl RuleMaker {
     fn rules(&self, chunks: &[Chunk]) -> Result<Vec<Rule>, SpecError> {
         let mut rules = Vec::new();
         if self.best_effort {
-            // Several `all` are one; a target given with any of them holds.
+            // Several `all` count as one, with the target of any of them.
             let target = chunks.iter().find_map(|chunk| match chunk {
                 Chunk::All { target } => *target,
                 _ => None,
@@ -291,7 +291,7 @@ impl RuleMaker {
         target_first: u16,
     ) -> Result<(), SpecError> {
         for run in ports.without(&self.excluded) {
-            // A hostile list of ranges and exclusions must not fill the memory.
+            // A hostile list of ranges and exclusions must not exhaust memory.
             if rules.len() >= MAX_RULES {
                 return Err(SpecError::TooManyRules);
             }

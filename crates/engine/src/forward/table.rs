@@ -88,7 +88,7 @@ pub enum Refusal {
     Conflict {
         /// The rule to be added.
         new: Box<Rule>,
-        /// The rule that is there.
+        /// The rule in the table.
         old: Box<Rule>,
     },
     /// The table is full.
@@ -110,12 +110,12 @@ impl Table {
         &self.rules
     }
 
-    /// Whether there is no rule.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// Number of sockets that the rules ask for.
+    /// Number of listening sockets that the rules need.
     pub fn sockets(&self) -> usize {
         self.sockets
     }
@@ -123,8 +123,8 @@ impl Table {
     /// Appends a rule.
     ///
     /// # Errors
-    /// If the rule makes no sense, asks for what is not `enabled`, conflicts with a rule of the table, or
-    /// goes beyond a limit. The table is then unchanged.
+    /// If the rule is invalid, needs a protocol or family that is not `enabled`, conflicts with a rule of the table, or
+    /// exceeds a limit. The table is then unchanged.
     pub fn add(&mut self, rule: Rule, enabled: Enabled) -> Result<(), AddError> {
         match self.check(&rule, enabled) {
             Err(reason) => Err(AddError { rule: Box::new(rule), reason }),
@@ -136,8 +136,8 @@ impl Table {
         }
     }
 
-    /// The rules as they are where only the families of `enabled` are in use: those of both families are of one, and
-    /// those of the other one alone are left out.
+    /// The rules reduced to the families of `enabled`: rules for both families become rules for one, and rules for a
+    /// family that is not enabled are left out.
     #[must_use]
     pub fn of_families(&self, enabled: Enabled) -> Self {
         let any: Option<IpAddr> = match (enabled.ipv4, enabled.ipv6) {
@@ -149,7 +149,7 @@ impl Table {
         for rule in &self.rules {
             let mut rule = rule.clone();
             rule.listen.addr = rule.listen.addr.or(any);
-            // What does not fit is of a family that is not in use.
+            // Rules that are refused here are for a family that is not in use.
             let _left_out = table.add(rule, enabled);
         }
         table
@@ -230,7 +230,7 @@ fn family(addr: IpAddr) -> &'static str {
     if addr.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
-/// How to ask for all addresses of the family of `addr` in a port specifier.
+/// The wildcard of the family of `addr`, as written in a port specifier.
 fn wildcard(addr: IpAddr) -> &'static str {
     if addr.is_ipv4() { "0.0.0.0" } else { "[::]" }
 }

@@ -57,8 +57,8 @@ pub(crate) enum SendResult {
     Refused(Errno, Option<Report>),
 }
 
-/// Sends a datagram by `attempt`. If that fails, `drain` takes the errors from the socket, and there is one more attempt:
-/// the failure may be that of an earlier datagram, which the kernel reports once.
+/// Sends a datagram by `attempt`. If that fails, `drain` takes the errors from the socket, and there is one more
+/// attempt: the failure may be that of an earlier datagram, which the kernel reports once.
 ///
 /// `drain` returns the report about a datagram that exceeds the path's MTU, see [`drain`]. Such a datagram is not sent
 /// again.
@@ -81,8 +81,8 @@ pub(crate) fn send<S>(
 /// Takes up to `most` entries from the error queue and hands them to `on_error`, with what is quoted of the message.
 /// The socket has no pending error afterwards: one without an entry would be reported again and again.
 ///
-/// Returns the last report about a datagram that the host refused as too long. Only the sender knows which one that was,
-/// so `on_error` does not get it.
+/// Returns the last report about a datagram that the host refused as too long. Only the sender knows which one that
+/// was, so `on_error` does not get it.
 pub(crate) fn drain<S: ErrorQueue>(
     socket: &mut S,
     quote: &mut [u8],

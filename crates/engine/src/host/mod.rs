@@ -19,7 +19,7 @@ use crate::{
     memory::{Memory, PayloadOf},
 };
 
-/// Hop limit shown to the guest where the host does not report that of what it received.
+/// Hop limit in packets to the guest if the host does not report the received one.
 pub(crate) const UNKNOWN_HOP_LIMIT: u8 = 255;
 
 /// A Linux error number.
@@ -53,17 +53,17 @@ impl Errno {
 pub enum SocketError {
     /// Nothing now; readiness will be reported.
     WouldBlock,
-    /// The socket has failed for good, with this error.
+    /// The call failed with this error. A stream socket has failed permanently.
     Failed(Errno),
 }
 
-/// What a socket was reported ready for: edge-triggered for stream sockets, so that each edge is reported once;
-/// level-triggered for datagram and ping sockets, so that what is left is reported again.
+/// What a socket is ready for. Reports are edge-triggered for stream sockets: each change is reported once. They are
+/// level-triggered for datagram and ping sockets: datagrams that are left are reported again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Bytes, a datagram, or the end of the stream can be read.
     pub readable: bool,
-    /// Bytes can be written; for a connecting socket: the connection stands.
+    /// Bytes can be written; for a connecting socket: the connection is established.
     pub writable: bool,
     /// The peer has ended its half of the stream.
     pub read_closed: bool,
@@ -90,14 +90,14 @@ pub trait TcpSocket {
     /// Most pieces that one call of [`TcpSocket::send_pieces`] takes.
     const MAX_PIECES: usize;
 
-    /// The same for at most [`MAX_PIECES`](Self::MAX_PIECES) pieces of our own memory, in order.
+    /// The same for at most [`MAX_PIECES`](Self::MAX_PIECES) pieces of the engine's own memory, in order.
     ///
     /// # Errors
     /// See [`SocketError`].
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError>;
 
-    /// Sends one byte, and marks it as urgent. The peer knows one urgent byte at a time: a later one replaces an earlier
-    /// one that it has not read yet (RFC 6093 §3.3).
+    /// Sends one byte, and marks it as urgent. The peer knows one urgent byte at a time: a later one replaces an
+    /// earlier one that it has not read yet (RFC 6093 §3.3).
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -123,7 +123,7 @@ pub trait TcpSocket {
     /// See [`SocketError`]; no byte is gone.
     fn discard(&mut self, len: u32) -> Result<u32, SocketError>;
 
-    /// Ends our half of the stream, behind what was sent before.
+    /// Ends this side's half of the stream, after everything sent before.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -132,22 +132,22 @@ pub trait TcpSocket {
     /// Bytes (and FIN) sent but not yet acknowledged by the peer.
     fn unacknowledged(&mut self) -> u32;
 
-    /// The pending error, cleared by asking.
+    /// Takes the pending error, which clears it.
     fn take_error(&mut self) -> Option<Errno>;
 
     /// Lets the kernel probe a silent peer (behaviour §6.5, R-74).
     fn keep_alive(&mut self);
 
-    /// Makes the coming close a reset instead of an orderly end.
+    /// Makes the next close send a reset instead of a FIN.
     fn reset_on_close(&mut self);
 
-    /// Sets the traffic class of all packets from now on. Its ECN bits are zero: they are the kernel's.
+    /// Sets the traffic class of all packets from now on. Its ECN bits are zero: the kernel sets them.
     fn set_traffic_class(&mut self, class: u8);
 
     /// The traffic class of the SYN that an accepted socket came by, with its ECN bits; none if it is not known.
     fn peer_traffic_class(&mut self) -> Option<u8>;
 
-    /// Our own address and port, for people, where they can be found out.
+    /// The socket's own address and port, if known. For messages.
     fn local(&self) -> Option<SocketAddr> {
         None
     }
@@ -164,15 +164,15 @@ pub trait Host {
     /// A ping socket.
     type Ping: PingSocket<Memory = Self::Memory>;
 
-    /// The source address from which packets of the guest's address `guest` are to leave to `destination`: the same one,
-    /// if the host has it on the interface that leads there. None: the kernel's choice.
+    /// The source address from which packets of the guest's address `guest` are to leave to `destination`: the same
+    /// one, if the host has it on the interface of that route. None: the kernel chooses.
     fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr>;
 
-    /// Starts to connect to `destination`, from `source` if that is given and the host still has it, by packets of traffic
-    /// class `class` (without ECN bits). The result arrives as readiness: writable, or error.
+    /// Starts to connect to `destination`, from `source` if that is given and the host still has it, by packets of
+    /// traffic class `class` (without ECN bits). The result arrives as readiness: writable, or error.
     ///
     /// # Errors
-    /// The connection can't even be tried.
+    /// The connection attempt can't be started.
     fn tcp_connect(
         &mut self,
         flow: FlowId,
@@ -181,7 +181,7 @@ pub trait Host {
         class: u8,
     ) -> Result<Self::Tcp, Errno>;
 
-    /// Has an accepted socket report its readiness under `flow`.
+    /// Makes an accepted socket report its readiness under `flow`.
     ///
     /// # Errors
     /// It can't be watched; the caller drops it.
@@ -191,28 +191,28 @@ pub trait Host {
     /// host's wildcard (or `--outbound`) address and `port` if that is free, else any port (Q7, Q8).
     ///
     /// # Errors
-    /// No socket can be had.
+    /// The socket can't be opened.
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket that only sends, to `group`, from `port`. Other programs of the host have the port; they
-    /// must share it, and lose nothing to this socket. It reports no readiness.
+    /// Opens a datagram socket that only sends, to `group`, from `port`. Other programs of the host use the port. They
+    /// must share it, and this socket must not take datagrams from them. It reports no readiness.
     ///
     /// # Errors
-    /// The port is not shared, or no socket can be had.
+    /// The port is not shared, or the socket can't be opened.
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket for `flow` that hears what is sent to the group and port `at` on the host's network. It
-    /// shares the port, and takes nothing from others.
+    /// Opens a datagram socket for `flow` that receives datagrams to the group and port `at` from the host's network.
+    /// It shares the port, and takes no datagrams from other programs.
     ///
     /// # Errors
-    /// The port is not shared, the host's network is not followed for this family, or no socket can be had.
+    /// The port is not shared, the host's network is not followed for this family, or the socket can't be opened.
     fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket for `flow` in the namespace where forwarding of `direction` leads, connected to `target`,
+    /// Opens a datagram socket for `flow` in the namespace that `direction` forwards to, connected to `target`,
     /// on `port` if that is free there, else any.
     ///
     /// # Errors
-    /// No socket can be had, or not connected.
+    /// The socket can't be opened or connected.
     fn udp_connect(
         &mut self,
         flow: FlowId,
@@ -221,7 +221,7 @@ pub trait Host {
         port: u16,
     ) -> Result<Self::Udp, Errno>;
 
-    /// Has a listening datagram socket report its readiness under `flow`.
+    /// Makes a listening datagram socket report its readiness under `flow`.
     ///
     /// # Errors
     /// It can't be watched; the caller drops it.
@@ -231,7 +231,7 @@ pub trait Host {
     /// [`Host::tcp_connect`].
     ///
     /// # Errors
-    /// No socket can be had.
+    /// The socket can't be opened.
     fn ping_open(
         &mut self,
         flow: FlowId,

@@ -10,17 +10,17 @@ use crate::memory::{Memory, PayloadOf};
 /// An echo request to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a, P> {
-    /// To whom; the port is zero.
+    /// Its destination; the port is zero.
     pub destination: SocketAddr,
-    /// The message's header. The socket puts its own identifier and the checksum in.
+    /// The message's header. The socket fills in its own identifier and the checksum.
     pub header: &'a Header,
-    /// What follows the header.
+    /// The payload after the header.
     pub payload: P,
     /// Time to live or hop limit; not zero.
     pub hop_limit: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
-    /// Refuse it if it exceeds the path's MTU.
+    /// The host refuses it if it exceeds the path's MTU.
     pub dont_fragment: bool,
 }
 
@@ -32,12 +32,12 @@ pub trait PingSocket: ErrorQueue {
     /// Sends a request.
     ///
     /// # Errors
-    /// See [`SocketError`]. A failure may also be that of an earlier request, told once; nothing was sent then.
+    /// See [`SocketError`]. The error may be that of an earlier request, which is reported once; nothing was sent then.
     fn send(&mut self, request: &Request<'_, PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
     /// Receives a message, header and payload, into `buffer`. With an empty buffer, drops one.
     ///
     /// # Errors
-    /// See [`SocketError`]. A failure may also be that of an earlier request, told once.
+    /// See [`SocketError`]. The error may be that of an earlier request, which is reported once.
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
 }

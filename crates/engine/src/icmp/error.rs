@@ -69,8 +69,8 @@ impl<'a> Quote<'a> {
 }
 
 impl Report {
-    /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there is no
-    /// such message, or if it is of no use to the guest.
+    /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there
+    /// is no such message, or if it is of no use to the guest.
     pub(crate) const fn translated(self, from_v4: bool, to_v4: bool) -> Option<Self> {
         if from_v4 == to_v4 {
             return Some(self);
@@ -124,8 +124,8 @@ impl Report {
     }
 }
 
-/// The source of an error message to the guest: the offender as the guest sees it (behaviour §5.3.4), or the address that
-/// the guest had sent to, which is `peer` on the host's side.
+/// The source of an error message to the guest: the offender as the guest sees it (behaviour §5.3.4), or the address
+/// that the guest had sent to, which is `peer` on the host's side.
 pub(crate) fn shown_offender(
     settings: &Settings,
     guest: &Guest,

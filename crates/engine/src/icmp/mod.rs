@@ -1,4 +1,5 @@
-//! Ping: echo requests of the guest, sent by ping sockets of the host (behaviour §4.5), and error messages to the guest.
+//! Ping: echo requests of the guest, sent by ping sockets of the host (behaviour §4.5), and error messages to the
+//! guest.
 
 pub(crate) mod error;
 
@@ -81,8 +82,8 @@ enum Target {
     /// All destinations that have the same address on both sides and are reached from the address `source`. Replies are
     /// shown with the address that they come from.
     Any { source: Option<IpAddr> },
-    /// One translated destination: `remote` for the guest, `peer` on the host's side. It has its own socket, which tells
-    /// its replies from others.
+    /// One translated destination: `remote` for the guest, `peer` on the host's side. It has its own socket, which
+    /// tells its replies from others.
     One { remote: IpAddr, peer: IpAddr, source: Option<IpAddr> },
 }
 

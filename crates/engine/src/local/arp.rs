@@ -1,4 +1,5 @@
-//! ARP: every IPv4 address but the guest's own is at a hardware address that leads to us (RFC 826, behaviour §4.1).
+//! ARP: every IPv4 address except the guest's own has a hardware address that leads to the engine (RFC 826, behaviour
+//! §4.1).
 
 use core::net::Ipv4Addr;
 
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// Answers a request for any address, probes (RFC 5227) included, except for the guest's own and for
-/// announcements. The sender of a request or reply shows that it has its address (RFC 826).
+/// announcements. A request or reply is evidence that its sender has its address (RFC 826).
 pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link: &mut impl Link) -> Outcome {
     let (sender, target) = (Ipv4Addr::from(packet.sender_ip), Ipv4Addr::from(packet.target_ip));
     if !packet.is_ipv4_over_ethernet() {
@@ -44,8 +45,8 @@ pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link
     send_arp(link, asker, &reply)
 }
 
-/// Asks, in a broadcast, which station has the guest's `address` (behaviour §4.1.3): as the gateway, or if there is none, as
-/// a probe (RFC 5227 §2.1.1).
+/// Asks, in a broadcast, which host has the guest's `address` (behaviour §4.1.3): as the gateway, or if there is none,
+/// as a probe (RFC 5227 §2.1.1).
 pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Link) -> Outcome {
     let Some(v4) = &settings.v4 else { return Outcome::Ignored };
     let sender = match v4.our_address {
@@ -55,7 +56,7 @@ pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Li
     send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac::BROADCAST, address)))
 }
 
-/// Tells everybody on the link the hardware address of a neighbour (RFC 5227 §3, behaviour §4.1.4).
+/// Announces the hardware address of a neighbour to all on the link (RFC 5227 §3, behaviour §4.1.4).
 pub(super) fn announce(settings: &Settings, neighbour: Ipv4Addr, link: &mut impl Link) -> Outcome {
     if settings.v4.is_none() {
         return Outcome::Ignored;

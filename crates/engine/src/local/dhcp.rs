@@ -1,8 +1,9 @@
-//! DHCPv4 and BOOTP: the one address that there is, to each client that asks (RFC 2131, RFC 2132, RFC 951, behaviour §4.3).
+//! DHCPv4 and BOOTP: offers the one guest address to each client that asks (RFC 2131, RFC 2132, RFC 951, behaviour
+//! §4.3).
 //!
-//! The values of options are `dhcproto`'s. Messages around them are read and written here: its
-//! decoder drops a whole message for a host name that is not UTF-8 and panics on a hardware address
-//! length that is too large, its options have no order, and its constructors ask the system for randomness.
+//! `dhcproto` encodes the values of options. Messages are read and written here: its decoder drops a whole message for
+//! a host name that is not UTF-8 and panics on a hardware address length that is too large, its options have no order,
+//! and its constructors ask the system for randomness.
 
 use alloc::{vec, vec::Vec};
 use core::net::Ipv4Addr;
@@ -33,13 +34,13 @@ const PAD: u8 = 0;
 const END: u8 = 255;
 const INFINITE: u32 = u32::MAX;
 
-/// Most bytes of options, end mark included: what every client takes, in a packet of 576 bytes (RFC 2131 §2).
+/// Most bytes of options, end mark included: what every client accepts, in a packet of 576 bytes (RFC 2131 §2).
 const MAX_OPTIONS_LEN: usize = 308;
 /// Length of BOOTP's vendor information after the magic cookie, in bytes: clients expect messages of at least 300 bytes
-/// (RFC 1542 §2.1), and those of BOOTP of no more (RFC 1534 §2).
+/// (RFC 1542 §2.1), and BOOTP clients of no more (RFC 1534 §2).
 const BOOTP_OPTIONS_LEN: usize = 60;
 
-/// A message up to its options (RFC 2131 §2), with the magic cookie (RFC 2132 §2) or what BOOTP clients have there.
+/// A message up to its options (RFC 2131 §2), with the magic cookie (RFC 2132 §2) or what BOOTP clients send there.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Header {
@@ -60,33 +61,33 @@ struct Header {
     magic: [u8; 4],
 }
 
-/// A message of ours, and its way.
+/// A reply, and where it is sent.
 pub(super) struct Reply {
-    /// Source: our address.
+    /// Source: the server's address.
     pub(super) source: Ipv4Addr,
-    /// Destination: the client's address if it has one, else the new one, or broadcast where the client asks for it
+    /// Destination: the client's address if it has one, else the new one, or broadcast if the client asks for it
     ///
     pub(super) destination: Ipv4Addr,
     /// The message.
     pub(super) message: Vec<u8>,
-    /// What it changes about the client's lease of the assigned address.
+    /// How it changes the client's lease of the assigned address.
     pub(super) binding: Option<Binding>,
 }
 
-/// What is answered.
+/// The kinds of replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     /// DHCPOFFER.
     Offer,
-    /// DHCPACK with an address; to a DHCPDISCOVER where the client asks for rapid commit (RFC 4039).
+    /// DHCPACK with an address; to a DHCPDISCOVER if the client asks for rapid commit (RFC 4039).
     Ack { rapid_commit: bool },
     /// DHCPACK to a DHCPINFORM: the client has an address and gets none (RFC 2131 §4.3.5).
     Information,
-    /// BOOTREPLY to a BOOTP client: nothing in it is DHCP's alone (RFC 1534 §2).
+    /// BOOTREPLY to a BOOTP client: it has no options that are only DHCP's (RFC 1534 §2).
     Bootp,
 }
 
-/// The answer to a message, or why there is none.
+/// The reply to a message, or why there is none.
 pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcome> {
     let v4 = settings.v4.as_ref().filter(|_| settings.services.dhcp).ok_or(Outcome::Ignored)?;
     let our_address = v4.our_address.ok_or(Outcome::Ignored)?;
@@ -120,7 +121,7 @@ pub(super) fn ends(settings: &Settings, request: &[u8]) -> Option<Binding> {
     }
 }
 
-/// Where an answer goes. Who needs no address from us gets it at its own (RFC 2131 §4.3.5, RFC 951 §4).
+/// The destination of a reply. A client that needs no address gets it at its own one (RFC 2131 §4.3.5, RFC 951 §4).
 fn destination(settings: &Settings, v4: &V4, request: &Header, answer: Answer) -> Result<Ipv4Addr, Outcome> {
     let client = Ipv4Addr::from(request.client_address);
     match answer {
@@ -141,7 +142,7 @@ struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    /// None if the message calls for no answer.
+    /// None if the message needs no answer.
     fn answer(&self) -> Option<Answer> {
         match self.kind.map(MessageType::from) {
             None => Some(Answer::Bootp),
@@ -153,7 +154,7 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// Pads may stand anywhere, and the end mark may be missing. None if an option runs past the
+    /// Pads may be anywhere, and the end mark may be missing. None if an option extends past the end of the
     /// message.
     fn parse(mut options: &'a [u8]) -> Option<Self> {
         let mut question = Self::default();
@@ -180,7 +181,7 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The reply's header: what identifies the transaction is copied, all else is ours or zero.
+/// The reply's header: the fields that identify the transaction are copied, all others are set here or zero.
 fn reply_header(request: &Header, v4: &V4, answer: Answer) -> Header {
     Header {
         op: BOOT_REPLY,
@@ -239,7 +240,7 @@ fn mask(prefix_len: u8) -> Ipv4Addr {
     Ipv4Addr::from_bits(!host_bits)
 }
 
-/// The client's name (RFC 4702): in wire format, and no updates by anyone but the client. None if that
+/// The client's name (RFC 4702): in wire format, with flags that leave DNS updates to the client. None if that
 /// is no name, or too long for an option.
 fn client_fqdn(name: &str) -> Option<DhcpOption> {
     let (flags, result_codes) = (0x04, [0xff, 0xff]);
@@ -250,9 +251,9 @@ fn client_fqdn(name: &str) -> Option<DhcpOption> {
     Some(DhcpOption::Unknown(UnknownOption::new(OptionCode::ClientFQDN, data)))
 }
 
-/// The options in the order that the client's list asks for, the others behind them by code. The message type
-/// comes first if the client did not place it. Of those that a lease can do without, the ones that
-/// do not fit into `max_len` bytes are left out.
+/// The options in the order that the client's list asks for, then the others by code. The message type
+/// comes first if the client did not place it. Options that are not essential for a lease are left out if they
+/// do not fit in `max_len` bytes.
 fn encode(mut options: Vec<DhcpOption>, parameters: &[u8], max_len: usize) -> Vec<u8> {
     const BEHIND: usize = 256;
     options.sort_by_key(|option| {
@@ -290,8 +291,8 @@ fn encode_option(option: &DhcpOption) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether a lease is worth nothing without it. All of these together fill two thirds of the room in BOOTP, and less in
-/// DHCP.
+/// Whether a lease is useless without the option. All of these together take two thirds of the room in BOOTP, and less
+/// in DHCP.
 const fn is_essential(option: &DhcpOption) -> bool {
     matches!(
         option,

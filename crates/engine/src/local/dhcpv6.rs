@@ -1,9 +1,8 @@
-//! DHCPv6: the one address that there is, to whoever asks (RFC 8415, behaviour §4.4; Q5).
+//! DHCPv6: leases the one guest address to each client that asks (RFC 8415, behaviour §4.4; Q5).
 //!
-//! There are no bindings to keep: the address is always the client's, for ever. The options of answers are
-//! `dhcproto`'s. Questions are read here: its decoder subtracts from length fields unchecked, and recurses as
-//! deep as a message nests options. Names are written here too: it would compress them, which RFC 8415 §10
-//! forbids.
+//! There are no bindings to store: the client has the address for an infinite lifetime. `dhcproto` encodes the options
+//! of answers. Requests are read here: its decoder subtracts from length fields unchecked, and recurses as deep as a
+//! message nests options. Names are written here too: it would compress them, which RFC 8415 §10 forbids.
 
 use alloc::{string::String, vec, vec::Vec};
 use core::net::Ipv6Addr;
@@ -32,8 +31,8 @@ const MAX_DUID_LEN: usize = 130;
 const MAX_ASSOCIATIONS: usize = 16;
 /// Most addresses in an identity association.
 const MAX_ADDRESSES: usize = 16;
-/// Flags of the option "client FQDN" (RFC 4704 §4.1): the server is to update the name, and it was told
-/// not to.
+/// Flags of the option "client FQDN" (RFC 4704 §4.1): the server should update the name, and the server overrides the
+/// client's preference.
 const FQDN_SERVER_UPDATES: u8 = 1;
 const FQDN_OVERRIDDEN: u8 = 2;
 
@@ -43,7 +42,7 @@ pub(super) struct Reply {
     pub(super) message: Vec<u8>,
     /// Flow label for the packet: 20 bits of the transaction's number.
     pub(super) flow_label: u32,
-    /// What it changes about the client's lease of the assigned address.
+    /// How it changes the client's lease of the assigned address.
     pub(super) binding: Option<Binding>,
 }
 
@@ -63,7 +62,7 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
             let associations = question.associate(assigned);
             gives = associations.iter().any(|option| gives_address(option, assigned));
             if question.kind == MessageType::Solicit {
-                // A Reply that commits to nothing would make the client start over at once (RFC 8415 §18.3.1, §18.3.9).
+                // A Reply without any binding would make the client start over at once (RFC 8415 §18.3.1, §18.3.9).
                 if question.rapid_commit && gives {
                     options.push(DhcpOption::RapidCommit);
                 } else {
@@ -98,7 +97,7 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     })
 }
 
-/// What matters of a client's message.
+/// The parts of a client's message that matter.
 struct Question<'a> {
     kind: MessageType,
     transaction: [u8; 3],
@@ -109,11 +108,11 @@ struct Question<'a> {
     associations: Vec<Association>,
 }
 
-/// An identity association: what the client wants addresses or prefixes for (RFC 8415 §12).
+/// An identity association: the unit that a client requests addresses or prefixes for (RFC 8415 §12).
 struct Association {
     kind: AssociationKind,
     id: u32,
-    /// The addresses that the client has, or would like.
+    /// The addresses that the client has or prefers.
     addresses: Vec<Ipv6Addr>,
 }
 
@@ -125,7 +124,7 @@ enum AssociationKind {
 }
 
 impl<'a> Question<'a> {
-    /// None if an option runs past what it is in, or is too short for what it has to hold.
+    /// None if an option extends past its container, or is too short for its fixed fields.
     fn parse(message: &'a [u8]) -> Option<Self> {
         let (&[kind, transaction @ ..], options) = message.split_first_chunk::<4>()?;
         let mut question = Self {
@@ -206,8 +205,9 @@ impl<'a> Question<'a> {
         self.associations.iter().map(answer).collect()
     }
 
-    /// What is in the association that has the address. Other addresses in it are not on this link when first
-    /// asked for (behaviour §4.4.2); later they are declared dead beside the right one (RFC 8415 §18.3.4, §18.3.5).
+    /// The content of the association that has the address. Other addresses in it are reported as not on this link when
+    /// first requested (behaviour §4.4.2); later they get lifetime zero, next to the right one (RFC 8415 §18.3.4,
+    /// §18.3.5).
     fn address(&self, association: &Association, assigned: Ipv6Addr) -> Vec<DhcpOption> {
         let others = association.addresses.iter().filter(|&&address| address != assigned);
         match self.kind {
@@ -227,7 +227,7 @@ impl<'a> Question<'a> {
         self.associations.iter().any(|association| association.addresses.contains(&address))
     }
 
-    /// Why an association stays empty.
+    /// The status of an association that stays empty.
     fn refusal(&self, association: &Association) -> Vec<DhcpOption> {
         let known = matches!(self.kind, MessageType::Renew | MessageType::Rebind);
         vec![match association.kind {
@@ -237,7 +237,7 @@ impl<'a> Question<'a> {
         }]
     }
 
-    /// An answer to each association that a client gives back and that never was bound (RFC 8415 §18.3.7, §18.3.8).
+    /// An answer to each association that a client releases and that was never bound (RFC 8415 §18.3.7, §18.3.8).
     fn unbound(&self, assigned: Ipv6Addr) -> impl Iterator<Item = DhcpOption> {
         let bound = move |association: &&Association| {
             association.kind == AssociationKind::Addresses && association.addresses.contains(&assigned)
@@ -274,7 +274,7 @@ impl Association {
     }
 }
 
-/// The options in a byte string: code and value, or none for one that runs past the end, which is then
+/// The options in a byte string: code and value, or none for one that extends past the end, which is then
 /// the last item.
 struct Options<'a>(&'a [u8]);
 
@@ -294,7 +294,7 @@ impl<'a> Iterator for Options<'a> {
     }
 }
 
-/// What is told beside addresses.
+/// The options besides addresses.
 fn configuration<'a>(
     settings: &'a Settings,
     v6: &'a V6,
@@ -314,7 +314,7 @@ fn domain_search_list(domains: &[String]) -> Option<DhcpOption> {
     (!names.is_empty()).then(option)
 }
 
-/// The client's name (RFC 4704). We update no names: a client that wants us to is told so.
+/// The client's name (RFC 4704). The server updates no names, and reports that to a client that asks for it.
 fn client_fqdn(name: &str, asked: Option<u8>) -> Option<DhcpOption> {
     let wants_update = asked.is_some_and(|flags| flags & FQDN_SERVER_UPDATES != 0);
     let mut data = vec![if wants_update { FQDN_OVERRIDDEN } else { 0 }];
@@ -328,7 +328,7 @@ fn wire_name(name: &str) -> Option<Vec<u8>> {
     buffer.get(..len).map(<[u8]>::to_vec)
 }
 
-/// Our identifier: type 1, link-layer address and time, for Ethernet (RFC 8415 §11.2).
+/// The server's identifier: type 1, link-layer address and time, for Ethernet (RFC 8415 §11.2).
 fn server_id(start_since_2000: u32, mac: Mac) -> [u8; 14] {
     let [a, b, c, d] = start_since_2000.to_be_bytes();
     let Mac([e, f, g, h, i, j]) = mac;

@@ -1,10 +1,10 @@
-//! Services that the guest finds on its link: a question in, an answer out (behaviour §4).
+//! Services that the guest finds on its link: a request comes in, an answer goes out at once (behaviour §4).
 //!
-//! Each protocol has a module that decides; this one tells them apart and puts headers in front of their
+//! Each protocol has a module that decides; this one selects the protocol and writes the headers of the
 //! answers.
 //!
-//! Every frame from here has complete checksums, on every link. Clients of these protocols often read from packet or raw
-//! sockets, or are firmware: they add up what they get, and know nothing of checksum offload.
+//! Every frame from here has complete checksums, on every link. Clients of these protocols often read from packet or
+//! raw sockets, or are firmware: they verify checksums, and do not know of checksum offload.
 
 mod arp;
 mod dhcp;
@@ -33,27 +33,27 @@ use crate::{
 pub use arp::on_arp;
 pub use ndp::{Advertiser, on_icmpv6};
 
-/// Longest message that is looked at, in bytes: more than any client says.
+/// Longest message that is parsed, in bytes: longer than any client's.
 const LONGEST: usize = 4096;
 
 /// What became of a frame that was shown to the local services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
-    /// It is not for them: the caller goes on with it.
+    /// It is not for them: the caller continues to process it.
     NotLocal,
     /// It was answered.
     Answered,
-    /// It calls for no answer, or the service is off.
+    /// It needs no answer, or the service is off.
     Ignored,
     /// It is malformed, or breaks its protocol's rules: a drop to be counted.
     Invalid,
-    /// The answer did not go out. The guest will ask again.
+    /// The answer was not sent. The guest will ask again.
     LinkFull,
 }
 
 impl Outcome {
-    /// Whether the frame was for the local services, so that nobody else looks at it.
+    /// Whether the frame was for the local services, so that the caller is done with it.
     #[must_use]
     pub const fn consumed(self) -> bool {
         !matches!(self, Self::NotLocal)
@@ -90,45 +90,44 @@ fn on_question(
     }
 }
 
-/// A message, to be looked at.
+/// A copy of a message, to be parsed.
 fn copied(payload: impl Payload, buffer: &mut [u8; LONGEST]) -> Result<&[u8], Outcome> {
     let len = payload.copy_to(buffer);
     if len < payload.len() { Err(Outcome::Invalid) } else { Ok(&buffer[..len]) }
 }
 
-/// What goes out when the link comes up: questions that make the guest show its hardware address (behaviour
-/// §4.1.3, §4.2). Not to be called while the guest can't hear it.
+/// Sends requests when the link comes up, so that the guest's answers show its hardware address (behaviour §4.1.3,
+/// §4.2). Call this only when the guest can receive.
 pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) {
     let gateway = settings.v4.as_ref().and_then(|v4| v4.our_address);
     let main = [gateway.and(guest.v4()).map(IpAddr::V4), guest.v6().map(IpAddr::V6)];
     main.into_iter().flatten().for_each(|address| ask_for(settings, guest, address, link));
 }
 
-/// Asks the guest whether it has `address`: a station that does will show it.
+/// Asks the guest whether it has `address`: the host that has it will answer.
 pub fn ask_for(settings: &Settings, guest: &Guest, address: IpAddr, link: &mut impl Link) {
-    // If it gets lost, the next one does not, or the guest's own frames show the same.
+    // If the request is lost, there will be another one, or the guest's own frames show the same.
     let _ = match address {
         IpAddr::V4(address) => arp::ask_for(settings, address, link),
         IpAddr::V6(address) => ndp::ask_for(settings, guest, address, link),
     };
 }
 
-/// What goes out when a neighbour's hardware address has become known, or another (behaviour §4.1.4): the guest may have
-/// learned what it was before.
+/// Announces a neighbour's new hardware address to the guest (behaviour §4.1.4), which may have learned an earlier one.
 pub fn announce_neighbour(settings: &Settings, guest: &Guest, neighbour: IpAddr, link: &mut impl Link) {
-    // If it gets lost, the guest goes on with what it has, which leads to us as well.
+    // If it is lost, the guest keeps the address that it has, which leads to the engine as well.
     let _ = match neighbour {
         IpAddr::V4(neighbour) => arp::announce(settings, neighbour, link),
         IpAddr::V6(neighbour) => ndp::announce(settings, guest, neighbour, link),
     };
 }
 
-/// What a message changes about the guest's lease.
+/// How a message changes the guest's lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Binding {
     /// The guest has it now.
     Made,
-    /// The guest has declined it, because another station has the address.
+    /// The guest has declined it, because another host has the address.
     Declined,
     /// The guest has released it.
     Released,
@@ -187,7 +186,7 @@ fn on_dhcpv6(
     Ok(send_udp(link, &headers, (dhcpv6::SERVER_PORT, dhcpv6::CLIENT_PORT), &reply.message))
 }
 
-/// Headers of a packet of our own to the guest.
+/// Headers of a packet from the engine itself to the guest.
 fn headers(settings: &Settings, guest: &Guest, source: IpAddr, destination: IpAddr) -> Outgoing {
     Outgoing {
         source_mac: settings.our_mac,
@@ -217,7 +216,7 @@ fn send_udp(link: &mut impl Link, headers: &Outgoing, ports: (u16, u16), payload
     })
 }
 
-/// Sends an ICMPv6 message. `body` writes at most `max_len` bytes behind the header and returns how many.
+/// Sends an ICMPv6 message. `body` writes at most `max_len` bytes after the header and returns how many.
 fn send_icmpv6(
     link: &mut impl Link,
     headers: &Outgoing,
@@ -239,7 +238,7 @@ fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Optio
     };
     let slot = reserved.head();
     let Some(written) = build(slot) else {
-        return Outcome::Invalid; // the answer to what was asked does not fit any frame
+        return Outcome::Invalid; // the answer does not fit in any frame
     };
     if !slot.get_mut(..written.len).is_some_and(|frame| complete_checksum(frame, &written.offload)) {
         return Outcome::Invalid;

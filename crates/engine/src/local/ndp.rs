@@ -1,5 +1,5 @@
-//! Neighbour Discovery: every IPv6 address but the guest's own is at a hardware address that leads to us, and we are
-//! the router (RFC 4861, behaviour §4.2).
+//! Neighbour Discovery: every IPv6 address except the guest's own has a hardware address that leads to the engine,
+//! which is also the router (RFC 4861, behaviour §4.2).
 
 use alloc::string::String;
 use core::{
@@ -26,15 +26,15 @@ use crate::{
 /// Seconds between two unsolicited router advertisements, least and most.
 const INTERVAL_SECS: (u32, u32) = (200, 600);
 
-/// Prefix length of the link, whatever the host's is: other ones can't be used for autonomous configuration
+/// Prefix length of the link, independent of the host's: others can't be used for autonomous configuration
 /// (RFC 4862 §5.5.3 d, RFC 4291 §2.5.1).
 const PREFIX_LEN: u8 = 64;
 
-/// Answers solicitations. Takes all Neighbour Discovery, and nothing else.
+/// Answers solicitations. Consumes all Neighbour Discovery messages, and no others.
 ///
 /// Solicitations for the guest's own address, and those from `::` (duplicate address detection), get no answer;
-/// what has another hop limit than 255 has been routed here and is invalid (Q4). What the messages show of the guest's
-/// addresses is noted, also if the service is off.
+/// a message with another hop limit than 255 was routed and is invalid (Q4). The messages show addresses of the guest,
+/// which are noted even if the service is off.
 pub fn on_icmpv6(
     settings: &Settings,
     guest: &mut Guest,
@@ -78,8 +78,8 @@ pub fn on_icmpv6(
     }
 }
 
-/// A station with address `source` asks for `target`, or from `::`, whether somebody has it but itself (RFC 4862
-/// §5.4.2): then it is going to have it.
+/// A host with address `source` asks for `target`. If `source` is `::`, the host is about to take `target`, and asks
+/// whether another one has it (RFC 4862 §5.4.2).
 fn on_solicitation(
     settings: &Settings,
     guest: &mut Guest,
@@ -105,7 +105,7 @@ fn on_solicitation(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// Asks for the guest's `address` at that very address, as the router (behaviour §4.2).
+/// Sends a solicitation for the guest's `address` to that address itself, as the router (behaviour §4.2).
 pub(super) fn ask_for(
     settings: &Settings,
     guest: &Guest,
@@ -120,7 +120,7 @@ pub(super) fn ask_for(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// Tells everybody on the link the hardware address of a neighbour (RFC 4861 §7.2.6, behaviour §4.1.4).
+/// Announces the hardware address of a neighbour to all on the link (RFC 4861 §7.2.6, behaviour §4.1.4).
 pub(super) fn announce(
     settings: &Settings,
     guest: &Guest,
@@ -135,8 +135,8 @@ pub(super) fn announce(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// The hardware address of `target`, and headers of the advertisement that names it. Its source is the target itself, as
-/// from Linux: some stacks (smoltcp) file the hardware address under the sender.
+/// The hardware address of `target`, and headers of the advertisement that names it. Its source is the target itself,
+/// as Linux does it: some stacks (smoltcp) store the hardware address under the source.
 fn advertised(
     settings: &Settings,
     guest: &Guest,
@@ -150,27 +150,27 @@ fn advertised(
 
 /// When to send the next unsolicited router advertisement.
 ///
-/// To be made when the guest is there to hear them: the first one comes an interval later.
+/// Create it when the guest can receive them: the first one is due an interval later.
 #[derive(Clone, Copy, Debug)]
 pub struct Advertiser {
     next: Option<Instant>,
 }
 
 impl Advertiser {
-    /// Starts the clock, if router advertisements are on at all. `random` is any random number.
+    /// Starts the clock, if router advertisements are on. `random` is any random number.
     #[must_use]
     pub fn new(settings: &Settings, now: Instant, random: u32) -> Self {
         let on = settings.v6.is_some() && settings.services.ndp && settings.services.ra;
         Self { next: on.then(|| now + interval(random)) }
     }
 
-    /// When [`Self::on_deadline`] wants to be called; never if none.
+    /// When [`Self::on_deadline`] has something to do; none: never.
     #[must_use]
     pub const fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Advertises to all nodes if it is time to. A full link skips this turn.
+    /// Advertises to all nodes if it is due. If the link is full, this advertisement is skipped.
     pub fn on_deadline(
         &mut self,
         settings: &Settings,

@@ -1,5 +1,5 @@
-//! TCP connections that bypass the link: two sockets of the host's kernel, one in each namespace, and what comes out of
-//! the one goes into the other (behaviour §6.11).
+//! TCP connections that bypass the link: two sockets of the host's kernel, one in each namespace. Bytes received
+//! from one are sent by the other (behaviour §6.11).
 //!
 //! [`relay`] is one connection; this module finds it for an event, gives it its turns, and ends it.
 
@@ -21,7 +21,7 @@ use crate::{
 pub enum Side {
     /// The one that was accepted.
     Accepted = 0,
-    /// The one that we connect in the other namespace.
+    /// The one that is connected in the other namespace.
     Connected = 1,
 }
 
@@ -39,7 +39,7 @@ impl Side {
     }
 }
 
-/// What was taken from a socket.
+/// Bytes taken from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// How many bytes. Zero is the end of the stream.
@@ -48,27 +48,28 @@ pub struct Taken {
     pub more: bool,
 }
 
-/// Two non-blocking stream sockets, and for each direction a place for bytes on their way from one to the other.
+/// Two non-blocking stream sockets, and for each direction a buffer for bytes on their way from one to the other.
 ///
-/// A socket's readiness is reported by edges, once for each change; that to send only after it was found wanting.
+/// Readiness is edge-triggered: each change is reported once. That a socket can send is reported only after a send has
+/// returned [`SocketError::WouldBlock`].
 pub trait Conduit {
-    /// Takes received bytes out of the socket `from`, whose direction has none under way. They have to be given next,
-    /// before another conduit takes any.
+    /// Takes received bytes from the socket `from`, whose direction has none in its buffer. The next call has to be
+    /// `give`, before another conduit takes bytes.
     ///
-    /// With `urgent`, there may be an urgent byte among the received ones. What is taken then ends before that byte, or is
-    /// that byte alone, which is given as an urgent one.
+    /// With `urgent`, there may be an urgent byte among the received ones. What is taken then ends before that byte, or
+    /// is that byte alone, which is given as an urgent one.
     ///
     /// # Errors
-    /// See [`SocketError`]; [`SocketError::WouldBlock`] says that there were none.
+    /// See [`SocketError`]; [`SocketError::WouldBlock`] means that there are none.
     fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError>;
 
-    /// Sends bytes under way from `from` to the other socket; returns how many, at least one. The others stay under way.
+    /// Sends buffered bytes from `from` to the other socket. Returns how many, at least one; the others stay buffered.
     ///
     /// # Errors
-    /// See [`SocketError`]; [`SocketError::WouldBlock`] says that the other socket takes none.
+    /// See [`SocketError`]; [`SocketError::WouldBlock`] means that the other socket takes none.
     fn give(&mut self, from: Side) -> Result<usize, SocketError>;
 
-    /// Ends our half of a socket's stream, behind what was sent before.
+    /// Ends the sending half of a socket's stream, after everything sent before.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -77,7 +78,7 @@ pub trait Conduit {
     /// Bytes (and FIN) sent to a socket's peer but not yet acknowledged by it.
     fn unacknowledged(&mut self, side: Side) -> u32;
 
-    /// Makes the coming close of both sockets a reset instead of an orderly end.
+    /// Makes the next close of both sockets send a reset instead of a FIN.
     fn reset_on_close(&mut self);
 }
 
@@ -86,7 +87,7 @@ pub trait Conduit {
 pub struct Counters {
     /// Connections begun.
     pub opened: u64,
-    /// Connections for which there was no room or no socket.
+    /// Connections that were refused: the limit was reached, or no socket could be opened.
     pub refused: u64,
     /// Connections that ended in a reset.
     pub reset: u64,
@@ -96,10 +97,10 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Bypass<C> {
     relays: Slots<Entry<C>>,
-    /// With more to move than their turn allowed.
+    /// Connections with more to move than their turn allowed.
     runnable: VecDeque<FlowId>,
     timers: Timers<FlowId>,
-    /// What happened so far.
+    /// Counts since the start.
     pub counters: Counters,
 }
 
@@ -111,7 +112,7 @@ struct Entry<C> {
 }
 
 impl<C: Conduit> Bypass<C> {
-    /// No connection, and at most `limit` to come.
+    /// An empty table for at most `limit` connections.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -128,17 +129,17 @@ impl<C: Conduit> Bypass<C> {
         self.relays.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.relays.is_empty()
     }
 
-    /// Takes over an accepted socket and one that is about to be connected. If that stands already, nobody else has to
-    /// find out: report it.
+    /// Adds a connection of an accepted socket and one that is being connected. If that is established already, the
+    /// caller reports it as readiness.
     ///
     /// # Errors
-    /// The sockets, as there is no room.
+    /// The sockets, if the limit is reached.
     pub fn insert(&mut self, conduit: C) -> Result<FlowId, C> {
         let entry = Entry { relay: Relay::new(conduit), runnable: false, deadline: Deadline::NONE };
         let id = self.relays.insert(entry).map_err(|entry| entry.relay.into_conduit())?;
@@ -146,7 +147,7 @@ impl<C: Conduit> Bypass<C> {
         Ok(id)
     }
 
-    /// The sockets of a connection that is not over yet.
+    /// The sockets of a connection that has not ended.
     pub fn conduit(&mut self, id: FlowId) -> Option<&mut C> {
         self.relays.get_mut(id).map(|entry| entry.relay.conduit())
     }
@@ -167,7 +168,7 @@ impl<C: Conduit> Bypass<C> {
         !self.runnable.is_empty()
     }
 
-    /// Gives every connection that waits for it a turn.
+    /// Gives a turn to every connection that waits for one.
     pub fn run(&mut self, now: Instant) {
         for _ in 0..self.runnable.len() {
             let Some(id) = self.runnable.pop_front() else { break };

@@ -1,38 +1,37 @@
 //! One bypassed connection.
 //!
-//! What is received on one side is sent on the other, and nothing is taken from a socket before all that was taken
-//! earlier has left again. So a receiver that does not read stops its sender, and an end of a stream is passed on behind
-//! the last byte before it. What a socket was found unable to do is not tried again before it reports a change
+//! Bytes received on one side are sent on the other. No bytes are taken from a socket until all that were taken earlier
+//! have been sent. So a receiver that does not read stops its sender, and the end of a stream follows its last byte
+//! . After a socket has returned "would block", the call is not repeated before the socket reports readiness
 //!
 //!
-//! An orderly end (FIN) of one direction leaves the other as it is. An abnormal end of one side (RST) is told to the
-//! other side as what it is, behind all that was received before it. Sockets are closed when their
-//! peers have acknowledged everything: before, a reset would overtake what the kernel still has to send, and the kernel
-//! would soon give up sending what belongs to nobody.
+//! An orderly end (FIN) of one direction leaves the other as it is. An abnormal end of one side (RST) becomes a reset
+//! of the other side, after all bytes that were received before it. Sockets are closed when their peers have
+//! acknowledged everything: earlier, a reset would overtake bytes that the kernel still has to send, and the kernel
+//! soon stops sending for sockets that no process has open.
 
 use core::time::Duration;
 
 use super::{Conduit, Side, Taken};
 use crate::host::{Readiness, SocketError};
 
-/// How often a direction may take bytes before others get their turn.
+/// How often a direction may take bytes in one turn.
 const TURN: u32 = 4;
-/// How long to wait before looking for the first time whether everything was acknowledged; twice as long each further
-/// time.
+/// How long to wait before the first check whether everything was acknowledged; doubled for each further check.
 const FIRST_LOOK: Duration = Duration::from_millis(4);
-/// The longest time between two such looks.
+/// The longest time between two such checks.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
-/// What becomes of a connection.
+/// What a connection does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Nothing to do before a socket reports readiness.
+    /// It waits until a socket reports readiness.
     Waits,
-    /// Its turn is over, but not its work.
+    /// It needs another turn.
     Runnable,
-    /// To be looked at again after some time, if no socket reports readiness before.
+    /// It is to be checked after this time, even if no socket reports readiness.
     LooksAgain(Duration),
-    /// To be dropped.
+    /// It has ended.
     Over {
         /// By a reset.
         reset: bool,
@@ -49,22 +48,22 @@ pub(super) struct Relay<C> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// The second connection does not stand yet.
+    /// The second socket is not connected yet.
     Connecting,
-    /// Bytes move.
+    /// Both are connected.
     Open,
-    /// All is sent; peers have still to acknowledge it.
+    /// Everything is sent, and not all of it is acknowledged.
     Leaving { reset: bool, look: Duration },
 }
 
 /// One socket, and the direction that starts from it.
 #[derive(Clone, Copy, Debug, Default)]
 struct End {
-    /// It may have something to take.
+    /// It may have bytes to take.
     readable: bool,
     /// It may have an urgent byte to take.
     urgent: bool,
-    /// All that it will ever receive is there: the end may follow other bytes without another report.
+    /// It has received the end of its stream, which may follow other bytes without another report.
     read_closed: bool,
     /// It may be able to send.
     writable: bool,
@@ -72,14 +71,14 @@ struct End {
     failed: bool,
     /// Bytes taken from it that have not been sent on.
     under_way: usize,
-    /// There is nothing more to take.
+    /// Its stream has ended: there are no more bytes to take.
     ended: bool,
-    /// Our half of its stream was ended.
+    /// The sending half of its stream was ended.
     shut: bool,
 }
 
 impl End {
-    /// Whether the direction from here has nothing more to carry.
+    /// Whether the direction from here has ended.
     const fn is_over(&self) -> bool {
         self.ended && self.under_way == 0
     }
@@ -87,7 +86,7 @@ impl End {
 
 impl<C: Conduit> Relay<C> {
     pub(super) fn new(conduit: C) -> Self {
-        // What was accepted may have received something by now, and can be sent to.
+        // The accepted socket may have received bytes already, and can send.
         let accepted = End { readable: true, urgent: true, writable: true, ..End::default() };
         Self { conduit, phase: Phase::Connecting, ends: [accepted, End::default()] }
     }
@@ -108,7 +107,7 @@ impl<C: Conduit> Relay<C> {
         end.read_closed |= readiness.read_closed || readiness.error;
         end.writable |= readiness.writable;
         end.failed |= readiness.error;
-        // A connection that was refused has failed before anything could be taken: no case of its own.
+        // If the second connection is refused, no bytes have been taken: it needs no special case.
         if self.phase == Phase::Connecting
             && (readiness.error || side == Side::Connected && readiness.writable)
         {
@@ -117,7 +116,7 @@ impl<C: Conduit> Relay<C> {
         self.proceed()
     }
 
-    /// Does what can be done now.
+    /// Moves bytes and ends as far as possible now.
     pub(super) fn proceed(&mut self) -> Fate {
         match self.phase {
             Phase::Connecting => return Fate::Waits,
@@ -131,14 +130,14 @@ impl<C: Conduit> Relay<C> {
         if turns_over.contains(&true) { Fate::Runnable } else { Fate::Waits }
     }
 
-    /// Moves bytes from one side to the other; true if the turn ended before that came to rest.
+    /// Moves bytes from one side to the other. True if the turn ended with more to move.
     fn carry(&mut self, from: Side) -> bool {
         for _ in 0..TURN {
             if !self.give(from) {
                 return false;
             }
             let [source, sink] = pair(&mut self.ends, from);
-            // Not without an outlook that they leave again.
+            // Take bytes only if they can probably be sent.
             if source.ended || !source.readable || !sink.writable {
                 return false;
             }
@@ -149,7 +148,7 @@ impl<C: Conduit> Relay<C> {
                     source.readable = more || source.urgent || source.read_closed;
                 }
                 Err(SocketError::WouldBlock) => {
-                    // The urgent byte is past, if there was one: other ones will be reported.
+                    // An urgent byte, if there was one, has been taken: the next one will be reported.
                     source.readable = source.urgent && source.read_closed;
                     source.urgent = false;
                 }
@@ -159,7 +158,7 @@ impl<C: Conduit> Relay<C> {
         self.give(from) && self.ends[from as usize].readable
     }
 
-    /// Sends what is under way from one side, and the end behind it. False if that is not all out, or can't be.
+    /// Sends the buffered bytes of one side, and then the end. False if bytes are left, or can't be sent.
     fn give(&mut self, from: Side) -> bool {
         let [source, sink] = pair(&mut self.ends, from);
         while source.under_way > 0 && sink.writable && !sink.failed {
@@ -172,14 +171,14 @@ impl<C: Conduit> Relay<C> {
         if source.under_way > 0 || sink.failed {
             return false;
         }
-        // Behind the end of both, the close will say it.
+        // If both directions have ended, the close sends the FIN.
         if source.ended && !source.failed && !sink.is_over() {
             self.shut(from.other());
         }
         true
     }
 
-    /// Ends our half of a socket's stream.
+    /// Ends the sending half of a socket's stream.
     fn shut(&mut self, side: Side) {
         let end = &mut self.ends[side as usize];
         if !core::mem::replace(&mut end.shut, true)
@@ -189,7 +188,7 @@ impl<C: Conduit> Relay<C> {
         }
     }
 
-    /// Whether nothing more will move, and if so, whether that is to be told as a reset.
+    /// Whether no more bytes will move. If so: whether to end the connection by a reset.
     fn end(&self) -> Option<bool> {
         let [accepted, connected] = &self.ends;
         if accepted.is_over() && connected.is_over() && !accepted.failed && !connected.failed {
@@ -205,12 +204,12 @@ impl<C: Conduit> Relay<C> {
         Fate::Over { reset: true }
     }
 
-    /// Ends the connection, or waits for that until what was sent has arrived.
+    /// Ends the connection, or waits until everything sent is acknowledged.
     fn leave(&mut self, mut reset: bool, look: Duration) -> Fate {
         let mut arrived = true;
         for side in Side::ALL {
             let end = &self.ends[side as usize];
-            // A FIN may stay behind: the kernel repeats it, and a reset says more.
+            // An unacknowledged FIN need not be waited for: the kernel retransmits it, and a reset replaces it.
             arrived &= end.failed || self.conduit.unacknowledged(side) <= u32::from(end.shut);
         }
         if !arrived {

@@ -1,4 +1,4 @@
-//! Fragments of the guest: their way to a whole packet, and the errors about those that never become one.
+//! Fragments of the guest: reassembled into packets, or reported to the guest if that fails.
 
 use core::net::IpAddr;
 
@@ -20,9 +20,9 @@ use crate::{
     reassembly::{Invalid, Outcome},
 };
 
-/// Where an IPv6 header says how long the payload is, in bytes.
+/// Offset of the payload length in an IPv6 header, in bytes.
 const PAYLOAD_LEN_AT: u32 = 4;
-/// Where a fragment header right after the IPv6 header says the offset, in bytes.
+/// Offset of the fragment offset in a fragment header right after the IPv6 header, in bytes.
 const OFFSET_AT: u32 = ipv6::HEADER_LEN as u32 + 2;
 /// Part of the payload that is quoted as a transport header, in bytes.
 const TRANSPORT_LEN: usize = 8;
@@ -36,7 +36,7 @@ struct Failed<'a> {
 }
 
 impl<W: World> Round<'_, W> {
-    /// Takes in a fragment. If it completes a packet, the packet takes the usual way.
+    /// Adds a fragment. If it completes a packet, the packet is processed like any other.
     pub(super) fn on_fragment<'a>(
         &mut self,
         packet: &Packet<'_, PayloadOf<'a, W::Memory>>,
@@ -46,7 +46,7 @@ impl<W: World> Round<'_, W> {
             Outcome::Waiting => {}
             Outcome::Complete(whole, bytes) => {
                 match whole.packet(&bytes, bytes.as_slice().into()) {
-                    // Nothing is said of a protocol in fragments.
+                    // A fragmented packet of an unsupported protocol gets no error.
                     Ok(Packet { transport: Transport::Other(..), .. }) => {
                         self.stack.counters.unsupported += 1
                     }

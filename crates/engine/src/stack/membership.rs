@@ -31,7 +31,7 @@ impl<W: World> Round<'_, W> {
         self.on_changes(changes);
     }
 
-    /// Whether an ICMPv6 message is one of MLD, from a member. If so, it is heeded.
+    /// Whether an ICMPv6 message is an MLD message of a member. If so, it is processed.
     pub(super) fn on_mld(
         &mut self,
         packet: &Packet<'_, impl Payload>,
@@ -79,7 +79,7 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// Sends a query. One that is lost is made good by the next, or by the member's own reports.
+    /// Sends a query. If it is lost, the next one or the member's own reports replace it.
     fn query(&mut self, wanted: bool, v4: bool, group: Option<IpAddr>) {
         let source = if v4 {
             let ours = self.stack.settings.v4.as_ref().and_then(|v4| v4.our_address);

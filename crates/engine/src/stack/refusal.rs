@@ -1,5 +1,5 @@
-//! Packets of protocols that are not carried: the guest hears so at once, and does not wait for an answer (behaviour §4.6;
-//! RFC 1122 §3.2.2.1, RFC 4443 §3.4).
+//! Packets of protocols that are not carried: the guest gets an error at once, and need not wait for an answer
+//! (behaviour §4.6; RFC 1122 §3.2.2.1, RFC 4443 §3.4).
 
 use core::time::Duration;
 
@@ -16,23 +16,24 @@ use crate::{
 
 /// Code of "destination unreachable" for a protocol.
 const PROTOCOL_UNREACHABLE: u8 = 2;
-/// Code of ICMPv6 "parameter problem" for a header of unknown type, and where the type is in the quoted packet, in bytes.
+/// Code of ICMPv6 "parameter problem" for a header of unknown type, and the type's offset in the quoted packet, in
+/// bytes.
 const UNKNOWN_HEADER: (u8, u32) = (1, 6);
 /// Part of a packet's payload that is quoted as a transport header, in bytes.
 const TRANSPORT_LEN: usize = 8;
 
-/// How often the guest hears of it: a token bucket (RFC 4443 §2.4(f)).
+/// How often the guest gets such errors: a token bucket (RFC 4443 §2.4(f)).
 #[derive(Debug)]
 pub(super) struct Limit {
     tokens: u32,
-    /// When a token was added last.
+    /// When the last token was added.
     since: Instant,
 }
 
 impl Limit {
     /// Most tokens, and so most messages at once.
     const BURST: u32 = 10;
-    /// A token comes after this time.
+    /// A token is added each time this has passed.
     const INTERVAL: Duration = Duration::from_millis(100);
 
     pub(super) const fn new(now: Instant) -> Self {

@@ -1,4 +1,4 @@
-//! One round of the event loop: what happened goes in, and at the end everything that is due is sent.
+//! One round of the event loop: the caller reports events, and the end of the round sends everything that is due.
 
 use core::net::SocketAddr;
 
@@ -24,9 +24,9 @@ use crate::{
 
 /// One round of the event loop.
 ///
-/// Report what happened, in any order. Segments and datagrams that can be joined with later ones wait for the end of the
-/// round. A round may be begun anew for each event, but [`Round::finish`] has to be called before the event loop waits.
-/// Only that returns the [`Pressure`], which says how long the event loop may wait.
+/// Report what happened, in any order. Segments and datagrams that can be joined with later ones wait for the end of
+/// the round. A round may be begun anew for each event, but [`Round::finish`] has to be called before the event loop
+/// waits. Only that returns the [`Pressure`], which says how long the event loop may wait.
 #[must_use = "a round does nothing by itself"]
 pub struct Round<'a, W: World> {
     pub(super) stack: &'a mut Stack<W>,
@@ -36,31 +36,31 @@ pub struct Round<'a, W: World> {
 }
 
 impl<W: World> Round<'_, W> {
-    /// There is a guest from self.now on that can hear us: asks for its hardware address (behaviour §4.1.3).
+    /// From now on, the link has a guest that can receive: asks for its hardware address (behaviour §4.1.3).
     pub fn link_up(&mut self) {
         self.stack.guest.on_link_up();
         local::announce_start(&self.stack.settings, &self.stack.guest, self.link);
         self.query_all();
     }
 
-    /// The link is lost for good: TCP connections end. Flows of UDP, DNS and ping expire; what arrives for them is dropped
-    /// and counted.
+    /// The link is lost for good: TCP connections end. Flows of UDP, DNS and ping expire; datagrams that arrive for
+    /// them are dropped and counted.
     pub fn link_lost(&mut self) {
         let (flows, mut cx) = self.split();
         flows.tcp.abort_all(&mut cx);
     }
 
-    /// What the host knows of a neighbour on its link has changed.
+    /// The host's knowledge of a neighbour on its link has changed.
     pub fn neighbour(&mut self, neighbour: Neighbour) {
         if self.stack.settings.neighbours.note(neighbour)
-            && !self.stack.settings.stands_for_host(neighbour.address)
+            && !self.stack.settings.is_mapped_to_host(neighbour.address)
         {
             local::announce_neighbour(&self.stack.settings, &self.stack.guest, neighbour.address, self.link);
         }
     }
 
-    /// A frame of the guest, with a copy or view of its first bytes: [`frame::HEAD_LEN`] or all. What it causes to be
-    /// sent may wait for the end of the round.
+    /// A frame of the guest, with a copy or view of its first bytes: [`frame::HEAD_LEN`] or all. Segments that
+    /// it causes may be sent only at the end of the round.
     pub fn frame(&mut self, head: &[u8], frame: PayloadOf<'_, W::Memory>, offload: &Offload) {
         let whole = frame;
         let frame = match frame::parse_head(head, whole) {
@@ -87,10 +87,10 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// A connection was accepted on the host: `ends` are its ends as the guest is to see them.
+    /// A connection was accepted on the host: `ends` are its two ends as the guest will see them.
     ///
     /// # Errors
-    /// The socket, to be dropped: there is no room, or the ends are in use.
+    /// The socket, to be dropped, if the limit is reached or the ends are in use.
     pub fn accept(&mut self, ends: Endpoints, socket: TcpOf<W>) -> Result<(), TcpOf<W>> {
         let (flows, mut cx) = self.split();
         flows.tcp.accept(ends, socket, &mut cx)
@@ -113,11 +113,11 @@ impl<W: World> Round<'_, W> {
         self.stack.link_full = false;
     }
 
-    /// Ends the round: does what has become due, sends the acknowledgments and data that the events have made due, and then
-    /// gives each flow that has more to send a turn.
+    /// Ends the round: handles deadlines, sends the acknowledgments and data that the events have made due, and then
+    /// gives a turn to each flow that has more to send.
     ///
-    /// Deadlines come first, since they too make segments due: one acknowledgment serves them and the events. Turns come last,
-    /// so that a flow with little to send does not wait for one with much.
+    /// Deadlines come first, since they too make segments due: one acknowledgment serves them and the events. Turns
+    /// come last, so that a flow with little to send does not wait for one with much.
     pub fn finish(mut self) -> Pressure {
         self.deadlines();
         let (flows, mut cx) = self.split();
@@ -166,12 +166,13 @@ impl<W: World> Round<'_, W> {
         self.stack.counters.checksums += 1;
         if self.stack.wrong_checksums.is_due(self.now) {
             let all = self.stack.counters.checksums;
-            log::warn!("Dropping frames of the guest for their wrong checksums ({all} so far)");
+            log::warn!("Dropping frames of the guest with wrong checksums ({all} so far)");
         }
     }
 
-    /// A frame that leaves a checksum in its payload open, as that of a packet in a tunnel. The payload can't be sent on like
-    /// this, and may lie in memory that is not ours to write: the frame is copied, which is rare.
+    /// A frame with a partial checksum in its payload, such as that of a packet in a tunnel. The payload can't be
+    /// forwarded like this, and may lie in memory that the engine must not write to. So the frame is copied, which is
+    /// rare.
     fn on_open_payload(&mut self, frame: PayloadOf<'_, W::Memory>, offload: &Offload) {
         let mut copy = core::mem::take(&mut self.stack.copy);
         if checksums::complete(frame, offload, &mut copy) {

@@ -24,23 +24,23 @@ use crate::{
     timer::{Deadline, Instant},
 };
 
-/// Super-frames sent for one connection before the others get their turn.
+/// Most super-frames sent for one connection in one turn.
 const BUDGET: usize = 8;
 /// How long an acknowledgment may wait for data to carry it.
 const ACK_DELAY: Duration = Duration::from_millis(4);
-/// A connection that was silent for one to two of these is probed (behaviour §6.9).
+/// A connection that was silent for one to two of these periods is probed (behaviour §6.9).
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// A connection without any activity for one to two of these is given up (behaviour §6.9).
+/// A connection without any activity for one to two of these periods is ended (behaviour §6.9).
 const INACTIVITY: Duration = Duration::from_secs(7200);
 
 /// How far the handshake has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The guest's SYN is here, the socket connects.
+    /// The guest has sent a SYN, and the socket connects.
     Connecting,
-    /// The socket is connected, the guest was sent SYN,ACK.
+    /// The socket is connected, and the guest was sent a SYN,ACK.
     SynReceived,
-    /// The socket was accepted, the guest was sent SYN.
+    /// The socket was accepted, and the guest was sent a SYN.
     SynSent,
     /// Both sides are connected, until both streams have ended.
     Established,
@@ -49,7 +49,7 @@ pub(super) enum Phase {
 /// Why a connection ends before both of its streams have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It is given up: both sides are reset.
+    /// It has timed out: both sides are reset.
     Abort,
     /// The guest has reset it: the socket is reset.
     GuestReset,
@@ -57,12 +57,12 @@ pub(super) enum End {
     SocketFailed(Errno),
 }
 
-/// What a connection's turn to send came to.
+/// The result of a connection's turn to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// There is nothing to do until something happens.
+    /// There is nothing to do until the next event.
     Idle,
-    /// More can be sent at once; the other connections come first.
+    /// There is more to send now, after the turns of other connections.
     MoreToSend,
     /// The link is full.
     LinkFull,
@@ -70,7 +70,7 @@ pub(super) enum Turn {
     Finished,
 }
 
-/// Whether our SYN,ACK was acknowledged.
+/// Whether the SYN,ACK was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Handshake {
@@ -86,18 +86,19 @@ pub(super) struct Connection<W: World> {
     pub(super) phase: Phase,
     pub(super) send: Sender,
     pub(super) receive: Receiver,
-    /// The socket may have bytes that were not peeked.
+    /// The socket may have bytes that were not peeked yet.
     readable: bool,
-    /// The end of the stream is near: a short read may be followed by it without another event.
+    /// The socket has reported the end of the stream: it may follow a short read without another event.
     read_closed: bool,
-    /// The socket's error; what it still holds goes to the guest first.
+    /// The socket's error; bytes that it still holds go to the guest first.
     error: Option<Errno>,
-    /// The traffic class of the guest's segments, as the socket has it, and of ours. Both without ECN bits.
+    /// The traffic class of the guest's segments, as set on the socket, and of the segments sent to
+    /// the guest. Both without ECN bits.
     pub(super) class: u8,
     pub(super) peer_class: u8,
     /// Kernel keep-alive was asked for.
     keep_alive: bool,
-    /// On the table's list of connections to finish after this batch.
+    /// On the table's list of connections to finish at the end of the round.
     pub(super) touched: bool,
     /// On the table's list of connections with more to send.
     pub(super) runnable: bool,
@@ -105,7 +106,7 @@ pub(super) struct Connection<W: World> {
     active: Instant,
     probed: Option<Instant>,
     pub(super) deadline: Deadline,
-    /// Other servers to connect to, while this is a connection to a resolver and not there yet.
+    /// The other servers to try, while a connection to a resolver is not established.
     pub(super) dial: Option<Box<Dial>>,
 }
 
@@ -166,7 +167,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// Has the socket send by the traffic class of the guest's segments, from now on.
+    /// Sets the socket's traffic class to that of the guest's segments.
     pub(super) fn set_class(&mut self, class: u8) {
         if core::mem::replace(&mut self.class, class) != class {
             self.socket.set_traffic_class(class);
@@ -230,15 +231,15 @@ impl<W: World> Connection<W> {
         let ends_before = !(segment.seq() + segment.sequence_len()).after(self.receive.next);
         if ends_before && flags.contains(Flags::ACK) && !flags.contains(Flags::SYN) {
             if segment.payload.len() <= 1 && !self.keep_alive && segment.seq() + 1 == self.receive.next {
-                self.keep_alive = true; // the guest cares whether the peer lives
+                self.keep_alive = true; // the guest checks whether the peer is alive
                 self.socket.keep_alive();
             }
             let _ = self.on_ack(segment, now); // its acknowledgment and window count
         }
     }
 
-    /// Takes in a segment's acknowledgment. One of what was never sent is answered, and the rest of the segment dropped
-    /// (RFC 9293 §3.10.7.4).
+    /// Handles a segment's acknowledgment. If it is of data that was never sent, it is answered and the segment is
+    /// dropped (RFC 9293 §3.10.7.4).
     fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> Ack {
         let options =
             if segment.options.is_empty() { Options::default() } else { Options::parse(segment.options) };
@@ -278,8 +279,8 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Looks where the peer's urgent byte is, and announces it. Segments before it say where it is, even if the guest's
-    /// window lets no data through (RFC 9293 §3.8.5).
+    /// Finds the peer's urgent byte, and announces it. Segments before it point to it, even if the guest's window is
+    /// closed (RFC 9293 §3.8.5).
     fn find_urgent_mark(&mut self) {
         if let Some(offset) = self.socket.urgent_mark()
             && self.send.note_urgent(offset)
@@ -297,7 +298,7 @@ impl<W: World> Connection<W> {
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
     }
 
-    /// Sends everything that is due, and sets the deadline by what is pending then.
+    /// Sends everything that is due, and then sets the deadline.
     pub(super) fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         let turn = self.send_data_and_ack(cx)?;
         if turn != Turn::Finished {
@@ -322,7 +323,7 @@ impl<W: World> Connection<W> {
             self.ack_at = Some(cx.now + ACK_DELAY);
         }
         match self.error {
-            // The guest has everything that came before the error.
+            // The guest has everything that was received before the error.
             Some(errno) if self.send.delivered() => Err(End::SocketFailed(errno)),
             _ if self.is_finished() => Ok(Turn::Finished),
             _ => Ok(turn),
@@ -340,7 +341,7 @@ impl<W: World> Connection<W> {
         if len > 0 {
             match self.socket.discard(len) {
                 Ok(gone) => self.readable |= self.send.discarded(gone),
-                // The next peek tells.
+                // The next peek returns the error.
                 Err(SocketError::Failed(errno)) => self.error = self.error.or(Some(errno)),
                 Err(SocketError::WouldBlock) => {}
             }
@@ -364,19 +365,19 @@ impl<W: World> Connection<W> {
         Ok(Turn::MoreToSend)
     }
 
-    /// Sends what the socket has and the guest's window takes.
+    /// Sends the socket's bytes, as far as the guest's window allows.
     fn pump(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         for _ in 0..BUDGET {
             let next = self.send.next_run(self.readable, cx.link.largest_segment());
-            // After an error the guest gets a reset in place of a FIN.
+            // After an error, the guest gets a reset instead of a FIN.
             let Some(run) = next.filter(|run| !run.fin || self.error.is_none()) else {
                 return Ok(Turn::Idle);
             };
             match self.send_run(run, cx) {
                 Sent::Bytes(len) => {
                     self.send.sent(run.seq + len, cx.now);
-                    // Less than asked for: there is no more, unless the end was announced, or the socket stopped before the
-                    // urgent byte. If that is not known yet, it is about to be reported.
+                    // A short read: there are no more bytes, unless the end was announced, or the socket stopped before
+                    // the urgent byte. If that byte is not known yet, an event will report it.
                     let stopped = self.send.is_urgent(run.seq + len);
                     self.readable &= len == run.len || self.read_closed || stopped;
                 }
@@ -392,7 +393,7 @@ impl<W: World> Connection<W> {
         Ok(Turn::MoreToSend)
     }
 
-    /// Sends a part of the host's stream, as much of it as the socket has.
+    /// Sends part of the host's stream, or as much of it as the socket has.
     fn send_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
         if run.fin {
             return match self.send_control(run.seq, Flags::FIN | Flags::ACK, cx) {
@@ -436,9 +437,9 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Tells the guest that the connection is no more.
+    /// Resets the connection on the guest's side.
     pub(super) fn send_reset(&mut self, cx: &mut Context<'_, W>) {
-        // Before the guest's SYN is here there is nothing to acknowledge.
+        // Before the guest has sent a SYN, there is nothing to acknowledge.
         let flags = if self.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
         self.send_control(self.send.acceptable_seq(), flags, cx).ok();
     }
@@ -456,13 +457,13 @@ impl<W: World> Connection<W> {
         Fields { seq, ack: self.receive.next, flags, window, urgent, class: self.peer_class, options }
     }
 
-    /// A segment with our acknowledgment was sent.
+    /// A segment with an acknowledgment was sent.
     fn ack_sent(&mut self) {
         self.receive.ack_sent();
         self.ack_at = None;
     }
 
-    /// The connection's deadline was reached, one way or another.
+    /// The connection's deadline was reached: handles whatever is due.
     pub(super) fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), End> {
         if !self.deadline.reached(cx.now, cx.timers, id) {
             return Ok(());
@@ -501,7 +502,7 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Sends one byte into a closed window, so that the guest's answer says when the window is open again.
+    /// Sends one byte into a closed window: the guest's answer shows whether it is open again.
     fn probe_window(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
         let run = self.send.probe();
         match self.send_run(run, cx) {
@@ -514,7 +515,7 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Probes a silent guest, and gives up on a connection that is dead on both sides (behaviour §6.9).
+    /// Probes a silent guest, and ends a connection that is dead on both sides (behaviour §6.9).
     fn on_idle(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
         if cx.now >= pass_after(self.active, INACTIVITY) {
             return Err(End::Abort);
@@ -528,12 +529,12 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Since when the connection has been silent: neither side sent, and the guest was not probed.
+    /// Since when the connection has been silent: no side sent anything, and the guest was not probed.
     fn silent_since(&self) -> Instant {
         self.probed.map_or(self.active, |probed| probed.max(self.active))
     }
 
-    /// Sets the deadline by what is pending.
+    /// Sets the deadline to the earliest of the pending ones.
     fn set_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if self.phase == Phase::Established {
             self.send.start_timer_if_due(self.readable, cx.now);

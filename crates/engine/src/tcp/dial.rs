@@ -1,4 +1,5 @@
-//! The servers that a connection to the host's resolvers can go to: one after the other is dialled (docs/design/dns.md).
+//! The servers that a connection to the host's resolvers can go to: they are tried in order (docs/design/dns.md).
+//! (docs/design/dns.md).
 
 use core::{net::SocketAddr, time::Duration};
 
@@ -10,18 +11,18 @@ use crate::{
     timer::Instant,
 };
 
-/// How long a server may be silent before the next one is dialled.
+/// How long a server may be silent before the next one is tried.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// The servers for a connection that is not there yet.
+/// The servers for a connection that is not established yet.
 #[derive(Debug)]
 pub(super) struct Dial {
     servers: Servers,
     /// Traffic class of the guest's SYN.
     class: u8,
-    /// Index of the one that is dialled.
+    /// Index of the current one.
     pub(super) at: usize,
-    /// When to dial the next one.
+    /// When to try the next one.
     pub(super) due: Option<Instant>,
 }
 
@@ -30,15 +31,15 @@ impl Dial {
         Self { servers, class, at: 0, due: None }
     }
 
-    /// The server that is dialled.
+    /// The current server.
     pub(super) fn server(&self) -> Option<SocketAddr> {
         self.servers.all().get(self.at).copied()
     }
 
-    /// Starts to connect to the server at hand, or the first one after it that can be tried.
+    /// Starts to connect to the current server, or to the first one after it for which that is possible.
     ///
     /// # Errors
-    /// Why the last one can't be tried.
+    /// The error of the last server.
     pub(super) fn connect<W: World>(
         &mut self,
         id: FlowId,
@@ -49,11 +50,11 @@ impl Dial {
         while let Some(server) = self.server() {
             match cx.host.tcp_connect(id, None, server, self.class) {
                 Ok(socket) => {
-                    log::debug!("{id}: dials {server}");
+                    log::debug!("{id}: connects to {server}");
                     self.due = (self.at + 1 < self.servers.len()).then(|| cx.now + SILENCE);
                     return Ok(socket);
                 }
-                // Another server would need a file, too.
+                // Another server would need a file as well.
                 Err(errno) if errno.is_exhaustion() => return Err(errno),
                 Err(errno) => {
                     health.failed(server.ip(), cx.now);

@@ -16,7 +16,7 @@ use crate::{
     memory::{Memory, RoomOf},
 };
 
-/// What became of a segment that was to be sent.
+/// The result of sending a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Sent {
@@ -38,7 +38,7 @@ pub(super) struct Fields {
     pub(super) seq: Seq,
     pub(super) ack: Seq,
     pub(super) flags: Flags,
-    /// As in the header: scaled.
+    /// As in the header: scaled down.
     pub(super) window: u16,
     /// From `seq` to the byte after the urgent one; zero for no urgent data. It is the same for all segments of a
     /// super-frame, so only a frame of a single segment may have it.
@@ -70,8 +70,8 @@ fn outgoing<W: World>(ends: &Endpoints, traffic_class: u8, cx: &Context<'_, W>) 
     }
 }
 
-/// Sends a segment whose payload, of up to `size` bytes, `fill` puts in place. Unless that returns [`Sent::Bytes`], its
-/// answer is the result and nothing is sent.
+/// Sends a segment whose payload, of up to `size` bytes, `fill` writes. If `fill` does not return
+/// [`Sent::Bytes`], that is the result and nothing is sent.
 pub(super) fn with_payload<W: World>(
     ends: &Endpoints,
     mut fields: Fields,

@@ -22,8 +22,9 @@ use crate::{
 /// Segments larger than a page are whole pages.
 const PAGE: u16 = 4096;
 
-/// The largest segment that fits the link's MTU, in bytes of payload; of a large one whole pages only (behaviour §6.3): a
-/// few bytes less than the host's own largest segment, it leaves the host as one packet and not as one and a crumb.
+/// The largest segment that fits the link's MTU, in bytes of payload; a large one is whole pages (behaviour §6.3). That
+/// is a few bytes less than the host's own largest segment, so the host sends it as one packet, without a small second
+/// one.
 fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
     let v4 = ends.guest.is_ipv4();
     let largest = settings.link_mtu(v4).saturating_sub(if v4 { 40 } else { 60 }).max(64);
@@ -31,7 +32,8 @@ fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
 }
 
 impl<W: World> Connection<W> {
-    /// A connection that the guest asks for with `syn`; `socket` has begun to connect, by packets of traffic class `class`.
+    /// A connection that the guest opens with `syn`; `socket` has begun to connect, by packets of traffic class
+    /// `class`.
     pub(super) fn from_guest(
         ends: Endpoints,
         socket: TcpOf<W>,
@@ -66,7 +68,7 @@ impl<W: World> Connection<W> {
         self.send.schedule_syn(0, cx.now);
     }
 
-    /// Sends our SYN, or SYN,ACK when the guest's is here; always with the same sequence number (Q2).
+    /// Sends the SYN, or the SYN,ACK if the guest has sent a SYN; always with the same sequence number (Q2).
     pub(super) fn send_syn(&mut self, cx: &mut Context<'_, W>) {
         let answering = self.phase != Phase::SynSent;
         let scale = (!answering || self.receive.scale > 0).then_some(WINDOW_SCALE);
@@ -104,12 +106,12 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// The guest sent something before it was answered: a repeated SYN is ignored.
+    /// A segment of the guest before it was answered: a repeated SYN is ignored.
     pub(super) fn while_connecting(&mut self, segment: &Segment<'_, impl Payload>) -> Result<(), End> {
         if segment.flags().contains(Flags::RST) { Err(End::GuestReset) } else { Ok(()) }
     }
 
-    /// Waiting for the guest's SYN,ACK.
+    /// A segment while the guest's SYN,ACK is expected.
     pub(super) fn while_syn_sent(
         &mut self,
         segment: &Segment<'_, impl Payload>,
@@ -144,11 +146,11 @@ impl<W: World> Connection<W> {
         self.receive = Receiver::new(segment.seq() + 1, scale);
         self.send.on_handshake_done(cx.now);
         self.phase = Phase::Established;
-        self.receive.ack = AckDue::Now; // carried by the client's first data, if they are here already
+        self.receive.ack = AckDue::Now; // on the client's first data, if the socket has some already
         Ok(())
     }
 
-    /// Waiting for the acknowledgment of our SYN,ACK. If this is it, the rest of the segment counts (Q3).
+    /// A segment while the SYN,ACK is unacknowledged. If it acknowledges that, the rest of it is processed too (Q3).
     pub(super) fn while_syn_received(
         &mut self,
         segment: &Segment<'_, impl Payload>,

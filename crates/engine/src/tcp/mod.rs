@@ -1,7 +1,7 @@
 //! TCP between the guest and sockets of the host (behaviour §6).
 //!
-//! A connection is two halves that share a socket: [`receive`] takes segments of the guest to the socket,
-//! [`send`] takes the socket's bytes to the guest. [`conn`] joins them, [`handshake`] begins them; this
+//! A connection is two halves that share a socket: [`receive`] carries the guest's segments to the socket,
+//! [`send`] carries the socket's bytes to the guest. [`conn`] joins them, [`handshake`] begins them; this
 //! module finds the connection for a segment, an event or a deadline, and ends it.
 
 mod conn;
@@ -51,10 +51,11 @@ use crate::{
     timer::Instant,
 };
 
-/// What of a traffic class is passed on: not the ECN bits, as the segments of either side are not the other's (RFC 2474).
+/// The bits of a traffic class that are copied to the other side. ECN bits are not: the two sides have different
+/// segments (RFC 2474).
 const DSCP: u8 = 0xfc;
 
-/// Counts of what happened to connections since the start.
+/// Counts of connections since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Connections begun, from either side.
@@ -69,15 +70,15 @@ pub struct Counters {
 pub struct Tcp<W: World> {
     flows: Flows<Connection<W>>,
     pool: ChunkPool,
-    /// To be finished at the end of the batch.
+    /// Connections to finish at the end of the round.
     touched: Vec<FlowId>,
-    /// With more to send than their turn allowed, or than the link took.
+    /// Connections with more to send than their turn allowed, or than the link took.
     runnable: VecDeque<FlowId>,
-    /// Which resolvers have failed lately.
+    /// Which resolvers have failed recently.
     health: Health,
     /// For initial sequence numbers.
     secret: [u8; 16],
-    /// What happened so far.
+    /// Counts since the start.
     pub counters: Counters,
 }
 
@@ -115,8 +116,7 @@ impl<W: World> Tcp<W> {
         self.pool.lent_bytes()
     }
 
-    /// A segment of the guest. What it causes to be sent may wait for the end of the
-    /// round.
+    /// A segment of the guest. Segments that it causes may be sent only at the end of the round.
     pub fn on_segment(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
@@ -130,7 +130,7 @@ impl<W: World> Tcp<W> {
         let (flags, class) = (segment.flags(), packet.traffic_class & DSCP);
         let opens = flags & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN;
         let found = self.flows.find(&ends).filter(|&id| {
-            // Over already, but for the end of this batch: the ports are free for a new connection.
+            // Ended, and removed at the end of the round: the ports are free for a new connection.
             !opens || self.flows.get(id).is_some_and(|connection| !connection.is_finished())
         });
         if opens && found.is_none() {
@@ -148,7 +148,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// The guest wants to connect (behaviour §6.1).
+    /// The guest opens a connection (behaviour §6.1).
     fn open(&mut self, ends: Endpoints, class: u8, syn: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
         let (Some(destination), Some(id)) = (possible(&ends, cx.settings), self.flows.next_id()) else {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
@@ -184,11 +184,11 @@ impl<W: World> Tcp<W> {
         self.insert(connection);
     }
 
-    /// A connection was accepted on the host: `remote` and `guest` are its ends as the guest is to see
-    /// them (behaviour §6.2). The socket comes back as an error if there is no room or the ends are in use.
+    /// A connection was accepted on the host: `remote` and `guest` are its ends as the guest will see
+    /// them (behaviour §6.2).
     ///
     /// # Errors
-    /// The socket, to be reset.
+    /// The socket, to be reset, if the limit is reached or the ends are in use.
     pub fn accept(
         &mut self,
         ends: Endpoints,
@@ -263,7 +263,7 @@ impl<W: World> Tcp<W> {
         if self.runnable.is_empty() { Pressure::None } else { Pressure::MoreToSend }
     }
 
-    /// What follows from a step of a connection: it is to be finished at the end of the round, or it ends now.
+    /// Handles the result of a step of a connection: it is put on the list for the end of the round, or it ends now.
     fn after_step(&mut self, id: FlowId, step: Result<(), End>, cx: &mut Context<'_, W>) {
         match step {
             Ok(()) => self.touch(id),
@@ -271,7 +271,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Has a connection send what is due at the end of the round.
+    /// Makes a connection send what is due at the end of the round.
     fn touch(&mut self, id: FlowId) {
         if let Some(connection) = self.flows.get_mut(id).filter(|connection| !connection.touched) {
             connection.touched = true;
@@ -285,7 +285,7 @@ impl<W: World> Tcp<W> {
         match connection.send_due(id, cx) {
             Ok(Turn::Finished) => {
                 self.remove(id, cx);
-                log::debug!("{id}: over");
+                log::debug!("{id}: ended");
                 Turn::Finished
             }
             Ok(turn) => {
@@ -310,7 +310,7 @@ impl<W: World> Tcp<W> {
         Some(connection)
     }
 
-    /// Ends a connection before its time, on both sides (behaviour §6.7, §6.8).
+    /// Aborts a connection on both sides (behaviour §6.7, §6.8).
     fn end(&mut self, id: FlowId, end: End, cx: &mut Context<'_, W>) {
         let Some(mut connection) = self.remove(id, cx) else { return };
         log::debug!("{id}: {end}");
@@ -326,7 +326,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Ends all connections on both sides: nothing can reach the guest any more.
+    /// Aborts all connections on both sides, because the guest can no longer be reached.
     pub(crate) fn abort_all(&mut self, cx: &mut Context<'_, W>) {
         let ids: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.end(id, End::Abort, cx));
@@ -340,7 +340,7 @@ impl<W: World> Tcp<W> {
     }
 }
 
-/// The host's side of a connection, for people: our own address, the direction, and the peer's.
+/// The host's side of a connection, for messages: the socket's own address, the direction, and the peer's.
 struct HostSide(Option<SocketAddr>, &'static str, Option<SocketAddr>);
 
 impl fmt::Display for HostSide {
@@ -363,24 +363,23 @@ impl fmt::Display for End {
     }
 }
 
-/// Where on the host's side a connection between these ends would lead; none if there can't be one, as with a
-/// group.
+/// The destination on the host's side of a connection between these ends; none if it is not allowed, as with a group.
 fn possible(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
     let valid = ends.guest.port() != 0 && settings.valid_guest_source(ends.guest.ip());
     settings.to_host(Protocol::Tcp, ends.remote).ok().filter(|_| valid)
 }
 
-/// What the guest has learned of a connection that failed.
+/// What the guest learns about a connection that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
-    /// All that a network would report.
+    /// The error that a network would report.
     Reported,
-    /// Nothing: a reset is the right answer, as to a refused connection.
+    /// Nothing yet: it must get a reset, as for a refused connection.
     NeedsReset,
 }
 
-/// Shows the guest why its SYN, of sequence number `iss`, came to nothing, as a network would: by an ICMP error, or
-/// by silence where the peer was silent.
+/// Reports to the guest why its SYN, of sequence number `iss`, failed, as a network would: by an ICMP error, or by
+/// silence if the peer was silent.
 fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut Context<'_, W>) -> Failure {
     if errno == Errno::ETIMEDOUT {
         return Failure::Reported;

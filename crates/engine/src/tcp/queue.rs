@@ -1,7 +1,7 @@
-//! Bytes from the guest that the socket has not taken: those that it refused, and those after a hole.
+//! Bytes from the guest that the socket has not taken: because it was full, or because they come after a hole.
 //!
-//! In the common case a connection has no queue at all: in-order bytes go straight from the frame
-//! to the socket. A queue comes into being with the first byte that can't, and goes with the last.
+//! In the common case a connection has no queue at all: in-order bytes go straight from the frame to the socket. A
+//! queue is created with the first byte that can't, and removed with the last.
 
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 
@@ -12,7 +12,7 @@ use wire::{
 
 use super::ranges::{Range, Ranges};
 
-/// Bytes of one chunk.
+/// Length of a chunk in bytes.
 const CHUNK_LEN: usize = 16 * 1024;
 /// Free chunks kept for the next user; more are given back to the allocator.
 const SPARE_CHUNKS: usize = 64;
@@ -35,7 +35,7 @@ impl ChunkPool {
         Self { spare: Vec::new(), lent: 0, limit: bytes / CHUNK_LEN }
     }
 
-    /// How much is lent, in bytes.
+    /// Memory of all chunks in use, in bytes.
     pub(super) fn lent_bytes(&self) -> usize {
         self.lent * CHUNK_LEN
     }
@@ -59,12 +59,12 @@ impl ChunkPool {
 /// Bytes held for one connection, by sequence number.
 #[derive(Debug)]
 pub(super) struct ReceiveQueue {
-    /// The next byte for the socket; nothing before it is held.
+    /// The next byte for the socket. No bytes before it are held.
     base: Seq,
     /// Where `base` lies in the first chunk.
     head: usize,
     chunks: VecDeque<Option<Chunk>>,
-    /// What is held.
+    /// The ranges that are held.
     held: Ranges,
     /// A byte of the range that grew last; it is reported first (RFC 2018 §4).
     newest: Seq,
@@ -80,7 +80,7 @@ impl ReceiveQueue {
         self.base
     }
 
-    /// Whether nothing is held.
+    /// Whether no bytes are held.
     pub(super) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
@@ -171,7 +171,7 @@ impl ReceiveQueue {
         blocks
     }
 
-    /// Gives all chunks back.
+    /// Returns all chunks to the pool.
     pub(super) fn release(mut self, pool: &mut ChunkPool) {
         self.chunks.drain(..).flatten().for_each(|chunk| pool.give(chunk));
     }

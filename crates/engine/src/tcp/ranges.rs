@@ -41,8 +41,8 @@ impl Ranges {
         self.ranges.len() < self.most || self.ranges.iter().any(|range| !apart(range, start, end))
     }
 
-    /// Adds the numbers from `start` up to `end`, and merges the ranges that these join or touch. Without room, they are
-    /// left out.
+    /// Adds the numbers from `start` up to `end`, and merges the ranges that these join or touch. Without room, they
+    /// are left out.
     pub(super) fn insert(&mut self, mut start: Seq, mut end: Seq) {
         if !self.takes(start, end) {
             return;

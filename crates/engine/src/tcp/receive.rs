@@ -13,9 +13,9 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// The largest window we offer, in bytes, and so the most that one connection can have queued.
+/// The largest window that is advertised, in bytes, and so the most that one connection can have queued.
 pub(super) const WINDOW: u32 = 1 << 20;
-/// Our window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
+/// The advertised window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
 pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
 /// Most pieces handed to one send: half of the queue.
@@ -36,17 +36,17 @@ pub(super) enum AckDue {
 /// The guest-to-socket half of a connection.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    /// Next sequence number expected: all before it is in the socket or ready in the queue.
+    /// Next sequence number expected: everything before it is in the socket or ready in the queue.
     pub(super) next: Seq,
-    /// Right edge of the window we have offered; it never moves left.
+    /// Right edge of the advertised window; it never moves left.
     edge: Seq,
     /// The acknowledgment number sent last.
     acked: Seq,
-    /// Scale of the windows we advertise; zero if the guest did not offer the option.
+    /// Scale of the advertised windows; zero if the guest did not offer the option.
     pub(super) scale: u8,
-    /// What the socket did not take, and what lies after a hole.
+    /// Bytes that the socket did not take, and bytes after a hole.
     queue: Option<Box<ReceiveQueue>>,
-    /// The socket took less than it was given; it will report when it can be written again.
+    /// The socket took less than it was given; it will report when it is writable again.
     refused: bool,
     /// The guest's urgent byte, until the socket has it.
     urgent: Option<Seq>,
@@ -54,7 +54,7 @@ pub(super) struct Receiver {
     fin: Option<Seq>,
     /// The FIN has been passed on to the socket.
     shut: bool,
-    /// The FIN has been acknowledged: the peer has everything.
+    /// The FIN was acknowledged to the guest: the peer has everything.
     pub(super) finished: bool,
     /// How soon to acknowledge.
     pub(super) ack: AckDue,
@@ -78,8 +78,8 @@ impl Receiver {
         }
     }
 
-    /// Whether a segment at `seq` of `len` sequence numbers touches the window (RFC 9293 §3.10.7.4). One without
-    /// length may also be at the window's right edge: that is where a guest is that has filled it.
+    /// Whether a segment at `seq` of `len` sequence numbers touches the window (RFC 9293 §3.10.7.4). An empty
+    /// one may also be at the window's right edge: a guest that has filled the window sends from there.
     pub(super) fn acceptable(&self, seq: Seq, len: u32) -> bool {
         let edge = self.edge.max(self.next + 1);
         if len == 0 {
@@ -89,7 +89,7 @@ impl Receiver {
         }
     }
 
-    /// Takes in payload at `seq`, already known to touch the window, and the FIN after it.
+    /// Handles payload at `seq`, which touches the window, and the FIN after it.
     ///
     /// # Errors
     /// The socket has failed.
@@ -113,7 +113,7 @@ impl Receiver {
             let data = payload.slice((start - seq) as usize..(end - seq) as usize);
             self.store(start, data, socket, pool)?;
         } else if !payload.is_empty() {
-            self.ack = AckDue::Now; // nothing new: the guest may have missed our acknowledgment
+            self.ack = AckDue::Now; // nothing new: the last acknowledgment may be lost
         }
         if fin {
             self.ack = AckDue::Now;
@@ -149,12 +149,12 @@ impl Receiver {
             let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
             queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
         }
-        // A hole may have been filled: what is ready after it follows at once.
+        // If this has filled a hole, the bytes after it are ready now.
         self.flush(socket, pool)?;
         self.ack = match self.next - self.acked {
-            // Out of order: at once, so that the guest repairs the hole (RFC 5681 §4.2).
+            // Out of order: acknowledge at once, so that the guest fills the hole (RFC 5681 §4.2).
             _ if !in_order || self.queue.is_some() => AckDue::Now,
-            // Little: let the answer carry the acknowledgment.
+            // A little data: the answer can carry the acknowledgment.
             unacknowledged if unacknowledged < SMALL => self.ack.max(AckDue::Delayed),
             _ => AckDue::Now,
         };
@@ -186,7 +186,7 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// What of `len` bytes from `seq` on one call can send.
+    /// How much of `len` bytes from `seq` one call can send.
     fn run(&self, seq: Seq, len: usize) -> Run {
         match self.urgent {
             Some(urgent) if urgent == seq => Run::Urgent,
@@ -204,12 +204,13 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// Gives the socket what is ready for it.
+    /// Sends the ready bytes to the socket.
     fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut ChunkPool) -> Result<(), Errno> {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; PIECES];
-            // Never more than the socket takes: it would look full, and no event would say that it is not.
+            // Never more than one call takes: the socket would look full, and no event would report that it is
+            // writable.
             let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
             let sent = match self.run(queue.base(), queue.ready_len() as usize) {
                 Run::Plain(len) => {
@@ -248,7 +249,7 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// The socket can be written again.
+    /// The socket is writable again.
     ///
     /// # Errors
     /// The socket has failed.
@@ -301,7 +302,7 @@ impl Receiver {
     /// The window to advertise with a segment that is about to be sent, as in the header: scaled.
     pub(super) fn advertise_window(&mut self) -> u16 {
         let edge = self.next + self.room();
-        // No silly windows: the edge moves by a good step or not at all (RFC 9293 §3.8.6.2.2).
+        // Avoid silly windows: the edge moves by a large step or not at all (RFC 9293 §3.8.6.2.2).
         if edge.after(self.edge) && (edge - self.edge >= WINDOW / 8 || edge - self.next == WINDOW) {
             self.edge = edge;
         }
@@ -309,7 +310,7 @@ impl Receiver {
         u16::try_from(window >> self.scale).unwrap_or(u16::MAX)
     }
 
-    /// A segment with our acknowledgment was sent.
+    /// A segment with an acknowledgment was sent.
     pub(super) fn ack_sent(&mut self) {
         self.acked = self.next;
         self.ack = AckDue::No;
@@ -320,7 +321,7 @@ impl Receiver {
         self.queue.as_ref().map_or_else(SackBlocks::default, |queue| queue.sack_blocks())
     }
 
-    /// Gives back what is held.
+    /// Returns the queue's memory.
     pub(super) fn release(&mut self, pool: &mut ChunkPool) {
         if let Some(queue) = self.queue.take() {
             queue.release(pool);
@@ -328,9 +329,9 @@ impl Receiver {
     }
 }
 
-/// What one call can send: nothing after the urgent byte goes with that byte or with bytes before it.
+/// What one call can send: bytes up to the urgent one, or that byte alone.
 enum Run {
-    /// That many bytes.
+    /// This many bytes.
     Plain(usize),
     /// The urgent byte.
     Urgent,

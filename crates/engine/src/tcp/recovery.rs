@@ -1,21 +1,21 @@
-//! What the guest has reported of holes in what it received, and how they are filled (RFC 2018, RFC 6675).
+//! Holes that the guest has reported in the data it received, and their retransmission (RFC 2018, RFC 6675).
 
 use wire::tcp::{SackBlocks, Seq};
 
 use super::ranges::Ranges;
 
-/// Most ranges remembered; more are forgotten, which costs a needless retransmission at worst.
+/// Most ranges that are stored. Others are ignored, which costs a needless retransmission at worst.
 const MAX_RANGES: usize = 64;
 /// Duplicate acknowledgments that mean loss (RFC 5681 §3.2).
 const DUPLICATE_THRESHOLD: u8 = 3;
 
-/// Loss seen on the way to the guest. Exists from the first sign of a hole until all is filled.
+/// The state of loss recovery. It exists from the first sign of a hole until all holes are filled.
 ///
-/// Holes are filled from the left, once. A retransmission can get lost too, and then no acknowledgment says so. That is what
-/// the marks are for. A pass over the holes ends at `passed`; `mark` is the highest number that had been sent when the pass was
-/// noted. Segments arrive in the order in which they were sent. So when the guest reports something above `mark`, everything
-/// that was retransmitted before has arrived as well, or is lost: what still is a hole up to `passed` is filled once
-/// more (`again`), and the next pass is noted.
+/// Holes are filled from the left, once. A retransmission can get lost too, and then no acknowledgment says so. That is
+/// what the marks are for. A pass over the holes ends at `passed`; `mark` is the highest number that had been sent when
+/// the pass was noted. Segments arrive in the order in which they were sent. So when the guest reports something above
+/// `mark`, everything that was retransmitted before has arrived as well, or is lost: what still is a hole up to
+/// `passed` is filled once more (`again`), and the next pass is noted.
 #[derive(Debug)]
 pub(super) struct Recovery {
     /// Ranges that the guest holds above the hole.
@@ -31,7 +31,7 @@ pub(super) struct Recovery {
     mark: Seq,
     /// Up to where holes had been filled by then.
     passed: Seq,
-    /// Holes to be filled once more: from here, up to there.
+    /// Holes to fill once more: from the first number up to the second.
     again: (Seq, Seq),
 }
 
@@ -52,12 +52,12 @@ impl Default for Recovery {
 }
 
 impl Recovery {
-    /// Takes in an acknowledgment. `una` is the guest's cumulative acknowledgment, `next` the highest sequence
-    /// number sent so far, `duplicate` whether the acknowledgment repeats an earlier one and is a sign of loss
-    /// by that.
+    /// Handles an acknowledgment. `una` is the guest's cumulative acknowledgment, `next` the highest sequence
+    /// number sent so far, `duplicate` whether the acknowledgment repeats an earlier one, which is a sign
+    /// of loss.
     pub(super) fn on_ack(&mut self, una: Seq, next: Seq, blocks: &SackBlocks, duplicate: bool) {
         if self.point.is_none() && una.after(self.una) {
-            self.duplicates = 0; // of a hole that was none (RFC 6675 §5)
+            self.duplicates = 0; // there was no hole (RFC 6675 §5)
         }
         self.una = una;
         let before = self.sacked.total();
@@ -82,7 +82,7 @@ impl Recovery {
         }
     }
 
-    /// Whether loss is certain enough to retransmit; begins to do so if it is.
+    /// Begins to retransmit if loss is certain enough. Returns whether it is retransmitting.
     pub(super) fn begin_if_lost(&mut self, una: Seq, next: Seq, mss: u32) -> bool {
         if self.point.is_some() {
             return true;
@@ -111,7 +111,7 @@ impl Recovery {
         self.sacked.as_slice().last().map(|&(_, end)| end)
     }
 
-    /// After a timeout: everything that the guest does not hold is taken for lost. Returns where to continue
+    /// After a timeout: everything that the guest does not hold is considered lost. Returns where to continue
     /// after what it holds; none if it is not known to hold anything.
     pub(super) fn restart(&mut self, una: Seq, next: Seq) -> Option<Seq> {
         let highest = self.highest()?;
@@ -153,7 +153,7 @@ impl Recovery {
         self.repaired = self.repaired.max(seq);
     }
 
-    /// Whether nothing is left to do.
+    /// Whether recovery is complete.
     pub(super) fn is_over(&self) -> bool {
         self.point.is_none() && self.sacked.is_empty() && self.duplicates == 0
     }

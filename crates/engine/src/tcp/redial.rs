@@ -11,17 +11,17 @@ use crate::{
     host::{Readiness, TcpSocket},
 };
 
-/// Whether a failure to connect to a resolver was dealt with.
+/// Whether a failure to connect to a resolver was handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Redial {
-    /// It was: another server is dialled, or the connection has ended.
+    /// It was: another server is tried, or the connection has ended.
     Done,
     /// There was none.
     NotNeeded,
 }
 
 impl<W: World> Tcp<W> {
-    /// A socket reported readiness. If that is a failure to connect to a resolver, the next one is dialled.
+    /// A socket reported readiness. If that is a failure to connect to a resolver, the next one is tried.
     pub(super) fn redial_if_failed(
         &mut self,
         id: FlowId,
@@ -55,7 +55,7 @@ impl<W: World> Tcp<W> {
         Redial::Done
     }
 
-    /// A deadline was reached: a resolver that was silent is given up, if another one can be dialled.
+    /// A deadline was reached: a silent resolver is abandoned, if another one can be tried.
     pub(super) fn redial_if_silent(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
@@ -73,7 +73,7 @@ impl<W: World> Tcp<W> {
                     self.health.failed(server.ip(), cx.now);
                 }
             }
-            // There is still hope for this one.
+            // No other server is left: continue to wait for this one.
             Err(_) => dial.at = at,
         }
         self.touch(id);

@@ -32,7 +32,7 @@ impl RetransmissionTimeout {
         base.saturating_mul(1 << self.backoff.min(16)).min(MAX)
     }
 
-    /// Takes in a measured round-trip time, of a segment that was sent once (Karn's algorithm).
+    /// Handles a measured round-trip time, of a segment that was sent once (Karn's algorithm).
     pub(super) fn measured(&mut self, sent: Instant, now: Instant) {
         let sample = u32::try_from(now.since(sent).as_micros()).unwrap_or(u32::MAX >> 4).min(u32::MAX >> 4);
         self.estimate = Some(match self.estimate {
@@ -49,7 +49,7 @@ impl RetransmissionTimeout {
         self.backoff
     }
 
-    /// The guest is there: end the back-off.
+    /// The guest has answered: ends the back-off.
     pub(super) fn progress(&mut self) {
         self.backoff = 0;
     }

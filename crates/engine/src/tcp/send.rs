@@ -13,42 +13,42 @@ use wire::{
 use super::{recovery::Recovery, rto::RetransmissionTimeout};
 use crate::timer::Instant;
 
-/// Largest window of the guest that we make use of, in bytes (behaviour §12).
+/// Largest part of the guest's window that is used, in bytes (behaviour §12).
 const MAX_WINDOW: u32 = 16 << 20;
-/// After a timeout, what is sent before the next acknowledgment, in segments.
+/// After a timeout, the number of segments that are sent before the next acknowledgment.
 const RESTART_SEGMENTS: u32 = 4;
-/// Most payload of one super-frame, in bytes: what 16 bits of IP length leave after the longest headers.
+/// Most payload of one super-frame, in bytes: what remains of 16 bits of IP length after the longest headers.
 const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
 
-/// A part of the host's stream that can be sent.
+/// Part of the host's stream that can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// Where it starts.
     pub(super) seq: Seq,
-    /// Its length in sequence space: at most so many bytes, or one for the FIN.
+    /// Its length in sequence space: at most this many bytes, or one for the FIN.
     pub(super) len: u32,
     /// It is the FIN, and no data.
     pub(super) fin: bool,
 }
 
-/// What an acknowledgment of the guest is of.
+/// What an acknowledgment of the guest covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Ack {
-    /// Of something that was sent.
+    /// Data that was sent.
     OfSent,
-    /// Of something that was never sent.
+    /// Data that was never sent.
     OfUnsent,
 }
 
 /// The socket-to-guest half of a connection.
 #[derive(Debug)]
 pub(super) struct Sender {
-    /// Oldest sequence number not acknowledged by the guest.
+    /// Oldest sequence number that the guest has not acknowledged.
     una: Seq,
     /// Next sequence number to send; moves back to `una` after a timeout.
     next: Seq,
-    /// The one after the highest ever sent.
+    /// The number after the highest ever sent.
     max: Seq,
     /// Sequence number of the oldest byte in the socket.
     base: Seq,
@@ -61,20 +61,20 @@ pub(super) struct Sender {
     mss: u16,
     /// The guest understands SACK.
     sack: bool,
-    /// Where the host's stream ends: the sequence number of our FIN.
+    /// Where the host's stream ends: the sequence number of the FIN.
     fin: Option<Seq>,
     /// The peer's urgent byte, while it is in the socket.
     urgent: Option<Seq>,
-    /// Loss, while there is some.
+    /// The state of loss recovery, if there is loss.
     recovery: Option<Box<Recovery>>,
     rto: RetransmissionTimeout,
     /// When to retransmit, or probe a closed window.
     retransmit_at: Option<Instant>,
-    /// Timeouts since the guest was last heard of.
+    /// Timeouts since the guest answered last.
     unanswered: u8,
     /// A segment whose round trip is being timed.
     timed: Option<(Seq, Instant)>,
-    /// After a timeout: bytes that may be in flight, growing until it does not matter.
+    /// After a timeout: how many bytes may be in flight. It grows until the guest's window is smaller.
     restart: Option<u32>,
 }
 
@@ -103,7 +103,7 @@ impl Sender {
         }
     }
 
-    /// Takes over what the guest's SYN says. `largest` is what fits a frame of the link's MTU.
+    /// Applies the options and window of the guest's SYN. `largest` is what fits a frame of the link's MTU.
     pub(super) fn on_syn(&mut self, segment: &Segment<'_, impl Payload>, options: &Options, largest: u16) {
         self.mss = options.mss.unwrap_or(DEFAULT_MSS).clamp(64, largest.max(64));
         self.scale = options.window_scale.unwrap_or(0);
@@ -112,7 +112,7 @@ impl Sender {
         self.window_seq = segment.seq();
     }
 
-    /// Our SYN was acknowledged.
+    /// The SYN was acknowledged.
     pub(super) fn on_handshake_done(&mut self, now: Instant) {
         let retried = self.unanswered > 0;
         self.una = self.max;
@@ -127,20 +127,20 @@ impl Sender {
         self.retransmit_at = None;
     }
 
-    /// Takes the first scaled window, from the segment that ends the handshake.
+    /// Applies the first scaled window, of the segment that ends the handshake.
     pub(super) fn take_window(&mut self, segment: &Segment<'_, impl Payload>) {
         self.window = self.window_of(segment);
         self.window_seq = segment.seq();
         self.window_ack = segment.ack();
     }
 
-    /// The right edge of what may be sent.
+    /// The right edge of the window that may be used.
     pub(super) fn edge(&self) -> Seq {
         let window = self.restart.map_or(self.window, |restart| restart.min(self.window));
         self.una + window
     }
 
-    /// The sequence number for a segment without data: one that the guest takes even if its window has shrunk.
+    /// The sequence number for a segment without data: one that the guest accepts even if its window has shrunk.
     pub(super) fn acceptable_seq(&self) -> Seq {
         self.max.min(self.una + self.window.max(1))
     }
@@ -150,7 +150,7 @@ impl Sender {
         self.una - 1
     }
 
-    /// The sequence number of our SYN, until that is acknowledged.
+    /// The sequence number of the SYN, while it is unacknowledged.
     pub(super) fn syn_seq(&self) -> Seq {
         self.una
     }
@@ -170,23 +170,23 @@ impl Sender {
         self.sack
     }
 
-    /// How far a byte is from the oldest one in the socket.
+    /// The distance of a byte from the oldest one in the socket.
     pub(super) fn offset(&self, seq: Seq) -> u32 {
         seq - self.base
     }
 
-    /// Whether something waits for the guest's acknowledgment.
+    /// Whether something is unacknowledged.
     pub(super) fn in_flight(&self) -> bool {
         self.una != self.max
     }
 
-    /// Whether the guest owes us something: an acknowledgment, or an open window for what the socket has, which is
-    /// `readable`. With the FIN acknowledged, there is nothing to send and nothing to probe for.
+    /// Whether the guest must answer: with an acknowledgment, or by opening its window if the socket is `readable`.
+    /// After the FIN is acknowledged, there is nothing to send and nothing to probe for.
     pub(super) fn awaits(&self, readable: bool) -> bool {
         self.in_flight() || self.window_closed() && readable && !self.finished()
     }
 
-    /// The host's stream ends at `seq`: our FIN has that sequence number.
+    /// The host's stream ends at `seq`: the FIN has that sequence number.
     pub(super) fn ends_at(&mut self, seq: Seq) {
         self.fin = Some(seq);
     }
@@ -196,12 +196,12 @@ impl Sender {
         self.fin.is_some_and(|fin| !self.una.before(fin))
     }
 
-    /// Whether everything including our FIN is acknowledged.
+    /// Whether everything including the FIN is acknowledged.
     pub(super) fn finished(&self) -> bool {
         self.fin.is_some_and(|fin| self.una.after(fin))
     }
 
-    /// Something up to `end` was sent.
+    /// Data or a FIN up to `end` was sent.
     pub(super) fn sent(&mut self, end: Seq, now: Instant) {
         if end.after(self.max) {
             self.max = end;
@@ -215,17 +215,17 @@ impl Sender {
         }
     }
 
-    /// A probe of a closed window, up to `end`, was sent: the guest may take it, but is not expected to.
+    /// A probe of a closed window, up to `end`, was sent: the guest may accept it, but need not.
     pub(super) fn probed(&mut self, end: Seq) {
         self.max = self.max.max(end);
     }
 
-    /// The window that a segment other than a SYN advertises, in bytes, as far as we use it.
+    /// The window that a segment other than a SYN advertises, in bytes, as far as it is used.
     fn window_of(&self, segment: &Segment<'_, impl Payload>) -> u32 {
         (u32::from(segment.window()) << self.scale).min(MAX_WINDOW)
     }
 
-    /// Takes in the acknowledgment and window of a segment, unless it acknowledges what was never sent.
+    /// Handles the acknowledgment and window of a segment, unless it acknowledges data that was never sent.
     pub(super) fn on_ack(
         &mut self,
         segment: &Segment<'_, impl Payload>,
@@ -270,14 +270,14 @@ impl Sender {
         self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
     }
 
-    /// Takes over the window of a segment, unless a newer segment was seen (RFC 9293 §3.10.7.4).
+    /// Applies the window of a segment, unless a newer segment was seen (RFC 9293 §3.10.7.4).
     ///
-    /// Segments can overtake each other, and an old window must not replace a newer one. A guest may also shrink its window:
-    /// what was sent beyond it is dropped there without a word, so it is sent again when the window opens, and is not waited
-    /// for until then.
+    /// Segments can overtake each other, and an old window must not replace a newer one. A guest may also shrink its
+    /// window: it silently drops data that was sent beyond the window. Such data is sent again when the window opens,
+    /// and no acknowledgment is expected until then.
     fn update_window(&mut self, segment: &Segment<'_, impl Payload>, window: u32, advanced: u32) {
         let seq = segment.seq();
-        // An acknowledgment of something new has the newest window, whatever its sequence number: it may be on
+        // An acknowledgment of new data has the newest window, even if its sequence number is old: it may be on
         // a retransmission. A keep-alive comes one byte early.
         let newer = advanced > 0
             || self.window_seq.before(seq)
@@ -287,15 +287,15 @@ impl Sender {
             return;
         }
         if self.window == 0 && window > 0 {
-            // Open again: what follows is no probe, and no longer waits like one.
+            // The window is open again: the next segment is no probe, and must not wait for the probe's timer.
             self.rto.progress();
             self.retransmit_at = None;
         }
         self.window = window;
         self.window_seq = self.window_seq.max(seq);
         self.window_ack = segment.ack();
-        // The guest took window back: what lies outside is as good as not sent. Not for what its window
-        // scale has rounded off, though.
+        // The guest has shrunk its window: data outside of it counts as not sent. A difference that comes from
+        // rounding by the window scale is ignored.
         let rounding = 1 << self.scale;
         if self.next.after(self.una + self.window + (rounding - 1)) || self.window == 0 {
             self.next = self.next.min(self.una + self.window);
@@ -303,12 +303,13 @@ impl Sender {
         }
     }
 
-    /// Looks for signs of loss: SACK blocks, or duplicate acknowledgments of a guest without SACK.
+    /// Checks for signs of loss: SACK blocks, or duplicate acknowledgments of a guest without SACK.
     ///
-    /// A connection without loss has no [`Recovery`], and this does nothing for it. When recovery begins, the segment that is
-    /// being timed may be one that is retransmitted, so its acknowledgment would be ambiguous (Karn's algorithm).
+    /// A connection without loss has no [`Recovery`], and this does nothing for it. When recovery begins, the segment
+    /// that is being timed may be one that is retransmitted, so its acknowledgment would be ambiguous (Karn's
+    /// algorithm).
     fn note_loss(&mut self, options: &Options, duplicate: bool) {
-        // With SACK, a duplicate without blocks only says that something arrived twice.
+        // With SACK, a duplicate without blocks only means that a segment arrived twice.
         let duplicate = duplicate && !self.sack;
         if self.recovery.is_none() && !duplicate && options.sack.as_slice().is_empty() {
             return;
@@ -322,14 +323,14 @@ impl Sender {
         }
     }
 
-    /// The retransmission time has come, with data outstanding: start over from the oldest byte.
-    /// Returns how often in a row the guest did not answer.
+    /// The retransmission timer has expired, with unacknowledged data: starts again from the oldest byte. Returns the
+    /// number of timeouts in a row.
     pub(super) fn on_timeout(&mut self) -> u8 {
         self.timed = None;
         self.rto.expired();
         self.unanswered = self.unanswered.saturating_add(1);
         if !self.window_closed() {
-            // If that does not help, the guest may have thrown away what it told of (RFC 2018 §8).
+            // After a second timeout, assume that the guest has discarded the data that it reported (RFC 2018 §8).
             let trusted = self.recovery.as_mut().filter(|_| self.unanswered == 1 && self.sack);
             match trusted.and_then(|recovery| recovery.restart(self.una, self.max)) {
                 Some(next) => self.next = next,
@@ -343,12 +344,12 @@ impl Sender {
         self.unanswered
     }
 
-    /// Keeps the clock running after a timeout.
+    /// Restarts the timer after a timeout.
     pub(super) fn restart_timer(&mut self, now: Instant) {
         self.retransmit_at = Some(now + self.rto.duration());
     }
 
-    /// Starts the clock if the guest [owes us](Self::awaits) something and it does not run.
+    /// Starts the timer if the guest [must answer](Self::awaits) and it is not running.
     pub(super) fn start_timer_if_due(&mut self, readable: bool, now: Instant) {
         if self.retransmit_at.is_none() && self.awaits(readable) {
             self.restart_timer(now);
@@ -366,12 +367,12 @@ impl Sender {
         self.retransmit_at
     }
 
-    /// Whether the time to retransmit has come. If so, the clock stops.
+    /// Whether the timer has expired. If so, the timer stops.
     pub(super) fn take_timeout(&mut self, now: Instant) -> bool {
         self.retransmit_at.take_if(|at| *at <= now).is_some()
     }
 
-    /// What can be sent next, if anything: data as far as the guest's window lets them through, or the FIN. New data only
+    /// What can be sent next, if anything: data within the guest's window, or the FIN. New data only
     /// if the socket is `readable`.
     pub(super) fn next_run(&self, readable: bool, largest_segment: u16) -> Option<Run> {
         let (seq, mut end) = (self.next, self.edge());
@@ -389,12 +390,12 @@ impl Sender {
         let room = (end - seq).min(self.most_at(seq, largest_segment));
         // Whole segments, unless the window has room for less than one.
         let len = if room > size { room - room % size } else { room };
-        // A sliver of a window is not worth a segment while others are in flight (RFC 9293 §3.8.6.2.1).
+        // Do not send a small segment into a small window while others are in flight (RFC 9293 §3.8.6.2.1).
         let worth_it = len >= size || !self.in_flight() || again || self.fin.is_some();
         worth_it.then_some(Run { seq, len, fin: false })
     }
 
-    /// What to retransmit next, of what the guest has reported as missing.
+    /// The next part to retransmit, of the holes that the guest has reported.
     pub(super) fn next_hole(&self, largest_segment: u16) -> Option<Run> {
         let (seq, end) = self.recovery.as_ref()?.next_hole(self.una, u32::from(self.mss))?;
         let end = end.min(self.max).min(self.edge());
@@ -417,39 +418,39 @@ impl Sender {
         }
     }
 
-    /// What to send into a closed window: the next byte, or the FIN.
+    /// The probe of a closed window: the next byte, or the FIN.
     pub(super) fn probe(&self) -> Run {
         Run { seq: self.una, len: 1, fin: self.fin == Some(self.una) }
     }
 
-    /// Payload of one segment, in bytes, on a link whose segments should have at most `largest_segment`; a super-frame is
-    /// cut into segments of this.
+    /// Payload of one segment, in bytes, on a link whose segments should have at most `largest_segment`; a super-frame
+    /// is cut into segments of this.
     pub(super) fn segment_size(&self, largest_segment: u16) -> u16 {
         self.mss.min(largest_segment)
     }
 
-    /// Most payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single segment: the pointer
-    /// would be wrong in the others.
+    /// Most payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single segment: the
+    /// pointer would be wrong in the others.
     fn most_at(&self, seq: Seq, largest_segment: u16) -> u32 {
         if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
     }
 
-    /// How many acknowledged bytes the socket still has. They go at once: even a few may hold a large buffer of the
-    /// kernel, and with it the peer's window.
+    /// How many acknowledged bytes the socket still has. They are discarded at once: even a few may keep a large buffer
+    /// of the kernel in use, and so the peer's window small.
     pub(super) fn discardable(&self) -> u32 {
         let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
         if end.after(self.base) { end - self.base } else { 0 }
     }
 
-    /// `len` bytes were discarded. True if the oldest byte in the socket is the urgent one by now: it may not have been
-    /// given before (see [`TcpSocket::peek`](crate::host::TcpSocket::peek)).
+    /// `len` bytes were discarded. True if the oldest byte in the socket is the urgent one by now: the socket may not
+    /// have returned it before (see [`TcpSocket::peek`](crate::host::TcpSocket::peek)).
     pub(super) fn discarded(&mut self, len: u32) -> bool {
         self.base += len;
         self.urgent = self.urgent.filter(|urgent| !urgent.before(self.base));
         self.is_urgent(self.base)
     }
 
-    /// The peer's urgent byte is `offset` bytes after the oldest one in the socket. False if that is known.
+    /// The peer's urgent byte is `offset` bytes after the oldest one in the socket. False if that was known.
     pub(super) fn note_urgent(&mut self, offset: u32) -> bool {
         let urgent = Some(self.base + offset);
         core::mem::replace(&mut self.urgent, urgent) != urgent
@@ -460,16 +461,16 @@ impl Sender {
         self.urgent == Some(seq)
     }
 
-    /// The urgent pointer for a segment at `seq`, in bytes: it points to the byte after the urgent one. Zero if that byte
-    /// lies before the segment, or too far ahead for 16 bits.
+    /// The urgent pointer for a segment at `seq`, in bytes: it points to the byte after the urgent one. Zero if that
+    /// byte lies before the segment, or too far ahead for 16 bits.
     pub(super) fn urgent_pointer(&self, seq: Seq) -> u16 {
         let ahead = self.urgent.filter(|urgent| !urgent.before(seq)).map(|urgent| urgent + 1 - seq);
         ahead.and_then(|ahead| u16::try_from(ahead).ok()).unwrap_or(0)
     }
 }
 
-/// How often a segment is retransmitted without any answer before the connection is given up; with
-/// doubling timeouts that is minutes.
+/// How often a segment is retransmitted without any answer before the connection is aborted: with
+/// doubling timeouts, after minutes.
 pub(super) const MAX_UNANSWERED: u8 = 10;
 
 /// When to repeat a SYN or SYN,ACK that was sent `tries` times: each second first, then with doubling gaps

@@ -1,4 +1,5 @@
-//! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (behaviour §7.6).
+//! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (behaviour
+//! §7.6).
 //!
 //! Each client of a listener gets a socket in the other namespace, its proxy: with the client's port number if that is
 //! free, connected to the target. Answers go back through the listener, from the address that the
@@ -70,7 +71,8 @@ impl<W: World> Udp<W> {
         })
     }
 
-    /// The destination of a datagram that a listener received for `target`; none (which is counted) if there is no room.
+    /// The destination of a datagram that a listener received for `target`; none (which is counted) if there is no
+    /// room.
     pub(super) fn forward(
         &mut self,
         cx: &mut Unlinked<'_, W>,

@@ -1,9 +1,9 @@
 //! Datagrams to a group from a port that another program of the host uses already.
 //!
-//! Receivers of some protocols accept one source port only: a response of mDNS must come from port 5353 (RFC 6762 §6). On
-//! a host with an mDNS daemon that port is in use, and the socket of the guest's endpoint has another one. But programs
-//! that use groups share their port, so a socket that only sends can have it as well. The daemon still receives
-//! everything.
+//! Receivers of some protocols accept one source port only: a response of mDNS must come from port 5353 (RFC 6762 §6).
+//! On a host with an mDNS daemon that port is in use, and the socket of the guest's endpoint has another one. But
+//! programs that use groups share their port, so a socket that only sends can have it as well. The daemon still
+//! receives everything.
 
 use wire::payload::Payload;
 
@@ -15,8 +15,8 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// Most flows with such a socket. They also take at most a quarter of the share of guest endpoints, and count in it. Each
-/// costs a file, and few guests need more than one for each family.
+/// Most flows with such a socket. They also take at most a quarter of the share of guest endpoints, and count in it.
+/// Each costs a file, and few guests need more than one for each family.
 const MOST: usize = 16;
 /// Multicast DNS (RFC 6762 §3).
 const MDNS: u16 = 5353;
@@ -26,7 +26,8 @@ const RESPONSE_OR_OPCODE: u8 = 0xf8;
 const DNS_HEADER_LEN: usize = 12;
 
 impl<W: World> Udp<W> {
-    /// A new flow goes to a group. If the socket of its endpoint did not get the guest's port, opens one that shares it.
+    /// A new flow goes to a group. If the socket of its endpoint did not get the guest's port, opens one that shares
+    /// it.
     pub(super) fn share_port(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get(id) else { return };
         let (port, group) = (flow.endpoints.guest.port(), flow.peer);
@@ -64,9 +65,9 @@ impl<W: World> Udp<W> {
     }
 }
 
-/// Whether this is an mDNS query. A query may come from any port. One from another port than 5353 is answered by unicast
-/// (RFC 6762 §6.7), so that a guest that does not receive from the group gets the answer. One from port 5353 is answered to
-/// the group, and mDNS daemons such as Avahi accept answers to it only there.
+/// Whether this is an mDNS query. A query may come from any port. One from another port than 5353 is answered by
+/// unicast (RFC 6762 §6.7), so that a guest that does not receive from the group gets the answer. One from port 5353 is
+/// answered to the group, and mDNS daemons such as Avahi accept answers to it only there.
 fn is_mdns_question<P: Payload>(outbound: &Outbound<P>) -> bool {
     let mut start = [0; 3];
     outbound.destination.port() == MDNS

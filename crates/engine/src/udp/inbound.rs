@@ -46,8 +46,9 @@ struct ToGuest {
 
 /// A train for the guest that is being put together.
 ///
-/// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only datagrams
-/// that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal header fields.
+/// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only
+/// datagrams that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal
+/// header fields.
 struct InboundTrain {
     route: Route,
     /// The first datagram.
@@ -94,7 +95,8 @@ impl<W: World> Udp<W> {
         (batch, Ok(()))
     }
 
-    /// Receives one datagram or train from a socket, directly into a slot of the link. If the link is full, it is dropped.
+    /// Receives one datagram or train from a socket, directly into a slot of the link. If the link is full, it is
+    /// dropped.
     fn receive(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), SocketError> {
         let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
         let (link, mut rest) = cx.split();

@@ -5,11 +5,11 @@ use core::net::SocketAddr;
 use crate::forward::{Listener, spec::Direction};
 
 impl Listener {
-    /// How suitable this socket is for a flow that the guest begins from `source`, a port that the rule forwards to, with
-    /// `peer`. The lowest rank is the best. None: it can't be used.
+    /// How suitable this socket is for a flow that the guest begins from `source`, a port that the rule forwards to,
+    /// with `peer`. The lowest rank is the best. None: it can't be used.
     ///
-    /// A socket that is bound to an interface is never used: packets to peers on other interfaces would get lost. A socket
-    /// with another port is not used for groups: receivers may require the protocol's own port as source.
+    /// A socket that is bound to an interface is never used: packets to peers on other interfaces would get lost. A
+    /// socket with another port is not used for groups: receivers may require the protocol's own port as source.
     pub(super) fn rank(&self, source: SocketAddr, peer: SocketAddr) -> Option<Rank> {
         let inbound = self.direction == Direction::Inbound && !self.on_interface;
         let port_changes = self.port != self.target_port;
@@ -32,8 +32,8 @@ impl Listener {
     }
 }
 
-/// Order of the listeners that forward to one port of the guest, best first: by address, then one that keeps the port, then
-/// by the order of the rules.
+/// Order of the listeners that forward to one port of the guest, best first: by address, then one that keeps the port,
+/// then by the order of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     binding: Binding,

@@ -1,8 +1,8 @@
 //! Datagrams of the host's network to groups that the guest has joined (`--multicast`).
 //!
-//! IGMP and MLD name no ports, and a socket of the host has one. So a group has a socket for each well-known port of protocols of
-//! local networks, and for each port that the guest itself uses with the group. The sockets are bound to the group,
-//! and share their port.
+//! IGMP and MLD name no ports, and a socket of the host has one. So a group has a socket for each well-known port of
+//! protocols of local networks, and for each port that the guest itself uses with the group. The sockets are bound to
+//! the group, and share their port.
 
 use alloc::{
     collections::{BTreeSet, VecDeque},
@@ -128,8 +128,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The guest begins a flow to a group: it expects datagrams to the group at the port that it sends to, and at the port
-    /// that it sends from.
+    /// The guest begins a flow to a group: it expects datagrams to the group at the port that it sends to, and at the
+    /// port that it sends from.
     pub(super) fn note_use(&mut self, host: &mut W::Host, endpoints: Endpoints) {
         let group = endpoints.remote.ip();
         for port in [endpoints.remote.port(), endpoints.guest.port()] {

@@ -111,8 +111,8 @@ struct Socket<S> {
     proxies: usize,
     /// For a guest endpoint, or a socket in the other namespace: its traffic.
     activity: Activity,
-    /// Whether the last datagram was IPv4. A dual-stack socket does not say so in advance, and the length of the headers
-    /// depends on it.
+    /// Whether the last datagram was IPv4. A dual-stack socket does not say so in advance, and the length of the
+    /// headers depends on it.
     v4: bool,
     last_visit: RoundNumber,
     last_taken: u8,
@@ -122,7 +122,8 @@ struct Socket<S> {
 
 #[derive(Debug)]
 enum Role {
-    /// A guest endpoint. It has more than one socket if remotes that it sees as different are the same on the host (Q8).
+    /// A guest endpoint. It has more than one socket if remotes that it sees as different are the same on the host
+    /// (Q8).
     Endpoint {
         guest: SocketAddr,
         ordinal: u8,
@@ -388,8 +389,8 @@ impl<W: World> Udp<W> {
         Some(id)
     }
 
-    /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if that is given. It must have no flow
-    /// with the same peer: answers of the peer could not be told apart (Q8).
+    /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if that is given. It must have no
+    /// flow with the same peer: answers of the peer could not be told apart (Q8).
     fn socket_for(
         &mut self,
         guest: SocketAddr,
@@ -411,8 +412,8 @@ impl<W: World> Udp<W> {
         None
     }
 
-    /// The listener that forwards to `guest`, if any. Remotes know its port as that of the guest, so the datagrams of flows
-    /// that the guest begins also leave from it.
+    /// The listener that forwards to `guest`, if any. Remotes know its port as that of the guest, so the datagrams of
+    /// flows that the guest begins also leave from it.
     fn published_for(
         &self,
         guest: SocketAddr,

@@ -1,7 +1,7 @@
 //! Room for new sockets and flows: which ones end when a limit is reached, and how they end.
 //!
-//! Neither the guest nor a client of a listener is refused because a limit is reached. Instead, the member that was idle
-//! for longest ends, answered ones first (docs/design/budgets.md).
+//! Neither the guest nor a client of a listener is refused because a limit is reached. Instead, the member that was
+//! idle for longest ends, answered ones first (docs/design/budgets.md).
 
 use core::net::SocketAddr;
 
@@ -165,8 +165,8 @@ impl<W: World> Udp<W> {
         self.sockets.remove(id);
     }
 
-    /// Notes a datagram of the party that a socket was opened for (`request`), or one to it. Sockets that never end for others have no
-    /// such notes.
+    /// Notes a datagram of the party that a socket was opened for (`request`), or one to it. Sockets that never end for
+    /// others have no such notes.
     pub(super) fn note(&mut self, id: FlowId, request: bool, now: Instant, timers: &mut Timers<FlowId>) {
         let Some(Socket { role, activity, .. }) = self.sockets.get_mut(id) else { return };
         let idle = match role {

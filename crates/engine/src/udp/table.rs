@@ -47,8 +47,8 @@ pub(super) struct Flow {
     pub(super) peer: SocketAddr,
     /// The socket that it goes through.
     pub(super) socket: FlowId,
-    /// The host's address that the guest's datagrams leave from: the one that the peer wrote to, or one that the guest
-    /// has as well. None: the kernel chooses.
+    /// The host's address that the guest's datagrams leave from: the one that the peer wrote to, or one that the
+    /// guest has as well. None: the kernel chooses.
     pub(super) local: Option<IpAddr>,
     /// The round in which the guest sent last.
     pub(super) last_sent: RoundNumber,
@@ -158,8 +158,8 @@ impl FlowTable {
         self.flows.id_at(socket.first()?)
     }
 
-    /// Adds a flow, also to the list of its `socket`. Neither of its keys may be in the table. The table may then exceed its
-    /// limit: see [`FlowTable::surplus`].
+    /// Adds a flow, also to the list of its `socket`. Neither of its keys may be in the table. The table may then
+    /// exceed its limit: see [`FlowTable::surplus`].
     pub(super) fn insert(&mut self, flow: Flow, socket: &mut Chain) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
         let id = self.flows.insert(flow).ok()?;

@@ -1,8 +1,8 @@
 //! Datagrams that the guest sends one right after the other, joined so that one call sends them all (`UDP_SEGMENT`).
 //!
-//! A train exists within one round of the event loop: it is sent at its end, so no datagram waits for one that may never
-//! come. Joining costs a copy, which one datagram alone is not worth. So a train begins only if the flow has sent in this
-//! round or the one before: then it is a stream, and more will follow.
+//! A train exists within one round of the event loop: it is sent at its end, so no datagram waits for one that may
+//! never come. Joining costs a copy, which one datagram alone is not worth. So a train begins only if the flow has sent
+//! in this round or the one before: then it is a stream, and more will follow.
 
 use alloc::vec::Vec;
 
@@ -17,8 +17,8 @@ const MAX_TRAIN_LEN: usize = 65_487;
 /// Longest datagram that is joined, in bytes: longer ones are not worth the copy.
 pub(super) const MAX_DATAGRAM_LEN: usize = 16_384;
 
-/// Lengths of a train's datagrams. Segmentation cuts at fixed offsets, so all have the same length, except the last, which
-/// may be shorter: nothing can follow it.
+/// Lengths of a train's datagrams. Segmentation cuts at fixed offsets, so all have the same length, except the last,
+/// which may be shorter: nothing can follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     /// Length of each datagram except the last, in bytes.
