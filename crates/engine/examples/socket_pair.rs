@@ -23,7 +23,8 @@ use engine::context::World;
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::{
-    Errno, ErrorQueue, Host, NoSocket, Outbound, QueuedError, Readiness, Received, SocketError, UdpSocket,
+    Errno, ErrorQueue, Host, NoSocket, OutboundDatagram, QueuedError, Readiness, Received, SocketError,
+    UdpSocket,
 };
 use engine::link::{Full, Layout, Link, Slot};
 use engine::memory::Plain;
@@ -109,7 +110,7 @@ impl ErrorQueue for Socket {
 impl UdpSocket for Socket {
     type Memory = Plain;
 
-    fn send(&mut self, datagram: &Outbound<&[u8]>) -> Result<(), SocketError> {
+    fn send(&mut self, datagram: &OutboundDatagram<&[u8]>) -> Result<(), SocketError> {
         let Some(size) = datagram.segment_size else {
             return self.socket.send_to(datagram.payload, datagram.destination).map(drop).map_err(failure);
         };

@@ -10,7 +10,10 @@ use std::{
 
 use engine::{
     flow::FlowId,
-    host::{Errno, ErrorQueue, Outbound, PingSocket, QueuedError, Received, Request, SocketError, UdpSocket},
+    host::{
+        EchoRequest, Errno, ErrorQueue, OutboundDatagram, PingSocket, QueuedError, Received, SocketError,
+        UdpSocket,
+    },
     memory::Plain,
 };
 use zerocopy::IntoBytes;
@@ -22,9 +25,9 @@ const MESSAGE_TOO_LONG: Errno = Errno(90);
 /// `ENETUNREACH`.
 pub(super) const NETWORK_UNREACHABLE: Errno = Errno(101);
 
-/// What the engine has sent: the fields are those of [`Outbound`] and [`Request`].
+/// What the engine has sent: the fields are those of [`OutboundDatagram`] and [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "see Outbound")]
+#[allow(missing_docs, reason = "see OutboundDatagram")]
 pub struct Sent {
     pub destination: SocketAddr,
     pub source: Option<IpAddr>,
@@ -157,7 +160,7 @@ impl ErrorQueue for Datagrams {
 impl UdpSocket for Datagrams {
     type Memory = Plain;
 
-    fn send(&mut self, datagram: &Outbound<&[u8]>) -> Result<(), SocketError> {
+    fn send(&mut self, datagram: &OutboundDatagram<&[u8]>) -> Result<(), SocketError> {
         assert!(datagram.destination.port() > 0 && datagram.segment_size != Some(0), "{datagram:?}");
         self.push(Sent {
             destination: datagram.destination,
@@ -182,7 +185,7 @@ impl UdpSocket for Datagrams {
 impl PingSocket for Datagrams {
     type Memory = Plain;
 
-    fn send(&mut self, request: &Request<'_, &[u8]>) -> Result<(), SocketError> {
+    fn send(&mut self, request: &EchoRequest<'_, &[u8]>) -> Result<(), SocketError> {
         self.push(Sent {
             destination: request.destination,
             source: None,

@@ -12,7 +12,7 @@ use wire::{
 use super::*;
 use crate::{
     pressure::Pressure,
-    stack::{Counters, Seeds, Stack},
+    stack::{FrameDrops, Seeds, Stack},
     testkit::{
         self,
         fixture::Fixture,
@@ -52,7 +52,7 @@ impl Test {
 
     /// Nothing came of any frame, except these counts.
     #[track_caller]
-    fn assert_ignored(&self, counters: Counters) {
+    fn assert_ignored(&self, counters: FrameDrops) {
         assert_eq!(*self.stack.counters(), counters);
         let sockets = self.world.host.peers.len();
         assert_eq!((self.sent(), self.world.link.frames.len(), sockets), (vec![], 0, 0));
@@ -139,7 +139,7 @@ fn a_wrong_checksum_is_dropped_and_counted() {
             bad[at] ^= 4;
             let mut test = Test::new();
             test.send(&bad, &Offload::default());
-            test.assert_ignored(Counters { checksums: 1, ..Counters::default() });
+            test.assert_ignored(FrameDrops { checksums: 1, ..FrameDrops::default() });
             // Where the link vouches for it, nobody looks.
             test.send(&bad, &Offload::VERIFIED);
             assert_eq!(test.stack.counters().checksums, 1);
@@ -159,7 +159,7 @@ fn udp_may_have_no_checksum() {
         if carried {
             assert_eq!(test.sent(), [b"payload"]);
         } else {
-            test.assert_ignored(Counters { checksums: 1, ..Counters::default() });
+            test.assert_ignored(FrameDrops { checksums: 1, ..FrameDrops::default() });
         }
     }
 }
@@ -240,7 +240,7 @@ fn an_open_checksum_elsewhere_is_a_contradiction() {
             let mut test = Test::new();
             let checksum = Some(PartialChecksum { start, offset });
             test.send(&frame, &Offload { checksum, ..offload });
-            test.assert_ignored(Counters { malformed: 1, ..Counters::default() });
+            test.assert_ignored(FrameDrops { malformed: 1, ..FrameDrops::default() });
         }
         let mut test = Test::new();
         let checksum = Some(PartialChecksum { start, offset: offset + 2 });
@@ -265,7 +265,7 @@ fn super_frames_are_what_they_say() {
             for kind in kinds {
                 let mut test = Test::new();
                 test.send(&frame, &Offload { segmentation: segmentation(kind), ..offload });
-                test.assert_ignored(Counters { malformed: 1, ..Counters::default() });
+                test.assert_ignored(FrameDrops { malformed: 1, ..FrameDrops::default() });
             }
         }
         let (frame, offload) = datagram(&outgoing(v6), 9, &[0; 100]);

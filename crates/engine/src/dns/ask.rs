@@ -16,7 +16,7 @@ use super::{
 use crate::{
     context::{Context, UdpOf, World},
     flow::FlowId,
-    host::{self, Errno, Host, Outbound, QueuedError, Report, SendResult, UdpSocket},
+    host::{self, Errno, Host, OutboundDatagram, QueuedError, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::Timeouts,
     memory::PayloadOf,
@@ -261,7 +261,7 @@ impl<W: World> Dns<W> {
         let Some(asked) = exchange.asked.get_mut(index) else { return false };
         let (server, outbound) = (
             asked.server,
-            Outbound {
+            OutboundDatagram {
                 destination: asked.server,
                 source: None,
                 hop_limit: HOP_LIMIT,

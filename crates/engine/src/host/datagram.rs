@@ -7,7 +7,7 @@ use crate::memory::{Memory, PayloadOf};
 
 /// A datagram, or with a segment size a train of them, to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outbound<P> {
+pub struct OutboundDatagram<P> {
     /// Its destination.
     pub destination: SocketAddr,
     /// The source address, one of the host's. None: the kernel chooses.
@@ -55,7 +55,7 @@ pub trait UdpSocket: ErrorQueue {
     /// # Errors
     /// See [`SocketError`]. The error may be that of an earlier datagram, which is reported once; nothing was sent
     /// then. A datagram that exceeds the path's MTU leaves an entry in the error queue.
-    fn send(&mut self, datagram: &Outbound<PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
+    fn send(&mut self, datagram: &OutboundDatagram<PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
     /// Receives a datagram or train into `room`. Without any room, drops one.
     ///

@@ -7,11 +7,11 @@ mod ping;
 
 use core::net::{IpAddr, SocketAddr};
 
-pub use datagram::{Outbound, Received, UdpSocket};
+pub use datagram::{OutboundDatagram, Received, UdpSocket};
 pub use errors::{ErrorQueue, QueuedError, Report};
 pub(crate) use errors::{SendResult, drain, send};
 pub use none::{NoHost, NoSocket};
-pub use ping::{PingSocket, Request};
+pub use ping::{EchoRequest, PingSocket};
 
 use crate::{
     flow::FlowId,

@@ -7,8 +7,8 @@ use core::{
 };
 
 use super::{
-    Errno, ErrorQueue, Host, Outbound, PingSocket, QueuedError, Received, Request, SocketError, TcpSocket,
-    UdpSocket,
+    EchoRequest, Errno, ErrorQueue, Host, OutboundDatagram, PingSocket, QueuedError, Received, SocketError,
+    TcpSocket, UdpSocket,
 };
 use crate::{
     flow::FlowId,
@@ -160,7 +160,7 @@ impl<M> ErrorQueue for NoSocket<M> {
 impl<M: Memory> UdpSocket for NoSocket<M> {
     type Memory = M;
 
-    fn send(&mut self, _: &Outbound<PayloadOf<'_, M>>) -> Result<(), SocketError> {
+    fn send(&mut self, _: &OutboundDatagram<PayloadOf<'_, M>>) -> Result<(), SocketError> {
         match self.never {}
     }
 
@@ -176,7 +176,7 @@ impl<M: Memory> UdpSocket for NoSocket<M> {
 impl<M: Memory> PingSocket for NoSocket<M> {
     type Memory = M;
 
-    fn send(&mut self, _: &Request<'_, PayloadOf<'_, M>>) -> Result<(), SocketError> {
+    fn send(&mut self, _: &EchoRequest<'_, PayloadOf<'_, M>>) -> Result<(), SocketError> {
         match self.never {}
     }
 

@@ -9,7 +9,7 @@ use crate::memory::{Memory, PayloadOf};
 
 /// An echo request to be sent.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a, P> {
+pub struct EchoRequest<'a, P> {
     /// Its destination; the port is zero.
     pub destination: SocketAddr,
     /// The message's header. The socket fills in its own identifier and the checksum.
@@ -33,7 +33,7 @@ pub trait PingSocket: ErrorQueue {
     ///
     /// # Errors
     /// See [`SocketError`]. The error may be that of an earlier request, which is reported once; nothing was sent then.
-    fn send(&mut self, request: &Request<'_, PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
+    fn send(&mut self, request: &EchoRequest<'_, PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
     /// Receives a message, header and payload, into `buffer`. With an empty buffer, drops one.
     ///

@@ -30,7 +30,7 @@ use crate::{
     flow::{FlowId, Flows, Keyed, Kind},
     fragmentation::Datagram,
     host::{
-        self, Errno, Host, PingSocket, Readiness, Received, Report, Request, SendResult, SocketError,
+        self, EchoRequest, Errno, Host, PingSocket, Readiness, Received, Report, SendResult, SocketError,
         UNKNOWN_HOP_LIMIT,
     },
     idle::{Activity, Idle, Timeouts},
@@ -151,7 +151,7 @@ impl<W: World> Ping<W> {
             self.counters.no_room += 1;
             return;
         };
-        let request = Request {
+        let request = EchoRequest {
             destination: peer,
             header: message.header,
             payload: message.payload,

@@ -12,7 +12,7 @@ use crate::{
     context::{UdpOf, Unlinked, World},
     flow::FlowId,
     forward::{Policy, spec::Direction},
-    host::{self, Errno, ErrorQueue as _, Host as _, Outbound, Received, SendResult},
+    host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, SendResult},
     memory::PayloadOf,
 };
 
@@ -145,7 +145,7 @@ impl<W: World> Udp<W> {
         payload: PayloadOf<'_, W::Memory>,
         segment_size: Option<u16>,
     ) {
-        let outbound = Outbound {
+        let outbound = OutboundDatagram {
             destination: to_socket.destination,
             source: to_socket.source,
             hop_limit: like.hop_limit.unwrap_or(DEFAULT_HOP_LIMIT).max(1),

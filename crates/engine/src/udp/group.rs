@@ -11,7 +11,7 @@ use super::{Udp, UdpSocket};
 use crate::{
     context::{Context, World},
     flow::FlowId,
-    host::{Host, Outbound, SocketError},
+    host::{Host, OutboundDatagram, SocketError},
     memory::PayloadOf,
 };
 
@@ -43,7 +43,11 @@ impl<W: World> Udp<W> {
     }
 
     /// Sends a datagram of a flow from a shared port. False if the socket of its endpoint must send it.
-    pub(super) fn send_shared(&mut self, id: FlowId, outbound: &Outbound<PayloadOf<'_, W::Memory>>) -> bool {
+    pub(super) fn send_shared(
+        &mut self,
+        id: FlowId,
+        outbound: &OutboundDatagram<PayloadOf<'_, W::Memory>>,
+    ) -> bool {
         if self.shared_ports.is_empty() {
             return false;
         }
@@ -68,7 +72,7 @@ impl<W: World> Udp<W> {
 /// Whether this is an mDNS query. A query may come from any port. One from another port than 5353 is answered by
 /// unicast (RFC 6762 §6.7), so that a guest that does not receive from the group gets the answer. One from port 5353 is
 /// answered to the group, and mDNS daemons such as Avahi accept answers to it only there.
-fn is_mdns_question<P: Payload>(outbound: &Outbound<P>) -> bool {
+fn is_mdns_question<P: Payload>(outbound: &OutboundDatagram<P>) -> bool {
     let mut start = [0; 3];
     outbound.destination.port() == MDNS
         && outbound.payload.len() >= DNS_HEADER_LEN

@@ -16,7 +16,7 @@ use super::{Role, Socket, SocketKey, Udp};
 use crate::{
     context::{UdpOf, World},
     flow::{Endpoints, FlowId},
-    host::{Host as _, Outbound},
+    host::{Host as _, OutboundDatagram},
     memory::PayloadOf,
     timer::{Instant, Timers},
 };
@@ -150,7 +150,11 @@ impl<W: World> Udp<W> {
 
     /// The guest sends to a group that it is a member of, or a broadcast: the host's kernel will deliver a copy to the
     /// engine's own socket for the group, or the port.
-    pub(super) fn note_sent_to_group(&mut self, now: Instant, outbound: &Outbound<PayloadOf<'_, W::Memory>>) {
+    pub(super) fn note_sent_to_group(
+        &mut self,
+        now: Instant,
+        outbound: &OutboundDatagram<PayloadOf<'_, W::Memory>>,
+    ) {
         let to = SocketAddr::new(outbound.destination.ip(), outbound.destination.port());
         let len = outbound.payload.len();
         let size = outbound.segment_size.map_or(len, usize::from).max(1);

@@ -37,7 +37,7 @@ use crate::{
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     forward::{Listener, Policy},
-    host::{self, Errno, Host, Outbound, QueuedError, Received, Report, SendResult, UdpSocket},
+    host::{self, Errno, Host, OutboundDatagram, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::{Activity, Chain, Idle},
     memory::PayloadOf,
@@ -299,7 +299,7 @@ impl<W: World> Udp<W> {
         let known = self.flows.find(&endpoints);
         let Some(id) = known.or_else(|| self.open_flow(endpoints, cx)) else { return };
         let Some(flow) = self.flows.get(id) else { return };
-        let outbound = Outbound {
+        let outbound = OutboundDatagram {
             destination: flow.peer,
             source: flow.local,
             hop_limit: packet.hop_limit.max(1),
@@ -341,7 +341,7 @@ impl<W: World> Udp<W> {
         let Some((head, payload)) = self.train.take() else { return };
         if let Some(flow) = self.flows.get(head.flow) {
             let (socket, endpoints) = (flow.socket, flow.endpoints);
-            let outbound = Outbound {
+            let outbound = OutboundDatagram {
                 destination: flow.peer,
                 source: flow.local,
                 hop_limit: head.hop_limit,
@@ -445,7 +445,7 @@ impl<W: World> Udp<W> {
         &mut self,
         id: FlowId,
         endpoints: Endpoints,
-        outbound: &Outbound<PayloadOf<'_, W::Memory>>,
+        outbound: &OutboundDatagram<PayloadOf<'_, W::Memory>>,
         cx: &mut Context<'_, W>,
     ) {
         let Self { sockets, flows, .. } = self;

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use wire::payload::Payload;
 
-use crate::{flow::FlowId, host::Outbound};
+use crate::{flow::FlowId, host::OutboundDatagram};
 
 /// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
 const MAX_DATAGRAMS: usize = 64;
@@ -73,7 +73,7 @@ pub(super) struct Head {
 
 impl Train {
     /// Whether a train could begin with this datagram.
-    pub(super) fn suits(datagram: &Outbound<impl Payload>) -> bool {
+    pub(super) fn suits(datagram: &OutboundDatagram<impl Payload>) -> bool {
         datagram.segment_size.is_none() && (1..=MAX_DATAGRAM_LEN).contains(&datagram.payload.len())
     }
 
@@ -83,7 +83,7 @@ impl Train {
     }
 
     /// Appends a datagram; false if it does not fit in.
-    pub(super) fn join(&mut self, flow: FlowId, datagram: &Outbound<impl Payload>) -> bool {
+    pub(super) fn join(&mut self, flow: FlowId, datagram: &OutboundDatagram<impl Payload>) -> bool {
         let Some(head) = &mut self.head else { return false };
         let like = head.flow == flow
             && head.hop_limit == datagram.hop_limit
@@ -99,9 +99,9 @@ impl Train {
     }
 
     /// Begins a train with a datagram that [suits](Self::suits); there must be none.
-    pub(super) fn begin(&mut self, flow: FlowId, datagram: &Outbound<impl Payload>) {
+    pub(super) fn begin(&mut self, flow: FlowId, datagram: &OutboundDatagram<impl Payload>) {
         debug_assert!(self.head.is_none());
-        let Outbound { hop_limit, traffic_class, dont_fragment, payload, .. } = *datagram;
+        let OutboundDatagram { hop_limit, traffic_class, dont_fragment, payload, .. } = *datagram;
         self.payload.resize(MAX_TRAIN_LEN, 0);
         let extent = Extent::new(payload.copy_to(&mut self.payload), None);
         self.head = Some(Head { flow, hop_limit, traffic_class, dont_fragment, extent });

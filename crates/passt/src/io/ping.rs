@@ -7,7 +7,7 @@ use std::{
 };
 
 use engine::host::{
-    Errno, ErrorQueue, PingSocket as EngineSocket, QueuedError, Received, Request, SocketError,
+    EchoRequest, Errno, ErrorQueue, PingSocket as EngineSocket, QueuedError, Received, SocketError,
 };
 use rustix::{
     io,
@@ -119,7 +119,7 @@ impl PingSocket {
 
     /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
     /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
-    fn set_header<P>(&mut self, request: &Request<'_, P>, payload_len: usize) {
+    fn set_header<P>(&mut self, request: &EchoRequest<'_, P>, payload_len: usize) {
         let limit = request.hop_limit;
         let group = request.destination.ip().is_multicast();
         let set = &mut self.hop_limit[usize::from(group)];
@@ -162,7 +162,7 @@ impl ErrorQueue for PingSocket {
 impl EngineSocket for PingSocket {
     type Memory = Vectored;
 
-    fn send(&mut self, request: &Request<'_, Payload<'_>>) -> Result<(), SocketError> {
+    fn send(&mut self, request: &EchoRequest<'_, Payload<'_>>) -> Result<(), SocketError> {
         self.set_header(request, request.payload.0.len());
         let address = RawAddress::new(request.destination, self.v6);
         let pieces = [request.header.as_bytes().into(), request.payload.0];

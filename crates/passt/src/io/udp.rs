@@ -9,7 +9,7 @@ use std::{
 };
 
 use engine::host::{
-    Errno, ErrorQueue, Outbound as Datagram, QueuedError, Received, Report, SocketError,
+    Errno, ErrorQueue, OutboundDatagram, QueuedError, Received, Report, SocketError,
     UdpSocket as EngineSocket,
 };
 use rustix::{
@@ -189,7 +189,7 @@ impl UdpSocket {
         Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone(), _permit: permit }
     }
 
-    fn send_info<P>(&self, datagram: &Datagram<P>) -> SendInfo {
+    fn send_info<P>(&self, datagram: &OutboundDatagram<P>) -> SendInfo {
         let to = datagram.destination;
         let egress = self.outbound.egress(to.ip());
         let wildcard = matches!(self.binding, Binding::Wildcard);
@@ -297,7 +297,7 @@ impl ErrorQueue for UdpSocket {
 impl EngineSocket for UdpSocket {
     type Memory = Vectored;
 
-    fn send(&mut self, datagram: &Datagram<Payload<'_>>) -> Result<(), SocketError> {
+    fn send(&mut self, datagram: &OutboundDatagram<Payload<'_>>) -> Result<(), SocketError> {
         let address = RawAddress::new(datagram.destination, self.v6);
         let v4 = datagram.destination.is_ipv4();
         self.set_dont_fragment(v4, datagram);
@@ -326,7 +326,7 @@ impl EngineSocket for UdpSocket {
 
 impl UdpSocket {
     /// Sets the socket's option, where that may matter. If the kernel refuses, the datagram is sent all the same.
-    fn set_dont_fragment(&mut self, v4: bool, datagram: &Datagram<Payload<'_>>) {
+    fn set_dont_fragment(&mut self, v4: bool, datagram: &OutboundDatagram<Payload<'_>>) {
         let len = datagram.segment_size.map_or(datagram.payload.0.len(), usize::from);
         let Some(state) = self.dont_fragment.get_mut(usize::from(v4)) else { return };
         if len > FITS_EVERY_PATH && *state != Some(datagram.dont_fragment) {

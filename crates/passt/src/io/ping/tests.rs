@@ -17,8 +17,8 @@ fn allow() {
     sysctl("net/ipv4/ping_group_range", "0 2147483647");
 }
 
-fn request<'a>(to: IpAddr, header: &'a Header, payload: &'a [u8]) -> Request<'a, Payload<'a>> {
-    Request {
+fn request<'a>(to: IpAddr, header: &'a Header, payload: &'a [u8]) -> EchoRequest<'a, Payload<'a>> {
+    EchoRequest {
         destination: SocketAddr::new(to, 0),
         header,
         payload: payload.into(),
@@ -78,7 +78,7 @@ fn hop_limits_of_hosts_and_groups() {
         let header = Header::new(8, 0, 77 << 16);
         for to in [host, "224.0.0.1".parse().unwrap()] {
             // There is no way to the group.
-            let _sent = socket.send(&Request { hop_limit: 9, ..request(to, &header, b"payload") });
+            let _sent = socket.send(&EchoRequest { hop_limit: 9, ..request(to, &header, b"payload") });
         }
         assert_eq!((sockopt::ip_ttl(&socket), sockopt::ip_multicast_ttl(&socket)), (Ok(9), Ok(9)));
     });

@@ -40,8 +40,8 @@ fn listener(text: Option<&str>, port: u16, outbound: &Arc<Outbound>) -> io::Resu
     Ok(UdpSocket::from_listener(fd, listen, outbound, permit))
 }
 
-fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> Datagram<Payload<'a>> {
-    Datagram {
+fn datagram<'a>(to: &str, port: u16, payload: &'a [u8]) -> OutboundDatagram<Payload<'a>> {
+    OutboundDatagram {
         destination: SocketAddr::new(address(to), port),
         source: None,
         hop_limit: 64,
@@ -110,7 +110,8 @@ fn a_shared_port_sends_only() {
             let permit = plenty().1.take_anyway(Class::Listener);
             let mut daemon = UdpSocket::from_listener(daemon, Some(address(wildcard)), &plain(), permit);
             let mut shared = UdpSocket::share(&plain(), scope(group), 5353).unwrap();
-            let response = |to, payload| Datagram { destination: scope(to), ..datagram(to, 5353, payload) };
+            let response =
+                |to, payload| OutboundDatagram { destination: scope(to), ..datagram(to, 5353, payload) };
             shared.send(&response(group, b"from the guest")).unwrap();
             let (received, payload) = receive(&mut daemon);
             assert_eq!((received.from.port(), &payload[..]), (5353, &b"from the guest"[..]));
@@ -136,7 +137,7 @@ fn metadata_is_carried() {
             let mut a = UdpSocket::open(&plain(), address(family), 7001).unwrap();
             let mut b = UdpSocket::open(&plain(), address(family), 7002).unwrap();
             for (hop_limit, traffic_class) in [(64, 0), (9, 0xb9), (1, 2), (255, 0)] {
-                let out = Datagram { hop_limit, traffic_class, ..datagram(loopback, 7002, b"") };
+                let out = OutboundDatagram { hop_limit, traffic_class, ..datagram(loopback, 7002, b"") };
                 a.send(&out).unwrap();
                 let (received, payload) = receive(&mut b);
                 assert_eq!((received.hop_limit, received.traffic_class), (Some(hop_limit), traffic_class));
@@ -155,7 +156,8 @@ fn trains() {
         for (family, loopback) in [("198.51.100.2", "127.0.0.1"), ("2001:db8::2", "::1")] {
             let mut a = UdpSocket::open(&plain(), address(family), 7001).unwrap();
             let mut b = UdpSocket::open(&plain(), address(family), 7002).unwrap();
-            a.send(&Datagram { segment_size: Some(1400), ..datagram(loopback, 7002, &train) }).unwrap();
+            a.send(&OutboundDatagram { segment_size: Some(1400), ..datagram(loopback, 7002, &train) })
+                .unwrap();
             let (received, payload) = receive(&mut b);
             assert_eq!((received.segment_size, payload == train), (Some(1400), true));
         }
@@ -164,7 +166,8 @@ fn trains() {
         let mut a = UdpSocket::open(&plain(), address("198.51.100.2"), 7003).unwrap();
         let mut b = UdpSocket::open(&plain(), address("198.51.100.2"), 7004).unwrap();
         for (size, len) in [(40, 5000), (1400, 20_000)] {
-            let out = Datagram { segment_size: Some(size), ..datagram("127.0.0.1", 7004, &train[..len]) };
+            let out =
+                OutboundDatagram { segment_size: Some(size), ..datagram("127.0.0.1", 7004, &train[..len]) };
             a.send(&out).unwrap();
             let mut got = Vec::new();
             while got.len() < len {
@@ -191,8 +194,11 @@ fn listeners_answer_from_what_was_written_to_r93_r98_r108() {
             client.send(&datagram(hit, 5300, b"question")).unwrap();
             let (received, _) = receive(&mut host);
             assert_eq!((received.destination, received.local), (Some(address(hit)), Some(address(hit))));
-            let answer =
-                Datagram { destination: received.from, source: received.local, ..datagram(hit, 0, b"a") };
+            let answer = OutboundDatagram {
+                destination: received.from,
+                source: received.local,
+                ..datagram(hit, 0, b"a")
+            };
             host.send(&answer).unwrap();
             assert_eq!(receive(&mut client).0.from, SocketAddr::new(address(hit), 5300));
         }
@@ -203,8 +209,11 @@ fn listeners_answer_from_what_was_written_to_r93_r98_r108() {
         let mut client = UdpSocket::open(&plain(), address("127.0.0.1"), 7001).unwrap();
         client.send(&datagram(foreign, 5301, b"question")).unwrap();
         let (received, _) = receive(&mut free);
-        let answer =
-            Datagram { destination: received.from, source: received.local, ..datagram(foreign, 0, b"a") };
+        let answer = OutboundDatagram {
+            destination: received.from,
+            source: received.local,
+            ..datagram(foreign, 0, b"a")
+        };
         free.send(&answer).unwrap();
         assert_eq!(receive(&mut client).0.from, SocketAddr::new(address(foreign), 5301));
     });
@@ -236,7 +245,9 @@ fn outbound_source_and_interface() {
         let (sent0, sent1) = (sent_by("out0"), sent_by("out1"));
         through.send(&datagram("203.0.113.1", 8, b"x")).unwrap();
         assert_eq!((sent_by("out0"), sent_by("out1")), (sent0 + 1, sent1));
-        through.send(&Datagram { source: Some(source.into()), ..datagram("203.0.113.1", 8, b"x") }).unwrap();
+        through
+            .send(&OutboundDatagram { source: Some(source.into()), ..datagram("203.0.113.1", 8, b"x") })
+            .unwrap();
         assert_eq!((sent_by("out0"), sent_by("out1")), (sent0 + 1, sent1 + 1));
     });
 }
@@ -304,7 +315,7 @@ fn dont_fragment_is_set_when_it_has_to_change() {
         for (mut socket, to) in sockets {
             let mut server = UdpSocket::open(&plain(), address(to), 7009).unwrap();
             let large = [1; 3000];
-            let out = |dont_fragment, segment_size| Datagram {
+            let out = |dont_fragment, segment_size| OutboundDatagram {
                 dont_fragment,
                 segment_size,
                 ..datagram(to, 7009, &large)
@@ -339,7 +350,7 @@ fn q_10_broadcast() {
         add_link("out0", "10.0.1.1/24");
         let mut socket = UdpSocket::open(&plain(), address("10.0.1.2"), 7001).unwrap();
         socket.send(&datagram("10.0.1.255", 7009, b"x")).unwrap();
-        let group = Datagram { hop_limit: 1, ..datagram("239.1.1.1", 7009, b"x") };
+        let group = OutboundDatagram { hop_limit: 1, ..datagram("239.1.1.1", 7009, b"x") };
         ip("route add 239.0.0.0/8 dev out0");
         socket.send(&group).unwrap();
     });
