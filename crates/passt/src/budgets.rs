@@ -1,7 +1,8 @@
-//! Who may hold how many open files and how much memory: the one place that divides both (docs/design/budgets.md).
+//! How many open files and how much memory each part of the program may use. Both are divided here and nowhere else
+//! (docs/design/budgets.md).
 //!
-//! Shares of UDP and ping are enforced by the engine, which ends idle members for newcomers. Those of TCP and of listening
-//! sockets are enforced by the [`ledger`].
+//! The engine enforces the shares of UDP and ping: a new flow replaces an idle one. The [`ledger`] enforces the shares of
+//! TCP connections and listening sockets.
 
 pub mod ledger;
 pub mod resources;
@@ -13,7 +14,7 @@ use engine::{dns, stack, udp};
 
 use resources::Resources;
 
-/// Memory for one file, in bytes: the socket in the kernel, what is in its buffers on average, and our state.
+/// Memory for one file, in bytes: the kernel's socket, the average content of its buffers, and our own state.
 const FILE_MEMORY: u64 = 16 << 10;
 /// Memory for one UDP flow, in bytes.
 const FLOW_MEMORY: u64 = 512;
@@ -21,9 +22,9 @@ const FLOW_MEMORY: u64 = 512;
 const PROCESS: usize = 48;
 /// Files of a vhost-user front-end: three for each of 32 queues, and those that come with a message.
 const VHOST_USER: usize = 104;
-/// The parts of what is left are 64ths of it.
+/// Shares of the remaining files are counted in 64ths.
 const PARTS: usize = 64;
-/// Most TCP connections through the link, and most local ones (behaviour §12).
+/// Most TCP connections through the link. The same limit holds for local connections (behaviour §12).
 const CONNECTIONS: usize = 131_071;
 /// Most memory for the receive queues of all TCP connections, in bytes.
 const QUEUE_MEMORY: usize = 256 << 20;
@@ -31,17 +32,17 @@ const QUEUE_MEMORY: usize = 256 << 20;
 const DNS_MEMORY: usize = 1 << 20;
 /// Most UDP flows that the guest begins.
 const FLOWS: usize = 32_768;
-/// Most UDP flows that others begin.
+/// Most UDP flows that peers begin.
 const STRANGERS: usize = 65_536;
 
-/// What files are needed for, besides flows.
+/// What needs files besides flows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
-    /// Listening sockets that are there from the start.
+    /// Listening sockets that are opened at the start.
     pub listeners: usize,
     /// The guest has a network namespace of this machine: local connections bypass the link.
     pub namespace: bool,
-    /// The guest's frames cross memory that it shares.
+    /// The link is vhost-user.
     pub vhost_user: bool,
 }
 
@@ -50,15 +51,15 @@ pub struct Needs {
 pub struct Budgets {
     /// Sockets of UDP ports that the guest sends from.
     pub udp_ports: Share,
-    /// Sockets in place of local UDP clients in the other namespace.
+    /// Sockets that stand for local UDP clients in the other namespace.
     pub udp_clients: Share,
     /// Sockets of DNS questions to the host's resolvers.
     pub questions: Share,
     /// Ping sockets.
     pub pings: Share,
-    /// Flows of UDP that the guest begins. They have no files.
+    /// UDP flows that the guest begins. They have no files.
     pub flows: Share,
-    /// Flows of UDP that others begin. They have no files.
+    /// UDP flows that peers begin. They have no files.
     pub strangers: Share,
     /// Reserved for TCP connections of the guest.
     pub tcp_out: usize,
@@ -66,21 +67,21 @@ pub struct Budgets {
     pub tcp_in: usize,
     /// Reserved for local TCP connections of each direction, two files each.
     pub local_tcp: usize,
-    /// Reserved for listening sockets, those of the start among them.
+    /// Reserved for listening sockets, including those opened at the start.
     pub listeners: usize,
-    /// Most files of pipes for local TCP connections, two each.
+    /// Most files of pipes for local TCP connections. A pipe has two files.
     pub pipes: usize,
-    /// Most sockets that are opened ahead in the guest's namespace.
+    /// Most sockets that are opened in the guest's namespace before a flow needs them.
     pub ahead: usize,
-    /// What TCP connections and listening sockets share once they have used their reserves.
+    /// Files that TCP connections and listening sockets share after they have used their reserves.
     pub pool: usize,
     /// Memory for the receive queues of all TCP connections, in bytes.
     pub queue_memory: usize,
-    /// What bounds the number of files.
+    /// The resource that limits the number of files.
     pub bound: Bound,
 }
 
-/// How many listening sockets rules that may be incomplete (`all`) may open at the start.
+/// How many listening sockets best-effort rules (`all`) may open at the start.
 #[must_use]
 pub fn listeners_at_start(resources: &Resources) -> usize {
     let (files, _) = basis(resources);
@@ -124,14 +125,14 @@ impl Budgets {
         budgets
     }
 
-    /// Files that are nobody else's.
+    /// Files that are reserved for one use each.
     fn reserved(&self) -> usize {
         let sockets = self.udp_ports.most + self.udp_clients.most + self.questions.most + self.pings.most;
         sockets + self.tcp_out + self.tcp_in + 2 * self.local_tcp + self.listeners + self.pipes + self.ahead
     }
 
-    /// The part that the engine enforces. UDP flows end after the time `idle`, or `idle_stream` if more than a question
-    /// and an answer were carried.
+    /// The limits that the engine enforces. An idle UDP flow ends after `idle`, or after `idle_stream` if it has carried more
+    /// than one request and one response.
     #[must_use]
     pub const fn limits(&self, idle: Duration, idle_stream: Duration) -> stack::Limits {
         stack::Limits {
@@ -157,11 +158,11 @@ impl Budgets {
     }
 }
 
-/// The number of files to divide, and what it comes from.
+/// The number of files to divide, and the resource that limits it.
 fn basis(resources: &Resources) -> (usize, Bound) {
     let by_memory = resources.memory / 2 / FILE_MEMORY;
     let bound = if by_memory < resources.files { Bound::Memory } else { Bound::Files };
-    // More than any kernel has.
+    // No kernel allows more. The limit keeps the products below from overflowing.
     let files = resources.files.min(by_memory).min(1 << 30);
     (usize::try_from(files).unwrap_or(usize::MAX), bound)
 }
@@ -171,7 +172,7 @@ fn process(files: usize) -> usize {
     (files / 8).clamp(PROCESS / 2, PROCESS)
 }
 
-/// Most flows of UDP that the guest begins, and that others begin.
+/// Shares of the UDP flows that the guest begins, and of those that peers begin.
 fn flows(memory: u64) -> (Share, Share) {
     let all = usize::try_from(memory / 64 / FLOW_MEMORY).unwrap_or(usize::MAX);
     let share = |part: usize, most: usize| {

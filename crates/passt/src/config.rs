@@ -1,7 +1,7 @@
-//! What was asked: the valid, contradiction-free outcome of a command line (behaviour §2).
+//! The configuration that a command line asks for, valid and without contradictions (behaviour §2).
 //!
-//! Plain values only. Nothing here has looked at the machine: what was left out is still open (`None`), and
-//! `plan` fills it in from what the host has.
+//! Plain values only, which do not depend on the machine. `None` means that an option was not given: `plan` then decides by
+//! what the host has.
 
 use std::{
     ffi::OsString,
@@ -20,14 +20,14 @@ pub const DEFAULT_MTU: u16 = 65520;
 /// Our MAC address when `--mac-addr` is not given (behaviour §12).
 pub const DEFAULT_OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// Everything that a command line asks for.
+/// Everything that the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Which of the two programs this is.
     pub mode: Mode,
-    /// How much to tell.
+    /// Which messages are logged.
     pub verbosity: Verbosity,
-    /// Don't go to the background. Also true where behaviour §1.3.5 forces it.
+    /// Stay in the foreground. Also true with a spawned command (behaviour §1.3.5).
     pub foreground: bool,
     /// `--stats`: shortest time between two tables of event counts.
     pub stats: Option<Duration>,
@@ -52,12 +52,12 @@ pub struct Config {
     pub mtu: Option<u16>,
     /// `--mac-addr`: our MAC address as the guest sees it.
     pub our_mac: Mac,
-    /// What concerns IPv4.
+    /// Settings of IPv4.
     pub v4: Family<Ipv4Addr>,
-    /// What concerns IPv6.
+    /// Settings of IPv6.
     pub v6: Family<Ipv6Addr>,
 
-    /// DNS was switched off (`--dns none`): advertise no server, not even one from resolv.conf.
+    /// `--dns none`: advertise no server, not even one from resolv.conf.
     pub dns_none: bool,
     /// Domain search list.
     pub search: Search,
@@ -76,7 +76,7 @@ pub struct Config {
     pub no_udp: bool,
     /// `--no-icmp`.
     pub no_icmp: bool,
-    /// `--multicast`: hear the groups that the guest joins.
+    /// `--multicast`: receive the groups that the guest joins.
     pub multicast: bool,
     /// `--no-dhcp`.
     pub no_dhcp: bool,
@@ -89,22 +89,22 @@ pub struct Config {
 
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
     pub freebind: bool,
-    /// Whether loopback connections bypass the tap (behaviour §5.3.3).
+    /// Whether loopback connections bypass the link (behaviour §5.3.3).
     pub splice: Bypass,
-    /// `--host-lo-to-ns-lo`: keep a loopback destination when forwarding inwards.
+    /// `--host-lo-to-ns-lo`: keep a loopback destination when forwarding to the namespace.
     pub host_lo_to_ns_lo: bool,
     /// `-t` and `-u`: rules from the host to the guest or namespace.
     pub inbound: Table,
     /// `-T` and `-U`: rules from the namespace's loopback to the host (pasta).
     pub outbound: Table,
 
-    /// What belongs to passt mode. Left at its default in pasta mode, but for [`Passt::link`] and
-    /// [`Passt::one_off`] after `--fd`.
+    /// Settings of passt mode. In pasta mode they have their defaults, except [`Passt::link`] and [`Passt::one_off`] after
+    /// `--fd`.
     pub passt: Passt,
-    /// What belongs to pasta mode. Left at its default in passt mode.
+    /// Settings of pasta mode. In passt mode they have their defaults.
     pub pasta: Pasta,
 
-    /// Things to warn about once logging stands: the parser itself prints nothing.
+    /// Warnings to log when logging has started: the parser prints nothing.
     pub warnings: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ pub struct Config {
 pub const DEFAULT_LOG_SIZE: u64 = 1 << 20;
 
 impl Config {
-    /// The configuration of a command line without any argument.
+    /// The configuration of a command line without arguments.
     pub fn new(mode: Mode) -> Self {
         Self {
             mode,
@@ -156,7 +156,7 @@ impl Config {
         }
     }
 
-    /// The families and protocols that rules may be about.
+    /// The families and protocols that forwarding rules may use.
     pub fn enabled(&self) -> Enabled {
         Enabled { ipv4: self.v4.enabled, ipv6: self.v6.enabled, tcp: !self.no_tcp, udp: !self.no_udp }
     }
@@ -181,21 +181,21 @@ impl Mode {
     }
 }
 
-/// How much to tell, from least to most (behaviour §1.7.3).
+/// Which messages are logged, from fewest to most (behaviour §1.7.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
     /// Warnings and errors.
     Quiet,
-    /// The default.
+    /// The default: also informational messages.
     #[default]
     Info,
-    /// `--debug`.
+    /// `--debug`: also debug messages.
     Debug,
-    /// `--trace`: debug, and a line for each packet or event.
+    /// `--trace`: also a line for each frame and event.
     Trace,
 }
 
-/// `--runas`, as it was given: names are resolved against the user database later.
+/// `--runas`, as it was given. Names are looked up in the user database later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunAs {
     /// User.
@@ -213,12 +213,13 @@ pub enum Id {
     Name(String),
 }
 
-/// What concerns one address family.
+/// Settings of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family<A> {
-    /// Not excluded by `-4` or `-6`. Whether the host has the family is another question.
+    /// Not excluded by `-4` or `-6`. The host may still lack the family.
     pub enabled: bool,
-    /// `--address`: the guest's address. It also pins it (behaviour §5.4) and implies not copying the host's.
+    /// `--address`: the guest's address. It also pins the address (behaviour §5.4), and the host's addresses are
+    /// not copied.
     pub address: Option<A>,
     /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6 64 is used whatever this says (behaviour §2.2).
     pub prefix_len: Option<u8>,
@@ -271,9 +272,9 @@ impl<A> Default for Family<A> {
 pub enum MapHostLoopback<A> {
     /// The gateway's address: the default.
     Gateway,
-    /// Nowhere.
+    /// None: the guest can't reach the host's loopback.
     None,
-    /// This one.
+    /// This address.
     Addr(A),
 }
 
@@ -289,10 +290,10 @@ pub enum Search {
     List(Vec<String>),
 }
 
-/// What belongs to passt mode.
+/// Settings of passt mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Passt {
-    /// Where the guest is.
+    /// How the guest connects.
     pub link: GuestLink,
     /// `--vhost-user`.
     pub vhost_user: bool,
@@ -306,7 +307,7 @@ pub struct Passt {
     pub one_off: bool,
 }
 
-/// Where the guest is, in passt mode.
+/// How the guest connects, in passt mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum GuestLink {
     /// The first free one of the default socket paths (behaviour §9.2).
@@ -314,7 +315,7 @@ pub enum GuestLink {
     Probe,
     /// `--socket`.
     Path(PathBuf),
-    /// `--fd`: a connected socket that we inherited.
+    /// `--fd`: an inherited, connected socket.
     Fd(RawFd),
 }
 
@@ -326,16 +327,16 @@ pub enum RepairPath {
     BesideSocket,
     /// No such socket.
     None,
-    /// This one.
+    /// This path.
     Path(PathBuf),
 }
 
-/// What belongs to pasta mode.
+/// Settings of pasta mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pasta {
     /// The namespace to connect.
     pub target: Target,
-    /// Which user namespace comes with it.
+    /// The user namespace to work in.
     pub userns: Userns,
     /// `--config-net`: configure the interface in the namespace (behaviour §3.6).
     pub config_net: bool,
@@ -343,9 +344,9 @@ pub struct Pasta {
     pub ns_ifname: Option<IfName>,
     /// `--ns-mac-addr`.
     pub ns_mac: Option<Mac>,
-    /// `--no-netns-quit`: stay when the namespace goes away (behaviour §1.6).
+    /// `--no-netns-quit`: continue when the namespace is removed (behaviour §1.6).
     pub no_netns_quit: bool,
-    /// `--no-pidns`: spawn without a PID namespace.
+    /// `--no-pidns`: spawn the command without a PID namespace.
     pub no_pidns: bool,
 }
 
@@ -371,9 +372,9 @@ pub enum Target {
         /// Command and arguments.
         command: Vec<OsString>,
     },
-    /// That of a process.
+    /// The namespace of a process.
     Pid(i32),
-    /// The one that this file stands for. A name given to `--netns` is resolved already.
+    /// The namespace that this file stands for. A name given to `--netns` has been resolved to a path.
     Netns(PathBuf),
 }
 
@@ -383,8 +384,8 @@ pub enum Userns {
     /// A new one for [`Target::Spawn`], else the one that owns the network namespace.
     #[default]
     Default,
-    /// The one that this file stands for.
+    /// The user namespace that this file stands for.
     Path(PathBuf),
-    /// The present one: `--netns-only`.
+    /// The caller's: `--netns-only`.
     None,
 }

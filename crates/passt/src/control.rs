@@ -1,7 +1,7 @@
-//! The server's end of the control socket (`--conf-path`, behaviour §8.9).
+//! The server of the control socket (`--conf-path`, behaviour §8.9).
 //!
-//! A client can hold up nobody but other clients, and those not for long: it is never waited for, what it may send is
-//! bounded, and so is its time.
+//! It serves one client at a time. A client can delay other clients only, and for a limited time: the server never blocks, and
+//! a client's input and time are bounded.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -16,17 +16,17 @@ use crate::event::Source;
 use control::message::{self, Announced, Decoded, Update};
 use control::reply;
 
-/// How long a client may take, from the beginning to the end.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to let clients wait if none can be accepted.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a client may take, from accept to reply.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// The server's end.
+/// The server.
 #[derive(Debug)]
 pub(crate) struct Server {
     listener: OwnedFd,
     client: Option<Client>,
-    /// No client is accepted before.
+    /// No client is accepted before this time.
     paused_until: Option<Instant>,
 }
 
@@ -34,24 +34,27 @@ pub(crate) struct Server {
 struct Client {
     socket: OwnedFd,
     deadline: Instant,
-    /// What it is told, less what it was told already.
+    /// The part of the announcement that is not sent yet.
     output: Vec<u8>,
     input: Vec<u8>,
-    /// So many bytes of input are worth looking at.
+    /// Length of `input` at which to decode it next.
     needs: usize,
 }
 
-/// What a client has come to.
+/// The state of a client after its socket was ready.
 enum Progress {
-    Waits,
-    Wants(Update),
-    /// It is gone, or to be gone.
-    Ends,
+    /// Wait for the socket again.
+    Pending,
+    /// The client has sent a complete update.
+    Update(Update),
+    /// The client has closed its socket, or the socket has failed.
+    Closed,
+    /// The client has sent an invalid message.
     Refused(message::Error),
 }
 
 impl Server {
-    /// Serves clients of a listening socket, which is non-blocking, and watched as [`Source::Control`].
+    /// Serves the clients of `listener`, which must be non-blocking and be watched as [`Source::Control`].
     pub(crate) fn new(listener: OwnedFd) -> Self {
         Self { listener, client: None, paused_until: None }
     }
@@ -61,7 +64,7 @@ impl Server {
         self.client.as_ref().map(|client| client.deadline).or(self.paused_until)
     }
 
-    /// Ends the time of a client, or a pause.
+    /// Closes a client whose time has expired, and ends a pause that has expired.
     pub(crate) fn on_deadline(&mut self, now: Instant, epoll: &OwnedFd) {
         if self.client.as_ref().is_some_and(|client| client.deadline <= now) {
             log::info!("Configuration client took too long, closed");
@@ -73,7 +76,7 @@ impl Server {
         }
     }
 
-    /// Accepts a client, and begins to tell it `tables`.
+    /// Accepts a client, and prepares the announcement of `tables`.
     pub(crate) fn on_listener(
         &mut self,
         now: Instant,
@@ -89,7 +92,7 @@ impl Server {
             Err(Errno::AGAIN | Errno::CONNABORTED) => return,
             Err(errno) => {
                 log::warn!("can't accept a configuration client: {errno}");
-                self.paused_until = Some(now + PAUSE);
+                self.paused_until = Some(now + ACCEPT_PAUSE);
                 self.listen(epoll);
                 return;
             }
@@ -105,7 +108,7 @@ impl Server {
         log::info!("Accepted configuration client, PID {pid}");
         self.client = Some(Client {
             socket,
-            deadline: now + PATIENCE,
+            deadline: now + CLIENT_TIMEOUT,
             output: message::encode_announcement(&tables()),
             input: Vec::new(),
             needs: 1,
@@ -113,13 +116,14 @@ impl Server {
         self.listen(epoll);
     }
 
-    /// The client's socket is ready. Returns what it wants, once that is known: [`Server::conclude`] is to follow.
+    /// Continues with the client, whose socket is ready. Returns its update when it is complete; the caller must then call
+    /// [`Server::conclude`].
     pub(crate) fn on_client(&mut self, epoll: &OwnedFd) -> Option<Update> {
         let client = self.client.as_mut()?;
-        match client.tell(epoll).unwrap_or_else(|| client.hear()) {
-            Progress::Waits => None,
-            Progress::Wants(update) => Some(update),
-            Progress::Ends => {
+        match client.send_output(epoll).unwrap_or_else(|| client.receive_update()) {
+            Progress::Pending => None,
+            Progress::Update(update) => Some(update),
+            Progress::Closed => {
                 self.end(epoll);
                 None
             }
@@ -130,13 +134,13 @@ impl Server {
         }
     }
 
-    /// Tells the client whether its update holds, and ends with it.
+    /// Replies to the client whether its update was accepted, and closes it.
     pub(crate) fn conclude(&mut self, outcome: Result<&str, &str>, epoll: &OwnedFd) {
         if let Err(error) = outcome {
             log::warn!("Configuration update refused: {error}");
         }
         if let Some(client) = &self.client {
-            // It may be gone, and has room for this else.
+            // Sent without waiting: the reply fits into an empty send buffer. It fails if the client is gone.
             let reply = reply::encode(outcome);
             let sent = send(&client.socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             log::debug!("reply to configuration client: {sent:?}");
@@ -149,7 +153,7 @@ impl Server {
         self.listen(epoll);
     }
 
-    /// Watches for clients if one may be accepted.
+    /// Watches the listener only while a client may be accepted.
     fn listen(&self, epoll: &OwnedFd) {
         let ready = self.client.is_none() && self.paused_until.is_none();
         let events = if ready { EventFlags::IN } else { EventFlags::empty() };
@@ -162,8 +166,8 @@ impl Server {
 }
 
 impl Client {
-    /// Sends what is left to tell. None if that is all.
-    fn tell(&mut self, epoll: &OwnedFd) -> Option<Progress> {
+    /// Sends the rest of the announcement. `None`: it is complete.
+    fn send_output(&mut self, epoll: &OwnedFd) -> Option<Progress> {
         if self.output.is_empty() {
             return None;
         }
@@ -171,11 +175,11 @@ impl Client {
         match retry(|| send(self.socket.as_fd(), &self.output, flags)) {
             Ok(sent) => drop(self.output.drain(..sent)),
             Err(Errno::AGAIN) => {}
-            Err(_) => return Some(Progress::Ends),
+            Err(_) => return Some(Progress::Closed),
         }
         if !self.output.is_empty() {
-            // Input waits: the client has to know what it changes.
-            return Some(Progress::Waits);
+            // Input is read later: a client must know the tables before it changes them.
+            return Some(Progress::Pending);
         }
         let watched = epoll::modify(
             epoll,
@@ -183,11 +187,11 @@ impl Client {
             EventData::new_u64(Source::ControlClient.word()),
             EventFlags::IN,
         );
-        watched.err().map(|_| Progress::Ends)
+        watched.err().map(|_| Progress::Closed)
     }
 
-    /// Receives as much as the protocol asks for, and no byte more.
-    fn hear(&mut self) -> Progress {
+    /// Receives the update. Reads exactly the bytes that the protocol needs.
+    fn receive_update(&mut self) -> Progress {
         loop {
             let have = self.input.len();
             self.input.resize(self.needs, 0);
@@ -195,16 +199,16 @@ impl Client {
             let count = received.map_or(0, |(_, count)| count);
             self.input.truncate(have + count);
             match received {
-                Ok(_) if count == 0 => return Progress::Ends,
+                Ok(_) if count == 0 => return Progress::Closed,
                 Ok(_) => {}
-                Err(Errno::AGAIN) => return Progress::Waits,
-                Err(_) => return Progress::Ends,
+                Err(Errno::AGAIN) => return Progress::Pending,
+                Err(_) => return Progress::Closed,
             }
             if self.input.len() < self.needs {
                 continue;
             }
             match message::decode_update(&self.input) {
-                Ok(Decoded::Whole(update)) => return Progress::Wants(update),
+                Ok(Decoded::Whole(update)) => return Progress::Update(update),
                 Ok(Decoded::Needs(needs)) => self.needs = needs,
                 Err(error) => return Progress::Refused(error),
             }

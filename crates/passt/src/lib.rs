@@ -1,4 +1,60 @@
-//! The program: command line, host discovery, privileges, links, reactor, sockets.
+//! passt and pasta: user-mode networking for virtual machines and network namespaces.
+//!
+//! This crate is the program around the engine. It parses the command line, discovers the host's network, opens sockets
+//! and links, gives up its rights, and runs the event loop. The crate `engine` has the protocols: it does no I/O, and asks
+//! this crate for it by its traits `Host` (sockets) and `Link` (frames).
+//!
+//! ```text
+//!   guest                     this process                       host
+//!  +-------+ frames +------+ frames +--------+ payload +-----------+
+//!  | VM or |<------>| link |<------>| engine |<------->| io        |<---> network
+//!  | netns |        +------+        +--------+         | (sockets) |
+//!  |       |                                           |           |
+//!  |       |     +------------------------------+      |           |
+//!  |       |<--->| forward: local TCP (bypass), |<---->|           |
+//!  +-------+     |          listening sockets   |      +-----------+
+//!                +------------------------------+
+//!                  shard: one event loop for all
+//! ```
+//!
+//! # Life of the process
+//!
+//! 1. [`cli::parse`] turns the arguments into a [`config::Config`].
+//! 2. [`host::Facts::gather`] reads the host's interfaces, addresses, routes and resolvers. [`plan::plan`] decides from both
+//!    what to set up, without any I/O.
+//! 3. Everything that needs the caller's rights is opened: files, listening sockets, the guest's socket.
+//! 4. The process changes user, joins or spawns the guest's namespace, and configures the link there.
+//! 5. It gives up its rights in stages: file system, terminal, capabilities, system calls. A stage is a type that only
+//!    the stage before it can be turned into, so the compiler checks their order.
+//! 6. It reports to its caller that the network is ready, and runs the event loop until a signal, the end of the command,
+//!    the end of the namespace or the end of a one-off guest.
+//!
+//! # Contract
+//!
+//! - The command line, exit statuses and messages that clients match on are specified in `docs/behaviour`, and comments
+//!   cite it ("behaviour §1.4").
+//! - Before step 6, an error ends the process with status 1 and a message that names the option or object. The caller
+//!   does not see success before everything that can fail has succeeded.
+//! - After it, nothing from the guest, the network or a file may panic, block or end the process. What does not fit into
+//!   the [`budgets`] is refused or dropped, and counted.
+//! - One thread serves all traffic and never blocks. Two helper threads open sockets in the guest's namespace and read
+//!   resolv.conf.
+//! - There is no `unsafe` code in this crate: it is in the crate `sys`.
+//!
+//! The first two steps depend only on their arguments, apart from [`host::Facts::gather`]:
+//!
+//! ```
+//! use passt::cli::{Invocation, parse};
+//!
+//! let arguments = ["pasta", "--config-net", "--tcp-ports", "8080", "true"].map(Into::into);
+//! let Ok(Invocation::Run(config)) = parse(arguments, || 32768..=60999) else { panic!("refused") };
+//! assert_eq!(config.mode.name(), "pasta");
+//! assert!(config.pasta.config_net);
+//! assert_eq!(config.inbound.rules()[0].ports.first(), 8080);
+//!
+//! let error = parse(["passt".into(), "--colour".into()], || 32768..=60999).unwrap_err();
+//! assert!(error.to_string().starts_with("passt: unrecognized option '--colour'"));
+//! ```
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -30,7 +86,7 @@ use process::stage::Boot;
 use shard::Resolvers;
 use start::{GuestSide, HostSide};
 
-/// Runs `passt` or `pasta`, chosen by the name the program was called by (behaviour §1.1).
+/// Runs `passt` or `pasta`, by the name that the program was called by (behaviour §1.1).
 pub fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), host::ephemeral_ports) {
         Ok(cli::Invocation::Run(config)) => config,
@@ -58,7 +114,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints a text that was asked for, whole (R-14).
+/// Prints a text on standard output. Fails if it can't be written completely (R-14).
 fn print(text: &str) -> ExitCode {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -67,8 +123,8 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// The life of the process. It gives up its rights in stages, see [`process::stage`]: in front of each stage stands
-/// what needs the rights of the stage before.
+/// The process from its configuration to its end. It gives up its rights in stages, see [`process::stage`]. Each step comes
+/// before the stage that gives up the rights it needs.
 fn run(config: &Config) -> anyhow::Result<Exit> {
     let mut boot = Boot::new(config)?;
     let mut host = HostSide::open(config, boot.take_guest_socket())?;
@@ -81,12 +137,12 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     let confined = prepared.confine(config, host.resolver.as_mut())?;
     let detached = confined.detach(config, host.pid_file)?;
     let (staffed, threads) = detached.staff(guest.namespace, host.resolver)?;
-    // The first scan for ports: those in use now are forwarded when the caller learns that the network is ready.
+    // The first scan for ports comes before the report to the caller: ports in use are forwarded when the network is ready.
     shard.start(threads.opener)?;
     let sealed = staffed.seal()?;
     sealed.announce()?;
 
-    // The command takes over the terminal, but with --debug the user wants to see both.
+    // The command owns the terminal now. With --debug the log stays there, too.
     if lifetime.release_command() && config.verbosity < Verbosity::Debug {
         logging::leave_stderr();
     }

@@ -1,7 +1,7 @@
-//! What will be done: a pure function of what was asked and what the machine has (behaviour §3).
+//! Decides what to set up: a pure function of the configuration and of the facts about the machine (behaviour §3).
 //!
-//! Nothing here looks at the machine or changes it, so that the whole of host selection is tested with tables of
-//! values. What was noticed on the way is kept as notes, to be logged by whoever carries the plan out.
+//! Nothing here reads or changes the machine, so tests cover all decisions with plain values. Messages become notes, which
+//! the caller logs.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -42,22 +42,22 @@ const LOCAL_V6_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Everything that will be set up.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Addresses and services, as the engine wants them.
+    /// Addresses and services, for the engine.
     pub settings: Settings,
-    /// Interface after which IPv4 is set up; `None`: local mode, or no IPv4.
+    /// Template interface of IPv4; `None`: local mode, or no IPv4.
     pub template4: Option<TemplateLink>,
-    /// Interface after which IPv6 is set up; `None`: local mode, or no IPv6. Link-local destinations of the guest
-    /// are on this one (behaviour §5.2).
+    /// Template interface of IPv6; `None`: local mode, or no IPv6. Link-local destinations of the guest are on it
+    /// (behaviour §5.2).
     pub template6: Option<TemplateLink>,
-    /// The guest's IPv6 gateway outside: the host's own, one that was asked for, or that of local mode.
+    /// The guest's IPv6 gateway: that of `--gateway`, else the host's own or that of local mode.
     pub gateway6: Option<Ipv6Addr>,
-    /// How IPv4 sockets towards the outside are bound.
+    /// How outbound IPv4 sockets are bound.
     pub outbound4: Outbound<Ipv4Addr>,
-    /// How IPv6 sockets towards the outside are bound.
+    /// How outbound IPv6 sockets are bound.
     pub outbound6: Outbound<Ipv6Addr>,
     /// What to set up in the namespace; `None` in passt mode, and with `--splice-only`, where there is no tap.
     pub namespace: Option<NamespacePlan>,
-    /// What was noticed while planning, to be logged.
+    /// Messages to be logged.
     pub notes: Vec<Note>,
 }
 
@@ -70,7 +70,7 @@ pub struct TemplateLink {
     pub name: String,
 }
 
-/// How sockets of one family towards the outside are bound.
+/// How outbound sockets of one family are bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound<A> {
     /// Source address; `None`: the kernel's choice.
@@ -84,11 +84,11 @@ pub struct Outbound<A> {
 pub struct Note {
     /// How serious it is.
     pub level: Level,
-    /// What was noticed.
+    /// The message.
     pub text: String,
 }
 
-/// What was asked can't be had on this machine.
+/// An option asks for something that this machine doesn't have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// An option names an interface that doesn't exist.
@@ -96,7 +96,7 @@ pub enum Error {
     NoSuchInterface {
         /// The option.
         option: &'static str,
-        /// What it names.
+        /// The interface's name.
         name: String,
     },
     /// The interface that an option names has no address that the family can use.
@@ -104,7 +104,7 @@ pub enum Error {
     Unusable {
         /// The option.
         option: &'static str,
-        /// What it names.
+        /// The interface's name.
         name: String,
         /// The address family.
         family: &'static str,
@@ -117,7 +117,7 @@ pub enum Error {
 /// Decides everything (behaviour §3).
 ///
 /// # Errors
-/// If an option asks for what the machine doesn't have.
+/// An option asks for something that the machine doesn't have.
 pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
     let mut notes = Vec::new();
     if config.v6.enabled && !facts.ipv6 {
@@ -170,8 +170,8 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
 }
 
 impl Plan {
-    /// Has everything from now on as if the families that the guest's namespace `lacks` (IPv4, IPv6) were switched off.
-    /// Returns what of `enabled` remains. Without any family, all stays as it is: local connections still bypass the link.
+    /// Disables the families that the guest's namespace `lacks` (IPv4, IPv6). Returns `enabled` without them. If no family
+    /// would remain, nothing changes: local connections can still bypass the link.
     pub(crate) fn without(&mut self, lacks: [bool; 2], enabled: Enabled) -> Enabled {
         let left = Enabled { ipv4: enabled.ipv4 && !lacks[0], ipv6: enabled.ipv6 && !lacks[1], ..enabled };
         if !left.ipv4 && !left.ipv6 {
@@ -186,14 +186,14 @@ impl Plan {
         left
     }
 
-    /// Whether anything depends on what resolv.conf says.
+    /// Whether anything depends on resolv.conf.
     #[must_use]
     pub fn follows_resolvers(&self, config: &Config) -> bool {
         resolvers::matter(config, &self.settings)
     }
 }
 
-/// The template of a family that is `wanted`, with a note if there is none.
+/// The template of a family, if it is `wanted`. Adds a note if there is none.
 fn find_template<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -276,7 +276,7 @@ fn ipv6(
     }
 }
 
-/// Where the guest reaches the host's loopback (behaviour §5.2).
+/// The address at which the guest reaches the host's loopback (behaviour §5.2).
 fn map_host_loopback<A: Copy>(asked: &Family<A>, gateway: Option<A>) -> Option<A> {
     match asked.map_host_loopback {
         MapHostLoopback::Gateway => gateway,
@@ -285,7 +285,7 @@ fn map_host_loopback<A: Copy>(asked: &Family<A>, gateway: Option<A>) -> Option<A
     }
 }
 
-/// Prefix length that the host itself has for `address`, if it is the host's.
+/// The prefix length of `address` on the host, if the host has it.
 fn host_prefix_len(facts: &Facts, address: Ipv4Addr) -> Option<u8> {
     facts.addresses.iter().find(|known| known.local == address).map(|known| known.prefix_len)
 }
@@ -300,7 +300,7 @@ fn classful_prefix_len(address: Ipv4Addr) -> u8 {
     }
 }
 
-/// Which services are on (behaviour §4), without what resolv.conf says.
+/// The enabled services (behaviour §4), without the search list.
 fn services(config: &Config, facts: &Facts, tap: bool) -> Services {
     Services {
         tcp: !config.no_tcp,
@@ -331,7 +331,7 @@ const MIN_MTU_V4: u16 = 68;
 /// Smallest MTU of IPv6 (RFC 8200).
 const MIN_MTU_V6: u16 = 1280;
 
-/// An MTU below what a family needs is taken as it is (behaviour §2.2); zero means none, and is no MTU (Q18).
+/// Warns if the MTU is too small for a family. It is used nevertheless (behaviour §2.2). Zero means that no MTU is set (Q18).
 fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
     let Some(mtu) = config.mtu.filter(|mtu| *mtu != 0) else { return };
     for (family, enabled, least) in
@@ -357,7 +357,7 @@ impl Note {
     }
 }
 
-/// An address of one family or the other.
+/// An IPv4 or IPv6 address.
 trait Ip: Copy + Eq + Into<IpAddr> {
     /// Name of the family.
     const FAMILY: &'static str;

@@ -1,7 +1,8 @@
-//! Files that are held until their owner ends them: TCP connections, listening sockets, pipes.
+//! Files that stay open until their owner closes them: TCP connections, listening sockets, pipes.
 //!
-//! Whoever opens such a file takes a permit first, and keeps it with the file. A class has a reserve that no other can use;
-//! beyond it, some take from a pool that they share. So the sum never exceeds the budgets, whatever comes first.
+//! The code that opens such a file takes a permit first, and keeps it together with the file. Each class has a reserve that
+//! no other class can use. After that, all classes except pipes take files from a common pool. So the sum never exceeds the
+//! budgets, in whatever order the files are opened.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -34,7 +35,7 @@ impl Class {
     const ALL: [Self; 6] =
         [Self::Outgoing, Self::Incoming, Self::LocalOut, Self::LocalIn, Self::Listener, Self::Pipe];
 
-    /// Files that one of them needs.
+    /// Files that one member of the class needs.
     const fn files(self) -> usize {
         match self {
             Self::LocalOut | Self::LocalIn | Self::Pipe => 2,
@@ -42,12 +43,12 @@ impl Class {
         }
     }
 
-    /// Whether the pool may be used.
-    const fn shares(self) -> bool {
+    /// Whether the class may use the pool.
+    const fn uses_pool(self) -> bool {
         !matches!(self, Self::Pipe)
     }
 
-    /// What is refused if there is no file for it; none if the caller reports that.
+    /// The log text for a refusal. `None`: the caller reports it.
     const fn refused(self) -> Option<&'static str> {
         match self {
             Self::Outgoing => Some("A TCP connection of the guest is refused"),
@@ -59,14 +60,14 @@ impl Class {
     }
 }
 
-/// What is held of each class.
+/// The files in use, by class.
 #[derive(Debug)]
 pub struct Ledger {
     accounts: [Account; Class::ALL.len()],
     pool: usize,
     bound: Bound,
     start: Clock,
-    /// When it was last reported that the system has nothing more.
+    /// Limits how often [`Ledger::report_exhaustion`] logs.
     exhausted: RefCell<Notice>,
 }
 
@@ -78,13 +79,13 @@ struct Account {
 }
 
 impl Account {
-    /// What is used beyond the reserve if `more` files are added.
+    /// Files taken from the pool if `more` files are added.
     fn borrowed(&self, more: usize) -> usize {
         (self.used.get() + more).saturating_sub(self.reserve)
     }
 }
 
-/// The right to hold the files of one member of a class. It ends with this value.
+/// The right to keep the files of one member of a class open. Dropping it returns the files.
 #[derive(Debug)]
 pub struct Permit {
     ledger: Rc<Ledger>,
@@ -99,7 +100,7 @@ impl Drop for Permit {
 }
 
 impl Ledger {
-    /// Nothing is held yet.
+    /// A ledger with no file in use.
     #[must_use]
     pub fn new(budgets: &Budgets) -> Rc<Self> {
         let Budgets { tcp_out, tcp_in, local_tcp, listeners, pipes, pool, bound, .. } = *budgets;
@@ -113,12 +114,13 @@ impl Ledger {
         })
     }
 
-    /// A permit, if there is a file. If not, that is logged, for some classes, at most once a minute.
+    /// A permit, if a file is available. A refusal of a TCP connection is logged, at most once a minute.
     #[must_use]
     pub fn take(self: &Rc<Self>, class: Class) -> Option<Permit> {
         let account = self.account(class);
         let borrowed = account.borrowed(class.files());
-        let fits = borrowed == 0 || class.shares() && self.borrowed_by_others(class) + borrowed <= self.pool;
+        let fits =
+            borrowed == 0 || class.uses_pool() && self.borrowed_by_others(class) + borrowed <= self.pool;
         if fits {
             return Some(self.take_anyway(class));
         }
@@ -130,7 +132,7 @@ impl Ledger {
         None
     }
 
-    /// A permit for what is open already. It counts, though there may be no file for it.
+    /// A permit for a file that is open already. It is counted even if this exceeds the budget.
     #[must_use]
     pub fn take_anyway(self: &Rc<Self>, class: Class) -> Permit {
         let used = &self.account(class).used;
@@ -138,15 +140,15 @@ impl Ledger {
         Permit { ledger: self.clone(), class }
     }
 
-    /// How many listening sockets rules that may be incomplete may open now: half of the pool, so that connections have
-    /// the rest, and ports that come into use have the reserve.
+    /// How many listening sockets best-effort rules may open now: half of what is left of the pool. The other half stays for
+    /// connections, and the reserve for ports that come into use later.
     #[must_use]
     pub fn spare_listeners(&self) -> usize {
         let borrowed: usize = self.accounts.iter().map(|account| account.borrowed(0)).sum();
         self.pool.saturating_sub(borrowed) / 2
     }
 
-    /// Logs that the system gave no file or memory for a flow, at most once a minute.
+    /// Logs that the kernel had no file or memory for a flow, at most once a minute.
     pub fn report_exhaustion(&self, errno: Errno) {
         if self.exhausted.borrow_mut().is_due(self.now()) {
             log::warn!("No socket for a flow: {errno}");
@@ -154,7 +156,7 @@ impl Ledger {
     }
 
     fn borrowed_by_others(&self, class: Class) -> usize {
-        let others = Class::ALL.into_iter().filter(|other| *other != class && other.shares());
+        let others = Class::ALL.into_iter().filter(|other| *other != class && other.uses_pool());
         others.map(|other| self.account(other).borrowed(0)).sum()
     }
 
@@ -167,7 +169,7 @@ impl Ledger {
     }
 }
 
-/// Budgets that no test reaches.
+/// Budgets larger than any test needs.
 #[cfg(test)]
 pub(crate) fn plenty() -> (Budgets, Rc<Ledger>) {
     let budgets = super::tests::budgets(1 << 20, 0);
@@ -183,9 +185,9 @@ mod tests {
         std::iter::from_fn(|| ledger.take(class)).collect()
     }
 
-    /// Whoever comes first gets the pool, and everybody the reserve.
+    /// The first class to ask gets the whole pool. Every other class still gets its reserve.
     #[test]
-    fn reserves_are_nobody_elses() {
+    fn a_reserve_is_for_its_class_only() {
         let budgets = budgets(1024, 0);
         let reserve = |class| match class {
             Class::Outgoing => budgets.tcp_out,
@@ -194,7 +196,7 @@ mod tests {
             Class::Listener => budgets.listeners,
             Class::Pipe => budgets.pipes / 2,
         };
-        for greedy in Class::ALL.into_iter().filter(|class| class.shares()) {
+        for greedy in Class::ALL.into_iter().filter(|class| class.uses_pool()) {
             let ledger = Ledger::new(&budgets);
             let held = all(&ledger, greedy);
             assert_eq!(held.len(), (reserve(greedy) * greedy.files() + budgets.pool) / greedy.files());
@@ -204,7 +206,7 @@ mod tests {
                 assert!(others.len() <= reserve(other) + 1);
             }
             drop(held);
-            // What is given back is there for others.
+            // Returned files are available to other classes.
             let other = if greedy == Class::Outgoing { Class::Incoming } else { Class::Outgoing };
             assert_eq!(all(&ledger, other).len(), reserve(other) + budgets.pool);
         }
@@ -216,9 +218,9 @@ mod tests {
         assert_eq!(all(&Ledger::new(&budgets), Class::Pipe).len(), budgets.pipes / 2);
     }
 
-    /// What had to be opened counts, and is given back.
+    /// Files beyond the budget are counted, and can be returned.
     #[test]
-    fn what_is_taken_anyway_counts() {
+    fn files_beyond_the_budget_are_counted() {
         let budgets = budgets(1024, 0);
         let ledger = Ledger::new(&budgets);
         let many = budgets.listeners + budgets.pool + 100;

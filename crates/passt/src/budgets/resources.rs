@@ -1,4 +1,4 @@
-//! What there is to be divided: open files and memory.
+//! The resources to divide: open files and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit};
 use rustix::system::sysinfo;
 
-/// What there is to be divided.
+/// The resources to divide.
 #[derive(Clone, Copy, Debug)]
 pub struct Resources {
     /// Files that the process may have open.
@@ -16,8 +16,8 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Those of this process: the limit of open files as it is now, and the memory of the machine, or what its control
-    /// group may have of it. To be called while /proc and /sys can be read.
+    /// The resources of this process: its present limit of open files, and the memory of the machine or the limit of its
+    /// control groups, whichever is less. Must be called while /proc and /sys can be read.
     #[must_use]
     pub fn gather() -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -35,7 +35,7 @@ fn machine_memory() -> u64 {
 }
 
 /// The files that may limit the memory of a process, given its `/proc/PID/cgroup` (cgroups(7)): those of its control group
-/// and of all above it. A file may not be there.
+/// and of all above it. Some of the files may not exist.
 fn control_group_limits(groups: &str) -> impl Iterator<Item = PathBuf> + '_ {
     let groups = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -54,7 +54,7 @@ fn control_group_limits(groups: &str) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// A limit in bytes; none for "max".
+/// A limit in bytes; `None` for "max".
 fn parse_limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_some() {
+    fn this_process_has_files_and_memory() {
         let Resources { files, memory } = Resources::gather();
         assert!(files > 0 && memory > 1 << 20, "{files} files, {memory} bytes");
     }

@@ -1,4 +1,4 @@
-//! From single options to a configuration: what they mean together, and what contradicts.
+//! Turns the single options into a configuration: combines them, and refuses contradictions.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -18,7 +18,8 @@ use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Target, Verbosity}
 /// Where `ip netns` keeps its namespaces.
 const NSRUN_DIR: &str = "/run/netns";
 
-/// What was typed so far. Fields of the configuration that mean the same are there already.
+/// The options read so far. Options that map to one field of the configuration are stored in `config` at once; the others
+/// wait for [`Args::finish`].
 #[derive(Debug)]
 pub struct Args {
     pub(super) config: Config,
@@ -68,7 +69,7 @@ impl Args {
         }
     }
 
-    /// Takes note of a port specifier. It is read when families and protocols are known.
+    /// Stores a port specifier. [`Args::finish`] parses it, when families and protocols are known.
     pub(super) fn add_ports(
         &mut self,
         typed_as: &str,
@@ -81,10 +82,10 @@ impl Args {
         Ok(())
     }
 
-    /// The configuration that all options and `operands` together make.
+    /// The configuration that all options and `operands` make together.
     ///
     /// # Errors
-    /// If they contradict.
+    /// Options contradict each other, or a port specifier is invalid.
     pub(super) fn finish(
         mut self,
         operands: Vec<OsString>,
@@ -107,7 +108,7 @@ impl Args {
         Ok(self.config)
     }
 
-    /// Length 0 is the same as none given: there is no on-link default route to be made of it.
+    /// Length 0 means no length: a network of all addresses would be an on-link default route.
     fn prefix_lengths(&mut self) -> Result<(), String> {
         if self.netmask.is_some() && (self.v4_len.is_some() || self.v6_len.is_some()) {
             return Err("Redundant prefix length specification: --netmask and --address with a length".into());
@@ -117,7 +118,7 @@ impl Args {
         Ok(())
     }
 
-    /// An explicit address stands whatever `--no-map-gw` says about the default.
+    /// An explicit address takes precedence over `--no-map-gw`, which only disables the default.
     fn host_loopback(&mut self) {
         fn choose<A>(explicit: Option<A>, no_map_gw: bool) -> MapHostLoopback<A> {
             match explicit {
@@ -139,7 +140,7 @@ impl Args {
             }
             (true, false) => Bypass::Never,
             (false, true) => Bypass::Only,
-            // There is nothing on the other side to bypass the link with.
+            // A virtual machine has no sockets on this machine, so nothing can bypass the link.
             (false, false) if config.mode == Mode::Passt => Bypass::Never,
             (false, false) => Bypass::Local,
         };
@@ -174,7 +175,7 @@ impl Args {
         config.passt.one_off |= matches!(config.passt.link, GuestLink::Fd(_));
     }
 
-    /// What pasta is to connect (behaviour §1.2), and what follows from that.
+    /// The namespace to connect (behaviour §1.2), and what it implies for other settings.
     fn target(&mut self, operands: Vec<OsString>) -> Result<(), String> {
         let config = &mut self.config;
         config.pasta.target = match (self.netns.take(), operands.as_slice()) {
@@ -202,7 +203,7 @@ impl Args {
         Ok(())
     }
 
-    /// Reads the port specifiers, in order (behaviour §2.4).
+    /// Parses the port specifiers, in order (behaviour §2.4).
     fn forwarding(&mut self, ephemeral: impl FnOnce() -> RangeInclusive<u16>) -> Result<(), String> {
         self.default_ports();
         if self.ports.is_empty() {
@@ -224,11 +225,9 @@ impl Args {
         }
         Ok(())
     }
-}
 
-impl Args {
-    /// Without any option for it, pasta forwards what is in use on the other side (behaviour §8.4); but nothing of a
-    /// protocol that is switched off (Q9).
+    /// Without an option for a direction and protocol, pasta forwards the ports in use on the other side (behaviour §8.4),
+    /// unless the protocol is disabled (Q9).
     fn default_ports(&mut self) {
         let Config { mode, no_tcp, no_udp, .. } = self.config;
         let options = [
@@ -271,7 +270,7 @@ impl PortOption {
     }
 }
 
-/// The file of a namespace: a name, which has no `/`, is one of the directory's.
+/// The file of a namespace. A value without `/` is a name in `nsrun_dir`.
 fn netns_path(netns: &OsStr, nsrun_dir: &Path) -> PathBuf {
     match netns.as_bytes().contains(&b'/') {
         true => PathBuf::from(netns),

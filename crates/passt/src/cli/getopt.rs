@@ -1,9 +1,9 @@
-//! The customs of GNU getopt, on which clients rely, on top of lexopt.
+//! The conventions of GNU getopt, on which clients rely, on top of lexopt.
 //!
-//! lexopt does the lexing: bundled short options, `--option=value`, `-t -1`, `--`. This adds the table lookup
-//! with unique prefixes, the end at the first non-option, and the wording of errors: podman matches
-//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference stays: `-t=22` means `-t 22`, where
-//! getopt takes `=22` for the argument.
+//! lexopt splits the arguments: bundled short options, `--option=value`, `-t -1`, `--`. This module adds the lookup in the
+//! table by unique prefixes, the end at the first operand, and getopt's error messages: podman matches
+//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference remains: `-t=22` means `-t 22`, where getopt
+//! takes `=22` for the argument.
 
 use std::ffi::OsString;
 
@@ -16,7 +16,7 @@ pub(super) struct Getopt {
     parser: Parser,
 }
 
-/// One thing read.
+/// An option, or the operands.
 pub(super) enum Item {
     /// An option of the table.
     Option {
@@ -27,12 +27,12 @@ pub(super) enum Item {
         /// Its argument, if it takes one.
         value: Option<OsString>,
     },
-    /// All that follows the options.
+    /// Everything after the options.
     Operands(Vec<OsString>),
 }
 
 impl Getopt {
-    /// Reads `args`, which don't start with the program's name.
+    /// Reads `args`, without the program's name.
     pub(super) fn new(args: Vec<OsString>) -> Self {
         Self { parser: Parser::from_args(args) }
     }
@@ -40,11 +40,11 @@ impl Getopt {
     /// The next option, or what follows the last one.
     ///
     /// # Errors
-    /// A message in the words of GNU getopt, but for the program's name before it.
+    /// The message of GNU getopt, without the program's name before it.
     pub(super) fn next(&mut self) -> Result<Item, String> {
         let arg = match self.parser.next() {
             Ok(arg) => arg,
-            // `-d=x`: what follows the `d` is the next option of the bundle.
+            // `-d=x`: getopt takes the `=` for the next option of the bundle.
             Err(_) => return Err(invalid_short('=')),
         };
         let (opt, typed_as) = match arg {
@@ -67,7 +67,7 @@ impl Getopt {
                 Some(self.parser.value().map_err(|_| missing_argument(&typed_as))?)
             }
             Action::Flag(_) | Action::Show(_) => {
-                // A short option's further letters are options of their own.
+                // Further letters after a short option are options of their own.
                 if typed_as.starts_with("--") && self.parser.optional_value().is_some() {
                     return Err(format!("option '{typed_as}' doesn't allow an argument"));
                 }
@@ -78,7 +78,7 @@ impl Getopt {
     }
 }
 
-/// The option of that name, or of the only name that starts so, and its full name.
+/// The option with this name, or else with the only name that starts with it. Also returns the full name.
 fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
     let names = || options::all().flat_map(|opt| opt.long.iter().map(move |long| (opt, *long)));
     if let Some(exact) = names().find(|(_, long)| *long == name) {

@@ -1,9 +1,9 @@
-//! Texts for people, made from the table of options.
+//! Help and version texts. The help text follows from the table of options.
 
 use super::options::{Action, GROUPS, Modes, Opt};
 use crate::config::Mode;
 
-/// What a vhost-user back-end can do, as its front-ends expect it (behaviour §2.2).
+/// The capabilities of a vhost-user back-end, in the format that front-ends expect (behaviour §2.2).
 pub(super) const CAPABILITIES: &str = "{\n  \"type\": \"net\"\n}\n";
 
 /// Column at which descriptions start.
@@ -16,10 +16,12 @@ pub(super) fn usage(program: &str, mode: Mode) -> String {
             "Usage: {program} [OPTION]... [COMMAND [ARGUMENT]...]\n       \
              {program} [OPTION]... PID\n       \
              {program} [OPTION]... --netns PATH|NAME\n\n\
-             Connect a network namespace: a new one for a command, or for a shell if there\n\
-             is none, or that of a process, or one with a name.\n"
+             Connect a network namespace to the host's network: a new one for COMMAND or a\n\
+             shell, that of the process PID, or the one with this PATH or NAME.\n"
         ),
-        Mode::Passt => format!("Usage: {program} [OPTION]...\n\nConnect a virtual machine.\n"),
+        Mode::Passt => {
+            format!("Usage: {program} [OPTION]...\n\nConnect a virtual machine to the host's network.\n")
+        }
     };
     for group in &GROUPS {
         let mut options = group.options.iter().filter(|opt| in_mode(opt, mode)).peekable();

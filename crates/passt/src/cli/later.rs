@@ -1,11 +1,11 @@
-//! What can be asked for but is not there yet. An entry goes away with the work that makes it true.
+//! Options that are accepted by the parser but not implemented yet. The change that implements one removes it here.
 
 use crate::config::{Config, GuestLink, Mode, RepairPath};
 
-/// Refuses what this version can't do.
+/// Refuses options that this version does not implement.
 ///
 /// # Errors
-/// A message that names the first thing of that kind.
+/// A message that names the first such option.
 pub(super) fn refuse(config: &Config) -> Result<(), String> {
     let missing = [
         ("--fd", config.mode == Mode::Pasta && matches!(config.passt.link, GuestLink::Fd(_))),

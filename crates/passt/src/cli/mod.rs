@@ -1,8 +1,7 @@
 //! The command line: one table of options, from which parsing and help follow (behaviour §2).
 //!
-//! [`parse`] is pure: it prints nothing, exits never and looks at nothing but its arguments. An option's row
-//! in [`options`] names the function that takes its value; `finish` turns the whole into a [`Config`], as some
-//! values mean something only together.
+//! [`parse`] depends on its arguments only. It prints nothing and does not exit. A row in [`options`] names the function
+//! that stores the option's value. `finish` then makes the [`Config`], since some options depend on others.
 
 mod finish;
 mod getopt;
@@ -26,7 +25,7 @@ use self::{
 };
 use crate::config::{Config, Mode};
 
-/// What a command line asks for.
+/// What the command line requests.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Invocation {
     /// Print this help text on standard output and exit with status 0.
@@ -35,12 +34,11 @@ pub enum Invocation {
     Version(String),
     /// Print these capabilities on standard output and exit with status 0 (Q1).
     Capabilities(String),
-    /// Do the work.
+    /// Connect a guest.
     Run(Box<Config>),
 }
 
-/// A command line that can't be followed. What [`Display`](fmt::Display) writes goes to standard error; the
-/// exit status is 1 (behaviour §1.4).
+/// An invalid command line. The caller prints it on standard error and exits with status 1 (behaviour §1.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     message: String,
@@ -65,13 +63,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Reads a command line, the program's name first, and refuses what this version can't do yet.
+/// Parses a command line, which starts with the program's name. Refuses options that are not implemented yet.
 ///
-/// `ephemeral` tells the host's ephemeral port range; it is asked only if an option needs to know
-/// (behaviour §8.7).
+/// `ephemeral` returns the host's ephemeral port range. It is called only if a port specifier is present (behaviour §8.7).
 ///
 /// # Errors
-/// If an option is unknown, lacks its argument, has a bad one, contradicts another, or is not supported yet.
+/// An option is unknown, lacks its argument, has an invalid one, contradicts another, or is not supported yet.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     ephemeral: impl FnOnce() -> RangeInclusive<u16>,
@@ -83,7 +80,7 @@ pub fn parse(
     Ok(invocation)
 }
 
-/// Like [`parse`], but accepts what is not supported yet.
+/// Like [`parse`], but accepts options that are not supported yet.
 ///
 /// # Errors
 /// As for [`parse`].
@@ -127,7 +124,7 @@ pub fn read(
     Ok(Invocation::Run(Box::new(config)))
 }
 
-/// Lets an option take effect.
+/// Stores an option in `args`.
 fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> Result<(), Error> {
     let wrong_mode = match (opt.modes, args.config.mode) {
         (Modes::Pasta, Mode::Passt) => Some("pasta"),
@@ -152,7 +149,7 @@ fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> R
     outcome.map_err(|message| Error::new(format!("{typed_as}: {message}")))
 }
 
-/// The mode that the program's name stands for (behaviour §1.1). Historically, passt4netns is pasta.
+/// The mode that the program's name selects (behaviour §1.1). passt4netns is a former name of pasta.
 fn mode_of(program: &OsStr) -> Option<Mode> {
     let base = Path::new(program).file_name()?.as_bytes();
     let contains = |name: &[u8]| base.windows(name.len()).any(|window| window == name);
@@ -165,8 +162,8 @@ fn mode_of(program: &OsStr) -> Option<Mode> {
     }
 }
 
-/// Whether `--vhost-user` is among the options, whatever the program's name (behaviour §1.1.1). A command's own
-/// arguments don't count, and what is wrong is left to the reading proper.
+/// Whether `--vhost-user` is among the options, which selects passt mode whatever the program's name (behaviour §1.1.1).
+/// Arguments of a command are not options. Errors are ignored here; [`read`] reports them.
 fn asks_for_vhost_user(args: &[OsString]) -> bool {
     let mut items = Getopt::new(args.to_vec());
     loop {

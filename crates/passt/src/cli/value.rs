@@ -1,4 +1,4 @@
-//! Values of options, from what was typed.
+//! Parsers for the values of options.
 
 use std::{
     ffi::OsStr,
@@ -13,7 +13,7 @@ use wire::ethernet::Mac;
 /// Longest path of a UNIX socket in bytes: `sun_path` less the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// An unsigned number: decimal, octal after `0`, hexadecimal after `0x`; blanks or `+` may come first
+/// An unsigned number: decimal, octal after `0`, hexadecimal after `0x`. Leading blanks and one `+` are accepted
 /// (behaviour §2.1).
 pub(super) fn number(value: &OsStr) -> Option<u64> {
     let text = value.to_str()?.trim_start();
@@ -23,14 +23,14 @@ pub(super) fn number(value: &OsStr) -> Option<u64> {
         None if text.len() > 1 && text.starts_with('0') => (&text[1..], 8),
         None => (text, 10),
     };
-    // `from_str_radix` would take a second sign.
+    // `from_str_radix` would accept a second sign.
     if digits.starts_with(['+', '-']) {
         return None;
     }
     u64::from_str_radix(digits, base).ok()
 }
 
-/// An IP address. IPv4-mapped IPv6 is IPv4.
+/// An IP address. An IPv4-mapped IPv6 address becomes an IPv4 address.
 pub(super) fn addr(value: &OsStr) -> Option<IpAddr> {
     Some(value.to_str()?.parse::<IpAddr>().ok()?.to_canonical())
 }
@@ -48,7 +48,7 @@ pub(super) fn is_broadcast(addr: IpAddr) -> bool {
     addr == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
-/// A MAC address: six pairs of hexadecimal digits with colons, nothing less and nothing more.
+/// A MAC address: exactly six pairs of hexadecimal digits with colons.
 pub(super) fn mac(value: &OsStr) -> Result<Mac, String> {
     let invalid = || format!("Invalid MAC address: {}", value.display());
     let text = value.to_str().ok_or_else(invalid)?;
@@ -61,7 +61,7 @@ pub(super) fn mac(value: &OsStr) -> Result<Mac, String> {
     if pairs.next().is_some() { Err(invalid()) } else { Ok(Mac(mac)) }
 }
 
-/// A name of a network interface. Whether there is such an interface, the kernel knows.
+/// A name of a network interface. The interface need not exist.
 pub(super) fn interface(value: &OsStr) -> Result<IfName, String> {
     let name = value.to_str().and_then(|name| name.parse().ok());
     name.ok_or_else(|| format!("Invalid interface name: {}", value.display()))

@@ -9,13 +9,13 @@ use crate::io::unix_socket::listen_at;
 use control::message::{Capabilities, Pif, encode_announcement, encode_update};
 use control::reply::{self, Reply};
 
-/// A server in an event loop of its own, and a clock that goes only when it is told to.
+/// A server in an event loop of its own, with a virtual clock.
 struct World {
     folder: tempfile::TempDir,
     epoll: OwnedFd,
     server: Server,
     now: Instant,
-    /// What clients have asked for.
+    /// The updates of clients.
     updates: Vec<Update>,
 }
 
@@ -35,8 +35,8 @@ impl World {
         client
     }
 
-    /// Handles events until there are none; true if there were any. `verdict` is what becomes of updates.
-    fn turn(&mut self, verdict: Result<&str, &str>) -> bool {
+    /// Handles events until there are none. True if there were any. Every update is answered by `outcome`.
+    fn turn(&mut self, outcome: Result<&str, &str>) -> bool {
         let mut any = false;
         loop {
             let mut events = Vec::with_capacity(8);
@@ -52,7 +52,7 @@ impl World {
                     _ => {
                         if let Some(update) = self.server.on_client(&self.epoll) {
                             self.updates.push(update);
-                            self.server.conclude(verdict, &self.epoll);
+                            self.server.conclude(outcome, &self.epoll);
                         }
                     }
                 }
@@ -64,7 +64,7 @@ impl World {
         self.server.client.is_some()
     }
 
-    /// Lets time pass.
+    /// Advances the clock.
     fn wait(&mut self, time: Duration) {
         self.now = self.now + time;
         if self.server.next_deadline().is_some_and(|due| due <= self.now) {
@@ -94,16 +94,16 @@ fn update() -> Vec<u8> {
     encode_update(&Update(vec![(Pif::HOST, vec![rule(80), rule(81)])]))
 }
 
-/// Reads what is announced.
+/// Reads the announcement.
 fn announced(mut client: &UnixStream) -> Vec<u8> {
     let mut bytes = vec![0; encode_announcement(&tables()).len()];
     client.read_exact(&mut bytes).unwrap();
     bytes
 }
 
-/// behaviour §8.9: tables are told, an update is taken and answered, and the next client has its turn.
+/// behaviour §8.9: tables are announced, an update is accepted and answered, and then the next client is served.
 #[test]
-fn one_after_the_other() {
+fn clients_are_served_one_after_the_other() {
     let mut world = World::new();
     let (mut first, mut second) = (world.connect(), world.connect());
     world.turn(Ok(""));
@@ -122,9 +122,9 @@ fn one_after_the_other() {
     assert!(!world.serves());
 }
 
-/// The C implementation's client shuts down both halves behind its update, and is not told.
+/// The C implementation's client shuts down both directions after its update, and gets no reply.
 #[test]
-fn a_client_that_does_not_listen() {
+fn a_client_that_does_not_wait_for_the_reply() {
     let mut world = World::new();
     let mut client = world.connect();
     world.turn(Ok(""));
@@ -134,7 +134,7 @@ fn a_client_that_does_not_listen() {
     drop(client);
     world.turn(Ok(""));
     assert_eq!((world.updates.len(), world.serves()), (1, false));
-    // One that only looks wants nothing.
+    // A client that reads the announcement and closes makes no update.
     let client = world.connect();
     world.turn(Ok(""));
     announced(&client);
@@ -143,9 +143,9 @@ fn a_client_that_does_not_listen() {
     assert_eq!((world.updates.len(), world.serves()), (1, false));
 }
 
-/// An update comes byte by byte, and half of one is none.
+/// An update may arrive byte by byte. An incomplete one is ignored.
 #[test]
-fn pieces() {
+fn partial_updates() {
     let mut world = World::new();
     let mut client = world.connect();
     for byte in update() {
@@ -160,7 +160,7 @@ fn pieces() {
     assert_eq!((world.updates.len(), world.serves()), (1, false));
 }
 
-/// Garbage is refused as soon as it is seen, with a word why; no more is read than the protocol asks for.
+/// Invalid input is refused at once, with the reason. No more bytes are read than the protocol needs.
 #[test]
 fn garbage() {
     let mut world = World::new();
@@ -178,7 +178,8 @@ fn garbage() {
         assert_eq!(reply::read(&client).unwrap(), Reply::Refused(reason.into()));
         assert!(!world.serves());
     }
-    // What follows a whole update is left unread, which the C implementation's server answers by a reset, too.
+    // Bytes after a complete update stay unread, so closing the socket resets the connection. The C implementation does the
+    // same.
     let mut client = world.connect();
     world.turn(Ok(""));
     announced(&client);
@@ -188,23 +189,23 @@ fn garbage() {
     assert_eq!(world.updates.len(), 1);
 }
 
-/// A silent or slow client has its time, and no more; until then nothing is done in vain.
+/// A silent or slow client is closed when its time expires. Until then it makes no events.
 #[test]
-fn silence() {
+fn a_silent_or_slow_client_times_out() {
     let mut world = World::new();
     let (silent, other) = (world.connect(), world.connect());
     assert_eq!(world.server.next_deadline(), None);
     world.turn(Ok(""));
     announced(&silent);
     world.wait(Duration::from_secs(9));
-    assert!(!world.turn(Ok("")), "a client that waits, and one that says nothing, make no event");
+    assert!(!world.turn(Ok("")), "neither the silent client nor the waiting one makes an event");
     assert!(world.serves());
     world.wait(Duration::from_secs(1));
     assert_eq!(reply::read(&silent).unwrap(), Reply::Silence);
     world.turn(Ok(""));
     announced(&other);
 
-    // Nor does it help to say a little now and then.
+    // Input does not extend the time.
     let mut slow = other;
     for byte in update().iter().take(9) {
         world.wait(Duration::from_secs(1));

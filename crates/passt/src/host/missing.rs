@@ -1,13 +1,13 @@
-//! Features of the kernel that a test declares missing, so that what replaces them is tested end to end.
+//! Features of the kernel that a test declares missing, so that their fallbacks are tested end to end.
 //!
-//! Only a build with debug assertions reads the variable: the environment of a released program changes nothing.
+//! Only a build with debug assertions reads the variable. The environment has no influence on a released program.
 
 /// Offloads of a tap device (behaviour §9.1).
 pub(crate) const TAP_OFFLOADS: &str = "tap-offloads";
 /// `SO_PEEK_OFF` for TCP (Linux 6.9).
 pub(crate) const TCP_PEEK_OFFSET: &str = "tcp-peek-offset";
 
-/// Whether `PASST_TEST_MISSING`, a list with commas, names a feature.
+/// Whether `PASST_TEST_MISSING`, a comma-separated list, names `feature`.
 pub(crate) fn is_missing(feature: &str) -> bool {
     cfg!(debug_assertions)
         && std::env::var("PASST_TEST_MISSING").is_ok_and(|list| list.split(',').any(|name| name == feature))

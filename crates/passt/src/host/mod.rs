@@ -1,4 +1,4 @@
-//! What the machine has: links, addresses, routes, resolvers (behaviour §3), as plain values.
+//! The network configuration of the machine as plain values: links, addresses, routes, resolvers (behaviour §3).
 
 use engine::forward::PortRange;
 use std::{
@@ -37,10 +37,10 @@ pub use route::{NextHop, Route};
 
 use netlink::Netlink;
 
-/// Ports that the kernel hands out itself, unless the host says otherwise (RFC 6335).
+/// Ephemeral ports, if the host does not say which it uses (RFC 6335).
 pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 49152..=65535;
 
-/// What the machine has, as seen from one network namespace at one moment.
+/// The configuration of one network namespace at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Network interfaces.
@@ -51,22 +51,22 @@ pub struct Facts {
     pub routes: Vec<Route>,
     /// The host's resolvers.
     pub resolver: Resolver,
-    /// Whether an IPv6 socket can be made at all.
+    /// Whether the kernel can create IPv6 sockets.
     pub ipv6: bool,
-    /// When this was.
+    /// When the configuration was read.
     pub time: SystemTime,
 }
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Index: what everything else refers to.
+    /// Index, by which addresses and routes refer to the interface.
     pub index: u32,
     /// Name.
     pub name: String,
-    /// MAC address; `None` where the link layer has none, or one of another length.
+    /// MAC address. `None`: the link layer has none, or its addresses don't have 48 bits.
     pub mac: Option<Mac>,
-    /// Up, loopback and the like.
+    /// Up, loopback and others.
     pub flags: LinkFlags,
     /// MTU in octets.
     pub mtu: u32,
@@ -79,25 +79,25 @@ pub struct Address {
     pub interface: u32,
     /// The interface's own address, also on a point-to-point link.
     pub local: IpAddr,
-    /// Other end of a point-to-point link.
+    /// The peer's address, on a point-to-point link.
     pub peer: Option<IpAddr>,
     /// Prefix length of the network that `peer`, else `local`, is in.
     pub prefix_len: u8,
     /// Broadcast address (IPv4 only).
     pub broadcast: Option<Ipv4Addr>,
-    /// Metric of the route that the kernel makes for the address's network; `None`: its default.
+    /// Metric of the route that the kernel adds for the address's network. `None`: the default.
     pub route_priority: Option<u32>,
-    /// How far the address is valid.
+    /// Where the address is valid.
     pub scope: AddressScope,
-    /// Secondary, deprecated and the like.
+    /// Secondary, deprecated and others.
     pub flags: AddressFlags,
 }
 
 impl Facts {
-    /// Asks the kernel and reads resolv.conf. Needs no privilege.
+    /// Reads the configuration over netlink, and resolv.conf. Needs no privilege.
     ///
     /// # Errors
-    /// If the kernel doesn't answer over netlink: without it there is nothing to go by.
+    /// The kernel doesn't answer over netlink. There is no other source.
     pub fn gather() -> Result<Self, Error> {
         let ipv6 = ipv6_available();
         let mut netlink = Netlink::open()?;
@@ -127,7 +127,7 @@ fn gather_links(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
     netlink.dump("links", RouteNetlinkMessage::GetLink(query), parse_link)
 }
 
-/// Link types have a hundred attributes and grow more: only those we need are looked at.
+/// A link has about a hundred attributes. The library parses all of them; this parses only those that are needed.
 fn parse_link(octets: &[u8]) -> Option<Link> {
     const HEADER_LEN: usize = 16;
     const IFLA_ADDRESS: u16 = 1;
@@ -158,7 +158,7 @@ fn gather_addresses(netlink: &mut Netlink) -> Result<Vec<Address>, Error> {
 
 fn parse_address(octets: &[u8]) -> Option<Address> {
     let message = AddressMessage::parse(octets)
-        .inspect_err(|error| log::debug!("skipping an address that can't be read: {error}"))
+        .inspect_err(|error| log::debug!("an address of the kernel's list can't be parsed, skipped: {error}"))
         .ok()?;
     let header = &message.header;
     let mut flags = AddressFlags::from_bits_retain(u32::from(header.flags.bits()));
@@ -186,7 +186,7 @@ fn parse_address(octets: &[u8]) -> Option<Address> {
     })
 }
 
-/// Whether the kernel has IPv6 (it has not with `ipv6.disable=1`, R-32).
+/// Whether the kernel has IPv6. It has none with `ipv6.disable=1`.
 pub(crate) fn ipv6_available() -> bool {
     rustix::net::socket(rustix::net::AddressFamily::INET6, SocketType::DGRAM, None).is_ok()
 }
@@ -204,16 +204,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octets_that_are_no_message_are_skipped() {
+    fn invalid_messages_are_skipped() {
         for length in 0..64 {
             assert_eq!(parse_link(&vec![0xff; length]), None);
             assert_eq!(parse_address(&vec![0xff; length]), None);
         }
     }
 
-    /// Every machine has lo; nothing else is taken for granted.
+    /// Every machine has lo. The test assumes nothing else.
     #[test]
-    fn this_machine_can_be_asked() {
+    fn facts_of_this_machine_can_be_gathered() {
         let facts = Facts::gather().unwrap();
         let lo = facts.link_named("lo").unwrap();
         assert!(lo.flags.contains(LinkFlags::Loopback));

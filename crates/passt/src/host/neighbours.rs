@@ -19,32 +19,32 @@ use super::netlink::{Error, Netlink};
 const NEW: u16 = 28;
 /// `RTM_DELNEIGH`.
 const DELETED: u16 = 29;
-/// The multicast group that is told of changes (`RTNLGRP_NEIGH`).
+/// The multicast group for changes of neighbours (`RTNLGRP_NEIGH`).
 const GROUP: u32 = 3;
 
-/// The neighbours on some interfaces: those there are, and then the changes.
+/// Follows the neighbours on one interface for each family.
 pub(crate) struct Neighbourhood {
-    /// Told of changes.
+    /// A member of [`GROUP`].
     changes: Netlink,
     /// Indices of the interfaces for IPv4 and IPv6.
     interfaces: [Option<u32>; 2],
 }
 
 impl Neighbourhood {
-    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second one. Returns
-    /// those that there are now, too.
+    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second one. Also returns
+    /// the present neighbours.
     ///
     /// # Errors
     /// The kernel does not report changes, or does not list neighbours.
     pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<(Self, Vec<Neighbour>), Error> {
         let changes = Netlink::subscribe(GROUP)?;
-        // On a socket of its own: changes may come between two parts of the list.
+        // The list needs a socket of its own: on the subscribed one, changes could arrive between its parts.
         let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let present = Netlink::open()?.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))?;
         Ok((Self { changes, interfaces }, present))
     }
 
-    /// What has changed since it was asked last, without waiting.
+    /// The changes since the last call. Does not wait.
     pub(crate) fn changes(&mut self) -> Vec<Neighbour> {
         let (interfaces, mut found) = (self.interfaces, Vec::new());
         self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
@@ -58,7 +58,7 @@ impl AsFd for Neighbourhood {
     }
 }
 
-/// What a message says of a neighbour on one of the interfaces.
+/// The neighbour that a message is about, if it is on one of the interfaces.
 fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neighbour> {
     let message = NeighbourMessage::parse(octets).ok()?;
     let (mut address, mut mac) = (None, None);
@@ -80,7 +80,7 @@ fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neig
             mac.map(|mac| Neighbour { address, mac: Some(mac) })
         }
         (DELETED, _) => Some(Neighbour { address, mac: None }),
-        // Being looked for, or in vain: it may come back where it was.
+        // INCOMPLETE, FAILED: resolution has not succeeded. The last known address stays.
         _ => None,
     }
 }

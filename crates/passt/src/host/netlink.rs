@@ -1,4 +1,4 @@
-//! A blocking rtnetlink socket: dumps of any size, and many requests in one go.
+//! A blocking rtnetlink socket, for dumps of any size and for batches of requests.
 
 use std::{
     io,
@@ -18,23 +18,24 @@ use rustix::{
 };
 
 use crate::errno::retry;
+
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER_LEN: usize = 16;
-/// Attribute of an acknowledgement that says in words what is wrong (`NLMSGERR_ATTR_MSG`).
+/// Attribute of an acknowledgement that has the error as text (`NLMSGERR_ATTR_MSG`).
 const ACK_MESSAGE: u16 = 1;
 
-/// Longest wait for one datagram. The kernel answers while it takes the request, so that this only guards
-/// against a kernel that doesn't answer at all.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a dump is repeated that changed while it was taken.
+/// Longest wait for one datagram. The kernel answers while it handles the request, so this expires only if it doesn't
+/// answer at all.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How many times a dump is tried if the list changes during the dump.
 const DUMP_ATTEMPTS: usize = 8;
-/// Room for one datagram: the kernel fills at most 32 KiB, or makes one of a single message, of which an
-/// attribute can have 64 KiB. Memory that isn't needed isn't touched.
-const RECEIVE_ROOM: usize = 256 << 10;
-/// Requests that are sent together: their refusals, all told, fit a default receive buffer.
+/// Size of the receive buffer, in octets. A datagram of the kernel has at most 32 KiB, except one with a single message,
+/// of which an attribute can have 64 KiB. Pages that are not used take no memory.
+const RECEIVE_BUFFER: usize = 256 << 10;
+/// Most requests in a batch. A socket's default receive buffer has room for the refusals of all of them.
 const BATCH_REQUESTS: usize = 64;
-/// Octets that are sent together, unless one request is longer.
+/// Most octets in a batch, unless it has a single, longer request.
 const BATCH_OCTETS: usize = 32 << 10;
 
 /// Why an exchange with the kernel failed as a whole.
@@ -46,19 +47,19 @@ pub enum Error {
     /// The kernel refused a dump.
     #[error("netlink: the kernel refuses to list {what}: {refusal}")]
     Dump {
-        /// What was asked for.
+        /// What the dump lists.
         what: &'static str,
         /// Its answer.
         refusal: Refusal,
     },
-    /// The kernel sent a datagram that we have no room for.
+    /// The kernel sent a datagram that is longer than the buffer.
     #[error("netlink: the kernel sent {length} octets at once")]
     Oversize {
-        /// Octets that it sent.
+        /// Length of the datagram, in octets.
         length: usize,
     },
     /// The kernel didn't answer.
-    #[error("netlink: no answer from the kernel within {} s", PATIENCE.as_secs())]
+    #[error("netlink: no answer from the kernel within {} s", TIMEOUT.as_secs())]
     Silent,
 }
 
@@ -67,7 +68,7 @@ pub enum Error {
 pub struct Refusal {
     /// Error number.
     pub errno: Errno,
-    /// The kernel's own words, where it has some.
+    /// The kernel's error text, if there is one.
     pub reason: Option<String>,
 }
 
@@ -99,12 +100,12 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket. It needs no privilege; what is asked over it may.
+    /// Opens a socket. This needs no privilege; some requests do.
     pub(crate) fn open() -> Result<Self, Error> {
         let socket = Socket::new(NETLINK_ROUTE)?;
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(TIMEOUT))
             .map_err(io::Error::from)?;
-        // Each of these only makes answers shorter, stricter or clearer: a kernel without them will do.
+        // Each option only makes answers shorter, stricter or clearer, so it may be missing.
         for option in
             [socket.set_netlink_get_strict_chk(true), socket.set_cap_ack(true), socket.set_ext_ack(true)]
         {
@@ -112,21 +113,20 @@ impl Netlink {
                 log::debug!("netlink socket option: {error}");
             }
         }
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_ROOM) })
+        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
-    /// Opens a socket that is told of changes by the multicast group with the number `group` (`RTNLGRP_*`), and takes
-    /// them by [`Netlink::drain`].
+    /// Opens a socket that receives the messages of the multicast group `group` (`RTNLGRP_*`). [`Netlink::drain`] reads them.
     pub(crate) fn subscribe(group: u32) -> Result<Self, Error> {
         let mut netlink = Self::open()?;
-        // What has no address of its own is told nothing.
+        // The kernel delivers multicast messages only to bound sockets.
         netlink.socket.bind_auto()?;
         netlink.socket.add_membership(group)?;
         Ok(netlink)
     }
 
-    /// Shows the type and payload of every message that has come in, without waiting for any. What the kernel had no
-    /// room to keep for us is lost.
+    /// Calls `message` with the type and payload of every message that has arrived. Does not wait. Messages that did not fit
+    /// into the receive buffer (ENOBUFS) are lost.
     pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) {
         loop {
             self.buffer.clear();
@@ -140,8 +140,8 @@ impl Netlink {
         }
     }
 
-    /// Everything the kernel lists in answer to `query`, made into values by `parse` (which skips what it
-    /// returns `None` for). A list that changed while it was taken is taken again, a few times.
+    /// Everything that the kernel lists in answer to `query`, parsed by `parse`. Entries for which `parse` returns `None`
+    /// are skipped. If the list changes during the dump, the dump is repeated, at most [`DUMP_ATTEMPTS`] times.
     pub(crate) fn dump<Q: NetlinkSerializable + Clone, T>(
         &mut self,
         what: &'static str,
@@ -165,13 +165,13 @@ impl Netlink {
                 return Ok(found);
             }
         }
-        log::debug!("{what} keep changing: going on with the last list");
+        log::debug!("{what} changed during each dump: using the last list");
         Ok(found)
     }
 
-    /// Sends all `requests` and tells the fate of each, in the same order.
+    /// Sends all `requests`. Returns the result of each, in the same order.
     pub(crate) fn perform(&mut self, requests: Vec<Request>) -> Result<Vec<Result<(), Refusal>>, Error> {
-        let mut fates = Vec::with_capacity(requests.len());
+        let mut results = Vec::with_capacity(requests.len());
         let mut batch = Vec::new();
         let mut waiting = requests.into_iter().peekable();
         let mut count = 0;
@@ -182,7 +182,8 @@ impl Netlink {
             let last = count == BATCH_REQUESTS || full || next_len.is_none();
             request.header.sequence_number = self.next_sequence();
             if last {
-                // A refusal is told in any case: success only has to be told for the last one.
+                // The kernel always reports a refusal. Success is reported on request: the last one is enough, as the
+                // kernel handles requests in order.
                 request.header.flags |= NLM_F_ACK;
             }
             request.finalize();
@@ -191,14 +192,14 @@ impl Netlink {
             request.serialize(&mut batch[start..]);
             if last {
                 self.send(&batch)?;
-                let mut told = Fates { last: self.sequence, fates: vec![Ok(()); count] };
-                while !told.take(self.receive()?) {}
-                fates.append(&mut told.fates);
+                let mut reply = BatchReply { last: self.sequence, results: vec![Ok(()); count] };
+                while !reply.take(self.receive()?) {}
+                results.append(&mut reply.results);
                 batch.clear();
                 count = 0;
             }
         }
-        Ok(fates)
+        Ok(results)
     }
 
     fn next_sequence(&mut self) -> u32 {
@@ -229,16 +230,16 @@ impl AsFd for Netlink {
     }
 }
 
-/// A dump as it comes in, datagram by datagram.
+/// The state of a dump while its datagrams arrive.
 struct DumpReply {
     what: &'static str,
     sequence: u32,
-    /// Nothing changed while the kernel was at it.
+    /// False if the list changed during the dump.
     intact: bool,
 }
 
 impl DumpReply {
-    /// Takes what is in a datagram; `true` if that was the end.
+    /// Adds the entries of a datagram to `found`. True if the dump is complete.
     fn take<T>(
         &mut self,
         datagram: &[u8],
@@ -262,21 +263,21 @@ impl DumpReply {
     }
 }
 
-/// The fates of requests that were sent together, all but the last only told of if they were refused.
-struct Fates {
-    /// Sequence number of the last.
+/// The results of a batch of requests. The kernel reports refusals, and success of the last request only.
+struct BatchReply {
+    /// Sequence number of the last request.
     last: u32,
-    fates: Vec<Result<(), Refusal>>,
+    results: Vec<Result<(), Refusal>>,
 }
 
-impl Fates {
-    /// Takes what is in a datagram; `true` if it tells of the last request.
+impl BatchReply {
+    /// Stores the results in a datagram. True if it has that of the last request.
     fn take(&mut self, datagram: &[u8]) -> bool {
         for message in Messages(datagram).filter(|message| message.message_type() == NLMSG_ERROR) {
             let age = self.last.wrapping_sub(message.sequence_number()) as usize;
-            let Some(fate) = self.fates.iter_mut().rev().nth(age) else { continue };
+            let Some(result) = self.results.iter_mut().rev().nth(age) else { continue };
             if let Some(refusal) = refusal(&message) {
-                *fate = Err(refusal);
+                *result = Err(refusal);
             }
             if age == 0 {
                 return true;
@@ -286,20 +287,21 @@ impl Fates {
     }
 }
 
-/// What an acknowledgement or the end of a dump says; `None` if all went well.
+/// The error in an acknowledgement or in the end of a dump. `None`: success.
 fn refusal(message: &NetlinkBuffer<&[u8]>) -> Option<Refusal> {
     let payload = message.payload();
     let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
     if code >= 0 {
         return None;
     }
-    let mut told = 4;
+    // The attributes follow the error number and, in an acknowledgement, the request or its header.
+    let mut skipped = 4;
     if message.message_type() == NLMSG_ERROR {
         let request_len = payload[4..].first_chunk().map_or(0, |len| u32::from_ne_bytes(*len)) as usize;
         let kept = if message.flags() & NLM_F_CAPPED != 0 { NLMSG_HEADER_LEN } else { request_len };
-        told += kept.next_multiple_of(4);
+        skipped += kept.next_multiple_of(4);
     }
-    let attributes = if message.flags() & NLM_F_ACK_TLVS != 0 { payload.get(told..) } else { None };
+    let attributes = if message.flags() & NLM_F_ACK_TLVS != 0 { payload.get(skipped..) } else { None };
     let reason = NlasIterator::new(attributes.unwrap_or_default())
         .map_while(Result::ok)
         .find(|attribute| attribute.kind() == ACK_MESSAGE)
@@ -307,7 +309,7 @@ fn refusal(message: &NetlinkBuffer<&[u8]>) -> Option<Refusal> {
     Some(Refusal { errno: Errno::from_raw_os_error(code.saturating_neg()), reason })
 }
 
-/// The messages of a datagram. Ends at the first one that isn't whole.
+/// The messages of a datagram. Ends at the first incomplete one.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_a_datagram_end_at_one_that_is_not_whole() {
+    fn messages_of_a_datagram_end_at_an_incomplete_one() {
         let mut datagram = message(7, 0, b"abc");
         datagram.push(0);
         datagram.extend(message(8, 0, b"defg"));
@@ -352,20 +354,20 @@ mod tests {
         let seen: Vec<_> = Messages(&datagram).map(|m| (m.message_type(), m.payload().to_vec())).collect();
         assert_eq!(seen, [(7, b"abc".to_vec()), (8, b"defg".to_vec())]);
         assert_eq!(Messages(&[]).count(), 0);
-        assert_eq!(Messages(&[0; 64]).count(), 0, "a length of 0 doesn't go on for ever");
+        assert_eq!(Messages(&[0; 64]).count(), 0, "a length of 0 ends the iteration");
     }
 
     #[test]
-    fn refusals_carry_the_kernels_words() {
+    fn refusals_have_the_kernels_error_text() {
         let attribute = [&[8, 0, 1, 0], &b"why\0"[..]].concat();
         let capped = [&(-22i32).to_ne_bytes()[..], &[0; NLMSG_HEADER_LEN], &attribute].concat();
         let octets = message(NLMSG_ERROR, NLM_F_CAPPED | NLM_F_ACK_TLVS, &capped);
-        let told = refusal(&NetlinkBuffer::new(&octets[..])).unwrap();
-        assert_eq!(told, Refusal { errno: Errno::INVAL, reason: Some("why".into()) });
-        assert_eq!(told.to_string(), "Invalid argument (os error 22): why");
+        let parsed = refusal(&NetlinkBuffer::new(&octets[..])).unwrap();
+        assert_eq!(parsed, Refusal { errno: Errno::INVAL, reason: Some("why".into()) });
+        assert_eq!(parsed.to_string(), "Invalid argument (os error 22): why");
 
         let octets = message(NLMSG_DONE, NLM_F_ACK_TLVS, &[&(-22i32).to_ne_bytes()[..], &attribute].concat());
-        assert_eq!(refusal(&NetlinkBuffer::new(&octets[..])), Some(told));
+        assert_eq!(refusal(&NetlinkBuffer::new(&octets[..])), Some(parsed));
 
         for short in [&[][..], &[1], &0i32.to_ne_bytes()] {
             let octets = message(NLMSG_ERROR, NLM_F_ACK_TLVS, short);
@@ -380,7 +382,7 @@ mod tests {
 
     const ROUTE: u16 = 24;
 
-    /// the end of a dump may come in a datagram of its own, or not be the first thing in one.
+    /// the end of a dump may come in a datagram of its own, or after other messages in the same datagram.
     #[test]
     fn dump_ends_with_a_datagram_r28() {
         let last = [numbered(5, ROUTE, 0, b"bbbb"), numbered(5, NLMSG_DONE, 0, &[0; 4])];
@@ -400,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn dumps_that_changed_or_failed() {
+    fn dumps_that_are_interrupted_or_refused() {
         let reply = |datagram: &[u8]| {
             let mut reply = DumpReply { what: "routes", sequence: 5, intact: true };
             reply.take(datagram, |_| Some(()), &mut Vec::new()).map(|ended| (ended, reply.intact))
@@ -421,14 +423,14 @@ mod tests {
     }
 
     #[test]
-    fn refusals_find_their_requests() {
-        let mut told = Fates { last: 1, fates: vec![Ok(()); 4] };
+    fn refusals_are_matched_to_requests_by_sequence_number() {
+        let mut reply = BatchReply { last: 1, results: vec![Ok(()); 4] };
         let refused = |sequence, code: i32| numbered(sequence, NLMSG_ERROR, 0, &code.to_ne_bytes());
-        // Numbers wrap around; 10 and u32::MAX - 2 are no request of these.
+        // Sequence numbers wrap around. 10 and u32::MAX - 2 don't belong to this batch.
         let first = [refused(10, -1), refused(u32::MAX, -101), refused(u32::MAX - 2, -1)].concat();
-        assert!(!told.take(&first));
-        assert!(told.take(&[refused(1, 0), refused(0, -1)].concat()));
+        assert!(!reply.take(&first));
+        assert!(reply.take(&[refused(1, 0), refused(0, -1)].concat()));
         let refusal = Refusal { errno: Errno::NETUNREACH, reason: None };
-        assert_eq!(told.fates, [Ok(()), Err(refusal), Ok(()), Ok(())]);
+        assert_eq!(reply.results, [Ok(()), Err(refusal), Ok(()), Ok(())]);
     }
 }

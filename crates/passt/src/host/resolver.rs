@@ -1,4 +1,4 @@
-//! What resolv.conf says about the host's resolvers, by resolver(5).
+//! The host's resolvers and search list, from resolv.conf (resolver(5)).
 
 mod watch;
 
@@ -15,13 +15,13 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 pub(crate) use watch::{News, Watch};
 
 const PATH: &str = "/etc/resolv.conf";
-/// Octets that are read of the file.
+/// Most octets that are read of the file.
 const MAX_LEN: u64 = 1 << 20;
 
 /// The host's resolvers and its domain search list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolver {
-    /// Name servers in the order of the file, without zones, as many as there are.
+    /// All name servers in the order of the file, without zones.
     pub servers: Vec<IpAddr>,
     /// Domains of the last `search` or `domain` line.
     pub search: Vec<String>,
@@ -43,7 +43,7 @@ impl Resolver {
         }
     }
 
-    /// What `text` says. Lines that say nothing we understand are skipped.
+    /// Parses `text`. Invalid lines are skipped.
     pub fn parse(text: &[u8]) -> Self {
         let (config, ignored) = resolv_conf::Config::parse_with_errors(&without_zones(text));
         for line in ignored {
@@ -62,14 +62,14 @@ impl Resolver {
     }
 }
 
-/// The text of a file that was opened without blocking.
+/// Reads at most [`MAX_LEN`] octets. The file must have been opened with O_NONBLOCK: it may be a pipe.
 fn read(file: OwnedFd) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     File::from(file).take(MAX_LEN).read_to_end(&mut text)?;
     Ok(text)
 }
 
-/// `text` without `%zone`: zones mean nothing to the guest, and some that are in use the parser refuses.
+/// `text` without `%zone`. Zones mean nothing to the guest, and the parser refuses some valid ones.
 fn without_zones(text: &[u8]) -> Vec<u8> {
     let mut zone = false;
     text.iter()
@@ -91,7 +91,7 @@ mod tests {
 
     /// behaviour §3.4.2, Q14.
     #[test]
-    fn lines_as_resolver_5_has_them() {
+    fn lines_of_resolver_5() {
         assert_eq!(servers(b"nameserver 192.0.2.1\nnameserver\t192.0.2.2\n"), ["192.0.2.1", "192.0.2.2"]);
         assert_eq!(
             servers(b"  nameserver   2001:db8::1   \nnameserver 192.0.2.1"),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_skipped() {
+    fn invalid_lines_are_skipped() {
         assert_eq!(
             servers(b"nameserver\nnameserver x\nnameserver 1.2.3.4.5\nnameserver 192.0.2.1"),
             ["192.0.2.1"]
@@ -127,9 +127,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever the file holds, and however it is mixed with what we know.
+        /// A valid line is found between any octets.
         #[test]
-        fn any_octets_will_do(noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+        fn any_octets_are_accepted(noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
             let text = [&noise[..], b"\nnameserver 192.0.2.1\n", &noise[..]].concat();
             let wanted = "192.0.2.1".parse().unwrap();
             proptest::prop_assert!(Resolver::parse(&text).servers.contains(&wanted));

@@ -1,4 +1,4 @@
-//! Unicast routes of the main table, as values that can be given to another namespace.
+//! Unicast routes of the main table, as values that can be copied to another namespace.
 
 use std::{
     collections::HashMap,
@@ -17,37 +17,37 @@ use netlink_packet_route::{
 
 use super::netlink::{Error, Netlink};
 
-/// Hops of a route that fit one attribute of a netlink message, whose length has 16 bits.
+/// Most next hops of a route: they must fit into one attribute of a netlink message, whose length field has 16 bits.
 const MAX_NEXT_HOPS: usize = 2048;
 
 /// A unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads; prefix length 0 makes it a default route.
+    /// Destination network. A default route has prefix length 0.
     pub destination: IpNet,
-    /// Source addresses it is for (IPv6 only).
+    /// Source addresses that the route applies to (IPv6 only).
     pub source: Option<IpNet>,
-    /// Traffic class it is for; 0: any.
+    /// Traffic class that the route applies to; 0: any.
     pub tos: u8,
-    /// Who made it.
+    /// Origin of the route: the kernel, an administrator, a routing protocol.
     pub protocol: RouteProtocol,
-    /// How far it leads (IPv4 only).
+    /// Scope of the destination (IPv4 only).
     pub scope: RouteScope,
-    /// Metric; the lowest wins. `None`: the kernel's default for the family.
+    /// Metric; the route with the lowest is used. `None`: the kernel's default for the family.
     pub priority: Option<u32>,
-    /// Source address that the host itself prefers for it.
+    /// Source address that the host prefers on this route.
     pub preferred_source: Option<IpAddr>,
     /// Router preference of RFC 4191 (IPv6 only).
     pub preference: Option<RoutePreference>,
     /// MTU and other properties of the path.
     pub metrics: Vec<RouteMetric>,
-    /// Where packets go next: at least one, more for a multipath route.
+    /// Next hops: one, or several for a multipath route.
     pub next_hops: Vec<NextHop>,
-    /// It encapsulates packets (MPLS, SRv6 and the like): nothing that another namespace can use.
+    /// The route encapsulates packets (MPLS, SRv6 and others), which works only in its own namespace.
     pub encapsulates: bool,
 }
 
-/// One of the ways that a [`Route`] can take.
+/// A next hop of a [`Route`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// Index of the output interface.
@@ -56,17 +56,17 @@ pub struct NextHop {
     pub gateway: Option<IpAddr>,
     /// Share of the traffic among the hops of a route, 1 to 256 (65536 with nexthop objects).
     pub weight: u32,
-    /// The gateway is taken to be on the link, even if no address or route says so.
+    /// The gateway is assumed to be on the link, even if no address or route says so.
     pub onlink: bool,
 }
 
 impl Route {
-    /// Whether it is for all destinations, from any source.
+    /// Whether the route applies to all destinations, from any source.
     pub fn is_default(&self) -> bool {
         self.destination.prefix_len() == 0 && self.source.is_none() && self.tos == 0
     }
 
-    /// This route as a message of the kernel's, through interface `interface`; state flags and lifetimes left out.
+    /// This route as a netlink message, through interface `interface`, without state flags and lifetimes.
     pub(crate) fn to_message(&self, interface: u32) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
@@ -127,7 +127,7 @@ impl Route {
     }
 }
 
-/// Netlink's name for the family of `address`.
+/// The address family of `address`, for netlink.
 pub(crate) fn family_of(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -145,13 +145,13 @@ pub(super) fn gather(netlink: &mut Netlink, family: AddressFamily) -> Result<Vec
     let listed = netlink.dump(what, RouteNetlinkMessage::GetRoute(query), |octets| {
         Listed::parse(octets).filter(|listed| family_of(listed.route.destination.addr()) == family)
     })?;
-    // The kernel spells nexthop objects out, unless net.ipv4.nexthop_compat_mode is off.
+    // The kernel also lists the hops of nexthop objects, unless net.ipv4.nexthop_compat_mode is off.
     let unresolved = listed.iter().any(|listed| listed.route.next_hops.is_empty() && listed.object.is_some());
     let objects = if unresolved { NextHopObjects::gather(netlink)? } else { NextHopObjects::default() };
     Ok(listed.into_iter().filter_map(|listed| listed.resolve(&objects)).collect())
 }
 
-/// A route as the kernel lists it: its hops may be in a nexthop object.
+/// A route as the kernel lists it. Its hops may be in a nexthop object, by ID.
 struct Listed {
     route: Route,
     object: Option<u32>,
@@ -160,7 +160,9 @@ struct Listed {
 impl Listed {
     fn parse(octets: &[u8]) -> Option<Self> {
         let message = RouteMessage::parse(octets)
-            .inspect_err(|error| log::debug!("skipping a route that can't be read: {error}"))
+            .inspect_err(|error| {
+                log::debug!("a route of the kernel's list can't be parsed, skipped: {error}")
+            })
             .ok()?;
         let header = &message.header;
         let unspecified = match header.address_family {
@@ -219,8 +221,8 @@ impl Listed {
         wanted.then_some(Self { route, object })
     }
 
-    /// The route with its hops. `None` if it has none, so that there is nowhere to send a packet to, or so many that
-    /// only a group of nexthop objects can hold them.
+    /// The route with its hops. `None` if it has no hops, or more than [`MAX_NEXT_HOPS`], which only a group of nexthop
+    /// objects can have.
     fn resolve(self, objects: &NextHopObjects) -> Option<Route> {
         let mut route = self.route;
         if route.next_hops.is_empty()
@@ -281,7 +283,7 @@ impl NextHopObjects {
         Ok(Self(objects.into_iter().collect()))
     }
 
-    /// The hops that object `id` stands for. Groups don't nest.
+    /// The hops of object `id`. The kernel does not nest groups.
     fn hops(&self, id: u32) -> Vec<NextHop> {
         match self.0.get(&id) {
             Some(Object::Hop { hop, .. }) => vec![hop.clone()],
@@ -308,7 +310,7 @@ impl NextHopObjects {
 }
 
 const RTM_GETNEXTHOP: u16 = 106;
-/// struct nhmsg: family, scope, protocol, reserved, flags.
+/// `struct nhmsg`: family, scope, protocol, reserved, flags.
 const NEXTHOP_HEADER_LEN: usize = 8;
 const NEXTHOP_ONLINK: u32 = 4;
 const NHA_ID: u16 = 1;
@@ -316,10 +318,10 @@ const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 const NHA_ENCAP_TYPE: u16 = 7;
-/// struct nexthop_grp: ID, weight less 1 in two octets apart, 2 octets reserved.
+/// `struct nexthop_grp`: ID; low octet and high octet of the weight minus 1; 2 reserved octets.
 const GROUP_ENTRY_LEN: usize = 8;
 
-/// The question for all nexthop objects, which the library doesn't know.
+/// The request for all nexthop objects, which the library doesn't have.
 #[derive(Clone)]
 struct GetNextHop;
 
@@ -337,7 +339,7 @@ impl NetlinkSerializable for GetNextHop {
     }
 }
 
-/// An object and its ID; `None` for black holes and what can't be read.
+/// An object and its ID. `None`: it is a black hole, or can't be parsed.
 fn parse_object(octets: &[u8]) -> Option<(u32, Object)> {
     let header: &[u8; NEXTHOP_HEADER_LEN] = octets.first_chunk()?;
     let flags = parse_u32(&header[4..]).ok()?;
@@ -412,9 +414,9 @@ mod tests {
         Listed::parse(octets).unwrap().resolve(&NextHopObjects::default()).unwrap()
     }
 
-    /// behaviour §3.6: what is copied is all but interface index and preferred source.
+    /// behaviour §3.6: everything is copied except the interface index.
     #[test]
-    fn a_route_survives_the_way_through_a_message() {
+    fn a_route_is_the_same_after_a_round_trip_through_a_message() {
         let mut rich = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]);
         rich.tos = 0x10;
         rich.priority = Some(77);
@@ -444,7 +446,7 @@ mod tests {
         }
     }
 
-    /// state flags of next hops are not even read.
+    /// state flags of next hops are ignored.
     #[test]
     fn dead_and_linkdown_are_dropped_r24() {
         let mut message =
@@ -477,7 +479,7 @@ mod tests {
         assert!(Listed::parse(&[0; 12]).is_none());
     }
 
-    /// nexthop objects that the kernel doesn't spell out.
+    /// nexthop objects whose hops the kernel doesn't list with the route.
     #[test]
     fn nexthop_objects_resolve_r25() {
         let attribute = |kind: u16, value: &[u8]| {
@@ -505,11 +507,11 @@ mod tests {
         assert_eq!(grouped(Some(2)).resolve(&objects).unwrap().next_hops.len(), 1);
         assert_eq!(grouped(Some(3)).resolve(&objects), None);
         assert_eq!(grouped(None).resolve(&objects), None);
-        let crowd = (0..=MAX_NEXT_HOPS).map(|_| GroupEntry { id: 1, weight: 1 }).collect();
-        let crowded = NextHopObjects(objects.0.into_iter().chain([(9, Object::Group(crowd))]).collect());
-        assert_eq!(grouped(Some(9)).resolve(&crowded), None);
+        let too_many = (0..=MAX_NEXT_HOPS).map(|_| GroupEntry { id: 1, weight: 1 }).collect();
+        let objects = NextHopObjects(objects.0.into_iter().chain([(9, Object::Group(too_many))]).collect());
+        assert_eq!(grouped(Some(9)).resolve(&objects), None);
 
         assert!(parse_object(&[0; 7]).is_none());
-        assert!(parse_object(&[0; 8]).is_none(), "a black hole leads nowhere");
+        assert!(parse_object(&[0; 8]).is_none(), "a black hole has no hops");
     }
 }

@@ -1,8 +1,8 @@
-//! The log file, with its hard limit of size (behaviour §1.7.4, §1.7.5).
+//! The log file, whose size has a hard limit (behaviour §1.7.4, §1.7.5).
 //!
-//! A full file loses its oldest part in place: where the file system can collapse a range it does, else what stays is
-//! moved towards the start. Neither needs a path or another file, so it works without any view of the file system.
-//! Killed in between, the file may have lines twice, but none is missing behind the oldest.
+//! When the file is full, its oldest part is removed in place: by collapsing the range if the file system can, else by
+//! moving the rest to the start. Neither opens a path, so this works after the root directory was replaced. If the process
+//! is killed meanwhile, the file may have lines twice, but after the first line it has no gap.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
@@ -12,28 +12,28 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// What is cut off is a multiple of this, in bytes: file systems collapse whole blocks.
+/// The removed part is a multiple of this, in bytes: file systems collapse whole blocks.
 const BLOCK: u64 = 4096;
-/// Bytes moved at a time.
+/// Bytes to move at a time.
 const CHUNK: usize = 64 * 1024;
 
-/// A file that never gets larger than its limit, and starts with a line that says what it is.
+/// A file that never gets larger than its limit. Its first line names the program.
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: File,
-    /// What the first line says.
+    /// The first line, without what is added when the file is truncated.
     title: String,
-    /// Largest size in bytes; none if this is no regular file, which has no size.
+    /// Largest size in bytes. `None`: not a regular file, so there is no size to limit.
     limit: Option<u64>,
 }
 
 impl LogFile {
-    /// Creates the file, for its owner alone, or empties the one there is. `limit` is in bytes.
+    /// Creates the file, accessible to its owner only, or truncates an existing one. `limit` is in bytes.
     pub(super) fn create(path: &Path, title: String, limit: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
         let file = match file {
-            // What can only be written to, as a terminal of somebody else.
+            // A file that can be written but not read, for example the terminal of another user.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 OpenOptions::new().write(true).open(path)?
             }
@@ -45,13 +45,13 @@ impl LogFile {
         Ok(log)
     }
 
-    /// Adds `text`, lines each with its end; `now` is the time that a cut is told with.
+    /// Appends `text`, which consists of whole lines. `now` is the time to note in the first line if the file is truncated.
     pub(super) fn add(&mut self, text: &str, now: &str) -> io::Result<()> {
         let Some(limit) = self.limit else { return self.write(text) };
-        // Nobody reads a message of half a file, and the other half would go for it.
+        // A longer message would displace more than half of the file.
         let text = &*cut(text, limit / 2);
         let len = text.len() as u64;
-        // Asked each time, as the child that becomes the command shares the file with us.
+        // Not remembered: the child process that becomes the command writes to the same file.
         let size = self.file.stream_position()?;
         if size + len > limit {
             self.make_room(size, limit, len, now)?;
@@ -63,7 +63,7 @@ impl LogFile {
         self.file.write_all(text.as_bytes())
     }
 
-    /// Drops the oldest 30 % (or more, if a text of `len` bytes needs it), and whatever the first line then covers.
+    /// Removes the oldest 30 %, or more if `len` bytes need it, and the lines that the new first line overwrites.
     fn make_room(&mut self, size: u64, limit: u64, len: u64, now: &str) -> io::Result<()> {
         let cut = (limit * 3 / 10).max((size + len).saturating_sub(limit)).next_multiple_of(BLOCK).min(size);
         let size = if cut < size && fallocate(&self.file, FallocateFlags::COLLAPSE_RANGE, 0, cut).is_ok() {
@@ -76,7 +76,7 @@ impl LogFile {
         self.file.seek(SeekFrom::Start(size)).map(drop)
     }
 
-    /// Moves what is from `from` up to `end` to the start; returns the new end.
+    /// Moves the bytes from `from` to `end` to the start of the file. Returns the new end.
     fn move_down(&self, from: u64, end: u64) -> io::Result<u64> {
         let mut chunk = vec![0; CHUNK];
         let (mut read, mut written) = (from, 0);
@@ -92,7 +92,8 @@ impl LogFile {
         Ok(written)
     }
 
-    /// Puts the first line over the start, up to an end of line; returns the end of the file, which was `size`.
+    /// Overwrites the start of the file with the first line, padded to the end of a line. Returns the new end of the file,
+    /// which was `size`.
     fn write_title(&self, size: u64, now: &str) -> io::Result<u64> {
         let mut line = format!("{} - log truncated at {now}", self.title).into_bytes();
         // A line never spans more than half of the limit: see `add`.
@@ -103,7 +104,7 @@ impl LogFile {
         Ok(if end.is_some() { size } else { line.len() as u64 })
     }
 
-    /// Where the first end of line at or behind `from` is, if there is one before `size`.
+    /// The position of the first end of line at or after `from` and before `size`.
     fn end_of_line(&self, from: u64, size: u64) -> io::Result<Option<u64>> {
         let mut chunk = vec![0; CHUNK];
         let mut at = from;
@@ -121,7 +122,7 @@ impl LogFile {
     }
 }
 
-/// A text of at most `limit` bytes: if it is longer, its beginning, with the end of line that the whole has.
+/// `text`, shortened to `limit` bytes if it is longer. The result still ends with an end of line.
 fn cut(text: &str, limit: u64) -> Cow<'_, str> {
     const MARK: &str = " [...]\n";
     if text.len() as u64 <= limit {

@@ -1,67 +1,64 @@
-//! How often the same place in the program may speak: what traffic can cause must not fill logs (behaviour §1.7.6).
+//! Limits how often the same call site may log, so that traffic can't fill logs (behaviour §1.7.6).
 
 use std::time::Duration;
 
-/// Messages of one place that are shown in a second.
+/// Messages of one call site that are logged in a second.
 const PER_SECOND: u32 = 5;
 
-/// What has been said lately.
+/// Counts the messages of each call site.
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
-    /// As many as there are places in the program that log.
-    places: Vec<Place>,
+    /// Bounded by the number of call sites in the program.
+    sites: Vec<CallSite>,
 }
 
-/// One place in the program, by file and line.
+/// A call site, by file and line.
 #[derive(Debug)]
-struct Place {
+struct CallSite {
     file: &'static str,
     line: Option<u32>,
-    /// The second that is counted for, since the start.
+    /// The second since the start that `count` is for.
     second: u64,
-    /// Messages in this second.
+    /// Messages in `second`.
     count: u32,
-    /// Messages left out since the last that was shown.
+    /// Messages left out since the last that was logged.
     left_out: u64,
 }
 
 /// What to do with a message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Show it, and say how many like it were left out before.
+pub(super) enum Decision {
+    /// Log it, and add how many messages of the call site were left out before.
     Show {
-        /// Their number, not counting any that was announced.
+        /// Messages left out since the last one that was logged.
         left_out: u64,
     },
-    /// Show it, and say that more will be left out.
+    /// Log it, and add that more will be left out.
     Announce,
     /// Leave it out.
     LeaveOut,
 }
 
 impl Limiter {
-    /// Counts a message of the place at `file` and `line`, `now` after the start.
-    pub(super) fn judge(&mut self, file: &'static str, line: Option<u32>, now: Duration) -> Verdict {
+    /// Counts a message of the call site at `file` and `line`, and decides about it. `now` is the time since the start.
+    pub(super) fn decide(&mut self, file: &'static str, line: Option<u32>, now: Duration) -> Decision {
         let second = now.as_secs();
-        let index = self.places.iter().position(|place| place.file == file && place.line == line);
-        let place = match index {
-            Some(index) => &mut self.places[index],
-            None => {
-                self.places.push(Place { file, line, second, count: 0, left_out: 0 });
-                let last = self.places.len() - 1;
-                &mut self.places[last]
-            }
-        };
-        if place.second != second {
-            (place.second, place.count) = (second, 0);
+        let index = self.sites.iter().position(|site| site.file == file && site.line == line);
+        let index = index.unwrap_or_else(|| {
+            self.sites.push(CallSite { file, line, second, count: 0, left_out: 0 });
+            self.sites.len() - 1
+        });
+        let site = &mut self.sites[index];
+        if site.second != second {
+            (site.second, site.count) = (second, 0);
         }
-        place.count = place.count.saturating_add(1);
-        match place.count {
-            ..PER_SECOND => Verdict::Show { left_out: std::mem::take(&mut place.left_out) },
-            PER_SECOND => Verdict::Announce,
+        site.count = site.count.saturating_add(1);
+        match site.count {
+            ..PER_SECOND => Decision::Show { left_out: std::mem::take(&mut site.left_out) },
+            PER_SECOND => Decision::Announce,
             _ => {
-                place.left_out += 1;
-                Verdict::LeaveOut
+                site.left_out += 1;
+                Decision::LeaveOut
             }
         }
     }
@@ -72,19 +69,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_speaks_five_times_in_a_second_and_then_says_what_it_kept_back() {
+    fn five_messages_a_second_then_the_number_of_those_left_out() {
         let mut limiter = Limiter::default();
-        let mut at = |line, millis| limiter.judge("file", Some(line), Duration::from_millis(millis));
+        let mut at = |line, millis| limiter.decide("file", Some(line), Duration::from_millis(millis));
         for millis in 0..4 {
-            assert_eq!(at(1, millis), Verdict::Show { left_out: 0 });
+            assert_eq!(at(1, millis), Decision::Show { left_out: 0 });
         }
-        assert_eq!(at(1, 4), Verdict::Announce);
+        assert_eq!(at(1, 4), Decision::Announce);
         for millis in 5..12 {
-            assert_eq!(at(1, millis), Verdict::LeaveOut);
+            assert_eq!(at(1, millis), Decision::LeaveOut);
         }
-        assert_eq!(at(2, 12), Verdict::Show { left_out: 0 }, "another place");
-        assert_eq!(at(1, 999), Verdict::LeaveOut);
-        assert_eq!(at(1, 1000), Verdict::Show { left_out: 8 });
-        assert_eq!(at(1, 1001), Verdict::Show { left_out: 0 });
+        assert_eq!(at(2, 12), Decision::Show { left_out: 0 }, "another call site");
+        assert_eq!(at(1, 999), Decision::LeaveOut);
+        assert_eq!(at(1, 1000), Decision::Show { left_out: 8 });
+        assert_eq!(at(1, 1001), Decision::Show { left_out: 0 });
     }
 }

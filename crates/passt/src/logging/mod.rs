@@ -1,10 +1,10 @@
-//! Where log lines go, and which of them (behaviour §1.7).
+//! The outputs of the log, and which lines they get (behaviour §1.7).
 //!
-//! To standard error as long as somebody may be waiting there for us to start, then to the system's log; with
-//! `--log-file`, to that from the first line on, and not to the system's log.
+//! Lines go to standard error while the caller waits for the start, then to syslog. With `--log-file` they go to that file
+//! from the first line on, and not to syslog.
 //!
-//! Once the process is sealed this makes the system calls sendto (of the system's log), write, lseek, and for a log file
-//! that is full fallocate, pread64, pwrite64 and ftruncate; between threads, futex.
+//! After the process is sealed, logging makes these system calls: sendto (syslog), write, lseek; futex, between threads;
+//! and for a full log file fallocate, pread64, pwrite64 and ftruncate.
 
 mod file;
 mod limit;
@@ -20,18 +20,17 @@ use anyhow::Context;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use self::file::LogFile;
-use self::limit::{Limiter, Verdict};
+use self::limit::{Decision, Limiter};
 use crate::config::Verbosity;
 
-/// Target of messages that come many at a time, as one list: they are never left out, so nothing that traffic can
-/// cause may be among them.
+/// Target of messages that form a list. The rate limit does not apply to them, so traffic must not be able to cause them.
 pub(crate) const LIST: &str = "passt::list";
 
-/// The one logger of the process, as the `log` crate wants it.
+/// The logger of the process. The `log` crate needs it to be static.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Sends log lines to standard error from now on, as `program` and as many as `verbosity` says. Only the first
-/// call does anything.
+/// Starts to log to standard error, in the name of `program` and at the level of `verbosity`. Only the first call has an
+/// effect.
 pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
     let logger = LOGGER.get_or_init(|| Logger::new(program, verbosity));
     if log::set_logger(logger).is_ok() {
@@ -44,25 +43,25 @@ pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
     }
 }
 
-/// Has panics told like everything else, also where nobody reads standard error any more.
+/// Logs panics to the log file or syslog, too, when standard error is no longer an output.
 pub(crate) fn report_panics() {
     let standard = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // Not if it is our own: then it is standard error or nothing.
+        // Locked if the logger itself panics: then only standard error is left.
         if let Some(logger) = LOGGER.get()
             && let Ok(mut outputs) = logger.outputs.try_lock()
             && !outputs.stderr
         {
-            logger.put(&mut outputs, Level::Error, &panic.to_string());
+            logger.write(&mut outputs, Level::Error, &panic.to_string());
         }
         standard(panic);
     }));
 }
 
-/// Sends log lines to a file, too, which never gets larger than `limit` bytes.
+/// Starts to log to a file, which never gets larger than `limit` bytes.
 ///
 /// # Errors
-/// The file can't be made, or can't be written to.
+/// The file can't be created or written.
 pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
     let Some(logger) = LOGGER.get() else { return Ok(()) };
     let program = std::env::current_exe().unwrap_or_default();
@@ -79,13 +78,12 @@ pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects to the system's log, which can't be found any more from within an empty root. Having none is no error
-/// (R-7).
+/// Connects to syslog. Must be called before the root directory is replaced. A system without syslog is not an error (R-7).
 pub(crate) fn open_syslog() {
     let connect = || -> std::io::Result<UnixDatagram> {
         let socket = UnixDatagram::unbound()?;
         socket.connect("/dev/log")?;
-        // A log that takes no more is not worth a standstill.
+        // If syslog is slow, lines are lost rather than that the process blocks.
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
@@ -97,21 +95,21 @@ pub(crate) fn open_syslog() {
     }
 }
 
-/// Leaves standard error to others: lines go to the log file or to the system's log from now on.
+/// Stops to log to standard error: lines go only to the log file or to syslog from now on.
 pub(crate) fn leave_stderr() {
     if let Some(logger) = LOGGER.get() {
         logger.outputs().stderr = false;
     }
 }
 
-/// From now on lines may be caused by traffic: no place in the program logs more than a few of them in a second.
+/// Starts to limit the rate of each call site. Called before traffic can cause log lines.
 pub(crate) fn limit_rates() {
     if let Some(logger) = LOGGER.get() {
         logger.outputs().limiter = Some(Limiter::default());
     }
 }
 
-/// Tells the process id by which our caller knows us, where we see another one ourselves.
+/// Sets the process ID for syslog. In a PID namespace, the process can't find out by which number its caller knows it.
 pub(crate) fn set_pid(pid: u32) {
     if let Some(logger) = LOGGER.get() {
         logger.outputs().pid = pid;
@@ -125,20 +123,20 @@ struct Logger {
     outputs: Mutex<Outputs>,
 }
 
-/// Where lines go.
+/// Where log lines go.
 struct Outputs {
     /// To standard error.
     stderr: bool,
     file: Option<LogFile>,
-    /// The system's log, used when standard error is not and there is no file.
+    /// Syslog. It gets lines when standard error doesn't and there is no file.
     syslog: Option<UnixDatagram>,
     limiter: Option<Limiter>,
-    /// Ours, for the system's log.
+    /// Process ID for syslog.
     pid: u32,
 }
 
 impl Log for Logger {
-    /// Libraries have their say only when tracing.
+    /// Messages of libraries are logged only with `--trace`.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         const OURS: [&str; 4] = ["passt", "engine", "wire", "sys"];
         let target = metadata.target().split("::").next().unwrap_or_default();
@@ -150,24 +148,26 @@ impl Log for Logger {
             return;
         }
         let mut outputs = self.outputs();
-        let verdict = match &mut outputs.limiter {
-            // What was asked for in order to see all is shown.
-            Some(limiter) if record.level() <= Level::Info && record.target() != LIST => {
-                limiter.judge(record.file_static().unwrap_or_default(), record.line(), self.started.elapsed())
-            }
-            _ => Verdict::Show { left_out: 0 },
+        let decision = match &mut outputs.limiter {
+            // `--debug` and `--trace` show everything.
+            Some(limiter) if record.level() <= Level::Info && record.target() != LIST => limiter.decide(
+                record.file_static().unwrap_or_default(),
+                record.line(),
+                self.started.elapsed(),
+            ),
+            _ => Decision::Show { left_out: 0 },
         };
         let level = record.level();
-        match verdict {
-            Verdict::Show { left_out: 0 } => self.put(&mut outputs, level, &record.args().to_string()),
-            Verdict::Show { left_out } => {
-                self.put(&mut outputs, level, &format!("{} ({left_out} more before)", record.args()));
+        match decision {
+            Decision::Show { left_out: 0 } => self.write(&mut outputs, level, &record.args().to_string()),
+            Decision::Show { left_out } => {
+                self.write(&mut outputs, level, &format!("{} ({left_out} more before)", record.args()));
             }
-            Verdict::Announce => {
+            Decision::Announce => {
                 let text = format!("{} (and more, left out for a second)", record.args());
-                self.put(&mut outputs, level, &text);
+                self.write(&mut outputs, level, &text);
             }
-            Verdict::LeaveOut => {}
+            Decision::LeaveOut => {}
         }
     }
 
@@ -185,8 +185,8 @@ impl Logger {
         self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a message to where it belongs. Errors of writing have nowhere to go.
-    fn put(&self, outputs: &mut Outputs, level: Level, text: &str) {
+    /// Writes a message to its outputs. Errors are ignored: there is no other place to report them.
+    fn write(&self, outputs: &mut Outputs, level: Level, text: &str) {
         if outputs.stderr {
             drop(std::io::stderr().write_all(self.stderr_line(level, text).as_bytes()));
         }
@@ -215,11 +215,11 @@ impl Logger {
             Some(prefix) => writeln!(line, "{}: {prefix}{text}", self.program),
             None => writeln!(line, "{text}"),
         };
-        debug_assert!(written.is_ok(), "a string takes everything");
+        debug_assert!(written.is_ok(), "writing to a string can't fail");
         line
     }
 
-    /// As RFC 3164 §4.1 has it, without the timestamp, which the receiver adds (§4.3.2).
+    /// A message of RFC 3164 §4.1 without timestamp, which the receiver adds (§4.3.2).
     fn syslog_line(&self, pid: u32, level: Level, text: &str) -> String {
         const FACILITY_DAEMON: u8 = 3;
         let severity = match level {
@@ -244,7 +244,7 @@ fn file_line(now: &str, level: Level, text: &str) -> String {
     format!("{now}: {prefix:<9}{text}\n")
 }
 
-/// Time since start: seconds and four digits (R-9).
+/// Time since the start: seconds with four decimal places (R-9).
 fn stamp(elapsed: Duration) -> String {
     format!("{}.{:04}", elapsed.as_secs(), elapsed.subsec_micros() / 100)
 }
@@ -257,7 +257,7 @@ mod tests {
         Logger::new("pasta", verbosity).stderr_line(level, "text")
     }
 
-    /// R-9: four digits, cut and not rounded, so that they never carry.
+    /// R-9: four decimal places, truncated and not rounded, so that they never carry.
     #[test]
     fn stamps_have_four_digits_r9() {
         assert_eq!(stamp(Duration::ZERO), "0.0000");
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(stamp(Duration::from_nanos(9_999_999_999)), "9.9999");
     }
 
-    /// R-8: one prefix to a line.
+    /// R-8: one prefix for each line.
     #[test]
     fn lines_on_stderr_r8() {
         assert_eq!(line(Level::Error, Verbosity::Info), "pasta: text\n");
@@ -282,30 +282,14 @@ mod tests {
     fn lines_in_the_file() {
         let lines =
             [Level::Error, Level::Warn, Level::Info, Level::Debug].map(|l| file_line("1.0000", l, "text"));
-        assert_eq!(
-            lines[0],
-            "1.0000: ERROR:   text
-"
-        );
-        assert_eq!(
-            lines[1],
-            "1.0000: WARNING: text
-"
-        );
-        assert_eq!(
-            lines[2],
-            "1.0000: info:    text
-"
-        );
-        assert_eq!(
-            lines[3],
-            "1.0000:          text
-"
-        );
+        assert_eq!(lines[0], "1.0000: ERROR:   text\n");
+        assert_eq!(lines[1], "1.0000: WARNING: text\n");
+        assert_eq!(lines[2], "1.0000: info:    text\n");
+        assert_eq!(lines[3], "1.0000:          text\n");
     }
 
     #[test]
-    fn lines_to_syslog_carry_facility_and_severity() {
+    fn lines_to_syslog_have_facility_and_severity() {
         let line = Logger::new("pasta", Verbosity::Info).syslog_line(4711, Level::Warn, "text");
         assert_eq!(line, "<28>pasta[4711]: text");
     }

@@ -1,7 +1,7 @@
 //! Configures the interface in the namespace, over netlink (behaviour §3.6).
 //!
-//! Works in the network namespace of the thread that calls: everything takes three exchanges with the kernel, and as
-//! many more as there are batches of routes.
+//! Works in the network namespace of the calling thread. Requests are sent in batches: three exchanges with the kernel, and
+//! one more for each batch of routes.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -25,39 +25,39 @@ use crate::{
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// How the interface in the namespace turned out.
+/// The configuration that the interface has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configured {
     /// Its index in the namespace.
     pub index: u32,
     /// Its MAC address: that of the guest.
     pub mac: Mac,
-    /// The addresses that it has got.
+    /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// IPv4 was wanted, but the namespace hasn't got it.
+    /// IPv4 was to be configured, but the namespace has no IPv4.
     pub no_ipv4: bool,
-    /// IPv6 was wanted, but the namespace hasn't got it.
+    /// IPv6 was to be configured, but the namespace has no IPv6.
     pub no_ipv6: bool,
-    /// What wasn't possible, to be logged.
+    /// Failures that are not fatal, to be logged.
     pub notes: Vec<Note>,
 }
 
 /// Why the namespace can't be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel can't be asked.
+    /// Netlink failed.
     #[error("namespace configuration: {0}")]
     Netlink(#[from] host::Error),
     /// There is no such interface in the namespace.
     #[error("there is no interface {name} in the namespace")]
     NoInterface {
-        /// The name that the plan has.
+        /// The name in the plan.
         name: String,
     },
     /// The interface has no MAC address: it isn't a tap.
     #[error("interface {name} in the namespace has no MAC address")]
     NoMac {
-        /// The name that the plan has.
+        /// The name in the plan.
         name: String,
     },
     /// The kernel refused a step.
@@ -65,17 +65,17 @@ pub enum Error {
     Refused {
         /// The interface.
         name: String,
-        /// What was to be done.
+        /// What failed.
         step: String,
-        /// Why it wasn't.
+        /// The kernel's reason.
         refusal: Refusal,
     },
 }
 
-/// Does what `plan` says in the network namespace of this thread. The tap device is there already.
+/// Carries out `plan` in the network namespace of the calling thread. The tap device must exist.
 ///
 /// # Errors
-/// If the interface isn't there, or if the kernel refuses something that the guest can't do without.
+/// The interface doesn't exist, or the kernel refuses a step that the guest needs.
 pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
     let mut netlink = Netlink::open()?;
     let Some(link) = find_link(&mut netlink, &plan.ifname)? else {
@@ -109,19 +109,23 @@ pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
     Ok(work.configured)
 }
 
-/// Brings the loopback interface up in the network namespace of this thread, where nothing else is to be configured.
+/// Brings up only the loopback interface in the network namespace of the calling thread.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// The kernel refuses.
 pub fn bring_loopback_up() -> Result<(), Error> {
     let up = set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), []);
-    for fate in Netlink::open()?.perform(vec![up])? {
-        fate.map_err(|refusal| Error::Refused { name: "lo".into(), step: "bring it up".into(), refusal })?;
+    for result in Netlink::open()?.perform(vec![up])? {
+        result.map_err(|refusal| Error::Refused {
+            name: "lo".into(),
+            step: "bring it up".into(),
+            refusal,
+        })?;
     }
     Ok(())
 }
 
-/// A configuration under way.
+/// The state of a configuration under way.
 struct Work {
     netlink: Netlink,
     link: Link,
@@ -129,7 +133,7 @@ struct Work {
 }
 
 impl Work {
-    /// Properties of the interface, and lo and the interface up.
+    /// Sets the properties of the interface, and brings lo and the interface up.
     fn links(&mut self, plan: &NamespacePlan) -> Result<(), Error> {
         let mut steps = vec![("bring lo up", set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), []))];
         let mut set = |step, attribute| steps.push((step, set_link(self.link.index, None, [attribute])));
@@ -149,22 +153,22 @@ impl Work {
             steps.push(("bring it up", set_link(self.link.index, Some(LinkFlags::Up), [])));
         }
         let (names, requests): (Vec<_>, Vec<_>) = steps.into_iter().unzip();
-        for (place, (name, fate)) in names.iter().zip(self.netlink.perform(requests)?).enumerate() {
-            match fate {
-                Err(refusal) if generation == Some(place) && is_unsupported(refusal.errno) => {
+        for (index, (name, result)) in names.iter().zip(self.netlink.perform(requests)?).enumerate() {
+            match result {
+                Err(refusal) if generation == Some(index) && is_unsupported(refusal.errno) => {
                     self.configured.no_ipv6 = true;
                     self.warn(format!("IPv6 not supported in the namespace, disabling: {refusal}"));
                 }
-                fate => fate.map_err(|refusal| self.refused((*name).to_owned(), refusal))?,
+                result => result.map_err(|refusal| self.refused((*name).to_owned(), refusal))?,
             }
         }
         Ok(())
     }
 
-    /// Addresses of both families.
+    /// Adds the addresses of both families.
     ///
-    /// The kernel would give the interface a link-local address itself, but only use it after duplicate address
-    /// detection, a second later. So it is told not to until this one, made by the same rule, is there.
+    /// The kernel would add a link-local address itself, but use it only after duplicate address detection, a second later
+    /// . So this is disabled until the same address has been added here, without detection.
     fn addresses(&mut self, plan: &InterfacePlan) -> Result<(), Error> {
         let mut addresses: Vec<Address> = Vec::new();
         addresses.extend(plan.v4.iter().flat_map(|family| family.addresses.iter().cloned()));
@@ -175,11 +179,11 @@ impl Work {
             addresses.extend(family.addresses.iter().cloned());
         }
         let requests = addresses.iter().map(|address| add_address(address, self.link.index)).collect();
-        for (address, fate) in addresses.iter().zip(self.netlink.perform(requests)?) {
-            match fate {
+        for (address, result) in addresses.iter().zip(self.netlink.perform(requests)?) {
+            match result {
                 Err(refusal) if refusal.errno == Errno::EXIST => {}
                 Err(refusal) if is_unsupported(refusal.errno) => self.lacks(address.local, &refusal),
-                fate => fate.map_err(|refusal| {
+                result => result.map_err(|refusal| {
                     self.refused(format!("add the address {}/{}", address.local, address.prefix_len), refusal)
                 })?,
             }
@@ -195,23 +199,23 @@ impl Work {
         }
         if plan.v6.is_some() && !self.configured.no_ipv6 {
             let again = set_link(self.link.index, None, [address_generation(In6AddrGenMode::Eui64)]);
-            for fate in self.netlink.perform(vec![again])? {
-                fate.map_err(|refusal| self.refused("restore link-local addresses".into(), refusal))?;
+            for result in self.netlink.perform(vec![again])? {
+                result.map_err(|refusal| self.refused("restore link-local addresses".into(), refusal))?;
             }
         }
         Ok(())
     }
 
-    /// Adds routes, over and over as long as that gets any further: one may need another that comes after it.
+    /// Adds routes. Failed ones are tried again while others succeed: the gateway of a route may need a later route.
     fn routes(&mut self, family: &NamespaceFamily) -> Result<(), Error> {
         let mut pending: Vec<&Route> = family.routes.iter().collect();
-        // What is on the link comes first: most others depend on it, few on each other.
+        // Routes without a gateway first: most others depend on them, few on each other.
         pending.sort_by_key(|route| route.next_hops.iter().any(|hop| hop.gateway.is_some()));
         loop {
             let requests = pending.iter().map(|route| add_route(route, self.link.index)).collect();
             let mut unreachable = Vec::new();
-            for (route, fate) in pending.iter().zip(self.netlink.perform(requests)?) {
-                match fate {
+            for (route, result) in pending.iter().zip(self.netlink.perform(requests)?) {
+                match result {
                     Ok(()) => {}
                     Err(refusal) if refusal.errno == Errno::EXIST => {}
                     Err(refusal) if is_unreachable(refusal.errno) => unreachable.push((*route, refusal)),
@@ -227,7 +231,7 @@ impl Work {
         }
     }
 
-    /// A copied route can be missed. One that was asked for can't, nor can the privilege to add any.
+    /// A missing copied route is not fatal. Any other missing route is, and so is a missing privilege.
     fn route_failed(&mut self, route: &Route, refusal: Refusal, copied: bool) -> Result<(), Error> {
         if !copied || refusal.errno == Errno::PERM {
             return Err(
@@ -243,7 +247,7 @@ impl Work {
         Ok(())
     }
 
-    /// The namespace hasn't got the family of `address`.
+    /// Notes that the namespace doesn't have the family of `address`.
     fn lacks(&mut self, address: IpAddr, refusal: &Refusal) {
         let (missing, name) = match address {
             IpAddr::V4(_) => (&mut self.configured.no_ipv4, "IPv4"),
@@ -263,13 +267,13 @@ impl Work {
     }
 }
 
-/// Whether an error says that the namespace, or the interface in it, hasn't got the address family: it isn't in the
-/// kernel, or switched off by `net.ipv6.conf.*.disable_ipv6`. A lack of privilege has another number.
+/// Whether an error means that the namespace, or the interface, lacks the address family: the kernel doesn't have it, or
+/// `net.ipv6.conf.*.disable_ipv6` is set. A lack of privilege has another number.
 fn is_unsupported(errno: Errno) -> bool {
     [Errno::AFNOSUPPORT, Errno::OPNOTSUPP, Errno::ACCESS].contains(&errno)
 }
 
-/// Whether an error says that a route's gateway can't be reached (yet).
+/// Whether an error means that a route's gateway can't be reached (yet).
 fn is_unreachable(errno: Errno) -> bool {
     [Errno::NETUNREACH, Errno::HOSTUNREACH].contains(&errno)
 }
@@ -279,7 +283,7 @@ fn via(route: &Route) -> String {
     gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default()
 }
 
-/// The address that the kernel itself would make: fe80::/64 with the modified EUI-64 of the MAC address (RFC 4291
+/// The address that the kernel would generate: fe80::/64 with the modified EUI-64 of the MAC address (RFC 4291
 /// appendix A).
 fn link_local(Mac([a, b, c, d, e, f]): Mac) -> Address {
     let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
@@ -326,7 +330,7 @@ fn add_address(address: &Address, interface: u32) -> Request {
     request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE)
 }
 
-/// Behind routes of the same metric, so that they keep their order.
+/// Appends a route after those with the same metric, so that routes keep their order.
 fn add_route(route: &Route, interface: u32) -> Request {
     request(RouteNetlinkMessage::NewRoute(route.to_message(interface)), NLM_F_CREATE | NLM_F_APPEND)
 }

@@ -1,4 +1,4 @@
-//! Joining a namespace that exists: by process, by path, with or without its user namespace (behaviour §10.3).
+//! Joins an existing namespace, by process or by path, with or without its user namespace (behaviour §10.3).
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,12 +14,13 @@ use super::quit::Watch;
 use crate::config::Userns;
 use crate::pasta::netns::Namespace;
 
-/// Finds the namespace of process `pid`, after joining the user namespace that gives rights over it: by default the one
-/// that owns it. That is not always the process's own, which may be nested in the owner.
+/// Joins the user namespace that gives rights over the network namespace of process `pid`, and returns that namespace. By
+/// default it joins the owner of the network namespace. The process itself may be in a user namespace below the owner.
+/// With `quit`, also returns a watch for the end of the process.
 pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(Namespace, Option<Watch>)> {
     let pid = Pid::from_raw(pid).filter(|_| pid > 0).with_context(|| format!("{pid} is no process id"))?;
     let number = pid.as_raw_nonzero();
-    // A handle first: whatever takes over the number later is not what we were asked for.
+    // A pidfd first: another process may get the number later.
     let pidfd = pidfd_open(pid, PidfdFlags::empty())
         .with_context(|| format!("can't find process {number}, whose namespace to join"))?;
     let watch = if quit {
@@ -32,7 +33,7 @@ pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(
         Userns::None => {}
         Userns::Path(path) => join_user_namespace(path)?,
         Userns::Default => {
-            // If another process has taken over the number by now, entering by the handle fails.
+            // If another process has got the number by now, entering by the pidfd fails.
             let path = PathBuf::from(format!("/proc/{number}/ns/net"));
             let network = File::open(&path)
                 .with_context(|| format!("can't open {}: is the process yours?", path.display()))?;
@@ -42,14 +43,14 @@ pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(
     Ok((Namespace::of_process(pidfd, pid), watch))
 }
 
-/// Opens the namespace that the file at `path` stands for, and joins the user namespace that gives rights over it: by
-/// default the one that owns it.
+/// Joins the user namespace that gives rights over the network namespace at `path`, by default its owner, and returns that
+/// namespace. With `quit`, also returns a watch for the removal of the file.
 pub(crate) fn path(path: &Path, userns: &Userns, quit: bool) -> anyhow::Result<(Namespace, Option<Watch>)> {
-    // The right to open the file may come with the user namespace asked for.
+    // The user namespace of `--userns` may give the right to open the file.
     if let Userns::Path(path) = userns {
         join_user_namespace(path)?;
     }
-    // Watched before it is opened, so that no moment is missed between the two.
+    // The watch starts before the file is opened, so that no removal is missed.
     let watch = if quit { Some(Watch::path(path)?) } else { None };
     let file =
         File::open(path).with_context(|| format!("can't open network namespace {}", path.display()))?;
@@ -59,7 +60,7 @@ pub(crate) fn path(path: &Path, userns: &Userns, quit: bool) -> anyhow::Result<(
     Ok((Namespace::of_file(file.into(), path), watch))
 }
 
-/// Joins the user namespace that owns the network namespace open at `network`, unless it is ours already.
+/// Joins the user namespace that owns `network`, unless the process is in it already.
 fn join_owner(network: BorrowedFd<'_>, path: &Path) -> anyhow::Result<()> {
     let owner = match sys::netns::owner(network) {
         Ok(owner) => owner,
@@ -91,7 +92,7 @@ fn enter_user_namespace(file: BorrowedFd<'_>) -> std::io::Result<()> {
     Ok(move_into_link_name_space(file, Some(LinkNameSpaceType::User))?)
 }
 
-/// Whether a namespace file is that of the user namespace we are in, which can't be joined again.
+/// Whether the process is in this user namespace. setns(2) refuses to join it again.
 fn is_ours(theirs: BorrowedFd<'_>) -> anyhow::Result<bool> {
     let ours = stat("/proc/self/ns/user").context("can't look at our user namespace")?;
     let theirs = fstat(theirs)?;

@@ -1,4 +1,4 @@
-//! Namespaces of pasta: spawn one, join one, configure it, leave with it (behaviour §1.5, §1.6, §3.6).
+//! The guest's namespace in pasta mode: spawned or joined, configured, and watched for its end (behaviour §1.5, §1.6, §3.6).
 
 pub mod configure;
 pub(crate) mod join;
@@ -10,7 +10,7 @@ use netns::Namespace;
 use quit::Watch;
 use spawn::Spawned;
 
-/// The guest as a part of this machine. All of it is `None` for a virtual machine behind a socket.
+/// The guest, if it is on this machine. For a virtual machine behind a socket, all fields are `None`.
 #[derive(Default)]
 pub(crate) struct Guest {
     /// Its network namespace.

@@ -1,9 +1,8 @@
-//! The guest's network namespace, and the thread that lives in it.
+//! The guest's network namespace, and the thread that works in it.
 //!
-//! The main thread never enters: an unprivileged process could not come back, and the sockets of the host have to be
-//! made in the host's namespace. Descriptors are common to all threads, so a thread of its own goes in and opens
-//! there what the others use: [`Namespace::within`] for a moment, while we still set things up, and the
-//! [`Opener`] for the rest of the process's life.
+//! The main thread never enters it: an unprivileged process could not return, and sockets of the host must be opened in the
+//! host's namespace. All threads share their descriptors. So another thread enters the namespace and opens sockets there for
+//! the main thread: for a single task at the start with [`Namespace::within`], and later with the [`Opener`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +19,7 @@ use rustix::thread::{
 /// The network namespace of a guest.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Which one it is, for people: a path, or "of process N".
+    /// Name for messages: a path, or "of process N".
     name: String,
     handle: Handle,
 }
@@ -44,20 +43,20 @@ impl Namespace {
         Self { name: path.display().to_string(), handle: Handle::File(file) }
     }
 
-    /// Does `work` on a thread inside the namespace, and waits for it. The right to enter must be there already:
-    /// see `pasta::join`.
+    /// Runs `work` on a new thread in the namespace, and waits for its result. The process must have the right to enter the
+    /// namespace, see `pasta::join`.
     ///
     /// # Errors
-    /// The namespace can't be entered; or those of `work`.
+    /// The namespace can't be entered, or `work` fails.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         let run = || {
             self.enter()?;
             work()
         };
         thread::scope(|scope| {
-            let visitor = thread::Builder::new().name("visitor".into()).spawn_scoped(scope, run);
-            let visitor = visitor.context("can't start a thread")?;
-            visitor.join().unwrap_or_else(|_| Err(anyhow!("the thread in the network namespace died")))
+            let thread = thread::Builder::new().name("namespace".into()).spawn_scoped(scope, run);
+            let thread = thread.context("can't start a thread")?;
+            thread.join().unwrap_or_else(|_| Err(anyhow!("the thread in the network namespace died")))
         })
     }
 
@@ -74,51 +73,52 @@ impl Namespace {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread inside the guest's network namespace, for as long as this value or a copy lives: it opens sockets there.
+/// A thread in the guest's network namespace, which opens sockets there. It ends when the last copy of this value is
+/// dropped.
 #[derive(Clone, Debug)]
 pub struct Opener {
-    orders: Sender<Work>,
+    queue: Sender<Work>,
 }
 
 impl Opener {
-    /// Starts the thread, which enters `namespace`, gives up its rights by `drop_rights`, and then waits for orders.
+    /// Starts the thread. It enters `namespace`, calls `drop_rights`, and then waits for work.
     ///
     /// # Errors
-    /// The thread can't be started, or has failed at one of its first steps.
+    /// The thread can't be started, can't enter the namespace, or `drop_rights` has failed.
     pub fn start(
         namespace: Namespace,
         drop_rights: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let (orders, received) = channel::<Work>();
+        let (queue, received) = channel::<Work>();
         let (report, started) = channel();
         let run = move || {
             let ready = namespace.enter().and_then(|()| drop_rights());
-            // Nobody else is to follow.
+            // Closes the handle: nothing else may enter the namespace.
             drop(namespace);
-            // Whoever started us may have ended meanwhile; then there are no orders either.
+            // If the receiver is gone, the process is about to end.
             drop(report.send(ready));
             received.into_iter().for_each(|work| work());
         };
         thread::Builder::new().name("opener".into()).spawn(run).context("can't start a thread")?;
         started.recv().unwrap_or_else(|_| Err(anyhow!("the thread in the network namespace died")))?;
-        Ok(Self { orders })
+        Ok(Self { queue })
     }
 
-    /// Does `work` inside the namespace, and waits for its result: some tens of microseconds, and the work's own.
+    /// Runs `work` in the namespace, and waits for its result. The switch of threads takes some tens of microseconds.
     ///
     /// # Errors
-    /// `BrokenPipe` if the thread is gone.
+    /// `BrokenPipe` if the thread has ended.
     pub fn call<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         self.begin(work).recv().map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    /// Has `work` done inside the namespace meanwhile. The result will be at the receiver; if the thread is gone, that
-    /// is disconnected.
+    /// Starts `work` in the namespace, and does not wait. The receiver gets the result; it is disconnected if the thread has
+    /// ended.
     pub fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
         let (result, receiver) = channel();
-        // A receiver that was dropped wanted no result.
-        let order = Box::new(move || drop(result.send(work())));
-        drop(self.orders.send(order));
+        // Sending fails if the receiver was dropped: nobody needs the result then.
+        let work = Box::new(move || drop(result.send(work())));
+        drop(self.queue.send(work));
         receiver
     }
 }
@@ -134,15 +134,15 @@ mod tests {
     use super::*;
     use crate::isolated::isolated;
 
-    /// The namespace of the thread that calls.
+    /// The namespace of the calling thread.
     fn here() -> Namespace {
         let path = Path::new("/proc/thread-self/ns/net");
         Namespace::of_file(File::open(path).unwrap().into(), path)
     }
 
-    /// HOUSE: what the opener opens belongs to its namespace, whoever uses it.
+    /// A socket of the opener belongs to the opener's namespace, whichever thread uses it.
     #[test]
-    fn sockets_of_the_opener_are_of_its_namespace() {
+    fn sockets_of_the_opener_are_in_its_namespace() {
         isolated(|| {
             let outer = here();
             let Handle::File(back) = &outer.handle else { unreachable!() };
@@ -153,7 +153,7 @@ mod tests {
 
             let ours = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = ours.local_addr().unwrap().port();
-            // The same port is free over there, though loopback is not even up.
+            // The same port is free in the other namespace, although its loopback is not up.
             let theirs =
                 opener.call(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap().unwrap();
             assert_ne!(theirs.as_raw_fd(), ours.as_raw_fd());
@@ -162,10 +162,10 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_cannot_do_its_first_steps_is_an_error() {
+    fn a_failed_start_of_the_thread_is_reported() {
         isolated(|| {
-            let error = Opener::start(here(), || Err(anyhow!("no way"))).unwrap_err();
-            assert_eq!(error.to_string(), "no way");
+            let error = Opener::start(here(), || Err(anyhow!("refused"))).unwrap_err();
+            assert_eq!(error.to_string(), "refused");
         });
     }
 }

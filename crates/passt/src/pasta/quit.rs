@@ -1,4 +1,4 @@
-//! Quitting when the namespace goes away (behaviour §1.6).
+//! Detects that the namespace is gone, which ends the process (behaviour §1.6).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,25 +16,25 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// A namespace under observation: a descriptor that becomes readable when there may be news.
+/// Watches a namespace. The descriptor becomes readable when the namespace may be gone.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// What is watched, for people.
+    /// Name of the namespace, for messages.
     name: String,
-    means: Means,
+    method: Method,
 }
 
 #[derive(Debug)]
-enum Means {
-    /// Readable once the process has ended.
+enum Method {
+    /// A pidfd, readable when the process has ended.
     Process(OwnedFd),
-    /// Deletions in the directory of the namespace's file.
+    /// Deletions in the directory of the namespace's file, by inotify.
     Deletions { inotify: OwnedFd, entry: Entry },
-    /// A look every second, where the file system tells nothing: proc, sysfs, devpts.
+    /// A check every second, on file systems without inotify events: proc, sysfs, devpts.
     Timer { timer: OwnedFd, entry: Entry },
 }
 
-/// A name in a directory that is held open.
+/// A name in a directory that is kept open.
 #[derive(Debug)]
 struct Entry {
     directory: OwnedFd,
@@ -42,12 +42,12 @@ struct Entry {
 }
 
 impl Watch {
-    /// Watches the process behind `pidfd`, in whose namespace, called `name`, we are.
+    /// Watches the process of `pidfd`. `name` is the name of its namespace.
     pub(crate) fn process(pidfd: OwnedFd, name: String) -> Self {
-        Self { name, means: Means::Process(pidfd) }
+        Self { name, method: Method::Process(pidfd) }
     }
 
-    /// Watches the file of a namespace, by the best means there is.
+    /// Watches the file of a namespace, by the best available method.
     pub(crate) fn path(path: &Path) -> anyhow::Result<Self> {
         let explain = || format!("can't watch network namespace {}", path.display());
         let name = path.file_name().with_context(|| format!("{} is no file", path.display()))?.to_owned();
@@ -55,32 +55,32 @@ impl Watch {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let means = if let Some(pidfd) = process_of(parent, &name) {
-            Means::Process(pidfd)
+        let method = if let Some(pidfd) = process_of(parent, &name) {
+            Method::Process(pidfd)
         } else {
             let directory = File::open(parent).with_context(explain)?.into();
-            Means::of(Entry { directory, name }, parent).with_context(explain)?
+            Method::of(Entry { directory, name }, parent).with_context(explain)?
         };
-        Ok(Self { name: path.display().to_string(), means })
+        Ok(Self { name: path.display().to_string(), method })
     }
 
-    /// What is watched, for people.
+    /// Name of the namespace, for messages.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// To be called when the descriptor is readable: whether the namespace is gone.
+    /// Whether the namespace is gone. Must be called when the descriptor is readable.
     pub(crate) fn gone(&self) -> bool {
-        let news = match &self.means {
-            Means::Process(_) => return true,
-            Means::Deletions { inotify, entry } => read_deletions(inotify, entry),
-            Means::Timer { timer, entry } => {
+        let gone = match &self.method {
+            Method::Process(_) => return true,
+            Method::Deletions { inotify, entry } => read_deletions(inotify, entry),
+            Method::Timer { timer, entry } => {
                 rustix::io::read(timer, &mut [0_u8; 8]).map(|_| !entry.exists()).map_err(io::Error::from)
             }
         };
-        news.unwrap_or_else(|error| {
+        gone.unwrap_or_else(|error| {
             if error.kind() != io::ErrorKind::WouldBlock {
-                log::debug!("can't read news of namespace {}: {error}", self.name);
+                log::debug!("can't check namespace {}: {error}", self.name);
             }
             false
         })
@@ -89,27 +89,27 @@ impl Watch {
 
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.means {
-            Means::Process(fd) | Means::Deletions { inotify: fd, .. } | Means::Timer { timer: fd, .. } => {
+        match &self.method {
+            Method::Process(fd) | Method::Deletions { inotify: fd, .. } | Method::Timer { timer: fd, .. } => {
                 fd.as_fd()
             }
         }
     }
 }
 
-impl Means {
+impl Method {
     fn of(entry: Entry, parent: &Path) -> io::Result<Self> {
-        if !tells_nothing(&entry.directory) {
+        if !lacks_inotify_events(&entry.directory) {
             match watch_deletions(parent) {
                 Ok(inotify) => return Ok(Self::Deletions { inotify, entry }),
-                Err(error) => log::debug!("inotify: {error}, looking every second instead"),
+                Err(error) => log::debug!("inotify: {error}, checking every second instead"),
             }
         }
         Ok(Self::Timer { timer: start_timer()?, entry })
     }
 }
 
-/// The process that `/proc/PID/ns/net` belongs to, if that is what the path is.
+/// The process, if the path is its `/proc/PID/ns/net`.
 fn process_of(parent: &Path, name: &OsString) -> Option<OwnedFd> {
     let real: PathBuf = parent.canonicalize().ok()?;
     let pid = real.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns")?.parse().ok()?;
@@ -119,8 +119,8 @@ fn process_of(parent: &Path, name: &OsString) -> Option<OwnedFd> {
     pidfd_open(Pid::from_raw(pid).filter(|_| pid > 0)?, PidfdFlags::empty()).ok()
 }
 
-/// Whether entries of this file system come and go without an inotify event.
-fn tells_nothing(directory: &OwnedFd) -> bool {
+/// Whether this file system creates and removes entries without inotify events.
+fn lacks_inotify_events(directory: &OwnedFd) -> bool {
     const PROC: u64 = 0x9fa0;
     const SYSFS: u64 = 0x6265_6572;
     const DEVPTS: u64 = 0x1cd1;
@@ -138,7 +138,7 @@ fn watch_deletions(directory: &Path) -> io::Result<OwnedFd> {
     Ok(inotify)
 }
 
-/// Reads all events there are (R-38: several may come at once).
+/// Reads all pending events; several may be pending. True if the entry was deleted.
 fn read_deletions(inotify: &OwnedFd, entry: &Entry) -> io::Result<bool> {
     use inotify::ReadFlags;
     let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
@@ -169,7 +169,7 @@ fn start_timer() -> io::Result<OwnedFd> {
 }
 
 impl Entry {
-    /// A name that may not be looked at counts as there.
+    /// Whether the entry exists. It counts as existing if access is denied.
     fn exists(&self) -> bool {
         let found = rustix::fs::statat(&self.directory, self.name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
         matches!(found, Ok(_) | Err(Errno::ACCESS | Errno::PERM))
@@ -181,13 +181,13 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
 
-    /// Waits for news, ten seconds at most.
+    /// Waits until the descriptor is readable, ten seconds at most.
     fn wait(watch: &Watch) -> bool {
         let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
         poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&limit)).unwrap() == 1
     }
 
-    /// the one that counts is the last of several events.
+    /// of several events, the last one is the deletion of the file.
     #[test]
     fn the_deletion_of_a_file_is_seen_among_others_r38() {
         let dir = tempfile::tempdir().unwrap();
@@ -195,7 +195,7 @@ mod tests {
             File::create(dir.path().join(name)).unwrap();
         }
         let watch = Watch::path(&dir.path().join("ns")).unwrap();
-        assert!(matches!(watch.means, Means::Deletions { .. }), "{watch:?}");
+        assert!(matches!(watch.method, Method::Deletions { .. }), "{watch:?}");
         assert!(!watch.gone());
         std::fs::remove_file(dir.path().join("a")).unwrap();
         assert!(wait(&watch));
@@ -206,13 +206,13 @@ mod tests {
         assert!(watch.gone());
     }
 
-    /// procfs has no events; its processes have.
+    /// procfs has no inotify events, so the process itself is watched.
     #[test]
-    fn a_path_in_procfs_is_its_process_r38() {
+    fn for_a_path_in_procfs_the_process_is_watched_r38() {
         let mut child =
             std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         let watch = Watch::path(Path::new(&format!("/proc/{}/ns/net", child.id()))).unwrap();
-        assert!(matches!(watch.means, Means::Process(_)), "{watch:?}");
+        assert!(matches!(watch.method, Method::Process(_)), "{watch:?}");
         drop(child.stdin.take());
         assert!(wait(&watch));
         assert!(watch.gone());
@@ -220,15 +220,15 @@ mod tests {
     }
 
     #[test]
-    fn other_entries_of_procfs_are_looked_at_every_second() {
+    fn other_entries_of_procfs_are_checked_every_second() {
         let watch = Watch::path(Path::new("/proc/self/task")).unwrap();
-        assert!(matches!(watch.means, Means::Timer { .. }), "{watch:?}");
+        assert!(matches!(watch.method, Method::Timer { .. }), "{watch:?}");
         assert!(wait(&watch));
         assert!(!watch.gone());
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_named() {
+    fn the_error_for_a_missing_directory_names_it() {
         let error = Watch::path(Path::new("/nonexistent/ns")).unwrap_err();
         assert!(format!("{error:#}").contains("/nonexistent/ns"), "{error:#}");
     }

@@ -1,8 +1,8 @@
-//! Spawning a command in namespaces of its own (behaviour §1.5).
+//! Spawns a command in namespaces of its own (behaviour §1.5).
 //!
-//! One fork: the child starts out in its namespaces, finishes them from inside while we make the network, and
-//! waits on a pipe. A byte in it means: go. Its end without one, whatever became of us, means: there will be no
-//! network, end quietly.
+//! The child process is created in its new namespaces. It configures them while the parent sets up the network, and then
+//! waits on a pipe. A byte from the parent means that the network is ready. The end of the pipe without a byte means that
+//! the parent has failed: the child exits without a message.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -32,37 +32,36 @@ pub(crate) struct Request<'a> {
     pub(crate) user_namespace: bool,
     /// Create a PID namespace.
     pub(crate) pid_namespace: bool,
-    /// Host name asked for.
+    /// Host name of `--hostname`.
     pub(crate) hostname: Option<&'a str>,
-    /// What our caller left us and the command is to find.
+    /// Signal mask and dispositions of the caller, which the command inherits.
     pub(crate) signals: &'a Inherited,
-    /// Limits of open files, likewise.
+    /// The caller's limit of open files, which the command inherits.
     pub(crate) open_files: &'a Rlimit,
 }
 
-/// A child that waits for its network, or the command it has become.
+/// The child: it waits for the network, and then becomes the command.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pid: Pid,
     pidfd: OwnedFd,
-    /// Where the child waits; closed once it has been let go.
-    go: Option<OwnedFd>,
-    /// Its `/proc/PID/status`, open from before we lose sight of /proc; `None` where it isn't process 1 of a
-    /// PID namespace.
+    /// The pipe that the child waits on. `None` when the child has been released.
+    release: Option<OwnedFd>,
+    /// The child's `/proc/PID/status`: /proc can't be opened later. `None` if it isn't process 1 of a PID namespace.
     status: Option<File>,
 }
 
-/// Forks the child. It runs nothing before [`Spawned::release`].
+/// Forks the child. It does not execute the command before [`Spawned::release`].
 pub(crate) fn spawn(request: &Request<'_>) -> anyhow::Result<Spawned> {
     let mut namespaces = Namespaces::NET | Namespaces::IPC | Namespaces::UTS | Namespaces::MOUNT;
     namespaces.set(Namespaces::USER, request.user_namespace);
     namespaces.set(Namespaces::PID, request.pid_namespace);
-    // Ids as they are here: from inside the user namespace they can't be read any more.
+    // Read before the fork: in the new user namespace, these IDs can't be seen any more.
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let (wait, go) = pipe_with(PipeFlags::CLOEXEC).context("can't make a pipe")?;
+    let (wait, release) = pipe_with(PipeFlags::CLOEXEC).context("can't make a pipe")?;
     match fork_into(namespaces).map_err(|error| explain_fork(error, request))? {
         Cloned::Child => {
-            drop(go);
+            drop(release);
             let Err(error) = become_command(request, ids, wait);
             log::error!("{error:#}");
             std::process::exit(1);
@@ -70,7 +69,7 @@ pub(crate) fn spawn(request: &Request<'_>) -> anyhow::Result<Spawned> {
         Cloned::Parent { pid, pidfd } => {
             let status = File::open(format!("/proc/{}/status", pid.as_raw_nonzero())).ok();
             let status = status.filter(|_| request.pid_namespace);
-            Ok(Spawned { pid, pidfd, go: Some(go), status })
+            Ok(Spawned { pid, pidfd, release: Some(release), status })
         }
     }
 }
@@ -78,7 +77,7 @@ pub(crate) fn spawn(request: &Request<'_>) -> anyhow::Result<Spawned> {
 fn explain_fork(error: io::Error, request: &Request<'_>) -> anyhow::Error {
     let hint = match error.kind() {
         io::ErrorKind::PermissionDenied if !request.user_namespace => ": --netns-only needs privileges",
-        io::ErrorKind::PermissionDenied => ": this system lets you create no user namespaces",
+        io::ErrorKind::PermissionDenied => ": this system does not let you create user namespaces",
         io::ErrorKind::StorageFull => ": see /proc/sys/user for the limits",
         _ => "",
     };
@@ -86,7 +85,7 @@ fn explain_fork(error: io::Error, request: &Request<'_>) -> anyhow::Error {
 }
 
 impl Spawned {
-    /// Handle of the process.
+    /// Pidfd of the process.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
@@ -96,23 +95,23 @@ impl Spawned {
         self.pid
     }
 
-    /// Lets the command start: everything it needs is there. A child that is gone already has said why, and its
-    /// status will tell.
+    /// Lets the command start: the network is ready. A child that has ended has logged the reason, and its status is handled
+    /// like the command's.
     pub(crate) fn release(&mut self) {
-        if let Some(go) = self.go.take()
-            && let Err(error) = File::from(go).write_all(&[1])
+        if let Some(release) = self.release.take()
+            && let Err(error) = File::from(release).write_all(&[1])
         {
             log::debug!("the command's process ended before it could start: {error}");
         }
     }
 
-    /// Passes on `signal`, which somebody sent us (`sent`) or the terminal sent to all of us.
+    /// Forwards `signal` to the command. If `sent` is false, it came from the terminal, which has sent it to the command, too.
     ///
-    /// Process 1 of a PID namespace doesn't get a signal for which it has no handler, although anybody else would
-    /// die of it. So does this: the result is true if the command has been killed in the name of `signal`.
+    /// The kernel drops signals to process 1 of a PID namespace that would have their default action. Without a PID namespace,
+    /// such a signal would kill the command, so this kills it by SIGKILL. True if the command was killed this way.
     pub(crate) fn pass_on(&mut self, signal: Signal, sent: bool) -> io::Result<bool> {
-        // Before the signal itself, which may change the answer.
-        let unhandled = self.status.as_mut().is_some_and(|status| leaves_to_kernel(status, signal));
+        // Read before the signal is sent, as its handler may change it.
+        let unhandled = self.status.as_mut().is_some_and(|status| has_default_action(status, signal));
         if sent {
             pidfd_send_signal(&self.pidfd, signal)?;
         }
@@ -123,20 +122,20 @@ impl Spawned {
     }
 }
 
-/// A child that was never released ends here: nothing is left behind.
+/// Kills a child that was not released, and waits for its end.
 impl Drop for Spawned {
     fn drop(&mut self) {
-        if self.go.take().is_none() {
+        if self.release.take().is_none() {
             return;
         }
-        // Without the right to, the end of the pipe still ends it.
+        // If this is not permitted, the child ends by itself, as the pipe is closed.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 }
 
-/// Whether a process neither handles, ignores nor blocks `signal`, by its status file.
-fn leaves_to_kernel(status: &mut File, signal: Signal) -> bool {
+/// Whether a process neither handles, ignores nor blocks `signal`, according to its `/proc/PID/status`.
+fn has_default_action(status: &mut File, signal: Signal) -> bool {
     use std::io::Seek;
     let mut text = String::new();
     if status.rewind().and_then(|()| status.read_to_string(&mut text)).is_err() {
@@ -150,24 +149,24 @@ fn leaves_to_kernel(status: &mut File, signal: Signal) -> bool {
     ["SigBlk:", "SigIgn:", "SigCgt:"].iter().all(|field| set(field).is_some_and(|set| set & bit == 0))
 }
 
-/// The child's life until it executes the command.
+/// Configures the child's namespaces, waits for the network, and executes the command.
 fn become_command(
     request: &Request<'_>,
     (uid, gid): (u32, u32),
     wait: OwnedFd,
 ) -> anyhow::Result<Infallible> {
     if request.user_namespace {
-        // A change of user may have left /proc/self to root.
-        set_dumpable_behavior(DumpableBehavior::Dumpable).context("can't open /proc/self to ourselves")?;
+        // After a change of user, /proc/self belongs to root until the process is dumpable.
+        set_dumpable_behavior(DumpableBehavior::Dumpable).context("can't get access to /proc/self")?;
         write_maps(uid, gid)?;
     }
-    // Mounts of ours stay ours, also where no user namespace sees to that.
+    // The command's mounts must not propagate to the host. The kernel ensures that only with a new user namespace.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .context("can't make mounts private to the command")?;
     if request.pid_namespace {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         if let Err(error) = mount("proc", "/proc", "proc", flags, None) {
-            log::warn!("can't mount /proc for the command, which will see that of the host: {error}");
+            log::warn!("can't mount /proc for the command, which will see the host's: {error}");
         }
     }
     set_hostname(request.hostname).context("can't set the host name (--hostname)")?;
@@ -182,9 +181,9 @@ fn become_command(
     Err(error).with_context(|| format!("can't run '{}'", program.display()))
 }
 
-/// Maps our one user and group to 0, which needs no privilege (user_namespaces(7)).
+/// Maps a single user and group to 0, which needs no privilege (user_namespaces(7)).
 fn write_maps(uid: u32, gid: u32) -> anyhow::Result<()> {
-    // A map of groups is accepted only where no other group can be dropped any more.
+    // Without privilege, the kernel accepts gid_map only after setgroups(2) was disabled.
     let files = [
         ("setgroups", "deny".to_owned()),
         ("uid_map", format!("0 {uid} 1")),
@@ -213,14 +212,15 @@ fn host_name(asked: Option<&str>, host: &[u8]) -> Vec<u8> {
     name
 }
 
-/// Waits for the byte that says go; at the end of the pipe without one, there is nothing to go on for.
+/// Waits for the byte from the parent. Exits if the pipe ends without it: the parent has failed.
 fn await_network(wait: OwnedFd) {
     if File::from(wait).read_exact(&mut [0]).is_err() {
         std::process::exit(1);
     }
 }
 
-/// Program and arguments, the first being its own name: the command, else the shell as a login shell.
+/// Program and arguments (including argument 0): the command, else `shell` as a login shell, whose argument 0 starts
+/// with `-`.
 fn command_line(command: &[OsString], shell: Option<OsString>) -> (OsString, Vec<OsString>) {
     if let Some(program) = command.first() {
         return (program.clone(), command.to_vec());
@@ -237,7 +237,7 @@ mod tests {
 
     /// behaviour §1.5.6.
     #[test]
-    fn host_names_are_cut_to_what_the_kernel_takes() {
+    fn host_names_are_truncated_to_the_kernels_limit() {
         assert_eq!(host_name(Some("guest"), b"host"), b"guest");
         assert_eq!(host_name(None, b"host"), b"pasta-host");
         assert_eq!(host_name(None, &[b'x'; 64]).len(), 64);
@@ -246,7 +246,7 @@ mod tests {
 
     /// behaviour §1.5.7.
     #[test]
-    fn without_a_command_it_is_a_login_shell() {
+    fn without_a_command_a_login_shell_is_started() {
         let os = |s: &str| OsString::from(s);
         assert_eq!(command_line(&[], Some(os("/bin/zsh"))), (os("/bin/zsh"), vec![os("-/bin/zsh")]));
         assert_eq!(command_line(&[], None), (os("/bin/sh"), vec![os("-/bin/sh")]));
@@ -256,19 +256,19 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_does_with_signals_is_read_from_its_status() {
+    fn signal_actions_are_read_from_the_status_file() {
         let dir = tempfile::tempdir().unwrap();
-        let asked = |text: &str| {
+        let default_action = |text: &str| {
             let path = dir.path().join("status");
             std::fs::write(&path, text).unwrap();
-            leaves_to_kernel(&mut File::open(path).unwrap(), Signal::TERM)
+            has_default_action(&mut File::open(path).unwrap(), Signal::TERM)
         };
         let term = "0000000000004000";
         let none = "0000000000000000";
-        assert!(asked(&format!("SigBlk:\t{none}\nSigIgn:\t{none}\nSigCgt:\t{none}\n")));
-        assert!(!asked(&format!("SigBlk:\t{term}\nSigIgn:\t{none}\nSigCgt:\t{none}\n")));
-        assert!(!asked(&format!("SigBlk:\t{none}\nSigIgn:\t{term}\nSigCgt:\t{none}\n")));
-        assert!(!asked(&format!("SigBlk:\t{none}\nSigIgn:\t{none}\nSigCgt:\t{term}\n")));
-        assert!(!asked("Name:\tcat\n"));
+        assert!(default_action(&format!("SigBlk:\t{none}\nSigIgn:\t{none}\nSigCgt:\t{none}\n")));
+        assert!(!default_action(&format!("SigBlk:\t{term}\nSigIgn:\t{none}\nSigCgt:\t{none}\n")));
+        assert!(!default_action(&format!("SigBlk:\t{none}\nSigIgn:\t{term}\nSigCgt:\t{none}\n")));
+        assert!(!default_action(&format!("SigBlk:\t{none}\nSigIgn:\t{none}\nSigCgt:\t{term}\n")));
+        assert!(!default_action("Name:\tcat\n"));
     }
 }

@@ -19,9 +19,10 @@ use crate::{
 
 /// Name of the tap device if there is no template (behaviour §3.5).
 const DEFAULT_IFNAME: &str = "tap0";
-/// Frames that the kernel queues for us at most: more than the windows that we offer (ARCHITECTURE.md).
+/// Length of the tap device's transmit queue, in frames. It holds more than all the receive windows that the engine
+/// advertises (ARCHITECTURE.md).
 pub const TX_QUEUE_LEN: u32 = 10_000;
-/// Metric of the kernel's own routes for IPv6 addresses.
+/// Metric of the routes that the kernel adds for IPv6 addresses.
 const PREFIX_ROUTE_METRIC_V6: u32 = 256;
 /// Prefix length of IPv6 networks.
 const PREFIX_LEN_V6: u8 = 64;
@@ -31,18 +32,18 @@ const PREFIX_LEN_V6: u8 = 64;
 pub struct NamespacePlan {
     /// Name of the tap device.
     pub ifname: String,
-    /// MAC address to set; `None`: the one it has.
+    /// MAC address to set; `None`: keep the present one.
     pub mac: Option<Mac>,
     /// Length of the device's transmit queue, in frames.
     pub tx_queue_len: u32,
-    /// How to configure the interface; `None`: it stays down, for the guest to configure.
+    /// How to configure the interface; `None`: it stays down, and the guest configures it.
     pub interface: Option<InterfacePlan>,
 }
 
 /// How to configure the interface in the namespace (`--config-net`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfacePlan {
-    /// MTU to set; `None`: the one it has.
+    /// MTU to set; `None`: keep the present one.
     pub mtu: Option<u16>,
     /// IPv4, unless it is disabled.
     pub v4: Option<NamespaceFamily>,
@@ -50,18 +51,18 @@ pub struct InterfacePlan {
     pub v6: Option<NamespaceFamily>,
 }
 
-/// What one family has on the interface in the namespace.
+/// The configuration of one family on the interface in the namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceFamily {
     /// Addresses, to be added in this order.
     pub addresses: Vec<Address>,
-    /// Routes, in the kernel's order. The kernel makes routes to the networks of `addresses` itself: they aren't here.
+    /// Routes, in the kernel's order. Routes to the networks of `addresses` are not among them: the kernel adds those.
     pub routes: Vec<Route>,
-    /// The routes are the template's. Some may not be possible in the namespace; routes that were asked for have to be.
+    /// The routes are copied from the template. A copied route may fail in the namespace; another one must not.
     pub copied: bool,
 }
 
-/// Puts the parts together; `templates` are those of IPv4 and IPv6.
+/// The plan with the configurations of both families. `templates` are the template interfaces of IPv4 and IPv6.
 pub(super) fn plan(
     config: &Config,
     facts: &Facts,
@@ -69,7 +70,7 @@ pub(super) fn plan(
     v4: Option<NamespaceFamily>,
     v6: Option<NamespaceFamily>,
 ) -> NamespacePlan {
-    // The namespace has a loopback interface already, which the tap can't be named after.
+    // The namespace has a loopback interface already, so the tap can't have that name.
     let template = templates.into_iter().flatten().find(|template| {
         facts.link(template.index).is_none_or(|link| !link.flags.contains(LinkFlags::Loopback))
     });
@@ -83,7 +84,7 @@ pub(super) fn plan(
         interface: config.pasta.config_net.then(|| InterfacePlan {
             mtu: (mtu != 0).then_some(mtu),
             v4,
-            // The kernel has no IPv6 on an interface with a smaller MTU.
+            // The kernel disables IPv6 on an interface with a smaller MTU.
             v6: v6.filter(|_| !small),
         }),
     }
@@ -100,7 +101,7 @@ pub(super) fn ipv4(
     family(&config.v4, facts, template, Some(single), given.our_address)
 }
 
-/// IPv6 on the interface in the namespace. Its link-local address is the kernel's business.
+/// IPv6 on the interface in the namespace, without its link-local address.
 pub(super) fn ipv6(
     config: &Config,
     facts: &Facts,
@@ -117,7 +118,7 @@ pub(super) fn ipv6(
     for address in &mut family.addresses {
         address.flags |= AddressFlags::Nodad;
     }
-    // The kernel puts each new IPv6 address before the others.
+    // The kernel lists a new IPv6 address before the older ones.
     family.addresses.reverse();
     family
 }
@@ -162,7 +163,7 @@ fn address(local: IpAddr, prefix_len: u8, scope: AddressScope) -> Address {
     }
 }
 
-/// The template's addresses without what is of the moment: lifetimes, state, labels.
+/// The template's addresses without lifetimes, state and labels.
 fn copied_addresses<A: Ip>(facts: &Facts, template: u32) -> Vec<Address> {
     facts
         .addresses
@@ -173,8 +174,8 @@ fn copied_addresses<A: Ip>(facts: &Facts, template: u32) -> Vec<Address> {
         .collect()
 }
 
-/// The template's routes (R-26: without those that need another interface, too), less those that the kernel makes
-/// itself with `addresses`. Their preferred sources are kept as far as they are among `addresses`.
+/// The template's routes, without those that also use another interface, and those that the kernel adds itself
+/// for `addresses`. A preferred source is kept if it is one of `addresses`.
 fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> Vec<Route> {
     facts
         .routes
@@ -189,7 +190,7 @@ fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> 
         .collect()
 }
 
-/// Whether the kernel makes `route` by itself when the interface has `addresses` (and a link-local one, for IPv6).
+/// Whether the kernel adds `route` itself when the interface has `addresses` (and, for IPv6, a link-local one).
 fn is_made_by_kernel(route: &Route, addresses: &[Address]) -> bool {
     let plain = route.protocol == RouteProtocol::Kernel
         && route.source.is_none()
@@ -210,7 +211,7 @@ fn is_made_by_kernel(route: &Route, addresses: &[Address]) -> bool {
             }))
 }
 
-/// The only route where the template's aren't copied.
+/// The only route, if the template's are not copied.
 fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
     let gateway = gateway.into();
     let in_a_network = addresses.iter().filter_map(network_of).any(|network| network.contains(&gateway));
@@ -231,7 +232,7 @@ fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
             interface: 0,
             gateway: Some(gateway),
             weight: 1,
-            // The gateway of local mode is there, whatever address was asked for.
+            // The gateway of local mode is on the link, whatever the address of `--address`.
             onlink: gateway == IpAddr::V4(LOCAL_V4_GATEWAY) && !in_a_network,
         }],
         encapsulates: false,

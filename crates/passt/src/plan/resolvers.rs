@@ -1,4 +1,4 @@
-//! Which resolvers the guest is told of, and where its queries really go (behaviour §3.4).
+//! The resolvers that are advertised to the guest, and those that its queries are forwarded to (behaviour §3.4).
 
 use std::net::IpAddr;
 
@@ -11,15 +11,15 @@ use crate::{
     host::{Facts, Resolver},
 };
 
-/// Servers of a family that are advertised at most (behaviour §3.4.3).
+/// Most servers of a family that are advertised (behaviour §3.4.3).
 const MAX_SERVERS: usize = 3;
-/// Servers that questions are forwarded to at most: more than anybody has, but a file can hold any number.
+/// Most servers that queries are forwarded to. Nobody has more, but a file can list any number.
 const MAX_ASKED: usize = 64;
-/// Domains that are taken from resolv.conf at most (behaviour §3.4.3).
+/// Most domains that are taken from resolv.conf (behaviour §3.4.3).
 const MAX_HOST_DOMAINS: usize = 5;
 
-/// Fills in what depends on the host's resolvers, at the start and whenever they change: where queries go, which
-/// servers and which search list the guest is told of.
+/// Sets what depends on the host's resolvers: where queries go, and the advertised servers and search list. Called at the
+/// start and whenever resolv.conf changes.
 pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settings) {
     if let Some(v4) = &mut settings.v4 {
         let chosen = choose(config, &config.v4, resolver, v4.map_host_loopback, Some(v4.assigned));
@@ -40,8 +40,8 @@ pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settin
     };
 }
 
-/// The servers that questions of one family are asked of: the one that was given for it, else that given for the other one,
-/// else all of resolv.conf, of both families and in its order.
+/// The servers for queries to the DNS address of one family: the one of `--dns-host` for this family, else for the other
+/// one, else all of resolv.conf, of both families and in its order.
 fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolver: &Resolver) -> Vec<IpAddr> {
     let mut servers = Vec::new();
     let list = given.or(given_for_other).map_or_else(|| resolver.servers.clone(), |server| vec![server]);
@@ -53,7 +53,7 @@ fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolve
     servers
 }
 
-/// Whether [`set_resolvers`] can ever do anything that the guest notices.
+/// Whether [`set_resolvers`] can change anything that the guest notices.
 pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
     let search = settings.services.advertise_search && config.search == Search::Host;
     let v4 = settings.v4.as_ref().map(|v4| v4.map_host_loopback.is_some());
@@ -67,20 +67,20 @@ pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
 fn family_matters<A>(config: &Config, asked: &Family<A>, loopback_is_mapped: bool) -> bool {
     let given = config.v4.dns_host.is_some() || config.v6.dns_host.is_some();
     let forwards = asked.dns_forward.is_some() && !given;
-    // The address that stands for the host's loopback comes to stand for the resolver, too.
+    // `choose` may make the host-loopback address the DNS address, too.
     let file_is_used = !config.dns_none && asked.dns.is_empty();
     forwards || file_is_used && (config.dhcp_dns || loopback_is_mapped && asked.dns_forward.is_none())
 }
 
 /// The resolvers of one family.
 struct Resolvers<A> {
-    /// To be told to the guest.
+    /// Servers to advertise.
     advertise: Vec<A>,
     /// Queries of the guest to this address go to the host's resolvers.
     dns_forward: Option<A>,
 }
 
-/// Chooses them. `assigned` is the guest's address, which is usually the host's own, too.
+/// Chooses the resolvers of one family. `assigned` is the guest's address, which is usually the host's own, too.
 fn choose<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -94,7 +94,7 @@ fn choose<A: Ip>(
         return chosen;
     }
     for server in servers {
-        // The guest would look for these at itself, or find the host's loopback there.
+        // At the guest, these addresses lead to itself, or to the host's loopback.
         let out_of_reach = IpAddr::is_loopback(&server.into())
             || Some(server) == map_host_loopback
             || Some(server) == assigned;
@@ -108,13 +108,13 @@ fn choose<A: Ip>(
         } else {
             continue;
         };
-        // Different servers can end up at one address (Q23).
+        // Several servers can be advertised by the same address (Q23).
         if !chosen.advertise.contains(&advertised) && chosen.advertise.len() < MAX_SERVERS {
             chosen.advertise.push(advertised);
         }
     }
     if let (Some(forward), true) = (asked.dns_forward, chosen.advertise.is_empty()) {
-        // The host's servers are of the other family: this is the way to them.
+        // The host has servers of the other family only. They are reached by the DNS address.
         if !resolver.servers.is_empty() {
             chosen.advertise.push(forward);
         }
@@ -122,7 +122,7 @@ fn choose<A: Ip>(
     chosen
 }
 
-/// Notes what the guest will miss (behaviour §3.4.7): nothing if no resolver is to be told of or forwarded to.
+/// Warns if the guest gets no resolver (behaviour §3.4.7), unless none is to be advertised or forwarded to.
 pub(super) fn check(config: &Config, facts: &Facts, v4: Option<&V4>, v6: Option<&V6>, notes: &mut Vec<Note>) {
     let v4_lacks = v4.is_some_and(|v4| v4.dns_forward.is_some() && v4.dns_servers.is_empty());
     let v6_lacks = v6.is_some_and(|v6| v6.dns_forward.is_some() && v6.dns_servers.is_empty());

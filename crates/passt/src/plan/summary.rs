@@ -1,4 +1,4 @@
-//! The plan in a few lines for people (behaviour §1.8).
+//! A summary of the plan for the log (behaviour §1.8).
 
 use std::{fmt::Display, net::Ipv4Addr};
 
@@ -7,7 +7,8 @@ use engine::addr::{V4, V6};
 use super::{Plan, TemplateLink};
 
 impl Plan {
-    /// Lines for the log, at info level: what the guest has and what it is told. Forwarding rules aren't among them.
+    /// Lines for the log, at info level: interfaces, addresses, and what is advertised to the guest. Without forwarding
+    /// rules.
     pub fn summary(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let templates: Vec<String> = [(&self.template4, "IPv4"), (&self.template6, "IPv6")]

@@ -1,4 +1,4 @@
-//! The host's interface that a family is set up after: which one, its address, its gateway (behaviour §3.1 to §3.3).
+//! The template interface of a family: its choice, its address and its gateway (behaviour §3.1 to §3.3).
 
 use std::{
     cmp::Reverse,
@@ -17,10 +17,10 @@ use crate::{
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// The host's interface that family `A` is set up after.
+/// The template of family `A`: an interface of the host, and what the guest gets from it.
 pub(super) struct Template<A> {
     link: TemplateLink,
-    /// The address for the guest; `None` if there is none, which only `--address` makes up for.
+    /// The address for the guest. `None`: the interface has no usable one, so `--address` gives it.
     pub(super) address: Option<A>,
     /// Prefix length of `address`.
     pub(super) prefix_len: u8,
@@ -37,7 +37,7 @@ impl<A> Template<A> {
     }
 }
 
-/// Refuses names of interfaces that don't exist, also those that wouldn't be needed as a template (Q11).
+/// Refuses names of interfaces that don't exist, even if the interface is not needed as a template (Q11).
 pub(super) fn check_interfaces(config: &Config, facts: &Facts) -> Result<(), Error> {
     let names = [
         ("--interface", &config.interface),
@@ -54,7 +54,7 @@ pub(super) fn check_interfaces(config: &Config, facts: &Facts) -> Result<(), Err
     Ok(())
 }
 
-/// Finds the template of family `A`; `None`: there is no usable one (behaviour §3.1).
+/// Finds the template of family `A`. `None`: no interface is usable (behaviour §3.1).
 pub(super) fn find<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -97,7 +97,7 @@ fn pick<'a, A: Ip>(facts: &'a Facts, notes: &mut Vec<Note>) -> Option<&'a Link> 
     Some(found)
 }
 
-/// Whether `network` is a link-local prefix or inside one.
+/// Whether `network` is within the link-local prefix.
 fn is_link_local(network: &IpNet) -> bool {
     match network {
         IpNet::V4(network) => network.prefix_len() >= 16 && network.addr().is_link_local(),
@@ -105,7 +105,7 @@ fn is_link_local(network: &IpNet) -> bool {
     }
 }
 
-/// What `link` gives for family `A`; `None` if that isn't enough to go by (behaviour §3.2).
+/// The template that `link` is for family `A`; `None` if it lacks an address (behaviour §3.2).
 fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template<A>> {
     let defaults: Vec<&Route> = facts
         .routes
@@ -120,11 +120,11 @@ fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template
         IpAddr::V6(local) if address.interface == link.index && local.is_unicast_link_local() => Some(local),
         _ => None,
     });
-    // Our own address on an IPv6 link is the interface's link-local one, or the gateway's.
-    let have_ours = A::BITS == 32
+    // Our link-local address is the interface's, or the gateway's if that is link-local.
+    let have_our_link_local = A::BITS == 32
         || link_local.is_some()
         || gateway.is_some_and(|gateway| is_link_local(&IpNet::from(gateway.into())));
-    let usable = (asked.address.is_some() || address.is_some()) && have_ours;
+    let usable = (asked.address.is_some() || address.is_some()) && have_our_link_local;
     usable.then(|| Template {
         link: TemplateLink { index: link.index, name: link.name.clone() },
         address: address.and_then(|address| A::from_ip(address.local)),
@@ -134,8 +134,8 @@ fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template
     })
 }
 
-/// The router of a default route through `interface`: of a multipath route the hop with the highest weight, the first
-/// of equals (behaviour §3.3, R-20). A router of the other family is none that the guest could be told of.
+/// The gateway of a default route through `interface`. For a multipath route, the hop with the highest weight, and the
+/// first of equal ones (behaviour §3.3, R-20). A gateway of the other family is skipped: it can't be advertised.
 fn gateway_of<A: Ip>(route: &Route, interface: u32) -> Option<A> {
     let via = |hop: &NextHop| A::from_ip(hop.gateway?);
     route
@@ -146,14 +146,14 @@ fn gateway_of<A: Ip>(route: &Route, interface: u32) -> Option<A> {
         .and_then(via)
 }
 
-/// The address of `link` that the guest gets. The first that counts, of these:
+/// The address of `link` that the guest gets. These criteria decide, the first one first:
 ///
-/// 1. one with a scope wider than the link (IPv6: no other will do);
-/// 2. the source address of the default route: the one the host itself speaks with;
+/// 1. a scope wider than the link (required for IPv6);
+/// 2. the preferred source address of the default route: the one that the host itself uses;
 /// 3. primary rather than secondary, permanent rather than temporary (RFC 8981);
-/// 4. with a network around it, rather than an alias of full length (Q12);
-/// 5. IPv6: not a unique local one (RFC 4193), which leads nowhere far;
-/// 6. one whose network the gateway is in;
+/// 4. a prefix shorter than the address, rather than an alias of full length (Q12);
+/// 5. IPv6: not a unique local address (RFC 4193), which is not routed on the Internet;
+/// 6. the gateway is in the address's network;
 /// 7. the longest prefix;
 /// 8. the kernel's order.
 fn guest_address<'a, A: Ip>(
@@ -182,10 +182,10 @@ fn guest_address<'a, A: Ip>(
     })
 }
 
-/// Whether an address can be used by the guest at all.
+/// Whether the guest can use an address.
 pub(super) fn is_valid(address: &Address) -> bool {
-    let dead = AddressFlags::Deprecated | AddressFlags::Dadfailed;
-    !address.flags.intersects(dead) && !address.local.is_loopback() && !address.local.is_unspecified()
+    let unusable = AddressFlags::Deprecated | AddressFlags::Dadfailed;
+    !address.flags.intersects(unusable) && !address.local.is_loopback() && !address.local.is_unspecified()
 }
 
 /// Whether the scope of an address is wider than its link; site-local counts.
@@ -193,7 +193,7 @@ pub(super) fn is_wide(address: &Address) -> bool {
     u8::from(address.scope) < u8::from(AddressScope::Link)
 }
 
-/// The network that comes with an address: that of the other end, on a point-to-point link.
+/// The network of an address. On a point-to-point link it is the network of the peer.
 pub(super) fn network_of(address: &Address) -> Option<IpNet> {
     IpNet::new(address.peer.unwrap_or(address.local), address.prefix_len).ok().map(|network| network.trunc())
 }

@@ -1,4 +1,4 @@
-//! Which user we run as (behaviour §10.2).
+//! The user that the process runs as (behaviour §10.2).
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
@@ -11,23 +11,23 @@ use sys::passwd::{User, group_by_name, user_by_name};
 
 use crate::config::{Id, RunAs};
 
-/// Whom root changes to where nobody says otherwise.
+/// The user that root changes to without `--runas`.
 const UNPRIVILEGED: &str = "nobody";
 
-/// Which user we run as.
+/// The user that the process runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Our caller's: an ordinary user, root of a user namespace, who is one outside, or root without the power to
-    /// be anybody else.
+    /// The caller: an ordinary user, root of a user namespace (an ordinary user outside of it), or root without the
+    /// capabilities to change user.
     Callers,
-    /// The one of `--runas`, which a command of ours runs as, too.
+    /// The user of `--runas`. A spawned command runs as this user, too.
     Asked(User),
-    /// An unprivileged one instead of root; a command of ours stays root's.
+    /// An unprivileged user instead of root. A spawned command still runs as root.
     InsteadOfRoot(User),
 }
 
 impl Identity {
-    /// Decides by what was asked and who called. Looks at the user database, so it comes while that can be seen.
+    /// Chooses the user by `--runas` and the caller. Must be called while the user database can be read.
     pub(crate) fn choose(asked: Option<&RunAs>) -> anyhow::Result<Self> {
         if let Some(asked) = asked {
             return resolve(asked).map(Self::Asked);
@@ -44,20 +44,22 @@ impl Identity {
     }
 }
 
-/// Whether we may change user, and reach a guest that is not that user's. Who runs us as root without
-/// capabilities wants no other user.
+/// Whether the process has the capabilities to change user, and to serve a guest of root as that user. A caller that has
+/// removed these capabilities from root does not expect a change of user.
 fn can_serve_as_another() -> anyhow::Result<bool> {
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SYS_ADMIN;
     let ours = capabilities(None).context("can't read our capabilities")?;
     Ok(ours.effective.contains(needed))
 }
 
-/// Whether ids here are those of the machine: user namespaces of others map but some of them.
+/// Whether this is the initial user namespace, whose map has all IDs. Other user namespaces map only some of them.
 fn in_initial_user_namespace() -> anyhow::Result<bool> {
     if !std::path::Path::new("/proc/self").exists() {
-        bail!("started as root, and /proc is not mounted, which tells root of what (--runas says who to be)");
+        bail!(
+            "started as root, but /proc is not mounted, so the user namespace is unknown: give the user by --runas"
+        );
     }
-    // Without the file there are no user namespaces either.
+    // If the file doesn't exist, the kernel has no user namespaces.
     Ok(std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_identity(&map)))
 }
 
@@ -85,10 +87,10 @@ fn resolve(asked: &RunAs) -> anyhow::Result<User> {
     Ok(User { gid, ..user })
 }
 
-/// Takes on a user's ids, with no supplementary groups. Capabilities stay as they are: those that the way to the
-/// guest's namespace needs are dropped after it.
+/// Changes to a user, without supplementary groups. Capabilities are kept: some are needed to enter the guest's namespace,
+/// and they are dropped later.
 ///
-/// The process must have one thread: ids belong to threads.
+/// The process must have only one thread, since IDs belong to threads.
 pub(crate) fn change_to(user: User) -> anyhow::Result<()> {
     if (geteuid().as_raw(), getegid().as_raw()) == (user.uid, user.gid) && !geteuid().is_root() {
         return Ok(());
@@ -96,7 +98,7 @@ pub(crate) fn change_to(user: User) -> anyhow::Result<()> {
     let explain =
         || format!("can't change to user {} and group {}: this needs root's rights", user.uid, user.gid);
     match set_thread_groups(&[]) {
-        // In user namespaces groups often can't be dropped.
+        // User namespaces often forbid setgroups(2).
         Ok(()) | Err(Errno::PERM) => {}
         Err(error) => return Err(error).with_context(explain),
     }
@@ -107,7 +109,7 @@ pub(crate) fn change_to(user: User) -> anyhow::Result<()> {
     set_keep_capabilities(false).with_context(explain)?;
     let sets = capabilities(None).with_context(explain)?;
     set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets }).with_context(explain)?;
-    // The change has left /proc/self to root; the way to the namespace leads through it.
+    // After the change, /proc/self belongs to root until the process is dumpable. The namespace is entered by /proc.
     set_dumpable_behavior(DumpableBehavior::Dumpable).with_context(explain)?;
     Ok(())
 }
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn runas_refuses_root_by_name_and_the_unknown() {
+    fn runas_refuses_root_by_name_and_unknown_names() {
         for (user, group) in [("root", None), ("no such user", None), ("nobody", Some(name("no such group")))]
         {
             let error = runas(name(user), group).unwrap_err();
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_of_everything_is_the_initial_one() {
+    fn the_initial_user_namespace_maps_all_ids() {
         assert!(is_identity("         0          0 4294967295\n"));
         assert!(!is_identity("         0       1000          1\n"));
         assert!(!is_identity("0 1000 1\n1 100000 65536\n"));

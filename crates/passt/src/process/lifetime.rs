@@ -46,13 +46,12 @@ pub(crate) struct Lifetime {
     signals: SignalFd,
     watch: Option<Watch>,
     command: Option<Spawned>,
-    /// The signal in whose name the command was killed.
+    /// The signal for which the command was killed by SIGKILL, see [`Spawned::pass_on`].
     killed_by: Option<Signal>,
 }
 
 impl Lifetime {
-    /// Blocks the signals concerned and takes over guard of command and namespace. To be made after the command
-    /// was spawned: it is to start with our caller's signal mask.
+    /// Blocks the signals to handle. Must be called after the command was spawned, which inherits the caller's signal mask.
     pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>) -> anyhow::Result<Self> {
         let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &OURS };
         sys::signal::block(signals).context("can't block signals")?;
@@ -60,28 +59,29 @@ impl Lifetime {
         Ok(Self { signals, watch, command, killed_by: None })
     }
 
-    /// Lets the command start, if we have one.
+    /// Lets the command start, if there is one. Returns whether there is.
     pub(crate) fn release_command(&mut self) -> bool {
         self.command.as_mut().map(Spawned::release).is_some()
     }
 
     /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_signals`] or
     /// [`Lifetime::on_namespace`] has something to do.
-    /// To be added to an epoll set in the process that will wait, not before a fork: an epoll set watches the
-    /// signals of the process that added the descriptor.
+    ///
+    /// They must be added to the epoll set after the last fork: for a signalfd, epoll watches the signals of the process that
+    /// added it.
     pub(crate) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
         let watch = self.watch.as_ref().map(|watch| (Source::Namespace, watch.as_fd()));
         [(Source::Signals, self.signals.as_fd())].into_iter().chain(watch)
     }
 
-    /// Looks whether the namespace is gone; `Some` if that is the end.
+    /// Checks whether the namespace is gone. `Some`: the process must exit.
     pub(crate) fn on_namespace(&self) -> Option<Exit> {
         let watch = self.watch.as_ref().filter(|watch| watch.gone())?;
         log::info!("network namespace {} is gone, exiting", watch.name());
         Some(Exit::NamespaceGone)
     }
 
-    /// Handles pending signals; `Some` if one of them is the end.
+    /// Handles pending signals. `Some`: the process must exit.
     pub(crate) fn on_signals(&mut self) -> Option<Exit> {
         loop {
             match self.signals.read() {
@@ -108,7 +108,7 @@ impl Lifetime {
         let sent = !received.from_kernel;
         match with_own_capabilities(|| command.pass_on(signal, sent)) {
             Ok(true) => {
-                log::info!("signal {}: the command, which does not handle it, is killed", received.number);
+                log::info!("signal {}: the command does not handle it and is killed", received.number);
                 self.killed_by = Some(signal);
             }
             Ok(false) if sent => log::info!("signal {} is passed on to the command", received.number),
@@ -118,7 +118,7 @@ impl Lifetime {
         None
     }
 
-    /// Reaps all children that have ended, also those we never started (behaviour §1.5.9).
+    /// Reaps all children that have ended, including adopted ones (behaviour §1.5.9).
     fn reap(&mut self) -> Option<Exit> {
         let command = self.command.as_ref().map(Spawned::pid);
         loop {
@@ -133,8 +133,8 @@ impl Lifetime {
     }
 }
 
-/// As shells count: the status, or 128 and the signal (behaviour §1.4). A command that we killed in the name of a
-/// signal died of that one.
+/// The exit status as in a shell: the command's, or 128 plus the signal (behaviour §1.4). `killed_by` replaces SIGKILL, see
+/// [`Spawned::pass_on`].
 fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     let signal = status.terminating_signal();
     let signal =
@@ -143,8 +143,8 @@ fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-/// Does `work` with the capabilities effective that we may have: see [`crate::process::stage`] for the one that is left
-/// where root's command is served by another user.
+/// Runs `work` with all permitted capabilities effective. One is left if the command runs as root and this process doesn't,
+/// see [`crate::process::stage`].
 fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     let before = capabilities(None)?;
     if before.permitted.is_empty() {
@@ -163,18 +163,18 @@ mod tests {
     /// behaviour §1.4.
     #[test]
     fn statuses_are_those_of_a_shell() {
-        let of = |mut command: std::process::Command| {
+        let status_of = |mut command: std::process::Command| {
             let mut child = command.spawn().unwrap();
             let pid = rustix::process::Pid::from_child(&child);
             let status = rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1;
-            // Reaped already, which nobody told the handle.
+            // Reaped above, without the handle.
             assert!(child.wait().is_err());
             status
         };
         let sh = |script: &str| {
             let mut command = std::process::Command::new("sh");
             command.args(["-c", script]);
-            of(command)
+            status_of(command)
         };
         assert_eq!(exit_status(sh("exit 7"), None), 7);
         assert_eq!(exit_status(sh("exit 255"), None), 255);

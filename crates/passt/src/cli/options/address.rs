@@ -50,7 +50,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         &["outbound"],
         "ADDR",
         outbound,
-        "Source address of outbound connections, once for\neach of IPv4 and IPv6\ndefault: as the routing tables say",
+        "Source address of outbound connections, once for\neach of IPv4 and IPv6\ndefault: chosen by the routing tables",
     )
     .short('o'),
     value(&["outbound-if4"], "NAME", outbound_if4, "Interface of outbound IPv4 connections"),
@@ -98,7 +98,7 @@ fn address(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let len = len.map(|len| decimal(len).ok_or_else(invalid)).transpose()?;
     let len = len.map(|len| {
         let len = match (typed, canonical) {
-            // Of an IPv4-mapped address, also as bits of the IPv6 address.
+            // The length of an IPv4-mapped address may count the bits of the IPv6 address.
             (IpAddr::V6(_), IpAddr::V4(_)) if len > 32 => len.checked_sub(96)?,
             _ => len,
         };
@@ -115,7 +115,7 @@ fn address(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// A number of decimal digits alone.
+/// A number that consists of decimal digits only.
 fn decimal(text: &str) -> Option<u32> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }

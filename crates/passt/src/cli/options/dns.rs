@@ -1,4 +1,4 @@
-//! Options about what the guest is told of names: DNS servers, search list, its own name.
+//! Options about names that are advertised to the guest: DNS servers, search list, its own name.
 
 use std::{ffi::OsStr, net::IpAddr};
 
@@ -11,8 +11,9 @@ use crate::{
     config::{Config, Search},
 };
 
-/// Most servers of a family, and most domains (behaviour §12).
+/// Most servers of a family (behaviour §12).
 const DNS_MAX: usize = 3;
+/// Most domains (behaviour §12).
 const SEARCH_MAX: usize = 6;
 
 pub(super) const OPTIONS: &[Opt] = &[
@@ -46,7 +47,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         .only(Modes::Passt),
 ];
 
-/// Servers add up; beyond the third of a family they are ignored. `none` forgets what came before it.
+/// Each option adds a server; after the third of a family, further ones are ignored. `none` removes all earlier ones.
 fn dns(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let Config { v4, v6, dns_none, .. } = &mut args.config;
     if value == "none" {
@@ -67,7 +68,7 @@ fn dns(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// Domains add up, also several in one argument, as QEMU passes them (Q15).
+/// Each option adds domains. One argument can have several, as QEMU passes them (Q15).
 fn search(args: &mut Args, value: &OsStr) -> Result<(), String> {
     if value == "none" {
         args.config.search = Search::None;

@@ -23,7 +23,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     value(&["fd"], "FD", fd, "Use this open file descriptor, a connected\nsocket; implies --one-off")
         .short('F'),
     flag(&["one-off"], one_off, "Quit when the first guest disconnects").short('1').only(Modes::Passt),
-    flag(&["vhost-user"], vhost_user, "The socket is of a vhost-user front-end"),
+    flag(&["vhost-user"], vhost_user, "Serve a vhost-user front-end at the socket"),
     Opt {
         long: &["print-capabilities"],
         short: None,
@@ -48,7 +48,7 @@ fn socket(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// 1 and 2 can't be a connection: output goes there (R-12: 0 can).
+/// 1 and 2 are standard output and standard error, so they can't be the connection. 0 can.
 fn fd(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let fd = number(value).and_then(|fd| RawFd::try_from(fd).ok()).filter(|fd| ![1, 2].contains(fd));
     let fd = fd.ok_or_else(|| format!("Invalid --fd: {}", value.display()))?;
@@ -64,7 +64,7 @@ fn vhost_user(args: &mut Args) {
     args.config.passt.vhost_user = true;
 }
 
-/// `none` is taken in any mode.
+/// `none` is accepted in every mode.
 fn repair_path(args: &mut Args, value: &OsStr) -> Result<(), String> {
     args.config.passt.repair = if value == "none" {
         RepairPath::None

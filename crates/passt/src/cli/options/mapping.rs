@@ -34,12 +34,12 @@ pub(super) const OPTIONS: &[Opt] = &[
         dns_host,
         "The host's only resolver, once for each of IPv4\nand IPv6\ndefault: those of /etc/resolv.conf",
     ),
-    flag(&["no-splice"], no_splice, "Loopback connections take the way of all others").only(Modes::Pasta),
+    flag(&["no-splice"], no_splice, "Loopback connections don't bypass the link").only(Modes::Pasta),
     flag(&["splice-only"], splice_only, "Forward loopback connections only").only(Modes::Pasta),
     flag(
         &["host-lo-to-ns-lo"],
         host_lo_to_ns_lo,
-        "What comes to the host's loopback goes to the\nnamespace's loopback",
+        "Forward connections to the host's loopback to the\nnamespace's loopback",
     )
     .only(Modes::Pasta),
 ];
@@ -68,7 +68,7 @@ fn map_guest_addr(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// An address that the guest can send to, and that may stand for the host.
+/// An address that the guest can send to and that can stand for the host.
 fn remappable(value: &OsStr) -> Result<IpAddr, String> {
     let usable = |addr: &IpAddr| !addr.is_loopback() && !addr.is_unspecified() && !addr.is_multicast();
     let addr = addr(value).filter(usable);

@@ -1,4 +1,4 @@
-//! The table of all options (behaviour §2.2), by group, each group in a file with what its options do.
+//! The table of all options (behaviour §2.2). Each group has a file, with the functions that store its options.
 
 mod address;
 mod dns;
@@ -31,28 +31,28 @@ pub struct Opt {
     pub long: &'static [&'static str],
     /// Short name.
     pub short: Option<char>,
-    /// What it takes and does.
+    /// Its argument, and the function that stores it.
     pub action: Action,
-    /// Where it may be used.
+    /// The modes in which it may be used.
     pub modes: Modes,
-    /// What the help text says, in lines of at most 50 characters.
+    /// Its help text, in lines of at most 50 characters.
     pub help: &'static str,
 }
 
-/// What an option takes and does.
+/// The argument of an option, and the function that stores it.
 #[derive(Clone, Copy, Debug)]
 pub enum Action {
     /// No argument.
     Flag(fn(&mut Args)),
-    /// An argument: its name in the help text, and what takes it.
+    /// One argument: its name in the help text, and the function that stores it.
     Value(&'static str, fn(&mut Args, &OsStr) -> Result<(), String>),
-    /// A port specifier. They are read last, as they depend on other options.
+    /// A port specifier. Port specifiers are parsed last, as they depend on other options.
     Ports(Direction, Protocol),
-    /// Show something instead of doing anything.
+    /// Print a text and exit.
     Show(Show),
 }
 
-/// What to show.
+/// The text to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
     /// The help text.
@@ -93,12 +93,12 @@ pub fn all() -> impl Iterator<Item = &'static Opt> {
     GROUPS.iter().flat_map(|group| group.options)
 }
 
-/// A row of an option that takes no argument.
+/// The row of an option without argument.
 const fn flag(long: &'static [&'static str], set: fn(&mut Args), help: &'static str) -> Opt {
     Opt { long, short: None, action: Action::Flag(set), modes: Modes::Both, help }
 }
 
-/// A row of an option with an argument of that name.
+/// The row of an option with an argument, called `argument` in the help text.
 const fn value(
     long: &'static [&'static str],
     argument: &'static str,
@@ -109,13 +109,13 @@ const fn value(
 }
 
 impl Opt {
-    /// The row with a short name.
+    /// Adds a short name.
     const fn short(mut self, letter: char) -> Self {
         self.short = Some(letter);
         self
     }
 
-    /// The row for some modes only.
+    /// Limits the option to `modes`.
     const fn only(mut self, modes: Modes) -> Self {
         self.modes = modes;
         self

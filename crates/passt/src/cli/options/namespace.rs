@@ -16,13 +16,8 @@ use crate::{
 
 pub(super) const OPTIONS: &[Opt] = &[
     value(&["netns"], "PATH|NAME", netns, "Connect this network namespace").only(Modes::Pasta),
-    value(
-        &["nsrun-dir"],
-        "DIR",
-        nsrun_dir,
-        "Directory of namespaces that --netns names\ndefault: /run/netns",
-    )
-    .only(Modes::Pasta),
+    value(&["nsrun-dir"], "DIR", nsrun_dir, "Directory for names given to --netns\ndefault: /run/netns")
+        .only(Modes::Pasta),
     value(
         &["userns"],
         "PATH",
@@ -31,8 +26,8 @@ pub(super) const OPTIONS: &[Opt] = &[
     )
     .only(Modes::Pasta),
     flag(&["netns-only"], netns_only, "Join no user namespace").only(Modes::Pasta),
-    flag(&["no-netns-quit"], no_netns_quit, "Don't quit when the namespace goes away").only(Modes::Pasta),
-    flag(&["no-pidns"], no_pidns, "Start the command without a PID namespace").only(Modes::Pasta),
+    flag(&["no-netns-quit"], no_netns_quit, "Don't quit when the namespace is removed").only(Modes::Pasta),
+    flag(&["no-pidns"], no_pidns, "Don't create a PID namespace for the command").only(Modes::Pasta),
     flag(&["config-net"], config_net, "Configure addresses and routes in the namespace").only(Modes::Pasta),
     value(
         &["ns-ifname"],

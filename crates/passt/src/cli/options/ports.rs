@@ -18,19 +18,19 @@ pub(super) const OPTIONS: &[Opt] = &[
     ports(&["udp-ns"], Direction::Outbound, Protocol::Udp, "The same for UDP").short('U').only(Modes::Pasta),
 ];
 
-/// The grammar, for people.
+/// The grammar of SPEC.
 const INBOUND_HELP: &str = "\
 TCP ports to forward to the guest, may be repeated
 none                no port
 [ADDR[%IF]/]PORTS   listen on address, interface
 PORTS is a list, separated by commas, of
   22, 22-30         these ports
-  22:2222           to another port there
-  22-30:122-130     to other ports there
-  22:ADDR[/2222]    to another host there
-  ~25, ~20-29       but not these ports
-  all               all that are not ephemeral
-  auto              those in use there (pasta)
+  22:2222           forward to another port
+  22-30:122-130     forward to other ports
+  22:ADDR[/2222]    forward to another address
+  ~25, ~20-29       except these ports
+  all               all except ephemeral ports
+  auto              ports the guest uses (pasta)
 default: auto (pasta), none (passt)";
 
 const fn ports(

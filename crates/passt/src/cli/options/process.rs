@@ -17,27 +17,27 @@ const LOG_SIZE_MIN: u64 = 5 * 8192;
 pub(super) const OPTIONS: &[Opt] = &[
     show(&["help"], Show::Help, "Show this help and exit").short('h'),
     show(&["version"], Show::Version, "Show the version and exit"),
-    flag(&["debug"], debug, "Tell more than usual").short('d'),
-    flag(&["trace"], trace, "Tell about each packet and event; includes\n--debug"),
-    flag(&["quiet"], quiet, "Tell about errors and warnings only").short('q'),
+    flag(&["debug"], debug, "Log debug messages, too").short('d'),
+    flag(&["trace"], trace, "Log each frame and event; includes --debug"),
+    flag(&["quiet"], quiet, "Log only errors and warnings").short('q'),
     flag(
         &["foreground"],
         foreground,
-        "Stay in the foreground\ndefault: go to the background once all is set up",
+        "Stay in the foreground\ndefault: go to the background when all is set up",
     )
     .short('f'),
     value(
         &["stats"],
         "SECONDS",
         stats,
-        "Show event counts, at most once in so many\nseconds; needs --foreground",
+        "Show event counts, at most once in this time;\nneeds --foreground before it",
     ),
-    value(&["log-file"], "PATH", log_file, "Log to this file, and nowhere else").short('l'),
+    value(&["log-file"], "PATH", log_file, "Log to this file instead of the system log").short('l'),
     value(
         &["log-size"],
         "BYTES",
         log_size,
-        "Cut the log file when it reaches this size\ndefault: 1048576; at least 40960",
+        "Largest size of the log file; the oldest lines are\nremoved first\ndefault: 1048576; at least 40960",
     ),
     value(&["pid"], "PATH", pid_file, "Write the process ID to this file").short('P'),
     value(&["pcap"], "PATH", pcap, "Capture the guest's traffic to this file").short('p'),
@@ -105,7 +105,7 @@ fn pcap(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// UID, UID:GID, LOGIN or LOGIN:GROUP. Root has to be asked for by number (behaviour §2.2).
+/// UID, UID:GID, LOGIN or LOGIN:GROUP. The name "root" is refused, the number 0 is not (behaviour §2.2).
 fn runas(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let invalid = || format!("Invalid --runas option: {}", value.display());
     let text = value.to_str().ok_or_else(invalid)?;
@@ -123,7 +123,7 @@ fn id(text: &str) -> Option<Id> {
     if text.is_empty() || text.contains(':') {
         None
     } else if text.bytes().all(|b| b.is_ascii_digit()) {
-        // The highest number means "no change" to the kernel.
+        // setresuid(2) takes the highest number for "no change".
         text.parse().ok().filter(|id| *id != u32::MAX).map(Id::Number)
     } else {
         Some(Id::Name(text.into()))

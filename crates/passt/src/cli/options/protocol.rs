@@ -1,4 +1,4 @@
-//! Options that switch protocols and services off.
+//! Options that enable or disable protocols and services.
 
 use super::{Opt, flag};
 
@@ -9,7 +9,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     flag(
         &["multicast"],
         |args| args.config.multicast = true,
-        "Hear multicast groups of the host's network that\nthe guest joins (mDNS, SSDP...); shares ports with\nprograms of the host",
+        "Receive multicast groups of the host's network\nthat the guest joins (mDNS, SSDP...); shares ports\nwith programs of the host",
     ),
     flag(&["no-dhcp"], |args| args.config.no_dhcp = true, "No DHCP server"),
     flag(&["no-dhcpv6"], |args| args.config.no_dhcpv6 = true, "No DHCPv6 server"),

@@ -14,9 +14,9 @@ use zerocopy::{
 
 use super::filter;
 
-/// `SOCK_DIAG_BY_FAMILY`: the type of a request, and of each socket listed in answer.
+/// `SOCK_DIAG_BY_FAMILY`: the type of a request, and of each socket in the answer.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// `INET_DIAG_REQ_BYTECODE`: the attribute of a request that says which sockets to list.
+/// `INET_DIAG_REQ_BYTECODE`: the attribute of a request that has the filter.
 const BYTECODE: u16 = 1;
 const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
@@ -25,16 +25,17 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-/// `IPPROTO_TCP`, `IPPROTO_UDP`.
+/// `IPPROTO_TCP`.
 const TCP: u8 = 6;
+/// `IPPROTO_UDP`.
 const UDP: u8 = 17;
 /// State of a listening TCP socket.
 const TCP_LISTEN: u32 = 10;
 /// State of a UDP socket that is bound and has no peer.
 const TCP_CLOSE: u32 = 7;
-/// Room for one datagram: the kernel makes them no longer than this when it lists.
+/// Size of the receive buffer, in octets. In a list, the kernel's datagrams are not longer.
 const ROOM: usize = 32 << 10;
-/// Datagrams of one list: above all sockets that there can be, in the smallest datagrams.
+/// Most datagrams of one list. Even one datagram for each port would be fewer.
 const MAX_DATAGRAMS: usize = 1 << 16;
 
 /// `struct nlmsghdr`.
@@ -61,7 +62,7 @@ struct SocketId {
 }
 
 impl SocketId {
-    /// No port and no address. The cookie is `INET_DIAG_NOCOOKIE`: any socket will do.
+    /// No port and no address. The cookie is `INET_DIAG_NOCOOKIE`, which matches any socket.
     const ANY: Self = Self {
         source_port: U16::ZERO,
         destination_port: U16::ZERO,
@@ -72,7 +73,7 @@ impl SocketId {
     };
 }
 
-/// `struct inet_diag_req_v2`, behind its header.
+/// A netlink header and `struct inet_diag_req_v2`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Request {
@@ -81,12 +82,12 @@ struct Request {
     protocol: u8,
     extensions: u8,
     padding: u8,
-    /// Bit n: sockets in state n.
+    /// Bit n: include sockets in state n.
     states: native_endian::U32,
     id: SocketId,
 }
 
-/// The start of `struct inet_diag_msg`, behind its header.
+/// A netlink header and the start of `struct inet_diag_msg`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Listed {
@@ -106,23 +107,23 @@ struct Attribute {
     kind: native_endian::U16,
 }
 
-/// What a datagram of an answer leaves to be done.
+/// Whether an answer is complete after a datagram.
 #[derive(Debug, PartialEq, Eq)]
-enum Rest {
-    /// More datagrams come.
+enum Progress {
+    /// More datagrams follow.
     More,
-    /// That was all.
+    /// The answer is complete.
     Done,
 }
 
-/// A socket that lists the sockets of its namespace.
+/// A netlink socket that lists the sockets in use in its namespace.
 #[derive(Debug)]
 pub(super) struct Diag {
     socket: Socket,
     protocol: u8,
     states: u32,
     sequence: u32,
-    /// Which sockets to list; all if it is empty.
+    /// The kernel's filter, see [`filter::only`]. If empty, all sockets are listed.
     filter: Vec<u8>,
     request: Vec<u8>,
     buffer: Box<[u8]>,
@@ -135,7 +136,7 @@ impl Diag {
     /// As socket(2).
     pub(super) fn open(protocol: Protocol) -> io::Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        // The kernel answers while it takes the request: there is nothing to wait for.
+        // The kernel answers while it handles the request, so there is nothing to wait for.
         socket.set_non_blocking(true)?;
         let (protocol, state) = match protocol {
             Protocol::Tcp => (TCP, TCP_LISTEN),
@@ -152,24 +153,29 @@ impl Diag {
         })
     }
 
-    /// From now on, has the kernel leave out other ports than these, as far as it can be told in few words.
+    /// Makes the kernel leave out other ports from now on. If `ports` need a long filter, some others are still listed.
     pub(super) fn look_for(&mut self, ports: &PortSet) {
         self.filter = filter::only(ports);
     }
 
-    /// Whether the port is in use at `address`: by a socket that is bound to it, or to all addresses. `scratch` is
-    /// overwritten at the port.
+    /// Whether the port is in use at `address`: by a socket that is bound to this address or to the wildcard address.
+    /// `scratch` is a buffer, of which only the bit for the port changes.
     ///
     /// # Errors
     /// As send(2) and recv(2), or what the kernel says of the request.
-    pub(super) fn holds(&mut self, address: IpAddr, port: u16, scratch: &mut PortSet) -> io::Result<bool> {
+    pub(super) fn is_in_use(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        scratch: &mut PortSet,
+    ) -> io::Result<bool> {
         let family = if address.is_ipv4() { AF_INET } else { AF_INET6 };
         let mut octets = [0; 16];
         match address {
             IpAddr::V4(address) => octets[..4].copy_from_slice(&address.octets()),
             IpAddr::V6(address) => octets = address.octets(),
         }
-        // In a request about UDP the kernel takes source and destination the other way round.
+        // For UDP, the kernel swaps source and destination of a request.
         let id = if self.protocol == UDP {
             SocketId { destination_port: port.into(), destination: octets, ..SocketId::ANY }
         } else {
@@ -190,17 +196,17 @@ impl Diag {
                 }
                 Err(error) => return Err(error),
                 Ok(_) if scratch.contains(port) => return Ok(true),
-                // The rest of a list that was given up.
+                // Left over from an earlier list that ended with an error.
                 Ok(_) => {}
             }
         }
         Err(io::Error::other("the kernel doesn't answer"))
     }
 
-    fn request_for(&self, family: u8, flags: u16, id: SocketId, behind: usize) -> Request {
+    fn request_for(&self, family: u8, flags: u16, id: SocketId, attributes: usize) -> Request {
         Request {
             header: Header {
-                len: ((size_of::<Request>() + behind) as u32).into(),
+                len: ((size_of::<Request>() + attributes) as u32).into(),
                 kind: SOCK_DIAG_BY_FAMILY.into(),
                 flags: flags.into(),
                 sequence: self.sequence.into(),
@@ -222,7 +228,7 @@ impl Diag {
     pub(super) fn read(&mut self, ports: &mut PortSet) -> io::Result<()> {
         self.family(AF_INET, ports)?;
         match self.family(AF_INET6, ports) {
-            // A host without IPv6.
+            // The host has no IPv6.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(()),
             result => result,
         }
@@ -242,23 +248,23 @@ impl Diag {
             self.request.extend_from_slice(attribute.as_bytes());
             self.request.extend_from_slice(&self.filter);
         }
-        // Rests of a list that was given up would come first, and are told by their number.
+        // Datagrams of an earlier list that ended with an error may come first. `parse` skips them by sequence number.
         send(self.socket.as_fd(), &self.request, SendFlags::empty())?;
         for _ in 0..MAX_DATAGRAMS {
             let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
             let Some(datagram) = self.buffer.get(..length) else {
                 return Err(io::Error::other(format!("the kernel sent {length} octets at once")));
             };
-            if parse(datagram, self.sequence, ports)? == Rest::Done {
+            if parse(datagram, self.sequence, ports)? == Progress::Done {
                 return Ok(());
             }
         }
-        Err(io::Error::other("the kernel's list has no end"))
+        Err(io::Error::other("the kernel's list is too long"))
     }
 }
 
-/// Takes in the sockets of a datagram that belong to the request of number `sequence`.
-fn parse(mut datagram: &[u8], sequence: u32, ports: &mut PortSet) -> io::Result<Rest> {
+/// Adds the ports in a datagram to `ports`. Messages that don't belong to the request `sequence` are skipped.
+fn parse(mut datagram: &[u8], sequence: u32, ports: &mut PortSet) -> io::Result<Progress> {
     while let Ok((header, body)) = Header::ref_from_prefix(datagram) {
         let length = usize::try_from(header.len.get()).unwrap_or(usize::MAX);
         let Some(message) = datagram.get(..length).filter(|message| message.len() >= size_of::<Header>())
@@ -267,7 +273,7 @@ fn parse(mut datagram: &[u8], sequence: u32, ports: &mut PortSet) -> io::Result<
         };
         if header.sequence.get() == sequence {
             match header.kind.get() {
-                NLMSG_DONE => return Ok(Rest::Done),
+                NLMSG_DONE => return Ok(Progress::Done),
                 NLMSG_ERROR => {
                     let code = native_endian::I32::ref_from_prefix(body).map_or(0, |(code, _)| code.get());
                     return Err(io::Error::from_raw_os_error(code.saturating_neg()));
@@ -284,7 +290,7 @@ fn parse(mut datagram: &[u8], sequence: u32, ports: &mut PortSet) -> io::Result<
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or(&[]);
     }
-    Ok(Rest::More)
+    Ok(Progress::More)
 }
 
 #[cfg(test)]
@@ -313,11 +319,11 @@ mod tests {
             retransmissions: 0,
             id,
         };
-        // An attribute of odd length behind it, and its padding.
+        // Followed by an attribute of odd length and its padding.
         [message.as_bytes(), &[0; 8]].concat()
     }
 
-    /// linux/inet_diag.h: sizes and places of what goes over the socket.
+    /// Sizes and offsets of linux/inet_diag.h.
     #[test]
     fn layout() {
         assert_eq!((size_of::<Header>(), size_of::<SocketId>(), size_of::<Request>()), (16, 48, 72));
@@ -330,19 +336,19 @@ mod tests {
     fn lists() {
         let mut ports = PortSet::default();
         let datagram = [listed(22, 7), listed(80, 6), listed(65535, 7), listed(0, 7)].concat();
-        assert_eq!(parse(&datagram, 7, &mut ports).unwrap(), Rest::More);
+        assert_eq!(parse(&datagram, 7, &mut ports).unwrap(), Progress::More);
         assert_eq!(ports.iter().collect::<Vec<_>>(), [22, 65535]);
         let done =
             [listed(23, 7), [header(NLMSG_DONE, 7, 4).as_bytes(), &[0; 4]].concat(), listed(24, 7)].concat();
-        assert_eq!(parse(&done, 7, &mut ports).unwrap(), Rest::Done);
+        assert_eq!(parse(&done, 7, &mut ports).unwrap(), Progress::Done);
         assert_eq!(ports.iter().collect::<Vec<_>>(), [22, 23, 65535]);
         let error = [header(NLMSG_ERROR, 7, 4).as_bytes(), &(-2_i32).to_ne_bytes()].concat();
         assert_eq!(parse(&error, 7, &mut ports).unwrap_err().raw_os_error(), Some(2));
-        assert_eq!(parse(&error, 8, &mut ports).unwrap(), Rest::More, "of another request");
+        assert_eq!(parse(&error, 8, &mut ports).unwrap(), Progress::More, "of another request");
     }
 
     proptest! {
-        /// Whatever the kernel sends, there is an end and no panic.
+        /// Any input is parsed without a panic or an endless loop.
         #[test]
         fn any_datagram(
             mut bytes in prop::collection::vec(any::<u8>(), 0..200),
@@ -350,8 +356,8 @@ mod tests {
         ) {
             let mut at = 0;
             for len in lens {
-                if let Some(place) = bytes.get_mut(at..at + 4) {
-                    place.copy_from_slice(&u32::from(len).to_ne_bytes());
+                if let Some(length) = bytes.get_mut(at..at + 4) {
+                    length.copy_from_slice(&u32::from(len).to_ne_bytes());
                 }
                 at += usize::from(len).next_multiple_of(4);
             }

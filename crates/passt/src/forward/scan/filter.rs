@@ -1,19 +1,22 @@
-//! Which sockets the kernel is to list: programs for the filter of sock_diag(7), linux/inet_diag.h.
+//! Programs for the filter of sock_diag(7), by which the kernel selects the sockets to list (linux/inet_diag.h).
 //!
-//! A program is a row of conditions, each with a way on if it holds and another if it doesn't, both in octets from its
-//! own start. A socket is listed whose way ends exactly behind the last one. Whoever holds tens of thousands of
-//! listening sockets does not want to read of them every second.
+//! A program is a list of conditions. Each has two jump offsets, in octets from its own start: one if the condition is true
+//! and one if it is false. The kernel lists a socket if the jumps end exactly at the end of the program; a jump beyond the
+//! end leaves the socket out.
+//!
+//! The filter is for hosts with tens of thousands of listening sockets, which are scanned every second.
 
 use engine::forward::scan::PortSet;
 use zerocopy::{Immutable, IntoBytes, Unaligned, native_endian::U16};
 
-/// The local port is at least, or at most, that of the next entry.
+/// `INET_DIAG_BC_S_GE`: the local port is at least that of the next entry.
 const AT_LEAST: u8 = 2;
+/// `INET_DIAG_BC_S_LE`: the local port is at most that of the next entry.
 const AT_MOST: u8 = 3;
-/// Most octets of a program: the kernel keeps it with each list, and asks it about each socket.
+/// Most octets of a program. The kernel runs it for each socket.
 const MAX_LEN: usize = 4096;
 
-/// `struct inet_diag_bc_op`. Each condition is followed by a second one, in which just the port has a meaning.
+/// `struct inet_diag_bc_op`. A condition has two of them; the second one has the port in `no`.
 #[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
 #[repr(C)]
 struct Entry {
@@ -22,38 +25,37 @@ struct Entry {
     no: U16,
 }
 
-/// Octets of a condition and its port.
+/// Octets of a condition.
 const CONDITION: u16 = 2 * size_of::<Entry>() as u16;
 
-/// A condition that goes on behind it if it holds, and else by `no` octets.
+/// A condition that continues with the next one if it is true, and jumps by `no` octets if it is false.
 fn condition(code: u8, port: u16, no: u16) -> [Entry; 2] {
-    let on = CONDITION as u8;
-    [Entry { code, yes: on, no: no.into() }, Entry { code: 0, yes: 0, no: port.into() }]
+    [Entry { code, yes: CONDITION as u8, no: no.into() }, Entry { code: 0, yes: 0, no: port.into() }]
 }
 
-/// A program that leaves out sockets with other local ports than `ports`. If that takes too many words, the highest ones
-/// are listed, too.
+/// A program that leaves out sockets whose local port is not in `ports`. If the program would be longer than [`MAX_LEN`],
+/// the highest of the other ports are listed, too.
 pub(super) fn only(ports: &PortSet) -> Vec<u8> {
     let mut conditions: Vec<Condition> = Vec::new();
     for (first, last) in gaps(ports) {
         if (conditions.len() + 2) * usize::from(CONDITION) > MAX_LEN {
             break;
         }
-        // The kernel insists that each place that is jumped to is reached by way of conditions that hold, too.
+        // The kernel refuses a program if a jump target can't also be reached by true conditions alone.
         if first > 0 && last < u16::MAX {
-            conditions.push(Condition { code: AT_LEAST, port: first, no: Else::SkipNext });
+            conditions.push(Condition { code: AT_LEAST, port: first, no: Otherwise::SkipNext });
         }
         conditions.push(match last.checked_add(1) {
-            Some(next) => Condition { code: AT_LEAST, port: next, no: Else::LeaveOut },
-            None => Condition { code: AT_MOST, port: first.saturating_sub(1), no: Else::LeaveOut },
+            Some(next) => Condition { code: AT_LEAST, port: next, no: Otherwise::LeaveOut },
+            None => Condition { code: AT_MOST, port: first.saturating_sub(1), no: Otherwise::LeaveOut },
         });
     }
     let length = conditions.len() as u16 * CONDITION;
     let entries = (0..).zip(&conditions).flat_map(|(index, it)| {
         let no = match it.no {
-            Else::SkipNext => 2 * CONDITION,
-            // Beyond the end.
-            Else::LeaveOut => length - index * CONDITION + size_of::<Entry>() as u16,
+            Otherwise::SkipNext => 2 * CONDITION,
+            // Beyond the end of the program.
+            Otherwise::LeaveOut => length - index * CONDITION + size_of::<Entry>() as u16,
         };
         condition(it.code, it.port, no)
     });
@@ -63,18 +65,18 @@ pub(super) fn only(ports: &PortSet) -> Vec<u8> {
 struct Condition {
     code: u8,
     port: u16,
-    no: Else,
+    no: Otherwise,
 }
 
-/// What a condition means that does not hold.
-enum Else {
-    /// The next one has nothing to say.
+/// What to do if a condition is false.
+enum Otherwise {
+    /// Skip the next condition.
     SkipNext,
-    /// The socket is left out.
+    /// Leave the socket out.
     LeaveOut,
 }
 
-/// First and last ports of the runs that are not in the set, in order.
+/// The ranges of ports that are not in the set, in order, as first and last port.
 fn gaps(ports: &PortSet) -> impl Iterator<Item = (u16, u16)> {
     let mut next = Some(0);
     let mut ports = ports.iter();
@@ -99,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// The kernel's way through a program.
+    /// Runs a program as the kernel does. True if a socket with this port is listed.
     fn lists(program: &[u8], port: u16) -> bool {
         let mut at = 0;
         while let Some(entry) = program.get(at..at + 8) {
@@ -119,10 +121,10 @@ mod tests {
     fn programs() {
         let all: PortSet = (0..=u16::MAX).collect();
         assert!(only(&all).is_empty());
-        // Port 0 is nobody's.
+        // No socket has port 0.
         let nothing = only(&PortSet::default());
         assert!((1..=u16::MAX).all(|port| !lists(&nothing, port)));
-        // Every other port takes more words than there may be: those at the end are listed.
+        // Every second port needs a longer program than allowed: the ports at the end are listed.
         let many: PortSet = (0..=u16::MAX).step_by(2).collect();
         let program = only(&many);
         assert!(program.len() <= MAX_LEN);

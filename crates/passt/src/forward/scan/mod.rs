@@ -1,7 +1,8 @@
-//! What is in use in a network namespace: ports that somebody listens on or is bound to (behaviour §8.4).
+//! The ports in use in a network namespace: TCP ports with a listening socket, and UDP ports with a bound socket
+//! (behaviour §8.4).
 //!
-//! The kernel lists just those over netlink, typed; where it can't (the module of a protocol is missing, or a filter of
-//! system calls is in the way), the tables in `/proc/net` say the same at greater length.
+//! The kernel lists exactly these over netlink (sock_diag). If that is not available (a kernel module is missing, or a
+//! container's seccomp filter forbids it), the tables in `/proc/net` have the same information, with more to parse.
 
 mod diag;
 mod filter;
@@ -15,14 +16,15 @@ use engine::forward::scan::{InUse, PortSet};
 use diag::Diag;
 use proc::Proc;
 
-/// Looks at one namespace, again and again.
+/// Scans one namespace repeatedly.
 #[derive(Debug)]
 pub(crate) struct Scanner {
     tcp: Option<Source>,
     udp: Option<Source>,
     in_use: InUse,
+    /// The result of the scan under way.
     next: PortSet,
-    /// Nothing of a protocol whose set is empty.
+    /// The ports to look for. A protocol with an empty set is not scanned.
     relevant: InUse,
 }
 
@@ -33,8 +35,8 @@ enum Source {
 }
 
 impl Scanner {
-    /// Opens what is needed to look at the namespace of the calling thread. What can't be looked at is told, and counts
-    /// as not in use. Nothing is looked for before [`Scanner::look_for`].
+    /// Opens a scanner for the namespace of the calling thread. A protocol that can't be scanned is logged, and its ports count
+    /// as not in use. Nothing is scanned before [`Scanner::look_for`].
     pub(crate) fn open() -> Self {
         Self {
             tcp: Source::open(Protocol::Tcp),
@@ -45,7 +47,7 @@ impl Scanner {
         }
     }
 
-    /// From now on, looks for these ports.
+    /// Sets the ports to look for.
     pub(crate) fn look_for(&mut self, relevant: InUse) {
         for (source, ports) in [(&mut self.tcp, &relevant.tcp), (&mut self.udp, &relevant.udp)] {
             if let Some(Source::Diag(diag)) = source {
@@ -55,29 +57,29 @@ impl Scanner {
         self.relevant = relevant;
     }
 
-    /// Ports in use when they were last looked at.
+    /// The ports in use at the last scan.
     pub(crate) fn in_use(&self) -> &InUse {
         &self.in_use
     }
 
-    /// Whether a port that it looks for has come into use at `address` since the last scan. False where the kernel can't
-    /// be asked about a single port.
+    /// Whether one of the ports to look for has come into use at `address` since the last scan. Always false with
+    /// `/proc/net`, which can't be asked about a single port.
     pub(crate) fn has_opened(&mut self, address: IpAddr, port: u16) -> bool {
         for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
             let Some(Source::Diag(diag)) = source else { continue };
             if !self.relevant.of(protocol).contains(port) || self.in_use.of(protocol).contains(port) {
                 continue;
             }
-            match diag.holds(address, port, &mut self.next) {
+            match diag.is_in_use(address, port, &mut self.next) {
                 Ok(true) => return true,
                 Ok(false) => {}
-                Err(error) => log::debug!("can't ask about {protocol} port {port}: {error}"),
+                Err(error) => log::debug!("can't check whether {protocol} port {port} is in use: {error}"),
             }
         }
         false
     }
 
-    /// Looks again. True if something has changed of what it looks for. What can't be read this time stays as it was.
+    /// Scans again. True if the ports in use have changed. After an error, the previous result stays.
     pub(crate) fn scan(&mut self) -> bool {
         let mut changed = false;
         for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
@@ -94,7 +96,7 @@ impl Scanner {
                         changed = true;
                     }
                 }
-                Err(error) => log::debug!("can't look for {protocol} ports in use: {error}"),
+                Err(error) => log::debug!("can't scan for {protocol} ports in use: {error}"),
             }
         }
         changed
@@ -104,7 +106,7 @@ impl Scanner {
 impl Source {
     fn open(protocol: Protocol) -> Option<Self> {
         let diag = Diag::open(protocol).and_then(|mut diag| {
-            // Just to see whether it works.
+            // A first list shows whether the kernel supports it.
             diag.look_for(&PortSet::default());
             diag.read(&mut PortSet::default())?;
             Ok(diag)
@@ -113,7 +115,7 @@ impl Source {
             Ok(diag) => return Some(Self::Diag(diag)),
             Err(error) => error,
         };
-        log::debug!("no {protocol} socket diagnosis: {error}; /proc/net instead");
+        log::debug!("no sock_diag for {protocol}: {error}; using /proc/net");
         match Proc::open(protocol) {
             Ok(tables) => Some(Self::Proc(tables)),
             Err(error) => {

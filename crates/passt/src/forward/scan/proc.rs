@@ -1,4 +1,4 @@
-//! Tables of sockets in `/proc/net`: proc_pid_net(5).
+//! The tables of sockets in `/proc/net` (proc_pid_net(5)).
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -18,14 +18,14 @@ impl Proc {
     /// Opens the tables of the calling thread's namespace.
     ///
     /// # Errors
-    /// There is none that can be opened.
+    /// None of the tables can be opened.
     pub(super) fn open(protocol: Protocol) -> io::Result<Self> {
-        // In hexadecimal digits: listening; bound without a peer.
+        // The state in hexadecimal: TCP_LISTEN; TCP_CLOSE, which means bound without a peer.
         let (names, state) = match protocol {
             Protocol::Tcp => (["tcp", "tcp6"], "0A"),
             Protocol::Udp => (["udp", "udp6"], "07"),
         };
-        // Not of the process: its first thread may be in another namespace.
+        // Not /proc/self: the process's first thread may be in another namespace.
         let open = |name: &str| File::open(format!("/proc/thread-self/net/{name}"));
         let [v4, v6] = names.map(open);
         // A host may lack either family, but not both.

@@ -23,9 +23,9 @@ fn closed_everywhere(mut closed: impl FnMut() -> bool) {
     }
 }
 
-/// Both ways of looking see the same, of both families and of nothing but what is in use.
+/// Both sources find the same ports, of both families, and only ports in use.
 #[test]
-fn what_is_in_use_is_found() {
+fn ports_in_use_are_found() {
     isolated(|| {
         let mut diag = Scanner::open_for_all();
         assert!(matches!((&diag.tcp, &diag.udp), (Some(Source::Diag(_)), Some(Source::Diag(_)))));
@@ -64,7 +64,7 @@ fn what_is_in_use_is_found() {
     });
 }
 
-/// Lists longer than any one datagram of the kernel are read whole.
+/// Lists of several datagrams are read completely.
 #[test]
 fn many_ports() {
     isolated(|| {
@@ -81,16 +81,16 @@ fn many_ports() {
     });
 }
 
-/// where nothing can be looked at, nothing is in use, and that is all.
+/// without any source, no port is in use.
 #[test]
-fn nothing_to_look_at_r105() {
+fn a_scanner_without_sources_finds_nothing_r105() {
     let mut scanner = Scanner { tcp: None, udp: None, ..Scanner::open_for_all() };
     assert!(!scanner.scan());
     assert!(scanner.in_use().tcp.is_empty() && scanner.in_use().udp.is_empty());
 }
 
 #[test]
-fn scanners_look_at_the_namespace_they_were_opened_in() {
+fn a_scanner_scans_the_namespace_it_was_opened_in() {
     isolated(|| {
         let mut outer = Scanner::open_for_all();
         let _here = TcpListener::bind("0.0.0.0:80").unwrap();
@@ -107,7 +107,7 @@ fn scanners_look_at_the_namespace_they_were_opened_in() {
     });
 }
 
-/// What is not looked for is not found, by either way of looking, and is not even listed.
+/// Other ports than those to look for are not found, by either source. The kernel does not even list them.
 #[test]
 fn some_ports() {
     isolated(|| {
@@ -132,7 +132,8 @@ fn some_ports() {
     });
 }
 
-/// A lookup finds what has come into use since the last scan: of both protocols and families, at the address or at all.
+/// A single lookup finds a port that has come into use since the last scan, of both protocols and families, at the address
+/// or at the wildcard address.
 #[test]
 fn single_ports() {
     isolated(|| {

@@ -1,13 +1,12 @@
-//! Notices when resolv.conf changes, so that who moves to another network keeps resolving names.
+//! Watches resolv.conf, so that names still resolve after the host has moved to another network.
 //!
-//! The file is mostly replaced, by renaming another over it, and often it is a symbolic link into the directory of a
-//! service, which replaces it there. So what is watched is every directory on the way from `/etc/resolv.conf` to the
-//! file, and the file itself, which a container engine rewrites in place.
+//! Most programs replace the file by renaming another one over it. Often it is a symbolic link into the directory of a
+//! service, which replaces the target. So every directory on the path from `/etc/resolv.conf` to the file is watched, and
+//! the file itself, which container engines rewrite in place.
 //!
-//! All of it happens on a thread of its own: the one that serves the guest opens no path. The directories are held
-//! open from the start and the file is opened from there, so it can be read when we are another user, and when the
-//! machine's files are out of sight. What can't be followed then is a link to a directory that was not on the way
-//! at the start.
+//! A thread of its own does this: the thread that serves the guest may not open a path. The directories are opened at the
+//! start and kept open, and the file is opened relative to them. So it can still be read after a change of user and after
+//! the root directory was replaced. One case is lost then: a link into a directory that was not on the path at the start.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -27,27 +26,28 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::{PATH, Resolver, read};
 
-/// Links that are followed at most, as in the kernel.
+/// Most symbolic links that are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// What happens in a directory when one of its files is replaced: a link is made, a file is written and closed, or
-/// renamed. Not that a file is gone: what it said holds until there is another.
+/// Events of a directory when one of its files is replaced: a link is created, or a file is closed after writing or
+/// renamed. Deletion is not among them: the last content is used until there is a new file.
 const REPLACED: WatchFlags = WatchFlags::CREATE.union(WatchFlags::CLOSE_WRITE).union(WatchFlags::MOVED_TO);
 
-/// resolv.conf under observation.
+/// Watches resolv.conf.
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: OwnedFd,
-    /// Where the way to the file begins.
+    /// The path that was asked for, where the search for the file starts.
     start: PathBuf,
-    /// All on the way to the file, now or before: who changes to another network comes back.
+    /// All directories that are or were on the path to the file. Old ones are kept: a host may return to an earlier network.
     directories: Vec<Directory>,
-    /// The names on the way, of links and of the file.
+    /// The names of the links on the path, and of the file.
     names: Vec<OsString>,
+    /// The last valid content.
     last: Resolver,
 }
 
-/// A directory that is held open.
+/// A directory that is kept open.
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
@@ -55,7 +55,7 @@ struct Directory {
 }
 
 impl Watch {
-    /// Starts to watch the host's file, of which `last` is known. To be called with our caller's rights.
+    /// Starts to watch the host's file, whose content was `last`. Must be called with the caller's rights.
     ///
     /// # Errors
     /// There is no `/etc`, or the user has too many inotify instances.
@@ -71,52 +71,52 @@ impl Watch {
         inotify::add_watch(&inotify, parent, REPLACED | WatchFlags::ONLYDIR)?;
         let directories = vec![Directory { path: parent.to_owned(), handle }];
         let mut watch = Self { inotify, start, directories, names: Vec::new(), last };
-        // It may come into being later.
+        // The file may be created later.
         if let Err(error) = watch.find() {
             log::debug!("{}: {error}", path.display());
         }
         Ok(watch)
     }
 
-    /// Goes on seeing the directories, with what is mounted in them, when the mount namespace is about to be left.
-    /// Nothing else can be reached from there any more. To be called with the right to mount.
+    /// Keeps the directories, with what is mounted in them, accessible after the root directory is replaced. Must be called
+    /// before that, with the right to mount.
     pub(crate) fn keep_accessible(&mut self) {
         let copy =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         for Directory { path, handle } in &mut self.directories {
-            // By its path: what was opened before belongs to the mount namespace that we have left.
+            // Opened again by its path: the old handle belongs to the mount namespace that was left.
             match open_tree(CWD, path.as_path(), copy) {
                 Ok(copy) => *handle = copy,
-                // A file mounted there, as in containers, will be lost; its directory isn't.
-                Err(errno) => log::debug!("can't keep {} in sight: {errno}", path.display()),
+                // The old handle still shows the directory, but not a file mounted over one in it, as containers do.
+                Err(errno) => log::debug!("can't keep mounts in {} accessible: {errno}", path.display()),
             }
         }
     }
 
-    /// The directories that are held.
+    /// The directories that are kept open.
     pub(crate) fn directories(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.directories.iter().map(|directory| directory.handle.as_fd())
     }
 
-    /// Starts the thread, which gives up its rights by `drop_rights`, and then waits for changes.
+    /// Starts the thread. It calls `drop_rights` first, and then waits for changes.
     ///
     /// # Errors
-    /// The thread can't be started, or has failed at one of its first steps.
+    /// The thread can't be started, or `drop_rights` has failed.
     pub(crate) fn start(
         mut self,
         drop_rights: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<News> {
         let wake =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("can't make an eventfd")?;
-        let bell = wake.try_clone().context("can't duplicate a descriptor")?;
+        let signal = wake.try_clone().context("can't duplicate a descriptor")?;
         let (resolvers, news) = channel();
         let (report, started) = channel();
         let run = move || {
             let ready = drop_rights();
-            // Whoever started us may have ended meanwhile; then nobody wants news either.
+            // If the receiver is gone, the process is about to end.
             drop(report.send(ready));
-            if let Err(error) = self.run(&resolvers, &bell) {
-                log::warn!("{PATH} is not watched any more: {error}");
+            if let Err(error) = self.run(&resolvers, &signal) {
+                log::warn!("{PATH} can't be watched any longer: {error}");
             }
         };
         thread::Builder::new().name("resolv.conf".into()).spawn(run).context("can't start a thread")?;
@@ -124,21 +124,21 @@ impl Watch {
         Ok(News { wake, news })
     }
 
-    fn run(&mut self, resolvers: &Sender<Resolver>, bell: &OwnedFd) -> io::Result<()> {
-        // What was changed since it was read first.
+    fn run(&mut self, resolvers: &Sender<Resolver>, signal: &OwnedFd) -> io::Result<()> {
+        // The file may have changed between the first read and the start of the watch.
         let mut stale = true;
         loop {
             if stale && let Some(resolver) = self.changed() {
                 if resolvers.send(resolver).is_err() {
                     return Ok(());
                 }
-                rustix::io::write(bell, &1_u64.to_ne_bytes())?;
+                rustix::io::write(signal, &1_u64.to_ne_bytes())?;
             }
             stale = self.wait()?;
         }
     }
 
-    /// Waits for events, and says whether the file may be another one now.
+    /// Waits for events. True if the file may have changed.
     fn wait(&self) -> io::Result<bool> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
@@ -161,12 +161,12 @@ impl Watch {
         }
     }
 
-    /// What the file says, if that has changed and is of use.
+    /// The content of the file, if it has changed and has a server.
     fn changed(&mut self) -> Option<Resolver> {
         let text = match self.find().and_then(read) {
             Ok(text) => text,
             Err(error) => {
-                log::info!("{PATH}: {error}; the servers known stay in use");
+                log::info!("{PATH}: {error}; the known servers stay in use");
                 return None;
             }
         };
@@ -175,14 +175,14 @@ impl Watch {
             return None;
         }
         if resolver.servers.is_empty() {
-            log::info!("{PATH} has no nameserver now; the ones known stay in use");
+            log::info!("{PATH} has no nameserver now; the known servers stay in use");
             return None;
         }
         self.last = resolver.clone();
         Some(resolver)
     }
 
-    /// Goes the way to the file, watches what is new on it, and opens the file.
+    /// Follows the links to the file, watches directories that are new on the path, and opens the file.
     fn find(&mut self) -> io::Result<OwnedFd> {
         self.names.clear();
         let mut directory = 0;
@@ -198,7 +198,7 @@ impl Watch {
                     directory = self.follow(directory, &link, &next)?;
                     place = next;
                 }
-                // No link: that's it.
+                // Not a link: this is the file.
                 Err(Errno::INVAL) => {
                     let file = open_file(handle, name)?;
                     self.watch(&place, WatchFlags::CLOSE_WRITE);
@@ -210,8 +210,8 @@ impl Watch {
         Err(Errno::LOOP.into())
     }
 
-    /// The index of the directory that a link in another leads to, to be called `place`. One that we do not hold can be
-    /// found only until the machine's files are out of sight.
+    /// The index of the directory that `link`, in the directory `from`, leads to. `place` is the link's target as an absolute
+    /// path. A directory that is not open yet can be found only until the root directory is replaced.
     fn follow(&mut self, from: usize, link: &Path, place: &Path) -> io::Result<usize> {
         let (path, _) = split(place).ok_or(Errno::NOENT)?;
         if let Some(index) = self.directories.iter().position(|directory| directory.path == path) {
@@ -225,7 +225,7 @@ impl Watch {
         Ok(self.directories.len() - 1)
     }
 
-    /// Watches one more place. What is watched already may be named again.
+    /// Watches one more path. A path that is watched already may be added again.
     fn watch(&self, path: &Path, events: WatchFlags) {
         if let Err(error) = inotify::add_watch(&self.inotify, path, events) {
             log::debug!("can't watch {}: {error}", path.display());
@@ -238,12 +238,13 @@ fn open_directory(from: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Owned
 }
 
 fn open_file(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    // Not blocking: it may be a pipe.
+    // O_NONBLOCK: it may be a pipe.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(directory, name, flags, Mode::empty())
 }
 
-/// What `link` in the directory at `from` says, without dots: a name for the place, not the way to it.
+/// The target of `link`, in the directory `from`, with `.` and `..` removed by text. It identifies a watched directory; it
+/// is not opened, as links before a `..` could lead elsewhere.
 fn lexical(from: &Path, link: &Path) -> PathBuf {
     let mut path = PathBuf::new();
     for component in from.join(link).components() {
@@ -256,14 +257,14 @@ fn lexical(from: &Path, link: &Path) -> PathBuf {
     path
 }
 
-/// Directory and name.
+/// The directory and the last component of a path.
 fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     let parent =
         path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
     Some((parent?, path.file_name()?))
 }
 
-/// Where news of the resolvers arrive.
+/// Receives changes of resolv.conf. The descriptor becomes readable when there is one.
 #[derive(Debug)]
 pub(crate) struct News {
     wake: OwnedFd,
@@ -271,9 +272,9 @@ pub(crate) struct News {
 }
 
 impl News {
-    /// The latest, if there are any. To be called when the descriptor is readable.
+    /// The latest content, if there is a change. Must be called when the descriptor is readable.
     pub(crate) fn latest(&self) -> Option<Resolver> {
-        // An error means that it was not readable, which is no matter.
+        // An error means that there was no change to clear.
         let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
         self.news.try_iter().last()
     }
@@ -300,21 +301,21 @@ mod tests {
         format!("nameserver 192.0.2.{n}\n")
     }
 
-    /// Puts a file in the place of another at once.
+    /// Replaces a file atomically.
     fn replace(path: &Path, text: &str) {
         let next = path.with_extension("next");
         fs::write(&next, text).unwrap();
         fs::rename(next, path).unwrap();
     }
 
-    /// What is read after the next events that matter.
+    /// The change after the next relevant event.
     fn next(watch: &mut Watch) -> Option<Resolver> {
         while !watch.wait().unwrap() {}
         watch.changed()
     }
 
     #[test]
-    fn files_and_links_that_are_replaced() {
+    fn replaced_files_and_links_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let (etc, run) = (dir.path().join("etc"), dir.path().join("run"));
         fs::create_dir(&etc).unwrap();
@@ -340,9 +341,9 @@ mod tests {
         assert_eq!(read, Some(resolver(4)), "in place");
     }
 
-    /// The directory of the file can't be opened by its path any more.
+    /// Directories that can't be opened by their paths any more are still watched.
     #[test]
-    fn directories_that_are_out_of_sight() {
+    fn renamed_directories_are_still_watched() {
         let dir = tempfile::tempdir().unwrap();
         let (etc, run) = (dir.path().join("etc"), dir.path().join("run"));
         fs::create_dir(&etc).unwrap();
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_of_no_use_is_skipped() {
+    fn content_without_servers_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("resolv.conf");
         let mut watch = Watch::of(&file, Resolver::default()).unwrap();

@@ -5,11 +5,11 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// The smallest limit that can be asked for.
+/// The smallest limit that `--log-size` accepts.
 const LIMIT: u64 = 40960;
 const TITLE: &str = "pasta 1: /bin/pasta (1)";
 
-/// A log file in `parent`, which decides about the file system.
+/// A log file in the directory `parent`.
 fn log_in(parent: &Path, limit: u64) -> (TempDir, PathBuf, LogFile) {
     let dir = tempfile::tempdir_in(parent).unwrap();
     let path = dir.path().join("log");
@@ -17,13 +17,14 @@ fn log_in(parent: &Path, limit: u64) -> (TempDir, PathBuf, LogFile) {
     (dir, path, log)
 }
 
-/// A file system that can't collapse a range, and one that maybe can.
+/// Directories on a file system that can't collapse a range, and on one that may be able to.
 fn places() -> Vec<PathBuf> {
     let places = [PathBuf::from("/dev/shm"), std::env::temp_dir()];
     places.into_iter().filter(|place| tempfile::tempdir_in(place).is_ok()).collect()
 }
 
-/// behaviour §1.7.5: never over the limit; the first line says so; behind it, the last lines without a gap.
+/// behaviour §1.7.5: never over the limit. The first line says that the file was truncated. Then follow the last lines,
+/// without a gap.
 #[test]
 fn a_full_file_loses_nothing_but_the_oldest() {
     for place in places() {
@@ -52,7 +53,7 @@ fn a_full_file_loses_nothing_but_the_oldest() {
 
 /// behaviour §1.7.4.
 #[test]
-fn the_file_is_ours_alone_and_empty_at_the_start() {
+fn the_file_is_readable_by_its_owner_only_and_empty_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     std::fs::write(&path, "old\n".repeat(100)).unwrap();
@@ -70,16 +71,16 @@ fn a_message_as_long_as_the_file_is_cut() {
     for _ in 0..3 {
         log.add("before\n", "0").unwrap();
         log.add(&("é".repeat(100_000) + "\n"), "0").unwrap();
-        log.add("behind\n", "0").unwrap();
+        log.add("after\n", "0").unwrap();
         assert!(path.metadata().unwrap().len() <= LIMIT);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.ends_with("é [...]\nbehind\n"));
+        assert!(text.ends_with("é [...]\nafter\n"));
     }
 }
 
-/// What another process with the same file has written is part of it.
+/// Lines that another process writes to the same file count.
 #[test]
-fn the_limit_holds_for_all_who_write() {
+fn the_limit_holds_for_two_processes() {
     let (_dir, path, mut log) = log_in(&std::env::temp_dir(), LIMIT);
     let mut other = LogFile { file: log.file.try_clone().unwrap(), title: TITLE.into(), limit: Some(LIMIT) };
     for number in 0..1000 {
@@ -92,7 +93,7 @@ fn the_limit_holds_for_all_who_write() {
 }
 
 #[test]
-fn what_has_no_size_has_no_limit() {
+fn a_device_has_no_limit() {
     let mut log = LogFile::create(Path::new("/dev/null"), TITLE.into(), LIMIT).unwrap();
     for _ in 0..1000 {
         log.add(&"x".repeat(1000), "0").unwrap();

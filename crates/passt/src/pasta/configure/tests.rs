@@ -1,5 +1,5 @@
-//! Discovery, planning and configuration on a real kernel, each test in a network namespace of its own: interfaces of a
-//! "host" are set up and read, then replaced by one that stands for the tap, which is configured.
+//! Discovery, planning and configuration on a real kernel, each test in a network namespace of its own. A test sets up the
+//! interfaces of a "host", reads them, replaces them by an interface that stands for the tap, and configures that.
 
 use std::{
     fs,
@@ -19,8 +19,8 @@ use crate::{
 
 const NAMESPACE: &str = "PASST_TEST_NAMESPACE";
 
-/// Runs `body`, a closure of the calling test, in a new user and network namespace: this program is started again in
-/// one, for that test only.
+/// Runs `body`, a closure of the calling test, in a new user and network namespace. It starts this program again there, for
+/// that test only.
 fn in_namespace<F: FnOnce()>(body: F) {
     if std::env::var_os(NAMESPACE).is_some() {
         body();
@@ -56,7 +56,7 @@ fn ip(commands: &str) {
     assert!(child.wait().unwrap().success(), "{commands}");
 }
 
-/// Lines that ip(8) shows, blanks made uniform.
+/// The lines that ip(8) prints, with single blanks.
 fn show(arguments: &str) -> Vec<String> {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}");
@@ -70,7 +70,7 @@ fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/net/{name}"), value).unwrap();
 }
 
-/// A host with `eth0` in both families, usable at once.
+/// A host with `eth0` in both families, without duplicate address detection.
 fn host() {
     sysctl("ipv6/conf/default/accept_dad", "0");
     sysctl("ipv6/conf/all/accept_dad", "0");
@@ -94,13 +94,13 @@ fn config(change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-/// Plans from what is there, replaces it by a fresh interface, and configures that.
+/// Plans with the present interfaces, replaces them by a new one, and configures that.
 fn replace(config: &Config) -> Result<Configured, Error> {
     let plan = plan(config, &Facts::gather().unwrap()).unwrap().namespace.unwrap();
     let others: Vec<String> =
         Facts::gather().unwrap().links.into_iter().map(|l| l.name).filter(|name| name != "lo").collect();
     for name in others {
-        // The other end of a pair goes with the first.
+        // May fail: a veth device is deleted together with its peer.
         let _ = Command::new("ip").args(["link", "del", &name]).stderr(Stdio::null()).status();
     }
     let _ = Command::new("ip").args(["route", "flush", "table", "main"]).stderr(Stdio::null()).status();
@@ -214,7 +214,7 @@ fn copies_thousands_of_routes() {
     });
 }
 
-/// R-25: routes with nexthop objects, also where the kernel doesn't spell them out. R-20, R-24, R-26: multipath.
+/// R-25: routes with nexthop objects, also if the kernel doesn't list their hops. R-20, R-24, R-26: multipath.
 #[test]
 fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
     in_namespace(|| {
@@ -270,7 +270,7 @@ fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
     });
 }
 
-/// R-24: next hops that are down on the host are copied without that.
+/// R-24: next hops that are down on the host are copied without that state.
 #[test]
 fn state_of_next_hops_is_not_copied_r24() {
     in_namespace(|| {
@@ -278,7 +278,7 @@ fn state_of_next_hops_is_not_copied_r24() {
         ip("route add 10.3.0.0/16 nexthop via 198.51.100.5 nexthop via 198.51.100.6
             route add 2001:db8:3::/48 nexthop via 2001:db8:1::5 nexthop via 2001:db8:1::6
             link set wire0 down");
-        // The kernel takes notice of a lost carrier in its own time.
+        // The kernel handles a lost carrier asynchronously.
         let end = Instant::now() + Duration::from_secs(60);
         while !show("route").concat().contains("linkdown") {
             assert!(Instant::now() < end, "the link stays up");
@@ -292,13 +292,12 @@ fn state_of_next_hops_is_not_copied_r24() {
     });
 }
 
-/// R-27: a route whose gateway only another route leads to, and one whose gateway nothing leads to.
+/// R-27: a route whose gateway is reached only by another route, and one whose gateway can't be reached.
 #[test]
 fn dependent_routes_settle_r27() {
     in_namespace(|| {
         host();
-        // In the kernel's order 10.0.0.0/8 comes first, the way to its gateway later; that of 10.66.0.0/16 is another
-        // interface's.
+        // In the kernel's order, 10.0.0.0/8 comes before the route to its gateway. The gateway of 10.66.0.0/16 has no route.
         ip("route add 192.0.2.7 dev eth0
             route add 10.0.0.0/8 via 192.0.2.7
             route add 2001:db8:9::7 dev eth0
@@ -318,7 +317,7 @@ fn dependent_routes_settle_r27() {
     });
 }
 
-/// R-31: what is given for one family doesn't keep the other from being copied.
+/// R-31: options for one family don't prevent that the other is copied.
 #[test]
 fn families_are_independent_r31() {
     in_namespace(|| {
@@ -348,7 +347,7 @@ fn families_are_independent_r31() {
     });
 }
 
-/// R-32: a namespace without IPv6 (here by sysctl) is IPv4 only, with a warning.
+/// R-32: a namespace without IPv6 (here by sysctl) gets only IPv4, with a warning.
 #[test]
 fn namespace_without_ipv6_r32() {
     in_namespace(|| {
@@ -378,7 +377,7 @@ fn local_mode() {
     });
 }
 
-/// behaviour §3.6: a gateway that was asked for has to be reachable; the error names it.
+/// behaviour §3.6: an unreachable `--gateway` is an error, which names it.
 #[test]
 fn gateway_that_is_not_on_the_link() {
     in_namespace(|| {
@@ -414,7 +413,7 @@ fn point_to_point_template_r21_r33_r34() {
     });
 }
 
-/// behaviour §3.6: without `--config-net` lo is up, and the interface is left to the guest.
+/// behaviour §3.6: without `--config-net` lo is up, and the interface is not configured.
 #[test]
 fn without_config_net() {
     in_namespace(|| {
@@ -429,7 +428,7 @@ fn without_config_net() {
     });
 }
 
-/// behaviour §2.2: a MAC address that the kernel refuses is an error that names it; so is an interface that isn't there.
+/// behaviour §2.2: an error names what failed: a MAC address that the kernel refuses, an interface that doesn't exist.
 #[test]
 fn errors_name_the_object() {
     in_namespace(|| {
@@ -445,7 +444,7 @@ fn errors_name_the_object() {
     });
 }
 
-/// Metrics of routes come as they are.
+/// Metrics of routes are copied, with their lock bits.
 #[test]
 fn route_metrics_are_gathered() {
     in_namespace(|| {

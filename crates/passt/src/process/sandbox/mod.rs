@@ -1,6 +1,7 @@
-//! What a hole in this program would not open: files, other processes, privileges, most of the kernel (behaviour §10).
+//! The sandbox: a vulnerability of this program must not give access to files, other processes, privileges, or most system
+//! calls (behaviour §10).
 //!
-//! Each module is one means. [`crate::process::stage`] says when each of them is used, and in which order.
+//! Each module is one mechanism. [`crate::process::stage`] uses them, and explains the order.
 
 pub(crate) mod capabilities;
 pub(crate) mod landlock;

@@ -1,16 +1,16 @@
-//! Namespaces of our own, beside the user namespace that we are in and the host's network namespace, where our sockets
-//! have to be.
+//! New namespaces for the process. It stays in its user namespace, and in the host's network namespace, which its sockets
+//! need.
 
 use anyhow::Context;
 use sys::spawn::{Namespaces, unshare};
 
-/// Moves into new namespaces of mounts, System V IPC and host names, and, if `pids` is true, has the next child be
-/// process 1 of a PID namespace: it sees no process but itself. From then on no thread can be started before a fork.
+/// Moves the process into new mount, IPC and UTS namespaces. If `pids` is true, the next child is process 1 of a new PID
+/// namespace, and sees no other process; until that fork, no thread can be started.
 ///
-/// To do without the others is no reason to fail, which is told.
+/// If the kernel refuses one of the namespaces except the mount namespace, this is logged.
 ///
 /// # Errors
-/// There is to be no mount namespace: some containers forbid it.
+/// The kernel refuses the mount namespace, as in some containers.
 pub(crate) fn leave(pids: bool) -> anyhow::Result<()> {
     let others =
         [(Namespaces::IPC, "IPC", true), (Namespaces::UTS, "UTS", true), (Namespaces::PID, "PID", pids)];
@@ -21,7 +21,7 @@ pub(crate) fn leave(pids: bool) -> anyhow::Result<()> {
         }
     }
     if !refused.is_empty() {
-        log::info!("Namespaces that can't be our own: {}", refused.join(", "));
+        log::info!("Can't create some namespaces, continuing without: {}", refused.join(", "));
     }
-    unshare(Namespaces::MOUNT).context("no mount namespace of our own")
+    unshare(Namespaces::MOUNT).context("can't create a mount namespace")
 }

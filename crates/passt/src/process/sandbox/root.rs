@@ -1,4 +1,4 @@
-//! An empty root: nothing can be opened by a path any more.
+//! An empty root directory: no file can be opened by a path any more.
 
 use anyhow::Context;
 use rustix::io::Errno;
@@ -7,22 +7,22 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, chroot, pivot_root};
 
-/// Directories to mount the new root on, for the moment until it is the root: profiles of security modules expect the
-/// first (behaviour §10.1.5), and a system without it has the other, since we have found a device there.
+/// Directories to mount the new root on, before it becomes the root. Profiles of security modules expect the first one
+/// (behaviour §10.1.5). A system without it has the second one, since /dev/null was opened there.
 const PLACES: [&str; 2] = ["/tmp", "/dev"];
 
-/// Cuts the mount namespace that we are in off from others, so that nothing mounted here is seen there.
+/// Stops the propagation of mounts to and from other mount namespaces.
 pub(crate) fn make_private() -> anyhow::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("can't make mounts private")
 }
 
-/// Goes into an empty file system that can't be written to, and leaves the old root behind, which nobody else notices:
-/// see [`make_private`]. With `chroot_fallback`, also where the old root can't be left behind because it is the one
-/// that the system was booted with (behaviour §10.5): then it is out of sight.
+/// Replaces the root directory by an empty, read-only file system, and unmounts the old root in this mount namespace, which
+/// must be private, see [`make_private`]. pivot_root(2) can't replace the initial root file system (behaviour §10.5). With
+/// `chroot_fallback` the empty root is then mounted over the old one.
 ///
 /// # Errors
-/// It can't be mounted, or can't become the root. Then the root is what it was.
+/// The empty file system can't be mounted, or can't become the root. The root has not changed then.
 pub(crate) fn enter_empty(chroot_fallback: bool) -> anyhow::Result<()> {
     let place = mount_empty().context("can't mount a tmpfs")?;
     chdir(place).with_context(|| format!("can't change to {place}"))?;

@@ -1,10 +1,10 @@
-//! The system calls that each thread may still make. Any other ends the process at once, by SIGSYS.
+//! The system calls that each thread may still make. Any other one ends the process at once, by SIGSYS.
 //!
-//! A filter holds for the thread that installs it, and each has its own list, by its [`Role`]: they are installed when
-//! all threads are there, before anything of the guest is read.
+//! A filter applies to the thread that installs it, and has the calls of the thread's [`Role`]. Filters are installed when
+//! all threads have started, before anything from the guest is read.
 //!
-//! Calls that are allowed whatever their arguments cost nothing, as the kernel knows their numbers; one whose arguments
-//! are looked at costs some 50 ns. So that is done with calls which are rare beside what else they take.
+//! A call that is allowed with any arguments costs no time: the kernel caches the decision by its number. A call whose
+//! arguments are checked costs about 50 ns. So arguments are checked only for calls that are rare, or slow anyway.
 
 use std::collections::BTreeMap;
 
@@ -17,12 +17,12 @@ use seccompiler::{
 };
 use sys::stream::SIOCATMARK;
 
-/// What a thread is there for.
+/// The task of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Serves a namespace, and looks after its command.
+    /// Serves a namespace, and handles its command.
     Pasta = 1,
-    /// Serves a machine.
+    /// Serves a virtual machine.
     Passt = 2,
     /// Opens sockets in the guest's namespace.
     Opener = 4,
@@ -30,7 +30,7 @@ pub(crate) enum Role {
     Reader = 8,
 }
 
-/// Sets of roles.
+// Sets of roles.
 const PASTA: u8 = Role::Pasta as u8;
 const SHARD: u8 = PASTA | Role::Passt as u8;
 const OPENER: u8 = Role::Opener as u8;
@@ -40,31 +40,32 @@ const ALL: u8 = SHARD | OPENER | READER;
 /// A system call that is allowed.
 struct Call {
     number: libc::c_long,
+    /// The roles that may make it.
     roles: u8,
-    /// With which arguments.
+    /// The arguments that it may have.
     only: Only,
 }
 
-/// Which arguments a call may have.
+/// The arguments that a call may have.
 #[derive(Clone, Copy)]
 enum Only {
-    /// Any.
+    /// Any arguments.
     Any,
-    /// Argument of this index one of the values.
+    /// The argument of this index is one of the values.
     OneOf(u8, &'static [libc::c_int]),
-    /// Argument of this index with no other bits than these.
+    /// The argument of this index has no bits except these.
     Within(u8, libc::c_int),
-    /// Argument of this index without these bits.
+    /// The argument of this index has none of these bits.
     Without(u8, libc::c_int),
-    /// The first argument our process.
+    /// The first argument is the ID of this process.
     OurProcess,
-    /// The first argument the thread that calls.
+    /// The first argument is the ID of the calling thread.
     OurThread,
 }
 
 use Only::{Any, OneOf, OurProcess, OurThread, Within, Without};
 
-/// How the one who reads resolv.conf may open a path: not for writing.
+/// Flags with which [`Role::Reader`] may open a path: not for writing.
 const TO_READ: libc::c_int = OFlags::PATH
     .union(OFlags::DIRECTORY)
     .union(OFlags::NONBLOCK)
@@ -79,52 +80,52 @@ const fn call(number: libc::c_long, roles: u8, only: Only) -> Call {
     Call { number, roles, only }
 }
 
-/// Who may make which call, and why. What is not here: anything that starts a process or a thread, changes a user, a
-/// namespace or a mount, looks into another process, makes memory executable, or, but for one thread, opens a path.
+/// The allowed calls, by role, with the reason. Not among them is any call that starts a process or a thread, changes a
+/// user, a namespace or a mount, reads another process, or makes memory executable. Only [`Role::Reader`] can open a path.
 #[rustfmt::skip]
 const TABLE: &[Call] = &[
-    // Memory, by the allocator. Never to be executed.
+    // Memory, by the allocator. It can't be made executable.
     call(libc::SYS_brk,            ALL,            Any),                      // grows and shrinks the heap
     call(libc::SYS_mmap,           ALL,            Without(2, PROT_EXEC)),    // large pieces, and heaps of threads
     call(libc::SYS_mprotect,       ALL,            Without(2, PROT_EXEC)),    // growth of heaps of threads
     call(libc::SYS_mremap,         ALL,            Any),                      // large pieces that grow
     call(libc::SYS_munmap,         ALL,            Any),                      // large pieces; stacks of threads that end
-    call(libc::SYS_madvise,        ALL,            Any),                      // the same, given back
+    call(libc::SYS_madvise,        ALL,            Any),                      // returns unused memory
 
     // Threads: locks, channels, their end.
     call(libc::SYS_futex,          ALL,            Any),                      // waits for a lock or a message
-    call(libc::SYS_sched_yield,    ALL,            Any),                      // the same, for a moment
+    call(libc::SYS_sched_yield,    ALL,            Any),                      // a lock that is held for a moment
     call(libc::SYS_rt_sigprocmask, ALL,            Any),                      // the end of a thread; abort(3)
     call(libc::SYS_sigaltstack,    ALL,            Any),                      // the end of a thread
     call(libc::SYS_exit,           OPENER | READER, Any),                     // the end of a thread
     call(libc::SYS_exit_group,     ALL,            Any),                      // the end of the process
 
-    // Time and chance.
+    // Time and random numbers.
     call(libc::SYS_clock_gettime,  ALL,            Any),                      // where the vDSO can't tell the time
-    call(libc::SYS_restart_syscall, ALL,           Any),                      // a wait goes on after SIGSTOP, SIGCONT
+    call(libc::SYS_restart_syscall, ALL,           Any),                      // a wait continues after SIGSTOP, SIGCONT
     call(libc::SYS_getrandom,      ALL,            Any),                      // keys of hash maps
 
     // Descriptors.
-    call(libc::SYS_close,          ALL,            Any),                      // whatever is done with
+    call(libc::SYS_close,          ALL,            Any),                      // descriptors that are no longer needed
     call(libc::SYS_fcntl,          ALL,            Any),                      // lengths of pipes; copies
 
     // The event loop.
     call(libc::SYS_epoll_pwait,    SHARD,          Any),                      // waits
-    call(libc::SYS_epoll_pwait2,   SHARD,          Any),                      // waits for more than a month
+    call(libc::SYS_epoll_pwait2,   SHARD,          Any),                      // waits, with a long timeout
     call(libc::SYS_epoll_ctl,      SHARD,          Any),                      // what to wait for
 
     // The link and the sockets of flows.
     call(libc::SYS_read,           SHARD | READER, Any),                      // frames, signals, timers; inotify, resolv.conf
     call(libc::SYS_write,          ALL,            Any),                      // frames, captures; log lines, wake-ups
     call(libc::SYS_recvfrom,       SHARD | OPENER, Any),                      // payload; answers of sock_diag
-    call(libc::SYS_recvmsg,        SHARD,          Any),                      // datagrams, with where they were sent to
+    call(libc::SYS_recvmsg,        SHARD,          Any),                      // datagrams, with their destination
     call(libc::SYS_sendto,         ALL,            Any),                      // payload; sock_diag; syslog
     call(libc::SYS_sendmsg,        SHARD,          Any),                      // payload of several frames
     call(libc::SYS_sendmmsg,       SHARD,          Any),                      // datagrams, many at a time
     call(libc::SYS_splice,         PASTA,          Any),                      // local connections
     call(libc::SYS_pipe2,          PASTA,          Any),                      // the same
     call(libc::SYS_accept4,        SHARD,          Any),                      // forwarded ports, the control socket
-    call(libc::SYS_eventfd2,       SHARD,          Any),                      // a descriptor in reserve, for refusals
+    call(libc::SYS_eventfd2,       SHARD,          Any),                      // a reserve descriptor, for refusals
     call(libc::SYS_connect,        SHARD | OPENER, Any),                      // outgoing flows
     call(libc::SYS_shutdown,       SHARD,          Any),                      // half-close
     #[cfg(target_arch = "x86_64")]
@@ -133,7 +134,7 @@ const TABLE: &[Call] = &[
     call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32, SIOCATMARK as i32])), // what is unread, unsent, urgent
     call(libc::SYS_ioctl,          OPENER,         OneOf(1, &[FIONBIO as i32])), // sock_diag, without waiting
 
-    // New sockets: of no other families, which have had many a hole.
+    // New sockets. Other families have had many vulnerabilities.
     call(libc::SYS_socket,         SHARD,          OneOf(0, &[AF_INET, AF_INET6])),
     call(libc::SYS_socket,         OPENER,         OneOf(0, &[AF_INET, AF_INET6, AF_NETLINK])), // sock_diag, too
     call(libc::SYS_bind,           SHARD | OPENER, Any),                      // ports forwarded, ports of flows
@@ -147,29 +148,29 @@ const TABLE: &[Call] = &[
     call(libc::SYS_statx,          PASTA,          Any),                      // how much there is to read
     call(libc::SYS_fstat,          SHARD,          Any),                      // the same; how large shared memory is
     call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file is still there
-    call(libc::SYS_pread64,        ALL,            Any),                      // what of the log file is to stay
+    call(libc::SYS_pread64,        ALL,            Any),                      // moves the rest of a full log file
     call(libc::SYS_pwrite64,       ALL,            Any),                      // the same
     call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
     call(libc::SYS_ftruncate,      ALL,            Any),                      // the same
 
-    // resolv.conf: found from directories that are held open, and read.
+    // resolv.conf: opened relative to directories that are kept open.
     call(libc::SYS_openat,         READER,         Within(2, TO_READ)),
     call(libc::SYS_readlinkat,     READER,         Any),
     call(libc::SYS_inotify_add_watch, READER,      Any),
 
-    // The start's last steps, and the command's life.
+    // The last steps of the start, and the command.
     #[cfg(target_arch = "x86_64")]
-    call(libc::SYS_dup2,           SHARD,          Any),                      // leaves the terminal
+    call(libc::SYS_dup2,           SHARD,          Any),                      // replaces the standard streams
     #[cfg(not(target_arch = "x86_64"))]
     call(libc::SYS_dup3,           SHARD,          Any),                      // the same
     call(libc::SYS_getpid,         ALL,            Any),                      // for the PID file and log lines
     call(libc::SYS_wait4,          SHARD,          Any),                      // children that have ended
     call(libc::SYS_waitid,         PASTA,          Any),                      // the command, if the start fails
     call(libc::SYS_pidfd_send_signal, PASTA,       Any),                      // signals for the command
-    call(libc::SYS_capget,         PASTA,          Any),                      // the same, from nobody to root's
+    call(libc::SYS_capget,         PASTA,          Any),                      // the same, from nobody to a command of root
     call(libc::SYS_capset,         PASTA,          Any),                      // the same
 
-    // A panic ends us, but not without having been told: abort(3).
+    // abort(3), after a panic was logged.
     call(libc::SYS_rt_sigaction,   ALL,            Any),
     call(libc::SYS_gettid,         ALL,            Any),
     call(libc::SYS_tgkill,         ALL,            OurProcess),
@@ -177,13 +178,13 @@ const TABLE: &[Call] = &[
     call(libc::SYS_rt_sigreturn,   ALL,            Any),
 ];
 
-/// Forbids the calling thread all calls but those of its role, from now on and for good.
+/// Limits the calling thread to the calls of its role, permanently.
 ///
 /// # Errors
-/// The kernel has no filters of system calls: then we do not start, since nobody expects us to run without.
+/// The kernel has no seccomp filters. The process must not continue without.
 pub(crate) fn restrict(role: Role) -> anyhow::Result<()> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
-        log::warn!("No filter of system calls: there is none for {} yet", std::env::consts::ARCH);
+        log::warn!("System calls are not filtered: not implemented for {} yet", std::env::consts::ARCH);
         return Ok(());
     };
     let filter = program(role, arch).context("can't make the filter of system calls")?;
@@ -201,7 +202,7 @@ fn program(role: Role, arch: TargetArch) -> anyhow::Result<BpfProgram> {
 }
 
 impl Only {
-    /// One of these has to be true; none if there is no condition.
+    /// The alternatives, one of which must be true. Empty: no condition.
     fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         let equal = |index, mask: u64, value: u64| {
             let equal = SeccompCmpOp::MaskedEq(mask);
@@ -232,14 +233,14 @@ mod tests {
 
     const ROLES: [Role; 4] = [Role::Pasta, Role::Passt, Role::Opener, Role::Reader];
 
-    /// What a thread under a filter does, in a process of its own.
+    /// Does one thing on a thread with a filter. [`end`] starts it in a process of its own.
     #[test]
     #[ignore = "started by other tests"]
     fn child() {
-        let (Ok(role), Ok(deed)) = (env::var("SECCOMP_ROLE"), env::var("SECCOMP_DEED")) else { return };
+        let (Ok(role), Ok(action)) = (env::var("SECCOMP_ROLE"), env::var("SECCOMP_ACTION")) else { return };
         let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).unwrap();
         restrict(role).unwrap();
-        match &*deed {
+        match &*action {
             "abort" => std::process::abort(),
             "exit" => std::process::exit(7),
             "allocate" => {
@@ -247,27 +248,27 @@ mod tests {
                 let small: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
                 std::process::exit(i32::from(large.len() != 64 || small.len() != 100_000));
             }
-            "write" => drop(fs::write("/dev/null", "")),
+            "open" => drop(fs::write("/dev/null", "")),
             "thread" => drop(thread::spawn(|| ())),
             "socket" => drop(UnixDatagram::unbound()),
             "process" => drop(Command::new("true").status()),
-            deed => unreachable!("{deed}"),
+            action => unreachable!("{action}"),
         }
     }
 
-    /// The signal that ends a thread of `role` that does `deed`, or the status that it ends with.
-    fn end(role: Role, deed: &str) -> Result<i32, i32> {
+    /// The exit status of a process that does `action` in `role`, or the signal that kills it as an error.
+    fn end(role: Role, action: &str) -> Result<i32, i32> {
         let name = concat!(module_path!(), "::child").split_once("::").unwrap().1;
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--exact", name, "--ignored"]);
-        command.env("SECCOMP_ROLE", format!("{role:?}")).env("SECCOMP_DEED", deed);
+        command.env("SECCOMP_ROLE", format!("{role:?}")).env("SECCOMP_ACTION", action);
         let status = command.output().unwrap().status;
         status.code().ok_or_else(|| status.signal().unwrap())
     }
 
-    /// An abort, as by a panic, looks like one, and is not mistaken for a forbidden call.
+    /// An abort, as after a panic, ends the process by SIGABRT, not by SIGSYS.
     #[test]
-    fn what_is_allowed() {
+    fn every_role_may_abort_exit_and_allocate() {
         for role in ROLES {
             assert_eq!(end(role, "abort"), Err(libc::SIGABRT), "{role:?}");
             assert_eq!(end(role, "exit"), Ok(7), "{role:?}");
@@ -276,15 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn what_kills() {
+    fn a_forbidden_call_ends_the_process() {
         for role in ROLES {
-            for deed in ["write", "thread", "socket", "process"] {
-                assert_eq!(end(role, deed), Err(libc::SIGSYS), "{role:?}: {deed}");
+            for action in ["open", "thread", "socket", "process"] {
+                assert_eq!(end(role, action), Err(libc::SIGSYS), "{role:?}: {action}");
             }
         }
     }
 
-    /// One row each: a second one would not add to the first, but replace it.
+    /// A second row for a call would replace the first one, not add to it.
     #[test]
     fn no_call_is_listed_twice_for_a_role() {
         for role in ROLES {
