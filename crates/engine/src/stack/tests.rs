@@ -308,6 +308,22 @@ fn dont_fragment_is_carried() {
     assert!(!sent(GUEST6, "[ff02::fb]:7", false, false));
 }
 
+/// A datagram that is too long for a probe of the path's MTU is fragmented by the host, as the host's own would be. One
+/// that fills the link begins a search, and is not.
+#[test]
+fn dont_fragment_of_long_datagrams() {
+    for ((from, to), headers) in BOTH.into_iter().zip([28, 48]) {
+        for (len, dont_fragment) in
+            [(1500, true), (1501, false), (9000, false), (65_520 - 1, false), (65_520, true)]
+        {
+            let mut test = Test::new();
+            let (_, frame) = datagram(from, to, &vec![1; len - headers]);
+            test.receive(&frame, &Offload::default());
+            assert_eq!(test.socket().socket.sent()[0].dont_fragment, dont_fragment, "{from} {len}");
+        }
+    }
+}
+
 /// A packet of the guest with this protocol, and nothing that anybody would know.
 fn packet_of(protocol: u8, from: &str, to: &str) -> Vec<u8> {
     let headers = outgoing(from.parse().unwrap(), to.parse().unwrap());

@@ -25,6 +25,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use wire::{
     frame::Packet,
+    ipv4, ipv6,
     offload::{Offload, SegmentKind},
     payload::Payload,
     udp,
@@ -33,6 +34,7 @@ use wire::{
 pub use table::Limits;
 
 use crate::{
+    addr::Settings,
     context::{Context, UdpOf, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
@@ -53,6 +55,8 @@ use train::Train;
 const VISIT: u8 = 32;
 /// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
 const ORDINALS: u8 = 4;
+/// Longest packet by which senders search for the path's MTU, in bytes: the MTU of Ethernet (RFC 8899 §5.1.2).
+const LONGEST_PROBE: usize = 1500;
 
 /// The number of a round of the event loop. A sender that is active in two rounds in a row has a stream: after a single
 /// request or answer, the next datagram comes only after one of the other side.
@@ -299,14 +303,15 @@ impl<W: World> Udp<W> {
         let known = self.flows.find(&endpoints);
         let Some(id) = known.or_else(|| self.open_flow(endpoints, cx)) else { return };
         let Some(flow) = self.flows.get(id) else { return };
+        let segment_size = segment_size(offload, datagram.payload.len());
         let outbound = OutboundDatagram {
             destination: flow.peer,
             source: flow.local,
             hop_limit: packet.hop_limit.max(1),
             traffic_class: packet.traffic_class,
-            dont_fragment: packet.dont_fragment && !icmp::is_group(packet.destination),
+            dont_fragment: must_not_fragment(packet, datagram.payload.len(), segment_size, cx.settings),
             payload: datagram.payload,
-            segment_size: segment_size(offload, datagram.payload.len()),
+            segment_size,
         };
         let socket = flow.socket;
         let streaming = self.round.follows(flow.last_sent);
@@ -505,6 +510,23 @@ fn report_error<W: World>(
     let source =
         icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), endpoints.remote.ip());
     icmp::send_error(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);
+}
+
+/// Whether the host must not fragment a datagram of the guest, or the datagrams of a train (docs/design/fragments.md).
+///
+/// Who searches for the path's MTU needs to hear of it: such a datagram is not longer than [`LONGEST_PROBE`], or fills the
+/// guest's link. On all others, the guest's kernel has set "don't fragment" only because they fit its link.
+fn must_not_fragment(
+    packet: &Packet<'_, impl Payload>,
+    payload_len: usize,
+    segment_size: Option<u16>,
+    settings: &Settings,
+) -> bool {
+    let v4 = packet.source.is_ipv4();
+    let headers = udp::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+    let len = headers + segment_size.map_or(payload_len, usize::from);
+    let probe = len <= LONGEST_PROBE || len >= usize::from(settings.link_mtu(v4));
+    packet.dont_fragment && probe && !icmp::is_group(packet.destination)
 }
 
 /// The size of a train's datagrams, if the frame is a train.
