@@ -9,7 +9,7 @@
 use std::io::{self, Read};
 
 /// Status: the update took effect.
-const HOLDS: u8 = 0;
+const APPLIED: u8 = 0;
 /// Status: nothing has changed.
 const REFUSED: u8 = 1;
 /// Length of the longest text, in bytes.
@@ -19,11 +19,11 @@ const MAX_TEXT: usize = 16_384;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// It took effect. The text is a remark, or empty.
-    Holds(String),
+    Applied(String),
     /// Nothing has changed. The text is the reason.
     Refused(String),
     /// The server sent no reply: it does not have this extension.
-    Silence,
+    Unsupported,
 }
 
 /// Encodes the reply of a server. `Ok` has a remark, `Err` the reason why the update was refused; texts longer than 16
@@ -31,7 +31,7 @@ pub enum Reply {
 #[must_use]
 pub fn encode(outcome: Result<&str, &str>) -> Vec<u8> {
     let (status, text) = match outcome {
-        Ok(text) => (HOLDS, text),
+        Ok(text) => (APPLIED, text),
         Err(text) => (REFUSED, text),
     };
     let text = &text.as_bytes()[..text.len().min(MAX_TEXT)];
@@ -46,11 +46,11 @@ pub fn encode(outcome: Result<&str, &str>) -> Vec<u8> {
 pub fn read(stream: impl Read) -> io::Result<Reply> {
     let mut bytes = Vec::new();
     let end = stream.take(1 + MAX_TEXT as u64).read_to_end(&mut bytes);
-    let Some((status, text)) = bytes.split_first() else { return end.map(|_| Reply::Silence) };
+    let Some((status, text)) = bytes.split_first() else { return end.map(|_| Reply::Unsupported) };
     // An error after the status is ignored: a server that closes with unread input causes a reset.
     let text = String::from_utf8_lossy(text).replace(|c: char| c.is_control() && c != '\n', "?");
     match *status {
-        HOLDS => Ok(Reply::Holds(text)),
+        APPLIED => Ok(Reply::Applied(text)),
         REFUSED => Ok(Reply::Refused(text)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
@@ -74,19 +74,19 @@ mod tests {
     /// Q16: the client reads what the server sent, even if a reset follows.
     #[test]
     fn q_16_replies_round_trip() {
-        assert_eq!(read(&*encode(Ok(""))).unwrap(), Reply::Holds("".into()));
+        assert_eq!(read(&*encode(Ok(""))).unwrap(), Reply::Applied("".into()));
         let refused = encode(Err("Listen failed\nnothing changed"));
         assert_eq!(read(Reset(&refused)).unwrap(), Reply::Refused("Listen failed\nnothing changed".into()));
     }
 
     #[test]
     fn replies_of_other_servers() {
-        assert_eq!(read(&b""[..]).unwrap(), Reply::Silence);
+        assert_eq!(read(&b""[..]).unwrap(), Reply::Unsupported);
         assert_eq!(read(Reset(b"")).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         assert!(read(&b"\x07text"[..]).is_err());
         // No control sequence reaches a terminal, and the memory for the text is bounded.
         assert_eq!(read(&b"\x01a\x1b[2J"[..]).unwrap(), Reply::Refused("a?[2J".into()));
-        let Reply::Holds(text) = read(io::repeat(0)).unwrap() else { panic!() };
+        let Reply::Applied(text) = read(io::repeat(0)).unwrap() else { panic!() };
         assert_eq!(text.len(), MAX_TEXT);
         assert_eq!(encode(Err(&"x".repeat(100_000))).len(), MAX_TEXT + 1);
     }

@@ -280,14 +280,7 @@ fn limits() -> Limits {
         connections: 100,
         queue_memory: 16 << 20,
         pings: share,
-        udp: udp::Limits {
-            flows: share,
-            strangers: share,
-            endpoints: share,
-            bypass: share,
-            idle,
-            idle_stream,
-        },
+        udp: udp::Limits { flows: share, inbound: share, endpoints: share, bypass: share, idle, idle_stream },
         dns: dns::Limits { files: share, bytes: 1 << 16, idle, idle_stream },
     }
 }

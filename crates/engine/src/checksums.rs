@@ -19,28 +19,28 @@ pub(crate) enum Verdict {
     Wrong,
     /// The offload information contradicts the packet.
     Contradiction,
-    /// Its payload has a checksum that is not filled in: that of a packet in a tunnel.
-    OpenInside,
+    /// Its payload has a partial checksum: that of a packet in a tunnel.
+    PartialInPayload,
 }
 
-/// Judges the packet of a frame that begins with `head`.
-pub(crate) fn judge<P: Payload>(head: &[u8], packet: &Packet<'_, P>, offload: &Offload) -> Verdict {
+/// Checks the packet of a frame that begins with `head`.
+pub(crate) fn check<P: Payload>(head: &[u8], packet: &Packet<'_, P>, offload: &Offload) -> Verdict {
     if let Some(segmentation) = offload.segmentation
         && !fits(segmentation.kind, packet)
     {
         return Verdict::Contradiction;
     }
-    let Some(open) = offload.checksum else {
+    let Some(partial) = offload.checksum else {
         let right = offload.verified || verify::network(head) && verify::transport(packet);
         return if right { Verdict::Right } else { Verdict::Wrong };
     };
-    match verify::place(head) {
+    match verify::checksum_location(head) {
         // The sum is over the whole datagram.
         _ if matches!(packet.transport, Transport::Fragment(_)) => Verdict::Contradiction,
-        Some(own) if own == open => Verdict::Right,
+        Some(own) if own == partial => Verdict::Right,
         // The features that guests may use have no segmentation for tunnels.
-        Some(own) if is_in_payload(open, own, packet) && offload.segmentation.is_none() => {
-            Verdict::OpenInside
+        Some(own) if is_in_payload(partial, own, packet) && offload.segmentation.is_none() => {
+            Verdict::PartialInPayload
         }
         Some(_) => Verdict::Contradiction,
         // A protocol that is not carried.
@@ -59,12 +59,12 @@ fn fits<P>(kind: SegmentKind, packet: &Packet<'_, P>) -> bool {
 }
 
 /// Whether a partial checksum covers only payload of the packet, whose `own` checksum is elsewhere.
-fn is_in_payload<P>(open: PartialChecksum, own: PartialChecksum, packet: &Packet<'_, P>) -> bool {
+fn is_in_payload<P>(partial: PartialChecksum, own: PartialChecksum, packet: &Packet<'_, P>) -> bool {
     let header_len = match &packet.transport {
         Transport::Tcp(segment) => tcp::HEADER_LEN + segment.options.len(),
         _ => udp::HEADER_LEN,
     };
-    usize::from(open.start) >= usize::from(own.start) + header_len
+    usize::from(partial.start) >= usize::from(own.start) + header_len
 }
 
 /// Copies a frame to `copy` and completes its partial checksum. False if the checksum lies outside of the frame.

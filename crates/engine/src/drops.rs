@@ -1,5 +1,7 @@
 //! Counts of datagrams that were dropped.
 
+use crate::link::Full;
+
 /// UDP datagrams or echo messages that were dropped since the start, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
@@ -20,5 +22,14 @@ impl Drops {
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.invalid + self.no_room + self.not_sent + self.link_full + self.undeliverable
+    }
+
+    /// Counts a datagram for the guest if it was not sent: the link was full, or (none) it was too long for a frame.
+    pub(crate) const fn note_sent(&mut self, sent: Option<Result<(), Full>>) {
+        match sent {
+            None => self.undeliverable += 1,
+            Some(Err(Full)) => self.link_full += 1,
+            Some(Ok(())) => {}
+        }
     }
 }

@@ -105,7 +105,7 @@ impl fmt::Display for FlowId {
 #[derive(Debug)]
 struct Entry<T> {
     generation: u32,
-    tenant: Option<T>,
+    flow: Option<T>,
 }
 
 /// Flows of one kind, found by id.
@@ -156,8 +156,8 @@ impl<T> Slots<T> {
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
         let Some(id) = self.next_id() else { return Err(flow) };
         match self.free.pop() {
-            Some(index) => self.slots[index as usize].tenant = Some(flow),
-            None => self.slots.push(Entry { generation: 0, tenant: Some(flow) }),
+            Some(index) => self.slots[index as usize].flow = Some(flow),
+            None => self.slots.push(Entry { generation: 0, flow: Some(flow) }),
         }
         Ok(id)
     }
@@ -166,7 +166,7 @@ impl<T> Slots<T> {
     pub fn remove(&mut self, id: FlowId) -> Option<T> {
         self.get(id)?;
         let slot = self.slots.get_mut(id.index as usize)?;
-        let flow = slot.tenant.take()?;
+        let flow = slot.flow.take()?;
         slot.generation = (slot.generation + 1) & 0xff_ffff;
         self.free.push(id.index);
         Some(flow)
@@ -176,28 +176,25 @@ impl<T> Slots<T> {
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&T> {
         let slot = self.slots.get(id.index as usize)?;
-        if slot.generation == id.generation && id.kind == self.kind { slot.tenant.as_ref() } else { None }
+        if slot.generation == id.generation && id.kind == self.kind { slot.flow.as_ref() } else { None }
     }
 
     /// The flow of an id, if it still lives.
     pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
         let slot = self.slots.get_mut(id.index as usize)?;
-        if slot.generation == id.generation && id.kind == self.kind { slot.tenant.as_mut() } else { None }
+        if slot.generation == id.generation && id.kind == self.kind { slot.flow.as_mut() } else { None }
     }
 
     /// All flows with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
-        self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            let id = FlowId { index: index as u32, generation: slot.generation, kind: self.kind };
-            slot.tenant.as_ref().map(|flow| (id, flow))
-        })
+        (0..self.slots.len()).filter_map(|index| self.at(index as u32))
     }
 
     /// The present flow of a slot.
     fn at(&self, index: u32) -> Option<(FlowId, &T)> {
         let slot = self.slots.get(index as usize)?;
         let id = FlowId { index, generation: slot.generation, kind: self.kind };
-        slot.tenant.as_ref().map(|flow| (id, flow))
+        slot.flow.as_ref().map(|flow| (id, flow))
     }
 }
 
@@ -287,8 +284,7 @@ impl<T: Keyed> Flows<T> {
     #[must_use]
     pub fn find(&self, key: &T::Key) -> Option<FlowId> {
         let same = |&index: &u32| self.slots.at(index).is_some_and(|(_, flow)| flow.key() == *key);
-        let &index = self.by_key.find(self.hash(key), same)?;
-        self.slots.at(index).map(|(id, _)| id)
+        self.id_at(*self.by_key.find(self.hash(key), same)?)
     }
 
     /// All flows with their ids.
@@ -349,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_refuses_and_the_old_live_on() {
+    fn a_full_table_refuses_and_keeps_its_flows() {
         let mut flows = Flows::new(Kind::Tcp, 100, [7; 16]);
         for name in 0..100 {
             assert!(flows.insert(Named(name)).is_ok());
@@ -361,7 +357,7 @@ mod tests {
         }
     }
 
-    /// in a crowded table, after any coming and going, each flow is found and none that is gone.
+    /// in a full table, after insertions and removals, each flow is found, and no removed one.
     #[test]
     fn every_flow_is_found_under_load_r63() {
         let mut flows = Flows::new(Kind::Tcp, 1 << 14, [7; 16]);

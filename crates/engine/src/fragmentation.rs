@@ -1,13 +1,12 @@
-//! Datagrams above the guest's MTU, sent to it in fragments (behaviour §4.7).
+//! Datagrams to the guest, in fragments if they exceed its MTU (behaviour §4.7).
 //!
 //! The path to which "don't fragment" applied ends at the host's socket. On the link, the engine is the source of the
 //! packet and may fragment it (docs/design/fragments.md).
 
 use wire::{
     checksum::Sum,
-    ethernet,
-    fragment::Piece,
-    frame::Outgoing,
+    ethernet, fragment,
+    frame::{MAX_LEN, Outgoing},
     icmp,
     offload::Offload,
     protocol,
@@ -17,20 +16,15 @@ use zerocopy::{IntoBytes, big_endian::U16};
 
 use crate::{
     addr::Settings,
+    context::{Context, World},
+    drops::Drops,
     link::{Full, Link},
+    memory::Room as _,
 };
 
 /// Length of the transport headers, in bytes.
 const TRANSPORT_LEN: usize = 8;
 const _: () = assert!(udp::HEADER_LEN == TRANSPORT_LEN && icmp::HEADER_LEN == TRANSPORT_LEN);
-
-/// A datagram that has to be fragmented, with its checksum.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Datagram<'a> {
-    protocol: u8,
-    header: [u8; TRANSPORT_LEN],
-    payload: &'a [u8],
-}
 
 impl Settings {
     /// Whether a UDP datagram or echo message with this much payload exceeds the guest's MTU.
@@ -40,13 +34,106 @@ impl Settings {
     }
 }
 
+/// Sends datagrams to the guest.
+#[derive(Debug, Default)]
+pub(crate) struct Fragmenter {
+    /// Identification of the last datagram that was sent in fragments. So it differs from those of recent ones between
+    /// the same addresses.
+    id: u32,
+}
+
+impl Fragmenter {
+    /// Sends a UDP datagram, or with a segment size in bytes a train of them. Those that are not sent are counted in
+    /// `drops`.
+    pub(crate) fn udp<W: World>(
+        &mut self,
+        (frame, ports): (&Outgoing, (u16, u16)),
+        payload: &[u8],
+        segment_size: Option<u16>,
+        drops: &mut Drops,
+        cx: &mut Context<'_, W>,
+    ) {
+        let longest = segment_size.map_or(payload.len(), usize::from).min(payload.len());
+        if !cx.settings.must_fragment(frame, longest) {
+            return drops.note_sent(send_whole(cx.link, frame, ports, payload, segment_size));
+        }
+        for datagram in payload.chunks(longest.max(1)) {
+            let datagram = Datagram::udp(frame, ports, datagram);
+            drops.note_sent(datagram.map(|datagram| self.send(frame, &datagram, cx)));
+        }
+    }
+
+    /// Sends the ICMP message in `bytes`, which has its checksum, in fragments. Nothing is sent if it is truncated.
+    ///
+    /// # Errors
+    /// The link is full; fragments may have been sent.
+    pub(crate) fn icmp<W: World>(
+        &mut self,
+        frame: &Outgoing,
+        bytes: &[u8],
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), Full> {
+        let Some((&header, payload)) = bytes.split_first_chunk() else { return Ok(()) };
+        let protocol = protocol::icmp(frame.source.is_ipv4());
+        self.send(frame, &Datagram { protocol, header, payload }, cx)
+    }
+
+    fn send<W: World>(
+        &mut self,
+        frame: &Outgoing,
+        datagram: &Datagram<'_>,
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), Full> {
+        self.id = self.id.wrapping_add(1);
+        let room = frame.fragment_room(cx.settings.link_mtu(frame.source.is_ipv4()));
+        let total = TRANSPORT_LEN + datagram.payload.len();
+        for offset in (0..total).step_by(room) {
+            let len = room.min(total - offset);
+            let fields = fragment::Fields {
+                protocol: datagram.protocol,
+                id: self.id,
+                offset: u16::try_from(offset).unwrap_or(u16::MAX),
+                more: offset + len < total,
+            };
+            datagram.send_fragment(frame, &fields, len, cx.link)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends a UDP datagram or train in one frame. None if it is too long for that.
+fn send_whole(
+    link: &mut impl Link,
+    frame: &Outgoing,
+    ports: (u16, u16),
+    payload: &[u8],
+    segment_size: Option<u16>,
+) -> Option<Result<(), Full>> {
+    let at = frame.headroom(udp::HEADER_LEN);
+    if at + payload.len() > MAX_LEN {
+        return None;
+    }
+    let Some(mut reserved) = link.reserve(at, MAX_LEN - at) else { return Some(Err(Full)) };
+    let written = {
+        let mut slot = reserved.slot();
+        slot.room.put(0, payload);
+        slot.pad(payload.len());
+        frame.udp(slot.head, ports, payload.len(), segment_size)?
+    };
+    Some(reserved.commit(written.len, &written.offload))
+}
+
+/// A datagram that has to be fragmented, with its checksum.
+#[derive(Clone, Copy, Debug)]
+struct Datagram<'a> {
+    protocol: u8,
+    header: [u8; TRANSPORT_LEN],
+    payload: &'a [u8],
+}
+
 impl<'a> Datagram<'a> {
     /// A UDP datagram. None if it is too long for UDP.
-    pub(crate) fn udp(
-        frame: &Outgoing,
-        (source_port, destination_port): (u16, u16),
-        payload: &'a [u8],
-    ) -> Option<Self> {
+    fn udp(frame: &Outgoing, (source_port, destination_port): (u16, u16), payload: &'a [u8]) -> Option<Self> {
         let len = udp::HEADER_LEN + payload.len();
         let mut header = Header {
             source_port: U16::new(source_port),
@@ -61,36 +148,10 @@ impl<'a> Datagram<'a> {
         Some(Self { protocol: protocol::UDP, header: bytes, payload })
     }
 
-    /// The ICMP message in `bytes`, which has its checksum. None if it is truncated.
-    pub(crate) fn icmp(v4: bool, bytes: &'a [u8]) -> Option<Self> {
-        let (&header, payload) = bytes.split_first_chunk()?;
-        Some(Self { protocol: if v4 { protocol::ICMP } else { protocol::ICMPV6 }, header, payload })
-    }
-
-    /// Sends it in fragments of at most `mtu` bytes. `id` must not be that of a recent one between the same addresses.
-    ///
-    /// # Errors
-    /// The link is full; fragments may have been sent.
-    pub(crate) fn send(&self, frame: &Outgoing, mtu: u16, id: u32, link: &mut impl Link) -> Result<(), Full> {
-        let room = frame.fragment_room(mtu);
-        let total = TRANSPORT_LEN + self.payload.len();
-        for offset in (0..total).step_by(room) {
-            let len = room.min(total - offset);
-            let piece = Piece {
-                protocol: self.protocol,
-                id,
-                offset: u16::try_from(offset).unwrap_or(u16::MAX),
-                more: offset + len < total,
-            };
-            self.send_piece(frame, &piece, len, link)?;
-        }
-        Ok(())
-    }
-
-    fn send_piece(
+    fn send_fragment(
         &self,
         frame: &Outgoing,
-        piece: &Piece,
+        fields: &fragment::Fields,
         len: usize,
         link: &mut impl Link,
     ) -> Result<(), Full> {
@@ -98,9 +159,9 @@ impl<'a> Datagram<'a> {
         let mut reserved = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
         let slot = reserved.head();
         // Lengths that do not fit a packet were refused above.
-        let Some(frame_len) = frame.fragment(slot, piece, len) else { return Ok(()) };
+        let Some(frame_len) = frame.fragment(slot, fields, len) else { return Ok(()) };
         let place = slot.get_mut(at..at + len).unwrap_or_default();
-        let start = usize::from(piece.offset);
+        let start = usize::from(fields.offset);
         let (first, rest) = place.split_at_mut(TRANSPORT_LEN.saturating_sub(start).min(len));
         first.copy_from_slice(&self.header[..first.len()]);
         let start = start.saturating_sub(TRANSPORT_LEN);

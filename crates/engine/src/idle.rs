@@ -1,8 +1,8 @@
-//! Which member of a full table ends next: the one that was idle for longest, answered ones first. And when a member
-//! expires that stays idle.
+//! Idle members of a table: when they expire, and which one ends first if the table is full. That is the one that was
+//! idle for longest; answered ones end before others.
 //!
-//! The order is kept in lists through the table's slots. To join, to leave, to note traffic and to find the next one to
-//! end take constant time. Memory is allocated only when the table gets another slot.
+//! The order is kept in lists through the table's slots, so that each operation takes constant time. Memory is allocated
+//! only when the table gets another slot.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -12,10 +12,10 @@ use crate::{
     timer::{Deadline, Instant, Timers},
 };
 
-/// Counts up to here.
-const MOST: u8 = 15;
-/// More requests than this are a stream, whatever the replies.
-const FEW: u8 = 8;
+/// The counters stop here.
+const MAX_COUNT: u8 = 15;
+/// With more requests than this, the exchange never counts as answered: it is a stream.
+const MAX_ANSWERED: u8 = 8;
 
 /// How many datagrams two parties have exchanged, one of which began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Traffic {
     /// Counts a datagram of the party that began, or else of the other one.
     pub(crate) fn note(&mut self, request: bool) {
         let count = if request { &mut self.requests } else { &mut self.replies };
-        *count = (*count + 1).min(MOST);
+        *count = (*count + 1).min(MAX_COUNT);
     }
 
     /// Whether the other party has sent.
@@ -43,7 +43,7 @@ impl Traffic {
 
     /// Whether there were a few requests, and as many replies: nothing more is expected.
     pub(crate) const fn is_answered(self) -> bool {
-        self.replies > 0 && self.requests <= self.replies && self.requests <= FEW
+        self.replies > 0 && self.requests <= self.replies && self.requests <= MAX_ANSWERED
     }
 
     /// Whether both have sent, and one of them more than once (behaviour §7.2).
@@ -142,45 +142,44 @@ impl Idle {
 #[derive(Debug, Default)]
 struct Order {
     links: Links,
-    answered: Chain,
-    others: Chain,
+    /// Answered members, and after them the others.
+    chains: [Chain; 2],
     len: usize,
 }
 
 impl Order {
     /// A member joins, in the slot `index`. Nothing was answered yet.
     fn join(&mut self, index: u32) {
-        self.links.push(&mut self.others, index);
+        self.links.push(&mut self.chains[chain_of(Traffic::NONE)], index);
         self.len += 1;
     }
 
     /// A member leaves, with the traffic that was noted last.
     fn leave(&mut self, index: u32, last: Traffic) {
-        let chain = if last.is_answered() { &mut self.answered } else { &mut self.others };
-        self.links.unlink(chain, index);
+        self.links.unlink(&mut self.chains[chain_of(last)], index);
         self.len -= 1;
     }
 
     /// A member had traffic now. It is the last of the answered or of the other members.
     fn note(&mut self, index: u32, before: Traffic, after: Traffic) {
-        match (before.is_answered(), after.is_answered()) {
-            (true, true) => self.links.move_to_end(&mut self.answered, index),
-            (false, false) => self.links.move_to_end(&mut self.others, index),
-            (false, true) => {
-                self.links.unlink(&mut self.others, index);
-                self.links.push(&mut self.answered, index);
-            }
-            (true, false) => {
-                self.links.unlink(&mut self.answered, index);
-                self.links.push(&mut self.others, index);
-            }
+        let (from, to) = (chain_of(before), chain_of(after));
+        if from == to {
+            self.links.move_to_end(&mut self.chains[to], index);
+        } else {
+            self.links.unlink(&mut self.chains[from], index);
+            self.links.push(&mut self.chains[to], index);
         }
     }
 
     /// The slot of the member that ends next.
     fn next(&self) -> Option<u32> {
-        self.answered.first().or(self.others.first())
+        self.chains.iter().find_map(Chain::first)
     }
+}
+
+/// Index of the chain for a member with this traffic.
+fn chain_of(traffic: Traffic) -> usize {
+    usize::from(!traffic.is_answered())
 }
 
 /// No slot.
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_and_what_is_a_stream() {
+    fn answered_exchanges_and_streams() {
         for (requests, replies, answered, stream) in [
             (0, 0, false, false),
             (1, 0, false, false),
@@ -310,7 +309,7 @@ mod tests {
         assert_eq!(idle.next(), Some(3));
         note(&mut idle, &mut members, 4, false);
         note(&mut idle, &mut members, 2, false);
-        // One that asks again is answered no more.
+        // After another request, the member is no longer answered.
         note(&mut idle, &mut members, 4, true);
         let mut order = vec![];
         while let Some(next) = idle.next() {
@@ -321,7 +320,7 @@ mod tests {
         assert_eq!(idle.len, 0);
     }
 
-    /// After any coming and going, the order is that of a plain sorted map.
+    /// After any sequence of operations, the order is that of a sorted map.
     #[test]
     fn any_order_agrees_with_a_sorted_map() {
         let mut idle = Order::default();

@@ -18,7 +18,7 @@
 //!                  v                                              v
 //!     link::Link: frames to the guest                host::Host: sockets
 //!
-//!   forward: port rules     splice: TCP that bypasses the link     share: how much there may be
+//!   forward: port rules     splice: TCP that bypasses the link     share: limits of tables
 //! ```
 //!
 //! # The contract of the event loop
@@ -84,7 +84,7 @@
 //! # let limits = Limits {
 //! #     connections: 8, queue_memory: 1 << 20, pings: share,
 //! #     udp: udp::Limits {
-//! #         flows: share, strangers: share, endpoints: share, bypass: share, idle, idle_stream: idle,
+//! #         flows: share, inbound: share, endpoints: share, bypass: share, idle, idle_stream: idle,
 //! #     },
 //! #     dns: dns::Limits { files: share, bytes: 4096, idle, idle_stream: idle },
 //! # };

@@ -1,10 +1,6 @@
 //! The link to the guest, as the engine needs it.
 
-use wire::{
-    ethernet::MIN_FRAME_LEN,
-    frame::{Outgoing, Written},
-    offload::Offload,
-};
+use wire::{ethernet::MIN_FRAME_LEN, offload::Offload};
 
 use crate::memory::{Memory, Room};
 
@@ -68,23 +64,9 @@ impl<M: Memory> Slot<'_, M> {
             self.room.put(len, &[0; MIN_FRAME_LEN][..padding]);
         }
     }
-
-    /// Writes a UDP datagram, or with a segment size in bytes a train of them. The head is as long as the headers. None
-    /// if it is too long for a frame.
-    pub(crate) fn write_datagram(
-        mut self,
-        frame: &Outgoing,
-        ports: (u16, u16),
-        payload: &[u8],
-        segment_size: Option<u16>,
-    ) -> Option<Written> {
-        self.room.put(0, payload);
-        self.pad(payload.len());
-        frame.udp(self.head, ports, payload.len(), segment_size)
-    }
 }
 
-/// A slot of a link, for one frame. To drop it sends nothing and costs nothing.
+/// A slot of a link, for one frame. Dropping it sends nothing and costs nothing.
 #[derive(Debug)]
 #[must_use]
 pub struct Reserved<'a, L: Link + ?Sized> {
@@ -112,14 +94,15 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
     }
 }
 
-/// If a kernel receives super-frames unsegmented, it handles a train of segments at less cost than one huge one.
+/// The default of [`Link::largest_segment`], in bytes: a kernel that receives super-frames unsegmented handles a train of
+/// segments at less cost than one huge segment.
 pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// Where frames to the guest go.
 ///
 /// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Reserved::commit`] sends it.
-/// Frames may be super-frames and leave their checksum open ([`Offload`]) on every link; a link that can't carry these
-/// cuts the frame and computes the checksums itself.
+/// Frames may be super-frames and have a partial checksum ([`Offload`]) on every link; a link that can't carry these cuts
+/// the frame and computes the checksums itself.
 ///
 /// A link implements `prepare`, `slot` and `send`, which a [`Reserved`] calls in this order, with the same layout.
 pub trait Link {

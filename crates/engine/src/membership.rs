@@ -11,9 +11,9 @@ use wire::membership::{Change, LAST_MEMBER_INTERVAL, QUERY_INTERVAL, RESPONSE_IN
 use crate::timer::Instant;
 
 /// Most groups of a family.
-const MOST: usize = 64;
+const MAX_GROUPS: usize = 64;
 /// Time between general queries.
-const QUERIES: Duration = Duration::from_secs(QUERY_INTERVAL as u64);
+const QUERY_PERIOD: Duration = Duration::from_secs(QUERY_INTERVAL as u64);
 /// A membership ends this long after the last report (RFC 3376 §8.4).
 const LIFETIME: Duration =
     Duration::from_secs(ROBUSTNESS as u64 * QUERY_INTERVAL as u64 + RESPONSE_INTERVAL as u64);
@@ -55,16 +55,16 @@ impl Memberships {
                     return None;
                 }
                 let v4 = group.is_ipv4();
-                if self.groups.keys().filter(|group| group.is_ipv4() == v4).count() >= MOST {
+                if self.groups.keys().filter(|group| group.is_ipv4() == v4).count() >= MAX_GROUPS {
                     self.refused += 1;
                     return None;
                 }
                 self.groups.insert(group, now + LIFETIME);
-                self.queries[usize::from(v4)].get_or_insert(now + QUERIES);
+                self.queries[usize::from(v4)].get_or_insert(now + QUERY_PERIOD);
                 Some(Step::Join(group))
             }
             Change::Left(group) => {
-                // For a repeated one, the answer is already on its way.
+                // A repeated leave sends no second query.
                 let end = self.groups.get_mut(&group).filter(|end| **end > now + LAST_MEMBER)?;
                 *end = now + LAST_MEMBER;
                 Some(Step::QueryGroup(group))
@@ -85,7 +85,7 @@ impl Memberships {
         }
         for (query, v4) in self.queries.iter_mut().zip([false, true]) {
             if query.is_some_and(|at| at <= now) {
-                *query = Some(now + QUERIES);
+                *query = Some(now + QUERY_PERIOD);
                 return Some(Step::QueryAll(v4));
             }
         }
@@ -147,7 +147,7 @@ mod tests {
     const GROUPS: [&str; 2] = ["239.1.2.3", "ff05::1234"];
 
     #[test]
-    fn groups_without_news_end_after_two_queries() {
+    fn groups_without_reports_end_after_two_queries() {
         for group in GROUPS {
             let mut test = Test::new();
             assert_eq!(test.memberships.next(), None);
@@ -198,11 +198,11 @@ mod tests {
     }
 
     #[test]
-    fn each_family_has_a_bound() {
+    fn the_groups_of_each_family_are_bounded() {
         let mut test = Test::new();
         for number in 0..100 {
             let joined = test.joins(&alloc::format!("239.0.0.{number}"));
-            assert_eq!(joined.is_some(), number < MOST, "{number}");
+            assert_eq!(joined.is_some(), number < MAX_GROUPS, "{number}");
         }
         assert_eq!(test.memberships.refused, 36);
         assert!(test.joins(GROUPS[1]).is_some());

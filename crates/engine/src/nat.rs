@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guest_can_not_be_shown_becomes_our_address() {
+    fn sources_that_a_guest_would_drop_become_our_address() {
         // behaviour §5.3.4 row 3
         let mut settings = settings();
         settings.v4.as_mut().unwrap().map_guest_address = None;
@@ -466,9 +466,9 @@ mod tests {
         assert_eq!(destination(&guest, "2001:db8::9"), None);
     }
 
-    /// What a client wrote to is where it gets, if the guest has that address (behaviour §5.3.2).
+    /// behaviour §5.3.2.
     #[test]
-    fn inbound_flows_go_to_the_address_that_was_hit_if_the_guest_has_it() {
+    fn inbound_flows_go_to_the_address_that_the_client_wrote_to_if_the_guest_has_it() {
         let mut settings = settings();
         let mut guest = guest(&settings);
         for second in ["198.51.100.66", "2001:db8:1::66"] {

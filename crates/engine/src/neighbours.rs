@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_new_is_news() {
+    fn note_returns_true_only_for_a_new_hardware_address() {
         let mut neighbours = Neighbours::default();
         assert!(neighbours.note(known(NEAR, 1)));
         assert!(!neighbours.note(known(NEAR, 1)));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_limit() {
+    fn the_number_of_neighbours_is_bounded() {
         let mut neighbours = Neighbours::default();
         let address = |number: u32| IpAddr::from(Ipv4Addr::from(number));
         let kept = (0..2000).rev().filter(|number| neighbours.note(known(address(*number), 1))).count();

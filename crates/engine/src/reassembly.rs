@@ -6,7 +6,7 @@ use alloc::{collections::VecDeque, vec::Vec};
 use core::{net::IpAddr, time::Duration};
 
 use wire::{
-    assembly::Whole,
+    assembly::OriginalHeader,
     fragment::{Fragment, MAX_LEN, UNIT},
     frame::Packet,
     payload::Payload,
@@ -30,9 +30,9 @@ const CONGESTION_EXPERIENCED: u8 = 3;
 pub enum Outcome {
     /// It waits for others, or is a duplicate.
     Waiting,
-    /// It completes a packet. The bytes are the packet's fragmentable part, and should be
+    /// It completes a packet, which has this header. The bytes are the packet's fragmentable part, and should be
     /// [returned](Reassembly::recycle).
-    Complete(Whole, Vec<u8>),
+    Complete(OriginalHeader, Vec<u8>),
     /// It is invalid by itself, and is the only one dropped.
     Invalid(Invalid),
     /// It contradicts another fragment, or its datagram was dropped earlier for that reason.
@@ -45,7 +45,7 @@ pub enum Invalid {
     /// It is empty.
     Empty,
     /// It is not the last one, and its length is not a multiple of eight.
-    OddLength,
+    UnalignedLength,
     /// The packet would be too long.
     TooLong,
 }
@@ -54,7 +54,7 @@ pub enum Invalid {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Expired {
     /// The header of the fragment with offset zero, and the bytes from there on; none if that fragment is missing.
-    pub first: Option<(Whole, Vec<u8>)>,
+    pub first: Option<(OriginalHeader, Vec<u8>)>,
     /// Identification.
     pub id: u32,
 }
@@ -85,7 +85,7 @@ struct Datagram {
     key: Key,
     deadline: Instant,
     /// The packet's header, from the fragment with offset zero.
-    first: Option<Whole>,
+    first: Option<OriginalHeader>,
     /// Bytes of that fragment that count for the packet's length, besides the fragmentable part.
     unfragmentable: usize,
     /// The fragmentable part, up to the end of the furthest fragment.
@@ -139,11 +139,11 @@ impl Reassembly {
         let Datagram { key, first, mut bytes, ranges, dropped, .. } = self.remove(0)?;
         let end = ranges.first().filter(|range| range.0 == 0).map_or(0, |range| usize::from(range.1));
         bytes.truncate(end);
-        let first = first.filter(|_| !dropped).map(|whole| (whole, bytes));
+        let first = first.filter(|_| !dropped).map(|header| (header, bytes));
         Some(Expired { first, id: key.id })
     }
 
-    /// Takes the memory of a packet back, for reuse.
+    /// Takes back the memory of a complete packet, for reuse.
     pub fn recycle(&mut self, bytes: Vec<u8>) {
         self.spare = bytes;
     }
@@ -159,7 +159,7 @@ impl Reassembly {
             return Outcome::Invalid(Invalid::Empty);
         }
         if fragment.more && !fragment.payload.len().is_multiple_of(UNIT) {
-            return Outcome::Invalid(Invalid::OddLength);
+            return Outcome::Invalid(Invalid::UnalignedLength);
         }
         let (Ok(end), false) = (u16::try_from(fragment.end()), fragment.is_too_long()) else {
             return Outcome::Invalid(Invalid::TooLong);
@@ -224,14 +224,14 @@ impl Reassembly {
 
     fn complete(&mut self, index: usize) -> Outcome {
         let Some(datagram) = self.remove(index) else { return Outcome::Waiting };
-        let Some(mut whole) = datagram.first else { return Outcome::Waiting };
+        let Some(mut header) = datagram.first else { return Outcome::Waiting };
         if datagram.unfragmentable + datagram.covered > MAX_LEN {
             return Outcome::Invalid(Invalid::TooLong);
         }
         if datagram.congested {
-            whole.traffic_class |= CONGESTION_EXPERIENCED;
+            header.traffic_class |= CONGESTION_EXPERIENCED;
         }
-        Outcome::Complete(whole, datagram.bytes)
+        Outcome::Complete(header, datagram.bytes)
     }
 }
 
@@ -291,7 +291,7 @@ impl Datagram {
         }
         self.congested |= packet.traffic_class & CONGESTION_EXPERIENCED == CONGESTION_EXPERIENCED;
         if start == 0 {
-            self.first = Some(whole(packet, fragment));
+            self.first = Some(OriginalHeader::new(packet, fragment));
             self.unfragmentable = fragment.unfragmentable.into();
         }
         Ok(self.end == Some(self.covered))
@@ -307,21 +307,21 @@ impl Datagram {
         let next = self.ranges.get(at);
         if next == Some(&(start, end)) {
             let last = self.end == Some(end.into());
-            let same = last != fragment.more && self.holds(fragment);
+            let same = last != fragment.more && self.has_same_bytes(fragment);
             return if same { Ok(None) } else { Err(Conflict) };
         }
         let previous = at.checked_sub(1).and_then(|before| self.ranges.get(before));
         let overlaps =
             next.is_some_and(|next| next.0 < end) || previous.is_some_and(|before| before.1 > start);
         let furthest = self.ranges.last().map_or(0, |range| range.1);
-        let beyond = self.end.is_some_and(|last| usize::from(end) > last);
-        let too_near = !fragment.more && furthest > end;
-        if overlaps || beyond || too_near { Err(Conflict) } else { Ok(Some(at)) }
+        let after_the_last = self.end.is_some_and(|last| usize::from(end) > last);
+        let last_before_others = !fragment.more && furthest > end;
+        if overlaps || after_the_last || last_before_others { Err(Conflict) } else { Ok(Some(at)) }
     }
 
     /// Whether the same bytes are stored already. The fragment lies in memory that may change, so it is read once,
     /// piece by piece.
-    fn holds<P: Payload>(&self, fragment: &Fragment<P>) -> bool {
+    fn has_same_bytes<P: Payload>(&self, fragment: &Fragment<P>) -> bool {
         let start = usize::from(fragment.offset);
         let held = self.bytes.get(start..fragment.end()).unwrap_or_default();
         let mut buffer = [0; 256];
@@ -330,17 +330,6 @@ impl Datagram {
             let len = fragment.payload.slice(at..at + held.len()).copy_to(&mut buffer);
             buffer.get(..len) == Some(held)
         })
-    }
-}
-
-fn whole<P>(packet: &Packet<'_, P>, fragment: &Fragment<P>) -> Whole {
-    Whole {
-        source: packet.source,
-        destination: packet.destination,
-        hop_limit: packet.hop_limit,
-        traffic_class: packet.traffic_class,
-        flow_label: packet.flow_label,
-        protocol: fragment.protocol,
     }
 }
 

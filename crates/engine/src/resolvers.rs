@@ -13,8 +13,8 @@ pub const DNS: u16 = 53;
 /// DNS over TLS (RFC 7858), DTLS (RFC 8094) and QUIC (RFC 9250).
 pub const DNS_OVER_TLS: u16 = 853;
 /// Most servers that one query is sent to.
-const MOST: usize = 4;
-/// How long a server that failed is asked last.
+const MAX_SERVERS: usize = 4;
+/// How long a server that failed is the last in the order.
 const PENALTY: Duration = Duration::from_secs(30);
 /// Most servers that are remembered as failed: more than a list of resolvers has.
 const MOST_REMEMBERED: usize = 128;
@@ -22,7 +22,7 @@ const MOST_REMEMBERED: usize = 128;
 /// The servers for one query, in order: at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Servers {
-    addresses: [SocketAddr; MOST],
+    addresses: [SocketAddr; MAX_SERVERS],
     len: usize,
 }
 
@@ -58,7 +58,7 @@ impl Health {
         self.failed_until.remove(&server);
     }
 
-    fn is_well(&self, server: IpAddr, now: Instant) -> bool {
+    fn is_healthy(&self, server: IpAddr, now: Instant) -> bool {
         self.failed_until.get(&server).is_none_or(|until| *until <= now)
     }
 }
@@ -67,22 +67,23 @@ impl Settings {
     /// Whether datagrams and connections of the guest to `destination` are for the host's resolvers (behaviour §5.2).
     #[must_use]
     pub fn is_dns(&self, destination: SocketAddr) -> bool {
-        self.resolvers_behind(destination).is_some()
+        self.resolvers_at(destination).is_some()
     }
 
     /// The host's resolvers for `destination`, in the order of the list, except that those that failed recently are
     /// last. If there are none, the host itself. None if `destination` is not the guest's DNS address.
     #[must_use]
     pub fn resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Option<Servers> {
-        let list = self.resolvers_behind(destination)?;
+        let list = self.resolvers_at(destination)?;
         let itself = match destination {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         };
-        let mut servers = Servers { addresses: [SocketAddr::new(itself, destination.port()); MOST], len: 0 };
-        let well = list.iter().filter(|server| health.is_well(**server, now));
-        let others = list.iter().filter(|server| !health.is_well(**server, now));
-        for (place, server) in servers.addresses.iter_mut().zip(well.chain(others)) {
+        let mut servers =
+            Servers { addresses: [SocketAddr::new(itself, destination.port()); MAX_SERVERS], len: 0 };
+        let healthy = list.iter().filter(|server| health.is_healthy(**server, now));
+        let others = list.iter().filter(|server| !health.is_healthy(**server, now));
+        for (place, server) in servers.addresses.iter_mut().zip(healthy.chain(others)) {
             *place = self.server_at(*server, destination.port());
             servers.len += 1;
         }
@@ -90,7 +91,7 @@ impl Settings {
         Some(servers)
     }
 
-    fn resolvers_behind(&self, destination: SocketAddr) -> Option<&[IpAddr]> {
+    fn resolvers_at(&self, destination: SocketAddr) -> Option<&[IpAddr]> {
         if !matches!(destination.port(), DNS | DNS_OVER_TLS) {
             return None;
         }

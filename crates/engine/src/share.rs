@@ -4,7 +4,7 @@ use core::{fmt, time::Duration};
 
 use crate::timer::Instant;
 
-/// How many members a table may have. It may always have one.
+/// How many members a table may have. At least one is always allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The number.
@@ -38,7 +38,7 @@ impl fmt::Display for Bound {
             Self::Files => {
                 "; to have more, raise the limit of open files (ulimit -n, LimitNOFILE= of systemd)"
             }
-            Self::Memory => "; there is memory for no more",
+            Self::Memory => "; the memory of the machine or control group allows no more",
             Self::Fixed => "",
         })
     }

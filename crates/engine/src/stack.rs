@@ -1,6 +1,4 @@
-//! The state of one guest, and the rounds of the event loop that drive it.
-//!
-//! [`Stack`] is the state, [`Round`] drives it.
+//! The state of one guest ([`Stack`]), and the rounds of the event loop that drive it ([`Round`]).
 
 mod fragments;
 mod membership;
@@ -33,7 +31,7 @@ pub struct Seeds {
     pub hash_key: [u8; 16],
     /// Secret of TCP's initial sequence numbers (RFC 6528).
     pub isn_secret: [u8; 16],
-    /// When the first unsolicited router advertisement goes out.
+    /// For the times of unsolicited router advertisements.
     pub advertisement: u32,
 }
 
@@ -86,12 +84,11 @@ pub struct Stack<W: World> {
     refusals: refusal::Limit,
     advertiser: Advertiser,
     memberships: Memberships,
-    random: u32,
     counters: FrameDrops,
     wrong_checksums: Notice,
-    /// A frame that had to be copied.
+    /// Buffer for frames that have to be copied.
     copy: Vec<u8>,
-    /// The link took no more.
+    /// The link was full, and has not reported room since.
     link_full: bool,
 }
 
@@ -121,7 +118,6 @@ impl<W: World> Stack<W> {
             reassembly: Reassembly::default(),
             refusals: refusal::Limit::new(now),
             memberships: Memberships::default(),
-            random: seeds.advertisement,
             counters: FrameDrops::default(),
             wrong_checksums: Notice::default(),
             copy: Vec::new(),
@@ -135,7 +131,8 @@ impl<W: World> Stack<W> {
         &self.settings
     }
 
-    /// The same, to be changed: changes affect new flows and answers of the local services. A family can't be added.
+    /// Addressing and services, mutable: changes affect new flows and answers of the local services. A family can't be
+    /// added.
     pub const fn settings_mut(&mut self) -> &mut Settings {
         &mut self.settings
     }
@@ -164,7 +161,7 @@ impl<W: World> Stack<W> {
         &self.flows.udp
     }
 
-    /// The same; listeners are added here.
+    /// UDP sockets and flows, mutable, to add listeners.
     pub const fn udp_mut(&mut self) -> &mut Udp<W> {
         &mut self.flows.udp
     }

@@ -52,7 +52,7 @@ const GRAIN: u64 = 4_000;
 /// The deadlines of all flows, by key.
 ///
 /// A key has at most one entry. When an owner's deadline moves later, the entry stays: the owner schedules it again
-/// when it is due (see [`Deadline`]). When a deadline moves nearer, or its owner ends, the entry is removed. So there
+/// when it is due (see [`Deadline`]). When a deadline moves earlier, or its owner ends, the entry is removed. So there
 /// are never more entries than owners, however often these start and end.
 #[derive(Debug)]
 pub struct Timers<K> {
@@ -105,7 +105,7 @@ impl<K: Ord + Copy> Timers<K> {
 /// The deadline of one owner, with at most one entry in [`Timers`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deadline {
-    /// When the owner's time is up.
+    /// The deadline itself.
     due: Option<Instant>,
     /// Its entry in the queue.
     queued: Option<Instant>,
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_that_moves_nearer_comes_up_in_time() {
+    fn a_deadline_that_moves_earlier_is_due_in_time() {
         let mut timers = Timers::default();
         let mut deadline = Deadline::default();
         deadline.set(Some(at(1000)), &mut timers, 7);
@@ -192,7 +192,7 @@ mod tests {
     /// A guest that opens and resets connections, or has acknowledgments delayed, must not fill memory with
     /// entries that are due hours later.
     #[test]
-    fn neither_nearer_deadlines_nor_owners_that_end_leave_entries_behind() {
+    fn earlier_deadlines_and_ended_owners_leave_no_entries() {
         let mut timers = Timers::default();
         let mut deadline = Deadline::default();
         for round in 0..100 {

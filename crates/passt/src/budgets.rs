@@ -60,7 +60,7 @@ pub struct Budgets {
     /// UDP flows that the guest begins. They have no files.
     pub flows: Share,
     /// UDP flows that peers begin. They have no files.
-    pub strangers: Share,
+    pub inbound: Share,
     /// Reserved for TCP connections of the guest.
     pub tcp_out: usize,
     /// Reserved for TCP connections to the guest.
@@ -102,14 +102,14 @@ impl Budgets {
         };
         // Without a namespace nothing bypasses the link.
         let local = usize::from(needs.namespace);
-        let (flows, strangers) = flows(resources.memory);
+        let (flows, inbound) = flows(resources.memory);
         let mut budgets = Self {
             udp_ports: share(10, 8192),
             udp_clients: share(4 * local, 4096),
             questions: share(2, 1024),
             pings: share(2, 1024),
             flows,
-            strangers,
+            inbound,
             tcp_out: part(3, CONNECTIONS).max(1),
             tcp_in: part(3, CONNECTIONS).max(1),
             local_tcp: part(2, 2 * CONNECTIONS).max(2) * local,
@@ -140,7 +140,7 @@ impl Budgets {
             queue_memory: self.queue_memory,
             udp: udp::Limits {
                 flows: self.flows,
-                strangers: self.strangers,
+                inbound: self.inbound,
                 endpoints: self.udp_ports,
                 bypass: self.udp_clients,
                 idle,

@@ -54,9 +54,9 @@ impl Client {
         // If sending fails, the server may have sent the reason before it closed.
         let sent = sent.and_then(|()| self.stream.shutdown(Shutdown::Write));
         match reply::read(&self.stream) {
-            Ok(Reply::Holds(remark)) => return Ok((!remark.is_empty()).then_some(remark)),
+            Ok(Reply::Applied(remark)) => return Ok((!remark.is_empty()).then_some(remark)),
             Ok(Reply::Refused(reason)) => return Err(reason),
-            Ok(Reply::Silence) => {}
+            Ok(Reply::Unsupported) => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
                 return Err("The server has refused the update".into());
             }

@@ -123,7 +123,7 @@ mod tests {
         let solicitation = neighbour_solicitation().unwrap();
         let Body::Ip(packet) = parse(&solicitation).unwrap().body else { panic!() };
         let Transport::Icmp(message) = packet.transport else { panic!() };
-        assert_eq!(ndp::solicited_target(&message), Some(DUMMY6));
+        assert_eq!(ndp::neighbour_target(&message), Some(DUMMY6));
     }
 
     /// A passt that is busy at first, a server that does not answer, and no server.

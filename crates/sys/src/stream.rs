@@ -86,12 +86,7 @@ pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
 ///
 /// # Errors
 /// `EAGAIN` if there is nothing after `offset`; `EINVAL` if `scratch` is too short; the error of the socket.
-pub fn peek_behind(
-    fd: impl AsFd,
-    offset: usize,
-    scratch: &mut [u8],
-    mut room: Room<'_>,
-) -> io::Result<usize> {
+pub fn peek_at(fd: impl AsFd, offset: usize, scratch: &mut [u8], mut room: Room<'_>) -> io::Result<usize> {
     if offset == 0 {
         return peek(fd, room);
     }
@@ -233,9 +228,9 @@ mod tests {
         let mut buffer = [0; 64];
         while retry(|| peek(&far, (&mut buffer[..]).into())) < 13 {}
         let mut scratch = [0; 3];
-        assert_eq!(retry(|| peek_behind(&far, 4, &mut scratch, (&mut buffer[..]).into())), 9);
+        assert_eq!(retry(|| peek_at(&far, 4, &mut scratch, (&mut buffer[..]).into())), 9);
         assert_eq!(&buffer[..9], b"two three");
-        assert_eq!(retry(|| peek_behind(&far, 13, &mut scratch, (&mut buffer[..]).into())), 0); // the end
+        assert_eq!(retry(|| peek_at(&far, 13, &mut scratch, (&mut buffer[..]).into())), 0); // the end
         if set_peek_offset(&far, 4).is_ok() {
             assert_eq!(retry(|| peek(&far, (&mut buffer[..3]).into())), 3);
             assert_eq!(&buffer[..3], b"two");
@@ -254,7 +249,7 @@ mod tests {
         let mut buffer = [0; 8];
         while retry(|| peek(&far, (&mut buffer[..]).into())) < 3 {}
         let mut scratch = [0; 8];
-        let error = peek_behind(&far, 3, &mut scratch, (&mut buffer[..]).into()).unwrap_err();
+        let error = peek_at(&far, 3, &mut scratch, (&mut buffer[..]).into()).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
 
@@ -271,7 +266,7 @@ mod tests {
         let (a, b) = buffer.split_at_mut(3);
         let mut room = pieces.room([VolatileSlice::from(a), b.into()]).unwrap();
         while retry(|| peek(&far, room.first(20))) < 11 {}
-        assert_eq!(retry(|| peek_behind(&far, 4, &mut [0; 3], room.first(5))), 5);
+        assert_eq!(retry(|| peek_at(&far, 4, &mut [0; 3], room.first(5))), 5);
         assert_eq!(&buffer, b"wo tho thre\0\0\0\0\0\0\0\0\0");
     }
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, net::SocketAddr, vec, vec::Vec};
 
 use wire::{
     ethernet::{self, MIN_FRAME_LEN},
-    fragment::Piece,
+    fragment,
     frame::{self, Body, Frame, MAX_LEN, Outgoing, Packet, Transport, Written},
     icmp,
     offload::{Offload, PartialChecksum},
@@ -87,8 +87,8 @@ pub fn fragments(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) ->
         frame.extend_from_slice(chunk);
         frame.resize(frame.len().max(MIN_FRAME_LEN), 0);
         let more = offset + room < upper.len();
-        let piece = Piece { protocol, id: 0xabcd, offset: offset as u16, more };
-        let len = headers.fragment(&mut frame, &piece, chunk.len()).unwrap_or(0);
+        let fields = fragment::Fields { protocol, id: 0xabcd, offset: offset as u16, more };
+        let len = headers.fragment(&mut frame, &fields, chunk.len()).unwrap_or(0);
         frame.truncate(len);
         frame
     });

@@ -87,14 +87,7 @@ pub const fn limits() -> Limits {
     Limits {
         connections: 10,
         queue_memory: 1 << 20,
-        udp: udp::Limits {
-            flows: share,
-            strangers: share,
-            endpoints: share,
-            bypass: share,
-            idle,
-            idle_stream,
-        },
+        udp: udp::Limits { flows: share, inbound: share, endpoints: share, bypass: share, idle, idle_stream },
         dns: dns::Limits { files: share, bytes: 10_000, idle, idle_stream },
         pings: share,
     }

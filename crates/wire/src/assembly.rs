@@ -6,15 +6,15 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{
     ethernet,
-    fragment::{HEADER_LEN, Header, Piece, UNIT},
+    fragment::{Fields, Fragment, HEADER_LEN, Header, UNIT},
     frame::{self, Outgoing, Packet, Unusable},
     ipv4, ipv6,
     payload::Payload,
 };
 
-/// The header of a packet of which all fragments have arrived. Fields are those of the fragment with offset zero.
+/// The IP header of the original packet of some fragments (RFC 8200 §4.5): fields of the fragment with offset zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Whole {
+pub struct OriginalHeader {
     /// Source address.
     pub source: IpAddr,
     /// Destination address; of the same version as `source`.
@@ -29,7 +29,20 @@ pub struct Whole {
     pub protocol: u8,
 }
 
-impl Whole {
+impl OriginalHeader {
+    /// The header, from the fragment with offset zero. `packet` is what this fragment came in.
+    #[must_use]
+    pub const fn new<P, Q>(packet: &Packet<'_, P>, fragment: &Fragment<Q>) -> Self {
+        Self {
+            source: packet.source,
+            destination: packet.destination,
+            hop_limit: packet.hop_limit,
+            traffic_class: packet.traffic_class,
+            flow_label: packet.flow_label,
+            protocol: fragment.protocol,
+        }
+    }
+
     /// The packet. `bytes` is its fragmentable part, and `payload` is the same bytes in the form that the packet
     /// carries.
     ///
@@ -78,16 +91,16 @@ impl Outgoing {
     /// Writes the headers of a fragment with `payload_len` bytes of payload; returns the length of the frame with
     /// padding, which is zeroed as far as `buffer` reaches. None if the headers do not fit in `buffer`, or the payload
     /// does not fit in a packet.
-    pub fn fragment(&self, buffer: &mut [u8], piece: &Piece, payload_len: usize) -> Option<usize> {
+    pub fn fragment(&self, buffer: &mut [u8], fields: &Fields, payload_len: usize) -> Option<usize> {
         let at = if self.source.is_ipv4() {
-            let at = self.network(buffer, piece.protocol, payload_len)?;
+            let at = self.network(buffer, fields.protocol, payload_len)?;
             let header = buffer.get_mut(ethernet::HEADER_LEN..at)?;
             let header = ipv4::Header::mut_from_bytes(header).ok()?;
-            header.set_fragment(piece.id as u16, piece.offset, piece.more);
+            header.set_fragment(fields.id as u16, fields.offset, fields.more);
             at
         } else {
             let at = self.network(buffer, ipv6::FRAGMENT, HEADER_LEN + payload_len)?;
-            buffer.get_mut(at..at + HEADER_LEN)?.copy_from_slice(Header::new(piece).as_bytes());
+            buffer.get_mut(at..at + HEADER_LEN)?.copy_from_slice(Header::new(fields).as_bytes());
             at + HEADER_LEN
         };
         Some(frame::pad(buffer, at + payload_len))

@@ -54,7 +54,7 @@ impl ResponseCode {
 
     /// Whether the fault is the server's, so that another server may answer.
     #[must_use]
-    pub const fn says_ask_another(self) -> bool {
+    pub const fn is_server_fault(self) -> bool {
         matches!(self, Self::SERVER_FAILURE | Self::NOT_IMPLEMENTED | Self::REFUSED)
     }
 }
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn codes_after_which_another_server_is_asked() {
-        let codes: Vec<u8> = (0..16).filter(|&code| ResponseCode(code).says_ask_another()).collect();
+        let codes: Vec<u8> = (0..16).filter(|&code| ResponseCode(code).is_server_fault()).collect();
         assert_eq!(codes, [2, 4, 5]);
     }
 }

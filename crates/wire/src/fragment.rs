@@ -35,12 +35,12 @@ pub struct Header {
 impl Header {
     /// The header of a fragment.
     #[must_use]
-    pub fn new(piece: &Piece) -> Self {
+    pub fn new(fields: &Fields) -> Self {
         Self {
-            next_header: piece.protocol,
+            next_header: fields.protocol,
             reserved: 0,
-            offset: U16::new(piece.offset & OFFSET_MASK | u16::from(piece.more)),
-            id: U32::new(piece.id),
+            offset: U16::new(fields.offset & OFFSET_MASK | u16::from(fields.more)),
+            id: U32::new(fields.id),
         }
     }
 }
@@ -60,7 +60,7 @@ pub struct Fragment<P> {
     /// Bytes before the fragmentable part that the length field counts: the whole header for IPv4, extension headers
     /// for IPv6.
     pub unfragmentable: u16,
-    /// The payload: a piece of the fragmentable part.
+    /// The payload: a part of the fragmentable part.
     pub payload: P,
 }
 
@@ -106,7 +106,7 @@ impl<P: Payload> Fragment<P> {
 
 /// The fields of a fragment to be written.
 #[derive(Clone, Copy, Debug)]
-pub struct Piece {
+pub struct Fields {
     /// Protocol of the whole packet.
     pub protocol: u8,
     /// Identification; the low 16 bits of it for IPv4.

@@ -183,11 +183,10 @@ pub(crate) fn parse_transport<'a, P: Payload>(
     head: &'a [u8],
     bytes: P,
 ) -> Result<Transport<'a, P>, Unusable> {
-    let icmp = if v4 { protocol::ICMP } else { protocol::ICMPV6 };
     match protocol {
         protocol::TCP => tcp::Segment::parse_head(head, bytes).map(Transport::Tcp),
         protocol::UDP => udp::Datagram::parse_head(head, bytes).map(Transport::Udp),
-        _ if protocol == icmp => icmp::Message::parse_head(head, bytes).map(Transport::Icmp),
+        _ if protocol == protocol::icmp(v4) => icmp::Message::parse_head(head, bytes).map(Transport::Icmp),
         _ => Some(Transport::Other(protocol, bytes)),
     }
     .ok_or(Unusable::Malformed)

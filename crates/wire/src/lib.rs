@@ -10,7 +10,7 @@
 //!   Frame -> Packet -> tcp::Segment                              bytes, Offload
 //!      |        |      udp::Datagram                                    |   on a link without offloads
 //!      |        |      icmp::Message -> ndp                             v
-//!      |        |      Fragment -> assembly::Whole               segment::Segments, complete_checksum
+//!      |        |      Fragment -> assembly::OriginalHeader      segment::Segments, complete_checksum
 //!      v        v
 //!    arp    verify: checksums that the link did not verify
 //! ```
@@ -107,4 +107,10 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
+
+    /// The protocol number of ICMP for an IP version: IPv4 if `v4`.
+    #[must_use]
+    pub const fn icmp(v4: bool) -> u8 {
+        if v4 { ICMP } else { ICMPV6 }
+    }
 }

@@ -103,20 +103,13 @@ pub struct Neighbour {
     option: LinkLayerAddress,
 }
 
-/// The target of a neighbour solicitation. None if the message is invalid (RFC 4861 §7.1.1). The caller has checked the
-/// hop limit and the message type.
+/// The target of a neighbour solicitation or advertisement. None if the message is invalid (RFC 4861 §7.1.1, §7.1.2).
+/// The caller has checked the hop limit and the message type.
 #[must_use]
-pub fn solicited_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
+pub fn neighbour_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
     let (target, options) = message.payload.split_first_chunk::<16>()?;
     let target = Ipv6Addr::from(*target);
     (message.header.code == 0 && !target.is_multicast() && options_are_valid(options)).then_some(target)
-}
-
-/// The target of a neighbour advertisement. None if the message is invalid; the rules are those of solicitations (RFC
-/// 4861 §7.1.2).
-#[must_use]
-pub fn advertised_target(message: &icmp::Message<'_>) -> Option<Ipv6Addr> {
-    solicited_target(message)
 }
 
 /// Whether a router solicitation is valid (RFC 4861 §6.1.1). The caller has checked the hop limit and the message type.
@@ -285,10 +278,10 @@ mod tests {
     fn target_of_a_solicitation() {
         let target: Ipv6Addr = "fe80::1".parse().unwrap();
         let (header, body) = solicitation(target, MAC);
-        assert_eq!(solicited_target(&message(&header, body.as_bytes())), Some(target));
+        assert_eq!(neighbour_target(&message(&header, body.as_bytes())), Some(target));
         assert_eq!(&body.as_bytes()[16..], [1, 1, 0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
         // without options
-        assert_eq!(solicited_target(&message(&header, &target.octets())), Some(target));
+        assert_eq!(neighbour_target(&message(&header, &target.octets())), Some(target));
     }
 
     #[test]
@@ -298,19 +291,19 @@ mod tests {
         let (mut header, body) = solicitation(target, MAC);
         let bytes = body.as_bytes();
         for short in [0, 15, 17, 23] {
-            assert_eq!(solicited_target(&message(&header, &bytes[..short])), None, "{short} bytes");
+            assert_eq!(neighbour_target(&message(&header, &bytes[..short])), None, "{short} bytes");
         }
         let mut empty_option = body;
         empty_option.option.units = 0;
-        assert_eq!(solicited_target(&message(&header, empty_option.as_bytes())), None);
+        assert_eq!(neighbour_target(&message(&header, empty_option.as_bytes())), None);
         let mut long_option = body;
         long_option.option.units = 2;
-        assert_eq!(solicited_target(&message(&header, long_option.as_bytes())), None);
+        assert_eq!(neighbour_target(&message(&header, long_option.as_bytes())), None);
         let mut multicast = body;
         multicast.target = ALL_NODES.octets();
-        assert_eq!(solicited_target(&message(&header, multicast.as_bytes())), None);
+        assert_eq!(neighbour_target(&message(&header, multicast.as_bytes())), None);
         header.code = 1;
-        assert_eq!(solicited_target(&message(&header, bytes)), None);
+        assert_eq!(neighbour_target(&message(&header, bytes)), None);
         assert!(!is_valid_router_solicitation(&message(&header, &[])));
     }
 

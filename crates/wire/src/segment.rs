@@ -107,7 +107,7 @@ impl<'a> Segments<'a> {
 
     /// The same segments with partial checksums: [`Offload::checksum`] of the super-frame applies to each.
     #[must_use]
-    pub const fn unsummed(mut self) -> Self {
+    pub const fn with_partial_checksums(mut self) -> Self {
         self.partial = true;
         self
     }
@@ -272,7 +272,7 @@ mod tests {
                 all
             };
             let summed = segments(Segments::new(&frame, &offload).unwrap());
-            let mut partial = segments(Segments::new(&frame, &offload).unwrap().unsummed());
+            let mut partial = segments(Segments::new(&frame, &offload).unwrap().with_partial_checksums());
             assert_eq!((summed.len(), partial.len()), (3, 3));
             for (partial, summed) in partial.iter_mut().zip(&summed) {
                 assert_ne!(partial, summed);

@@ -3,9 +3,9 @@
 //! This is for links without offloads, where no frame is longer than the guest's MTU: one `send` call then carries the
 //! payload of the whole train.
 //!
-//! A segment is joined only if nothing but its payload is lost sight of: it is the next one in sequence, its headers
-//! are the same except for the fields that a train updates, and its checksums were verified. Anything else ends the
-//! train and is processed alone. So the engine sees the same bytes in the same order, in fewer pieces.
+//! A segment is joined only if it is the next one in sequence, its headers are the same except for the fields that a
+//! train updates, and its checksums are right. Anything else ends the train and is processed alone. So the engine gets the
+//! same bytes in the same order, in fewer pieces.
 
 use core::ops::Range;
 

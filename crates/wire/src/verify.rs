@@ -62,7 +62,7 @@ pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
 /// kernel may also leave a checksum inside a tunnel partial; its place differs from this one. None if the frame
 /// carries no TCP, UDP or ICMP.
 #[must_use]
-pub fn place(head: &[u8]) -> Option<PartialChecksum> {
+pub fn checksum_location(head: &[u8]) -> Option<PartialChecksum> {
     let (ethernet, packet) = ethernet::Header::ref_from_prefix(head).ok()?;
     let (protocol, start) = match ethernet.ethertype.get() {
         ethertype::IPV4 => {

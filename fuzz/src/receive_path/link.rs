@@ -6,7 +6,7 @@ use engine::{flow::Endpoints, link::Full};
 use std::net::SocketAddr;
 use testkit::{link::Receiver, streams::DOWNWARD};
 use wire::{
-    assembly::Whole,
+    assembly::OriginalHeader,
     checksum::Sum,
     fragment::Fragment,
     frame::{self, Body, Packet, Transport},
@@ -91,15 +91,8 @@ impl GuestSide {
         let Some((_, bytes)) = &mut self.large else { return };
         bytes.extend_from_slice(fragment.payload);
         if !fragment.more {
-            let whole = Whole {
-                source: packet.source,
-                destination: packet.destination,
-                hop_limit: packet.hop_limit,
-                traffic_class: packet.traffic_class,
-                flow_label: packet.flow_label,
-                protocol: fragment.protocol,
-            };
-            match whole.packet(bytes, &bytes[..]).map(|packet| packet.transport) {
+            let header = OriginalHeader::new(packet, fragment);
+            match header.packet(bytes, &bytes[..]).map(|packet| packet.transport) {
                 Ok(Transport::Udp(_) | Transport::Icmp(_)) => {}
                 other => panic!("{other:?} in fragments"),
             }

@@ -51,7 +51,7 @@ const LIMITS: Limits = Limits {
     queue_memory: 256 << 20,
     udp: udp::Limits {
         flows: share(16),
-        strangers: share(8),
+        inbound: share(8),
         endpoints: share(8),
         bypass: share(8),
         idle: Duration::from_secs(30),
@@ -359,8 +359,8 @@ impl Run {
         let named = self.host.peers.iter().all(|peer| peer.state().ends.is_some());
         assert!(named, "a connection without a segment");
         let flows = self.stack.udp().flows();
-        let udp::Limits { flows: own, strangers, endpoints, .. } = LIMITS.udp;
-        let (most, sockets) = (own.most + strangers.most, endpoints.most + LIMITS.dns.files.most);
+        let udp::Limits { flows: own, inbound, endpoints, .. } = LIMITS.udp;
+        let (most, sockets) = (own.most + inbound.most, endpoints.most + LIMITS.dns.files.most);
         assert!(self.udp_sockets().len() <= sockets && flows <= most, "{flows} UDP flows");
         assert!(self.stack.ping().flows() <= LIMITS.pings.most);
         let questions = self.stack.dns().len();

@@ -14,10 +14,10 @@ use super::{
 };
 use crate::timer::Instant;
 
-/// How often the guest is asked whether it still has an address, and how long each question waits for its answer
-/// (RFC 4861 §10: MAX_UNICAST_SOLICIT, RETRANS_TIMER).
-const QUESTIONS: u8 = 3;
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the guest is asked whether it still has an address, and the time between two requests (RFC 4861 §10:
+/// MAX_UNICAST_SOLICIT, RETRANS_TIMER).
+const MAX_SOLICITATIONS: u8 = 3;
+const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 
 /// What is known of the guest: some at the start, the rest from its frames (behaviour §5.4).
 ///
@@ -139,7 +139,7 @@ impl Guest {
         self.several[if address.is_ipv4() { Kind::V4 } else { Kind::V6 } as usize]
     }
 
-    /// The main address has been pinned for the kind of `address`.
+    /// Whether the main address of the kind of `address` is pinned.
     pub(crate) fn is_pinned(&self, address: IpAddr) -> bool {
         self.pinned[Kind::of(address) as usize]
     }
@@ -160,16 +160,16 @@ impl Guest {
 
     /// The link has a new client, which may be another machine: what was learned from the earlier one is void.
     pub(crate) fn on_link_up(&mut self) {
-        let said: alloc::vec::Vec<IpAddr> = self
+        let learned: alloc::vec::Vec<IpAddr> = self
             .addresses
             .iter()
             .filter(|entry| entry.basis < Basis::Given)
             .map(|entry| entry.address)
             .collect();
-        if said.is_empty() && self.seen == [None; 3] {
+        if learned.is_empty() && self.seen == [None; 3] {
             return;
         }
-        for address in said {
+        for address in learned {
             self.addresses.remove(address);
         }
         (self.refused, self.seen, self.checks) = ([false; 3], [None; 3], [None; 3]);
@@ -294,8 +294,8 @@ impl Guest {
                 continue;
             };
             let address = check.address;
-            if check.asked < QUESTIONS {
-                (check.asked, check.due) = (check.asked + 1, now + PATIENCE);
+            if check.asked < MAX_SOLICITATIONS {
+                (check.asked, check.due) = (check.asked + 1, now + RETRANSMIT_AFTER);
                 return Some(address);
             }
             self.checks[kind as usize] = None;

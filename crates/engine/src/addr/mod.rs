@@ -7,12 +7,12 @@ mod set;
 use alloc::{string::String, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use wire::ethernet::Mac;
+use wire::{ethernet::Mac, frame::Outgoing};
 
 pub use guest::Guest;
 pub use set::{AddressSet, Basis, Entry, Kind, MAX_CLAIMED};
 
-use crate::neighbours::Neighbours;
+use crate::{link::HOP_LIMIT, neighbours::Neighbours};
 
 /// Default MTU of an Ethernet interface, in bytes.
 const ETHERNET_MTU: u16 = 1500;
@@ -133,6 +133,19 @@ impl Settings {
         let router = self.neighbours.router(address).filter(|router| !self.is_mapped_to_host(*router));
         let known = self.neighbours.get(address);
         known.or_else(|| self.neighbours.get(router?)).unwrap_or(self.our_mac)
+    }
+
+    /// The headers of a packet to the guest, with the hop limit of the engine's own packets.
+    pub(crate) fn headers(&self, guest: &Guest, source: IpAddr, destination: IpAddr) -> Outgoing {
+        Outgoing {
+            source_mac: self.mac_of(source),
+            destination_mac: Mac::of_multicast(destination).unwrap_or_else(|| guest.mac_of(destination)),
+            source,
+            destination,
+            hop_limit: HOP_LIMIT,
+            traffic_class: 0,
+            flow_label: 0,
+        }
     }
 
     /// Whether `address` means all hosts of the guest's network: IPv4's limited broadcast address, or the directed one

@@ -142,7 +142,7 @@ impl AddressSet {
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> core::slice::Iter<'_, Entry> {
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
     }
 
@@ -170,14 +170,6 @@ impl AddressSet {
 
     fn place(&self, address: IpAddr) -> Result<usize, usize> {
         self.entries.binary_search_by_key(&address, |entry| entry.address)
-    }
-}
-
-impl<'a> IntoIterator for &'a AddressSet {
-    type Item = &'a Entry;
-    type IntoIter = core::slice::Iter<'a, Entry>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
     }
 }
 

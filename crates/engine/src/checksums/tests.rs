@@ -280,12 +280,13 @@ fn super_frames_are_what_they_say() {
 fn a_place_is_found_by_the_head_alone() {
     for v6 in [false, true] {
         let (frame, offload) = datagram(&outgoing(v6), 9, &[0; 1000]);
-        assert_eq!(verify::place(frame::head(&frame)), offload.checksum);
-        let mut truncated = (0..outgoing(v6).network_len()).map(|len| verify::place(&frame[..len]));
+        assert_eq!(verify::checksum_location(frame::head(&frame)), offload.checksum);
+        let mut truncated =
+            (0..outgoing(v6).network_len()).map(|len| verify::checksum_location(&frame[..len]));
         assert!(truncated.all(|place| place.is_none()));
     }
     let mut other = syn(&outgoing(false)).0;
     other[23] = 50;
-    assert_eq!(verify::place(&other), None);
+    assert_eq!(verify::checksum_location(&other), None);
     assert!(matches!(ip(&other).transport, Transport::Other(50, _)));
 }

@@ -28,9 +28,9 @@ use crate::{
 const MAX_KEPT: usize = 4096;
 /// How long a server may be silent before the next one is asked. The fourth one is asked within the 5 s that most stub
 /// resolvers wait.
-const SILENCE: Duration = Duration::from_millis(1500);
+const SERVER_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long to wait for an answer when no other server is left.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Hop limit of queries: Linux's default, since the host sends them.
 const HOP_LIMIT: u8 = 64;
 /// Most errors taken from a socket in one turn.
@@ -58,8 +58,8 @@ impl<W: World> Dns<W> {
         log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
         self.links.push(&mut self.by_age, id.index());
         match question {
-            Some(question) => self.hold(id, question, head, message),
-            None => self.hold_unanswered(id, message),
+            Some(question) => self.store(id, question.opcode == Opcode::QUERY, head, message),
+            None => self.store_unanswered(id, message),
         }
         if !self.ask_next(id, Some(message), cx) {
             self.conclude(id, cx);
@@ -81,7 +81,7 @@ impl<W: World> Dns<W> {
         exchange.traffic_class = traffic_class;
         if exchange.key.id.is_none() {
             let current = exchange.asked.len().saturating_sub(1);
-            self.hold_unanswered(id, message);
+            self.store_unanswered(id, message);
             if self.send(id, current, message, cx) {
                 self.note_session(id, true, cx);
             } else {
@@ -93,20 +93,21 @@ impl<W: World> Dns<W> {
             exchange.next = 0;
         }
         if let Some(question) = Question::parse(head) {
-            self.hold(id, &question, head, message);
+            self.store(id, question.opcode == Opcode::QUERY, head, message);
         }
         if !self.ask_next(id, Some(message), cx) {
             self.conclude(id, cx);
         }
     }
 
-    /// Stores a query: all of it if it may be sent again, else what is needed to recognise the answer.
-    fn hold(&mut self, id: FlowId, question: &Question<'_>, head: &[u8], message: PayloadOf<'_, W::Memory>) {
+    /// Stores a query: all of it if it is `repeatable` and there is room, else `head`, which is needed to recognise the
+    /// answer.
+    fn store(&mut self, id: FlowId, repeatable: bool, head: &[u8], message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         self.bytes -= exchange.question.len();
         let len = message.len();
         let fits = len <= MAX_KEPT && self.bytes + len <= self.limits.bytes;
-        exchange.repeatable = question.opcode == Opcode::QUERY && fits;
+        exchange.repeatable = repeatable && fits;
         exchange.question.clear();
         if exchange.repeatable {
             exchange.question = vec![0; len];
@@ -121,19 +122,9 @@ impl<W: World> Dns<W> {
     }
 
     /// Stores a datagram of a session that no server has answered yet, so that it can be sent to another one.
-    fn hold_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, W::Memory>) {
-        let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        if exchange.traffic.has_replies() {
-            return;
-        }
-        self.bytes -= exchange.question.len();
-        exchange.question.clear();
-        let len = message.len();
-        exchange.repeatable = len <= MAX_KEPT && self.bytes + len <= self.limits.bytes;
-        if exchange.repeatable {
-            exchange.question = vec![0; len];
-            message.copy_to(&mut exchange.question);
-            self.bytes += len;
+    fn store_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, W::Memory>) {
+        if self.exchanges.get(id).is_some_and(|exchange| !exchange.traffic.has_replies()) {
+            self.store(id, true, &[], message);
         }
     }
 
@@ -143,9 +134,9 @@ impl<W: World> Dns<W> {
         if exchange.traffic.has_replies() {
             return;
         }
-        self.health.answered(
-            exchange.asked.get(index).map_or(exchange.key.endpoints.remote, |asked| asked.server).ip(),
-        );
+        if let Some(asked) = exchange.asked.get(index) {
+            self.health.answered(asked.server.ip());
+        }
         self.bytes -= exchange.question.len();
         exchange.question = Vec::new();
         exchange.repeatable = false;
@@ -259,18 +250,16 @@ impl<W: World> Dns<W> {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let traffic_class = exchange.traffic_class;
         let Some(asked) = exchange.asked.get_mut(index) else { return false };
-        let (server, outbound) = (
-            asked.server,
-            OutboundDatagram {
-                destination: asked.server,
-                source: None,
-                hop_limit: HOP_LIMIT,
-                traffic_class,
-                payload,
-                segment_size: None,
-                dont_fragment: false,
-            },
-        );
+        let server = asked.server;
+        let outbound = OutboundDatagram {
+            destination: server,
+            source: None,
+            hop_limit: HOP_LIMIT,
+            traffic_class,
+            payload,
+            segment_size: None,
+            dont_fragment: false,
+        };
         let drop_errors = |io: &mut UdpOf<W>| {
             drain(io, |_| {});
             None
@@ -304,8 +293,8 @@ impl<W: World> Dns<W> {
     fn schedule(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let wait = match exchange.key.id {
-            _ if exchange.may_ask_another() || exchange.kept.is_some() => SILENCE,
-            Some(_) => PATIENCE,
+            _ if exchange.may_ask_another() || exchange.kept.is_some() => SERVER_TIMEOUT,
+            Some(_) => LAST_TIMEOUT,
             None => self.limits.idle,
         };
         exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
@@ -337,7 +326,7 @@ impl<W: World> Dns<W> {
             let v4 = endpoints.guest.is_ipv4();
             let remote = endpoints.remote.ip();
             let source =
-                if is_of_the_server(report, v4) { remote } else { icmp::router(cx.settings, remote) };
+                if is_port_unreachable(report, v4) { remote } else { icmp::router(cx.settings, remote) };
             let quoted = &exchange.question;
             icmp::send_error(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);
         }
@@ -388,7 +377,7 @@ impl<W: World> Dns<W> {
         self.links.move_to_end(&mut self.by_age, id.index());
         exchange.traffic.note(sent);
         let timeouts = Timeouts { idle: self.limits.idle, stream: self.limits.idle_stream };
-        let wait = if exchange.may_ask_another() { SILENCE } else { timeouts.after(exchange.traffic) };
+        let wait = if exchange.may_ask_another() { SERVER_TIMEOUT } else { timeouts.after(exchange.traffic) };
         exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
     }
 
@@ -409,7 +398,7 @@ fn drain(io: &mut impl UdpSocket, mut on_error: impl FnMut(&QueuedError)) {
 }
 
 /// Whether the server itself reports this, and not a router: its port is closed.
-const fn is_of_the_server(report: Report, v4: bool) -> bool {
+const fn is_port_unreachable(report: Report, v4: bool) -> bool {
     match v4 {
         true => report.kind == v4::UNREACHABLE && report.code == 3,
         false => report.kind == v6::UNREACHABLE && report.code == 4,

@@ -115,7 +115,7 @@ impl<S> Exchange<S> {
         let code = Question::parse(&self.question).and_then(|question| question.answered_by(payload));
         let (Some(code), Some(asked)) = (code, self.asked.get_mut(index)) else { return Verdict::NoAnswer };
         asked.waits = false;
-        if code.says_ask_another() && (self.may_ask_another() || self.waits()) {
+        if code.is_server_fault() && (self.may_ask_another() || self.waits()) {
             Verdict::AskAnother
         } else {
             Verdict::Final

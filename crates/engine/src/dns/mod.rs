@@ -13,9 +13,7 @@ use core::{net::SocketAddr, time::Duration};
 
 use wire::{
     dns::{MAX_HEAD_LEN, Question},
-    ethernet,
     frame::{MAX_LEN, Outgoing, Packet},
-    ipv6,
     offload::{Offload, SegmentKind},
     payload::Payload,
     udp,
@@ -25,10 +23,9 @@ use crate::{
     context::{Context, UdpOf, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Kind},
-    fragmentation::Datagram,
+    fragmentation::Fragmenter,
     host::{Readiness, Received, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
     idle::{Chain, Links},
-    link::{Full, Link},
     memory::PayloadOf,
     resolvers::{DNS, Health},
     share::{Notice, Share},
@@ -36,7 +33,7 @@ use crate::{
 use exchange::{Exchange, Key, Verdict};
 
 /// Most datagrams received from a socket in one turn.
-const VISIT: u8 = 16;
+const MAX_BATCH: u8 = 16;
 
 /// Limits on memory, sockets and time.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +60,7 @@ pub struct Dns<W: World> {
     limits: Limits,
     /// Where datagrams for the guest are received.
     buffer: Vec<u8>,
-    fragment_id: u32,
+    fragmenter: Fragmenter,
     notice: Notice,
     /// Exchanges that were ended to make room for new ones.
     ended: u64,
@@ -83,7 +80,7 @@ impl<W: World> Dns<W> {
             health: Health::default(),
             limits,
             buffer: Vec::new(),
-            fragment_id: 0,
+            fragmenter: Fragmenter::default(),
             notice: Notice::default(),
             ended: 0,
             counters: Drops::default(),
@@ -180,7 +177,7 @@ impl<W: World> Dns<W> {
 
     /// Receives datagrams from a socket.
     fn receive(&mut self, id: FlowId, index: usize, buffer: &mut [u8], cx: &mut Context<'_, W>) {
-        for _ in 0..VISIT {
+        for _ in 0..MAX_BATCH {
             let Some(asked) = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index))
             else {
                 return;
@@ -245,45 +242,10 @@ impl<W: World> Dns<W> {
         cx: &mut Context<'_, W>,
     ) {
         let Endpoints { guest, remote } = endpoints;
-        let frame = Outgoing {
-            source_mac: cx.settings.mac_of(remote.ip()),
-            destination_mac: cx.guest.mac_of(guest.ip()),
-            source: remote.ip(),
-            destination: guest.ip(),
-            hop_limit: hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
-            traffic_class,
-            flow_label: 0,
-        };
+        let headers = cx.settings.headers(cx.guest, remote.ip(), guest.ip());
+        let hop_limit = hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT);
+        let frame = Outgoing { hop_limit, traffic_class, ..headers };
         let ports = (remote.port(), guest.port());
-        let sent = if cx.settings.must_fragment(&frame, payload.len()) {
-            self.fragment_id = self.fragment_id.wrapping_add(1);
-            let mtu = cx.settings.link_mtu(guest.is_ipv4());
-            Datagram::udp(&frame, ports, payload)
-                .map(|datagram| datagram.send(&frame, mtu, self.fragment_id, cx.link))
-        } else {
-            send_whole(cx.link, &frame, ports, payload)
-        };
-        match sent {
-            None => self.counters.undeliverable += 1,
-            Some(Err(Full)) => self.counters.link_full += 1,
-            Some(Ok(())) => {}
-        }
+        self.fragmenter.udp((&frame, ports), payload, None, &mut self.counters, cx);
     }
-}
-
-/// Sends a datagram in one frame; none if it does not fit.
-fn send_whole(
-    link: &mut impl Link,
-    frame: &Outgoing,
-    ports: (u16, u16),
-    payload: &[u8],
-) -> Option<Result<(), Full>> {
-    const LONGEST_HEADERS: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN + udp::HEADER_LEN;
-    if payload.len() + LONGEST_HEADERS > MAX_LEN {
-        return None;
-    }
-    let at = frame.headroom(udp::HEADER_LEN);
-    let Some(mut reserved) = link.reserve(at, MAX_LEN - at) else { return Some(Err(Full)) };
-    let written = reserved.slot().write_datagram(frame, ports, payload, None);
-    written.map(|written| reserved.commit(written.len, &written.offload))
 }

@@ -136,7 +136,7 @@ impl Test {
         self.world.host.opened[index].clone()
     }
 
-    /// Nothing is left of any question.
+    /// No exchange, deadline or memory is left.
     #[track_caller]
     fn assert_over(&self) {
         assert_eq!((self.dns.len(), self.dns.files, self.dns.bytes), (0, 0, 0));
@@ -149,7 +149,7 @@ fn assert_shown(frame: &[u8], from: &str, to: &str, payload: &[u8]) {
     assert_eq!(datagram(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
 }
 
-/// The type and code of an ICMP message, and who says so.
+/// Type, code and source of an ICMP message.
 fn icmp_of(frame: &[u8]) -> (u8, u8, IpAddr) {
     let packet = ip(frame);
     let Transport::Icmp(message) = packet.transport else { panic!("no ICMP: {packet:?}") };
@@ -157,17 +157,17 @@ fn icmp_of(frame: &[u8]) -> (u8, u8, IpAddr) {
 }
 
 #[test]
-fn questions_cross_families() {
+fn queries_cross_families() {
     for (server, at) in [("2001:db8:9::1", "[2001:db8:9::1]:53"), ("192.0.2.2", "192.0.2.2:53")] {
         for (guest, remote) in [(GUEST, DNS4), (GUEST6, DNS6)] {
             let mut test = Test::with(&[server]);
             let question = query(7, "peer");
             test.guest_sends(guest, remote, &question);
             let socket = test.opened(0);
-            assert_eq!(socket.number, 0, "a port at random");
+            assert_eq!(socket.number, 0, "any port");
             let sent = socket.socket.sent();
             assert_eq!((sent[0].destination, &sent[0].payload), (at.parse().unwrap(), &question));
-            assert_eq!((sent[0].hop_limit, sent[0].traffic_class), (64, 0x28), "the host asks");
+            assert_eq!((sent[0].hop_limit, sent[0].traffic_class), (64, 0x28), "the host sends the query");
             test.server_says(&socket, &question, 0);
             assert_shown(&test.world.frame().0, remote, guest, &answer(&question, 0));
             test.assert_over();
@@ -175,7 +175,7 @@ fn questions_cross_families() {
     }
 }
 
-/// Silence: the next server has its turn after 1.5 s, and so on; then there is time for late answers.
+/// Each server has 1.5 s before the next one is asked. After the last, there is time for late answers.
 #[test]
 fn the_next_server_is_asked_after_silence() {
     let mut test = Test::new();
@@ -190,12 +190,12 @@ fn the_next_server_is_asked_after_silence() {
     for index in 0..3 {
         assert_eq!(test.opened(index).socket.sent()[0].payload, question);
     }
-    // The second one was slow.
+    // The second server answers late.
     test.wait(9900);
     test.server_says(&test.opened(1), &question, 0);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, 0));
     test.assert_over();
-    // The first was silent: it is last now. Nothing is known of the third.
+    // The first server was silent, so it is the last in the order now. The third one has not failed.
     test.guest_sends(GUEST, DNS4, &question);
     assert_eq!(test.asked()[3..], SERVERS[1..2]);
     test.server_says(&test.opened(3), &question, 0);
@@ -205,7 +205,7 @@ fn the_next_server_is_asked_after_silence() {
 }
 
 #[test]
-fn if_all_are_silent_so_are_we() {
+fn without_any_answer_the_guest_gets_none() {
     let mut test = Test::new();
     test.guest_sends(GUEST, DNS4, &query(7, "peer"));
     for _ in 0..20 {
@@ -230,12 +230,12 @@ fn the_next_server_is_asked_at_once_after_an_error() {
     // The next question goes there first.
     test.guest_sends(GUEST, DNS4, &question);
     assert_eq!(test.asked()[2..], SERVERS[1..2]);
-    // "Too big" is the kernel's business.
+    // The kernel handles "packet too big".
     test.server_fails(&test.opened(2), 3, 4);
     assert_eq!(test.asked().len(), 3);
 }
 
-/// RFC 7915: who cannot reach any server learns why, in its own family.
+/// RFC 7915: if no server can be reached, the guest gets the error, translated to its own family.
 #[test]
 fn the_last_error_reaches_the_guest() {
     let port_unreachable = |v4| if v4 { (3, 3) } else { (1, 4) };
@@ -254,10 +254,10 @@ fn the_last_error_reaches_the_guest() {
     let mut test = Test::with(&["192.0.2.2"]);
     test.guest_sends(GUEST6, DNS6, &query(7, "peer"));
     test.server_fails(&test.opened(0), 3, 1);
-    assert_eq!(icmp_of(&test.world.frame().0), (1, 0, "fe80::1".parse().unwrap()), "a router says so");
+    assert_eq!(icmp_of(&test.world.frame().0), (1, 0, "fe80::1".parse().unwrap()), "from a router");
 }
 
-/// Without any socket, or where sending fails, the guest is not left waiting.
+/// Servers for which a socket can't be opened, or sending fails, are skipped.
 #[test]
 fn servers_that_cannot_be_asked_are_skipped() {
     let mut test = Test::new();
@@ -273,13 +273,13 @@ fn servers_that_cannot_be_asked_are_skipped() {
     test.assert_over();
     test.world.host.no_sockets = true;
     test.guest_sends(GUEST, DNS4, &question);
-    assert_eq!(test.world.frames().len(), 0, "no socket at all: the stub will try again");
+    assert_eq!(test.world.frames().len(), 0, "no socket at all: the stub resolver retries");
     test.assert_over();
 }
 
-/// SERVFAIL and REFUSED: another server may know better; if none does, the first such answer is the guest's.
+/// After SERVFAIL or REFUSED another server is asked. If none has a better answer, the guest gets the first one.
 #[test]
-fn refusals_are_kept_for_want_of_better() {
+fn the_first_refusal_is_kept_until_a_better_answer_comes() {
     let question = query(7, "peer");
     for code in [SERVFAIL, 4, REFUSED] {
         let mut test = Test::new();
@@ -290,7 +290,7 @@ fn refusals_are_kept_for_want_of_better() {
         assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, NXDOMAIN));
         test.assert_over();
     }
-    // The first refuses, the second is silent, the third listens not: the refusal is the answer, after a last wait.
+    // The first refuses, the second is silent, the third has no service: after the last timeout, the refusal is sent.
     let mut test = Test::new();
     test.guest_sends(GUEST, DNS4, &question);
     test.server_says(&test.opened(0), &question, REFUSED);
@@ -310,7 +310,7 @@ fn refusals_are_kept_for_want_of_better() {
     test.assert_over();
 }
 
-/// Only a server that was asked answers, and only the question that was asked.
+/// Datagrams from other servers, and with other questions, are ignored.
 #[test]
 fn other_datagrams_are_no_answers() {
     let mut test = Test::new();
@@ -332,14 +332,14 @@ fn other_datagrams_are_no_answers() {
     }
     assert_eq!((test.world.frames().len(), test.dns.counters().undeliverable), (0, 8));
     assert_eq!(test.asked().len(), 1);
-    // Neither of these has spoiled the socket.
+    // The socket still works.
     test.server_sends(&socket, server, &good);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &good);
 }
 
-/// A stub that asks again has the next server asked, in a circle; with another question it begins anew.
+/// A repeated query goes to the next server, and after the last to the first. Another query starts a new exchange.
 #[test]
-fn repeated_questions() {
+fn repeated_queries() {
     let mut test = Test::with(&SERVERS[1..]);
     let question = query(7, "peer");
     for expected in [&[1, 0][..], &[1, 1], &[2, 1]] {
@@ -353,16 +353,16 @@ fn repeated_questions() {
     test.guest_sends(GUEST, DNS4, &query(7, "other"));
     assert_eq!((test.dns.len(), test.asked().len()), (1, 3));
     assert!(test.opened(0).closed());
-    // Several at once from one port are told apart.
+    // Queries from one port are distinguished by their identifiers.
     test.guest_sends(GUEST, DNS4, &query(8, "other"));
     test.server_says(&test.opened(3), &query(8, "other"), 0);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&query(8, "other"), 0));
     assert_eq!(test.dns.len(), 1);
 }
 
-/// What is too long to be kept, or is no query, is asked once.
+/// A message that is too long to be stored, or is no query, is sent once.
 #[test]
-fn what_is_not_kept_is_asked_once() {
+fn messages_that_are_not_stored_are_sent_once() {
     let mut long = query(7, "peer");
     long.resize(4097, 0);
     let mut update = query(7, "peer");
@@ -396,9 +396,9 @@ fn long_answers() {
     test.assert_over();
 }
 
-/// A train of questions is several.
+/// A train of queries is split.
 #[test]
-fn trains_are_taken_apart() {
+fn trains_are_split() {
     let mut test = Test::new();
     let train = [query(7, "peer"), query(8, "peer"), query(9, "peer")].concat();
     let size = (train.len() / 3) as u16;
@@ -408,7 +408,7 @@ fn trains_are_taken_apart() {
     assert_eq!(test.opened(2).socket.sent()[0].payload, query(9, "peer"));
 }
 
-/// DTLS, QUIC, and whatever is no DNS: datagrams both ways, with one server, across families.
+/// DTLS, QUIC, and other messages: sessions with one server, across families.
 #[test]
 fn sessions() {
     for (to, port, payload) in [("198.51.100.53:853", 853, query(7, "peer")), (DNS4, 53, b"hello".to_vec())] {
@@ -429,7 +429,7 @@ fn sessions() {
         assert_eq!((test.asked().len(), test.dns.len()), (1, 1));
         test.wait(121_000);
         test.assert_over();
-        // A server that does not listen, one that is silent, and one that answers: the session is with that one.
+        // A server without a service, a silent one, and one that answers: the session stays with the third.
         test.guest_sends(GUEST, to, &payload);
         let error = |server: &str, kind, code| QueuedError {
             destination: server.parse().unwrap(),
@@ -451,7 +451,7 @@ fn sessions() {
         assert_eq!((test.dns.files, test.dns.bytes), (1, 0));
         test.guest_sends(GUEST, to, b"more");
         assert_eq!(test.opened(3).socket.sent()[0].payload, b"more");
-        // If it ends, the guest learns that.
+        // If that server fails, the guest gets the error.
         test.opened(3).socket.error(error(&server, 3, 3), b"");
         test.ready(&test.opened(3), ERROR);
         assert_eq!(icmp_of(&test.world.frame().0), (3, 3, "198.51.100.53".parse().unwrap()));
@@ -460,9 +460,9 @@ fn sessions() {
     }
 }
 
-/// Full: the oldest question ends, and the newest is asked. Nothing grows.
+/// At the limit, the oldest exchange ends for a new one. Memory and sockets are bounded.
 #[test]
-fn the_oldest_question_makes_room() {
+fn the_oldest_exchange_ends_at_the_limit() {
     let mut test = Test::with(&SERVERS[..1]);
     for id in 0..50 {
         test.guest_sends(GUEST, DNS4, &query(id, "peer"));
@@ -474,7 +474,7 @@ fn the_oldest_question_makes_room() {
     assert_eq!(test.world.frames().len(), 1);
     test.wait(11_000);
     test.assert_over();
-    // Retries count, too.
+    // Retries count as well.
     let mut test = Test::new();
     for id in 0..6 {
         test.guest_sends(GUEST, DNS4, &query(id, "peer"));
@@ -482,7 +482,7 @@ fn the_oldest_question_makes_room() {
     test.wait(1510);
     test.wait(1510);
     assert!(test.dns.files <= 10);
-    // Memory for questions: what does not fit is asked once.
+    // The memory for queries: one that does not fit is sent once.
     let mut test = Test::new();
     for id in 0..5 {
         let mut question = query(id, "peer");
@@ -496,7 +496,7 @@ fn the_oldest_question_makes_room() {
 
 ///
 #[test]
-fn impossible_sources_are_refused_r100_r77() {
+fn invalid_sources_are_refused_r100_r77() {
     let mut test = Test::new();
     for from in ["224.0.0.1:4000", "127.0.0.1:4000", "198.51.100.55:0"] {
         test.guest_sends(from, DNS4, &query(7, "peer"));
@@ -504,7 +504,7 @@ fn impossible_sources_are_refused_r100_r77() {
     assert_eq!((test.asked().len(), test.dns.counters().invalid), (0, 3));
 }
 
-/// A full link: the answer is lost and counted, and the question is over.
+/// If the link is full, the answer is dropped and counted, and the exchange ends.
 #[test]
 fn a_full_link_drops() {
     let mut test = Test::new();
@@ -516,7 +516,7 @@ fn a_full_link_drops() {
     test.assert_over();
 }
 
-/// A train of datagrams from a server, which may hold the answer anywhere.
+/// The answer can be any datagram of a train from the server.
 #[test]
 fn answers_in_a_train() {
     let mut test = Test::new();

@@ -83,7 +83,7 @@ mod tests {
         Instant::from_micros(millis * 1000)
     }
 
-    /// A burst, then as many as the rate allows; the reserve is left to better reasons.
+    /// A burst, then as many as the rate allows. The reserve is left for other questions.
     #[test]
     fn rate_and_reserve() {
         let mut budget = Budget::full(at(5));

@@ -112,7 +112,7 @@ impl Policy {
 
     /// Whether [`Policy::onward`] depends on `written_to`, which takes a system call per connection to find out.
     #[must_use]
-    pub fn asks_for_hit(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
+    pub fn depends_on_written_to(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
         match listener.direction {
             Direction::Outbound => true,
             // Loopback addresses may be kept, and a guest with several addresses is reached at each.

@@ -209,7 +209,7 @@ mod tests {
 
     /// behaviour §8.4: what is in use is followed, UDP after TCP too; excluded, ephemeral and our own ports are not.
     #[test]
-    fn what_is_followed() {
+    fn ports_that_are_followed() {
         let used = in_use(&[22, 80, 40000, 65535], &[53, 80, 123]);
         let none = InUse::default();
         let all = table(Direction::Inbound, &["auto"], &["auto"]);
@@ -231,9 +231,9 @@ mod tests {
         assert_eq!(ports(&fixed, &used, &none), [], "rules without auto follow nothing");
     }
 
-    /// What is not relevant makes no difference.
+    /// The target ports of rules that follow a scan, without our own.
     #[test]
-    fn what_is_relevant() {
+    fn ports_that_are_relevant() {
         let ours = in_use(&[80], &[53]);
         let only_udp = table(Direction::Outbound, &["22"], &["auto,~53-54,~100-65535"]);
         let InUse { tcp, udp } = relevant(&only_udp, &ours);
@@ -261,7 +261,7 @@ mod tests {
             all
         }
 
-        /// What is found here by who looks just for what matters to `table`.
+        /// The result of a scan that looks only for the ports relevant to `table`.
         fn scanned_for(&self, table: &Table) -> InUse {
             let relevant = relevant(table, &self.ours);
             let of = |all: PortSet, relevant: PortSet| {
@@ -271,8 +271,8 @@ mod tests {
             InUse { tcp: of(all.tcp, relevant.tcp), udp: of(all.udp, relevant.udp) }
         }
 
-        /// Opens and closes our listeners here as `table` wants it; a port that a service has can't be had. Whether
-        /// anything changed.
+        /// Opens and closes our listeners here by the rules of `table`, except on ports that a service uses. Returns
+        /// whether anything changed.
         fn follow(&mut self, table: &Table, other: &Self) -> bool {
             let mut now = InUse::default();
             let wanted = ports(table, &other.scanned(), &other.ours);
@@ -295,8 +295,8 @@ mod tests {
     }
 
     proptest! {
-        /// however services come and go on both sides, a port is never forwarded both ways; as soon as nothing
-        /// changes any more, neither do we; and what was forwarded for a service that has gone is closed.
+        /// however services come and go on both sides, a port is never forwarded both ways. When the services stop
+        /// changing, so do the listeners. A listener for a service that has gone is closed.
         #[test]
         fn no_loop_and_no_flapping_r104(
             changes in prop::collection::vec((services(), services()), 1..8),
@@ -322,11 +322,11 @@ mod tests {
                         };
                         for port in ours.within(rule.ports) {
                             let target = rule.target_port(port).unwrap();
-                            prop_assert!(!theirs.contains(target), "leads to ourselves: {port}");
+                            prop_assert!(!theirs.contains(target), "forwards to our own listener: {port}");
                             let mut served = there.services.clone();
                             let served = served.of(rule.protocol).contains(target)
                                 || rule.protocol == Udp && there.services.tcp.contains(target);
-                            prop_assert!(served, "leads to nobody: {port}");
+                            prop_assert!(served, "forwards to no service: {port}");
                         }
                     }
                 }

@@ -48,7 +48,7 @@ pub struct AddError {
     pub reason: Refusal,
 }
 
-/// Why a rule can't stand in a table (behaviour §2.4).
+/// Why a rule can't be in a table (behaviour §2.4).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Listening on port 0.

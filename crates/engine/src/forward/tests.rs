@@ -359,9 +359,9 @@ fn any_range() -> impl Strategy<Value = PortRange> {
 }
 
 proptest! {
-    /// No argument panics, and what is no specifier is quoted in the error.
+    /// No argument panics, and an invalid specifier is quoted in the error.
     #[test]
-    fn any_text_is_taken_or_refused(spec in "[0-9a-z:/,.~%*\\[\\]-]{0,24}|\\PC{0,12}") {
+    fn any_text_is_accepted_or_refused(spec in "[0-9a-z:/,.~%*\\[\\]-]{0,24}|\\PC{0,12}") {
         match parse(&spec, &context()) {
             Ok(_) => {}
             Err(error) => prop_assert_eq!(error.to_string(), format!("Invalid port specifier '{spec}'")),

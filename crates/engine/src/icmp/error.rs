@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 
 use wire::{
-    fragment::{self, Piece},
+    fragment,
     frame::{Outgoing, Written},
     icmp::{Header, v4, v6},
     ipv4, ipv6, protocol, udp,
@@ -18,11 +18,13 @@ use crate::{
     link::{HOP_LIMIT, Link},
 };
 
-/// Longest quote of a packet's payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
+/// Longest quote of a transport payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
 pub const MAX_QUOTE: usize = 1280 - 2 * ipv6::HEADER_LEN - 2 * TRANSPORT_LEN;
-/// The same with a fragment header.
+/// The same with the transport header.
+pub(crate) const MAX_UPPER: usize = TRANSPORT_LEN + MAX_QUOTE;
+/// The same as [`MAX_QUOTE`] if the quote has a fragment header.
 const MAX_QUOTE_FRAGMENT: usize = MAX_QUOTE - fragment::HEADER_LEN;
-/// The same for ICMPv4: 576 bytes in all (RFC 1812 §4.3.2.3).
+/// The same as [`MAX_QUOTE`] for ICMPv4: 576 bytes in all (RFC 1812 §4.3.2.3).
 const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
 /// Length of an ICMP header, and of the part of a UDP or echo header that is quoted, in bytes.
 const TRANSPORT_LEN: usize = 8;
@@ -43,10 +45,23 @@ pub(crate) struct Quote<'a> {
     /// The known part of its payload.
     pub(crate) payload: &'a [u8],
     /// Which fragment it is, if it is one. Then header and payload are the fragment's payload.
-    pub(crate) fragment: Option<Piece>,
+    pub(crate) fragment: Option<fragment::Fields>,
 }
 
 impl<'a> Quote<'a> {
+    /// The quote of a packet from `guest` to `remote`. `upper` is the known part of what follows its IP header.
+    pub(crate) fn of_packet(
+        (guest, remote): (IpAddr, IpAddr),
+        protocol: u8,
+        upper: &'a [u8],
+        fragment: Option<fragment::Fields>,
+    ) -> Self {
+        let (first, payload) = upper.split_at(upper.len().min(TRANSPORT_LEN));
+        let mut header = [0; TRANSPORT_LEN];
+        header[..first.len()].copy_from_slice(first);
+        Self { guest, remote, protocol, header, payload, fragment }
+    }
+
     /// The quote of a guest's datagram with `len` bytes of payload, of which the first are known. The checksum is zero.
     pub(crate) fn of_datagram(endpoints: Endpoints, len: usize, payload: &'a [u8]) -> Self {
         let header = udp::Header {
@@ -165,21 +180,18 @@ pub(crate) fn send_error<W: World>(
     if is_group(quote.remote) {
         return;
     }
-    let frame = Outgoing {
-        source_mac: cx.settings.mac_of(source),
-        destination_mac: cx.guest.mac_of(quote.guest),
-        source,
-        destination: quote.guest,
-        hop_limit: HOP_LIMIT,
-        traffic_class: 0,
-        flow_label: 0,
-    };
+    let frame = cx.settings.headers(cx.guest, source, quote.guest);
     let room = frame.headroom(TRANSPORT_LEN) + ipv6::HEADER_LEN + TRANSPORT_LEN + MAX_QUOTE;
     let Some(mut reserved) = cx.link.reserve_head(room) else { return };
     if let Some(written) = write(reserved.head(), &frame, report, quote) {
         // An error message may be lost like any other packet.
         let _full = reserved.commit(written.len, &written.offload);
     }
+}
+
+/// Sends the guest an error message that the engine itself reports, as a router.
+pub(crate) fn send_router_error<W: World>(report: Report, quote: &Quote<'_>, cx: &mut Context<'_, W>) {
+    send_error(router(cx.settings, quote.remote), report, quote, cx);
 }
 
 fn write(slot: &mut [u8], frame: &Outgoing, report: Report, quote: &Quote<'_>) -> Option<Written> {
@@ -199,29 +211,24 @@ fn write(slot: &mut [u8], frame: &Outgoing, report: Report, quote: &Quote<'_>) -
         Some(())
     };
     match (quote.guest, quote.remote, quote.fragment) {
-        (IpAddr::V4(from), IpAddr::V4(to), piece) => {
+        (IpAddr::V4(from), IpAddr::V4(to), fields) => {
             let mut header = ipv4::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, upper_len);
-            if let Some(piece) = piece {
-                header.set_fragment(piece.id as u16, piece.offset, piece.more);
+            if let Some(fields) = fields {
+                header.set_fragment(fields.id as u16, fields.offset, fields.more);
             }
             put(header.as_bytes())?;
         }
         (IpAddr::V6(from), IpAddr::V6(to), None) => {
             put(ipv6::Header::new(from, to, quote.protocol, HOP_LIMIT, 0, 0, upper_len).as_bytes())?;
         }
-        (IpAddr::V6(from), IpAddr::V6(to), Some(piece)) => {
+        (IpAddr::V6(from), IpAddr::V6(to), Some(fields)) => {
             let len = fragment::HEADER_LEN + upper_len;
             put(ipv6::Header::new(from, to, ipv6::FRAGMENT, HOP_LIMIT, 0, 0, len).as_bytes())?;
-            put(fragment::Header::new(&piece).as_bytes())?;
+            put(fragment::Header::new(&fields).as_bytes())?;
         }
         _ => return None,
     }
     put(&quote.header)?;
     put(payload)?;
     frame.icmp(slot, Header::new(report.kind, report.code, report.rest(v4)), at - start)
-}
-
-/// The protocol number of echo messages of a family.
-pub(crate) const fn echo_protocol(v4: bool) -> u8 {
-    if v4 { protocol::ICMP } else { protocol::ICMPV6 }
 }

@@ -8,7 +8,7 @@ mod tests;
 
 use alloc::vec::Vec;
 use core::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -18,17 +18,18 @@ use wire::{
     icmp::{HEADER_LEN, Header, Message, v4, v6},
     ipv4, ipv6,
     payload::Payload,
+    protocol,
 };
 use zerocopy::IntoBytes;
 
 pub use error::MAX_QUOTE;
-pub(crate) use error::{Quote, is_group, router, send_error, shown_offender};
+pub(crate) use error::{MAX_UPPER, Quote, is_group, router, send_error, send_router_error, shown_offender};
 
 use crate::{
     context::{Context, PingOf, World},
     drops::Drops,
     flow::{FlowId, Flows, Keyed, Kind},
-    fragmentation::Datagram,
+    fragmentation::Fragmenter,
     host::{
         self, EchoRequest, Errno, Host, PingSocket, Readiness, Received, Report, SendResult, SocketError,
         UNKNOWN_HOP_LIMIT,
@@ -44,15 +45,14 @@ use crate::{
 /// A ping ends after this long without a request or reply (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
 /// Most errors taken from a socket in one turn.
-const VISIT: usize = 32;
+const MAX_BATCH: usize = 32;
 
 /// All pings.
 pub struct Ping<W: World> {
     flows: Flows<Flow<PingOf<W>>>,
     /// A reply that goes to the guest in fragments.
     large: Vec<u8>,
-    /// Identification of the last one.
-    fragment_id: u32,
+    fragmenter: Fragmenter,
     idle: Idle,
     share: Share,
     counters: Drops,
@@ -101,7 +101,7 @@ impl<W: World> Ping<W> {
         Self {
             flows: Flows::new(Kind::Ping, usize::MAX, hash_key),
             large: Vec::new(),
-            fragment_id: 0,
+            fragmenter: Fragmenter::default(),
             idle: Idle::new(Some(Timeouts { idle: IDLE, stream: IDLE })),
             share,
             counters: Drops::default(),
@@ -167,10 +167,9 @@ impl<W: World> Ping<W> {
         }
         let SendResult::Refused(errno, too_long) = sent else { return };
         if let Some(report) = too_long.or(Report::of_refusal(errno, key.guest.is_ipv4())) {
-            let router = router(cx.settings, remote);
             let mut bytes = [0; MAX_QUOTE];
             let len = message.payload.copy_to(&mut bytes);
-            send_error(router, report, &quote(key, remote, *message.header, &bytes[..len]), cx);
+            send_router_error(report, &quote(key, remote, *message.header, &bytes[..len]), cx);
         }
     }
 
@@ -273,13 +272,9 @@ impl<W: World> Ping<W> {
             return Ok(());
         };
         let frame = Outgoing {
-            source_mac: cx.settings.mac_of(source),
-            destination_mac: cx.guest.mac_of(key.guest),
-            source,
-            destination: key.guest,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
             traffic_class: received.traffic_class,
-            flow_label: 0,
+            ..cx.settings.headers(cx.guest, source, key.guest)
         };
         let header = Header::new(reply, 0, echo(key.id, message.echo_sequence()));
         let Some(written) = frame.icmp(slot, header, received.len - HEADER_LEN) else {
@@ -289,16 +284,11 @@ impl<W: World> Ping<W> {
         let sent = if cx.settings.must_fragment(&frame, received.len - HEADER_LEN) {
             self.large.clear();
             self.large.extend_from_slice(slot.get(at..at + received.len).unwrap_or_default());
-            self.fragment_id = self.fragment_id.wrapping_add(1);
-            let mtu = cx.settings.link_mtu(v4);
-            Datagram::icmp(v4, &self.large)
-                .map_or(Ok(()), |message| message.send(&frame, mtu, self.fragment_id, cx.link))
+            self.fragmenter.icmp(&frame, &self.large, cx)
         } else {
             reserved.commit(written.len, &written.offload)
         };
-        if sent.is_err() {
-            self.counters.link_full += 1;
-        }
+        self.counters.note_sent(Some(sent));
         self.note(id, false, cx);
         Ok(())
     }
@@ -314,7 +304,7 @@ impl<W: World> Ping<W> {
 /// Takes the errors of a flow's socket, and reports to the guest those that its requests met. See [`host::drain`].
 fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) -> Option<Report> {
     let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
-    host::drain(socket, &mut bytes, VISIT, |error, quoted| {
+    host::drain(socket, &mut bytes, MAX_BATCH, |error, quoted| {
         let (Some(report), Some(message)) = (error.report, Message::parse(quoted)) else { return };
         let (remote, peer) = match key.target {
             Target::Any { .. } => (error.destination.ip(), error.destination.ip()),
@@ -338,8 +328,8 @@ fn received(result: Result<Received, SocketError>) -> Result<Option<Received>, E
 fn target<W: World>(guest: IpAddr, remote: IpAddr, peer: SocketAddr, cx: &mut Context<'_, W>) -> Target {
     let source = cx.outbound_source(guest, peer);
     let peer = peer.ip();
-    let group = remote.is_multicast() || remote == IpAddr::V4(Ipv4Addr::BROADCAST);
-    let same = remote == peer && (group || cx.settings.source_to_guest(cx.guest, peer) == Some(remote));
+    let same =
+        remote == peer && (is_group(remote) || cx.settings.source_to_guest(cx.guest, peer) == Some(remote));
     if same { Target::Any { source } } else { Target::One { remote, peer, source } }
 }
 
@@ -355,7 +345,7 @@ fn quote(key: Key, remote: IpAddr, header: Header, payload: &[u8]) -> Quote<'_> 
     Quote {
         guest: key.guest,
         remote,
-        protocol: error::echo_protocol(key.guest.is_ipv4()),
+        protocol: protocol::icmp(key.guest.is_ipv4()),
         header: bytes,
         payload,
         fragment: None,

@@ -66,7 +66,7 @@ impl Test {
     }
 }
 
-/// A message as a ping socket hands it out, with the identifier that the socket has on the host.
+/// A message as a ping socket returns it, with the identifier that the socket has on the host.
 fn message(kind: u8, id: u16, sequence: u16, payload: &[u8]) -> Vec<u8> {
     [Header::new(kind, 0, echo(id, sequence)).as_bytes(), payload].concat()
 }
@@ -85,7 +85,8 @@ fn echoed(frame: &[u8]) -> (IpAddr, u8, u16, u16, Vec<u8>) {
     (packet.source, header.kind, header.echo_id(), header.echo_sequence(), payload.to_vec())
 }
 
-/// behaviour §4.5, R-46: every reply arrives, the first too, with the guest's identifier, from where the guest had sent to.
+/// behaviour §4.5, R-46: every reply, including the first, reaches the guest with its own identifier, from the address that
+/// it sent to.
 #[test]
 fn replies_are_carried_r46() {
     for (guest, remote, peer, reply) in [
@@ -128,7 +129,7 @@ fn one_socket_for_each_identifier_r47() {
     for host in 1..=100 {
         test.guest_pings(GUEST, &alloc::format!("203.0.113.{host}"), 0, 9);
     }
-    // Groups, and the broadcast address.
+    // Multicast and broadcast addresses.
     test.guest_pings(GUEST, "224.0.0.1", 0, 9);
     test.guest_pings(GUEST, "255.255.255.255", 0, 9);
     let ids = |test: &Test| test.world.host.opened.iter().map(|opened| opened.number).collect::<Vec<_>>();
@@ -142,7 +143,7 @@ fn one_socket_for_each_identifier_r47() {
         let from: SocketAddr = from.parse().unwrap();
         assert_eq!(echoed(&test.world.frame().0).0, from.ip());
     }
-    // The host's own address by its name, by the one that it is mapped to, and its loopback address.
+    // The host's own address, the address that is mapped to it, and its loopback address.
     for (remote, peer) in
         [("198.51.100.2", "198.51.100.2"), ("198.51.100.77", "198.51.100.2"), ("198.51.100.1", "127.0.0.1")]
     {
@@ -156,9 +157,9 @@ fn one_socket_for_each_identifier_r47() {
     assert_eq!(ids(&test).len(), 6);
 }
 
-/// An error names the destination that it is about, though one socket serves them all.
+/// An error is reported for the destination that it is about, also if several share a socket.
 #[test]
-fn errors_are_told_of_the_right_destination() {
+fn errors_are_reported_for_the_right_destination() {
     let mut test = Test::new();
     for host in 1..=3 {
         test.guest_pings(GUEST, &alloc::format!("203.0.113.{host}"), 77, host);
@@ -219,7 +220,7 @@ fn errors_are_rebuilt() {
             quoted: 0,
         };
         socket.socket.error(error, &message(request, 4711, 5, b"payl"));
-        // Too short to tell which request it was.
+        // Too short to identify the request.
         socket.socket.error(error, b"short");
         test.ready(&socket, ERROR);
         let (frame, _) = test.world.frame();
@@ -238,9 +239,9 @@ fn errors_are_rebuilt() {
     }
 }
 
-/// an error without entry is cleared; one that a send reports costs no request.
+/// an error without an entry in the queue is cleared. An old error that a send reports does not lose the request.
 #[test]
-fn errors_never_stay_r95() {
+fn errors_are_cleared_r95() {
     let mut test = Test::new();
     test.guest_pings(GUEST, "203.0.113.1", 7, 1);
     let socket = test.opened(0);
@@ -259,8 +260,8 @@ fn errors_never_stay_r95() {
     assert_eq!(ip(&frame).source, "198.51.100.1".parse::<IpAddr>().unwrap());
 }
 
-/// behaviour §4.5: only echo requests are carried, only replies come back (R-46: not our own requests), and nothing goes to
-/// addresses that have no place on a link.
+/// behaviour §4.5: only echo requests are carried, only replies come back (R-46: not our own requests), and nothing is sent
+/// to addresses that must not appear on a link.
 #[test]
 fn everything_else_is_ignored_r46() {
     let mut test = Test::new();
@@ -287,7 +288,7 @@ fn everything_else_is_ignored_r46() {
     assert_eq!((test.world.frames().len(), test.ping.counters().undeliverable), (0, 2));
 }
 
-/// Stations that answer a request to a group show themselves.
+/// Replies to a request to a group are shown with the addresses of their senders.
 #[test]
 fn groups() {
     let mut test = Test::new();
@@ -317,8 +318,8 @@ fn idle_flows_end() {
     assert_eq!(test.ping.ended(), 0);
 }
 
-/// A monitor that uses a new identifier for each of many hosts: each gets its reply, the sockets are bounded, and one that
-/// waits for its reply lives longer than those that have had theirs.
+/// A monitor uses a new identifier for each of many hosts: each request gets its reply, the number of sockets is bounded,
+/// and answered flows end before those that wait for a reply.
 #[test]
 fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
     let mut test = Test::new();
@@ -340,7 +341,7 @@ fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
     assert!(!waiting.closed());
     (0..LIMIT as u16).for_each(|id| test.guest_pings(GUEST, "203.0.113.1", id + 5000, 1));
     assert!(waiting.closed());
-    // At the limit of open files they end, too; where none can, the request is lost.
+    // They also end at the limit of open files. If no flow can end, the request is lost.
     test.world.host.files = Some(5);
     test.wait(61);
     (0..20).for_each(|id| test.guest_pings(GUEST, "203.0.113.1", id, 1));
@@ -351,7 +352,7 @@ fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
     assert_eq!((test.ping.flows(), test.ping.counters().no_room), (0, 1));
 }
 
-/// A full link drops and counts, and the socket is emptied.
+/// If the link is full, messages are read from the socket, dropped and counted.
 #[test]
 fn a_full_link_drops() {
     let mut test = Test::new();
@@ -364,7 +365,7 @@ fn a_full_link_drops() {
     assert!(socket.socket.mailbox().arriving.is_empty());
 }
 
-/// A reply above the guest's MTU comes in fragments, which make a sound message (behaviour §4.7).
+/// A reply above the guest's MTU is sent in fragments, which reassemble to a valid message (behaviour §4.7).
 #[test]
 fn a_large_reply_comes_in_fragments() {
     for (guest, remote, peer, reply) in [
@@ -380,29 +381,25 @@ fn a_large_reply_comes_in_fragments() {
         test.ready(&socket, READABLE);
         let frames = test.world.frames();
         let mut bytes = Vec::new();
-        let mut whole = None;
+        let mut first = None;
         for (frame, _) in &frames {
             assert!(frame.len() <= 14 + 1280);
             let packet = ip(frame);
             let Transport::Fragment(fragment) = packet.transport else { panic!("{packet:?}") };
             assert_eq!(usize::from(fragment.offset), bytes.len());
             bytes.extend_from_slice(fragment.payload);
-            whole = Some((packet.source, packet.destination, fragment.protocol));
+            first.get_or_insert(wire::assembly::OriginalHeader::new(&packet, &fragment));
         }
-        let (source, destination, protocol) = whole.unwrap();
-        let (hop_limit, traffic_class, flow_label) = (64, 0, 0);
-        let whole =
-            wire::assembly::Whole { source, destination, hop_limit, traffic_class, flow_label, protocol };
-        let packet = whole.packet(&bytes, &bytes[..]).unwrap();
+        let packet = first.unwrap().packet(&bytes, &bytes[..]).unwrap();
         let Transport::Icmp(Message { header, payload: got }) = packet.transport else { panic!() };
-        assert_eq!((frames.len(), source, header.echo_id()), (3, remote.parse().unwrap(), 77));
+        assert_eq!((frames.len(), packet.source, header.echo_id()), (3, remote.parse().unwrap(), 77));
         assert!(got == payload);
     }
 }
 
 /// behaviour §5.2.1.
 #[test]
-fn the_guests_own_choice_of_source_is_kept() {
+fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     let mut test = Test::new();
     let second: IpAddr = "198.51.100.66".parse().unwrap();
     test.world.host.own = [second, GUEST.parse().unwrap()].into();
@@ -414,6 +411,6 @@ fn the_guests_own_choice_of_source_is_kept() {
     assert_eq!(
         test.world.host.sources,
         [None, Some(second), GUEST.parse().ok()],
-        "with one, there is no choice"
+        "a guest with one address has not chosen it"
     );
 }

@@ -16,7 +16,7 @@ mod test;
 use core::net::{IpAddr, Ipv6Addr};
 
 use wire::{
-    ethernet::{self, Mac},
+    ethernet,
     frame::{Outgoing, Packet, Written},
     icmp,
     offload::Offload,
@@ -27,7 +27,7 @@ use wire::{
 
 use crate::{
     addr::{Guest, Settings},
-    link::{HOP_LIMIT, Link},
+    link::Link,
 };
 
 pub use arp::on_arp;
@@ -138,9 +138,7 @@ impl Binding {
         match self {
             Self::Made => guest.leases(assigned),
             Self::Declined => {
-                log::warn!(
-                    "The guest has declined {assigned}: another station of its network has the address"
-                );
+                log::warn!("The guest has declined {assigned}: another host of its network has the address");
                 guest.gives_up(assigned);
             }
             Self::Released => guest.gives_up(assigned),
@@ -186,26 +184,9 @@ fn on_dhcpv6(
     Ok(send_udp(link, &headers, (dhcpv6::SERVER_PORT, dhcpv6::CLIENT_PORT), &reply.message))
 }
 
-/// Headers of a packet from the engine itself to the guest.
+/// Headers of a packet to the guest from an address of the engine itself.
 fn headers(settings: &Settings, guest: &Guest, source: IpAddr, destination: IpAddr) -> Outgoing {
-    Outgoing {
-        source_mac: settings.our_mac,
-        destination_mac: match destination {
-            IpAddr::V6(destination) if destination.is_multicast() => multicast_mac(destination),
-            _ => guest.mac_of(destination),
-        },
-        source,
-        destination,
-        hop_limit: HOP_LIMIT,
-        traffic_class: 0,
-        flow_label: 0,
-    }
-}
-
-/// RFC 2464 §7.
-const fn multicast_mac(address: Ipv6Addr) -> Mac {
-    let [.., a, b, c, d] = address.octets();
-    Mac([0x33, 0x33, a, b, c, d])
+    Outgoing { source_mac: settings.our_mac, ..settings.headers(guest, source, destination) }
 }
 
 fn send_udp(link: &mut impl Link, headers: &Outgoing, ports: (u16, u16), payload: &[u8]) -> Outcome {

@@ -58,11 +58,11 @@ pub fn on_icmpv6(
     };
     match kind {
         NEIGHBOUR_SOLICITATION => {
-            let Some(target) = ndp::solicited_target(&message) else { return Outcome::Invalid };
+            let Some(target) = ndp::neighbour_target(&message) else { return Outcome::Invalid };
             on_solicitation(settings, guest, (source, target), link)
         }
         NEIGHBOUR_ADVERTISEMENT => {
-            let Some(target) = ndp::advertised_target(&message) else { return Outcome::Invalid };
+            let Some(target) = ndp::neighbour_target(&message) else { return Outcome::Invalid };
             guest.shows(settings, target.into(), None);
             Outcome::Ignored
         }
@@ -143,9 +143,8 @@ fn advertised(
     target: Ipv6Addr,
     destination: Ipv6Addr,
 ) -> (Mac, Outgoing) {
-    let mac = settings.mac_of(target.into());
-    let headers = headers(settings, guest, target.into(), destination.into());
-    (mac, Outgoing { source_mac: mac, ..headers })
+    let headers = settings.headers(guest, target.into(), destination.into());
+    (headers.source_mac, headers)
 }
 
 /// When to send the next unsolicited router advertisement.
@@ -154,6 +153,7 @@ fn advertised(
 #[derive(Clone, Copy, Debug)]
 pub struct Advertiser {
     next: Option<Instant>,
+    random: u32,
 }
 
 impl Advertiser {
@@ -161,7 +161,7 @@ impl Advertiser {
     #[must_use]
     pub fn new(settings: &Settings, now: Instant, random: u32) -> Self {
         let on = settings.v6.is_some() && settings.services.ndp && settings.services.ra;
-        Self { next: on.then(|| now + interval(random)) }
+        Self { next: on.then(|| now + interval(random)), random }
     }
 
     /// When [`Self::on_deadline`] has something to do; none: never.
@@ -171,18 +171,13 @@ impl Advertiser {
     }
 
     /// Advertises to all nodes if it is due. If the link is full, this advertisement is skipped.
-    pub fn on_deadline(
-        &mut self,
-        settings: &Settings,
-        guest: &Guest,
-        now: Instant,
-        random: u32,
-        link: &mut impl Link,
-    ) {
+    pub fn on_deadline(&mut self, settings: &Settings, guest: &Guest, now: Instant, link: &mut impl Link) {
         if let Some(v6) = &settings.v6
             && self.next.is_some_and(|next| next <= now)
         {
-            self.next = Some(now + interval(random));
+            // Spreads the interval; nothing depends on it being unpredictable.
+            self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            self.next = Some(now + interval(self.random));
             let _ = advertise(settings, v6, guest, ALL_NODES, link);
         }
     }
@@ -337,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn q4_the_guests_own_addresses_and_their_detection_are_left_alone() {
+    fn q4_solicitations_for_the_guests_own_addresses_get_no_answer() {
         let settings = settings();
         for target in ["2001:db8:1::2", "2001:db8:1::55", "fe80::55"] {
             let (outcome, link) = solicit_neighbour(&settings, "fe80::66", target, 255);
@@ -348,13 +343,13 @@ mod tests {
     }
 
     #[test]
-    fn q4_what_was_routed_here_is_invalid() {
+    fn q4_a_routed_message_is_invalid() {
         let (outcome, link) = solicit_neighbour(&settings(), "fe80::55", "fe80::1", 254);
         assert_eq!((outcome, link.frames.len()), (Outcome::Invalid, 0));
     }
 
     #[test]
-    fn all_of_neighbour_discovery_is_taken_and_nothing_else() {
+    fn exactly_neighbour_discovery_is_consumed() {
         // behaviour §4.2
         let settings = settings();
         for (kind, expected) in [
@@ -373,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_is_found_by_asking() {
+    fn a_router_solicitation_is_answered() {
         // behaviour §4.2, R-44
         let settings = settings();
         let (outcome, link) = solicit_router(&settings, "fe80::55");
@@ -397,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn advertisements_tell_what_there_is_to_tell() {
+    fn advertisements_have_the_options_that_are_on() {
         // behaviour §4.2: DNSSL only with RDNSS, MTU unless 0, no prefix in local mode
         let mut settings = settings();
         settings.mtu = 0;
@@ -415,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn services_that_are_off_say_nothing() {
+    fn services_that_are_off_do_not_answer() {
         let mut settings = settings();
         settings.services.ra = false;
         assert_eq!(solicit_router(&settings, "fe80::55").0, Outcome::Ignored);
@@ -435,19 +430,22 @@ mod tests {
         let start = Instant::from_micros(5);
         for random in [0, 1, 400_000, 400_001, u32::MAX] {
             let mut advertiser = Advertiser::new(&settings, start, random);
+            let after = |advertiser: &Advertiser, last| {
+                let secs = advertiser.next().unwrap().since(last).as_secs_f64();
+                assert!((200.0..=600.0).contains(&secs), "{secs} s");
+            };
             let first = advertiser.next().unwrap();
-            let secs = first.since(start).as_secs_f64();
-            assert!((200.0..=600.0).contains(&secs), "{secs} s");
+            after(&advertiser, start);
 
             let mut link = Capture::default();
-            advertiser.on_deadline(&settings, &guest, start, random, &mut link);
+            advertiser.on_deadline(&settings, &guest, start, &mut link);
             assert!(link.frames.is_empty());
             assert_eq!(advertiser.next(), Some(first));
 
-            advertiser.on_deadline(&settings, &guest, first, random, &mut link);
+            advertiser.on_deadline(&settings, &guest, first, &mut link);
             let (packet, mac) = link.packet();
             assert_eq!((packet.destination, mac), (ALL_NODES.into(), ALL_NODES_MAC));
-            assert_eq!(advertiser.next().map(|next| next.since(first)), Some(first.since(start)));
+            after(&advertiser, first);
         }
     }
 

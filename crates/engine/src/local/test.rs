@@ -24,7 +24,7 @@ use crate::{
     timer::Instant,
 };
 
-/// Shows a message of the guest to the service that it is for.
+/// Passes an ICMPv6 message of the guest to its service.
 pub(super) fn icmpv6(
     settings: &Settings,
     (source, destination, hop_limit): (&str, &str, u8),
@@ -41,7 +41,7 @@ pub(super) fn icmpv6(
     on_icmpv6(settings, &mut guest, &packet, &message, link)
 }
 
-/// The same for a datagram; the guest may be changed.
+/// Passes a datagram of the guest to its service.
 pub(super) fn udp(
     settings: &Settings,
     guest: &mut Guest,
@@ -62,7 +62,7 @@ fn v6(text: &str) -> Ipv6Addr {
 }
 
 #[test]
-fn at_the_start_we_ask_for_the_guest() {
+fn the_start_of_the_link_sends_requests_for_the_guests_addresses() {
     // behaviour §4.1.3, §4.2
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
@@ -90,11 +90,11 @@ fn at_the_start_we_ask_for_the_guest() {
     assert_eq!((packet.source, packet.destination), (v6("fe80::1").into(), v6("2001:db8:1::55").into()));
     let Transport::Icmp(message) = packet.transport else { panic!() };
     assert_eq!(message.header.kind, icmp::v6::NEIGHBOUR_SOLICITATION);
-    assert_eq!(wire::ndp::solicited_target(&message), Some(v6("2001:db8:1::55")));
+    assert_eq!(wire::ndp::neighbour_target(&message), Some(v6("2001:db8:1::55")));
 }
 
 #[test]
-fn no_questions_for_what_is_off_or_unknown_r45() {
+fn no_requests_for_disabled_services_or_unknown_addresses_r45() {
     let mut settings = settings();
     settings.services.ndp = false;
     settings.v4.as_mut().unwrap().our_address = None;
@@ -106,7 +106,7 @@ fn no_questions_for_what_is_off_or_unknown_r45() {
 }
 
 #[test]
-fn datagrams_for_nobody_here_are_not_local() {
+fn datagrams_to_other_ports_are_not_local() {
     let settings = settings();
     let mut guest = guest(&settings);
     let mut link = Capture::default();
@@ -122,7 +122,7 @@ fn datagrams_for_nobody_here_are_not_local() {
     assert!(link.frames.is_empty());
 }
 
-/// DHCP, DHCPv6, and what the link's start sends by ARP and NDP: nothing is left to the guest.
+/// DHCP, DHCPv6, ARP and NDP: no checksum is left to the guest.
 #[test]
 fn every_frame_has_complete_checksums() {
     let settings = settings();
@@ -163,10 +163,11 @@ fn every_frame_has_complete_checksums() {
 #[test]
 fn multicast_has_its_own_hardware_addresses() {
     // RFC 2464 §7
-    assert_eq!(multicast_mac(v6("ff02::1:ff12:3456")), Mac([0x33, 0x33, 0xff, 0x12, 0x34, 0x56]));
+    let mac = Mac::of_multicast(v6("ff02::1:ff12:3456").into());
+    assert_eq!(mac, Some(Mac([0x33, 0x33, 0xff, 0x12, 0x34, 0x56])));
 }
 
-/// Shows a frame to the services as the engine does.
+/// Passes a frame to the services as the engine does.
 fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Capture) {
     let Ok(frame) = frame::parse(bytes) else { return };
     let source = match frame.body {
@@ -229,14 +230,14 @@ proptest! {
 }
 
 #[test]
-fn a_full_link_is_no_disaster() {
+fn a_full_link_loses_the_answer_only() {
     let settings = settings();
     let mut link = Capture::default();
     link.full = true;
     announce_start(&settings, &guest(&settings), &mut link);
     let mut advertiser = Advertiser::new(&settings, Instant::default(), 0);
     let due = advertiser.next().unwrap();
-    advertiser.on_deadline(&settings, &guest(&settings), due, 0, &mut link);
+    advertiser.on_deadline(&settings, &guest(&settings), due, &mut link);
     assert!(advertiser.next() > Some(due));
     let header = icmp::Header::new(icmp::v6::ROUTER_SOLICITATION, 0, 0);
     let outcome = icmpv6(&settings, ("fe80::55", "ff02::2", 255), header, &[], &mut link);

@@ -350,8 +350,8 @@ fn the_oldest_makes_room() {
     assert_eq!(reassembly.datagrams[0].key.id, oldest);
 }
 
-fn reply() -> Whole {
-    Whole {
+fn reply() -> OriginalHeader {
+    OriginalHeader {
         source: "198.51.100.2".parse().unwrap(),
         destination: "192.0.2.1".parse().unwrap(),
         hop_limit: 0,

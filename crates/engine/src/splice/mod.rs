@@ -9,7 +9,7 @@ mod tests;
 
 use alloc::collections::VecDeque;
 
-use self::relay::{Fate, Relay};
+use self::relay::{Next, Relay};
 use crate::{
     flow::{FlowId, Kind, Slots},
     host::{Readiness, SocketError},
@@ -185,7 +185,7 @@ impl<C: Conduit> Bypass<C> {
         self.timers.next()
     }
 
-    /// Does what has become due.
+    /// Handles everything that is due.
     pub fn on_deadlines(&mut self, now: Instant) {
         while let Some(id) = self.timers.pop_due(now) {
             let Some(entry) = self.relays.get_mut(id) else { continue };
@@ -196,17 +196,17 @@ impl<C: Conduit> Bypass<C> {
     }
 
     /// One step of one connection, and what follows from it.
-    fn step(&mut self, id: FlowId, now: Instant, step: impl FnOnce(&mut Relay<C>) -> Fate) {
+    fn step(&mut self, id: FlowId, now: Instant, step: impl FnOnce(&mut Relay<C>) -> Next) {
         let Some(entry) = self.relays.get_mut(id) else { return };
         match step(&mut entry.relay) {
-            Fate::Waits => {}
-            Fate::Runnable if entry.runnable => {}
-            Fate::Runnable => {
+            Next::Wait => {}
+            Next::Run if entry.runnable => {}
+            Next::Run => {
                 entry.runnable = true;
                 self.runnable.push_back(id);
             }
-            Fate::LooksAgain(after) => entry.deadline.set(Some(now + after), &mut self.timers, id),
-            Fate::Over { reset } => {
+            Next::CheckAfter(after) => entry.deadline.set(Some(now + after), &mut self.timers, id),
+            Next::End { reset } => {
                 entry.deadline.withdraw(&mut self.timers, id);
                 self.counters.reset += u64::from(reset);
                 self.relays.remove(id);

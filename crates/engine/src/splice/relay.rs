@@ -18,21 +18,21 @@ use crate::host::{Readiness, SocketError};
 /// How often a direction may take bytes in one turn.
 const TURN: u32 = 4;
 /// How long to wait before the first check whether everything was acknowledged; doubled for each further check.
-const FIRST_LOOK: Duration = Duration::from_millis(4);
+const FIRST_CHECK: Duration = Duration::from_millis(4);
 /// The longest time between two such checks.
-const LAST_LOOK: Duration = Duration::from_secs(1);
+const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a connection does next.
+/// What to do next with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It waits until a socket reports readiness.
-    Waits,
-    /// It needs another turn.
-    Runnable,
-    /// It is to be checked after this time, even if no socket reports readiness.
-    LooksAgain(Duration),
-    /// It has ended.
-    Over {
+pub(super) enum Next {
+    /// Wait until a socket reports readiness.
+    Wait,
+    /// Give it another turn.
+    Run,
+    /// Check it after this time, even if no socket reports readiness.
+    CheckAfter(Duration),
+    /// It has ended: remove it.
+    End {
         /// By a reset.
         reset: bool,
     },
@@ -53,7 +53,7 @@ enum Phase {
     /// Both are connected.
     Open,
     /// Everything is sent, and not all of it is acknowledged.
-    Leaving { reset: bool, look: Duration },
+    Draining { reset: bool, check_after: Duration },
 }
 
 /// One socket, and the direction that starts from it.
@@ -70,7 +70,7 @@ struct End {
     /// An error was reported. Received bytes can still be taken, but nothing sent.
     failed: bool,
     /// Bytes taken from it that have not been sent on.
-    under_way: usize,
+    buffered: usize,
     /// Its stream has ended: there are no more bytes to take.
     ended: bool,
     /// The sending half of its stream was ended.
@@ -80,7 +80,7 @@ struct End {
 impl End {
     /// Whether the direction from here has ended.
     const fn is_over(&self) -> bool {
-        self.ended && self.under_way == 0
+        self.ended && self.buffered == 0
     }
 }
 
@@ -100,7 +100,7 @@ impl<C: Conduit> Relay<C> {
     }
 
     /// A socket reported readiness.
-    pub(super) fn on_readiness(&mut self, side: Side, readiness: Readiness) -> Fate {
+    pub(super) fn on_readiness(&mut self, side: Side, readiness: Readiness) -> Next {
         let end = &mut self.ends[side as usize];
         end.readable |= readiness.readable || readiness.read_closed || readiness.error;
         end.urgent |= readiness.urgent;
@@ -117,17 +117,17 @@ impl<C: Conduit> Relay<C> {
     }
 
     /// Moves bytes and ends as far as possible now.
-    pub(super) fn proceed(&mut self) -> Fate {
+    pub(super) fn proceed(&mut self) -> Next {
         match self.phase {
-            Phase::Connecting => return Fate::Waits,
-            Phase::Leaving { reset, look } => return self.leave(reset, look),
+            Phase::Connecting => return Next::Wait,
+            Phase::Draining { reset, check_after } => return self.drain(reset, check_after),
             Phase::Open => {}
         }
         let turns_over = Side::ALL.map(|from| self.carry(from));
         if let Some(reset) = self.end() {
-            return self.leave(reset, FIRST_LOOK);
+            return self.drain(reset, FIRST_CHECK);
         }
-        if turns_over.contains(&true) { Fate::Runnable } else { Fate::Waits }
+        if turns_over.contains(&true) { Next::Run } else { Next::Wait }
     }
 
     /// Moves bytes from one side to the other. True if the turn ended with more to move.
@@ -144,7 +144,7 @@ impl<C: Conduit> Relay<C> {
             match self.conduit.take(from, source.urgent) {
                 Ok(Taken { len: 0, .. }) => source.ended = true,
                 Ok(Taken { len, more }) => {
-                    source.under_way = len;
+                    source.buffered = len;
                     source.readable = more || source.urgent || source.read_closed;
                 }
                 Err(SocketError::WouldBlock) => {
@@ -161,14 +161,14 @@ impl<C: Conduit> Relay<C> {
     /// Sends the buffered bytes of one side, and then the end. False if bytes are left, or can't be sent.
     fn give(&mut self, from: Side) -> bool {
         let [source, sink] = pair(&mut self.ends, from);
-        while source.under_way > 0 && sink.writable && !sink.failed {
+        while source.buffered > 0 && sink.writable && !sink.failed {
             match self.conduit.give(from) {
-                Ok(len) => source.under_way = source.under_way.saturating_sub(len),
+                Ok(len) => source.buffered = source.buffered.saturating_sub(len),
                 Err(SocketError::WouldBlock) => sink.writable = false,
                 Err(SocketError::Failed(_)) => (sink.failed, sink.readable) = (true, true),
             }
         }
-        if source.under_way > 0 || sink.failed {
+        if source.buffered > 0 || sink.failed {
             return false;
         }
         // If both directions have ended, the close sends the FIN.
@@ -199,31 +199,31 @@ impl<C: Conduit> Relay<C> {
     }
 
     /// Ends the connection by a reset.
-    pub(super) fn reset(&mut self) -> Fate {
+    pub(super) fn reset(&mut self) -> Next {
         self.conduit.reset_on_close();
-        Fate::Over { reset: true }
+        Next::End { reset: true }
     }
 
     /// Ends the connection, or waits until everything sent is acknowledged.
-    fn leave(&mut self, mut reset: bool, look: Duration) -> Fate {
-        let mut arrived = true;
+    fn drain(&mut self, mut reset: bool, check_after: Duration) -> Next {
+        let mut acknowledged = true;
         for side in Side::ALL {
             let end = &self.ends[side as usize];
             // An unacknowledged FIN need not be waited for: the kernel retransmits it, and a reset replaces it.
-            arrived &= end.failed || self.conduit.unacknowledged(side) <= u32::from(end.shut);
+            acknowledged &= end.failed || self.conduit.unacknowledged(side) <= u32::from(end.shut);
         }
-        if !arrived {
+        if !acknowledged {
             if !reset {
                 Side::ALL.into_iter().for_each(|side| self.shut(side));
             }
-            self.phase = Phase::Leaving { reset, look: (look * 2).min(LAST_LOOK) };
-            return Fate::LooksAgain(look);
+            self.phase = Phase::Draining { reset, check_after: (check_after * 2).min(MAX_CHECK_INTERVAL) };
+            return Next::CheckAfter(check_after);
         }
         reset |= self.ends.iter().any(|end| end.failed);
         if reset {
             self.conduit.reset_on_close();
         }
-        Fate::Over { reset }
+        Next::End { reset }
     }
 }
 

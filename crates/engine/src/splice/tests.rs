@@ -1,4 +1,4 @@
-//! The relay between virtual sockets that take and give as little as they like, when they like.
+//! The relay between virtual sockets that move any number of bytes per call, at any time.
 
 use alloc::{collections::VecDeque, vec::Vec};
 
@@ -17,9 +17,9 @@ const RESET: SocketError = SocketError::Failed(Errno(104));
 struct Socket {
     /// Sent by the peer, not yet taken.
     received: VecDeque<u8>,
-    /// Which of these is urgent.
+    /// Which of these bytes is urgent.
     mark: Option<usize>,
-    /// As many bytes were taken last as one call moves: the next call stops at the mark.
+    /// The last call moved the most bytes that a call can: the next one stops at the urgent mark.
     many: bool,
     /// The peer has ended its half.
     fin_received: bool,
@@ -32,33 +32,33 @@ struct Socket {
     /// What the peer has read.
     read: Vec<u8>,
     fin_sent: bool,
-    /// Sending found no room, or a reader nothing: the next change is an edge.
+    /// A send found no room, or a receive no bytes: the next change is reported.
     starved: bool,
     blocked: bool,
     edge: Readiness,
 }
 
-/// Two of them. Send buffers hold `room` bytes, and no call moves more than `most`.
+/// Both sockets. Send buffers hold `room` bytes, and no call moves more than `most`.
 #[derive(Debug)]
 struct World {
     sockets: [Socket; 2],
     under_way: [VecDeque<u8>; 2],
     under_way_urgent: [bool; 2],
-    /// Taken just now, to be given next.
+    /// The side from which bytes were taken last, if they were not given yet.
     hot: Option<Side>,
     room: usize,
     most: usize,
     reset_on_close: bool,
-    /// The close came before all was acknowledged that had been sent.
+    /// The sockets were closed before everything sent was acknowledged.
     overtaken: bool,
-    /// Calls that had nothing to do.
+    /// Calls that moved nothing.
     futile: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Handle(alloc::rc::Rc<core::cell::RefCell<World>>);
 
-/// What a connection has of it, and closes.
+/// The connection's handle of the sockets; dropping it closes them.
 #[derive(Debug)]
 struct Sockets(Handle);
 
@@ -97,7 +97,7 @@ impl Handle {
 impl Conduit for Sockets {
     fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
         self.0.with(|world| {
-            assert_eq!(world.hot, None, "bytes were taken from elsewhere before they were given");
+            assert_eq!(world.hot, None, "other bytes were taken before these were given");
             assert!(world.under_way[from as usize].is_empty());
             let socket = &mut world.sockets[from as usize];
             let len = match socket.mark {
@@ -136,7 +136,7 @@ impl Conduit for Sockets {
             let under_way = &mut world.under_way[from as usize];
             assert!(!under_way.is_empty());
             let socket = &mut world.sockets[from.other() as usize];
-            assert!(!socket.fin_sent, "sent behind the end");
+            assert!(!socket.fin_sent, "sent after the end");
             if socket.reset {
                 return Err(RESET);
             }
@@ -175,24 +175,24 @@ impl Conduit for Sockets {
     }
 }
 
-/// What a peer does.
+/// An action of a peer.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     /// Sends that many bytes.
     Send(Side, usize),
-    /// The same, and the last of them is urgent.
+    /// Sends that many bytes. The last one is urgent.
     SendUrgent(Side, usize),
-    /// Reads that many at most.
+    /// Reads at most that many bytes.
     Read(Side, usize),
     /// Ends its half.
     Fin(Side),
     /// Resets.
     Reset(Side),
-    /// Readiness is reported, or work goes on; may also be late.
+    /// Readiness is reported, or a turn is given: perhaps late.
     Report,
 }
 
-/// A whole connection: the relay, its virtual sockets, and what peers have sent.
+/// A connection: the relay, its virtual sockets, and what the peers have sent.
 struct Case {
     bypass: Bypass<Sockets>,
     id: FlowId,
@@ -296,7 +296,7 @@ impl Case {
         }
     }
 
-    /// What an event loop does with the edges.
+    /// Reports readiness, as an event loop does.
     fn report(&mut self) {
         for side in Side::ALL {
             let edge = self.world.with(|world| {
@@ -311,7 +311,7 @@ impl Case {
         self.bypass.run(self.now);
     }
 
-    /// Goes on until nothing happens any more, with peers that read.
+    /// Runs until nothing more happens, with peers that read.
     fn settle(&mut self) {
         for _ in 0..100_000 {
             let before = self.world.with(|world| {
@@ -365,7 +365,7 @@ impl World {
 const A: Side = Side::Accepted;
 const B: Side = Side::Connected;
 
-/// all bytes, in order, and the end behind them; both halves end by themselves.
+/// all bytes arrive in order, the end follows them, and the halves end independently.
 #[test]
 fn half_closes_are_passed_on_one_by_one_r84() {
     let mut case = Case::new(10, 3);
@@ -383,7 +383,7 @@ fn half_closes_are_passed_on_one_by_one_r84() {
     assert!(!case.world.with(|world| world.reset_on_close));
 }
 
-/// A client's first bytes go on when the other connection stands, without any report of them.
+/// A client's first bytes are forwarded when the other connection is established, without an event for them.
 #[test]
 fn first_bytes_do_not_wait_for_an_event() {
     let mut case = Case::new(10, 3);
@@ -393,7 +393,7 @@ fn first_bytes_do_not_wait_for_an_event() {
     assert_eq!(case.world.with(|world| world.sockets[B as usize].sent.len()), 5);
 }
 
-/// The same, if the first of them is urgent.
+/// The same if the first byte is urgent.
 #[test]
 fn the_first_byte_may_be_urgent() {
     let mut case = Case::new(10, 3);
@@ -403,16 +403,16 @@ fn the_first_byte_may_be_urgent() {
     assert_eq!(case.urgent_sent(B), [0]);
 }
 
-/// What can't be watched, for example.
+/// For example, if a socket can't be watched.
 #[test]
-fn a_connection_can_be_given_up() {
+fn a_connection_can_be_reset() {
     let mut case = Case::new(10, 3);
     case.bypass.reset(case.id, case.now);
     assert!(case.world.with(|world| world.reset_on_close) && case.bypass.conduit(case.id).is_none());
     assert_eq!(case.bypass.counters, Counters { opened: 1, refused: 0, reset: 1 });
 }
 
-/// R-85, behaviour §6.11: an abnormal end is told as such, behind what was received before.
+/// R-85, behaviour §6.11: a reset is forwarded as a reset, after the bytes that were received before it.
 #[test]
 fn a_reset_follows_the_bytes_before_it_r85() {
     let mut case = Case::new(10, 3);
@@ -420,7 +420,7 @@ fn a_reset_follows_the_bytes_before_it_r85() {
     case.act(Act::Send(B, 100));
     case.act(Act::Reset(B));
     case.report();
-    assert!(!case.world.with(|world| world.reset_on_close), "the reset overtakes");
+    assert!(!case.world.with(|world| world.reset_on_close), "the reset overtakes bytes");
     case.settle();
     assert_eq!(case.read(A), case.wrote[B as usize]);
     assert!(!case.fin_sent(A));
@@ -428,22 +428,26 @@ fn a_reset_follows_the_bytes_before_it_r85() {
     assert_eq!(case.bypass.counters, Counters { opened: 1, refused: 0, reset: 1 });
 }
 
-/// R-87, behaviour §6.11: whoever connected to a port whose target is closed gets a reset.
+/// R-87, behaviour §6.11: a client of a port whose target is closed gets a reset.
 #[test]
 fn a_refused_connection_is_reset_r87() {
     let mut case = Case::new(10, 3);
     case.world.with(|world| world.sockets[B as usize].edge = Readiness::default());
     case.act(Act::Send(A, 5));
     case.report();
-    assert_eq!(case.world.with(|world| world.sockets[A as usize].received.len()), 5, "before it stands");
+    assert_eq!(
+        case.world.with(|world| world.sockets[A as usize].received.len()),
+        5,
+        "nothing is taken before the connection is established"
+    );
     case.act(Act::Reset(B));
     case.settle();
     assert!(case.world.with(|world| world.reset_on_close) && case.bypass.is_empty());
 }
 
-/// What was sent but not acknowledged is not overtaken by the close.
+/// Sockets are not closed before everything sent is acknowledged.
 #[test]
-fn sockets_stay_until_all_has_arrived() {
+fn sockets_stay_open_until_everything_is_acknowledged() {
     let mut case = Case::new(100, 100);
     case.act(Act::Send(A, 60));
     case.act(Act::Fin(A));
@@ -461,9 +465,9 @@ fn sockets_stay_until_all_has_arrived() {
     assert!(case.bypass.is_empty());
 }
 
-/// a receiver that does not read costs nothing.
+/// no call is repeated for a receiver that does not read.
 #[test]
-fn a_blocked_receiver_is_left_alone_r83() {
+fn a_blocked_receiver_costs_no_calls_r83() {
     let mut case = Case::new(10, 3);
     case.report();
     for _ in 0..50 {
@@ -477,9 +481,9 @@ fn a_blocked_receiver_is_left_alone_r83() {
     assert_eq!(case.read(B), case.wrote[A as usize]);
 }
 
-/// RFC 9293 §3.8.5: an urgent byte arrives as one, also where a call stops before it, behind it, and before the end.
+/// RFC 9293 §3.8.5: an urgent byte arrives as urgent, also if a call stops before it, after it, or before the end.
 #[test]
-fn urgent_bytes_arrive_as_such() {
+fn urgent_bytes_arrive_as_urgent() {
     for len in 1..20 {
         let mut case = Case::new(10, 3);
         case.report();
@@ -511,8 +515,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    /// whatever sizes, and however the sides end, every byte arrives that its sender's end did not cost, an
-    /// end is told as what it was, and no change is slept through.
+    /// whatever the sizes, and however the sides end, every byte arrives unless a reset discarded it, FIN and
+    /// reset are forwarded as such, and no change of readiness is missed.
     #[test]
     fn nothing_is_lost_r84_r85(acts in acts(), room in 1_usize..200, most in 1_usize..100) {
         let mut case = Case::new(room, most);
@@ -529,11 +533,11 @@ proptest! {
             prop_assert!(wrote.starts_with(&read));
             if !reset[to as usize] {
                 prop_assert_eq!(&read, wrote);
-                // A later mark may have replaced an earlier one, but not the last.
+                // A later mark may replace an earlier one. The last one is never lost.
                 let (sent, marks) = (case.urgent_sent(to), &case.marks[from as usize]);
                 prop_assert!(sent.iter().all(|position| marks.contains(position)));
                 prop_assert_eq!(sent.last(), marks.last());
-                // The end, if it came to that before the connection broke.
+                // The end of the stream, if it was reached before the connection broke.
                 prop_assert!(!case.fin_sent(to) || fin[from as usize]);
                 prop_assert!(case.fin_sent(to) || !fin[from as usize] || reset.contains(&true));
             }

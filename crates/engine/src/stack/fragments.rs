@@ -3,7 +3,8 @@
 use core::net::IpAddr;
 
 use wire::{
-    fragment::{Fragment, Piece},
+    assembly::OriginalHeader,
+    fragment::{self, Fragment},
     frame::{Packet, Transport},
     icmp, ipv6,
     offload::Offload,
@@ -15,7 +16,7 @@ use super::round::Round;
 use crate::{
     context::World,
     host::Report,
-    icmp::{MAX_QUOTE, Quote, router, send_error},
+    icmp::{MAX_UPPER, Quote, send_router_error},
     memory::PayloadOf,
     reassembly::{Invalid, Outcome},
 };
@@ -24,16 +25,6 @@ use crate::{
 const PAYLOAD_LEN_AT: u32 = 4;
 /// Offset of the fragment offset in a fragment header right after the IPv6 header, in bytes.
 const OFFSET_AT: u32 = ipv6::HEADER_LEN as u32 + 2;
-/// Part of the payload that is quoted as a transport header, in bytes.
-const TRANSPORT_LEN: usize = 8;
-
-/// A fragment that the guest gets an error about.
-struct Failed<'a> {
-    source: IpAddr,
-    destination: IpAddr,
-    piece: Piece,
-    payload: &'a [u8],
-}
 
 impl<W: World> Round<'_, W> {
     /// Adds a fragment. If it completes a packet, the packet is processed like any other.
@@ -44,8 +35,8 @@ impl<W: World> Round<'_, W> {
     ) {
         match self.stack.reassembly.add(packet, fragment, self.now) {
             Outcome::Waiting => {}
-            Outcome::Complete(whole, bytes) => {
-                match whole.packet(&bytes, bytes.as_slice().into()) {
+            Outcome::Complete(header, bytes) => {
+                match header.packet(&bytes, bytes.as_slice().into()) {
                     // A fragmented packet of an unsupported protocol gets no error.
                     Ok(Packet { transport: Transport::Other(..), .. }) => {
                         self.stack.counters.unsupported += 1
@@ -60,13 +51,11 @@ impl<W: World> Round<'_, W> {
             Outcome::Invalid(reason) => {
                 self.stack.counters.fragments += 1;
                 let Some(report) = report(reason, packet.source) else { return };
-                let mut payload = [0; TRANSPORT_LEN + MAX_QUOTE];
+                let mut payload = [0; MAX_UPPER];
                 let len = fragment.payload.copy_to(&mut payload);
-                let (source, destination) = (packet.source, packet.destination);
                 let Fragment { id, protocol, offset, more, .. } = *fragment;
-                let piece = Piece { protocol, id, offset, more };
-                let failed = Failed { source, destination, piece, payload: &payload[..len] };
-                self.report_fragment(&failed, report);
+                let fields = fragment::Fields { protocol, id, offset, more };
+                self.report_fragment((packet.source, packet.destination), fields, &payload[..len], report);
             }
         }
     }
@@ -75,47 +64,37 @@ impl<W: World> Round<'_, W> {
     pub(super) fn expire_fragments(&mut self) {
         while let Some(expired) = self.stack.reassembly.expire(self.now) {
             self.stack.counters.fragments += 1;
-            let Some((whole, payload)) = expired.first else { continue };
-            let kind = match whole.source {
+            let Some((header, payload)) = expired.first else { continue };
+            let kind = match header.source {
                 IpAddr::V4(_) => icmp::v4::TIME_EXCEEDED,
                 IpAddr::V6(_) => icmp::v6::TIME_EXCEEDED,
             };
-            let failed = Failed {
-                source: whole.source,
-                destination: whole.destination,
-                piece: Piece { protocol: whole.protocol, id: expired.id, offset: 0, more: true },
-                payload: &payload,
-            };
+            let OriginalHeader { source, destination, protocol, .. } = header;
+            let fields = fragment::Fields { protocol, id: expired.id, offset: 0, more: true };
             let report = Report { kind, code: icmp::REASSEMBLY_TIME_EXCEEDED, info: 0 };
-            self.report_fragment(&failed, report);
+            self.report_fragment((source, destination), fields, &payload, report);
         }
     }
 
-    fn report_fragment(&mut self, failed: &Failed<'_>, report: Report) {
-        if !self.stack.settings.valid_guest_source(failed.source) {
-            return;
+    /// Sends the guest an error about a fragment.
+    fn report_fragment(
+        &mut self,
+        (source, destination): (IpAddr, IpAddr),
+        fields: fragment::Fields,
+        payload: &[u8],
+        report: Report,
+    ) {
+        if self.stack.settings.valid_guest_source(source) {
+            let quote = Quote::of_packet((source, destination), fields.protocol, payload, Some(fields));
+            send_router_error(report, &quote, &mut self.split().1);
         }
-        let (first, payload) = failed.payload.split_at(failed.payload.len().min(TRANSPORT_LEN));
-        let mut header = [0; TRANSPORT_LEN];
-        header[..first.len()].copy_from_slice(first);
-        let quote = Quote {
-            guest: failed.source,
-            remote: failed.destination,
-            protocol: failed.piece.protocol,
-            header,
-            payload,
-            fragment: Some(failed.piece),
-        };
-        let (_, mut cx) = self.split();
-        let router = router(cx.settings, failed.destination);
-        send_error(router, report, &quote, &mut cx);
     }
 }
 
 /// The error about an invalid fragment (RFC 8200 §4.5). IPv4 has none.
 fn report(reason: Invalid, source: IpAddr) -> Option<Report> {
     let info = match reason {
-        Invalid::OddLength => PAYLOAD_LEN_AT,
+        Invalid::UnalignedLength => PAYLOAD_LEN_AT,
         Invalid::TooLong => OFFSET_AT,
         Invalid::Empty => return None,
     };

@@ -15,7 +15,7 @@ use super::round::Round;
 use crate::{context::World, link::Link as _, membership::Step};
 
 impl<W: World> Round<'_, W> {
-    /// Asks who is a member of any group, if that matters.
+    /// Sends general queries, if the engine follows the guest's memberships.
     pub(super) fn query_all(&mut self) {
         if self.stack.settings.services.multicast {
             self.query(self.stack.settings.v4.is_some(), true, None);
@@ -63,8 +63,8 @@ impl<W: World> Round<'_, W> {
         self.stack.counters.groups = self.stack.memberships.refused;
     }
 
-    /// Does what has become due.
-    pub(super) fn keep_memberships(&mut self) {
+    /// Ends memberships that have expired, and sends the queries that are due.
+    pub(super) fn expire_memberships(&mut self) {
         while let Some(step) = self.stack.memberships.due(self.now) {
             self.take_step(step);
         }

@@ -9,7 +9,7 @@ use super::round::Round;
 use crate::{
     context::World,
     host::Report,
-    icmp::{MAX_QUOTE, Quote, router, send_error},
+    icmp::{MAX_UPPER, Quote, send_router_error},
     memory::PayloadOf,
     timer::Instant,
 };
@@ -19,8 +19,6 @@ const PROTOCOL_UNREACHABLE: u8 = 2;
 /// Code of ICMPv6 "parameter problem" for a header of unknown type, and the type's offset in the quoted packet, in
 /// bytes.
 const UNKNOWN_HEADER: (u8, u32) = (1, 6);
-/// Part of a packet's payload that is quoted as a transport header, in bytes.
-const TRANSPORT_LEN: usize = 8;
 
 /// How often the guest gets such errors: a token bucket (RFC 4443 §2.4(f)).
 #[derive(Debug)]
@@ -62,32 +60,22 @@ impl<W: World> Round<'_, W> {
     ) {
         self.stack.counters.unsupported += 1;
         let v4 = packet.source.is_ipv4();
-        let nothing = !v4 && protocol == ipv6::NO_NEXT_HEADER;
-        if nothing
+        let has_no_payload = !v4 && protocol == ipv6::NO_NEXT_HEADER;
+        if has_no_payload
             || !self.stack.settings.valid_guest_source(packet.source)
             || !self.stack.refusals.take(self.now)
         {
             return;
         }
-        let mut bytes = [0; TRANSPORT_LEN + MAX_QUOTE];
-        let len = upper.copy_to(&mut bytes).max(TRANSPORT_LEN);
-        let (&header, rest) = bytes.split_first_chunk().unwrap_or((&[0; TRANSPORT_LEN], &[]));
-        let quote = Quote {
-            guest: packet.source,
-            remote: packet.destination,
-            protocol,
-            header,
-            payload: rest.get(..len - TRANSPORT_LEN).unwrap_or_default(),
-            fragment: None,
-        };
+        let mut bytes = [0; MAX_UPPER];
+        let len = upper.copy_to(&mut bytes);
+        let quote = Quote::of_packet((packet.source, packet.destination), protocol, &bytes[..len], None);
         let (code, info) = UNKNOWN_HEADER;
         let report = if v4 {
             Report { kind: icmp::v4::UNREACHABLE, code: PROTOCOL_UNREACHABLE, info: 0 }
         } else {
             Report { kind: icmp::v6::PARAMETER_PROBLEM, code, info }
         };
-        let (_, mut cx) = self.split();
-        let source = router(cx.settings, packet.destination);
-        send_error(source, report, &quote, &mut cx);
+        send_router_error(report, &quote, &mut self.split().1);
     }
 }

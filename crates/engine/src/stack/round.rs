@@ -75,11 +75,11 @@ impl<W: World> Round<'_, W> {
                 self.count(outcome);
             }
             Body::Ip(packet) => {
-                match checksums::judge(head, &packet, offload) {
+                match checksums::check(head, &packet, offload) {
                     Verdict::Right => {}
                     Verdict::Wrong => return self.count_wrong_checksum(),
                     Verdict::Contradiction => return self.stack.counters.malformed += 1,
-                    Verdict::OpenInside => return self.on_open_payload(whole, offload),
+                    Verdict::PartialInPayload => return self.on_partial_payload(whole, offload),
                 }
                 self.stack.guest.learn(&self.stack.settings, frame.source_mac, Some(packet.source), self.now);
                 self.on_packet(&packet, offload);
@@ -132,7 +132,7 @@ impl<W: World> Round<'_, W> {
         Pressure::LinkFull
     }
 
-    /// Does what has become due.
+    /// Handles everything that is due.
     fn deadlines(&mut self) {
         while let Some(id) = self.stack.timers.pop_due(self.now) {
             let (flows, mut cx) = self.split();
@@ -145,21 +145,12 @@ impl<W: World> Round<'_, W> {
             }
         }
         self.expire_fragments();
-        self.keep_memberships();
+        self.expire_memberships();
         while let Some(address) = self.stack.guest.due_question(self.now) {
             local::ask_for(&self.stack.settings, &self.stack.guest, address, self.link);
         }
-        if self.stack.advertiser.next().is_some_and(|next| next <= self.now) {
-            // Spreads the interval; nothing depends on it being unpredictable.
-            self.stack.random = self.stack.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            self.stack.advertiser.on_deadline(
-                &self.stack.settings,
-                &self.stack.guest,
-                self.now,
-                self.stack.random,
-                self.link,
-            );
-        }
+        let Stack { advertiser, settings, guest, .. } = &mut *self.stack;
+        advertiser.on_deadline(settings, guest, self.now, self.link);
     }
 
     pub(super) fn count_wrong_checksum(&mut self) {
@@ -173,7 +164,7 @@ impl<W: World> Round<'_, W> {
     /// A frame with a partial checksum in its payload, such as that of a packet in a tunnel. The payload can't be
     /// forwarded like this, and may lie in memory that the engine must not write to. So the frame is copied, which is
     /// rare.
-    fn on_open_payload(&mut self, frame: PayloadOf<'_, W::Memory>, offload: &Offload) {
+    fn on_partial_payload(&mut self, frame: PayloadOf<'_, W::Memory>, offload: &Offload) {
         let mut copy = core::mem::take(&mut self.stack.copy);
         if checksums::complete(frame, offload, &mut copy) {
             let bytes = copy.as_slice();

@@ -6,8 +6,7 @@ use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 use wire::{
-    ethernet,
-    fragment::Piece,
+    ethernet, fragment,
     frame::{self, MAX_LEN, Outgoing, Transport},
     icmp::{Header, Message},
     ipv4,
@@ -73,7 +72,7 @@ impl Test {
         frames.iter().for_each(|frame| self.receive(frame, &Offload::default()));
     }
 
-    /// Time passes, and what is due happens. Router advertisements are left out of what is sent.
+    /// Advances the time and handles deadlines. Returns the frames sent, without router advertisements.
     fn wait(&mut self, time: Duration) -> Vec<Vec<u8>> {
         self.now = self.now + time;
         assert_eq!(self.round().finish(), Pressure::None);
@@ -109,7 +108,7 @@ fn fragments(from: &str, to: &str, payload: &[u8]) -> Vec<Vec<u8>> {
 
 const BOTH: [(&str, &str); 2] = [(GUEST, PEER), (GUEST6, PEER6)];
 
-/// A datagram above the guest's MTU arrives at the host's socket as one, in whatever order its fragments come.
+/// A datagram above the guest's MTU is sent as one by the host's socket, whatever the order of its fragments.
 #[test]
 fn a_datagram_in_fragments_is_sent_whole() {
     for (guest, peer) in BOTH {
@@ -134,7 +133,7 @@ fn a_datagram_in_fragments_is_sent_whole() {
     }
 }
 
-/// Echo requests, too: `ping -s 3000` at an MTU of 1500.
+/// The same for echo requests, such as `ping -s 3000` at an MTU of 1500.
 #[test]
 fn an_echo_request_in_fragments_is_sent_whole() {
     for (guest, peer, protocol, kind) in [(GUEST, PEER, 1, 8), (GUEST6, PEER6, 58, 128)] {
@@ -155,16 +154,16 @@ fn an_echo_request_in_fragments_is_sent_whole() {
     }
 }
 
-/// Nobody else verifies the checksum of a datagram that came in fragments.
+/// The checksum of a fragmented datagram is verified after reassembly: no link can do that.
 #[test]
-fn a_wrong_checksum_shows_when_the_datagram_is_whole() {
+fn the_checksum_is_verified_after_reassembly() {
     for (guest, peer) in BOTH {
         let mut test = Test::new();
         let mut frames = fragments(guest, peer, &[1; 3000]);
         *frames[1].last_mut().unwrap() ^= 1;
         test.receive_all(&frames);
         assert_eq!((test.host.opened.len(), test.stack.counters().checksums), (0, 1));
-        // None at all is right for IPv4 alone (RFC 768, RFC 8200 §8.1).
+        // Only over IPv4 may the checksum be missing (RFC 768, RFC 8200 §8.1).
         let mut frames = fragments(guest, peer, &[1; 3000]);
         let at = if guest == GUEST { 14 + 20 + 6 } else { 14 + 48 + 6 };
         frames[0][at..at + 2].fill(0);
@@ -175,7 +174,7 @@ fn a_wrong_checksum_shows_when_the_datagram_is_whole() {
 
 /// The header of each fragment has a checksum of its own.
 #[test]
-fn a_fragment_with_a_wrong_header_joins_no_other() {
+fn a_fragment_with_a_wrong_header_checksum_is_dropped() {
     let mut test = Test::new();
     let mut frames = fragments(GUEST, PEER, &[1; 3000]);
     frames[1][22] ^= 1; // TTL
@@ -183,9 +182,9 @@ fn a_fragment_with_a_wrong_header_joins_no_other() {
     assert_eq!((test.host.opened.len(), test.stack.counters().checksums), (0, 1));
 }
 
-/// What is left to the receiver of a frame can't be left in a fragment.
+/// A fragment with a partial checksum is dropped: the sum is over the whole datagram.
 #[test]
-fn a_fragment_leaves_no_checksum_open() {
+fn a_fragment_has_no_partial_checksum() {
     let mut test = Test::new();
     let frames = fragments(GUEST, PEER, &[1; 3000]);
     for start in [34, 42, 100] {
@@ -196,9 +195,9 @@ fn a_fragment_leaves_no_checksum_open() {
     assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 3));
 }
 
-/// RFC 8200 §4.5, RFC 792: after 60 s, and with the first fragment as a quote.
+/// RFC 8200 §4.5, RFC 792: "time exceeded" after 60 s, which quotes the first fragment.
 #[test]
-fn the_guest_hears_of_missing_fragments() {
+fn missing_fragments_are_reported() {
     for ((guest, peer), (router, kind)) in BOTH.into_iter().zip([("198.51.100.1", 11), ("fe80::1", 3)]) {
         let mut test = Test::new();
         let frames = fragments(guest, peer, &[1; 5000]);
@@ -219,15 +218,15 @@ fn the_guest_hears_of_missing_fragments() {
         assert!(quoted.1.len() >= 8 + 512);
         assert!(errors[0].len() <= 14 + if guest == GUEST { 576 } else { 1280 });
         assert_eq!(test.stack.counters().fragments, 1);
-        // Too late.
+        // The last fragment is too late.
         test.receive_all(&frames[2..]);
         assert_eq!(test.host.opened.len(), 0);
     }
 }
 
-/// Without the fragment that has the ports, and about datagrams to a group, nothing is said (RFC 1122 §3.2.2).
+/// No error is sent if the fragment with the ports is missing, or about datagrams to a group (RFC 1122 §3.2.2).
 #[test]
-fn nobody_hears_of_later_fragments_and_groups() {
+fn later_fragments_and_groups_are_not_reported() {
     for (guest, peer, from) in [(GUEST, PEER, 1), (GUEST6, PEER6, 1), (GUEST, "239.1.1.1:7", 0)] {
         let mut test = Test::new();
         test.receive_all(&fragments(guest, peer, &[1; 5000])[from..2]);
@@ -236,15 +235,15 @@ fn nobody_hears_of_later_fragments_and_groups() {
     }
 }
 
-/// RFC 8200 §4.5: a length that is no multiple of eight, and an end beyond the longest packet.
+/// RFC 8200 §4.5: a length that is not a multiple of eight, and an end beyond the longest packet.
 #[test]
 fn invalid_fragments_of_ipv6_are_reported() {
     let (headers, datagram) = datagram(GUEST6, PEER6, &[1; 100]);
     for (offset, more, len, pointer) in [(0, true, 99, 4), (65_528, false, 8, 42)] {
         let mut frame = vec![0; 62];
         frame.extend_from_slice(&datagram[54..54 + len]);
-        let piece = Piece { protocol: 17, id: 1, offset, more };
-        let _ = headers.fragment(&mut frame, &piece, len).unwrap();
+        let fields = fragment::Fields { protocol: 17, id: 1, offset, more };
+        let _ = headers.fragment(&mut frame, &fields, len).unwrap();
         let mut test = Test::new();
         test.receive(&frame, &Offload::default());
         let errors = test.wait(Duration::ZERO);
@@ -255,8 +254,8 @@ fn invalid_fragments_of_ipv6_are_reported() {
     // IPv4 has no such report.
     let (headers, datagram) = datagram4();
     let mut frame = datagram[..14 + 20 + 99].to_vec();
-    let piece = Piece { protocol: 17, id: 1, offset: 0, more: true };
-    let _ = headers.fragment(&mut frame, &piece, 99).unwrap();
+    let fields = fragment::Fields { protocol: 17, id: 1, offset: 0, more: true };
+    let _ = headers.fragment(&mut frame, &fields, 99).unwrap();
     let mut test = Test::new();
     test.receive(&frame, &Offload::default());
     assert_eq!((test.wait(Duration::ZERO).len(), test.stack.counters().fragments), (0, 1));
@@ -266,7 +265,7 @@ fn datagram4() -> (Outgoing, Vec<u8>) {
     datagram(GUEST, PEER, &[1; 200])
 }
 
-/// Identification, offset and payload of the fragment in a frame, or in a quote of one that is cut short.
+/// Identification, offset and payload of the fragment in a frame, or in a truncated quote of one.
 fn ip_cut(frame: &[u8]) -> ((u32, u16, bool), Vec<u8>) {
     let mut frame = frame.to_vec();
     let len = frame.len() - 14;
@@ -279,7 +278,7 @@ fn ip_cut(frame: &[u8]) -> ((u32, u16, bool), Vec<u8>) {
     ((fragment.id, fragment.offset, fragment.more), fragment.payload.to_vec())
 }
 
-/// "Don't fragment" of the guest holds on the host's socket, except where nobody would hear that it fails.
+/// The guest's "don't fragment" applies to the host's socket, except for groups, about which no error is sent.
 #[test]
 fn dont_fragment_is_carried() {
     let sent = |from, to, clear: bool, fragments: bool| {
@@ -324,7 +323,7 @@ fn dont_fragment_of_long_datagrams() {
     }
 }
 
-/// A packet of the guest with this protocol, and nothing that anybody would know.
+/// A packet of the guest with this protocol and arbitrary content.
 fn packet_of(protocol: u8, from: &str, to: &str) -> Vec<u8> {
     let headers = outgoing(from.parse().unwrap(), to.parse().unwrap());
     let mut frame = vec![7; 102];
@@ -341,7 +340,7 @@ fn packet_of(protocol: u8, from: &str, to: &str) -> Vec<u8> {
     frame
 }
 
-/// RFC 1122 §3.2.2.1, RFC 4443 §3.4: SCTP and the like are answered, with a quote, and at a limited rate.
+/// RFC 1122 §3.2.2.1, RFC 4443 §3.4: unsupported protocols such as SCTP get an error with a quote, at a limited rate.
 #[test]
 fn protocols_that_are_not_carried_are_answered() {
     for ((guest, peer), (router, kind, code, rest)) in
@@ -359,7 +358,7 @@ fn protocols_that_are_not_carried_are_answered() {
         let quoted = [&frame[..14], quote].concat();
         let Transport::Other(132, carried) = ip(&quoted).transport else { panic!() };
         assert_eq!(carried[8..], [7; 40]);
-        // Ten at once, ten in a second.
+        // A burst of ten, then ten per second.
         (0..100).for_each(|_| test.receive(&frame, &Offload::default()));
         assert_eq!(test.wait(Duration::from_secs(1)).len(), 9);
         (0..100).for_each(|_| test.receive(&frame, &Offload::default()));
@@ -370,7 +369,7 @@ fn protocols_that_are_not_carried_are_answered() {
     }
 }
 
-/// Nothing is said to groups, to who is nobody, about nothing, and about fragments.
+/// No error is sent about packets to groups, from invalid sources, without a payload, or in fragments.
 #[test]
 fn some_packets_are_never_answered() {
     let mut test = Test::new();
@@ -388,7 +387,7 @@ fn some_packets_are_never_answered() {
     assert_eq!(test.stack.counters().unsupported, 5);
 }
 
-/// What an option has switched off is not carried either.
+/// Protocols that an option has switched off get the same errors.
 #[test]
 fn protocols_that_are_off_are_answered() {
     let mut test = Test::new();

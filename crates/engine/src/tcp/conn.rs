@@ -517,10 +517,10 @@ impl<W: World> Connection<W> {
 
     /// Probes a silent guest, and ends a connection that is dead on both sides (behaviour §6.9).
     fn on_idle(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
-        if cx.now >= pass_after(self.active, INACTIVITY) {
+        if cx.now >= second_tick(self.active, INACTIVITY) {
             return Err(End::Abort);
         }
-        if self.phase == Phase::Established && cx.now >= pass_after(self.silent_since(), KEEP_ALIVE) {
+        if self.phase == Phase::Established && cx.now >= second_tick(self.silent_since(), KEEP_ALIVE) {
             self.probed = Some(cx.now);
             if !self.send.in_flight() {
                 self.send_control(self.send.keep_alive_seq(), Flags::ACK, cx).ok();
@@ -541,14 +541,14 @@ impl<W: World> Connection<W> {
         }
         let idle = if self.phase == Phase::Established { KEEP_ALIVE } else { INACTIVITY };
         let dial = self.dial.as_ref().filter(|_| self.phase == Phase::Connecting).and_then(|dial| dial.due);
-        let due = [self.ack_at, self.send.timeout(), dial, Some(pass_after(self.silent_since(), idle))];
+        let due = [self.ack_at, self.send.timeout(), dial, Some(second_tick(self.silent_since(), idle))];
         self.deadline.set(due.into_iter().flatten().min(), cx.timers, id);
     }
 }
 
 /// The second tick after `since` of a clock with this period. So one to two periods pass, and the deadlines of all
 /// connections expire together: one wake-up serves them all.
-fn pass_after(since: Instant, period: Duration) -> Instant {
+fn second_tick(since: Instant, period: Duration) -> Instant {
     let period = period.as_micros() as u64;
     Instant::from_micros((since.as_micros() / period + 2) * period)
 }

@@ -1,5 +1,4 @@
 //! The servers that a connection to the host's resolvers can go to: they are tried in order (docs/design/dns.md).
-//! (docs/design/dns.md).
 
 use core::{net::SocketAddr, time::Duration};
 
@@ -12,7 +11,7 @@ use crate::{
 };
 
 /// How long a server may be silent before the next one is tried.
-const SILENCE: Duration = Duration::from_secs(2);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The servers for a connection that is not established yet.
 #[derive(Debug)]
@@ -51,7 +50,7 @@ impl Dial {
             match cx.host.tcp_connect(id, None, server, self.class) {
                 Ok(socket) => {
                     log::debug!("{id}: connects to {server}");
-                    self.due = (self.at + 1 < self.servers.len()).then(|| cx.now + SILENCE);
+                    self.due = (self.at + 1 < self.servers.len()).then(|| cx.now + SERVER_TIMEOUT);
                     return Ok(socket);
                 }
                 // Another server would need a file as well.

@@ -1,7 +1,5 @@
 //! Writing segments to the guest.
 
-use core::net::SocketAddr;
-
 use wire::{
     ethernet::MIN_FRAME_LEN,
     frame::Outgoing,
@@ -12,7 +10,7 @@ use crate::{
     context::{Context, World},
     flow::Endpoints,
     host::Errno,
-    link::{Full, HOP_LIMIT, Link},
+    link::{Full, Link},
     memory::{Memory, RoomOf},
 };
 
@@ -57,19 +55,6 @@ pub(super) struct Size {
     pub(super) segment: u16,
 }
 
-/// The network header of everything sent to the guest on this connection.
-fn outgoing<W: World>(ends: &Endpoints, traffic_class: u8, cx: &Context<'_, W>) -> Outgoing {
-    Outgoing {
-        source_mac: cx.settings.mac_of(ends.remote.ip()),
-        destination_mac: cx.guest.mac_of(ends.guest.ip()),
-        source: ends.remote.ip(),
-        destination: ends.guest.ip(),
-        hop_limit: HOP_LIMIT,
-        traffic_class,
-        flow_label: 0,
-    }
-}
-
 /// Sends a segment whose payload, of up to `size` bytes, `fill` writes. If `fill` does not return
 /// [`Sent::Bytes`], that is the result and nothing is sent.
 pub(super) fn with_payload<W: World>(
@@ -79,7 +64,8 @@ pub(super) fn with_payload<W: World>(
     fill: impl FnOnce(RoomOf<'_, W::Memory>, &mut Fields) -> Sent,
     cx: &mut Context<'_, W>,
 ) -> Sent {
-    let outgoing = outgoing(ends, fields.class, cx);
+    let headers = cx.settings.headers(cx.guest, ends.remote.ip(), ends.guest.ip());
+    let outgoing = Outgoing { traffic_class: fields.class, ..headers };
     let mut options = [0; MAX_OPTIONS_LEN];
     let options_len = fields.options.emit(&mut options);
     let headroom = outgoing.headroom(HEADER_LEN + options_len);
@@ -95,8 +81,8 @@ pub(super) fn with_payload<W: World>(
             nothing => return nothing,
         };
         slot.pad(len);
-        let mut header =
-            Header::new(ports(ends), fields.seq, fields.ack, fields.flags, fields.window, options_len);
+        let ports = (ends.remote.port(), ends.guest.port());
+        let mut header = Header::new(ports, fields.seq, fields.ack, fields.flags, fields.window, options_len);
         if fields.urgent > 0 {
             header.set_urgent(fields.urgent);
         }
@@ -117,9 +103,4 @@ pub(super) fn bare<W: World>(ends: &Endpoints, fields: Fields, cx: &mut Context<
         Sent::Bytes(_) => Ok(()),
         _ => Err(Full),
     }
-}
-
-fn ports(ends: &Endpoints) -> (u16, u16) {
-    let port = |end: &SocketAddr| end.port();
-    (port(&ends.remote), port(&ends.guest))
 }

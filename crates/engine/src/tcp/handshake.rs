@@ -10,6 +10,7 @@ use super::{
     conn::{Connection, End, Handshake, Phase},
     emit::{self, Fields},
     receive::{AckDue, Receiver, WINDOW_SCALE},
+    reset_unknown,
     send::Sender,
 };
 use crate::{
@@ -124,17 +125,7 @@ impl<W: World> Connection<W> {
         }
         if flags.contains(Flags::ACK) && !acks_our_syn {
             // Of an earlier connection on these ports: make the guest forget it (RFC 9293 §3.5.2).
-            let options = Options::default();
-            let fields = Fields {
-                seq: segment.ack(),
-                ack: Seq(0),
-                flags: Flags::RST,
-                window: 0,
-                urgent: 0,
-                class: self.peer_class,
-                options,
-            };
-            emit::bare(&self.ends, fields, cx).ok();
+            reset_unknown(&self.ends, self.peer_class, segment, cx);
             return Ok(());
         }
         if !flags.contains(Flags::SYN | Flags::ACK) {

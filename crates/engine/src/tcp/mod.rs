@@ -43,7 +43,7 @@ use crate::{
     context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Flows, Kind},
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
-    icmp::error::{Quote, router, send_error},
+    icmp::{Quote, send_router_error},
     memory::PayloadOf,
     nat::Protocol,
     pressure::Pressure,
@@ -134,8 +134,8 @@ impl<W: World> Tcp<W> {
             !opens || self.flows.get(id).is_some_and(|connection| !connection.is_finished())
         });
         if opens && found.is_none() {
-            if let Some(over) = self.flows.find(&ends) {
-                self.send_due(over, cx);
+            if let Some(ended) = self.flows.find(&ends) {
+                self.send_due(ended, cx);
             }
             self.open(ends, class, segment, cx);
         } else if let Some(id) = found {
@@ -143,14 +143,15 @@ impl<W: World> Tcp<W> {
             connection.set_class(class);
             let step = connection.on_segment(segment, &mut self.pool, cx);
             self.after_step(id, step, cx);
-        } else if !flags.contains(Flags::RST) && possible(&ends, cx.settings).is_some() {
-            reset_unknown(&ends, segment, cx);
+        } else if !flags.contains(Flags::RST) && host_destination(&ends, cx.settings).is_some() {
+            reset_unknown(&ends, 0, segment, cx);
         }
     }
 
     /// The guest opens a connection (behaviour §6.1).
     fn open(&mut self, ends: Endpoints, class: u8, syn: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
-        let (Some(destination), Some(id)) = (possible(&ends, cx.settings), self.flows.next_id()) else {
+        let (Some(destination), Some(id)) = (host_destination(&ends, cx.settings), self.flows.next_id())
+        else {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
@@ -168,7 +169,7 @@ impl<W: World> Tcp<W> {
             Err(errno) => {
                 self.counters.refused += 1;
                 if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
-                    reset_unknown(&ends, syn, cx);
+                    reset_unknown(&ends, 0, syn, cx);
                 }
                 return;
             }
@@ -356,7 +357,7 @@ impl fmt::Display for HostSide {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Abort => f.write_str("given up"),
+            Self::Abort => f.write_str("aborted"),
             Self::GuestReset => f.write_str("reset by the guest"),
             Self::SocketFailed(Errno(number)) => write!(f, "the host's socket failed (error {number})"),
         }
@@ -364,7 +365,7 @@ impl fmt::Display for End {
 }
 
 /// The destination on the host's side of a connection between these ends; none if it is not allowed, as with a group.
-fn possible(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
+fn host_destination(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
     let valid = ends.guest.port() != 0 && settings.valid_guest_source(ends.guest.ip());
     settings.to_host(Protocol::Tcp, ends.remote).ok().filter(|_| valid)
 }
@@ -391,17 +392,23 @@ fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut C
     header[4..].copy_from_slice(&iss.0.to_be_bytes());
     let (guest, remote) = (ends.guest.ip(), ends.remote.ip());
     let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[], fragment: None };
-    send_error(router(cx.settings, remote), report, &quote, cx);
+    send_router_error(report, &quote, cx);
     Failure::Reported
 }
 
-/// Answers a segment that belongs to no connection (RFC 9293 §3.10.7.1; behaviour §6.7, R-59).
-fn reset_unknown<W: World>(ends: &Endpoints, segment: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
+/// Answers a segment that belongs to no connection with a reset of this traffic class (RFC 9293 §3.10.7.1; behaviour §6.7,
+///
+fn reset_unknown<W: World>(
+    ends: &Endpoints,
+    class: u8,
+    segment: &Segment<'_, impl Payload>,
+    cx: &mut Context<'_, W>,
+) {
     let (seq, ack, flags) = if segment.flags().contains(Flags::ACK) {
         (segment.ack(), Seq(0), Flags::RST)
     } else {
         (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
     };
-    let fields = Fields { seq, ack, flags, window: 0, urgent: 0, class: 0, options: Options::default() };
+    let fields = Fields { seq, ack, flags, window: 0, urgent: 0, class, options: Options::default() };
     emit::bare(ends, fields, cx).ok();
 }

@@ -204,8 +204,8 @@ mod tests {
         queue.insert(Seq(200), &[0; 10][..], &mut pool);
         queue.insert(Seq(400), &[0; 10][..], &mut pool);
         queue.insert(Seq(300), &[0; 10][..], &mut pool);
-        let told = [(Seq(300), Seq(310)), (Seq(200), Seq(210)), (Seq(400), Seq(410))];
-        assert_eq!(queue.sack_blocks().as_slice(), told);
+        let expected = [(Seq(300), Seq(310)), (Seq(200), Seq(210)), (Seq(400), Seq(410))];
+        assert_eq!(queue.sack_blocks().as_slice(), expected);
         queue.insert(Seq(100), &[0; 100][..], &mut pool);
         assert_eq!(queue.ready_len(), 110);
         assert_eq!(queue.sack_blocks().as_slice(), [(Seq(300), Seq(310)), (Seq(400), Seq(410))]);

@@ -174,9 +174,9 @@ impl Receiver {
         let mut sent = 0;
         while sent < data.len() && !self.refused {
             let rest = data.slice(sent..data.len());
-            sent += match self.run(seq + sent as u32, rest.len()) {
-                Run::Plain(len) => self.sent(socket.send(rest.slice(0..len)), len)?,
-                Run::Urgent => {
+            sent += match self.next_part(seq + sent as u32, rest.len()) {
+                Part::Plain(len) => self.sent(socket.send(rest.slice(0..len)), len)?,
+                Part::Urgent => {
                     let mut byte = [0];
                     rest.slice(0..1).copy_to(&mut byte);
                     self.send_urgent(byte[0], socket)?
@@ -187,11 +187,11 @@ impl Receiver {
     }
 
     /// How much of `len` bytes from `seq` one call can send.
-    fn run(&self, seq: Seq, len: usize) -> Run {
+    fn next_part(&self, seq: Seq, len: usize) -> Part {
         match self.urgent {
-            Some(urgent) if urgent == seq => Run::Urgent,
-            Some(urgent) if urgent.after(seq) => Run::Plain(len.min((urgent - seq) as usize)),
-            _ => Run::Plain(len),
+            Some(urgent) if urgent == seq => Part::Urgent,
+            Some(urgent) if urgent.after(seq) => Part::Plain(len.min((urgent - seq) as usize)),
+            _ => Part::Plain(len),
         }
     }
 
@@ -212,13 +212,13 @@ impl Receiver {
             // Never more than one call takes: the socket would look full, and no event would report that it is
             // writable.
             let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
-            let sent = match self.run(queue.base(), queue.ready_len() as usize) {
-                Run::Plain(len) => {
+            let sent = match self.next_part(queue.base(), queue.ready_len() as usize) {
+                Part::Plain(len) => {
                     let count = queue.ready_pieces(len, pieces);
                     let len = pieces[..count].iter().map(|piece| piece.len()).sum();
                     self.sent(socket.send_pieces(&pieces[..count]), len)
                 }
-                Run::Urgent => {
+                Part::Urgent => {
                     queue.ready_pieces(1, pieces);
                     pieces
                         .first()
@@ -238,7 +238,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// How many of `len` bytes were taken by a send; notes it if that was not all.
+    /// How many of `len` bytes the socket took. Notes whether it took all.
     fn sent(&mut self, result: Result<usize, SocketError>, len: usize) -> Result<usize, Errno> {
         let sent = match result {
             Ok(sent) => sent,
@@ -330,7 +330,7 @@ impl Receiver {
 }
 
 /// What one call can send: bytes up to the urgent one, or that byte alone.
-enum Run {
+enum Part {
     /// This many bytes.
     Plain(usize),
     /// The urgent byte.

@@ -72,8 +72,8 @@ impl Recovery {
             self.duplicates = 0;
         }
         self.repaired = self.repaired.max(una);
-        if self.point.is_some() && self.sacked.as_slice().last().is_some_and(|&(_, end)| end.after(self.mark))
-        {
+        // Something that was sent after the mark has arrived: what still is a hole was lost again.
+        if self.point.is_some() && self.highest().is_some_and(|highest| highest.after(self.mark)) {
             self.again = (una, self.passed);
             self.note_pass(next);
         }

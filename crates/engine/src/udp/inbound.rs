@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
 use wire::{
-    ethernet::{self, Mac},
+    ethernet,
     frame::{MAX_LEN, Outgoing},
     ipv4, ipv6,
     payload::Payload,
@@ -12,7 +12,7 @@ use wire::{
 };
 
 use super::{
-    Received, Role, RoundNumber, Socket, SocketKey, Udp, UdpSocket, VISIT,
+    MAX_BATCH, Received, Role, RoundNumber, Socket, SocketKey, Udp, UdpSocket,
     bypass::ToSocket,
     table::{Flow, Origin, PeerKey},
     train::{Extent, MAX_DATAGRAM_LEN},
@@ -22,9 +22,8 @@ use crate::{
     context::{Context, Unlinked, World},
     flow::{Endpoints, FlowId},
     forward::Onward,
-    fragmentation::Datagram,
     host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT},
-    link::{Full, Link as _},
+    link::Link as _,
     memory::Memory,
 };
 
@@ -145,18 +144,9 @@ impl<W: World> Udp<W> {
             self.deliver(&datagram, &buffer, cx);
             self.arrivals = buffer;
         } else {
-            self.count(written.map(|written| reserved.commit(written.len, &written.offload)));
+            self.counters.note_sent(written.map(|written| reserved.commit(written.len, &written.offload)));
         }
         Ok(())
-    }
-
-    /// Counts a datagram that was not sent: too long for a frame, or the link was full.
-    fn count(&mut self, sent: Option<Result<(), Full>>) {
-        match sent {
-            None => self.counters.undeliverable += 1,
-            Some(Err(Full)) => self.counters.link_full += 1,
-            Some(Ok(())) => {}
-        }
     }
 
     /// The buffer for datagrams that have to be copied. The caller puts it back.
@@ -221,42 +211,16 @@ impl<W: World> Udp<W> {
 
     /// Sends a train, whose payload is at the start of `buffer`.
     fn deliver(&mut self, train: &InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
-        let Extent { size: longest, len } = train.extent;
         let size = train.extent.segment_size();
-        let payload = buffer.get(..len).unwrap_or_default();
-        let to_guest = match &train.route {
-            Route::Link(to_guest) => to_guest,
+        let payload = buffer.get(..train.extent.len).unwrap_or_default();
+        match &train.route {
+            Route::Link(ToGuest { frame, ports, .. }) => {
+                self.fragmenter.udp((frame, *ports), payload, size, &mut self.counters, cx);
+            }
             Route::Bypass(to_socket) => {
-                return self.send_to_socket(*to_socket, &train.first, payload.into(), size);
+                self.send_to_socket(*to_socket, &train.first, payload.into(), size);
             }
-        };
-        if cx.settings.must_fragment(&to_guest.frame, longest.min(payload.len())) {
-            for datagram in payload.chunks(longest.max(1)) {
-                self.deliver_fragments(to_guest, datagram, cx);
-            }
-            return;
         }
-        let at = headroom(train.first.from.is_ipv4());
-        let Some(mut reserved) = cx.link.reserve(at, MAX_LEN - at) else {
-            self.counters.link_full += 1;
-            return;
-        };
-        let written = reserved.slot().write_datagram(&to_guest.frame, to_guest.ports, payload, size);
-        self.count(written.map(|written| reserved.commit(written.len, &written.offload)));
-    }
-
-    /// Sends a datagram in fragments.
-    fn deliver_fragments(
-        &mut self,
-        ToGuest { frame, ports, .. }: &ToGuest,
-        payload: &[u8],
-        cx: &mut Context<'_, W>,
-    ) {
-        self.fragment_id = self.fragment_id.wrapping_add(1);
-        let mtu = cx.settings.link_mtu(frame.source.is_ipv4());
-        let datagram = Datagram::udp(frame, *ports, payload);
-        let sent = datagram.map(|datagram| datagram.send(frame, mtu, self.fragment_id, cx.link));
-        self.count(sent);
     }
 
     /// The way of a received datagram; none (which is counted) if it is dropped.
@@ -275,11 +239,11 @@ impl<W: World> Udp<W> {
                     .map(|(guest, shown)| Endpoints { guest, remote: SocketAddr::new(shown, peer.port()) })
             }
             Role::Listener(listener) | Role::Retired(listener) => {
-                let heard = |written_to| {
+                let group_socket = |written_to| {
                     self.sockets.find(&SocketKey::Member(SocketAddr::new(written_to, listener.port)))
                 };
-                if written_to.and_then(heard).is_some() {
-                    return None; // The socket of the group has received a copy.
+                if written_to.and_then(group_socket).is_some() {
+                    return None; // That socket has received a copy.
                 }
                 match self.policy.onward(listener, cx.settings, cx.guest, peer, written_to) {
                     Onward::Link(ends) => Some(ends),
@@ -328,13 +292,9 @@ impl<W: World> Udp<W> {
         let destination = group.unwrap_or(guest.ip());
         let remote = flow.and_then(|id| self.flows.get(id)).map_or(shown, |flow| flow.endpoints.remote);
         let frame = Outgoing {
-            source_mac: cx.settings.mac_of(remote.ip()),
-            destination_mac: Mac::of_multicast(destination).unwrap_or_else(|| cx.guest.mac_of(destination)),
-            source: remote.ip(),
-            destination,
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
             traffic_class: received.traffic_class,
-            flow_label: 0,
+            ..cx.settings.headers(cx.guest, remote.ip(), destination)
         };
         Some(ToGuest { flow, frame, ports: (remote.port(), guest.port()) })
     }
@@ -381,9 +341,9 @@ impl<W: World> Udp<W> {
 impl<S> Socket<S> {
     /// How many datagrams to receive now. After a single request or answer, another system call would find nothing.
     fn batch(&mut self, round: RoundNumber) -> u8 {
-        let streaming = round.follows(self.last_visit);
-        self.last_visit = round;
-        if streaming { self.last_taken.saturating_mul(2).clamp(1, VISIT) } else { 1 }
+        let streaming = round.follows(self.last_receive);
+        self.last_receive = round;
+        if streaming { self.last_taken.saturating_mul(2).clamp(1, MAX_BATCH) } else { 1 }
     }
 }
 

@@ -24,15 +24,15 @@ use crate::{
 /// mDNS, SSDP, LLMNR, and WS-Discovery.
 const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 /// Most sockets of groups. Each costs a file.
-const MOST: usize = 128;
-/// At most one in this many of the guest's sockets.
+const MAX_SOCKETS: usize = 128;
+/// They are also at most one in this many of the sockets that the guest may have.
 const PART: usize = 4;
 /// How many uses of groups by the guest are remembered.
-const MOST_USED: usize = 64;
+const MAX_USED: usize = 64;
 /// First port that is rarely a protocol's own: other hosts do not send to it at a group.
 const EPHEMERAL: u16 = 32_768;
 /// How many datagrams of the guest to groups are remembered, to recognise them when the kernel returns them.
-const MOST_SENT: usize = 64;
+const MAX_SENT: usize = 64;
 /// How long they are remembered, in microseconds: the kernel returns them at once.
 const MEMORY: u64 = 500_000;
 /// How much of each is remembered, in bytes.
@@ -88,11 +88,7 @@ impl<W: World> Udp<W> {
         };
         let sockets: Vec<_> = self.sockets.iter().filter_map(of_group).collect();
         for id in &sockets {
-            let Some(socket) = self.sockets.get_mut(*id) else { continue };
-            while let Some(flow) = self.flows.first_of(&socket.flows) {
-                self.shared_ports.remove(&flow);
-                self.flows.remove(flow, &mut socket.flows, timers);
-            }
+            self.end_flows_of(*id, timers);
             self.sockets.remove(*id);
         }
         self.joined.sockets -= sockets.len();
@@ -113,7 +109,7 @@ impl<W: World> Udp<W> {
         if self.sockets.find(&key).is_some() {
             return;
         }
-        if self.joined.sockets >= MOST.min(self.limits.endpoints.most / PART) {
+        if self.joined.sockets >= MAX_SOCKETS.min(self.limits.endpoints.most / PART) {
             self.counters.no_room += 1;
             return;
         }
@@ -138,7 +134,7 @@ impl<W: World> Udp<W> {
             if usual || PORTS.contains(&port) || self.joined.used.contains(&at) {
                 continue;
             }
-            if self.joined.used.len() >= MOST_USED {
+            if self.joined.used.len() >= MAX_USED {
                 self.joined.used.pop_front();
             }
             self.joined.used.push_back(at);
@@ -159,7 +155,7 @@ impl<W: World> Udp<W> {
         let len = outbound.payload.len();
         let size = outbound.segment_size.map_or(len, usize::from).max(1);
         for start in (0..len.max(1)).step_by(size) {
-            if self.joined.sent.len() >= MOST_SENT {
+            if self.joined.sent.len() >= MAX_SENT {
                 self.joined.sent.pop_front();
             }
             let digest = digest(outbound.payload.slice(start..(start + size).min(len)));
@@ -176,14 +172,14 @@ impl<W: World> Udp<W> {
         if sent.is_empty() {
             return false;
         }
-        let hears = |to: SocketAddr| match self.sockets.get(id).map(|socket| &socket.role) {
+        let receives = |to: SocketAddr| match self.sockets.get(id).map(|socket| &socket.role) {
             Some(Role::Member(at)) => to == *at,
             Some(Role::Endpoint { guest, .. }) => !to.ip().is_multicast() && to.port() == guest.port(),
             Some(Role::Listener(listener)) => !to.ip().is_multicast() && to.port() == listener.port,
             _ => false,
         };
         let digest = digest(payload);
-        match sent.iter().position(|sent| sent.digest == digest && hears(sent.to)) {
+        match sent.iter().position(|sent| sent.digest == digest && receives(sent.to)) {
             Some(place) => sent.remove(place).is_some(),
             None => false,
         }

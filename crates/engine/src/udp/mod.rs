@@ -39,6 +39,7 @@ use crate::{
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     forward::{Listener, Policy},
+    fragmentation::Fragmenter,
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::{Activity, Chain, Idle},
@@ -52,7 +53,7 @@ use table::{Flow, FlowTable, Origin, PeerKey};
 use train::Train;
 
 /// Most datagrams (or trains), and most errors, taken from a socket in one turn.
-const VISIT: u8 = 32;
+const MAX_BATCH: u8 = 32;
 /// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
 const ORDINALS: u8 = 4;
 /// Longest packet by which senders search for the path's MTU, in bytes: the MTU of Ethernet (RFC 8899 §5.1.2).
@@ -96,8 +97,7 @@ pub struct Udp<W: World> {
     train: Train,
     /// Buffer in which datagrams for the guest are joined.
     arrivals: Vec<u8>,
-    /// Identification of the last datagram that went to the guest in fragments.
-    fragment_id: u32,
+    fragmenter: Fragmenter,
     limits: Limits,
     counters: Drops,
     /// Sockets and flows that were ended to make room for others.
@@ -118,7 +118,7 @@ struct Socket<S> {
     /// Whether the last datagram was IPv4. A dual-stack socket does not say so in advance, and the length of the
     /// headers depends on it.
     v4: bool,
-    last_visit: RoundNumber,
+    last_receive: RoundNumber,
     last_taken: u8,
     /// Whether the last datagram was short enough to be joined with others.
     last_short: bool,
@@ -171,7 +171,7 @@ impl<S> Socket<S> {
             proxies: 0,
             activity: Activity::NONE,
             v4,
-            last_visit: RoundNumber::NEVER,
+            last_receive: RoundNumber::NEVER,
             last_taken: 0,
             last_short: false,
         }
@@ -199,7 +199,7 @@ impl<W: World> Udp<W> {
             round: RoundNumber::FIRST,
             train: Train::default(),
             arrivals: Vec::new(),
-            fragment_id: 0,
+            fragmenter: Fragmenter::default(),
             limits,
             counters: Drops::default(),
             ended: 0,
@@ -461,11 +461,10 @@ impl<W: World> Udp<W> {
         }
         let SendResult::Refused(errno, too_long) = sent else { return };
         if let Some(report) = too_long.or(Report::of_refusal(errno, endpoints.guest.is_ipv4())) {
-            let router = icmp::router(cx.settings, endpoints.remote.ip());
             let mut bytes = [0; icmp::MAX_QUOTE];
             let datagram = outbound.segment_size.map_or(outbound.payload.len(), usize::from);
             let quoted = outbound.payload.slice(0..datagram).copy_to(&mut bytes);
-            icmp::send_error(router, report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]), cx);
+            icmp::send_router_error(report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]), cx);
         }
     }
 
@@ -486,7 +485,7 @@ fn drain<W: World>(
     cx: &mut Context<'_, W>,
 ) -> Option<Report> {
     let mut quote = [0; icmp::MAX_QUOTE];
-    host::drain(io, &mut quote, VISIT.into(), |error, quoted| {
+    host::drain(io, &mut quote, MAX_BATCH.into(), |error, quoted| {
         report_error(id, role, flows, error, quoted, cx)
     })
 }

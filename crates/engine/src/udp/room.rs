@@ -20,7 +20,7 @@ pub(super) struct Notices {
     endpoints: Notice,
     bypass: Notice,
     flows: Notice,
-    strangers: Notice,
+    inbound: Notice,
 }
 
 impl<W: World> Udp<W> {
@@ -94,7 +94,7 @@ impl<W: World> Udp<W> {
             let share = self.flows.share(begun);
             let (notice, who) = match begun {
                 Origin::Guest => (&mut self.notices.flows, "the guest"),
-                Origin::Host => (&mut self.notices.strangers, "others"),
+                Origin::Host => (&mut self.notices.inbound, "remotes"),
             };
             if notice.is_due(now) {
                 log::warn!(
@@ -113,11 +113,7 @@ impl<W: World> Udp<W> {
         let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
             return false;
         };
-        let Some(socket) = self.sockets.get_mut(id) else { return false };
-        while let Some(flow) = self.flows.first_of(&socket.flows) {
-            self.shared_ports.remove(&flow);
-            self.flows.remove(flow, &mut socket.flows, timers);
-        }
+        self.end_flows_of(id, timers);
         log::debug!("{id}: closed to make room for another one");
         self.close_unused(id, timers);
         self.ended += 1;
@@ -131,6 +127,15 @@ impl<W: World> Udp<W> {
         self.end_proxy(id, timers);
         self.ended += 1;
         true
+    }
+
+    /// Ends all flows of a socket.
+    pub(super) fn end_flows_of(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+        let Some(socket) = self.sockets.get_mut(id) else { return };
+        while let Some(flow) = self.flows.first_of(&socket.flows) {
+            self.shared_ports.remove(&flow);
+            self.flows.remove(flow, &mut socket.flows, timers);
+        }
     }
 
     fn end_flow(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {

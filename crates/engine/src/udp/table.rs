@@ -21,7 +21,7 @@ pub struct Limits {
     /// Flows that the guest began.
     pub flows: Share,
     /// Flows that remotes began.
-    pub strangers: Share,
+    pub inbound: Share,
     /// Sockets of guest endpoints; listeners are not counted.
     pub endpoints: Share,
     /// Sockets for clients of listeners, in the other namespace.
@@ -117,7 +117,7 @@ pub(super) struct FlowTable {
     /// Flows that the guest began.
     own: Idle,
     /// Flows that remotes began. They have their own limit, so that a remote can't end flows of the guest.
-    strangers: Idle,
+    inbound: Idle,
     limits: Limits,
 }
 
@@ -128,7 +128,7 @@ impl FlowTable {
             by_peer: HashMap::with_hasher(HashKey(hash_key)),
             by_socket: Links::default(),
             own: Idle::new(Some(limits.timeouts())),
-            strangers: Idle::new(Some(limits.timeouts())),
+            inbound: Idle::new(Some(limits.timeouts())),
             limits,
         }
     }
@@ -184,24 +184,24 @@ impl FlowTable {
     pub(super) const fn share(&self, begun: Origin) -> Share {
         match begun {
             Origin::Guest => self.limits.flows,
-            Origin::Host => self.limits.strangers,
+            Origin::Host => self.limits.inbound,
         }
     }
 
     const fn idle(&mut self, begun: Origin) -> &mut Idle {
         match begun {
             Origin::Guest => &mut self.own,
-            Origin::Host => &mut self.strangers,
+            Origin::Host => &mut self.inbound,
         }
     }
 
     /// Notes a datagram of a flow.
     pub(super) fn touch(&mut self, id: FlowId, from: Origin, now: Instant, timers: &mut Timers<FlowId>) {
-        let Self { flows, own, strangers, .. } = self;
+        let Self { flows, own, inbound, .. } = self;
         let Some(Flow { begun, activity, .. }) = flows.get_mut(id) else { return };
         let idle = match begun {
             Origin::Guest => own,
-            Origin::Host => strangers,
+            Origin::Host => inbound,
         };
         idle.note(id, activity, from == *begun, now, timers);
     }

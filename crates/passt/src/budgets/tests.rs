@@ -60,7 +60,7 @@ fn shares_of_a_machine() {
 #[test]
 fn shares_of_memory() {
     let share = |most, bound| Share { most, bound };
-    for (memory, udp_ports, flows, strangers, queue_memory) in [
+    for (memory, udp_ports, flows, inbound, queue_memory) in [
         (
             64 * GIB,
             share(8192, Bound::Fixed),
@@ -83,8 +83,8 @@ fn shares_of_memory() {
             &Needs { namespace: true, ..Needs::default() },
         );
         assert_eq!(
-            (budgets.udp_ports, budgets.flows, budgets.strangers, budgets.queue_memory),
-            (udp_ports, flows, strangers, queue_memory),
+            (budgets.udp_ports, budgets.flows, budgets.inbound, budgets.queue_memory),
+            (udp_ports, flows, inbound, queue_memory),
             "{memory}"
         );
     }

@@ -111,7 +111,7 @@ fn clients_are_served_one_after_the_other() {
     first.write_all(&update()).unwrap();
     first.shutdown(Shutdown::Write).unwrap();
     world.turn(Ok("a remark"));
-    assert_eq!(reply::read(&first).unwrap(), Reply::Holds("a remark".into()));
+    assert_eq!(reply::read(&first).unwrap(), Reply::Applied("a remark".into()));
     assert_eq!(world.updates, [Update(vec![(Pif::HOST, vec![rule(80), rule(81)])])]);
 
     world.turn(Ok(""));
@@ -185,7 +185,7 @@ fn garbage() {
     announced(&client);
     client.write_all(&[update(), b"garbage".to_vec()].concat()).unwrap();
     world.turn(Ok(""));
-    assert_eq!(reply::read(&client).unwrap(), Reply::Holds("".into()));
+    assert_eq!(reply::read(&client).unwrap(), Reply::Applied("".into()));
     assert_eq!(world.updates.len(), 1);
 }
 
@@ -201,7 +201,7 @@ fn a_silent_or_slow_client_times_out() {
     assert!(!world.turn(Ok("")), "neither the silent client nor the waiting one makes an event");
     assert!(world.serves());
     world.wait(Duration::from_secs(1));
-    assert_eq!(reply::read(&silent).unwrap(), Reply::Silence);
+    assert_eq!(reply::read(&silent).unwrap(), Reply::Unsupported);
     world.turn(Ok(""));
     announced(&other);
 

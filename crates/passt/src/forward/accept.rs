@@ -154,7 +154,7 @@ impl Acceptors {
                 Ok((socket, peer)) => {
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
                     let onward = peer.map_or(Onward::Refuse, |peer| {
-                        let ask = policy.asks_for_hit(&port.listener, guest, peer.ip());
+                        let ask = policy.depends_on_written_to(&port.listener, guest, peer.ip());
                         let hit = if ask { local_address(&socket) } else { None };
                         policy.onward(&port.listener, settings, guest, peer, hit)
                     });

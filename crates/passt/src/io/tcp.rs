@@ -92,7 +92,7 @@ impl Stream {
                 Ok(len)
             }
             PeekMethod::Scratch(scratch) => {
-                sys::stream::peek_behind(&self.fd, offset as usize, &mut scratch.borrow_mut(), room.0)
+                sys::stream::peek_at(&self.fd, offset as usize, &mut scratch.borrow_mut(), room.0)
             }
         }
     }

@@ -34,7 +34,7 @@ fn claim(guest: &mut Guest, settings: &Settings, mac: Mac, address: &str, now: I
     guest.shows(settings, ip(address), Some(mac));
 }
 
-/// Lets checks run until they are over; `answer` says whether the guest answers for an address.
+/// Runs all checks to their end; `answer` says whether the guest answers for an address.
 fn run_checks(
     guest: &mut Guest,
     settings: &Settings,
@@ -63,9 +63,9 @@ fn before_any_frame_the_guest_has_what_was_assigned() {
     assert_eq!(guest.addresses().iter().count(), 0);
 }
 
-/// A network behind the guest is no reason to change where inbound goes, and its flows are answered.
+/// Packets of a network that the guest routes for do not change the main address, and are answered.
 #[test]
-fn sources_of_packets_move_nothing_once_an_address_is_known() {
+fn sources_of_packets_do_not_change_a_known_main_address() {
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(MAIN));
     for address in ["198.51.100.2", "2001:db8:1::2", "fe80::2"] {
@@ -80,7 +80,7 @@ fn sources_of_packets_move_nothing_once_an_address_is_known() {
     assert_eq!(guest.next_question(), None);
 }
 
-/// Where no address is known, the source of the last packet is better than nothing (behaviour §5.4, R-48).
+/// While no address is known, the source of the last packet is used (behaviour §5.4, R-48).
 #[test]
 fn sources_of_packets_are_followed_while_nothing_is_known_r48() {
     let settings = settings();
@@ -114,7 +114,7 @@ fn the_assigned_address_is_the_main_one_if_the_guest_has_it() {
 
 ///
 #[test]
-fn a_pinned_address_stays_whatever_others_say_r49() {
+fn a_pinned_address_does_not_change_r49() {
     let mut settings = settings();
     settings.v4.as_mut().unwrap().pinned = true;
     settings.v6.as_mut().unwrap().pinned = true;
@@ -130,9 +130,9 @@ fn a_pinned_address_stays_whatever_others_say_r49() {
     assert_eq!(guest.mac_of(ip("198.51.100.2")), MAIN);
 }
 
-/// An address that the guest has in place of another becomes the main one, and one that it has beside another does not.
+/// A new address becomes the main one only if the guest no longer has the old one.
 #[test]
-fn a_main_address_that_is_gone_makes_room() {
+fn a_lost_main_address_is_replaced() {
     let settings = settings();
     for (old, new, index) in [("198.51.100.2", "203.0.113.7", 0), ("2001:db8:1::2", "2001:db8:7::7", 1)] {
         let mut guest = Guest::new(&settings, Some(MAIN));
@@ -152,14 +152,14 @@ fn a_main_address_that_is_gone_makes_room() {
     }
 }
 
-/// RFC 2131 §4.3.3, §4.3.4: a lease that was declined or released is none.
+/// RFC 2131 §4.3.3, §4.3.4.
 #[test]
 fn an_address_that_was_declined_is_not_the_guests() {
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
     guest.learn(&settings, MAIN, None, at(0));
     guest.leases(ip("198.51.100.2"));
-    // Another station of its network has the same lease, and finds out.
+    // Another host of its network gets the same lease, and detects the conflict.
     guest.learn(&settings, OTHER, None, at(1));
     guest.gives_up(ip("198.51.100.2"));
     assert_eq!(main(&guest)[0], "198.51.100.2");
@@ -172,14 +172,14 @@ fn an_address_that_was_declined_is_not_the_guests() {
 }
 
 #[test]
-fn each_station_has_its_own_hardware_address() {
+fn each_host_has_its_own_hardware_address() {
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
     guest.learn(&settings, OTHER, Some(ip("10.0.0.9")), at(0));
-    assert_eq!(guest.mac_of(ip("198.51.100.2")), OTHER, "whoever it is");
+    assert_eq!(guest.mac_of(ip("198.51.100.2")), OTHER, "the host that has the address");
     claim(&mut guest, &settings, MAIN, "198.51.100.2", at(1));
     claim(&mut guest, &settings, OTHER, "198.51.100.60", at(1));
-    // A network behind the second station, and one behind the first.
+    // The second host routes for one network, the first for another.
     guest.learn(&settings, OTHER, Some(ip("10.0.0.9")), at(2));
     guest.learn(&settings, MAIN, Some(ip("172.17.0.2")), at(2));
     for (address, mac) in [
@@ -194,7 +194,7 @@ fn each_station_has_its_own_hardware_address() {
     // It moves to the other one.
     guest.learn(&settings, MAIN, Some(ip("10.0.0.9")), at(3));
     assert_eq!(guest.mac_of(ip("10.0.0.9")), MAIN);
-    // The main station gets another hardware address.
+    // The host with the main address gets another hardware address.
     let new = Mac([2, 0, 0, 0, 0, 9]);
     guest.learn(&settings, new, Some(ip("198.51.100.2")), at(4));
     assert_eq!((guest.mac_of(ip("198.51.100.2")), guest.mac_of(ip("203.0.113.1"))), (new, new));
@@ -202,7 +202,7 @@ fn each_station_has_its_own_hardware_address() {
 
 /// A guest that claims thousands of addresses.
 #[test]
-fn claims_break_neither_the_main_address_nor_memory() {
+fn claims_neither_change_the_main_address_nor_exhaust_memory() {
     let settings = settings();
     for lease in [true, false] {
         let mut guest = Guest::new(&settings, Some(MAIN));
@@ -241,9 +241,9 @@ fn our_own_addresses_can_not_be_claimed() {
     }
 }
 
-/// Another machine may come to the link; what was set on an interface of ours is still there.
+/// A new client of the link may be another machine. Addresses that were set on the interface stay.
 #[test]
-fn a_new_guest_is_not_bound_by_what_the_old_one_said() {
+fn a_new_client_of_the_link_starts_anew() {
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
     claim(&mut guest, &settings, MAIN, "198.51.100.60", at(0));
@@ -257,7 +257,7 @@ fn a_new_guest_is_not_bound_by_what_the_old_one_said() {
     assert_eq!((guest.addresses().iter().count(), guest.mac_of(ip("198.51.100.2"))), (1, MAIN));
 }
 
-/// A station does not ask for its own address: one that does has perhaps lost it.
+/// A host does not ask for its own address. One that does may have lost it.
 #[test]
 fn an_address_that_its_holder_asks_for_is_checked() {
     let settings = settings();

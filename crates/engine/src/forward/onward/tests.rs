@@ -10,7 +10,7 @@ const LOCAL6: &str = "[::1]:999";
 const PEER: &str = "203.0.113.9:999";
 const PEER6: &str = "[2001:db8:7::9]:999";
 
-/// What happens to `peer`, who writes to `hit`, in words.
+/// What happens to a flow from `peer` to `hit`, as text.
 fn onward(bypass: Bypass, keeps: bool, direction: Direction, target: &str, peer: &str, hit: &str) -> String {
     let settings = test::settings();
     let guest = test::guest(&settings);
@@ -33,22 +33,22 @@ fn onward(bypass: Bypass, keeps: bool, direction: Direction, target: &str, peer:
 
 /// behaviour §5.3.3, §5.4, §5.5, a row each. The same table holds for connections and for datagrams.
 #[test]
-fn what_happens_to_newcomers_r88_r89_r106() {
+fn decisions_r88_r89_r106() {
     use Bypass::{Local, Never, Only};
     use Direction::{Inbound, Outbound};
     let guest = "198.51.100.55:8080";
     let shown = format!("{guest} as {PEER}");
-    // Loopback is shown as the address that leads to it (behaviour §5.2).
+    // Loopback is shown as the address that maps to it (behaviour §5.2).
     let loopback = format!("{guest} as 198.51.100.1:999");
     let past = format!("bypass {guest}");
     for (bypass, keeps, direction, target, peer, hit, expected) in [
-        // From loopback: past the link, to the guest's address.
+        // From loopback: bypasses the link, to the guest's address.
         (Local, false, Inbound, "", LOCAL, "127.0.0.1", past.as_str()),
         (Local, false, Inbound, "", LOCAL, "", &past),
         (Local, false, Inbound, "", LOCAL6, "::1", "bypass [2001:db8:1::55]:8080"),
         (Only, false, Inbound, "", LOCAL, "127.0.0.1", &past),
         (Never, false, Inbound, "", LOCAL, "127.0.0.1", &loopback),
-        // Dual-stack sockets report IPv4 in IPv6.
+        // Dual-stack sockets report IPv4-mapped addresses.
         (Local, false, Inbound, "", "[::ffff:127.0.0.1]:999", "::ffff:127.0.0.1", &past),
         (Local, false, Inbound, "", "[::ffff:203.0.113.9]:999", "::ffff:192.0.2.1", &shown),
         // --host-lo-to-ns-lo
@@ -102,9 +102,9 @@ fn a_link_local_guest_is_reached_in_its_scope() {
     assert_eq!(to, Onward::Bypass(expected.into()));
 }
 
-/// The question that costs a system call is asked where the answer depends on it.
+/// The system call is made only if the decision depends on its result.
 #[test]
-fn the_address_written_to_is_asked_for_where_it_matters() {
+fn the_address_written_to_is_needed_for_some_listeners() {
     let settings = test::settings();
     let mut guest = Guest::new(&settings, None);
     let peer: IpAddr = "203.0.113.9".parse().unwrap();
@@ -119,14 +119,14 @@ fn the_address_written_to_is_asked_for_where_it_matters() {
     };
     let (policy, keeps) = (Policy::default(), Policy { keeps_loopback: true, ..Policy::default() });
     let inbound = listener(Direction::Inbound, "");
-    assert!(policy.asks_for_hit(&listener(Direction::Outbound, ""), &guest, peer));
-    assert!(!policy.asks_for_hit(&inbound, &guest, peer));
-    assert!(keeps.asks_for_hit(&inbound, &guest, peer));
-    assert!(!keeps.asks_for_hit(&listener(Direction::Inbound, "198.51.100.7"), &guest, peer));
+    assert!(policy.depends_on_written_to(&listener(Direction::Outbound, ""), &guest, peer));
+    assert!(!policy.depends_on_written_to(&inbound, &guest, peer));
+    assert!(keeps.depends_on_written_to(&inbound, &guest, peer));
+    assert!(!keeps.depends_on_written_to(&listener(Direction::Inbound, "198.51.100.7"), &guest, peer));
     for address in ["198.51.100.55", "198.51.100.56"] {
         guest.give(address.parse().unwrap());
     }
-    assert!(policy.asks_for_hit(&inbound, &guest, peer));
-    assert!(policy.asks_for_hit(&inbound, &guest, "::ffff:203.0.113.9".parse().unwrap()));
-    assert!(!policy.asks_for_hit(&inbound, &guest, "2001:db8::1".parse().unwrap()));
+    assert!(policy.depends_on_written_to(&inbound, &guest, peer));
+    assert!(policy.depends_on_written_to(&inbound, &guest, "::ffff:203.0.113.9".parse().unwrap()));
+    assert!(!policy.depends_on_written_to(&inbound, &guest, "2001:db8::1".parse().unwrap()));
 }

@@ -47,7 +47,7 @@ fn report(group: &str, kind: u8) -> Vec<u8> {
     let mut frame = vec![0; MAX_LEN];
     let at = headers.headroom(0);
     frame[at + 8..at + message.len()].copy_from_slice(&message[8..]);
-    // Both protocols have a header of eight bytes. Only the protocol's number differs.
+    // IGMP and ICMPv6 headers have eight bytes. Only the protocol number differs.
     let _ = headers.icmp(&mut frame, Header::new(message[0], 0, 1), message.len() - 8).unwrap();
     if group.is_ipv4() {
         let header = &mut frame[ethernet::HEADER_LEN..at];
@@ -86,7 +86,7 @@ impl Test {
 }
 
 #[test]
-fn what_is_sent_to_a_group_is_heard_while_it_is_joined() {
+fn datagrams_to_a_group_reach_its_members() {
     for (group, peer, guest) in [(GROUP, PEER_AT, GUEST), (GROUP6, PEER_AT6, GUEST6)] {
         let mut test = following();
         test.says(group, JOIN);
@@ -118,7 +118,7 @@ fn what_is_sent_to_a_group_is_heard_while_it_is_joined() {
         assert_eq!(test.members(group).len(), 4);
         test.wait(Duration::from_secs(2));
         assert_eq!(test.members(group).len(), 0);
-        // Flows of these sockets have ended with them: the next datagram has another socket.
+        // The flows of these sockets have ended: the next datagram uses another socket.
         let before = test.host.opened.len();
         test.receive(&datagram(&own, peer, b"more").1, &Offload::default());
         assert_eq!(test.host.opened.len(), before + 1);
@@ -127,7 +127,7 @@ fn what_is_sent_to_a_group_is_heard_while_it_is_joined() {
 }
 
 #[test]
-fn reports_mean_nothing_without_the_option() {
+fn without_the_option_reports_are_ignored() {
     let mut test = Test::new();
     test.says(GROUP, JOIN);
     test.says(GROUP6, JOIN);
@@ -149,7 +149,7 @@ fn is_query(frame: &[u8]) -> bool {
 }
 
 #[test]
-fn members_are_asked() {
+fn queries_are_sent() {
     let mut test = following();
     test.round().link_up();
     let queries = |test: &mut Test| {
@@ -164,9 +164,9 @@ fn members_are_asked() {
     assert_eq!(queries(&mut test), 1);
 }
 
-/// A socket for a port of its own: before the group is joined, or after.
+/// The guest uses another port with the group, before it joins or after.
 #[test]
-fn ports_that_the_guest_uses_with_a_group_are_heard() {
+fn ports_that_the_guest_uses_with_a_group_have_sockets() {
     for joined_first in [true, false] {
         let mut test = following();
         if joined_first {
@@ -183,14 +183,14 @@ fn ports_that_the_guest_uses_with_a_group_are_heard() {
 }
 
 #[test]
-fn the_guest_does_not_hear_itself() {
+fn the_guests_own_datagrams_are_not_returned_to_it() {
     let mut test = following();
     test.says(GROUP, JOIN);
     let member = test.members(GROUP)[0].clone();
     test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
     let host = "198.51.100.55:33333";
     assert_eq!(test.arrives(&member, host, b"question").len(), 0);
-    // Once for each; others, and what comes too late, are heard.
+    // Once for each. Other datagrams, and later ones, are delivered.
     assert_eq!(test.arrives(&member, host, b"question").len(), 1);
     test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
     assert_eq!(test.arrives(&member, host, b"questioN").len(), 1);
@@ -200,7 +200,7 @@ fn the_guest_does_not_hear_itself() {
 
 /// The guest exchanges datagrams with the sender already, by another socket.
 #[test]
-fn a_sender_that_the_guest_knows_is_heard() {
+fn datagrams_of_a_known_sender_are_delivered() {
     let mut test = following();
     let peer = "198.51.100.3:5353";
     test.receive(&datagram("198.51.100.55:5353", peer, b"unicast").1, &Offload::default());
@@ -212,7 +212,7 @@ fn a_sender_that_the_guest_knows_is_heard() {
 }
 
 #[test]
-fn sockets_have_a_bound() {
+fn the_number_of_sockets_is_bounded() {
     let mut test = following();
     for number in 0..50 {
         test.says(&alloc::format!("239.0.0.{number}"), JOIN);

@@ -2,7 +2,7 @@
 
 use alloc::{vec, vec::Vec};
 
-use wire::{assembly::Whole, fragment::Fragment, frame::Transport};
+use wire::{assembly::OriginalHeader, fragment::Fragment, frame::Transport};
 
 use super::*;
 
@@ -20,10 +20,8 @@ fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAdd
         assert_eq!(*offload, Offload::default());
         assert!(frame.len() <= 14 + mtu, "a frame of {} bytes", frame.len());
         let packet = ip(frame);
-        let Transport::Fragment(Fragment { id, protocol, offset, more, payload, .. }) = packet.transport
-        else {
-            panic!("{packet:?}")
-        };
+        let Transport::Fragment(fragment) = packet.transport else { panic!("{packet:?}") };
+        let Fragment { id, offset, more, payload, .. } = fragment;
         assert!(!packet.dont_fragment || packet.source.is_ipv6());
         let last = index + 1 == frames.len();
         assert_eq!((usize::from(offset), more), (bytes.len(), !last));
@@ -31,14 +29,7 @@ fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAdd
         assert!(last || frame.len() + 8 > 14 + mtu);
         bytes.extend_from_slice(payload);
         ids.push(id);
-        first.get_or_insert(Whole {
-            source: packet.source,
-            destination: packet.destination,
-            hop_limit: packet.hop_limit,
-            traffic_class: packet.traffic_class,
-            flow_label: packet.flow_label,
-            protocol,
-        });
+        first.get_or_insert(OriginalHeader::new(&packet, &fragment));
     }
     assert!(ids.iter().all(|id| *id == ids[0]));
     let packet = first.unwrap().packet(&bytes, &bytes[..]).unwrap();

@@ -25,7 +25,7 @@ use crate::testkit::{
 
 const LIMITS: Limits = Limits {
     flows: share(60),
-    strangers: share(40),
+    inbound: share(40),
     endpoints: share(10),
     bypass: share(10),
     idle: Duration::from_secs(30),

@@ -116,7 +116,7 @@ impl Test {
         socket.socket.arrive("203.0.113.1:8", b"a short one");
         self.ready(socket, READABLE);
         self.world.frames();
-        self.udp.sockets.get_mut(socket.id).unwrap().last_taken = VISIT;
+        self.udp.sockets.get_mut(socket.id).unwrap().last_taken = MAX_BATCH;
         arriving.into_iter().for_each(|(received, payload)| socket.socket.arrive_as(received, &payload));
         self.ready(socket, READABLE);
         assert!(socket.socket.mailbox().arriving.is_empty());

@@ -241,7 +241,7 @@ impl ToGuest {
         // A guest that takes a frame with an open checksum takes segments with one.
         let mut left = Offload::default();
         if device.features.contains(Features::GUEST_CSUM) {
-            segments = segments.unsummed();
+            segments = segments.with_partial_checksums();
             left.checksum = offload.checksum;
         }
         let mut room = [0; HEADER_LEN + HEADERS];
