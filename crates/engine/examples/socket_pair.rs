@@ -1,4 +1,4 @@
-//! The engine between a socket pair and UDP sockets of the host: where the author of a virtual machine monitor could start.
+//! The engine between a socket pair and UDP sockets of the host: a starting point for the author of a virtual machine monitor.
 //!
 //! ```text
 //! $ cargo run -p engine --example socket_pair
@@ -48,7 +48,7 @@ const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 /// `EAFNOSUPPORT`: what this host does not carry.
 const NOT_SUPPORTED: Errno = Errno(97);
 
-/// The types that belong together.
+/// Memory, host and link of this program.
 enum Example {}
 
 impl World for Example {
@@ -57,7 +57,7 @@ impl World for Example {
     type Link = Pair;
 }
 
-/// Our end of the pair.
+/// The engine's end of the pair.
 struct Pair {
     socket: UnixDatagram,
     buffer: Vec<u8>,
@@ -75,11 +75,11 @@ impl Link for Pair {
     }
 
     fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
-        // This card completes no checksums.
+        // This network card completes no checksums.
         complete_checksum(&mut self.buffer[..len], offload);
         match self.socket.send(&self.buffer[..len]) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(Full),
-            // Lost, like on a wire.
+            // The frame is lost, as on a wire.
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -220,7 +220,7 @@ fn serve(mut link: Pair, end: &AtomicBool) -> Result<(), Failure> {
     link.socket.set_read_timeout(Some(Duration::from_millis(10)))?;
     while !end.load(Ordering::Relaxed) {
         let len = link.socket.recv(&mut received).unwrap_or(0);
-        // Those with something to read. Here, the clones of closed ones stay, and their ids mean nothing any more.
+        // The sockets with something to read. Clones of closed ones remain here, and their ids are no longer valid.
         let ready = host.watched.iter().filter(|(_, socket)| socket.peek(&mut [0]).is_ok());
         let ready: Vec<FlowId> = ready.map(|(id, _)| *id).collect();
         let mut round = stack.round(now(), &mut host, &mut link);

@@ -1,4 +1,4 @@
-//! Datagram and ping sockets in memory, which keep what goes through them.
+//! Datagram and ping sockets in memory, which record what is sent and return what the test has put in.
 
 use std::{
     cell::RefCell,
@@ -25,7 +25,7 @@ const MESSAGE_TOO_LONG: Errno = Errno(90);
 /// `ENETUNREACH`.
 pub(super) const NETWORK_UNREACHABLE: Errno = Errno(101);
 
-/// What the engine has sent: the fields are those of [`OutboundDatagram`] and [`Request`].
+/// A datagram or message that the engine has sent. The fields are those of [`OutboundDatagram`] and [`EchoRequest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "see OutboundDatagram")]
 pub struct Sent {
@@ -38,10 +38,10 @@ pub struct Sent {
     pub segment_size: Option<u16>,
 }
 
-/// What is in a socket.
+/// The content of a socket.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    /// Sent by the engine, oldest first. A socket that does as it likes keeps nothing.
+    /// Sent by the engine, oldest first. A socket with random results keeps nothing.
     pub sent: Vec<Sent>,
     /// Results of the next calls to send; then all succeed.
     pub refusals: VecDeque<SocketError>,
@@ -53,7 +53,7 @@ pub struct Mailbox {
     pub pending: Option<Errno>,
     /// Calls to receive, also those that found nothing.
     pub receives: usize,
-    /// It was not opened on the port that was asked for.
+    /// It did not get the requested port.
     pub(super) port_replaced: bool,
     pub(super) chance: Option<Chance>,
 }
@@ -66,7 +66,7 @@ pub struct Datagrams(
 );
 
 impl Datagrams {
-    /// The engine's end, and what lives as long as it.
+    /// The engine's end, and a reference that is valid until it is closed.
     pub fn open(&self) -> (Self, Weak<()>) {
         let life = Rc::new(());
         let weak = Rc::downgrade(&life);
@@ -78,7 +78,7 @@ impl Datagrams {
         self.0.borrow_mut()
     }
 
-    /// A datagram arrives, with nothing special about it.
+    /// A datagram with the default properties arrives.
     pub fn arrive(&self, from: &str, payload: &[u8]) {
         self.arrive_as(received(from), payload);
     }
@@ -130,7 +130,7 @@ impl Datagrams {
     }
 }
 
-/// A datagram from `from` with nothing special about it.
+/// The default properties of a datagram from `from`.
 pub fn received(from: &str) -> Received {
     Received {
         len: 0,
@@ -205,15 +205,15 @@ impl PingSocket for Datagrams {
 /// A socket that the engine has opened.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// Under which id it reports readiness.
+    /// The id under which it reports readiness.
     pub id: FlowId,
-    /// For which address.
+    /// The address that it was opened for.
     pub address: IpAddr,
-    /// For which port or echo identifier.
+    /// The requested port or echo identifier.
     pub number: u16,
     /// The test's end.
     pub socket: Datagrams,
-    /// Lives as long as the engine's end.
+    /// Valid until the engine closes its end.
     pub life: Weak<()>,
 }
 

@@ -1,4 +1,4 @@
-//! All that a part of the engine needs besides itself.
+//! Everything that a part of the engine needs in a test.
 
 use std::vec::Vec;
 
@@ -16,7 +16,7 @@ use super::{
     settings::{START, guest, settings},
 };
 
-/// What a [`Context`] is made of.
+/// The parts of a [`Context`].
 #[derive(Debug)]
 #[allow(missing_docs, reason = "see Context")]
 pub struct Fixture {
@@ -43,7 +43,7 @@ impl Default for Fixture {
 }
 
 impl Fixture {
-    /// What a step of the engine needs.
+    /// The context for a step of the engine.
     pub const fn context(&mut self) -> Context<'_, Virtual<Kept>> {
         Context {
             now: self.now,

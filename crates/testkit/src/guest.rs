@@ -1,4 +1,4 @@
-//! A guest's frames: how it builds them, and how it reads ours.
+//! Frames of a guest: builds them, and parses those of the engine.
 
 use std::{net::IpAddr, net::SocketAddr, vec, vec::Vec};
 
@@ -35,7 +35,7 @@ pub fn headers_of(source: &str, destination: &str) -> Outgoing {
     headers(source.parse().unwrap(), destination.parse().unwrap())
 }
 
-/// A datagram, and what it leaves open. Empty if it is too long.
+/// A datagram, with its offload. Empty if it is too long.
 pub fn udp(headers: &Outgoing, ports: (u16, u16), payload: &[u8]) -> (Vec<u8>, Offload) {
     let fill = |room: &mut [u8]| room.copy_from_slice(payload);
     build(headers, udp::HEADER_LEN, payload.len(), fill, |frame| {
@@ -49,7 +49,7 @@ pub fn icmp(headers: &Outgoing, header: icmp::Header, body: &[u8]) -> Vec<u8> {
     build(headers, icmp::HEADER_LEN, body.len(), fill, |frame| headers.icmp(frame, header, body.len())).0
 }
 
-/// A segment whose payload of `len` bytes is filled by `fill`, and what it leaves open. Empty if it is too long.
+/// A segment whose payload of `len` bytes is filled by `fill`, with its offload. Empty if it is too long.
 pub fn tcp(
     headers: &Outgoing,
     header: tcp::Header,
@@ -80,7 +80,7 @@ fn build(
     (frame, written.offload)
 }
 
-/// What an IP packet carries, in fragments of at most `room` bytes of it, a multiple of eight.
+/// Fragments of an IP packet with the payload `upper`: each has at most `room` bytes of it, a multiple of eight.
 pub fn fragments(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) -> Vec<Vec<u8>> {
     let fragments = upper.chunks(room).zip((0_usize..).step_by(room)).map(|(chunk, offset)| {
         let mut frame = vec![0; headers.fragment_headroom()];
@@ -95,7 +95,7 @@ pub fn fragments(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) ->
     fragments.collect()
 }
 
-/// The IP packet of a frame in fragments of at most `room` bytes; none of what can't be cut. A TCP or UDP checksum is
+/// The IP packet of a frame in fragments of at most `room` bytes; empty if it can't be fragmented. A TCP or UDP checksum is
 /// completed first.
 pub fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     let mut whole = frame.to_vec();

@@ -1,4 +1,4 @@
-//! A host in memory: it makes sockets, and remembers them.
+//! A host in memory, which opens sockets and keeps the test's ends of them.
 
 use std::{
     cell::RefCell,
@@ -43,7 +43,7 @@ pub struct VirtualHost {
     pub shared: Vec<(SocketAddr, u16, Datagrams)>,
     /// Listeners that were watched.
     pub watched: Vec<FlowId>,
-    /// What ping sockets were bound to.
+    /// The source addresses of ping sockets, in the order in which they were opened.
     pub sources: Vec<Option<IpAddr>>,
     /// No socket can be opened.
     pub no_sockets: bool,
@@ -53,26 +53,26 @@ pub struct VirtualHost {
     pub refusals: VecDeque<Errno>,
     /// What `connect` returns at once.
     pub connect_error: Option<Errno>,
-    /// Ports that are in use, and shared with sockets that ask for it.
+    /// Ports that are in use, and can be shared.
     pub taken: Vec<u16>,
     /// The host's addresses.
     pub own: Vec<IpAddr>,
     /// Send buffer of new stream sockets, in bytes; 1 MiB if none is given.
     pub send_capacity: Option<u64>,
-    /// New stream sockets give the urgent byte only when the bytes before are discarded.
+    /// New stream sockets return the urgent byte only when the bytes before it are discarded.
     pub strict: bool,
     /// The traffic class of clients.
     pub peer_class: Option<u8>,
-    /// The segment that the guest sends now, by its connection and sequence number: a connection that is opened now
-    /// carries its stream. If none is given, streams begin at position 0.
+    /// Connection and sequence number of the segment that the guest sends now. If it opens a connection, the stream of the
+    /// new socket begins there. None: streams begin at position 0.
     pub segment: Option<(Endpoints, u32)>,
     wakeups: Wakeups,
     chance: Option<Chance>,
 }
 
 impl VirtualHost {
-    /// A host whose sockets do what `seed` says: they take and give as much as they like, and fail now and then. No port
-    /// is free.
+    /// A host whose sockets have random results, by `seed`: they take and return any number of bytes, and sometimes fail.
+    /// No port is free.
     pub fn random(seed: u64) -> Self {
         Self { chance: Some(Rc::new(RefCell::new(Random::new(seed)))), ..Self::default() }
     }
@@ -190,7 +190,7 @@ impl Host for VirtualHost {
         self.may_open()?;
         let mut state = socket.0.borrow_mut();
         state.flow = Some(flow);
-        state.wake(); // registration reports what is ready already
+        state.wake(); // as epoll does for a socket that is ready already
         Ok(())
     }
 

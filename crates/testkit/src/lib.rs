@@ -1,4 +1,4 @@
-//! What tests put around the engine: a host, a link, frames of a guest, and a network.
+//! The surroundings of the engine in tests: a host, a link, frames of a guest, and a network.
 //!
 //! ```text
 //!   guest               link::VirtualLink             engine             host::VirtualHost
@@ -7,7 +7,7 @@
 //!                       one of the test's own
 //! ```
 //!
-//! A host does what the test says ([`host::VirtualHost::default`]), or what a seed says, within what a kernel may do
+//! A host does what the test demands ([`host::VirtualHost::default`]), or has random results that a kernel may have
 //! ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
 //!
 //! The engine's unit tests compile this source as a module of the engine; all others use it as a crate. So it names

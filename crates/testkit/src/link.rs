@@ -20,7 +20,7 @@ use wire::{
 
 use super::{host::VirtualHost, settings::OUR_MAC};
 
-/// The kinds of what is in this crate, with the link's receiver.
+/// Memory, host and link of this crate, with the link's receiver.
 #[derive(Debug)]
 pub struct Virtual<R>(PhantomData<R>);
 
@@ -30,7 +30,7 @@ impl<R: Receiver> World for Virtual<R> {
     type Link = VirtualLink<R>;
 }
 
-/// What becomes of the frames on the link.
+/// Takes the frames from the link.
 pub trait Receiver {
     /// Whether it takes a frame now.
     fn has_room(&mut self) -> bool {
@@ -40,11 +40,11 @@ pub trait Receiver {
     /// Takes a frame. It may change it.
     ///
     /// # Errors
-    /// Only now it turns out that there is no room.
+    /// There is no room after all.
     fn frame(&mut self, frame: &mut [u8], offload: &Offload) -> Result<(), Full>;
 }
 
-/// The link. Its receiver's fields are its own.
+/// The link. It dereferences to its receiver.
 #[derive(Debug, Default)]
 pub struct VirtualLink<R> {
     receiver: R,
@@ -94,7 +94,7 @@ impl<R: Receiver> Link for VirtualLink<R> {
     }
 }
 
-/// A frame is well-formed, and its offload says what it is.
+/// Checks that a frame is well-formed, and that its offload fits it.
 #[track_caller]
 fn check(bytes: &[u8], offload: &Offload) {
     assert!(bytes.len() >= MIN_FRAME_LEN, "{} bytes (R-50)", bytes.len());
@@ -113,7 +113,7 @@ fn check(bytes: &[u8], offload: &Offload) {
         Transport::Udp(_) => Some(SegmentKind::Udp),
         Transport::Icmp(_) => None,
         Transport::Fragment(_) | Transport::Other(..) => {
-            assert_eq!(*offload, Offload::default(), "it leaves nothing open");
+            assert_eq!(*offload, Offload::default(), "it has no offload");
             None
         }
     };
@@ -123,14 +123,14 @@ fn check(bytes: &[u8], offload: &Offload) {
 /// A link that keeps the frames.
 pub type Capture = VirtualLink<Kept>;
 
-/// Keeps the frames.
+/// A receiver that keeps the frames.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// The frames, in order, each with what it leaves open.
+    /// The frames, in order, each with its offload.
     pub frames: Vec<(Vec<u8>, Offload)>,
     /// There is no room.
     pub full: bool,
-    /// How many frames it keeps at most. Each one after that finds out late that there is no room.
+    /// Most frames that it keeps. Later ones get a slot, but are not sent.
     pub most: Option<usize>,
 }
 
@@ -147,8 +147,8 @@ impl Kept {
         frame::parse(frame).unwrap()
     }
 
-    /// The one packet that was sent, by a local service: from our MAC, hop limit 255, don't-fragment set (behaviour §4,
-    /// R-57); and to which MAC.
+    /// The one packet that a local service sent, and its destination MAC. Checks that it is from our MAC, with hop limit 255
+    /// and don't-fragment set (behaviour §4, R-57).
     #[track_caller]
     pub fn packet(&self) -> (Packet<'_>, Mac) {
         let frame = self.frame();

@@ -1,4 +1,4 @@
-//! A network in virtual time: it delays, loses, reorders and repeats frames.
+//! A network in virtual time: it delays, loses, reorders and duplicates frames.
 
 use std::{collections::BTreeMap, vec::Vec};
 
@@ -6,20 +6,20 @@ use super::random::Random;
 
 /// Bytes per microsecond that a direction carries: 10 Gbit/s.
 pub const RATE: u64 = 1250;
-/// Frames of each direction that are spared, so that the handshake does not decide how long a run takes: lost
+/// The first frames of each direction are not impaired, so that the handshake does not decide how long a run takes: lost
 /// handshakes have tests of their own.
 const SPARED: u64 = 4;
 
-/// What a network does to frames, in either direction.
+/// The impairments of one direction of a network.
 #[derive(Clone, Copy, Debug)]
 pub struct Impairments {
-    /// Frames lost, in a thousand.
+    /// Lost frames per thousand.
     pub loss: u32,
-    /// Frames that later ones overtake, in a thousand.
+    /// Frames per thousand that later ones overtake.
     pub reordering: u32,
-    /// Frames that arrive twice, in a thousand.
+    /// Frames per thousand that arrive twice.
     pub duplication: u32,
-    /// Time from end to end, in microseconds.
+    /// One-way delay, in microseconds.
     pub delay: u64,
 }
 
@@ -28,7 +28,7 @@ impl Impairments {
     pub const CLEAN: Self = Self { loss: 0, reordering: 0, duplication: 0, delay: 100 };
 }
 
-/// Frames on their way in one direction. Times are microseconds.
+/// Frames in flight in one direction. Times are in microseconds.
 #[derive(Debug)]
 pub struct Direction {
     impairments: Impairments,
@@ -39,12 +39,12 @@ pub struct Direction {
 }
 
 impl Direction {
-    /// With nothing on its way.
+    /// Without frames in flight.
     pub const fn new(impairments: Impairments, seed: u64) -> Self {
         Self { impairments, random: Random::new(seed), in_flight: BTreeMap::new(), taken: 0, free_at: 0 }
     }
 
-    /// Takes a frame.
+    /// Sends a frame.
     pub fn send(&mut self, now: u64, frame: &[u8]) {
         self.taken += 1;
         self.free_at = self.free_at.max(now) + (frame.len() as u64).div_ceil(RATE);
@@ -66,18 +66,18 @@ impl Direction {
         self.in_flight.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// Takes out a frame that has arrived.
+    /// Removes and returns a frame that has arrived.
     pub fn arrived(&mut self, now: u64) -> Option<Vec<u8>> {
         let entry = self.in_flight.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(entry.remove())
     }
 
-    /// When the frames taken so far have left.
+    /// When the last frame sent so far has left the sender.
     pub const fn free_at(&self) -> u64 {
         self.free_at
     }
 
-    /// Bytes that wait to leave.
+    /// Bytes that have not left the sender.
     pub const fn backlog(&self, now: u64) -> u64 {
         self.free_at.saturating_sub(now) * RATE
     }

@@ -31,7 +31,7 @@ impl Random {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// True this many times in a thousand.
+    /// True with a probability of `permille` in a thousand.
     pub const fn permille(&mut self, permille: u32) -> bool {
         self.below(1000) < permille as usize
     }

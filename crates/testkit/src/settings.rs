@@ -1,4 +1,4 @@
-//! Addressing and limits that tests start from.
+//! Default addressing and limits of tests.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -21,7 +21,7 @@ use wire::ethernet::Mac;
 pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 /// The guest's hardware address.
 pub const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
-/// When tests begin.
+/// The time at which tests begin.
 pub const START: Instant = Instant::from_micros(1_000_000);
 
 /// Both families, everything mapped and forwarded except multicast, all services on.
@@ -71,7 +71,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// What the engine knows of a guest that has other addresses than the assigned ones.
+/// The state of a guest that has other addresses than the assigned ones.
 pub fn guest(settings: &Settings) -> Guest {
     let mut guest = Guest::new(settings, Some(GUEST_MAC));
     for address in ["198.51.100.55", "2001:db8:1::55", "fe80::55"] {

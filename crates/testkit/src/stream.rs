@@ -26,7 +26,7 @@ pub const CONNECTION_RESET: Errno = Errno(104);
 /// `ECONNREFUSED`.
 pub const CONNECTION_REFUSED: Errno = Errno(111);
 
-/// Flows whose sockets became ready, in order, each once.
+/// Flows whose sockets became ready, in order, without duplicates.
 pub(super) type Wakeups = Rc<RefCell<VecDeque<FlowId>>>;
 /// A source of randomness that sockets share.
 pub(super) type Chance = Rc<RefCell<Random>>;
@@ -34,32 +34,32 @@ pub(super) type Chance = Rc<RefCell<Random>>;
 /// How the engine closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// In order.
+    /// By a FIN.
     Orderly,
-    /// By a reset that it asked for.
+    /// By a reset that it requested.
     Reset,
-    /// With received bytes left unread: the kernel makes that a reset.
+    /// With unread bytes: the kernel sends a reset.
     Unread,
 }
 
-/// One socket: positions in the two streams, in bytes from their first one, and the state of either half.
+/// A socket: positions in the two streams, in bytes from their start, and the state of either half.
 #[derive(Debug, Default)]
 pub struct State {
-    /// Under which id it reports readiness.
+    /// The id under which it reports readiness.
     pub flow: Option<FlowId>,
     pub(super) wakeups: Wakeups,
     pub(super) woken: bool,
-    /// If it is there, the socket takes and gives as much as it likes, and fails now and then.
+    /// If given, the socket takes and returns any number of bytes, and sometimes fails.
     pub(super) chance: Option<Chance>,
-    /// Where it connects to; none if it was accepted.
+    /// The address that it connects to; none if it was accepted.
     pub destination: Option<SocketAddr>,
-    /// The guest's connection, where the test has named it ([`super::host::VirtualHost::segment`]).
+    /// The guest's connection, if the test has set it ([`super::host::VirtualHost::segment`]).
     pub ends: Option<Endpoints>,
-    /// Where in [`UPWARD`] the guest's stream may begin. The bytes that are sent have to fit one of them.
+    /// Positions in [`UPWARD`] at which the guest's stream may begin. The bytes that are sent must match one of them.
     pub starts: Vec<u32>,
-    /// The connection is made.
+    /// The connection is established.
     pub connected: bool,
-    /// Bytes of send buffer.
+    /// Size of the send buffer, in bytes.
     pub send_capacity: u64,
     /// Bytes taken for sending so far, and how many of them the peer has acknowledged.
     pub sent: u64,
@@ -77,27 +77,27 @@ pub struct State {
     pub discarded: u64,
     /// The peer has ended its stream.
     pub ended: bool,
-    /// Where in the peer's stream the urgent byte is, until it is discarded.
+    /// Position of the urgent byte in the peer's stream, until it is discarded.
     pub urgent: Option<u64>,
-    /// The urgent byte and later ones can be copied out only when the bytes before are discarded: a socket without
+    /// The urgent byte and later ones can be copied out only when the bytes before it are discarded, as without
     /// `SO_PEEK_OFF`.
     pub strict: bool,
-    /// Where in the guest's stream urgent bytes were sent.
+    /// Positions of the urgent bytes in the guest's stream.
     pub urgent_sent: Vec<u64>,
-    /// The traffic classes that it was given, in order.
+    /// The traffic classes that were set, in order.
     pub classes: Vec<u8>,
     /// The peer's traffic class.
     pub peer_class: Option<u8>,
-    /// Pending, until the engine asks for it.
+    /// The pending error.
     pub error: Option<Errno>,
-    /// The connection is gone.
+    /// The connection has failed.
     pub failed: bool,
     /// The engine has asked for keep-alive probes.
     pub keep_alive: bool,
     pub(super) reset_on_close: bool,
     /// How the engine closed it, if it has.
     pub closed: Option<Closed>,
-    /// Calls made on the socket, to notice loops.
+    /// Number of calls, to detect loops.
     pub calls: u64,
 }
 
@@ -108,7 +108,7 @@ impl State {
         self.wakeups.borrow_mut().push_back(flow);
     }
 
-    /// What a wakeup reports.
+    /// The readiness that an event reports.
     pub(super) fn take_readiness(&mut self) -> Readiness {
         self.woken = false;
         Readiness {
@@ -120,12 +120,12 @@ impl State {
         }
     }
 
-    /// A random number below `bound`, for sockets that do as they like.
+    /// A random number below `bound`, for sockets with random results.
     pub fn roll(&self, bound: usize) -> Option<usize> {
         self.chance.as_ref().map(|chance| chance.borrow_mut().below(bound))
     }
 
-    /// Whether it does now what it does one time in `times`.
+    /// True once in `times` calls, at random; never for sockets without random results.
     fn is_one_in(&self, times: usize) -> bool {
         self.roll(times) == Some(0)
     }
@@ -134,7 +134,7 @@ impl State {
         self.send_capacity.saturating_sub(self.sent - self.acknowledged)
     }
 
-    /// As Linux does it: writable when a third is free.
+    /// As in Linux: writable if a third of the buffer is free.
     fn writable(&self) -> bool {
         self.failed || (self.connected && (self.shut || self.room() * 3 >= self.send_capacity))
     }
@@ -161,7 +161,7 @@ impl State {
         }
     }
 
-    /// Takes bytes of the guest: they must be the next ones of its stream.
+    /// Takes bytes of the guest, which must be the next ones of its stream.
     fn take(&mut self, bytes: &[u8]) {
         let sent = self.sent as u32;
         self.starts.retain(|start| UPWARD.has(start.wrapping_add(sent), bytes));
@@ -177,29 +177,29 @@ impl State {
 #[derive(Debug)]
 pub struct Stream(pub(super) Rc<RefCell<State>>);
 
-/// The test's end of a virtual connection: what the peer and its kernel do.
+/// The test's end of a virtual connection: the peer and its kernel.
 #[derive(Clone, Debug)]
 pub struct Peer(pub(super) Rc<RefCell<State>>);
 
 impl Peer {
-    /// All about the socket.
+    /// The state of the socket.
     pub fn state(&self) -> RefMut<'_, State> {
         self.0.borrow_mut()
     }
 
-    /// Changes the state and reports that.
+    /// Changes the state, and reports readiness.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         change(&mut state);
         state.wake();
     }
 
-    /// The connection is made.
+    /// The connection is established.
     pub fn connect(&self) {
         self.change(|state| state.connected = true);
     }
 
-    /// The connection fails: not made, or reset.
+    /// The connection is refused, or reset.
     pub fn fail(&self, errno: Errno) {
         self.change(|state| (state.error, state.failed, state.ended) = (Some(errno), true, true));
     }
@@ -217,7 +217,7 @@ impl Peer {
         });
     }
 
-    /// The same as [`Peer::arrive`], unless the peer has ended its half.
+    /// Like [`Peer::arrive`], unless the peer has ended its half.
     pub fn arrive_unless_ended(&self, len: u64) {
         let ended = self.state().ended;
         if !ended && len > 0 {
@@ -242,14 +242,14 @@ impl Peer {
         }
     }
 
-    /// The peer acknowledges everything and, if that was sent, the end of the stream.
+    /// The peer acknowledges everything, also the end of the stream if it was sent.
     pub fn acknowledge_all(&self) {
         let sent = self.state().sent;
         self.acknowledge(sent);
         let mut state = self.state();
         if state.shut && !state.fin_acknowledged {
             state.fin_acknowledged = true;
-            state.wake(); // the change of state wakes pollers
+            state.wake(); // epoll reports the change of state
         }
     }
 
@@ -259,7 +259,7 @@ impl Peer {
         state.received - state.discarded
     }
 
-    /// Whether the peer has seen the guest's stream to its end.
+    /// Whether the peer has acknowledged the end of the guest's stream.
     pub fn has_seen_end(&self) -> bool {
         self.state().fin_acknowledged
     }
@@ -283,9 +283,9 @@ impl TcpSocket for Stream {
         state.calls += 1;
         assert!(pieces.len() <= Self::MAX_PIECES, "{} pieces at once", pieces.len());
         let bytes = pieces.concat();
-        assert!(!bytes.is_empty(), "a send of nothing");
+        assert!(!bytes.is_empty(), "an empty send");
         assert!(!state.shut, "bytes after the end of the stream");
-        assert!(state.connected, "bytes before the connection is made");
+        assert!(state.connected, "bytes before the connection is established");
         state.taken_error()?;
         if state.failed {
             return Err(SocketError::Failed(BROKEN_PIPE));
@@ -307,7 +307,7 @@ impl TcpSocket for Stream {
         state.calls += 1;
         let from = state.discarded + u64::from(offset);
         let mut end = state.received;
-        assert!(from <= end, "a look at byte {from}, where {end} bytes have arrived");
+        assert!(from <= end, "a peek at byte {from}, but only {end} bytes have arrived");
         if let Some(urgent) = state.urgent {
             if from < urgent {
                 end = end.min(urgent);
@@ -341,7 +341,7 @@ impl TcpSocket for Stream {
     fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
-        assert!(len > 0, "nothing is discarded");
+        assert!(len > 0, "a discard of no bytes");
         state.discarded += u64::from(len);
         state.urgent = state.urgent.filter(|&urgent| urgent >= state.discarded);
         assert!(state.discarded <= state.peeked, "discarded bytes that were never read");

@@ -1,4 +1,4 @@
-//! The bytes that streams carry: a stretch of them occurs at one place of its stream only.
+//! The content of streams: any longer part occurs at only one position of its stream.
 
 use std::{sync::LazyLock, vec::Vec};
 
@@ -6,10 +6,10 @@ use super::random::Random;
 
 /// Prime, so that no segment size or buffer length divides it.
 const PERIOD: usize = 65_521;
-/// Longest stretch that is compared at once, in bytes.
+/// Most bytes that are compared at once.
 const LONGEST: usize = 1 << 17;
 
-/// The bytes of a stream, by position modulo 2^32.
+/// The content of a stream, by position modulo 2^32.
 pub struct Bytes(LazyLock<Vec<u8>>);
 
 /// From the guest to the host.

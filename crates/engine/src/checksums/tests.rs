@@ -50,14 +50,14 @@ impl Test {
         self.world.host.opened.iter().flat_map(|open| open.socket.sent()).map(|sent| sent.payload).collect()
     }
 
-    /// Nothing came of any frame, except these counts.
+    /// No frame had an effect, except for these counts.
     #[track_caller]
     fn assert_ignored(&self, counters: FrameDrops) {
         assert_eq!(*self.stack.counters(), counters);
         let sockets = self.world.host.peers.len();
         assert_eq!((self.sent(), self.world.link.frames.len(), sockets), (vec![], 0, 0));
         let before = guest(&self.world.settings);
-        assert_eq!(format_guest(self.stack.guest()), format_guest(&before), "learned from it");
+        assert_eq!(format_guest(self.stack.guest()), format_guest(&before), "the guest's state has changed");
     }
 }
 
@@ -72,7 +72,7 @@ fn outgoing(v6: bool) -> Outgoing {
     Outgoing { source_mac: Mac([2, 0, 0, 0, 0, 0x56]), ..headers_of(source, destination) }
 }
 
-/// A datagram to this port whose checksum was left open.
+/// A datagram to this port with a partial checksum.
 fn datagram(outgoing: &Outgoing, port: u16, payload: &[u8]) -> (Vec<u8>, Offload) {
     let (mut frame, offload) = testkit::guest::udp(outgoing, (4000, port), payload);
     frame.truncate(outgoing.headroom(udp::HEADER_LEN) + payload.len());
@@ -91,7 +91,7 @@ fn echo(outgoing: &Outgoing) -> Vec<u8> {
     testkit::guest::icmp(outgoing, icmp::Header::new(kind, 0, 7), &[0x11; 20])
 }
 
-/// A question of the guest's that we answer ourselves.
+/// A neighbour solicitation of the guest, which the engine answers itself.
 fn solicitation() -> Vec<u8> {
     let ours: Ipv6Addr = "fe80::1".parse().unwrap();
     let source = "fe80::55".parse().unwrap();
@@ -105,7 +105,7 @@ fn summed((mut frame, offload): (Vec<u8>, Offload)) -> Vec<u8> {
     frame
 }
 
-/// Of each protocol and version, with right checksums.
+/// A packet of each protocol and IP version, with right checksums.
 fn good() -> Vec<Vec<u8>> {
     let mut all = vec![solicitation()];
     for v6 in [false, true] {
@@ -116,7 +116,7 @@ fn good() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn what_has_right_checksums_is_carried() {
+fn packets_with_right_checksums_are_carried() {
     for (number, frame) in good().iter().enumerate() {
         let mut test = Test::new();
         test.send(frame, &Offload::default());
@@ -126,7 +126,7 @@ fn what_has_right_checksums_is_carried() {
     }
 }
 
-/// Before anything comes of it: no flow, no answer, and no address is learned.
+/// A wrong checksum is found before the packet has an effect: no flow, no answer, and no address is learned.
 #[test]
 fn a_wrong_checksum_is_dropped_and_counted() {
     for frame in good() {
@@ -140,14 +140,14 @@ fn a_wrong_checksum_is_dropped_and_counted() {
             let mut test = Test::new();
             test.send(&bad, &Offload::default());
             test.assert_ignored(FrameDrops { checksums: 1, ..FrameDrops::default() });
-            // Where the link vouches for it, nobody looks.
+            // A link that has verified the checksum is trusted.
             test.send(&bad, &Offload::VERIFIED);
             assert_eq!(test.stack.counters().checksums, 1);
         }
     }
 }
 
-/// In IPv4 zero means that there is none. In IPv6 only tunnels may say so.
+/// A checksum of zero means that there is none. Over IPv6, only tunnels may omit it.
 #[test]
 fn udp_may_have_no_checksum() {
     for (v6, port, carried) in [(false, 9, true), (true, 9, false), (true, 4789, true)] {
@@ -164,12 +164,12 @@ fn udp_may_have_no_checksum() {
     }
 }
 
-/// A VXLAN datagram, with a segment or datagram in it whose checksum was left open: that is where the offload points.
+/// A VXLAN datagram that contains a segment or datagram with a partial checksum, to which the offload refers.
 fn tunnel(outer_v6: bool, inner: &(Vec<u8>, Offload)) -> (Vec<u8>, Offload) {
     let payload = [&[0; INNER_AT], &inner.0[..]].concat();
     let outer = outgoing(outer_v6);
     let mut frame = datagram(&outer, 4789, &payload).0;
-    // As if it had no checksum of its own.
+    // The outer datagram has no checksum.
     let at = outer.network_len() + 6;
     frame[at..at + 2].fill(0);
     let mut checksum = inner.1.checksum.unwrap();
@@ -178,12 +178,12 @@ fn tunnel(outer_v6: bool, inner: &(Vec<u8>, Offload)) -> (Vec<u8>, Offload) {
 }
 
 #[test]
-fn a_checksum_left_open_in_a_tunnel_is_completed() {
+fn a_partial_checksum_in_a_tunnel_is_completed() {
     for (outer_v6, inner_v6) in [(false, false), (false, true), (true, false), (true, true)] {
         for inner in [syn(&outgoing(inner_v6)), datagram(&outgoing(inner_v6), 9, b"odd")] {
             let (frame, offload) = tunnel(outer_v6, &inner);
             let mut test = Test::new();
-            // A frame may be longer than the packet: what follows is not summed.
+            // A frame may be longer than the packet: padding is not summed.
             for padding in [0, 7] {
                 let padded = [&frame[..], &vec![0xee; padding]].concat();
                 test.send(&padded, &offload);
@@ -197,7 +197,7 @@ fn a_checksum_left_open_in_a_tunnel_is_completed() {
     }
 }
 
-/// Datagrams of tunnels can be joined, and are complete by then.
+/// Datagrams of tunnels can be joined after their checksums are completed.
 #[test]
 fn checksums_in_a_train_of_tunnels_are_completed() {
     let mut test = Test::new();
@@ -216,7 +216,7 @@ fn checksums_in_a_train_of_tunnels_are_completed() {
 }
 
 #[test]
-fn an_open_checksum_elsewhere_is_a_contradiction() {
+fn a_partial_checksum_elsewhere_is_a_contradiction() {
     for v6 in [false, true] {
         let (frame, offload) = tunnel(v6, &syn(&outgoing(false)));
         let PartialChecksum { start, offset } = offload.checksum.unwrap();
@@ -249,9 +249,9 @@ fn an_open_checksum_elsewhere_is_a_contradiction() {
     }
 }
 
-/// A super-frame is one of the protocol that it says, and of the packet outside.
+/// The segmentation of a super-frame must match the protocol of the outer packet.
 #[test]
-fn super_frames_are_what_they_say() {
+fn segmentation_must_match_the_packet() {
     use SegmentKind::{Tcp4, Tcp6, Udp};
     let segmentation = |kind| Some(Segmentation { kind, size: 10, ecn: false });
     for v6 in [false, true] {
@@ -275,9 +275,9 @@ fn super_frames_are_what_they_say() {
     }
 }
 
-/// What the head does not hold is not looked for.
+/// Only the head of the frame is read.
 #[test]
-fn a_place_is_found_by_the_head_alone() {
+fn the_checksum_is_located_by_the_head_alone() {
     for v6 in [false, true] {
         let (frame, offload) = datagram(&outgoing(v6), 9, &[0; 1000]);
         assert_eq!(verify::checksum_location(frame::head(&frame)), offload.checksum);

@@ -7,7 +7,7 @@ use super::*;
 
 const NOW: Instant = Instant::from_micros(1_000_000);
 
-/// What a test knows of a fragment: which datagram, where, what.
+/// A fragment: its datagram, position and bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cut {
     v4: bool,
@@ -39,7 +39,7 @@ impl Cut {
         let packet = Packet {
             source,
             destination,
-            // Different in each, so that it shows whose it is.
+            // Different in each fragment, to identify the one that the header came from.
             hop_limit: (self.offset / 8) as u8,
             traffic_class: self.class,
             flow_label: 0,
@@ -95,7 +95,7 @@ fn any_cuts() -> impl Strategy<Value = (Vec<u8>, Vec<Cut>)> {
     })
 }
 
-/// A few datagrams with the same few offsets, so that they meet in all ways.
+/// A few datagrams and offsets, so that all kinds of overlaps occur.
 fn any_fragment() -> impl Strategy<Value = Cut> {
     let place = (0..6u16, 0..5usize, 0..4u8, prop_oneof![8 => Just(0u8), 1 => 1..8u8]);
     (any::<bool>(), 0..2u32, prop_oneof![9 => Just(17u8), 1 => Just(6u8)], place).prop_map(
@@ -105,14 +105,14 @@ fn any_fragment() -> impl Strategy<Value = Cut> {
                 v4,
                 protocol,
                 class: if content == 3 { 3 } else { 0 },
-                // Mostly the same bytes, so that duplicates are exact.
+                // Mostly the same bytes, so that exact duplicates occur.
                 ..Cut::new(id, offset * 8, content != 1, &vec![if content == 2 { 7 } else { 1 }; len])
             }
         },
     )
 }
 
-/// The rules once more, in the plainest words: all fragments of a datagram in a list, each compared with each.
+/// A simple model of the rules: all fragments of a datagram in a list, each compared with each.
 #[derive(Default)]
 struct Model {
     datagrams: BTreeMap<(bool, u32, u8), Option<Vec<Cut>>>,
@@ -169,7 +169,7 @@ impl Model {
 }
 
 proptest! {
-    /// In any order, and with duplicates, fragments make the datagram that they were cut from.
+    /// Fragments in any order, with duplicates, reassemble to the original datagram.
     #[test]
     fn fragments_in_any_order_make_the_datagram(
         (bytes, cuts) in any_cuts(),
@@ -204,7 +204,7 @@ proptest! {
         }
     }
 
-    /// Whatever comes, the outcome is what the rules say.
+    /// The outcome is that of the model, for any fragments.
     #[test]
     fn any_fragments_do_as_the_model(fragments in proptest::collection::vec(any_fragment(), 0..80)) {
         let mut reassembly = Reassembly::default();
@@ -224,7 +224,7 @@ proptest! {
         }
     }
 
-    /// Memory is bounded, whatever comes.
+    /// Memory is bounded, for any fragments.
     #[test]
     fn memory_is_bounded(fragments in proptest::collection::vec((0..400u32, 0..8192u16, 1..3000usize), 0..600)) {
         let mut reassembly = Reassembly::default();
@@ -267,7 +267,7 @@ fn largest_datagrams() {
     }
 }
 
-/// RFC 5722: after an overlap nothing of the datagram counts, also what comes later; until its time runs out.
+/// RFC 5722: after an overlap, all fragments of the datagram are dropped until it expires, also later ones.
 #[test]
 fn an_overlap_drops_the_datagram_and_what_follows() {
     let mut reassembly = Reassembly::default();
@@ -287,7 +287,7 @@ fn an_overlap_drops_the_datagram_and_what_follows() {
     assert_eq!(all_of(rest.add(&mut reassembly, due)), [1; 24]);
 }
 
-/// The same place with other bytes is an overlap, not a duplicate.
+/// A fragment at the same offset with other bytes is an overlap, not a duplicate.
 #[test]
 fn a_duplicate_is_exact() {
     for (other, outcome) in [
@@ -303,10 +303,10 @@ fn a_duplicate_is_exact() {
     }
 }
 
-/// RFC 8200 §4.5: time is counted from the first arrival, whichever fragment that is; the fragment with offset zero is
-/// handed out if it is there, as it came.
+/// RFC 8200 §4.5: the timeout counts from the fragment that arrives first. The fragment with offset zero is returned
+/// unchanged, if it has arrived.
 #[test]
-fn time_runs_out() {
+fn datagrams_expire() {
     let mut reassembly = Reassembly::default();
     assert_eq!(reassembly.next(), None);
     let second = NOW + Duration::from_secs(1);
@@ -323,9 +323,9 @@ fn time_runs_out() {
     assert_eq!((reassembly.next(), reassembly.bytes()), (None, 0));
 }
 
-/// At each limit, the oldest makes room.
+/// At each limit, the oldest datagram is dropped.
 #[test]
-fn the_oldest_makes_room() {
+fn the_oldest_is_dropped_at_a_limit() {
     let mut reassembly = Reassembly::default();
     for id in 0..=MAX_DATAGRAMS as u32 {
         assert_eq!(Cut::new(id, 0, true, &[1; 8]).add(&mut reassembly, NOW), Outcome::Waiting);
@@ -341,7 +341,7 @@ fn the_oldest_makes_room() {
     }
     let expected = MAX_BYTES / 65_536..=MAX_BYTES / 65_504;
     assert!(expected.contains(&reassembly.len()), "{}", reassembly.len());
-    // The one that grows is not the one that goes.
+    // The datagram that grows is not the one that is dropped.
     let oldest = reassembly.datagrams[0].key.id;
     let lens: Vec<Cut> = (0..2000).map(|at| Cut::new(oldest, at * 16, true, &[1; 8])).collect();
     for cut in &lens {

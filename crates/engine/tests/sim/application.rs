@@ -1,4 +1,4 @@
-//! What the users of the two ends do: send and read so many bytes, at some pace, and close at some time.
+//! The applications of the two ends: how much they send and read, how fast, and when they close.
 
 /// When one end closes its half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +14,11 @@ pub(crate) enum Close {
 pub(crate) enum Pace {
     /// At once.
     Fast,
-    /// So many bytes, then so many microseconds of nothing.
+    /// This many bytes, then a pause of this many microseconds.
     Slow(u64, u64),
 }
 
-/// One end's user.
+/// The application of one end.
 #[derive(Clone, Debug)]
 pub(crate) struct Application {
     pub(crate) total: u64,
@@ -63,7 +63,7 @@ impl Application {
         }
     }
 
-    /// When it wakes up by itself.
+    /// When it becomes active without an event.
     pub(crate) fn next(&self, now: u64) -> Option<u64> {
         Some(self.rests_until).filter(|&until| until > now)
     }

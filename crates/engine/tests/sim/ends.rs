@@ -1,4 +1,4 @@
-//! How connections end, against a foreign TCP: every order of closing, resets, and slow readers on the way.
+//! How connections with another TCP implementation end: every order of closing, resets, and slow readers.
 
 use smoltcp::socket::tcp::State;
 
@@ -12,7 +12,7 @@ use crate::{
     world::{Answer, Opener, Scenario, World},
 };
 
-/// Both openers, both families, clean and lossy.
+/// The scenario opened by either end, for both families, over a clean and a lossy network.
 fn everywhere(scenario: &Scenario) -> impl Iterator<Item = Scenario> {
     let lossy = Impairments { loss: 100, reordering: 50, duplication: 20, delay: 2000 };
     let mut all = Vec::new();
@@ -62,7 +62,7 @@ fn both_close_at_once() {
 }
 
 #[test]
-fn half_closed_with_much_to_come_the_other_way_r70() {
+fn a_long_transfer_after_a_half_close_r70() {
     everywhere(&users(10, Close::WhenSent, 300_000, Close::WhenSent)).for_each(|run| {
         run.run();
     });
@@ -88,7 +88,7 @@ fn a_slow_reader_in_the_guest_closes_and_opens_its_window() {
 }
 
 #[test]
-fn a_slow_reader_at_the_host_fills_the_queue_and_no_more() {
+fn a_slow_reader_at_the_host_fills_the_queue_up_to_its_limit() {
     for rest in [1000, 700_000] {
         let guest = Application::new(1_500_000, Close::WhenSent, Pace::Fast);
         let reader = Application::new(0, Close::WhenOtherClosed, Pace::Slow(60_000, rest));
@@ -102,7 +102,7 @@ fn a_slow_reader_at_the_host_fills_the_queue_and_no_more() {
         };
         for mut run in everywhere(&run) {
             let clean = run.network.reordering == 0;
-            // smoltcp stops probing a closed window when it has retransmitted: the update may not be lost.
+            // smoltcp stops probing a closed window after a retransmission, so the window update must not be lost.
             run.network.loss = 0;
             let outcome = run.run();
             assert!(outcome.memory <= (1 << 20) + (32 << 10), "{} bytes of queue", outcome.memory);
@@ -130,7 +130,7 @@ fn our_sequence_numbers_wrap_within_a_transfer() {
     let mut first = World::new(run.clone());
     first.run();
     let iss = first.outcome().observed.initial.expect("a SYN").0;
-    // The sequence numbers start at a clock of 4 us: so much later they are just below the end.
+    // Initial sequence numbers contain a clock of 4 us: at this start time they are just below the wrap.
     for before in [5_000, 100_000, 1 << 19] {
         let start = 4 * u64::from(u32::MAX - iss - before);
         let lossy = Impairments { loss: 30, reordering: 30, duplication: 10, delay: 1000 };

@@ -10,7 +10,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn little_data_is_acknowledged_soon_and_much_at_once() {
+fn small_segments_have_delayed_acknowledgments() {
     let mut script = Script::connected();
     script.guest("P. 1:101 ack 1");
     assert_eq!(script.peer().state().sent, 100);
@@ -34,7 +34,7 @@ fn an_answer_carries_the_acknowledgment() {
 }
 
 #[test]
-fn data_behind_a_hole_are_told_and_kept() {
+fn data_after_a_hole_is_kept_and_reported_by_sack() {
     // RFC 2018
     let mut script = Script::connected();
     script.guest(". 1461:2921 ack 1");
@@ -51,14 +51,14 @@ fn data_behind_a_hole_are_told_and_kept() {
 }
 
 #[test]
-fn no_sack_to_a_guest_that_did_not_ask() {
+fn a_guest_without_sack_permitted_gets_no_sack() {
     let mut script = Script::connected_by("S 0:0 win 65535 mss 1460 wscale 7");
     script.guest(". 1461:2921 ack 1");
     script.us(". 1:1 ack 1");
 }
 
 #[test]
-fn order_within_a_batch_does_not_matter() {
+fn reordering_within_a_round_is_not_visible() {
     let mut script = Script::connected();
     script.batch(&[". 1461:2921 ack 1", ". 1:1461 ack 1"]);
     assert_eq!(script.peer().state().sent, 2920);
@@ -66,7 +66,7 @@ fn order_within_a_batch_does_not_matter() {
 }
 
 #[test]
-fn overlaps_are_trimmed_and_old_data_acknowledged() {
+fn overlaps_are_trimmed_and_old_data_is_acknowledged() {
     let mut script = Script::connected();
     script.guest("P. 1:1001 ack 1");
     script.guest("P. 501:1501 ack 1");
@@ -78,7 +78,7 @@ fn overlaps_are_trimmed_and_old_data_acknowledged() {
 }
 
 #[test]
-fn what_a_full_socket_refused_waits_and_follows_r76() {
+fn data_that_a_full_socket_refused_is_queued_and_sent_later_r76() {
     let mut script = Script::connected();
     script.peer().state().send_capacity = 1000;
     script.guest("P. 1:1461 ack 1");
@@ -90,7 +90,7 @@ fn what_a_full_socket_refused_waits_and_follows_r76() {
 }
 
 #[test]
-fn the_window_is_the_room_in_the_queue_and_opens_again() {
+fn the_window_closes_with_the_queue_and_opens_again() {
     let mut script = Script::connected();
     script.peer().state().send_capacity = 3000;
     // More than the window of 1 MiB and the socket's buffer together.
@@ -106,11 +106,11 @@ fn the_window_is_the_room_in_the_queue_and_opens_again() {
         assert!(at < 2_000_000, "the window never closes: {sent:?}");
     }
     assert!(script.stack.tcp().queue_memory() <= (1 << 20) + 32_768);
-    // A probe of the closed window is answered, and not taken.
+    // A probe of the closed window is answered, and its byte is dropped.
     script.guest(&format!(". {at}:{} ack 1", at + 1));
     let answer = script.sent();
     assert!(answer[0].contains(" win 0"), "{answer:?}");
-    // It opens in one good step, not byte by byte, when the peer has read half of it.
+    // The window opens in one large step, when the peer has read half of it.
     let mut updates = Vec::new();
     for _ in 0..1000 {
         script.peer().acknowledge_all();
@@ -123,8 +123,8 @@ fn the_window_is_the_room_in_the_queue_and_opens_again() {
     assert_eq!(script.peer().state().sent, at as u64 - 1 + 1000);
 }
 
-/// A socket takes few pieces in one call, and reports nothing of those that it left alone: a queue that offered more than
-/// [`engine::host::TcpSocket::MAX_PIECES`] would stall.
+/// A queue that offered more than [`engine::host::TcpSocket::MAX_PIECES`] pieces in one call would stall: the socket takes
+/// no more, and then reports no event, since it is not full.
 #[test]
 fn a_long_queue_is_emptied_by_one_event() {
     let mut script = Script::connected();
@@ -142,12 +142,12 @@ fn a_long_queue_is_emptied_by_one_event() {
 }
 
 #[test]
-fn a_guest_that_fills_the_window_may_say_so_at_its_edge() {
+fn an_acknowledgment_at_the_right_edge_of_the_window_is_acceptable() {
     let mut script = Script::connected();
     script.peer().arrive(1000);
     script.settle();
     script.us("P. 1:1001 ack 1");
-    // The whole window is on its way, out of order: an acknowledgment from its right edge.
+    // The guest has sent the whole window, and a segment without payload from its right edge arrives first.
     let edge = 1 + (1 << 20);
     script.guest(&format!(". {edge}:{edge} ack 1001"));
     assert_eq!(script.peer().unread(), 0);
@@ -155,7 +155,7 @@ fn a_guest_that_fills_the_window_may_say_so_at_its_edge() {
 }
 
 #[test]
-fn a_fin_behind_a_hole_waits_for_it_r72() {
+fn a_fin_after_a_hole_waits_until_it_is_filled_r72() {
     let mut script = Script::connected();
     script.guest("FP. 101:201 ack 1");
     script.us(". 1:1 ack 1 sack 101:201");
@@ -166,7 +166,7 @@ fn a_fin_behind_a_hole_waits_for_it_r72() {
 }
 
 #[test]
-fn data_behind_the_fin_are_nobodys_r72() {
+fn data_after_the_fin_is_dropped_r72() {
     let mut script = Script::connected();
     script.guest("F. 1:101 ack 1");
     script.guest(". 101:301 ack 1");
@@ -180,7 +180,7 @@ fn data_behind_the_fin_are_nobodys_r72() {
 
 #[test]
 fn the_fin_is_acknowledged_when_the_peer_has_everything_r73() {
-    // HOUSE §3: close tells the truth
+    // A close that succeeds in the guest means that the peer has everything.
     let mut script = Script::connected();
     script.guest("F. 1:101 ack 1");
     assert!(script.peer().state().shut);
@@ -195,7 +195,7 @@ fn the_fin_is_acknowledged_when_the_peer_has_everything_r73() {
     script.peer().acknowledge_all();
     script.settle();
     script.us(". 1:1 ack 102");
-    // and once only, unless the guest asks again.
+    // it is acknowledged once, and again only if the guest repeats it.
     script.pass(SECOND);
     script.quiet();
     script.guest("F. 101:101 ack 1");
@@ -203,7 +203,7 @@ fn the_fin_is_acknowledged_when_the_peer_has_everything_r73() {
 }
 
 #[test]
-fn half_closed_by_the_guest_data_go_on_the_other_way_r70() {
+fn after_a_half_close_of_the_guest_the_other_direction_continues_r70() {
     let mut script = Script::connected();
     script.guest("F. 1:1 ack 1");
     script.us(". 1:1 ack 1");
@@ -226,7 +226,7 @@ fn half_closed_by_the_guest_data_go_on_the_other_way_r70() {
 }
 
 #[test]
-fn half_closed_by_the_peer_data_go_on_the_other_way_r70() {
+fn after_a_half_close_of_the_peer_the_other_direction_continues_r70() {
     let mut script = Script::connected();
     script.peer().end();
     script.settle();
@@ -264,7 +264,7 @@ fn both_ends_close_at_once() {
 }
 
 #[test]
-fn keep_alives_are_answered_and_the_peer_is_kept_alive_too_r74() {
+fn keep_alives_are_answered_and_enable_those_of_the_host_r74() {
     let mut script = Script::connected();
     script.guest("P. 1:11 ack 1");
     script.pass(10 * MILLISECOND);
@@ -279,7 +279,7 @@ fn keep_alives_are_answered_and_the_peer_is_kept_alive_too_r74() {
 }
 
 #[test]
-fn a_silent_guest_is_asked_whether_it_is_there() {
+fn a_silent_guest_is_probed() {
     // behaviour §6.9
     let mut script = Script::connected();
     script.pass(61 * SECOND);
@@ -294,7 +294,7 @@ fn a_silent_guest_is_asked_whether_it_is_there() {
 }
 
 #[test]
-fn a_connection_without_any_activity_is_given_up_r78() {
+fn a_connection_without_any_activity_is_aborted_r78() {
     let mut script = Script::connected();
     script.pass(7100 * SECOND);
     assert_eq!(script.peer().closed(), None);
@@ -306,7 +306,7 @@ fn a_connection_without_any_activity_is_given_up_r78() {
 }
 
 #[test]
-fn nothing_is_done_while_nothing_happens_r65() {
+fn an_idle_connection_causes_no_work_r65() {
     let mut script = Script::connected();
     script.peer().arrive(100);
     script.settle();
@@ -351,7 +351,7 @@ fn a_reset_of_the_guest_resets_the_socket_in_every_state() {
 }
 
 #[test]
-fn a_reset_outside_the_window_is_not_the_guests() {
+fn a_reset_outside_the_window_is_ignored() {
     let mut script = Script::connected();
     script.guest("R. 2000000:2000000 ack 1");
     assert_eq!(script.peer().closed(), None);
@@ -359,7 +359,7 @@ fn a_reset_outside_the_window_is_not_the_guests() {
 }
 
 #[test]
-fn data_to_a_peer_that_has_reset_are_answered_with_a_reset() {
+fn data_to_a_peer_that_has_reset_is_answered_with_a_reset() {
     let mut script = Script::connected();
     script.peer().state().send_capacity = 10;
     script.guest("P. 1:101 ack 1");
@@ -372,7 +372,7 @@ fn data_to_a_peer_that_has_reset_are_answered_with_a_reset() {
 }
 
 #[test]
-fn an_acknowledgment_of_what_was_never_sent_is_answered_only() {
+fn a_segment_that_acknowledges_unsent_data_is_answered_and_dropped() {
     let mut script = Script::connected();
     script.guest("P. 1:101 ack 500");
     script.us(". 1:1 ack 1");

@@ -9,7 +9,7 @@ use crate::script::{SYN, Script};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn the_guest_hears_when_the_peer_has_answered() {
+fn the_syn_is_answered_when_the_peer_has_answered() {
     let mut script = Script::new();
     script.guest(SYN);
     script.quiet();
@@ -30,7 +30,7 @@ fn options_that_the_guest_lacks_are_not_offered() {
     script.peer().connect();
     script.settle();
     assert_eq!(script.sent(), ["S. 0:0 ack 1 win 65535 mss 1460"]);
-    // Windows are not scaled then, in either direction; the guest's segments have 536 bytes.
+    // Without the options, windows are not scaled in either direction, and the guest's segments have 536 bytes.
     script.guest(". 1:1 ack 1 win 1000");
     script.peer().arrive(5000);
     script.settle();
@@ -54,7 +54,7 @@ fn a_repeated_syn_is_ignored_while_connecting_r60() {
 }
 
 #[test]
-fn q2_the_syn_ack_is_repeated_as_it_was() {
+fn q2_the_syn_ack_is_repeated_unchanged() {
     let mut script = Script::new();
     script.guest(SYN);
     script.peer().connect();
@@ -65,7 +65,7 @@ fn q2_the_syn_ack_is_repeated_as_it_was() {
         script.us("S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok");
         script.quiet();
     }
-    // The guest repeats its SYN: our answer was lost.
+    // The guest repeats its SYN, since the answer was lost.
     script.guest(SYN);
     script.us("S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok");
     script.guest(". 1:1 ack 1");
@@ -74,7 +74,7 @@ fn q2_the_syn_ack_is_repeated_as_it_was() {
 }
 
 #[test]
-fn an_inbound_syn_is_repeated_as_it_was_while_the_guest_boots_r61() {
+fn an_inbound_syn_is_repeated_unchanged_while_the_guest_boots_r61() {
     let mut script = Script::new();
     script.accept();
     script.us("S 0:0 win 65535 mss 1460 wscale 5 sackok");
@@ -118,7 +118,7 @@ fn a_reset_that_does_not_acknowledge_our_syn_is_of_another_connection() {
     script.accept();
     script.us("S 0:0");
     script.guest("R. 0:0 ack 77");
-    // Nor is an old acknowledgment an answer: it is reset, and our SYN stands (RFC 9293 §3.5.2).
+    // An old acknowledgment is answered with a reset, and the SYN stays valid (RFC 9293 §3.5.2).
     script.guest(". 500:500 ack 77");
     script.us("R 77:77");
     script.quiet();
@@ -136,7 +136,7 @@ fn the_guests_syn_ack_is_acknowledged_again_if_that_was_lost() {
 }
 
 #[test]
-fn q3_data_and_fin_on_the_last_acknowledgment_of_the_handshake_count() {
+fn q3_data_and_fin_on_the_last_acknowledgment_of_the_handshake_are_processed() {
     let mut script = Script::new();
     script.guest(SYN);
     script.peer().connect();
@@ -176,7 +176,7 @@ fn a_refused_connection_is_refused_with_the_right_numbers() {
 }
 
 #[test]
-fn the_guest_gives_up_before_the_peer_has_answered() {
+fn the_guest_resets_before_the_peer_has_answered() {
     let mut script = Script::new();
     script.guest(SYN);
     script.guest("R 1:1");
@@ -197,7 +197,7 @@ fn segments_of_no_connection_are_reset_r59() {
 }
 
 #[test]
-fn a_syn_right_behind_a_reset_opens_a_new_connection_r62() {
+fn a_syn_right_after_a_reset_opens_a_new_connection_r62() {
     let mut script = Script::connected();
     let (reset, syn) = ("R. 1:1 ack 1", "S 5000:5000 win 65535 mss 1460 wscale 7 sackok");
     script.batch(&[reset, syn]);
@@ -210,7 +210,7 @@ fn a_syn_right_behind_a_reset_opens_a_new_connection_r62() {
 }
 
 #[test]
-fn a_syn_right_behind_the_last_acknowledgment_opens_a_new_connection_r62() {
+fn a_syn_right_after_the_last_acknowledgment_opens_a_new_connection_r62() {
     let mut script = Script::connected();
     script.peer().end();
     script.settle();

@@ -1,6 +1,6 @@
-//! A guest that sends anything: valid segments, nearly valid ones, and rubbish, in any order, while the socket
-//! does as it likes. Nothing panics, and what reaches the socket is a prefix of what was sent (the virtual
-//! socket compares every byte).
+//! A guest that sends valid, nearly valid and invalid segments in any order, while the socket has any results that a kernel
+//! may have. Nothing panics, and the bytes that reach the socket are a prefix of those that were sent (the virtual socket
+//! compares every byte).
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use testkit::stream::{CONNECTION_RESET, Closed};
 
 use crate::script::{SYN, Script};
 
-/// One thing that happens.
+/// An event.
 #[derive(Clone, Debug)]
 enum Event {
     /// A segment of the guest: flags by bits, place and length, acknowledgment, window, SACK blocks.
@@ -33,13 +33,13 @@ enum Event {
     TakeAll,
     End,
     Reset,
-    /// The link fills up, or is free again.
+    /// The link becomes full, or has room again.
     Link(bool),
     Pass(u32),
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    // Mostly near where things happen, at times anywhere.
+    // Mostly near the current positions, sometimes anywhere.
     let near = || prop_oneof![8 => -3000i64..20_000, 2 => -10i64..10, 1 => any::<u32>().prop_map(i64::from)];
     let flags =
         prop_oneof![12 => Just(0x10u8), 4 => Just(0x11), 1 => Just(0x04), 1 => Just(0x02), 2 => any::<u8>()];
@@ -61,7 +61,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// A run: the connection, and where an honest guest would be.
+/// A run: the connection, and the state of an honest guest.
 struct Run {
     script: Script,
     next: i64,
@@ -108,7 +108,7 @@ impl Run {
         }
     }
 
-    /// An honest guest hears of it all.
+    /// Updates the honest guest's state.
     fn observe(&mut self, line: &str) {
         let end = line.split([' ', ':']).nth(2).and_then(|end| end.parse::<i64>().ok());
         self.acknowledged = self.acknowledged.max(end.unwrap_or(0) - 1).min(1 << 30);
@@ -151,21 +151,21 @@ proptest! {
             }
             run.apply(event);
         }
-        // In the end the guest is gone: so is the connection, sooner or later, and all it held.
+        // When the guest no longer answers, the connection ends and returns its memory.
         run.script.set_link_full(false);
         for _ in 0..20 {
             run.script.peer().acknowledge_all();
             run.script.settle();
         }
         run.script.pass(Duration::from_secs(30_000));
-        prop_assert!(run.script.stack.tcp().is_empty(), "a connection that nobody has is kept");
+        prop_assert!(run.script.stack.tcp().is_empty(), "the connection has not ended");
         prop_assert_eq!(run.script.stack.tcp().queue_memory(), 0);
         prop_assert!(run.script.peer().closed() != Some(Closed::Unread));
     }
 
     #[test]
     fn no_frame_breaks_the_table(frames in prop::collection::vec((any::<u8>(), any::<u32>(), any::<u32>(), 0i64..3000), 1..60)) {
-        // Segments of no connection and of many: the table stays within its limit, and resets only answer.
+        // Segments of many connections and of none: the table stays within its limit, and resets are sent only as answers.
         let mut script = Script::new();
         script.our_iss = Some(0);
         for (flags, seq, ack, len) in frames {

@@ -1,4 +1,4 @@
-//! Our TCP against another one, over a bad network, in virtual time; and segment by segment against a script.
+//! The engine's TCP in virtual time: against another implementation over a bad network, and against scripts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own helpers fail by panicking")]
 

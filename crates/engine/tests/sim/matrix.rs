@@ -1,8 +1,8 @@
-//! Transfers over networks of every badness: loss x reordering x duplication x delay x MTU x buffers x direction.
+//! Transfers over bad networks: loss x reordering x duplication x delay x MTU x buffers x direction.
 //!
-//! The snapshots pin how long each takes and how much we retransmit, so that a change for the worse (or the better)
-//! shows. Up to a point: times of a lossy way up are those of smoltcp, which waits for at least a second before
-//! it retransmits, and keeps 32 ranges behind holes at most.
+//! The snapshots record how long each takes and how much the engine retransmits, so that they show a change for the worse
+//! or the better. The times of a lossy transfer from the guest are mostly those of smoltcp: it waits for at least a second
+//! before it retransmits, and keeps at most 32 ranges after holes.
 
 use std::fmt::Write;
 
@@ -21,14 +21,14 @@ const BUFFERS: [(usize, u64); 3] = [(4 << 10, 48 << 10), (64 << 10, 384 << 10), 
 /// Runs of each, of which the median counts.
 const SEEDS: usize = 5;
 
-/// What a bad network may cost at most: so many times the time over a clean one of the same delay, ...
+/// Bounds on the time over a bad network: a multiple of the time over a clean one of the same delay, ...
 const FACTOR: u64 = 4;
-/// ... and timeouts, in microseconds, by loss (none, and as in [`LOSS`]): ours, that start at 240 ms, and smoltcp's,
-/// that start at 1 s and double.
+/// ... plus timeouts in microseconds, by loss (none, and as in [`LOSS`]): the engine's, which start at 240 ms, and
+/// smoltcp's, which start at 1 s and double.
 const OUR_TIMEOUTS: [u64; 4] = [500_000, 1_500_000, 3_000_000, 6_000_000];
 const SMOLTCP_TIMEOUTS: [u64; 4] = [2_000_000, 16_000_000, 64_000_000, 130_000_000];
 
-/// Most memory that one connection may take: the window, and a slot at either end.
+/// Most memory of one connection: the window, and a chunk at either end.
 const MEMORY: usize = (1 << 20) + (32 << 10);
 
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! The way from the engine to the guest, and what is seen on it.
+//! The link from the engine to the guest, and what is observed on it.
 
 use engine::link::Full;
 use testkit::{
@@ -14,12 +14,12 @@ use wire::{
 };
 use zerocopy::FromBytes;
 
-/// What was seen of the engine's segments, before the network got hold of them.
+/// What was observed of the engine's segments before the network impairs them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Observed {
     /// Super-frames and segments with payload.
     pub(crate) sends: u64,
-    /// Payload bytes sent more than once, probes of a closed window left out.
+    /// Payload bytes sent more than once, without probes of a closed window.
     pub(crate) repeated: u64,
     /// Bytes sent into a closed window, one at a time.
     pub(crate) probes: u64,
@@ -27,19 +27,19 @@ pub(crate) struct Observed {
     pub(crate) initial: Option<Seq>,
     /// The guest's initial sequence number.
     guest_initial: Option<Seq>,
-    /// The urgent byte named last, and how many there were.
+    /// The urgent byte announced last, and the number of urgent bytes.
     pub(crate) urgent: Option<Seq>,
     pub(crate) urgent_count: u64,
-    /// The one behind the highest sequence number sent.
+    /// The number after the highest sequence number sent.
     highest: Option<Seq>,
     /// The acknowledgment sent last.
     acknowledged: Option<Seq>,
     /// Right edge of the guest's window, at its furthest.
     offered: Option<Seq>,
-    /// The guest's window as it told last.
+    /// The window that the guest advertised last.
     window: u32,
     scale: u8,
-    /// Times that a frame found the link full.
+    /// How often the link was full.
     pub(crate) refused: u64,
 }
 
@@ -99,7 +99,7 @@ pub(crate) struct ToGuest {
     pub(crate) now: u64,
     pub(crate) network: Direction,
     pub(crate) observed: Observed,
-    /// Bytes that may wait; without it the link is never full.
+    /// Most bytes of backlog; none: the link is never full.
     queue: Option<u64>,
     commits: u64,
     full_until: u64,
@@ -127,7 +127,7 @@ impl Receiver for ToGuest {
     }
 
     fn frame(&mut self, frame: &mut [u8], offload: &Offload) -> Result<(), Full> {
-        // Now and then it is the commit that finds out.
+        // Sometimes the link reports only at the commit that it is full.
         self.commits += 1;
         if self.queue.is_some() && self.commits.is_multiple_of(3) && self.network.free_at() > self.now {
             self.full_until = self.network.free_at();
@@ -156,8 +156,8 @@ impl Receiver for ToGuest {
     }
 }
 
-/// Has a segment of the guest name its last urgent byte, or the next one, where each at a multiple of `every` is urgent in
-/// a stream of `total` bytes.
+/// Sets the urgent pointer of a guest's segment to its last urgent byte, or the next one. In the stream of `total` bytes,
+/// each byte at a multiple of `every` is urgent.
 pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observed: &Observed) {
     let (Some((packet, segment)), Some(initial)) = (segment(frame), observed.guest_initial) else { return };
     if segment.payload.is_empty() {
@@ -176,7 +176,7 @@ pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observe
     }
 }
 
-/// Prints a segment if `SIM_TRACE` is set: to see what led to a failure.
+/// Prints a segment if `SIM_TRACE` is set, to debug a failure.
 pub(crate) fn trace(now: u64, who: &str, bytes: &[u8]) {
     static ON: std::sync::LazyLock<bool> =
         std::sync::LazyLock::new(|| std::env::var_os("SIM_TRACE").is_some());

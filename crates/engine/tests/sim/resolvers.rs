@@ -1,4 +1,4 @@
-//! Connections to the host's resolvers (docs/design/dns.md): the next one is dialled before the guest is answered.
+//! Connections to the host's resolvers (docs/design/dns.md): if one fails, the next one is tried before the guest's SYN is answered.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -43,7 +43,7 @@ fn assert_connects(script: &mut Script) {
 }
 
 #[test]
-fn the_other_family_will_do() {
+fn a_resolver_of_the_other_family_is_used() {
     let mut script = script(&SERVERS[..1]);
     script.guest(SYN);
     assert_eq!(dialled(&script), SERVERS[..1]);
@@ -60,7 +60,7 @@ fn the_next_server_is_dialled_after_a_refusal() {
     }
     assert_eq!(dialled(&script), SERVERS);
     assert_connects(&mut script);
-    // The next connection knows.
+    // The next connection goes to that server at once.
     script.another_port();
     script.guest(SYN);
     assert_eq!(dialled(&script)[3..], SERVERS[2..]);
@@ -75,14 +75,14 @@ fn the_next_server_is_dialled_after_silence() {
     script.pass(20 * MILLISECOND);
     assert_eq!(dialled(&script), SERVERS[..2]);
     assert!(script.host.peers[0].closed().is_some());
-    // The last one has all the time that there is.
+    // There is no timeout for the last server.
     script.pass(10_000 * MILLISECOND);
     assert_eq!(dialled(&script).len(), 2);
     assert_connects(&mut script);
 }
 
 #[test]
-fn the_last_refusal_is_the_guests() {
+fn the_last_refusal_is_reported_to_the_guest() {
     let mut script = script(&SERVERS[..2]);
     script.guest(SYN);
     for index in 0..2 {
@@ -95,9 +95,9 @@ fn the_last_refusal_is_the_guests() {
     assert!(script.stack.tcp().is_empty());
 }
 
-/// No socket for the others: the silent one keeps its chance.
+/// If no socket can be opened for the other servers, the engine continues to wait for the silent one.
 #[test]
-fn a_silent_server_is_not_given_up_for_none() {
+fn a_silent_server_is_kept_if_there_is_no_other() {
     let mut script = script(&SERVERS[..2]);
     script.guest(SYN);
     script.host.connect_error = Some(Errno(101));
@@ -105,9 +105,9 @@ fn a_silent_server_is_not_given_up_for_none() {
     assert_connects(&mut script);
 }
 
-/// The guest gives up meanwhile.
+/// The guest resets while a server is tried.
 #[test]
-fn a_reset_ends_the_search() {
+fn a_reset_of_the_guest_ends_the_attempts() {
     let mut script = script(&SERVERS);
     script.guest(SYN);
     script.guest("R 1:1");
@@ -116,7 +116,7 @@ fn a_reset_ends_the_search() {
     assert!(script.stack.tcp().is_empty());
 }
 
-/// Nothing else is dialled for other destinations.
+/// Connections to other destinations have one server.
 #[test]
 fn other_connections_have_one_destination() {
     let mut script = script(&SERVERS);

@@ -1,9 +1,9 @@
-//! Segment against segment: a guest written by hand, and what we are to answer.
+//! Scripts: segments of a guest, and the engine's expected answers.
 //!
 //! A segment is a line like `S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok` or `P. 1:101 ack 1 sack 201:301,401:501`:
 //! flags (S, F, R, P, U, and a dot for ACK), the range of sequence numbers that its payload has (SYN and FIN left out),
-//! and what else there is, by name. All numbers are relative to the initial ones. The payload is that of the
-//! stream at its place. An expected line says nothing of what it leaves out, but for SACK blocks.
+//! and other fields by name. All numbers are relative to the initial ones. The payload is that of the stream at this
+//! position. Fields that an expected line leaves out are not compared, except SACK blocks.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -44,7 +44,7 @@ pub(crate) struct Script {
     pub(crate) remote: SocketAddr,
     /// The guest's initial sequence number.
     pub(crate) guest_iss: u32,
-    /// Ours, once it was seen.
+    /// The engine's, after its SYN.
     pub(crate) our_iss: Option<u32>,
 }
 
@@ -75,7 +75,7 @@ impl Script {
         self.remote = SocketAddr::new(at.parse().unwrap(), 53);
     }
 
-    /// The guest goes on with another connection.
+    /// The next segments belong to another connection.
     pub(crate) fn another_port(&mut self) {
         self.guest.set_port(self.guest.port() + 1);
         self.our_iss = None;
@@ -93,7 +93,7 @@ impl Script {
         script
     }
 
-    /// Has the guest open a connection with this SYN.
+    /// The guest opens a connection with this SYN.
     pub(crate) fn connect_by(&mut self, syn: &str) {
         self.guest(syn);
         self.quiet();
@@ -128,7 +128,7 @@ impl Script {
         self.host.peers.last().expect("a socket").clone()
     }
 
-    /// A round of the engine with this in it, and as many more as it takes to send everything.
+    /// A round of the engine with this event, and more rounds until everything is sent.
     pub(crate) fn engine<R>(&mut self, events: impl FnOnce(&mut Round<'_, Scripted>) -> R) -> R {
         let now = Instant::from_micros(self.now);
         let mut round = self.stack.round(now, &mut self.host, &mut self.link);
@@ -140,7 +140,7 @@ impl Script {
         result
     }
 
-    /// Tells the engine of sockets that woke up.
+    /// Reports the sockets that became ready to the engine.
     pub(crate) fn settle(&mut self) {
         while let Some((flow, readiness)) = self.host.next_ready() {
             self.engine(|round| round.ready(flow, readiness));
@@ -152,7 +152,7 @@ impl Script {
         self.batch(&[line]);
     }
 
-    /// The guest sends these segments, and they are read together.
+    /// The guest sends these segments, which arrive in one round.
     pub(crate) fn batch(&mut self, lines: &[&str]) {
         let frames: Vec<_> = lines.iter().map(|line| self.write(line)).collect();
         self.frames(&frames);
@@ -168,32 +168,32 @@ impl Script {
         self.settle();
     }
 
-    /// We have sent this segment, the oldest not yet looked at.
+    /// The engine has sent this segment: the oldest one that was not compared yet.
     pub(crate) fn us(&mut self, expected: &str) {
-        assert!(!self.link.frames.is_empty(), "nothing was sent, not {expected:?}");
+        assert!(!self.link.frames.is_empty(), "nothing was sent, expected {expected:?}");
         let (bytes, _) = self.link.frames.remove(0);
         let actual = self.read(&bytes);
         assert!(matches(expected, &actual), "sent was      {actual}\nexpected was {expected}");
     }
 
-    /// What we have sent, as lines.
+    /// The segments that the engine has sent, as lines.
     pub(crate) fn sent(&mut self) -> Vec<String> {
         self.link.take().iter().map(|(bytes, _)| self.read(bytes)).collect()
     }
 
-    /// The guest's ports that we have sent segments to, in order.
+    /// The guest's ports to which the engine has sent segments, in order.
     pub(crate) fn sent_ports(&mut self) -> Vec<u16> {
         let frames = self.link.take();
         let segments = frames.iter().filter_map(|(bytes, _)| segment(bytes));
         segments.map(|(_, segment)| segment.header.destination_port.get()).collect()
     }
 
-    /// We have sent nothing that was not looked at.
+    /// The engine has sent no other segment.
     pub(crate) fn quiet(&mut self) {
         assert_eq!(self.sent(), Vec::<String>::new());
     }
 
-    /// Lets time pass.
+    /// Advances the time.
     pub(crate) fn pass(&mut self, time: Duration) {
         let until = self.now + time.as_micros() as u64;
         let due = |script: &Self| script.stack.next_deadline().map(Instant::as_micros);
@@ -247,7 +247,7 @@ impl Script {
         testkit::guest::tcp(&headers, header, &options_bytes[..options_len], payload_len, fill).0
     }
 
-    /// Our segment, as a line.
+    /// A segment of the engine, as a line.
     fn read(&mut self, bytes: &[u8]) -> String {
         let Some((packet, segment)) = segment(bytes) else { return "no TCP segment".into() };
         if segment.flags().contains(Flags::SYN) {
@@ -311,7 +311,7 @@ fn render(segment: &Segment<'_>, iss: u32, other_iss: u32) -> String {
     line
 }
 
-/// A line taken apart.
+/// A parsed line.
 struct Line<'a> {
     flags: Flags,
     start: i64,
@@ -358,7 +358,7 @@ fn range(text: &str) -> (i64, i64) {
     (start.parse().expect("a number"), end.parse().expect("a number"))
 }
 
-/// Whether a segment is as expected, in all that the expected line names.
+/// Whether a segment matches the expected line.
 fn matches(expected: &str, actual: &str) -> bool {
     let (expected, actual) = (Line::parse(expected), Line::parse(actual));
     let push = if expected.flags.contains(Flags::PSH) { Flags::empty() } else { Flags::PSH };

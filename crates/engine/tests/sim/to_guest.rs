@@ -16,10 +16,10 @@ fn arrive(script: &mut Script, len: u64) {
 }
 
 #[test]
-fn data_goes_out_whole_and_is_freed_when_acknowledged() {
+fn data_is_sent_in_super_frames_and_discarded_when_acknowledged() {
     let mut script = Script::connected();
     arrive(&mut script, 100_000);
-    // The guest's window is 64 KiB: one super-frame of 44 segments, and no sliver behind it.
+    // The guest's window is 64 KiB: one super-frame of 44 whole segments.
     script.us(". 1:64241 ack 1");
     script.quiet();
     assert_eq!(script.peer().unread(), 100_000);
@@ -32,14 +32,14 @@ fn data_goes_out_whole_and_is_freed_when_acknowledged() {
 }
 
 #[test]
-fn the_last_of_what_there_is_has_push_r82() {
+fn the_last_available_segment_has_push_r82() {
     let mut script = Script::connected();
     arrive(&mut script, 10);
     assert_eq!(script.sent(), ["P. 1:11 ack 1 win 32768"]);
 }
 
 #[test]
-fn what_the_link_did_not_take_is_sent_when_it_does_r64() {
+fn data_is_sent_when_a_full_link_has_room_again_r64() {
     let mut script = Script::connected();
     script.set_link_full(true);
     arrive(&mut script, 1000);
@@ -52,7 +52,7 @@ fn what_the_link_did_not_take_is_sent_when_it_does_r64() {
 }
 
 #[test]
-fn a_fin_and_an_acknowledgment_wait_for_the_link_too_r64() {
+fn fin_and_acknowledgment_are_sent_when_a_full_link_has_room_again_r64() {
     let mut script = Script::connected();
     script.set_link_full(true);
     script.peer().end();
@@ -63,18 +63,18 @@ fn a_fin_and_an_acknowledgment_wait_for_the_link_too_r64() {
     script.guest("F. 1:1 ack 2");
     script.peer().acknowledge_all();
     script.settle();
-    assert_eq!(script.peer().closed(), None, "the guest does not know yet");
+    assert_eq!(script.peer().closed(), None, "the guest has not acknowledged it yet");
     script.set_link_full(false);
     script.us(". 2:2 ack 2");
     assert_eq!(script.peer().closed(), Some(Closed::Orderly));
 }
 
 #[test]
-fn a_window_that_shrinks_to_nothing_takes_back_what_was_sent_r66() {
+fn data_outside_a_window_that_shrinks_to_zero_is_sent_again_r66() {
     let mut script = Script::connected();
     arrive(&mut script, 20_000);
     script.us("P. 1:20001 ack 1");
-    // The guest throws away what it has no room for.
+    // The guest drops the data for which it has no room.
     script.guest(". 1:1 ack 1001 win 0");
     script.quiet();
     script.guest(". 1:1 ack 1001 win 512");
@@ -83,7 +83,7 @@ fn a_window_that_shrinks_to_nothing_takes_back_what_was_sent_r66() {
 }
 
 #[test]
-fn a_window_that_shrinks_takes_back_what_lies_outside_r66() {
+fn data_outside_a_window_that_shrinks_is_sent_again_r66() {
     let mut script = Script::connected();
     arrive(&mut script, 20_000);
     script.us("P. 1:20001 ack 1");
@@ -94,7 +94,7 @@ fn a_window_that_shrinks_takes_back_what_lies_outside_r66() {
 }
 
 #[test]
-fn what_the_scale_rounds_off_is_no_shrunk_window() {
+fn rounding_by_the_window_scale_is_no_shrunk_window() {
     let mut script = Script::connected();
     arrive(&mut script, 200_000);
     script.us(". 1:64241 ack 1");
@@ -112,7 +112,7 @@ fn a_closed_window_is_probed_until_it_opens_r67() {
     arrive(&mut script, 5000);
     script.quiet();
     for round in 1..5 {
-        // The answers say that there is still no room.
+        // The answers still advertise a window of zero.
         script.pass(round * 15 * SECOND);
         let probes = script.sent();
         assert!(!probes.is_empty() && probes.iter().all(|probe| probe.contains(" 1:2 ")), "{probes:?}");
@@ -120,13 +120,13 @@ fn a_closed_window_is_probed_until_it_opens_r67() {
     }
     script.guest(". 1:1 ack 1 win 512");
     script.us("P. 1:5001 ack 1");
-    // From here on timeouts are those of data again.
+    // Now the timeouts are those of data again.
     script.pass(2 * SECOND);
     assert!(!script.sent().is_empty());
 }
 
 #[test]
-fn the_window_in_a_keep_alive_counts_r67() {
+fn the_window_of_a_keep_alive_is_applied_r67() {
     let mut script = Script::connected();
     script.guest("P. 1:11 ack 1 win 0");
     arrive(&mut script, 5000);
@@ -139,7 +139,7 @@ fn the_window_in_a_keep_alive_counts_r67() {
 }
 
 #[test]
-fn a_probe_that_was_taken_moves_the_stream() {
+fn the_byte_of_an_accepted_probe_is_not_sent_again() {
     let mut script = Script::connected();
     script.guest(". 1:1 ack 1 win 0");
     arrive(&mut script, 5000);
@@ -152,7 +152,7 @@ fn a_probe_that_was_taken_moves_the_stream() {
 }
 
 #[test]
-fn a_probe_that_got_lost_leaves_no_hole() {
+fn the_byte_of_a_lost_probe_is_sent_again() {
     let mut script = Script::connected();
     script.guest(". 1:1 ack 1 win 0");
     arrive(&mut script, 5000);
@@ -186,14 +186,14 @@ fn the_newest_acknowledgment_has_the_newest_window() {
     script.us(". 1:1 ack 1 sack 101:201");
     arrive(&mut script, 200_000);
     script.us(". 1:64241 ack 1 sack 101:201");
-    // The guest repeats what got lost: older bytes, but what it says of our stream is new.
+    // A retransmission of the guest: its sequence number is old, but its acknowledgment and window are new.
     script.guest("P. 1:101 ack 64241 win 8");
     script.us(". 64241:65265 ack 201");
     script.quiet();
 }
 
 #[test]
-fn the_fin_comes_behind_all_data_and_inside_the_window_r68() {
+fn the_fin_follows_all_data_inside_the_window_r68() {
     let mut script = Script::connected();
     script.guest(". 1:1 ack 1 win 8"); // 1024 bytes
     arrive(&mut script, 3000);
@@ -247,7 +247,7 @@ fn three_duplicates_without_sack_repeat_one_segment_before_the_timeout_r71() {
         script.quiet();
         script.guest(&duplicate);
         script.us(&format!(". 1461:2921 ack {at}"));
-        // More duplicates are of what was on its way before.
+        // More duplicates are for segments sent before that.
         script.guest(&duplicate);
         script.quiet();
         script.guest(&format!(". {at}:{at} ack 14601"));
@@ -269,7 +269,7 @@ fn duplicates_do_not_add_up_over_time() {
 }
 
 #[test]
-fn holes_that_the_guest_tells_of_are_filled() {
+fn holes_that_the_guest_reports_are_filled() {
     // RFC 2018, RFC 6675
     let mut script = Script::connected();
     arrive(&mut script, 14_600);
@@ -281,7 +281,7 @@ fn holes_that_the_guest_tells_of_are_filled() {
     script.us(". 1461:2921 ack 1");
     script.us(". 5841:7301 ack 1");
     script.quiet();
-    // No hole is filled twice while that may be on its way, and none beyond what the guest holds.
+    // No hole is filled twice while the retransmission may be in flight, and nothing above the last block is sent.
     script.guest(". 1:1 ack 1461 sack 7301:14601,2921:5841");
     script.quiet();
     script.guest(". 1:1 ack 5841 sack 7301:14601");
@@ -292,7 +292,7 @@ fn holes_that_the_guest_tells_of_are_filled() {
 }
 
 #[test]
-fn a_retransmission_that_was_lost_is_repeated_when_later_data_arrived() {
+fn a_lost_retransmission_is_repeated_when_later_data_has_arrived() {
     let mut script = Script::connected();
     arrive(&mut script, 14_600);
     script.us("P. 1:14601 ack 1");
@@ -306,7 +306,7 @@ fn a_retransmission_that_was_lost_is_repeated_when_later_data_arrived() {
 }
 
 #[test]
-fn after_a_timeout_what_the_guest_holds_is_not_sent_again_at_first() {
+fn after_the_first_timeout_data_that_the_guest_holds_is_not_sent_again() {
     let mut script = Script::connected();
     arrive(&mut script, 14_600);
     script.us("P. 1:14601 ack 1");
@@ -316,7 +316,7 @@ fn after_a_timeout_what_the_guest_holds_is_not_sent_again_at_first() {
     script.pass(SECOND);
     let sent = script.sent();
     assert_eq!(sent[0], ". 1:1461 ack 1 win 32768", "{sent:?}");
-    // Then it is: the guest may have thrown it away (RFC 2018 §8).
+    // After the second timeout it is: the guest may have discarded it (RFC 2018 §8).
     script.pass(4 * SECOND);
     let sent = script.sent();
     assert!(sent.iter().any(|segment| segment.contains(" 1:5841 ")), "{sent:?}");
@@ -337,7 +337,7 @@ fn a_window_below_the_segment_size_does_not_stop_the_stream_r75() {
 }
 
 #[test]
-fn an_unanswered_guest_is_given_up_in_the_end() {
+fn a_connection_to_a_silent_guest_is_aborted() {
     // behaviour §6.6, R-78
     let mut script = Script::connected();
     arrive(&mut script, 100);
@@ -349,7 +349,7 @@ fn an_unanswered_guest_is_given_up_in_the_end() {
 }
 
 #[test]
-fn a_reset_of_the_peer_comes_behind_its_data() {
+fn a_reset_of_the_peer_follows_its_data() {
     // behaviour §6.7
     let mut script = Script::connected();
     script.peer().arrive(100);
@@ -363,7 +363,7 @@ fn a_reset_of_the_peer_comes_behind_its_data() {
 }
 
 #[test]
-fn a_reset_of_the_peer_behind_its_fin_is_told_too() {
+fn a_reset_of_the_peer_after_its_fin_is_forwarded() {
     let mut script = Script::connected();
     script.peer().end();
     script.settle();
@@ -394,7 +394,7 @@ fn connections_take_turns() {
     let mut turns = script.sent_ports();
     assert!(turns.len() > 100, "{turns:?}");
     turns.dedup();
-    assert!(turns.len() > 12, "one goes on while the other waits: {turns:?}");
+    assert!(turns.len() > 12, "one connection sends while the other waits: {turns:?}");
 }
 
 #[test]

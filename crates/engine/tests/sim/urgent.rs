@@ -1,4 +1,4 @@
-//! Urgent data in both directions (RFC 9293 §3.8.5): never a byte more or less, and the mark at the right byte.
+//! Urgent data in both directions (RFC 9293 §3.8.5): no byte is lost or added, and the mark is at the right byte.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn arrive_urgent(script: &mut Script, len: u64) {
     script.settle();
 }
 
-/// Positions in the guest's stream that the host's socket was given as urgent.
+/// Positions in the guest's stream of the bytes that were sent as urgent.
 fn urgent_sent(script: &Script) -> Vec<u64> {
     script.peer().state().urgent_sent.clone()
 }
@@ -26,16 +26,16 @@ fn an_urgent_byte_of_the_guest_is_sent_as_one() {
     script.guest("UP. 1:11 ack 1 urg 4");
     assert_eq!(script.peer().state().sent, 10);
     assert_eq!(urgent_sent(&script), [3]);
-    // Named before it is sent, and by a segment without payload.
+    // Announced before it is sent, by a segment without payload.
     script.guest("U. 11:11 ack 1 urg 11");
     script.guest("U. 11:16 ack 1 urg 11");
     script.guest(". 16:31 ack 1");
     assert_eq!(script.peer().state().sent, 30);
     assert_eq!(urgent_sent(&script), [3, 20]);
-    // Once more, and late: it is past.
+    // Announced again after it was sent: ignored.
     script.guest("U. 11:31 ack 1 urg 11");
     script.guest("U. 31:32 ack 1");
-    assert_eq!(urgent_sent(&script), [3, 20, 30], "a pointer of zero names the first byte");
+    assert_eq!(urgent_sent(&script), [3, 20, 30], "a pointer of zero means the first byte");
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn an_urgent_byte_waits_for_room_in_the_socket() {
 }
 
 #[test]
-fn the_guest_hears_of_an_urgent_byte_before_it_comes() {
+fn an_urgent_byte_is_announced_before_it_is_sent() {
     let mut script = Script::connected();
     script.peer().arrive(100);
     arrive_urgent(&mut script, 11);
@@ -81,7 +81,7 @@ fn the_guest_hears_of_an_urgent_byte_before_it_comes() {
     assert_eq!(script.peer().unread(), 0);
 }
 
-/// Of several segments each has a pointer of its own, and beyond 64 KiB there is none.
+/// Each segment has its own urgent pointer. A byte more than 64 KiB ahead has none.
 #[test]
 fn pointers_of_many_segments() {
     let mut script = Script::connected_by("S 0:0 win 65535 mss 60000 wscale 7 sackok");
@@ -96,7 +96,7 @@ fn pointers_of_many_segments() {
 
 /// The window is closed: no byte can be sent, but the guest's application can be interrupted.
 #[test]
-fn a_closed_window_keeps_no_urgent_byte_secret() {
+fn an_urgent_byte_is_announced_into_a_closed_window() {
     let mut script = Script::connected();
     script.guest(". 1:1 ack 1 win 0");
     script.peer().arrive(1000);
@@ -113,9 +113,9 @@ fn a_closed_window_keeps_no_urgent_byte_secret() {
     script.quiet();
 }
 
-/// Without `SO_PEEK_OFF` the socket gives nothing beyond the mark until the guest has acknowledged all before.
+/// Without `SO_PEEK_OFF`, the socket returns no bytes from the mark on until the guest has acknowledged all before it.
 #[test]
-fn a_socket_that_stops_at_the_mark_is_asked_again() {
+fn a_socket_that_stops_at_the_mark_is_peeked_again() {
     for ended in [false, true] {
         let mut script = Script::new();
         script.host.strict = true;
@@ -139,7 +139,7 @@ fn a_socket_that_stops_at_the_mark_is_asked_again() {
 }
 
 #[test]
-fn a_retransmission_names_the_urgent_byte_again() {
+fn a_retransmission_has_the_urgent_pointer() {
     let mut script = Script::connected();
     arrive_urgent(&mut script, 5);
     script.peer().arrive(5);
@@ -150,7 +150,7 @@ fn a_retransmission_names_the_urgent_byte_again() {
     script.us("U. 5:11 ack 1 urg 1");
 }
 
-/// Byte for byte over networks of every badness, with marks all over both streams.
+/// Transfers over bad networks, with many marks in both streams.
 #[test]
 fn bulk_with_marks() {
     const LEN: u64 = 300_000;

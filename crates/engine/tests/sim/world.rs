@@ -33,14 +33,14 @@ use crate::{
 
 const GUEST_V4: &str = "198.51.100.2";
 const GUEST_V6: &str = "2001:db8:1::2";
-/// The other side as the guest sees it; on its link, so that it needs no route.
+/// The remote as the guest sees it: on its link, so that it needs no route.
 const REMOTE_V4: &str = "198.51.100.9";
 const REMOTE_V6: &str = "2001:db8:1::9";
-/// Port of whoever is connected to.
+/// Port of the server.
 const SERVER: u16 = 80;
-/// Port of whoever connects.
+/// Port of the client.
 const CLIENT: u16 = 40_000;
-/// Frames of the guest that are handed over together at most.
+/// Most frames of the guest in one round.
 const BATCH: usize = 32;
 /// A run that takes longer than this, in microseconds, has failed.
 const FOREVER: u64 = 4 * 3600 * 1_000_000;
@@ -52,7 +52,7 @@ pub(crate) fn settings(mtu: u16) -> Settings {
     let (v4, v6) = (settings.v4.as_mut().unwrap(), settings.v6.as_mut().unwrap());
     (v4.map_host_loopback, v4.map_guest_address, v4.dns_forward) = (None, None, None);
     (v6.map_host_loopback, v6.map_guest_address, v6.dns_forward) = (None, None, None);
-    // smoltcp takes the sender of a neighbour advertisement for the neighbour.
+    // smoltcp stores the hardware address under the source of a neighbour advertisement, not under its target.
     v6.our_link_local = REMOTE_V6.parse().unwrap();
     let services = &mut settings.services;
     (services.udp, services.icmp, services.ra) = (false, false, false);
@@ -66,7 +66,7 @@ pub(crate) enum Opener {
     Host,
 }
 
-/// What becomes of the guest's attempt to connect.
+/// The result of the guest's attempt to connect.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Answer {
     Accepted,
@@ -82,7 +82,7 @@ pub(crate) struct Scenario {
     pub(crate) answer: Answer,
     pub(crate) mtu: u16,
     pub(crate) network: Impairments,
-    /// Bytes of backlog that the link takes.
+    /// Most bytes of backlog on the link.
     pub(crate) link_queue: Option<u64>,
     /// The guest's socket buffers, in bytes.
     pub(crate) guest_receive: usize,
@@ -94,9 +94,9 @@ pub(crate) struct Scenario {
     pub(crate) peer_delay: u64,
     pub(crate) guest: Application,
     pub(crate) host: Application,
-    /// Of either stream, each byte at a multiple of this is urgent.
+    /// In either stream, each byte at a multiple of this is urgent.
     pub(crate) urgent: Option<u64>,
-    /// The host's socket gives an urgent byte only when the bytes before are discarded.
+    /// The host's socket returns an urgent byte only when the bytes before it are discarded.
     pub(crate) strict: bool,
     /// Start of the virtual clock, in microseconds.
     pub(crate) start: u64,
@@ -106,7 +106,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// A transfer of so many bytes from and to the guest over a clean network with ample buffers.
+    /// A transfer of `up` bytes from the guest and `down` bytes to it, over a clean network with large buffers.
     pub(crate) fn transfer(upward: u64, downward: u64) -> Self {
         Self {
             seed: 1,
@@ -131,7 +131,7 @@ impl Scenario {
         }
     }
 
-    /// Runs it to its end and checks that every byte arrived once, in order, and both ends closed.
+    /// Runs it to its end. Checks that every byte arrived once, in order, and that both ends closed.
     pub(crate) fn run(self) -> Outcome {
         let (up, down) = (self.guest.total, self.host.total);
         let mut world = World::new(self);
@@ -145,7 +145,7 @@ impl Scenario {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
     /// From start to end, in virtual microseconds.
@@ -158,17 +158,17 @@ pub(crate) struct Outcome {
     pub(crate) urgent_sent: Vec<u64>,
 }
 
-/// The user of the host's end, and the network between host and peer.
+/// The application of the host's end, and the network between host and peer.
 #[derive(Debug)]
 struct HostSide {
     application: Application,
     delay: u64,
     receive_capacity: u64,
-    /// When the peer acknowledges up to which byte.
+    /// Acknowledgments of the peer that are on their way: time, and the byte up to which they acknowledge.
     acknowledgments: VecDeque<(u64, u64)>,
     scheduled: u64,
     end_at: Option<u64>,
-    /// When how many bytes arrive.
+    /// Bytes of the peer that are on their way: time, and number.
     arrival: Option<(u64, u64)>,
     connect_at: Option<u64>,
     answer: Answer,
@@ -257,7 +257,7 @@ impl HostSide {
     }
 }
 
-/// A stack that carries TCP alone, of at most so many connections.
+/// A stack that carries only TCP, with this limit of connections.
 pub(crate) fn stack<W: context::World>(settings: Settings, connections: usize, secret: u8) -> Stack<W> {
     let guest = KnownGuest::new(&settings, Some(GUEST_MAC));
     let limits = Limits { connections, queue_memory: 256 << 20, ..testkit::settings::limits() };
@@ -265,7 +265,7 @@ pub(crate) fn stack<W: context::World>(settings: Settings, connections: usize, s
     Stack::new(settings, guest, limits, seeds, Instant::from_micros(0))
 }
 
-/// The kinds of what a scenario is made of.
+/// Memory, host and link of a scenario.
 type Simulated = Virtual<ToGuest>;
 
 /// A running scenario.
@@ -345,7 +345,7 @@ impl World {
         }
     }
 
-    /// A round of the engine with this in it.
+    /// A round of the engine with this event.
     fn engine<R>(&mut self, events: impl FnOnce(&mut Round<'_, Simulated>) -> R) -> R {
         self.link.now = self.now;
         let takes = self.link.free_at().is_none();
@@ -374,13 +374,13 @@ impl World {
             if next.is_none() && self.stack.tcp().is_empty() && self.guest.state() == State::Closing {
                 break; // smoltcp forgets to repeat a FIN after a fast retransmission
             }
-            let Some(next) = next else { panic!("it comes to no end: {}", self.describe()) };
+            let Some(next) = next else { panic!("the run does not end: {}", self.describe()) };
             self.now = self.now.max(next);
             if self.now > steps_at {
                 (steps_at, steps) = (self.now, 0);
             }
             steps += 1;
-            assert!(steps < 1000, "busy without time going by at {}", self.now);
+            assert!(steps < 1000, "the engine is busy without a pause at {}", self.now);
         }
     }
 
@@ -397,7 +397,7 @@ impl World {
         opened && closed && self.stack.tcp().is_empty()
     }
 
-    /// Everything that is due now.
+    /// Handles everything that is due now.
     fn step(&mut self) {
         self.deliver_to_guest();
         self.deliver_to_engine();

@@ -129,9 +129,9 @@ fn each_message_type_has_its_answer() {
     assert!(!codes(&settings, &[53, 1, 3, 80, 0]).contains(&80));
 }
 
-/// RFC 951, RFC 1534 §2: with the magic cookie, without, and with vendor information that only the client knows.
+/// RFC 951, RFC 1534 §2: with the magic cookie, without it, and with unknown vendor information.
 #[test]
-fn bootp_clients_have_an_address_and_nothing_of_dhcp() {
+fn bootp_clients_get_an_address_and_no_options_of_dhcp() {
     let mut settings = settings();
     settings.v4.as_mut().unwrap().prefix_len = 32; // all essential options, with routes
     let mut known = header();
@@ -214,7 +214,7 @@ fn names_are_in_wire_format_and_the_search_list_is_compressed() {
 }
 
 #[test]
-fn options_depend_on_what_is_on() {
+fn options_depend_on_the_settings() {
     // behaviour §4.3.4, §4.3.7
     let mut settings = settings();
     settings.mtu = 0;
@@ -253,7 +253,7 @@ fn masks_of_all_lengths_r41() {
 }
 
 #[test]
-fn what_does_not_fit_is_left_out() {
+fn options_that_do_not_fit_are_left_out() {
     // behaviour §4.3.4: 307 bytes of options, messages of 300 to 548 bytes
     let mut settings = settings();
     settings.services.hostname = Some("h".repeat(250));
@@ -299,9 +299,9 @@ fn malformed_messages_are_invalid() {
     invalid(&reply);
 }
 
-/// RFC 2131 §4.3.3, §4.3.4: what is declined or released is not the guest's, until it is leased again.
+/// RFC 2131 §4.3.3, §4.3.4: an address that was declined or released is not the guest's until it is leased again.
 #[test]
-fn a_lease_may_end() {
+fn a_lease_ends_by_decline_or_release() {
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     let assigned = Some(Ipv4Addr::new(198, 51, 100, 2));
@@ -320,11 +320,11 @@ fn a_lease_may_end() {
     assert_eq!(say(REQUEST, [0; 4]), (Outcome::Answered, assigned));
     assert_eq!(say(&[53, 1, 7, 255], other), (Outcome::Ignored, assigned));
     assert_eq!(say(&[53, 1, 7, 255], own), (Outcome::Ignored, None));
-    assert_eq!(say(DISCOVER, [0; 4]), (Outcome::Answered, None), "an offer settles nothing");
+    assert_eq!(say(DISCOVER, [0; 4]), (Outcome::Answered, None), "an offer makes no lease");
 }
 
 #[test]
-fn without_server_or_gateway_the_port_is_silent() {
+fn without_server_or_gateway_nothing_is_answered() {
     // behaviour §4.3.1, §3.3, R-34
     let on = settings();
     let off: [fn(&mut Settings); 3] = [

@@ -40,7 +40,7 @@ fn other() -> Ipv6Addr {
     "2001:db8:9::9".parse().unwrap()
 }
 
-/// An association that names addresses.
+/// An identity association with these addresses.
 fn ia_na_with(addresses: &[Ipv6Addr]) -> Vec<u8> {
     let options = addresses.iter().map(|&address| address_option(address, 60));
     let association = Association { kind: AssociationKind::Addresses, id: 7, addresses: Vec::new() }
@@ -121,7 +121,7 @@ fn a_solicit_is_advertised_to_r43() {
     assert_eq!(options.get(OptionCode::ClientId), Some(&DhcpOption::ClientId(vec![0xaa, 0xbb, 0xcc])));
     let resolvers = vec!["2001:db8::53".parse().unwrap()];
     assert_eq!(options.get(OptionCode::DomainNameServers), Some(&DhcpOption::DomainNameServers(resolvers)));
-    assert_eq!(guest.v6(), Some(other()), "an offer settles nothing");
+    assert_eq!(guest.v6(), Some(other()), "an offer makes no lease");
 }
 
 #[test]
@@ -136,9 +136,9 @@ fn a_reply_resets_the_guests_address() {
     assert_eq!((outcome, guest.v6()), (Outcome::Answered, Some(assigned())));
 }
 
-/// RFC 8415 §18.3.7, §18.3.8: what is declined or released is not the guest's, until it is leased again.
+/// RFC 8415 §18.3.7, §18.3.8: an address that was declined or released is not the guest's until it is leased again.
 #[test]
-fn a_lease_may_end() {
+fn a_lease_ends_by_decline_or_release() {
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     let mut say = |kind, options: &[&[u8]]| {
@@ -163,9 +163,9 @@ fn rapid_commit_is_honoured_when_asked_for() {
     assert_eq!(given(&reply), [(assigned(), INFINITE)]);
 }
 
-/// RFC 8415 §18.3.1, §18.3.9: some clients start over each second after a Reply that commits to nothing.
+/// RFC 8415 §18.3.1, §18.3.9: some clients start over each second after a Reply without a binding.
 #[test]
-fn rapid_commit_of_nothing_is_an_advertise() {
+fn rapid_commit_without_a_binding_is_an_advertise() {
     for (association, code, expected) in [
         (Some(IA_PD), OptionCode::IAPD, Some(Status::NoPrefixAvail)),
         (Some(IA_TA), OptionCode::IATA, Some(Status::NoAddrsAvail)),
@@ -177,13 +177,13 @@ fn rapid_commit_of_nothing_is_an_advertise() {
         assert_eq!(advertise.opts().get(code).and_then(status_of), expected);
     }
     let reply = answer(SOLICIT, &[CLIENT, RAPID_COMMIT, IA_PD, IA_NA]);
-    assert_eq!(reply.msg_type(), MessageType::Reply, "an address is something");
+    assert_eq!(reply.msg_type(), MessageType::Reply, "there is a binding");
     assert_eq!(reply.opts().get(OptionCode::IAPD).and_then(status_of), Some(Status::NoPrefixAvail));
 }
 
-/// RFC 8415 §18.3.2, §18.3.4, §18.3.5: later messages about nothing are replied to with a status.
+/// RFC 8415 §18.3.2, §18.3.4, §18.3.5: associations without an address get a status in later messages.
 #[test]
-fn nothing_given_has_a_status_in_each_message() {
+fn associations_without_an_address_have_a_status_in_each_message() {
     for (kind, server, expected) in [
         (REQUEST, SERVER, Status::NoPrefixAvail),
         (RENEW, SERVER, Status::NoBinding),
@@ -218,7 +218,7 @@ fn a_request_for_another_address_is_not_on_link() {
 }
 
 #[test]
-fn other_addresses_are_declared_dead_on_renewal() {
+fn other_addresses_have_lifetime_zero_on_renewal() {
     // RFC 8415 §18.3.4, §18.3.5
     let association = ia_na_with(&[other()]);
     for options in [&[CLIENT, SERVER, &association][..], &[CLIENT, &association]] {
@@ -252,7 +252,7 @@ fn q5_release_and_decline_are_replied_to() {
         assert_eq!(reply.msg_type(), MessageType::Reply);
         assert_eq!(status_in(reply.opts()), Some(Status::Success));
         assert!(reply.opts().get(OptionCode::IANA).is_none());
-        // RFC 8415 §18.3.7, §18.3.8: what we never gave is named.
+        // RFC 8415 §18.3.7, §18.3.8: addresses that were never bound are reported.
         let reply = answer(kind, &[CLIENT, SERVER, IA_PD, IA_TA, &ia_na_with(&[other()])]);
         assert_eq!(status_in(reply.opts()), Some(Status::Success));
         for code in [OptionCode::IAPD, OptionCode::IATA, OptionCode::IANA] {
@@ -344,7 +344,7 @@ fn names_are_in_wire_format_and_not_compressed() {
 }
 
 #[test]
-fn without_server_or_address_the_port_is_silent() {
+fn without_server_or_address_nothing_is_answered() {
     // behaviour §4.4.5
     let on = settings();
     let off: [fn(&mut Settings); 3] = [
@@ -378,8 +378,8 @@ fn malformed_messages_are_invalid() {
 }
 
 #[test]
-fn options_nested_without_end_are_no_danger() {
-    // each level is an association of temporary addresses in the one before
+fn deeply_nested_options_are_harmless() {
+    // Each level is an association of temporary addresses inside the one before.
     let nest = |inner: u16| {
         let [high, low] = (4 + 8 * inner).to_be_bytes();
         [0, 4, high, low, 0, 0, 0, 0]

@@ -6,7 +6,7 @@ use crate::forward::{Bypass, spec::Direction};
 
 const CLIENT: &str = "127.0.0.1:999";
 
-/// A listener, and a client of it on loopback that has sent "question" through the first socket opened.
+/// A listener, and its client on loopback, whose datagram "question" was sent through the first socket opened.
 fn asked(policy: Policy, direction: Direction, hit: &str) -> (Test, Opened, Opened) {
     let mut test = Test::new();
     test.udp.set_policy(policy);
@@ -21,7 +21,7 @@ fn asked(policy: Policy, direction: Direction, hit: &str) -> (Test, Opened, Open
 /// behaviour §5.3.3, §7.6: a socket with the client's port writes to the guest's address; answers come from the address
 /// that the client wrote to.
 #[test]
-fn there_and_back() {
+fn datagrams_and_answers_bypass_the_link() {
     let (mut test, socket, stand) = asked(Policy::default(), Direction::Inbound, "127.0.0.5");
     assert_eq!(stand.number, 999);
     let sent = stand.socket.sent();
@@ -33,7 +33,7 @@ fn there_and_back() {
     assert_eq!(sent[0].destination, CLIENT.parse().unwrap());
     assert_eq!(sent[0].source, Some("127.0.0.5".parse().unwrap()));
     assert_eq!(sent[0].payload, b"answer");
-    // Nobody else answers in the target's name.
+    // Datagrams from other senders than the target are dropped.
     stand.socket.arrive("198.51.100.55:8081", b"not asked");
     test.ready(&stand, READABLE);
     assert_eq!(socket.socket.sent(), []);
@@ -42,7 +42,7 @@ fn there_and_back() {
 
 /// behaviour §5.3.2, `--host-lo-to-ns-lo`; and behaviour §5.5, R-106: the same loopback address.
 #[test]
-fn loopback_addresses_are_kept_where_asked_for_r106() {
+fn loopback_addresses_are_kept_with_the_option_r106() {
     let keeps = Policy { keeps_loopback: true, ..Policy::default() };
     for (policy, direction) in [(keeps, Direction::Inbound), (Policy::default(), Direction::Outbound)] {
         let (_, _, stand) = asked(policy, direction, "127.0.0.53");
@@ -50,8 +50,8 @@ fn loopback_addresses_are_kept_where_asked_for_r106() {
     }
 }
 
-/// behaviour §5.3.3: what is not local, or has a target, or with `--no-splice`, goes through the link; with `--splice-only`
-/// it goes nowhere. behaviour §5.5: what is not loopback in the namespace goes nowhere.
+/// behaviour §5.3.3: datagrams that are not local, or have a target, or with `--no-splice`, go through the link. With
+/// `--splice-only` they are refused. behaviour §5.5: datagrams from the namespace that are not loopback are refused.
 #[test]
 fn others_do_not_bypass() {
     let policy = |bypass| Policy { bypass, ..Policy::default() };
@@ -73,7 +73,7 @@ fn others_do_not_bypass() {
     }
 }
 
-/// behaviour §7.2: they end when they are idle; clients are told apart.
+/// behaviour §7.2: sockets end when they are idle. Each client has its own.
 #[test]
 fn clients_have_sockets_of_their_own_until_they_are_idle() {
     let (mut test, socket, _) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
@@ -88,7 +88,7 @@ fn clients_have_sockets_of_their_own_until_they_are_idle() {
     test.wait(2);
     let closed: Vec<bool> = (0..10).map(|index| test.opened(index).closed()).collect();
     assert_eq!(closed, [&[false][..], &[true; 9]].concat());
-    // A closed listener stays for the one that is left, and for no other.
+    // A closed listener serves the remaining client, and no new one.
     test.udp.unlisten(socket.id);
     test.arrive_at(&socket, "127.0.0.1:5", "127.0.0.1", b"too late");
     test.ready(&socket, READABLE);
@@ -98,7 +98,7 @@ fn clients_have_sockets_of_their_own_until_they_are_idle() {
     assert!(!test.udp.is_listener(socket.id));
 }
 
-/// More clients than there are sockets for: each has its answer, and those that were idle for longest have lost theirs.
+/// With more clients than sockets, each gets its answer, and the sockets that were idle for longest end.
 #[test]
 fn a_client_ends_the_one_that_was_idle_for_longest() {
     let (mut test, socket, waiting) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
@@ -112,15 +112,15 @@ fn a_client_ends_the_one_that_was_idle_for_longest() {
         assert_eq!(socket.socket.sent().last().unwrap().destination, client.parse().unwrap());
     }
     assert_eq!((test.udp.ended(), test.udp.counters().no_room), (1001 - 10, 0));
-    assert!(!waiting.closed(), "an answer is still to come");
-    // It is the oldest, now that no other one is answered.
+    assert!(!waiting.closed(), "it waits for an answer");
+    // It is the next to end, since no other one is answered.
     for port in 3001..=3010 {
         test.arrive_at(&socket, &format!("127.0.0.1:{port}"), "127.0.0.1", b"question");
         test.ready(&socket, READABLE);
     }
     assert!(waiting.closed());
     assert_eq!(test.world.host.open_files(), 10);
-    // At the limit of open files they end, too.
+    // They also end at the limit of open files.
     test.world.host.files = Some(5);
     test.wait(31);
     for port in 1..=20 {
@@ -133,7 +133,7 @@ fn a_client_ends_the_one_that_was_idle_for_longest() {
     assert!(!test.udp.is_listener(socket.id) && test.world.host.open_files() == 0);
 }
 
-/// A stream crosses in trains, and needs no link.
+/// The datagrams of a stream are joined, and need no room on the link.
 #[test]
 fn streams_are_joined() {
     let (mut test, socket, stand) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");

@@ -41,13 +41,13 @@ fn quoted_frame(quote: &[u8]) -> Vec<u8> {
     [&[0; 12][..], &ethertype, quote].concat()
 }
 
-/// type, code and MTU are told, from whoever sent the error as the guest knows them, quoting the guest's datagram.
+/// the guest gets type, code and MTU, from the error's sender as the guest knows it, with a quote of its datagram.
 #[test]
 fn icmp_errors_are_rebuilt_r94() {
     let v4 = "203.0.113.1:8";
     let v6 = "[2001:db8:2::1]:8";
     let (hop4, hop6) = ("192.0.2.254", "2001:db8:ff::1");
-    // To whom the guest wrote; the same on the host's side; the error; who is shown.
+    // The guest's destination; the same on the host's side; the error; the source that is shown; ...
     let rows = [
         (v4, v4, queued(v4, 3, 3, 0, "203.0.113.1"), "203.0.113.1", 0),
         (v4, v4, queued(v4, 11, 0, 0, hop4), hop4, 0),
@@ -57,7 +57,7 @@ fn icmp_errors_are_rebuilt_r94() {
         (v6, v6, queued(v6, 1, 4, 0, "2001:db8:2::1"), "2001:db8:2::1", 0),
         (v6, v6, queued(v6, 2, 0, 1280, hop6), hop6, 1280),
         (v6, v6, queued(v6, 3, 0, 0, hop6), hop6, 0),
-        // The gateway that stands for the host's loopback.
+        // The gateway, which is mapped to the host's loopback.
         ("198.51.100.1:8", "127.0.0.1:8", queued("127.0.0.1:8", 3, 3, 0, "127.0.0.1"), "198.51.100.1", 0),
         ("[fe80::1]:8", "[::1]:8", queued("[::1]:8", 1, 4, 0, "::1"), "fe80::1", 0),
     ];
@@ -93,10 +93,10 @@ fn quotes_are_bounded() {
     }
 }
 
-/// An error of the host's own, one that belongs to no flow, and a pending one without entry: nothing is told, and the
-/// socket is left without any.
+/// Errors of the host's own, errors that belong to no flow, and a pending error without an entry are cleared, and nothing
+/// is reported.
 #[test]
-fn errors_never_stay_r95() {
+fn errors_are_cleared_r95() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
     let socket = test.opened(0);
@@ -109,16 +109,16 @@ fn errors_never_stay_r95() {
     assert_eq!(socket.socket.mailbox().pending, None);
     assert_eq!(test.world.frames().len(), 0);
     assert_eq!(test.udp.flows(), 1);
-    // With a full link too.
+    // Also if the link is full.
     test.world.link.full = true;
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"");
     test.ready(&socket, ERROR);
     assert!(socket.socket.mailbox().errors.is_empty());
 }
 
-/// The error of one datagram is told by the sending of the next: that one goes out nevertheless.
+/// A send that reports the error of an earlier datagram is repeated: no datagram is lost.
 #[test]
-fn an_old_error_costs_no_new_datagram() {
+fn an_old_error_loses_no_new_datagram() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.1:8", b"one");
     let socket = test.opened(0);
@@ -133,9 +133,9 @@ fn an_old_error_costs_no_new_datagram() {
     assert_eq!(test.udp.counters().not_sent, 0);
 }
 
-/// The host has no route: the guest hears it from its gateway, as of any router. Not about groups (RFC 1122 §3.2.2).
+/// If the host has no route, the guest gets an error from its gateway, except about groups (RFC 1122 §3.2.2).
 #[test]
-fn refusals_of_the_host_are_told() {
+fn refusals_of_the_host_are_reported() {
     for (guest, remote, gateway, kind) in
         [(GUEST, "203.0.113.1:8", "198.51.100.1", 3), (GUEST6, "[2001:db8:2::1]:8", "fe80::1", 1)]
     {
@@ -166,7 +166,7 @@ fn refused(destination: &str, kind: u8, code: u8, mtu: u32) -> QueuedError {
 
 const EMSGSIZE: SocketError = SocketError::Failed(Errno(90));
 
-/// The host refuses what exceeds the path's MTU: the guest hears the number from its gateway, once, about that datagram.
+/// The host refuses a datagram that exceeds the path's MTU: the guest gets one error about it from its gateway, with the MTU.
 #[test]
 fn a_datagram_above_the_paths_mtu_is_reported() {
     for (guest, remote, gateway, kind, code) in
@@ -177,7 +177,7 @@ fn a_datagram_above_the_paths_mtu_is_reported() {
         let socket = test.opened(0);
         socket.socket.sent();
         socket.socket.mailbox().refusals.push_back(EMSGSIZE);
-        // IPv4 doesn't say the port.
+        // For IPv4, the kernel does not report the port.
         let destination = remote.replace("203.0.113.1:8", "203.0.113.1:0");
         socket.socket.error(refused(&destination, kind, code, 1400), b"");
         test.guest_sends(guest, remote, &[7; 300]);
@@ -186,13 +186,13 @@ fn a_datagram_above_the_paths_mtu_is_reported() {
         assert_shown(&quoted_frame(&quote), guest, remote, &[7; 300]);
         assert_eq!((socket.socket.sent().len(), test.udp.counters().not_sent), (0, 1));
         assert!(socket.socket.mailbox().errors.is_empty());
-        // The next one that fits goes out.
+        // The next one, which fits, is sent.
         test.guest_sends(guest, remote, b"y");
         assert_eq!((socket.socket.sent().len(), test.world.frames().len()), (1, 0));
     }
 }
 
-/// An older error and a refusal: both are reported, and the call is repeated for the first alone.
+/// An older error and a refusal are both reported. Only the older error makes the engine repeat the call.
 #[test]
 fn an_old_error_and_a_refusal() {
     let mut test = Test::new();
@@ -205,11 +205,11 @@ fn an_old_error_and_a_refusal() {
     let frames = test.world.frames();
     let told: Vec<_> = frames.iter().map(|(frame, _)| icmp_error(frame).0).collect();
     let of = |source: &str, code, mtu| (source.parse::<IpAddr>().unwrap(), 3, code, mtu);
-    // The mock has no entry for the refusal: the number is not known.
+    // There is no entry for the refusal, so the MTU is not known.
     assert_eq!(told, [of("203.0.113.1", 3, 0), of("198.51.100.1", 4, 0)]);
 }
 
-/// No report is less than what every IPv6 link takes (RFC 8201 §4).
+/// No reported MTU is below the minimum of IPv6 (RFC 8201 §4).
 #[test]
 fn the_least_mtu_of_ipv6() {
     for (number, said) in [(0, 1280), (1279, 1280), (1280, 1280), (1281, 1281)] {

@@ -9,7 +9,7 @@ use super::*;
 const PEER: &str = "203.0.113.1:8";
 const PEER6: &str = "[2001:db8:2::1]:8";
 
-/// The packet that frames are fragments of, put together as the guest does it: source, destination, payload. Its checksum
+/// Reassembles fragments as the guest does. Returns source, destination and payload. Its checksum
 /// is right.
 #[track_caller]
 fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAddr, Vec<u8>) {
@@ -43,7 +43,7 @@ fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAdd
     )
 }
 
-/// What fits the MTU is one frame, what does not is several, each as long as the MTU permits.
+/// A datagram that fits the MTU is one frame. A longer one is sent in fragments, each as long as the MTU permits.
 #[test]
 fn a_datagram_above_the_mtu_comes_in_fragments() {
     for (mtu, advertised) in [(1500, 1500), (1500, 0), (1280, 1280), (65_520, 65_520)] {
@@ -88,9 +88,9 @@ fn the_least_mtu_of_each_family() {
     }
 }
 
-/// A train whose datagrams exceed the MTU is taken apart; the last one may fit.
+/// A train whose datagrams exceed the MTU is split. The last datagram may fit.
 #[test]
-fn a_train_above_the_mtu_is_taken_apart() {
+fn a_train_above_the_mtu_is_split() {
     let mut test = Test::new();
     test.world.settings.mtu = 1500;
     test.guest_sends(GUEST, PEER, b"");
@@ -107,13 +107,13 @@ fn a_train_above_the_mtu_is_taken_apart() {
         other => panic!("{other:?}"),
     };
     assert_ne!(identification(&frames[0].0), identification(&frames[2].0));
-    // Shorter ones go as one frame, as ever.
+    // A train of shorter ones is one frame.
     socket.socket.arrive_as(Received { segment_size: Some(1400), ..received(PEER) }, &payload);
     test.ready(&socket, READABLE);
     assert_eq!(test.world.frame().1.segmentation.unwrap().size, 1400);
 }
 
-/// Several large datagrams that wait are not joined to one.
+/// Large datagrams are not joined.
 #[test]
 fn large_datagrams_in_a_stream() {
     let mut test = Test::new();
@@ -133,7 +133,7 @@ fn large_datagrams_in_a_stream() {
     }
 }
 
-/// A full link costs the datagram, and is counted once.
+/// If the link is full, the datagram is dropped and counted once.
 #[test]
 fn a_full_link_drops_the_rest() {
     let mut test = Test::new();

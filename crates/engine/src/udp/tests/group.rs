@@ -1,4 +1,4 @@
-//! Datagrams to groups where the guest's port is taken on the host.
+//! Datagrams to groups if the guest's port is in use on the host.
 
 use super::*;
 
@@ -7,7 +7,7 @@ const QUESTION: &[u8] = b"\0\0\0\0\0\x01\0\0\0\0\0\0question";
 const MDNS: [(&str, &str); 2] =
     [("198.51.100.55:5353", "224.0.0.251:5353"), ("[2001:db8:1::55]:5353", "[ff02::fb]:5353")];
 
-/// A test on whose host port 5353 is taken, and shared.
+/// A test with a host on which port 5353 is in use, and shared.
 fn mdns_on_the_host() -> Test {
     let mut test = Test::new();
     test.world.host.taken.push(5353);
@@ -15,7 +15,7 @@ fn mdns_on_the_host() -> Test {
 }
 
 impl Test {
-    /// What was sent from shared ports since the last call, and from other ones.
+    /// Datagrams sent since the last call from shared ports, and from other ones.
     fn sent(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         let payloads = |socket: &Datagrams| socket.sent().into_iter().map(|sent| sent.payload);
         let host = &self.world.host;
@@ -24,9 +24,9 @@ impl Test {
     }
 }
 
-/// RFC 6762 §6: a response from another port than 5353 is ignored by all who hear it.
+/// RFC 6762 §6: receivers ignore a response from another port than 5353.
 #[test]
-fn what_a_group_hears_comes_from_the_guests_port() {
+fn datagrams_to_a_group_have_the_guests_port() {
     for (guest, group) in MDNS {
         let mut test = mdns_on_the_host();
         for _ in 0..3 {
@@ -38,17 +38,17 @@ fn what_a_group_hears_comes_from_the_guests_port() {
     }
 }
 
-/// RFC 6762 §6.7: questions from another port are answered by unicast, to that port: so the guest gets the answers, which
-/// at the shared port would go to the host's daemon.
+/// RFC 6762 §6.7: queries from another port are answered by unicast to that port, so the guest gets the answers. At the
+/// shared port, the host's daemon would get them.
 #[test]
-fn questions_of_mdns_leave_from_a_port_where_answers_reach_the_guest() {
+fn mdns_queries_are_sent_from_a_port_at_which_answers_reach_the_guest() {
     let (guest, group) = MDNS[0];
     let mut test = mdns_on_the_host();
     test.guest_sends(guest, group, QUESTION);
     assert_eq!(test.sent(), (vec![], vec![QUESTION.to_vec()]));
     let frame = test.answer(&test.opened(0), "198.51.100.8:5353", RESPONSE);
     assert_shown(&frame, "198.51.100.8:5353", guest, RESPONSE);
-    // A message that is too short for a question, and a question to another group, are none of mDNS.
+    // A message that is too short for a query, and one to another port, are not mDNS queries.
     test.world.host.taken.push(1900);
     test.guest_sends(guest, group, &QUESTION[..11]);
     test.guest_sends("198.51.100.55:1900", "239.255.255.250:1900", QUESTION);
@@ -58,7 +58,7 @@ fn questions_of_mdns_leave_from_a_port_where_answers_reach_the_guest() {
 /// Avahi ignores the kind of answer that goes to other ports (it repeats the question), and a member of the group hears the
 /// others.
 #[test]
-fn questions_of_a_member_leave_from_the_shared_port() {
+fn queries_of_a_member_are_sent_from_the_shared_port() {
     for (guest, group) in MDNS {
         let mut test = mdns_on_the_host();
         let address = group.parse::<SocketAddr>().unwrap().ip();
@@ -71,7 +71,7 @@ fn questions_of_a_member_leave_from_the_shared_port() {
     }
 }
 
-/// Everything else is as ever: unicast from a taken port, and groups where the port is free.
+/// Unicast, and datagrams to groups from a port that is free on the host, use the endpoint's own socket.
 #[test]
 fn other_datagrams_use_the_endpoints_socket() {
     let mut test = mdns_on_the_host();
@@ -80,9 +80,9 @@ fn other_datagrams_use_the_endpoints_socket() {
     assert_eq!((test.world.host.shared.len(), test.sent().1.len()), (0, 2));
 }
 
-/// A port that is not shared, or a socket that fails, is no reason to lose datagrams.
+/// If the port is not shared, or its socket fails, no datagram is lost.
 #[test]
-fn what_cannot_leave_from_the_shared_port_leaves_from_another() {
+fn without_a_shared_port_another_one_is_used() {
     let (guest, group) = MDNS[0];
     let mut test = mdns_on_the_host();
     test.guest_sends(guest, group, RESPONSE);
@@ -97,7 +97,7 @@ fn what_cannot_leave_from_the_shared_port_leaves_from_another() {
     assert_eq!(test.sent(), (vec![], vec![RESPONSE.to_vec(); 2]));
 }
 
-/// The sockets end with their flows, and there are few.
+/// These sockets end with their flows, and their number is bounded.
 #[test]
 fn shared_ports_are_bounded() {
     let mut test = mdns_on_the_host();

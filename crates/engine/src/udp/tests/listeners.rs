@@ -42,7 +42,7 @@ impl Test {
     }
 }
 
-/// the answer leaves through the listener, so by its port, and from the address that was written to.
+/// the answer is sent by the listener, so from its port, and from the address that the client wrote to.
 #[test]
 fn answers_come_from_what_the_client_wrote_to_r93_r97() {
     let mut test = Test::new();
@@ -59,13 +59,13 @@ fn answers_come_from_what_the_client_wrote_to_r93_r97() {
         assert_eq!(sent[0].destination, client.parse().unwrap());
         assert_eq!(sent[0].source, Some(local.parse().unwrap()));
     }
-    assert_eq!(test.world.host.opened.len(), 0, "no socket but the listener");
+    assert_eq!(test.world.host.opened.len(), 0, "no socket besides the listener");
     test.wait(300);
     assert_eq!(test.udp.flows(), 0);
     test.client_writes(&socket, "203.0.113.9:999", "192.0.2.1", b"the listener has stayed");
 }
 
-/// what comes before the first answer is delivered too, in order.
+/// datagrams before the first answer are delivered, in order.
 #[test]
 fn first_datagrams_stay_in_order_r92() {
     let mut test = Test::new();
@@ -82,7 +82,7 @@ fn first_datagrams_stay_in_order_r92() {
     assert_eq!(test.udp.flows(), 1);
 }
 
-/// behaviour §5.3.2, §5.3.4: targets of rules, and who the host itself is shown as.
+/// behaviour §5.3.2, §5.3.4: targets of rules, and the address that the host itself is shown as.
 #[test]
 fn addresses_of_inbound_flows() {
     let mut test = Test::new();
@@ -100,7 +100,7 @@ fn addresses_of_inbound_flows() {
     }
 }
 
-/// Q24: two clients that are shown as one: the first keeps its flow, the second does not get the first one's answers.
+/// Q24: if two clients are shown with the same address, the first keeps its flow, and the second does not get its answers.
 #[test]
 fn q_24_a_shown_address_belongs_to_one_client() {
     let mut test = Test::new();
@@ -118,10 +118,10 @@ const SERVER: &str = "198.51.100.55:5353";
 const SERVER6: &str = "[2001:db8:1::55]:5353";
 const REMOTE: &str = "203.0.113.1:8";
 
-/// What the guest sends on its own from a port that a rule leads to leaves from the port that remotes know it by, and
-/// their answers reach it. The rule may change the port.
+/// Flows that the guest begins from a port that a rule forwards to are sent from the rule's port, and answers reach the
+/// guest. The rule may change the port.
 #[test]
-fn the_guests_own_flows_leave_from_the_published_port() {
+fn the_guests_own_flows_are_sent_from_the_published_port() {
     for port in [5353, 3400] {
         let mut test = Test::new();
         let published = test.listen(listener(None, port, None, 5353));
@@ -130,14 +130,14 @@ fn the_guests_own_flows_leave_from_the_published_port() {
         assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (2, 0));
         let frame = test.client_writes(&published, REMOTE, "192.0.2.1", b"y");
         assert_shown(&frame, REMOTE, SERVER, b"y");
-        // Another address of the guest, or another port, is not what the listener leads to.
+        // The listener does not forward to another address or port of the guest.
         test.guest_sends("198.51.100.56:5353", REMOTE, b"x");
         test.guest_sends("198.51.100.55:5354", REMOTE, b"x");
         assert_eq!(test.world.host.opened.len(), 2);
     }
 }
 
-/// After a flow has expired, the guest's next datagram leaves from the published port still.
+/// After a flow has expired, the guest's next datagram is still sent from the published port.
 #[test]
 fn the_published_port_outlives_the_flow() {
     let mut test = Test::new();
@@ -149,9 +149,9 @@ fn the_published_port_outlives_the_flow() {
     assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (1, 0));
 }
 
-/// A group hears the guest's own port: by a listener that keeps it, else by a socket of the endpoint.
+/// Datagrams to a group have the guest's own port: a listener that keeps it sends them, else the endpoint's socket.
 #[test]
-fn groups_hear_the_guests_own_port() {
+fn datagrams_to_groups_have_the_guests_own_port() {
     for (port, by_listener) in [(5353, 1), (3400, 0)] {
         let mut test = Test::new();
         let published = test.listen(listener(None, port, None, 5353));
@@ -162,7 +162,7 @@ fn groups_hear_the_guests_own_port() {
     }
 }
 
-/// Listeners that datagrams to the remote must not leave from: they could not arrive, or not be answered.
+/// Listeners that are not used for datagrams to the remote: these would not arrive, or their answers would not.
 #[test]
 fn listeners_that_do_not_serve_the_guests_own_flows() {
     for other in [
@@ -179,7 +179,7 @@ fn listeners_that_do_not_serve_the_guests_own_flows() {
         test.guest_sends(SERVER, REMOTE, b"x");
         assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, 1), "{}", socket.number);
     }
-    // The host's loopback is reached from loopback, not from an address of the network.
+    // Only a listener on loopback reaches the host's loopback.
     let mut test = Test::new();
     let looped = test.listen(listener(Some("127.0.0.1"), 55, None, 5353));
     let outer = test.listen(listener(Some("192.0.2.1"), 55, None, 5353));
@@ -188,8 +188,8 @@ fn listeners_that_do_not_serve_the_guests_own_flows() {
     assert_eq!((looped.socket.sent().len(), outer.socket.sent().len()), (1, 1));
 }
 
-/// Several rules may lead to one port of the guest. The best is: one bound to the address that the guest sends from, one
-/// that is bound to none, one bound to another; among those, one that keeps the port, then the first.
+/// Several rules may forward to one port of the guest. The order: bound to the address that the guest sends from, bound to
+/// none, bound to another one; then those that keep the port; then the order of the rules.
 #[test]
 fn the_most_specific_rule_is_used() {
     let numbered = |rule, listener| Listener { rule, ..listener };
@@ -211,7 +211,7 @@ fn the_most_specific_rule_is_used() {
     assert_eq!(test.world.host.opened.len(), 0);
 }
 
-/// Q8: the guest's destinations that translate to one remote are told apart by the socket, also where rules lead here.
+/// Q8: destinations that translate to one remote have different sockets, also at a published port.
 #[test]
 fn q_8_colliding_destinations_at_a_published_port() {
     let mut test = Test::new();
@@ -222,8 +222,8 @@ fn q_8_colliding_destinations_at_a_published_port() {
     assert_eq!((published.socket.sent().len(), test.opened(0).socket.sent().len()), (1, 1));
 }
 
-/// behaviour §5.6: the group that was written to is what the guest sees; it answers from its own address, and the answer
-/// leaves from the host's.
+/// behaviour §5.6: the guest sees the group as destination. It answers from its own address, and the host sends the answer
+/// from its own.
 #[test]
 fn inbound_multicast() {
     let mut test = Test::new();
@@ -243,7 +243,7 @@ fn inbound_multicast() {
     assert_eq!(sent[0].source, Some("192.0.2.1".parse().unwrap()));
 }
 
-/// A dual-stack socket says only afterwards of which family a datagram was: none is damaged, and the longest fit.
+/// A dual-stack socket does not report the family in advance: no datagram is damaged, and the longest ones fit.
 #[test]
 fn families_take_turns_on_a_dual_stack_socket() {
     let mut test = Test::new();
@@ -256,14 +256,14 @@ fn families_take_turns_on_a_dual_stack_socket() {
         let frame = test.client_writes(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", &payload);
         assert_shown(&frame, "[2001:db8:2::1]:8", "[2001:db8:1::55]:80", &payload);
     }
-    // What fits IPv4's headers only.
+    // A length that fits only with IPv4 headers.
     test.client_writes(&socket, "203.0.113.1:8", "192.0.2.1", b"next guess is IPv4");
     test.arrive_at(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", &[7; 65500]);
     test.ready(&socket, READABLE);
     assert_eq!((test.world.frames().len(), test.udp.counters().undeliverable), (0, 1));
 }
 
-/// what can't be shown to the guest is read and dropped.
+/// datagrams that can't be shown to the guest are read and dropped.
 #[test]
 fn undeliverable_datagrams_are_discarded_r96() {
     let mut test = Test::new();
@@ -278,7 +278,7 @@ fn undeliverable_datagrams_are_discarded_r96() {
     assert_eq!((test.world.frames().len(), test.udp.counters().undeliverable), (0, 2));
 }
 
-/// Errors of what went through a listener reach the guest too, quoting its own port.
+/// Errors of datagrams that a listener sent are reported to the guest, with its own port in the quote.
 #[test]
 fn errors_of_listeners() {
     let mut test = Test::new();
@@ -301,7 +301,7 @@ fn errors_of_listeners() {
     assert_eq!(message.payload[20..24], [0, 53, 3, 231]);
 }
 
-/// behaviour §8.4: closing a listener ends no flow; whoever comes later finds nobody, until it is opened again.
+/// behaviour §8.4: closing a listener ends no flow. New clients are refused until it is opened again.
 #[test]
 fn a_closed_listener_serves_its_flows_to_their_end() {
     let mut test = Test::new();
@@ -314,7 +314,7 @@ fn a_closed_listener_serves_its_flows_to_their_end() {
     test.arrive_at(&socket, "203.0.113.2:8", "192.0.2.1", b"too late");
     test.ready(&socket, READABLE);
     assert_eq!((test.world.frames().len(), test.udp.flows()), (0, 1));
-    // The guest's own flows don't go through it any more.
+    // New flows of the guest no longer use it.
     test.guest_sends("198.51.100.55:5353", "203.0.113.9:8", b"x");
     assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, 1));
 
@@ -324,17 +324,17 @@ fn a_closed_listener_serves_its_flows_to_their_end() {
     let before = socket.socket.sent().len();
     test.guest_sends("198.51.100.55:5354", "203.0.113.9:9", b"x");
     test.guest_sends("198.51.100.55:5353", "203.0.113.9:9", b"x");
-    assert_eq!((before, socket.socket.sent().len()), (0, 1), "the new rule leads to another port");
+    assert_eq!((before, socket.socket.sent().len()), (0, 1), "the new rule forwards to another port");
 
     test.udp.unlisten(socket.id);
     test.wait(300);
     assert_eq!(test.udp.flows(), 0);
-    assert!(!test.udp.relisten(socket.id, listener(None, 5353, None, 5353)), "gone with its last flow");
+    assert!(!test.udp.relisten(socket.id, listener(None, 5353, None, 5353)), "closed with its last flow");
 }
 
-/// Without flows it is gone at once, and a stale name does no harm.
+/// A listener without flows is closed at once, and its id is invalid.
 #[test]
-fn a_closed_listener_without_flows_is_gone() {
+fn a_listener_without_flows_is_closed_at_once() {
     let mut test = Test::new();
     let socket = test.listen(listener(None, 5353, None, 5353));
     test.udp.unlisten(socket.id);
@@ -344,10 +344,10 @@ fn a_closed_listener_without_flows_is_gone() {
     test.client_writes(&other, "203.0.113.1:8", "192.0.2.1", b"x");
 }
 
-/// behaviour §5.2.1: a guest that has several addresses of the host leaves from the one that it uses, by a socket of its own
-/// or by a listener of its port. With an address that the host does not have, answers by a listener would not find back.
+/// behaviour §5.2.1: if the guest has several addresses of the host, its datagrams are sent from the one that it uses, by its
+/// own socket or by a listener of its port. If the host lacks the address, answers would not come back to a listener.
 #[test]
-fn the_guests_own_choice_of_source_is_kept() {
+fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     let mut test = Test::new();
     let second = "198.51.100.66";
     let Fixture { guest, settings, .. } = &mut test.world;

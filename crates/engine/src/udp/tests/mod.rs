@@ -49,7 +49,7 @@ impl Test {
         Self { world: Fixture::default(), udp: Udp::new(LIMITS, [7; 16]) }
     }
 
-    /// The guest sends a datagram, alone in its batch.
+    /// The guest sends a datagram, the only one of its round.
     fn guest_sends(&mut self, from: &str, to: &str, payload: &[u8]) {
         self.guest_sends_as(from, to, payload, 64, 0, &Offload::default());
     }
@@ -67,7 +67,7 @@ impl Test {
         self.end_round();
     }
 
-    /// The guest sends a datagram in the midst of a batch.
+    /// The guest sends a datagram that is followed by others in the same round.
     fn guest_queues(&mut self, from: &str, to: &str, payload: &[u8], ttl: u8, class: u8, offload: &Offload) {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let header = udp::Header {
@@ -110,7 +110,7 @@ impl Test {
         self.world.host.opened[index].clone()
     }
 
-    /// Time goes on, and everything that is due happens.
+    /// Advances the time, and handles deadlines.
     fn wait(&mut self, seconds: u64) {
         self.world.now = self.world.now + Duration::from_secs(seconds);
         while let Some(id) = self.world.timers.pop_due(self.world.now) {
@@ -124,7 +124,7 @@ fn assert_shown(frame: &[u8], from: &str, to: &str, payload: &[u8]) {
     assert_eq!(datagram(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
 }
 
-/// RFC 4787 §4.1 and §5: one socket for all remotes of a guest endpoint, and whoever writes to it reaches the guest.
+/// RFC 4787 §4.1 and §5: one socket for all remotes of a guest endpoint, and every sender to it reaches the guest.
 #[test]
 fn mapping_and_filtering_are_endpoint_independent() {
     let mut test = Test::new();
@@ -138,12 +138,12 @@ fn mapping_and_filtering_are_endpoint_independent() {
     assert_eq!(sent[1].destination, "203.0.113.2:69".parse().unwrap());
     assert_eq!((sent[0].payload.as_slice(), sent[0].source), (&b"read request"[..], None));
 
-    // As TFTP: the answer comes from another port, and what follows goes there.
+    // As in TFTP: the answer comes from another port, and the guest continues with that port.
     let frame = test.answer(&socket, "203.0.113.1:50000", b"data");
     assert_shown(&frame, "203.0.113.1:50000", GUEST, b"data");
     test.guest_sends(GUEST, "203.0.113.1:50000", b"ack");
     assert_eq!(socket.socket.sent()[0].destination, "203.0.113.1:50000".parse().unwrap());
-    // A stranger.
+    // A remote that the guest has not written to.
     let frame = test.answer(&socket, "192.0.2.99:7", b"hello");
     assert_shown(&frame, "192.0.2.99:7", GUEST, b"hello");
     assert_eq!(test.world.host.opened.len(), 1);
@@ -153,7 +153,7 @@ fn mapping_and_filtering_are_endpoint_independent() {
     assert_eq!(test.world.host.opened.len(), 2);
 }
 
-/// behaviour §5.2: whatever a destination translates to, the answer comes from where the guest had written to.
+/// behaviour §5.2: whatever a destination translates to, the answer comes from the address that the guest wrote to.
 #[test]
 fn answers_come_from_the_original_destination() {
     let rows = [
@@ -189,9 +189,9 @@ fn link_local_destinations_have_a_scope() {
     assert_eq!(test.udp.flows(), 1);
 }
 
-/// Q8: two destinations that translate to one get a socket each, so that answers are not mixed up.
+/// Q8: two destinations that translate to one have a socket each, so that their answers can be distinguished.
 #[test]
-fn q_8_colliding_destinations_are_told_apart() {
+fn q_8_colliding_destinations_have_different_sockets() {
     let mut test = Test::new();
     for destination in ["198.51.100.77:8", "198.51.100.2:8"] {
         test.guest_sends(GUEST, destination, b"x");
@@ -203,14 +203,14 @@ fn q_8_colliding_destinations_are_told_apart() {
         let frame = test.answer(&socket, "198.51.100.2:8", b"y");
         assert_shown(&frame, destination, GUEST, b"y");
     }
-    // Others go on with the first socket.
+    // Other destinations use the first socket.
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
     assert_eq!(test.world.host.opened.len(), 2);
 }
 
-/// Q10, R-91, behaviour §5.6: broadcast and multicast go out, and those who answer reach the guest.
+/// Q10, R-91, behaviour §5.6: broadcast and multicast datagrams are sent, and answers reach the guest.
 #[test]
-fn groups_are_written_to_r91() {
+fn broadcast_and_multicast_are_sent_r91() {
     let mut test = Test::new();
     for destination in ["239.255.255.250:1900", "255.255.255.255:67", "198.51.100.255:9"] {
         test.guest_sends(GUEST, destination, b"search");
@@ -225,9 +225,9 @@ fn groups_are_written_to_r91() {
     assert_shown(&frame, "198.51.100.8:1900", GUEST, b"here");
 }
 
-/// behaviour §5.2c and d: nothing impossible goes out.
+/// behaviour §5.2c and d.
 #[test]
-fn impossible_addresses_are_refused_r100_r77() {
+fn invalid_addresses_are_refused_r100_r77() {
     let mut test = Test::new();
     let bad = [
         ("224.0.0.1:4000", "203.0.113.1:8"),
@@ -288,7 +288,7 @@ fn lengths() {
     }
 }
 
-/// behaviour §7.2, R-99: a question and its answer are forgotten after 30 s, and the socket with them; more after 120 s.
+/// behaviour §7.2, R-99: a flow with one request and one answer ends after 30 s, with its socket; others after 120 s.
 #[test]
 fn timeouts_r99() {
     let mut test = Test::new();
@@ -311,18 +311,18 @@ fn timeouts_r99() {
     test.wait(2);
     assert_eq!((test.udp.flows(), socket.closed()), (0, true));
 
-    // Traffic one way only is no stream, however much of it.
+    // Traffic in one direction only is never a stream.
     for _ in 0..5 {
         test.guest_sends(GUEST, "203.0.113.1:514", b"x");
     }
     test.wait(31);
     assert_eq!(test.udp.flows(), 0);
-    // A stale event of a closed socket means nothing.
+    // An event of a closed socket is ignored.
     test.ready(&socket, READABLE);
     assert_eq!(test.world.frames().len(), 0);
 }
 
-/// A full link drops and counts, and the socket is emptied: it does not report the same datagram for ever.
+/// If the link is full, datagrams are read from the socket, dropped and counted, so that it does not report them again.
 #[test]
 fn a_full_link_drops() {
     let mut test = Test::new();
@@ -337,13 +337,13 @@ fn a_full_link_drops() {
     test.answer(&socket, "203.0.113.1:8", b"z");
 }
 
-/// An answer that comes alone costs one call; a stream is taken in growing batches, within bounds.
+/// A single answer costs one call. A stream is received in growing, bounded batches.
 #[test]
 fn receive_calls() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
     let socket = test.opened(0);
-    // The event loop's rounds belong to the socket and the guest by turns.
+    // Rounds with an event of the socket and with a frame of the guest alternate.
     for _ in 0..3 {
         test.guest_sends(GUEST, "203.0.113.1:8", b"x");
         test.answer(&socket, "203.0.113.1:8", b"y");

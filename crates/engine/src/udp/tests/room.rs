@@ -1,10 +1,10 @@
-//! Full shares: who ends for a newcomer.
+//! Limits: which socket or flow ends for a new one.
 
 use super::listeners::listener;
 use super::*;
 
 impl Test {
-    /// The guest asks from `port`, and has its answer if there is one. Its socket.
+    /// The guest sends a request from `port`, and perhaps gets an answer. Returns its socket.
     fn guest_asks(&mut self, port: u16, answered: bool) -> Opened {
         let guest = format!("198.51.100.55:{port}");
         let before = self.world.host.opened.len();
@@ -24,9 +24,9 @@ impl Test {
     }
 }
 
-/// A resolver that asks from a new port each time is never without an answer, and streams live on beside it.
+/// A resolver that uses a new port for each query gets all answers, and streams of other ports continue.
 #[test]
-fn a_new_port_for_each_question() {
+fn a_new_port_for_each_query() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.2:443", b"stream");
     let stream = test.opened(0);
@@ -43,20 +43,20 @@ fn a_new_port_for_each_question() {
     assert_eq!((test.udp.flows(), test.udp.counters().total()), (10, 0));
     assert_eq!(test.udp.ended(), 2000 + 1 - 10);
     assert!(!stream.closed());
-    assert_eq!(test.world.timers.len(), 10, "what has ended has no deadline");
-    // An endpoint that was ended starts anew.
+    assert_eq!(test.world.timers.len(), 10, "ended flows have no deadline");
+    // An endpoint that was ended gets a new socket.
     test.guest_asks(10_000, true);
     test.wait(121);
     assert_eq!((test.udp.flows(), test.world.host.open_files()), (0, 0));
 }
 
-/// Answered ones end first, in the order of their last datagram; then those that wait, likewise.
+/// Answered endpoints end first, in the order of their last datagrams; then those that wait, in the same order.
 #[test]
 fn the_endpoint_that_was_idle_for_longest_ends_answered_ones_first() {
     let mut test = Test::new();
     let waiting = [test.guest_asks(1000, false), test.guest_asks(1001, false)];
     let mut answered: Vec<Opened> = (1002..1010).map(|port| test.guest_asks(port, true)).collect();
-    // The oldest of the answered asks again and is answered again: it is the newest now.
+    // The oldest of the answered ones sends another request and gets an answer: it is the newest now.
     test.guest_sends("198.51.100.55:1002", "203.0.113.1:53", b"again");
     test.answer(&answered[0], "203.0.113.1:53", b"answer");
     answered.rotate_left(1);
@@ -72,7 +72,7 @@ fn the_endpoint_that_was_idle_for_longest_ends_answered_ones_first() {
     assert!(!waiting[0].closed() && !waiting[1].closed());
     test.guest_asks(2008, false);
     assert!(waiting[0].closed() && !waiting[1].closed());
-    // A late answer counts.
+    // A late answer counts as an answer.
     test.answer(&unanswered[3], "203.0.113.1:53", b"answer");
     test.guest_asks(2009, false);
     assert!(unanswered[3].closed() && !waiting[1].closed());
@@ -93,15 +93,15 @@ fn flows_end_with_their_socket() {
     (0..10).for_each(|n| drop(test.guest_asks(1000 + n, false)));
     assert!(socket.closed());
     assert_eq!((test.udp.flows(), test.world.host.open_files(), test.world.timers.len()), (10, 10, 10));
-    // A stale event of it means nothing, and the endpoint can come back.
+    // An event of the closed socket is ignored, and the endpoint gets a new one.
     test.ready(&socket, READABLE);
     test.guest_sends(GUEST, "203.0.113.2:1", b"x");
     assert_shown(&test.answer(&test.opened(11).clone(), "203.0.113.2:1", b"y"), "203.0.113.2:1", GUEST, b"y");
 }
 
-/// however many strangers write, they end flows of strangers only, and each reaches the guest.
+/// any number of remotes can end only flows that remotes began, and each datagram reaches the guest.
 #[test]
-fn strangers_end_strangers_r90() {
+fn remotes_end_only_flows_of_remotes_r90() {
     let mut test = Test::new();
     let listener = test.listen(listener(None, 5353, None, 5353));
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
@@ -115,7 +115,7 @@ fn strangers_end_strangers_r90() {
         }
     }
     assert_eq!((test.udp.flows(), test.udp.counters().no_room), (41, 0));
-    // Who was forgotten is known again when it writes again, and answers find their way.
+    // A remote whose flow has ended gets a new one with its next datagram, and answers reach it.
     test.answer(&socket, "192.0.2.1:1", b"again");
     test.guest_sends(GUEST, "192.0.2.1:1", b"answer");
     test.guest_sends(GUEST, "203.0.113.1:8", b"still here");
@@ -123,7 +123,7 @@ fn strangers_end_strangers_r90() {
     assert_shown(&test.answer(&socket, "203.0.113.1:8", b"y"), "203.0.113.1:8", GUEST, b"y");
 }
 
-/// The guest writes to more remotes than there are flows: all get its datagrams, and answers arrive.
+/// If the guest writes to more remotes than there are flows, all get its datagrams, and answers arrive.
 #[test]
 fn more_remotes_than_flows() {
     let mut test = Test::new();
@@ -142,8 +142,8 @@ fn more_remotes_than_flows() {
     assert_eq!((server.socket.sent().len(), test.world.host.opened.len()), (1, 1));
 }
 
-/// At the limit of open files one endpoint ends for another, whatever the share; where none can end, the guest's
-/// datagram is lost, and the next one is tried anew.
+/// At the limit of open files, an endpoint ends for a new one, also below the share. If none can end, the guest's datagram
+/// is lost, and the next one is tried again.
 #[test]
 fn at_the_limit_of_open_files() {
     let mut test = Test::new();

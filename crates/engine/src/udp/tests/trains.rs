@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// A train of the guest stays one, so that one call sends it; a train for the guest is one super-frame.
+/// A train of the guest is sent by one call, and a train for the guest is one super-frame.
 #[test]
-fn trains_stay_whole() {
+fn trains_are_not_split() {
     for (guest, remote) in [(GUEST, "203.0.113.1:443"), (GUEST6, "[2001:db8:2::1]:443")] {
         let mut test = Test::new();
         let train: Vec<u8> = (0..50_000_u32).map(|i| i as u8).collect();
@@ -14,7 +14,7 @@ fn trains_stay_whole() {
         let socket = test.opened(0);
         let sent = socket.socket.sent();
         assert_eq!((sent[0].segment_size, sent[0].payload.len()), (Some(1200), train.len()));
-        // One that is no longer than its segments is none.
+        // A payload that is not longer than a segment is no train.
         test.guest_sends_as(guest, remote, &train[..1200], 64, 0, &offload);
         assert_eq!(socket.socket.sent()[0].segment_size, None);
 
@@ -37,7 +37,7 @@ fn queue(test: &mut Test, to: &str, payload: &[u8]) {
     test.guest_queues(GUEST, to, payload, 64, 0, &Offload::default());
 }
 
-/// A datagram that comes alone is sent at once. Those that follow soon are joined, in order.
+/// A single datagram is sent at once. Those that follow soon are joined, in order.
 #[test]
 fn a_stream_is_joined() {
     let mut test = Test::new();
@@ -60,13 +60,13 @@ fn a_stream_is_joined() {
     assert_eq!((sent.len(), sent[0].segment_size, &sent[0].payload), (1, Some(100), &joined));
     test.end_round();
     assert_eq!(shapes(&socket), []);
-    // One alone is no train.
+    // A single datagram is no train.
     queue(&mut test, "203.0.113.1:8", &[0; 100]);
     test.end_round();
     assert_eq!(shapes(&socket), [(100, None)]);
 }
 
-/// What can't be part of a train ends it; the order of a flow's datagrams stays.
+/// A datagram that can't be part of a train ends it. The order of a flow's datagrams does not change.
 #[test]
 fn what_ends_a_train_r56() {
     let lengths = |lengths: &[usize]| {
@@ -79,11 +79,11 @@ fn what_ends_a_train_r56() {
         let socket = test.opened(0);
         shapes(&socket)[1..].to_vec()
     };
-    // A shorter one is the last, a longer one is the next, an empty one goes alone.
+    // A shorter one ends the train, a longer one begins another, an empty one is sent alone.
     assert_eq!(lengths(&[50, 50, 20, 50]), [(120, Some(50)), (50, None)]);
     assert_eq!(lengths(&[50, 50, 60, 60]), [(100, Some(50)), (120, Some(60))]);
     assert_eq!(lengths(&[50, 0, 50]), [(50, None), (0, None), (50, None)]);
-    // No more than 64 datagrams, nor than a packet has room for; none of the very long ones.
+    // At most 64 datagrams, and at most the length of a packet. Very long datagrams are not joined.
     assert_eq!(lengths(&[1; 100]), [(64, Some(1)), (36, Some(1))]);
     assert_eq!(lengths(&[16_000; 5]), [(64_000, Some(16_000)), (16_000, None)]);
     assert_eq!(lengths(&[20_000; 2]), [(20_000, None); 2]);
@@ -107,7 +107,7 @@ fn what_ends_a_train_r56() {
 }
 
 impl Test {
-    /// What the guest gets, as payloads and segment sizes, of datagrams that arrive while the socket has a stream to deliver.
+    /// Payloads and segment sizes that the guest gets of datagrams that arrive while the socket has a stream.
     fn stream(
         &mut self,
         socket: &Opened,
@@ -158,9 +158,9 @@ fn a_stream_for_the_guest_is_joined() {
     }
 }
 
-/// What differs in more than its length is not joined; trains of one size are.
+/// Datagrams that differ in more than their length are not joined. Trains of one size are.
 #[test]
-fn strangers_and_trains_in_a_stream() {
+fn other_senders_and_trains_in_a_stream() {
     let mut test = Test::new();
     test.guest_sends(GUEST, "203.0.113.1:8", b"x");
     let socket = test.opened(0);
@@ -192,7 +192,7 @@ fn strangers_and_trains_in_a_stream() {
     ];
     assert_eq!(got, want);
     assert_eq!(test.udp.counters().undeliverable, 1);
-    // A full link loses what was joined, and nothing stays behind.
+    // If the link is full, the train is lost, and the next one begins empty.
     test.world.link.full = true;
     test.stream(&socket, [(peer, b"lost".to_vec()), (peer, b"lost".to_vec())]);
     assert!(test.udp.counters().link_full > 0);
