@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::{
     fmt,
-    hash::{BuildHasher, Hash, Hasher},
+    hash::{BuildHasher, Hash},
     net::SocketAddr,
 };
 
@@ -205,7 +205,7 @@ impl<T> Slots<T> {
 pub struct Flows<T> {
     slots: Slots<T>,
     by_key: HashTable<u32>,
-    hash_key: [u8; 16],
+    hash_key: HashKey,
 }
 
 /// An entry of a table that is found by a key.
@@ -220,7 +220,7 @@ impl<T: Keyed> Flows<T> {
     /// An empty table for at most `limit` flows; `hash_key` is random.
     #[must_use]
     pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
-        Self { slots: Slots::new(kind, limit), by_key: HashTable::new(), hash_key }
+        Self { slots: Slots::new(kind, limit), by_key: HashTable::new(), hash_key: HashKey(hash_key) }
     }
 
     /// How many flows there are.
@@ -246,17 +246,18 @@ impl<T: Keyed> Flows<T> {
     /// # Errors
     /// The flow itself, if there is no room for it.
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
-        let hash = self.hash(&flow.key());
+        let hash = self.hash_key.hash_one(flow.key());
         let id = self.slots.insert(flow)?;
         let (slots, hash_key) = (&self.slots, &self.hash_key);
-        self.by_key.insert_unique(hash, id.index, |&index| rehash(slots, hash_key, index));
+        let rehash = |&index: &u32| slots.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.key()));
+        self.by_key.insert_unique(hash, id.index, rehash);
         Ok(id)
     }
 
     /// Removes a flow.
     pub fn remove(&mut self, id: FlowId) -> Option<T> {
         let flow = self.slots.remove(id)?;
-        let hash = self.hash(&flow.key());
+        let hash = self.hash_key.hash_one(flow.key());
         if let Ok(entry) = self.by_key.find_entry(hash, |&index| index == id.index) {
             entry.remove();
         }
@@ -284,20 +285,16 @@ impl<T: Keyed> Flows<T> {
     #[must_use]
     pub fn find(&self, key: &T::Key) -> Option<FlowId> {
         let same = |&index: &u32| self.slots.at(index).is_some_and(|(_, flow)| flow.key() == *key);
-        self.id_at(*self.by_key.find(self.hash(key), same)?)
+        self.id_at(*self.by_key.find(self.hash_key.hash_one(key), same)?)
     }
 
     /// All flows with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
         self.slots.iter()
     }
-
-    fn hash(&self, key: &T::Key) -> u64 {
-        hash(&self.hash_key, key)
-    }
 }
 
-/// The keyed hash for other tables whose keys the guest or the network chooses.
+/// The keyed hash of tables whose keys the guest or the network chooses.
 #[derive(Clone, Debug)]
 pub(crate) struct HashKey(pub(crate) [u8; 16]);
 
@@ -306,16 +303,6 @@ impl BuildHasher for HashKey {
     fn build_hasher(&self) -> SipHasher13 {
         SipHasher13::new_with_key(&self.0)
     }
-}
-
-fn hash<K: Hash>(hash_key: &[u8; 16], key: &K) -> u64 {
-    let mut hasher = SipHasher13::new_with_key(hash_key);
-    key.hash(&mut hasher);
-    hasher.finish()
-}
-
-fn rehash<T: Keyed>(slots: &Slots<T>, hash_key: &[u8; 16], index: u32) -> u64 {
-    slots.at(index).map_or(0, |(_, flow)| hash(hash_key, &flow.key()))
 }
 
 #[cfg(test)]

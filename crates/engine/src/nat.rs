@@ -98,6 +98,9 @@ impl Settings {
     #[must_use]
     pub fn source_to_guest(&self, guest: &Guest, source: IpAddr) -> Option<IpAddr> {
         let source = source.to_canonical();
+        if is_group(source) {
+            return None;
+        }
         let own = guest.owns(source);
         match source {
             IpAddr::V4(source) => self.v4.as_ref()?.source_to_guest(own, source).map(IpAddr::V4),
@@ -170,9 +173,6 @@ impl V4 {
 
     /// See [`Settings::source_to_guest`]; `own`: it is one of the guest's addresses.
     fn source_to_guest(&self, own: bool, source: Ipv4Addr) -> Option<Ipv4Addr> {
-        if source.is_multicast() || source.is_broadcast() {
-            return None;
-        }
         if let (Ipv4Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
         }
@@ -200,9 +200,6 @@ impl V6 {
 
     /// See [`Settings::source_to_guest`]; `own`: it is one of the guest's addresses.
     fn source_to_guest(&self, own: bool, source: Ipv6Addr) -> Option<Ipv6Addr> {
-        if source.is_multicast() {
-            return None;
-        }
         if let (Ipv6Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
         }
@@ -237,12 +234,12 @@ fn refuse(protocol: Protocol, destination: SocketAddr) -> Result<(), Refused> {
 
 /// Whether a single host on a link can have this address.
 fn is_link_unicast(address: IpAddr) -> bool {
-    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-    !address.is_unspecified()
-        && !address.is_loopback()
-        && !address.is_multicast()
-        && !broadcast
-        && !is_mapped(address)
+    !address.is_unspecified() && !address.is_loopback() && !is_group(address) && !is_mapped(address)
+}
+
+/// Whether packets to `address` may reach several hosts.
+pub(crate) fn is_group(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
 
 fn is_mapped(address: IpAddr) -> bool {

@@ -195,13 +195,13 @@ fn the_next_server_is_asked_after_silence() {
     test.server_says(&test.opened(1), &question, 0);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, 0));
     test.assert_over();
-    // The first server was silent, so it is the last in the order now. The third one has not failed.
+    // The first server was silent, so the second one is the first in the order now.
     test.guest_sends(GUEST, DNS4, &question);
     assert_eq!(test.asked()[3..], SERVERS[1..2]);
     test.server_says(&test.opened(3), &question, 0);
     test.wait(30_000);
     test.guest_sends(GUEST, DNS4, &question);
-    assert_eq!(test.asked()[4..], SERVERS[..1], "after a while it is tried again");
+    assert_eq!(test.asked()[4..], SERVERS[..1], "after the penalty it is asked first again");
 }
 
 #[test]

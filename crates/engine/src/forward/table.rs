@@ -4,6 +4,7 @@ use alloc::{boxed::Box, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Protocol, Rule};
+use crate::nat::is_group;
 
 /// Most rules in one table (behaviour §2.4.10).
 pub const MAX_RULES: usize = 255;
@@ -220,7 +221,7 @@ fn check_target(rule: &Rule) -> Result<(), Refusal> {
     if from.is_ipv4() != to.is_ipv4() {
         return Err(Refusal::OtherFamily { from, to });
     }
-    if to.is_multicast() || to == IpAddr::V4(Ipv4Addr::BROADCAST) {
+    if is_group(to) {
         return Err(Refusal::MulticastTarget(to));
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Errors of datagram and ping sockets: what a call reports, and what waits in the error queue.
 //!
 //! The kernel reports the error of a datagram late: a later call fails with it, once, and the details are in the
-//! socket's error queue. So a failed call says little about the datagram at hand. [`send`] tells the two apart.
+//! socket's error queue. So an error may be that of an earlier datagram. [`send`] handles both cases.
 
 use core::net::{IpAddr, SocketAddr};
 

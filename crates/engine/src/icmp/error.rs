@@ -16,6 +16,7 @@ use crate::{
     flow::Endpoints,
     host::{Errno, Report},
     link::{HOP_LIMIT, Link},
+    nat::is_group,
 };
 
 /// Longest quote of a transport payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
@@ -153,11 +154,6 @@ pub(crate) fn shown_offender(
         .and_then(|offender| settings.source_to_guest(guest, offender))
         .filter(|shown| shown.is_ipv4() == remote.is_ipv4())
         .unwrap_or(remote)
-}
-
-/// Whether packets to `address` may reach several hosts. No errors are sent about such packets.
-pub(crate) fn is_group(address: IpAddr) -> bool {
-    address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast())
 }
 
 /// The engine's own address, for errors that it reports as a router; the remote's if it has none.

@@ -23,7 +23,7 @@ use wire::{
 use zerocopy::IntoBytes;
 
 pub use error::MAX_QUOTE;
-pub(crate) use error::{MAX_UPPER, Quote, is_group, router, send_error, send_router_error, shown_offender};
+pub(crate) use error::{MAX_UPPER, Quote, router, send_error, send_router_error, shown_offender};
 
 use crate::{
     context::{Context, PingOf, World},
@@ -37,7 +37,7 @@ use crate::{
     idle::{Activity, Idle, Timeouts},
     link::Link,
     memory::PayloadOf,
-    nat::Protocol,
+    nat::{Protocol, is_group},
     share::{Notice, Share},
     timer::Timers,
 };
@@ -61,7 +61,7 @@ pub struct Ping<W: World> {
     notice: Notice,
 }
 
-/// Requests of one identifier from one guest address, to all destinations whose replies can be told apart.
+/// Requests of one identifier from one guest address, to all destinations whose replies can be distinguished.
 #[derive(Debug)]
 struct Flow<S> {
     key: Key,
@@ -83,7 +83,7 @@ enum Target {
     /// shown with the address that they come from.
     Any { source: Option<IpAddr> },
     /// One translated destination: `remote` for the guest, `peer` on the host's side. It has its own socket, which
-    /// tells its replies from others.
+    /// identifies its replies.
     One { remote: IpAddr, peer: IpAddr, source: Option<IpAddr> },
 }
 

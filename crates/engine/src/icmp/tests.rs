@@ -115,7 +115,7 @@ fn replies_are_carried_r46() {
 }
 
 /// One socket for each guest address and identifier, whatever the destination; every identifier works. Destinations
-/// that are translated have sockets of their own, since replies could not be told apart.
+/// that are translated have sockets of their own, since replies could not be distinguished.
 #[test]
 fn one_socket_for_each_identifier_r47() {
     let mut test = Test::new();
@@ -178,8 +178,8 @@ fn errors_are_reported_for_the_right_destination() {
     let (frame, _) = test.world.frame();
     let packet = ip(&frame);
     assert_eq!(packet.source, "192.0.2.254".parse::<IpAddr>().unwrap());
-    let Transport::Icmp(told) = packet.transport else { panic!("no ICMP") };
-    assert!(told.payload[..ipv4::HEADER_LEN].ends_with(&[203, 0, 113, 2]));
+    let Transport::Icmp(reported) = packet.transport else { panic!("no ICMP") };
+    assert!(reported.payload[..ipv4::HEADER_LEN].ends_with(&[203, 0, 113, 2]));
 }
 
 /// The hop limit is carried both ways, so that traceroute with echo requests works.
@@ -226,12 +226,12 @@ fn errors_are_rebuilt() {
         let (frame, _) = test.world.frame();
         let packet = ip(&frame);
         assert_eq!(packet.source, hop.parse::<IpAddr>().unwrap());
-        let Transport::Icmp(told) = packet.transport else { panic!("no ICMP") };
-        assert_eq!((told.header.kind, told.header.code), (kind, code));
+        let Transport::Icmp(reported) = packet.transport else { panic!("no ICMP") };
+        assert_eq!((reported.header.kind, reported.header.code), (kind, code));
         let at = if guest == GUEST { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
-        assert_eq!(told.payload[at..], message(request, 77, 5, b"payl"));
+        assert_eq!(reported.payload[at..], message(request, 77, 5, b"payl"));
         let to: IpAddr = remote.parse().unwrap();
-        let quoted = &told.payload[..at];
+        let quoted = &reported.payload[..at];
         assert!(match to {
             IpAddr::V4(to) => quoted.ends_with(&to.octets()),
             IpAddr::V6(to) => quoted.ends_with(&to.octets()),

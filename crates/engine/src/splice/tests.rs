@@ -17,10 +17,10 @@ const RESET: SocketError = SocketError::Failed(Errno(104));
 struct Socket {
     /// Sent by the peer, not yet taken.
     received: VecDeque<u8>,
-    /// Which of these bytes is urgent.
+    /// Index of the urgent byte among these.
     mark: Option<usize>,
     /// The last call moved the most bytes that a call can: the next one stops at the urgent mark.
-    many: bool,
+    was_full: bool,
     /// The peer has ended its half.
     fin_received: bool,
     /// The peer has reset the connection.
@@ -42,17 +42,17 @@ struct Socket {
 #[derive(Debug)]
 struct World {
     sockets: [Socket; 2],
-    under_way: [VecDeque<u8>; 2],
-    under_way_urgent: [bool; 2],
+    buffered: [VecDeque<u8>; 2],
+    buffered_urgent: [bool; 2],
     /// The side from which bytes were taken last, if they were not given yet.
-    hot: Option<Side>,
+    pending: Option<Side>,
     room: usize,
     most: usize,
     reset_on_close: bool,
     /// The sockets were closed before everything sent was acknowledged.
     overtaken: bool,
     /// Calls that moved nothing.
-    futile: usize,
+    empty_calls: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -77,14 +77,14 @@ impl Handle {
     fn new(room: usize, most: usize) -> Self {
         let world = World {
             sockets: Default::default(),
-            under_way: Default::default(),
-            under_way_urgent: [false; 2],
-            hot: None,
+            buffered: Default::default(),
+            buffered_urgent: [false; 2],
+            pending: None,
             room,
             most,
             reset_on_close: false,
             overtaken: false,
-            futile: 0,
+            empty_calls: 0,
         };
         Self(alloc::rc::Rc::new(world.into()))
     }
@@ -97,31 +97,31 @@ impl Handle {
 impl Conduit for Sockets {
     fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
         self.0.with(|world| {
-            assert_eq!(world.hot, None, "other bytes were taken before these were given");
-            assert!(world.under_way[from as usize].is_empty());
+            assert_eq!(world.pending, None, "other bytes were taken before these were given");
+            assert!(world.buffered[from as usize].is_empty());
             let socket = &mut world.sockets[from as usize];
             let len = match socket.mark {
                 None => socket.received.len(),
-                Some(0) if urgent || socket.many && socket.fin_received => 1,
-                Some(0) if socket.many => return Err(SocketError::WouldBlock),
+                Some(0) if urgent || socket.was_full && socket.fin_received => 1,
+                Some(0) if socket.was_full => return Err(SocketError::WouldBlock),
                 Some(0) => panic!("the urgent byte is taken for another"),
                 Some(mark) => mark,
             };
             let len = len.min(world.most);
             if len > 0 {
-                world.under_way[from as usize].extend(socket.received.drain(..len));
-                world.under_way_urgent[from as usize] = socket.mark == Some(0);
-                world.hot = Some(from);
+                world.buffered[from as usize].extend(socket.received.drain(..len));
+                world.buffered_urgent[from as usize] = socket.mark == Some(0);
+                world.pending = Some(from);
                 socket.mark = socket.mark.and_then(|mark| mark.checked_sub(len));
-                socket.many = len == world.most;
-                socket.starved = !socket.many;
-                return Ok(Taken { len, more: socket.many });
+                socket.was_full = len == world.most;
+                socket.starved = !socket.was_full;
+                return Ok(Taken { len, more: socket.was_full });
             }
             match (socket.reset, socket.fin_received) {
                 (true, _) => Err(RESET),
                 (false, true) => Ok(Taken { len: 0, more: false }),
                 (false, false) => {
-                    world.futile += usize::from(socket.starved);
+                    world.empty_calls += usize::from(socket.starved);
                     socket.starved = true;
                     Err(SocketError::WouldBlock)
                 }
@@ -131,25 +131,25 @@ impl Conduit for Sockets {
 
     fn give(&mut self, from: Side) -> Result<usize, SocketError> {
         self.0.with(|world| {
-            assert!(world.hot.is_none_or(|hot| hot == from));
-            world.hot = None;
-            let under_way = &mut world.under_way[from as usize];
-            assert!(!under_way.is_empty());
+            assert!(world.pending.is_none_or(|pending| pending == from));
+            world.pending = None;
+            let buffered = &mut world.buffered[from as usize];
+            assert!(!buffered.is_empty());
             let socket = &mut world.sockets[from.other() as usize];
             assert!(!socket.fin_sent, "sent after the end");
             if socket.reset {
                 return Err(RESET);
             }
-            let len = under_way.len().min(world.most).min(world.room - socket.sent.len());
+            let len = buffered.len().min(world.most).min(world.room - socket.sent.len());
             if len == 0 {
-                world.futile += usize::from(socket.blocked);
+                world.empty_calls += usize::from(socket.blocked);
                 socket.blocked = true;
                 return Err(SocketError::WouldBlock);
             }
-            if world.under_way_urgent[from as usize] {
+            if world.buffered_urgent[from as usize] {
                 socket.urgent_sent.push(socket.read.len() + socket.sent.len());
             }
-            socket.sent.extend(under_way.drain(..len));
+            socket.sent.extend(buffered.drain(..len));
             Ok(len)
         })
     }
@@ -475,8 +475,8 @@ fn a_blocked_receiver_costs_no_calls_r83() {
         case.report();
         assert!(!case.bypass.has_runnable() && case.bypass.next_deadline().is_none());
     }
-    assert_eq!(case.world.with(|world| world.futile), 0);
-    assert!(case.world.with(|world| world.under_way[A as usize].len()) <= 3, "the rest waits in the socket");
+    assert_eq!(case.world.with(|world| world.empty_calls), 0);
+    assert!(case.world.with(|world| world.buffered[A as usize].len()) <= 3, "the rest waits in the socket");
     case.settle();
     assert_eq!(case.read(B), case.wrote[A as usize]);
 }

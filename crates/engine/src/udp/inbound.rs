@@ -46,8 +46,8 @@ struct ToGuest {
 /// A train for the guest that is being put together.
 ///
 /// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only
-/// datagrams that a receiver can't tell from single ones are joined: of one sender, one after the other, with equal
-/// header fields.
+/// datagrams of one sender with equal header fields are joined, so that a receiver can't distinguish them from single
+/// ones.
 struct InboundTrain {
     route: Route,
     /// The first datagram.

@@ -44,7 +44,7 @@ use crate::{
     icmp::{self, Quote},
     idle::{Activity, Chain, Idle},
     memory::PayloadOf,
-    nat::Protocol,
+    nat::{Protocol, is_group},
 };
 use bypass::{Client, Proxy};
 use member::Groups;
@@ -395,7 +395,7 @@ impl<W: World> Udp<W> {
     }
 
     /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if that is given. It must have no
-    /// flow with the same peer: answers of the peer could not be told apart (Q8).
+    /// flow with the same peer: answers of the peer could not be distinguished (Q8).
     fn socket_for(
         &mut self,
         guest: SocketAddr,
@@ -525,7 +525,7 @@ fn must_not_fragment(
     let headers = udp::HEADER_LEN + if v4 { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
     let len = headers + segment_size.map_or(payload_len, usize::from);
     let probe = len <= LONGEST_PROBE || len >= usize::from(settings.link_mtu(v4));
-    packet.dont_fragment && probe && !icmp::is_group(packet.destination)
+    packet.dont_fragment && probe && !is_group(packet.destination)
 }
 
 /// The size of a train's datagrams, if the frame is a train.

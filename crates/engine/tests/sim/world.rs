@@ -106,7 +106,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// A transfer of `up` bytes from the guest and `down` bytes to it, over a clean network with large buffers.
+    /// A transfer of `upward` bytes from the guest and `downward` bytes to it, over a clean network with large buffers.
     pub(crate) fn transfer(upward: u64, downward: u64) -> Self {
         Self {
             seed: 1,
@@ -154,7 +154,7 @@ pub(crate) struct Outcome {
     pub(crate) closed: Option<Closed>,
     /// Most memory that the queue took, in bytes.
     pub(crate) memory: usize,
-    /// Positions of urgent bytes that the host's socket was given.
+    /// Positions of the bytes that the host's socket got as urgent.
     pub(crate) urgent_sent: Vec<u64>,
 }
 

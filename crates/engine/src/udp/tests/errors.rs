@@ -71,8 +71,8 @@ fn icmp_errors_are_rebuilt_r94() {
         test.ready(&socket, ERROR);
         let (frame, _) = test.world.frame();
         let report = error.report.unwrap();
-        let (told, quote) = icmp_error(&frame);
-        assert_eq!(told, (shown.parse().unwrap(), report.kind, report.code, rest), "{error:?}");
+        let (reported, quote) = icmp_error(&frame);
+        assert_eq!(reported, (shown.parse().unwrap(), report.kind, report.code, rest), "{error:?}");
         assert_eq!(ip(&frame).destination, guest.parse::<SocketAddr>().unwrap().ip());
         assert_shown(&quoted_frame(&quote), guest, remote, b"question");
     }
@@ -127,8 +127,8 @@ fn an_old_error_loses_no_new_datagram() {
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"one");
     test.guest_sends(GUEST, "203.0.113.2:8", b"two");
     assert_eq!(socket.socket.sent()[0].payload, b"two");
-    let (told, quote) = icmp_error(&test.world.frame().0);
-    assert_eq!(told, ("203.0.113.1".parse().unwrap(), 3, 3, 0));
+    let (reported, quote) = icmp_error(&test.world.frame().0);
+    assert_eq!(reported, ("203.0.113.1".parse().unwrap(), 3, 3, 0));
     assert_shown(&quoted_frame(&quote), GUEST, "203.0.113.1:8", b"one");
     assert_eq!(test.udp.counters().not_sent, 0);
 }
@@ -144,8 +144,8 @@ fn refusals_of_the_host_are_reported() {
         let socket = test.opened(0);
         socket.socket.mailbox().refusals.extend([ENETUNREACH, ENETUNREACH]);
         test.guest_sends(guest, remote, b"question");
-        let (told, quote) = icmp_error(&test.world.frame().0);
-        assert_eq!(told, (gateway.parse().unwrap(), kind, 0, 0));
+        let (reported, quote) = icmp_error(&test.world.frame().0);
+        assert_eq!(reported, (gateway.parse().unwrap(), kind, 0, 0));
         assert_shown(&quoted_frame(&quote), guest, remote, b"question");
         assert_eq!(test.udp.counters().not_sent, 1);
     }
@@ -181,8 +181,8 @@ fn a_datagram_above_the_paths_mtu_is_reported() {
         let destination = remote.replace("203.0.113.1:8", "203.0.113.1:0");
         socket.socket.error(refused(&destination, kind, code, 1400), b"");
         test.guest_sends(guest, remote, &[7; 300]);
-        let (told, quote) = icmp_error(&test.world.frame().0);
-        assert_eq!(told, (gateway.parse().unwrap(), kind, code, 1400));
+        let (reported, quote) = icmp_error(&test.world.frame().0);
+        assert_eq!(reported, (gateway.parse().unwrap(), kind, code, 1400));
         assert_shown(&quoted_frame(&quote), guest, remote, &[7; 300]);
         assert_eq!((socket.socket.sent().len(), test.udp.counters().not_sent), (0, 1));
         assert!(socket.socket.mailbox().errors.is_empty());
@@ -203,10 +203,10 @@ fn an_old_error_and_a_refusal() {
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"x");
     test.guest_sends(GUEST, "203.0.113.1:8", &[7; 100]);
     let frames = test.world.frames();
-    let told: Vec<_> = frames.iter().map(|(frame, _)| icmp_error(frame).0).collect();
+    let reported: Vec<_> = frames.iter().map(|(frame, _)| icmp_error(frame).0).collect();
     let of = |source: &str, code, mtu| (source.parse::<IpAddr>().unwrap(), 3, code, mtu);
     // There is no entry for the refusal, so the MTU is not known.
-    assert_eq!(told, [of("203.0.113.1", 3, 0), of("198.51.100.1", 4, 0)]);
+    assert_eq!(reported, [of("203.0.113.1", 3, 0), of("198.51.100.1", 4, 0)]);
 }
 
 /// No reported MTU is below the minimum of IPv6 (RFC 8201 §4).

@@ -55,8 +55,8 @@ fn mdns_queries_are_sent_from_a_port_at_which_answers_reach_the_guest() {
     assert_eq!(test.sent(), (vec![QUESTION[..11].to_vec(), QUESTION.to_vec()], vec![]));
 }
 
-/// Avahi ignores the kind of answer that goes to other ports (it repeats the question), and a member of the group hears the
-/// others.
+/// Avahi ignores answers of the kind that is sent to other ports, which repeat the question. A member of the group receives
+/// the other kind.
 #[test]
 fn queries_of_a_member_are_sent_from_the_shared_port() {
     for (guest, group) in MDNS {
