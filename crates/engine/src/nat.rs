@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(destination(&guest, "2001:db8::9"), Some(address("2001:db8:1::55")));
         assert_eq!(destination(&guest, "fe80::9"), Some(address("fe80::55")));
         guest.forget(address("2001:db8:1::2"));
-        guest.forget(address("2001:db8:1::55")); // local mode: the link-local address is all there is
+        guest.forget(address("2001:db8:1::55")); // local mode: there is only the link-local address
         assert_eq!(destination(&guest, "2001:db8::9"), Some(address("fe80::55")));
         guest.forget(address("fe80::55"));
         assert_eq!(destination(&guest, "2001:db8::9"), None);
@@ -489,7 +489,7 @@ mod tests {
         for (peer, written_to, expected) in cases {
             assert_eq!(destination(&settings, &guest, peer, written_to), expected, "{peer} to {written_to}");
         }
-        // a pinned address takes all.
+        // with a pinned address, all flows go to it.
         settings.v4.as_mut().unwrap().pinned = true;
         let mut guest = Guest::new(&settings, None);
         guest.shows(&settings, address("198.51.100.66"), Some(GUEST_MAC));

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dns_address_leads_to_the_resolvers_on_dns_ports_only() {
+    fn the_dns_address_maps_to_the_resolvers_on_dns_ports_only() {
         // behaviour §5.2 row 1, R-35
         let settings = settings();
         let asked = |destination: &str| asked(&settings, destination, &Health::default(), START);
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn without_resolvers_it_is_the_host_itself() {
+    fn without_resolvers_queries_go_to_the_host_itself() {
         // behaviour §5.2
         let mut settings = settings();
         settings.v4.as_mut().unwrap().dns_servers.clear();

@@ -19,8 +19,9 @@
 //!
 //! - **This is the only crate of the project with `unsafe` code.** Every block says why it is sound. A public function
 //!   is safe to call with any arguments: a wrong descriptor or length is an error, never undefined behaviour.
-//! - **Errors are the kernel's**, as [`rustix::io::Errno`] from calls on sockets, else as [`std::io::Error`]. There is no retry on `EINTR` except where a
-//!   function says so: signals are blocked and read from a descriptor ([`signal`]), so calls are not interrupted.
+//! - **Errors are the kernel's**, as [`rustix::io::Errno`] from calls on sockets, else as [`std::io::Error`]. There is no
+//!   retry on `EINTR` except where a function says so: signals are blocked and read from a descriptor ([`signal`]), so
+//!   calls are not interrupted.
 //! - **Calls that move payload do not block**, whatever the flags of the descriptor: `EAGAIN` means try again when
 //!   epoll reports the descriptor.
 //! - **Descriptors** that are created here are closed on exec.

@@ -234,7 +234,7 @@ mod tests {
         if set_peek_offset(&far, 4).is_ok() {
             assert_eq!(retry(|| peek(&far, (&mut buffer[..3]).into())), 3);
             assert_eq!(&buffer[..3], b"two");
-            assert_eq!(retry(|| peek(&far, (&mut buffer[..]).into())), 6); // it moved on
+            assert_eq!(retry(|| peek(&far, (&mut buffer[..]).into())), 6); // the offset has increased
         }
         assert_eq!(discard(&far, 8).unwrap(), 8);
         let mut rest = String::new();

@@ -196,7 +196,7 @@ mod test {
     }
 
     #[test]
-    fn neighbours_have_their_own_and_others_the_routers_or_ours() {
+    fn hardware_addresses_of_neighbours_and_of_other_hosts() {
         let mut settings = settings();
         let ours = settings.our_mac;
         settings.neighbours = Neighbours::with_routers(Some(ROUTER), None);
@@ -209,7 +209,7 @@ mod test {
     }
 
     #[test]
-    fn what_stands_for_the_host_is_at_our_address() {
+    fn addresses_that_mean_the_host_have_our_hardware_address() {
         let mut settings = settings();
         let v4 = settings.v4.as_mut().unwrap();
         v4.map_host_loopback = Some(ROUTER);

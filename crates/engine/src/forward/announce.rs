@@ -1,8 +1,7 @@
 //! Ports that a payload announces in text: FTP's PORT, EPRT and the answers to PASV and EPSV (RFC 959, RFC 2428), SDP
 //! and SIP (RFC 8866, RFC 3261), RTSP, DCC, URLs.
 //!
-//! A wrong guess costs no more than a question to the kernel. So no protocol is parsed: every number that can be a port
-//! counts.
+//! A wrong guess costs only a query to the kernel. So no protocol is parsed: every number that can be a port counts.
 
 use core::ops::RangeInclusive;
 
@@ -116,7 +115,7 @@ mod tests {
     }
 
     proptest! {
-        /// There is an end, and no panic.
+        /// Parsing ends, and does not panic.
         #[test]
         fn any_payload(payload in "[0-9,.:a ]{0,300}|.{0,99}") {
             prop_assert!(ports(payload.as_bytes()).count() <= MAX_PORTS);

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_is_ours() {
+    fn requests_for_every_address_are_answered() {
         // behaviour §4.1.2: on or off the subnet, probes included
         let settings = settings();
         for target in [[198, 51, 100, 1], [198, 51, 100, 200], [10, 0, 0, 1]] {
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_own_address_and_announcements_are_left_alone() {
+    fn requests_for_the_guests_own_address_and_announcements_get_no_answer() {
         // behaviour §4.1.2
         let settings = settings();
         for (sender, target) in [

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_is_ours() {
+    fn solicitations_for_every_address_are_answered() {
         // behaviour §4.2
         let settings = settings();
         for target in ["fe80::1", "2001:db8:1::1", "2001:db8:99::1"] {

@@ -78,7 +78,7 @@ pub(super) fn with_payload<W: World>(
         let mut slot = reserved.slot();
         let len = match fill(W::Memory::part(&mut slot.room, size.frame), &mut fields) {
             Sent::Bytes(len) => len as usize,
-            nothing => return nothing,
+            not_sent => return not_sent,
         };
         slot.pad(len);
         let ports = (ends.remote.port(), ends.guest.port());

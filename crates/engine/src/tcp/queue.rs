@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exhausted_pool_takes_what_it_can() {
+    fn with_an_exhausted_pool_a_part_is_stored() {
         let mut pool = ChunkPool::new(2 * CHUNK_LEN);
         let mut queue = ReceiveQueue::new(Seq(0));
         assert_eq!(queue.insert(Seq(0), &*vec![1; 3 * CHUNK_LEN], &mut pool), 2 * CHUNK_LEN);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order, overlap and duplication of segments, the stream comes out once and in order.
+        /// For any order, overlap and duplication of segments, each byte of the stream is returned once, in order.
         #[test]
         fn any_order_gives_the_stream(origin: u32, mut cuts in prop::collection::vec((0usize..60_000, 1usize..30_000), 1..30), takes in prop::collection::vec(1usize..50_000, 1..40)) {
             let total = 70_000;

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_set_takes_only_what_joins() {
+    fn a_full_set_accepts_only_ranges_that_join_others() {
         let mut set = ranges(&[(10, 20), (30, 40), (50, 60)], 2);
         assert_eq!(set.as_slice(), [(Seq(10), Seq(20)), (Seq(30), Seq(40))]);
         assert!(!set.takes(Seq(50), Seq(60)) && set.takes(Seq(40), Seq(60)));

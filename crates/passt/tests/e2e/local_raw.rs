@@ -1,4 +1,4 @@
-//! The services of the program (behaviour §4), as seen by a client that reads raw frames and has no checksum offload.
+//! The local services (behaviour §4), tested by a client that reads raw frames and has no checksum offload.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,7 +19,7 @@ const RAW_IP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x55);
 /// All_DHCP_Relay_Agents_and_Servers (RFC 8415 §7.1).
 const DHCPV6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
-/// A datagram to the guest, its checksum verified.
+/// A datagram to the guest whose checksum was verified.
 struct Answer {
     source: IpAddr,
     destination: IpAddr,
@@ -33,7 +33,7 @@ fn ask(net: &Net, (source, client_port): (IpAddr, u16), to: (IpAddr, u16), messa
     raw.expect("an answer", |frame| answer(frame, (to.1, client_port)))
 }
 
-/// A frame with a datagram of the guest.
+/// A frame of the guest with a UDP datagram.
 fn datagram(mac: Mac, from: (IpAddr, u16), to: (IpAddr, u16), message: &[u8]) -> Vec<u8> {
     let outgoing = Outgoing {
         source_mac: mac,
@@ -97,7 +97,7 @@ fn discover() -> Vec<u8> {
     bootp(Ipv4Addr::UNSPECIFIED, &[&COOKIE[..], &[53, 1, 1, 255]].concat())
 }
 
-/// behaviour §4: a client that reads from a packet socket and adds up itself (ConnMan) gets an address.
+/// behaviour §4: a client that reads from a packet socket and verifies checksums itself, such as ConnMan, gets an address.
 #[test]
 fn dhcp_answers_have_complete_checksums() {
     need!("socat");
@@ -112,9 +112,9 @@ fn dhcp_answers_have_complete_checksums() {
     assert_eq!((advertise.destination, advertise.message[0]), (RAW_IP6.into(), 2));
 }
 
-/// The same where the driver would have completed the checksum.
+/// The same over vhost-user, where the checksum could be left to the guest's driver.
 #[test]
-fn dhcp_answers_leave_nothing_to_a_virtio_driver() {
+fn dhcp_answers_have_no_offload_over_vhost_user() {
     let Some(net) = Net::new() else { return };
     let path = net.path("guest.socket");
     let _passt = net.passt(&["--vhost-user", "--socket", &path]);
@@ -128,10 +128,10 @@ fn dhcp_answers_leave_nothing_to_a_virtio_driver() {
             .find(|frame| answer(&frame.bytes, (67, 68)).is_some());
         offer.is_some()
     });
-    assert_eq!(offer.unwrap().header[0], 0, "no flag");
+    assert_eq!(offer.unwrap().header[0], 0, "no flags in the virtio-net header");
 }
 
-/// RFC 951, without the magic cookie of RFC 1048.
+/// RFC 951: a request without the magic cookie of RFC 1048.
 #[test]
 fn bootp_without_a_cookie() {
     need!("socat");
@@ -148,7 +148,7 @@ fn bootp_without_a_cookie() {
     assert_eq!(reply.message[236..246], [99, 130, 83, 99, 1, 4, 255, 255, 255, 0]);
 }
 
-/// RFC 2131 §4.3.5: a host with an address of its own asks for the rest.
+/// RFC 2131 §4.3.5: a host that has an address asks for other parameters.
 #[test]
 fn dhcp_inform() {
     need!("socat");
@@ -160,9 +160,9 @@ fn dhcp_inform() {
     assert_eq!(ack.message[240..249], [53, 1, 5, 6, 4, 198, 51, 100, 3]);
 }
 
-/// RFC 8415 §18.3.9: a prefix is not given, so nothing is committed, however rapidly.
+/// RFC 8415 §18.3.9: no prefix is delegated, so rapid commit is not used: the answer is an Advertise.
 #[test]
-fn dhcpv6_rapid_commit_of_nothing() {
+fn dhcpv6_rapid_commit_without_a_binding() {
     need!("socat");
     let Some(net) = Net::new() else { return };
     net.pasta(&[]);
@@ -173,10 +173,10 @@ fn dhcpv6_rapid_commit_of_nothing() {
     assert_eq!(answer.message[0], 2, "an Advertise");
     assert!(!answer.message.windows(4).any(|option| option == [0, 14, 0, 0]), "without rapid commit");
     let no_prefix_avail = |option: &[u8]| option[..2] == [0, 13] && option[4..] == [0, 6];
-    assert!(answer.message.windows(6).any(no_prefix_avail), "with the status");
+    assert!(answer.message.windows(6).any(no_prefix_avail), "with the status NoPrefixAvail");
 }
 
-/// RFC 4861 §7.2.4: a solicited advertisement comes from the address that it is about.
+/// RFC 4861 §7.2.4: the source of a solicited advertisement is its target.
 #[test]
 fn neighbour_advertisements_come_from_the_target() {
     need!("socat");

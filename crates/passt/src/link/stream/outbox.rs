@@ -21,7 +21,7 @@ use crate::link::watcher::Watcher;
 
 /// Most bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;
-/// So many bytes are written before the end of the round.
+/// When this many bytes wait, they are written at once, not at the end of the round.
 const DUE: usize = 192 << 10;
 /// Room for the headers of a super-frame's segments, of which the engine makes none shorter than 64 bytes.
 const HEADERS: usize = (frame::MAX_LEN / 64 + 1) * (PREFIX_LEN + 128);
@@ -33,11 +33,11 @@ pub(super) struct Outbox {
     buffer: Vec<u8>,
     /// Where the room for the next frame starts.
     end: usize,
-    /// What is to be written, in this order: parts of `buffer`.
+    /// The parts of `buffer` to write, in this order.
     pieces: Vec<Range<usize>>,
     /// How many of `pieces` are written.
     written: usize,
-    /// The socket took no more.
+    /// The socket is full: no write before it reports readiness.
     blocked: bool,
 }
 
@@ -123,7 +123,7 @@ impl Outbox {
             let padded = whole.max(PREFIX_LEN + MIN_FRAME_LEN);
             room[..PREFIX_LEN].copy_from_slice(&prefix(padded - PREFIX_LEN));
             let kept = if padded > whole {
-                // So little payload that a piece with padding costs more than a copy.
+                // A short frame is padded: a copy of its payload costs less than more pieces.
                 room[headers..whole].copy_from_slice(&frames[payload]);
                 room[whole..padded].fill(0);
                 self.pieces.push(end..end + padded);
@@ -140,7 +140,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds a piece, to the last one if it continues that.
+    /// Adds a piece. Extends the last one instead, if the new one follows it directly.
     fn push(&mut self, piece: Range<usize>) {
         match self.pieces.last_mut() {
             Some(last) if last.end == piece.start => last.end = piece.end,
@@ -148,14 +148,14 @@ impl Outbox {
         }
     }
 
-    /// Writes what the socket takes.
+    /// Writes as much as the socket takes.
     pub(super) fn flush(&mut self, socket: &OwnedFd) {
         while !self.blocked && !self.pieces.is_empty() {
             match self.write(socket) {
                 Ok(len) => self.advance(len),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.blocked = true,
-                // The client reads no more. Whether it still sends is found by reading.
+                // The client no longer reads. A read will show whether it still sends.
                 Err(_) => self.clear(),
             }
         }
