@@ -228,7 +228,7 @@ impl<W: World> Ping<W> {
         self.idle.note(id, &mut flow.activity, request, cx.now, cx.timers);
     }
 
-    /// Ends the flow that is next to end. False if there is none.
+    /// Ends the flow that was idle for longest, answered ones first. False if there is none.
     fn end_idle(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.idle.next().and_then(|index| self.flows.id_at(index)) else { return false };
         log::debug!("{id}: closed to make room for another one");

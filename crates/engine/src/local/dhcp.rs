@@ -255,13 +255,13 @@ fn client_fqdn(name: &str) -> Option<DhcpOption> {
 /// comes first if the client did not place it. Options that are not essential for a lease are left out if they
 /// do not fit in `max_len` bytes.
 fn encode(mut options: Vec<DhcpOption>, parameters: &[u8], max_len: usize) -> Vec<u8> {
-    const BEHIND: usize = 256;
+    const AFTER_LISTED: usize = 256;
     options.sort_by_key(|option| {
         let code = OptionCode::from(option);
         match parameters.iter().position(|&parameter| parameter == u8::from(code)) {
             Some(place) => 1 + place,
             None if code == OptionCode::MessageType => 0,
-            None => BEHIND + usize::from(u8::from(code)),
+            None => AFTER_LISTED + usize::from(u8::from(code)),
         }
     });
     let encoded: Vec<(bool, Vec<u8>)> =

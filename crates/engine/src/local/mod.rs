@@ -1,4 +1,4 @@
-//! Services that the guest finds on its link: a request comes in, an answer goes out at once (behaviour §4).
+//! Services on the guest's link: each request is answered at once (behaviour §4).
 //!
 //! Each protocol has a module that decides; this one selects the protocol and writes the headers of the
 //! answers.

@@ -16,7 +16,7 @@ pub(super) struct Ranges {
 }
 
 impl Ranges {
-    /// No range, and at most `most` to come.
+    /// An empty set, which keeps at most `most` ranges.
     pub(super) const fn new(most: usize) -> Self {
         Self { ranges: Vec::new(), most }
     }

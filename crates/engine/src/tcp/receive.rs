@@ -209,8 +209,8 @@ impl Receiver {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; PIECES];
-            // Never more than one call takes: the socket would look full, and no event would report that it is
-            // writable.
+            // At most as many as one call takes. With more, the socket would seem full, and no event would report that it
+            // is writable.
             let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
             let sent = match self.next_part(queue.base(), queue.ready_len() as usize) {
                 Part::Plain(len) => {

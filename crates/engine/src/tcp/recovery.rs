@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(recovery.next_hole(Seq(0), 5), Some((Seq(20), Seq(40))));
         recovery.repaired_to(Seq(40));
         assert_eq!(recovery.next_hole(Seq(0), 5), None);
-        // Something sent after the retransmission arrived, the hole stands: the retransmission was lost.
+        // Data sent after the retransmission has arrived, but the hole remains: the retransmission was lost.
         recovery.on_ack(Seq(0), Seq(120), &blocks(&[(110, 120)]), false);
         assert_eq!(recovery.next_hole(Seq(0), 5), Some((Seq(0), Seq(10))));
         recovery.on_ack(Seq(120), Seq(120), &blocks(&[]), false);

@@ -108,7 +108,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Ends the endpoint that is next to end, and its flows. False if there is none.
+    /// Ends the endpoint that was idle for longest, answered ones first, and its flows. False if there is none.
     fn end_idle_endpoint(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
             return false;
@@ -120,7 +120,7 @@ impl<W: World> Udp<W> {
         true
     }
 
-    /// Ends the socket in the other namespace that is next to end. False if there is none.
+    /// Ends the socket in the other namespace that was idle for longest, answered ones first. False if there is none.
     pub(super) fn end_idle_proxy(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.proxies.next().and_then(|index| self.sockets.id_at(index)) else { return false };
         log::debug!("{id}: closed to make room for another one");
