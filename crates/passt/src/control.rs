@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use engine::timer::Instant;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
@@ -97,10 +97,7 @@ impl Server {
                 return;
             }
         };
-        let events = EventFlags::IN | EventFlags::OUT;
-        if let Err(errno) =
-            epoll::add(epoll, &socket, EventData::new_u64(Source::ControlClient.word()), events)
-        {
+        if let Err(errno) = Source::ControlClient.watch(epoll, &socket, EventFlags::IN | EventFlags::OUT) {
             log::warn!("can't watch a configuration client: {errno}");
             return;
         }
@@ -157,9 +154,7 @@ impl Server {
     fn listen(&self, epoll: &OwnedFd) {
         let ready = self.client.is_none() && self.paused_until.is_none();
         let events = if ready { EventFlags::IN } else { EventFlags::empty() };
-        if let Err(errno) =
-            epoll::modify(epoll, &self.listener, EventData::new_u64(Source::Control.word()), events)
-        {
+        if let Err(errno) = Source::Control.rewatch(epoll, &self.listener, events) {
             log::warn!("can't watch the control socket: {errno}");
         }
     }
@@ -181,13 +176,7 @@ impl Client {
             // Input is read later: a client must know the tables before it changes them.
             return Some(Progress::Pending);
         }
-        let watched = epoll::modify(
-            epoll,
-            &self.socket,
-            EventData::new_u64(Source::ControlClient.word()),
-            EventFlags::IN,
-        );
-        watched.err().map(|_| Progress::Closed)
+        Source::ControlClient.rewatch(epoll, &self.socket, EventFlags::IN).err().map(|_| Progress::Closed)
     }
 
     /// Receives the update. Reads exactly the bytes that the protocol needs.

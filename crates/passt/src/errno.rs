@@ -1,4 +1,4 @@
-//! Errors of system calls: one policy for calls that a signal interrupts, and the way into the engine's types.
+//! Errors of system calls: repeats calls that a signal interrupts, and converts errors to the engine's types.
 //!
 //! The program uses [`rustix::io::Errno`]. The engine has no operating system and only knows numbers; the functions here
 //! are the only place that converts.
@@ -22,9 +22,9 @@ pub(crate) fn retry<T, E: Interruption>(mut call: impl FnMut() -> Result<T, E>) 
     }
 }
 
-/// An error that can say that a signal interrupted the call.
+/// An error that may mean that a signal interrupted the call.
 pub(crate) trait Interruption {
-    /// Whether it says that.
+    /// Whether a signal interrupted the call.
     fn is_interruption(&self) -> bool;
 }
 

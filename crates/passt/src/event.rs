@@ -1,24 +1,27 @@
-//! What an event of the epoll set is of, and the word that the kernel carries for it.
+//! The sources of epoll events, and the 64-bit word by which the kernel reports a source.
+
+use std::os::fd::AsFd;
 
 use engine::flow::{FlowId, Kind};
 use engine::splice::Side;
+use rustix::event::epoll::{self, EventData, EventFlags};
 
-/// What is watched.
+/// A source of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// Signals.
     Signals,
-    /// What reports that the namespace goes away.
+    /// The watch for the end of the namespace.
     Namespace,
-    /// News of the host's resolvers.
+    /// Changes of resolv.conf.
     Resolvers,
-    /// Neighbours on the host's links have changed.
+    /// Changes of the neighbours on the host's links.
     Neighbours,
     /// The control socket, to which clients connect.
     Control,
     /// The client of the control socket.
     ControlClient,
-    /// One of the link's descriptors. Which one it is, only the link knows.
+    /// One of the link's descriptors, by a number that only the link interprets.
     Link(u32),
     /// A listening TCP socket.
     Listener(FlowId),
@@ -28,8 +31,8 @@ pub(crate) enum Source {
     Flow(FlowId),
 }
 
-// A flow's word is its `FlowId`, whose highest byte is its kind. That byte's highest bit tells a bypassed connection's
-// sockets apart. Words of everything else have none in the highest byte: a class, and a number within it.
+// A flow's word is its `FlowId`, whose highest byte is its kind. The highest bit of that byte is free: for a bypassed
+// connection it marks the connected socket. In all other words the highest byte is 0; they have a class, and a number in it.
 const CONNECTED: u64 = 1 << 63;
 const CLASS_SHIFT: u32 = 32;
 const FIXED: u64 = 1;
@@ -44,7 +47,22 @@ const FIXED_SOURCES: [Source; 6] = [
 ];
 
 impl Source {
-    /// The word of its events.
+    /// Has `epoll` report `events` of `fd` for this source.
+    pub(crate) fn watch(self, epoll: impl AsFd, fd: impl AsFd, events: EventFlags) -> rustix::io::Result<()> {
+        epoll::add(epoll, fd, EventData::new_u64(self.word()), events)
+    }
+
+    /// Changes the events that `epoll` reports of `fd`, which it watches.
+    pub(crate) fn rewatch(
+        self,
+        epoll: impl AsFd,
+        fd: impl AsFd,
+        events: EventFlags,
+    ) -> rustix::io::Result<()> {
+        epoll::modify(epoll, fd, EventData::new_u64(self.word()), events)
+    }
+
+    /// The word that the kernel reports for this source.
     pub(crate) fn word(self) -> u64 {
         let fixed = |number: u64| FIXED << CLASS_SHIFT | number;
         match self {
@@ -60,7 +78,7 @@ impl Source {
         }
     }
 
-    /// Back from a word; none if it is nobody's.
+    /// The source of a word. `None`: no source has this word.
     pub(crate) fn of(word: u64) -> Option<Self> {
         let number = word as u32;
         match word >> CLASS_SHIFT {
@@ -90,7 +108,7 @@ mod tests {
     fn each_source_has_a_word_of_its_own() {
         let mut sources = FIXED_SOURCES.to_vec();
         sources.extend([0, 1, u32::MAX].map(Source::Link));
-        // Ids of several slots and generations.
+        // IDs with different slots and generations.
         let ids = |kind| {
             let mut slots = Slots::new(kind, 10);
             let first = slots.insert(()).unwrap();

@@ -10,7 +10,8 @@ use std::{
 /// Runs a test on a thread in a new network namespace, where loopback is up and nothing else is there. Without the
 /// right to make one, or without iproute2, the test is skipped.
 ///
-/// A port that a test has closed may stay taken for a moment, by processes that other tests are just starting.
+/// A port that a test has closed may stay in use for a moment: processes that other tests start hold a copy of the descriptor
+/// until execve(2).
 pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
     if !has_ip() {
         return skipped("ip (iproute2) is not installed");
@@ -35,8 +36,8 @@ pub(crate) fn has_ip() -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join("ip").exists()))
 }
 
-/// Says on the real standard error, which tests can't capture, that this one was skipped. Where `CI` is set, nothing
-/// may be.
+/// Prints on the real standard error, which the test harness does not capture, that this test was skipped. With `CI` set, it
+/// fails instead.
 #[track_caller]
 pub(crate) fn skipped(why: &str) {
     assert!(env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
@@ -57,7 +58,7 @@ pub(crate) fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
-/// Adds an interface with an IPv4 network, behind which nobody answers, and which sends nothing by itself.
+/// Adds an interface with an IPv4 network in which no host answers. It sends nothing by itself.
 #[track_caller]
 pub(crate) fn add_link(name: &str, address: &str) {
     sysctl("net/ipv6/conf/default/disable_ipv6", "1");

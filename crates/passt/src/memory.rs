@@ -1,4 +1,4 @@
-//! Where the payload of frames lies: in buffers of our own, or in a guest's memory, as lists of pieces for the kernel.
+//! Payload of frames, in the program's own buffers or in the guest's memory, as lists of pieces for system calls.
 
 use std::ops::Range;
 
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// The sum of pieces of any length is that of their bytes in a row.
+    /// The checksum of pieces is that of the contiguous bytes, whatever the lengths of the pieces.
     #[test]
     fn pieces_have_the_sum_of_the_whole() {
         let mut bytes: Vec<u8> = (0..5000).map(|byte| (byte * byte % 251) as u8).collect();

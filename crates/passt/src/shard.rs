@@ -18,7 +18,7 @@ use engine::pressure::Pressure;
 use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 
 use crate::budgets::Budgets;
@@ -50,15 +50,15 @@ const FRAMES: usize = 64;
 pub(crate) struct Setup {
     /// The link.
     pub(crate) link: Medium,
-    /// Addresses and services, the neighbours that are there among them.
+    /// Addresses and services, with the present neighbours.
     pub(crate) settings: Settings,
     /// What is known of the guest's addresses.
     pub(crate) guest: Guest,
     /// Which connections bypass the link.
     pub(crate) policy: Policy,
-    /// How sockets leave the host.
+    /// How outbound sockets are bound.
     pub(crate) outbound: Outbound,
-    /// The host's addresses that they may leave from.
+    /// The host's addresses, which may be their source.
     pub(crate) sources: Sources,
     /// Indices of the interfaces at which groups are joined, for IPv6 and IPv4.
     pub(crate) groups: [Option<u32>; 2],
@@ -68,9 +68,9 @@ pub(crate) struct Setup {
     pub(crate) rules: Rules,
     /// Reports changes of the other hosts on the host's links, if the kernel does.
     pub(crate) neighbourhood: Option<Neighbourhood>,
-    /// Where rules can be changed, if anywhere.
+    /// The control socket (`--conf-path`).
     pub(crate) control: Option<ControlSetup>,
-    /// Shortest time between two lines of counts on standard error.
+    /// `--stats`: shortest time between two lines of counts on standard error.
     pub(crate) stats: Option<Duration>,
 }
 
@@ -78,15 +78,15 @@ pub(crate) struct Setup {
 pub(crate) struct ControlSetup {
     /// The listening socket.
     pub(crate) listener: OwnedFd,
-    /// What rules may ask for.
+    /// The families and protocols that rules may use.
     pub(crate) enabled: Enabled,
 }
 
-/// News of the host's resolvers, and what was asked about them.
+/// Changes of resolv.conf, and the configuration that decides what follows from them.
 pub(crate) struct Resolvers<'a> {
-    /// The news.
+    /// The changes.
     pub(crate) news: News,
-    /// Says what to make of them.
+    /// The configuration.
     pub(crate) config: &'a Config,
 }
 
@@ -103,15 +103,15 @@ pub(crate) struct Shard {
     control: Option<Control>,
     neighbourhood: Option<Neighbourhood>,
     stats: Option<Stats>,
-    /// What the last round left to do.
+    /// What the last round did not finish.
     pressure: Pressure,
-    /// The link may have more frames for us.
+    /// The link may have more frames to receive.
     link_has_frames: bool,
     glimpse: Glimpse,
 }
 
 impl Shard {
-    /// Makes everything that can fail, while the caller still waits for the outcome.
+    /// Does everything that can fail, while the caller still waits for the result.
     pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let start = Clock::now();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
@@ -124,7 +124,7 @@ impl Shard {
         let limits = setup.budgets.limits(idle, idle_stream);
         let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
         let mut acceptors = Acceptors::new();
-        // Until a guest has sent a frame.
+        // With clients, closed until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp_mut(), sockets: &mut sockets };
         let forwarder = Forwarder::new(setup.rules, rx)?;
@@ -165,7 +165,7 @@ impl Shard {
         Ok(())
     }
 
-    /// Serves the guest until the end.
+    /// Runs the event loop until the process must exit.
     pub(crate) fn run(
         mut self,
         mut lifetime: Lifetime,
@@ -206,23 +206,15 @@ impl Shard {
     }
 
     fn watch_all(&self, lifetime: &Lifetime, resolvers: Option<&Resolvers<'_>>) -> anyhow::Result<()> {
-        let watch = |fd, source: Source, events| {
-            epoll::add(self.sockets.epoll(), fd, EventData::new_u64(source.word()), events)
-                .context("can't watch a descriptor")
-        };
-        for (source, fd) in lifetime.sources() {
-            watch(fd, source, EventFlags::IN)?;
-        }
-        if let Some(resolvers) = resolvers {
-            watch(resolvers.news.as_fd(), Source::Resolvers, EventFlags::IN)?;
-        }
-        if let Some(neighbourhood) = &self.neighbourhood {
-            watch(neighbourhood.as_fd(), Source::Neighbours, EventFlags::IN)?;
+        let resolvers = resolvers.map(|resolvers| (Source::Resolvers, resolvers.news.as_fd()));
+        let neighbours = self.neighbourhood.as_ref().map(|watch| (Source::Neighbours, watch.as_fd()));
+        for (source, fd) in lifetime.sources().chain(resolvers).chain(neighbours) {
+            source.watch(self.sockets.epoll(), fd, EventFlags::IN).context("can't watch a descriptor")?;
         }
         Ok(())
     }
 
-    /// The host's resolvers have changed. Questions and connections that have begun keep the old ones.
+    /// The host's resolvers have changed. Queries and connections that have begun keep the old ones.
     fn on_resolvers(&mut self, resolvers: &Resolvers<'_>) {
         let Some(resolver) = resolvers.news.latest() else { return };
         plan::set_resolvers(resolvers.config, &resolver, self.stack.settings_mut());
@@ -231,7 +223,7 @@ impl Shard {
 
     /// Waits for events, or until something is due.
     fn wait(&mut self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
-        let runnable = self.bypass.has_runnable() || self.pressure == Pressure::MoreToSend;
+        let runnable = self.bypass.flows().has_runnable() || self.pressure == Pressure::MoreToSend;
         let timeout = if runnable || self.link_has_frames {
             Some(Duration::ZERO)
         } else {
@@ -240,7 +232,7 @@ impl Shard {
                 self.forwarder.next_scan(),
                 self.control_deadline(),
                 self.link.next_deadline(),
-                self.bypass.next_deadline(),
+                self.bypass.flows().next_deadline(),
                 self.stats.as_ref().and_then(Stats::next_line),
             ];
             due.into_iter().flatten().min().map(|due| due.since(self.now()))
@@ -260,7 +252,7 @@ impl Shard {
         Instant::from_micros(self.start.elapsed().as_micros() as u64)
     }
 
-    /// Handles an event of what the shard owns.
+    /// Handles an event of a source that the shard owns.
     fn on_event(&mut self, source: Source, flags: EventFlags, now: Instant) -> anyhow::Result<()> {
         match source {
             // The event loop's caller owns these.
@@ -335,7 +327,7 @@ impl Shard {
         }
     }
 
-    /// Sends what this round has made due.
+    /// Handles what is due, and sends what this round has produced.
     fn finish_round(&mut self, now: Instant) -> anyhow::Result<Option<Exit>> {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
@@ -356,7 +348,7 @@ impl Shard {
         Ok(change.over.then_some(Exit::GuestGone))
     }
 
-    /// Accepts one pending connection. If there are more, epoll reports the socket again, after others had their turn.
+    /// Accepts one pending connection. If there are more, epoll reports the socket again in the next round.
     fn accept(&mut self, id: FlowId, now: Instant) {
         let (settings, guest) = (self.stack.settings(), self.stack.guest());
         let Some(accepted) = self.acceptors.accept(id, &self.policy, settings, guest, now) else {

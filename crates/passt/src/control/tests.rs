@@ -4,6 +4,8 @@ use std::os::unix::net::UnixStream;
 
 use engine::forward::{Listen, PortRange, Protocol, Rule};
 
+use rustix::event::epoll;
+
 use super::*;
 use crate::io::unix_socket::listen_at;
 use control::message::{Capabilities, Pif, encode_announcement, encode_update};
@@ -24,7 +26,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let listener = listen_at(&folder.path().join("s")).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        epoll::add(&epoll, &listener, EventData::new_u64(Source::Control.word()), EventFlags::IN).unwrap();
+        Source::Control.watch(&epoll, &listener, EventFlags::IN).unwrap();
         let server = Server::new(listener);
         Self { folder, epoll, server, now: Instant::from_micros(0), updates: Vec::new() }
     }

@@ -9,7 +9,7 @@ use engine::forward::spec::Direction;
 use engine::forward::{Listener, Onward, Policy};
 use engine::share::Notice;
 use engine::timer::Instant;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{Shutdown, SocketFlags, acceptfrom_with, getsockname, listen, shutdown};
@@ -25,7 +25,7 @@ pub(crate) struct Acceptors {
     ports: Slots<Port>,
     /// Whether they listen. If not, they hold their ports, and the kernel refuses connections.
     open: bool,
-    /// How often connections were refused, for want of a descriptor or memory.
+    /// How many connections were refused for lack of a descriptor or memory.
     pub(crate) refused: u64,
     notice: Notice,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Accepted {
 }
 
 impl Acceptors {
-    /// No socket yet, to be watched by no more than one epoll set.
+    /// No sockets. All must be watched by the same epoll set.
     pub(crate) fn new() -> Self {
         Self {
             ports: Slots::new(Kind::Listener, u32::MAX as usize),
@@ -162,7 +162,7 @@ impl Acceptors {
                 }
                 // INVAL: it does not listen any more.
                 Err(Errno::AGAIN | Errno::INVAL) => return None,
-                // Of the connection, which is gone: accept(2), "Error handling".
+                // Errors of the connection, which has ended: accept(2), "Error handling".
                 Err(
                     Errno::CONNABORTED
                     | Errno::PROTO
@@ -185,23 +185,22 @@ impl Acceptors {
 
 impl Port {
     fn watch(&self, epoll: impl AsFd, id: FlowId) -> Result<(), Errno> {
-        let word = EventData::new_u64(Source::Listener(id).word());
-        epoll::add(epoll, &self.socket, word, EventFlags::IN)
+        Source::Listener(id).watch(epoll, &self.socket, EventFlags::IN)
     }
 
-    /// Has it not listen, and keep its port: without SO_REUSEADDR nobody else can have it meanwhile.
+    /// Stops listening and keeps the port: without SO_REUSEADDR, no other socket can be bound to it.
     fn close(&self) -> Result<(), Errno> {
         shutdown(&self.socket, Shutdown::Both)?;
         set_socket_reuseaddr(&self.socket, false)
     }
 
-    /// The same, if it is watched: a socket that does not listen is reported without end.
+    /// The same for a watched socket. Epoll would report a socket that does not listen again and again.
     fn close_watched(&self, epoll: impl AsFd) -> Result<(), Errno> {
         epoll::delete(epoll, &self.socket)?;
         self.close()
     }
 
-    /// Has it listen again.
+    /// Listens again.
     fn open(&self, epoll: impl AsFd, id: FlowId) -> Result<(), Errno> {
         set_socket_reuseaddr(&self.socket, true)?;
         listen(&self.socket, BACKLOG)?;

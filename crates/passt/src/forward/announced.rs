@@ -1,4 +1,5 @@
-//! Ports that are announced: open before whoever hears of them can connect (docs/design/port-scan.md).
+//! Announced ports: a payload may announce a port, which must be forwarded before the peer can connect to it
+//! (docs/design/port-scan.md).
 
 use std::net::IpAddr;
 
@@ -10,18 +11,18 @@ use super::{Forwarder, INTERVAL, Receivers};
 use crate::forward::scan::Scanner;
 
 impl Forwarder {
-    /// Whether payload on its way in this direction is worth looking at: rules follow what is in use where it comes from.
+    /// Whether payload in this direction must be examined: rules follow the ports in use where it comes from.
     pub(crate) const fn cares(&self, direction: Direction) -> bool {
         self.cares[direction as usize]
     }
 
-    /// To be called when the rules have changed.
+    /// Must be called when the rules have changed.
     pub(super) fn set_cares(&mut self) {
         self.cares[Direction::Outbound as usize] = self.guest.is_some() && self.inbound.follows_any();
         self.cares[Direction::Inbound as usize] = self.host.is_some() && self.outbound.follows_any();
     }
 
-    /// Whether the next payload of a socket may be looked at, which takes a system call, before it is received.
+    /// Whether the budget allows to peek at the next payload of a socket, which takes a system call.
     pub(crate) fn may_peek(&mut self, direction: Direction, now: Instant) -> bool {
         self.cares(direction) && self.budget.spend(Question::Peek, Budget::LAST_RESERVE, now)
     }
@@ -40,13 +41,13 @@ impl Forwarder {
             return;
         }
         if self.budget.spend(Question::Scan, Budget::RESERVE, now) {
-            // Who listens and announces it again and again may have an answer each time.
+            // A scan that finds a change is free: a program may announce many ports on which it listens.
             if self.look(direction, &mut rx) {
                 self.budget.refund(Question::Scan);
             }
             return;
         }
-        // A later payload, or a second attempt of the peer, may still be in time.
+        // The scan is made up for later: it may still be in time for a later payload or another attempt of the peer.
         let due = self.budget.affordable(Question::Scan, Budget::RESERVE).min(now + INTERVAL);
         self.owed[direction as usize].get_or_insert(due);
         for port in announce::ports(payload) {
@@ -60,7 +61,7 @@ impl Forwarder {
         }
     }
 
-    /// Makes up for scans that the budget did not allow when they were wanted.
+    /// Makes scans that the budget did not allow earlier.
     pub(super) fn catch_up(&mut self, now: Instant, rx: &mut Receivers<'_>) {
         for direction in [Direction::Inbound, Direction::Outbound] {
             if self.owed[direction as usize].take_if(|due| *due <= now).is_some() && self.cares(direction) {
@@ -70,7 +71,7 @@ impl Forwarder {
         }
     }
 
-    /// Scans where payload of this direction comes from. True if something has changed.
+    /// Scans the namespace that payload of this direction comes from. True if the ports in use have changed.
     fn look(&mut self, direction: Direction, rx: &mut Receivers<'_>) -> bool {
         let changed = self.scanner(direction).is_some_and(Scanner::scan);
         if changed {
@@ -80,7 +81,7 @@ impl Forwarder {
         changed
     }
 
-    /// What looks into the namespace where payload of this direction comes from.
+    /// The scanner of the namespace that payload of this direction comes from.
     const fn scanner(&mut self, direction: Direction) -> Option<&mut Scanner> {
         match direction {
             Direction::Outbound => self.guest.as_mut(),

@@ -1,8 +1,9 @@
-//! Local connections, which bypass the link (behaviour §5.3.3, §5.5): where their second socket comes from, and their turns.
+//! Local connections, which bypass the link (behaviour §5.3.3, §5.5): how their second socket is opened, and when they
+//! forward bytes.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
@@ -13,13 +14,13 @@ use engine::splice::{Conduit, Side};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 use rustix::io::{self, Errno};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::connect;
 
 use crate::budgets::Budgets;
 use crate::budgets::ledger::{Ledger, Permit};
 use crate::event::Source;
-use crate::io::readiness;
 use crate::io::splice::{Pair, Shared, reset_on_close};
+use crate::io::{readiness, stream_socket};
 use crate::pasta::netns::Opener;
 
 /// The bypassed connections.
@@ -28,12 +29,12 @@ pub(crate) struct Bypass {
     flows: engine::splice::Bypass<Pair>,
     shared: Rc<RefCell<Shared>>,
     dialer: Option<Dialer>,
-    /// Most sockets that the opener makes ahead.
+    /// Most sockets that the opener opens before a connection needs them.
     ahead: usize,
 }
 
 impl Bypass {
-    /// No connection, and no way into the guest's namespace yet. Sockets will be watched by `epoll`.
+    /// No connections. Sockets can't be opened in the guest's namespace before [`Bypass::start`]. `epoll` watches sockets.
     pub(crate) fn new(epoll: Rc<OwnedFd>, budgets: &Budgets, ledger: Rc<Ledger>) -> Self {
         Self {
             flows: engine::splice::Bypass::new(budgets.local_connections()),
@@ -43,9 +44,9 @@ impl Bypass {
         }
     }
 
-    /// Sockets in the guest's namespace are made by `opener` from now on.
+    /// Opens sockets in the guest's namespace by `opener` from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
-        // For each of two families: a batch, and half a batch that may be left when the next one is ordered.
+        // There may be one and a half batches of each of the two families: the next batch is ordered when half of one is left.
         let batch = (self.ahead / 3).max(1);
         self.dialer = Some(Dialer { opener, batch, v4: Supply::default(), v6: Supply::default() });
     }
@@ -81,7 +82,7 @@ impl Bypass {
             }
         };
         log::debug!("{id}: {direction:?}, to {destination}");
-        // First, what the client has sent by now is forwarded.
+        // What the client has already sent is forwarded before the sockets are watched.
         if connected {
             let writable = Readiness { writable: true, ..Readiness::default() };
             self.flows.on_readiness(id, Side::Connected, writable, now);
@@ -133,17 +134,7 @@ impl Bypass {
         self.flows.on_readiness(id, side, readiness(events), now);
     }
 
-    /// Whether connections wait for their turn.
-    pub(crate) fn has_runnable(&self) -> bool {
-        self.flows.has_runnable()
-    }
-
-    /// When there is something to do next, whatever is reported.
-    pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.flows.next_deadline()
-    }
-
-    /// Does what is due, and gives turns.
+    /// Does what is due, and lets connections that wait forward bytes.
     pub(crate) fn finish_round(&mut self, now: Instant) {
         if self.flows.next_deadline().is_some_and(|due| due <= now) {
             self.flows.on_deadlines(now);
@@ -208,13 +199,4 @@ fn make(v4: bool, count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut made = vec![stream_socket(v4)?];
     made.extend((1..count).map_while(|_| stream_socket(v4).ok()));
     Ok(made)
-}
-
-fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
-    let family = if v4 { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    sockopt::set_tcp_nodelay(socket.as_fd(), true)?;
-    sockopt::set_socket_oobinline(socket.as_fd(), true)?; // urgent data are part of the stream
-    Ok(socket)
 }

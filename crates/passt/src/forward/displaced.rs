@@ -1,6 +1,6 @@
-//! Old sockets that would keep new rules from their ports: one at an address, for example, where a new one is at `*`.
+//! Old sockets that prevent new ones from being bound: for example, one at an address, if the new one is at `*`.
 //!
-//! They are closed when the new rules are in force, and not before. Until then they keep their ports: another program could
+//! They are closed when the new rules are in force, not earlier. Until then they keep their ports: another program could
 //! take a port that is free, and without privileges it may be impossible to bind it again. TCP sockets stop listening
 //! meanwhile; UDP sockets share their port with the new ones.
 
@@ -22,7 +22,7 @@ pub(super) struct Displaced {
 }
 
 impl Displaced {
-    /// Makes those of `sockets` give way that the rules of `table` conflict with.
+    /// Pauses or shares those of `sockets` that conflict with the rules of `table`.
     pub(super) fn by(table: &Table, sockets: Vec<(Claim, Open)>, rx: &Receivers<'_>) -> Self {
         let mut displaced = Self::default();
         for (claim, socket) in sockets {
@@ -55,7 +55,7 @@ impl Displaced {
         self.sharing.iter().map(|(port, _)| *port).collect()
     }
 
-    /// Ends the sharing of ports: sockets that are bound stay bound, but no others are let in.
+    /// Ends the sharing of ports. Sockets that are bound stay bound, but no others can be bound.
     pub(super) fn stop_sharing(&self, rx: &Receivers<'_>) {
         self.sharing.iter().for_each(|(_, id)| share_port(*id, false, rx));
     }

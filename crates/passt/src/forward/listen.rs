@@ -15,7 +15,7 @@ use sys::sockopt::bind_to_device;
 
 use crate::io::udp;
 
-/// Connections that may wait to be accepted; the kernel takes `net.core.somaxconn` if that is less.
+/// Connections that may wait to be accepted. The kernel limits this to `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
 
 /// A bound socket of one port of a rule; a TCP one listens.
@@ -33,10 +33,10 @@ pub(crate) struct Listener {
     pub socket: OwnedFd,
 }
 
-/// The ports that were asked for can't be listened on.
+/// Ports of a rule can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A port of a rule that has to be complete.
+    /// A port of a rule that is not best effort.
     #[error(
         "Listen failed for {} {protocol} port {}/{port}: {reason}\nCouldn't listen on requested ports",
         .direction.table_name(), At(.listen)
@@ -56,7 +56,7 @@ pub(crate) enum Error {
     /// Sockets can't be opened in the guest's namespace.
     #[error("can't open sockets in the namespace: {0}")]
     Namespace(#[from] std::io::Error),
-    /// All ports of a rule that may be incomplete.
+    /// All ports of a best-effort rule.
     #[error(
         "All listens failed for {} {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",
         .direction.table_name(), At(.listen)
@@ -86,7 +86,7 @@ pub(crate) enum Reason {
     Socket(#[from] Errno),
 }
 
-/// Where a rule listens, as it stands before `/` in a port specifier.
+/// The listening address of a rule, as before `/` in a port specifier.
 struct At<'a>(&'a Listen);
 
 impl fmt::Display for At<'_> {
@@ -105,11 +105,11 @@ impl fmt::Display for At<'_> {
 /// How listening sockets are opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
-    /// Which way the rules lead.
+    /// Direction of the rules.
     pub direction: Direction,
     /// Let rules name addresses that the host does not have yet.
     pub freebind: bool,
-    /// Rules that may be incomplete open no socket if so many have been opened with them (Q13).
+    /// Best-effort rules open no more sockets if this many are open, those of other rules included (Q13).
     pub spare: usize,
 }
 
@@ -120,13 +120,12 @@ impl Opening {
         Self { direction: Direction::Outbound, ..self }
     }
 
-    /// Opens the sockets of all rules but those that follow a scan (behaviour §8.4), and those that are `open`ed already, by
-    /// the rule's index and port. Also tells, in a line for each rule, what could not be opened of those that may be
-    /// incomplete.
+    /// Opens the sockets of all rules, except rules that follow a scan (behaviour §8.4) and sockets that are `open` already
+    /// (rule index and port). Also returns a line for each incomplete best-effort rule.
     ///
     /// # Errors
-    /// A port can't be bound, unless its rule is best effort: then only if none of the rule's can. To do without for
-    /// want of descriptors is no error (Q13).
+    /// A port can't be bound. For a best-effort rule this is an error only if none of its ports can be bound. A lack of
+    /// descriptors is no error for it (Q13).
     pub(crate) fn rules(
         self,
         table: &Table,
@@ -210,7 +209,7 @@ impl Opening {
         }
     }
 
-    /// Opens a port of a rule; with `beside`, one of UDP may be bound to what another socket has that allows it as well.
+    /// Opens a port of a rule. With `beside`, a UDP socket may share the port of another socket that allows it.
     pub(crate) fn socket(
         self,
         index: usize,
@@ -246,11 +245,11 @@ impl Opening {
     }
 }
 
-/// A socket for `address`, with both families if there is none. Which families it has is said explicitly: the default
-/// depends on the host.
+/// A socket for `address`; `None`: dual-stack. IPV6_V6ONLY is always set explicitly, as its default depends on the host
+///
 fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result<OwnedFd, Errno> {
     if protocol == Protocol::Udp {
-        // Without SO_REUSEADDR: two UDP sockets that both have it share a port in silence.
+        // Without SO_REUSEADDR: two UDP sockets with it would share a port, without an error.
         return udp::prepare_listener(address, freebind);
     }
     let v4_only = matches!(address, Some(IpAddr::V4(_)));
@@ -261,7 +260,7 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     // Accepted connections inherit these.
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_oobinline(&socket, true)?; // urgent data are part of the stream
-    // Best effort: without it, the class of the peer's packets is not passed on.
+    // Best effort: without it, the traffic class of the peer's packets is not forwarded.
     let _refused = sys::sockopt::keep_syn(&socket);
     if !v4_only {
         sockopt::set_ipv6_v6only(&socket, address.is_some())?;

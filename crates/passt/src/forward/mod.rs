@@ -1,4 +1,4 @@
-//! Forwarding rules at work, in both directions (behaviour §8).
+//! Port forwarding in both directions (behaviour §8).
 
 pub(crate) mod accept;
 mod announced;
@@ -21,7 +21,7 @@ use crate::pasta::netns::Opener;
 pub(crate) use side::Receivers;
 use side::Side;
 
-/// How often to look for ports in use: what changes is to have effect within a second.
+/// Time between scans for ports in use: a change must take effect within a second.
 const INTERVAL: Duration = Duration::from_millis(950);
 /// Scans without a change after which ports that could not be bound are tried again.
 const RETRY: u32 = 16;
@@ -30,7 +30,7 @@ const RETRY: u32 = 16;
 pub(crate) struct Rules {
     /// From the host to the guest.
     pub(crate) inbound: Table,
-    /// The sockets of `inbound`, but for rules that follow.
+    /// The sockets of `inbound`, except rules that follow ports in use.
     pub(crate) listeners: Vec<Listener>,
     /// From the guest's loopback to the host's.
     pub(crate) outbound: Table,
@@ -38,7 +38,7 @@ pub(crate) struct Rules {
     pub(crate) outbound_listeners: Vec<Listener>,
     /// How more of `listeners` are opened, and with the other direction, of `outbound_listeners`.
     pub(crate) opening: Opening,
-    /// The address families and protocols in use, if that turned out to be less than the rules were made for.
+    /// The address families and protocols that are available, if the rules were made for more.
     pub(crate) restricted: Option<Enabled>,
 }
 
@@ -47,16 +47,16 @@ pub(crate) struct Rules {
 pub(crate) struct Forwarder {
     inbound: Side,
     outbound: Side,
-    /// Looks into the guest's namespace, for `inbound`.
+    /// Scans the guest's namespace, for `inbound`.
     guest: Option<Scanner>,
-    /// Looks into the host's namespace, for `outbound`.
+    /// Scans the host's namespace, for `outbound`.
     host: Option<Scanner>,
     next_scan: Option<Instant>,
-    /// Whether payload matters that may announce a port, by the direction in which it leaves.
+    /// Whether payload must be examined for announced ports, by its direction.
     cares: [bool; 2],
-    /// Pays for scans and lookups between those.
+    /// Limits scans and lookups between the regular scans.
     budget: Budget,
-    /// When to make up for a scan that the budget did not allow, by the direction of the payload that it was for.
+    /// When to make a scan that the budget did not allow, by the direction of the payload that caused it.
     owed: [Option<Instant>; 2],
     until_retry: u32,
     /// The rules have changed since the last scan.
@@ -64,7 +64,7 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Takes over the sockets of rules that follow nothing.
+    /// Takes over the sockets of rules that do not follow ports in use.
     ///
     /// # Errors
     /// A socket can't be watched.
@@ -100,7 +100,7 @@ impl Forwarder {
                 "{left_out} forwarding rules are of an address family that the namespace lacks: left out"
             );
         }
-        // They take the place of as many.
+        // They replace the same number of sockets, so the budget does not matter.
         match self.inbound.prepare(table, usize::MAX, &rx) {
             Ok(prepared) => {
                 let notes = self.inbound.commit(prepared, &mut rx);
@@ -110,11 +110,11 @@ impl Forwarder {
         }
     }
 
-    /// Starts to follow what is in use on the other side, if a rule says so, or one may come to (`changeable`).
-    /// `opener` is in the guest's namespace.
+    /// Starts to follow the ports in use on the other side, if a rule does so, or a later rule may (`changeable`). `opener`
+    /// is in the guest's namespace.
     ///
     /// # Errors
-    /// The opener is gone.
+    /// The opener's thread has ended.
     pub(crate) fn start(
         &mut self,
         opener: &Opener,
@@ -133,7 +133,7 @@ impl Forwarder {
         Ok(())
     }
 
-    /// Looks for what the rules follow now, or no more, if they follow nothing.
+    /// Adapts the scans to changed rules.
     fn follow_anew(&mut self, now: Instant, rx: Receivers<'_>) {
         self.set_cares();
         if self.inbound.follows_any() || self.outbound.follows_any() {
@@ -151,7 +151,7 @@ impl Forwarder {
         self.owed.into_iter().chain([self.next_scan]).flatten().min()
     }
 
-    /// Looks for ports in use, as far as that is due, and opens and closes what follows them.
+    /// Makes the scans that are due.
     pub(crate) fn on_deadline(&mut self, now: Instant, mut rx: Receivers<'_>) {
         self.catch_up(now, &mut rx);
         if self.next_scan.is_some_and(|due| due <= now) {
@@ -159,7 +159,7 @@ impl Forwarder {
         }
     }
 
-    /// Looks for all ports in use, and opens and closes what follows them.
+    /// Scans for ports in use, and opens and closes listeners that follow them.
     fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
         self.next_scan = Some(now + INTERVAL);
         let mut changed = std::mem::take(&mut self.changed);
@@ -179,7 +179,7 @@ impl Forwarder {
         }
     }
 
-    /// Has the scanners look for what matters, given what we hold by now.
+    /// Limits the scanners to the ports that matter, given the ports that this program holds.
     fn focus(&mut self) {
         if let Some(guest) = &mut self.guest {
             guest.look_for(relevant(self.inbound.table(), &self.outbound.held()));
@@ -189,8 +189,8 @@ impl Forwarder {
         }
     }
 
-    /// Each side in turn: what we listen on in a namespace is nobody's service there, but leads back. For the second side
-    /// that is what the first one held when it was looked for, and what it holds by now.
+    /// Updates both sides. A port on which this program listens is not a service of its namespace: following it would forward
+    /// it back. For the second side these are the ports that the first one held at the scan, and those it holds now.
     fn follow(&mut self, rx: &mut Receivers<'_>) {
         let mut ours = self.inbound.held();
         if let Some(guest) = &self.guest {

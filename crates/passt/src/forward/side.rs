@@ -26,13 +26,13 @@ use crate::io::Sockets;
 use crate::io::world::Linux;
 use crate::pasta::netns::Opener;
 
-/// Ports that a message names.
+/// Most ports that a message names.
 const NAMED: usize = 4;
 
 /// A rule's index in its table, and a port of it.
 type Key = (usize, u16);
 
-/// What new listeners are handed to.
+/// The owners of listening sockets.
 pub(crate) struct Receivers<'a> {
     /// Listening stream sockets.
     pub(crate) acceptors: &'a mut Acceptors,
@@ -47,7 +47,8 @@ pub(crate) struct Receivers<'a> {
 pub(crate) struct Side {
     table: Table,
     opening: Opening,
-    place: Place,
+    /// Opens sockets in the guest's namespace. `None`: the rules listen in the host's.
+    opener: Option<Opener>,
     open: BTreeMap<Key, Open>,
     /// Closed UDP listeners. Their flows may continue, and keep the port bound.
     retired: HashMap<Claim, FlowId>,
@@ -55,25 +56,7 @@ pub(crate) struct Side {
     failed: BTreeSet<Key>,
 }
 
-/// The namespace that sockets are opened in: the one that the rules listen in.
-#[derive(Debug)]
-enum Place {
-    /// The host's.
-    Here,
-    /// The guest's.
-    There(Opener),
-}
-
-impl Place {
-    fn open<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-        match self {
-            Self::Here => Ok(work()),
-            Self::There(opener) => opener.call(work),
-        }
-    }
-}
-
-/// What a socket is for, whatever the index of its rule is. Unique among the sockets.
+/// The protocol, address and port of a listening socket. It identifies a socket even if the index of its rule changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Claim {
     pub(super) protocol: Protocol,
@@ -107,8 +90,7 @@ impl Side {
         rx: &mut Receivers<'_>,
     ) -> anyhow::Result<Self> {
         let (open, retired, failed) = Default::default();
-        let place = Place::Here;
-        let mut side = Self { table, opening, place, open, retired, failed };
+        let mut side = Self { table, opening, opener: None, open, retired, failed };
         for listener in listeners {
             let (protocol, port) = (listener.protocol, listener.port);
             let permit = rx.sockets.ledger().take_anyway(Class::Listener);
@@ -118,9 +100,17 @@ impl Side {
         Ok(side)
     }
 
-    /// From now on, sockets are opened in the guest's namespace.
+    /// Opens sockets in the guest's namespace by `opener` from now on.
     pub(crate) fn open_there(&mut self, opener: Opener) {
-        self.place = Place::There(opener);
+        self.opener = Some(opener);
+    }
+
+    /// Runs `work` in the namespace in which the rules listen.
+    fn in_namespace<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        match &self.opener {
+            None => Ok(work()),
+            Some(opener) => opener.call(work),
+        }
     }
 
     /// Whether rules follow what is in use on the other side.
@@ -149,8 +139,8 @@ impl Side {
         held
     }
 
-    /// Opens and closes what rules follow, given the ports in use where they lead to, and those of them that we hold
-    /// ourselves (behaviour §8.4). What can't be opened is told once.
+    /// Opens and closes listeners of rules that follow ports in use (behaviour §8.4). `target` has the ports in use in the
+    /// target namespace, `ours` those of them that this program holds. A failure is logged once.
     pub(crate) fn follow(&mut self, target: &InUse, ours: &InUse, rx: &mut Receivers<'_>) {
         let wanted: BTreeSet<Key> = wanted(&self.table, target, ours).collect();
         let scan = |(rule, _): &Key| self.table.rules().get(*rule).is_some_and(|rule| rule.scan);
@@ -168,7 +158,7 @@ impl Side {
             }
             match self.open(key, rx) {
                 Ok(()) => drop(self.failed.remove(&key)),
-                // The guest has sent from there already, and its socket serves whoever answers or asks.
+                // The guest has sent from this port already, so a socket is bound to it, which also accepts requests of peers.
                 Err(Reason::Socket(Errno::ADDRINUSE)) if endpoint_ports(rx.udp).any(|port| port == key.1) => {
                     self.failed.insert(key);
                 }
@@ -179,7 +169,7 @@ impl Side {
                 }
             }
         }
-        self.tell(&failures);
+        self.report(&failures);
     }
 
     /// The rules.
@@ -187,18 +177,18 @@ impl Side {
         &self.table
     }
 
-    /// Which way they lead.
+    /// The direction of the rules.
     pub(crate) fn direction(&self) -> Direction {
         self.opening.direction
     }
 
     /// Whether sockets are opened in the guest's namespace.
     pub(crate) fn is_there(&self) -> bool {
-        matches!(self.place, Place::There(_))
+        self.opener.is_some()
     }
 
-    /// One line for each reason, whatever the number of ports (Q13).
-    fn tell(&self, failures: &[(Key, Reason)]) {
+    /// Logs failures: one line for each reason, even for many ports (Q13).
+    fn report(&self, failures: &[(Key, Reason)]) {
         let mut by_reason: BTreeMap<String, (Level, Vec<String>)> = BTreeMap::new();
         for ((rule, port), reason) in failures {
             let Some(rule) = self.table.rules().get(*rule) else { continue };
@@ -217,17 +207,18 @@ impl Side {
         }
     }
 
-    /// What it means that a port can't be followed.
+    /// The level and text for a port that can't be followed.
     fn explain(&self, reason: Reason) -> (Level, String) {
         let text = match (reason, self.opening.direction) {
-            // We had the right to it at the start, at most: see `stage`.
+            // This privilege is dropped after the start, see `stage`.
             (Reason::Socket(Errno::ACCESS), Direction::Inbound) => format!(
                 "{reason}: ports below net.ipv4.ip_unprivileged_port_start need a privilege, \
                  which is not kept while running"
             ),
             _ => reason.to_string(),
         };
-        // The guest has a service of its own there. If it is we who can't have the host's port, somebody may miss it.
+        // Outbound: the guest has a service of its own at this port, which is no problem. Inbound: a service of the guest can't
+        // be reached from the host.
         let own_service = self.opening.direction == Direction::Outbound
             && matches!(reason, Reason::Socket(Errno::ADDRINUSE));
         (if own_service { Level::Info } else { Level::Warn }, text)
@@ -237,7 +228,7 @@ impl Side {
         let (index, port) = key;
         let (rule, opening) = (self.table.rules().get(index).ok_or(Errno::INVAL)?.clone(), self.opening);
         let permit = rx.sockets.ledger().take(Class::Listener).ok_or(Errno::MFILE)?;
-        let opened = self.place.open(move || opening.socket(index, &rule, port, false));
+        let opened = self.in_namespace(move || opening.socket(index, &rule, port, false));
         let listener = opened.map_err(|_| Reason::Socket(Errno::PIPE)).flatten()?;
         log::debug!("listening on {} port {port}", listener.protocol);
         Ok(self.take(listener, permit, rx)?)
@@ -289,7 +280,7 @@ impl Side {
     }
 }
 
-/// Ports of ours that stand for ports of the guest that it has sent from.
+/// The host's ports that stand for ports from which the guest has sent.
 pub(super) fn endpoint_ports(udp: &Udp<Linux>) -> impl Iterator<Item = u16> {
     udp.endpoint_sockets()
         .filter_map(|socket| Some(SocketAddr::try_from(getsockname(socket).ok()?).ok()?.port()))

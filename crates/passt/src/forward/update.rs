@@ -1,4 +1,4 @@
-//! The rules as clients of the control socket see them, and how they change them (behaviour §8.9).
+//! Shows the rules to clients of the control socket, and changes them (behaviour §8.9).
 
 use engine::forward::{Enabled, Table};
 use engine::timer::Instant;
@@ -22,18 +22,17 @@ impl Forwarder {
         self.tables().map(announced).collect()
     }
 
-    /// The tables that there are: where the guest has no namespace, nothing is forwarded from there.
+    /// The tables. Without a namespace of the guest there is only the inbound one.
     fn tables(&self) -> impl Iterator<Item = (Pif, &Side)> {
         let outbound = self.outbound.is_there().then_some((Pif::SPLICE, &self.outbound));
         [(Pif::HOST, &self.inbound)].into_iter().chain(outbound)
     }
 
     /// Puts other rules in force, checked like those of the command line. A table that the update does not name is
-    /// emptied. Returns what is to be told about it, though it holds.
+    /// emptied. Returns remarks for the client about an update that was accepted.
     ///
     /// # Errors
-    /// A message for people: the update makes no sense, or a port can't be bound. Nothing has changed then, in neither
-    /// table.
+    /// A message for the user: the update is invalid, or a port can't be bound. Neither table has changed then.
     pub(crate) fn update(
         &mut self,
         update: &Update,
@@ -42,7 +41,7 @@ impl Forwarder {
         mut rx: Receivers<'_>,
     ) -> Result<String, String> {
         let (inbound, outbound) = self.read(update, enabled)?;
-        // They listen in different namespaces: neither can be in the other's way.
+        // The tables listen in different namespaces, so they can't conflict.
         let spare = rx.sockets.ledger().spare_listeners();
         let inbound = self.inbound.prepare(inbound, spare, &rx).map_err(|error| error.to_string())?;
         let outbound = match self.outbound.prepare(outbound, spare.saturating_sub(inbound.opened()), &rx) {
@@ -70,7 +69,7 @@ impl Forwarder {
             let table = match *pif {
                 Pif::HOST => &mut inbound,
                 Pif::SPLICE if self.outbound.is_there() => &mut outbound,
-                // Nobody can have learnt of it from us.
+                // This table was never announced.
                 Pif(other) if rules.is_empty() => {
                     log::debug!("empty forwarding table {other} ignored");
                     continue;

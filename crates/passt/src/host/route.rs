@@ -184,7 +184,7 @@ impl Listed {
             encapsulates: false,
         };
         let mut table = u32::from(header.table);
-        let mut object = None;
+        let (mut object, mut interface) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Table(number) => table = *number,
@@ -199,6 +199,7 @@ impl Listed {
                 RouteAttribute::Preference(preference) => route.preference = Some(*preference),
                 RouteAttribute::Metrics(metrics) => route.metrics.clone_from(metrics),
                 RouteAttribute::NhId(id) => object = Some(*id),
+                RouteAttribute::Oif(index) => interface = Some(*index),
                 RouteAttribute::EncapType(_) => route.encapsulates = true,
                 RouteAttribute::MultiPath(hops) => {
                     route.encapsulates |= hops.iter().any(|hop| encapsulates(&hop.attributes));
@@ -212,7 +213,7 @@ impl Listed {
                 _ => {}
             }
         }
-        if let Some(interface) = output_interface(&message.attributes) {
+        if let Some(interface) = interface {
             let onlink = header.flags.contains(RouteFlags::Onlink);
             let gateway = gateway(&message.attributes);
             route.next_hops.push(NextHop { interface, gateway, weight: 1, onlink });
@@ -228,8 +229,9 @@ impl Listed {
         if route.next_hops.is_empty()
             && let Some(object) = self.object
         {
-            route.next_hops = objects.hops(object);
-            route.encapsulates |= objects.encapsulates(object);
+            let (hops, encapsulates) = objects.hops(object);
+            route.next_hops = hops;
+            route.encapsulates |= encapsulates;
         }
         (1..=MAX_NEXT_HOPS).contains(&route.next_hops.len()).then_some(route)
     }
@@ -248,13 +250,6 @@ fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
         RouteAttribute::Gateway(address) => ip(address),
         RouteAttribute::Via(RouteVia::Inet(address)) => Some(IpAddr::V4(*address)),
         RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
-        _ => None,
-    })
-}
-
-fn output_interface(attributes: &[RouteAttribute]) -> Option<u32> {
-    attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     })
 }
@@ -283,29 +278,21 @@ impl NextHopObjects {
         Ok(Self(objects.into_iter().collect()))
     }
 
-    /// The hops of object `id`. The kernel does not nest groups.
-    fn hops(&self, id: u32) -> Vec<NextHop> {
-        match self.0.get(&id) {
-            Some(Object::Hop { hop, .. }) => vec![hop.clone()],
-            Some(Object::Group(entries)) => entries
-                .iter()
-                .filter_map(|entry| match self.0.get(&entry.id) {
-                    Some(Object::Hop { hop, .. }) => Some(NextHop { weight: entry.weight, ..hop.clone() }),
-                    _ => None,
-                })
-                .collect(),
-            None => Vec::new(),
-        }
-    }
-
-    fn encapsulates(&self, id: u32) -> bool {
-        match self.0.get(&id) {
-            Some(Object::Hop { encapsulates, .. }) => *encapsulates,
-            Some(Object::Group(entries)) => entries
-                .iter()
-                .any(|entry| matches!(self.0.get(&entry.id), Some(Object::Hop { encapsulates: true, .. }))),
-            None => false,
-        }
+    /// The hops of object `id`, and whether any of them encapsulates packets. The kernel does not nest groups.
+    fn hops(&self, id: u32) -> (Vec<NextHop>, bool) {
+        let single = [GroupEntry { id, weight: 1 }];
+        let entries = match self.0.get(&id) {
+            Some(Object::Group(entries)) => &entries[..],
+            _ => &single,
+        };
+        let hops = entries.iter().filter_map(|entry| match self.0.get(&entry.id)? {
+            Object::Hop { hop, encapsulates } => {
+                Some((NextHop { weight: entry.weight, ..hop.clone() }, *encapsulates))
+            }
+            Object::Group(_) => None,
+        });
+        let (hops, encapsulates): (Vec<_>, Vec<_>) = hops.unzip();
+        (hops, encapsulates.contains(&true))
     }
 }
 
@@ -499,9 +486,9 @@ mod tests {
         let objects = NextHopObjects([one, group].iter().filter_map(|o| parse_object(o)).collect());
 
         let via = NextHop { onlink: true, ..hop(4, "198.51.100.1") };
-        assert_eq!(objects.hops(1), std::slice::from_ref(&via));
-        assert_eq!(objects.hops(2), [NextHop { weight: 259, ..via }]);
-        assert_eq!(objects.hops(3), []);
+        assert_eq!(objects.hops(1).0, std::slice::from_ref(&via));
+        assert_eq!(objects.hops(2).0, [NextHop { weight: 259, ..via }]);
+        assert_eq!(objects.hops(3).0, []);
 
         let grouped = |object| Listed { route: route("192.0.2.0/24", Vec::new()), object };
         assert_eq!(grouped(Some(2)).resolve(&objects).unwrap().next_hops.len(), 1);

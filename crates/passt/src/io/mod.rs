@@ -20,21 +20,20 @@ use engine::forward::spec::Direction;
 use engine::host::{Errno, Host, Readiness, TcpSocket};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
 use self::outbound::Outbound;
 use self::ping::{PingSocket, Pings};
 use self::ports::ReplacedPorts;
 pub(crate) use self::source::Sources;
 use self::tcp::PeekMethod;
-pub(crate) use self::tcp::Stream;
+pub(crate) use self::tcp::{Stream, stream_socket};
 use self::udp::UdpSocket;
 use crate::budgets::ledger::{Class, Ledger, Permit};
 use crate::errno::to_engine;
 use crate::memory::Vectored;
 use crate::pasta::netns::Opener;
 
-/// Where sockets of the host come from, and the epoll set that watches them.
+/// Opens sockets of the host, and has an epoll set watch them.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     epoll: Rc<OwnedFd>,
@@ -70,17 +69,17 @@ impl Sockets {
         }
     }
 
-    /// Has groups joined at the interfaces with these indices, for IPv6 and IPv4.
+    /// Sets the interfaces, by index, at which groups are joined, for IPv6 and IPv4.
     pub(crate) fn join_at(&mut self, interfaces: [Option<u32>; 2]) {
         self.groups = interfaces;
     }
 
-    /// Has sockets of the guest's namespace opened by `opener`.
+    /// Opens sockets in the guest's namespace by `opener` from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
         self.opener = Some(opener);
     }
 
-    /// Who holds how many files.
+    /// The ledger of open files.
     pub(crate) fn ledger(&self) -> &Rc<Ledger> {
         &self.ledger
     }
@@ -104,7 +103,7 @@ impl Sockets {
         epoll::add(&*self.epoll, fd, EventData::new_u64(flow.to_bits()), events).map_err(to_engine)
     }
 
-    /// Why there is no socket for a new flow. That the system has no more is logged.
+    /// The error for a flow whose socket can't be opened. Exhaustion of files or memory is logged.
     fn no_socket(&self, error: io::Errno) -> Errno {
         let reason = to_engine(error);
         if reason.is_exhaustion() {
@@ -113,17 +112,17 @@ impl Sockets {
         reason
     }
 
-    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` ask, else to `source`.
+    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` say, else to `source`.
     fn bind_stream(&self, fd: &OwnedFd, source: Option<IpAddr>, destination: IpAddr) -> Result<(), Errno> {
         let egress = self.outbound.egress(destination);
         if let Some((interface, _)) = &egress.interface {
             sys::sockopt::bind_to_device(fd, interface).map_err(to_engine)?;
         }
         let Some(address) = egress.source.or(source) else { return Ok(()) };
-        // Otherwise no two connections could have the same port. Without it, there are fewer of them.
+        // Lets connections to different destinations share a local port. Without it, there can be fewer connections.
         let _refused = sys::sockopt::bind_address_no_port(fd);
         match rustix::net::bind(fd, &SocketAddr::new(address, 0)) {
-            // The host does not have it any more.
+            // The host does not have the address any more.
             Err(io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => Ok(()),
             bound => bound.map_err(to_engine),
         }
@@ -138,7 +137,7 @@ impl Host for Sockets {
 
     fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         let egress = self.outbound.egress(destination.ip());
-        // What was asked for decides alone.
+        // With `--outbound` or an outbound interface, the guest's address has no influence.
         let free = egress.source.is_none() && egress.interface.is_none();
         if free { self.sources.choose(guest, destination) } else { None }
     }
@@ -151,12 +150,7 @@ impl Host for Sockets {
         class: u8,
     ) -> Result<Stream, Errno> {
         let permit = self.ledger.take(Class::Outgoing).ok_or(to_engine(io::Errno::MFILE))?;
-        let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let fd =
-            socket_with(family, SocketType::STREAM, flags, None).map_err(|errno| self.no_socket(errno))?;
-        sockopt::set_tcp_nodelay(&fd, true).map_err(to_engine)?;
-        sockopt::set_socket_oobinline(&fd, true).map_err(to_engine)?; // urgent data are part of the stream
+        let fd = stream_socket(destination.is_ipv4()).map_err(|errno| self.no_socket(errno))?;
         self.bind_stream(&fd, source, destination.ip())?;
         let mut stream = self.stream(fd, permit);
         if class != 0 {
@@ -238,7 +232,7 @@ impl Host for Sockets {
     }
 }
 
-/// What an epoll event says of a socket.
+/// The readiness of a socket, from an epoll event.
 pub(crate) fn readiness(events: EventFlags) -> Readiness {
     Readiness {
         readable: events.contains(EventFlags::IN),
@@ -254,13 +248,14 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     use engine::flow::Kind;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 
     use super::*;
     use crate::isolated::isolated;
 
-    /// sizes of buffers are left to the kernel, which adapts them only as long as nobody has set them.
+    /// buffer sizes are not set, since the kernel then stops to adapt them.
     #[test]
-    fn buffers_of_streams_are_the_kernels_r80() {
+    fn stream_buffers_are_adapted_by_the_kernel_r80() {
         isolated(|| {
             let sizes = |fd: &OwnedFd| {
                 let (sent, received) =

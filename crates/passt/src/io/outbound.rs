@@ -1,4 +1,4 @@
-//! How sockets towards the outside leave the host (`--outbound`, `--outbound-if4`, `--outbound-if6`, `--freebind`).
+//! How outbound sockets are bound (`--outbound`, `--outbound-if4`, `--outbound-if6`, `--freebind`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -14,15 +14,15 @@ use crate::plan;
 /// The kernel's hop limit for packets to groups.
 const GROUP_HOP_LIMIT: u8 = 1;
 
-/// The kernel's hop limit for other packets, unless it was told another.
+/// The kernel's default hop limit for other packets.
 const USUAL_HOP_LIMIT: u8 = 64;
 
-/// What all sockets towards the outside have in common.
+/// The settings of all outbound sockets.
 #[derive(Clone, Debug)]
 pub struct Outbound {
     v4: Egress,
     v6: Egress,
-    /// For loopback, by IPv4 and IPv6: nothing of what was asked for but the hop limit.
+    /// For loopback, IPv4 and IPv6: neither source nor interface.
     loopback: [Egress; 2],
     /// Addresses that are not the host's (yet) may be bound.
     pub freebind: bool,
@@ -30,14 +30,14 @@ pub struct Outbound {
     shared: bool,
 }
 
-/// How packets of one family leave.
+/// How packets of one family leave the host.
 #[derive(Clone, Debug)]
 pub struct Egress {
-    /// Source address; none for the kernel's choice.
+    /// Source address; `None`: the kernel's choice.
     pub source: Option<IpAddr>,
-    /// Name and index of the interface; none for the route's.
+    /// Name and index of the interface; `None`: that of the route.
     pub interface: Option<(IfName, u32)>,
-    /// The kernel's own hop limit.
+    /// The kernel's default hop limit.
     hop_limit: u8,
 }
 
@@ -56,31 +56,30 @@ impl Outbound {
         Ok(Self { loopback: [v4.plain(), v6.plain()], v4, v6, freebind, shared: false })
     }
 
-    /// The same, where sockets of groups may share the ports of others of ours.
+    /// Sets whether sockets of groups may share the ports of other sockets of this program.
     #[must_use]
     pub const fn sharing(mut self, shared: bool) -> Self {
         self.shared = shared;
         self
     }
 
-    /// Lets a socket of a group have the port of this one, if there may be such sockets. To be called once the port is
-    /// bound: before, it would be shared with other programs that have it.
+    /// Lets sockets of groups share the port of this socket, if that is enabled. Must be called after bind(2): otherwise the
+    /// port could be shared with other programs.
     pub(super) fn share_port(&self, fd: impl AsFd) {
         if self.shared {
-            // Without it, groups are not heard on this port.
+            // Without it, datagrams to groups are not received on this port.
             let _refused = sockopt::set_socket_reuseaddr(fd, true);
         }
     }
 
-    /// Leaves all to the kernel.
+    /// The kernel's defaults.
     #[must_use]
     pub const fn plain() -> Self {
         const EGRESS: Egress = Egress { source: None, interface: None, hop_limit: USUAL_HOP_LIMIT };
         Self { v4: EGRESS, v6: EGRESS, loopback: [EGRESS, EGRESS], freebind: false, shared: false }
     }
 
-    /// How packets to `destination` leave. For loopback, the source and the interface are the kernel's choice, whatever
-    /// was asked for.
+    /// How packets to `destination` leave. For loopback, the kernel always chooses source and interface.
     #[must_use]
     pub fn egress(&self, destination: IpAddr) -> &Egress {
         let [loopback4, loopback6] = &self.loopback;
@@ -115,7 +114,7 @@ impl Egress {
         Self { source: None, interface: None, hop_limit: self.hop_limit }
     }
 
-    /// Index of the interface for packets to `destination`; zero for the route's.
+    /// Index of the interface for packets to `destination`; 0: that of the route.
     #[must_use]
     pub fn interface_index(&self, destination: SocketAddr) -> u32 {
         let scoped = matches!(destination, SocketAddr::V6(v6) if v6.scope_id() != 0);
@@ -125,7 +124,7 @@ impl Egress {
         }
     }
 
-    /// The hop limit that a packet to `destination` has if nothing is said.
+    /// The kernel's default hop limit for packets to `destination`.
     #[must_use]
     pub fn hop_limit(&self, destination: IpAddr) -> u8 {
         if destination.is_multicast() { GROUP_HOP_LIMIT } else { self.hop_limit }

@@ -32,7 +32,7 @@ use crate::memory::{Payload, Vectored};
 #[derive(Debug)]
 pub struct Pings {
     outbound: Arc<Outbound>,
-    /// That the kernel allows none has been told.
+    /// The warning that the kernel allows no ping sockets was logged.
     warned: bool,
 }
 
@@ -43,11 +43,11 @@ impl Pings {
         Self { outbound, warned: false }
     }
 
-    /// A socket towards `destination`, with echo identifier `id` if that is free, else any; from `source`, if the
-    /// host has it and `--outbound` says nothing.
+    /// A socket for `destination`, with echo identifier `id` if that is free, else any. Its source is that of
+    /// `--outbound`, else `source` if the host has it.
     ///
     /// # Errors
-    /// No socket can be made or bound. That the kernel does not allow any is also logged, once.
+    /// No socket can be opened or bound. If the kernel allows no ping sockets, this is logged once.
     pub fn open(&mut self, source: Option<IpAddr>, destination: IpAddr, id: u16) -> io::Result<PingSocket> {
         let result = PingSocket::open(&self.outbound, source, destination, id);
         if let Err(error @ (io::Errno::ACCESS | io::Errno::PERM | io::Errno::PROTONOSUPPORT)) = result
@@ -68,10 +68,10 @@ impl Pings {
 pub struct PingSocket {
     fd: OwnedFd,
     v6: bool,
-    /// What the socket is set to, for one host and for groups.
+    /// The hop limits that are set, for unicast and multicast.
     hop_limit: [Option<u8>; 2],
     traffic_class: u8,
-    /// None: as the kernel likes.
+    /// The don't-fragment option. `None`: not set.
     dont_fragment: Option<bool>,
 }
 
@@ -91,7 +91,7 @@ impl PingSocket {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
-        // Ping sockets share identifiers unless told otherwise, and then only one of them gets the replies.
+        // By default, ping sockets can share an identifier, and then only one of them gets the replies.
         sockopt::set_socket_reuseaddr(&fd, false)?;
         let metadata = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
         request_metadata(&fd, version, metadata)?;
@@ -110,15 +110,15 @@ impl PingSocket {
             bind(&fd, &SocketAddr::new(source, id)).or_else(|_| bind(&fd, &SocketAddr::new(source, 0)))
         };
         match bind(source, id) {
-            // The host does not have it any more.
+            // The host does not have the address any more.
             Err(io::Errno::ADDRNOTAVAIL) if egress.source.is_none() => bind(unspecified, id)?,
             bound => bound?,
         }
         Ok(Self { fd, v6, hop_limit: [None; 2], traffic_class: 0, dont_fragment: None })
     }
 
-    /// Sets what the request asks for on the socket. (Control messages would do it too, but for IPv6 only since Linux
-    /// 5.18.) Settings that the kernel refuses are left as they are: the request goes out.
+    /// Sets the socket's options for the header fields of the request. (With IPv6, control messages do this only since Linux
+    /// 5.18.) If the kernel refuses an option, the request is sent without it.
     fn set_header<P>(&mut self, request: &EchoRequest<'_, P>, payload_len: usize) {
         let limit = request.hop_limit;
         let group = request.destination.ip().is_multicast();

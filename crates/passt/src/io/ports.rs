@@ -1,14 +1,13 @@
-//! UDP ports whose number means something to remotes: what the guest sends from them should not leave from others.
+//! UDP source ports that matter to peers: a warning is logged if the host can't send from the guest's port.
 
 use std::collections::BTreeSet;
 
 use rustix::io::Errno;
 
-/// Ports below this one are assigned to protocols, and many of those are heard from their own port only.
+/// Ports below this one are assigned to protocols, many of which require it as the source port.
 const SYSTEM_PORTS_END: u16 = 1024;
 
-/// Ports that a protocol is known to send from, and that remotes or the networks between may insist on. All of them are
-/// assigned by IANA.
+/// Source ports of protocols that peers or firewalls may require. All of them are assigned by IANA.
 const KNOWN: [(u16, &str); 21] = [
     (53, "DNS"),
     (67, "DHCP server"),
@@ -33,13 +32,13 @@ const KNOWN: [(u16, &str); 21] = [
     (5353, "mDNS"),
 ];
 
-/// Which replaced ports were reported.
+/// The replaced ports that were reported.
 #[derive(Debug, Default)]
 pub(super) struct ReplacedPorts(BTreeSet<u16>);
 
 impl ReplacedPorts {
-    /// Reports, once for each port, that what the guest sends from `port` leaves from another one, since the kernel refused
-    /// that with `errno`.
+    /// Logs, once for each port, that datagrams from the guest's `port` have another source port on the host, since the kernel
+    /// refused that port with `errno`.
     pub(super) fn warn(&mut self, port: u16, errno: Errno) {
         if let Some(report) = self.report(port, errno) {
             log::warn!("{report}");

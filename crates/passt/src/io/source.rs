@@ -1,9 +1,8 @@
-//! Which of the host's addresses packets of the guest leave from (behaviour §5.2.1).
+//! The host's source address for packets of the guest (behaviour §5.2.1).
 //!
-//! A guest that has several of the host's addresses chooses one by its copy of the host's routes, or because a program
-//! is bound to it. That choice is followed where the guest can know better than the host's routes: where the packets
-//! leave by the interface that has the address. On other interfaces (a VPN's, for example) the host's routes decide, of
-//! which the guest knows nothing.
+//! A guest with several of the host's addresses chooses one by its copy of the host's routes, or because a program is bound
+//! to it. The host uses the same address if the packet leaves by the interface that has it. On other interfaces (a VPN's, for
+//! example) the kernel chooses, as the guest does not know their routes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -18,9 +17,9 @@ use crate::host::Facts;
 /// The host's own addresses, and sockets to ask the kernel for its choice.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    /// With the index of the interface, in order of the addresses.
+    /// Each with the index of its interface, sorted by address.
     own: Vec<(IpAddr, u32)>,
-    /// Of IPv4 and IPv6. Nothing is ever sent by them.
+    /// Sockets for IPv4 and IPv6. They never send anything.
     probes: [Option<OwnedFd>; 2],
 }
 
@@ -34,8 +33,7 @@ impl Sources {
         Self { own, probes: [None, None] }
     }
 
-    /// The guest's source address `guest`, if packets from it are to leave to `destination` from the same address of the
-    /// host.
+    /// The address `guest`, if the host must use it as the source for packets from it to `destination`.
     pub(crate) fn choose(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         let interface = self.interface(guest)?;
         if destination.ip().is_loopback() || guest.is_ipv4() != destination.is_ipv4() {
@@ -50,7 +48,7 @@ impl Sources {
         Some(self.own.get(place)?.1)
     }
 
-    /// The address that the kernel would choose.
+    /// The source address that the kernel chooses for `destination`.
     fn probe(&mut self, destination: SocketAddr) -> io::Result<IpAddr> {
         let v6 = destination.is_ipv6();
         let probe = &mut self.probes[usize::from(v6)];
@@ -65,7 +63,7 @@ impl Sources {
         };
         connect(&socket, &destination)?;
         let local = SocketAddr::try_from(getsockname(&socket)?)?.ip();
-        // The next one is to be chosen anew.
+        // Disconnected, so that the kernel chooses again next time.
         connect_unspec(&socket)?;
         *probe = Some(socket);
         Ok(local)

@@ -1,7 +1,11 @@
-//! Pairs of stream sockets, and what bytes go through between them (behaviour §6.11).
+//! Pairs of stream sockets, between which bytes are forwarded (behaviour §6.11).
 //!
-//! Few bytes go through a buffer: that takes two system calls, as many as a pipe. Many go through a pipe, by splice(2),
-//! which doesn't copy them. A pipe is borrowed while there are bytes in it, so that idle connections have none.
+//! Each transfer takes two system calls. Small ones use a buffer. Large ones use a pipe and splice(2), which doesn't copy the
+//! bytes. A pair borrows a pipe only while it has bytes in it, so idle connections have none.
+//!
+//! Invariants: bytes that were taken from a socket are in its `transit` until the other socket has accepted them, and no more
+//! are taken before that. The common buffer is shared by all pairs: bytes stay in it only from `take` to the next `give`, which
+//! sends them or sets them aside.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,19 +26,19 @@ use crate::errno::{retry, stream_error};
 
 /// Length of the buffer in bytes. A direction whose bytes fill it uses a pipe next.
 const BUFFER_LEN: usize = 32 * 1024;
-/// What a pipe is asked to hold, in bytes. Half of it, and so on, if that is refused.
+/// Requested capacity of a pipe, in bytes. If the kernel refuses it, half of it is requested, and so on.
 const PIPE_LEN: usize = 1 << 20;
 /// Most pipes to keep while no pair uses them.
 const SPARE_PIPES: usize = 32;
 
-/// What all pairs share.
+/// State that all pairs share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// Watches their sockets.
     epoll: Rc<OwnedFd>,
     buffer: Vec<u8>,
     pipes: Vec<Pipe>,
-    /// What a new pipe is asked to hold.
+    /// Requested capacity of the next pipe.
     pipe_len: usize,
     ledger: Rc<Ledger>,
 }
@@ -79,7 +83,7 @@ impl Shared {
     }
 }
 
-/// Two sockets.
+/// An accepted socket and the socket that is connected for it.
 #[derive(Debug)]
 pub(crate) struct Pair {
     sockets: [OwnedFd; 2],
@@ -94,14 +98,14 @@ pub(crate) struct Pair {
     _permit: Permit,
 }
 
-/// How much a direction has to carry.
+/// How much a direction carries, which decides between buffer and pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// A buffer is enough.
+    /// Little: use the buffer.
     Few,
-    /// A pipe pays.
+    /// Much: use a pipe.
     Many,
-    /// It paid, but no longer does.
+    /// Less than before: use the buffer when the socket is empty.
     Slower,
 }
 
@@ -113,13 +117,13 @@ pub(crate) const fn loopback(like: IpAddr) -> IpAddr {
     }
 }
 
-/// What is reported of a socket.
+/// The events that are reported of a socket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watch {
-    /// What its events carry, from when it is watched on.
+    /// The word of its events. `None`: it is not watched yet.
     word: Option<u64>,
-    /// That it can send, too. Most sockets never refuse bytes: watched from the start, each would cause two events for
-    /// nothing.
+    /// Also report when it has room to send. This is not watched from the start: most sockets always have room, and each
+    /// would cause two useless events.
     room: bool,
 }
 
@@ -130,23 +134,23 @@ impl Watch {
     }
 }
 
-/// Where the bytes of a direction are.
+/// Where the bytes of a direction are, between the sockets.
 #[derive(Debug)]
 enum Transit {
-    /// There are none.
+    /// No bytes.
     Empty,
-    /// That many, in the common buffer, but only until they are given.
+    /// This many, in the common buffer. They must be sent or set aside before another direction takes bytes.
     Buffer(usize),
-    /// Set aside, from some offset on.
+    /// Set aside in a buffer of their own, from this offset on, as the other socket did not accept them.
     Aside(Vec<u8>, usize),
     /// The urgent byte.
     Urgent(u8),
-    /// That many, in a pipe.
+    /// This many, in a pipe.
     Pipe(Pipe, usize),
 }
 
 impl Pair {
-    /// Of an accepted and a connecting socket, both non-blocking. The latter leads in `direction` to `destination`.
+    /// A pair of non-blocking sockets. `connecting` connects to `destination`, in `direction`.
     pub(crate) fn new(
         accepted: OwnedFd,
         connecting: OwnedFd,
@@ -183,7 +187,7 @@ impl Pair {
         }
     }
 
-    /// Copies the next bytes of a side to `buffer`, without taking them. Returns how many; none if that is not known.
+    /// Copies the next bytes of a side to `buffer`. They stay in the socket. Returns how many; 0 after an error.
     pub(crate) fn peek(&self, side: Side, buffer: &mut [u8]) -> usize {
         recv(&self.sockets[side as usize], buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
             .map_or(0, |(copied, _)| copied)
@@ -197,7 +201,7 @@ impl Pair {
         epoll::add(&*self.shared.borrow().epoll, &self.sockets[side as usize], data, watch.events())
     }
 
-    /// Watches a socket for room to send. If it has room by now, that is reported as well.
+    /// Watches a socket for room to send. Room that it has already is reported, too.
     fn await_room(&mut self, side: Side) -> io::Result<()> {
         let watch = &mut self.watches[side as usize];
         if std::mem::replace(&mut watch.room, true) {
@@ -208,8 +212,8 @@ impl Pair {
         epoll::modify(&**epoll, &self.sockets[side as usize], data, watch.events())
     }
 
-    /// Takes what a buffer holds, up to the urgent byte, or from there on. Only if it fills the buffer there may be more:
-    /// what made a read end early, or arrives later, is reported.
+    /// Takes bytes by the buffer: up to the urgent byte, or from there on. There may be more only if they fill the buffer. Epoll
+    /// reports what ended a shorter read, and what arrives later.
     fn take_by_buffer(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
         let mut shared = self.shared.borrow_mut();
         let at_most = at_most.min(shared.buffer.len());
@@ -223,8 +227,8 @@ impl Pair {
         Ok(Taken { len, more: full })
     }
 
-    /// Takes what a pipe holds, up to the urgent byte. If that is next, there is nothing to take, and after the end of the
-    /// stream it looks as if nothing followed: zero.
+    /// Takes bytes by a pipe, up to the urgent byte. If the urgent byte is next, splice(2) returns EAGAIN; if the stream has
+    /// ended after it, splice(2) returns 0, as at the end of the stream.
     fn take_by_pipe(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let taken =
@@ -237,7 +241,8 @@ impl Pair {
                 *pace = if many { Pace::Many } else { Pace::Slower };
             }
             _ => {
-                // Not before there is nothing left: a read that began at the urgent byte would not notice it.
+                // Back to the buffer only now, when the socket is empty: a read that begins at the urgent byte does not stop
+                // at it.
                 if *pace == Pace::Slower {
                     *pace = Pace::Few;
                 }
@@ -247,10 +252,11 @@ impl Pair {
         taken
     }
 
-    /// Takes what a buffer holds, and the urgent byte by itself. With `ended`, nothing more is expected to arrive.
+    /// Takes bytes by the buffer, and the urgent byte alone. With `ended`, the stream may have ended, so a read is tried even
+    /// without unread bytes.
     fn take_up_to_mark(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
         let socket = &self.sockets[from as usize];
-        // What arrives from here on, with an urgent byte perhaps, lies beyond these bytes.
+        // Read the number first: bytes that arrive later, possibly with an urgent byte, come after these.
         let unread = sys::stream::unread(socket).unwrap_or(0) as usize;
         if unread == 0 && !ended {
             return Err(SocketError::WouldBlock);
@@ -322,7 +328,7 @@ impl Conduit for Pair {
             };
         }
         let pipe = self.shared.borrow_mut().pipe();
-        // No descriptor left, for example.
+        // Without a pipe (no descriptor is left, for example), the buffer is used.
         let Ok(pipe) = pipe else { return self.take_up_to_mark(from, true) };
         match self.take_by_pipe(from, pipe) {
             Ok(0) => self.take_up_to_mark(from, true),
@@ -345,7 +351,7 @@ impl Conduit for Pair {
     }
 
     fn unacknowledged(&mut self, side: Side) -> u32 {
-        // On a socket that has failed nothing will ever be acknowledged.
+        // The call fails only for a failed socket, on which nothing will be acknowledged.
         sys::stream::unacknowledged(&self.sockets[side as usize]).unwrap_or(0)
     }
 
@@ -354,7 +360,7 @@ impl Conduit for Pair {
     }
 }
 
-/// Makes the coming close of a stream socket a reset.
+/// Makes close(2) of a stream socket reset the connection.
 pub(crate) fn reset_on_close(socket: &OwnedFd) {
     sockopt::set_socket_linger(socket, Some(Duration::ZERO)).ok();
 }

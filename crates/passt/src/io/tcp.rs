@@ -5,28 +5,30 @@ use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use engine::host::{Errno, SocketError, TcpSocket};
 use engine::memory::Memory as _;
 use rustix::io;
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType, socket_with, sockopt,
+};
 use sys::sockopt::IpVersion;
 
 use crate::budgets::ledger::Permit;
 use crate::errno::{retry, stream_error, take_pending};
 use crate::host::missing;
+use crate::io::splice::reset_on_close;
 use crate::memory::{Payload, Room, Vectored};
 
-/// What is peeked over on kernels without `SO_PEEK_OFF` for TCP goes here, again and again.
+/// Length of the scratch buffer, in bytes. Kernels without `SO_PEEK_OFF` for TCP copy the bytes before the offset to it.
 const SCRATCH_LEN: usize = 256 * 1024;
 
-/// How received bytes are looked at from some offset on.
+/// How to peek at received bytes from an offset.
 #[derive(Clone, Debug)]
 pub(crate) enum PeekMethod {
     /// The kernel keeps the offset (Linux 6.9).
     Offset,
-    /// What lies before is copied to a scratch buffer.
+    /// The bytes before the offset are copied to a scratch buffer.
     Scratch(Rc<RefCell<Vec<u8>>>),
 }
 
@@ -34,12 +36,13 @@ impl PeekMethod {
     /// The best method of this kernel.
     pub(crate) fn probe() -> Self {
         let supported =
-            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)
-                .is_ok_and(|socket| sys::stream::set_peek_offset(&socket, 0).is_ok());
+            stream_socket(true).is_ok_and(|socket| sys::stream::set_peek_offset(&socket, 0).is_ok());
         if supported && !missing::is_missing(missing::TCP_PEEK_OFFSET) {
             Self::Offset
         } else {
-            log::debug!("TCP sockets have no SO_PEEK_OFF: sent bytes are copied again to be skipped");
+            log::debug!(
+                "TCP sockets have no SO_PEEK_OFF: unacknowledged bytes are copied again at each read"
+            );
             Self::scratch()
         }
     }
@@ -50,12 +53,22 @@ impl PeekMethod {
     }
 }
 
+/// A non-blocking TCP socket, to be connected.
+pub(crate) fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
+    let family = if v4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_oobinline(&socket, true)?; // urgent data are part of the stream
+    Ok(socket)
+}
+
 /// A connected or connecting socket.
 #[derive(Debug)]
 pub(crate) struct Stream {
     fd: OwnedFd,
     method: PeekMethod,
-    /// The kernel's offset; none while it is not in use, which means zero.
+    /// The kernel's offset. `None`: it was not set, so the kernel peeks from the start.
     offset: Option<u32>,
     _permit: Option<Permit>,
 }
@@ -66,7 +79,7 @@ impl Stream {
         Self { fd, method, offset: None, _permit: permit }
     }
 
-    /// Has the kernel's offset, if it is in use, be zero.
+    /// Sets the kernel's offset to zero, if it is in use.
     fn rewind(&mut self) -> io::Result<()> {
         if self.offset.is_some() {
             sys::stream::set_peek_offset(&self.fd, 0)?;
@@ -75,7 +88,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The version of its packets: one of both families may have either.
+    /// The IP version of its packets, by the local address: a dual-stack socket may have either.
     fn version(&self) -> Option<IpVersion> {
         Some(if self.local()?.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 })
     }
@@ -145,7 +158,7 @@ impl TcpSocket for Stream {
         while gone < len {
             match retry(|| sys::stream::discard(&self.fd, (len - gone) as usize)) {
                 Ok(0) => break,
-                // Not all, if the urgent byte is next.
+                // Fewer than asked for, if the urgent byte is next.
                 Ok(some) => {
                     let some = (some as u32).min(len - gone);
                     self.offset = self.offset.map(|offset| offset.saturating_sub(some));
@@ -163,7 +176,7 @@ impl TcpSocket for Stream {
     }
 
     fn unacknowledged(&mut self) -> u32 {
-        // On a socket that has failed nothing will ever be acknowledged; its error is reported otherwise.
+        // The call fails only for a failed socket, on which nothing will be acknowledged. Its error is reported elsewhere.
         sys::stream::unacknowledged(&self.fd).unwrap_or(0)
     }
 
@@ -172,12 +185,12 @@ impl TcpSocket for Stream {
     }
 
     fn keep_alive(&mut self) {
-        // If the kernel will not, our own timers still end a dead connection.
+        // If the kernel refuses, the engine's timers still end a dead connection.
         sockopt::set_socket_keepalive(&self.fd, true).ok();
     }
 
     fn set_traffic_class(&mut self, class: u8) {
-        // It is a wish, and no packet is lost for it.
+        // Best effort: if this fails, packets are sent with class 0.
         match self.version() {
             Some(IpVersion::V4) => sockopt::set_ip_tos(&self.fd, class).ok(),
             Some(IpVersion::V6) => sockopt::set_ipv6_tclass(&self.fd, class.into()).ok(),
@@ -195,7 +208,7 @@ impl TcpSocket for Stream {
     }
 
     fn reset_on_close(&mut self) {
-        sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO)).ok();
+        reset_on_close(&self.fd);
     }
 }
 

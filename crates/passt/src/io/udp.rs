@@ -32,21 +32,21 @@ use crate::budgets::ledger::Permit;
 use crate::errno::{datagram_error, retry, take_pending, to_engine};
 use crate::memory::{Payload, Room, Vectored};
 
-/// How datagram and ping sockets are watched: level-triggered, so that an answer that comes alone costs one call to
-/// receive and no second one to see that there is no more. Errors are always reported.
+/// Events of datagram and ping sockets. They are level-triggered: a single datagram then costs one receive call, without a
+/// second one that finds an empty queue. Errors are always reported.
 pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
 
-/// Longest payload that every path takes, in bytes: the option that says what else to do stays as it is.
+/// Longest payload, in bytes, that never needs fragmentation. For such a datagram the don't-fragment option is not changed.
 pub(super) const FITS_EVERY_PATH: usize = 500;
-/// Number of the error that a local refusal has in the error queue.
+/// The error number in the error queue for a datagram that the host itself refuses.
 const EMSGSIZE: u32 = io::Errno::MSGSIZE.raw_os_error().cast_unsigned();
-/// End of an idle flow where the host does not track connections itself (behaviour §7.2).
+/// Timeout of an idle flow, if the host has no connection tracking (behaviour §7.2).
 const IDLE: Duration = Duration::from_secs(30);
-/// The same for a flow that has carried more than a question and an answer.
+/// The same for a flow that has carried more than one request and one response.
 const IDLE_STREAM: Duration = Duration::from_secs(120);
 
-/// After what time an idle flow ends, and one that has carried more than a question and an answer: as long as the host's
-/// own connection tracking keeps them (behaviour §7.2).
+/// The timeouts of idle flows, and of those that have carried more than one request and one response. They are those of the
+/// host's own connection tracking (behaviour §7.2).
 #[must_use]
 pub fn timeouts() -> (Duration, Duration) {
     (
@@ -71,21 +71,21 @@ pub struct UdpSocket {
     /// An IPv6 socket, which may carry IPv4 as well.
     v6: bool,
     binding: Binding,
-    /// How datagrams above the path's MTU fare, for IPv6 and IPv4; none: as the kernel likes.
+    /// The don't-fragment option, for IPv6 and IPv4. `None`: not set, so the kernel's default applies.
     dont_fragment: [Option<bool>; 2],
     outbound: Arc<Outbound>,
-    /// Of a listener; what is opened for a flow is counted by the engine.
+    /// The permit of a listener. The engine counts sockets of flows.
     _permit: Option<Permit>,
 }
 
 /// What a socket is bound to.
 #[derive(Clone, Copy, Debug)]
 enum Binding {
-    /// As `--outbound` says, to the port that was asked for unless the kernel refused that.
+    /// The address of `--outbound`, and the requested port unless the kernel refused it.
     Endpoint { refused_port: Option<io::Errno> },
-    /// To no address of ours: `--outbound` is honoured with each datagram.
+    /// No local address: `--outbound` is applied to each datagram.
     Wildcard,
-    /// To the address of a forwarding rule, which it sends from: answers to another one would not reach it.
+    /// The address of a forwarding rule, which is the source of all datagrams: responses to another address would not arrive.
     Address,
 }
 
@@ -108,8 +108,8 @@ impl UdpSocket {
 
     /// A socket that only sends, to `group` from `port`, which other programs hold and share.
     ///
-    /// It is bound to the group, and a member of none: so no datagram is ever for it. (Bound to all addresses, it would
-    /// take the others' datagrams: of sockets that share a port, unicast reaches the last one.)
+    /// It is bound to the group without being a member, so it never receives a datagram. If it were bound to all addresses,
+    /// it would take unicast datagrams of the other programs: of sockets that share a port, the last one gets them.
     ///
     /// # Errors
     /// No socket can be made, or the port is not shared.
@@ -122,8 +122,8 @@ impl UdpSocket {
         address.set_port(port);
         sockopt::set_socket_reuseaddr(&fd, true)?;
         if let Err(io::Errno::ADDRINUSE) = bind(&fd, &address) {
-            // A program that shares its port by SO_REUSEPORT alone. Not without need: of several sockets with the same
-            // address and port that all have it, a datagram to the group may reach one that is no member.
+            // The other program shares its port by SO_REUSEPORT alone. This option is set only if necessary: with it, the
+            // kernel may deliver a datagram for the group to a socket that is not a member.
             sockopt::set_socket_reuseport(&fd, true)?;
             bind(&fd, &address)?;
         }
@@ -131,9 +131,9 @@ impl UdpSocket {
         Ok(Self { fd, v6, binding, dont_fragment, outbound: outbound.clone(), _permit: None })
     }
 
-    /// A socket that hears what is sent to the group and port `at` on the host's network, at `interface`.
+    /// A socket that receives datagrams to the group and port `at` on `interface`.
     ///
-    /// Programs that are heard at groups share their port. Bound to the group, the socket takes no unicast from them.
+    /// It shares the port with other programs. As it is bound to the group, it does not take their unicast datagrams.
     ///
     /// # Errors
     /// No socket can be made, the port is not shared, or the group can't be joined.
@@ -151,7 +151,7 @@ impl UdpSocket {
         Ok(socket)
     }
 
-    /// Why the socket did not get the port that was asked for, if it did not.
+    /// The error, if the kernel refused the requested port.
     #[must_use]
     pub const fn refused_port(&self) -> Option<io::Errno> {
         match self.binding {
@@ -160,8 +160,8 @@ impl UdpSocket {
         }
     }
 
-    /// A socket that was opened for a flow, of the family of `address`; `refused_port` says why it did not get the port that
-    /// was asked for.
+    /// A socket that was opened for a flow, of the family of `address`. `refused_port` is the error, if the kernel refused the
+    /// requested port.
     #[must_use]
     pub fn of_flow(
         fd: OwnedFd,
@@ -212,13 +212,6 @@ fn scoped(at: SocketAddr, interface: u32) -> SocketAddr {
     }
 }
 
-/// Which families a socket carries.
-#[derive(Clone, Copy, Debug)]
-struct Coverage {
-    v4: bool,
-    v6: bool,
-}
-
 /// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (behaviour §7.6).
 ///
 /// # Errors
@@ -238,7 +231,8 @@ fn bound(outbound: &Outbound, address: IpAddr, port: u16) -> io::Result<(OwnedFd
     if v6 {
         sockopt::set_ipv6_v6only(&fd, true)?;
     }
-    set_options(&fd, Coverage { v4: !v6, v6 }, outbound.freebind, Metadata::empty())?;
+    let version = if v6 { IpVersion::V6 } else { IpVersion::V4 };
+    set_options(&fd, &[version], outbound.freebind, Metadata::empty())?;
     let refused_port = bind(&fd, &SocketAddr::new(source, port)).err();
     if refused_port.is_some() {
         bind(&fd, &SocketAddr::new(source, 0))?;
@@ -251,35 +245,40 @@ fn new(v6: bool) -> io::Result<OwnedFd> {
     socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
-/// A socket to listen on `address`, not yet bound: everything is told about what it will receive.
+/// A socket to listen on `address`, not bound yet. It must not be bound earlier: metadata must be enabled before the first
+/// datagram arrives.
 ///
 /// # Errors
 /// As socket(2) and setsockopt(2).
 pub fn prepare_listener(address: Option<IpAddr>, freebind: bool) -> io::Result<OwnedFd> {
-    let v4_only = matches!(address, Some(IpAddr::V4(_)));
-    let fd = new(!v4_only)?;
-    if !v4_only {
+    let versions: &[IpVersion] = match address {
+        Some(IpAddr::V4(_)) => &[IpVersion::V4],
+        Some(IpAddr::V6(_)) => &[IpVersion::V6],
+        None => &[IpVersion::V6, IpVersion::V4],
+    };
+    let v6 = versions.contains(&IpVersion::V6);
+    let fd = new(v6)?;
+    if v6 {
         sockopt::set_ipv6_v6only(&fd, address.is_some())?;
     }
-    let coverage = Coverage { v4: v4_only || address.is_none(), v6: !v4_only };
-    set_options(&fd, coverage, freebind, Metadata::DESTINATION)?;
+    set_options(&fd, versions, freebind, Metadata::DESTINATION)?;
     Ok(fd)
 }
 
-fn set_options(fd: &OwnedFd, coverage: Coverage, freebind: bool, more: Metadata) -> io::Result<()> {
+/// Sets the options of a socket that carries these IP versions.
+fn set_options(fd: &OwnedFd, versions: &[IpVersion], freebind: bool, more: Metadata) -> io::Result<()> {
     let what = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS | more;
-    if coverage.v6 {
-        request_metadata(fd, IpVersion::V6, what)?;
+    for version in versions {
+        request_metadata(fd, *version, what)?;
     }
-    if coverage.v4 {
-        request_metadata(fd, IpVersion::V4, what)?;
+    if versions.contains(&IpVersion::V4) {
         sockopt::set_socket_broadcast(fd, true)?;
     }
     if freebind {
-        // It is one flag of the socket, whatever its family.
+        // Despite its name, the flag applies to IPv6, too.
         sockopt::set_ip_freebind(fd, true)?;
     }
-    // A kernel before 5.0 hands out datagrams one by one.
+    // A kernel before 5.0 has no GRO for UDP: it delivers datagrams one by one.
     let _refused = udp_gro(fd);
     Ok(())
 }
@@ -325,7 +324,8 @@ impl EngineSocket for UdpSocket {
 }
 
 impl UdpSocket {
-    /// Sets the socket's option, where that may matter. If the kernel refuses, the datagram is sent all the same.
+    /// Sets the don't-fragment option, if the datagram may need fragmentation. If the kernel refuses, the datagram is sent
+    /// nevertheless.
     fn set_dont_fragment(&mut self, v4: bool, datagram: &OutboundDatagram<Payload<'_>>) {
         let len = datagram.segment_size.map_or(datagram.payload.0.len(), usize::from);
         let Some(state) = self.dont_fragment.get_mut(usize::from(v4)) else { return };
@@ -355,13 +355,13 @@ impl UdpSocket {
     }
 }
 
-/// Whether the host can't cut a train: no checksum offload on the way out (`EIO`), pieces above the path's MTU, too many
-/// of them, or a kernel before 4.18.
+/// Whether the kernel can't segment a train: the interface has no checksum offload (`EIO`), the datagrams exceed the path's
+/// MTU, there are too many, or the kernel is older than 4.18.
 fn segmentation_refused(errno: io::Errno) -> bool {
     matches!(errno, io::Errno::IO | io::Errno::INVAL | io::Errno::MSGSIZE)
 }
 
-/// What the engine wants to know of what arrived; without a sender's address, nothing can be done with it.
+/// A received datagram for the engine. Without a source address it is an error.
 pub(super) fn received(arrival: mmsg::Arrival) -> Result<Received, SocketError> {
     let from = arrival.address.ok_or(SocketError::Failed(to_engine(io::Errno::AFNOSUPPORT)))?;
     let ReceiveInfo { destination, local, hop_limit, traffic_class, segment_size, .. } = arrival.info;
@@ -397,7 +397,7 @@ pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedErro
     })
 }
 
-/// What a router would say of a packet that exceeds the MTU, in bytes, of the next link.
+/// The ICMP error of a router for a packet that exceeds the next link's MTU, in bytes.
 const fn too_big(v4: bool, mtu: u32) -> Report {
     if v4 {
         Report { kind: icmp::v4::UNREACHABLE, code: icmp::v4::FRAGMENTATION_NEEDED, info: mtu }

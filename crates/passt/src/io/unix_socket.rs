@@ -1,4 +1,4 @@
-//! UNIX sockets that we wait at (behaviour §9.2).
+//! Listening UNIX sockets (behaviour §9.2).
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
@@ -10,13 +10,13 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-/// Clients that may wait for the one before them.
+/// Clients that may wait to be accepted.
 const BACKLOG: i32 = 8;
 
-/// Listens at `path`, where a socket that nobody listens at any more is replaced.
+/// Listens at `path`. Replaces a socket on which no process listens any more.
 ///
 /// # Errors
-/// Somebody does listen there, something else than a socket is there, or the path can't be used.
+/// Another process listens at the path, there is a file that is no socket, or the path can't be used.
 pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     let shown = path.display();
     let address = SocketAddrUnix::new(path).with_context(|| format!("can't use socket path {shown}"))?;
@@ -48,10 +48,10 @@ pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Listens at the first of `paths` where that can be done.
+/// Listens at the first possible one of `paths`.
 ///
 /// # Errors
-/// It can be done at none: why not at the last.
+/// None is possible. The error is that of the last path.
 pub(crate) fn listen_at_first(paths: impl Iterator<Item = PathBuf>) -> anyhow::Result<(OwnedFd, PathBuf)> {
     let mut last = None;
     for path in paths {

@@ -1,4 +1,4 @@
-//! What the engine works with in this program.
+//! The types that this program gives to the engine.
 
 use engine::context::World;
 

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use engine::timer::Instant;
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::{self, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType, accept_with, getpeername, sockopt};
 use wire::stream::{DEFAULT_SOCKETS, default_socket};
 
 use super::change::Change;
-use crate::event;
+use crate::event::Source;
 
 /// Which of a link's descriptors is the listening socket.
 pub(super) const LISTENER: u32 = 0;
@@ -50,7 +50,7 @@ impl GuestSocket {
     }
 }
 
-/// A client at the door: what a link keeps for one connection.
+/// What a link keeps for one connection.
 pub(super) trait Client: AsFd + Sized {
     /// The events to watch its socket for, at first.
     const EVENTS: EventFlags;
@@ -87,7 +87,7 @@ enum State<C> {
 }
 
 impl<C: Client> Door<C> {
-    /// The door that this socket makes.
+    /// The door with this socket.
     pub(super) fn new(socket: GuestSocket) -> Self {
         match socket {
             GuestSocket::Listening { socket, one_off } => {
@@ -137,7 +137,7 @@ impl<C: Client> Door<C> {
         let Some(listener) = &mut self.listener else { return false };
         let occupied = match &self.state {
             State::Vacant => false,
-            // Its last frames come first. The listener reports the connection again.
+            // The client's last frames are received first. The listener reports the new connection again.
             State::Occupied(client) if has_hung_up(client) => return false,
             State::Occupied(_) | State::Inherited(_) | State::Closed => true,
         };
@@ -158,7 +158,7 @@ impl<C: Client> Door<C> {
     /// even if they are edge-triggered.
     pub(super) fn rewatch(&self, events: EventFlags, epoll: &OwnedFd) -> io::Result<()> {
         let Some(client) = self.client() else { return Ok(()) };
-        Ok(epoll::modify(epoll, client, EventData::new_u64(event::Source::Link(CLIENT).word()), events)?)
+        Ok(Source::Link(CLIENT).rewatch(epoll, client, events)?)
     }
 
     /// Ends the client's connection.
@@ -187,7 +187,7 @@ impl<C: Client> Door<C> {
 /// Begins a connection.
 fn admit<C: Client>(socket: OwnedFd, epoll: &OwnedFd) -> io::Result<State<C>> {
     let client = C::new(socket)?;
-    epoll::add(epoll, &client, EventData::new_u64(event::Source::Link(CLIENT).word()), C::EVENTS)?;
+    Source::Link(CLIENT).watch(epoll, &client, C::EVENTS)?;
     Ok(State::Occupied(client))
 }
 
@@ -216,12 +216,7 @@ impl Listener {
 
     /// Has `epoll` watch the socket, as [`LISTENER`].
     fn watch(&self, epoll: &OwnedFd) -> rustix::io::Result<()> {
-        epoll::add(
-            epoll,
-            &self.socket,
-            EventData::new_u64(event::Source::Link(LISTENER).word()),
-            EventFlags::IN,
-        )
+        Source::Link(LISTENER).watch(epoll, &self.socket, EventFlags::IN)
     }
 
     /// Ends a pause that is over.
@@ -276,8 +271,7 @@ impl Listener {
 
     fn set_watched(&self, epoll: &OwnedFd, watched: bool) {
         let events = if watched { EventFlags::IN } else { EventFlags::empty() };
-        let word = EventData::new_u64(event::Source::Link(LISTENER).word());
-        if let Err(errno) = epoll::modify(epoll, &self.socket, word, events) {
+        if let Err(errno) = Source::Link(LISTENER).rewatch(epoll, &self.socket, events) {
             log::warn!("can't watch the guest's socket: {errno}");
         }
     }

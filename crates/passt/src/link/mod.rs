@@ -61,7 +61,7 @@ pub(crate) enum Frame {
 }
 
 impl Frame {
-    /// The frame's head, all of it, and what was left undone in it.
+    /// The frame's head, the whole frame, and the offload work that is not done yet.
     pub(crate) fn parts(&mut self) -> (&[u8], Payload<'_>, Offload) {
         match self {
             Self::Own(buffer) => buffer.parts(),
@@ -76,12 +76,12 @@ impl Medium {
         Self::None(Counters { received: 0, sent: 0, dropped: 0 })
     }
 
-    /// Whether there is no link: connections through it are to be refused.
+    /// Whether there is no link: connections through it must be refused.
     pub(crate) const fn is_none(&self) -> bool {
         matches!(self, Self::None(_))
     }
 
-    /// Whether guests connect and disconnect, so that at times there is none.
+    /// Whether guests connect and disconnect, so that there may be no guest at times.
     pub(crate) const fn has_clients(&self) -> bool {
         matches!(self, Self::Stream(_) | Self::VhostUser(_))
     }
@@ -96,7 +96,7 @@ impl Medium {
         }
     }
 
-    /// Has `epoll` watch the link. To be called in the process that will wait.
+    /// Has `epoll` watch the link. Must be called after the last fork.
     ///
     /// # Errors
     /// The system refuses.
@@ -141,8 +141,8 @@ impl Medium {
         }
     }
 
-    /// Receives one frame. None if there is no frame now; an event reports the next. Frames are to be handled, and dropped,
-    /// one at a time.
+    /// Receives one frame. `None`: there is no frame now, and an event reports the next one. The caller must drop a frame
+    /// before it receives the next.
     pub(crate) fn receive(&mut self) -> Option<Frame> {
         match self {
             Self::None(_) => None,
@@ -152,8 +152,8 @@ impl Medium {
         }
     }
 
-    /// To be called after each round of events: sends what still waits to be sent. If the link was found `full`, a later
-    /// event reports room.
+    /// Sends what waits to be sent. Must be called after each round of events. If the link was found `full`, a later event
+    /// reports room.
     ///
     /// # Errors
     /// The link is unusable; the process must exit.
@@ -165,12 +165,12 @@ impl Medium {
             Self::VhostUser(link) => Ok(link.finish_round(full)),
         }?;
         if let Self::Tap(link) = self
-            && let Some(errno) = link.failure()
+            && let Some(errno) = link.failed
         {
             log::error!(
                 "the tap device {} does not exist any more ({errno}): connections through it end, and new ones are \
                  refused. Local connections that bypass it continue. To connect the namespace again, start pasta again",
-                link.name()
+                link.device.name
             );
             // Closes the device: epoll forgets it.
             *self = Self::None(link.watcher.counters());

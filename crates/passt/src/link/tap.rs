@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 use engine::link::{Full, Layout, Link, Slot};
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
@@ -15,28 +15,28 @@ use super::inbox::{Buffer, Inbox, Lent};
 use super::pcap::Capture;
 use super::segmentation;
 use super::watcher::Watcher;
-use crate::event;
+use crate::event::Source;
 use crate::memory::Vectored;
 
-/// Which of the link's descriptors is the device: there is no other.
-const DEVICE: u32 = 0;
+/// The device is the link's only descriptor.
+const DEVICE: Source = Source::Link(0);
 
 /// Length of one frame with its virtio-net header, in bytes.
 const BUFFER_LEN: usize = VNET_HDR_LEN + wire::frame::MAX_LEN;
 
 /// A tap, and the frame that is being written to it.
 pub(crate) struct TapLink {
-    device: TapDevice,
+    pub(super) device: TapDevice,
     inbox: Inbox<Buffer>,
     /// A virtio-net header, whether the device takes one or not, and a frame.
     slot: Vec<u8>,
-    /// The same for one segment, where the device takes no super-frames.
+    /// The same for one segment, if the device takes no super-frames.
     segment: Vec<u8>,
     /// The error by which the device has failed: its interface was deleted.
-    failed: Option<Errno>,
+    pub(super) failed: Option<Errno>,
     /// Whether the interface is up from the start.
     up: bool,
-    /// Whether the event loop is to report when the device takes frames again.
+    /// Whether the event loop reports when the device takes frames again.
     waiting: bool,
     pub(super) watcher: Watcher,
 }
@@ -58,13 +58,7 @@ impl TapLink {
 
     /// See [`super::Medium::watch`].
     pub(super) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
-        epoll::add(
-            epoll,
-            &self.device.fd,
-            EventData::new_u64(event::Source::Link(DEVICE).word()),
-            EventFlags::IN,
-        )
-        .context("can't watch the tap device")?;
+        DEVICE.watch(epoll, &self.device.fd, EventFlags::IN).context("can't watch the tap device")?;
         Ok(Change { up: self.up, ..Change::default() })
     }
 
@@ -89,22 +83,11 @@ impl TapLink {
         Ok(Change::default())
     }
 
-    /// Why there is no device any more, if so.
-    pub(super) const fn failure(&self) -> Option<Errno> {
-        self.failed
-    }
-
-    /// The interface's name.
-    pub(super) fn name(&self) -> &str {
-        &self.device.name
-    }
-
     /// Changes whether the event loop reports that the device takes frames again.
     fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> anyhow::Result<()> {
         let events = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
         self.waiting = room;
-        epoll::modify(epoll, &self.device.fd, EventData::new_u64(event::Source::Link(DEVICE).word()), events)
-            .context("can't watch the tap device")
+        DEVICE.rewatch(epoll, &self.device.fd, events).context("can't watch the tap device")
     }
 
     /// Reads one frame, if there is one now.
@@ -162,7 +145,7 @@ impl TapLink {
         self.device.offloads.contains(needed)
     }
 
-    /// Sends a frame, after room for its virtio-net header, with all done that the device can't do.
+    /// Sends a frame, which comes after room for its virtio-net header. Does in software what the device can't do.
     fn send_in_software(&mut self, bytes: &mut [u8], offload: &Offload) -> Result<(), Full> {
         let (header, frame) = bytes.split_at_mut(VNET_HDR_LEN);
         header.copy_from_slice(&Offload::default().to_virtio());

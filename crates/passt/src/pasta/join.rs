@@ -72,29 +72,22 @@ fn join_owner(network: BorrowedFd<'_>, path: &Path) -> anyhow::Result<()> {
             return Err(error).with_context(|| format!("{} is no network namespace", path.display()));
         }
     };
-    let explain = || format!("can't join the user namespace that owns network namespace {}", path.display());
-    if is_ours(owner.as_fd()).with_context(explain)? {
-        return Ok(());
-    }
-    enter_user_namespace(owner.as_fd()).with_context(explain)
+    enter_user_namespace(owner.as_fd()).with_context(|| {
+        format!("can't join the user namespace that owns network namespace {}", path.display())
+    })
 }
 
 fn join_user_namespace(path: &Path) -> anyhow::Result<()> {
     let explain = || format!("can't join user namespace {}", path.display());
-    let file = File::open(path).with_context(explain)?;
-    if is_ours(file.as_fd()).with_context(explain)? {
-        return Ok(());
+    enter_user_namespace(File::open(path).with_context(explain)?.as_fd()).with_context(explain)
+}
+
+/// Enters a user namespace, unless the process is in it already: setns(2) refuses to join it again.
+fn enter_user_namespace(file: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let present = stat("/proc/self/ns/user").context("can't examine /proc/self/ns/user")?;
+    let wanted = fstat(file)?;
+    if (present.st_dev, present.st_ino) != (wanted.st_dev, wanted.st_ino) {
+        move_into_link_name_space(file, Some(LinkNameSpaceType::User))?;
     }
-    enter_user_namespace(file.as_fd()).with_context(explain)
-}
-
-fn enter_user_namespace(file: BorrowedFd<'_>) -> std::io::Result<()> {
-    Ok(move_into_link_name_space(file, Some(LinkNameSpaceType::User))?)
-}
-
-/// Whether the process is in this user namespace. setns(2) refuses to join it again.
-fn is_ours(theirs: BorrowedFd<'_>) -> anyhow::Result<bool> {
-    let ours = stat("/proc/self/ns/user").context("can't look at our user namespace")?;
-    let theirs = fstat(theirs)?;
-    Ok((ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino))
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Payload that may announce a port is looked at before it leaves (docs/design/port-scan.md).
+//! Examines payload that may announce a port, before it is sent (docs/design/port-scan.md).
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -17,11 +17,11 @@ use crate::forward::Receivers;
 use crate::io::splice::loopback;
 use crate::memory;
 
-/// Room for a payload. One that does not fit announces nothing.
+/// Buffer for a payload. A payload that does not fit can't be an announcement.
 pub(super) type Glimpse = Box<[u8; *announce::LENGTHS.end() + 1]>;
 
 impl Shard {
-    /// To be called before the engine handles a frame of the guest: its head, and all of it.
+    /// Must be called before the engine handles a frame of the guest.
     pub(super) fn before_frame(&mut self, head: &[u8], whole: memory::Payload<'_>, now: Instant) {
         if !self.forwarder.cares(Direction::Outbound) {
             return;
@@ -44,8 +44,7 @@ impl Shard {
         }
     }
 
-    /// To be called before a readable socket of a bypassed connection is read: what bypasses the link may announce a port,
-    /// too.
+    /// Must be called before a readable socket of a bypassed connection is read.
     pub(super) fn before_bypassed(&mut self, id: FlowId, side: Side, now: Instant) {
         if let Some(direction) = self.bypass.direction(id, side)
             && self.forwarder.may_peek(direction, now)
@@ -61,14 +60,14 @@ impl Shard {
             && self.forwarder.may_peek(direction, now)
             && let Some(socket) = self.stack.udp().socket(id)
             && let Some((source, len)) = peek(socket, &mut *self.glimpse)
-            // Other hosts announce ports of their own.
+            // Payload of other hosts announces ports of those hosts.
             && (direction == Direction::Outbound || source.is_loopback())
         {
             self.before_payload(direction, source, len, now);
         }
     }
 
-    /// The same for a client that was accepted, and for what it has sent by now. `destination` is where it goes.
+    /// The same for an accepted client, and the bytes that it has sent already. `destination` is where it connects to.
     pub(super) fn before_accepted(
         &mut self,
         client: impl AsFd,
@@ -84,7 +83,7 @@ impl Shard {
         }
     }
 
-    /// Payload of that length, in `self.glimpse`, is about to leave.
+    /// Examines `len` bytes in `self.glimpse`, which are about to be sent.
     fn before_payload(&mut self, direction: Direction, source: IpAddr, len: usize, now: Instant) {
         let Self { acceptors, sockets, stack, forwarder, glimpse, .. } = self;
         let payload = glimpse.get(..len).unwrap_or_default();

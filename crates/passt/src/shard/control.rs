@@ -2,7 +2,7 @@
 
 use engine::forward::Enabled;
 use engine::timer::Instant;
-use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
 
 use super::{Receivers, Shard};
 use crate::control::Server;
@@ -17,7 +17,7 @@ pub(super) struct Control {
 }
 
 impl Shard {
-    /// Clients may wait at the control socket.
+    /// A client may be waiting at the control socket.
     pub(super) fn on_control(&mut self, now: Instant) {
         if let Some(Control { server, enabled }) = &mut self.control {
             server.on_listener(now, self.sockets.epoll(), || self.forwarder.announce(*enabled));
@@ -32,12 +32,12 @@ impl Shard {
         }
     }
 
-    /// When the control socket needs a turn.
+    /// When to call [`Shard::on_control_deadline`] next.
     pub(super) fn control_deadline(&self) -> Option<Instant> {
         self.control.as_ref()?.server.next_deadline()
     }
 
-    /// Gives the control socket its turn, if it is due.
+    /// Handles what is due at the control socket.
     pub(super) fn on_control_deadline(&mut self, now: Instant) {
         if let Some(control) = &mut self.control {
             control.server.on_deadline(now, self.sockets.epoll());
@@ -60,8 +60,7 @@ impl Shard {
 impl Control {
     /// Watches for clients.
     pub(super) fn new(setup: super::ControlSetup, epoll: impl std::os::fd::AsFd) -> rustix::io::Result<Self> {
-        let word = epoll::EventData::new_u64(Source::Control.word());
-        epoll::add(epoll, &setup.listener, word, epoll::EventFlags::IN)?;
+        Source::Control.watch(epoll, &setup.listener, EventFlags::IN)?;
         Ok(Self { server: Server::new(setup.listener), enabled: setup.enabled })
     }
 }

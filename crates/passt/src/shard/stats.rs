@@ -1,4 +1,4 @@
-//! Counts of what happens, as a table on standard error (`--stats`, behaviour §1.10).
+//! Event counts, as a table on standard error (`--stats`, behaviour §1.10).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -28,7 +28,7 @@ const HEADINGS: [(&str, &[&str]); 6] = [
 /// One line of the table.
 type Counts = [u64; COLUMNS];
 
-/// The table under way. Without news there is no line, and nothing to wake up for.
+/// The state of the table. If no count changes, there is no line and no deadline.
 #[derive(Debug)]
 pub(super) struct Stats {
     interval: Duration,
@@ -66,7 +66,7 @@ impl Stats {
         }
         self.lines += 1;
         let written = counts.iter().try_for_each(|count| write!(text, "{count:>WIDTH$}"));
-        debug_assert!(written.is_ok(), "a string takes everything");
+        debug_assert!(written.is_ok(), "writing to a string can't fail");
         text.push('\n');
         Some(text)
     }
@@ -83,7 +83,7 @@ fn heading() -> String {
 }
 
 impl Shard {
-    /// Shows a line of the table, if it is time. Where that can't be written is nobody to miss it.
+    /// Prints a line of the table, if one is due. Errors are ignored.
     pub(super) fn show_stats(&mut self, now: Instant) {
         if self.stats.is_none() {
             return;

@@ -1,4 +1,4 @@
-//! The guest's side: its link, and what is open in its network namespace.
+//! The guest's side: its link, and the sockets in its network namespace.
 
 use anyhow::Context;
 use sys::tap::{Offloads, TapDevice};
@@ -85,7 +85,7 @@ fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
     let device =
         TapDevice::create(&plan.ifname, wanted).context("can't set up a tap device in the namespace")?;
     log::debug!("tap device {}: {:?}", device.name, device.offloads);
-    // The kernel may have completed a pattern.
+    // The kernel may have replaced a pattern such as tap%d.
     let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
     configured.notes.iter().for_each(|note| log::log!(note.level, "{}", note.text));
     Ok(Some((device, configured)))

@@ -22,7 +22,7 @@ use crate::process::pid_file::PidFile;
 
 /// What is open on the host.
 pub(crate) struct HostSide {
-    /// To be written when the process has its number.
+    /// The PID file, to be written later.
     pub(crate) pid_file: Option<PidFile>,
     /// Watches resolv.conf, if something depends on it.
     pub(crate) resolver: Option<Watch>,
@@ -38,11 +38,11 @@ pub(crate) struct Network {
     pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
     /// Where frames are written to (`--pcap`).
     pub(crate) capture: Option<Capture>,
-    /// How sockets leave the host.
+    /// How outbound sockets are bound.
     pub(crate) outbound: Outbound,
-    /// The host's addresses that they may leave from.
+    /// The host's addresses, which may be their source.
     pub(crate) sources: Sources,
-    /// How much the machine has of what is divided into budgets.
+    /// The machine's resources, to be divided into budgets.
     pub(crate) resources: Resources,
     /// Listening sockets of the inbound rules.
     pub(crate) listeners: Vec<Listener>,
@@ -55,11 +55,11 @@ pub(crate) struct Network {
 }
 
 impl HostSide {
-    /// Finds out about the host's network, decides what to set up, and opens it. `guest_socket` is the virtual machine's,
-    /// if it is connected already.
+    /// Reads the host's network configuration, makes the plan, and opens files and sockets. `guest_socket` is the virtual
+    /// machine's, if it is connected already.
     ///
     /// # Errors
-    /// A file or socket can't be opened, or the command line asks for what the host does not have.
+    /// A file or socket can't be opened, or an option needs something that the host does not have.
     pub(crate) fn open(config: &Config, guest_socket: Option<OwnedFd>) -> anyhow::Result<Self> {
         if let Some(path) = &config.log_file {
             logging::open_file(path, config.log_size)?;
@@ -124,14 +124,14 @@ fn report(plan: &Plan) {
     log::debug!("{plan:#?}");
 }
 
-/// Without inotify, the resolvers found at the start stay in use: no reason to fail.
+/// Not fatal if it fails: the resolvers found at the start then stay in use.
 fn watch_resolvers(facts: &Facts) -> Option<Watch> {
     Watch::open(&facts.resolver)
         .inspect_err(|error| log::info!("Changes of resolv.conf will not be noticed: {error}"))
         .ok()
 }
 
-/// Without the hardware addresses of neighbours, the guest sees all of them at this program's: no reason to fail.
+/// Not fatal if it fails: the guest then sees all neighbours at this program's MAC address.
 fn watch_neighbours(plan: &Plan) -> Option<(Neighbourhood, Vec<Neighbour>)> {
     let interfaces = [&plan.template4, &plan.template6].map(|link| link.as_ref().map(|link| link.index));
     if interfaces == [None, None] {

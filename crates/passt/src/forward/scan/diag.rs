@@ -186,11 +186,7 @@ impl Diag {
         send(self.socket.as_fd(), request.as_bytes(), SendFlags::empty())?;
         scratch.remove(port);
         for _ in 0..MAX_DATAGRAMS {
-            let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
-            let Some(datagram) = self.buffer.get(..length) else {
-                return Err(io::Error::other(format!("the kernel sent {length} octets at once")));
-            };
-            match parse(datagram, self.sequence, scratch) {
+            match self.receive(scratch) {
                 Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => {
                     return Ok(false);
                 }
@@ -251,15 +247,20 @@ impl Diag {
         // Datagrams of an earlier list that ended with an error may come first. `parse` skips them by sequence number.
         send(self.socket.as_fd(), &self.request, SendFlags::empty())?;
         for _ in 0..MAX_DATAGRAMS {
-            let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
-            let Some(datagram) = self.buffer.get(..length) else {
-                return Err(io::Error::other(format!("the kernel sent {length} octets at once")));
-            };
-            if parse(datagram, self.sequence, ports)? == Progress::Done {
+            if self.receive(ports)? == Progress::Done {
                 return Ok(());
             }
         }
         Err(io::Error::other("the kernel's list is too long"))
+    }
+
+    /// Receives a datagram, and adds the ports in it to `ports`.
+    fn receive(&mut self, ports: &mut PortSet) -> io::Result<Progress> {
+        let (_, length) = recv(self.socket.as_fd(), &mut *self.buffer, RecvFlags::TRUNC)?;
+        match self.buffer.get(..length) {
+            Some(datagram) => parse(datagram, self.sequence, ports),
+            None => Err(io::Error::other(format!("the kernel sent {length} octets at once"))),
+        }
     }
 }
 

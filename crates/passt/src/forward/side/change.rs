@@ -1,4 +1,4 @@
-//! New rules in place of a side's present ones, as a difference: sockets that both want stay open (behaviour §8.9).
+//! Replaces the rules of a side. Sockets that the old and the new rules need stay open (behaviour §8.9).
 //!
 //! The first step, `prepare`, does everything that can fail; the second, `commit`, can't fail. So the rules of two sides change
 //! together or not at all.
@@ -12,15 +12,15 @@ use crate::budgets::ledger::Class;
 use crate::forward::displaced::Displaced;
 use crate::forward::listen::{self, Listener, Opening};
 
-/// Rules that can take the place of a side's present ones: their sockets are open.
+/// Rules that are ready to replace the present ones: their sockets are open.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     table: Table,
-    /// Open sockets that both tables want: by the key that one will have, the key that it has.
+    /// Open sockets that both tables need: the present key, by the new key.
     kept: BTreeMap<Key, Key>,
-    /// Those that the new table does not want.
+    /// Open sockets that the new table does not need.
     leaving: Vec<Key>,
-    /// Closed UDP listeners that it does want.
+    /// Closed UDP listeners that the new table needs.
     reopenable: Vec<Key>,
     listeners: Vec<Listener>,
     displaced: Displaced,
@@ -33,7 +33,7 @@ impl Prepared {
         self.listeners.len()
     }
 
-    /// Gives the prepared rules up: the present rules stay in force.
+    /// Discards the prepared rules: the present rules stay in force.
     pub(crate) fn abandon(self, rx: &Receivers<'_>) {
         // The new sockets must be closed before the old ones listen again.
         drop(self.listeners);
@@ -42,9 +42,8 @@ impl Prepared {
 }
 
 impl Side {
-    /// Opens the sockets that `table` wants beyond those that are open; those of rules that may be incomplete, as long as
-    /// there are fewer than `spare`. One of [`Side::commit`] and
-    /// [`Prepared::abandon`] is to follow at once.
+    /// Opens the sockets that `table` needs and that are not open. Best-effort rules may open sockets while fewer than
+    /// `spare` have been opened. The caller must call [`Side::commit`] or [`Prepared::abandon`] at once.
     ///
     /// # Errors
     /// A port can't be bound. Then the present rules stay in force.
@@ -63,7 +62,7 @@ impl Side {
         let opening = Opening { spare, ..self.opening };
         let (wanted, beside) = (table.clone(), displaced.shared_ports());
         let there: BTreeSet<Key> = kept.keys().chain(&reopenable).copied().collect();
-        let opened = self.place.open(move || {
+        let opened = self.in_namespace(move || {
             let make = |index, rule: &Rule, port| {
                 opening.socket(index, rule, port, rule.protocol == Protocol::Udp && beside.contains(&port))
             };
@@ -81,9 +80,9 @@ impl Side {
         }
     }
 
-    /// Puts prepared rules in force. Sockets that they still want stay open, whatever rule they belong to now; those of
-    /// rules that follow stay until the next [`Side::follow`]. Returns a line for each rule that may be incomplete, and
-    /// is.
+    /// Puts prepared rules in force. Sockets that they need stay open, even if they belong to another rule now. Sockets of
+    /// rules that follow ports in use stay until the next [`Side::follow`]. Returns a line for each incomplete best-effort
+    /// rule.
     pub(crate) fn commit(&mut self, prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
         prepared.leaving.into_iter().for_each(|key| self.close(key, rx));
         self.replace(prepared.table, &prepared.kept, rx);
@@ -100,7 +99,7 @@ impl Side {
         prepared.notes
     }
 
-    /// Which of the open sockets a new table wants: by the key that it will have, the key that it has.
+    /// The open sockets that a new table needs: the present key, by the new key.
     fn kept_by(&self, table: &Table) -> BTreeMap<Key, Key> {
         let heirs = |rule: &Rule| -> Vec<usize> {
             let same = |new: &Rule| new.protocol == rule.protocol && new.listen == rule.listen;
@@ -114,7 +113,7 @@ impl Side {
         self.open.keys().filter_map(heir).collect()
     }
 
-    /// Which of the closed UDP listeners a new table wants at once.
+    /// The closed UDP listeners that a new table needs at once, by their new keys.
     fn reopenable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> Vec<Key> {
         let heir = |claim: &Claim| {
             let wants = |rule: &Rule| {
@@ -126,7 +125,7 @@ impl Side {
         self.retired.keys().filter_map(heir).collect()
     }
 
-    /// Sockets that may keep new ones from their ports although no new rule wants them: those of the keys `leaving`, and
+    /// Sockets that no new rule needs, but that may prevent new ones from being bound: those of the keys `leaving`, and
     /// retired ones.
     fn in_the_way(&self, leaving: &[Key]) -> Vec<(Claim, Open)> {
         let leaving = leaving

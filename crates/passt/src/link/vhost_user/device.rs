@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::epoll::{self, EventFlags};
 use vhost::vhost_user::Error::ReqHandlerError;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -17,7 +17,7 @@ use super::features::{Features, protocol_features};
 use super::memory::{Memory, Place};
 use super::queue::{Kick, Queue};
 use super::ring::{Addresses, MAX_SIZE, Ring, Rules};
-use crate::event;
+use crate::event::Source;
 
 /// Most pairs of queues. One loop serves them all, so more pairs are no faster; but some guests are set up with one pair per
 /// processor.
@@ -36,7 +36,7 @@ pub(super) struct Device {
     pub(super) memory: Memory,
     /// Even: frames to the guest. Odd: frames from the guest.
     pub(super) queues: [Queue; QUEUES],
-    /// Descriptors that the event loop has to forget.
+    /// Descriptors that the event loop must stop to watch.
     pub(super) retired: Vec<Kick>,
 }
 
@@ -99,8 +99,8 @@ impl Device {
         self.forget_kicks(epoll);
         for (index, queue) in self.queues.iter_mut().enumerate() {
             let Some(kick) = queue.kick.as_mut().filter(|kick| !kick.watched) else { continue };
-            let word = event::Source::Link(super::QUEUE + index as u32).word();
-            epoll::add(epoll, &kick.fd, EventData::new_u64(word), EventFlags::IN | EventFlags::ET)?;
+            let source = Source::Link(super::QUEUE + index as u32);
+            source.watch(epoll, &kick.fd, EventFlags::IN | EventFlags::ET)?;
             kick.watched = true;
         }
         Ok(())
@@ -167,7 +167,7 @@ fn unsupported<T>() -> Result<T> {
     Err(refused("this was never offered"))
 }
 
-/// Sets a descriptor to non-blocking: others may read it late, or never.
+/// Makes a descriptor non-blocking: the other side may read it late, or never.
 fn without_blocking(fd: Option<File>) -> Result<Option<File>> {
     if let Some(fd) = &fd {
         let set = |flags| rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK);
@@ -182,7 +182,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        // "No longer used", and to be ignored.
+        // The vhost-user specification says that it is no longer used and should be ignored.
         Ok(())
     }
 
@@ -327,7 +327,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let fd = without_blocking(fd)?;
         let queue = self.queue(index.into())?;
         queue.call = fd;
-        // A notification by the descriptor before may have been lost.
+        // A notification by the previous descriptor may have been lost.
         queue.call_now();
         Ok(())
     }

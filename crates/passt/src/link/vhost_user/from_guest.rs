@@ -16,8 +16,6 @@ use crate::memory::Payload;
 
 /// Longest frame with its header, in bytes.
 pub(crate) const BUFFER_LEN: usize = HEADER_LEN + MAX_LEN;
-/// So many chains are given back before they are published.
-const BATCH: u16 = 32;
 
 /// A frame of the guest, while it is handled.
 #[derive(Debug, Default)]
@@ -30,7 +28,7 @@ pub struct Frame {
     regions: Arc<Regions>,
     places: Vec<Piece>,
     pieces: Pieces,
-    /// What was left undone in it.
+    /// The offload work that is not done yet.
     offload: Offload,
 }
 
@@ -40,7 +38,7 @@ impl Frame {
         Self { copied: vec![0; BUFFER_LEN], ..Self::default() }
     }
 
-    /// The frame's head, all of it, and what was left undone in it.
+    /// The frame's head, the whole frame, and the offload work that is not done yet.
     pub fn parts(&mut self) -> (&[u8], Payload<'_>, Offload) {
         let copy = self.copied.get(HEADER_LEN..self.len).unwrap_or_default();
         let head = &copy[..copy.len().min(HEAD_LEN)];
@@ -100,8 +98,7 @@ impl FromGuest {
         let Some(queue) = queues.get_mut(index) else { return };
         let Some(ring) = &mut queue.ring else { return };
         match ring.give_back(memory, head, 0) {
-            Ok(()) if ring.unpublished() >= BATCH => queue.publish(index, memory),
-            Ok(()) => {}
+            Ok(()) => queue.publish_batch(index, memory),
             Err(broken) => queue.fail(index, broken),
         }
     }

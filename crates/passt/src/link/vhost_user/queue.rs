@@ -6,6 +6,9 @@ use std::io::Write;
 use super::memory::Memory;
 use super::ring::{Addresses, Broken, Ring, Rules};
 
+/// Chains that are published together: each publication may notify the driver by a system call.
+const BATCH: u16 = 32;
+
 /// One of the device's queues.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -80,6 +83,13 @@ impl Queue {
         self.pending = false;
         if let Some(fd) = &self.error {
             signal(fd);
+        }
+    }
+
+    /// Publishes the chains that were given back, if they make a batch. The rest is published at the end of the round.
+    pub(super) fn publish_batch(&mut self, index: usize, memory: &Memory) {
+        if self.ring.as_ref().is_some_and(|ring| ring.unpublished() >= BATCH) {
+            self.publish(index, memory);
         }
     }
 

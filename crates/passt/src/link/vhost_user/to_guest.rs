@@ -17,8 +17,6 @@ use crate::link::segmentation;
 use crate::link::watcher::Watcher;
 use crate::memory::{Room, Vectored};
 
-/// So many chains are given back before they are published.
-const BATCH: u16 = 32;
 /// Longest headers of a segment, in bytes.
 const HEADERS: usize = 14 + 60 + 60;
 /// Where `num_buffers` is in the header.
@@ -190,11 +188,9 @@ impl ToGuest {
         });
         match done {
             Ok(()) => {
-                // No frame is made here while its bytes are wanted.
+                // A capture or trace, which needs the bytes, prevents direct slots: see `prepare`.
                 watcher.sent(&[]);
-                if ring.unpublished() >= BATCH {
-                    queue.publish(direct.queue, memory);
-                }
+                queue.publish_batch(direct.queue, memory);
             }
             Err(broken) => {
                 watcher.dropped(1);
@@ -297,9 +293,7 @@ impl ToGuest {
         match self.write(ring, memory, merges, first, second) {
             Ok(Delivery::Done) => {
                 watcher.sent(&[first.get(HEADER_LEN..).unwrap_or_default(), second]);
-                if ring.unpublished() >= BATCH {
-                    queue.publish(index, memory);
-                }
+                queue.publish_batch(index, memory);
                 Ok(())
             }
             Ok(Delivery::Short(waiting)) => {
