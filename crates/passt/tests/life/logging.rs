@@ -51,7 +51,7 @@ fn a_signal_passed_on_to_the_command_is_logged() {
     let log = stage.path("log");
     for (script, message) in [
         ("trap 'exit 5' TERM; echo ready; sleep 1000 & wait", "signal 15 is passed on to the command"),
-        ("echo ready; exec sleep 1000", "signal 15: the command, which does not handle it, is killed"),
+        ("echo ready; exec sleep 1000", "signal 15: the command does not handle it and is killed"),
     ] {
         let mut command = stage.pasta(User::Ordinary);
         command.args(["-d", "-l"]).arg(&log).args(["--", "sh", "-c", script]);
