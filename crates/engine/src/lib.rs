@@ -136,6 +136,8 @@ mod membership;
 pub mod memory;
 pub mod nat;
 pub mod neighbours;
+pub mod policy;
+pub mod ports;
 pub mod pressure;
 pub mod reassembly;
 pub mod resolvers;

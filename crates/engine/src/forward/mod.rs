@@ -8,7 +8,6 @@ pub mod announce;
 mod budget;
 mod ifname;
 mod onward;
-mod ports;
 mod rule;
 pub mod scan;
 pub mod spec;
@@ -19,6 +18,7 @@ mod tests;
 pub use budget::{Budget, Question};
 pub use ifname::{IfName, InvalidIfName};
 pub use onward::{Bypass, Listener, Onward, Policy};
-pub use ports::PortRange;
 pub use rule::{Listen, Protocol, Rule};
 pub use table::{AddError, Enabled, MAX_RULES, MAX_SOCKETS, Refusal, Table};
+
+pub use crate::ports::PortRange;

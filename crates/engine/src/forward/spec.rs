@@ -128,7 +128,7 @@ enum Chunk {
 impl Chunk {
     fn parse(text: &str) -> Option<Self> {
         if let Some(range) = text.strip_prefix('~') {
-            return Some(Self::Exclude(parse_range(range)?));
+            return Some(Self::Exclude(PortRange::parse(range)?));
         }
         let (what, to) = match text.split_once(':') {
             None => (text, None),
@@ -138,7 +138,7 @@ impl Chunk {
             ("auto", None) => Some(Self::Auto),
             ("all", None) => Some(Self::All { target: None }),
             ("all", Some(to)) => Some(Self::All { target: specified(parse_addr(to)?) }),
-            (range, to) => Self::include(parse_range(range)?, to),
+            (range, to) => Self::include(PortRange::parse(range)?, to),
         }
     }
 
@@ -178,12 +178,12 @@ fn parse_listen(text: &str) -> Option<Listen> {
 /// The text after the `:` of an included range. An address is tried before a range of ports.
 fn parse_target(text: &str, ports: PortRange) -> Option<(Option<IpAddr>, PortRange)> {
     if let Some((addr, range)) = text.split_once('/') {
-        return Some((specified(parse_addr(addr)?), parse_range(range)?));
+        return Some((specified(parse_addr(addr)?), PortRange::parse(range)?));
     }
     if let Some(addr) = parse_addr(text) {
         return Some((specified(addr), ports));
     }
-    Some((None, parse_range(text)?))
+    Some((None, PortRange::parse(text)?))
 }
 
 /// An address, in brackets or not. IPv4-mapped IPv6 is IPv4 (behaviour §2.4.5).
@@ -195,18 +195,6 @@ fn parse_addr(text: &str) -> Option<IpAddr> {
 /// An unspecified target is no target.
 fn specified(addr: IpAddr) -> Option<IpAddr> {
     (!addr.is_unspecified()).then_some(addr)
-}
-
-fn parse_range(text: &str) -> Option<PortRange> {
-    match text.split_once('-') {
-        None => Some(PortRange::single(parse_port(text)?)),
-        Some((first, last)) => PortRange::new(parse_port(first)?, parse_port(last)?),
-    }
-}
-
-/// A decimal number, with any number of leading zeros: no sign, no blanks, no other base (behaviour §2.1).
-fn parse_port(text: &str) -> Option<u16> {
-    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 /// Where the rules listen: the given address, or the default of the direction. A dual-stack wildcard becomes
@@ -239,19 +227,7 @@ fn excluded(chunks: &[Chunk], ephemeral: PortRange) -> Vec<PortRange> {
     if !chunks.iter().any(|chunk| matches!(chunk, Chunk::Include { .. })) {
         ranges.extend([ephemeral, PortRange::single(0)]);
     }
-    ranges.sort_by_key(|range| range.first());
-
-    let mut merged: Vec<PortRange> = Vec::new();
-    for range in ranges {
-        match merged.last_mut() {
-            Some(previous) if range.first() <= previous.last() => {
-                let last = previous.last().max(range.last());
-                *previous = PortRange::new(previous.first(), last).unwrap_or(*previous);
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged
+    PortRange::merge(ranges)
 }
 
 /// The second pass.

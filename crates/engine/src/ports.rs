@@ -1,5 +1,6 @@
 //! Ranges of port numbers.
 
+use alloc::vec::Vec;
 use core::{fmt, ops::RangeInclusive};
 
 /// A non-empty range of ports, `first` to `last`, both included.
@@ -21,6 +22,18 @@ impl PortRange {
         (first <= last).then_some(Self { first, last })
     }
 
+    /// The range in a specifier: `FIRST-LAST`, or one port. The numbers are decimal, with any number of leading zeros: no
+    /// sign, no blanks, no other base (behaviour §2.1). `None` for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let port = |text: &str| {
+            if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
+        };
+        match text.split_once('-') {
+            None => Some(Self::single(port(text)?)),
+            Some((first, last)) => Self::new(port(first)?, port(last)?),
+        }
+    }
+
     /// The range in the text of net.ipv4.ip_local_port_range: two numbers, both included. `None` if it is malformed.
     pub fn from_sysctl(text: &str) -> Option<Self> {
         let mut numbers = text.split_whitespace().map(str::parse);
@@ -33,6 +46,21 @@ impl PortRange {
     /// The range of one port.
     pub fn single(port: u16) -> Self {
         Self { first: port, last: port }
+    }
+
+    /// The ports of all `ranges`, in order and without overlaps.
+    pub(crate) fn merge(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_by_key(|range| range.first);
+        let mut merged: Vec<Self> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(previous) if range.first <= previous.last => {
+                    previous.last = previous.last.max(range.last)
+                }
+                _ => merged.push(range),
+            }
+        }
+        merged
     }
 
     /// Lowest port of the range.
@@ -62,7 +90,7 @@ impl PortRange {
     }
 
     /// The parts of the range outside of `excluded`, in order. The excluded ranges are in order and don't overlap.
-    pub(super) fn without(self, excluded: &[Self]) -> impl Iterator<Item = Self> {
+    pub(crate) fn without(self, excluded: &[Self]) -> impl Iterator<Item = Self> {
         let mut excluded = excluded.iter().filter(move |hole| hole.overlaps(self));
         // 32 bits: the port after 65535 is the end.
         let mut next = u32::from(self.first);

@@ -1,0 +1,429 @@
+//! What the guest may reach: rules by address, group and name, and the verdict on a new flow or a DNS question
+//! ([record](https://github.com/passt-rs/passt-rs/blob/main/docs/design/guard.md)).
+//!
+//! The first rule that matches decides; what none matches, the default. A rule by name matches an address that the guest
+//! got as an answer for such a name: a [`Lookup`] knows which.
+//!
+//! An IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo) counts as that: a rule that allows has
+//! to match the IPv4 address; a rule that denies may match either.
+//!
+//! ```
+//! use engine::policy::{Action, NoNames, Policy, Protocol, Question, Reason, Verdict, spec};
+//!
+//! let file = spec::parse_file("allow tcp/192.0.2.0/24:443 # the registry\nallow icmp/public")?;
+//! let policy = Policy::new(file.rules, file.default)?;
+//! let destination = "192.0.2.7:443".parse()?;
+//! let question = Question { protocol: Protocol::Tcp, destination, leads_to_host: false };
+//! assert_eq!(policy.verdict(&question, &NoNames), Verdict::Allow(Reason::Rule(0)));
+//! let question = Question { protocol: Protocol::Udp, ..question };
+//! assert_eq!(policy.verdict(&question, &NoNames), Verdict::Deny(Reason::Default));
+//! assert_eq!(policy.text(Reason::Rule(0)), "allow tcp/192.0.2.0/24:443");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod group;
+mod name;
+mod rule;
+pub mod spec;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use alloc::{boxed::Box, vec::Vec};
+use core::{
+    cmp::Ordering,
+    iter,
+    net::{IpAddr, SocketAddr},
+};
+
+use ipnet::IpNet;
+
+pub use self::{
+    group::{Group, METADATA},
+    name::Name,
+    rule::{Action, Destination, Ports, Protocol, Rule},
+};
+use self::{spec::MAX_RULES, tree::Tree};
+
+/// DNS, DNS over TLS and QUIC, multicast DNS, LLMNR.
+const NAME_SERVICES: [u16; 4] = [53, 853, 5353, 5355];
+
+/// The index of no rule: it is beyond all of them.
+const NO_RULE: u32 = u32::MAX;
+
+/// A flow that the guest begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its destination, as the guest wrote it. For ICMP, the port does not matter.
+    pub destination: SocketAddr,
+    /// After translation (behaviour §5.2), the destination is a loopback address or another address of the host.
+    pub leads_to_host: bool,
+}
+
+/// Names of addresses.
+pub trait Lookup {
+    /// Names that this guest asked for and got `address` as an answer. Case and a trailing dot do not matter.
+    fn names(&self, address: IpAddr) -> impl Iterator<Item = &str>;
+}
+
+/// No address has a name.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoNames;
+
+impl Lookup for NoNames {
+    fn names(&self, _: IpAddr) -> impl Iterator<Item = &str> {
+        iter::empty()
+    }
+}
+
+/// The names of `names` that are `name`: what a client says that it wants.
+struct Claimed<'a, L> {
+    name: &'a str,
+    names: &'a L,
+}
+
+impl<L: Lookup> Lookup for Claimed<'_, L> {
+    fn names(&self, address: IpAddr) -> impl Iterator<Item = &str> {
+        self.names.names(address).filter(|name| name::same(name, self.name))
+    }
+}
+
+/// What decided. [`Policy::text`] is its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The rule with this index.
+    Rule(usize),
+    /// No rule matches.
+    Default,
+    /// There are rules by name, and the flow would ask for names elsewhere: by DNS over TLS or QUIC, multicast DNS, LLMNR.
+    NameService,
+}
+
+/// What happens to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may begin.
+    Allow(Reason),
+    /// It may begin, but is allowed by name alone. What the client says first must be checked with
+    /// [`Policy::claim_verdict`], since many names share an address.
+    AllowNamed {
+        /// Index of the rule.
+        rule: usize,
+        /// First bytes without any name may pass too, and a server may speak first: the rule gives ports, and this one is
+        /// neither 80 nor 443.
+        nameless: bool,
+    },
+    /// It is refused.
+    Deny(Reason),
+}
+
+impl Verdict {
+    /// Whether the flow is refused.
+    #[must_use]
+    pub const fn is_deny(self) -> bool {
+        matches!(self, Self::Deny(_))
+    }
+
+    /// The stricter one; this one if they are equal.
+    fn and(self, other: Self) -> Self {
+        let strictness = |verdict: &Self| match verdict {
+            Self::Allow(_) => 0,
+            Self::AllowNamed { .. } => 1,
+            Self::Deny(_) => 2,
+        };
+        if strictness(&other) > strictness(&self) { other } else { self }
+    }
+}
+
+/// What happens to a DNS question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameVerdict {
+    /// It may be asked of the host's resolver.
+    Allow(Reason),
+    /// It is answered at once, and never leaves.
+    Deny {
+        /// What decided.
+        reason: Reason,
+        /// Names below this one may be allowed. So the answer must be NODATA: with NXDOMAIN, a cache would drop them as
+        /// well (RFC 8020).
+        names_below: bool,
+    },
+}
+
+/// Why rules can't be a policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// There are too many.
+    #[error("Too many rules (max {MAX_RULES}); use prefixes and groups")]
+    TooManyRules,
+    /// There are rules by name, and one about name services only.
+    #[error(
+        "Rule '{0}' can't be honoured together with rules by name: these need every DNS question to be asked of the host's \
+         resolver (see --dns-host), and no other name service; remove it"
+    )]
+    NameService(Box<str>),
+}
+
+/// Rules in order, and indexes of them.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    rules: Vec<Rule>,
+    default: Action,
+    prefixes: Tree<IpNet>,
+    names: Tree<Name>,
+    /// Rules by group, in order.
+    groups: Vec<u32>,
+    /// The first rule that decides for names which no rule by name matches.
+    all_names: u32,
+}
+
+impl Policy {
+    /// A policy of these rules. Without a `default`, what no rule matches is denied if any rule allows something, else
+    /// allowed.
+    ///
+    /// # Errors
+    /// There are too many rules, or they contradict each other.
+    pub fn new(rules: Vec<Rule>, default: Option<Action>) -> Result<Self, PolicyError> {
+        if rules.len() > MAX_RULES {
+            return Err(PolicyError::TooManyRules);
+        }
+        if rules.iter().any(Rule::is_by_name)
+            && let Some(rule) = rules.iter().find(|rule| contradicts_names(rule))
+        {
+            return Err(PolicyError::NameService(rule.text.clone()));
+        }
+        let allows = rules.iter().any(|rule| rule.action == Action::Allow);
+        let default = default.unwrap_or(if allows { Action::Deny } else { Action::Allow });
+        let (mut prefixes, mut names, mut groups) = (Vec::new(), Vec::new(), Vec::new());
+        for (rule, index) in rules.iter().zip(0..) {
+            match &rule.destination {
+                Destination::Prefix(prefix) => prefixes.push((*prefix, index)),
+                Destination::Name(name) | Destination::Below(name) => names.push((name.clone(), index)),
+                Destination::Group(_) => groups.push(index),
+            }
+        }
+        Ok(Self {
+            prefixes: Tree::new(prefixes, |above, below| above.contains(below)),
+            names: Tree::new(names, |above, below| above.is_above(below.as_str())),
+            groups,
+            all_names: rules
+                .iter()
+                .zip(0..)
+                .find(|(rule, _)| decides_all_names(rule))
+                .map_or(NO_RULE, |at| at.1),
+            rules,
+            default,
+        })
+    }
+
+    /// The rules, in order.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// What happens to what no rule matches.
+    #[must_use]
+    pub const fn default_action(&self) -> Action {
+        self.default
+    }
+
+    /// Whether there are rules by name. Then every DNS question must be asked of us, and judged.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// The text of what decided, for logs and extended DNS errors.
+    #[must_use]
+    pub fn text(&self, reason: Reason) -> &str {
+        match (reason, self.default) {
+            (Reason::Rule(index), _) => self.rules.get(index).map_or("", |rule| &rule.text),
+            (Reason::Default, Action::Allow) => "default allow",
+            (Reason::Default, Action::Deny) => "default deny",
+            (Reason::NameService, _) => "rules by name: no other name service",
+        }
+    }
+
+    /// What happens to a flow that the guest begins. `names` has the names that this guest got addresses for.
+    pub fn verdict(&self, question: &Question, names: &impl Lookup) -> Verdict {
+        let port = question.destination.port();
+        if self.has_names()
+            && question.protocol != Protocol::Icmp
+            && port != 53
+            && NAME_SERVICES.contains(&port)
+        {
+            return Verdict::Deny(Reason::NameService);
+        }
+        let written = question.destination.ip();
+        let verdicts = reached(written).map(|address| self.judge(question, address, names));
+        verdicts.reduce(Verdict::and).unwrap_or_else(|| self.judge(question, written, names))
+    }
+
+    /// What happens to a flow with the verdict [`Verdict::AllowNamed`] whose client says that it wants `name`: it is
+    /// refused, unless the rules allow this name, and the destination was an answer for it.
+    pub fn claim_verdict(&self, question: &Question, name: &str, names: &impl Lookup) -> Verdict {
+        self.verdict(question, &Claimed { name, names })
+    }
+
+    /// What happens to a DNS question for `name`, in dotted form; case and a trailing dot do not matter. Only with rules
+    /// by name ([`Policy::has_names`]) is it necessary to ask.
+    ///
+    /// The first of these rules decides: one by name, a deny only if it is about all protocols and ports; one that allows
+    /// the Internet (`all`, `public`, 0.0.0.0/0, ::/0), with any protocol or ports; `deny all`. Other rules by address say
+    /// nothing about names.
+    #[must_use]
+    pub fn name_verdict(&self, name: &str) -> NameVerdict {
+        let (action, reason) = self.outcome(self.first_by_name(name, self.all_names, |rule| {
+            rule.names(name) && (rule.action == Action::Allow || rule.is_about_all())
+        }));
+        match action {
+            Action::Allow => NameVerdict::Allow(reason),
+            Action::Deny => NameVerdict::Deny { reason, names_below: self.may_allow_below(name) },
+        }
+    }
+
+    /// Whether a DNS answer may give an allowed name this address: a public one, or one that no rule by address keeps the
+    /// guest away from. Other answers are attempts to make a public name lead into private networks (DNS rebinding).
+    /// `leads_to_host` is as in [`Question`].
+    #[must_use]
+    pub fn may_answer(&self, address: IpAddr, leads_to_host: bool) -> bool {
+        let may_reach = |reached: IpAddr| {
+            if Group::of(reached) == Group::Public && !leads_to_host {
+                return true;
+            }
+            let denies = |rule: &Rule| rule.action == Action::Deny && rule.is_about_all();
+            let decides = |rule: &Rule| rule.action == Action::Allow || denies(rule);
+            let first = self.first_by_address(reached, leads_to_host, decides);
+            self.outcome(self.first_by_prefix(address, first, denies)).0 == Action::Allow
+        };
+        let mut reached = reached(address).peekable();
+        if reached.peek().is_none() { may_reach(address) } else { reached.all(may_reach) }
+    }
+
+    /// The verdict if the flow reaches `address`, which is the destination or carried by it.
+    fn judge(&self, question: &Question, address: IpAddr, names: &impl Lookup) -> Verdict {
+        let first = self.first(question, address, names, true);
+        let (action, reason) = self.outcome(first);
+        let rule = match (action, self.rules.get(first as usize)) {
+            (Action::Deny, _) => return Verdict::Deny(reason),
+            (Action::Allow, Some(rule)) if rule.is_by_name() && question.protocol != Protocol::Icmp => rule,
+            (Action::Allow, _) => return Verdict::Allow(reason),
+        };
+        // Is it allowed by name alone?
+        if self.outcome(self.first(question, address, names, false)).0 == Action::Allow {
+            return Verdict::Allow(reason);
+        }
+        let nameless = rule.ports.are_given() && !matches!(question.destination.port(), 80 | 443);
+        Verdict::AllowNamed { rule: first as usize, nameless }
+    }
+
+    /// Index of the first rule that matches, with or without those that allow by name.
+    fn first(&self, question: &Question, address: IpAddr, names: &impl Lookup, by_name: bool) -> u32 {
+        let Question { protocol, destination, leads_to_host } = *question;
+        let written = destination.ip();
+        let matches = |rule: &Rule| rule.is_about(protocol, destination.port());
+        let denies = |rule: &Rule| rule.action == Action::Deny && matches(rule);
+
+        let mut first = self.first_by_address(address, leads_to_host, matches);
+        if address != written {
+            first = self.first_by_prefix(written, first, denies);
+        }
+        if self.names.is_empty() {
+            return first;
+        }
+        for name in names.names(written) {
+            first = self.first_by_name(name, first, |rule| {
+                rule.names(name) && if by_name { matches(rule) } else { denies(rule) }
+            });
+        }
+        if address != written {
+            for name in names.names(address) {
+                first = self.first_by_name(name, first, |rule| rule.names(name) && denies(rule));
+            }
+        }
+        first
+    }
+
+    fn first_by_address(&self, address: IpAddr, leads_to_host: bool, matches: impl Fn(&Rule) -> bool) -> u32 {
+        let first = self.first_by_prefix(address, NO_RULE, &matches);
+        let group = Group::of(address);
+        self.first_of(&self.groups, first, |rule| rule.covers_group(group, leads_to_host) && matches(rule))
+    }
+
+    fn first_by_prefix(&self, address: IpAddr, before: u32, matches: impl Fn(&Rule) -> bool) -> u32 {
+        let whole = IpNet::from(address);
+        let chain = self.prefixes.chain(|prefix| *prefix <= whole);
+        chain
+            .filter(|(prefix, _)| prefix.contains(&address))
+            .fold(before, |first, (_, rules)| self.first_of(rules, first, &matches))
+    }
+
+    /// Among the rules of this name and of those above it.
+    fn first_by_name(&self, name: &str, before: u32, matches: impl Fn(&Rule) -> bool) -> u32 {
+        let chain = self.names.chain(|own| own.order(name) != Ordering::Greater);
+        chain.fold(before, |first, (_, rules)| self.first_of(rules, first, &matches))
+    }
+
+    /// The first of `rules`, which are in order, that matches; `before` unless it is smaller.
+    fn first_of(&self, rules: &[u32], before: u32, matches: impl Fn(&Rule) -> bool) -> u32 {
+        let mut candidates = rules.iter().copied().take_while(|index| *index < before);
+        candidates.find(|index| self.rules.get(*index as usize).is_some_and(&matches)).unwrap_or(before)
+    }
+
+    fn outcome(&self, index: u32) -> (Action, Reason) {
+        match self.rules.get(index as usize) {
+            Some(rule) => (rule.action, Reason::Rule(index as usize)),
+            None => (self.default, Reason::Default),
+        }
+    }
+
+    /// Whether a name below `name` may be allowed.
+    fn may_allow_below(&self, name: &str) -> bool {
+        // A name that no rule gives as a whole:
+        let first = self.first_by_name(name, self.all_names, |rule| match &rule.destination {
+            Destination::Below(own) => {
+                (own.is(name) || own.is_above(name)) && (rule.action == Action::Allow || rule.is_about_all())
+            }
+            _ => false,
+        });
+        // Names that rules give, or those below them:
+        let allows =
+            |rules: &[u32]| self.first_of(rules, NO_RULE, |rule| rule.action == Action::Allow) != NO_RULE;
+        self.outcome(first).0 == Action::Allow
+            || self
+                .names
+                .after(|own| own.order(name) != Ordering::Greater)
+                .take_while(|(own, _)| own.is_below(name))
+                .any(|(_, rules)| allows(rules))
+    }
+}
+
+/// The addresses that packets to an address reach instead of it.
+fn reached(address: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let v6 = match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address),
+    };
+    v6.into_iter().flat_map(group::carried).map(IpAddr::V4)
+}
+
+/// With rules by name, all DNS questions are asked of the host's resolver, and other name services are refused. A rule
+/// that allows one of them, or denies DNS, could not be honoured.
+fn contradicts_names(rule: &Rule) -> bool {
+    match rule.action {
+        Action::Allow => rule.ports.are_within(&NAME_SERVICES),
+        Action::Deny => rule.ports.are_within(&[53]),
+    }
+}
+
+/// Whether a rule by address decides for names that no rule by name matches: what it says about the Internet holds for
+/// all names.
+fn decides_all_names(rule: &Rule) -> bool {
+    match rule.action {
+        Action::Allow => rule.is_about_the_internet(),
+        Action::Deny => rule.destination == Destination::Group(Group::All) && rule.is_about_all(),
+    }
+}

@@ -1,0 +1,105 @@
+//! Domain names of rules, and how they lie below each other.
+
+use alloc::boxed::Box;
+use core::{cmp::Ordering, fmt};
+
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
+
+/// ASCII that no name of a rule has. A host name has letters, digits, hyphens and dots; services have underscores, too
+/// (RFC 8552).
+const DENIED: AsciiDenyList = AsciiDenyList::new(true, "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
+
+/// Longest name without its trailing dot, in bytes (RFC 1035 §3.1).
+const MAX_LEN: usize = 253;
+
+/// A domain name in A-labels and lower case, without a trailing dot.
+///
+/// The order compares labels from the last to the first, so that the names below a name follow it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Name(Box<str>);
+
+impl Name {
+    /// Reads a name. U-labels become A-labels (UTS #46, non-transitional); one trailing dot is allowed. None if it is not
+    /// a domain name, or if it ends in a number, as only addresses do.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        // A label in Unicode is never longer than four bytes for each byte of its A-label.
+        if text.len() > 4 * MAX_LEN {
+            return None;
+        }
+        let text = without_dot(text);
+        let ascii = Uts46::new().to_ascii(text.as_bytes(), DENIED, Hyphens::Allow, DnsLength::Verify).ok()?;
+        let last = ascii.rsplit('.').next()?;
+        let number = last.bytes().all(|b| b.is_ascii_digit());
+        (!number && ascii.len() <= MAX_LEN).then(|| Self(ascii.as_ref().into()))
+    }
+
+    /// The name in lower case, without a trailing dot.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `name` is this name. Case and a trailing dot do not matter.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        same(name, &self.0)
+    }
+
+    /// Whether `name` is below this name, and not itself. Case and a trailing dot do not matter.
+    #[must_use]
+    pub fn is_above(&self, name: &str) -> bool {
+        below(without_dot(name), &self.0)
+    }
+
+    /// Whether this name is below `name`.
+    pub(super) fn is_below(&self, name: &str) -> bool {
+        let name = without_dot(name);
+        name.is_empty() || below(&self.0, name)
+    }
+
+    /// How this name compares with `name`, of any case.
+    pub(super) fn order(&self, name: &str) -> Ordering {
+        order(&self.0, without_dot(name))
+    }
+}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        order(&self.0, &other.0)
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Whether two names are the same. Case and a trailing dot do not matter.
+pub(super) fn same(a: &str, b: &str) -> bool {
+    without_dot(a).eq_ignore_ascii_case(without_dot(b))
+}
+
+fn without_dot(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
+}
+
+fn below(name: &str, above: &str) -> bool {
+    let (name, above) = (name.as_bytes(), above.as_bytes());
+    let Some(dot) = name.len().checked_sub(above.len() + 1) else { return false };
+    name[dot] == b'.' && name[dot + 1..].eq_ignore_ascii_case(above)
+}
+
+/// Compares from the end. The dot is the lowest byte: `a-b.example` must not come between `b.example` and what lies
+/// below it.
+fn order(a: &str, b: &str) -> Ordering {
+    let backwards = |name| str::bytes(name).rev().map(|b| if b == b'.' { 0 } else { b.to_ascii_lowercase() });
+    backwards(a).cmp(backwards(b))
+}

@@ -1,0 +1,178 @@
+//! One rule: what it allows or denies.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::fmt;
+
+use ipnet::IpNet;
+
+use super::{group::Group, name::Name};
+use crate::ports::PortRange;
+
+/// What a rule does with what it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It may begin.
+    Allow,
+    /// It is refused.
+    Deny,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        })
+    }
+}
+
+/// The protocol of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP or ICMPv6 echo, which has no ports.
+    Icmp,
+}
+
+impl Protocol {
+    /// All protocols, with the words for them.
+    pub const ALL: [(&'static str, Self); 3] = [("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = Self::ALL.iter().find(|(_, protocol)| protocol == self);
+        f.pad(named.map_or("", |(word, _)| word))
+    }
+}
+
+/// Where a rule's flows go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    /// To the addresses of a prefix, of all bits for one address. Its host bits are zero. Never IPv4-mapped.
+    Prefix(IpNet),
+    /// To a name, and none below it.
+    Name(Name),
+    /// To the names below a name, and not itself.
+    Below(Name),
+    /// To a group of addresses.
+    Group(Group),
+}
+
+/// The ports of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ports(Option<Box<[PortRange]>>);
+
+impl Ports {
+    /// No ports are given: the rule also matches protocols without ports.
+    pub const ANY: Self = Self(None);
+
+    /// The ports in any of `ranges`. The rule does not match protocols without ports.
+    #[must_use]
+    pub fn given(ranges: Vec<PortRange>) -> Self {
+        Self(Some(ranges.into()))
+    }
+
+    /// Whether ports are given.
+    #[must_use]
+    pub const fn are_given(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether `port` is among them.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(port)))
+    }
+
+    /// Whether ports are given, and all of them are among `others`.
+    pub(super) fn are_within(&self, others: &[u16]) -> bool {
+        self.0.as_ref().is_some_and(|ranges| {
+            ranges
+                .iter()
+                .all(|range| range.len() <= others.len() && range.iter().all(|p| others.contains(&p)))
+        })
+    }
+}
+
+/// A rule. The first one that matches decides.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// What happens.
+    pub action: Action,
+    /// The protocol. None for all; if ports are given, for those that have ports.
+    pub protocol: Option<Protocol>,
+    /// The destination.
+    pub destination: Destination,
+    /// The destination's ports.
+    pub ports: Ports,
+    /// The rule as it was written, for logs: `allow index.example.org:443`.
+    pub text: Box<str>,
+}
+
+impl Rule {
+    /// Whether the rule is about this protocol and port, whatever the destination.
+    #[must_use]
+    pub fn is_about(&self, protocol: Protocol, port: u16) -> bool {
+        let ports =
+            if protocol == Protocol::Icmp { !self.ports.are_given() } else { self.ports.contains(port) };
+        ports && self.protocol.is_none_or(|own| own == protocol)
+    }
+
+    /// Whether the rule is about every protocol and port.
+    #[must_use]
+    pub const fn is_about_all(&self) -> bool {
+        self.protocol.is_none() && !self.ports.are_given()
+    }
+
+    /// Whether the rule is about a name or names.
+    #[must_use]
+    pub const fn is_by_name(&self) -> bool {
+        matches!(self.destination, Destination::Name(_) | Destination::Below(_))
+    }
+
+    /// Whether the rule is about this name. Case and a trailing dot do not matter.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        match &self.destination {
+            Destination::Name(own) => own.is(name),
+            Destination::Below(own) => own.is_above(name),
+            Destination::Prefix(_) | Destination::Group(_) => false,
+        }
+    }
+
+    /// Whether the rule's destination is this address, in this group. `leads_to_host` is [`Question::leads_to_host`].
+    ///
+    /// What leads to the host is in the group `host` and in the one of its address. A rule that denies either matches; one
+    /// that allows must be about the host. So nobody allows the host's services with `private`, because the gateway's
+    /// address is private.
+    ///
+    /// [`Question::leads_to_host`]: super::Question::leads_to_host
+    pub(super) fn covers_group(&self, group: Group, leads_to_host: bool) -> bool {
+        match self.destination {
+            Destination::Group(Group::All) => true,
+            Destination::Group(Group::Host) => leads_to_host || group == Group::Host,
+            Destination::Group(Group::Public) => group == Group::Public && !leads_to_host,
+            Destination::Group(own) => own == group && (!leads_to_host || self.action == Action::Deny),
+            _ => false,
+        }
+    }
+
+    /// Whether the rule's destination is every address, at least of a family, or every public one.
+    pub(super) fn is_about_the_internet(&self) -> bool {
+        match &self.destination {
+            Destination::Prefix(prefix) => prefix.prefix_len() == 0,
+            Destination::Group(group) => matches!(group, Group::All | Group::Public),
+            Destination::Name(_) | Destination::Below(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text)
+    }
+}

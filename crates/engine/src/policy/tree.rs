@@ -1,0 +1,64 @@
+//! Things that lie within each other, prefixes or names, with the rules of each: finds all that cover one address or name.
+//!
+//! The keys are sorted such that each comes before those that it covers. So the keys that cover a value form a chain:
+//! the last key that is not after the value, or one above it, and from there upwards.
+
+use alloc::vec::Vec;
+
+/// Sorted keys, each with the one above it and the indexes of its rules.
+#[derive(Clone, Debug)]
+pub(super) struct Tree<K> {
+    keys: Vec<K>,
+    nodes: Vec<Node>,
+    /// Indexes of rules, those of a node side by side and in order.
+    rules: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    /// The closest key that covers this one.
+    above: Option<u32>,
+    /// Where its rules begin; they end where those of the next node begin.
+    rules: u32,
+}
+
+impl<K: Ord> Tree<K> {
+    /// The order of `K` puts each key before those that it covers, and no other key between them.
+    pub(super) fn new(mut entries: Vec<(K, u32)>, covers: impl Fn(&K, &K) -> bool) -> Self {
+        entries.sort_unstable();
+        let mut tree = Self { keys: Vec::new(), nodes: Vec::new(), rules: Vec::with_capacity(entries.len()) };
+        let mut chain: Vec<u32> = Vec::new();
+        for (key, rule) in entries {
+            if tree.keys.last() != Some(&key) {
+                while chain.pop_if(|above| !covers(&tree.keys[*above as usize], &key)).is_some() {}
+                tree.nodes.push(Node { above: chain.last().copied(), rules: tree.rules.len() as u32 });
+                chain.push(tree.keys.len() as u32);
+                tree.keys.push(key);
+            }
+            tree.rules.push(rule);
+        }
+        tree
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Keys with their rules, from the last key that is not after a value to the one above all. Those that cover the
+    /// value are among them.
+    pub(super) fn chain(&self, not_after: impl Fn(&K) -> bool) -> impl Iterator<Item = (&K, &[u32])> {
+        let last = self.keys.partition_point(not_after).checked_sub(1);
+        core::iter::successors(last, |at| self.nodes[*at].above.map(|above| above as usize))
+            .map(|at| self.entry(at))
+    }
+
+    /// Keys with their rules that come after a value, in order: first those that the value covers.
+    pub(super) fn after(&self, not_after: impl Fn(&K) -> bool) -> impl Iterator<Item = (&K, &[u32])> {
+        (self.keys.partition_point(not_after)..self.keys.len()).map(|at| self.entry(at))
+    }
+
+    fn entry(&self, at: usize) -> (&K, &[u32]) {
+        let end = self.nodes.get(at + 1).map_or(self.rules.len(), |next| next.rules as usize);
+        (&self.keys[at], &self.rules[self.nodes[at].rules as usize..end])
+    }
+}
