@@ -14,6 +14,7 @@ pub mod input;
 pub mod local;
 pub mod mutate;
 pub mod options;
+pub mod policy;
 pub mod port_spec;
 pub mod receive_path;
 pub mod resolv_conf;
@@ -38,7 +39,7 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("fragments", 20_000, fragments::target),
@@ -51,6 +52,7 @@ pub const TARGETS: [Target; 17] = [
     target("dhcpv6", 20_000, local::dhcpv6),
     target("icmp_error", 20_000, icmp_error::target),
     target("port_spec", 20_000, port_spec::target),
+    target("policy", 10_000, policy::target),
     target("resolv_conf", 10_000, resolv_conf::target),
     target("command_line", 10_000, command_line::target),
     target("control", 20_000, control::target),

@@ -229,6 +229,11 @@ fn texts() -> Vec<Seed> {
         seed("port_spec", "outbound", b"\x20auto,53,~5000-6000"),
         seed("port_spec", "interface", b"\x00*%eth0/1-65535"),
         seed("port_spec", "none", b"\x00none"),
+        seed("policy", "addresses", b"\x00\x00\xc0\x00\x02\x01\x01\xbb\0allow tcp/192.0.2.0/24:443,~22\ndeny [2001:db8::/32]:1-9"),
+        seed("policy", "carried", &[&[1, 1, 0x20, 2, 10, 0, 0, 1][..], &[0; 10], &[0, 80, 0], b"deny 2002::/16\nallow private"].concat()),
+        seed("policy", "names", b"\x01\x00\xc0\x00\x02\x01\x01\xbba.example\0allow a.example:443 # the index\nallow *.b\xc3\xbccher.example\n\ndefault deny"),
+        seed("policy", "groups", b"\x02\x02\x0a\x00\x00\x01\x00\x00\0deny metadata\ndeny host\nallow icmp/public\nallow udp/multicast:1900\ndefault allow\n"),
+        seed("policy", "errors", b"\x00\x00\xc0\x00\x02\x01\x01\xbb\0icmp/all:80"),
         seed(
             "resolv_conf",
             "usual",

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use engine::flow::{Endpoints, Flows, Keyed, Kind};
 use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
+use engine::policy::{self, NoNames, Policy, Question, spec};
 
 use crate::repeat;
 
@@ -50,4 +51,15 @@ pub(crate) fn match_rule(count: u32) {
     repeat(count, || {
         table.lookup(Protocol::Tcp, black_box(address), black_box(6400), None).map(|(at, _)| at)
     });
+}
+
+/// One prefix of 10000 covers the address, and another one that one.
+pub(crate) fn judge(count: u32) {
+    let within = (0..9_999).map(|n: u32| format!("allow tcp/10.{}.{}.0/24:443\n", n >> 8, n & 0xff));
+    let text: String = within.chain(["deny 10.0.0.0/8".into()]).collect();
+    let Ok(file) = spec::parse_file(&text) else { return };
+    let Ok(policy) = Policy::new(file.rules, file.default) else { return };
+    let destination = SocketAddr::from(([10, 20, 30, 40], 443));
+    let question = Question { protocol: policy::Protocol::Tcp, destination, leads_to_host: false };
+    repeat(count, || policy.verdict(black_box(&question), &NoNames));
 }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 type Function = (&'static str, fn(u32));
 
 /// All functions, in the order of the baseline.
-const FUNCTIONS: [Function; 14] = [
+const FUNCTIONS: [Function; 15] = [
     ("wire: parse TCP over IPv4", wire_functions::parse_tcp4),
     ("wire: parse TCP over IPv6", wire_functions::parse_tcp6),
     ("wire: parse UDP over IPv4", wire_functions::parse_udp4),
@@ -32,6 +32,7 @@ const FUNCTIONS: [Function; 14] = [
     ("wire: join a segment of 1460 bytes", wire_functions::join_segment),
     ("engine: find one flow of 1000", engine_functions::find_flow),
     ("engine: match the last rule of 64", engine_functions::match_rule),
+    ("engine: judge by 10000 prefixes", engine_functions::judge),
 ];
 
 fn main() -> ExitCode {
