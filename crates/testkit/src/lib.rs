@@ -7,6 +7,8 @@
 //!                       one of the test's own
 //! ```
 //!
+//! `message` builds the DNS messages of a server.
+//!
 //! A host does what the test demands ([`host::VirtualHost::default`]), or has random results that a kernel may have
 //! ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
 //!
@@ -21,6 +23,7 @@ pub mod fixture;
 pub mod guest;
 pub mod host;
 pub mod link;
+pub mod message;
 pub mod network;
 pub mod random;
 pub mod settings;

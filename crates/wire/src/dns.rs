@@ -1,4 +1,13 @@
-//! The start of DNS messages: header and question (RFC 1035 §4.1). That is enough to match responses with queries.
+//! DNS messages (RFC 1035 §4.1). Header and question are here: that is enough to match responses with queries. Names,
+//! records and their data are in the modules. All are views of the bytes: nothing is decoded ahead or written anew.
+
+mod name;
+mod record;
+mod service;
+
+pub use name::{Name, Part, write_text};
+pub use record::{Malformed, Record, Records, Section};
+pub use service::{Key, Param, Service};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, big_endian::U16};
 
@@ -47,6 +56,8 @@ impl ResponseCode {
     pub const NO_ERROR: Self = Self(0);
     /// SERVFAIL: the server could not resolve the name.
     pub const SERVER_FAILURE: Self = Self(2);
+    /// NXDOMAIN: the name does not exist, nor does any below it (RFC 8020).
+    pub const NO_NAME: Self = Self(3);
     /// NOTIMP: the server does not support this kind of query.
     pub const NOT_IMPLEMENTED: Self = Self(4);
     /// REFUSED: the server refuses by policy.
@@ -57,6 +68,57 @@ impl ResponseCode {
     pub const fn is_server_fault(self) -> bool {
         matches!(self, Self::SERVER_FAILURE | Self::NOT_IMPLEMENTED | Self::REFUSED)
     }
+}
+
+/// Type of a record, or of the records that a question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Type(pub u16);
+
+/// The types that have a meaning here, by their names in the registry (RFC 6895 §3.1).
+#[allow(missing_docs, reason = "the registry's names")]
+impl Type {
+    pub const A: Self = Self(1);
+    pub const NS: Self = Self(2);
+    pub const MD: Self = Self(3);
+    pub const MF: Self = Self(4);
+    pub const CNAME: Self = Self(5);
+    pub const SOA: Self = Self(6);
+    pub const MB: Self = Self(7);
+    pub const MG: Self = Self(8);
+    pub const MR: Self = Self(9);
+    pub const NULL: Self = Self(10);
+    pub const PTR: Self = Self(12);
+    pub const MINFO: Self = Self(14);
+    pub const MX: Self = Self(15);
+    pub const TXT: Self = Self(16);
+    pub const RP: Self = Self(17);
+    pub const AFSDB: Self = Self(18);
+    pub const RT: Self = Self(21);
+    pub const SIG: Self = Self(24);
+    pub const PX: Self = Self(26);
+    pub const AAAA: Self = Self(28);
+    pub const NXT: Self = Self(30);
+    pub const SRV: Self = Self(33);
+    pub const NAPTR: Self = Self(35);
+    pub const KX: Self = Self(36);
+    pub const DNAME: Self = Self(39);
+    pub const OPT: Self = Self(41);
+    pub const RRSIG: Self = Self(46);
+    pub const NSEC: Self = Self(47);
+    pub const SVCB: Self = Self(64);
+    pub const HTTPS: Self = Self(65);
+    pub const IXFR: Self = Self(251);
+    pub const AXFR: Self = Self(252);
+    pub const ANY: Self = Self(255);
+}
+
+/// Class of a record or question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class(pub u16);
+
+impl Class {
+    /// The Internet.
+    pub const IN: Self = Self(1);
 }
 
 /// A query with one question.
@@ -79,6 +141,36 @@ impl<'a> Question<'a> {
             return None;
         }
         Some(Self { id: header.id.get(), opcode: opcode(header), section: section(rest)? })
+    }
+
+    /// The name that it is about.
+    #[must_use]
+    pub fn name(&self) -> Option<Name<'a>> {
+        self.section.split_last_chunk::<TYPE_AND_CLASS_LEN>().and_then(|(name, _)| Name::alone(name))
+    }
+
+    /// The type of the records that it asks for.
+    #[must_use]
+    pub fn kind(&self) -> Type {
+        Type(self.number(TYPE_AND_CLASS_LEN))
+    }
+
+    /// Their class.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        Class(self.number(TYPE_AND_CLASS_LEN / 2))
+    }
+
+    /// Name (uncompressed), type and class, as on the wire.
+    #[must_use]
+    pub const fn section(&self) -> &'a [u8] {
+        self.section
+    }
+
+    /// The number that begins this many bytes before the end.
+    fn number(&self, before_end: usize) -> u16 {
+        let at = self.section.len().saturating_sub(before_end);
+        self.section.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_be_bytes(*bytes))
     }
 
     /// The result, if `message` is a response to this query: it has the same ID and opcode, and repeats the question,
