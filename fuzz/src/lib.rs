@@ -7,6 +7,7 @@
 
 pub mod command_line;
 pub mod control;
+pub mod dns;
 pub mod fragments;
 pub mod frames;
 pub mod icmp_error;
@@ -39,7 +40,7 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("fragments", 20_000, fragments::target),
@@ -50,6 +51,7 @@ pub const TARGETS: [Target; 18] = [
     target("ndp", 20_000, local::ndp),
     target("dhcp", 20_000, local::dhcp),
     target("dhcpv6", 20_000, local::dhcpv6),
+    target("dns", 50_000, dns::target),
     target("icmp_error", 20_000, icmp_error::target),
     target("port_spec", 20_000, port_spec::target),
     target("policy", 10_000, policy::target),

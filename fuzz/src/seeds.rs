@@ -22,6 +22,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(control());
     seeds.extend(crate::vhost_user::seeds());
     seeds.extend(crate::fragments::seeds());
+    seeds.extend(crate::dns::seeds());
     seeds
 }
 

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::net::SocketAddr;
 
+use engine::dns::answers::answers;
 use engine::flow::{Endpoints, Flows, Keyed, Kind};
 use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
 use engine::policy::{self, NoNames, Policy, Question, spec};
@@ -62,4 +63,19 @@ pub(crate) fn judge(count: u32) {
     let destination = SocketAddr::from(([10, 20, 30, 40], 443));
     let question = Question { protocol: policy::Protocol::Tcp, destination, leads_to_host: false };
     repeat(count, || policy.verdict(black_box(&question), &NoNames));
+}
+
+/// Two aliases and eight addresses, as of a content delivery network.
+pub(crate) fn read_answer(count: u32) {
+    let mut message = b"\0\x07\x81\x80\0\x01\0\x0a\0\0\0\0\x03www\x07example\x04test\0\0\x01\0\x01".to_vec();
+    let alias = |owner: u8, data: &[u8]| {
+        [&[0xc0, owner, 0, 5, 0, 1, 0, 0, 1, 0x2c, 0, data.len() as u8], data].concat()
+    };
+    message.extend(alias(12, b"\x03www\x07example\x03cdn\xc0\x18"));
+    message.extend(alias(46, b"\x04edge\xc0\x32"));
+    for host in 1..=8 {
+        message.extend([0xc0, 76, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, host]);
+    }
+    assert!(answers(&message).is_ok_and(|answers| answers.addresses.len() == 8));
+    repeat(count, || answers(black_box(&message)));
 }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 type Function = (&'static str, fn(u32));
 
 /// All functions, in the order of the baseline.
-const FUNCTIONS: [Function; 15] = [
+const FUNCTIONS: [Function; 16] = [
     ("wire: parse TCP over IPv4", wire_functions::parse_tcp4),
     ("wire: parse TCP over IPv6", wire_functions::parse_tcp6),
     ("wire: parse UDP over IPv4", wire_functions::parse_udp4),
@@ -31,6 +31,7 @@ const FUNCTIONS: [Function; 15] = [
     ("wire: cut headers of 44 segments", wire_functions::cut_segments),
     ("wire: join a segment of 1460 bytes", wire_functions::join_segment),
     ("engine: find one flow of 1000", engine_functions::find_flow),
+    ("engine: read an answer of 10 records", engine_functions::read_answer),
     ("engine: match the last rule of 64", engine_functions::match_rule),
     ("engine: judge by 10000 prefixes", engine_functions::judge),
 ];

@@ -2,8 +2,11 @@
 //!
 //! [`Dns::on_datagram`] takes every query, and `Dns::send_answer` sends every answer to the guest.
 
+pub mod answers;
 mod ask;
+pub mod ech;
 mod exchange;
+pub mod refusal;
 
 #[cfg(test)]
 mod tests;

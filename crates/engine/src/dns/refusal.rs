@@ -1,0 +1,231 @@
+//! Questions that are answered without a resolver: the refusal as a message, and which ones are refused whatever their name.
+
+use alloc::vec::Vec;
+use core::ops::RangeInclusive;
+
+use wire::dns::{Class, Opcode, Question, Records, ResponseCode, Section, Type};
+
+/// Longest refusal, in bytes: every client accepts that much (RFC 1035 §2.3.4, RFC 6891 §6.2.3).
+const MOST_BYTES: usize = 512;
+/// Our largest message over UDP, in bytes, as the OPT record says it: what crosses any path in one fragment.
+const UDP_SIZE: u16 = 1232;
+/// The option that holds an [`ExtendedError`] (RFC 8914 §2).
+const EXTENDED_ERROR: u16 = 15;
+
+/// How a question is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The name does not exist, nor any below it (NXDOMAIN). Stubs give up at once.
+    NoName,
+    /// The name has no record of this type (NODATA). To be used if the name, or one below it, has others.
+    NoData,
+    /// This kind of message is not supported (NOTIMP): all but queries.
+    NotImplemented,
+}
+
+/// Why a question was refused (RFC 8914).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtendedError<'a> {
+    /// The code.
+    pub code: u16,
+    /// For people. What does not fit is cut off.
+    pub text: &'a str,
+}
+
+impl ExtendedError<'_> {
+    /// The operator of the server refuses the name (§4.16).
+    pub const BLOCKED: u16 = 15;
+    /// The client has asked for such names to be refused (§4.18).
+    pub const FILTERED: u16 = 17;
+    /// The client may not ask this (§4.19).
+    pub const PROHIBITED: u16 = 18;
+    /// The kind of question is not supported (§4.22).
+    pub const NOT_SUPPORTED: u16 = 21;
+}
+
+/// The response that refuses `query`, at most 512 bytes. It has the error if the client has sent an OPT record, without
+/// which it must not get one (RFC 6891 §6.1.1). None if `query` is no query with one question: there is nothing to answer.
+#[must_use]
+pub fn refuse(query: &[u8], refusal: Refusal, error: ExtendedError<'_>) -> Option<Vec<u8>> {
+    const RESPONSE: u8 = 0x80;
+    const OPCODE_AND_RD: u8 = 0x79;
+    const RECURSION_AVAILABLE: u8 = 0x80;
+    const CHECKING_DISABLED: u8 = 0x10;
+    let question = Question::parse(query)?;
+    let &[first, second] = query.get(2..)?.first_chunk()?;
+    let code = match refusal {
+        Refusal::NoName => ResponseCode::NO_NAME,
+        Refusal::NoData => ResponseCode::NO_ERROR,
+        Refusal::NotImplemented => ResponseCode::NOT_IMPLEMENTED,
+    };
+    let mut response = Vec::with_capacity(MOST_BYTES);
+    response.extend_from_slice(&question.id.to_be_bytes());
+    response.push(RESPONSE | first & OPCODE_AND_RD);
+    response.push(RECURSION_AVAILABLE | second & CHECKING_DISABLED | code.0);
+    let opt = client_opt_flags(query);
+    for count in [1, 0, 0, u16::from(opt.is_some())] {
+        response.extend_from_slice(&count.to_be_bytes());
+    }
+    response.extend_from_slice(question.section());
+    if let Some(flags) = opt {
+        push_opt(&mut response, flags, error);
+    }
+    Some(response)
+}
+
+/// The flags of the client's OPT record, if it has sent one.
+fn client_opt_flags(query: &[u8]) -> Option<u16> {
+    let opt = Records::of(query).ok()?.find_map(|record| {
+        record.ok().filter(|record| record.section == Section::Additional && record.kind == Type::OPT)
+    })?;
+    Some(opt.ttl as u16)
+}
+
+fn push_opt(response: &mut Vec<u8>, flags: u16, error: ExtendedError<'_>) {
+    /// The client wants DNSSEC records; the response has to repeat that (RFC 3225 §3).
+    const DNSSEC_OK: u16 = 0x8000;
+    /// Owner, type, class, time to live and length of the data.
+    const FIXED_LEN: usize = 11;
+    /// Code and length of the option, and the error's code.
+    const OPTION_LEN: usize = 6;
+    let room = MOST_BYTES.saturating_sub(response.len() + FIXED_LEN + OPTION_LEN);
+    let text = error.text.get(..error.text.floor_char_boundary(room)).unwrap_or_default();
+    let len = (OPTION_LEN + text.len()) as u16;
+    response.push(0); // the root
+    for field in [Type::OPT.0, UDP_SIZE, 0, flags & DNSSEC_OK, len, EXTENDED_ERROR, len - 4, error.code] {
+        response.extend_from_slice(&field.to_be_bytes());
+    }
+    response.extend_from_slice(text.as_bytes());
+}
+
+/// Types that are refused for all names, with the reason.
+const USELESS: [(RangeInclusive<u16>, &str); 7] = [
+    (0..=0, "type 0 is reserved"),
+    (3..=4, "MD and MF are obsolete"),
+    (10..=10, "NULL records carry arbitrary data"),
+    (41..=41, "OPT is no type to ask for"),
+    // RFC 6895 §3.1. Among them are ANY (RFC 8482), AXFR, IXFR, MAILA, MAILB, TSIG and TKEY.
+    (128..=255, "meta types and zone transfers are of no use to a client that only connects"),
+    (65_280..=65_534, "private types carry arbitrary data"),
+    (65_535..=65_535, "type 65535 is reserved"),
+];
+
+/// Why a question is refused whatever its name; none if the name decides. A client that only connects does not need what
+/// is refused here, but data can leave or enter by it.
+#[must_use]
+pub fn refused_at_once(question: &Question<'_>) -> Option<&'static str> {
+    if question.opcode != Opcode::QUERY {
+        return Some("only queries are forwarded");
+    }
+    if question.class() != Class::IN {
+        return Some("only the class IN is forwarded");
+    }
+    USELESS.iter().find(|(types, _)| types.contains(&question.kind().0)).map(|&(_, reason)| reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{string::String, vec};
+
+    use hickory_proto::{op, rr::rdata::opt::EdnsCode};
+
+    use super::*;
+
+    const ERROR: ExtendedError<'_> = ExtendedError { code: 15, text: "no rule allows it" };
+
+    fn query(name: &[u8], kind: u16, opt: Option<u16>) -> Vec<u8> {
+        let mut query = vec![0x12, 0x34, 0x01, 0x30, 0, 1, 0, 0, 0, 0, 0, u8::from(opt.is_some())];
+        query.extend(name);
+        query.extend(kind.to_be_bytes());
+        query.extend([0, 1]);
+        if let Some(flags) = opt {
+            query.extend(b"\0\0\x29\x02\0\0\0");
+            query.extend(flags.to_be_bytes());
+            query.extend(b"\0\x04\0\x0a\0\0");
+        }
+        query
+    }
+
+    #[test]
+    fn a_refusal_repeats_the_question_and_has_the_code() {
+        for (refusal, code) in [
+            (Refusal::NoName, op::ResponseCode::NXDomain),
+            (Refusal::NoData, op::ResponseCode::NoError),
+            (Refusal::NotImplemented, op::ResponseCode::NotImp),
+        ] {
+            let query = query(b"\x04PeeR\x04test\0", 28, None);
+            let response = refuse(&query, refusal, ERROR).unwrap();
+            assert_eq!(
+                Question::parse(&query).unwrap().answered_by(&response).map(|code| code.0),
+                Some(code.low())
+            );
+            let read = op::Message::from_vec(&response).unwrap();
+            assert_eq!(read.metadata.response_code, code);
+            assert!(read.metadata.recursion_desired && read.metadata.recursion_available);
+            assert!(
+                read.metadata.checking_disabled && !read.metadata.authentic_data && !read.metadata.truncation
+            );
+            assert!(read.answers.is_empty() && read.authorities.is_empty() && read.edns.is_none());
+        }
+    }
+
+    #[test]
+    fn the_error_goes_to_clients_with_opt() {
+        for flags in [0x8000, 0x4000, 0] {
+            let response = refuse(&query(b"\x04peer\0", 1, Some(flags)), Refusal::NoName, ERROR).unwrap();
+            let edns = op::Message::from_vec(&response).unwrap().edns.unwrap();
+            assert_eq!((edns.flags().dnssec_ok, edns.version()), (flags == 0x8000, 0));
+            let option = edns.option(EdnsCode::from(EXTENDED_ERROR)).unwrap();
+            let bytes = Vec::try_from(option).unwrap();
+            assert_eq!(bytes, [&[0, 15][..], ERROR.text.as_bytes()].concat());
+        }
+    }
+
+    #[test]
+    fn the_longest_refusal_is_512_bytes() {
+        let longest = [[63; 64].as_slice(), &[63; 64], &[63; 64], &[61; 62], b"\0"].concat();
+        let text: String = core::iter::repeat_n('ä', 500).collect();
+        for name in [&longest[..], b"\0"] {
+            let response =
+                refuse(&query(name, 1, Some(0)), Refusal::NoName, ExtendedError { text: &text, ..ERROR });
+            let response = response.unwrap();
+            // A character of two bytes may not fit.
+            assert!((511..=512).contains(&response.len()));
+            assert!(op::Message::from_vec(&response).unwrap().edns.is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_no_query_is_not_answered() {
+        let good = query(b"\x04peer\0", 1, None);
+        let mut response = good.clone();
+        response[2] |= 0x80;
+        let mut two = good.clone();
+        two[5] = 2;
+        for bad in [&response[..], &two, &good[..good.len() - 1], b""] {
+            assert_eq!(refuse(bad, Refusal::NoName, ERROR), None);
+        }
+        // Bytes after the question that are no record: there is no OPT to answer.
+        let mut cut = query(b"\x04peer\0", 1, Some(0));
+        cut.truncate(cut.len() - 1);
+        assert_eq!(refuse(&cut, Refusal::NoName, ERROR).unwrap().len(), good.len());
+    }
+
+    #[test]
+    fn questions_that_are_refused_whatever_their_name() {
+        let refused =
+            |kind| refused_at_once(&Question::parse(&query(b"\x04peer\0", kind, None)).unwrap()).is_some();
+        for kind in [0, 3, 10, 41, 128, 249, 250, 251, 252, 253, 254, 255, 65_280, 65_399, 65_535] {
+            assert!(refused(kind), "{kind}");
+        }
+        for kind in [1, 2, 5, 6, 12, 15, 16, 28, 33, 35, 43, 46, 48, 52, 64, 65, 127, 256, 257] {
+            assert!(!refused(kind), "{kind}");
+        }
+        let mut other = query(b"\x04peer\0", 1, None);
+        *other.last_mut().unwrap() = 3;
+        assert!(refused_at_once(&Question::parse(&other).unwrap()).is_some());
+        let mut update = query(b"\x04peer\0", 1, None);
+        update[2] |= 5 << 3;
+        assert!(refused_at_once(&Question::parse(&update).unwrap()).is_some());
+    }
+}
