@@ -249,6 +249,12 @@ impl Links {
         }
     }
 
+    /// Allocated memory, in bytes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<Link>()
+    }
+
     fn at(&mut self, index: u32) -> Option<&mut Link> {
         self.0.get_mut(index as usize)
     }

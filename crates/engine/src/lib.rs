@@ -134,6 +134,7 @@ pub mod link;
 pub mod local;
 mod membership;
 pub mod memory;
+pub mod names;
 pub mod nat;
 pub mod neighbours;
 pub mod policy;
