@@ -27,6 +27,19 @@ pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
     Some(at + 1)
 }
 
+/// The name that a service's name is about: what remains after the labels of service and protocol, which begin with an
+/// underscore (RFC 2782, RFC 8552, RFC 9460 §2.3). Of `_http._tcp.example.org` that is `example.org`; a name of such labels
+/// only stays as it is.
+#[must_use]
+pub fn without_service(name: &str) -> &str {
+    let mut rest = name;
+    while rest.starts_with('_') {
+        let Some((_, after)) = rest.split_once('.') else { return name };
+        rest = after;
+    }
+    if rest.is_empty() { name } else { rest }
+}
+
 /// Length in wire format of a name without its trailing dot: each dot becomes a length byte, one more comes first, and
 /// the root label last.
 const fn wire_len(name: &str) -> usize {
@@ -51,6 +64,23 @@ mod tests {
         assert_eq!(encoded("guest.example.test").as_ref(), Some(&expected));
         assert_eq!(encoded("guest.example.test."), Some(expected));
         assert_eq!(encoded("a"), Some(b"\x01a\x00".to_vec()));
+    }
+
+    #[test]
+    fn service_labels_are_removed() {
+        for (name, expected) in [
+            ("_http._tcp.example.org", "example.org"),
+            ("_8443._https.a_b.example.org", "a_b.example.org"),
+            ("example.org", "example.org"),
+            ("a._tcp.example.org", "a._tcp.example.org"),
+            ("_tcp", "_tcp"),
+            ("_http._tcp", "_http._tcp"),
+            ("_tcp.", "_tcp."),
+            (".", "."),
+            ("", ""),
+        ] {
+            assert_eq!(without_service(name), expected);
+        }
     }
 
     #[test]
