@@ -8,6 +8,7 @@
 pub mod command_line;
 pub mod control;
 pub mod dns;
+pub mod first_bytes;
 pub mod fragments;
 pub mod frames;
 pub mod icmp_error;
@@ -40,7 +41,7 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 21] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("fragments", 20_000, fragments::target),
@@ -53,6 +54,8 @@ pub const TARGETS: [Target; 19] = [
     target("dhcpv6", 20_000, local::dhcpv6),
     target("dns", 50_000, dns::target),
     target("icmp_error", 20_000, icmp_error::target),
+    target("first_bytes", 20_000, first_bytes::stream),
+    target("first_datagrams", 20_000, first_bytes::datagrams),
     target("port_spec", 20_000, port_spec::target),
     target("policy", 10_000, policy::target),
     target("resolv_conf", 10_000, resolv_conf::target),

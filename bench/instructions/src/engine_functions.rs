@@ -4,11 +4,17 @@ use std::hint::black_box;
 use std::net::SocketAddr;
 
 use engine::dns::answers::answers;
+use engine::first_bytes::{Ech, FirstBytes, FirstDatagrams};
 use engine::flow::{Endpoints, Flows, Keyed, Kind};
 use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
 use engine::policy::{self, NoNames, Policy, Question, spec};
+use testkit::hello::{long_client_hello, records};
+use testkit::quic::{Initial, V1, crypto};
 
 use crate::repeat;
+
+/// Length of a ClientHello with a post-quantum key share.
+const HELLO: usize = 1800;
 
 /// A flow that is nothing but its key.
 struct Flow(Endpoints);
@@ -78,4 +84,30 @@ pub(crate) fn read_answer(count: u32) {
     }
     assert!(answers(&message).is_ok_and(|answers| answers.addresses.len() == 8));
     repeat(count, || answers(black_box(&message)));
+}
+
+/// A ClientHello in two segments.
+pub(crate) fn name_in_tls(count: u32) {
+    let stream = records(&long_client_hello("files.example.org", HELLO), HELLO);
+    let (start, end) = stream.split_at(1460);
+    repeat(count, || {
+        let mut first = FirstBytes::new(Ech::OuterName);
+        first.feed(black_box(start));
+        first.feed(black_box(end))
+    });
+}
+
+/// A ClientHello in two datagrams of 1200 bytes.
+pub(crate) fn name_in_quic(count: u32) {
+    let message = long_client_hello("files.example.org", HELLO);
+    let (start, end) = message.split_at(1130);
+    let header = Initial::first(V1, b"an id");
+    let mut rest = crypto(start.len(), end);
+    rest.resize(crypto(0, start).len(), 0);
+    let datagrams = [header.seal(&crypto(0, start)), Initial { number: 1, ..header }.seal(&rest)];
+    repeat(count, || {
+        let mut first = FirstDatagrams::new(Ech::OuterName);
+        first.feed_datagram(black_box(&datagrams[0]));
+        first.feed_datagram(black_box(&datagrams[1]))
+    });
 }

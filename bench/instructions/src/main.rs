@@ -17,7 +17,7 @@ use std::process::ExitCode;
 type Function = (&'static str, fn(u32));
 
 /// All functions, in the order of the baseline.
-const FUNCTIONS: [Function; 16] = [
+const FUNCTIONS: [Function; 18] = [
     ("wire: parse TCP over IPv4", wire_functions::parse_tcp4),
     ("wire: parse TCP over IPv6", wire_functions::parse_tcp6),
     ("wire: parse UDP over IPv4", wire_functions::parse_udp4),
@@ -34,6 +34,8 @@ const FUNCTIONS: [Function; 16] = [
     ("engine: read an answer of 10 records", engine_functions::read_answer),
     ("engine: match the last rule of 64", engine_functions::match_rule),
     ("engine: judge by 10000 prefixes", engine_functions::judge),
+    ("engine: name in a ClientHello, TLS", engine_functions::name_in_tls),
+    ("engine: name in a ClientHello, QUIC", engine_functions::name_in_quic),
 ];
 
 fn main() -> ExitCode {

@@ -21,10 +21,12 @@
 pub mod datagram;
 pub mod fixture;
 pub mod guest;
+pub mod hello;
 pub mod host;
 pub mod link;
 pub mod message;
 pub mod network;
+pub mod quic;
 pub mod random;
 pub mod settings;
 pub mod stream;

@@ -9,7 +9,6 @@ mod dial;
 mod emit;
 mod handshake;
 mod queue;
-mod ranges;
 mod receive;
 mod recovery;
 mod redial;

@@ -10,7 +10,7 @@ use wire::{
     tcp::{SackBlocks, Seq},
 };
 
-use super::ranges::{Range, Ranges};
+use crate::ranges::{Range, Ranges};
 
 /// Length of a chunk in bytes.
 const CHUNK_LEN: usize = 16 * 1024;

@@ -2,7 +2,7 @@
 
 use wire::tcp::{SackBlocks, Seq};
 
-use super::ranges::Ranges;
+use crate::ranges::Ranges;
 
 /// Most ranges that are stored. Others are ignored, which costs a needless retransmission at worst.
 const MAX_RANGES: usize = 64;

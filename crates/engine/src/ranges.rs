@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use wire::tcp::Seq;
 
 /// A range of sequence space: its first number and the one after its last.
-pub(super) type Range = (Seq, Seq);
+pub(crate) type Range = (Seq, Seq);
 
 /// Ranges of sequence space within one window: sorted, disjoint, and none touches the next.
 #[derive(Debug)]
-pub(super) struct Ranges {
+pub(crate) struct Ranges {
     ranges: Vec<Range>,
     /// Most ranges that are kept.
     most: usize,
@@ -17,33 +17,33 @@ pub(super) struct Ranges {
 
 impl Ranges {
     /// An empty set, which keeps at most `most` ranges.
-    pub(super) const fn new(most: usize) -> Self {
+    pub(crate) const fn new(most: usize) -> Self {
         Self { ranges: Vec::new(), most }
     }
 
     /// All ranges, in order.
-    pub(super) fn as_slice(&self) -> &[Range] {
+    pub(crate) fn as_slice(&self) -> &[Range] {
         &self.ranges
     }
 
     /// Whether there is none.
-    pub(super) const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
     /// How many numbers are in the set.
-    pub(super) fn total(&self) -> u32 {
+    pub(crate) fn total(&self) -> u32 {
         self.ranges.iter().map(|&(start, end)| end - start).sum()
     }
 
     /// Whether a range from `start` up to `end` would be kept: it joins others, or there is room for one more.
-    pub(super) fn takes(&self, start: Seq, end: Seq) -> bool {
+    pub(crate) fn takes(&self, start: Seq, end: Seq) -> bool {
         self.ranges.len() < self.most || self.ranges.iter().any(|range| !apart(range, start, end))
     }
 
     /// Adds the numbers from `start` up to `end`, and merges the ranges that these join or touch. Without room, they
     /// are left out.
-    pub(super) fn insert(&mut self, mut start: Seq, mut end: Seq) {
+    pub(crate) fn insert(&mut self, mut start: Seq, mut end: Seq) {
         if !self.takes(start, end) {
             return;
         }
@@ -60,7 +60,7 @@ impl Ranges {
     }
 
     /// Removes all numbers before `seq`.
-    pub(super) fn remove_before(&mut self, seq: Seq) {
+    pub(crate) fn remove_before(&mut self, seq: Seq) {
         self.ranges.retain_mut(|(start, end)| {
             *start = start.max(seq);
             start.before(*end)

@@ -1,0 +1,181 @@
+//! What a client says first: the host name that it asks for, before anything reaches a server.
+//!
+//! Many names share an address. So a connection that is allowed by name alone is checked once more, by the name in the
+//! client's first bytes: in the ClientHello of TLS (RFC 6066 §3), also within QUIC (RFC 9001), or in the first request of
+//! HTTP/1 (RFC 9112 §3.2).
+//!
+//! [`FirstBytes`] reads a TCP stream, [`FirstDatagrams`] the datagrams of a UDP flow. Both are bounded by [`MAX_LEN`],
+//! and give the same answer however the bytes are split. They are strict: what a server could read differently is
+//! refused, since the sender chooses every byte.
+//!
+//! Only the first message is read. Later requests of an HTTP/1 connection are not, nor is the second ClientHello after a
+//! HelloRetryRequest, which must have the same name (RFC 8446 §4.1.2).
+
+mod host_name;
+mod http;
+mod pieces;
+mod quic;
+mod quic_keys;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+pub use host_name::HostName;
+pub use quic::FirstDatagrams;
+
+/// Most bytes that are read and kept to find a name.
+pub const MAX_LEN: usize = 16 * 1024;
+
+/// What the bytes so far contain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing yet: more bytes are needed.
+    More,
+    /// The name of the server, as the client says it.
+    Name(HostName),
+    /// There is no name, and none will follow.
+    NoName(Why),
+}
+
+/// Why there is no name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// The protocol is none of TLS, HTTP/1 and QUIC.
+    #[error("unknown protocol")]
+    UnknownProtocol,
+    /// HTTP/2 without TLS (RFC 9113 §3.4).
+    #[error("HTTP/2 without TLS")]
+    Http2,
+    /// A long header with a version that is not QUIC version 1 or 2.
+    #[error("unknown QUIC version {0:#010x}")]
+    QuicVersion(u32),
+    /// A ClientHello without server_name, or a request without Host.
+    #[error("no server name")]
+    NoServerName,
+    /// The name is an address, or not a host name.
+    #[error("server name is not a host name")]
+    NotAHostName,
+    /// There is more than one name, or the same bytes were sent with different values.
+    #[error("contradictory server names")]
+    Contradiction,
+    /// The message is malformed, or uses an obsolete form that servers read differently.
+    #[error("malformed first message")]
+    Malformed,
+    /// The message is longer than [`MAX_LEN`], or has too many parts.
+    #[error("first message is too long")]
+    TooLong,
+    /// The ClientHello has an encrypted part, which [`Ech::Refuse`] forbids.
+    #[error("encrypted ClientHello")]
+    Ech,
+}
+
+/// What to do with a ClientHello that has an encrypted_client_hello extension.
+///
+/// The extension alone proves nothing: browsers send one with random content (GREASE) to every server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ech {
+    /// The name outside the encrypted part counts.
+    #[default]
+    OuterName,
+    /// There is no name: [`Why::Ech`].
+    Refuse,
+}
+
+/// The protocol of a TCP stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TLS.
+    Tls,
+    /// HTTP/1.
+    Http,
+}
+
+/// The first bytes of a TCP stream.
+#[derive(Debug)]
+pub struct FirstBytes {
+    ech: Ech,
+    state: State,
+    /// Number of bytes that were read.
+    fed: usize,
+    protocol: Option<Protocol>,
+    has_ech: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No byte has been read.
+    Undecided,
+    Tls(tls::Records),
+    Http(http::Head),
+    /// The answer is known.
+    Done(Result<HostName, Why>),
+}
+
+impl FirstBytes {
+    /// Nothing has been read.
+    #[must_use]
+    pub const fn new(ech: Ech) -> Self {
+        Self { ech, state: State::Undecided, fed: 0, protocol: None, has_ech: false }
+    }
+
+    /// Reads the next bytes of the stream, in order. An answer other than [`Found::More`] is final: the same is
+    /// returned for all later bytes.
+    pub fn feed(&mut self, bytes: &[u8]) -> Found {
+        let bytes = bytes.get(..MAX_LEN - self.fed).unwrap_or(bytes);
+        self.fed += bytes.len();
+        let read = self.read(bytes).transpose();
+        let read = read.or((self.fed == MAX_LEN).then_some(Err(Why::TooLong)));
+        if !matches!(self.state, State::Done(_))
+            && let Some(answer) = read
+        {
+            self.state = State::Done(answer);
+        }
+        match &self.state {
+            State::Done(answer) => answer.clone().into(),
+            _ => Found::More,
+        }
+    }
+
+    /// The protocol, as far as the first bytes tell. None before the first byte, and if it is unknown.
+    #[must_use]
+    pub fn protocol(&self) -> Option<Protocol> {
+        let unknown = matches!(self.state, State::Done(Err(Why::UnknownProtocol)));
+        self.protocol.filter(|_| !unknown)
+    }
+
+    /// Whether a well-formed ClientHello was read that has an encrypted_client_hello extension.
+    #[must_use]
+    pub const fn has_ech(&self) -> bool {
+        self.has_ech
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> Result<Option<HostName>, Why> {
+        let Some(&first) = bytes.first() else { return Ok(None) };
+        if matches!(self.state, State::Undecided) {
+            (self.state, self.protocol) = match first {
+                tls::HANDSHAKE => (State::Tls(tls::Records::default()), Some(Protocol::Tls)),
+                _ if http::begins_method(first) => (State::Http(http::Head::default()), Some(Protocol::Http)),
+                _ => return Err(Why::UnknownProtocol),
+            };
+        }
+        match &mut self.state {
+            State::Tls(records) => {
+                let Some(hello) = records.feed(bytes)? else { return Ok(None) };
+                self.has_ech = hello.has_ech;
+                hello.name(self.ech).map(Some)
+            }
+            State::Http(head) => head.feed(bytes),
+            State::Undecided | State::Done(_) => Ok(None),
+        }
+    }
+}
+
+impl From<Result<HostName, Why>> for Found {
+    fn from(answer: Result<HostName, Why>) -> Self {
+        match answer {
+            Ok(name) => Self::Name(name),
+            Err(why) => Self::NoName(why),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The ClientHello in a QUIC client's Initial packets (RFC 9000, RFC 9001, RFC 9369).
+
+use alloc::{boxed::Box, vec::Vec};
+
+use super::{
+    Ech, Found, HostName, MAX_LEN, Why,
+    pieces::Pieces,
+    quic_keys::{Keys, Version},
+    reader::Reader,
+    tls,
+};
+
+/// Most connections of one UDP flow. Some clients use one socket for all connections to a server.
+const MAX_CONNECTIONS: usize = 8;
+
+/// Bits of a packet's first byte (RFC 9000 §17.2). The fixed bit may be zero (RFC 9287), so it is not tested.
+const LONG_HEADER: u8 = 0x80;
+const MAX_ID_LEN: usize = 20;
+
+const VERSION_1: u32 = 1;
+const VERSION_2: u32 = 0x6b33_43cf;
+
+/// Type of a frame (RFC 9000 §19).
+mod frame {
+    pub(super) const PADDING: u64 = 0x00;
+    pub(super) const PING: u64 = 0x01;
+    pub(super) const ACK: u64 = 0x02;
+    pub(super) const ACK_ECN: u64 = 0x03;
+    pub(super) const CRYPTO: u64 = 0x06;
+    pub(super) const CONNECTION_CLOSE: u64 = 0x1c;
+}
+
+/// The first datagrams of a UDP flow to a QUIC server.
+///
+/// Feed it with every datagram of the client until a name is found, and then with every datagram that begins with a long
+/// header ([`begins_with_long_header`](Self::begins_with_long_header)). For a client may begin another connection within
+/// the same flow. And a server decides itself which packets it accepts: it drops small datagrams, and packets with a
+/// number that it has seen. So a client could send one name in packets that the server drops, and afterwards another.
+///
+/// Connections are distinguished by the destination connection ID of their first Initial packet, from which their keys
+/// are derived. So what a client sends after a Retry packet is a connection here, with a ClientHello of its own.
+///
+/// All connections of a flow together keep [`MAX_LEN`] bytes at most.
+#[derive(Debug)]
+pub struct FirstDatagrams {
+    ech: Ech,
+    connections: Vec<Connection>,
+    /// The last name that was found.
+    name: Option<HostName>,
+    has_ech: bool,
+    refused: Option<Why>,
+}
+
+/// A connection, as far as it concerns its ClientHello.
+#[derive(Debug)]
+struct Connection {
+    version: Version,
+    /// Destination connection ID of the first Initial packet.
+    id: Box<[u8]>,
+    keys: Keys,
+    /// The packet number after the highest one so far.
+    next_number: u64,
+    stream: Pieces,
+    name: Option<HostName>,
+}
+
+/// A packet with a long header.
+#[derive(Debug)]
+struct Packet<'a> {
+    version: Version,
+    kind: PacketKind,
+    id: &'a [u8],
+    /// The packet, and the start of its number.
+    bytes: &'a [u8],
+    number_at: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PacketKind {
+    Initial,
+    ZeroRtt,
+    Handshake,
+    Retry,
+}
+
+impl FirstDatagrams {
+    /// Nothing has been read.
+    #[must_use]
+    pub const fn new(ech: Ech) -> Self {
+        Self { ech, connections: Vec::new(), name: None, has_ech: false, refused: None }
+    }
+
+    /// Reads a datagram of the client. Hold it back if the answer is [`Found::More`]: it belongs to a ClientHello that is
+    /// not complete. With [`Found::Name`], the datagram and those held back belong to connections to that name, or to
+    /// ones that are not complete. [`Found::NoName`] is final.
+    pub fn feed_datagram(&mut self, datagram: &[u8]) -> Found {
+        let read = match self.refused {
+            Some(why) => Err(why),
+            None => self.read(datagram),
+        };
+        match read {
+            Ok(Some(name)) => Found::Name(name),
+            Ok(None) => Found::More,
+            Err(why) => {
+                (self.refused, self.connections) = (Some(why), Vec::new());
+                Found::NoName(why)
+            }
+        }
+    }
+
+    /// Whether a datagram may have Initial packets: if not, it need not be fed once a name was found.
+    #[must_use]
+    pub fn begins_with_long_header(datagram: &[u8]) -> bool {
+        datagram.first().is_some_and(|first| first & LONG_HEADER != 0)
+    }
+
+    /// Whether a well-formed ClientHello was read that has an encrypted_client_hello extension.
+    #[must_use]
+    pub const fn has_ech(&self) -> bool {
+        self.has_ech
+    }
+
+    /// Reads a datagram; returns the name of its connection.
+    fn read(&mut self, datagram: &[u8]) -> Result<Option<HostName>, Why> {
+        let mut rest = datagram;
+        let (mut id, mut connection) = (None, None);
+        // A packet with a short header reaches up to the end of the datagram. Without its keys it says nothing.
+        while Self::begins_with_long_header(rest) {
+            let packet = Packet::parse(&mut rest)?;
+            // Servers need not ignore packets for another connection in the same datagram (RFC 9000 §12.2).
+            if *id.get_or_insert(packet.id) != packet.id || packet.kind == PacketKind::Retry {
+                return Err(Why::Malformed);
+            }
+            if packet.kind == PacketKind::Initial {
+                let at = self.initial(&packet)?;
+                if *connection.get_or_insert(at) != at {
+                    return Err(Why::Malformed);
+                }
+            }
+        }
+        if id.is_none() && self.connections.is_empty() {
+            return Err(Why::UnknownProtocol);
+        }
+        let name = connection.map_or(&self.name, |at| &self.connections[at].name);
+        Ok(name.clone())
+    }
+
+    /// Reads an Initial packet; returns the index of its connection.
+    fn initial(&mut self, packet: &Packet<'_>) -> Result<usize, Why> {
+        let (at, payload) = self.open(packet)?;
+        let others = self.connections.iter().enumerate().filter(|&(other, _)| other != at);
+        let room = MAX_LEN - others.map(|(_, other)| other.stream.len()).sum::<usize>();
+        let connection = &mut self.connections[at];
+        connection.read_frames(&payload, room)?;
+        if connection.name.is_none()
+            && let Some(hello) = connection.hello()?
+        {
+            self.has_ech |= hello.has_ech;
+            connection.name = Some(hello.name(self.ech)?);
+            self.name.clone_from(&connection.name);
+        }
+        Ok(at)
+    }
+
+    /// Opens a packet; returns the index of its connection, which may be a new one, and the frames.
+    ///
+    /// After the server's first answer, a client uses the connection ID that the server chose, with the keys of before.
+    /// What no keys open is refused, not ignored: a server that accepts fewer packets than we do expects other packet
+    /// numbers, so it may still be able to open it.
+    fn open(&mut self, packet: &Packet<'_>) -> Result<(usize, Vec<u8>), Why> {
+        for (at, connection) in self.connections.iter_mut().enumerate() {
+            if let Some(payload) = connection.open(packet) {
+                return Ok((at, payload));
+            }
+        }
+        let known = self.connections.iter().any(|c| c.version == packet.version && *c.id == *packet.id);
+        let begun = if known { None } else { Connection::begin(packet) };
+        let (connection, payload) = begun.ok_or(Why::Malformed)?;
+        if self.connections.len() == MAX_CONNECTIONS {
+            return Err(Why::TooLong);
+        }
+        self.connections.push(connection);
+        Ok((self.connections.len() - 1, payload))
+    }
+}
+
+impl Connection {
+    /// A new connection that begins with `packet`, and the packet's frames.
+    fn begin(packet: &Packet<'_>) -> Option<(Self, Vec<u8>)> {
+        let mut connection = Self {
+            version: packet.version,
+            id: packet.id.into(),
+            keys: Keys::of_client(packet.version, packet.id)?,
+            next_number: 0,
+            stream: Pieces::new(),
+            name: None,
+        };
+        let payload = connection.open(packet)?;
+        Some((connection, payload))
+    }
+
+    /// The frames of a packet, if it belongs to this connection. A server may have changed the version, which changes the
+    /// keys, but not the connection ID that they are derived from (RFC 9369 §4.1).
+    fn open(&mut self, packet: &Packet<'_>) -> Option<Vec<u8>> {
+        let changed;
+        let keys = if packet.version == self.version {
+            &self.keys
+        } else {
+            changed = Keys::of_client(packet.version, &self.id)?;
+            &changed
+        };
+        let opened = keys.open(packet.bytes, packet.number_at, self.next_number)?;
+        self.next_number = self.next_number.max(opened.number + 1);
+        Some(opened.payload)
+    }
+
+    /// Adds the CRYPTO frames of a packet to the stream. Other frames of Initial packets are skipped, further types are
+    /// not allowed there (RFC 9000 §12.4).
+    fn read_frames(&mut self, payload: &[u8], room: usize) -> Result<(), Why> {
+        let mut frames = Reader(payload);
+        while !frames.is_empty() {
+            match frames.varint().ok_or(Why::Malformed)? {
+                frame::PADDING | frame::PING => {}
+                kind @ (frame::ACK | frame::ACK_ECN) => skip_ack(&mut frames, kind).ok_or(Why::Malformed)?,
+                frame::CONNECTION_CLOSE => skip_close(&mut frames).ok_or(Why::Malformed)?,
+                frame::CRYPTO => {
+                    let (offset, data) = crypto(&mut frames).ok_or(Why::Malformed)?;
+                    self.insert(offset, data, room)?;
+                }
+                _ => return Err(Why::Malformed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a piece of the stream. What follows the ClientHello there is the one after a HelloRetryRequest.
+    fn insert(&mut self, offset: u64, data: &[u8], room: usize) -> Result<(), Why> {
+        let len = tls::message_len(self.stream.start())?.map_or(u64::MAX, |len| len as u64);
+        let wanted = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        if wanted == 0 {
+            return Ok(());
+        }
+        self.stream.insert(offset, data.get(..wanted).unwrap_or(data), room)
+    }
+
+    /// The ClientHello, if it is complete.
+    fn hello(&self) -> Result<Option<tls::Hello>, Why> {
+        let start = self.stream.start();
+        let message = tls::message_len(start)?.and_then(|len| start.get(..len));
+        message.map(tls::client_hello).transpose()
+    }
+}
+
+impl<'a> Packet<'a> {
+    /// The packet at the start of `datagram`, which then begins after it (RFC 9000 §12.2, §17.2).
+    fn parse(datagram: &mut &'a [u8]) -> Result<Self, Why> {
+        let mut reader = Reader(datagram);
+        let (first, version) = reader.u8().zip(reader.u32()).ok_or(Why::Malformed)?;
+        let (version, kinds) = match version {
+            VERSION_1 => (Version::V1, [0, 1, 2]),
+            VERSION_2 => (Version::V2, [1, 2, 3]),
+            other => return Err(Why::QuicVersion(other)),
+        };
+        let kind = match kinds.iter().position(|&kind| kind == first >> 4 & 3) {
+            Some(0) => PacketKind::Initial,
+            Some(1) => PacketKind::ZeroRtt,
+            Some(2) => PacketKind::Handshake,
+            _ => PacketKind::Retry,
+        };
+        let (id, rest_len) = fields(&mut reader, kind).ok_or(Why::Malformed)?;
+        let number_at = datagram.len() - reader.0.len();
+        let (bytes, rest) = datagram.split_at(number_at + rest_len);
+        *datagram = rest;
+        Ok(Self { version, kind, id, bytes, number_at })
+    }
+}
+
+/// Reads the fields between a packet's version and its number. Returns the destination connection ID, and the length of
+/// number and payload.
+fn fields<'a>(reader: &mut Reader<'a>, kind: PacketKind) -> Option<(&'a [u8], usize)> {
+    let id = reader.vector8()?;
+    let source_id = reader.vector8()?;
+    if id.len().max(source_id.len()) > MAX_ID_LEN {
+        return None;
+    }
+    if kind == PacketKind::Retry {
+        return Some((id, reader.0.len()));
+    }
+    if kind == PacketKind::Initial {
+        let token_len = usize::try_from(reader.varint()?).ok()?;
+        reader.take(token_len)?;
+    }
+    let len = usize::try_from(reader.varint()?).ok()?;
+    (len <= reader.0.len()).then_some((id, len))
+}
+
+/// Reads a CRYPTO frame after its type; returns offset and data (RFC 9000 §19.6).
+fn crypto<'a>(frames: &mut Reader<'a>) -> Option<(u64, &'a [u8])> {
+    let offset = frames.varint()?;
+    let len = usize::try_from(frames.varint()?).ok()?;
+    Some((offset, frames.take(len)?))
+}
+
+/// Reads an ACK frame after its type (RFC 9000 §19.3).
+fn skip_ack(frames: &mut Reader<'_>, kind: u64) -> Option<()> {
+    let (_largest, _delay, ranges, _first) =
+        (frames.varint()?, frames.varint()?, frames.varint()?, frames.varint()?);
+    for _ in 0..ranges {
+        let (_gap, _len) = (frames.varint()?, frames.varint()?);
+    }
+    if kind == frame::ACK_ECN {
+        let _counts = (frames.varint()?, frames.varint()?, frames.varint()?);
+    }
+    Some(())
+}
+
+/// Reads a CONNECTION_CLOSE frame after its type (RFC 9000 §19.19).
+fn skip_close(frames: &mut Reader<'_>) -> Option<()> {
+    let (_error, _frame) = (frames.varint()?, frames.varint()?);
+    let len = usize::try_from(frames.varint()?).ok()?;
+    frames.take(len).map(drop)
+}
