@@ -115,8 +115,20 @@ fn lengths_have_to_agree() {
             assert_eq!(answer, expected, "{at} {change}");
         }
     }
-    let with_more = [&message[..], &[0]].concat();
-    assert_eq!(whole(&records(&with_more, 1000)), Found::NoName(Why::Malformed));
+}
+
+#[test]
+fn a_hello_ends_with_its_record() {
+    let name = server_name(NAME.as_bytes());
+    let message = [&client_hello(&[(SERVER_NAME, &name)])[..], &[0]].concat();
+    let stream = records(&message, 1000);
+    for cut in 1..stream.len() {
+        let (start, end) = stream.split_at(cut);
+        assert_eq!(in_pieces([start, end]), Found::NoName(Why::Malformed), "{cut}");
+    }
+    assert_eq!(whole(&stream), Found::NoName(Why::Malformed));
+    // The length of the record is enough.
+    assert_eq!(whole(&stream[..stream.len() - 1]), Found::NoName(Why::Malformed));
 }
 
 #[test]
