@@ -172,6 +172,10 @@ impl Host for Sockets {
         None
     }
 
+    fn is_own(&mut self, _: SocketAddr) -> bool {
+        false
+    }
+
     fn tcp_connect(
         &mut self,
         _: FlowId,

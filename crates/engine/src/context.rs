@@ -4,10 +4,12 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::{
     addr::{Guest, Settings},
-    flow::FlowId,
+    flow::{Endpoints, FlowId},
+    guard::{Guard, Opening},
     host::Host,
     link::Link,
     memory::Memory,
+    policy::Protocol,
     timer::{Instant, Timers},
 };
 
@@ -38,6 +40,8 @@ pub struct Context<'a, W: World> {
     pub settings: &'a Settings,
     /// What is known of the guest.
     pub guest: &'a Guest,
+    /// Which flows it may begin.
+    pub guard: &'a mut Guard,
     /// Sockets of the host.
     pub host: &'a mut W::Host,
     /// The link to the guest.
@@ -54,10 +58,18 @@ impl<W: World> Context<'_, W> {
         if self.guest.has_several(guest) { self.host.outbound_source(guest, destination) } else { None }
     }
 
+    /// Whether the guest may begin a flow, whose destination after translation is `destination`.
+    pub(crate) fn admits(&mut self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> bool {
+        let Self { settings, guard, host, .. } = self;
+        let asks_resolver = protocol != Protocol::Icmp && settings.is_resolver(ends.remote, destination.ip());
+        let flow = Opening { protocol, ends: *ends, destination, asks_resolver };
+        guard.admits(&flow, |destination| host.is_own(destination))
+    }
+
     /// The link, and the rest: for a step that looks up a flow while a slot of the link is reserved.
     pub(crate) const fn split(&mut self) -> (&mut W::Link, Unlinked<'_, W>) {
-        let Self { now, settings, guest, host, link, timers } = self;
-        (link, Unlinked { now: *now, settings, guest, host, timers })
+        let Self { now, settings, guest, guard, host, link, timers } = self;
+        (link, Unlinked { now: *now, settings, guest, guard, host, timers })
     }
 }
 
@@ -66,6 +78,7 @@ pub(crate) struct Unlinked<'a, W: World> {
     pub(crate) now: Instant,
     pub(crate) settings: &'a Settings,
     pub(crate) guest: &'a Guest,
+    pub(crate) guard: &'a mut Guard,
     pub(crate) host: &'a mut W::Host,
     pub(crate) timers: &'a mut Timers<FlowId>,
 }

@@ -7,6 +7,8 @@ use crate::link::Full;
 pub struct Drops {
     /// From the guest: source or destination is not allowed (behaviour §5.2, R-100).
     pub invalid: u64,
+    /// From the guest: the guard refuses the flow.
+    pub refused: u64,
     /// A limit of flows or sockets is reached, or the host could not open a socket.
     pub no_room: u64,
     /// The host's socket was full, or refused to send.
@@ -21,7 +23,7 @@ impl Drops {
     /// All together.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.invalid + self.no_room + self.not_sent + self.link_full + self.undeliverable
+        self.invalid + self.refused + self.no_room + self.not_sent + self.link_full + self.undeliverable
     }
 
     /// Counts a datagram for the guest if it was not sent: the link was full, or (none) it was too long for a frame.

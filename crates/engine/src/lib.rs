@@ -128,6 +128,7 @@ pub mod first_bytes;
 pub mod flow;
 pub mod forward;
 mod fragmentation;
+pub mod guard;
 pub mod host;
 pub mod icmp;
 mod idle;

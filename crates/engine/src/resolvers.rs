@@ -70,6 +70,18 @@ impl Settings {
         self.resolvers_at(destination).is_some()
     }
 
+    /// Whether the guest's `destination`, which is `translated` on the host's side, is a name server that it was given.
+    pub(crate) fn is_resolver(&self, destination: SocketAddr, translated: IpAddr) -> bool {
+        let lists =
+            (self.v4.iter().map(|v4| &v4.dns_servers)).chain(self.v6.iter().map(|v6| &v6.dns_servers));
+        let advertised4 = self.v4.iter().flat_map(|v4| v4.dns.iter().copied().map(IpAddr::V4));
+        let advertised6 = self.v6.iter().flat_map(|v6| v6.dns.iter().copied().map(IpAddr::V6));
+        destination.port() == DNS
+            && (self.is_dns(destination)
+                || lists.flatten().any(|server| *server == translated)
+                || advertised4.chain(advertised6).any(|server| server == destination.ip()))
+    }
+
     /// The host's resolvers for `destination`, in the order of the list, except that those that failed recently are
     /// last. If there are none, the host itself. None if `destination` is not the guest's DNS address.
     #[must_use]

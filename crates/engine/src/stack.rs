@@ -14,6 +14,7 @@ use crate::{
     context::World,
     dns::{self, Dns},
     flow::FlowId,
+    guard::Guard,
     icmp::Ping,
     local::Advertiser,
     membership::Memberships,
@@ -78,6 +79,7 @@ pub struct Limits {
 pub struct Stack<W: World> {
     settings: Settings,
     guest: Guest,
+    guard: Guard,
     timers: Timers<FlowId>,
     flows: Protocols<W>,
     reassembly: Reassembly,
@@ -108,6 +110,7 @@ impl<W: World> Stack<W> {
             advertiser: Advertiser::new(&settings, now, seeds.advertisement),
             settings,
             guest,
+            guard: Guard::default(),
             timers: Timers::default(),
             flows: Protocols {
                 tcp: Tcp::new(limits.connections, limits.queue_memory, seeds.hash_key, seeds.isn_secret),
@@ -123,6 +126,17 @@ impl<W: World> Stack<W> {
             copy: Vec::new(),
             link_full: false,
         }
+    }
+
+    /// Which flows the guest may begin.
+    #[must_use]
+    pub const fn guard(&self) -> &Guard {
+        &self.guard
+    }
+
+    /// The same, to be asked about a flow that bypasses the link, or to be replaced.
+    pub const fn guard_mut(&mut self) -> &mut Guard {
+        &mut self.guard
     }
 
     /// Addressing and services.

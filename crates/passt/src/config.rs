@@ -12,6 +12,7 @@ use std::{
 };
 
 use engine::forward::{Bypass, Enabled, IfName, Table};
+use engine::policy::Rule;
 use wire::ethernet::Mac;
 
 /// MTU when `--mtu` is not given (behaviour §2.2): the longest 802.3 payload that is a multiple of four.
@@ -87,6 +88,13 @@ pub struct Config {
     /// `--no-ra`, given or implied by `--config-net`.
     pub no_ra: bool,
 
+    /// `--allow` and `--deny`: what the guest may reach, in order.
+    pub rules: Vec<Rule>,
+    /// `--policy`: a file with more rules, which come after those.
+    pub policy: Option<PathBuf>,
+    /// `--policy-audit`: refuse nothing, and log what would be refused.
+    pub policy_audit: bool,
+
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
     pub freebind: bool,
     /// Whether loopback connections bypass the link (behaviour §5.3.3).
@@ -145,6 +153,9 @@ impl Config {
             no_dhcpv6: false,
             no_ndp: false,
             no_ra: false,
+            rules: Vec::new(),
+            policy: None,
+            policy_audit: false,
             freebind: false,
             splice: if mode == Mode::Passt { Bypass::Never } else { Bypass::Local },
             host_lo_to_ns_lo: false,

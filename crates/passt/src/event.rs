@@ -15,7 +15,7 @@ pub(crate) enum Source {
     Namespace,
     /// Changes of resolv.conf.
     Resolvers,
-    /// Changes of the neighbours on the host's links.
+    /// Changes of the neighbours on the host's links, or of the host's addresses.
     Neighbours,
     /// The control socket, to which clients connect.
     Control,

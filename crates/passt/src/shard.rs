@@ -11,9 +11,11 @@ use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
 use engine::addr::{Guest, Settings};
-use engine::flow::FlowId;
+use engine::flow::{Endpoints, FlowId};
 use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
+use engine::guard::{Guard, Opening};
+use engine::policy::Protocol;
 use engine::pressure::Pressure;
 use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;
@@ -25,7 +27,7 @@ use crate::budgets::Budgets;
 use crate::budgets::ledger::{Class, Ledger};
 use crate::config::Config;
 use crate::event::Source;
-use crate::forward::accept::Acceptors;
+use crate::forward::accept::{Accepted, Acceptors};
 use crate::forward::bypass::Bypass;
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::{Neighbourhood, News};
@@ -54,6 +56,8 @@ pub(crate) struct Setup {
     pub(crate) settings: Settings,
     /// What is known of the guest's addresses.
     pub(crate) guest: Guest,
+    /// Which flows the guest may begin.
+    pub(crate) guard: Guard,
     /// Which connections bypass the link.
     pub(crate) policy: Policy,
     /// How outbound sockets are bound.
@@ -123,6 +127,7 @@ impl Shard {
         let (idle, idle_stream) = io::udp::timeouts();
         let limits = setup.budgets.limits(idle, idle_stream);
         let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
+        *stack.guard_mut() = setup.guard;
         let mut acceptors = Acceptors::new();
         // With clients, closed until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
@@ -208,7 +213,8 @@ impl Shard {
     fn watch_all(&self, lifetime: &Lifetime, resolvers: Option<&Resolvers<'_>>) -> anyhow::Result<()> {
         let resolvers = resolvers.map(|resolvers| (Source::Resolvers, resolvers.news.as_fd()));
         let neighbours = self.neighbourhood.as_ref().map(|watch| (Source::Neighbours, watch.as_fd()));
-        for (source, fd) in lifetime.sources().chain(resolvers).chain(neighbours) {
+        let addresses = self.sockets.followed_addresses().map(|fd| (Source::Neighbours, fd));
+        for (source, fd) in lifetime.sources().chain(resolvers).chain(neighbours).chain(addresses) {
             source.watch(self.sockets.epoll(), fd, EventFlags::IN).context("can't watch a descriptor")?;
         }
         Ok(())
@@ -286,8 +292,9 @@ impl Shard {
         self.stack.round(now, &mut self.sockets, &mut self.link)
     }
 
-    /// The host's table of neighbours has changed.
+    /// The host's table of neighbours has changed, or its addresses.
     fn on_neighbours(&mut self, now: Instant) {
+        self.sockets.update_addresses();
         let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
         for change in changes {
             self.round(now).neighbour(change);
@@ -354,6 +361,10 @@ impl Shard {
         let Some(accepted) = self.acceptors.accept(id, &self.policy, settings, guest, now) else {
             return;
         };
+        if !self.admits(&accepted) {
+            self.acceptors.refused += 1;
+            return reset_on_close(&accepted.socket);
+        }
         let class = match (accepted.onward, accepted.direction) {
             (Onward::Bypass(_), Direction::Inbound) => Class::LocalIn,
             (Onward::Bypass(_), Direction::Outbound) => Class::LocalOut,
@@ -375,6 +386,19 @@ impl Shard {
                 drop(self.round(now).accept(ends, socket));
             }
             Onward::Refuse => {}
+        }
+    }
+
+    /// Whether the guard admits a connection: one that a client in the guest's namespace opens to the host's loopback.
+    fn admits(&mut self, accepted: &Accepted) -> bool {
+        match (accepted.onward, accepted.direction, accepted.peer) {
+            (Onward::Bypass(remote), Direction::Outbound, Some(guest)) => {
+                let ends = Endpoints { guest, remote };
+                let (protocol, destination) = (Protocol::Tcp, remote);
+                let flow = Opening { protocol, ends, destination, asks_resolver: false };
+                self.stack.guard_mut().admits(&flow, |_| true)
+            }
+            _ => true,
         }
     }
 }

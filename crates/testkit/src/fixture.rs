@@ -6,6 +6,7 @@ use engine::{
     addr::{Guest, Settings},
     context::Context,
     flow::FlowId,
+    guard::Guard,
     timer::{Instant, Timers},
 };
 use wire::offload::Offload;
@@ -23,6 +24,7 @@ pub struct Fixture {
     pub now: Instant,
     pub settings: Settings,
     pub guest: Guest,
+    pub guard: Guard,
     pub host: VirtualHost,
     pub link: Capture,
     pub timers: Timers<FlowId>,
@@ -34,6 +36,7 @@ impl Default for Fixture {
         Self {
             now: START,
             guest: guest(&settings),
+            guard: Guard::default(),
             settings,
             host: VirtualHost::default(),
             link: Capture::default(),
@@ -49,6 +52,7 @@ impl Fixture {
             now: self.now,
             settings: &self.settings,
             guest: &self.guest,
+            guard: &mut self.guard,
             host: &mut self.host,
             link: &mut self.link,
             timers: &mut self.timers,

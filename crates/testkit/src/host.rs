@@ -168,6 +168,10 @@ impl Host for VirtualHost {
         Some(guest).filter(|guest| self.own.contains(guest))
     }
 
+    fn is_own(&mut self, destination: SocketAddr) -> bool {
+        self.own.contains(&destination.ip())
+    }
+
     fn tcp_connect(
         &mut self,
         flow: FlowId,

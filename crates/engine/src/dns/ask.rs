@@ -20,6 +20,7 @@ use crate::{
     icmp::{self, Quote},
     idle::Timeouts,
     memory::PayloadOf,
+    policy::Protocol,
     timer::Timers,
 };
 
@@ -51,6 +52,13 @@ impl<W: World> Dns<W> {
             self.counters.invalid += 1;
             return;
         };
+        let remote = key.endpoints.remote;
+        if !cx.admits(Protocol::Udp, &key.endpoints, remote) {
+            self.counters.refused += 1;
+            let report = Report::prohibited(remote.is_ipv4());
+            let quote = Quote::of_datagram(key.endpoints, message.len(), head);
+            return icmp::send_router_error(report, &quote, cx);
+        }
         let Ok(id) = self.exchanges.insert(Exchange::new(key, servers, traffic_class)) else {
             self.counters.no_room += 1;
             return;

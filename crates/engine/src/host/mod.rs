@@ -168,6 +168,9 @@ pub trait Host {
     /// one, if the host has it on the interface of that route. None: the kernel chooses.
     fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr>;
 
+    /// Whether the host itself has the address of `destination`.
+    fn is_own(&mut self, destination: SocketAddr) -> bool;
+
     /// Starts to connect to `destination`, from `source` if that is given and the host still has it, by packets of
     /// traffic class `class` (without ECN bits). The result arrives as readiness: writable, or error.
     ///

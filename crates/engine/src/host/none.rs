@@ -51,6 +51,10 @@ impl<M: Memory> Host for NoHost<M> {
         None
     }
 
+    fn is_own(&mut self, _: SocketAddr) -> bool {
+        false
+    }
+
     fn tcp_connect(
         &mut self,
         _: FlowId,

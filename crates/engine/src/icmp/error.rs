@@ -85,6 +85,12 @@ impl<'a> Quote<'a> {
 }
 
 impl Report {
+    /// A router refuses by policy (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+    pub(crate) const fn prohibited(v4: bool) -> Self {
+        let (kind, code) = if v4 { (v4::UNREACHABLE, 13) } else { (v6::UNREACHABLE, 1) };
+        Self { kind, code, info: 0 }
+    }
+
     /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there
     /// is no such message, or if it is of no use to the guest.
     pub(crate) const fn translated(self, from_v4: bool, to_v4: bool) -> Option<Self> {

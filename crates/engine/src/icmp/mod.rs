@@ -28,7 +28,7 @@ pub(crate) use error::{MAX_UPPER, Quote, router, send_error, send_router_error, 
 use crate::{
     context::{Context, PingOf, World},
     drops::Drops,
-    flow::{FlowId, Flows, Keyed, Kind},
+    flow::{Endpoints, FlowId, Flows, Keyed, Kind},
     fragmentation::Fragmenter,
     host::{
         self, EchoRequest, Errno, Host, PingSocket, Readiness, Received, Report, SendResult, SocketError,
@@ -38,6 +38,7 @@ use crate::{
     link::Link,
     memory::PayloadOf,
     nat::{Protocol, is_group},
+    policy,
     share::{Notice, Share},
     timer::Timers,
 };
@@ -145,6 +146,20 @@ impl<W: World> Ping<W> {
             self.counters.invalid += 1;
             return;
         };
+        let ends = Endpoints {
+            guest: SocketAddr::new(packet.source, message.header.echo_id()),
+            remote: SocketAddr::new(remote, 0),
+        };
+        // A flow serves many destinations, so each request is judged.
+        if !cx.admits(policy::Protocol::Icmp, &ends, peer) {
+            self.counters.refused += 1;
+            let key =
+                Key { guest: packet.source, id: ends.guest.port(), target: Target::Any { source: None } };
+            let mut bytes = [0; MAX_UPPER];
+            let len = message.payload.copy_to(&mut bytes);
+            let quote = quote(key, remote, *message.header, &bytes[..len]);
+            return send_router_error(Report::prohibited(remote.is_ipv4()), &quote, cx);
+        }
         let target = target(packet.source, remote, peer, cx);
         let key = Key { guest: packet.source, id: message.header.echo_id(), target };
         let Some(id) = self.flows.find(&key).or_else(|| self.open(key, peer.ip(), cx)) else {
@@ -167,7 +182,7 @@ impl<W: World> Ping<W> {
         }
         let SendResult::Refused(errno, too_long) = sent else { return };
         if let Some(report) = too_long.or(Report::of_refusal(errno, key.guest.is_ipv4())) {
-            let mut bytes = [0; MAX_QUOTE];
+            let mut bytes = [0; MAX_UPPER];
             let len = message.payload.copy_to(&mut bytes);
             send_router_error(report, &quote(key, remote, *message.header, &bytes[..len]), cx);
         }
@@ -303,7 +318,7 @@ impl<W: World> Ping<W> {
 
 /// Takes the errors of a flow's socket, and reports to the guest those that its requests met. See [`host::drain`].
 fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) -> Option<Report> {
-    let mut bytes = [0; HEADER_LEN + MAX_QUOTE];
+    let mut bytes = [0; HEADER_LEN + MAX_UPPER];
     host::drain(socket, &mut bytes, MAX_BATCH, |error, quoted| {
         let (Some(report), Some(message)) = (error.report, Message::parse(quoted)) else { return };
         let (remote, peer) = match key.target {

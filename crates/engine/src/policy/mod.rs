@@ -236,6 +236,12 @@ impl Policy {
         !self.names.is_empty()
     }
 
+    /// Whether there are rules by group. Only they depend on [`Question::leads_to_host`].
+    #[must_use]
+    pub const fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
     /// The text of what decided, for logs and extended DNS errors.
     #[must_use]
     pub fn text(&self, reason: Reason) -> &str {

@@ -237,7 +237,7 @@ impl<W: World> Round<'_, W> {
 
     /// All flows, and what their steps need.
     pub(super) const fn split(&mut self) -> (&mut Protocols<W>, Context<'_, W>) {
-        let Stack { settings, guest, timers, flows, .. } = &mut *self.stack;
-        (flows, Context { now: self.now, settings, guest, host: self.host, link: self.link, timers })
+        let Stack { settings, guest, guard, timers, flows, .. } = &mut *self.stack;
+        (flows, Context { now: self.now, settings, guest, guard, host: self.host, link: self.link, timers })
     }
 }

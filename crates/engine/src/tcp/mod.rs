@@ -45,6 +45,7 @@ use crate::{
     icmp::{Quote, send_router_error},
     memory::PayloadOf,
     nat::Protocol,
+    policy,
     pressure::Pressure,
     resolvers::Health,
     timer::Instant,
@@ -154,6 +155,10 @@ impl<W: World> Tcp<W> {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
+        if !cx.admits(policy::Protocol::Tcp, &ends, destination) {
+            self.counters.refused += 1;
+            return reset_unknown(&ends, 0, syn, cx);
+        }
         let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
         let mut dial = resolvers.map(|servers| Dial::new(servers, class));
         let connecting = match &mut dial {

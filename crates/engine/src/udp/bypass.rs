@@ -10,10 +10,12 @@ use core::net::{IpAddr, SocketAddr};
 use super::{Role, Socket, SocketKey, Udp, UdpSocket};
 use crate::{
     context::{UdpOf, Unlinked, World},
-    flow::FlowId,
+    flow::{Endpoints, FlowId},
     forward::{Policy, spec::Direction},
+    guard::Opening,
     host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, SendResult},
     memory::PayloadOf,
+    policy::Protocol,
 };
 
 /// Hop limit of datagrams that bypass the link if the host does not report the received one: Linux's default.
@@ -82,6 +84,10 @@ impl<W: World> Udp<W> {
     ) -> Option<ToSocket> {
         let client = Client { listener, peer: received.from, local: received.local };
         let known = self.sockets.find(&SocketKey::Proxy(client));
+        if known.is_none() && !self.admits_bypass(cx, listener, received.from, target) {
+            self.counters.refused += 1;
+            return None;
+        }
         let id = known.or_else(|| self.open_proxy(cx, client, target));
         let proxy = id.and_then(|id| match &self.sockets.get(id)?.role {
             Role::Proxy(proxy) => Some((id, proxy.target)),
@@ -111,6 +117,22 @@ impl<W: World> Udp<W> {
         self.note(id, false, cx.now, cx.timers);
         let Client { listener, peer, local } = client;
         Some(ToSocket { socket: listener, destination: peer, source: local })
+    }
+
+    /// Whether the guard admits a client of the guest's namespace. Clients of the host are not judged.
+    fn admits_bypass(
+        &self,
+        cx: &mut Unlinked<'_, W>,
+        listener: FlowId,
+        client: SocketAddr,
+        target: SocketAddr,
+    ) -> bool {
+        let Some(Role::Listener(listener)) = self.sockets.get(listener).map(|socket| &socket.role) else {
+            return true;
+        };
+        let ends = Endpoints { guest: client, remote: target };
+        let flow = Opening { protocol: Protocol::Udp, ends, destination: target, asks_resolver: false };
+        listener.direction == Direction::Inbound || cx.guard.admits(&flow, |_| true)
     }
 
     fn open_proxy(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {

@@ -22,7 +22,7 @@ use crate::{
     context::{Context, Unlinked, World},
     flow::{Endpoints, FlowId},
     forward::Onward,
-    host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT},
+    host::{Host as _, Readiness, SocketError, UNKNOWN_HOP_LIMIT},
     link::Link as _,
     memory::Memory,
 };
@@ -317,6 +317,12 @@ impl<W: World> Udp<W> {
             Some(id) => id,
             None => {
                 let endpoints = Endpoints { guest, remote: shown };
+                let published = listening && !joined;
+                let Unlinked { guard, host, .. } = cx;
+                if !published && !guard.admits_stranger(endpoints, peer, |peer| host.is_own(peer)) {
+                    self.counters.refused += 1;
+                    return None;
+                }
                 // The guest already sees another peer with this address (Q24): that flow stays.
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket, Origin::Host);

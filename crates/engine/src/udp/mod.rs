@@ -45,6 +45,7 @@ use crate::{
     idle::{Activity, Chain, Idle},
     memory::PayloadOf,
     nat::{Protocol, is_group},
+    policy,
 };
 use bypass::{Client, Proxy};
 use member::Groups;
@@ -301,7 +302,9 @@ impl<W: World> Udp<W> {
             remote: SocketAddr::new(packet.destination, datagram.header.destination_port.get()),
         };
         let known = self.flows.find(&endpoints);
-        let Some(id) = known.or_else(|| self.open_flow(endpoints, cx)) else { return };
+        let Some(id) = known.or_else(|| self.open_flow(endpoints, datagram.payload, cx)) else {
+            return;
+        };
         let Some(flow) = self.flows.get(id) else { return };
         let segment_size = segment_size(offload, datagram.payload.len());
         let outbound = OutboundDatagram {
@@ -360,8 +363,13 @@ impl<W: World> Udp<W> {
         self.train.recycle(payload);
     }
 
-    /// Opens a flow that the guest begins.
-    fn open_flow(&mut self, endpoints: Endpoints, cx: &mut Context<'_, W>) -> Option<FlowId> {
+    /// Opens a flow that the guest begins by a datagram with `payload`.
+    fn open_flow(
+        &mut self,
+        endpoints: Endpoints,
+        payload: PayloadOf<'_, W::Memory>,
+        cx: &mut Context<'_, W>,
+    ) -> Option<FlowId> {
         let guest = endpoints.guest;
         let peer = cx.settings.to_host(Protocol::Udp, endpoints.remote).ok();
         let valid = cx.settings.valid_guest_source(guest.ip()) && guest.port() != 0;
@@ -369,6 +377,14 @@ impl<W: World> Udp<W> {
             self.counters.invalid += 1;
             return None;
         };
+        if !cx.admits(policy::Protocol::Udp, &endpoints, peer) {
+            self.counters.refused += 1;
+            let mut bytes = [0; icmp::MAX_UPPER];
+            let quoted = payload.copy_to(&mut bytes);
+            let quote = Quote::of_datagram(endpoints, payload.len(), &bytes[..quoted]);
+            icmp::send_router_error(Report::prohibited(guest.is_ipv4()), &quote, cx);
+            return None;
+        }
         let local = cx.outbound_source(guest.ip(), peer);
         let flow = self.socket_for(guest, peer, local, cx).and_then(|socket| {
             self.insert(Flow::new(endpoints, peer, socket, Origin::Guest).leaving_from(local))

@@ -96,6 +96,7 @@ impl Args {
         self.splice()?;
         self.copying()?;
         self.implied();
+        self.guard()?;
         match self.config.mode {
             Mode::Pasta => self.target(operands)?,
             Mode::Passt => {
@@ -106,6 +107,14 @@ impl Args {
         }
         self.forwarding(ephemeral)?;
         Ok(self.config)
+    }
+
+    fn guard(&self) -> Result<(), String> {
+        let Config { rules, policy, policy_audit, .. } = &self.config;
+        if *policy_audit && rules.is_empty() && policy.is_none() {
+            return Err("--policy-audit needs rules: --allow, --deny or --policy".into());
+        }
+        Ok(())
     }
 
     /// Length 0 means no length: a network of all addresses would be an on-link default route.

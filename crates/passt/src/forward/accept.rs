@@ -42,6 +42,8 @@ struct Port {
 pub(crate) struct Accepted {
     /// The socket, non-blocking.
     pub(crate) socket: OwnedFd,
+    /// Its client. None if the kernel does not say; then it is refused.
+    pub(crate) peer: Option<SocketAddr>,
     /// The direction of its rule.
     pub(crate) direction: Direction,
     /// What happens to it.
@@ -158,7 +160,7 @@ impl Acceptors {
                         let hit = if ask { local_address(&socket) } else { None };
                         policy.onward(&port.listener, settings, guest, peer, hit)
                     });
-                    return Some(Accepted { socket, direction: port.listener.direction, onward });
+                    return Some(Accepted { socket, peer, direction: port.listener.direction, onward });
                 }
                 // INVAL: it does not listen any more.
                 Err(Errno::AGAIN | Errno::INVAL) => return None,

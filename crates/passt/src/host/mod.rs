@@ -20,6 +20,8 @@ use wire::ethernet::Mac;
 pub(crate) mod missing;
 mod neighbours;
 pub(crate) mod netlink;
+mod own;
+
 mod resolver;
 mod route;
 
@@ -30,6 +32,7 @@ pub use netlink_packet_route::{
     link::LinkFlags,
     route::{RouteMetric, RoutePreference, RouteProtocol, RouteScope},
 };
+pub(crate) use own::OwnAddresses;
 pub use resolver::Resolver;
 pub(crate) use resolver::{News, Watch};
 pub(crate) use route::family_of;

@@ -37,7 +37,7 @@ impl Neighbourhood {
     /// # Errors
     /// The kernel does not report changes, or does not list neighbours.
     pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<(Self, Vec<Neighbour>), Error> {
-        let changes = Netlink::subscribe(GROUP)?;
+        let changes = Netlink::subscribe(&[GROUP])?;
         // The list needs a socket of its own: on the subscribed one, changes could arrive between its parts.
         let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let present = Netlink::open()?.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))?;

@@ -93,6 +93,7 @@ pub(crate) fn request(message: RouteNetlinkMessage, flags: u16) -> Request {
 }
 
 /// A socket in the network namespace of the thread that opened it.
+#[derive(Debug)]
 pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -116,12 +117,14 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
-    /// Opens a socket that receives the messages of the multicast group `group` (`RTNLGRP_*`). [`Netlink::drain`] reads them.
-    pub(crate) fn subscribe(group: u32) -> Result<Self, Error> {
+    /// Opens a socket that receives the messages of multicast groups (`RTNLGRP_*`). [`Netlink::drain`] reads them.
+    pub(crate) fn subscribe(groups: &[u32]) -> Result<Self, Error> {
         let mut netlink = Self::open()?;
         // The kernel delivers multicast messages only to bound sockets.
         netlink.socket.bind_auto()?;
-        netlink.socket.add_membership(group)?;
+        for group in groups {
+            netlink.socket.add_membership(*group)?;
+        }
         Ok(netlink)
     }
 

@@ -11,7 +11,7 @@ pub(crate) mod unix_socket;
 pub(crate) mod world;
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -30,6 +30,7 @@ pub(crate) use self::tcp::{Stream, stream_socket};
 use self::udp::UdpSocket;
 use crate::budgets::ledger::{Class, Ledger, Permit};
 use crate::errno::to_engine;
+use crate::host::OwnAddresses;
 use crate::memory::Vectored;
 use crate::pasta::netns::Opener;
 
@@ -77,6 +78,16 @@ impl Sockets {
     /// Opens sockets in the guest's namespace by `opener` from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
         self.opener = Some(opener);
+    }
+
+    /// Reports changes of the host's addresses, if they are followed.
+    pub(crate) fn followed_addresses(&self) -> Option<BorrowedFd<'_>> {
+        self.sources.followed.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Takes note of changes of the host's addresses.
+    pub(crate) fn update_addresses(&mut self) {
+        self.sources.followed.iter_mut().for_each(OwnAddresses::update);
     }
 
     /// The ledger of open files.
@@ -140,6 +151,10 @@ impl Host for Sockets {
         // With `--outbound` or an outbound interface, the guest's address has no influence.
         let free = egress.source.is_none() && egress.interface.is_none();
         if free { self.sources.choose(guest, destination) } else { None }
+    }
+
+    fn is_own(&mut self, destination: SocketAddr) -> bool {
+        self.sources.is_own(destination.ip())
     }
 
     fn tcp_connect(

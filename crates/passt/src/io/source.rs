@@ -12,7 +12,7 @@ use rustix::net::{
     AddressFamily, SocketFlags, SocketType, connect, connect_unspec, getsockname, socket_with, sockopt,
 };
 
-use crate::host::Facts;
+use crate::host::{Facts, OwnAddresses};
 
 /// The host's own addresses, and sockets to ask the kernel for its choice.
 #[derive(Debug, Default)]
@@ -21,16 +21,18 @@ pub(crate) struct Sources {
     own: Vec<(IpAddr, u32)>,
     /// Sockets for IPv4 and IPv6. They never send anything.
     probes: [Option<OwnedFd>; 2],
+    /// All addresses that the host has now, if anything depends on them.
+    pub(super) followed: Option<OwnAddresses>,
 }
 
 impl Sources {
-    /// The addresses that the host has now.
-    pub(crate) fn of(facts: &Facts) -> Self {
+    /// The addresses that the host has now. With `followed`, changes are noticed, too.
+    pub(crate) fn of(facts: &Facts, followed: Option<OwnAddresses>) -> Self {
         let mut own: Vec<_> =
             facts.addresses.iter().map(|address| (address.local, address.interface)).collect();
         own.retain(|(address, _)| !address.is_loopback());
         own.sort_unstable();
-        Self { own, probes: [None, None] }
+        Self { own, probes: [None, None], followed }
     }
 
     /// The address `guest`, if the host must use it as the source for packets from it to `destination`.
@@ -41,6 +43,11 @@ impl Sources {
         }
         let usual = self.probe(destination).ok()?;
         (self.interface(usual)? == interface).then_some(guest)
+    }
+
+    /// Whether the host has this address now. False if its addresses are not followed.
+    pub(crate) fn is_own(&mut self, address: IpAddr) -> bool {
+        self.followed.as_mut().is_some_and(|own| own.contains(address))
     }
 
     fn interface(&self, address: IpAddr) -> Option<u32> {
@@ -82,7 +89,7 @@ mod tests {
             ip("address add 192.0.2.20/24 dev eth0");
             add_link("vpn0", "10.8.0.5/24");
             ip("route add default via 192.0.2.1");
-            let mut sources = Sources::of(&Facts::gather().unwrap());
+            let mut sources = Sources::of(&Facts::gather().unwrap(), None);
             let mut choose = |guest: &str, destination: &str| {
                 sources.choose(guest.parse().unwrap(), destination.parse().unwrap())
             };

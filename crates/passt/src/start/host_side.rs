@@ -4,13 +4,16 @@ use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 use engine::forward::spec::Direction;
+use engine::guard::Guard;
 use engine::neighbours::Neighbour;
+use engine::policy::Policy;
 
+use super::policy;
 use crate::budgets::listeners_at_start;
 use crate::budgets::resources::Resources;
 use crate::config::{self, Config, GuestLink, Mode};
 use crate::forward::listen::{Listener, Opening};
-use crate::host::{Facts, Neighbourhood, Watch};
+use crate::host::{Facts, Neighbourhood, OwnAddresses, Watch};
 use crate::io::outbound::Outbound;
 use crate::io::{Sources, unix_socket};
 use crate::link::door::{self, GuestSocket};
@@ -36,6 +39,8 @@ pub(crate) struct Network {
     pub(crate) plan: Plan,
     /// The other hosts on the host's links, and what reports their changes.
     pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
+    /// Which flows the guest may begin.
+    pub(crate) guard: Guard,
     /// Where frames are written to (`--pcap`).
     pub(crate) capture: Option<Capture>,
     /// How outbound sockets are bound.
@@ -84,6 +89,7 @@ impl Network {
         facts: &Facts,
         guest_socket: Option<OwnedFd>,
     ) -> anyhow::Result<Self> {
+        let guard = policy::guard(config)?;
         let neighbourhood = watch_neighbours(&plan);
         let capture = config.pcap.as_deref().map(open_capture).transpose()?;
         let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
@@ -102,10 +108,13 @@ impl Network {
             Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket)?),
             Mode::Pasta => None,
         };
-        let sources = Sources::of(facts);
+        let groups = guard.policy().is_some_and(Policy::has_groups);
+        let followed = groups.then(OwnAddresses::watch).transpose();
+        let sources = Sources::of(facts, followed.context("rules by group need the host's addresses")?);
         Ok(Self {
             plan,
             neighbourhood,
+            guard,
             capture,
             outbound,
             sources,

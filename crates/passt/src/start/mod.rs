@@ -2,6 +2,7 @@
 
 mod guest_side;
 mod host_side;
+mod policy;
 
 use engine::addr::Guest;
 use engine::forward::Policy;
@@ -44,6 +45,7 @@ pub(crate) fn event_loop(config: &Config, mut network: Network, guest: GuestSide
         link: guest.link,
         settings,
         guest: addressing,
+        guard: network.guard,
         policy: Policy { bypass: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope },
         outbound: network.outbound,
         sources: network.sources,

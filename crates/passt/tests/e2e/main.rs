@@ -20,6 +20,7 @@ mod checksums;
 mod dns;
 mod flood;
 mod fragments;
+mod guard;
 mod harness;
 mod hostile;
 mod http;

@@ -2,6 +2,7 @@
 
 mod address;
 mod dns;
+mod guard;
 mod link;
 mod mapping;
 mod namespace;
@@ -77,7 +78,7 @@ pub enum Modes {
 }
 
 /// Every option, by group.
-pub static GROUPS: [Group; 8] = [
+pub static GROUPS: [Group; 9] = [
     Group { title: "Process and output", options: process::OPTIONS },
     Group { title: "Connection to the guest", options: link::OPTIONS },
     Group { title: "Namespace", options: namespace::OPTIONS },
@@ -86,6 +87,7 @@ pub static GROUPS: [Group; 8] = [
     Group { title: "Names and DNS", options: dns::OPTIONS },
     Group { title: "Protocols and services", options: protocol::OPTIONS },
     Group { title: "Port forwarding", options: ports::OPTIONS },
+    Group { title: "What the guest may reach", options: guard::OPTIONS },
 ];
 
 /// Every option.

@@ -1,0 +1,75 @@
+use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+use super::*;
+use crate::policy::spec;
+
+fn guard(rules: &[&str]) -> Guard {
+    let file = spec::parse_file(&rules.join("\n")).unwrap();
+    Guard::new(Policy::new(file.rules, file.default).unwrap(), false)
+}
+
+fn opening(protocol: Protocol, remote: &str, destination: &str) -> Opening {
+    let [remote, destination]: [SocketAddr; 2] = [remote, destination].map(|text| text.parse().unwrap());
+    let ends = Endpoints { guest: "198.51.100.2:40000".parse().unwrap(), remote };
+    Opening { protocol, ends, destination, asks_resolver: false }
+}
+
+#[test]
+fn without_rules_everything_is_admitted() {
+    let mut guard = Guard::default();
+    let flow = opening(Protocol::Tcp, "192.0.2.1:80", "127.0.0.1:80");
+    assert!(guard.admits(&flow, |_| panic!("no rule depends on it")));
+    assert_eq!(guard.refused(), 0);
+}
+
+#[test]
+fn rules_mean_the_address_that_the_guest_wrote_and_host_means_where_it_leads() {
+    let gateway = opening(Protocol::Tcp, "192.0.2.1:80", "127.0.0.1:80");
+    let second = opening(Protocol::Tcp, "203.0.113.7:80", "203.0.113.7:80");
+    for (rules, gateway_admitted, second_admitted) in [
+        (&["deny 192.0.2.1"][..], false, true),
+        (&["deny 127.0.0.1"], true, true),
+        (&["deny host"], false, false),
+        (&["allow 192.0.2.1"], true, false),
+        (&["allow host"], true, true),
+        (&["allow public"], false, false),
+    ] {
+        let mut guard = guard(rules);
+        assert_eq!(guard.admits(&gateway, |_| false), gateway_admitted, "{rules:?}");
+        assert_eq!(guard.admits(&second, |_| true), second_admitted, "{rules:?}");
+        assert_eq!(guard.refused(), u64::from(!gateway_admitted) + u64::from(!second_admitted), "{rules:?}");
+    }
+}
+
+#[test]
+fn addresses_of_the_host_are_looked_up_only_for_groups() {
+    let flow = opening(Protocol::Udp, "192.0.2.1:80", "192.0.2.1:80");
+    assert!(guard(&["deny 192.0.2.2"]).admits(&flow, |_| panic!("no rule depends on it")));
+}
+
+#[test]
+fn a_resolver_in_a_denied_group_may_be_asked_if_names_may() {
+    let flow = Opening { asks_resolver: true, ..opening(Protocol::Udp, "10.0.0.53:53", "10.0.0.53:53") };
+    let admitted: Vec<bool> = [
+        &["deny private"][..],
+        &["deny 10.0.0.53"],
+        &["allow public"],
+        &["allow 192.0.2.1"],
+        &["deny private", "default deny"],
+    ]
+    .iter()
+    .map(|rules| guard(rules).admits(&flow, |_| false))
+    .collect();
+    assert_eq!(admitted, [true, false, true, false, false]);
+    let other = opening(Protocol::Udp, "10.0.0.53:53", "10.0.0.53:53");
+    assert!(!guard(&["deny private"]).admits(&other, |_| false));
+}
+
+#[test]
+fn an_audit_refuses_nothing_and_counts() {
+    let policy = guard(&["deny all"]).policy().unwrap().clone();
+    let mut audit = Guard::new(policy, true);
+    assert!(audit.admits(&opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0"), |_| false));
+    assert_eq!(audit.refused(), 1);
+}

@@ -1,0 +1,99 @@
+//! What the guard refuses, through the whole stack (docs/guard.md).
+
+use wire::{
+    icmp,
+    tcp::{self, Flags, Seq},
+};
+
+use super::*;
+use crate::{
+    guard::Guard,
+    host::Readiness,
+    policy::{Policy, spec},
+};
+
+fn guarded(rules: &str) -> Test {
+    let mut test = Test::new();
+    let file = spec::parse_file(rules).unwrap();
+    *test.stack.guard_mut() = Guard::new(Policy::new(file.rules, file.default).unwrap(), false);
+    test
+}
+
+fn syn(from: &str, to: &str) -> Vec<u8> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    let header = tcp::Header::new((from.port(), to.port()), Seq(7), Seq(0), Flags::SYN, 1000, 0);
+    let headers = outgoing(from, to);
+    let (mut frame, offload) = testkit::guest::tcp(&headers, header, &[], 0, |_| ());
+    complete_checksum(&mut frame, &offload);
+    frame.truncate(headers.headroom(tcp::HEADER_LEN));
+    frame
+}
+
+fn ping(from: &str, to: &str) -> Vec<u8> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    let request = if from.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
+    testkit::guest::icmp(&outgoing(from, to), Header::new(request, 0, 17 << 16 | 1), b"echo")
+}
+
+/// The only frame that is sent to the guest is this ICMP error, which quotes `frame`.
+#[track_caller]
+fn assert_prohibited(test: &mut Test, frame: &[u8]) {
+    let answers = test.wait(Duration::ZERO);
+    assert_eq!(answers.len(), 1);
+    let Transport::Icmp(Message { header, payload: quote }) = ip(&answers[0]).transport else { panic!() };
+    let expected = if ip(frame).source.is_ipv4() { (3, 13) } else { (1, 1) };
+    assert_eq!((header.kind, header.code), expected);
+    let quoted = [&frame[..14], quote].concat();
+    assert_eq!((ip(&quoted).source, ip(&quoted).destination), (ip(frame).source, ip(frame).destination));
+}
+
+#[test]
+fn refused_flows_open_no_socket_and_are_answered_at_once() {
+    for (guest, peer) in BOTH {
+        let mut test = guarded("deny all");
+        test.receive(&syn(guest, peer), &Offload::default());
+        let answers = test.wait(Duration::ZERO);
+        assert_eq!(answers.len(), 1);
+        let (_, segment) = testkit::guest::segment(&answers[0]).unwrap();
+        assert_eq!((segment.flags(), segment.ack()), (Flags::RST | Flags::ACK, Seq(8)));
+
+        for frame in [datagram(guest, peer, b"refused").1, ping(guest, peer)] {
+            test.receive(&frame, &Offload::default());
+            assert_prohibited(&mut test, &frame);
+        }
+        assert_eq!(test.stack.guard().refused(), 3);
+        assert_eq!(test.host.opened.len(), 0);
+        assert_eq!((test.stack.udp().counters().refused, test.stack.ping().counters().refused), (1, 1));
+        assert_eq!(test.stack.tcp().counters.refused, 1);
+    }
+}
+
+/// One ping socket serves all destinations, so each request is judged.
+#[test]
+fn a_ping_that_is_allowed_does_not_open_the_way_for_others() {
+    let mut test = guarded("allow 203.0.113.1");
+    test.receive(&ping(GUEST, PEER), &Offload::default());
+    assert_eq!(test.socket().socket.sent().len(), 1);
+    let refused = ping(GUEST, "203.0.113.2:7");
+    test.receive(&refused, &Offload::default());
+    assert_prohibited(&mut test, &refused);
+    assert_eq!(test.socket().socket.sent().len(), 0);
+}
+
+/// A datagram from an address that the guest may not write to would open a flow by which the guest could answer.
+#[test]
+fn a_sender_that_the_guest_may_not_write_to_does_not_reach_it() {
+    let mut test = guarded("allow 203.0.113.1\nallow 203.0.113.3");
+    test.receive(&datagram(GUEST, PEER, b"question").1, &Offload::default());
+    let (id, socket) = (test.socket().id, test.socket().socket.clone());
+    for (from, arrives) in [("203.0.113.1:9", true), ("203.0.113.2:9", false), ("203.0.113.3:9", true)] {
+        socket.arrive(from, b"answer");
+        test.round().ready(id, Readiness { readable: true, ..Readiness::default() });
+        assert_eq!(test.wait(Duration::ZERO).len(), usize::from(arrives), "{from}");
+    }
+    assert_eq!(test.stack.udp().counters().refused, 1);
+    // And the guest can't answer.
+    let refused = datagram(GUEST, "203.0.113.2:9", b"answer").1;
+    test.receive(&refused, &Offload::default());
+    assert_prohibited(&mut test, &refused);
+}

@@ -1,0 +1,90 @@
+//! The addresses that the host has at present, for rules about the host itself (docs/guard.md).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::gather_addresses;
+use super::netlink::{Error, Netlink};
+use super::parse_address;
+
+/// `RTM_NEWADDR`.
+const NEW: u16 = 20;
+/// `RTM_DELADDR`.
+const DELETED: u16 = 21;
+/// The multicast groups for changes of addresses (`RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`).
+const GROUPS: [u32; 2] = [5, 9];
+
+/// Follows the addresses of all interfaces in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct OwnAddresses {
+    /// A member of [`GROUPS`].
+    changes: Netlink,
+    /// With the index of the interface: an address may be on several.
+    own: BTreeSet<(IpAddr, u32)>,
+}
+
+impl OwnAddresses {
+    /// Starts to follow the addresses.
+    ///
+    /// # Errors
+    /// The kernel does not report changes, or does not list addresses.
+    pub(crate) fn watch() -> Result<Self, Error> {
+        let changes = Netlink::subscribe(&GROUPS)?;
+        // The list needs a socket of its own: on the subscribed one, changes could arrive between its parts.
+        let present = gather_addresses(&mut Netlink::open()?)?;
+        Ok(Self { changes, own: present.iter().map(|address| (address.local, address.interface)).collect() })
+    }
+
+    /// Takes note of the changes that have arrived. Does not wait.
+    pub(crate) fn update(&mut self) {
+        let Self { changes, own } = self;
+        changes.drain(|kind, octets| {
+            let Some(address) = parse_address(octets) else { return };
+            let entry = (address.local, address.interface);
+            match kind {
+                NEW => _ = own.insert(entry),
+                DELETED => _ = own.remove(&entry),
+                _ => {}
+            }
+        });
+    }
+
+    /// Whether the host has this address now, on any interface.
+    pub(crate) fn contains(&mut self, address: IpAddr) -> bool {
+        self.update();
+        self.own.range((address, 0)..=(address, u32::MAX)).next().is_some()
+    }
+}
+
+impl AsFd for OwnAddresses {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isolated::{add_link, ip, isolated};
+
+    #[test]
+    fn addresses_come_and_go() {
+        isolated(|| {
+            add_link("eth0", "192.0.2.10/24");
+            add_link("eth1", "198.51.100.1/24");
+            ip("address add 198.51.100.9/32 dev eth0");
+            let mut own = OwnAddresses::watch().unwrap();
+            let mut has = |address: &str| own.contains(address.parse().unwrap());
+            assert!(has("192.0.2.10") && has("198.51.100.1") && has("198.51.100.9"));
+            assert!(!has("192.0.2.1") && !has("192.0.2.255") && !has("203.0.113.1"));
+            ip("address add 203.0.113.1/24 dev eth1");
+            ip("address add 198.51.100.9/32 dev eth1");
+            ip("address del 198.51.100.9/32 dev eth0");
+            assert!(has("203.0.113.1"));
+            assert!(has("198.51.100.9"), "the other interface still has it");
+            ip("address del 198.51.100.9/32 dev eth1");
+            assert!(!has("198.51.100.9"));
+        });
+    }
+}

@@ -1,0 +1,44 @@
+//! The guard of the command line and the policy file.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use engine::guard::Guard;
+use engine::policy::{Policy, spec};
+
+use crate::config::Config;
+
+/// Longest policy file, in bytes.
+const MAX_FILE_LEN: u64 = 16 << 20;
+
+/// The guard that the command line asks for: its rules, and those of the policy file after them.
+///
+/// # Errors
+/// The file can't be read, or the rules can't be honoured.
+pub(super) fn guard(config: &Config) -> anyhow::Result<Guard> {
+    let mut rules = config.rules.clone();
+    let mut default = None;
+    if let Some(path) = &config.policy {
+        let file = read(path).with_context(|| format!("--policy: can't use {}", path.display()))?;
+        rules.extend(file.rules);
+        default = file.default;
+    } else if rules.is_empty() {
+        return Ok(Guard::default());
+    }
+    if let Some(rule) = rules.iter().find(|rule| rule.is_by_name()) {
+        bail!("'{rule}': rules by name are not supported yet; use addresses, prefixes or groups");
+    }
+    let policy = Policy::new(rules, default).context("--allow, --deny, --policy")?;
+    policy.rules().iter().for_each(|rule| log::debug!("Rule: {rule}"));
+    log::debug!("Rule: default {}", policy.default_action());
+    Ok(Guard::new(policy, config.policy_audit))
+}
+
+fn read(path: &Path) -> anyhow::Result<spec::File> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_FILE_LEN + 1).read_to_end(&mut text)?;
+    ensure!(text.len() as u64 <= MAX_FILE_LEN, "it has more than {MAX_FILE_LEN} bytes");
+    Ok(spec::parse_file(&String::from_utf8(text).context("it is not UTF-8")?)?)
+}
