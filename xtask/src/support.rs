@@ -23,6 +23,9 @@ fn command_line(opt: &Opt) -> Vec<OsString> {
     if name == "stats" {
         line.push("--foreground".into());
     }
+    if name == "policy-audit" {
+        line.push("--deny=metadata".into());
+    }
     if name.starts_with("no-copy-") {
         line.push("--config-net".into());
     }
@@ -57,6 +60,7 @@ fn argument(opt: &Opt) -> Option<&'static str> {
             "SECONDS" => "1",
             "UID[:GID]" => "1000",
             "NAME" => "name",
+            "WHAT" => "metadata",
             _ => "/path",
         }),
     }
