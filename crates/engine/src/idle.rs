@@ -78,6 +78,11 @@ impl Activity {
     /// No traffic yet, no deadline.
     pub(crate) const NONE: Self = Self { traffic: Traffic::NONE, deadline: Deadline::NONE };
 
+    /// Whether another request would change no count: there were many.
+    pub(crate) const fn has_many_requests(&self) -> bool {
+        self.traffic.requests == MAX_COUNT
+    }
+
     /// Whether the member has expired; to be called when its key in `timers` is due.
     pub(crate) fn has_expired(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
         self.deadline.reached(now, timers, id)

@@ -90,6 +90,8 @@ pub struct Udp<W: World> {
     /// The listeners that are not closed: the port of the guest that each forwards to, and its id as one word.
     published: BTreeSet<(u16, u64)>,
     flows: FlowTable,
+    /// The flow of the guest's latest datagram.
+    latest: Option<FlowId>,
     /// Sockets that share a port with other programs of the host, for flows to a group.
     shared_ports: BTreeMap<FlowId, UdpOf<W>>,
     /// Groups that the guest is a member of.
@@ -195,6 +197,7 @@ impl<W: World> Udp<W> {
             policy: Policy::default(),
             published: BTreeSet::new(),
             flows: FlowTable::new(limits, hash_key),
+            latest: None,
             shared_ports: BTreeMap::new(),
             joined: Groups::default(),
             round: RoundNumber::FIRST,
@@ -301,10 +304,14 @@ impl<W: World> Udp<W> {
             guest: SocketAddr::new(packet.source, datagram.header.source_port.get()),
             remote: SocketAddr::new(packet.destination, datagram.header.destination_port.get()),
         };
-        let known = self.flows.find(&endpoints);
+        // The next datagram is often of the same flow, which is found without a hash.
+        let is_this = |id: &FlowId| self.flows.get(*id).is_some_and(|flow| flow.endpoints == endpoints);
+        let latest = self.latest.filter(is_this);
+        let known = latest.or_else(|| self.flows.find(&endpoints));
         let Some(id) = known.or_else(|| self.open_flow(endpoints, datagram.payload, cx)) else {
             return;
         };
+        self.latest = Some(id);
         let Some(flow) = self.flows.get(id) else { return };
         let segment_size = segment_size(offload, datagram.payload.len());
         let outbound = OutboundDatagram {
@@ -318,9 +325,11 @@ impl<W: World> Udp<W> {
         };
         let socket = flow.socket;
         let streaming = self.round.follows(flow.last_sent);
-        self.flows.touch(id, Origin::Guest, cx.now, cx.timers);
-        self.flows.note_sent(id, self.round);
-        self.note(socket, true, cx.now, cx.timers);
+        if !flow.is_noted(self.round) {
+            self.flows.touch(id, Origin::Guest, cx.now, cx.timers);
+            self.flows.note_sent(id, self.round);
+            self.note(socket, true, cx.now, cx.timers);
+        }
         let to = outbound.destination.ip();
         if self.is_member(to) || cx.settings.is_broadcast(to) {
             self.note_sent_to_group(cx.now, &outbound);

@@ -82,6 +82,12 @@ impl Flow {
         self
     }
 
+    /// Whether another datagram of the guest in `round` changes nothing that is kept of its traffic: one has been noted, at
+    /// the same time, and the counts are at their ends.
+    pub(super) fn is_noted(&self, round: RoundNumber) -> bool {
+        self.last_sent == round && self.begun == Origin::Guest && self.activity.has_many_requests()
+    }
+
     const fn peer_key(&self) -> PeerKey {
         PeerKey { socket: self.socket, peer: self.peer, guest: self.endpoints.guest }
     }
