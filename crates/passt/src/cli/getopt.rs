@@ -78,13 +78,17 @@ impl Getopt {
     }
 }
 
-/// The option with this name, or else with the only name that starts with it. Also returns the full name.
+/// The option with this name, or else with the only name that starts with it. Among those, options of the C programs come
+/// before our own. Also returns the full name.
 fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
     let names = || options::all().flat_map(|opt| opt.long.iter().map(move |long| (opt, *long)));
     if let Some(exact) = names().find(|(_, long)| *long == name) {
         return Ok(exact);
     }
-    let candidates: Vec<_> = names().filter(|(_, long)| long.starts_with(name)).collect();
+    let mut candidates: Vec<_> = names().filter(|(_, long)| long.starts_with(name)).collect();
+    if candidates.iter().any(|(opt, _)| !opt.extension) {
+        candidates.retain(|(opt, _)| !opt.extension);
+    }
     match candidates.as_slice() {
         [] => Err(format!("unrecognized option '--{name}'")),
         // Several names of one option are not ambiguous.

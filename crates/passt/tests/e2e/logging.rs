@@ -24,7 +24,7 @@ fn debug_logs_the_start_and_end_of_flows() {
         text().lines().find_map(|l| Some(l.split_once("Flow ")?.1.split_once(&line)?.0.to_owned())).unwrap();
     assert_eq!(flow, "0 (TCP): ");
     drop((guest, server));
-    wait_until("the line of its end", || text().contains("Flow 0 (TCP): over"));
+    wait_until("the line of its end", || text().contains("Flow 0 (TCP): ended"));
 
     let listener = net.guest.listen((host, 7001));
     let outside = net.peer.connect((host, 7001)).unwrap();

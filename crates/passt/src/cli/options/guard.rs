@@ -13,15 +13,17 @@ pub(super) const OPTIONS: &[Opt] = &[
         "WHAT",
         allow,
         "Let the guest reach it:\n[PROTOCOL/]DESTINATION[:PORTS]\nPROTOCOL: tcp, udp or icmp; DESTINATION: an\naddress, a prefix or a group: public, private,\nlinklocal, metadata, host, multicast, all.\nThe first --allow or --deny that matches decides.\nWhat none matches is refused if any is --allow",
-    ),
-    value(&["deny"], "WHAT", deny, "Do not let the guest reach this"),
+    )
+    .extension(),
+    value(&["deny"], "WHAT", deny, "Do not let the guest reach this").extension(),
     value(
         &["policy"],
         "PATH",
         policy,
         "Read more rules from this file, one in each line:\nallow WHAT, deny WHAT, default allow|deny",
-    ),
-    flag(&["policy-audit"], policy_audit, "Refuse nothing; log what the rules would refuse"),
+    )
+    .extension(),
+    flag(&["policy-audit"], policy_audit, "Refuse nothing; log what the rules would refuse").extension(),
 ];
 
 fn allow(args: &mut Args, what: &OsStr) -> Result<(), String> {

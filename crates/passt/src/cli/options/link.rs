@@ -30,6 +30,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         action: Action::Show(Show::Capabilities),
         modes: Modes::Both,
         help: "Show the vhost-user back-end's capabilities, in\nJSON, and exit",
+        extension: false,
     },
     value(
         &["repair-path"],

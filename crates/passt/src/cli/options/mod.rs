@@ -38,6 +38,8 @@ pub struct Opt {
     pub modes: Modes,
     /// Its help text, in lines of at most 50 characters.
     pub help: &'static str,
+    /// The C programs do not have it. It makes no abbreviation of their options ambiguous.
+    pub extension: bool,
 }
 
 /// The argument of an option, and the function that stores it.
@@ -97,7 +99,7 @@ pub fn all() -> impl Iterator<Item = &'static Opt> {
 
 /// The row of an option without argument.
 const fn flag(long: &'static [&'static str], set: fn(&mut Args), help: &'static str) -> Opt {
-    Opt { long, short: None, action: Action::Flag(set), modes: Modes::Both, help }
+    Opt { long, short: None, action: Action::Flag(set), modes: Modes::Both, help, extension: false }
 }
 
 /// The row of an option with an argument, called `argument` in the help text.
@@ -107,13 +109,26 @@ const fn value(
     set: fn(&mut Args, &OsStr) -> Result<(), String>,
     help: &'static str,
 ) -> Opt {
-    Opt { long, short: None, action: Action::Value(argument, set), modes: Modes::Both, help }
+    Opt {
+        long,
+        short: None,
+        action: Action::Value(argument, set),
+        modes: Modes::Both,
+        help,
+        extension: false,
+    }
 }
 
 impl Opt {
     /// Adds a short name.
     const fn short(mut self, letter: char) -> Self {
         self.short = Some(letter);
+        self
+    }
+
+    /// Marks an option that the C programs do not have.
+    const fn extension(mut self) -> Self {
+        self.extension = true;
         self
     }
 

@@ -39,5 +39,12 @@ const fn ports(
     protocol: Protocol,
     help: &'static str,
 ) -> Opt {
-    Opt { long, short: None, action: Action::Ports(direction, protocol), modes: Modes::Both, help }
+    Opt {
+        long,
+        short: None,
+        action: Action::Ports(direction, protocol),
+        modes: Modes::Both,
+        help,
+        extension: false,
+    }
 }

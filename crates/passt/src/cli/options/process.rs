@@ -53,7 +53,7 @@ pub(super) const OPTIONS: &[Opt] = &[
 ];
 
 const fn show(long: &'static [&'static str], what: Show, help: &'static str) -> Opt {
-    Opt { long, short: None, action: Action::Show(what), modes: Modes::Both, help }
+    Opt { long, short: None, action: Action::Show(what), modes: Modes::Both, help, extension: false }
 }
 
 fn debug(args: &mut Args) {

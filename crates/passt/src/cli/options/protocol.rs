@@ -10,7 +10,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         &["multicast"],
         |args| args.config.multicast = true,
         "Receive multicast groups of the host's network\nthat the guest joins (mDNS, SSDP...); shares ports\nwith programs of the host",
-    ),
+    )
+    .extension(),
     flag(&["no-dhcp"], |args| args.config.no_dhcp = true, "No DHCP server"),
     flag(&["no-dhcpv6"], |args| args.config.no_dhcpv6 = true, "No DHCPv6 server"),
     flag(&["no-ndp"], |args| args.config.no_ndp = true, "No NDP responses"),
