@@ -25,7 +25,7 @@ pub trait World {
     type Link: Link<Memory = Self::Memory>;
 }
 
-/// A stream socket of a world.
+/// The type of a stream socket in the world `W`.
 pub type TcpOf<W> = <<W as World>::Host as Host>::Tcp;
 /// A datagram socket of a world.
 pub type UdpOf<W> = <<W as World>::Host as Host>::Udp;

@@ -149,7 +149,7 @@ impl<T> Slots<T> {
         Some(FlowId { index, generation, kind: self.kind })
     }
 
-    /// Inserts a flow; returns its id, or gives it back if there is no room for it.
+    /// Inserts a flow and returns its id. If the table is full, returns the flow.
     ///
     /// # Errors
     /// The flow itself.
@@ -172,14 +172,14 @@ impl<T> Slots<T> {
         Some(flow)
     }
 
-    /// The flow of an id, if it still lives.
+    /// The flow with this id, if it still exists.
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&T> {
         let slot = self.slots.get(id.index as usize)?;
         if slot.generation == id.generation && id.kind == self.kind { slot.flow.as_ref() } else { None }
     }
 
-    /// The flow of an id, if it still lives.
+    /// The flow with this id, if it still exists.
     pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
         let slot = self.slots.get_mut(id.index as usize)?;
         if slot.generation == id.generation && id.kind == self.kind { slot.flow.as_mut() } else { None }
@@ -264,13 +264,13 @@ impl<T: Keyed> Flows<T> {
         Some(flow)
     }
 
-    /// The flow of an id, if it still lives.
+    /// The flow with this id, if it still exists.
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&T> {
         self.slots.get(id)
     }
 
-    /// The flow of an id, if it still lives.
+    /// The flow with this id, if it still exists.
     pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
         self.slots.get_mut(id)
     }

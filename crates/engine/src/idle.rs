@@ -143,7 +143,7 @@ impl Idle {
     }
 }
 
-/// The members of a table, in the order in which they end.
+/// The members of a table, in the order in which they are ended to make room.
 #[derive(Debug, Default)]
 struct Order {
     links: Links,

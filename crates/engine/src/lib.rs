@@ -33,6 +33,10 @@
 //!
 //! The engine never blocks and never calls back later: sockets and link are used within these calls alone.
 //!
+//! A stack has no locks. Each call that changes it borrows it exclusively (`&mut`), so two threads can't call it at the
+//! same time. Stacks share nothing: each can be made and used on its own thread. The caller guarantees that time does
+//! not go back, that each round is finished before the wait, and that host and link do what their traits say.
+//!
 //! # Example
 //!
 //! A stack over a link in memory. The guest asks for the hardware address of its gateway, and gets an answer.

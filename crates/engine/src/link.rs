@@ -57,7 +57,7 @@ impl<'a, M: Memory> Slot<'a, M> {
 }
 
 impl<M: Memory> Slot<'_, M> {
-    /// Pads the room with zeros after `len` bytes of payload, up to the least length of a frame.
+    /// Pads the room with zeros after `len` bytes of payload, up to the minimum length of a frame.
     pub fn pad(&mut self, len: usize) {
         let padding = MIN_FRAME_LEN.saturating_sub(self.head.len() + len);
         if padding > 0 {
@@ -109,8 +109,8 @@ pub trait Link {
     /// Where the payload of frames lies.
     type Memory: Memory;
 
-    /// Finds room for a frame: a head of exactly `layout.head` bytes and at least `layout.room` more, together up to
-    /// [`wire::frame::MAX_LEN`] and [`MIN_FRAME_LEN`]. False while the link is full.
+    /// Finds room for a frame: a head of exactly `layout.head` bytes and a room of at least `layout.room` bytes. The
+    /// engine asks for at most [`wire::frame::MAX_LEN`] bytes in total. False while the link is full.
     fn prepare(&mut self, layout: Layout) -> bool;
 
     /// The slot that was prepared. Its content is undefined.
@@ -127,8 +127,8 @@ pub trait Link {
         LARGEST_SEGMENT
     }
 
-    /// A slot with a head of exactly `head` bytes and room for at least `room` more, together up to
-    /// [`wire::frame::MAX_LEN`] and [`MIN_FRAME_LEN`]; none while the link is full.
+    /// A slot with a head of exactly `head` bytes and room for at least `room` more, at most [`wire::frame::MAX_LEN`]
+    /// bytes in total; none while the link is full.
     fn reserve(&mut self, head: usize, room: usize) -> Option<Reserved<'_, Self>> {
         let layout = Layout { head, room };
         self.prepare(layout).then_some(Reserved { link: self, layout })

@@ -29,7 +29,7 @@ pub(crate) enum Step {
     Leave(IpAddr),
     /// Ask who is a member of this group.
     QueryGroup(IpAddr),
-    /// Ask all members, of IPv4 if true, else of IPv6.
+    /// Query the members of all groups: IPv4 if true, else IPv6.
     QueryAll(bool),
 }
 

@@ -93,8 +93,9 @@ impl Settings {
     /// can't be shown.
     ///
     /// Loopback addresses other than `127.0.0.1` all become our address (Q24): a guest drops packets from
-    /// 127/8 on a link, and there is no second address to distinguish them. The source port stays. A guest would drop
-    /// packets from one of its own addresses, too: these become the map-guest address, or ours.
+    /// 127/8 on a link, and there is no second address to distinguish them. The source port stays. A guest
+    /// would also drop packets that come from one of its own addresses. Such a source becomes the map-guest address if
+    /// there is one, else our address.
     #[must_use]
     pub fn source_to_guest(&self, guest: &Guest, source: IpAddr) -> Option<IpAddr> {
         let source = source.to_canonical();

@@ -151,7 +151,7 @@ impl<W: World> Stack<W> {
         &mut self.settings
     }
 
-    /// What is known of the guest.
+    /// What is known about the guest.
     #[must_use]
     pub const fn guest(&self) -> &Guest {
         &self.guest

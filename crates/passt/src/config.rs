@@ -333,7 +333,7 @@ pub enum GuestLink {
 /// Socket of passt-repair (behaviour §11.5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum RepairPath {
-    /// The path of the guest's socket and `.repair`.
+    /// The path of the guest's socket, with `.repair` appended.
     #[default]
     BesideSocket,
     /// No such socket.
@@ -392,7 +392,7 @@ pub enum Target {
 /// Which user namespace pasta works in (behaviour §10.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Userns {
-    /// A new one for [`Target::Spawn`], else the one that owns the network namespace.
+    /// A new user namespace for [`Target::Spawn`], else the one that owns the network namespace.
     #[default]
     Default,
     /// The user namespace that this file stands for.

@@ -78,7 +78,7 @@ pub(crate) fn take_pending(fd: impl AsFd) -> Option<engine::host::Errno> {
 mod tests {
     use super::*;
 
-    /// a call that a signal interrupted is made again, and nothing else is.
+    /// a call is repeated if a signal interrupted it, and for no other error.
     #[test]
     fn interrupted_calls_are_repeated_r86() {
         let mut results = [Err(Errno::INTR), Err(Errno::INTR), Ok(5), Ok(6)].into_iter();

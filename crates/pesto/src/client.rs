@@ -66,8 +66,8 @@ impl Client {
         self.compare(tables)
     }
 
-    /// Asks a server that sends no reply for its tables again, and compares. Whether it could open the ports remains
-    /// unknown.
+    /// For a server that sends no reply: asks for its tables again and compares them. Whether it could open the ports
+    /// remains unknown.
     fn compare(&self, tables: &[Announced]) -> Result<Option<String>, String> {
         let (_, present) = Self::connect(&self.path, false)?;
         if present == tables { Ok(None) } else { Err("The server has not taken the update".into()) }

@@ -38,7 +38,7 @@ pub struct Sent {
     pub segment_size: Option<u16>,
 }
 
-/// The content of a socket.
+/// The datagrams and results that a socket holds for the test.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     /// Sent by the engine, oldest first. A socket with random results keeps nothing.

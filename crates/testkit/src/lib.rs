@@ -9,8 +9,8 @@
 //!
 //! `message` builds the DNS messages of a server.
 //!
-//! A host does what the test demands ([`host::VirtualHost::default`]), or has random results that a kernel may have
-//! ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
+//! A host does what the test demands ([`host::VirtualHost::default`]), or returns random results that a kernel could
+//! return ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
 //!
 //! The engine's unit tests compile this source as a module of the engine; all others use it as a crate. So it names
 //! public items of the engine alone, by `engine::`, and its own by `super::`. It brings the parts of `std` that it needs

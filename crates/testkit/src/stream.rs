@@ -38,7 +38,7 @@ pub enum Closed {
     Orderly,
     /// By a reset that it requested.
     Reset,
-    /// With unread bytes: the kernel sends a reset.
+    /// While bytes were unread: the kernel sends a reset.
     Unread,
 }
 

@@ -50,7 +50,7 @@ impl OriginalHeader {
     /// link can have verified it.
     ///
     /// # Errors
-    /// [`Unusable::Malformed`] if the headers are; drop the packet.
+    /// [`Unusable::Malformed`] if the headers are malformed; drop the packet.
     pub fn packet<'a, P: Payload>(&self, bytes: &'a [u8], payload: P) -> Result<Packet<'a, P>, Unusable> {
         let (protocol, upper) = match self.source {
             IpAddr::V4(_) => (self.protocol, bytes),

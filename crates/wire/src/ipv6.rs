@@ -84,7 +84,7 @@ pub fn upper_layer(mut next: u8, mut bytes: &[u8]) -> Option<(u8, &[u8])> {
         let len = match next {
             // Every length is at least eight bytes, so the loop ends. These count units of eight bytes, less the first.
             HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(*bytes.get(1)?) + 1) * 8,
-            // In units of four bytes, less two (RFC 4302 §2.2).
+            // The field counts units of four bytes, minus two (RFC 4302 §2.2).
             AUTHENTICATION => (usize::from(*bytes.get(1)?) + 2) * 4,
             FRAGMENT => match bytes {
                 [_, _, high, low, ..] if (u16::from_be_bytes([*high, *low]) & 0xfff9) == 0 => 8,

@@ -26,6 +26,8 @@
 //!   [`payload::Payload`] has no access to its bytes except by copying.
 //! - **Byte order.** Fields of header structs are in network byte order in memory; their types
 //!   ([`zerocopy::big_endian`]) convert on access. Arguments and results of functions are in host byte order.
+//! - **Changes.** `engine` relies on public items, their documentation, this contract, and which input is refused. All
+//!   else can be changed without looking at `engine`.
 //! - **Lengths** are in bytes. A length in a 16-bit field that would not fit is refused, never cut.
 //!
 //! # Example

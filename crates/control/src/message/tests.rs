@@ -179,7 +179,7 @@ proptest! {
         prop_assert_eq!(decode_update(&encode_update(&update)), Ok(Decoded::Whole(update)));
     }
 
-    /// Any bytes are decoded, refused, or need more bytes: never more than the longest message.
+    /// Any input is decoded, is refused, or needs more bytes, up to the length of the longest message.
     #[test]
     fn any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400), start in 0..700usize, at in 0..700usize, byte: u8) {
         let check = |needs: Option<usize>, len: usize| {

@@ -158,7 +158,7 @@ impl Guest {
         self.refresh();
     }
 
-    /// The link has a new client, which may be another machine: what was learned from the earlier one is void.
+    /// The link has a new client, which may be another machine. Forgets what was learned from the previous one.
     pub(crate) fn on_link_up(&mut self) {
         let learned: alloc::vec::Vec<IpAddr> = self
             .addresses

@@ -71,7 +71,7 @@ pub struct Dns<W: World> {
 }
 
 impl<W: World> Dns<W> {
-    /// No queries. `hash_key` is random.
+    /// An empty table of queries. `hash_key` must be random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {

@@ -25,7 +25,7 @@ pub struct Listener {
     pub rule: usize,
     /// The port listened on.
     pub port: u16,
-    /// The address listened on; none for both families' wildcards.
+    /// The address that the socket listens on; none for the wildcard addresses of both families.
     pub address: Option<IpAddr>,
     /// It listens on one interface only.
     pub on_interface: bool,
@@ -110,7 +110,7 @@ impl Policy {
         listener.direction == Direction::Outbound || self.bypass != Bypass::Never
     }
 
-    /// Whether [`Policy::onward`] depends on `written_to`, which takes a system call per connection to find out.
+    /// Whether [`Policy::onward`] depends on `written_to`. To find out `written_to` takes a system call per connection.
     #[must_use]
     pub fn depends_on_written_to(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
         match listener.direction {

@@ -29,7 +29,7 @@ pub struct OutboundDatagram<P> {
 pub struct Received {
     /// Bytes in the buffer or room.
     pub len: usize,
-    /// The datagram did not fit.
+    /// The datagram was longer than the buffer or room, and was cut.
     pub truncated: bool,
     /// Size of all datagrams except the last, in bytes, if there is more than one.
     pub segment_size: Option<u16>,

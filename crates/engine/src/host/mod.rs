@@ -106,8 +106,9 @@ pub trait TcpSocket {
     /// Copies received bytes to `room`, from the one `offset` bytes after the oldest one not yet
     /// discarded. Returns how many; zero is the end of the stream.
     ///
-    /// The bytes end before the urgent byte, if there is one at a larger offset. Some sockets give that byte and later
-    /// ones only after all bytes before it are discarded: until then, [`SocketError::WouldBlock`].
+    /// If there is an urgent byte at a larger offset, the copy ends before it. Some sockets don't return the urgent
+    /// byte or later ones until all bytes before it are discarded. Until then, the result is
+    /// [`SocketError::WouldBlock`].
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -144,7 +145,7 @@ pub trait TcpSocket {
     /// Sets the traffic class of all packets from now on. Its ECN bits are zero: the kernel sets them.
     fn set_traffic_class(&mut self, class: u8);
 
-    /// The traffic class of the SYN that an accepted socket came by, with its ECN bits; none if it is not known.
+    /// The traffic class, with ECN bits, of the SYN that opened an accepted connection; none if it is not known.
     fn peer_traffic_class(&mut self) -> Option<u8>;
 
     /// The socket's own address and port, if known. For messages.
@@ -201,7 +202,7 @@ pub trait Host {
     /// must share it, and this socket must not take datagrams from them. It reports no readiness.
     ///
     /// # Errors
-    /// The port is not shared, or the socket can't be opened.
+    /// The other programs do not share the port, or the socket can't be opened.
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Self::Udp, Errno>;
 
     /// Opens a datagram socket for `flow` that receives datagrams to the group and port `at` from the host's network.

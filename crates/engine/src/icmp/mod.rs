@@ -96,7 +96,7 @@ impl<S> Keyed for Flow<S> {
 }
 
 impl<W: World> Ping<W> {
-    /// No flows. `hash_key` is random.
+    /// An empty table of flows. `hash_key` must be random.
     #[must_use]
     pub fn new(share: Share, hash_key: [u8; 16]) -> Self {
         Self {

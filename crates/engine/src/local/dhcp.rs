@@ -240,8 +240,8 @@ fn mask(prefix_len: u8) -> Ipv4Addr {
     Ipv4Addr::from_bits(!host_bits)
 }
 
-/// The client's name (RFC 4702): in wire format, with flags that leave DNS updates to the client. None if that
-/// is no name, or too long for an option.
+/// The client's name (RFC 4702): in wire format, with flags that leave DNS updates to the client. None if `name`
+/// is not a valid domain name, or too long for an option.
 fn client_fqdn(name: &str) -> Option<DhcpOption> {
     let (flags, result_codes) = (0x04, [0xff, 0xff]);
     let mut data = vec![flags, result_codes[0], result_codes[1]];

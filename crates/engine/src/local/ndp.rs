@@ -23,7 +23,7 @@ use crate::{
     timer::Instant,
 };
 
-/// Seconds between two unsolicited router advertisements, least and most.
+/// Minimum and maximum time between two unsolicited router advertisements, in seconds.
 const INTERVAL_SECS: (u32, u32) = (200, 600);
 
 /// Prefix length of the link, independent of the host's: others can't be used for autonomous configuration

@@ -68,7 +68,7 @@ pub trait Lookup {
     fn names(&self, address: IpAddr) -> impl Iterator<Item = &str>;
 }
 
-/// No address has a name.
+/// A [`Lookup`] that knows no names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoNames;
 
@@ -140,7 +140,7 @@ impl Verdict {
 /// What happens to a DNS question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameVerdict {
-    /// It may be asked of the host's resolver.
+    /// The question may be forwarded to the host's resolvers.
     Allow(Reason),
     /// It is answered at once, and never leaves.
     Deny {
@@ -268,8 +268,8 @@ impl Policy {
         verdicts.reduce(Verdict::and).unwrap_or_else(|| self.judge(question, written, names))
     }
 
-    /// What happens to a flow with the verdict [`Verdict::AllowNamed`] whose client says that it wants `name`: it is
-    /// refused, unless the rules allow this name, and the destination was an answer for it.
+    /// The verdict on a flow of [`Verdict::AllowNamed`] after its client has sent the server's name, `name`. The flow
+    /// is refused unless the rules allow this name, and an answer for this name had the flow's destination.
     pub fn claim_verdict(&self, question: &Question, name: &str, names: &impl Lookup) -> Verdict {
         self.verdict(question, &Claimed { name, names })
     }

@@ -70,7 +70,7 @@ impl Ports {
     /// No ports are given: the rule also matches protocols without ports.
     pub const ANY: Self = Self(None);
 
-    /// The ports in any of `ranges`. The rule does not match protocols without ports.
+    /// Matches ports in any of `ranges`, and no protocol without ports.
     #[must_use]
     pub fn given(ranges: Vec<PortRange>) -> Self {
         Self(Some(ranges.into()))

@@ -72,7 +72,7 @@ pub enum Fault {
     /// The address is not the first of its prefix.
     #[error("the address has bits beyond the prefix length; write {0}")]
     HostBits(IpNet),
-    /// An IPv6 address and ports without brackets between them.
+    /// An IPv6 address is followed by ports, and is not in brackets.
     #[error("an IPv6 address needs brackets if ports follow, as in [2001:db8::1]:443")]
     Brackets,
     /// A scope.
@@ -114,7 +114,7 @@ pub enum LineFault {
     /// Its rule.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// It begins with another word.
+    /// It begins with an unknown word.
     #[error("'{0}' is not known here; use 'allow WHAT', 'deny WHAT' or 'default allow|deny'")]
     Word(String),
     /// There is something after the rule.
@@ -152,7 +152,7 @@ pub fn parse(action: Action, what: &str) -> Result<Rule, RuleError> {
 /// Reads a policy file.
 ///
 /// # Errors
-/// For the first line that is invalid.
+/// The first invalid line.
 pub fn parse_file(text: &str) -> Result<File, FileError> {
     let mut file = File::default();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);

@@ -148,7 +148,7 @@ impl<C: Conduit> Relay<C> {
                     source.readable = more || source.urgent || source.read_closed;
                 }
                 Err(SocketError::WouldBlock) => {
-                    // An urgent byte, if there was one, has been taken: the next one will be reported.
+                    // If there was an urgent byte, it has been taken. The next one causes a new event.
                     source.readable = source.urgent && source.read_closed;
                     source.urgent = false;
                 }
@@ -158,7 +158,7 @@ impl<C: Conduit> Relay<C> {
         self.give(from) && self.ends[from as usize].readable
     }
 
-    /// Sends the buffered bytes of one side, and then the end. False if bytes are left, or can't be sent.
+    /// Sends the buffered bytes of one side, then the end of its stream. False if bytes are left, or can't be sent.
     fn give(&mut self, from: Side) -> bool {
         let [source, sink] = pair(&mut self.ends, from);
         while source.buffered > 0 && sink.writable && !sink.failed {

@@ -74,9 +74,9 @@ pub(super) enum Turn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Handshake {
-    /// It was, by this segment.
+    /// Yes, by this segment.
     Done,
-    /// Not yet: drop the rest of the segment.
+    /// Not yet. The caller drops the rest of the segment.
     Waits,
 }
 
@@ -238,8 +238,8 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// Handles a segment's acknowledgment. If it is of data that was never sent, it is answered and the segment is
-    /// dropped (RFC 9293 §3.10.7.4).
+    /// Handles a segment's acknowledgment. If it acknowledges data that was never sent, sends an acknowledgment and
+    /// drops the segment (RFC 9293 §3.10.7.4).
     fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> Ack {
         let options =
             if segment.options.is_empty() { Options::default() } else { Options::parse(segment.options) };
@@ -529,7 +529,7 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Since when the connection has been silent: no side sent anything, and the guest was not probed.
+    /// Since when the connection has been silent: neither side has sent anything, and the guest was not probed.
     fn silent_since(&self) -> Instant {
         self.probed.map_or(self.active, |probed| probed.max(self.active))
     }

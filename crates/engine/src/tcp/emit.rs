@@ -20,13 +20,13 @@ use crate::{
 pub(super) enum Sent {
     /// It was sent, with this much of the sequence space: bytes of payload, or one for a FIN.
     Bytes(u32),
-    /// It was not: the stream of the socket has ended.
+    /// Nothing was sent: the stream of the socket has ended.
     End,
-    /// It was not: the socket has nothing to send now.
+    /// Nothing was sent: the socket has no bytes now.
     Nothing,
-    /// It was not: the link takes no frame now.
+    /// Nothing was sent: the link is full.
     LinkFull,
-    /// It was not: the socket has failed.
+    /// Nothing was sent: the socket has failed.
     Failed(Errno),
 }
 

@@ -337,5 +337,5 @@ enum Part {
     Urgent,
 }
 
-/// Unacknowledged bytes up to which an acknowledgment may wait for data to carry it.
+/// With at most this many unacknowledged bytes, an acknowledgment may wait for data that carries it.
 const SMALL: u32 = 2048;

@@ -111,8 +111,8 @@ impl Recovery {
         self.sacked.as_slice().last().map(|&(_, end)| end)
     }
 
-    /// After a timeout: everything that the guest does not hold is considered lost. Returns where to continue
-    /// after what it holds; none if it is not known to hold anything.
+    /// After a timeout: every byte that the guest has not acknowledged or reported by SACK counts as lost. Returns the
+    /// sequence number after the highest byte that SACK reported; none if SACK reported nothing.
     pub(super) fn restart(&mut self, una: Seq, next: Seq) -> Option<Seq> {
         let highest = self.highest()?;
         self.begin(una, next);

@@ -27,7 +27,7 @@ pub(super) struct Run {
     pub(super) seq: Seq,
     /// Its length in sequence space: at most this many bytes, or one for the FIN.
     pub(super) len: u32,
-    /// It is the FIN, and no data.
+    /// It is the FIN alone, without data.
     pub(super) fin: bool,
 }
 
@@ -435,8 +435,8 @@ impl Sender {
         if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
     }
 
-    /// How many acknowledged bytes the socket still has. They are discarded at once: even a few may keep a large buffer
-    /// of the kernel in use, and so the peer's window small.
+    /// How many acknowledged bytes the socket still has. They are discarded at once: even a few may occupy a large
+    /// buffer of the kernel, and this keeps the peer's window small.
     pub(super) fn discardable(&self) -> u32 {
         let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
         if end.after(self.base) { end - self.base } else { 0 }
@@ -450,7 +450,7 @@ impl Sender {
         self.is_urgent(self.base)
     }
 
-    /// The peer's urgent byte is `offset` bytes after the oldest one in the socket. False if that was known.
+    /// Notes that the peer's urgent byte is `offset` bytes after the oldest byte in the socket. True if this is new.
     pub(super) fn note_urgent(&mut self, offset: u32) -> bool {
         let urgent = Some(self.base + offset);
         core::mem::replace(&mut self.urgent, urgent) != urgent

@@ -1,7 +1,7 @@
 //! Room for new sockets and flows: which ones end when a limit is reached, and how they end.
 //!
-//! Neither the guest nor a client of a listener is refused because a limit is reached. Instead, the member that was
-//! idle for longest ends, answered ones first (docs/design/budgets.md).
+//! A full table refuses neither the guest nor a client of a listener. Instead, another member ends: of those whose
+//! requests were answered, the one that was idle for longest; if there is none, of the others (docs/design/budgets.md).
 
 use core::net::SocketAddr;
 

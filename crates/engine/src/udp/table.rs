@@ -186,7 +186,7 @@ impl FlowTable {
         self.flows.id_at(next)
     }
 
-    /// How many flows `begun` may have.
+    /// How many flows of the origin `begun` there may be.
     pub(super) const fn share(&self, begun: Origin) -> Share {
         match begun {
             Origin::Guest => self.limits.flows,

@@ -35,7 +35,7 @@ impl Extent {
 
     /// Whether another datagram or train may follow.
     pub(super) fn takes(&self, next: &Self) -> bool {
-        // A single datagram may be shorter, and is the last one then. A train of shorter ones may not.
+        // A single shorter datagram may follow, as the last one. A train of shorter datagrams may not.
         let single = next.size == next.len;
         let fits = next.size == self.size || single && (1..self.size).contains(&next.len);
         let whole = self.size > 0 && self.len.is_multiple_of(self.size);

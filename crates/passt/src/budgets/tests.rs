@@ -4,7 +4,7 @@ use super::*;
 
 const GIB: u64 = 1 << 30;
 
-/// Those of a pasta with this limit of open files, plenty of memory, and listening sockets.
+/// The budgets of a pasta with this limit of open files, this many listening sockets and plenty of memory.
 pub(super) fn budgets(files: u64, listeners: usize) -> Budgets {
     let needs = Needs { listeners, namespace: true, vhost_user: false };
     Budgets::new(&Resources { files, memory: 64 * GIB }, &needs)

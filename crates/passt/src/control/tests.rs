@@ -207,7 +207,7 @@ fn a_silent_or_slow_client_times_out() {
     world.turn(Ok(""));
     announced(&other);
 
-    // Input does not extend the time.
+    // Input does not extend the deadline.
     let mut slow = other;
     for byte in update().iter().take(9) {
         world.wait(Duration::from_secs(1));

@@ -79,8 +79,8 @@ impl Side {
     }
 }
 
-/// New rules, put in force as soon as no process that another test is just starting holds a socket that was closed for
-/// them: then that is the port that can't be had.
+/// Puts new rules in force. Tries again if this fails, except for port 90, which the tests keep in use: a process that
+/// another test is starting may hold a copy of a closed socket for a moment.
 fn apply(
     side: &mut Side,
     specs: &[(Protocol, &str)],
@@ -124,7 +124,7 @@ fn following_r104() {
         world.expect_in_use(&[90], &[]);
         side.follow(&ports(&[80, 81, 85, 300]), &InUse::default(), &mut world.rx());
         world.expect_in_use(&[80, 81, 90], &[80, 81]);
-        // In the backlog of a port that stays: it would be reset if that was closed for a moment.
+        // Waits in the backlog of a port that stays open. Closing the port, even for a moment, would reset it.
         let waiting = TcpStream::connect("127.0.0.1:80").unwrap();
         side.follow(&ports(&[80, 82]), &ports(&[82]), &mut world.rx());
         world.expect_in_use(&[80, 90], &[80]);

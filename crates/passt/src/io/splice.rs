@@ -28,7 +28,7 @@ use crate::errno::{retry, stream_error};
 const BUFFER_LEN: usize = 32 * 1024;
 /// Requested capacity of a pipe, in bytes. If the kernel refuses it, half of it is requested, and so on.
 const PIPE_LEN: usize = 1 << 20;
-/// Most pipes to keep while no pair uses them.
+/// Maximum number of unused pipes to keep.
 const SPARE_PIPES: usize = 32;
 
 /// State that all pairs share.

@@ -158,7 +158,7 @@ impl TcpSocket for Stream {
         while gone < len {
             match retry(|| sys::stream::discard(&self.fd, (len - gone) as usize)) {
                 Ok(0) => break,
-                // Fewer than asked for, if the urgent byte is next.
+                // Fewer bytes than requested, if the urgent byte is next.
                 Ok(some) => {
                     let some = (some as u32).min(len - gone);
                     self.offset = self.offset.map(|offset| offset.saturating_sub(some));

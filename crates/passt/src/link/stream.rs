@@ -92,7 +92,7 @@ impl StreamLink {
         if room {
             self.outbox.retry();
         }
-        // Errors are found by reading.
+        // A read reports an error, if there is one.
         connection.drained = false;
         Change { frames: true, room, ..Change::default() }
     }

@@ -133,7 +133,7 @@ impl TapLink {
         self.device.offloads.contains(Offloads::VNET_HDR)
     }
 
-    /// Whether the device takes a frame with this much left undone.
+    /// Whether the device accepts a frame with this offload.
     fn takes(&self, offload: &Offload) -> bool {
         let needed = match offload.segmentation.map(|segmentation| segmentation.kind) {
             Some(SegmentKind::Tcp4) => Offloads::CSUM | Offloads::TSO4,

@@ -125,7 +125,7 @@ pub fn bring_loopback_up() -> Result<(), Error> {
     Ok(())
 }
 
-/// The state of a configuration under way.
+/// The state of a configuration in progress.
 struct Work {
     netlink: Netlink,
     link: Link,

@@ -67,7 +67,8 @@ impl Shard {
         }
     }
 
-    /// The same for an accepted client, and the bytes that it has sent already. `destination` is where it connects to.
+    /// Must be called before an accepted connection is forwarded: its client may have sent bytes already. `destination`
+    /// is the address that it connects to.
     pub(super) fn before_accepted(
         &mut self,
         client: impl AsFd,

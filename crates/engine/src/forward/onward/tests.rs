@@ -31,7 +31,7 @@ fn onward(bypass: Bypass, keeps: bool, direction: Direction, target: &str, peer:
     }
 }
 
-/// behaviour §5.3.3, §5.4, §5.5, a row each. The same table holds for connections and for datagrams.
+/// behaviour §5.3.3, §5.4, §5.5: one row for each case. The same table holds for connections and for datagrams.
 #[test]
 fn decisions_r88_r89_r106() {
     use Bypass::{Local, Never, Only};

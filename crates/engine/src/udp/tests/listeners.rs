@@ -42,7 +42,8 @@ impl Test {
     }
 }
 
-/// the answer is sent by the listener, so from its port, and from the address that the client wrote to.
+/// the listener sends the answer. So it comes from the listener's port and the address that the client
+/// wrote to.
 #[test]
 fn answers_come_from_what_the_client_wrote_to_r93_r97() {
     let mut test = Test::new();
@@ -344,8 +345,9 @@ fn a_listener_without_flows_is_closed_at_once() {
     test.client_writes(&other, "203.0.113.1:8", "192.0.2.1", b"x");
 }
 
-/// behaviour §5.2.1: if the guest has several addresses of the host, its datagrams are sent from the one that it uses, by its
-/// own socket or by a listener of its port. If the host lacks the address, answers would not come back to a listener.
+/// behaviour §5.2.1: if the guest has several addresses of the host, its datagrams are sent from the address that it
+/// uses, by its own socket or by a listener on its port. If the host does not have that address, no listener is used:
+/// answers would not reach it.
 #[test]
 fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     let mut test = Test::new();

@@ -153,7 +153,8 @@ impl Diag {
         })
     }
 
-    /// Makes the kernel leave out other ports from now on. If `ports` need a long filter, some others are still listed.
+    /// Makes the kernel leave out other ports from now on. If the filter would be too long, some of them are still
+    /// listed.
     pub(super) fn look_for(&mut self, ports: &PortSet) {
         self.filter = filter::only(ports);
     }

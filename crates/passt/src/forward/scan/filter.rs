@@ -41,7 +41,7 @@ pub(super) fn only(ports: &PortSet) -> Vec<u8> {
         if (conditions.len() + 2) * usize::from(CONDITION) > MAX_LEN {
             break;
         }
-        // The kernel refuses a program if a jump target can't also be reached by true conditions alone.
+        // The kernel refuses a program if a jump target is not also reached when all conditions are true.
         if first > 0 && last < u16::MAX {
             conditions.push(Condition { code: AT_LEAST, port: first, no: Otherwise::SkipNext });
         }

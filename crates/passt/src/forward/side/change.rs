@@ -80,9 +80,9 @@ impl Side {
         }
     }
 
-    /// Puts prepared rules in force. Sockets that they need stay open, even if they belong to another rule now. Sockets of
-    /// rules that follow ports in use stay until the next [`Side::follow`]. Returns a line for each incomplete best-effort
-    /// rule.
+    /// Puts prepared rules in force. A socket that they need stays open, even if the rule that it belongs to changes.
+    /// Sockets of rules that follow ports in use stay until the next [`Side::follow`]. Returns a line for each
+    /// incomplete best-effort rule.
     pub(crate) fn commit(&mut self, prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
         prepared.leaving.into_iter().for_each(|key| self.close(key, rx));
         self.replace(prepared.table, &prepared.kept, rx);

@@ -243,8 +243,8 @@ fn open_file(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     openat(directory, name, flags, Mode::empty())
 }
 
-/// The target of `link`, in the directory `from`, with `.` and `..` removed by text. It identifies a watched directory; it
-/// is not opened, as links before a `..` could lead elsewhere.
+/// The target of `link`, in the directory `from`, with `.` and `..` resolved in the text alone. It identifies a watched
+/// directory. It is not opened: a link before a `..` could lead elsewhere.
 fn lexical(from: &Path, link: &Path) -> PathBuf {
     let mut path = PathBuf::new();
     for component in from.join(link).components() {

@@ -84,12 +84,12 @@ fn hop_limits_of_hosts_and_groups() {
     });
 }
 
-/// A host that can't be reached: a router's word comes by the error queue, and quotes the request.
+/// A host that can't be reached: the error queue reports the router's ICMP error, which quotes the request.
 #[test]
 fn errors_quote_the_request() {
     isolated(|| {
         allow();
-        // A neighbour that does not answer: the host's own kernel says so.
+        // A neighbour that does not answer: the host's own kernel reports an error.
         add_link("out0", "10.0.1.1/24");
         sysctl("net/ipv4/neigh/out0/retrans_time_ms", "10");
         let to: IpAddr = "10.0.1.2".parse().unwrap();

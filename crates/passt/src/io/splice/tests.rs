@@ -37,7 +37,7 @@ struct Peer {
     stream: File,
     wrote: Vec<u8>,
     read: Vec<u8>,
-    /// Which of these were urgent, by position.
+    /// The positions of urgent bytes in `wrote`.
     wrote_urgent: Vec<usize>,
     read_urgent: Vec<usize>,
     /// It has ended its half.
@@ -215,7 +215,8 @@ proptest! {
     // A stall takes its time, and shrinking meets it again and again.
     #![proptest_config(ProptestConfig { max_shrink_iters: 8, ..ProptestConfig::default() })]
 
-    /// whatever sizes and turns, and whoever ends first: all bytes arrive, in order, and both ends behind them.
+    /// for all sizes and orders of turns, and whichever side ends first, all bytes arrive in order, and each end
+    /// of stream arrives after them.
     #[test]
     fn nothing_is_lost_between_sockets_r84(acts in acts(0), buffer in 1_usize..5000) {
         let mut line = Line::new(Kind::Unix, buffer);

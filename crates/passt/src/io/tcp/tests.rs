@@ -29,7 +29,7 @@ enum Act {
     Discard(u32),
 }
 
-/// A socket and its peer, and what the guest has of the stream.
+/// A socket, its peer, and how far the test has read the stream.
 struct Line {
     peer: TcpStream,
     socket: Stream,

@@ -260,7 +260,7 @@ fn sent_by(interface: &str) -> u64 {
     line.nth(10).unwrap().parse().unwrap()
 }
 
-/// behaviour §7.4, R-95: a closed port is told by the error queue; the next datagram is refused once, and then all is well.
+/// behaviour §7.4, R-95: the error queue reports a closed port. The next send fails once; then sending works again.
 #[test]
 fn refused_datagrams_are_told_r95() {
     isolated(|| {

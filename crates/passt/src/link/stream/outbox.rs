@@ -62,7 +62,7 @@ impl Outbox {
         (self.end, self.written, self.blocked) = (0, 0, false);
     }
 
-    /// The socket may take more.
+    /// Notes that the socket may take more.
     pub(super) const fn retry(&mut self) {
         self.blocked = false;
     }

@@ -41,7 +41,7 @@ pub(super) enum Broken {
     /// A descriptor points outside the guest's memory.
     #[error("a buffer is not in the guest's memory")]
     Buffer,
-    /// A descriptor of no length.
+    /// A descriptor with length zero.
     #[error("a buffer is empty")]
     Empty,
     /// A buffer to read is among buffers to write, or the other way round.
@@ -63,9 +63,9 @@ impl From<OutOfRange> for Broken {
 pub(super) struct Addresses {
     /// Descriptor table, in the front-end's address space, as the next two.
     pub(super) descriptors: u64,
-    /// What the driver makes available.
+    /// The available ring, where the driver offers chains.
     pub(super) available: u64,
-    /// What the device has used.
+    /// The used ring, where the device reports used chains.
     pub(super) used: u64,
     /// Where the log counts the used ring, if it is logged.
     pub(super) log: Option<u64>,
@@ -168,7 +168,7 @@ impl Ring {
         waiting == self.size
     }
 
-    /// Reads the chain that is `ahead` of the next one, and adds its buffers to `pieces`. It must be available.
+    /// Reads the chain `ahead` places after the next one, and adds its buffers to `pieces`. It must be available.
     ///
     /// The loop is bounded by `left`, whatever the descriptors link to: a chain has no more descriptors than the ring, and
     /// at most [`MAX_CHAIN`].

@@ -214,7 +214,7 @@ fn copies_thousands_of_routes() {
     });
 }
 
-/// routes with nexthop objects, also if the kernel doesn't list their hops.: multipath.
+/// routes with nexthop objects, even if the kernel doesn't list their hops.: multipath.
 #[test]
 fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
     in_namespace(|| {

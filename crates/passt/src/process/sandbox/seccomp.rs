@@ -3,6 +3,10 @@
 //! A filter applies to the thread that installs it, and has the calls of the thread's [`Role`]. Filters are installed when
 //! all threads have started, before anything from the guest is read.
 //!
+//! To allow another call, add a row to [`TABLE`]: its number, the roles that need it, its arguments, and the reason.
+//! The thread that handles packets has the role [`Role::Pasta`] or [`Role::Passt`]; both together are [`SHARD`]. In the
+//! end-to-end tests, a call without a row ends the program by SIGSYS.
+//!
 //! A call that is allowed with any arguments costs no time: the kernel caches the decision by its number. A call whose
 //! arguments are checked costs about 50 ns. So arguments are checked only for calls that are rare, or slow anyway.
 
