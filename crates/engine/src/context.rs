@@ -5,7 +5,7 @@ use core::net::{IpAddr, SocketAddr};
 use crate::{
     addr::{Guest, Settings},
     flow::{Endpoints, FlowId},
-    guard::{Guard, Opening},
+    guard::{Admission, Guard, Opening},
     host::Host,
     link::Link,
     memory::Memory,
@@ -59,11 +59,33 @@ impl<W: World> Context<'_, W> {
     }
 
     /// Whether the guest may begin a flow, whose destination after translation is `destination`.
-    pub(crate) fn admits(&mut self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> bool {
-        let Self { settings, guard, host, .. } = self;
-        let asks_resolver = protocol != Protocol::Icmp && settings.is_resolver(ends.remote, destination.ip());
-        let flow = Opening { protocol, ends: *ends, destination, asks_resolver };
-        guard.admits(&flow, |destination| host.is_own(destination))
+    pub(crate) fn admits(
+        &mut self,
+        protocol: Protocol,
+        ends: &Endpoints,
+        destination: SocketAddr,
+    ) -> Admission {
+        let flow = self.opening(protocol, ends, destination);
+        let Self { now, guard, host, .. } = self;
+        guard.admits(&flow, *now, |destination| host.is_own(destination))
+    }
+
+    /// The same for a flow whose first bytes are not read.
+    pub(crate) fn admits_unread(
+        &mut self,
+        protocol: Protocol,
+        ends: &Endpoints,
+        destination: SocketAddr,
+    ) -> bool {
+        let flow = self.opening(protocol, ends, destination);
+        let Self { now, guard, host, .. } = self;
+        guard.admits_unread(&flow, *now, |destination| host.is_own(destination))
+    }
+
+    fn opening(&self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Opening {
+        let asks_resolver =
+            protocol != Protocol::Icmp && self.settings.is_resolver(ends.remote, destination.ip());
+        Opening { protocol, ends: *ends, destination, asks_resolver }
     }
 
     /// The link, and the rest: for a step that looks up a flow while a slot of the link is reserved.

@@ -3,17 +3,22 @@
 //! [`Guard::admits`] is asked once for each flow. Without rules, that is one comparison.
 
 use alloc::boxed::Box;
-use core::net::SocketAddr;
+use core::{fmt, net::SocketAddr};
 
 use crate::{
+    first_bytes::HostName,
     flow::Endpoints,
+    names::Names,
     policy::{Destination, NameVerdict, NoNames, Policy, Protocol, Question, Reason, Verdict},
+    timer::Instant,
 };
 
 /// The rules in force, and how often they refused something.
 #[derive(Debug, Default)]
 pub struct Guard {
     rules: Option<Box<Rules>>,
+    /// Which names the guest was given an address for. None: rules by name match nothing.
+    pub names: Option<Box<Names>>,
     refused: u64,
 }
 
@@ -36,11 +41,38 @@ pub struct Opening {
     pub asks_resolver: bool,
 }
 
+/// Whether a flow may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Admission {
+    /// It may.
+    Admit,
+    /// It is allowed by a name alone: what the client says first decides.
+    Named(Claim),
+    /// It may not. That was counted and logged.
+    Refuse,
+}
+
+/// A flow that is allowed by a name alone, whose client is to say that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The server may speak before the client has said a name.
+    pub server_first: bool,
+    /// First bytes without a name may pass as well.
+    nameless: bool,
+    question: Question,
+    guest: SocketAddr,
+    /// Index of the rule.
+    rule: usize,
+    /// When the flow began: names that were known then are known.
+    since: Instant,
+}
+
 impl Guard {
     /// A guard with these rules. With `audit` it refuses nothing, but logs what it would refuse.
     #[must_use]
     pub fn new(policy: Policy, audit: bool) -> Self {
-        Self { rules: Some(Box::new(Rules { policy, audit })), refused: 0 }
+        Self { rules: Some(Box::new(Rules { policy, audit })), names: None, refused: 0 }
     }
 
     /// The rules in force, if there are any.
@@ -57,17 +89,82 @@ impl Guard {
 
     /// Whether the guest may begin a flow. `is_own` says whether the host itself has an address; it is called only if rules
     /// depend on it. A refusal is counted and logged.
-    pub fn admits(&mut self, flow: &Opening, is_own: impl FnOnce(SocketAddr) -> bool) -> bool {
-        let Some(rules) = &self.rules else { return true };
-        let Some(reason) = rules.refuse(flow, is_own) else { return true };
+    pub fn admits(
+        &mut self,
+        flow: &Opening,
+        now: Instant,
+        is_own: impl FnOnce(SocketAddr) -> bool,
+    ) -> Admission {
+        let Some(rules) = &self.rules else { return Admission::Admit };
+        let question = rules.question(flow, is_own);
+        let verdict = match &self.names {
+            Some(names) => rules.policy.verdict(&question, &names.at(now)),
+            None => rules.policy.verdict(&question, &NoNames),
+        };
+        let reason = match verdict {
+            Verdict::Allow(_) => return Admission::Admit,
+            Verdict::AllowNamed { rule, nameless } => {
+                let (server_first, guest) = (nameless || rules.audit, flow.ends.guest);
+                let claim = Claim { server_first, nameless, question, guest, rule, since: now };
+                return Admission::Named(claim);
+            }
+            Verdict::Deny(reason) if rules.exempts(flow, reason) => return Admission::Admit,
+            Verdict::Deny(reason) => reason,
+        };
         self.refused += 1;
-        let refused = if rules.audit { "would be refused" } else { "refused" };
+        let refused = rules.refused();
         let (Endpoints { guest, remote }, text) = (flow.ends, rules.policy.text(reason));
         match flow.protocol {
             Protocol::Icmp => log::info!("{refused}: ping {} -> {} ({text})", guest.ip(), remote.ip()),
             protocol => log::info!("{refused}: {protocol} {guest} -> {remote} ({text})"),
         }
+        if rules.audit { Admission::Admit } else { Admission::Refuse }
+    }
+
+    /// Whether a flow may go on whose client asks for the server `name`. A refusal is counted and logged.
+    pub fn admits_name(&mut self, claim: &Claim, name: &HostName) -> bool {
+        let Some(rules) = &self.rules else { return true };
+        let verdict = match &self.names {
+            Some(names) => rules.policy.claim_verdict(&claim.question, name.as_str(), &names.at(claim.since)),
+            None => rules.policy.claim_verdict(&claim.question, name.as_str(), &NoNames),
+        };
+        let Verdict::Deny(reason) = verdict else { return true };
+        self.refused += 1;
+        log::info!("{}: {claim}: asked for {name} ({})", rules.refused(), rules.policy.text(reason));
         rules.audit
+    }
+
+    /// Whether a flow may go on whose client says no name, because of `why`. A refusal is counted and logged.
+    pub fn admits_nameless(&mut self, claim: &Claim, why: &dyn fmt::Display) -> bool {
+        let Some(rules) = &self.rules else { return true };
+        if claim.nameless {
+            return true;
+        }
+        self.refused += 1;
+        log::info!("{}: {claim}: {why} ({})", rules.refused(), rules.policy.text(Reason::Rule(claim.rule)));
+        rules.audit
+    }
+
+    /// Whether the guest may begin a flow whose first bytes are not read: by a name alone only if it may have no name. The
+    /// rest is as for [`Guard::admits`].
+    pub fn admits_unread(
+        &mut self,
+        flow: &Opening,
+        now: Instant,
+        is_own: impl FnOnce(SocketAddr) -> bool,
+    ) -> bool {
+        match self.admits(flow, now, is_own) {
+            Admission::Admit => true,
+            Admission::Named(claim) => self.admits_nameless(&claim, &"its first bytes are not read"),
+            Admission::Refuse => false,
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Question { protocol, destination, .. } = self.question;
+        write!(f, "{protocol} {} -> {destination}", self.guest)
     }
 }
 
@@ -82,25 +179,29 @@ impl Guard {
     ) -> bool {
         let Some(rules) = self.rules.as_ref().filter(|rules| !rules.audit) else { return true };
         let flow = Opening { protocol: Protocol::Udp, ends, destination: peer, asks_resolver: false };
-        let refused = rules.refuse(&flow, is_own).is_some();
-        self.refused += u64::from(refused);
-        !refused
+        let verdict = rules.policy.verdict(&rules.question(&flow, is_own), &NoNames);
+        self.refused += u64::from(verdict.is_deny());
+        !verdict.is_deny()
     }
 }
 
 impl Rules {
-    /// Why a flow is refused, if it is.
-    fn refuse(&self, flow: &Opening, is_own: impl FnOnce(SocketAddr) -> bool) -> Option<Reason> {
+    fn question(&self, flow: &Opening, is_own: impl FnOnce(SocketAddr) -> bool) -> Question {
         let leads_to_host =
             flow.destination.ip().is_loopback() || self.policy.has_groups() && is_own(flow.destination);
-        let question = Question { protocol: flow.protocol, destination: flow.ends.remote, leads_to_host };
-        let Verdict::Deny(reason) = self.policy.verdict(&question, &NoNames) else { return None };
-        // Most resolvers have private addresses, or are the host itself. A rule about such a group is not meant for them: a
-        // guest that may reach the Internet needs its names.
-        let exempt = flow.asks_resolver
+        Question { protocol: flow.protocol, destination: flow.ends.remote, leads_to_host }
+    }
+
+    /// Most resolvers have private addresses, or are the host itself. A rule about such a group is not meant for them: a
+    /// guest that may reach the Internet needs its names.
+    fn exempts(&self, flow: &Opening, reason: Reason) -> bool {
+        flow.asks_resolver
             && !self.is_about_the_address(reason)
-            && matches!(self.policy.name_verdict(""), NameVerdict::Allow(_));
-        (!exempt).then_some(reason)
+            && matches!(self.policy.name_verdict(""), NameVerdict::Allow(_))
+    }
+
+    const fn refused(&self) -> &'static str {
+        if self.audit { "would be refused" } else { "refused" }
     }
 
     fn is_about_the_address(&self, reason: Reason) -> bool {

@@ -361,7 +361,7 @@ impl Shard {
         let Some(accepted) = self.acceptors.accept(id, &self.policy, settings, guest, now) else {
             return;
         };
-        if !self.admits(&accepted) {
+        if !self.admits(&accepted, now) {
             self.acceptors.refused += 1;
             return reset_on_close(&accepted.socket);
         }
@@ -390,13 +390,13 @@ impl Shard {
     }
 
     /// Whether the guard admits a connection: one that a client in the guest's namespace opens to the host's loopback.
-    fn admits(&mut self, accepted: &Accepted) -> bool {
+    fn admits(&mut self, accepted: &Accepted, now: Instant) -> bool {
         match (accepted.onward, accepted.direction, accepted.peer) {
             (Onward::Bypass(remote), Direction::Outbound, Some(guest)) => {
                 let ends = Endpoints { guest, remote };
                 let (protocol, destination) = (Protocol::Tcp, remote);
                 let flow = Opening { protocol, ends, destination, asks_resolver: false };
-                self.stack.guard_mut().admits(&flow, |_| true)
+                self.stack.guard_mut().admits_unread(&flow, now, |_| true)
             }
             _ => true,
         }

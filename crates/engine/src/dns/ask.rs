@@ -53,7 +53,7 @@ impl<W: World> Dns<W> {
             return;
         };
         let remote = key.endpoints.remote;
-        if !cx.admits(Protocol::Udp, &key.endpoints, remote) {
+        if !cx.admits_unread(Protocol::Udp, &key.endpoints, remote) {
             self.counters.refused += 1;
             let report = Report::prohibited(remote.is_ipv4());
             let quote = Quote::of_datagram(key.endpoints, message.len(), head);

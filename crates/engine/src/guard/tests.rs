@@ -2,7 +2,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::*;
-use crate::policy::spec;
+use crate::{policy::spec, testkit::settings::START};
 
 fn guard(rules: &[&str]) -> Guard {
     let file = spec::parse_file(&rules.join("\n")).unwrap();
@@ -19,7 +19,7 @@ fn opening(protocol: Protocol, remote: &str, destination: &str) -> Opening {
 fn without_rules_everything_is_admitted() {
     let mut guard = Guard::default();
     let flow = opening(Protocol::Tcp, "192.0.2.1:80", "127.0.0.1:80");
-    assert!(guard.admits(&flow, |_| panic!("no rule depends on it")));
+    assert_eq!(guard.admits(&flow, START, |_| panic!("no rule depends on it")), Admission::Admit);
     assert_eq!(guard.refused(), 0);
 }
 
@@ -36,8 +36,8 @@ fn rules_mean_the_address_that_the_guest_wrote_and_host_means_where_it_leads() {
         (&["allow public"], false, false),
     ] {
         let mut guard = guard(rules);
-        assert_eq!(guard.admits(&gateway, |_| false), gateway_admitted, "{rules:?}");
-        assert_eq!(guard.admits(&second, |_| true), second_admitted, "{rules:?}");
+        assert_eq!(guard.admits_unread(&gateway, START, |_| false), gateway_admitted, "{rules:?}");
+        assert_eq!(guard.admits_unread(&second, START, |_| true), second_admitted, "{rules:?}");
         assert_eq!(guard.refused(), u64::from(!gateway_admitted) + u64::from(!second_admitted), "{rules:?}");
     }
 }
@@ -45,7 +45,7 @@ fn rules_mean_the_address_that_the_guest_wrote_and_host_means_where_it_leads() {
 #[test]
 fn addresses_of_the_host_are_looked_up_only_for_groups() {
     let flow = opening(Protocol::Udp, "192.0.2.1:80", "192.0.2.1:80");
-    assert!(guard(&["deny 192.0.2.2"]).admits(&flow, |_| panic!("no rule depends on it")));
+    assert!(guard(&["deny 192.0.2.2"]).admits_unread(&flow, START, |_| panic!("no rule depends on it")));
 }
 
 #[test]
@@ -59,17 +59,17 @@ fn a_resolver_in_a_denied_group_may_be_asked_if_names_may() {
         &["deny private", "default deny"],
     ]
     .iter()
-    .map(|rules| guard(rules).admits(&flow, |_| false))
+    .map(|rules| guard(rules).admits_unread(&flow, START, |_| false))
     .collect();
     assert_eq!(admitted, [true, false, true, false, false]);
     let other = opening(Protocol::Udp, "10.0.0.53:53", "10.0.0.53:53");
-    assert!(!guard(&["deny private"]).admits(&other, |_| false));
+    assert!(!guard(&["deny private"]).admits_unread(&other, START, |_| false));
 }
 
 #[test]
 fn an_audit_refuses_nothing_and_counts() {
     let policy = guard(&["deny all"]).policy().unwrap().clone();
     let mut audit = Guard::new(policy, true);
-    assert!(audit.admits(&opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0"), |_| false));
+    assert!(audit.admits_unread(&opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0"), START, |_| false));
     assert_eq!(audit.refused(), 1);
 }

@@ -151,7 +151,7 @@ impl<W: World> Ping<W> {
             remote: SocketAddr::new(remote, 0),
         };
         // A flow serves many destinations, so each request is judged.
-        if !cx.admits(policy::Protocol::Icmp, &ends, peer) {
+        if !cx.admits_unread(policy::Protocol::Icmp, &ends, peer) {
             self.counters.refused += 1;
             let key =
                 Key { guest: packet.source, id: ends.guest.port(), target: Target::Any { source: None } };

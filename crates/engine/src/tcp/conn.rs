@@ -9,6 +9,7 @@ use wire::{
 };
 
 use super::{
+    check::Check,
     dial::Dial,
     emit::{self, Fields, Sent, Size},
     queue::ChunkPool,
@@ -42,8 +43,12 @@ pub(super) enum Phase {
     SynReceived,
     /// The socket was accepted, and the guest was sent a SYN.
     SynSent,
+    /// Both sides are connected, and the guest's bytes wait until it has said a name that it may reach.
+    Checking,
     /// Both sides are connected, until both streams have ended.
     Established,
+    /// The guest has said another name: it is told so, and the connection ends.
+    Refused,
 }
 
 /// Why a connection ends before both of its streams have.
@@ -51,6 +56,8 @@ pub(super) enum Phase {
 pub(super) enum End {
     /// It has timed out: both sides are reset.
     Abort,
+    /// What the guest has said first is refused: both sides are reset.
+    Refused,
     /// The guest has reset it: the socket is reset.
     GuestReset,
     /// The socket has failed: the guest is reset, or gets an ICMP error.
@@ -108,6 +115,8 @@ pub(super) struct Connection<W: World> {
     pub(super) deadline: Deadline,
     /// The other servers to try, while a connection to a resolver is not established.
     pub(super) dial: Option<Box<Dial>>,
+    /// In the phases [`Phase::Checking`] and [`Phase::Refused`], and before them.
+    pub(super) check: Option<Box<Check>>,
 }
 
 impl<W: World> Keyed for Connection<W> {
@@ -145,6 +154,7 @@ impl<W: World> Connection<W> {
             probed: None,
             deadline: Deadline::default(),
             dial: None,
+            check: None,
         }
     }
 
@@ -160,10 +170,13 @@ impl<W: World> Connection<W> {
             Phase::Connecting => self.while_connecting(segment),
             Phase::SynSent => self.while_syn_sent(segment, cx),
             Phase::SynReceived => match self.while_syn_received(segment, cx)? {
+                Handshake::Done if self.phase == Phase::Checking => self.while_checking(segment, pool, cx),
                 Handshake::Done => self.while_established(segment, pool, cx),
                 Handshake::Waits => Ok(()),
             },
             Phase::Established => self.while_established(segment, pool, cx),
+            Phase::Checking => self.while_checking(segment, pool, cx),
+            Phase::Refused => self.while_refused(segment, cx.now),
         }
     }
 
@@ -174,7 +187,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    fn while_established(
+    pub(super) fn while_established(
         &mut self,
         segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
         pool: &mut ChunkPool,
@@ -222,7 +235,7 @@ impl<W: World> Connection<W> {
     }
 
     /// A segment outside the window: keep-alives, old duplicates, window probes (RFC 9293 §3.10.7.4).
-    fn on_outside(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) {
+    pub(super) fn on_outside(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) {
         let flags = segment.flags();
         if flags.contains(Flags::RST) {
             return;
@@ -240,7 +253,7 @@ impl<W: World> Connection<W> {
 
     /// Handles a segment's acknowledgment. If it acknowledges data that was never sent, sends an acknowledgment and
     /// drops the segment (RFC 9293 §3.10.7.4).
-    fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> Ack {
+    pub(super) fn on_ack(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) -> Ack {
         let options =
             if segment.options.is_empty() { Options::default() } else { Options::parse(segment.options) };
         let ack = self.send.on_ack(segment, &options, now);
@@ -265,15 +278,17 @@ impl<W: World> Connection<W> {
         if readiness.urgent {
             self.find_urgent_mark();
         }
-        if self.phase == Phase::Connecting {
-            return self.on_connected(readiness, cx);
+        match self.phase {
+            Phase::Connecting => return self.on_connected(readiness, cx),
+            Phase::Refused => return Ok(()),
+            _ => {}
         }
         if readiness.error
             && let Some(errno) = self.socket.take_error()
         {
             return self.fail(errno);
         }
-        if self.error.is_none() && (readiness.writable || readiness.error) {
+        if self.error.is_none() && self.phase != Phase::Checking && (readiness.writable || readiness.error) {
             self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))?;
         }
         Ok(())
@@ -292,7 +307,7 @@ impl<W: World> Connection<W> {
 
     /// The socket has failed. What it received before that still goes to the guest; during the
     /// handshake there is nothing to wait for.
-    fn fail(&mut self, errno: Errno) -> Result<(), End> {
+    pub(super) fn fail(&mut self, errno: Errno) -> Result<(), End> {
         self.readable = true;
         self.error = self.error.or(Some(errno));
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
@@ -309,12 +324,14 @@ impl<W: World> Connection<W> {
 
     fn send_data_and_ack(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         let mut turn = Turn::Idle;
-        if self.phase == Phase::Established {
+        if self.carries() {
             self.discard();
             turn = self.fill_holes(cx)?;
             if turn == Turn::Idle {
                 turn = self.pump(cx)?;
             }
+        } else if self.phase == Phase::Refused {
+            turn = self.send_farewell(cx);
         }
         if self.receive.ack == AckDue::Now && self.send_ack(cx).is_err() {
             return Ok(Turn::LinkFull);
@@ -327,6 +344,15 @@ impl<W: World> Connection<W> {
             Some(errno) if self.send.delivered() => Err(End::SocketFailed(errno)),
             _ if self.is_finished() => Ok(Turn::Finished),
             _ => Ok(turn),
+        }
+    }
+
+    /// Whether bytes of the socket may go to the guest.
+    fn carries(&self) -> bool {
+        match self.phase {
+            Phase::Established => true,
+            Phase::Checking => self.check.as_ref().is_some_and(|check| check.server_first()),
+            _ => false,
         }
     }
 
@@ -394,7 +420,7 @@ impl<W: World> Connection<W> {
     }
 
     /// Sends part of the host's stream, or as much of it as the socket has.
-    fn send_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
+    pub(super) fn send_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
         if run.fin {
             return match self.send_control(run.seq, Flags::FIN | Flags::ACK, cx) {
                 Ok(()) => Sent::Bytes(1),
@@ -448,7 +474,7 @@ impl<W: World> Connection<W> {
         self.send_control(self.send.acceptable_seq(), Flags::ACK, cx)
     }
 
-    fn fields(&mut self, seq: Seq, flags: Flags) -> Fields {
+    pub(super) fn fields(&mut self, seq: Seq, flags: Flags) -> Fields {
         let sack =
             if self.send.guest_has_sack() { self.receive.sack_blocks() } else { SackBlocks::default() };
         let options = Options { sack, ..Options::default() };
@@ -458,13 +484,18 @@ impl<W: World> Connection<W> {
     }
 
     /// A segment with an acknowledgment was sent.
-    fn ack_sent(&mut self) {
+    pub(super) fn ack_sent(&mut self) {
         self.receive.ack_sent();
         self.ack_at = None;
     }
 
     /// The connection's deadline was reached: handles whatever is due.
-    pub(super) fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), End> {
+    pub(super) fn on_deadline(
+        &mut self,
+        id: FlowId,
+        pool: &mut ChunkPool,
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), End> {
         if !self.deadline.reached(cx.now, cx.timers, id) {
             return Ok(());
         }
@@ -475,6 +506,7 @@ impl<W: World> Connection<W> {
         if self.send.take_timeout(cx.now) {
             self.on_retransmission(cx)?;
         }
+        self.on_check_deadline(pool, cx)?;
         self.on_idle(cx)
     }
 
@@ -490,12 +522,12 @@ impl<W: World> Connection<W> {
                 self.send_syn(cx);
                 return Ok(());
             }
-            Phase::Established => {}
+            Phase::Established | Phase::Checking | Phase::Refused => {}
         }
         if unanswered > MAX_UNANSWERED {
             return Err(End::Abort);
         }
-        if self.send.window_closed() {
+        if self.send.window_closed() && self.carries() {
             self.probe_window(cx)?;
         }
         self.send.restart_timer(cx.now);
@@ -536,12 +568,16 @@ impl<W: World> Connection<W> {
 
     /// Sets the deadline to the earliest of the pending ones.
     fn set_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
-        if self.phase == Phase::Established {
+        if self.carries() {
             self.send.start_timer_if_due(self.readable, cx.now);
         }
         let idle = if self.phase == Phase::Established { KEEP_ALIVE } else { INACTIVITY };
-        let dial = self.dial.as_ref().filter(|_| self.phase == Phase::Connecting).and_then(|dial| dial.due);
-        let due = [self.ack_at, self.send.timeout(), dial, Some(second_tick(self.silent_since(), idle))];
+        let of_phase = match self.phase {
+            Phase::Connecting => self.dial.as_ref().and_then(|dial| dial.due),
+            Phase::Checking | Phase::Refused => self.check.as_ref().and_then(|check| check.until),
+            _ => None,
+        };
+        let due = [self.ack_at, self.send.timeout(), of_phase, Some(second_tick(self.silent_since(), idle))];
         self.deadline.set(due.into_iter().flatten().min(), cx.timers, id);
     }
 }

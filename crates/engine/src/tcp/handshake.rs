@@ -162,7 +162,7 @@ impl<W: World> Connection<W> {
         }
         self.send.on_handshake_done(cx.now);
         self.send.take_window(segment);
-        self.phase = Phase::Established;
+        self.begin_check(cx.now);
         Ok(Handshake::Done)
     }
 }

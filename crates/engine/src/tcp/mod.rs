@@ -4,6 +4,8 @@
 //! [`send`] carries the socket's bytes to the guest. [`conn`] joins them, [`handshake`] begins them; this
 //! module finds the connection for a segment, an event or a deadline, and ends it.
 
+mod check;
+mod checking;
 mod conn;
 mod dial;
 mod emit;
@@ -31,6 +33,7 @@ use wire::{
 };
 
 use self::{
+    check::Check,
     conn::{Connection, End, Phase, Turn},
     dial::Dial,
     emit::Fields,
@@ -41,6 +44,7 @@ use crate::{
     addr::Settings,
     context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Flows, Kind},
+    guard::Admission,
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
     icmp::{Quote, send_router_error},
     memory::PayloadOf,
@@ -155,10 +159,14 @@ impl<W: World> Tcp<W> {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
-        if !cx.admits(policy::Protocol::Tcp, &ends, destination) {
-            self.counters.refused += 1;
-            return reset_unknown(&ends, 0, syn, cx);
-        }
+        let check = match cx.admits(policy::Protocol::Tcp, &ends, destination) {
+            Admission::Admit => None,
+            Admission::Named(claim) => Some(Box::new(Check::new(claim))),
+            Admission::Refuse => {
+                self.counters.refused += 1;
+                return reset_unknown(&ends, 0, syn, cx);
+            }
+        };
         let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
         let mut dial = resolvers.map(|servers| Dial::new(servers, class));
         let connecting = match &mut dial {
@@ -186,6 +194,7 @@ impl<W: World> Tcp<W> {
         }
         let mut connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
         connection.dial = dial.map(Box::new);
+        connection.await_name(check);
         self.insert(connection);
     }
 
@@ -237,7 +246,7 @@ impl<W: World> Tcp<W> {
     /// A connection's deadline may have been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
-        let step = connection.on_deadline(id, cx);
+        let step = connection.on_deadline(id, &mut self.pool, cx);
         self.after_step(id, step, cx);
         self.redial_if_silent(id, cx);
     }
@@ -362,6 +371,7 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Abort => f.write_str("aborted"),
+            Self::Refused => f.write_str("refused"),
             Self::GuestReset => f.write_str("reset by the guest"),
             Self::SocketFailed(Errno(number)) => write!(f, "the host's socket failed (error {number})"),
         }

@@ -46,7 +46,7 @@ pub(super) struct Receiver {
     pub(super) scale: u8,
     /// Bytes that the socket did not take, and bytes after a hole.
     queue: Option<Box<ReceiveQueue>>,
-    /// The socket took less than it was given; it will report when it is writable again.
+    /// The socket took less than it was given; it will report when it is writable again. Or it is to get nothing yet.
     refused: bool,
     /// The guest's urgent byte, until the socket has it.
     urgent: Option<Seq>,
@@ -119,6 +119,58 @@ impl Receiver {
             self.ack = AckDue::Now;
         }
         self.pass_fin(socket)
+    }
+
+    /// Gives the socket nothing until [`Receiver::on_writable`] is called.
+    pub(super) fn hold(&mut self) {
+        self.refused = true;
+    }
+
+    /// Calls `read` with the ready bytes after the first `skip`, in order.
+    pub(super) fn ready_after(&self, mut skip: usize, mut read: impl FnMut(&[u8])) {
+        let Some(queue) = &self.queue else { return };
+        let mut pieces = [&[][..]; PIECES];
+        let count = queue.ready_pieces(usize::MAX, &mut pieces);
+        for piece in &pieces[..count] {
+            let (skipped, rest) = piece.split_at(skip.min(piece.len()));
+            skip -= skipped.len();
+            if !rest.is_empty() {
+                read(rest);
+            }
+        }
+    }
+
+    /// Whether an urgent byte is announced that the socket does not have.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.urgent.is_some()
+    }
+
+    /// Whether the guest has sent everything up to its FIN.
+    pub(super) fn at_end(&self) -> bool {
+        self.fin == Some(self.next)
+    }
+
+    /// Discards what is queued, and the FIN: nobody will read it.
+    pub(super) fn discard(&mut self, pool: &mut ChunkPool) {
+        self.release(pool);
+        let at_end = self.at_end();
+        self.skip(self.next, at_end);
+    }
+
+    /// The guest has sent bytes up to `end` that are discarded, and perhaps the FIN after them.
+    pub(super) fn skip(&mut self, end: Seq, fin: bool) {
+        if self.finished {
+            self.ack = AckDue::Now;
+            return;
+        }
+        if end.after(self.next) {
+            self.next = end;
+            self.ack = AckDue::Now;
+        }
+        if fin {
+            self.next = self.next.max(end + 1);
+            (self.finished, self.ack) = (true, AckDue::Now);
+        }
     }
 
     /// The guest's urgent byte is at `urgent`. A later one replaces an earlier one, as for every receiver.
@@ -272,7 +324,7 @@ impl Receiver {
     /// Passes the guest's FIN on when everything before it is in the socket, and acknowledges it when the
     /// peer has acknowledged all.
     fn pass_fin(&mut self, socket: &mut impl TcpSocket) -> Result<(), Errno> {
-        if self.finished || self.fin != Some(self.next) || self.ready_len() > 0 {
+        if self.finished || self.fin != Some(self.next) || self.refused {
             return Ok(());
         }
         if !self.shut {

@@ -201,6 +201,11 @@ impl Sender {
         self.fin.is_some_and(|fin| self.una.after(fin))
     }
 
+    /// The stream ends after this many bytes.
+    pub(super) fn ends_after(&mut self, len: u32) {
+        self.fin = Some(self.base + len);
+    }
+
     /// Data or a FIN up to `end` was sent.
     pub(super) fn sent(&mut self, end: Seq, now: Instant) {
         if end.after(self.max) {

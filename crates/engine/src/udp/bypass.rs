@@ -132,7 +132,7 @@ impl<W: World> Udp<W> {
         };
         let ends = Endpoints { guest: client, remote: target };
         let flow = Opening { protocol: Protocol::Udp, ends, destination: target, asks_resolver: false };
-        listener.direction == Direction::Inbound || cx.guard.admits(&flow, |_| true)
+        listener.direction == Direction::Inbound || cx.guard.admits_unread(&flow, cx.now, |_| true)
     }
 
     fn open_proxy(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {

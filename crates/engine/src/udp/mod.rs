@@ -386,7 +386,7 @@ impl<W: World> Udp<W> {
             self.counters.invalid += 1;
             return None;
         };
-        if !cx.admits(policy::Protocol::Udp, &endpoints, peer) {
+        if !cx.admits_unread(policy::Protocol::Udp, &endpoints, peer) {
             self.counters.refused += 1;
             let mut bytes = [0; icmp::MAX_UPPER];
             let quoted = payload.copy_to(&mut bytes);

@@ -13,6 +13,7 @@ mod from_guest;
 mod handshake;
 mod hostile;
 mod matrix;
+mod names;
 mod resolvers;
 mod to_guest;
 mod urgent;

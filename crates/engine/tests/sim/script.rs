@@ -26,7 +26,7 @@ use testkit::{
 use wire::{
     frame::{self, Outgoing},
     offload::Offload,
-    tcp::{Flags, Header, MAX_OPTIONS_LEN, Options, Segment, Seq},
+    tcp::{Flags, HEADER_LEN, Header, MAX_OPTIONS_LEN, Options, Segment, Seq},
 };
 
 use crate::world::{settings, stack};
@@ -245,6 +245,23 @@ impl Script {
         let position = (parsed.start - 1).max(0) as u32;
         let fill = |room: &mut [u8]| UPWARD.fill(position, room);
         testkit::guest::tcp(&headers, header, &options_bytes[..options_len], payload_len, fill).0
+    }
+
+    /// A segment of the guest without options, and with these bytes of its stream, which start at `position`.
+    pub(crate) fn bytes(&self, line: &str, position: usize, bytes: &[u8]) -> Vec<u8> {
+        let (flags, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let line = format!("{flags} {}:{} {rest}", position + 1, position + 1 + bytes.len());
+        let mut frame = self.write(&line);
+        let start = headers(self.guest.ip(), self.remote.ip()).headroom(HEADER_LEN);
+        frame[start..start + bytes.len()].copy_from_slice(bytes);
+        frame
+    }
+
+    /// The segments that the engine has sent: their flags without PSH, and their payload.
+    pub(crate) fn heard(&mut self) -> Vec<(Flags, Vec<u8>)> {
+        let frames = self.link.take();
+        let segments = frames.iter().filter_map(|(bytes, _)| segment(bytes));
+        segments.map(|(_, segment)| (segment.flags() - Flags::PSH, segment.payload.to_vec())).collect()
     }
 
     /// A segment of the engine, as a line.

@@ -1,0 +1,217 @@
+//! A connection that is allowed by a name alone: what the client says first decides (docs/design/guard.md).
+//!
+//! Until then the guest's bytes wait in the receive queue, as if the socket were full. What is judged is in the queue, and
+//! the queue never changes bytes that are in order: so exactly these bytes are sent.
+
+use alloc::boxed::Box;
+use core::{fmt, time::Duration};
+
+use wire::{
+    payload::Payload,
+    tcp::{Flags, Segment},
+};
+
+use super::{
+    check::Check,
+    conn::{Connection, End, Phase, Turn},
+    emit::{self, Fields, Sent, Size},
+    queue::ChunkPool,
+    receive::AckDue,
+    send::{Ack, Run},
+};
+use crate::{
+    context::{Context, World},
+    first_bytes::{Found, Protocol},
+    host::TcpSocket as _,
+    link::Link as _,
+    memory::{PayloadOf, Room as _, RoomOf},
+    timer::Instant,
+};
+
+/// How long a client that was refused may take to close.
+const LINGER: Duration = Duration::from_secs(10);
+/// A fatal alert, unrecognized_name (RFC 8446 §6.2), in a record of the version that all clients understand.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// Why a client has not said a name.
+#[derive(Clone, Copy, Debug)]
+enum Silence {
+    Closed,
+    Late,
+    Urgent,
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed before a server name",
+            Self::Late => "no server name in time",
+            Self::Urgent => "urgent data before a server name",
+        })
+    }
+}
+
+impl<W: World> Connection<W> {
+    /// Makes the connection wait for a name, if there is a check.
+    pub(super) fn await_name(&mut self, check: Option<Box<Check>>) {
+        if check.is_some() {
+            self.receive.hold();
+        }
+        self.check = check;
+    }
+
+    /// The handshake that the guest began is done.
+    pub(super) fn begin_check(&mut self, now: Instant) {
+        self.phase = match &mut self.check {
+            Some(check) => {
+                check.begin(now);
+                Phase::Checking
+            }
+            None => Phase::Established,
+        };
+    }
+
+    /// A segment while the name is awaited.
+    pub(super) fn while_checking(
+        &mut self,
+        segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
+        pool: &mut ChunkPool,
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), End> {
+        self.while_established(segment, pool, cx)?;
+        let Some(check) = &mut self.check else { return Ok(()) };
+        // The peer would not see the urgent byte where we have read it.
+        if self.receive.is_urgent() {
+            return self.without_name(Silence::Urgent, pool, cx);
+        }
+        let fed = check.fed;
+        let mut found = check.first.feed(&[]);
+        self.receive.ready_after(fed, |piece| {
+            check.fed += piece.len();
+            found = check.first.feed(piece);
+        });
+        match found {
+            Found::Name(name) if cx.guard.admits_name(&check.claim, &name) => self.pass(pool),
+            Found::NoName(why) if cx.guard.admits_nameless(&check.claim, &why) => self.pass(pool),
+            Found::Name(_) | Found::NoName(_) => self.refuse(pool, cx.now),
+            Found::More if !self.receive.at_end() => Ok(()),
+            // It has closed without a word.
+            Found::More if check.fed == 0 && !check.claim.server_first => {
+                self.say_farewell(&[], pool, cx.now);
+                Ok(())
+            }
+            Found::More => self.without_name(Silence::Closed, pool, cx),
+        }
+    }
+
+    /// The client will say no name.
+    fn without_name(
+        &mut self,
+        why: Silence,
+        pool: &mut ChunkPool,
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), End> {
+        match &self.check {
+            Some(check) if !cx.guard.admits_nameless(&check.claim, &why) => self.refuse(pool, cx.now),
+            _ => self.pass(pool),
+        }
+    }
+
+    /// The check is over, and the data path is as always.
+    fn pass(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
+        self.check = None;
+        self.phase = Phase::Established;
+        self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))
+    }
+
+    /// Ends the connection; a client of TLS learns why.
+    fn refuse(&mut self, pool: &mut ChunkPool, now: Instant) -> Result<(), End> {
+        match &self.check {
+            Some(check) if check.first.protocol() == Some(Protocol::Tls) && !check.claim.server_first => {
+                self.say_farewell(&UNRECOGNIZED_NAME, pool, now);
+                Ok(())
+            }
+            _ => Err(End::Refused),
+        }
+    }
+
+    /// The guest gets these bytes and the end of the stream; the peer gets the end of the stream at once. Nothing was sent
+    /// to either before.
+    fn say_farewell(&mut self, farewell: &'static [u8], pool: &mut ChunkPool, now: Instant) {
+        let Some(check) = &mut self.check else { return };
+        (check.farewell, check.until) = (farewell, Some(now + LINGER));
+        self.phase = Phase::Refused;
+        self.receive.discard(pool);
+        self.send.ends_after(farewell.len() as u32);
+        self.socket.reset_on_close();
+        self.socket.shutdown_write().ok();
+    }
+
+    /// A segment of a client that was refused: what it says is discarded.
+    pub(super) fn while_refused(
+        &mut self,
+        segment: &Segment<'_, impl Payload>,
+        now: Instant,
+    ) -> Result<(), End> {
+        let (flags, seq) = (segment.flags(), segment.seq());
+        if !self.receive.acceptable(seq, segment.sequence_len()) {
+            self.on_outside(segment, now);
+            return Ok(());
+        }
+        if flags.contains(Flags::RST) {
+            return Err(End::GuestReset);
+        }
+        if flags.contains(Flags::SYN) {
+            self.receive.ack = AckDue::Now;
+            return Ok(());
+        }
+        if flags.contains(Flags::ACK) && self.on_ack(segment, now) == Ack::OfSent {
+            self.receive.skip(seq + segment.payload.len() as u32, flags.contains(Flags::FIN));
+        }
+        Ok(())
+    }
+
+    /// Sends the farewell and the FIN after it.
+    pub(super) fn send_farewell(&mut self, cx: &mut Context<'_, W>) -> Turn {
+        while let Some(run) = self.send.next_run(true, cx.link.largest_segment()) {
+            let sent = if run.fin { self.send_run(run, cx) } else { self.send_farewell_run(run, cx) };
+            match sent {
+                Sent::Bytes(len) => self.send.sent(run.seq + len, cx.now),
+                Sent::LinkFull => return Turn::LinkFull,
+                Sent::End | Sent::Nothing | Sent::Failed(_) => break,
+            }
+        }
+        Turn::Idle
+    }
+
+    fn send_farewell_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
+        let farewell = self.check.as_ref().map_or(&[][..], |check| check.farewell);
+        let start = self.send.offset(run.seq) as usize;
+        let Some(bytes) = farewell.get(start..start + run.len as usize) else { return Sent::End };
+        let size = Size { frame: bytes.len(), segment: self.send.segment_size(cx.link.largest_segment()) };
+        let fields = self.fields(run.seq, Flags::ACK | Flags::PSH);
+        let fill = |mut room: RoomOf<'_, W::Memory>, _: &mut Fields| {
+            room.put(0, bytes);
+            Sent::Bytes(run.len)
+        };
+        let sent = emit::with_payload(&self.ends, fields, size, fill, cx);
+        if let Sent::Bytes(_) = sent {
+            self.ack_sent();
+        }
+        sent
+    }
+
+    /// The client has taken too long to say a name, or to close.
+    pub(super) fn on_check_deadline(
+        &mut self,
+        pool: &mut ChunkPool,
+        cx: &mut Context<'_, W>,
+    ) -> Result<(), End> {
+        let due = self.check.as_ref().and_then(|check| check.until).is_some_and(|until| until <= cx.now);
+        match self.phase {
+            Phase::Checking if due => self.without_name(Silence::Late, pool, cx),
+            Phase::Refused if due => Err(End::Refused),
+            _ => Ok(()),
+        }
+    }
+}
