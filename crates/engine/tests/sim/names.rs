@@ -408,3 +408,44 @@ proptest! {
         prop_assert_eq!(script.stack.guard().refused(), u64::from(!allowed));
     }
 }
+
+/// A segment that a guest may send after it was refused: flags by bits, position, length, acknowledgment, window.
+fn any_segment() -> impl Strategy<Value = (u8, i64, i64, i64, u16)> {
+    let flags =
+        prop_oneof![6 => Just(0x10u8), 3 => Just(0x11), 1 => Just(0x12), 1 => Just(0x04), 2 => any::<u8>()];
+    let near = || prop_oneof![6 => 0i64..400, 1 => any::<u32>().prop_map(i64::from)];
+    let window = prop_oneof![3 => Just(512u16), 1 => Just(0), 1 => any::<u16>()];
+    (flags, near(), prop_oneof![Just(0i64), 0i64..1400], prop_oneof![3 => 0i64..12, 1 => near()], window)
+}
+
+proptest! {
+    /// Whatever a guest sends that was refused or that still waits: nothing panics, the socket gets no byte, and the
+    /// connection ends.
+    #[test]
+    fn a_refused_guest_reaches_nothing(
+        refused: bool,
+        segments in prop::collection::vec((any_segment(), 0u64..3000, any::<bool>()), 1..30),
+    ) {
+        let mut script = connected();
+        let hello = tls(OTHER);
+        say(&mut script, 0, if refused { &hello } else { &hello[..30] });
+        for ((flags, at, len, ack, window), millis, full) in segments {
+            let all = [(1, 'F'), (2, 'S'), (4, 'R'), (8, 'P'), (16, '.'), (32, 'U')];
+            let letters = all.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, letter)| letter);
+            let letters: String = core::iter::once(&'-').chain(letters).collect();
+            script.set_link_full(full);
+            // A new connection is another matter.
+            if flags & 0x16 != 0x02 {
+                script.guest(&format!("{letters} {at}:{} ack {ack} win {window}", at + len));
+            }
+            script.peer().arrive_unless_ended(10);
+            script.settle();
+            script.pass(Duration::from_millis(millis));
+        }
+        script.set_link_full(false);
+        prop_assert_eq!(sent(&script), b"");
+        script.pass(Duration::from_secs(30));
+        prop_assert!(script.stack.tcp().is_empty());
+        prop_assert_eq!(sent(&script), b"");
+    }
+}
