@@ -2,7 +2,11 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::*;
-use crate::{policy::spec, testkit::settings::START};
+use crate::{
+    names::{self, MIN_LIFE},
+    policy::spec,
+    testkit::settings::START,
+};
 
 fn guard(rules: &[&str]) -> Guard {
     let file = spec::parse_file(&rules.join("\n")).unwrap();
@@ -72,4 +76,27 @@ fn an_audit_refuses_nothing_and_counts() {
     let mut audit = Guard::new(policy, true);
     assert!(audit.admits_unread(&opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0"), START, |_| false));
     assert_eq!(audit.refused(), 1);
+}
+
+/// A name that expires while a client connects is still the one that allowed the flow.
+#[test]
+fn names_are_those_of_the_time_when_the_flow_began() {
+    let mut guard = guard(&["allow *.example.org"]);
+    let mut names = Names::new(names::Limits::default(), [1; 16]);
+    for name in ["a.example.org", "other.example"] {
+        assert!(names.learn("192.0.2.1".parse().unwrap(), name, 60, START));
+    }
+    guard.names = Some(Box::new(names));
+    let flow = opening(Protocol::Tcp, "192.0.2.1:443", "192.0.2.1:443");
+    let Admission::Named(claim) = guard.admits(&flow, START, |_| false) else { panic!() };
+    assert!(!claim.server_first);
+    let name = |text: &str| HostName::parse(text.as_bytes()).unwrap();
+    assert!(guard.admits_name(&claim, &name("a.example.org")));
+    assert!(!guard.admits_name(&claim, &name("other.example")), "no rule allows it");
+    assert!(!guard.admits_name(&claim, &name("b.example.org")), "the address was no answer for it");
+    assert!(!guard.admits_nameless(&claim, &"no name"));
+    assert_eq!(guard.refused(), 3);
+    let late = START + MIN_LIFE * 2;
+    assert_eq!(guard.admits(&flow, late, |_| false), Admission::Refuse);
+    assert!(guard.admits_name(&claim, &name("a.example.org")));
 }

@@ -1,5 +1,7 @@
 //! What the guard refuses, through the whole stack (docs/guard.md).
 
+use alloc::boxed::Box;
+
 use wire::{
     icmp,
     tcp::{self, Flags, Seq},
@@ -9,6 +11,7 @@ use super::*;
 use crate::{
     guard::Guard,
     host::Readiness,
+    names::{Limits as NameLimits, Names},
     policy::{Policy, spec},
 };
 
@@ -96,4 +99,19 @@ fn a_sender_that_the_guest_may_not_write_to_does_not_reach_it() {
     let refused = datagram(GUEST, "203.0.113.2:9", b"answer").1;
     test.receive(&refused, &Offload::default());
     assert_prohibited(&mut test, &refused);
+}
+
+/// The first bytes of UDP flows are not read: a name alone allows them only where no name is needed.
+#[test]
+fn a_name_alone_does_not_allow_quic() {
+    let mut test = guarded("allow *.example.org:443,444");
+    let mut names = Names::new(NameLimits::default(), [1; 16]);
+    assert!(names.learn("203.0.113.1".parse().unwrap(), "a.example.org", 300, START));
+    test.stack.guard_mut().names = Some(Box::new(names));
+    let refused = datagram(GUEST, "203.0.113.1:443", b"first").1;
+    test.receive(&refused, &Offload::default());
+    assert_prohibited(&mut test, &refused);
+    assert_eq!((test.host.opened.len(), test.stack.guard().refused()), (0, 1));
+    test.receive(&datagram(GUEST, "203.0.113.1:444", b"first").1, &Offload::default());
+    assert_eq!(test.socket().socket.sent().len(), 1);
 }
