@@ -19,7 +19,7 @@ pub(crate) const CRATES: [(&str, &[&str]); 8] = [
     ("qrap", &["sys", "wire"]),
 ];
 
-/// Most lines of a file.
+/// Maximum number of lines of a file.
 const MAX_LINES: usize = 800;
 
 /// Names of modules that do not describe their content.

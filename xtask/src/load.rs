@@ -21,11 +21,11 @@ pub(crate) enum Load {
     Down,
     /// Sends a byte and receives one, repeatedly; the figure is transactions per second.
     Transactions,
-    /// The same, each on its own connection.
+    /// Sends a byte and receives one on a new connection for each transaction.
     Connections,
     /// Sends a datagram and receives one, repeatedly; the figure is transactions per second.
     Datagrams,
-    /// The same, each from its own port.
+    /// Sends a datagram and receives one from a new port for each transaction.
     Ports,
 }
 

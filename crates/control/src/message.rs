@@ -23,7 +23,7 @@ const NAME_LEN: usize = 128;
 const IFNAME_LEN: usize = IfName::MAX_LEN + 1;
 /// End mark, in place of the identifier of the next table.
 const END: u8 = 0;
-/// Most tables in a message. There are two today; a later version may have more.
+/// Maximum number of tables in a message. There are two today; a later version may have more.
 const MAX_TABLES: usize = 8;
 
 /// Length of the longest update or announcement, in bytes.

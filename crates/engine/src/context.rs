@@ -38,7 +38,7 @@ pub struct Context<'a, W: World> {
     pub now: Instant,
     /// Addressing and services.
     pub settings: &'a Settings,
-    /// What is known of the guest.
+    /// What is known about the guest.
     pub guest: &'a Guest,
     /// Which flows it may begin.
     pub guard: &'a mut Guard,
@@ -70,7 +70,7 @@ impl<W: World> Context<'_, W> {
         guard.admits(&flow, *now, |destination| host.is_own(destination))
     }
 
-    /// The same for a flow whose first bytes are not read.
+    /// Whether the guest may begin a flow whose first bytes are not read.
     pub(crate) fn admits_unread(
         &mut self,
         protocol: Protocol,

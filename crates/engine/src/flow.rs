@@ -217,7 +217,7 @@ pub trait Keyed {
 }
 
 impl<T: Keyed> Flows<T> {
-    /// An empty table for at most `limit` flows; `hash_key` is random.
+    /// An empty table for at most `limit` flows; `hash_key` must be random.
     #[must_use]
     pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
         Self { slots: Slots::new(kind, limit), by_key: HashTable::new(), hash_key: HashKey(hash_key) }

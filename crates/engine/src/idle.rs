@@ -1,8 +1,8 @@
 //! Idle members of a table: when they expire, and which one ends first if the table is full. That is the one that was
 //! idle for longest; answered ones end before others.
 //!
-//! The order is kept in lists through the table's slots, so that each operation takes constant time. Memory is allocated
-//! only when the table gets another slot.
+//! The order is kept in lists through the table's slots, so that each operation takes constant time. Memory is
+//! allocated only when the table gets another slot.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -56,7 +56,7 @@ impl Traffic {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
     pub(crate) idle: Duration,
-    /// The same for a [stream](Traffic::is_stream).
+    /// How long a [stream](Traffic::is_stream) lives without traffic.
     pub(crate) stream: Duration,
 }
 

@@ -17,7 +17,7 @@ pub struct Full;
 pub struct Layout {
     /// Length of the head, in bytes.
     pub head: usize,
-    /// Least length of the room after it, in bytes.
+    /// Minimum length of the room after it, in bytes.
     pub room: usize,
 }
 
@@ -94,15 +94,15 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
     }
 }
 
-/// The default of [`Link::largest_segment`], in bytes: a kernel that receives super-frames unsegmented handles a train of
-/// segments at less cost than one huge segment.
+/// The default of [`Link::largest_segment`], in bytes: a kernel that receives super-frames unsegmented handles a train
+/// of segments at less cost than one huge segment.
 pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// Where frames to the guest go.
 ///
 /// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Reserved::commit`] sends it.
-/// Frames may be super-frames and have a partial checksum ([`Offload`]) on every link; a link that can't carry these cuts
-/// the frame and computes the checksums itself.
+/// Frames may be super-frames and have a partial checksum ([`Offload`]) on every link; a link that can't carry these
+/// cuts the frame and computes the checksums itself.
 ///
 /// A link implements `prepare`, `slot` and `send`, which a [`Reserved`] calls in this order, with the same layout.
 pub trait Link {
@@ -122,7 +122,8 @@ pub trait Link {
     /// As for [`Reserved::commit`].
     fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full>;
 
-    /// Most payload, in bytes, that the segments of a super-frame should have, even if the guest takes more.
+    /// Maximum amount of payload, in bytes, that the segments of a super-frame should have, even if the guest takes
+    /// more.
     fn largest_segment(&self) -> u16 {
         LARGEST_SEGMENT
     }

@@ -10,7 +10,7 @@ use wire::membership::{Change, LAST_MEMBER_INTERVAL, QUERY_INTERVAL, RESPONSE_IN
 
 use crate::timer::Instant;
 
-/// Most groups of a family.
+/// Maximum number of groups of a family.
 const MAX_GROUPS: usize = 64;
 /// Time between general queries.
 const QUERY_PERIOD: Duration = Duration::from_secs(QUERY_INTERVAL as u64);

@@ -31,10 +31,10 @@ const MAX_NAME: usize = 253;
 /// Limits on memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most names: those of each address, those of each target, and the targets themselves. A name counts as often as it
-    /// is used. 10,000 take less than 4 MiB, even if they are as long as names can be.
+    /// Maximum number of names: those of each address, those of each target, and the targets themselves. A name counts
+    /// as often as it is used. 10,000 take less than 4 MiB, even if they are as long as names can be.
     pub total: usize,
-    /// Most names of one address, and of one target. The one that expires first makes room.
+    /// Maximum number of names of one address, and of one target. The one that expires first makes room.
     pub each: usize,
 }
 
@@ -98,7 +98,8 @@ struct Given {
     until: u32,
 }
 
-/// The addresses with the names that have not expired at a time, for [`Policy::verdict`](crate::policy::Policy::verdict).
+/// The addresses with the names that have not expired at a time, for
+/// [`Policy::verdict`](crate::policy::Policy::verdict).
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
     names: &'a Names,
@@ -125,7 +126,7 @@ impl Entry {
 }
 
 impl Names {
-    /// Without names. `hash_key` is random.
+    /// A table without names. `hash_key` must be random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
@@ -154,7 +155,7 @@ impl Names {
         self.names_of(self.find(&address_key(address)), now)
     }
 
-    /// The same for all addresses, as the policy asks for it.
+    /// The names of all addresses at this time, in the form that the policy asks for.
     #[must_use]
     pub const fn at(&self, now: Instant) -> At<'_> {
         At { names: self, now }
@@ -181,8 +182,8 @@ impl Names {
         self.names_of(slot, now)
     }
 
-    /// A flow to this address begins. None if the guest was not given the address, or that has expired: the flow was not
-    /// allowed by a name.
+    /// A flow to this address begins. None if the guest was not given the address, or that has expired: the flow was
+    /// not allowed by a name.
     pub fn hold(&mut self, address: IpAddr, now: Instant) -> Option<Hold> {
         let slot = self.find(&address_key(address))?;
         self.expire(slot, second(now));

@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wire::ethernet::Mac;
 
-/// Most neighbours that are kept.
+/// Maximum number of neighbours that are kept.
 const LIMIT: usize = 512;
 
 /// The known hosts on the host's own link.

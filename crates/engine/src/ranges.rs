@@ -11,7 +11,7 @@ pub(crate) type Range = (Seq, Seq);
 #[derive(Debug)]
 pub(crate) struct Ranges {
     ranges: Vec<Range>,
-    /// Most ranges that are kept.
+    /// Maximum number of ranges that are kept.
     most: usize,
 }
 

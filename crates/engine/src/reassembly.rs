@@ -16,9 +16,9 @@ use crate::timer::Instant;
 
 /// A datagram that is not complete this long after its first fragment is dropped (RFC 8200 §4.5, RFC 1122 §3.3.2).
 pub const TIMEOUT: Duration = Duration::from_secs(60);
-/// Most datagrams that wait for fragments.
+/// Maximum number of datagrams that wait for fragments.
 pub const MAX_DATAGRAMS: usize = 256;
-/// Most memory of all datagrams that wait for fragments, in bytes.
+/// Maximum amount of memory of all datagrams that wait for fragments, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
 
 /// ECN "congestion experienced" (RFC 3168 §5).

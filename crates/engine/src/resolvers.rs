@@ -12,11 +12,11 @@ use crate::{addr::Settings, nat::is_link_scope, timer::Instant};
 pub const DNS: u16 = 53;
 /// DNS over TLS (RFC 7858), DTLS (RFC 8094) and QUIC (RFC 9250).
 pub const DNS_OVER_TLS: u16 = 853;
-/// Most servers that one query is sent to.
+/// Maximum number of servers that one query is sent to.
 const MAX_SERVERS: usize = 4;
 /// How long a server that failed is the last in the order.
 const PENALTY: Duration = Duration::from_secs(30);
-/// Most servers that are remembered as failed: more than a list of resolvers has.
+/// Maximum number of servers that are remembered as failed: more than a list of resolvers has.
 const MOST_REMEMBERED: usize = 128;
 
 /// The servers for one query, in order: at least one.

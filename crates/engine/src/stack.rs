@@ -134,7 +134,7 @@ impl<W: World> Stack<W> {
         &self.guard
     }
 
-    /// The same, to be asked about a flow that bypasses the link, or to be replaced.
+    /// The guard, to be asked about a flow that bypasses the link, or to be replaced.
     pub const fn guard_mut(&mut self) -> &mut Guard {
         &mut self.guard
     }

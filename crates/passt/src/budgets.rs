@@ -1,8 +1,8 @@
 //! How many open files and how much memory each part of the program may use. Both are divided here and nowhere else
 //! (docs/design/budgets.md).
 //!
-//! The engine enforces the shares of UDP and ping: a new flow replaces an idle one. The [`ledger`] enforces the shares of
-//! TCP connections and listening sockets.
+//! The engine enforces the shares of UDP and ping: a new flow replaces an idle one. The [`ledger`] enforces the shares
+//! of TCP connections and listening sockets.
 
 pub mod ledger;
 pub mod resources;
@@ -26,9 +26,9 @@ const VHOST_USER: usize = 104;
 const PARTS: usize = 64;
 /// Most TCP connections through the link. The same limit holds for local connections (behaviour §12).
 const CONNECTIONS: usize = 131_071;
-/// Most memory for the receive queues of all TCP connections, in bytes.
+/// Maximum amount of memory for the receive queues of all TCP connections, in bytes.
 const QUEUE_MEMORY: usize = 256 << 20;
-/// Most memory for DNS questions that wait for an answer, in bytes.
+/// Maximum amount of memory for DNS questions that wait for an answer, in bytes.
 const DNS_MEMORY: usize = 1 << 20;
 /// Most UDP flows that the guest begins.
 const FLOWS: usize = 32_768;
@@ -69,9 +69,9 @@ pub struct Budgets {
     pub local_tcp: usize,
     /// Reserved for listening sockets, including those opened at the start.
     pub listeners: usize,
-    /// Most files of pipes for local TCP connections. A pipe has two files.
+    /// Maximum number of files of pipes for local TCP connections. A pipe has two files.
     pub pipes: usize,
-    /// Most sockets that are opened in the guest's namespace before a flow needs them.
+    /// Maximum number of sockets that are opened in the guest's namespace before a flow needs them.
     pub ahead: usize,
     /// Files that TCP connections and listening sockets share after they have used their reserves.
     pub pool: usize,
@@ -131,8 +131,8 @@ impl Budgets {
         sockets + self.tcp_out + self.tcp_in + 2 * self.local_tcp + self.listeners + self.pipes + self.ahead
     }
 
-    /// The limits that the engine enforces. An idle UDP flow ends after `idle`, or after `idle_stream` if it has carried more
-    /// than one request and one response.
+    /// The limits that the engine enforces. An idle UDP flow ends after `idle`, or after `idle_stream` if it has
+    /// carried more than one request and one response.
     #[must_use]
     pub const fn limits(&self, idle: Duration, idle_stream: Duration) -> stack::Limits {
         stack::Limits {
@@ -151,7 +151,7 @@ impl Budgets {
         }
     }
 
-    /// Most local TCP connections.
+    /// Maximum number of local TCP connections.
     #[must_use]
     pub const fn local_connections(&self) -> usize {
         CONNECTIONS

@@ -54,7 +54,7 @@ pub(crate) struct Setup {
     pub(crate) link: Medium,
     /// Addresses and services, with the present neighbours.
     pub(crate) settings: Settings,
-    /// What is known of the guest's addresses.
+    /// What is known about the guest's addresses.
     pub(crate) guest: Guest,
     /// Which flows the guest may begin.
     pub(crate) guard: Guard,
@@ -154,8 +154,8 @@ impl Shard {
         })
     }
 
-    /// Does the first scan for ports in use, and forwards what is found. `opener` is in the guest's namespace, if it has
-    /// one.
+    /// Does the first scan for ports in use, and forwards what is found. `opener` is in the guest's namespace, if it
+    /// has one.
     pub(crate) fn start(&mut self, opener: Option<Opener>) -> anyhow::Result<()> {
         let Some(opener) = opener else { return Ok(()) };
         let now = self.now();

@@ -9,7 +9,7 @@ use std::ops::Range;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-/// Most pieces of shared memory in one [`Source`] or [`Room`].
+/// Maximum number of pieces of shared memory in one [`Source`] or [`Room`].
 pub const MAX_PIECES: usize = 64;
 
 /// Bytes to be sent or copied.

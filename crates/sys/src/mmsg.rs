@@ -9,7 +9,7 @@ use crate::errno::last_errno;
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
 use rustix::io::{self, Errno};
 
-/// Most datagrams in one call of [`send_batch`].
+/// Maximum number of datagrams in one call of [`send_batch`].
 pub const BATCH: usize = 64;
 
 /// Sends a datagram to `address`, without blocking: the bytes of `pieces`, in order. With a segment size in `control`

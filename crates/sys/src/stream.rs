@@ -13,7 +13,7 @@ use rustix::io::{self, Errno};
 pub const SIOCATMARK: libc::Ioctl =
     if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
 
-/// Most pieces of one recvmsg(2).
+/// Maximum number of pieces of one recvmsg(2).
 const UIO_MAXIOV: usize = 1024;
 
 /// Makes the next peek start at `offset` bytes after the oldest unread byte (`SO_PEEK_OFF`; TCP: Linux 6.9). Each peek

@@ -29,7 +29,7 @@ pub const fn headers(source: IpAddr, destination: IpAddr) -> Outgoing {
     }
 }
 
-/// The same for addresses as text.
+/// The headers of [`headers`], for addresses as text.
 #[track_caller]
 pub fn headers_of(source: &str, destination: &str) -> Outgoing {
     headers(source.parse().unwrap(), destination.parse().unwrap())
@@ -95,8 +95,8 @@ pub fn fragments(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) ->
     fragments.collect()
 }
 
-/// The IP packet of a frame in fragments of at most `room` bytes; empty if it can't be fragmented. A TCP or UDP checksum is
-/// completed first.
+/// The IP packet of a frame in fragments of at most `room` bytes; empty if it can't be fragmented. A TCP or UDP
+/// checksum is completed first.
 pub fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     let mut whole = frame.to_vec();
     let Ok(Body::Ip(packet)) = frame::parse(frame).map(|frame| frame.body) else { return Vec::new() };

@@ -130,7 +130,7 @@ pub struct Kept {
     pub frames: Vec<(Vec<u8>, Offload)>,
     /// There is no room.
     pub full: bool,
-    /// Most frames that it keeps. Later ones get a slot, but are not sent.
+    /// Maximum number of frames that it keeps. Later ones get a slot, but are not sent.
     pub most: Option<usize>,
 }
 
@@ -147,8 +147,8 @@ impl Kept {
         frame::parse(frame).unwrap()
     }
 
-    /// The one packet that a local service sent, and its destination MAC. Checks that it is from our MAC, with hop limit 255
-    /// and don't-fragment set (behaviour §4, R-57).
+    /// The one packet that a local service sent, and its destination MAC. Checks that it is from our MAC, with hop
+    /// limit 255 and don't-fragment set (behaviour §4, R-57).
     #[track_caller]
     pub fn packet(&self) -> (Packet<'_>, Mac) {
         let frame = self.frame();

@@ -6,7 +6,7 @@ use super::random::Random;
 
 /// Prime, so that no segment size or buffer length divides it.
 const PERIOD: usize = 65_521;
-/// Most bytes that are compared at once.
+/// Maximum number of bytes that are compared at once.
 const LONGEST: usize = 1 << 17;
 
 /// The content of a stream, by position modulo 2^32.

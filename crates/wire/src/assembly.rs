@@ -81,7 +81,8 @@ impl Outgoing {
         self.headroom(if self.source.is_ipv4() { 0 } else { HEADER_LEN })
     }
 
-    /// Most payload of a fragment other than the last, in bytes, on a link with this MTU in bytes. At least [`UNIT`].
+    /// Maximum amount of payload of a fragment other than the last, in bytes, on a link with this MTU in bytes. At
+    /// least [`UNIT`].
     #[must_use]
     pub fn fragment_room(&self, mtu: u16) -> usize {
         let room = usize::from(mtu).saturating_sub(self.fragment_headroom() - ethernet::HEADER_LEN);

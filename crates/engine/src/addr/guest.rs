@@ -1,4 +1,4 @@
-//! What is known of the guest: its addresses, its main ones, and the hardware addresses of its network.
+//! What is known about the guest: its addresses, its main ones, and the hardware addresses of its network.
 
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -19,7 +19,7 @@ use crate::timer::Instant;
 const MAX_SOLICITATIONS: u8 = 3;
 const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 
-/// What is known of the guest: some at the start, the rest from its frames (behaviour §5.4).
+/// What is known about the guest: some at the start, the rest from its frames (behaviour §5.4).
 ///
 /// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is also the guest's.
 /// The main address is the assigned one, if the guest has it; else the first one that it has. Sources of IP packets

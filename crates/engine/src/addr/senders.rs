@@ -6,7 +6,7 @@ use core::net::IpAddr;
 
 use wire::ethernet::Mac;
 
-/// Most addresses that are remembered.
+/// Maximum number of addresses that are remembered.
 const LIMIT: usize = 1024;
 
 /// The hardware addresses that frames came from, by their IP source.

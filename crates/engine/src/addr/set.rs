@@ -7,7 +7,7 @@ use wire::ethernet::Mac;
 
 use crate::timer::Instant;
 
-/// Most addresses that are in the set by the guest's own messages alone.
+/// Maximum number of addresses that are in the set by the guest's own messages alone.
 pub const MAX_CLAIMED: usize = 256;
 
 /// The evidence that an address is the guest's, the weakest first.
@@ -128,7 +128,7 @@ impl AddressSet {
         self.place(address).is_ok()
     }
 
-    /// What is known of an address.
+    /// What is known about an address.
     #[must_use]
     pub fn get(&self, address: IpAddr) -> Option<&Entry> {
         self.entries.get(self.place(address).ok()?)

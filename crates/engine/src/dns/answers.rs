@@ -11,9 +11,9 @@ use wire::{
     domain::MAX_LEN,
 };
 
-/// Most records of a message. This bounds the work; whole zones are never asked for.
+/// Maximum number of records of a message. This bounds the work; whole zones are never asked for.
 const MOST_RECORDS: usize = 512;
-/// Most names that one answer leads to. Those beyond are not known, so the guest can't use them.
+/// Maximum number of names that one answer leads to. Those beyond are not known, so the guest can't use them.
 const MOST_NAMES: usize = 128;
 /// Longest chain of names. Resolvers give up after 8 to 16 aliases.
 const MOST_LINKS: usize = 16;
@@ -49,8 +49,8 @@ pub struct Target {
 ///
 /// Aliases (CNAME) and the targets of services (SRV, NAPTR, SVCB, HTTPS) count as the name that was asked for. So do
 /// their addresses, which a server may add, and the address hints of SVCB and HTTPS. The order of the records does not
-/// matter. DNAME needs no code: a server adds the CNAME that follows from it (RFC 6672 §3.1). Records about other names,
-/// of other classes, and the authority section give nothing.
+/// matter. DNAME needs no code: a server adds the CNAME that follows from it (RFC 6672 §3.1). Records about other
+/// names, of other classes, and the authority section give nothing.
 ///
 /// # Errors
 /// The message is malformed, or has more records than an answer has. Do not pass it to the guest.
@@ -87,7 +87,8 @@ pub fn answers(message: &[u8]) -> Result<Answers, Malformed> {
     Ok(Answers { addresses, targets: known.targets(question) })
 }
 
-/// The name that was asked for and those that it leads to, in canonical form, with the shortest time to live on the way.
+/// The name that was asked for and those that it leads to, in canonical form, with the shortest time to live on the
+/// way.
 struct Known(BTreeMap<Box<[u8]>, u32>);
 
 impl Known {

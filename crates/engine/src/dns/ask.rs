@@ -34,7 +34,7 @@ const SERVER_TIMEOUT: Duration = Duration::from_millis(1500);
 const LAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Hop limit of queries: Linux's default, since the host sends them.
 const HOP_LIMIT: u8 = 64;
-/// Most errors taken from a socket in one turn.
+/// Maximum number of errors taken from a socket in one turn.
 const MOST_ERRORS: usize = 16;
 
 impl<W: World> Dns<W> {

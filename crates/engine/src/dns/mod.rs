@@ -35,7 +35,7 @@ use crate::{
 };
 use exchange::{Exchange, Key, Verdict};
 
-/// Most datagrams received from a socket in one turn.
+/// Maximum number of datagrams received from a socket in one turn.
 const MAX_BATCH: u8 = 16;
 
 /// Limits on memory, sockets and time.
@@ -43,11 +43,11 @@ const MAX_BATCH: u8 = 16;
 pub struct Limits {
     /// Sockets: one for each server that was sent a query.
     pub files: Share,
-    /// Most memory for stored queries and answers, in bytes.
+    /// Maximum amount of memory for stored queries and answers, in bytes.
     pub bytes: usize,
     /// A session ends after this long without a datagram.
     pub idle: Duration,
-    /// The same for a session that has carried more than a datagram each way.
+    /// Time-out of a session that has carried more than a datagram each way.
     pub idle_stream: Duration,
 }
 

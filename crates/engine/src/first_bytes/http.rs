@@ -6,7 +6,7 @@ use httparse::{EMPTY_HEADER, Request, Status};
 
 use super::{HostName, Why};
 
-/// Most fields of a request; usual servers accept no more.
+/// Maximum number of fields of a request; usual servers accept no more.
 const MAX_FIELDS: usize = 128;
 
 /// How HTTP/2 begins without TLS, up to the first line's end (RFC 9113 §3.4).

@@ -1,15 +1,15 @@
 //! What a client says first: the host name that it asks for, before anything reaches a server.
 //!
 //! Many names share an address. So a connection that is allowed by name alone is checked once more, by the name in the
-//! client's first bytes: in the ClientHello of TLS (RFC 6066 §3), also within QUIC (RFC 9001), or in the first request of
-//! HTTP/1 (RFC 9112 §3.2).
+//! client's first bytes: in the ClientHello of TLS (RFC 6066 §3), also within QUIC (RFC 9001), or in the first request
+//! of HTTP/1 (RFC 9112 §3.2).
 //!
 //! [`FirstBytes`] reads a TCP stream, [`FirstDatagrams`] the datagrams of a UDP flow. Both are bounded by [`MAX_LEN`],
 //! and give the same answer however the bytes are split. They are strict: what a server could read differently is
 //! refused, since the sender chooses every byte.
 //!
-//! Only the first message is read. Later requests of an HTTP/1 connection are not, nor is the second ClientHello after a
-//! HelloRetryRequest, which must have the same name (RFC 8446 §4.1.2).
+//! Only the first message is read. Later requests of an HTTP/1 connection are not, nor is the second ClientHello after
+//! a HelloRetryRequest, which must have the same name (RFC 8446 §4.1.2).
 
 mod host_name;
 mod http;
@@ -24,7 +24,7 @@ mod tls;
 pub use host_name::HostName;
 pub use quic::FirstDatagrams;
 
-/// Most bytes that are read and kept to find a name.
+/// Maximum number of bytes that are read and kept to find a name.
 pub const MAX_LEN: usize = 16 * 1024;
 
 /// What the bytes so far contain.

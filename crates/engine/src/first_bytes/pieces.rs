@@ -7,7 +7,7 @@ use wire::tcp::Seq;
 use super::Why;
 use crate::ranges::Ranges;
 
-/// Most separate pieces. A client cuts a ClientHello into 31 at most.
+/// Maximum number of separate pieces. A client cuts a ClientHello into 31 at most.
 const MAX_PIECES: usize = 256;
 
 /// The bytes of a stream that have arrived.

@@ -10,7 +10,7 @@ use super::{
     tls,
 };
 
-/// Most connections of one UDP flow. Some clients use one socket for all connections to a server.
+/// Maximum number of connections of one UDP flow. Some clients use one socket for all connections to a server.
 const MAX_CONNECTIONS: usize = 8;
 
 /// Bits of a packet's first byte (RFC 9000 §17.2). The fixed bit may be zero (RFC 9287), so it is not tested.
@@ -32,10 +32,11 @@ mod frame {
 
 /// The first datagrams of a UDP flow to a QUIC server.
 ///
-/// Feed it with every datagram of the client until a name is found, and then with every datagram that begins with a long
-/// header ([`begins_with_long_header`](Self::begins_with_long_header)). For a client may begin another connection within
-/// the same flow. And a server decides itself which packets it accepts: it drops small datagrams, and packets with a
-/// number that it has seen. So a client could send one name in packets that the server drops, and afterwards another.
+/// Feed it with every datagram of the client until a name is found, and then with every datagram that begins with a
+/// long header ([`begins_with_long_header`](Self::begins_with_long_header)). For a client may begin another connection
+/// within the same flow. And a server decides itself which packets it accepts: it drops small datagrams, and packets
+/// with a number that it has seen. So a client could send one name in packets that the server drops, and afterwards
+/// another.
 ///
 /// Connections are distinguished by the destination connection ID of their first Initial packet, from which their keys
 /// are derived. So what a client sends after a Retry packet is a connection here, with a ClientHello of its own.
@@ -90,9 +91,9 @@ impl FirstDatagrams {
         Self { ech, connections: Vec::new(), name: None, has_ech: false, refused: None }
     }
 
-    /// Reads a datagram of the client. Hold it back if the answer is [`Found::More`]: it belongs to a ClientHello that is
-    /// not complete. With [`Found::Name`], the datagram and those held back belong to connections to that name, or to
-    /// ones that are not complete. [`Found::NoName`] is final.
+    /// Reads a datagram of the client. Hold it back if the answer is [`Found::More`]: it belongs to a ClientHello that
+    /// is not complete. With [`Found::Name`], the datagram and those held back belong to connections to that name, or
+    /// to ones that are not complete. [`Found::NoName`] is final.
     pub fn feed_datagram(&mut self, datagram: &[u8]) -> Found {
         let read = match self.refused {
             Some(why) => Err(why),
@@ -199,8 +200,8 @@ impl Connection {
         Some((connection, payload))
     }
 
-    /// The frames of a packet, if it belongs to this connection. A server may have changed the version, which changes the
-    /// keys, but not the connection ID that they are derived from (RFC 9369 §4.1).
+    /// The frames of a packet, if it belongs to this connection. A server may have changed the version, which changes
+    /// the keys, but not the connection ID that they are derived from (RFC 9369 §4.1).
     fn open(&mut self, packet: &Packet<'_>) -> Option<Vec<u8>> {
         let changed;
         let keys = if packet.version == self.version {

@@ -9,7 +9,7 @@ use core::ops::RangeInclusive;
 /// are shorter than the upper limit.
 pub const LENGTHS: RangeInclusive<usize> = 16..=4096;
 
-/// Most ports that one payload announces.
+/// Maximum number of ports that one payload announces.
 const MAX_PORTS: usize = 16;
 /// Ports below are never chosen at random, so they need no announcement.
 const FIRST_PORT: u16 = 1024;

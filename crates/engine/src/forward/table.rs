@@ -6,10 +6,11 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{Protocol, Rule};
 use crate::nat::is_group;
 
-/// Most rules in one table (behaviour §2.4.10).
+/// Maximum number of rules in one table (behaviour §2.4.10).
 pub const MAX_RULES: usize = 255;
 
-/// Most sockets that the rules of one table may ask for, one for each port of each rule (behaviour §2.4.10).
+/// Maximum number of sockets that the rules of one table may ask for, one for each port of each rule (behaviour
+/// §2.4.10).
 pub const MAX_SOCKETS: usize = 327_680;
 
 /// The forwarding rules of one direction, in the order in which they were given.

@@ -87,10 +87,11 @@ pub trait TcpSocket {
     /// See [`SocketError`].
     fn send(&mut self, payload: PayloadOf<'_, Self::Memory>) -> Result<usize, SocketError>;
 
-    /// Most pieces that one call of [`TcpSocket::send_pieces`] takes.
+    /// Maximum number of pieces that one call of [`TcpSocket::send_pieces`] takes.
     const MAX_PIECES: usize;
 
-    /// The same for at most [`MAX_PIECES`](Self::MAX_PIECES) pieces of the engine's own memory, in order.
+    /// Sends, like [`TcpSocket::send`], at most [`MAX_PIECES`](Self::MAX_PIECES) pieces of the engine's own memory, in
+    /// order.
     ///
     /// # Errors
     /// See [`SocketError`].

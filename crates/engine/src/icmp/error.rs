@@ -21,7 +21,7 @@ use crate::{
 
 /// Longest quote of a transport payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
 pub const MAX_QUOTE: usize = 1280 - 2 * ipv6::HEADER_LEN - 2 * TRANSPORT_LEN;
-/// The same with the transport header.
+/// Longest quote of a packet after its IP header: transport header and payload, in bytes.
 pub(crate) const MAX_UPPER: usize = TRANSPORT_LEN + MAX_QUOTE;
 /// The same as [`MAX_QUOTE`] if the quote has a fragment header.
 const MAX_QUOTE_FRAGMENT: usize = MAX_QUOTE - fragment::HEADER_LEN;

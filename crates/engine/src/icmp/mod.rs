@@ -45,7 +45,7 @@ use crate::{
 
 /// A ping ends after this long without a request or reply (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
-/// Most errors taken from a socket in one turn.
+/// Maximum number of errors taken from a socket in one turn.
 const MAX_BATCH: usize = 32;
 
 /// All pings.

@@ -34,7 +34,8 @@ const PAD: u8 = 0;
 const END: u8 = 255;
 const INFINITE: u32 = u32::MAX;
 
-/// Most bytes of options, end mark included: what every client accepts, in a packet of 576 bytes (RFC 2131 §2).
+/// Maximum number of bytes of options, end mark included: what every client accepts, in a packet of 576 bytes (RFC 2131
+/// §2).
 const MAX_OPTIONS_LEN: usize = 308;
 /// Length of BOOTP's vendor information after the magic cookie, in bytes: clients expect messages of at least 300 bytes
 /// (RFC 1542 §2.1), and BOOTP clients of no more (RFC 1534 §2).

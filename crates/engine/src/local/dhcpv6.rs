@@ -27,9 +27,9 @@ pub(super) const CLIENT_PORT: u16 = 546;
 const INFINITE: u32 = u32::MAX;
 /// Longest identifier of a client or server (RFC 8415 §11.1), in bytes.
 const MAX_DUID_LEN: usize = 130;
-/// Most identity associations in a message. Clients have one or two; each is answered.
+/// Maximum number of identity associations in a message. Clients have one or two; each is answered.
 const MAX_ASSOCIATIONS: usize = 16;
-/// Most addresses in an identity association.
+/// Maximum number of addresses in an identity association.
 const MAX_ADDRESSES: usize = 16;
 /// Flags of the option "client FQDN" (RFC 4704 §4.1): the server should update the name, and the server overrides the
 /// client's preference.

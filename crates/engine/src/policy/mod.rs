@@ -1,11 +1,11 @@
 //! What the guest may reach: rules by address, group and name, and the verdict on a new flow or a DNS question
 //! ([record](https://github.com/passt-rs/passt-rs/blob/main/docs/design/guard.md)).
 //!
-//! The first rule that matches decides; what none matches, the default. A rule by name matches an address that the guest
-//! got as an answer for such a name: a [`Lookup`] knows which.
+//! The first rule that matches decides; what none matches, the default. A rule by name matches an address that the
+//! guest got as an answer for such a name: a [`Lookup`] knows which.
 //!
-//! An IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo) counts as that: a rule that allows has
-//! to match the IPv4 address; a rule that denies may match either.
+//! An IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo) counts as that: a rule that allows
+//! has to match the IPv4 address; a rule that denies may match either.
 //!
 //! ```
 //! use engine::policy::{Action, NoNames, Policy, Protocol, Question, Reason, Verdict, spec};
@@ -97,7 +97,8 @@ pub enum Reason {
     Rule(usize),
     /// No rule matches.
     Default,
-    /// There are rules by name, and the flow would ask for names elsewhere: by DNS over TLS or QUIC, multicast DNS, LLMNR.
+    /// There are rules by name, and the flow would ask for names elsewhere: by DNS over TLS or QUIC, multicast DNS,
+    /// LLMNR.
     NameService,
 }
 
@@ -111,8 +112,8 @@ pub enum Verdict {
     AllowNamed {
         /// Index of the rule.
         rule: usize,
-        /// First bytes without any name may pass too, and a server may speak first: the rule gives ports, and this one is
-        /// neither 80 nor 443.
+        /// First bytes without any name may pass too, and a server may speak first: the rule gives ports, and this one
+        /// is neither 80 nor 443.
         nameless: bool,
     },
     /// It is refused.
@@ -230,7 +231,7 @@ impl Policy {
         self.default
     }
 
-    /// Whether there are rules by name. Then every DNS question must be asked of us, and judged.
+    /// Whether there are rules by name. Then every DNS question of the guest must be taken and judged.
     #[must_use]
     pub fn has_names(&self) -> bool {
         !self.names.is_empty()
@@ -274,12 +275,12 @@ impl Policy {
         self.verdict(question, &Claimed { name, names })
     }
 
-    /// What happens to a DNS question for `name`, in dotted form; case and a trailing dot do not matter. Only with rules
-    /// by name ([`Policy::has_names`]) is it necessary to ask.
+    /// What happens to a DNS question for `name`, in dotted form; case and a trailing dot do not matter. Only with
+    /// rules by name ([`Policy::has_names`]) is it necessary to ask.
     ///
-    /// The first of these rules decides: one by name, a deny only if it is about all protocols and ports; one that allows
-    /// the Internet (`all`, `public`, 0.0.0.0/0, ::/0), with any protocol or ports; `deny all`. Other rules by address say
-    /// nothing about names.
+    /// The first of these rules decides: one by name, a deny only if it is about all protocols and ports; one that
+    /// allows the Internet (`all`, `public`, 0.0.0.0/0, ::/0), with any protocol or ports; `deny all`. Other rules by
+    /// address say nothing about names.
     #[must_use]
     pub fn name_verdict(&self, name: &str) -> NameVerdict {
         let (action, reason) = self.outcome(self.first_by_name(name, self.all_names, |rule| {
@@ -291,9 +292,9 @@ impl Policy {
         }
     }
 
-    /// Whether a DNS answer may give an allowed name this address: a public one, or one that no rule by address keeps the
-    /// guest away from. Other answers are attempts to make a public name lead into private networks (DNS rebinding).
-    /// `leads_to_host` is as in [`Question`].
+    /// Whether a DNS answer may give an allowed name this address: a public one, or one that no rule by address keeps
+    /// the guest away from. Other answers are attempts to make a public name lead into private networks (DNS
+    /// rebinding). `leads_to_host` is as in [`Question`].
     #[must_use]
     pub fn may_answer(&self, address: IpAddr, leads_to_host: bool) -> bool {
         let may_reach = |reached: IpAddr| {
@@ -416,7 +417,7 @@ fn reached(address: IpAddr) -> impl Iterator<Item = IpAddr> {
     v6.into_iter().flat_map(group::carried).map(IpAddr::V4)
 }
 
-/// With rules by name, all DNS questions are asked of the host's resolver, and other name services are refused. A rule
+/// With rules by name, all DNS questions go to the host's resolver, and other name services are refused. A rule
 /// that allows one of them, or denies DNS, could not be honoured.
 fn contradicts_names(rule: &Rule) -> bool {
     match rule.action {

@@ -11,8 +11,8 @@
 //! range       = number [ "-" number ]
 //! ```
 //!
-//! IPv6 addresses and prefixes are in brackets if ports follow. Ports are those of `-t` (behaviour §2.4): the ranges, or all
-//! ports if there is none, without the ranges after `~`.
+//! IPv6 addresses and prefixes are in brackets if ports follow. Ports are those of `-t` (behaviour §2.4): the ranges,
+//! or all ports if there is none, without the ranges after `~`.
 
 use alloc::{
     format,
@@ -33,10 +33,10 @@ use crate::ports::PortRange;
 /// Longest text of a rule, in bytes.
 pub const MAX_RULE_LEN: usize = 1024;
 
-/// Most rules of a policy.
+/// Maximum number of rules of a policy.
 pub const MAX_RULES: usize = 1 << 16;
 
-/// Most characters of a text in a message.
+/// Maximum number of characters of a text in a message.
 const MAX_SHOWN: usize = 80;
 
 /// Why a rule is refused.

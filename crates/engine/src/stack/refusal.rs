@@ -29,7 +29,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Most tokens, and so most messages at once.
+    /// Maximum number of tokens, and so most messages at once.
     const BURST: u32 = 10;
     /// A token is added each time this has passed.
     const INTERVAL: Duration = Duration::from_millis(100);

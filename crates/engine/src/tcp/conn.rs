@@ -25,7 +25,7 @@ use crate::{
     timer::{Deadline, Instant},
 };
 
-/// Most super-frames sent for one connection in one turn.
+/// Maximum number of super-frames sent for one connection in one turn.
 const BUDGET: usize = 8;
 /// How long an acknowledgment may wait for data to carry it.
 const ACK_DELAY: Duration = Duration::from_millis(4);

@@ -49,7 +49,7 @@ pub(super) struct Fields {
 /// How much payload a frame may have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
-    /// Most payload of the frame, in bytes.
+    /// Maximum amount of payload of the frame, in bytes.
     pub(super) frame: usize,
     /// Payload of each of its segments except the last, in bytes.
     pub(super) segment: u16,

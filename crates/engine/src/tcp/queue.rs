@@ -16,7 +16,7 @@ use crate::ranges::{Range, Ranges};
 const CHUNK_LEN: usize = 16 * 1024;
 /// Free chunks kept for the next user; more are given back to the allocator.
 const SPARE_CHUNKS: usize = 64;
-/// Most separate ranges one queue holds; a segment that would make one more is not taken.
+/// Maximum number of separate ranges one queue holds; a segment that would make one more is not taken.
 const MAX_RANGES: usize = 128;
 
 type Chunk = Box<[u8]>;

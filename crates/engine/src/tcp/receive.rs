@@ -18,7 +18,7 @@ pub(super) const WINDOW: u32 = 1 << 20;
 /// The advertised window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
 pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
-/// Most pieces handed to one send: half of the queue.
+/// Maximum number of pieces handed to one send: half of the queue.
 const PIECES: usize = 32;
 
 /// How soon the guest gets an acknowledgment.
@@ -261,8 +261,8 @@ impl Receiver {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; PIECES];
-            // At most as many as one call takes. With more, the socket would seem full, and no event would report that it
-            // is writable.
+            // At most as many as one call takes. With more, the socket would seem full, and no event would report that
+            // it is writable.
             let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
             let sent = match self.next_part(queue.base(), queue.ready_len() as usize) {
                 Part::Plain(len) => {

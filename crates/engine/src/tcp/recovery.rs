@@ -4,7 +4,7 @@ use wire::tcp::{SackBlocks, Seq};
 
 use crate::ranges::Ranges;
 
-/// Most ranges that are stored. Others are ignored, which costs a needless retransmission at worst.
+/// Maximum number of ranges that are stored. Others are ignored, which costs a needless retransmission at worst.
 const MAX_RANGES: usize = 64;
 /// Duplicate acknowledgments that mean loss (RFC 5681 §3.2).
 const DUPLICATE_THRESHOLD: u8 = 3;

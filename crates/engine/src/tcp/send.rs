@@ -17,7 +17,8 @@ use crate::timer::Instant;
 const MAX_WINDOW: u32 = 16 << 20;
 /// After a timeout, the number of segments that are sent before the next acknowledgment.
 const RESTART_SEGMENTS: u32 = 4;
-/// Most payload of one super-frame, in bytes: what remains of 16 bits of IP length after the longest headers.
+/// Maximum amount of payload of one super-frame, in bytes: what remains of 16 bits of IP length after the longest
+/// headers.
 const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
 
 /// Part of the host's stream that can be sent.
@@ -434,8 +435,8 @@ impl Sender {
         self.mss.min(largest_segment)
     }
 
-    /// Most payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single segment: the
-    /// pointer would be wrong in the others.
+    /// Maximum amount of payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single
+    /// segment: the pointer would be wrong in the others.
     fn most_at(&self, seq: Seq, largest_segment: u16) -> u32 {
         if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
     }

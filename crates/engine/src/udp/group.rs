@@ -15,8 +15,8 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// Most flows with such a socket. They also take at most a quarter of the share of guest endpoints, and count in it.
-/// Each costs a file, and few guests need more than one for each family.
+/// Maximum number of flows with such a socket. They also take at most a quarter of the share of guest endpoints, and
+/// count in it. Each costs a file, and few guests need more than one for each family.
 const MOST: usize = 16;
 /// Multicast DNS (RFC 6762 §3).
 const MDNS: u16 = 5353;

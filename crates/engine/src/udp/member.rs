@@ -23,7 +23,7 @@ use crate::{
 
 /// mDNS, SSDP, LLMNR, and WS-Discovery.
 const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
-/// Most sockets of groups. Each costs a file.
+/// Maximum number of sockets of groups. Each costs a file.
 const MAX_SOCKETS: usize = 128;
 /// They are also at most one in this many of the sockets that the guest may have.
 const PART: usize = 4;

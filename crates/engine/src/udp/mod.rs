@@ -53,9 +53,9 @@ use room::Notices;
 use table::{Flow, FlowTable, Origin, PeerKey};
 use train::Train;
 
-/// Most datagrams (or trains), and most errors, taken from a socket in one turn.
+/// Maximum number of datagrams (or trains), and most errors, taken from a socket in one turn.
 const MAX_BATCH: u8 = 32;
-/// Most sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
+/// Maximum number of sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
 const ORDINALS: u8 = 4;
 /// Longest packet by which senders search for the path's MTU, in bytes: the MTU of Ethernet (RFC 8899 §5.1.2).
 const LONGEST_PROBE: usize = 1500;
@@ -187,7 +187,7 @@ impl<S> Socket<S> {
 }
 
 impl<W: World> Udp<W> {
-    /// No sockets, no flows. `hash_key` is random.
+    /// An empty table of sockets and flows. `hash_key` must be random.
     #[must_use]
     pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
@@ -538,8 +538,8 @@ fn report_error<W: World>(
 
 /// Whether the host must not fragment a datagram of the guest, or the datagrams of a train (docs/design/fragments.md).
 ///
-/// Who searches for the path's MTU needs to hear of it: such a datagram is not longer than [`LONGEST_PROBE`], or fills the
-/// guest's link. On all others, the guest's kernel has set "don't fragment" only because they fit its link.
+/// Who searches for the path's MTU needs to hear of it: such a datagram is not longer than [`LONGEST_PROBE`], or fills
+/// the guest's link. On all others, the guest's kernel has set "don't fragment" only because they fit its link.
 fn must_not_fragment(
     packet: &Packet<'_, impl Payload>,
     payload_len: usize,

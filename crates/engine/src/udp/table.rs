@@ -28,7 +28,7 @@ pub struct Limits {
     pub bypass: Share,
     /// A flow ends after this long without a datagram (behaviour §7.2: 30 s).
     pub idle: Duration,
-    /// The same for a flow that has carried more than a request and an answer (behaviour §7.2: 120 s).
+    /// Time-out of a flow that has carried more than a request and an answer (behaviour §7.2: 120 s).
     pub idle_stream: Duration,
 }
 
@@ -82,8 +82,8 @@ impl Flow {
         self
     }
 
-    /// Whether another datagram of the guest in `round` changes nothing that is kept of its traffic: one has been noted, at
-    /// the same time, and the counts are at their ends.
+    /// Whether another datagram of the guest in `round` changes nothing that is kept of its traffic: one has been
+    /// noted, at the same time, and the counts are at their ends.
     pub(super) fn is_noted(&self, round: RoundNumber) -> bool {
         self.last_sent == round && self.begun == Origin::Guest && self.activity.has_many_requests()
     }

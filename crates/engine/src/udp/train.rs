@@ -10,7 +10,7 @@ use wire::payload::Payload;
 
 use crate::{flow::FlowId, host::OutboundDatagram};
 
-/// Most datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
+/// Maximum number of datagrams in a train: as many as any kernel cuts (Linux before 6.9: 64).
 const MAX_DATAGRAMS: usize = 64;
 /// Longest train in bytes: what fits a packet of either family.
 const MAX_TRAIN_LEN: usize = 65_487;

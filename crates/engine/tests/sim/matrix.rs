@@ -1,8 +1,8 @@
 //! Transfers over bad networks: loss x reordering x duplication x delay x MTU x buffers x direction.
 //!
-//! The snapshots record how long each takes and how much the engine retransmits, so that they show a change for the worse
-//! or the better. The times of a lossy transfer from the guest are mostly those of smoltcp: it waits for at least a second
-//! before it retransmits, and keeps at most 32 ranges after holes.
+//! The snapshots record how long each takes and how much the engine retransmits, so that they show a change for the
+//! worse or the better. The times of a lossy transfer from the guest are mostly those of smoltcp: it waits for at least
+//! a second before it retransmits, and keeps at most 32 ranges after holes.
 
 use std::fmt::Write;
 
@@ -28,7 +28,7 @@ const FACTOR: u64 = 4;
 const OUR_TIMEOUTS: [u64; 4] = [500_000, 1_500_000, 3_000_000, 6_000_000];
 const SMOLTCP_TIMEOUTS: [u64; 4] = [2_000_000, 16_000_000, 64_000_000, 130_000_000];
 
-/// Most memory of one connection: the window, and a chunk at either end.
+/// Maximum amount of memory of one connection: the window, and a chunk at either end.
 const MEMORY: usize = (1 << 20) + (32 << 10);
 
 #[derive(Clone, Copy, Debug)]

@@ -99,7 +99,7 @@ pub(crate) struct ToGuest {
     pub(crate) now: u64,
     pub(crate) network: Direction,
     pub(crate) observed: Observed,
-    /// Most bytes of backlog; none: the link is never full.
+    /// Maximum number of bytes of backlog; none: the link is never full.
     queue: Option<u64>,
     commits: u64,
     full_until: u64,
@@ -156,8 +156,8 @@ impl Receiver for ToGuest {
     }
 }
 
-/// Sets the urgent pointer of a guest's segment to its last urgent byte, or the next one. In the stream of `total` bytes,
-/// each byte at a multiple of `every` is urgent.
+/// Sets the urgent pointer of a guest's segment to its last urgent byte, or the next one. In the stream of `total`
+/// bytes, each byte at a multiple of `every` is urgent.
 pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observed: &Observed) {
     let (Some((packet, segment)), Some(initial)) = (segment(frame), observed.guest_initial) else { return };
     if segment.payload.is_empty() {

@@ -40,7 +40,7 @@ const REMOTE_V6: &str = "2001:db8:1::9";
 const SERVER: u16 = 80;
 /// Port of the client.
 const CLIENT: u16 = 40_000;
-/// Most frames of the guest in one round.
+/// Maximum number of frames of the guest in one round.
 const BATCH: usize = 32;
 /// A run that takes longer than this, in microseconds, has failed.
 const FOREVER: u64 = 4 * 3600 * 1_000_000;
@@ -82,7 +82,7 @@ pub(crate) struct Scenario {
     pub(crate) answer: Answer,
     pub(crate) mtu: u16,
     pub(crate) network: Impairments,
-    /// Most bytes of backlog on the link.
+    /// Maximum number of bytes of backlog on the link.
     pub(crate) link_queue: Option<u64>,
     /// The guest's socket buffers, in bytes.
     pub(crate) guest_receive: usize,
@@ -152,7 +152,7 @@ pub(crate) struct Outcome {
     pub(crate) time: u64,
     pub(crate) observed: Observed,
     pub(crate) closed: Option<Closed>,
-    /// Most memory that the queue took, in bytes.
+    /// Maximum amount of memory that the queue took, in bytes.
     pub(crate) memory: usize,
     /// Positions of the bytes that the host's socket got as urgent.
     pub(crate) urgent_sent: Vec<u64>,

@@ -87,7 +87,8 @@ impl Acceptors {
         self.ports.remove(id);
     }
 
-    /// Makes a socket stop listening, but keep its port. Pending connections are lost. False if there is no such socket.
+    /// Makes a socket stop listening, but keep its port. Pending connections are lost. False if there is no such
+    /// socket.
     pub(crate) fn pause(&self, id: FlowId) -> bool {
         let Some(port) = self.ports.get(id) else { return false };
         if self.open {
@@ -121,8 +122,8 @@ impl Acceptors {
         }
     }
 
-    /// Refuses all pending connections, which takes neither a descriptor nor memory. Otherwise epoll would report them again
-    /// and again.
+    /// Refuses all pending connections, which takes neither a descriptor nor memory. Otherwise epoll would report them
+    /// again and again.
     fn refuse_waiting(&mut self, id: FlowId, errno: Errno, now: Instant) {
         if self.notice.is_due(now) {
             log::warn!("Connections are refused: {errno}");
@@ -196,7 +197,8 @@ impl Port {
         set_socket_reuseaddr(&self.socket, false)
     }
 
-    /// The same for a watched socket. Epoll would report a socket that does not listen again and again.
+    /// Stops watching the socket, then closes it like [`Port::close`]. Epoll would report a socket that does not listen
+    /// again and again.
     fn close_watched(&self, epoll: impl AsFd) -> Result<(), Errno> {
         epoll::delete(epoll, &self.socket)?;
         self.close()

@@ -29,12 +29,13 @@ pub(crate) struct Bypass {
     flows: engine::splice::Bypass<Pair>,
     shared: Rc<RefCell<Shared>>,
     dialer: Option<Dialer>,
-    /// Most sockets that the opener opens before a connection needs them.
+    /// Maximum number of sockets that the opener opens before a connection needs them.
     ahead: usize,
 }
 
 impl Bypass {
-    /// No connections. Sockets can't be opened in the guest's namespace before [`Bypass::start`]. `epoll` watches sockets.
+    /// No connections. Sockets can't be opened in the guest's namespace before [`Bypass::start`]. `epoll` watches
+    /// sockets.
     pub(crate) fn new(epoll: Rc<OwnedFd>, budgets: &Budgets, ledger: Rc<Ledger>) -> Self {
         Self {
             flows: engine::splice::Bypass::new(budgets.local_connections()),
@@ -46,7 +47,8 @@ impl Bypass {
 
     /// Opens sockets in the guest's namespace by `opener` from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
-        // There may be one and a half batches of each of the two families: the next batch is ordered when half of one is left.
+        // There may be one and a half batches of each of the two families: the next batch is ordered when half of one
+        // is left.
         let batch = (self.ahead / 3).max(1);
         self.dialer = Some(Dialer { opener, batch, v4: Supply::default(), v6: Supply::default() });
     }
@@ -145,8 +147,8 @@ impl Bypass {
     }
 }
 
-/// Makes sockets in the guest's namespace. The opener makes a batch at a time, and the next one before the first is used
-/// up, so that a connection rarely waits for the opener.
+/// Makes sockets in the guest's namespace. The opener makes a batch at a time, and the next one before the first is
+/// used up, so that a connection rarely waits for the opener.
 #[derive(Debug)]
 struct Dialer {
     opener: Opener,

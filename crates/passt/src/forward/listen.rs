@@ -114,14 +114,14 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    /// The same for the other direction.
+    /// How sockets of the other direction are opened.
     #[must_use]
     pub(crate) fn outbound(self) -> Self {
         Self { direction: Direction::Outbound, ..self }
     }
 
-    /// Opens the sockets of all rules, except rules that follow a scan (behaviour §8.4) and sockets that are `open` already
-    /// (rule index and port). Also returns a line for each incomplete best-effort rule.
+    /// Opens the sockets of all rules, except rules that follow a scan (behaviour §8.4) and sockets that are `open`
+    /// already (rule index and port). Also returns a line for each incomplete best-effort rule.
     ///
     /// # Errors
     /// A port can't be bound. For a best-effort rule this is an error only if none of its ports can be bound. A lack of

@@ -1,7 +1,7 @@
 //! Forwarding rules at work: their listening sockets, opened and closed as rules and what they follow change.
 //!
-//! The key of a listening socket is its rule's index and its port. When the rules change, sockets that both the old and the
-//! new rules want stay open, so that no pending connection is lost.
+//! The key of a listening socket is its rule's index and its port. When the rules change, sockets that both the old and
+//! the new rules want stay open, so that no pending connection is lost.
 
 mod change;
 
@@ -26,7 +26,7 @@ use crate::io::Sockets;
 use crate::io::world::Linux;
 use crate::pasta::netns::Opener;
 
-/// Most ports that a message names.
+/// Maximum number of ports that a message names.
 const NAMED: usize = 4;
 
 /// A rule's index in its table, and a port of it.
@@ -139,8 +139,8 @@ impl Side {
         held
     }
 
-    /// Opens and closes listeners of rules that follow ports in use (behaviour §8.4). `target` has the ports in use in the
-    /// target namespace, `ours` those of them that this program holds. A failure is logged once.
+    /// Opens and closes listeners of rules that follow ports in use (behaviour §8.4). `target` has the ports in use in
+    /// the target namespace, `ours` those of them that this program holds. A failure is logged once.
     pub(crate) fn follow(&mut self, target: &InUse, ours: &InUse, rx: &mut Receivers<'_>) {
         let wanted: BTreeSet<Key> = wanted(&self.table, target, ours).collect();
         let scan = |(rule, _): &Key| self.table.rules().get(*rule).is_some_and(|rule| rule.scan);
@@ -158,7 +158,8 @@ impl Side {
             }
             match self.open(key, rx) {
                 Ok(()) => drop(self.failed.remove(&key)),
-                // The guest has sent from this port already, so a socket is bound to it, which also accepts requests of peers.
+                // The guest has sent from this port already, so a socket is bound to it, which also accepts requests of
+                // peers.
                 Err(Reason::Socket(Errno::ADDRINUSE)) if endpoint_ports(rx.udp).any(|port| port == key.1) => {
                     self.failed.insert(key);
                 }
@@ -217,8 +218,8 @@ impl Side {
             ),
             _ => reason.to_string(),
         };
-        // Outbound: the guest has a service of its own at this port, which is no problem. Inbound: a service of the guest can't
-        // be reached from the host.
+        // Outbound: the guest has a service of its own at this port, which is no problem. Inbound: a service of the
+        // guest can't be reached from the host.
         let own_service = self.opening.direction == Direction::Outbound
             && matches!(reason, Reason::Socket(Errno::ADDRINUSE));
         (if own_service { Level::Info } else { Level::Warn }, text)

@@ -30,12 +30,12 @@ const ACK_MESSAGE: u16 = 1;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How many times a dump is tried if the list changes during the dump.
 const DUMP_ATTEMPTS: usize = 8;
-/// Size of the receive buffer, in octets. A datagram of the kernel has at most 32 KiB, except one with a single message,
-/// of which an attribute can have 64 KiB. Pages that are not used take no memory.
+/// Size of the receive buffer, in octets. A datagram of the kernel has at most 32 KiB, except one with a single
+/// message, of which an attribute can have 64 KiB. Pages that are not used take no memory.
 const RECEIVE_BUFFER: usize = 256 << 10;
-/// Most requests in a batch. A socket's default receive buffer has room for the refusals of all of them.
+/// Maximum number of requests in a batch. A socket's default receive buffer has room for the refusals of all of them.
 const BATCH_REQUESTS: usize = 64;
-/// Most octets in a batch, unless it has a single, longer request.
+/// Maximum number of octets in a batch, unless it has a single, longer request.
 const BATCH_OCTETS: usize = 32 << 10;
 
 /// Why an exchange with the kernel failed as a whole.
@@ -128,8 +128,8 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// Calls `message` with the type and payload of every message that has arrived. Does not wait. Messages that did not fit
-    /// into the receive buffer (ENOBUFS) are lost.
+    /// Calls `message` with the type and payload of every message that has arrived. Does not wait. Messages that did
+    /// not fit into the receive buffer (ENOBUFS) are lost.
     pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) {
         loop {
             self.buffer.clear();
@@ -143,8 +143,8 @@ impl Netlink {
         }
     }
 
-    /// Everything that the kernel lists in answer to `query`, parsed by `parse`. Entries for which `parse` returns `None`
-    /// are skipped. If the list changes during the dump, the dump is repeated, at most [`DUMP_ATTEMPTS`] times.
+    /// Everything that the kernel lists in answer to `query`, parsed by `parse`. Entries for which `parse` returns
+    /// `None` are skipped. If the list changes during the dump, the dump is repeated, at most [`DUMP_ATTEMPTS`] times.
     pub(crate) fn dump<Q: NetlinkSerializable + Clone, T>(
         &mut self,
         what: &'static str,

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 pub(crate) use watch::{News, Watch};
 
 const PATH: &str = "/etc/resolv.conf";
-/// Most octets that are read of the file.
+/// Maximum number of octets that are read of the file.
 const MAX_LEN: u64 = 1 << 20;
 
 /// The host's resolvers and its domain search list.

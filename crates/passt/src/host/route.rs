@@ -17,7 +17,8 @@ use netlink_packet_route::{
 
 use super::netlink::{Error, Netlink};
 
-/// Most next hops of a route: they must fit into one attribute of a netlink message, whose length field has 16 bits.
+/// Maximum number of next hops of a route: they must fit into one attribute of a netlink message, whose length field
+/// has 16 bits.
 const MAX_NEXT_HOPS: usize = 2048;
 
 /// A unicast route of the main table.

@@ -63,8 +63,8 @@ impl Outbound {
         self
     }
 
-    /// Lets sockets of groups share the port of this socket, if that is enabled. Must be called after bind(2): otherwise the
-    /// port could be shared with other programs.
+    /// Lets sockets of groups share the port of this socket, if that is enabled. Must be called after bind(2):
+    /// otherwise the port could be shared with other programs.
     pub(super) fn share_port(&self, fd: impl AsFd) {
         if self.shared {
             // Without it, datagrams to groups are not received on this port.
@@ -109,7 +109,7 @@ impl Egress {
         Ok(Self { source, interface, hop_limit: hop_limit.unwrap_or(USUAL_HOP_LIMIT) })
     }
 
-    /// The same with the kernel's choice of source and interface.
+    /// The way out with the kernel's choice of source and interface, and this hop limit.
     const fn plain(&self) -> Self {
         Self { source: None, interface: None, hop_limit: self.hop_limit }
     }

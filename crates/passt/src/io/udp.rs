@@ -32,21 +32,22 @@ use crate::budgets::ledger::Permit;
 use crate::errno::{datagram_error, retry, take_pending, to_engine};
 use crate::memory::{Payload, Room, Vectored};
 
-/// Events of datagram and ping sockets. They are level-triggered: a single datagram then costs one receive call, without a
-/// second one that finds an empty queue. Errors are always reported.
+/// Events of datagram and ping sockets. They are level-triggered: a single datagram then costs one receive call,
+/// without a second one that finds an empty queue. Errors are always reported.
 pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
 
-/// Longest payload, in bytes, that never needs fragmentation. For such a datagram the don't-fragment option is not changed.
+/// Longest payload, in bytes, that never needs fragmentation. For such a datagram the don't-fragment option is not
+/// changed.
 pub(super) const FITS_EVERY_PATH: usize = 500;
 /// The error number in the error queue for a datagram that the host itself refuses.
 const EMSGSIZE: u32 = io::Errno::MSGSIZE.raw_os_error().cast_unsigned();
 /// Timeout of an idle flow, if the host has no connection tracking (behaviour §7.2).
 const IDLE: Duration = Duration::from_secs(30);
-/// The same for a flow that has carried more than one request and one response.
+/// Timeout of a flow that has carried more than one request and one response.
 const IDLE_STREAM: Duration = Duration::from_secs(120);
 
-/// The timeouts of idle flows, and of those that have carried more than one request and one response. They are those of the
-/// host's own connection tracking (behaviour §7.2).
+/// The timeouts of idle flows, and of those that have carried more than one request and one response. They are those of
+/// the host's own connection tracking (behaviour §7.2).
 #[must_use]
 pub fn timeouts() -> (Duration, Duration) {
     (
@@ -85,7 +86,8 @@ enum Binding {
     Endpoint { refused_port: Option<io::Errno> },
     /// No local address: `--outbound` is applied to each datagram.
     Wildcard,
-    /// The address of a forwarding rule, which is the source of all datagrams: responses to another address would not arrive.
+    /// The address of a forwarding rule, which is the source of all datagrams: responses to another address would not
+    /// arrive.
     Address,
 }
 
@@ -96,7 +98,8 @@ impl AsFd for UdpSocket {
 }
 
 impl UdpSocket {
-    /// A socket of `address`'s family, on `port` if that is free, else on any (Q7, Q8; see [`UdpSocket::refused_port`]).
+    /// A socket of `address`'s family, on `port` if that is free, else on any (Q7, Q8; see
+    /// [`UdpSocket::refused_port`]).
     ///
     /// # Errors
     /// No socket can be made or bound.
@@ -108,8 +111,9 @@ impl UdpSocket {
 
     /// A socket that only sends, to `group` from `port`, which other programs hold and share.
     ///
-    /// It is bound to the group without being a member, so it never receives a datagram. If it were bound to all addresses,
-    /// it would take unicast datagrams of the other programs: of sockets that share a port, the last one gets them.
+    /// It is bound to the group without being a member, so it never receives a datagram. If it were bound to all
+    /// addresses, it would take unicast datagrams of the other programs: of sockets that share a port, the last one
+    /// gets them.
     ///
     /// # Errors
     /// No socket can be made, or the port is not shared.
@@ -122,8 +126,8 @@ impl UdpSocket {
         address.set_port(port);
         sockopt::set_socket_reuseaddr(&fd, true)?;
         if let Err(io::Errno::ADDRINUSE) = bind(&fd, &address) {
-            // The other program shares its port by SO_REUSEPORT alone. This option is set only if necessary: with it, the
-            // kernel may deliver a datagram for the group to a socket that is not a member.
+            // The other program shares its port by SO_REUSEPORT alone. This option is set only if necessary: with it,
+            // the kernel may deliver a datagram for the group to a socket that is not a member.
             sockopt::set_socket_reuseport(&fd, true)?;
             bind(&fd, &address)?;
         }
@@ -160,8 +164,8 @@ impl UdpSocket {
         }
     }
 
-    /// A socket that was opened for a flow, of the family of `address`. `refused_port` is the error, if the kernel refused the
-    /// requested port.
+    /// A socket that was opened for a flow, of the family of `address`. `refused_port` is the error, if the kernel
+    /// refused the requested port.
     #[must_use]
     pub fn of_flow(
         fd: OwnedFd,
@@ -245,8 +249,8 @@ fn new(v6: bool) -> io::Result<OwnedFd> {
     socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
-/// A socket to listen on `address`, not bound yet. It must not be bound earlier: metadata must be enabled before the first
-/// datagram arrives.
+/// A socket to listen on `address`, not bound yet. It must not be bound earlier: metadata must be enabled before the
+/// first datagram arrives.
 ///
 /// # Errors
 /// As socket(2) and setsockopt(2).
@@ -324,8 +328,8 @@ impl EngineSocket for UdpSocket {
 }
 
 impl UdpSocket {
-    /// Sets the don't-fragment option, if the datagram may need fragmentation. If the kernel refuses, the datagram is sent
-    /// nevertheless.
+    /// Sets the don't-fragment option, if the datagram may need fragmentation. If the kernel refuses, the datagram is
+    /// sent nevertheless.
     fn set_dont_fragment(&mut self, v4: bool, datagram: &OutboundDatagram<Payload<'_>>) {
         let len = datagram.segment_size.map_or(datagram.payload.0.len(), usize::from);
         let Some(state) = self.dont_fragment.get_mut(usize::from(v4)) else { return };
@@ -355,8 +359,8 @@ impl UdpSocket {
     }
 }
 
-/// Whether the kernel can't segment a train: the interface has no checksum offload (`EIO`), the datagrams exceed the path's
-/// MTU, there are too many, or the kernel is older than 4.18.
+/// Whether the kernel can't segment a train: the interface has no checksum offload (`EIO`), the datagrams exceed the
+/// path's MTU, there are too many, or the kernel is older than 4.18.
 fn segmentation_refused(errno: io::Errno) -> bool {
     matches!(errno, io::Errno::IO | io::Errno::INVAL | io::Errno::MSGSIZE)
 }

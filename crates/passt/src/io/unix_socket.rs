@@ -10,7 +10,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
-/// Most clients that may wait to be accepted.
+/// Maximum number of clients that may wait to be accepted.
 const BACKLOG: i32 = 8;
 
 /// Listens at `path`. Replaces a socket on which no process listens any more.

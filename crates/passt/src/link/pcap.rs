@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, Endianness, TsResolution};
 
-/// Most octets kept of a frame.
+/// Maximum number of octets kept of a frame.
 const SNAP_LEN: usize = 65535;
 
 /// A capture file. After [`Capture::flush`] it holds whole frames, however the process ends then.

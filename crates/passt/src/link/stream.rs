@@ -1,7 +1,7 @@
 //! The UNIX stream socket of a virtual machine (behaviour §9.2, §9.3).
 //!
-//! One client at a time. Whatever it does to its connection ends that connection and nothing else: flows stay, and continue
-//! when this client, or another, connects again.
+//! One client at a time. Whatever it does to its connection ends that connection and nothing else: flows stay, and
+//! continue when this client, or another, connects again.
 
 mod outbox;
 
@@ -27,7 +27,7 @@ use super::watcher::Watcher;
 use crate::memory::Vectored;
 use outbox::Outbox;
 
-/// Most bytes read at a time, and room to complete a frame that has begun.
+/// Maximum number of bytes read at a time, and room to complete a frame that has begun.
 const BUFFER_LEN: usize = (256 << 10) + PREFIX_LEN + MAX_FRAME_LEN;
 /// Send buffer to ask for, in bytes; the kernel grants what its limits allow.
 const SEND_BUFFER: usize = 1 << 20;

@@ -30,7 +30,7 @@ pub(crate) struct TapLink {
     inbox: Inbox<Buffer>,
     /// A virtio-net header, whether the device takes one or not, and a frame.
     slot: Vec<u8>,
-    /// The same for one segment, if the device takes no super-frames.
+    /// A virtio-net header and the frame of one segment, if the device takes no super-frames.
     segment: Vec<u8>,
     /// The error by which the device has failed: its interface was deleted.
     pub(super) failed: Option<Errno>,
@@ -120,7 +120,8 @@ impl TapLink {
         }
     }
 
-    /// Where the frame starts in what was read, and what was left undone in it. None if its virtio-net header is invalid.
+    /// Where the frame starts in what was read, and what was left undone in it. None if its virtio-net header is
+    /// invalid.
     fn header_of(&self, bytes: &[u8]) -> Option<(usize, Offload)> {
         if !self.has_header() {
             return Some((0, Offload::default()));

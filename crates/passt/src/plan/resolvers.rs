@@ -11,15 +11,15 @@ use crate::{
     host::{Facts, Resolver},
 };
 
-/// Most servers of a family that are advertised (behaviour §3.4.3).
+/// Maximum number of servers of a family that are advertised (behaviour §3.4.3).
 const MAX_SERVERS: usize = 3;
-/// Most servers that queries are forwarded to. Nobody has more, but a file can list any number.
+/// Maximum number of servers that queries are forwarded to. Nobody has more, but a file can list any number.
 const MAX_ASKED: usize = 64;
-/// Most domains that are taken from resolv.conf (behaviour §3.4.3).
+/// Maximum number of domains that are taken from resolv.conf (behaviour §3.4.3).
 const MAX_HOST_DOMAINS: usize = 5;
 
-/// Sets what depends on the host's resolvers: where queries go, and the advertised servers and search list. Called at the
-/// start and whenever resolv.conf changes.
+/// Sets what depends on the host's resolvers: where queries go, and the advertised servers and search list. Called at
+/// the start and whenever resolv.conf changes.
 pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settings) {
     if let Some(v4) = &mut settings.v4 {
         let chosen = choose(config, &config.v4, resolver, v4.map_host_loopback, Some(v4.assigned));
@@ -40,8 +40,8 @@ pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settin
     };
 }
 
-/// The servers for queries to the DNS address of one family: the one of `--dns-host` for this family, else for the other
-/// one, else all of resolv.conf, of both families and in its order.
+/// The servers for queries to the DNS address of one family: the one of `--dns-host` for this family, else for the
+/// other one, else all of resolv.conf, of both families and in its order.
 fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolver: &Resolver) -> Vec<IpAddr> {
     let mut servers = Vec::new();
     let list = given.or(given_for_other).map_or_else(|| resolver.servers.clone(), |server| vec![server]);

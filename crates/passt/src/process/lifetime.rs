@@ -15,7 +15,7 @@ use crate::pasta::spawn::Spawned;
 
 /// Signals that the process handles. All others have the kernel's default action.
 const OURS: [Signal; 3] = [Signal::TERM, Signal::QUIT, Signal::CHILD];
-/// The same with a spawned command, to which they are passed on.
+/// The signals that the process handles if it has spawned a command, to which it passes them on.
 const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::CHILD, Signal::INT, Signal::HUP];
 
 /// Why the process ends.
@@ -51,7 +51,8 @@ pub(crate) struct Lifetime {
 }
 
 impl Lifetime {
-    /// Blocks the signals to handle. Must be called after the command was spawned, which inherits the caller's signal mask.
+    /// Blocks the signals to handle. Must be called after the command was spawned, which inherits the caller's signal
+    /// mask.
     pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>) -> anyhow::Result<Self> {
         let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &OURS };
         sys::signal::block(signals).context("can't block signals")?;
@@ -67,8 +68,8 @@ impl Lifetime {
     /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_signals`] or
     /// [`Lifetime::on_namespace`] has something to do.
     ///
-    /// They must be added to the epoll set after the last fork: for a signalfd, epoll watches the signals of the process that
-    /// added it.
+    /// They must be added to the epoll set after the last fork: for a signalfd, epoll watches the signals of the
+    /// process that added it.
     pub(crate) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
         let watch = self.watch.as_ref().map(|watch| (Source::Namespace, watch.as_fd()));
         [(Source::Signals, self.signals.as_fd())].into_iter().chain(watch)
@@ -133,8 +134,8 @@ impl Lifetime {
     }
 }
 
-/// The exit status as in a shell: the command's, or 128 plus the signal (behaviour §1.4). `killed_by` replaces SIGKILL, see
-/// [`Spawned::pass_on`].
+/// The exit status as in a shell: the command's, or 128 plus the signal (behaviour §1.4). `killed_by` replaces SIGKILL,
+/// see [`Spawned::pass_on`].
 fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     let signal = status.terminating_signal();
     let signal =
@@ -143,8 +144,8 @@ fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-/// Runs `work` with all permitted capabilities effective. One is left if the command runs as root and this process doesn't,
-/// see [`crate::process::stage`].
+/// Runs `work` with all permitted capabilities effective. One is left if the command runs as root and this process
+/// doesn't, see [`crate::process::stage`].
 fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     let before = capabilities(None)?;
     if before.permitted.is_empty() {

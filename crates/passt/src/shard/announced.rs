@@ -54,7 +54,7 @@ impl Shard {
         }
     }
 
-    /// The same for a UDP socket whose datagrams may bypass the link.
+    /// Must be called before datagrams of a UDP socket are received that may bypass the link.
     pub(super) fn before_datagram(&mut self, id: FlowId, now: Instant) {
         if let Some(direction) = self.stack.udp().bypass_direction(id)
             && self.forwarder.may_peek(direction, now)

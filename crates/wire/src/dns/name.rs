@@ -4,11 +4,11 @@ use core::fmt;
 
 use crate::domain::MAX_LEN;
 
-/// Most pointers followed in one name: as many as a name can have labels.
+/// Maximum number of pointers followed in one name: as many as a name can have labels.
 const MOST_POINTERS: usize = MAX_LEN / 2;
 
-/// A name in a message. It was checked as a whole: all pointers lead to an earlier place, and without compression it has
-/// at most [`MAX_LEN`] bytes.
+/// A name in a message. It was checked as a whole: all pointers lead to an earlier place, and without compression it
+/// has at most [`MAX_LEN`] bytes.
 #[derive(Clone, Copy)]
 pub struct Name<'a> {
     message: &'a [u8],

@@ -11,9 +11,9 @@ use crate::{
     config::{Config, Search},
 };
 
-/// Most servers of a family (behaviour §12).
+/// Maximum number of servers of a family (behaviour §12).
 const DNS_MAX: usize = 3;
-/// Most domains (behaviour §12).
+/// Maximum number of domains (behaviour §12).
 const SEARCH_MAX: usize = 6;
 
 pub(super) const OPTIONS: &[Opt] = &[

@@ -35,7 +35,7 @@ const TCP_LISTEN: u32 = 10;
 const TCP_CLOSE: u32 = 7;
 /// Size of the receive buffer, in octets. In a list, the kernel's datagrams are not longer.
 const ROOM: usize = 32 << 10;
-/// Most datagrams of one list. Even one datagram for each port would be fewer.
+/// Maximum number of datagrams of one list. Even one datagram for each port would be fewer.
 const MAX_DATAGRAMS: usize = 1 << 16;
 
 /// `struct nlmsghdr`.

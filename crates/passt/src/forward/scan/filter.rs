@@ -1,8 +1,8 @@
 //! Programs for the filter of sock_diag(7), by which the kernel selects the sockets to list (linux/inet_diag.h).
 //!
-//! A program is a list of conditions. Each has two jump offsets, in octets from its own start: one if the condition is true
-//! and one if it is false. The kernel lists a socket if the jumps end exactly at the end of the program; a jump beyond the
-//! end leaves the socket out.
+//! A program is a list of conditions. Each has two jump offsets, in octets from its own start: one if the condition is
+//! true and one if it is false. The kernel lists a socket if the jumps end exactly at the end of the program; a jump
+//! beyond the end leaves the socket out.
 //!
 //! The filter is for hosts with tens of thousands of listening sockets, which are scanned every second.
 
@@ -13,7 +13,7 @@ use zerocopy::{Immutable, IntoBytes, Unaligned, native_endian::U16};
 const AT_LEAST: u8 = 2;
 /// `INET_DIAG_BC_S_LE`: the local port is at most that of the next entry.
 const AT_MOST: u8 = 3;
-/// Most octets of a program. The kernel runs it for each socket.
+/// Maximum number of octets of a program. The kernel runs it for each socket.
 const MAX_LEN: usize = 4096;
 
 /// `struct inet_diag_bc_op`. A condition has two of them; the second one has the port in `no`.
@@ -33,8 +33,8 @@ fn condition(code: u8, port: u16, no: u16) -> [Entry; 2] {
     [Entry { code, yes: CONDITION as u8, no: no.into() }, Entry { code: 0, yes: 0, no: port.into() }]
 }
 
-/// A program that leaves out sockets whose local port is not in `ports`. If the program would be longer than [`MAX_LEN`],
-/// the highest of the other ports are listed, too.
+/// A program that leaves out sockets whose local port is not in `ports`. If the program would be longer than
+/// [`MAX_LEN`], the highest of the other ports are listed, too.
 pub(super) fn only(ports: &PortSet) -> Vec<u8> {
     let mut conditions: Vec<Condition> = Vec::new();
     for (first, last) in gaps(ports) {

@@ -1,12 +1,13 @@
 //! Watches resolv.conf, so that names still resolve after the host has moved to another network.
 //!
 //! Most programs replace the file by renaming another one over it. Often it is a symbolic link into the directory of a
-//! service, which replaces the target. So every directory on the path from `/etc/resolv.conf` to the file is watched, and
-//! the file itself, which container engines rewrite in place.
+//! service, which replaces the target. So every directory on the path from `/etc/resolv.conf` to the file is watched,
+//! and the file itself, which container engines rewrite in place.
 //!
-//! A thread of its own does this: the thread that serves the guest may not open a path. The directories are opened at the
-//! start and kept open, and the file is opened relative to them. So it can still be read after a change of user and after
-//! the root directory was replaced. One case is lost then: a link into a directory that was not on the path at the start.
+//! A thread of its own does this: the thread that serves the guest may not open a path. The directories are opened at
+//! the start and kept open, and the file is opened relative to them. So it can still be read after a change of user and
+//! after the root directory was replaced. One case is lost then: a link into a directory that was not on the path at
+//! the start.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -26,7 +27,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::{PATH, Resolver, read};
 
-/// Most symbolic links that are followed, as in the kernel.
+/// Maximum number of symbolic links that are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
 
 /// Events of a directory when one of its files is replaced: a link is created, or a file is closed after writing or
@@ -39,7 +40,8 @@ pub(crate) struct Watch {
     inotify: OwnedFd,
     /// The path that was asked for, where the search for the file starts.
     start: PathBuf,
-    /// All directories that are or were on the path to the file. Old ones are kept: a host may return to an earlier network.
+    /// All directories that are or were on the path to the file. Old ones are kept: a host may return to an earlier
+    /// network.
     directories: Vec<Directory>,
     /// The names of the links on the path, and of the file.
     names: Vec<OsString>,
@@ -78,8 +80,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Keeps the directories, with what is mounted in them, accessible after the root directory is replaced. Must be called
-    /// before that, with the right to mount.
+    /// Keeps the directories, with what is mounted in them, accessible after the root directory is replaced. Must be
+    /// called before that, with the right to mount.
     pub(crate) fn keep_accessible(&mut self) {
         let copy =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -210,8 +212,8 @@ impl Watch {
         Err(Errno::LOOP.into())
     }
 
-    /// The index of the directory that `link`, in the directory `from`, leads to. `place` is the link's target as an absolute
-    /// path. A directory that is not open yet can be found only until the root directory is replaced.
+    /// The index of the directory that `link`, in the directory `from`, leads to. `place` is the link's target as an
+    /// absolute path. A directory that is not open yet can be found only until the root directory is replaced.
     fn follow(&mut self, from: usize, link: &Path, place: &Path) -> io::Result<usize> {
         let (path, _) = split(place).ok_or(Errno::NOENT)?;
         if let Some(index) = self.directories.iter().position(|directory| directory.path == path) {

@@ -1,7 +1,7 @@
 //! Frames on their way to a stream socket: built in place, written many at a time.
 //!
-//! Payload is read once, for its checksum, and copied by the kernel alone: each segment of a super-frame is written as two
-//! pieces, its headers and its part of the payload.
+//! Payload is read once, for its checksum, and copied by the kernel alone: each segment of a super-frame is written as
+//! two pieces, its headers and its part of the payload.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -19,13 +19,13 @@ use wire::stream::{PREFIX_LEN, prefix};
 use crate::link::segmentation;
 use crate::link::watcher::Watcher;
 
-/// Most bytes that may wait to be written.
+/// Maximum number of bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;
 /// When this many bytes wait, they are written at once, not at the end of the round.
 const DUE: usize = 192 << 10;
 /// Room for the headers of a super-frame's segments, of which the engine makes none shorter than 64 bytes.
 const HEADERS: usize = (frame::MAX_LEN / 64 + 1) * (PREFIX_LEN + 128);
-/// Most pieces written at a time.
+/// Maximum number of pieces written at a time.
 const PIECES: usize = 512;
 
 /// Frames that wait to be written.

@@ -19,8 +19,8 @@ use super::queue::{Kick, Queue};
 use super::ring::{Addresses, MAX_SIZE, Ring, Rules};
 use crate::event::Source;
 
-/// Most pairs of queues. One loop serves them all, so more pairs are no faster; but some guests are set up with one pair per
-/// processor.
+/// Maximum number of pairs of queues. One loop serves them all, so more pairs are no faster; but some guests are set up
+/// with one pair per processor.
 pub(super) const MAX_PAIRS: usize = 16;
 /// Two queues each.
 pub(super) const QUEUES: usize = 2 * MAX_PAIRS;

@@ -1,7 +1,7 @@
 //! One ring of descriptors (a split virtqueue, virtio 1.2 §2.7), from the device's side.
 //!
-//! The guest may write anything to the ring at any time. Each field is copied out once, then checked, then used. An invalid
-//! value is reported as [`Broken`], and the ring is not served until the front-end starts it again.
+//! The guest may write anything to the ring at any time. Each field is copied out once, then checked, then used. An
+//! invalid value is reported as [`Broken`], and the ring is not served until the front-end starts it again.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -13,9 +13,9 @@ use virtio_bindings::virtio_ring::{
 
 use super::memory::{Area, Memory, OutOfRange, Piece};
 
-/// Most entries of a ring.
+/// Maximum number of entries of a ring.
 pub(super) const MAX_SIZE: u32 = 32768;
-/// Most descriptors of one chain, whatever the size of the ring.
+/// Maximum number of descriptors of one chain, whatever the size of the ring.
 const MAX_CHAIN: u32 = 1024;
 
 const DESCRIPTOR: usize = 16;
@@ -170,8 +170,8 @@ impl Ring {
 
     /// Reads the chain `ahead` places after the next one, and adds its buffers to `pieces`. It must be available.
     ///
-    /// The loop is bounded by `left`, whatever the descriptors link to: a chain has no more descriptors than the ring, and
-    /// at most [`MAX_CHAIN`].
+    /// The loop is bounded by `left`, whatever the descriptors link to: a chain has no more descriptors than the ring,
+    /// and at most [`MAX_CHAIN`].
     pub(super) fn peek(
         &self,
         memory: &Memory,
@@ -262,15 +262,15 @@ impl Ring {
 
     /// Whether the driver asks to be notified of what was published since this was last called (virtio 1.2 §2.7.7.2).
     ///
-    /// With event indices, it names a used entry. It is notified if that entry is among those from `old` up to `new`. The
-    /// subtraction wraps: `new - event - 1 < new - old` holds just if `event` is in `old..new`.
+    /// With event indices, it names a used entry. It is notified if that entry is among those from `old` up to `new`.
+    /// The subtraction wraps: `new - event - 1 < new - old` holds just if `event` is in `old..new`.
     pub(super) fn wants_call(&mut self) -> Result<bool, Broken> {
         let (old, new) = (self.notified, self.published);
         if old == new {
             return Ok(false);
         }
-        // The index is stored before the event index is loaded. The driver stores its event index before it loads the used
-        // index. So at least one side sees the other's store, and no notification is missed.
+        // The index is stored before the event index is loaded. The driver stores its event index before it loads the
+        // used index. So at least one side sees the other's store, and no notification is missed.
         fence(Ordering::SeqCst);
         self.notified = new;
         if self.rules.event_idx {
@@ -280,8 +280,8 @@ impl Ring {
         Ok(load(&self.available, 0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
-    /// Asks the driver to notify us of the next chain that it makes available after those that were `seen`. Returns how many
-    /// have become available meanwhile: for these no notification may arrive.
+    /// Asks the driver to notify us of the next chain that it makes available after those that were `seen`. Returns how
+    /// many have become available meanwhile: for these no notification may arrive.
     pub(super) fn request_kicks(&mut self, memory: &Memory, seen: u16) -> Result<u16, Broken> {
         if self.rules.event_idx {
             let at = RING_AT + USED_ELEMENT * usize::from(self.size);

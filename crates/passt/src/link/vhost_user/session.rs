@@ -1,7 +1,7 @@
 //! A connection to a front-end: messages of the vhost-user protocol, one after the other.
 //!
-//! The crate `vhost` reads, checks and answers them. Its reads and writes block, which the event loop must not. So it is
-//! called only when a whole message has arrived and the socket has room for an answer.
+//! The crate `vhost` reads, checks and answers them. Its reads and writes block, which the event loop must not. So it
+//! is called only when a whole message has arrived and the socket has room for an answer.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +19,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError, VhostUserBack
 use super::device::Device;
 use crate::link::door::Client;
 
-/// Most messages handled before other sources get their turn.
+/// Maximum number of messages handled before other sources get their turn.
 const MESSAGES: usize = 64;
 
 const HEADER_LEN: usize = 12;
@@ -149,8 +149,8 @@ impl Session {
         log::trace!("{name}, flags {:#x}, {} bytes", header.flags, header.size);
         match known {
             Ok(FrontendReq::SET_VRING_ENABLE) => return self.enable(header, &name, device),
-            // There is nothing to do for these, and `vhost` does not know them: no switch has to learn where the guest is,
-            // and nothing waits for the log.
+            // There is nothing to do for these, and `vhost` does not know them: no switch has to learn where the guest
+            // is, and nothing waits for the log.
             Ok(FrontendReq::SEND_RARP | FrontendReq::SET_LOG_FD) => {
                 self.take(header)?;
                 return Ok(self.acknowledge(header, device, true)?);
