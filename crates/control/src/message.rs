@@ -91,9 +91,9 @@ impl Capabilities {
 /// A table, as announced by the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// Its identifier.
+    /// The identifier.
     pub pif: Pif,
-    /// Its name, for display. At most 127 bytes; a longer one is cut.
+    /// The name, for display. At most 127 bytes; a longer one is cut.
     pub name: String,
     /// What its rules may use.
     pub capabilities: Capabilities,

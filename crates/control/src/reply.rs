@@ -18,7 +18,7 @@ const MAX_TEXT: usize = 16_384;
 /// The outcome of an update, as the client knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It took effect. The text is a remark, or empty.
+    /// The request took effect. The text is a remark, or empty.
     Applied(String),
     /// Nothing has changed. The text is the reason.
     Refused(String),

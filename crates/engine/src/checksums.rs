@@ -13,13 +13,13 @@ use wire::{
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Its checksums are right, or the link has verified them.
+    /// The checksums are right, or the link has verified them.
     Right,
     /// A checksum is wrong.
     Wrong,
     /// The offload information contradicts the packet.
     Contradiction,
-    /// Its payload has a partial checksum: that of a packet in a tunnel.
+    /// The payload has a partial checksum: that of a packet in a tunnel.
     PartialInPayload,
 }
 

@@ -31,13 +31,13 @@ struct Rules {
 /// A flow that the guest wants to begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
-    /// Its protocol.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Its ends, as the guest sees them. The ports of pings do not matter.
+    /// The ends, as the guest sees them. The ports of pings do not matter.
     pub ends: Endpoints,
-    /// Its destination on the host's side, after translation (behaviour §5.2).
+    /// The destination on the host's side, after translation (behaviour §5.2).
     pub destination: SocketAddr,
-    /// It asks one of the host's resolvers for names.
+    /// The flow asks one of the host's resolvers for names.
     pub asks_resolver: bool,
 }
 
@@ -45,11 +45,11 @@ pub struct Opening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Admission {
-    /// It may.
+    /// The flow may begin.
     Admit,
-    /// It is allowed by a name alone: what the client says first decides.
+    /// The flow is allowed by a name alone: what the client says first decides.
     Named(Claim),
-    /// It may not. That was counted and logged.
+    /// The flow may not begin. The refusal was counted and logged.
     Refuse,
 }
 

@@ -22,9 +22,9 @@ pub struct Neighbours {
 /// A change of what the host knows of a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// Its address.
+    /// The address.
     pub address: IpAddr,
-    /// Its hardware address; none: it is forgotten.
+    /// The hardware address; none: it is forgotten.
     pub mac: Option<Mac>,
 }
 

@@ -28,23 +28,23 @@ const CONGESTION_EXPERIENCED: u8 = 3;
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
-    /// It waits for others, or is a duplicate.
+    /// The fragment waits for others, or is a duplicate.
     Waiting,
-    /// It completes a packet, which has this header. The bytes are the packet's fragmentable part, and should be
+    /// The fragment completes a packet, which has this header. The bytes are the packet's fragmentable part, and should be
     /// [returned](Reassembly::recycle).
     Complete(OriginalHeader, Vec<u8>),
-    /// It is invalid by itself, and is the only one dropped.
+    /// The fragment is invalid by itself, and is the only one dropped.
     Invalid(Invalid),
-    /// It contradicts another fragment, or its datagram was dropped earlier for that reason.
+    /// The fragment contradicts another fragment, or its datagram was dropped earlier for that reason.
     Conflict,
 }
 
 /// Why a fragment is invalid by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
-    /// It is empty.
+    /// The fragment is empty.
     Empty,
-    /// It is not the last one, and its length is not a multiple of eight.
+    /// The fragment is not the last one, and its length is not a multiple of eight.
     UnalignedLength,
     /// The packet would be too long.
     TooLong,

@@ -107,7 +107,7 @@ impl<K: Ord + Copy> Timers<K> {
 pub struct Deadline {
     /// The deadline itself.
     due: Option<Instant>,
-    /// Its entry in the queue.
+    /// The entry in the queue.
     queued: Option<Instant>,
 }
 

@@ -34,7 +34,7 @@ const CARDS: [&str; 16] = [
 pub(super) struct Start {
     /// Names of the program; the first that exists is used.
     pub(super) programs: Vec<OsString>,
-    /// Its arguments, without its name.
+    /// The arguments, without the program's name.
     pub(super) arguments: Vec<OsString>,
     pub(super) network: Network,
 }

@@ -53,7 +53,7 @@ pub struct Mailbox {
     pub pending: Option<Errno>,
     /// Calls to receive, also those that found nothing.
     pub receives: usize,
-    /// It did not get the requested port.
+    /// The socket did not get the requested port.
     pub(super) port_replaced: bool,
     pub(super) chance: Option<Chance>,
 }

@@ -96,7 +96,7 @@ impl Guest {
         &self.addresses
     }
 
-    /// Its main IPv4 address.
+    /// The main IPv4 address.
     #[must_use]
     pub fn v4(&self) -> Option<Ipv4Addr> {
         match self.main[Kind::V4 as usize] {
@@ -105,13 +105,13 @@ impl Guest {
         }
     }
 
-    /// Its main IPv6 address that is not link-local.
+    /// The main IPv6 address that is not link-local.
     #[must_use]
     pub fn v6(&self) -> Option<Ipv6Addr> {
         self.main_v6(Kind::V6)
     }
 
-    /// Its main link-local IPv6 address.
+    /// The main link-local IPv6 address.
     #[must_use]
     pub fn link_local(&self) -> Option<Ipv6Addr> {
         self.main_v6(Kind::LinkLocal)

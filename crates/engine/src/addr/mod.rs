@@ -40,7 +40,7 @@ pub struct Settings {
 pub struct V4 {
     /// The guest's address.
     pub assigned: Ipv4Addr,
-    /// Its prefix length, 0 to 32.
+    /// The prefix length, 0 to 32.
     pub prefix_len: u8,
     /// Our address on the link: the guest's gateway. None: no DHCP, no host-loopback mapping.
     pub our_address: Option<Ipv4Addr>,

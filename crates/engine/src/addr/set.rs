@@ -15,9 +15,9 @@ pub const MAX_CLAIMED: usize = 256;
 pub enum Basis {
     /// By the guest's own ARP or Neighbour Discovery messages.
     Claimed,
-    /// It was assigned to the guest, and the guest took it: by a lease, or by its messages.
+    /// The address was assigned to the guest, and the guest took it: by a lease, or by its messages.
     Assigned,
-    /// It was set on the guest's interface.
+    /// The address was set on the guest's interface.
     Given,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Exchange<S> {
     pub(super) asked: Vec<Asked<S>>,
     /// The query: all of the message if it can be sent again, else its head.
     pub(super) question: Vec<u8>,
-    /// It may be sent to another server.
+    /// The query may be sent to another server.
     pub(super) repeatable: bool,
     pub(super) traffic_class: u8,
     /// An answer whose code means that another server may know more.
@@ -48,20 +48,20 @@ pub(super) struct Exchange<S> {
 pub(super) struct Asked<S> {
     pub(super) server: SocketAddr,
     pub(super) io: S,
-    /// It may still answer.
+    /// The server may still answer.
     pub(super) waits: bool,
 }
 
 /// How a server's datagram is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is no answer to the query.
+    /// The datagram is no answer to the query.
     NoAnswer,
-    /// It is part of a session.
+    /// The datagram is part of a session.
     Session,
-    /// It is the answer for the guest.
+    /// The datagram is the answer for the guest.
     Final,
-    /// It is an answer, but another server may have a better one.
+    /// The datagram is an answer, but another server may have a better one.
     AskAnother,
 }
 

@@ -30,7 +30,7 @@ const HOST_NAME: u8 = 0;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     server_name: Result<HostName, Why>,
-    /// It has an encrypted part.
+    /// The hello has an encrypted part.
     pub(super) has_ech: bool,
 }
 

@@ -27,7 +27,7 @@ pub struct Listener {
     pub port: u16,
     /// The address that the socket listens on; none for the wildcard addresses of both families.
     pub address: Option<IpAddr>,
-    /// It listens on one interface only.
+    /// The socket listens on one interface only.
     pub on_interface: bool,
     /// The guest's address; none for the default one (behaviour §5.4).
     pub target_address: Option<IpAddr>,
@@ -38,12 +38,12 @@ pub struct Listener {
 /// Which flows bypass the link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bypass {
-    /// Those between loopback addresses.
+    /// Flows between loopback addresses.
     #[default]
     Local,
     /// None that come from the host (`--no-splice`, and `passt`).
     Never,
-    /// Those between loopback addresses; all others are refused (`--splice-only`).
+    /// Flows between loopback addresses; all others are refused (`--splice-only`).
     Only,
 }
 
@@ -61,11 +61,11 @@ pub struct Policy {
 /// What happens to a new connection, or a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onward {
-    /// It goes to the guest through the link. These are its ends as the guest sees them.
+    /// The connection or datagram goes to the guest through the link. These are its ends as the guest sees them.
     Link(Endpoints),
-    /// It bypasses the link: it goes to this address in the namespace of the listener's target.
+    /// The connection or datagram bypasses the link: it goes to this address in the namespace of the listener's target.
     Bypass(SocketAddr),
-    /// It is refused.
+    /// The connection or datagram is refused.
     Refuse,
 }
 

@@ -74,13 +74,13 @@ pub enum Spec {
 /// Why a specifier is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// It does not match the grammar.
+    /// The specifier does not match the grammar.
     #[error("Invalid port specifier '{0}'")]
     Invalid(String),
-    /// It has a listening address or interface, which its direction does not allow (behaviour §2.4.7).
+    /// The specifier has a listening address or interface, which its direction does not allow (behaviour §2.4.7).
     #[error("Listening address not allowed in '{0}'")]
     ListenNotAllowed(String),
-    /// It would make more rules than any table can hold.
+    /// The specifier would make more rules than any table can hold.
     #[error("Port specifier makes too many forwarding rules (max {MAX_RULES})")]
     TooManyRules,
 }

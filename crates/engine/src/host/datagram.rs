@@ -8,7 +8,7 @@ use crate::memory::{Memory, PayloadOf};
 /// A datagram, or with a segment size a train of them, to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboundDatagram<P> {
-    /// Its destination.
+    /// The destination.
     pub destination: SocketAddr,
     /// The source address, one of the host's. None: the kernel chooses.
     pub source: Option<IpAddr>,

@@ -10,7 +10,7 @@ use crate::memory::{Memory, PayloadOf};
 /// An echo request to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct EchoRequest<'a, P> {
-    /// Its destination; the port is zero.
+    /// The destination; the port is zero.
     pub destination: SocketAddr,
     /// The message's header. The socket fills in its own identifier and the checksum.
     pub header: &'a Header,

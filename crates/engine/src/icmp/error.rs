@@ -35,11 +35,11 @@ const LEAST_MTU_V6: u32 = 1280;
 /// The packet that met an error, as the guest had sent it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quote<'a> {
-    /// Its source.
+    /// The source.
     pub(crate) guest: IpAddr,
-    /// Its destination.
+    /// The destination.
     pub(crate) remote: IpAddr,
-    /// Its protocol number.
+    /// The protocol number.
     pub(crate) protocol: u8,
     /// Its UDP or echo header, or the same number of first bytes of another protocol.
     pub(crate) header: [u8; TRANSPORT_LEN],

@@ -40,13 +40,13 @@ const LONGEST: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
-    /// It is not for them: the caller continues to process it.
+    /// The packet is not for the local services: the caller continues to process it.
     NotLocal,
-    /// It was answered.
+    /// The packet was answered.
     Answered,
-    /// It needs no answer, or the service is off.
+    /// The packet needs no answer, or the service is off.
     Ignored,
-    /// It is malformed, or breaks its protocol's rules: a drop to be counted.
+    /// The packet is malformed, or breaks its protocol's rules: a drop to be counted.
     Invalid,
     /// The answer was not sent. The guest will ask again.
     LinkFull,

@@ -54,9 +54,9 @@ const NO_RULE: u32 = u32::MAX;
 /// A flow that the guest begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Its protocol.
+    /// The protocol.
     pub protocol: Protocol,
-    /// Its destination, as the guest wrote it. For ICMP, the port does not matter.
+    /// The destination, as the guest wrote it. For ICMP, the port does not matter.
     pub destination: SocketAddr,
     /// After translation (behaviour §5.2), the destination is a loopback address or another address of the host.
     pub leads_to_host: bool,
@@ -105,9 +105,9 @@ pub enum Reason {
 /// What happens to a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may begin.
+    /// The flow may begin.
     Allow(Reason),
-    /// It may begin, but is allowed by name alone. What the client says first must be checked with
+    /// The flow may begin, but is allowed by name alone. What the client says first must be checked with
     /// [`Policy::claim_verdict`], since many names share an address.
     AllowNamed {
         /// Index of the rule.
@@ -116,7 +116,7 @@ pub enum Verdict {
         /// is neither 80 nor 443.
         nameless: bool,
     },
-    /// It is refused.
+    /// The flow is refused.
     Deny(Reason),
 }
 
@@ -143,7 +143,7 @@ impl Verdict {
 pub enum NameVerdict {
     /// The question may be forwarded to the host's resolvers.
     Allow(Reason),
-    /// It is answered at once, and never leaves.
+    /// The question is answered at once, and never leaves.
     Deny {
         /// What decided.
         reason: Reason,

@@ -11,9 +11,9 @@ use crate::ports::PortRange;
 /// What a rule does with what it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// It may begin.
+    /// The flow may begin.
     Allow,
-    /// It is refused.
+    /// The flow is refused.
     Deny,
 }
 

@@ -52,7 +52,7 @@ pub struct RuleError {
 /// What is wrong with a rule, and what to write instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// It is too long.
+    /// The rule is too long.
     #[error("it has more than {MAX_RULE_LEN} bytes; make several rules of it")]
     TooLong,
     /// There is no destination.
@@ -61,7 +61,7 @@ pub enum Fault {
     /// The word before the `/` is not a protocol.
     #[error("unknown protocol; use tcp, udp or icmp, or none for all")]
     Protocol,
-    /// It is nothing that can be a destination.
+    /// The text of the destination is none of those that are known.
     #[error(
         "not an address, a prefix, a domain name or a group (public, private, linklocal, metadata, host, multicast, all)"
     )]
@@ -111,10 +111,10 @@ pub struct FileError {
 /// What is wrong with a line, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineFault {
-    /// Its rule.
+    /// The line has an invalid rule.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// It begins with an unknown word.
+    /// The line begins with an unknown word.
     #[error("'{0}' is not known here; use 'allow WHAT', 'deny WHAT' or 'default allow|deny'")]
     Word(String),
     /// There is something after the rule.

@@ -27,11 +27,11 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) enum Next {
     /// Wait until a socket reports readiness.
     Wait,
-    /// Give it another turn.
+    /// Give the connection another turn.
     Run,
-    /// Check it after this time, even if no socket reports readiness.
+    /// Check the connection after this time, even if no socket reports readiness.
     CheckAfter(Duration),
-    /// It has ended: remove it.
+    /// The connection has ended: remove it.
     End {
         /// By a reset.
         reset: bool,
@@ -50,7 +50,7 @@ pub(super) struct Relay<C> {
 enum Phase {
     /// The second socket is not connected yet.
     Connecting,
-    /// Both are connected.
+    /// Both sockets are connected.
     Open,
     /// Everything is sent, and not all of it is acknowledged.
     Draining { reset: bool, check_after: Duration },
@@ -59,19 +59,19 @@ enum Phase {
 /// One socket, and the direction that starts from it.
 #[derive(Clone, Copy, Debug, Default)]
 struct End {
-    /// It may have bytes to take.
+    /// The socket may have bytes to take.
     readable: bool,
-    /// It may have an urgent byte to take.
+    /// The socket may have an urgent byte to take.
     urgent: bool,
-    /// It has received the end of its stream, which may follow other bytes without another report.
+    /// The socket has received the end of its stream, which may follow other bytes without another report.
     read_closed: bool,
-    /// It may be able to send.
+    /// The socket may be able to send.
     writable: bool,
     /// An error was reported. Received bytes can still be taken, but nothing sent.
     failed: bool,
-    /// Bytes taken from it that have not been sent on.
+    /// Bytes taken from the socket that have not been sent on.
     buffered: usize,
-    /// Its stream has ended: there are no more bytes to take.
+    /// The stream has ended: there are no more bytes to take.
     ended: bool,
     /// The sending half of its stream was ended.
     shut: bool,

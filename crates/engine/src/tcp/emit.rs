@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Sent {
-    /// It was sent, with this much of the sequence space: bytes of payload, or one for a FIN.
+    /// The segment was sent, with this much of the sequence space: bytes of payload, or one for a FIN.
     Bytes(u32),
     /// Nothing was sent: the stream of the socket has ended.
     End,

@@ -26,9 +26,9 @@ const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
 pub(super) struct Run {
     /// Where it starts.
     pub(super) seq: Seq,
-    /// Its length in sequence space: at most this many bytes, or one for the FIN.
+    /// The length in sequence space: at most this many bytes, or one for the FIN.
     pub(super) len: u32,
-    /// It is the FIN alone, without data.
+    /// The segment is the FIN alone, without data.
     pub(super) fin: bool,
 }
 

@@ -98,7 +98,7 @@ impl Flow {
 pub(super) struct PeerKey {
     /// The socket that a datagram came in by.
     pub(super) socket: FlowId,
-    /// Its sender.
+    /// The sender.
     pub(super) peer: SocketAddr,
     /// The guest's endpoint: a listener can forward to several addresses of the guest.
     pub(super) guest: SocketAddr,

@@ -20,11 +20,11 @@ pub(super) struct Getopt {
 pub(super) enum Item {
     /// An option of the table.
     Option {
-        /// Its row.
+        /// The row.
         opt: &'static Opt,
-        /// Its name for messages: as it was typed, an abbreviation completed.
+        /// The name for messages: as it was typed, an abbreviation completed.
         typed_as: String,
-        /// Its argument, if it takes one.
+        /// The argument, if it takes one.
         value: Option<OsString>,
     },
     /// Everything after the options.

@@ -42,7 +42,7 @@ struct Port {
 pub(crate) struct Accepted {
     /// The socket, non-blocking.
     pub(crate) socket: OwnedFd,
-    /// Its client. None if the kernel does not say; then it is refused.
+    /// The client. None if the kernel does not say; then it is refused.
     pub(crate) peer: Option<SocketAddr>,
     /// The direction of its rule.
     pub(crate) direction: Direction,

@@ -49,7 +49,7 @@ pub enum Error {
     Dump {
         /// What the dump lists.
         what: &'static str,
-        /// Its answer.
+        /// The answer.
         refusal: Refusal,
     },
     /// The kernel sent a datagram that is longer than the buffer.

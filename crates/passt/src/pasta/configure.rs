@@ -28,11 +28,11 @@ const LOOPBACK_INDEX: u32 = 1;
 /// The configuration that the interface has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configured {
-    /// Its index in the namespace.
+    /// The index in the namespace.
     pub index: u32,
     /// Its MAC address: that of the guest.
     pub mac: Mac,
-    /// Its addresses.
+    /// The addresses.
     pub addresses: Vec<IpAddr>,
     /// IPv4 was to be configured, but the namespace has no IPv4.
     pub no_ipv4: bool,

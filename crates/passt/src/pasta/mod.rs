@@ -13,7 +13,7 @@ use spawn::Spawned;
 /// The guest, if it is on this machine. For a virtual machine behind a socket, all fields are `None`.
 #[derive(Default)]
 pub(crate) struct Guest {
-    /// Its network namespace.
+    /// The network namespace.
     pub(crate) namespace: Option<Namespace>,
     /// The command that was spawned into the namespace.
     pub(crate) command: Option<Spawned>,

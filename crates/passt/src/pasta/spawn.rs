@@ -90,7 +90,7 @@ impl Spawned {
         &self.pidfd
     }
 
-    /// Its process id.
+    /// The process id.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }

@@ -69,16 +69,16 @@ pub struct Record<'a> {
     pub section: Section,
     /// The name that it is about.
     pub owner: Name<'a>,
-    /// Its type.
+    /// The type.
     pub kind: Type,
-    /// Its class; for [`Type::OPT`] the sender's largest message.
+    /// The class; for [`Type::OPT`] the sender's largest message.
     pub class: Class,
     /// Time to live, in seconds; at most 2^31 - 1 (RFC 2181 §8). For [`Type::OPT`] other fields.
     pub ttl: u32,
 }
 
 impl<'a> Record<'a> {
-    /// Its data.
+    /// The data.
     #[must_use]
     pub fn data(&self) -> &'a [u8] {
         self.message.get(self.data_span()).unwrap_or_default()

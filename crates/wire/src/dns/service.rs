@@ -33,9 +33,9 @@ pub struct Service<'a> {
 /// A parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param<'a> {
-    /// Its key.
+    /// The key.
     pub key: Key,
-    /// Its value.
+    /// The value.
     pub value: &'a [u8],
     /// Where in the message the parameter is, with its key.
     pub span: Range<usize>,

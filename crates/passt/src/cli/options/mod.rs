@@ -32,11 +32,11 @@ pub struct Opt {
     pub long: &'static [&'static str],
     /// Short name.
     pub short: Option<char>,
-    /// Its argument, and the function that stores it.
+    /// The argument, and the function that stores it.
     pub action: Action,
     /// The modes in which it may be used.
     pub modes: Modes,
-    /// Its help text, in lines of at most 50 characters.
+    /// The help text, in lines of at most 50 characters.
     pub help: &'static str,
     /// The C programs do not have it. It makes no abbreviation of their options ambiguous.
     pub extension: bool,

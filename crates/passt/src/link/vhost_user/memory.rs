@@ -16,7 +16,7 @@ const LOG_PAGE: u64 = 4096;
 /// Why memory of the front-end can't be mapped.
 #[derive(Debug, Error)]
 pub(super) enum MapError {
-    /// It does not fit into our address space, or into 64 bits.
+    /// The region does not fit into our address space, or into 64 bits.
     #[error("it is too large")]
     TooLarge,
     /// The file ends before it.

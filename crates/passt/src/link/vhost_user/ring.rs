@@ -83,7 +83,7 @@ pub(super) enum Direction {
 /// A chain of buffers that the driver has made available.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
-    /// Its first descriptor.
+    /// The first descriptor.
     pub(super) head: u16,
     /// Bytes of all buffers.
     pub(super) len: u64,
