@@ -115,8 +115,8 @@ impl Guard {
         let refused = rules.refused();
         let (Endpoints { guest, remote }, text) = (flow.ends, rules.policy.text(reason));
         match flow.protocol {
-            Protocol::Icmp => log::info!("{refused}: ping {} -> {} ({text})", guest.ip(), remote.ip()),
-            protocol => log::info!("{refused}: {protocol} {guest} -> {remote} ({text})"),
+            Protocol::Icmp => log::warn!("{refused}: ping {} -> {} ({text})", guest.ip(), remote.ip()),
+            protocol => log::warn!("{refused}: {protocol} {guest} -> {remote} ({text})"),
         }
         if rules.audit { Admission::Admit } else { Admission::Refuse }
     }
@@ -130,7 +130,7 @@ impl Guard {
         };
         let Verdict::Deny(reason) = verdict else { return true };
         self.refused += 1;
-        log::info!("{}: {claim}: asked for {name} ({})", rules.refused(), rules.policy.text(reason));
+        log::warn!("{}: {claim}: asked for {name} ({})", rules.refused(), rules.policy.text(reason));
         rules.audit
     }
 
@@ -141,7 +141,7 @@ impl Guard {
             return true;
         }
         self.refused += 1;
-        log::info!("{}: {claim}: {why} ({})", rules.refused(), rules.policy.text(Reason::Rule(claim.rule)));
+        log::warn!("{}: {claim}: {why} ({})", rules.refused(), rules.policy.text(Reason::Rule(claim.rule)));
         rules.audit
     }
 

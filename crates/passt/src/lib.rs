@@ -144,7 +144,9 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
 
     // The command owns the terminal now. With --debug the log stays there, too.
     if lifetime.release_command() && config.verbosity < Verbosity::Debug {
-        logging::leave_stderr();
+        // Except for what the guard refuses: whoever wrote rules wants to see it.
+        let rules = !config.rules.is_empty() || config.policy.is_some();
+        logging::limit_stderr(if rules { log::LevelFilter::Warn } else { log::LevelFilter::Off });
     }
     logging::limit_rates();
     shard.run(lifetime, threads.news.map(|news| Resolvers { news, config }))

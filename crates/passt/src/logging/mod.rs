@@ -50,7 +50,7 @@ pub(crate) fn report_panics() {
         // Locked if the logger itself panics: then only standard error is left.
         if let Some(logger) = LOGGER.get()
             && let Ok(mut outputs) = logger.outputs.try_lock()
-            && !outputs.stderr
+            && outputs.stderr == LevelFilter::Off
         {
             logger.write(&mut outputs, Level::Error, &panic.to_string());
         }
@@ -95,10 +95,10 @@ pub(crate) fn open_syslog() {
     }
 }
 
-/// Stops to log to standard error: lines go only to the log file or to syslog from now on.
-pub(crate) fn leave_stderr() {
+/// From now on, only lines up to `most` go to standard error. The others go to the log file or to syslog.
+pub(crate) fn limit_stderr(most: LevelFilter) {
     if let Some(logger) = LOGGER.get() {
-        logger.outputs().stderr = false;
+        logger.outputs().stderr = most;
     }
 }
 
@@ -125,8 +125,8 @@ struct Logger {
 
 /// Where log lines go.
 struct Outputs {
-    /// To standard error.
-    stderr: bool,
+    /// Which lines go to standard error.
+    stderr: LevelFilter,
     file: Option<LogFile>,
     /// Syslog. It gets lines when standard error doesn't and there is no file.
     syslog: Option<UnixDatagram>,
@@ -177,7 +177,7 @@ impl Log for Logger {
 impl Logger {
     fn new(program: &'static str, verbosity: Verbosity) -> Self {
         let pid = std::process::id();
-        let outputs = Outputs { stderr: true, file: None, syslog: None, limiter: None, pid };
+        let outputs = Outputs { stderr: LevelFilter::Trace, file: None, syslog: None, limiter: None, pid };
         Self { program, verbosity, started: Instant::now(), outputs: Mutex::new(outputs) }
     }
 
@@ -187,15 +187,14 @@ impl Logger {
 
     /// Writes a message to its outputs. Errors are ignored: there is no other place to report them.
     fn write(&self, outputs: &mut Outputs, level: Level, text: &str) {
-        if outputs.stderr {
+        let on_stderr = level <= outputs.stderr;
+        if on_stderr {
             drop(std::io::stderr().write_all(self.stderr_line(level, text).as_bytes()));
         }
         if let Some(file) = &mut outputs.file {
             let now = stamp(self.started.elapsed());
             drop(file.add(&file_line(&now, level, text), &now));
-        } else if let Some(socket) =
-            outputs.syslog.as_ref().filter(|_| !outputs.stderr && level <= Level::Info)
-        {
+        } else if let Some(socket) = outputs.syslog.as_ref().filter(|_| !on_stderr && level <= Level::Info) {
             drop(socket.send(self.syslog_line(outputs.pid, level, text).as_bytes()));
         }
     }

@@ -384,7 +384,7 @@ impl Sealed {
         };
         rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
         rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;
-        logging::leave_stderr();
+        logging::limit_stderr(log::LevelFilter::Off);
         rustix::stdio::dup2_stderr(&null).context("can't leave standard error")?;
         caller.write_all(&[1]).context("can't report that the network is ready")
     }

@@ -207,3 +207,18 @@ fn an_audit_refuses_nothing_and_tells() {
     let told = std::fs::read_to_string(&log).unwrap();
     assert!(told.contains("would be refused: tcp") && told.contains("deny 198.51.100.0/24"), "{told}");
 }
+
+/// Pasta with a command logs warnings and errors only. Whoever runs it sees what was refused.
+#[test]
+fn the_caller_of_a_command_sees_what_is_refused() {
+    need!("ping");
+    let Some(net) = Net::new() else { return };
+    let command = ["ping", "-n", "-c", "1", "-w", "60", "203.0.113.2"];
+    let finished = net.spawn(&["--deny", "203.0.113.0/24"], &command);
+    assert!(finished.stdout.contains("filtered"), "{}", finished.stdout);
+    assert!(
+        finished.stderr.contains("refused: ping 198.51.100.2 -> 203.0.113.2 (deny 203.0.113.0/24)"),
+        "{}",
+        finished.stderr
+    );
+}
