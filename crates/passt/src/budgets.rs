@@ -1,4 +1,4 @@
-//! How many open files and how much memory each part of the program may use. Both are divided here and nowhere else
+//! How many open files and how much memory each part of the program may use. Only this module divides files and memory
 //! (docs/design/budgets.md).
 //!
 //! The engine enforces the shares of UDP and ping: a new flow replaces an idle one. The [`ledger`] enforces the shares
@@ -14,66 +14,67 @@ use engine::{dns, stack, udp};
 
 use resources::Resources;
 
-/// Memory for one file, in bytes: the kernel's socket, the average content of its buffers, and our own state.
+/// Memory for one file, in bytes: the kernel's socket, the average content of its buffers, and the program's own state.
 const FILE_MEMORY: u64 = 16 << 10;
 /// Memory for one UDP flow, in bytes.
 const FLOW_MEMORY: u64 = 512;
-/// Files of the process itself.
+/// Number of files that the process itself needs.
 const PROCESS: usize = 48;
-/// Files of a vhost-user front-end: three for each of 32 queues, and those that come with a message.
+/// Number of files that a vhost-user front-end needs: three for each of 32 queues, and the files that a message
+/// carries.
 const VHOST_USER: usize = 104;
-/// Shares of the remaining files are counted in 64ths.
+/// The remaining files are divided into this many parts.
 const PARTS: usize = 64;
-/// Most TCP connections through the link. The same limit holds for local connections (behaviour §12).
+/// Maximum number of TCP connections through the link. The same number limits local connections (behaviour §12).
 const CONNECTIONS: usize = 131_071;
 /// Maximum amount of memory for the receive queues of all TCP connections, in bytes.
 const QUEUE_MEMORY: usize = 256 << 20;
 /// Maximum amount of memory for DNS questions that wait for an answer, in bytes.
 const DNS_MEMORY: usize = 1 << 20;
-/// Most UDP flows that the guest begins.
+/// Maximum number of UDP flows that the guest begins.
 const FLOWS: usize = 32_768;
-/// Most UDP flows that peers begin.
+/// Maximum number of UDP flows that peers begin.
 const STRANGERS: usize = 65_536;
 
-/// What needs files besides flows.
+/// The uses of files other than flows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Needs {
-    /// Listening sockets that are opened at the start.
+    /// Number of listening sockets that are opened at the start.
     pub listeners: usize,
-    /// The guest has a network namespace of this machine: local connections bypass the link.
+    /// The guest has a network namespace of this machine, so local connections bypass the link.
     pub namespace: bool,
     /// The link is vhost-user.
     pub vhost_user: bool,
 }
 
-/// How the files and the memory are divided. Numbers are files, unless they say otherwise.
+/// How the files and the memory are divided. A number without a unit is a number of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
     /// Sockets of UDP ports that the guest sends from.
     pub udp_ports: Share,
-    /// Sockets that stand for local UDP clients in the other namespace.
+    /// Sockets that represent local UDP clients in the other namespace.
     pub udp_clients: Share,
     /// Sockets of DNS questions to the host's resolvers.
     pub questions: Share,
     /// Ping sockets.
     pub pings: Share,
-    /// UDP flows that the guest begins. They have no files.
+    /// UDP flows that the guest begins. These flows have no files.
     pub flows: Share,
-    /// UDP flows that peers begin. They have no files.
+    /// UDP flows that peers begin. These flows have no files.
     pub inbound: Share,
-    /// Reserved for TCP connections of the guest.
+    /// Files that are reserved for TCP connections of the guest.
     pub tcp_out: usize,
-    /// Reserved for TCP connections to the guest.
+    /// Files that are reserved for TCP connections to the guest.
     pub tcp_in: usize,
-    /// Reserved for local TCP connections of each direction, two files each.
+    /// Files that are reserved for local TCP connections of each direction. A connection has two files.
     pub local_tcp: usize,
-    /// Reserved for listening sockets, including those opened at the start.
+    /// Files that are reserved for listening sockets, including the sockets that are opened at the start.
     pub listeners: usize,
     /// Maximum number of files of pipes for local TCP connections. A pipe has two files.
     pub pipes: usize,
     /// Maximum number of sockets that are opened in the guest's namespace before a flow needs them.
     pub ahead: usize,
-    /// Files that TCP connections and listening sockets share after they have used their reserves.
+    /// Files that TCP connections and listening sockets share when their reserves are used up.
     pub pool: usize,
     /// Memory for the receive queues of all TCP connections, in bytes.
     pub queue_memory: usize,
@@ -100,7 +101,7 @@ impl Budgets {
             most: part(parts, most).max(1),
             bound: if part(parts, most) == most { Bound::Fixed } else { bound },
         };
-        // Without a namespace nothing bypasses the link.
+        // Without a namespace, no connection bypasses the link.
         let local = usize::from(needs.namespace);
         let (flows, inbound) = flows(resources.memory);
         let mut budgets = Self {
@@ -125,7 +126,7 @@ impl Budgets {
         budgets
     }
 
-    /// Files that are reserved for one use each.
+    /// The total number of reserved files.
     fn reserved(&self) -> usize {
         let sockets = self.udp_ports.most + self.udp_clients.most + self.questions.most + self.pings.most;
         sockets + self.tcp_out + self.tcp_in + 2 * self.local_tcp + self.listeners + self.pipes + self.ahead
@@ -162,17 +163,17 @@ impl Budgets {
 fn basis(resources: &Resources) -> (usize, Bound) {
     let by_memory = resources.memory / 2 / FILE_MEMORY;
     let bound = if by_memory < resources.files { Bound::Memory } else { Bound::Files };
-    // No kernel allows more. The limit keeps the products below from overflowing.
+    // No kernel allows more files. The limit keeps the products below from overflowing.
     let files = resources.files.min(by_memory).min(1 << 30);
     (usize::try_from(files).unwrap_or(usize::MAX), bound)
 }
 
-/// Files of the process itself, out of `files`.
+/// The number of files for the process itself, out of `files`.
 fn process(files: usize) -> usize {
     (files / 8).clamp(PROCESS / 2, PROCESS)
 }
 
-/// Shares of the UDP flows that the guest begins, and of those that peers begin.
+/// The shares of two kinds of UDP flows: flows that the guest begins, and flows that peers begin.
 fn flows(memory: u64) -> (Share, Share) {
     let all = usize::try_from(memory / 64 / FLOW_MEMORY).unwrap_or(usize::MAX);
     let share = |part: usize, most: usize| {

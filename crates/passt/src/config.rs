@@ -1,7 +1,8 @@
-//! The configuration that a command line asks for, valid and without contradictions (behaviour §2).
+//! The configuration that a command line describes. The configuration is valid and has no contradictions (behaviour
+//! §2).
 //!
-//! Plain values only, which do not depend on the machine. `None` means that an option was not given: `plan` then decides by
-//! what the host has.
+//! All values are plain and do not depend on the machine. `None` means that an option was not given: `plan` then
+//! chooses a value that fits the host's configuration.
 
 use std::{
     ffi::OsString,
@@ -15,28 +16,28 @@ use engine::forward::{Bypass, Enabled, IfName, Table};
 use engine::policy::Rule;
 use wire::ethernet::Mac;
 
-/// MTU when `--mtu` is not given (behaviour §2.2): the longest 802.3 payload that is a multiple of four.
+/// The MTU if `--mtu` is not given (behaviour §2.2): the maximum 802.3 payload length that is a multiple of four.
 pub const DEFAULT_MTU: u16 = 65520;
 
-/// Our MAC address when `--mac-addr` is not given (behaviour §12).
+/// The program's MAC address if `--mac-addr` is not given (behaviour §12).
 pub const DEFAULT_OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// Everything that the command line asks for.
+/// All settings of the command line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Which of the two programs this is.
+    /// The program that runs: passt or pasta.
     pub mode: Mode,
     /// Which messages are logged.
     pub verbosity: Verbosity,
-    /// Stay in the foreground. Also true with a spawned command (behaviour §1.3.5).
+    /// Stay in the foreground. Also true if a command is spawned (behaviour §1.3.5).
     pub foreground: bool,
-    /// `--stats`: shortest time between two tables of event counts.
+    /// `--stats`: minimum time between two tables of event counts.
     pub stats: Option<Duration>,
     /// `--log-file`.
     pub log_file: Option<PathBuf>,
     /// `--log-size`, in bytes.
     pub log_size: u64,
-    /// `--runas`; `None` is the default rule of behaviour §10.2.
+    /// `--runas`. `None`: the default rule of behaviour §10.2 applies.
     pub runas: Option<RunAs>,
     /// `--chroot-fallback` (behaviour §10.5).
     pub chroot_fallback: bool,
@@ -49,16 +50,17 @@ pub struct Config {
 
     /// Template interface for both families; see also [`Family::outbound_if`].
     pub interface: Option<IfName>,
-    /// MTU to set and to advertise. `None`: not given, [`DEFAULT_MTU`]. `Some(0)`: neither set nor advertise.
+    /// The MTU to set and to advertise. `None`: the option was not given; [`DEFAULT_MTU`] is used. `Some(0)`: no MTU is
+    /// set or advertised.
     pub mtu: Option<u16>,
-    /// `--mac-addr`: our MAC address as the guest sees it.
+    /// `--mac-addr`: the program's MAC address that the guest sees.
     pub our_mac: Mac,
     /// Settings of IPv4.
     pub v4: Family<Ipv4Addr>,
     /// Settings of IPv6.
     pub v6: Family<Ipv6Addr>,
 
-    /// `--dns none`: advertise no server, not even one from resolv.conf.
+    /// `--dns none`: advertise no DNS server, not even a server from resolv.conf.
     pub dns_none: bool,
     /// Domain search list.
     pub search: Search,
@@ -77,7 +79,7 @@ pub struct Config {
     pub no_udp: bool,
     /// `--no-icmp`.
     pub no_icmp: bool,
-    /// `--multicast`: receive the groups that the guest joins.
+    /// `--multicast`: receive the multicast groups that the guest joins.
     pub multicast: bool,
     /// `--no-dhcp`.
     pub no_dhcp: bool,
@@ -88,11 +90,11 @@ pub struct Config {
     /// `--no-ra`, given or implied by `--config-net`.
     pub no_ra: bool,
 
-    /// `--allow` and `--deny`: what the guest may reach, in order.
+    /// `--allow` and `--deny`: rules about what the guest may reach, in order.
     pub rules: Vec<Rule>,
-    /// `--policy`: a file with more rules, which come after those.
+    /// `--policy`: a file with more rules. These rules come after [`Config::rules`].
     pub policy: Option<PathBuf>,
-    /// `--policy-audit`: refuse nothing, and log what would be refused.
+    /// `--policy-audit`: refuse nothing, and log what a policy would refuse.
     pub policy_audit: bool,
 
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
@@ -106,17 +108,17 @@ pub struct Config {
     /// `-T` and `-U`: rules from the namespace's loopback to the host (pasta).
     pub outbound: Table,
 
-    /// Settings of passt mode. In pasta mode they have their defaults, except [`Passt::link`] and [`Passt::one_off`] after
-    /// `--fd`.
+    /// Settings of passt mode. In pasta mode all have their defaults, except [`Passt::link`] and [`Passt::one_off`] if
+    /// `--fd` was given.
     pub passt: Passt,
-    /// Settings of pasta mode. In passt mode they have their defaults.
+    /// Settings of pasta mode. In passt mode all have their defaults.
     pub pasta: Pasta,
 
-    /// Warnings to log when logging has started: the parser prints nothing.
+    /// Warnings to log when logging has started. The parser itself prints nothing.
     pub warnings: Vec<String>,
 }
 
-/// Size limit of the log file when `--log-size` is not given, in bytes (behaviour §1.7.5).
+/// The limit of the log file's size if `--log-size` is not given, in bytes (behaviour §1.7.5).
 pub const DEFAULT_LOG_SIZE: u64 = 1 << 20;
 
 impl Config {
@@ -173,7 +175,7 @@ impl Config {
     }
 }
 
-/// Which of the two programs this is (behaviour §1.1).
+/// The program that runs (behaviour §1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A virtual machine behind a UNIX socket.
@@ -183,7 +185,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Name of the program in this mode.
+    /// The name of the program in this mode.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passt => "passt",
@@ -197,21 +199,22 @@ impl Mode {
 pub enum Verbosity {
     /// Warnings and errors.
     Quiet,
-    /// The default: also informational messages.
+    /// Warnings, errors and informational messages. This is the default.
     #[default]
     Info,
-    /// `--debug`: also debug messages.
+    /// `--debug`: debug messages, too.
     Debug,
-    /// `--trace`: also a line for each frame and event.
+    /// `--trace`: a line for each frame and event, too.
     Trace,
 }
 
-/// `--runas`, as it was given. Names are looked up in the user database later.
+/// The value of `--runas`. Names are looked up in the user database later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunAs {
     /// User.
     pub user: Id,
-    /// Group; `None`: the user's primary group, or the group of the same number as a numeric user.
+    /// Group. `None`: the user's primary group. For a numeric user that the database lacks: the group of the same
+    /// number.
     pub group: Option<Id>,
 }
 
@@ -227,34 +230,34 @@ pub enum Id {
 /// Settings of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family<A> {
-    /// Not excluded by `-4` or `-6`. The host may still lack the family.
+    /// The family is not excluded by `-4` or `-6`. The host may still lack the family.
     pub enabled: bool,
-    /// `--address`: the guest's address. It also pins the address (behaviour §5.4), and the host's addresses are
-    /// not copied.
+    /// `--address`: the guest's address. The option also pins the address (behaviour §5.4), and prevents that the
+    /// host's addresses are copied.
     pub address: Option<A>,
-    /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6 64 is used whatever this says (behaviour §2.2).
+    /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6, 64 is always used (behaviour §2.2).
     pub prefix_len: Option<u8>,
     /// `--gateway`.
     pub gateway: Option<A>,
     /// `--outbound`: source address of outbound sockets.
     pub outbound: Option<A>,
-    /// `--outbound-if4`, `--outbound-if6`: interface of outbound sockets, and template unless
+    /// `--outbound-if4`, `--outbound-if6`: interface of outbound sockets. It is also the template interface unless
     /// [`Config::interface`] is given.
     pub outbound_if: Option<IfName>,
-    /// `--dns` servers, at most three, to be advertised verbatim. Empty: from resolv.conf, unless
-    /// [`Config::dns_none`].
+    /// `--dns`: servers to advertise verbatim, at most three. Empty: servers from resolv.conf are advertised, unless
+    /// [`Config::dns_none`] is true.
     pub dns: Vec<A>,
     /// `--dns-forward`: address at which the guest reaches the host's resolver.
     pub dns_forward: Option<A>,
-    /// `--dns-host`: the host's resolver. `None`: the first of resolv.conf.
+    /// `--dns-host`: the host's resolver. `None`: the first server in resolv.conf.
     pub dns_host: Option<A>,
     /// `--map-host-loopback`, `--no-map-gw`.
     pub map_host_loopback: MapHostLoopback<A>,
-    /// `--map-guest-addr`: address at which the guest reaches the host's own.
+    /// `--map-guest-addr`: address at which the guest reaches the host's own address.
     pub map_guest_addr: Option<A>,
-    /// `--config-net` copies all of the template's addresses. False after `--address`.
+    /// `--config-net` copies all of the template's addresses. False if `--address` is given.
     pub copy_addrs: bool,
-    /// `--config-net` copies the template's routes. False after `--gateway`.
+    /// `--config-net` copies the template's routes. False if `--gateway` is given.
     pub copy_routes: bool,
 }
 
@@ -281,9 +284,9 @@ impl<A> Default for Family<A> {
 /// Address at which the guest reaches the host's loopback (behaviour §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapHostLoopback<A> {
-    /// The gateway's address: the default.
+    /// The gateway's address. This is the default.
     Gateway,
-    /// None: the guest can't reach the host's loopback.
+    /// No address: the guest can't reach the host's loopback.
     None,
     /// This address.
     Addr(A),
@@ -292,7 +295,7 @@ pub enum MapHostLoopback<A> {
 /// Domain search list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Search {
-    /// From resolv.conf.
+    /// The search list from resolv.conf.
     #[default]
     Host,
     /// `--search none`.
@@ -321,7 +324,7 @@ pub struct Passt {
 /// How the guest connects, in passt mode.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum GuestLink {
-    /// The first free one of the default socket paths (behaviour §9.2).
+    /// The first default socket path that is not in use (behaviour §9.2).
     #[default]
     Probe,
     /// `--socket`.
@@ -336,9 +339,9 @@ pub enum RepairPath {
     /// The path of the guest's socket, with `.repair` appended.
     #[default]
     BesideSocket,
-    /// No such socket.
+    /// No socket of passt-repair.
     None,
-    /// This path.
+    /// The socket at this path.
     Path(PathBuf),
 }
 
@@ -378,7 +381,8 @@ impl Default for Pasta {
 /// The namespace that pasta connects (behaviour §1.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A new one, for this command and its arguments. Empty: the login shell (behaviour §1.5.7).
+    /// A new namespace, for this command and its arguments. If `command` is empty, the login shell is spawned
+    /// (behaviour §1.5.7).
     Spawn {
         /// Command and arguments.
         command: Vec<OsString>,
@@ -392,11 +396,12 @@ pub enum Target {
 /// Which user namespace pasta works in (behaviour §10.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Userns {
-    /// A new user namespace for [`Target::Spawn`], else the one that owns the network namespace.
+    /// For [`Target::Spawn`], a new user namespace. For other targets, the user namespace that owns the network
+    /// namespace.
     #[default]
     Default,
     /// The user namespace that this file stands for.
     Path(PathBuf),
-    /// The caller's: `--netns-only`.
+    /// `--netns-only`: the caller's user namespace.
     None,
 }

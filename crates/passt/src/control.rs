@@ -1,7 +1,7 @@
 //! The server of the control socket (`--conf-path`, behaviour §8.9).
 //!
-//! It serves one client at a time. A client can delay other clients only, and for a limited time: the server never blocks, and
-//! a client's input and time are bounded.
+//! The server serves one client at a time. A client can only delay other clients, and only for a limited time: the
+//! server never blocks, and limits both the input and the time of a client.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::event::Source;
 use control::message::{self, Announced, Decoded, Update};
 use control::reply;
 
-/// How long a client may take, from accept to reply.
+/// The maximum time for one client, from accept to reply.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -34,10 +34,10 @@ pub(crate) struct Server {
 struct Client {
     socket: OwnedFd,
     deadline: Instant,
-    /// The part of the announcement that is not sent yet.
+    /// The part of the announcement that has not been sent yet.
     output: Vec<u8>,
     input: Vec<u8>,
-    /// Length of `input` at which to decode it next.
+    /// The length of `input` at which the server tries to decode the input again.
     needs: usize,
 }
 
@@ -59,12 +59,12 @@ impl Server {
         Self { listener, client: None, paused_until: None }
     }
 
-    /// When to call [`Server::on_deadline`] next.
+    /// Returns the time at which [`Server::on_deadline`] must be called next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.client.as_ref().map(|client| client.deadline).or(self.paused_until)
     }
 
-    /// Closes a client whose time has expired, and ends a pause that has expired.
+    /// Closes the client if its time has expired. Also ends a pause that has expired.
     pub(crate) fn on_deadline(&mut self, now: Instant, epoll: &OwnedFd) {
         if self.client.as_ref().is_some_and(|client| client.deadline <= now) {
             log::info!("Configuration client took too long, closed");
@@ -113,8 +113,8 @@ impl Server {
         self.listen(epoll);
     }
 
-    /// Continues with the client, whose socket is ready. Returns its update when it is complete; the caller must then call
-    /// [`Server::conclude`].
+    /// Continues to serve the client when its socket is ready. Returns the client's update if the update is complete.
+    /// The caller must then call [`Server::conclude`].
     pub(crate) fn on_client(&mut self, epoll: &OwnedFd) -> Option<Update> {
         let client = self.client.as_mut()?;
         match client.send_output(epoll).unwrap_or_else(|| client.receive_update()) {
@@ -131,13 +131,14 @@ impl Server {
         }
     }
 
-    /// Replies to the client whether its update was accepted, and closes it.
+    /// Tells the client whether its update was accepted, and closes the client's socket.
     pub(crate) fn conclude(&mut self, outcome: Result<&str, &str>, epoll: &OwnedFd) {
         if let Err(error) = outcome {
             log::warn!("Configuration update refused: {error}");
         }
         if let Some(client) = &self.client {
-            // Sent without waiting: the reply fits into an empty send buffer. It fails if the client is gone.
+            // The reply is sent without waiting: it fits into an empty send buffer. Sending fails if the client has
+            // closed its socket.
             let reply = reply::encode(outcome);
             let sent = send(&client.socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             log::debug!("reply to configuration client: {sent:?}");
@@ -161,7 +162,7 @@ impl Server {
 }
 
 impl Client {
-    /// Sends the rest of the announcement. `None`: it is complete.
+    /// Sends the rest of the announcement. `None`: the announcement is complete.
     fn send_output(&mut self, epoll: &OwnedFd) -> Option<Progress> {
         if self.output.is_empty() {
             return None;
@@ -173,13 +174,13 @@ impl Client {
             Err(_) => return Some(Progress::Closed),
         }
         if !self.output.is_empty() {
-            // Input is read later: a client must know the tables before it changes them.
+            // Input is read later: a client must know the tables before it changes a table.
             return Some(Progress::Pending);
         }
         Source::ControlClient.rewatch(epoll, &self.socket, EventFlags::IN).err().map(|_| Progress::Closed)
     }
 
-    /// Receives the update. Reads exactly the bytes that the protocol needs.
+    /// Receives the update. Reads no more bytes than the protocol needs.
     fn receive_update(&mut self) -> Progress {
         loop {
             let have = self.input.len();

@@ -1,7 +1,8 @@
-//! Errors of system calls: repeats calls that a signal interrupts, and converts errors to the engine's types.
+//! Errors of system calls. Functions here repeat a call that a signal interrupts, and convert errors to the engine's
+//! types.
 //!
-//! The program uses [`rustix::io::Errno`]. The engine has no operating system and only knows numbers; the functions here
-//! are the only place that converts.
+//! The program uses [`rustix::io::Errno`]. The engine has no operating system, and represents an error by a number.
+//! Only the functions of this module convert errors.
 
 use std::os::fd::AsFd;
 
@@ -9,10 +10,10 @@ use engine::host::SocketError;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 
-/// Calls again as long as a signal interrupts the call.
+/// Repeats the call as long as a signal interrupts it.
 ///
 /// # Errors
-/// Those of the call, except `EINTR`.
+/// All errors of the call, except `EINTR`.
 pub(crate) fn retry<T, E: Interruption>(mut call: impl FnMut() -> Result<T, E>) -> Result<T, E> {
     loop {
         match call() {
@@ -40,12 +41,12 @@ impl Interruption for std::io::Error {
     }
 }
 
-/// The engine's value for an error.
+/// Converts an error to the engine's type.
 pub(crate) const fn to_engine(errno: Errno) -> engine::host::Errno {
     engine::host::Errno(errno.raw_os_error())
 }
 
-/// The error of an engine's value.
+/// Converts an error from the engine's type.
 pub(crate) fn from_engine(errno: engine::host::Errno) -> Errno {
     Errno::from_raw_os_error(errno.0)
 }
@@ -58,7 +59,7 @@ pub(crate) fn stream_error(errno: Errno) -> SocketError {
     }
 }
 
-/// What an error means for a datagram. Full queues of the kernel are no failure of the socket: they empty again.
+/// What an error means for a datagram. A full queue of the kernel is no failure of the socket: the queue empties later.
 pub(crate) fn datagram_error(errno: Errno) -> SocketError {
     match errno {
         Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => SocketError::WouldBlock,

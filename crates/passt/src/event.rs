@@ -6,7 +6,7 @@ use engine::flow::{FlowId, Kind};
 use engine::splice::Side;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-/// A source of events.
+/// A source of epoll events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// Signals.
@@ -15,13 +15,13 @@ pub(crate) enum Source {
     Namespace,
     /// Changes of resolv.conf.
     Resolvers,
-    /// Changes of the neighbours on the host's links, or of the host's addresses.
+    /// Changes of the neighbours on the host's links, or changes of the host's addresses.
     Neighbours,
     /// The control socket, to which clients connect.
     Control,
     /// The client of the control socket.
     ControlClient,
-    /// One of the link's descriptors, by a number that only the link interprets.
+    /// One of the link's descriptors. Only the link interprets the number.
     Link(u32),
     /// A listening TCP socket.
     Listener(FlowId),
@@ -31,8 +31,9 @@ pub(crate) enum Source {
     Flow(FlowId),
 }
 
-// A flow's word is its `FlowId`, whose highest byte is its kind. The highest bit of that byte is free: for a bypassed
-// connection it marks the connected socket. In all other words the highest byte is 0; they have a class, and a number in it.
+// The word of a flow is its `FlowId`. The highest byte of a `FlowId` is the flow's kind, and the highest bit of this
+// byte is not used. For a bypassed connection, this bit marks the connected socket. In all other words, the highest
+// byte is 0, and the other bytes contain a class and a number.
 const CONNECTED: u64 = 1 << 63;
 const CLASS_SHIFT: u32 = 32;
 const FIXED: u64 = 1;
@@ -47,12 +48,12 @@ const FIXED_SOURCES: [Source; 6] = [
 ];
 
 impl Source {
-    /// Has `epoll` report `events` of `fd` for this source.
+    /// Makes `epoll` report `events` of `fd` for this source.
     pub(crate) fn watch(self, epoll: impl AsFd, fd: impl AsFd, events: EventFlags) -> rustix::io::Result<()> {
         epoll::add(epoll, fd, EventData::new_u64(self.word()), events)
     }
 
-    /// Changes the events that `epoll` reports of `fd`, which it watches.
+    /// Changes the events that `epoll` reports of `fd`. `epoll` must watch `fd` already.
     pub(crate) fn rewatch(
         self,
         epoll: impl AsFd,
@@ -78,7 +79,7 @@ impl Source {
         }
     }
 
-    /// The source of a word. `None`: no source has this word.
+    /// Returns the source of a word. `None`: no source has this word.
     pub(crate) fn of(word: u64) -> Option<Self> {
         let number = word as u32;
         match word >> CLASS_SHIFT {

@@ -1,4 +1,4 @@
-//! `passt`: see the library crate; the mode follows the name the program was called by.
+//! `passt`: see the library crate. The name of the program selects the mode.
 
 fn main() -> std::process::ExitCode {
     passt::main()

@@ -1,4 +1,4 @@
-//! `pasta`: see the library crate; the mode follows the name the program was called by.
+//! `pasta`: see the library crate. The name of the program selects the mode.
 
 fn main() -> std::process::ExitCode {
     passt::main()

@@ -1,8 +1,8 @@
 //! Files that stay open until their owner closes them: TCP connections, listening sockets, pipes.
 //!
-//! The code that opens such a file takes a permit first, and keeps it together with the file. Each class has a reserve that
-//! no other class can use. After that, all classes except pipes take files from a common pool. So the sum never exceeds the
-//! budgets, in whatever order the files are opened.
+//! The code that opens such a file takes a permit first, and keeps the permit together with the file. Each class has a
+//! reserve that no other class can use. When the reserve is used up, every class except pipes takes files from a common
+//! pool. So the sum never exceeds the budgets, in whatever order the files are opened.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::Budgets;
 
-/// What files are held for.
+/// The purpose of open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// A TCP connection of the guest.
@@ -35,7 +35,7 @@ impl Class {
     const ALL: [Self; 6] =
         [Self::Outgoing, Self::Incoming, Self::LocalOut, Self::LocalIn, Self::Listener, Self::Pipe];
 
-    /// Files that one member of the class needs.
+    /// Number of files that one member of the class needs.
     const fn files(self) -> usize {
         match self {
             Self::LocalOut | Self::LocalIn | Self::Pipe => 2,
@@ -48,7 +48,7 @@ impl Class {
         !matches!(self, Self::Pipe)
     }
 
-    /// The log text for a refusal. `None`: the caller reports it.
+    /// The log text for a refusal. `None`: the caller reports the refusal.
     const fn refused(self) -> Option<&'static str> {
         match self {
             Self::Outgoing => Some("A TCP connection of the guest is refused"),
@@ -79,7 +79,7 @@ struct Account {
 }
 
 impl Account {
-    /// Files taken from the pool if `more` files are added.
+    /// The number of files that would be taken from the pool if `more` files were added.
     fn borrowed(&self, more: usize) -> usize {
         (self.used.get() + more).saturating_sub(self.reserve)
     }
@@ -114,7 +114,7 @@ impl Ledger {
         })
     }
 
-    /// A permit, if a file is available. A refusal of a TCP connection is logged, at most once a minute.
+    /// Returns a permit if a file is available. A refusal of a TCP connection is logged, at most once a minute.
     #[must_use]
     pub fn take(self: &Rc<Self>, class: Class) -> Option<Permit> {
         let account = self.account(class);
@@ -132,7 +132,7 @@ impl Ledger {
         None
     }
 
-    /// A permit for a file that is open already. It is counted even if this exceeds the budget.
+    /// Returns a permit for a file that is open already. The file is counted even if the budget is then exceeded.
     #[must_use]
     pub fn take_anyway(self: &Rc<Self>, class: Class) -> Permit {
         let used = &self.account(class).used;
@@ -140,8 +140,8 @@ impl Ledger {
         Permit { ledger: self.clone(), class }
     }
 
-    /// How many listening sockets best-effort rules may open now: half of what is left of the pool. The other half stays for
-    /// connections, and the reserve for ports that come into use later.
+    /// How many listening sockets best-effort rules may open now: half of the files that are left in the pool. The
+    /// other half stays for connections. The reserve stays for ports that come into use later.
     #[must_use]
     pub fn spare_listeners(&self) -> usize {
         let borrowed: usize = self.accounts.iter().map(|account| account.borrowed(0)).sum();
@@ -185,7 +185,7 @@ mod tests {
         std::iter::from_fn(|| ledger.take(class)).collect()
     }
 
-    /// The first class to ask gets the whole pool. Every other class still gets its reserve.
+    /// The class that takes files first gets the whole pool. Every other class still gets its reserve.
     #[test]
     fn a_reserve_is_for_its_class_only() {
         let budgets = budgets(1024, 0);
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(all(&Ledger::new(&budgets), Class::Pipe).len(), budgets.pipes / 2);
     }
 
-    /// Files beyond the budget are counted, and can be returned.
+    /// Files in excess of the budget are counted, and can be returned.
     #[test]
     fn files_beyond_the_budget_are_counted() {
         let budgets = budgets(1024, 0);

@@ -1,4 +1,4 @@
-//! The resources to divide: open files and memory.
+//! The resources that budgets divide: open files and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit};
 use rustix::system::sysinfo;
 
-/// The resources to divide.
+/// The resources that budgets divide.
 #[derive(Clone, Copy, Debug)]
 pub struct Resources {
-    /// Files that the process may have open.
+    /// Number of files that the process may have open.
     pub files: u64,
-    /// Memory, in bytes.
+    /// Amount of memory, in bytes.
     pub memory: u64,
 }
 
 impl Resources {
-    /// The resources of this process: its present limit of open files, and the memory of the machine or the limit of its
-    /// control groups, whichever is less. Must be called while /proc and /sys can be read.
+    /// The resources of this process: its present limit of open files, and its memory. The memory is the smaller of the
+    /// machine's memory and the limit of the process's control groups. Must be called while /proc and /sys can be read.
     #[must_use]
     pub fn gather() -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -34,8 +34,8 @@ fn machine_memory() -> u64 {
     (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
 }
 
-/// The files that may limit the memory of a process, given its `/proc/PID/cgroup` (cgroups(7)): those of its control group
-/// and of all above it. Some of the files may not exist.
+/// The files that may limit the memory of a process, given its `/proc/PID/cgroup` (cgroups(7)): the files of its
+/// control group and of all parent groups. Some of the files may not exist.
 fn control_group_limits(groups: &str) -> impl Iterator<Item = PathBuf> + '_ {
     let groups = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);

@@ -15,11 +15,11 @@ use engine::forward::{
 
 use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Target, Verbosity};
 
-/// Where `ip netns` keeps its namespaces.
+/// The directory in which `ip netns` keeps its namespaces.
 const NSRUN_DIR: &str = "/run/netns";
 
-/// The options read so far. Options that map to one field of the configuration are stored in `config` at once; the others
-/// wait for [`Args::finish`].
+/// The options read so far. An option that sets one field of the configuration is stored in `config` at once. The other
+/// options are stored here until [`Args::finish`] is called.
 #[derive(Debug)]
 pub struct Args {
     pub(super) config: Config,
@@ -69,7 +69,7 @@ impl Args {
         }
     }
 
-    /// Stores a port specifier. [`Args::finish`] parses it, when families and protocols are known.
+    /// Stores a port specifier. [`Args::finish`] parses the specifier when the families and protocols are known.
     pub(super) fn add_ports(
         &mut self,
         typed_as: &str,
@@ -82,10 +82,10 @@ impl Args {
         Ok(())
     }
 
-    /// The configuration that all options and `operands` make together.
+    /// The configuration that results from all options and from `operands`.
     ///
     /// # Errors
-    /// Options contradict each other, or a port specifier is invalid.
+    /// Some options contradict each other, or a port specifier is invalid.
     pub(super) fn finish(
         mut self,
         operands: Vec<OsString>,
@@ -117,7 +117,7 @@ impl Args {
         Ok(())
     }
 
-    /// Length 0 means no length: a network of all addresses would be an on-link default route.
+    /// Length 0 is treated as no length: a network of all addresses would be an on-link default route.
     fn prefix_lengths(&mut self) -> Result<(), String> {
         if self.netmask.is_some() && (self.v4_len.is_some() || self.v6_len.is_some()) {
             return Err("Redundant prefix length specification: --netmask and --address with a length".into());
@@ -127,7 +127,7 @@ impl Args {
         Ok(())
     }
 
-    /// An explicit address takes precedence over `--no-map-gw`, which only disables the default.
+    /// An explicit address takes precedence over `--no-map-gw`: this option disables the default only.
     fn host_loopback(&mut self) {
         fn choose<A>(explicit: Option<A>, no_map_gw: bool) -> MapHostLoopback<A> {
             match explicit {
@@ -149,7 +149,7 @@ impl Args {
             }
             (true, false) => Bypass::Never,
             (false, true) => Bypass::Only,
-            // A virtual machine has no sockets on this machine, so nothing can bypass the link.
+            // A virtual machine has no sockets on this machine, so no connection can bypass the link.
             (false, false) if config.mode == Mode::Passt => Bypass::Never,
             (false, false) => Bypass::Local,
         };
@@ -184,7 +184,7 @@ impl Args {
         config.passt.one_off |= matches!(config.passt.link, GuestLink::Fd(_));
     }
 
-    /// The namespace to connect (behaviour §1.2), and what it implies for other settings.
+    /// Finds the namespace to connect (behaviour §1.2), and sets the options that depend on the namespace.
     fn target(&mut self, operands: Vec<OsString>) -> Result<(), String> {
         let config = &mut self.config;
         config.pasta.target = match (self.netns.take(), operands.as_slice()) {

@@ -1,8 +1,8 @@
-//! The conventions of GNU getopt, on which clients rely, on top of lexopt.
+//! Implements the conventions of GNU getopt, on which clients rely. lexopt is the basis.
 //!
-//! lexopt splits the arguments: bundled short options, `--option=value`, `-t -1`, `--`. This module adds the lookup in the
-//! table by unique prefixes, the end at the first operand, and getopt's error messages: podman matches
-//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference remains: `-t=22` means `-t 22`, where getopt
+//! lexopt splits the arguments: bundled short options, `--option=value`, `-t -1`, `--`. This module looks up options in
+//! the table by unique prefixes, stops at the first operand, and produces getopt's error messages: podman expects
+//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference remains: `-t=22` means `-t 22`, but getopt
 //! takes `=22` for the argument.
 
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use lexopt::{Arg, Parser};
 
 use super::options::{self, Action, Opt};
 
-/// Reads options one after the other.
+/// Reads the options in the order of the command line.
 pub(super) struct Getopt {
     parser: Parser,
 }
@@ -20,11 +20,11 @@ pub(super) struct Getopt {
 pub(super) enum Item {
     /// An option of the table.
     Option {
-        /// The row.
+        /// The option's row in the table.
         opt: &'static Opt,
-        /// The name for messages: as it was typed, an abbreviation completed.
+        /// The option's name for messages: the name that the user typed. An abbreviated name is completed.
         typed_as: String,
-        /// The argument, if it takes one.
+        /// The option's argument, if the option takes an argument.
         value: Option<OsString>,
     },
     /// Everything after the options.
@@ -37,10 +37,10 @@ impl Getopt {
         Self { parser: Parser::from_args(args) }
     }
 
-    /// The next option, or what follows the last one.
+    /// Returns the next option, or the operands after the last option.
     ///
     /// # Errors
-    /// The message of GNU getopt, without the program's name before it.
+    /// The message of GNU getopt, without the program's name.
     pub(super) fn next(&mut self) -> Result<Item, String> {
         let arg = match self.parser.next() {
             Ok(arg) => arg,
@@ -67,7 +67,7 @@ impl Getopt {
                 Some(self.parser.value().map_err(|_| missing_argument(&typed_as))?)
             }
             Action::Flag(_) | Action::Show(_) => {
-                // Further letters after a short option are options of their own.
+                // Letters that follow a short option are separate options.
                 if typed_as.starts_with("--") && self.parser.optional_value().is_some() {
                     return Err(format!("option '{typed_as}' doesn't allow an argument"));
                 }
@@ -78,8 +78,9 @@ impl Getopt {
     }
 }
 
-/// The option with this name, or else with the only name that starts with it. Among those, options of the C programs come
-/// before our own. Also returns the full name.
+/// Finds the option with this name. If there is none, finds the option with the only name that starts with `name`. If
+/// several names start with `name`, names of the C programs' options take precedence over names of our own options.
+/// Also returns the full name.
 fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
     let names = || options::all().flat_map(|opt| opt.long.iter().map(move |long| (opt, *long)));
     if let Some(exact) = names().find(|(_, long)| *long == name) {
@@ -91,7 +92,7 @@ fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
     }
     match candidates.as_slice() {
         [] => Err(format!("unrecognized option '--{name}'")),
-        // Several names of one option are not ambiguous.
+        // If all names belong to the same option, the abbreviation is not ambiguous.
         [first, others @ ..] if others.iter().all(|(opt, _)| std::ptr::eq(*opt, first.0)) => Ok(*first),
         _ => {
             let names: String = candidates.iter().map(|(_, long)| format!(" '--{long}'")).collect();

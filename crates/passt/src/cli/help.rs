@@ -1,4 +1,4 @@
-//! Help and version texts. The help text follows from the table of options.
+//! Help and version texts. The help text is generated from the table of options.
 
 use super::options::{Action, GROUPS, Modes, Opt};
 use crate::config::Mode;
@@ -35,7 +35,7 @@ pub(super) fn usage(program: &str, mode: Mode) -> String {
     text
 }
 
-/// Name, version and licence.
+/// The program's name, version and licence.
 pub(super) fn version(mode: Mode) -> String {
     format!(
         "{} {}\npasst-rs, free software: you may change and redistribute it under the terms of the\n\

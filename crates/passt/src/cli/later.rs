@@ -1,4 +1,5 @@
-//! Options that are accepted by the parser but not implemented yet. The change that implements one removes it here.
+//! Options that the parser accepts but that are not implemented yet. A change that implements an option must remove the
+//! option here.
 
 use crate::config::{Config, GuestLink, Mode, RepairPath};
 

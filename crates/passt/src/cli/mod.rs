@@ -1,7 +1,8 @@
-//! The command line: one table of options, from which parsing and help follow (behaviour §2).
+//! The command line. One table of options defines both parsing and the help text (behaviour §2).
 //!
-//! [`parse`] depends on its arguments only. It prints nothing and does not exit. A row in [`options`] names the function
-//! that stores the option's value. `finish` then makes the [`Config`], since some options depend on others.
+//! The result of [`parse`] depends on its arguments only. The function prints nothing and does not exit. A row in
+//! [`options`] names the function that stores the option's value. `finish` then makes the [`Config`]: some options
+//! depend on other options.
 
 mod finish;
 mod getopt;
@@ -63,12 +64,13 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Parses a command line, which starts with the program's name. Refuses options that are not implemented yet.
+/// Parses a command line. The first argument is the program's name. Refuses options that are not implemented yet.
 ///
 /// `ephemeral` returns the host's ephemeral port range. It is called only if a port specifier is present (behaviour §8.7).
 ///
 /// # Errors
-/// An option is unknown, lacks its argument, has an invalid one, contradicts another, or is not supported yet.
+/// An option is unknown, has no argument but needs one, has an invalid argument, contradicts another option, or is not
+/// supported yet.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     ephemeral: impl FnOnce() -> RangeInclusive<u16>,
@@ -83,7 +85,7 @@ pub fn parse(
 /// Like [`parse`], but accepts options that are not supported yet.
 ///
 /// # Errors
-/// As for [`parse`].
+/// The errors of [`parse`].
 pub fn read(
     args: impl IntoIterator<Item = OsString>,
     ephemeral: impl FnOnce() -> RangeInclusive<u16>,
@@ -162,8 +164,8 @@ fn mode_of(program: &OsStr) -> Option<Mode> {
     }
 }
 
-/// Whether `--vhost-user` is among the options, which selects passt mode whatever the program's name (behaviour §1.1.1).
-/// Arguments of a command are not options. Errors are ignored here; [`read`] reports them.
+/// Whether `--vhost-user` is among the options. The option selects passt mode, whatever the program's name is
+/// (behaviour §1.1.1). Arguments of a command are not options. Errors are ignored here: [`read`] reports them.
 fn asks_for_vhost_user(args: &[OsString]) -> bool {
     let mut items = Getopt::new(args.to_vec());
     loop {

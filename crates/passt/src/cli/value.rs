@@ -10,7 +10,7 @@ use std::{
 use engine::forward::IfName;
 use wire::ethernet::Mac;
 
-/// Longest path of a UNIX socket in bytes: `sun_path` less the terminating zero.
+/// Maximum length of a path of a UNIX socket in bytes: the length of `sun_path` without the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
 /// An unsigned number: decimal, octal after `0`, hexadecimal after `0x`. Leading blanks and one `+` are accepted
@@ -23,7 +23,7 @@ pub(super) fn number(value: &OsStr) -> Option<u64> {
         None if text.len() > 1 && text.starts_with('0') => (&text[1..], 8),
         None => (text, 10),
     };
-    // `from_str_radix` would accept a second sign.
+    // `from_str_radix` would accept another sign.
     if digits.starts_with(['+', '-']) {
         return None;
     }
@@ -43,7 +43,7 @@ pub(super) fn store(addr: IpAddr, v4: &mut Option<Ipv4Addr>, v6: &mut Option<Ipv
     }
 }
 
-/// Whether this is the limited broadcast address of IPv4.
+/// Whether the address is the limited broadcast address of IPv4.
 pub(super) fn is_broadcast(addr: IpAddr) -> bool {
     addr == IpAddr::V4(Ipv4Addr::BROADCAST)
 }
@@ -67,7 +67,7 @@ pub(super) fn interface(value: &OsStr) -> Result<IfName, String> {
     name.ok_or_else(|| format!("Invalid interface name: {}", value.display()))
 }
 
-/// A path of a file: anything but the empty string.
+/// A path of a file. Any string except the empty string is valid.
 pub(super) fn path(value: &OsStr, what: &str) -> Result<PathBuf, String> {
     if value.is_empty() {
         Err(format!("Invalid {what}: the path is empty"))

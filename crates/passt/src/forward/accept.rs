@@ -1,4 +1,4 @@
-//! Accepted connections: listening sockets of forwarding rules, and where their connections go.
+//! Listening sockets of forwarding rules, and the destinations of accepted connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use crate::forward::listen::BACKLOG;
 #[derive(Debug)]
 pub(crate) struct Acceptors {
     ports: Slots<Port>,
-    /// Whether they listen. If not, they hold their ports, and the kernel refuses connections.
+    /// Whether the sockets listen. If not, the sockets hold their ports, and the kernel refuses connections.
     open: bool,
     /// How many connections were refused for lack of a descriptor or memory.
     pub(crate) refused: u64,
@@ -40,18 +40,18 @@ struct Port {
 /// An accepted connection.
 #[derive(Debug)]
 pub(crate) struct Accepted {
-    /// The socket, non-blocking.
+    /// The accepted socket. It is non-blocking.
     pub(crate) socket: OwnedFd,
-    /// The client. None if the kernel does not say; then it is refused.
+    /// The client's address. If the kernel does not return an address, this is `None`, and the connection is refused.
     pub(crate) peer: Option<SocketAddr>,
-    /// The direction of its rule.
+    /// The direction of the rule.
     pub(crate) direction: Direction,
-    /// What happens to it.
+    /// What happens to the connection.
     pub(crate) onward: Onward,
 }
 
 impl Acceptors {
-    /// No sockets. All must be watched by the same epoll set.
+    /// Creates an empty set of sockets. One epoll set must watch all of them.
     pub(crate) fn new() -> Self {
         Self {
             ports: Slots::new(Kind::Listener, u32::MAX as usize),
@@ -61,10 +61,10 @@ impl Acceptors {
         }
     }
 
-    /// Takes over the listening socket of a rule's port, to be watched by `epoll`; returns its id.
+    /// Adds the listening socket of a rule's port. `epoll` watches the socket. Returns the socket's id.
     ///
     /// # Errors
-    /// It can't be watched.
+    /// The socket can't be watched.
     pub(crate) fn add(
         &mut self,
         epoll: impl AsFd,
@@ -82,13 +82,13 @@ impl Acceptors {
         self.ports.insert(port).map_err(|_| Errno::NFILE)
     }
 
-    /// Closes a listening socket. Its remaining events have no effect: the next socket has another id.
+    /// Closes a listening socket. Its pending events have no effect: the next socket has another id.
     pub(crate) fn remove(&mut self, id: FlowId) {
         self.ports.remove(id);
     }
 
-    /// Makes a socket stop listening, but keep its port. Pending connections are lost. False if there is no such
-    /// socket.
+    /// Makes a socket stop listening, but keep its port. Pending connections are lost. Returns false if the socket does
+    /// not exist.
     pub(crate) fn pause(&self, id: FlowId) -> bool {
         let Some(port) = self.ports.get(id) else { return false };
         if self.open {
@@ -108,7 +108,7 @@ impl Acceptors {
         }
     }
 
-    /// Makes all sockets listen, or none: while there is no guest, connections are refused (behaviour §8.8).
+    /// Makes all sockets listen, or makes all stop. While there is no guest, connections are refused (behaviour §8.8).
     pub(crate) fn set_open(&mut self, epoll: impl AsFd, open: bool) {
         if self.open == open {
             return;
@@ -122,8 +122,8 @@ impl Acceptors {
         }
     }
 
-    /// Refuses all pending connections, which takes neither a descriptor nor memory. Otherwise epoll would report them
-    /// again and again.
+    /// Refuses all pending connections. This needs neither a descriptor nor memory. Without it, epoll would report the
+    /// same connections again and again.
     fn refuse_waiting(&mut self, id: FlowId, errno: Errno, now: Instant) {
         if self.notice.is_due(now) {
             log::warn!("Connections are refused: {errno}");
@@ -141,7 +141,7 @@ impl Acceptors {
         }
     }
 
-    /// Accepts a pending connection of a listening socket; `None` if there is none.
+    /// Accepts a pending connection of a listening socket. Returns `None` if no connection is pending.
     pub(crate) fn accept(
         &mut self,
         id: FlowId,
@@ -163,9 +163,9 @@ impl Acceptors {
                     });
                     return Some(Accepted { socket, peer, direction: port.listener.direction, onward });
                 }
-                // INVAL: it does not listen any more.
+                // INVAL: the socket does not listen any more.
                 Err(Errno::AGAIN | Errno::INVAL) => return None,
-                // Errors of the connection, which has ended: accept(2), "Error handling".
+                // The error belongs to a connection that has ended: accept(2), "Error handling".
                 Err(
                     Errno::CONNABORTED
                     | Errno::PROTO
@@ -176,7 +176,7 @@ impl Acceptors {
                     | Errno::NETUNREACH
                     | Errno::NONET,
                 ) => {}
-                // A descriptor or memory is lacking, or a policy forbids it: the connection stays pending.
+                // A descriptor or memory is lacking, or a policy forbids the call. The connection stays pending.
                 Err(errno) => {
                     self.refuse_waiting(id, errno, now);
                     return None;
@@ -191,7 +191,7 @@ impl Port {
         Source::Listener(id).watch(epoll, &self.socket, EventFlags::IN)
     }
 
-    /// Stops listening and keeps the port: without SO_REUSEADDR, no other socket can be bound to it.
+    /// Stops listening and keeps the port. The socket has no SO_REUSEADDR, so no other socket can be bound to the port.
     fn close(&self) -> Result<(), Errno> {
         shutdown(&self.socket, Shutdown::Both)?;
         set_socket_reuseaddr(&self.socket, false)
@@ -204,7 +204,7 @@ impl Port {
         self.close()
     }
 
-    /// Listens again.
+    /// Makes the socket listen again.
     fn open(&self, epoll: impl AsFd, id: FlowId) -> Result<(), Errno> {
         set_socket_reuseaddr(&self.socket, true)?;
         listen(&self.socket, BACKLOG)?;

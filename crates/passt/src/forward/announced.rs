@@ -11,24 +11,25 @@ use super::{Forwarder, INTERVAL, Receivers};
 use crate::forward::scan::Scanner;
 
 impl Forwarder {
-    /// Whether payload in this direction must be examined: rules follow the ports in use where it comes from.
+    /// Whether payload in this direction must be examined. True if rules follow the ports in use in the namespace of
+    /// the payload's sender.
     pub(crate) const fn cares(&self, direction: Direction) -> bool {
         self.cares[direction as usize]
     }
 
-    /// Must be called when the rules have changed.
+    /// Updates `cares`. Must be called when the rules have changed.
     pub(super) fn set_cares(&mut self) {
         self.cares[Direction::Outbound as usize] = self.guest.is_some() && self.inbound.follows_any();
         self.cares[Direction::Inbound as usize] = self.host.is_some() && self.outbound.follows_any();
     }
 
-    /// Whether the budget allows to peek at the next payload of a socket, which takes a system call.
+    /// Whether the budget allows peeking at the next payload of a socket. A peek is a system call.
     pub(crate) fn may_peek(&mut self, direction: Direction, now: Instant) -> bool {
         self.cares(direction) && self.budget.spend(Question::Peek, Budget::LAST_RESERVE, now)
     }
 
-    /// Payload from `source` is about to leave in this direction. If it may announce a port that has come into use since
-    /// the last scan, that is found now, as far as the budget allows it.
+    /// Must be called before payload from `source` is sent in this direction. The payload may announce a port that has
+    /// come into use since the last scan. Such a port is found now, as far as the budget allows.
     pub(crate) fn before_payload(
         &mut self,
         direction: Direction,
@@ -41,13 +42,14 @@ impl Forwarder {
             return;
         }
         if self.budget.spend(Question::Scan, Budget::RESERVE, now) {
-            // A scan that finds a change is free: a program may announce many ports on which it listens.
+            // A scan that finds a change does not use the budget: a program may announce many ports on which it
+            // listens.
             if self.look(direction, &mut rx) {
                 self.budget.refund(Question::Scan);
             }
             return;
         }
-        // The scan is made up for later: it may still be in time for a later payload or another attempt of the peer.
+        // The scan happens later. It may still be in time for a later payload or another attempt of the peer.
         let due = self.budget.affordable(Question::Scan, Budget::RESERVE).min(now + INTERVAL);
         self.owed[direction as usize].get_or_insert(due);
         for port in announce::ports(payload) {
@@ -61,7 +63,7 @@ impl Forwarder {
         }
     }
 
-    /// Makes scans that the budget did not allow earlier.
+    /// Makes the scans that the budget did not allow earlier.
     pub(super) fn catch_up(&mut self, now: Instant, rx: &mut Receivers<'_>) {
         for direction in [Direction::Inbound, Direction::Outbound] {
             if self.owed[direction as usize].take_if(|due| *due <= now).is_some() && self.cares(direction) {
@@ -71,7 +73,7 @@ impl Forwarder {
         }
     }
 
-    /// Scans the namespace that payload of this direction comes from. True if the ports in use have changed.
+    /// Scans the namespace from which payload of this direction comes. Returns true if the ports in use have changed.
     fn look(&mut self, direction: Direction, rx: &mut Receivers<'_>) -> bool {
         let changed = self.scanner(direction).is_some_and(Scanner::scan);
         if changed {
@@ -81,7 +83,7 @@ impl Forwarder {
         changed
     }
 
-    /// The scanner of the namespace that payload of this direction comes from.
+    /// The scanner of the namespace from which payload of this direction comes.
     const fn scanner(&mut self, direction: Direction) -> Option<&mut Scanner> {
         match direction {
             Direction::Outbound => self.guest.as_mut(),

@@ -1,5 +1,5 @@
-//! Local connections, which bypass the link (behaviour §5.3.3, §5.5): how their second socket is opened, and when they
-//! forward bytes.
+//! Local connections bypass the link (behaviour §5.3.3, §5.5). This module opens the second socket of such a
+//! connection, and decides when the connection forwards bytes.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -34,8 +34,8 @@ pub(crate) struct Bypass {
 }
 
 impl Bypass {
-    /// No connections. Sockets can't be opened in the guest's namespace before [`Bypass::start`]. `epoll` watches
-    /// sockets.
+    /// Creates an empty set of connections. Sockets can't be opened in the guest's namespace before [`Bypass::start`].
+    /// `epoll` watches the sockets.
     pub(crate) fn new(epoll: Rc<OwnedFd>, budgets: &Budgets, ledger: Rc<Ledger>) -> Self {
         Self {
             flows: engine::splice::Bypass::new(budgets.local_connections()),
@@ -45,20 +45,20 @@ impl Bypass {
         }
     }
 
-    /// Opens sockets in the guest's namespace by `opener` from now on.
+    /// Makes `opener` open sockets in the guest's namespace from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
-        // There may be one and a half batches of each of the two families: the next batch is ordered when half of one
+        // At most one and a half batches of each of the two families exist: the next batch is ordered when half a batch
         // is left.
         let batch = (self.ahead / 3).max(1);
         self.dialer = Some(Dialer { opener, batch, v4: Supply::default(), v6: Supply::default() });
     }
 
-    /// The connections.
+    /// The bypassed connections.
     pub(crate) const fn flows(&self) -> &engine::splice::Bypass<Pair> {
         &self.flows
     }
 
-    /// Forwards an accepted connection into the other namespace. If that fails at once, the connection is reset.
+    /// Forwards an accepted connection into the other namespace. If an error occurs at once, the connection is reset.
     pub(crate) fn open(
         &mut self,
         accepted: OwnedFd,
@@ -84,7 +84,7 @@ impl Bypass {
             }
         };
         log::debug!("{id}: {direction:?}, to {destination}");
-        // What the client has already sent is forwarded before the sockets are watched.
+        // Bytes that the client has already sent are forwarded before the sockets are watched.
         if connected {
             let writable = Readiness { writable: true, ..Readiness::default() };
             self.flows.on_readiness(id, Side::Connected, writable, now);
@@ -99,7 +99,7 @@ impl Bypass {
         }
     }
 
-    /// A socket that connects to `destination`, and whether it is connected already.
+    /// Returns a socket that connects to `destination`, and whether the socket is connected already.
     fn connect(&mut self, direction: Direction, destination: SocketAddr) -> io::Result<(OwnedFd, bool)> {
         let socket = match direction {
             Direction::Outbound => stream_socket(destination.is_ipv4())?,
@@ -107,8 +107,8 @@ impl Bypass {
                 self.dialer.as_mut().ok_or(Errno::NETUNREACH)?.socket(destination.is_ipv4())?
             }
         };
-        // Between addresses of one namespace, the handshake is complete when the first call returns, but only a second
-        // call returns its result.
+        // Between addresses of one namespace, the handshake is complete when the first call returns. Only a second call
+        // returns the result of the handshake.
         match connect(&socket, &destination) {
             Err(Errno::INPROGRESS) => {}
             connected => return connected.map(|()| (socket, true)),
@@ -119,13 +119,13 @@ impl Bypass {
         }
     }
 
-    /// The direction of what a bypassed connection's socket receives.
+    /// The direction of the bytes that the socket of a bypassed connection receives.
     pub(crate) fn direction(&mut self, id: FlowId, side: Side) -> Option<Direction> {
         Some(self.flows.conduit(id)?.direction(side))
     }
 
-    /// Copies what that socket has received to `buffer`, which stays in the socket. Returns from what address it came,
-    /// and how many bytes were copied.
+    /// Copies bytes that the socket has received to `buffer`. The bytes stay in the socket. Returns the address of the
+    /// sender and the number of bytes.
     pub(crate) fn peek(&mut self, id: FlowId, side: Side, buffer: &mut [u8]) -> Option<(IpAddr, usize)> {
         let pair = self.flows.conduit(id)?;
         Some((pair.source(side), pair.peek(side, buffer)))
@@ -136,7 +136,7 @@ impl Bypass {
         self.flows.on_readiness(id, side, readiness(events), now);
     }
 
-    /// Does what is due, and lets connections that wait forward bytes.
+    /// Makes connections with pending work forward their bytes. Also handles deadlines that have passed.
     pub(crate) fn finish_round(&mut self, now: Instant) {
         if self.flows.next_deadline().is_some_and(|due| due <= now) {
             self.flows.on_deadlines(now);
@@ -147,12 +147,12 @@ impl Bypass {
     }
 }
 
-/// Makes sockets in the guest's namespace. The opener makes a batch at a time, and the next one before the first is
-/// used up, so that a connection rarely waits for the opener.
+/// A supply of sockets in the guest's namespace. The opener makes the next batch of sockets before the present batch is
+/// used up, so a connection rarely waits for the opener.
 #[derive(Debug)]
 struct Dialer {
     opener: Opener,
-    /// How many sockets of a family are made at a time.
+    /// How many sockets of one family are made at a time.
     batch: usize,
     v4: Supply,
     v6: Supply,
@@ -175,7 +175,7 @@ impl Dialer {
         }
         let made = match &supply.ordered {
             None => None,
-            // Waits only if no socket is left.
+            // This waits only if no socket is left.
             Some(ordered) if supply.sockets.is_empty() => Some(ordered.recv().unwrap_or(Err(Errno::PIPE))),
             Some(ordered) => match ordered.try_recv() {
                 Ok(made) => Some(made),
@@ -185,7 +185,7 @@ impl Dialer {
         };
         if let Some(made) = made {
             supply.ordered = None;
-            // While sockets are left, an error does not matter: the next order reports it again.
+            // While sockets are left, an error does not matter: the next order reports the error again.
             match made {
                 Ok(made) => supply.sockets.extend(made),
                 Err(errno) if supply.sockets.is_empty() => return Err(errno),
@@ -196,7 +196,7 @@ impl Dialer {
     }
 }
 
-/// Up to `count` sockets, at least one.
+/// Makes up to `count` sockets, but at least one.
 fn make(v4: bool, count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut made = vec![stream_socket(v4)?];
     made.extend((1..count).map_while(|_| stream_socket(v4).ok()));

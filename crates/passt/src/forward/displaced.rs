@@ -1,8 +1,9 @@
-//! Old sockets that prevent new ones from being bound: for example, one at an address, if the new one is at `*`.
+//! Old sockets that prevent new sockets from being bound. Example: an old socket is bound to an address, and the new
+//! socket is to be bound to `*`.
 //!
-//! They are closed when the new rules are in force, not earlier. Until then they keep their ports: another program could
-//! take a port that is free, and without privileges it may be impossible to bind it again. TCP sockets stop listening
-//! meanwhile; UDP sockets share their port with the new ones.
+//! The old sockets are closed when the new rules are in force, not earlier. Until then they keep their ports: another
+//! program could take a free port, and without privileges it may be impossible to bind the port again. In the meantime,
+//! TCP sockets stop listening, and UDP sockets share their port with the new sockets.
 
 use std::collections::BTreeSet;
 
@@ -12,17 +13,18 @@ use rustix::net::sockopt;
 
 use super::side::{Claim, Open, Receivers};
 
-/// Old sockets that have made room for new ones.
+/// Old sockets that now allow new sockets to be bound.
 #[derive(Debug, Default)]
 pub(super) struct Displaced {
-    /// TCP listeners that do not listen now.
+    /// TCP sockets that keep their port but do not listen.
     paused: Vec<FlowId>,
-    /// UDP listeners that share their port, and the ports.
+    /// UDP sockets that share their port, each with its port.
     sharing: Vec<(u16, FlowId)>,
 }
 
 impl Displaced {
-    /// Pauses or shares those of `sockets` that conflict with the rules of `table`.
+    /// Finds the sockets in `sockets` that conflict with the rules of `table`. Pauses the TCP sockets, and shares the
+    /// ports of the UDP sockets.
     pub(super) fn by(table: &Table, sockets: Vec<(Claim, Open)>, rx: &Receivers<'_>) -> Self {
         let mut displaced = Self::default();
         for (claim, socket) in sockets {
@@ -50,23 +52,23 @@ impl Displaced {
         displaced
     }
 
-    /// UDP ports that new sockets must share, too (`SO_REUSEADDR` on both).
+    /// UDP ports that the new sockets must share (`SO_REUSEADDR` on both sockets).
     pub(super) fn shared_ports(&self) -> BTreeSet<u16> {
         self.sharing.iter().map(|(port, _)| *port).collect()
     }
 
-    /// Ends the sharing of ports. Sockets that are bound stay bound, but no others can be bound.
+    /// Ends the sharing of ports. Sockets that are bound stay bound, but no other socket can be bound to these ports.
     pub(super) fn stop_sharing(&self, rx: &Receivers<'_>) {
         self.sharing.iter().for_each(|(_, id)| share_port(*id, false, rx));
     }
 
-    /// Makes paused sockets listen again. The new sockets must be closed.
+    /// Makes paused sockets listen again. The new sockets must be closed before this call.
     pub(super) fn resume(&self, rx: &Receivers<'_>) {
         self.paused.iter().for_each(|id| rx.acceptors.resume(*id));
     }
 }
 
-/// Sets whether other sockets that also have `SO_REUSEADDR` can be bound to a UDP listener's port.
+/// Sets whether a socket that also has `SO_REUSEADDR` can be bound to the port of a UDP listener.
 fn share_port(id: FlowId, shared: bool, rx: &Receivers<'_>) {
     if let Some(socket) = rx.udp.socket(id)
         && let Err(errno) = sockopt::set_socket_reuseaddr(socket, shared)

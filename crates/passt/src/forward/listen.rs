@@ -15,10 +15,10 @@ use sys::sockopt::bind_to_device;
 
 use crate::io::udp;
 
-/// Connections that may wait to be accepted. The kernel limits this to `net.core.somaxconn`.
+/// Maximum number of connections that wait to be accepted. The kernel limits this number to `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
 
-/// A bound socket of one port of a rule; a TCP one listens.
+/// A bound socket of one port of a rule. A TCP socket also listens.
 #[derive(Debug)]
 pub(crate) struct Listener {
     /// Index of the rule in its table.
@@ -27,50 +27,51 @@ pub(crate) struct Listener {
     pub port: u16,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// The address that it is bound to: the rule's, or `0.0.0.0` in place of both families on a host without IPv6.
+    /// The address to which the socket is bound. It is the rule's address. For a rule of both families on a host
+    /// without IPv6, it is `0.0.0.0`.
     pub address: Option<IpAddr>,
-    /// The socket, non-blocking.
+    /// The bound socket. It is non-blocking.
     pub socket: OwnedFd,
 }
 
-/// Ports of a rule can't be opened.
+/// Why ports of a rule can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A port of a rule that is not best effort.
+    /// A port can't be opened, and its rule is not best effort.
     #[error(
         "Listen failed for {} {protocol} port {}/{port}: {reason}\nCouldn't listen on requested ports",
         .direction.table_name(), At(.listen)
     )]
     Port {
-        /// Which way the rule leads.
+        /// The direction of the rule.
         direction: Direction,
         /// Transport protocol.
         protocol: Protocol,
-        /// Where.
+        /// The listening address of the rule.
         listen: Listen,
         /// The port.
         port: u16,
-        /// What failed.
+        /// The step that failed.
         reason: Reason,
     },
     /// Sockets can't be opened in the guest's namespace.
     #[error("can't open sockets in the namespace: {0}")]
     Namespace(#[from] std::io::Error),
-    /// All ports of a best-effort rule.
+    /// None of the ports of a best-effort rule can be opened.
     #[error(
         "All listens failed for {} {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",
         .direction.table_name(), At(.listen)
     )]
     Rule {
-        /// Which way the rule leads.
+        /// The direction of the rule.
         direction: Direction,
         /// Transport protocol.
         protocol: Protocol,
-        /// Where.
+        /// The listening address of the rule.
         listen: Listen,
-        /// The ports.
+        /// All ports of the rule.
         ports: engine::forward::PortRange,
-        /// What failed for the first of them.
+        /// The step that failed for the first port.
         reason: Reason,
     },
 }
@@ -78,7 +79,7 @@ pub(crate) enum Error {
 /// Why a port can't be listened on.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub(crate) enum Reason {
-    /// The rule's interface can't be bound to.
+    /// The socket can't be bound to the rule's interface.
     #[error("SO_BINDTODEVICE failed: {0}")]
     Interface(Errno),
     /// Another step failed.
@@ -86,7 +87,7 @@ pub(crate) enum Reason {
     Socket(#[from] Errno),
 }
 
-/// The listening address of a rule, as before `/` in a port specifier.
+/// The listening address of a rule, in the form that precedes `/` in a port specifier.
 struct At<'a>(&'a Listen);
 
 impl fmt::Display for At<'_> {
@@ -105,27 +106,27 @@ impl fmt::Display for At<'_> {
 /// How listening sockets are opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
-    /// Direction of the rules.
+    /// The direction of the rules.
     pub direction: Direction,
-    /// Let rules name addresses that the host does not have yet.
+    /// Allow addresses that the host does not have yet.
     pub freebind: bool,
-    /// Best-effort rules open no more sockets if this many are open, those of other rules included (Q13).
+    /// A best-effort rule opens no more sockets when this number of sockets has been opened. Sockets of other rules
+    /// count, too (Q13).
     pub spare: usize,
 }
 
 impl Opening {
-    /// How sockets of the other direction are opened.
+    /// The settings for sockets of the other direction.
     #[must_use]
     pub(crate) fn outbound(self) -> Self {
         Self { direction: Direction::Outbound, ..self }
     }
 
-    /// Opens the sockets of all rules, except rules that follow a scan (behaviour §8.4) and sockets that are `open`
-    /// already (rule index and port). Also returns a line for each incomplete best-effort rule.
-    ///
+    /// Opens the sockets of all rules, except two kinds: sockets of rules that follow a scan (behaviour §8.4), and
+    /// sockets that are `open` already (rule index and port). Also returns a line for each incomplete best-effort rule.
     /// # Errors
-    /// A port can't be bound. For a best-effort rule this is an error only if none of its ports can be bound. A lack of
-    /// descriptors is no error for it (Q13).
+    /// A port can't be bound. For a best-effort rule, this is an error only if none of its ports can be bound. A lack
+    /// of descriptors is no error for a best-effort rule (Q13).
     pub(crate) fn rules(
         self,
         table: &Table,
@@ -134,10 +135,10 @@ impl Opening {
         self.rules_by(table, open, |index, rule, port| self.socket(index, rule, port, false))
     }
 
-    /// Like [`Opening::rules`], with `make` to open a socket of the rule of that index.
+    /// Like [`Opening::rules`], but `make` opens a socket of the rule with the given index.
     ///
     /// # Errors
-    /// The same.
+    /// The errors of [`Opening::rules`].
     pub(crate) fn rules_by(
         self,
         table: &Table,
@@ -165,7 +166,7 @@ impl Opening {
         Ok((listeners, notes))
     }
 
-    /// Opens what can be opened of a rule's `ports`, and returns a line about what could not.
+    /// Opens as many of the rule's `ports` as possible. Returns a line about the ports that can't be opened.
     fn some(
         self,
         rule: &Rule,
@@ -209,7 +210,7 @@ impl Opening {
         }
     }
 
-    /// Opens a port of a rule. With `beside`, a UDP socket may share the port of another socket that allows it.
+    /// Opens a port of a rule. With `beside`, a UDP socket may share a port with another socket that allows sharing.
     pub(crate) fn socket(
         self,
         index: usize,
@@ -218,7 +219,7 @@ impl Opening {
         beside: bool,
     ) -> Result<Listener, Reason> {
         let (socket, address) = match create(rule.protocol, rule.listen.addr, self.freebind) {
-            // a host without IPv6 has no dual-stack sockets, and needs none.
+            // a host without IPv6 has no dual-stack sockets, and does not need any.
             Err(Errno::AFNOSUPPORT) if rule.listen.addr.is_none() => {
                 let v4_only = Some(Ipv4Addr::UNSPECIFIED.into());
                 (create(rule.protocol, v4_only, self.freebind)?, v4_only)
@@ -245,11 +246,11 @@ impl Opening {
     }
 }
 
-/// A socket for `address`; `None`: dual-stack. IPV6_V6ONLY is always set explicitly, as its default depends on the host
-///
+/// Creates a socket for `address`. `None`: the socket is dual-stack. IPV6_V6ONLY is always set explicitly: its default
+/// depends on the host.
 fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result<OwnedFd, Errno> {
     if protocol == Protocol::Udp {
-        // Without SO_REUSEADDR: two UDP sockets with it would share a port, without an error.
+        // SO_REUSEADDR is not set: two UDP sockets with this option would share a port without an error.
         return udp::prepare_listener(address, freebind);
     }
     let v4_only = matches!(address, Some(IpAddr::V4(_)));
@@ -257,10 +258,10 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Accepted connections inherit these.
+    // Accepted connections inherit these options.
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_oobinline(&socket, true)?; // urgent data are part of the stream
-    // Best effort: without it, the traffic class of the peer's packets is not forwarded.
+    // Best effort: if this fails, the traffic class of the peer's packets is not forwarded.
     let _refused = sys::sockopt::keep_syn(&socket);
     if !v4_only {
         sockopt::set_ipv6_v6only(&socket, address.is_some())?;

@@ -21,42 +21,44 @@ use crate::pasta::netns::Opener;
 pub(crate) use side::Receivers;
 use side::Side;
 
-/// Time between scans for ports in use: a change must take effect within a second.
+/// Time between two scans for ports in use. A change must take effect within a second.
 const INTERVAL: Duration = Duration::from_millis(950);
-/// Scans without a change after which ports that could not be bound are tried again.
+/// Number of scans without a change after which failed ports are bound again.
 const RETRY: u32 = 16;
 
-/// The rules to start with.
+/// The rules at the start.
 pub(crate) struct Rules {
-    /// From the host to the guest.
+    /// The rules from the host to the guest.
     pub(crate) inbound: Table,
-    /// The sockets of `inbound`, except rules that follow ports in use.
+    /// The sockets of `inbound`. Rules that follow ports in use have no sockets yet.
     pub(crate) listeners: Vec<Listener>,
-    /// From the guest's loopback to the host's.
+    /// The rules from the guest's loopback to the host's loopback.
     pub(crate) outbound: Table,
     /// The sockets of `outbound`.
     pub(crate) outbound_listeners: Vec<Listener>,
-    /// How more of `listeners` are opened, and with the other direction, of `outbound_listeners`.
+    /// How more sockets of `inbound` are opened. Sockets of `outbound` are opened in the same way, but with the other
+    /// direction.
     pub(crate) opening: Opening,
-    /// The address families and protocols that are available, if the rules were made for more.
+    /// The address families and protocols that are available. `None`: all families and protocols for which the rules
+    /// were made.
     pub(crate) restricted: Option<Enabled>,
 }
 
-/// The rules in force, and what they follow.
+/// The rules in force, and the scanners of the ports that rules follow.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     inbound: Side,
     outbound: Side,
-    /// Scans the guest's namespace, for `inbound`.
+    /// Scans the guest's namespace for `inbound`.
     guest: Option<Scanner>,
-    /// Scans the host's namespace, for `outbound`.
+    /// Scans the host's namespace for `outbound`.
     host: Option<Scanner>,
     next_scan: Option<Instant>,
-    /// Whether payload must be examined for announced ports, by its direction.
+    /// Whether payload must be examined for announced ports. Indexed by the direction of the payload.
     cares: [bool; 2],
-    /// Limits scans and lookups between the regular scans.
+    /// Limits scans and lookups between regular scans.
     budget: Budget,
-    /// When to make a scan that the budget did not allow, by the direction of the payload that caused it.
+    /// When to make a scan that the budget did not allow. Indexed by the direction of the payload that caused the scan.
     owed: [Option<Instant>; 2],
     until_retry: u32,
     /// The rules have changed since the last scan.
@@ -90,8 +92,9 @@ impl Forwarder {
         Ok(forwarder)
     }
 
-    /// Makes the rules listen on addresses of the families of `enabled` only: the guest's namespace lacks the other one. If
-    /// their sockets can't be opened again, they stay as they are; then connections of the other family are reset.
+    /// Restricts the rules to the address families in `enabled`: the guest's namespace lacks the other family. If the
+    /// sockets of the rules can't be opened again, the old sockets stay open. Then connections of the other family are
+    /// reset.
     fn restrict(&mut self, enabled: Enabled, mut rx: Receivers<'_>) {
         let table = self.inbound.table().of_families(enabled);
         let left_out = self.inbound.table().rules().len() - table.rules().len();
@@ -100,7 +103,7 @@ impl Forwarder {
                 "{left_out} forwarding rules are of an address family that the namespace lacks: left out"
             );
         }
-        // They replace the same number of sockets, so the budget does not matter.
+        // The new sockets replace the same number of old sockets, so the budget does not matter.
         match self.inbound.prepare(table, usize::MAX, &rx) {
             Ok(prepared) => {
                 let notes = self.inbound.commit(prepared, &mut rx);
@@ -110,8 +113,8 @@ impl Forwarder {
         }
     }
 
-    /// Starts to follow the ports in use on the other side, if a rule does so, or a later rule may (`changeable`). `opener`
-    /// is in the guest's namespace.
+    /// Starts to follow the ports in use on the other side, if a rule follows ports in use, or if a later rule may do
+    /// so (`changeable`). `opener` is in the guest's namespace.
     ///
     /// # Errors
     /// The opener's thread has ended.
@@ -146,7 +149,7 @@ impl Forwarder {
         }
     }
 
-    /// When to call [`Forwarder::scan`] next.
+    /// Returns the time at which [`Forwarder::on_deadline`] must be called next.
     pub(crate) fn next_scan(&self) -> Option<Instant> {
         self.owed.into_iter().chain([self.next_scan]).flatten().min()
     }
@@ -159,7 +162,7 @@ impl Forwarder {
         }
     }
 
-    /// Scans for ports in use, and opens and closes listeners that follow them.
+    /// Scans for ports in use. Opens and closes the listeners that follow these ports.
     fn scan(&mut self, now: Instant, mut rx: Receivers<'_>) {
         self.next_scan = Some(now + INTERVAL);
         let mut changed = std::mem::take(&mut self.changed);
@@ -179,7 +182,7 @@ impl Forwarder {
         }
     }
 
-    /// Limits the scanners to the ports that matter, given the ports that this program holds.
+    /// Limits each scanner to the ports that matter. These ports depend on the ports that this program holds.
     fn focus(&mut self) {
         if let Some(guest) = &mut self.guest {
             guest.look_for(relevant(self.inbound.table(), &self.outbound.held()));
@@ -189,8 +192,9 @@ impl Forwarder {
         }
     }
 
-    /// Updates both sides. A port on which this program listens is not a service of its namespace: following it would forward
-    /// it back. For the second side these are the ports that the first one held at the scan, and those it holds now.
+    /// Updates both sides. A port on which this program listens is not a service of its namespace: if a rule followed
+    /// the port, connections would be forwarded in a loop. The second side ignores the ports that the first side held
+    /// at the scan, and the ports that the first side holds now.
     fn follow(&mut self, rx: &mut Receivers<'_>) {
         let mut ours = self.inbound.held();
         if let Some(guest) = &self.guest {

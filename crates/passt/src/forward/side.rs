@@ -1,4 +1,5 @@
-//! Forwarding rules at work: their listening sockets, opened and closed as rules and what they follow change.
+//! The rules of one direction, and their listening sockets. Sockets are opened and closed when the rules change, or
+//! when the ports change that the rules follow.
 //!
 //! The key of a listening socket is its rule's index and its port. When the rules change, sockets that both the old and
 //! the new rules want stay open, so that no pending connection is lost.
@@ -26,10 +27,10 @@ use crate::io::Sockets;
 use crate::io::world::Linux;
 use crate::pasta::netns::Opener;
 
-/// Maximum number of ports that a message names.
+/// Maximum number of ports that a log message names.
 const NAMED: usize = 4;
 
-/// A rule's index in its table, and a port of it.
+/// A rule's index in its table, and one port of the rule.
 type Key = (usize, u16);
 
 /// The owners of listening sockets.
@@ -38,7 +39,7 @@ pub(crate) struct Receivers<'a> {
     pub(crate) acceptors: &'a mut Acceptors,
     /// Listening datagram sockets.
     pub(crate) udp: &'a mut Udp<Linux>,
-    /// The epoll set that watches them, and the ledger of permits.
+    /// The epoll set that watches the sockets, and the ledger of permits.
     pub(crate) sockets: &'a mut Sockets,
 }
 
@@ -47,12 +48,12 @@ pub(crate) struct Receivers<'a> {
 pub(crate) struct Side {
     table: Table,
     opening: Opening,
-    /// Opens sockets in the guest's namespace. `None`: the rules listen in the host's.
+    /// Opens sockets in the guest's namespace. `None`: the rules listen in the host's namespace.
     opener: Option<Opener>,
     open: BTreeMap<Key, Open>,
-    /// Closed UDP listeners. Their flows may continue, and keep the port bound.
+    /// Closed UDP listeners. Their flows may continue, and these flows keep the port bound.
     retired: HashMap<Claim, FlowId>,
-    /// Ports in use on the other side that can't be bound. Each is reported once.
+    /// Ports that are in use on the other side but can't be bound. Each port is reported once.
     failed: BTreeSet<Key>,
 }
 
@@ -72,14 +73,14 @@ impl Claim {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Open {
-    /// A TCP listener, in [`Acceptors`].
+    /// A TCP listener. [`Acceptors`] owns the socket.
     Stream(FlowId),
-    /// A UDP listener, in [`Udp`].
+    /// A UDP listener. [`Udp`] owns the socket.
     Datagram(FlowId),
 }
 
 impl Side {
-    /// The rules of `table`, whose sockets are `listeners`.
+    /// Creates a side from the rules in `table` and from their sockets in `listeners`.
     ///
     /// # Errors
     /// A socket can't be watched.
@@ -100,7 +101,7 @@ impl Side {
         Ok(side)
     }
 
-    /// Opens sockets in the guest's namespace by `opener` from now on.
+    /// Makes `opener` open sockets in the guest's namespace from now on.
     pub(crate) fn open_there(&mut self, opener: Opener) {
         self.opener = Some(opener);
     }
@@ -113,12 +114,13 @@ impl Side {
         }
     }
 
-    /// Whether rules follow what is in use on the other side.
+    /// Whether rules follow the ports in use on the other side.
     pub(crate) fn follows_any(&self) -> bool {
         self.table.rules().iter().any(|rule| rule.scan)
     }
 
-    /// Forgets closed listeners of UDP whose last flow has ended. True if there are any: their ports are free.
+    /// Forgets closed UDP listeners whose last flow has ended. Returns true if there are any. Their ports are free
+    /// then.
     pub(crate) fn forget_closed(&mut self, udp: &Udp<Linux>) -> bool {
         let before = self.retired.len();
         self.retired.retain(|_, id| udp.is_listener(*id));
@@ -140,7 +142,7 @@ impl Side {
     }
 
     /// Opens and closes listeners of rules that follow ports in use (behaviour §8.4). `target` has the ports in use in
-    /// the target namespace, `ours` those of them that this program holds. A failure is logged once.
+    /// the target namespace. `ours` has the ports in `target` that this program holds. A failure is logged once.
     pub(crate) fn follow(&mut self, target: &InUse, ours: &InUse, rx: &mut Receivers<'_>) {
         let wanted: BTreeSet<Key> = wanted(&self.table, target, ours).collect();
         let scan = |(rule, _): &Key| self.table.rules().get(*rule).is_some_and(|rule| rule.scan);
@@ -158,8 +160,8 @@ impl Side {
             }
             match self.open(key, rx) {
                 Ok(()) => drop(self.failed.remove(&key)),
-                // The guest has sent from this port already, so a socket is bound to it, which also accepts requests of
-                // peers.
+                // The guest has sent from this port already, so a socket is bound to the port. This socket also accepts
+                // requests of peers.
                 Err(Reason::Socket(Errno::ADDRINUSE)) if endpoint_ports(rx.udp).any(|port| port == key.1) => {
                     self.failed.insert(key);
                 }
@@ -183,12 +185,12 @@ impl Side {
         self.opening.direction
     }
 
-    /// Whether sockets are opened in the guest's namespace.
+    /// Whether the rules listen in the guest's namespace.
     pub(crate) fn is_there(&self) -> bool {
         self.opener.is_some()
     }
 
-    /// Logs failures: one line for each reason, even for many ports (Q13).
+    /// Logs failures: one line for each reason, even if many ports are affected (Q13).
     fn report(&self, failures: &[(Key, Reason)]) {
         let mut by_reason: BTreeMap<String, (Level, Vec<String>)> = BTreeMap::new();
         for ((rule, port), reason) in failures {
@@ -208,18 +210,18 @@ impl Side {
         }
     }
 
-    /// The level and text for a port that can't be followed.
+    /// The log level and the text for a port that can't be bound.
     fn explain(&self, reason: Reason) -> (Level, String) {
         let text = match (reason, self.opening.direction) {
-            // This privilege is dropped after the start, see `stage`.
+            // The process drops this privilege after the start, see `stage`.
             (Reason::Socket(Errno::ACCESS), Direction::Inbound) => format!(
                 "{reason}: ports below net.ipv4.ip_unprivileged_port_start need a privilege, \
                  which is not kept while running"
             ),
             _ => reason.to_string(),
         };
-        // Outbound: the guest has a service of its own at this port, which is no problem. Inbound: a service of the
-        // guest can't be reached from the host.
+        // Outbound: the guest has its own service at this port, which is no problem. Inbound: a service of the guest
+        // can't be reached from the host.
         let own_service = self.opening.direction == Direction::Outbound
             && matches!(reason, Reason::Socket(Errno::ADDRINUSE));
         (if own_service { Level::Info } else { Level::Warn }, text)
@@ -281,7 +283,7 @@ impl Side {
     }
 }
 
-/// The host's ports that stand for ports from which the guest has sent.
+/// The host's ports that represent ports from which the guest has sent.
 pub(super) fn endpoint_ports(udp: &Udp<Linux>) -> impl Iterator<Item = u16> {
     udp.endpoint_sockets()
         .filter_map(|socket| Some(SocketAddr::try_from(getsockname(socket).ok()?).ok()?.port()))

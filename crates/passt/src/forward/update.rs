@@ -1,4 +1,4 @@
-//! Shows the rules to clients of the control socket, and changes them (behaviour §8.9).
+//! Announces the rules to clients of the control socket, and changes the rules (behaviour §8.9).
 
 use engine::forward::{Enabled, Table};
 use engine::timer::Instant;
@@ -9,7 +9,7 @@ use crate::logging::LIST;
 use control::message::{Announced, Capabilities, Pif, Update};
 
 impl Forwarder {
-    /// The rules in force.
+    /// The announcement of the rules in force.
     pub(crate) fn announce(&self, enabled: Enabled) -> Vec<Announced> {
         let mut capabilities = Capabilities::of(enabled) | Capabilities::IFNAME;
         capabilities.set(Capabilities::SCAN, self.guest.is_some());
@@ -22,17 +22,17 @@ impl Forwarder {
         self.tables().map(announced).collect()
     }
 
-    /// The tables. Without a namespace of the guest there is only the inbound one.
+    /// The tables. If the guest has no namespace on this machine, only the inbound table exists.
     fn tables(&self) -> impl Iterator<Item = (Pif, &Side)> {
         let outbound = self.outbound.is_there().then_some((Pif::SPLICE, &self.outbound));
         [(Pif::HOST, &self.inbound)].into_iter().chain(outbound)
     }
 
-    /// Puts other rules in force, checked like those of the command line. A table that the update does not name is
-    /// emptied. Returns remarks for the client about an update that was accepted.
+    /// Puts other rules in force. These rules are checked like rules of the command line. A table that the update does
+    /// not name is emptied. Returns remarks for the client about an update that was accepted.
     ///
     /// # Errors
-    /// A message for the user: the update is invalid, or a port can't be bound. Neither table has changed then.
+    /// A message for the user: the update is invalid, or a port can't be bound. Neither table is changed in this case.
     pub(crate) fn update(
         &mut self,
         update: &Update,
@@ -41,7 +41,7 @@ impl Forwarder {
         mut rx: Receivers<'_>,
     ) -> Result<String, String> {
         let (inbound, outbound) = self.read(update, enabled)?;
-        // The tables listen in different namespaces, so they can't conflict.
+        // The two tables listen in different namespaces, so their sockets can't conflict.
         let spare = rx.sockets.ledger().spare_listeners();
         let inbound = self.inbound.prepare(inbound, spare, &rx).map_err(|error| error.to_string())?;
         let outbound = match self.outbound.prepare(outbound, spare.saturating_sub(inbound.opened()), &rx) {
@@ -62,7 +62,7 @@ impl Forwarder {
         Ok(notes.join("\n"))
     }
 
-    /// The inbound and outbound rules that an update asks for.
+    /// The inbound rules and the outbound rules that an update describes.
     fn read(&self, update: &Update, enabled: Enabled) -> Result<(Table, Table), String> {
         let (mut inbound, mut outbound) = (Table::new(), Table::new());
         for (pif, rules) in &update.0 {

@@ -98,7 +98,7 @@ fn address(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let len = len.map(|len| decimal(len).ok_or_else(invalid)).transpose()?;
     let len = len.map(|len| {
         let len = match (typed, canonical) {
-            // The length of an IPv4-mapped address may count the bits of the IPv6 address.
+            // The prefix length of an IPv4-mapped address may be that of the IPv6 address.
             (IpAddr::V6(_), IpAddr::V4(_)) if len > 32 => len.checked_sub(96)?,
             _ => len,
         };
@@ -138,7 +138,7 @@ fn template(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// IPv6 forms of IPv4 addresses are refused: no socket can have one as its source.
+/// Refuses IPv6 forms of IPv4 addresses: no socket can have such an address as its source.
 fn outbound(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let typed: Option<IpAddr> = std::str::from_utf8(value.as_bytes()).ok().and_then(|text| text.parse().ok());
     let usable = |addr: &IpAddr| {

@@ -1,4 +1,4 @@
-//! Options about names that are advertised to the guest: DNS servers, search list, its own name.
+//! Options about names that are advertised to the guest: DNS servers, the search list, the guest's own name.
 
 use std::{ffi::OsStr, net::IpAddr};
 
@@ -11,7 +11,7 @@ use crate::{
     config::{Config, Search},
 };
 
-/// Maximum number of servers of a family (behaviour §12).
+/// Maximum number of servers of one family (behaviour §12).
 const DNS_MAX: usize = 3;
 /// Maximum number of domains (behaviour §12).
 const SEARCH_MAX: usize = 6;
@@ -47,7 +47,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         .only(Modes::Passt),
 ];
 
-/// Each option adds a server; after the third of a family, further ones are ignored. `none` removes all earlier ones.
+/// Each option adds a server. When a family has three servers, further servers of this family are ignored. `none`
+/// removes all earlier servers.
 fn dns(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let Config { v4, v6, dns_none, .. } = &mut args.config;
     if value == "none" {
@@ -68,7 +69,7 @@ fn dns(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// Each option adds domains. One argument can have several, as QEMU passes them (Q15).
+/// Each option adds domains. QEMU passes several domains in one argument (Q15).
 fn search(args: &mut Args, value: &OsStr) -> Result<(), String> {
     if value == "none" {
         args.config.search = Search::None;

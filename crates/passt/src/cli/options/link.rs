@@ -49,7 +49,8 @@ fn socket(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// 1 and 2 are standard output and standard error, so they can't be the connection. 0 can.
+/// 1 and 2 are standard output and standard error, so they can't be the connection. Standard input (0) can be the
+/// connection.
 fn fd(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let fd = number(value).and_then(|fd| RawFd::try_from(fd).ok()).filter(|fd| ![1, 2].contains(fd));
     let fd = fd.ok_or_else(|| format!("Invalid --fd: {}", value.display()))?;

@@ -68,7 +68,7 @@ fn map_guest_addr(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// An address that the guest can send to and that can stand for the host.
+/// Parses an address that the guest can send to and that can represent the host.
 fn remappable(value: &OsStr) -> Result<IpAddr, String> {
     let usable = |addr: &IpAddr| !addr.is_loopback() && !addr.is_unspecified() && !addr.is_multicast();
     let addr = addr(value).filter(usable);

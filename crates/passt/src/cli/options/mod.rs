@@ -32,33 +32,34 @@ pub struct Opt {
     pub long: &'static [&'static str],
     /// Short name.
     pub short: Option<char>,
-    /// The argument, and the function that stores it.
+    /// The option's argument, and the function that stores the argument.
     pub action: Action,
-    /// The modes in which it may be used.
+    /// The modes in which the option may be used.
     pub modes: Modes,
-    /// The help text, in lines of at most 50 characters.
+    /// The option's help text, in lines of at most 50 characters.
     pub help: &'static str,
-    /// The C programs do not have it. It makes no abbreviation of their options ambiguous.
+    /// The C programs do not have this option. An abbreviation that also matches an option of the C programs means that
+    /// option.
     pub extension: bool,
 }
 
-/// The argument of an option, and the function that stores it.
+/// The argument of an option, and the function that stores the argument.
 #[derive(Clone, Copy, Debug)]
 pub enum Action {
     /// No argument.
     Flag(fn(&mut Args)),
-    /// One argument: its name in the help text, and the function that stores it.
+    /// One argument: its name in the help text, and the function that stores the argument.
     Value(&'static str, fn(&mut Args, &OsStr) -> Result<(), String>),
-    /// A port specifier. Port specifiers are parsed last, as they depend on other options.
+    /// A port specifier. Port specifiers are parsed last: they depend on other options.
     Ports(Direction, Protocol),
-    /// Print a text and exit.
+    /// The option prints a text, and the program exits.
     Show(Show),
 }
 
 /// The text to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Show {
-    /// The help text.
+    /// The help text of the mode.
     Help,
     /// Name, version and licence.
     Version,
@@ -69,17 +70,17 @@ pub enum Show {
 /// The modes in which an option may be used (behaviour §2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Modes {
-    /// All.
+    /// Both modes.
     Both,
-    /// passt, with or without vhost-user.
+    /// passt mode, with or without vhost-user.
     Passt,
-    /// passt with vhost-user.
+    /// passt mode with vhost-user.
     VhostUser,
-    /// pasta.
+    /// pasta mode.
     Pasta,
 }
 
-/// Every option, by group.
+/// All options, by group.
 pub static GROUPS: [Group; 9] = [
     Group { title: "Process and output", options: process::OPTIONS },
     Group { title: "Connection to the guest", options: link::OPTIONS },
@@ -92,17 +93,17 @@ pub static GROUPS: [Group; 9] = [
     Group { title: "What the guest may reach", options: guard::OPTIONS },
 ];
 
-/// Every option.
+/// Iterates over all options.
 pub fn all() -> impl Iterator<Item = &'static Opt> {
     GROUPS.iter().flat_map(|group| group.options)
 }
 
-/// The row of an option without argument.
+/// Returns the row of an option without argument.
 const fn flag(long: &'static [&'static str], set: fn(&mut Args), help: &'static str) -> Opt {
     Opt { long, short: None, action: Action::Flag(set), modes: Modes::Both, help, extension: false }
 }
 
-/// The row of an option with an argument, called `argument` in the help text.
+/// Returns the row of an option with an argument. The help text calls the argument `argument`.
 const fn value(
     long: &'static [&'static str],
     argument: &'static str,
@@ -120,7 +121,7 @@ const fn value(
 }
 
 impl Opt {
-    /// Adds a short name.
+    /// Adds a short name to the option.
     const fn short(mut self, letter: char) -> Self {
         self.short = Some(letter);
         self
@@ -145,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    /// behaviour §2.2: the short letters, all of them and no other.
+    /// behaviour §2.2: the table has all the short letters, and no others.
     #[test]
     fn names_are_unique_and_complete() {
         let mut long = HashSet::new();

@@ -18,7 +18,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     ports(&["udp-ns"], Direction::Outbound, Protocol::Udp, "The same for UDP").short('U').only(Modes::Pasta),
 ];
 
-/// The grammar of SPEC.
+/// The grammar of a port specifier (SPEC).
 const INBOUND_HELP: &str = "\
 TCP ports to forward to the guest, may be repeated
 none                no port

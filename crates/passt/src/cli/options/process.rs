@@ -11,7 +11,7 @@ use crate::{
     config::{Id, RunAs, Verbosity},
 };
 
-/// Smallest limit of the log file's size, in bytes (behaviour §1.7.5).
+/// Minimum value of the limit of the log file's size, in bytes (behaviour §1.7.5).
 const LOG_SIZE_MIN: u64 = 5 * 8192;
 
 pub(super) const OPTIONS: &[Opt] = &[
@@ -105,7 +105,7 @@ fn pcap(args: &mut Args, value: &OsStr) -> Result<(), String> {
     Ok(())
 }
 
-/// UID, UID:GID, LOGIN or LOGIN:GROUP. The name "root" is refused, the number 0 is not (behaviour §2.2).
+/// Accepts UID, UID:GID, LOGIN or LOGIN:GROUP. Refuses the name "root", but not the number 0 (behaviour §2.2).
 fn runas(args: &mut Args, value: &OsStr) -> Result<(), String> {
     let invalid = || format!("Invalid --runas option: {}", value.display());
     let text = value.to_str().ok_or_else(invalid)?;
@@ -123,7 +123,7 @@ fn id(text: &str) -> Option<Id> {
     if text.is_empty() || text.contains(':') {
         None
     } else if text.bytes().all(|b| b.is_ascii_digit()) {
-        // setresuid(2) takes the highest number for "no change".
+        // For setresuid(2), the highest number means "no change".
         text.parse().ok().filter(|id| *id != u32::MAX).map(Id::Number)
     } else {
         Some(Id::Name(text.into()))

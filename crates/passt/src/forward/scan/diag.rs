@@ -14,9 +14,9 @@ use zerocopy::{
 
 use super::filter;
 
-/// `SOCK_DIAG_BY_FAMILY`: the type of a request, and of each socket in the answer.
+/// `SOCK_DIAG_BY_FAMILY`: the message type of a request, and of each socket in the answer.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// `INET_DIAG_REQ_BYTECODE`: the attribute of a request that has the filter.
+/// `INET_DIAG_REQ_BYTECODE`: the attribute that contains the filter of a request.
 const BYTECODE: u16 = 1;
 const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_ROOT | NLM_F_MATCH`.
@@ -33,9 +33,9 @@ const UDP: u8 = 17;
 const TCP_LISTEN: u32 = 10;
 /// State of a UDP socket that is bound and has no peer.
 const TCP_CLOSE: u32 = 7;
-/// Size of the receive buffer, in octets. In a list, the kernel's datagrams are not longer.
+/// Size of the receive buffer, in octets. No datagram of a list is longer.
 const ROOM: usize = 32 << 10;
-/// Maximum number of datagrams of one list. Even one datagram for each port would be fewer.
+/// Maximum number of datagrams of one list. A list has fewer datagrams, even if each port has its own.
 const MAX_DATAGRAMS: usize = 1 << 16;
 
 /// `struct nlmsghdr`.
@@ -82,7 +82,7 @@ struct Request {
     protocol: u8,
     extensions: u8,
     padding: u8,
-    /// Bit n: include sockets in state n.
+    /// If bit n is set, sockets in state n are included.
     states: native_endian::U32,
     id: SocketId,
 }

@@ -1,22 +1,22 @@
 //! Programs for the filter of sock_diag(7), by which the kernel selects the sockets to list (linux/inet_diag.h).
 //!
-//! A program is a list of conditions. Each has two jump offsets, in octets from its own start: one if the condition is
-//! true and one if it is false. The kernel lists a socket if the jumps end exactly at the end of the program; a jump
-//! beyond the end leaves the socket out.
+//! A program is a list of conditions. Each condition has two jump offsets, in octets from its own start: one offset if
+//! the condition is true, and one if the condition is false. The kernel lists a socket if the jumps end exactly at the
+//! end of the program. A jump beyond the end leaves the socket out.
 //!
-//! The filter is for hosts with tens of thousands of listening sockets, which are scanned every second.
+//! The filter is for hosts with tens of thousands of listening sockets. A scan happens every second.
 
 use engine::forward::scan::PortSet;
 use zerocopy::{Immutable, IntoBytes, Unaligned, native_endian::U16};
 
-/// `INET_DIAG_BC_S_GE`: the local port is at least that of the next entry.
+/// `INET_DIAG_BC_S_GE`: the local port is greater than or equal to the port in the next entry.
 const AT_LEAST: u8 = 2;
-/// `INET_DIAG_BC_S_LE`: the local port is at most that of the next entry.
+/// `INET_DIAG_BC_S_LE`: the local port is less than or equal to the port in the next entry.
 const AT_MOST: u8 = 3;
 /// Maximum number of octets of a program. The kernel runs it for each socket.
 const MAX_LEN: usize = 4096;
 
-/// `struct inet_diag_bc_op`. A condition has two of them; the second one has the port in `no`.
+/// `struct inet_diag_bc_op`. A condition has two entries. The second entry has the port in `no`.
 #[derive(Clone, Copy, Debug, Immutable, IntoBytes, Unaligned)]
 #[repr(C)]
 struct Entry {
@@ -25,23 +25,24 @@ struct Entry {
     no: U16,
 }
 
-/// Octets of a condition.
+/// Number of octets of a condition.
 const CONDITION: u16 = 2 * size_of::<Entry>() as u16;
 
-/// A condition that continues with the next one if it is true, and jumps by `no` octets if it is false.
+/// A condition. If it is true, the program continues with the next condition. If it is false, the program jumps by `no`
+/// octets.
 fn condition(code: u8, port: u16, no: u16) -> [Entry; 2] {
     [Entry { code, yes: CONDITION as u8, no: no.into() }, Entry { code: 0, yes: 0, no: port.into() }]
 }
 
-/// A program that leaves out sockets whose local port is not in `ports`. If the program would be longer than
-/// [`MAX_LEN`], the highest of the other ports are listed, too.
+/// Returns a program that leaves out sockets whose local port is not in `ports`. If the program would be longer than
+/// [`MAX_LEN`], some sockets at high ports that are not in `ports` are listed, too.
 pub(super) fn only(ports: &PortSet) -> Vec<u8> {
     let mut conditions: Vec<Condition> = Vec::new();
     for (first, last) in gaps(ports) {
         if (conditions.len() + 2) * usize::from(CONDITION) > MAX_LEN {
             break;
         }
-        // The kernel refuses a program if a jump target is not also reached when all conditions are true.
+        // The kernel refuses a program if it has a jump target that is not reached when all conditions are true.
         if first > 0 && last < u16::MAX {
             conditions.push(Condition { code: AT_LEAST, port: first, no: Otherwise::SkipNext });
         }
@@ -54,7 +55,7 @@ pub(super) fn only(ports: &PortSet) -> Vec<u8> {
     let entries = (0..).zip(&conditions).flat_map(|(index, it)| {
         let no = match it.no {
             Otherwise::SkipNext => 2 * CONDITION,
-            // Beyond the end of the program.
+            // The jump target is beyond the end of the program.
             Otherwise::LeaveOut => length - index * CONDITION + size_of::<Entry>() as u16,
         };
         condition(it.code, it.port, no)
@@ -76,7 +77,7 @@ enum Otherwise {
     LeaveOut,
 }
 
-/// The ranges of ports that are not in the set, in order, as first and last port.
+/// The ranges of ports that are not in the set, in order. A range is its first port and its last port.
 fn gaps(ports: &PortSet) -> impl Iterator<Item = (u16, u16)> {
     let mut next = Some(0);
     let mut ports = ports.iter();
@@ -101,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs a program as the kernel does. True if a socket with this port is listed.
+    /// Runs a program as the kernel does. Returns true if a socket with this port is listed.
     fn lists(program: &[u8], port: u16) -> bool {
         let mut at = 0;
         while let Some(entry) = program.get(at..at + 8) {
@@ -124,7 +125,8 @@ mod tests {
         // No socket has port 0.
         let nothing = only(&PortSet::default());
         assert!((1..=u16::MAX).all(|port| !lists(&nothing, port)));
-        // Every second port needs a longer program than allowed: the ports at the end are listed.
+        // A program for every second port would be longer than allowed, so all ports at the end of the range are
+        // listed.
         let many: PortSet = (0..=u16::MAX).step_by(2).collect();
         let program = only(&many);
         assert!(program.len() <= MAX_LEN);

@@ -1,8 +1,9 @@
 //! The ports in use in a network namespace: TCP ports with a listening socket, and UDP ports with a bound socket
 //! (behaviour §8.4).
 //!
-//! The kernel lists exactly these over netlink (sock_diag). If that is not available (a kernel module is missing, or a
-//! container's seccomp filter forbids it), the tables in `/proc/net` have the same information, with more to parse.
+//! Over netlink (sock_diag), the kernel lists exactly these ports. Netlink may not be available: a kernel module may be
+//! missing, or a container's seccomp filter may forbid it. Then the tables in `/proc/net` are read: they have the same
+//! information, but need more parsing.
 
 mod diag;
 mod filter;
@@ -22,7 +23,7 @@ pub(crate) struct Scanner {
     tcp: Option<Source>,
     udp: Option<Source>,
     in_use: InUse,
-    /// The result of the scan under way.
+    /// The result of the present scan. The scan is not complete yet.
     next: PortSet,
     /// The ports to look for. A protocol with an empty set is not scanned.
     relevant: InUse,
@@ -35,8 +36,8 @@ enum Source {
 }
 
 impl Scanner {
-    /// Opens a scanner for the namespace of the calling thread. A protocol that can't be scanned is logged, and its ports count
-    /// as not in use. Nothing is scanned before [`Scanner::look_for`].
+    /// Opens a scanner for the namespace of the calling thread. If a protocol can't be scanned, this is logged, and the
+    /// ports of the protocol count as not in use. The scanner scans nothing before [`Scanner::look_for`].
     pub(crate) fn open() -> Self {
         Self {
             tcp: Source::open(Protocol::Tcp),
@@ -63,7 +64,7 @@ impl Scanner {
     }
 
     /// Whether one of the ports to look for has come into use at `address` since the last scan. Always false with
-    /// `/proc/net`, which can't be asked about a single port.
+    /// `/proc/net`: these tables do not support a query for a single port.
     pub(crate) fn has_opened(&mut self, address: IpAddr, port: u16) -> bool {
         for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
             let Some(Source::Diag(diag)) = source else { continue };
@@ -79,7 +80,7 @@ impl Scanner {
         false
     }
 
-    /// Scans again. True if the ports in use have changed. After an error, the previous result stays.
+    /// Scans again. Returns true if the ports in use have changed. After an error, the previous result is kept.
     pub(crate) fn scan(&mut self) -> bool {
         let mut changed = false;
         for (protocol, source) in [(Protocol::Tcp, &mut self.tcp), (Protocol::Udp, &mut self.udp)] {
@@ -106,7 +107,7 @@ impl Scanner {
 impl Source {
     fn open(protocol: Protocol) -> Option<Self> {
         let diag = Diag::open(protocol).and_then(|mut diag| {
-            // A first list shows whether the kernel supports it.
+            // A first list shows whether the kernel supports sock_diag.
             diag.look_for(&PortSet::default());
             diag.read(&mut PortSet::default())?;
             Ok(diag)

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek};
 use engine::forward::Protocol;
 use engine::forward::scan::PortSet;
 
-/// The tables of a protocol, one for each family.
+/// The tables of a protocol: one table for each family.
 #[derive(Debug)]
 pub(super) struct Proc {
     files: Vec<File>,
@@ -20,7 +20,8 @@ impl Proc {
     /// # Errors
     /// None of the tables can be opened.
     pub(super) fn open(protocol: Protocol) -> io::Result<Self> {
-        // The state in hexadecimal: TCP_LISTEN; TCP_CLOSE, which means bound without a peer.
+        // The state in hexadecimal. TCP: TCP_LISTEN. UDP: TCP_CLOSE, the state of a socket that is bound and has no
+        // peer.
         let (names, state) = match protocol {
             Protocol::Tcp => (["tcp", "tcp6"], "0A"),
             Protocol::Udp => (["udp", "udp6"], "07"),
@@ -28,7 +29,7 @@ impl Proc {
         // Not /proc/self: the process's first thread may be in another namespace.
         let open = |name: &str| File::open(format!("/proc/thread-self/net/{name}"));
         let [v4, v6] = names.map(open);
-        // A host may lack either family, but not both.
+        // A host may lack one family, but not both.
         let files = match (v4, v6) {
             (Err(error), Err(_)) => return Err(error),
             (v4, v6) => v4.into_iter().chain(v6).collect(),
@@ -51,7 +52,7 @@ impl Proc {
     }
 }
 
-/// The local port of a line, if that socket is in `state`: `  0: 0100007F:0016 00000000:0000 0A ...`.
+/// The local port in a line, if the line's socket is in `state`: `  0: 0100007F:0016 00000000:0000 0A ...`.
 fn port(line: &str, state: &str) -> Option<u16> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (_, port) = fields.next()?.rsplit_once(':')?;

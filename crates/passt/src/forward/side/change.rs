@@ -1,7 +1,7 @@
-//! Replaces the rules of a side. Sockets that the old and the new rules need stay open (behaviour §8.9).
+//! Replaces the rules of a side. Sockets that both the old and the new rules need stay open (behaviour §8.9).
 //!
-//! The first step, `prepare`, does everything that can fail; the second, `commit`, can't fail. So the rules of two sides change
-//! together or not at all.
+//! The first step, `prepare`, does everything that can fail. The second step, `commit`, can't fail. So either the rules
+//! of both sides change, or neither side changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::budgets::ledger::Class;
 use crate::forward::displaced::Displaced;
 use crate::forward::listen::{self, Listener, Opening};
 
-/// Rules that are ready to replace the present ones: their sockets are open.
+/// Rules that are ready to replace the present rules. Their sockets are open.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     table: Table,
-    /// Open sockets that both tables need: the present key, by the new key.
+    /// Open sockets that both tables need. The map is from the new key to the present key.
     kept: BTreeMap<Key, Key>,
     /// Open sockets that the new table does not need.
     leaving: Vec<Key>,
@@ -28,7 +28,7 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// How many sockets were opened.
+    /// The number of sockets that were opened.
     pub(crate) fn opened(&self) -> usize {
         self.listeners.len()
     }
@@ -42,11 +42,11 @@ impl Prepared {
 }
 
 impl Side {
-    /// Opens the sockets that `table` needs and that are not open. Best-effort rules may open sockets while fewer than
-    /// `spare` have been opened. The caller must call [`Side::commit`] or [`Prepared::abandon`] at once.
+    /// Opens the sockets that `table` needs and that are not open yet. Best-effort rules may open sockets while fewer
+    /// than `spare` sockets have been opened. The caller must call [`Side::commit`] or [`Prepared::abandon`] at once.
     ///
     /// # Errors
-    /// A port can't be bound. Then the present rules stay in force.
+    /// A port can't be bound. The present rules then stay in force.
     pub(crate) fn prepare(
         &mut self,
         table: Table,
@@ -80,8 +80,8 @@ impl Side {
         }
     }
 
-    /// Puts prepared rules in force. A socket that they need stays open, even if the rule that it belongs to changes.
-    /// Sockets of rules that follow ports in use stay until the next [`Side::follow`]. Returns a line for each
+    /// Puts the prepared rules in force. A socket that these rules need stays open, even if the socket's rule changes.
+    /// Sockets of rules that follow ports in use stay open until the next [`Side::follow`]. Returns a line for each
     /// incomplete best-effort rule.
     pub(crate) fn commit(&mut self, prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
         prepared.leaving.into_iter().for_each(|key| self.close(key, rx));
@@ -99,7 +99,7 @@ impl Side {
         prepared.notes
     }
 
-    /// The open sockets that a new table needs: the present key, by the new key.
+    /// The open sockets that a new table needs. The map is from the new key to the present key.
     fn kept_by(&self, table: &Table) -> BTreeMap<Key, Key> {
         let heirs = |rule: &Rule| -> Vec<usize> {
             let same = |new: &Rule| new.protocol == rule.protocol && new.listen == rule.listen;
@@ -113,7 +113,7 @@ impl Side {
         self.open.keys().filter_map(heir).collect()
     }
 
-    /// The closed UDP listeners that a new table needs at once, by their new keys.
+    /// The closed UDP listeners that a new table needs at once. The listeners are identified by their new keys.
     fn reopenable(&self, table: &Table, kept: &BTreeMap<Key, Key>) -> Vec<Key> {
         let heir = |claim: &Claim| {
             let wants = |rule: &Rule| {
@@ -125,8 +125,8 @@ impl Side {
         self.retired.keys().filter_map(heir).collect()
     }
 
-    /// Sockets that no new rule needs, but that may prevent new ones from being bound: those of the keys `leaving`, and
-    /// retired ones.
+    /// Sockets that no new rule needs, but that may prevent new sockets from being bound: the sockets with the keys
+    /// `leaving`, and retired sockets.
     fn in_the_way(&self, leaving: &[Key]) -> Vec<(Claim, Open)> {
         let leaving = leaving
             .iter()
@@ -135,7 +135,7 @@ impl Side {
         leaving.chain(retired).collect()
     }
 
-    /// Takes over a table, and the open sockets that it has in common with the old one.
+    /// Takes over a new table, and keeps the open sockets that both tables need.
     fn replace(&mut self, table: Table, kept: &BTreeMap<Key, Key>, rx: &mut Receivers<'_>) {
         let open = std::mem::take(&mut self.open);
         self.failed.clear();
