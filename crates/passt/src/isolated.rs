@@ -1,4 +1,4 @@
-//! A network of its own for a test that opens real sockets.
+//! A separate network namespace for a test that opens real sockets.
 
 use std::{
     env, fs,
@@ -7,8 +7,8 @@ use std::{
     thread,
 };
 
-/// Runs a test on a thread in a new network namespace, where loopback is up and nothing else is there. Without the
-/// right to make one, or without iproute2, the test is skipped.
+/// Runs a test on a thread in a new network namespace. The namespace has only a loopback interface, which is up. If the
+/// right to make a namespace or iproute2 is missing, the test is skipped.
 ///
 /// A port that a test has closed may stay in use for a moment: processes that other tests start hold a copy of the descriptor
 /// until execve(2).
@@ -30,14 +30,14 @@ pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Whether there is an ip(8) to set networks up with. It is not run: a child has copies of other tests' sockets for a
-/// moment.
+/// Whether ip(8), which sets up networks, is installed. This function does not run ip(8): a child process has copies of
+/// other tests' sockets until execve(2).
 pub(crate) fn has_ip() -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join("ip").exists()))
 }
 
-/// Prints on the real standard error, which the test harness does not capture, that this test was skipped. With `CI` set, it
-/// fails instead.
+/// Reports that this test was skipped. The message is written to the real standard error, which the test harness does
+/// not capture. With `CI` set, the test fails instead.
 #[track_caller]
 pub(crate) fn skipped(why: &str) {
     assert!(env::var_os("CI").is_none(), "would be skipped, but CI is set: {why}");
@@ -58,7 +58,7 @@ pub(crate) fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
-/// Adds an interface with an IPv4 network in which no host answers. It sends nothing by itself.
+/// Adds an interface with an IPv4 network in which no host answers. The interface sends nothing by itself.
 #[track_caller]
 pub(crate) fn add_link(name: &str, address: &str) {
     sysctl("net/ipv6/conf/default/disable_ipv6", "1");

@@ -1,8 +1,8 @@
 //! passt and pasta: user-mode networking for virtual machines and network namespaces.
 //!
-//! This crate is the program around the engine. It parses the command line, discovers the host's network, opens sockets
-//! and links, gives up its rights, and runs the event loop. The crate `engine` has the protocols: it does no I/O, and asks
-//! this crate for it by its traits `Host` (sockets) and `Link` (frames).
+//! This crate is the program around the engine. It parses the command line, reads the host's network configuration,
+//! opens sockets and links, gives up its rights, and runs the event loop. The crate `engine` implements the protocols.
+//! The engine does no I/O: it requests I/O from this crate by its traits `Host` (sockets) and `Link` (frames).
 //!
 //! ```text
 //!   guest                     this process                       host
@@ -20,26 +20,26 @@
 //! # Life of the process
 //!
 //! 1. [`cli::parse`] turns the arguments into a [`config::Config`].
-//! 2. [`host::Facts::gather`] reads the host's interfaces, addresses, routes and resolvers. [`plan::plan`] decides from both
-//!    what to set up, without any I/O.
+//! 2. [`host::Facts::gather`] reads the host's interfaces, addresses, routes and resolvers. [`plan::plan`] decides from
+//! the configuration and these facts what to set up, without any I/O.
 //! 3. Everything that needs the caller's rights is opened: files, listening sockets, the guest's socket.
 //! 4. The process changes user, joins or spawns the guest's namespace, and configures the link there.
-//! 5. It gives up its rights in stages: file system, terminal, capabilities, system calls. A stage is a type that only
-//!    the stage before it can be turned into, so the compiler checks their order.
-//! 6. It reports to its caller that the network is ready, and runs the event loop until a signal, the end of the command,
-//!    the end of the namespace or the end of a one-off guest.
+//! 5. The process gives up its rights in stages: file system, terminal, capabilities, system calls. A stage is a type
+//! that only the previous stage can be converted to, so the compiler checks the order of the stages.
+//! 6. The process reports to its caller that the network is ready, and runs the event loop until a signal arrives, the
+//! command ends, the namespace ends, or a one-off guest disconnects.
 //!
 //! # Contract
 //!
-//! - The command line, exit statuses and messages that clients match on are specified in `docs/behaviour`, and comments
-//!   cite it ("behaviour §1.4").
+//! - `docs/behaviour` specifies the command line, exit statuses and messages that clients match on. Comments cite this
+//! specification ("behaviour §1.4").
 //! - Before step 6, an error ends the process with status 1 and a message that names the option or object. The caller
-//!   does not see success before everything that can fail has succeeded.
-//! - After it, nothing from the guest, the network or a file may panic, block or end the process. What does not fit into
-//!   the [`budgets`] is refused or dropped, and counted.
+//! sees success only when every step that can fail has succeeded.
+//! - After step 6 has begun, nothing from the guest, the network or a file may panic, block or end the process. If a
+//! [`budgets`] limit is reached, new work is refused or dropped, and counted.
 //! - One thread serves all traffic and never blocks. Two helper threads open sockets in the guest's namespace and read
 //!   resolv.conf.
-//! - There is no `unsafe` code in this crate: it is in the crate `sys`.
+//! - This crate has no `unsafe` code: all `unsafe` code is in the crate `sys`.
 //!
 //! The first two steps depend only on their arguments, apart from [`host::Facts::gather`]:
 //!
@@ -86,7 +86,7 @@ use process::stage::Boot;
 use shard::Resolvers;
 use start::{GuestSide, HostSide};
 
-/// Runs `passt` or `pasta`, by the name that the program was called by (behaviour §1.1).
+/// Runs `passt` or `pasta`. The name of the program selects the mode (behaviour §1.1).
 pub fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), host::ephemeral_ports) {
         Ok(cli::Invocation::Run(config)) => config,
@@ -114,7 +114,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints a text on standard output. Fails if it can't be written completely (R-14).
+/// Prints a text on standard output. Fails if the text can't be written completely (R-14).
 fn print(text: &str) -> ExitCode {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -123,8 +123,8 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
-/// The process from its configuration to its end. It gives up its rights in stages, see [`process::stage`]. Each step comes
-/// before the stage that gives up the rights it needs.
+/// Runs the process from its configuration to its end. The process gives up its rights in stages, see
+/// [`process::stage`]. Each step comes before the stage that gives up the rights that the step needs.
 fn run(config: &Config) -> anyhow::Result<Exit> {
     let mut boot = Boot::new(config)?;
     let mut host = HostSide::open(config, boot.take_guest_socket())?;
@@ -137,12 +137,13 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     let confined = prepared.confine(config, host.resolver.as_mut())?;
     let detached = confined.detach(config, host.pid_file)?;
     let (staffed, threads) = detached.staff(guest.namespace, host.resolver)?;
-    // The first scan for ports comes before the report to the caller: ports in use are forwarded when the network is ready.
+    // The first scan for ports comes before the report to the caller, so that ports in use are forwarded when the
+    // network is ready.
     shard.start(threads.opener)?;
     let sealed = staffed.seal()?;
     sealed.announce()?;
 
-    // The command owns the terminal now. With --debug the log stays there, too.
+    // The command owns the terminal now. With --debug, the log is still written to the terminal.
     if lifetime.release_command() && config.verbosity < Verbosity::Debug {
         // Except for what the guard refuses: whoever wrote rules wants to see it.
         let rules = !config.rules.is_empty() || config.policy.is_some();

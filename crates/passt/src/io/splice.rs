@@ -1,11 +1,12 @@
 //! Pairs of stream sockets, between which bytes are forwarded (behaviour §6.11).
 //!
-//! Each transfer takes two system calls. Small ones use a buffer. Large ones use a pipe and splice(2), which doesn't copy the
-//! bytes. A pair borrows a pipe only while it has bytes in it, so idle connections have none.
+//! Each transfer takes two system calls. A small transfer uses a buffer. A large transfer uses a pipe and splice(2),
+//! which doesn't copy the bytes. A pair borrows a pipe only while the pipe contains the pair's bytes, so idle
+//! connections have no pipe.
 //!
-//! Invariants: bytes that were taken from a socket are in its `transit` until the other socket has accepted them, and no more
-//! are taken before that. The common buffer is shared by all pairs: bytes stay in it only from `take` to the next `give`, which
-//! sends them or sets them aside.
+//! Invariants: bytes that were taken from a socket are in the direction's `transit` until the other socket has accepted
+//! them. No more bytes are taken before that. All pairs share the common buffer: bytes stay in this buffer only from
+//! `take` to the next `give`, which sends the bytes or sets them aside.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,7 +35,7 @@ const SPARE_PIPES: usize = 32;
 /// State that all pairs share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Watches their sockets.
+    /// Watches the sockets of all pairs.
     epoll: Rc<OwnedFd>,
     buffer: Vec<u8>,
     pipes: Vec<Pipe>,
@@ -52,7 +53,7 @@ struct Pipe {
 }
 
 impl Shared {
-    /// No pipe yet: pipes are made when they are needed.
+    /// Creates the state without any pipe. Pipes are made when they are needed.
     pub(crate) fn new(epoll: Rc<OwnedFd>, ledger: Rc<Ledger>) -> Rc<RefCell<Self>> {
         Self::with(epoll, BUFFER_LEN, PIPE_LEN, ledger)
     }
@@ -68,7 +69,7 @@ impl Shared {
         }
         let permit = self.ledger.take(Class::Pipe).ok_or(io::Errno::MFILE)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // There is a limit for each pipe, and one for all of a user's (pipe(7)).
+        // The size of each pipe is limited, and so is the total size of a user's pipes (pipe(7)).
         while fcntl_setpipe_size(&write, self.pipe_len).is_err() && self.pipe_len > self.buffer.len() {
             self.pipe_len /= 2;
         }
@@ -90,26 +91,26 @@ pub(crate) struct Pair {
     watches: [Watch; 2],
     transit: [Transit; 2],
     pace: [Pace; 2],
-    /// From the accepted socket to the other one.
+    /// The direction from the accepted socket to the other socket.
     direction: Direction,
-    /// What the second socket is connected to.
+    /// The address to which the second socket is connected.
     destination: IpAddr,
     shared: Rc<RefCell<Shared>>,
     _permit: Permit,
 }
 
-/// How much a direction carries, which decides between buffer and pipe.
+/// The amount of data that a direction carries. It decides between buffer and pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// Little: use the buffer.
+    /// Few bytes: use the buffer.
     Few,
-    /// Much: use a pipe.
+    /// Many bytes: use a pipe.
     Many,
-    /// Less than before: use the buffer when the socket is empty.
+    /// Fewer bytes than before: use the buffer when the socket is empty.
     Slower,
 }
 
-/// The loopback address of the same family.
+/// The loopback address of the same family as `like`.
 pub(crate) const fn loopback(like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -117,13 +118,13 @@ pub(crate) const fn loopback(like: IpAddr) -> IpAddr {
     }
 }
 
-/// The events that are reported of a socket.
+/// The events that epoll reports for a socket.
 #[derive(Clone, Copy, Debug, Default)]
 struct Watch {
-    /// The word of its events. `None`: it is not watched yet.
+    /// The word of the socket's events. `None`: the socket is not watched yet.
     word: Option<u64>,
-    /// Also report when it has room to send. This is not watched from the start: most sockets always have room, and each
-    /// would cause two useless events.
+    /// Also report when the socket has room to send. This event is not watched from the start: most sockets always have
+    /// room, and each socket would cause two useless events.
     room: bool,
 }
 
@@ -139,18 +140,19 @@ impl Watch {
 enum Transit {
     /// No bytes.
     Empty,
-    /// This many, in the common buffer. They must be sent or set aside before another direction takes bytes.
+    /// This number of bytes, in the common buffer. The bytes must be sent or set aside before another direction takes
+    /// bytes.
     Buffer(usize),
-    /// Set aside in a buffer of their own, from this offset on, as the other socket did not accept them.
+    /// The bytes from this offset on, set aside in a separate buffer: the other socket did not accept them.
     Aside(Vec<u8>, usize),
     /// The urgent byte.
     Urgent(u8),
-    /// This many, in a pipe.
+    /// This number of bytes, in a pipe.
     Pipe(Pipe, usize),
 }
 
 impl Pair {
-    /// A pair of non-blocking sockets. `connecting` connects to `destination`, in `direction`.
+    /// Makes a pair of two non-blocking sockets. `connecting` is being connected to `destination`, in `direction`.
     pub(crate) fn new(
         accepted: OwnedFd,
         connecting: OwnedFd,
@@ -171,7 +173,7 @@ impl Pair {
         }
     }
 
-    /// The direction of the bytes that a side receives.
+    /// The direction of the bytes that the socket of this side receives.
     pub(crate) const fn direction(&self, side: Side) -> Direction {
         match side {
             Side::Accepted => self.direction,
@@ -179,7 +181,7 @@ impl Pair {
         }
     }
 
-    /// The address that the bytes of a side come from: clients have a loopback address.
+    /// The address that sent the bytes of this side. Clients have a loopback address.
     pub(crate) const fn source(&self, side: Side) -> IpAddr {
         match side {
             Side::Connected => self.destination,
@@ -187,13 +189,14 @@ impl Pair {
         }
     }
 
-    /// Copies the next bytes of a side to `buffer`. They stay in the socket. Returns how many; 0 after an error.
+    /// Copies the next bytes of a side to `buffer`. The bytes stay in the socket. Returns the number of bytes, or 0
+    /// after an error.
     pub(crate) fn peek(&self, side: Side, buffer: &mut [u8]) -> usize {
         recv(&self.sockets[side as usize], buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)
             .map_or(0, |(copied, _)| copied)
     }
 
-    /// Watches a socket, with events that carry `word`; with `room`, also for room to send.
+    /// Watches a socket. Its events carry `word`. With `room`, room to send is also an event.
     pub(crate) fn watch(&mut self, side: Side, word: u64, room: bool) -> io::Result<()> {
         let watch = &mut self.watches[side as usize];
         *watch = Watch { word: Some(word), room: watch.room || room };
@@ -201,7 +204,7 @@ impl Pair {
         epoll::add(&*self.shared.borrow().epoll, &self.sockets[side as usize], data, watch.events())
     }
 
-    /// Watches a socket for room to send. Room that it has already is reported, too.
+    /// Watches a socket for room to send. Room that exists already is reported, too.
     fn await_room(&mut self, side: Side) -> io::Result<()> {
         let watch = &mut self.watches[side as usize];
         if std::mem::replace(&mut watch.room, true) {
@@ -212,8 +215,8 @@ impl Pair {
         epoll::modify(&**epoll, &self.sockets[side as usize], data, watch.events())
     }
 
-    /// Takes bytes by the buffer: up to the urgent byte, or from there on. There may be more only if they fill the buffer. Epoll
-    /// reports what ended a shorter read, and what arrives later.
+    /// Takes bytes by the buffer: up to the urgent byte, or from the urgent byte on. More bytes can be in the socket
+    /// only if the buffer is full now. Epoll reports the reason for a shorter read, and bytes that arrive later.
     fn take_by_buffer(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
         let mut shared = self.shared.borrow_mut();
         let at_most = at_most.min(shared.buffer.len());
@@ -241,8 +244,8 @@ impl Pair {
                 *pace = if many { Pace::Many } else { Pace::Slower };
             }
             _ => {
-                // Back to the buffer only now, when the socket is empty: a read that begins at the urgent byte does not stop
-                // at it.
+                // The direction returns to the buffer only now, when the socket is empty: a read that begins at the
+                // urgent byte does not stop at this byte.
                 if *pace == Pace::Slower {
                     *pace = Pace::Few;
                 }
@@ -252,11 +255,11 @@ impl Pair {
         taken
     }
 
-    /// Takes bytes by the buffer, and the urgent byte alone. With `ended`, the stream may have ended, so a read is tried even
-    /// without unread bytes.
+    /// Takes bytes by the buffer, and takes the urgent byte alone. With `ended`, the stream may have ended, so a read
+    /// is tried even if there are no unread bytes.
     fn take_up_to_mark(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
         let socket = &self.sockets[from as usize];
-        // Read the number first: bytes that arrive later, possibly with an urgent byte, come after these.
+        // The number is read first: bytes that arrive later, possibly with an urgent byte, come after the unread bytes.
         let unread = sys::stream::unread(socket).unwrap_or(0) as usize;
         if unread == 0 && !ended {
             return Err(SocketError::WouldBlock);
@@ -328,7 +331,7 @@ impl Conduit for Pair {
             };
         }
         let pipe = self.shared.borrow_mut().pipe();
-        // Without a pipe (no descriptor is left, for example), the buffer is used.
+        // Without a pipe (for example, if no descriptor is left), the buffer is used.
         let Ok(pipe) = pipe else { return self.take_up_to_mark(from, true) };
         match self.take_by_pipe(from, pipe) {
             Ok(0) => self.take_up_to_mark(from, true),
@@ -351,7 +354,7 @@ impl Conduit for Pair {
     }
 
     fn unacknowledged(&mut self, side: Side) -> u32 {
-        // The call fails only for a failed socket, on which nothing will be acknowledged.
+        // The call fails only for a failed socket. On a failed socket, nothing will be acknowledged.
         sys::stream::unacknowledged(&self.sockets[side as usize]).unwrap_or(0)
     }
 
@@ -365,7 +368,7 @@ pub(crate) fn reset_on_close(socket: &OwnedFd) {
     sockopt::set_socket_linger(socket, Some(Duration::ZERO)).ok();
 }
 
-/// A call on a stream socket or pipe, called again if a signal interrupts it.
+/// Makes a call on a stream socket or pipe. Repeats the call if a signal interrupted it.
 fn call<T>(call: impl FnMut() -> io::Result<T>) -> Result<T, SocketError> {
     retry(call).map_err(stream_error)
 }

@@ -20,7 +20,8 @@ use crate::host::missing;
 use crate::io::splice::reset_on_close;
 use crate::memory::{Payload, Room, Vectored};
 
-/// Length of the scratch buffer, in bytes. Kernels without `SO_PEEK_OFF` for TCP copy the bytes before the offset to it.
+/// Length of the scratch buffer, in bytes. A kernel without `SO_PEEK_OFF` for TCP copies the bytes before the offset to
+/// this buffer.
 const SCRATCH_LEN: usize = 256 * 1024;
 
 /// How to peek at received bytes from an offset.
@@ -33,7 +34,7 @@ pub(crate) enum PeekMethod {
 }
 
 impl PeekMethod {
-    /// The best method of this kernel.
+    /// Finds the best method of this kernel.
     pub(crate) fn probe() -> Self {
         let supported =
             stream_socket(true).is_ok_and(|socket| sys::stream::set_peek_offset(&socket, 0).is_ok());
@@ -47,13 +48,13 @@ impl PeekMethod {
         }
     }
 
-    /// The method for kernels before 6.9.
+    /// The method for kernels before Linux 6.9.
     pub(crate) fn scratch() -> Self {
         Self::Scratch(Rc::new(RefCell::new(vec![0; SCRATCH_LEN])))
     }
 }
 
-/// A non-blocking TCP socket, to be connected.
+/// Makes a non-blocking TCP socket that is not connected yet.
 pub(crate) fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
     let family = if v4 { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -68,7 +69,7 @@ pub(crate) fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
 pub(crate) struct Stream {
     fd: OwnedFd,
     method: PeekMethod,
-    /// The kernel's offset. `None`: it was not set, so the kernel peeks from the start.
+    /// The kernel's offset. `None`: the offset was not set, so the kernel peeks from the start.
     offset: Option<u32>,
     _permit: Option<Permit>,
 }
@@ -79,7 +80,7 @@ impl Stream {
         Self { fd, method, offset: None, _permit: permit }
     }
 
-    /// Sets the kernel's offset to zero, if it is in use.
+    /// Sets the kernel's offset to zero, if the offset is in use.
     fn rewind(&mut self) -> io::Result<()> {
         if self.offset.is_some() {
             sys::stream::set_peek_offset(&self.fd, 0)?;
@@ -88,7 +89,8 @@ impl Stream {
         Ok(())
     }
 
-    /// The IP version of its packets, by the local address: a dual-stack socket may have either.
+    /// The IP version of the socket's packets. The local address shows the version: a dual-stack socket may have
+    /// either.
     fn version(&self) -> Option<IpVersion> {
         Some(if self.local()?.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 })
     }
@@ -158,7 +160,7 @@ impl TcpSocket for Stream {
         while gone < len {
             match retry(|| sys::stream::discard(&self.fd, (len - gone) as usize)) {
                 Ok(0) => break,
-                // Fewer bytes than requested, if the urgent byte is next.
+                // The call returns fewer bytes than requested if the urgent byte is next.
                 Ok(some) => {
                     let some = (some as u32).min(len - gone);
                     self.offset = self.offset.map(|offset| offset.saturating_sub(some));
@@ -176,7 +178,8 @@ impl TcpSocket for Stream {
     }
 
     fn unacknowledged(&mut self) -> u32 {
-        // The call fails only for a failed socket, on which nothing will be acknowledged. Its error is reported elsewhere.
+        // The call fails only for a failed socket. On a failed socket, nothing will be acknowledged. Its error is
+        // reported elsewhere.
         sys::stream::unacknowledged(&self.fd).unwrap_or(0)
     }
 
@@ -185,7 +188,7 @@ impl TcpSocket for Stream {
     }
 
     fn keep_alive(&mut self) {
-        // If the kernel refuses, the engine's timers still end a dead connection.
+        // If the kernel refuses the option, the engine's timers still end a dead connection.
         sockopt::set_socket_keepalive(&self.fd, true).ok();
     }
 

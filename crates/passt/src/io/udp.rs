@@ -32,22 +32,22 @@ use crate::budgets::ledger::Permit;
 use crate::errno::{datagram_error, retry, take_pending, to_engine};
 use crate::memory::{Payload, Room, Vectored};
 
-/// Events of datagram and ping sockets. They are level-triggered: a single datagram then costs one receive call,
-/// without a second one that finds an empty queue. Errors are always reported.
+/// Events of datagram and ping sockets. The events are level-triggered: a single datagram then needs only one receive
+/// call, without a second call that finds an empty queue. Errors are always reported.
 pub const EVENTS: epoll::EventFlags = epoll::EventFlags::IN;
 
-/// Longest payload, in bytes, that never needs fragmentation. For such a datagram the don't-fragment option is not
-/// changed.
+/// Maximum length of a payload, in bytes, that never needs fragmentation. The don't-fragment option is not changed for
+/// such a datagram.
 pub(super) const FITS_EVERY_PATH: usize = 500;
-/// The error number in the error queue for a datagram that the host itself refuses.
+/// The error number in the error queue for a datagram that the host itself refuses to send.
 const EMSGSIZE: u32 = io::Errno::MSGSIZE.raw_os_error().cast_unsigned();
-/// Timeout of an idle flow, if the host has no connection tracking (behaviour §7.2).
+/// Timeout of an idle flow if the host has no connection tracking (behaviour §7.2).
 const IDLE: Duration = Duration::from_secs(30);
 /// Timeout of a flow that has carried more than one request and one response.
 const IDLE_STREAM: Duration = Duration::from_secs(120);
 
-/// The timeouts of idle flows, and of those that have carried more than one request and one response. They are those of
-/// the host's own connection tracking (behaviour §7.2).
+/// The timeouts of idle flows: first of ordinary flows, then of flows that have carried more than one request and one
+/// response. The values are the timeouts of the host's own connection tracking (behaviour §7.2).
 #[must_use]
 pub fn timeouts() -> (Duration, Duration) {
     (
@@ -56,7 +56,7 @@ pub fn timeouts() -> (Duration, Duration) {
     )
 }
 
-/// A timeout of the host's connection tracking, which may not be loaded.
+/// A timeout of the host's connection tracking. `None` if connection tracking is not loaded.
 fn conntrack_timeout(name: &str) -> Option<Duration> {
     parse_timeout(&fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?)
 }
@@ -69,25 +69,25 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 #[derive(Debug)]
 pub struct UdpSocket {
     fd: OwnedFd,
-    /// An IPv6 socket, which may carry IPv4 as well.
+    /// Whether this is an IPv6 socket. An IPv6 socket may carry IPv4, too.
     v6: bool,
     binding: Binding,
-    /// The don't-fragment option, for IPv6 and IPv4. `None`: not set, so the kernel's default applies.
+    /// The don't-fragment option, for IPv6 and IPv4. `None`: the option was not set, so the kernel's default applies.
     dont_fragment: [Option<bool>; 2],
     outbound: Arc<Outbound>,
-    /// The permit of a listener. The engine counts sockets of flows.
+    /// The permit of a listener. The engine itself counts the sockets of flows.
     _permit: Option<Permit>,
 }
 
-/// What a socket is bound to.
+/// The address to which a socket is bound.
 #[derive(Clone, Copy, Debug)]
 enum Binding {
-    /// The address of `--outbound`, and the requested port unless the kernel refused it.
+    /// The address of `--outbound`, and the requested port. If the kernel refused this port, another port is bound.
     Endpoint { refused_port: Option<io::Errno> },
     /// No local address: `--outbound` is applied to each datagram.
     Wildcard,
-    /// The address of a forwarding rule, which is the source of all datagrams: responses to another address would not
-    /// arrive.
+    /// The address of a forwarding rule. It is the source of all datagrams: if the source were another address, the
+    /// peer's responses would not arrive at this socket.
     Address,
 }
 
@@ -98,8 +98,8 @@ impl AsFd for UdpSocket {
 }
 
 impl UdpSocket {
-    /// A socket of `address`'s family, on `port` if that is free, else on any (Q7, Q8; see
-    /// [`UdpSocket::refused_port`]).
+    /// Opens a socket of `address`'s family. The socket is bound to `port` if the port is free, else to any port (Q7,
+    /// Q8; see [`UdpSocket::refused_port`]).
     ///
     /// # Errors
     /// No socket can be made or bound.
@@ -109,11 +109,11 @@ impl UdpSocket {
         Ok(Self::of_flow(fd, address, outbound, refused_port))
     }
 
-    /// A socket that only sends, to `group` from `port`, which other programs hold and share.
+    /// Opens a socket that only sends, to `group` from `port`. Other programs hold and share this port.
     ///
-    /// It is bound to the group without being a member, so it never receives a datagram. If it were bound to all
-    /// addresses, it would take unicast datagrams of the other programs: of sockets that share a port, the last one
-    /// gets them.
+    /// The socket is bound to the group without being a member, so it never receives a datagram. If it were bound to
+    /// all addresses, it would take unicast datagrams from the other programs: of several sockets that share a port,
+    /// the last bound socket receives these datagrams.
     ///
     /// # Errors
     /// No socket can be made, or the port is not shared.
@@ -126,8 +126,8 @@ impl UdpSocket {
         address.set_port(port);
         sockopt::set_socket_reuseaddr(&fd, true)?;
         if let Err(io::Errno::ADDRINUSE) = bind(&fd, &address) {
-            // The other program shares its port by SO_REUSEPORT alone. This option is set only if necessary: with it,
-            // the kernel may deliver a datagram for the group to a socket that is not a member.
+            // The other program shares its port by SO_REUSEPORT alone. SO_REUSEPORT is set here only if necessary: with
+            // this option, the kernel may deliver a datagram for the group to a socket that is not a member.
             sockopt::set_socket_reuseport(&fd, true)?;
             bind(&fd, &address)?;
         }
@@ -135,9 +135,10 @@ impl UdpSocket {
         Ok(Self { fd, v6, binding, dont_fragment, outbound: outbound.clone(), _permit: None })
     }
 
-    /// A socket that receives datagrams to the group and port `at` on `interface`.
+    /// Opens a socket that receives datagrams for the group and port `at` on `interface`.
     ///
-    /// It shares the port with other programs. As it is bound to the group, it does not take their unicast datagrams.
+    /// The socket shares the port with other programs. It is bound to the group, so it does not take unicast datagrams
+    /// from these programs.
     ///
     /// # Errors
     /// No socket can be made, the port is not shared, or the group can't be joined.
@@ -155,7 +156,7 @@ impl UdpSocket {
         Ok(socket)
     }
 
-    /// The error, if the kernel refused the requested port.
+    /// The error with which the kernel refused the requested port. `None`: the kernel accepted the port.
     #[must_use]
     pub const fn refused_port(&self) -> Option<io::Errno> {
         match self.binding {
@@ -164,8 +165,8 @@ impl UdpSocket {
         }
     }
 
-    /// A socket that was opened for a flow, of the family of `address`. `refused_port` is the error, if the kernel
-    /// refused the requested port.
+    /// Takes over a socket that was opened for a flow, of the family of `address`. `refused_port` is the error with
+    /// which the kernel refused the requested port, if any.
     #[must_use]
     pub fn of_flow(
         fd: OwnedFd,
@@ -177,7 +178,8 @@ impl UdpSocket {
         Self { fd, v6, binding, dont_fragment: [None; 2], outbound: outbound.clone(), _permit: None }
     }
 
-    /// The bound socket of a listener, prepared by [`prepare_listener`]; `address` is what it listens on.
+    /// Takes over the bound socket of a listener. [`prepare_listener`] has prepared the socket. `address` is the
+    /// address on which the socket listens.
     #[must_use]
     pub fn from_listener(
         fd: OwnedFd,
@@ -208,7 +210,7 @@ impl UdpSocket {
     }
 }
 
-/// An address with its scope, if it needs one.
+/// The address `at`, with its scope if the address needs a scope.
 fn scoped(at: SocketAddr, interface: u32) -> SocketAddr {
     match at {
         SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), 0, interface).into(),
@@ -216,7 +218,8 @@ fn scoped(at: SocketAddr, interface: u32) -> SocketAddr {
     }
 }
 
-/// A socket connected to `target` in this thread's namespace, on `port` if that is free, else on any (behaviour §7.6).
+/// Opens a socket that is connected to `target` in this thread's namespace. The socket is bound to `port` if the port
+/// is free, else to any port (behaviour §7.6).
 ///
 /// # Errors
 /// No socket can be made, bound or connected.
@@ -226,7 +229,8 @@ pub fn connected(plain: &Outbound, target: SocketAddr, port: u16) -> io::Result<
     Ok(fd)
 }
 
-/// A socket of `address`'s family, on `port` if that is free, else on any: then also why.
+/// Opens a socket of `address`'s family. It is bound to `port` if the port is free, else to any port. In the second
+/// case, also returns the error with which the kernel refused `port`.
 fn bound(outbound: &Outbound, address: IpAddr, port: u16) -> io::Result<(OwnedFd, Option<io::Errno>)> {
     let v6 = address.is_ipv6();
     let unspecified = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
@@ -249,11 +253,11 @@ fn new(v6: bool) -> io::Result<OwnedFd> {
     socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 
-/// A socket to listen on `address`, not bound yet. It must not be bound earlier: metadata must be enabled before the
-/// first datagram arrives.
+/// Makes a socket to listen on `address`. The socket is not bound yet: metadata must be enabled before the first
+/// datagram arrives.
 ///
 /// # Errors
-/// As socket(2) and setsockopt(2).
+/// The errors of socket(2) and setsockopt(2).
 pub fn prepare_listener(address: Option<IpAddr>, freebind: bool) -> io::Result<OwnedFd> {
     let versions: &[IpVersion] = match address {
         Some(IpAddr::V4(_)) => &[IpVersion::V4],
@@ -279,7 +283,7 @@ fn set_options(fd: &OwnedFd, versions: &[IpVersion], freebind: bool, more: Metad
         sockopt::set_socket_broadcast(fd, true)?;
     }
     if freebind {
-        // Despite its name, the flag applies to IPv6, too.
+        // Despite its name, the option applies to IPv6, too.
         sockopt::set_ip_freebind(fd, true)?;
     }
     // A kernel before 5.0 has no GRO for UDP: it delivers datagrams one by one.
@@ -328,8 +332,8 @@ impl EngineSocket for UdpSocket {
 }
 
 impl UdpSocket {
-    /// Sets the don't-fragment option, if the datagram may need fragmentation. If the kernel refuses, the datagram is
-    /// sent nevertheless.
+    /// Sets the don't-fragment option if the datagram may need fragmentation. If the kernel refuses the option, the
+    /// datagram is sent nevertheless.
     fn set_dont_fragment(&mut self, v4: bool, datagram: &OutboundDatagram<Payload<'_>>) {
         let len = datagram.segment_size.map_or(datagram.payload.0.len(), usize::from);
         let Some(state) = self.dont_fragment.get_mut(usize::from(v4)) else { return };
@@ -359,13 +363,14 @@ impl UdpSocket {
     }
 }
 
-/// Whether the kernel can't segment a train: the interface has no checksum offload (`EIO`), the datagrams exceed the
-/// path's MTU, there are too many, or the kernel is older than 4.18.
+/// Whether the error means that the kernel can't segment a train. Possible reasons: the interface has no checksum
+/// offload (`EIO`), the datagrams exceed the path's MTU, there are too many datagrams, or the kernel is older than
+/// 4.18.
 fn segmentation_refused(errno: io::Errno) -> bool {
     matches!(errno, io::Errno::IO | io::Errno::INVAL | io::Errno::MSGSIZE)
 }
 
-/// A received datagram for the engine. Without a source address it is an error.
+/// Converts a received datagram for the engine. A datagram without a source address is an error.
 pub(super) fn received(arrival: mmsg::Arrival) -> Result<Received, SocketError> {
     let from = arrival.address.ok_or(SocketError::Failed(to_engine(io::Errno::AFNOSUPPORT)))?;
     let ReceiveInfo { destination, local, hop_limit, traffic_class, segment_size, .. } = arrival.info;
@@ -381,7 +386,7 @@ pub(super) fn received(arrival: mmsg::Arrival) -> Result<Received, SocketError> 
     })
 }
 
-/// Takes an entry of a socket's error queue. Errors of the host's own have no ICMP message.
+/// Takes an entry of a socket's error queue. Errors that the host itself generates have no ICMP message.
 pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedError> {
     let arrival = mmsg::receive_error(fd, quote).ok()?;
     let destination = arrival.address.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
@@ -401,7 +406,7 @@ pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedErro
     })
 }
 
-/// The ICMP error of a router for a packet that exceeds the next link's MTU, in bytes.
+/// The ICMP error that a router sends for a packet that exceeds the next link's MTU, in bytes.
 const fn too_big(v4: bool, mtu: u32) -> Report {
     if v4 {
         Report { kind: icmp::v4::UNREACHABLE, code: icmp::v4::FRAGMENTATION_NEEDED, info: mtu }

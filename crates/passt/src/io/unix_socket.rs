@@ -16,7 +16,7 @@ const BACKLOG: i32 = 8;
 /// Listens at `path`. Replaces a socket on which no process listens any more.
 ///
 /// # Errors
-/// Another process listens at the path, there is a file that is no socket, or the path can't be used.
+/// Another process listens at the path, the path is a file that is not a socket, or the path can't be used.
 pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     let shown = path.display();
     let address = SocketAddrUnix::new(path).with_context(|| format!("can't use socket path {shown}"))?;
@@ -30,7 +30,7 @@ pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
         .context("can't make a UNIX domain socket")
     };
     match connect(new()?, &address) {
-        // AGAIN: its backlog is full.
+        // AGAIN: the backlog of the existing socket is full.
         Ok(()) | Err(Errno::AGAIN) => bail!("Socket path {shown} already in use"),
         Err(_) => {}
     }
@@ -48,10 +48,10 @@ pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Listens at the first possible one of `paths`.
+/// Listens at the first path in `paths` that can be used.
 ///
 /// # Errors
-/// None is possible. The error is that of the last path.
+/// No path can be used. The error belongs to the last path.
 pub(crate) fn listen_at_first(paths: impl Iterator<Item = PathBuf>) -> anyhow::Result<(OwnedFd, PathBuf)> {
     let mut last = None;
     for path in paths {
@@ -70,7 +70,8 @@ mod tests {
 
     use super::*;
 
-    /// behaviour §9.2: free, left over, in use; and what is no socket stays.
+    /// behaviour §9.2: the path is free, has a socket that is not in use, or has a socket in use. A file that is not a
+    /// socket is kept.
     #[test]
     fn replacement_rules() {
         let folder = tempfile::tempdir().unwrap();
@@ -91,7 +92,7 @@ mod tests {
         assert!(listen_at(&folder.path().join("missing/s")).is_err());
     }
 
-    /// behaviour §9.2, no path given: what is in use, and what is none of ours to replace, is passed over.
+    /// behaviour §9.2, no path given: a path is skipped if it is in use, or if its file must not be replaced.
     #[test]
     fn the_first_that_is_free() {
         let folder = tempfile::tempdir().unwrap();

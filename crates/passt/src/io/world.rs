@@ -1,4 +1,4 @@
-//! The types that this program gives to the engine.
+//! The types with which this program instantiates the engine.
 
 use engine::context::World;
 

@@ -1,4 +1,4 @@
-//! For tests of links that complete checksums: frames with each of the 65,536 sums, and the expected result.
+//! For tests of links that complete checksums: frames with each of the 65,536 checksums, and the expected result.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,8 +11,8 @@ use wire::{protocol, tcp, udp};
 
 const PORTS: (u16, u16) = (7, 9);
 
-/// Has `through` carry TCP and UDP over both versions of IP, as frames and super-frames, with every value in two bytes of
-/// the payload. It returns the frames that the guest gets.
+/// Sends TCP and UDP over both versions of IP through `through`, as frames and super-frames, with every value in two
+/// bytes of the payload. `through` must return the frames that the guest receives.
 pub(super) fn check(mut through: impl FnMut(&[u8], &Offload) -> Vec<Vec<u8>>) {
     for (word, v6) in (0..=u16::MAX).flat_map(|word| [(word, false), (word, true)]) {
         let outgoing = Outgoing {

@@ -5,14 +5,14 @@
 pub struct Change {
     /// There may be frames to receive.
     pub frames: bool,
-    /// The link takes frames again, if it was full.
+    /// The link was full and accepts frames again.
     pub room: bool,
-    /// From now on there is a guest that can receive frames.
+    /// A guest that can receive frames is connected from now on.
     pub up: bool,
-    /// The guest has disconnected; another may connect.
+    /// The guest has disconnected. Another guest may connect.
     pub down: bool,
-    /// The guest has disconnected, and no other may connect: the process ends.
+    /// The guest has disconnected, and no other guest may connect: the process ends.
     pub over: bool,
-    /// The link does not exist any more: connections through it end, others continue.
+    /// The link does not exist any more. Connections through the link end; other connections continue.
     pub lost: bool,
 }

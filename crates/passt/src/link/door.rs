@@ -1,4 +1,4 @@
-//! The UNIX socket by which a guest connects, and the guest that is connected (behaviour §9.2, §9.3).
+//! The UNIX socket to which a guest connects, and the connected guest (behaviour §9.2, §9.3).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,31 +16,31 @@ use wire::stream::{DEFAULT_SOCKETS, default_socket};
 use super::change::Change;
 use crate::event::Source;
 
-/// Which of a link's descriptors is the listening socket.
+/// The number of the listening socket among a link's descriptors.
 pub(super) const LISTENER: u32 = 0;
-/// Which of a link's descriptors is the connected client's.
+/// The number of the connected client's socket among a link's descriptors.
 pub(super) const CLIENT: u32 = 1;
-/// How long to wait before a connection that could not be accepted is tried again.
+/// Time to wait after a connection could not be accepted.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A socket by which a guest connects.
+/// The socket of a guest.
 pub(crate) enum GuestSocket {
-    /// A listening socket, non-blocking, for one client after the other.
+    /// A listening socket, non-blocking. It accepts one client at a time.
     Listening {
-        /// The socket.
+        /// The listening socket.
         socket: OwnedFd,
-        /// The first client is the last (`--one-off`).
+        /// No client is accepted after the first client (`--one-off`).
         one_off: bool,
     },
-    /// A connected socket that the process inherited (`--fd`): the only client.
+    /// A connected socket that the process inherited (`--fd`). It is the only client.
     Connected(OwnedFd),
 }
 
 impl GuestSocket {
-    /// A socket that is connected already.
+    /// Takes over a socket that is connected already.
     ///
     /// # Errors
-    /// It is no stream socket, or not connected.
+    /// The socket is not a stream socket, or it is not connected.
     pub(crate) fn connected(socket: OwnedFd) -> anyhow::Result<Self> {
         if sockopt::socket_type(&socket)? != SocketType::STREAM {
             bail!("not a stream socket");
@@ -50,19 +50,19 @@ impl GuestSocket {
     }
 }
 
-/// What a link keeps for one connection.
+/// The state that a link keeps for one connection.
 pub(super) trait Client: AsFd + Sized {
-    /// The events to watch its socket for, at first.
+    /// The events for which the client's socket is watched at first.
     const EVENTS: EventFlags;
 
-    /// Takes over a socket that was just connected.
+    /// Takes over a socket that has just connected.
     ///
     /// # Errors
-    /// The system has no resources for it.
+    /// The system lacks resources for the client.
     fn new(socket: OwnedFd) -> io::Result<Self>;
 }
 
-/// Lets one client at a time connect.
+/// Accepts one client at a time.
 ///
 /// ```text
 ///  Listening:  Vacant <----> Occupied     one-off: Vacant ----> Occupied ----> Closed
@@ -70,7 +70,7 @@ pub(super) trait Client: AsFd + Sized {
 /// ```
 pub(super) struct Door<C> {
     listener: Option<Listener>,
-    /// Whether the client that is or will be connected is the last one.
+    /// Whether the present or next client is the last client.
     one_off: bool,
     state: State<C>,
 }
@@ -78,7 +78,7 @@ pub(super) struct Door<C> {
 enum State<C> {
     /// No client is connected.
     Vacant,
-    /// Connected from the start, and not watched yet: the process that will wait may be a child of this one.
+    /// The socket was connected from the start, and is not watched yet: a child of this process may run the event loop.
     Inherited(OwnedFd),
     /// A client is connected.
     Occupied(C),
@@ -87,7 +87,7 @@ enum State<C> {
 }
 
 impl<C: Client> Door<C> {
-    /// The door with this socket.
+    /// Creates a door with this socket.
     pub(super) fn new(socket: GuestSocket) -> Self {
         match socket {
             GuestSocket::Listening { socket, one_off } => {
@@ -99,10 +99,10 @@ impl<C: Client> Door<C> {
         }
     }
 
-    /// Has `epoll` watch the door. Returns whether a client is connected already.
+    /// Makes `epoll` watch the door. Returns whether a client is connected already.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system refuses to watch the socket.
     pub(super) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<bool> {
         if let Some(listener) = &self.listener {
             listener.watch(epoll).context("can't watch the guest's socket")?;
@@ -126,18 +126,19 @@ impl<C: Client> Door<C> {
         if let State::Occupied(client) = &mut self.state { Some(client) } else { None }
     }
 
-    /// The last client has disconnected.
+    /// Whether the last client has disconnected.
     pub(super) const fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed)
     }
 
-    /// The listening socket reports a connection. It is accepted if no client is connected, else refused. Returns whether
-    /// there is a new client.
+    /// Handles a connection that the listening socket reports. If no client is connected, the connection is accepted,
+    /// else it is refused. Returns whether there is a new client.
     pub(super) fn accept(&mut self, now: Instant, epoll: &OwnedFd) -> bool {
         let Some(listener) = &mut self.listener else { return false };
         let occupied = match &self.state {
             State::Vacant => false,
-            // The client's last frames are received first. The listener reports the new connection again.
+            // The last frames of the present client must be received first. The listener reports the new connection
+            // again.
             State::Occupied(client) if has_hung_up(client) => return false,
             State::Occupied(_) | State::Inherited(_) | State::Closed => true,
         };
@@ -154,8 +155,8 @@ impl<C: Client> Door<C> {
         }
     }
 
-    /// Changes the events that the client's socket is watched for. Events that are there already are reported once more,
-    /// even if they are edge-triggered.
+    /// Changes the events for which the client's socket is watched. Events that have occurred already are reported
+    /// again, even if they are edge-triggered.
     pub(super) fn rewatch(&self, events: EventFlags, epoll: &OwnedFd) -> io::Result<()> {
         let Some(client) = self.client() else { return Ok(()) };
         Ok(Source::Link(CLIENT).rewatch(epoll, client, events)?)
@@ -164,14 +165,14 @@ impl<C: Client> Door<C> {
     /// Ends the client's connection.
     pub(super) fn disconnect(&mut self, epoll: &OwnedFd) -> Change {
         if let Some(client) = self.client() {
-            // Closing it is not enough: another process may have a copy of the descriptor.
+            // It is not enough to close the descriptor: another process may have a copy.
             let _ = epoll::delete(epoll, client);
         }
         self.state = if self.one_off { State::Closed } else { State::Vacant };
         Change { room: true, down: true, over: self.one_off, ..Change::default() }
     }
 
-    /// When to call [`Door::on_deadline`].
+    /// Returns the time at which [`Door::on_deadline`] must be called.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.listener.as_ref()?.paused_until
     }
@@ -184,28 +185,28 @@ impl<C: Client> Door<C> {
     }
 }
 
-/// Begins a connection.
+/// Creates the state of a new connection.
 fn admit<C: Client>(socket: OwnedFd, epoll: &OwnedFd) -> io::Result<State<C>> {
     let client = C::new(socket)?;
     Source::Link(CLIENT).watch(epoll, &client, C::EVENTS)?;
     Ok(State::Occupied(client))
 }
 
-/// Whether the client has closed its end: it sends no more than what waits in the socket.
+/// Whether the client has closed its end. Such a client sends nothing more, but unread bytes may wait in the socket.
 fn has_hung_up(client: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(client, PollFlags::RDHUP)];
     matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
 }
 
-/// A listening socket, and a descriptor in reserve. Without the reserve, a pending connection could be neither accepted nor
-/// refused while the process has no free descriptor.
+/// A listening socket, and a spare descriptor. Without the spare descriptor, a pending connection could be neither
+/// accepted nor refused while the process has no free descriptor.
 ///
-/// A connection that cannot be accepted stays pending, and the socket stays readable. So the event loop does not watch
-/// the socket until it is time to try again.
+/// A connection that can't be accepted stays pending, and the socket stays readable. So the event loop does not watch
+/// the socket until the next attempt is due.
 struct Listener {
     socket: OwnedFd,
     reserve: Option<OwnedFd>,
-    /// Until then the socket is not watched.
+    /// The socket is not watched before this time.
     paused_until: Option<Instant>,
 }
 
@@ -214,12 +215,12 @@ impl Listener {
         Self { socket, reserve: reserve(), paused_until: None }
     }
 
-    /// Has `epoll` watch the socket, as [`LISTENER`].
+    /// Makes `epoll` watch the socket as [`LISTENER`].
     fn watch(&self, epoll: &OwnedFd) -> rustix::io::Result<()> {
         Source::Link(LISTENER).watch(epoll, &self.socket, EventFlags::IN)
     }
 
-    /// Ends a pause that is over.
+    /// Ends a pause that has expired.
     fn on_deadline(&mut self, now: Instant, epoll: &OwnedFd) {
         if self.paused_until.is_some_and(|until| until <= now) {
             self.paused_until = None;
@@ -227,7 +228,7 @@ impl Listener {
         }
     }
 
-    /// Accepts a connection, unless a client is connected already (`occupied`): then it is refused.
+    /// Accepts a connection. If a client is connected already (`occupied`), the connection is refused.
     fn accept(&mut self, occupied: bool, now: Instant, epoll: &OwnedFd) -> Option<OwnedFd> {
         let mut accepted = accept_with(&self.socket, SocketFlags::CLOEXEC);
         if let Err(Errno::MFILE | Errno::NFILE) = accepted {
@@ -241,7 +242,7 @@ impl Listener {
         client
     }
 
-    /// Decides what becomes of the result of accept(2).
+    /// Handles the result of accept(2).
     fn settle(
         &mut self,
         accepted: rustix::io::Result<OwnedFd>,
@@ -259,7 +260,7 @@ impl Listener {
                 return None;
             }
         };
-        // 0: in another PID namespace.
+        // 0: the client is in another PID namespace.
         let pid = sys::sockopt::peer_pid(&socket).unwrap_or(0);
         if occupied {
             log::info!("another client is connected: discarding connection from PID {pid}");
@@ -277,12 +278,12 @@ impl Listener {
     }
 }
 
-/// A descriptor to hold in reserve.
+/// Opens a spare descriptor.
 fn reserve() -> Option<OwnedFd> {
     eventfd(0, EventfdFlags::CLOEXEC).ok()
 }
 
-/// The paths to listen at without `--socket`: the first one that is free is used (behaviour §9.2).
+/// The paths to listen at if `--socket` is not given. The first path that is free is used (behaviour §9.2).
 pub(crate) fn default_paths() -> impl Iterator<Item = PathBuf> {
     DEFAULT_SOCKETS.map(|number| default_socket(number).to_string().into())
 }

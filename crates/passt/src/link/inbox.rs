@@ -1,7 +1,7 @@
-//! Where a link receives frames.
+//! The buffer in which a link receives frames.
 //!
-//! While a frame is handled, replies are sent by the same link. So the frame can't borrow from the link: the link lends
-//! the buffer that holds it, and gets it back when the frame is dropped.
+//! While a frame is handled, replies are sent over the same link. So the frame can't borrow from the link: the link
+//! lends the buffer with the frame, and gets the buffer back when the frame is dropped.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut, Range};
@@ -11,22 +11,22 @@ use wire::offload::Offload;
 
 use crate::memory::Payload;
 
-/// A buffer that belongs to a link, and is lent while a frame in it is handled.
+/// A buffer that belongs to a link. The buffer is lent while a frame in it is handled.
 pub(super) struct Inbox<T>(Rc<Cell<T>>);
 
-/// What an [`Inbox`] has lent. Dropped, it returns there.
+/// The buffer that an [`Inbox`] has lent. It returns to the inbox when this value is dropped.
 pub struct Lent<T: Default> {
     value: T,
     home: Rc<Cell<T>>,
 }
 
 impl<T: Default> Inbox<T> {
-    /// An inbox with this buffer.
+    /// Creates an inbox with this buffer.
     pub(super) fn new(value: T) -> Self {
         Self(Rc::new(Cell::new(value)))
     }
 
-    /// Lends the buffer; none while the frame before is still held, which no caller does.
+    /// Lends the buffer. Returns `None` while the previous frame is still held; no caller holds it.
     pub(super) fn lend(&mut self) -> Option<Lent<T>> {
         let value = Rc::get_mut(&mut self.0).map(|home| home.take());
         debug_assert!(value.is_some(), "a frame was received while the one before was handled");
@@ -54,24 +54,24 @@ impl<T: Default> DerefMut for Lent<T> {
     }
 }
 
-/// A buffer in our own memory, and where in it the frame is.
+/// A buffer in our own memory, and the position of the frame in the buffer.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
-    /// All of the buffer.
+    /// All bytes of the buffer.
     pub(super) bytes: Vec<u8>,
-    /// Where the frame is.
+    /// The position of the frame.
     pub(super) frame: Range<usize>,
-    /// What was left undone in it.
+    /// The offload work of the frame that is not done yet.
     pub(super) offload: Offload,
 }
 
 impl Buffer {
-    /// A buffer of `len` bytes, with no frame in it.
+    /// Creates a buffer of `len` bytes, with no frame in it.
     pub(super) fn new(len: usize) -> Self {
         Self { bytes: vec![0; len], ..Self::default() }
     }
 
-    /// The frame's head, all of it, and what was left undone in it.
+    /// The frame's head, the whole frame, and the offload work that is not done yet.
     pub(crate) fn parts(&self) -> (&[u8], Payload<'_>, Offload) {
         let bytes = self.bytes.get(self.frame.clone()).unwrap_or_default();
         (wire::frame::head(bytes), bytes.into(), self.offload)

@@ -1,4 +1,4 @@
-//! Links to the guest: where Ethernet frames come from and go to (behaviour §9).
+//! Links to the guest. A link receives Ethernet frames from the guest and sends frames to the guest (behaviour §9).
 
 #[cfg(test)]
 mod all_sums;
@@ -28,19 +28,20 @@ use tap::TapLink;
 use vhost_user::VhostUserLink;
 pub(crate) use watcher::Counters;
 
-/// The link of a guest, of one kind or another. The engine is compiled once, for this type.
+/// The link of a guest, of any kind. The engine is compiled once, for this type.
 pub(crate) enum Medium {
-    /// No link (`--splice-only`), or none any more: it is always full. Counts of the link that was lost.
+    /// No link, because of `--splice-only` or because the link was lost. It is always full. The counts belong to the
+    /// lost link.
     None(Counters),
     /// The tap device of a network namespace.
     Tap(TapLink),
     /// A UNIX stream socket.
     Stream(StreamLink),
-    /// Rings in memory of the guest. Boxed, because it is large.
+    /// Rings in the guest's memory. Boxed, because this variant is large.
     VhostUser(Box<VhostUserLink>),
 }
 
-/// Evaluates the same expression for the link of whichever kind, or another one if there is no link.
+/// Evaluates the same expression for a link of any kind, or another expression if there is no link.
 macro_rules! each {
     ($medium:expr, $link:ident => $result:expr, none => $none:expr) => {
         match $medium {
@@ -52,11 +53,11 @@ macro_rules! each {
     };
 }
 
-/// A frame of the guest, while it is handled. Its buffer returns to the link when this is dropped.
+/// A frame of the guest, while it is handled. Its buffer returns to the link when the frame is dropped.
 pub(crate) enum Frame {
-    /// In our own memory.
+    /// The frame is in our own memory.
     Own(Lent<Buffer>),
-    /// In the guest's memory.
+    /// The frame is in the guest's memory.
     Guest(Lent<vhost_user::Frame>),
 }
 
@@ -71,22 +72,22 @@ impl Frame {
 }
 
 impl Medium {
-    /// No link.
+    /// Creates the variant without a link.
     pub(crate) const fn none() -> Self {
         Self::None(Counters { received: 0, sent: 0, dropped: 0 })
     }
 
-    /// Whether there is no link: connections through it must be refused.
+    /// Whether there is no link. If true, connections through the link must be refused.
     pub(crate) const fn is_none(&self) -> bool {
         matches!(self, Self::None(_))
     }
 
-    /// Whether guests connect and disconnect, so that there may be no guest at times.
+    /// Whether guests connect and disconnect. If true, there may be no guest at times.
     pub(crate) const fn has_clients(&self) -> bool {
         matches!(self, Self::Stream(_) | Self::VhostUser(_))
     }
 
-    /// Counts of the frames that have crossed the link, or were lost.
+    /// Counts of frames that have crossed the link, and of frames that were lost.
     pub(crate) fn counters(&self) -> Counters {
         match self {
             Self::None(counters) => *counters,
@@ -96,10 +97,10 @@ impl Medium {
         }
     }
 
-    /// Has `epoll` watch the link. Must be called after the last fork.
+    /// Makes `epoll` watch the link. Must be called after the last fork.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system refuses to watch the link.
     pub(crate) fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
         each!(self, link => link.watch(epoll), none => Ok(Change::default()))
     }
@@ -107,7 +108,7 @@ impl Medium {
     /// Handles an event of one of the link's descriptors.
     ///
     /// # Errors
-    /// The link is unusable; the process must exit.
+    /// The link can't be used any more. The process must exit.
     pub(crate) fn on_event(
         &mut self,
         source: u32,
@@ -123,7 +124,7 @@ impl Medium {
         }
     }
 
-    /// When to call [`Medium::on_deadline`].
+    /// Returns the time at which [`Medium::on_deadline`] must be called.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         match self {
             Self::None(_) | Self::Tap(_) => None,
@@ -132,7 +133,7 @@ impl Medium {
         }
     }
 
-    /// Does what is due.
+    /// Does the work whose deadline has passed.
     pub(crate) fn on_deadline(&mut self, now: Instant, epoll: &OwnedFd) {
         match self {
             Self::None(_) | Self::Tap(_) => {}
@@ -141,8 +142,8 @@ impl Medium {
         }
     }
 
-    /// Receives one frame. `None`: there is no frame now, and an event reports the next one. The caller must drop a frame
-    /// before it receives the next.
+    /// Receives one frame. `None`: no frame is available now, and an event reports the next frame. The caller must drop
+    /// a frame before it receives the next frame.
     pub(crate) fn receive(&mut self) -> Option<Frame> {
         match self {
             Self::None(_) => None,
@@ -152,11 +153,11 @@ impl Medium {
         }
     }
 
-    /// Sends what waits to be sent. Must be called after each round of events. If the link was found `full`, a later event
-    /// reports room.
+    /// Sends the frames that wait to be sent. Must be called after each round of events. If the link was found `full`,
+    /// a later event reports that the link accepts frames again.
     ///
     /// # Errors
-    /// The link is unusable; the process must exit.
+    /// The link can't be used any more. The process must exit.
     pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
         let change = match self {
             Self::None(_) => Ok(Change::default()),
@@ -172,7 +173,7 @@ impl Medium {
                  refused. Local connections that bypass it continue. To connect the namespace again, start pasta again",
                 link.device.name
             );
-            // Closes the device: epoll forgets it.
+            // This closes the device, so epoll forgets it.
             *self = Self::None(link.watcher.counters());
         }
         Ok(change)

@@ -11,18 +11,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, Endianness, TsResolution};
 
-/// Maximum number of octets kept of a frame.
+/// Maximum number of octets of a frame that are captured.
 const SNAP_LEN: usize = 65535;
 
-/// A capture file. After [`Capture::flush`] it holds whole frames, however the process ends then.
+/// A capture file. After [`Capture::flush`], the file contains whole frames, however the process ends.
 pub(crate) struct Capture {
-    /// `None` once writing has failed: the network continues without the capture.
+    /// `None` if a write has failed. The network then continues without the capture.
     writer: Option<PcapWriter<Shared>>,
     buffer: Shared,
     frame: Vec<u8>,
 }
 
-/// The buffered file, which the library's writer keeps to itself.
+/// The buffered file, shared with the library's writer: the writer gives no access to its file.
 #[derive(Clone)]
 struct Shared(Rc<RefCell<BufWriter<File>>>);
 
@@ -37,7 +37,7 @@ impl Write for Shared {
 }
 
 impl Capture {
-    /// Creates the file with mode 0600, or truncates an existing one.
+    /// Creates the file with mode 0600, or truncates an existing file.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Self::new(file)
@@ -57,7 +57,7 @@ impl Capture {
         Ok(Self { writer: Some(writer), buffer, frame: Vec::with_capacity(SNAP_LEN) })
     }
 
-    /// Writes to the file the frames that were added.
+    /// Writes the added frames to the file.
     pub(crate) fn flush(&mut self) {
         if self.writer.is_some()
             && let Err(error) = self.buffer.flush()
@@ -66,8 +66,8 @@ impl Capture {
         }
     }
 
-    /// Adds an Ethernet frame that has just crossed the link, given in `parts`. Only the first 65535 octets are kept: a
-    /// super-frame may be longer.
+    /// Adds an Ethernet frame that has just crossed the link. The frame consists of `parts`. Only the first 65535
+    /// octets are captured: a super-frame may be longer.
     pub(crate) fn add(&mut self, parts: &[&[u8]]) {
         let Some(writer) = &mut self.writer else { return };
         self.frame.clear();

@@ -1,29 +1,32 @@
-//! Segmentation in software, for a guest that takes no super-frames.
+//! Segmentation in software, for a guest that does not accept super-frames.
 //!
 //! # Partial success
 //!
 //! Segments are sent in order until the link refuses one.
 //!
-//! - It refuses the first: the super-frame was not sent. The result is [`Full`], and the engine sends it again later.
-//! - It refuses a later one: the super-frame counts as sent, and the remaining segments are lost. Each counts as a dropped
-//!   frame. TCP retransmits them; UDP allows for the loss. To send the super-frame again would duplicate the first ones.
+//! - The link refuses the first segment: the super-frame was not sent. The result is [`Full`], and the engine sends the
+//! super-frame again later.
+//! - The link refuses a later segment: the super-frame counts as sent, and the remaining segments are lost. Each lost
+//! segment counts as a dropped frame. TCP retransmits them, and UDP permits loss. If the super-frame were sent again,
+//! the first segments would be duplicated.
 //!
-//! A lost segment costs a retransmission. So a link that can know its room in advance refuses a super-frame before its
-//! first segment.
+//! A lost segment causes a retransmission. So a link that knows its free room in advance refuses a super-frame before
+//! its first segment.
 
 use std::ops::Range;
 
 use engine::link::Full;
 use wire::segment::Segments;
 
-/// Sends the segments of a super-frame. Returns how many of them were lost.
+/// Sends the segments of a super-frame. Returns the number of lost segments.
 ///
-/// The headers of each are written to `room`, after `prefix` bytes that belong to the link. `write` gets the rest of
-/// `room`, the end of the headers in it, and the range of the segment's payload in the super-frame. It returns how many
-/// bytes of `room` it keeps: the next segment's come after them. `room` has to have space for all that is kept.
+/// The headers of each segment are written to `room`, after `prefix` bytes that belong to the link. `write` gets the
+/// rest of `room`, the end of the headers in it, and the range of the segment's payload in the super-frame. `write`
+/// returns the number of bytes of `room` that it keeps. The headers of the next segment come after these bytes. `room`
+/// must have space for all kept bytes.
 ///
 /// # Errors
-/// [`Full`], if nothing was sent.
+/// [`Full`], if no segment was sent.
 pub(super) fn send(
     mut segments: Segments<'_>,
     mut room: &mut [u8],
@@ -56,7 +59,8 @@ mod tests {
 
     const SIZE: u16 = 100;
 
-    /// Sends a super-frame of four segments over a link that takes `taken`. Returns the result, and the payload sent.
+    /// Sends a super-frame of four segments over a link that accepts `taken` segments. Returns the result, and the
+    /// payload that was sent.
     fn send_to(taken: usize, kept: usize, room: usize) -> (Result<u64, Full>, Vec<u8>) {
         let outgoing = Outgoing {
             source_mac: Mac([2, 0, 0, 0, 0, 1]),
@@ -96,7 +100,7 @@ mod tests {
         assert_eq!(send_to(0, 0, 58), (Err(Full), Vec::new()));
     }
 
-    /// What the link refuses after the first segment is lost and counted, and not sent again.
+    /// Segments that the link refuses after the first segment are lost and counted, and not sent again.
     #[test]
     fn segments_after_a_refused_one_are_lost() {
         for (taken, lost) in [(1, 3), (2, 2), (3, 1)] {

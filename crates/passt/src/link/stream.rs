@@ -1,7 +1,7 @@
 //! The UNIX stream socket of a virtual machine (behaviour §9.2, §9.3).
 //!
-//! One client at a time. Whatever it does to its connection ends that connection and nothing else: flows stay, and
-//! continue when this client, or another, connects again.
+//! The link serves one client at a time. A client's errors end its own connection and nothing else: flows stay, and
+//! continue when this client or another client connects.
 
 mod outbox;
 
@@ -27,12 +27,12 @@ use super::watcher::Watcher;
 use crate::memory::Vectored;
 use outbox::Outbox;
 
-/// Maximum number of bytes read at a time, and room to complete a frame that has begun.
+/// Maximum number of bytes that are read at a time, and room to complete a frame that has begun.
 const BUFFER_LEN: usize = (256 << 10) + PREFIX_LEN + MAX_FRAME_LEN;
-/// Send buffer to ask for, in bytes; the kernel grants what its limits allow.
+/// Requested size of the send buffer, in bytes. The kernel may grant less.
 const SEND_BUFFER: usize = 1 << 20;
 
-/// Options for a QEMU that connects at `path`.
+/// Options for a QEMU process that connects at `path`.
 pub(crate) fn qemu_options(path: &Path) -> String {
     format!(
         "-device virtio-net-pci,netdev=s -netdev stream,id=s,server=off,addr.type=unix,addr.path={}",
@@ -52,16 +52,16 @@ pub(crate) struct StreamLink {
 pub(super) struct Connection {
     socket: OwnedFd,
     unframer: Unframer,
-    /// All that had arrived at the last event was read.
+    /// All bytes that had arrived at the last event were read.
     drained: bool,
-    /// The client has closed the connection, or broken the framing: it is to be ended.
+    /// The client has closed the connection, or violated the framing. The connection must be ended.
     lost: bool,
-    /// Whether the event loop is to report when the socket takes more.
+    /// Whether the event loop must report when the socket accepts more bytes.
     waiting: bool,
 }
 
 impl StreamLink {
-    /// A link for the client that connects by `socket`.
+    /// Creates a link for the client of `socket`.
     pub(crate) fn new(socket: GuestSocket, capture: Option<Capture>) -> Self {
         Self {
             door: Door::new(socket),
@@ -92,19 +92,19 @@ impl StreamLink {
         if room {
             self.outbox.retry();
         }
-        // A read reports an error, if there is one.
+        // If there is an error, a read reports it.
         connection.drained = false;
         Change { frames: true, room, ..Change::default() }
     }
 
-    /// See [`super::Medium::receive`]. The frame may be a train of several.
+    /// See [`super::Medium::receive`]. The frame may be a train of several frames.
     pub(super) fn receive(&mut self) -> Option<Lent<Buffer>> {
         let connection = self.door.client_mut()?;
         let mut lent = self.inbox.lend()?;
         let buffer = &mut lent.bytes[..];
         let mut frame = connection.next_frame(buffer)?;
         self.watcher.received(&[&buffer[frame.clone()]]);
-        // Captures and traces show frames as they came. The engine verifies what is not verified here.
+        // Captures and traces show frames as they arrived. The engine verifies the fields that are not verified here.
         let train = if self.watcher.is_watching() { None } else { Train::begin(&buffer[frame.clone()]) };
         let verified = train.is_some();
         if let Some(mut train) = train {
@@ -146,7 +146,7 @@ impl Client for Connection {
     const EVENTS: EventFlags = EventFlags::IN;
 
     fn new(socket: OwnedFd) -> io::Result<Self> {
-        // Best effort: a smaller buffer costs speed alone.
+        // Best effort: a smaller buffer only reduces the speed.
         let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
         Ok(Self { socket, unframer: Unframer::default(), drained: true, lost: false, waiting: false })
     }
@@ -175,7 +175,7 @@ impl Connection {
         }
     }
 
-    /// Reads once, as much as `buffer` has room for.
+    /// Reads once. Reads at most as many bytes as fit into `buffer`.
     fn read(&mut self, buffer: &mut [u8]) {
         let room = self.unframer.room(buffer);
         let len = room.len();
@@ -209,7 +209,7 @@ impl Link for StreamLink {
     }
 
     fn largest_segment(&self) -> u16 {
-        // Super-frames are cut anyway: the larger, the fewer reads.
+        // Super-frames are segmented anyway: the larger they are, the fewer reads are needed.
         u16::MAX
     }
 

@@ -24,25 +24,26 @@ const DEVICE: Source = Source::Link(0);
 /// Length of one frame with its virtio-net header, in bytes.
 const BUFFER_LEN: usize = VNET_HDR_LEN + wire::frame::MAX_LEN;
 
-/// A tap, and the frame that is being written to it.
+/// A tap device, and the frame that is being written to it.
 pub(crate) struct TapLink {
     pub(super) device: TapDevice,
     inbox: Inbox<Buffer>,
-    /// A virtio-net header, whether the device takes one or not, and a frame.
+    /// Room for a virtio-net header and a frame. There is room for the header even if the device uses no headers.
     slot: Vec<u8>,
-    /// A virtio-net header and the frame of one segment, if the device takes no super-frames.
+    /// Room for a virtio-net header and the frame of one segment. It is used if the device does not accept
+    /// super-frames.
     segment: Vec<u8>,
-    /// The error by which the device has failed: its interface was deleted.
+    /// The error that shows that the device has failed: its interface was deleted.
     pub(super) failed: Option<Errno>,
     /// Whether the interface is up from the start.
     up: bool,
-    /// Whether the event loop reports when the device takes frames again.
+    /// Whether the event loop reports when the device accepts frames again.
     waiting: bool,
     pub(super) watcher: Watcher,
 }
 
 impl TapLink {
-    /// The link over `device`, whose interface is `up` already or may be set up later.
+    /// Creates the link over `device`. The interface of the device is `up` already, or may be set up later.
     pub(crate) fn new(device: TapDevice, up: bool, capture: Option<Capture>) -> Self {
         Self {
             device,
@@ -83,14 +84,14 @@ impl TapLink {
         Ok(Change::default())
     }
 
-    /// Changes whether the event loop reports that the device takes frames again.
+    /// Sets whether the event loop reports that the device accepts frames again.
     fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> anyhow::Result<()> {
         let events = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
         self.waiting = room;
         DEVICE.rewatch(epoll, &self.device.fd, events).context("can't watch the tap device")
     }
 
-    /// Reads one frame, if there is one now.
+    /// Reads one frame, if a frame is available.
     pub(super) fn receive(&mut self) -> Option<Lent<Buffer>> {
         let mut buffer = self.inbox.lend()?;
         loop {
@@ -100,7 +101,7 @@ impl TapLink {
                 // EIO: the interface is down.
                 Err(Errno::IO) => return None,
                 Err(Errno::INTR) => continue,
-                // A frame that the kernel can't describe or copy. It has removed the frame from the queue.
+                // The kernel can't describe or copy the frame. The kernel has removed the frame from the queue.
                 Err(Errno::INVAL | Errno::NOMEM | Errno::NOBUFS) => {
                     self.watcher.dropped(1);
                     return None;
@@ -120,8 +121,8 @@ impl TapLink {
         }
     }
 
-    /// Where the frame starts in what was read, and what was left undone in it. None if its virtio-net header is
-    /// invalid.
+    /// Returns the start of the frame in the read bytes, and the offload work that is not done yet. None if the
+    /// virtio-net header is invalid.
     fn header_of(&self, bytes: &[u8]) -> Option<(usize, Offload)> {
         if !self.has_header() {
             return Some((0, Offload::default()));
@@ -146,7 +147,8 @@ impl TapLink {
         self.device.offloads.contains(needed)
     }
 
-    /// Sends a frame, which comes after room for its virtio-net header. Does in software what the device can't do.
+    /// Sends a frame. Room for its virtio-net header precedes the frame. Offload work that the device can't do is done
+    /// in software.
     fn send_in_software(&mut self, bytes: &mut [u8], offload: &Offload) -> Result<(), Full> {
         let (header, frame) = bytes.split_at_mut(VNET_HDR_LEN);
         header.copy_from_slice(&Offload::default().to_virtio());
@@ -167,7 +169,7 @@ impl TapLink {
         Ok(())
     }
 
-    /// Writes a frame with its virtio-net header, which is left out if the device takes none.
+    /// Writes a frame with its virtio-net header. The header is left out if the device uses no headers.
     fn write(&mut self, frame: &[u8]) -> Result<(), Full> {
         let start = if self.has_header() { 0 } else { VNET_HDR_LEN };
         loop {
@@ -178,13 +180,13 @@ impl TapLink {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Err(Full),
-                // The device is gone.
+                // The device does not exist any more.
                 Err(errno @ (Errno::BADFD | Errno::BADF | Errno::NODEV)) => {
                     self.failed = Some(errno);
                     return Ok(());
                 }
                 // The interface is down, memory is short, or the guest's kernel refuses the frame (the guest may have a
-                // filter there): lost, as on a wire.
+                // filter there). The frame is lost, as on a wire.
                 Err(_) => {
                     self.watcher.dropped(1);
                     return Ok(());

@@ -4,7 +4,7 @@ use std::fmt;
 
 use wire::frame::{Body, Packet, Transport, parse};
 
-/// Which way a frame goes.
+/// The direction of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Direction {
     /// From the guest.
@@ -18,7 +18,7 @@ pub(super) fn is_enabled() -> bool {
     log::log_enabled!(log::Level::Trace)
 }
 
-/// Logs an Ethernet frame, given in `parts`.
+/// Logs an Ethernet frame. The frame consists of `parts`.
 pub(super) fn frame(direction: Direction, parts: &[&[u8]]) {
     let direction = match direction {
         Direction::FromGuest => "guest >",

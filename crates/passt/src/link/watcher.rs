@@ -1,17 +1,17 @@
-//! The one place where frames that cross a link are counted, traced and captured.
+//! Counts, traces and captures the frames that cross a link. No other code does so.
 
 use super::pcap::Capture;
 use super::trace::{self, Direction};
 
-/// Counts of frames since the start. A super-frame that crosses the link whole is one frame; one that is cut into
-/// segments before is as many.
+/// Counts of frames since the start. A super-frame that crosses the link whole counts as one frame. For a super-frame
+/// that is segmented before, each segment counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
     /// Frames from the guest.
     pub(crate) received: u64,
     /// Frames to the guest.
     pub(crate) sent: u64,
-    /// Frames in either direction that were lost: the link refused them, or nobody was there to receive them.
+    /// Lost frames of both directions: the link refused the frame, or no guest was connected.
     pub(crate) dropped: u64,
 }
 
@@ -22,7 +22,7 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    /// Nothing counted yet.
+    /// Creates a watcher with all counts zero.
     pub(super) const fn new(capture: Option<Capture>) -> Self {
         Self { capture, counters: Counters { received: 0, sent: 0, dropped: 0 } }
     }
@@ -32,25 +32,25 @@ impl Watcher {
         self.counters
     }
 
-    /// Whether the bytes of every frame are wanted, as they cross the link. If not, [`Watcher::received`] and
-    /// [`Watcher::sent`] only count and may be given no bytes.
+    /// Whether the bytes of all frames are needed. If not, [`Watcher::received`] and [`Watcher::sent`] only count, and
+    /// the caller need not pass any bytes.
     pub(super) fn is_watching(&self) -> bool {
         self.capture.is_some() || trace::is_enabled()
     }
 
-    /// A frame came from the guest; `parts` are its bytes.
+    /// Counts a frame from the guest. `parts` are the frame's bytes.
     pub(super) fn received(&mut self, parts: &[&[u8]]) {
         self.counters.received += 1;
         self.show(Direction::FromGuest, parts);
     }
 
-    /// A frame was sent to the guest; `parts` are its bytes.
+    /// Counts a frame to the guest. `parts` are the frame's bytes.
     pub(super) fn sent(&mut self, parts: &[&[u8]]) {
         self.counters.sent += 1;
         self.show(Direction::ToGuest, parts);
     }
 
-    /// `count` frames were lost.
+    /// Counts `count` lost frames.
     pub(super) const fn dropped(&mut self, count: u64) {
         self.counters.dropped += count;
     }
@@ -64,7 +64,7 @@ impl Watcher {
         }
     }
 
-    /// Completes the capture file, so that it is whole whenever the process waits.
+    /// Writes all frames to the capture file, so that the file is complete whenever the process waits.
     pub(super) fn flush(&mut self) {
         if let Some(capture) = &mut self.capture {
             capture.flush();

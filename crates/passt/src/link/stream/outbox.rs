@@ -1,7 +1,7 @@
-//! Frames on their way to a stream socket: built in place, written many at a time.
+//! Frames that wait to be written to a stream socket. Frames are built in place, and many frames are written at a time.
 //!
-//! Payload is read once, for its checksum, and copied by the kernel alone: each segment of a super-frame is written as
-//! two pieces, its headers and its part of the payload.
+//! Payload is read once, for its checksum, and only the kernel copies it: each segment of a super-frame is written as
+//! two pieces, the segment's headers and its part of the payload.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -21,9 +21,9 @@ use crate::link::watcher::Watcher;
 
 /// Maximum number of bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;
-/// When this many bytes wait, they are written at once, not at the end of the round.
+/// When this number of bytes waits, the bytes are written at once, not at the end of the round.
 const DUE: usize = 192 << 10;
-/// Room for the headers of a super-frame's segments, of which the engine makes none shorter than 64 bytes.
+/// Room for the headers of a super-frame's segments. The engine makes no segment shorter than 64 bytes.
 const HEADERS: usize = (frame::MAX_LEN / 64 + 1) * (PREFIX_LEN + 128);
 /// Maximum number of pieces written at a time.
 const PIECES: usize = 512;
@@ -31,13 +31,13 @@ const PIECES: usize = 512;
 /// Frames that wait to be written.
 pub(super) struct Outbox {
     buffer: Vec<u8>,
-    /// Where the room for the next frame starts.
+    /// The start of the room for the next frame.
     end: usize,
-    /// The parts of `buffer` to write, in this order.
+    /// The parts of `buffer` that must be written, in this order.
     pieces: Vec<Range<usize>>,
-    /// How many of `pieces` are written.
+    /// The number of `pieces` that are written.
     written: usize,
-    /// The socket is full: no write before it reports readiness.
+    /// The socket is full. Nothing is written before the socket reports readiness.
     blocked: bool,
 }
 
@@ -46,23 +46,23 @@ impl Outbox {
         Self { buffer: vec![0; CAPACITY], end: 0, pieces: Vec::new(), written: 0, blocked: false }
     }
 
-    /// Whether nothing waits.
+    /// Whether no frame waits.
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
-    /// Whether enough waits to be written before the end of the round.
+    /// Whether so many bytes wait that they must be written before the end of the round.
     pub(super) fn is_due(&self) -> bool {
         self.end >= DUE && !self.blocked
     }
 
-    /// Drops the frames that wait.
+    /// Drops the frames that wait to be written.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
         (self.end, self.written, self.blocked) = (0, 0, false);
     }
 
-    /// Notes that the socket may take more.
+    /// Notes that the socket may accept more bytes.
     pub(super) const fn retry(&mut self) {
         self.blocked = false;
     }
@@ -97,16 +97,17 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes over the segments of a super-frame. Its payload stays where it is. The headers of each segment are written
-    /// after the super-frame, and `pieces` lists them in turn with their parts of the payload:
+    /// Takes over the segments of a super-frame. Its payload is not moved. The headers of each segment are written
+    /// after the super-frame. `pieces` alternates between the headers of a segment and the segment's part of the
+    /// payload:
     ///
     /// ```text
     /// buffer:  | ... | headers | payload 1 | payload 2 | length, headers 1 | length, headers 2 | free
     /// pieces:  ..., (length, headers 1), (payload 1), (length, headers 2), (payload 2)
     /// ```
     ///
-    /// The super-frame's own length and headers are in no piece: those bytes are free again once all is written.
-    /// [`Outbox::has_room`] has made sure that the headers fit.
+    /// No piece contains the super-frame's own length and headers: these bytes are free again when all pieces are
+    /// written. [`Outbox::has_room`] has ensured that the headers fit.
     fn commit_segments(
         &mut self,
         frame: Range<usize>,
@@ -123,7 +124,7 @@ impl Outbox {
             let padded = whole.max(PREFIX_LEN + MIN_FRAME_LEN);
             room[..PREFIX_LEN].copy_from_slice(&prefix(padded - PREFIX_LEN));
             let kept = if padded > whole {
-                // A short frame is padded: a copy of its payload costs less than more pieces.
+                // A short frame is padded. For a short frame, a copy of the payload is faster than more pieces.
                 room[headers..whole].copy_from_slice(&frames[payload]);
                 room[whole..padded].fill(0);
                 self.pieces.push(end..end + padded);
@@ -140,7 +141,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// Adds a piece. Extends the last one instead, if the new one follows it directly.
+    /// Adds a piece. If the new piece directly follows the last piece, the last piece is extended instead.
     fn push(&mut self, piece: Range<usize>) {
         match self.pieces.last_mut() {
             Some(last) if last.end == piece.start => last.end = piece.end,
@@ -148,14 +149,14 @@ impl Outbox {
         }
     }
 
-    /// Writes as much as the socket takes.
+    /// Writes as many bytes as the socket accepts.
     pub(super) fn flush(&mut self, socket: &OwnedFd) {
         while !self.blocked && !self.pieces.is_empty() {
             match self.write(socket) {
                 Ok(len) => self.advance(len),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.blocked = true,
-                // The client no longer reads. A read will show whether it still sends.
+                // The client no longer reads. A later read shows whether the client still sends.
                 Err(_) => self.clear(),
             }
         }
@@ -175,7 +176,7 @@ impl Outbox {
         sendmsg(socket.as_fd(), &slices[..count], &mut SendAncillaryBuffer::default(), flags)
     }
 
-    /// `len` more bytes are written.
+    /// Notes that `len` more bytes are written.
     fn advance(&mut self, mut len: usize) {
         while let Some(piece) = self.pieces.get_mut(self.written) {
             if len < piece.len() {

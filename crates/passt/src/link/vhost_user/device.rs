@@ -19,45 +19,47 @@ use super::queue::{Kick, Queue};
 use super::ring::{Addresses, MAX_SIZE, Ring, Rules};
 use crate::event::Source;
 
-/// Maximum number of pairs of queues. One loop serves them all, so more pairs are no faster; but some guests are set up
-/// with one pair per processor.
+/// Maximum number of pairs of queues. One loop serves all queues, so more pairs are not faster. But some guests are
+/// configured with one pair for each processor.
 pub(super) const MAX_PAIRS: usize = 16;
-/// Two queues each.
+/// Number of queues. A pair has two queues.
 pub(super) const QUEUES: usize = 2 * MAX_PAIRS;
 
-/// What a front-end has set up.
+/// The device that a front-end has set up.
 #[derive(Debug, Default)]
 pub(super) struct Device {
     /// The features that driver and back-end agree on.
     pub(super) features: Features,
     protocol: u64,
-    /// The front-end has asked how many pairs of queues there are.
+    /// The front-end has requested the number of pairs of queues.
     asked_for_pairs: bool,
     pub(super) memory: Memory,
-    /// Even: frames to the guest. Odd: frames from the guest.
+    /// The queues. Even index: frames to the guest. Odd index: frames from the guest.
     pub(super) queues: [Queue; QUEUES],
-    /// Descriptors that the event loop must stop to watch.
+    /// Descriptors that the event loop must not watch any more.
     pub(super) retired: Vec<Kick>,
 }
 
 impl Device {
-    /// Whether REPLY_ACK was negotiated: requests may ask for an answer.
+    /// Whether REPLY_ACK was negotiated: requests may require an answer.
     pub(super) fn acknowledges(&self) -> bool {
         self.protocol & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
     }
 
-    /// Whether the front-end asked for the number of queues and then set up none, as QEMU does if it wants more.
+    /// Whether the front-end requested the number of queues and then set up no queue. QEMU does so if it needs more
+    /// queues.
     pub(super) fn had_too_few_queues(&self) -> bool {
         self.asked_for_pairs && self.queues.iter().all(|queue| queue.size == 0)
     }
 
-    /// Whether frames may cross the queue. Without the protocol's features, all do from the start.
+    /// Whether frames may cross the queue. If protocol features were not negotiated, frames may cross all queues from
+    /// the start.
     pub(super) fn is_enabled(&self, index: usize) -> bool {
         !self.features.contains(Features::PROTOCOL_FEATURES)
             || self.queues.get(index).is_some_and(|queue| queue.enabled)
     }
 
-    /// The queues that frames to the guest may go to.
+    /// The queues to which frames for the guest may be sent.
     pub(super) fn open_queues(&self) -> impl Iterator<Item = (usize, &Ring)> {
         let even = self.queues.iter().enumerate().step_by(2);
         even.filter(|(index, _)| self.is_enabled(*index))
@@ -80,7 +82,7 @@ impl Device {
         some
     }
 
-    /// Asks the driver to notify us of new buffers. Returns whether some are available already.
+    /// Requests that the driver notifies us of new buffers. Returns whether some buffers are available already.
     pub(super) fn request_buffers(&mut self) -> bool {
         let Self { queues, memory, .. } = self;
         let mut new = false;
@@ -94,7 +96,7 @@ impl Device {
         new
     }
 
-    /// Has `epoll` watch new descriptors, and forget those that are not in use any more.
+    /// Makes `epoll` watch new descriptors, and forget descriptors that are not in use any more.
     pub(super) fn watch_kicks(&mut self, epoll: &OwnedFd) -> io::Result<()> {
         self.forget_kicks(epoll);
         for (index, queue) in self.queues.iter_mut().enumerate() {
@@ -106,10 +108,10 @@ impl Device {
         Ok(())
     }
 
-    /// Has `epoll` forget the descriptors that are not in use any more.
+    /// Makes `epoll` forget the descriptors that are not in use any more.
     pub(super) fn forget_kicks(&mut self, epoll: &OwnedFd) {
         for kick in self.retired.drain(..).filter(|kick| kick.watched) {
-            // Closing it is not enough: the front-end has a copy of the descriptor.
+            // It is not enough to close the descriptor: the front-end has a copy.
             let _ = epoll::delete(epoll, &kick.fd);
         }
     }
@@ -145,7 +147,7 @@ impl Device {
         }
     }
 
-    /// Forgets the front-end, except the descriptors that the event loop has to forget.
+    /// Forgets the front-end, but keeps the descriptors that the event loop must forget.
     pub(super) fn reset(&mut self) {
         for index in 0..QUEUES {
             self.stop(index);
@@ -154,7 +156,7 @@ impl Device {
     }
 }
 
-/// The error of a request that is not carried out.
+/// The error for a request that is refused.
 fn refused(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> vhost::vhost_user::Error {
     ReqHandlerError(io::Error::other(why))
 }
@@ -167,7 +169,7 @@ fn unsupported<T>() -> Result<T> {
     Err(refused("this was never offered"))
 }
 
-/// Makes a descriptor non-blocking: the other side may read it late, or never.
+/// Makes a descriptor non-blocking: the other side may read late, or never.
 fn without_blocking(fd: Option<File>) -> Result<Option<File>> {
     if let Some(fd) = &fd {
         let set = |flags| rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK);
@@ -182,7 +184,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn reset_owner(&mut self) -> Result<()> {
-        // The vhost-user specification says that it is no longer used and should be ignored.
+        // The vhost-user specification says that this message is no longer used and should be ignored.
         Ok(())
     }
 
@@ -290,7 +292,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             return Err(no_queue(index));
         };
         queue.addresses = Some(Addresses { descriptors, available, used, log });
-        // Sent to a queue in use to switch logging on and off.
+        // A front-end sends this message for a queue in use to turn logging on or off.
         queue.start(index as usize, memory, rules, true);
         Ok(())
     }
@@ -327,7 +329,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let fd = without_blocking(fd)?;
         let queue = self.queue(index.into())?;
         queue.call = fd;
-        // A notification by the previous descriptor may have been lost.
+        // A notification over the previous descriptor may have been lost.
         queue.call_now();
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The driver's side of the rings, for tests: memory, and a driver that writes anything to it.
+//! The driver's side of the rings, for tests: guest memory, and a driver that can write any value to it.
 
 use std::fs::File;
 
@@ -8,17 +8,17 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use super::memory::{Memory, Place};
 use super::ring::{Addresses, Broken, Ring, Rules};
 
-/// Where memory begins for the guest, and for the front-end.
+/// The address at which memory begins, both for the guest and for the front-end.
 pub(super) const GUEST: u64 = 0x10_0000;
 pub(super) const USER: u64 = 0x7000_0000;
-/// Entries of the ring.
+/// Number of entries of the ring.
 pub(super) const SIZE: u16 = 8;
 const DESCRIPTORS: usize = 0;
 const AVAILABLE: usize = 0x1000;
 const USED: usize = 0x2000;
-/// Where buffers may be: from here to [`LEN`].
+/// The start of the area for buffers. The area ends at [`LEN`].
 pub(super) const BUFFERS: usize = 0x3000;
-/// Bytes of memory.
+/// Number of bytes of memory.
 pub(super) const LEN: usize = 0x2_0000;
 
 pub(super) const NEXT: u16 = 1;
@@ -89,7 +89,7 @@ impl Driver {
         self.write(table + 16 * index, &bytes);
     }
 
-    /// Writes a descriptor of a buffer that starts at `at` of the memory.
+    /// Writes a descriptor of a buffer that starts at offset `at` of the memory.
     pub(super) fn describe(&self, index: u16, at: usize, len: u32, flags: u16, next: u16) {
         self.describe_at(DESCRIPTORS, index.into(), GUEST + at as u64, len, flags, next);
     }
@@ -128,7 +128,7 @@ impl Driver {
         self.word(USED + 4 + 8 * usize::from(SIZE))
     }
 
-    /// Entry `at` of the used ring: the chain and how much was written to it.
+    /// Entry `at` of the used ring: the chain, and the number of bytes that were written to it.
     pub(super) fn used(&self, at: u16) -> (u32, u32) {
         let bytes = self.read(USED + 4 + 8 * usize::from(at % SIZE), 8);
         let word = |range: std::ops::Range<usize>| u32::from_le_bytes(bytes[range].try_into().unwrap());

@@ -6,7 +6,7 @@ use virtio_bindings::{virtio_config, virtio_net, virtio_ring};
 use wire::offload::{Offload, SegmentKind};
 
 bitflags! {
-    /// Features of the device that driver and back-end agree on.
+    /// Features of the device on which driver and back-end agree.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Features: u64 {
         /// Frames of the driver may have an open checksum.
@@ -17,7 +17,7 @@ bitflags! {
         const GUEST_TSO4 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO4;
         /// Super-frames to the driver: TCP over IPv6.
         const GUEST_TSO6 = 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO6;
-        /// They may have ECN's "congestion window reduced".
+        /// Super-frames to the driver may have ECN's flag "congestion window reduced".
         const GUEST_ECN = 1 << virtio_net::VIRTIO_NET_F_GUEST_ECN;
         /// Super-frames to the driver: UDP over IPv4.
         const GUEST_USO4 = 1 << virtio_net::VIRTIO_NET_F_GUEST_USO4;
@@ -27,28 +27,28 @@ bitflags! {
         const HOST_TSO4 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO4;
         /// Super-frames of the driver: TCP over IPv6.
         const HOST_TSO6 = 1 << virtio_net::VIRTIO_NET_F_HOST_TSO6;
-        /// They may have ECN's "congestion window reduced".
+        /// Super-frames of the driver may have ECN's flag "congestion window reduced".
         const HOST_ECN = 1 << virtio_net::VIRTIO_NET_F_HOST_ECN;
         /// Super-frames of the driver: UDP.
         const HOST_USO = 1 << virtio_net::VIRTIO_NET_F_HOST_USO;
         /// A frame to the driver may take several buffers.
         const MRG_RXBUF = 1 << virtio_net::VIRTIO_NET_F_MRG_RXBUF;
-        /// Several pairs of queues; the control queue is the front-end's.
+        /// Several pairs of queues. The front-end handles the control queue.
         const MQ = 1 << virtio_net::VIRTIO_NET_F_MQ;
         /// Descriptors may point to tables of descriptors.
         const INDIRECT_DESC = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
-        /// Notifications are asked for by index.
+        /// Driver and device request notifications by index.
         const EVENT_IDX = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
         /// The device of virtio 1.0 and later.
         const VERSION_1 = 1 << virtio_config::VIRTIO_F_VERSION_1;
         /// The back-end logs the pages that it writes to: the guest is being migrated.
         const LOG_ALL = VhostUserVirtioFeatures::LOG_ALL.bits();
-        /// The protocol has features of its own.
+        /// The vhost-user protocol has its own features.
         const PROTOCOL_FEATURES = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
     }
 }
 
-/// Features of the protocol. The transfer of the device's state is not offered: the only state is in sockets.
+/// Features of the vhost-user protocol. The transfer of the device's state is not offered: only sockets have state.
 pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
     VhostUserProtocolFeatures::MQ
         | VhostUserProtocolFeatures::LOG_SHMFD
@@ -57,7 +57,7 @@ pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
 }
 
 impl Features {
-    /// Whether the driver takes a frame (IPv6 or not) with this much left undone.
+    /// Whether the driver accepts a frame (IPv6 or not) with this offload work that is not done yet.
     pub(super) fn takes(self, offload: &Offload, ipv6: bool) -> bool {
         let mut needed = Self::empty();
         if offload.checksum.is_some() {

@@ -1,7 +1,7 @@
 //! Frames from the guest's transmit queues.
 //!
-//! The header and the head of a frame are copied once, and only the copy is read. The payload goes from the guest's memory
-//! to a socket. Then the chain is given back to the driver.
+//! The header and the head of a frame are copied once, and only the copy is read. The payload is sent from the guest's
+//! memory to a socket. Then the chain is given back to the driver.
 
 use std::sync::Arc;
 
@@ -14,17 +14,17 @@ use super::memory::{Piece, Regions};
 use super::ring::{Broken, Direction};
 use crate::memory::Payload;
 
-/// Longest frame with its header, in bytes.
+/// Maximum length of a frame with its header, in bytes.
 pub(crate) const BUFFER_LEN: usize = HEADER_LEN + MAX_LEN;
 
 /// A frame of the guest, while it is handled.
 #[derive(Debug, Default)]
 pub struct Frame {
-    /// Header and head, or all of the frame.
+    /// Header and head, or the whole frame.
     copied: Vec<u8>,
-    /// Bytes in `copied`.
+    /// Number of bytes in `copied`.
     len: usize,
-    /// Where the whole frame is, if only its head is copied: the table of regions, and places in it.
+    /// The location of the whole frame if only its head is copied: the table of regions, and places in these regions.
     regions: Arc<Regions>,
     places: Vec<Piece>,
     pieces: Pieces,
@@ -33,7 +33,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Room for a frame.
+    /// Creates room for a frame.
     pub(super) fn new() -> Self {
         Self { copied: vec![0; BUFFER_LEN], ..Self::default() }
     }
@@ -58,23 +58,23 @@ impl Frame {
         }
     }
 
-    /// The frame, if all of it is copied.
+    /// The whole frame, if all of it is copied.
     pub(super) fn bytes(&self) -> &[u8] {
         self.copied.get(HEADER_LEN..self.len).unwrap_or_default()
     }
 }
 
-/// Receives frames from the transmit queues, in turn.
+/// Receives frames from the transmit queues in turn.
 #[derive(Debug, Default)]
 pub(super) struct FromGuest {
-    /// The queue whose turn it is.
+    /// The queue to serve next.
     queue: usize,
     /// The queue and chain of the frame that is being handled.
     held: Option<(usize, u16)>,
 }
 
 impl FromGuest {
-    /// Puts the next frame, if there is one, into `frame`, with all of it copied if `whole`. Returns whether there was one.
+    /// Puts the next frame into `frame`. If `whole`, all bytes are copied. Returns whether there was a frame.
     pub(super) fn next(&mut self, device: &mut Device, frame: &mut Frame, whole: bool) -> bool {
         self.release(device);
         for _ in 0..QUEUES / 2 {
@@ -91,7 +91,7 @@ impl FromGuest {
         false
     }
 
-    /// Gives back the chain of the frame that was handled.
+    /// Gives the chain of the handled frame back.
     pub(super) fn release(&mut self, device: &mut Device) {
         let Some((index, head)) = self.held.take() else { return };
         let Device { queues, memory, .. } = device;
@@ -103,8 +103,9 @@ impl FromGuest {
         }
     }
 
-    /// The next frame of a queue. One that is too long, has no valid header, or is on a disabled queue becomes an empty
-    /// frame, which the engine drops and counts: a loop here would have no bound that the guest does not set.
+    /// Returns the next frame of a queue. A frame that is too long, has no valid header, or is on a disabled queue
+    /// becomes an empty frame. The engine drops and counts an empty frame. A loop that skips such frames here would
+    /// have no bound that is independent of the guest.
     fn next_of(
         &mut self,
         device: &mut Device,

@@ -1,7 +1,8 @@
-//! The guest's memory, as the front-end shares it.
+//! The guest's memory, which the front-end shares.
 //!
-//! The guest may change any byte of it at any time. So it is never seen as a Rust slice, only through `vm-memory`'s
-//! volatile accessors, and what decides anything is copied out once before it is looked at.
+//! The guest may change any byte of its memory at any time. So the memory is never accessed as a Rust slice, only by
+//! `vm-memory`'s volatile accessors. A value on which a decision depends is copied once, and only the copy is checked
+//! and used.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -16,16 +17,16 @@ const LOG_PAGE: u64 = 4096;
 /// Why memory of the front-end can't be mapped.
 #[derive(Debug, Error)]
 pub(super) enum MapError {
-    /// The region does not fit into our address space, or into 64 bits.
+    /// The memory does not fit into our address space, or into 64 bits.
     #[error("it is too large")]
     TooLarge,
-    /// The file ends before it.
+    /// The memory extends beyond the end of its file.
     #[error("its file has only {0} bytes")]
     PastTheEnd(u64),
     /// The file can't be examined.
     #[error("its file can't be examined: {0}")]
     File(rustix::io::Errno),
-    /// The system refuses.
+    /// The system refuses the mapping.
     #[error("{0}")]
     Map(vm_memory::mmap::MmapRegionError),
 }
@@ -34,29 +35,29 @@ pub(super) enum MapError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OutOfRange;
 
-/// Where a region is, for the guest and for the front-end.
+/// The location of a region, for the guest and for the front-end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     /// Guest-physical address.
     pub(super) guest: u64,
     /// Address in the front-end's address space.
     pub(super) user: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub(super) len: u64,
-    /// Where it starts in its file.
+    /// Start of the region in its file.
     pub(super) offset: u64,
 }
 
-/// The table of regions, and the log of pages written.
+/// The table of regions, and the log of written pages.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     regions: Arc<Regions>,
     log: Option<Log>,
-    /// Whether to write to the log.
+    /// Whether writes must be logged.
     pub(super) logging: bool,
 }
 
-/// A table of regions. They stay mapped as long as a reference to the table is held.
+/// A table of regions. The regions stay mapped as long as a reference to the table is held.
 #[derive(Debug, Default)]
 pub(super) struct Regions(Vec<Region>);
 
@@ -64,20 +65,20 @@ pub(super) struct Regions(Vec<Region>);
 struct Region {
     place: Place,
     mapping: Arc<MmapRegion>,
-    /// Where it starts in the mapping.
+    /// Start of the region in the mapping.
     skip: usize,
 }
 
-/// A range of guest memory, in one region of the table it was found in.
+/// A range of guest memory. The range is in one region of the table in which it was found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
     region: u32,
-    /// Bytes.
+    /// Length in bytes.
     pub(super) len: u32,
     offset: u64,
 }
 
-/// A range of guest memory that stays mapped as long as this is held.
+/// A range of guest memory. The range stays mapped as long as this value is held.
 #[derive(Debug)]
 pub(super) struct Area {
     mapping: Arc<MmapRegion>,
@@ -85,7 +86,7 @@ pub(super) struct Area {
     len: usize,
 }
 
-/// One bit for each page of guest memory, shared with the front-end.
+/// A bitmap with one bit for each page of guest memory. It is shared with the front-end.
 #[derive(Debug)]
 struct Log {
     mapping: MmapRegion,
@@ -94,7 +95,7 @@ struct Log {
 }
 
 impl Memory {
-    /// Maps regions, in place of all others.
+    /// Maps the regions of `table`, and replaces all other regions.
     pub(super) fn replace(&mut self, table: Vec<(Place, File)>) -> Result<(), MapError> {
         let regions = table.into_iter().map(|(place, file)| Region::new(place, file));
         self.regions = Arc::new(Regions(regions.collect::<Result<_, _>>()?));
@@ -108,7 +109,7 @@ impl Memory {
         Ok(())
     }
 
-    /// The range at `address` in the front-end's address space, if it is in one region.
+    /// Returns the range at `address` in the front-end's address space, if the range is in one region.
     pub(super) fn area(&self, address: u64, len: usize) -> Option<Area> {
         self.regions.0.iter().find_map(|region| {
             let start = region.within(address.checked_sub(region.place.user)?, len as u64)?;
@@ -116,8 +117,8 @@ impl Memory {
         })
     }
 
-    /// Finds `len` bytes at the guest-physical `address` and adds the pieces that they are in to `pieces`: more than one
-    /// where regions meet.
+    /// Finds `len` bytes at the guest-physical `address`, and adds the pieces that contain them to `pieces`. There are
+    /// several pieces if the bytes are in several regions.
     pub(super) fn find(&self, mut address: u64, len: u32, pieces: &mut Vec<Piece>) -> Result<(), OutOfRange> {
         let mut left = len;
         while left > 0 {
@@ -134,17 +135,17 @@ impl Memory {
         Ok(())
     }
 
-    /// The bytes of a piece that this table has found.
+    /// Returns the bytes of a piece that this table has found.
     pub(super) fn slice(&self, piece: Piece) -> Option<VolatileSlice<'_>> {
         self.regions.slice(piece)
     }
 
-    /// The table as it is now.
+    /// The present table.
     pub(super) fn regions(&self) -> &Arc<Regions> {
         &self.regions
     }
 
-    /// Copies the bytes at the guest-physical `address`, which must be in one region.
+    /// Copies the bytes at the guest-physical `address`. The bytes must be in one region.
     pub(super) fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], OutOfRange> {
         let found = self.regions.0.iter().find_map(|region| {
             let start = region.within(address.checked_sub(region.place.guest)?, N as u64)?;
@@ -164,7 +165,7 @@ impl Memory {
         }
     }
 
-    /// Logs that `len` bytes at `address`, as the log counts, were written to.
+    /// Logs that `len` bytes were written at `address`, an address of the log.
     pub(super) fn mark_at(&self, address: u64, len: u64) {
         let (true, Some(log), Some(last)) = (self.logging, &self.log, len.checked_sub(1)) else { return };
         for page in address / LOG_PAGE..=address.saturating_add(last) / LOG_PAGE {
@@ -180,7 +181,7 @@ impl Memory {
 }
 
 impl Regions {
-    /// The bytes of a piece that this table has found.
+    /// Returns the bytes of a piece that this table has found.
     pub(super) fn slice(&self, piece: Piece) -> Option<VolatileSlice<'_>> {
         let region = self.0.get(piece.region as usize)?;
         let start = region.within(piece.offset, u64::from(piece.len))?;
@@ -194,7 +195,7 @@ impl Region {
         Ok(Self { place, mapping: Arc::new(mapping), skip })
     }
 
-    /// Where in the mapping `len` bytes at `offset` of the region are, if they are in it.
+    /// Returns the position in the mapping of `len` bytes at `offset` of the region, if the region contains them.
     fn within(&self, offset: u64, len: u64) -> Option<usize> {
         let end = offset.checked_add(len)?;
         (end <= self.place.len).then(|| self.skip + offset as usize)
@@ -202,12 +203,12 @@ impl Region {
 }
 
 impl Area {
-    /// The `len` bytes at `at`.
+    /// Returns `len` bytes at position `at`.
     pub(super) fn slice(&self, at: usize, len: usize) -> Result<VolatileSlice<'_>, OutOfRange> {
         self.mapping.get_slice(self.within(at, len)?, len).map_err(|_| OutOfRange)
     }
 
-    /// The word at `at`.
+    /// Returns the word at position `at`.
     pub(super) fn atomic(&self, at: usize) -> Result<&AtomicU16, OutOfRange> {
         self.mapping.get_atomic_ref(self.within(at, 2)?).map_err(|_| OutOfRange)
     }
@@ -218,8 +219,9 @@ impl Area {
     }
 }
 
-/// Maps `len` bytes at `offset` of `file`. Returns also where they start in the mapping. The mapping begins at the start of
-/// the file, because the offset need not be a multiple of the file's page size, which may be a huge page's.
+/// Maps `len` bytes at `offset` of `file`. Also returns the position of these bytes in the mapping. The mapping begins
+/// at the start of the file: the offset may not be a multiple of the file's page size, which may be that of a huge
+/// page.
 fn map(file: File, offset: u64, len: u64) -> Result<(MmapRegion, usize), MapError> {
     let end = offset.checked_add(len).ok_or(MapError::TooLarge)?;
     let (start, size) = (usize::try_from(offset), usize::try_from(end));

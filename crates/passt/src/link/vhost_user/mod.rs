@@ -1,8 +1,10 @@
-//! vhost-user: the rings of a virtio network device, in memory that QEMU shares with us (behaviour §9.4, virtio 1.2 §5.1).
+//! vhost-user: the rings of a virtio network device, in memory that QEMU shares with this program (behaviour §9.4,
+//! virtio 1.2 §5.1).
 //!
-//! We are the back-end. The front-end, QEMU, describes over a UNIX socket where the guest's memory and rings are
-//! (`session`, `device`). Frames then pass through the rings (`from_guest`, `to_guest`), with no system calls except
-//! notifications. Whatever a front-end or its guest does wrong ends its connection, or a queue, and nothing else.
+//! This program is the back-end. The front-end, QEMU, sends the locations of the guest's memory and rings over a UNIX
+//! socket (`session`, `device`). Frames then pass through the rings (`from_guest`, `to_guest`), without system calls
+//! except notifications. An error of a front-end or of its guest ends the front-end's connection, or one queue, and
+//! nothing else.
 
 mod device;
 #[cfg(test)]
@@ -35,10 +37,10 @@ use from_guest::FromGuest;
 use session::{Ended, Session};
 use to_guest::ToGuest;
 
-/// The first of the queues' descriptors.
+/// The number of the first queue's descriptor.
 const QUEUE: u32 = CLIENT + 1;
 
-/// Options for a QEMU that connects at `path`.
+/// Options for a QEMU process that connects at `path`.
 pub(crate) fn qemu_options(path: &Path) -> String {
     format!(
         "-chardev socket,id=c,path={} -netdev vhost-user,id=v,chardev=c -device virtio-net-pci,netdev=v -machine \
@@ -54,13 +56,13 @@ pub struct VhostUserLink {
     inbox: Inbox<Frame>,
     from_guest: FromGuest,
     to_guest: ToGuest,
-    /// Whether the guest has a queue for frames to it.
+    /// Whether the guest has a queue that receives frames.
     up: bool,
     pub(super) watcher: Watcher,
 }
 
 impl VhostUserLink {
-    /// A link for the front-end that connects by `socket`, with frames of up to `mtu` bytes after the Ethernet header.
+    /// Creates a link for the front-end of `socket`. Frames have up to `mtu` bytes after the Ethernet header.
     pub(crate) fn new(socket: GuestSocket, mtu: u16, capture: Option<Capture>) -> Self {
         Self {
             door: Door::new(socket),
@@ -73,23 +75,23 @@ impl VhostUserLink {
         }
     }
 
-    /// A link to the front-end at the other end of `socket`.
+    /// Creates a link to the front-end that is connected to `socket`.
     #[must_use]
     pub fn connected(socket: OwnedFd, mtu: u16) -> Self {
         Self::new(GuestSocket::Connected(socket), mtu, None)
     }
 
-    /// Has `epoll` watch the link. To be called in the process that will wait.
+    /// Makes `epoll` watch the link. Must be called in the process that runs the event loop.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system refuses to watch the link.
     pub fn watch(&mut self, epoll: &OwnedFd) -> anyhow::Result<Change> {
         self.door.watch(epoll)?;
         Ok(Change::default())
     }
 
-    /// Handles an event of one of the descriptors: 0 is the listening socket, 1 the front-end's, from 2 on those of the
-    /// queues.
+    /// Handles an event of a descriptor. 0 is the listening socket, 1 is the front-end's socket, and 2 and higher
+    /// numbers are descriptors of the queues.
     pub fn on_event(&mut self, source: u32, now: Instant, epoll: &OwnedFd) -> Change {
         match source {
             LISTENER => {
@@ -101,16 +103,16 @@ impl VhostUserLink {
         }
     }
 
-    /// The front-end has sent messages, or has disconnected.
+    /// Handles messages of the front-end, or its disconnection.
     fn on_messages(&mut self, epoll: &OwnedFd) -> Change {
         let Some(session) = self.door.client_mut() else { return Change::default() };
-        // The messages may take the rings away: what is due is shown to the driver before.
+        // The messages may remove the rings, so completed work is published to the driver first.
         self.from_guest.release(&mut self.device);
         self.device.publish();
         let handled = session.handle(&mut self.device).and_then(|all| {
             self.device.watch_kicks(epoll)?;
             if !all {
-                // Reports the messages that are left once more.
+                // This makes epoll report the remaining messages again.
                 self.door.rewatch(Session::EVENTS, epoll)?;
             }
             Ok(())
@@ -124,7 +126,7 @@ impl VhostUserLink {
         Change { frames: true, room: true, up, ..Change::default() }
     }
 
-    /// The connection to the front-end has ended.
+    /// Handles the end of the connection to the front-end.
     fn on_end(&mut self, ended: &Ended, epoll: &OwnedFd) -> Change {
         match ended {
             Ended::Closed if self.device.had_too_few_queues() => log::warn!(
@@ -140,12 +142,12 @@ impl VhostUserLink {
         self.door.disconnect(epoll)
     }
 
-    /// The driver has made buffers available in a queue.
+    /// Handles a notification: the driver has made buffers available in a queue.
     fn on_kick(&mut self, index: usize) -> Change {
         let Device { queues, memory, .. } = &mut self.device;
         let Some(queue) = queues.get_mut(index) else { return Change::default() };
         let Some(ring) = &mut queue.ring else { return Change::default() };
-        // They are requested again when the queue is empty, or the guest's buffers are used up.
+        // Notifications are requested again when the queue is empty, or when the guest's buffers are used up.
         if let Err(broken) = ring.suppress_kicks(memory) {
             queue.fail(index, broken);
             return Change::default();
@@ -155,10 +157,10 @@ impl VhostUserLink {
         Change { frames: !to_guest, room: to_guest, ..Change::default() }
     }
 
-    /// The next frame of the guest, if there is one.
+    /// Receives the next frame of the guest, if a frame is available.
     pub fn receive(&mut self) -> Option<Lent<Frame>> {
         let mut frame = self.inbox.lend()?;
-        // A capture or trace wants all bytes, which a guest can't change any more: then all are copied.
+        // A capture or trace needs all bytes, and the guest must not change them any more. So all bytes are copied.
         let watching = self.watcher.is_watching();
         if !self.from_guest.next(&mut self.device, &mut frame, watching) {
             return None;
@@ -167,8 +169,8 @@ impl VhostUserLink {
         Some(frame)
     }
 
-    /// To be called after each round of events: shows the driver what was done. If the link was found `full`, a later
-    /// event reports room.
+    /// Must be called after each round of events. Publishes completed work to the driver. If the link was found `full`,
+    /// a later event reports that the link accepts frames again.
     pub fn finish_round(&mut self, full: bool) -> Change {
         self.watcher.flush();
         self.from_guest.release(&mut self.device);
@@ -194,7 +196,7 @@ impl Link for VhostUserLink {
     }
 
     fn largest_segment(&self) -> u16 {
-        // Without super-frames, as large as the guest takes.
+        // Without super-frames, the size is the maximum size that the guest accepts.
         if self.device.features.contains(Features::GUEST_TSO4) { LARGEST_SEGMENT } else { u16::MAX }
     }
 

@@ -1,4 +1,5 @@
-//! A queue of the device, as the front-end sets it up: a ring, and the descriptors to notify each other.
+//! A queue of the device, as the front-end sets it up: a ring, and the descriptors by which driver and device notify
+//! each other.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,46 +7,47 @@ use std::io::Write;
 use super::memory::Memory;
 use super::ring::{Addresses, Broken, Ring, Rules};
 
-/// Chains that are published together: each publication may notify the driver by a system call.
+/// Number of chains that are published together. Each publication may need a system call to notify the driver.
 const BATCH: u16 = 32;
 
 /// One of the device's queues.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// Entries of the ring, once known.
+    /// Number of entries of the ring, if it is known.
     pub(super) size: u16,
-    /// Where the ring is, once known.
+    /// Addresses of the ring, if they are known.
     pub(super) addresses: Option<Addresses>,
     /// The entry of the available ring to start or to continue with.
     pub(super) base: u16,
-    /// Frames may cross it.
+    /// Whether frames may cross the queue.
     pub(super) enabled: bool,
-    /// The driver notifies us here.
+    /// The driver uses this descriptor to notify the device.
     pub(super) kick: Option<Kick>,
-    /// We notify the driver here.
+    /// The device uses this descriptor to notify the driver.
     pub(super) call: Option<File>,
-    /// We report here that the ring is broken.
+    /// The device uses this descriptor to report that the ring is broken.
     pub(super) error: Option<File>,
     /// The ring, while it is served.
     pub(super) ring: Option<Ring>,
-    /// Chains may be available for which no notification arrives.
+    /// Whether chains may be available for which no notification arrives.
     pub(super) pending: bool,
-    /// How many chains were available when they were too few for a frame.
+    /// The number of available chains when they were too few for a frame.
     pub(super) short: u16,
 }
 
-/// A descriptor that the driver writes to.
+/// A descriptor to which the driver writes.
 #[derive(Debug)]
 pub(super) struct Kick {
-    /// An eventfd, if the front-end follows the protocol. It is never read: watched edge-triggered, each write is an event.
+    /// An eventfd, if the front-end follows the protocol. It is never read: it is watched edge-triggered, so each write
+    /// is an event.
     pub(super) fd: File,
-    /// Whether the event loop watches it.
+    /// Whether the event loop watches the descriptor.
     pub(super) watched: bool,
 }
 
 impl Queue {
-    /// Begins to serve the ring, once all that this needs is known. A ring that is served already continues, at its new
-    /// address if it has `moved`.
+    /// Begins to serve the ring when all necessary values are known. A ring that is served already continues. If the
+    /// ring has `moved`, it continues at its new address.
     pub(super) fn start(&mut self, index: usize, memory: &Memory, rules: Rules, moved: bool) {
         if self.ring.is_some() && !moved || self.kick.is_none() || self.size == 0 {
             return;
@@ -64,7 +66,7 @@ impl Queue {
         }
     }
 
-    /// Stops serving the ring. Returns the descriptor that the event loop has to forget.
+    /// Stops serving the ring. Returns the descriptor that the event loop must forget.
     pub(super) fn stop(&mut self) -> Option<Kick> {
         if let Some(ring) = self.ring.take() {
             self.base = ring.next_available();
@@ -74,7 +76,7 @@ impl Queue {
         self.kick.take()
     }
 
-    /// The ring is broken: it is not served until the front-end starts it again.
+    /// Marks the ring as broken: it is not served until the front-end starts it again.
     pub(super) fn fail(&mut self, index: usize, broken: Broken) {
         log::warn!(
             "queue {index} of the guest is broken: {broken}. It is not served until the guest resets it"
@@ -86,14 +88,15 @@ impl Queue {
         }
     }
 
-    /// Publishes the chains that were given back, if they make a batch. The rest is published at the end of the round.
+    /// Publishes the chains that were given back if there are enough for a batch. Otherwise they are published at the
+    /// end of the round.
     pub(super) fn publish_batch(&mut self, index: usize, memory: &Memory) {
         if self.ring.as_ref().is_some_and(|ring| ring.unpublished() >= BATCH) {
             self.publish(index, memory);
         }
     }
 
-    /// Publishes the chains that were given back, and notifies the driver if it asks for that.
+    /// Publishes the chains that were given back. Notifies the driver if the driver has requested notifications.
     pub(super) fn publish(&mut self, index: usize, memory: &Memory) {
         let Some(ring) = &mut self.ring else { return };
         match ring.publish(memory).and_then(|()| ring.wants_call()) {
@@ -103,7 +106,7 @@ impl Queue {
         }
     }
 
-    /// Notifies the driver, whether it asks for that or not.
+    /// Notifies the driver, even if the driver has not requested notifications.
     pub(super) fn call_now(&self) {
         if let (Some(fd), Some(_)) = (&self.call, &self.ring) {
             signal(fd);
@@ -111,8 +114,8 @@ impl Queue {
     }
 }
 
-/// Writes to an eventfd, which does not block.
+/// Writes to an eventfd. The write does not block.
 fn signal(mut fd: &File) {
-    // EAGAIN: the counter is full. The other side has not read it yet, so it will wake up anyway.
+    // EAGAIN: the counter is full. The other side has not read it yet, so the other side will wake up anyway.
     let _ = fd.write(&1_u64.to_ne_bytes());
 }

@@ -15,7 +15,7 @@ use super::memory::{Area, Memory, OutOfRange, Piece};
 
 /// Maximum number of entries of a ring.
 pub(super) const MAX_SIZE: u32 = 32768;
-/// Maximum number of descriptors of one chain, whatever the size of the ring.
+/// Maximum number of descriptors of one chain, for a ring of any size.
 const MAX_CHAIN: u32 = 1024;
 
 const DESCRIPTOR: usize = 16;
@@ -23,31 +23,31 @@ const INDEX_AT: usize = 2;
 const RING_AT: usize = 4;
 const USED_ELEMENT: usize = 8;
 
-/// How a driver has broken its ring.
+/// The error by which a driver has broken its ring.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// The ring lies outside the guest's memory, or not on a boundary that it needs.
+    /// The ring is outside the guest's memory, or is not aligned as required.
     #[error("the ring is not in the guest's memory")]
     Ring,
-    /// More descriptors are said to be available than there are.
+    /// The available index is too large: the ring has fewer descriptors.
     #[error("its available index is {0} ahead")]
     Index(u16),
-    /// The index of a descriptor is not below the size of the table.
+    /// The index of a descriptor is greater than or equal to the size of the table.
     #[error("descriptor {0} is outside the table")]
     Descriptor(u16),
-    /// A chain has more descriptors than there are.
+    /// A chain has more descriptors than the table.
     #[error("a chain of descriptors is too long, or has a loop")]
     Chain,
     /// A descriptor points outside the guest's memory.
     #[error("a buffer is not in the guest's memory")]
     Buffer,
-    /// A descriptor with length zero.
+    /// A descriptor has length zero.
     #[error("a buffer is empty")]
     Empty,
-    /// A buffer to read is among buffers to write, or the other way round.
+    /// A buffer has the wrong direction for its ring.
     #[error("a buffer has the wrong direction")]
     Direction,
-    /// A table of descriptors in a table, in the middle of a chain, of an odd length, or never negotiated.
+    /// A table of descriptors is in a table, is in the middle of a chain, has an invalid length, or was not negotiated.
     #[error("a table of descriptors is not allowed")]
     Indirect,
 }
@@ -58,34 +58,34 @@ impl From<OutOfRange> for Broken {
     }
 }
 
-/// Where the parts of a ring are.
+/// The addresses of the parts of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
-    /// Descriptor table, in the front-end's address space, as the next two.
+    /// Address of the descriptor table. All three addresses are in the front-end's address space.
     pub(super) descriptors: u64,
-    /// The available ring, where the driver offers chains.
+    /// Address of the available ring, in which the driver offers chains.
     pub(super) available: u64,
-    /// The used ring, where the device reports used chains.
+    /// Address of the used ring, in which the device reports used chains.
     pub(super) used: u64,
-    /// Where the log counts the used ring, if it is logged.
+    /// Address of the used ring in the log, if writes to the used ring are logged.
     pub(super) log: Option<u64>,
 }
 
 /// The direction of a ring's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// The device reads them.
+    /// The device reads the buffers.
     FromDriver,
-    /// The device writes them.
+    /// The device writes the buffers.
     ToDriver,
 }
 
 /// A chain of buffers that the driver has made available.
 #[derive(Debug, Default)]
 pub(super) struct Chain {
-    /// The first descriptor.
+    /// The index of the chain's first descriptor.
     pub(super) head: u16,
-    /// Bytes of all buffers.
+    /// Number of bytes of all buffers.
     pub(super) len: u64,
 }
 
@@ -107,18 +107,19 @@ pub(super) struct Ring {
     available: Area,
     used: Area,
     log: Option<u64>,
-    /// The next entry of the available ring to take. Free running: it wraps at 2^16, not at the ring's size.
+    /// The next entry of the available ring to take. The counter is free-running: it wraps at 2^16, not at the ring's
+    /// size.
     next_available: u16,
     /// The next entry of the used ring to write.
     next_used: u16,
     /// The used index that the driver sees.
     published: u16,
-    /// The used index when [`Ring::wants_call`] was last asked.
+    /// The used index at the last call of [`Ring::wants_call`].
     notified: u16,
 }
 
 impl Ring {
-    /// The ring of `size` entries at `addresses`, from entry `next_available` on.
+    /// Creates the ring of `size` entries at `addresses`. The first entry to take is `next_available`.
     pub(super) fn new(
         memory: &Memory,
         size: u16,
@@ -155,23 +156,24 @@ impl Ring {
         self.rules = rules;
     }
 
-    /// Chains that the driver has made available.
+    /// The number of chains that the driver has made available.
     pub(super) fn waiting(&self) -> Result<u16, Broken> {
-        // Acquire: entries up to the index are written before it is.
+        // Acquire: the driver writes the entries before it writes the index.
         let index = u16::from_le(self.available.atomic(INDEX_AT)?.load(Ordering::Acquire));
         let waiting = index.wrapping_sub(self.next_available);
         if waiting > self.size { Err(Broken::Index(waiting)) } else { Ok(waiting) }
     }
 
-    /// Whether `waiting` is all entries of the ring, so that no more can become available.
+    /// Whether `waiting` is the number of all entries of the ring, so that no more chains can become available.
     pub(super) fn is_whole(&self, waiting: u16) -> bool {
         waiting == self.size
     }
 
-    /// Reads the chain `ahead` places after the next one, and adds its buffers to `pieces`. It must be available.
+    /// Reads the chain that is `ahead` places after the next chain, and adds its buffers to `pieces`. The chain must be
+    /// available.
     ///
-    /// The loop is bounded by `left`, whatever the descriptors link to: a chain has no more descriptors than the ring,
-    /// and at most [`MAX_CHAIN`].
+    /// `left` limits the number of iterations, whatever the descriptors contain: a chain has no more descriptors than
+    /// the ring, and no more than [`MAX_CHAIN`].
     pub(super) fn peek(
         &self,
         memory: &Memory,
@@ -224,12 +226,13 @@ impl Ring {
         Ok(Descriptor::from(bytes))
     }
 
-    /// Takes the next `count` chains.
+    /// Takes the next `count` chains out of the available ring.
     pub(super) fn advance(&mut self, count: u16) {
         self.next_available = self.next_available.wrapping_add(count);
     }
 
-    /// Gives a chain back, with `len` bytes written to it. The driver sees it after the next [`Ring::publish`].
+    /// Gives a chain back. `len` bytes were written to the chain. The driver sees the chain after the next
+    /// [`Ring::publish`].
     pub(super) fn give_back(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), Broken> {
         let at = RING_AT + USED_ELEMENT * usize::from(self.next_used % self.size);
         let mut bytes = [0; USED_ELEMENT];
@@ -241,15 +244,15 @@ impl Ring {
         Ok(())
     }
 
-    /// How many chains were given back and not published.
+    /// The number of chains that were given back but not published.
     pub(super) fn unpublished(&self) -> u16 {
         self.next_used.wrapping_sub(self.published)
     }
 
-    /// Publishes the chains that were given back, all at once: the driver must see the buffers of one frame together
-    /// (virtio 1.2 §5.1.6.4.2).
+    /// Publishes all chains that were given back at the same time: the driver must see the buffers of one frame
+    /// together (virtio 1.2 §5.1.6.4.2).
     ///
-    /// Release: used elements are written before the index that covers them.
+    /// Release: the used elements are written before the index that includes them.
     pub(super) fn publish(&mut self, memory: &Memory) -> Result<(), Broken> {
         if self.unpublished() == 0 {
             return Ok(());
@@ -260,17 +263,19 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether the driver asks to be notified of what was published since this was last called (virtio 1.2 §2.7.7.2).
+    /// Whether the driver requests a notification of the chains that were published since the last call (virtio 1.2
+    /// §2.7.7.2).
     ///
-    /// With event indices, it names a used entry. It is notified if that entry is among those from `old` up to `new`.
-    /// The subtraction wraps: `new - event - 1 < new - old` holds just if `event` is in `old..new`.
+    /// With event indices, the driver names a used entry. The driver must be notified if this entry is between `old`
+    /// (included) and `new` (excluded). The subtraction wraps: `new - event - 1 < new - old` is true if and only if
+    /// `event` is in `old..new`.
     pub(super) fn wants_call(&mut self) -> Result<bool, Broken> {
         let (old, new) = (self.notified, self.published);
         if old == new {
             return Ok(false);
         }
-        // The index is stored before the event index is loaded. The driver stores its event index before it loads the
-        // used index. So at least one side sees the other's store, and no notification is missed.
+        // The device stores the used index before it loads the event index. The driver stores its event index before it
+        // loads the used index. So at least one side sees the store of the other side, and no notification is missed.
         fence(Ordering::SeqCst);
         self.notified = new;
         if self.rules.event_idx {
@@ -280,8 +285,9 @@ impl Ring {
         Ok(load(&self.available, 0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
-    /// Asks the driver to notify us of the next chain that it makes available after those that were `seen`. Returns how
-    /// many have become available meanwhile: for these no notification may arrive.
+    /// Requests that the driver notifies the device of the next chain that becomes available after the `seen` chains.
+    /// Returns the number of chains that have become available in the meantime. No notification may arrive for these
+    /// chains.
     pub(super) fn request_kicks(&mut self, memory: &Memory, seen: u16) -> Result<u16, Broken> {
         if self.rules.event_idx {
             let at = RING_AT + USED_ELEMENT * usize::from(self.size);
@@ -291,15 +297,15 @@ impl Ring {
         } else {
             self.set_flags(memory, 0)?;
         }
-        // The request is stored before the available index is loaded; the driver stores its index before it loads the
-        // request. So no chain is missed.
+        // The device stores the request before it loads the available index. The driver stores its index before it
+        // loads the request. So no chain is missed.
         fence(Ordering::SeqCst);
         Ok(self.waiting()?.saturating_sub(seen))
     }
 
-    /// Asks the driver not to notify us.
+    /// Requests that the driver does not notify the device.
     pub(super) fn suppress_kicks(&mut self, memory: &Memory) -> Result<(), Broken> {
-        // With event indices, the driver notifies once for each request: there is nothing to suppress.
+        // With event indices, the driver notifies once for each request, so nothing has to be suppressed.
         if self.rules.event_idx { Ok(()) } else { self.set_flags(memory, VRING_USED_F_NO_NOTIFY as u16) }
     }
 
@@ -367,7 +373,7 @@ impl Table {
     }
 }
 
-/// A word of a ring.
+/// Loads a word of a ring.
 fn load(area: &Area, at: usize) -> Result<u16, Broken> {
     Ok(u16::from_le(area.atomic(at)?.load(Ordering::Relaxed)))
 }

@@ -1,7 +1,8 @@
-//! A connection to a front-end: messages of the vhost-user protocol, one after the other.
+//! A connection to a front-end. The connection carries messages of the vhost-user protocol, and the session handles
+//! them in order.
 //!
-//! The crate `vhost` reads, checks and answers them. Its reads and writes block, which the event loop must not. So it
-//! is called only when a whole message has arrived and the socket has room for an answer.
+//! The crate `vhost` reads, checks and answers the messages. Its reads and writes block, but the event loop must not
+//! block. So `vhost` is called only when a whole message has arrived and the socket has room for an answer.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +20,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError, VhostUserBack
 use super::device::Device;
 use crate::link::door::Client;
 
-/// Maximum number of messages handled before other sources get their turn.
+/// Maximum number of messages that are handled before other sources are served.
 const MESSAGES: usize = 64;
 
 const HEADER_LEN: usize = 12;
@@ -28,31 +29,31 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// Why a connection has to be ended.
+/// The reason to end a connection.
 #[derive(Debug, Error)]
 pub(in crate::link) enum Ended {
-    /// The front-end has closed it.
+    /// The front-end has closed the connection.
     #[error("the front-end has closed it")]
     Closed,
     /// The socket has no room for an answer.
     #[error("the front-end does not read answers")]
     NotReading,
-    /// What was received is no message.
+    /// The received bytes are not a message.
     #[error("bad message header: request {request}, flags {flags:#x}, {size} bytes")]
     Header {
-        /// As received.
+        /// Request number of the received header.
         request: u32,
-        /// As received.
+        /// Flags of the received header.
         flags: u32,
-        /// As received.
+        /// Size in the received header.
         size: u32,
     },
-    /// A request failed, and its sender did not ask for an answer.
+    /// A request failed, and its sender did not request an answer.
     #[error("{name}: {error}")]
     Request {
-        /// The request's name, or number.
+        /// The name of the request, or its number.
         name: String,
-        /// What is wrong with it.
+        /// The error of the request.
         error: ProtocolError,
     },
     /// The socket failed.
@@ -60,11 +61,11 @@ pub(in crate::link) enum Ended {
     Socket(#[from] io::Error),
 }
 
-/// A connection.
+/// A connection to a front-end.
 pub(in crate::link) struct Session {
     socket: UnixStream,
     handler: BackendReqHandler<Mutex<Device>>,
-    /// Holds the device while a message is handled.
+    /// Contains the device while a message is handled.
     lent: Arc<Mutex<Device>>,
 }
 
@@ -77,7 +78,7 @@ struct Header {
 }
 
 impl Client for Session {
-    /// Each arrival is an event, once: part of a message may stay in the socket.
+    /// Each arrival causes one event: part of a message may stay in the socket.
     const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
     fn new(socket: OwnedFd) -> io::Result<Self> {
@@ -95,7 +96,7 @@ impl AsFd for Session {
 }
 
 impl Session {
-    /// Handles the messages that have arrived. Returns false if there may be more.
+    /// Handles the messages that have arrived. Returns false if more messages may be available.
     pub(super) fn handle(&mut self, device: &mut Device) -> Result<bool, Ended> {
         for _ in 0..MESSAGES {
             let Some(header) = self.next()? else { return Ok(true) };
@@ -103,7 +104,7 @@ impl Session {
                 Err(Ended::Request { name, error: error @ ProtocolError::ReqHandlerError(_) })
                     if header.flags & NEED_REPLY != 0 && device.acknowledges() =>
                 {
-                    // The sender has been answered so.
+                    // The sender has received an answer with this error.
                     log::warn!("Request refused: {name}: {error}");
                 }
                 result => result?,
@@ -112,7 +113,7 @@ impl Session {
         Ok(false)
     }
 
-    /// The head of the next message, if the whole message has arrived.
+    /// Returns the head of the next message, if the whole message has arrived.
     fn next(&self) -> Result<Option<Header>, Ended> {
         let mut bytes = [0; HEADER_LEN];
         let read = match recv(&self.socket, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
@@ -149,8 +150,8 @@ impl Session {
         log::trace!("{name}, flags {:#x}, {} bytes", header.flags, header.size);
         match known {
             Ok(FrontendReq::SET_VRING_ENABLE) => return self.enable(header, &name, device),
-            // There is nothing to do for these, and `vhost` does not know them: no switch has to learn where the guest
-            // is, and nothing waits for the log.
+            // These messages need no action, and `vhost` does not support them: no switch must learn the guest's
+            // location, and no process waits for the log.
             Ok(FrontendReq::SEND_RARP | FrontendReq::SET_LOG_FD) => {
                 self.take(header)?;
                 return Ok(self.acknowledge(header, device, true)?);
@@ -167,12 +168,12 @@ impl Session {
         }
     }
 
-    /// Puts the device where the handler finds it, or takes it back.
+    /// Exchanges `device` and the device that the handler uses.
     fn lend(&self, device: &mut Device) {
         std::mem::swap(device, &mut *self.lent.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// `vhost` refuses this before features are set; QEMU may set them later.
+    /// `vhost` refuses this request before features are set. QEMU may set features later.
     fn enable(&mut self, header: Header, name: &str, device: &mut Device) -> Result<(), Ended> {
         let body = self.take(header)?;
         let word = |at: usize| body.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
@@ -184,14 +185,14 @@ impl Session {
         result.map_err(|error| Ended::Request { name: name.to_owned(), error })
     }
 
-    /// Reads the next message, which has arrived. Returns its body.
+    /// Reads the next message, which has arrived completely. Returns the message's body.
     fn take(&self, header: Header) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; HEADER_LEN + header.size as usize];
         recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT)?;
         Ok(bytes.split_off(HEADER_LEN))
     }
 
-    /// Answers a request with its result, if the sender asked for that.
+    /// Answers a request with its result, if the sender requested an answer.
     fn acknowledge(&mut self, header: Header, device: &Device, success: bool) -> io::Result<()> {
         if header.flags & NEED_REPLY == 0 || !device.acknowledges() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! Frames to the guest's receive queues.
 //!
-//! Where the guest takes super-frames and has one queue, a socket fills the guest's buffers itself, and only the head is
-//! copied. Otherwise the frame is made in our own buffer.
+//! If the guest accepts super-frames and has one queue, a receive call on a socket writes directly to the guest's
+//! buffers, and only the head is copied. Otherwise the frame is made in our own buffer.
 
 use engine::link::{Full, Layout, Slot};
 use sys::iov::{MAX_PIECES, Pieces};
@@ -17,23 +17,23 @@ use crate::link::segmentation;
 use crate::link::watcher::Watcher;
 use crate::memory::{Room, Vectored};
 
-/// Longest headers of a segment, in bytes.
+/// Maximum length of the headers of a segment, in bytes.
 const HEADERS: usize = 14 + 60 + 60;
-/// Where `num_buffers` is in the header.
+/// Offset of `num_buffers` in the header.
 const NUM_BUFFERS_AT: usize = 10;
 
 /// Sends frames to the guest by its receive queues.
 #[derive(Debug)]
 pub(super) struct ToGuest {
-    /// A header and a frame.
+    /// Room for a header and a frame.
     slot: Vec<u8>,
     pieces: Vec<Piece>,
     chains: Vec<Chain>,
-    /// Room in the guest's buffers.
+    /// The room in the guest's buffers.
     room: Pieces,
-    /// The prepared slot, if its room is in the guest's buffers.
+    /// The prepared slot, if the slot's room is in the guest's buffers.
     direct: Option<Direct>,
-    /// Longest frame that is not to be segmented, in bytes.
+    /// Maximum length of a frame that need not be segmented, in bytes.
     longest: usize,
 }
 
@@ -47,14 +47,14 @@ struct Direct {
 /// Whether a frame fits the available buffers.
 enum Delivery {
     Done,
-    /// Not enough buffers: only this many are available.
+    /// The buffers are too few: only this number is available.
     Short(u16),
     /// All buffers of the ring together are too short.
     TooLong,
 }
 
 impl ToGuest {
-    /// For frames of up to `mtu` bytes after the Ethernet header.
+    /// Creates a sender for frames of up to `mtu` bytes after the Ethernet header.
     pub(super) fn new(mtu: u16) -> Self {
         Self {
             slot: vec![0; super::from_guest::BUFFER_LEN],
@@ -66,8 +66,8 @@ impl ToGuest {
         }
     }
 
-    /// Finds a place for a frame: in our own buffer if it has to be `plain`, else in the guest's buffers if they take it.
-    /// False if the guest has no buffers at all.
+    /// Finds room for a frame: in our own buffer if `plain`, else in the guest's buffers if they are suitable. Returns
+    /// false if the guest has no buffers at all.
     pub(super) fn prepare(&mut self, device: &mut Device, layout: Layout, plain: bool) -> bool {
         if !device.has_buffers() || !self.prepare_own(layout) {
             return false;
@@ -78,7 +78,7 @@ impl ToGuest {
         true
     }
 
-    /// Finds a place for a frame in our own buffer.
+    /// Finds room for a frame in our own buffer.
     pub(super) fn prepare_own(&mut self, layout: Layout) -> bool {
         self.direct = None;
         HEADER_LEN + layout.len() <= self.slot.len()
@@ -99,12 +99,12 @@ impl ToGuest {
             slice.offset(skipped).ok()
         });
         let head = buffer.get_mut(..layout.head).unwrap_or_default();
-        // There are few enough pieces: `aim` has counted them.
+        // The number of pieces is small enough: `aim` has checked it.
         let room = self.room.room(after_head).map_or_else(|| (&mut [][..]).into(), Room);
         Slot { head, room }
     }
 
-    /// Finds buffers of the guest for a frame, if it can be made in them.
+    /// Finds buffers of the guest for a frame, if the frame can be made in these buffers.
     fn aim(&mut self, device: &mut Device, layout: Layout) -> Option<Direct> {
         let segments = Features::GUEST_CSUM | Features::GUEST_TSO4 | Features::GUEST_TSO6;
         let wanted = if layout.len() > self.longest { segments } else { Features::GUEST_CSUM };
@@ -117,7 +117,7 @@ impl ToGuest {
         let merges = device.features.contains(Features::MRG_RXBUF);
         let Device { queues, memory, .. } = device;
         let ring = queues.get(queue)?.ring.as_ref()?;
-        // An error of the ring is found again, and reported, when the frame is sent.
+        // If the ring has an error, the error is found again and reported when the frame is sent.
         match self.gather(ring, memory, merges, HEADER_LEN + layout.len()) {
             Ok(Delivery::Done) if self.pieces.len() <= MAX_PIECES => {
                 Some(Direct { queue, head: layout.head })
@@ -146,11 +146,12 @@ impl ToGuest {
         result
     }
 
-    /// Sends the first `len` bytes of a slot whose room is in the guest's own buffers. False if the guest does not take such
-    /// a frame: the whole frame is in our own buffer then, and nothing was sent.
+    /// Sends the first `len` bytes of a slot whose room is in the guest's buffers. Returns false if the guest does not
+    /// accept such a frame: the whole frame is then in our own buffer, and nothing was sent.
     ///
-    /// The socket has filled the buffers already; only header and head are copied. The chains stay available to us
-    /// until they are given back: nothing but this takes chains of the ring between [`ToGuest::prepare`] and here.
+    /// The socket's bytes are in the guest's buffers already, so only header and head are copied. The chains stay
+    /// available to the device until they are given back: no other code takes chains of the ring between
+    /// [`ToGuest::prepare`] and this call.
     fn commit_direct(
         &mut self,
         device: &mut Device,
@@ -167,7 +168,7 @@ impl ToGuest {
             self.take_back(memory, end, needed);
             return false;
         }
-        // The slot was made for the longest frame. Chains after the last byte stay with the ring.
+        // The slot was made for a frame of maximum length. Chains after the last byte are not taken.
         let mut room = 0;
         let used = self.chains.iter().take_while(|chain| {
             let wanted = room < needed as u64;
@@ -188,7 +189,7 @@ impl ToGuest {
         });
         match done {
             Ok(()) => {
-                // A capture or trace, which needs the bytes, prevents direct slots: see `prepare`.
+                // If a capture or trace needs the bytes, slots are never in the guest's buffers: see `prepare`.
                 watcher.sent(&[]);
                 queue.publish_batch(direct.queue, memory);
             }
@@ -200,7 +201,8 @@ impl ToGuest {
         true
     }
 
-    /// Copies what a socket has put into the guest's buffers, from byte `start` on, to our own buffer.
+    /// Copies the bytes from `start` on that a socket has written to the guest's buffers. Copies them to our own
+    /// buffer.
     fn take_back(&mut self, memory: &Memory, start: usize, end: usize) {
         let mut at = 0;
         for slice in self.pieces.iter().filter_map(|&piece| memory.slice(piece)) {
@@ -213,7 +215,7 @@ impl ToGuest {
         }
     }
 
-    /// Sends a frame, after room for its header.
+    /// Sends a frame. Room for its header precedes the frame.
     fn send(
         &mut self,
         device: &mut Device,
@@ -234,7 +236,7 @@ impl ToGuest {
         };
         let size = offload.segmentation.map_or(1, |segmentation| usize::from(segmentation.size).max(1));
         self.expect(device, queue, segments.remaining(), HEADER_LEN + HEADERS + size)?;
-        // A guest that takes a frame with an open checksum takes segments with one.
+        // A guest that accepts a frame with an open checksum also accepts segments with an open checksum.
         let mut left = Offload::default();
         if device.features.contains(Features::GUEST_CSUM) {
             segments = segments.with_partial_checksums();
@@ -250,8 +252,8 @@ impl ToGuest {
         Ok(())
     }
 
-    /// Refuses a super-frame of which only some segments have room: `count` frames of up to `len` bytes, header included.
-    /// Not if the ring has no more entries: there will never be more room.
+    /// Refuses a super-frame if only some of its segments fit: `count` frames of up to `len` bytes, header included.
+    /// Does not refuse it if the ring has no more entries: there will never be more room.
     fn expect(&mut self, device: &mut Device, index: usize, count: usize, len: usize) -> Result<(), Full> {
         let Device { queues, memory, .. } = device;
         let Some(queue) = queues.get_mut(index) else { return Err(Full) };
@@ -277,7 +279,7 @@ impl ToGuest {
         }
     }
 
-    /// Sends a frame in two parts, the first after a header.
+    /// Sends a frame that consists of two parts. A header precedes the first part.
     fn deliver(
         &mut self,
         device: &mut Device,
@@ -333,7 +335,7 @@ impl ToGuest {
         Ok(delivery)
     }
 
-    /// Finds buffers of `needed` bytes, header and all.
+    /// Finds buffers of `needed` bytes in total, including the header.
     fn gather(
         &mut self,
         ring: &Ring,
@@ -361,7 +363,7 @@ impl ToGuest {
     }
 }
 
-/// Gives chains back, with `len` bytes written to all of them together.
+/// Gives chains back. `len` bytes were written to all chains together.
 fn give_back(ring: &mut Ring, memory: &Memory, chains: &[Chain], len: usize) -> Result<(), Broken> {
     let mut left = len as u64;
     for chain in chains {
@@ -373,7 +375,7 @@ fn give_back(ring: &mut Ring, memory: &Memory, chains: &[Chain], len: usize) -> 
     Ok(())
 }
 
-/// Copies bytes, in two parts, to `pieces`, and zeros after them up to `len` bytes.
+/// Copies two parts to `pieces`, and fills the rest with zeros up to `len` bytes.
 fn scatter(
     memory: &Memory,
     pieces: &[Piece],
@@ -412,7 +414,7 @@ fn mark(memory: &Memory, pieces: &[Piece], len: usize) {
     }
 }
 
-/// The queue for a frame: the same for all frames of a flow, so that they stay in order.
+/// The queue for a frame. All frames of a flow use the same queue, so that they stay in order.
 fn queue_for(device: &Device, frame: &[u8]) -> Option<usize> {
     let turn = match device.open_queues().count() {
         0 => return None,
@@ -422,13 +424,13 @@ fn queue_for(device: &Device, frame: &[u8]) -> Option<usize> {
     device.open_queues().nth(turn).map(|(index, _)| index)
 }
 
-/// A hash that all frames of a flow have in common.
+/// A hash that is the same for all frames of a flow.
 fn spread(frame: &[u8]) -> u32 {
-    // Addresses, and ports where there are no options.
+    // The addresses. If the packet has no IP options, also the ports.
     let flow = if is_ipv6(frame) { frame.get(22..58) } else { frame.get(26..38) };
     let word = |word: &[u8]| word.iter().fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
     let sum = flow.unwrap_or_default().chunks(4).fold(0_u32, |sum, bytes| sum.rotate_left(5) ^ word(bytes));
-    // Fibonacci hashing: the highest bits depend on all others.
+    // Fibonacci hashing: the highest bits depend on all other bits.
     sum.wrapping_mul(0x9e37_79b9) >> 16
 }
 
