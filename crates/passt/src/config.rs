@@ -213,8 +213,7 @@ pub enum Verbosity {
 pub struct RunAs {
     /// User.
     pub user: Id,
-    /// Group. `None`: the user's primary group. For a numeric user that the database lacks: the group of the same
-    /// number.
+    /// Group. `None`: the user's primary group, or, for a numeric user, the group with the same number.
     pub group: Option<Id>,
 }
 

@@ -5,10 +5,10 @@
 //! Segments are sent in order until the link refuses one.
 //!
 //! - The link refuses the first segment: the super-frame was not sent. The result is [`Full`], and the engine sends the
-//! super-frame again later.
+//!   super-frame again later.
 //! - The link refuses a later segment: the super-frame counts as sent, and the remaining segments are lost. Each lost
-//! segment counts as a dropped frame. TCP retransmits them, and UDP permits loss. If the super-frame were sent again,
-//! the first segments would be duplicated.
+//!   segment counts as a dropped frame. TCP retransmits them, and UDP permits loss. If the super-frame were sent again,
+//!   the first segments would be duplicated.
 //!
 //! A lost segment causes a retransmission. So a link that knows its free room in advance refuses a super-frame before
 //! its first segment.
