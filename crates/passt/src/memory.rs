@@ -7,7 +7,7 @@ use sys::iov;
 use wire::checksum::Sum;
 use wire::payload::sum_of_copies;
 
-/// Memory that system calls gather from and scatter to.
+/// The memory type of this program: lists of pieces that system calls read from and write to.
 #[derive(Clone, Copy, Debug)]
 pub struct Vectored;
 
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// The checksum of pieces is that of the contiguous bytes, whatever the lengths of the pieces.
+    /// The checksum of a list of pieces equals the checksum of the contiguous bytes, for all lengths of the pieces.
     #[test]
     fn pieces_have_the_sum_of_the_whole() {
         let mut bytes: Vec<u8> = (0..5000).map(|byte| (byte * byte % 251) as u8).collect();

@@ -1,7 +1,8 @@
-//! Decides what to set up: a pure function of the configuration and of the facts about the machine (behaviour §3).
+//! Decides what to set up. The plan depends only on the configuration and on the facts about the machine (behaviour
+//! §3).
 //!
-//! Nothing here reads or changes the machine, so tests cover all decisions with plain values. Messages become notes, which
-//! the caller logs.
+//! The code of this module neither reads nor changes the machine, so tests cover all decisions with plain values.
+//! Messages are returned as notes, and the caller logs them.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -34,67 +35,67 @@ use template::Template;
 const LOCAL_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
 /// Prefix length of the guest's IPv4 network in local mode.
 const LOCAL_V4_PREFIX_LEN: u8 = 16;
-/// Our IPv4 address in local mode.
+/// The program's IPv4 address in local mode.
 const LOCAL_V4_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
-/// Our IPv6 address in local mode.
+/// The program's IPv6 address in local mode.
 const LOCAL_V6_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Everything that will be set up.
+/// The plan for host and guest.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Addresses and services, for the engine.
     pub settings: Settings,
-    /// Template interface of IPv4; `None`: local mode, or no IPv4.
+    /// Template interface of IPv4. `None`: local mode is used, or IPv4 is disabled.
     pub template4: Option<TemplateLink>,
-    /// Template interface of IPv6; `None`: local mode, or no IPv6. Link-local destinations of the guest are on it
-    /// (behaviour §5.2).
+    /// Template interface of IPv6. `None`: local mode is used, or IPv6 is disabled. Link-local destinations of the
+    /// guest are on this interface (behaviour §5.2).
     pub template6: Option<TemplateLink>,
-    /// The guest's IPv6 gateway: that of `--gateway`, else the host's own or that of local mode.
+    /// The guest's IPv6 gateway: the address of `--gateway`, else the host's gateway or the gateway of local mode.
     pub gateway6: Option<Ipv6Addr>,
     /// How outbound IPv4 sockets are bound.
     pub outbound4: Outbound<Ipv4Addr>,
     /// How outbound IPv6 sockets are bound.
     pub outbound6: Outbound<Ipv6Addr>,
-    /// What to set up in the namespace; `None` in passt mode, and with `--splice-only`, where there is no tap.
+    /// What to set up in the namespace. `None` in passt mode, and with `--splice-only`, which uses no tap device.
     pub namespace: Option<NamespacePlan>,
-    /// Messages to be logged.
+    /// Messages for the log.
     pub notes: Vec<Note>,
 }
 
 /// An interface of the host that serves as a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TemplateLink {
-    /// Index, also the scope of link-local IPv6 addresses.
+    /// Index of the interface. It is also the scope of link-local IPv6 addresses.
     pub index: u32,
-    /// Name.
+    /// Name of the interface.
     pub name: String,
 }
 
 /// How outbound sockets of one family are bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outbound<A> {
-    /// Source address; `None`: the kernel's choice.
+    /// Source address. `None`: the kernel chooses the address.
     pub address: Option<A>,
-    /// Interface; `None`: the kernel's choice. Not for loopback sources.
+    /// Interface. `None`: the kernel chooses the interface. Does not apply to loopback sources.
     pub interface: Option<IfName>,
 }
 
 /// A line for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// How serious it is.
+    /// The log level.
     pub level: Level,
     /// The message.
     pub text: String,
 }
 
-/// An option asks for something that this machine doesn't have.
+/// Why the plan can't be made: an option requires something that this machine does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// An option names an interface that doesn't exist.
     #[error("{option}: invalid interface name {name}: no such device")]
     NoSuchInterface {
-        /// The option.
+        /// The option's name.
         option: &'static str,
         /// The interface's name.
         name: String,
@@ -102,22 +103,22 @@ pub enum Error {
     /// The interface that an option names has no address that the family can use.
     #[error("{option}: external interface not usable: {name} has no usable {family} address")]
     Unusable {
-        /// The option.
+        /// The option's name.
         option: &'static str,
         /// The interface's name.
         name: String,
         /// The address family.
         family: &'static str,
     },
-    /// `--ipv6-only` without IPv6.
+    /// `--ipv6-only` was given, but the host has no IPv6.
     #[error("--ipv6-only: this host has no IPv6 (no IPv6 socket can be made)")]
     NoIpv6,
 }
 
-/// Decides everything (behaviour §3).
+/// Makes the plan (behaviour §3).
 ///
 /// # Errors
-/// An option asks for something that the machine doesn't have.
+/// An option requires something that the machine does not have.
 pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
     let mut notes = Vec::new();
     if config.v6.enabled && !facts.ipv6 {
@@ -170,8 +171,8 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
 }
 
 impl Plan {
-    /// Disables the families that the guest's namespace `lacks` (IPv4, IPv6). Returns `enabled` without them. If no family
-    /// would remain, nothing changes: local connections can still bypass the link.
+    /// Disables the families that the guest's namespace `lacks` (IPv4, IPv6). Returns `enabled` without these families.
+    /// If no family would remain, nothing is changed: local connections can still bypass the link.
     pub(crate) fn without(&mut self, lacks: [bool; 2], enabled: Enabled) -> Enabled {
         let left = Enabled { ipv4: enabled.ipv4 && !lacks[0], ipv6: enabled.ipv6 && !lacks[1], ..enabled };
         if !left.ipv4 && !left.ipv6 {
@@ -186,14 +187,14 @@ impl Plan {
         left
     }
 
-    /// Whether anything depends on resolv.conf.
+    /// Whether the settings depend on resolv.conf.
     #[must_use]
     pub fn follows_resolvers(&self, config: &Config) -> bool {
         resolvers::matter(config, &self.settings)
     }
 }
 
-/// The template of a family, if it is `wanted`. Adds a note if there is none.
+/// Finds the template of a family, if the family is `wanted`. Adds a note if there is no template.
 fn find_template<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -290,7 +291,7 @@ fn host_prefix_len(facts: &Facts, address: Ipv4Addr) -> Option<u8> {
     facts.addresses.iter().find(|known| known.local == address).map(|known| known.prefix_len)
 }
 
-/// Prefix length by class A, B or C (behaviour §3.2).
+/// Prefix length of the address's class A, B or C (behaviour §3.2).
 fn classful_prefix_len(address: Ipv4Addr) -> u8 {
     match address.octets()[0] {
         0..=127 => 8,
@@ -326,12 +327,13 @@ fn seconds_since_2000(time: SystemTime) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
-/// Smallest MTU of IPv4 (RFC 791).
+/// Minimum MTU of IPv4 (RFC 791).
 const MIN_MTU_V4: u16 = 68;
-/// Smallest MTU of IPv6 (RFC 8200).
+/// Minimum MTU of IPv6 (RFC 8200).
 const MIN_MTU_V6: u16 = 1280;
 
-/// Warns if the MTU is too small for a family. It is used nevertheless (behaviour §2.2). Zero means that no MTU is set (Q18).
+/// Warns if the MTU is too small for a family. The MTU is used nevertheless (behaviour §2.2). Zero means that no MTU is
+/// set (Q18).
 fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
     let Some(mtu) = config.mtu.filter(|mtu| *mtu != 0) else { return };
     for (family, enabled, least) in
@@ -366,7 +368,7 @@ trait Ip: Copy + Eq + Into<IpAddr> {
     /// The option that binds outbound sockets of the family to an interface.
     const OUTBOUND_IF: &'static str;
 
-    /// `address`, if it is of this family.
+    /// Returns `address` if it belongs to this family.
     fn from_ip(address: IpAddr) -> Option<Self>;
 }
 

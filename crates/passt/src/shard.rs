@@ -43,26 +43,26 @@ use announced::Glimpse;
 use control::Control;
 use stats::Stats;
 
-/// Events taken from the kernel at a time.
+/// Maximum number of events that are taken from the kernel at a time.
 const EVENTS: usize = 64;
-/// Frames read from the link before its flows and the other sockets get their turn.
+/// Maximum number of frames that are read from the link before its flows and other sockets are served.
 const FRAMES: usize = 64;
 
-/// What a shard works with.
+/// The parts from which a shard is made.
 pub(crate) struct Setup {
     /// The link.
     pub(crate) link: Medium,
-    /// Addresses and services, with the present neighbours.
+    /// Addresses and services, including the present neighbours.
     pub(crate) settings: Settings,
-    /// What is known about the guest's addresses.
+    /// The known addresses of the guest.
     pub(crate) guest: Guest,
-    /// Which flows the guest may begin.
+    /// The rules about which flows the guest may begin.
     pub(crate) guard: Guard,
-    /// Which connections bypass the link.
+    /// The rules about which connections bypass the link.
     pub(crate) policy: Policy,
     /// How outbound sockets are bound.
     pub(crate) outbound: Outbound,
-    /// The host's addresses, which may be their source.
+    /// The host's addresses. An outbound socket may use one of them as its source.
     pub(crate) sources: Sources,
     /// Indices of the interfaces at which groups are joined, for IPv6 and IPv4.
     pub(crate) groups: [Option<u32>; 2],
@@ -70,15 +70,15 @@ pub(crate) struct Setup {
     pub(crate) budgets: Budgets,
     /// The forwarding rules, and their listening sockets.
     pub(crate) rules: Rules,
-    /// Reports changes of the other hosts on the host's links, if the kernel does.
+    /// Reports changes of the other hosts on the host's links. `None` if the kernel does not report them.
     pub(crate) neighbourhood: Option<Neighbourhood>,
     /// The control socket (`--conf-path`).
     pub(crate) control: Option<ControlSetup>,
-    /// `--stats`: shortest time between two lines of counts on standard error.
+    /// `--stats`: minimum time between two lines of counts on standard error.
     pub(crate) stats: Option<Duration>,
 }
 
-/// What the control socket needs.
+/// The parameters of the control socket.
 pub(crate) struct ControlSetup {
     /// The listening socket.
     pub(crate) listener: OwnedFd,
@@ -86,15 +86,15 @@ pub(crate) struct ControlSetup {
     pub(crate) enabled: Enabled,
 }
 
-/// Changes of resolv.conf, and the configuration that decides what follows from them.
+/// Changes of resolv.conf, and the configuration that determines their effects.
 pub(crate) struct Resolvers<'a> {
     /// The changes.
     pub(crate) news: News,
-    /// The configuration.
+    /// The configuration of the command line.
     pub(crate) config: &'a Config,
 }
 
-/// One event loop and all it owns.
+/// One event loop and all objects that it owns.
 pub(crate) struct Shard {
     start: Clock,
     stack: Stack<Linux>,
@@ -107,15 +107,15 @@ pub(crate) struct Shard {
     control: Option<Control>,
     neighbourhood: Option<Neighbourhood>,
     stats: Option<Stats>,
-    /// What the last round did not finish.
+    /// The work that the last round did not finish.
     pressure: Pressure,
-    /// The link may have more frames to receive.
+    /// Whether the link may have more frames to receive.
     link_has_frames: bool,
     glimpse: Glimpse,
 }
 
 impl Shard {
-    /// Does everything that can fail, while the caller still waits for the result.
+    /// Executes all steps that can fail, while the caller still waits for the result.
     pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let start = Clock::now();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
@@ -129,7 +129,7 @@ impl Shard {
         let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
         *stack.guard_mut() = setup.guard;
         let mut acceptors = Acceptors::new();
-        // With clients, closed until a guest has sent a frame.
+        // If the link has clients, the listeners are closed until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
         let rx = Receivers { acceptors: &mut acceptors, udp: stack.udp_mut(), sockets: &mut sockets };
         let forwarder = Forwarder::new(setup.rules, rx)?;
@@ -154,8 +154,8 @@ impl Shard {
         })
     }
 
-    /// Does the first scan for ports in use, and forwards what is found. `opener` is in the guest's namespace, if it
-    /// has one.
+    /// Makes the first scan for ports in use, and forwards the ports that are found. `opener` is in the guest's
+    /// namespace, if the guest has a namespace.
     pub(crate) fn start(&mut self, opener: Option<Opener>) -> anyhow::Result<()> {
         let Some(opener) = opener else { return Ok(()) };
         let now = self.now();
@@ -220,14 +220,14 @@ impl Shard {
         Ok(())
     }
 
-    /// The host's resolvers have changed. Queries and connections that have begun keep the old ones.
+    /// Handles a change of the host's resolvers. Queries and connections that have begun keep using the old resolvers.
     fn on_resolvers(&mut self, resolvers: &Resolvers<'_>) {
         let Some(resolver) = resolvers.news.latest() else { return };
         plan::set_resolvers(resolvers.config, &resolver, self.stack.settings_mut());
         log::info!("resolv.conf has changed, name servers are now {}", list(&resolver.servers));
     }
 
-    /// Waits for events, or until something is due.
+    /// Waits for events, or until the next deadline.
     fn wait(&mut self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
         let runnable = self.bypass.flows().has_runnable() || self.pressure == Pressure::MoreToSend;
         let timeout = if runnable || self.link_has_frames {
@@ -261,7 +261,7 @@ impl Shard {
     /// Handles an event of a source that the shard owns.
     fn on_event(&mut self, source: Source, flags: EventFlags, now: Instant) -> anyhow::Result<()> {
         match source {
-            // The event loop's caller owns these.
+            // The event loop's caller owns these sources.
             Source::Signals | Source::Namespace | Source::Resolvers => {}
             Source::Neighbours => self.on_neighbours(now),
             Source::Control => self.on_control(now),
@@ -287,12 +287,12 @@ impl Shard {
         Ok(())
     }
 
-    /// The engine, for an event of this round or for its end.
+    /// Returns the engine for an event of this round, or for the end of this round.
     const fn round(&mut self, now: Instant) -> Round<'_, Linux> {
         self.stack.round(now, &mut self.sockets, &mut self.link)
     }
 
-    /// The host's table of neighbours has changed, or its addresses.
+    /// Handles a change of the host's table of neighbours, or of the host's addresses.
     fn on_neighbours(&mut self, now: Instant) {
         self.sockets.update_addresses();
         let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
@@ -334,7 +334,7 @@ impl Shard {
         }
     }
 
-    /// Handles what is due, and sends what this round has produced.
+    /// Handles expired deadlines, and sends the output of this round.
     fn finish_round(&mut self, now: Instant) -> anyhow::Result<Option<Exit>> {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
@@ -355,7 +355,8 @@ impl Shard {
         Ok(change.over.then_some(Exit::GuestGone))
     }
 
-    /// Accepts one pending connection. If there are more, epoll reports the socket again in the next round.
+    /// Accepts one pending connection. If more connections are pending, epoll reports the socket again in the next
+    /// round.
     fn accept(&mut self, id: FlowId, now: Instant) {
         let (settings, guest) = (self.stack.settings(), self.stack.guest());
         let Some(accepted) = self.acceptors.accept(id, &self.policy, settings, guest, now) else {
@@ -389,7 +390,7 @@ impl Shard {
         }
     }
 
-    /// Whether the guard admits a connection: one that a client in the guest's namespace opens to the host's loopback.
+    /// Whether the guard admits a connection that a client in the guest's namespace opens to the host's loopback.
     fn admits(&mut self, accepted: &Accepted, now: Instant) -> bool {
         match (accepted.onward, accepted.direction, accepted.peer) {
             (Onward::Bypass(remote), Direction::Outbound, Some(guest)) => {

@@ -1,8 +1,9 @@
 //! The log file, whose size has a hard limit (behaviour §1.7.4, §1.7.5).
 //!
-//! When the file is full, its oldest part is removed in place: by collapsing the range if the file system can, else by
-//! moving the rest to the start. Neither opens a path, so this works after the root directory was replaced. If the process
-//! is killed meanwhile, the file may have lines twice, but after the first line it has no gap.
+//! When the file is full, its oldest part is removed in place. If the file system supports this, the range is
+//! collapsed. Otherwise the remaining part is moved to the start. Neither method opens a path, so both work after the
+//! root directory was replaced. If the process is killed during the removal, some lines may be in the file twice, but
+//! after the first line no line is missing.
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
@@ -12,28 +13,28 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// The removed part is a multiple of this, in bytes: file systems collapse whole blocks.
+/// Unit of the removed part, in bytes: file systems collapse only whole blocks.
 const BLOCK: u64 = 4096;
-/// Bytes to move at a time.
+/// Number of bytes that are moved at a time.
 const CHUNK: usize = 64 * 1024;
 
-/// A file that never gets larger than its limit. Its first line names the program.
+/// A file that never exceeds its size limit. Its first line names the program.
 #[derive(Debug)]
 pub(super) struct LogFile {
     file: File,
-    /// The first line, without what is added when the file is truncated.
+    /// The first line, without the text that is added when the file is truncated.
     title: String,
-    /// Largest size in bytes. `None`: not a regular file, so there is no size to limit.
+    /// Maximum size in bytes. `None`: the file is not a regular file, so its size needs no limit.
     limit: Option<u64>,
 }
 
 impl LogFile {
-    /// Creates the file, accessible to its owner only, or truncates an existing one. `limit` is in bytes.
+    /// Creates the file with access for its owner only, or truncates an existing file. `limit` is in bytes.
     pub(super) fn create(path: &Path, title: String, limit: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
         let file = match file {
-            // A file that can be written but not read, for example the terminal of another user.
+            // The file can be written but not read. Example: the terminal of another user.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 OpenOptions::new().write(true).open(path)?
             }
@@ -45,13 +46,14 @@ impl LogFile {
         Ok(log)
     }
 
-    /// Appends `text`, which consists of whole lines. `now` is the time to note in the first line if the file is truncated.
+    /// Appends `text`, which must consist of whole lines. If the file is truncated, its first line contains the time
+    /// `now`.
     pub(super) fn add(&mut self, text: &str, now: &str) -> io::Result<()> {
         let Some(limit) = self.limit else { return self.write(text) };
-        // A longer message would displace more than half of the file.
+        // A longer message would replace more than half of the file.
         let text = &*cut(text, limit / 2);
         let len = text.len() as u64;
-        // Not remembered: the child process that becomes the command writes to the same file.
+        // The position is not stored: the child process that becomes the command writes to the same file.
         let size = self.file.stream_position()?;
         if size + len > limit {
             self.make_room(size, limit, len, now)?;
@@ -63,7 +65,8 @@ impl LogFile {
         self.file.write_all(text.as_bytes())
     }
 
-    /// Removes the oldest 30 %, or more if `len` bytes need it, and the lines that the new first line overwrites.
+    /// Removes the oldest 30 % of the file, or more if `len` bytes need more room. Also removes the lines that the new
+    /// first line overwrites.
     fn make_room(&mut self, size: u64, limit: u64, len: u64, now: &str) -> io::Result<()> {
         let cut = (limit * 3 / 10).max((size + len).saturating_sub(limit)).next_multiple_of(BLOCK).min(size);
         let size = if cut < size && fallocate(&self.file, FallocateFlags::COLLAPSE_RANGE, 0, cut).is_ok() {
@@ -92,11 +95,11 @@ impl LogFile {
         Ok(written)
     }
 
-    /// Overwrites the start of the file with the first line, padded to the end of a line. Returns the new end of the file,
-    /// which was `size`.
+    /// Overwrites the start of the file with the first line, and pads this line to the end of an old line. `size` is
+    /// the old end of the file. Returns the new end.
     fn write_title(&self, size: u64, now: &str) -> io::Result<u64> {
         let mut line = format!("{} - log truncated at {now}", self.title).into_bytes();
-        // A line never spans more than half of the limit: see `add`.
+        // A line is never longer than half of the limit: see `add`.
         let end = self.end_of_line(line.len() as u64, size)?;
         line.resize(end.unwrap_or(line.len() as u64) as usize, b' ');
         line.push(b'\n');
@@ -104,7 +107,7 @@ impl LogFile {
         Ok(if end.is_some() { size } else { line.len() as u64 })
     }
 
-    /// The position of the first end of line at or after `from` and before `size`.
+    /// The position of the first end of line that is at or after `from` and before `size`.
     fn end_of_line(&self, from: u64, size: u64) -> io::Result<Option<u64>> {
         let mut chunk = vec![0; CHUNK];
         let mut at = from;
@@ -122,7 +125,7 @@ impl LogFile {
     }
 }
 
-/// `text`, shortened to `limit` bytes if it is longer. The result still ends with an end of line.
+/// `text`, shortened to `limit` bytes if it is longer. A shortened text still ends with an end of line.
 fn cut(text: &str, limit: u64) -> Cow<'_, str> {
     const MARK: &str = " [...]\n";
     if text.len() as u64 <= limit {

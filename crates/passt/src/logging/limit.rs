@@ -2,45 +2,46 @@
 
 use std::time::Duration;
 
-/// Messages of one call site that are logged in a second.
+/// Maximum number of messages that one call site logs in a second.
 const PER_SECOND: u32 = 5;
 
 /// Counts the messages of each call site.
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
-    /// Bounded by the number of call sites in the program.
+    /// The call sites that have logged. The number of call sites in the program limits the length.
     sites: Vec<CallSite>,
 }
 
-/// A call site, by file and line.
+/// A call site, identified by file and line.
 #[derive(Debug)]
 struct CallSite {
     file: &'static str,
     line: Option<u32>,
-    /// The second since the start that `count` is for.
+    /// The second to which `count` belongs, counted from the start.
     second: u64,
-    /// Messages in `second`.
+    /// Number of messages in `second`.
     count: u32,
-    /// Messages left out since the last that was logged.
+    /// Number of messages that were left out since the last logged message.
     left_out: u64,
 }
 
 /// What to do with a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Log it, and add how many messages of the call site were left out before.
+    /// Log the message, and add the number of messages of the call site that were left out before.
     Show {
-        /// Messages left out since the last one that was logged.
+        /// Number of messages that were left out since the last logged message.
         left_out: u64,
     },
-    /// Log it, and add that more will be left out.
+    /// Log the message, and add that further messages will be left out.
     Announce,
-    /// Leave it out.
+    /// Do not log the message.
     LeaveOut,
 }
 
 impl Limiter {
-    /// Counts a message of the call site at `file` and `line`, and decides about it. `now` is the time since the start.
+    /// Counts a message of the call site at `file` and `line`, and decides whether to log it. `now` is the time since
+    /// the start.
     pub(super) fn decide(&mut self, file: &'static str, line: Option<u32>, now: Duration) -> Decision {
         let second = now.as_secs();
         let index = self.sites.iter().position(|site| site.file == file && site.line == line);

@@ -1,10 +1,10 @@
-//! The outputs of the log, and which lines they get (behaviour §1.7).
+//! The outputs of the log, and the lines that each output receives (behaviour §1.7).
 //!
-//! Lines go to standard error while the caller waits for the start, then to syslog. With `--log-file` they go to that file
-//! from the first line on, and not to syslog.
+//! Lines are written to standard error while the caller waits for the start, and later to syslog. With `--log-file`,
+//! lines are written to the log file from the first line on, and not to syslog.
 //!
-//! After the process is sealed, logging makes these system calls: sendto (syslog), write, lseek; futex, between threads;
-//! and for a full log file fallocate, pread64, pwrite64 and ftruncate.
+//! After the process is sealed, logging makes these system calls: sendto (syslog), write, lseek, and futex (between
+//! threads). For a full log file it also calls fallocate, pread64, pwrite64 and ftruncate.
 
 mod file;
 mod limit;
@@ -23,14 +23,15 @@ use self::file::LogFile;
 use self::limit::{Decision, Limiter};
 use crate::config::Verbosity;
 
-/// Target of messages that form a list. The rate limit does not apply to them, so traffic must not be able to cause them.
+/// Target of messages that form a list. The rate limit does not apply to these messages, so traffic must not be able to
+/// cause them.
 pub(crate) const LIST: &str = "passt::list";
 
 /// The logger of the process. The `log` crate needs it to be static.
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Starts to log to standard error, in the name of `program` and at the level of `verbosity`. Only the first call has an
-/// effect.
+/// Starts to log to standard error, with the name of `program` and at the level of `verbosity`. Only the first call has
+/// an effect.
 pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
     let logger = LOGGER.get_or_init(|| Logger::new(program, verbosity));
     if log::set_logger(logger).is_ok() {
@@ -43,11 +44,11 @@ pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
     }
 }
 
-/// Logs panics to the log file or syslog, too, when standard error is no longer an output.
+/// Makes panics also go to the log file or to syslog when standard error is no longer an output.
 pub(crate) fn report_panics() {
     let standard = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // Locked if the logger itself panics: then only standard error is left.
+        // If the logger itself panics, it is locked. Then only standard error can be used.
         if let Some(logger) = LOGGER.get()
             && let Ok(mut outputs) = logger.outputs.try_lock()
             && outputs.stderr == LevelFilter::Off
@@ -58,7 +59,7 @@ pub(crate) fn report_panics() {
     }));
 }
 
-/// Starts to log to a file, which never gets larger than `limit` bytes.
+/// Starts to log to a file. The file never exceeds `limit` bytes.
 ///
 /// # Errors
 /// The file can't be created or written.
@@ -83,7 +84,7 @@ pub(crate) fn open_syslog() {
     let connect = || -> std::io::Result<UnixDatagram> {
         let socket = UnixDatagram::unbound()?;
         socket.connect("/dev/log")?;
-        // If syslog is slow, lines are lost rather than that the process blocks.
+        // If syslog is slow, lines are lost, but the process does not block.
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
@@ -102,14 +103,15 @@ pub(crate) fn limit_stderr(most: LevelFilter) {
     }
 }
 
-/// Starts to limit the rate of each call site. Called before traffic can cause log lines.
+/// Starts to limit the rate of each call site. Must be called before traffic can cause log lines.
 pub(crate) fn limit_rates() {
     if let Some(logger) = LOGGER.get() {
         logger.outputs().limiter = Some(Limiter::default());
     }
 }
 
-/// Sets the process ID for syslog. In a PID namespace, the process can't find out by which number its caller knows it.
+/// Sets the process ID for syslog. A process in a PID namespace can't determine its process ID in the caller's
+/// namespace.
 pub(crate) fn set_pid(pid: u32) {
     if let Some(logger) = LOGGER.get() {
         logger.outputs().pid = pid;
@@ -123,12 +125,12 @@ struct Logger {
     outputs: Mutex<Outputs>,
 }
 
-/// Where log lines go.
+/// The outputs of log lines.
 struct Outputs {
     /// Which lines go to standard error.
     stderr: LevelFilter,
     file: Option<LogFile>,
-    /// Syslog. It gets lines when standard error doesn't and there is no file.
+    /// Syslog. It receives lines if lines are not written to standard error and there is no log file.
     syslog: Option<UnixDatagram>,
     limiter: Option<Limiter>,
     /// Process ID for syslog.
@@ -149,7 +151,7 @@ impl Log for Logger {
         }
         let mut outputs = self.outputs();
         let decision = match &mut outputs.limiter {
-            // `--debug` and `--trace` show everything.
+            // `--debug` and `--trace` show all messages.
             Some(limiter) if record.level() <= Level::Info && record.target() != LIST => limiter.decide(
                 record.file_static().unwrap_or_default(),
                 record.line(),
@@ -185,7 +187,7 @@ impl Logger {
         self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a message to its outputs. Errors are ignored: there is no other place to report them.
+    /// Writes a message to its outputs. Errors are ignored: there is no other output to report them.
     fn write(&self, outputs: &mut Outputs, level: Level, text: &str) {
         let on_stderr = level <= outputs.stderr;
         if on_stderr {
@@ -218,7 +220,7 @@ impl Logger {
         line
     }
 
-    /// A message of RFC 3164 §4.1 without timestamp, which the receiver adds (§4.3.2).
+    /// A message of RFC 3164 §4.1 without timestamp. The receiver adds a timestamp (§4.3.2).
     fn syslog_line(&self, pid: u32, level: Level, text: &str) -> String {
         const FACILITY_DAEMON: u8 = 3;
         let severity = match level {
@@ -256,7 +258,7 @@ mod tests {
         Logger::new("pasta", verbosity).stderr_line(level, "text")
     }
 
-    /// four decimal places, truncated and not rounded, so that they never carry.
+    /// stamps have four decimal places. They are truncated and not rounded, so there is never a carry.
     #[test]
     fn stamps_have_four_digits_r9() {
         assert_eq!(stamp(Duration::ZERO), "0.0000");
@@ -264,7 +266,7 @@ mod tests {
         assert_eq!(stamp(Duration::from_nanos(9_999_999_999)), "9.9999");
     }
 
-    /// one prefix for each line.
+    /// each line has one prefix.
     #[test]
     fn lines_on_stderr_r8() {
         assert_eq!(line(Level::Error, Verbosity::Info), "pasta: text\n");

@@ -1,7 +1,7 @@
 //! Configures the interface in the namespace, over netlink (behaviour §3.6).
 //!
-//! Works in the network namespace of the calling thread. Requests are sent in batches: three exchanges with the kernel, and
-//! one more for each batch of routes.
+//! The network namespace is that of the calling thread. Requests are sent in batches: there are three exchanges with
+//! the kernel, and one more for each batch of routes.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -25,20 +25,20 @@ use crate::{
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// The configuration that the interface has got.
+/// The configuration that the interface has received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configured {
     /// The index in the namespace.
     pub index: u32,
-    /// Its MAC address: that of the guest.
+    /// MAC address of the interface. It is the guest's MAC address.
     pub mac: Mac,
     /// The addresses.
     pub addresses: Vec<IpAddr>,
-    /// IPv4 was to be configured, but the namespace has no IPv4.
+    /// IPv4 was requested, but the namespace has no IPv4.
     pub no_ipv4: bool,
-    /// IPv6 was to be configured, but the namespace has no IPv6.
+    /// IPv6 was requested, but the namespace has no IPv6.
     pub no_ipv6: bool,
-    /// Failures that are not fatal, to be logged.
+    /// Failures that are not fatal. The caller logs them.
     pub notes: Vec<Note>,
 }
 
@@ -48,16 +48,16 @@ pub enum Error {
     /// Netlink failed.
     #[error("namespace configuration: {0}")]
     Netlink(#[from] host::Error),
-    /// There is no such interface in the namespace.
+    /// The namespace has no interface with this name.
     #[error("there is no interface {name} in the namespace")]
     NoInterface {
-        /// The name in the plan.
+        /// The interface's name in the plan.
         name: String,
     },
-    /// The interface has no MAC address: it isn't a tap.
+    /// The interface has no MAC address, so it is not a tap device.
     #[error("interface {name} in the namespace has no MAC address")]
     NoMac {
-        /// The name in the plan.
+        /// The interface's name in the plan.
         name: String,
     },
     /// The kernel refused a step.
@@ -65,14 +65,14 @@ pub enum Error {
     Refused {
         /// The interface.
         name: String,
-        /// What failed.
+        /// The step that failed.
         step: String,
         /// The kernel's reason.
         refusal: Refusal,
     },
 }
 
-/// Carries out `plan` in the network namespace of the calling thread. The tap device must exist.
+/// Executes `plan` in the network namespace of the calling thread. The tap device must exist.
 ///
 /// # Errors
 /// The interface doesn't exist, or the kernel refuses a step that the guest needs.
@@ -112,7 +112,7 @@ pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
 /// Brings up only the loopback interface in the network namespace of the calling thread.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel refuses the request.
 pub fn bring_loopback_up() -> Result<(), Error> {
     let up = set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), []);
     for result in Netlink::open()?.perform(vec![up])? {
@@ -167,8 +167,9 @@ impl Work {
 
     /// Adds the addresses of both families.
     ///
-    /// The kernel would add a link-local address itself, but use it only after duplicate address detection, a second later
-    /// . So this is disabled until the same address has been added here, without detection.
+    /// The kernel would also add a link-local address, but would use it only after duplicate address detection, one
+    /// second later. So the kernel's address generation is disabled until the same address has been added here,
+    /// without detection.
     fn addresses(&mut self, plan: &InterfacePlan) -> Result<(), Error> {
         let mut addresses: Vec<Address> = Vec::new();
         addresses.extend(plan.v4.iter().flat_map(|family| family.addresses.iter().cloned()));
@@ -206,10 +207,12 @@ impl Work {
         Ok(())
     }
 
-    /// Adds routes. Failed ones are tried again while others succeed: the gateway of a route may need a later route.
+    /// Adds routes. A failed route is tried again while other routes succeed: the gateway of a route may need a later
+    /// route.
     fn routes(&mut self, family: &NamespaceFamily) -> Result<(), Error> {
         let mut pending: Vec<&Route> = family.routes.iter().collect();
-        // Routes without a gateway first: most others depend on them, few on each other.
+        // Routes without a gateway are added first: most other routes depend on them, and few of them depend on each
+        // other.
         pending.sort_by_key(|route| route.next_hops.iter().any(|hop| hop.gateway.is_some()));
         loop {
             let requests = pending.iter().map(|route| add_route(route, self.link.index)).collect();
@@ -231,7 +234,8 @@ impl Work {
         }
     }
 
-    /// A missing copied route is not fatal. Any other missing route is, and so is a missing privilege.
+    /// Handles a route that could not be added. If the route was copied, this is not fatal. For any other route, or if
+    /// a privilege is missing, it is fatal.
     fn route_failed(&mut self, route: &Route, refusal: Refusal, copied: bool) -> Result<(), Error> {
         if !copied || refusal.errno == Errno::PERM {
             return Err(
@@ -247,7 +251,7 @@ impl Work {
         Ok(())
     }
 
-    /// Notes that the namespace doesn't have the family of `address`.
+    /// Records that the namespace lacks the address family of `address`.
     fn lacks(&mut self, address: IpAddr, refusal: &Refusal) {
         let (missing, name) = match address {
             IpAddr::V4(_) => (&mut self.configured.no_ipv4, "IPv4"),
@@ -267,13 +271,13 @@ impl Work {
     }
 }
 
-/// Whether an error means that the namespace, or the interface, lacks the address family: the kernel doesn't have it, or
-/// `net.ipv6.conf.*.disable_ipv6` is set. A lack of privilege has another number.
+/// Whether an error means that the namespace or the interface lacks the address family: the kernel lacks the family, or
+/// `net.ipv6.conf.*.disable_ipv6` is set. A missing privilege causes another error number.
 fn is_unsupported(errno: Errno) -> bool {
     [Errno::AFNOSUPPORT, Errno::OPNOTSUPP, Errno::ACCESS].contains(&errno)
 }
 
-/// Whether an error means that a route's gateway can't be reached (yet).
+/// Whether an error means that a route's gateway can't be reached at present.
 fn is_unreachable(errno: Errno) -> bool {
     [Errno::NETUNREACH, Errno::HOSTUNREACH].contains(&errno)
 }
@@ -283,8 +287,8 @@ fn via(route: &Route) -> String {
     gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default()
 }
 
-/// The address that the kernel would generate: fe80::/64 with the modified EUI-64 of the MAC address (RFC 4291
-/// appendix A).
+/// The link-local address that the kernel would generate: fe80::/64 with the modified EUI-64 of the MAC address (RFC
+/// 4291 appendix A).
 fn link_local(Mac([a, b, c, d, e, f]): Mac) -> Address {
     let octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
     Address {
@@ -330,7 +334,7 @@ fn add_address(address: &Address, interface: u32) -> Request {
     request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE)
 }
 
-/// Appends a route after those with the same metric, so that routes keep their order.
+/// Appends a route after the routes with the same metric, so that routes keep their order.
 fn add_route(route: &Route, interface: u32) -> Request {
     request(RouteNetlinkMessage::NewRoute(route.to_message(interface)), NLM_F_CREATE | NLM_F_APPEND)
 }

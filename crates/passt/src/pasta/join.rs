@@ -1,4 +1,4 @@
-//! Joins an existing namespace, by process or by path, with or without its user namespace (behaviour §10.3).
+//! Joins an existing namespace, given by a process or by a path, with or without its user namespace (behaviour §10.3).
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,13 +14,13 @@ use super::quit::Watch;
 use crate::config::Userns;
 use crate::pasta::netns::Namespace;
 
-/// Joins the user namespace that gives rights over the network namespace of process `pid`, and returns that namespace. By
-/// default it joins the owner of the network namespace. The process itself may be in a user namespace below the owner.
-/// With `quit`, also returns a watch for the end of the process.
+/// Joins the user namespace that gives rights over the network namespace of process `pid`. Returns this network
+/// namespace. By default, the joined user namespace is the owner of the network namespace: the process itself may be in
+/// a user namespace below the owner. With `quit`, also returns a watch for the end of the process.
 pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(Namespace, Option<Watch>)> {
     let pid = Pid::from_raw(pid).filter(|_| pid > 0).with_context(|| format!("{pid} is no process id"))?;
     let number = pid.as_raw_nonzero();
-    // A pidfd first: another process may get the number later.
+    // The pidfd is opened first: another process may get the same process ID later.
     let pidfd = pidfd_open(pid, PidfdFlags::empty())
         .with_context(|| format!("can't find process {number}, whose namespace to join"))?;
     let watch = if quit {
@@ -33,7 +33,7 @@ pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(
         Userns::None => {}
         Userns::Path(path) => join_user_namespace(path)?,
         Userns::Default => {
-            // If another process has got the number by now, entering by the pidfd fails.
+            // If another process has got the process ID by now, entering by the pidfd fails.
             let path = PathBuf::from(format!("/proc/{number}/ns/net"));
             let network = File::open(&path)
                 .with_context(|| format!("can't open {}: is the process yours?", path.display()))?;
@@ -43,8 +43,8 @@ pub(crate) fn process(pid: i32, userns: &Userns, quit: bool) -> anyhow::Result<(
     Ok((Namespace::of_process(pidfd, pid), watch))
 }
 
-/// Joins the user namespace that gives rights over the network namespace at `path`, by default its owner, and returns that
-/// namespace. With `quit`, also returns a watch for the removal of the file.
+/// Joins the user namespace that gives rights over the network namespace at `path`, by default the owner. Returns the
+/// network namespace. With `quit`, also returns a watch for the removal of the file.
 pub(crate) fn path(path: &Path, userns: &Userns, quit: bool) -> anyhow::Result<(Namespace, Option<Watch>)> {
     // The user namespace of `--userns` may give the right to open the file.
     if let Userns::Path(path) = userns {
@@ -60,7 +60,7 @@ pub(crate) fn path(path: &Path, userns: &Userns, quit: bool) -> anyhow::Result<(
     Ok((Namespace::of_file(file.into(), path), watch))
 }
 
-/// Joins the user namespace that owns `network`, unless the process is in it already.
+/// Joins the user namespace that owns `network`, unless the process is already in this user namespace.
 fn join_owner(network: BorrowedFd<'_>, path: &Path) -> anyhow::Result<()> {
     let owner = match sys::netns::owner(network) {
         Ok(owner) => owner,
@@ -82,7 +82,8 @@ fn join_user_namespace(path: &Path) -> anyhow::Result<()> {
     enter_user_namespace(File::open(path).with_context(explain)?.as_fd()).with_context(explain)
 }
 
-/// Enters a user namespace, unless the process is in it already: setns(2) refuses to join it again.
+/// Enters a user namespace, unless the process is already in this user namespace: setns(2) refuses to join the same
+/// namespace again.
 fn enter_user_namespace(file: BorrowedFd<'_>) -> anyhow::Result<()> {
     let present = stat("/proc/self/ns/user").context("can't examine /proc/self/ns/user")?;
     let wanted = fstat(file)?;

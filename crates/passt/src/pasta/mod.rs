@@ -17,6 +17,6 @@ pub(crate) struct Guest {
     pub(crate) namespace: Option<Namespace>,
     /// The command that was spawned into the namespace.
     pub(crate) command: Option<Spawned>,
-    /// Reports that the namespace is gone, if that terminates the process.
+    /// Reports that the namespace has ended, if the end of the namespace terminates the process.
     pub(crate) watch: Option<Watch>,
 }

@@ -1,8 +1,9 @@
 //! The guest's network namespace, and the thread that works in it.
 //!
-//! The main thread never enters it: an unprivileged process could not return, and sockets of the host must be opened in the
-//! host's namespace. All threads share their descriptors. So another thread enters the namespace and opens sockets there for
-//! the main thread: for a single task at the start with [`Namespace::within`], and later with the [`Opener`].
+//! The main thread never enters the namespace: an unprivileged process could not return to the host's namespace, where
+//! sockets of the host must be opened. All threads share their descriptors. So another thread enters the namespace and
+//! opens sockets there for the main thread: [`Namespace::within`] does so for a single task at the start, and the
+//! [`Opener`] does so later.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,17 +29,17 @@ pub struct Namespace {
 enum Handle {
     /// Pidfd of a process in the namespace.
     Process(OwnedFd),
-    /// The file that stands for the namespace.
+    /// The file that represents the namespace.
     File(OwnedFd),
 }
 
 impl Namespace {
-    /// The namespace that the process behind `pidfd` is in.
+    /// The namespace of the process that `pidfd` refers to.
     pub fn of_process(pidfd: OwnedFd, pid: Pid) -> Self {
         Self { name: format!("of process {}", pid.as_raw_nonzero()), handle: Handle::Process(pidfd) }
     }
 
-    /// The namespace that `file`, opened at `path`, stands for.
+    /// The namespace that `file` represents. The file was opened at `path`.
     pub fn of_file(file: OwnedFd, path: &Path) -> Self {
         Self { name: path.display().to_string(), handle: Handle::File(file) }
     }
@@ -73,7 +74,7 @@ impl Namespace {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A thread in the guest's network namespace, which opens sockets there. It ends when the last copy of this value is
+/// A thread in the guest's network namespace. It opens sockets there, and ends when the last copy of this value is
 /// dropped.
 #[derive(Clone, Debug)]
 pub struct Opener {
@@ -81,7 +82,7 @@ pub struct Opener {
 }
 
 impl Opener {
-    /// Starts the thread. It enters `namespace`, calls `drop_rights`, and then waits for work.
+    /// Starts the thread. The thread enters `namespace`, calls `drop_rights`, and then waits for work.
     ///
     /// # Errors
     /// The thread can't be started, can't enter the namespace, or `drop_rights` has failed.
@@ -93,7 +94,7 @@ impl Opener {
         let (report, started) = channel();
         let run = move || {
             let ready = namespace.enter().and_then(|()| drop_rights());
-            // Closes the handle: nothing else may enter the namespace.
+            // This closes the handle: no other code may enter the namespace.
             drop(namespace);
             // If the receiver is gone, the process is about to end.
             drop(report.send(ready));
@@ -104,7 +105,7 @@ impl Opener {
         Ok(Self { queue })
     }
 
-    /// Runs `work` in the namespace, and waits for its result. The switch of threads takes some tens of microseconds.
+    /// Runs `work` in the namespace, and waits for its result. The thread switch takes some tens of microseconds.
     ///
     /// # Errors
     /// `BrokenPipe` if the thread has ended.
@@ -112,11 +113,11 @@ impl Opener {
         self.begin(work).recv().map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    /// Starts `work` in the namespace, and does not wait. The receiver gets the result; it is disconnected if the thread has
-    /// ended.
+    /// Starts `work` in the namespace without waiting. The receiver gets the result. If the thread has ended, the
+    /// receiver is disconnected.
     pub fn begin<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
         let (result, receiver) = channel();
-        // Sending fails if the receiver was dropped: nobody needs the result then.
+        // Sending fails if the receiver was dropped. No code needs the result then.
         let work = Box::new(move || drop(result.send(work())));
         drop(self.queue.send(work));
         receiver
@@ -140,7 +141,7 @@ mod tests {
         Namespace::of_file(File::open(path).unwrap().into(), path)
     }
 
-    /// A socket of the opener belongs to the opener's namespace, whichever thread uses it.
+    /// A socket of the opener belongs to the opener's namespace, whichever thread uses the socket.
     #[test]
     fn sockets_of_the_opener_are_in_its_namespace() {
         isolated(|| {

@@ -1,4 +1,4 @@
-//! Detects that the namespace is gone, which ends the process (behaviour §1.6).
+//! Detects that the namespace has ended. The process then ends, too (behaviour §1.6).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,7 +16,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// Watches a namespace. The descriptor becomes readable when the namespace may be gone.
+/// Watches a namespace. The descriptor becomes readable when the namespace may have ended.
 #[derive(Debug)]
 pub(crate) struct Watch {
     /// Name of the namespace, for messages.
@@ -26,9 +26,9 @@ pub(crate) struct Watch {
 
 #[derive(Debug)]
 enum Method {
-    /// A pidfd, readable when the process has ended.
+    /// A pidfd. It is readable when the process has ended.
     Process(OwnedFd),
-    /// Deletions in the directory of the namespace's file, by inotify.
+    /// Deletions in the directory that contains the namespace's file, reported by inotify.
     Deletions { inotify: OwnedFd, entry: Entry },
     /// A check every second, on file systems without inotify events: proc, sysfs, devpts.
     Timer { timer: OwnedFd, entry: Entry },
@@ -42,7 +42,7 @@ struct Entry {
 }
 
 impl Watch {
-    /// Watches the process of `pidfd`. `name` is the name of its namespace.
+    /// Watches the process of `pidfd`. `name` is the name of the namespace.
     pub(crate) fn process(pidfd: OwnedFd, name: String) -> Self {
         Self { name, method: Method::Process(pidfd) }
     }
@@ -69,7 +69,7 @@ impl Watch {
         &self.name
     }
 
-    /// Whether the namespace is gone. Must be called when the descriptor is readable.
+    /// Whether the namespace has ended. Must be called when the descriptor is readable.
     pub(crate) fn gone(&self) -> bool {
         let gone = match &self.method {
             Method::Process(_) => return true,
@@ -109,7 +109,7 @@ impl Method {
     }
 }
 
-/// The process, if the path is its `/proc/PID/ns/net`.
+/// Opens the process if the path is the process's `/proc/PID/ns/net`.
 fn process_of(parent: &Path, name: &OsString) -> Option<OwnedFd> {
     let real: PathBuf = parent.canonicalize().ok()?;
     let pid = real.strip_prefix("/proc").ok()?.to_str()?.strip_suffix("/ns")?.parse().ok()?;
@@ -138,7 +138,7 @@ fn watch_deletions(directory: &Path) -> io::Result<OwnedFd> {
     Ok(inotify)
 }
 
-/// Reads all pending events; several may be pending. True if the entry was deleted.
+/// Reads all pending events. Returns true if the entry was deleted.
 fn read_deletions(inotify: &OwnedFd, entry: &Entry) -> io::Result<bool> {
     use inotify::ReadFlags;
     let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
@@ -169,7 +169,7 @@ fn start_timer() -> io::Result<OwnedFd> {
 }
 
 impl Entry {
-    /// Whether the entry exists. It counts as existing if access is denied.
+    /// Whether the entry exists. If access is denied, the entry counts as existing.
     fn exists(&self) -> bool {
         let found = rustix::fs::statat(&self.directory, self.name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
         matches!(found, Ok(_) | Err(Errno::ACCESS | Errno::PERM))
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, poll};
 
-    /// Waits until the descriptor is readable, ten seconds at most.
+    /// Waits until the descriptor is readable, for at most ten seconds.
     fn wait(watch: &Watch) -> bool {
         let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
         poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&limit)).unwrap() == 1

@@ -1,8 +1,8 @@
-//! Spawns a command in namespaces of its own (behaviour §1.5).
+//! Spawns a command in new namespaces (behaviour §1.5).
 //!
-//! The child process is created in its new namespaces. It configures them while the parent sets up the network, and then
-//! waits on a pipe. A byte from the parent means that the network is ready. The end of the pipe without a byte means that
-//! the parent has failed: the child exits without a message.
+//! The child process is created in its new namespaces. The child configures these namespaces while the parent sets up
+//! the network, and then waits on a pipe. If the parent sends a byte, the network is ready. If the pipe ends without a
+//! byte, the parent has failed, and the child exits without a message.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -21,16 +21,16 @@ use rustix::process::{
 use sys::signal::Inherited;
 use sys::spawn::{Cloned, Namespaces, fork_into};
 
-/// Longest host name that the kernel takes, in octets.
+/// Maximum length of a host name that the kernel accepts, in octets.
 const HOST_NAME_MAX: usize = 64;
 
-/// What to spawn.
+/// The parameters of the command to spawn.
 pub(crate) struct Request<'a> {
-    /// Command and arguments; empty: the login shell.
+    /// Command and arguments. If empty, the login shell is spawned.
     pub(crate) command: &'a [OsString],
-    /// Create a user namespace.
+    /// Whether to create a user namespace.
     pub(crate) user_namespace: bool,
-    /// Create a PID namespace.
+    /// Whether to create a PID namespace.
     pub(crate) pid_namespace: bool,
     /// Host name of `--hostname`.
     pub(crate) hostname: Option<&'a str>,
@@ -40,23 +40,24 @@ pub(crate) struct Request<'a> {
     pub(crate) open_files: &'a Rlimit,
 }
 
-/// The child: it waits for the network, and then becomes the command.
+/// The child. It waits for the network, and then executes the command.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pid: Pid,
     pidfd: OwnedFd,
     /// The pipe that the child waits on. `None` when the child has been released.
     release: Option<OwnedFd>,
-    /// The child's `/proc/PID/status`: /proc can't be opened later. `None` if it isn't process 1 of a PID namespace.
+    /// The child's `/proc/PID/status`, opened early: /proc can't be opened later. `None` if the child is not process 1
+    /// of a PID namespace.
     status: Option<File>,
 }
 
-/// Forks the child. It does not execute the command before [`Spawned::release`].
+/// Forks the child. The child does not execute the command before [`Spawned::release`].
 pub(crate) fn spawn(request: &Request<'_>) -> anyhow::Result<Spawned> {
     let mut namespaces = Namespaces::NET | Namespaces::IPC | Namespaces::UTS | Namespaces::MOUNT;
     namespaces.set(Namespaces::USER, request.user_namespace);
     namespaces.set(Namespaces::PID, request.pid_namespace);
-    // Read before the fork: in the new user namespace, these IDs can't be seen any more.
+    // The IDs are read before the fork: they can't be read in the new user namespace.
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let (wait, release) = pipe_with(PipeFlags::CLOEXEC).context("can't make a pipe")?;
     match fork_into(namespaces).map_err(|error| explain_fork(error, request))? {
@@ -85,7 +86,7 @@ fn explain_fork(error: io::Error, request: &Request<'_>) -> anyhow::Error {
 }
 
 impl Spawned {
-    /// Pidfd of the process.
+    /// The pidfd of the child.
     pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
@@ -95,8 +96,8 @@ impl Spawned {
         self.pid
     }
 
-    /// Lets the command start: the network is ready. A child that has ended has logged the reason, and its status is handled
-    /// like the command's.
+    /// Lets the command start: the network is ready. If the child has already ended, it has logged the reason, and its
+    /// exit status is handled like the command's.
     pub(crate) fn release(&mut self) {
         if let Some(release) = self.release.take()
             && let Err(error) = File::from(release).write_all(&[1])
@@ -105,12 +106,14 @@ impl Spawned {
         }
     }
 
-    /// Forwards `signal` to the command. If `sent` is false, it came from the terminal, which has sent it to the command, too.
+    /// Forwards `signal` to the command. If `sent` is false, the terminal has sent the signal, and has sent it to the
+    /// command, too.
     ///
-    /// The kernel drops signals to process 1 of a PID namespace that would have their default action. Without a PID namespace,
-    /// such a signal would kill the command, so this kills it by SIGKILL. True if the command was killed this way.
+    /// The kernel drops a signal to process 1 of a PID namespace if the process would take the default action. Without
+    /// a PID namespace, such a signal would kill the command, so this function kills the command by SIGKILL. Returns
+    /// true if the command was killed this way.
     pub(crate) fn pass_on(&mut self, signal: Signal, sent: bool) -> io::Result<bool> {
-        // Read before the signal is sent, as its handler may change it.
+        // The status is read before the signal is sent: the command's handler may change the status.
         let unhandled = self.status.as_mut().is_some_and(|status| has_default_action(status, signal));
         if sent {
             pidfd_send_signal(&self.pidfd, signal)?;
@@ -128,7 +131,7 @@ impl Drop for Spawned {
         if self.release.take().is_none() {
             return;
         }
-        // If this is not permitted, the child ends by itself, as the pipe is closed.
+        // If the kill is not permitted, the child ends by itself: the pipe is closed.
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
     }
@@ -160,7 +163,7 @@ fn become_command(
         set_dumpable_behavior(DumpableBehavior::Dumpable).context("can't get access to /proc/self")?;
         write_maps(uid, gid)?;
     }
-    // The command's mounts must not propagate to the host. The kernel ensures that only with a new user namespace.
+    // The command's mounts must not propagate to the host. The kernel ensures this only with a new user namespace.
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .context("can't make mounts private to the command")?;
     if request.pid_namespace {
@@ -181,7 +184,7 @@ fn become_command(
     Err(error).with_context(|| format!("can't run '{}'", program.display()))
 }
 
-/// Maps a single user and group to 0, which needs no privilege (user_namespaces(7)).
+/// Maps a single user and a single group to 0. This needs no privilege (user_namespaces(7)).
 fn write_maps(uid: u32, gid: u32) -> anyhow::Result<()> {
     // Without privilege, the kernel accepts gid_map only after setgroups(2) was disabled.
     let files = [
@@ -212,15 +215,16 @@ fn host_name(asked: Option<&str>, host: &[u8]) -> Vec<u8> {
     name
 }
 
-/// Waits for the byte from the parent. Exits if the pipe ends without it: the parent has failed.
+/// Waits for the byte from the parent. If the pipe ends without the byte, the parent has failed, and this function
+/// exits.
 fn await_network(wait: OwnedFd) {
     if File::from(wait).read_exact(&mut [0]).is_err() {
         std::process::exit(1);
     }
 }
 
-/// Program and arguments (including argument 0): the command, else `shell` as a login shell, whose argument 0 starts
-/// with `-`.
+/// Program and arguments (including argument 0): the command, or `shell` as a login shell if there is no command.
+/// Argument 0 of a login shell starts with `-`.
 fn command_line(command: &[OsString], shell: Option<OsString>) -> (OsString, Vec<OsString>) {
     if let Some(program) = command.first() {
         return (program.clone(), command.to_vec());

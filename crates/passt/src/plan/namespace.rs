@@ -19,8 +19,8 @@ use crate::{
 
 /// Name of the tap device if there is no template (behaviour §3.5).
 const DEFAULT_IFNAME: &str = "tap0";
-/// Length of the tap device's transmit queue, in frames. It holds more than all the receive windows that the engine
-/// advertises (ARCHITECTURE.md).
+/// Length of the tap device's transmit queue, in frames. The queue can hold more frames than all the receive windows
+/// that the engine advertises (ARCHITECTURE.md).
 pub const TX_QUEUE_LEN: u32 = 10_000;
 /// Metric of the routes that the kernel adds for IPv6 addresses.
 const PREFIX_ROUTE_METRIC_V6: u32 = 256;
@@ -32,37 +32,39 @@ const PREFIX_LEN_V6: u8 = 64;
 pub struct NamespacePlan {
     /// Name of the tap device.
     pub ifname: String,
-    /// MAC address to set; `None`: keep the present one.
+    /// MAC address to set. `None`: keep the present address.
     pub mac: Option<Mac>,
     /// Length of the device's transmit queue, in frames.
     pub tx_queue_len: u32,
-    /// How to configure the interface; `None`: it stays down, and the guest configures it.
+    /// How to configure the interface. `None`: the interface stays down, and the guest configures it.
     pub interface: Option<InterfacePlan>,
 }
 
 /// How to configure the interface in the namespace (`--config-net`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfacePlan {
-    /// MTU to set; `None`: keep the present one.
+    /// MTU to set. `None`: keep the present MTU.
     pub mtu: Option<u16>,
-    /// IPv4, unless it is disabled.
+    /// Configuration of IPv4. `None`: IPv4 is disabled.
     pub v4: Option<NamespaceFamily>,
-    /// IPv6, unless it is disabled.
+    /// Configuration of IPv6. `None`: IPv6 is disabled.
     pub v6: Option<NamespaceFamily>,
 }
 
 /// The configuration of one family on the interface in the namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceFamily {
-    /// Addresses, to be added in this order.
+    /// Addresses. They must be added in this order.
     pub addresses: Vec<Address>,
-    /// Routes, in the kernel's order. Routes to the networks of `addresses` are not among them: the kernel adds those.
+    /// Routes, in the kernel's order. Routes to the networks of `addresses` are not included: the kernel adds these
+    /// routes.
     pub routes: Vec<Route>,
-    /// The routes are copied from the template. A copied route may fail in the namespace; another one must not.
+    /// Whether the routes are copied from the template. A failure of a copied route is not fatal, but a failure of any
+    /// other route is.
     pub copied: bool,
 }
 
-/// The plan with the configurations of both families. `templates` are the template interfaces of IPv4 and IPv6.
+/// Makes the plan from the configurations of both families. `templates` are the template interfaces of IPv4 and IPv6.
 pub(super) fn plan(
     config: &Config,
     facts: &Facts,
@@ -70,7 +72,7 @@ pub(super) fn plan(
     v4: Option<NamespaceFamily>,
     v6: Option<NamespaceFamily>,
 ) -> NamespacePlan {
-    // The namespace has a loopback interface already, so the tap can't have that name.
+    // The namespace has a loopback interface already, so the tap device can't have the name of the loopback interface.
     let template = templates.into_iter().flatten().find(|template| {
         facts.link(template.index).is_none_or(|link| !link.flags.contains(LinkFlags::Loopback))
     });
@@ -90,7 +92,7 @@ pub(super) fn plan(
     }
 }
 
-/// IPv4 on the interface in the namespace.
+/// The configuration of IPv4 on the interface in the namespace.
 pub(super) fn ipv4(
     config: &Config,
     facts: &Facts,
@@ -101,7 +103,7 @@ pub(super) fn ipv4(
     family(&config.v4, facts, template, Some(single), given.our_address)
 }
 
-/// IPv6 on the interface in the namespace, without its link-local address.
+/// The configuration of IPv6 on the interface in the namespace, without its link-local address.
 pub(super) fn ipv6(
     config: &Config,
     facts: &Facts,
@@ -118,7 +120,7 @@ pub(super) fn ipv6(
     for address in &mut family.addresses {
         address.flags |= AddressFlags::Nodad;
     }
-    // The kernel lists a new IPv6 address before the older ones.
+    // The kernel lists a new IPv6 address before older addresses.
     family.addresses.reverse();
     family
 }
@@ -174,8 +176,8 @@ fn copied_addresses<A: Ip>(facts: &Facts, template: u32) -> Vec<Address> {
         .collect()
 }
 
-/// The template's routes, without those that also use another interface, and those that the kernel adds itself
-/// for `addresses`. A preferred source is kept if it is one of `addresses`.
+/// The template's routes, without two kinds: routes that also use another interface, and routes that the kernel
+/// adds itself for `addresses`. A preferred source is kept if it is one of `addresses`.
 fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> Vec<Route> {
     facts
         .routes
@@ -190,7 +192,7 @@ fn copied_routes<A: Ip>(facts: &Facts, template: u32, addresses: &[Address]) -> 
         .collect()
 }
 
-/// Whether the kernel adds `route` itself when the interface has `addresses` (and, for IPv6, a link-local one).
+/// Whether the kernel adds `route` itself when the interface has `addresses` and, for IPv6, a link-local address.
 fn is_made_by_kernel(route: &Route, addresses: &[Address]) -> bool {
     let plain = route.protocol == RouteProtocol::Kernel
         && route.source.is_none()
@@ -211,7 +213,7 @@ fn is_made_by_kernel(route: &Route, addresses: &[Address]) -> bool {
             }))
 }
 
-/// The only route, if the template's are not copied.
+/// The only route if the template's routes are not copied.
 fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
     let gateway = gateway.into();
     let in_a_network = addresses.iter().filter_map(network_of).any(|network| network.contains(&gateway));
@@ -232,7 +234,7 @@ fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
             interface: 0,
             gateway: Some(gateway),
             weight: 1,
-            // The gateway of local mode is on the link, whatever the address of `--address`.
+            // The gateway of local mode is on the link, whatever address `--address` gives.
             onlink: gateway == IpAddr::V4(LOCAL_V4_GATEWAY) && !in_a_network,
         }],
         encapsulates: false,

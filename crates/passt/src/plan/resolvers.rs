@@ -1,4 +1,5 @@
-//! The resolvers that are advertised to the guest, and those that its queries are forwarded to (behaviour §3.4).
+//! The resolvers that are advertised to the guest, and the resolvers to which its queries are forwarded (behaviour
+//! §3.4).
 
 use std::net::IpAddr;
 
@@ -11,15 +12,15 @@ use crate::{
     host::{Facts, Resolver},
 };
 
-/// Maximum number of servers of a family that are advertised (behaviour §3.4.3).
+/// Maximum number of servers of a family that are advertised to the guest (behaviour §3.4.3).
 const MAX_SERVERS: usize = 3;
-/// Maximum number of servers that queries are forwarded to. Nobody has more, but a file can list any number.
+/// Maximum number of servers to which queries are forwarded. No host needs more, but a file can list any number.
 const MAX_ASKED: usize = 64;
 /// Maximum number of domains that are taken from resolv.conf (behaviour §3.4.3).
 const MAX_HOST_DOMAINS: usize = 5;
 
-/// Sets what depends on the host's resolvers: where queries go, and the advertised servers and search list. Called at
-/// the start and whenever resolv.conf changes.
+/// Sets the settings that depend on the host's resolvers: the servers for queries, the advertised servers and the
+/// advertised search list. Must be called at the start and whenever resolv.conf changes.
 pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settings) {
     if let Some(v4) = &mut settings.v4 {
         let chosen = choose(config, &config.v4, resolver, v4.map_host_loopback, Some(v4.assigned));
@@ -40,8 +41,9 @@ pub fn set_resolvers(config: &Config, resolver: &Resolver, settings: &mut Settin
     };
 }
 
-/// The servers for queries to the DNS address of one family: the one of `--dns-host` for this family, else for the
-/// other one, else all of resolv.conf, of both families and in its order.
+/// The servers for queries to the DNS address of one family: the server of `--dns-host` for this family, else the
+/// server of `--dns-host` for the other family, else all servers in resolv.conf, of both families and in the order of
+/// the file.
 fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolver: &Resolver) -> Vec<IpAddr> {
     let mut servers = Vec::new();
     let list = given.or(given_for_other).map_or_else(|| resolver.servers.clone(), |server| vec![server]);
@@ -53,7 +55,7 @@ fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolve
     servers
 }
 
-/// Whether [`set_resolvers`] can change anything that the guest notices.
+/// Whether [`set_resolvers`] can change a setting that affects the guest.
 pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
     let search = settings.services.advertise_search && config.search == Search::Host;
     let v4 = settings.v4.as_ref().map(|v4| v4.map_host_loopback.is_some());
@@ -76,11 +78,11 @@ fn family_matters<A>(config: &Config, asked: &Family<A>, loopback_is_mapped: boo
 struct Resolvers<A> {
     /// Servers to advertise.
     advertise: Vec<A>,
-    /// Queries of the guest to this address go to the host's resolvers.
+    /// Queries of the guest to this address are forwarded to the host's resolvers.
     dns_forward: Option<A>,
 }
 
-/// Chooses the resolvers of one family. `assigned` is the guest's address, which is usually the host's own, too.
+/// Chooses the resolvers of one family. `assigned` is the guest's address. It is usually also the host's address.
 fn choose<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -94,7 +96,7 @@ fn choose<A: Ip>(
         return chosen;
     }
     for server in servers {
-        // At the guest, these addresses lead to itself, or to the host's loopback.
+        // In the guest, these addresses lead to the guest itself, or to the host's loopback.
         let out_of_reach = IpAddr::is_loopback(&server.into())
             || Some(server) == map_host_loopback
             || Some(server) == assigned;
@@ -108,13 +110,13 @@ fn choose<A: Ip>(
         } else {
             continue;
         };
-        // Several servers can be advertised by the same address (Q23).
+        // The same address may represent several servers (Q23).
         if !chosen.advertise.contains(&advertised) && chosen.advertise.len() < MAX_SERVERS {
             chosen.advertise.push(advertised);
         }
     }
     if let (Some(forward), true) = (asked.dns_forward, chosen.advertise.is_empty()) {
-        // The host has servers of the other family only. They are reached by the DNS address.
+        // The host has servers of the other family only. The guest reaches them by the DNS address.
         if !resolver.servers.is_empty() {
             chosen.advertise.push(forward);
         }
@@ -122,7 +124,7 @@ fn choose<A: Ip>(
     chosen
 }
 
-/// Warns if the guest gets no resolver (behaviour §3.4.7), unless none is to be advertised or forwarded to.
+/// Warns if the guest gets no resolver (behaviour §3.4.7). Does not warn if no resolver was requested.
 pub(super) fn check(config: &Config, facts: &Facts, v4: Option<&V4>, v6: Option<&V6>, notes: &mut Vec<Note>) {
     let v4_lacks = v4.is_some_and(|v4| v4.dns_forward.is_some() && v4.dns_servers.is_empty());
     let v6_lacks = v6.is_some_and(|v6| v6.dns_forward.is_some() && v6.dns_servers.is_empty());

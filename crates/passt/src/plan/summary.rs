@@ -7,8 +7,8 @@ use engine::addr::{V4, V6};
 use super::{Plan, TemplateLink};
 
 impl Plan {
-    /// Lines for the log, at info level: interfaces, addresses, and what is advertised to the guest. Without forwarding
-    /// rules.
+    /// Lines for the log, at info level: interfaces, addresses, and the values that are advertised to the guest.
+    /// Forwarding rules are not included.
     pub fn summary(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let templates: Vec<String> = [(&self.template4, "IPv4"), (&self.template6, "IPv6")]

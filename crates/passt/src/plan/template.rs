@@ -17,27 +17,27 @@ use crate::{
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// The template of family `A`: an interface of the host, and what the guest gets from it.
+/// The template of family `A`: an interface of the host, and the values that the guest gets from it.
 pub(super) struct Template<A> {
     link: TemplateLink,
-    /// The address for the guest. `None`: the interface has no usable one, so `--address` gives it.
+    /// The address for the guest. `None`: the interface has no usable address, so `--address` gives the address.
     pub(super) address: Option<A>,
     /// Prefix length of `address`.
     pub(super) prefix_len: u8,
-    /// Router of the first default route that has one.
+    /// Router of the first default route that has a router.
     pub(super) gateway: Option<A>,
     /// The interface's own link-local address (IPv6).
     pub(super) link_local: Option<Ipv6Addr>,
 }
 
 impl<A> Template<A> {
-    /// The interface.
+    /// The template interface.
     pub(super) fn link(&self) -> &TemplateLink {
         &self.link
     }
 }
 
-/// Refuses names of interfaces that don't exist, even if the interface is not needed as a template (Q11).
+/// Refuses names of interfaces that don't exist, even if an interface is not needed as a template (Q11).
 pub(super) fn check_interfaces(config: &Config, facts: &Facts) -> Result<(), Error> {
     let names = [
         ("--interface", &config.interface),
@@ -54,7 +54,7 @@ pub(super) fn check_interfaces(config: &Config, facts: &Facts) -> Result<(), Err
     Ok(())
 }
 
-/// Finds the template of family `A`. `None`: no interface is usable (behaviour §3.1).
+/// Finds the template of family `A`. Returns `None` if no interface is usable (behaviour §3.1).
 pub(super) fn find<A: Ip>(
     config: &Config,
     asked: &Family<A>,
@@ -73,7 +73,8 @@ pub(super) fn find<A: Ip>(
     Ok(pick::<A>(facts, notes).and_then(|link| read(link, asked, facts)))
 }
 
-/// The interface of the first default route, or else of the first route (behaviour §3.1.2, R-18, R-19).
+/// The interface of the first default route. Without a default route: the interface of the first route (behaviour
+/// §3.1.2, R-18, R-19).
 fn pick<'a, A: Ip>(facts: &'a Facts, notes: &mut Vec<Note>) -> Option<&'a Link> {
     let candidates: Vec<(&Route, &Link)> = facts
         .routes
@@ -105,7 +106,7 @@ fn is_link_local(network: &IpNet) -> bool {
     }
 }
 
-/// The template that `link` is for family `A`; `None` if it lacks an address (behaviour §3.2).
+/// Makes the template of family `A` from `link`. Returns `None` if the interface lacks an address (behaviour §3.2).
 fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template<A>> {
     let defaults: Vec<&Route> = facts
         .routes
@@ -120,7 +121,8 @@ fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template
         IpAddr::V6(local) if address.interface == link.index && local.is_unicast_link_local() => Some(local),
         _ => None,
     });
-    // Our link-local address is the interface's, or the gateway's if that is link-local.
+    // The program's link-local address is that of the interface, or that of the gateway if the gateway's address is
+    // link-local.
     let have_our_link_local = A::BITS == 32
         || link_local.is_some()
         || gateway.is_some_and(|gateway| is_link_local(&IpNet::from(gateway.into())));
@@ -134,8 +136,9 @@ fn read<A: Ip>(link: &Link, asked: &Family<A>, facts: &Facts) -> Option<Template
     })
 }
 
-/// The gateway of a default route through `interface`. For a multipath route, the hop with the highest weight, and the
-/// first of equal ones (behaviour §3.3, R-20). A gateway of the other family is skipped: it can't be advertised.
+/// The gateway of a default route through `interface`. For a multipath route, the hop with the highest weight is used.
+/// If several hops have this weight, the first of them is used (behaviour §3.3, R-20). A gateway of the other family is
+/// skipped: it can't be advertised.
 fn gateway_of<A: Ip>(route: &Route, interface: u32) -> Option<A> {
     let via = |hop: &NextHop| A::from_ip(hop.gateway?);
     route
@@ -146,7 +149,7 @@ fn gateway_of<A: Ip>(route: &Route, interface: u32) -> Option<A> {
         .and_then(via)
 }
 
-/// The address of `link` that the guest gets. These criteria decide, the first one first:
+/// Chooses the address of `link` for the guest. These criteria decide, in this order:
 ///
 /// 1. a scope wider than the link (required for IPv6);
 /// 2. the preferred source address of the default route: the one that the host itself uses;
@@ -188,12 +191,12 @@ pub(super) fn is_valid(address: &Address) -> bool {
     !address.flags.intersects(unusable) && !address.local.is_loopback() && !address.local.is_unspecified()
 }
 
-/// Whether the scope of an address is wider than its link; site-local counts.
+/// Whether the scope of an address is wider than its link. Site-local counts as wider.
 pub(super) fn is_wide(address: &Address) -> bool {
     u8::from(address.scope) < u8::from(AddressScope::Link)
 }
 
-/// The network of an address. On a point-to-point link it is the network of the peer.
+/// The network of an address. On a point-to-point link, this is the network of the peer's address.
 pub(super) fn network_of(address: &Address) -> Option<IpNet> {
     IpNet::new(address.peer.unwrap_or(address.local), address.prefix_len).ok().map(|network| network.trunc())
 }

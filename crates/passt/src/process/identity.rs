@@ -1,4 +1,4 @@
-//! The user that the process runs as (behaviour §10.2).
+//! The user under which the process runs (behaviour §10.2).
 
 use anyhow::{Context, bail};
 use rustix::io::Errno;
@@ -11,14 +11,14 @@ use sys::passwd::{User, group_by_name, user_by_name};
 
 use crate::config::{Id, RunAs};
 
-/// The user that root changes to without `--runas`.
+/// The user to which root changes if `--runas` is not given.
 const UNPRIVILEGED: &str = "nobody";
 
-/// The user that the process runs as.
+/// The user under which the process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// The caller: an ordinary user, root of a user namespace (an ordinary user outside of it), or root without the
-    /// capabilities to change user.
+    /// The caller. It is an ordinary user, root of a user namespace (an ordinary user outside the namespace), or root
+    /// without the capabilities to change user.
     Callers,
     /// The user of `--runas`. A spawned command runs as this user, too.
     Asked(User),
@@ -44,15 +44,15 @@ impl Identity {
     }
 }
 
-/// Whether the process has the capabilities to change user, and to serve a guest of root as that user. A caller that has
-/// removed these capabilities from root does not expect a change of user.
+/// Whether the process has the capabilities to change user, and to serve a guest of root as the new user. A caller that
+/// has removed these capabilities from root does not expect a change of user.
 fn can_serve_as_another() -> anyhow::Result<bool> {
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SYS_ADMIN;
     let ours = capabilities(None).context("can't read our capabilities")?;
     Ok(ours.effective.contains(needed))
 }
 
-/// Whether this is the initial user namespace, whose map has all IDs. Other user namespaces map only some of them.
+/// Whether this is the initial user namespace. Its map contains all IDs. Other user namespaces map only some IDs.
 fn in_initial_user_namespace() -> anyhow::Result<bool> {
     if !std::path::Path::new("/proc/self").exists() {
         bail!(
@@ -87,10 +87,10 @@ fn resolve(asked: &RunAs) -> anyhow::Result<User> {
     Ok(User { gid, ..user })
 }
 
-/// Changes to a user, without supplementary groups. Capabilities are kept: some are needed to enter the guest's namespace,
-/// and they are dropped later.
+/// Changes to a user, without supplementary groups. Capabilities are kept: some of them are needed to enter the guest's
+/// namespace. They are dropped later.
 ///
-/// The process must have only one thread, since IDs belong to threads.
+/// The process must have only one thread, because IDs belong to threads.
 pub(crate) fn change_to(user: User) -> anyhow::Result<()> {
     if (geteuid().as_raw(), getegid().as_raw()) == (user.uid, user.gid) && !geteuid().is_root() {
         return Ok(());
@@ -109,7 +109,8 @@ pub(crate) fn change_to(user: User) -> anyhow::Result<()> {
     set_keep_capabilities(false).with_context(explain)?;
     let sets = capabilities(None).with_context(explain)?;
     set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets }).with_context(explain)?;
-    // After the change, /proc/self belongs to root until the process is dumpable. The namespace is entered by /proc.
+    // After the change, /proc/self belongs to root until the process is dumpable. Access to /proc/self is needed to
+    // enter the namespace.
     set_dumpable_behavior(DumpableBehavior::Dumpable).with_context(explain)?;
     Ok(())
 }
@@ -126,7 +127,7 @@ mod tests {
         Id::Name(name.into())
     }
 
-    /// behaviour §2.2, `--runas`: the four forms.
+    /// behaviour §2.2: the four forms of `--runas`.
     #[test]
     fn runas_takes_numbers_and_names() {
         assert_eq!(runas(Id::Number(0), None).unwrap(), User { uid: 0, gid: 0 });

@@ -1,4 +1,5 @@
-//! What terminates the process: signals, the command's end, the namespace's end (behaviour §1.4, §1.6).
+//! The events that terminate the process: signals, the end of the command, the end of the namespace (behaviour §1.4,
+//! §1.6).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -13,21 +14,21 @@ use crate::event::Source;
 use crate::pasta::quit::Watch;
 use crate::pasta::spawn::Spawned;
 
-/// Signals that the process handles. All others have the kernel's default action.
+/// The signals that the process handles. All other signals have the kernel's default action.
 const OURS: [Signal; 3] = [Signal::TERM, Signal::QUIT, Signal::CHILD];
-/// The signals that the process handles if it has spawned a command, to which it passes them on.
+/// The signals that the process handles if it has spawned a command. The process forwards these signals to the command.
 const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::CHILD, Signal::INT, Signal::HUP];
 
-/// Why the process ends.
+/// The reason for the end of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// A signal asked for it.
+    /// A signal requested the end of the process.
     Asked,
-    /// The guest's namespace is gone.
+    /// The guest's namespace has ended.
     NamespaceGone,
-    /// The virtual machine has closed its connection, and no other is accepted (`--one-off`).
+    /// The virtual machine has closed its connection, and no other connection is accepted (`--one-off`).
     GuestGone,
-    /// The command ended with this status: its own, or 128 and the number of the signal that killed it.
+    /// The command ended with this status: its own exit status, or 128 plus the number of the signal that killed it.
     Command(u8),
 }
 
@@ -46,13 +47,13 @@ pub(crate) struct Lifetime {
     signals: SignalFd,
     watch: Option<Watch>,
     command: Option<Spawned>,
-    /// The signal for which the command was killed by SIGKILL, see [`Spawned::pass_on`].
+    /// The signal that caused the process to kill the command by SIGKILL, see [`Spawned::pass_on`].
     killed_by: Option<Signal>,
 }
 
 impl Lifetime {
-    /// Blocks the signals to handle. Must be called after the command was spawned, which inherits the caller's signal
-    /// mask.
+    /// Blocks the signals that the process handles. Must be called after the command was spawned: the command inherits
+    /// the caller's signal mask.
     pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>) -> anyhow::Result<Self> {
         let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &OURS };
         sys::signal::block(signals).context("can't block signals")?;
@@ -60,22 +61,22 @@ impl Lifetime {
         Ok(Self { signals, watch, command, killed_by: None })
     }
 
-    /// Lets the command start, if there is one. Returns whether there is.
+    /// Lets the command start, if there is a command. Returns whether there is a command.
     pub(crate) fn release_command(&mut self) -> bool {
         self.command.as_mut().map(Spawned::release).is_some()
     }
 
-    /// The descriptors to wait for, readable (level triggered) when [`Lifetime::on_signals`] or
-    /// [`Lifetime::on_namespace`] has something to do.
+    /// The descriptors of these event sources. A descriptor is readable (level-triggered) when [`Lifetime::on_signals`]
+    /// or [`Lifetime::on_namespace`] must be called.
     ///
-    /// They must be added to the epoll set after the last fork: for a signalfd, epoll watches the signals of the
-    /// process that added it.
+    /// The descriptors must be added to the epoll set after the last fork: for a signalfd, epoll watches the signals of
+    /// the process that added it.
     pub(crate) fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
         let watch = self.watch.as_ref().map(|watch| (Source::Namespace, watch.as_fd()));
         [(Source::Signals, self.signals.as_fd())].into_iter().chain(watch)
     }
 
-    /// Checks whether the namespace is gone. `Some`: the process must exit.
+    /// Checks whether the namespace has ended. `Some`: the process must exit.
     pub(crate) fn on_namespace(&self) -> Option<Exit> {
         let watch = self.watch.as_ref().filter(|watch| watch.gone())?;
         log::info!("network namespace {} is gone, exiting", watch.name());
@@ -134,8 +135,8 @@ impl Lifetime {
     }
 }
 
-/// The exit status as in a shell: the command's, or 128 plus the signal (behaviour §1.4). `killed_by` replaces SIGKILL,
-/// see [`Spawned::pass_on`].
+/// The exit status as in a shell: the command's status, or 128 plus the number of the signal (behaviour §1.4).
+/// `killed_by` replaces SIGKILL, see [`Spawned::pass_on`].
 fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     let signal = status.terminating_signal();
     let signal =
@@ -144,8 +145,8 @@ fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-/// Runs `work` with all permitted capabilities effective. One is left if the command runs as root and this process
-/// doesn't, see [`crate::process::stage`].
+/// Runs `work` with all permitted capabilities effective. If the command runs as root and this process does not, one
+/// permitted capability is left, see [`crate::process::stage`].
 fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     let before = capabilities(None)?;
     if before.permitted.is_empty() {
@@ -168,7 +169,7 @@ mod tests {
             let mut child = command.spawn().unwrap();
             let pid = rustix::process::Pid::from_child(&child);
             let status = rustix::process::waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap().1;
-            // Reaped above, without the handle.
+            // The child was reaped above, without the handle.
             assert!(child.wait().is_err());
             status
         };

@@ -1,4 +1,4 @@
-//! The process itself: the user it runs as, the stages in which it gives up its rights, and what terminates it.
+//! The process itself: its user, the stages in which it gives up its rights, and the events that terminate it.
 
 mod identity;
 pub(crate) mod lifetime;

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use rustix::process::Pid;
 
-/// A PID file. It is opened with the caller's rights, and written when the number of the process is known.
+/// A PID file. The file is opened with the caller's rights, and is written when the process ID is known.
 pub(crate) struct PidFile {
     path: PathBuf,
     file: File,
 }
 
 impl PidFile {
-    /// Creates the file with access for its owner only, or truncates the one that exists.
+    /// Creates the file with access for its owner only, or truncates an existing file.
     ///
     /// # Errors
     /// The file can't be opened for writing.
@@ -25,7 +25,7 @@ impl PidFile {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Writes the number of a process, and closes the file.
+    /// Writes a process ID, and closes the file.
     ///
     /// # Errors
     /// The file can't be written.

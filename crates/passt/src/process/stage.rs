@@ -1,13 +1,13 @@
-//! The stages of the process. Each is a value that only the stage before it can be turned into: rights can only be
-//! given up, and the compiler checks the order.
+//! The stages of the process. Each stage is a value that only the previous stage can be converted to: rights can only
+//! be given up, and the compiler checks the order.
 //!
 //! [`Boot`] -> user and namespaces -> [`Prepared`] -> empty root -> [`Confined`] -> background -> [`Detached`] ->
 //! threads -> [`Staffed`] -> capabilities -> [`Sealed`].
 //!
-//! The order follows from the kernel's rules. A process that has unshared its PID namespace cannot start threads until it
-//! has forked, so the fork to the background comes after the last namespace. Threads do not survive a fork, so they come
-//! after it. The threads need capabilities to enter the guest's namespace, so the capabilities go last. Each of these
-//! steps can fail, so the caller waits until the process is sealed.
+//! The order follows from the kernel's rules. A process that has unshared its PID namespace can't start threads until
+//! it has forked, so the fork to the background comes after the last new namespace. Threads do not survive a fork, so
+//! threads are started after the fork. The threads need capabilities to enter the guest's namespace, so the
+//! capabilities are given up last. Each of these steps can fail, so the caller waits until the process is sealed.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -37,8 +37,8 @@ use crate::pasta::netns::{Namespace, Opener};
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
 
-/// The caller's rights and environment. Everything that needs them happens in this stage: finding out about the host,
-/// binding ports, opening files for output.
+/// The caller's rights and environment. Every step that needs them belongs to this stage: reading the host's
+/// configuration, binding ports, opening files for output.
 pub(crate) struct Boot {
     signals: Inherited,
     open_files: Rlimit,
@@ -46,7 +46,7 @@ pub(crate) struct Boot {
 }
 
 impl Boot {
-    /// Must be the first step. Closes inherited descriptors, except the guest's socket (`--fd`), and raises the
+    /// Must be called first. Closes inherited descriptors, except the guest's socket (`--fd`), and raises the
     /// limit of open files.
     ///
     /// # Errors
@@ -74,10 +74,10 @@ impl Boot {
         self.guest_socket.take()
     }
 
-    /// Next stage: the user that the process stays, with rights over the guest's namespace.
+    /// Next stage: the process runs under its final user, and has rights over the guest's namespace.
     ///
-    /// Must come before any thread exists, since a process with two threads can't change its user namespace. Must come
-    /// after everything that needs the caller's rights over the host, which end here.
+    /// Must be called before any thread exists: a process with two threads can't change its user namespace. Must be
+    /// called after every step that needs the caller's rights over the host: the process loses these rights here.
     ///
     /// # Errors
     /// The user, the command or the namespace can't be used.
@@ -93,7 +93,7 @@ impl Boot {
         Ok((Prepared::new(kept)?, guest))
     }
 
-    /// Finds or makes the guest's namespace, and changes user. Also returns the capabilities to keep.
+    /// Finds or creates the guest's namespace, and changes user. Also returns the capabilities to keep.
     fn join_guest(&self, config: &Config, identity: Identity) -> anyhow::Result<(CapabilitySet, Guest)> {
         let quit = !config.pasta.no_netns_quit;
         let userns = &config.pasta.userns;
@@ -104,8 +104,8 @@ impl Boot {
                 if let Identity::InsteadOfRoot(_) = identity
                     && *userns != Userns::None
                 {
-                    // Only over the command's user namespace. Without it, signals could not be passed on to root's
-                    // command.
+                    // The capability applies only to the command's user namespace. Without it, this process could not
+                    // forward signals to root's command.
                     kept = CapabilitySet::KILL;
                 }
                 let pidfd = command.pidfd().try_clone().context("can't duplicate a descriptor")?;
@@ -126,7 +126,7 @@ impl Boot {
         Ok((kept, guest))
     }
 
-    /// Spawns the command as the caller, or as the user of `--runas`, and joins it in its user namespace.
+    /// Spawns the command as the caller, or as the user of `--runas`. Joins the command's user namespace.
     fn spawn(&self, config: &Config, command: &[OsString], identity: Identity) -> anyhow::Result<Spawned> {
         if let Identity::Asked(user) = identity {
             change_to(user)?;
@@ -140,7 +140,7 @@ impl Boot {
             signals: &self.signals,
             open_files: &self.open_files,
         })?;
-        // Not before the fork: root's command stays root's.
+        // The user is not changed before the fork: a command of root must still run as root.
         if let Identity::InsteadOfRoot(user) = identity {
             change_to(user)?;
         }
@@ -159,8 +159,8 @@ fn change_identity(identity: Identity) -> anyhow::Result<()> {
     }
 }
 
-/// Changes user, for a guest that is reached by a socket alone. A user namespace of the process's own leaves it rights
-/// over nothing else.
+/// Changes user for a guest that connects only by a socket. If the process creates its own user namespace, it has
+/// rights over nothing outside this namespace.
 fn serve_socket(identity: Identity) -> anyhow::Result<Guest> {
     change_identity(identity)?;
     if let Err(error) = unshare(Namespaces::USER) {
@@ -169,21 +169,22 @@ fn serve_socket(identity: Identity) -> anyhow::Result<Guest> {
     Ok(Guest::default())
 }
 
-/// What one stage hands on to the next.
+/// The values that each stage passes to the next stage.
 struct Carried {
-    /// Capabilities that stay permitted to the end.
+    /// Capabilities that stay permitted until the process ends.
     kept: CapabilitySet,
-    /// `/dev/null`, for the standard streams in the background: it can't be opened later.
+    /// `/dev/null`, for the standard streams in the background. It is opened early: it can't be opened later.
     null: File,
-    /// Denies access to files, if the root directory could not be replaced.
+    /// Denies access to files. Used if the root directory could not be replaced.
     file_rules: Option<FileRules>,
-    /// The process that waits for this one in the background; none in the foreground.
+    /// The process that waits for this process in the background. `None` in the foreground.
     caller: Option<UnixStream>,
-    /// To be written by this process. In the background, the waiting process writes it.
+    /// The PID file that this process must write. In the background, the waiting process writes the file.
     pid_file: Option<PidFile>,
 }
 
-/// The user that the process stays, with rights over the guest's network namespace. The link is made now.
+/// The process runs under its final user, and has rights over the guest's network namespace. The link is created in
+/// this stage.
 pub(crate) struct Prepared(Carried);
 
 impl Prepared {
@@ -194,12 +195,12 @@ impl Prepared {
         Ok(Self(Carried { kept, null, file_rules: None, caller: None, pid_file: None }))
     }
 
-    /// Next stage: no access to the machine's files, nor, in the background, to its processes.
+    /// Next stage: the process has no access to the machine's files and, in the background, no access to its processes.
     ///
-    /// Must come after everything that opens a file. `resolver` keeps access to the directories that it holds.
+    /// Must be called after every step that opens a file. `resolver` keeps access to the directories that it holds.
     ///
     /// # Errors
-    /// The root directory can't be replaced, and the kernel has no Landlock to deny access to it.
+    /// The root directory can't be replaced, and the kernel has no Landlock to deny access to the root directory.
     pub(crate) fn confine(
         mut self,
         config: &Config,
@@ -223,11 +224,12 @@ fn replace_root(config: &Config, resolver: Option<&mut host::Watch>) -> anyhow::
     root::enter_empty(config.chroot_fallback)
 }
 
-/// In namespaces of its own with an empty root directory, or about to deny itself all files, thread by thread.
+/// The process has new namespaces and an empty root directory. If the root directory could not be replaced, each thread
+/// will deny itself access to all files.
 pub(crate) struct Confined(Carried);
 
 impl Confined {
-    /// Next stage: the background, unless `--foreground` was given. The caller continues to wait, see
+    /// Next stage: the process is in the background, unless `--foreground` was given. The caller continues to wait, see
     /// [`Sealed::announce`].
     ///
     /// # Errors
@@ -245,7 +247,7 @@ impl Confined {
             Forked::Child => {
                 drop(child);
                 setsid().context("can't start a session")?;
-                // In its PID namespace, this process is number 1.
+                // In its PID namespace, this process has the process ID 1.
                 let mut pid = [0; 4];
                 caller.read_exact(&mut pid).context("can't learn our process id")?;
                 logging::set_pid(u32::from_ne_bytes(pid));
@@ -255,17 +257,17 @@ impl Confined {
     }
 }
 
-/// Ends the process that the caller started, with status 0, when the one in the background reports that the network is
-/// ready and the PID file is complete (behaviour §1.3.1).
+/// Ends the process that the caller started, with status 0, when the process in the background reports that the network
+/// is ready and the PID file is complete (behaviour §1.3.1).
 fn leave_in_background(
     child: Pid,
     mut background: UnixStream,
     pid_file: Option<PidFile>,
 ) -> anyhow::Result<Detached> {
-    // If this fails, the process in the background has ended, which is noticed below.
+    // If this fails, the process in the background has ended. The code below detects this.
     drop(background.write_all(&child.as_raw_nonzero().get().to_ne_bytes()));
     if background.read_exact(&mut [0]).is_err() {
-        // It has reported the reason itself, unless a signal killed it.
+        // The process in the background has reported the reason itself, unless a signal killed it.
         let status = waitpid(Some(child), WaitOptions::empty());
         if let Ok(Some((_, status))) = status
             && let Some(signal) = status.terminating_signal()
@@ -281,19 +283,19 @@ fn leave_in_background(
     std::process::exit(0);
 }
 
-/// The process will not fork again: threads can be started.
+/// The process will not fork again, so threads can be started.
 pub(crate) struct Detached(Carried);
 
-/// What the other threads offer to the main one.
+/// Handles by which the main thread uses the other threads.
 pub(crate) struct Threads {
     /// Opens sockets in the guest's namespace, if the guest has one.
     pub(crate) opener: Option<Opener>,
-    /// Reports changes of resolv.conf, if something depends on it.
+    /// Reports changes of resolv.conf, if a setting depends on the file.
     pub(crate) news: Option<host::News>,
 }
 
 impl Detached {
-    /// Next stage: all threads run, each without the rights that it does not need.
+    /// Next stage: all threads run. Each thread has given up the rights that it does not need.
     ///
     /// # Errors
     /// A thread can't be started, can't enter the namespace, or can't give up its rights.
@@ -311,7 +313,7 @@ impl Detached {
     fn start_opener(&self, namespace: Namespace) -> anyhow::Result<Opener> {
         let rules = self.file_rules(None)?;
         Opener::start(namespace, || {
-            // It may have to listen on a port below 1024 at any time (behaviour §8.4).
+            // The thread may have to listen on a port below 1024 at any time (behaviour §8.4).
             let binding = CapabilitySet::NET_BIND_SERVICE;
             let held = capabilities(None).context("can't read capabilities")?.permitted;
             drop_rights(rules, held & binding, binding, Role::Opener)
@@ -324,29 +326,29 @@ impl Detached {
         resolver.start(move || drop_rights(rules, none, none, Role::Reader))
     }
 
-    /// The rules for another thread, if rules are needed: Landlock restricts single threads.
+    /// The rules for another thread, if rules are needed: Landlock restricts each thread separately.
     fn file_rules(&self, resolver: Option<&host::Watch>) -> anyhow::Result<Option<FileRules>> {
         let readable = resolver.into_iter().flat_map(host::Watch::directories);
         self.0.file_rules.as_ref().map(|_| FileRules::new(readable)).transpose()
     }
 }
 
-/// All threads run.
+/// All threads are running.
 pub(crate) struct Staffed {
     carried: Carried,
-    /// Of the calling thread.
+    /// The role of the calling thread.
     role: Role,
 }
 
 impl Staffed {
-    /// Next stage: no rights.
+    /// Next stage: the process has no rights.
     ///
-    /// Must come after everything that needs rights, and before anything from the guest is read.
+    /// Must be called after every step that needs rights, and before data from the guest are read.
     ///
     /// # Errors
     /// A right can't be given up.
     pub(crate) fn seal(mut self) -> anyhow::Result<Sealed> {
-        // Other processes of the same user must not trace this one, nor read its memory.
+        // Other processes of the same user must not be able to trace this process or to read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
         let rules = self.carried.file_rules.take();
         drop_rights(rules, self.carried.kept, CapabilitySet::empty(), self.role)?;
@@ -354,8 +356,8 @@ impl Staffed {
     }
 }
 
-/// What each thread does for itself before it starts its work. It loses access to files, if it still has it, all
-/// capabilities except `kept` (of which `effective` have effect), and all system calls except those of its role.
+/// Each thread calls this function before it starts its work. The thread loses access to files, all capabilities except
+/// `kept` (of which `effective` are in effect), and all system calls except those of its role.
 fn drop_rights(
     rules: Option<FileRules>,
     kept: CapabilitySet,
@@ -367,13 +369,14 @@ fn drop_rights(
     seccomp::restrict(role)
 }
 
-/// No rights are left, and no system calls except those that the process needs.
+/// The process has no rights left, and can make only the system calls that it needs.
 pub(crate) struct Sealed(Carried);
 
 impl Sealed {
-    /// Reports to the caller that the network is ready. In the background, leaves its terminal first.
+    /// Reports to the caller that the network is ready. In the background, the process leaves the caller's terminal
+    /// first.
     ///
-    /// Must come after everything that can fail.
+    /// Must be called after every step that can fail.
     ///
     /// # Errors
     /// The PID file can't be written, or the standard streams can't be replaced.

@@ -17,7 +17,7 @@ use crate::forward::Receivers;
 use crate::io::splice::loopback;
 use crate::memory;
 
-/// Buffer for a payload. A payload that does not fit can't be an announcement.
+/// Buffer for one payload. A payload that does not fit can't be an announcement.
 pub(super) type Glimpse = Box<[u8; *announce::LENGTHS.end() + 1]>;
 
 impl Shard {
@@ -54,21 +54,21 @@ impl Shard {
         }
     }
 
-    /// Must be called before datagrams of a UDP socket are received that may bypass the link.
+    /// Must be called before datagrams that may bypass the link are received from a UDP socket.
     pub(super) fn before_datagram(&mut self, id: FlowId, now: Instant) {
         if let Some(direction) = self.stack.udp().bypass_direction(id)
             && self.forwarder.may_peek(direction, now)
             && let Some(socket) = self.stack.udp().socket(id)
             && let Some((source, len)) = peek(socket, &mut *self.glimpse)
-            // Payload of other hosts announces ports of those hosts.
+            // Payload of another host announces a port of that host.
             && (direction == Direction::Outbound || source.is_loopback())
         {
             self.before_payload(direction, source, len, now);
         }
     }
 
-    /// Must be called before an accepted connection is forwarded: its client may have sent bytes already. `destination`
-    /// is the address that it connects to.
+    /// Must be called before an accepted connection is forwarded: the client may have sent bytes already. `destination`
+    /// is the address to which the client connects.
     pub(super) fn before_accepted(
         &mut self,
         client: impl AsFd,
@@ -84,7 +84,7 @@ impl Shard {
         }
     }
 
-    /// Examines `len` bytes in `self.glimpse`, which are about to be sent.
+    /// Examines `len` bytes in `self.glimpse`. These bytes are about to be sent.
     fn before_payload(&mut self, direction: Direction, source: IpAddr, len: usize, now: Instant) {
         let Self { acceptors, sockets, stack, forwarder, glimpse, .. } = self;
         let payload = glimpse.get(..len).unwrap_or_default();
@@ -93,7 +93,7 @@ impl Shard {
     }
 }
 
-/// Copies the next datagram to `buffer`; it stays in the socket. Returns its source, and its length.
+/// Copies the next datagram to `buffer`. The datagram stays in the socket. Returns the datagram's source and length.
 fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Option<(IpAddr, usize)> {
     let (len, _, source) = recvfrom(socket, buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
     let source = std::net::SocketAddr::try_from(source?).ok()?;

@@ -9,7 +9,7 @@ use crate::control::Server;
 use crate::event::Source;
 use control::message::Update;
 
-/// The control socket, and what its clients may ask for.
+/// The control socket, and the families and protocols that its clients may use.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) server: Server,
@@ -17,14 +17,14 @@ pub(super) struct Control {
 }
 
 impl Shard {
-    /// A client may be waiting at the control socket.
+    /// Handles an event of the control socket: a client may be waiting.
     pub(super) fn on_control(&mut self, now: Instant) {
         if let Some(Control { server, enabled }) = &mut self.control {
             server.on_listener(now, self.sockets.epoll(), || self.forwarder.announce(*enabled));
         }
     }
 
-    /// The control socket's client has sent or can receive something, or has gone.
+    /// Handles an event of the client's socket: the client has sent bytes, can receive bytes, or has disconnected.
     pub(super) fn on_control_client(&mut self, now: Instant) {
         let Some(Control { server, .. }) = &mut self.control else { return };
         if let Some(update) = server.on_client(self.sockets.epoll()) {
@@ -32,12 +32,12 @@ impl Shard {
         }
     }
 
-    /// When to call [`Shard::on_control_deadline`] next.
+    /// Returns the time at which [`Shard::on_control_deadline`] must be called next.
     pub(super) fn control_deadline(&self) -> Option<Instant> {
         self.control.as_ref()?.server.next_deadline()
     }
 
-    /// Handles what is due at the control socket.
+    /// Handles expired deadlines of the control socket.
     pub(super) fn on_control_deadline(&mut self, now: Instant) {
         if let Some(control) = &mut self.control {
             control.server.on_deadline(now, self.sockets.epoll());
@@ -58,7 +58,7 @@ impl Shard {
 }
 
 impl Control {
-    /// Watches for clients.
+    /// Watches the listening socket for clients.
     pub(super) fn new(setup: super::ControlSetup, epoll: impl std::os::fd::AsFd) -> rustix::io::Result<Self> {
         Source::Control.watch(epoll, &setup.listener, EventFlags::IN)?;
         Ok(Self { server: Server::new(setup.listener), enabled: setup.enabled })

@@ -8,14 +8,14 @@ use engine::timer::Instant;
 
 use super::Shard;
 
-/// Lines between two headings.
+/// Number of lines between two headings.
 const PAGE: usize = 20;
 /// Number of columns.
 const COLUMNS: usize = 23;
-/// Characters of a column.
+/// Number of characters in a column.
 const WIDTH: usize = 9;
 
-/// Headings, over as many columns as they have parts.
+/// Headings. Each heading spans as many columns as it has parts.
 const HEADINGS: [(&str, &[&str]); 6] = [
     ("frames", &["from", "to", "lost", "useless", "corrupt"]),
     ("TCP", &["now", "opened", "refused", "reset", "nofile"]),
@@ -28,7 +28,7 @@ const HEADINGS: [(&str, &[&str]); 6] = [
 /// One line of the table.
 type Counts = [u64; COLUMNS];
 
-/// The state of the table. If no count changes, there is no line and no deadline.
+/// The state of the table. If no count changes, there is neither a line nor a deadline.
 #[derive(Debug)]
 pub(super) struct Stats {
     interval: Duration,
@@ -39,17 +39,17 @@ pub(super) struct Stats {
 }
 
 impl Stats {
-    /// A table with at most one line in each `interval`.
+    /// Creates a table that prints at most one line in each `interval`.
     pub(super) const fn new(interval: Duration) -> Self {
         Self { interval, shown: [0; COLUMNS], shown_at: None, lines: 0, due: None }
     }
 
-    /// When there will be a line.
+    /// Returns the time of the next line.
     pub(super) const fn next_line(&self) -> Option<Instant> {
         self.due
     }
 
-    /// The text to show now, if counts have changed and it is time.
+    /// Returns the text to print now, if counts have changed and the interval has passed.
     fn update(&mut self, counts: Counts, now: Instant) -> Option<String> {
         if counts == self.shown && self.lines > 0 {
             return None;
@@ -83,7 +83,7 @@ fn heading() -> String {
 }
 
 impl Shard {
-    /// Prints a line of the table, if one is due. Errors are ignored.
+    /// Prints a line of the table if a line is due. Errors are ignored.
     pub(super) fn show_stats(&mut self, now: Instant) {
         if self.stats.is_none() {
             return;
@@ -146,7 +146,7 @@ mod tests {
         assert!(heading().lines().nth(1).unwrap().len() == COLUMNS * WIDTH);
     }
 
-    /// behaviour §1.10; without news there is nothing to wake up for.
+    /// behaviour §1.10. If no count has changed, no deadline wakes the process up.
     #[test]
     fn a_line_needs_news_and_time() {
         let mut stats = Stats::new(Duration::from_secs(10));

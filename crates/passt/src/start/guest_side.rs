@@ -1,4 +1,4 @@
-//! The guest's side: its link, and the sockets in its network namespace.
+//! The guest's side: the guest's link, and the sockets in its network namespace.
 
 use anyhow::Context;
 use sys::tap::{Offloads, TapDevice};
@@ -16,7 +16,7 @@ use crate::pasta::configure::{Configured, bring_loopback_up, configure};
 use crate::pasta::netns::Namespace;
 use crate::plan::{NamespacePlan, Plan};
 
-/// What is open on the guest's side.
+/// The objects that are open on the guest's side.
 pub(crate) struct GuestSide {
     /// The link.
     pub(crate) link: Medium,
@@ -29,10 +29,10 @@ pub(crate) struct GuestSide {
 }
 
 impl GuestSide {
-    /// Sets the guest's namespace up, or serves the socket of a virtual machine.
+    /// Sets up the guest's namespace, or serves the socket of a virtual machine.
     ///
     /// # Errors
-    /// The namespace can't be entered or set up, or a port can't be bound there.
+    /// The namespace can't be entered or set up, or a port can't be bound in it.
     pub(crate) fn open(
         config: &Config,
         network: &mut Network,
@@ -53,7 +53,7 @@ impl GuestSide {
         })?;
         notes.iter().for_each(|note| log::warn!("{note}"));
         let (device, interface) = tap.unzip();
-        // Without --config-net the interface is still down.
+        // Without --config-net, the interface is still down.
         let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
         let link = match device {
             Some(device) => Medium::Tap(TapLink::new(device, up, network.capture.take())),
@@ -74,8 +74,8 @@ impl GuestSide {
     }
 }
 
-/// Makes and configures the tap device in the network namespace of the calling thread. `None` if no frames are to cross
-/// a link (`--splice-only`).
+/// Makes and configures the tap device in the network namespace of the calling thread. Returns `None` if no link is
+/// needed (`--splice-only`).
 fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
     let Some(plan) = &plan.namespace else {
         bring_loopback_up()?;
@@ -85,7 +85,7 @@ fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
     let device =
         TapDevice::create(&plan.ifname, wanted).context("can't set up a tap device in the namespace")?;
     log::debug!("tap device {}: {:?}", device.name, device.offloads);
-    // The kernel may have replaced a pattern such as tap%d.
+    // The kernel may have replaced a name pattern such as tap%d.
     let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
     configured.notes.iter().for_each(|note| log::log!(note.level, "{}", note.text));
     Ok(Some((device, configured)))

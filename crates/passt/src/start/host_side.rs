@@ -1,4 +1,4 @@
-//! The host's side: everything that needs the caller's rights.
+//! The host's side: all steps that need the caller's rights.
 
 use std::os::fd::OwnedFd;
 
@@ -23,48 +23,48 @@ use crate::logging;
 use crate::plan::{self, Plan};
 use crate::process::pid_file::PidFile;
 
-/// What is open on the host.
+/// The objects that are open on the host.
 pub(crate) struct HostSide {
-    /// The PID file, to be written later.
+    /// The PID file. It is written later.
     pub(crate) pid_file: Option<PidFile>,
-    /// Watches resolv.conf, if something depends on it.
+    /// Watches resolv.conf, if a setting depends on the file.
     pub(crate) resolver: Option<Watch>,
-    /// What the event loop needs.
+    /// The parts that the event loop needs.
     pub(crate) network: Network,
 }
 
-/// The host's network: what is planned there, and the sockets that are open there.
+/// The host's network: the plan, and the open sockets.
 pub(crate) struct Network {
     /// How host and guest are set up.
     pub(crate) plan: Plan,
-    /// The other hosts on the host's links, and what reports their changes.
+    /// The other hosts on the host's links, and the source of their changes.
     pub(crate) neighbourhood: Option<(Neighbourhood, Vec<Neighbour>)>,
-    /// Which flows the guest may begin.
+    /// The rules about which flows the guest may begin.
     pub(crate) guard: Guard,
-    /// Where frames are written to (`--pcap`).
+    /// The capture file for frames (`--pcap`).
     pub(crate) capture: Option<Capture>,
     /// How outbound sockets are bound.
     pub(crate) outbound: Outbound,
-    /// The host's addresses, which may be their source.
+    /// The host's addresses. An outbound socket may use one of them as its source.
     pub(crate) sources: Sources,
-    /// The machine's resources, to be divided into budgets.
+    /// The machine's resources. Budgets divide them.
     pub(crate) resources: Resources,
     /// Listening sockets of the inbound rules.
     pub(crate) listeners: Vec<Listener>,
-    /// How more of them are opened.
+    /// How more listening sockets of the inbound rules are opened.
     pub(crate) opening: Opening,
     /// The listening control socket (`--conf-path`).
     pub(crate) control: Option<OwnedFd>,
-    /// The virtual machine's socket. `None` for a guest that is a namespace.
+    /// The virtual machine's socket. `None` if the guest is a namespace.
     pub(crate) guest_socket: Option<GuestSocket>,
 }
 
 impl HostSide {
-    /// Reads the host's network configuration, makes the plan, and opens files and sockets. `guest_socket` is the virtual
-    /// machine's, if it is connected already.
+    /// Reads the host's network configuration, makes the plan, and opens files and sockets. `guest_socket` is the
+    /// virtual machine's socket, if the virtual machine is connected already.
     ///
     /// # Errors
-    /// A file or socket can't be opened, or an option needs something that the host does not have.
+    /// A file or socket can't be opened, or an option requires something that the host does not have.
     pub(crate) fn open(config: &Config, guest_socket: Option<OwnedFd>) -> anyhow::Result<Self> {
         if let Some(path) = &config.log_file {
             logging::open_file(path, config.log_size)?;
@@ -133,14 +133,15 @@ fn report(plan: &Plan) {
     log::debug!("{plan:#?}");
 }
 
-/// Not fatal if it fails: the resolvers found at the start then stay in use.
+/// Starts to watch resolv.conf. A failure is not fatal: the resolvers found at the start then stay in use.
 fn watch_resolvers(facts: &Facts) -> Option<Watch> {
     Watch::open(&facts.resolver)
         .inspect_err(|error| log::info!("Changes of resolv.conf will not be noticed: {error}"))
         .ok()
 }
 
-/// Not fatal if it fails: the guest then sees all neighbours at this program's MAC address.
+/// Starts to follow the neighbours. A failure is not fatal: the guest then sees all neighbours at this program's MAC
+/// address.
 fn watch_neighbours(plan: &Plan) -> Option<(Neighbourhood, Vec<Neighbour>)> {
     let interfaces = [&plan.template4, &plan.template6].map(|link| link.as_ref().map(|link| link.index));
     if interfaces == [None, None] {
@@ -155,7 +156,7 @@ fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
     Capture::create(path).with_context(|| format!("can't open capture file {} (--pcap)", path.display()))
 }
 
-/// Opens the socket where the virtual machine connects, unless it is connected already.
+/// Opens the socket to which the virtual machine connects, unless it is connected already.
 fn open_guest_socket(config: &config::Passt, connected: Option<OwnedFd>) -> anyhow::Result<GuestSocket> {
     match connected {
         Some(socket) => GuestSocket::connected(socket).context("can't use the socket (--fd)"),

@@ -1,4 +1,4 @@
-//! The start of the process: what it opens on the host's side and on the guest's, and the event loop that serves both.
+//! The start of the process: it opens the host's side and the guest's side, and makes the event loop that serves both.
 
 mod guest_side;
 mod host_side;
@@ -14,10 +14,10 @@ use crate::shard::{ControlSetup, Setup, Shard};
 pub(crate) use guest_side::GuestSide;
 pub(crate) use host_side::{HostSide, Network};
 
-/// The event loop between the host's network and the guest.
+/// Makes the event loop between the host's network and the guest.
 ///
 /// # Errors
-/// The kernel refuses a descriptor.
+/// The kernel refuses to create a descriptor.
 pub(crate) fn event_loop(config: &Config, mut network: Network, guest: GuestSide) -> anyhow::Result<Shard> {
     let lacks = guest.interface.as_ref().map_or([false; 2], |on| [on.no_ipv4, on.no_ipv6]);
     let enabled = network.plan.without(lacks, config.enabled());

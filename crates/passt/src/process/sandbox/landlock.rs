@@ -1,5 +1,5 @@
-//! Landlock, for where the root directory can't be replaced: the process can't open, create, remove or execute files any
-//! more. What is open stays usable. Sockets are not affected.
+//! Landlock. It is used if the root directory can't be replaced. The process can't open, create, remove or execute
+//! files any more. Files that are already open stay usable. Sockets are not affected.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,16 +9,17 @@ use landlock::{
     RulesetCreatedAttr,
 };
 
-/// The rules that a thread is about to restrict its access to files by.
+/// Rules that restrict a thread's access to files. They are not in force before [`FileRules::enforce`].
 pub(crate) struct FileRules(RulesetCreated);
 
 impl FileRules {
-    /// Denies all files, except that files below the directories `readable` can be read.
+    /// Denies access to all files, except that files below the directories `readable` can be read.
     ///
     /// # Errors
     /// The kernel has no Landlock.
     pub(crate) fn new<'a>(readable: impl IntoIterator<Item = BorrowedFd<'a>>) -> anyhow::Result<Self> {
-        // Required: version 1, which covers most accesses. The accesses of later versions are denied if the kernel can.
+        // Version 1 is required. It covers most kinds of access. Kinds of access in later versions are denied if the
+        // kernel supports this.
         let mut rules = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(ABI::V1))?
@@ -31,7 +32,7 @@ impl FileRules {
         Ok(Self(rules))
     }
 
-    /// Restricts the calling thread, and threads that it starts later, permanently.
+    /// Restricts the calling thread permanently, and threads that it starts later.
     ///
     /// # Errors
     /// The kernel refuses the rules.
@@ -73,7 +74,7 @@ mod tests {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         };
-        // It restricts only the thread that has enforced it.
+        // The rules restrict only the thread that has enforced them.
         thread::scope(|scope| scope.spawn(test).join().unwrap());
         fs::write(other.path().join("file"), "").unwrap();
     }

@@ -1,16 +1,16 @@
-//! New namespaces for the process. It stays in its user namespace, and in the host's network namespace, which its sockets
-//! need.
+//! New namespaces for the process. The process stays in its user namespace. It also stays in the host's network
+//! namespace, which its sockets need.
 
 use anyhow::Context;
 use sys::spawn::{Namespaces, unshare};
 
-/// Moves the process into new mount, IPC and UTS namespaces. If `pids` is true, the next child is process 1 of a new PID
-/// namespace, and sees no other process; until that fork, no thread can be started.
+/// Moves the process into new mount, IPC and UTS namespaces. If `pids` is true, the next child is process 1 of a new
+/// PID namespace, and sees no other process. No thread can be started until this child is forked.
 ///
-/// If the kernel refuses one of the namespaces except the mount namespace, this is logged.
+/// If the kernel refuses a namespace other than the mount namespace, this is logged.
 ///
 /// # Errors
-/// The kernel refuses the mount namespace, as in some containers.
+/// The kernel refuses the mount namespace. This happens in some containers.
 pub(crate) fn leave(pids: bool) -> anyhow::Result<()> {
     let others =
         [(Namespaces::IPC, "IPC", true), (Namespaces::UTS, "UTS", true), (Namespaces::PID, "PID", pids)];

@@ -1,4 +1,4 @@
-//! An empty root directory: no file can be opened by a path any more.
+//! An empty root directory: the process can't open any file by a path any more.
 
 use anyhow::Context;
 use rustix::io::Errno;
@@ -7,8 +7,9 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, chroot, pivot_root};
 
-/// Directories to mount the new root on, before it becomes the root. Profiles of security modules expect the first one
-/// (behaviour §10.1.5). A system without it has the second one, since /dev/null was opened there.
+/// Directories on which the new root is mounted before it becomes the root. Profiles of security modules expect the
+/// first directory (behaviour §10.1.5). If a system does not have this directory, the second directory is used. It
+/// always exists: /dev/null was opened there.
 const PLACES: [&str; 2] = ["/tmp", "/dev"];
 
 /// Stops the propagation of mounts to and from other mount namespaces.
@@ -17,12 +18,12 @@ pub(crate) fn make_private() -> anyhow::Result<()> {
         .context("can't make mounts private")
 }
 
-/// Replaces the root directory by an empty, read-only file system, and unmounts the old root in this mount namespace, which
-/// must be private, see [`make_private`]. pivot_root(2) can't replace the initial root file system (behaviour §10.5). With
-/// `chroot_fallback` the empty root is then mounted over the old one.
+/// Replaces the root directory by an empty, read-only file system, and unmounts the old root in this mount namespace.
+/// The mount namespace must be private, see [`make_private`]. pivot_root(2) can't replace the initial root file system
+/// (behaviour §10.5). In this case, with `chroot_fallback`, the empty root is mounted over the old root.
 ///
 /// # Errors
-/// The empty file system can't be mounted, or can't become the root. The root has not changed then.
+/// The empty file system can't be mounted, or can't become the root. The root is then unchanged.
 pub(crate) fn enter_empty(chroot_fallback: bool) -> anyhow::Result<()> {
     let place = mount_empty().context("can't mount a tmpfs")?;
     chdir(place).with_context(|| format!("can't change to {place}"))?;

@@ -1,14 +1,15 @@
-//! The system calls that each thread may still make. Any other one ends the process at once, by SIGSYS.
+//! The system calls that each thread may still make. Any other system call ends the process at once, by SIGSYS.
 //!
-//! A filter applies to the thread that installs it, and has the calls of the thread's [`Role`]. Filters are installed when
-//! all threads have started, before anything from the guest is read.
+//! A filter applies to the thread that installs it, and allows the calls of the thread's [`Role`]. Filters are
+//! installed after all threads have started, and before data from the guest are read.
 //!
-//! To allow another call, add a row to [`TABLE`]: its number, the roles that need it, its arguments, and the reason.
-//! The thread that handles packets has the role [`Role::Pasta`] or [`Role::Passt`]; both together are [`SHARD`]. In the
-//! end-to-end tests, a call without a row ends the program by SIGSYS.
+//! To allow another call, add a row to [`TABLE`]: the call's number, the roles that need the call, its arguments, and
+//! the reason. The thread that handles packets has the role [`Role::Pasta`] or [`Role::Passt`]. [`SHARD`] is the set of
+//! both roles. In the end-to-end tests, a call without a row ends the program by SIGSYS.
 //!
-//! A call that is allowed with any arguments costs no time: the kernel caches the decision by its number. A call whose
-//! arguments are checked costs about 50 ns. So arguments are checked only for calls that are rare, or slow anyway.
+//! A call that is allowed with any arguments has no overhead: the kernel caches the decision for the call's number. If
+//! the arguments of a call are checked, the check takes about 50 ns. So arguments are checked only for calls that are
+//! rare or slow anyway.
 
 use std::collections::BTreeMap;
 
@@ -44,9 +45,9 @@ const ALL: u8 = SHARD | OPENER | READER;
 /// A system call that is allowed.
 struct Call {
     number: libc::c_long,
-    /// The roles that may make it.
+    /// The roles that may make the call.
     roles: u8,
-    /// The arguments that it may have.
+    /// The arguments that the call may have.
     only: Only,
 }
 
@@ -55,21 +56,21 @@ struct Call {
 enum Only {
     /// Any arguments.
     Any,
-    /// The argument of this index is one of the values.
+    /// The argument with this index must be one of these values.
     OneOf(u8, &'static [libc::c_int]),
-    /// The argument of this index has no bits except these.
+    /// The argument with this index must have no other bits than these.
     Within(u8, libc::c_int),
-    /// The argument of this index has none of these bits.
+    /// The argument with this index must have none of these bits.
     Without(u8, libc::c_int),
-    /// The first argument is the ID of this process.
+    /// The first argument must be the ID of this process.
     OurProcess,
-    /// The first argument is the ID of the calling thread.
+    /// The first argument must be the ID of the calling thread.
     OurThread,
 }
 
 use Only::{Any, OneOf, OurProcess, OurThread, Within, Without};
 
-/// Flags with which [`Role::Reader`] may open a path: not for writing.
+/// Flags with which [`Role::Reader`] may open a path. They do not allow writing.
 const TO_READ: libc::c_int = OFlags::PATH
     .union(OFlags::DIRECTORY)
     .union(OFlags::NONBLOCK)
@@ -84,11 +85,12 @@ const fn call(number: libc::c_long, roles: u8, only: Only) -> Call {
     Call { number, roles, only }
 }
 
-/// The allowed calls, by role, with the reason. Not among them is any call that starts a process or a thread, changes a
-/// user, a namespace or a mount, reads another process, or makes memory executable. Only [`Role::Reader`] can open a path.
+/// The allowed calls, by role, with the reason. The table has no call that starts a process or a thread, changes a
+/// user, a namespace or a mount, reads another process, or makes memory executable. Only [`Role::Reader`] can open a
+/// path.
 #[rustfmt::skip]
 const TABLE: &[Call] = &[
-    // Memory, by the allocator. It can't be made executable.
+    // Memory for the allocator. The memory can't be made executable.
     call(libc::SYS_brk,            ALL,            Any),                      // grows and shrinks the heap
     call(libc::SYS_mmap,           ALL,            Without(2, PROT_EXEC)),    // large pieces, and heaps of threads
     call(libc::SYS_mprotect,       ALL,            Without(2, PROT_EXEC)),    // growth of heaps of threads
@@ -138,7 +140,7 @@ const TABLE: &[Call] = &[
     call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32, SIOCATMARK as i32])), // what is unread, unsent, urgent
     call(libc::SYS_ioctl,          OPENER,         OneOf(1, &[FIONBIO as i32])), // sock_diag, without waiting
 
-    // New sockets. Other families have had many vulnerabilities.
+    // New sockets. Other address families have had many vulnerabilities.
     call(libc::SYS_socket,         SHARD,          OneOf(0, &[AF_INET, AF_INET6])),
     call(libc::SYS_socket,         OPENER,         OneOf(0, &[AF_INET, AF_INET6, AF_NETLINK])), // sock_diag, too
     call(libc::SYS_bind,           SHARD | OPENER, Any),                      // ports forwarded, ports of flows
@@ -147,7 +149,7 @@ const TABLE: &[Call] = &[
     call(libc::SYS_getsockopt,     SHARD | OPENER, Any),
     call(libc::SYS_getsockname,    SHARD | OPENER, Any),                      // which port a flow has got
 
-    // Files that are open: the log (of all threads), captures, the command's status, /proc/net.
+    // Open files: the log (of all threads), captures, the command's status, /proc/net.
     call(libc::SYS_lseek,          ALL,            Any),                      // reads once more from the start
     call(libc::SYS_statx,          PASTA,          Any),                      // how much there is to read
     call(libc::SYS_fstat,          SHARD,          Any),                      // the same; how large shared memory is
@@ -157,12 +159,12 @@ const TABLE: &[Call] = &[
     call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
     call(libc::SYS_ftruncate,      ALL,            Any),                      // the same
 
-    // resolv.conf: opened relative to directories that are kept open.
+    // resolv.conf. The file is opened relative to directories that are kept open.
     call(libc::SYS_openat,         READER,         Within(2, TO_READ)),
     call(libc::SYS_readlinkat,     READER,         Any),
     call(libc::SYS_inotify_add_watch, READER,      Any),
 
-    // The last steps of the start, and the command.
+    // The last steps of the start, and the handling of the command.
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_dup2,           SHARD,          Any),                      // replaces the standard streams
     #[cfg(not(target_arch = "x86_64"))]
@@ -182,10 +184,10 @@ const TABLE: &[Call] = &[
     call(libc::SYS_rt_sigreturn,   ALL,            Any),
 ];
 
-/// Limits the calling thread to the calls of its role, permanently.
+/// Limits the calling thread permanently to the calls of its role.
 ///
 /// # Errors
-/// The kernel has no seccomp filters. The process must not continue without.
+/// The kernel has no seccomp filters. The process must not continue without them.
 pub(crate) fn restrict(role: Role) -> anyhow::Result<()> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
         log::warn!("System calls are not filtered: not implemented for {} yet", std::env::consts::ARCH);
@@ -206,7 +208,7 @@ fn program(role: Role, arch: TargetArch) -> anyhow::Result<BpfProgram> {
 }
 
 impl Only {
-    /// The alternatives, one of which must be true. Empty: no condition.
+    /// The alternative conditions. At least one condition must be true. Empty: there is no condition.
     fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         let equal = |index, mask: u64, value: u64| {
             let equal = SeccompCmpOp::MaskedEq(mask);
@@ -237,7 +239,7 @@ mod tests {
 
     const ROLES: [Role; 4] = [Role::Pasta, Role::Passt, Role::Opener, Role::Reader];
 
-    /// Does one thing on a thread with a filter. [`end`] starts it in a process of its own.
+    /// Executes one action on a thread with a filter. [`end`] starts this test in a separate process.
     #[test]
     #[ignore = "started by other tests"]
     fn child() {
@@ -260,7 +262,8 @@ mod tests {
         }
     }
 
-    /// The exit status of a process that does `action` in `role`, or the signal that kills it as an error.
+    /// The exit status of a process that executes `action` in `role`. If a signal kills the process, the signal is the
+    /// error.
     fn end(role: Role, action: &str) -> Result<i32, i32> {
         let name = concat!(module_path!(), "::child").split_once("::").unwrap().1;
         let mut command = Command::new(env::current_exe().unwrap());
