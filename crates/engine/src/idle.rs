@@ -78,7 +78,7 @@ impl Activity {
     /// No traffic yet, no deadline.
     pub(crate) const NONE: Self = Self { traffic: Traffic::NONE, deadline: Deadline::NONE };
 
-    /// Whether another request would change no count: there were many.
+    /// Whether the count of requests has reached its maximum, so that further requests do not change it.
     pub(crate) const fn has_many_requests(&self) -> bool {
         self.traffic.requests == MAX_COUNT
     }

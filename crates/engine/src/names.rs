@@ -161,8 +161,9 @@ impl Names {
         At { names: self, now }
     }
 
-    /// A name that a rule allows, or that stands for one, leads to `target` by an alias or a service: for `ttl` seconds
-    /// the guest may ask for `target`, which stands for `name`. The result is that of [`learn`](Self::learn).
+    /// Notes that `name` leads to `target` by an alias or a service record. A rule allows `name`, or `name` was itself noted
+    /// as such a target. For `ttl` seconds the guest may ask for `target`, which is treated like `name`.
+    /// The result is that of [`learn`](Self::learn).
     pub fn learn_target(&mut self, target: &str, name: &str, ttl: u32, now: Instant) -> bool {
         if target.len() > MAX_NAME {
             self.dropped += 1;

@@ -12,9 +12,9 @@
 //! A host does what the test demands ([`host::VirtualHost::default`]), or returns random results that a kernel could
 //! return ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
 //!
-//! The engine's unit tests compile this source as a module of the engine; all others use it as a crate. So it names
-//! public items of the engine alone, by `engine::`, and its own by `super::`. It brings the parts of `std` that it needs
-//! into scope itself.
+//! The engine's unit tests compile this source as a module of the engine; all others use it as a crate. So this
+//! source uses only public items of the engine, with paths that begin with `engine::`, and refers to its own items by
+//! `super::`. It brings the parts of `std` that it needs into scope itself.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

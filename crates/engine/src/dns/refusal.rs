@@ -43,8 +43,8 @@ impl ExtendedError<'_> {
     pub const NOT_SUPPORTED: u16 = 21;
 }
 
-/// The response that refuses `query`, at most 512 bytes. It has the error if the client has sent an OPT record, without
-/// which it must not get one (RFC 6891 §6.1.1). None if `query` is no query with one question: there is nothing to answer.
+/// The response that refuses `query`, at most 512 bytes. It includes `error`, in an OPT record, only if
+/// `query` has an OPT record: a client that sent none must not get one (RFC 6891 §6.1.1). None if `query` is no query with one question: there is nothing to answer.
 #[must_use]
 pub fn refuse(query: &[u8], refusal: Refusal, error: ExtendedError<'_>) -> Option<Vec<u8>> {
     const RESPONSE: u8 = 0x80;

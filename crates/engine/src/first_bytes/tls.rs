@@ -81,7 +81,7 @@ impl Records {
 
 /// The length of the content that follows a record's header. None if the header is not complete.
 fn record_len(header: &[u8]) -> Result<Option<usize>, Why> {
-    // Before the second byte, the protocol may be any that begins with the byte 22.
+    // Other protocols may begin with the byte 22, too: the second byte is checked as soon as it is there.
     if header.get(1).is_some_and(|&major| major != MAJOR_VERSION) {
         return Err(Why::UnknownProtocol);
     }

@@ -39,7 +39,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Tokens that scans leave for lookups, which have a better reason.
+    /// Tokens that scans must leave for lookups: a lookup is more urgent, since it asks about a certain port.
     pub const RESERVE: u32 = CAPACITY / 2;
     /// Tokens that peeks leave for lookups: a peek only looks for a reason for one.
     pub const LAST_RESERVE: u32 = CAPACITY / 8;
@@ -68,7 +68,7 @@ impl Budget {
         self.tokens = (self.tokens + question.cost()).min(CAPACITY);
     }
 
-    /// When a question can be paid for with `reserve` tokens left, if nothing is spent until then.
+    /// The earliest time at which the tokens pay for `question` and `reserve` remain, if nothing is spent before.
     #[must_use]
     pub fn affordable(&self, question: Question, reserve: u32) -> Instant {
         self.filled + PERIOD * (question.cost() + reserve).saturating_sub(self.tokens)

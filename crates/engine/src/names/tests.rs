@@ -298,7 +298,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// With room for all, the table is the model.
+    /// If no limit is reached, the table behaves exactly like the model.
     #[test]
     fn any_use_agrees_with_a_plain_map(
         operations in prop::collection::vec((0..4_u8, 0..4_u8, 0..6_u8, 0..300_u64), 0..200)

@@ -146,8 +146,9 @@ const fn of_v6(address: Ipv6Addr) -> Group {
 /// IPv4-mapped and IPv4-compatible (RFC 4291 §2.5.5), 6to4 (RFC 3056 §2), Teredo (RFC 4380 §4, the client) and NAT64's
 /// well-known prefix (RFC 6052 §2.1).
 ///
-/// NAT64 prefixes for local use (RFC 8215) lie anywhere in 64:ff9b:1::/48. The length of the local one is not known, so
-/// each position of RFC 6052 §2.2 counts, unless the address there would be in 0/8, which no translator takes.
+/// NAT64 prefixes for local use (RFC 8215) lie anywhere in 64:ff9b:1::/48. We don't know the
+/// length of the prefix that the local network uses, so the IPv4 address is read at each position that RFC 6052 §2.2
+/// allows. An address in 0/8 is skipped, since no translator translates it.
 pub(super) fn carried(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let bits = address.to_bits();
     // The four bytes from this one on.

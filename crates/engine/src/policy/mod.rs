@@ -1,7 +1,7 @@
 //! What the guest may reach: rules by address, group and name, and the verdict on a new flow or a DNS question
 //! ([record](https://github.com/passt-rs/passt-rs/blob/main/docs/design/guard.md)).
 //!
-//! The first rule that matches decides; what none matches, the default. A rule by name matches an address that the
+//! The first rule that matches decides; if none matches, the default does. A rule by name matches an address that the
 //! guest got as an answer for such a name: a [`Lookup`] knows which.
 //!
 //! An IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo) counts as that: a rule that allows

@@ -23,9 +23,9 @@ use crate::{
 /// Segments larger than a page are whole pages.
 const PAGE: u16 = 4096;
 
-/// The largest segment that fits the link's MTU, in bytes of payload; a large one is whole pages (behaviour §6.3). That
-/// is a few bytes less than the host's own largest segment, so the host sends it as one packet, without a small second
-/// one.
+/// The largest payload of a segment that fits the link's MTU, in bytes. Above one page, it is rounded down to whole pages
+/// (behaviour §6.3). So it is a few bytes below the host's own largest segment, and the host can send each segment of the
+/// guest as one packet, instead of a full one and a tiny one.
 fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
     let v4 = ends.guest.is_ipv4();
     let largest = settings.link_mtu(v4).saturating_sub(if v4 { 40 } else { 60 }).max(64);

@@ -12,10 +12,10 @@ const DUPLICATE_THRESHOLD: u8 = 3;
 /// The state of loss recovery. It exists from the first sign of a hole until all holes are filled.
 ///
 /// Holes are filled from the left, once. A retransmission can get lost too, and then no acknowledgment says so. That is
-/// what the marks are for. A pass over the holes ends at `passed`; `mark` is the highest number that had been sent when
-/// the pass was noted. Segments arrive in the order in which they were sent. So when the guest reports something above
-/// `mark`, everything that was retransmitted before has arrived as well, or is lost: what still is a hole up to
-/// `passed` is filled once more (`again`), and the next pass is noted.
+/// what the marks are for. At some point a pass over the holes is recorded: `passed` is how far holes had been filled by
+/// then, and `mark` the highest number sent by then. Segments arrive in the order in which they were sent. So when the
+/// guest reports something above `mark`, everything that was retransmitted before that point has arrived as well, or is
+/// lost: what is still a hole below `passed` is filled once more (`again`), and a new pass is recorded.
 #[derive(Debug)]
 pub(super) struct Recovery {
     /// Ranges that the guest holds above the hole.

@@ -1,7 +1,8 @@
 //! Room for new sockets and flows: which ones end when a limit is reached, and how they end.
 //!
-//! A full table refuses neither the guest nor a client of a listener. Instead, another member ends: of those whose
-//! requests were answered, the one that was idle for longest; if there is none, of the others (docs/design/budgets.md).
+//! A full table refuses neither the guest nor a client of a listener. Instead, another member ends: the one that
+//! was idle for longest among those whose requests were answered or, if there are none, among the others
+//! (docs/design/budgets.md).
 
 use core::net::SocketAddr;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rustix::io::Errno;
 
-/// Ports below this one are assigned to protocols, many of which require it as the source port.
+/// Ports below this one are assigned to protocols. Many of those require that their port is the source port, too.
 const SYSTEM_PORTS_END: u16 = 1024;
 
 /// Source ports of protocols that peers or firewalls may require. All of them are assigned by IANA.
