@@ -19,7 +19,7 @@ const ROUTER: &str = "198.51.100.1";
 const PEER: &str = "203.0.113.1";
 const PORT: &str = "5201";
 
-/// What to measure.
+/// The parameters of a measurement.
 pub(crate) struct Options {
     /// Programs, each with its letter in the output.
     pub(crate) programs: Vec<(char, String)>,
@@ -34,7 +34,7 @@ pub(crate) struct Options {
 /// One row of the output.
 struct Scenario {
     load: Load,
-    /// From the guest to the peer; else from the peer to the guest.
+    /// Whether the guest sends to the peer. If false, the peer sends to the guest.
     outbound: bool,
     mtu: &'static str,
 }
@@ -53,7 +53,8 @@ fn scenarios() -> Vec<Scenario> {
     streams.into_iter().chain(transactions).flat_map(|(load, mtu)| of(load, mtu)).collect()
 }
 
-/// Starts this program again as root of a new user namespace. That needs no privilege, and the kernel cleans up.
+/// Starts this program again as root of a new user namespace. This needs no privilege, and the kernel removes the
+/// namespaces at the end.
 pub(crate) fn enter(arguments: &[String]) -> anyhow::Result<()> {
     let unshare = ["--user", "--map-root-user", "--net", "--mount", "--fork", "--kill-child"];
     let status = Command::new("unshare")
@@ -112,7 +113,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One measurement.
+/// The result of one measurement.
 #[derive(Clone, Copy)]
 struct Figure {
     /// Bytes or transactions per second.
@@ -131,7 +132,7 @@ fn row(letter: &str, scenario: &Scenario, figures: &[Figure], limit: f64) -> Str
         (median(rates()), rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max));
     let mut row =
         format!("{letter:6} {:8.2} [{:.2}, {:.2}] {unit}", middle * scale, low * scale, high * scale);
-    // Writing to a string can't fail.
+    // A write to a string can't fail.
     let _ = write!(row, "  {:.2} of the limit", middle / limit);
     let cost = median(figures.iter().map(|figure| figure.cpu / figure.rate));
     if cost > 0.0 {
@@ -153,7 +154,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-/// Host and peer, connected by a veth pair. This process is in the host namespace.
+/// The host and the peer. A veth pair connects them. This process is in the host namespace.
 struct Lab {
     peer: Process,
     /// The server in the peer namespace.
@@ -182,7 +183,7 @@ impl Lab {
         Ok(Self { peer, _server: server })
     }
 
-    /// Runs one client, through `program` or without a program.
+    /// Runs one client, through `program` or directly if there is no program.
     fn measure(&self, scenario: &Scenario, program: Option<&str>, seconds: f64) -> anyhow::Result<Figure> {
         let seconds = seconds.to_string();
         let client = |address| [scenario.load.name(), address, PORT, &seconds];
@@ -280,10 +281,10 @@ impl Process {
         (ticks(11) + ticks(12)) / 100.0
     }
 
-    /// The figure of a client with `rate`. `cpu` is the processor time of the process at its start.
+    /// The result of a client with `rate`. `cpu` is the processor time of the process at the client's start.
     fn figure(&self, program: Option<&str>, rate: f64, seconds: &str, cpu: f64) -> Figure {
         let seconds: f64 = seconds.parse().unwrap_or(f64::NAN);
-        // Without a program, the process is the load itself.
+        // Without a program, the process itself is the load.
         Figure { rate, cpu: if program.is_some() { (self.cpu() - cpu) / seconds } else { 0.0 } }
     }
 }
@@ -291,7 +292,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        // It gets two seconds to exit.
+        // The process has two seconds to exit.
         for _ in 0..200 {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;

@@ -8,19 +8,19 @@ use anyhow::{Context, bail};
 
 use crate::house::root;
 
-/// The test command. The README has the same one.
+/// The test command. The README must contain the same command.
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The name of each step, and its command.
 const STEPS: [(&str, &str); 4] = [
     ("formatting", "cargo fmt --check"),
     ("lints", "cargo clippy --workspace --all-targets -- -D warnings"),
-    // Developers read the documentation of private items, too.
+    // The documentation includes private items: developers read it, too.
     ("documentation", "cargo doc --workspace --no-deps --document-private-items"),
     ("tests", TEST_COMMAND),
 ];
 
-/// Runs all steps, until one fails.
+/// Runs all steps. Stops when a step fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     for (name, command) in STEPS {
         step(name, command, &[])?;
@@ -34,7 +34,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots a guest under QEMU, if it is installed.
+/// Boots a guest under QEMU, if QEMU is installed.
 fn virtual_machine() -> anyhow::Result<()> {
     const NAME: &str = "virtual machine";
     if !has("qemu-system-x86_64", &["--version"]) {
@@ -50,7 +50,7 @@ fn virtual_machine() -> anyhow::Result<()> {
         skipped(NAME, "its kernel or programs cannot be installed here (.ci/guest)");
         Ok(())
     };
-    // An error means that it does not exist.
+    // An error means that the folder does not exist.
     drop(std::fs::remove_dir_all(&folder));
     outcome
 }
@@ -61,7 +61,7 @@ fn step(name: &str, command: &str, variables: &[(&str, &str)]) -> anyhow::Result
     let mut words = command.split(' ');
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).current_dir(root()).stdin(Stdio::null());
-    // With CI=1, a test that cannot run here fails instead of being skipped.
+    // With CI=1, a test that can't run on this machine fails instead of being skipped.
     command.env("CI", "1").env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     command.envs(variables.iter().copied());
     let status = command.status().with_context(|| format!("cannot run step '{name}'"))?;

@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::source::{self, Source};
 
-/// Regressions without a test: they are about migration, which is not supported.
+/// Regressions without a test. They are about migration, which is not supported.
 const WITHOUT_TEST: [u32; 4] = [113, 114, 115, 116];
 
 /// The anchors in the chapters: sections without their `s`, `Q7`, `R-36`.
@@ -54,12 +54,12 @@ pub(crate) fn untested(sources: &[Source], anchors: &BTreeSet<String>) -> Vec<St
     without_test.map(|number| format!("R-{number}: no test's name ends with _r{number}")).collect()
 }
 
-/// The number of `r36`.
+/// Returns the number in a name such as `r36`.
 fn regression(part: &str) -> Option<u32> {
     part.strip_prefix('r')?.parse().ok()
 }
 
-/// Sections that a text cites.
+/// The sections that a text cites.
 fn sections(text: &str) -> Vec<String> {
     let starts = text.split("behaviour §").skip(1);
     let number = |rest: &str| {
@@ -69,7 +69,7 @@ fn sections(text: &str) -> Vec<String> {
     starts.map(number).filter(|number| !number.is_empty()).collect()
 }
 
-/// All `PREFIX` with a number after it, as words of their own.
+/// All words that consist of `prefix` and a number.
 fn numbers(text: &str, prefix: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (at, _) in text.match_indices(prefix) {

@@ -1,11 +1,11 @@
-//! Real DHCP and DHCPv6 clients and firmware as guests: a table row for each.
+//! Real DHCP and DHCPv6 clients and firmware as guests. Each of them has a row in the table.
 //!
 //! ```text
 //! [guest] == (pasta or passt in [host]) eth0 --- eth0 [peer]: TFTP, HTTP
 //! ```
 //!
-//! Needs root: the clients change users, mount, and configure interfaces. They run in new namespaces, with copies of
-//! the directories that they write to.
+//! Needs root: the clients change users, mount file systems, and configure interfaces. They run in new namespaces, with
+//! copies of the directories to which they write.
 
 mod client;
 mod machine;
@@ -18,15 +18,15 @@ use anyhow::{Context, bail, ensure};
 use network::{Network, Outcome};
 use row::Row;
 
-/// What to run.
+/// Which rows to run, and the programs under test.
 pub(crate) struct Options {
-    /// The folder of the programs under test, `pasta` and `passt`.
+    /// The folder that contains the programs under test, `pasta` and `passt`.
     pub(crate) programs: String,
-    /// Only rows with this in their name or protocol.
+    /// Run only rows whose name or protocol contains this text.
     pub(crate) only: String,
 }
 
-/// Starts this program again in new namespaces, so that the kernel cleans up.
+/// Starts this program again in new namespaces, so that the kernel removes them at the end.
 pub(crate) fn enter(arguments: &[String]) -> anyhow::Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "guests: the clients need root");
     let unshare = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
@@ -42,7 +42,7 @@ pub(crate) fn enter(arguments: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs all rows, inside, and prints the table.
+/// Runs all rows in the new namespaces, and prints the table.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let network = Network::new(&options.programs)?;
     let wanted = |row: &Row| row.name.contains(&options.only) || row.protocol.contains(&options.only);

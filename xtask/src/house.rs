@@ -1,4 +1,5 @@
-//! The rules for crates and files (ARCHITECTURE.md): `cargo xtask house` prints the graph, the tests check the rules.
+//! The rules for crates and files (ARCHITECTURE.md): `cargo xtask house` prints the graph, and the tests check the
+//! rules.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::imports::{self, Graph};
 use crate::source::{self, Source};
 
-/// The crates of the product, lowest layer first, each with the crates of the workspace that it may depend on.
+/// The crates of the product, lowest layer first. Each has a list of the workspace's crates on which it may depend.
 pub(crate) const CRATES: [(&str, &[&str]); 8] = [
     ("sys", &[]),
     ("wire", &[]),
@@ -31,8 +32,8 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// The crates and their rooms, each with those that it names, from a crate's bottom to its top. With `with_files`, the
-/// files, too.
+/// Draws the crates and their rooms, from the bottom to the top of each crate. Each room has a list of the rooms that
+/// it names. With `with_files`, the files are included, too.
 pub(crate) fn draw(with_files: bool) -> anyhow::Result<String> {
     let root = root();
     let sources = source::read(&root, &["crates"])?;
@@ -76,7 +77,7 @@ fn arrow<'a>(named: impl IntoIterator<Item = &'a str>) -> String {
     if named.is_empty() { String::new() } else { format!(" -> {}", named.join(", ")) }
 }
 
-/// Topological order: each module after those that it imports, as far as there is no circle.
+/// Topological order: each module comes after the modules that it imports, unless a circle prevents this.
 fn from_the_bottom(graph: &Graph) -> Vec<(&String, &BTreeSet<String>)> {
     let mut listed: Vec<(&String, &BTreeSet<String>)> = Vec::new();
     while listed.len() < graph.len() {

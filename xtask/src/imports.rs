@@ -1,21 +1,21 @@
-//! Which modules of a crate name which, from their paths: file by file, and room by room.
+//! Finds which modules of a crate name other modules. The paths in the code show this, for files and for rooms.
 //!
-//! A module here is a source file. A path is followed to the file that defines what it names, also through `pub use`;
-//! to name a module alone (`use crate::host;`) counts for nothing until something in it is named. What only tests have
-//! does not count. A *room* is a top-level module with all below it.
+//! A module is a source file. A path is followed to the file that defines the named item, also through `pub use`. A
+//! path that names only a module (`use crate::host;`) does not count until an item in this module is named. Code that
+//! only tests use does not count. A *room* is a top-level module with all modules below it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::source::{Source, code, is_word_part, next_word, split_tests};
 
-/// Modules by their paths (`forward::side`), each with those that it names.
+/// Modules by their paths (`forward::side`), each with the modules that it names.
 pub(crate) type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The crate's root in a [`Graph`].
 pub(crate) const ROOT: &str = "lib";
 
-/// Which files of the crate in `src` name which.
+/// For each file of the crate in `src`, the files that it names.
 pub(crate) fn files(sources: &[Source], src: &Path) -> Graph {
     let modules = Modules::read(sources, src);
     let named = |(path, module): (&String, &Module)| {
@@ -25,7 +25,7 @@ pub(crate) fn files(sources: &[Source], src: &Path) -> Graph {
     modules.0.iter().map(named).collect()
 }
 
-/// Which rooms name which, from the files'. The root is left out: it may name all.
+/// For each room, the rooms that it names, from the graph of the files. The root is left out: it may name all rooms.
 pub(crate) fn rooms(files: &Graph) -> Graph {
     let mut rooms = Graph::new();
     for (file, named) in files.iter().filter(|(file, _)| *file != ROOT) {
@@ -44,8 +44,8 @@ fn shown(path: &str) -> String {
     if path.is_empty() { ROOT.to_owned() } else { path.to_owned() }
 }
 
-/// The files' graph without what may lead back: a file may name items of the files that it is below (`super::`), other
-/// than the crate's root. It is a part of them, and they have their private items for it.
+/// The graph of the files, without one kind of edge: a file may name items of its parent files (`super::`), except the
+/// crate's root. Such a file is part of its parent, so it may use the parent's private items.
 pub(crate) fn without_parents(files: &Graph) -> Graph {
     let is_below =
         |file: &str, parent: &str| file.strip_prefix(parent).is_some_and(|rest| rest.starts_with("::"));
@@ -55,11 +55,11 @@ pub(crate) fn without_parents(files: &Graph) -> Graph {
     files.iter().map(|(file, named)| (file.clone(), others(file, named))).collect()
 }
 
-/// A circle in a graph, if there is one: each names the next, the last one the first.
+/// A circle in a graph, if there is a circle: each module names the next module, and the last module names the first.
 pub(crate) fn circle(graph: &Graph) -> Option<Vec<String>> {
     let mut left: BTreeMap<&String, BTreeSet<&String>> =
         graph.iter().map(|(name, named)| (name, named.iter().collect())).collect();
-    // Remove modules that name no other until none is left, or each that is left names another.
+    // A module that names no other module is removed, until no module is left or each remaining module names another.
     loop {
         let done: Vec<&String> =
             left.iter().filter(|(_, named)| named.is_empty()).map(|(name, _)| *name).collect();
@@ -81,18 +81,18 @@ pub(crate) fn circle(graph: &Graph) -> Option<Vec<String>> {
     }
 }
 
-/// A path as it is written, segment by segment; `*` is the last one of a glob.
+/// A path as it is written in the code, segment by segment. The last segment of a glob is `*`.
 type Segments = Vec<String>;
 
 #[derive(Default)]
 struct Module {
-    /// Names that `use` brings in, and what they are.
+    /// Names that `use` declarations bind, and the paths to which they are bound.
     bindings: BTreeMap<String, Segments>,
     /// All paths in the code.
     paths: Vec<Segments>,
 }
 
-/// The modules of a crate; the root's path is empty.
+/// The modules of a crate. The path of the crate's root is empty.
 struct Modules(BTreeMap<String, Module>);
 
 impl Modules {
@@ -115,15 +115,15 @@ impl Modules {
         Self(product.map(|(path, code)| (module_path(path), Module::read(code))).collect())
     }
 
-    /// The module that defines what `path`, written in the module `from`, names. None for a module itself, for other
-    /// crates' items, and for what is no path to an item of a module.
+    /// Returns the module that defines the item that `path` names. `path` is written in the module `from`. Returns
+    /// `None` if `path` names a module itself or an item of another crate, or if it is not a path to an item.
     fn resolve(&self, from: &str, path: &[String], depth: usize) -> Option<String> {
         let (first, rest) = path.split_first()?;
         let (mut at, rest) = match first.as_str() {
             "crate" => (String::new(), rest),
             "self" | "super" => (from.to_owned(), path),
             name if self.0.contains_key(&join(from, name)) => (from.to_owned(), path),
-            // The bound name's own path is relative to the same module.
+            // The path of the bound name is relative to the same module.
             name => return self.follow(from, name, rest, depth),
         };
         for (index, segment) in rest.iter().enumerate() {
@@ -141,10 +141,10 @@ impl Modules {
         None
     }
 
-    /// Where the name leads that `use` has brought into the module `at`.
+    /// Follows a name that a `use` declaration has bound in the module `at`.
     fn follow(&self, at: &str, name: &str, rest: &[String], depth: usize) -> Option<String> {
         let target = self.0.get(at)?.bindings.get(name).filter(|_| depth < 8)?;
-        // `use name;` of another crate would bind a name to itself.
+        // `use name;` of another crate would bind the name to itself.
         let path: Segments = target.iter().chain(rest).cloned().collect();
         self.resolve(at, &path, depth + 1)
     }
@@ -177,7 +177,7 @@ fn parent(module: &str) -> &str {
     module.rsplit_once("::").map_or("", |(parent, _)| parent)
 }
 
-/// The path of the module that a file below `src` is.
+/// The path of the module that belongs to a file below `src`.
 fn module_path(file: &Path) -> String {
     let mut segments: Vec<&str> = file.iter().filter_map(|part| part.to_str()).collect();
     if let Some("mod.rs" | "lib.rs" | "main.rs") = segments.last().copied() {
@@ -186,7 +186,7 @@ fn module_path(file: &Path) -> String {
     segments.join("::").trim_end_matches(".rs").to_owned()
 }
 
-/// Where the modules are that a file declares.
+/// The folder of the modules that a file declares.
 fn folder_of_modules(path: &Path) -> PathBuf {
     match path.file_name().and_then(|name| name.to_str()) {
         Some("mod.rs" | "lib.rs" | "main.rs") => path.parent().unwrap_or(path).to_owned(),
@@ -194,13 +194,13 @@ fn folder_of_modules(path: &Path) -> PathBuf {
     }
 }
 
-/// Paths of two segments and more.
+/// All paths that have two or more segments.
 fn paths(code: &str) -> Vec<Segments> {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(start) = code[at..].find(is_word_part).map(|offset| at + offset) {
         let (path, end) = path_at(code, start);
-        // `pub(in path)` says who may name an item, and names nothing.
+        // `pub(in path)` restricts visibility. It does not name an item.
         let is_visibility = code[..start].ends_with("pub(in ");
         let is_relative = !code[..start].ends_with([':', '.']);
         if path.len() > 1 && is_relative && !is_visibility {
@@ -211,7 +211,7 @@ fn paths(code: &str) -> Vec<Segments> {
     found
 }
 
-/// The path that starts at `start`, and where it ends.
+/// Returns the path that starts at `start`, and the position of its end.
 fn path_at(code: &str, start: usize) -> (Segments, usize) {
     let mut segments = Vec::new();
     let mut at = start;
@@ -226,7 +226,8 @@ fn path_at(code: &str, start: usize) -> (Segments, usize) {
     }
 }
 
-/// What a `use` declaration imports, without its keyword and semicolon: each path, and the name it is given.
+/// The imports of a `use` declaration without its keyword and semicolon. Each import is a path and the name to which
+/// the path is bound.
 fn imported(tree: &str) -> Vec<(Segments, String)> {
     let mut found = Vec::new();
     add_imported(&[], tree, &mut found);
@@ -258,7 +259,7 @@ fn segments(path: &str) -> impl Iterator<Item = String> {
     path.split("::").map(str::trim).filter(|segment| !segment.is_empty()).map(str::to_owned)
 }
 
-/// The members of a list, as far as commas outside inner braces divide it.
+/// The members of a list. Commas outside inner braces separate the members.
 fn members(list: &str) -> Vec<&str> {
     let mut members = Vec::new();
     let mut depth = 0;

@@ -1,7 +1,8 @@
 //! `cargo xtask instructions`: instruction counts of hot functions, compared with a stored baseline.
 //!
-//! Unlike time, the count is the same on a busy machine, so that a change of two percent shows. Each function runs
-//! twice under callgrind, with a different number of calls: the difference is the cost of the calls alone.
+//! Unlike time, the instruction count does not depend on the load of the machine, so a change of two percent is
+//! visible. Each function runs twice under callgrind, with different numbers of calls. The difference of the counts is
+//! the cost of the calls alone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,19 +14,19 @@ use anyhow::{Context, bail, ensure};
 
 use crate::house::root;
 
-/// Calls of a function in the shorter run; the longer one has twice as many.
+/// Number of calls of a function in the shorter run. The longer run has twice as many calls.
 const CALLS: u32 = 1000;
-/// Greatest accepted difference to the baseline, in percent.
+/// Maximum accepted difference from the baseline, in percent.
 const TOLERANCE: u64 = 2;
 
-/// Counts, by name of the function, and the compiler that they are valid for.
+/// Instruction counts by the name of the function, and the compiler for which they are valid.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     compiler: String,
     by_name: BTreeMap<String, u64>,
 }
 
-/// Measures, and compares with the baseline, or with `update` replaces it.
+/// Measures, and compares the counts with the baseline. With `update`, replaces the baseline instead.
 pub(crate) fn run(update: bool) -> anyhow::Result<()> {
     let baseline_path = root().join("bench/instructions.txt");
     let measured = measure()?;
@@ -47,7 +48,8 @@ pub(crate) fn run(update: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line for each function, and how many of them differ by more than the tolerance, in either direction.
+/// Returns a table with a line for each function, and the number of functions whose counts differ by more than the
+/// tolerance, in either direction.
 fn compare(baseline: &Counts, measured: &Counts) -> (String, usize) {
     let (mut table, mut beyond) = (String::new(), 0);
     for (name, &count) in &measured.by_name {
@@ -60,7 +62,7 @@ fn compare(baseline: &Counts, measured: &Counts) -> (String, usize) {
                 format!("{percent:+.1} %{}", if is_beyond { "  <--" } else { "" })
             }
         };
-        // Writing to a string cannot fail.
+        // A write to a string can't fail.
         let _ = writeln!(table, "{name:<40} {count:>8}  {remark}");
     }
     (table, beyond)

@@ -1,4 +1,4 @@
-//! The two ends of a measurement: a server, and clients that print one figure.
+//! The two ends of a measurement: a server, and clients that print one result.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -7,25 +7,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// Bytes per system call.
+/// Number of bytes for each system call.
 const CHUNK: usize = 256 << 10;
-/// Time without progress after which a load has stalled.
+/// Maximum time without progress. After this time, a load has stalled.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a client does.
+/// The task of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// Sends; the figure is bytes per second that have arrived.
+    /// The client sends. The result is the number of bytes per second that have arrived.
     Up,
-    /// Receives; the figure is bytes per second.
+    /// The client receives. The result is the number of bytes per second.
     Down,
-    /// Sends a byte and receives one, repeatedly; the figure is transactions per second.
+    /// The client sends a byte and receives a byte, repeatedly. The result is the number of transactions per second.
     Transactions,
-    /// Sends a byte and receives one on a new connection for each transaction.
+    /// The client sends a byte and receives a byte. It opens a new connection for each transaction.
     Connections,
-    /// Sends a datagram and receives one, repeatedly; the figure is transactions per second.
+    /// The client sends a datagram and receives a datagram, repeatedly. The result is the number of transactions per
+    /// second.
     Datagrams,
-    /// Sends a datagram and receives one from a new port for each transaction.
+    /// The client sends a datagram and receives a datagram. It uses a new port for each transaction.
     Ports,
 }
 
@@ -39,17 +40,17 @@ impl Load {
         ("udp-ports", Self::Ports),
     ];
 
-    /// Its name on the command line.
+    /// The load's name on the command line.
     pub(crate) fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, load)| *load == self).map_or("", |(name, _)| name)
     }
 
-    /// The first byte of a connection, which names the load to the server.
+    /// The first byte of a connection. It tells the server which load to run.
     fn mark(self) -> u8 {
         self.name().as_bytes()[0]
     }
 
-    /// Whether the figure is bytes per second.
+    /// Whether the result is a number of bytes per second.
     pub(crate) fn is_stream(self) -> bool {
         matches!(self, Self::Up | Self::Down)
     }
@@ -202,7 +203,7 @@ fn datagrams(to: SocketAddr) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// A connection on which the load was named to the server.
+/// Opens a connection, and tells the server which load to run.
 fn open(load: Load, to: SocketAddr) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_nodelay(true)?;

@@ -105,7 +105,7 @@ fn push_option(page: &mut String, opt: &Opt) {
         Action::Ports(..) => " \\fISPEC\\fR".into(),
         Action::Flag(_) | Action::Show(_) => String::new(),
     };
-    // Writing to a string cannot fail.
+    // A write to a string can't fail.
     let _ = writeln!(page, ".TP\n{names}{argument}");
     for paragraph in paragraphs(opt.help) {
         page.push_str(&paragraph);
@@ -115,7 +115,8 @@ fn push_option(page: &mut String, opt: &Opt) {
     }
 }
 
-/// Text is filled. From the first line with columns on, lines are kept; a default starts a new line.
+/// Formats a help text. Text is filled. From the first line with columns on, line breaks are kept. A default value
+/// starts a new line.
 fn paragraphs(help: &str) -> Vec<String> {
     let has_columns = |line: &str| line.contains("   ");
     let mut out = Vec::new();
@@ -138,7 +139,7 @@ fn paragraphs(help: &str) -> Vec<String> {
     out
 }
 
-/// Escapes text: no request at the start of a line, real hyphens.
+/// Escapes text, so that no line starts with a request and hyphens are real hyphens.
 fn escape(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('~', "\\(ti").replace('^', "\\(ha");
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }

@@ -6,26 +6,27 @@ use anyhow::{Context, ensure};
 
 use crate::house::root;
 
-/// What is run: `wire`, the tests of `sys` without system calls that Miri lacks, and unit tests of `engine`. The rest
-/// of `engine` has no unsafe code either, and takes hours in an interpreter.
+/// The tests to run: the tests of `wire`, the tests of `sys` without system calls that Miri lacks, and unit tests of
+/// `engine`. The other tests of `engine` have no unsafe code either, and take hours in an interpreter.
 const RUNS: [&str; 3] = [
     "test -p wire",
     "test -p sys --lib -- address:: cmsg:: iov:: tap::tests::a_refused tap::tests::all tap::tests::only",
     "test -p engine --lib -- --skip under_load --skip any_order flow:: forward::ports idle:: nat:: share:: timer::",
 ];
 
-/// Runs all of [`RUNS`] until one fails.
+/// Runs all commands of [`RUNS`]. Stops when a command fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     for run in RUNS {
         println!("\n== cargo +nightly miri {run}");
         let mut command = Command::new("cargo");
-        // A cargo that runs this task names its own toolchain, which would win over `+nightly`.
+        // If cargo runs this task, cargo names its own toolchain in the environment. This toolchain would take
+        // precedence over `+nightly`.
         command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
         command
             .args(["+nightly", "miri"])
             .args(run.split(' '))
             .env("CARGO_TARGET_DIR", root().join("target/miri"));
-        // The corpus of property tests is in files; a few cases are enough for an interpreter.
+        // The corpus of property tests is in files. Few cases are enough for an interpreter.
         command.env("MIRIFLAGS", "-Zmiri-disable-isolation").env("PROPTEST_CASES", "2");
         let status = command.current_dir(root()).status().context("can't run cargo")?;
         ensure!(

@@ -1,5 +1,6 @@
-//! `cargo xtask reach PID`: what an attacker inside a running process could use. To find the allowed system calls, it
-//! evaluates the seccomp filters of each thread for every system call number, with unknown arguments.
+//! `cargo xtask reach PID`: the resources that an attacker inside a running process could use. To find the allowed
+//! system calls, this task evaluates the seccomp filters of each thread for every system call number, with unknown
+//! arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -10,7 +11,7 @@ use anyhow::{Context, bail};
 use rustix::process::Pid;
 use sys::ptrace::{Instruction, filters};
 
-/// Number of system call numbers to try: more than any kernel has.
+/// Number of system call numbers to try. No kernel has so many.
 const NUMBERS: u32 = 1024;
 /// SECCOMP_RET_ALLOW of `<linux/seccomp.h>`.
 const ALLOW: u32 = 0x7fff_0000;
@@ -91,7 +92,7 @@ fn names() -> BTreeMap<u32, String> {
         .collect()
 }
 
-/// The system calls that all filters allow, and whether that depends on arguments.
+/// The system calls that all filters allow. The value is true if the permission depends on arguments.
 fn reachable(filters: &[Vec<Instruction>]) -> anyhow::Result<BTreeMap<u32, bool>> {
     let mut reach = BTreeMap::new();
     for number in 0..NUMBERS {
@@ -109,7 +110,7 @@ fn reachable(filters: &[Vec<Instruction>]) -> anyhow::Result<BTreeMap<u32, bool>
     Ok(reach)
 }
 
-/// The state of the machine that runs a filter. Unknown values are None.
+/// The state of the machine that runs a filter. An unknown value is `None`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct State {
     next: usize,
@@ -119,7 +120,7 @@ struct State {
 }
 
 /// All values that a filter can return for a system call number, over all arguments. Classic BPF has no loops, so this
-/// terminates.
+/// function terminates.
 fn evaluate(filter: &[Instruction], number: u32) -> anyhow::Result<BTreeSet<u32>> {
     let mut returns = BTreeSet::new();
     let mut seen = BTreeSet::new();
@@ -188,7 +189,7 @@ fn step(state: State, i: &Instruction, number: u32, len: usize) -> anyhow::Resul
     Ok(Step::Go(vec![next]))
 }
 
-/// The next states after a comparison: both branches, if a compared value is unknown.
+/// The next states after a comparison. If a compared value is unknown, both branches are returned.
 fn branches(next: State, compared: Option<(u32, u32)>, i: &Instruction) -> anyhow::Result<Vec<State>> {
     let way = |holds: bool| State {
         next: next.next + usize::from(if holds { i.if_true } else { i.if_false }),
@@ -213,7 +214,7 @@ mod tests {
         Instruction { code, if_true, if_false, k }
     }
 
-    /// Number 1 whatever its arguments, number 2 with some of them, and no other.
+    /// The filter allows number 1 with any arguments, number 2 with some arguments, and no other number.
     #[test]
     fn calls_are_found_with_and_without_arguments() {
         let filter = [

@@ -1,4 +1,4 @@
-//! Rust sources of the workspace, parsed as far as the checks of rules need.
+//! Rust sources of the workspace. They are parsed as far as the checks of the rules require.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ pub(crate) fn read(root: &Path, folders: &[&str]) -> anyhow::Result<Vec<Source>>
     Ok(found)
 }
 
-/// The code, with comments and literals replaced by blanks.
+/// Returns the code. Comments and literals are replaced by blanks.
 pub(crate) fn code(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -45,7 +45,7 @@ pub(crate) fn code(text: &str) -> String {
             code.push(first);
             rest = &rest[first.len_utf8()..];
         } else {
-            // Line numbers stay the same.
+            // Line breaks are kept, so line numbers stay the same.
             code.extend(rest[..len].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
             rest = &rest[len..];
         }
@@ -97,12 +97,12 @@ pub(crate) fn next_word(code: &str, word: &str) -> Option<usize> {
         .find(|at| !code[..*at].ends_with(is_word_part) && !code[at + word.len()..].starts_with(is_word_part))
 }
 
-/// Whether a name can have this character.
+/// Whether a name can contain this character.
 pub(crate) fn is_word_part(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The code without test items, and the names of test modules that are in other files.
+/// Returns the code without test items, and the names of test modules that are in other files.
 pub(crate) fn split_tests(code: &str) -> (String, Vec<&str>) {
     const MARK: &str = "#[cfg(test)]";
     let mut product = String::new();
@@ -124,7 +124,7 @@ pub(crate) fn split_tests(code: &str) -> (String, Vec<&str>) {
     (product, modules)
 }
 
-/// Length of the item that `code` starts with: up to its semicolon, or the end of its braces.
+/// Length of the item at the start of `code`: up to its semicolon, or to the end of its braces.
 fn item_len(code: &str) -> usize {
     let mut depth = 0;
     for (at, c) in code.char_indices() {

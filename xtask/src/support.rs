@@ -1,4 +1,4 @@
-//! Which options of the table are supported today, by the parser of the program.
+//! Finds the options of the table that the program supports at present. The program's own parser decides.
 
 use std::ffi::OsString;
 
@@ -6,17 +6,17 @@ use engine::forward::spec::Direction;
 use passt::cli::options::{self, Action, Modes, Opt};
 use passt::cli::{self, Invocation};
 
-/// Every option that `pasta` has.
+/// All options of `pasta`.
 pub(crate) fn options_of_pasta() -> impl Iterator<Item = &'static Opt> {
     options::all().filter(|opt| matches!(opt.modes, Modes::Both | Modes::Pasta))
 }
 
-/// Whether `pasta` accepts the option today.
+/// Whether `pasta` supports the option at present.
 pub(crate) fn supported(opt: &Opt) -> bool {
     !refused(command_line(opt))
 }
 
-/// A command line with the option, and the options that it requires.
+/// A command line with the option and all options that it requires.
 fn command_line(opt: &Opt) -> Vec<OsString> {
     let name = opt.long[0];
     let mut line = vec![OsString::from("pasta")];
@@ -34,7 +34,7 @@ fn command_line(opt: &Opt) -> Vec<OsString> {
     line
 }
 
-/// Whether a command line is refused since an option is not supported yet.
+/// Whether a command line is refused because an option is not supported yet.
 pub(crate) fn refused(line: Vec<OsString>) -> bool {
     match cli::parse(line, || 32768..=60999) {
         Err(error) => error.to_string().contains("not supported yet"),

@@ -1,11 +1,12 @@
-//! The walks through the code in docs/walks name functions and types: each is where its link leads.
+//! The pages in docs/walks explain the code and name functions and types. Each name must be defined in the file to
+//! which its link leads.
 
 use std::fs;
 
 use crate::house::root;
 use crate::source::code;
 
-/// Pairs of a name and the file that its link leads to: ``[`Tcp::end`](../../crates/engine/src/tcp/mod.rs)``.
+/// Pairs of a name and the file to which its link leads: ``[`Tcp::end`](../../crates/engine/src/tcp/mod.rs)``.
 fn links(page: &str) -> impl Iterator<Item = (&str, &str)> {
     page.split("[`").skip(1).filter_map(|rest| {
         let (name, rest) = rest.split_once("`](")?;
@@ -13,7 +14,7 @@ fn links(page: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Whether Rust source defines what a path such as `Tcp::end` ends with; or is the file of that module.
+/// Whether Rust source defines the last part of a path such as `Tcp::end`, or is the file of the module with this name.
 fn defines(file: &str, source: &str, path: &str) -> bool {
     let name = path.rsplit("::").next().unwrap_or(path);
     let code = code(source);

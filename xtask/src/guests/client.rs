@@ -1,14 +1,14 @@
-//! Clients in a network namespace, under pasta.
+//! Clients in a network namespace that pasta connects.
 
 use super::row::Row;
 
 const V4: &str = "address4 route4 dns4";
-/// The route comes from router advertisements, processed by the kernel or by the client.
+/// The checks for IPv6. The route comes from router advertisements, which the kernel or the client processes.
 const V6: &str = "address6 route6 dns6";
 const BOTH: &str = "address4 route4 dns4 address6 route6 dns6";
 
 /// Creates a network namespace with `pasta`, and runs the guest in mount and PID namespaces, so that all processes of
-/// the client end with it.
+/// the client end with the guest.
 const PASTA: &str = r#"
 ip netns add guest
 $PROGRAMS/pasta --quiet --foreground --dhcp-dns --dhcp-search -t none -u none -T none -U none \
@@ -23,7 +23,8 @@ ip netns del guest
 exit $result
 "#;
 
-/// The guest: copies the directories that clients write to, starts the client, and repeats the checks until all pass.
+/// The script of the guest: copies the directories to which clients write, starts the client, and repeats the checks
+/// until all pass.
 const GUEST: &str = r#"
 exec 2>&1
 mount -t tmpfs tmpfs /mnt
@@ -59,8 +60,8 @@ echo "without:$missing"
 exit 1
 "#;
 
-/// A client that configures `eth0` of the guest. `checks` has names of functions in [`GUEST`]; `start` has shell
-/// commands that start the client, and may return or not.
+/// The row of a client that configures `eth0` of the guest. `checks` has names of functions in [`GUEST`]. `start` has
+/// shell commands that start the client. These commands need not return.
 fn row(
     name: &'static str,
     protocol: &'static str,
@@ -72,7 +73,7 @@ fn row(
     Row { name, protocol, needs, files, script: PASTA }
 }
 
-/// All of them.
+/// The rows of all clients.
 pub(super) fn rows() -> Vec<Row> {
     vec![
         row("dhclient", "DHCP", &[("isc-dhcp-client", "dhclient")], V4, "dhclient -4 -1 -v eth0"),
@@ -100,7 +101,7 @@ pub(super) fn rows() -> Vec<Row> {
     ]
 }
 
-/// A client for DHCPv6 only needs a link-local address that is no longer tentative.
+/// A client that supports only DHCPv6 needs a link-local address that is no longer tentative.
 const DHCLIENT_6: &str = r"
 ip link set eth0 up
 for _ in $(seq 50); do ip -6 addr show dev eth0 scope link -tentative | grep -q fe80 && break; sleep 0.2; done
@@ -127,7 +128,8 @@ resolvers=/run/systemd/netif/links/$(cat /sys/class/net/eth0/ifindex)
 /lib/systemd/systemd-networkd &
 ";
 
-/// NetworkManager does not configure a tap that it has not created, so it creates an interface on top of it.
+/// NetworkManager does not configure a tap device that it has not created, so it creates an interface on top of the tap
+/// device.
 const NETWORK_MANAGER: &str = r"
 dev=lan0
 mkdir -p /var/lib/NetworkManager /etc/NetworkManager/system-connections
@@ -164,7 +166,7 @@ for _ in $(seq 50); do ip -6 addr show dev eth0 scope link -tentative | grep -q 
 dibbler-client run &
 ";
 
-/// It requests a prefix as well, which is refused.
+/// The client also requests a prefix. The prefix is refused.
 const DHCP6C: &str = r#"
 cat >$DIR/dhcp6c.conf <<END
 interface eth0 { send ia-na 1; send ia-pd 2; request domain-name-servers; script "$DIR/dhcp6c.script"; };

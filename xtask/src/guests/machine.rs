@@ -1,12 +1,12 @@
-//! Firmware in virtual machines, under passt.
+//! Firmware in virtual machines that passt connects.
 
 use super::row::Row;
 
-/// In a PID namespace, so that all processes end with the script.
+/// The script runs in a PID namespace, so that all processes end with the script.
 const PASST: &str = "exec unshare --pid --fork --kill-child --mount-proc sh $DIR/machine";
 
-/// Starts the servers of the peer, passt, and the machine; waits until all expected output was seen, or the machine
-/// ends.
+/// Starts the servers of the peer, passt, and the virtual machine. Waits until all expected output was seen, or the
+/// virtual machine ends.
 const MACHINE: &str = r#"
 exec 2>&1
 mkdir -p $DIR/served
@@ -40,8 +40,9 @@ echo "does not show:" $missing
 exit 1
 "#;
 
-/// Firmware: `start` has shell commands that run the machine, with its console in `$DIR/console`. `shows` has regular
-/// expressions, one per line, that must match there or in the logs of the peer's servers.
+/// The row of a firmware. `start` has shell commands that run the virtual machine, with its console in `$DIR/console`.
+/// `shows` has regular expressions, one in each line. Each must match in the console or in the logs of the peer's
+/// servers.
 fn row(
     name: &'static str,
     protocol: &'static str,
@@ -57,7 +58,7 @@ const QEMU: (&str, &str) = ("qemu-system-x86", "qemu-system-x86_64");
 const TFTP: (&str, &str) = ("dnsmasq-base", "dnsmasq");
 const HTTP: (&str, &str) = ("python3", "python3");
 
-/// All of them.
+/// The rows of all firmware.
 pub(super) fn rows() -> Vec<Row> {
     vec![
         row(
@@ -111,7 +112,7 @@ machine -device virtio-net-pci,netdev=net,romfile= -machine graphics=off -serial
     -kernel /usr/lib/ipxe/ipxe.lkrn -initrd $DIR/script
 "#;
 
-/// Gets its commands on its console, when that is ready.
+/// U-Boot receives its commands on its console, when the console is ready.
 const U_BOOT: &str = r#"
 {
     for _ in $(seq 300); do grep -qa 'Hit any key' $DIR/console && break; sleep 0.1; done
@@ -127,7 +128,7 @@ const U_BOOT: &str = r#"
 
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 
-/// A UEFI application, which uses the network driver of the firmware.
+/// GRUB is a UEFI application that uses the network driver of the firmware.
 const GRUB: &str = r#"
 cat >$DIR/grub.cfg <<'END'
 serial
@@ -148,7 +149,7 @@ machine -device virtio-net-pci,netdev=net,romfile= -serial file:$DIR/console \
     -drive if=pflash,format=raw,file=$DIR/variables -drive if=virtio,format=raw,file=fat:rw:$DIR/grub
 "#;
 
-/// Only the disk is in the boot order, so that its shell starts before PXE.
+/// The boot order contains only the disk, so that the shell on the disk starts before PXE.
 const OVMF: &str = r#"
 mkdir -p $DIR/shell
 cp /usr/share/OVMF/OVMF_VARS_4M.fd $DIR/variables

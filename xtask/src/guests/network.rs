@@ -1,4 +1,4 @@
-//! The network that the guests are connected to, and the scripts that run in it.
+//! The network to which the guests are connected, and the scripts that run in it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-/// Addresses of the host, which the guest gets.
+/// Addresses of the host. The guest gets the same addresses.
 const HOST: [&str; 2] = ["198.51.100.2", "2001:db8:1::2"];
-/// The peer: the host's gateway.
+/// Addresses of the peer. The peer is the host's gateway.
 const PEER: [&str; 2] = ["198.51.100.1", "2001:db8:1::1"];
-/// Resolvers that the host names.
+/// Resolvers in the host's resolv.conf.
 const RESOLVERS: [&str; 2] = ["198.51.100.53", "2001:db8:1::53"];
 
 /// The result of a row.
@@ -30,7 +30,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Sets it up in the namespaces of this process, for the programs under test in the folder `programs`.
+    /// Sets up the network in the namespaces of this process. The folder `programs` contains the programs under test.
     pub(super) fn new(programs: &str) -> anyhow::Result<Self> {
         let programs = fs::canonicalize(programs)
             .with_context(|| format!("no folder {programs} (cargo build first)"))?;
@@ -43,12 +43,12 @@ impl Network {
         Ok(network)
     }
 
-    /// Removes the folder.
+    /// Removes the folder for files.
     pub(super) fn remove(self) -> anyhow::Result<()> {
         fs::remove_dir_all(&self.dir).with_context(|| format!("can't remove {}", self.dir.display()))
     }
 
-    /// Runs a shell script in the host's namespace: its output, and whether it succeeded.
+    /// Runs a shell script in the host's namespace. Returns the script's output, and whether the script succeeded.
     fn sh(&self, script: &str) -> anyhow::Result<(String, bool)> {
         let output = Command::new("sh")
             .args(["-c", &format!("exec 2>&1\n{script}")])
@@ -61,7 +61,8 @@ impl Network {
         Ok((String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success()))
     }
 
-    /// Writes `files`, by name, and runs a script in their folder. The last lines of its output say why it failed.
+    /// Writes `files`, by name, and runs a script in their folder. If the script fails, the last lines of its output
+    /// are the reason.
     pub(super) fn judge(&self, files: &[(&str, &str)], script: &str) -> anyhow::Result<Outcome> {
         for (name, text) in files {
             fs::write(self.dir.join(name), text).with_context(|| format!("can't write {name}"))?;

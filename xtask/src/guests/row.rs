@@ -9,16 +9,16 @@ use super::network::{Network, Outcome};
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) protocol: &'static str,
-    /// Pairs of a Debian package, and a file or program of it that the row needs.
+    /// Pairs of a Debian package and a file or program in this package. The row needs all of these.
     pub(super) needs: &'static [(&'static str, &'static str)],
     /// Files for the script, by name.
     pub(super) files: [(&'static str, &'static str); 3],
-    /// A shell script that succeeds if all checks pass.
+    /// A shell script that succeeds if and only if all checks pass.
     pub(super) script: &'static str,
 }
 
 impl Row {
-    /// Runs the row, if everything that it needs is installed.
+    /// Runs the row if all files and programs that it needs are installed.
     pub(super) fn run(&self, network: &Network) -> anyhow::Result<Outcome> {
         let missing = |&&(_, file): &&(&str, &str)| !is_there(file);
         match self.needs.iter().find(missing) {
@@ -27,7 +27,7 @@ impl Row {
         }
     }
 
-    /// The installed version of its first package.
+    /// The installed version of the first package in `needs`.
     pub(super) fn version(&self) -> String {
         let package = self.needs.first().map_or("", |(package, _)| package);
         let output = Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]).output();

@@ -4,7 +4,7 @@ use super::*;
 
 const GIB: u64 = 1 << 30;
 
-/// The budgets of a pasta with this limit of open files, this many listening sockets and plenty of memory.
+/// The budgets of a pasta process with this limit of open files, this number of listening sockets and plenty of memory.
 pub(super) fn budgets(files: u64, listeners: usize) -> Budgets {
     let needs = Needs { listeners, namespace: true, vhost_user: false };
     Budgets::new(&Resources { files, memory: 64 * GIB }, &needs)
@@ -46,7 +46,7 @@ fn shares_of_files() {
     }
 }
 
-/// Without a namespace nothing is kept for local connections; a front-end's descriptors come first.
+/// Without a namespace, no file is reserved for local connections. The descriptors of a front-end are reserved first.
 #[test]
 fn shares_of_a_machine() {
     let resources = Resources { files: 1024, memory: 64 * GIB };
@@ -56,7 +56,7 @@ fn shares_of_a_machine() {
     assert_eq!(files(&passt).iter().sum::<usize>() - files(&vhost_user).iter().sum::<usize>(), VHOST_USER);
 }
 
-/// Little memory means few files, flows and queues, and the log says so.
+/// With little memory, there are few files, flows and queues, and the log says so.
 #[test]
 fn shares_of_memory() {
     let share = |most, bound| Share { most, bound };
@@ -91,7 +91,7 @@ fn shares_of_memory() {
     assert_eq!(budgets(4096, 0).udp_ports.bound, Bound::Files);
 }
 
-/// Rules like `all` leave three eighths.
+/// Best-effort rules such as `all` leave three eighths of the files.
 #[test]
 fn listening_sockets_at_the_start() {
     for (files, most) in [(64, 16), (1024, 592), (20_000, 12_452), (1 << 20, 655_312)] {
@@ -100,7 +100,7 @@ fn listening_sockets_at_the_start() {
 }
 
 proptest! {
-    /// All shares together never need more than the limit, and nobody is left without any.
+    /// The sum of all shares never exceeds the limit, and each share has at least one file.
     #[test]
     fn the_sum_is_within_the_limit(
         files in 64_u64..2_000_000,

@@ -11,7 +11,7 @@ use crate::io::unix_socket::listen_at;
 use control::message::{Capabilities, Pif, encode_announcement, encode_update};
 use control::reply::{self, Reply};
 
-/// A server in an event loop of its own, with a virtual clock.
+/// A server in a separate event loop, with a virtual clock.
 struct World {
     folder: tempfile::TempDir,
     epoll: OwnedFd,
@@ -37,7 +37,7 @@ impl World {
         client
     }
 
-    /// Handles events until there are none. True if there were any. Every update is answered by `outcome`.
+    /// Handles events until there are none. Returns true if there were any. Every update is answered by `outcome`.
     fn turn(&mut self, outcome: Result<&str, &str>) -> bool {
         let mut any = false;
         loop {
@@ -124,7 +124,7 @@ fn clients_are_served_one_after_the_other() {
     assert!(!world.serves());
 }
 
-/// The C implementation's client shuts down both directions after its update, and gets no reply.
+/// The client of the C implementation shuts down both directions after its update, and gets no reply.
 #[test]
 fn a_client_that_does_not_wait_for_the_reply() {
     let mut world = World::new();
@@ -136,7 +136,7 @@ fn a_client_that_does_not_wait_for_the_reply() {
     drop(client);
     world.turn(Ok(""));
     assert_eq!((world.updates.len(), world.serves()), (1, false));
-    // A client that reads the announcement and closes makes no update.
+    // A client that reads the announcement and closes its socket sends no update.
     let client = world.connect();
     world.turn(Ok(""));
     announced(&client);
@@ -145,7 +145,7 @@ fn a_client_that_does_not_wait_for_the_reply() {
     assert_eq!((world.updates.len(), world.serves()), (1, false));
 }
 
-/// An update may arrive byte by byte. An incomplete one is ignored.
+/// An update may arrive byte by byte. An incomplete update is ignored.
 #[test]
 fn partial_updates() {
     let mut world = World::new();
@@ -191,7 +191,7 @@ fn garbage() {
     assert_eq!(world.updates.len(), 1);
 }
 
-/// A silent or slow client is closed when its time expires. Until then it makes no events.
+/// A silent or slow client is closed when its time expires. Before that, the client causes no events.
 #[test]
 fn a_silent_or_slow_client_times_out() {
     let mut world = World::new();

@@ -15,7 +15,7 @@ use crate::io::outbound::Outbound;
 use crate::isolated::isolated;
 use crate::plan;
 
-/// What listeners go into, in the namespace of the test.
+/// The owners of listening sockets, in the namespace of the test.
 struct World {
     acceptors: Acceptors,
     udp: Udp<crate::io::world::Linux>,
@@ -60,7 +60,8 @@ impl World {
         (tcp.iter().collect(), udp.iter().collect())
     }
 
-    /// Ports that are in use soon: processes that other tests are just starting hold what was closed for a moment.
+    /// Waits until exactly these ports are in use. A process that another test is starting may hold a copy of a closed
+    /// socket for a short time.
     #[track_caller]
     fn expect_in_use(&mut self, tcp: &[u16], udp: &[u16]) {
         let expected = (tcp.to_vec(), udp.to_vec());
@@ -73,14 +74,14 @@ impl World {
 }
 
 impl Side {
-    /// Puts other rules in force, on this side alone.
+    /// Puts other rules in force, on this side only.
     fn apply(&mut self, table: Table, rx: &mut Receivers<'_>) -> Result<Vec<String>, listen::Error> {
         self.prepare(table, usize::MAX, rx).map(|prepared| self.commit(prepared, rx))
     }
 }
 
-/// Puts new rules in force. Tries again if this fails, except for port 90, which the tests keep in use: a process that
-/// another test is starting may hold a copy of a closed socket for a moment.
+/// Puts new rules in force. Tries again after a failure: a process that another test is starting may hold a copy of a
+/// closed socket for a short time. Port 90 is an exception: the tests keep it in use.
 fn apply(
     side: &mut Side,
     specs: &[(Protocol, &str)],
@@ -115,7 +116,8 @@ fn ports(ports: &[u16]) -> InUse {
 
 use Protocol::{Tcp, Udp as UdpRule};
 
-/// behaviour §8.4, R-104: what is followed is opened and closed, and what is wanted still stays open all the time.
+/// behaviour §8.4, R-104: ports that are followed are opened and closed. A port that is still needed stays open all the
+/// time.
 #[test]
 fn following_r104() {
     isolated(|| {
@@ -124,7 +126,8 @@ fn following_r104() {
         world.expect_in_use(&[90], &[]);
         side.follow(&ports(&[80, 81, 85, 300]), &InUse::default(), &mut world.rx());
         world.expect_in_use(&[80, 81, 90], &[80, 81]);
-        // Waits in the backlog of a port that stays open. Closing the port, even for a moment, would reset it.
+        // The connection waits in the backlog of a port that stays open. If the port were closed, even for a short
+        // time, the connection would be reset.
         let waiting = TcpStream::connect("127.0.0.1:80").unwrap();
         side.follow(&ports(&[80, 82]), &ports(&[82]), &mut world.rx());
         world.expect_in_use(&[80, 90], &[80]);
@@ -139,7 +142,8 @@ fn following_r104() {
     });
 }
 
-/// Services that come and go a thousand times: what is open is always what is in use and can be had, and nothing is left.
+/// Services start and end a thousand times. The open ports are always the ports that are in use and can be bound, and
+/// at the end no port is left.
 #[test]
 fn a_thousand_changes() {
     isolated(|| {
@@ -161,7 +165,7 @@ fn a_thousand_changes() {
     });
 }
 
-/// A port that can't be had is had once it is free.
+/// A port that can't be bound is bound when it is free.
 #[test]
 fn busy_ports_are_tried_again() {
     isolated(|| {
@@ -176,7 +180,7 @@ fn busy_ports_are_tried_again() {
     });
 }
 
-/// behaviour §8.9: new rules are a difference to the old ones: sockets that both want are never closed.
+/// behaviour §8.9: new rules replace the old rules. Sockets that both need are never closed.
 #[test]
 fn new_rules_keep_what_they_have_in_common_with_the_old() {
     isolated(|| {
@@ -188,7 +192,7 @@ fn new_rules_keep_what_they_have_in_common_with_the_old() {
         world.expect_in_use(&[70, 81, 82, 83], &[53, 55]);
         waiting.set_nonblocking(true).unwrap();
         assert_eq!(waiting.peek(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-        // 70 is open at every address now.
+        // Port 70 is open at every address now.
         TcpStream::connect("127.0.0.2:70").unwrap();
         side.apply(Table::new(), &mut world.rx()).unwrap();
         world.expect_in_use(&[], &[]);
@@ -197,7 +201,8 @@ fn new_rules_keep_what_they_have_in_common_with_the_old() {
     });
 }
 
-/// behaviour §8.9, Q16: an update that can't hold whole is refused whole; one that may be incomplete tells what is missing.
+/// behaviour §8.9, Q16: an update is refused as a whole if one of its strict rules can't be put in force. For an
+/// incomplete best-effort rule, the missing ports are reported.
 #[test]
 fn q_16_new_rules_hold_whole_or_not_at_all() {
     isolated(|| {
@@ -223,8 +228,8 @@ fn q_16_new_rules_hold_whole_or_not_at_all() {
     });
 }
 
-/// Q16: what makes room for new rules keeps its port until they stand: it could be lost to others, or be one that we have
-/// no right to have again.
+/// Q16: sockets that make room for new rules keep their ports until the new rules are in force. Otherwise another
+/// program could take a port, or this program might lack the right to bind the port again.
 #[test]
 fn q_16_old_sockets_keep_their_ports_until_the_new_rules_stand() {
     isolated(|| {
@@ -242,7 +247,8 @@ fn q_16_old_sockets_keep_their_ports_until_the_new_rules_stand() {
             );
             TcpStream::connect("127.0.0.1:80").unwrap();
         }
-        // Nobody else can be bound beside them, neither now nor to the ones that take their place.
+        // No other program can bind a socket to these ports, either beside the old sockets or beside the sockets that
+        // replace them.
         let taken = || {
             let socket = crate::io::udp::prepare_listener("127.0.0.1".parse().ok(), false).unwrap();
             rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
@@ -260,12 +266,13 @@ fn q_16_old_sockets_keep_their_ports_until_the_new_rules_stand() {
 fn inodes(protocol: &str, port: u16) -> Vec<String> {
     let table = std::fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap();
     let columns = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    // Connections have a state and a peer of their own.
+    // Connections have another state, and they have a peer.
     let here = columns.filter(|c| c[1].ends_with(&format!(":{port:04X}")) && c[2].ends_with(":0000"));
     here.map(|c| c[9].to_owned()).collect()
 }
 
-/// two sides that follow each other over the same ports, seeing all that is open: nothing of ours is carried back.
+/// two sides follow each other over the same ports, and each scan sees all open ports. No port of this program
+/// is forwarded back.
 #[test]
 fn sides_in_turn_r104() {
     isolated(|| {

@@ -1,6 +1,6 @@
-//! Features of the kernel that a test declares missing, so that their fallbacks are tested end to end.
+//! Features of the kernel that a test declares missing, so that the fallbacks for them are tested end to end.
 //!
-//! Only a build with debug assertions reads the variable. The environment has no influence on a released program.
+//! Only a build with debug assertions reads the environment variable. In a release build, it has no effect.
 
 /// Offloads of a tap device (behaviour §9.1).
 pub(crate) const TAP_OFFLOADS: &str = "tap-offloads";

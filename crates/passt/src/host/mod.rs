@@ -40,10 +40,10 @@ pub use route::{NextHop, Route};
 
 use netlink::Netlink;
 
-/// Ephemeral ports, if the host does not say which it uses (RFC 6335).
+/// Ephemeral ports, if the host's port range can't be read (RFC 6335).
 pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 49152..=65535;
 
-/// The configuration of one network namespace at one moment.
+/// The configuration of one network namespace at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Network interfaces.
@@ -63,13 +63,13 @@ pub struct Facts {
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Index, by which addresses and routes refer to the interface.
+    /// Index of the interface. Addresses and routes refer to the interface by this index.
     pub index: u32,
-    /// Name.
+    /// Name of the interface.
     pub name: String,
-    /// MAC address. `None`: the link layer has none, or its addresses don't have 48 bits.
+    /// MAC address. `None`: the link layer has no address, or its addresses do not have 48 bits.
     pub mac: Option<Mac>,
-    /// Up, loopback and others.
+    /// Flags of the interface: up, loopback and others.
     pub flags: LinkFlags,
     /// MTU in octets.
     pub mtu: u32,
@@ -82,17 +82,17 @@ pub struct Address {
     pub interface: u32,
     /// The interface's own address, also on a point-to-point link.
     pub local: IpAddr,
-    /// The peer's address, on a point-to-point link.
+    /// The peer's address on a point-to-point link.
     pub peer: Option<IpAddr>,
-    /// Prefix length of the network that `peer`, else `local`, is in.
+    /// Prefix length of the network of `peer`, or of `local` if there is no peer.
     pub prefix_len: u8,
     /// Broadcast address (IPv4 only).
     pub broadcast: Option<Ipv4Addr>,
-    /// Metric of the route that the kernel adds for the address's network. `None`: the default.
+    /// Metric of the route that the kernel adds for the address's network. `None`: the kernel's default.
     pub route_priority: Option<u32>,
-    /// Where the address is valid.
+    /// Scope in which the address is valid.
     pub scope: AddressScope,
-    /// Secondary, deprecated and others.
+    /// Flags of the address: secondary, deprecated and others.
     pub flags: AddressFlags,
 }
 
@@ -100,7 +100,7 @@ impl Facts {
     /// Reads the configuration over netlink, and resolv.conf. Needs no privilege.
     ///
     /// # Errors
-    /// The kernel doesn't answer over netlink. There is no other source.
+    /// The kernel doesn't answer over netlink. There is no other source of the configuration.
     pub fn gather() -> Result<Self, Error> {
         let ipv6 = ipv6_available();
         let mut netlink = Netlink::open()?;
@@ -130,7 +130,8 @@ fn gather_links(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
     netlink.dump("links", RouteNetlinkMessage::GetLink(query), parse_link)
 }
 
-/// A link has about a hundred attributes. The library parses all of them; this parses only those that are needed.
+/// A link has about a hundred attributes. The library would parse all of them, but this function parses only the
+/// attributes that are needed.
 fn parse_link(octets: &[u8]) -> Option<Link> {
     const HEADER_LEN: usize = 16;
     const IFLA_ADDRESS: u16 = 1;
@@ -189,12 +190,12 @@ fn parse_address(octets: &[u8]) -> Option<Address> {
     })
 }
 
-/// Whether the kernel has IPv6. It has none with `ipv6.disable=1`.
+/// Whether the kernel has IPv6. A kernel that was started with `ipv6.disable=1` has no IPv6.
 pub(crate) fn ipv6_available() -> bool {
     rustix::net::socket(rustix::net::AddressFamily::INET6, SocketType::DGRAM, None).is_ok()
 }
 
-/// The host's ephemeral ports: net.ipv4.ip_local_port_range, or those of RFC 6335 if it can't be read.
+/// The host's ephemeral ports: net.ipv4.ip_local_port_range. If it can't be read: the range of RFC 6335.
 pub fn ephemeral_ports() -> RangeInclusive<u16> {
     const PATH: &str = "/proc/sys/net/ipv4/ip_local_port_range";
     let text = fs::read_to_string(PATH).inspect_err(|error| log::debug!("{PATH}: {error}"));
@@ -214,7 +215,7 @@ mod tests {
         }
     }
 
-    /// Every machine has lo. The test assumes nothing else.
+    /// Every machine has the interface lo. The test assumes nothing else.
     #[test]
     fn facts_of_this_machine_can_be_gathered() {
         let facts = Facts::gather().unwrap();

@@ -24,27 +24,28 @@ const GROUP: u32 = 3;
 
 /// Follows the neighbours on one interface for each family.
 pub(crate) struct Neighbourhood {
-    /// A member of [`GROUP`].
+    /// A socket that has joined the multicast group [`GROUP`].
     changes: Netlink,
     /// Indices of the interfaces for IPv4 and IPv6.
     interfaces: [Option<u32>; 2],
 }
 
 impl Neighbourhood {
-    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second one. Also returns
-    /// the present neighbours.
+    /// Starts to follow the IPv4 neighbours on the first interface and the IPv6 neighbours on the second interface.
+    /// Also returns the present neighbours.
     ///
     /// # Errors
     /// The kernel does not report changes, or does not list neighbours.
     pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<(Self, Vec<Neighbour>), Error> {
         let changes = Netlink::subscribe(&[GROUP])?;
-        // The list needs a socket of its own: on the subscribed one, changes could arrive between its parts.
+        // The list needs a separate socket: on the subscribed socket, changes could arrive between the parts of the
+        // list.
         let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
         let present = Netlink::open()?.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))?;
         Ok((Self { changes, interfaces }, present))
     }
 
-    /// The changes since the last call. Does not wait.
+    /// Returns the changes since the last call, without waiting.
     pub(crate) fn changes(&mut self) -> Vec<Neighbour> {
         let (interfaces, mut found) = (self.interfaces, Vec::new());
         self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
@@ -58,7 +59,7 @@ impl AsFd for Neighbourhood {
     }
 }
 
-/// The neighbour that a message is about, if it is on one of the interfaces.
+/// Returns the neighbour that a message describes, if the neighbour is on one of the interfaces.
 fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neighbour> {
     let message = NeighbourMessage::parse(octets).ok()?;
     let (mut address, mut mac) = (None, None);
@@ -80,7 +81,7 @@ fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neig
             mac.map(|mac| Neighbour { address, mac: Some(mac) })
         }
         (DELETED, _) => Some(Neighbour { address, mac: None }),
-        // INCOMPLETE, FAILED: resolution has not succeeded. The last known address stays.
+        // INCOMPLETE, FAILED: the address resolution has not succeeded. The last known address is kept.
         _ => None,
     }
 }

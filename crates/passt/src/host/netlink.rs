@@ -22,23 +22,24 @@ use crate::errno::retry;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSG_HEADER_LEN: usize = 16;
-/// Attribute of an acknowledgement that has the error as text (`NLMSGERR_ATTR_MSG`).
+/// Attribute of an acknowledgement that contains the error as text (`NLMSGERR_ATTR_MSG`).
 const ACK_MESSAGE: u16 = 1;
 
-/// Longest wait for one datagram. The kernel answers while it handles the request, so this expires only if it doesn't
-/// answer at all.
+/// Maximum time to wait for one datagram. The kernel answers while it handles the request, so this time expires only if
+/// the kernel does not answer at all.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How many times a dump is tried if the list changes during the dump.
 const DUMP_ATTEMPTS: usize = 8;
-/// Size of the receive buffer, in octets. A datagram of the kernel has at most 32 KiB, except one with a single
-/// message, of which an attribute can have 64 KiB. Pages that are not used take no memory.
+/// Size of the receive buffer, in octets. A datagram of the kernel has at most 32 KiB, unless it contains a single
+/// message: one attribute of a message can have 64 KiB. Unused pages of the buffer take no memory.
 const RECEIVE_BUFFER: usize = 256 << 10;
-/// Maximum number of requests in a batch. A socket's default receive buffer has room for the refusals of all of them.
+/// Maximum number of requests in a batch. The default receive buffer of a socket has room for refusals of all these
+/// requests.
 const BATCH_REQUESTS: usize = 64;
-/// Maximum number of octets in a batch, unless it has a single, longer request.
+/// Maximum number of octets in a batch. A single, longer request is sent alone.
 const BATCH_OCTETS: usize = 32 << 10;
 
-/// Why an exchange with the kernel failed as a whole.
+/// The reason for the failure of an exchange with the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket can't be opened or used.
@@ -63,7 +64,7 @@ pub enum Error {
     Silent,
 }
 
-/// Why the kernel refused one request.
+/// The reason for the kernel's refusal of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Error number.
@@ -85,7 +86,7 @@ impl std::fmt::Display for Refusal {
 /// A message for the kernel.
 pub(crate) type Request = NetlinkMessage<RouteNetlinkMessage>;
 
-/// A request that changes something, with `flags` (`NLM_F_CREATE` and the like).
+/// Makes a request for a change, with `flags` (`NLM_F_CREATE` and similar flags).
 pub(crate) fn request(message: RouteNetlinkMessage, flags: u16) -> Request {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
@@ -101,12 +102,12 @@ pub(crate) struct Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket. This needs no privilege; some requests do.
+    /// Opens a socket. This needs no privilege, but some requests do.
     pub(crate) fn open() -> Result<Self, Error> {
         let socket = Socket::new(NETLINK_ROUTE)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(TIMEOUT))
             .map_err(io::Error::from)?;
-        // Each option only makes answers shorter, stricter or clearer, so it may be missing.
+        // Each option only makes answers shorter, stricter or clearer, so an option may be missing.
         for option in
             [socket.set_netlink_get_strict_chk(true), socket.set_cap_ack(true), socket.set_ext_ack(true)]
         {
@@ -128,7 +129,7 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// Calls `message` with the type and payload of every message that has arrived. Does not wait. Messages that did
+    /// Calls `message` with the type and payload of every message that has arrived, without waiting. Messages that did
     /// not fit into the receive buffer (ENOBUFS) are lost.
     pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) {
         loop {
@@ -143,8 +144,9 @@ impl Netlink {
         }
     }
 
-    /// Everything that the kernel lists in answer to `query`, parsed by `parse`. Entries for which `parse` returns
-    /// `None` are skipped. If the list changes during the dump, the dump is repeated, at most [`DUMP_ATTEMPTS`] times.
+    /// Returns all entries that the kernel lists in answer to `query`, parsed by `parse`. Entries for which `parse`
+    /// returns `None` are skipped. If the list changes during the dump, the dump is repeated, at most [`DUMP_ATTEMPTS`]
+    /// times.
     pub(crate) fn dump<Q: NetlinkSerializable + Clone, T>(
         &mut self,
         what: &'static str,
@@ -172,7 +174,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Sends all `requests`. Returns the result of each, in the same order.
+    /// Sends all `requests`. Returns the results, in the order of the requests.
     pub(crate) fn perform(&mut self, requests: Vec<Request>) -> Result<Vec<Result<(), Refusal>>, Error> {
         let mut results = Vec::with_capacity(requests.len());
         let mut batch = Vec::new();
@@ -185,8 +187,8 @@ impl Netlink {
             let last = count == BATCH_REQUESTS || full || next_len.is_none();
             request.header.sequence_number = self.next_sequence();
             if last {
-                // The kernel always reports a refusal. Success is reported on request: the last one is enough, as the
-                // kernel handles requests in order.
+                // The kernel always reports a refusal, but reports success only on request. An acknowledgement of the
+                // last request is enough: the kernel handles requests in order.
                 request.header.flags |= NLM_F_ACK;
             }
             request.finalize();
@@ -237,12 +239,12 @@ impl AsFd for Netlink {
 struct DumpReply {
     what: &'static str,
     sequence: u32,
-    /// False if the list changed during the dump.
+    /// Whether the list is consistent. False if the list changed during the dump.
     intact: bool,
 }
 
 impl DumpReply {
-    /// Adds the entries of a datagram to `found`. True if the dump is complete.
+    /// Adds the entries of a datagram to `found`. Returns true if the dump is complete.
     fn take<T>(
         &mut self,
         datagram: &[u8],
@@ -253,7 +255,7 @@ impl DumpReply {
             self.intact &= message.flags() & NLM_F_DUMP_INTR == 0;
             match message.message_type() {
                 NLMSG_DONE | NLMSG_ERROR => match refusal(&message) {
-                    // The main table of a family doesn't exist before its first route.
+                    // The main table of a family does not exist before the family has its first route.
                     Some(refusal) if refusal.errno != Errno::NOENT => {
                         return Err(Error::Dump { what: self.what, refusal });
                     }
@@ -266,7 +268,7 @@ impl DumpReply {
     }
 }
 
-/// The results of a batch of requests. The kernel reports refusals, and success of the last request only.
+/// The results of a batch of requests. The kernel reports all refusals, but reports success only for the last request.
 struct BatchReply {
     /// Sequence number of the last request.
     last: u32,
@@ -274,7 +276,7 @@ struct BatchReply {
 }
 
 impl BatchReply {
-    /// Stores the results in a datagram. True if it has that of the last request.
+    /// Stores the results in a datagram. Returns true if the datagram has the result of the last request.
     fn take(&mut self, datagram: &[u8]) -> bool {
         for message in Messages(datagram).filter(|message| message.message_type() == NLMSG_ERROR) {
             let age = self.last.wrapping_sub(message.sequence_number()) as usize;
@@ -290,7 +292,7 @@ impl BatchReply {
     }
 }
 
-/// The error in an acknowledgement or in the end of a dump. `None`: success.
+/// The error in an acknowledgement or at the end of a dump. `None`: success.
 fn refusal(message: &NetlinkBuffer<&[u8]>) -> Option<Refusal> {
     let payload = message.payload();
     let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
@@ -312,7 +314,7 @@ fn refusal(message: &NetlinkBuffer<&[u8]>) -> Option<Refusal> {
     Some(Refusal { errno: Errno::from_raw_os_error(code.saturating_neg()), reason })
 }
 
-/// The messages of a datagram. Ends at the first incomplete one.
+/// Iterates over the messages of a datagram. Ends at the first incomplete message.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
@@ -385,7 +387,7 @@ mod tests {
 
     const ROUTE: u16 = 24;
 
-    /// the end of a dump may come in a datagram of its own, or after other messages in the same datagram.
+    /// the end of a dump may come in a separate datagram, or after other messages in the same datagram.
     #[test]
     fn dump_ends_with_a_datagram_r28() {
         let last = [numbered(5, ROUTE, 0, b"bbbb"), numbered(5, NLMSG_DONE, 0, &[0; 4])];

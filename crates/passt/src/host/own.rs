@@ -1,4 +1,4 @@
-//! The addresses that the host has at present, for rules about the host itself (docs/guard.md).
+//! The present addresses of the host, for rules about the host itself (docs/guard.md).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,12 +15,12 @@ const DELETED: u16 = 21;
 /// The multicast groups for changes of addresses (`RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`).
 const GROUPS: [u32; 2] = [5, 9];
 
-/// Follows the addresses of all interfaces in the network namespace of the thread that opened it.
+/// Follows the addresses of all interfaces in the network namespace of the thread that opened the socket.
 #[derive(Debug)]
 pub(crate) struct OwnAddresses {
-    /// A member of [`GROUPS`].
+    /// A socket that has joined the multicast groups [`GROUPS`].
     changes: Netlink,
-    /// With the index of the interface: an address may be on several.
+    /// The host's addresses, each with the index of its interface: an address may be on several interfaces.
     own: BTreeSet<(IpAddr, u32)>,
 }
 
@@ -31,12 +31,13 @@ impl OwnAddresses {
     /// The kernel does not report changes, or does not list addresses.
     pub(crate) fn watch() -> Result<Self, Error> {
         let changes = Netlink::subscribe(&GROUPS)?;
-        // The list needs a socket of its own: on the subscribed one, changes could arrive between its parts.
+        // The list needs a separate socket: on the subscribed socket, changes could arrive between the parts of the
+        // list.
         let present = gather_addresses(&mut Netlink::open()?)?;
         Ok(Self { changes, own: present.iter().map(|address| (address.local, address.interface)).collect() })
     }
 
-    /// Takes note of the changes that have arrived. Does not wait.
+    /// Applies the changes that have arrived, without waiting.
     pub(crate) fn update(&mut self) {
         let Self { changes, own } = self;
         changes.drain(|kind, octets| {
@@ -50,7 +51,7 @@ impl OwnAddresses {
         });
     }
 
-    /// Whether the host has this address now, on any interface.
+    /// Whether the host has this address at present, on any interface.
     pub(crate) fn contains(&mut self, address: IpAddr) -> bool {
         self.update();
         self.own.range((address, 0)..=(address, u32::MAX)).next().is_some()

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 pub(crate) use watch::{News, Watch};
 
 const PATH: &str = "/etc/resolv.conf";
-/// Maximum number of octets that are read of the file.
+/// Maximum number of octets of the file that are read.
 const MAX_LEN: u64 = 1 << 20;
 
 /// The host's resolvers and its domain search list.
@@ -23,12 +23,12 @@ const MAX_LEN: u64 = 1 << 20;
 pub struct Resolver {
     /// All name servers in the order of the file, without zones.
     pub servers: Vec<IpAddr>,
-    /// Domains of the last `search` or `domain` line.
+    /// Domains in the last `search` or `domain` line.
     pub search: Vec<String>,
 }
 
 impl Resolver {
-    /// Reads the host's file. A missing or unreadable file is the same as an empty one.
+    /// Reads the host's file. A missing or unreadable file is treated as an empty file.
     pub(super) fn gather() -> Self {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = openat(CWD, PATH, flags, Mode::empty());
@@ -69,7 +69,7 @@ fn read(file: OwnedFd) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// `text` without `%zone`. Zones mean nothing to the guest, and the parser refuses some valid ones.
+/// Returns `text` without `%zone`. A zone has no meaning for the guest, and the parser refuses some valid zones.
 fn without_zones(text: &[u8]) -> Vec<u8> {
     let mut zone = false;
     text.iter()

@@ -17,8 +17,8 @@ use netlink_packet_route::{
 
 use super::netlink::{Error, Netlink};
 
-/// Maximum number of next hops of a route: they must fit into one attribute of a netlink message, whose length field
-/// has 16 bits.
+/// Maximum number of next hops of a route. All next hops must fit into one attribute of a netlink message, and the
+/// length field of an attribute has 16 bits.
 const MAX_NEXT_HOPS: usize = 2048;
 
 /// A unicast route of the main table.
@@ -28,13 +28,13 @@ pub struct Route {
     pub destination: IpNet,
     /// Source addresses that the route applies to (IPv6 only).
     pub source: Option<IpNet>,
-    /// Traffic class that the route applies to; 0: any.
+    /// Traffic class to which the route applies. 0: the route applies to all traffic classes.
     pub tos: u8,
     /// Origin of the route: the kernel, an administrator, a routing protocol.
     pub protocol: RouteProtocol,
     /// Scope of the destination (IPv4 only).
     pub scope: RouteScope,
-    /// Metric; the route with the lowest is used. `None`: the kernel's default for the family.
+    /// Metric. The route with the lowest metric is used. `None`: the kernel's default for the family.
     pub priority: Option<u32>,
     /// Source address that the host prefers on this route.
     pub preferred_source: Option<IpAddr>,
@@ -42,9 +42,9 @@ pub struct Route {
     pub preference: Option<RoutePreference>,
     /// MTU and other properties of the path.
     pub metrics: Vec<RouteMetric>,
-    /// Next hops: one, or several for a multipath route.
+    /// Next hops. A multipath route has several next hops.
     pub next_hops: Vec<NextHop>,
-    /// The route encapsulates packets (MPLS, SRv6 and others), which works only in its own namespace.
+    /// Whether the route encapsulates packets (MPLS, SRv6 and others). Such a route works only in its own namespace.
     pub encapsulates: bool,
 }
 
@@ -53,11 +53,11 @@ pub struct Route {
 pub struct NextHop {
     /// Index of the output interface.
     pub interface: u32,
-    /// Router, possibly of the other family. `None`: the destination is on the link.
+    /// Router. It may belong to the other family. `None`: the destination is on the link.
     pub gateway: Option<IpAddr>,
-    /// Share of the traffic among the hops of a route, 1 to 256 (65536 with nexthop objects).
+    /// Share of the traffic among the next hops of a route: 1 to 256 (65536 with nexthop objects).
     pub weight: u32,
-    /// The gateway is assumed to be on the link, even if no address or route says so.
+    /// Whether the gateway is assumed to be on the link, even if no address or route says so.
     pub onlink: bool,
 }
 
@@ -67,7 +67,7 @@ impl Route {
         self.destination.prefix_len() == 0 && self.source.is_none() && self.tos == 0
     }
 
-    /// This route as a netlink message, through interface `interface`, without state flags and lifetimes.
+    /// Converts this route to a netlink message, through interface `interface`, without state flags and lifetimes.
     pub(crate) fn to_message(&self, interface: u32) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
@@ -146,13 +146,13 @@ pub(super) fn gather(netlink: &mut Netlink, family: AddressFamily) -> Result<Vec
     let listed = netlink.dump(what, RouteNetlinkMessage::GetRoute(query), |octets| {
         Listed::parse(octets).filter(|listed| family_of(listed.route.destination.addr()) == family)
     })?;
-    // The kernel also lists the hops of nexthop objects, unless net.ipv4.nexthop_compat_mode is off.
+    // The kernel also lists the next hops of nexthop objects, unless net.ipv4.nexthop_compat_mode is off.
     let unresolved = listed.iter().any(|listed| listed.route.next_hops.is_empty() && listed.object.is_some());
     let objects = if unresolved { NextHopObjects::gather(netlink)? } else { NextHopObjects::default() };
     Ok(listed.into_iter().filter_map(|listed| listed.resolve(&objects)).collect())
 }
 
-/// A route as the kernel lists it. Its hops may be in a nexthop object, by ID.
+/// A route as the kernel lists it. Instead of next hops, it may have the ID of a nexthop object.
 struct Listed {
     route: Route,
     object: Option<u32>,
@@ -223,8 +223,8 @@ impl Listed {
         wanted.then_some(Self { route, object })
     }
 
-    /// The route with its hops. `None` if it has no hops, or more than [`MAX_NEXT_HOPS`], which only a group of nexthop
-    /// objects can have.
+    /// Returns the route with its next hops. Returns `None` if there are no next hops, or more than [`MAX_NEXT_HOPS`].
+    /// Only a group of nexthop objects can have so many.
     fn resolve(self, objects: &NextHopObjects) -> Option<Route> {
         let mut route = self.route;
         if route.next_hops.is_empty()
@@ -279,7 +279,8 @@ impl NextHopObjects {
         Ok(Self(objects.into_iter().collect()))
     }
 
-    /// The hops of object `id`, and whether any of them encapsulates packets. The kernel does not nest groups.
+    /// Returns the next hops of object `id`, and whether any of them encapsulates packets. The kernel does not nest
+    /// groups.
     fn hops(&self, id: u32) -> (Vec<NextHop>, bool) {
         let single = [GroupEntry { id, weight: 1 }];
         let entries = match self.0.get(&id) {
@@ -306,10 +307,10 @@ const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
 const NHA_GATEWAY: u16 = 6;
 const NHA_ENCAP_TYPE: u16 = 7;
-/// `struct nexthop_grp`: ID; low octet and high octet of the weight minus 1; 2 reserved octets.
+/// `struct nexthop_grp`: ID (4 octets), low octet and high octet of the weight minus 1, 2 reserved octets.
 const GROUP_ENTRY_LEN: usize = 8;
 
-/// The request for all nexthop objects, which the library doesn't have.
+/// The request for all nexthop objects. The library does not have this request.
 #[derive(Clone)]
 struct GetNextHop;
 
@@ -327,7 +328,7 @@ impl NetlinkSerializable for GetNextHop {
     }
 }
 
-/// An object and its ID. `None`: it is a black hole, or can't be parsed.
+/// Returns an object and its ID. `None`: the object is a black hole, or can't be parsed.
 fn parse_object(octets: &[u8]) -> Option<(u32, Object)> {
     let header: &[u8; NEXTHOP_HEADER_LEN] = octets.first_chunk()?;
     let flags = parse_u32(&header[4..]).ok()?;
@@ -402,7 +403,7 @@ mod tests {
         Listed::parse(octets).unwrap().resolve(&NextHopObjects::default()).unwrap()
     }
 
-    /// behaviour §3.6: everything is copied except the interface index.
+    /// behaviour §3.6: all properties are copied except the interface index.
     #[test]
     fn a_route_is_the_same_after_a_round_trip_through_a_message() {
         let mut rich = route("192.0.2.0/24", vec![hop(4, "198.51.100.1")]);
@@ -467,7 +468,7 @@ mod tests {
         assert!(Listed::parse(&[0; 12]).is_none());
     }
 
-    /// nexthop objects whose hops the kernel doesn't list with the route.
+    /// nexthop objects whose next hops the kernel doesn't list with the route.
     #[test]
     fn nexthop_objects_resolve_r25() {
         let attribute = |kind: u16, value: &[u8]| {

@@ -34,12 +34,12 @@ use crate::host::OwnAddresses;
 use crate::memory::Vectored;
 use crate::pasta::netns::Opener;
 
-/// Opens sockets of the host, and has an epoll set watch them.
+/// Opens sockets of the host, and makes an epoll set watch them.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     epoll: Rc<OwnedFd>,
     outbound: Arc<Outbound>,
-    /// For sockets that stay on this machine.
+    /// Settings of sockets whose packets stay on this machine.
     plain: Arc<Outbound>,
     /// Opens sockets in the guest's namespace.
     opener: Option<Opener>,
@@ -48,12 +48,13 @@ pub(crate) struct Sockets {
     peek: PeekMethod,
     sources: Sources,
     ledger: Rc<Ledger>,
-    /// Indices of the interfaces at which groups are joined, for IPv6 and IPv4.
+    /// Indices of the interfaces at which multicast groups are joined, for IPv6 and IPv4.
     groups: [Option<u32>; 2],
 }
 
 impl Sockets {
-    /// Sockets that leave by `outbound` from addresses of `sources`, watched by `epoll`.
+    /// Creates the opener of sockets. Packets leave by `outbound` from addresses of `sources`. `epoll` watches the
+    /// sockets.
     pub(crate) fn new(epoll: Rc<OwnedFd>, outbound: Outbound, sources: Sources, ledger: Rc<Ledger>) -> Self {
         let outbound = Arc::new(outbound);
         Self {
@@ -70,22 +71,22 @@ impl Sockets {
         }
     }
 
-    /// Sets the interfaces, by index, at which groups are joined, for IPv6 and IPv4.
+    /// Sets the interfaces, by index, at which multicast groups are joined, for IPv6 and IPv4.
     pub(crate) fn join_at(&mut self, interfaces: [Option<u32>; 2]) {
         self.groups = interfaces;
     }
 
-    /// Opens sockets in the guest's namespace by `opener` from now on.
+    /// Makes `opener` open sockets in the guest's namespace from now on.
     pub(crate) fn start(&mut self, opener: Opener) {
         self.opener = Some(opener);
     }
 
-    /// Reports changes of the host's addresses, if they are followed.
+    /// The socket that reports changes of the host's addresses. `None` if the addresses are not followed.
     pub(crate) fn followed_addresses(&self) -> Option<BorrowedFd<'_>> {
         self.sources.followed.as_ref().map(AsFd::as_fd)
     }
 
-    /// Takes note of changes of the host's addresses.
+    /// Applies the changes of the host's addresses.
     pub(crate) fn update_addresses(&mut self) {
         self.sources.followed.iter_mut().for_each(OwnAddresses::update);
     }
@@ -100,7 +101,7 @@ impl Sockets {
         &self.epoll
     }
 
-    /// Takes over an accepted socket, which is non-blocking.
+    /// Takes over an accepted socket. The socket is non-blocking.
     pub(crate) fn stream(&self, fd: OwnedFd, permit: Permit) -> Stream {
         Stream::new(fd, self.peek.clone(), Some(permit))
     }
@@ -123,14 +124,16 @@ impl Sockets {
         reason
     }
 
-    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` say, else to `source`.
+    /// Binds a stream socket as `--outbound` and `--outbound-if4`/`-if6` require. Without these options, binds it to
+    /// `source`.
     fn bind_stream(&self, fd: &OwnedFd, source: Option<IpAddr>, destination: IpAddr) -> Result<(), Errno> {
         let egress = self.outbound.egress(destination);
         if let Some((interface, _)) = &egress.interface {
             sys::sockopt::bind_to_device(fd, interface).map_err(to_engine)?;
         }
         let Some(address) = egress.source.or(source) else { return Ok(()) };
-        // Lets connections to different destinations share a local port. Without it, there can be fewer connections.
+        // Allows connections to different destinations to share a local port. If this fails, fewer connections are
+        // possible.
         let _refused = sys::sockopt::bind_address_no_port(fd);
         match rustix::net::bind(fd, &SocketAddr::new(address, 0)) {
             // The host does not have the address any more.
@@ -268,7 +271,7 @@ mod tests {
     use super::*;
     use crate::isolated::isolated;
 
-    /// buffer sizes are not set, since the kernel then stops to adapt them.
+    /// buffer sizes are not set. If they were set, the kernel would not adapt them any more.
     #[test]
     fn stream_buffers_are_adapted_by_the_kernel_r80() {
         isolated(|| {

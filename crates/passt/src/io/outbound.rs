@@ -11,7 +11,7 @@ use rustix::{
 
 use crate::plan;
 
-/// The kernel's hop limit for packets to groups.
+/// The kernel's default hop limit for packets to multicast groups.
 const GROUP_HOP_LIMIT: u8 = 1;
 
 /// The kernel's default hop limit for other packets.
@@ -22,27 +22,27 @@ const USUAL_HOP_LIMIT: u8 = 64;
 pub struct Outbound {
     v4: Egress,
     v6: Egress,
-    /// For loopback, IPv4 and IPv6: neither source nor interface.
+    /// Settings for loopback, for IPv4 and IPv6: neither source nor interface.
     loopback: [Egress; 2],
-    /// Addresses that are not the host's (yet) may be bound.
+    /// Whether addresses that the host does not have (yet) may be bound.
     pub freebind: bool,
-    /// Sockets of groups may share our ports (`--multicast`).
+    /// Whether sockets of multicast groups may share the ports of this program (`--multicast`).
     shared: bool,
 }
 
 /// How packets of one family leave the host.
 #[derive(Clone, Debug)]
 pub struct Egress {
-    /// Source address; `None`: the kernel's choice.
+    /// Source address. `None`: the kernel chooses the address.
     pub source: Option<IpAddr>,
-    /// Name and index of the interface; `None`: that of the route.
+    /// Name and index of the interface. `None`: the route determines the interface.
     pub interface: Option<(IfName, u32)>,
     /// The kernel's default hop limit.
     hop_limit: u8,
 }
 
 impl Outbound {
-    /// Looks the interfaces up.
+    /// Creates the settings. Finds the index of each interface.
     ///
     /// # Errors
     /// An interface does not exist (any more).
@@ -56,30 +56,30 @@ impl Outbound {
         Ok(Self { loopback: [v4.plain(), v6.plain()], v4, v6, freebind, shared: false })
     }
 
-    /// Sets whether sockets of groups may share the ports of other sockets of this program.
+    /// Sets whether sockets of multicast groups may share the ports of other sockets of this program.
     #[must_use]
     pub const fn sharing(mut self, shared: bool) -> Self {
         self.shared = shared;
         self
     }
 
-    /// Lets sockets of groups share the port of this socket, if that is enabled. Must be called after bind(2):
-    /// otherwise the port could be shared with other programs.
+    /// Lets sockets of multicast groups share the port of this socket, if sharing is enabled. Must be called after
+    /// bind(2): otherwise other programs could share the port.
     pub(super) fn share_port(&self, fd: impl AsFd) {
         if self.shared {
-            // Without it, datagrams to groups are not received on this port.
+            // If this fails, datagrams to multicast groups are not received on this port.
             let _refused = sockopt::set_socket_reuseaddr(fd, true);
         }
     }
 
-    /// The kernel's defaults.
+    /// Creates the settings with the kernel's defaults.
     #[must_use]
     pub const fn plain() -> Self {
         const EGRESS: Egress = Egress { source: None, interface: None, hop_limit: USUAL_HOP_LIMIT };
         Self { v4: EGRESS, v6: EGRESS, loopback: [EGRESS, EGRESS], freebind: false, shared: false }
     }
 
-    /// How packets to `destination` leave. For loopback, the kernel always chooses source and interface.
+    /// Returns the settings for packets to `destination`. For loopback, the kernel always chooses source and interface.
     #[must_use]
     pub fn egress(&self, destination: IpAddr) -> &Egress {
         let [loopback4, loopback6] = &self.loopback;
@@ -109,12 +109,12 @@ impl Egress {
         Ok(Self { source, interface, hop_limit: hop_limit.unwrap_or(USUAL_HOP_LIMIT) })
     }
 
-    /// The way out with the kernel's choice of source and interface, and this hop limit.
+    /// Returns settings with this hop limit. The kernel chooses source and interface.
     const fn plain(&self) -> Self {
         Self { source: None, interface: None, hop_limit: self.hop_limit }
     }
 
-    /// Index of the interface for packets to `destination`; 0: that of the route.
+    /// Index of the interface for packets to `destination`. 0: the route determines the interface.
     #[must_use]
     pub fn interface_index(&self, destination: SocketAddr) -> u32 {
         let scoped = matches!(destination, SocketAddr::V6(v6) if v6.scope_id() != 0);
@@ -144,7 +144,7 @@ mod tests {
         for (local, remote) in [("127.0.0.2", "192.0.2.7"), ("::1", "2001:db8::7")] {
             assert!(egress(local).source.is_none() && egress(local).interface.is_none());
             assert!(egress(remote).source.is_some());
-            // A hop limit is compared with the kernel's own, for loopback as well.
+            // A hop limit is compared with the kernel's default, for loopback, too.
             assert_eq!(egress(local).hop_limit, egress(remote).hop_limit);
         }
         assert!(egress("192.0.2.7").interface.is_some());

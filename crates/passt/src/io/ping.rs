@@ -32,22 +32,22 @@ use crate::memory::{Payload, Vectored};
 #[derive(Debug)]
 pub struct Pings {
     outbound: Arc<Outbound>,
-    /// The warning that the kernel allows no ping sockets was logged.
+    /// Whether the warning that the kernel allows no ping sockets was logged.
     warned: bool,
 }
 
 impl Pings {
-    /// Sockets that leave by `outbound`.
+    /// Creates the opener of ping sockets. Packets leave by `outbound`.
     #[must_use]
     pub const fn new(outbound: Arc<Outbound>) -> Self {
         Self { outbound, warned: false }
     }
 
-    /// A socket for `destination`, with echo identifier `id` if that is free, else any. Its source is that of
-    /// `--outbound`, else `source` if the host has it.
+    /// Opens a socket for `destination`. The socket has the echo identifier `id` if this identifier is free, else any
+    /// identifier. Its source is the address of `--outbound`, else `source` if the host has this address.
     ///
     /// # Errors
-    /// No socket can be opened or bound. If the kernel allows no ping sockets, this is logged once.
+    /// No socket can be opened or bound. If the kernel allows no ping sockets, a warning is logged once.
     pub fn open(&mut self, source: Option<IpAddr>, destination: IpAddr, id: u16) -> io::Result<PingSocket> {
         let result = PingSocket::open(&self.outbound, source, destination, id);
         if let Err(error @ (io::Errno::ACCESS | io::Errno::PERM | io::Errno::PROTONOSUPPORT)) = result
@@ -91,7 +91,7 @@ impl PingSocket {
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = socket_with(family, SocketType::DGRAM, flags, Some(protocol))?;
-        // By default, ping sockets can share an identifier, and then only one of them gets the replies.
+        // By default, ping sockets can share an identifier. Then only one of these sockets receives the replies.
         sockopt::set_socket_reuseaddr(&fd, false)?;
         let metadata = Metadata::HOP_LIMIT | Metadata::TRAFFIC_CLASS | Metadata::ERRORS;
         request_metadata(&fd, version, metadata)?;
@@ -117,8 +117,8 @@ impl PingSocket {
         Ok(Self { fd, v6, hop_limit: [None; 2], traffic_class: 0, dont_fragment: None })
     }
 
-    /// Sets the socket's options for the header fields of the request. (With IPv6, control messages do this only since Linux
-    /// 5.18.) If the kernel refuses an option, the request is sent without it.
+    /// Sets the socket's options for the header fields of the request. (With IPv6, control messages support this only
+    /// since Linux 5.18.) If the kernel refuses an option, the request is sent without the option.
     fn set_header<P>(&mut self, request: &EchoRequest<'_, P>, payload_len: usize) {
         let limit = request.hop_limit;
         let group = request.destination.ip().is_multicast();

@@ -1,13 +1,13 @@
-//! UDP source ports that matter to peers: a warning is logged if the host can't send from the guest's port.
+//! UDP source ports that matter to peers. A warning is logged if the host can't send from the guest's port.
 
 use std::collections::BTreeSet;
 
 use rustix::io::Errno;
 
-/// Ports below this one are assigned to protocols. Many of those require that their port is the source port, too.
+/// Ports below this number are assigned to protocols. Many of these protocols require their port as the source port.
 const SYSTEM_PORTS_END: u16 = 1024;
 
-/// Source ports of protocols that peers or firewalls may require. All of them are assigned by IANA.
+/// Source ports of protocols that peers or firewalls may require. IANA has assigned all these ports.
 const KNOWN: [(u16, &str); 21] = [
     (53, "DNS"),
     (67, "DHCP server"),
@@ -32,13 +32,13 @@ const KNOWN: [(u16, &str); 21] = [
     (5353, "mDNS"),
 ];
 
-/// The replaced ports that were reported.
+/// The replaced ports that have been reported.
 #[derive(Debug, Default)]
 pub(super) struct ReplacedPorts(BTreeSet<u16>);
 
 impl ReplacedPorts {
-    /// Logs, once for each port, that datagrams from the guest's `port` have another source port on the host, since the kernel
-    /// refused that port with `errno`.
+    /// Logs, once for each port, that the host sends datagrams from the guest's `port` with another source port: the
+    /// kernel refused this port with `errno`.
     pub(super) fn warn(&mut self, port: u16, errno: Errno) {
         if let Some(report) = self.report(port, errno) {
             log::warn!("{report}");

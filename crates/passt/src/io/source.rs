@@ -1,8 +1,9 @@
 //! The host's source address for packets of the guest (behaviour §5.2.1).
 //!
-//! A guest with several of the host's addresses chooses one by its copy of the host's routes, or because a program is bound
-//! to it. The host uses the same address if the packet leaves by the interface that has it. On other interfaces (a VPN's, for
-//! example) the kernel chooses, as the guest does not know their routes.
+//! A guest with several of the host's addresses chooses one of them by its copy of the host's routes, or because a
+//! program is bound to it. The host uses the same address if the packet leaves by the interface that has this address.
+//! On other interfaces (for example that of a VPN) the kernel chooses: the guest does not know the routes of these
+//! interfaces.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -14,19 +15,19 @@ use rustix::net::{
 
 use crate::host::{Facts, OwnAddresses};
 
-/// The host's own addresses, and sockets to ask the kernel for its choice.
+/// The host's own addresses, and sockets that show which address the kernel chooses.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    /// Each with the index of its interface, sorted by address.
+    /// The host's addresses. Each has the index of its interface. The list is sorted by address.
     own: Vec<(IpAddr, u32)>,
-    /// Sockets for IPv4 and IPv6. They never send anything.
+    /// Sockets for IPv4 and IPv6. These sockets never send anything.
     probes: [Option<OwnedFd>; 2],
-    /// All addresses that the host has now, if anything depends on them.
+    /// All addresses that the host has at present. `None` if no rule depends on them.
     pub(super) followed: Option<OwnAddresses>,
 }
 
 impl Sources {
-    /// The addresses that the host has now. With `followed`, changes are noticed, too.
+    /// The addresses that the host has at present. With `followed`, later changes are noticed, too.
     pub(crate) fn of(facts: &Facts, followed: Option<OwnAddresses>) -> Self {
         let mut own: Vec<_> =
             facts.addresses.iter().map(|address| (address.local, address.interface)).collect();
@@ -35,7 +36,8 @@ impl Sources {
         Self { own, probes: [None, None], followed }
     }
 
-    /// The address `guest`, if the host must use it as the source for packets from it to `destination`.
+    /// Returns the address `guest`, if the host must use this address as the source of packets from the guest to
+    /// `destination`.
     pub(crate) fn choose(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         let interface = self.interface(guest)?;
         if destination.ip().is_loopback() || guest.is_ipv4() != destination.is_ipv4() {
@@ -45,7 +47,7 @@ impl Sources {
         (self.interface(usual)? == interface).then_some(guest)
     }
 
-    /// Whether the host has this address now. False if its addresses are not followed.
+    /// Whether the host has this address at present. False if the host's addresses are not followed.
     pub(crate) fn is_own(&mut self, address: IpAddr) -> bool {
         self.followed.as_mut().is_some_and(|own| own.contains(address))
     }
@@ -70,7 +72,7 @@ impl Sources {
         };
         connect(&socket, &destination)?;
         let local = SocketAddr::try_from(getsockname(&socket)?)?.ip();
-        // Disconnected, so that the kernel chooses again next time.
+        // The socket is disconnected, so that the kernel chooses again at the next call.
         connect_unspec(&socket)?;
         *probe = Some(socket);
         Ok(local)

@@ -41,7 +41,7 @@ fn bound(listener: &Listener) -> SocketAddr {
     getsockname(&listener.socket).unwrap().try_into().unwrap()
 }
 
-/// behaviour §8.1, R-101, R-108: one socket per port, with just the families that the rule says.
+/// behaviour §8.1, R-101, R-108: each port has one socket, with exactly the address families of the rule.
 #[test]
 fn sockets_of_rules_r101_r108() {
     isolated(|| {
@@ -73,7 +73,7 @@ fn sockets_of_rules_r101_r108() {
     });
 }
 
-/// accepted connections send small writes at once, without a call for each.
+/// accepted connections send small writes at once. No extra system call is needed for each connection.
 #[test]
 fn no_delay_is_inherited_r81() {
     isolated(|| {
@@ -86,7 +86,8 @@ fn no_delay_is_inherited_r81() {
     });
 }
 
-/// a busy port is fatal, and so are an interface or address that is not there; the message names the port.
+/// a busy port is fatal. An interface or an address that does not exist is fatal, too. The message names the
+/// port.
 #[test]
 fn a_port_that_cant_be_had_is_fatal_r102() {
     isolated(|| {
@@ -110,7 +111,7 @@ fn a_port_that_cant_be_had_is_fatal_r102() {
             assert!(error.starts_with(message), "{error}");
             assert!(error.ends_with("\nCouldn't listen on requested ports"), "{error}");
         }
-        // with --freebind the address may come later.
+        // with --freebind, the address may be added later.
         open(
             &table([rule(Protocol::Tcp, "192.0.2.1", (90, 90)), rule(Protocol::Udp, "192.0.2.1", (90, 90))]),
             true,
@@ -119,7 +120,7 @@ fn a_port_that_cant_be_had_is_fatal_r102() {
     });
 }
 
-/// Two listeners of UDP never share a port in silence.
+/// Two UDP listeners never share a port without an error.
 #[test]
 fn a_second_instance_gets_no_udp_port() {
     isolated(|| {
@@ -129,7 +130,8 @@ fn a_second_instance_gets_no_udp_port() {
     });
 }
 
-/// behaviour §8.2, Q13: a best-effort rule takes what there is, unless that is nothing, and leaves descriptors to others.
+/// behaviour §8.2, Q13: a best-effort rule opens the ports that can be opened. It fails only if no port can be opened.
+/// It leaves descriptors for other uses.
 #[test]
 fn q_13_best_effort() {
     isolated(|| {
@@ -143,19 +145,20 @@ fn q_13_best_effort() {
             "{error}"
         );
 
-        // None may be opened, then some, which count those of other rules.
+        // First no socket may be opened, then some. Sockets of other rules count, too.
         assert_eq!(ports(open_within(&table([best_effort(100, 60000)]), false, 0).unwrap()), [0; 0]);
         let some = [best_effort(100, 60000), best_effort(60001, 60002)];
         assert_eq!(ports(open_within(&table(some), false, 1000).unwrap()), (100..1100).collect::<Vec<_>>());
-        // Ports that were not used above: a child that another test forks may still hold those for a moment.
+        // These ports were not used above: a child that another test forks may hold the ports above for a short time.
         let both = [rule(Protocol::Tcp, "*", (90, 92)), best_effort(2000, 60000)];
         assert_eq!(ports(open_within(&table(both), false, 5).unwrap()), [90, 91, 92, 2000, 2001]);
-        // Strict rules don't care.
+        // The limit does not apply to strict rules.
         assert_eq!(open_within(&table([rule(Protocol::Tcp, "*", (84, 85))]), false, 0).unwrap().len(), 2);
     });
 }
 
-/// Rules that follow a scan open nothing here (behaviour §8.4). Q20: one port on two interfaces.
+/// Rules that follow a scan open no socket here (behaviour §8.4). Q20: two rules may use the same port on two
+/// interfaces.
 #[test]
 fn scan_rules_wait_and_interfaces_are_told_apart() {
     isolated(|| {

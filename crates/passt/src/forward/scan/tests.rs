@@ -13,8 +13,8 @@ impl Scanner {
     }
 }
 
-/// Waits until sockets that were dropped are closed. A process that another test is starting holds copies of all our
-/// descriptors until it calls execve(2).
+/// Waits until dropped sockets are closed. A process that another test is starting holds copies of all descriptors of
+/// this process until it calls execve(2).
 fn closed_everywhere(mut closed: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !closed() {
@@ -81,7 +81,7 @@ fn many_ports() {
     });
 }
 
-/// without any source, no port is in use.
+/// a scanner without any source finds no port in use.
 #[test]
 fn a_scanner_without_sources_finds_nothing_r105() {
     let mut scanner = Scanner { tcp: None, udp: None, ..Scanner::open_for_all() };
@@ -107,7 +107,7 @@ fn a_scanner_scans_the_namespace_it_was_opened_in() {
     });
 }
 
-/// Other ports than those to look for are not found, by either source. The kernel does not even list them.
+/// Neither source finds ports other than the ports to look for. The kernel does not even list other ports.
 #[test]
 fn some_ports() {
     isolated(|| {
@@ -132,8 +132,8 @@ fn some_ports() {
     });
 }
 
-/// A single lookup finds a port that has come into use since the last scan, of both protocols and families, at the address
-/// or at the wildcard address.
+/// A lookup of a single port finds a port that has come into use since the last scan, for both protocols and families,
+/// at the given address or at the wildcard address.
 #[test]
 fn single_ports() {
     isolated(|| {

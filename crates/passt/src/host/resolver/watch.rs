@@ -1,13 +1,13 @@
-//! Watches resolv.conf, so that names still resolve after the host has moved to another network.
+//! Watches resolv.conf, so that names can still be resolved after the host has moved to another network.
 //!
-//! Most programs replace the file by renaming another one over it. Often it is a symbolic link into the directory of a
-//! service, which replaces the target. So every directory on the path from `/etc/resolv.conf` to the file is watched,
-//! and the file itself, which container engines rewrite in place.
+//! Most programs replace the file by renaming another file. Often the file is a symbolic link into the directory of a
+//! service, and the service replaces the target. So every directory on the path from `/etc/resolv.conf` to the file is
+//! watched. The file itself is watched, too: container engines rewrite it in place.
 //!
-//! A thread of its own does this: the thread that serves the guest may not open a path. The directories are opened at
-//! the start and kept open, and the file is opened relative to them. So it can still be read after a change of user and
-//! after the root directory was replaced. One case is lost then: a link into a directory that was not on the path at
-//! the start.
+//! This is done by a separate thread: the thread that serves the guest may not open a path. The directories are opened
+//! at the start and kept open, and the file is opened relative to them. So the file can still be read after a change of
+//! user and after the root directory was replaced. One case is not covered then: a link into a directory that was not
+//! on the path at the start.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -30,22 +30,22 @@ use super::{PATH, Resolver, read};
 /// Maximum number of symbolic links that are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Events of a directory when one of its files is replaced: a link is created, or a file is closed after writing or
-/// renamed. Deletion is not among them: the last content is used until there is a new file.
+/// Events of a directory when one of its files is replaced: a link is created, or a file is closed after writing, or a
+/// file is renamed. Deletion is not included: the last content is used until a new file exists.
 const REPLACED: WatchFlags = WatchFlags::CREATE.union(WatchFlags::CLOSE_WRITE).union(WatchFlags::MOVED_TO);
 
 /// Watches resolv.conf.
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: OwnedFd,
-    /// The path that was asked for, where the search for the file starts.
+    /// The requested path. The search for the file starts here.
     start: PathBuf,
-    /// All directories that are or were on the path to the file. Old ones are kept: a host may return to an earlier
-    /// network.
+    /// All directories that are or were on the path to the file. Old directories are kept: a host may return to an
+    /// earlier network.
     directories: Vec<Directory>,
     /// The names of the links on the path, and of the file.
     names: Vec<OsString>,
-    /// The last valid content.
+    /// The last valid content of the file.
     last: Resolver,
 }
 
@@ -57,10 +57,10 @@ struct Directory {
 }
 
 impl Watch {
-    /// Starts to watch the host's file, whose content was `last`. Must be called with the caller's rights.
+    /// Starts to watch the host's file. Its last content was `last`. Must be called with the caller's rights.
     ///
     /// # Errors
-    /// There is no `/etc`, or the user has too many inotify instances.
+    /// The directory `/etc` does not exist, or the user has too many inotify instances.
     pub(crate) fn open(last: &Resolver) -> io::Result<Self> {
         Self::of(Path::new(PATH), last.clone())
     }
@@ -80,16 +80,18 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Keeps the directories, with what is mounted in them, accessible after the root directory is replaced. Must be
-    /// called before that, with the right to mount.
+    /// Keeps the directories and the mounts in them accessible after the root directory is replaced. Must be called
+    /// before the replacement, with the right to mount.
     pub(crate) fn keep_accessible(&mut self) {
         let copy =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         for Directory { path, handle } in &mut self.directories {
-            // Opened again by its path: the old handle belongs to the mount namespace that was left.
+            // The directory is opened again by its path: the old handle belongs to the mount namespace that the process
+            // has left.
             match open_tree(CWD, path.as_path(), copy) {
                 Ok(copy) => *handle = copy,
-                // The old handle still shows the directory, but not a file mounted over one in it, as containers do.
+                // The old handle still shows the directory. It does not show a file that is mounted over another file
+                // in the directory, as in containers.
                 Err(errno) => log::debug!("can't keep mounts in {} accessible: {errno}", path.display()),
             }
         }
@@ -100,7 +102,7 @@ impl Watch {
         self.directories.iter().map(|directory| directory.handle.as_fd())
     }
 
-    /// Starts the thread. It calls `drop_rights` first, and then waits for changes.
+    /// Starts the thread. The thread calls `drop_rights` first, and then waits for changes.
     ///
     /// # Errors
     /// The thread can't be started, or `drop_rights` has failed.
@@ -140,14 +142,14 @@ impl Watch {
         }
     }
 
-    /// Waits for events. True if the file may have changed.
+    /// Waits for events. Returns true if the file may have changed.
     fn wait(&self) -> io::Result<bool> {
         let mut buffer = [MaybeUninit::<u8>::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         let mut stale = false;
         loop {
             match reader.next() {
-                // The file's own events have no name.
+                // Events of the file itself have no name.
                 Ok(event) => {
                     stale |= event.events().contains(ReadFlags::QUEUE_OVERFLOW)
                         || event.file_name().is_none_or(|name| {
@@ -163,7 +165,7 @@ impl Watch {
         }
     }
 
-    /// The content of the file, if it has changed and has a server.
+    /// Returns the content of the file, if the content has changed and names a server.
     fn changed(&mut self) -> Option<Resolver> {
         let text = match self.find().and_then(read) {
             Ok(text) => text,
@@ -184,7 +186,7 @@ impl Watch {
         Some(resolver)
     }
 
-    /// Follows the links to the file, watches directories that are new on the path, and opens the file.
+    /// Follows the links to the file, watches new directories on the path, and opens the file.
     fn find(&mut self) -> io::Result<OwnedFd> {
         self.names.clear();
         let mut directory = 0;
@@ -200,7 +202,7 @@ impl Watch {
                     directory = self.follow(directory, &link, &next)?;
                     place = next;
                 }
-                // Not a link: this is the file.
+                // The path is not a link, so it is the file.
                 Err(Errno::INVAL) => {
                     let file = open_file(handle, name)?;
                     self.watch(&place, WatchFlags::CLOSE_WRITE);
@@ -212,8 +214,9 @@ impl Watch {
         Err(Errno::LOOP.into())
     }
 
-    /// The index of the directory that `link`, in the directory `from`, leads to. `place` is the link's target as an
-    /// absolute path. A directory that is not open yet can be found only until the root directory is replaced.
+    /// Returns the index of the directory to which `link` leads. `link` is in the directory `from`. `place` is the
+    /// link's target as an absolute path. A directory that is not open yet can be found only before the root directory
+    /// is replaced.
     fn follow(&mut self, from: usize, link: &Path, place: &Path) -> io::Result<usize> {
         let (path, _) = split(place).ok_or(Errno::NOENT)?;
         if let Some(index) = self.directories.iter().position(|directory| directory.path == path) {
@@ -227,7 +230,7 @@ impl Watch {
         Ok(self.directories.len() - 1)
     }
 
-    /// Watches one more path. A path that is watched already may be added again.
+    /// Watches one more path. The path may be watched already.
     fn watch(&self, path: &Path, events: WatchFlags) {
         if let Err(error) = inotify::add_watch(&self.inotify, path, events) {
             log::debug!("can't watch {}: {error}", path.display());
@@ -240,13 +243,13 @@ fn open_directory(from: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Owned
 }
 
 fn open_file(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
-    // O_NONBLOCK: it may be a pipe.
+    // O_NONBLOCK: the file may be a pipe.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(directory, name, flags, Mode::empty())
 }
 
-/// The target of `link`, in the directory `from`, with `.` and `..` resolved in the text alone. It identifies a watched
-/// directory. It is not opened: a link before a `..` could lead elsewhere.
+/// The target of `link` in the directory `from`, with `.` and `..` resolved in the text alone. The result identifies a
+/// watched directory. It is never opened: a link before a `..` could lead to another directory.
 fn lexical(from: &Path, link: &Path) -> PathBuf {
     let mut path = PathBuf::new();
     for component in from.join(link).components() {
@@ -266,7 +269,7 @@ fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     Some((parent?, path.file_name()?))
 }
 
-/// Receives changes of resolv.conf. The descriptor becomes readable when there is one.
+/// Receives changes of resolv.conf. The descriptor becomes readable when there is a change.
 #[derive(Debug)]
 pub(crate) struct News {
     wake: OwnedFd,
@@ -276,7 +279,7 @@ pub(crate) struct News {
 impl News {
     /// The latest content, if there is a change. Must be called when the descriptor is readable.
     pub(crate) fn latest(&self) -> Option<Resolver> {
-        // An error means that there was no change to clear.
+        // An error means that no change was pending.
         let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
         self.news.try_iter().last()
     }
@@ -310,7 +313,7 @@ mod tests {
         fs::rename(next, path).unwrap();
     }
 
-    /// The change after the next relevant event.
+    /// Returns the change after the next relevant event.
     fn next(watch: &mut Watch) -> Option<Resolver> {
         while !watch.wait().unwrap() {}
         watch.changed()
@@ -343,7 +346,7 @@ mod tests {
         assert_eq!(read, Some(resolver(4)), "in place");
     }
 
-    /// Directories that can't be opened by their paths any more are still watched.
+    /// Directories are still watched when they can't be opened by their paths any more.
     #[test]
     fn renamed_directories_are_still_watched() {
         let dir = tempfile::tempdir().unwrap();
@@ -382,7 +385,7 @@ mod tests {
         assert_eq!(next(&mut watch), Some(resolver(2)));
     }
 
-    /// The thread tells what it reads, also what was new before it started.
+    /// The thread reports the content that it reads, including content that was new before the thread started.
     #[test]
     fn news_arrive() {
         let dir = tempfile::tempdir().unwrap();

@@ -39,8 +39,8 @@ fn receive(socket: &mut PingSocket) -> (Received, Vec<u8>) {
     (received, buffer)
 }
 
-/// behaviour §4.5, R-46, R-47: the first reply arrives too, with its number and payload; so it does for an identifier that is
-/// taken, and for 0 and 0xffff.
+/// behaviour §4.5, R-46, R-47: the first reply arrives, too, with its sequence number and payload. This is also true
+/// for an identifier that is in use, and for the identifiers 0 and 0xffff.
 #[test]
 fn echo_r46_r47() {
     isolated(|| {
@@ -68,7 +68,7 @@ fn echo_r46_r47() {
     });
 }
 
-/// One socket serves hosts and groups, for which the kernel keeps hop limits apart.
+/// One socket serves hosts and multicast groups. The kernel has separate hop limits for them.
 #[test]
 fn hop_limits_of_hosts_and_groups() {
     isolated(|| {
@@ -77,7 +77,7 @@ fn hop_limits_of_hosts_and_groups() {
         let mut socket = pings().open(None, host, 77).unwrap();
         let header = Header::new(8, 0, 77 << 16);
         for to in [host, "224.0.0.1".parse().unwrap()] {
-            // There is no way to the group.
+            // No route leads to the group.
             let _sent = socket.send(&EchoRequest { hop_limit: 9, ..request(to, &header, b"payload") });
         }
         assert_eq!((sockopt::ip_ttl(&socket), sockopt::ip_multicast_ttl(&socket)), (Ok(9), Ok(9)));
@@ -89,7 +89,7 @@ fn hop_limits_of_hosts_and_groups() {
 fn errors_quote_the_request() {
     isolated(|| {
         allow();
-        // A neighbour that does not answer: the host's own kernel reports an error.
+        // The neighbour does not answer, so the host's own kernel reports an error.
         add_link("out0", "10.0.1.1/24");
         sysctl("net/ipv4/neigh/out0/retrans_time_ms", "10");
         let to: IpAddr = "10.0.1.2".parse().unwrap();
@@ -111,7 +111,7 @@ fn errors_quote_the_request() {
     });
 }
 
-/// behaviour §4.5: where the kernel allows no ping sockets, that is an error, and told once.
+/// behaviour §4.5: if the kernel allows no ping sockets, opening fails, and a warning is logged once.
 #[test]
 fn no_ping_sockets() {
     isolated(|| {

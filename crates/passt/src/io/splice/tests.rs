@@ -1,4 +1,4 @@
-//! The bypass between real sockets that hold little, with buffers of a few bytes and the smallest of pipes.
+//! The bypass between real sockets with minimum buffers, with a buffer of a few bytes and with pipes of minimum size.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -18,12 +18,12 @@ use crate::budgets::ledger::plenty;
 use crate::io::readiness;
 use crate::isolated::isolated;
 
-/// The least that a pipe holds.
+/// Minimum capacity of a pipe.
 const PAGE: usize = 4096;
-/// Bound of every wait; nothing should come near it.
+/// Maximum time of every wait. No wait should come close to this time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A connection with its peers, and what gives it events.
+/// A connection with its peers, and the epoll set that reports its events.
 struct Line {
     epoll: Rc<OwnedFd>,
     shared: Rc<RefCell<Shared>>,
@@ -40,31 +40,31 @@ struct Peer {
     /// The positions of urgent bytes in `wrote`.
     wrote_urgent: Vec<usize>,
     read_urgent: Vec<usize>,
-    /// It has ended its half.
+    /// Whether the peer has ended its half of the connection.
     shut: bool,
-    /// It has seen the end.
+    /// Whether the peer has received the end of the stream.
     ended: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Write(Side, usize),
-    /// One urgent byte.
+    /// Write one urgent byte.
     WriteUrgent(Side),
     Read(Side, usize),
     Shut(Side),
-    /// The event loop gets its turn.
+    /// Run the event loop once.
     Turn,
 }
 
-/// What connects a peer with one of our sockets.
+/// The kind of socket that connects a peer with the program.
 #[derive(Clone, Copy)]
 enum Kind {
     Unix,
     Tcp,
 }
 
-/// A peer, and a socket that is connected to it; neither waits, nor holds more than it has to.
+/// Makes a peer, and a socket that is connected to it. Both are non-blocking, and have send buffers of minimum size.
 fn end(kind: Kind) -> (Peer, OwnedFd) {
     let pair: [OwnedFd; 2] = match kind {
         Kind::Unix => UnixStream::pair().map(|(one, other)| [one.into(), other.into()]).unwrap(),
@@ -139,7 +139,7 @@ impl Line {
             }
             Act::Read(side, len) => {
                 let peer = &mut self.peers[side as usize];
-                // What arrives meanwhile may be urgent, and would not be noticed.
+                // Bytes that arrive in the meantime may be urgent. The read would not notice an urgent byte.
                 let unread = sys::stream::unread(&peer.stream).unwrap() as usize;
                 if unread > 0 && sys::stream::is_at_mark(&peer.stream).unwrap_or(false) {
                     peer.read_urgent.push(peer.read.len());
@@ -161,7 +161,7 @@ impl Line {
         }
     }
 
-    /// What an event loop does that waits as little as it may.
+    /// Runs an event loop once, without waiting.
     fn turn(&mut self) {
         let mut events = Vec::with_capacity(8);
         let timeout = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -174,7 +174,7 @@ impl Line {
         self.bypass.on_deadlines(self.now());
     }
 
-    /// Both peers send what they want, end, and read all.
+    /// Both peers send their bytes, end their halves, and read all bytes.
     fn finish(&mut self, len: usize) {
         while !self.bypass.is_empty() || self.peers.iter().any(|peer| !peer.ended) {
             assert!(self.start.elapsed() < PATIENCE, "it stalls");
@@ -198,7 +198,7 @@ impl Line {
     }
 }
 
-/// With so many urgent bytes.
+/// Actions. `urgent` is the weight of urgent bytes.
 fn acts(urgent: u32) -> impl Strategy<Value = Vec<Act>> {
     let side = prop_oneof![Just(Side::Accepted), Just(Side::Connected)];
     let act = prop_oneof![
@@ -212,7 +212,7 @@ fn acts(urgent: u32) -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    // A stall takes its time, and shrinking meets it again and again.
+    // A stall takes a long time to detect, and shrinking repeats the stall many times.
     #![proptest_config(ProptestConfig { max_shrink_iters: 8, ..ProptestConfig::default() })]
 
     /// for all sizes and orders of turns, and whichever side ends first, all bytes arrive in order, and each end
@@ -226,7 +226,7 @@ proptest! {
         line.finish(0);
     }
 
-    /// The same between sockets of TCP, with urgent bytes: the last of them arrives as urgent in any case.
+    /// TCP sockets, all sizes and orders of turns, and urgent bytes: the last urgent byte always arrives as urgent.
     #[test]
     fn urgent_bytes_are_carried_between_sockets(acts in acts(4), buffer in 1_usize..5000) {
         isolated(move || {
@@ -239,7 +239,7 @@ proptest! {
     }
 }
 
-/// Many bytes in both directions at once, through buffers and through pipes, which come back.
+/// Many bytes in both directions at once, through buffers and through pipes. All pipes are returned.
 #[test]
 fn pipes_are_borrowed() {
     let mut line = Line::new(Kind::Unix, 64);

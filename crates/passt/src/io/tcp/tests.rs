@@ -1,4 +1,4 @@
-//! Sockets of TCP with urgent bytes in their streams, by both ways to peek.
+//! TCP sockets with urgent bytes in their streams, for both methods of peeking.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,21 +11,21 @@ use rustix::net::{RecvFlags, recv};
 use super::*;
 use crate::isolated::isolated;
 
-/// Bound of every wait; nothing should come near it.
+/// Maximum time of every wait. No wait should come close to this time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a connection does, seen from the peer.
+/// An action on a connection.
 #[derive(Clone, Copy, Debug)]
 enum Act {
-    /// The peer sends that many bytes.
+    /// The peer sends this number of bytes.
     Send(usize),
     /// The peer sends an urgent byte.
     SendUrgent,
-    /// The guest is sent up to that many bytes.
+    /// Up to this number of bytes is peeked at and sent to the guest.
     Peek(usize),
-    /// It was not heard of: again from a part of what it did not acknowledge, in per cent.
+    /// A retransmission: peek again from a part of the unacknowledged bytes, in percent.
     GoBack(u32),
-    /// The guest acknowledges a part of that, in per cent.
+    /// The guest acknowledges a part of the bytes that were peeked at, in percent.
     Discard(u32),
 }
 
@@ -35,7 +35,8 @@ struct Line {
     socket: Stream,
     sent: Vec<u8>,
     urgent: Option<usize>,
-    /// Bytes discarded, bytes peeked at all, and the offset to peek at next: from the start, and from the first.
+    /// Three positions: the number of discarded bytes, the end of the bytes that were peeked at (both from the start of
+    /// the stream), and the next offset to peek at (from the first byte in the socket).
     gone: usize,
     seen: usize,
     offset: usize,
@@ -80,7 +81,7 @@ impl Line {
         assert_eq!(self.socket.urgent_mark(), expected.map(|mark| mark as u32));
     }
 
-    /// Waits until all that was sent has arrived.
+    /// Waits until all sent bytes have arrived.
     fn arrived(&self) {
         let end = Instant::now() + PATIENCE;
         while sys::stream::unread(&self.socket).unwrap() as usize != self.sent.len() - self.gone {
@@ -89,7 +90,7 @@ impl Line {
         }
     }
 
-    /// Looks at bytes from the offset on; false if there are none.
+    /// Peeks at bytes from the offset on. Returns false if there are no bytes.
     fn peek(&mut self, len: usize) -> bool {
         let mut bytes = vec![0; len];
         let peeked = self.socket.peek(self.offset as u32, bytes.as_mut_slice().into());
@@ -128,7 +129,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    /// No byte is skipped or seen twice, and the mark is found wherever it is.
+    /// No byte is skipped or read twice, and the urgent mark is found at any position.
     #[test]
     fn urgent_bytes_are_bytes_of_the_stream(acts in acts(), scratch: bool) {
         isolated(move || {

@@ -69,7 +69,7 @@ fn wait(socket: &UdpSocket, what: PollFlags) {
     assert!(polled[0].revents().contains(what), "nothing in 5 s");
 }
 
-/// Q7, Q8: the guest's port where it is free, any other where it is not.
+/// Q7, Q8: the socket has the guest's port if this port is free, else any port.
 #[test]
 fn q_7_same_port_or_any() {
     isolated(|| {
@@ -83,8 +83,8 @@ fn q_7_same_port_or_any() {
     });
 }
 
-/// A port that others share for a group: what is sent leaves from it, and nothing that is for the others is taken from
-/// them.
+/// A port that other programs share for a group: datagrams are sent from this port, and no datagram for the other
+/// programs is received.
 #[test]
 fn a_shared_port_sends_only() {
     isolated(|| {
@@ -148,7 +148,7 @@ fn metadata_is_carried() {
     });
 }
 
-/// The kernel cuts and joins trains; where it can't cut them, the datagrams go out nevertheless.
+/// The kernel segments and joins trains. If the kernel can't segment a train, the datagrams are sent nevertheless.
 #[test]
 fn trains() {
     isolated(|| {
@@ -161,7 +161,7 @@ fn trains() {
             let (received, payload) = receive(&mut b);
             assert_eq!((received.segment_size, payload == train), (Some(1400), true));
         }
-        // More datagrams than the kernel takes at once, and datagrams above the path's MTU.
+        // More datagrams than the kernel accepts at once, and datagrams that exceed the path's MTU.
         ip("link set lo mtu 1280");
         let mut a = UdpSocket::open(&plain(), address("198.51.100.2"), 7003).unwrap();
         let mut b = UdpSocket::open(&plain(), address("198.51.100.2"), 7004).unwrap();
@@ -182,8 +182,8 @@ fn trains() {
     });
 }
 
-/// a dual-stack listener tells the address written to, and answers from it, whatever the host's default
-/// is; with `--freebind` also from an address that came later.
+/// a dual-stack listener reports the destination address of a datagram, and answers from this
+/// address, whatever the host's default is. With `--freebind`, it also answers from an address that was added later.
 #[test]
 fn listeners_answer_from_what_was_written_to_r93_r98_r108() {
     isolated(|| {
@@ -219,14 +219,15 @@ fn listeners_answer_from_what_was_written_to_r93_r98_r108() {
     });
 }
 
-/// `--outbound` and `--outbound-if4`: source and way of what the guest sends, but not to loopback; also through a listener.
+/// `--outbound` and `--outbound-if4` set the source and the interface of the guest's datagrams, but not of datagrams to
+/// loopback. They also apply to a listener.
 #[test]
 fn outbound_source_and_interface() {
     isolated(|| {
         add_link("out0", "10.0.1.1/24");
         add_link("out1", "10.0.2.1/24");
         ip("route add default dev out1");
-        // So that packets leave without an answer to ARP.
+        // Without ARP, packets are sent without an ARP reply.
         ip("link set out0 arp off");
         ip("link set out1 arp off");
         let source = Ipv4Addr::new(10, 0, 1, 1);
@@ -241,7 +242,7 @@ fn outbound_source_and_interface() {
         let mut through = listener(None, 5300, &out).unwrap();
         let info = through.send_info(&datagram("203.0.113.1", 8, b"x"));
         assert_eq!((info.source, info.interface), (Some(source.into()), index));
-        // The default route is by the other interface: an answer of a pinned flow follows it.
+        // The default route uses the other interface. An answer of a pinned flow follows this route.
         let (sent0, sent1) = (sent_by("out0"), sent_by("out1"));
         through.send(&datagram("203.0.113.1", 8, b"x")).unwrap();
         assert_eq!((sent_by("out0"), sent_by("out1")), (sent0 + 1, sent1));
@@ -285,7 +286,7 @@ fn refused_datagrams_are_told_r95() {
     });
 }
 
-/// The same for an IPv4 peer of a dual-stack socket.
+/// Errors are reported for an IPv4 peer of a dual-stack socket, too.
 #[test]
 fn errors_of_a_dual_stack_socket() {
     isolated(|| {
@@ -300,8 +301,8 @@ fn errors_of_a_dual_stack_socket() {
     });
 }
 
-/// What may not be fragmented is refused above the path's MTU, with the number; what may is sent. By a socket of each
-/// family, and by a dual-stack one.
+/// A datagram that exceeds the path's MTU is refused if it must not be fragmented, and the error contains the MTU. If
+/// it may be fragmented, it is sent. The test uses a socket of each family and a dual-stack socket.
 #[test]
 fn dont_fragment_is_set_when_it_has_to_change() {
     isolated(|| {
@@ -332,7 +333,7 @@ fn dont_fragment_is_set_when_it_has_to_change() {
                 }
                 socket.send(&out(false, None)).unwrap();
                 assert_eq!(receive(&mut server).1, large);
-                // One datagram fits, and so the train does.
+                // Each datagram of the train fits, so the train is sent.
                 socket.send(&out(true, Some(1000))).unwrap();
                 let mut got = 0;
                 while got < large.len() {
@@ -356,7 +357,8 @@ fn q_10_broadcast() {
     });
 }
 
-/// behaviour §7.2: what the host says of its connection tracking, and nothing that would end flows at once.
+/// behaviour §7.2: the timeouts are those of the host's connection tracking. A value that would end flows at once is
+/// not used.
 #[test]
 fn timeouts() {
     for (text, seconds) in [("30\n", Some(30)), ("7", Some(7)), ("0\n", None), ("", None), ("x\n", None)] {

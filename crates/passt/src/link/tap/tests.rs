@@ -3,7 +3,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 use super::*;
 use crate::link::all_sums;
 
-/// A device without offload is given checksums that are right for any sum.
+/// The guest behind a device without offload receives correct checksums, for all sums.
 #[test]
 fn all_sums_are_right_without_offload() {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// The smallest limit that `--log-size` accepts.
+/// The minimum limit that `--log-size` accepts.
 const LIMIT: u64 = 40960;
 const TITLE: &str = "pasta 1: /bin/pasta (1)";
 
@@ -17,14 +17,14 @@ fn log_in(parent: &Path, limit: u64) -> (TempDir, PathBuf, LogFile) {
     (dir, path, log)
 }
 
-/// Directories on a file system that can't collapse a range, and on one that may be able to.
+/// Two kinds of directories: on a file system that can't collapse a range, and on a file system that may be able to.
 fn places() -> Vec<PathBuf> {
     let places = [PathBuf::from("/dev/shm"), std::env::temp_dir()];
     places.into_iter().filter(|place| tempfile::tempdir_in(place).is_ok()).collect()
 }
 
-/// behaviour §1.7.5: never over the limit. The first line says that the file was truncated. Then follow the last lines,
-/// without a gap.
+/// behaviour §1.7.5: the file never exceeds the limit. The first line says that the file was truncated. The last lines
+/// follow without a gap.
 #[test]
 fn a_full_file_loses_nothing_but_the_oldest() {
     for place in places() {
@@ -78,7 +78,7 @@ fn a_message_as_long_as_the_file_is_cut() {
     }
 }
 
-/// Lines that another process writes to the same file count.
+/// Lines that another process writes to the same file count towards the limit.
 #[test]
 fn the_limit_holds_for_two_processes() {
     let (_dir, path, mut log) = log_in(&std::env::temp_dir(), LIMIT);

@@ -1,5 +1,6 @@
-//! Discovery, planning and configuration on a real kernel, each test in a network namespace of its own. A test sets up the
-//! interfaces of a "host", reads them, replaces them by an interface that stands for the tap, and configures that.
+//! Discovery, planning and configuration with a real kernel. Each test runs in its own network namespace. A test sets
+//! up the interfaces of a "host", reads them, replaces them by an interface that represents the tap device, and
+//! configures this interface.
 
 use std::{
     fs,
@@ -19,8 +20,8 @@ use crate::{
 
 const NAMESPACE: &str = "PASST_TEST_NAMESPACE";
 
-/// Runs `body`, a closure of the calling test, in a new user and network namespace. It starts this program again there, for
-/// that test only.
+/// Runs `body`, a closure of the calling test, in a new user and network namespace. Starts this program again in the
+/// namespaces, for the calling test only.
 fn in_namespace<F: FnOnce()>(body: F) {
     if std::env::var_os(NAMESPACE).is_some() {
         body();
@@ -94,13 +95,13 @@ fn config(change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-/// Plans with the present interfaces, replaces them by a new one, and configures that.
+/// Makes a plan from the present interfaces, replaces them by a new interface, and configures the new interface.
 fn replace(config: &Config) -> Result<Configured, Error> {
     let plan = plan(config, &Facts::gather().unwrap()).unwrap().namespace.unwrap();
     let others: Vec<String> =
         Facts::gather().unwrap().links.into_iter().map(|l| l.name).filter(|name| name != "lo").collect();
     for name in others {
-        // May fail: a veth device is deleted together with its peer.
+        // The deletion may fail: a veth device is deleted together with its peer.
         let _ = Command::new("ip").args(["link", "del", &name]).stderr(Stdio::null()).status();
     }
     let _ = Command::new("ip").args(["route", "flush", "table", "main"]).stderr(Stdio::null()).status();
@@ -191,7 +192,7 @@ fn ipv6_addresses_keep_their_order() {
     });
 }
 
-/// behaviour §3.6: the reference gives up beyond one batch of 64 KiB.
+/// behaviour §3.6: the reference program fails if the routes exceed one batch of 64 KiB.
 #[test]
 fn copies_thousands_of_routes() {
     in_namespace(|| {
@@ -292,7 +293,7 @@ fn state_of_next_hops_is_not_copied_r24() {
     });
 }
 
-/// a route whose gateway is reached only by another route, and one whose gateway can't be reached.
+/// a route whose gateway is reached only by another route, and a route whose gateway can't be reached.
 #[test]
 fn dependent_routes_settle_r27() {
     in_namespace(|| {
@@ -317,7 +318,7 @@ fn dependent_routes_settle_r27() {
     });
 }
 
-/// options for one family don't prevent that the other is copied.
+/// options for one family do not prevent copying the other family.
 #[test]
 fn families_are_independent_r31() {
     in_namespace(|| {
@@ -377,7 +378,7 @@ fn local_mode() {
     });
 }
 
-/// behaviour §3.6: an unreachable `--gateway` is an error, which names it.
+/// behaviour §3.6: an unreachable `--gateway` is an error, and the message names the gateway.
 #[test]
 fn gateway_that_is_not_on_the_link() {
     in_namespace(|| {
@@ -428,7 +429,8 @@ fn without_config_net() {
     });
 }
 
-/// behaviour §2.2: an error names what failed: a MAC address that the kernel refuses, an interface that doesn't exist.
+/// behaviour §2.2: an error names the object that caused it: a MAC address that the kernel refuses, or an interface
+/// that doesn't exist.
 #[test]
 fn errors_name_the_object() {
     in_namespace(|| {

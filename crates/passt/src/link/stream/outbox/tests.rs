@@ -1,7 +1,7 @@
 use super::*;
 use crate::link::all_sums;
 
-/// The frames that wait, each after its length.
+/// The frames that wait, each with its length prefix.
 fn waiting(outbox: &Outbox) -> Vec<Vec<u8>> {
     let mut stream: Vec<u8> = Vec::new();
     outbox.pieces.iter().for_each(|piece| stream.extend_from_slice(&outbox.buffer[piece.clone()]));

@@ -19,7 +19,8 @@ fn offered(contents: &[&[u8]]) -> (Device, Driver) {
     (device, driver)
 }
 
-/// A buffer that holds no frame is an empty frame of its own, so that the caller's limit of frames bounds them, too.
+/// A buffer without a valid frame counts as an empty frame, so that the caller's limit of frames also limits these
+/// buffers.
 #[test]
 fn what_is_no_frame_is_an_empty_one() {
     let good = [&[0; HEADER_LEN][..], &[0x55; 60]].concat();

@@ -6,7 +6,8 @@ const PAGE: u64 = 4096;
 fn two_regions() -> Memory {
     let mut memory = Memory::default();
     let place = |guest, user, offset| Place { guest, user, len: PAGE, offset };
-    // Neighbours for the guest, apart for the front-end; in one file, at an offset that is no page's.
+    // The regions are adjacent for the guest, but not for the front-end. They are in one file, at an offset that is not
+    // a multiple of the page size.
     let shared = file(3 * PAGE as usize);
     let table = vec![
         (place(PAGE, 0x10_0000, 100), shared.try_clone().unwrap()),

@@ -10,7 +10,7 @@ fn peek(driver: &Driver, direction: Direction) -> Result<(Chain, Vec<Piece>), Br
     Ok((chain, pieces))
 }
 
-/// What is wrong with what the driver offers.
+/// The error that the driver's ring causes.
 fn broken(driver: &Driver) -> Broken {
     peek(driver, Direction::FromDriver).unwrap_err()
 }

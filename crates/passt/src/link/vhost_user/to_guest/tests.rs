@@ -5,7 +5,7 @@ use crate::link::all_sums;
 
 const BUFFER: usize = 256;
 
-/// A driver that takes no open checksum is given checksums that are right for any sum.
+/// A driver that accepts no open checksum receives correct checksums, for all sums.
 #[test]
 fn all_sums_are_right_without_offload() {
     let mut driver = Driver::new();
