@@ -4,11 +4,13 @@
 //! $ cargo run -p engine --example socket_pair
 //! ```
 //!
-//! One end of a pair of UNIX datagram sockets is the guest's network card: each datagram is an Ethernet frame. The other end
-//! is the engine's [`Link`]. The [`Host`] here carries UDP by the standard library's sockets, and refuses TCP and ping:
-//! a real one implements [`engine::host::TcpSocket`] and [`engine::host::PingSocket`] in the same way.
+//! One end of a pair of UNIX datagram sockets is the guest's network card: each datagram is an Ethernet frame. The
+//! other end is the engine's [`Link`]. The [`Host`] of this example carries UDP by the standard library's sockets, and
+//! refuses TCP and ping. A complete host implements [`engine::host::TcpSocket`] and [`engine::host::PingSocket`] in
+//! the same way.
 //!
-//! The guest at the end of this file writes one frame by hand: "hello", to an echo server of the host.
+//! The guest is a function at the end of this file. The guest writes one frame, which it builds by hand: "hello", to
+//! an echo server of the host.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -41,11 +43,11 @@ use wire::segment::complete_checksum;
 type Failure = Box<dyn Error + Send + Sync>;
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-/// The guest's router. What the guest sends there reaches the host's loopback.
+/// The guest's router. Packets that the guest sends to this address reach the host's loopback.
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 2]);
 const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
-/// `EAFNOSUPPORT`: what this host does not carry.
+/// `EAFNOSUPPORT`: the error for protocols that this host does not carry.
 const NOT_SUPPORTED: Errno = Errno(97);
 
 /// Memory, host and link of this program.
@@ -79,13 +81,13 @@ impl Link for Pair {
         complete_checksum(&mut self.buffer[..len], offload);
         match self.socket.send(&self.buffer[..len]) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(Full),
-            // The frame is lost, as on a wire.
+            // A failed write loses the frame, as a wire would.
             Ok(_) | Err(_) => Ok(()),
         }
     }
 }
 
-/// The host's sockets, by the flow that each serves.
+/// The host's sockets, and the flow that each socket serves.
 #[derive(Default)]
 struct Sockets {
     watched: HashMap<FlowId, std::net::UdpSocket>,
@@ -211,8 +213,8 @@ impl Host for Sockets {
     }
 }
 
-/// The event loop, until `end`. A real one waits by epoll for all sockets at once, and no longer than until
-/// [`Stack::next_deadline`].
+/// The event loop, until `end`. A real event loop waits by epoll for all sockets at once, until
+/// [`Stack::next_deadline`] at the latest.
 fn serve(mut link: Pair, end: &AtomicBool) -> Result<(), Failure> {
     let start = Clock::now();
     let now = || Instant::from_micros(start.elapsed().as_micros() as u64);
@@ -224,7 +226,8 @@ fn serve(mut link: Pair, end: &AtomicBool) -> Result<(), Failure> {
     link.socket.set_read_timeout(Some(Duration::from_millis(10)))?;
     while !end.load(Ordering::Relaxed) {
         let len = link.socket.recv(&mut received).unwrap_or(0);
-        // The sockets with something to read. Clones of closed ones remain here, and their ids are no longer valid.
+        // The sockets with something to read. Clones of closed sockets remain in the list, but their ids are no longer
+        // valid.
         let ready = host.watched.iter().filter(|(_, socket)| socket.peek(&mut [0]).is_ok());
         let ready: Vec<FlowId> = ready.map(|(id, _)| *id).collect();
         let mut round = stack.round(now(), &mut host, &mut link);
@@ -289,7 +292,7 @@ fn limits() -> Limits {
     }
 }
 
-/// In a real program these come from the kernel, see getrandom(2).
+/// In a real program, the seeds come from the kernel, see getrandom(2).
 fn seeds() -> Seeds {
     Seeds { hash_key: [1; 16], isn_secret: [2; 16], advertisement: 3 }
 }

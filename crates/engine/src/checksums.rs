@@ -19,7 +19,7 @@ pub(crate) enum Verdict {
     Wrong,
     /// The offload information contradicts the packet.
     Contradiction,
-    /// The payload has a partial checksum: that of a packet in a tunnel.
+    /// The payload has a partial checksum: the checksum of a packet in a tunnel.
     PartialInPayload,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn check<P: Payload>(head: &[u8], packet: &Packet<'_, P>, offload: &O
         return if right { Verdict::Right } else { Verdict::Wrong };
     };
     match verify::checksum_location(head) {
-        // The sum is over the whole datagram.
+        // The checksum would cover the whole datagram, but the packet is a fragment.
         _ if matches!(packet.transport, Transport::Fragment(_)) => Verdict::Contradiction,
         Some(own) if own == partial => Verdict::Right,
         // The features that guests may use have no segmentation for tunnels.
@@ -43,7 +43,7 @@ pub(crate) fn check<P: Payload>(head: &[u8], packet: &Packet<'_, P>, offload: &O
             Verdict::PartialInPayload
         }
         Some(_) => Verdict::Contradiction,
-        // A protocol that is not carried.
+        // The packet's protocol is not carried.
         None => Verdict::Right,
     }
 }
@@ -58,7 +58,7 @@ fn fits<P>(kind: SegmentKind, packet: &Packet<'_, P>) -> bool {
     }
 }
 
-/// Whether a partial checksum covers only payload of the packet, whose `own` checksum is elsewhere.
+/// Whether a partial checksum covers only payload of the packet. `own` is the place of the packet's own checksum.
 fn is_in_payload<P>(partial: PartialChecksum, own: PartialChecksum, packet: &Packet<'_, P>) -> bool {
     let header_len = match &packet.transport {
         Transport::Tcp(segment) => tcp::HEADER_LEN + segment.options.len(),
@@ -67,7 +67,8 @@ fn is_in_payload<P>(partial: PartialChecksum, own: PartialChecksum, packet: &Pac
     usize::from(partial.start) >= usize::from(own.start) + header_len
 }
 
-/// Copies a frame to `copy` and completes its partial checksum. False if the checksum lies outside of the frame.
+/// Copies a frame to `copy` and completes its partial checksum. Returns false if the checksum lies outside of the
+/// frame.
 pub(crate) fn complete(frame: impl Payload, offload: &Offload, copy: &mut Vec<u8>) -> bool {
     copy.resize(frame.len(), 0);
     frame.copy_to(copy);

@@ -13,26 +13,28 @@ use crate::{
     timer::{Instant, Timers},
 };
 
-/// The kinds of memory, host and link that one program works with.
+/// The types of memory, host and link that one program uses.
 ///
-/// A program names them once, by an empty type; everything in the engine that needs them has this one parameter.
+/// A program names these types once, by an empty type. Everything in the engine that needs the types has this one
+/// parameter.
 pub trait World {
-    /// Where the payload of frames lies.
+    /// The memory that holds the payload of frames.
     type Memory: Memory;
-    /// Where sockets come from.
+    /// The host that opens sockets.
     type Host: Host<Memory = Self::Memory>;
-    /// Where frames to the guest go.
+    /// The link that takes frames to the guest.
     type Link: Link<Memory = Self::Memory>;
 }
 
 /// The type of a stream socket in the world `W`.
 pub type TcpOf<W> = <<W as World>::Host as Host>::Tcp;
-/// A datagram socket of a world.
+/// The type of a datagram socket in the world `W`.
 pub type UdpOf<W> = <<W as World>::Host as Host>::Udp;
-/// A ping socket of a world.
+/// The type of a ping socket in the world `W`.
 pub type PingOf<W> = <<W as World>::Host as Host>::Ping;
 
-/// Everything that a step needs besides the flow's own state. It is the last argument, called `cx`, everywhere.
+/// Everything that a step needs besides the flow's own state. In every function, the context is the last argument and
+/// is called `cx`.
 pub struct Context<'a, W: World> {
     /// The time of this step.
     pub now: Instant,
@@ -40,25 +42,26 @@ pub struct Context<'a, W: World> {
     pub settings: &'a Settings,
     /// What is known about the guest.
     pub guest: &'a Guest,
-    /// Which flows it may begin.
+    /// Decides which flows the guest may begin.
     pub guard: &'a mut Guard,
     /// Sockets of the host.
     pub host: &'a mut W::Host,
     /// The link to the guest.
     pub link: &'a mut W::Link,
-    /// Deadlines of all flows.
+    /// The deadlines of all flows.
     pub timers: &'a mut Timers<FlowId>,
 }
 
 impl<W: World> Context<'_, W> {
-    /// The host's source address for packets of the guest's address `guest` to `destination`; none: the kernel chooses.
+    /// The host's source address for packets of the guest's address `guest` to `destination`. None: the kernel chooses
+    /// the source address.
     ///
-    /// A guest with one address has not chosen it, so the host's routes alone decide.
+    /// A guest with one address has not chosen this address, so the host's routes alone decide.
     pub(crate) fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         if self.guest.has_several(guest) { self.host.outbound_source(guest, destination) } else { None }
     }
 
-    /// Whether the guest may begin a flow, whose destination after translation is `destination`.
+    /// Whether the guest may begin a flow. `destination` is the flow's destination after translation.
     pub(crate) fn admits(
         &mut self,
         protocol: Protocol,
@@ -88,14 +91,15 @@ impl<W: World> Context<'_, W> {
         Opening { protocol, ends: *ends, destination, asks_resolver }
     }
 
-    /// The link, and the rest: for a step that looks up a flow while a slot of the link is reserved.
+    /// Splits the context into the link and all other parts: for a step that looks up a flow while a slot of the link
+    /// is reserved.
     pub(crate) const fn split(&mut self) -> (&mut W::Link, Unlinked<'_, W>) {
         let Self { now, settings, guest, guard, host, link, timers } = self;
         (link, Unlinked { now: *now, settings, guest, guard, host, timers })
     }
 }
 
-/// A context without the link, which is in use.
+/// A context without the link, while another reference uses the link.
 pub(crate) struct Unlinked<'a, W: World> {
     pub(crate) now: Instant,
     pub(crate) settings: &'a Settings,

@@ -5,7 +5,7 @@ use crate::link::Full;
 /// UDP datagrams or echo messages that were dropped since the start, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
-    /// From the guest: source or destination is not allowed (behaviour §5.2, R-100).
+    /// From the guest: the source or the destination is not allowed (behaviour §5.2, R-100).
     pub invalid: u64,
     /// From the guest: the guard refuses the flow.
     pub refused: u64,
@@ -15,18 +15,20 @@ pub struct Drops {
     pub not_sent: u64,
     /// The link to the guest was full.
     pub link_full: u64,
-    /// From the host: longer than an IP packet, from an address that can't be shown to the guest, or no reply.
+    /// From the host: the datagram is longer than an IP packet, its sender's address can't be shown to the guest, or
+    /// it is not a reply.
     pub undeliverable: u64,
 }
 
 impl Drops {
-    /// All together.
+    /// The sum of all counts.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.invalid + self.refused + self.no_room + self.not_sent + self.link_full + self.undeliverable
     }
 
-    /// Counts a datagram for the guest if it was not sent: the link was full, or (none) it was too long for a frame.
+    /// Counts a datagram for the guest if the datagram was not sent: the link was full, or (none) the datagram was too
+    /// long for a frame.
     pub(crate) const fn note_sent(&mut self, sent: Option<Result<(), Full>>) {
         match sent {
             None => self.undeliverable += 1,

@@ -10,21 +10,21 @@ use core::{
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
-/// The kind of state that a socket or timer belongs to.
+/// The kind of object that a socket or timer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Kind {
     /// A TCP connection.
     Tcp = 1,
-    /// A UDP socket: of a guest endpoint, a listener, a group, or a client that bypasses the link.
+    /// A UDP socket. It belongs to a guest endpoint, a listener, a group, or a client that bypasses the link.
     Udp = 2,
     /// A ping socket.
     Ping = 3,
-    /// A UDP flow: one remote of a guest endpoint. It has a deadline, but no socket of its own.
+    /// A UDP flow: one remote of a guest endpoint. The flow has a deadline, but no socket of its own.
     UdpFlow = 4,
-    /// A TCP connection that bypasses the link: two sockets.
+    /// A TCP connection that bypasses the link. The connection has two sockets.
     Splice = 5,
-    /// A DNS query of the guest, or a session with a resolver: a socket for each server.
+    /// A DNS query of the guest, or a session with a resolver. Each has a socket for each server.
     Dns = 6,
     /// A listening TCP socket of a forwarding rule.
     Listener = 7,
@@ -33,16 +33,16 @@ pub enum Kind {
 /// Identifies a flow permanently: the next flow in the same slot has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId {
-    /// The slot.
+    /// The index of the slot.
     index: u32,
-    /// Counts the flows of the slot, 24 bits.
+    /// The number of flows that the slot has had, modulo 2^24.
     generation: u32,
-    /// Which table the slot is in.
+    /// The kind of the flow, which selects the table of the slot.
     kind: Kind,
 }
 
 impl FlowId {
-    /// Which table the flow is in.
+    /// The kind of the flow, which selects the flow's table.
     #[must_use]
     pub const fn kind(self) -> Kind {
         self.kind
@@ -54,13 +54,13 @@ impl FlowId {
         self.index
     }
 
-    /// The id as one word, for epoll: the kind in the highest byte, which is never zero.
+    /// The id as one word, for epoll. The highest byte is the kind, which is never zero.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
         (self.kind as u64) << 56 | (self.generation as u64) << 32 | self.index as u64
     }
 
-    /// The id in a word of [`FlowId::to_bits`]; none if it is not a flow's.
+    /// The id in a word of [`FlowId::to_bits`]. None if the word is not the id of a flow.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Option<Self> {
         let kind = match bits >> 56 {
@@ -86,7 +86,7 @@ pub struct Endpoints {
     pub remote: SocketAddr,
 }
 
-/// For messages: number and kind.
+/// The text form for messages: number and kind.
 impl fmt::Display for FlowId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
@@ -124,19 +124,19 @@ impl<T> Slots<T> {
         Self { kind, slots: Vec::new(), free: Vec::new(), limit }
     }
 
-    /// How many flows there are.
+    /// The number of flows.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no flows.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The id that the next inserted flow will get; none if there is no room for it.
+    /// The id that the next inserted flow will get. None if the table is full.
     #[must_use]
     pub fn next_id(&self) -> Option<FlowId> {
         if self.len() >= self.limit {
@@ -149,10 +149,10 @@ impl<T> Slots<T> {
         Some(FlowId { index, generation, kind: self.kind })
     }
 
-    /// Inserts a flow and returns its id. If the table is full, returns the flow.
+    /// Inserts a flow and returns its id.
     ///
     /// # Errors
-    /// The flow itself.
+    /// If the table is full, returns the flow itself.
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
         let Some(id) = self.next_id() else { return Err(flow) };
         match self.free.pop() {
@@ -190,7 +190,7 @@ impl<T> Slots<T> {
         (0..self.slots.len()).filter_map(|index| self.at(index as u32))
     }
 
-    /// The present flow of a slot.
+    /// The present flow of the slot `index`, with its id.
     fn at(&self, index: u32) -> Option<(FlowId, &T)> {
         let slot = self.slots.get(index as usize)?;
         let id = FlowId { index, generation: slot.generation, kind: self.kind };
@@ -210,41 +210,41 @@ pub struct Flows<T> {
 
 /// An entry of a table that is found by a key.
 pub trait Keyed {
-    /// The key.
+    /// The type of the key.
     type Key: Hash + Eq;
     /// This entry's key; it must not change while the entry is in the table.
     fn key(&self) -> Self::Key;
 }
 
 impl<T: Keyed> Flows<T> {
-    /// An empty table for at most `limit` flows; `hash_key` must be random.
+    /// An empty table for at most `limit` flows. `hash_key` must be random.
     #[must_use]
     pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
         Self { slots: Slots::new(kind, limit), by_key: HashTable::new(), hash_key: HashKey(hash_key) }
     }
 
-    /// How many flows there are.
+    /// The number of flows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no flows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The id that the next inserted flow will get; none if the table is full.
+    /// The id that the next inserted flow will get. None if the table is full.
     #[must_use]
     pub fn next_id(&self) -> Option<FlowId> {
         self.slots.next_id()
     }
 
-    /// Inserts a flow whose key is not in the table; returns its id, or gives it back if the table is full.
+    /// Inserts a flow whose key is not in the table. Returns the flow's id.
     ///
     /// # Errors
-    /// The flow itself, if there is no room for it.
+    /// If the table is full, returns the flow itself.
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
         let hash = self.hash_key.hash_one(flow.key());
         let id = self.slots.insert(flow)?;
@@ -294,7 +294,7 @@ impl<T: Keyed> Flows<T> {
     }
 }
 
-/// The keyed hash of tables whose keys the guest or the network chooses.
+/// The key of the hash function (SipHash), for tables whose keys the guest or the network chooses.
 #[derive(Clone, Debug)]
 pub(crate) struct HashKey(pub(crate) [u8; 16]);
 
@@ -344,7 +344,7 @@ mod tests {
         }
     }
 
-    /// in a full table, after insertions and removals, each flow is found, and no removed one.
+    /// in a full table, after insertions and removals, each present flow is found, and no removed flow is found.
     #[test]
     fn every_flow_is_found_under_load_r63() {
         let mut flows = Flows::new(Kind::Tcp, 1 << 14, [7; 16]);

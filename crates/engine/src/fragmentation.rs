@@ -1,7 +1,7 @@
-//! Datagrams to the guest, in fragments if they exceed its MTU (behaviour §4.7).
+//! Datagrams to the guest. Datagrams that exceed the guest's MTU are sent in fragments (behaviour §4.7).
 //!
 //! The path to which "don't fragment" applied ends at the host's socket. On the link, the engine is the source of the
-//! packet and may fragment it (docs/design/fragments.md).
+//! packet and may fragment the packet (docs/design/fragments.md).
 
 use wire::{
     checksum::Sum,
@@ -37,14 +37,14 @@ impl Settings {
 /// Sends datagrams to the guest.
 #[derive(Debug, Default)]
 pub(crate) struct Fragmenter {
-    /// Identification of the last datagram that was sent in fragments. So it differs from those of recent ones between
-    /// the same addresses.
+    /// Identification of the last datagram that was sent in fragments. Each datagram gets the next number, so its
+    /// identification differs from recent ones between the same addresses.
     id: u32,
 }
 
 impl Fragmenter {
-    /// Sends a UDP datagram, or with a segment size in bytes a train of them. Those that are not sent are counted in
-    /// `drops`.
+    /// Sends a UDP datagram, or, if there is a segment size (in bytes), a train of datagrams. Datagrams that are not
+    /// sent are counted in `drops`.
     pub(crate) fn udp<W: World>(
         &mut self,
         (frame, ports): (&Outgoing, (u16, u16)),
@@ -63,10 +63,11 @@ impl Fragmenter {
         }
     }
 
-    /// Sends the ICMP message in `bytes`, which has its checksum, in fragments. Nothing is sent if it is truncated.
+    /// Sends the ICMP message in `bytes`, in fragments. The message must contain its checksum. Nothing is sent if the
+    /// message is truncated.
     ///
     /// # Errors
-    /// The link is full; fragments may have been sent.
+    /// The link is full. Some fragments may have been sent.
     pub(crate) fn icmp<W: World>(
         &mut self,
         frame: &Outgoing,
@@ -101,7 +102,7 @@ impl Fragmenter {
     }
 }
 
-/// Sends a UDP datagram or train in one frame. None if it is too long for that.
+/// Sends a UDP datagram or train in one frame. Returns none if it is too long for one frame.
 fn send_whole(
     link: &mut impl Link,
     frame: &Outgoing,
@@ -132,7 +133,7 @@ struct Datagram<'a> {
 }
 
 impl<'a> Datagram<'a> {
-    /// A UDP datagram. None if it is too long for UDP.
+    /// A UDP datagram. None if the payload is too long for UDP.
     fn udp(frame: &Outgoing, (source_port, destination_port): (u16, u16), payload: &'a [u8]) -> Option<Self> {
         let len = udp::HEADER_LEN + payload.len();
         let mut header = Header {
@@ -158,7 +159,7 @@ impl<'a> Datagram<'a> {
         let at = frame.fragment_headroom();
         let mut reserved = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
         let slot = reserved.head();
-        // Lengths that do not fit a packet were refused above.
+        // Lengths that do not fit a packet were refused by the caller.
         let Some(frame_len) = frame.fragment(slot, fields, len) else { return Ok(()) };
         let place = slot.get_mut(at..at + len).unwrap_or_default();
         let start = usize::from(fields.offset);
@@ -175,7 +176,8 @@ impl<'a> Datagram<'a> {
 mod tests {
     use super::*;
 
-    /// Over all sums: a computed zero is sent as all ones, since zero means that there is no checksum (RFC 768).
+    /// The test covers all sums. A computed checksum of zero is sent as all ones, since zero means that there is no
+    /// checksum (RFC 768).
     #[test]
     fn all_checksums_of_udp_are_right() {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {

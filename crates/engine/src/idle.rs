@@ -1,5 +1,5 @@
-//! Idle members of a table: when they expire, and which one ends first if the table is full. That is the one that was
-//! idle for longest; answered ones end before others.
+//! Idle members of a table: when they expire, and which member ends first if the table is full. The member that was
+//! idle for the longest time ends first, but members whose requests were answered end before others.
 //!
 //! The order is kept in lists through the table's slots, so that each operation takes constant time. Memory is
 //! allocated only when the table gets another slot.
@@ -12,62 +12,62 @@ use crate::{
     timer::{Deadline, Instant, Timers},
 };
 
-/// The counters stop here.
+/// Maximum value of the counters.
 const MAX_COUNT: u8 = 15;
-/// With more requests than this, the exchange never counts as answered: it is a stream.
+/// Maximum number of requests of an exchange that counts as answered. An exchange with more requests is a stream.
 const MAX_ANSWERED: u8 = 8;
 
-/// How many datagrams two parties have exchanged, one of which began.
+/// How many datagrams two parties have exchanged. The initiator is the party that sent the first datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
-    /// From the party that began.
+    /// Number of datagrams from the initiator.
     requests: u8,
-    /// From the other one.
+    /// Number of datagrams from the other party.
     replies: u8,
 }
 
 impl Traffic {
-    /// None yet.
+    /// No traffic yet.
     pub(crate) const NONE: Self = Self { requests: 0, replies: 0 };
 
-    /// Counts a datagram of the party that began, or else of the other one.
+    /// Counts a datagram of the initiator if `request` is true, else of the other party.
     pub(crate) fn note(&mut self, request: bool) {
         let count = if request { &mut self.requests } else { &mut self.replies };
         *count = (*count + 1).min(MAX_COUNT);
     }
 
-    /// Whether the other party has sent.
+    /// Whether the other party has sent a datagram.
     pub(crate) const fn has_replies(self) -> bool {
         self.replies > 0
     }
 
-    /// Whether there were a few requests, and as many replies: nothing more is expected.
+    /// Whether there were a few requests, and as many replies, so that no more datagrams are expected.
     pub(crate) const fn is_answered(self) -> bool {
         self.replies > 0 && self.requests <= self.replies && self.requests <= MAX_ANSWERED
     }
 
-    /// Whether both have sent, and one of them more than once (behaviour §7.2).
+    /// Whether both parties have sent, and one of them more than once (behaviour §7.2).
     pub(crate) const fn is_stream(self) -> bool {
         self.requests > 0 && self.replies > 0 && self.requests + self.replies > 2
     }
 }
 
-/// How long a member lives without traffic.
+/// The time without traffic after which a member expires.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
     pub(crate) idle: Duration,
-    /// How long a [stream](Traffic::is_stream) lives without traffic.
+    /// The time without traffic after which a [stream](Traffic::is_stream) expires.
     pub(crate) stream: Duration,
 }
 
 impl Timeouts {
-    /// The one that holds after `traffic`.
+    /// The timeout of a member with this traffic.
     pub(crate) const fn after(self, traffic: Traffic) -> Duration {
         if traffic.is_stream() { self.stream } else { self.idle }
     }
 }
 
-/// What a table's member keeps of its own traffic.
+/// The state of a member's own traffic, which the member stores.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Activity {
     traffic: Traffic,
@@ -75,7 +75,7 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    /// No traffic yet, no deadline.
+    /// The state of a member without traffic and without a deadline.
     pub(crate) const NONE: Self = Self { traffic: Traffic::NONE, deadline: Deadline::NONE };
 
     /// Whether the count of requests has reached its maximum, so that further requests do not change it.
@@ -83,7 +83,7 @@ impl Activity {
         self.traffic.requests == MAX_COUNT
     }
 
-    /// Whether the member has expired; to be called when its key in `timers` is due.
+    /// Whether the member has expired. Must be called when the member's key in `timers` is due.
     pub(crate) fn has_expired(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
         self.deadline.reached(now, timers, id)
     }
@@ -93,34 +93,34 @@ impl Activity {
 #[derive(Debug)]
 pub(crate) struct Idle {
     order: Order,
-    /// None: the members do not expire.
+    /// The timeouts. None: the members do not expire.
     timeouts: Option<Timeouts>,
 }
 
 impl Idle {
-    /// No members.
+    /// An empty table.
     pub(crate) fn new(timeouts: Option<Timeouts>) -> Self {
         Self { order: Order::default(), timeouts }
     }
 
-    /// How many members there are.
+    /// The number of members.
     pub(crate) const fn len(&self) -> usize {
         self.order.len
     }
 
-    /// A member joins, with [no traffic](Activity::NONE).
+    /// Adds a member with [no traffic](Activity::NONE).
     pub(crate) fn join(&mut self, id: FlowId) {
         self.order.join(id.index());
     }
 
-    /// A member leaves.
+    /// Removes a member.
     pub(crate) fn leave(&mut self, id: FlowId, activity: &mut Activity, timers: &mut Timers<FlowId>) {
         activity.deadline.withdraw(timers, id);
         self.order.leave(id.index(), activity.traffic);
     }
 
-    /// Notes a datagram of the party that began (`request`), or of the other one, now: the member's deadline moves, and
-    /// it is the last of its kind to end.
+    /// Notes that the initiator (`request`) or the other party sent a datagram now. The member's deadline moves, and
+    /// the member becomes the last of its kind to end.
     pub(crate) fn note(
         &mut self,
         id: FlowId,
@@ -147,25 +147,26 @@ impl Idle {
 #[derive(Debug, Default)]
 struct Order {
     links: Links,
-    /// Answered members, and after them the others.
+    /// The chain of answered members, then the chain of the other members.
     chains: [Chain; 2],
     len: usize,
 }
 
 impl Order {
-    /// A member joins, in the slot `index`. Nothing was answered yet.
+    /// Adds a member in the slot `index`. Nothing was answered yet.
     fn join(&mut self, index: u32) {
         self.links.push(&mut self.chains[chain_of(Traffic::NONE)], index);
         self.len += 1;
     }
 
-    /// A member leaves, with the traffic that was noted last.
+    /// Removes a member. `last` is the traffic that was noted last.
     fn leave(&mut self, index: u32, last: Traffic) {
         self.links.unlink(&mut self.chains[chain_of(last)], index);
         self.len -= 1;
     }
 
-    /// A member had traffic now. It is the last of the answered or of the other members.
+    /// Notes that a member had traffic now. The member becomes the last of the answered members, or of the other
+    /// members.
     fn note(&mut self, index: u32, before: Traffic, after: Traffic) {
         let (from, to) = (chain_of(before), chain_of(after));
         if from == to {
@@ -190,7 +191,7 @@ fn chain_of(traffic: Traffic) -> usize {
 /// No slot.
 const NONE: u32 = u32::MAX;
 
-/// A list through slots: its ends.
+/// A list that runs through slots. This type stores the two ends of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
     first: u32,
@@ -204,7 +205,7 @@ impl Default for Chain {
 }
 
 impl Chain {
-    /// The first slot in it.
+    /// The first slot in the list.
     pub(crate) fn first(&self) -> Option<u32> {
         Some(self.first).filter(|&first| first != NONE)
     }
@@ -233,7 +234,7 @@ impl Links {
         chain.last = index;
     }
 
-    /// Takes a slot out of `chain`, which it is in.
+    /// Takes a slot out of `chain`. The slot must be in `chain`.
     pub(crate) fn unlink(&mut self, chain: &mut Chain, index: u32) {
         let Some(&mut Link { previous, next }) = self.at(index) else { return };
         match self.at(previous) {
@@ -246,7 +247,7 @@ impl Links {
         }
     }
 
-    /// Moves a slot to the end of `chain`, which it is in.
+    /// Moves a slot to the end of `chain`. The slot must be in `chain`.
     pub(crate) fn move_to_end(&mut self, chain: &mut Chain, index: u32) {
         if chain.last != index {
             self.unlink(chain, index);

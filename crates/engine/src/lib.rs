@@ -1,8 +1,8 @@
-//! Decisions of user-mode networking, as state machines that never touch the operating system.
+//! The decisions of user-mode networking, as state machines that never call the operating system.
 //!
-//! Frames of a guest go in; what they cause happens through two traits that the caller implements: [`host::Host`] makes
-//! sockets, [`link::Link`] takes frames to the guest. Time is an argument ([`timer::Instant`]), randomness and
-//! addressing are given once ([`stack::Seeds`], [`addr::Settings`]).
+//! The caller passes in the frames of a guest. Their effects happen through two traits that the caller implements:
+//! [`host::Host`] opens sockets, [`link::Link`] takes frames to the guest. Time is an argument ([`timer::Instant`]).
+//! Randomness and addressing are given once ([`stack::Seeds`], [`addr::Settings`]).
 //!
 //! ```text
 //!    frames of the guest                         readiness, accepted connections
@@ -23,23 +23,25 @@
 //!
 //! # The contract of the event loop
 //!
-//! 1. Begin a round: [`Stack::round`](stack::Stack::round), with the time, the host and the link.
-//! 2. Report what happened, in any order: [`frame`](stack::Round::frame), [`ready`](stack::Round::ready),
-//!    [`accept`](stack::Round::accept), and changes of the link. A round may be begun anew for each event.
-//! 3. End it: [`finish`](stack::Round::finish) does what is due and sends what the events have made due. The
-//!    [`Pressure`](pressure::Pressure) that it returns says whether to wait.
-//! 4. Wait for events, at most until [`Stack::next_deadline`](stack::Stack::next_deadline). Then the next round begins, even
-//!    if nothing happened.
+//! 1. Begin a round with the time, the host and the link: [`Stack::round`](stack::Stack::round).
+//! 2. Report the events, in any order: [`frame`](stack::Round::frame), [`ready`](stack::Round::ready),
+//!    [`accept`](stack::Round::accept), and changes of the link. The caller may also begin a new round for each event.
+//! 3. End the round: [`finish`](stack::Round::finish) handles expired deadlines and sends what the events require. The
+//!    returned [`Pressure`](pressure::Pressure) says whether to wait.
+//! 4. Wait for events, until [`Stack::next_deadline`](stack::Stack::next_deadline) at the latest. Then begin the next
+//!    round, even if there was no event.
 //!
-//! The engine never blocks and never calls back later: sockets and link are used within these calls alone.
+//! The engine never blocks and never calls back later: it uses sockets and the link only within these calls.
 //!
-//! A stack has no locks. Each call that changes it borrows it exclusively (`&mut`), so two threads can't call it at the
-//! same time. Stacks share nothing: each can be made and used on its own thread. The caller guarantees that time does
-//! not go back, that each round is finished before the wait, and that host and link do what their traits say.
+//! A stack has no locks. Each call that changes a stack borrows the stack exclusively (`&mut`), so two threads can't
+//! call it at the same time. Stacks share nothing: each stack can be made and used on its own thread. The caller must
+//! guarantee that time does not go back, that each round is finished before the wait, and that host and link fulfil
+//! the contracts of their traits.
 //!
 //! # Example
 //!
-//! A stack over a link in memory. The guest asks for the hardware address of its gateway, and gets an answer.
+//! The example is a stack over a link in memory. The guest asks for the hardware address of its gateway, and gets an
+//! answer.
 //!
 //! ```
 //! use engine::{context::World, host::NoHost, link::{Full, Layout, Link, Slot}, memory::Plain};
@@ -117,7 +119,8 @@
 
 extern crate alloc;
 
-// Unit tests have the test kit as a module: as a crate, it would depend on another build of the engine.
+// Unit tests include the test kit as a module. If the test kit were a crate, it would depend on another build of the
+// engine.
 #[cfg(test)]
 extern crate self as engine;
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! The link to the guest, as the engine needs it.
+//! The interface of the link to the guest that the engine needs.
 
 use wire::{ethernet::MIN_FRAME_LEN, offload::Offload};
 
 use crate::memory::{Memory, Room};
 
-/// Hop limit of packets to the guest that the engine makes itself: services on the link, errors, TCP segments
+/// Hop limit of the packets to the guest that the engine creates itself: services on the link, errors, TCP segments
 /// (behaviour §4).
 pub(crate) const HOP_LIMIT: u8 = 255;
 
@@ -17,35 +17,36 @@ pub struct Full;
 pub struct Layout {
     /// Length of the head, in bytes.
     pub head: usize,
-    /// Minimum length of the room after it, in bytes.
+    /// Minimum length of the room after the head, in bytes.
     pub room: usize,
 }
 
 impl Layout {
-    /// Head and room together, in bytes.
+    /// Length of head and room together, in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.head + self.room
     }
 
-    /// Whether there is neither head nor room.
+    /// Whether both head and room are empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Where a frame to the guest is built: its head, and after that its payload. The initial content is undefined.
+/// The buffer in which a frame to the guest is built: its head, and after the head its payload. The initial content is
+/// undefined.
 #[derive(Debug)]
 pub struct Slot<'a, M: Memory> {
     /// The frame's first bytes: headers, or a whole frame that the engine writes itself.
     pub head: &'a mut [u8],
-    /// The rest, which a socket can fill.
+    /// The rest of the frame, which a socket can fill.
     pub room: M::Room<'a>,
 }
 
 impl<'a, M: Memory> Slot<'a, M> {
-    /// The slot at the start of `buffer`. It is empty if `buffer` is shorter than `layout`.
+    /// The slot at the start of `buffer`. The slot is empty if `buffer` is shorter than `layout`.
     #[must_use]
     pub fn in_buffer(buffer: &'a mut [u8], layout: Layout) -> Self {
         let (head, room) = buffer
@@ -66,7 +67,7 @@ impl<M: Memory> Slot<'_, M> {
     }
 }
 
-/// A slot of a link, for one frame. Dropping it sends nothing and costs nothing.
+/// A slot of a link, reserved for one frame. If it is dropped, nothing is sent, and there is no cost.
 #[derive(Debug)]
 #[must_use]
 pub struct Reserved<'a, L: Link + ?Sized> {
@@ -75,12 +76,13 @@ pub struct Reserved<'a, L: Link + ?Sized> {
 }
 
 impl<L: Link + ?Sized> Reserved<'_, L> {
-    /// Head and room. Call it once per frame: some links have to gather the room from many pieces.
+    /// Returns head and room. Must be called at most once per frame, since some links have to gather the room from
+    /// many pieces.
     pub fn slot(&mut self) -> Slot<'_, L::Memory> {
         self.link.slot(self.layout)
     }
 
-    /// The head alone.
+    /// Returns the head alone.
     pub fn head(&mut self) -> &mut [u8] {
         self.slot().head
     }
@@ -88,7 +90,8 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
     /// Sends the first `len` bytes of the slot, head and room.
     ///
     /// # Errors
-    /// [`Full`], if the frame was not sent. A super-frame of which some segments were sent counts as sent.
+    /// [`Full`] if the frame was not sent. If some segments of a super-frame were sent, the super-frame counts as
+    /// sent.
     pub fn commit(self, len: usize, offload: &Offload) -> Result<(), Full> {
         self.link.send(self.layout, len, offload)
     }
@@ -98,44 +101,44 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
 /// of segments at less cost than one huge segment.
 pub const LARGEST_SEGMENT: u16 = 32_000;
 
-/// Where frames to the guest go.
+/// The link that takes frames to the guest.
 ///
-/// A frame is built in place: [`Link::reserve`] hands out a slot, the caller fills it, [`Reserved::commit`] sends it.
-/// Frames may be super-frames and have a partial checksum ([`Offload`]) on every link; a link that can't carry these
-/// cuts the frame and computes the checksums itself.
+/// A frame is built in place: [`Link::reserve`] returns a slot, the caller fills the slot, and [`Reserved::commit`]
+/// sends the frame. On every link, frames may be super-frames and have a partial checksum ([`Offload`]). If the guest
+/// can't receive such frames, the link cuts the frame into segments and computes the checksums itself.
 ///
 /// A link implements `prepare`, `slot` and `send`, which a [`Reserved`] calls in this order, with the same layout.
 pub trait Link {
-    /// Where the payload of frames lies.
+    /// The memory that holds the payload of frames.
     type Memory: Memory;
 
     /// Finds room for a frame: a head of exactly `layout.head` bytes and a room of at least `layout.room` bytes. The
-    /// engine asks for at most [`wire::frame::MAX_LEN`] bytes in total. False while the link is full.
+    /// engine asks for at most [`wire::frame::MAX_LEN`] bytes in total. Returns false while the link is full.
     fn prepare(&mut self, layout: Layout) -> bool;
 
-    /// The slot that was prepared. Its content is undefined.
+    /// The slot that was prepared. The slot's content is undefined.
     fn slot(&mut self, layout: Layout) -> Slot<'_, Self::Memory>;
 
     /// Sends the first `len` bytes of the slot that was prepared, head and room.
     ///
     /// # Errors
-    /// As for [`Reserved::commit`].
+    /// The errors are the errors of [`Reserved::commit`].
     fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full>;
 
-    /// Maximum amount of payload, in bytes, that the segments of a super-frame should have, even if the guest takes
+    /// Maximum amount of payload, in bytes, that the segments of a super-frame should have, even if the guest accepts
     /// more.
     fn largest_segment(&self) -> u16 {
         LARGEST_SEGMENT
     }
 
-    /// A slot with a head of exactly `head` bytes and room for at least `room` more, at most [`wire::frame::MAX_LEN`]
-    /// bytes in total; none while the link is full.
+    /// Reserves a slot with a head of exactly `head` bytes and a room of at least `room` bytes, together at most
+    /// [`wire::frame::MAX_LEN`] bytes. Returns none while the link is full.
     fn reserve(&mut self, head: usize, room: usize) -> Option<Reserved<'_, Self>> {
         let layout = Layout { head, room };
         self.prepare(layout).then_some(Reserved { link: self, layout })
     }
 
-    /// A slot of `len` bytes that is all head, for a frame that the engine writes itself.
+    /// Reserves a slot of `len` bytes that has only a head, for a frame that the engine writes itself.
     fn reserve_head(&mut self, len: usize) -> Option<Reserved<'_, Self>> {
         self.reserve(len, 0)
     }

@@ -1,7 +1,8 @@
-//! Which multicast groups the guest is a member of (`--multicast`): the engine is the router of the guest's link, so it
-//! receives the guest's reports and sends queries (RFC 3376 §6, RFC 3810 §7).
+//! The multicast groups of which the guest is a member (`--multicast`). The engine is the router of the guest's link,
+//! so it receives the guest's reports and sends queries (RFC 3376 §6, RFC 3810 §7).
 //!
-//! While the guest is a member of no group, there are no queries: a guest that joins a group reports it unasked.
+//! While the guest is a member of no group, the engine sends no queries: a guest that joins a group sends a report
+//! without a query.
 
 use alloc::collections::BTreeMap;
 use core::{net::IpAddr, time::Duration};
@@ -14,20 +15,21 @@ use crate::timer::Instant;
 const MAX_GROUPS: usize = 64;
 /// Time between general queries.
 const QUERY_PERIOD: Duration = Duration::from_secs(QUERY_INTERVAL as u64);
-/// A membership ends this long after the last report (RFC 3376 §8.4).
+/// Time from the last report to the end of the membership (RFC 3376 §8.4).
 const LIFETIME: Duration =
     Duration::from_secs(ROBUSTNESS as u64 * QUERY_INTERVAL as u64 + RESPONSE_INTERVAL as u64);
-/// How long other members may take to answer after one has left (RFC 3376 §8.8, with its robustness).
+/// Time that other members have to answer after a member has left (RFC 3376 §8.8, with the robustness variable of the
+/// RFC).
 const LAST_MEMBER: Duration = Duration::from_secs(ROBUSTNESS as u64 * LAST_MEMBER_INTERVAL as u64);
 
-/// What to do next.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The group has its first member.
+    /// The group has its first member: join the group.
     Join(IpAddr),
-    /// The group no longer has a member.
+    /// The group no longer has a member: leave the group.
     Leave(IpAddr),
-    /// Ask who is a member of this group.
+    /// Query the members of this group.
     QueryGroup(IpAddr),
     /// Query the members of all groups: IPv4 if true, else IPv6.
     QueryAll(bool),
@@ -36,16 +38,16 @@ pub(crate) enum Step {
 /// The groups of both families.
 #[derive(Debug, Default)]
 pub(crate) struct Memberships {
-    /// When the membership ends.
+    /// The end of each group's membership.
     groups: BTreeMap<IpAddr, Instant>,
-    /// Next general query of IPv6 and IPv4, while there are members.
+    /// The times of the next general queries of IPv6 and IPv4. None while there are no members.
     queries: [Option<Instant>; 2],
-    /// Groups for which there was no room.
+    /// Number of groups for which there was no room.
     pub(crate) refused: u64,
 }
 
 impl Memberships {
-    /// A report of the guest about a group.
+    /// Notes a report of the guest about a group.
     pub(crate) fn note(&mut self, change: Change, now: Instant) -> Option<Step> {
         match change {
             Change::Member(group) if !is_followed(group) => None,
@@ -64,7 +66,7 @@ impl Memberships {
                 Some(Step::Join(group))
             }
             Change::Left(group) => {
-                // A repeated leave sends no second query.
+                // A repeated leave causes no second query.
                 let end = self.groups.get_mut(&group).filter(|end| **end > now + LAST_MEMBER)?;
                 *end = now + LAST_MEMBER;
                 Some(Step::QueryGroup(group))
@@ -72,7 +74,7 @@ impl Memberships {
         }
     }
 
-    /// The next thing that is due. Call this until it returns none.
+    /// The next action that is due. Must be called until it returns none.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Step> {
         let ended = self.groups.iter().find(|(_, end)| **end <= now).map(|(group, _)| *group);
         if let Some(group) = ended {
@@ -92,14 +94,15 @@ impl Memberships {
         None
     }
 
-    /// When something is due next.
+    /// The time when the next action is due.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.groups.values().copied().chain(self.queries.into_iter().flatten()).min()
     }
 }
 
-/// Whether a membership matters outside of the guest's link. Every host is a member of all-hosts and all-nodes;
-/// solicited-node groups belong to Neighbour Discovery on the guest's link; packets of interface scope leave no host.
+/// Whether a membership matters outside of the guest's link. Three kinds of groups do not: every host is a member of
+/// all-hosts and all-nodes; solicited-node groups belong to Neighbour Discovery on the guest's link; packets of
+/// interface scope leave no host.
 fn is_followed(group: IpAddr) -> bool {
     match group {
         IpAddr::V4(group) => group.is_multicast() && group.octets() != [224, 0, 0, 1],
@@ -173,7 +176,7 @@ mod tests {
             test.joins(group);
             assert_eq!(test.leaves(group), Some(Step::QueryGroup(address)));
             assert_eq!(test.wait(SECOND), []);
-            // A repeated leave neither moves the end nor asks again.
+            // A repeated leave neither moves the end of the membership nor causes another query.
             assert_eq!(test.leaves(group), None);
             assert_eq!(test.wait(SECOND), [Step::Leave(address)]);
             test.joins(group);

@@ -1,18 +1,18 @@
-//! Where payload lies: in the program's own buffers, or in memory that a guest may change at any moment.
+//! The memory that holds payload: the program's own buffers, or memory that a guest may change at any moment.
 //!
-//! The engine never reads payload that it passes on, so the kernel alone can copy it. Bytes that the engine must read
-//! are copied first.
+//! The engine never reads payload that it passes on, so only the kernel copies such payload. If the engine must read
+//! bytes, it copies them first.
 
 use wire::payload::Payload;
 
 /// A kind of memory, which a link and the sockets of a host have in common.
 pub trait Memory {
-    /// Payload that exists.
+    /// The type of payload that exists.
     type Payload<'a>: Payload + From<&'a [u8]>;
-    /// Room for payload.
+    /// The type of room for payload.
     type Room<'a>: Room + From<&'a mut [u8]>;
 
-    /// The first `len` bytes of `room`, if there are that many, else all.
+    /// The first `len` bytes of `room`, or all of `room` if it is shorter.
     fn part<'a>(room: &'a mut Self::Room<'_>, len: usize) -> Self::Room<'a>;
 
     /// The payload in the first `len` bytes of `room`.
@@ -27,11 +27,11 @@ pub type RoomOf<'a, M> = <M as Memory>::Room<'a>;
 
 /// Room for payload.
 pub trait Room {
-    /// Copies `bytes` to it, `at` bytes after its start; bytes that don't fit are left out.
+    /// Copies `bytes` to the room, `at` bytes after its start. Bytes that don't fit are left out.
     fn put(&mut self, at: usize, bytes: &[u8]);
 }
 
-/// The program's own buffers.
+/// Memory in the program's own buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
 

@@ -1,7 +1,7 @@
-//! The one table of address translation between guest and host (behaviour §5).
+//! Translates addresses between guest and host (behaviour §5). There is no other address translation.
 //!
-//! Everything here is a pure function of [`Settings`] and [`Guest`]: flows store the decision for their first
-//! packet, and replies come from the address that this packet was sent to.
+//! Everything in this module is a pure function of [`Settings`] and [`Guest`]. A flow stores the decision for its
+//! first packet. Replies come from the address to which this packet was sent.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
@@ -14,48 +14,48 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP or ICMPv6 echo: it has no ports, and DNS is not forwarded.
+    /// ICMP or ICMPv6 echo. It has no ports, so DNS is not forwarded.
     Ping,
 }
 
-/// Why traffic of the guest to a destination is not carried.
+/// The reason why traffic of the guest to a destination is not carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The address family is disabled.
+    /// The destination's address family is disabled.
     #[error("address family is disabled")]
     FamilyDisabled,
-    /// `0.0.0.0` or `::`.
+    /// The destination is `0.0.0.0` or `::`.
     #[error("unspecified destination address")]
     Unspecified,
-    /// A loopback address, which must not appear on a link (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
+    /// The destination is a loopback address, which must not appear on a link (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
     #[error("loopback destination address on the link")]
     Loopback,
-    /// An IPv4-mapped IPv6 address, which must not appear on a link (RFC 4038 §4.2). A socket of the host
-    /// would treat it as IPv4, and bypass every rule for IPv4.
+    /// The destination is an IPv4-mapped IPv6 address, which must not appear on a link (RFC 4038 §4.2). A socket of
+    /// the host would treat the address as IPv4, and bypass every rule for IPv4.
     #[error("IPv4-mapped IPv6 destination address on the link")]
     Mapped,
-    /// Port 0.
+    /// The destination port is 0.
     #[error("destination port 0")]
     PortZero,
-    /// TCP to a broadcast or multicast address (behaviour §5.6).
+    /// The protocol is TCP and the destination is a broadcast or multicast address (behaviour §5.6).
     #[error("TCP to an address that is not unicast")]
     NotUnicast,
 }
 
-/// The addresses of an inbound flow as the guest will see them, of one family.
+/// The addresses of an inbound flow of one family, as the guest will see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InboundAddresses {
-    /// The peer, as shown to the guest.
+    /// The peer's address as the guest sees it.
     pub source: IpAddr,
-    /// The guest.
+    /// The guest's address.
     pub destination: IpAddr,
 }
 
 impl Settings {
     /// The host's destination for traffic of the guest to `destination` (behaviour §5.2).
     ///
-    /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`] the port is passed
-    /// through. For traffic to the host's resolvers, see [`Settings::resolvers`].
+    /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`], the result has the port
+    /// of `destination`. For traffic to the host's resolvers, see [`Settings::resolvers`].
     ///
     /// # Errors
     /// Traffic to this destination is not carried.
@@ -76,7 +76,8 @@ impl Settings {
         }
     }
 
-    /// Whether a packet with this source may come from the guest: unicast, and of an enabled family.
+    /// Whether a packet with this source may come from the guest: the source must be unicast, and of an enabled family
+    ///
     #[must_use]
     pub fn valid_guest_source(&self, source: IpAddr) -> bool {
         self.has_family_of(source) && is_link_unicast(source)
@@ -89,13 +90,13 @@ impl Settings {
         }
     }
 
-    /// The address shown to the guest for a packet from `source` on the host's side (behaviour §5.3.4); none if it
-    /// can't be shown.
+    /// The address that the guest sees for a packet from `source` on the host's side (behaviour §5.3.4). None if there
+    /// is no such address.
     ///
-    /// Loopback addresses other than `127.0.0.1` all become our address (Q24): a guest drops packets from
-    /// 127/8 on a link, and there is no second address to distinguish them. The source port stays. A guest
-    /// would also drop packets that come from one of its own addresses. Such a source becomes the map-guest address if
-    /// there is one, else our address.
+    /// All loopback addresses other than `127.0.0.1` become the engine's address (Q24): a guest drops packets from
+    /// 127/8 on a link, and the engine has no second address to distinguish them. The source port stays the same. A
+    /// guest would also drop packets from one of its own addresses. Such a source becomes the map-guest address if
+    /// there is one, else the engine's address.
     #[must_use]
     pub fn source_to_guest(&self, guest: &Guest, source: IpAddr) -> Option<IpAddr> {
         let source = source.to_canonical();
@@ -109,9 +110,9 @@ impl Settings {
         }
     }
 
-    /// The guest's address for packets from `shown_source` (behaviour §5.4): `written_to`, the address that the client
-    /// sent to, if the guest has it and none is pinned; else the main one of the same family, link-local for a
-    /// link-local source. None if no address of that family is known.
+    /// The guest's address for packets from `shown_source` (behaviour §5.4). It is `written_to`, the address to which
+    /// the client sent, if the guest has this address and no address is pinned. Else it is the main address of the
+    /// same family, and of link-local scope if the source is link-local. None if no such address is known.
     #[must_use]
     pub fn guest_destination(
         &self,
@@ -122,7 +123,8 @@ impl Settings {
         if !self.has_family_of(shown_source) {
             return None;
         }
-        // A service that is bound to all addresses answers a link-local peer from its own link-local address.
+        // The guest uses its own link-local address to answer a link-local peer, if the service is bound to all
+        // addresses.
         let written_to = written_to.map(|written_to| written_to.to_canonical()).filter(|written_to| {
             written_to.is_ipv4() == shown_source.is_ipv4()
                 && is_link_local(*written_to) == is_link_local(shown_source)
@@ -138,10 +140,10 @@ impl Settings {
         })
     }
 
-    /// The addresses of a flow that `peer` opened to `written_to`, an address of the host, under a forwarding rule
-    /// (behaviour §5.3.2, §5.3.4). The address of the rule's `target` overrides the guest's; a multicast `written_to`
-    /// is kept. None if the guest can't be reached this way; for example, if the target and the peer have different
-    /// families.
+    /// The addresses of a flow under a forwarding rule (behaviour §5.3.2, §5.3.4). `peer` opened the flow to
+    /// `written_to`, an address of the host. The rule's `target` takes precedence over the guest's address. A
+    /// multicast `written_to` is kept. None if the guest can't be reached this way: for example, if the target and the
+    /// peer have different families.
     #[must_use]
     pub fn inbound(
         &self,
@@ -172,7 +174,7 @@ impl V4 {
         }
     }
 
-    /// See [`Settings::source_to_guest`]; `own`: it is one of the guest's addresses.
+    /// See [`Settings::source_to_guest`]. `own` says whether `source` is one of the guest's addresses.
     fn source_to_guest(&self, own: bool, source: Ipv4Addr) -> Option<Ipv4Addr> {
         if let (Ipv4Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
@@ -199,7 +201,7 @@ impl V6 {
         }
     }
 
-    /// See [`Settings::source_to_guest`]; `own`: it is one of the guest's addresses.
+    /// See [`Settings::source_to_guest`]. `own` says whether `source` is one of the guest's addresses.
     fn source_to_guest(&self, own: bool, source: Ipv6Addr) -> Option<Ipv6Addr> {
         if let (Ipv6Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
@@ -215,7 +217,7 @@ impl V6 {
     }
 }
 
-/// Destinations that are always refused.
+/// Refuses the destinations that are never allowed.
 fn refuse(protocol: Protocol, destination: SocketAddr) -> Result<(), Refused> {
     let address = destination.ip();
     if address.is_unspecified() {
@@ -464,7 +466,7 @@ mod tests {
         assert_eq!(destination(&guest, "2001:db8::9"), None);
     }
 
-    /// behaviour §5.3.2.
+    /// Inbound flows go to the address to which the client sent, if the guest has it (behaviour §5.3.2).
     #[test]
     fn inbound_flows_go_to_the_address_that_the_client_wrote_to_if_the_guest_has_it() {
         let mut settings = settings();
@@ -490,7 +492,7 @@ mod tests {
         for (peer, written_to, expected) in cases {
             assert_eq!(destination(&settings, &guest, peer, written_to), expected, "{peer} to {written_to}");
         }
-        // with a pinned address, all flows go to it.
+        // With a pinned address, all flows go to this address.
         settings.v4.as_mut().unwrap().pinned = true;
         let mut guest = Guest::new(&settings, None);
         guest.shows(&settings, address("198.51.100.66"), Some(GUEST_MAC));

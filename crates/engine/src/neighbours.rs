@@ -1,5 +1,5 @@
-//! Hardware addresses: the guest sees those of the host's neighbours where they are known, else ours (behaviour
-//! §4.1.4).
+//! Hardware addresses of neighbours. The guest sees the hardware addresses of the host's neighbours if they are known,
+//! else the engine's own (behaviour §4.1.4).
 
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,24 +12,24 @@ const LIMIT: usize = 512;
 /// The known hosts on the host's own link.
 #[derive(Clone, Debug, Default)]
 pub struct Neighbours {
-    /// The host's routers. Their hardware address is used for all unknown hosts.
+    /// The host's routers. The router's hardware address is used for all unknown hosts.
     router4: Option<Ipv4Addr>,
     router6: Option<Ipv6Addr>,
-    /// In order of their addresses.
+    /// The known neighbours, sorted by address.
     known: Vec<(IpAddr, Mac)>,
 }
 
-/// A change of what the host knows of a neighbour.
+/// A change of the host's information about a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
-    /// The address.
+    /// The neighbour's IP address.
     pub address: IpAddr,
-    /// The hardware address; none: it is forgotten.
+    /// The neighbour's hardware address. None: the host no longer knows it.
     pub mac: Option<Mac>,
 }
 
 impl Neighbours {
-    /// No neighbours yet. `routers` are the host's, one for each family.
+    /// A table without neighbours. The arguments are the host's routers, one for each family.
     #[must_use]
     pub const fn with_routers(router4: Option<Ipv4Addr>, router6: Option<Ipv6Addr>) -> Self {
         Self { router4, router6, known: Vec::new() }
@@ -44,8 +44,8 @@ impl Neighbours {
         }
     }
 
-    /// Takes note of a change. True if the neighbour has a hardware address that was not known before. More than 512
-    /// neighbours are not kept.
+    /// Notes a change. Returns true if the neighbour has a hardware address that was not known before. At most 512
+    /// neighbours are kept.
     pub fn note(&mut self, neighbour: Neighbour) -> bool {
         let place = self.place(neighbour.address);
         match (place, neighbour.mac.filter(|mac| mac.is_unicast() && *mac != Mac([0; 6]))) {
@@ -62,7 +62,7 @@ impl Neighbours {
         }
     }
 
-    /// Whether none is known.
+    /// Whether no neighbour is known.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.known.is_empty()

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::{fmt, ops::RangeInclusive};
 
-/// A non-empty range of ports, `first` to `last`, both included.
+/// A non-empty range of ports, from `first` to `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortRange {
     first: u16,
@@ -17,13 +17,13 @@ impl PortRange {
     /// Every port number, 0 included.
     pub const ALL: Self = Self { first: 0, last: u16::MAX };
 
-    /// The range from `first` to `last`, or `None` if `first` is beyond `last`.
+    /// The range from `first` to `last`. `None` if `first` is greater than `last`.
     pub fn new(first: u16, last: u16) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
     }
 
-    /// The range in a specifier: `FIRST-LAST`, or one port. The numbers are decimal, with any number of leading zeros: no
-    /// sign, no blanks, no other base (behaviour §2.1). `None` for any other text.
+    /// Parses a range in a specifier: `FIRST-LAST`, or one port. The numbers are decimal, with any number of leading
+    /// zeros, without sign, blanks or another base (behaviour §2.1). `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let port = |text: &str| {
             if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
@@ -34,7 +34,8 @@ impl PortRange {
         }
     }
 
-    /// The range in the text of net.ipv4.ip_local_port_range: two numbers, both included. `None` if it is malformed.
+    /// Parses the range in the text of net.ipv4.ip_local_port_range: two numbers, both included. `None` if the text is
+    /// malformed.
     pub fn from_sysctl(text: &str) -> Option<Self> {
         let mut numbers = text.split_whitespace().map(str::parse);
         match (numbers.next(), numbers.next()) {
@@ -48,7 +49,7 @@ impl PortRange {
         Self { first: port, last: port }
     }
 
-    /// The ports of all `ranges`, in order and without overlaps.
+    /// The ports of all `ranges`, in ascending order and without overlaps.
     pub(crate) fn merge(mut ranges: Vec<Self>) -> Vec<Self> {
         ranges.sort_by_key(|range| range.first);
         let mut merged: Vec<Self> = Vec::new();
@@ -89,10 +90,11 @@ impl PortRange {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// The parts of the range outside of `excluded`, in order. The excluded ranges are in order and don't overlap.
+    /// The parts of the range outside of `excluded`, in ascending order. The ranges in `excluded` must be in ascending
+    /// order and must not overlap.
     pub(crate) fn without(self, excluded: &[Self]) -> impl Iterator<Item = Self> {
         let mut excluded = excluded.iter().filter(move |hole| hole.overlaps(self));
-        // 32 bits: the port after 65535 is the end.
+        // The variable has 32 bits, since the port after 65535 marks the end.
         let mut next = u32::from(self.first);
         core::iter::from_fn(move || {
             loop {
@@ -112,7 +114,7 @@ impl PortRange {
         })
     }
 
-    /// Every port, in order.
+    /// Every port, in ascending order.
     pub fn iter(self) -> RangeInclusive<u16> {
         self.first..=self.last
     }

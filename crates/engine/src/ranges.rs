@@ -4,10 +4,10 @@ use alloc::vec::Vec;
 
 use wire::tcp::Seq;
 
-/// A range of sequence space: its first number and the one after its last.
+/// A range of sequence numbers: its first number, and the number after its last.
 pub(crate) type Range = (Seq, Seq);
 
-/// Ranges of sequence space within one window: sorted, disjoint, and none touches the next.
+/// Ranges of sequence numbers within one window. The ranges are sorted and disjoint, and no range touches the next.
 #[derive(Debug)]
 pub(crate) struct Ranges {
     ranges: Vec<Range>,
@@ -26,23 +26,24 @@ impl Ranges {
         &self.ranges
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub(crate) const fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// How many numbers are in the set.
+    /// The number of sequence numbers in the set.
     pub(crate) fn total(&self) -> u32 {
         self.ranges.iter().map(|&(start, end)| end - start).sum()
     }
 
-    /// Whether a range from `start` up to `end` would be kept: it joins others, or there is room for one more.
+    /// Whether a range from `start` up to `end` would be kept: the range touches others, or there is room for one more
+    /// range.
     pub(crate) fn takes(&self, start: Seq, end: Seq) -> bool {
         self.ranges.len() < self.most || self.ranges.iter().any(|range| !apart(range, start, end))
     }
 
-    /// Adds the numbers from `start` up to `end`, and merges the ranges that these join or touch. Without room, they
-    /// are left out.
+    /// Adds the numbers from `start` up to `end`, and merges the ranges that the new range overlaps or touches. If
+    /// there is no room, the numbers are not added.
     pub(crate) fn insert(&mut self, mut start: Seq, mut end: Seq) {
         if !self.takes(start, end) {
             return;
@@ -68,7 +69,7 @@ impl Ranges {
     }
 }
 
-/// Whether there is a gap between two ranges.
+/// Whether there is a gap between `range` and the range from `start` to `end`.
 fn apart(range: &Range, start: Seq, end: Seq) -> bool {
     range.1.before(start) || end.before(range.0)
 }

@@ -1,6 +1,6 @@
 //! Reassembly of the guest's fragments (behaviour §4.7; RFC 791 §3.2, RFC 8200 §4.5).
 //!
-//! The rules and their reasons: docs/design/fragments.md.
+//! docs/design/fragments.md describes the rules and their reasons.
 
 use alloc::{collections::VecDeque, vec::Vec};
 use core::{net::IpAddr, time::Duration};
@@ -14,7 +14,8 @@ use wire::{
 
 use crate::timer::Instant;
 
-/// A datagram that is not complete this long after its first fragment is dropped (RFC 8200 §4.5, RFC 1122 §3.3.2).
+/// Time from the first fragment of a datagram until the incomplete datagram is dropped (RFC 8200 §4.5, RFC 1122
+/// §3.3.2).
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum number of datagrams that wait for fragments.
 pub const MAX_DATAGRAMS: usize = 256;
@@ -24,22 +25,23 @@ pub const MAX_BYTES: usize = 4 << 20;
 /// ECN "congestion experienced" (RFC 3168 §5).
 const CONGESTION_EXPERIENCED: u8 = 3;
 
-/// What became of a fragment.
+/// The result of adding a fragment.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
-    /// The fragment waits for others, or is a duplicate.
+    /// The fragment waits for other fragments, or is a duplicate.
     Waiting,
-    /// The fragment completes a packet, which has this header. The bytes are the packet's fragmentable part, and should be
-    /// [returned](Reassembly::recycle).
+    /// The fragment completes a packet with this header. The bytes are the packet's fragmentable part. The caller
+    /// should [return](Reassembly::recycle) them.
     Complete(OriginalHeader, Vec<u8>),
-    /// The fragment is invalid by itself, and is the only one dropped.
+    /// The fragment is invalid by itself. Only this fragment is dropped.
     Invalid(Invalid),
-    /// The fragment contradicts another fragment, or its datagram was dropped earlier for that reason.
+    /// The fragment contradicts another fragment, or its datagram was dropped earlier because fragments contradicted
+    /// each other.
     Conflict,
 }
 
-/// Why a fragment is invalid by itself.
+/// The reason why a fragment is invalid by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Invalid {
     /// The fragment is empty.
@@ -53,7 +55,8 @@ pub enum Invalid {
 /// A datagram that has expired.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Expired {
-    /// The header of the fragment with offset zero, and the bytes from there on; none if that fragment is missing.
+    /// The header of the fragment with offset zero, and the bytes that follow it without a gap. None if this fragment
+    /// is missing.
     pub first: Option<(OriginalHeader, Vec<u8>)>,
     /// Identification.
     pub id: u32,
@@ -62,9 +65,9 @@ pub struct Expired {
 /// All datagrams that wait for fragments.
 #[derive(Debug, Default)]
 pub struct Reassembly {
-    /// In the order of their first fragments' arrival, and so of their deadlines.
+    /// The datagrams in the order in which their first fragments arrived, which is also the order of their deadlines.
     datagrams: VecDeque<Datagram>,
-    /// Memory of all of them.
+    /// Memory of all datagrams, in bytes.
     bytes: usize,
     /// A buffer for reuse.
     spare: Vec<u8>,
@@ -76,7 +79,7 @@ struct Key {
     source: IpAddr,
     destination: IpAddr,
     id: u32,
-    /// None for IPv6.
+    /// The protocol. None for IPv6.
     protocol: Option<u8>,
 }
 
@@ -86,48 +89,49 @@ struct Datagram {
     deadline: Instant,
     /// The packet's header, from the fragment with offset zero.
     first: Option<OriginalHeader>,
-    /// Bytes of that fragment that count for the packet's length, besides the fragmentable part.
+    /// Number of bytes of the first fragment that count for the packet's length, but do not belong to the fragmentable
+    /// part.
     unfragmentable: usize,
     /// The fragmentable part, up to the end of the furthest fragment.
     bytes: Vec<u8>,
-    /// The fragments, in order: where each starts and ends in `bytes`. They don't overlap.
+    /// The start and end of each fragment in `bytes`, in ascending order. The fragments don't overlap.
     ranges: Vec<(u16, u16)>,
-    /// How much of `bytes` the fragments cover.
+    /// Number of bytes of `bytes` that the fragments cover.
     covered: usize,
-    /// Where the last fragment ends, once it has arrived.
+    /// The end of the last fragment. None until it has arrived.
     end: Option<usize>,
-    /// A fragment is marked "congestion experienced".
+    /// Whether a fragment is marked "congestion experienced".
     congested: bool,
-    /// Fragments contradicted each other: there will be no packet.
+    /// Whether fragments contradicted each other, so that no packet will be built.
     dropped: bool,
 }
 
 impl Reassembly {
-    /// How many datagrams wait.
+    /// The number of datagrams that wait for fragments.
     #[must_use]
     pub fn len(&self) -> usize {
         self.datagrams.len()
     }
 
-    /// Whether none waits.
+    /// Whether no datagram waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.datagrams.is_empty()
     }
 
-    /// Memory of the datagrams that wait, in bytes: at most [`MAX_BYTES`].
+    /// Memory of the datagrams that wait, in bytes. It is at most [`MAX_BYTES`].
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// How many datagrams were dropped to make room for newer ones.
+    /// The number of datagrams that were dropped to make room for newer ones.
     #[must_use]
     pub const fn evicted(&self) -> u64 {
         self.evicted
     }
 
-    /// When [`Reassembly::expire`] has something to do.
+    /// The time when [`Reassembly::expire`] has something to do.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
         self.datagrams.front().map(|oldest| oldest.deadline)
@@ -179,7 +183,7 @@ impl Reassembly {
         }
     }
 
-    /// The datagram of a fragment, which may be a new one.
+    /// The index of a fragment's datagram, which may be a new datagram.
     fn find<P>(&mut self, packet: &Packet<'_, P>, fragment: &Fragment<P>, now: Instant) -> usize {
         let key = Key {
             source: packet.source,
@@ -187,7 +191,7 @@ impl Reassembly {
             id: fragment.id,
             protocol: packet.source.is_ipv4().then_some(fragment.protocol),
         };
-        // A guest sends the fragments of a datagram in a row, so the datagram is among the newest.
+        // A guest sends all fragments of a datagram one after the other, so the datagram is among the newest.
         if let Some(index) = self.datagrams.iter().rposition(|datagram| datagram.key == key) {
             return index;
         }
@@ -202,7 +206,7 @@ impl Reassembly {
         self.datagrams.len() - 1
     }
 
-    /// Makes room for the datagram at `index`: drops those that have waited for the longest time.
+    /// Makes room for the datagram at `index`: drops the datagrams that have waited for the longest time.
     fn shrink(&mut self, mut index: usize) {
         while self.bytes > MAX_BYTES && self.datagrams.len() > 1 {
             self.evict(usize::from(index == 0));
@@ -235,7 +239,7 @@ impl Reassembly {
     }
 }
 
-/// A fragment contradicts another one.
+/// The error that a fragment contradicts another fragment.
 struct Conflict;
 
 impl Datagram {
@@ -254,12 +258,12 @@ impl Datagram {
         }
     }
 
-    /// The memory that counts for [`MAX_BYTES`].
+    /// The memory of the datagram that counts for [`MAX_BYTES`], in bytes.
     const fn memory(&self) -> usize {
         self.bytes.capacity() + self.ranges.capacity() * size_of::<(u16, u16)>()
     }
 
-    /// Adds a valid fragment. True if the packet is complete.
+    /// Adds a valid fragment. Returns true if the packet is complete.
     fn add<P: Payload>(
         &mut self,
         packet: &Packet<'_, P>,
@@ -297,7 +301,7 @@ impl Datagram {
         Ok(self.end == Some(self.covered))
     }
 
-    /// The index of a new fragment in the list; none for an exact duplicate.
+    /// The index of a new fragment in the list. None if the fragment is an exact duplicate.
     fn place<P: Payload>(
         &self,
         fragment: &Fragment<P>,
@@ -319,8 +323,8 @@ impl Datagram {
         if overlaps || after_the_last || last_before_others { Err(Conflict) } else { Ok(Some(at)) }
     }
 
-    /// Whether the same bytes are stored already. The fragment lies in memory that may change, so it is read once,
-    /// piece by piece.
+    /// Whether the stored bytes are equal to the fragment's. The fragment is in memory that may change, so each piece
+    /// is read only once.
     fn has_same_bytes<P: Payload>(&self, fragment: &Fragment<P>) -> bool {
         let start = usize::from(fragment.offset);
         let held = self.bytes.get(start..fragment.end()).unwrap_or_default();

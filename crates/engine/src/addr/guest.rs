@@ -1,4 +1,4 @@
-//! What is known about the guest: its addresses, its main ones, and the hardware addresses of its network.
+//! What is known about the guest: all its addresses, its main addresses, and the hardware addresses of its network.
 
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -19,15 +19,16 @@ use crate::timer::Instant;
 const MAX_SOLICITATIONS: u8 = 3;
 const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 
-/// What is known about the guest: some at the start, the rest from its frames (behaviour §5.4).
+/// What is known about the guest: some facts are given at the start, the others come from the guest's frames
+/// (behaviour §5.4).
 ///
 /// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is also the guest's.
-/// The main address is the assigned one, if the guest has it; else the first one that it has. Sources of IP packets
-/// prove nothing: the guest may be a router.
+/// The main address is the assigned address, if the guest has this address; else the first address that the guest has.
+/// Sources of IP packets prove nothing: the guest may be a router.
 #[derive(Clone, Debug)]
 pub struct Guest {
     addresses: AddressSet,
-    /// One for each [`Kind`], like the fields below.
+    /// One main address for each [`Kind`]. The fields below are indexed by [`Kind`] too.
     main: [Option<IpAddr>; 3],
     /// The address that the guest was assigned.
     assigned: [Option<IpAddr>; 3],
@@ -35,22 +36,22 @@ pub struct Guest {
     pinned: [bool; 3],
     /// The guest does not have the assigned address.
     refused: [bool; 3],
-    /// The last source of an IP packet: used while no address is known for sure.
+    /// The source address of the guest's last IP packet: used while no address is known for sure.
     seen: [Option<IpAddr>; 3],
-    /// More than one address is in the set.
+    /// The set has more than one address.
     several: [bool; 3],
     checks: [Option<Check>; 3],
-    /// The hardware address for addresses whose own one is not known.
+    /// The hardware address for IP addresses whose own hardware address is not known.
     mac: Mac,
     senders: Senders,
     last: Sighting,
 }
 
-/// A frame of the guest.
+/// What a frame of the guest has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sighting {
     mac: Mac,
-    /// IP source.
+    /// The IP source address of the frame.
     source: Option<IpAddr>,
     at: Instant,
 }
@@ -64,7 +65,8 @@ struct Check {
 }
 
 impl Guest {
-    /// Before any frame: it is assumed to have the assigned addresses. `mac` if its hardware address is known (pasta).
+    /// The state before any frame: the guest is assumed to have the assigned addresses. `mac` is the guest's hardware
+    /// address if it is known (pasta).
     #[must_use]
     pub fn new(settings: &Settings, mac: Option<Mac>) -> Self {
         let (mut assigned, mut pinned) = ([None; 3], [false; 3]);
@@ -132,8 +134,8 @@ impl Guest {
         [assigned, self.main[kind]].contains(&Some(address)) || self.addresses.contains(address)
     }
 
-    /// Whether the guest has several addresses of the family of `address`, not counting link-local ones: then it
-    /// matters which one is used.
+    /// Whether the guest has several addresses of the family of `address`, not counting link-local addresses. If so,
+    /// it matters which address is used.
     #[must_use]
     pub fn has_several(&self, address: IpAddr) -> bool {
         self.several[if address.is_ipv4() { Kind::V4 } else { Kind::V6 } as usize]
@@ -144,21 +146,23 @@ impl Guest {
         self.pinned[Kind::of(address) as usize]
     }
 
-    /// The hardware address at which `address` is: the guest's own, or that of a host that the guest routes for.
+    /// The hardware address that has `address`: the guest's own, or the hardware address of a host that the guest
+    /// routes for.
     #[must_use]
     pub fn mac_of(&self, address: IpAddr) -> Mac {
         let known = self.addresses.get(address).and_then(|entry| entry.mac);
         known.or_else(|| self.senders.get(address)).unwrap_or(self.mac)
     }
 
-    /// The address was set on the guest's interface.
+    /// Notes that the address was set on the guest's interface.
     pub fn give(&mut self, address: IpAddr) {
         let mac = Some(self.mac).filter(|mac| mac.is_unicast());
         self.addresses.insert(address, mac, Basis::Given, self.last.at);
         self.refresh();
     }
 
-    /// The link has a new client, which may be another machine. Forgets what was learned from the previous one.
+    /// The link has a new client, which may be another machine. This function forgets what was learned from the
+    /// previous client.
     pub(crate) fn on_link_up(&mut self) {
         let learned: alloc::vec::Vec<IpAddr> = self
             .addresses
@@ -177,7 +181,8 @@ impl Guest {
         self.refresh();
     }
 
-    /// Learns from the Ethernet source of a frame and its IP source (none for ARP): call it first for each frame.
+    /// Learns from the Ethernet source of a frame and its IP source (none for ARP). Must be called before all else for
+    /// each frame.
     pub fn learn(&mut self, settings: &Settings, mac: Mac, source: Option<IpAddr>, now: Instant) {
         let sighting = Sighting { mac, source, at: now };
         let last = core::mem::replace(&mut self.last, sighting);
@@ -207,8 +212,8 @@ impl Guest {
         }
     }
 
-    /// The guest has shown by ARP or Neighbour Discovery that a host of its network has `address`: the one at `mac`, or
-    /// else the sender of the present frame.
+    /// Notes that the guest has shown by ARP or Neighbour Discovery that a host of its network has `address`. This
+    /// host is the one at `mac`, or without `mac` the sender of the present frame.
     pub fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if !settings.valid_guest_source(address) || settings.is_ours(address) || !mac.is_unicast() {
@@ -224,7 +229,7 @@ impl Guest {
             self.checks[kind] = None;
         }
         if new {
-            // It may replace the address that the guest had.
+            // The new address may replace the address that the guest had.
             let main = self.main[kind].filter(|main| *main != address && self.addresses.contains(*main));
             if let Some(main) = main.filter(|_| !self.pinned[kind]) {
                 self.check(settings, main);
@@ -235,12 +240,12 @@ impl Guest {
         }
     }
 
-    /// The Ethernet source of the present frame: the hardware address of the host that asks.
+    /// The Ethernet source of the present frame, which is the hardware address of the host that asks.
     pub(crate) const fn present_mac(&self) -> Mac {
         self.last.mac
     }
 
-    /// The sender of the present frame has a lease of the assigned `address`.
+    /// Notes that the sender of the present frame has a lease of the assigned `address`.
     pub(crate) fn leases(&mut self, address: IpAddr) {
         let mac = Some(self.last.mac).filter(|mac| mac.is_unicast());
         self.addresses.insert(address, mac, Basis::Assigned, self.last.at);
@@ -249,7 +254,7 @@ impl Guest {
         self.refresh();
     }
 
-    /// The sender of the present frame has declined or released its lease of `address`.
+    /// Notes that the sender of the present frame has declined or released its lease of `address`.
     pub(crate) fn gives_up(&mut self, address: IpAddr) {
         let held_by = self.addresses.get(address).and_then(|entry| entry.mac);
         if held_by.is_none_or(|mac| mac == self.last.mac) {
@@ -257,8 +262,8 @@ impl Guest {
         }
     }
 
-    /// The guest asks who has `address`, which is its own: it may have given the address up. `mac`: as in
-    /// [`Guest::shows`].
+    /// Notes that the guest asks who has `address`, although the guest itself has it: the guest may have given up the
+    /// address. `mac` has the meaning that it has in [`Guest::shows`].
     pub(crate) fn asks_for_its_own(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if self.addresses.get(address).is_some_and(|entry| entry.mac == Some(mac)) {
@@ -266,13 +271,13 @@ impl Guest {
         }
     }
 
-    /// The guest has lost an address.
+    /// Notes that the guest has lost an address.
     #[cfg(test)]
     pub(crate) fn forget(&mut self, address: IpAddr) {
         self.lose(address);
     }
 
-    /// Starts a check whether the guest has `address`, unless another address of that kind is being checked.
+    /// Starts a check whether the guest has `address`, unless another address of the same kind is being checked.
     fn check(&mut self, settings: &Settings, address: IpAddr) {
         let can_ask = address.is_ipv4() || settings.services.ndp;
         let check = &mut self.checks[Kind::of(address) as usize];
@@ -281,13 +286,13 @@ impl Guest {
         }
     }
 
-    /// When [`Guest::due_question`] has something to do.
+    /// The time when [`Guest::due_question`] has something to do.
     pub(crate) fn next_question(&self) -> Option<Instant> {
         self.checks.iter().flatten().map(|check| check.due).min()
     }
 
-    /// The next address to ask the guest for, now. An address for which it did not answer is removed. Call this until
-    /// it returns none.
+    /// Returns the next address to ask the guest for, now. Removes an address for which the guest did not answer. Must
+    /// be called until it returns none.
     pub(crate) fn due_question(&mut self, now: Instant) -> Option<IpAddr> {
         for kind in Kind::ALL {
             let Some(check) = self.checks[kind as usize].as_mut().filter(|check| check.due <= now) else {
@@ -312,12 +317,12 @@ impl Guest {
         self.refresh();
     }
 
-    /// Hardware address of the host that has a main address, IPv4 first.
+    /// Hardware address of the host that has a main address. The IPv4 main address is tried first.
     fn main_mac(&self) -> Option<Mac> {
         self.main.iter().flatten().find_map(|main| self.addresses.get(*main)?.mac)
     }
 
-    /// Call this when the addresses have changed.
+    /// Must be called when the addresses have changed.
     fn refresh(&mut self) {
         for kind in Kind::ALL {
             let index = kind as usize;

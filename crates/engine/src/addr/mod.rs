@@ -1,4 +1,5 @@
-//! Addressing: what the guest was given, what the engine answers for, and what was learned from the guest's frames.
+//! Addressing: the addresses that the guest was given, the addresses that the engine answers for, and the addresses
+//! that the engine learned from the guest's frames.
 
 mod guest;
 mod senders;
@@ -17,17 +18,17 @@ use crate::{link::HOP_LIMIT, neighbours::Neighbours};
 /// Default MTU of an Ethernet interface, in bytes.
 const ETHERNET_MTU: u16 = 1500;
 
-/// Everything about addresses and services that is fixed at start, except resolvers, search list and neighbours, which
-/// follow the host's.
+/// All settings of addresses and services that are fixed at start. Resolvers, search list and neighbours are
+/// exceptions: they follow the host's.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Our hardware address as the guest sees it.
+    /// The engine's hardware address as the guest sees it.
     pub our_mac: Mac,
-    /// MTU to advertise, in bytes; zero for none.
+    /// MTU to advertise, in bytes. Zero: none is advertised.
     pub mtu: u16,
-    /// IPv4, unless disabled.
+    /// IPv4 addressing. None: IPv4 is disabled.
     pub v4: Option<V4>,
-    /// IPv6, unless disabled.
+    /// IPv6 addressing. None: IPv6 is disabled.
     pub v6: Option<V6>,
     /// The other hosts on the host's link.
     pub neighbours: Neighbours,
@@ -42,7 +43,7 @@ pub struct V4 {
     pub assigned: Ipv4Addr,
     /// The prefix length, 0 to 32.
     pub prefix_len: u8,
-    /// Our address on the link: the guest's gateway. None: no DHCP, no host-loopback mapping.
+    /// The engine's address on the link, which is the guest's gateway. None: no DHCP, no host-loopback mapping.
     pub our_address: Option<Ipv4Addr>,
     /// Guest traffic to this address goes to the host's loopback.
     pub map_host_loopback: Option<Ipv4Addr>,
@@ -50,9 +51,10 @@ pub struct V4 {
     pub map_guest_address: Option<Ipv4Addr>,
     /// DNS queries to this address go to `dns_servers`.
     pub dns_forward: Option<Ipv4Addr>,
-    /// The host's resolvers, of both families, in the order in which to ask them. If empty: the host itself.
+    /// The host's resolvers, of both families, in the order in which to ask them. An empty list means that the host
+    /// itself is the resolver.
     pub dns_servers: Vec<IpAddr>,
-    /// The address was given with `-a`: the guest's claims do not change it.
+    /// The address was given with `-a`, so the guest's claims do not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
     pub dns: Vec<Ipv4Addr>,
@@ -61,9 +63,9 @@ pub struct V4 {
 /// IPv6 addressing (behaviour §5.1).
 #[derive(Clone, Debug)]
 pub struct V6 {
-    /// The guest's global address; none in local mode.
+    /// The guest's global address. None in local mode.
     pub assigned: Option<Ipv6Addr>,
-    /// Our link-local address on the link.
+    /// The engine's link-local address on the link.
     pub our_link_local: Ipv6Addr,
     /// Guest traffic to this address goes to the host's loopback.
     pub map_host_loopback: Option<Ipv6Addr>,
@@ -71,11 +73,13 @@ pub struct V6 {
     pub map_guest_address: Option<Ipv6Addr>,
     /// DNS queries to this address go to `dns_servers`.
     pub dns_forward: Option<Ipv6Addr>,
-    /// The host's resolvers, of both families, in the order in which to ask them. If empty: the host itself.
+    /// The host's resolvers, of both families, in the order in which to ask them. An empty list means that the host
+    /// itself is the resolver.
     pub dns_servers: Vec<IpAddr>,
-    /// Index of the host's outbound interface: the scope of link-local destinations (behaviour §5.2). Zero for none.
+    /// Index of the host's outbound interface: the scope of link-local destinations (behaviour §5.2). Zero: there is
+    /// no such interface.
     pub outbound_scope: u32,
-    /// The address was given with `-a`: the guest's claims do not change it.
+    /// The address was given with `-a`, so the guest's claims do not change it.
     pub pinned: bool,
     /// Resolvers to advertise.
     pub dns: Vec<Ipv6Addr>,
@@ -84,25 +88,25 @@ pub struct V6 {
 /// Which services are on, and what they advertise.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// Carry TCP.
+    /// Whether TCP is carried.
     pub tcp: bool,
-    /// Carry UDP.
+    /// Whether UDP is carried.
     pub udp: bool,
-    /// Carry ping.
+    /// Whether ping is carried.
     pub icmp: bool,
-    /// Follow the guest's membership of multicast groups.
+    /// Whether the engine follows the guest's membership of multicast groups.
     pub multicast: bool,
-    /// Answer DHCPv4.
+    /// Whether DHCPv4 is answered.
     pub dhcp: bool,
-    /// Answer DHCPv6.
+    /// Whether DHCPv6 is answered.
     pub dhcpv6: bool,
-    /// Answer NDP.
+    /// Whether NDP is answered.
     pub ndp: bool,
-    /// Send router advertisements.
+    /// Whether router advertisements are sent.
     pub ra: bool,
-    /// Advertise resolvers (DHCP, DHCPv6, RDNSS).
+    /// Whether resolvers are advertised (DHCP, DHCPv6, RDNSS).
     pub advertise_dns: bool,
-    /// Advertise the search list.
+    /// Whether the search list is advertised.
     pub advertise_search: bool,
     /// Domains to search, in order.
     pub search: Vec<String>,
@@ -115,16 +119,17 @@ pub struct Services {
 }
 
 impl Settings {
-    /// The MTU of the link for a family, in bytes: what the guest was given, else Ethernet's, and no less than the
-    /// family needs (RFC 791 §3.2, RFC 8200 §5).
+    /// The MTU of the link for a family, in bytes: the MTU that the guest was given, else Ethernet's. The result is
+    /// never less than the family's minimum (RFC 791 §3.2, RFC 8200 §5).
     #[must_use]
     pub(crate) fn link_mtu(&self, v4: bool) -> u16 {
         let mtu = if self.mtu == 0 { ETHERNET_MTU } else { self.mtu };
         mtu.max(if v4 { 68 } else { 1280 })
     }
 
-    /// The hardware address at which the guest sees `address`, which is not its own: the one it has on the host's link,
-    /// else the router's, if the host knows them. Addresses that mean the host itself are at our own.
+    /// The hardware address at which the guest sees `address`, which is not the guest's own. If the host has learned
+    /// hardware addresses, the result is the hardware address that `address` has on the host's link, else the
+    /// router's. For addresses that mean the host itself, the result is the engine's own hardware address.
     #[must_use]
     pub fn mac_of(&self, address: IpAddr) -> Mac {
         if self.neighbours.is_empty() || self.is_mapped_to_host(address) {
@@ -148,8 +153,8 @@ impl Settings {
         }
     }
 
-    /// Whether `address` means all hosts of the guest's network: IPv4's limited broadcast address, or the directed one
-    /// of the guest's prefix.
+    /// Whether `address` means all hosts of the guest's network: IPv4's limited broadcast address, or the directed
+    /// broadcast address of the guest's prefix.
     pub(crate) fn is_broadcast(&self, address: IpAddr) -> bool {
         let IpAddr::V4(address) = address else { return false };
         let directed = self.v4.as_ref().filter(|v4| v4.prefix_len < 31).is_some_and(|v4| {
@@ -159,13 +164,13 @@ impl Settings {
         address.is_broadcast() || directed
     }
 
-    /// Whether no host of the guest's network can have `address`: it is ours, or is mapped to the host.
+    /// Whether no host of the guest's network can have `address`, since it is the engine's or is mapped to the host.
     pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
         let our_address = self.v4.as_ref().and_then(|v4| v4.our_address);
         our_address.is_some_and(|ours| address == ours) || self.is_mapped_to_host(address)
     }
 
-    /// Whether `address` is ours, or one that is mapped to the host.
+    /// Whether `address` is the engine's, or is mapped to the host.
     pub(crate) fn is_mapped_to_host(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(address) => self

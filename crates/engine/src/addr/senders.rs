@@ -1,5 +1,5 @@
-//! Hardware addresses for IP addresses that are not the guest's own: those of a network that the guest routes for, for
-//! example.
+//! Hardware addresses for IP addresses that are not the guest's own: for example, the addresses of a network that the
+//! guest routes for.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -9,10 +9,10 @@ use wire::ethernet::Mac;
 /// Maximum number of addresses that are remembered.
 const LIMIT: usize = 1024;
 
-/// The hardware addresses that frames came from, by their IP source.
+/// The hardware addresses that frames came from, by the IP source of the frames.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Senders {
-    /// In order of the addresses.
+    /// The known addresses, sorted by IP address.
     known: Vec<Known>,
     uses: u64,
 }
@@ -25,8 +25,8 @@ struct Known {
 }
 
 impl Senders {
-    /// Notes that a frame from `address` came from `mac`. With more than [`LIMIT`] addresses, the one that
-    /// was silent for the longest time is forgotten.
+    /// Notes that a frame from `address` came from `mac`. With more than [`LIMIT`] addresses, the address that was
+    /// silent for the longest time is forgotten.
     pub(crate) fn note(&mut self, address: IpAddr, mac: Mac) {
         self.uses += 1;
         let last_use = self.uses;
@@ -52,7 +52,7 @@ impl Senders {
         }
     }
 
-    /// The hardware address that frames from `address` came from last.
+    /// The hardware address of the last frame from `address`.
     pub(crate) fn get(&self, address: IpAddr) -> Option<Mac> {
         Some(self.known.get(self.place(address).ok()?)?.mac)
     }

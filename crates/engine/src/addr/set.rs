@@ -7,15 +7,15 @@ use wire::ethernet::Mac;
 
 use crate::timer::Instant;
 
-/// Maximum number of addresses that are in the set by the guest's own messages alone.
+/// Maximum number of addresses that are in the set only because the guest's own messages claim them.
 pub const MAX_CLAIMED: usize = 256;
 
-/// The evidence that an address is the guest's, the weakest first.
+/// The evidence that the guest has an address, in order from the weakest to the strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Basis {
-    /// By the guest's own ARP or Neighbour Discovery messages.
+    /// The guest's own ARP or Neighbour Discovery messages claim the address.
     Claimed,
-    /// The address was assigned to the guest, and the guest took it: by a lease, or by its messages.
+    /// The address was assigned to the guest, and the guest accepted it: by a lease, or by its messages.
     Assigned,
     /// The address was set on the guest's interface.
     Given,
@@ -24,16 +24,16 @@ pub enum Basis {
 /// The kinds of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// IPv4.
+    /// IPv4 addresses.
     V4 = 0,
-    /// IPv6, except link-local.
+    /// IPv6 addresses that are not link-local.
     V6 = 1,
-    /// Link-local IPv6 (RFC 4291 §2.5.6).
+    /// Link-local IPv6 addresses (RFC 4291 §2.5.6).
     LinkLocal = 2,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds of addresses.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::LinkLocal];
 
     /// The kind of an address.
@@ -46,7 +46,7 @@ impl Kind {
         }
     }
 
-    /// For messages.
+    /// The kind's name in messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -64,31 +64,33 @@ pub struct Entry {
     pub address: IpAddr,
     /// The hardware address of the host that has it, if known.
     pub mac: Option<Mac>,
-    /// The evidence that it is the guest's.
+    /// The evidence that the address is the guest's.
     pub basis: Basis,
     /// When the guest last showed that it has the address.
     pub shown: Instant,
-    /// Entries are numbered as they are made.
+    /// The entry's number. Entries are numbered in the order in which they are made.
     number: u64,
 }
 
 /// The addresses of a guest.
 ///
-/// Its size is bounded: by what was given to the guest, one assigned address of each kind, and [`MAX_CLAIMED`].
+/// The size of the set is bounded: by the number of addresses that were given to the guest, one assigned address of
+/// each kind, and [`MAX_CLAIMED`].
 #[derive(Clone, Debug, Default)]
 pub struct AddressSet {
-    /// In order of the addresses.
+    /// The entries, sorted by address.
     entries: Vec<Entry>,
     claimed: usize,
     made: u64,
 }
 
 impl AddressSet {
-    /// Adds an address, or notes that the guest has shown it. A stronger basis replaces a weaker one. Returns whether
-    /// the address is new.
+    /// Adds an address, or notes that the guest has shown it again. A stronger basis replaces a weaker one. Returns
+    /// whether the address is new.
     ///
-    /// If there is no room for another claimed address, the one that was not shown for the longest time is removed. The
-    /// first of its kind stays: inbound flows may depend on it, and the guest could otherwise displace it by claims.
+    /// If there is no room for another claimed address, the address that was not shown for the longest time is
+    /// removed. The first address of its kind is not removed: inbound flows may depend on it, and the guest could
+    /// otherwise displace it by claims.
     pub fn insert(&mut self, address: IpAddr, mac: Option<Mac>, basis: Basis, now: Instant) -> bool {
         match self.place(address) {
             Ok(place) => {
@@ -114,7 +116,7 @@ impl AddressSet {
         }
     }
 
-    /// Removes an address. Returns whether it was there.
+    /// Removes an address. Returns whether the address was in the set.
     pub fn remove(&mut self, address: IpAddr) -> bool {
         let Ok(place) = self.place(address) else { return false };
         let entry = self.entries.remove(place);
@@ -141,7 +143,7 @@ impl AddressSet {
         }
     }
 
-    /// All of them, in order.
+    /// All entries, sorted by address.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
     }
@@ -227,7 +229,7 @@ mod tests {
         assert_eq!(set.iter().count(), 301 + MAX_CLAIMED);
         assert!((0..=301).all(|number| set.contains(v4(number))));
         assert!(set.contains(v4(99_999)) && !set.contains(v4(1000)));
-        // An address that is shown again stays longer.
+        // An address that is shown again is removed later.
         let kept = v4(100_000 - MAX_CLAIMED as u32 + 1);
         assert!(!set.insert(kept, None, Basis::Claimed, at(100_000)));
         set.insert(v4(100_000), None, Basis::Claimed, at(100_001));

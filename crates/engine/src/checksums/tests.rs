@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Where VXLAN puts the Ethernet frame that it carries, in the UDP payload.
+/// Offset in the UDP payload at which VXLAN puts the Ethernet frame that it carries.
 const INNER_AT: usize = 8;
 
 struct Test {
@@ -50,7 +50,7 @@ impl Test {
         self.world.host.opened.iter().flat_map(|open| open.socket.sent()).map(|sent| sent.payload).collect()
     }
 
-    /// No frame had an effect, except for these counts.
+    /// Checks that no frame had an effect, except for these counts.
     #[track_caller]
     fn assert_ignored(&self, counters: FrameDrops) {
         assert_eq!(*self.stack.counters(), counters);
@@ -72,7 +72,7 @@ fn outgoing(v6: bool) -> Outgoing {
     Outgoing { source_mac: Mac([2, 0, 0, 0, 0, 0x56]), ..headers_of(source, destination) }
 }
 
-/// A datagram to this port with a partial checksum.
+/// A datagram to the port `port`, with a partial checksum.
 fn datagram(outgoing: &Outgoing, port: u16, payload: &[u8]) -> (Vec<u8>, Offload) {
     let (mut frame, offload) = testkit::guest::udp(outgoing, (4000, port), payload);
     frame.truncate(outgoing.headroom(udp::HEADER_LEN) + payload.len());
@@ -105,7 +105,7 @@ fn summed((mut frame, offload): (Vec<u8>, Offload)) -> Vec<u8> {
     frame
 }
 
-/// A packet of each protocol and IP version, with right checksums.
+/// One packet of each protocol and IP version, with right checksums.
 fn good() -> Vec<Vec<u8>> {
     let mut all = vec![solicitation()];
     for v6 in [false, true] {
@@ -126,11 +126,13 @@ fn packets_with_right_checksums_are_carried() {
     }
 }
 
-/// A wrong checksum is found before the packet has an effect: no flow, no answer, and no address is learned.
+/// A wrong checksum is detected before the packet has an effect: no flow is opened, no answer is sent, and no address
+/// is learned.
 #[test]
 fn a_wrong_checksum_is_dropped_and_counted() {
     for frame in good() {
-        // In the payload or at the end of the header, in a port or the type, and in the IPv4 header's TTL.
+        // The changed bytes are in the payload or at the end of the header, in a port or the type, and in the IPv4
+        // header's TTL.
         let v4 = frame[14] >> 4 == 4;
         let transport = if v4 { 34 } else { 54 };
         let places = [frame.len() - 1, transport + 1, transport + 3, 22];
@@ -140,14 +142,14 @@ fn a_wrong_checksum_is_dropped_and_counted() {
             let mut test = Test::new();
             test.send(&bad, &Offload::default());
             test.assert_ignored(FrameDrops { checksums: 1, ..FrameDrops::default() });
-            // A link that has verified the checksum is trusted.
+            // If a link has verified the checksum, the engine does not verify it again.
             test.send(&bad, &Offload::VERIFIED);
             assert_eq!(test.stack.counters().checksums, 1);
         }
     }
 }
 
-/// A checksum of zero means that there is none. Over IPv6, only tunnels may omit it.
+/// A checksum of zero means that the datagram has no checksum. Over IPv6, only tunnels may omit the checksum.
 #[test]
 fn udp_may_have_no_checksum() {
     for (v6, port, carried) in [(false, 9, true), (true, 9, false), (true, 4789, true)] {
@@ -183,7 +185,7 @@ fn a_partial_checksum_in_a_tunnel_is_completed() {
         for inner in [syn(&outgoing(inner_v6)), datagram(&outgoing(inner_v6), 9, b"odd")] {
             let (frame, offload) = tunnel(outer_v6, &inner);
             let mut test = Test::new();
-            // A frame may be longer than the packet: padding is not summed.
+            // A frame may be longer than the packet. The padding is not part of the checksum.
             for padding in [0, 7] {
                 let padded = [&frame[..], &vec![0xee; padding]].concat();
                 test.send(&padded, &offload);
@@ -275,7 +277,7 @@ fn segmentation_must_match_the_packet() {
     }
 }
 
-/// Only the head of the frame is read.
+/// The checksum's place is found from the head of the frame alone.
 #[test]
 fn the_checksum_is_located_by_the_head_alone() {
     for v6 in [false, true] {

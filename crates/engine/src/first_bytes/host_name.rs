@@ -1,20 +1,21 @@
-//! Host names that a client sends.
+//! Host names that a client asks for.
 
 use alloc::{boxed::Box, string::String};
 use core::{fmt, str};
 
-/// Longest name without its trailing dot, in bytes (RFC 1035 §3.1).
+/// Maximum length of a name without its trailing dot, in bytes (RFC 1035 §3.1).
 const MAX_LEN: usize = 253;
 const MAX_LABEL_LEN: usize = 63;
 
-/// A host name in lower case, without a trailing dot. It is never an address.
+/// A host name in lower case, without a trailing dot. A host name is never an IP address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostName(Box<str>);
 
 impl HostName {
     /// Reads a name of ASCII letters, digits, hyphens and underscores, in labels of 1 to 63 bytes. One trailing dot is
-    /// allowed: some clients send it, though RFC 6066 §3 forbids it. None for all else, and for names that end in a
-    /// number: resolvers and browsers read these as IPv4 addresses, also in the forms `127.1` and `0x7f.1`.
+    /// allowed: some clients send it, though RFC 6066 §3 forbids it. Returns none for all other bytes, and for names
+    /// that end in a number: resolvers and browsers read such names as IPv4 addresses, also in the forms `127.1` and
+    /// `0x7f.1`.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.strip_suffix(b".").unwrap_or(bytes);

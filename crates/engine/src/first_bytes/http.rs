@@ -6,17 +6,17 @@ use httparse::{EMPTY_HEADER, Request, Status};
 
 use super::{HostName, Why};
 
-/// Maximum number of fields of a request; usual servers accept no more.
+/// Maximum number of fields of a request; common servers accept no more.
 const MAX_FIELDS: usize = 128;
 
-/// How HTTP/2 begins without TLS, up to the first line's end (RFC 9113 §3.4).
+/// The start of HTTP/2 without TLS, up to the end of the first line (RFC 9113 §3.4).
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n";
 
 /// A request, up to the empty line after its fields.
 #[derive(Debug, Default)]
 pub(super) struct Head {
     bytes: Vec<u8>,
-    /// Start of the line that is not complete.
+    /// Offset at which the incomplete line starts.
     line: usize,
 }
 
@@ -29,8 +29,8 @@ pub(super) const fn begins_method(byte: u8) -> bool {
 impl Head {
     /// Reads the next bytes; returns the name when the request's fields are complete.
     ///
-    /// Lines have to end with CR and LF. A server may accept LF alone, or take CR for a space (RFC 9112 §2.2): it would
-    /// see other fields than we do.
+    /// Lines must end with CR and LF. A server may accept LF alone, or read CR as a space (RFC 9112 §2.2): such a
+    /// server would read other fields than the engine.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Option<HostName>, Why> {
         for &byte in bytes {
             let after_cr = self.bytes.last() == Some(&b'\r');
@@ -56,7 +56,7 @@ impl Head {
     }
 }
 
-/// Tells other protocols of lines from HTTP/1, by the end of the first line.
+/// Distinguishes HTTP/1 from other line-based protocols, by the end of the first line.
 fn check_request_line(line: &[u8]) -> Result<(), Why> {
     match Request::new(&mut []).parse(line) {
         Ok(_) => Ok(()),
@@ -65,7 +65,7 @@ fn check_request_line(line: &[u8]) -> Result<(), Why> {
     }
 }
 
-/// The name of the server in a request with all its fields.
+/// Returns the name of the server in a request with all its fields.
 fn request(bytes: &[u8]) -> Result<HostName, Why> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = Request::new(&mut fields);
@@ -80,7 +80,8 @@ fn request(bytes: &[u8]) -> Result<HostName, Why> {
         return Err(Why::Contradiction);
     }
     let (method, target) = request.method.zip(request.path).ok_or(Why::Malformed)?;
-    // Without a target's name, the one in Host counts. HTTP/1.0 has no Host, but clients send it, and servers obey it.
+    // If the target has no name, the name in the Host field counts. HTTP/1.0 has no Host field, but clients send the
+    // field, and servers use it.
     match (target_authority(method, target)?, host) {
         (None, None) => Err(Why::NoServerName),
         (None, Some(host)) => name(host),
@@ -93,8 +94,8 @@ fn request(bytes: &[u8]) -> Result<HostName, Why> {
     }
 }
 
-/// The authority in a request's target (RFC 9112 §3.2): of CONNECT it is the target, of a URI it is a part. None for a
-/// path and for `*`.
+/// The authority in a request's target (RFC 9112 §3.2). The target of CONNECT is the authority itself; a URI contains
+/// the authority. None for a path and for `*`.
 fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a [u8]>, Why> {
     if method == "CONNECT" {
         return Ok(Some(target.as_bytes()));
@@ -110,7 +111,7 @@ fn target_authority<'a>(method: &str, target: &'a str) -> Result<Option<&'a [u8]
     Ok(Some(authority.as_bytes()))
 }
 
-/// The name in an authority, which may have a port. A user name makes it invalid.
+/// The name in an authority, which may also have a port. An authority with a user name is invalid.
 fn name(authority: &[u8]) -> Result<HostName, Why> {
     if authority.is_empty() {
         return Err(Why::NoServerName);

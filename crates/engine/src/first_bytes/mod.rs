@@ -1,15 +1,15 @@
-//! What a client says first: the host name that it asks for, before anything reaches a server.
+//! The client's first bytes, and the host name in them, which the engine reads before anything reaches a server.
 //!
 //! Many names share an address. So a connection that is allowed by name alone is checked once more, by the name in the
-//! client's first bytes: in the ClientHello of TLS (RFC 6066 §3), also within QUIC (RFC 9001), or in the first request
-//! of HTTP/1 (RFC 9112 §3.2).
+//! client's first bytes. The name is in the ClientHello of TLS (RFC 6066 §3), also within QUIC (RFC 9001), or in the
+//! first request of HTTP/1 (RFC 9112 §3.2).
 //!
-//! [`FirstBytes`] reads a TCP stream, [`FirstDatagrams`] the datagrams of a UDP flow. Both are bounded by [`MAX_LEN`],
-//! and give the same answer however the bytes are split. They are strict: what a server could read differently is
-//! refused, since the sender chooses every byte.
+//! [`FirstBytes`] reads a TCP stream, [`FirstDatagrams`] the datagrams of a UDP flow. Both readers are bounded by
+//! [`MAX_LEN`], and give the same answer however the bytes are split. Both are strict: they refuse bytes that a server
+//! could read differently, since the sender chooses every byte.
 //!
-//! Only the first message is read. Later requests of an HTTP/1 connection are not, nor is the second ClientHello after
-//! a HelloRetryRequest, which must have the same name (RFC 8446 §4.1.2).
+//! Only the first message is read. Later requests of an HTTP/1 connection are not read. The second ClientHello after a
+//! HelloRetryRequest is not read either, and must have the same name (RFC 8446 §4.1.2).
 
 mod host_name;
 mod http;
@@ -30,30 +30,30 @@ pub const MAX_LEN: usize = 16 * 1024;
 /// What the bytes so far contain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing yet: more bytes are needed.
+    /// No answer yet: more bytes are needed.
     More,
-    /// The name of the server, as the client says it.
+    /// The name of the server that the client asks for.
     Name(HostName),
-    /// There is no name, and none will follow.
+    /// The bytes have no name, and none will follow.
     NoName(Why),
 }
 
-/// Why there is no name.
+/// The reason why there is no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
     /// The protocol is none of TLS, HTTP/1 and QUIC.
     #[error("unknown protocol")]
     UnknownProtocol,
-    /// HTTP/2 without TLS (RFC 9113 §3.4).
+    /// The protocol is HTTP/2 without TLS (RFC 9113 §3.4).
     #[error("HTTP/2 without TLS")]
     Http2,
-    /// A long header with a version that is not QUIC version 1 or 2.
+    /// A packet's long header has a version that is not QUIC version 1 or 2.
     #[error("unknown QUIC version {0:#010x}")]
     QuicVersion(u32),
-    /// A ClientHello without server_name, or a request without Host.
+    /// A ClientHello has no server_name extension, or a request has no Host field.
     #[error("no server name")]
     NoServerName,
-    /// The name is an address, or not a host name.
+    /// The name is an address, or is not a valid host name.
     #[error("server name is not a host name")]
     NotAHostName,
     /// There is more than one name, or the same bytes were sent with different values.
@@ -75,10 +75,10 @@ pub enum Why {
 /// The extension alone proves nothing: browsers send one with random content (GREASE) to every server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ech {
-    /// The name outside the encrypted part counts.
+    /// The server name outside the encrypted part is used.
     #[default]
     OuterName,
-    /// There is no name: [`Why::Ech`].
+    /// The answer is that there is no name: [`Why::Ech`].
     Refuse,
 }
 
@@ -113,14 +113,14 @@ enum State {
 }
 
 impl FirstBytes {
-    /// Nothing has been read.
+    /// A reader that has read no byte.
     #[must_use]
     pub const fn new(ech: Ech) -> Self {
         Self { ech, state: State::Undecided, fed: 0, protocol: None, has_ech: false }
     }
 
-    /// Reads the next bytes of the stream, in order. An answer other than [`Found::More`] is final: the same is
-    /// returned for all later bytes.
+    /// Reads the next bytes of the stream, in order. An answer other than [`Found::More`] is final: later calls return
+    /// the same answer.
     pub fn feed(&mut self, bytes: &[u8]) -> Found {
         let bytes = bytes.get(..MAX_LEN - self.fed).unwrap_or(bytes);
         self.fed += bytes.len();
@@ -137,7 +137,7 @@ impl FirstBytes {
         }
     }
 
-    /// The protocol, as far as the first bytes tell. None before the first byte, and if it is unknown.
+    /// The protocol, as far as the first bytes show it. None before the first byte, and if the protocol is unknown.
     #[must_use]
     pub fn protocol(&self) -> Option<Protocol> {
         let unknown = matches!(self.state, State::Done(Err(Why::UnknownProtocol)));

@@ -7,13 +7,13 @@ use wire::tcp::Seq;
 use super::Why;
 use crate::ranges::Ranges;
 
-/// Maximum number of separate pieces. A client cuts a ClientHello into 31 at most.
+/// Maximum number of separate pieces. Clients cut a ClientHello into 31 pieces at most.
 const MAX_PIECES: usize = 256;
 
 /// The bytes of a stream that have arrived.
 #[derive(Debug)]
 pub(super) struct Pieces {
-    /// Up to the end of the last piece; holes are zero.
+    /// All bytes up to the end of the last piece. Holes contain zeros.
     bytes: Vec<u8>,
     held: Ranges,
 }
@@ -23,7 +23,7 @@ impl Pieces {
         Self { bytes: Vec::new(), held: Ranges::new(MAX_PIECES) }
     }
 
-    /// Length of the stream up to the end of the last piece, in bytes. That is the memory it uses.
+    /// Length of the stream up to the end of the last piece, in bytes. The stream uses this much memory.
     pub(super) const fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -36,11 +36,11 @@ impl Pieces {
         }
     }
 
-    /// Adds a piece, such that the stream is not longer than `most` bytes, at most [`super::MAX_LEN`].
+    /// Adds a piece, if the stream then has at most `most` bytes. `most` is at most [`super::MAX_LEN`].
     ///
     /// # Errors
-    /// [`Why::TooLong`] beyond `most` or with too many pieces. [`Why::Contradiction`] if the piece differs from bytes
-    /// that have arrived: nobody can know which of them the server will take.
+    /// [`Why::TooLong`] if the stream would exceed `most` bytes or has too many pieces. [`Why::Contradiction`] if the
+    /// piece differs from bytes that have arrived: the engine can't know which of the two the server will use.
     pub(super) fn insert(&mut self, offset: u64, piece: &[u8], most: usize) -> Result<(), Why> {
         let start = usize::try_from(offset).map_err(|_| Why::TooLong)?;
         let end = start.checked_add(piece.len()).filter(|&end| end <= most).ok_or(Why::TooLong)?;

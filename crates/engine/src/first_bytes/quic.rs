@@ -10,17 +10,17 @@ use super::{
     tls,
 };
 
-/// Maximum number of connections of one UDP flow. Some clients use one socket for all connections to a server.
+/// Maximum number of connections of one UDP flow. Some clients use one socket for all their connections to a server.
 const MAX_CONNECTIONS: usize = 8;
 
-/// Bits of a packet's first byte (RFC 9000 §17.2). The fixed bit may be zero (RFC 9287), so it is not tested.
+/// Bits of a packet's first byte (RFC 9000 §17.2). The fixed bit may be zero (RFC 9287), so this bit is not tested.
 const LONG_HEADER: u8 = 0x80;
 const MAX_ID_LEN: usize = 20;
 
 const VERSION_1: u32 = 1;
 const VERSION_2: u32 = 0x6b33_43cf;
 
-/// Type of a frame (RFC 9000 §19).
+/// Types of frames (RFC 9000 §19).
 mod frame {
     pub(super) const PADDING: u64 = 0x00;
     pub(super) const PING: u64 = 0x01;
@@ -32,14 +32,15 @@ mod frame {
 
 /// The first datagrams of a UDP flow to a QUIC server.
 ///
-/// Feed it with every datagram of the client until a name is found, and then with every datagram that begins with a
-/// long header ([`begins_with_long_header`](Self::begins_with_long_header)). For a client may begin another connection
-/// within the same flow. And a server decides itself which packets it accepts: it drops small datagrams, and packets
-/// with a number that it has seen. So a client could send one name in packets that the server drops, and afterwards
-/// another.
+/// The caller must feed every datagram of the client until a name is found. After that, the caller must feed every
+/// datagram that begins with a long header ([`begins_with_long_header`](Self::begins_with_long_header)), for two
+/// reasons. A client may begin another connection within the same flow. And a server drops some packets: small
+/// datagrams, and packets with a number that it has seen. So a client could send one name in packets that the server
+/// drops, and afterwards another name.
 ///
 /// Connections are distinguished by the destination connection ID of their first Initial packet, from which their keys
-/// are derived. So what a client sends after a Retry packet is a connection here, with a ClientHello of its own.
+/// are derived. So the packets that a client sends after a Retry packet belong to a new connection here, with its own
+/// ClientHello.
 ///
 /// All connections of a flow together keep [`MAX_LEN`] bytes at most.
 #[derive(Debug)]
@@ -52,14 +53,14 @@ pub struct FirstDatagrams {
     refused: Option<Why>,
 }
 
-/// A connection, as far as it concerns its ClientHello.
+/// The state of a connection that is needed to read its ClientHello.
 #[derive(Debug)]
 struct Connection {
     version: Version,
     /// Destination connection ID of the first Initial packet.
     id: Box<[u8]>,
     keys: Keys,
-    /// The packet number after the highest one so far.
+    /// One more than the highest packet number so far.
     next_number: u64,
     stream: Pieces,
     name: Option<HostName>,
@@ -71,7 +72,7 @@ struct Packet<'a> {
     version: Version,
     kind: PacketKind,
     id: &'a [u8],
-    /// The packet, and the start of its number.
+    /// The bytes of the packet.
     bytes: &'a [u8],
     number_at: usize,
 }
@@ -85,15 +86,16 @@ enum PacketKind {
 }
 
 impl FirstDatagrams {
-    /// Nothing has been read.
+    /// A reader that has read no datagram.
     #[must_use]
     pub const fn new(ech: Ech) -> Self {
         Self { ech, connections: Vec::new(), name: None, has_ech: false, refused: None }
     }
 
-    /// Reads a datagram of the client. Hold it back if the answer is [`Found::More`]: it belongs to a ClientHello that
-    /// is not complete. With [`Found::Name`], the datagram and those held back belong to connections to that name, or
-    /// to ones that are not complete. [`Found::NoName`] is final.
+    /// Reads a datagram of the client. If the answer is [`Found::More`], the caller must hold back the datagram: it
+    /// belongs to a ClientHello that is not complete. If the answer is [`Found::Name`], this datagram and the
+    /// datagrams held back belong to connections to this name, or to connections whose ClientHello is not complete.
+    /// [`Found::NoName`] is final.
     pub fn feed_datagram(&mut self, datagram: &[u8]) -> Found {
         let read = match self.refused {
             Some(why) => Err(why),
@@ -109,7 +111,7 @@ impl FirstDatagrams {
         }
     }
 
-    /// Whether a datagram may have Initial packets: if not, it need not be fed once a name was found.
+    /// Whether a datagram may have Initial packets. If not, the datagram need not be fed once a name was found.
     #[must_use]
     pub fn begins_with_long_header(datagram: &[u8]) -> bool {
         datagram.first().is_some_and(|first| first & LONG_HEADER != 0)
@@ -125,7 +127,8 @@ impl FirstDatagrams {
     fn read(&mut self, datagram: &[u8]) -> Result<Option<HostName>, Why> {
         let mut rest = datagram;
         let (mut id, mut connection) = (None, None);
-        // A packet with a short header reaches up to the end of the datagram. Without its keys it says nothing.
+        // A packet with a short header ends at the end of the datagram. Without its keys, nothing in the packet can be
+        // read.
         while Self::begins_with_long_header(rest) {
             let packet = Packet::parse(&mut rest)?;
             // Servers need not ignore packets for another connection in the same datagram (RFC 9000 §12.2).
@@ -200,8 +203,8 @@ impl Connection {
         Some((connection, payload))
     }
 
-    /// The frames of a packet, if it belongs to this connection. A server may have changed the version, which changes
-    /// the keys, but not the connection ID that they are derived from (RFC 9369 §4.1).
+    /// The frames of a packet, if the packet belongs to this connection. A server may have changed the version. The
+    /// new version has other keys, but they are derived from the same connection ID (RFC 9369 §4.1).
     fn open(&mut self, packet: &Packet<'_>) -> Option<Vec<u8>> {
         let changed;
         let keys = if packet.version == self.version {
@@ -215,8 +218,8 @@ impl Connection {
         Some(opened.payload)
     }
 
-    /// Adds the CRYPTO frames of a packet to the stream. Other frames of Initial packets are skipped, further types are
-    /// not allowed there (RFC 9000 §12.4).
+    /// Adds the CRYPTO frames of a packet to the stream. Other frames that are allowed in Initial packets are skipped.
+    /// A frame of any other type is an error (RFC 9000 §12.4).
     fn read_frames(&mut self, payload: &[u8], room: usize) -> Result<(), Why> {
         let mut frames = Reader(payload);
         while !frames.is_empty() {
@@ -234,7 +237,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Adds a piece of the stream. What follows the ClientHello there is the one after a HelloRetryRequest.
+    /// Adds a piece of the stream. Bytes after the end of the ClientHello belong to a second ClientHello, which
+    /// follows a HelloRetryRequest.
     fn insert(&mut self, offset: u64, data: &[u8], room: usize) -> Result<(), Why> {
         let len = tls::message_len(self.stream.start())?.map_or(u64::MAX, |len| len as u64);
         let wanted = usize::try_from(len.saturating_sub(offset)).unwrap_or(usize::MAX);
@@ -253,7 +257,8 @@ impl Connection {
 }
 
 impl<'a> Packet<'a> {
-    /// The packet at the start of `datagram`, which then begins after it (RFC 9000 §12.2, §17.2).
+    /// Parses the packet at the start of `datagram`, and advances `datagram` to the end of this packet (RFC 9000
+    /// §12.2, §17.2).
     fn parse(datagram: &mut &'a [u8]) -> Result<Self, Why> {
         let mut reader = Reader(datagram);
         let (first, version) = reader.u8().zip(reader.u32()).ok_or(Why::Malformed)?;
@@ -276,8 +281,8 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Reads the fields between a packet's version and its number. Returns the destination connection ID, and the length of
-/// number and payload.
+/// Reads the fields between a packet's version and its packet number. Returns the destination connection ID, and the
+/// length of packet number and payload.
 fn fields<'a>(reader: &mut Reader<'a>, kind: PacketKind) -> Option<(&'a [u8], usize)> {
     let id = reader.vector8()?;
     let source_id = reader.vector8()?;
@@ -295,7 +300,7 @@ fn fields<'a>(reader: &mut Reader<'a>, kind: PacketKind) -> Option<(&'a [u8], us
     (len <= reader.0.len()).then_some((id, len))
 }
 
-/// Reads a CRYPTO frame after its type; returns offset and data (RFC 9000 §19.6).
+/// Reads a CRYPTO frame after its type. Returns the offset and the data (RFC 9000 §19.6).
 fn crypto<'a>(frames: &mut Reader<'a>) -> Option<(u64, &'a [u8])> {
     let offset = frames.varint()?;
     let len = usize::try_from(frames.varint()?).ok()?;

@@ -1,5 +1,5 @@
-//! The keys of a QUIC client's Initial packets (RFC 9001 §5, RFC 9369 §3.3). They are no secret: whoever sees the packets
-//! can derive them.
+//! The keys of a QUIC client's Initial packets (RFC 9001 §5, RFC 9369 §3.3). The keys are no secret: everyone who sees
+//! the packets can derive them.
 
 use alloc::vec::Vec;
 
@@ -20,13 +20,13 @@ const SAMPLE_OFFSET: usize = 4;
 /// A version of QUIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Version {
-    /// RFC 9000.
+    /// QUIC version 1 (RFC 9000).
     V1,
-    /// RFC 9369.
+    /// QUIC version 2 (RFC 9369).
     V2,
 }
 
-/// What differs between versions in the derivation of keys.
+/// The values in the derivation of keys that differ between versions.
 struct Derivation {
     salt: [u8; 20],
     key: &'static [u8],
@@ -64,9 +64,9 @@ pub(super) struct Keys {
 /// An Initial packet without its protection.
 #[derive(Debug)]
 pub(super) struct Opened {
-    /// The whole packet number.
+    /// The complete packet number.
     pub(super) number: u64,
-    /// The frames.
+    /// The decrypted frames.
     pub(super) payload: Vec<u8>,
 }
 
@@ -86,13 +86,14 @@ impl Keys {
         })
     }
 
-    /// Removes the protection of a packet (RFC 9001 §5.3, §5.4). Its packet number begins at `number_at`; `next` is the
-    /// number that is expected. None if these are not its keys.
+    /// Removes the protection of a packet (RFC 9001 §5.3, §5.4). The packet number begins at `number_at`; `next` is
+    /// the expected packet number. Returns none if the packet has other keys.
     pub(super) fn open(&self, packet: &[u8], number_at: usize, next: u64) -> Option<Opened> {
         let sample_at = number_at + SAMPLE_OFFSET;
         let mut mask = Block::try_from(packet.get(sample_at..sample_at + SAMPLE_LEN)?).ok()?;
         Aes128::new_from_slice(&self.header).ok()?.encrypt_block(&mut mask);
-        // The four lowest bits of the first byte are masked; the lowest two are the length of the number.
+        // The four lowest bits of the first byte are masked. The lowest two bits encode the length of the packet
+        // number.
         let first = packet[0] ^ mask[0] & 0x0f;
         let number_len = usize::from(first & 3) + 1;
         let (header, payload) = packet.split_at_checked(number_at + number_len)?;
@@ -113,7 +114,7 @@ impl Keys {
     }
 }
 
-/// HKDF-Expand-Label (RFC 8446 §7.1) without context. None does not happen: lengths are small.
+/// HKDF-Expand-Label (RFC 8446 §7.1) without context. None is never returned, since the lengths are small.
 fn expand<const N: usize>(secret: &Hkdf<Sha256>, label: &[u8]) -> Option<[u8; N]> {
     const PREFIX: &[u8] = b"tls13 ";
     let lens = [0, N as u8, (PREFIX.len() + label.len()) as u8];

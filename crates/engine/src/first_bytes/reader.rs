@@ -1,55 +1,56 @@
-//! Bytes, read from the front.
+//! A reader that takes bytes from the front of a slice.
 
-/// The bytes that have not been read. What does not fit is None, and nothing is read.
+/// The bytes that have not been read. If fewer bytes are left than a function needs, it returns none and reads
+/// nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// Whether all was read.
+    /// Whether all bytes were read.
     pub(super) const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The next `len` bytes.
+    /// Reads the next `len` bytes.
     pub(super) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(taken)
     }
 
-    /// A number of `N` bytes at most 8, in network byte order.
+    /// Reads a number of `N` bytes (at most 8) in network byte order.
     fn number<const N: usize>(&mut self) -> Option<u64> {
         Some(self.take(N)?.iter().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
-    /// The next byte.
+    /// Reads the next byte.
     pub(super) fn u8(&mut self) -> Option<u8> {
         self.number::<1>().map(|number| number as u8)
     }
 
-    /// A number of two bytes.
+    /// Reads a number of two bytes.
     pub(super) fn u16(&mut self) -> Option<u16> {
         self.number::<2>().map(|number| number as u16)
     }
 
-    /// A number of four bytes.
+    /// Reads a number of four bytes.
     pub(super) fn u32(&mut self) -> Option<u32> {
         self.number::<4>().map(|number| number as u32)
     }
 
-    /// A vector after its length in one byte (RFC 8446 §3.4).
+    /// Reads a vector that follows its length in one byte (RFC 8446 §3.4).
     pub(super) fn vector8(&mut self) -> Option<&'a [u8]> {
         let len = self.u8()?;
         self.take(len.into())
     }
 
-    /// A vector after its length in two bytes.
+    /// Reads a vector that follows its length in two bytes.
     pub(super) fn vector16(&mut self) -> Option<&'a [u8]> {
         let len = self.u16()?;
         self.take(len.into())
     }
 
-    /// A number of variable length (RFC 9000 §16).
+    /// Reads a number of variable length (RFC 9000 §16).
     pub(super) fn varint(&mut self) -> Option<u64> {
         let (len, mask) = match self.0.first()? >> 6 {
             0 => (1, 0x3f),

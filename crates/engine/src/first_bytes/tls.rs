@@ -8,7 +8,7 @@ use super::{Ech, HostName, MAX_LEN, Why, reader::Reader};
 pub(super) const HANDSHAKE: u8 = 22;
 /// Major version in every record since SSL 3.0.
 const MAJOR_VERSION: u8 = 3;
-/// Longest content of a record.
+/// Maximum length of a record's content, in bytes.
 const MAX_RECORD: u16 = 1 << 14;
 const RECORD_HEADER_LEN: usize = 5;
 
@@ -17,25 +17,25 @@ const MESSAGE_HEADER_LEN: usize = 4;
 const RANDOM_LEN: usize = 32;
 const MAX_SESSION_ID: usize = 32;
 
-/// server_name (RFC 6066 §3).
+/// Type of the extension server_name (RFC 6066 §3).
 const SERVER_NAME: u16 = 0;
-/// encrypted_client_hello (RFC 9849 §5).
+/// Type of the extension encrypted_client_hello (RFC 9849 §5).
 const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
-/// encrypted_server_name, of the drafts before it.
+/// Type of the extension encrypted_server_name of earlier drafts.
 const ENCRYPTED_SERVER_NAME: u16 = 0xffce;
-/// The only type of name that was ever defined.
+/// Type of a host name in server_name. No other type was ever defined.
 const HOST_NAME: u8 = 0;
 
 /// What a ClientHello says about the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     server_name: Result<HostName, Why>,
-    /// The hello has an encrypted part.
+    /// The ClientHello has an encrypted part.
     pub(super) has_ech: bool,
 }
 
 impl Hello {
-    /// The name that counts.
+    /// The name to use, given the setting for encrypted ClientHellos.
     pub(super) fn name(self, ech: Ech) -> Result<HostName, Why> {
         if self.has_ech && ech == Ech::Refuse { Err(Why::Ech) } else { self.server_name }
     }
@@ -45,7 +45,7 @@ impl Hello {
 #[derive(Debug, Default)]
 pub(super) struct Records {
     header: Vec<u8>,
-    /// Bytes of the current record that have not arrived.
+    /// Number of bytes of the current record that have not arrived.
     left: usize,
     message: Vec<u8>,
 }
@@ -53,7 +53,8 @@ pub(super) struct Records {
 impl Records {
     /// Reads the next bytes; returns the ClientHello when it is complete.
     ///
-    /// The ClientHello has to end with a record: what would follow it there is no message of a client (RFC 8446 §5.1).
+    /// The ClientHello must end at the end of a record: a client sends no further message in the same record (RFC 8446
+    /// §5.1).
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<Option<Hello>, Why> {
         let mut bytes = Reader(bytes);
         while !bytes.is_empty() {
@@ -87,14 +88,15 @@ fn record_len(header: &[u8]) -> Result<Option<usize>, Why> {
     }
     let &[kind, _, _, high, low] = header else { return Ok(None) };
     let len = u16::from_be_bytes([high, low]);
-    // Records of other types must not come in between, nor empty ones (RFC 8446 §5.1).
+    // Records of other types and empty records must not come between the records of a message (RFC 8446 §5.1).
     if kind != HANDSHAKE || len == 0 || len > MAX_RECORD {
         return Err(Why::Malformed);
     }
     Ok(Some(len.into()))
 }
 
-/// The length of a ClientHello with its header, of which `message` is the start. None if that is not known yet.
+/// The length of a ClientHello including its header. `message` is the start of the ClientHello. None if the length is
+/// not known yet.
 pub(super) fn message_len(message: &[u8]) -> Result<Option<usize>, Why> {
     if message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
         return Err(Why::Malformed);
@@ -121,7 +123,8 @@ pub(super) fn client_hello(message: &[u8]) -> Result<Hello, Why> {
     Ok(Hello { server_name: server_name.unwrap_or(Err(Why::NoServerName)), has_ech })
 }
 
-/// The extensions of a ClientHello. Before TLS 1.3 it may have none. None if it is malformed.
+/// The extensions of a ClientHello. A ClientHello before TLS 1.3 may have no extensions. None if the ClientHello is
+/// malformed.
 fn extensions(message: &[u8]) -> Option<&[u8]> {
     let mut body = Reader(message);
     body.take(MESSAGE_HEADER_LEN)?;
@@ -139,8 +142,8 @@ fn extensions(message: &[u8]) -> Option<&[u8]> {
     valid.then_some(extensions)
 }
 
-/// The name in a server_name extension. A list with more than one entry is refused, whatever their types: a server could
-/// pick another one.
+/// The name in a server_name extension. A list with more than one entry is refused, whatever the types of the entries:
+/// a server could use another entry.
 fn host_name(content: &[u8]) -> Result<Result<HostName, Why>, Why> {
     let mut content = Reader(content);
     let mut list = Reader(content.vector16().filter(|_| content.is_empty()).ok_or(Why::Malformed)?);

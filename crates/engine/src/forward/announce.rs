@@ -1,22 +1,23 @@
 //! Ports that a payload announces in text: FTP's PORT, EPRT and the answers to PASV and EPSV (RFC 959, RFC 2428), SDP
 //! and SIP (RFC 8866, RFC 3261), RTSP, DCC, URLs.
 //!
-//! A wrong guess costs only a query to the kernel. So no protocol is parsed: every number that can be a port counts.
+//! A wrong guess costs only a query to the kernel. So no protocol is parsed: every number that can be a port number is
+//! treated as a port.
 
 use core::ops::RangeInclusive;
 
-/// Lengths in bytes of payloads that may announce a port. The shortest such command of FTP has 16; signalling messages
-/// are shorter than the upper limit.
+/// Lengths in bytes of payloads that may announce a port. The shortest such command of FTP has 16 bytes. Signalling
+/// messages are shorter than the upper limit.
 pub const LENGTHS: RangeInclusive<usize> = 16..=4096;
 
 /// Maximum number of ports that one payload announces.
 const MAX_PORTS: usize = 16;
-/// Ports below are never chosen at random, so they need no announcement.
+/// Lower ports are never chosen at random, so they need no announcement.
 const FIRST_PORT: u16 = 1024;
-/// Numbers in the address and port of FTP's PORT command: four of the address, two of the port.
+/// Number of numbers in the argument of FTP's PORT command: four for the address, two for the port.
 const FTP_NUMBERS: usize = 6;
 
-/// The ports that `payload` may announce, at most 16; none if it does not start as text.
+/// The ports that `payload` may announce, at most 16. None if `payload` does not start as text.
 pub fn ports(payload: &[u8]) -> impl Iterator<Item = u16> {
     let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || *byte == 1;
     let text = if payload.iter().take(8).all(is_text) { payload } else { &[] };
@@ -27,14 +28,15 @@ pub fn ports(payload: &[u8]) -> impl Iterator<Item = u16> {
         .take(MAX_PORTS)
 }
 
-/// The numbers of a text, as lists joined by commas.
+/// The numbers in a text, as lists of numbers joined by commas.
 struct Lists<'a> {
     text: &'a [u8],
     at: usize,
 }
 
 impl Lists<'_> {
-    /// The next list: its numbers, or the one port that six bytes state. Zero means no port.
+    /// The next list: its numbers, or, if it has six, the one port that they state. Zero means that a number is no
+    /// port.
     fn next_list(&mut self) -> Option<impl Iterator<Item = u16> + use<>> {
         let mut numbers = [0; FTP_NUMBERS];
         let mut count = 0;
@@ -51,7 +53,8 @@ impl Lists<'_> {
         Some(numbers.into_iter().take(count + 1))
     }
 
-    /// The next number, zero if it can't be a port: too large, or part of a word, an address or a version.
+    /// The next number. Zero if the number can't be a port: it is too large, or part of a word, an address or a
+    /// version.
     fn next_number(&mut self) -> Option<u16> {
         let rest = self.text.get(self.at..)?;
         self.at += rest.iter().position(|byte| is_digit(*byte))?;
@@ -115,7 +118,7 @@ mod tests {
     }
 
     proptest! {
-        /// Parsing ends, and does not panic.
+        /// For any payload, parsing ends and does not panic.
         #[test]
         fn any_payload(payload in "[0-9,.:a ]{0,300}|.{0,99}") {
             prop_assert!(ports(payload.as_bytes()).count() <= MAX_PORTS);

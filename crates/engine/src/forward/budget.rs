@@ -1,15 +1,15 @@
-//! How often the kernel may be asked which ports are in use, besides the periodic scans: a token bucket.
+//! Limits how often the kernel may be asked which ports are in use, besides the periodic scans: a token bucket.
 
 use core::time::Duration;
 
 use crate::timer::Instant;
 
-/// Tokens of a full bucket.
+/// Number of tokens in a full bucket.
 const CAPACITY: u32 = 4096;
 /// Time in which one token is added.
 const PERIOD: Duration = Duration::from_micros(250);
 
-/// What questions cost, in tokens.
+/// Questions to the kernel, which cost tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// Which ports are in use in a namespace?
@@ -21,7 +21,8 @@ pub enum Question {
 }
 
 impl Question {
-    /// In measured proportions: a scan walks the kernel's tables four times, a lookup goes to one place in them.
+    /// The cost in tokens. The proportions were measured: a scan reads the kernel's tables four times, a lookup reads
+    /// one place in the tables.
     const fn cost(self) -> u32 {
         match self {
             Self::Scan => 128,
@@ -41,16 +42,17 @@ pub struct Budget {
 impl Budget {
     /// Tokens that scans must leave for lookups: a lookup is more urgent, since it asks about a certain port.
     pub const RESERVE: u32 = CAPACITY / 2;
-    /// Tokens that peeks leave for lookups: a peek only looks for a reason for one.
+    /// Number of tokens that peeks leave for lookups. A peek only looks for a reason for a lookup.
     pub const LAST_RESERVE: u32 = CAPACITY / 8;
 
-    /// A full bucket.
+    /// A bucket with all its tokens.
     #[must_use]
     pub const fn full(now: Instant) -> Self {
         Self { tokens: CAPACITY, filled: now }
     }
 
-    /// Pays for a question, if `reserve` tokens are left then. False if not: the question may not be asked.
+    /// Pays for a question, if `reserve` tokens are left afterwards. Returns false if not enough tokens are left: the
+    /// question may not be asked.
     pub fn spend(&mut self, question: Question, reserve: u32, now: Instant) -> bool {
         let periods = now.since(self.filled).as_micros() / PERIOD.as_micros();
         let added = u32::try_from(periods).unwrap_or(CAPACITY).min(CAPACITY);
@@ -63,7 +65,7 @@ impl Budget {
         enough
     }
 
-    /// Returns the cost of a question that was worth asking.
+    /// Returns the cost of a question whose answer was useful.
     pub fn refund(&mut self, question: Question) {
         self.tokens = (self.tokens + question.cost()).min(CAPACITY);
     }
@@ -83,7 +85,7 @@ mod tests {
         Instant::from_micros(millis * 1000)
     }
 
-    /// A burst, then as many as the rate allows. The reserve is left for other questions.
+    /// A burst is allowed, and then as many questions as the rate allows. The reserve is left for other questions.
     #[test]
     fn rate_and_reserve() {
         let mut budget = Budget::full(at(5));

@@ -3,10 +3,10 @@
 use alloc::string::String;
 use core::{fmt, ops::Deref, str::FromStr};
 
-/// Name of a network interface: 1 to 15 bytes, no `/`, no white space, neither `.` nor `..`.
+/// Name of a network interface: 1 to 15 bytes, without `/` and white space. The names `.` and `..` are invalid.
 ///
-/// These are the kernel's own limits (`IFNAMSIZ` less the terminating zero), so that a name that parses is
-/// refused later only because no such interface exists.
+/// These are the kernel's own limits (`IFNAMSIZ` less the terminating zero). So a name that parses is refused later
+/// only because no such interface exists.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IfName(String);
 
@@ -16,7 +16,7 @@ pub struct IfName(String);
 pub struct InvalidIfName;
 
 impl IfName {
-    /// Longest name in bytes.
+    /// Maximum length of a name, in bytes.
     pub const MAX_LEN: usize = 15;
 
     /// The loopback interface, `lo`.
@@ -71,7 +71,7 @@ mod tests {
         assert!("".parse::<IfName>().is_err());
     }
 
-    /// behaviour §2.4, `ifname`.
+    /// Forbidden names of `ifname` (behaviour §2.4).
     #[test]
     fn forbidden_characters_and_names() {
         for bad in ["a/b", "a b", "a\tb", "a\nb", "a\x0bb", "a\0b", ".", ".."] {

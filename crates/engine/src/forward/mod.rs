@@ -1,4 +1,4 @@
-//! Port forwarding rules (behaviour §2.4, §8): which ports are listened on, and where they forward to.
+//! Port forwarding rules (behaviour §2.4, §8): the ports to listen on, and the destinations that they forward to.
 //!
 //! [`Rule`] is one line of a direction's [`Table`]: a range of ports at a listening address, and the range of the same
 //! length that it maps to. Rules come from specifiers such as `127.0.0.1/8080:80`, see [`spec`]. [`Policy::onward`]

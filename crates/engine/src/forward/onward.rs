@@ -1,5 +1,5 @@
-//! What happens to a new connection or sender at a listening socket of a forwarding rule: one decision for TCP and UDP
-//! (behaviour §5.3.3, §5.4, §5.5).
+//! The decision about a new connection or sender at a listening socket of a forwarding rule. The decision is the same
+//! for TCP and UDP (behaviour §5.3.3, §5.4, §5.5).
 //!
 //! ```text
 //! a connection or datagram: peer, and the address that it was sent to
@@ -16,20 +16,20 @@ use crate::{
     flow::Endpoints,
 };
 
-/// One listening socket of a forwarding rule, and where it forwards to.
+/// One listening socket of a forwarding rule, and the destination that it forwards to.
 #[derive(Clone, Debug)]
 pub struct Listener {
-    /// The direction of its flows.
+    /// The direction of the listener's flows.
     pub direction: Direction,
     /// Index of the rule in its table.
     pub rule: usize,
-    /// The port listened on.
+    /// The port that the socket listens on.
     pub port: u16,
-    /// The address that the socket listens on; none for the wildcard addresses of both families.
+    /// The address that the socket listens on. None: the wildcard addresses of both families.
     pub address: Option<IpAddr>,
-    /// The socket listens on one interface only.
+    /// Whether the socket listens on one interface only.
     pub on_interface: bool,
-    /// The guest's address; none for the default one (behaviour §5.4).
+    /// The guest's address. None: the default address (behaviour §5.4).
     pub target_address: Option<IpAddr>,
     /// The guest's port.
     pub target_port: u16,
@@ -38,12 +38,12 @@ pub struct Listener {
 /// Which flows bypass the link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bypass {
-    /// Flows between loopback addresses.
+    /// Flows between loopback addresses bypass the link.
     #[default]
     Local,
-    /// None that come from the host (`--no-splice`, and `passt`).
+    /// No flow from the host bypasses the link (`--no-splice`, and `passt`).
     Never,
-    /// Flows between loopback addresses; all others are refused (`--splice-only`).
+    /// Flows between loopback addresses bypass the link. All others are refused (`--splice-only`).
     Only,
 }
 
@@ -52,18 +52,19 @@ pub enum Bypass {
 pub struct Policy {
     /// Which flows bypass the link.
     pub bypass: Bypass,
-    /// Traffic to a loopback address of the host goes to the same address of the guest (`--host-lo-to-ns-lo`).
+    /// Whether traffic to a loopback address of the host goes to the same address of the guest (`--host-lo-to-ns-lo`).
     pub keeps_loopback: bool,
-    /// Index of the guest's interface: the scope of its link-local address. Zero for none.
+    /// Index of the guest's interface: the scope of the guest's link-local address. Zero: no interface.
     pub scope: u32,
 }
 
-/// What happens to a new connection, or a datagram.
+/// The decision about a new connection or a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onward {
-    /// The connection or datagram goes to the guest through the link. These are its ends as the guest sees them.
+    /// The connection or datagram goes to the guest through the link, with these ends as the guest sees them.
     Link(Endpoints),
-    /// The connection or datagram bypasses the link: it goes to this address in the namespace of the listener's target.
+    /// The connection or datagram bypasses the link. The destination is this address in the namespace of the
+    /// listener's target.
     Bypass(SocketAddr),
     /// The connection or datagram is refused.
     Refuse,
@@ -85,8 +86,8 @@ impl Listener {
     }
 
     /// The ends of a flow from `peer` to `written_to` through the link, as the guest sees them (behaviour §5.3.2). If
-    /// `written_to` is a group, the guest's end is its default address: the guest answers from there. None if the guest
-    /// can't be reached.
+    /// `written_to` is a multicast group, the guest's end is the guest's default address, since the guest answers from
+    /// this address. None if the guest can't be reached.
     pub(crate) fn ends(
         &self,
         settings: &Settings,
@@ -110,12 +111,13 @@ impl Policy {
         listener.direction == Direction::Outbound || self.bypass != Bypass::Never
     }
 
-    /// Whether [`Policy::onward`] depends on `written_to`. To find out `written_to` takes a system call per connection.
+    /// Whether the result of [`Policy::onward`] depends on `written_to`. A system call per connection is needed to
+    /// find `written_to`.
     #[must_use]
     pub fn depends_on_written_to(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
         match listener.direction {
             Direction::Outbound => true,
-            // Loopback addresses may be kept, and a guest with several addresses is reached at each.
+            // Loopback addresses may be kept. And a guest with several addresses is reached at each of them.
             Direction::Inbound => {
                 listener.target_address.is_none()
                     && (self.keeps_loopback || guest.has_several(peer.to_canonical()))
@@ -123,8 +125,7 @@ impl Policy {
         }
     }
 
-    /// What happens to a flow that `peer` opens at `listener`. `written_to` is the address that it was sent to, if
-    /// known.
+    /// Decides about a flow that `peer` opens at `listener`. `written_to` is the flow's destination address, if known.
     #[must_use]
     pub fn onward(
         &self,
@@ -139,7 +140,7 @@ impl Policy {
         let to = |address| Onward::Bypass(SocketAddr::new(address, listener.target_port));
         let looped = written_to.filter(IpAddr::is_loopback);
         if listener.direction == Direction::Outbound {
-            // To the same loopback address (behaviour §5.5, R-89, R-106).
+            // The destination is the same loopback address (behaviour §5.5, R-89, R-106).
             return looped.filter(|_| peer.ip().is_loopback()).map_or(Onward::Refuse, to);
         }
         let local = peer.ip().is_loopback()

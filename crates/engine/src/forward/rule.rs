@@ -22,11 +22,11 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Where a rule listens.
+/// The address and interface on which a rule listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Listen {
-    /// Address to bind; `None` is the dual-stack wildcard `*` (one IPv6 socket with `IPV6_V6ONLY` off). The
-    /// unspecified address of a family means all addresses of that family only (behaviour §2.4.5).
+    /// Address to bind. `None`: the dual-stack wildcard `*` (one IPv6 socket with `IPV6_V6ONLY` off). The unspecified
+    /// address of a family means all addresses of this family only (behaviour §2.4.5).
     pub addr: Option<IpAddr>,
     /// Interface to bind to (`SO_BINDTODEVICE`), if any.
     pub interface: Option<IfName>,
@@ -45,9 +45,9 @@ impl Listen {
         }
     }
 
-    /// Whether one socket on each of the two could claim the same packet.
+    /// Whether the same packet could belong to sockets on both addresses and interfaces.
     ///
-    /// Two rules on different interfaces never do (Q20): the kernel allows both sockets.
+    /// Two rules on different interfaces never overlap (Q20): the kernel allows both sockets.
     fn overlaps(&self, other: &Self) -> bool {
         let interfaces = match (&self.interface, &other.interface) {
             (Some(a), Some(b)) => a == b,
@@ -61,7 +61,7 @@ impl Listen {
     }
 }
 
-/// `[ADDR]%IF`: `[::1]`, `[127.0.0.1]%lo`, `[*]`, `[*]%eth0` (behaviour §1.8).
+/// Writes `[ADDR]%IF`: `[::1]`, `[127.0.0.1]%lo`, `[*]`, `[*]%eth0` (behaviour §1.8).
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.addr {
@@ -75,7 +75,7 @@ impl fmt::Display for Listen {
     }
 }
 
-/// One forwarding rule: the ports listened on, and the equally long range that they map to.
+/// One forwarding rule: the range of ports to listen on, and the range of the same length that these ports map to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// Transport protocol.
@@ -84,19 +84,19 @@ pub struct Rule {
     pub listen: Listen,
     /// Ports to listen on.
     pub ports: PortRange,
-    /// Destination address; `None` means the one that behaviour §5.3.2 derives, usually the guest's.
+    /// Destination address. `None`: the address that behaviour §5.3.2 derives, usually the guest's.
     pub target_addr: Option<IpAddr>,
-    /// Destination port that the first of `ports` maps to; the others follow in order. The last one is
-    /// at most 65535.
+    /// Destination port of the first port in `ports`. The other ports follow in order. The last destination port is at
+    /// most 65535.
     pub target_first: u16,
-    /// A port that can't be bound is no error (behaviour §8.2).
+    /// Whether the rule ignores ports that can't be bound (behaviour §8.2).
     pub best_effort: bool,
-    /// Listen only on ports that are bound on the other side, as they come and go (behaviour §8.4).
+    /// Whether the rule listens only on ports that are bound on the other side at the moment (behaviour §8.4).
     pub scan: bool,
 }
 
 impl Rule {
-    /// Whether a packet to `addr` and `port` falls under this rule, interfaces aside.
+    /// Whether the rule covers a packet to `addr` and `port`. The interface is not compared.
     pub fn matches(&self, protocol: Protocol, addr: IpAddr, port: u16) -> bool {
         self.protocol == protocol && self.ports.contains(port) && self.listen.accepts(addr)
     }
@@ -115,7 +115,7 @@ impl Rule {
         PortRange::new(self.target_first, last).unwrap_or(PortRange::single(self.target_first))
     }
 
-    /// Whether some packet matches both rules, so that they can't be in one table (behaviour §2.4.9, Q20).
+    /// Whether a packet can match both rules. Such rules can't be in one table (behaviour §2.4.9, Q20).
     pub fn conflicts_with(&self, other: &Self) -> bool {
         self.protocol == other.protocol
             && self.ports.overlaps(other.ports)
@@ -123,8 +123,8 @@ impl Rule {
     }
 }
 
-/// `TCP [ADDR]%IF:FIRST-LAST  =>  [TADDR:]TO-TOLAST  (best effort) (auto-scan)` (behaviour §1.8), ranges of one
-/// port as that port alone.
+/// Writes `TCP [ADDR]%IF:FIRST-LAST  =>  [TADDR:]TO-TOLAST  (best effort) (auto-scan)` (behaviour §1.8). A range of
+/// one port is written as this port alone.
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}:{}  =>  ", self.protocol, self.listen, Ports(self.ports))?;
@@ -145,7 +145,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// A range, or the one port of it.
+/// The text form of a range. A range of one port is written as the port alone.
 struct Ports(PortRange);
 
 impl fmt::Display for Ports {

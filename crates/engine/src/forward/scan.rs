@@ -1,18 +1,18 @@
-//! Rules that follow listening sockets (behaviour §8.4): the ports that they open, given the ports in use on their
-//! target side.
+//! Rules that follow listening sockets (behaviour §8.4). This module computes the ports that such rules open, given
+//! the ports in use on the rules' target side.
 //!
 //! Two directions must not follow each other's listeners from one namespace to the other and back. So a rule
-//! never follows sockets of this process, and the two directions take turns: the second one sees what the first one has
-//! opened.
+//! never follows sockets of this process, and the two directions take turns: the second direction sees the ports that
+//! the first direction has opened.
 
 use alloc::{boxed::Box, vec};
 use core::fmt;
 
 use super::{PortRange, Protocol, Table};
 
-/// Bits of a word of a [`PortSet`].
+/// Number of bits in a word of a [`PortSet`].
 const BITS: u16 = 64;
-/// Words for all ports.
+/// Number of words for all ports.
 const WORDS: usize = 1 << 16 >> BITS.trailing_zeros();
 
 /// A set of port numbers.
@@ -58,14 +58,14 @@ impl PortSet {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// The ports, in order.
+    /// The ports in the set, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         (0..=u16::MAX / BITS).zip(self.0.iter()).filter(|(_, word)| **word != 0).flat_map(|(index, word)| {
             (0..BITS).filter(move |bit| word & 1 << bit != 0).map(move |bit| index * BITS + bit)
         })
     }
 
-    /// The ports of a range that are in the set, in order.
+    /// The ports of a range that are in the set, in ascending order.
     pub fn within(&self, range: PortRange) -> impl Iterator<Item = u16> {
         let words = range.first() / BITS..=range.last() / BITS;
         words.filter(|index| self.0[usize::from(*index)] != 0).flat_map(move |index| {
@@ -102,7 +102,7 @@ impl fmt::Debug for PortSet {
     }
 }
 
-/// Ports in use in one network namespace, whatever the address.
+/// Ports in use in one network namespace, with any address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InUse {
     /// TCP ports with a listening socket.
@@ -127,8 +127,8 @@ impl InUse {
     }
 }
 
-/// The target ports of the rules of `table` that follow a scan, without `ours`, the ports that this process itself uses
-/// there. A scan can ignore all others.
+/// The target ports of those rules of `table` that follow a scan, except `ours`, the ports that this process itself
+/// uses on the target side. A scan can ignore all other ports.
 #[must_use]
 pub fn relevant(table: &Table, ours: &InUse) -> InUse {
     let mut relevant = InUse::default();
@@ -144,10 +144,11 @@ pub fn relevant(table: &Table, ours: &InUse) -> InUse {
     relevant
 }
 
-/// The rules of `table` that follow a scan, by index, and the ports that they are to listen on, each rule's in order.
+/// The rules of `table` that follow a scan, by index. Each rule comes with the ports that it is to listen on, in
+/// order.
 ///
-/// `target` has the ports in use on the rules' target side, `ours` those that this process itself uses there. UDP rules
-/// follow TCP listeners too: many services open a UDP socket on their TCP port only on demand.
+/// `target` has the ports in use on the rules' target side. `ours` has the ports that this process itself uses there.
+/// UDP rules follow TCP listeners too: many services open a UDP socket on their TCP port only on demand.
 pub fn wanted<'a>(
     table: &'a Table,
     target: &InUse,
@@ -183,7 +184,7 @@ mod tests {
         spec::{Context, Direction, Spec, parse},
     };
 
-    /// A table of the specifiers of both protocols.
+    /// A table of rules from TCP and UDP specifiers.
     fn table(direction: Direction, tcp: &[&str], udp: &[&str]) -> Table {
         let ephemeral = PortRange::new(32768, 60999).unwrap();
         let mut table = Table::new();
@@ -207,7 +208,8 @@ mod tests {
 
     use Protocol::{Tcp, Udp};
 
-    /// behaviour §8.4: what is in use is followed, UDP after TCP too; excluded, ephemeral and our own ports are not.
+    /// Ports in use are followed, and UDP rules follow TCP ports too. Excluded, ephemeral and our own ports are not
+    /// followed (behaviour §8.4).
     #[test]
     fn ports_that_are_followed() {
         let used = in_use(&[22, 80, 40000, 65535], &[53, 80, 123]);
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!((tcp.iter().collect::<Vec<_>>(), udp.is_empty()), (Vec::from([90]), true));
     }
 
-    /// One side of two namespaces that follow each other.
+    /// One of two namespaces whose rules follow each other.
     #[derive(Default)]
     struct Side {
         services: InUse,
@@ -271,8 +273,8 @@ mod tests {
             InUse { tcp: of(all.tcp, relevant.tcp), udp: of(all.udp, relevant.udp) }
         }
 
-        /// Opens and closes our listeners here by the rules of `table`, except on ports that a service uses. Returns
-        /// whether anything changed.
+        /// Opens and closes the listeners of this side by the rules of `table`, except on ports that a service uses.
+        /// Returns whether anything changed.
         fn follow(&mut self, table: &Table, other: &Self) -> bool {
             let mut now = InUse::default();
             let wanted = ports(table, &other.scanned(), &other.ours);
@@ -295,8 +297,8 @@ mod tests {
     }
 
     proptest! {
-        /// however services come and go on both sides, a port is never forwarded both ways. When the services stop
-        /// changing, so do the listeners. A listener for a service that has gone is closed.
+        /// a port is never forwarded both ways, however services start and stop on both sides. When the
+        /// services stop changing, the listeners stop changing too. A listener for a service that has ended is closed.
         #[test]
         fn no_loop_and_no_flapping_r104(
             changes in prop::collection::vec((services(), services()), 1..8),
@@ -311,7 +313,8 @@ mod tests {
                 let mut turns = 0;
                 while host.follow(&inbound, &guest) | guest.follow(&outbound, &host) {
                     turns += 1;
-                    // A rule that shifts ports by two links at most six ports in a chain, and each may take a turn.
+                    // A rule that shifts ports by two links at most six ports in a chain. Each of these ports may need
+                    // a turn.
                     prop_assert!(turns <= 7, "flaps: {:?} {:?}", host.ours, guest.ours);
                 }
                 for (table, here, there) in [(&inbound, &host, &guest), (&outbound, &guest, &host)] {

@@ -7,24 +7,25 @@
 //! range  = number [ "-" number ]
 //! ```
 //!
-//! Two passes: the first reads every chunk and collects what is excluded, the second makes rules of what was
-//! included, split around the exclusions. So the order of chunks does not matter.
+//! A specifier is parsed in two passes. The first pass reads every chunk and collects the excluded ports. The second
+//! pass makes rules of the included ports, split around the excluded ports. So the order of chunks does not matter.
 
 use alloc::{string::String, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Enabled, IfName, Listen, MAX_RULES, PortRange, Protocol, Rule};
 
-/// What the meaning of a specifier depends on.
+/// The settings that affect the meaning of a specifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
     /// Protocol of the option.
     pub protocol: Protocol,
     /// Direction of the option.
     pub direction: Direction,
-    /// A wildcard listens on the families that are enabled.
+    /// The families that are enabled: a wildcard listens on these.
     pub enabled: Enabled,
-    /// The host's ephemeral ports, which `all`, `auto` and lone exclusions leave out (behaviour §8.7).
+    /// The host's ephemeral ports. `all`, `auto`, and a specifier of exclusions only leave out these ports (behaviour
+    /// §8.7).
     pub ephemeral: PortRange,
 }
 
@@ -33,12 +34,13 @@ pub struct Context {
 pub enum Direction {
     /// From the host to the guest or namespace (`-t`, `-u`).
     Inbound,
-    /// From the namespace to the host (`-T`, `-U`): always from its loopback interface (behaviour §2.4.7).
+    /// From the namespace to the host (`-T`, `-U`). The rules always listen on the namespace's loopback interface
+    /// (behaviour §2.4.7).
     Outbound,
 }
 
 impl Direction {
-    /// The other one.
+    /// The opposite direction.
     #[must_use]
     pub const fn reverse(self) -> Self {
         match self {
@@ -47,7 +49,8 @@ impl Direction {
         }
     }
 
-    /// The name of its rules' table in messages and on the control socket, by where the rules listen (behaviour §8.9).
+    /// The name of the direction's table of rules, in messages and on the control socket. The name says where the
+    /// rules listen (behaviour §8.9).
     #[must_use]
     pub const fn table_name(self) -> &'static str {
         match self {
@@ -60,18 +63,18 @@ impl Direction {
 /// Meaning of a specifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
-    /// `none`: no rules, not even default ones.
+    /// `none`: no rules, not even the default rules.
     None,
-    /// Anything else.
+    /// Any specifier other than `none`.
     Forward {
-        /// Whether `auto` occurred, so that every rule is [`Rule::scan`].
+        /// Whether `auto` occurred. If so, every rule has [`Rule::scan`] set.
         auto: bool,
-        /// The rules, in the order of the specifier. Not yet checked: [`super::Table::add`] does that.
+        /// The rules, in the order of the specifier. The rules are not yet checked: [`super::Table::add`] checks them.
         rules: Vec<Rule>,
     },
 }
 
-/// Why a specifier is refused.
+/// The reason why a specifier is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// The specifier does not match the grammar.
@@ -80,7 +83,7 @@ pub enum SpecError {
     /// The specifier has a listening address or interface, which its direction does not allow (behaviour §2.4.7).
     #[error("Listening address not allowed in '{0}'")]
     ListenNotAllowed(String),
-    /// The specifier would make more rules than any table can hold.
+    /// The specifier would make more rules than a table can hold.
     #[error("Port specifier makes too many forwarding rules (max {MAX_RULES})")]
     TooManyRules,
 }
@@ -88,7 +91,7 @@ pub enum SpecError {
 /// Reads a specifier.
 ///
 /// # Errors
-/// If `spec` does not match the grammar, or is not allowed in this `context`.
+/// If `spec` does not match the grammar, or is not allowed in `context`.
 pub fn parse(spec: &str, context: &Context) -> Result<Spec, SpecError> {
     if spec == "none" {
         return Ok(Spec::None);
@@ -112,7 +115,7 @@ pub fn parse(spec: &str, context: &Context) -> Result<Spec, SpecError> {
     Ok(Spec::Forward { auto: maker.scan, rules })
 }
 
-/// One comma-separated part.
+/// One of the comma-separated parts of a specifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunk {
     /// `all`, or `all:ADDR`.
@@ -147,14 +150,14 @@ impl Chunk {
             None => (None, ports),
             Some(to) => parse_target(to, ports)?,
         };
-        // behaviour §2.4.4
+        // The two ranges must have the same length (behaviour §2.4.4).
         let same_length = target_ports.len() == ports.len();
         same_length.then_some(Self::Include { ports, target, target_first: target_ports.first() })
     }
 }
 
-/// Splits off the listening address, if there is one. A `/` may also belong to a target (`22:::1/22`):
-/// the text before it decides.
+/// Splits off the listening address, if there is one. A `/` may also belong to a target (`22:::1/22`): the text before
+/// the `/` decides.
 fn split_listen(spec: &str) -> (Option<Listen>, &str) {
     let Some((before, ports)) = spec.split_once('/') else { return (None, spec) };
     match parse_listen(before) {
@@ -175,7 +178,8 @@ fn parse_listen(text: &str) -> Option<Listen> {
     Some(Listen { addr, interface })
 }
 
-/// The text after the `:` of an included range. An address is tried before a range of ports.
+/// Parses the text after the `:` of an included range. The text is parsed as an address first, then as a range of
+/// ports.
 fn parse_target(text: &str, ports: PortRange) -> Option<(Option<IpAddr>, PortRange)> {
     if let Some((addr, range)) = text.split_once('/') {
         return Some((specified(parse_addr(addr)?), PortRange::parse(range)?));
@@ -186,19 +190,20 @@ fn parse_target(text: &str, ports: PortRange) -> Option<(Option<IpAddr>, PortRan
     Some((None, PortRange::parse(text)?))
 }
 
-/// An address, in brackets or not. IPv4-mapped IPv6 is IPv4 (behaviour §2.4.5).
+/// Parses an address, with or without brackets. An IPv4-mapped IPv6 address becomes an IPv4 address (behaviour
+/// §2.4.5).
 fn parse_addr(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     bare.parse::<IpAddr>().ok().map(|addr| addr.to_canonical())
 }
 
-/// An unspecified target is no target.
+/// An unspecified target address is treated as no target address.
 fn specified(addr: IpAddr) -> Option<IpAddr> {
     (!addr.is_unspecified()).then_some(addr)
 }
 
-/// Where the rules listen: the given address, or the default of the direction. A dual-stack wildcard becomes
-/// the wildcard of the one family that is enabled (behaviour §2.4.5).
+/// Where the rules listen: at the given address, or at the default address of the direction. A dual-stack wildcard
+/// becomes the wildcard of the enabled family if only one is enabled (behaviour §2.4.5).
 fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
     let mut listen = given.unwrap_or(match context.direction {
         Direction::Inbound => Listen::ANY,
@@ -214,7 +219,7 @@ fn listen_for(given: Option<Listen>, context: &Context) -> Listen {
     listen
 }
 
-/// The ports to exclude, in order and without overlaps. If no range is included explicitly, the ephemeral
+/// The ports to exclude, in ascending order and without overlaps. If no range is included explicitly, the ephemeral
 /// ports and port 0 are excluded too (behaviour §2.4.2).
 fn excluded(chunks: &[Chunk], ephemeral: PortRange) -> Vec<PortRange> {
     let mut ranges: Vec<PortRange> = chunks
@@ -230,7 +235,7 @@ fn excluded(chunks: &[Chunk], ephemeral: PortRange) -> Vec<PortRange> {
     PortRange::merge(ranges)
 }
 
-/// The second pass.
+/// The second pass, which makes the rules.
 struct RuleMaker {
     protocol: Protocol,
     listen: Listen,
@@ -243,7 +248,7 @@ impl RuleMaker {
     fn rules(&self, chunks: &[Chunk]) -> Result<Vec<Rule>, SpecError> {
         let mut rules = Vec::new();
         if self.best_effort {
-            // Several `all` count as one, with the target of any of them.
+            // Several `all` chunks count as one. Its target is the target of any of these chunks.
             let target = chunks.iter().find_map(|chunk| match chunk {
                 Chunk::All { target } => *target,
                 _ => None,
@@ -258,7 +263,7 @@ impl RuleMaker {
         Ok(rules)
     }
 
-    /// Adds a rule for each run of `ports` between the exclusions.
+    /// Adds a rule for each contiguous range of `ports` that the exclusions leave.
     fn add(
         &self,
         rules: &mut Vec<Rule>,

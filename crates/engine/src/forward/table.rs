@@ -9,54 +9,54 @@ use crate::nat::is_group;
 /// Maximum number of rules in one table (behaviour §2.4.10).
 pub const MAX_RULES: usize = 255;
 
-/// Maximum number of sockets that the rules of one table may ask for, one for each port of each rule (behaviour
+/// Maximum number of sockets that the rules of one table may need. Each port of each rule needs one socket (behaviour
 /// §2.4.10).
 pub const MAX_SOCKETS: usize = 327_680;
 
 /// The forwarding rules of one direction, in the order in which they were given.
 ///
-/// No two of them [conflict](Rule::conflicts_with), and the limits hold.
+/// No two rules [conflict](Rule::conflicts_with), and the table is within the limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
     rules: Vec<Rule>,
     sockets: usize,
 }
 
-/// Which families and protocols are in use: rules for others are refused.
+/// The families and protocols that are in use. Rules for others are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Enabled {
-    /// IPv4.
+    /// IPv4 is in use.
     pub ipv4: bool,
-    /// IPv6.
+    /// IPv6 is in use.
     pub ipv6: bool,
-    /// TCP.
+    /// TCP is in use.
     pub tcp: bool,
-    /// UDP.
+    /// UDP is in use.
     pub udp: bool,
 }
 
 impl Enabled {
-    /// All of them.
+    /// All families and protocols are in use.
     pub const ALL: Self = Self { ipv4: true, ipv6: true, tcp: true, udp: true };
 }
 
-/// A rule that was not added, and why.
+/// A rule that was not added, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}\nUnable to add rule {rule}")]
 pub struct AddError {
     /// The rule.
     pub rule: Box<Rule>,
-    /// What is wrong with it.
+    /// The reason why the rule was not added.
     pub reason: Refusal,
 }
 
-/// Why a rule can't be in a table (behaviour §2.4).
+/// The reason why a rule can't be in a table (behaviour §2.4).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Listening on port 0.
+    /// The rule listens on port 0.
     #[error("Forwarding rule attempts to map from port 0")]
     FromPortZero,
-    /// A target range that contains port 0, or goes beyond 65535.
+    /// The target range contains port 0, or exceeds 65535.
     #[error("Forwarding rule attempts to map to port 0")]
     ToPortZero,
     /// IPv4 is not in use.
@@ -74,7 +74,7 @@ pub enum Refusal {
         /// Target address.
         to: IpAddr,
     },
-    /// Packets of one family can't go to an address of the other.
+    /// Packets of one family can't go to an address of the other family.
     #[error("Forward from {} ({from}) to {} ({to}) unsupported", family(*.from), family(*.to))]
     OtherFamily {
         /// Listening address.
@@ -82,15 +82,15 @@ pub enum Refusal {
         /// Target address.
         to: IpAddr,
     },
-    /// The target must be a single host.
+    /// The target must be a single host, but is a multicast address.
     #[error("Multicast target address {0} for forwarding rule")]
     MulticastTarget(IpAddr),
-    /// A rule of the table claims the same packets.
+    /// A rule of the table matches some of the same packets.
     #[error("Forwarding configuration conflict: {new} versus {old}")]
     Conflict {
         /// The rule to be added.
         new: Box<Rule>,
-        /// The rule in the table.
+        /// The rule that is in the table.
         old: Box<Rule>,
     },
     /// The table is full.
@@ -102,12 +102,12 @@ pub enum Refusal {
 }
 
 impl Table {
-    /// The empty table.
+    /// An empty table.
     pub const fn new() -> Self {
         Self { rules: Vec::new(), sockets: 0 }
     }
 
-    /// The rules, in order. An index into this slice stays valid: rules are only ever added.
+    /// The rules, in order. An index into this slice stays valid, since rules are never removed.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
@@ -151,7 +151,7 @@ impl Table {
         for rule in &self.rules {
             let mut rule = rule.clone();
             rule.listen.addr = rule.listen.addr.or(any);
-            // Rules that are refused here are for a family that is not in use.
+            // A rule that is refused here is for a family that is not in use.
             let _left_out = table.add(rule, enabled);
         }
         table
@@ -175,8 +175,9 @@ impl Table {
         Ok(())
     }
 
-    /// First rule for a packet to `addr` and `port` that came in through `interface` (its name, where the
-    /// caller knows it), and its index (behaviour §8.5). A rule with an interface never matches without one.
+    /// The first rule, with its index, that matches a packet to `addr` and `port` (behaviour §8.5). `interface` is the
+    /// name of the interface on which the packet arrived, if known. A rule with an interface never matches a packet
+    /// whose interface is not known.
     pub fn lookup(
         &self,
         protocol: Protocol,

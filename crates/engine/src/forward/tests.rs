@@ -1,4 +1,4 @@
-//! Specifiers and tables together: what an option's argument becomes, in the words of behaviour §1.8 and §2.4.
+//! Tests of specifiers and tables together. The tests compare text in the form of behaviour §1.8 and §2.4.
 
 use alloc::{
     format,
@@ -27,7 +27,8 @@ fn context() -> Context {
     }
 }
 
-/// The rules that several specifiers make in one table, one a line; or the first error.
+/// The rules that several specifiers make in one table, one rule per line. If there is an error, the text of the first
+/// error.
 fn rules_in(specs: &[&str], context: &Context) -> String {
     let mut table = Table::new();
     for spec in specs {
@@ -50,7 +51,7 @@ fn rules(spec: &str) -> String {
     rules_in(&[spec], &context())
 }
 
-/// behaviour §2.4, §1.8; R-109 (`[::1]/22`), R-101 (port 65535).
+/// Accepted specifiers (behaviour §2.4, §1.8): R-109 (`[::1]/22`), R-101 (port 65535).
 #[test]
 fn accepted_specifiers_r109_r101() {
     for (spec, expected) in [
@@ -100,7 +101,8 @@ fn accepted_specifiers_r109_r101() {
     }
 }
 
-/// behaviour §2.4.2, §2.4.3, §8.7: without an included range, everything but the ephemeral ports, best effort.
+/// Without an included range, all ports except the ephemeral ports are forwarded, best effort (behaviour §2.4.2,
+/// §2.4.3, §8.7).
 #[test]
 fn everything_but_ephemeral_ports() {
     let all =
@@ -118,7 +120,7 @@ fn everything_but_ephemeral_ports() {
     assert_eq!(rules_in(&["all"], &whole), "TCP [*]:1-49151  =>  1-49151  (best effort)");
 }
 
-/// behaviour §2.4, "Errors".
+/// Invalid specifiers (behaviour §2.4, "Errors").
 #[test]
 fn invalid_specifiers() {
     for spec in [
@@ -183,7 +185,7 @@ fn invalid_specifiers() {
     }
 }
 
-/// behaviour §2.4.6, "Errors"; R-101 (port 0 refused).
+/// Refused rules (behaviour §2.4.6, "Errors"); R-101: port 0 is refused.
 #[test]
 fn refused_rules_r101() {
     for (spec, reason) in [
@@ -209,7 +211,7 @@ fn refused_rules_r101() {
     }
 }
 
-/// behaviour §2.4.5, §2.4 "Errors"; R-107.
+/// Rules for disabled families and protocols (behaviour §2.4.5, §2.4 "Errors"; R-107).
 #[test]
 fn disabled_families_and_protocols_r107() {
     let v4 = Context { enabled: Enabled { ipv6: false, ..Enabled::ALL }, ..context() };
@@ -234,7 +236,7 @@ fn disabled_families_and_protocols_r107() {
     }
 }
 
-/// behaviour §2.4.7.
+/// Outbound rules listen on loopback (behaviour §2.4.7).
 #[test]
 fn outbound_rules_listen_on_loopback() {
     let context = Context { direction: Direction::Outbound, ..context() };
@@ -244,7 +246,7 @@ fn outbound_rules_listen_on_loopback() {
     }
 }
 
-/// behaviour §2.4.9; Q20: interface names count.
+/// Conflicts between rules (behaviour §2.4.9). Q20: rules on different interfaces do not conflict.
 #[test]
 fn conflicts() {
     let conflict =
@@ -294,7 +296,7 @@ fn rule(first: u16, last: u16) -> Rule {
     }
 }
 
-/// behaviour §2.4.10, and a specifier that would make rules without end.
+/// The limits of behaviour §2.4.10, and a specifier that would make an unlimited number of rules.
 #[test]
 fn limits() {
     let mut table = Table::new();
@@ -321,7 +323,7 @@ fn limits() {
     assert_eq!(parse(&spec, &context()), Err(SpecError::TooManyRules));
 }
 
-/// A rule that no specifier makes, but the control socket can carry (behaviour §8.9).
+/// A rule that no specifier can make, but that the control socket can carry (behaviour §8.9).
 #[test]
 fn target_range_beyond_the_last_port() {
     let wrapping = Rule { target_first: 65535, ..rule(22, 23) };
@@ -329,7 +331,7 @@ fn target_range_beyond_the_last_port() {
     assert_eq!(Table::new().add(wrapping, Enabled::ALL).unwrap_err().reason, Refusal::ToPortZero);
 }
 
-/// behaviour §8.5: the first match by protocol, address, port and interface.
+/// A lookup returns the first rule that matches protocol, address, port and interface (behaviour §8.5).
 #[test]
 fn lookup() {
     let mut table = Table::new();
@@ -368,7 +370,8 @@ proptest! {
         }
     }
 
-    /// behaviour §2.4.1: rules cover the included ports less the excluded ones, each once, at a constant offset.
+    /// Rules cover the included ports less the excluded ports. Each port is covered once, at a constant offset
+    /// (behaviour §2.4.1).
     #[test]
     fn expansion_is_set_difference(
         included in any_range(),
@@ -389,7 +392,7 @@ proptest! {
         prop_assert_eq!(ports.next(), None);
     }
 
-    /// behaviour §2.4.2, the same for `all`.
+    /// `all` covers all ports that are not excluded (behaviour §2.4.2).
     #[test]
     fn all_is_everything_else(excluded in prop::collection::vec(any_range(), 0..6)) {
         let holes: String = excluded.iter().map(|hole| format!("~{hole},")).collect();

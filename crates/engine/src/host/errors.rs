@@ -1,7 +1,7 @@
-//! Errors of datagram and ping sockets: what a call reports, and what waits in the error queue.
+//! Errors of datagram and ping sockets: the errors that a call returns, and the entries of the error queue.
 //!
-//! The kernel reports the error of a datagram late: a later call fails with it, once, and the details are in the
-//! socket's error queue. So an error may be that of an earlier datagram. [`send`] handles both cases.
+//! The kernel reports the error of a datagram late: a later call fails with this error, once, and the details are in
+//! the socket's error queue. So the error of a call may belong to an earlier datagram. [`send`] handles both cases.
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -9,8 +9,8 @@ use super::{Errno, SocketError};
 
 /// The error queue of a socket (`IP_RECVERR`, `IPV6_RECVERR`).
 pub trait ErrorQueue {
-    /// Takes the oldest entry, and copies the first bytes of the message that met the error to `quote`: for UDP the
-    /// payload, for ping the header and the payload.
+    /// Takes the oldest entry, and copies the first bytes of the failed message to `quote`: for UDP the payload, for
+    /// ping the header and the payload.
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError>;
 
     /// Clears a pending error that has no entry in the queue.
@@ -20,45 +20,48 @@ pub trait ErrorQueue {
 /// An entry of a socket's error queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuedError {
-    /// Where the datagram was sent; the port is zero for ping.
+    /// The destination of the datagram. The port is zero for ping.
     pub destination: SocketAddr,
     /// Local address that the error was sent to, if known.
     pub local: Option<IpAddr>,
-    /// The ICMP message that reported it, of the destination's family; none for other errors of the host's own.
+    /// The ICMP message that reported the error, of the destination's family. None if the host itself detected the
+    /// error.
     pub report: Option<Report>,
-    /// The host refused the datagram of the last call, because it exceeds the path's MTU: `report` says so as a router
-    /// would. The port of `destination` may be missing.
+    /// The host refused the datagram of the last call, because the datagram exceeds the path's MTU: `report` contains
+    /// what a router would report. The port of `destination` may be missing.
     pub refused: bool,
     /// The sender of the ICMP message, if known.
     pub offender: Option<IpAddr>,
-    /// How many bytes of the sent message are known.
+    /// Number of bytes of the sent message that are known.
     pub quoted: usize,
 }
 
-/// What an ICMP error message says.
+/// The contents of an ICMP error message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Type.
     pub kind: u8,
     /// Code.
     pub code: u8,
-    /// MTU in bytes, for "fragmentation needed" and "packet too big"; offset in bytes, for ICMPv6 "parameter problem".
+    /// For "fragmentation needed" and "packet too big": the MTU in bytes. For ICMPv6 "parameter problem": the offset
+    /// in bytes.
     pub info: u32,
 }
 
-/// What became of a datagram that was given to a socket.
+/// The result of sending a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SendResult {
-    /// The kernel has it.
+    /// The kernel has accepted the datagram.
     Sent,
     /// The socket's buffer is full. The datagram is lost, as any datagram may be.
     Full,
-    /// The kernel refuses it: with an error, and if it exceeds the path's MTU, with what a router would report.
+    /// The kernel refused the datagram with this error. If the datagram exceeds the path's MTU, the report says what a
+    /// router would report.
     Refused(Errno, Option<Report>),
 }
 
-/// Sends a datagram by `attempt`. If that fails, `drain` takes the errors from the socket, and there is one more
-/// attempt: the failure may be that of an earlier datagram, which the kernel reports once.
+/// Sends a datagram by `attempt`. If the attempt fails, `drain` takes the errors from the socket, and there is one
+/// more attempt: the failure may belong to an earlier datagram, which the kernel reports once.
 ///
 /// `drain` returns the report about a datagram that exceeds the path's MTU, see [`drain`]. Such a datagram is not sent
 /// again.
@@ -78,11 +81,11 @@ pub(crate) fn send<S>(
     }
 }
 
-/// Takes up to `most` entries from the error queue and hands them to `on_error`, with what is quoted of the message.
-/// The socket has no pending error afterwards: one without an entry would be reported again and again.
+/// Takes up to `most` entries from the error queue and passes them to `on_error`, with the quoted part of the message.
+/// Afterwards, the socket has no pending error: an error without an entry would be reported again and again.
 ///
-/// Returns the last report about a datagram that the host refused as too long. Only the sender knows which one that
-/// was, so `on_error` does not get it.
+/// Returns the last report about a datagram that the host refused as too long. Only the sender knows which datagram
+/// that was, so `on_error` does not get this report.
 pub(crate) fn drain<S: ErrorQueue>(
     socket: &mut S,
     quote: &mut [u8],

@@ -19,7 +19,7 @@ use crate::{
     memory::{Memory, PayloadOf},
 };
 
-/// Hop limit in packets to the guest if the host does not report the received one.
+/// Hop limit in packets to the guest if the host does not report the hop limit of the received packet.
 pub(crate) const UNKNOWN_HOP_LIMIT: u8 = 255;
 
 /// A Linux error number.
@@ -27,7 +27,7 @@ pub(crate) const UNKNOWN_HOP_LIMIT: u8 = 255;
 pub struct Errno(pub i32);
 
 impl Errno {
-    // As on x86 and Arm.
+    // The number on x86 and Arm.
     pub(crate) const EPERM: Self = Self(1);
     pub(crate) const ENOMEM: Self = Self(12);
     pub(crate) const EACCES: Self = Self(13);
@@ -41,47 +41,48 @@ impl Errno {
     pub(crate) const ETIMEDOUT: Self = Self(110);
     pub(crate) const EHOSTUNREACH: Self = Self(113);
 
-    /// Whether a resource is exhausted that ending a flow releases: files, memory, or what epoll may watch.
+    /// Whether the error means that a resource is exhausted which the end of a flow would release: files, memory, or
+    /// epoll watches.
     #[must_use]
     pub const fn is_exhaustion(self) -> bool {
         matches!(self, Self::ENOMEM | Self::ENFILE | Self::EMFILE | Self::ENOSPC | Self::ENOBUFS)
     }
 }
 
-/// Why a socket operation did nothing.
+/// The reason why a socket operation did nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketError {
-    /// Nothing now; readiness will be reported.
+    /// The operation can't be done now. Readiness will be reported.
     WouldBlock,
-    /// The call failed with this error. A stream socket has failed permanently.
+    /// The call failed with this error. A stream socket then has failed permanently.
     Failed(Errno),
 }
 
-/// What a socket is ready for. Reports are edge-triggered for stream sockets: each change is reported once. They are
-/// level-triggered for datagram and ping sockets: datagrams that are left are reported again.
+/// The operations for which a socket is ready. Reports are edge-triggered for stream sockets: each change is reported
+/// once. Reports are level-triggered for datagram and ping sockets: datagrams that are left are reported again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Bytes, a datagram, or the end of the stream can be read.
     pub readable: bool,
-    /// Bytes can be written; for a connecting socket: the connection is established.
+    /// Bytes can be written. For a connecting socket: the connection is established.
     pub writable: bool,
     /// The peer has ended its half of the stream.
     pub read_closed: bool,
     /// An error is pending, or both halves are closed.
     pub error: bool,
-    /// The bytes that can be read hold an urgent mark (stream sockets only).
+    /// The readable bytes contain an urgent mark (stream sockets only).
     pub urgent: bool,
 }
 
 /// A non-blocking stream socket.
 ///
-/// Received bytes stay in the socket until they are discarded; they can be copied out any number of times.
+/// Received bytes stay in the socket until they are discarded. They can be copied any number of times before that.
 pub trait TcpSocket {
-    /// Where the payload of frames lies.
+    /// The memory that holds the payload of frames.
     type Memory: Memory;
 
-    /// Sends `payload`; returns how many bytes were taken, at least one. Fewer than all means that the socket is full:
-    /// readiness will be reported.
+    /// Sends `payload`. Returns how many bytes the socket accepted, at least one. If the socket did not accept all
+    /// bytes, the socket is full, and readiness will be reported.
     ///
     /// # Errors
     /// See [`SocketError`].
@@ -90,22 +91,22 @@ pub trait TcpSocket {
     /// Maximum number of pieces that one call of [`TcpSocket::send_pieces`] takes.
     const MAX_PIECES: usize;
 
-    /// Sends, like [`TcpSocket::send`], at most [`MAX_PIECES`](Self::MAX_PIECES) pieces of the engine's own memory, in
-    /// order.
+    /// Sends pieces of the engine's own memory, in order, at most [`MAX_PIECES`](Self::MAX_PIECES). The result is the
+    /// same as for [`TcpSocket::send`].
     ///
     /// # Errors
     /// See [`SocketError`].
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError>;
 
-    /// Sends one byte, and marks it as urgent. The peer knows one urgent byte at a time: a later one replaces an
-    /// earlier one that it has not read yet (RFC 6093 §3.3).
+    /// Sends one byte, and marks it as urgent. The peer has one urgent byte at a time: a later urgent byte replaces an
+    /// earlier one that the peer has not read yet (RFC 6093 §3.3).
     ///
     /// # Errors
     /// See [`SocketError`].
     fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError>;
 
-    /// Copies received bytes to `room`, from the one `offset` bytes after the oldest one not yet
-    /// discarded. Returns how many; zero is the end of the stream.
+    /// Copies received bytes to `room`. The copy starts `offset` bytes after the oldest byte not yet discarded.
+    /// Returns the number of copied bytes; zero means the end of the stream.
     ///
     /// If there is an urgent byte at a larger offset, the copy ends before it. Some sockets don't return the urgent
     /// byte or later ones until all bytes before it are discarded. Until then, the result is
@@ -115,26 +116,26 @@ pub trait TcpSocket {
     /// See [`SocketError`].
     fn peek(&mut self, offset: u32, room: <Self::Memory as Memory>::Room<'_>) -> Result<usize, SocketError>;
 
-    /// The offset of the urgent byte from the oldest byte not yet discarded; none if no received byte is urgent.
+    /// The offset of the urgent byte from the oldest byte not yet discarded. None if no received byte is urgent.
     fn urgent_mark(&mut self) -> Option<u32>;
 
-    /// Discards the oldest `len` received bytes, all of which were copied out before. Returns how many bytes are gone:
-    /// the others are still there.
+    /// Discards the oldest `len` received bytes. All of them must have been copied before. Returns how many bytes were
+    /// discarded: the others are still in the socket.
     ///
     /// # Errors
-    /// See [`SocketError`]; no byte is gone.
+    /// See [`SocketError`]. No byte was discarded.
     fn discard(&mut self, len: u32) -> Result<u32, SocketError>;
 
-    /// Ends this side's half of the stream, after everything sent before.
+    /// Ends this side's half of the stream, after all bytes that were sent before.
     ///
     /// # Errors
     /// See [`SocketError`].
     fn shutdown_write(&mut self) -> Result<(), SocketError>;
 
-    /// Bytes (and FIN) sent but not yet acknowledged by the peer.
+    /// Number of bytes (FIN counts as one) that were sent but are not yet acknowledged by the peer.
     fn unacknowledged(&mut self) -> u32;
 
-    /// Takes the pending error, which clears it.
+    /// Returns and clears the pending error.
     fn take_error(&mut self) -> Option<Errno>;
 
     /// Lets the kernel probe a silent peer (behaviour §6.5, R-74).
@@ -143,38 +144,38 @@ pub trait TcpSocket {
     /// Makes the next close send a reset instead of a FIN.
     fn reset_on_close(&mut self);
 
-    /// Sets the traffic class of all packets from now on. Its ECN bits are zero: the kernel sets them.
+    /// Sets the traffic class of all following packets. The ECN bits of `class` must be zero: the kernel sets them.
     fn set_traffic_class(&mut self, class: u8);
 
-    /// The traffic class, with ECN bits, of the SYN that opened an accepted connection; none if it is not known.
+    /// The traffic class, with ECN bits, of the SYN that opened an accepted connection. None if it is not known.
     fn peer_traffic_class(&mut self) -> Option<u8>;
 
-    /// The socket's own address and port, if known. For messages.
+    /// The socket's own address and port, if known. They are used in messages.
     fn local(&self) -> Option<SocketAddr> {
         None
     }
 }
 
-/// Where sockets come from. The sockets report readiness under the flow's id, see [`Readiness`].
+/// Opens sockets. The sockets report readiness under the flow's id, see [`Readiness`].
 pub trait Host {
-    /// Where the payload of frames lies.
+    /// The memory that holds the payload of frames.
     type Memory: Memory;
-    /// A stream socket.
+    /// The type of stream sockets.
     type Tcp: TcpSocket<Memory = Self::Memory>;
-    /// A datagram socket.
+    /// The type of datagram sockets.
     type Udp: UdpSocket<Memory = Self::Memory>;
-    /// A ping socket.
+    /// The type of ping sockets.
     type Ping: PingSocket<Memory = Self::Memory>;
 
-    /// The source address from which packets of the guest's address `guest` are to leave to `destination`: the same
-    /// one, if the host has it on the interface of that route. None: the kernel chooses.
+    /// The source address of packets that the guest's address `guest` sends to `destination`. It is `guest` itself, if
+    /// the host has this address on the interface of the route to `destination`. None: the kernel chooses.
     fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr>;
 
     /// Whether the host itself has the address of `destination`.
     fn is_own(&mut self, destination: SocketAddr) -> bool;
 
-    /// Starts to connect to `destination`, from `source` if that is given and the host still has it, by packets of
-    /// traffic class `class` (without ECN bits). The result arrives as readiness: writable, or error.
+    /// Starts to connect to `destination`, from `source` if it is given and the host still has this address. The
+    /// packets have traffic class `class` (without ECN bits). The result is reported as readiness: writable, or error.
     ///
     /// # Errors
     /// The connection attempt can't be started.
@@ -189,32 +190,33 @@ pub trait Host {
     /// Makes an accepted socket report its readiness under `flow`.
     ///
     /// # Errors
-    /// It can't be watched; the caller drops it.
+    /// The socket can't be watched. The caller must drop the socket.
     fn tcp_watch(&mut self, flow: FlowId, socket: &Self::Tcp) -> Result<(), Errno>;
 
-    /// Opens an unconnected datagram socket of `address`'s family for the guest endpoint of `flow`, on the
-    /// host's wildcard (or `--outbound`) address and `port` if that is free, else any port (Q7, Q8).
+    /// Opens an unconnected datagram socket of the family of `address`, for the guest endpoint of `flow`. The socket
+    /// is bound to the host's wildcard (or `--outbound`) address and to `port` if this port is free, else to any port
+    /// (Q7, Q8).
     ///
     /// # Errors
     /// The socket can't be opened.
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket that only sends, to `group`, from `port`. Other programs of the host use the port. They
-    /// must share it, and this socket must not take datagrams from them. It reports no readiness.
+    /// Opens a datagram socket for `group` that only sends, from `port`. Other programs of the host use this port and
+    /// must share it. The socket must not take datagrams from these programs, and reports no readiness.
     ///
     /// # Errors
     /// The other programs do not share the port, or the socket can't be opened.
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Self::Udp, Errno>;
 
     /// Opens a datagram socket for `flow` that receives datagrams to the group and port `at` from the host's network.
-    /// It shares the port, and takes no datagrams from other programs.
+    /// The socket shares the port with other programs, and takes no datagrams from them.
     ///
     /// # Errors
     /// The port is not shared, the host's network is not followed for this family, or the socket can't be opened.
     fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket for `flow` in the namespace that `direction` forwards to, connected to `target`,
-    /// on `port` if that is free there, else any.
+    /// Opens a datagram socket for `flow` in the namespace that `direction` forwards to. The socket is connected to
+    /// `target`, and bound to `port` if this port is free there, else to any port.
     ///
     /// # Errors
     /// The socket can't be opened or connected.
@@ -229,11 +231,11 @@ pub trait Host {
     /// Makes a listening datagram socket report its readiness under `flow`.
     ///
     /// # Errors
-    /// It can't be watched; the caller drops it.
+    /// The socket can't be watched. The caller must drop the socket.
     fn udp_watch(&mut self, flow: FlowId, socket: &Self::Udp) -> Result<(), Errno>;
 
-    /// Opens a ping socket towards `destination`, with echo identifier `id` if that is free, else any; `source` as in
-    /// [`Host::tcp_connect`].
+    /// Opens a ping socket towards `destination`. Its echo identifier is `id` if this identifier is free, else any.
+    /// `source` has the meaning that it has in [`Host::tcp_connect`].
     ///
     /// # Errors
     /// The socket can't be opened.

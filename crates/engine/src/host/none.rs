@@ -1,4 +1,4 @@
-//! A host without sockets, for programs and tests that do not need all kinds of them.
+//! A host without sockets, for programs and tests that need only some kinds of sockets, or none.
 
 use core::{
     convert::Infallible,
@@ -16,11 +16,11 @@ use crate::{
     memory::{Memory, PayloadOf, RoomOf},
 };
 
-/// A host that opens no socket: what the guest sends is refused.
+/// A host that opens no socket. All flows of the guest are refused.
 #[derive(Debug)]
 pub struct NoHost<M>(PhantomData<M>);
 
-/// A socket of any protocol that can't exist.
+/// A socket of any protocol. No value of this type can exist.
 #[derive(Debug)]
 pub struct NoSocket<M> {
     never: Infallible,
@@ -28,7 +28,7 @@ pub struct NoSocket<M> {
 }
 
 impl<M> NoHost<M> {
-    /// The host.
+    /// A host without sockets.
     #[must_use]
     pub const fn new() -> Self {
         Self(PhantomData)

@@ -1,4 +1,4 @@
-//! What the engine needs of a ping socket.
+//! The interface of a ping socket that the engine needs.
 
 use core::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::memory::{Memory, PayloadOf};
 /// An echo request to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct EchoRequest<'a, P> {
-    /// The destination; the port is zero.
+    /// The destination. Its port is zero.
     pub destination: SocketAddr,
     /// The message's header. The socket fills in its own identifier and the checksum.
     pub header: &'a Header,
@@ -20,24 +20,25 @@ pub struct EchoRequest<'a, P> {
     pub hop_limit: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
-    /// The host refuses it if it exceeds the path's MTU.
+    /// If true, the host refuses the request if it exceeds the path's MTU.
     pub dont_fragment: bool,
 }
 
 /// A non-blocking, unconnected ping socket (`SOCK_DGRAM`, `IPPROTO_ICMP` or `IPPROTO_ICMPV6`).
 pub trait PingSocket: ErrorQueue {
-    /// Where the payload of frames lies.
+    /// The memory that holds the payload of frames.
     type Memory: Memory;
 
     /// Sends a request.
     ///
     /// # Errors
-    /// See [`SocketError`]. The error may be that of an earlier request, which is reported once; nothing was sent then.
+    /// See [`SocketError`]. The error may be caused by an earlier request. The kernel reports such an error once, and
+    /// does not send the present request.
     fn send(&mut self, request: &EchoRequest<'_, PayloadOf<'_, Self::Memory>>) -> Result<(), SocketError>;
 
-    /// Receives a message, header and payload, into `buffer`. With an empty buffer, drops one.
+    /// Receives a message, header and payload, into `buffer`. If `buffer` is empty, drops one message.
     ///
     /// # Errors
-    /// See [`SocketError`]. The error may be that of an earlier request, which is reported once.
+    /// See [`SocketError`]. The error may be caused by an earlier request. The kernel reports such an error once.
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, SocketError>;
 }

@@ -19,38 +19,40 @@ use crate::{
     nat::is_group,
 };
 
-/// Longest quote of a transport payload, in bytes: with it, an ICMPv6 message has 1280 bytes (RFC 4443 §2.4).
+/// Maximum length of a quoted transport payload, in bytes: with this payload, an ICMPv6 message has 1280 bytes (RFC
+/// 4443 §2.4).
 pub const MAX_QUOTE: usize = 1280 - 2 * ipv6::HEADER_LEN - 2 * TRANSPORT_LEN;
-/// Longest quote of a packet after its IP header: transport header and payload, in bytes.
+/// Maximum length of a quoted packet after its IP header (transport header and payload), in bytes.
 pub(crate) const MAX_UPPER: usize = TRANSPORT_LEN + MAX_QUOTE;
-/// The same as [`MAX_QUOTE`] if the quote has a fragment header.
+/// Maximum length of a quoted transport payload if the quote has a fragment header, in bytes.
 const MAX_QUOTE_FRAGMENT: usize = MAX_QUOTE - fragment::HEADER_LEN;
-/// The same as [`MAX_QUOTE`] for ICMPv4: 576 bytes in all (RFC 1812 §4.3.2.3).
+/// Maximum length of a quoted transport payload for ICMPv4, in bytes: the message then has 576 bytes (RFC 1812
+/// §4.3.2.3).
 const MAX_QUOTE_V4: usize = 576 - 2 * ipv4::HEADER_LEN - 2 * TRANSPORT_LEN;
 /// Length of an ICMP header, and of the part of a UDP or echo header that is quoted, in bytes.
 const TRANSPORT_LEN: usize = 8;
-/// Least MTU of an IPv6 link, in bytes (RFC 8200 §5).
+/// Minimum MTU of an IPv6 link, in bytes (RFC 8200 §5).
 const LEAST_MTU_V6: u32 = 1280;
 
-/// The packet that met an error, as the guest had sent it.
+/// The packet that caused an error, as the guest had sent it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quote<'a> {
-    /// The source.
+    /// The source address.
     pub(crate) guest: IpAddr,
-    /// The destination.
+    /// The destination address.
     pub(crate) remote: IpAddr,
     /// The protocol number.
     pub(crate) protocol: u8,
-    /// Its UDP or echo header, or the same number of first bytes of another protocol.
+    /// The UDP or echo header, or the same number of first bytes of another protocol.
     pub(crate) header: [u8; TRANSPORT_LEN],
-    /// The known part of its payload.
+    /// The known part of the payload.
     pub(crate) payload: &'a [u8],
-    /// Which fragment it is, if it is one. Then header and payload are the fragment's payload.
+    /// The fragment's fields if the packet is a fragment. Then `header` and `payload` are the fragment's payload.
     pub(crate) fragment: Option<fragment::Fields>,
 }
 
 impl<'a> Quote<'a> {
-    /// The quote of a packet from `guest` to `remote`. `upper` is the known part of what follows its IP header.
+    /// The quote of a packet from `guest` to `remote`. `upper` is the known part of the packet after its IP header.
     pub(crate) fn of_packet(
         (guest, remote): (IpAddr, IpAddr),
         protocol: u8,
@@ -63,7 +65,8 @@ impl<'a> Quote<'a> {
         Self { guest, remote, protocol, header, payload, fragment }
     }
 
-    /// The quote of a guest's datagram with `len` bytes of payload, of which the first are known. The checksum is zero.
+    /// The quote of a guest's datagram with `len` bytes of payload. `payload` has the first of these bytes. The
+    /// checksum is zero.
     pub(crate) fn of_datagram(endpoints: Endpoints, len: usize, payload: &'a [u8]) -> Self {
         let header = udp::Header {
             source_port: U16::new(endpoints.guest.port()),
@@ -85,14 +88,14 @@ impl<'a> Quote<'a> {
 }
 
 impl Report {
-    /// A router refuses by policy (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+    /// The report of a router that refuses a packet by policy (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
     pub(crate) const fn prohibited(v4: bool) -> Self {
         let (kind, code) = if v4 { (v4::UNREACHABLE, 13) } else { (v6::UNREACHABLE, 1) };
         Self { kind, code, info: 0 }
     }
 
-    /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if there
-    /// is no such message, or if it is of no use to the guest.
+    /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if the
+    /// other family has no such message, or if the guest can't use the message.
     pub(crate) const fn translated(self, from_v4: bool, to_v4: bool) -> Option<Self> {
         if from_v4 == to_v4 {
             return Some(self);
@@ -109,7 +112,7 @@ impl Report {
         Some(Self { kind, code, info: 0 })
     }
 
-    /// Whether a datagram was too long for the path. The host's kernel handles that for its own sockets.
+    /// Whether a datagram was too long for the path. For its own sockets, the host's kernel handles this error.
     pub(crate) const fn is_too_big(self, v4: bool) -> bool {
         matches!(
             (v4, self.kind, self.code),
@@ -117,10 +120,12 @@ impl Report {
         )
     }
 
-    /// What a router would report for an error of the host's `send`; none if it is of no use to the guest.
+    /// The report that a router would send for an error of the host's `send`. None if the guest can't use such a
+    /// report.
     pub(crate) const fn of_refusal(errno: Errno, v4: bool) -> Option<Self> {
         let (kind, code) = match (errno, v4) {
-            // Too long for a path whose MTU is not known: zero means that (RFC 1191 §5).
+            // The datagram was too long for a path whose MTU is not known. An MTU of zero means "not known" (RFC 1191
+            // §5).
             (Errno::EMSGSIZE, true) => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
             (Errno::EMSGSIZE, false) => (v6::PACKET_TOO_BIG, 0),
             (Errno::ENETUNREACH, true) => (v4::UNREACHABLE, 0),
@@ -138,7 +143,7 @@ impl Report {
     const fn rest(self, v4: bool) -> u32 {
         match (v4, self.kind, self.code) {
             (true, v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED) => self.info & 0xffff,
-            // No IPv6 path has less (RFC 8201 §4); zero means that the MTU is not known.
+            // No IPv6 path has a smaller MTU (RFC 8201 §4). Zero means that the MTU is not known.
             (false, v6::PACKET_TOO_BIG, _) if self.info < LEAST_MTU_V6 => LEAST_MTU_V6,
             (false, v6::PACKET_TOO_BIG | v6::PARAMETER_PROBLEM, _) => self.info,
             _ => 0,
@@ -147,7 +152,7 @@ impl Report {
 }
 
 /// The source of an error message to the guest: the offender as the guest sees it (behaviour §5.3.4), or the address
-/// that the guest had sent to, which is `peer` on the host's side.
+/// to which the guest had sent the packet. `peer` is this address on the host's side.
 pub(crate) fn shown_offender(
     settings: &Settings,
     guest: &Guest,
@@ -162,7 +167,8 @@ pub(crate) fn shown_offender(
         .unwrap_or(remote)
 }
 
-/// The engine's own address, for errors that it reports as a router; the remote's if it has none.
+/// The source of errors that the engine reports as a router: the engine's own address, or the remote's address if the
+/// engine has none.
 pub(crate) fn router(settings: &Settings, remote: IpAddr) -> IpAddr {
     match remote {
         IpAddr::V4(_) => settings.v4.as_ref().and_then(|v4| v4.our_address).map(IpAddr::V4),
@@ -191,7 +197,7 @@ pub(crate) fn send_error<W: World>(
     }
 }
 
-/// Sends the guest an error message that the engine itself reports, as a router.
+/// Sends the guest an error message that the engine reports itself, as a router.
 pub(crate) fn send_router_error<W: World>(report: Report, quote: &Quote<'_>, cx: &mut Context<'_, W>) {
     send_error(router(cx.settings, quote.remote), report, quote, cx);
 }

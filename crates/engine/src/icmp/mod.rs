@@ -1,4 +1,4 @@
-//! Ping: echo requests of the guest, sent by ping sockets of the host (behaviour §4.5), and error messages to the
+//! Ping: echo requests of the guest, which ping sockets of the host send (behaviour §4.5), and error messages to the
 //! guest.
 
 pub(crate) mod error;
@@ -43,12 +43,12 @@ use crate::{
     timer::Timers,
 };
 
-/// A ping ends after this long without a request or reply (behaviour §4.5).
+/// Time without a request or reply after which a ping flow ends (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
 /// Maximum number of errors taken from a socket in one turn.
 const MAX_BATCH: usize = 32;
 
-/// All pings.
+/// All ping flows.
 pub struct Ping<W: World> {
     flows: Flows<Flow<PingOf<W>>>,
     /// A reply that goes to the guest in fragments.
@@ -57,7 +57,7 @@ pub struct Ping<W: World> {
     idle: Idle,
     share: Share,
     counters: Drops,
-    /// Flows that were ended to make room for others.
+    /// Number of flows that were ended to make room for others.
     ended: u64,
     notice: Notice,
 }
@@ -80,8 +80,8 @@ struct Key {
 /// The destinations of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Target {
-    /// All destinations that have the same address on both sides and are reached from the address `source`. Replies are
-    /// shown with the address that they come from.
+    /// All destinations that have the same address on both sides and are reached from the address `source`. The guest
+    /// sees the real source address of each reply.
     Any { source: Option<IpAddr> },
     /// One translated destination: `remote` for the guest, `peer` on the host's side. It has its own socket, which
     /// identifies its replies.
@@ -111,25 +111,25 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// Echo messages that were not carried.
+    /// Counts of echo messages that were not carried.
     #[must_use]
     pub const fn counters(&self) -> &Drops {
         &self.counters
     }
 
-    /// How many flows were ended to make room for others.
+    /// The number of flows that were ended to make room for others.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
     }
 
-    /// How many flows there are.
+    /// The number of flows.
     #[must_use]
     pub fn flows(&self) -> usize {
         self.flows.len()
     }
 
-    /// An ICMP message of the guest. All but echo requests are ignored.
+    /// Handles an ICMP message of the guest. Messages other than echo requests are ignored.
     pub fn on_message(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
@@ -150,7 +150,7 @@ impl<W: World> Ping<W> {
             guest: SocketAddr::new(packet.source, message.header.echo_id()),
             remote: SocketAddr::new(remote, 0),
         };
-        // A flow serves many destinations, so each request is judged.
+        // A flow serves many destinations, so the guard checks each request.
         if !cx.admits_unread(policy::Protocol::Icmp, &ends, peer) {
             self.counters.refused += 1;
             let key =
@@ -188,7 +188,7 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// A socket is ready.
+    /// Must be called when a socket is ready.
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if readiness.error {
             self.report_errors(id, cx);
@@ -198,7 +198,7 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// The deadline of a flow may have been reached.
+    /// Must be called when the deadline of a flow may have been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.activity.has_expired(id, cx.now, cx.timers) {
@@ -206,7 +206,8 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// Opens a flow for requests to `peer`, and others of the same key. If the limit is reached, another flow ends.
+    /// Opens a flow for requests to `peer`, and for other requests of the same key. If the limit of flows is reached,
+    /// another flow ends.
     fn open(&mut self, key: Key, peer: IpAddr, cx: &mut Context<'_, W>) -> Option<FlowId> {
         if self.share.is_full(self.flows.len()) {
             if self.notice.is_due(cx.now) {
@@ -237,13 +238,14 @@ impl<W: World> Ping<W> {
         host.ping_open(id, source, peer, key.id)
     }
 
-    /// Notes a request, or else a reply.
+    /// Notes a request (if `request` is true) or a reply.
     fn note(&mut self, id: FlowId, request: bool, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         self.idle.note(id, &mut flow.activity, request, cx.now, cx.timers);
     }
 
-    /// Ends the flow that was idle for longest, answered ones first. False if there is none.
+    /// Ends the flow that was idle for the longest time. Flows whose requests were answered end before others. Returns
+    /// false if there is no flow.
     fn end_idle(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.idle.next().and_then(|index| self.flows.id_at(index)) else { return false };
         log::debug!("{id}: closed to make room for another one");
@@ -308,7 +310,7 @@ impl<W: World> Ping<W> {
         Ok(())
     }
 
-    /// Reports to the guest the errors that its requests met.
+    /// Reports to the guest the errors that its requests caused.
     fn report_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if let Some(Flow { key, socket, .. }) = self.flows.get_mut(id) {
             drain(*key, socket, cx);
@@ -316,7 +318,8 @@ impl<W: World> Ping<W> {
     }
 }
 
-/// Takes the errors of a flow's socket, and reports to the guest those that its requests met. See [`host::drain`].
+/// Takes the errors of a flow's socket, and reports to the guest the errors that its requests caused. See
+/// [`host::drain`].
 fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) -> Option<Report> {
     let mut bytes = [0; HEADER_LEN + MAX_UPPER];
     host::drain(socket, &mut bytes, MAX_BATCH, |error, quoted| {
@@ -330,7 +333,7 @@ fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) ->
     })
 }
 
-/// The received message, if there was one.
+/// The received message. None if no message was received.
 fn received(result: Result<Received, SocketError>) -> Result<Option<Received>, Errno> {
     match result {
         Ok(received) => Ok(Some(received)),
@@ -339,7 +342,8 @@ fn received(result: Result<Received, SocketError>) -> Result<Option<Received>, E
     }
 }
 
-/// Which requests share a socket with one from `guest` to `remote`, which is `peer` on the host's side.
+/// The target of a request from `guest` to `remote`: requests with the same target share a socket. `peer` is `remote`
+/// on the host's side.
 fn target<W: World>(guest: IpAddr, remote: IpAddr, peer: SocketAddr, cx: &mut Context<'_, W>) -> Target {
     let source = cx.outbound_source(guest, peer);
     let peer = peer.ip();
@@ -352,7 +356,7 @@ const fn echo(id: u16, sequence: u16) -> u32 {
     (id as u32) << 16 | sequence as u32
 }
 
-/// What an error message quotes of a request, with the identifier that the guest knows. The checksum is left out.
+/// The part of a request that an error message quotes, with the identifier that the guest knows. The checksum is zero.
 fn quote(key: Key, remote: IpAddr, header: Header, payload: &[u8]) -> Quote<'_> {
     let header = Header::new(header.kind, header.code, echo(key.id, header.echo_sequence()));
     let mut bytes = [0; HEADER_LEN];

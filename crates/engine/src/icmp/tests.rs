@@ -44,7 +44,7 @@ impl Test {
         self.ping.on_message(&packet, &message, &mut self.world.context());
     }
 
-    /// An echo request of the guest; the type is that of the address's family.
+    /// Sends an echo request of the guest. The address's family selects the type of the message.
     fn guest_pings(&mut self, from: &str, to: &str, id: u16, sequence: u16) {
         let kind = if from.contains(':') { v6::ECHO_REQUEST } else { v4::ECHO_REQUEST };
         self.guest_sends(from, to, Header::new(kind, 0, echo(id, sequence)), b"payload", 64);
@@ -76,7 +76,7 @@ fn sequence(sent: &Sent) -> u16 {
     Message::parse(&sent.payload).unwrap().header.echo_sequence()
 }
 
-/// An echo message in a frame: source, type, identifier, sequence number, payload.
+/// The contents of an echo message in a frame: source, type, identifier, sequence number, payload.
 #[track_caller]
 fn echoed(frame: &[u8]) -> (IpAddr, u8, u16, u16, Vec<u8>) {
     let packet = ip(frame);
@@ -85,8 +85,8 @@ fn echoed(frame: &[u8]) -> (IpAddr, u8, u16, u16, Vec<u8>) {
     (packet.source, header.kind, header.echo_id(), header.echo_sequence(), payload.to_vec())
 }
 
-/// behaviour §4.5, R-46: every reply, including the first, reaches the guest with its own identifier, from the address that
-/// it sent to.
+/// behaviour §4.5, R-46: every reply, including the first, reaches the guest with the guest's own identifier. The
+/// source is the address to which the guest sent the request.
 #[test]
 fn replies_are_carried_r46() {
     for (guest, remote, peer, reply) in [
@@ -114,8 +114,8 @@ fn replies_are_carried_r46() {
     }
 }
 
-/// One socket for each guest address and identifier, whatever the destination; every identifier works. Destinations
-/// that are translated have sockets of their own, since replies could not be distinguished.
+/// Each guest address and identifier has one socket for all destinations. Every identifier works. Each
+/// translated destination has its own socket, since replies could not be distinguished otherwise.
 #[test]
 fn one_socket_for_each_identifier_r47() {
     let mut test = Test::new();
@@ -129,7 +129,7 @@ fn one_socket_for_each_identifier_r47() {
     for host in 1..=100 {
         test.guest_pings(GUEST, &alloc::format!("203.0.113.{host}"), 0, 9);
     }
-    // Multicast and broadcast addresses.
+    // The destinations are multicast and broadcast addresses.
     test.guest_pings(GUEST, "224.0.0.1", 0, 9);
     test.guest_pings(GUEST, "255.255.255.255", 0, 9);
     let ids = |test: &Test| test.world.host.opened.iter().map(|opened| opened.number).collect::<Vec<_>>();
@@ -143,7 +143,7 @@ fn one_socket_for_each_identifier_r47() {
         let from: SocketAddr = from.parse().unwrap();
         assert_eq!(echoed(&test.world.frame().0).0, from.ip());
     }
-    // The host's own address, the address that is mapped to it, and its loopback address.
+    // The destinations are the host's own address, the address that is mapped to it, and its loopback address.
     for (remote, peer) in
         [("198.51.100.2", "198.51.100.2"), ("198.51.100.77", "198.51.100.2"), ("198.51.100.1", "127.0.0.1")]
     {
@@ -157,7 +157,7 @@ fn one_socket_for_each_identifier_r47() {
     assert_eq!(ids(&test).len(), 6);
 }
 
-/// An error is reported for the destination that it is about, also if several share a socket.
+/// An error is reported for the destination that caused it, even if several destinations share a socket.
 #[test]
 fn errors_are_reported_for_the_right_destination() {
     let mut test = Test::new();
@@ -182,7 +182,7 @@ fn errors_are_reported_for_the_right_destination() {
     assert!(reported.payload[..ipv4::HEADER_LEN].ends_with(&[203, 0, 113, 2]));
 }
 
-/// The hop limit is carried both ways, so that traceroute with echo requests works.
+/// The hop limit is passed on in both directions, so that traceroute with echo requests works.
 #[test]
 fn hop_limits_are_carried() {
     let mut test = Test::new();
@@ -198,7 +198,7 @@ fn hop_limits_are_carried() {
     }
 }
 
-/// Errors reach the guest, quoting its own request.
+/// Errors reach the guest, and quote the guest's own request.
 #[test]
 fn errors_are_rebuilt() {
     for (guest, remote, peer, kind, code) in [
@@ -220,7 +220,7 @@ fn errors_are_rebuilt() {
             quoted: 0,
         };
         socket.socket.error(error, &message(request, 4711, 5, b"payl"));
-        // Too short to identify the request.
+        // The quote is too short to identify the request.
         socket.socket.error(error, b"short");
         test.ready(&socket, ERROR);
         let (frame, _) = test.world.frame();
@@ -239,7 +239,8 @@ fn errors_are_rebuilt() {
     }
 }
 
-/// an error without an entry in the queue is cleared. An old error that a send reports does not lose the request.
+/// an error without an entry in the queue is cleared. If a send reports an old error, the request is sent
+/// nevertheless.
 #[test]
 fn errors_are_cleared_r95() {
     let mut test = Test::new();
@@ -253,15 +254,15 @@ fn errors_are_cleared_r95() {
     test.guest_pings(GUEST, "203.0.113.1", 7, 2);
     assert_eq!(socket.socket.sent().iter().map(sequence).collect::<Vec<_>>(), [2]);
     assert_eq!(test.world.frames().len(), 0);
-    // No route at all.
+    // The host has no route to the destination.
     socket.socket.mailbox().refusals.extend([SocketError::Failed(Errno(101)); 2]);
     test.guest_pings(GUEST, "203.0.113.1", 7, 3);
     let (frame, _) = test.world.frame();
     assert_eq!(ip(&frame).source, "198.51.100.1".parse::<IpAddr>().unwrap());
 }
 
-/// behaviour §4.5: only echo requests are carried, only replies come back (R-46: not our own requests), and nothing is sent
-/// to addresses that must not appear on a link.
+/// Only echo requests are carried, and only replies are returned (behaviour §4.5; R-46: not our own requests). Nothing
+/// is sent to addresses that must not appear on a link.
 #[test]
 fn everything_else_is_ignored_r46() {
     let mut test = Test::new();
@@ -288,7 +289,7 @@ fn everything_else_is_ignored_r46() {
     assert_eq!((test.world.frames().len(), test.ping.counters().undeliverable), (0, 2));
 }
 
-/// Replies to a request to a group are shown with the addresses of their senders.
+/// The guest sees the replies to a request to a group with the addresses of their senders.
 #[test]
 fn groups() {
     let mut test = Test::new();
@@ -299,7 +300,7 @@ fn groups() {
     assert_eq!(echoed(&test.world.frame().0).0, "203.0.113.9".parse::<IpAddr>().unwrap());
 }
 
-/// behaviour §4.5: idle for 60 s.
+/// A flow ends when it was idle for 60 s (behaviour §4.5).
 #[test]
 fn idle_flows_end() {
     let mut test = Test::new();
@@ -341,7 +342,7 @@ fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
     assert!(!waiting.closed());
     (0..LIMIT as u16).for_each(|id| test.guest_pings(GUEST, "203.0.113.1", id + 5000, 1));
     assert!(waiting.closed());
-    // They also end at the limit of open files. If no flow can end, the request is lost.
+    // Flows also end at the limit of open files. If no flow can end, the request is lost.
     test.world.host.files = Some(5);
     test.wait(61);
     (0..20).for_each(|id| test.guest_pings(GUEST, "203.0.113.1", id, 1));
@@ -352,7 +353,7 @@ fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
     assert_eq!((test.ping.flows(), test.ping.counters().no_room), (0, 1));
 }
 
-/// If the link is full, messages are read from the socket, dropped and counted.
+/// If the link is full, messages are read from the socket, dropped, and counted.
 #[test]
 fn a_full_link_drops() {
     let mut test = Test::new();
@@ -365,7 +366,8 @@ fn a_full_link_drops() {
     assert!(socket.socket.mailbox().arriving.is_empty());
 }
 
-/// A reply above the guest's MTU is sent in fragments, which reassemble to a valid message (behaviour §4.7).
+/// A reply above the guest's MTU is sent in fragments. The guest can reassemble a valid message from them (behaviour
+/// §4.7).
 #[test]
 fn a_large_reply_comes_in_fragments() {
     for (guest, remote, peer, reply) in [
@@ -397,7 +399,7 @@ fn a_large_reply_comes_in_fragments() {
     }
 }
 
-/// behaviour §5.2.1.
+/// If a guest with several addresses chooses a source address, the host uses the same one (behaviour §5.2.1).
 #[test]
 fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     let mut test = Test::new();

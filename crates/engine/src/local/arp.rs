@@ -17,8 +17,8 @@ use crate::{
     link::Link,
 };
 
-/// Answers a request for any address, probes (RFC 5227) included, except for the guest's own and for
-/// announcements. A request or reply is evidence that its sender has its address (RFC 826).
+/// Answers a request for any address, including probes (RFC 5227). Requests for the guest's own address and
+/// announcements get no answer. A request or reply is evidence that its sender has the sender address in it (RFC 826).
 pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link: &mut impl Link) -> Outcome {
     let (sender, target) = (Ipv4Addr::from(packet.sender_ip), Ipv4Addr::from(packet.target_ip));
     if !packet.is_ipv4_over_ethernet() {
@@ -45,8 +45,8 @@ pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link
     send_arp(link, asker, &reply)
 }
 
-/// Asks, in a broadcast, which host has the guest's `address` (behaviour §4.1.3): as the gateway, or if there is none,
-/// as a probe (RFC 5227 §2.1.1).
+/// Asks, in a broadcast, which host has the guest's `address` (behaviour §4.1.3). The sender is the gateway. If there
+/// is no gateway, the request is a probe (RFC 5227 §2.1.1).
 pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Link) -> Outcome {
     let Some(v4) = &settings.v4 else { return Outcome::Ignored };
     let sender = match v4.our_address {
@@ -56,7 +56,7 @@ pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Li
     send_arp(link, Mac::BROADCAST, &arp::Packet::new(arp::REQUEST, sender, (Mac::BROADCAST, address)))
 }
 
-/// Announces the hardware address of a neighbour to all on the link (RFC 5227 §3, behaviour §4.1.4).
+/// Announces the hardware address of a neighbour to all hosts on the link (RFC 5227 §3, behaviour §4.1.4).
 pub(super) fn announce(settings: &Settings, neighbour: Ipv4Addr, link: &mut impl Link) -> Outcome {
     if settings.v4.is_none() {
         return Outcome::Ignored;
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn requests_for_every_address_are_answered() {
-        // behaviour §4.1.2: on or off the subnet, probes included
+        // Requests on and off the subnet are answered, including probes (behaviour §4.1.2).
         let settings = settings();
         for target in [[198, 51, 100, 1], [198, 51, 100, 200], [10, 0, 0, 1]] {
             for sender in [[198, 51, 100, 55], [0, 0, 0, 0]] {

@@ -1,9 +1,9 @@
-//! DHCPv4 and BOOTP: offers the one guest address to each client that asks (RFC 2131, RFC 2132, RFC 951, behaviour
-//! §4.3).
+//! DHCPv4 and BOOTP: offers the one guest address to each client that requests an address (RFC 2131, RFC 2132, RFC
+//! 951, behaviour §4.3).
 //!
-//! `dhcproto` encodes the values of options. Messages are read and written here: its decoder drops a whole message for
-//! a host name that is not UTF-8 and panics on a hardware address length that is too large, its options have no order,
-//! and its constructors ask the system for randomness.
+//! `dhcproto` encodes the values of options. This module reads and writes the messages itself, for these reasons. The
+//! decoder of `dhcproto` drops a whole message for a host name that is not UTF-8, and panics if a hardware address
+//! length is too large. The options of `dhcproto` have no order, and its constructors ask the system for randomness.
 
 use alloc::{vec, vec::Vec};
 use core::net::Ipv4Addr;
@@ -34,14 +34,15 @@ const PAD: u8 = 0;
 const END: u8 = 255;
 const INFINITE: u32 = u32::MAX;
 
-/// Maximum number of bytes of options, end mark included: what every client accepts, in a packet of 576 bytes (RFC 2131
-/// §2).
+/// Maximum number of bytes of options, including the end mark. Every client accepts this many, in a packet of 576
+/// bytes (RFC 2131 §2).
 const MAX_OPTIONS_LEN: usize = 308;
-/// Length of BOOTP's vendor information after the magic cookie, in bytes: clients expect messages of at least 300 bytes
-/// (RFC 1542 §2.1), and BOOTP clients of no more (RFC 1534 §2).
+/// Length of BOOTP's vendor information after the magic cookie, in bytes. Clients expect messages of at least 300
+/// bytes (RFC 1542 §2.1), and BOOTP clients accept no more than 300 bytes (RFC 1534 §2).
 const BOOTP_OPTIONS_LEN: usize = 60;
 
-/// A message up to its options (RFC 2131 §2), with the magic cookie (RFC 2132 §2) or what BOOTP clients send there.
+/// A message up to its options (RFC 2131 §2). The last field is the magic cookie (RFC 2132 §2) or other vendor
+/// information of BOOTP clients.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Header {
@@ -62,33 +63,34 @@ struct Header {
     magic: [u8; 4],
 }
 
-/// A reply, and where it is sent.
+/// A reply, and the addresses to send it with.
 pub(super) struct Reply {
-    /// Source: the server's address.
+    /// Source address: the server's address.
     pub(super) source: Ipv4Addr,
-    /// Destination: the client's address if it has one, else the new one, or broadcast if the client asks for it
-    ///
+    /// Destination address: the client's address if the client has one, else the new address. If the client requests
+    /// broadcast, the broadcast address.
     pub(super) destination: Ipv4Addr,
     /// The message.
     pub(super) message: Vec<u8>,
-    /// How it changes the client's lease of the assigned address.
+    /// How the reply changes the client's lease of the assigned address.
     pub(super) binding: Option<Binding>,
 }
 
 /// The kinds of replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// DHCPOFFER.
+    /// A DHCPOFFER.
     Offer,
-    /// DHCPACK with an address; to a DHCPDISCOVER if the client asks for rapid commit (RFC 4039).
+    /// A DHCPACK with an address. It is also the answer to a DHCPDISCOVER if the client requests rapid commit (RFC
+    /// 4039).
     Ack { rapid_commit: bool },
-    /// DHCPACK to a DHCPINFORM: the client has an address and gets none (RFC 2131 §4.3.5).
+    /// A DHCPACK to a DHCPINFORM: the client has an address and gets none (RFC 2131 §4.3.5).
     Information,
-    /// BOOTREPLY to a BOOTP client: it has no options that are only DHCP's (RFC 1534 §2).
+    /// A BOOTREPLY to a BOOTP client, without the options that are defined for DHCP only (RFC 1534 §2).
     Bootp,
 }
 
-/// The reply to a message, or why there is none.
+/// The reply to a message, or the reason why there is no reply.
 pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcome> {
     let v4 = settings.v4.as_ref().filter(|_| settings.services.dhcp).ok_or(Outcome::Ignored)?;
     let our_address = v4.our_address.ok_or(Outcome::Ignored)?;
@@ -96,7 +98,7 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     if header.op != BOOT_REQUEST {
         return Err(Outcome::Invalid);
     }
-    // Without the cookie it is BOOTP, with vendor information of an unknown form (RFC 951 §3).
+    // A message without the cookie is a BOOTP message, with vendor information of an unknown form (RFC 951 §3).
     let options = if header.magic == dhcproto::v4::MAGIC { options } else { &[] };
     let question = Question::parse(options).ok_or(Outcome::Invalid)?;
     let answer = question.answer().ok_or(Outcome::Ignored)?;
@@ -108,7 +110,8 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     Ok(Reply { source: our_address, destination, message, binding: binds.then_some(Binding::Made) })
 }
 
-/// How a message without an answer ends the lease of the assigned address, if it does (RFC 2131 §4.3.3, §4.3.4).
+/// How a message that gets no answer ends the lease of the assigned address (RFC 2131 §4.3.3, §4.3.4). None if the
+/// lease does not end.
 pub(super) fn ends(settings: &Settings, request: &[u8]) -> Option<Binding> {
     let v4 = settings.v4.as_ref().filter(|_| settings.services.dhcp)?;
     let (header, options) = Header::ref_from_prefix(request).ok()?;
@@ -122,7 +125,8 @@ pub(super) fn ends(settings: &Settings, request: &[u8]) -> Option<Binding> {
     }
 }
 
-/// The destination of a reply. A client that needs no address gets it at its own one (RFC 2131 §4.3.5, RFC 951 §4).
+/// The destination address of a reply. A client that needs no address gets the reply at its own address (RFC 2131
+/// §4.3.5, RFC 951 §4).
 fn destination(settings: &Settings, v4: &V4, request: &Header, answer: Answer) -> Result<Ipv4Addr, Outcome> {
     let client = Ipv4Addr::from(request.client_address);
     match answer {
@@ -133,7 +137,7 @@ fn destination(settings: &Settings, v4: &V4, request: &Header, answer: Answer) -
     }
 }
 
-/// The options of a request that matter.
+/// The options of a request that affect the answer.
 #[derive(Default)]
 struct Question<'a> {
     kind: Option<u8>,
@@ -143,7 +147,7 @@ struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    /// None if the message needs no answer.
+    /// The kind of the answer. None if the message needs no answer.
     fn answer(&self) -> Option<Answer> {
         match self.kind.map(MessageType::from) {
             None => Some(Answer::Bootp),
@@ -155,8 +159,8 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// Pads may be anywhere, and the end mark may be missing. None if an option extends past the end of the
-    /// message.
+    /// Parses the options. Pads may be anywhere, and the end mark may be missing. Returns none if an option
+    /// extends past the end of the message.
     fn parse(mut options: &'a [u8]) -> Option<Self> {
         let mut question = Self::default();
         loop {
@@ -182,7 +186,8 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The reply's header: the fields that identify the transaction are copied, all others are set here or zero.
+/// The reply's header. The fields that identify the transaction are copied from the request. All others are set here
+/// or are zero.
 fn reply_header(request: &Header, v4: &V4, answer: Answer) -> Header {
     Header {
         op: BOOT_REPLY,
@@ -197,7 +202,7 @@ fn reply_header(request: &Header, v4: &V4, answer: Answer) -> Header {
     }
 }
 
-/// The options of an answer, by ascending code.
+/// The options of an answer, in ascending order of their codes.
 fn offered(settings: &Settings, v4: &V4, our_address: Ipv4Addr, answer: Answer) -> Vec<DhcpOption> {
     let services = &settings.services;
     let mask = mask(v4.prefix_len);
@@ -241,8 +246,8 @@ fn mask(prefix_len: u8) -> Ipv4Addr {
     Ipv4Addr::from_bits(!host_bits)
 }
 
-/// The client's name (RFC 4702): in wire format, with flags that leave DNS updates to the client. None if `name`
-/// is not a valid domain name, or too long for an option.
+/// The client's name (RFC 4702), in wire format. The flags leave DNS updates to the client. None if `name` is not a
+/// valid domain name, or is too long for an option.
 fn client_fqdn(name: &str) -> Option<DhcpOption> {
     let (flags, result_codes) = (0x04, [0xff, 0xff]);
     let mut data = vec![flags, result_codes[0], result_codes[1]];
@@ -252,9 +257,9 @@ fn client_fqdn(name: &str) -> Option<DhcpOption> {
     Some(DhcpOption::Unknown(UnknownOption::new(OptionCode::ClientFQDN, data)))
 }
 
-/// The options in the order that the client's list asks for, then the others by code. The message type
-/// comes first if the client did not place it. Options that are not essential for a lease are left out if they
-/// do not fit in `max_len` bytes.
+/// Encodes the options in the order of the client's parameter list, then the other options in ascending order of their
+/// codes. The message type comes first if the client's list does not contain it. Options that are not essential
+/// for a lease are left out if they do not fit in `max_len` bytes.
 fn encode(mut options: Vec<DhcpOption>, parameters: &[u8], max_len: usize) -> Vec<u8> {
     const AFTER_LISTED: usize = 256;
     options.sort_by_key(|option| {
@@ -292,8 +297,8 @@ fn encode_option(option: &DhcpOption) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether a lease is useless without the option. All of these together take two thirds of the room in BOOTP, and less
-/// in DHCP.
+/// Whether a lease is useless without the option. All essential options together take two thirds of the room in BOOTP,
+/// and less in DHCP.
 const fn is_essential(option: &DhcpOption) -> bool {
     matches!(
         option,

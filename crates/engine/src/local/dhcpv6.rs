@@ -1,8 +1,9 @@
-//! DHCPv6: leases the one guest address to each client that asks (RFC 8415, behaviour §4.4; Q5).
+//! DHCPv6: leases the one guest address to each client that requests an address (RFC 8415, behaviour §4.4; Q5).
 //!
-//! There are no bindings to store: the client has the address for an infinite lifetime. `dhcproto` encodes the options
-//! of answers. Requests are read here: its decoder subtracts from length fields unchecked, and recurses as deep as a
-//! message nests options. Names are written here too: it would compress them, which RFC 8415 §10 forbids.
+//! The server stores no bindings: the client has the address for an infinite lifetime. `dhcproto` encodes the options
+//! of answers. This module reads requests itself: the decoder of `dhcproto` subtracts from length fields without a
+//! check, and recurses as deep as a message nests options. This module also writes names itself: `dhcproto` would
+//! compress them, which RFC 8415 §10 forbids.
 
 use alloc::{string::String, vec, vec::Vec};
 use core::net::Ipv6Addr;
@@ -25,28 +26,28 @@ pub(super) const SERVER_PORT: u16 = 547;
 pub(super) const CLIENT_PORT: u16 = 546;
 
 const INFINITE: u32 = u32::MAX;
-/// Longest identifier of a client or server (RFC 8415 §11.1), in bytes.
+/// Maximum length of the identifier of a client or server (RFC 8415 §11.1), in bytes.
 const MAX_DUID_LEN: usize = 130;
-/// Maximum number of identity associations in a message. Clients have one or two; each is answered.
+/// Maximum number of identity associations in a message. Clients have one or two. Each association gets an answer.
 const MAX_ASSOCIATIONS: usize = 16;
 /// Maximum number of addresses in an identity association.
 const MAX_ADDRESSES: usize = 16;
-/// Flags of the option "client FQDN" (RFC 4704 §4.1): the server should update the name, and the server overrides the
+/// Flags of the option "client FQDN" (RFC 4704 §4.1): the server updates the name, and the server overrides the
 /// client's preference.
 const FQDN_SERVER_UPDATES: u8 = 1;
 const FQDN_OVERRIDDEN: u8 = 2;
 
-/// An answer.
+/// An answer of the server.
 pub(super) struct Reply {
     /// The message.
     pub(super) message: Vec<u8>,
     /// Flow label for the packet: 20 bits of the transaction's number.
     pub(super) flow_label: u32,
-    /// How it changes the client's lease of the assigned address.
+    /// How the answer changes the client's lease of the assigned address.
     pub(super) binding: Option<Binding>,
 }
 
-/// The answer to a message, or why there is none.
+/// The answer to a message, or the reason why there is no answer.
 pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcome> {
     let v6 = settings.v6.as_ref().filter(|_| settings.services.dhcpv6).ok_or(Outcome::Ignored)?;
     let assigned = v6.assigned.ok_or(Outcome::Ignored)?;
@@ -97,7 +98,7 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     })
 }
 
-/// The parts of a client's message that matter.
+/// The parts of a client's message that affect the answer.
 struct Question<'a> {
     kind: MessageType,
     transaction: [u8; 3],
@@ -108,7 +109,7 @@ struct Question<'a> {
     associations: Vec<Association>,
 }
 
-/// An identity association: the unit that a client requests addresses or prefixes for (RFC 8415 §12).
+/// An identity association: the unit for which a client requests addresses or prefixes (RFC 8415 §12).
 struct Association {
     kind: AssociationKind,
     id: u32,
@@ -124,7 +125,7 @@ enum AssociationKind {
 }
 
 impl<'a> Question<'a> {
-    /// None if an option extends past its container, or is too short for its fixed fields.
+    /// Parses a message. Returns none if an option extends past its container, or is too short for its fixed fields.
     fn parse(message: &'a [u8]) -> Option<Self> {
         let (&[kind, transaction @ ..], options) = message.split_first_chunk::<4>()?;
         let mut question = Self {
@@ -170,7 +171,8 @@ impl<'a> Question<'a> {
         Some(())
     }
 
-    /// Which identifiers each message must and must not have (RFC 8415 §16.2 to §16.12).
+    /// Checks the identifiers: each kind of message must have some, and must not have others (RFC 8415 §16.2 to
+    /// §16.12).
     fn check_identifiers(&self, our_id: &[u8]) -> Result<(), Outcome> {
         let (client, server) = match self.kind {
             MessageType::Solicit | MessageType::Confirm | MessageType::Rebind => {
@@ -190,7 +192,8 @@ impl<'a> Question<'a> {
         Ok(())
     }
 
-    /// An answer to each association: the address to the first that can have it, a status to the others.
+    /// The answers to all associations. The first association that can have the address gets it. The others get a
+    /// status.
     fn associate(&self, assigned: Ipv6Addr) -> Vec<DhcpOption> {
         let mut free = true;
         let answer = |association: &Association| {
@@ -205,9 +208,9 @@ impl<'a> Question<'a> {
         self.associations.iter().map(answer).collect()
     }
 
-    /// The content of the association that has the address. Other addresses in it are reported as not on this link when
-    /// first requested (behaviour §4.4.2); later they get lifetime zero, next to the right one (RFC 8415 §18.3.4,
-    /// §18.3.5).
+    /// The content of the association that has the address. Other addresses of the client in this association are
+    /// reported as not on this link when they are first requested (behaviour §4.4.2). In later messages these
+    /// addresses get lifetime zero, and the assigned address is added (RFC 8415 §18.3.4, §18.3.5).
     fn address(&self, association: &Association, assigned: Ipv6Addr) -> Vec<DhcpOption> {
         let others = association.addresses.iter().filter(|&&address| address != assigned);
         match self.kind {
@@ -227,7 +230,7 @@ impl<'a> Question<'a> {
         self.associations.iter().any(|association| association.addresses.contains(&address))
     }
 
-    /// The status of an association that stays empty.
+    /// The status of an association that gets no address.
     fn refusal(&self, association: &Association) -> Vec<DhcpOption> {
         let known = matches!(self.kind, MessageType::Renew | MessageType::Rebind);
         vec![match association.kind {
@@ -237,7 +240,7 @@ impl<'a> Question<'a> {
         }]
     }
 
-    /// An answer to each association that a client releases and that was never bound (RFC 8415 §18.3.7, §18.3.8).
+    /// An answer to each association that a client releases but that was never bound (RFC 8415 §18.3.7, §18.3.8).
     fn unbound(&self, assigned: Ipv6Addr) -> impl Iterator<Item = DhcpOption> {
         let bound = move |association: &&Association| {
             association.kind == AssociationKind::Addresses && association.addresses.contains(&assigned)
@@ -246,7 +249,7 @@ impl<'a> Question<'a> {
         unbound.map(|association| association.answer(vec![no_binding()]))
     }
 
-    /// Whether all addresses of the client are right for this link (RFC 8415 §18.3.3).
+    /// Checks whether all addresses of the client are right for this link (RFC 8415 §18.3.3).
     fn confirm(&self, assigned: Ipv6Addr) -> Result<DhcpOption, Outcome> {
         let mut addresses =
             self.associations.iter().flat_map(|association| &association.addresses).peekable();
@@ -274,8 +277,8 @@ impl Association {
     }
 }
 
-/// The options in a byte string: code and value, or none for one that extends past the end, which is then
-/// the last item.
+/// The options in a byte string, as an iterator. An item is code and value. If an option extends past the end of the
+/// string, the item is none and is the last one.
 struct Options<'a>(&'a [u8]);
 
 impl<'a> Iterator for Options<'a> {
@@ -294,7 +297,7 @@ impl<'a> Iterator for Options<'a> {
     }
 }
 
-/// The options besides addresses.
+/// The options of an answer that carry no addresses.
 fn configuration<'a>(
     settings: &'a Settings,
     v6: &'a V6,
@@ -314,7 +317,7 @@ fn domain_search_list(domains: &[String]) -> Option<DhcpOption> {
     (!names.is_empty()).then(option)
 }
 
-/// The client's name (RFC 4704). The server updates no names, and reports that to a client that asks for it.
+/// The client's name (RFC 4704). The server updates no names, and reports this to a client that requests an update.
 fn client_fqdn(name: &str, asked: Option<u8>) -> Option<DhcpOption> {
     let wants_update = asked.is_some_and(|flags| flags & FQDN_SERVER_UPDATES != 0);
     let mut data = vec![if wants_update { FQDN_OVERRIDDEN } else { 0 }];
@@ -328,14 +331,14 @@ fn wire_name(name: &str) -> Option<Vec<u8>> {
     buffer.get(..len).map(<[u8]>::to_vec)
 }
 
-/// The server's identifier: type 1, link-layer address and time, for Ethernet (RFC 8415 §11.2).
+/// The server's identifier of type 1 (link-layer address and time), for Ethernet (RFC 8415 §11.2).
 fn server_id(start_since_2000: u32, mac: Mac) -> [u8; 14] {
     let [a, b, c, d] = start_since_2000.to_be_bytes();
     let Mac([e, f, g, h, i, j]) = mac;
     [0, 1, 0, 1, a, b, c, d, e, f, g, h, i, j]
 }
 
-/// An address for `lifetime` seconds.
+/// The option for an address with a lifetime of `lifetime` seconds.
 fn address_option(address: Ipv6Addr, lifetime: u32) -> DhcpOption {
     DhcpOption::IAAddr(IAAddr {
         addr: address,

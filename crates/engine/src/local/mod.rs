@@ -1,10 +1,10 @@
-//! Services on the guest's link: each request is answered at once (behaviour §4).
+//! Services on the guest's link. Each request is answered at once (behaviour §4).
 //!
-//! Each protocol has a module that decides; this one selects the protocol and writes the headers of the
+//! Each protocol has a module that makes the decisions. This module selects the protocol and writes the headers of the
 //! answers.
 //!
-//! Every frame from here has complete checksums, on every link. Clients of these protocols often read from packet or
-//! raw sockets, or are firmware: they verify checksums, and do not know of checksum offload.
+//! On every link, every frame of these services has complete checksums. The clients of these protocols often read from
+//! packet or raw sockets, or are firmware: they verify checksums, and have no support for checksum offload.
 
 mod arp;
 mod dhcp;
@@ -33,10 +33,10 @@ use crate::{
 pub use arp::on_arp;
 pub use ndp::{Advertiser, on_icmpv6};
 
-/// Longest message that is parsed, in bytes: longer than any client's.
+/// Maximum length of a message that is parsed, in bytes. No client sends a longer message.
 const LONGEST: usize = 4096;
 
-/// What became of a frame that was shown to the local services.
+/// The result of passing a frame to the local services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Outcome {
@@ -46,22 +46,22 @@ pub enum Outcome {
     Answered,
     /// The packet needs no answer, or the service is off.
     Ignored,
-    /// The packet is malformed, or breaks its protocol's rules: a drop to be counted.
+    /// The packet is malformed, or breaks its protocol's rules. The caller must count it as dropped.
     Invalid,
-    /// The answer was not sent. The guest will ask again.
+    /// The answer was not sent, since the link is full. The guest will ask again.
     LinkFull,
 }
 
 impl Outcome {
-    /// Whether the frame was for the local services, so that the caller is done with it.
+    /// Whether the frame was for the local services, so that the caller must not process it further.
     #[must_use]
     pub const fn consumed(self) -> bool {
         !matches!(self, Self::NotLocal)
     }
 }
 
-/// Answers datagrams to the DHCP servers: to port 67 (behaviour §4.3.1), and to port 547 of a multicast address
-/// (behaviour §4.4.1).
+/// Answers datagrams to the DHCP servers. The datagrams go to port 67 (behaviour §4.3.1), or to port 547 of a
+/// multicast address (behaviour §4.4.1).
 pub fn on_udp(
     settings: &Settings,
     guest: &mut Guest,
@@ -97,25 +97,26 @@ fn copied(payload: impl Payload, buffer: &mut [u8; LONGEST]) -> Result<&[u8], Ou
 }
 
 /// Sends requests when the link comes up, so that the guest's answers show its hardware address (behaviour §4.1.3,
-/// §4.2). Call this only when the guest can receive.
+/// §4.2). Must be called only when the guest can receive.
 pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) {
     let gateway = settings.v4.as_ref().and_then(|v4| v4.our_address);
     let main = [gateway.and(guest.v4()).map(IpAddr::V4), guest.v6().map(IpAddr::V6)];
     main.into_iter().flatten().for_each(|address| ask_for(settings, guest, address, link));
 }
 
-/// Asks the guest whether it has `address`: the host that has it will answer.
+/// Asks the guest whether it has `address`. The host that has `address` will answer.
 pub fn ask_for(settings: &Settings, guest: &Guest, address: IpAddr, link: &mut impl Link) {
-    // If the request is lost, there will be another one, or the guest's own frames show the same.
+    // If this request is lost, another request follows, or the guest's own frames show the address.
     let _ = match address {
         IpAddr::V4(address) => arp::ask_for(settings, address, link),
         IpAddr::V6(address) => ndp::ask_for(settings, guest, address, link),
     };
 }
 
-/// Announces a neighbour's new hardware address to the guest (behaviour §4.1.4), which may have learned an earlier one.
+/// Announces a neighbour's new hardware address to the guest (behaviour §4.1.4). The guest may have learned an earlier
+/// address.
 pub fn announce_neighbour(settings: &Settings, guest: &Guest, neighbour: IpAddr, link: &mut impl Link) {
-    // If it is lost, the guest keeps the address that it has, which leads to the engine as well.
+    // If the announcement is lost, the guest keeps the old hardware address, which leads to the engine as well.
     let _ = match neighbour {
         IpAddr::V4(neighbour) => arp::announce(settings, neighbour, link),
         IpAddr::V6(neighbour) => ndp::announce(settings, guest, neighbour, link),
@@ -125,11 +126,11 @@ pub fn announce_neighbour(settings: &Settings, guest: &Guest, neighbour: IpAddr,
 /// How a message changes the guest's lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Binding {
-    /// The guest has it now.
+    /// The guest has the lease now.
     Made,
-    /// The guest has declined it, because another host has the address.
+    /// The guest has declined the address, because another host has it.
     Declined,
-    /// The guest has released it.
+    /// The guest has released the address.
     Released,
 }
 
@@ -184,7 +185,7 @@ fn on_dhcpv6(
     Ok(send_udp(link, &headers, (dhcpv6::SERVER_PORT, dhcpv6::CLIENT_PORT), &reply.message))
 }
 
-/// Headers of a packet to the guest from an address of the engine itself.
+/// The headers of a packet to the guest from an address of the engine itself.
 fn headers(settings: &Settings, guest: &Guest, source: IpAddr, destination: IpAddr) -> Outgoing {
     Outgoing { source_mac: settings.our_mac, ..settings.headers(guest, source, destination) }
 }
@@ -197,7 +198,7 @@ fn send_udp(link: &mut impl Link, headers: &Outgoing, ports: (u16, u16), payload
     })
 }
 
-/// Sends an ICMPv6 message. `body` writes at most `max_len` bytes after the header and returns how many.
+/// Sends an ICMPv6 message. `body` writes at most `max_len` bytes after the header and returns the number of bytes.
 fn send_icmpv6(
     link: &mut impl Link,
     headers: &Outgoing,
@@ -212,7 +213,7 @@ fn send_icmpv6(
     })
 }
 
-/// Sends the frame of at most `len` bytes that `build` writes, with its checksum completed.
+/// Sends the frame that `build` writes (at most `len` bytes), and completes its checksum.
 fn send(link: &mut impl Link, len: usize, build: impl FnOnce(&mut [u8]) -> Option<Written>) -> Outcome {
     let Some(mut reserved) = link.reserve_head(len.max(ethernet::MIN_FRAME_LEN)) else {
         return Outcome::LinkFull;

@@ -1,5 +1,5 @@
-//! Neighbour Discovery: every IPv6 address except the guest's own has a hardware address that leads to the engine,
-//! which is also the router (RFC 4861, behaviour §4.2).
+//! Neighbour Discovery (RFC 4861, behaviour §4.2): every IPv6 address except the guest's own has a hardware address
+//! that leads to the engine. The engine is also the router.
 
 use alloc::string::String;
 use core::{
@@ -26,14 +26,14 @@ use crate::{
 /// Minimum and maximum time between two unsolicited router advertisements, in seconds.
 const INTERVAL_SECS: (u32, u32) = (200, 600);
 
-/// Prefix length of the link, independent of the host's: others can't be used for autonomous configuration
+/// Prefix length of the link, independent of the host's. With other lengths, autonomous configuration does not work
 /// (RFC 4862 §5.5.3 d, RFC 4291 §2.5.1).
 const PREFIX_LEN: u8 = 64;
 
-/// Answers solicitations. Consumes all Neighbour Discovery messages, and no others.
+/// Answers solicitations. Consumes all Neighbour Discovery messages, and no other messages.
 ///
-/// Solicitations for the guest's own address, and those from `::` (duplicate address detection), get no answer;
-/// a message with another hop limit than 255 was routed and is invalid (Q4). The messages show addresses of the guest,
+/// Two kinds of solicitations get no answer: for the guest's own address, and from `::` (duplicate address detection).
+/// A message whose hop limit is not 255 was routed and is invalid (Q4). The messages show addresses of the guest,
 /// which are noted even if the service is off.
 pub fn on_icmpv6(
     settings: &Settings,
@@ -78,8 +78,8 @@ pub fn on_icmpv6(
     }
 }
 
-/// A host with address `source` asks for `target`. If `source` is `::`, the host is about to take `target`, and asks
-/// whether another one has it (RFC 4862 §5.4.2).
+/// Handles a solicitation from `source` for `target`. If `source` is `::`, the host is about to take `target`, and
+/// asks whether another host has it (RFC 4862 §5.4.2).
 fn on_solicitation(
     settings: &Settings,
     guest: &mut Guest,
@@ -105,7 +105,8 @@ fn on_solicitation(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// Sends a solicitation for the guest's `address` to that address itself, as the router (behaviour §4.2).
+/// Sends a solicitation for the guest's `address`, as the router. The destination is `address` itself (behaviour
+/// §4.2).
 pub(super) fn ask_for(
     settings: &Settings,
     guest: &Guest,
@@ -120,7 +121,7 @@ pub(super) fn ask_for(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// Announces the hardware address of a neighbour to all on the link (RFC 4861 §7.2.6, behaviour §4.1.4).
+/// Announces the hardware address of a neighbour to all hosts on the link (RFC 4861 §7.2.6, behaviour §4.1.4).
 pub(super) fn announce(
     settings: &Settings,
     guest: &Guest,
@@ -135,8 +136,8 @@ pub(super) fn announce(
     send_neighbour(link, &headers, header, &body)
 }
 
-/// The hardware address of `target`, and headers of the advertisement that names it. Its source is the target itself,
-/// as Linux does it: some stacks (smoltcp) store the hardware address under the source.
+/// The hardware address of `target`, and the headers of the advertisement for it. The source of the advertisement is
+/// the target itself, as in Linux: some stacks (smoltcp) store the hardware address under the source.
 fn advertised(
     settings: &Settings,
     guest: &Guest,
@@ -149,7 +150,7 @@ fn advertised(
 
 /// When to send the next unsolicited router advertisement.
 ///
-/// Create it when the guest can receive them: the first one is due an interval later.
+/// Must be created when the guest can receive advertisements. The first advertisement is due an interval later.
 #[derive(Clone, Copy, Debug)]
 pub struct Advertiser {
     next: Option<Instant>,
@@ -157,25 +158,25 @@ pub struct Advertiser {
 }
 
 impl Advertiser {
-    /// Starts the clock, if router advertisements are on. `random` is any random number.
+    /// Starts the timer, if router advertisements are on. `random` may be any number.
     #[must_use]
     pub fn new(settings: &Settings, now: Instant, random: u32) -> Self {
         let on = settings.v6.is_some() && settings.services.ndp && settings.services.ra;
         Self { next: on.then(|| now + interval(random)), random }
     }
 
-    /// When [`Self::on_deadline`] has something to do; none: never.
+    /// The time when [`Self::on_deadline`] has something to do. None: never.
     #[must_use]
     pub const fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Advertises to all nodes if it is due. If the link is full, this advertisement is skipped.
+    /// Sends an advertisement to all nodes if one is due. If the link is full, this advertisement is skipped.
     pub fn on_deadline(&mut self, settings: &Settings, guest: &Guest, now: Instant, link: &mut impl Link) {
         if let Some(v6) = &settings.v6
             && self.next.is_some_and(|next| next <= now)
         {
-            // Spreads the interval; nothing depends on it being unpredictable.
+            // The random number spreads the intervals. It need not be unpredictable.
             self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             self.next = Some(now + interval(self.random));
             let _ = advertise(settings, v6, guest, ALL_NODES, link);
@@ -274,7 +275,7 @@ mod tests {
         codes
     }
 
-    /// behaviour §4.1.4, RFC 4861 §7.2.6.
+    /// A neighbour's hardware address is announced to all nodes (behaviour §4.1.4, RFC 4861 §7.2.6).
     #[test]
     fn a_neighbour_is_announced_to_all_nodes() {
         let mut settings = settings();
@@ -315,7 +316,8 @@ mod tests {
         }
     }
 
-    /// RFC 4861 §7.2.4; smoltcp learns the hardware address of the sender, not of the target.
+    /// A neighbour's advertisement has the neighbour as its source (RFC 4861 §7.2.4). smoltcp learns the hardware
+    /// address of the sender, not of the target.
     #[test]
     fn a_neighbour_answers_from_its_own_addresses() {
         let mut settings = settings();
@@ -393,7 +395,7 @@ mod tests {
 
     #[test]
     fn advertisements_have_the_options_that_are_on() {
-        // behaviour §4.2: DNSSL only with RDNSS, MTU unless 0, no prefix in local mode
+        // DNSSL is sent only with RDNSS, MTU unless it is 0, and no prefix in local mode (behaviour §4.2).
         let mut settings = settings();
         settings.mtu = 0;
         assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1, 25, 31]);
@@ -424,7 +426,7 @@ mod tests {
 
     #[test]
     fn unsolicited_advertisements_come_every_200_to_600_seconds() {
-        // behaviour §4.2, R-45: the first one not at once
+        // The first advertisement is not sent at once (behaviour §4.2, R-45).
         let settings = settings();
         let guest = guest(&settings);
         let start = Instant::from_micros(5);

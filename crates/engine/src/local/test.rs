@@ -1,4 +1,4 @@
-//! The checks that concern all local services.
+//! Tests of properties that all local services have.
 
 use alloc::vec::Vec;
 use core::net::Ipv6Addr;
@@ -122,7 +122,7 @@ fn datagrams_to_other_ports_are_not_local() {
     assert!(link.frames.is_empty());
 }
 
-/// DHCP, DHCPv6, ARP and NDP: no checksum is left to the guest.
+/// Frames of DHCP, DHCPv6, ARP and NDP leave no checksum to the guest.
 #[test]
 fn every_frame_has_complete_checksums() {
     let settings = settings();
@@ -167,7 +167,7 @@ fn multicast_has_its_own_hardware_addresses() {
     assert_eq!(mac, Some(Mac([0x33, 0x33, 0xff, 0x12, 0x34, 0x56])));
 }
 
-/// Passes a frame to the services as the engine does.
+/// Passes a frame to the services in the same way as the engine.
 fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Capture) {
     let Ok(frame) = frame::parse(bytes) else { return };
     let source = match frame.body {
@@ -185,7 +185,7 @@ fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Capture
     };
 }
 
-/// A frame of the guest to the services, its payload random.
+/// A frame of the guest to the services, with random payload.
 fn any_question() -> impl Strategy<Value = Vec<u8>> {
     let payload = proptest::collection::vec(any::<u8>(), 0..700);
     (0..4, 133..138u8, any::<bool>(), payload).prop_map(|(service, kind, hop_limit, payload)| {

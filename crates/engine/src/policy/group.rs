@@ -5,46 +5,46 @@
 //!
 //! | group | IPv4 | IPv6 |
 //! |---|---|---|
-//! | `metadata` | [`METADATA`] | the same list |
-//! | `host` | 127/8, 0.0.0.0, which reaches the host as well | ::1, :: |
+//! | `metadata` | [`METADATA`] | [`METADATA`] |
+//! | `host` | 127/8, and 0.0.0.0, which also reaches the host | ::1, :: |
 //! | `linklocal` | 169.254/16 | fe80::/10 |
 //! | `multicast` | 224/4, and the broadcast 255.255.255.255 | ff00::/8 |
-//! | `private` | 10/8, 172.16/12, 192.168/16 (RFC 1918), 100.64/10 (RFC 6598), and what else is not globally reachable: 0/8, 192.0.0/24, 198.18/15, 240/4 | fc00::/7 (RFC 4193), and all outside of 2000::/3, such as fec0::/10 and 100::/64; 2001::/23 |
-//! | `public` | the rest | the rest |
+//! | `private` | 10/8, 172.16/12, 192.168/16 (RFC 1918), 100.64/10 (RFC 6598), and all other ranges that are not globally reachable: 0/8, 192.0.0/24, 198.18/15, 240/4 | fc00::/7 (RFC 4193), 2001::/23, and all addresses outside of 2000::/3, such as fec0::/10 and 100::/64 |
+//! | `public` | all other addresses | all other addresses |
 //!
-//! Ranges that are not globally reachable are private: networks use them within, so a rule that keeps a guest away from
-//! private addresses must cover them. Except documentation ranges (RFC 5737, RFC 3849, RFC 9637): they stand for public
-//! addresses, in examples and in tests.
+//! Ranges that are not globally reachable are private: networks use these ranges internally, so a rule that denies
+//! private addresses must cover them. Documentation ranges (RFC 5737, RFC 3849, RFC 9637) are an exception: examples
+//! and tests use them as public addresses.
 //!
-//! A destination that leads to the host is in the group `host` besides. Only the caller knows this: see
-//! [`Question`](super::Question).
+//! A destination that leads to the host is also in the group `host`. Only the caller knows which destinations lead to
+//! the host: see [`Question`](super::Question).
 
 use core::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// A group of addresses that a rule can name.
+/// A group of addresses that a rule can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
-    /// Addresses of the Internet: what is in no other group.
+    /// Addresses of the Internet: all addresses that are in no other group.
     Public,
     /// Addresses of private networks.
     Private,
     /// Link-local addresses.
     LinkLocal,
-    /// Where clouds serve metadata and credentials. These addresses are in no other group.
+    /// Addresses at which clouds serve metadata and credentials. These addresses are in no other group.
     Metadata,
-    /// What leads to the host itself.
+    /// Addresses that lead to the host itself.
     Host,
-    /// What reaches several hosts.
+    /// Addresses that reach several hosts.
     Multicast,
     /// Every address.
     All,
 }
 
 impl Group {
-    /// All groups, with the words for them.
+    /// All groups, with their names in rules.
     pub const ALL: [(&'static str, Self); 7] = [
         ("public", Self::Public),
         ("private", Self::Private),
@@ -55,7 +55,8 @@ impl Group {
         ("all", Self::All),
     ];
 
-    /// The group of an address as it is written, whatever it carries or leads to. Never [`Group::All`].
+    /// The group of `address` itself. An IPv4 address that `address` carries, and the host that it leads to, do not
+    /// matter. Never [`Group::All`].
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if METADATA.contains(&address) {
@@ -75,15 +76,15 @@ impl fmt::Display for Group {
     }
 }
 
-/// Addresses where clouds serve metadata and credentials of a machine or a container.
+/// Addresses at which clouds serve the metadata and credentials of a machine or a container.
 pub const METADATA: [IpAddr; 17] = [
-    // AWS EC2, Azure, Google, OCI, OpenStack, Alibaba and most others; the convention began with EC2.
+    // AWS EC2, Azure, Google, OCI, OpenStack, Alibaba and most other clouds. EC2 was the first to use this address.
     v4(169, 254, 169, 254),
     // AWS, "Use the Instance Metadata Service", for Nitro instances.
     v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254]),
     // AWS, "Amazon ECS task IAM role": credentials of a task.
     v4(169, 254, 170, 2),
-    // AWS, "EKS Pod Identity": its agent on the node.
+    // AWS, "EKS Pod Identity": the agent on the node.
     v4(169, 254, 170, 23),
     v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23]),
     // Google, "About VM metadata", for IPv6-only instances.
@@ -142,16 +143,16 @@ const fn of_v6(address: Ipv6Addr) -> Group {
     }
 }
 
-/// The IPv4 addresses that packets to an IPv6 address may end up at. None of them for most addresses, one for
-/// IPv4-mapped and IPv4-compatible (RFC 4291 §2.5.5), 6to4 (RFC 3056 §2), Teredo (RFC 4380 §4, the client) and NAT64's
-/// well-known prefix (RFC 6052 §2.1).
+/// The IPv4 addresses that packets to an IPv6 address may reach. Most addresses have none. IPv4-mapped and
+/// IPv4-compatible addresses (RFC 4291 §2.5.5), 6to4 (RFC 3056 §2), Teredo (RFC 4380 §4, the client), and NAT64's
+/// well-known prefix (RFC 6052 §2.1) have one.
 ///
 /// NAT64 prefixes for local use (RFC 8215) lie anywhere in 64:ff9b:1::/48. We don't know the
 /// length of the prefix that the local network uses, so the IPv4 address is read at each position that RFC 6052 §2.2
 /// allows. An address in 0/8 is skipped, since no translator translates it.
 pub(super) fn carried(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let bits = address.to_bits();
-    // The four bytes from this one on.
+    // The four bytes that begin at the given byte.
     let from = |byte: u32| (bits >> (96 - 8 * byte)) as u32;
     let one = |address: u32| [Some(address), None, None, None];
     let found: [Option<u32>; 4] = match address.segments() {
@@ -161,7 +162,7 @@ pub(super) fn carried(address: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
         [0x2001, 0, ..] => one(!from(12)),
         [0x64, 0xff9b, 0, 0, 0, 0, ..] => one(from(12)),
         [0x64, 0xff9b, 1, ..] => {
-            // Behind prefixes of 48, 56, 64 and 96 bits; byte 8 is skipped.
+            // The IPv4 address after prefixes of 48, 56, 64 and 96 bits. Byte 8 is skipped.
             let of_48 = from(6) & 0xffff_0000 | from(9) >> 16;
             let of_56 = from(7) & 0xff00_0000 | from(9) >> 8;
             let found = [of_48, of_56, from(9), from(12)].map(|found| (found >> 24 != 0).then_some(found));

@@ -1,11 +1,11 @@
-//! What the guest may reach: rules by address, group and name, and the verdict on a new flow or a DNS question
-//! ([record](https://github.com/passt-rs/passt-rs/blob/main/docs/design/guard.md)).
+//! The flows and DNS questions that the guest is allowed: rules by address, group and name, and the verdict on a new
+//! flow or a DNS question ([record](https://github.com/passt-rs/passt-rs/blob/main/docs/design/guard.md)).
 //!
 //! The first rule that matches decides; if none matches, the default does. A rule by name matches an address that the
 //! guest got as an answer for such a name: a [`Lookup`] knows which.
 //!
-//! An IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo) counts as that: a rule that allows
-//! has to match the IPv4 address; a rule that denies may match either.
+//! For an IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo), the IPv4 address counts. A
+//! rule that allows must match the IPv4 address. A rule that denies may match either address.
 //!
 //! ```
 //! use engine::policy::{Action, NoNames, Policy, Protocol, Question, Reason, Verdict, spec};
@@ -45,10 +45,10 @@ pub use self::{
 };
 use self::{spec::MAX_RULES, tree::Tree};
 
-/// DNS, DNS over TLS and QUIC, multicast DNS, LLMNR.
+/// The ports of DNS, DNS over TLS and QUIC, multicast DNS, and LLMNR.
 const NAME_SERVICES: [u16; 4] = [53, 853, 5353, 5355];
 
-/// The index of no rule: it is beyond all of them.
+/// An index that means "no rule". It is greater than the index of every rule.
 const NO_RULE: u32 = u32::MAX;
 
 /// A flow that the guest begins.
@@ -56,15 +56,17 @@ const NO_RULE: u32 = u32::MAX;
 pub struct Question {
     /// The protocol.
     pub protocol: Protocol,
-    /// The destination, as the guest wrote it. For ICMP, the port does not matter.
+    /// The destination to which the guest sends. For ICMP, the port does not matter.
     pub destination: SocketAddr,
-    /// After translation (behaviour §5.2), the destination is a loopback address or another address of the host.
+    /// Whether the destination after translation (behaviour §5.2) is a loopback address or another address of the
+    /// host.
     pub leads_to_host: bool,
 }
 
-/// Names of addresses.
+/// Finds the names of addresses.
 pub trait Lookup {
-    /// Names that this guest asked for and got `address` as an answer. Case and a trailing dot do not matter.
+    /// The names that this guest asked for and for which an answer had `address`. Case and a trailing dot do not
+    /// matter.
     fn names(&self, address: IpAddr) -> impl Iterator<Item = &str>;
 }
 
@@ -78,7 +80,8 @@ impl Lookup for NoNames {
     }
 }
 
-/// The names of `names` that are `name`: what a client says that it wants.
+/// A lookup that returns only those names of `names` that are equal to `name`. `name` is the name that a client asked
+/// for in its first bytes.
 struct Claimed<'a, L> {
     name: &'a str,
     names: &'a L,
@@ -90,30 +93,30 @@ impl<L: Lookup> Lookup for Claimed<'_, L> {
     }
 }
 
-/// What decided. [`Policy::text`] is its text.
+/// The reason for a verdict. [`Policy::text`] returns its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The rule with this index.
+    /// The rule with this index decided.
     Rule(usize),
-    /// No rule matches.
+    /// The default decided, since no rule matches.
     Default,
-    /// There are rules by name, and the flow would ask for names elsewhere: by DNS over TLS or QUIC, multicast DNS,
+    /// There are rules by name, and the flow would use another name service: DNS over TLS or QUIC, multicast DNS, or
     /// LLMNR.
     NameService,
 }
 
-/// What happens to a flow.
+/// The decision about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The flow may begin.
     Allow(Reason),
-    /// The flow may begin, but is allowed by name alone. What the client says first must be checked with
+    /// The flow may begin, but is allowed by name alone. The name in the client's first bytes must be checked with
     /// [`Policy::claim_verdict`], since many names share an address.
     AllowNamed {
         /// Index of the rule.
         rule: usize,
-        /// First bytes without any name may pass too, and a server may speak first: the rule gives ports, and this one
-        /// is neither 80 nor 443.
+        /// Whether first bytes without a name may pass too, and the server may send first. True if the rule gives
+        /// ports, and this flow's port is neither 80 nor 443.
         nameless: bool,
     },
     /// The flow is refused.
@@ -127,7 +130,7 @@ impl Verdict {
         matches!(self, Self::Deny(_))
     }
 
-    /// The stricter one; this one if they are equal.
+    /// Returns the stricter of two verdicts, or `self` if they are equal.
     fn and(self, other: Self) -> Self {
         let strictness = |verdict: &Self| match verdict {
             Self::Allow(_) => 0,
@@ -138,28 +141,28 @@ impl Verdict {
     }
 }
 
-/// What happens to a DNS question.
+/// The decision about a DNS question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameVerdict {
     /// The question may be forwarded to the host's resolvers.
     Allow(Reason),
-    /// The question is answered at once, and never leaves.
+    /// The question is answered at once, and is not forwarded.
     Deny {
-        /// What decided.
+        /// The reason for the refusal.
         reason: Reason,
-        /// Names below this one may be allowed. So the answer must be NODATA: with NXDOMAIN, a cache would drop them as
-        /// well (RFC 8020).
+        /// Whether names below this name may be allowed. If so, the answer must be NODATA: with NXDOMAIN, a cache
+        /// would drop the names below as well (RFC 8020).
         names_below: bool,
     },
 }
 
-/// Why rules can't be a policy.
+/// The reason why a list of rules can't be a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// There are too many.
+    /// There are too many rules.
     #[error("Too many rules (max {MAX_RULES}); use prefixes and groups")]
     TooManyRules,
-    /// There are rules by name, and one about name services only.
+    /// There are rules by name, and another rule that is about name services only.
     #[error(
         "Rule '{0}' can't be honoured together with rules by name: these need every DNS question to be asked of the host's \
          resolver (see --dns-host), and no other name service; remove it"
@@ -167,22 +170,22 @@ pub enum PolicyError {
     NameService(Box<str>),
 }
 
-/// Rules in order, and indexes of them.
+/// The rules, in order, and indexes to find them fast.
 #[derive(Clone, Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
     default: Action,
     prefixes: Tree<IpNet>,
     names: Tree<Name>,
-    /// Rules by group, in order.
+    /// The indexes of rules by group, in order.
     groups: Vec<u32>,
-    /// The first rule that decides for names which no rule by name matches.
+    /// The index of the first rule that decides for all names which no rule by name matches.
     all_names: u32,
 }
 
 impl Policy {
-    /// A policy of these rules. Without a `default`, what no rule matches is denied if any rule allows something, else
-    /// allowed.
+    /// Makes a policy of these rules. Without a `default`, flows that no rule matches are denied if any rule allows
+    /// something, else they are allowed.
     ///
     /// # Errors
     /// There are too many rules, or they contradict each other.
@@ -225,25 +228,26 @@ impl Policy {
         &self.rules
     }
 
-    /// What happens to what no rule matches.
+    /// The decision about flows that no rule matches.
     #[must_use]
     pub const fn default_action(&self) -> Action {
         self.default
     }
 
-    /// Whether there are rules by name. Then every DNS question of the guest must be taken and judged.
+    /// Whether there are rules by name. If so, the engine must take every DNS question of the guest and ask for a
+    /// verdict on it.
     #[must_use]
     pub fn has_names(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// Whether there are rules by group. Only they depend on [`Question::leads_to_host`].
+    /// Whether there are rules by group. Only rules by group depend on [`Question::leads_to_host`].
     #[must_use]
     pub const fn has_groups(&self) -> bool {
         !self.groups.is_empty()
     }
 
-    /// The text of what decided, for logs and extended DNS errors.
+    /// The text of a reason, for logs and extended DNS errors.
     #[must_use]
     pub fn text(&self, reason: Reason) -> &str {
         match (reason, self.default) {
@@ -254,7 +258,7 @@ impl Policy {
         }
     }
 
-    /// What happens to a flow that the guest begins. `names` has the names that this guest got addresses for.
+    /// The verdict on a flow that the guest begins. `names` has the names for which this guest got addresses.
     pub fn verdict(&self, question: &Question, names: &impl Lookup) -> Verdict {
         let port = question.destination.port();
         if self.has_names()
@@ -269,18 +273,18 @@ impl Policy {
         verdicts.reduce(Verdict::and).unwrap_or_else(|| self.judge(question, written, names))
     }
 
-    /// The verdict on a flow of [`Verdict::AllowNamed`] after its client has sent the server's name, `name`. The flow
-    /// is refused unless the rules allow this name, and an answer for this name had the flow's destination.
+    /// The verdict on a flow of [`Verdict::AllowNamed`] after its client has sent `name` as the server's name. The
+    /// flow is refused unless the rules allow `name`, and an answer for `name` had the flow's destination.
     pub fn claim_verdict(&self, question: &Question, name: &str, names: &impl Lookup) -> Verdict {
         self.verdict(question, &Claimed { name, names })
     }
 
-    /// What happens to a DNS question for `name`, in dotted form; case and a trailing dot do not matter. Only with
-    /// rules by name ([`Policy::has_names`]) is it necessary to ask.
+    /// The verdict on a DNS question for `name`, in dotted form. Case and a trailing dot do not matter. A verdict is
+    /// needed only if there are rules by name ([`Policy::has_names`]).
     ///
-    /// The first of these rules decides: one by name, a deny only if it is about all protocols and ports; one that
-    /// allows the Internet (`all`, `public`, 0.0.0.0/0, ::/0), with any protocol or ports; `deny all`. Other rules by
-    /// address say nothing about names.
+    /// The first of the following rules decides. A rule by name; a rule that denies a name counts only if it is about
+    /// all protocols and ports. A rule that allows the Internet (`all`, `public`, 0.0.0.0/0, ::/0), with any protocol
+    /// or ports. `deny all`. Other rules by address do not affect names.
     #[must_use]
     pub fn name_verdict(&self, name: &str) -> NameVerdict {
         let (action, reason) = self.outcome(self.first_by_name(name, self.all_names, |rule| {
@@ -292,9 +296,9 @@ impl Policy {
         }
     }
 
-    /// Whether a DNS answer may give an allowed name this address: a public one, or one that no rule by address keeps
-    /// the guest away from. Other answers are attempts to make a public name lead into private networks (DNS
-    /// rebinding). `leads_to_host` is as in [`Question`].
+    /// Whether a DNS answer for an allowed name may have this address: a public address, or an address that no rule by
+    /// address denies to the guest. Other answers are attempts to make a public name lead into private networks (DNS
+    /// rebinding). `leads_to_host` has the meaning that it has in [`Question`].
     #[must_use]
     pub fn may_answer(&self, address: IpAddr, leads_to_host: bool) -> bool {
         let may_reach = |reached: IpAddr| {
@@ -310,7 +314,7 @@ impl Policy {
         if reached.peek().is_none() { may_reach(address) } else { reached.all(may_reach) }
     }
 
-    /// The verdict if the flow reaches `address`, which is the destination or carried by it.
+    /// The verdict if the flow reaches `address`. `address` is the destination, or is carried in the destination.
     fn judge(&self, question: &Question, address: IpAddr, names: &impl Lookup) -> Verdict {
         let first = self.first(question, address, names, true);
         let (action, reason) = self.outcome(first);
@@ -319,7 +323,7 @@ impl Policy {
             (Action::Allow, Some(rule)) if rule.is_by_name() && question.protocol != Protocol::Icmp => rule,
             (Action::Allow, _) => return Verdict::Allow(reason),
         };
-        // Is it allowed by name alone?
+        // The flow is allowed by name alone if it is not allowed without rules that allow by name.
         if self.outcome(self.first(question, address, names, false)).0 == Action::Allow {
             return Verdict::Allow(reason);
         }
@@ -327,7 +331,7 @@ impl Policy {
         Verdict::AllowNamed { rule: first as usize, nameless }
     }
 
-    /// Index of the first rule that matches, with or without those that allow by name.
+    /// Index of the first rule that matches. `by_name` says whether rules that allow by name count.
     fn first(&self, question: &Question, address: IpAddr, names: &impl Lookup, by_name: bool) -> u32 {
         let Question { protocol, destination, leads_to_host } = *question;
         let written = destination.ip();
@@ -368,13 +372,14 @@ impl Policy {
             .fold(before, |first, (_, rules)| self.first_of(rules, first, &matches))
     }
 
-    /// Among the rules of this name and of those above it.
+    /// The index of the first matching rule among the rules of this name and of the names above it.
     fn first_by_name(&self, name: &str, before: u32, matches: impl Fn(&Rule) -> bool) -> u32 {
         let chain = self.names.chain(|own| own.order(name) != Ordering::Greater);
         chain.fold(before, |first, (_, rules)| self.first_of(rules, first, &matches))
     }
 
-    /// The first of `rules`, which are in order, that matches; `before` unless it is smaller.
+    /// The first of `rules`, which are in order, that matches. Returns `before` if no rule with a smaller index
+    /// matches.
     fn first_of(&self, rules: &[u32], before: u32, matches: impl Fn(&Rule) -> bool) -> u32 {
         let mut candidates = rules.iter().copied().take_while(|index| *index < before);
         candidates.find(|index| self.rules.get(*index as usize).is_some_and(&matches)).unwrap_or(before)
@@ -389,14 +394,14 @@ impl Policy {
 
     /// Whether a name below `name` may be allowed.
     fn may_allow_below(&self, name: &str) -> bool {
-        // A name that no rule gives as a whole:
+        // The first case is a name below `name` for which no rule gives the whole name.
         let first = self.first_by_name(name, self.all_names, |rule| match &rule.destination {
             Destination::Below(own) => {
                 (own.is(name) || own.is_above(name)) && (rule.action == Action::Allow || rule.is_about_all())
             }
             _ => false,
         });
-        // Names that rules give, or those below them:
+        // The other case is a name that a rule gives, or a name below it.
         let allows =
             |rules: &[u32]| self.first_of(rules, NO_RULE, |rule| rule.action == Action::Allow) != NO_RULE;
         self.outcome(first).0 == Action::Allow
@@ -408,7 +413,7 @@ impl Policy {
     }
 }
 
-/// The addresses that packets to an address reach instead of it.
+/// The addresses that packets to an address may reach instead.
 fn reached(address: IpAddr) -> impl Iterator<Item = IpAddr> {
     let v6 = match address {
         IpAddr::V4(_) => None,
@@ -417,8 +422,9 @@ fn reached(address: IpAddr) -> impl Iterator<Item = IpAddr> {
     v6.into_iter().flat_map(group::carried).map(IpAddr::V4)
 }
 
-/// With rules by name, all DNS questions go to the host's resolver, and other name services are refused. A rule
-/// that allows one of them, or denies DNS, could not be honoured.
+/// Whether a rule contradicts rules by name. With rules by name, all DNS questions go to the host's resolver, and
+/// other name services are refused. So a rule that allows another name service, or denies DNS, could not have an
+/// effect.
 fn contradicts_names(rule: &Rule) -> bool {
     match rule.action {
         Action::Allow => rule.ports.are_within(&NAME_SERVICES),
@@ -426,8 +432,8 @@ fn contradicts_names(rule: &Rule) -> bool {
     }
 }
 
-/// Whether a rule by address decides for names that no rule by name matches: what it says about the Internet holds for
-/// all names.
+/// Whether a rule by address decides for names that no rule by name matches. A rule about the Internet applies to all
+/// names.
 fn decides_all_names(rule: &Rule) -> bool {
     match rule.action {
         Action::Allow => rule.is_about_the_internet(),

@@ -1,26 +1,26 @@
-//! Domain names of rules, and how they lie below each other.
+//! Domain names of rules, and the order in which names are below each other.
 
 use alloc::boxed::Box;
 use core::{cmp::Ordering, fmt};
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 
-/// ASCII that no name of a rule has. A host name has letters, digits, hyphens and dots; services have underscores, too
-/// (RFC 8552).
+/// ASCII characters that no name of a rule has. A host name has letters, digits, hyphens and dots. Names of services
+/// also have underscores (RFC 8552).
 const DENIED: AsciiDenyList = AsciiDenyList::new(true, "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
 
-/// Longest name without its trailing dot, in bytes (RFC 1035 §3.1).
+/// Maximum length of a name without its trailing dot, in bytes (RFC 1035 §3.1).
 const MAX_LEN: usize = 253;
 
 /// A domain name in A-labels and lower case, without a trailing dot.
 ///
-/// The order compares labels from the last to the first, so that the names below a name follow it.
+/// The order compares labels from the last to the first, so that a name is followed by the names below it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Name(Box<str>);
 
 impl Name {
-    /// Reads a name. U-labels become A-labels (UTS #46, non-transitional); one trailing dot is allowed. None if it is not
-    /// a domain name, or if it ends in a number, as only addresses do.
+    /// Reads a name. U-labels become A-labels (UTS #46, non-transitional). One trailing dot is allowed. Returns none
+    /// if the text is not a domain name, or if it ends in a number, since only addresses end in a number.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         // A label in Unicode is never longer than four bytes for each byte of its A-label.
@@ -46,7 +46,7 @@ impl Name {
         same(name, &self.0)
     }
 
-    /// Whether `name` is below this name, and not itself. Case and a trailing dot do not matter.
+    /// Whether `name` is below this name. A name is not below itself. Case and a trailing dot do not matter.
     #[must_use]
     pub fn is_above(&self, name: &str) -> bool {
         below(without_dot(name), &self.0)
@@ -58,7 +58,7 @@ impl Name {
         name.is_empty() || below(&self.0, name)
     }
 
-    /// How this name compares with `name`, of any case.
+    /// Compares this name with `name`. Case does not matter.
     pub(super) fn order(&self, name: &str) -> Ordering {
         order(&self.0, without_dot(name))
     }
@@ -97,8 +97,8 @@ fn below(name: &str, above: &str) -> bool {
     name[dot] == b'.' && name[dot + 1..].eq_ignore_ascii_case(above)
 }
 
-/// Compares from the end. The dot is the lowest byte: `a-b.example` must not come between `b.example` and what lies
-/// below it.
+/// Compares from the end. The dot is the lowest byte, since `a-b.example` must not come between `b.example` and the
+/// names below `b.example`.
 fn order(a: &str, b: &str) -> Ordering {
     let backwards = |name| str::bytes(name).rev().map(|b| if b == b'.' { 0 } else { b.to_ascii_lowercase() });
     backwards(a).cmp(backwards(b))

@@ -1,4 +1,4 @@
-//! One rule: what it allows or denies.
+//! One rule: the flows that it allows or denies.
 
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{group::Group, name::Name};
 use crate::ports::PortRange;
 
-/// What a rule does with what it matches.
+/// The effect of a rule on the flows that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The flow may begin.
@@ -33,12 +33,12 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP or ICMPv6 echo, which has no ports.
+    /// ICMP or ICMPv6 echo. It has no ports.
     Icmp,
 }
 
 impl Protocol {
-    /// All protocols, with the words for them.
+    /// All protocols, with their names in rules.
     pub const ALL: [(&'static str, Self); 3] = [("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
 }
 
@@ -49,16 +49,17 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Where a rule's flows go.
+/// The destinations that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
-    /// To the addresses of a prefix, of all bits for one address. Its host bits are zero. Never IPv4-mapped.
+    /// The addresses of a prefix. A single address is a prefix of the full length. The host bits are zero. The prefix
+    /// is never IPv4-mapped.
     Prefix(IpNet),
-    /// To a name, and none below it.
+    /// A name, without the names below it.
     Name(Name),
-    /// To the names below a name, and not itself.
+    /// The names below a name, without the name itself.
     Below(Name),
-    /// To a group of addresses.
+    /// A group of addresses.
     Group(Group),
 }
 
@@ -67,10 +68,10 @@ pub enum Destination {
 pub struct Ports(Option<Box<[PortRange]>>);
 
 impl Ports {
-    /// No ports are given: the rule also matches protocols without ports.
+    /// No ports are given. The rule also matches protocols without ports.
     pub const ANY: Self = Self(None);
 
-    /// Matches ports in any of `ranges`, and no protocol without ports.
+    /// Ports in any of `ranges`. The rule matches no protocol without ports.
     #[must_use]
     pub fn given(ranges: Vec<PortRange>) -> Self {
         Self(Some(ranges.into()))
@@ -82,7 +83,7 @@ impl Ports {
         self.0.is_some()
     }
 
-    /// Whether `port` is among them.
+    /// Whether the rule matches `port`.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.0.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(port)))
@@ -98,23 +99,23 @@ impl Ports {
     }
 }
 
-/// A rule. The first one that matches decides.
+/// A rule. The first rule that matches a flow decides.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// What happens.
+    /// The effect on the flows that the rule matches.
     pub action: Action,
-    /// The protocol. None for all; if ports are given, for those that have ports.
+    /// The protocol. None: all protocols, or, if ports are given, all protocols that have ports.
     pub protocol: Option<Protocol>,
     /// The destination.
     pub destination: Destination,
     /// The destination's ports.
     pub ports: Ports,
-    /// The rule as it was written, for logs: `allow index.example.org:443`.
+    /// The text of the rule for logs, as the user wrote it: `allow index.example.org:443`.
     pub text: Box<str>,
 }
 
 impl Rule {
-    /// Whether the rule is about this protocol and port, whatever the destination.
+    /// Whether the rule is about this protocol and port, with any destination.
     #[must_use]
     pub fn is_about(&self, protocol: Protocol, port: u16) -> bool {
         let ports =
@@ -128,7 +129,7 @@ impl Rule {
         self.protocol.is_none() && !self.ports.are_given()
     }
 
-    /// Whether the rule is about a name or names.
+    /// Whether the rule's destination is a name, or the names below a name.
     #[must_use]
     pub const fn is_by_name(&self) -> bool {
         matches!(self.destination, Destination::Name(_) | Destination::Below(_))
@@ -144,11 +145,12 @@ impl Rule {
         }
     }
 
-    /// Whether the rule's destination is this address, in this group. `leads_to_host` is [`Question::leads_to_host`].
+    /// Whether the rule's destination includes an address of the group `group`. `leads_to_host` is
+    /// [`Question::leads_to_host`].
     ///
-    /// What leads to the host is in the group `host` and in the one of its address. A rule that denies either matches; one
-    /// that allows must be about the host. So nobody allows the host's services with `private`, because the gateway's
-    /// address is private.
+    /// An address that leads to the host is in two groups: `host`, and the group of the address itself. A rule that
+    /// denies either group matches. A rule that allows must be about the host. So `allow private` does not allow the
+    /// host's services by accident if the gateway's address is private.
     ///
     /// [`Question::leads_to_host`]: super::Question::leads_to_host
     pub(super) fn covers_group(&self, group: Group, leads_to_host: bool) -> bool {
@@ -161,7 +163,7 @@ impl Rule {
         }
     }
 
-    /// Whether the rule's destination is every address, at least of a family, or every public one.
+    /// Whether the rule's destination is all addresses of at least one family, or all public addresses.
     pub(super) fn is_about_the_internet(&self) -> bool {
         match &self.destination {
             Destination::Prefix(prefix) => prefix.prefix_len() == 0,

@@ -1,4 +1,4 @@
-//! Rules as text: the arguments of `--allow` and `--deny`, and policy files.
+//! The text form of rules: the arguments of `--allow` and `--deny`, and policy files.
 //!
 //! ```text
 //! file        = { [ line ] [ "#" comment ] newline }
@@ -11,8 +11,8 @@
 //! range       = number [ "-" number ]
 //! ```
 //!
-//! IPv6 addresses and prefixes are in brackets if ports follow. Ports are those of `-t` (behaviour §2.4): the ranges,
-//! or all ports if there is none, without the ranges after `~`.
+//! IPv6 addresses and prefixes are in brackets if ports follow. Ports have the form that `-t` uses (behaviour §2.4):
+//! the given ranges (all ports if there is none), without the ranges after `~`.
 
 use alloc::{
     format,
@@ -30,43 +30,43 @@ use super::{
 };
 use crate::ports::PortRange;
 
-/// Longest text of a rule, in bytes.
+/// Maximum length of a rule's text, in bytes.
 pub const MAX_RULE_LEN: usize = 1024;
 
 /// Maximum number of rules of a policy.
 pub const MAX_RULES: usize = 1 << 16;
 
-/// Maximum number of characters of a text in a message.
+/// Maximum number of characters of a quoted text in a message.
 const MAX_SHOWN: usize = 80;
 
-/// Why a rule is refused.
+/// The reason why a rule is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Invalid rule '{text}': {fault}")]
 pub struct RuleError {
-    /// The rule, shortened, without control characters.
+    /// The text of the rule, shortened and without control characters.
     pub text: String,
-    /// What is wrong with it.
+    /// The fault in the rule.
     pub fault: Fault,
 }
 
-/// What is wrong with a rule, and what to write instead.
+/// The fault in a rule. The message says what to write instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The rule is too long.
     #[error("it has more than {MAX_RULE_LEN} bytes; make several rules of it")]
     TooLong,
-    /// There is no destination.
+    /// The rule has no destination.
     #[error("no destination; give an address, a prefix, a name or a group")]
     NoDestination,
     /// The word before the `/` is not a protocol.
     #[error("unknown protocol; use tcp, udp or icmp, or none for all")]
     Protocol,
-    /// The text of the destination is none of those that are known.
+    /// The text of the destination has no known form.
     #[error(
         "not an address, a prefix, a domain name or a group (public, private, linklocal, metadata, host, multicast, all)"
     )]
     Destination,
-    /// The prefix is longer than an address, or not a number.
+    /// The prefix length is longer than an address, or not a number.
     #[error("invalid prefix length; it is at most 32 for IPv4, 128 for IPv6")]
     PrefixLength,
     /// The address is not the first of its prefix.
@@ -75,40 +75,40 @@ pub enum Fault {
     /// An IPv6 address is followed by ports, and is not in brackets.
     #[error("an IPv6 address needs brackets if ports follow, as in [2001:db8::1]:443")]
     Brackets,
-    /// A scope.
+    /// The address has a scope.
     #[error("an interface can't be part of a rule; leave out what follows '%'")]
     Scope,
-    /// A star that is not the first label.
+    /// The name has a star that is not the first label.
     #[error("'*' is the first label of a name, as in *.example.org; for every destination, write all")]
     Star,
     /// The ports can't be read.
     #[error("invalid ports; use numbers, ranges and lists, as in 443, 80,8000-8010 or ~25")]
     Ports,
-    /// All ports are excluded, or it is port 0 alone, which no flow has.
+    /// All ports are excluded, or the only port is 0, which no flow has.
     #[error("no ports remain")]
     NoPorts,
-    /// Ports, and a protocol that has none.
+    /// The rule has ports, but its protocol has none.
     #[error("ICMP has no ports; leave them out, or use tcp or udp")]
     IcmpPorts,
-    /// TCP to a multicast address, which is never carried.
+    /// The rule is about TCP to a multicast address, which is never carried.
     #[error("TCP has no multicast; use udp")]
     TcpMulticast,
-    /// A rule that allows addresses which carry IPv4 addresses. Those decide.
+    /// The rule allows addresses which carry IPv4 addresses. The IPv4 addresses decide.
     #[error("these addresses carry IPv4 addresses, which decide what may be reached; allow those instead")]
     Carries,
 }
 
-/// Why a policy file is refused.
+/// The reason why a policy file is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {fault}")]
 pub struct FileError {
-    /// The line's number, from 1.
+    /// The line's number, counted from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The fault in the line.
     pub fault: LineFault,
 }
 
-/// What is wrong with a line, and what to write instead.
+/// The fault in a line. The message says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineFault {
     /// The line has an invalid rule.
@@ -117,16 +117,16 @@ pub enum LineFault {
     /// The line begins with an unknown word.
     #[error("'{0}' is not known here; use 'allow WHAT', 'deny WHAT' or 'default allow|deny'")]
     Word(String),
-    /// There is something after the rule.
+    /// Other text follows the rule.
     #[error("unexpected '{0}'; each rule has its own line, and comments begin with '#'")]
     Rest(String),
     /// `default` is not followed by an action.
     #[error("'default' needs 'allow' or 'deny'")]
     Default,
-    /// A second `default`.
+    /// The file has a second `default` line.
     #[error("there is a 'default' in another line already; keep one of them")]
     SecondDefault,
-    /// There are too many rules.
+    /// The file has too many rules.
     #[error("too many rules (max {MAX_RULES})")]
     TooManyRules,
 }
@@ -136,14 +136,14 @@ pub enum LineFault {
 pub struct File {
     /// The rules, in order.
     pub rules: Vec<Rule>,
-    /// What happens to what no rule matches, if the file says so.
+    /// The decision about flows that no rule matches. None if the file does not set it.
     pub default: Option<Action>,
 }
 
-/// Reads `WHAT` of a rule that allows or denies it.
+/// Reads the `WHAT` part of a rule with the action `action`.
 ///
 /// # Errors
-/// If it does not match the grammar, or could never be honoured.
+/// If `what` does not match the grammar, or could never have an effect.
 pub fn parse(action: Action, what: &str) -> Result<Rule, RuleError> {
     let what = what.trim();
     parse_rule(action, what).map_err(|fault| RuleError { text: shown(what), fault })
@@ -152,7 +152,7 @@ pub fn parse(action: Action, what: &str) -> Result<Rule, RuleError> {
 /// Reads a policy file.
 ///
 /// # Errors
-/// The first invalid line.
+/// The first invalid line, and its fault.
 pub fn parse_file(text: &str) -> Result<File, FileError> {
     let mut file = File::default();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -210,7 +210,7 @@ fn parse_rule(action: Action, what: &str) -> Result<Rule, Fault> {
     Ok(rule)
 }
 
-/// Splits off the protocol. A `/` may also belong to a prefix: the text before it decides.
+/// Splits off the protocol. A `/` may also belong to a prefix: the text before the `/` decides.
 fn split_protocol(what: &str) -> Result<(Option<Protocol>, &str), Fault> {
     let Some((word, rest)) = what.split_once('/') else { return Ok((None, what)) };
     if let Some((_, protocol)) = Protocol::ALL.iter().find(|(own, _)| own.eq_ignore_ascii_case(word)) {
@@ -220,12 +220,12 @@ fn split_protocol(what: &str) -> Result<(Option<Protocol>, &str), Fault> {
     if letters { Err(Fault::Protocol) } else { Ok((None, what)) }
 }
 
-/// The destination, and the text of the ports.
+/// Parses the destination. Also returns the text of the ports.
 fn parse_target(text: &str) -> Result<(Destination, Option<&str>), Fault> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, rest) = rest.split_once(']').ok_or(Fault::Brackets)?;
         let (length, ports) = split_last_colon(rest);
-        // The length may follow the address or the bracket.
+        // The prefix length may follow the address or the bracket.
         if !length.is_empty() && !length.starts_with('/') {
             return Err(Fault::Destination);
         }
@@ -236,7 +236,7 @@ fn parse_target(text: &str) -> Result<(Destination, Option<&str>), Fault> {
         let (destination, ports) = split_last_colon(text);
         return Ok((parse_destination(destination)?, ports));
     }
-    // An IPv6 address, and nothing after it.
+    // The text is an IPv6 address, without ports after it.
     match parse_prefix(text) {
         Ok(Some(prefix)) => Ok((prefix, None)),
         _ if text.contains('%') => Err(Fault::Scope),
@@ -300,7 +300,7 @@ fn parse_prefix(text: &str) -> Result<Option<Destination>, Fault> {
     Ok(Some(Destination::Prefix(canonical(first))))
 }
 
-/// IPv4-mapped IPv6 is IPv4, as in forwarding rules (behaviour §2.4.5).
+/// An IPv4-mapped IPv6 prefix becomes an IPv4 prefix, as in forwarding rules (behaviour §2.4.5).
 fn canonical(prefix: IpNet) -> IpNet {
     let IpNet::V6(v6) = prefix else { return prefix };
     let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
@@ -328,7 +328,7 @@ fn parse_ports(text: &str) -> Result<Ports, Fault> {
     Ok(Ports::given(ranges))
 }
 
-/// What the grammar takes, but can never be honoured.
+/// Refuses rules that match the grammar, but can never have an effect.
 fn refuse_contradictions(rule: &Rule) -> Result<(), Fault> {
     if rule.protocol == Some(Protocol::Icmp) && rule.ports.are_given() {
         return Err(Fault::IcmpPorts);
@@ -352,7 +352,7 @@ fn refuse_contradictions(rule: &Rule) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Text for a message: shortened, and without characters that a terminal might act on.
+/// Text for a message: shortened, and without characters that a terminal could interpret.
 fn shown(text: &str) -> String {
     let visible =
         |c: char| if c.is_ascii_graphic() || c == ' ' { c.to_string() } else { c.escape_debug().to_string() };

@@ -1,4 +1,4 @@
-//! Tests of groups, verdicts and verdicts on names. Those of the parser and of the indexes have their own files.
+//! Tests of groups, verdicts, and verdicts on names. The tests of the parser and of the indexes have their own files.
 
 mod index;
 mod text;
@@ -7,7 +7,7 @@ use std::{string::String, vec, vec::Vec};
 
 use super::*;
 
-/// Names of addresses.
+/// A table of addresses and their names.
 struct Table(Vec<(IpAddr, &'static str)>);
 
 impl Lookup for Table {
@@ -16,7 +16,8 @@ impl Lookup for Table {
     }
 }
 
-/// `a.example` is at 198.51.100.1, 2001:db8::1 and 64:ff9b::198.51.100.1, `b.a.example` at the first as well.
+/// A table in which `a.example` has the addresses 198.51.100.1, 2001:db8::1 and 64:ff9b::198.51.100.1. `b.a.example`
+/// has the first of these addresses.
 fn table() -> Table {
     let names = [
         ("198.51.100.1", "a.example"),
@@ -28,7 +29,7 @@ fn table() -> Table {
     Table(names.into_iter().map(|(address, name)| (address.parse().unwrap(), name)).collect())
 }
 
-/// Rules, one a line or separated by commas.
+/// A policy from a text with rules. Lines or commas separate the rules.
 pub(super) fn policy(text: &str) -> Policy {
     let file = spec::parse_file(&text.replace("; ", "\n")).unwrap();
     Policy::new(file.rules, file.default).unwrap()
@@ -43,8 +44,8 @@ fn question(protocol: &str, destination: &str) -> Question {
     Question { protocol, destination: destination.parse().unwrap(), leads_to_host: host }
 }
 
-/// `+0`: allowed by rule 0. `+`: by default. `n0`: by name, by rule 0; `N0`: even without a name. `-0`, `-`: denied. `!`:
-/// another name service.
+/// The verdict as text. `+0`: allowed by rule 0. `+`: allowed by default. `n0`: allowed by name, by rule 0. `N0`: as
+/// `n0`, but also without a name in the first bytes. `-0`, `-`: denied. `!`: denied as another name service.
 fn verdict(policy: &Policy, protocol: &str, destination: &str) -> String {
     shown(policy.verdict(&question(protocol, destination), &table()))
 }
@@ -119,7 +120,7 @@ fn carried_addresses() {
         ("2002:c000:201::1", "192.0.2.1"),
         ("64:ff9b::192.0.2.1", "192.0.2.1"),
         ("2001:0:c633:6401:0:ffff:3fff:fdfe", "192.0.2.1"),
-        // RFC 6052 §2.2: prefixes of 96, 64, 56 and 48 bits.
+        // Prefixes of 96, 64, 56 and 48 bits (RFC 6052 §2.2).
         ("64:ff9b:1::192.0.2.1", "192.0.2.1"),
         ("64:ff9b:1:0:c0:2:100:0", "192.0.2.1 1.0.0.0"),
         ("64:ff9b:1:c0:0:201::", "192.0.2.1"),
@@ -254,9 +255,9 @@ fn carried_addresses_decide() {
         "deny metadata; deny host",
         &[("tcp", "[64:ff9b::169.254.169.254]:80", "-0"), ("tcp", "[2002:7f00:1::]:80", "-1")],
     );
-    // The carrier itself.
+    // The rule matches the IPv6 address that carries the IPv4 address.
     check("deny 2002::/16; allow all", &[("tcp", "[2002:a00:1::1]:1", "-0"), ("tcp", "10.0.0.1:1", "+1")]);
-    // One of several positions.
+    // The rule matches the IPv4 address at one of several positions.
     check("deny 192.0.2.1", &[("tcp", "[64:ff9b:1:c000:2:100::]:1", "-0")]);
     check("allow 192.0.2.1", &[("tcp", "[64:ff9b:1:c000:2:100::]:1", "-")]);
     check("allow 192.0.2.1; allow 2.1.0.0", &[("tcp", "[64:ff9b:1:c000:2:100::]:1", "+0")]);
@@ -274,7 +275,7 @@ fn names_of_addresses() {
             ("tcp", "198.51.100.2:443", "-"),
             ("tcp", "[2001:db8::1]:443", "n0"),
             ("tcp", "[64:ff9b::198.51.100.1]:443", "n0"),
-            // Not an answer, although 198.51.100.1 was one.
+            // This address was not in an answer, although 198.51.100.1 was.
             ("tcp", "[2002:c633:6401::1]:443", "-"),
         ],
     );
@@ -350,7 +351,7 @@ fn check_names(rules: &str, rows: &[(&str, &str)]) {
             Reason::Rule(index) => std::format!("{sign}{index}"),
             _ => sign.into(),
         };
-        // `-`: NXDOMAIN. `~`: NODATA, since names below may be allowed.
+        // `-`: NXDOMAIN. `~`: NODATA, since names below this name may be allowed.
         let found = match policy.name_verdict(name) {
             NameVerdict::Allow(reason) => with("+", reason),
             NameVerdict::Deny { reason, names_below: false } => with("-", reason),
@@ -409,7 +410,7 @@ fn rules_by_address_and_questions_for_names() {
     check_names("allow a.example; deny tcp/all; default allow", &name("+"));
     check_names("allow a.example; deny public; default allow", &name("+"));
     check_names("deny all; allow b.example", &name("-0"));
-    // A rule for some ports does not make a name unknown.
+    // A rule that denies some ports of a name does not refuse DNS questions for the name.
     check_names("deny b.example:25; default allow", &name("+"));
     check_names("deny private", &name("+"));
 }

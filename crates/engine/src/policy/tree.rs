@@ -1,29 +1,32 @@
-//! Things that lie within each other, prefixes or names, with the rules of each: finds all that cover one address or name.
+//! A tree of keys that contain each other (prefixes or names), with the rules of each key. Finds all keys that cover
+//! one address or name.
 //!
-//! The keys are sorted such that each comes before those that it covers. So the keys that cover a value form a chain:
-//! the last key that is not after the value, or one above it, and from there upwards.
+//! The keys are sorted such that each key comes before the keys that it covers. So the keys that cover a value form a
+//! chain. The chain begins with the last key that is not after the value, or with a key above this one, and continues
+//! upwards.
 
 use alloc::vec::Vec;
 
-/// Sorted keys, each with the one above it and the indexes of its rules.
+/// Sorted keys. Each key has the index of the key above it and the indexes of its rules.
 #[derive(Clone, Debug)]
 pub(super) struct Tree<K> {
     keys: Vec<K>,
     nodes: Vec<Node>,
-    /// Indexes of rules, those of a node side by side and in order.
+    /// Indexes of rules. The indexes of one node are adjacent and in order.
     rules: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Node {
-    /// The closest key that covers this one.
+    /// The index of the closest key that covers this key.
     above: Option<u32>,
-    /// Where its rules begin; they end where those of the next node begin.
+    /// The offset at which this node's rules begin. They end at the offset of the next node's rules.
     rules: u32,
 }
 
 impl<K: Ord> Tree<K> {
-    /// The order of `K` puts each key before those that it covers, and no other key between them.
+    /// Builds a tree. The order of `K` must put each key before the keys that it covers, and must put no other key
+    /// between them.
     pub(super) fn new(mut entries: Vec<(K, u32)>, covers: impl Fn(&K, &K) -> bool) -> Self {
         entries.sort_unstable();
         let mut tree = Self { keys: Vec::new(), nodes: Vec::new(), rules: Vec::with_capacity(entries.len()) };
@@ -44,15 +47,15 @@ impl<K: Ord> Tree<K> {
         self.keys.is_empty()
     }
 
-    /// Keys with their rules, from the last key that is not after a value to the one above all. Those that cover the
-    /// value are among them.
+    /// The keys with their rules, from the last key that is not after a value, upwards. All keys that cover the value
+    /// are among them.
     pub(super) fn chain(&self, not_after: impl Fn(&K) -> bool) -> impl Iterator<Item = (&K, &[u32])> {
         let last = self.keys.partition_point(not_after).checked_sub(1);
         core::iter::successors(last, |at| self.nodes[*at].above.map(|above| above as usize))
             .map(|at| self.entry(at))
     }
 
-    /// Keys with their rules that come after a value, in order: first those that the value covers.
+    /// The keys with their rules that come after a value, in order. The keys that the value covers come first.
     pub(super) fn after(&self, not_after: impl Fn(&K) -> bool) -> impl Iterator<Item = (&K, &[u32])> {
         (self.keys.partition_point(not_after)..self.keys.len()).map(|at| self.entry(at))
     }

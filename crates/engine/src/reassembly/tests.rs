@@ -7,7 +7,7 @@ use super::*;
 
 const NOW: Instant = Instant::from_micros(1_000_000);
 
-/// A fragment: its datagram, position and bytes.
+/// A fragment for tests: its datagram, position and bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Cut {
     v4: bool,
@@ -39,7 +39,7 @@ impl Cut {
         let packet = Packet {
             source,
             destination,
-            // Different in each fragment, to identify the one that the header came from.
+            // The value is different in each fragment, to identify the fragment that the header came from.
             hop_limit: (self.offset / 8) as u8,
             traffic_class: self.class,
             flow_label: 0,
@@ -68,7 +68,8 @@ fn all_of(outcome: Outcome) -> Vec<u8> {
     bytes
 }
 
-/// Cuts `bytes` into fragments of these lengths, in units, and then the rest.
+/// Cuts `bytes` into fragments. `lens` has the lengths of the first fragments, in units of eight bytes. The last
+/// fragment has all other bytes.
 fn cut(id: u32, v4: bool, bytes: &[u8], lens: &[usize]) -> Vec<Cut> {
     let (mut at, mut cuts) = (0, Vec::new());
     for len in lens.iter().map(|units| units * UNIT).chain([usize::MAX]) {
@@ -95,7 +96,7 @@ fn any_cuts() -> impl Strategy<Value = (Vec<u8>, Vec<Cut>)> {
     })
 }
 
-/// A few datagrams and offsets, so that all kinds of overlaps occur.
+/// There are few datagrams and offsets, so that all kinds of overlaps occur.
 fn any_fragment() -> impl Strategy<Value = Cut> {
     let place = (0..6u16, 0..5usize, 0..4u8, prop_oneof![8 => Just(0u8), 1 => 1..8u8]);
     (any::<bool>(), 0..2u32, prop_oneof![9 => Just(17u8), 1 => Just(6u8)], place).prop_map(
@@ -105,14 +106,15 @@ fn any_fragment() -> impl Strategy<Value = Cut> {
                 v4,
                 protocol,
                 class: if content == 3 { 3 } else { 0 },
-                // Mostly the same bytes, so that exact duplicates occur.
+                // Most fragments have the same bytes, so that exact duplicates occur.
                 ..Cut::new(id, offset * 8, content != 1, &vec![if content == 2 { 7 } else { 1 }; len])
             }
         },
     )
 }
 
-/// A simple model of the rules: all fragments of a datagram in a list, each compared with each.
+/// A simple model of the rules: a list of all fragments of a datagram. Each fragment is compared with each other
+/// fragment.
 #[derive(Default)]
 struct Model {
     datagrams: BTreeMap<(bool, u32, u8), Option<Vec<Cut>>>,
@@ -169,7 +171,7 @@ impl Model {
 }
 
 proptest! {
-    /// Fragments in any order, with duplicates, reassemble to the original datagram.
+    /// Fragments in any order, with duplicates, give the original datagram.
     #[test]
     fn fragments_in_any_order_make_the_datagram(
         (bytes, cuts) in any_cuts(),
@@ -179,7 +181,7 @@ proptest! {
         let mut missing: Vec<usize> = (0..cuts.len()).collect();
         let mut sent = Vec::new();
         for index in order {
-            // One that was sent before, or a new one.
+            // The next fragment is one that was sent before, or a new one.
             let choices = sent.len() + missing.len();
             let choice = index.index(choices);
             let which = if choice < sent.len() { sent[choice] } else { missing.remove(choice - sent.len()) };
@@ -204,7 +206,7 @@ proptest! {
         }
     }
 
-    /// The outcome is that of the model, for any fragments.
+    /// For any fragments, the outcome is the same as in the model.
     #[test]
     fn any_fragments_do_as_the_model(fragments in proptest::collection::vec(any_fragment(), 0..80)) {
         let mut reassembly = Reassembly::default();

@@ -18,7 +18,7 @@ fn at(seconds: u64) -> Instant {
     Instant::from_micros(seconds * 1_000_000)
 }
 
-/// The main addresses, IPv4, IPv6 and link-local.
+/// The main addresses: IPv4, IPv6 and link-local.
 fn main(guest: &Guest) -> [String; 3] {
     let shown = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     [
@@ -63,7 +63,8 @@ fn before_any_frame_the_guest_has_what_was_assigned() {
     assert_eq!(guest.addresses().iter().count(), 0);
 }
 
-/// Packets of a network that the guest routes for do not change the main address, and are answered.
+/// Packets of a network that the guest routes for do not change the main address, but answers to these packets reach
+/// the guest.
 #[test]
 fn sources_of_packets_do_not_change_a_known_main_address() {
     let settings = settings();
@@ -112,7 +113,7 @@ fn the_assigned_address_is_the_main_one_if_the_guest_has_it() {
     assert!(guest.has_several(ip("192.0.2.1")) && !guest.has_several(ip("2001:db8::1")));
 }
 
-///
+/// the guest's claims do not change a pinned address.
 #[test]
 fn a_pinned_address_does_not_change_r49() {
     let mut settings = settings();
@@ -146,20 +147,20 @@ fn a_lost_main_address_is_replaced() {
         let asked = run_checks(&mut guest, &settings, at(20), |_| false);
         assert_eq!((asked, &*main(&guest)[index]), (vec![ip(old); 3], new));
         assert!(!guest.owns(ip(old)));
-        // And back.
+        // The guest changes back to the old address.
         claim(&mut guest, &settings, MAIN, old, at(30));
         assert_eq!(main(&guest)[index], old);
     }
 }
 
-/// RFC 2131 §4.3.3, §4.3.4.
+/// A declined address is not the guest's (RFC 2131 §4.3.3, §4.3.4).
 #[test]
 fn an_address_that_was_declined_is_not_the_guests() {
     let settings = settings();
     let mut guest = Guest::new(&settings, None);
     guest.learn(&settings, MAIN, None, at(0));
     guest.leases(ip("198.51.100.2"));
-    // Another host of its network gets the same lease, and detects the conflict.
+    // Another host of the guest's network gets the same lease, and detects the conflict.
     guest.learn(&settings, OTHER, None, at(1));
     guest.gives_up(ip("198.51.100.2"));
     assert_eq!(main(&guest)[0], "198.51.100.2");
@@ -179,7 +180,7 @@ fn each_host_has_its_own_hardware_address() {
     assert_eq!(guest.mac_of(ip("198.51.100.2")), OTHER, "the host that has the address");
     claim(&mut guest, &settings, MAIN, "198.51.100.2", at(1));
     claim(&mut guest, &settings, OTHER, "198.51.100.60", at(1));
-    // The second host routes for one network, the first for another.
+    // The second host routes for one network, the first host for another.
     guest.learn(&settings, OTHER, Some(ip("10.0.0.9")), at(2));
     guest.learn(&settings, MAIN, Some(ip("172.17.0.2")), at(2));
     for (address, mac) in [
@@ -191,7 +192,7 @@ fn each_host_has_its_own_hardware_address() {
     ] {
         assert_eq!(guest.mac_of(ip(address)), mac, "{address}");
     }
-    // It moves to the other one.
+    // The address moves to the other host.
     guest.learn(&settings, MAIN, Some(ip("10.0.0.9")), at(3));
     assert_eq!(guest.mac_of(ip("10.0.0.9")), MAIN);
     // The host with the main address gets another hardware address.
@@ -241,7 +242,7 @@ fn our_own_addresses_can_not_be_claimed() {
     }
 }
 
-/// A new client of the link may be another machine. Addresses that were set on the interface stay.
+/// A new client of the link may be another machine. Addresses that were set on the interface are kept.
 #[test]
 fn a_new_client_of_the_link_starts_anew() {
     let settings = settings();
@@ -257,7 +258,7 @@ fn a_new_client_of_the_link_starts_anew() {
     assert_eq!((guest.addresses().iter().count(), guest.mac_of(ip("198.51.100.2"))), (1, MAIN));
 }
 
-/// A host does not ask for its own address. One that does may have lost it.
+/// A host does not ask for its own address. A host that does so may have lost the address.
 #[test]
 fn an_address_that_its_holder_asks_for_is_checked() {
     let settings = settings();

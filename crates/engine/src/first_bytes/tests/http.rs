@@ -1,4 +1,4 @@
-//! Requests of HTTP/1.
+//! Tests of names in requests of HTTP/1.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What is found in the first bytes of clients.
+//! Tests of names in the first bytes of clients.
 //!
 //! `samples` has the first bytes of real clients that ask for [`NAME`]: `openssl s_client` and curl (OpenSSL 3.0), rustls
 //! 0.23, and quinn 0.11.
@@ -25,13 +25,13 @@ fn whole(stream: &[u8]) -> Found {
     FirstBytes::new(Ech::OuterName).feed(stream)
 }
 
-/// The answer after the last of these pieces.
+/// The answer after the last of `pieces`.
 fn in_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Found {
     let mut first_bytes = FirstBytes::new(Ech::OuterName);
     pieces.into_iter().fold(Found::More, |_, piece| first_bytes.feed(piece))
 }
 
-/// Checks that a stream has this answer with its last byte, and not before, wherever it is cut.
+/// Checks that a stream gives `answer` with its last byte, and not before, wherever the stream is cut.
 fn check_at_every_cut(stream: &[u8], answer: &Found) {
     for cut in 1..stream.len() {
         assert_eq!(whole(&stream[..cut]), Found::More, "{cut}");
@@ -98,7 +98,7 @@ fn nothing_is_read_beyond_the_bound() {
     assert_eq!(first_bytes.feed(&stream[..MAX_LEN - 1]), Found::More);
     assert_eq!(first_bytes.feed(&stream[MAX_LEN - 1..MAX_LEN]), Found::NoName(Why::TooLong));
     assert_eq!(whole(&stream), Found::NoName(Why::TooLong));
-    // The last byte that is read may complete the request.
+    // The last byte that may be read can complete the request.
     let rest = MAX_LEN - "GET / HTTP/1.1\r\nHost: files.example.org\r\nx: \r\n\r\n".len();
     let field = "y".repeat(rest);
     let request = alloc::format!("GET / HTTP/1.1\r\nHost: {NAME}\r\nx: {field}\r\n\r\n");
@@ -106,7 +106,7 @@ fn nothing_is_read_beyond_the_bound() {
     assert_eq!(whole([&request[..20], "y", &request[20..]].concat().as_bytes()), Found::NoName(Why::TooLong));
 }
 
-/// Streams that are valid, or nearly.
+/// Streams that are valid, or almost valid.
 fn streams() -> impl Strategy<Value = Vec<u8>> {
     let hello = (60..2000usize, 1..2000usize)
         .prop_map(|(len, most)| records(&long_client_hello(NAME, len.max(200)), most));

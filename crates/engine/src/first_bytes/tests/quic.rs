@@ -1,4 +1,4 @@
-//! Initial packets of QUIC clients.
+//! Tests of names in Initial packets of QUIC clients.
 
 use alloc::vec;
 
@@ -18,7 +18,7 @@ fn initial(frames: &[u8]) -> Vec<u8> {
     Initial::first(V1, ID).seal(frames)
 }
 
-/// The answer to one Initial packet with these frames.
+/// The answer to one Initial packet with the frames `frames`.
 fn of(frames: &[u8]) -> Found {
     feed_all([initial(frames)])
 }
@@ -32,7 +32,7 @@ fn whole_hello() -> Vec<u8> {
     crypto(0, &hello(NAME))
 }
 
-/// The ClientHello of RFC 9001 §A.2, in a CRYPTO frame, which RFC 9369 §A.2 has as well.
+/// The ClientHello of RFC 9001 §A.2, in a CRYPTO frame. RFC 9369 §A.2 has the same frame.
 fn rfc_frame() -> Vec<u8> {
     hex("060040f1010000ed0303ebf8fa56f12939b9584a3896472ec40bb863cfd3e86804fe3a47f06a2b69484c000004130113\
          02010000c000000010000e00000b6578616d706c652e636f6dff01000100000a00080006001d00170018001000070005\
@@ -48,17 +48,17 @@ fn keys_are_those_of_the_rfcs() {
         let keys = Keys::of_client(version, &hex("8394c8f03e515708")).unwrap();
         (keys.key.to_vec(), keys.iv.to_vec(), keys.header.to_vec())
     };
-    // RFC 9001 §A.1.
+    // The keys of RFC 9001 §A.1.
     let v1 =
         ("1f369613dd76d5467730efcbe3b1a22d", "fa044b2f42a3fd3b46fb255c", "9f50449e04a0e810283a1e9933adedd2");
     assert_eq!(keys(Version::V1), (hex(v1.0), hex(v1.1), hex(v1.2)));
-    // RFC 9369 §A.1.
+    // The keys of RFC 9369 §A.1.
     let v2 =
         ("8b1a0bc121284290a29e0971b5cd045d", "91f73e2351d8fa91660e909f", "45b95e15235d6f45a6b19cbcb0294ba9");
     assert_eq!(keys(Version::V2), (hex(v2.0), hex(v2.1), hex(v2.2)));
 }
 
-/// The packets of RFC 9001 §A.2 and RFC 9369 §A.2. Their tag covers what lies between start and end.
+/// The packets of RFC 9001 §A.2 and RFC 9369 §A.2. The packets' tags cover the bytes between the start and the end.
 #[test]
 fn packets_of_the_rfcs_are_opened() {
     let packets = [
@@ -188,7 +188,7 @@ fn coalesced_packets_are_read() {
     let others = [long_header(1, V1, &[7; 50]), long_header(2, V1, &[7; 50]), vec![0x40; 50]];
     let datagram = [&initials[0], &others[0], &others[1], &initials[1], &others[2]].map(|packet| &packet[..]);
     assert_eq!(feed_all([datagram.concat()]), found(NAME));
-    // Early data before the Initial packet, by another order of the datagrams.
+    // Early data arrives before the Initial packet, since the order of the datagrams has changed.
     assert_eq!(feed_all([&others[0]]), Found::More);
     assert_eq!(feed_all([&others[0], &initials[1], &initials[0]]), found(NAME));
     assert_eq!(feed_all([&initials[1], &others[0], &initials[0], &others[2]]), found(NAME));
@@ -199,7 +199,7 @@ fn packets_of_two_connections_in_a_datagram_are_refused() {
     let frames = whole_hello();
     let other = Initial::first(V1, b"another id").seal(&frames);
     assert_eq!(feed_all([[initial(&frames), other].concat()]), Found::NoName(Why::Malformed));
-    // The same ID, and the keys of a known connection.
+    // The packet has the ID and the keys of a known connection.
     let mut first = FirstDatagrams::new(Ech::OuterName);
     assert_eq!(first.feed_datagram(&initial(&frames)), found(NAME));
     let evil = Initial::first(V1, b"another id").seal(&crypto(0, &hello("b.example")));
@@ -240,7 +240,7 @@ fn another_connection_of_the_flow_has_its_own_name() {
     assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));
     let rest = Initial { number: 1, ..header }.seal(&crypto(50, &second[50..]));
     assert_eq!(first.feed_datagram(&rest), found("b.example"));
-    // A packet with a short header may belong to any of them.
+    // A packet with a short header may belong to any of the connections.
     assert_eq!(first.feed_datagram(&[0x40; 30]), found("b.example"));
     assert!(!FirstDatagrams::begins_with_long_header(&[0x40; 30]));
     assert!(FirstDatagrams::begins_with_long_header(&rest));
@@ -251,7 +251,8 @@ fn what_no_keys_open_is_refused() {
     let mut damaged = initial(&whole_hello());
     *damaged.last_mut().unwrap() ^= 1;
     assert_eq!(feed_all([&damaged]), Found::NoName(Why::Malformed));
-    // The server may have dropped the second packet. Then it reads the third one's number as 1, we as 2^32 + 1.
+    // The server may have dropped the second packet. Then the server reads the third packet's number as 1, but the
+    // engine reads it as 2^32 + 1.
     let header = Initial::first(V1, ID);
     let mut first = FirstDatagrams::new(Ech::OuterName);
     assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));

@@ -1,9 +1,9 @@
-//! ClientHellos in streams of records.
+//! Tests of ClientHellos in streams of records.
 
 use super::*;
 use crate::testkit::hello::{ENCRYPTED_CLIENT_HELLO, SERVER_NAME, client_hello, server_name, vector};
 
-/// A stream with a ClientHello with these extensions, in one record.
+/// A stream of one record, which has a ClientHello with the extensions `extensions`.
 fn stream(extensions: &[(u16, &[u8])]) -> Vec<u8> {
     records(&client_hello(extensions), 1 << 14)
 }
@@ -50,7 +50,7 @@ fn records_count_for_the_bound() {
     assert_eq!(whole(&records(&longest, 1 << 14)), found(NAME));
     let too_long = long_client_hello(NAME, MAX_LEN - 4);
     assert_eq!(whole(&records(&too_long, 1 << 14)), Found::NoName(Why::TooLong));
-    // The length in the message is enough, wherever it is read.
+    // The length in the message decides, whichever part of the message has arrived.
     for bytes in [&b"\x16\x03\x01\x00\x04\x01\x00\x40\x00"[..], b"\x16\x03\x01\x10\x00\x01\xff\xff\xff"] {
         assert_eq!(in_pieces(bytes.chunks(1)), Found::NoName(Why::TooLong));
     }
@@ -104,7 +104,7 @@ fn a_malformed_list_of_names_is_refused() {
 fn lengths_have_to_agree() {
     let name = server_name(NAME.as_bytes());
     let message = client_hello(&[(SERVER_NAME, &name)]);
-    // Of the message, session ID, cipher suites, compression methods, extensions.
+    // The offsets of the lengths of the message, session ID, cipher suites, compression methods and extensions.
     for at in [3, 38, 72, 77, 80] {
         for change in [1, 0xff] {
             let mut changed = message.clone();
@@ -127,7 +127,7 @@ fn a_hello_ends_with_its_record() {
         assert_eq!(in_pieces([start, end]), Found::NoName(Why::Malformed), "{cut}");
     }
     assert_eq!(whole(&stream), Found::NoName(Why::Malformed));
-    // The length of the record is enough.
+    // The length of the record decides, before its last byte arrives.
     assert_eq!(whole(&stream[..stream.len() - 1]), Found::NoName(Why::Malformed));
 }
 
@@ -146,7 +146,7 @@ fn only_handshake_records_are_accepted() {
         let stream = [&records(start, 1000)[..], record, &records(end, 1000)].concat();
         assert_eq!(whole(&stream), Found::NoName(Why::Malformed), "{record:?}");
     }
-    // Another handshake message, such as a ServerHello.
+    // The record has another handshake message, such as a ServerHello.
     assert_eq!(whole(b"\x16\x03\x01\0\x04\x02\0\0\0"), Found::NoName(Why::Malformed));
 }
 

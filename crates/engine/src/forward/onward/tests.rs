@@ -10,7 +10,7 @@ const LOCAL6: &str = "[::1]:999";
 const PEER: &str = "203.0.113.9:999";
 const PEER6: &str = "[2001:db8:7::9]:999";
 
-/// What happens to a flow from `peer` to `hit`, as text.
+/// The decision about a flow from `peer` to `hit`, as text.
 fn onward(bypass: Bypass, keeps: bool, direction: Direction, target: &str, peer: &str, hit: &str) -> String {
     let settings = test::settings();
     let guest = test::guest(&settings);
@@ -31,18 +31,18 @@ fn onward(bypass: Bypass, keeps: bool, direction: Direction, target: &str, peer:
     }
 }
 
-/// behaviour §5.3.3, §5.4, §5.5: one row for each case. The same table holds for connections and for datagrams.
+/// One row for each case of behaviour §5.3.3, §5.4, §5.5. The table is valid for connections and for datagrams.
 #[test]
 fn decisions_r88_r89_r106() {
     use Bypass::{Local, Never, Only};
     use Direction::{Inbound, Outbound};
     let guest = "198.51.100.55:8080";
     let shown = format!("{guest} as {PEER}");
-    // Loopback is shown as the address that maps to it (behaviour §5.2).
+    // The guest sees a loopback address as the address that maps to loopback (behaviour §5.2).
     let loopback = format!("{guest} as 198.51.100.1:999");
     let past = format!("bypass {guest}");
     for (bypass, keeps, direction, target, peer, hit, expected) in [
-        // From loopback: bypasses the link, to the guest's address.
+        // Flows from loopback bypass the link, and go to the guest's address.
         (Local, false, Inbound, "", LOCAL, "127.0.0.1", past.as_str()),
         (Local, false, Inbound, "", LOCAL, "", &past),
         (Local, false, Inbound, "", LOCAL6, "::1", "bypass [2001:db8:1::55]:8080"),
@@ -55,19 +55,19 @@ fn decisions_r88_r89_r106() {
         (Local, true, Inbound, "", LOCAL, "127.0.0.53", "bypass 127.0.0.53:8080"),
         (Local, true, Inbound, "", LOCAL, "192.0.2.1", &past),
         (Never, true, Inbound, "", LOCAL, "127.0.0.53", &loopback),
-        // A target, and a group, are reached through the link.
+        // Flows to a target address and to a group go through the link.
         (Local, false, Inbound, "198.51.100.7", LOCAL, "127.0.0.1", "198.51.100.7:8080 as 198.51.100.1:999"),
         (Only, false, Inbound, "198.51.100.7", LOCAL, "127.0.0.1", "refuse"),
         (Local, false, Inbound, "", LOCAL, "224.0.0.251", &loopback),
         (Only, false, Inbound, "", LOCAL, "224.0.0.251", "refuse"),
-        // From other hosts: through the link.
+        // Flows from other hosts go through the link.
         (Local, false, Inbound, "", PEER, "192.0.2.1", &shown),
         (Local, true, Inbound, "", PEER, "", &shown),
         (Never, false, Inbound, "", PEER, "192.0.2.1", &shown),
         (Only, false, Inbound, "", PEER, "192.0.2.1", "refuse"),
         (Local, false, Inbound, "", PEER6, "2001:db8:8::1", "[2001:db8:1::55]:8080 as [2001:db8:7::9]:999"),
         (Local, false, Inbound, "2001:db8:1::7", PEER, "192.0.2.1", "refuse"),
-        // From the namespace: between loopback addresses only, whatever --no-splice says.
+        // Flows from the namespace are allowed between loopback addresses only, even with --no-splice.
         (Local, false, Outbound, "", LOCAL, "127.0.0.53", "bypass 127.0.0.53:8080"),
         (Never, false, Outbound, "", LOCAL6, "::1", "bypass [::1]:8080"),
         (Local, false, Outbound, "", PEER, "127.0.0.1", "refuse"),

@@ -1,4 +1,4 @@
-//! Each message of RFC 2131 and RFC 951 and its answer, as a client reads it.
+//! Tests of each message of RFC 2131 and RFC 951, and of the answer as a client reads it.
 
 use core::net::IpAddr;
 
@@ -46,7 +46,7 @@ fn request(options: &[u8]) -> Vec<u8> {
     [header().as_bytes(), options].concat()
 }
 
-/// The options of the answer, in order, end mark and pads left out.
+/// The options of the answer, in order, without the end mark and pads.
 fn answered(settings: &Settings, options: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let reply = reply(settings, &request(options)).ok().unwrap();
     let (_, mut rest) = Header::ref_from_prefix(&reply.message).unwrap();
@@ -71,7 +71,7 @@ fn option(settings: &Settings, code: u8) -> Option<Vec<u8>> {
 
 #[test]
 fn an_offer_as_a_client_reads_it() {
-    // behaviour §4.3.3, §4.3.4
+    // behaviour §4.3.3, §4.3.4.
     let settings = settings();
     let mut guest = Guest::new(&settings, Some(GUEST_MAC));
     let mut link = Capture::default();
@@ -129,7 +129,7 @@ fn each_message_type_has_its_answer() {
     assert!(!codes(&settings, &[53, 1, 3, 80, 0]).contains(&80));
 }
 
-/// RFC 951, RFC 1534 §2: with the magic cookie, without it, and with unknown vendor information.
+/// BOOTP messages with the magic cookie, without it, and with unknown vendor information (RFC 951, RFC 1534 §2).
 #[test]
 fn bootp_clients_get_an_address_and_no_options_of_dhcp() {
     let mut settings = settings();
@@ -157,7 +157,7 @@ fn bootp_clients_get_an_address_and_no_options_of_dhcp() {
     }
 }
 
-/// RFC 951 §4: a client that knows its address gets the answer there.
+/// A client that knows its address gets the answer at this address (RFC 951 §4).
 #[test]
 fn bootp_clients_with_an_address_are_answered_there() {
     let mut bytes = request(&[]);
@@ -167,7 +167,7 @@ fn bootp_clients_with_an_address_are_answered_there() {
     assert_eq!(reply(&settings(), &bytes).ok().unwrap().destination, Ipv4Addr::BROADCAST);
 }
 
-/// RFC 2131 §4.3.5.
+/// A DHCPINFORM gets an answer without a lease (RFC 2131 §4.3.5).
 #[test]
 fn an_inform_is_answered_without_a_lease() {
     let settings = settings();
@@ -254,7 +254,7 @@ fn masks_of_all_lengths_r41() {
 
 #[test]
 fn options_that_do_not_fit_are_left_out() {
-    // behaviour §4.3.4: 307 bytes of options, messages of 300 to 548 bytes
+    // Options have up to 307 bytes, and messages 300 to 548 bytes (behaviour §4.3.4).
     let mut settings = settings();
     settings.services.hostname = Some("h".repeat(250));
     settings.services.fqdn = Some(["x"; 120].join("."));
@@ -299,7 +299,7 @@ fn malformed_messages_are_invalid() {
     invalid(&reply);
 }
 
-/// RFC 2131 §4.3.3, §4.3.4: an address that was declined or released is not the guest's until it is leased again.
+/// A declined or released address is not the guest's until it is leased again (RFC 2131 §4.3.3, §4.3.4).
 #[test]
 fn a_lease_ends_by_decline_or_release() {
     let settings = settings();

@@ -1,4 +1,4 @@
-//! Each message of RFC 8415 and its answer, as a client reads it.
+//! Tests of each message of RFC 8415, and of the answer as a client reads it.
 
 use dhcproto::{Decodable, v6};
 use proptest::prelude::*;
@@ -40,7 +40,7 @@ fn other() -> Ipv6Addr {
     "2001:db8:9::9".parse().unwrap()
 }
 
-/// An identity association with these addresses.
+/// An identity association with the addresses `addresses`.
 fn ia_na_with(addresses: &[Ipv6Addr]) -> Vec<u8> {
     let options = addresses.iter().map(|&address| address_option(address, 60));
     let association = Association { kind: AssociationKind::Addresses, id: 7, addresses: Vec::new() }
@@ -52,7 +52,7 @@ fn message(kind: u8, options: &[&[u8]]) -> Vec<u8> {
     [&[kind, 0xab, 0xcd, 0xef], options.concat().as_slice()].concat()
 }
 
-/// The answer as a client reads it.
+/// Sends a message, and returns the answer as a client reads it.
 fn ask(settings: &Settings, kind: u8, options: &[&[u8]]) -> Result<v6::Message, Outcome> {
     let reply = reply(settings, &message(kind, options))?;
     let message = v6::Message::from_bytes(&reply.message).unwrap();
@@ -136,7 +136,7 @@ fn a_reply_resets_the_guests_address() {
     assert_eq!((outcome, guest.v6()), (Outcome::Answered, Some(assigned())));
 }
 
-/// RFC 8415 §18.3.7, §18.3.8: an address that was declined or released is not the guest's until it is leased again.
+/// A declined or released address is not the guest's until it is leased again (RFC 8415 §18.3.7, §18.3.8).
 #[test]
 fn a_lease_ends_by_decline_or_release() {
     let settings = settings();
@@ -163,7 +163,7 @@ fn rapid_commit_is_honoured_when_asked_for() {
     assert_eq!(given(&reply), [(assigned(), INFINITE)]);
 }
 
-/// RFC 8415 §18.3.1, §18.3.9: some clients start over each second after a Reply without a binding.
+/// Some clients start over each second after a Reply without a binding (RFC 8415 §18.3.1, §18.3.9).
 #[test]
 fn rapid_commit_without_a_binding_is_an_advertise() {
     for (association, code, expected) in [
@@ -181,7 +181,7 @@ fn rapid_commit_without_a_binding_is_an_advertise() {
     assert_eq!(reply.opts().get(OptionCode::IAPD).and_then(status_of), Some(Status::NoPrefixAvail));
 }
 
-/// RFC 8415 §18.3.2, §18.3.4, §18.3.5: associations without an address get a status in later messages.
+/// In later messages, associations without an address get a status (RFC 8415 §18.3.2, §18.3.4, §18.3.5).
 #[test]
 fn associations_without_an_address_have_a_status_in_each_message() {
     for (kind, server, expected) in [
@@ -252,7 +252,7 @@ fn q5_release_and_decline_are_replied_to() {
         assert_eq!(reply.msg_type(), MessageType::Reply);
         assert_eq!(status_in(reply.opts()), Some(Status::Success));
         assert!(reply.opts().get(OptionCode::IANA).is_none());
-        // RFC 8415 §18.3.7, §18.3.8: addresses that were never bound are reported.
+        // Addresses that were never bound are reported (RFC 8415 §18.3.7, §18.3.8).
         let reply = answer(kind, &[CLIENT, SERVER, IA_PD, IA_TA, &ia_na_with(&[other()])]);
         assert_eq!(status_in(reply.opts()), Some(Status::Success));
         for code in [OptionCode::IAPD, OptionCode::IATA, OptionCode::IANA] {
@@ -318,7 +318,7 @@ fn one_association_has_the_address_and_the_others_a_status() {
     assert_eq!((prefixes.id, status_in(&prefixes.opts)), (9, Some(Status::NoPrefixAvail)));
 }
 
-/// Value of an option that `dhcproto` keeps as bytes.
+/// The value of an option that `dhcproto` keeps as bytes.
 fn raw(settings: &Settings, options: &[&[u8]], code: u16) -> Option<Vec<u8>> {
     let reply = reply(settings, &message(INFORMATION_REQUEST, options)).ok()?;
     let found = Options(&reply.message[4..]).find(|option| option.unwrap().0 == OptionCode::from(code));
@@ -379,7 +379,7 @@ fn malformed_messages_are_invalid() {
 
 #[test]
 fn deeply_nested_options_are_harmless() {
-    // Each level is an association of temporary addresses inside the one before.
+    // Each level is an association of temporary addresses inside the previous level.
     let nest = |inner: u16| {
         let [high, low] = (4 + 8 * inner).to_be_bytes();
         [0, 4, high, low, 0, 0, 0, 0]

@@ -1,10 +1,10 @@
-//! The indexed lookup gives the same as a loop over the rules.
+//! The indexed lookup gives the same result as a loop over the rules.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 
-/// Few addresses and names, so that many rules match.
+/// There are few addresses and names, so that many rules match.
 fn destinations() -> impl Strategy<Value = &'static str> {
     select(vec![
         "0.0.0.0/0",
@@ -111,7 +111,7 @@ fn names() -> impl Strategy<Value = &'static str> {
     ])
 }
 
-/// The names of all addresses.
+/// A lookup that returns the same names for all addresses.
 struct All(Vec<&'static str>);
 
 impl Lookup for All {
@@ -120,7 +120,7 @@ impl Lookup for All {
     }
 }
 
-/// The first rule that matches, one after the other.
+/// The first rule that matches, found by a loop over all rules.
 fn naive(policy: &Policy, question: &Question, address: IpAddr, names: &All, by_name: bool) -> Option<usize> {
     let written = question.destination.ip();
     policy.rules().iter().position(|rule| {
