@@ -3,8 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use engine::flow::Protocol;
 use engine::policy::{
-    Action, Lookup, Policy, Protocol, Question, Reason, Verdict,
+    Action, Lookup, Policy, Question, Reason, Verdict,
     spec::{parse, parse_file},
 };
 

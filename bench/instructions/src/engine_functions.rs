@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 
 use engine::dns::answers::answers;
 use engine::first_bytes::{Ech, FirstBytes, FirstDatagrams};
-use engine::flow::{Endpoints, Flows, Keyed, Kind};
+use engine::flow::{self, Endpoints, Flows, Keyed, Kind};
 use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
-use engine::policy::{self, NoNames, Policy, Question, spec};
+use engine::policy::{NoNames, Policy, Question, spec};
 use testkit::hello::{long_client_hello, records};
 use testkit::quic::{Initial, V1, crypto};
 
@@ -67,7 +67,7 @@ pub(crate) fn judge(count: u32) {
     let Ok(file) = spec::parse_file(&text) else { return };
     let Ok(policy) = Policy::new(file.rules, file.default) else { return };
     let destination = SocketAddr::from(([10, 20, 30, 40], 443));
-    let question = Question { protocol: policy::Protocol::Tcp, destination, leads_to_host: false };
+    let question = Question { protocol: flow::Protocol::Tcp, destination, leads_to_host: false };
     repeat(count, || policy.verdict(black_box(&question), &NoNames));
 }
 

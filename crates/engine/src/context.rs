@@ -4,12 +4,11 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::{
     addr::{Guest, Settings},
-    flow::{Endpoints, FlowId},
+    flow::{Endpoints, FlowId, Protocol},
     guard::{Admission, Guard, Opening},
     host::Host,
     link::Link,
     memory::Memory,
-    policy::Protocol,
     timer::{Instant, Timers},
 };
 

@@ -77,6 +77,29 @@ impl FlowId {
     }
 }
 
+/// The protocol of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP or ICMPv6 echo. It has no ports.
+    Icmp,
+}
+
+impl Protocol {
+    /// All protocols, with their names in rules and logs.
+    pub const ALL: [(&'static str, Self); 3] = [("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = Self::ALL.iter().find(|(_, protocol)| protocol == self);
+        f.pad(named.map_or("", |(word, _)| word))
+    }
+}
+
 /// The two ends of a flow as the guest sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoints {

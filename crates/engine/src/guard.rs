@@ -7,9 +7,9 @@ use core::{fmt, net::SocketAddr};
 
 use crate::{
     first_bytes::HostName,
-    flow::Endpoints,
+    flow::{Endpoints, Protocol},
     names::Names,
-    policy::{Destination, NameVerdict, NoNames, Policy, Protocol, Question, Reason, Verdict},
+    policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Verdict},
     timer::Instant,
 };
 

@@ -5,18 +5,10 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use crate::addr::{Guest, Settings, V4, V6};
-
-/// The protocol of traffic to a destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP or ICMPv6 echo. It has no ports, so DNS is not forwarded.
-    Ping,
-}
+use crate::{
+    addr::{Guest, Settings, V4, V6},
+    flow::Protocol,
+};
 
 /// The reason why traffic of the guest to a destination is not carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +46,7 @@ pub struct InboundAddresses {
 impl Settings {
     /// The host's destination for traffic of the guest to `destination` (behaviour §5.2).
     ///
-    /// A link-local result has the scope of the outbound interface. With [`Protocol::Ping`], the result has the port
+    /// A link-local result has the scope of the outbound interface. With [`Protocol::Icmp`], the result has the port
     /// of `destination`. For traffic to the host's resolvers, see [`Settings::resolvers`].
     ///
     /// # Errors
@@ -226,7 +218,7 @@ fn refuse(protocol: Protocol, destination: SocketAddr) -> Result<(), Refused> {
         Err(Refused::Loopback)
     } else if is_mapped(address) {
         Err(Refused::Mapped)
-    } else if destination.port() == 0 && protocol != Protocol::Ping {
+    } else if destination.port() == 0 && protocol != Protocol::Icmp {
         Err(Refused::PortZero)
     } else if protocol == Protocol::Tcp && !is_link_unicast(address) {
         Err(Refused::NotUnicast)
@@ -288,7 +280,7 @@ mod tests {
         assert_eq!(shown, as_.map(address), "{source}");
     }
 
-    use Protocol::{Ping, Tcp, Udp};
+    use Protocol::{Icmp, Tcp, Udp};
 
     #[test]
     fn dns_to_a_gateway_that_is_the_resolver_wins_over_host_loopback_r36() {
@@ -298,14 +290,14 @@ mod tests {
         assert!(settings.is_dns(socket("198.51.100.1:53")));
         assert!(!settings.is_dns(socket("198.51.100.1:54")));
         goes(&settings, Udp, "198.51.100.1:54", "127.0.0.1:54");
-        goes(&settings, Ping, "198.51.100.1:0", "127.0.0.1:0");
+        goes(&settings, Icmp, "198.51.100.1:0", "127.0.0.1:0");
     }
 
     #[test]
     fn map_host_loopback_goes_to_loopback_with_any_protocol() {
         // behaviour §5.2 row 2
         let settings = settings();
-        for protocol in [Tcp, Udp, Ping] {
+        for protocol in [Tcp, Udp, Icmp] {
             goes(&settings, protocol, "198.51.100.1:80", "127.0.0.1:80");
             goes(&settings, protocol, "[fe80::1]:80", "[::1]:80");
         }
@@ -325,7 +317,7 @@ mod tests {
     fn map_guest_address_goes_to_the_assigned_one() {
         // behaviour §5.2 row 3
         let settings = settings();
-        for protocol in [Tcp, Udp, Ping] {
+        for protocol in [Tcp, Udp, Icmp] {
             goes(&settings, protocol, "198.51.100.77:80", "198.51.100.2:80");
             goes(&settings, protocol, "[2001:db8:1::77]:80", "[2001:db8:1::2]:80");
         }
@@ -348,7 +340,7 @@ mod tests {
     fn some_destinations_are_refused() {
         // behaviour §5.2 (c) and (d), §5.6, R-77, R-101
         let mut settings = settings();
-        for protocol in [Tcp, Udp, Ping] {
+        for protocol in [Tcp, Udp, Icmp] {
             for (to, why) in [
                 ("0.0.0.0:1", Refused::Unspecified),
                 ("[::]:1", Refused::Unspecified),

@@ -11,11 +11,10 @@ use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
 use engine::addr::{Guest, Settings};
-use engine::flow::{Endpoints, FlowId};
+use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
 use engine::guard::{Guard, Opening};
-use engine::policy::Protocol;
 use engine::pressure::Pressure;
 use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;

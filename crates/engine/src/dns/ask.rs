@@ -15,12 +15,11 @@ use super::{
 };
 use crate::{
     context::{Context, UdpOf, World},
-    flow::FlowId,
+    flow::{FlowId, Protocol},
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::Timeouts,
     memory::PayloadOf,
-    policy::Protocol,
     timer::Timers,
 };
 

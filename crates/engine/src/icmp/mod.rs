@@ -28,7 +28,7 @@ pub(crate) use error::{MAX_UPPER, Quote, router, send_error, send_router_error, 
 use crate::{
     context::{Context, PingOf, World},
     drops::Drops,
-    flow::{Endpoints, FlowId, Flows, Keyed, Kind},
+    flow::{Endpoints, FlowId, Flows, Keyed, Kind, Protocol},
     fragmentation::Fragmenter,
     host::{
         self, EchoRequest, Errno, Host, PingSocket, Readiness, Received, Report, SendResult, SocketError,
@@ -37,8 +37,7 @@ use crate::{
     idle::{Activity, Idle, Timeouts},
     link::Link,
     memory::PayloadOf,
-    nat::{Protocol, is_group},
-    policy,
+    nat::is_group,
     share::{Notice, Share},
     timer::Timers,
 };
@@ -141,7 +140,7 @@ impl<W: World> Ping<W> {
             return;
         }
         let remote = packet.destination;
-        let peer = cx.settings.to_host(Protocol::Ping, SocketAddr::new(remote, 0)).ok();
+        let peer = cx.settings.to_host(Protocol::Icmp, SocketAddr::new(remote, 0)).ok();
         let Some(peer) = peer.filter(|_| cx.settings.valid_guest_source(packet.source)) else {
             self.counters.invalid += 1;
             return;
@@ -151,7 +150,7 @@ impl<W: World> Ping<W> {
             remote: SocketAddr::new(remote, 0),
         };
         // A flow serves many destinations, so the guard checks each request.
-        if !cx.admits_unread(policy::Protocol::Icmp, &ends, peer) {
+        if !cx.admits_unread(Protocol::Icmp, &ends, peer) {
             self.counters.refused += 1;
             let key =
                 Key { guest: packet.source, id: ends.guest.port(), target: Target::Any { source: None } };

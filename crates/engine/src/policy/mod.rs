@@ -8,7 +8,8 @@
 //! rule that allows must match the IPv4 address. A rule that denies may match either address.
 //!
 //! ```
-//! use engine::policy::{Action, NoNames, Policy, Protocol, Question, Reason, Verdict, spec};
+//! use engine::flow::Protocol;
+//! use engine::policy::{Action, NoNames, Policy, Question, Reason, Verdict, spec};
 //!
 //! let file = spec::parse_file("allow tcp/192.0.2.0/24:443 # the registry\nallow icmp/public")?;
 //! let policy = Policy::new(file.rules, file.default)?;
@@ -41,9 +42,10 @@ use ipnet::IpNet;
 pub use self::{
     group::{Group, METADATA},
     name::Name,
-    rule::{Action, Destination, Ports, Protocol, Rule},
+    rule::{Action, Destination, Ports, Rule},
 };
 use self::{spec::MAX_RULES, tree::Tree};
+use crate::flow::Protocol;
 
 /// The ports of DNS, DNS over TLS and QUIC, multicast DNS, and LLMNR.
 const NAME_SERVICES: [u16; 4] = [53, 853, 5353, 5355];

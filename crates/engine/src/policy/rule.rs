@@ -6,7 +6,7 @@ use core::fmt;
 use ipnet::IpNet;
 
 use super::{group::Group, name::Name};
-use crate::ports::PortRange;
+use crate::{flow::Protocol, ports::PortRange};
 
 /// The effect of a rule on the flows that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,29 +23,6 @@ impl fmt::Display for Action {
             Self::Allow => "allow",
             Self::Deny => "deny",
         })
-    }
-}
-
-/// The protocol of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP or ICMPv6 echo. It has no ports.
-    Icmp,
-}
-
-impl Protocol {
-    /// All protocols, with their names in rules.
-    pub const ALL: [(&'static str, Self); 3] = [("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = Self::ALL.iter().find(|(_, protocol)| protocol == self);
-        f.pad(named.map_or("", |(word, _)| word))
     }
 }
 

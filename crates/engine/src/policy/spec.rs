@@ -26,9 +26,9 @@ use ipnet::{IpNet, Ipv4Net};
 use super::{
     group::{Group, carried},
     name::Name,
-    rule::{Action, Destination, Ports, Protocol, Rule},
+    rule::{Action, Destination, Ports, Rule},
 };
-use crate::ports::PortRange;
+use crate::{flow::Protocol, ports::PortRange};
 
 /// Maximum length of a rule's text, in bytes.
 pub const MAX_RULE_LEN: usize = 1024;

@@ -43,13 +43,11 @@ use self::{
 use crate::{
     addr::Settings,
     context::{Context, TcpOf, World},
-    flow::{Endpoints, FlowId, Flows, Kind},
+    flow::{Endpoints, FlowId, Flows, Kind, Protocol},
     guard::Admission,
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
     icmp::{Quote, send_router_error},
     memory::PayloadOf,
-    nat::Protocol,
-    policy,
     pressure::Pressure,
     resolvers::Health,
     timer::Instant,
@@ -159,7 +157,7 @@ impl<W: World> Tcp<W> {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
-        let check = match cx.admits(policy::Protocol::Tcp, &ends, destination) {
+        let check = match cx.admits(Protocol::Tcp, &ends, destination) {
             Admission::Admit => None,
             Admission::Named(claim) => Some(Box::new(Check::new(claim))),
             Admission::Refuse => {

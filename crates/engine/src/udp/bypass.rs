@@ -10,12 +10,11 @@ use core::net::{IpAddr, SocketAddr};
 use super::{Role, Socket, SocketKey, Udp, UdpSocket};
 use crate::{
     context::{UdpOf, Unlinked, World},
-    flow::{Endpoints, FlowId},
+    flow::{Endpoints, FlowId, Protocol},
     forward::{Policy, spec::Direction},
     guard::Opening,
     host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, SendResult},
     memory::PayloadOf,
-    policy::Protocol,
 };
 
 /// Hop limit of datagrams that bypass the link if the host does not report the received one: Linux's default.

@@ -37,15 +37,14 @@ use crate::{
     addr::Settings,
     context::{Context, UdpOf, World},
     drops::Drops,
-    flow::{Endpoints, FlowId, Flows, Keyed, Kind},
+    flow::{Endpoints, FlowId, Flows, Keyed, Kind, Protocol},
     forward::{Listener, Policy},
     fragmentation::Fragmenter,
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::{Activity, Chain, Idle},
     memory::PayloadOf,
-    nat::{Protocol, is_group},
-    policy,
+    nat::is_group,
 };
 use bypass::{Client, Proxy};
 use member::Groups;
@@ -386,7 +385,7 @@ impl<W: World> Udp<W> {
             self.counters.invalid += 1;
             return None;
         };
-        if !cx.admits_unread(policy::Protocol::Udp, &endpoints, peer) {
+        if !cx.admits_unread(Protocol::Udp, &endpoints, peer) {
             self.counters.refused += 1;
             let mut bytes = [0; icmp::MAX_UPPER];
             let quoted = payload.copy_to(&mut bytes);
