@@ -53,7 +53,7 @@ pub(crate) fn code(text: &str) -> String {
     code
 }
 
-/// Length of the comment or literal that `text` starts with, or zero.
+/// Length of the comment or literal at the start of `text`, or zero.
 fn skipped(text: &str) -> usize {
     let until =
         |end: &str, from: usize| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());

@@ -388,7 +388,7 @@ pub enum Target {
     },
     /// The namespace of a process.
     Pid(i32),
-    /// The namespace that this file stands for. A name given to `--netns` has been resolved to a path.
+    /// The namespace that this file represents. A name given to `--netns` has been resolved to a path.
     Netns(PathBuf),
 }
 
@@ -399,7 +399,7 @@ pub enum Userns {
     /// namespace.
     #[default]
     Default,
-    /// The user namespace that this file stands for.
+    /// The user namespace that this file represents.
     Path(PathBuf),
     /// `--netns-only`: the caller's user namespace.
     None,

@@ -145,7 +145,7 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
 
     // The command owns the terminal now. With --debug, the log is still written to the terminal.
     if lifetime.release_command() && config.verbosity < Verbosity::Debug {
-        // Except for what the guard refuses: whoever wrote rules wants to see it.
+        // The guard's refusals are an exception: the author of the rules needs to see them.
         let rules = !config.rules.is_empty() || config.policy.is_some();
         logging::limit_stderr(if rules { log::LevelFilter::Warn } else { log::LevelFilter::Off });
     }

@@ -1,5 +1,5 @@
-//! The keys of a QUIC client's Initial packets (RFC 9001 §5, RFC 9369 §3.3). The keys are no secret: everyone who sees
-//! the packets can derive them.
+//! The keys of a QUIC client's Initial packets (RFC 9001 §5, RFC 9369 §3.3). The keys are not secret: anyone who sees
+//! the packets can derive the keys from them.
 
 use alloc::vec::Vec;
 

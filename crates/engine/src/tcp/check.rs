@@ -1,4 +1,4 @@
-//! What is kept of a connection that waits for the name that its client says.
+//! The state of a connection whose guest must send a server name before its bytes are forwarded.
 
 use core::time::Duration;
 
@@ -8,19 +8,20 @@ use crate::{
     timer::Instant,
 };
 
-/// How long a client may take to say a name.
+/// How long a client may take to send a server name.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The check of a connection, until the client has said a name; afterwards, if it is refused by an alert.
+/// The check of a connection. It exists until the client has sent an allowed name. If the connection is refused with an
+/// alert, it exists until the connection ends.
 #[derive(Debug)]
 pub(super) struct Check {
     pub(super) claim: Claim,
     pub(super) first: FirstBytes,
-    /// How many bytes were read.
+    /// How many bytes of the stream were parsed.
     pub(super) fed: usize,
-    /// When it ends, whatever was said. None during the handshake.
+    /// Deadline of the check, or of the client's close after a refusal. `None` during the handshake.
     pub(super) until: Option<Instant>,
-    /// What a client that is refused gets.
+    /// The bytes that a refused client receives before the FIN.
     pub(super) farewell: &'static [u8],
 }
 
@@ -30,12 +31,12 @@ impl Check {
         Self { claim, first, fed: 0, until: None, farewell: &[] }
     }
 
-    /// The handshake is done.
+    /// Sets the deadline, when the handshake is done.
     pub(super) fn begin(&mut self, now: Instant) {
         self.until = Some(now + PATIENCE);
     }
 
-    /// Whether the server may speak before the client has said a name.
+    /// Whether the server may send bytes before the client has sent a name.
     pub(super) const fn server_first(&self) -> bool {
         self.claim.server_first
     }

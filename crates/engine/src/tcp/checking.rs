@@ -1,7 +1,8 @@
-//! A connection that is allowed by a name alone: what the client says first decides (docs/design/guard.md).
+//! A connection that only a rule with a name allows. The client's first bytes decide (docs/design/guard.md).
 //!
-//! Until then the guest's bytes wait in the receive queue, as if the socket were full. What is judged is in the queue, and
-//! the queue never changes bytes that are in order: so exactly these bytes are sent.
+//! Until the decision, the guest's bytes wait in the receive queue, as if the socket were full. The check reads the
+//! bytes in the queue. The queue never changes bytes that are in order, so the bytes that are sent later are those that
+//! were checked.
 
 use alloc::boxed::Box;
 use core::{fmt, time::Duration};
@@ -28,12 +29,12 @@ use crate::{
     timer::Instant,
 };
 
-/// How long a client that was refused may take to close.
+/// How long a refused client may take to close.
 const LINGER: Duration = Duration::from_secs(10);
-/// A fatal alert, unrecognized_name (RFC 8446 §6.2), in a record of the version that all clients understand.
+/// A TLS record with the fatal alert unrecognized_name (RFC 8446 §6.2). All clients understand the record's version.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// Why a client has not said a name.
+/// Why a client has not sent a name.
 #[derive(Clone, Copy, Debug)]
 enum Silence {
     Closed,
@@ -52,7 +53,7 @@ impl fmt::Display for Silence {
 }
 
 impl<W: World> Connection<W> {
-    /// Makes the connection wait for a name, if there is a check.
+    /// If there is a check, holds the guest's bytes until the check has passed.
     pub(super) fn await_name(&mut self, check: Option<Box<Check>>) {
         if check.is_some() {
             self.receive.hold();
@@ -60,7 +61,7 @@ impl<W: World> Connection<W> {
         self.check = check;
     }
 
-    /// The handshake that the guest began is done.
+    /// Begins the check, or the data transfer, when the handshake that the guest began is done.
     pub(super) fn begin_check(&mut self, now: Instant) {
         self.phase = match &mut self.check {
             Some(check) => {
@@ -71,7 +72,7 @@ impl<W: World> Connection<W> {
         };
     }
 
-    /// A segment while the name is awaited.
+    /// Handles a segment during the check.
     pub(super) fn while_checking(
         &mut self,
         segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
@@ -80,7 +81,7 @@ impl<W: World> Connection<W> {
     ) -> Result<(), End> {
         self.while_established(segment, pool, cx)?;
         let Some(check) = &mut self.check else { return Ok(()) };
-        // The peer would not see the urgent byte where we have read it.
+        // The check reads an urgent byte as part of the stream, but the peer receives that byte out of band.
         if self.receive.is_urgent() {
             return self.without_name(Silence::Urgent, pool, cx);
         }
@@ -95,7 +96,7 @@ impl<W: World> Connection<W> {
             Found::NoName(why) if cx.guard.admits_nameless(&check.claim, &why) => self.pass(pool),
             Found::Name(_) | Found::NoName(_) => self.refuse(pool, cx.now),
             Found::More if !self.receive.at_end() => Ok(()),
-            // It has closed without a word.
+            // The client has closed and sent nothing.
             Found::More if check.fed == 0 && !check.claim.server_first => {
                 self.say_farewell(&[], pool, cx.now);
                 Ok(())
@@ -104,7 +105,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// The client will say no name.
+    /// Passes or refuses a connection whose client will not send a name.
     fn without_name(
         &mut self,
         why: Silence,
@@ -117,14 +118,14 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// The check is over, and the data path is as always.
+    /// Ends the check. The connection continues as if there had been no check.
     fn pass(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
         self.check = None;
         self.phase = Phase::Established;
         self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))
     }
 
-    /// Ends the connection; a client of TLS learns why.
+    /// Refuses the connection. A TLS client gets an alert with the reason.
     fn refuse(&mut self, pool: &mut ChunkPool, now: Instant) -> Result<(), End> {
         match &self.check {
             Some(check) if check.first.protocol() == Some(Protocol::Tls) && !check.claim.server_first => {
@@ -135,8 +136,8 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// The guest gets these bytes and the end of the stream; the peer gets the end of the stream at once. Nothing was sent
-    /// to either before.
+    /// The guest gets the bytes of `farewell` and a FIN. The peer gets a FIN at once. Neither has received any bytes
+    /// before.
     fn say_farewell(&mut self, farewell: &'static [u8], pool: &mut ChunkPool, now: Instant) {
         let Some(check) = &mut self.check else { return };
         (check.farewell, check.until) = (farewell, Some(now + LINGER));
@@ -147,7 +148,7 @@ impl<W: World> Connection<W> {
         self.socket.shutdown_write().ok();
     }
 
-    /// A segment of a client that was refused: what it says is discarded.
+    /// Handles a segment of a refused client. Its payload is discarded.
     pub(super) fn while_refused(
         &mut self,
         segment: &Segment<'_, impl Payload>,
@@ -201,7 +202,7 @@ impl<W: World> Connection<W> {
         sent
     }
 
-    /// The client has taken too long to say a name, or to close.
+    /// Handles the deadline: the client has taken too long to send a name, or to close after a refusal.
     pub(super) fn on_check_deadline(
         &mut self,
         pool: &mut ChunkPool,

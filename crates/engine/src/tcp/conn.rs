@@ -43,24 +43,25 @@ pub(super) enum Phase {
     SynReceived,
     /// The socket was accepted, and the guest was sent a SYN.
     SynSent,
-    /// Both sides are connected, and the guest's bytes wait until it has said a name that it may reach.
+    /// Both sides are connected. The guest's bytes are held until they contain a name that the rules allow.
     Checking,
     /// Both sides are connected, until both streams have ended.
     Established,
-    /// The guest has said another name: it is told so, and the connection ends.
+    /// The rules refuse the guest's first bytes. The guest gets a TLS alert or nothing, then a FIN, and the connection
+    /// ends.
     Refused,
 }
 
 /// Why a connection ends before both of its streams have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It has timed out: both sides are reset.
+    /// The connection has timed out. Both sides are reset.
     Abort,
-    /// What the guest has said first is refused: both sides are reset.
+    /// The rules refuse the guest's first bytes. Both sides are reset.
     Refused,
-    /// The guest has reset it: the socket is reset.
+    /// The guest has reset the connection. The socket is reset.
     GuestReset,
-    /// The socket has failed: the guest is reset, or gets an ICMP error.
+    /// The socket has failed. The guest gets a RST or an ICMP error.
     SocketFailed(Errno),
 }
 

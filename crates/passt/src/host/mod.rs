@@ -21,7 +21,6 @@ pub(crate) mod missing;
 mod neighbours;
 pub(crate) mod netlink;
 mod own;
-
 mod resolver;
 mod route;
 

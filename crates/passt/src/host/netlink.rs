@@ -48,7 +48,7 @@ pub enum Error {
     /// The kernel refused a dump.
     #[error("netlink: the kernel refuses to list {what}: {refusal}")]
     Dump {
-        /// What the dump lists.
+        /// The kind of entries in the dump, for the message.
         what: &'static str,
         /// The answer.
         refusal: Refusal,

@@ -96,7 +96,7 @@ mod tests {
                 sources.choose(guest.parse().unwrap(), destination.parse().unwrap())
             };
             for second in ["192.0.2.10", "192.0.2.20"] {
-                // Again and again: each is an answer of its own.
+                // The two loops repeat each request: an earlier answer must not affect a later one.
                 for destination in ["198.51.100.7:80", "192.0.2.1:80", "255.255.255.255:9", "239.1.2.3:9"] {
                     assert_eq!(choose(second, destination), second.parse().ok(), "{destination}");
                     assert_eq!(choose(second, "10.8.0.1:80"), None);

@@ -135,7 +135,7 @@ impl Watch {
     }
 }
 
-/// Where the bytes of a direction are, between the sockets.
+/// The location of a direction's bytes that were read from one socket and not yet written to the other.
 #[derive(Debug)]
 enum Transit {
     /// No bytes.

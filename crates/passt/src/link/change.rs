@@ -1,6 +1,6 @@
-//! What a link reports to the event loop.
+//! The changes that a link reports to the event loop.
 
-/// What has changed about a link.
+/// The changes of a link since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     /// There may be frames to receive.

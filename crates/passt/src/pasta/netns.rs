@@ -96,7 +96,7 @@ impl Opener {
             let ready = namespace.enter().and_then(|()| drop_rights());
             // This closes the handle: no other code may enter the namespace.
             drop(namespace);
-            // If the receiver is gone, the process is about to end.
+            // If the receiver was dropped, the process is about to end.
             drop(report.send(ready));
             received.into_iter().for_each(|work| work());
         };

@@ -12,7 +12,7 @@ use crate::cli::{
     value::{addr, interface, is_broadcast, mac, number, prefix_len, store},
 };
 
-/// Largest MTU: with it, a frame with its Ethernet header is 65535 bytes long (behaviour §2.2).
+/// Maximum MTU. A frame of this MTU, with its Ethernet header, is 65535 bytes long (behaviour §2.2).
 const MTU_MAX: u16 = 65521;
 
 pub(super) const OPTIONS: &[Opt] = &[

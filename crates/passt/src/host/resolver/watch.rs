@@ -117,7 +117,7 @@ impl Watch {
         let (report, started) = channel();
         let run = move || {
             let ready = drop_rights();
-            // If the receiver is gone, the process is about to end.
+            // If the receiver was dropped, the process is about to end.
             drop(report.send(ready));
             if let Err(error) = self.run(&resolvers, &signal) {
                 log::warn!("{PATH} can't be watched any longer: {error}");

@@ -100,25 +100,25 @@ const TABLE: &[Call] = &[
 
     // Threads: locks, channels, their end.
     call(libc::SYS_futex,          ALL,            Any),                      // waits for a lock or a message
-    call(libc::SYS_sched_yield,    ALL,            Any),                      // a lock that is held for a moment
+    call(libc::SYS_sched_yield,    ALL,            Any),                      // a lock that is held for a short time
     call(libc::SYS_rt_sigprocmask, ALL,            Any),                      // the end of a thread; abort(3)
     call(libc::SYS_sigaltstack,    ALL,            Any),                      // the end of a thread
     call(libc::SYS_exit,           OPENER | READER, Any),                     // the end of a thread
     call(libc::SYS_exit_group,     ALL,            Any),                      // the end of the process
 
     // Time and random numbers.
-    call(libc::SYS_clock_gettime,  ALL,            Any),                      // where the vDSO can't tell the time
+    call(libc::SYS_clock_gettime,  ALL,            Any),                      // if the vDSO can't read the clock
     call(libc::SYS_restart_syscall, ALL,           Any),                      // a wait continues after SIGSTOP, SIGCONT
     call(libc::SYS_getrandom,      ALL,            Any),                      // keys of hash maps
 
     // Descriptors.
     call(libc::SYS_close,          ALL,            Any),                      // descriptors that are no longer needed
-    call(libc::SYS_fcntl,          ALL,            Any),                      // lengths of pipes; copies
+    call(libc::SYS_fcntl,          ALL,            Any),                      // pipe lengths; copies of descriptors
 
     // The event loop.
     call(libc::SYS_epoll_pwait,    SHARD,          Any),                      // waits
     call(libc::SYS_epoll_pwait2,   SHARD,          Any),                      // waits, with a long timeout
-    call(libc::SYS_epoll_ctl,      SHARD,          Any),                      // what to wait for
+    call(libc::SYS_epoll_ctl,      SHARD,          Any),                      // sets the events to wait for
 
     // The link and the sockets of flows.
     call(libc::SYS_read,           SHARD | READER, Any),                      // frames, signals, timers; inotify, resolv.conf
@@ -129,15 +129,15 @@ const TABLE: &[Call] = &[
     call(libc::SYS_sendmsg,        SHARD,          Any),                      // payload of several frames
     call(libc::SYS_sendmmsg,       SHARD,          Any),                      // datagrams, many at a time
     call(libc::SYS_splice,         PASTA,          Any),                      // local connections
-    call(libc::SYS_pipe2,          PASTA,          Any),                      // the same
+    call(libc::SYS_pipe2,          PASTA,          Any),                      // pipes for local connections
     call(libc::SYS_accept4,        SHARD,          Any),                      // forwarded ports, the control socket
     call(libc::SYS_eventfd2,       SHARD,          Any),                      // a reserve descriptor, for refusals
     call(libc::SYS_connect,        SHARD | OPENER, Any),                      // outgoing flows
     call(libc::SYS_shutdown,       SHARD,          Any),                      // half-close
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_poll,           SHARD,          Any),                      // whether a peer has closed
-    call(libc::SYS_ppoll,          SHARD,          Any),                      // the same, at once
-    call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32, SIOCATMARK as i32])), // what is unread, unsent, urgent
+    call(libc::SYS_ppoll,          SHARD,          Any),                      // whether a peer has closed
+    call(libc::SYS_ioctl,          SHARD,          OneOf(1, &[FIONREAD as i32, TIOCOUTQ as i32, SIOCATMARK as i32])), // unread, unsent, urgent bytes
     call(libc::SYS_ioctl,          OPENER,         OneOf(1, &[FIONBIO as i32])), // sock_diag, without waiting
 
     // New sockets. Other address families have had many vulnerabilities.
@@ -147,17 +147,17 @@ const TABLE: &[Call] = &[
     call(libc::SYS_listen,         SHARD | OPENER, Any),                      // ports forwarded
     call(libc::SYS_setsockopt,     SHARD | OPENER, Any),
     call(libc::SYS_getsockopt,     SHARD | OPENER, Any),
-    call(libc::SYS_getsockname,    SHARD | OPENER, Any),                      // which port a flow has got
+    call(libc::SYS_getsockname,    SHARD | OPENER, Any),                      // the port of a flow
 
     // Open files: the log (of all threads), captures, the command's status, /proc/net.
-    call(libc::SYS_lseek,          ALL,            Any),                      // reads once more from the start
+    call(libc::SYS_lseek,          ALL,            Any),                      // reads a file again from the start
     call(libc::SYS_statx,          PASTA,          Any),                      // how much there is to read
-    call(libc::SYS_fstat,          SHARD,          Any),                      // the same; how large shared memory is
-    call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file is still there
+    call(libc::SYS_fstat,          SHARD,          Any),                      // sizes of files and shared memory
+    call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file still exists
     call(libc::SYS_pread64,        ALL,            Any),                      // moves the rest of a full log file
-    call(libc::SYS_pwrite64,       ALL,            Any),                      // the same
+    call(libc::SYS_pwrite64,       ALL,            Any),                      // moves the rest of a full log file
     call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
-    call(libc::SYS_ftruncate,      ALL,            Any),                      // the same
+    call(libc::SYS_ftruncate,      ALL,            Any),                      // room in the log file
 
     // resolv.conf. The file is opened relative to directories that are kept open.
     call(libc::SYS_openat,         READER,         Within(2, TO_READ)),
@@ -168,13 +168,13 @@ const TABLE: &[Call] = &[
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_dup2,           SHARD,          Any),                      // replaces the standard streams
     #[cfg(not(target_arch = "x86_64"))]
-    call(libc::SYS_dup3,           SHARD,          Any),                      // the same
+    call(libc::SYS_dup3,           SHARD,          Any),                      // replaces the standard streams
     call(libc::SYS_getpid,         ALL,            Any),                      // for the PID file and log lines
     call(libc::SYS_wait4,          SHARD,          Any),                      // children that have ended
     call(libc::SYS_waitid,         PASTA,          Any),                      // the command, if the start fails
     call(libc::SYS_pidfd_send_signal, PASTA,       Any),                      // signals for the command
-    call(libc::SYS_capget,         PASTA,          Any),                      // the same, from nobody to a command of root
-    call(libc::SYS_capset,         PASTA,          Any),                      // the same
+    call(libc::SYS_capget,         PASTA,          Any),                      // to signal a root command as nobody
+    call(libc::SYS_capset,         PASTA,          Any),                      // to signal a root command as nobody
 
     // abort(3), after a panic was logged.
     call(libc::SYS_rt_sigaction,   ALL,            Any),

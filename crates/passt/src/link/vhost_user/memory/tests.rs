@@ -86,7 +86,7 @@ fn pages_written_to_are_logged() {
         std::os::unix::fs::FileExt::read_exact_at(&log, &mut bytes, 0).unwrap();
         u128::from_le_bytes(bytes)
     };
-    assert_eq!(logged(), 0); // nobody wants to know
+    assert_eq!(logged(), 0); // logging is off
     memory.logging = true;
     memory.mark(pieces[0]);
     assert_eq!(logged(), 1 << (64 + 1));
