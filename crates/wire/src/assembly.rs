@@ -30,7 +30,8 @@ pub struct OriginalHeader {
 }
 
 impl OriginalHeader {
-    /// The header, from the fragment with offset zero. `packet` is what this fragment came in.
+    /// The header of the original packet, from the fragment with offset zero. `packet` is the packet that contains this
+    /// fragment.
     #[must_use]
     pub const fn new<P, Q>(packet: &Packet<'_, P>, fragment: &Fragment<Q>) -> Self {
         Self {
@@ -43,11 +44,10 @@ impl OriginalHeader {
         }
     }
 
-    /// The packet. `bytes` is its fragmentable part, and `payload` is the same bytes in the form that the packet
-    /// carries.
+    /// The reassembled packet. `bytes` is its fragmentable part, and `payload` is a view of the same bytes.
     ///
-    /// Verify the checksum of TCP, UDP or ICMP now ([`crate::verify::transport`]): it is over the whole packet, so no
-    /// link can have verified it.
+    /// The caller must verify the checksum of TCP, UDP or ICMP now ([`crate::verify::transport`]). The checksum covers
+    /// the whole packet, so no link can have verified it.
     ///
     /// # Errors
     /// [`Unusable::Malformed`] if the headers are malformed; drop the packet.
@@ -56,7 +56,7 @@ impl OriginalHeader {
             IpAddr::V4(_) => (self.protocol, bytes),
             IpAddr::V6(_) => ipv6::upper_layer(self.protocol, bytes).ok_or(Unusable::Malformed)?,
         };
-        // A fragment inside a fragment: no host sends this, and it would make work without a bound.
+        // No host sends a fragment inside a fragment, and nested reassembly would have no bound.
         let nested = self.source.is_ipv6() && protocol == ipv6::FRAGMENT;
         if nested {
             return Err(Unusable::Malformed);
@@ -81,16 +81,16 @@ impl Outgoing {
         self.headroom(if self.source.is_ipv4() { 0 } else { HEADER_LEN })
     }
 
-    /// Maximum amount of payload of a fragment other than the last, in bytes, on a link with this MTU in bytes. At
-    /// least [`UNIT`].
+    /// Maximum length of the payload of a fragment that is not the last one, on a link with this MTU. Both are in
+    /// bytes. At least [`UNIT`].
     #[must_use]
     pub fn fragment_room(&self, mtu: u16) -> usize {
         let room = usize::from(mtu).saturating_sub(self.fragment_headroom() - ethernet::HEADER_LEN);
         (room / UNIT * UNIT).max(UNIT)
     }
 
-    /// Writes the headers of a fragment with `payload_len` bytes of payload; returns the length of the frame with
-    /// padding, which is zeroed as far as `buffer` reaches. None if the headers do not fit in `buffer`, or the payload
+    /// Writes the headers of a fragment with `payload_len` bytes of payload, and zeros the padding that is in `buffer`.
+    /// Returns the length of the frame, padding included. None if the headers do not fit in `buffer`, or the payload
     /// does not fit in a packet.
     pub fn fragment(&self, buffer: &mut [u8], fields: &Fields, payload_len: usize) -> Option<usize> {
         let at = if self.source.is_ipv4() {

@@ -1,16 +1,16 @@
 //! The Internet checksum (RFC 1071).
 //!
-//! Two properties make it cheap (RFC 1071 §2). The order of additions does not matter, so words can be added in
-//! parallel, in lanes as wide as the machine has, and the carries folded back at the end. And the sum does not depend
-//! on byte order: the sum of byte-swapped words is the byte-swapped sum, so words are added as they are in memory and
-//! swapped once, in [`Sum::folded`].
+//! Two properties make it cheap to compute (RFC 1071 §2). First, the order of additions does not matter. So words can
+//! be added in parallel, in lanes as wide as the machine has, and the carries are folded at the end. Second, the sum of
+//! byte-swapped words is the byte-swapped sum. So words are added in memory order, and the sum is swapped once, in
+//! [`Sum::folded`].
 
 use core::net::IpAddr;
 
 /// A one's-complement sum whose carries are not folded yet.
 ///
 /// Pieces may be added one after the other if every piece except the last has an even length. The 64 bits cannot
-/// overflow: each addition adds less than 2^32 per four bytes, so that takes 16 GiB.
+/// overflow: each addition adds less than 2^32 per four bytes, so an overflow would need 16 GiB of data.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 
@@ -24,7 +24,7 @@ impl Sum {
     /// Adds one big-endian 16-bit word.
     #[must_use]
     pub const fn word(self, word: u16) -> Self {
-        // Into memory order, as `bytes` reads words.
+        // In memory order: `bytes` reads words in that order.
         Self(self.0 + word.to_be() as u64)
     }
 
@@ -41,7 +41,7 @@ impl Sum {
         for block in blocks {
             for ((low, high), word) in low.iter_mut().zip(&mut high).zip(block) {
                 let word = u64::from_ne_bytes(*word);
-                // Two halves of 32 bits in lanes of 64: carries collect in the upper half, none is lost.
+                // Each 32-bit half has a 64-bit lane. Carries collect in the upper half of the lane, so none is lost.
                 *low += word & LOW;
                 *high += word >> 32;
             }
@@ -61,7 +61,7 @@ impl Sum {
         Self(sum)
     }
 
-    /// Adds the sum of other bytes. There must be an even number of bytes before them.
+    /// Adds the sum of the bytes that follow. The number of bytes before them must be even.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         Self(self.0 + other.0)
@@ -86,8 +86,8 @@ impl Sum {
         }
     }
 
-    /// The folded sum, not complemented, in host byte order. A checksum field holds this for the pseudo-header when the
-    /// receiver of the frame completes the checksum (VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio 1.2 §5.1.6.2).
+    /// The folded sum, not complemented, in host byte order. If the receiver of the frame completes the checksum, the
+    /// checksum field contains this sum of the pseudo-header (VIRTIO_NET_HDR_F_NEEDS_CSUM, virtio 1.2 §5.1.6.2).
     #[must_use]
     pub fn folded(self) -> u16 {
         let mut sum = self.0;
@@ -97,8 +97,8 @@ impl Sum {
         u16::from_be(sum as u16)
     }
 
-    /// The checksum, in host byte order: the complement of the folded sum. Zero is an ordinary value here (RFC 1624
-    /// §3). Over data with a correct checksum in it, the result is zero.
+    /// The checksum, in host byte order: the complement of the folded sum. Zero is a valid checksum (RFC 1624 §3). Over
+    /// data that includes a correct checksum, the result is zero.
     #[must_use]
     pub fn finish(self) -> u16 {
         !self.folded()

@@ -1,5 +1,6 @@
-//! DNS messages (RFC 1035 §4.1). Header and question are here: that is enough to match responses with queries. Names,
-//! records and their data are in the modules. All are views of the bytes: nothing is decoded ahead or written anew.
+//! DNS messages (RFC 1035 §4.1). This file has the header and the question, which are enough to match responses with
+//! queries. Names, records and their data are in the modules. All types are views of the message's bytes: parsing
+//! copies nothing.
 
 mod name;
 mod record;
@@ -38,7 +39,7 @@ struct Header {
 
 const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 
-/// Kind of a message, four bits (RFC 1035 §4.1.1, RFC 1996, RFC 2136).
+/// Opcode: the kind of a message, four bits (RFC 1035 §4.1.1, RFC 1996, RFC 2136).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opcode(pub u8);
 
@@ -63,7 +64,7 @@ impl ResponseCode {
     /// REFUSED: the server refuses by policy.
     pub const REFUSED: Self = Self(5);
 
-    /// Whether the fault is the server's, so that another server may answer.
+    /// Whether the code reports a fault of this server, so that another server may have an answer.
     #[must_use]
     pub const fn is_server_fault(self) -> bool {
         matches!(self, Self::SERVER_FAILURE | Self::NOT_IMPLEMENTED | Self::REFUSED)
@@ -74,7 +75,7 @@ impl ResponseCode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Type(pub u16);
 
-/// The types that have a meaning here, by their names in the registry (RFC 6895 §3.1).
+/// The types that this crate parses or its callers use, with their names in the registry (RFC 6895 §3.1).
 #[allow(missing_docs, reason = "the registry's names")]
 impl Type {
     pub const A: Self = Self(1);
@@ -143,19 +144,19 @@ impl<'a> Question<'a> {
         Some(Self { id: header.id.get(), opcode: opcode(header), section: section(rest)? })
     }
 
-    /// The name that it is about.
+    /// The name that the question asks about.
     #[must_use]
     pub fn name(&self) -> Option<Name<'a>> {
         self.section.split_last_chunk::<TYPE_AND_CLASS_LEN>().and_then(|(name, _)| Name::alone(name))
     }
 
-    /// The type of the records that it asks for.
+    /// The type of the records that the question asks for.
     #[must_use]
     pub fn kind(&self) -> Type {
         Type(self.number(TYPE_AND_CLASS_LEN))
     }
 
-    /// Their class.
+    /// The class of the records that the question asks for.
     #[must_use]
     pub fn class(&self) -> Class {
         Class(self.number(TYPE_AND_CLASS_LEN / 2))
@@ -167,7 +168,7 @@ impl<'a> Question<'a> {
         self.section
     }
 
-    /// The number that begins this many bytes before the end.
+    /// The 16-bit number that begins `before_end` bytes before the end of the section.
     fn number(&self, before_end: usize) -> u16 {
         let at = self.section.len().saturating_sub(before_end);
         self.section.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_be_bytes(*bytes))
@@ -197,8 +198,8 @@ const fn opcode(header: &Header) -> Opcode {
     Opcode((header.flags[0] & OPCODE) >> 3)
 }
 
-/// The first question in `bytes`, which come after a header. Compression is refused: a first name has nothing before it
-/// that it could refer to.
+/// The first question in `bytes`, which follow the header. A compressed name is refused: no name comes before it that
+/// it could refer to.
 fn section(bytes: &[u8]) -> Option<&[u8]> {
     let mut at = 0;
     loop {
@@ -220,7 +221,7 @@ fn same_question(one: &[u8], other: &[u8]) -> bool {
     else {
         return false;
     };
-    // Length bytes are at most 63, below all letters, so that ignoring case does not change them.
+    // Length bytes are at most 63, less than the code of any letter. So the comparison does not change their case.
     one_name.eq_ignore_ascii_case(other_name) && one_rest == other_rest
 }
 

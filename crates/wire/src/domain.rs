@@ -27,9 +27,9 @@ pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
     Some(at + 1)
 }
 
-/// The name that a service's name is about: what remains after the labels of service and protocol, which begin with an
-/// underscore (RFC 2782, RFC 8552, RFC 9460 §2.3). Of `_http._tcp.example.org` that is `example.org`; a name of such labels
-/// only stays as it is.
+/// The name without the leading labels of service and protocol, which begin with an underscore (RFC 2782, RFC 8552, RFC
+/// 9460 §2.3). For `_http._tcp.example.org` the result is `example.org`. A name that has only such labels is returned
+/// unchanged.
 #[must_use]
 pub fn without_service(name: &str) -> &str {
     let mut rest = name;
@@ -40,8 +40,8 @@ pub fn without_service(name: &str) -> &str {
     if rest.is_empty() { name } else { rest }
 }
 
-/// Length in wire format of a name without its trailing dot: each dot becomes a length byte, one more comes first, and
-/// the root label last.
+/// Length in wire format of a name without its trailing dot. In wire format, each dot is a length byte, another length
+/// byte comes first, and the root label comes last.
 const fn wire_len(name: &str) -> usize {
     name.len() + 2
 }

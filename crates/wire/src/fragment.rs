@@ -11,8 +11,8 @@ use crate::{ipv4, payload::Payload};
 pub const HEADER_LEN: usize = 8;
 /// The payload of each fragment except the last is a multiple of this many bytes.
 pub const UNIT: usize = 8;
-/// Longest IP packet that can be reassembled, in bytes: the limit of the length field, which for IPv6 does not count
-/// the fixed header.
+/// Longest IP packet that can be reassembled, in bytes: the maximum of the length field. For IPv6, this field does not
+/// count the fixed header.
 pub const MAX_LEN: usize = 65_535;
 
 const MORE: u16 = 1;
@@ -48,19 +48,19 @@ impl Header {
 /// One fragment of an IP packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Fragment<P> {
-    /// Identification; 16 bits of it for IPv4.
+    /// Identification. For IPv4, it has 16 bits.
     pub id: u32,
-    /// IPv4: the protocol. IPv6: type of the first header in the fragmentable part, which only the fragment with offset
-    /// zero decides.
+    /// IPv4: the protocol. IPv6: type of the first header in the fragmentable part. Only the value in the fragment with
+    /// offset zero counts.
     pub protocol: u8,
     /// Offset of the payload in the fragmentable part, in bytes: a multiple of [`UNIT`].
     pub offset: u16,
     /// Whether more fragments follow.
     pub more: bool,
-    /// Bytes before the fragmentable part that the length field counts: the whole header for IPv4, extension headers
-    /// for IPv6.
+    /// Number of bytes before the fragmentable part that the length field counts: the whole header for IPv4, the
+    /// extension headers for IPv6.
     pub unfragmentable: u16,
-    /// The payload: a part of the fragmentable part.
+    /// The payload: these bytes of the packet's fragmentable part.
     pub payload: P,
 }
 
@@ -77,8 +77,8 @@ impl<P: Payload> Fragment<P> {
         }
     }
 
-    /// An IPv6 fragment. Both `head` and `bytes` begin with the fragment header; `unfragmentable` bytes of extension
-    /// headers come before it. None if the header is truncated.
+    /// An IPv6 fragment. Both `head` and `bytes` begin with the fragment header. `unfragmentable` is the length of the
+    /// extension headers before the fragment header, in bytes. None if the header is truncated.
     pub(crate) fn v6(head: &[u8], bytes: P, unfragmentable: usize) -> Option<Self> {
         let (header, _) = Header::ref_from_prefix(head).ok()?;
         Some(Self {
@@ -97,7 +97,8 @@ impl<P: Payload> Fragment<P> {
         usize::from(self.offset) + self.payload.len()
     }
 
-    /// Whether the packet would be longer than [`MAX_LEN`] (RFC 8200 §4.5: discard such a fragment).
+    /// Whether the reassembled packet would be longer than [`MAX_LEN`]. Such a fragment must be discarded (RFC 8200
+    /// §4.5).
     #[must_use]
     pub fn is_too_long(&self) -> bool {
         usize::from(self.unfragmentable) + self.end() > MAX_LEN
@@ -109,7 +110,7 @@ impl<P: Payload> Fragment<P> {
 pub struct Fields {
     /// Protocol of the whole packet.
     pub protocol: u8,
-    /// Identification; the low 16 bits of it for IPv4.
+    /// Identification. IPv4 uses the low 16 bits.
     pub id: u32,
     /// Offset of the payload in the packet, in bytes: a multiple of [`UNIT`].
     pub offset: u16,

@@ -1,4 +1,4 @@
-//! Whole frames: parsed in one pass, and written by putting headers before a payload.
+//! Whole frames. Parsing takes one pass. Writing puts headers before a payload.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -121,7 +121,8 @@ pub fn parse_head<'a, P: Payload>(head: &'a [u8], frame: P) -> Result<Frame<'a, 
 fn parse_ipv4<'a, P: Payload>(head: &'a [u8], bytes: P) -> Result<Packet<'a, P>, Unusable> {
     let (header, _) = ipv4::Header::ref_from_prefix(head).map_err(|_| Unusable::Malformed)?;
     let (header_len, total_len) = (header.header_len(), usize::from(header.total_len.get()));
-    // Lower bound: the header. Upper bound: the frame, which may be longer than the packet (padding).
+    // The packet has at least its header, and does not extend past the frame. A frame with padding is longer than the
+    // packet.
     if header.version_ihl >> 4 != 4 || header_len < ipv4::HEADER_LEN {
         return Err(Unusable::Malformed);
     }
@@ -194,10 +195,10 @@ pub(crate) fn parse_transport<'a, P: Payload>(
 
 /// The headers below the transport layer of a frame to be written.
 ///
-/// A frame is written back to front. The caller places the payload at offset [`Outgoing::headroom`]; then one of the
-/// methods writes the headers before it, and returns the length of the frame (padded to [`ethernet::MIN_FRAME_LEN`])
-/// and what is left to the link. [`Outgoing::tcp`] and [`Outgoing::udp`] do not read the payload, so it may be in
-/// another buffer. They do not write past the end of theirs; the caller then adds the padding.
+/// The caller first places the payload at offset [`Outgoing::headroom`]. Then one of the methods writes the headers
+/// before the payload. It returns the length of the frame (padded to [`ethernet::MIN_FRAME_LEN`]) and the work that is
+/// left to the link. [`Outgoing::tcp`] and [`Outgoing::udp`] do not read the payload, so it may be in another buffer.
+/// They add no padding past the end of `buffer`: the caller must add it there.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing {
     /// Ethernet source.
@@ -222,7 +223,7 @@ pub struct Outgoing {
 pub struct Written {
     /// Length of the frame in bytes, padding included.
     pub len: usize,
-    /// What the link still has to do: complete a checksum, cut segments.
+    /// The work that is left to the link: complete a checksum, cut segments.
     pub offload: Offload,
 }
 
@@ -271,7 +272,7 @@ impl Outgoing {
 
     /// Writes the headers of a UDP datagram, or with `segment_size` those of a super-frame of datagrams with that many
     /// bytes of payload each. Ports are in host byte order. The link completes the checksum, as in [`Outgoing::tcp`].
-    /// None as there.
+    /// None in the same cases.
     pub fn udp(
         &self,
         buffer: &mut [u8],
@@ -292,8 +293,9 @@ impl Outgoing {
         self.finish(buffer, udp::HEADER_LEN, payload_len, udp::CHECKSUM_OFFSET, segmentation)
     }
 
-    /// Writes an ICMP or ICMPv6 message, by the version of the addresses, with a complete checksum: the payload must
-    /// be in `buffer`. None if the message does not fit in `buffer`, or as in [`Outgoing::tcp`].
+    /// Writes the headers of an ICMP message for IPv4 addresses, or of an ICMPv6 message for IPv6 addresses. The
+    /// checksum is complete, so the payload must be in `buffer`. None if the message does not fit in `buffer`, and in
+    /// the cases of [`Outgoing::tcp`].
     pub fn icmp(&self, buffer: &mut [u8], mut header: icmp::Header, payload_len: usize) -> Option<Written> {
         let len = icmp::HEADER_LEN + payload_len;
         let (protocol, sum) = match self.source {
@@ -375,8 +377,8 @@ impl Outgoing {
     }
 }
 
-/// Pads a frame of `len` bytes with zeros to [`ethernet::MIN_FRAME_LEN`], as far as `buffer` reaches; returns the new
-/// length.
+/// Pads a frame of `len` bytes with zeros to [`ethernet::MIN_FRAME_LEN`], and returns the new length. Padding past the
+/// end of `buffer` is not written.
 pub(crate) fn pad(buffer: &mut [u8], len: usize) -> usize {
     let padded = len.max(ethernet::MIN_FRAME_LEN);
     let end = padded.min(buffer.len());

@@ -25,7 +25,7 @@ const AUTHENTICATION: u8 = 51;
 pub struct Header {
     /// Version (6), traffic class (8 bits), flow label (20 bits).
     pub version_class_flow: U32,
-    /// Length of all that follows this header, in bytes.
+    /// Length of all bytes after this header.
     pub payload_len: U16,
     /// Type of the header that follows.
     pub next_header: u8,
@@ -73,18 +73,20 @@ impl Header {
     }
 }
 
-/// Skips extension headers (RFC 8200 §4); returns the protocol and the bytes of the upper layer, a suffix of `bytes`.
-/// `next` is the type of the first header in `bytes`.
+/// Skips extension headers (RFC 8200 §4). Returns the protocol of the upper layer and its bytes, which are a suffix of
+/// `bytes`. `next` is the type of the first header in `bytes`.
 ///
-/// The header of an atomic fragment (RFC 6946) is skipped. That of another fragment is not: the protocol is then
-/// [`FRAGMENT`], and the bytes begin with the fragment header. None if a header extends past `bytes`.
+/// The fragment header of an atomic fragment (RFC 6946) is skipped. The header of another fragment is not skipped: then
+/// the returned protocol is [`FRAGMENT`], and the returned bytes begin with the fragment header. None if a header
+/// extends past `bytes`.
 #[must_use]
 pub fn upper_layer(mut next: u8, mut bytes: &[u8]) -> Option<(u8, &[u8])> {
     loop {
         let len = match next {
-            // Every length is at least eight bytes, so the loop ends. These count units of eight bytes, less the first.
+            // Every length is at least eight bytes, so the loop ends. The length field of these headers counts units of
+            // eight bytes, except the first unit.
             HOP_BY_HOP | ROUTING | DESTINATION => (usize::from(*bytes.get(1)?) + 1) * 8,
-            // The field counts units of four bytes, minus two (RFC 4302 §2.2).
+            // The length field counts units of four bytes, minus two (RFC 4302 §2.2).
             AUTHENTICATION => (usize::from(*bytes.get(1)?) + 2) * 4,
             FRAGMENT => match bytes {
                 [_, _, high, low, ..] if (u16::from_be_bytes([*high, *low]) & 0xfff9) == 0 => 8,

@@ -17,23 +17,23 @@
 //!
 //! # Contract
 //!
-//! - **Any bytes may come in.** Parsing never panics and never reads past its input. What cannot be parsed is
-//!   [`frame::Unusable`], or none. Field values are as they were on the wire: whether an address or a sequence number
-//!   makes sense is decided above this crate.
-//! - **Parsing does not verify checksums.** A link may have done so, or have left them to us ([`offload::Offload`]).
-//!   Call [`verify`] for the other frames.
-//! - **Views borrow.** [`frame::parse`] copies nothing. Payload may be in memory that a guest changes meanwhile:
-//!   [`payload::Payload`] has no access to its bytes except by copying.
+//! - **Input may be any bytes.** Parsing never panics and never reads past its input. For input that cannot be parsed,
+//!   it returns [`frame::Unusable`] or none. Field values are as they were on the wire: the caller checks whether an
+//!   address or a sequence number makes sense.
+//! - **Parsing does not verify checksums.** A link may have verified a frame's checksums, or may know that they need no
+//!   verification ([`offload::Offload`]). For other frames, the caller must call [`verify`].
+//! - **Views borrow.** [`frame::parse`] copies nothing. The payload may be in memory that the guest can change at any
+//!   time. So [`payload::Payload`] gives access to its bytes only by copying.
 //! - **Byte order.** Fields of header structs are in network byte order in memory; their types
 //!   ([`zerocopy::big_endian`]) convert on access. Arguments and results of functions are in host byte order.
-//! - **Changes.** `engine` relies on public items, their documentation, this contract, and which input is refused. All
-//!   else can be changed without looking at `engine`.
-//! - **Lengths** are in bytes. A length in a 16-bit field that would not fit is refused, never cut.
+//! - **Changes.** `engine` relies on the public items, their documentation, this contract, and on which input is
+//!   refused. Everything else may change without a change of `engine`.
+//! - **Lengths** are in bytes. A length that does not fit in its 16-bit field is refused, never truncated.
 //!
 //! # Example
 //!
-//! A TCP segment is built around a payload, its checksum is completed as for a link without offloads, and the frame is
-//! parsed again:
+//! The example builds a TCP segment around a payload, completes its checksum as for a link without offloads, and parses
+//! the frame:
 //!
 //! ```
 //! use wire::ethernet::Mac;

@@ -1,8 +1,8 @@
 //! Membership of multicast groups: IGMP (RFC 1112, RFC 2236, RFC 3376) and MLD (RFC 2710, RFC 3810).
 //!
-//! Reports and leaves are reduced to one bit per group: whether it has members. Source filters are ignored. Queries are
-//! those of IGMPv3 and MLDv2; hosts with earlier versions accept them, since they ignore the bytes after their own
-//! format (RFC 3376 §7.2.1, RFC 3810 §8.2.1).
+//! Only one fact of a report or leave message is used for each group: whether the sender is a member. Source filters
+//! are ignored. Queries have the format of IGMPv3 and MLDv2. Hosts with earlier versions accept these queries, since
+//! such hosts ignore the bytes after the fields that they know (RFC 3376 §7.2.1, RFC 3810 §8.2.1).
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -25,7 +25,7 @@ pub const RESPONSE_INTERVAL: u8 = 10;
 pub const LAST_MEMBER_INTERVAL: u8 = 1;
 /// Interval between general queries, in seconds (RFC 3376 §8.2).
 pub const QUERY_INTERVAL: u8 = 125;
-/// Robustness variable: how often a message is sent, in case that some are lost (RFC 3376 §8.1).
+/// Robustness variable: how often a message is sent, since some copies may be lost (RFC 3376 §8.1).
 pub const ROBUSTNESS: u8 = 2;
 
 const ALL_HOSTS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
@@ -55,9 +55,10 @@ pub mod mld {
 /// What a message reports about one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The sender is a member, for all sources or some.
+    /// The sender is a member of the group, for all sources or some.
     Member(IpAddr),
-    /// The sender has left the group, or blocks more sources. Other members may remain: send a query.
+    /// The sender has left the group, or blocks more sources. The group may have other members: the caller should send
+    /// a query.
     Left(IpAddr),
 }
 
@@ -114,7 +115,7 @@ impl<'a> Changes<'a> {
             [a, b, c, d] => Ipv4Addr::new(a, b, c, d).into(),
             _ => Ipv6Addr::from(*address.first_chunk::<16>()?).into(),
         };
-        // RFC 3376 §4.2.12: IS_IN, IS_EX, TO_IN, TO_EX, ALLOW, BLOCK
+        // RFC 3376 §4.2.12: record types IS_IN, IS_EX, TO_IN, TO_EX, ALLOW, BLOCK
         Some(match (kind, sources) {
             (2 | 4, _) | (1 | 3 | 5, 1..) => Some(Change::Member(group)),
             (1 | 3, 0) | (6, _) => Some(Change::Left(group)),
@@ -219,7 +220,7 @@ impl Query {
         Some(ethernet::HEADER_LEN + ipv6::HEADER_LEN + len)
     }
 
-    /// Writes the Ethernet header, and returns what follows it.
+    /// Writes the Ethernet header, and returns the rest of `buffer`.
     fn ethernet<'a>(&self, buffer: &'a mut [u8], to: IpAddr, ethertype: u16) -> Option<&'a mut [u8]> {
         let header = ethernet::Header {
             destination: Mac::of_multicast(to)?,
@@ -254,7 +255,8 @@ mod tests {
         }
     }
 
-    /// A report of IGMPv3 or MLDv2 with records: their types, their numbers of sources, and words of auxiliary data.
+    /// A report of IGMPv3 or MLDv2. For each record, `records` has its type, its number of sources, and its number of
+    /// 32-bit words of auxiliary data.
     fn report(group: IpAddr, records: &[(u8, u16, u8)]) -> Vec<u8> {
         let kind = if group.is_ipv4() { igmp::REPORT_V3 } else { mld::REPORT_V2 };
         let mut message = vec![kind, 0, 0, 0, 0, 0, 0, records.len() as u8];

@@ -130,7 +130,8 @@ fn options_are_valid(mut options: &[u8]) -> bool {
     options.is_empty()
 }
 
-/// A neighbour solicitation for `target` from the station `source`: header, with a checksum of zero, and body.
+/// A neighbour solicitation for `target` from the station `source`. Returns the header, with a checksum of zero, and
+/// the body.
 #[must_use]
 pub fn solicitation(target: Ipv6Addr, source: Mac) -> (icmp::Header, Neighbour) {
     let option = LinkLayerAddress::new(option::SOURCE_LINK_LAYER_ADDRESS, source);
@@ -138,15 +139,15 @@ pub fn solicitation(target: Ipv6Addr, source: Mac) -> (icmp::Header, Neighbour) 
     (header, Neighbour { target: target.octets(), option })
 }
 
-/// The neighbour advertisement of a router that answers a solicitation, with flags R, S and O: `target` is at `mac`.
-/// Header, with a checksum of zero, and body.
+/// The neighbour advertisement with which a router answers a solicitation, with flags R, S and O: `target` is at `mac`.
+/// Returns the header, with a checksum of zero, and the body.
 #[must_use]
 pub fn solicited_advertisement(target: Ipv6Addr, mac: Mac) -> (icmp::Header, Neighbour) {
     advertisement(target, mac, ROUTER | SOLICITED | OVERRIDE)
 }
 
 /// The unsolicited neighbour advertisement of a router, with flags R and O: `target` is at `mac` now (RFC 4861 §7.2.6).
-/// Header, with a checksum of zero, and body.
+/// Returns the header, with a checksum of zero, and the body.
 #[must_use]
 pub fn unsolicited_advertisement(target: Ipv6Addr, mac: Mac) -> (icmp::Header, Neighbour) {
     advertisement(target, mac, ROUTER | OVERRIDE)
@@ -158,13 +159,13 @@ fn advertisement(target: Ipv6Addr, mac: Mac, flags: u32) -> (icmp::Header, Neigh
     (header, Neighbour { target: target.octets(), option })
 }
 
-/// The content of a router advertisement. Lifetimes of prefix and DNS options are infinite; that of the router has the
-/// greatest value of its field.
+/// The content of a router advertisement. The lifetimes of prefix and DNS options are infinite. The router lifetime is
+/// the maximum of its field.
 #[derive(Clone, Copy, Debug)]
 pub struct RouterAdvertisement<'a, S> {
     /// Hardware address of the router.
     pub mac: Mac,
-    /// The on-link prefix: any address in it, and its length in bits, 0 to 128.
+    /// The on-link prefix: any address in the prefix, and the prefix length in bits, 0 to 128.
     pub prefix: Option<(Ipv6Addr, u8)>,
     /// MTU of the link, in bytes.
     pub mtu: Option<u32>,
@@ -175,7 +176,8 @@ pub struct RouterAdvertisement<'a, S> {
 }
 
 impl<S: AsRef<str>> RouterAdvertisement<'_, S> {
-    /// The header, with a checksum of zero: hop limit 255, flag M, router lifetime 65535 s (behaviour §4.2).
+    /// The header of an advertisement, with a checksum of zero: hop limit 255, flag M, router lifetime 65535 s
+    /// (behaviour §4.2).
     #[must_use]
     pub fn header() -> icmp::Header {
         let (hop_limit, managed, lifetime) = (HOP_LIMIT, 0x80, u16::MAX);
@@ -280,7 +282,7 @@ mod tests {
         let (header, body) = solicitation(target, MAC);
         assert_eq!(neighbour_target(&message(&header, body.as_bytes())), Some(target));
         assert_eq!(&body.as_bytes()[16..], [1, 1, 0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
-        // without options
+        // a message without options
         assert_eq!(neighbour_target(&message(&header, &target.octets())), Some(target));
     }
 

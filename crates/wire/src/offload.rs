@@ -1,6 +1,6 @@
-//! Offload metadata of a frame: segmentation and checksums that are left to the receiver.
+//! Offload metadata of a frame: the segmentation and the checksums that the sender leaves to the receiver.
 //!
-//! On links with a virtio-net header (virtio 1.2 §5.1.6) this is that header, parsed.
+//! On links with a virtio-net header (virtio 1.2 §5.1.6), this metadata is the parsed header.
 
 /// Length of the virtio-net header with `num_buffers`, in bytes.
 pub const VIRTIO_NET_HEADER_LEN: usize = 12;
@@ -20,7 +20,7 @@ pub enum SegmentKind {
     Tcp4,
     /// TCP segments over IPv6.
     Tcp6,
-    /// UDP datagrams over either.
+    /// UDP datagrams over IPv4 or IPv6.
     Udp,
 }
 
@@ -44,21 +44,22 @@ pub struct PartialChecksum {
     pub offset: u16,
 }
 
-/// What is left to the receiver of a frame. The default is nothing, with checksums to be verified.
+/// The work that is left to the receiver of a frame. The default: the receiver only has to verify checksums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// Segmentation, if the frame is a super-frame.
     pub segmentation: Option<Segmentation>,
     /// The transport checksum, if it is partial.
     pub checksum: Option<PartialChecksum>,
-    /// Checksums were verified, or need not be (VIRTIO_NET_HDR_F_DATA_VALID).
+    /// Checksums were verified, or need no verification (VIRTIO_NET_HDR_F_DATA_VALID).
     pub verified: bool,
-    /// Length of all headers, in bytes; zero without segmentation. A hint: never rely on a guest's value.
+    /// Length of all headers, in bytes; zero without segmentation. It is only a hint: never rely on the value in a
+    /// guest's frame.
     pub header_len: u16,
 }
 
 impl Offload {
-    /// Nothing is left to do, and no checksum has to be verified.
+    /// No work is left to the receiver: no checksum has to be verified.
     pub const VERIFIED: Self = Self { segmentation: None, checksum: None, verified: true, header_len: 0 };
 
     /// The virtio-net header (little-endian, `num_buffers` 1).
@@ -86,8 +87,8 @@ impl Offload {
         bytes
     }
 
-    /// Parses a virtio-net header (little-endian). None for a kind of segmentation that was not negotiated, or a
-    /// segment size of zero. Offsets are not checked against a frame: [`crate::segment`] does that.
+    /// Parses a virtio-net header (little-endian). None if the kind of segmentation was not negotiated, or the segment
+    /// size is zero. Offsets are not checked against a frame: [`crate::segment`] does that.
     #[must_use]
     pub fn from_virtio(bytes: &[u8; VIRTIO_NET_HEADER_LEN]) -> Option<Self> {
         let word = |i: usize| u16::from_le_bytes([bytes[i], bytes[i + 1]]);
@@ -131,7 +132,7 @@ mod tests {
     #[test]
     fn unknown_or_empty_segmentation_is_refused() {
         let mut bytes = Offload::default().to_virtio();
-        bytes[1] = 3; // UFO, never offered
+        bytes[1] = 3; // UFO, which is never offered
         assert_eq!(Offload::from_virtio(&bytes), None);
         bytes[1] = GSO_TCPV4; // with size 0
         assert_eq!(Offload::from_virtio(&bytes), None);

@@ -1,4 +1,4 @@
-//! Payload: bytes that are forwarded, and not parsed.
+//! Payload: bytes that are forwarded without parsing.
 
 use core::ops::Range;
 
@@ -6,13 +6,14 @@ use crate::checksum::Sum;
 
 /// Bytes that can be counted, divided and copied, but not borrowed as a slice.
 ///
-/// They may be in a guest's memory, which changes at any time: a Rust reference to it would be undefined behaviour, and
-/// a value that was checked could be another when it is used. For memory of this process, `&[u8]` implements it.
+/// The bytes may be in the memory of a guest, which can change them at any time. So a Rust reference to the bytes would
+/// be undefined behaviour, and a value could change between its check and its use. For memory of this process, `&[u8]`
+/// implements this trait.
 pub trait Payload: Copy {
     /// Number of bytes.
     fn len(self) -> usize;
 
-    /// The bytes of `range`, cut to those that exist.
+    /// The bytes in `range`. The part of `range` past the end is ignored.
     #[must_use]
     fn slice(self, range: Range<usize>) -> Self;
 
@@ -24,16 +25,16 @@ pub trait Payload: Copy {
         self.len() == 0
     }
 
-    /// The sum of the bytes, for a checksum. Memory that others change is read once.
+    /// The sum of the bytes, for a checksum. Each byte of shared memory is read only once.
     #[must_use]
     fn sum(self) -> Sum {
         sum_of_copies(self)
     }
 }
 
-/// The sum of bytes that cannot be read in place: they are copied in parts, each once.
+/// The sum of bytes that cannot be read in place. The bytes are copied in parts, each byte once.
 pub fn sum_of_copies(payload: impl Payload) -> Sum {
-    // An even length, so that the sums of parts can be added.
+    // The length is even, so that the sums of the parts can be added.
     let mut buffer = [0; 1024];
     let (mut sum, mut at) = (Sum::new(), 0);
     while at < payload.len() {

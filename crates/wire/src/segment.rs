@@ -1,8 +1,8 @@
 //! Segmentation and checksums in software, for links that lack one or both.
 //!
 //! A super-frame is one frame whose payload is longer than a segment: [`Segmentation`](crate::offload::Segmentation)
-//! says how long each segment is. A kernel with the matching offload cuts it; for other links, [`Segments`] does what
-//! the kernel would do.
+//! has the length of the segments. A kernel with the matching offload cuts the frame into segments. For other links,
+//! [`Segments`] does the same.
 
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -24,8 +24,8 @@ use crate::{
 /// Completes the partial checksum of a frame that is not a super-frame.
 ///
 /// The checksum field already holds the sum of the pseudo-header, not complemented. The sum over the transport header
-/// and payload includes that field, so it is the sum that RFC 9293 §3.1 and RFC 768 ask for, and only its complement
-/// has to be stored.
+/// and payload includes that field, so it is the sum of RFC 9293 §3.1 and RFC 768. Only its complement has to be
+/// stored.
 ///
 /// Returns false, with the frame unchanged, if the offsets of `offload` are outside the IP packet.
 pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> bool {
@@ -37,8 +37,8 @@ pub fn complete_checksum(frame: &mut [u8], offload: &Offload) -> bool {
         return false;
     }
     let sum = Sum::new().bytes(&frame[start..end]);
-    // The offset identifies the protocol: of TCP and UDP, only UDP has its checksum at this offset. In UDP a zero means "no
-    // checksum", so a computed zero is sent as 0xffff; in TCP it is an ordinary value.
+    // The offset identifies the protocol: UDP has its checksum at this offset, TCP does not. In UDP, zero means "no
+    // checksum", so a computed zero is sent as 0xffff. In TCP, zero is a valid checksum.
     let checksum = if partial.offset == udp::CHECKSUM_OFFSET { sum.finish_udp() } else { sum.finish() };
     frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     true
@@ -57,13 +57,13 @@ fn packet_end(frame: &[u8]) -> Option<usize> {
 
 /// Cuts a super-frame into segments, one at a time.
 ///
-/// Each segment is a frame of its own: a copy of the headers, adjusted, and the next `size` bytes of payload. IP
-/// lengths and checksums are computed anew. What else changes from one segment to the next:
+/// Each segment is a separate frame: an adjusted copy of the headers, and the next `size` bytes of payload. IP lengths
+/// and checksums are computed for each segment. These other fields are adjusted:
 ///
 /// - TCP: the sequence number advances by the payload before the segment. FIN and PSH apply to the end of the data, so
-///   only the last segment keeps them. CWR says that the window was reduced once, so only the first one keeps it (RFC
+///   only the last segment keeps them. CWR reports one reduction of the window, so only the first segment keeps it (RFC
 ///   3168 §6.1.2).
-/// - UDP: the length.
+/// - UDP: the length field.
 #[derive(Debug)]
 pub struct Segments<'a> {
     /// Ethernet, IP and transport headers of the super-frame.
@@ -74,12 +74,12 @@ pub struct Segments<'a> {
     size: usize,
     /// Offset in `payload` of the next segment.
     next: usize,
-    /// Checksums stay partial: they hold the sum of the pseudo-header.
+    /// Whether checksums stay partial: then the checksum field contains the sum of the pseudo-header.
     partial: bool,
 }
 
 impl<'a> Segments<'a> {
-    /// The segments of `frame`. None if `offload` asks for no segmentation, or does not match the headers of the frame.
+    /// The segments of `frame`. None if `offload` requests no segmentation, or does not match the headers of the frame.
     #[must_use]
     pub fn new(frame: &'a [u8], offload: &Offload) -> Option<Self> {
         let segmentation = offload.segmentation?;
@@ -112,14 +112,14 @@ impl<'a> Segments<'a> {
         self
     }
 
-    /// How many segments are still to be written.
+    /// Number of segments that are not written yet.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         self.payload.len().saturating_sub(self.next).div_ceil(self.size)
     }
 
     /// Writes the next segment to `buffer`; returns its length in bytes. None after the last segment, or if the buffer
-    /// is too small; then the segment is not consumed.
+    /// is too small. A buffer that is too small does not consume the segment.
     pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let remaining = self.payload.len().checked_sub(self.next)?;
         if buffer.len() < self.headers.len() + remaining.min(self.size) {
@@ -133,7 +133,7 @@ impl<'a> Segments<'a> {
 
     /// Writes the headers of the next segment to `buffer`; returns their length in bytes, and the range of the
     /// segment's payload in the super-frame, so that the caller can gather it without a copy. None after the last
-    /// segment, or if the buffer is too small; then the segment is not consumed.
+    /// segment, or if the buffer is too small. A buffer that is too small does not consume the segment.
     pub fn write_next_header(&mut self, buffer: &mut [u8]) -> Option<(usize, Range<usize>)> {
         let payload = self.payload.get(self.next..).filter(|rest| !rest.is_empty())?;
         let payload = &payload[..payload.len().min(self.size)];
@@ -188,7 +188,7 @@ impl<'a> Segments<'a> {
         let checksum = if self.partial {
             pseudo_header.folded()
         } else {
-            // The transport header has an even length, so the payload starts at a 16-bit boundary of the sum.
+            // The length of the transport header is even, so the payload starts at a 16-bit word of the sum.
             let sum = pseudo_header.bytes(bytes).bytes(payload);
             match self.kind {
                 SegmentKind::Tcp4 | SegmentKind::Tcp6 => sum.finish(),
@@ -203,7 +203,8 @@ impl<'a> Segments<'a> {
 /// Adjusts the IP header in `headers` to a segment with `payload_len` bytes of payload; returns the offset of the
 /// transport header, and the sum of the pseudo-header.
 ///
-/// None if the IP header is not followed by `protocol` directly: packets with IPv6 extension headers are not cut.
+/// None if the header after the IP header is not that of `protocol`: packets with IPv6 extension headers are not
+/// segmented.
 fn fix_network_header(headers: &mut [u8], payload_len: usize, protocol: u8) -> Option<(usize, Sum)> {
     let frame_len = headers.len() + payload_len;
     let rest = headers.get_mut(ethernet::HEADER_LEN..)?;
@@ -246,7 +247,8 @@ mod tests {
         tcp::{Flags, Header, Seq},
     };
 
-    /// Completing a partial checksum gives the same frame as computing it while cutting.
+    /// A partial checksum that is completed later gives the same frame as a checksum that is computed during
+    /// segmentation.
     #[test]
     fn partial_checksums_can_be_completed() {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {

@@ -12,7 +12,7 @@ pub const MAX_FRAME_LEN: usize = 65535;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadLength(pub u32);
 
-/// Numbers of the sockets that passt tries without a path option, see [`default_socket`].
+/// The numbers that passt tries for its socket if no option gives a path, see [`default_socket`].
 pub const DEFAULT_SOCKETS: RangeInclusive<u8> = 1..=99;
 
 /// The path of the socket with this number (behaviour §9.2).
@@ -28,9 +28,9 @@ pub const fn prefix(len: usize) -> [u8; PREFIX_LEN] {
 
 /// Finds the frames in a stream, which is read into a buffer in pieces of any length.
 ///
-/// The caller owns the buffer, and passes the same one to every call. Frames are found in place; bytes are moved only
-/// if the end of a frame does not fit. The calls repeat in this order: [`Unframer::room`], a read into it,
-/// [`Unframer::filled`], then [`Unframer::next_frame`] until it returns none.
+/// The caller owns the buffer, and passes the same one to every call. Frames are found in place. Bytes are moved only
+/// if the end of a frame does not fit. The caller repeats these calls in this order: [`Unframer::room`], a read into
+/// that room, [`Unframer::filled`], then [`Unframer::next_frame`] until it returns none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unframer {
     /// Offset in the buffer of the first byte that is not parsed.
@@ -40,11 +40,11 @@ pub struct Unframer {
 }
 
 impl Unframer {
-    /// The range of the next frame in the buffer; none if it is not complete. A frame may be empty, or shorter than an
-    /// Ethernet header: it is malformed, but the next one can be found.
+    /// The range of the next frame in the buffer. None if the frame is not complete. A frame may be empty, or shorter
+    /// than an Ethernet header. Such a frame is malformed, but the next frame can be found.
     ///
     /// # Errors
-    /// [`BadLength`], on this call and every later one.
+    /// [`BadLength`], on this call and every later call.
     pub fn next_frame(&mut self, buffer: &[u8]) -> Result<Option<Range<usize>>, BadLength> {
         let Some(rest) = buffer.get(self.start..self.end) else { return Ok(None) };
         let Some((prefix, rest)) = rest.split_first_chunk::<PREFIX_LEN>() else { return Ok(None) };
@@ -61,9 +61,9 @@ impl Unframer {
         Ok(Some(start..start + len))
     }
 
-    /// Room for more bytes of the stream. It is enough for the rest of the frame, if the buffer is at least
-    /// [`PREFIX_LEN`] + [`MAX_FRAME_LEN`] long. Call it only when there is no complete frame: it overwrites the frames
-    /// that were found before.
+    /// The part of the buffer for the next bytes of the stream. If the buffer is at least [`PREFIX_LEN`] +
+    /// [`MAX_FRAME_LEN`] long, the rest of the frame fits. Call this only if the buffer has no complete frame: it
+    /// overwrites the frames that were found before.
     pub fn room<'a>(&mut self, buffer: &'a mut [u8]) -> &'a mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -79,7 +79,7 @@ impl Unframer {
         self.end += len;
     }
 
-    /// Whether all bytes were parsed: at the end of the stream, that it did not end inside a frame.
+    /// Whether all bytes were parsed. If this is false at the end of the stream, the stream ended inside a frame.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.start == self.end

@@ -16,8 +16,8 @@ pub const HEADER_LEN: usize = 20;
 pub const MAX_OPTIONS_LEN: usize = 40;
 /// Offset of the checksum in the header, in bytes.
 pub const CHECKSUM_OFFSET: u16 = 16;
-/// Most SACK blocks in one segment: four of 8 bytes, after 4 bytes of kind, length and padding, fill 36 of the 40 bytes
-/// (RFC 2018 §3). This stack sends no timestamps, which would leave room for three.
+/// Maximum number of SACK blocks in one segment. Four blocks of 8 bytes, with 4 bytes of kind, length and padding, take
+/// 36 of the 40 bytes (RFC 2018 §3). With timestamps, only three blocks would fit, but this stack sends no timestamps.
 pub const MAX_SACK_BLOCKS: usize = 4;
 /// Largest window scale (RFC 7323 §2.3).
 pub const MAX_WINDOW_SCALE: u8 = 14;
@@ -44,13 +44,13 @@ impl Seq {
         other.before(self)
     }
 
-    /// The later of two.
+    /// The later of two sequence numbers.
     #[must_use]
     pub const fn max(self, other: Self) -> Self {
         if self.before(other) { other } else { self }
     }
 
-    /// The earlier of two.
+    /// The earlier of two sequence numbers.
     #[must_use]
     pub const fn min(self, other: Self) -> Self {
         if self.before(other) { self } else { other }
@@ -133,8 +133,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// A header for `options_len` bytes of options (a multiple of four), with a checksum of zero. `ports` are source
-    /// and destination; they and `window` are in host byte order.
+    /// A header for `options_len` bytes of options (a multiple of four), with a checksum of zero. `ports` are the
+    /// source and destination port. `ports` and `window` are in host byte order.
     #[must_use]
     pub fn new(ports: (u16, u16), seq: Seq, ack: Seq, flags: Flags, window: u16, options_len: usize) -> Self {
         debug_assert!(options_len.is_multiple_of(4) && options_len <= MAX_OPTIONS_LEN);
@@ -177,8 +177,8 @@ pub struct Segment<'a, P = &'a [u8]> {
 }
 
 impl<'a, P: Payload> Segment<'a, P> {
-    /// A view of `bytes`, which are exactly the segment. `head` is its beginning, with the whole header. None if the
-    /// header is truncated, or its length field is less than [`HEADER_LEN`].
+    /// A view of the segment `bytes`. `head` is the start of the segment, with the whole header. None if the header is
+    /// truncated, or its length field is less than [`HEADER_LEN`].
     #[must_use]
     pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
         let (header, rest) = Header::ref_from_prefix(head).ok()?;
@@ -204,8 +204,8 @@ impl<'a, P: Payload> Segment<'a, P> {
         Flags::from_bits_retain(self.header.flags)
     }
 
-    /// The sequence number of the urgent byte, if URG is set: the last byte before the urgent pointer (RFC 9293 §3.1).
-    /// A pointer of zero is treated like one, as Linux does.
+    /// The sequence number of the urgent byte, if URG is set. The urgent byte is the last byte before the urgent
+    /// pointer (RFC 9293 §3.1). A pointer of 0 is treated as 1, as in Linux.
     #[must_use]
     pub fn urgent(&self) -> Option<Seq> {
         let pointer = u32::from(self.header.urgent.get());
@@ -228,8 +228,8 @@ impl<'a, P: Payload> Segment<'a, P> {
     }
 }
 
-/// The blocks of a SACK option (RFC 2018 §3). Each is a pair of left edge, the first sequence number of the block, and
-/// right edge, the sequence number after its last.
+/// The blocks of a SACK option (RFC 2018 §3). Each block has a left edge, its first sequence number, and a right edge,
+/// the sequence number after its last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SackBlocks {
     blocks: [(Seq, Seq); MAX_SACK_BLOCKS],
@@ -273,11 +273,11 @@ const SACK_PERMITTED: u8 = 4;
 const SACK: u8 = 5;
 
 impl Options {
-    /// Parses options. It cannot fail: the segment is valid without them.
+    /// Parses options. Parsing cannot fail: a segment without valid options is still valid.
     ///
-    /// An option of unknown kind, or with a length that does not fit its kind, is skipped by its length (RFC 9293
-    /// §3.1). A length below two, or past the end, ends parsing, since nothing says where the next option starts. Edges
-    /// of SACK blocks are not checked here: whether a block is in the window depends on the connection.
+    /// An option of unknown kind, or with a wrong length for its kind, is skipped by its length (RFC 9293 §3.1). A
+    /// length below two, or past the end, ends parsing, since the start of the next option is unknown. Edges of SACK
+    /// blocks are not checked here: whether a block is in the window depends on the connection.
     #[must_use]
     pub fn parse(mut bytes: &[u8]) -> Self {
         let mut options = Self::default();
@@ -291,17 +291,17 @@ impl Options {
                 _ => {}
             }
             let Some(len) = rest.first().map(|&len| usize::from(len)) else { break };
-            // The length counts kind and length themselves, so `2..len` fails for 0 and 1: a length of zero would
-            // otherwise loop on this option for ever.
+            // The length includes the two bytes of kind and length, so `2..len` fails for 0 and 1. Otherwise an option
+            // of length zero would cause an endless loop.
             let (Some(value), Some(next)) = (bytes.get(2..len), bytes.get(len..)) else { break };
             match (*kind, value) {
                 (MSS, &[high, low]) => options.mss = Some(u16::from_be_bytes([high, low])),
-                // RFC 7323 §2.3: use 14 in place of a larger shift.
+                // RFC 7323 §2.3: a larger shift is treated as 14.
                 (WINDOW_SCALE, &[shift]) => options.window_scale = Some(shift.min(MAX_WINDOW_SCALE)),
                 (SACK_PERMITTED, []) => options.sack_permitted = true,
                 (SACK, blocks) => {
-                    // At most four blocks fit in 40 bytes of options, so `push` drops none of a well-formed one. An
-                    // incomplete last block is ignored.
+                    // At most four blocks fit in 40 bytes of options, so `push` does not drop any block. An incomplete
+                    // last block is ignored.
                     for block in blocks.chunks_exact(8) {
                         let edge = |i: usize| {
                             Seq(u32::from_be_bytes([block[i], block[i + 1], block[i + 2], block[i + 3]]))
@@ -318,8 +318,8 @@ impl Options {
 
     /// Writes the options, padded with NOP to a multiple of four bytes; returns their length in bytes.
     ///
-    /// The options of a SYN fit (12 bytes), and so do four SACK blocks without them (36 bytes). An option that does not
-    /// fit is left out. The NOPs come first, so that 32-bit values are aligned (RFC 7323, appendix A).
+    /// The options of a SYN fit (12 bytes). Four SACK blocks fit if there are no other options (36 bytes). An option
+    /// that does not fit is left out. The NOPs come first, so that 32-bit values are aligned (RFC 7323, appendix A).
     pub fn emit(&self, buffer: &mut [u8; MAX_OPTIONS_LEN]) -> usize {
         let mut len = 0;
         let mut put = |bytes: &[u8]| {

@@ -1,11 +1,11 @@
 //! Trains: adjacent segments of one TCP connection, joined into one, like generic receive offload (GRO) in a kernel.
 //!
-//! This is for links without offloads, where no frame is longer than the guest's MTU: one `send` call then carries the
-//! payload of the whole train.
+//! Trains serve links without offloads, where no frame is longer than the guest's MTU. With a train, one `send` call
+//! takes the payload of many segments.
 //!
-//! A segment is joined only if it is the next one in sequence, its headers are the same except for the fields that a
-//! train updates, and its checksums are right. Anything else ends the train and is processed alone. So the engine gets the
-//! same bytes in the same order, in fewer pieces.
+//! A segment is joined only if it is the next one in sequence, its checksums are right, and its headers are equal to
+//! those of the train except for the fields that a train updates. Any other segment ends the train and is processed
+//! alone. So the engine gets the same bytes in the same order, in fewer pieces.
 
 use core::ops::Range;
 
@@ -21,7 +21,7 @@ use crate::{
 /// Longest IP packet of a train, in bytes: the limit of a 16-bit length field.
 const MAX_PACKET_LEN: usize = 65535;
 
-/// A segment that following ones can be joined to.
+/// A segment to which later segments can be joined.
 #[derive(Clone, Copy, Debug)]
 pub struct Train {
     network: Network,
@@ -60,9 +60,9 @@ impl Train {
         Some(Self { network, header_len, next, joined: false })
     }
 
-    /// Joins the segment at `next` in `buffer` to the train at `train`, which grows: the payload is moved to its end.
-    /// False, with nothing changed, if the segment does not follow, a checksum is wrong, or the train would be too
-    /// long.
+    /// Joins the segment at `next` in `buffer` to the train at `train`: moves the payload to the end of the train, and
+    /// extends the range `train`. Returns false and changes nothing if the segment is not the next one, a checksum is
+    /// wrong, or the train would be too long.
     pub fn join(&mut self, buffer: &mut [u8], train: &mut Range<usize>, next: Range<usize>) -> bool {
         let Some((front, frame)) = buffer.split_at_mut_checked(next.start) else { return false };
         let (Some(first), Some(frame)) = (front.get_mut(train.clone()), frame.get(..next.len())) else {
@@ -109,8 +109,8 @@ impl Train {
             && same(parts.transport + tcp::HEADER_LEN..self.header_len)
     }
 
-    /// Writes the length of the train in `frame` to its IP header. The TCP checksum stays that of the first segment:
-    /// all segments were verified, so mark the frame as verified instead of verifying it.
+    /// Writes the length of the train in `frame` to its IP header. The TCP checksum stays that of the first segment, so
+    /// it is wrong for the train. All segments were verified: the caller must mark the frame as verified.
     pub fn finish(&self, frame: &mut [u8]) {
         if !self.joined {
             return;
@@ -136,8 +136,8 @@ impl Train {
 impl Parts {
     /// Whether the checksums of the IPv4 header and of TCP are right.
     fn has_right_checksums(&self, frame: &[u8]) -> bool {
-        // IP options are excluded, so the addresses are directly before the TCP header. They are the greater part of
-        // the pseudo-header: one pass over the bytes sums both.
+        // IP options are excluded, so the addresses are directly before the TCP header. The addresses are the greater
+        // part of the pseudo-header, so one pass sums the addresses and the segment.
         let addresses = match self.network {
             Network::V4 => self.transport - 2 * size_of::<[u8; 4]>(),
             Network::V6 => self.transport - 2 * size_of::<[u8; 16]>(),
@@ -147,7 +147,7 @@ impl Parts {
         else {
             return false;
         };
-        // At most 65535, as it is the length of an IP packet.
+        // At most 65535: an IP packet is not longer.
         let len = frame.len() - self.transport;
         let sum = Sum::new().word(protocol::TCP.into()).word(len as u16).bytes(summed);
         sum.finish() == 0 && (self.network == Network::V6 || Sum::new().bytes(header).finish() == 0)
@@ -155,8 +155,8 @@ impl Parts {
 }
 
 /// Parses a plain data segment: no IP options or extension headers, no fragment, no padding, at least one byte of
-/// payload, and no flags except ACK and PSH. Everything else changes the connection's state at a point in the stream,
-/// which joining would move.
+/// payload, and no flags except ACK and PSH. Other segments change the connection's state at a position in the stream,
+/// and joining would change that position.
 fn parse(frame: &[u8]) -> Option<Parts> {
     let (ethernet, packet) = Ethernet::ref_from_prefix(frame).ok()?;
     let (network, next_header, transport, len) = match ethernet.ethertype.get() {
@@ -322,8 +322,8 @@ mod tests {
                     }) && verify::network(&frames[which]);
                     let joined = Train::begin(&frames[0]).is_some() && join(&frames).1 == 2;
                     assert!(is_right || !joined, "IPv6: {v6}, byte {at} of frame {which}");
-                    // No sum covers the Ethernet addresses, the flow label and the hop limit. With another protocol
-                    // number there is no sum to verify.
+                    // No checksum covers the Ethernet addresses, the flow label and the hop limit. For another protocol
+                    // number, there is no checksum to verify.
                     assert_eq!(
                         is_right,
                         at < 12 || v6 && (15..18).contains(&at) || v6 && (20..22).contains(&at),

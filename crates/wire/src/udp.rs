@@ -28,8 +28,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// Whether the datagram has no checksum, and need not have one: over IPv4 always, over IPv6 for some ports. A
-    /// datagram that needs one and has none is invalid.
+    /// Whether the datagram has no checksum and needs none. Over IPv4, no datagram needs a checksum. Over IPv6,
+    /// datagrams to some ports need none. A datagram that needs a checksum and has none is invalid.
     #[must_use]
     pub fn omits_checksum(&self, v4: bool) -> bool {
         self.checksum.get() == 0 && (v4 || ZERO_CHECKSUM_PORTS.contains(&self.destination_port.get()))
@@ -46,8 +46,9 @@ pub struct Datagram<'a, P = &'a [u8]> {
 }
 
 impl<'a, P: Payload> Datagram<'a, P> {
-    /// A view of the datagram at the start of `bytes`, which may be longer. `head` is the beginning of `bytes`, with
-    /// the whole header. None if the header is truncated, or its length field does not fit `bytes`.
+    /// A view of the datagram at the start of `bytes`, which may be longer. `head` is the start of `bytes`, with the
+    /// whole header. None if the header is truncated, or the length field is longer than `bytes` or shorter than the
+    /// header.
     #[must_use]
     pub fn parse_head(head: &'a [u8], bytes: P) -> Option<Self> {
         let (header, _) = Header::ref_from_prefix(head).ok()?;

@@ -1,8 +1,8 @@
 //! Verification of checksums.
 //!
-//! A link may say that checksums were verified, or need not be ([`crate::offload::Offload`]). For every other frame,
-//! verify [`network`] and [`transport`] before its content has any effect. For a fragment, verify [`network`] when it
-//! arrives, and [`transport`] after reassembly.
+//! A link may report that a frame's checksums were verified, or need no verification ([`crate::offload::Offload`]). For
+//! every other frame, the caller must verify [`network`] and [`transport`] before the frame has any effect. For a
+//! fragment, the caller verifies [`network`] when the fragment arrives, and [`transport`] after reassembly.
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -28,8 +28,8 @@ pub fn network(head: &[u8]) -> bool {
     packet.get(..header.header_len()).is_some_and(|header| Sum::new().bytes(header).finish() == 0)
 }
 
-/// Whether the checksum of the packet's TCP segment, UDP datagram or ICMP message is right. True for a datagram that
-/// has none and may have none ([`udp::Header::omits_checksum`]), for other protocols, and for fragments.
+/// Whether the checksum of the packet's TCP segment, UDP datagram or ICMP message is right. True also for a datagram
+/// without a checksum that needs none ([`udp::Header::omits_checksum`]), for other protocols, and for fragments.
 #[must_use]
 pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
     let v4 = packet.source.is_ipv4();
@@ -42,7 +42,8 @@ pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
             header.bytes(segment.options).plus(segment.payload.sum())
         }
         Transport::Udp(datagram) if datagram.header.omits_checksum(v4) => return true,
-        // Zero means "no checksum" and is not allowed here, even if it happens to be the complement of the sum.
+        // Zero means "no checksum". This datagram needs a checksum, so zero is wrong even if it is the complement of
+        // the sum.
         Transport::Udp(datagram) if datagram.header.checksum.get() == 0 => return false,
         Transport::Udp(datagram) => {
             let header = pseudo_header(protocol::UDP, udp::HEADER_LEN + datagram.payload.len());
@@ -58,9 +59,9 @@ pub fn transport<P: Payload>(packet: &Packet<'_, P>) -> bool {
     sum.finish() == 0
 }
 
-/// Where the transport checksum of the frame's own packet is, in the form in which an offload names it. A guest's
-/// kernel may also leave a checksum inside a tunnel partial; its place differs from this one. None if the frame
-/// carries no TCP, UDP or ICMP.
+/// The location of the transport checksum of the frame's outer packet, in the form that offload metadata uses. A
+/// guest's kernel may also leave the checksum of a tunnel's inner packet partial. That checksum has a different
+/// location. None if the frame carries no TCP, UDP or ICMP.
 #[must_use]
 pub fn checksum_location(head: &[u8]) -> Option<PartialChecksum> {
     let (ethernet, packet) = ethernet::Header::ref_from_prefix(head).ok()?;

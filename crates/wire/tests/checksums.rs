@@ -1,8 +1,8 @@
 //! Tests every function that computes a checksum, over all 65,536 values of a sum.
 //!
-//! The complement of the sum 0xffff is zero. TCP, ICMP and the IPv4 header carry zero, and some receivers accept
-//! nothing else. UDP carries 0xffff, since zero means "no checksum" there.
-// An interpreter takes too long over this many sums.
+//! The complement of the sum 0xffff is zero. For this sum, TCP, ICMP and the IPv4 header must contain zero, and some
+//! receivers accept nothing else. UDP must contain 0xffff, since zero means "no checksum" in UDP.
+// Miri would take too long for so many sums.
 #![cfg(not(miri))]
 #![expect(clippy::unwrap_used, reason = "this is all test code, helpers included")]
 
@@ -34,7 +34,7 @@ fn sum(pieces: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-/// The checksum in a frame without IP options, and the right one.
+/// The checksum in a frame without IP options, and the correct checksum.
 fn carried_and_right(frame: &[u8]) -> (u16, u16) {
     let (addresses, protocol, start, end) = match frame[14] >> 4 {
         4 => (26..34, frame[23], 34, 14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]))),
@@ -61,8 +61,8 @@ fn carried_and_right(frame: &[u8]) -> (u16, u16) {
     }
 }
 
-/// Builds frames for each value of a 16-bit word; `frames` builds those of one value. All checksums must be right, and
-/// every value that a checksum can have must occur.
+/// Builds frames for each value of a 16-bit word with `frames`. All checksums must be right, and every possible value
+/// of a checksum must occur.
 fn over_all_sums(what: &str, frames: impl Fn(&Outgoing, [u8; 2]) -> Vec<Vec<u8>>) {
     for v6 in [false, true] {
         let outgoing = Outgoing {
@@ -86,7 +86,7 @@ fn over_all_sums(what: &str, frames: impl Fn(&Outgoing, [u8; 2]) -> Vec<Vec<u8>>
                 seen[usize::from(carried)] = true;
             }
         }
-        // One of 0x0000 and 0xffff never occurs, see above.
+        // Either 0x0000 or 0xffff never occurs (see the top of this file).
         assert_eq!(seen.iter().filter(|&&seen| seen).count(), 0xffff, "{what}");
     }
 }
@@ -119,7 +119,7 @@ fn of_frames_with_a_partial_checksum() {
     over_all_sums("UDP", |outgoing, word| completed(udp(outgoing, &word, None)));
 }
 
-/// The segments of a super-frame, each written as a whole, and by its headers alone.
+/// The segments of a super-frame: each is written twice, once as a whole frame, and once by its headers alone.
 fn cut((frame, offload): (Vec<u8>, Offload)) -> Vec<Vec<u8>> {
     let mut whole = Segments::new(&frame, &offload).unwrap();
     let mut headers = Segments::new(&frame, &offload).unwrap();
@@ -151,7 +151,7 @@ fn of_icmp() {
     });
 }
 
-/// Of new headers, headers of segments, and headers of trains.
+/// The IPv4 checksums of new headers, of the headers of segments, and of the headers of trains.
 #[test]
 fn of_ipv4_headers() {
     let header_of = |frame: &[u8]| (u16::from_be_bytes([frame[24], frame[25]]), frame[14..34].to_vec());

@@ -4,41 +4,41 @@ use core::fmt;
 
 use crate::domain::MAX_LEN;
 
-/// Maximum number of pointers followed in one name: as many as a name can have labels.
+/// Maximum number of pointers that are followed in one name: the maximum number of labels of a name.
 const MOST_POINTERS: usize = MAX_LEN / 2;
 
-/// A name in a message. It was checked as a whole: all pointers lead to an earlier place, and without compression it
-/// has at most [`MAX_LEN`] bytes.
+/// A valid name in a message. All its pointers lead to earlier offsets, and its length without compression is at most
+/// [`MAX_LEN`] bytes.
 #[derive(Clone, Copy)]
 pub struct Name<'a> {
     message: &'a [u8],
     at: usize,
 }
 
-/// A part of a name, where the name is written.
+/// A part of a name at the position where the record contains it. Parts that a pointer leads to are not included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// A label of at least one byte.
     Label {
-        /// Where its length byte is.
+        /// Offset of its length byte in the message.
         at: usize,
     },
-    /// The last part of a compressed name: the remaining labels are elsewhere.
+    /// The last part of a compressed name: a pointer to the remaining labels.
     Pointer {
-        /// Where its two bytes are.
+        /// Offset of its two bytes in the message.
         at: usize,
-        /// Where the remaining labels are.
+        /// Offset of the remaining labels in the message.
         target: usize,
     },
     /// The last part of a name that is not compressed: the root label.
     Root {
-        /// Where it is.
+        /// Offset of the part in the message.
         at: usize,
     },
 }
 
 impl Part {
-    /// Where it is.
+    /// Offset of the part in the message.
     #[must_use]
     pub const fn at(self) -> usize {
         let (Self::Label { at } | Self::Pointer { at, .. } | Self::Root { at }) = self;
@@ -46,7 +46,7 @@ impl Part {
     }
 }
 
-/// One step through a name: a part, with the place after it, or the root label.
+/// One step through a name: a label with the offset after it, the target of a pointer, or the root label.
 enum Step<'a> {
     Label(&'a [u8], usize),
     Pointer(usize),
@@ -65,19 +65,20 @@ fn step(message: &[u8], at: usize) -> Option<Step<'_>> {
             let low = *message.get(at + 1)?;
             Some(Step::Pointer(usize::from(u16::from_be_bytes([first & !POINTER, low]))))
         }
-        // Label types that are reserved, or were withdrawn (RFC 6891 §5).
+        // Reserved or withdrawn label types (RFC 6891 §5).
         _ => None,
     }
 }
 
 impl<'a> Name<'a> {
-    /// A name that stands alone, without compression. None if it is malformed, or is not all of `bytes`.
+    /// Parses a name outside a message, without compression. None if the name is malformed, or `bytes` has more bytes
+    /// than the name.
     #[must_use]
     pub fn alone(bytes: &'a [u8]) -> Option<Self> {
         Self::parse(bytes, 0).and_then(|(name, end)| (end == bytes.len()).then_some(name))
     }
 
-    /// The name at `at`, and where the bytes after it begin. None if it is malformed.
+    /// The name at offset `at`, and the offset of the bytes after it. None if the name is malformed.
     pub(super) fn parse(message: &'a [u8], at: usize) -> Option<(Self, usize)> {
         let (mut place, mut start, mut len, mut pointers) = (at, at, 1, 0);
         let mut end = None;
@@ -89,7 +90,7 @@ impl<'a> Name<'a> {
                     place = next;
                 }
                 Step::Pointer(target) => {
-                    // Only backwards, so that there is no circle.
+                    // Pointers may only lead backwards, so there is no loop.
                     pointers += 1;
                     if target >= start || pointers > MOST_POINTERS {
                         return None;
@@ -121,7 +122,7 @@ impl<'a> Name<'a> {
         })
     }
 
-    /// The parts at the place where the name is written; the labels that its pointer leads to are not among them.
+    /// The parts of the name at its own position. The labels that its pointer leads to are not included.
     pub fn parts(self) -> impl Iterator<Item = Part> {
         let mut place = Some(self.at);
         core::iter::from_fn(move || {
@@ -137,12 +138,12 @@ impl<'a> Name<'a> {
         })
     }
 
-    /// Writes the name to the start of `buffer`: without compression, in lower case, the form in which equal names have
+    /// Writes the name to the start of `buffer`, without compression and in lower case. In this form, equal names have
     /// equal bytes (RFC 4034 §6.2). Returns its length in bytes.
     pub fn write_canonical(self, buffer: &mut [u8; MAX_LEN]) -> usize {
         let mut at = 0;
         for label in self.labels() {
-            // It fits: the length was checked when the name was parsed.
+            // The label fits: the name's length was checked when the name was parsed.
             let Some(place) = buffer.get_mut(at..at + 1 + label.len()) else { break };
             place[0] = label.len() as u8;
             place[1..].copy_from_slice(label);
@@ -169,12 +170,13 @@ impl fmt::Debug for Name<'_> {
     }
 }
 
-/// Writes labels in dotted form, in lower case, without a dot at the end; the root is a dot. A byte that is no letter,
-/// digit, hyphen or underscore is written as a backslash and three decimal digits (RFC 1035 §5.1). That holds for
-/// asterisks, and for dots within a label, too: so no label of a message can pass for two, or for a wildcard.
+/// Writes labels in dotted form, in lower case, without a dot at the end. The root is written as a dot. A byte that is
+/// not a letter, digit, hyphen or underscore is written as a backslash and three decimal digits (RFC 1035 §5.1).
+/// Asterisks, and dots within a label, are written in this way too: a label of a message must not look like two labels,
+/// or like a wildcard.
 ///
 /// # Errors
-/// Those of `text`.
+/// The error of `text`.
 pub fn write_text<'a>(labels: impl Iterator<Item = &'a [u8]>, text: &mut impl fmt::Write) -> fmt::Result {
     let mut empty = true;
     for label in labels {
@@ -237,8 +239,8 @@ mod tests {
             (b"\xc0", 0),
             (b"\0\xc0\x01", 1),
             (b"\0\xc0\x02", 1),
-            (b"\x01a\xc0\x00", 0), // to itself
-            (b"\x01a\xc0\x00", 2), // into a circle
+            (b"\x01a\xc0\x00", 0), // a pointer to itself
+            (b"\x01a\xc0\x00", 2), // a loop
             (b"\x40a\0", 0),
             (b"\x80a\0", 0),
         ] {
@@ -248,7 +250,7 @@ mod tests {
 
     #[test]
     fn lengths_and_pointers_are_bounded() {
-        // Labels of 63 bytes, each followed by a pointer to the one before.
+        // Labels of 63 bytes. After each label, there is a pointer to the previous label.
         let mut message = vec![0];
         let mut starts = vec![0];
         for _ in 0..4 {

@@ -1,4 +1,4 @@
-//! The records of a message (RFC 1035 §4.1.3), and where in them there are names.
+//! The records of a message (RFC 1035 §4.1.3), and the names in their data.
 
 use core::{error, fmt, ops::Range};
 
@@ -9,7 +9,7 @@ use zerocopy::{
 
 use super::{Class, HEADER_LEN, Header, Name, TYPE_AND_CLASS_LEN, Type};
 
-/// A message that is not what the RFCs say.
+/// A message that violates the RFCs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
@@ -24,11 +24,11 @@ impl error::Error for Malformed {}
 /// A section of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
-    /// What was asked for.
+    /// Records that answer the question.
     Answer,
-    /// Who knows the answer, or who says that there is none.
+    /// Records about the authoritative servers.
     Authority,
-    /// What the client may want next.
+    /// Records that the client may need next.
     Additional,
 }
 
@@ -36,7 +36,7 @@ impl Section {
     /// The sections in the order of the message.
     pub const ALL: [Self; 3] = [Self::Answer, Self::Authority, Self::Additional];
 
-    /// Where the header has the number of records in it.
+    /// Offset in the header of the number of records in this section.
     #[must_use]
     pub const fn count_at(self) -> usize {
         match self {
@@ -47,7 +47,7 @@ impl Section {
     }
 }
 
-/// What comes after a record's owner.
+/// The fixed fields after a record's owner name.
 #[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Fixed {
@@ -61,19 +61,20 @@ struct Fixed {
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     message: &'a [u8],
-    /// Where the record begins.
+    /// Offset of the record in the message.
     start: usize,
-    /// Where its data begins and ends.
+    /// Offsets of the start and end of its data in the message.
     data: (usize, usize),
-    /// The section that it is in.
+    /// The section of the record.
     pub section: Section,
-    /// The name that it is about.
+    /// The name to which the record belongs.
     pub owner: Name<'a>,
     /// The type.
     pub kind: Type,
-    /// The class; for [`Type::OPT`] the sender's largest message.
+    /// The class. For [`Type::OPT`], the length of the largest message that the sender accepts.
     pub class: Class,
-    /// Time to live, in seconds; at most 2^31 - 1 (RFC 2181 §8). For [`Type::OPT`] other fields.
+    /// Time to live, in seconds; at most 2^31 - 1 (RFC 2181 §8). For [`Type::OPT`], this field has other contents (RFC
+    /// 6891 §6.1.3).
     pub ttl: u32,
 }
 
@@ -84,27 +85,28 @@ impl<'a> Record<'a> {
         self.message.get(self.data_span()).unwrap_or_default()
     }
 
-    /// Where in the message the record is.
+    /// The range of the record in the message.
     #[must_use]
     pub const fn span(&self) -> Range<usize> {
         self.start..self.data.1
     }
 
-    /// Where in the message its data is; the length of the data is in the two bytes before.
+    /// The range of the record's data in the message. The two bytes before it contain the length of the data.
     #[must_use]
     pub const fn data_span(&self) -> Range<usize> {
         self.data.0..self.data.1
     }
 
-    /// The name at this offset of the data, and the offset of what comes after it. None if it is malformed.
+    /// The name at this offset of the data, and the offset of the bytes after the name. None if the name is malformed.
     #[must_use]
     pub fn name_at(&self, offset: usize) -> Option<(Name<'a>, usize)> {
-        // Up to the end of the data: a name never extends into the next record.
+        // The name must end within the data: it never extends into the next record.
         let (name, end) = Name::parse(self.message.get(..self.data.1)?, self.data.0 + offset)?;
         Some((name, end - self.data.0))
     }
 
-    /// The only name in the data, after `offset` bytes and before nothing. None if it is malformed.
+    /// The name after the first `offset` bytes of the data, which must end with the name. None if the name is
+    /// malformed.
     #[must_use]
     pub fn last_name(&self, offset: usize) -> Option<Name<'a>> {
         self.name_at(offset).and_then(|(name, end)| (end == self.data().len()).then_some(name))
@@ -116,11 +118,12 @@ impl<'a> Record<'a> {
         self.last_name(self.after_strings(4, 3)?)
     }
 
-    /// The names in the data that may be compressed, or that a sender has compressed though it should not: those of
-    /// RFC 1035, those that RFC 3597 §4 lists, and those of DNSSEC and SVCB. Data of other types has no structure here.
+    /// The names in the data that may be compressed, or that some senders compress against the RFCs: those in the types
+    /// of RFC 1035, in the types that RFC 3597 §4 lists, and in those of DNSSEC and SVCB. The data of other types is
+    /// not parsed.
     ///
     /// # Errors
-    /// The data is not what its type says.
+    /// The data does not have the format of its type.
     pub fn names(&self) -> Result<[Option<Name<'a>>; 2], Malformed> {
         let (skip, strings, count) = match self.kind {
             Type::NS | Type::CNAME | Type::PTR | Type::DNAME | Type::NXT | Type::NSEC => (0, 0, 1),
@@ -148,21 +151,21 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The records of a message, in order. After a malformed one there are no more.
+/// The records of a message, in order. Iteration ends after a malformed record.
 #[derive(Clone, Debug)]
 pub struct Records<'a> {
     message: &'a [u8],
     question: Option<Name<'a>>,
     at: usize,
-    /// How many are left in each section.
+    /// Number of remaining records in each section.
     left: [u16; 3],
 }
 
 impl<'a> Records<'a> {
-    /// The records of a message that has no question, or one.
+    /// The records of a message with at most one question.
     ///
     /// # Errors
-    /// Header or question are malformed, or there are more questions.
+    /// The header or the question is malformed, or there is more than one question.
     pub fn of(message: &'a [u8]) -> Result<Self, Malformed> {
         let (header, _) = Header::ref_from_prefix(message).map_err(|_| Malformed)?;
         let (question, at) = match header.questions.get() {
@@ -178,7 +181,7 @@ impl<'a> Records<'a> {
         Ok(Self { message, question, at, left })
     }
 
-    /// The name that the question is about; none if the message has no question.
+    /// The name in the question. None if the message has no question.
     #[must_use]
     pub const fn question_name(&self) -> Option<Name<'a>> {
         self.question
@@ -193,7 +196,7 @@ impl<'a> Records<'a> {
         self.message.get(begin..end)?;
         self.at = end;
         let (kind, ttl) = (Type(fixed.kind.get()), fixed.ttl.get());
-        // RFC 2181 §8: with the highest bit set, it is zero.
+        // RFC 2181 §8: a time to live with the highest bit set is treated as zero.
         let ttl = if kind == Type::OPT || ttl <= i32::MAX as u32 { ttl } else { 0 };
         let class = Class(fixed.class.get());
         Some(Record { message: self.message, start, data: (begin, end), section, owner, kind, class, ttl })
@@ -221,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// A response about `peer.test`, with records in the answer section; 12 is the place of the name.
+    /// A response about `peer.test`, with records in the answer section; the name is at offset 12.
     fn message(records: &[&[u8]]) -> Vec<u8> {
         let mut message = vec![0, 7, 0x81, 0x80, 0, 1, 0, records.len() as u8, 0, 0, 0, 0];
         message.extend(b"\x04peer\x04test\0\0\x01\0\x01");
@@ -259,7 +262,7 @@ mod tests {
         assert_eq!(records[0].data(), [192, 0, 2, 1]);
         assert_eq!(records[0].span(), 27..43);
         assert_eq!(records[0].data_span(), 39..43);
-        // A time to live with the highest bit set is zero.
+        // A time to live with the highest bit set is treated as zero.
         bytes[33] = 0x80;
         assert_eq!(Records::of(&bytes).unwrap().next().unwrap().unwrap().ttl, 0);
     }
@@ -300,7 +303,7 @@ mod tests {
             &good[..good.len() - 1],
             &good[..11],
             b"\xc0\x0c",
-            b"\xc0\x2b\0\x01\0\x01\0\0\0\0\0\0", // its own owner
+            b"\xc0\x2b\0\x01\0\x01\0\0\0\0\0\0", // a pointer to the record's owner itself
             b"",
         ] {
             let bytes = message(&[&good, bad]);

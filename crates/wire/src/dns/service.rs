@@ -9,7 +9,7 @@ use super::{Name, Record, Type};
 pub struct Key(pub u16);
 
 impl Key {
-    /// Keys that a client has to understand to use the record.
+    /// The keys that a client must understand to use the record.
     pub const MANDATORY: Self = Self(0);
     /// IPv4 addresses of the target.
     pub const IPV4_HINT: Self = Self(4);
@@ -22,11 +22,11 @@ impl Key {
 /// Data of an SVCB or HTTPS record.
 #[derive(Clone, Copy, Debug)]
 pub struct Service<'a> {
-    /// Where the service is; the root means the owner of the record.
+    /// The name of the host with the service. The root means the owner of the record.
     pub target: Name<'a>,
     /// The parameters as on the wire.
     params: &'a [u8],
-    /// Where in the message they are.
+    /// Offset of the parameters in the message.
     at: usize,
 }
 
@@ -37,18 +37,19 @@ pub struct Param<'a> {
     pub key: Key,
     /// The value.
     pub value: &'a [u8],
-    /// Where in the message the parameter is, with its key.
+    /// The range of the parameter in the message, key included.
     pub span: Range<usize>,
 }
 
 impl<'a> Service<'a> {
-    /// Whether records of this type have such data.
+    /// Whether records of this type have data of this format.
     #[must_use]
     pub const fn is_in(kind: Type) -> bool {
         matches!(kind, Type::SVCB | Type::HTTPS)
     }
 
-    /// The data of a record. None if it is malformed, also if a key is repeated or out of order (RFC 9460 §2.2).
+    /// The data of a record. None if the data is malformed. A repeated key, or a key out of order, is malformed (RFC
+    /// 9460 §2.2).
     #[must_use]
     pub fn parse(record: &Record<'a>) -> Option<Self> {
         const PRIORITY_LEN: usize = 2;
@@ -81,7 +82,7 @@ impl<'a> Service<'a> {
 }
 
 impl Param<'_> {
-    /// Whether the parameter says that a client has to understand `key` ([`Key::MANDATORY`]).
+    /// Whether this parameter is [`Key::MANDATORY`] and lists `key`: a client must understand `key` to use the record.
     #[must_use]
     pub fn demands(&self, key: Key) -> bool {
         let wanted = key.0.to_be_bytes();
