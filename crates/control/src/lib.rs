@@ -12,17 +12,17 @@
 //!             |  <--- status byte, text, end of stream -----   |   reply
 //! ```
 //!
-//! The protocol of the C implementation ends with the update. The [`reply`] is an extension (Q16): a client that reads
-//! on learns whether its update took effect, and a client that closes the connection is not affected.
+//! The protocol of the C implementation ends with the update. The [`reply`] is an extension (Q16): a client that
+//! continues to read learns whether its update took effect, and a client that closes the connection is not affected.
 //!
 //! # Contract
 //!
-//! - **An update replaces whole tables.** A client edits the announced tables and sends all of them back; a table that
-//!   is not in the update becomes empty. The server applies all of the update or nothing.
-//! - **Decoding accepts any bytes**: the result is a message, an error in the words of the C implementation, or the
+//! - **An update replaces whole tables.** A client edits the announced tables and sends all of them back. A table that
+//!   is missing in the update becomes empty. The server applies all of the update or nothing.
+//! - **Decoding accepts any bytes**: the result is a message, an error with the text of the C implementation, or the
 //!   number of bytes that are needed ([`message::Decoded`]). That number is at most [`message::MAX_LEN`].
-//! - **Rules are checked one by one** while decoding. Whether rules conflict is decided by
-//!   [`engine::forward::Table::add`].
+//! - **Rules are checked one by one** while decoding. Decoding does not check whether rules conflict:
+//!   [`engine::forward::Table::add`] does.
 //! - **Numbers are in network byte order** on the wire, and in host byte order in the types.
 //!
 //! # Example
@@ -38,7 +38,7 @@
 //! let bytes = encode_announcement(&tables);
 //! assert_eq!(decode_announcement(&bytes)?, Decoded::Whole(tables));
 //!
-//! // A part of a message says how many bytes are needed before the next attempt.
+//! // For a part of a message, the result is the number of bytes that the next attempt needs.
 //! assert_eq!(decode_announcement(&bytes[..4])?, Decoded::Needs(20));
 //!
 //! // The client sends the table back.

@@ -1,10 +1,11 @@
-//! Messages of the control socket (behaviour §8.9): from bytes to tables and back, for both ends.
+//! Messages of the control socket (behaviour §8.9): encoding and decoding, for both client and server.
 //!
-//! The server sends a greeting, its tables and an end mark. A client that wants a change sends its update: tables and
+//! The server sends a greeting, its tables and an end mark. To change the rules, a client sends an update: tables and
 //! an end mark. All numbers are in network byte order.
 //!
-//! Decoding starts at the beginning of the message each time. It reports how many bytes it needs, and callers wait for
-//! them: so a peer that sends single bytes causes no more work than one that sends all at once.
+//! Each attempt to decode starts at the beginning of the message. If the message is incomplete, the attempt reports how
+//! many bytes it needs, and the caller waits for them. So a peer that sends single bytes causes no more work than a
+//! peer that sends the whole message at once.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -23,7 +24,7 @@ const NAME_LEN: usize = 128;
 const IFNAME_LEN: usize = IfName::MAX_LEN + 1;
 /// End mark, in place of the identifier of the next table.
 const END: u8 = 0;
-/// Maximum number of tables in a message. There are two today; a later version may have more.
+/// Maximum number of tables in a message. This version has two tables. A later version may have more.
 const MAX_TABLES: usize = 8;
 
 /// Length of the longest update or announcement, in bytes.
@@ -43,7 +44,7 @@ impl Pif {
 }
 
 bitflags! {
-    /// What the rules of a table may use.
+    /// The features that the rules of a table may use.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Capabilities: u32 {
         /// IPv4.
@@ -58,7 +59,7 @@ bitflags! {
         const SCAN = 16;
         /// Rules that listen on one interface.
         const IFNAME = 32;
-        // Bits of later versions are kept.
+        // Unknown bits, of later versions, are kept.
         const _ = !0;
     }
 }
@@ -93,19 +94,19 @@ impl Capabilities {
 pub struct Announced {
     /// The identifier.
     pub pif: Pif,
-    /// The name, for display. At most 127 bytes; a longer one is cut.
+    /// The name, for display. At most 127 bytes. A longer name is cut.
     pub name: String,
-    /// What its rules may use.
+    /// The features that its rules may use.
     pub capabilities: Capabilities,
     /// The rules in force.
     pub rules: Vec<Rule>,
 }
 
-/// The tables that a client wants. A table that is not listed becomes empty.
+/// The tables that a client requests. A table that is not listed becomes empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Update(pub Vec<(Pif, Vec<Rule>)>);
 
-/// Why a message is invalid. Texts are those of the C implementation's client, where it has one.
+/// Why a message is invalid. If the C implementation's client has a text for the error, the text is the same.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The peer does not use this protocol.
@@ -117,10 +118,10 @@ pub enum Error {
     /// Version 0.
     #[error("Unsupported experimental server protocol")]
     Experimental,
-    /// The field for names of tables has another length.
+    /// The peer's field for names of tables has another length.
     #[error("Server has unexpected pif name size ({0} not {NAME_LEN})")]
     NameLength(u32),
-    /// The field for names of interfaces has another length.
+    /// The peer's field for names of interfaces has another length.
     #[error("Server has unexpected IFNAMSIZ ({0} not {IFNAME_LEN})")]
     IfNameLength(u32),
     /// The name of a table is not terminated, not UTF-8, or has control characters.
@@ -183,7 +184,7 @@ pub fn encode_announcement(tables: &[Announced]) -> Vec<u8> {
 /// Decodes the greeting and tables of a server.
 ///
 /// # Errors
-/// The message is invalid; close the connection.
+/// The message is invalid. The caller should close the connection.
 pub fn decode_announcement(bytes: &[u8]) -> Result<Decoded<Vec<Announced>>, Error> {
     let mut reader = Reader { bytes, at: 0 };
     // Version 1 has the same greeting.
@@ -213,10 +214,10 @@ pub fn encode_update(update: &Update) -> Vec<u8> {
     bytes
 }
 
-/// Decodes the update of a client. Each rule is valid by itself; conflicts between rules are not checked.
+/// Decodes the update of a client. Each rule in the result is valid by itself. Conflicts between rules are not checked.
 ///
 /// # Errors
-/// The message is invalid; nothing changes.
+/// The message is invalid. The caller must not change any table.
 pub fn decode_update(bytes: &[u8]) -> Result<Decoded<Update>, Error> {
     let tables = decode_tables(Reader { bytes, at: 0 }, |reader, pif| {
         let count = reader.take::<U32>()?.get();
@@ -289,7 +290,7 @@ impl Greeting {
     }
 }
 
-/// Follows the identifier of a table, in an announcement.
+/// The fields after the identifier of a table in an announcement.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct TableHead {
@@ -301,11 +302,11 @@ struct TableHead {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawRule {
-    /// IPv4 addresses are IPv4-mapped.
+    /// Listening address. An IPv4 address is written as an IPv4-mapped one.
     listen: [u8; 16],
-    /// As `listen`; the unspecified address means none.
+    /// Target address, in the form of `listen`. The unspecified address means that there is no target address.
     target: [u8; 16],
-    /// Padded with zeros; all zeros mean none.
+    /// Name of the interface, padded with zeros. All zeros mean that there is no interface.
     interface: [u8; IFNAME_LEN],
     first: U16,
     last: U16,
@@ -406,7 +407,7 @@ struct Reader<'a> {
     at: usize,
 }
 
-/// The message needs this many bytes, counted from its start.
+/// Decoding needs at least this many bytes, counted from the start of the message.
 struct Short(usize);
 
 /// Why decoding stopped.

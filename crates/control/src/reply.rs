@@ -1,10 +1,10 @@
 //! The reply to an update: whether it took effect (Q16).
 //!
-//! In the C implementation's protocol the server closes the connection after the update, and its client reads nothing.
-//! So a server can send a reply there without disturbing that client: a status byte, then a human-readable text up to
-//! the end of the stream. A client that wants the reply shuts down its sending half and reads to the end. From a
-//! server without this extension it gets the end of the stream; or a reset, if the server closed before it read
-//! everything.
+//! In the C implementation's protocol, the server closes the connection after the update, and the client reads nothing
+//! after its update. So a reply does not disturb such a client. The reply is a status byte, then a human-readable text
+//! up to the end of the stream. A client that wants the reply shuts down its sending half and reads up to the end of
+//! the stream. A server without this extension sends no reply: the client sees the end of the stream, or a reset if the
+//! server closed the connection before it had read everything.
 
 use std::io::{self, Read};
 
@@ -26,8 +26,8 @@ pub enum Reply {
     Unsupported,
 }
 
-/// Encodes the reply of a server. `Ok` has a remark, `Err` the reason why the update was refused; texts longer than 16
-/// KiB are cut.
+/// Encodes the reply of a server. `Ok` has a remark, `Err` the reason why the update was refused. A text longer than 16
+/// KiB is cut.
 #[must_use]
 pub fn encode(outcome: Result<&str, &str>) -> Vec<u8> {
     let (status, text) = match outcome {
@@ -42,7 +42,7 @@ pub fn encode(outcome: Result<&str, &str>) -> Vec<u8> {
 /// is safe to print on a terminal.
 ///
 /// # Errors
-/// `InvalidData` for an unknown status; the error of `stream`, if it came before the status.
+/// `InvalidData` for an unknown status. The error of `stream`, if reading failed before the status was read.
 pub fn read(stream: impl Read) -> io::Result<Reply> {
     let mut bytes = Vec::new();
     let end = stream.take(1 + MAX_TEXT as u64).read_to_end(&mut bytes);

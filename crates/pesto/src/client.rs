@@ -12,7 +12,7 @@ use control::reply::{self, Reply};
 use crate::output::report;
 use crate::tables;
 
-/// How long to wait for the server. It serves one client at a time, so it may wait for others first.
+/// How long to wait for the server. The server serves one client at a time, so it may serve other clients first.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to a server, which has announced its tables.
@@ -47,11 +47,11 @@ impl Client {
     /// Sends the tables back, and checks that they took effect. Returns the remark of the server, if it has one.
     ///
     /// # Errors
-    /// A message for the user: nothing has changed.
+    /// A message for the user. Nothing has changed.
     pub(super) fn update(&mut self, tables: &[Announced]) -> Result<Option<String>, String> {
         let update = Update(tables.iter().map(|table| (table.pif, table.rules.clone())).collect());
         let sent = self.stream.write_all(&message::encode_update(&update));
-        // If sending fails, the server may have sent the reason before it closed.
+        // If sending fails, the server may have sent the reason before it closed the connection.
         let sent = sent.and_then(|()| self.stream.shutdown(Shutdown::Write));
         match reply::read(&self.stream) {
             Ok(Reply::Applied(remark)) => return Ok((!remark.is_empty()).then_some(remark)),
@@ -66,8 +66,8 @@ impl Client {
         self.compare(tables)
     }
 
-    /// For a server that sends no reply: asks for its tables again and compares them. Whether it could open the ports
-    /// remains unknown.
+    /// Checks the update on a server that sends no reply: requests the tables again and compares them. This does not
+    /// show whether the server could open the ports.
     fn compare(&self, tables: &[Announced]) -> Result<Option<String>, String> {
         let (_, present) = Self::connect(&self.path, false)?;
         if present == tables { Ok(None) } else { Err("The server has not taken the update".into()) }

@@ -30,10 +30,10 @@ pub(super) enum Change {
     },
 }
 
-/// What is done with the rules of a specifier.
+/// The effect of a specifier on the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// They are added. The first specifier for a table clears it before.
+    /// The rules of the specifier are added. The first specifier for a table clears the table first.
     Replace,
     Add,
     Delete,
@@ -68,7 +68,7 @@ impl Editor {
     /// Applies a change.
     ///
     /// # Errors
-    /// A message for the user, in the words of the C implementation.
+    /// A message for the user, with the text of the C implementation.
     pub(super) fn apply(&mut self, change: &Change) -> Result<(), String> {
         match change {
             Change::Add => self.mode = Mode::Add,

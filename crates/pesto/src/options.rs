@@ -122,7 +122,7 @@ static OPTIONS: [Opt; 11] = [
     Opt { long: "help", short: Some('h'), action: Action::Help, help: "Show this text and exit" },
 ];
 
-/// Without a short name, and last in the help text.
+/// This option has no short name, and comes last in the help text.
 static VERSION: Opt =
     Opt { long: "version", short: None, action: Action::Version, help: "Show name and version and exit" };
 
@@ -189,7 +189,7 @@ fn text(value: &OsStr) -> Result<String, String> {
     value.to_str().map(str::to_owned).ok_or_else(|| format!("not valid UTF-8: {value:?}"))
 }
 
-/// The option with this name, or the only one whose name starts with it.
+/// The option with the name `name`, or the only option whose name starts with `name`.
 fn find_long(name: &str) -> Result<&'static Opt, String> {
     let candidates: Vec<_> = all().filter(|opt| opt.long.starts_with(name)).collect();
     let exact = candidates.iter().find(|opt| opt.long == name);

@@ -1,4 +1,4 @@
-//! The command line: which QEMU to run, with which arguments.
+//! The command line: the QEMU to run, and its arguments.
 
 use std::env::consts::ARCH;
 use std::ffi::{OsStr, OsString};
@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 
 use anyhow::Context;
 
-/// The descriptor of the network, unless the command line has a number.
+/// The number of the network socket's descriptor, if the command line has no number.
 const DEFAULT_FD: RawFd = 5;
 
 /// Device drivers of network cards, except `virtio-net-*`.
@@ -29,17 +29,17 @@ const CARDS: [&str; 16] = [
     "vmxnet3",
 ];
 
-/// What to run.
+/// The program to run, and its arguments.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Start {
-    /// Names of the program; the first that exists is used.
+    /// Names of the program. The first program that exists is used.
     pub(super) programs: Vec<OsString>,
     /// The arguments, without the program's name.
     pub(super) arguments: Vec<OsString>,
     pub(super) network: Network,
 }
 
-/// Whether a network is needed.
+/// Whether QEMU needs a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
     /// QEMU only prints information, and runs no guest.
@@ -96,8 +96,8 @@ fn name(argument: &OsStr) -> Option<&str> {
     Some(name.strip_prefix('-').unwrap_or(name))
 }
 
-/// Replaces all network cards and back-ends in the arguments by one card that is connected to the socket. It comes
-/// last, so that QEMU gives it an address that no other device has. It keeps the hardware address of the first
+/// Replaces all network cards and back-ends in the arguments by one card that is connected to the socket. The new card
+/// comes last, so that QEMU gives it an address that no other device has. It has the hardware address of the first
 /// replaced card.
 fn connected(arguments: Vec<OsString>) -> Vec<OsString> {
     let (mut kept, mut mac, mut bus) = (Vec::new(), None, "pci");

@@ -1,5 +1,5 @@
-//! `qrap`: starts a QEMU older than 7.2, which cannot connect to a UNIX socket itself, with a descriptor that is
-//! connected to a passt (behaviour §9.6).
+//! `qrap`: starts a QEMU with a descriptor that is connected to a passt (behaviour §9.6). A QEMU older than 7.2 cannot
+//! connect to a UNIX socket itself.
 #![forbid(unsafe_code)]
 
 mod command;
@@ -26,7 +26,7 @@ Start passt first, without a socket path: qrap tries its default paths. QEMU 7.2
 /// Replaces this process by QEMU; returns only on failure.
 fn main() -> ExitCode {
     let Err(error) = run(env::args_os().skip(1).collect());
-    // An error here is ignored: the exit status has the result.
+    // An error of this write is ignored: the exit status reports the failure.
     drop(writeln!(io::stderr(), "qrap: {error:#}"));
     ExitCode::FAILURE
 }

@@ -15,7 +15,7 @@ use wire::{arp, icmp, ipv6, ndp};
 use zerocopy::IntoBytes;
 use zerocopy::big_endian::U16;
 
-/// How long to wait for an answer.
+/// How long to wait for an answer to a probe.
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// How often to connect to a passt that has a client. The client may be about to disconnect.
 const ATTEMPTS: usize = 50;
@@ -41,7 +41,7 @@ pub(super) fn find() -> anyhow::Result<UnixStream> {
     );
 }
 
-/// Connects to `path`, repeatedly while the passt there has another client. None if nothing answers.
+/// Connects to the passt at `path`, and tries again while that passt has another client. None if nothing answers.
 fn probe(path: &Path) -> Option<UnixStream> {
     for attempt in 0..ATTEMPTS {
         if attempt > 0 {
@@ -60,8 +60,8 @@ fn probe(path: &Path) -> Option<UnixStream> {
     None
 }
 
-/// Sends an ARP request and a neighbour solicitation, as IPv4 or IPv6 may be off, and waits for any frame. If there is
-/// a second answer, the guest receives it and ignores it.
+/// Sends an ARP request and a neighbour solicitation, since IPv4 or IPv6 may be disabled, and waits for any frame. If
+/// both are answered, the guest receives the second answer and ignores it.
 fn await_answer(mut socket: &UnixStream) -> io::Result<()> {
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(ndp::neighbour_target(&message), Some(DUMMY6));
     }
 
-    /// A passt that is busy at first, a server that does not answer, and no server.
+    /// Three cases: a passt that is busy at first, a server that does not answer, and no server.
     #[test]
     fn a_passt_that_answers_is_used() {
         let folder = tempfile::tempdir().unwrap();

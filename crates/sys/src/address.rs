@@ -11,8 +11,8 @@ pub struct RawAddress {
 }
 
 impl RawAddress {
-    /// `address` for a socket of the same family; or, with `mapped`, for an IPv6 socket, where an IPv4 address is
-    /// written as an IPv4-mapped one.
+    /// `address` in the form for a socket of the same family. With `mapped`, in the form for an IPv6 socket: an IPv4
+    /// address is written as an IPv4-mapped one.
     pub fn new(address: SocketAddr, mapped: bool) -> Self {
         let mut bytes = [0; size_of::<libc::sockaddr_in6>()];
         bytes[2..4].copy_from_slice(&address.port().to_be_bytes());

@@ -29,13 +29,13 @@ impl Default for Control {
 pub struct SendInfo {
     /// Source address, of the destination's family.
     pub source: Option<IpAddr>,
-    /// Index of the outgoing interface; zero for the one of the route.
+    /// Index of the outgoing interface. Zero: the route decides.
     pub interface: u32,
     /// Time to live or hop limit, 1 to 255.
     pub hop_limit: Option<u8>,
     /// DSCP and ECN.
     pub traffic_class: Option<u8>,
-    /// The kernel cuts the payload into datagrams of this many bytes (UDP_SEGMENT, Linux 4.18).
+    /// The kernel splits the payload into datagrams of this many bytes (UDP_SEGMENT, Linux 4.18).
     pub segment_size: Option<u16>,
 }
 
@@ -44,13 +44,14 @@ pub struct SendInfo {
 pub struct ReceiveInfo {
     /// Destination address of the packet.
     pub destination: Option<IpAddr>,
-    /// Local address that a reply can be sent from. None if the kernel reports only `destination` (IPv6).
+    /// Local address from which a reply can be sent. None for IPv6: the kernel reports only `destination`.
     pub local: Option<IpAddr>,
     /// Time to live or hop limit.
     pub hop_limit: Option<u8>,
     /// DSCP and ECN.
     pub traffic_class: Option<u8>,
-    /// The payload is several datagrams of this many bytes each, the last of at most as many (UDP_GRO, Linux 5.0).
+    /// The payload is a sequence of datagrams of this many bytes. The last datagram may be shorter (UDP_GRO, Linux
+    /// 5.0).
     pub segment_size: Option<u16>,
     /// The error, for an entry of the error queue.
     pub error: Option<ExtendedError>,
@@ -87,8 +88,7 @@ pub enum Origin {
 }
 
 impl Control {
-    /// The control messages for `info`. `v4` says that the destination is an IPv4 address, on a socket of either
-    /// family.
+    /// The control messages for `info`. `v4`: the destination is an IPv4 address. The socket may have either family.
     pub fn to_send(info: &SendInfo, v4: bool) -> Self {
         let mut control = Self::default();
         if v4 {
@@ -124,7 +124,7 @@ impl Control {
         control
     }
 
-    /// Parses the messages in the buffer. Unknown ones are ignored; a malformed one ends parsing.
+    /// Parses the messages in the buffer. Unknown messages are ignored. A malformed message ends parsing.
     pub fn received(&self) -> ReceiveInfo {
         let mut info = ReceiveInfo::default();
         let mut rest = &self.bytes[..self.len.min(CAPACITY)];
@@ -161,7 +161,7 @@ impl Control {
         }
     }
 
-    /// Appends a message. All messages of a [`SendInfo`] fit; one that does not is left out.
+    /// Appends a message. A message that does not fit is left out, but all messages of a [`SendInfo`] fit.
     fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
         let len = HEADER_LEN + data.len();
         let end = self.len + len.next_multiple_of(WORD);
@@ -191,7 +191,7 @@ impl ReceiveInfo {
                 self.local = v4_at(data, 4).map(IpAddr::V4);
                 self.destination = v4_at(data, 8).map(IpAddr::V4);
             }
-            // For an IPv4 packet, a dual-stack socket gets both messages. The one above has more information.
+            // For an IPv4 packet, a dual-stack socket gets both messages. The IPv4 message has more information.
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if self.destination.is_none() => {
                 self.destination = v6_at(data, 0).map(|address| address.to_canonical());
             }
@@ -288,7 +288,7 @@ mod tests {
         for cut in 0..control.len {
             let mut short = control.clone();
             short.set_len(cut);
-            // The message's data ends four bytes before its padding does.
+            // The data has four bytes. The padding after the data may be missing.
             assert_eq!(short.received().hop_limit.is_some(), cut >= HEADER_LEN + 4, "{cut}");
         }
         control.bytes[..WORD].fill(0xff);

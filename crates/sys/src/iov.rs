@@ -1,7 +1,9 @@
-//! Scatter and gather (`struct iovec`): bytes in several places, in buffers of this process or in shared memory.
+//! Scatter and gather (`struct iovec`): bytes in several separate pieces, in buffers of this process or in shared
+//! memory.
 //!
-//! Shared memory is a guest's, which changes at any time. It is never borrowed as a Rust slice, since a reference to
-//! bytes that change is undefined behaviour: the kernel gets address and length, and copies use volatile accesses.
+//! Shared memory is a guest's memory, and the guest can change it at any time. A Rust reference to bytes that change is
+//! undefined behaviour, so shared memory is never borrowed as a Rust slice. The kernel gets its address and length, and
+//! copies use volatile accesses.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -22,7 +24,7 @@ pub struct Room<'a>(Kind<&'a mut [u8], Shared<'a>>);
 
 #[derive(Clone, Copy, Debug)]
 enum Kind<O, S> {
-    /// One slice of this process.
+    /// One slice in the memory of this process.
     Own(O),
     /// Pieces of shared memory.
     Shared(S),
@@ -41,8 +43,8 @@ struct Shared<'a> {
     len: usize,
 }
 
-/// The list of pieces of a [`Source`] or [`Room`]. It is reused, so that a list costs no allocation: keep one for each
-/// source or room that exists at the same time.
+/// The list of pieces of a [`Source`] or [`Room`]. The caller should keep one list for each source or room that exists
+/// at the same time: a list that is reused needs no allocation.
 #[derive(Default)]
 pub struct Pieces(Vec<libc::iovec>);
 
@@ -109,12 +111,13 @@ impl<'a> Shared<'a> {
         Self { pieces, skip, len: end - start }
     }
 
-    /// The pieces, cut to the part.
+    /// The pieces of the part. The first and the last piece are cut to the part.
     fn parts(self) -> impl Iterator<Item = libc::iovec> + 'a {
         let (mut skip, mut left) = (self.skip, self.len);
         self.pieces.iter().map_while(move |piece| {
             let len = piece.iov_len.saturating_sub(skip).min(left);
-            // `skip` is less than the length of the first piece, unless the part is empty, and zero after it.
+            // For the first piece, `skip` is less than its length, unless the part is empty. For later pieces, `skip`
+            // is zero.
             let start = piece.iov_base.cast::<u8>().wrapping_add(skip);
             left -= len;
             skip = 0;
@@ -122,11 +125,11 @@ impl<'a> Shared<'a> {
         })
     }
 
-    /// The same pieces, for copies.
+    /// The pieces of the part, in the form that copies need.
     fn volatile(self) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.parts().map(|part| {
-            // SAFETY: the part is inside a piece, which is mapped for `'a` (the invariant of the type), and is accessed
-            // only by volatile operations.
+            // SAFETY: `part` is inside a piece that is mapped for `'a` (the invariant of the type). It is accessed only
+            // by volatile operations.
             unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }
         })
     }
@@ -148,7 +151,7 @@ impl<'a> Source<'a> {
         self.len() == 0
     }
 
-    /// The bytes of `range`, cut to those that exist.
+    /// The bytes in `range`. The part of `range` past the end is ignored.
     #[must_use]
     pub fn slice(self, range: Range<usize>) -> Self {
         Self(match self.0 {
@@ -191,7 +194,7 @@ impl<'a> From<&'a [u8]> for Source<'a> {
 }
 
 impl Room<'_> {
-    /// The first `len` bytes of the room, or all of a shorter one.
+    /// The first `len` bytes of the room. The whole room, if it is shorter.
     #[must_use]
     pub fn first(&mut self, len: usize) -> Room<'_> {
         Room(match &mut self.0 {
@@ -203,7 +206,7 @@ impl Room<'_> {
         })
     }
 
-    /// The content of the first `len` bytes, or of all of a shorter room.
+    /// The content of the first `len` bytes of the room. The content of the whole room, if it is shorter.
     #[must_use]
     pub fn filled(&self, len: usize) -> Source<'_> {
         match &self.0 {
@@ -246,7 +249,7 @@ impl<'a> From<&'a mut [u8]> for Room<'a> {
     }
 }
 
-/// Up to `N` pieces, as the argument of a system call. The kernel must only read those of a [`Source`].
+/// Up to `N` pieces, as the argument of a system call. The kernel must not write to the pieces of a [`Source`].
 pub(crate) struct Iovecs<const N: usize> {
     array: [MaybeUninit<libc::iovec>; N],
     len: usize,
@@ -262,7 +265,7 @@ impl<const N: usize> Iovecs<N> {
         self.len
     }
 
-    /// Adds the pieces of `source`. False, with nothing added, if they do not fit.
+    /// Adds the pieces of `source`. Returns false and adds nothing if they do not fit.
     #[must_use]
     pub(crate) fn add(&mut self, source: Source<'_>) -> bool {
         match source.0 {
@@ -272,7 +275,7 @@ impl<const N: usize> Iovecs<N> {
         }
     }
 
-    /// Adds the pieces of `room`, which the kernel may write. False, with nothing added, if they do not fit.
+    /// Adds the pieces of `room`. The kernel may write to them. Returns false and adds nothing if they do not fit.
     #[must_use]
     pub(crate) fn add_room(&mut self, room: &mut Room<'_>) -> bool {
         match &mut room.0 {
@@ -294,7 +297,7 @@ impl<const N: usize> Iovecs<N> {
         true
     }
 
-    /// The pieces of `range`, cut to those that exist.
+    /// The pieces in `range`. The part of `range` past the end is ignored.
     pub(crate) fn get(&self, range: Range<usize>) -> &[libc::iovec] {
         let end = range.end.min(self.len);
         let pieces = &self.array[range.start.min(end)..end];
@@ -302,14 +305,15 @@ impl<const N: usize> Iovecs<N> {
         unsafe { &*(std::ptr::from_ref(pieces) as *const [libc::iovec]) }
     }
 
-    /// A message header for all pieces. It has a pointer to them: `self` must not move or end before its last use.
+    /// A message header for all pieces. The header has a pointer to the pieces, so `self` must not be moved or dropped
+    /// before the last use of the header.
     pub(crate) fn message(&self) -> libc::msghdr {
         message(self.get(0..N))
     }
 }
 
-/// A message header for `pieces`, without address and control messages. It has a pointer to `pieces`, which must
-/// outlive it. The kernel reads the list and does not write it.
+/// A message header for `pieces`, without address and control messages. The header has a pointer to `pieces`, which
+/// must outlive the header. The kernel reads the list and does not write to it.
 pub(crate) fn message(pieces: &[libc::iovec]) -> libc::msghdr {
     // SAFETY: `msghdr` is plain data. All zeros (null pointers, lengths of zero) is a valid value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

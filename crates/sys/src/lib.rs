@@ -17,21 +17,23 @@
 //!
 //! # Contract
 //!
-//! - **This is the only crate of the project with `unsafe` code.** Every block says why it is sound. A public function
-//!   is safe to call with any arguments: a wrong descriptor or length is an error, never undefined behaviour.
-//! - **Errors are the kernel's**, as [`rustix::io::Errno`] from calls on sockets, else as [`std::io::Error`]. There is no
-//!   retry on `EINTR` except where a function says so: signals are blocked and read from a descriptor ([`signal`]), so
-//!   calls are not interrupted.
-//! - **Calls that move payload do not block**, whatever the flags of the descriptor: `EAGAIN` means try again when
-//!   epoll reports the descriptor.
+//! - **This is the only crate of the project with `unsafe` code.** A comment at every block says why the block is
+//!   sound. A public function is safe to call with any arguments: a wrong descriptor or length is an error, never
+//!   undefined behaviour.
+//! - **Errors are the kernel's**, as [`rustix::io::Errno`] from calls on sockets, else as [`std::io::Error`]. Unless
+//!   its documentation says otherwise, a function does not retry on `EINTR`. Signals are blocked and read from a
+//!   descriptor ([`signal`]), so calls are not interrupted.
+//! - **Calls that move payload do not block**, whatever the flags of the descriptor: on `EAGAIN`, the caller tries
+//!   again when epoll reports the descriptor.
 //! - **Descriptors** that are created here are closed on exec.
-//! - **Memory that others change** (a guest's) is never borrowed as a Rust slice: [`iov`] passes it to the kernel by
+//! - **Shared memory**, which a guest can change, is never borrowed as a Rust slice: [`iov`] passes it to the kernel by
 //!   address and length.
 //! - **Byte order.** Addresses, ports and numbers are in host byte order, or in the types of [`std::net`].
 //!
 //! # Examples
 //!
-//! A datagram with a hop limit of its own, and what the receiver learns from its control messages:
+//! The first example sends a datagram with a hop limit that differs from the socket's. The receiver gets the hop limit
+//! in a control message:
 //!
 //! ```
 //! use std::net::UdpSocket;
@@ -54,8 +56,8 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! A tap device with all offloads that the kernel grants, in a new network namespace. This needs CAP_SYS_ADMIN and
-//! CAP_NET_ADMIN, as in a user namespace of one's own:
+//! The second example creates a tap device with all offloads that the kernel grants, in a new network namespace. It
+//! needs CAP_SYS_ADMIN and CAP_NET_ADMIN, for example in a new user namespace:
 //!
 //! ```no_run
 //! use sys::tap::{Offloads, TapDevice};

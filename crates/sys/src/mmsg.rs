@@ -12,12 +12,12 @@ use rustix::io::{self, Errno};
 /// Maximum number of datagrams in one call of [`send_batch`].
 pub const BATCH: usize = 64;
 
-/// Sends a datagram to `address`, without blocking: the bytes of `pieces`, in order. With a segment size in `control`
-/// the kernel cuts them into several datagrams.
+/// Sends a datagram with the bytes of `pieces`, in order, to `address`, without blocking. With a segment size in
+/// `control`, the kernel splits the bytes into several datagrams.
 ///
 /// # Errors
-/// As sendmsg(2). The kernel may report an error of an earlier datagram: this one was then not sent, and a second call
-/// sends it.
+/// As sendmsg(2). The kernel may report an error of an earlier datagram. Then this datagram was not sent, and the
+/// caller should call again.
 pub fn send(fd: impl AsFd, address: &RawAddress, pieces: &[Source<'_>], control: &Control) -> io::Result<()> {
     let mut iovecs = Iovecs::<{ 2 * MAX_PIECES }>::new();
     if !pieces.iter().all(|&piece| iovecs.add(piece)) {
@@ -36,7 +36,7 @@ pub fn send(fd: impl AsFd, address: &RawAddress, pieces: &[Source<'_>], control:
 /// one. The caller sends the rest of `datagrams` in another call.
 ///
 /// # Errors
-/// As sendmmsg(2): the error of the first datagram; none was sent.
+/// As sendmmsg(2): the error of the first datagram. No datagram was sent.
 pub fn send_batch<'a>(
     fd: impl AsFd,
     address: &RawAddress,
@@ -65,10 +65,10 @@ pub fn send_batch<'a>(
     usize::try_from(sent).map_err(|_| last_errno())
 }
 
-// The first datagram of a batch always fits.
+// The pieces of one datagram always fit, so each call makes progress.
 const _: () = assert!(2 * BATCH >= MAX_PIECES);
 
-/// A message header for sendmsg. It has pointers to the arguments, which must outlive it.
+/// A message header for sendmsg. The header has pointers to the arguments, which must outlive the header.
 fn outgoing(address: &RawAddress, pieces: &[libc::iovec], control: &Control) -> libc::msghdr {
     let mut header = message(pieces);
     header.msg_name = address.bytes.as_ptr().cast_mut().cast();
@@ -93,17 +93,17 @@ pub struct Arrival {
     pub info: ReceiveInfo,
 }
 
-/// Receives one datagram, or with UDP_GRO several of one peer, without blocking.
+/// Receives one datagram without blocking. With UDP_GRO, it may receive several datagrams of one peer.
 ///
 /// # Errors
-/// As recvmsg(2): `EAGAIN` if there is none. The kernel may report an error of a datagram that was sent: a second call
-/// receives.
+/// As recvmsg(2): `EAGAIN` if there is none. The kernel may report an error of a sent datagram. Then the caller should
+/// call again.
 pub fn receive(fd: impl AsFd, room: Room<'_>) -> io::Result<Arrival> {
     receive_with(fd, room, 0)
 }
 
-/// Removes an entry of the error queue. `buffer` gets the payload of the datagram that caused the error, as far as it
-/// is known.
+/// Removes an entry of the error queue. `buffer` gets the part of the payload that the kernel knows, of the datagram
+/// that caused the error.
 ///
 /// # Errors
 /// As recvmsg(2): `EAGAIN` if the queue is empty.
@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// A dual-stack socket reports the IPv4 address of an IPv4 peer, and sends to it.
+    /// A dual-stack socket reports the IPv4 address of an IPv4 peer, and can send to that address.
     #[test]
     fn ipv4_peers_of_a_dual_stack_socket() {
         let dual = UdpSocket::bind("[::]:0").unwrap();

@@ -6,13 +6,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// `NS_GET_USERNS` of `<linux/nsfs.h>`: `_IO(0xb7, 1)`.
 const NS_GET_USERNS: u16 = 0xb701;
 
-/// Moves the calling thread into a new network namespace, which has only a loopback interface, and that is down. The
-/// kernel removes the namespace when no thread, socket or descriptor uses it.
+/// Moves the calling thread into a new network namespace. The namespace has only a loopback interface, which is down.
+/// The kernel removes the namespace when no thread, socket or descriptor uses it.
 ///
 /// # Errors
 /// As unshare(2): `EPERM` without CAP_SYS_ADMIN.
 pub fn enter_new() -> io::Result<()> {
-    // SAFETY: with this flag alone, unshare does not change the memory or descriptors of the process.
+    // SAFETY: with only this flag, unshare does not change the memory or descriptors of the process.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -40,7 +40,7 @@ mod tests {
 
     use super::*;
 
-    /// The request returns a user namespace. In a container, the owner may be outside (`EPERM`).
+    /// The request returns a user namespace. In a container, the owner may be a namespace of the host (`EPERM`).
     #[test]
     fn owner_of_a_network_namespace() {
         let network = File::open("/proc/self/ns/net").unwrap();

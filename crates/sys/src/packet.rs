@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// Length of the virtio-net header before each frame, in bytes: the layout without `num_buffers`, in native byte order.
 pub const VNET_HDR_LEN: usize = 10;
 
-/// A socket that sends frames, each after a virtio-net header, on `interface` in the network namespace of the calling
-/// thread. It receives nothing.
+/// A socket that sends frames on `interface` in the network namespace of the calling thread. The caller puts a
+/// virtio-net header before each frame. The socket receives nothing.
 ///
 /// # Errors
 /// As packet(7): `EPERM` without CAP_NET_RAW, `ENODEV` if there is no such interface.

@@ -17,7 +17,7 @@ pub struct User {
 /// Looks up a user by login name. None if there is no such user.
 ///
 /// # Errors
-/// As getpwnam_r(3): a source of the database failed.
+/// As getpwnam_r(3): a source of the user database failed.
 pub fn user_by_name(login: &str) -> io::Result<Option<User>> {
     // SAFETY: `look_up` passes valid arguments of getpwnam_r.
     let entry: Option<libc::passwd> = look_up(login, |name, entry, text, len, found| unsafe {
@@ -29,7 +29,7 @@ pub fn user_by_name(login: &str) -> io::Result<Option<User>> {
 /// Looks up the id of a group by name. None if there is no such group.
 ///
 /// # Errors
-/// As getgrnam_r(3): a source of the database failed.
+/// As getgrnam_r(3): a source of the group database failed.
 pub fn group_by_name(group: &str) -> io::Result<Option<u32>> {
     // SAFETY: `look_up` passes valid arguments of getgrnam_r.
     let entry: Option<libc::group> = look_up(group, |name, entry, text, len, found| unsafe {
@@ -41,7 +41,8 @@ pub fn group_by_name(group: &str) -> io::Result<Option<u32>> {
 /// Calls one of the `get*nam_r` functions, with a text buffer that grows as needed, up to 1 MiB. `call` gets a name
 /// that ends with a zero byte, room for an entry, the text buffer and its length, and room for the result pointer.
 ///
-/// The pointers in the returned entry dangle, since the text buffer is freed: use only its numbers.
+/// The pointers in the returned entry are dangling, since the text buffer is freed. The caller may use only the numbers
+/// in the entry.
 fn look_up<E>(
     name: &str,
     call: impl Fn(*const c_char, *mut E, *mut c_char, usize, *mut *mut E) -> c_int,
@@ -55,7 +56,7 @@ fn look_up<E>(
         match call(name.as_ptr(), entry.as_mut_ptr(), text.as_mut_ptr(), text.len(), &raw mut found) {
             libc::ERANGE if text.len() < MOST => text.resize(text.len() * 4, 0),
             libc::EINTR => {}
-            // Sources differ in what they return for a name that does not exist.
+            // If the name does not exist, the return value depends on the source.
             0 | libc::ENOENT | libc::ESRCH if found.is_null() => return Ok(None),
             // SAFETY: `found` is not null, so the entry is initialised.
             0 => return Ok(Some(unsafe { entry.assume_init() })),

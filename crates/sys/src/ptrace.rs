@@ -15,7 +15,7 @@ pub struct Instruction {
     pub code: u16,
     /// Number of instructions to skip if a comparison is true.
     pub if_true: u8,
-    /// Number of instructions to skip if it is false.
+    /// Number of instructions to skip if a comparison is false.
     pub if_false: u8,
     /// The operand.
     pub k: u32,
@@ -34,22 +34,22 @@ pub fn filters(thread: Pid) -> io::Result<Vec<Vec<Instruction>>> {
         check(libc::ptrace(libc::PTRACE_SEIZE, tid, none, none))?;
         check(libc::ptrace(libc::PTRACE_INTERRUPT, tid, none, none))?;
     }
-    // SAFETY: no status is requested.
+    // SAFETY: the status pointer is null, so the kernel writes no status.
     let stopped = unsafe { libc::waitpid(tid, ptr::null_mut(), libc::__WALL) };
     let filters =
         check(stopped.into()).and_then(|_| (0..).map_while(|nth| filter(tid, nth).transpose()).collect());
-    // SAFETY: takes no pointer. It fails if the thread has ended; then it is detached already.
+    // SAFETY: this request takes no pointer. It fails if the thread has ended. Then the thread is already detached.
     unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, none, none) };
     filters
 }
 
-/// The filter with index `nth`; none if there are not as many.
+/// The filter with index `nth`. None if there is no such filter.
 fn filter(tid: libc::pid_t, nth: libc::c_long) -> io::Result<Option<Vec<Instruction>>> {
     let none: *mut libc::sock_filter = ptr::null_mut();
     // SAFETY: with a null pointer, the kernel writes nothing and returns the length of the filter.
     let len = match check(unsafe { libc::ptrace(SECCOMP_GET_FILTER.into(), tid, nth, none) }) {
         Ok(len) => usize::try_from(len).unwrap_or_default(),
-        // No filter with this index; no filter at all.
+        // ENOENT: no filter has this index. EINVAL: the thread has no filter.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => return Ok(None),
         Err(error) => return Err(error),
     };

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A signal by its number, such as [`libc::SIGTERM`]; re-exported for users of this module.
 pub use rustix::process::Signal;
 
-/// Signal state that this process got from its caller, to be restored for a command that it starts.
+/// Signal state that this process inherited from its caller. It is restored in a command that this process starts.
 #[derive(Clone)]
 pub struct Inherited {
     mask: libc::sigset_t,
@@ -18,12 +18,12 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Saves the signal mask and dispositions. Sets SIGCHLD to its default: if it is ignored, as by some callers, exit
-    /// statuses are lost. Ignores SIGXFSZ: a file at the size limit is a write error, and does not end the process.
-    /// Call it once, early.
+    /// Saves the signal mask and dispositions. Sets SIGCHLD to its default: some callers ignore SIGCHLD, and then exit
+    /// statuses are lost. Ignores SIGXFSZ, so that a file at the size limit causes a write error and does not end the
+    /// process. Call this once, before other signal functions.
     ///
     /// # Errors
-    /// As sigprocmask(2) and signal(2); none is expected.
+    /// As sigprocmask(2) and signal(2). No error is expected.
     pub fn take() -> io::Result<Self> {
         let mask = change_mask(libc::SIG_BLOCK, &[])?;
         let sigchld = set_disposition(libc::SIGCHLD, libc::SIG_DFL)?;
@@ -31,7 +31,7 @@ impl Inherited {
         Ok(Self { mask, sigchld, sigxfsz })
     }
 
-    /// Restores mask and dispositions, including that of SIGPIPE. For a child before exec.
+    /// Restores mask and dispositions, including that of SIGPIPE. A child calls this before exec.
     ///
     /// # Errors
     /// As [`Inherited::take`].
@@ -41,7 +41,7 @@ impl Inherited {
         }
         let ignored = SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed);
         set_disposition(libc::SIGPIPE, if ignored { libc::SIG_IGN } else { libc::SIG_DFL })?;
-        // SAFETY: the set was filled in by the kernel; no old mask is asked for.
+        // SAFETY: the kernel has initialised the set, and no old mask is requested.
         check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut()) })
     }
 }
@@ -61,8 +61,8 @@ static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 #[cfg(not(miri))]
 extern "C" fn note_sigpipe() {
     let mut old = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: no new action is set, and `old` has room for the present one. All zeros is a valid value of it, in case
-    // the call fails.
+    // SAFETY: no new action is set, and `old` has room for the present action. If the call fails, `old` is all zeros,
+    // which is a valid value.
     let action = unsafe {
         libc::sigaction(libc::SIGPIPE, ptr::null(), old.as_mut_ptr());
         old.assume_init()
@@ -83,15 +83,15 @@ pub fn block(signals: &[Signal]) -> io::Result<()> {
 pub struct Received {
     /// Signal number.
     pub number: i32,
-    /// Sent by the kernel, not by a process. For SIGINT, SIGQUIT and SIGHUP that is the terminal, which sends to a
-    /// whole process group.
+    /// Whether the kernel sent the signal, and not a process. The kernel sends SIGINT, SIGQUIT and SIGHUP of a
+    /// terminal, to a whole process group.
     pub from_kernel: bool,
 }
 
 /// A descriptor that becomes readable when one of a set of blocked signals is pending.
 ///
-/// A read returns signals of the process that reads, but an epoll set watches those of the process that added the
-/// descriptor. So it may be created before a fork, but must be added to an epoll set after it.
+/// A read returns signals of the process that reads, but an epoll set watches the signals of the process that added the
+/// descriptor. So the descriptor may be created before a fork, but must be added to an epoll set after the fork.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
@@ -102,7 +102,7 @@ impl SignalFd {
     /// As signalfd(2).
     pub fn new(signals: &[Signal]) -> io::Result<Self> {
         let set = set_of(signals)?;
-        // SAFETY: -1 asks for a new descriptor; the set is initialised.
+        // SAFETY: -1 requests a new descriptor, and the set is initialised.
         let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         check(fd)?;
         // SAFETY: the descriptor is new, so nothing else owns it.
@@ -112,7 +112,7 @@ impl SignalFd {
     /// The next pending signal, if there is one.
     ///
     /// # Errors
-    /// As read(2); `EAGAIN` is none.
+    /// As read(2), except `EAGAIN`: then there is no pending signal.
     pub fn read(&self) -> io::Result<Option<Received>> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let len = size_of::<libc::signalfd_siginfo>();
@@ -144,7 +144,7 @@ impl std::os::fd::AsFd for SignalFd {
 
 fn set_disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<libc::sighandler_t> {
     debug_assert!(handler == libc::SIG_DFL || handler == libc::SIG_IGN);
-    // SAFETY: no function is installed: `handler` is one of the two constants, as asserted.
+    // SAFETY: no function is installed, since `handler` is one of the two asserted constants.
     match unsafe { libc::signal(signal, handler) } {
         libc::SIG_ERR => Err(io::Error::last_os_error()),
         old => Ok(old),
@@ -154,7 +154,7 @@ fn set_disposition(signal: libc::c_int, handler: libc::sighandler_t) -> io::Resu
 fn change_mask(how: libc::c_int, signals: &[Signal]) -> io::Result<libc::sigset_t> {
     let set = set_of(signals)?;
     let mut old = MaybeUninit::uninit();
-    // SAFETY: `set` is initialised, `old` has room for the present mask.
+    // SAFETY: `set` is initialised, and `old` has room for the present mask.
     check(unsafe { libc::pthread_sigmask(how, &raw const set, old.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so `old` is initialised.
     Ok(unsafe { old.assume_init() })
@@ -162,7 +162,7 @@ fn change_mask(how: libc::c_int, signals: &[Signal]) -> io::Result<libc::sigset_
 
 fn set_of(signals: &[Signal]) -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set and cannot fail; sigaddset checks the number.
+    // SAFETY: sigemptyset initialises the set and cannot fail. sigaddset checks the number.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in signals {
@@ -182,12 +182,12 @@ mod tests {
 
     #[test]
     fn a_blocked_signal_is_read_once() {
-        // On its own thread, so that the mask and the signal do not affect other tests.
+        // The test runs on its own thread, so that the mask and the signal do not affect other tests.
         std::thread::spawn(|| {
             block(&[Signal::USR2]).unwrap();
             let fd = SignalFd::new(&[Signal::USR2]).unwrap();
             assert_eq!(fd.read().unwrap(), None);
-            // SAFETY: sends a blocked signal to the calling thread itself.
+            // SAFETY: the call sends a blocked signal to the calling thread itself.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
             assert_eq!(fd.read().unwrap(), Some(Received { number: libc::SIGUSR2, from_kernel: false }));
             assert_eq!(fd.read().unwrap(), None);

@@ -17,7 +17,7 @@ pub enum IpVersion {
 }
 
 bitflags! {
-    /// What control messages report about received datagrams (ip(7), ipv6(7)).
+    /// The properties of received datagrams that control messages report (ip(7), ipv6(7)).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Metadata: u8 {
         /// Destination address of the packet.
@@ -52,8 +52,8 @@ pub fn request_metadata(fd: impl AsFd, version: IpVersion, what: Metadata) -> io
     Ok(())
 }
 
-/// Makes connections of a listening TCP socket keep the headers of their SYN, for [`traffic_class_of_syn`]
-/// (`TCP_SAVE_SYN`). It applies to connections that begin after the call.
+/// Makes the kernel keep the headers of the SYN of each connection of a listening TCP socket, for
+/// [`traffic_class_of_syn`] (`TCP_SAVE_SYN`). This applies to connections that begin after the call.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -61,13 +61,14 @@ pub fn keep_syn(listener: impl AsFd) -> io::Result<()> {
     set_int(&listener, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 1)
 }
 
-/// The traffic class, with ECN bits, of the SYN of an accepted TCP socket. None if the kernel has not kept the SYN: the
-/// listener lacks [`keep_syn`], a SYN cookie was used, or it was read before.
+/// The traffic class, with ECN bits, of the SYN of an accepted TCP socket. None if the kernel has not kept the SYN:
+/// [`keep_syn`] was not called on the listener, a SYN cookie was used, or the SYN was read before.
 ///
 /// # Errors
 /// As getsockopt(2).
 pub fn traffic_class_of_syn(fd: impl AsFd) -> io::Result<Option<u8>> {
-    // The kernel copies all or nothing: an IPv4 or IPv6 header with options or extensions, and the TCP header.
+    // The kernel copies the IP header with options or extension headers, and the TCP header. It copies nothing if they
+    // do not fit.
     let mut header = [0; 256];
     let mut len = header.len() as libc::socklen_t;
     // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
@@ -90,9 +91,9 @@ pub fn traffic_class_of_syn(fd: impl AsFd) -> io::Result<Option<u8>> {
     })
 }
 
-/// Sets path MTU discovery for datagrams of one IP version. With `refuse`, datagrams longer than the path MTU are
-/// refused (`EMSGSIZE`), and others are sent with DF. Otherwise long ones are fragmented, by the host or, for IPv4, by
-/// routers.
+/// Sets path MTU discovery for datagrams of one IP version. With `refuse`, the kernel refuses datagrams longer than the
+/// path MTU (`EMSGSIZE`), and sends others with DF. Without `refuse`, long datagrams are fragmented by the host or, for
+/// IPv4, by routers.
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -109,8 +110,8 @@ pub fn dont_fragment(fd: impl AsFd, version: IpVersion, refuse: bool) -> io::Res
     }
 }
 
-/// The process that created the other end of a UNIX socket, by its id in the PID namespace of the caller. None if it is
-/// in no such namespace, or on any error. (rustix has the same call, but cannot represent the first case.)
+/// The process that created the other end of a UNIX socket, by its ID in the PID namespace of the caller. None if the
+/// process is not in that namespace, or on any error. (rustix has the same call, but cannot represent the first case.)
 pub fn peer_pid(fd: impl AsFd) -> Option<i32> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
@@ -135,8 +136,8 @@ pub fn udp_gro(fd: impl AsFd) -> io::Result<()> {
     set_int(&fd, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
-/// Makes a socket receive from a multicast group only if it has joined the group itself, not if another socket has
-/// (Linux 2.6.31; IPv6: 4.20).
+/// Makes a socket receive only from the multicast groups that it has joined itself, and not from groups that only other
+/// sockets have joined (Linux 2.6.31; IPv6: 4.20).
 ///
 /// # Errors
 /// As setsockopt(2).
@@ -148,7 +149,7 @@ pub fn only_groups_joined(fd: impl AsFd, version: IpVersion) -> io::Result<()> {
 }
 
 /// Binds a socket to an interface (`SO_BINDTODEVICE`). Since Linux 5.7 this needs no privilege, unless the socket is
-/// bound to an interface already.
+/// already bound to an interface.
 ///
 /// # Errors
 /// As setsockopt(2): `ENODEV` if there is no such interface.
@@ -156,8 +157,8 @@ pub fn bind_to_device(fd: impl AsFd, interface: &str) -> io::Result<()> {
     set_bytes(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())
 }
 
-/// Makes bind(2) with port zero leave the choice of the port to connect(2). Several sockets can then share a port if
-/// they are connected to different peers (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2, for both IP versions).
+/// With this option, bind(2) with port zero does not choose a port: connect(2) chooses it. Several sockets can then
+/// share a port if they are connected to different peers (`IP_BIND_ADDRESS_NO_PORT`, Linux 4.2, for both IP versions).
 ///
 /// # Errors
 /// As setsockopt(2).

@@ -15,7 +15,8 @@ bitflags! {
     /// Kinds of namespaces to create.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Namespaces: i32 {
-        /// User and group ids, capabilities. The kernel creates it first; it owns the others.
+        /// User and group IDs, capabilities. The kernel creates this namespace first, and it owns the other new
+        /// namespaces.
         const USER = libc::CLONE_NEWUSER;
         /// Network.
         const NET = libc::CLONE_NEWNET;
@@ -56,11 +57,11 @@ pub enum Cloned {
     },
 }
 
-/// Forks. The process must have one thread: the child has no copy of other threads, so locks that they hold would stay
-/// locked.
+/// Forks. The process must have one thread. The child has no copy of other threads, so locks that they hold would never
+/// be released in the child.
 ///
 /// # Errors
-/// `EBUSY` if there are other threads; as fork(2).
+/// `EBUSY` if there are other threads. Otherwise as fork(2).
 pub fn fork() -> io::Result<Forked> {
     await_single_thread()?;
     // SAFETY: there is one thread, as just checked, so the child is a complete copy of the process.
@@ -74,36 +75,36 @@ pub fn fork() -> io::Result<Forked> {
 /// Forks a child that starts in new `namespaces`. The process must have one thread, as for [`fork`].
 ///
 /// # Errors
-/// `EBUSY` if there are other threads; as clone(2).
+/// `EBUSY` if there are other threads. Otherwise as clone(2).
 pub fn fork_into(namespaces: Namespaces) -> io::Result<Cloned> {
     await_single_thread()?;
     let flags = libc::c_long::from(namespaces.bits() | libc::CLONE_PIDFD | libc::SIGCHLD);
     let no_stack: libc::c_long = 0;
     let mut pidfd: libc::c_int = -1;
-    // Not clone3: the seccomp filters of old container runtimes answer it with ENOSYS, and clone has all that is
-    // needed.
+    // clone3 is not used: with the seccomp filters of old container runtimes it fails with ENOSYS, and clone has all
+    // features that are needed here.
     let (first, second) = if cfg!(target_arch = "s390x") { (no_stack, flags) } else { (flags, no_stack) };
-    // SAFETY: without CLONE_VM and a stack this is a fork, and there is one thread, as just checked. The kernel writes
-    // one int, the descriptor, through the third argument. The last two are unused with these flags.
+    // SAFETY: without CLONE_VM and a stack, clone works like fork, and there is one thread, as just checked. The kernel
+    // writes one int, the descriptor, through the third argument. The last two arguments are not used with these flags.
     match unsafe { libc::syscall(libc::SYS_clone, first, second, &raw mut pidfd, 0, 0) } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Cloned::Child),
         pid => {
-            // SAFETY: the kernel has just opened it, so nothing else owns it.
+            // SAFETY: the kernel has just opened this descriptor, so nothing else owns it.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
             Ok(Cloned::Parent { pid: child(pid as libc::pid_t)?, pidfd })
         }
     }
 }
 
-/// Moves the calling thread into new `namespaces`. [`Namespaces::PID`] does not move the thread, but its later
-/// children; the thread cannot start other threads after that.
+/// Moves the calling thread into new `namespaces`. [`Namespaces::PID`] does not move the thread. Instead, its later
+/// children are in the new namespace, and the thread can no longer start other threads.
 ///
 /// # Errors
 /// As unshare(2): `EPERM` without the capability, `ENOSPC` beyond a limit, `EINVAL` if the kernel lacks a kind of
 /// namespace, and for [`Namespaces::USER`] in a process with other threads.
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
-    // SAFETY: these flags leave memory and descriptors of the process as they are.
+    // SAFETY: these flags do not change the memory or descriptors of the process.
     let result = unsafe { libc::unshare(namespaces.bits()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -112,11 +113,12 @@ fn child(pid: libc::pid_t) -> io::Result<Pid> {
     Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Waits until the calling thread is the only one, for a second at most. The kernel counts a thread for a short time
-/// after it was joined.
+/// Waits until the calling thread is the only thread, for at most one second. The kernel still counts a thread for a
+/// short time after it was joined.
 fn await_single_thread() -> io::Result<()> {
     for _ in 0..1000 {
-        // SAFETY: with this flag alone nothing is unshared: the call only fails if there are other threads.
+        // SAFETY: with only this flag, nothing is unshared. The call fails if there are other threads, and else does
+        // nothing.
         if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
             return Ok(());
         }
@@ -125,9 +127,9 @@ fn await_single_thread() -> io::Result<()> {
     Err(io::Error::from_raw_os_error(libc::EBUSY))
 }
 
-/// Replaces this process by `program`, which is looked up in PATH if it has no slash. It gets `args` (the first is its
-/// name), the environment, descriptors 0 to 2, and a copy of the `given` descriptor under the given number. All others
-/// are closed. Returns only on failure, with the error of execvp(3).
+/// Replaces this process by `program`, which is looked up in PATH if it has no slash. The program gets `args` (the
+/// first is its name), the environment, descriptors 0 to 2, and a copy of the `given` descriptor with the given number.
+/// All other descriptors are closed. Returns only on failure, with the error of execvp(3).
 pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, RawFd)>) -> io::Error {
     let program = match CString::new(program.as_bytes()) {
         Ok(program) => program,
@@ -147,8 +149,8 @@ pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, R
         return io::Error::last_os_error();
     };
     let replaced = inherited(number).ok();
-    // SAFETY: a descriptor with this number is saved above and restored below if exec fails. If exec succeeds, its
-    // owner no longer exists.
+    // SAFETY: if this number is open, its descriptor is saved above, and restored below if exec fails. If exec
+    // succeeds, the descriptor's owner no longer exists.
     let failed =
         unsafe { libc::dup2(fd.as_raw_fd(), number) < 0 || libc::fcntl(number, libc::F_SETFD, 0) < 0 };
     if !failed {
@@ -156,7 +158,7 @@ pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, R
     }
     let error = io::Error::last_os_error();
     match replaced {
-        // SAFETY: see above.
+        // SAFETY: this restores the descriptor with this number.
         Some(replaced) => drop(unsafe { libc::dup3(replaced.as_raw_fd(), number, libc::O_CLOEXEC) }),
         // SAFETY: the number was not in use.
         None => drop(unsafe { libc::close(number) }),
@@ -164,26 +166,27 @@ pub fn exec(program: &OsStr, args: &[OsString], given: Option<(BorrowedFd<'_>, R
     error
 }
 
-/// Marks all descriptors from `first` on as closed on exec. This crate opens all with the flag; a library may not.
+/// Sets the close-on-exec flag of all descriptors from `first` on. This crate opens all its descriptors with this flag,
+/// but a library may not.
 fn close_on_exec(first: RawFd) {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-    // SAFETY: closes nothing now, so no owner loses its descriptor.
+    // SAFETY: with this flag, the call closes nothing now, so no owner loses its descriptor.
     if unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) } == 0 {
         return;
     }
-    // Before Linux 5.11.
+    // Linux before 5.11 does not have this flag.
     for fd in open_descriptors().into_iter().filter(|&fd| fd >= first) {
-        // SAFETY: sets a flag; a number that is not open is refused.
+        // SAFETY: the call sets a flag, and fails if the number is not open.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
 }
 
-/// A duplicate, closed on exec, of a descriptor that the caller of this process left open as number `fd`.
+/// A duplicate of the descriptor `fd`, which the caller of this process left open. The duplicate is closed on exec.
 ///
 /// # Errors
-/// `EBADF` if it is not open.
+/// `EBADF` if `fd` is not open.
 pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: duplicates a descriptor; a number that is not open is refused.
+    // SAFETY: the call duplicates a descriptor, and fails if the number is not open.
     let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if own < 0 {
         return Err(io::Error::last_os_error());
@@ -205,11 +208,12 @@ pub fn close_inherited(keep: Option<RawFd>) {
         None => [(3, libc::c_uint::MAX), (1, 0)],
     };
     for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
-        // SAFETY: nothing in this process owns a descriptor in these ranges, by the condition above.
+        // SAFETY: this call comes before the process opens any descriptor (see the function's documentation), so
+        // nothing owns a descriptor in these ranges.
         if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
             for fd in open_descriptors() {
                 if libc::c_uint::try_from(fd).is_ok_and(|fd| (first..=last).contains(&fd)) {
-                    // SAFETY: as above.
+                    // SAFETY: nothing owns this descriptor, for the same reason.
                     unsafe { libc::close(fd) };
                 }
             }
@@ -217,7 +221,7 @@ pub fn close_inherited(keep: Option<RawFd>) {
     }
 }
 
-/// The numbers of open descriptors, including the one that reading the list uses.
+/// The numbers of open descriptors. One of them is the descriptor with which the list was read.
 fn open_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
@@ -227,7 +231,7 @@ fn open_descriptors() -> Vec<RawFd> {
 mod tests {
     use super::*;
 
-    /// The test harness keeps its threads, so both calls must fail.
+    /// The test harness has other threads, so both calls must fail.
     #[test]
     fn a_process_with_threads_is_not_forked() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();

@@ -1,7 +1,8 @@
 //! Stream sockets: peeking at received bytes, discarding them without a copy, urgent data.
 //!
 //! A flow leaves bytes in the socket until its other side has acknowledged them. So the receive queue of the socket is
-//! the retransmission buffer: [`peek`] copies bytes out, again if they were lost, and [`discard`] removes them.
+//! the retransmission buffer. [`peek`] copies bytes out, and copies them again if they were lost. [`discard`] removes
+//! acknowledged bytes.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -9,14 +10,14 @@ use crate::errno::last_errno;
 use crate::iov::{Iovecs, MAX_PIECES, Room, Source, message};
 use rustix::io::{self, Errno};
 
-/// The ioctl of sockatmark(3): whether the next byte to read is the urgent one. The libc crate lacks it.
+/// The ioctl of sockatmark(3): whether the next byte to read is the urgent byte. The libc crate lacks this number.
 pub const SIOCATMARK: libc::Ioctl =
     if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 0x4004_7307 } else { 0x8905 };
 
 /// Maximum number of pieces of one recvmsg(2).
 const UIO_MAXIOV: usize = 1024;
 
-/// Makes the next peek start at `offset` bytes after the oldest unread byte (`SO_PEEK_OFF`; TCP: Linux 6.9). Each peek
+/// Makes the next peek start `offset` bytes after the oldest unread byte (`SO_PEEK_OFF`; TCP: Linux 6.9). Each peek
 /// then increases the offset by the bytes that it returned, and each discard decreases it by the bytes that it removed.
 ///
 /// # Errors
@@ -40,7 +41,7 @@ pub fn set_peek_offset(fd: impl AsFd, offset: u32) -> io::Result<()> {
 /// signal.
 ///
 /// # Errors
-/// `EAGAIN` if the kernel accepted none; the error of the socket.
+/// `EAGAIN` if the kernel accepted no byte. The error of the socket.
 pub fn send(fd: impl AsFd, bytes: Source<'_>) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let fd = fd.as_fd().as_raw_fd();
@@ -51,17 +52,18 @@ pub fn send(fd: impl AsFd, bytes: Source<'_>) -> io::Result<usize> {
             let mut pieces = Iovecs::<MAX_PIECES>::new();
             let _all_fit = pieces.add(bytes);
             let message = pieces.message();
-            // SAFETY: `message` points to `pieces`, and they to memory that is mapped for as long as `bytes` lives.
+            // SAFETY: `message` points to `pieces`, which point to memory that is mapped while `bytes` exists.
             unsafe { libc::sendmsg(fd, &raw const message, flags) }
         }
     };
     usize::try_from(sent).map_err(|_| last_errno())
 }
 
-/// Copies received bytes to `room` and leaves them in the socket; returns their number, zero at the end of the stream.
+/// Copies received bytes to `room` and leaves them in the socket. Returns the number of copied bytes, zero at the end
+/// of the stream.
 ///
 /// # Errors
-/// `EAGAIN` if there are none; the error of the socket.
+/// `EAGAIN` if there are no received bytes. The error of the socket.
 pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     let fd = fd.as_fd().as_raw_fd();
@@ -72,20 +74,20 @@ pub fn peek(fd: impl AsFd, mut room: Room<'_>) -> io::Result<usize> {
             let mut pieces = Iovecs::<MAX_PIECES>::new();
             let _all_fit = pieces.add_room(&mut room);
             let mut message = pieces.message();
-            // SAFETY: `message` points to `pieces`, and they to memory that is mapped and may be written for as long as
-            // `room` lives.
+            // SAFETY: `message` points to `pieces`, which point to memory that is mapped and writable while `room`
+            // exists.
             unsafe { libc::recvmsg(fd, &raw mut message, flags) }
         }
     };
     usize::try_from(len).map_err(|_| last_errno())
 }
 
-/// Like [`peek`], but starts at `offset` bytes after the oldest unread byte. This is for kernels without
-/// [`set_peek_offset`]. The bytes before `offset` are copied too: to `scratch`, as often as it takes, so that it can be
-/// shorter than `offset`.
+/// Like [`peek`], but starts `offset` bytes after the oldest unread byte. Use it on kernels without
+/// [`set_peek_offset`]. The kernel copies the bytes before `offset`, too. They go to `scratch`, repeatedly, so
+/// `scratch` can be shorter than `offset`.
 ///
 /// # Errors
-/// `EAGAIN` if there is nothing after `offset`; `EINVAL` if `scratch` is too short; the error of the socket.
+/// `EAGAIN` if there are no bytes after `offset`. `EINVAL` if `scratch` is too short. The error of the socket.
 pub fn peek_at(fd: impl AsFd, offset: usize, scratch: &mut [u8], mut room: Room<'_>) -> io::Result<usize> {
     if offset == 0 {
         return peek(fd, room);
@@ -110,13 +112,13 @@ pub fn peek_at(fd: impl AsFd, offset: usize, scratch: &mut [u8], mut room: Room<
     let len = unsafe { libc::recvmsg(fd.as_fd().as_raw_fd(), &raw mut message, flags) };
     match usize::try_from(len).map_err(|_| last_errno())? {
         0 => Ok(0),
-        // Only bytes before `offset`: either more will come, or the stream has ended.
+        // All received bytes are before `offset`. Either more bytes will arrive, or the stream has ended.
         len if len <= offset => end_or_nothing(fd, offset),
         len => Ok(len - offset),
     }
 }
 
-/// The result of a peek that found nothing after the `seen` bytes: zero if the stream has ended, else `EAGAIN`.
+/// The result of a peek that found only `seen` bytes before its offset: zero if the stream has ended, else `EAGAIN`.
 fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
     let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one pollfd is passed, which lives until the call returns.
@@ -126,7 +128,7 @@ fn end_or_nothing(fd: impl AsFd, seen: usize) -> io::Result<usize> {
 }
 
 /// Removes the oldest `len` received bytes of a TCP socket, without copying them; returns how many were removed. The
-/// caller has seen these bytes by [`peek`].
+/// caller must have read these bytes with [`peek`].
 ///
 /// # Errors
 /// The error of the socket.
@@ -138,15 +140,16 @@ pub fn discard(fd: impl AsFd, len: usize) -> io::Result<usize> {
 }
 
 /// The offset of the urgent byte from the oldest unread byte, in bytes, for a TCP socket with `SO_OOBINLINE`. None if
-/// no received byte is urgent. The offset of [`set_peek_offset`] must be zero; it is unspecified afterwards.
+/// no received byte is urgent. The offset of [`set_peek_offset`] must be zero before the call, and is unspecified after
+/// the call.
 ///
-/// A read stops before the urgent byte, unless it begins there (tcp(7)). So if a peek returns fewer bytes than are
-/// unread, the urgent byte is the next one.
+/// A read that does not begin at the urgent byte stops before it (tcp(7)). So if a peek returns fewer bytes than are
+/// unread, the next byte is the urgent byte.
 ///
 /// # Errors
 /// The error of the socket.
 pub fn urgent_mark(fd: impl AsFd) -> io::Result<Option<u32>> {
-    // Bytes that arrive after this call come after `unread`, and so does an urgent byte among them.
+    // Bytes that arrive after this call are not counted in `unread`. An urgent byte among them is not reported.
     let unread = unread(&fd)?;
     if unread == 0 {
         return Ok(None);
@@ -161,7 +164,7 @@ pub fn urgent_mark(fd: impl AsFd) -> io::Result<Option<u32>> {
     Ok((len < unread).then_some(len))
 }
 
-/// Whether the next byte to read is the urgent one, received or not.
+/// Whether the next byte to read is the urgent byte. It may not have arrived yet.
 ///
 /// # Errors
 /// `ENOTTY` if the socket does not support urgent data.
@@ -189,8 +192,8 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
 /// Calls ioctl(2) with one of the requests above.
 fn ask(fd: &impl AsFd, request: libc::Ioctl) -> io::Result<libc::c_int> {
     let mut answer: libc::c_int = 0;
-    // SAFETY: FIONREAD (SIOCINQ), TIOCOUTQ (SIOCOUTQ) and SIOCATMARK each write one int through the pointer. There are
-    // no other requests.
+    // SAFETY: FIONREAD (SIOCINQ), TIOCOUTQ (SIOCOUTQ) and SIOCATMARK each write one int through the pointer. The
+    // callers use no other requests.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw mut answer) };
     if result < 0 { Err(last_errno()) } else { Ok(answer) }
 }
@@ -230,7 +233,7 @@ mod tests {
         let mut scratch = [0; 3];
         assert_eq!(retry(|| peek_at(&far, 4, &mut scratch, (&mut buffer[..]).into())), 9);
         assert_eq!(&buffer[..9], b"two three");
-        assert_eq!(retry(|| peek_at(&far, 13, &mut scratch, (&mut buffer[..]).into())), 0); // the end
+        assert_eq!(retry(|| peek_at(&far, 13, &mut scratch, (&mut buffer[..]).into())), 0); // the end of the stream
         if set_peek_offset(&far, 4).is_ok() {
             assert_eq!(retry(|| peek(&far, (&mut buffer[..3]).into())), 3);
             assert_eq!(&buffer[..3], b"two");

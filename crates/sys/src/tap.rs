@@ -37,7 +37,7 @@ pub const VNET_HDR_LEN: usize = 12;
 pub struct TapDevice {
     /// The queue: non-blocking, closed on exec. The kernel removes the device with its last descriptor.
     pub fd: OwnedFd,
-    /// The name: the requested one, or the one that the kernel made from a pattern.
+    /// The device's name: the requested name, or the name that the kernel made from a pattern.
     pub name: String,
     /// The requested offloads that the kernel granted.
     pub offloads: Offloads,
@@ -46,7 +46,7 @@ pub struct TapDevice {
 /// Why a tap could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// `/dev/net/tun` cannot be opened: the module is missing, or permission.
+    /// `/dev/net/tun` cannot be opened: the module or the permission is missing.
     #[error(
         "can't open /dev/net/tun: {0} (the device node must exist and be readable and writable by this user)"
     )]
@@ -66,11 +66,11 @@ pub enum TapError {
 }
 
 impl TapDevice {
-    /// Creates a tap device in the network namespace of the calling thread, with those of the `wanted` offloads that
-    /// the kernel grants (behaviour §9.1). The kernel replaces a `%d` in `name` by a free number.
+    /// Creates a tap device in the network namespace of the calling thread. The device has the `wanted` offloads that
+    /// the kernel grants (behaviour §9.1). The kernel replaces a `%d` in `name` with a free number.
     ///
     /// # Errors
-    /// [`TapError`]; no device remains.
+    /// [`TapError`]. No device remains.
     pub fn create(name: &str, wanted: Offloads) -> Result<Self, TapError> {
         if wanted.contains(Offloads::VNET_HDR) {
             let (fd, name) = attach(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)?;
@@ -128,9 +128,9 @@ fn set_vnet_layout(fd: &OwnedFd) -> io::Result<()> {
     if results.iter().any(|&r| r < 0) { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Finds the offloads of `wanted` that are granted. A current kernel grants all at once. Otherwise they are tried one
-/// by one, each together with those already granted, since a request replaces the one before it. A refused request
-/// changes nothing.
+/// Finds the offloads of `wanted` that the kernel grants. A current kernel grants all of them in one request. Otherwise
+/// they are requested one by one, each together with those already granted, since a request replaces the previous one.
+/// A refused request changes nothing.
 fn negotiate(wanted: Offloads, mut grant: impl FnMut(Offloads) -> bool) -> Offloads {
     let features = wanted - Offloads::VNET_HDR;
     if features.is_empty() || grant(features) {
@@ -167,7 +167,8 @@ mod tests {
         assert_eq!(asked, [Offloads::all() - Offloads::VNET_HDR]);
     }
 
-    /// Kernels before 6.2 lack USO, others lack ECN: each feature has its own fallback (behaviour §9.1).
+    /// Kernels before 6.2 lack USO, and some kernels lack ECN. A refused feature does not disable other features
+    /// (behaviour §9.1).
     #[test]
     fn a_refused_feature_costs_only_itself() {
         for refused in [Offloads::USO, Offloads::TSO_ECN, Offloads::TSO6, Offloads::TSO4] {
@@ -192,7 +193,7 @@ mod tests {
         }
     }
 
-    /// Runs on a thread with its own network namespace, so that the machine's is not changed.
+    /// The test runs on a thread with its own network namespace, so that it does not change the network of the machine.
     #[test]
     fn a_tap_is_created_with_and_without_headers() {
         std::thread::spawn(|| {

@@ -7,7 +7,7 @@ use super::*;
 /// Sent by the C implementation's pasta with
 /// `-t 2200-2202:3300-3302 -t 127.0.0.1/80:10.0.0.1/8080 -u '[::1]%lo/53' -T 5000`.
 static ANNOUNCEMENT: LazyLock<Vec<u8>> = LazyLock::new(|| hex(include_str!("announcement.hex")));
-/// Sent by its pesto with `-A -t 6000 -T 7000`.
+/// Sent by the C implementation's pesto with `-A -t 6000 -T 7000`.
 static UPDATE: LazyLock<Vec<u8>> = LazyLock::new(|| hex(include_str!("update.hex")));
 
 fn hex(text: &str) -> Vec<u8> {
@@ -134,7 +134,7 @@ fn unspecified_addresses() {
     assert_eq!(through("192.0.2.1", Some("192.0.2.2")), "TCP [192.0.2.1]:1  =>  192.0.2.2:1 ");
 }
 
-/// A part of a message is not an error: it needs more bytes than it has, and no more than the message has.
+/// A part of a message is not an error. It needs more bytes than it has, but not more than the whole message has.
 #[test]
 fn incomplete_messages_need_more_bytes() {
     for end in 0..ANNOUNCEMENT.len() {

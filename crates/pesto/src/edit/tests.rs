@@ -121,7 +121,7 @@ fn invalid_changes_are_refused() {
     );
 }
 
-/// behaviour §8.9: an update does not request what the server cannot do.
+/// behaviour §8.9: an update does not request features that the server does not have.
 #[test]
 fn rules_respect_capabilities() {
     let host = |capabilities: u32, options: &str| {
