@@ -1,10 +1,11 @@
-//! A target under libFuzzer, chosen by name:
+//! Runs a target under libFuzzer. The environment has the target's name:
 //!
 //! ```sh
 //! FUZZ_TARGET=dhcp cargo +nightly fuzz run --fuzz-dir fuzz/coverage any fuzz/corpus/dhcp
 //! ```
 //!
-//! libFuzzer adds the inputs that it finds to the folder. Commit those that reach new code, after `cargo fuzz cmin`.
+//! libFuzzer adds the inputs that it finds to the folder. Run `cargo fuzz cmin`, and commit the remaining inputs, which
+//! reach new code.
 #![no_main]
 
 use std::env;

@@ -1,10 +1,10 @@
-//! The command line: any words give a configuration, or an error with a message.
+//! The command line. The result of any words is a configuration, or an error with a message.
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt};
 
 use passt::cli;
 
-/// A byte that selects the program's name, then words that end with a zero byte.
+/// Input: a byte that selects the program's name, then words. A zero byte ends each word.
 pub fn target(data: &[u8]) {
     let (&name, words) = data.split_first().unwrap_or((&0, &[]));
     let name = ["pasta", "passt", "passt4netns"][usize::from(name) % 3];

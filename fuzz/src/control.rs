@@ -1,4 +1,5 @@
-//! The control protocol, both sides: a message is refused or incomplete, or reads back as the same after it is written.
+//! The control protocol, both sides. A message is invalid, incomplete, or equal to the message that results from
+//! encoding and decoding it again.
 
 use std::fmt::Debug;
 
@@ -6,7 +7,7 @@ use control::message::{
     Decoded, Error, MAX_LEN, decode_announcement, decode_update, encode_announcement, encode_update,
 };
 
-/// A byte that selects the side, then a message.
+/// Input: a byte that selects the side, then a message.
 pub fn target(data: &[u8]) {
     let Some((&side, message)) = data.split_first() else { return };
     if side & 1 == 0 {

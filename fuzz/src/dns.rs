@@ -1,5 +1,5 @@
-//! DNS messages: any bytes are malformed or give addresses and names; without the keys of Encrypted ClientHello, a message
-//! says the same; a refusal is an answer.
+//! DNS messages. Any bytes are malformed, or contain addresses and names. Removing the keys of Encrypted ClientHello
+//! does not change the other contents of a message. A refusal is a valid answer to its question.
 
 use engine::dns::{
     answers::answers,
@@ -12,7 +12,7 @@ use testkit::message::{
 };
 use wire::dns::{Key, Malformed, Question, Records, Section, Service, Type};
 
-/// A message, of the guest and of a server.
+/// Input: a message. It is parsed as a message of the guest, and as a message of a server.
 pub fn target(data: &[u8]) {
     let read = answers(data);
     if let Ok(read) = &read {
@@ -27,7 +27,7 @@ pub fn target(data: &[u8]) {
     check_refusal(data);
 }
 
-/// The records, without the parameter `ech` and without those that demand it.
+/// The records as text, without `ech` parameters, and without records that require this parameter.
 fn shown(message: &[u8]) -> Result<Vec<String>, Malformed> {
     let mut all = Vec::new();
     for record in Records::of(message)? {
@@ -35,7 +35,8 @@ fn shown(message: &[u8]) -> Result<Vec<String>, Malformed> {
         let names = record.names()?;
         let head = (record.section, record.owner, record.kind, record.class, record.ttl, names);
         if !Service::is_in(record.kind) {
-            // The names are shown; the bytes of pointers may differ.
+            // The text contains the names of the data. The data's bytes are left out if it has names, since pointers
+            // may differ.
             let opaque = if names[0].is_some() { &[] } else { record.data() };
             all.push(format!("{head:?} {opaque:?}"));
             continue;

@@ -1,4 +1,4 @@
-//! The first bytes of clients: the same answer however a stream is split, and an answer stays.
+//! The first bytes of clients. The answer does not depend on how a stream is split, and a final answer does not change.
 
 use engine::first_bytes::{Ech, FirstBytes, FirstDatagrams, Found};
 use testkit::{
@@ -8,7 +8,7 @@ use testkit::{
 
 use crate::{input::Input, seeds::Seed};
 
-/// A byte that selects how to cut the stream, then the stream.
+/// Input: a byte that selects how to cut the stream, then the stream.
 pub fn stream(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let ech = if cut & 1 == 0 { Ech::OuterName } else { Ech::Refuse };
@@ -29,8 +29,9 @@ pub fn stream(data: &[u8]) {
     assert_eq!(last, answer);
 }
 
-/// Datagrams, each after a byte that selects its form and two bytes for its length: as it is, or the frames of an Initial
-/// packet of one of a few connections. Each is fed twice, which must not make a difference.
+/// Input: datagrams. Each has a byte that selects its form, and two bytes with its length, before its contents. Forms:
+/// the contents of the datagram, or the frames of an Initial packet of one of a few connections. Each datagram is fed
+/// twice. The second time must not change the result.
 pub fn datagrams(data: &[u8]) {
     const IDS: [&[u8]; 4] = [b"", b"one", b"another id", &[7; 20]];
     let mut input = Input::new(data);
@@ -67,7 +68,7 @@ pub fn seeds() -> Vec<Seed> {
     let padding = [0; 30];
     let (start, end) = (crypto(0, &message[..250]), crypto(200, &message[200..]));
     let ack = b"\x02\x00\x00\x00\x00\x03\x05\x00\x01\x00\x01\x01\x00\x00\x00\x1c\x0a\x00\x00";
-    // Keys of the second ID; the first part to it, the second one to the third.
+    // All keys are derived from the second ID. The first part goes to the second ID, the second part to the third ID.
     let two =
         [datagram(0x15, &end), datagram(0x19, &[&start[..], &padding].concat()), datagram(0, &[0x40; 9])];
     let ids = [datagram(0x15, &start), datagram(0x29, &start), datagram(0x2a, &end), datagram(0x15, ack)];

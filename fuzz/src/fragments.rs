@@ -1,5 +1,5 @@
-//! Fragments in any order, of any length, some of them false: a reassembled datagram consists of bytes that were sent, memory
-//! is bounded, and nothing remains at the end.
+//! Fragments in any order, of any length, some with false contents. A reassembled datagram consists of bytes that were
+//! sent, memory is bounded, and no state remains at the end.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,13 +14,13 @@ use crate::input::Input;
 
 /// Number of bytes of the input that describe a fragment.
 const RECORD: usize = 8;
-/// Addresses and identification, and for IPv4 the protocol.
+/// What identifies a datagram here: the IP version, the identification, and for IPv4 the protocol.
 type Key = (bool, u32, u8);
 
-/// A sequence of descriptions of fragments, see the module.
+/// Input: descriptions of fragments, of [`RECORD`] bytes each.
 pub fn target(data: &[u8]) {
     let mut reassembly = Reassembly::default();
-    // The bytes sent at each offset since the datagram's first fragment.
+    // For each datagram, the bytes that were sent at each offset since its first fragment.
     let mut sent: HashMap<Key, Vec<Vec<u8>>> = HashMap::new();
     let mut now = Instant::from_micros(1);
     for record in data.chunks(RECORD) {
@@ -93,7 +93,7 @@ fn add(
             bytes.iter().zip(all.iter()).all(|(byte, sent)| sent.contains(byte)),
             "bytes that nobody sent"
         );
-        // A packet is delivered once.
+        // A packet is delivered only once.
         let last = all.len();
         all.clear();
         assert!(bytes.len() <= last);
@@ -101,7 +101,7 @@ fn add(
     }
 }
 
-/// The byte at an offset of a datagram, or a wrong one.
+/// The byte at an offset of a datagram. A wrong byte if not `honest`.
 fn pattern(id: u32, at: usize, honest: bool) -> u8 {
     (at as u8) ^ ((at >> 8) as u8) ^ (id as u8) ^ if honest { 0 } else { 0x80 }
 }
@@ -109,7 +109,7 @@ fn pattern(id: u32, at: usize, honest: bool) -> u8 {
 /// Seeds of the corpus.
 #[must_use]
 pub fn seeds() -> Vec<crate::seeds::Seed> {
-    // Offsets in units of eight bytes; lengths are multiplied by 8.
+    // `offset` and `len` are in units of eight bytes.
     let piece = |switches: u8, id: u8, offset: u16, len: u8| {
         let [high, low] = offset.to_be_bytes();
         [0, switches, id, high, low, len, 0, 0]

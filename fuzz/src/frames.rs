@@ -1,10 +1,11 @@
-//! Frames: any bytes give views into them, or a reason for their refusal. After sending them, nothing remains at the end.
+//! Frames. The result of parsing any bytes is a set of views into them, or the reason of a refusal. After the guest has
+//! sent the frame, no state remains at the end.
 
 use wire::frame::{self, Body, HEAD_LEN, Transport, Unusable};
 
 use crate::receive_path;
 
-/// Any bytes as a frame, parsed and then sent.
+/// Input: a frame. The target parses it, and then the guest sends it.
 pub fn target(data: &[u8]) {
     parse(data);
     receive_path::one_frame(data);

@@ -1,8 +1,8 @@
-//! Errors of the host's sockets: whatever a router sent, the guest gets a valid ICMP message or none.
+//! Errors of the host's sockets. For any message of a router, the guest gets a valid ICMP message or none.
 
 use crate::{receive_path, seeds};
 
-/// A datagram of the guest, then errors of its socket, as operations of [`receive_path`].
+/// Input: a datagram of the guest, then errors of its socket. Both are operations of [`receive_path`].
 pub fn target(data: &[u8]) {
     let Some((&[family, source, destination], errors)) = data.split_first_chunk() else { return };
     let datagram =

@@ -1,6 +1,6 @@
-//! Reads bytes as choices: what a target does depends on its input only.
+//! Reads bytes as choices. The actions of a target depend only on its input.
 
-/// A cursor over a target's input. After the end, it reads zeros.
+/// A cursor over a target's input. After the end of the input, it returns zeros.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     rest: &'a [u8],
@@ -42,7 +42,7 @@ impl<'a> Input<'a> {
         bytes
     }
 
-    /// Up to `len` of the next bytes, as many as there are.
+    /// The next `len` bytes. Fewer, if fewer remain.
     pub fn take(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.rest.split_at(len.min(self.rest.len()));
         self.rest = rest;
@@ -62,7 +62,7 @@ impl<'a> Input<'a> {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// True for one of `n` values of the next byte.
+    /// Reads a byte. True for one in `n` values of the byte.
     pub fn one_in(&mut self, n: u8) -> bool {
         self.byte() % n == n - 1
     }

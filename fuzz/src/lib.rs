@@ -1,8 +1,9 @@
-//! Fuzz targets as plain functions, which the ordinary tests run on stable Rust.
+//! Fuzz targets as plain functions. The ordinary tests run them on stable Rust.
 //!
-//! A target takes any bytes, and panics if an invariant does not hold. Its corpus is in `corpus/`, in a folder with the
-//! target's name. `cargo test -p fuzz` runs the corpus and some thousand mutations of it,
-//! `FUZZ_ITERATIONS=1000000 cargo test --release -p fuzz` more of them. Add an input that failed to the corpus.
+//! A target accepts any bytes as input, and panics if an invariant does not hold. Its corpus is in `corpus/`, in a
+//! folder with the target's name. `cargo test -p fuzz` runs the corpus and some thousand mutations of it.
+//! `FUZZ_ITERATIONS=1000000 cargo test --release -p fuzz` runs more mutations. Add each input that failed to the
+//! corpus.
 #![forbid(unsafe_code)]
 
 pub mod command_line;
@@ -25,10 +26,10 @@ pub mod segment;
 pub mod stream;
 pub mod vhost_user;
 
-/// A function that takes any bytes.
+/// A target: a function that accepts any bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name, and that of its corpus.
+    /// The name of the target and of its corpus.
     pub name: &'static str,
     /// The function.
     pub run: fn(&[u8]),

@@ -1,4 +1,4 @@
-//! The local services: any request gets one reply or none.
+//! The local services. Any request gets one reply or none.
 
 use engine::{addr::Guest, local};
 use testkit::{guest::headers_of, link::Capture};
@@ -10,13 +10,13 @@ use wire::{
 
 use crate::receive_path::settings;
 
-/// The one answer that there may be. The link has checked it.
+/// The answer, if there is one. There is at most one. The link has checked it.
 fn answer(link: &Capture, outcome: local::Outcome) -> Option<Frame<'_>> {
     assert_eq!(usize::from(outcome == local::Outcome::Answered), link.frames.len());
     (!link.frames.is_empty()).then(|| link.frame())
 }
 
-/// An ARP packet, without its Ethernet header.
+/// Input: an ARP packet, without its Ethernet header.
 pub fn arp(data: &[u8]) {
     let mut bytes = vec![0xff; 12];
     bytes.extend_from_slice(&ethernet::ethertype::ARP.to_be_bytes());
@@ -28,7 +28,7 @@ pub fn arp(data: &[u8]) {
     assert!(matches!(answer(&link, outcome), None | Some(Frame { body: Body::Arp(_), .. })));
 }
 
-/// An ICMPv6 message, type first.
+/// Input: an ICMPv6 message, from its type on.
 pub fn ndp(data: &[u8]) {
     let settings = settings(0);
     let Some((&[kind, code], body)) = data.split_first_chunk() else { return };
@@ -41,13 +41,13 @@ pub fn ndp(data: &[u8]) {
     answer(&link, outcome);
 }
 
-/// A DHCP message.
+/// Input: a DHCP message.
 pub fn dhcp(data: &[u8]) {
     let headers = headers_of("0.0.0.0", "255.255.255.255");
     udp(&headers, (68, 67), data, |reply| assert_eq!(reply.get(4..8), data.get(4..8), "transaction"));
 }
 
-/// A DHCPv6 message.
+/// Input: a DHCPv6 message.
 pub fn dhcpv6(data: &[u8]) {
     let headers = headers_of("fe80::55", "ff02::1:2");
     udp(&headers, (546, 547), data, |reply| assert_eq!(reply.get(1..4), data.get(1..4), "transaction"));

@@ -9,7 +9,7 @@ const INTERESTING: [u8; 10] = [0, 1, 2, 4, 0x7f, 0x80, 0xfe, 0xff, 0x45, 0x60];
 /// Maximum length of a new input.
 const MAX_LEN: usize = 4096;
 
-/// A new input from one of `corpus`, or from nothing.
+/// A new input: a mutation of an input of `corpus`, or of an empty input.
 #[must_use]
 pub fn next_input(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let mut input = match random.below(8) {
@@ -28,7 +28,7 @@ pub fn next_input(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
 
 fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
     let at = random.below(input.len());
-    // Half of the changes keep the bounds of records, see `receive_path`.
+    // Half of the changes keep the bounds of the records that `receive_path` reads.
     let whole = random.below(2) == 0;
     let at = if whole { at - at % RECORD } else { at };
     let len = if whole { RECORD } else { 1 + random.below(16) }.min(input.len() - at);

@@ -1,8 +1,8 @@
-//! TCP options: what was parsed can be written, and parses again.
+//! TCP options. Parsed options can be written, and parsing them again gives the same options.
 
 use wire::tcp::{MAX_OPTIONS_LEN, MAX_SACK_BLOCKS, MAX_WINDOW_SCALE, Options};
 
-/// Any bytes as options.
+/// Input: the bytes of the options.
 pub fn target(data: &[u8]) {
     let options = Options::parse(data);
     assert!(options.window_scale.is_none_or(|scale| scale <= MAX_WINDOW_SCALE));
@@ -10,7 +10,7 @@ pub fn target(data: &[u8]) {
     let mut bytes = [0; MAX_OPTIONS_LEN];
     let len = options.emit(&mut bytes);
     assert!(len.is_multiple_of(4) && len <= MAX_OPTIONS_LEN);
-    // Valid segments do not have both.
+    // A valid segment has either SACK blocks or the options of a SYN.
     if options.sack.as_slice().is_empty() || (options.mss.is_none() && options.window_scale.is_none()) {
         let again = Options::parse(&bytes[..len]);
         assert_eq!(

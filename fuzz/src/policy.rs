@@ -1,5 +1,5 @@
-//! Rules for what the guest may reach: any text gives a policy, or an error with a message. What a rule is shown as, is
-//! this rule.
+//! Rules for the guest's flows. The result of any text is a policy, or an error with a message. The text of a parsed
+//! rule gives the same rule when it is parsed again.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,7 +11,7 @@ use engine::policy::{
 
 use crate::input::Input;
 
-/// The name of every address.
+/// A lookup in which every address has this name.
 struct Named<'a>(&'a str);
 
 impl Lookup for Named<'_> {
@@ -20,7 +20,7 @@ impl Lookup for Named<'_> {
     }
 }
 
-/// A question, then a name and the text, with a zero byte between them.
+/// Input: a question, then a name and the text of the rules. A zero byte separates name and text.
 pub fn target(data: &[u8]) {
     let mut input = Input::new(data);
     let question = question(&mut input);

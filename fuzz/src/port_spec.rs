@@ -1,4 +1,4 @@
-//! Port specifiers: any text gives valid rules, or an error with a message.
+//! Port specifiers. The result of any text is a set of valid rules, or an error with a message.
 
 use engine::forward::{
     Enabled, PortRange, Protocol, Table,
@@ -7,7 +7,7 @@ use engine::forward::{
 
 use crate::input::Input;
 
-/// A byte that selects the option, then the text.
+/// Input: a byte that selects the option, then the text.
 pub fn target(data: &[u8]) {
     let mut input = Input::new(data);
     let switches = input.byte();

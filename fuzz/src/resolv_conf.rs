@@ -2,7 +2,7 @@
 
 use passt::host::Resolver;
 
-/// Any bytes as the file.
+/// Input: the bytes of the file.
 pub fn target(data: &[u8]) {
     let alone = Resolver::parse(data);
     let line = b"\nnameserver 192.0.2.1\n";

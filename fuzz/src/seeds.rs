@@ -1,5 +1,5 @@
-//! The seeds of the corpus: one input per feature that a target should reach. `cargo run -p fuzz --bin seeds` writes them.
-//! Inputs found later, and captured frames, are in the same folders.
+//! The seeds of the corpus: one input per feature that a target should reach. `cargo run -p fuzz --bin seeds` writes
+//! them. The same folders also contain inputs that were found later, and captured frames.
 
 use control::message::{Announced, Capabilities, Pif, Update, encode_announcement, encode_update};
 use engine::forward::{
@@ -27,11 +27,11 @@ pub fn all() -> Vec<Seed> {
     seeds
 }
 
-/// Operations of [`crate::receive_path`], each as the bytes that it reads.
+/// Operations of [`crate::receive_path`]. Each constant has the bytes that the operation reads.
 pub(crate) mod op {
     pub(crate) const START: &[u8] = &[0, 0, 3];
     pub(crate) const ROUND: &[u8] = &[31];
-    /// The guest's SYN with all options, then the socket is connected.
+    /// The guest's SYN with all options. After it, the socket is connected.
     pub(crate) const SYN: &[u8] = &[0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0];
     pub(crate) const CONNECTED: &[u8] = &[14, 0, 10];
     pub(crate) const ACK: &[u8] = &[0, 0, 0, 2, 0, 0, 0, 0];
@@ -43,7 +43,7 @@ pub(crate) mod op {
     pub(crate) const RST: &[u8] = &[0, 0, 0, 11, 0, 0, 0, 0];
     pub(crate) const HOLES: &[u8] =
         &[0, 0, 0, 12, 0x40, 0, 2, 0x10, 0, 0, 4, 0, 0x30, 0, 0, 4, 0, 0, 0, 0, 0];
-    /// The peer sends 60000 bytes, ends its stream, accepts more, resets.
+    /// The peer sends 60000 bytes, ends its stream, accepts more bytes, and resets the connection.
     pub(crate) const ARRIVES: &[u8] = &[14, 0, 0, 0xea, 0x60, 0];
     pub(crate) const ENDS: &[u8] = &[14, 0, 7];
     pub(crate) const WRITABLE: &[u8] = &[14, 0, 10];
@@ -66,7 +66,7 @@ pub(crate) mod op {
     pub(crate) const PING4: &[u8] = &[0, 13, 0, 0, 0, 0, 0, 1, 4, 1, 2, 3, 0, 0, 0, 0];
     pub(crate) const PONG: &[u8] = &[22, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0];
     pub(crate) const SOLICITATION: &[u8] = &[0, 13, 1, 2, 5, 1, 0, 0, 0, 0, 2];
-    /// The same datagrams in fragments, of 1480 bytes each, the last one first and one of them twice.
+    /// The same datagrams in fragments of 1480 bytes. The last fragment comes first, and one fragment comes twice.
     pub(crate) const UDP4_CUT: &[u8] = &[28, 184, 1, 2, 9, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0];
     pub(crate) const UDP6_CUT: &[u8] = &[28, 184, 0, 9, 9, 1, 0, 0, 0, 0, 0, 7, 0, 0, 0];
     pub(crate) const PING6_CUT: &[u8] = &[28, 20, 1, 0, 13, 1, 0, 0, 0, 1, 4, 1, 15, 7, 0, 0, 0];

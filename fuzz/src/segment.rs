@@ -1,4 +1,4 @@
-//! Segmentation and checksums in software, of frames that may not match their virtio-net header.
+//! Segmentation and checksums in software. The frames may not match their virtio-net headers.
 
 use wire::{
     frame::MAX_LEN,
@@ -6,11 +6,11 @@ use wire::{
     segment::{Segments, complete_checksum},
 };
 
-/// A virtio-net header and a frame.
+/// Input: a virtio-net header and a frame.
 pub fn target(data: &[u8]) {
     let Some((header, frame)) = data.split_first_chunk() else { return };
     let Some(offload) = Offload::from_virtio(header) else { return };
-    // Conversion drops unused fields and the number of buffers.
+    // The conversion drops unused fields and the number of buffers, so a second conversion must change nothing.
     assert_eq!(Offload::from_virtio(&offload.to_virtio()).map(Offload::to_virtio), Some(offload.to_virtio()));
 
     let mut whole = frame.to_vec();

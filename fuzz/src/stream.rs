@@ -1,5 +1,5 @@
-//! Frames on a byte stream: the same frames wherever the stream is cut, up to the first invalid length. Joined segments carry
-//! the bytes of the single ones.
+//! Frames on a byte stream. Up to the first invalid length, the frames do not depend on how the stream is cut. Joined
+//! segments contain the bytes of the single segments.
 
 use wire::{
     frame::{self, Body, Transport},
@@ -7,7 +7,7 @@ use wire::{
     train::Train,
 };
 
-/// A byte that selects how to cut the stream, then the stream.
+/// Input: a byte that selects how to cut the stream, then the stream.
 pub fn target(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let (expected, end) = whole(stream);
@@ -39,7 +39,7 @@ fn whole(mut stream: &[u8]) -> (Vec<&[u8]>, Result<(), BadLength>) {
 fn in_pieces<'a>(cut: u8, stream: &'a [u8], frames: &mut Vec<&'a [u8]>) -> Result<(), BadLength> {
     let mut buffer = vec![0; PREFIX_LEN + MAX_FRAME_LEN + usize::from(cut)];
     let mut unframer = Unframer::default();
-    // Offset in the stream up to which frames were found.
+    // Offsets in the stream: up to `read`, bytes were read, and up to `found`, frames were found.
     let (mut read, mut found) = (0, 0);
     for piece in 1.. {
         while let Some(frame) = unframer.next_frame(&buffer)? {

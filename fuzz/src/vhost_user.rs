@@ -19,11 +19,11 @@ use wire::payload::Payload;
 
 use crate::seeds::Seed;
 
-/// Bytes of the guest's memory.
+/// Size of the guest's memory, in bytes.
 const MEMORY: usize = 0x4000;
 const GUEST: u64 = 0x10_0000;
 const USER: u64 = 0x7000_0000;
-/// Entries of a ring, and the offsets of the parts of both rings in memory.
+/// Number of entries of a ring, and the offsets of the parts of both rings in memory.
 const ENTRIES: u32 = 8;
 const RINGS: [[u64; 3]; 2] = [[0, 0x80, 0xa0], [0x100, 0x180, 0x1a0]];
 const CLIENT: u32 = 1;
@@ -52,7 +52,7 @@ fn front_end() -> Option<FrontEnd> {
 }
 
 impl FrontEnd {
-    /// Sends bytes with descriptors: bit 0 selects memory, bit 1 an eventfd.
+    /// Sends bytes with descriptors. Bit 0 of `descriptors` selects memory, bit 1 an eventfd.
     fn send(&mut self, bytes: &[u8], descriptors: u8) {
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         if descriptors & 1 != 0 {
@@ -81,7 +81,8 @@ impl FrontEnd {
         self.send(&message(request, body), descriptors);
     }
 
-    /// A round of the event loop: frames from the guest, and some to it.
+    /// A round of the event loop, with frames from the guest and to the guest. Returns the number of frames from the
+    /// guest.
     fn round(&mut self) -> usize {
         for source in QUEUE..QUEUE + 4 {
             self.event(source);
@@ -121,7 +122,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// Pairs of two words of 32 bits.
+/// The bytes of two 32-bit words.
 fn pair(first: u32, second: u32) -> Vec<u8> {
     [first.to_ne_bytes(), second.to_ne_bytes()].concat()
 }
@@ -150,8 +151,8 @@ fn set_up(features: u64) -> Vec<(u32, Vec<u8>, u8)> {
     messages
 }
 
-/// Any messages: each is a byte for its descriptors, two for its length, and its bytes. Some are followed by a round of the
-/// event loop.
+/// Input: messages. Each has a byte that selects its descriptors, two bytes with its length, and its contents. After
+/// some messages, there is a round of the event loop.
 pub fn messages(mut data: &[u8]) {
     let Some(mut front_end) = front_end() else { return };
     while let [descriptors, low, high, rest @ ..] = data {
@@ -166,7 +167,8 @@ pub fn messages(mut data: &[u8]) {
     front_end.round();
 }
 
-/// Any memory, and so any rings: a byte that selects features, then the contents of memory, twice.
+/// Input: a byte that selects features, then the contents of the guest's memory at two times. The memory contains the
+/// rings.
 pub fn rings(data: &[u8]) {
     frames_of_rings(data);
 }
@@ -176,7 +178,7 @@ fn frames_of_rings(data: &[u8]) -> usize {
     let Some((&choice, data)) = data.split_first() else { return 0 };
     let Some(mut front_end) = front_end() else { return 0 };
     let mut frames = 0;
-    // VERSION_1, PROTOCOL_FEATURES, and some of MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, offloads.
+    // VERSION_1, PROTOCOL_FEATURES, and some of MRG_RXBUF, INDIRECT_DESC, EVENT_IDX and the offloads.
     let mut features = 1 << 32 | 1 << 30;
     for (bit, feature) in [15, 28, 29, 1, 7, 8].into_iter().enumerate() {
         features |= u64::from(choice >> bit & 1) << feature;
@@ -211,7 +213,8 @@ pub(crate) fn seeds() -> Vec<Seed> {
         let rest = [&len.to_le_bytes()[..], &flags.to_le_bytes(), &next.to_le_bytes()].concat();
         [&address.to_le_bytes()[..], &rest].concat()
     };
-    // Eight writable buffers, and three frames: in one descriptor, in two, in an indirect table.
+    // Eight writable buffers, and three frames: one in one descriptor, one in two descriptors, one in an indirect
+    // table.
     let mut memory = vec![0; 0x400];
     for index in 0..8 {
         let at = 16 * index;
@@ -247,7 +250,7 @@ pub(crate) fn seeds() -> Vec<Seed> {
 mod tests {
     use super::*;
 
-    /// Valid rings must work, else the target would test nothing.
+    /// Valid rings must give frames. Otherwise the target would test nothing.
     #[test]
     fn valid_rings_give_frames() {
         let frames = |name| {

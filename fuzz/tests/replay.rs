@@ -1,4 +1,4 @@
-//! Replays the corpus, and then inputs made of it: as many as the target's own number, or `FUZZ_ITERATIONS`.
+//! Replays the corpus, and then mutations of it. Their number is the target's `iterations`, or `FUZZ_ITERATIONS`.
 #![expect(clippy::unwrap_used, reason = "in a test, it is a failure")]
 
 use std::{fs, panic, path::PathBuf};
@@ -16,7 +16,7 @@ fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
     files.into_iter().map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
 }
 
-/// Runs one input. If it fails, leaves it in a file.
+/// Runs one input. If the target fails, the input stays in a file.
 fn run(target: &Target, input: &[u8], name: &str) {
     if let Err(failure) = panic::catch_unwind(|| (target.run)(input)) {
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-failed", target.name));
@@ -43,7 +43,7 @@ fn fuzz(name: &str) {
     }
 }
 
-/// One test for each target, so that they run side by side and fail alone.
+/// Makes one test for each target, so that targets run in parallel and fail independently.
 macro_rules! replay {
     ($($name:ident)*) => {
         $(#[test] fn $name() { fuzz(stringify!($name)); })*

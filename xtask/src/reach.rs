@@ -219,13 +219,13 @@ mod tests {
     fn calls_are_found_with_and_without_arguments() {
         let filter = [
             i(0x20, 0, 0, 4),     // the architecture
-            i(0x15, 1, 0, ARCH),  // this build's: continue
+            i(0x15, 1, 0, ARCH),  // this build's architecture: continue
             i(0x06, 0, 0, 0),     // kill
             i(0x20, 0, 0, 0),     // the number
             i(0x15, 4, 0, 1),     // 1: allow
-            i(0x15, 0, 2, 2),     // 2: look at its argument
+            i(0x15, 0, 2, 2),     // 2: check its argument
             i(0x20, 0, 0, 16),    //
-            i(0x45, 1, 0, 4),     // that bit: allow
+            i(0x45, 1, 0, 4),     // the bit is set: allow
             i(0x06, 0, 0, 0),     // kill
             i(0x06, 0, 0, ALLOW), // allow
         ];

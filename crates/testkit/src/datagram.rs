@@ -1,4 +1,5 @@
-//! Datagram and ping sockets in memory, which record what is sent and return what the test has put in.
+//! Datagram and ping sockets in memory. They record the sent datagrams, and return the datagrams and errors of the
+//! test.
 
 use std::{
     cell::RefCell,
@@ -38,27 +39,27 @@ pub struct Sent {
     pub segment_size: Option<u16>,
 }
 
-/// The datagrams and results that a socket holds for the test.
+/// The datagrams, errors and results of a socket, which the test reads and sets.
 #[derive(Debug, Default)]
 pub struct Mailbox {
-    /// Sent by the engine, oldest first. A socket with random results keeps nothing.
+    /// Datagrams that the engine has sent, oldest first. A socket with random results keeps none.
     pub sent: Vec<Sent>,
-    /// Results of the next calls to send; then all succeed.
+    /// The errors of the next calls to send. Later calls succeed.
     pub refusals: VecDeque<SocketError>,
-    /// What the engine receives next.
+    /// The datagrams that the engine receives next.
     pub arriving: VecDeque<(Received, Vec<u8>)>,
-    /// The error queue, each entry with what it quotes.
+    /// The error queue. Each entry has the bytes that it quotes.
     pub errors: VecDeque<(QueuedError, Vec<u8>)>,
     /// The pending error.
     pub pending: Option<Errno>,
-    /// Calls to receive, also those that found nothing.
+    /// Number of calls to receive, including those that found no datagram.
     pub receives: usize,
-    /// The socket did not get the requested port.
+    /// Whether the socket did not get the requested port.
     pub(super) port_replaced: bool,
     pub(super) chance: Option<Chance>,
 }
 
-/// A datagram or ping socket: the test's end of it, or the engine's, which can be closed.
+/// A handle of a datagram or ping socket: the test's handle, or the engine's handle, which can be closed.
 #[derive(Clone, Debug, Default)]
 pub struct Datagrams(
     pub(super) Rc<RefCell<Mailbox>>,
@@ -66,14 +67,14 @@ pub struct Datagrams(
 );
 
 impl Datagrams {
-    /// The engine's end, and a reference that is valid until it is closed.
+    /// The engine's handle, and a reference that is valid until the engine closes the handle.
     pub fn open(&self) -> (Self, Weak<()>) {
         let life = Rc::new(());
         let weak = Rc::downgrade(&life);
         (Self(self.0.clone(), Some(life)), weak)
     }
 
-    /// What is in it.
+    /// The contents of the mailbox.
     pub fn mailbox(&self) -> std::cell::RefMut<'_, Mailbox> {
         self.0.borrow_mut()
     }
@@ -88,12 +89,12 @@ impl Datagrams {
         self.mailbox().arriving.push_back((received, payload.to_vec()));
     }
 
-    /// An error arrives, which quotes these bytes.
+    /// An error arrives. It quotes the bytes `quote`.
     pub fn error(&self, error: QueuedError, quote: &[u8]) {
         self.mailbox().errors.push_back((error, quote.to_vec()));
     }
 
-    /// What was sent since the last call.
+    /// The datagrams that were sent since the last call.
     pub fn sent(&self) -> Vec<Sent> {
         std::mem::take(&mut self.mailbox().sent)
     }
@@ -205,20 +206,20 @@ impl PingSocket for Datagrams {
 /// A socket that the engine has opened.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// The id under which it reports readiness.
+    /// The ID with which the socket reports readiness.
     pub id: FlowId,
-    /// The address that it was opened for.
+    /// The address that was given when the socket was opened.
     pub address: IpAddr,
     /// The requested port or echo identifier.
     pub number: u16,
-    /// The test's end.
+    /// The test's handle of the socket.
     pub socket: Datagrams,
-    /// Valid until the engine closes its end.
+    /// A reference that is valid until the engine closes its handle.
     pub life: Weak<()>,
 }
 
 impl Opened {
-    /// Whether the engine has closed it.
+    /// Whether the engine has closed the socket.
     pub fn closed(&self) -> bool {
         self.life.strong_count() == 0
     }

@@ -1,4 +1,4 @@
-//! Everything that a part of the engine needs in a test.
+//! The objects that a test of one part of the engine needs.
 
 use std::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! Frames of a guest: builds them, and parses those of the engine.
+//! Builds the frames of a guest, and parses the frames of the engine.
 
 use std::{net::IpAddr, net::SocketAddr, vec, vec::Vec};
 
@@ -16,7 +16,7 @@ use wire::{
 
 use super::settings::{GUEST_MAC, OUR_MAC};
 
-/// Headers of a packet of the guest; hop limit 64.
+/// Headers of a packet from the guest, with hop limit 64.
 pub const fn headers(source: IpAddr, destination: IpAddr) -> Outgoing {
     Outgoing {
         source_mac: GUEST_MAC,
@@ -35,7 +35,7 @@ pub fn headers_of(source: &str, destination: &str) -> Outgoing {
     headers(source.parse().unwrap(), destination.parse().unwrap())
 }
 
-/// A datagram, with its offload. Empty if it is too long.
+/// A frame with a UDP datagram, and its offload metadata. Empty if the datagram is too long.
 pub fn udp(headers: &Outgoing, ports: (u16, u16), payload: &[u8]) -> (Vec<u8>, Offload) {
     let fill = |room: &mut [u8]| room.copy_from_slice(payload);
     build(headers, udp::HEADER_LEN, payload.len(), fill, |frame| {
@@ -43,13 +43,14 @@ pub fn udp(headers: &Outgoing, ports: (u16, u16), payload: &[u8]) -> (Vec<u8>, O
     })
 }
 
-/// An ICMP or ICMPv6 message. Empty if it is too long.
+/// A frame with an ICMP or ICMPv6 message. Empty if the message is too long.
 pub fn icmp(headers: &Outgoing, header: icmp::Header, body: &[u8]) -> Vec<u8> {
     let fill = |room: &mut [u8]| room.copy_from_slice(body);
     build(headers, icmp::HEADER_LEN, body.len(), fill, |frame| headers.icmp(frame, header, body.len())).0
 }
 
-/// A segment whose payload of `len` bytes is filled by `fill`, with its offload. Empty if it is too long.
+/// A frame with a TCP segment, and its offload metadata. `fill` writes the payload of `len` bytes. Empty if the segment
+/// is too long.
 pub fn tcp(
     headers: &Outgoing,
     header: tcp::Header,
@@ -80,7 +81,8 @@ fn build(
     (frame, written.offload)
 }
 
-/// Fragments of an IP packet with the payload `upper`: each has at most `room` bytes of it, a multiple of eight.
+/// Fragments of an IP packet with the payload `upper`. Each fragment has at most `room` bytes of the payload. `room` is
+/// a multiple of eight.
 pub fn fragments(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) -> Vec<Vec<u8>> {
     let fragments = upper.chunks(room).zip((0_usize..).step_by(room)).map(|(chunk, offset)| {
         let mut frame = vec![0; headers.fragment_headroom()];
@@ -95,8 +97,8 @@ pub fn fragments(headers: &Outgoing, protocol: u8, upper: &[u8], room: usize) ->
     fragments.collect()
 }
 
-/// The IP packet of a frame in fragments of at most `room` bytes; empty if it can't be fragmented. A TCP or UDP
-/// checksum is completed first.
+/// Splits the IP packet of a frame into fragments of at most `room` bytes. Completes a TCP or UDP checksum first. Empty
+/// if the packet can't be fragmented.
 pub fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     let mut whole = frame.to_vec();
     let Ok(Body::Ip(packet)) = frame::parse(frame).map(|frame| frame.body) else { return Vec::new() };
@@ -126,7 +128,7 @@ pub fn cut(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     fragments(&headers, protocol, whole.get(start..end).unwrap_or_default(), room)
 }
 
-/// The start of a DHCP message of the guest, up to its options.
+/// The part of a DHCP message of the guest before the options.
 pub fn dhcp_header() -> [u8; 240] {
     let mut header = [0; 240];
     header[..4].copy_from_slice(&[1, 1, 6, 0]);

@@ -8,7 +8,7 @@ pub const SERVER_NAME: u16 = 0;
 pub const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 const KEY_SHARE: u16 = 51;
 
-/// Bytes after their length in one or two bytes.
+/// `content` after a length field of `len_bytes` bytes.
 #[must_use]
 pub fn vector(len_bytes: usize, content: &[u8]) -> Vec<u8> {
     let len = (content.len() as u32).to_be_bytes();
@@ -38,7 +38,8 @@ pub fn client_hello(extensions: &[(u16, &[u8])]) -> Vec<u8> {
     [&[1][..], &vector(3, &body)].concat()
 }
 
-/// A ClientHello for a name, of `len` bytes: the name comes after a large key share, as post-quantum ones are.
+/// A ClientHello of `len` bytes with the name `name`. The name comes after a large key share, as in post-quantum key
+/// exchange.
 #[must_use]
 pub fn long_client_hello(name: &str, len: usize) -> Vec<u8> {
     let name = server_name(name.as_bytes());
@@ -47,7 +48,7 @@ pub fn long_client_hello(name: &str, len: usize) -> Vec<u8> {
     with_share(&share)
 }
 
-/// A handshake message in records of at most `most` bytes.
+/// Splits a handshake message into records of at most `most` bytes.
 #[must_use]
 pub fn records(message: &[u8], most: usize) -> Vec<u8> {
     message.chunks(most).flat_map(|part| [&[22, 3, 1][..], &vector(2, part)].concat()).collect()

@@ -1,4 +1,4 @@
-//! A host in memory, which opens sockets and keeps the test's ends of them.
+//! A host in memory. It opens sockets, and keeps the test's handles of these sockets.
 
 use std::{
     cell::RefCell,
@@ -26,7 +26,7 @@ const TOO_MANY_FILES: Errno = Errno(24);
 /// `EADDRINUSE`.
 const ADDRESS_IN_USE: Errno = Errno(98);
 
-/// A datagram socket has something to read.
+/// A datagram socket has a datagram to read.
 pub const READABLE: Readiness =
     Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
 /// A datagram socket has an error.
@@ -39,50 +39,51 @@ pub struct VirtualHost {
     pub peers: Vec<Peer>,
     /// Datagram and ping sockets, in the order in which they were opened.
     pub opened: Vec<Opened>,
-    /// Sockets at shared ports: the group, the port, and the socket.
+    /// Sockets that share a port. For each: the group, the port, and the socket.
     pub shared: Vec<(SocketAddr, u16, Datagrams)>,
     /// Listeners that were watched.
     pub watched: Vec<FlowId>,
     /// The source addresses of ping sockets, in the order in which they were opened.
     pub sources: Vec<Option<IpAddr>>,
-    /// No socket can be opened.
+    /// Whether no socket can be opened.
     pub no_sockets: bool,
     /// Limit of open datagram and ping sockets.
     pub files: Option<usize>,
-    /// Results of the next attempts to open a socket; then all succeed.
+    /// The errors of the next attempts to open a socket. Later attempts succeed.
     pub refusals: VecDeque<Errno>,
-    /// What `connect` returns at once.
+    /// The error that `connect` returns at once.
     pub connect_error: Option<Errno>,
-    /// Ports that are in use, and can be shared.
+    /// Ports that are in use, but can be shared.
     pub taken: Vec<u16>,
     /// The host's addresses.
     pub own: Vec<IpAddr>,
     /// Send buffer of new stream sockets, in bytes; 1 MiB if none is given.
     pub send_capacity: Option<u64>,
-    /// New stream sockets return the urgent byte only when the bytes before it are discarded.
+    /// Whether new stream sockets return the urgent byte only after the bytes before it were discarded.
     pub strict: bool,
     /// The traffic class of clients.
     pub peer_class: Option<u8>,
-    /// Connection and sequence number of the segment that the guest sends now. If it opens a connection, the stream of the
-    /// new socket begins there. None: streams begin at position 0.
+    /// The connection of the segment that the guest sends now, and the position of its sequence number in the stream.
+    /// If the segment opens a connection, the stream of the new socket begins at this position. None: streams begin at
+    /// position 0.
     pub segment: Option<(Endpoints, u32)>,
     wakeups: Wakeups,
     chance: Option<Chance>,
 }
 
 impl VirtualHost {
-    /// A host whose sockets have random results, by `seed`: they take and return any number of bytes, and sometimes fail.
-    /// No port is free.
+    /// A host whose sockets have random results, from `seed`. The sockets accept and return any number of bytes, and
+    /// sometimes fail. No port is free.
     pub fn random(seed: u64) -> Self {
         Self { chance: Some(Rc::new(RefCell::new(Random::new(seed)))), ..Self::default() }
     }
 
-    /// A connection that a client of the host has made.
+    /// A connection that a client has made to the host.
     pub fn accepted(&mut self) -> Stream {
         self.stream(None, None)
     }
 
-    /// The next stream socket that became ready, and for what.
+    /// The next stream socket that became ready, and its readiness.
     pub fn next_ready(&mut self) -> Option<(FlowId, Readiness)> {
         loop {
             let flow = self.wakeups.borrow_mut().pop_front()?;
@@ -98,7 +99,7 @@ impl VirtualHost {
         self.opened.iter().filter(|opened| !opened.closed()).count()
     }
 
-    /// Forgets the sockets that the engine has closed.
+    /// Removes the sockets that the engine has closed.
     pub fn forget_closed(&mut self) {
         self.peers.retain(|peer| peer.closed().is_none());
         self.opened.retain(|opened| !opened.closed());
@@ -194,7 +195,7 @@ impl Host for VirtualHost {
         self.may_open()?;
         let mut state = socket.0.borrow_mut();
         state.flow = Some(flow);
-        state.wake(); // as epoll does for a socket that is ready already
+        state.wake(); // like epoll, if the socket is already ready
         Ok(())
     }
 

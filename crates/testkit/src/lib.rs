@@ -1,4 +1,4 @@
-//! The surroundings of the engine in tests: a host, a link, frames of a guest, and a network.
+//! The test kit of the engine: a host, a link, frames of a guest, and a network.
 //!
 //! ```text
 //!   guest               link::VirtualLink             engine             host::VirtualHost
@@ -9,12 +9,13 @@
 //!
 //! `message` builds the DNS messages of a server.
 //!
-//! A host does what the test demands ([`host::VirtualHost::default`]), or returns random results that a kernel could
-//! return ([`host::VirtualHost::random`]). Both check every call of the engine, and every byte that it sends.
+//! A host returns the results that the test has set ([`host::VirtualHost::default`]), or random results that a kernel
+//! could return ([`host::VirtualHost::random`]). Both hosts check every call of the engine, and every byte that the
+//! engine sends.
 //!
-//! The engine's unit tests compile this source as a module of the engine; all others use it as a crate. So this
+//! The engine's unit tests compile this source as a module of the engine. All other tests use it as a crate. So this
 //! source uses only public items of the engine, with paths that begin with `engine::`, and refers to its own items by
-//! `super::`. It brings the parts of `std` that it needs into scope itself.
+//! `super::`. It imports the parts of `std` that it needs.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! A link in memory. It checks every frame, and gives it to a [`Receiver`].
+//! A link in memory. The link checks every frame, and passes the frame to a [`Receiver`].
 
 use std::{
     marker::PhantomData,
@@ -32,15 +32,15 @@ impl<R: Receiver> World for Virtual<R> {
 
 /// Takes the frames from the link.
 pub trait Receiver {
-    /// Whether it takes a frame now.
+    /// Whether the receiver accepts a frame now.
     fn has_room(&mut self) -> bool {
         true
     }
 
-    /// Takes a frame. It may change it.
+    /// Accepts a frame. The receiver may change the frame.
     ///
     /// # Errors
-    /// There is no room after all.
+    /// There is no room, although [`Receiver::has_room`] returned true.
     fn frame(&mut self, frame: &mut [u8], offload: &Offload) -> Result<(), Full>;
 }
 
@@ -77,7 +77,7 @@ impl<R: Receiver> Link for VirtualLink<R> {
 
     fn prepare(&mut self, layout: Layout) -> bool {
         assert!(layout.len() <= MAX_LEN, "a slot of {} bytes", layout.len());
-        // The content of a slot is undefined: nothing may depend on it.
+        // The content of a slot is undefined. The engine must not depend on it.
         self.slot.clear();
         self.slot.resize(layout.len(), 0xa5);
         self.receiver.has_room()
@@ -94,7 +94,7 @@ impl<R: Receiver> Link for VirtualLink<R> {
     }
 }
 
-/// Checks that a frame is well-formed, and that its offload fits it.
+/// Checks that a frame is well-formed, and that its offload metadata matches.
 #[track_caller]
 fn check(bytes: &[u8], offload: &Offload) {
     assert!(bytes.len() >= MIN_FRAME_LEN, "{} bytes (R-50)", bytes.len());
@@ -126,11 +126,11 @@ pub type Capture = VirtualLink<Kept>;
 /// A receiver that keeps the frames.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// The frames, in order, each with its offload.
+    /// The frames, in order, each with its offload metadata.
     pub frames: Vec<(Vec<u8>, Offload)>,
-    /// There is no room.
+    /// Whether there is no room for frames.
     pub full: bool,
-    /// Maximum number of frames that it keeps. Later ones get a slot, but are not sent.
+    /// Maximum number of frames that the receiver keeps. Later frames get a slot, but are not sent.
     pub most: Option<usize>,
 }
 
@@ -147,8 +147,8 @@ impl Kept {
         frame::parse(frame).unwrap()
     }
 
-    /// The one packet that a local service sent, and its destination MAC. Checks that it is from our MAC, with hop
-    /// limit 255 and don't-fragment set (behaviour §4, R-57).
+    /// The one packet that a local service sent, and its destination MAC address. Checks that the packet has our MAC
+    /// address as source, hop limit 255 and the don't-fragment flag (behaviour §4, R-57).
     #[track_caller]
     pub fn packet(&self) -> (Packet<'_>, Mac) {
         let frame = self.frame();

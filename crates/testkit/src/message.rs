@@ -1,4 +1,4 @@
-//! DNS messages of a server, compressed as servers do.
+//! DNS messages of a server, with compressed names like those of real servers.
 
 use std::{collections::BTreeMap, vec, vec::Vec};
 
@@ -8,22 +8,22 @@ use wire::dns::{Section, Type};
 #[derive(Clone, Debug)]
 pub struct Message {
     bytes: Vec<u8>,
-    /// Where names and their ends are, in wire format.
+    /// Offsets in the message of names and of their suffixes, by the name in wire format.
     places: BTreeMap<Vec<u8>, usize>,
 }
 
 /// A part of a record's data.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
-    /// Bytes as they are.
+    /// Bytes that are copied unchanged.
     Bytes(&'a [u8]),
-    /// A name, compressed if it can be.
+    /// A name, compressed if possible.
     Name(&'a str),
-    /// A name without compression; nothing refers to it.
+    /// A name without compression. No pointer leads to it.
     Plain(&'a str),
 }
 
-/// A name in wire format, in the case given.
+/// A name in wire format. Upper and lower case are kept.
 ///
 /// # Panics
 /// If a label is longer than 63 bytes.
@@ -47,7 +47,7 @@ pub fn param(key: u16, value: &[u8]) -> Vec<u8> {
 }
 
 impl Message {
-    /// A response to the question for these records of `name`; it has the id 7 and no error.
+    /// A response to the question for the records `kind` of `name`. It has the ID 7 and no error.
     #[must_use]
     pub fn response(name: &str, kind: Type) -> Self {
         let bytes = vec![0, 7, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -58,10 +58,10 @@ impl Message {
         message
     }
 
-    /// Adds a record to a section. The sections come in order.
+    /// Adds a record to a section. Records must be added in the order of the sections.
     ///
     /// # Panics
-    /// If the data are too long.
+    /// If the data is too long.
     #[must_use]
     pub fn record(mut self, section: Section, owner: &str, kind: Type, ttl: u32, data: &[Data<'_>]) -> Self {
         let count = &mut self.bytes[section.count_at()..][..2];

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, vec::Vec};
 
 use super::random::Random;
 
-/// Bytes per microsecond that a direction carries: 10 Gbit/s.
+/// Rate of a direction, in bytes per microsecond: 10 Gbit/s.
 pub const RATE: u64 = 1250;
-/// The first frames of each direction are not impaired, so that the handshake does not decide how long a run takes: lost
-/// handshakes have tests of their own.
+/// The first frames of each direction are not impaired, so that the duration of a run does not depend on the handshake.
+/// Other tests cover lost handshakes.
 const SPARED: u64 = 4;
 
 /// The impairments of one direction of a network.
@@ -15,7 +15,7 @@ const SPARED: u64 = 4;
 pub struct Impairments {
     /// Lost frames per thousand.
     pub loss: u32,
-    /// Frames per thousand that later ones overtake.
+    /// Frames per thousand that later frames overtake.
     pub reordering: u32,
     /// Frames per thousand that arrive twice.
     pub duplication: u32,
@@ -39,7 +39,7 @@ pub struct Direction {
 }
 
 impl Direction {
-    /// Without frames in flight.
+    /// A direction without frames in flight.
     pub const fn new(impairments: Impairments, seed: u64) -> Self {
         Self { impairments, random: Random::new(seed), in_flight: BTreeMap::new(), taken: 0, free_at: 0 }
     }
@@ -61,7 +61,7 @@ impl Direction {
         }
     }
 
-    /// When the next frame arrives.
+    /// The time at which the next frame arrives.
     pub fn next(&self) -> Option<u64> {
         self.in_flight.first_key_value().map(|((at, _), _)| *at)
     }
@@ -72,12 +72,12 @@ impl Direction {
         Some(entry.remove())
     }
 
-    /// When the last frame sent so far has left the sender.
+    /// The time at which the last frame sent so far has left the sender.
     pub const fn free_at(&self) -> u64 {
         self.free_at
     }
 
-    /// Bytes that have not left the sender.
+    /// Number of bytes that have not left the sender at the time `now`.
     pub const fn backlog(&self, now: u64) -> u64 {
         self.free_at.saturating_sub(now) * RATE
     }

@@ -15,18 +15,18 @@ pub const V1: u32 = 1;
 /// QUIC version 2.
 pub const V2: u32 = 0x6b33_43cf;
 
-/// Length of the packet numbers that are written, in bytes.
+/// Length of the packet number in a packet, in bytes.
 const NUMBER_LEN: usize = 4;
 const TAG_LEN: usize = 16;
 
-/// What is in the header of an Initial packet.
+/// The header fields of an Initial packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Initial<'a> {
-    /// The version, which decides on salt and labels; all versions other than [`V2`] have those of [`V1`].
+    /// The version. It selects salt and labels: for a version other than [`V2`], they are those of [`V1`].
     pub version: u32,
     /// Destination connection ID.
     pub id: &'a [u8],
-    /// The destination connection ID that the keys are derived from.
+    /// The destination connection ID from which the keys are derived.
     pub key_id: &'a [u8],
     /// A token from a Retry packet.
     pub token: &'a [u8],
@@ -99,7 +99,7 @@ fn expand(secret: &Hkdf<Sha256>, label: &[u8], len: usize) -> Vec<u8> {
     expanded
 }
 
-/// A number below 2^30 in variable length (RFC 9000 §16).
+/// A number below 2^30 as a variable-length integer (RFC 9000 §16).
 #[must_use]
 pub fn varint(number: usize) -> Vec<u8> {
     match number {
@@ -115,7 +115,7 @@ pub fn crypto(offset: usize, data: &[u8]) -> Vec<u8> {
     [&[6][..], &varint(offset), &varint(data.len()), data].concat()
 }
 
-/// Bytes written as hexadecimal digits.
+/// The bytes that are written as hexadecimal digits.
 #[must_use]
 pub fn hex(digits: &str) -> Vec<u8> {
     let digit = |byte: u8| (byte as char).to_digit(16).unwrap() as u8;

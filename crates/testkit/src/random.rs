@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-/// A generator that gives the same numbers on every machine.
+/// A generator of random numbers. For one seed, it gives the same numbers on every machine.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -21,17 +21,17 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `bound`; zero if `bound` is.
+    /// A number below `bound`. Zero if `bound` is zero.
     pub const fn below(&mut self, bound: usize) -> usize {
         if bound == 0 { 0 } else { (self.next() % bound as u64) as usize }
     }
 
-    /// `len` bytes.
+    /// `len` random bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// True with a probability of `permille` in a thousand.
+    /// True with a probability of `permille` / 1000.
     pub const fn permille(&mut self, permille: u32) -> bool {
         self.below(1000) < permille as usize
     }

@@ -21,10 +21,10 @@ use wire::ethernet::Mac;
 pub const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 /// The guest's hardware address.
 pub const GUEST_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x55]);
-/// The time at which tests begin.
+/// The virtual time at which tests begin.
 pub const START: Instant = Instant::from_micros(1_000_000);
 
-/// Both families, everything mapped and forwarded except multicast, all services on.
+/// Settings with both families, all mappings, and all services. Everything except multicast is forwarded.
 pub fn settings() -> Settings {
     Settings {
         our_mac: OUR_MAC,
@@ -71,7 +71,7 @@ pub fn settings() -> Settings {
     }
 }
 
-/// The state of a guest that has other addresses than the assigned ones.
+/// The state of a guest whose addresses differ from the assigned addresses.
 pub fn guest(settings: &Settings) -> Guest {
     let mut guest = Guest::new(settings, Some(GUEST_MAC));
     for address in ["198.51.100.55", "2001:db8:1::55", "fe80::55"] {
@@ -80,7 +80,7 @@ pub fn guest(settings: &Settings) -> Guest {
     guest
 }
 
-/// Ten flows of each kind.
+/// Limits that allow ten flows of each kind.
 pub const fn limits() -> Limits {
     let (share, idle) = (Share { most: 10, bound: Bound::Files }, Duration::from_secs(30));
     let idle_stream = Duration::from_secs(120);

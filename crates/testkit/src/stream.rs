@@ -26,7 +26,7 @@ pub const CONNECTION_RESET: Errno = Errno(104);
 /// `ECONNREFUSED`.
 pub const CONNECTION_REFUSED: Errno = Errno(111);
 
-/// Flows whose sockets became ready, in order, without duplicates.
+/// Flows whose sockets became ready, without duplicates, in the order of the events.
 pub(super) type Wakeups = Rc<RefCell<VecDeque<FlowId>>>;
 /// A source of randomness that sockets share.
 pub(super) type Chance = Rc<RefCell<Random>>;
@@ -34,55 +34,56 @@ pub(super) type Chance = Rc<RefCell<Random>>;
 /// How the engine closed a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// By a FIN.
+    /// With a FIN.
     Orderly,
-    /// By a reset that it requested.
+    /// With a reset that the engine requested.
     Reset,
-    /// While bytes were unread: the kernel sends a reset.
+    /// With unread bytes in the socket: the kernel sends a reset.
     Unread,
 }
 
-/// A socket: positions in the two streams, in bytes from their start, and the state of either half.
+/// The state of a socket: positions in the two streams, in bytes from their start, and the state of both halves.
 #[derive(Debug, Default)]
 pub struct State {
-    /// The id under which it reports readiness.
+    /// The ID with which the socket reports readiness.
     pub flow: Option<FlowId>,
     pub(super) wakeups: Wakeups,
     pub(super) woken: bool,
-    /// If given, the socket takes and returns any number of bytes, and sometimes fails.
+    /// If given, the socket accepts and returns a random number of bytes, and sometimes fails.
     pub(super) chance: Option<Chance>,
-    /// The address that it connects to; none if it was accepted.
+    /// The address to which the socket connects. None if the connection was accepted.
     pub destination: Option<SocketAddr>,
     /// The guest's connection, if the test has set it ([`super::host::VirtualHost::segment`]).
     pub ends: Option<Endpoints>,
-    /// Positions in [`UPWARD`] at which the guest's stream may begin. The bytes that are sent must match one of them.
+    /// Positions in [`UPWARD`] at which the guest's stream may begin. The sent bytes must match the bytes from one of
+    /// these positions.
     pub starts: Vec<u32>,
-    /// If given, the guest's bytes are kept here instead of being compared.
+    /// If given, the guest's bytes are stored here, and are not compared.
     pub kept: Option<Vec<u8>>,
     /// The connection is established.
     pub connected: bool,
     /// Size of the send buffer, in bytes.
     pub send_capacity: u64,
-    /// Bytes taken for sending so far, and how many of them the peer has acknowledged.
+    /// Number of bytes that the send buffer has accepted so far.
     pub sent: u64,
-    /// See `sent`.
+    /// Number of sent bytes that the peer has acknowledged.
     pub acknowledged: u64,
-    /// A write was refused, in whole or in part.
+    /// Whether the last write was refused, at least in part.
     pub(super) refused: bool,
-    /// The engine has ended the guest's stream.
+    /// Whether the engine has ended the guest's stream.
     pub shut: bool,
     pub(super) fin_acknowledged: bool,
-    /// Bytes received from the peer so far, those copied out at least once, and those discarded.
+    /// Number of bytes received from the peer so far.
     pub received: u64,
     pub(super) peeked: u64,
-    /// See `received`.
+    /// Number of received bytes that were discarded.
     pub discarded: u64,
-    /// The peer has ended its stream.
+    /// Whether the peer has ended its stream.
     pub ended: bool,
     /// Position of the urgent byte in the peer's stream, until it is discarded.
     pub urgent: Option<u64>,
-    /// The urgent byte and later ones can be copied out only when the bytes before it are discarded, as without
-    /// `SO_PEEK_OFF`.
+    /// Whether the urgent byte and later bytes can be copied out only after the bytes before it were discarded, as
+    /// without `SO_PEEK_OFF`.
     pub strict: bool,
     /// Positions of the urgent bytes in the guest's stream.
     pub urgent_sent: Vec<u64>,
@@ -92,12 +93,12 @@ pub struct State {
     pub peer_class: Option<u8>,
     /// The pending error.
     pub error: Option<Errno>,
-    /// The connection has failed.
+    /// Whether the connection has failed.
     pub failed: bool,
-    /// The engine has asked for keep-alive probes.
+    /// Whether the engine has requested keep-alive probes.
     pub keep_alive: bool,
     pub(super) reset_on_close: bool,
-    /// How the engine closed it, if it has.
+    /// How the engine closed the connection. None if it is not closed.
     pub closed: Option<Closed>,
     /// Number of calls, to detect loops.
     pub calls: u64,
@@ -110,7 +111,7 @@ impl State {
         self.wakeups.borrow_mut().push_back(flow);
     }
 
-    /// The readiness that an event reports.
+    /// Returns the readiness that an event reports.
     pub(super) fn take_readiness(&mut self) -> Readiness {
         self.woken = false;
         Readiness {
@@ -127,7 +128,7 @@ impl State {
         self.chance.as_ref().map(|chance| chance.borrow_mut().below(bound))
     }
 
-    /// True once in `times` calls, at random; never for sockets without random results.
+    /// True with a probability of 1 / `times`. Always false for a socket without random results.
     fn is_one_in(&self, times: usize) -> bool {
         self.roll(times) == Some(0)
     }
@@ -136,7 +137,7 @@ impl State {
         self.send_capacity.saturating_sub(self.sent - self.acknowledged)
     }
 
-    /// As in Linux: writable if a third of the buffer is free.
+    /// As in Linux, a socket is writable if a third of the send buffer is free.
     fn writable(&self) -> bool {
         self.failed || (self.connected && (self.shut || self.room() * 3 >= self.send_capacity))
     }
@@ -145,7 +146,7 @@ impl State {
         self.error.take().map_or(Ok(()), |errno| Err(SocketError::Failed(errno)))
     }
 
-    /// How many of `len` bytes it takes.
+    /// How many of `len` bytes the socket accepts.
     fn taken(&mut self, len: usize) -> Result<usize, SocketError> {
         match self.roll(20) {
             None => {
@@ -163,7 +164,7 @@ impl State {
         }
     }
 
-    /// Takes bytes of the guest, which must be the next ones of its stream.
+    /// Accepts bytes of the guest, and checks that they are the next bytes of the guest's stream.
     fn take(&mut self, bytes: &[u8]) {
         if let Some(kept) = &mut self.kept {
             kept.extend_from_slice(bytes);
@@ -180,11 +181,11 @@ impl State {
     }
 }
 
-/// The engine's end of a virtual connection.
+/// The engine's handle of a virtual connection.
 #[derive(Debug)]
 pub struct Stream(pub(super) Rc<RefCell<State>>);
 
-/// The test's end of a virtual connection: the peer and its kernel.
+/// The test's handle of a virtual connection: the test acts as the peer and its kernel.
 #[derive(Clone, Debug)]
 pub struct Peer(pub(super) Rc<RefCell<State>>);
 
@@ -206,7 +207,7 @@ impl Peer {
         self.change(|state| state.connected = true);
     }
 
-    /// The connection is refused, or reset.
+    /// The connection is refused or reset, with the error `errno`.
     pub fn fail(&self, errno: Errno) {
         self.change(|state| (state.error, state.failed, state.ended) = (Some(errno), true, true));
     }
@@ -237,7 +238,7 @@ impl Peer {
         self.change(|state| state.ended = true);
     }
 
-    /// The peer acknowledges what was sent up to byte `until` of the stream.
+    /// The peer acknowledges the sent bytes before position `until` of the stream.
     pub fn acknowledge(&self, until: u64) {
         let mut state = self.state();
         let was_writable = state.writable();
@@ -249,7 +250,7 @@ impl Peer {
         }
     }
 
-    /// The peer acknowledges everything, also the end of the stream if it was sent.
+    /// The peer acknowledges all sent bytes. If the end of the stream was sent, the peer acknowledges it, too.
     pub fn acknowledge_all(&self) {
         let sent = self.state().sent;
         self.acknowledge(sent);
@@ -260,7 +261,7 @@ impl Peer {
         }
     }
 
-    /// Received bytes that are still in the socket.
+    /// Number of received bytes that are still in the socket.
     pub fn unread(&self) -> u64 {
         let state = self.state();
         state.received - state.discarded
@@ -271,7 +272,7 @@ impl Peer {
         self.state().fin_acknowledged
     }
 
-    /// How the engine closed it, if it has.
+    /// How the engine closed the connection. None if it is not closed.
     pub fn closed(&self) -> Option<Closed> {
         self.state().closed
     }

@@ -1,10 +1,10 @@
-//! The content of streams: any longer part occurs at only one position of its stream.
+//! The content of streams. Each sufficiently long part of a stream occurs at only one position.
 
 use std::{sync::LazyLock, vec::Vec};
 
 use super::random::Random;
 
-/// Prime, so that no segment size or buffer length divides it.
+/// The period of a stream, in bytes. It is prime, so no segment size or buffer length divides it.
 const PERIOD: usize = 65_521;
 /// Maximum number of bytes that are compared at once.
 const LONGEST: usize = 1 << 17;
@@ -12,9 +12,9 @@ const LONGEST: usize = 1 << 17;
 /// The content of a stream, by position modulo 2^32.
 pub struct Bytes(LazyLock<Vec<u8>>);
 
-/// From the guest to the host.
+/// The stream from the guest to the host.
 pub static UPWARD: Bytes = Bytes(LazyLock::new(|| period(1)));
-/// From the host to the guest.
+/// The stream from the host to the guest.
 pub static DOWNWARD: Bytes = Bytes(LazyLock::new(|| period(2)));
 
 fn period(seed: u64) -> Vec<u8> {
@@ -23,14 +23,14 @@ fn period(seed: u64) -> Vec<u8> {
 }
 
 impl Bytes {
-    /// Up to `len` bytes from `position` on; at least one unless `len` is zero.
+    /// Up to `len` bytes of the stream, from `position` on. At least one byte, unless `len` is zero.
     fn at(&self, position: u32, len: usize) -> &[u8] {
         let start = position as usize % PERIOD;
         let until_wrap = (1 << 32) - u64::from(position);
         &self.0[start..start + len.min(LONGEST).min(until_wrap as usize)]
     }
 
-    /// Fills `buffer` with the stream from `position` on.
+    /// Fills `buffer` with the bytes of the stream from `position` on.
     pub fn fill(&self, mut position: u32, mut buffer: &mut [u8]) {
         while !buffer.is_empty() {
             let bytes = self.at(position, buffer.len());
@@ -41,7 +41,7 @@ impl Bytes {
         }
     }
 
-    /// Whether `bytes` are the stream's from `position` on.
+    /// Whether `bytes` are equal to the stream from `position` on.
     pub fn has(&self, mut position: u32, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let expected = self.at(position, bytes.len());
@@ -55,7 +55,7 @@ impl Bytes {
         true
     }
 
-    /// Panics unless `bytes` are the stream's from `position` on.
+    /// Panics unless `bytes` are equal to the stream from `position` on.
     #[track_caller]
     pub fn check(&self, position: u32, bytes: &[u8]) {
         assert!(

@@ -1,4 +1,4 @@
-//! Writes the seeds of the corpus to the directory that the tests read.
+//! Writes the seeds to the folder of the corpus, which the tests read.
 
 use std::{fs, io, path::Path};
 

@@ -1,4 +1,5 @@
-//! A guest that tries to use up resources (behaviour §10.6): everything is bounded, and existing connections continue.
+//! A guest that tries to exhaust resources (behaviour §10.6). The use of each resource is bounded, and existing
+//! connections continue.
 
 use engine::{flow::Endpoints, host::Readiness};
 use testkit::stream::Peer;
@@ -6,12 +7,13 @@ use wire::{offload::Offload, tcp::Flags};
 
 use super::{Input, Run, guest::segment_with};
 
-/// Maximum number of connections (behaviour §12), and of bytes that they may have queued together.
+/// Maximum number of connections (behaviour §12), and maximum number of bytes that all connections together may have
+/// queued.
 const MOST_CONNECTIONS: usize = 131_071;
 const MOST_MEMORY: usize = 256 << 20;
 const ISS: u32 = 1000;
 
-/// Endpoints of the guest's connection with this number.
+/// Endpoints of the guest's connection number `number`.
 fn ends(number: usize) -> Endpoints {
     let guest = (u32::from(std::net::Ipv4Addr::new(198, 51, 0, 10)) + (number / 60_000) as u32).into();
     let port = 1 + (number % 60_000) as u16;
@@ -50,7 +52,7 @@ impl Run {
         self.peer(ends).map_or(0, |peer| peer.state().sent)
     }
 
-    /// Sends 100 bytes, and retransmits them until the host has them.
+    /// Sends 100 bytes, and retransmits them until the host has received them.
     fn talk(&mut self, ends: &Endpoints, seq: u32) {
         let before = self.written(ends);
         for _ in 0..100 {
@@ -81,7 +83,7 @@ fn connections_fill_the_table_and_no_more() {
     assert_eq!(run.stack.tcp().len(), MOST_CONNECTIONS);
     assert!(run.stack.timers().len() <= MOST_CONNECTIONS);
     run.talk(&old, ISS + 101);
-    // One that ends makes room for one.
+    // The end of one connection makes room for one new connection.
     run.send(&ends(1), ISS + 1, Flags::RST, 0);
     assert_eq!(run.stack.tcp().len(), MOST_CONNECTIONS - 1);
     while !run.open(&ends(MOST_CONNECTIONS * 2)) {}

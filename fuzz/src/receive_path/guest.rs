@@ -1,4 +1,4 @@
-//! A hostile guest: frames from a small grammar, close enough to real ones to reach deep states, then mutated.
+//! A hostile guest. Its frames are similar enough to real frames to reach deep states, and some are then corrupted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -78,11 +78,11 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// A guest with the endpoints of a few connections, none open.
+    /// A guest with the endpoints of a few connections. No connection is open.
     pub(super) fn new() -> Self {
         let talk = |guest: IpAddr, remote: IpAddr, port: u16| {
             let ends = Endpoints { guest: (guest, port).into(), remote: (remote, 80).into() };
-            // One of them is close to the wrap-around.
+            // The initial sequence number of one connection is close to the wrap-around.
             let iss = if port == 40_001 { 0xffff_fff0 } else { 0x1000_0000 };
             Talk { ends, iss, next: iss }
         };
@@ -97,7 +97,7 @@ impl Guest {
         Self { talks }
     }
 
-    /// A frame that `input` selects, with the offload of its virtio-net header.
+    /// A frame that `input` selects, with the offload metadata of its virtio-net header.
     pub(super) fn frame(&mut self, input: &mut Input<'_>, link: &GuestSide) -> (Vec<u8>, Offload) {
         let kind = input.byte() % 16;
         let mut frame = match kind {
@@ -114,7 +114,7 @@ impl Guest {
         }
         fix_payload(&mut frame);
         let offload = if input.one_in(4) { Offload::from_virtio(&input.array()) } else { None };
-        // Few frames have valid checksums after mutation.
+        // Most corrupted frames have wrong checksums, so frames count as verified.
         (frame, offload.unwrap_or(Offload::VERIFIED))
     }
 
@@ -149,7 +149,7 @@ impl Guest {
                 Flags::ACK | Flags::PSH
             }
             8..10 => {
-                // Out of order: later or sooner.
+                // Out of order: a later or earlier part of the stream.
                 len = input.pick(&LENGTHS);
                 let shift = u32::from(input.u16()) * input.pick(&[1, 1, 16, 64]);
                 seq = if input.one_in(3) { seq.wrapping_sub(shift) } else { seq.wrapping_add(shift) };
@@ -211,7 +211,7 @@ fn blocks(ack: u32, input: &mut Input<'_>) -> SackBlocks {
     blocks
 }
 
-/// Headers of a packet between two addresses, with a hop limit as `input` says.
+/// Headers of a packet between two addresses, with a hop limit that `input` selects.
 fn between(source: IpAddr, destination: IpAddr, input: &mut Input<'_>) -> Outgoing {
     Outgoing { hop_limit: input.pick(&[64, 64, 255, 255, 1, 0]), ..headers(source, destination) }
 }
@@ -252,7 +252,7 @@ fn dhcpv6(input: &mut Input<'_>) -> Vec<u8> {
     testkit::guest::udp(&headers, (546, 547), &message).0
 }
 
-/// ICMP: echo, neighbour discovery, and anything else.
+/// An ICMP message: an echo message, a message of neighbour discovery, or any other bytes.
 fn message(input: &mut Input<'_>) -> Vec<u8> {
     let (source, destination) = addresses(input);
     let kind = match (source, input.byte() % 4) {

@@ -1,4 +1,4 @@
-//! The guest's end of the link: checks every frame, and keeps the state that a guest would.
+//! The guest's end of the link. It checks every frame, and keeps the state of a guest.
 
 use std::collections::BTreeMap;
 
@@ -25,16 +25,16 @@ pub(super) struct Heard {
     pub(super) iss: Option<u32>,
     /// The next sequence number that the guest expects from the host.
     pub(super) next: u32,
-    /// What the host has acknowledged.
+    /// The last acknowledgment number from the host.
     pub(super) ack: u32,
 }
 
-/// The guest, as it receives frames.
+/// The receiving half of the guest.
 #[derive(Debug, Default)]
 pub(super) struct GuestSide {
-    /// It accepts no frame.
+    /// Whether the link accepts no frame.
     pub(super) full: bool,
-    /// Sending a frame fails, although a slot was reserved.
+    /// Whether sending a frame fails even if a slot was reserved.
     pub(super) refuses: bool,
     /// Frames since the last call of [`GuestSide::next_step`].
     frames: usize,
@@ -105,7 +105,7 @@ impl Receiver for GuestSide {
         !self.full
     }
 
-    /// Checks a frame beyond what the link checks, and takes it.
+    /// Accepts a frame, after checks that the virtual link does not make.
     fn frame(&mut self, bytes: &mut [u8], offload: &Offload) -> Result<(), Full> {
         self.frames += 1;
         assert!(self.frames < MOST_FRAMES, "too many frames in one step");
@@ -123,7 +123,7 @@ impl Receiver for GuestSide {
             }
             Transport::Udp(_) | Transport::Icmp(_) => {}
             Transport::Fragment(fragment) => {
-                // A datagram counts once, however many its fragments are.
+                // A datagram counts as one frame, even if it arrives in several fragments.
                 self.frames -= usize::from(fragment.offset > 0);
                 self.reassemble(&packet, &fragment);
             }

@@ -1,8 +1,9 @@
-//! The whole receive path: a guest that sends anything, and a host whose sockets do anything that a kernel's may.
+//! The whole receive path, with a guest that sends any frames, and a host whose sockets return any result that a kernel
+//! may return.
 //!
-//! The input is a sequence of operations: frames, events of sockets, accepted connections, passing time. Each is a record of
-//! [`RECORD`] bytes, so that a mutation of one does not change the others. The invariants must hold after each operation.
-//! After the last one, time passes until all state must be gone.
+//! The input is a sequence of operations: frames, events of sockets, accepted connections, passing time. Each operation
+//! is a record of [`RECORD`] bytes, so that a mutation of one operation does not change the others. The invariants must
+//! hold after each operation. After the last operation, time passes until all state must have been removed.
 
 #[cfg(test)]
 mod attacks;
@@ -43,9 +44,9 @@ use self::{
 };
 use crate::input::Input;
 
-/// Bytes of an operation. It ignores those that it does not need.
+/// Number of bytes of an operation. An operation ignores the bytes that it does not need.
 pub const RECORD: usize = 24;
-/// Low enough for an input to reach them.
+/// Limits that are low enough for an input to reach them.
 const LIMITS: Limits = Limits {
     connections: 131_071,
     queue_memory: 256 << 20,
@@ -67,14 +68,15 @@ const LIMITS: Limits = Limits {
 };
 /// Maximum memory that one connection can have queued: its window, and the slots at both ends.
 const MOST_QUEUED: usize = (1 << 20) + 2 * (16 << 10);
-/// Longer than any deadline: idle connections of two to four hours (behaviour §6.9).
+/// A time in seconds, longer than any deadline. The latest deadline ends idle connections after two to four hours
+/// (behaviour §6.9).
 const LONG_ENOUGH: u64 = 5 * 3600;
 
 const fn share(most: usize) -> Share {
     Share { most, bound: Bound::Files }
 }
 
-/// A sequence of operations, see the module.
+/// Input: a sequence of operations, as described for the module.
 pub fn target(data: &[u8]) {
     let mut records = data.chunks(RECORD);
     let mut run = Run::new(&mut Input::new(records.next().unwrap_or_default()));
@@ -85,7 +87,7 @@ pub fn target(data: &[u8]) {
     run.wind_down();
 }
 
-/// A guest that sends one frame, and nothing else.
+/// Runs a guest that sends only one frame.
 pub(crate) fn one_frame(frame: &[u8]) {
     for offload in [Offload::default(), Offload::VERIFIED] {
         let mut run = Run::new(&mut Input::new(&[]));
@@ -95,7 +97,7 @@ pub(crate) fn one_frame(frame: &[u8]) {
     }
 }
 
-/// Both families, all mappings and all services, except those that `switches` disable.
+/// Settings with both families, all mappings and all services, except those that `switches` disables.
 pub(crate) fn settings(switches: u8) -> Settings {
     let on = |bit: u8| switches & bit == 0;
     let mut settings = testkit::settings::settings();
@@ -309,7 +311,7 @@ impl Run {
         self.readiness(*id, readiness);
     }
 
-    /// Open datagram sockets, except those that follow a group.
+    /// Open datagram sockets, except those that receive from a multicast group.
     fn udp_sockets(&self) -> Vec<Opened> {
         let is_udp = |open: &&Opened| open.id.kind() != Kind::Ping && !open.address.is_multicast();
         self.host.opened.iter().filter(is_udp).cloned().collect()
@@ -325,7 +327,7 @@ impl Run {
         let ends = self.guest.talks[talk].ends;
         let socket = self.host.accepted();
         if let Some(peer) = self.host.peers.last() {
-            // The guest's answer says where its stream begins.
+            // The guest's SYN,ACK determines where its stream begins.
             (peer.state().ends, peer.state().starts) = (Some(ends), vec![]);
         }
         drop(self.begin().accept(ends, socket));
@@ -371,7 +373,7 @@ impl Run {
         assert!(timers <= most, "{timers} deadlines of {most} flows");
     }
 
-    /// Without further operations, all state ends.
+    /// Checks that all state is removed if no more operations follow.
     fn wind_down(&mut self) {
         (self.link.full, self.link.refuses) = (false, false);
         let end = self.now + Duration::from_secs(LONG_ENOUGH);
@@ -398,7 +400,7 @@ impl Run {
     }
 }
 
-/// Makes one of the bytes that are available urgent, perhaps.
+/// Makes a random byte among the available bytes urgent, or none.
 fn place_urgent_byte(stream: &mut State) {
     let available = stream.received - stream.discarded;
     if available > 0 && stream.roll(4) == Some(0) {
