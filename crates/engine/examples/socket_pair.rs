@@ -294,7 +294,7 @@ fn limits() -> Limits {
 
 /// In a real program, the seeds come from the kernel, see getrandom(2).
 fn seeds() -> Seeds {
-    Seeds { hash_key: [1; 16], isn_secret: [2; 16], advertisement: 3 }
+    Seeds { hash_key: [1; 16], isn_secret: [2; 16], query_secret: [4; 16], advertisement: 3 }
 }
 
 fn main() -> Result<(), Failure> {

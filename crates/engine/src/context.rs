@@ -98,6 +98,13 @@ impl<W: World> Context<'_, W> {
     }
 }
 
+/// Whether packets of the guest to `address` reach the host itself.
+pub(crate) fn leads_to_host(settings: &Settings, host: &mut impl Host, address: IpAddr) -> bool {
+    // Translation is the same for all ports.
+    let translated = settings.to_host(Protocol::Udp, SocketAddr::new(address, 1));
+    translated.is_ok_and(|destination| destination.ip().is_loopback() || host.is_own(destination))
+}
+
 /// A context without the link, while another reference uses the link.
 pub(crate) struct Unlinked<'a, W: World> {
     pub(crate) now: Instant,

@@ -2,14 +2,21 @@
 //!
 //! [`Guard::admits`] is asked once for each flow. Without rules, that is one comparison.
 
+mod questions;
+
 use alloc::boxed::Box;
-use core::{fmt, net::SocketAddr};
+use core::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+pub use questions::{Asked, Refused};
 
 use crate::{
     first_bytes::HostName,
     flow::{Endpoints, Protocol},
-    names::Names,
-    policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Verdict},
+    names::{self, Names},
+    policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Rule, Verdict},
     timer::Instant,
 };
 
@@ -17,8 +24,10 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Guard {
     rules: Option<Box<Rules>>,
-    /// Which names the guest was given an address for. None: rules by name match nothing.
-    pub names: Option<Box<Names>>,
+    /// Which names the guest was given an address for. None: there are no rules by name.
+    names: Option<Box<Names>>,
+    /// The names in questions that were refused last.
+    recent: questions::Recent,
     refused: u64,
 }
 
@@ -69,10 +78,19 @@ pub struct Claim {
 }
 
 impl Guard {
-    /// A guard with these rules. With `audit` it refuses nothing, but logs what it would refuse.
+    /// A guard with these rules. With `audit` it refuses nothing, but logs what it would refuse. `hash_key` must be
+    /// random.
     #[must_use]
-    pub fn new(policy: Policy, audit: bool) -> Self {
-        Self { rules: Some(Box::new(Rules { policy, audit })), names: None, refused: 0 }
+    pub fn new(policy: Policy, audit: bool, hash_key: [u8; 16]) -> Self {
+        let names = policy.has_names().then(|| Box::new(Names::new(names::Limits::default(), hash_key)));
+        let recent = questions::Recent::new(hash_key);
+        Self { rules: Some(Box::new(Rules { policy, audit })), names, recent, refused: 0 }
+    }
+
+    /// The names for which the guest was given an address, if there are rules by name.
+    #[must_use]
+    pub fn names_mut(&mut self) -> Option<&mut Names> {
+        self.names.as_deref_mut()
     }
 
     /// The rules in force, if there are any.
@@ -97,10 +115,7 @@ impl Guard {
     ) -> Admission {
         let Some(rules) = &self.rules else { return Admission::Admit };
         let question = rules.question(flow, is_own);
-        let verdict = match &self.names {
-            Some(names) => rules.policy.verdict(&question, &names.at(now)),
-            None => rules.policy.verdict(&question, &NoNames),
-        };
+        let verdict = rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now)));
         let reason = match verdict {
             Verdict::Allow(_) => return Admission::Admit,
             Verdict::AllowNamed { rule, nameless } => {
@@ -114,9 +129,10 @@ impl Guard {
         self.refused += 1;
         let refused = rules.refused();
         let (Endpoints { guest, remote }, text) = (flow.ends, rules.policy.text(reason));
+        let known = KnownFor { names: self.names.as_deref(), address: remote.ip(), now };
         match flow.protocol {
-            Protocol::Icmp => log::warn!("{refused}: ping {} -> {} ({text})", guest.ip(), remote.ip()),
-            protocol => log::warn!("{refused}: {protocol} {guest} -> {remote} ({text})"),
+            Protocol::Icmp => log::warn!("{refused}: ping {} -> {}{known} ({text})", guest.ip(), remote.ip()),
+            protocol => log::warn!("{refused}: {protocol} {guest} -> {remote}{known} ({text})"),
         }
         if rules.audit { Admission::Admit } else { Admission::Refuse }
     }
@@ -124,10 +140,8 @@ impl Guard {
     /// Whether a flow may go on whose client asks for the server `name`. A refusal is counted and logged.
     pub fn admits_name(&mut self, claim: &Claim, name: &HostName) -> bool {
         let Some(rules) = &self.rules else { return true };
-        let verdict = match &self.names {
-            Some(names) => rules.policy.claim_verdict(&claim.question, name.as_str(), &names.at(claim.since)),
-            None => rules.policy.claim_verdict(&claim.question, name.as_str(), &NoNames),
-        };
+        let names = self.names.as_ref().map(|names| names.at(claim.since));
+        let verdict = rules.policy.claim_verdict(&claim.question, name.as_str(), &names);
         let Verdict::Deny(reason) = verdict else { return true };
         self.refused += 1;
         log::warn!("{}: {claim}: asked for {name} ({})", rules.refused(), rules.policy.text(reason));
@@ -159,16 +173,14 @@ impl Guard {
             Admission::Refuse => false,
         }
     }
-}
 
-impl fmt::Display for Claim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Question { protocol, destination, .. } = self.question;
-        write!(f, "{protocol} {} -> {destination}", self.guest)
+    /// Whether the guest may begin a flow that bypasses the link and leads to the host's loopback. The rest is as for
+    /// [`Guard::admits`].
+    pub fn admits_bypass(&mut self, protocol: Protocol, ends: Endpoints, now: Instant) -> bool {
+        let flow = Opening { protocol, ends, destination: ends.remote, asks_resolver: false };
+        self.admits_unread(&flow, now, |_| true)
     }
-}
 
-impl Guard {
     /// Whether a datagram from a sender that the guest has not written to may reach it, at a port that is not published: the
     /// guest could answer, so it must be allowed to write to that sender. `is_own` is as for [`Guard::admits`].
     pub fn admits_stranger(
@@ -182,6 +194,31 @@ impl Guard {
         let verdict = rules.policy.verdict(&rules.question(&flow, is_own), &NoNames);
         self.refused += u64::from(verdict.is_deny());
         !verdict.is_deny()
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Question { protocol, destination, .. } = self.question;
+        write!(f, "{protocol} {} -> {destination}", self.guest)
+    }
+}
+
+/// For messages: the names for which the guest was given an address, if any.
+struct KnownFor<'a> {
+    names: Option<&'a Names>,
+    address: IpAddr,
+    now: Instant,
+}
+
+impl fmt::Display for KnownFor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST_SHOWN: usize = 3;
+        let names = self.names.into_iter().flat_map(|names| names.lookup(self.address, self.now));
+        for (index, name) in names.take(MOST_SHOWN).enumerate() {
+            write!(f, "{}{name}", if index == 0 { ", an answer for " } else { " and " })?;
+        }
+        Ok(())
     }
 }
 

@@ -94,7 +94,7 @@
 //! #     },
 //! #     dns: dns::Limits { files: share, bytes: 4096, idle, idle_stream: idle },
 //! # };
-//! # let seeds = Seeds { hash_key: [1; 16], isn_secret: [2; 16], advertisement: 3 };
+//! # let seeds = Seeds { hash_key: [1; 16], isn_secret: [2; 16], query_secret: [4; 16], advertisement: 3 };
 //! # let guest = Guest::new(&settings, None);
 //! let now = Instant::from_micros(0);
 //! let mut stack = Stack::<Example>::new(settings, guest, limits, seeds, now);

@@ -27,8 +27,9 @@ pub type RoomOf<'a, M> = <M as Memory>::Room<'a>;
 
 /// Room for payload.
 pub trait Room {
-    /// Copies `bytes` to the room, `at` bytes after its start. Bytes that don't fit are left out.
-    fn put(&mut self, at: usize, bytes: &[u8]);
+    /// Copies `bytes` to the room, `at` bytes after its start. Bytes that don't fit are left out. Returns how many were
+    /// copied.
+    fn put(&mut self, at: usize, bytes: &[u8]) -> usize;
 }
 
 /// Memory in the program's own buffers.
@@ -50,8 +51,7 @@ impl Memory for Plain {
 }
 
 impl Room for &mut [u8] {
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        let Some(room) = self.get_mut(at..) else { return };
-        bytes.copy_to(room);
+    fn put(&mut self, at: usize, bytes: &[u8]) -> usize {
+        self.get_mut(at..).map_or(0, |room| bytes.copy_to(room))
     }
 }

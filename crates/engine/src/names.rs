@@ -8,7 +8,7 @@ mod strings;
 #[cfg(test)]
 mod tests;
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 use core::{hash::BuildHasher, net::IpAddr, time::Duration};
 
 use hashbrown::HashTable;
@@ -42,6 +42,33 @@ impl Default for Limits {
     fn default() -> Self {
         Self { total: 10_000, each: 64 }
     }
+}
+
+/// What the guest learns from the answer to a question.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Addresses of the name that was asked for.
+    pub addresses: Vec<Address>,
+    /// Names that the name that was asked for leads to: of aliases and of services. Each is there once.
+    pub targets: Vec<Target>,
+}
+
+/// An address, of the name that was asked for or of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub address: IpAddr,
+    /// For how long it may be used, in seconds: the shortest time to live on the way to it.
+    pub ttl: u32,
+}
+
+/// A name that the name that was asked for leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// In the form of [`wire::dns::write_text`].
+    pub name: String,
+    /// For how long it may be asked for, in seconds: the shortest time to live on the way to it.
+    pub ttl: u32,
 }
 
 /// The addresses and targets with their names. All names are in the form of [`wire::dns::write_text`].

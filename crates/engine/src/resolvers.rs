@@ -1,6 +1,6 @@
 //! The host's resolvers: which of them are sent a query, and in what order (docs/design/dns.md).
 
-use alloc::collections::BTreeMap;
+use alloc::{collections::BTreeMap, vec::Vec};
 use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     time::Duration,
@@ -86,7 +86,20 @@ impl Settings {
     /// last. If there are none, the host itself. None if `destination` is not the guest's DNS address.
     #[must_use]
     pub fn resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Option<Servers> {
-        let list = self.resolvers_at(destination)?;
+        self.resolvers_at(destination).map(|list| self.in_order(list, destination, health, now))
+    }
+
+    /// The host's resolvers for a guest that has written to `destination`, which need not be its DNS address. The order
+    /// is that of [`Settings::resolvers`].
+    pub(crate) fn any_resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Servers {
+        let list = match destination {
+            SocketAddr::V4(_) => self.v4.as_ref().map(|v4| &v4.dns_servers),
+            SocketAddr::V6(_) => self.v6.as_ref().map(|v6| &v6.dns_servers),
+        };
+        self.in_order(list.map_or(&[], Vec::as_slice), destination, health, now)
+    }
+
+    fn in_order(&self, list: &[IpAddr], destination: SocketAddr, health: &Health, now: Instant) -> Servers {
         let itself = match destination {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -100,7 +113,7 @@ impl Settings {
             servers.len += 1;
         }
         servers.len = servers.len.max(1);
-        Some(servers)
+        servers
     }
 
     fn resolvers_at(&self, destination: SocketAddr) -> Option<&[IpAddr]> {

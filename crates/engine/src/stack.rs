@@ -32,6 +32,8 @@ pub struct Seeds {
     pub hash_key: [u8; 16],
     /// Secret of TCP's initial sequence numbers (RFC 6528).
     pub isn_secret: [u8; 16],
+    /// Secret of the IDs in DNS queries (RFC 5452 §9.2).
+    pub query_secret: [u8; 16],
     /// For the times of unsolicited router advertisements.
     pub advertisement: u32,
 }
@@ -115,7 +117,7 @@ impl<W: World> Stack<W> {
             flows: Protocols {
                 tcp: Tcp::new(limits.connections, limits.queue_memory, seeds.hash_key, seeds.isn_secret),
                 udp: Udp::new(limits.udp, seeds.hash_key),
-                dns: Dns::new(limits.dns, seeds.hash_key),
+                dns: Dns::new(limits.dns, seeds.hash_key, seeds.query_secret),
                 ping: Ping::new(limits.pings, seeds.hash_key),
             },
             reassembly: Reassembly::default(),

@@ -57,8 +57,8 @@ impl<'a> From<&'a [u8]> for Payload<'a> {
 pub struct Room<'a>(pub iov::Room<'a>);
 
 impl memory::Room for Room<'_> {
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        self.0.put(at, bytes);
+    fn put(&mut self, at: usize, bytes: &[u8]) -> usize {
+        self.0.put(at, bytes)
     }
 }
 

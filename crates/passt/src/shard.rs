@@ -14,7 +14,7 @@ use engine::addr::{Guest, Settings};
 use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
-use engine::guard::{Guard, Opening};
+use engine::guard::Guard;
 use engine::pressure::Pressure;
 use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;
@@ -394,9 +394,7 @@ impl Shard {
         match (accepted.onward, accepted.direction, accepted.peer) {
             (Onward::Bypass(remote), Direction::Outbound, Some(guest)) => {
                 let ends = Endpoints { guest, remote };
-                let (protocol, destination) = (Protocol::Tcp, remote);
-                let flow = Opening { protocol, ends, destination, asks_resolver: false };
-                self.stack.guard_mut().admits_unread(&flow, now, |_| true)
+                self.stack.guard_mut().admits_bypass(Protocol::Tcp, ends, now)
             }
             _ => true,
         }
@@ -409,11 +407,16 @@ fn list(servers: &[IpAddr]) -> String {
 
 /// Random numbers from the kernel.
 fn seeds() -> anyhow::Result<Seeds> {
-    let mut bytes = [0; 36];
+    Ok(Seeds {
+        hash_key: random()?,
+        isn_secret: random()?,
+        query_secret: random()?,
+        advertisement: u32::from_le_bytes(random()?),
+    })
+}
+
+fn random<const LEN: usize>() -> anyhow::Result<[u8; LEN]> {
+    let mut bytes = [0; LEN];
     getrandom::fill(&mut bytes).context("can't get random numbers")?;
-    let (mut hash_key, mut isn_secret, mut advertisement) = ([0; 16], [0; 16], [0; 4]);
-    hash_key.copy_from_slice(&bytes[..16]);
-    isn_secret.copy_from_slice(&bytes[16..32]);
-    advertisement.copy_from_slice(&bytes[32..]);
-    Ok(Seeds { hash_key, isn_secret, advertisement: u32::from_le_bytes(advertisement) })
+    Ok(bytes)
 }

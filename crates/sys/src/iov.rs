@@ -215,13 +215,14 @@ impl Room<'_> {
         }
     }
 
-    /// Copies `bytes` to offset `at` of the room. Bytes that do not fit are left out.
-    pub fn put(&mut self, at: usize, bytes: &[u8]) {
+    /// Copies `bytes` to offset `at` of the room. Bytes that do not fit are left out. Returns how many were copied.
+    pub fn put(&mut self, at: usize, bytes: &[u8]) -> usize {
         match &mut self.0 {
             Kind::Own(room) => {
                 let room = room.get_mut(at..).unwrap_or_default();
                 let len = bytes.len().min(room.len());
                 room[..len].copy_from_slice(&bytes[..len]);
+                len
             }
             Kind::Shared(shared) => {
                 let mut left = bytes;
@@ -230,6 +231,7 @@ impl Room<'_> {
                     part.copy_from(now);
                     left = later;
                 }
+                bytes.len() - left.len()
             }
         }
     }

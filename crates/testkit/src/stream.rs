@@ -60,6 +60,8 @@ pub struct State {
     pub starts: Vec<u32>,
     /// If given, the guest's bytes are stored here, and are not compared.
     pub kept: Option<Vec<u8>>,
+    /// If given, the peer's bytes, instead of [`DOWNWARD`].
+    pub said: Option<Vec<u8>>,
     /// The connection is established.
     pub connected: bool,
     /// Size of the send buffer, in bytes.
@@ -217,6 +219,14 @@ impl Peer {
         self.change(|state| state.received += len);
     }
 
+    /// These bytes of the peer have arrived.
+    pub fn say(&self, bytes: &[u8]) {
+        self.change(|state| {
+            state.said.get_or_insert_default().extend_from_slice(bytes);
+            state.received += bytes.len() as u64;
+        });
+    }
+
     /// `len` more bytes of the peer have arrived. The last one is urgent.
     pub fn arrive_urgent(&self, len: u64) {
         self.change(|state| {
@@ -335,7 +345,10 @@ impl TcpSocket for Stream {
         if state.is_one_in(8) {
             len = 1 + state.roll(len).unwrap_or(0);
         }
-        DOWNWARD.fill(from as u32, &mut buffer[..len]);
+        match &state.said {
+            Some(said) => buffer[..len].copy_from_slice(&said[from as usize..][..len]),
+            None => DOWNWARD.fill(from as u32, &mut buffer[..len]),
+        }
         state.peeked = state.peeked.max(from + len as u64);
         Ok(len)
     }

@@ -10,6 +10,8 @@ pub use name::{Name, Part, write_text};
 pub use record::{Malformed, Record, Records, Section};
 pub use service::{Key, Param, Service};
 
+use core::fmt;
+
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, big_endian::U16};
 
 /// Length of a message's header, in bytes.
@@ -104,13 +106,42 @@ impl Type {
     pub const KX: Self = Self(36);
     pub const DNAME: Self = Self(39);
     pub const OPT: Self = Self(41);
+    pub const DS: Self = Self(43);
     pub const RRSIG: Self = Self(46);
     pub const NSEC: Self = Self(47);
+    pub const DNSKEY: Self = Self(48);
     pub const SVCB: Self = Self(64);
     pub const HTTPS: Self = Self(65);
     pub const IXFR: Self = Self(251);
     pub const AXFR: Self = Self(252);
     pub const ANY: Self = Self(255);
+}
+
+/// The registry's name of the types that clients ask for most, else `TYPE` and the number (RFC 3597 §5).
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            Self::A => "A",
+            Self::NS => "NS",
+            Self::CNAME => "CNAME",
+            Self::SOA => "SOA",
+            Self::NULL => "NULL",
+            Self::PTR => "PTR",
+            Self::MX => "MX",
+            Self::TXT => "TXT",
+            Self::AAAA => "AAAA",
+            Self::SRV => "SRV",
+            Self::NAPTR => "NAPTR",
+            Self::DS => "DS",
+            Self::DNSKEY => "DNSKEY",
+            Self::SVCB => "SVCB",
+            Self::HTTPS => "HTTPS",
+            Self::IXFR => "IXFR",
+            Self::AXFR => "AXFR",
+            Self::ANY => "ANY",
+            Self(other) => return write!(f, "TYPE{other}"),
+        })
+    }
 }
 
 /// Class of a record or question.

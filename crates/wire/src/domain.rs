@@ -1,5 +1,7 @@
 //! Domain names in wire format (RFC 1035 §3.1).
 
+use core::net::{IpAddr, Ipv6Addr};
+
 /// Longest name in wire format, in bytes.
 pub const MAX_LEN: usize = 255;
 
@@ -40,6 +42,31 @@ pub fn without_service(name: &str) -> &str {
     if rest.is_empty() { name } else { rest }
 }
 
+/// The address that a name of a reverse mapping is about (RFC 1035 §3.5, RFC 3596 §2.5), in lower case and without a
+/// trailing dot. None if the name is not the name of one address.
+#[must_use]
+pub fn reverse_address(name: &str) -> Option<IpAddr> {
+    if let Some(octets) = name.strip_suffix(".in-addr.arpa") {
+        let mut parts = octets.rsplit('.').map(octet);
+        let octets = [parts.next()??, parts.next()??, parts.next()??, parts.next()??];
+        return parts.next().is_none().then_some(octets.into());
+    }
+    let nibbles = name.strip_suffix(".ip6.arpa")?;
+    let (mut bits, mut count) = (0_u128, 0);
+    for nibble in nibbles.rsplit('.') {
+        let &[digit @ (b'0'..=b'9' | b'a'..=b'f')] = nibble.as_bytes() else { return None };
+        bits = bits << 4 | u128::from((digit as char).to_digit(16)?);
+        count += 1;
+    }
+    (count == 32).then(|| Ipv6Addr::from(bits).into())
+}
+
+/// A decimal number from 0 to 255 without leading zeros: the only form that servers use.
+fn octet(text: &str) -> Option<u8> {
+    let leading_zero = text.len() > 1 && text.starts_with('0');
+    (text.bytes().all(|b| b.is_ascii_digit()) && !leading_zero).then(|| text.parse().ok()).flatten()
+}
+
 /// Length in wire format of a name without its trailing dot. In wire format, each dot is a length byte, another length
 /// byte comes first, and the root label comes last.
 const fn wire_len(name: &str) -> usize {
@@ -64,6 +91,28 @@ mod tests {
         assert_eq!(encoded("guest.example.test").as_ref(), Some(&expected));
         assert_eq!(encoded("guest.example.test."), Some(expected));
         assert_eq!(encoded("a"), Some(b"\x01a\x00".to_vec()));
+    }
+
+    #[test]
+    fn reverse_names_have_one_address() {
+        for (name, expected) in [
+            ("4.3.2.1.in-addr.arpa", Some("1.2.3.4")),
+            ("255.0.0.10.in-addr.arpa", Some("10.0.0.255")),
+            ("04.3.2.1.in-addr.arpa", None),
+            ("+4.3.2.1.in-addr.arpa", None),
+            ("256.3.2.1.in-addr.arpa", None),
+            ("3.2.1.in-addr.arpa", None),
+            ("x.4.3.2.1.in-addr.arpa", None),
+            (".3.2.1.in-addr.arpa", None),
+            ("in-addr.arpa", None),
+            ("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", Some("2001:db8::1")),
+            ("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.ip6.arpa", None),
+            ("01.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", None),
+            ("g.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa", None),
+            ("example.org", None),
+        ] {
+            assert_eq!(reverse_address(name), expected.map(|text| text.parse().unwrap()), "{name}");
+        }
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Run {
     fn new(input: &mut Input<'_>) -> Self {
         let settings = settings(input.byte());
         let learned = Learned::new(&settings, None);
-        let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
+        let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], query_secret: [8; 16], advertisement: 5 };
         let mut host = VirtualHost::random(u64::from(input.u16()));
         host.own = SOURCES_V4.map(IpAddr::V4).to_vec();
         Self {

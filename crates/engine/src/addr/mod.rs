@@ -164,6 +164,21 @@ impl Settings {
         address.is_broadcast() || directed
     }
 
+    /// Whether `address` is in the guest's own network: its IPv4 prefix, or the /64 of its IPv6 address.
+    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
+        let same = |one: u128, other: u128, shift: u32| (one ^ other).checked_shr(shift).unwrap_or(0) == 0;
+        match address {
+            IpAddr::V4(address) => self.v4.as_ref().is_some_and(|v4| {
+                let (one, other) = (address.to_bits().into(), v4.assigned.to_bits().into());
+                same(one, other, 32 - u32::from(v4.prefix_len).min(32))
+            }),
+            IpAddr::V6(address) => {
+                let assigned = self.v6.as_ref().and_then(|v6| v6.assigned);
+                assigned.is_some_and(|assigned| same(address.to_bits(), assigned.to_bits(), 64))
+            }
+        }
+    }
+
     /// Whether no host of the guest's network can have `address`, since it is the engine's or is mapped to the host.
     pub(crate) fn is_ours(&self, address: IpAddr) -> bool {
         let our_address = self.v4.as_ref().and_then(|v4| v4.our_address);

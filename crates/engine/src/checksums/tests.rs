@@ -33,7 +33,7 @@ struct Test {
 impl Test {
     fn new() -> Self {
         let world = Fixture::default();
-        let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], advertisement: 5 };
+        let seeds = Seeds { hash_key: [7; 16], isn_secret: [9; 16], query_secret: [8; 16], advertisement: 5 };
         let stack = Stack::new(world.settings.clone(), guest(&world.settings), limits(), seeds, world.now);
         Self { stack, world }
     }

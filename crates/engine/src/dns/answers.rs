@@ -11,39 +11,14 @@ use wire::{
     domain::MAX_LEN,
 };
 
+use crate::names::{Address, Answers, Target};
+
 /// Maximum number of records of a message. This bounds the work; whole zones are never asked for.
 const MOST_RECORDS: usize = 512;
 /// Maximum number of names that one answer leads to. Those beyond are not known, so the guest can't use them.
 const MOST_NAMES: usize = 128;
 /// Longest chain of names. Resolvers give up after 8 to 16 aliases.
 const MOST_LINKS: usize = 16;
-
-/// What the guest learns from a message.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
-    /// Addresses of the name that was asked for.
-    pub addresses: Vec<Address>,
-    /// Names that the name that was asked for leads to: of aliases and of services. Each is there once.
-    pub targets: Vec<Target>,
-}
-
-/// An address, of the name that was asked for or of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
-    /// The address.
-    pub address: IpAddr,
-    /// For how long it may be used, in seconds: the shortest time to live on the way to it.
-    pub ttl: u32,
-}
-
-/// A name that the name that was asked for leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// In the form of [`write_text`].
-    pub name: String,
-    /// For how long it may be asked for, in seconds: the shortest time to live on the way to it.
-    pub ttl: u32,
-}
 
 /// Reads a response that was accepted as the answer to the guest's question.
 ///

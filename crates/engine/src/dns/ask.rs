@@ -10,8 +10,9 @@ use wire::{
 };
 
 use super::{
-    Dns,
-    exchange::{Asked, Exchange, Key},
+    Dns, MAX_KEPT,
+    exchange::{Asked, Exchange, Io, Key},
+    over_tcp::OverTcp,
 };
 use crate::{
     context::{Context, UdpOf, World},
@@ -23,9 +24,6 @@ use crate::{
     timer::Timers,
 };
 
-/// Longest query that is stored to be repeated, and longest answer that is stored until there is a better one, in
-/// bytes.
-const MAX_KEPT: usize = 4096;
 /// How long a server may be silent before the next one is asked. The fourth one is asked within the 5 s that most stub
 /// resolvers wait.
 const SERVER_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -167,7 +165,7 @@ impl<W: World> Dns<W> {
 
     /// Sends `message`, or if there is none the stored query, to the next server that can be reached. False if there is
     /// no such server.
-    fn ask_next(
+    pub(super) fn ask_next(
         &mut self,
         id: FlowId,
         message: Option<PayloadOf<'_, W::Memory>>,
@@ -205,9 +203,10 @@ impl<W: World> Dns<W> {
                 return None;
             }
         }
-        let io = match cx.host.udp_open(id, server.ip(), 0) {
+        let over_tcp = self.exchanges.get(id)?.key.stream.is_some();
+        let io = match open_socket(id, server, over_tcp, cx) {
             Err(errno) if errno.is_exhaustion() && self.end_oldest(cx.timers, id) => {
-                cx.host.udp_open(id, server.ip(), 0)
+                open_socket(id, server, over_tcp, cx)
             }
             opened => opened,
         };
@@ -229,8 +228,8 @@ impl<W: World> Dns<W> {
     /// Ends the oldest exchange, to make room for `id`. False if `id` is the oldest.
     fn end_oldest(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> bool {
         let oldest = self.by_age.first().and_then(|index| self.exchanges.id_at(index));
-        let ended =
-            oldest.filter(|oldest| *oldest != id).and_then(|oldest| self.end(timers, oldest)).is_some();
+        let oldest = oldest.filter(|oldest| *oldest != id);
+        let ended = oldest.and_then(|oldest| self.give_up(timers, oldest)).is_some();
         self.ended += u64::from(ended);
         self.counters.no_room += u64::from(!ended);
         ended
@@ -258,6 +257,14 @@ impl<W: World> Dns<W> {
         let traffic_class = exchange.traffic_class;
         let Some(asked) = exchange.asked.get_mut(index) else { return false };
         let server = asked.server;
+        let io = match &mut asked.io {
+            Io::Datagram(io) => io,
+            Io::Stream(stream) => {
+                stream.ask(payload);
+                asked.waits = true;
+                return true;
+            }
+        };
         let outbound = OutboundDatagram {
             destination: server,
             source: None,
@@ -271,7 +278,7 @@ impl<W: World> Dns<W> {
             drain(io, |_| {});
             None
         };
-        let sent = host::send(&mut asked.io, |io| io.send(&outbound), drop_errors);
+        let sent = host::send(io, |io| io.send(&outbound), drop_errors);
         asked.waits = !matches!(sent, SendResult::Refused(..));
         match sent {
             SendResult::Sent => true,
@@ -288,7 +295,7 @@ impl<W: World> Dns<W> {
     }
 
     /// The host can't send to a server.
-    fn note_failure(&mut self, id: FlowId, server: SocketAddr, errno: Errno, cx: &mut Context<'_, W>) {
+    pub(super) fn note_failure(&mut self, id: FlowId, server: SocketAddr, errno: Errno, cx: &mut Context<'_, W>) {
         self.health.failed(server.ip(), cx.now);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         log::debug!("{id}: can't send to {server} (error {})", errno.0);
@@ -321,14 +328,20 @@ impl<W: World> Dns<W> {
     }
 
     /// No server is left: sends the guest the stored answer or error, if any.
-    fn conclude(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
+    pub(super) fn conclude(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if self.exchanges.get(id).is_some_and(|exchange| exchange.key.id.is_some() && exchange.waits()) {
             return;
         }
-        let Some(exchange) = self.end(cx.timers, id) else { return };
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let kept = exchange.kept.take();
+        self.bytes -= kept.as_ref().map_or(0, Vec::len);
+        let ended = if kept.is_some() { self.end(cx.timers, id) } else { self.give_up(cx.timers, id) };
+        let Some(exchange) = ended else { return };
         let endpoints = exchange.key.endpoints;
-        if let Some(answer) = exchange.kept {
-            self.send_answer(endpoints, None, 0, &answer, cx);
+        if let Some(answer) = kept {
+            self.answer(&exchange, (None, 0), &answer, cx);
+        } else if exchange.key.stream.is_some() {
+            // The connection has got its answer.
         } else if let Some(report) = exchange.error {
             let v4 = endpoints.guest.is_ipv4();
             let remote = endpoints.remote.ip();
@@ -345,8 +358,9 @@ impl<W: World> Dns<W> {
         let to_v4 = exchange.key.endpoints.guest.is_ipv4();
         let Some(asked) = exchange.asked.get_mut(index) else { return };
         let server = asked.server;
+        let Io::Datagram(io) = &mut asked.io else { return };
         let mut last = None;
-        drain(&mut asked.io, |error| {
+        drain(io, |error| {
             let about = (error.destination.ip(), error.destination.port());
             let report = error.report.filter(|report| !report.is_too_big(server.is_ipv4()));
             if about == (server.ip(), server.port()) {
@@ -358,6 +372,14 @@ impl<W: World> Dns<W> {
         exchange.error = report.translated(server.is_ipv4(), to_v4).or(exchange.error);
         log::debug!("{id}: {server} can't be reached (ICMP type {}, code {})", report.kind, report.code);
         self.health.failed(server.ip(), cx.now);
+        self.ask_next_or_wait(id, cx);
+    }
+
+    /// The server at `index` will not answer.
+    pub(super) fn on_silent(&mut self, id: FlowId, index: usize, cx: &mut Context<'_, W>) {
+        let asked = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index));
+        let Some(asked) = asked.filter(|asked| asked.waits) else { return };
+        asked.waits = false;
         self.ask_next_or_wait(id, cx);
     }
 
@@ -389,13 +411,27 @@ impl<W: World> Dns<W> {
     }
 
     /// Ends an exchange and closes its sockets.
-    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<UdpOf<W>>> {
+    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<W>> {
         let mut exchange = self.exchanges.remove(id)?;
         exchange.deadline.withdraw(timers, id);
         self.links.unlink(&mut self.by_age, id.index());
         self.files -= exchange.asked.len();
         self.bytes -= exchange.bytes();
         Some(exchange)
+    }
+}
+
+/// Opens a socket for a server.
+fn open_socket<W: World>(
+    id: FlowId,
+    server: SocketAddr,
+    over_tcp: bool,
+    cx: &mut Context<'_, W>,
+) -> Result<Io<W>, Errno> {
+    if over_tcp {
+        cx.host.tcp_connect(id, None, server, 0).map(|io| Io::Stream(OverTcp::new(io)))
+    } else {
+        cx.host.udp_open(id, server.ip(), 0).map(Io::Datagram)
     }
 }
 

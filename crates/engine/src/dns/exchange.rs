@@ -5,8 +5,10 @@ use core::net::SocketAddr;
 
 use wire::dns::Question;
 
+use super::over_tcp::OverTcp;
 use crate::{
-    flow::{Endpoints, Keyed},
+    context::{TcpOf, UdpOf, World},
+    flow::{Endpoints, FlowId, Keyed},
     host::Report,
     idle::Traffic,
     resolvers::{Health, Servers},
@@ -19,18 +21,21 @@ pub(super) struct Key {
     pub(super) endpoints: Endpoints,
     /// The query's identifier; none for a session.
     pub(super) id: Option<u16>,
+    /// The TCP connection over which the guest asks. None: it asks over UDP.
+    pub(super) stream: Option<FlowId>,
 }
 
-#[derive(Debug)]
-pub(super) struct Exchange<S> {
+pub(super) struct Exchange<W: World> {
     pub(super) key: Key,
     pub(super) servers: Servers,
     /// Index of the server to ask next.
     pub(super) next: usize,
     /// The servers that were asked, in order.
-    pub(super) asked: Vec<Asked<S>>,
+    pub(super) asked: Vec<Asked<W>>,
     /// The query: all of the message if it can be sent again, else its head.
     pub(super) question: Vec<u8>,
+    /// The guest's own query, if the guard judges questions: then `question` is another one.
+    pub(super) judged: Option<Vec<u8>>,
     /// The query may be sent to another server.
     pub(super) repeatable: bool,
     pub(super) traffic_class: u8,
@@ -44,12 +49,17 @@ pub(super) struct Exchange<S> {
 }
 
 /// A server that was asked.
-#[derive(Debug)]
-pub(super) struct Asked<S> {
+pub(super) struct Asked<W: World> {
     pub(super) server: SocketAddr,
-    pub(super) io: S,
+    pub(super) io: Io<W>,
     /// The server may still answer.
     pub(super) waits: bool,
+}
+
+/// The socket by which a server is asked.
+pub(super) enum Io<W: World> {
+    Datagram(UdpOf<W>),
+    Stream(OverTcp<TcpOf<W>>),
 }
 
 /// How a server's datagram is handled.
@@ -65,14 +75,14 @@ pub(super) enum Verdict {
     AskAnother,
 }
 
-impl<S> Keyed for Exchange<S> {
+impl<W: World> Keyed for Exchange<W> {
     type Key = Key;
     fn key(&self) -> Key {
         self.key
     }
 }
 
-impl<S> Exchange<S> {
+impl<W: World> Exchange<W> {
     pub(super) const fn new(key: Key, servers: Servers, traffic_class: u8) -> Self {
         Self {
             key,
@@ -80,6 +90,7 @@ impl<S> Exchange<S> {
             next: 0,
             asked: Vec::new(),
             question: Vec::new(),
+            judged: None,
             repeatable: false,
             traffic_class,
             kept: None,
@@ -92,7 +103,10 @@ impl<S> Exchange<S> {
     /// Whether `question` is the same as before. In a session, any datagram is.
     pub(super) fn is_about(&self, question: Option<&Question<'_>>) -> bool {
         match question {
-            Some(question) => Question::parse(&self.question).as_ref() == Some(question),
+            Some(question) => {
+                let own = self.judged.as_deref().unwrap_or(&self.question);
+                Question::parse(own).as_ref() == Some(question)
+            }
             None => self.key.id.is_none(),
         }
     }
@@ -133,8 +147,9 @@ impl<S> Exchange<S> {
         }
     }
 
-    /// Memory for the stored query and answer, in bytes.
+    /// Memory for the stored queries and answer, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.question.len() + self.kept.as_ref().map_or(0, Vec::len)
+        let stored = [&self.judged, &self.kept].into_iter().flatten();
+        self.question.len() + stored.map(Vec::len).sum::<usize>()
     }
 }

@@ -1,17 +1,21 @@
 //! Forwarding of DNS: the guest's queries are sent to the host's resolvers (docs/design/dns.md).
 //!
-//! [`Dns::on_datagram`] takes every query, and `Dns::send_answer` sends every answer to the guest.
+//! [`Dns::on_datagram`] takes every query, and `Dns::answer` gives every answer to the guest. With rules by name, the guard
+//! judges both: see `judge`.
 
 pub mod answers;
 mod ask;
 pub mod ech;
 mod exchange;
+mod judge;
+mod over_tcp;
+mod query;
 pub mod refusal;
 
 #[cfg(test)]
 mod tests;
 
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
 
 use wire::{
@@ -23,17 +27,22 @@ use wire::{
 };
 
 use crate::{
-    context::{Context, UdpOf, World},
+    context::{Context, World},
     drops::Drops,
-    flow::{Endpoints, FlowId, Flows, Kind},
+    flow::{Endpoints, FlowId, Flows, HashKey, Kind},
     fragmentation::Fragmenter,
-    host::{Readiness, Received, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
+    host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
     idle::{Chain, Links},
     memory::PayloadOf,
     resolvers::{DNS, Health},
     share::{Notice, Share},
 };
-use exchange::{Exchange, Key, Verdict};
+use exchange::{Asked, Exchange, Io, Key, Verdict};
+use over_tcp::Progress;
+
+/// Longest query that is stored to be repeated, and longest answer that is stored until there is a better one, in
+/// bytes.
+const MAX_KEPT: usize = 4096;
 
 /// Maximum number of datagrams received from a socket in one turn.
 const MAX_BATCH: u8 = 16;
@@ -53,7 +62,7 @@ pub struct Limits {
 
 /// All queries that wait for an answer, and all sessions.
 pub struct Dns<W: World> {
-    exchanges: Flows<Exchange<UdpOf<W>>>,
+    exchanges: Flows<Exchange<W>>,
     /// Oldest first: the slots of `exchanges`.
     by_age: Chain,
     links: Links,
@@ -61,6 +70,11 @@ pub struct Dns<W: World> {
     bytes: usize,
     health: Health,
     limits: Limits,
+    /// Answers for TCP connections of the guest.
+    answers: Vec<(FlowId, Vec<u8>)>,
+    /// For the IDs of queries that are not the guest's own.
+    secret: HashKey,
+    queries: u64,
     /// Where datagrams for the guest are received.
     buffer: Vec<u8>,
     fragmenter: Fragmenter,
@@ -71,9 +85,9 @@ pub struct Dns<W: World> {
 }
 
 impl<W: World> Dns<W> {
-    /// An empty table of queries. `hash_key` must be random.
+    /// An empty table of queries. `hash_key` and `secret` must be random.
     #[must_use]
-    pub fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
+    pub fn new(limits: Limits, hash_key: [u8; 16], secret: [u8; 16]) -> Self {
         Self {
             exchanges: Flows::new(Kind::Dns, usize::MAX, hash_key),
             by_age: Chain::default(),
@@ -82,6 +96,9 @@ impl<W: World> Dns<W> {
             bytes: 0,
             health: Health::default(),
             limits,
+            answers: Vec::new(),
+            secret: HashKey(secret),
+            queries: 0,
             buffer: Vec::new(),
             fragmenter: Fragmenter::default(),
             notice: Notice::default(),
@@ -145,11 +162,16 @@ impl<W: World> Dns<W> {
         traffic_class: u8,
         cx: &mut Context<'_, W>,
     ) {
+        if endpoints.remote.port() == DNS && cx.guard.judges_questions() {
+            let mut query = vec![0; message.len().min(MAX_KEPT)];
+            message.copy_to(&mut query);
+            return self.on_judged_query(endpoints, None, query, traffic_class, cx);
+        }
         let mut head = [0; MAX_HEAD_LEN];
         let len = message.copy_to(&mut head);
         let head = &head[..len];
         let question = if endpoints.remote.port() == DNS { Question::parse(head) } else { None };
-        let key = Key { endpoints, id: question.map(|question| question.id) };
+        let key = Key { endpoints, id: question.map(|question| question.id), stream: None };
         if let Some(id) = self.exchanges.find(&key) {
             let again = self.exchanges.get(id).is_some_and(|exchange| exchange.is_about(question.as_ref()));
             if again {
@@ -164,54 +186,79 @@ impl<W: World> Dns<W> {
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         let mut buffer = core::mem::take(&mut self.buffer);
         buffer.resize(MAX_LEN, 0);
-        let mut index = 0;
-        // Readiness does not say which socket it is about; there are few.
-        while self.exchanges.get(id).is_some_and(|exchange| index < exchange.asked.len()) {
-            if readiness.error {
-                self.on_errors(id, index, cx);
-            }
-            if readiness.readable {
-                self.receive(id, index, &mut buffer, cx);
-            }
-            index += 1;
+        // Readiness does not say which socket it is about; there are few. It is not about those that are opened meanwhile.
+        let sockets = self.exchanges.get(id).map_or(0, |exchange| exchange.asked.len());
+        for index in 0..sockets {
+            self.on_socket_ready(id, index, readiness, &mut buffer, cx);
         }
         self.buffer = buffer;
+    }
+
+    fn on_socket_ready(
+        &mut self,
+        id: FlowId,
+        index: usize,
+        readiness: Readiness,
+        buffer: &mut [u8],
+        cx: &mut Context<'_, W>,
+    ) {
+        let asked = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index));
+        let Some(Asked { server, io, waits }) = asked else { return };
+        match io {
+            Io::Datagram(_) => {
+                if readiness.error {
+                    self.on_errors(id, index, cx);
+                }
+                if readiness.readable {
+                    self.receive(id, index, buffer, cx);
+                }
+            }
+            Io::Stream(_) if !*waits => {}
+            Io::Stream(stream) => match stream.on_ready(readiness, buffer) {
+                Progress::Pending => {}
+                Progress::Answer(answer) => self.on_answer(id, index, (None, 0), &answer, cx),
+                Progress::Failed(errno) => {
+                    let server = *server;
+                    self.note_failure(id, server, errno, cx);
+                    self.on_silent(id, index, cx);
+                }
+            },
+        }
     }
 
     /// Receives datagrams from a socket.
     fn receive(&mut self, id: FlowId, index: usize, buffer: &mut [u8], cx: &mut Context<'_, W>) {
         for _ in 0..MAX_BATCH {
-            let Some(asked) = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index))
-            else {
-                return;
-            };
-            let received = match asked.io.receive((&mut *buffer).into()) {
+            let asked = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index));
+            let Some(Asked { server, io: Io::Datagram(io), .. }) = asked else { return };
+            let received = match io.receive((&mut *buffer).into()) {
                 Ok(received) => received,
                 Err(SocketError::WouldBlock) => return,
                 Err(SocketError::Failed(_)) => return self.on_errors(id, index, cx),
             };
-            let expected = (asked.server.ip(), asked.server.port());
+            let expected = (server.ip(), server.port());
             if received.truncated || (received.from.ip(), received.from.port()) != expected {
                 self.counters.undeliverable += 1;
                 continue;
             }
             let payload = buffer.get(..received.len).unwrap_or_default();
             let size = received.segment_size.map_or(payload.len(), usize::from).max(1);
+            let fields = (received.hop_limit, received.traffic_class);
             if payload.is_empty() {
-                self.on_answer(id, index, &received, payload, cx);
+                self.on_answer(id, index, fields, payload, cx);
             }
             for answer in payload.chunks(size) {
-                self.on_answer(id, index, &received, answer, cx);
+                self.on_answer(id, index, fields, answer, cx);
             }
         }
     }
 
-    /// A datagram of a server.
+    /// A message of a server, with its hop limit and traffic class.
     fn on_answer(
         &mut self,
         id: FlowId,
         index: usize,
-        received: &Received,
+        (hop_limit, traffic_class): (Option<u8>, u8),
         payload: &[u8],
         cx: &mut Context<'_, W>,
     ) {
@@ -222,15 +269,15 @@ impl<W: World> Dns<W> {
             Verdict::Session => {
                 self.settle(id, index);
                 self.note_session(id, false, cx);
-                self.send_answer(endpoints, received.hop_limit, received.traffic_class, payload, cx);
+                self.send_answer(endpoints, hop_limit, traffic_class, payload, cx);
             }
             verdict @ (Verdict::Final | Verdict::AskAnother) => {
                 exchange.report(index, &mut self.health, cx.now);
                 if verdict == Verdict::AskAnother && self.keep(id, payload) {
                     return self.ask_next_or_wait(id, cx);
                 }
-                self.end(cx.timers, id);
-                self.send_answer(endpoints, received.hop_limit, received.traffic_class, payload, cx);
+                let Some(exchange) = self.end(cx.timers, id) else { return };
+                self.answer(&exchange, (hop_limit, traffic_class), payload, cx);
             }
         }
     }

@@ -21,6 +21,10 @@ pub enum Refusal {
     NoData,
     /// This kind of message is not supported (NOTIMP): all but queries.
     NotImplemented,
+    /// The resolvers gave no answer that the client may get (SERVFAIL).
+    Failure,
+    /// The answer is too long for a datagram (TC): the client asks again over TCP.
+    Truncated,
 }
 
 /// Why a question was refused (RFC 8914).
@@ -43,56 +47,82 @@ impl ExtendedError<'_> {
     pub const NOT_SUPPORTED: u16 = 21;
 }
 
-/// The response that refuses `query`, at most 512 bytes. It includes `error`, in an OPT record, only if
-/// `query` has an OPT record: a client that sent none must not get one (RFC 6891 §6.1.1). None if `query` is no query with one question: there is nothing to answer.
+/// The response to `query` without a record, at most 512 bytes. It includes `error`, in an OPT record, only if `query` has
+/// an OPT record: a client that sent none must not get one (RFC 6891 §6.1.1). None if `query` is no query with one
+/// question: there is nothing to answer.
 #[must_use]
-pub fn refuse(query: &[u8], refusal: Refusal, error: ExtendedError<'_>) -> Option<Vec<u8>> {
+pub fn refuse(query: &[u8], refusal: Refusal, error: Option<ExtendedError<'_>>) -> Option<Vec<u8>> {
     const RESPONSE: u8 = 0x80;
     const OPCODE_AND_RD: u8 = 0x79;
+    const TRUNCATED: u8 = 0x02;
     const RECURSION_AVAILABLE: u8 = 0x80;
     const CHECKING_DISABLED: u8 = 0x10;
     let question = Question::parse(query)?;
     let &[first, second] = query.get(2..)?.first_chunk()?;
     let code = match refusal {
         Refusal::NoName => ResponseCode::NO_NAME,
-        Refusal::NoData => ResponseCode::NO_ERROR,
+        Refusal::NoData | Refusal::Truncated => ResponseCode::NO_ERROR,
+        Refusal::Failure => ResponseCode::SERVER_FAILURE,
         Refusal::NotImplemented => ResponseCode::NOT_IMPLEMENTED,
     };
     let mut response = Vec::with_capacity(MOST_BYTES);
     response.extend_from_slice(&question.id.to_be_bytes());
-    response.push(RESPONSE | first & OPCODE_AND_RD);
+    let truncated = if refusal == Refusal::Truncated { TRUNCATED } else { 0 };
+    response.push(RESPONSE | truncated | first & OPCODE_AND_RD);
     response.push(RECURSION_AVAILABLE | second & CHECKING_DISABLED | code.0);
-    let opt = client_opt_flags(query);
+    let opt = Opt::of(query);
     for count in [1, 0, 0, u16::from(opt.is_some())] {
         response.extend_from_slice(&count.to_be_bytes());
     }
     response.extend_from_slice(question.section());
-    if let Some(flags) = opt {
-        push_opt(&mut response, flags, error);
+    if let Some(opt) = opt {
+        push_opt(&mut response, opt, error);
     }
     Some(response)
 }
 
-/// The flags of the client's OPT record, if it has sent one.
-fn client_opt_flags(query: &[u8]) -> Option<u16> {
-    let opt = Records::of(query).ok()?.find_map(|record| {
-        record.ok().filter(|record| record.section == Section::Additional && record.kind == Type::OPT)
-    })?;
-    Some(opt.ttl as u16)
+/// What the guest's query asks for in its OPT record.
+#[derive(Clone, Copy)]
+pub(super) struct Opt {
+    /// The longest response over UDP, in bytes.
+    pub(super) udp_size: u16,
+    /// The flags.
+    pub(super) flags: u16,
 }
 
-fn push_opt(response: &mut Vec<u8>, flags: u16, error: ExtendedError<'_>) {
+impl Opt {
+    /// Length of an OPT record without options: owner, type, class, time to live and length of the data.
+    pub(super) const LEN: usize = 11;
     /// The client wants DNSSEC records; the response has to repeat that (RFC 3225 §3).
     const DNSSEC_OK: u16 = 0x8000;
-    /// Owner, type, class, time to live and length of the data.
-    const FIXED_LEN: usize = 11;
+
+    /// The OPT record of `query`, if it has one.
+    pub(super) fn of(query: &[u8]) -> Option<Self> {
+        let opt = Records::of(query).ok()?.find_map(|record| {
+            record.ok().filter(|record| record.section == Section::Additional && record.kind == Type::OPT)
+        })?;
+        Some(Self { udp_size: opt.class.0, flags: opt.ttl as u16 })
+    }
+
+    /// Appends an OPT record of this size and these flags, of version 0, with `len` bytes of options to follow.
+    pub(super) fn push(self, message: &mut Vec<u8>, len: u16) {
+        message.push(0); // the root
+        for field in [Type::OPT.0, self.udp_size, 0, self.flags & Self::DNSSEC_OK, len] {
+            message.extend_from_slice(&field.to_be_bytes());
+        }
+    }
+}
+
+fn push_opt(response: &mut Vec<u8>, client: Opt, error: Option<ExtendedError<'_>>) {
     /// Code and length of the option, and the error's code.
     const OPTION_LEN: usize = 6;
-    let room = MOST_BYTES.saturating_sub(response.len() + FIXED_LEN + OPTION_LEN);
+    let opt = Opt { udp_size: UDP_SIZE, ..client };
+    let Some(error) = error else { return opt.push(response, 0) };
+    let room = MOST_BYTES.saturating_sub(response.len() + Opt::LEN + OPTION_LEN);
     let text = error.text.get(..error.text.floor_char_boundary(room)).unwrap_or_default();
     let len = (OPTION_LEN + text.len()) as u16;
-    response.push(0); // the root
-    for field in [Type::OPT.0, UDP_SIZE, 0, flags & DNSSEC_OK, len, EXTENDED_ERROR, len - 4, error.code] {
+    opt.push(response, len);
+    for field in [EXTENDED_ERROR, len - 4, error.code] {
         response.extend_from_slice(&field.to_be_bytes());
     }
     response.extend_from_slice(text.as_bytes());
@@ -154,7 +184,7 @@ mod tests {
             (Refusal::NotImplemented, op::ResponseCode::NotImp),
         ] {
             let query = query(b"\x04PeeR\x04test\0", 28, None);
-            let response = refuse(&query, refusal, ERROR).unwrap();
+            let response = refuse(&query, refusal, Some(ERROR)).unwrap();
             assert_eq!(
                 Question::parse(&query).unwrap().answered_by(&response).map(|code| code.0),
                 Some(code.low())
@@ -172,7 +202,7 @@ mod tests {
     #[test]
     fn the_error_goes_to_clients_with_opt() {
         for flags in [0x8000, 0x4000, 0] {
-            let response = refuse(&query(b"\x04peer\0", 1, Some(flags)), Refusal::NoName, ERROR).unwrap();
+            let response = refuse(&query(b"\x04peer\0", 1, Some(flags)), Refusal::NoName, Some(ERROR)).unwrap();
             let edns = op::Message::from_vec(&response).unwrap().edns.unwrap();
             assert_eq!((edns.flags().dnssec_ok, edns.version()), (flags == 0x8000, 0));
             let option = edns.option(EdnsCode::from(EXTENDED_ERROR)).unwrap();
@@ -187,7 +217,7 @@ mod tests {
         let text: String = core::iter::repeat_n('ä', 500).collect();
         for name in [&longest[..], b"\0"] {
             let response =
-                refuse(&query(name, 1, Some(0)), Refusal::NoName, ExtendedError { text: &text, ..ERROR });
+                refuse(&query(name, 1, Some(0)), Refusal::NoName, Some(ExtendedError { text: &text, ..ERROR }));
             let response = response.unwrap();
             // A character of two bytes may not fit.
             assert!((511..=512).contains(&response.len()));
@@ -203,12 +233,12 @@ mod tests {
         let mut two = good.clone();
         two[5] = 2;
         for bad in [&response[..], &two, &good[..good.len() - 1], b""] {
-            assert_eq!(refuse(bad, Refusal::NoName, ERROR), None);
+            assert_eq!(refuse(bad, Refusal::NoName, Some(ERROR)), None);
         }
         // Bytes after the question that are no record: there is no OPT to answer.
         let mut cut = query(b"\x04peer\0", 1, Some(0));
         cut.truncate(cut.len() - 1);
-        assert_eq!(refuse(&cut, Refusal::NoName, ERROR).unwrap().len(), good.len());
+        assert_eq!(refuse(&cut, Refusal::NoName, Some(ERROR)).unwrap().len(), good.len());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use core::net::IpAddr;
 use wire::{frame::Transport, offload::Segmentation};
 use zerocopy::big_endian::U16;
 
+mod judged;
+
 use super::*;
 use crate::{
     host::{Errno, QueuedError, Report},
@@ -63,7 +65,7 @@ impl Test {
         let servers: Vec<IpAddr> = servers.iter().map(|server| server.parse().unwrap()).collect();
         world.settings.v4.as_mut().unwrap().dns_servers = servers.clone();
         world.settings.v6.as_mut().unwrap().dns_servers = servers;
-        Self { world, dns: Dns::new(LIMITS, [7; 16]) }
+        Self { world, dns: Dns::new(LIMITS, [7; 16], [8; 16]) }
     }
 
     fn guest_sends(&mut self, from: &str, to: &str, payload: &[u8]) {

@@ -3,14 +3,14 @@ use core::net::SocketAddr;
 
 use super::*;
 use crate::{
-    names::{self, MIN_LIFE},
+    names::MIN_LIFE,
     policy::spec,
     testkit::settings::START,
 };
 
 fn guard(rules: &[&str]) -> Guard {
     let file = spec::parse_file(&rules.join("\n")).unwrap();
-    Guard::new(Policy::new(file.rules, file.default).unwrap(), false)
+    Guard::new(Policy::new(file.rules, file.default).unwrap(), false, [1; 16])
 }
 
 fn opening(protocol: Protocol, remote: &str, destination: &str) -> Opening {
@@ -73,7 +73,7 @@ fn a_resolver_in_a_denied_group_may_be_asked_if_names_may() {
 #[test]
 fn an_audit_refuses_nothing_and_counts() {
     let policy = guard(&["deny all"]).policy().unwrap().clone();
-    let mut audit = Guard::new(policy, true);
+    let mut audit = Guard::new(policy, true, [1; 16]);
     assert!(audit.admits_unread(&opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0"), START, |_| false));
     assert_eq!(audit.refused(), 1);
 }
@@ -82,11 +82,10 @@ fn an_audit_refuses_nothing_and_counts() {
 #[test]
 fn names_are_those_of_the_time_when_the_flow_began() {
     let mut guard = guard(&["allow *.example.org"]);
-    let mut names = Names::new(names::Limits::default(), [1; 16]);
+    let names = guard.names_mut().unwrap();
     for name in ["a.example.org", "other.example"] {
         assert!(names.learn("192.0.2.1".parse().unwrap(), name, 60, START));
     }
-    guard.names = Some(Box::new(names));
     let flow = opening(Protocol::Tcp, "192.0.2.1:443", "192.0.2.1:443");
     let Admission::Named(claim) = guard.admits(&flow, START, |_| false) else { panic!() };
     assert!(!claim.server_first);

@@ -36,6 +36,7 @@ impl Errno {
     pub(crate) const ENOSPC: Self = Self(28);
     pub(crate) const EMSGSIZE: Self = Self(90);
     pub(crate) const EAFNOSUPPORT: Self = Self(97);
+    pub(crate) const ECONNRESET: Self = Self(104);
     pub(crate) const ENETUNREACH: Self = Self(101);
     pub(crate) const ENOBUFS: Self = Self(105);
     pub(crate) const ETIMEDOUT: Self = Self(110);

@@ -82,6 +82,13 @@ impl Lookup for NoNames {
     }
 }
 
+/// The names of the lookup, if there is one.
+impl<L: Lookup> Lookup for Option<L> {
+    fn names(&self, address: IpAddr) -> impl Iterator<Item = &str> {
+        self.iter().flat_map(move |lookup| lookup.names(address))
+    }
+}
+
 /// A lookup that returns only those names of `names` that are equal to `name`. `name` is the name that a client asked
 /// for in its first bytes.
 struct Claimed<'a, L> {
@@ -102,8 +109,8 @@ pub enum Reason {
     Rule(usize),
     /// The default decided, since no rule matches.
     Default,
-    /// There are rules by name, and the flow would use another name service: DNS over TLS or QUIC, multicast DNS, or
-    /// LLMNR.
+    /// There are rules by name, and the flow would use a name service whose answers are not judged: DNS over TLS or QUIC,
+    /// multicast DNS, LLMNR, or DNS of a flow that bypasses the link.
     NameService,
 }
 
@@ -260,14 +267,11 @@ impl Policy {
         }
     }
 
-    /// The verdict on a flow that the guest begins. `names` has the names for which this guest got addresses.
+    /// The verdict on a flow that the guest begins; its DNS questions are no flows. `names` has the names for which this guest got addresses.
     pub fn verdict(&self, question: &Question, names: &impl Lookup) -> Verdict {
-        let port = question.destination.port();
-        if self.has_names()
-            && question.protocol != Protocol::Icmp
-            && port != 53
-            && NAME_SERVICES.contains(&port)
-        {
+        let is_name_service =
+            question.protocol != Protocol::Icmp && NAME_SERVICES.contains(&question.destination.port());
+        if self.has_names() && is_name_service {
             return Verdict::Deny(Reason::NameService);
         }
         let written = question.destination.ip();
@@ -303,17 +307,30 @@ impl Policy {
     /// rebinding). `leads_to_host` has the meaning that it has in [`Question`].
     #[must_use]
     pub fn may_answer(&self, address: IpAddr, leads_to_host: bool) -> bool {
-        let may_reach = |reached: IpAddr| {
-            if Group::of(reached) == Group::Public && !leads_to_host {
-                return true;
-            }
-            let denies = |rule: &Rule| rule.action == Action::Deny && rule.is_about_all();
-            let decides = |rule: &Rule| rule.action == Action::Allow || denies(rule);
-            let first = self.first_by_address(reached, leads_to_host, decides);
-            self.outcome(self.first_by_prefix(address, first, denies)).0 == Action::Allow
-        };
-        let mut reached = reached(address).peekable();
-        if reached.peek().is_none() { may_reach(address) } else { reached.all(may_reach) }
+        let is_public = |reached: IpAddr| Group::of(reached) == Group::Public && !leads_to_host;
+        all_reached(address, |reached| {
+            is_public(reached) || self.allows_something(address, reached, leads_to_host)
+        })
+    }
+
+    /// Whether a rule by address, or the default, allows the guest some protocol or port at this address.
+    /// `leads_to_host` has the meaning that it has in [`Question`].
+    #[must_use]
+    pub fn may_reach(&self, address: IpAddr, leads_to_host: bool) -> bool {
+        all_reached(address, |reached| self.allows_something(address, reached, leads_to_host))
+    }
+
+    /// Whether a rule is about this name. If none is, the addresses of the name need not be known.
+    #[must_use]
+    pub fn has_rule_about(&self, name: &str) -> bool {
+        self.first_by_name(name, NO_RULE, |rule| rule.names(name)) != NO_RULE
+    }
+
+    fn allows_something(&self, address: IpAddr, reached: IpAddr, leads_to_host: bool) -> bool {
+        let denies = |rule: &Rule| rule.action == Action::Deny && rule.is_about_all();
+        let decides = |rule: &Rule| rule.action == Action::Allow || denies(rule);
+        let first = self.first_by_address(reached, leads_to_host, decides);
+        self.outcome(self.first_by_prefix(address, first, denies)).0 == Action::Allow
     }
 
     /// The verdict if the flow reaches `address`. `address` is the destination, or is carried in the destination.
@@ -422,6 +439,13 @@ fn reached(address: IpAddr) -> impl Iterator<Item = IpAddr> {
         IpAddr::V6(address) => Some(address),
     };
     v6.into_iter().flat_map(group::carried).map(IpAddr::V4)
+}
+
+/// Whether all addresses that packets to `address` may reach instead have a property; `address` itself, if there are no
+/// such addresses.
+fn all_reached(address: IpAddr, has: impl Fn(IpAddr) -> bool) -> bool {
+    let mut reached = reached(address).peekable();
+    if reached.peek().is_none() { has(address) } else { reached.all(has) }
 }
 
 /// Whether a rule contradicts rules by name. With rules by name, all DNS questions go to the host's resolver, and

@@ -336,7 +336,7 @@ fn other_name_services_are_refused_with_rules_by_name() {
         ("udp", "192.0.2.1:853", "!"),
         ("udp", "224.0.0.251:5353", "!"),
         ("udp", "[ff02::1:3]:5355", "!"),
-        ("udp", "192.0.2.1:53", "+1"),
+        ("udp", "192.0.2.1:53", "!"),
         ("icmp", "192.0.2.1:853", "+1"),
     ];
     check("allow a.example; allow all", &rows);

@@ -19,6 +19,7 @@ use crate::{
     memory::PayloadOf,
     neighbours::Neighbour,
     pressure::Pressure,
+    resolvers::DNS,
     timer::Instant,
 };
 
@@ -120,6 +121,7 @@ impl<W: World> Round<'_, W> {
     /// come last, so that a flow with little to send does not wait for one with much.
     pub fn finish(mut self) -> Pressure {
         self.deadlines();
+        self.carry_questions();
         let (flows, mut cx) = self.split();
         flows.tcp.end_round(&mut cx);
         flows.udp.end_round(&mut cx);
@@ -151,6 +153,18 @@ impl<W: World> Round<'_, W> {
         }
         let Stack { advertiser, settings, guest, .. } = &mut *self.stack;
         advertiser.on_deadline(settings, guest, self.now, self.link);
+    }
+
+    /// Carries DNS messages between connections of the guest and the resolvers, if the guard judges questions.
+    fn carry_questions(&mut self) {
+        let (flows, mut cx) = self.split();
+        loop {
+            while let Some((stream, ends, query)) = flows.tcp.next_question(&mut cx) {
+                flows.dns.on_stream_query(ends, stream, query, &mut cx);
+            }
+            let Some((stream, answer)) = flows.dns.next_answer() else { return };
+            flows.tcp.answer(stream, &answer, &mut cx);
+        }
     }
 
     pub(super) fn count_wrong_checksum(&mut self) {
@@ -186,7 +200,8 @@ impl<W: World> Round<'_, W> {
                     local::on_udp(&self.stack.settings, &mut self.stack.guest, packet, &datagram, self.link);
                 if !outcome.consumed() && self.stack.settings.services.udp {
                     let port = datagram.header.destination_port.get();
-                    let is_dns = self.stack.settings.is_dns(SocketAddr::new(packet.destination, port));
+                    let is_dns = self.stack.settings.is_dns(SocketAddr::new(packet.destination, port))
+                        || port == DNS && self.stack.guard.judges_questions();
                     let (flows, mut cx) = self.split();
                     return if is_dns {
                         flows.dns.on_datagram(packet, &datagram, offload, &mut cx);

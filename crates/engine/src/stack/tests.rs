@@ -50,7 +50,7 @@ impl Test {
         limits.udp.endpoints.most = 600;
         limits.udp.idle = Duration::from_secs(300);
         limits.udp.idle_stream = Duration::from_secs(300);
-        let seeds = Seeds { hash_key: [7; 16], isn_secret: [7; 16], advertisement: 1 };
+        let seeds = Seeds { hash_key: [7; 16], isn_secret: [7; 16], query_secret: [8; 16], advertisement: 1 };
         Self {
             stack: Stack::new(settings, guest, limits, seeds, START),
             host: VirtualHost::default(),

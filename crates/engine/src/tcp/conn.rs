@@ -15,9 +15,10 @@ use super::{
     queue::ChunkPool,
     receive::{AckDue, Receiver},
     send::{Ack, MAX_UNANSWERED, Run, Sender},
+    socket::Socket,
 };
 use crate::{
-    context::{Context, TcpOf, World},
+    context::{Context, World},
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
@@ -90,7 +91,7 @@ pub(super) enum Handshake {
 
 pub(super) struct Connection<W: World> {
     pub(super) ends: Endpoints,
-    pub(super) socket: TcpOf<W>,
+    pub(super) socket: Socket<W>,
     pub(super) phase: Phase,
     pub(super) send: Sender,
     pub(super) receive: Receiver,
@@ -130,7 +131,7 @@ impl<W: World> Keyed for Connection<W> {
 impl<W: World> Connection<W> {
     pub(super) fn new(
         ends: Endpoints,
-        socket: TcpOf<W>,
+        socket: Socket<W>,
         phase: Phase,
         send: Sender,
         receive: Receiver,

@@ -12,6 +12,7 @@ use super::{
     receive::{AckDue, Receiver, WINDOW_SCALE},
     reset_unknown,
     send::Sender,
+    socket::Socket,
 };
 use crate::{
     addr::Settings,
@@ -37,7 +38,7 @@ impl<W: World> Connection<W> {
     /// `class`.
     pub(super) fn from_guest(
         ends: Endpoints,
-        socket: TcpOf<W>,
+        socket: Socket<W>,
         iss: Seq,
         syn: &Segment<'_, impl Payload>,
         class: u8,
@@ -55,7 +56,7 @@ impl<W: World> Connection<W> {
 
     /// A connection that was accepted on the host; the guest gets a SYN.
     pub(super) fn from_host(ends: Endpoints, socket: TcpOf<W>, iss: Seq, cx: &mut Context<'_, W>) -> Self {
-        let receive = Receiver::new(Seq(0), WINDOW_SCALE);
+        let (socket, receive) = (Socket::Host(socket), Receiver::new(Seq(0), WINDOW_SCALE));
         let mut connection = Self::new(ends, socket, Phase::SynSent, Sender::new(iss), receive, cx.now);
         connection.peer_class = connection.socket.peer_traffic_class().unwrap_or(0) & DSCP;
         connection.start_handshake(cx);

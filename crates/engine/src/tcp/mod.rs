@@ -10,12 +10,15 @@ mod conn;
 mod dial;
 mod emit;
 mod handshake;
+mod questions;
 mod queue;
 mod receive;
 mod recovery;
 mod redial;
 mod rto;
 mod send;
+mod service;
+mod socket;
 
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::{
@@ -39,6 +42,7 @@ use self::{
     emit::Fields,
     queue::ChunkPool,
     redial::Redial,
+    socket::Socket,
 };
 use crate::{
     addr::Settings,
@@ -49,7 +53,7 @@ use crate::{
     icmp::{Quote, send_router_error},
     memory::PayloadOf,
     pressure::Pressure,
-    resolvers::Health,
+    resolvers::{DNS, Health},
     timer::Instant,
 };
 
@@ -76,6 +80,8 @@ pub struct Tcp<W: World> {
     touched: Vec<FlowId>,
     /// Connections with more to send than their turn allowed, or than the link took.
     runnable: VecDeque<FlowId>,
+    /// Connections by which the guest asks questions that the guard judges; the one that was opened first comes first.
+    services: VecDeque<FlowId>,
     /// Which resolvers have failed recently.
     health: Health,
     /// For initial sequence numbers.
@@ -94,6 +100,7 @@ impl<W: World> Tcp<W> {
             pool: ChunkPool::new(queue_memory),
             touched: Vec::new(),
             runnable: VecDeque::new(),
+            services: VecDeque::new(),
             health: Health::default(),
             secret,
             counters: Counters::default(),
@@ -157,6 +164,9 @@ impl<W: World> Tcp<W> {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
+        if ends.remote.port() == DNS && cx.guard.judges_questions() {
+            return self.open_service(ends, class, syn, cx);
+        }
         let check = match cx.admits(Protocol::Tcp, &ends, destination) {
             Admission::Admit => None,
             Admission::Named(claim) => Some(Box::new(Check::new(claim))),
@@ -190,7 +200,7 @@ impl<W: World> Tcp<W> {
             let destination = dial.as_ref().and_then(Dial::server).unwrap_or(destination);
             log::debug!("{id}: {guest} -> {remote}{}", HostSide(socket.local(), "->", Some(destination)));
         }
-        let mut connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
+        let mut connection = Connection::from_guest(ends, Socket::Host(socket), iss, syn, class, cx);
         connection.dial = dial.map(Box::new);
         connection.await_name(check);
         self.insert(connection);
@@ -224,11 +234,11 @@ impl<W: World> Tcp<W> {
         Ok(())
     }
 
-    fn insert(&mut self, connection: Connection<W>) {
-        if let Ok(id) = self.flows.insert(connection) {
-            self.counters.opened += 1;
-            self.touch(id);
-        }
+    fn insert(&mut self, connection: Connection<W>) -> Option<FlowId> {
+        let id = self.flows.insert(connection).ok()?;
+        self.counters.opened += 1;
+        self.touch(id);
+        Some(id)
     }
 
     /// A connection's socket reported readiness.

@@ -4,6 +4,7 @@
 use super::{
     Tcp,
     conn::{End, Phase},
+    socket::Socket,
 };
 use crate::{
     context::{Context, World},
@@ -46,7 +47,7 @@ impl<W: World> Tcp<W> {
         dial.at += 1;
         let end = match dial.server() {
             None => Err(errno),
-            Some(_) => dial.connect(id, &mut self.health, cx).map(|socket| connection.socket = socket),
+            Some(_) => dial.connect(id, &mut self.health, cx).map(|socket| connection.socket = Socket::Host(socket)),
         };
         match end {
             Ok(()) => self.touch(id),
@@ -68,7 +69,7 @@ impl<W: World> Tcp<W> {
         dial.at += 1;
         match dial.connect(id, &mut self.health, cx) {
             Ok(socket) => {
-                connection.socket = socket;
+                connection.socket = Socket::Host(socket);
                 if let Some(server) = server {
                     self.health.failed(server.ip(), cx.now);
                 }

@@ -12,7 +12,6 @@ use crate::{
     context::{UdpOf, Unlinked, World},
     flow::{Endpoints, FlowId, Protocol},
     forward::{Policy, spec::Direction},
-    guard::Opening,
     host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, SendResult},
     memory::PayloadOf,
 };
@@ -130,8 +129,7 @@ impl<W: World> Udp<W> {
             return true;
         };
         let ends = Endpoints { guest: client, remote: target };
-        let flow = Opening { protocol: Protocol::Udp, ends, destination: target, asks_resolver: false };
-        listener.direction == Direction::Inbound || cx.guard.admits_unread(&flow, cx.now, |_| true)
+        listener.direction == Direction::Inbound || cx.guard.admits_bypass(Protocol::Udp, ends, cx.now)
     }
 
     fn open_proxy(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {

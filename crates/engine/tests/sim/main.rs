@@ -14,6 +14,7 @@ mod handshake;
 mod hostile;
 mod matrix;
 mod names;
+mod questions;
 mod resolvers;
 mod to_guest;
 mod urgent;

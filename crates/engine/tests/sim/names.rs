@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use engine::{
     guard::Guard,
-    names::{Limits, Names},
     policy::{Policy, spec},
     timer::Instant,
 };
@@ -26,12 +25,11 @@ const DATA: &str = ". ack 1 win 512";
 
 fn guard(rules: &str, audit: bool) -> Guard {
     let file = spec::parse_file(rules).unwrap();
-    let mut guard = Guard::new(Policy::new(file.rules, file.default).unwrap(), audit);
-    let mut names = Names::new(Limits::default(), [1; 16]);
+    let mut guard = Guard::new(Policy::new(file.rules, file.default).unwrap(), audit, [1; 16]);
+    let names = guard.names_mut().unwrap();
     for name in [ALLOWED, OTHER] {
         assert!(names.learn("203.0.113.9".parse().unwrap(), name, 300, Instant::from_micros(0)));
     }
-    guard.names = Some(Box::new(names));
     guard
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use engine::guard::Guard;
 use engine::policy::{Policy, spec};
 
@@ -27,13 +27,12 @@ pub(super) fn guard(config: &Config) -> anyhow::Result<Guard> {
     } else if rules.is_empty() {
         return Ok(Guard::default());
     }
-    if let Some(rule) = rules.iter().find(|rule| rule.is_by_name()) {
-        bail!("'{rule}': rules by name are not supported yet; use addresses, prefixes or groups");
-    }
     let policy = Policy::new(rules, default).context("--allow, --deny, --policy")?;
     policy.rules().iter().for_each(|rule| log::debug!("Rule: {rule}"));
     log::debug!("Rule: default {}", policy.default_action());
-    Ok(Guard::new(policy, config.policy_audit))
+    let mut hash_key = [0; 16];
+    getrandom::fill(&mut hash_key).context("can't get random numbers")?;
+    Ok(Guard::new(policy, config.policy_audit, hash_key))
 }
 
 fn read(path: &Path) -> anyhow::Result<spec::File> {

@@ -1,7 +1,5 @@
 //! What the guard refuses, through the whole stack (docs/guard.md).
 
-use alloc::boxed::Box;
-
 use wire::{
     icmp,
     tcp::{self, Flags, Seq},
@@ -11,14 +9,13 @@ use super::*;
 use crate::{
     guard::Guard,
     host::Readiness,
-    names::{Limits as NameLimits, Names},
     policy::{Policy, spec},
 };
 
 fn guarded(rules: &str) -> Test {
     let mut test = Test::new();
     let file = spec::parse_file(rules).unwrap();
-    *test.stack.guard_mut() = Guard::new(Policy::new(file.rules, file.default).unwrap(), false);
+    *test.stack.guard_mut() = Guard::new(Policy::new(file.rules, file.default).unwrap(), false, [1; 16]);
     test
 }
 
@@ -105,9 +102,8 @@ fn a_sender_that_the_guest_may_not_write_to_does_not_reach_it() {
 #[test]
 fn a_name_alone_does_not_allow_quic() {
     let mut test = guarded("allow *.example.org:443,444");
-    let mut names = Names::new(NameLimits::default(), [1; 16]);
+    let names = test.stack.guard_mut().names_mut().unwrap();
     assert!(names.learn("203.0.113.1".parse().unwrap(), "a.example.org", 300, START));
-    test.stack.guard_mut().names = Some(Box::new(names));
     let refused = datagram(GUEST, "203.0.113.1:443", b"first").1;
     test.receive(&refused, &Offload::default());
     assert_prohibited(&mut test, &refused);

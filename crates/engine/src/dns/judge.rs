@@ -1,0 +1,260 @@
+//! Queries and answers under rules by name (docs/design/guard.md): every query is judged, then asked of the host's
+//! resolvers in other words, and every answer is read before the guest gets it.
+
+use alloc::{string::String, vec::Vec};
+use core::hash::BuildHasher as _;
+
+use wire::dns::{Malformed, Question};
+
+use super::{
+    Dns,
+    answers::answers,
+    ech::strip_ech,
+    exchange::{Exchange, Key},
+    query,
+    refusal::{ExtendedError, Refusal, refuse, refused_at_once},
+};
+use crate::{
+    context::{self, Context, World},
+    flow::{Endpoints, FlowId},
+    guard::{Asked, Refused},
+    nat::is_group,
+    timer::Timers,
+};
+
+/// The bit of a truncated message (TC), in the first byte of flags.
+const TRUNCATED: u8 = 0x02;
+
+impl<W: World> Dns<W> {
+    /// A message of a client on the TCP connection `stream`. Its answer is among those of [`Dns::next_answer`].
+    pub(crate) fn on_stream_query(
+        &mut self,
+        endpoints: Endpoints,
+        stream: FlowId,
+        query: Vec<u8>,
+        cx: &mut Context<'_, W>,
+    ) {
+        self.on_judged_query(endpoints, Some(stream), query, 0, cx);
+    }
+
+    /// An answer for a client, and the TCP connection on which it has asked. An empty answer: what the client has sent is
+    /// no query.
+    pub(crate) fn next_answer(&mut self) -> Option<(FlowId, Vec<u8>)> {
+        self.answers.pop()
+    }
+
+    pub(super) fn on_judged_query(
+        &mut self,
+        endpoints: Endpoints,
+        stream: Option<FlowId>,
+        message: Vec<u8>,
+        traffic_class: u8,
+        cx: &mut Context<'_, W>,
+    ) {
+        let question = Question::parse(&message).filter(|_| !is_group(endpoints.remote.ip()));
+        let rebuilt = question.and_then(|_| query::rebuild(&message, self.next_query_id()));
+        let (Some(question), Some(rebuilt)) = (question, rebuilt) else {
+            self.counters.invalid += 1;
+            self.answers.extend(stream.map(|stream| (stream, Vec::new())));
+            return;
+        };
+        let key = Key { endpoints, id: Some(question.id), stream };
+        if let Some(id) = self.exchanges.find(&key) {
+            if self.exchanges.get(id).is_some_and(|exchange| exchange.is_about(Some(&question))) {
+                return self.ask_again_stored(id, traffic_class, cx);
+            }
+            self.give_up(cx.timers, id);
+        }
+        if let Err(refused) = admits(&question, endpoints, cx) {
+            self.counters.refused += 1;
+            let refusal = match refused_at_once(&question) {
+                Some(_) if question.opcode != wire::dns::Opcode::QUERY => Refusal::NotImplemented,
+                _ if refused.name_exists => Refusal::NoData,
+                _ => Refusal::NoName,
+            };
+            let answer = blocked(&message, refusal, &refused.text).unwrap_or_default();
+            return match stream {
+                Some(stream) => self.answers.push((stream, answer)),
+                None => self.send_answer(endpoints, None, 0, &answer, cx),
+            };
+        }
+        self.ask_judged(key, message, rebuilt, traffic_class, cx);
+    }
+
+    fn ask_judged(
+        &mut self,
+        key: Key,
+        message: Vec<u8>,
+        rebuilt: Vec<u8>,
+        traffic_class: u8,
+        cx: &mut Context<'_, W>,
+    ) {
+        let servers = cx.settings.any_resolvers(key.endpoints.remote, &self.health, cx.now);
+        let mut exchange = Exchange::new(key, servers, traffic_class);
+        (exchange.question, exchange.judged, exchange.repeatable) = (rebuilt, Some(message), true);
+        let bytes = exchange.bytes();
+        if self.bytes + bytes > self.limits.bytes {
+            return self.refuse_for_room(&exchange);
+        }
+        let Ok(id) = self.exchanges.insert(exchange) else { return };
+        self.bytes += bytes;
+        log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
+        self.links.push(&mut self.by_age, id.index());
+        if !self.ask_next(id, None, cx) {
+            self.conclude(id, cx);
+        }
+    }
+
+    fn refuse_for_room(&mut self, exchange: &Exchange<W>) {
+        self.counters.no_room += 1;
+        self.answers.extend(exchange.failure());
+    }
+
+    /// The guest repeats its query: the next server is asked.
+    fn ask_again_stored(&mut self, id: FlowId, traffic_class: u8, cx: &mut Context<'_, W>) {
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        exchange.traffic_class = traffic_class;
+        if exchange.next >= exchange.servers.len() {
+            exchange.next = 0;
+        }
+        if !self.ask_next(id, None, cx) {
+            self.conclude(id, cx);
+        }
+    }
+
+    /// Gives the guest the answer of a server, or what the guard leaves of it.
+    pub(super) fn answer(
+        &mut self,
+        exchange: &Exchange<W>,
+        (hop_limit, traffic_class): (Option<u8>, u8),
+        payload: &[u8],
+        cx: &mut Context<'_, W>,
+    ) {
+        let judged = exchange.judged.as_deref().map(|query| judge_answer(query, payload, exchange, cx));
+        match (exchange.key.stream, judged) {
+            (Some(stream), Some(answer)) => self.answers.push((stream, answer)),
+            (_, Some(answer)) => {
+                self.send_answer(exchange.key.endpoints, hop_limit, traffic_class, &answer, cx);
+            }
+            (_, None) => self.send_answer(exchange.key.endpoints, hop_limit, traffic_class, payload, cx),
+        }
+    }
+
+    /// Ends an exchange without an answer. A client on a TCP connection is told: it waits without a time-out of its own.
+    pub(super) fn give_up(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<W>> {
+        let exchange = self.end(timers, id)?;
+        self.answers.extend(exchange.failure());
+        Some(exchange)
+    }
+
+    /// An ID that others can't guess (RFC 5452 §9.2).
+    fn next_query_id(&mut self) -> u16 {
+        self.queries += 1;
+        self.secret.hash_one(self.queries) as u16
+    }
+}
+
+impl<W: World> Exchange<W> {
+    /// The answer for a client on a TCP connection if there is none from a server.
+    fn failure(&self) -> Option<(FlowId, Vec<u8>)> {
+        let query = self.judged.as_deref()?;
+        Some((self.key.stream?, refuse(query, Refusal::Failure, None)?))
+    }
+}
+
+/// Calls `judge` with a question of the guest, as the guard takes it.
+fn with_asked<R>(
+    question: &Question<'_>,
+    endpoints: Endpoints,
+    search: &[String],
+    judge: impl FnOnce(&Asked<'_>) -> R,
+) -> R {
+    let mut name = String::new();
+    if let Some(asked) = question.name() {
+        // Writing to a string does not fail.
+        wire::dns::write_text(asked.labels(), &mut name).ok();
+    }
+    judge(&Asked {
+        client: endpoints.guest,
+        name: &name,
+        kind: question.kind(),
+        useless: refused_at_once(question),
+        search,
+    })
+}
+
+fn admits<W: World>(
+    question: &Question<'_>,
+    endpoints: Endpoints,
+    cx: &mut Context<'_, W>,
+) -> Result<(), Refused> {
+    let Context { settings, guard, now, .. } = cx;
+    with_asked(question, endpoints, &settings.services.search, |asked| {
+        guard.admits_question(asked, |address| settings.is_local(address), *now)
+    })
+}
+
+/// What the guest gets for the answer of a server to `query`.
+fn judge_answer<W: World>(
+    query: &[u8],
+    answer: &[u8],
+    exchange: &Exchange<W>,
+    cx: &mut Context<'_, W>,
+) -> Vec<u8> {
+    let is_truncated = answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
+    if is_truncated && !cx.guard.audits() {
+        // Records may be cut off anywhere, and the client has to ask over TCP.
+        return refuse(query, Refusal::Truncated, None).unwrap_or_default();
+    }
+    let admitted = match admitted(query, answer, exchange, cx) {
+        Ok(admitted) => Ok(admitted),
+        Err(_) if cx.guard.audits() => Ok(answer.to_vec()),
+        Err(Fault::Malformed) => Err((Refusal::Failure, "malformed answer".into())),
+        Err(Fault::Refused(refused)) => Err((Refusal::NoData, refused.text)),
+    };
+    match admitted {
+        Ok(mut answer) => {
+            query::restore(&mut answer, query);
+            answer
+        }
+        Err((refusal, text)) => {
+            log::debug!("{}: the answer was replaced: {text}", exchange.key.endpoints.guest);
+            blocked(query, refusal, &text).unwrap_or_default()
+        }
+    }
+}
+
+/// Why the guest does not get an answer.
+enum Fault {
+    Malformed,
+    Refused(Refused),
+}
+
+impl From<Malformed> for Fault {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+/// The answer without keys of Encrypted ClientHello, if the guest may have it. In an audit, all of it.
+fn admitted<W: World>(
+    query: &[u8],
+    answer: &[u8],
+    exchange: &Exchange<W>,
+    cx: &mut Context<'_, W>,
+) -> Result<Vec<u8>, Fault> {
+    let question = Question::parse(query).ok_or(Malformed)?;
+    let given = answers(answer)?;
+    let Context { settings, guard, host, now, .. } = cx;
+    let leads_to_host = |address| context::leads_to_host(settings, *host, address);
+    with_asked(&question, exchange.key.endpoints, &[], |asked| {
+        guard.admits_answer(asked, &given, leads_to_host, *now)
+    })
+    .map_err(Fault::Refused)?;
+    let stripped = if guard.audits() { None } else { strip_ech(answer)? };
+    Ok(stripped.unwrap_or_else(|| answer.to_vec()))
+}
+
+fn blocked(query: &[u8], refusal: Refusal, text: &str) -> Option<Vec<u8>> {
+    refuse(query, refusal, Some(ExtendedError { code: ExtendedError::BLOCKED, text }))
+}

@@ -1,0 +1,90 @@
+//! One query to a server over TCP (RFC 7766): a connection of its own, on which each message follows its length.
+
+use alloc::vec::Vec;
+
+use wire::payload::Payload;
+
+use crate::host::{Errno, Readiness, SocketError, TcpSocket};
+
+/// Length of a message's length, in bytes.
+const LEN_LEN: usize = 2;
+
+/// A query over TCP.
+pub(super) struct OverTcp<T> {
+    io: T,
+    connected: bool,
+    /// What is to be sent: length and query.
+    query: Vec<u8>,
+    sent: usize,
+    /// What was received: length and answer.
+    answer: Vec<u8>,
+}
+
+/// The state of a query over TCP.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// The answer is not complete.
+    Pending,
+    /// The answer, without its length.
+    Answer(Vec<u8>),
+    /// The server has refused the connection, or has closed it early.
+    Failed(Errno),
+}
+
+impl<T: TcpSocket> OverTcp<T> {
+    /// A query over a socket that has begun to connect.
+    pub(super) const fn new(io: T) -> Self {
+        Self { io, connected: false, query: Vec::new(), sent: 0, answer: Vec::new() }
+    }
+
+    /// Sends `query` when the socket is connected.
+    pub(super) fn ask(&mut self, query: impl Payload) {
+        self.query = (query.len() as u16).to_be_bytes().to_vec();
+        self.query.resize(LEN_LEN + query.len(), 0);
+        query.copy_to(&mut self.query[LEN_LEN..]);
+        (self.sent, self.answer) = (0, Vec::new());
+    }
+
+    /// A socket of the exchange is ready, perhaps this one: sends and receives what it can. `buffer` is for received bytes.
+    pub(super) fn on_ready(&mut self, readiness: Readiness, buffer: &mut [u8]) -> Progress {
+        if readiness.error
+            && let Some(errno) = self.io.take_error()
+        {
+            return Progress::Failed(errno);
+        }
+        self.connected |= readiness.writable;
+        if !self.connected {
+            return Progress::Pending;
+        }
+        match self.send().and_then(|()| self.receive(buffer)) {
+            Ok(progress) => progress,
+            Err(SocketError::WouldBlock) => Progress::Pending,
+            Err(SocketError::Failed(errno)) => Progress::Failed(self.io.take_error().unwrap_or(errno)),
+        }
+    }
+
+    fn send(&mut self) -> Result<(), SocketError> {
+        while let Some(rest) = self.query.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            self.sent += self.io.send(rest.into())?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Progress, SocketError> {
+        loop {
+            let len = self.io.peek(0, (&mut *buffer).into())?;
+            if len == 0 {
+                return Err(SocketError::Failed(Errno::ECONNRESET));
+            }
+            let gone = self.io.discard(len as u32)? as usize;
+            self.answer.extend_from_slice(buffer.get(..gone).unwrap_or_default());
+            let (Some(expected), Some(message)) = (self.answer.first_chunk(), self.answer.get(LEN_LEN..))
+            else {
+                continue;
+            };
+            if let Some(message) = message.get(..u16::from_be_bytes(*expected).into()) {
+                return Ok(Progress::Answer(message.into()));
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The query that a resolver is sent instead of the guest's own, and the answer as the guest's own query asks for it.
+//!
+//! Names and options of a query can carry data out of the guest. So with rules by name, the resolver gets a new query,
+//! with nothing of the guest's but the question, in lower case, and some flags.
+
+use alloc::vec::Vec;
+
+use wire::dns::{HEADER_LEN, Question};
+
+use super::refusal::Opt;
+
+/// Recursion is desired (RD), in the first byte of flags.
+const RECURSION_DESIRED: u8 = 0x01;
+/// The client understands AD, and checks signatures itself (CD), in the second byte of flags (RFC 6840 §5.7, §5.9).
+const AUTHENTIC_AND_CHECKING: u8 = 0x30;
+
+/// The query to send to a resolver: with this ID, the question of the guest's query `message`, its flags RD, AD and CD,
+/// and of its OPT record the size and the flag DO. None if `message` is no query with one question.
+pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
+    let question = Question::parse(message)?;
+    let &[first, second] = message.get(2..)?.first_chunk()?;
+    let opt = Opt::of(message);
+    let mut query = Vec::with_capacity(HEADER_LEN + question.section().len() + Opt::LEN);
+    query.extend_from_slice(&id.to_be_bytes());
+    query.extend_from_slice(&[first & RECURSION_DESIRED, second & AUTHENTIC_AND_CHECKING]);
+    for count in [1, 0, 0, u16::from(opt.is_some())] {
+        query.extend_from_slice(&count.to_be_bytes());
+    }
+    // Length bytes are at most 63, below all letters. Type and class are not part of the name.
+    let (name, kind_and_class) = question.section().split_at(question.section().len().saturating_sub(4));
+    query.extend(name.iter().map(u8::to_ascii_lowercase));
+    query.extend_from_slice(kind_and_class);
+    if let Some(opt) = opt {
+        opt.push(&mut query, 0);
+    }
+    Some(query)
+}
+
+/// Gives the answer to a rebuilt query the ID and the question of the guest's own query `message`. Clients compare the
+/// letters of the question (0x20 encoding).
+pub(super) fn restore(answer: &mut [u8], message: &[u8]) {
+    let Some(question) = Question::parse(message) else { return };
+    if let Some(id) = answer.first_chunk_mut() {
+        *id = question.id.to_be_bytes();
+    }
+    let has_question = answer.get(4..6).is_some_and(|count| count != [0, 0]);
+    let section = answer.get_mut(HEADER_LEN..HEADER_LEN + question.section().len());
+    if let Some(section) = section.filter(|_| has_question) {
+        section.copy_from_slice(question.section());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    const NAME: &[u8] = b"\x04PeeR\x04tEst\0\0\x1c\0\x01";
+
+    fn query(flags: [u8; 2], opt: Option<&[u8]>) -> Vec<u8> {
+        let mut query = vec![0x12, 0x34, flags[0], flags[1], 0, 1, 0, 0, 0, 0, 0, u8::from(opt.is_some())];
+        query.extend(NAME);
+        query.extend(opt.unwrap_or_default());
+        query
+    }
+
+    #[test]
+    fn a_resolver_gets_the_question_and_nothing_else() {
+        // All flags and an EDNS version; a cookie as an option.
+        let opt = b"\0\0\x29\x10\0\x01\x02\xff\xff\0\x0c\0\x0a\0\x08datadata";
+        let mut message = query([0x07, 0x7f], Some(opt));
+        message.extend(b"and more");
+        let rebuilt = rebuild(&message, 0xabcd).unwrap();
+        let expected = [
+            &[0xab, 0xcd, 0x01, 0x30, 0, 1, 0, 0, 0, 0, 0, 1][..],
+            b"\x04peer\x04test\0\0\x1c\0\x01",
+            b"\0\0\x29\x10\0\0\0\x80\0\0\0",
+        ];
+        assert_eq!(rebuilt, expected.concat());
+        let plain = rebuild(&query([0, 0], None), 7).unwrap();
+        assert_eq!(plain, [&[0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x04peer\x04test\0\0\x1c\0\x01"].concat());
+        assert_eq!(rebuild(b"no query", 7), None);
+    }
+
+    #[test]
+    fn the_guest_gets_its_own_id_and_letters_back() {
+        let message = query([1, 0], None);
+        let mut answer = rebuild(&message, 0xabcd).unwrap();
+        answer[2] |= 0x80;
+        restore(&mut answer, &message);
+        assert_eq!(answer[..2], [0x12, 0x34]);
+        assert_eq!(&answer[12..], NAME);
+        // An error without a question has no place for it.
+        let mut error = vec![0xab, 0xcd, 0x81, 5, 0, 0, 0, 0, 0, 0, 0, 0];
+        restore(&mut error, &message);
+        assert_eq!(error, [0x12, 0x34, 0x81, 5, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+}

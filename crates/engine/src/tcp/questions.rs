@@ -1,0 +1,169 @@
+//! DNS over TCP for the guest (RFC 7766), under rules by name: the connection ends here, and each question is judged.
+
+use alloc::vec::Vec;
+use core::{marker::PhantomData, net::SocketAddr};
+
+use wire::payload::Payload;
+
+use crate::{
+    host::{Errno, SocketError, TcpSocket},
+    memory::{Memory, PayloadOf, Room as _, RoomOf},
+};
+
+/// Longest query, in bytes: as over UDP.
+const MAX_QUERY: usize = 4096;
+/// Length of a message's length, in bytes.
+const LEN_LEN: usize = 2;
+/// Bytes of questions that are stored until they are taken.
+const MAX_INPUT: usize = LEN_LEN + MAX_QUERY;
+/// No question is taken while more bytes of answers than this wait for the guest.
+const MAX_OUTPUT: usize = 1 << 16;
+/// Most questions without an answer.
+const MOST_ASKED: usize = 8;
+
+/// What takes the place of the host's socket in a connection by which the guest asks questions.
+#[derive(Debug)]
+pub(super) struct Questions<M> {
+    input: Vec<u8>,
+    /// The guest's half of the stream has ended.
+    ended: bool,
+    output: Vec<u8>,
+    /// Questions without an answer.
+    asked: usize,
+    /// [`Questions::is_over`] was true.
+    over: bool,
+    memory: PhantomData<M>,
+}
+
+/// The next message of the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// A message.
+    Query(Vec<u8>),
+    /// None is complete, or too many wait for answers.
+    None,
+    /// The message is longer than any query.
+    TooLong,
+}
+
+impl<M> Questions<M> {
+    pub(super) const fn new() -> Self {
+        Self { input: Vec::new(), ended: false, output: Vec::new(), asked: 0, over: false, memory: PhantomData }
+    }
+
+    /// Takes the next message of the guest. There is room for more of its bytes then.
+    pub(super) fn next(&mut self) -> Next {
+        let Some(len) = self.input.first_chunk().map(|len| usize::from(u16::from_be_bytes(*len))) else {
+            return Next::None;
+        };
+        if len > MAX_QUERY {
+            return Next::TooLong;
+        }
+        let Some(query) = self.input.get(LEN_LEN..LEN_LEN + len) else { return Next::None };
+        if self.asked >= MOST_ASKED || self.output.len() > MAX_OUTPUT {
+            return Next::None;
+        }
+        let query = query.to_vec();
+        self.input.drain(..LEN_LEN + len);
+        self.asked += 1;
+        Next::Query(query)
+    }
+
+    /// Whether the guest asks no more, and has got all answers. True once.
+    pub(super) fn is_over(&mut self) -> bool {
+        let before = self.over;
+        self.over = self.ended && self.asked == 0;
+        self.over && !before
+    }
+
+    /// An answer for the guest.
+    pub(super) fn answer(&mut self, answer: &[u8]) {
+        self.asked = self.asked.saturating_sub(1);
+        let Ok(len) = u16::try_from(answer.len()) else { return };
+        self.output.extend_from_slice(&len.to_be_bytes());
+        self.output.extend_from_slice(answer);
+    }
+
+    fn take(&mut self, len: usize, copy: impl FnOnce(&mut [u8])) -> Result<usize, SocketError> {
+        let start = self.input.len();
+        let len = len.min(MAX_INPUT.saturating_sub(start));
+        if len == 0 {
+            return Err(SocketError::WouldBlock);
+        }
+        self.input.resize(start + len, 0);
+        copy(self.input.get_mut(start..).unwrap_or_default());
+        Ok(len)
+    }
+}
+
+impl<M: Memory> TcpSocket for Questions<M> {
+    type Memory = M;
+    const MAX_PIECES: usize = 1;
+
+    fn send(&mut self, payload: PayloadOf<'_, M>) -> Result<usize, SocketError> {
+        self.take(payload.len(), |room| {
+            payload.copy_to(room);
+        })
+    }
+
+    fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        let mut taken = 0;
+        for piece in pieces {
+            match self.take(piece.len(), |room| room.copy_from_slice(&piece[..room.len()])) {
+                Ok(len) => taken += len,
+                Err(error) if taken == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(taken)
+    }
+
+    fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
+        self.send_pieces(&[&[byte]]).map(|_| ())
+    }
+
+    fn peek(&mut self, offset: u32, mut room: RoomOf<'_, M>) -> Result<usize, SocketError> {
+        let bytes = self.output.get(offset as usize..).unwrap_or_default();
+        if bytes.is_empty() {
+            return if self.over { Ok(0) } else { Err(SocketError::WouldBlock) };
+        }
+        Ok(room.put(0, bytes))
+    }
+
+    fn urgent_mark(&mut self) -> Option<u32> {
+        None
+    }
+
+    fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
+        let len = self.output.len().min(len as usize);
+        self.output.drain(..len);
+        Ok(len as u32)
+    }
+
+    fn shutdown_write(&mut self) -> Result<(), SocketError> {
+        self.ended = true;
+        Ok(())
+    }
+
+    fn unacknowledged(&mut self) -> u32 {
+        0
+    }
+
+    fn take_error(&mut self) -> Option<Errno> {
+        None
+    }
+
+    fn keep_alive(&mut self) {}
+
+    fn reset_on_close(&mut self) {}
+
+    fn set_traffic_class(&mut self, _: u8) {}
+
+    fn peer_traffic_class(&mut self) -> Option<u8> {
+        None
+    }
+
+    fn local(&self) -> Option<SocketAddr> {
+        None
+    }
+}

@@ -1,0 +1,83 @@
+//! The connections by which the guest asks DNS questions that the guard judges (docs/design/guard.md).
+
+use alloc::vec::Vec;
+
+use wire::{payload::Payload, tcp::Segment};
+
+use super::{
+    Tcp,
+    conn::{Connection, End},
+    questions::{Next, Questions},
+    socket::Socket,
+};
+use crate::{
+    context::{Context, World},
+    flow::{Endpoints, FlowId},
+    host::Readiness,
+};
+
+/// Maximum number of such connections. The one that was opened first makes room: clients open another one when they need
+/// it (RFC 7766 §6.2.3).
+const MOST_SERVICES: usize = 32;
+
+impl<W: World> Tcp<W> {
+    /// The guest opens a connection to port 53 of any address.
+    pub(super) fn open_service(
+        &mut self,
+        ends: Endpoints,
+        class: u8,
+        syn: &Segment<'_, impl Payload>,
+        cx: &mut Context<'_, W>,
+    ) {
+        while self.services.len() >= MOST_SERVICES
+            && let Some(oldest) = self.services.pop_front()
+        {
+            self.end(oldest, End::Abort, cx);
+        }
+        let iss = self.initial_sequence(&ends, cx.now);
+        let socket = Socket::Questions(Questions::new());
+        let connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
+        let Some(id) = self.insert(connection) else { return };
+        log::debug!("{id}: {} -> {} (DNS, judged here)", ends.guest, ends.remote);
+        self.services.push_back(id);
+        self.on_ready(id, Readiness { writable: true, ..Readiness::default() }, cx);
+    }
+
+    /// The next question of the guest, with the connection and its ends.
+    pub(crate) fn next_question(&mut self, cx: &mut Context<'_, W>) -> Option<(FlowId, Endpoints, Vec<u8>)> {
+        let mut index = 0;
+        while let Some(&id) = self.services.get(index) {
+            let Some(connection) = self.flows.get_mut(id) else {
+                self.services.remove(index);
+                continue;
+            };
+            index += 1;
+            let Socket::Questions(questions) = &mut connection.socket else { continue };
+            match questions.next() {
+                Next::Query(query) => {
+                    let ends = connection.ends;
+                    self.on_ready(id, Readiness { writable: true, ..Readiness::default() }, cx);
+                    return Some((id, ends, query));
+                }
+                Next::TooLong => self.end(id, End::Abort, cx),
+                Next::None if questions.is_over() => {
+                    let closed = Readiness { read_closed: true, ..Readiness::default() };
+                    self.on_ready(id, closed, cx);
+                }
+                Next::None => {}
+            }
+        }
+        None
+    }
+
+    /// The answer to a question of this connection. An empty one: the message was no query, and the connection ends.
+    pub(crate) fn answer(&mut self, id: FlowId, answer: &[u8], cx: &mut Context<'_, W>) {
+        let Some(connection) = self.flows.get_mut(id) else { return };
+        let Socket::Questions(questions) = &mut connection.socket else { return };
+        if answer.is_empty() {
+            return self.end(id, End::Abort, cx);
+        }
+        questions.answer(answer);
+        self.on_ready(id, Readiness { readable: true, ..Readiness::default() }, cx);
+    }
+}
