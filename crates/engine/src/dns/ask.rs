@@ -295,7 +295,13 @@ impl<W: World> Dns<W> {
     }
 
     /// The host can't send to a server.
-    pub(super) fn note_failure(&mut self, id: FlowId, server: SocketAddr, errno: Errno, cx: &mut Context<'_, W>) {
+    pub(super) fn note_failure(
+        &mut self,
+        id: FlowId,
+        server: SocketAddr,
+        errno: Errno,
+        cx: &mut Context<'_, W>,
+    ) {
         self.health.failed(server.ip(), cx.now);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         log::debug!("{id}: can't send to {server} (error {})", errno.0);

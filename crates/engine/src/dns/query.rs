@@ -79,7 +79,10 @@ mod tests {
         ];
         assert_eq!(rebuilt, expected.concat());
         let plain = rebuild(&query([0, 0], None), 7).unwrap();
-        assert_eq!(plain, [&[0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x04peer\x04test\0\0\x1c\0\x01"].concat());
+        assert_eq!(
+            plain,
+            [&[0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x04peer\x04test\0\0\x1c\0\x01"].concat()
+        );
         assert_eq!(rebuild(b"no query", 7), None);
     }
 

@@ -202,7 +202,8 @@ mod tests {
     #[test]
     fn the_error_goes_to_clients_with_opt() {
         for flags in [0x8000, 0x4000, 0] {
-            let response = refuse(&query(b"\x04peer\0", 1, Some(flags)), Refusal::NoName, Some(ERROR)).unwrap();
+            let response =
+                refuse(&query(b"\x04peer\0", 1, Some(flags)), Refusal::NoName, Some(ERROR)).unwrap();
             let edns = op::Message::from_vec(&response).unwrap().edns.unwrap();
             assert_eq!((edns.flags().dnssec_ok, edns.version()), (flags == 0x8000, 0));
             let option = edns.option(EdnsCode::from(EXTENDED_ERROR)).unwrap();
@@ -216,8 +217,11 @@ mod tests {
         let longest = [[63; 64].as_slice(), &[63; 64], &[63; 64], &[61; 62], b"\0"].concat();
         let text: String = core::iter::repeat_n('ä', 500).collect();
         for name in [&longest[..], b"\0"] {
-            let response =
-                refuse(&query(name, 1, Some(0)), Refusal::NoName, Some(ExtendedError { text: &text, ..ERROR }));
+            let response = refuse(
+                &query(name, 1, Some(0)),
+                Refusal::NoName,
+                Some(ExtendedError { text: &text, ..ERROR }),
+            );
             let response = response.unwrap();
             // A character of two bytes may not fit.
             assert!((511..=512).contains(&response.len()));

@@ -171,12 +171,7 @@ impl Guard {
     }
 
     /// Logs a refusal, and turns it into an admission in an audit.
-    fn settle(
-        &mut self,
-        asked: &Asked<'_>,
-        what: &str,
-        judged: Result<(), Refused>,
-    ) -> Result<(), Refused> {
+    fn settle(&mut self, asked: &Asked<'_>, what: &str, judged: Result<(), Refused>) -> Result<(), Refused> {
         let (Some(rules), Err(refused)) = (&self.rules, judged) else { return Ok(()) };
         self.refused += 1;
         let Asked { client, name, kind, .. } = asked;
@@ -214,7 +209,8 @@ impl Guard {
     /// Whether a name may be asked for: itself, as the name of a service, or as a name that an allowed name leads to. A rule
     /// about the name itself comes first.
     fn allows_name(&self, rules: &Rules, name: &str, now: Instant) -> NameVerdict {
-        let by_rule = |verdict| matches!(verdict, NameVerdict::Deny { reason, .. } if rules.is_by_name(reason));
+        let by_rule =
+            |verdict| matches!(verdict, NameVerdict::Deny { reason, .. } if rules.is_by_name(reason));
         let verdict = rules.policy.name_verdict(name);
         let service = rules.policy.name_verdict(without_service(name));
         if by_rule(verdict) || matches!(verdict, NameVerdict::Allow(_)) && !by_rule(service) {

@@ -2,11 +2,7 @@ use alloc::vec::Vec;
 use core::net::SocketAddr;
 
 use super::*;
-use crate::{
-    names::MIN_LIFE,
-    policy::spec,
-    testkit::settings::START,
-};
+use crate::{names::MIN_LIFE, policy::spec, testkit::settings::START};
 
 fn guard(rules: &[&str]) -> Guard {
     let file = spec::parse_file(&rules.join("\n")).unwrap();

@@ -48,7 +48,14 @@ pub(super) enum Next {
 
 impl<M> Questions<M> {
     pub(super) const fn new() -> Self {
-        Self { input: Vec::new(), ended: false, output: Vec::new(), asked: 0, over: false, memory: PhantomData }
+        Self {
+            input: Vec::new(),
+            ended: false,
+            output: Vec::new(),
+            asked: 0,
+            over: false,
+            memory: PhantomData,
+        }
     }
 
     /// Takes the next message of the guest. There is room for more of its bytes then.

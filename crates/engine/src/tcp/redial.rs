@@ -47,7 +47,9 @@ impl<W: World> Tcp<W> {
         dial.at += 1;
         let end = match dial.server() {
             None => Err(errno),
-            Some(_) => dial.connect(id, &mut self.health, cx).map(|socket| connection.socket = Socket::Host(socket)),
+            Some(_) => {
+                dial.connect(id, &mut self.health, cx).map(|socket| connection.socket = Socket::Host(socket))
+            }
         };
         match end {
             Ok(()) => self.touch(id),

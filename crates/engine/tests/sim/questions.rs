@@ -115,7 +115,8 @@ fn a_question_is_asked_of_the_hosts_resolver_over_tcp() {
 #[test]
 fn questions_in_a_stream() {
     let mut script = connected("allow files.example");
-    let stream = [framed(&query(1, "evil.test")), framed(&query(2, NAME)), framed(&query(3, "evil.test"))].concat();
+    let stream =
+        [framed(&query(1, "evil.test")), framed(&query(2, NAME)), framed(&query(3, "evil.test"))].concat();
     for (index, byte) in stream.iter().enumerate() {
         say(&mut script, index, &[*byte]);
     }
@@ -189,4 +190,3 @@ fn questions_wait_for_answers() {
     assert_eq!(script.stack.dns().len(), 8);
     assert_eq!(script.host.peers.len(), 8);
 }
-

@@ -261,7 +261,8 @@ impl HostSide {
 pub(crate) fn stack<W: context::World>(settings: Settings, connections: usize, secret: u8) -> Stack<W> {
     let guest = KnownGuest::new(&settings, Some(GUEST_MAC));
     let limits = Limits { connections, queue_memory: 256 << 20, ..testkit::settings::limits() };
-    let seeds = Seeds { hash_key: [7; 16], isn_secret: [secret; 16], query_secret: [8; 16], advertisement: 0 };
+    let seeds =
+        Seeds { hash_key: [7; 16], isn_secret: [secret; 16], query_secret: [8; 16], advertisement: 0 };
     Stack::new(settings, guest, limits, seeds, Instant::from_micros(0))
 }
 

@@ -166,9 +166,11 @@ fn an_answer_that_leads_into_private_networks_is_replaced() {
     let mut test = guarded("allow files.example", false);
     test.guest_sends(GUEST, ANY, &question(7, "files.example", Type::A));
     let (id, _) = sent(&test, 0);
-    let message = Message::response("files.example", Type::A)
-        .answer("files.example", Type::A, A)
-        .answer("files.example", Type::A, PRIVATE);
+    let message = Message::response("files.example", Type::A).answer("files.example", Type::A, A).answer(
+        "files.example",
+        Type::A,
+        PRIVATE,
+    );
     answers(&mut test, 0, id, &message);
     let answer = got(&mut test, ANY);
     assert_eq!((code(&answer), answer[7]), (0, 0), "no record");
