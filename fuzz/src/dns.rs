@@ -53,7 +53,7 @@ fn shown(message: &[u8]) -> Result<Vec<String>, Malformed> {
 
 fn check_refusal(query: &[u8]) {
     let error = ExtendedError { code: ExtendedError::BLOCKED, text: "no rule allows this name" };
-    let response = refuse(query, Refusal::NoName, error);
+    let response = refuse(query, Refusal::NoName, Some(error));
     let question = Question::parse(query);
     assert_eq!(response.is_some(), question.is_some());
     let (Some(response), Some(question)) = (response, question) else { return };
