@@ -1,4 +1,4 @@
-//! Whether the checksums of a packet from the guest are right, given the offload information of its link.
+//! Verification of the checksums of packets from the guest, with the offload metadata of the link.
 
 use alloc::vec::Vec;
 
@@ -17,7 +17,7 @@ pub(crate) enum Verdict {
     Right,
     /// A checksum is wrong.
     Wrong,
-    /// The offload information contradicts the packet.
+    /// The offload metadata contradicts the packet.
     Contradiction,
     /// The payload has a partial checksum: the checksum of a packet in a tunnel.
     PartialInPayload,
@@ -38,12 +38,12 @@ pub(crate) fn check<P: Payload>(head: &[u8], packet: &Packet<'_, P>, offload: &O
         // The checksum would cover the whole datagram, but the packet is a fragment.
         _ if matches!(packet.transport, Transport::Fragment(_)) => Verdict::Contradiction,
         Some(own) if own == partial => Verdict::Right,
-        // The features that guests may use have no segmentation for tunnels.
+        // No negotiable feature includes segmentation of tunnel packets.
         Some(own) if is_in_payload(partial, own, packet) && offload.segmentation.is_none() => {
             Verdict::PartialInPayload
         }
         Some(_) => Verdict::Contradiction,
-        // The packet's protocol is not carried.
+        // The packet's protocol is not forwarded, so its checksum does not matter.
         None => Verdict::Right,
     }
 }
@@ -58,7 +58,7 @@ fn fits<P>(kind: SegmentKind, packet: &Packet<'_, P>) -> bool {
     }
 }
 
-/// Whether a partial checksum covers only payload of the packet. `own` is the place of the packet's own checksum.
+/// Whether a partial checksum covers only payload of the packet. `own` is the location of the packet's own checksum.
 fn is_in_payload<P>(partial: PartialChecksum, own: PartialChecksum, packet: &Packet<'_, P>) -> bool {
     let header_len = match &packet.transport {
         Transport::Tcp(segment) => tcp::HEADER_LEN + segment.options.len(),
@@ -67,8 +67,8 @@ fn is_in_payload<P>(partial: PartialChecksum, own: PartialChecksum, packet: &Pac
     usize::from(partial.start) >= usize::from(own.start) + header_len
 }
 
-/// Copies a frame to `copy` and completes its partial checksum. Returns false if the checksum lies outside of the
-/// frame.
+/// Copies a frame to `copy` and completes its partial checksum. Returns false if the location of the checksum is
+/// outside the frame.
 pub(crate) fn complete(frame: impl Payload, offload: &Offload, copy: &mut Vec<u8>) -> bool {
     copy.resize(frame.len(), 0);
     frame.copy_to(copy);

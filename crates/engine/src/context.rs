@@ -32,8 +32,8 @@ pub type UdpOf<W> = <<W as World>::Host as Host>::Udp;
 /// The type of a ping socket in the world `W`.
 pub type PingOf<W> = <<W as World>::Host as Host>::Ping;
 
-/// Everything that a step needs besides the flow's own state. In every function, the context is the last argument and
-/// is called `cx`.
+/// The objects that a step needs in addition to the flow's own state. In every function, the context is the last
+/// argument and is called `cx`.
 pub struct Context<'a, W: World> {
     /// The time of this step.
     pub now: Instant,
@@ -55,7 +55,7 @@ impl<W: World> Context<'_, W> {
     /// The host's source address for packets of the guest's address `guest` to `destination`. None: the kernel chooses
     /// the source address.
     ///
-    /// A guest with one address has not chosen this address, so the host's routes alone decide.
+    /// A guest with only one address had no choice, so the host's routes alone decide.
     pub(crate) fn outbound_source(&mut self, guest: IpAddr, destination: SocketAddr) -> Option<IpAddr> {
         if self.guest.has_several(guest) { self.host.outbound_source(guest, destination) } else { None }
     }
@@ -90,8 +90,8 @@ impl<W: World> Context<'_, W> {
         Opening { protocol, ends: *ends, destination, asks_resolver }
     }
 
-    /// Splits the context into the link and all other parts: for a step that looks up a flow while a slot of the link
-    /// is reserved.
+    /// Splits the context into the link and all other parts. A step that looks up a flow while a slot of the link is
+    /// reserved needs this.
     pub(crate) const fn split(&mut self) -> (&mut W::Link, Unlinked<'_, W>) {
         let Self { now, settings, guest, guard, host, link, timers } = self;
         (link, Unlinked { now: *now, settings, guest, guard, host, timers })

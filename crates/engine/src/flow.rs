@@ -10,7 +10,7 @@ use core::{
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
-/// The kind of object that a socket or timer belongs to.
+/// The kind of object to which a socket or timer belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -30,7 +30,7 @@ pub enum Kind {
     Listener = 7,
 }
 
-/// Identifies a flow permanently: the next flow in the same slot has another generation.
+/// The ID of a flow. It is not reused: the next flow in the same slot has another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowId {
     /// The index of the slot.
@@ -84,7 +84,7 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// ICMP or ICMPv6 echo. It has no ports.
+    /// ICMP or ICMPv6 echo, which has no ports.
     Icmp,
 }
 
@@ -105,7 +105,7 @@ impl fmt::Display for Protocol {
 pub struct Endpoints {
     /// The guest's address and port.
     pub guest: SocketAddr,
-    /// The other side's address and port, as the guest knows it.
+    /// The address and port of the other side, as the guest sees them.
     pub remote: SocketAddr,
 }
 

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::timer::Instant;
 
-/// How often the guest is asked whether it still has an address, and the time between two requests (RFC 4861 §10:
-/// MAX_UNICAST_SOLICIT, RETRANS_TIMER).
+/// Maximum number of solicitations to check whether the guest still has an address, and the time between two of them
+/// (RFC 4861 §10: MAX_UNICAST_SOLICIT, RETRANS_TIMER).
 const MAX_SOLICITATIONS: u8 = 3;
 const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 
@@ -23,8 +23,8 @@ const RETRANSMIT_AFTER: Duration = Duration::from_secs(1);
 /// (behaviour §5.4).
 ///
 /// Inbound flows go to the *main* address of a kind, unless the address that the client wrote to is also the guest's.
-/// The main address is the assigned address, if the guest has this address; else the first address that the guest has.
-/// Sources of IP packets prove nothing: the guest may be a router.
+/// The main address is the assigned address, if the guest has this address, else the first address that the guest has.
+/// The source address of an IP packet does not prove that the guest has this address: the guest may be a router.
 #[derive(Clone, Debug)]
 pub struct Guest {
     addresses: AddressSet,
@@ -32,13 +32,13 @@ pub struct Guest {
     main: [Option<IpAddr>; 3],
     /// The address that the guest was assigned.
     assigned: [Option<IpAddr>; 3],
-    /// The assigned address stays the main one, whatever the guest claims (`-a`, R-49).
+    /// Whether the assigned address stays the main address. Then claims of the guest do not change it (`-a`, R-49).
     pinned: [bool; 3],
-    /// The guest does not have the assigned address.
+    /// Whether the guest has shown that it does not have the assigned address.
     refused: [bool; 3],
-    /// The source address of the guest's last IP packet: used while no address is known for sure.
+    /// The source address of the guest's last IP packet. It is used while no address of the guest is confirmed.
     seen: [Option<IpAddr>; 3],
-    /// The set has more than one address.
+    /// Whether the set has more than one address of this kind.
     several: [bool; 3],
     checks: [Option<Check>; 3],
     /// The hardware address for IP addresses whose own hardware address is not known.
@@ -47,7 +47,7 @@ pub struct Guest {
     last: Sighting,
 }
 
-/// What a frame of the guest has shown.
+/// The addresses in a frame from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sighting {
     mac: Mac,
@@ -92,7 +92,7 @@ impl Guest {
         }
     }
 
-    /// The guest's addresses that are known for sure.
+    /// The confirmed addresses of the guest.
     #[must_use]
     pub const fn addresses(&self) -> &AddressSet {
         &self.addresses
@@ -181,8 +181,8 @@ impl Guest {
         self.refresh();
     }
 
-    /// Learns from the Ethernet source of a frame and its IP source (none for ARP). Must be called before all else for
-    /// each frame.
+    /// Learns from the Ethernet source of a frame and its IP source (none for ARP). Must be called for each frame,
+    /// before the frame is handled.
     pub fn learn(&mut self, settings: &Settings, mac: Mac, source: Option<IpAddr>, now: Instant) {
         let sighting = Sighting { mac, source, at: now };
         let last = core::mem::replace(&mut self.last, sighting);
@@ -212,8 +212,8 @@ impl Guest {
         }
     }
 
-    /// Notes that the guest has shown by ARP or Neighbour Discovery that a host of its network has `address`. This
-    /// host is the one at `mac`, or without `mac` the sender of the present frame.
+    /// Notes that the guest has shown by ARP or Neighbour Discovery that a host of its network has `address`. `mac` is
+    /// the hardware address of this host. None: the host is the sender of the present frame.
     pub fn shows(&mut self, settings: &Settings, address: IpAddr, mac: Option<Mac>) {
         let mac = mac.unwrap_or(self.last.mac);
         if !settings.valid_guest_source(address) || settings.is_ours(address) || !mac.is_unicast() {
@@ -240,7 +240,7 @@ impl Guest {
         }
     }
 
-    /// The Ethernet source of the present frame, which is the hardware address of the host that asks.
+    /// The Ethernet source of the present frame: the hardware address of its sender.
     pub(crate) const fn present_mac(&self) -> Mac {
         self.last.mac
     }
@@ -286,13 +286,13 @@ impl Guest {
         }
     }
 
-    /// The time when [`Guest::due_question`] has something to do.
+    /// The time at which [`Guest::due_question`] must be called.
     pub(crate) fn next_question(&self) -> Option<Instant> {
         self.checks.iter().flatten().map(|check| check.due).min()
     }
 
-    /// Returns the next address to ask the guest for, now. Removes an address for which the guest did not answer. Must
-    /// be called until it returns none.
+    /// Returns an address for which a solicitation must be sent to the guest now. Removes an address for which the
+    /// guest did not answer. Must be called until it returns none.
     pub(crate) fn due_question(&mut self, now: Instant) -> Option<IpAddr> {
         for kind in Kind::ALL {
             let Some(check) = self.checks[kind as usize].as_mut().filter(|check| check.due <= now) else {

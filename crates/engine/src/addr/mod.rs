@@ -19,7 +19,7 @@ use crate::{link::HOP_LIMIT, neighbours::Neighbours};
 const ETHERNET_MTU: u16 = 1500;
 
 /// All settings of addresses and services that are fixed at start. Resolvers, search list and neighbours are
-/// exceptions: they follow the host's.
+/// exceptions: they change when the host's change.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The engine's hardware address as the guest sees it.
@@ -88,11 +88,11 @@ pub struct V6 {
 /// Which services are on, and what they advertise.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// Whether TCP is carried.
+    /// Whether TCP is forwarded.
     pub tcp: bool,
-    /// Whether UDP is carried.
+    /// Whether UDP is forwarded.
     pub udp: bool,
-    /// Whether ping is carried.
+    /// Whether pings are forwarded.
     pub icmp: bool,
     /// Whether the engine follows the guest's membership of multicast groups.
     pub multicast: bool,

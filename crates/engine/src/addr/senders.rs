@@ -9,7 +9,7 @@ use wire::ethernet::Mac;
 /// Maximum number of addresses that are remembered.
 const LIMIT: usize = 1024;
 
-/// The hardware addresses that frames came from, by the IP source of the frames.
+/// The source hardware addresses of frames, by the IP source of the frame.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Senders {
     /// The known addresses, sorted by IP address.

@@ -74,8 +74,8 @@ pub struct Entry {
 
 /// The addresses of a guest.
 ///
-/// The size of the set is bounded: by the number of addresses that were given to the guest, one assigned address of
-/// each kind, and [`MAX_CLAIMED`].
+/// The size of the set is bounded by the sum of three numbers: the addresses that were given to the guest, one assigned
+/// address of each kind, and [`MAX_CLAIMED`].
 #[derive(Clone, Debug, Default)]
 pub struct AddressSet {
     /// The entries, sorted by address.
@@ -88,9 +88,9 @@ impl AddressSet {
     /// Adds an address, or notes that the guest has shown it again. A stronger basis replaces a weaker one. Returns
     /// whether the address is new.
     ///
-    /// If there is no room for another claimed address, the address that was not shown for the longest time is
-    /// removed. The first address of its kind is not removed: inbound flows may depend on it, and the guest could
-    /// otherwise displace it by claims.
+    /// If there is no room for another claimed address, the address that was not shown for the longest time is removed.
+    /// The first address of its kind is not removed: inbound flows may depend on it, and claims of the guest must not
+    /// displace it.
     pub fn insert(&mut self, address: IpAddr, mac: Option<Mac>, basis: Basis, now: Instant) -> bool {
         match self.place(address) {
             Ok(place) => {

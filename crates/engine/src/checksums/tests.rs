@@ -50,7 +50,7 @@ impl Test {
         self.world.host.opened.iter().flat_map(|open| open.socket.sent()).map(|sent| sent.payload).collect()
     }
 
-    /// Checks that no frame had an effect, except for these counts.
+    /// Checks that the frames had no effect except these counts.
     #[track_caller]
     fn assert_ignored(&self, counters: FrameDrops) {
         assert_eq!(*self.stack.counters(), counters);
@@ -227,10 +227,10 @@ fn a_partial_checksum_elsewhere_is_a_contradiction() {
         for (start, offset) in [
             (0, 0),
             (14, 10),             // in the network header
-            (transport, 2),       // over the ports
-            (transport, 16),      // as if it were TCP
+            (transport, 2),       // in the ports
+            (transport, 16),      // the offset in a TCP header
             (transport + 2, 6),   // in the middle of the header
-            (transport + 7, 300), // the same
+            (transport + 7, 300), // outside the header
             (start, len - start - 1),
             (start, len),
             (start, u16::MAX),
@@ -277,7 +277,7 @@ fn segmentation_must_match_the_packet() {
     }
 }
 
-/// The checksum's place is found from the head of the frame alone.
+/// The location of the checksum is found from the head of the frame alone.
 #[test]
 fn the_checksum_is_located_by_the_head_alone() {
     for v6 in [false, true] {

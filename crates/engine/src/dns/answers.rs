@@ -1,4 +1,4 @@
-//! What a resolver's answer gives the guest: addresses, and names to ask for next.
+//! The content of a resolver's answer that the guest can use: addresses, and names for further queries.
 
 #[cfg(test)]
 mod tests;
@@ -13,22 +13,24 @@ use wire::{
 
 use crate::names::{Address, Answers, Target};
 
-/// Maximum number of records of a message. This bounds the work; whole zones are never asked for.
+/// Maximum number of records of a message. This bounds the work. Only a zone transfer needs more, and the guest can't
+/// request one.
 const MOST_RECORDS: usize = 512;
-/// Maximum number of names that one answer leads to. Those beyond are not known, so the guest can't use them.
+/// Maximum number of names of one answer, targets included. Further targets are not learned, so the guest can't use
+/// them.
 const MOST_NAMES: usize = 128;
-/// Longest chain of names. Resolvers give up after 8 to 16 aliases.
+/// Maximum length of a chain of names. Resolvers follow at most 8 to 16 aliases.
 const MOST_LINKS: usize = 16;
 
-/// Reads a response that was accepted as the answer to the guest's question.
+/// Reads a response that was accepted as the answer to a question of the guest.
 ///
-/// Aliases (CNAME) and the targets of services (SRV, NAPTR, SVCB, HTTPS) count as the name that was asked for. So do
-/// their addresses, which a server may add, and the address hints of SVCB and HTTPS. The order of the records does not
-/// matter. DNAME needs no code: a server adds the CNAME that follows from it (RFC 6672 §3.1). Records about other
-/// names, of other classes, and the authority section give nothing.
+/// The result contains the targets of aliases (CNAME) and of services (SRV, NAPTR, SVCB, HTTPS). It also contains the
+/// addresses of these targets, which a server may add, and the address hints of SVCB and HTTPS. The order of the
+/// records does not matter. DNAME needs no code: a server adds a CNAME for each DNAME (RFC 6672 §3.1). Records of other
+/// names, records of other classes, and the authority section are ignored.
 ///
 /// # Errors
-/// The message is malformed, or has more records than an answer has. Do not pass it to the guest.
+/// The message is malformed, or has too many records. The caller must not forward it to the guest.
 pub fn answers(message: &[u8]) -> Result<Answers, Malformed> {
     let all = Records::of(message)?;
     let question = all.question_name();
@@ -62,8 +64,8 @@ pub fn answers(message: &[u8]) -> Result<Answers, Malformed> {
     Ok(Answers { addresses, targets: known.targets(question) })
 }
 
-/// The name that was asked for and those that it leads to, in canonical form, with the shortest time to live on the
-/// way.
+/// The name in the question and the names to which it leads, in canonical form. Each has the shortest time to live in
+/// the chain of records that leads to it.
 struct Known(BTreeMap<Box<[u8]>, u32>);
 
 impl Known {
@@ -71,14 +73,14 @@ impl Known {
         Self(BTreeMap::from([(canonical(question), u32::MAX)]))
     }
 
-    /// The shortest time to live on the way to a record about a known name, and of the record.
+    /// The minimum of the times to live of a record and of its owner. None if the owner is not a known name.
     fn ttl_of(&self, record: &Record<'_>) -> Option<u32> {
         let mut buffer = [0; MAX_LEN];
         let len = record.owner.write_canonical(&mut buffer);
         self.0.get(buffer.get(..len)?).map(|&ttl| ttl.min(record.ttl))
     }
 
-    /// Adds the name that a record leads to, if the record is about a known name.
+    /// Adds the target of a record, if the owner of the record is a known name.
     fn follow(&mut self, record: &Record<'_>) -> Result<(), Malformed> {
         if !matches!(record.kind, Type::CNAME | Type::SRV | Type::NAPTR | Type::SVCB | Type::HTTPS) {
             return Ok(());
@@ -91,14 +93,14 @@ impl Known {
             _ => Service::parse(record).map(|service| service.target),
         };
         let target = target.ok_or(Malformed)?;
-        // The root is the owner itself (RFC 9460 §2.5), or means that there is no such service (RFC 2782).
+        // The root as target means the owner itself (RFC 9460 §2.5), or that there is no such service (RFC 2782).
         if target.labels().next().is_some() && self.0.len() < MOST_NAMES {
             self.0.entry(canonical(target)).or_insert(ttl);
         }
         Ok(())
     }
 
-    /// Adds the addresses in a record, if it is about a known name.
+    /// Adds the addresses in a record, if the owner of the record is a known name.
     fn addresses(&self, record: &Record<'_>, addresses: &mut Vec<Address>) -> Result<(), Malformed> {
         if !matches!(record.kind, Type::A | Type::AAAA | Type::SVCB | Type::HTTPS) {
             return Ok(());
@@ -122,7 +124,7 @@ impl Known {
         .ok_or(Malformed)
     }
 
-    /// All but the name that was asked for.
+    /// All names except the name in the question.
     fn targets(mut self, question: Name<'_>) -> Vec<Target> {
         self.0.remove(&canonical(question));
         let target = |(name, ttl): (Box<[u8]>, u32)| {
@@ -140,14 +142,14 @@ fn canonical(name: Name<'_>) -> Box<[u8]> {
     buffer.get(..len).unwrap_or_default().into()
 }
 
-/// One address or more. None if there are other bytes.
+/// Parses a sequence of one or more addresses. None if `bytes` is not such a sequence.
 fn v4(bytes: &[u8]) -> Option<impl Iterator<Item = IpAddr>> {
     let (addresses, rest) = bytes.as_chunks();
     (rest.is_empty() && !addresses.is_empty())
         .then(|| addresses.iter().map(|&bytes: &[u8; 4]| Ipv4Addr::from(bytes).into()))
 }
 
-/// One address or more. None if there are other bytes.
+/// Parses a sequence of one or more addresses. None if `bytes` is not such a sequence.
 fn v6(bytes: &[u8]) -> Option<impl Iterator<Item = IpAddr>> {
     let (addresses, rest) = bytes.as_chunks();
     (rest.is_empty() && !addresses.is_empty())

@@ -1,4 +1,4 @@
-//! Which server gets a query, when, and what happens if it fails.
+//! The choice of the servers for a query, time-outs, and the handling of failures.
 
 use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};
@@ -24,18 +24,18 @@ use crate::{
     timer::Timers,
 };
 
-/// How long a server may be silent before the next one is asked. The fourth one is asked within the 5 s that most stub
-/// resolvers wait.
+/// How long to wait for a server's answer before the next server is asked. The fourth server is asked within the 5 s
+/// that most stub resolvers wait.
 const SERVER_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long to wait for an answer when no other server is left.
 const LAST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Hop limit of queries: Linux's default, since the host sends them.
+/// Hop limit of queries. The host sends them, so it is the default of Linux.
 const HOP_LIMIT: u8 = 64;
 /// Maximum number of errors taken from a socket in one turn.
 const MOST_ERRORS: usize = 16;
 
 impl<W: World> Dns<W> {
-    /// A new query, or the first datagram of a session.
+    /// Handles a new query, or the first datagram of a session.
     pub(super) fn ask_first(
         &mut self,
         key: Key,
@@ -73,7 +73,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// The guest repeats its query, or sends another datagram of a session.
+    /// Handles a repeated query of the guest, or another datagram of a session.
     pub(super) fn ask_again(
         &mut self,
         id: FlowId,
@@ -105,8 +105,8 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Stores a query: all of it if it is `repeatable` and there is room, else `head`, which is needed to recognise the
-    /// answer.
+    /// Stores a query. A `repeatable` query is stored as a whole if there is room. Otherwise only `head` is stored,
+    /// which is needed to recognise the answer.
     fn store(&mut self, id: FlowId, repeatable: bool, head: &[u8], message: PayloadOf<'_, W::Memory>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         self.bytes -= exchange.question.len();
@@ -117,7 +117,8 @@ impl<W: World> Dns<W> {
         if exchange.repeatable {
             exchange.question = vec![0; len];
             message.copy_to(&mut exchange.question);
-            // The guest may have changed its memory since the head was parsed: store what was parsed.
+            // The guest may have changed its memory since the head was parsed. So the parsed head is stored, not the
+            // head in that memory.
             let same = head.len().min(len);
             exchange.question[..same].copy_from_slice(&head[..same]);
         } else {
@@ -126,14 +127,14 @@ impl<W: World> Dns<W> {
         self.bytes += exchange.question.len();
     }
 
-    /// Stores a datagram of a session that no server has answered yet, so that it can be sent to another one.
+    /// Stores a datagram of a session that no server has answered yet, so that it can be sent to another server.
     fn store_unanswered(&mut self, id: FlowId, message: PayloadOf<'_, W::Memory>) {
         if self.exchanges.get(id).is_some_and(|exchange| !exchange.traffic.has_replies()) {
             self.store(id, true, &[], message);
         }
     }
 
-    /// A server has answered in a session: the session stays with that server.
+    /// Handles the first answer in a session: the session continues with the server that answered.
     pub(super) fn settle(&mut self, id: FlowId, index: usize) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         if exchange.traffic.has_replies() {
@@ -151,8 +152,8 @@ impl<W: World> Dns<W> {
         self.files += exchange.asked.len();
     }
 
-    /// Stores an answer that is used only if no better one comes, unless there is such an answer already. False if
-    /// there is no room for it.
+    /// Stores an answer that is used only if no better answer arrives. Does nothing if such an answer is already
+    /// stored. Returns false if there is no room for the answer.
     pub(super) fn keep(&mut self, id: FlowId, payload: &[u8]) -> bool {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let fits = payload.len() <= MAX_KEPT && self.bytes + payload.len() <= self.limits.bytes;
@@ -163,8 +164,8 @@ impl<W: World> Dns<W> {
         exchange.kept.is_some()
     }
 
-    /// Sends `message`, or if there is none the stored query, to the next server that can be reached. False if there is
-    /// no such server.
+    /// Sends `message` to the next server that can be reached. If `message` is none, sends the stored query. Returns
+    /// false if there is no such server.
     pub(super) fn ask_next(
         &mut self,
         id: FlowId,
@@ -225,7 +226,7 @@ impl<W: World> Dns<W> {
         Some(exchange.asked.len() - 1)
     }
 
-    /// Ends the oldest exchange, to make room for `id`. False if `id` is the oldest.
+    /// Ends the oldest exchange, to make room for `id`. Returns false if `id` itself is the oldest.
     fn end_oldest(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> bool {
         let oldest = self.by_age.first().and_then(|index| self.exchanges.id_at(index));
         let oldest = oldest.filter(|oldest| *oldest != id);
@@ -245,7 +246,7 @@ impl<W: World> Dns<W> {
         sent
     }
 
-    /// Sends to a server that has a socket. False if the server can't be reached.
+    /// Sends `message` to a server that has a socket. Returns false if the server can't be reached.
     fn send(
         &mut self,
         id: FlowId,
@@ -294,7 +295,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// The host can't send to a server.
+    /// Notes that the host can't send to a server.
     pub(super) fn note_failure(
         &mut self,
         id: FlowId,
@@ -320,7 +321,7 @@ impl<W: World> Dns<W> {
         exchange.deadline.set(Some(cx.now + wait), cx.timers, id);
     }
 
-    /// A server failed: asks the next one, or waits for the other ones, or ends the exchange.
+    /// Handles the failure of a server: asks the next server, waits for the other servers, or ends the exchange.
     pub(super) fn ask_next_or_wait(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get(id) else { return };
         if exchange.may_ask_another() && self.ask_next(id, None, cx) {
@@ -333,7 +334,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// No server is left: sends the guest the stored answer or error, if any.
+    /// Ends an exchange that has no server left: sends the stored answer or error to the guest, if there is one.
     pub(super) fn conclude(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if self.exchanges.get(id).is_some_and(|exchange| exchange.key.id.is_some() && exchange.waits()) {
             return;
@@ -358,7 +359,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Takes the errors of a socket. A server that can't be reached will not answer.
+    /// Reads the errors of a socket. A server that can't be reached will not answer.
     pub(super) fn on_errors(&mut self, id: FlowId, index: usize, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let to_v4 = exchange.key.endpoints.guest.is_ipv4();
@@ -389,7 +390,7 @@ impl<W: World> Dns<W> {
         self.ask_next_or_wait(id, cx);
     }
 
-    /// The deadline of an exchange may have been reached.
+    /// Handles the deadline of an exchange, if it has been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         if !exchange.deadline.reached(cx.now, cx.timers, id) {
@@ -398,7 +399,7 @@ impl<W: World> Dns<W> {
         if exchange.may_ask_another() && self.ask_next(id, None, cx) {
             return;
         }
-        // Do not wait for the servers that are still silent.
+        // The servers that have not answered are given up.
         if let Some(exchange) = self.exchanges.get_mut(id) {
             exchange.asked.iter_mut().for_each(|asked| asked.waits = false);
             exchange.error = None;
@@ -406,7 +407,7 @@ impl<W: World> Dns<W> {
         self.conclude(id, cx);
     }
 
-    /// Notes a datagram of a session: its deadline moves, and it is the youngest now.
+    /// Notes a datagram of a session: moves the session's deadline, and makes it the youngest exchange.
     pub(super) fn note_session(&mut self, id: FlowId, sent: bool, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         self.links.move_to_end(&mut self.by_age, id.index());
@@ -441,12 +442,12 @@ fn open_socket<W: World>(
     }
 }
 
-/// Takes the errors of a socket. See [`host::drain`].
+/// Reads the errors of a socket. See [`host::drain`].
 fn drain(io: &mut impl UdpSocket, mut on_error: impl FnMut(&QueuedError)) {
     host::drain(io, &mut [0; 1], MOST_ERRORS, |error, _| on_error(error));
 }
 
-/// Whether the server itself reports this, and not a router: its port is closed.
+/// Whether the report means that the server's port is closed. The server itself sends such a report, not a router.
 const fn is_port_unreachable(report: Report, v4: bool) -> bool {
     match v4 {
         true => report.kind == v4::UNREACHABLE && report.code == 3,

@@ -1,4 +1,4 @@
-//! Removes the keys of Encrypted ClientHello from answers: with a key, a client hides the name of its server.
+//! Removes the keys of Encrypted ClientHello from answers. With such a key, a client would hide the server's name.
 
 #[cfg(test)]
 mod tests;
@@ -8,16 +8,16 @@ use core::ops::Range;
 
 use wire::dns::{Key, Malformed, Name, Part, Record, Records, Section, Service};
 
-/// Removes the `ech` parameter from all SVCB and HTTPS records (RFC 9460 §14.3.2); a record that no client may use without
-/// it ([`Key::MANDATORY`]) is removed as a whole. All other bytes stay as they are. None if there is nothing to remove:
-/// the message is to be passed on as it is.
+/// Removes the `ech` parameter from all SVCB and HTTPS records (RFC 9460 §14.3.2). A record that requires clients to
+/// understand this parameter ([`Key::MANDATORY`]) is removed as a whole. All other bytes stay unchanged. Returns none
+/// if there is nothing to remove: the caller forwards the original message.
 ///
-/// A DNSSEC signature over a changed record is then wrong, and a validating client discards the records. A TSIG of the
-/// message is wrong as well; only a client that shares a key with the resolver has one.
+/// The DNSSEC signature over a changed record is no longer valid, so a validating client discards the records. A TSIG
+/// of the message is no longer valid either, but only clients that share a key with the resolver use TSIG.
 ///
 /// # Errors
-/// The message is malformed, or a compressed name leads into something that is no name or was removed, so that it can't
-/// be moved. Do not pass the message to the guest.
+/// The message is malformed. Or a compressed name can't be corrected, since it points to bytes that are not part of a
+/// name or were removed. The caller must not forward the message to the guest.
 pub fn strip_ech(message: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
     let mut plan = Plan::default();
     for record in Records::of(message)? {
@@ -32,14 +32,14 @@ pub fn strip_ech(message: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
     Ok(Some(stripped))
 }
 
-/// What is removed.
+/// The parts of the message to remove.
 #[derive(Default)]
 struct Plan {
-    /// Places in the message, in order.
+    /// Removed ranges of the message, in order.
     cuts: Vec<Range<usize>>,
-    /// Where the length of a record's data is, and by how much that is shorter.
+    /// For each shortened record: the offset of its data length in the message, and the number of removed bytes.
     shorter: Vec<(usize, usize)>,
-    /// The sections of removed records, and where these begin.
+    /// The section and start offset of each record that is removed as a whole.
     removed: Vec<(Section, usize)>,
 }
 
@@ -60,7 +60,7 @@ impl Plan {
         Ok(())
     }
 
-    /// The message without what is removed.
+    /// The message without the removed ranges.
     fn cut(&self, message: &[u8]) -> Vec<u8> {
         let mut stripped = Vec::with_capacity(message.len());
         let mut at = 0;
@@ -72,7 +72,7 @@ impl Plan {
         stripped
     }
 
-    /// Where a place of the message is after the removal. It must not be a place that is removed.
+    /// The new offset, after the removal, of the byte at offset `at`. This byte must not be removed.
     fn moved(&self, at: usize) -> usize {
         at - self.cuts.iter().take_while(|cut| cut.end <= at).map(Range::len).sum::<usize>()
     }
@@ -110,8 +110,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Corrects the pointer of a name. `parts` are the places of the parts of all names before it, in order: what a
-    /// pointer leads to has to be one of them, since only these are correct after the removal.
+    /// Corrects the pointer of a name. `parts` has the offsets of the parts of all earlier names, in order. The target
+    /// of a pointer must be one of these parts, since only they are correct after the removal.
     fn move_name(
         &self,
         name: Name<'_>,

@@ -1,4 +1,4 @@
-//! One query, or one session with a resolver.
+//! An exchange: one query, or one session with a resolver.
 
 use alloc::vec::Vec;
 use core::net::SocketAddr;
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) endpoints: Endpoints,
-    /// The query's identifier; none for a session.
+    /// The query's identifier. None for a session.
     pub(super) id: Option<u16>,
     /// The TCP connection over which the guest asks. None: it asks over UDP.
     pub(super) stream: Option<FlowId>,
@@ -32,18 +32,18 @@ pub(super) struct Exchange<W: World> {
     pub(super) next: usize,
     /// The servers that were asked, in order.
     pub(super) asked: Vec<Asked<W>>,
-    /// The query: all of the message if it can be sent again, else its head.
+    /// The query: the whole message if it can be sent again, else its head.
     pub(super) question: Vec<u8>,
     /// The guest's own query, if the guard judges questions: then `question` is another one.
     pub(super) judged: Option<Vec<u8>>,
-    /// The query may be sent to another server.
+    /// Whether the query may be sent to another server.
     pub(super) repeatable: bool,
     pub(super) traffic_class: u8,
-    /// An answer whose code means that another server may know more.
+    /// An answer whose code reports a fault of the server, so another server may have a better answer.
     pub(super) kept: Option<Vec<u8>>,
-    /// The last error, of the guest's family.
+    /// The last error, translated to the guest's family.
     pub(super) error: Option<Report>,
-    /// What a session has carried.
+    /// The traffic of a session so far.
     pub(super) traffic: Traffic,
     pub(super) deadline: Deadline,
 }
@@ -52,7 +52,7 @@ pub(super) struct Exchange<W: World> {
 pub(super) struct Asked<W: World> {
     pub(super) server: SocketAddr,
     pub(super) io: Io<W>,
-    /// The server may still answer.
+    /// Whether the server may still answer.
     pub(super) waits: bool,
 }
 
@@ -65,7 +65,7 @@ pub(super) enum Io<W: World> {
 /// How a server's datagram is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The datagram is no answer to the query.
+    /// The datagram does not answer the query.
     NoAnswer,
     /// The datagram is part of a session.
     Session,
@@ -100,7 +100,7 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Whether `question` is the same as before. In a session, any datagram is.
+    /// Whether `question` is the question of this exchange. `None`, a datagram of a session, belongs to any session.
     pub(super) fn is_about(&self, question: Option<&Question<'_>>) -> bool {
         match question {
             Some(question) => {
@@ -136,7 +136,8 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// The server at `index` has answered. Those that were asked earlier, and are silent, have failed.
+    /// Notes that the server at `index` has answered. Servers that were asked before this server and have not answered
+    /// have failed.
     pub(super) fn report(&self, index: usize, health: &mut Health, now: Instant) {
         for (at, asked) in self.asked.iter().enumerate() {
             if at == index {

@@ -50,20 +50,20 @@ const MAX_BATCH: u8 = 16;
 /// Limits on memory, sockets and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Sockets: one for each server that was sent a query.
+    /// Limit of sockets: an exchange has one socket for each server that was sent a query.
     pub files: Share,
     /// Maximum amount of memory for stored queries and answers, in bytes.
     pub bytes: usize,
-    /// A session ends after this long without a datagram.
+    /// Time without a datagram after which a session ends.
     pub idle: Duration,
-    /// Time-out of a session that has carried more than a datagram each way.
+    /// The same time, for a session with more than one datagram in each direction.
     pub idle_stream: Duration,
 }
 
 /// All queries that wait for an answer, and all sessions.
 pub struct Dns<W: World> {
     exchanges: Flows<Exchange<W>>,
-    /// Oldest first: the slots of `exchanges`.
+    /// The slots of `exchanges`, the oldest exchange first.
     by_age: Chain,
     links: Links,
     files: usize,
@@ -75,7 +75,7 @@ pub struct Dns<W: World> {
     /// For the IDs of queries that are not the guest's own.
     secret: HashKey,
     queries: u64,
-    /// Where datagrams for the guest are received.
+    /// Buffer for datagrams from servers.
     buffer: Vec<u8>,
     fragmenter: Fragmenter,
     notice: Notice,
@@ -107,13 +107,13 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Datagrams that were not carried.
+    /// Counts of the datagrams that were dropped.
     #[must_use]
     pub const fn counters(&self) -> &Drops {
         &self.counters
     }
 
-    /// How many queries and sessions were ended to make room for others.
+    /// How many queries and sessions were ended to make room for new ones.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
@@ -125,13 +125,14 @@ impl<W: World> Dns<W> {
         self.exchanges.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no queries and sessions.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A datagram of the guest for the host's resolvers, or with segmentation in `offload` a train of them.
+    /// Handles a datagram of the guest to the host's resolvers. With segmentation in `offload`, it is a train of
+    /// datagrams.
     pub fn on_datagram(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
@@ -182,11 +183,12 @@ impl<W: World> Dns<W> {
         self.ask_first(key, question.as_ref(), head, message, traffic_class, cx);
     }
 
-    /// Sockets of an exchange are ready.
+    /// Handles the readiness of a socket of an exchange.
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         let mut buffer = core::mem::take(&mut self.buffer);
         buffer.resize(MAX_LEN, 0);
-        // Readiness does not say which socket it is about; there are few. It is not about those that are opened meanwhile.
+        // The event does not identify the socket, so all sockets of the exchange are tried. There are only a few. It is
+        // not about those that are opened meanwhile.
         let sockets = self.exchanges.get(id).map_or(0, |exchange| exchange.asked.len());
         for index in 0..sockets {
             self.on_socket_ready(id, index, readiness, &mut buffer, cx);
@@ -282,7 +284,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Sends an answer to the guest, from the address that it had sent the query to.
+    /// Sends an answer to the guest. Its source is the address to which the guest sent the query.
     fn send_answer(
         &mut self,
         endpoints: Endpoints,

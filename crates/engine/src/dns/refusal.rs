@@ -1,25 +1,28 @@
-//! Questions that are answered without a resolver: the refusal as a message, and which ones are refused whatever their name.
+//! Refusal of DNS questions: the response that refuses a question, and the types of questions that are refused for all
+//! names.
 
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use wire::dns::{Class, Opcode, Question, Records, ResponseCode, Section, Type};
 
-/// Longest refusal, in bytes: every client accepts that much (RFC 1035 §2.3.4, RFC 6891 §6.2.3).
+/// Maximum length of a refusal, in bytes. Every client accepts messages of this length (RFC 1035 §2.3.4, RFC 6891
+/// §6.2.3).
 const MOST_BYTES: usize = 512;
-/// Our largest message over UDP, in bytes, as the OPT record says it: what crosses any path in one fragment.
+/// The maximum length of a UDP message to the engine, in bytes, for the OPT record. Packets of this length pass any
+/// path without fragmentation.
 const UDP_SIZE: u16 = 1232;
-/// The option that holds an [`ExtendedError`] (RFC 8914 §2).
+/// Code of the option with an [`ExtendedError`] (RFC 8914 §2).
 const EXTENDED_ERROR: u16 = 15;
 
 /// How a question is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The name does not exist, nor any below it (NXDOMAIN). Stubs give up at once.
+    /// NXDOMAIN: the name does not exist, and no name below it exists. Stub resolvers give up at once.
     NoName,
-    /// The name has no record of this type (NODATA). To be used if the name, or one below it, has others.
+    /// NODATA: the name has no record of this type. Use this if the name, or a name below it, may have other records.
     NoData,
-    /// This kind of message is not supported (NOTIMP): all but queries.
+    /// NOTIMP: this kind of message is not supported. Use this for every opcode other than QUERY.
     NotImplemented,
     /// The resolvers gave no answer that the client may get (SERVFAIL).
     Failure,
@@ -32,16 +35,16 @@ pub enum Refusal {
 pub struct ExtendedError<'a> {
     /// The code.
     pub code: u16,
-    /// For people. What does not fit is cut off.
+    /// A human-readable text. The part that does not fit is cut off.
     pub text: &'a str,
 }
 
 impl ExtendedError<'_> {
     /// The operator of the server refuses the name (§4.16).
     pub const BLOCKED: u16 = 15;
-    /// The client has asked for such names to be refused (§4.18).
+    /// The client has requested that such names be refused (§4.18).
     pub const FILTERED: u16 = 17;
-    /// The client may not ask this (§4.19).
+    /// The client is not allowed to ask this question (§4.19).
     pub const PROHIBITED: u16 = 18;
     /// The kind of question is not supported (§4.22).
     pub const NOT_SUPPORTED: u16 = 21;
@@ -93,7 +96,7 @@ pub(super) struct Opt {
 impl Opt {
     /// Length of an OPT record without options: owner, type, class, time to live and length of the data.
     pub(super) const LEN: usize = 11;
-    /// The client wants DNSSEC records; the response has to repeat that (RFC 3225 §3).
+    /// Flag DO: the client requests DNSSEC records. The response must repeat this flag (RFC 3225 §3).
     const DNSSEC_OK: u16 = 0x8000;
 
     /// The OPT record of `query`, if it has one.
@@ -114,7 +117,7 @@ impl Opt {
 }
 
 fn push_opt(response: &mut Vec<u8>, client: Opt, error: Option<ExtendedError<'_>>) {
-    /// Code and length of the option, and the error's code.
+    /// Length in bytes of the option without its text: option code, option length and error code.
     const OPTION_LEN: usize = 6;
     let opt = Opt { udp_size: UDP_SIZE, ..client };
     let Some(error) = error else { return opt.push(response, 0) };
@@ -128,20 +131,21 @@ fn push_opt(response: &mut Vec<u8>, client: Opt, error: Option<ExtendedError<'_>
     response.extend_from_slice(text.as_bytes());
 }
 
-/// Types that are refused for all names, with the reason.
+/// Types that are refused for all names, and the reasons.
 const USELESS: [(RangeInclusive<u16>, &str); 7] = [
     (0..=0, "type 0 is reserved"),
     (3..=4, "MD and MF are obsolete"),
     (10..=10, "NULL records carry arbitrary data"),
     (41..=41, "OPT is no type to ask for"),
-    // RFC 6895 §3.1. Among them are ANY (RFC 8482), AXFR, IXFR, MAILA, MAILB, TSIG and TKEY.
+    // RFC 6895 §3.1. This range includes ANY (RFC 8482), AXFR, IXFR, MAILA, MAILB, TSIG and TKEY.
     (128..=255, "meta types and zone transfers are of no use to a client that only connects"),
     (65_280..=65_534, "private types carry arbitrary data"),
     (65_535..=65_535, "type 65535 is reserved"),
 ];
 
-/// Why a question is refused whatever its name; none if the name decides. A client that only connects does not need what
-/// is refused here, but data can leave or enter by it.
+/// The reason why a question is refused for all names. None if the decision depends on the name. A client that only
+/// connects to servers does not need the refused questions, but they could carry arbitrary data out of or into the
+/// guest.
 #[must_use]
 pub fn refused_at_once(question: &Question<'_>) -> Option<&'static str> {
     if question.opcode != Opcode::QUERY {
@@ -223,7 +227,7 @@ mod tests {
                 Some(ExtendedError { text: &text, ..ERROR }),
             );
             let response = response.unwrap();
-            // A character of two bytes may not fit.
+            // At the limit, a character of two bytes does not fit, and one byte stays free.
             assert!((511..=512).contains(&response.len()));
             assert!(op::Message::from_vec(&response).unwrap().edns.is_some());
         }
@@ -239,7 +243,7 @@ mod tests {
         for bad in [&response[..], &two, &good[..good.len() - 1], b""] {
             assert_eq!(refuse(bad, Refusal::NoName, Some(ERROR)), None);
         }
-        // Bytes after the question that are no record: there is no OPT to answer.
+        // The bytes after the question are not a record, so there is no OPT record to answer.
         let mut cut = query(b"\x04peer\0", 1, Some(0));
         cut.truncate(cut.len() - 1);
         assert_eq!(refuse(&cut, Refusal::NoName, Some(ERROR)).unwrap().len(), good.len());

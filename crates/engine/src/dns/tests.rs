@@ -103,12 +103,12 @@ impl Test {
         self.ready(socket, READABLE);
     }
 
-    /// The server of a socket answers with what it was sent.
+    /// The server of a socket answers `query` with the code `code`.
     fn server_says(&mut self, socket: &Opened, query: &[u8], code: u8) {
         self.server_sends(socket, &format!("{}", SocketAddr::new(socket.address, 53)), &answer(query, code));
     }
 
-    /// An ICMP error about what was sent to the server of a socket.
+    /// An ICMP error arrives for the query that was sent to the server of a socket.
     fn server_fails(&mut self, socket: &Opened, kind: u8, code: u8) {
         let error = QueuedError {
             destination: SocketAddr::new(socket.address, 53),
@@ -129,7 +129,7 @@ impl Test {
         }
     }
 
-    /// The servers asked since the start.
+    /// The servers that were asked since the start.
     fn asked(&self) -> Vec<alloc::string::String> {
         self.world.host.opened.iter().map(|opened| format!("{}", opened.address)).collect()
     }
@@ -177,7 +177,8 @@ fn queries_cross_families() {
     }
 }
 
-/// Each server has 1.5 s before the next one is asked. After the last, there is time for late answers.
+/// Each server has 1.5 s before the next server is asked. After the last server was asked, there is time for late
+/// answers.
 #[test]
 fn the_next_server_is_asked_after_silence() {
     let mut test = Test::new();
@@ -197,7 +198,7 @@ fn the_next_server_is_asked_after_silence() {
     test.server_says(&test.opened(1), &question, 0);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, 0));
     test.assert_over();
-    // The first server was silent, so the second one is the first in the order now.
+    // The first server was silent, so the second server now comes first.
     test.guest_sends(GUEST, DNS4, &question);
     assert_eq!(test.asked()[3..], SERVERS[1..2]);
     test.server_says(&test.opened(3), &question, 0);
@@ -217,7 +218,7 @@ fn without_any_answer_the_guest_gets_none() {
     test.assert_over();
 }
 
-/// An ICMP error, or the host's refusal to send: the next server is asked at once.
+/// After an ICMP error, or if the host refuses to send, the next server is asked at once.
 #[test]
 fn the_next_server_is_asked_at_once_after_an_error() {
     let mut test = Test::new();
@@ -229,7 +230,7 @@ fn the_next_server_is_asked_at_once_after_an_error() {
     test.server_says(&test.opened(1), &question, 0);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, 0));
     test.assert_over();
-    // The next question goes there first.
+    // The next question goes first to the server that has answered.
     test.guest_sends(GUEST, DNS4, &question);
     assert_eq!(test.asked()[2..], SERVERS[1..2]);
     // The kernel handles "packet too big".
@@ -237,7 +238,7 @@ fn the_next_server_is_asked_at_once_after_an_error() {
     assert_eq!(test.asked().len(), 3);
 }
 
-/// RFC 7915: if no server can be reached, the guest gets the error, translated to its own family.
+/// RFC 7915: if no server can be reached, the guest gets the error, translated to the guest's family.
 #[test]
 fn the_last_error_reaches_the_guest() {
     let port_unreachable = |v4| if v4 { (3, 3) } else { (1, 4) };
@@ -279,7 +280,8 @@ fn servers_that_cannot_be_asked_are_skipped() {
     test.assert_over();
 }
 
-/// After SERVFAIL or REFUSED another server is asked. If none has a better answer, the guest gets the first one.
+/// After SERVFAIL or REFUSED another server is asked. If no server has a better answer, the guest gets the first
+/// answer.
 #[test]
 fn the_first_refusal_is_kept_until_a_better_answer_comes() {
     let question = query(7, "peer");
@@ -292,7 +294,8 @@ fn the_first_refusal_is_kept_until_a_better_answer_comes() {
         assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, NXDOMAIN));
         test.assert_over();
     }
-    // The first refuses, the second is silent, the third has no service: after the last timeout, the refusal is sent.
+    // The first server refuses, the second is silent, and the third has no service. After the last time-out, the guest
+    // gets the refusal.
     let mut test = Test::new();
     test.guest_sends(GUEST, DNS4, &question);
     test.server_says(&test.opened(0), &question, REFUSED);
@@ -302,7 +305,7 @@ fn the_first_refusal_is_kept_until_a_better_answer_comes() {
     test.wait(1510);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, REFUSED));
     test.assert_over();
-    // All refuse.
+    // All servers refuse.
     test.guest_sends(GUEST, DNS4, &question);
     for index in 3..6 {
         assert_eq!(test.world.frames().len(), 0);
@@ -339,7 +342,8 @@ fn other_datagrams_are_no_answers() {
     assert_shown(&test.world.frame().0, DNS4, GUEST, &good);
 }
 
-/// A repeated query goes to the next server, and after the last to the first. Another query starts a new exchange.
+/// A repeated query goes to the next server. After the last server, it goes to the first. Another query starts a new
+/// exchange.
 #[test]
 fn repeated_queries() {
     let mut test = Test::with(&SERVERS[1..]);
@@ -362,7 +366,7 @@ fn repeated_queries() {
     assert_eq!(test.dns.len(), 1);
 }
 
-/// A message that is too long to be stored, or is no query, is sent once.
+/// A message that is too long to be stored, or is not a query, is sent only once.
 #[test]
 fn messages_that_are_not_stored_are_sent_once() {
     let mut long = query(7, "peer");
@@ -381,7 +385,7 @@ fn messages_that_are_not_stored_are_sent_once() {
     }
 }
 
-/// The longest answer, also above the guest's MTU.
+/// Answers up to the maximum length arrive, even above the guest's MTU.
 #[test]
 fn long_answers() {
     let mut test = Test::new();
@@ -410,7 +414,7 @@ fn trains_are_split() {
     assert_eq!(test.opened(2).socket.sent()[0].payload, query(9, "peer"));
 }
 
-/// DTLS, QUIC, and other messages: sessions with one server, across families.
+/// DTLS, QUIC and other messages make sessions with one server, across families.
 #[test]
 fn sessions() {
     for (to, port, payload) in [("198.51.100.53:853", 853, query(7, "peer")), (DNS4, 53, b"hello".to_vec())] {
@@ -431,7 +435,8 @@ fn sessions() {
         assert_eq!((test.asked().len(), test.dns.len()), (1, 1));
         test.wait(121_000);
         test.assert_over();
-        // A server without a service, a silent one, and one that answers: the session stays with the third.
+        // The first server has no service, the second is silent, and the third answers: the session stays with the
+        // third.
         test.guest_sends(GUEST, to, &payload);
         let error = |server: &str, kind, code| QueuedError {
             destination: server.parse().unwrap(),
@@ -462,7 +467,7 @@ fn sessions() {
     }
 }
 
-/// At the limit, the oldest exchange ends for a new one. Memory and sockets are bounded.
+/// At the limit, the oldest exchange ends to make room for a new one. Memory and sockets are bounded.
 #[test]
 fn the_oldest_exchange_ends_at_the_limit() {
     let mut test = Test::with(&SERVERS[..1]);
@@ -476,7 +481,7 @@ fn the_oldest_exchange_ends_at_the_limit() {
     assert_eq!(test.world.frames().len(), 1);
     test.wait(11_000);
     test.assert_over();
-    // Retries count as well.
+    // Sockets for further servers count, too.
     let mut test = Test::new();
     for id in 0..6 {
         test.guest_sends(GUEST, DNS4, &query(id, "peer"));
@@ -484,7 +489,7 @@ fn the_oldest_exchange_ends_at_the_limit() {
     test.wait(1510);
     test.wait(1510);
     assert!(test.dns.files <= 10);
-    // The memory for queries: one that does not fit is sent once.
+    // A query that does not fit in the memory for queries is sent only once.
     let mut test = Test::new();
     for id in 0..5 {
         let mut question = query(id, "peer");
@@ -496,7 +501,7 @@ fn the_oldest_exchange_ends_at_the_limit() {
     assert!(test.dns.bytes < 10_000);
 }
 
-///
+/// datagrams from invalid sources are refused.
 #[test]
 fn invalid_sources_are_refused_r100_r77() {
     let mut test = Test::new();

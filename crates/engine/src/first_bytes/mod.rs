@@ -5,8 +5,8 @@
 //! first request of HTTP/1 (RFC 9112 §3.2).
 //!
 //! [`FirstBytes`] reads a TCP stream, [`FirstDatagrams`] the datagrams of a UDP flow. Both readers are bounded by
-//! [`MAX_LEN`], and give the same answer however the bytes are split. Both are strict: they refuse bytes that a server
-//! could read differently, since the sender chooses every byte.
+//! [`MAX_LEN`], and their answer does not depend on how the bytes are split. Both are strict: they refuse bytes that a
+//! server could read differently, since the sender chooses every byte.
 //!
 //! Only the first message is read. Later requests of an HTTP/1 connection are not read. The second ClientHello after a
 //! HelloRetryRequest is not read either, and must have the same name (RFC 8446 §4.1.2).
@@ -72,7 +72,8 @@ pub enum Why {
 
 /// What to do with a ClientHello that has an encrypted_client_hello extension.
 ///
-/// The extension alone proves nothing: browsers send one with random content (GREASE) to every server.
+/// The extension does not prove that the name is encrypted: browsers send it with random content (GREASE) to every
+/// server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ech {
     /// The server name outside the encrypted part is used.
@@ -137,7 +138,7 @@ impl FirstBytes {
         }
     }
 
-    /// The protocol, as far as the first bytes show it. None before the first byte, and if the protocol is unknown.
+    /// The protocol that the first bytes show. None before the first byte, and if the protocol is unknown.
     #[must_use]
     pub fn protocol(&self) -> Option<Protocol> {
         let unknown = matches!(self.state, State::Done(Err(Why::UnknownProtocol)));

@@ -168,9 +168,10 @@ impl FirstDatagrams {
 
     /// Opens a packet; returns the index of its connection, which may be a new one, and the frames.
     ///
-    /// After the server's first answer, a client uses the connection ID that the server chose, but still the keys derived
-    /// from its original one. A packet that none of the keys opens is refused, not ignored: the server may have accepted
-    /// fewer packets than we did. Then it expects other packet numbers, and may be able to open a packet that we can't.
+    /// After the server's first answer, a client uses the connection ID that the server chose, but the keys are still
+    /// derived from the client's original connection ID. A packet that no key can open is refused, not ignored. The
+    /// server may have accepted fewer packets than the engine. Then the server expects other packet numbers, and may be
+    /// able to open a packet that the engine can't.
     fn open(&mut self, packet: &Packet<'_>) -> Result<(usize, Vec<u8>), Why> {
         for (at, connection) in self.connections.iter_mut().enumerate() {
             if let Some(payload) = connection.open(packet) {

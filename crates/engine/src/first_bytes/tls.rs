@@ -26,11 +26,11 @@ const ENCRYPTED_SERVER_NAME: u16 = 0xffce;
 /// Type of a host name in server_name. No other type was ever defined.
 const HOST_NAME: u8 = 0;
 
-/// What a ClientHello says about the server.
+/// The parts of a ClientHello that identify the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     server_name: Result<HostName, Why>,
-    /// The ClientHello has an encrypted part.
+    /// Whether the ClientHello has an encrypted part.
     pub(super) has_ech: bool,
 }
 
@@ -82,7 +82,7 @@ impl Records {
 
 /// The length of the content that follows a record's header. None if the header is not complete.
 fn record_len(header: &[u8]) -> Result<Option<usize>, Why> {
-    // Other protocols may begin with the byte 22, too: the second byte is checked as soon as it is there.
+    // Other protocols may begin with the byte 22, too, so the second byte is checked as soon as it arrives.
     if header.get(1).is_some_and(|&major| major != MAJOR_VERSION) {
         return Err(Why::UnknownProtocol);
     }
@@ -142,8 +142,8 @@ fn extensions(message: &[u8]) -> Option<&[u8]> {
     valid.then_some(extensions)
 }
 
-/// The name in a server_name extension. A list with more than one entry is refused, whatever the types of the entries:
-/// a server could use another entry.
+/// The name in a server_name extension. A list with more than one entry of any types is refused: a server could use
+/// another entry.
 fn host_name(content: &[u8]) -> Result<Result<HostName, Why>, Why> {
     let mut content = Reader(content);
     let mut list = Reader(content.vector16().filter(|_| content.is_empty()).ok_or(Why::Malformed)?);

@@ -1,8 +1,8 @@
 //! Ports that a payload announces in text: FTP's PORT, EPRT and the answers to PASV and EPSV (RFC 959, RFC 2428), SDP
 //! and SIP (RFC 8866, RFC 3261), RTSP, DCC, URLs.
 //!
-//! A wrong guess costs only a query to the kernel. So no protocol is parsed: every number that can be a port number is
-//! treated as a port.
+//! No protocol is parsed. Every number that can be a port number is treated as a port, since a wrong guess costs only
+//! one query to the kernel.
 
 use core::ops::RangeInclusive;
 
@@ -35,8 +35,8 @@ struct Lists<'a> {
 }
 
 impl Lists<'_> {
-    /// The next list: its numbers, or, if it has six, the one port that they state. Zero means that a number is no
-    /// port.
+    /// The numbers of the next list. If the list has six numbers, the result is the one port that they encode. Zero
+    /// means that a number is not a port.
     fn next_list(&mut self) -> Option<impl Iterator<Item = u16> + use<>> {
         let mut numbers = [0; FTP_NUMBERS];
         let mut count = 0;

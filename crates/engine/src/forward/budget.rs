@@ -1,4 +1,4 @@
-//! Limits how often the kernel may be asked which ports are in use, besides the periodic scans: a token bucket.
+//! A token bucket that limits queries to the kernel about the ports in use. The periodic scans are not limited.
 
 use core::time::Duration;
 
@@ -40,7 +40,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Tokens that scans must leave for lookups: a lookup is more urgent, since it asks about a certain port.
+    /// Tokens that scans must leave for lookups: a lookup is more urgent, since it is about one known port.
     pub const RESERVE: u32 = CAPACITY / 2;
     /// Number of tokens that peeks leave for lookups. A peek only looks for a reason for a lookup.
     pub const LAST_RESERVE: u32 = CAPACITY / 8;

@@ -111,13 +111,14 @@ impl Policy {
         listener.direction == Direction::Outbound || self.bypass != Bypass::Never
     }
 
-    /// Whether the result of [`Policy::onward`] depends on `written_to`. A system call per connection is needed to
-    /// find `written_to`.
+    /// Whether the result of [`Policy::onward`] depends on `written_to`. To find `written_to`, a system call for each
+    /// connection is needed.
     #[must_use]
     pub fn depends_on_written_to(&self, listener: &Listener, guest: &Guest, peer: IpAddr) -> bool {
         match listener.direction {
             Direction::Outbound => true,
-            // Loopback addresses may be kept. And a guest with several addresses is reached at each of them.
+            // The result depends on it if loopback addresses are kept, or if the guest has several addresses and is
+            // reached at each of them.
             Direction::Inbound => {
                 listener.target_address.is_none()
                     && (self.keeps_loopback || guest.has_several(peer.to_canonical()))

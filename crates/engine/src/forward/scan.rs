@@ -144,8 +144,7 @@ pub fn relevant(table: &Table, ours: &InUse) -> InUse {
     relevant
 }
 
-/// The rules of `table` that follow a scan, by index. Each rule comes with the ports that it is to listen on, in
-/// order.
+/// The rules of `table` that follow a scan, by index. Each rule has the ports on which it should listen, in order.
 ///
 /// `target` has the ports in use on the rules' target side. `ours` has the ports that this process itself uses there.
 /// UDP rules follow TCP listeners too: many services open a UDP socket on their TCP port only on demand.

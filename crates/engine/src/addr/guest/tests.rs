@@ -34,7 +34,7 @@ fn claim(guest: &mut Guest, settings: &Settings, mac: Mac, address: &str, now: I
     guest.shows(settings, ip(address), Some(mac));
 }
 
-/// Runs all checks to their end; `answer` says whether the guest answers for an address.
+/// Runs all checks to their end. `answer` returns whether the guest answers for an address.
 fn run_checks(
     guest: &mut Guest,
     settings: &Settings,

@@ -82,7 +82,7 @@ fn circles_and_long_chains_end() {
         .answer("c.test", Type::CNAME, &[Name("c.test")])
         .answer("b.test", Type::A, A1);
     assert_read(&circle, &["192.0.2.1 300"], &["b.test 300"]);
-    // The worst order: each round finds one more.
+    // The worst order of records: each round finds only one more name.
     let chain = (0..40).rev().fold(Message::response("n0.test", Type::A), |message, number| {
         let target = format!("n{}.test", number + 1);
         message.answer(&format!("n{number}.test"), Type::CNAME, &[Name(&target)])
@@ -90,7 +90,7 @@ fn circles_and_long_chains_end() {
     assert_eq!(read(&chain).1.len(), MOST_LINKS);
 }
 
-/// A server adds the CNAME that follows from a DNAME.
+/// A server adds a CNAME for a DNAME.
 #[test]
 fn dname() {
     let message = Message::response("www.old.test", Type::A)
@@ -109,7 +109,7 @@ fn services_lead_to_targets_and_their_addresses() {
         .record(Section::Additional, "cdn.test", Type::A, 60, A1)
         .record(Section::Additional, "stranger.test", Type::A, 60, A2);
     assert_read(&message, &["192.0.2.1 60"], &["backup.deb.test 300", "cdn.test 300"]);
-    // No such service.
+    // The target says that there is no such service.
     let message = Message::response("_http._tcp.deb.test", Type::SRV)
         .answer("_http._tcp.deb.test", Type::SRV, &[Bytes(&[0, 0, 0, 0, 0, 0]), Plain("")])
         .record(Section::Additional, "", Type::A, 60, A2);
@@ -147,7 +147,7 @@ fn hints_count_as_addresses() {
     assert_read(&message, &["192.0.2.1 60"], &["dns.test 300"]);
 }
 
-/// A dot within a label is no border between labels, and an asterisk no wildcard.
+/// A dot within a label does not separate labels, and an asterisk is not a wildcard.
 #[test]
 fn strange_labels_are_escaped() {
     let message = Message::response("a.test", Type::CNAME).answer(
@@ -179,10 +179,10 @@ fn malformed_messages_are_refused() {
     ] {
         assert_eq!(answers(&message), Err(Malformed), "{message:?}");
     }
-    // About another name, they do not matter.
+    // Malformed records of another name are ignored.
     let other = Message::response("a.test", Type::A).answer("b.test", Type::A, &[Bytes(&[1])]);
     assert_eq!(answers(&other.bytes()), Ok(Answers::default()));
-    // Records without a question.
+    // Messages without a question.
     let mut bytes = Message::response("a.test", Type::A).bytes();
     bytes.truncate(12);
     bytes[5] = 0;
@@ -205,10 +205,10 @@ fn work_is_bounded() {
     assert_eq!(answers(&message(MOST_RECORDS + 1).bytes()), Err(Malformed));
 }
 
-/// A record between a few names: its owner, whether it is an address, and what it leads to.
+/// A record of one of a few names: the owner, whether it is an address record, and the address or target.
 type Edge = (u8, bool, u8);
 
-/// The same by another parser, and by repeating all until nothing changes.
+/// The expected answer, from another parser. It reads all records repeatedly, until nothing changes.
 fn oracle(bytes: &[u8]) -> (BTreeSet<IpAddr>, BTreeSet<String>) {
     let message = op::Message::from_vec(bytes).unwrap();
     let mut known = BTreeSet::from([message.queries[0].name().to_lowercase().to_string()]);

@@ -19,7 +19,7 @@ use crate::testkit::message::{
     Message, param,
 };
 
-/// A parameter `ech` between two others.
+/// A parameter `ech` between two other parameters.
 fn params() -> Vec<u8> {
     [param(1, b"\x02h3"), param(5, &[7; 100]), param(6, &[0; 16])].concat()
 }
@@ -28,7 +28,7 @@ fn without() -> Vec<u8> {
     [param(1, b"\x02h3"), param(6, &[0; 16])].concat()
 }
 
-/// The message, with the parameters given for its HTTPS records, and names before and after them.
+/// A message whose HTTPS records have these parameters. Before and after these records, there are compressed names.
 fn message(params: &[u8]) -> Message {
     let service = [Bytes(&[0, 1]), Plain("alt.test"), Bytes(params)];
     Message::response("www.test", Type::HTTPS)
@@ -55,7 +55,7 @@ fn message(params: &[u8]) -> Message {
 
 #[test]
 fn the_parameter_is_cut_out_and_all_names_stay() {
-    // Writing the message without the parameter gives the same bytes: the builder compresses the same names.
+    // A message that was built without the parameter has the same bytes, since the builder compresses the same names.
     let stripped = strip_ech(&message(&params()).bytes()).unwrap().unwrap();
     assert_eq!(stripped, message(&without()).bytes());
     assert_eq!(strip_ech(&stripped), Ok(None));
@@ -66,7 +66,7 @@ fn messages_without_the_parameter_stay_as_they_are() {
     for params in [&[][..], &without()] {
         assert_eq!(strip_ech(&message(params).bytes()), Ok(None));
     }
-    // Also bytes after the last record, and data that looks like the parameter.
+    // Bytes after the last record, and data that looks like the parameter, are kept.
     let txt = Message::response("www.test", Type::TXT).answer("www.test", Type::TXT, &[Bytes(&params())]);
     assert_eq!(strip_ech(&[&txt.bytes()[..], b"more"].concat()), Ok(None));
     assert_eq!(strip_ech(&Message::response("www.test", Type::A).bytes()), Ok(None));
@@ -78,7 +78,7 @@ fn the_parameter_alone() {
     assert_eq!(stripped, [&message(&[]).bytes()[..], b"more"].concat());
 }
 
-/// Records that can't be used without the parameter go.
+/// Records that can't be used without the parameter are removed.
 #[test]
 fn a_record_that_demands_the_parameter_is_removed() {
     let demands = [param(0, &[0, 1, 0, 5]), params()].concat();
@@ -95,14 +95,14 @@ fn a_record_that_demands_the_parameter_is_removed() {
             .bytes()
     };
     assert_eq!(strip_ech(&build(true)), Ok(Some(build(false))));
-    // A later name that refers into it can't be kept.
+    // A later name that points into a removed record can't be corrected.
     let message = Message::response("www.test", Type::HTTPS)
         .answer("www.test", Type::HTTPS, &[Bytes(&[0, 1]), Name("alt.far.test"), Bytes(&demands)])
         .record(Section::Additional, "far.test", Type::A, 9, &[Bytes(&[192, 0, 2, 1])]);
     assert_eq!(strip_ech(&message.bytes()), Err(Malformed));
 }
 
-/// A pointer into what is no name would lead elsewhere after the removal.
+/// A pointer to bytes that are not part of a name can't be corrected.
 #[test]
 fn pointers_into_other_data_are_refused() {
     let with = |target: u16, after: &[u8]| {
@@ -160,7 +160,7 @@ fn build(choices: &[Choice]) -> Message {
     })
 }
 
-/// As another parser reads it, without the parameter.
+/// The message as another parser reads it, without the parameter.
 fn read(bytes: &[u8]) -> op::Message {
     let mut message = op::Message::from_vec(bytes).unwrap();
     for record in &mut message.answers {

@@ -50,7 +50,7 @@ fn records_count_for_the_bound() {
     assert_eq!(whole(&records(&longest, 1 << 14)), found(NAME));
     let too_long = long_client_hello(NAME, MAX_LEN - 4);
     assert_eq!(whole(&records(&too_long, 1 << 14)), Found::NoName(Why::TooLong));
-    // The length in the message decides, whichever part of the message has arrived.
+    // A message with an excessive length field is refused as soon as the length field has arrived.
     for bytes in [&b"\x16\x03\x01\x00\x04\x01\x00\x40\x00"[..], b"\x16\x03\x01\x10\x00\x01\xff\xff\xff"] {
         assert_eq!(in_pieces(bytes.chunks(1)), Found::NoName(Why::TooLong));
     }
@@ -127,7 +127,7 @@ fn a_hello_ends_with_its_record() {
         assert_eq!(in_pieces([start, end]), Found::NoName(Why::Malformed), "{cut}");
     }
     assert_eq!(whole(&stream), Found::NoName(Why::Malformed));
-    // The length of the record decides, before its last byte arrives.
+    // The length field of the record is wrong. The record is refused before its last byte arrives.
     assert_eq!(whole(&stream[..stream.len() - 1]), Found::NoName(Why::Malformed));
 }
 
