@@ -3,11 +3,12 @@
 //! `instructions` prints the names, `instructions NAME COUNT` prepares the inputs of a function and calls it COUNT
 //! times. The difference between two counts has no preparation in it.
 //!
-//! To add a function: write a `fn(u32)` in `wire_functions` or `engine_functions` that prepares its inputs and then
+//! To add a function: write a `fn(u32)` in `wire_functions`, `engine_functions` or `tcp` that prepares its inputs and then
 //! calls [`repeat`], give it a row in [`FUNCTIONS`], and update the baseline (bench/README.md).
 #![forbid(unsafe_code)]
 
 mod engine_functions;
+mod tcp;
 mod wire_functions;
 
 use std::hint::black_box;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 type Function = (&'static str, fn(u32));
 
 /// All functions, in the order of the baseline.
-const FUNCTIONS: [Function; 18] = [
+const FUNCTIONS: [Function; 20] = [
     ("wire: parse TCP over IPv4", wire_functions::parse_tcp4),
     ("wire: parse TCP over IPv6", wire_functions::parse_tcp6),
     ("wire: parse UDP over IPv4", wire_functions::parse_udp4),
@@ -30,6 +31,8 @@ const FUNCTIONS: [Function; 18] = [
     ("wire: write UDP over IPv4", wire_functions::write_udp4),
     ("wire: cut headers of 44 segments", wire_functions::cut_segments),
     ("wire: join a segment of 1460 bytes", wire_functions::join_segment),
+    ("engine: segment of 1460 bytes to socket", tcp::segment_to_socket),
+    ("engine: super-frame to the guest", tcp::frame_to_guest),
     ("engine: find one flow of 1000", engine_functions::find_flow),
     ("engine: read an answer of 10 records", engine_functions::read_answer),
     ("engine: match the last rule of 64", engine_functions::match_rule),
