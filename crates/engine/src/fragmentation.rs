@@ -37,8 +37,8 @@ impl Settings {
 /// Sends datagrams to the guest.
 #[derive(Debug, Default)]
 pub(crate) struct Fragmenter {
-    /// Identification of the last datagram that was sent in fragments. Each datagram gets the next number, so its
-    /// identification differs from recent ones between the same addresses.
+    /// Identification of the last datagram that was sent in fragments. Each datagram gets the next number, so recent
+    /// datagrams between the same addresses have different identifications.
     id: u32,
 }
 
@@ -159,7 +159,7 @@ impl<'a> Datagram<'a> {
         let at = frame.fragment_headroom();
         let mut reserved = link.reserve_head((at + len).max(ethernet::MIN_FRAME_LEN)).ok_or(Full)?;
         let slot = reserved.head();
-        // Lengths that do not fit a packet were refused by the caller.
+        // The caller has refused lengths that do not fit in a packet.
         let Some(frame_len) = frame.fragment(slot, fields, len) else { return Ok(()) };
         let place = slot.get_mut(at..at + len).unwrap_or_default();
         let start = usize::from(fields.offset);

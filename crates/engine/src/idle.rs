@@ -1,5 +1,6 @@
-//! Idle members of a table: when they expire, and which member ends first if the table is full. The member that was
-//! idle for the longest time ends first, but members whose requests were answered end before others.
+//! Idle members of a table: the time when they expire, and the order in which they end if the table is full. Members
+//! whose requests were answered end before other members. Among both, the member that was idle for the longest time
+//! ends first.
 //!
 //! The order is kept in lists through the table's slots, so that each operation takes constant time. Memory is
 //! allocated only when the table gets another slot.
@@ -14,7 +15,7 @@ use crate::{
 
 /// Maximum value of the counters.
 const MAX_COUNT: u8 = 15;
-/// Maximum number of requests of an exchange that counts as answered. An exchange with more requests is a stream.
+/// Maximum number of requests of a member that counts as answered. A member with more requests is a stream.
 const MAX_ANSWERED: u8 = 8;
 
 /// How many datagrams two parties have exchanged. The initiator is the party that sent the first datagram.
@@ -46,7 +47,7 @@ impl Traffic {
         self.replies > 0 && self.requests <= self.replies && self.requests <= MAX_ANSWERED
     }
 
-    /// Whether both parties have sent, and one of them more than once (behaviour §7.2).
+    /// Whether both parties have sent datagrams, and at least one party has sent more than one (behaviour §7.2).
     pub(crate) const fn is_stream(self) -> bool {
         self.requests > 0 && self.replies > 0 && self.requests + self.replies > 2
     }
@@ -119,8 +120,8 @@ impl Idle {
         self.order.leave(id.index(), activity.traffic);
     }
 
-    /// Notes that the initiator (`request`) or the other party sent a datagram now. The member's deadline moves, and
-    /// the member becomes the last of its kind to end.
+    /// Notes that the initiator (`request`) or the other party sent a datagram now. Moves the member's deadline, and
+    /// makes the member the last one of its chain.
     pub(crate) fn note(
         &mut self,
         id: FlowId,
@@ -143,7 +144,7 @@ impl Idle {
     }
 }
 
-/// The members of a table, in the order in which they are ended to make room.
+/// The members of a table, in the order in which they end to make room.
 #[derive(Debug, Default)]
 struct Order {
     links: Links,
@@ -153,13 +154,13 @@ struct Order {
 }
 
 impl Order {
-    /// Adds a member in the slot `index`. Nothing was answered yet.
+    /// Adds a member in the slot `index`, without traffic.
     fn join(&mut self, index: u32) {
         self.links.push(&mut self.chains[chain_of(Traffic::NONE)], index);
         self.len += 1;
     }
 
-    /// Removes a member. `last` is the traffic that was noted last.
+    /// Removes a member. `last` is the member's traffic at the last call of [`Order::note`].
     fn leave(&mut self, index: u32, last: Traffic) {
         self.links.unlink(&mut self.chains[chain_of(last)], index);
         self.len -= 1;

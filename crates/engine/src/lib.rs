@@ -2,7 +2,7 @@
 //!
 //! The caller passes in the frames of a guest. Their effects happen through two traits that the caller implements:
 //! [`host::Host`] opens sockets, [`link::Link`] takes frames to the guest. Time is an argument ([`timer::Instant`]).
-//! Randomness and addressing are given once ([`stack::Seeds`], [`addr::Settings`]).
+//! The caller gives randomness and addressing once, at the start ([`stack::Seeds`], [`addr::Settings`]).
 //!
 //! ```text
 //!    frames of the guest                         readiness, accepted connections
@@ -27,7 +27,7 @@
 //! 2. Report the events, in any order: [`frame`](stack::Round::frame), [`ready`](stack::Round::ready),
 //!    [`accept`](stack::Round::accept), and changes of the link. The caller may also begin a new round for each event.
 //! 3. End the round: [`finish`](stack::Round::finish) handles expired deadlines and sends what the events require. The
-//!    returned [`Pressure`](pressure::Pressure) says whether to wait.
+//!    returned [`Pressure`](pressure::Pressure) shows whether work is left, so that the caller must not wait.
 //! 4. Wait for events, until [`Stack::next_deadline`](stack::Stack::next_deadline) at the latest. Then begin the next
 //!    round, even if there was no event.
 //!

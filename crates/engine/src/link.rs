@@ -67,7 +67,7 @@ impl<M: Memory> Slot<'_, M> {
     }
 }
 
-/// A slot of a link, reserved for one frame. If it is dropped, nothing is sent, and there is no cost.
+/// A slot of a link, reserved for one frame. If it is dropped, no frame is sent, and there is no cost.
 #[derive(Debug)]
 #[must_use]
 pub struct Reserved<'a, L: Link + ?Sized> {
@@ -97,8 +97,8 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
     }
 }
 
-/// The default of [`Link::largest_segment`], in bytes: a kernel that receives super-frames unsegmented handles a train
-/// of segments at less cost than one huge segment.
+/// The default of [`Link::largest_segment`], in bytes: for a kernel that receives super-frames unsegmented, a train of
+/// segments costs less than one segment of the maximum length.
 pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// The link that takes frames to the guest.
@@ -113,7 +113,7 @@ pub trait Link {
     type Memory: Memory;
 
     /// Finds room for a frame: a head of exactly `layout.head` bytes and a room of at least `layout.room` bytes. The
-    /// engine asks for at most [`wire::frame::MAX_LEN`] bytes in total. Returns false while the link is full.
+    /// engine requests at most [`wire::frame::MAX_LEN`] bytes in total. Returns false while the link is full.
     fn prepare(&mut self, layout: Layout) -> bool;
 
     /// The slot that was prepared. The slot's content is undefined.
@@ -125,8 +125,7 @@ pub trait Link {
     /// The errors are the errors of [`Reserved::commit`].
     fn send(&mut self, layout: Layout, len: usize, offload: &Offload) -> Result<(), Full>;
 
-    /// Maximum amount of payload, in bytes, that the segments of a super-frame should have, even if the guest accepts
-    /// more.
+    /// Maximum length of the payload of each segment of a super-frame, in bytes. The guest may accept longer segments.
     fn largest_segment(&self) -> u16 {
         LARGEST_SEGMENT
     }

@@ -1,8 +1,8 @@
 //! The multicast groups of which the guest is a member (`--multicast`). The engine is the router of the guest's link,
 //! so it receives the guest's reports and sends queries (RFC 3376 §6, RFC 3810 §7).
 //!
-//! While the guest is a member of no group, the engine sends no queries: a guest that joins a group sends a report
-//! without a query.
+//! While the guest is not a member of any group, the engine sends no queries. When the guest joins a group, it sends a
+//! report without a query.
 
 use alloc::collections::BTreeMap;
 use core::{net::IpAddr, time::Duration};
@@ -18,8 +18,8 @@ const QUERY_PERIOD: Duration = Duration::from_secs(QUERY_INTERVAL as u64);
 /// Time from the last report to the end of the membership (RFC 3376 §8.4).
 const LIFETIME: Duration =
     Duration::from_secs(ROBUSTNESS as u64 * QUERY_INTERVAL as u64 + RESPONSE_INTERVAL as u64);
-/// Time that other members have to answer after a member has left (RFC 3376 §8.8, with the robustness variable of the
-/// RFC).
+/// After a member has left, other members must answer a query within this time (RFC 3376 §8.8, with the robustness
+/// variable of the RFC).
 const LAST_MEMBER: Duration = Duration::from_secs(ROBUSTNESS as u64 * LAST_MEMBER_INTERVAL as u64);
 
 /// The next action.
@@ -31,7 +31,7 @@ pub(crate) enum Step {
     Leave(IpAddr),
     /// Query the members of this group.
     QueryGroup(IpAddr),
-    /// Query the members of all groups: IPv4 if true, else IPv6.
+    /// Query the members of all groups of a family: IPv4 if true, else IPv6.
     QueryAll(bool),
 }
 
@@ -100,9 +100,9 @@ impl Memberships {
     }
 }
 
-/// Whether a membership matters outside of the guest's link. Three kinds of groups do not: every host is a member of
-/// all-hosts and all-nodes; solicited-node groups belong to Neighbour Discovery on the guest's link; packets of
-/// interface scope leave no host.
+/// Whether a membership matters outside the guest's link. The membership of three kinds of groups does not matter
+/// there. Every host is a member of all-hosts and all-nodes. Solicited-node groups belong to Neighbour Discovery on the
+/// guest's link. Packets of interface scope never leave a host.
 fn is_followed(group: IpAddr) -> bool {
     match group {
         IpAddr::V4(group) => group.is_multicast() && group.octets() != [224, 0, 0, 1],

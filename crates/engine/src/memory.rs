@@ -1,13 +1,13 @@
 //! The memory that holds payload: the program's own buffers, or memory that a guest may change at any moment.
 //!
-//! The engine never reads payload that it passes on, so only the kernel copies such payload. If the engine must read
-//! bytes, it copies them first.
+//! The engine does not read payload that it only forwards, so only the kernel copies such payload. If the engine must
+//! read bytes, it copies them first.
 
 use wire::payload::Payload;
 
-/// A kind of memory, which a link and the sockets of a host have in common.
+/// A kind of memory. A link and the sockets of a host use the same kind.
 pub trait Memory {
-    /// The type of payload that exists.
+    /// The type of existing payload.
     type Payload<'a>: Payload + From<&'a [u8]>;
     /// The type of room for payload.
     type Room<'a>: Room + From<&'a mut [u8]>;

@@ -312,8 +312,8 @@ mod tests {
                 let mut turns = 0;
                 while host.follow(&inbound, &guest) | guest.follow(&outbound, &host) {
                     turns += 1;
-                    // A rule that shifts ports by two links at most six ports in a chain. Each of these ports may need
-                    // a turn.
+                    // A rule that shifts ports by two can connect at most six ports in a chain. Each of these ports may
+                    // need a turn.
                     prop_assert!(turns <= 7, "flaps: {:?} {:?}", host.ours, guest.ours);
                 }
                 for (table, here, there) in [(&inbound, &host, &guest), (&outbound, &guest, &host)] {

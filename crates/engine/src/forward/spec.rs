@@ -22,7 +22,7 @@ pub struct Context {
     pub protocol: Protocol,
     /// Direction of the option.
     pub direction: Direction,
-    /// The families that are enabled: a wildcard listens on these.
+    /// The enabled families. A wildcard listens on these families.
     pub enabled: Enabled,
     /// The host's ephemeral ports. `all`, `auto`, and a specifier of exclusions only leave out these ports (behaviour
     /// §8.7).
@@ -156,8 +156,8 @@ impl Chunk {
     }
 }
 
-/// Splits off the listening address, if there is one. A `/` may also belong to a target (`22:::1/22`): the text before
-/// the `/` decides.
+/// Splits off the listening address, if there is one. A `/` may also belong to a target (`22:::1/22`). The text before
+/// the `/` shows which it is.
 fn split_listen(spec: &str) -> (Option<Listen>, &str) {
     let Some((before, ports)) = spec.split_once('/') else { return (None, spec) };
     match parse_listen(before) {
@@ -263,7 +263,7 @@ impl RuleMaker {
         Ok(rules)
     }
 
-    /// Adds a rule for each contiguous range of `ports` that the exclusions leave.
+    /// Adds a rule for each contiguous range of `ports` between the exclusions.
     fn add(
         &self,
         rules: &mut Vec<Rule>,

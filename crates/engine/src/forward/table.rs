@@ -22,7 +22,7 @@ pub struct Table {
     sockets: usize,
 }
 
-/// The families and protocols that are in use. Rules for others are refused.
+/// The families and protocols that are in use. Rules for other families and protocols are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Enabled {
     /// IPv4 is in use.
@@ -85,7 +85,7 @@ pub enum Refusal {
     /// The target must be a single host, but is a multicast address.
     #[error("Multicast target address {0} for forwarding rule")]
     MulticastTarget(IpAddr),
-    /// A rule of the table matches some of the same packets.
+    /// A rule in the table matches some packets that the new rule matches, too.
     #[error("Forwarding configuration conflict: {new} versus {old}")]
     Conflict {
         /// The rule to be added.
@@ -138,8 +138,8 @@ impl Table {
         }
     }
 
-    /// The rules reduced to the families of `enabled`: rules for both families become rules for one, and rules for a
-    /// family that is not enabled are left out.
+    /// The rules, restricted to the families of `enabled`. A rule for both families becomes a rule for the enabled one.
+    /// A rule for a family that is not enabled is left out.
     #[must_use]
     pub fn of_families(&self, enabled: Enabled) -> Self {
         let any: Option<IpAddr> = match (enabled.ipv4, enabled.ipv6) {
@@ -151,7 +151,7 @@ impl Table {
         for rule in &self.rules {
             let mut rule = rule.clone();
             rule.listen.addr = rule.listen.addr.or(any);
-            // A rule that is refused here is for a family that is not in use.
+            // Here, a rule is refused only if its family is not in use.
             let _left_out = table.add(rule, enabled);
         }
         table

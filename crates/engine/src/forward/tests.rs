@@ -370,7 +370,7 @@ proptest! {
         }
     }
 
-    /// Rules cover the included ports less the excluded ports. Each port is covered once, at a constant offset
+    /// Rules cover the included ports without the excluded ports. Each port is covered once, at a constant offset
     /// (behaviour §2.4.1).
     #[test]
     fn expansion_is_set_difference(
@@ -407,7 +407,7 @@ proptest! {
         prop_assert_eq!(ports.next(), None);
     }
 
-    /// Two rules conflict exactly if some address, port and interface falls under both.
+    /// Two rules conflict if and only if both cover some address, port and interface.
     #[test]
     fn conflict_is_symmetric(a in rule_strategy(), b in rule_strategy()) {
         prop_assert_eq!(a.conflicts_with(&b), b.conflicts_with(&a));

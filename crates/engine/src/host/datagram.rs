@@ -5,7 +5,7 @@ use core::net::{IpAddr, SocketAddr};
 use super::{ErrorQueue, SocketError};
 use crate::memory::{Memory, PayloadOf};
 
-/// A datagram to be sent, or with a segment size a train of datagrams.
+/// A datagram to be sent. With a segment size, a train of datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboundDatagram<P> {
     /// The destination.
@@ -21,7 +21,7 @@ pub struct OutboundDatagram<P> {
     pub dont_fragment: bool,
     /// The payload.
     pub payload: P,
-    /// The payload is cut into datagrams of this many bytes (the last may be shorter). Not zero.
+    /// If given, the payload is split into datagrams of this many bytes. The last datagram may be shorter. Not zero.
     pub segment_size: Option<u16>,
 }
 
@@ -38,7 +38,7 @@ pub struct Received {
     pub from: SocketAddr,
     /// The address to which the sender sent the datagram, if known.
     pub destination: Option<IpAddr>,
-    /// The host's address to answer from, if known. It is `destination`, except if `destination` is a group.
+    /// The host's address from which to answer, if known. It is `destination`, unless `destination` is a group.
     pub local: Option<IpAddr>,
     /// Time to live or hop limit, if known.
     pub hop_limit: Option<u8>,

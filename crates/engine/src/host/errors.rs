@@ -1,7 +1,8 @@
 //! Errors of datagram and ping sockets: the errors that a call returns, and the entries of the error queue.
 //!
-//! The kernel reports the error of a datagram late: a later call fails with this error, once, and the details are in
-//! the socket's error queue. So the error of a call may belong to an earlier datagram. [`send`] handles both cases.
+//! The kernel reports the error of a datagram later: one later call fails with this error, and the details are in the
+//! socket's error queue. So the error of a call may belong to the call's datagram or to an earlier datagram. [`send`]
+//! handles both cases.
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -22,13 +23,13 @@ pub trait ErrorQueue {
 pub struct QueuedError {
     /// The destination of the datagram. The port is zero for ping.
     pub destination: SocketAddr,
-    /// Local address that the error was sent to, if known.
+    /// Local address to which the error was sent, if known.
     pub local: Option<IpAddr>,
     /// The ICMP message that reported the error, of the destination's family. None if the host itself detected the
     /// error.
     pub report: Option<Report>,
-    /// The host refused the datagram of the last call, because the datagram exceeds the path's MTU: `report` contains
-    /// what a router would report. The port of `destination` may be missing.
+    /// Whether the host refused the datagram of the last call, because the datagram exceeds the path's MTU. Then
+    /// `report` is the report that a router would send. The port of `destination` may be missing.
     pub refused: bool,
     /// The sender of the ICMP message, if known.
     pub offender: Option<IpAddr>,
@@ -55,13 +56,13 @@ pub(crate) enum SendResult {
     Sent,
     /// The socket's buffer is full. The datagram is lost, as any datagram may be.
     Full,
-    /// The kernel refused the datagram with this error. If the datagram exceeds the path's MTU, the report says what a
-    /// router would report.
+    /// The kernel refused the datagram with this error. If the datagram exceeds the path's MTU, the report is the
+    /// report that a router would send.
     Refused(Errno, Option<Report>),
 }
 
-/// Sends a datagram by `attempt`. If the attempt fails, `drain` takes the errors from the socket, and there is one
-/// more attempt: the failure may belong to an earlier datagram, which the kernel reports once.
+/// Sends a datagram by `attempt`. If the attempt fails, `drain` removes the errors from the socket, and there is one
+/// more attempt. The failure may belong to an earlier datagram, and the kernel reports it only once.
 ///
 /// `drain` returns the report about a datagram that exceeds the path's MTU, see [`drain`]. Such a datagram is not sent
 /// again.
@@ -82,7 +83,8 @@ pub(crate) fn send<S>(
 }
 
 /// Takes up to `most` entries from the error queue and passes them to `on_error`, with the quoted part of the message.
-/// Afterwards, the socket has no pending error: an error without an entry would be reported again and again.
+/// Afterwards, the socket has no pending error. Otherwise, an error without an entry would be reported
+/// repeatedly.
 ///
 /// Returns the last report about a datagram that the host refused as too long. Only the sender knows which datagram
 /// that was, so `on_error` does not get this report.

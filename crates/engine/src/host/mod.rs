@@ -27,7 +27,7 @@ pub(crate) const UNKNOWN_HOP_LIMIT: u8 = 255;
 pub struct Errno(pub i32);
 
 impl Errno {
-    // The number on x86 and Arm.
+    // The error number on x86 and Arm.
     pub(crate) const EPERM: Self = Self(1);
     pub(crate) const ENOMEM: Self = Self(12);
     pub(crate) const EACCES: Self = Self(13);
@@ -42,8 +42,8 @@ impl Errno {
     pub(crate) const ETIMEDOUT: Self = Self(110);
     pub(crate) const EHOSTUNREACH: Self = Self(113);
 
-    /// Whether the error means that a resource is exhausted which the end of a flow would release: files, memory, or
-    /// epoll watches.
+    /// Whether the error means that a resource is exhausted: files, memory, or epoll watches. The end of a flow
+    /// releases some of it.
     #[must_use]
     pub const fn is_exhaustion(self) -> bool {
         matches!(self, Self::ENOMEM | Self::ENFILE | Self::EMFILE | Self::ENOSPC | Self::ENOBUFS)
@@ -59,8 +59,8 @@ pub enum SocketError {
     Failed(Errno),
 }
 
-/// The operations for which a socket is ready. Reports are edge-triggered for stream sockets: each change is reported
-/// once. Reports are level-triggered for datagram and ping sockets: datagrams that are left are reported again.
+/// The operations for which a socket is ready. For stream sockets, reports are edge-triggered: each change is reported
+/// once. For datagram and ping sockets, reports are level-triggered: a socket with unread datagrams is reported again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Bytes, a datagram, or the end of the stream can be read.
@@ -121,7 +121,7 @@ pub trait TcpSocket {
     fn urgent_mark(&mut self) -> Option<u32>;
 
     /// Discards the oldest `len` received bytes. All of them must have been copied before. Returns how many bytes were
-    /// discarded: the others are still in the socket.
+    /// discarded. The other bytes are still in the socket.
     ///
     /// # Errors
     /// See [`SocketError`]. No byte was discarded.
@@ -202,8 +202,8 @@ pub trait Host {
     /// The socket can't be opened.
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket for `group` that only sends, from `port`. Other programs of the host use this port and
-    /// must share it. The socket must not take datagrams from these programs, and reports no readiness.
+    /// Opens a datagram socket that only sends: to `group`, from the port `port`. Other programs of the host use this
+    /// port and must share it. The socket must not take datagrams from these programs, and reports no readiness.
     ///
     /// # Errors
     /// The other programs do not share the port, or the socket can't be opened.
@@ -216,8 +216,8 @@ pub trait Host {
     /// The port is not shared, the host's network is not followed for this family, or the socket can't be opened.
     fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<Self::Udp, Errno>;
 
-    /// Opens a datagram socket for `flow` in the namespace that `direction` forwards to. The socket is connected to
-    /// `target`, and bound to `port` if this port is free there, else to any port.
+    /// Opens a datagram socket for `flow` in the target namespace of `direction`. The socket is connected to `target`,
+    /// and bound to `port` if this port is free there, else to any port.
     ///
     /// # Errors
     /// The socket can't be opened or connected.

@@ -34,7 +34,7 @@ const TRANSPORT_LEN: usize = 8;
 /// Minimum MTU of an IPv6 link, in bytes (RFC 8200 §5).
 const LEAST_MTU_V6: u32 = 1280;
 
-/// The packet that caused an error, as the guest had sent it.
+/// The packet that caused an error, in the form in which the guest sent it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Quote<'a> {
     /// The source address.
@@ -43,7 +43,7 @@ pub(crate) struct Quote<'a> {
     pub(crate) remote: IpAddr,
     /// The protocol number.
     pub(crate) protocol: u8,
-    /// The UDP or echo header, or the same number of first bytes of another protocol.
+    /// The UDP or echo header. For another protocol, the same number of bytes after the IP header.
     pub(crate) header: [u8; TRANSPORT_LEN],
     /// The known part of the payload.
     pub(crate) payload: &'a [u8],
@@ -112,7 +112,8 @@ impl Report {
         Some(Self { kind, code, info: 0 })
     }
 
-    /// Whether a datagram was too long for the path. For its own sockets, the host's kernel handles this error.
+    /// Whether a datagram was too long for the path. If the socket belongs to the host itself, the host's kernel
+    /// handles this error.
     pub(crate) const fn is_too_big(self, v4: bool) -> bool {
         matches!(
             (v4, self.kind, self.code),
@@ -151,8 +152,8 @@ impl Report {
     }
 }
 
-/// The source of an error message to the guest: the offender as the guest sees it (behaviour §5.3.4), or the address
-/// to which the guest had sent the packet. `peer` is this address on the host's side.
+/// The source of an error message to the guest: the offender as the guest sees it (behaviour §5.3.4), or the address to
+/// which the guest sent the packet. `peer` is this address on the host's side.
 pub(crate) fn shown_offender(
     settings: &Settings,
     guest: &Guest,

@@ -50,13 +50,13 @@ const MAX_BATCH: usize = 32;
 /// All ping flows.
 pub struct Ping<W: World> {
     flows: Flows<Flow<PingOf<W>>>,
-    /// A reply that goes to the guest in fragments.
+    /// Buffer for a reply that is sent to the guest in fragments.
     large: Vec<u8>,
     fragmenter: Fragmenter,
     idle: Idle,
     share: Share,
     counters: Drops,
-    /// Number of flows that were ended to make room for others.
+    /// Number of flows that were ended to make room for new flows.
     ended: u64,
     notice: Notice,
 }
@@ -110,13 +110,13 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// Counts of echo messages that were not carried.
+    /// Counts of the echo messages that were dropped.
     #[must_use]
     pub const fn counters(&self) -> &Drops {
         &self.counters
     }
 
-    /// The number of flows that were ended to make room for others.
+    /// The number of flows that were ended to make room for new flows.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
@@ -317,7 +317,7 @@ impl<W: World> Ping<W> {
     }
 }
 
-/// Takes the errors of a flow's socket, and reports to the guest the errors that its requests caused. See
+/// Reads the errors of a flow's socket, and reports to the guest the errors that its requests caused. See
 /// [`host::drain`].
 fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) -> Option<Report> {
     let mut bytes = [0; HEADER_LEN + MAX_UPPER];

@@ -289,7 +289,7 @@ fn everything_else_is_ignored_r46() {
     assert_eq!((test.world.frames().len(), test.ping.counters().undeliverable), (0, 2));
 }
 
-/// The guest sees the replies to a request to a group with the addresses of their senders.
+/// The replies to a request to a group have the addresses of their senders.
 #[test]
 fn groups() {
     let mut test = Test::new();
@@ -319,8 +319,8 @@ fn idle_flows_end() {
     assert_eq!(test.ping.ended(), 0);
 }
 
-/// A monitor uses a new identifier for each of many hosts: each request gets its reply, the number of sockets is bounded,
-/// and answered flows end before those that wait for a reply.
+/// A monitoring program uses a new identifier for each of many hosts. Each request gets its reply, the number of
+/// sockets is bounded, and answered flows end before flows that wait for a reply.
 #[test]
 fn a_new_identifier_ends_the_one_that_was_idle_for_longest() {
     let mut test = Test::new();
@@ -399,7 +399,7 @@ fn a_large_reply_comes_in_fragments() {
     }
 }
 
-/// If a guest with several addresses chooses a source address, the host uses the same one (behaviour §5.2.1).
+/// If a guest with several addresses chooses a source address, the host uses the same address (behaviour §5.2.1).
 #[test]
 fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     let mut test = Test::new();

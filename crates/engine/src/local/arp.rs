@@ -18,7 +18,8 @@ use crate::{
 };
 
 /// Answers a request for any address, including probes (RFC 5227). Requests for the guest's own address and
-/// announcements get no answer. A request or reply is evidence that its sender has the sender address in it (RFC 826).
+/// announcements get no answer. A request or reply is evidence that its sender has the sender protocol address (RFC
+/// 826).
 pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link: &mut impl Link) -> Outcome {
     let (sender, target) = (Ipv4Addr::from(packet.sender_ip), Ipv4Addr::from(packet.target_ip));
     if !packet.is_ipv4_over_ethernet() {
@@ -45,8 +46,8 @@ pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link
     send_arp(link, asker, &reply)
 }
 
-/// Asks, in a broadcast, which host has the guest's `address` (behaviour §4.1.3). The sender is the gateway. If there
-/// is no gateway, the request is a probe (RFC 5227 §2.1.1).
+/// Broadcasts a request for the guest's `address` (behaviour §4.1.3). The sender is the gateway. If there is no
+/// gateway, the request is a probe (RFC 5227 §2.1.1).
 pub(super) fn ask_for(settings: &Settings, address: Ipv4Addr, link: &mut impl Link) -> Outcome {
     let Some(v4) = &settings.v4 else { return Outcome::Ignored };
     let sender = match v4.our_address {
@@ -141,9 +142,9 @@ mod tests {
         // behaviour §4.1.2
         let settings = settings();
         for (sender, target) in [
-            ([0, 0, 0, 0], [198, 51, 100, 2]),        // assigned
-            ([0, 0, 0, 0], [198, 51, 100, 55]),       // seen
-            ([198, 51, 100, 99], [198, 51, 100, 99]), // announcement
+            ([0, 0, 0, 0], [198, 51, 100, 2]),        // the assigned address
+            ([0, 0, 0, 0], [198, 51, 100, 55]),       // an address of the guest that was seen
+            ([198, 51, 100, 99], [198, 51, 100, 99]), // an announcement
         ] {
             let (outcome, link) = ask(&settings, arp::REQUEST, sender, target);
             assert_eq!((outcome, link.frames.len()), (Outcome::Ignored, 0));

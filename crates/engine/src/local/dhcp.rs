@@ -1,9 +1,9 @@
 //! DHCPv4 and BOOTP: offers the one guest address to each client that requests an address (RFC 2131, RFC 2132, RFC
 //! 951, behaviour §4.3).
 //!
-//! `dhcproto` encodes the values of options. This module reads and writes the messages itself, for these reasons. The
-//! decoder of `dhcproto` drops a whole message for a host name that is not UTF-8, and panics if a hardware address
-//! length is too large. The options of `dhcproto` have no order, and its constructors ask the system for randomness.
+//! `dhcproto` encodes the values of options. This module reads and writes the messages itself, since `dhcproto` has
+//! these limits: the decoder rejects a whole message if the host name is not UTF-8, and panics if a hardware address
+//! length is too large. The options have no order, and the constructors use the system's random numbers.
 
 use alloc::{vec, vec::Vec};
 use core::net::Ipv4Addr;
@@ -63,7 +63,7 @@ struct Header {
     magic: [u8; 4],
 }
 
-/// A reply, and the addresses to send it with.
+/// A reply, with its source and destination addresses.
 pub(super) struct Reply {
     /// Source address: the server's address.
     pub(super) source: Ipv4Addr,
@@ -110,8 +110,8 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     Ok(Reply { source: our_address, destination, message, binding: binds.then_some(Binding::Made) })
 }
 
-/// How a message that gets no answer ends the lease of the assigned address (RFC 2131 §4.3.3, §4.3.4). None if the
-/// lease does not end.
+/// How a message without an answer, a DHCPDECLINE or DHCPRELEASE, ends the lease of the assigned address (RFC 2131
+/// §4.3.3, §4.3.4). None if it does not end the lease.
 pub(super) fn ends(settings: &Settings, request: &[u8]) -> Option<Binding> {
     let v4 = settings.v4.as_ref().filter(|_| settings.services.dhcp)?;
     let (header, options) = Header::ref_from_prefix(request).ok()?;
@@ -246,8 +246,8 @@ fn mask(prefix_len: u8) -> Ipv4Addr {
     Ipv4Addr::from_bits(!host_bits)
 }
 
-/// The client's name (RFC 4702), in wire format. The flags leave DNS updates to the client. None if `name` is not a
-/// valid domain name, or is too long for an option.
+/// The option with the client's name (RFC 4702), in wire format. According to its flags, the client updates the DNS
+/// itself. None if `name` is not a valid domain name, or is too long for an option.
 fn client_fqdn(name: &str) -> Option<DhcpOption> {
     let (flags, result_codes) = (0x04, [0xff, 0xff]);
     let mut data = vec![flags, result_codes[0], result_codes[1]];
@@ -297,8 +297,8 @@ fn encode_option(option: &DhcpOption) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether a lease is useless without the option. All essential options together take two thirds of the room in BOOTP,
-/// and less in DHCP.
+/// Whether a lease is useless without the option. All essential options together take two thirds of the room of a BOOTP
+/// message, and a smaller part of a DHCP message.
 const fn is_essential(option: &DhcpOption) -> bool {
     matches!(
         option,

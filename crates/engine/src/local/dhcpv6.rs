@@ -2,7 +2,7 @@
 //!
 //! The server stores no bindings: the client has the address for an infinite lifetime. `dhcproto` encodes the options
 //! of answers. This module reads requests itself: the decoder of `dhcproto` subtracts from length fields without a
-//! check, and recurses as deep as a message nests options. This module also writes names itself: `dhcproto` would
+//! check, and its recursion for nested options is not bounded. This module also writes names itself: `dhcproto` would
 //! compress them, which RFC 8415 §10 forbids.
 
 use alloc::{string::String, vec, vec::Vec};
@@ -41,7 +41,7 @@ const FQDN_OVERRIDDEN: u8 = 2;
 pub(super) struct Reply {
     /// The message.
     pub(super) message: Vec<u8>,
-    /// Flow label for the packet: 20 bits of the transaction's number.
+    /// Flow label for the packet: 20 bits of the transaction ID.
     pub(super) flow_label: u32,
     /// How the answer changes the client's lease of the assigned address.
     pub(super) binding: Option<Binding>,
@@ -63,7 +63,7 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
             let associations = question.associate(assigned);
             gives = associations.iter().any(|option| gives_address(option, assigned));
             if question.kind == MessageType::Solicit {
-                // A Reply without any binding would make the client start over at once (RFC 8415 §18.3.1, §18.3.9).
+                // After a Reply without a binding, the client would start again at once (RFC 8415 §18.3.1, §18.3.9).
                 if question.rapid_commit && gives {
                     options.push(DhcpOption::RapidCommit);
                 } else {
@@ -171,8 +171,8 @@ impl<'a> Question<'a> {
         Some(())
     }
 
-    /// Checks the identifiers: each kind of message must have some, and must not have others (RFC 8415 §16.2 to
-    /// §16.12).
+    /// Checks the identifiers of client and server. For each of them, the kind of message determines whether it is
+    /// required or forbidden (RFC 8415 §16.2 to §16.12).
     fn check_identifiers(&self, our_id: &[u8]) -> Result<(), Outcome> {
         let (client, server) = match self.kind {
             MessageType::Solicit | MessageType::Confirm | MessageType::Rebind => {
@@ -187,13 +187,13 @@ impl<'a> Question<'a> {
             return Err(Outcome::Invalid);
         }
         if self.server_id.is_some_and(|id| id != our_id) {
-            return Err(Outcome::Ignored); // meant for another server
+            return Err(Outcome::Ignored); // the message is for another server
         }
         Ok(())
     }
 
-    /// The answers to all associations. The first association that can have the address gets it. The others get a
-    /// status.
+    /// The answers to all associations. The first association that can have the address gets it. The other associations
+    /// get a status.
     fn associate(&self, assigned: Ipv6Addr) -> Vec<DhcpOption> {
         let mut free = true;
         let answer = |association: &Association| {
@@ -209,8 +209,8 @@ impl<'a> Question<'a> {
     }
 
     /// The content of the association that has the address. Other addresses of the client in this association are
-    /// reported as not on this link when they are first requested (behaviour §4.4.2). In later messages these
-    /// addresses get lifetime zero, and the assigned address is added (RFC 8415 §18.3.4, §18.3.5).
+    /// reported as not on this link when they are first requested (behaviour §4.4.2). In answers to later messages,
+    /// these addresses have lifetime zero, and the assigned address is added (RFC 8415 §18.3.4, §18.3.5).
     fn address(&self, association: &Association, assigned: Ipv6Addr) -> Vec<DhcpOption> {
         let others = association.addresses.iter().filter(|&&address| address != assigned);
         match self.kind {
@@ -240,7 +240,7 @@ impl<'a> Question<'a> {
         }]
     }
 
-    /// An answer to each association that a client releases but that was never bound (RFC 8415 §18.3.7, §18.3.8).
+    /// The answers to the released or declined associations that were never bound (RFC 8415 §18.3.7, §18.3.8).
     fn unbound(&self, assigned: Ipv6Addr) -> impl Iterator<Item = DhcpOption> {
         let bound = move |association: &&Association| {
             association.kind == AssociationKind::Addresses && association.addresses.contains(&assigned)

@@ -46,7 +46,7 @@ pub enum Outcome {
     Answered,
     /// The packet needs no answer, or the service is off.
     Ignored,
-    /// The packet is malformed, or breaks its protocol's rules. The caller must count it as dropped.
+    /// The packet is malformed, or violates its protocol. The caller must count it as dropped.
     Invalid,
     /// The answer was not sent, since the link is full. The guest will ask again.
     LinkFull,
@@ -90,7 +90,7 @@ fn on_question(
     }
 }
 
-/// A copy of a message, to be parsed.
+/// Copies a message to `buffer`, for parsing.
 fn copied(payload: impl Payload, buffer: &mut [u8; LONGEST]) -> Result<&[u8], Outcome> {
     let len = payload.copy_to(buffer);
     if len < payload.len() { Err(Outcome::Invalid) } else { Ok(&buffer[..len]) }
@@ -104,7 +104,7 @@ pub fn announce_start(settings: &Settings, guest: &Guest, link: &mut impl Link) 
     main.into_iter().flatten().for_each(|address| ask_for(settings, guest, address, link));
 }
 
-/// Asks the guest whether it has `address`. The host that has `address` will answer.
+/// Sends a request for `address` to the guest's network. The host that has `address` will answer.
 pub fn ask_for(settings: &Settings, guest: &Guest, address: IpAddr, link: &mut impl Link) {
     // If this request is lost, another request follows, or the guest's own frames show the address.
     let _ = match address {

@@ -26,15 +26,15 @@ use crate::{
 /// Minimum and maximum time between two unsolicited router advertisements, in seconds.
 const INTERVAL_SECS: (u32, u32) = (200, 600);
 
-/// Prefix length of the link, independent of the host's. With other lengths, autonomous configuration does not work
-/// (RFC 4862 §5.5.3 d, RFC 4291 §2.5.1).
+/// Prefix length of the link. It does not depend on the host's prefix length: with other lengths, autonomous
+/// configuration does not work (RFC 4862 §5.5.3 d, RFC 4291 §2.5.1).
 const PREFIX_LEN: u8 = 64;
 
 /// Answers solicitations. Consumes all Neighbour Discovery messages, and no other messages.
 ///
 /// Two kinds of solicitations get no answer: for the guest's own address, and from `::` (duplicate address detection).
-/// A message whose hop limit is not 255 was routed and is invalid (Q4). The messages show addresses of the guest,
-/// which are noted even if the service is off.
+/// A message whose hop limit is not 255 was routed and is invalid (Q4). The addresses of the guest that the messages
+/// show are noted, even if the service is off.
 pub fn on_icmpv6(
     settings: &Settings,
     guest: &mut Guest,
@@ -78,8 +78,8 @@ pub fn on_icmpv6(
     }
 }
 
-/// Handles a solicitation from `source` for `target`. If `source` is `::`, the host is about to take `target`, and
-/// asks whether another host has it (RFC 4862 §5.4.2).
+/// Handles a solicitation from `source` for `target`. If `source` is `::`, the sender checks whether another host has
+/// `target`, before it uses this address (RFC 4862 §5.4.2).
 fn on_solicitation(
     settings: &Settings,
     guest: &mut Guest,
@@ -148,9 +148,10 @@ fn advertised(
     (headers.source_mac, headers)
 }
 
-/// When to send the next unsolicited router advertisement.
+/// The timer of unsolicited router advertisements.
 ///
-/// Must be created when the guest can receive advertisements. The first advertisement is due an interval later.
+/// It must be created when the guest can receive advertisements. The first advertisement is due one interval later
+///
 #[derive(Clone, Copy, Debug)]
 pub struct Advertiser {
     next: Option<Instant>,
@@ -165,7 +166,7 @@ impl Advertiser {
         Self { next: on.then(|| now + interval(random)), random }
     }
 
-    /// The time when [`Self::on_deadline`] has something to do. None: never.
+    /// The time at which [`Self::on_deadline`] must be called. None: never.
     #[must_use]
     pub const fn next(&self) -> Option<Instant> {
         self.next

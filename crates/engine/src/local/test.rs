@@ -122,7 +122,7 @@ fn datagrams_to_other_ports_are_not_local() {
     assert!(link.frames.is_empty());
 }
 
-/// Frames of DHCP, DHCPv6, ARP and NDP leave no checksum to the guest.
+/// Frames of DHCP, DHCPv6, ARP and NDP have complete checksums: the guest has to complete none.
 #[test]
 fn every_frame_has_complete_checksums() {
     let settings = settings();
@@ -185,7 +185,7 @@ fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Capture
     };
 }
 
-/// A frame of the guest to the services, with random payload.
+/// A frame from the guest to a service, with random payload.
 fn any_question() -> impl Strategy<Value = Vec<u8>> {
     let payload = proptest::collection::vec(any::<u8>(), 0..700);
     (0..4, 133..138u8, any::<bool>(), payload).prop_map(|(service, kind, hop_limit, payload)| {

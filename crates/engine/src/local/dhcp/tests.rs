@@ -137,7 +137,7 @@ fn bootp_clients_get_an_address_and_no_options_of_dhcp() {
     let mut known = header();
     known.client_address = [0; 4];
     let without_cookie = Header { magic: [0; 4], ..known };
-    let foreign = Header { magic: *b"CMU\0", ..known }; // of BOOTP clients before RFC 1048
+    let foreign = Header { magic: *b"CMU\0", ..known }; // used by BOOTP clients before RFC 1048
     for (header, vendor) in
         [(known, [0; 60]), (known, [255; 60]), (without_cookie, [0; 60]), (foreign, [53; 60])]
     {
@@ -173,7 +173,7 @@ fn an_inform_is_answered_without_a_lease() {
     let settings = settings();
     let inform = &[53, 1, 8, 55, 3, 51, 6, 1];
     let mut bytes = request(inform);
-    bytes[10] = 0x80; // the broadcast flag says nothing here
+    bytes[10] = 0x80; // the broadcast flag has no effect
     let answer = reply(&settings, &bytes).ok().unwrap();
     assert_eq!(answer.destination, Ipv4Addr::new(198, 51, 100, 7), "the client's own address");
     let message = v4::Message::from_bytes(&answer.message).unwrap();
@@ -277,7 +277,7 @@ fn pads_and_end_marks_anywhere_r58() {
         &[0, 0, 53, 1, 1, 0, 0, 0, 55, 1, 51, 255][..],
         &[53, 1, 1, 0, 55, 1, 51],
         &[53, 1, 1, 55, 1, 51, 255, 53, 1, 4, 255, 7],
-        &[53, 1, 1, 12, 2, 0xff, 0xfe, 55, 1, 51, 255, 255], // a host name that is no UTF-8
+        &[53, 1, 1, 12, 2, 0xff, 0xfe, 55, 1, 51, 255, 255], // a host name that is not UTF-8
     ] {
         assert_eq!(codes(&settings, options)[..2], [53, 51], "{options:?}");
     }

@@ -163,7 +163,7 @@ fn rapid_commit_is_honoured_when_asked_for() {
     assert_eq!(given(&reply), [(assigned(), INFINITE)]);
 }
 
-/// Some clients start over each second after a Reply without a binding (RFC 8415 §18.3.1, §18.3.9).
+/// After a Reply without a binding, some clients start again each second (RFC 8415 §18.3.1, §18.3.9).
 #[test]
 fn rapid_commit_without_a_binding_is_an_advertise() {
     for (association, code, expected) in [
