@@ -1,6 +1,7 @@
-//! The guard of one guest: which flows and questions it may begin (docs/design/guard.md).
+//! The guard of one guest: decides which flows the guest may begin and which DNS questions it may ask
+//! (docs/design/guard.md).
 //!
-//! [`Guard::admits`] is asked once for each flow. Without rules, that is one comparison.
+//! [`Guard::admits`] is called once for each flow. Without rules, a call costs one comparison.
 
 mod questions;
 
@@ -20,13 +21,13 @@ use crate::{
     timer::Instant,
 };
 
-/// The rules in force, and how often they refused something.
+/// The rules in force, and the number of refusals.
 #[derive(Debug, Default)]
 pub struct Guard {
     rules: Option<Box<Rules>>,
-    /// Which names the guest was given an address for. None: there are no rules by name.
+    /// The names for which the guest was given an address. None: there are no rules by name.
     names: Option<Box<Names>>,
-    /// The names in questions that were refused last.
+    /// The names in the questions that were refused recently.
     recent: questions::Recent,
     refused: u64,
 }
@@ -46,7 +47,7 @@ pub struct Opening {
     pub ends: Endpoints,
     /// The destination on the host's side, after translation (behaviour §5.2).
     pub destination: SocketAddr,
-    /// The flow asks one of the host's resolvers for names.
+    /// Whether the flow is a DNS flow to one of the host's resolvers.
     pub asks_resolver: bool,
 }
 
@@ -56,30 +57,30 @@ pub struct Opening {
 pub enum Admission {
     /// The flow may begin.
     Admit,
-    /// The flow is allowed by a name alone: what the client says first decides.
+    /// Only a rule by name allows the flow. The client's first bytes decide.
     Named(Claim),
     /// The flow may not begin. The refusal was counted and logged.
     Refuse,
 }
 
-/// A flow that is allowed by a name alone, whose client is to say that name.
+/// A flow that only a rule by name allows. Its client must send an allowed name in its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The server may speak before the client has said a name.
+    /// Whether the server may send bytes before the client has sent a name.
     pub server_first: bool,
-    /// First bytes without a name may pass as well.
+    /// Whether first bytes without a name are forwarded, too.
     nameless: bool,
     question: Question,
     guest: SocketAddr,
     /// Index of the rule.
     rule: usize,
-    /// When the flow began: names that were known then are known.
+    /// The time at which the flow began. The names that were known at this time count.
     since: Instant,
 }
 
 impl Guard {
-    /// A guard with these rules. With `audit` it refuses nothing, but logs what it would refuse. `hash_key` must be
-    /// random.
+    /// A guard with these rules. With `audit`, it refuses nothing, but logs each flow and question that it would
+    /// refuse. `hash_key` must be random.
     #[must_use]
     pub fn new(policy: Policy, audit: bool, hash_key: [u8; 16]) -> Self {
         let names = policy.has_names().then(|| Box::new(Names::new(names::Limits::default(), hash_key)));
@@ -87,7 +88,7 @@ impl Guard {
         Self { rules: Some(Box::new(Rules { policy, audit })), names, recent, refused: 0 }
     }
 
-    /// The names for which the guest was given an address, if there are rules by name.
+    /// The names for which the guest was given an address. None if there are no rules by name.
     #[must_use]
     pub fn names_mut(&mut self) -> Option<&mut Names> {
         self.names.as_deref_mut()
@@ -99,14 +100,14 @@ impl Guard {
         self.rules.as_ref().map(|rules| &rules.policy)
     }
 
-    /// How many flows were refused since the start; with `audit`, how many would have been.
+    /// Number of refusals since the start. With `audit`, the number of would-be refusals.
     #[must_use]
     pub const fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// Whether the guest may begin a flow. `is_own` says whether the host itself has an address; it is called only if rules
-    /// depend on it. A refusal is counted and logged.
+    /// Whether the guest may begin a flow. `is_own` returns whether the host itself has an address. It is called only
+    /// if rules depend on the result. A refusal is counted and logged.
     pub fn admits(
         &mut self,
         flow: &Opening,
@@ -137,7 +138,8 @@ impl Guard {
         if rules.audit { Admission::Admit } else { Admission::Refuse }
     }
 
-    /// Whether a flow may go on whose client asks for the server `name`. A refusal is counted and logged.
+    /// Whether a flow may continue after its client has sent `name` as the server's name. A refusal is counted and
+    /// logged.
     pub fn admits_name(&mut self, claim: &Claim, name: &HostName) -> bool {
         let Some(rules) = &self.rules else { return true };
         let names = self.names.as_ref().map(|names| names.at(claim.since));
@@ -148,7 +150,8 @@ impl Guard {
         rules.audit
     }
 
-    /// Whether a flow may go on whose client says no name, because of `why`. A refusal is counted and logged.
+    /// Whether a flow may continue although its client has sent no name. `why` is the reason for the missing name. A
+    /// refusal is counted and logged.
     pub fn admits_nameless(&mut self, claim: &Claim, why: &dyn fmt::Display) -> bool {
         let Some(rules) = &self.rules else { return true };
         if claim.nameless {
@@ -159,8 +162,8 @@ impl Guard {
         rules.audit
     }
 
-    /// Whether the guest may begin a flow whose first bytes are not read: by a name alone only if it may have no name. The
-    /// rest is as for [`Guard::admits`].
+    /// Whether the guest may begin a flow whose first bytes are not read. If only a rule by name allows the flow, it
+    /// may begin only if first bytes without a name are forwarded. Otherwise the same as [`Guard::admits`].
     pub fn admits_unread(
         &mut self,
         flow: &Opening,
@@ -174,15 +177,16 @@ impl Guard {
         }
     }
 
-    /// Whether the guest may begin a flow that bypasses the link and leads to the host's loopback. The rest is as for
-    /// [`Guard::admits`].
+    /// Whether the guest may begin a flow that bypasses the link and leads to the host's loopback. Otherwise the same
+    /// as [`Guard::admits`].
     pub fn admits_bypass(&mut self, protocol: Protocol, ends: Endpoints, now: Instant) -> bool {
         let flow = Opening { protocol, ends, destination: ends.remote, asks_resolver: false };
         self.admits_unread(&flow, now, |_| true)
     }
 
-    /// Whether a datagram from a sender that the guest has not written to may reach it, at a port that is not published: the
-    /// guest could answer, so it must be allowed to write to that sender. `is_own` is as for [`Guard::admits`].
+    /// Whether a datagram may reach the guest at a port that is not published, from a sender to which the guest has not
+    /// written. The guest could answer, so the rules must allow the guest to write to this sender. `is_own` has the
+    /// meaning that it has in [`Guard::admits`].
     pub fn admits_stranger(
         &mut self,
         ends: Endpoints,
@@ -204,7 +208,7 @@ impl fmt::Display for Claim {
     }
 }
 
-/// For messages: the names for which the guest was given an address, if any.
+/// The names for which the guest was given an address, as text for messages. Empty if there are none.
 struct KnownFor<'a> {
     names: Option<&'a Names>,
     address: IpAddr,
@@ -229,8 +233,9 @@ impl Rules {
         Question { protocol: flow.protocol, destination: flow.ends.remote, leads_to_host }
     }
 
-    /// Most resolvers have private addresses, or are the host itself. A rule about such a group is not meant for them: a
-    /// guest that may reach the Internet needs its names.
+    /// Whether a flow to a resolver is allowed in spite of `reason`. Most resolvers have private addresses, or are the
+    /// host itself. A rule by group, or the default, does not apply to them: a guest that may reach the Internet needs
+    /// name resolution.
     fn exempts(&self, flow: &Opening, reason: Reason) -> bool {
         flow.asks_resolver
             && !self.is_about_the_address(reason)

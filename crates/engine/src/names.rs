@@ -1,7 +1,8 @@
-//! Which names the guest was given an address for, and which names stand for others: the memory of rules by name.
+//! The memory of rules by name: the names for which the guest was given an address, and the names to which other names
+//! lead.
 //!
-//! An entry lives until its time to live is over, at least [`MIN_LIFE`], and as long as flows hold it. Nothing here has
-//! a timer: what has expired is not found, and makes room first.
+//! A name expires after its time to live, but not before [`MIN_LIFE`], and not while flows hold its entry. There are no
+//! timers: expired names are not found, and are the first to be removed when the table is full.
 
 mod strings;
 
@@ -21,20 +22,22 @@ use crate::{
 };
 use strings::{StringId, Strings};
 
-/// Shortest life of an entry: clients use an address for longer than its time to live says.
+/// Minimum life of a name. Clients use an address for longer than its time to live.
 pub const MIN_LIFE: Duration = Duration::from_secs(60);
-/// Longest life of an entry, in seconds: a week, as for resolvers (RFC 8767 §4).
+/// Maximum life of a name, in seconds: a week, as in resolvers (RFC 8767 §4).
 const MAX_LIFE: u32 = 604_800;
-/// Longest name, in bytes (RFC 1035 §2.3.4: 255 on the wire). Longer ones have escaped bytes, and match no rule.
+/// Maximum length of a name, in bytes (RFC 1035 §2.3.4: 255 on the wire). A longer text has escaped bytes, and matches
+/// no rule.
 const MAX_NAME: usize = 253;
 
 /// Limits on memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Maximum number of names: those of each address, those of each target, and the targets themselves. A name counts
-    /// as often as it is used. 10,000 take less than 4 MiB, even if they are as long as names can be.
+    /// once for each use. 10,000 names take less than 4 MiB, even if all have the maximum length.
     pub total: usize,
-    /// Maximum number of names of one address, and of one target. The one that expires first makes room.
+    /// Maximum number of names of one address, and of one target. If there are more, the name that expires first is
+    /// removed.
     pub each: usize,
 }
 
@@ -44,30 +47,32 @@ impl Default for Limits {
     }
 }
 
-/// What the guest learns from the answer to a question.
+/// The addresses and names in the answer to a question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
-    /// Addresses of the name that was asked for.
+    /// Addresses of the name in the question, and of the targets.
     pub addresses: Vec<Address>,
-    /// Names that the name that was asked for leads to: of aliases and of services. Each is there once.
+    /// The targets of aliases and services to which the name in the question leads, without duplicates.
     pub targets: Vec<Target>,
 }
 
-/// An address, of the name that was asked for or of a target.
+/// An address of the name in the question, or of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The address.
     pub address: IpAddr,
-    /// For how long it may be used, in seconds: the shortest time to live on the way to it.
+    /// How long the address may be used, in seconds: the shortest time to live in the chain of records that leads to
+    /// it.
     pub ttl: u32,
 }
 
-/// A name that the name that was asked for leads to.
+/// A name to which the name in the question leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// In the form of [`wire::dns::write_text`].
+    /// The name, in the form of [`wire::dns::write_text`].
     pub name: String,
-    /// For how long it may be asked for, in seconds: the shortest time to live on the way to it.
+    /// How long the name may be queried, in seconds: the shortest time to live in the chain of records that leads to
+    /// it.
     pub ttl: u32,
 }
 
@@ -79,10 +84,10 @@ pub struct Names {
     by_key: HashTable<u32>,
     hash_key: HashKey,
     strings: Strings,
-    /// The slots of entries without holds, the one that was learned longest ago first.
+    /// The slots of entries without holds, in the order in which they were last learned.
     unheld: Chain,
     links: Links,
-    /// How many names there are, counted as [`Limits::total`].
+    /// Number of names, counted as in [`Limits::total`].
     total: usize,
     limits: Limits,
     /// No name of an entry without holds expires before this second.
@@ -90,17 +95,17 @@ pub struct Names {
     dropped: u64,
 }
 
-/// What has names.
+/// The key of an entry: the address or target to which names lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    /// An address; IPv4 addresses as IPv4-mapped ones.
+    /// An address. An IPv4 address is stored as an IPv4-mapped one.
     Address([u8; 16]),
-    /// A name that an alias or a service leads to.
+    /// The target of an alias or a service.
     Target(StringId),
 }
 
 impl Key {
-    /// How many names it is itself.
+    /// Number of names that the key itself counts as in [`Limits::total`].
     const fn names(self) -> usize {
         match self {
             Self::Address(_) => 0,
@@ -112,21 +117,20 @@ impl Key {
 #[derive(Debug)]
 struct Entry {
     key: Key,
-    /// At least one.
+    /// The names that lead to the key. At least one.
     names: Vec<Given>,
     holds: u32,
 }
 
-/// A name that an entry was given.
+/// A name of an entry.
 #[derive(Clone, Copy, Debug)]
 struct Given {
     name: StringId,
-    /// The second at which it expires.
+    /// The second at which the name expires.
     until: u32,
 }
 
-/// The addresses with the names that have not expired at a time, for
-/// [`Policy::verdict`](crate::policy::Policy::verdict).
+/// The names of addresses that have not expired at one time, for [`Policy::verdict`](crate::policy::Policy::verdict).
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
     names: &'a Names,
@@ -139,7 +143,8 @@ impl Lookup for At<'_> {
     }
 }
 
-/// Keeps an address and its names until it is [released](Names::release). Each flow to the address has one of its own.
+/// Keeps an address and its names until the hold is [released](Names::release). Each flow to the address has its own
+/// hold.
 #[must_use = "it has to be released when the flow ends"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hold {
@@ -171,8 +176,8 @@ impl Names {
         }
     }
 
-    /// The guest was told that `name`, for which it has asked, has this address for `ttl` seconds. Call this before the
-    /// answer goes to the guest. False: there is no room, since flows hold all entries, or the name is too long.
+    /// Notes an answer to the guest: `name` has this address for `ttl` seconds. Must be called before the answer is
+    /// sent to the guest. Returns false if the name is too long, or if there is no room since flows hold all entries.
     pub fn learn(&mut self, address: IpAddr, name: &str, ttl: u32, now: Instant) -> bool {
         self.add(address_key(address), name, ttl, now)
     }
@@ -182,15 +187,15 @@ impl Names {
         self.names_of(self.find(&address_key(address)), now)
     }
 
-    /// The names of all addresses at this time, in the form that the policy asks for.
+    /// The names of all addresses at this time, in the form that the policy needs.
     #[must_use]
     pub const fn at(&self, now: Instant) -> At<'_> {
         At { names: self, now }
     }
 
-    /// Notes that `name` leads to `target` by an alias or a service record. A rule allows `name`, or `name` was itself noted
-    /// as such a target. For `ttl` seconds the guest may ask for `target`, which is treated like `name`.
-    /// The result is that of [`learn`](Self::learn).
+    /// Notes that `name` leads to `target` by an alias or a service record. There must be a rule that allows `name`, or
+    /// `name` must be a noted target. For `ttl` seconds, the guest may ask for `target`, which is treated like `name`.
+    /// The result is as in [`learn`](Self::learn).
     pub fn learn_target(&mut self, target: &str, name: &str, ttl: u32, now: Instant) -> bool {
         if target.len() > MAX_NAME {
             self.dropped += 1;
@@ -198,20 +203,19 @@ impl Names {
         }
         let id = self.strings.take(target);
         let learned = self.add(Key::Target(id), name, ttl, now);
-        // The entry has taken the string once more, if there is one.
+        // If the target has an entry, the entry itself has counted one more use of the string.
         self.strings.release(id);
         learned
     }
 
-    /// The names for which `target` stands: an address of `target` is to be learned for each of them, and a target of
-    /// `target` as well.
+    /// The names that lead to `target`. The addresses and targets of `target` must be learned for each of these names.
     pub fn lookup_target(&self, target: &str, now: Instant) -> impl Iterator<Item = &str> {
         let slot = self.strings.find(target).and_then(|id| self.find(&Key::Target(id)));
         self.names_of(slot, now)
     }
 
-    /// A flow to this address begins. None if the guest was not given the address, or that has expired: the flow was
-    /// not allowed by a name.
+    /// Notes that a flow to this address begins. None if the guest was not given the address, or its names have
+    /// expired: then no name has allowed the flow.
     pub fn hold(&mut self, address: IpAddr, now: Instant) -> Option<Hold> {
         let slot = self.find(&address_key(address))?;
         self.expire(slot, second(now));
@@ -223,7 +227,7 @@ impl Names {
         Some(Hold { slot })
     }
 
-    /// A flow ends.
+    /// Notes that a flow ends.
     pub fn release(&mut self, hold: Hold) {
         let Hold { slot } = hold;
         let Some(Some(entry)) = self.slots.get_mut(slot as usize) else { return };
@@ -235,19 +239,19 @@ impl Names {
         }
     }
 
-    /// How many names there are, expired ones included, counted as [`Limits::total`].
+    /// Number of names, expired ones included, counted as in [`Limits::total`].
     #[must_use]
     pub const fn len(&self) -> usize {
         self.total
     }
 
-    /// Whether there are none.
+    /// Whether there are no names.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.total == 0
     }
 
-    /// How many names were not learned.
+    /// Number of names that were not learned.
     #[must_use]
     pub const fn dropped(&self) -> u64 {
         self.dropped
@@ -269,7 +273,7 @@ impl Names {
     }
 
     fn try_add(&mut self, key: Key, name: &str, ttl: u32, second: u32) -> bool {
-        // One more, since the second has begun.
+        // One second is added, since `second` is rounded down.
         let life = ttl.clamp(MIN_LIFE.as_secs() as u32, MAX_LIFE) + 1;
         let until = second.saturating_add(life);
         let found = self.find(&key);
@@ -283,15 +287,15 @@ impl Names {
         let full = found.is_some_and(|slot| self.names_in(slot) >= self.limits.each);
         let more = if found.is_some() { 1 } else { 1 + key.names() };
         if full || !self.make_room(more, found, second) {
-            // A name of the same entry makes room, if there is one.
+            // A name of the same entry is removed to make room, if there is one.
             let Some(slot) = found else { return false };
             self.forget_first(slot);
         }
-        // To make room may have ended the entry.
+        // Making room may have removed the entry.
         let Some(slot) = self.find(&key).or_else(|| self.insert(key)) else { return false };
         let Some(Some(entry)) = self.slots.get_mut(slot as usize) else { return false };
         if entry.names.is_empty() {
-            // Most entries have one name for ever.
+            // Most entries never have more than one name.
             entry.names.reserve_exact(1);
         }
         entry.names.push(Given { name: self.strings.take(name), until });
@@ -300,15 +304,15 @@ impl Names {
         true
     }
 
-    /// The entry was learned again: others make room before it.
+    /// Notes that the entry was learned again: other entries are removed before it.
     fn renew(&mut self, slot: u32) {
         if self.entry(slot).is_some_and(|entry| entry.holds == 0) {
             self.links.move_to_end(&mut self.unheld, slot);
         }
     }
 
-    /// Makes room for some more names: all that has expired goes, then entries without holds, those that were learned
-    /// longest ago first, but not `except`. False if that is not enough.
+    /// Makes room for `more` names. First removes all expired names, and then entries without holds, in the order in
+    /// which they were last learned, up to `except`. Returns false if this is not enough.
     fn make_room(&mut self, more: usize, except: Option<u32>, second: u32) -> bool {
         let Some(most) = self.limits.total.checked_sub(more) else { return false };
         if self.total > most && second >= self.next_expiry {
@@ -331,7 +335,7 @@ impl Names {
         self.next_expiry = untils.min().unwrap_or(u32::MAX);
     }
 
-    /// Removes names that have expired, and the entry with the last one.
+    /// Removes the expired names of an entry. Removes the entry if no name is left.
     fn expire(&mut self, slot: u32, second: u32) {
         self.retain(slot, |entry, given| entry.lives(given, second));
     }
@@ -343,7 +347,8 @@ impl Names {
         self.retain(slot, |_, given| Some(given.name) != first);
     }
 
-    /// Removes all other names of an entry, and the entry with the last one, unless flows hold it.
+    /// Removes the names of an entry for which `keep` returns false. Removes the entry if no name is left, unless flows
+    /// hold it.
     fn retain(&mut self, slot: u32, keep: impl Fn(&Entry, &Given) -> bool) {
         let mut index = 0;
         while let Some(entry) = self.slots.get_mut(slot as usize).and_then(Option::as_mut)
@@ -414,14 +419,14 @@ impl Names {
         self.entry(slot).map_or(0, |entry| entry.names.len())
     }
 
-    /// The name among those of an entry.
+    /// The name `name` of an entry, if the entry has it.
     fn given(&mut self, slot: u32, name: &str) -> Option<&mut Given> {
         let id = self.strings.find(name)?;
         self.slots.get_mut(slot as usize)?.as_mut()?.names.iter_mut().find(|given| given.name == id)
     }
 }
 
-/// Makes room for one more: doubles a list, but not beyond the most that it is meant for.
+/// Makes room for one more element: doubles the capacity of a list, but only up to `most`.
 fn grow<T>(list: &mut Vec<T>, most: usize) {
     const LEAST: usize = 4;
     if list.len() == list.capacity() {

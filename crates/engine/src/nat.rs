@@ -10,7 +10,7 @@ use crate::{
     flow::Protocol,
 };
 
-/// The reason why traffic of the guest to a destination is not carried.
+/// The reason why traffic of the guest to a destination is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The destination's address family is disabled.
@@ -50,7 +50,7 @@ impl Settings {
     /// of `destination`. For traffic to the host's resolvers, see [`Settings::resolvers`].
     ///
     /// # Errors
-    /// Traffic to this destination is not carried.
+    /// Traffic to this destination is not forwarded.
     pub fn to_host(&self, protocol: Protocol, destination: SocketAddr) -> Result<SocketAddr, Refused> {
         refuse(protocol, destination)?;
         let port = destination.port();
@@ -166,7 +166,7 @@ impl V4 {
         }
     }
 
-    /// See [`Settings::source_to_guest`]. `own` says whether `source` is one of the guest's addresses.
+    /// See [`Settings::source_to_guest`]. `own`: `source` is one of the guest's addresses.
     fn source_to_guest(&self, own: bool, source: Ipv4Addr) -> Option<Ipv4Addr> {
         if let (Ipv4Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
@@ -193,7 +193,7 @@ impl V6 {
         }
     }
 
-    /// See [`Settings::source_to_guest`]. `own` says whether `source` is one of the guest's addresses.
+    /// See [`Settings::source_to_guest`]. `own`: `source` is one of the guest's addresses.
     fn source_to_guest(&self, own: bool, source: Ipv6Addr) -> Option<Ipv6Addr> {
         if let (Ipv6Addr::LOCALHOST, Some(mapped)) = (source, self.map_host_loopback) {
             return Some(mapped);
@@ -491,7 +491,7 @@ mod tests {
         assert_eq!(destination(&settings, &guest, "203.0.113.1", "198.51.100.66"), "198.51.100.2");
     }
 
-    /// The guest would drop packets from any address of its own (behaviour §5.3.4 rows 2 and 3).
+    /// The guest would drop packets from one of its own addresses (behaviour §5.3.4 rows 2 and 3).
     #[test]
     fn no_address_of_the_guest_is_shown_as_a_source() {
         let mut settings = settings();

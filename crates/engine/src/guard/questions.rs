@@ -1,4 +1,5 @@
-//! DNS under rules by name: which questions the guest may ask, and which addresses an answer may give it.
+//! The guard's decisions about DNS with rules by name: the questions that the guest may ask, and the addresses that an
+//! answer may contain.
 
 use alloc::{
     string::{String, ToString},
@@ -23,9 +24,10 @@ use crate::{
     timer::Instant,
 };
 
-/// For how long a refused name is remembered: stubs ask for the name with the next search domain at once.
+/// How long a refused name is remembered. After a refusal, stub resolvers append the next search domain to the name and
+/// ask again at once.
 const RECENT: Duration = Duration::from_secs(30);
-/// How many refused names are remembered.
+/// Maximum number of refused names that are remembered.
 const MOST_RECENT: usize = 64;
 
 /// A question of the guest.
@@ -35,20 +37,20 @@ pub struct Asked<'a> {
     pub client: SocketAddr,
     /// The name, in the form of [`wire::dns::write_text`].
     pub name: &'a str,
-    /// The type of the records that it asks for.
+    /// The type of the requested records.
     pub kind: Type,
-    /// Why questions of this type are refused for all names.
+    /// The reason why questions of this type are refused for all names. None if they are not.
     pub useless: Option<&'static str>,
-    /// The domains that the guest was told to search.
+    /// The search list that was advertised to the guest.
     pub search: &'a [String],
 }
 
 /// A question or an answer that is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// The name may have other records, or names below it may be allowed.
+    /// Whether the name may have other records, or names below the name may be allowed.
     pub name_exists: bool,
-    /// The rule, or the reason.
+    /// The rule that refuses, or another reason, as text.
     pub text: String,
 }
 
@@ -62,7 +64,7 @@ impl Refused {
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     names: Vec<(u64, Instant)>,
-    /// The place of the next one: of the oldest one, if the list is full.
+    /// Index of the next entry. If the list is full, this is the oldest entry.
     next: usize,
     hash_key: Option<HashKey>,
 }
@@ -92,7 +94,7 @@ impl Recent {
         self.names.iter().any(|&(noted, at)| noted == hash && now.since(at) < RECENT)
     }
 
-    /// Whether `name` is a name that was refused, with one of the domains appended.
+    /// Whether `name` is a refused name with one of the domains of `search` appended.
     fn has_searched(&self, name: &str, search: &[String], now: Instant) -> bool {
         !self.names.is_empty()
             && search.iter().any(|domain| {
@@ -106,21 +108,21 @@ impl Recent {
 }
 
 impl Guard {
-    /// Whether every DNS question of the guest is judged, and asked of the host's resolvers whatever server the guest
-    /// has written to: there are rules by name.
+    /// Whether there are rules by name. Then every DNS question of the guest is judged, and goes to the host's
+    /// resolvers, even if the guest sends it to another server.
     #[must_use]
     pub const fn judges_questions(&self) -> bool {
         self.names.is_some()
     }
 
-    /// Whether nothing is refused, only logged.
+    /// Whether refusals are only logged.
     #[must_use]
     pub fn audits(&self) -> bool {
         self.rules.as_ref().is_some_and(|rules| rules.audit)
     }
 
-    /// Whether the guest may ask a question. `is_local` says whether an address is in the guest's own network. A refusal
-    /// is counted and logged.
+    /// Whether the guest may ask a question. `is_local` returns whether an address is in the guest's own network. A
+    /// refusal is counted and logged.
     ///
     /// # Errors
     /// The refusal.
@@ -143,12 +145,12 @@ impl Guard {
         self.settle(asked, "asked for", judged)
     }
 
-    /// Whether the guest may get an answer to a question. `leads_to_host` says whether an address of the answer leads to
-    /// the host itself. A refusal is counted and logged. What the guest learns from the answer is noted: call this before
-    /// the answer goes to the guest.
+    /// Whether the guest may get an answer to a question. `leads_to_host` returns whether an address of the answer
+    /// leads to the host itself. A refusal is counted and logged. The names and addresses of an admitted answer are
+    /// noted, so this must be called before the answer is sent to the guest.
     ///
     /// # Errors
-    /// The refusal: the answer leads into private networks (DNS rebinding).
+    /// The refusal: an address of the answer is not public, and no rule allows it (DNS rebinding).
     pub fn admits_answer(
         &mut self,
         asked: &Asked<'_>,
@@ -170,7 +172,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Logs a refusal, and turns it into an admission in an audit.
+    /// Logs and counts a refusal. In an audit, turns it into an admission.
     fn settle(&mut self, asked: &Asked<'_>, what: &str, judged: Result<(), Refused>) -> Result<(), Refused> {
         let (Some(rules), Err(refused)) = (&self.rules, judged) else { return Ok(()) };
         self.refused += 1;
@@ -193,7 +195,7 @@ impl Guard {
             NameVerdict::Allow(_) => return Ok(()),
             NameVerdict::Deny { reason, names_below } => (reason, names_below),
         };
-        // A client that checks signatures asks for the keys of all zones above a name.
+        // A client that validates signatures asks for the keys of all zones above a name.
         let is_above_allowed = names_below && matches!(asked.kind, Type::DS | Type::DNSKEY);
         let is_of_known_address = asked.kind == Type::PTR
             && reverse_address(asked.name).is_some_and(|address| {
@@ -206,8 +208,8 @@ impl Guard {
         Err(Refused { name_exists: names_below, text: rules.policy.text(reason).to_string() })
     }
 
-    /// Whether a name may be asked for: itself, as the name of a service, or as a name that an allowed name leads to. A rule
-    /// about the name itself comes first.
+    /// The verdict on a question for `name`. A rule about the name itself has precedence. Otherwise the question is
+    /// allowed if the rules allow the name without its service labels, or a name that leads to `name`.
     fn allows_name(&self, rules: &Rules, name: &str, now: Instant) -> NameVerdict {
         let by_rule =
             |verdict| matches!(verdict, NameVerdict::Deny { reason, .. } if rules.is_by_name(reason));
@@ -224,8 +226,8 @@ impl Guard {
         verdicts.find(|verdict| matches!(verdict, NameVerdict::Allow(_))).unwrap_or(verdict)
     }
 
-    /// Notes the addresses and targets of an answer, for the names that the question's name stands for. Names that no rule
-    /// is about matter only for the log of an audit.
+    /// Notes the addresses and targets of an answer, for the name in the question and for the names that lead to it.
+    /// Names without a rule are noted only in an audit, for the log.
     fn learn(&mut self, asked: &str, answers: &Answers, now: Instant) {
         let (Some(rules), Some(names)) = (&self.rules, &mut self.names) else { return };
         let stands_for: Vec<String> = [asked, without_service(asked)]

@@ -74,7 +74,7 @@ fn an_audit_refuses_nothing_and_counts() {
     assert_eq!(audit.refused(), 1);
 }
 
-/// A name that expires while a client connects is still the one that allowed the flow.
+/// A name that expires while a client connects still allows the flow.
 #[test]
 fn names_are_those_of_the_time_when_the_flow_began() {
     let mut guard = guard(&["allow *.example.org"]);

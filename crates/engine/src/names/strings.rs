@@ -1,4 +1,4 @@
-//! Each string once, counted.
+//! A table that stores each string once, and counts its uses.
 
 use alloc::{boxed::Box, vec::Vec};
 use core::hash::BuildHasher;
@@ -15,7 +15,7 @@ pub(super) struct StringId(u32);
 #[derive(Debug)]
 struct Slot {
     text: Box<str>,
-    /// Zero: the slot is free.
+    /// Number of uses. Zero: the slot is free.
     uses: u32,
 }
 
@@ -25,17 +25,18 @@ pub(super) struct Strings {
     free: Vec<u32>,
     by_text: HashTable<u32>,
     hash_key: HashKey,
-    /// For how many strings it is meant.
+    /// Expected maximum number of strings.
     most: usize,
 }
 
 impl Strings {
-    /// Meant for `most` strings: for more, it takes memory in small steps.
+    /// A table for `most` strings. Beyond this number, it allocates memory in small steps.
     pub(super) const fn new(most: usize, hash_key: HashKey) -> Self {
         Self { slots: Vec::new(), free: Vec::new(), by_text: HashTable::new(), hash_key, most }
     }
 
-    /// The string's id; the string is there until as many [`release`](Self::release)s.
+    /// Counts one more use of a string, and returns its ID. The string is stored until each use was ended by
+    /// [`release`](Self::release).
     pub(super) fn take(&mut self, text: &str) -> StringId {
         if let Some(id) = self.find(text) {
             self.take_again(id);
@@ -62,7 +63,7 @@ impl Strings {
         StringId(index)
     }
 
-    /// Takes a string that is there once more.
+    /// Counts one more use of a stored string.
     pub(super) fn take_again(&mut self, id: StringId) {
         if let Some(slot) = self.slots.get_mut(id.0 as usize) {
             slot.uses += 1;

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A small table: 8 names, 3 of each address.
+/// The limits of a small table: 8 names, and 3 names of each address.
 const SMALL: Limits = Limits { total: 8, each: 3 };
 
 fn at(second: u64) -> Instant {
@@ -63,7 +63,8 @@ impl Names {
     }
 }
 
-/// What malloc takes for this many bytes: a multiple of 16 with 8 bytes of its own, at least 32.
+/// The memory that malloc uses for an allocation of `len` bytes: it adds 8 bytes, and rounds up to a multiple of 16, at
+/// least 32.
 pub(super) fn allocation(len: usize) -> usize {
     if len == 0 { 0 } else { (len + 8).next_multiple_of(16).max(32) }
 }
@@ -105,7 +106,7 @@ fn names_expire_with_their_time_to_live_but_not_within_a_minute() {
     assert!(names.found(address(2), 605_000).is_empty());
 }
 
-/// A later answer makes life longer, never shorter: the guest may still use the first one.
+/// A later answer can only extend the life of a name: the guest may still use the first answer.
 #[test]
 fn an_answer_again_prolongs() {
     let mut names = names(SMALL);
@@ -130,7 +131,7 @@ fn flows_hold_an_address_beyond_its_time() {
     assert_eq!(names.found(address(1), 5000), ["other.test", "peer.test"]);
     names.release(second);
     assert!(names.found(address(1), 5000).is_empty());
-    // An address that has expired is not held, and what has expired of another does not come back.
+    // An expired address can't be held. If only one name of an address has expired, a hold does not restore this name.
     names.learn(address(3), "peer.test", 0, at(5000));
     names.learn(address(3), "other.test", 1000, at(5000));
     let hold = names.hold(address(3), at(5100)).unwrap();
@@ -181,7 +182,7 @@ fn then_what_was_learned_longest_ago_and_is_not_held() {
     }
     let gone: Vec<u16> = (0..10).filter(|&number| names.found(address(number), 2).is_empty()).collect();
     assert_eq!(gone, [2, 3]);
-    // A new target needs room for two.
+    // A new target needs room for two names: its own and the name that leads to it.
     assert!(names.learn_target("cdn.test", "new.test", 1000, at(2)));
     let gone: Vec<u16> = (0..10).filter(|&number| names.found(address(number), 2).is_empty()).collect();
     assert_eq!(gone, [2, 3, 4, 5]);
@@ -200,7 +201,7 @@ fn what_is_held_makes_no_room() {
     assert!(!names.learn(address(8), "new.test", 1000, at(100)));
     assert!(!names.learn_target("cdn.test", "new.test", 1000, at(100)));
     assert_eq!((names.dropped(), names.len()), (2, 8));
-    // A name of an address that is there replaces one of its own.
+    // A new name of a known address replaces another name of this address.
     assert!(names.learn(address(3), "new.test", 1000, at(100)));
     assert_eq!(names.found(address(3), 100), ["new.test"]);
     names.check();
@@ -247,14 +248,14 @@ fn names_that_are_too_long_are_not_learned() {
     assert_eq!((names.dropped(), names.len(), names.strings.len()), (3, 0, 0));
 }
 
-/// With names as long as they can be, each of its own.
+/// All names have the maximum length, and all are different.
 #[test]
 fn ten_thousand_names_take_less_than_4_mib() {
     let limits = Limits::default();
     let name = |number: usize| format!("{number:x>253}");
     for targets in [false, true] {
         let mut names = names(limits);
-        // More than there is room for, so that memory is that of a table in use.
+        // The loop learns more names than there is room for, so the table has its maximum size.
         for number in 0..limits.total * 2 {
             if targets {
                 assert!(names.learn_target(&name(number * 2), &name(number * 2 + 1), 1000, at(0)));
@@ -269,10 +270,10 @@ fn ten_thousand_names_take_less_than_4_mib() {
     }
 }
 
-/// What a table of unlimited size would hold.
+/// The contents of a table without limits.
 #[derive(Default)]
 struct Model {
-    /// By address and name: the second at which it expires.
+    /// For each address and name, the second at which the name expires.
     until: BTreeMap<(u8, u8), u64>,
     holds: BTreeMap<u8, Vec<Hold>>,
 }
@@ -287,7 +288,7 @@ impl Model {
             .collect()
     }
 
-    /// A flow begins: what has expired stays so.
+    /// A flow begins. Names that have expired are not restored.
     fn begin(&mut self, address: u8, second: u64) {
         if self.holds.get(&address).is_none_or(Vec::is_empty) {
             self.until.retain(|&(of, _), until| of != address || *until > second);
@@ -333,7 +334,7 @@ proptest! {
         }
     }
 
-    /// With little room, bounds hold and nothing leaks.
+    /// With little room, the limits hold, and no memory leaks.
     #[test]
     fn any_use_stays_within_the_bounds(
         operations in prop::collection::vec((0..5_u8, 0..8_u16, 0..12_u8, 0..300_u32), 0..300)

@@ -1,8 +1,8 @@
 //! The flows and DNS questions that the guest is allowed: rules by address, group and name, and the verdict on a new
 //! flow or a DNS question ([record](https://github.com/passt-rs/passt-rs/blob/main/docs/design/guard.md)).
 //!
-//! The first rule that matches decides; if none matches, the default does. A rule by name matches an address that the
-//! guest got as an answer for such a name: a [`Lookup`] knows which.
+//! The first rule that matches decides. If no rule matches, the default decides. A rule by name matches an address if
+//! the guest got this address in an answer for such a name. A [`Lookup`] finds the names of an address.
 //!
 //! For an IPv6 address that carries an IPv4 address (IPv4-mapped, 6to4, NAT64, Teredo), the IPv4 address counts. A
 //! rule that allows must match the IPv4 address. A rule that denies may match either address.
@@ -171,7 +171,7 @@ pub enum PolicyError {
     /// There are too many rules.
     #[error("Too many rules (max {MAX_RULES}); use prefixes and groups")]
     TooManyRules,
-    /// There are rules by name, and another rule that is about name services only.
+    /// There are rules by name, and another rule that is only about name services.
     #[error(
         "Rule '{0}' can't be honoured together with rules by name: these need every DNS question to be asked of the host's \
          resolver (see --dns-host), and no other name service; remove it"
@@ -243,7 +243,7 @@ impl Policy {
         self.default
     }
 
-    /// Whether there are rules by name. If so, the engine must take every DNS question of the guest and ask for a
+    /// Whether there are rules by name. If so, the engine must intercept every DNS question of the guest, and get a
     /// verdict on it.
     #[must_use]
     pub fn has_names(&self) -> bool {
@@ -267,7 +267,8 @@ impl Policy {
         }
     }
 
-    /// The verdict on a flow that the guest begins; its DNS questions are no flows. `names` has the names for which this guest got addresses.
+    /// The verdict on a flow that the guest begins. A DNS question is not a flow. `names` has the names for which this
+    /// guest got addresses.
     pub fn verdict(&self, question: &Question, names: &impl Lookup) -> Verdict {
         let is_name_service =
             question.protocol != Protocol::Icmp && NAME_SERVICES.contains(&question.destination.port());
@@ -288,9 +289,9 @@ impl Policy {
     /// The verdict on a DNS question for `name`, in dotted form. Case and a trailing dot do not matter. A verdict is
     /// needed only if there are rules by name ([`Policy::has_names`]).
     ///
-    /// The first of the following rules decides. A rule by name; a rule that denies a name counts only if it is about
-    /// all protocols and ports. A rule that allows the Internet (`all`, `public`, 0.0.0.0/0, ::/0), with any protocol
-    /// or ports. `deny all`. Other rules by address do not affect names.
+    /// Three kinds of rules count, and the first matching rule decides: a rule by name, a rule that allows the Internet
+    /// (`all`, `public`, 0.0.0.0/0, ::/0) with any protocol or ports, and the rule `deny all`. A rule that denies a
+    /// name counts only if it is about all protocols and ports.
     #[must_use]
     pub fn name_verdict(&self, name: &str) -> NameVerdict {
         let (action, reason) = self.outcome(self.first_by_name(name, self.all_names, |rule| {
@@ -320,7 +321,7 @@ impl Policy {
         all_reached(address, |reached| self.allows_something(address, reached, leads_to_host))
     }
 
-    /// Whether a rule is about this name. If none is, the addresses of the name need not be known.
+    /// Whether a rule is about this name. If no rule is, the addresses of the name need not be known.
     #[must_use]
     pub fn has_rule_about(&self, name: &str) -> bool {
         self.first_by_name(name, NO_RULE, |rule| rule.names(name)) != NO_RULE
@@ -342,7 +343,7 @@ impl Policy {
             (Action::Allow, Some(rule)) if rule.is_by_name() && question.protocol != Protocol::Icmp => rule,
             (Action::Allow, _) => return Verdict::Allow(reason),
         };
-        // The flow is allowed by name alone if it is not allowed without rules that allow by name.
+        // If the flow is not allowed without the rules that allow by name, it is allowed by name alone.
         if self.outcome(self.first(question, address, names, false)).0 == Action::Allow {
             return Verdict::Allow(reason);
         }
@@ -350,7 +351,7 @@ impl Policy {
         Verdict::AllowNamed { rule: first as usize, nameless }
     }
 
-    /// Index of the first rule that matches. `by_name` says whether rules that allow by name count.
+    /// Index of the first rule that matches. Rules that allow by name count only with `by_name`.
     fn first(&self, question: &Question, address: IpAddr, names: &impl Lookup, by_name: bool) -> u32 {
         let Question { protocol, destination, leads_to_host } = *question;
         let written = destination.ip();
@@ -413,14 +414,14 @@ impl Policy {
 
     /// Whether a name below `name` may be allowed.
     fn may_allow_below(&self, name: &str) -> bool {
-        // The first case is a name below `name` for which no rule gives the whole name.
+        // The first case is a name below `name` that does not occur in a rule.
         let first = self.first_by_name(name, self.all_names, |rule| match &rule.destination {
             Destination::Below(own) => {
                 (own.is(name) || own.is_above(name)) && (rule.action == Action::Allow || rule.is_about_all())
             }
             _ => false,
         });
-        // The other case is a name that a rule gives, or a name below it.
+        // The other case is a name in a rule, or a name below it.
         let allows =
             |rules: &[u32]| self.first_of(rules, NO_RULE, |rule| rule.action == Action::Allow) != NO_RULE;
         self.outcome(first).0 == Action::Allow

@@ -1,12 +1,12 @@
-//! Domain names of rules, and the order in which names are below each other.
+//! Domain names of rules, and their order, which puts each name before the names below it.
 
 use alloc::boxed::Box;
 use core::{cmp::Ordering, fmt};
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 
-/// ASCII characters that no name of a rule has. A host name has letters, digits, hyphens and dots. Names of services
-/// also have underscores (RFC 8552).
+/// ASCII characters that are not allowed in the name of a rule. A host name has letters, digits, hyphens and dots.
+/// Names of services also have underscores (RFC 8552).
 const DENIED: AsciiDenyList = AsciiDenyList::new(true, "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
 
 /// Maximum length of a name without its trailing dot, in bytes (RFC 1035 §3.1).
@@ -23,7 +23,7 @@ impl Name {
     /// if the text is not a domain name, or if it ends in a number, since only addresses end in a number.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        // A label in Unicode is never longer than four bytes for each byte of its A-label.
+        // A label in Unicode has at most four bytes for each byte of its A-label.
         if text.len() > 4 * MAX_LEN {
             return None;
         }

@@ -126,8 +126,8 @@ impl Rule {
     /// [`Question::leads_to_host`].
     ///
     /// An address that leads to the host is in two groups: `host`, and the group of the address itself. A rule that
-    /// denies either group matches. A rule that allows must be about the host. So `allow private` does not allow the
-    /// host's services by accident if the gateway's address is private.
+    /// denies one of these groups matches. A rule that allows matches only if its group is `host`. So `allow private`
+    /// does not allow the host's services by accident if the gateway's address is private.
     ///
     /// [`Question::leads_to_host`]: super::Question::leads_to_host
     pub(super) fn covers_group(&self, group: Group, leads_to_host: bool) -> bool {

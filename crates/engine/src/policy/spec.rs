@@ -93,7 +93,8 @@ pub enum Fault {
     /// The rule is about TCP to a multicast address, which is never carried.
     #[error("TCP has no multicast; use udp")]
     TcpMulticast,
-    /// The rule allows addresses which carry IPv4 addresses. The IPv4 addresses decide.
+    /// The rule allows IPv6 addresses that carry IPv4 addresses. For such addresses, only rules about the IPv4
+    /// addresses can allow.
     #[error("these addresses carry IPv4 addresses, which decide what may be reached; allow those instead")]
     Carries,
 }
@@ -210,7 +211,7 @@ fn parse_rule(action: Action, what: &str) -> Result<Rule, Fault> {
     Ok(rule)
 }
 
-/// Splits off the protocol. A `/` may also belong to a prefix: the text before the `/` decides.
+/// Splits off the protocol. A `/` may also belong to a prefix. The text before the `/` shows which it is.
 fn split_protocol(what: &str) -> Result<(Option<Protocol>, &str), Fault> {
     let Some((word, rest)) = what.split_once('/') else { return Ok((None, what)) };
     if let Some((_, protocol)) = Protocol::ALL.iter().find(|(own, _)| own.eq_ignore_ascii_case(word)) {

@@ -25,7 +25,7 @@ impl Test {
         Self { guard: Guard::new(policy, audit, [1; 16]), now: START }
     }
 
-    /// The verdict on a question, as text.
+    /// The decision about a question, as text.
     fn ask(&mut self, name: &str, kind: Type) -> String {
         let search = [SEARCH.into()];
         let asked = asked(name, kind, &search);
@@ -37,7 +37,7 @@ impl Test {
         }
     }
 
-    /// The guest gets these addresses and targets for a name.
+    /// Passes an answer for `name` to the guard.
     fn answered(&mut self, name: &str, addresses: &[&str], targets: &[&str]) -> Result<(), Refused> {
         let given = |address: &&str| Address { address: address.parse().unwrap(), ttl: 300 };
         let answers = Answers {
@@ -127,7 +127,7 @@ fn reverse_names_of_known_addresses_may_be_asked_for() {
     assert_eq!(test.ask("7.2.0.192.in-addr.arpa", Type::TXT), "no name: default deny");
 }
 
-/// A client that checks signatures needs the keys of all zones above a name.
+/// A client that validates signatures needs the keys of all zones above a name.
 #[test]
 fn keys_of_the_zones_above_an_allowed_name_may_be_asked_for() {
     let mut test = Test::new("allow www.example.org");
@@ -141,7 +141,8 @@ fn keys_of_the_zones_above_an_allowed_name_may_be_asked_for() {
     assert_eq!(test.ask("example.org", Type::A), "no data: default deny");
 }
 
-/// Stubs go on with their search list after a refusal. In an allowed wildcard, the refused name would leave as a label.
+/// After a refusal, stub resolvers try the domains of their search list. If a wildcard allows such a domain, the
+/// refused name would leave the guest as a part of the new name.
 #[test]
 fn a_refused_name_is_not_asked_for_with_a_search_domain() {
     let mut test = Test::new("allow *.example.org");
@@ -151,7 +152,7 @@ fn a_refused_name_is_not_asked_for_with_a_search_domain() {
     assert_eq!(test.ask(&searched, Type::A), "no data: a refused name and a search domain");
     assert_eq!(test.ask(&format!("other.evil.test.{SEARCH}"), Type::A), "asked");
     assert_eq!(test.ask(&format!("www.{SEARCH}"), Type::A), "asked");
-    // Many other names do not make room at once.
+    // A refused name is remembered even after many other refusals.
     for number in 0..MOST_RECENT - 2 {
         test.ask(&format!("{number}.evil.test"), Type::A);
     }
@@ -172,7 +173,7 @@ fn answers_that_lead_into_private_networks_are_refused() {
         ("allow example.org", "fe80::1", false),
         ("allow example.org", "0.0.0.0", false),
         ("allow example.org", "::ffff:10.0.0.1", false),
-        ("allow example.org", "203.0.113.7", false), // the host's own
+        ("allow example.org", "203.0.113.7", false), // an address of the host
         ("allow example.org\nallow host", "203.0.113.7", true),
         ("allow example.org\nallow 10.1.2.0/24:443", "10.1.2.3", true),
         ("allow all\ndeny example.test", "10.1.2.3", true),
@@ -181,7 +182,7 @@ fn answers_that_lead_into_private_networks_are_refused() {
         let mut test = Test::new(rules);
         let answered = test.answered("example.org", &["192.0.2.9", address], &["cdn.test"]);
         assert_eq!(answered.is_ok(), expected, "{rules}: {address}");
-        // Of a refused answer, nothing is learned.
+        // Nothing is learned from a refused answer.
         if rules.starts_with("allow example.org") {
             assert_eq!(test.names_of("192.0.2.9").len(), usize::from(expected), "{rules}: {address}");
             assert_eq!(test.ask("cdn.test", Type::A) == "asked", expected);
