@@ -348,7 +348,7 @@ impl<W: World> Dns<W> {
         if let Some(answer) = kept {
             self.answer(&exchange, (None, 0), &answer, cx);
         } else if exchange.key.stream.is_some() {
-            // The connection has got its answer.
+            // The client's TCP connection has its answer now.
         } else if let Some(report) = exchange.error {
             let v4 = endpoints.guest.is_ipv4();
             let remote = endpoints.remote.ip();
@@ -382,7 +382,7 @@ impl<W: World> Dns<W> {
         self.ask_next_or_wait(id, cx);
     }
 
-    /// The server at `index` will not answer.
+    /// Handles a failed server: the server at `index` will not answer.
     pub(super) fn on_silent(&mut self, id: FlowId, index: usize, cx: &mut Context<'_, W>) {
         let asked = self.exchanges.get_mut(id).and_then(|exchange| exchange.asked.get_mut(index));
         let Some(asked) = asked.filter(|asked| asked.waits) else { return };

@@ -21,7 +21,7 @@ pub(super) struct Key {
     pub(super) endpoints: Endpoints,
     /// The query's identifier. None for a session.
     pub(super) id: Option<u16>,
-    /// The TCP connection over which the guest asks. None: it asks over UDP.
+    /// The TCP connection over which the guest sent the query. None: the query came over UDP.
     pub(super) stream: Option<FlowId>,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Exchange<W: World> {
     pub(super) asked: Vec<Asked<W>>,
     /// The query: the whole message if it can be sent again, else its head.
     pub(super) question: Vec<u8>,
-    /// The guest's own query, if the guard judges questions: then `question` is another one.
+    /// The guest's own query, if the guard judges questions. Then `question` is the rebuilt query for the servers.
     pub(super) judged: Option<Vec<u8>>,
     /// Whether the query may be sent to another server.
     pub(super) repeatable: bool,
@@ -56,7 +56,7 @@ pub(super) struct Asked<W: World> {
     pub(super) waits: bool,
 }
 
-/// The socket by which a server is asked.
+/// The socket with which a server is asked.
 pub(super) enum Io<W: World> {
     Datagram(UdpOf<W>),
     Stream(OverTcp<TcpOf<W>>),
@@ -148,7 +148,7 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Memory for the stored queries and answer, in bytes.
+    /// Memory of the stored queries and the stored answer, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let stored = [&self.judged, &self.kept].into_iter().flatten();
         self.question.len() + stored.map(Vec::len).sum::<usize>()

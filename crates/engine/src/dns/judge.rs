@@ -1,5 +1,5 @@
-//! Queries and answers under rules by name (docs/design/guard.md): every query is judged, then asked of the host's
-//! resolvers in other words, and every answer is read before the guest gets it.
+//! Queries and answers with rules by name (docs/design/guard.md). Every query is judged, and then sent to the host's
+//! resolvers as a rebuilt query. Every answer is judged before the guest gets it.
 
 use alloc::{string::String, vec::Vec};
 use core::hash::BuildHasher as _;
@@ -22,11 +22,11 @@ use crate::{
     timer::Timers,
 };
 
-/// The bit of a truncated message (TC), in the first byte of flags.
+/// The flag TC (truncated message), in the first byte of flags.
 const TRUNCATED: u8 = 0x02;
 
 impl<W: World> Dns<W> {
-    /// A message of a client on the TCP connection `stream`. Its answer is among those of [`Dns::next_answer`].
+    /// Handles a message of a client on the TCP connection `stream`. [`Dns::next_answer`] returns its answer.
     pub(crate) fn on_stream_query(
         &mut self,
         endpoints: Endpoints,
@@ -37,8 +37,8 @@ impl<W: World> Dns<W> {
         self.on_judged_query(endpoints, Some(stream), query, 0, cx);
     }
 
-    /// An answer for a client, and the TCP connection on which it has asked. An empty answer: what the client has sent is
-    /// no query.
+    /// An answer for a client, and the client's TCP connection. An empty answer means that the client's message was not
+    /// a query.
     pub(crate) fn next_answer(&mut self) -> Option<(FlowId, Vec<u8>)> {
         self.answers.pop()
     }
@@ -110,7 +110,7 @@ impl<W: World> Dns<W> {
         self.answers.extend(exchange.failure());
     }
 
-    /// The guest repeats its query: the next server is asked.
+    /// Handles a repeated query of the guest: asks the next server.
     fn ask_again_stored(&mut self, id: FlowId, traffic_class: u8, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         exchange.traffic_class = traffic_class;
@@ -122,7 +122,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Gives the guest the answer of a server, or what the guard leaves of it.
+    /// Sends the answer of a server to the guest, after the guard has judged it.
     pub(super) fn answer(
         &mut self,
         exchange: &Exchange<W>,
@@ -140,14 +140,15 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Ends an exchange without an answer. A client on a TCP connection is told: it waits without a time-out of its own.
+    /// Ends an exchange without an answer. A client on a TCP connection gets SERVFAIL, since such a client may have no
+    /// time-out.
     pub(super) fn give_up(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<W>> {
         let exchange = self.end(timers, id)?;
         self.answers.extend(exchange.failure());
         Some(exchange)
     }
 
-    /// An ID that others can't guess (RFC 5452 §9.2).
+    /// A query ID that an attacker can't guess (RFC 5452 §9.2).
     fn next_query_id(&mut self) -> u16 {
         self.queries += 1;
         self.secret.hash_one(self.queries) as u16
@@ -155,14 +156,14 @@ impl<W: World> Dns<W> {
 }
 
 impl<W: World> Exchange<W> {
-    /// The answer for a client on a TCP connection if there is none from a server.
+    /// The answer for a client on a TCP connection, if no server has answered.
     fn failure(&self) -> Option<(FlowId, Vec<u8>)> {
         let query = self.judged.as_deref()?;
         Some((self.key.stream?, refuse(query, Refusal::Failure, None)?))
     }
 }
 
-/// Calls `judge` with a question of the guest, as the guard takes it.
+/// Calls `judge` with a question of the guest, in the form that the guard needs.
 fn with_asked<R>(
     question: &Question<'_>,
     endpoints: Endpoints,
@@ -194,7 +195,7 @@ fn admits<W: World>(
     })
 }
 
-/// What the guest gets for the answer of a server to `query`.
+/// The message that the guest gets when a server answers `query` with `answer`.
 fn judge_answer<W: World>(
     query: &[u8],
     answer: &[u8],
@@ -203,7 +204,7 @@ fn judge_answer<W: World>(
 ) -> Vec<u8> {
     let is_truncated = answer.get(2).is_some_and(|flags| flags & TRUNCATED != 0);
     if is_truncated && !cx.guard.audits() {
-        // Records may be cut off anywhere, and the client has to ask over TCP.
+        // Records of a truncated answer may be incomplete, so the client must ask over TCP.
         return refuse(query, Refusal::Truncated, None).unwrap_or_default();
     }
     let admitted = match admitted(query, answer, exchange, cx) {
@@ -224,7 +225,7 @@ fn judge_answer<W: World>(
     }
 }
 
-/// Why the guest does not get an answer.
+/// The reason why the guest does not get an answer.
 enum Fault {
     Malformed,
     Refused(Refused),
@@ -236,7 +237,7 @@ impl From<Malformed> for Fault {
     }
 }
 
-/// The answer without keys of Encrypted ClientHello, if the guest may have it. In an audit, all of it.
+/// The answer, without the keys of Encrypted ClientHello. In an audit, the unchanged answer.
 fn admitted<W: World>(
     query: &[u8],
     answer: &[u8],

@@ -1,7 +1,7 @@
 //! Forwarding of DNS: the guest's queries are sent to the host's resolvers (docs/design/dns.md).
 //!
-//! [`Dns::on_datagram`] takes every query, and `Dns::answer` gives every answer to the guest. With rules by name, the guard
-//! judges both: see `judge`.
+//! Every query over UDP passes through [`Dns::on_datagram`], and every answer to the guest through `Dns::answer`. With
+//! rules by name, the guard judges queries and answers: see `judge`.
 
 pub mod answers;
 mod ask;
@@ -40,8 +40,8 @@ use crate::{
 use exchange::{Asked, Exchange, Io, Key, Verdict};
 use over_tcp::Progress;
 
-/// Longest query that is stored to be repeated, and longest answer that is stored until there is a better one, in
-/// bytes.
+/// Maximum length in bytes of a query that is stored for other servers, and of an answer that is stored while other
+/// servers may have a better one.
 const MAX_KEPT: usize = 4096;
 
 /// Maximum number of datagrams received from a socket in one turn.
@@ -70,9 +70,9 @@ pub struct Dns<W: World> {
     bytes: usize,
     health: Health,
     limits: Limits,
-    /// Answers for TCP connections of the guest.
+    /// Answers for the guest's TCP connections.
     answers: Vec<(FlowId, Vec<u8>)>,
-    /// For the IDs of queries that are not the guest's own.
+    /// Secret for the IDs of rebuilt queries.
     secret: HashKey,
     queries: u64,
     /// Buffer for datagrams from servers.
@@ -187,8 +187,8 @@ impl<W: World> Dns<W> {
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         let mut buffer = core::mem::take(&mut self.buffer);
         buffer.resize(MAX_LEN, 0);
-        // The event does not identify the socket, so all sockets of the exchange are tried. There are only a few. It is
-        // not about those that are opened meanwhile.
+        // The event does not identify the socket, so all sockets of the exchange are tried. There are only a few.
+        // Sockets that are opened meanwhile are not tried.
         let sockets = self.exchanges.get(id).map_or(0, |exchange| exchange.asked.len());
         for index in 0..sockets {
             self.on_socket_ready(id, index, readiness, &mut buffer, cx);
@@ -255,7 +255,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// A message of a server, with its hop limit and traffic class.
+    /// Handles a message of a server. `hop_limit` and `class` are those of its packet.
     fn on_answer(
         &mut self,
         id: FlowId,

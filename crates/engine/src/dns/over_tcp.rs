@@ -1,4 +1,5 @@
-//! One query to a server over TCP (RFC 7766): a connection of its own, on which each message follows its length.
+//! One query to a server over TCP (RFC 7766). Each query has its own connection. A length field comes before each
+//! message.
 
 use alloc::vec::Vec;
 
@@ -6,17 +7,17 @@ use wire::payload::Payload;
 
 use crate::host::{Errno, Readiness, SocketError, TcpSocket};
 
-/// Length of a message's length, in bytes.
+/// Length of the length field, in bytes.
 const LEN_LEN: usize = 2;
 
 /// A query over TCP.
 pub(super) struct OverTcp<T> {
     io: T,
     connected: bool,
-    /// What is to be sent: length and query.
+    /// The bytes to be sent: length field and query.
     query: Vec<u8>,
     sent: usize,
-    /// What was received: length and answer.
+    /// The received bytes: length field and answer.
     answer: Vec<u8>,
 }
 
@@ -25,19 +26,19 @@ pub(super) struct OverTcp<T> {
 pub(super) enum Progress {
     /// The answer is not complete.
     Pending,
-    /// The answer, without its length.
+    /// The answer, without its length field.
     Answer(Vec<u8>),
     /// The server has refused the connection, or has closed it early.
     Failed(Errno),
 }
 
 impl<T: TcpSocket> OverTcp<T> {
-    /// A query over a socket that has begun to connect.
+    /// A query over a socket that is connecting.
     pub(super) const fn new(io: T) -> Self {
         Self { io, connected: false, query: Vec::new(), sent: 0, answer: Vec::new() }
     }
 
-    /// Sends `query` when the socket is connected.
+    /// Stores `query`. It is sent when the socket is connected.
     pub(super) fn ask(&mut self, query: impl Payload) {
         self.query = (query.len() as u16).to_be_bytes().to_vec();
         self.query.resize(LEN_LEN + query.len(), 0);
@@ -45,7 +46,8 @@ impl<T: TcpSocket> OverTcp<T> {
         (self.sent, self.answer) = (0, Vec::new());
     }
 
-    /// A socket of the exchange is ready, perhaps this one: sends and receives what it can. `buffer` is for received bytes.
+    /// Sends and receives as much as possible. Must be called when any socket of the exchange is ready. `buffer` is
+    /// scratch space for received bytes.
     pub(super) fn on_ready(&mut self, readiness: Readiness, buffer: &mut [u8]) -> Progress {
         if readiness.error
             && let Some(errno) = self.io.take_error()

@@ -1,7 +1,8 @@
-//! The query that a resolver is sent instead of the guest's own, and the answer as the guest's own query asks for it.
+//! Rebuilt queries: the query to a resolver that replaces the guest's own query, and the answer in the form that
+//! matches the guest's query.
 //!
-//! Names and options of a query can carry data out of the guest. So with rules by name, the resolver gets a new query,
-//! with nothing of the guest's but the question, in lower case, and some flags.
+//! Upper and lower case, options and unused fields of a query can carry data out of the guest. So with rules by name,
+//! the resolver gets a new query. It has only the question, in lower case, and some flags of the guest's query.
 
 use alloc::vec::Vec;
 
@@ -9,13 +10,15 @@ use wire::dns::{HEADER_LEN, Question};
 
 use super::refusal::Opt;
 
-/// Recursion is desired (RD), in the first byte of flags.
+/// The flag RD (recursion desired), in the first byte of flags.
 const RECURSION_DESIRED: u8 = 0x01;
-/// The client understands AD, and checks signatures itself (CD), in the second byte of flags (RFC 6840 §5.7, §5.9).
+/// The flags AD (the client understands AD) and CD (the client validates signatures itself), in the second byte of
+/// flags (RFC 6840 §5.7, §5.9).
 const AUTHENTIC_AND_CHECKING: u8 = 0x30;
 
-/// The query to send to a resolver: with this ID, the question of the guest's query `message`, its flags RD, AD and CD,
-/// and of its OPT record the size and the flag DO. None if `message` is no query with one question.
+/// The query for a resolver. It has this ID, and these parts of the guest's query `message`: the question, the flags
+/// RD, AD and CD, and the size and flag DO of the OPT record. None if `message` is not a query with exactly one
+/// question.
 pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
     let question = Question::parse(message)?;
     let &[first, second] = message.get(2..)?.first_chunk()?;
@@ -26,7 +29,8 @@ pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
     for count in [1, 0, 0, u16::from(opt.is_some())] {
         query.extend_from_slice(&count.to_be_bytes());
     }
-    // Length bytes are at most 63, below all letters. Type and class are not part of the name.
+    // Length bytes are at most 63, less than the code of any letter, so they do not change. Type and class are not part
+    // of the name.
     let (name, kind_and_class) = question.section().split_at(question.section().len().saturating_sub(4));
     query.extend(name.iter().map(u8::to_ascii_lowercase));
     query.extend_from_slice(kind_and_class);
@@ -36,8 +40,8 @@ pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
     Some(query)
 }
 
-/// Gives the answer to a rebuilt query the ID and the question of the guest's own query `message`. Clients compare the
-/// letters of the question (0x20 encoding).
+/// Replaces the ID and the question in the answer to a rebuilt query by those of the guest's own query `message`.
+/// Clients compare the question with upper and lower case (0x20 encoding).
 pub(super) fn restore(answer: &mut [u8], message: &[u8]) {
     let Some(question) = Question::parse(message) else { return };
     if let Some(id) = answer.first_chunk_mut() {
@@ -67,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_resolver_gets_the_question_and_nothing_else() {
-        // All flags and an EDNS version; a cookie as an option.
+        // An OPT record with all flags, an EDNS version, and a cookie option.
         let opt = b"\0\0\x29\x10\0\x01\x02\xff\xff\0\x0c\0\x0a\0\x08datadata";
         let mut message = query([0x07, 0x7f], Some(opt));
         message.extend(b"and more");
@@ -94,7 +98,7 @@ mod tests {
         restore(&mut answer, &message);
         assert_eq!(answer[..2], [0x12, 0x34]);
         assert_eq!(&answer[12..], NAME);
-        // An error without a question has no place for it.
+        // An error without a question has no room for the question.
         let mut error = vec![0xab, 0xcd, 0x81, 5, 0, 0, 0, 0, 0, 0, 0, 0];
         restore(&mut error, &message);
         assert_eq!(error, [0x12, 0x34, 0x81, 5, 0, 0, 0, 0, 0, 0, 0, 0]);

@@ -24,9 +24,9 @@ pub enum Refusal {
     NoData,
     /// NOTIMP: this kind of message is not supported. Use this for every opcode other than QUERY.
     NotImplemented,
-    /// The resolvers gave no answer that the client may get (SERVFAIL).
+    /// SERVFAIL: there is no answer from the resolvers that the client may get.
     Failure,
-    /// The answer is too long for a datagram (TC): the client asks again over TCP.
+    /// TC: the answer is too long for a datagram, so the client asks again over TCP.
     Truncated,
 }
 
@@ -50,9 +50,9 @@ impl ExtendedError<'_> {
     pub const NOT_SUPPORTED: u16 = 21;
 }
 
-/// The response to `query` without a record, at most 512 bytes. It includes `error`, in an OPT record, only if `query` has
-/// an OPT record: a client that sent none must not get one (RFC 6891 §6.1.1). None if `query` is no query with one
-/// question: there is nothing to answer.
+/// The response that refuses `query`. It has no records, and at most 512 bytes. If `query` has an OPT record, the
+/// response has an OPT record with `error`. A client that sent no OPT record must not get one (RFC 6891 §6.1.1). None
+/// if `query` is not a query with exactly one question: then it can't be answered.
 #[must_use]
 pub fn refuse(query: &[u8], refusal: Refusal, error: Option<ExtendedError<'_>>) -> Option<Vec<u8>> {
     const RESPONSE: u8 = 0x80;
@@ -84,17 +84,17 @@ pub fn refuse(query: &[u8], refusal: Refusal, error: Option<ExtendedError<'_>>) 
     Some(response)
 }
 
-/// What the guest's query asks for in its OPT record.
+/// The fields of the OPT record in the guest's query.
 #[derive(Clone, Copy)]
 pub(super) struct Opt {
-    /// The longest response over UDP, in bytes.
+    /// Maximum length of a response over UDP, in bytes.
     pub(super) udp_size: u16,
     /// The flags.
     pub(super) flags: u16,
 }
 
 impl Opt {
-    /// Length of an OPT record without options: owner, type, class, time to live and length of the data.
+    /// Length in bytes of an OPT record without options: owner, type, class, time to live and data length.
     pub(super) const LEN: usize = 11;
     /// Flag DO: the client requests DNSSEC records. The response must repeat this flag (RFC 3225 §3).
     const DNSSEC_OK: u16 = 0x8000;
@@ -107,7 +107,8 @@ impl Opt {
         Some(Self { udp_size: opt.class.0, flags: opt.ttl as u16 })
     }
 
-    /// Appends an OPT record of this size and these flags, of version 0, with `len` bytes of options to follow.
+    /// Appends an OPT record of version 0 with this size and these flags. The caller must append `len` bytes of
+    /// options.
     pub(super) fn push(self, message: &mut Vec<u8>, len: u16) {
         message.push(0); // the root
         for field in [Type::OPT.0, self.udp_size, 0, self.flags & Self::DNSSEC_OK, len] {

@@ -1,4 +1,4 @@
-//! Queries and answers under rules by name.
+//! Tests of queries and answers with rules by name.
 
 use alloc::string::String;
 
@@ -16,7 +16,7 @@ use crate::{
 
 const A: &[Data<'_>] = &[Bytes(&[203, 0, 113, 1])];
 const PRIVATE: &[Data<'_>] = &[Bytes(&[10, 0, 0, 1])];
-/// Any server: the guest does not choose.
+/// A server that the guest has chosen. With rules by name, its choice has no effect.
 const ANY: &str = "203.0.113.53:53";
 const ANY6: &str = "[2001:db8:5::53]:53";
 
@@ -28,7 +28,7 @@ fn guarded(rules: &str, audit: bool) -> Test {
     test
 }
 
-/// A query with an OPT record, of this size and with the flag DO, and with a cookie.
+/// A query whose OPT record has a size, the flag DO and a cookie.
 fn question(id: u16, name: &str, kind: Type) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([1, 0x20, 0, 1, 0, 0, 0, 0, 0, 1]);
@@ -38,7 +38,7 @@ fn question(id: u16, name: &str, kind: Type) -> Vec<u8> {
     message
 }
 
-/// What a server was sent: its ID, and the name in dotted form.
+/// The ID and the name, in dotted form, of the query that a server received.
 fn sent(test: &Test, index: usize) -> (u16, String) {
     let sent = test.opened(index).socket.sent().pop().unwrap();
     let question = Question::parse(&sent.payload).unwrap();
@@ -46,7 +46,7 @@ fn sent(test: &Test, index: usize) -> (u16, String) {
     (question.id, format!("{}", question.name().unwrap()))
 }
 
-/// The server of a socket answers with this message, whose ID becomes the one that it was asked with.
+/// The server of a socket answers with `message`, with the ID `id`.
 fn answers(test: &mut Test, index: usize, id: u16, message: &Message) {
     let mut bytes = message.bytes();
     bytes[..2].copy_from_slice(&id.to_be_bytes());
@@ -54,7 +54,7 @@ fn answers(test: &mut Test, index: usize, id: u16, message: &Message) {
     test.server_sends(&socket, &format!("{}", SocketAddr::new(socket.address, 53)), &bytes);
 }
 
-/// The message that the guest got, from the address that it had written to.
+/// The message that the guest received. Its source must be the address to which the guest wrote.
 fn got(test: &mut Test, remote: &str) -> Vec<u8> {
     let frame = test.world.frame().0;
     let (from, _, payload) = datagram(&frame);
@@ -228,7 +228,7 @@ fn a_truncated_answer_has_no_records_and_a_malformed_one_is_a_failure() {
     }
 }
 
-/// A better answer than SERVFAIL is waited for; what was kept goes through the guard as well.
+/// After SERVFAIL, the engine waits for a better answer. The guard judges the stored answer, too.
 #[test]
 fn kept_answers_and_repeated_queries() {
     let mut test = guarded("allow files.example", false);
