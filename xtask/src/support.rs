@@ -23,7 +23,7 @@ fn command_line(opt: &Opt) -> Vec<OsString> {
     if name == "stats" {
         line.push("--foreground".into());
     }
-    if name == "policy-audit" {
+    if name.starts_with("policy-") {
         line.push("--deny=metadata".into());
     }
     if name.starts_with("no-copy-") {
@@ -61,6 +61,8 @@ fn argument(opt: &Opt) -> Option<&'static str> {
             "UID[:GID]" => "1000",
             "NAME" => "name",
             "WHAT" => "metadata",
+            "CHECK" => "address",
+            "allow|deny" => "deny",
             _ => "/path",
         }),
     }

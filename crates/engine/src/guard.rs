@@ -14,7 +14,7 @@ use core::{
 pub use questions::{Asked, Refused};
 
 use crate::{
-    first_bytes::HostName,
+    first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
     names::{self, Names},
     policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Rule, Verdict},
@@ -35,7 +35,18 @@ pub struct Guard {
 #[derive(Debug)]
 struct Rules {
     policy: Policy,
-    audit: bool,
+    mode: Mode,
+}
+
+/// How the rules are applied.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mode {
+    /// Nothing is refused. What would be is counted and logged.
+    pub audit: bool,
+    /// A rule by name allows a flow as soon as its address was an answer for the name: first bytes are not read.
+    pub by_answer_alone: bool,
+    /// What a ClientHello with an encrypted part means.
+    pub ech: Ech,
 }
 
 /// A flow that the guest wants to begin.
@@ -70,6 +81,8 @@ pub struct Claim {
     pub server_first: bool,
     /// Whether first bytes without a name are forwarded, too.
     nameless: bool,
+    /// What a ClientHello with an encrypted part means.
+    pub ech: Ech,
     question: Question,
     guest: SocketAddr,
     /// Index of the rule.
@@ -79,13 +92,12 @@ pub struct Claim {
 }
 
 impl Guard {
-    /// A guard with these rules. With `audit`, it refuses nothing, but logs each flow and question that it would
-    /// refuse. `hash_key` must be random.
+    /// A guard with these rules. `hash_key` must be random.
     #[must_use]
-    pub fn new(policy: Policy, audit: bool, hash_key: [u8; 16]) -> Self {
+    pub fn new(policy: Policy, mode: Mode, hash_key: [u8; 16]) -> Self {
         let names = policy.has_names().then(|| Box::new(Names::new(names::Limits::default(), hash_key)));
         let recent = questions::Recent::new(hash_key);
-        Self { rules: Some(Box::new(Rules { policy, audit })), names, recent, refused: 0 }
+        Self { rules: Some(Box::new(Rules { policy, mode })), names, recent, refused: 0 }
     }
 
     /// The names for which the guest was given an address. None if there are no rules by name.
@@ -100,7 +112,7 @@ impl Guard {
         self.rules.as_ref().map(|rules| &rules.policy)
     }
 
-    /// Number of refusals since the start. With `audit`, the number of would-be refusals.
+    /// Number of refusals since the start. With [`Mode::audit`], the number of would-be refusals.
     #[must_use]
     pub const fn refused(&self) -> u64 {
         self.refused
@@ -119,9 +131,11 @@ impl Guard {
         let verdict = rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now)));
         let reason = match verdict {
             Verdict::Allow(_) => return Admission::Admit,
+            Verdict::AllowNamed { .. } if rules.mode.by_answer_alone => return Admission::Admit,
             Verdict::AllowNamed { rule, nameless } => {
-                let (server_first, guest) = (nameless || rules.audit, flow.ends.guest);
-                let claim = Claim { server_first, nameless, question, guest, rule, since: now };
+                let (server_first, guest) = (nameless || rules.mode.audit, flow.ends.guest);
+                let ech = rules.mode.ech;
+                let claim = Claim { server_first, nameless, ech, question, guest, rule, since: now };
                 return Admission::Named(claim);
             }
             Verdict::Deny(reason) if rules.exempts(flow, reason) => return Admission::Admit,
@@ -135,7 +149,7 @@ impl Guard {
             Protocol::Icmp => log::warn!("{refused}: ping {} -> {}{known} ({text})", guest.ip(), remote.ip()),
             protocol => log::warn!("{refused}: {protocol} {guest} -> {remote}{known} ({text})"),
         }
-        if rules.audit { Admission::Admit } else { Admission::Refuse }
+        if rules.mode.audit { Admission::Admit } else { Admission::Refuse }
     }
 
     /// Whether a flow may continue after its client has sent `name` as the server's name. A refusal is counted and
@@ -147,7 +161,7 @@ impl Guard {
         let Verdict::Deny(reason) = verdict else { return true };
         self.refused += 1;
         log::warn!("{}: {claim}: asked for {name} ({})", rules.refused(), rules.policy.text(reason));
-        rules.audit
+        rules.mode.audit
     }
 
     /// Whether a flow may continue although its client has sent no name. `why` is the reason for the missing name. A
@@ -159,7 +173,7 @@ impl Guard {
         }
         self.refused += 1;
         log::warn!("{}: {claim}: {why} ({})", rules.refused(), rules.policy.text(Reason::Rule(claim.rule)));
-        rules.audit
+        rules.mode.audit
     }
 
     /// Whether the guest may begin a flow whose first bytes are not read. If only a rule by name allows the flow, it
@@ -193,7 +207,7 @@ impl Guard {
         peer: SocketAddr,
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> bool {
-        let Some(rules) = self.rules.as_ref().filter(|rules| !rules.audit) else { return true };
+        let Some(rules) = self.rules.as_ref().filter(|rules| !rules.mode.audit) else { return true };
         let flow = Opening { protocol: Protocol::Udp, ends, destination: peer, asks_resolver: false };
         let verdict = rules.policy.verdict(&rules.question(&flow, is_own), &NoNames);
         self.refused += u64::from(verdict.is_deny());
@@ -243,7 +257,7 @@ impl Rules {
     }
 
     const fn refused(&self) -> &'static str {
-        if self.audit { "would be refused" } else { "refused" }
+        if self.mode.audit { "would be refused" } else { "refused" }
     }
 
     fn is_about_the_address(&self, reason: Reason) -> bool {

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use engine::first_bytes::Ech;
 use engine::forward::{Bypass, Enabled, IfName, Table};
 use engine::policy::Rule;
 use wire::ethernet::Mac;
@@ -96,6 +97,10 @@ pub struct Config {
     pub policy: Option<PathBuf>,
     /// `--policy-audit`: refuse nothing, and log what a policy would refuse.
     pub policy_audit: bool,
+    /// `--policy-names`: what rules by name check.
+    pub policy_names: NameCheck,
+    /// `--policy-ech`: what a ClientHello with an encrypted part means to the check of first bytes.
+    pub policy_ech: Ech,
 
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
     pub freebind: bool,
@@ -116,6 +121,16 @@ pub struct Config {
 
     /// Warnings to log when logging has started. The parser itself prints nothing.
     pub warnings: Vec<String>,
+}
+
+/// What rules by name check (docs/guard.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NameCheck {
+    /// The address was an answer for the name, and the client's first bytes have the name.
+    #[default]
+    FirstBytes,
+    /// The address was an answer for the name.
+    Address,
 }
 
 /// The limit of the log file's size if `--log-size` is not given, in bytes (behaviour §1.7.5).
@@ -158,6 +173,8 @@ impl Config {
             rules: Vec::new(),
             policy: None,
             policy_audit: false,
+            policy_names: NameCheck::default(),
+            policy_ech: Ech::default(),
             freebind: false,
             splice: if mode == Mode::Passt { Bypass::Never } else { Bypass::Local },
             host_lo_to_ns_lo: false,

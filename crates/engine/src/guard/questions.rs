@@ -118,7 +118,7 @@ impl Guard {
     /// Whether refusals are only logged.
     #[must_use]
     pub fn audits(&self) -> bool {
-        self.rules.as_ref().is_some_and(|rules| rules.audit)
+        self.rules.as_ref().is_some_and(|rules| rules.mode.audit)
     }
 
     /// Whether the guest may ask a question. `is_local` returns whether an address is in the guest's own network. A
@@ -178,7 +178,7 @@ impl Guard {
         self.refused += 1;
         let Asked { client, name, kind, .. } = asked;
         log::warn!("{}: DNS {client} {what} {name} {kind} ({})", rules.refused(), refused.text);
-        if rules.audit { Ok(()) } else { Err(refused) }
+        if rules.mode.audit { Ok(()) } else { Err(refused) }
     }
 
     fn judge_name(
@@ -233,7 +233,7 @@ impl Guard {
         let stands_for: Vec<String> = [asked, without_service(asked)]
             .into_iter()
             .chain(names.lookup_target(asked, now))
-            .filter(|name| rules.audit || rules.policy.has_rule_about(name))
+            .filter(|name| rules.mode.audit || rules.policy.has_rule_about(name))
             .map(String::from)
             .collect();
         let mut complete = true;

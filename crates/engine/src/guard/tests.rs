@@ -6,7 +6,7 @@ use crate::{names::MIN_LIFE, policy::spec, testkit::settings::START};
 
 fn guard(rules: &[&str]) -> Guard {
     let file = spec::parse_file(&rules.join("\n")).unwrap();
-    Guard::new(Policy::new(file.rules, file.default).unwrap(), false, [1; 16])
+    Guard::new(Policy::new(file.rules, file.default).unwrap(), Mode::default(), [1; 16])
 }
 
 fn opening(protocol: Protocol, remote: &str, destination: &str) -> Opening {
@@ -69,9 +69,35 @@ fn a_resolver_in_a_denied_group_may_be_asked_if_names_may() {
 #[test]
 fn an_audit_refuses_nothing_and_counts() {
     let policy = guard(&["deny all"]).policy().unwrap().clone();
-    let mut audit = Guard::new(policy, true, [1; 16]);
+    let mut audit = Guard::new(policy, Mode { audit: true, ..Mode::default() }, [1; 16]);
     assert!(audit.admits_unread(&opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0"), START, |_| false));
     assert_eq!(audit.refused(), 1);
+}
+
+#[test]
+fn the_answer_alone_can_be_enough() {
+    for (rules, expected) in [("allow a.example:443", true), ("allow b.example:443", false)] {
+        let policy = guard(&[rules]).policy().unwrap().clone();
+        let mode = Mode { by_answer_alone: true, ..Mode::default() };
+        let mut guard = Guard::new(policy, mode, [1; 16]);
+        let names = guard.names_mut().unwrap();
+        assert!(names.learn("192.0.2.1".parse().unwrap(), "a.example", 60, START));
+        let flow = opening(Protocol::Udp, "192.0.2.1:443", "192.0.2.1:443");
+        let admission = guard.admits(&flow, START, |_| false);
+        assert_eq!(admission, if expected { Admission::Admit } else { Admission::Refuse }, "{rules}");
+    }
+}
+
+#[test]
+fn an_encrypted_hello_can_be_refused() {
+    let policy = guard(&["allow a.example:443"]).policy().unwrap().clone();
+    for ech in [Ech::OuterName, Ech::Refuse] {
+        let mut guard = Guard::new(policy.clone(), Mode { ech, ..Mode::default() }, [1; 16]);
+        assert!(guard.names_mut().unwrap().learn("192.0.2.1".parse().unwrap(), "a.example", 60, START));
+        let flow = opening(Protocol::Tcp, "192.0.2.1:443", "192.0.2.1:443");
+        let Admission::Named(claim) = guard.admits(&flow, START, |_| false) else { panic!() };
+        assert_eq!(claim.ech, ech, "the reader of first bytes gets it");
+    }
 }
 
 /// A name that expires while a client connects still allows the flow.

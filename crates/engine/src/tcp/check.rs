@@ -2,11 +2,7 @@
 
 use core::time::Duration;
 
-use crate::{
-    first_bytes::{Ech, FirstBytes},
-    guard::Claim,
-    timer::Instant,
-};
+use crate::{first_bytes::FirstBytes, guard::Claim, timer::Instant};
 
 /// How long a client may take to send a server name.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,7 +23,7 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) const fn new(claim: Claim) -> Self {
-        let first = FirstBytes::new(Ech::OuterName);
+        let first = FirstBytes::new(claim.ech);
         Self { claim, first, fed: 0, until: None, farewell: &[] }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use engine::{
-    guard::Guard,
+    guard::{Guard, Mode},
     policy::{Policy, spec},
     timer::Instant,
 };
@@ -25,7 +25,11 @@ const DATA: &str = ". ack 1 win 512";
 
 fn guard(rules: &str, audit: bool) -> Guard {
     let file = spec::parse_file(rules).unwrap();
-    let mut guard = Guard::new(Policy::new(file.rules, file.default).unwrap(), audit, [1; 16]);
+    let mut guard = Guard::new(
+        Policy::new(file.rules, file.default).unwrap(),
+        Mode { audit, ..Mode::default() },
+        [1; 16],
+    );
     let names = guard.names_mut().unwrap();
     for name in [ALLOWED, OTHER] {
         assert!(names.learn("203.0.113.9".parse().unwrap(), name, 300, Instant::from_micros(0)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use engine::{
-    guard::Guard,
+    guard::{Guard, Mode},
     policy::{Policy, spec},
 };
 use testkit::message::{Data::Bytes, Message, name};
@@ -23,7 +23,8 @@ fn connected(rules: &str) -> Script {
     let mut script = Script::new();
     script.resolvers("198.51.100.53", &["192.0.2.1", "192.0.2.2"]);
     script.remote = "203.0.113.9:53".parse().unwrap();
-    *script.stack.guard_mut() = Guard::new(Policy::new(file.rules, file.default).unwrap(), false, [1; 16]);
+    *script.stack.guard_mut() =
+        Guard::new(Policy::new(file.rules, file.default).unwrap(), Mode::default(), [1; 16]);
     open(&mut script);
     script
 }

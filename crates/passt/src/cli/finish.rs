@@ -8,12 +8,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use engine::first_bytes::Ech;
 use engine::forward::{
     Bypass, PortRange, Protocol, Table,
     spec::{self, Context, Direction, Spec, SpecError},
 };
 
-use crate::config::{Config, GuestLink, MapHostLoopback, Mode, Target, Verbosity};
+use crate::config::{Config, GuestLink, MapHostLoopback, Mode, NameCheck, Target, Verbosity};
 
 /// The directory in which `ip netns` keeps its namespaces.
 const NSRUN_DIR: &str = "/run/netns";
@@ -110,9 +111,21 @@ impl Args {
     }
 
     fn guard(&self) -> Result<(), String> {
-        let Config { rules, policy, policy_audit, .. } = &self.config;
-        if *policy_audit && rules.is_empty() && policy.is_none() {
-            return Err("--policy-audit needs rules: --allow, --deny or --policy".into());
+        let Config { rules, policy, policy_audit, policy_names, policy_ech, .. } = &self.config;
+        let given = [
+            (*policy_audit, "--policy-audit"),
+            (*policy_names != NameCheck::default(), "--policy-names"),
+            (*policy_ech != Ech::default(), "--policy-ech"),
+        ];
+        let without_rules = rules.is_empty() && policy.is_none();
+        if let Some((_, option)) = given.iter().find(|(given, _)| *given && without_rules) {
+            return Err(format!("{option} needs rules: --allow, --deny or --policy"));
+        }
+        if *policy_names == NameCheck::Address && *policy_ech == Ech::Refuse {
+            return Err(
+                "--policy-ech deny can't be used with --policy-names address, which reads no first bytes"
+                    .into(),
+            );
         }
         Ok(())
     }

@@ -5,10 +5,10 @@ use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use engine::guard::Guard;
+use engine::guard::{Guard, Mode};
 use engine::policy::{Policy, spec};
 
-use crate::config::Config;
+use crate::config::{Config, NameCheck};
 
 /// Longest policy file, in bytes.
 const MAX_FILE_LEN: u64 = 16 << 20;
@@ -32,7 +32,12 @@ pub(super) fn guard(config: &Config) -> anyhow::Result<Guard> {
     log::debug!("Rule: default {}", policy.default_action());
     let mut hash_key = [0; 16];
     getrandom::fill(&mut hash_key).context("can't get random numbers")?;
-    Ok(Guard::new(policy, config.policy_audit, hash_key))
+    let mode = Mode {
+        audit: config.policy_audit,
+        by_answer_alone: config.policy_names == NameCheck::Address,
+        ech: config.policy_ech,
+    };
+    Ok(Guard::new(policy, mode, hash_key))
 }
 
 fn read(path: &Path) -> anyhow::Result<spec::File> {

@@ -24,7 +24,7 @@ fn every_option_is_accepted() {
             "no-copy-routes" | "no-copy-addrs" => ("pasta", "--config-net ", " 1"),
             "stats" => ("pasta", "--foreground ", " 1"),
             "migrate-exit" | "migrate-no-linger" | "repair-path" => ("passt", "--vhost-user ", ""),
-            "policy-audit" => ("pasta", "--deny all ", " 1"),
+            "policy-audit" | "policy-names" | "policy-ech" => ("pasta", "--deny all ", " 1"),
             _ if program_for(opt) == "passt" => ("passt", "", ""),
             _ => ("pasta", "", " 1"),
         };
@@ -135,6 +135,8 @@ fn argument_for(opt: &Opt) -> &'static str {
         "netmask" => "24",
         "mtu" => "1500",
         "allow" | "deny" => "tcp/192.0.2.0/24:443",
+        "policy-names" => "address",
+        "policy-ech" => "deny",
         "search" | "hostname" | "fqdn" => "guest.example",
         "log-file" | "pid" | "pcap" | "conf-path" | "socket" | "repair-path" | "nsrun-dir" | "userns"
         | "policy" => "/dir/x",

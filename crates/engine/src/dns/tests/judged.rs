@@ -6,7 +6,7 @@ use wire::dns::{Section, Type};
 
 use super::*;
 use crate::{
-    guard::Guard,
+    guard::{Guard, Mode},
     policy::{Policy, spec},
     testkit::message::{
         Data::{self, Bytes, Name},
@@ -24,7 +24,7 @@ fn guarded(rules: &str, audit: bool) -> Test {
     let file = spec::parse_file(rules).unwrap();
     let policy = Policy::new(file.rules, file.default).unwrap();
     let mut test = Test::new();
-    test.world.guard = Guard::new(policy, audit, [1; 16]);
+    test.world.guard = Guard::new(policy, Mode { audit, ..Mode::default() }, [1; 16]);
     test
 }
 

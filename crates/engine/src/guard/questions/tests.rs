@@ -2,6 +2,7 @@ use alloc::{format, vec};
 
 use super::*;
 use crate::{
+    guard::Mode,
     names::{Address, Target},
     policy::{Policy, spec},
     testkit::settings::START,
@@ -22,7 +23,7 @@ impl Test {
     fn with(rules: &str, audit: bool) -> Self {
         let file = spec::parse_file(rules).unwrap();
         let policy = Policy::new(file.rules, file.default).unwrap();
-        Self { guard: Guard::new(policy, audit, [1; 16]), now: START }
+        Self { guard: Guard::new(policy, Mode { audit, ..Mode::default() }, [1; 16]), now: START }
     }
 
     /// The decision about a question, as text.

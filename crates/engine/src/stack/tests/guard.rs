@@ -7,7 +7,7 @@ use wire::{
 
 use super::*;
 use crate::{
-    guard::Guard,
+    guard::{Guard, Mode},
     host::Readiness,
     policy::{Policy, spec},
 };
@@ -15,7 +15,8 @@ use crate::{
 fn guarded(rules: &str) -> Test {
     let mut test = Test::new();
     let file = spec::parse_file(rules).unwrap();
-    *test.stack.guard_mut() = Guard::new(Policy::new(file.rules, file.default).unwrap(), false, [1; 16]);
+    *test.stack.guard_mut() =
+        Guard::new(Policy::new(file.rules, file.default).unwrap(), Mode::default(), [1; 16]);
     test
 }
 

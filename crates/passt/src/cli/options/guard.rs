@@ -2,17 +2,19 @@
 
 use std::ffi::OsStr;
 
+use engine::first_bytes::Ech;
 use engine::policy::{Action as Verdict, spec};
 
 use super::{Opt, flag, value};
 use crate::cli::{finish::Args, value::path};
+use crate::config::NameCheck;
 
 pub(super) const OPTIONS: &[Opt] = &[
     value(
         &["allow"],
         "WHAT",
         allow,
-        "Let the guest reach it:\n[PROTOCOL/]DESTINATION[:PORTS]\nPROTOCOL: tcp, udp or icmp; DESTINATION: an\naddress, a prefix or a group: public, private,\nlinklocal, metadata, host, multicast, all.\nThe first --allow or --deny that matches decides.\nWhat none matches is refused if any is --allow",
+        "Let the guest reach it:\n[PROTOCOL/]DESTINATION[:PORTS]\nPROTOCOL: tcp, udp or icmp; DESTINATION: an\naddress, a prefix, a name, *.NAME or a group:\npublic, private, linklocal, metadata, host,\nmulticast, all.\nThe first --allow or --deny that matches decides.\nWhat none matches is refused if any is --allow",
     )
     .extension(),
     value(&["deny"], "WHAT", deny, "Do not let the guest reach this").extension(),
@@ -21,6 +23,20 @@ pub(super) const OPTIONS: &[Opt] = &[
         "PATH",
         policy,
         "Read more rules from this file, one in each line:\nallow WHAT, deny WHAT, default allow|deny",
+    )
+    .extension(),
+    value(
+        &["policy-names"],
+        "CHECK",
+        policy_names,
+        "What rules by name check:\nclient: the address was an answer for the name,\nand the client asks its server for it (TLS, HTTP,\nQUIC); address: the answer alone (default: client)",
+    )
+    .extension(),
+    value(
+        &["policy-ech"],
+        "allow|deny",
+        policy_ech,
+        "With deny, refuse a ClientHello with an encrypted\npart, as browsers send it to every server\n(default: allow, and check the outer name)",
     )
     .extension(),
     flag(&["policy-audit"], policy_audit, "Refuse nothing; log what the rules would refuse").extension(),
@@ -45,6 +61,24 @@ fn policy(args: &mut Args, value: &OsStr) -> Result<(), String> {
         return Err(format!("--policy was given before, with {}", first.display()));
     }
     args.config.policy = Some(path(value, "policy file")?);
+    Ok(())
+}
+
+fn policy_names(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.policy_names = match value.to_str() {
+        Some("client") => NameCheck::FirstBytes,
+        Some("address") => NameCheck::Address,
+        _ => return Err(format!("--policy-names: unknown check {}; use client or address", value.display())),
+    };
+    Ok(())
+}
+
+fn policy_ech(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.policy_ech = match value.to_str() {
+        Some("allow") => Ech::OuterName,
+        Some("deny") => Ech::Refuse,
+        _ => return Err(format!("--policy-ech: {}; use allow or deny", value.display())),
+    };
     Ok(())
 }
 
