@@ -307,12 +307,12 @@ impl<W: World> Udp<W> {
         let is_this = |id: &FlowId| self.flows.get(*id).is_some_and(|flow| flow.endpoints == endpoints);
         let latest = self.latest.filter(is_this);
         let known = latest.or_else(|| self.flows.find(&endpoints));
-        let Some(id) = known.or_else(|| self.open_flow(endpoints, datagram.payload, cx)) else {
+        let segment_size = segment_size(offload, datagram.payload.len());
+        let Some(id) = known.or_else(|| self.open_flow(endpoints, datagram.payload, segment_size, cx)) else {
             return;
         };
         self.latest = Some(id);
         let Some(flow) = self.flows.get(id) else { return };
-        let segment_size = segment_size(offload, datagram.payload.len());
         let outbound = OutboundDatagram {
             destination: flow.peer,
             source: flow.local,
@@ -371,11 +371,12 @@ impl<W: World> Udp<W> {
         self.train.recycle(payload);
     }
 
-    /// Opens a flow that the guest begins by a datagram with `payload`.
+    /// Opens a flow that the guest begins by a datagram with `payload`, or by a train.
     fn open_flow(
         &mut self,
         endpoints: Endpoints,
         payload: PayloadOf<'_, W::Memory>,
+        segment_size: Option<u16>,
         cx: &mut Context<'_, W>,
     ) -> Option<FlowId> {
         let guest = endpoints.guest;
@@ -387,10 +388,7 @@ impl<W: World> Udp<W> {
         };
         if !cx.admits_unread(Protocol::Udp, &endpoints, peer) {
             self.counters.refused += 1;
-            let mut bytes = [0; icmp::MAX_UPPER];
-            let quoted = payload.copy_to(&mut bytes);
-            let quote = Quote::of_datagram(endpoints, payload.len(), &bytes[..quoted]);
-            icmp::send_router_error(Report::prohibited(guest.is_ipv4()), &quote, cx);
+            report_unsent(Report::prohibited(guest.is_ipv4()), endpoints, payload, segment_size, cx);
             return None;
         }
         let local = cx.outbound_source(guest.ip(), peer);
@@ -485,10 +483,7 @@ impl<W: World> Udp<W> {
         }
         let SendResult::Refused(errno, too_long) = sent else { return };
         if let Some(report) = too_long.or(Report::of_refusal(errno, endpoints.guest.is_ipv4())) {
-            let mut bytes = [0; icmp::MAX_QUOTE];
-            let datagram = outbound.segment_size.map_or(outbound.payload.len(), usize::from);
-            let quoted = outbound.payload.slice(0..datagram).copy_to(&mut bytes);
-            icmp::send_router_error(report, &Quote::of_datagram(endpoints, datagram, &bytes[..quoted]), cx);
+            report_unsent(report, endpoints, outbound.payload, outbound.segment_size, cx);
         }
     }
 
@@ -498,6 +493,20 @@ impl<W: World> Udp<W> {
         let Some(Socket { io, role, .. }) = sockets.get_mut(id) else { return };
         drain(id, io, role, flows, cx);
     }
+}
+
+/// Reports to the guest that its datagram was not sent. The report quotes the datagram, or the first one of a train.
+fn report_unsent<W: World>(
+    report: Report,
+    endpoints: Endpoints,
+    payload: impl Payload,
+    segment_size: Option<u16>,
+    cx: &mut Context<'_, W>,
+) {
+    let len = segment_size.map_or(payload.len(), usize::from);
+    let mut bytes = [0; icmp::MAX_QUOTE];
+    let quoted = payload.slice(0..len).copy_to(&mut bytes);
+    icmp::send_router_error(report, &Quote::of_datagram(endpoints, len, &bytes[..quoted]), cx);
 }
 
 /// Takes the errors of a socket, and reports to the guest those that its datagrams met. See [`host::drain`].

@@ -3,7 +3,11 @@
 use wire::{checksum::Sum, frame::Transport};
 
 use super::*;
-use crate::host::Errno;
+use crate::{
+    guard::{Guard, Mode},
+    host::Errno,
+    policy::spec,
+};
 
 const ECONNREFUSED: SocketError = SocketError::Failed(Errno(111));
 const ENETUNREACH: SocketError = SocketError::Failed(Errno(101));
@@ -219,5 +223,31 @@ fn the_least_mtu_of_ipv6() {
         socket.socket.error(queued("[2001:db8:2::1]:8", 2, 0, number, "2001:db8:2::1"), b"x");
         test.ready(&socket, ERROR);
         assert_eq!(icmp_error(&test.world.frame().0).0.3, said);
+    }
+}
+
+/// A report about a train quotes only its first datagram, whoever has refused the train.
+#[test]
+fn a_report_about_a_train_quotes_its_first_datagram() {
+    let offload = Offload {
+        segmentation: Some(Segmentation { kind: SegmentKind::Udp, size: 200, ecn: false }),
+        ..Offload::default()
+    };
+    let train: Vec<u8> = (0..700_u32).map(|at| (at / 100) as u8).collect();
+    for (guest, remote) in [(GUEST, "203.0.113.1:8"), (GUEST6, "[2001:db8:2::1]:8")] {
+        for by_guard in [false, true] {
+            let mut test = Test::new();
+            if by_guard {
+                let file = spec::parse_file("deny all").unwrap();
+                let policy = crate::policy::Policy::new(file.rules, file.default).unwrap();
+                test.world.guard = Guard::new(policy, Mode::default(), [1; 16]);
+            } else {
+                test.guest_sends(guest, remote, b"x");
+                test.opened(0).socket.mailbox().refusals.extend([ENETUNREACH, ENETUNREACH]);
+            }
+            test.guest_sends_as(guest, remote, &train, 64, 0, &offload);
+            let (_, quote) = icmp_error(&test.world.frame().0);
+            assert_shown(&quoted_frame(&quote), guest, remote, &train[..200]);
+        }
     }
 }
