@@ -37,7 +37,8 @@ need() {
 }
 host() { ip netns exec "$H" "$@"; }
 peer() { ip netns exec "$P" "$@"; }
-user() { setpriv --reuid "$DEMO_USER" --regid "$(id -g "$DEMO_USER")" --clear-groups env HOME="$T" "$@"; }
+# As the ordinary user, on the host.
+user() { host setpriv --reuid "$DEMO_USER" --regid "$(id -g "$DEMO_USER")" --clear-groups env HOME="$T" "$@"; }
 # Waits for a condition, a command, for at most 20 s.
 await() {
     local _
