@@ -237,7 +237,7 @@ impl From<Malformed> for Fault {
     }
 }
 
-/// The answer, without the keys of Encrypted ClientHello. In an audit, the unchanged answer.
+/// The answer without the keys of Encrypted ClientHello, if the guest may have it. In an audit, the unchanged answer.
 fn admitted<W: World>(
     query: &[u8],
     answer: &[u8],

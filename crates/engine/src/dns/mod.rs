@@ -255,7 +255,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Handles a message of a server. `hop_limit` and `class` are those of its packet.
+    /// Handles a message of a server. `hop_limit` and `traffic_class` are those of its packet.
     fn on_answer(
         &mut self,
         id: FlowId,

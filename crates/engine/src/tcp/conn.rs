@@ -46,14 +46,14 @@ pub(super) enum Phase {
     SynSent,
     /// Both sides are connected. The guest's bytes are held until they contain a name that the rules allow.
     Checking,
-    /// Both sides are connected, until both streams have ended.
+    /// Both sides are connected. The phase lasts until both streams have ended.
     Established,
     /// The rules refuse the guest's first bytes. The guest gets a TLS alert or nothing, then a FIN, and the connection
     /// ends.
     Refused,
 }
 
-/// Why a connection ends before both of its streams have.
+/// Why a connection ends before both of its streams have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The connection has timed out. Both sides are reset.
@@ -75,17 +75,17 @@ pub(super) enum Turn {
     MoreToSend,
     /// The link is full.
     LinkFull,
-    /// Both streams have ended, and both sides know.
+    /// Both streams have ended, and both sides have acknowledged this.
     Finished,
 }
 
-/// Whether the SYN,ACK was acknowledged.
+/// Whether the guest has acknowledged the SYN,ACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Handshake {
-    /// Yes, by this segment.
+    /// This segment acknowledges it.
     Done,
-    /// Not yet. The caller drops the rest of the segment.
+    /// It is not acknowledged yet. The caller drops the rest of the segment.
     Waits,
 }
 
@@ -95,21 +95,22 @@ pub(super) struct Connection<W: World> {
     pub(super) phase: Phase,
     pub(super) send: Sender,
     pub(super) receive: Receiver,
-    /// The socket may have bytes that were not peeked yet.
+    /// Whether the socket may have bytes that were not peeked yet.
     readable: bool,
-    /// The socket has reported the end of the stream: it may follow a short read without another event.
+    /// Whether the socket has reported the end of the stream. Then the end may follow a short read without another
+    /// event.
     read_closed: bool,
-    /// The socket's error; bytes that it still holds go to the guest first.
+    /// The socket's error. The bytes that the socket still has are sent to the guest first.
     error: Option<Errno>,
-    /// The traffic class of the guest's segments, as set on the socket, and of the segments sent to
-    /// the guest. Both without ECN bits.
+    /// Traffic classes without ECN bits: `class` is that of the guest's segments, and is set on the socket.
+    /// `peer_class` is that of the segments to the guest.
     pub(super) class: u8,
     pub(super) peer_class: u8,
-    /// Kernel keep-alive was asked for.
+    /// Whether keep-alive was enabled on the socket.
     keep_alive: bool,
-    /// On the table's list of connections to finish at the end of the round.
+    /// Whether the connection is on the table's list of connections to handle at the end of the round.
     pub(super) touched: bool,
-    /// On the table's list of connections with more to send.
+    /// Whether the connection is on the table's list of connections with more to send.
     pub(super) runnable: bool,
     ack_at: Option<Instant>,
     active: Instant,
@@ -117,7 +118,8 @@ pub(super) struct Connection<W: World> {
     pub(super) deadline: Deadline,
     /// The other servers to try, while a connection to a resolver is not established.
     pub(super) dial: Option<Box<Dial>>,
-    /// In the phases [`Phase::Checking`] and [`Phase::Refused`], and before them.
+    /// The check of the first bytes. It exists in the phases [`Phase::Checking`] and [`Phase::Refused`], and in the
+    /// phases before them.
     pub(super) check: Option<Box<Check>>,
 }
 
@@ -160,7 +162,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// A segment of the guest that belongs to this connection.
+    /// Handles a segment of the guest that belongs to this connection.
     pub(super) fn on_segment(
         &mut self,
         segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
@@ -205,7 +207,7 @@ impl<W: World> Connection<W> {
             return Err(End::GuestReset);
         }
         if flags.contains(Flags::SYN) {
-            self.receive.ack = AckDue::Now; // RFC 5961 §4: challenge
+            self.receive.ack = AckDue::Now; // RFC 5961 §4: challenge ACK
             return Ok(());
         }
         if !flags.contains(Flags::ACK) {
@@ -229,14 +231,15 @@ impl<W: World> Connection<W> {
                 .accept(seq, segment.payload, fin, &mut self.socket, pool)
                 .or_else(|errno| self.fail(errno))?;
             if !in_order && self.receive.ack == AckDue::Now && !segment.payload.is_empty() {
-                // One acknowledgment per out-of-order segment: the guest counts them.
+                // Each out-of-order segment gets its own acknowledgment, since the guest counts duplicate
+                // acknowledgments.
                 self.send_ack(cx).ok();
             }
         }
         Ok(())
     }
 
-    /// A segment outside the window: keep-alives, old duplicates, window probes (RFC 9293 §3.10.7.4).
+    /// Handles a segment outside the window: a keep-alive, an old duplicate, or a window probe (RFC 9293 §3.10.7.4).
     pub(super) fn on_outside(&mut self, segment: &Segment<'_, impl Payload>, now: Instant) {
         let flags = segment.flags();
         if flags.contains(Flags::RST) {
@@ -249,7 +252,7 @@ impl<W: World> Connection<W> {
                 self.keep_alive = true; // the guest checks whether the peer is alive
                 self.socket.keep_alive();
             }
-            let _ = self.on_ack(segment, now); // its acknowledgment and window count
+            let _ = self.on_ack(segment, now); // acknowledgment and window of the segment are valid
         }
     }
 
@@ -265,7 +268,7 @@ impl<W: World> Connection<W> {
         ack
     }
 
-    /// The socket reported readiness.
+    /// Handles the readiness of the socket.
     pub(super) fn on_ready(
         &mut self,
         readiness: Readiness,
@@ -296,8 +299,8 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Finds the peer's urgent byte, and announces it. Segments before it point to it, even if the guest's window is
-    /// closed (RFC 9293 §3.8.5).
+    /// Finds the peer's urgent byte, and announces it to the guest. The segments before the urgent byte have its urgent
+    /// pointer, even if the guest's window is closed (RFC 9293 §3.8.5).
     fn find_urgent_mark(&mut self) {
         if let Some(offset) = self.socket.urgent_mark()
             && self.send.note_urgent(offset)
@@ -307,15 +310,15 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// The socket has failed. What it received before that still goes to the guest; during the
-    /// handshake there is nothing to wait for.
+    /// Handles the failure of the socket. The bytes that it received before the failure are sent to the guest first.
+    /// During the handshake, there are none, and the connection ends at once.
     pub(super) fn fail(&mut self, errno: Errno) -> Result<(), End> {
         self.readable = true;
         self.error = self.error.or(Some(errno));
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
     }
 
-    /// Sends everything that is due, and then sets the deadline.
+    /// Sends the segments that are due, and then sets the deadline.
     pub(super) fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         let turn = self.send_data_and_ack(cx)?;
         if turn != Turn::Finished {
@@ -342,14 +345,14 @@ impl<W: World> Connection<W> {
             self.ack_at = Some(cx.now + ACK_DELAY);
         }
         match self.error {
-            // The guest has everything that was received before the error.
+            // The guest has all bytes that were received before the error.
             Some(errno) if self.send.delivered() => Err(End::SocketFailed(errno)),
             _ if self.is_finished() => Ok(Turn::Finished),
             _ => Ok(turn),
         }
     }
 
-    /// Whether bytes of the socket may go to the guest.
+    /// Whether bytes of the socket may be sent to the guest.
     fn carries(&self) -> bool {
         match self.phase {
             Phase::Established => true,
@@ -358,12 +361,12 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// Whether both streams have ended, and both sides know.
+    /// Whether both streams have ended, and both sides have acknowledged this.
     pub(super) fn is_finished(&self) -> bool {
         self.receive.finished && self.send.finished()
     }
 
-    /// Frees the socket of what the guest has acknowledged.
+    /// Discards from the socket the bytes that the guest has acknowledged.
     fn discard(&mut self) {
         let len = self.send.discardable();
         if len > 0 {
@@ -376,7 +379,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// Retransmits what the guest has reported as missing.
+    /// Retransmits the segments that the guest has reported as missing.
     fn fill_holes(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         for _ in 0..BUDGET {
             let Some(run) = self.send.next_hole(cx.link.largest_segment()) else { return Ok(Turn::Idle) };
@@ -404,8 +407,9 @@ impl<W: World> Connection<W> {
             match self.send_run(run, cx) {
                 Sent::Bytes(len) => {
                     self.send.sent(run.seq + len, cx.now);
-                    // A short read: there are no more bytes, unless the end was announced, or the socket stopped before
-                    // the urgent byte. If that byte is not known yet, an event will report it.
+                    // A short read means that there are no more bytes. There are two exceptions: the end of the stream
+                    // was announced, or the socket stopped before the urgent byte. If the urgent byte is not known yet,
+                    // an event will report it.
                     let stopped = self.send.is_urgent(run.seq + len);
                     self.readable &= len == run.len || self.read_closed || stopped;
                 }
@@ -421,7 +425,7 @@ impl<W: World> Connection<W> {
         Ok(Turn::MoreToSend)
     }
 
-    /// Sends part of the host's stream, or as much of it as the socket has.
+    /// Sends a part of the host's stream. If the socket has fewer bytes, sends those.
     pub(super) fn send_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
         if run.fin {
             return match self.send_control(run.seq, Flags::FIN | Flags::ACK, cx) {
@@ -465,7 +469,7 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Resets the connection on the guest's side.
+    /// Sends a RST to the guest.
     pub(super) fn send_reset(&mut self, cx: &mut Context<'_, W>) {
         // Before the guest has sent a SYN, there is nothing to acknowledge.
         let flags = if self.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
@@ -485,13 +489,13 @@ impl<W: World> Connection<W> {
         Fields { seq, ack: self.receive.next, flags, window, urgent, class: self.peer_class, options }
     }
 
-    /// A segment with an acknowledgment was sent.
+    /// Notes that a segment with an acknowledgment was sent.
     pub(super) fn ack_sent(&mut self) {
         self.receive.ack_sent();
         self.ack_at = None;
     }
 
-    /// The connection's deadline was reached: handles whatever is due.
+    /// Handles all timers of the connection that have expired.
     pub(super) fn on_deadline(
         &mut self,
         id: FlowId,
@@ -536,7 +540,7 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Sends one byte into a closed window: the guest's answer shows whether it is open again.
+    /// Sends a window probe of one byte. The guest's answer shows whether the window is open again.
     fn probe_window(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
         let run = self.send.probe();
         match self.send_run(run, cx) {
@@ -563,12 +567,13 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Since when the connection has been silent: neither side has sent anything, and the guest was not probed.
+    /// The time since which the connection has been silent: neither side has sent anything, and the guest was not
+    /// probed.
     fn silent_since(&self) -> Instant {
         self.probed.map_or(self.active, |probed| probed.max(self.active))
     }
 
-    /// Sets the deadline to the earliest of the pending ones.
+    /// Sets the deadline to the earliest time at which a timer of the connection expires.
     fn set_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if self.carries() {
             self.send.start_timer_if_due(self.readable, cx.now);
@@ -584,8 +589,8 @@ impl<W: World> Connection<W> {
     }
 }
 
-/// The second tick after `since` of a clock with this period. So one to two periods pass, and the deadlines of all
-/// connections expire together: one wake-up serves them all.
+/// The second tick after `since` of a clock with this period: one to two periods after `since`. So the deadlines of all
+/// connections expire together, and one wake-up serves all of them.
 fn second_tick(since: Instant, period: Duration) -> Instant {
     let period = period.as_micros() as u64;
     Instant::from_micros((since.as_micros() / period + 2) * period)

@@ -1,4 +1,4 @@
-//! The servers that a connection to the host's resolvers can go to: they are tried in order (docs/design/dns.md).
+//! The servers to which a connection to the host's resolvers can lead. They are tried in order (docs/design/dns.md).
 
 use core::{net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     timer::Instant,
 };
 
-/// How long a server may be silent before the next one is tried.
+/// How long a server may be silent before the next server is tried.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The servers for a connection that is not established yet.
@@ -19,9 +19,9 @@ pub(super) struct Dial {
     servers: Servers,
     /// Traffic class of the guest's SYN.
     class: u8,
-    /// Index of the current one.
+    /// Index of the current server.
     pub(super) at: usize,
-    /// When to try the next one.
+    /// When to try the next server.
     pub(super) due: Option<Instant>,
 }
 
@@ -35,7 +35,7 @@ impl Dial {
         self.servers.all().get(self.at).copied()
     }
 
-    /// Starts to connect to the current server, or to the first one after it for which that is possible.
+    /// Starts to connect to the current server. If this fails at once, tries the servers after it, in order.
     ///
     /// # Errors
     /// The error of the last server.
@@ -53,7 +53,7 @@ impl Dial {
                     self.due = (self.at + 1 < self.servers.len()).then(|| cx.now + SERVER_TIMEOUT);
                     return Ok(socket);
                 }
-                // Another server would need a file as well.
+                // A connection to another server would need the same resource.
                 Err(errno) if errno.is_exhaustion() => return Err(errno),
                 Err(errno) => {
                     health.failed(server.ip(), cx.now);

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Sent {
-    /// The segment was sent, with this much of the sequence space: bytes of payload, or one for a FIN.
+    /// The segment was sent. It occupies this much sequence space: the bytes of payload, or one for a FIN.
     Bytes(u32),
     /// Nothing was sent: the stream of the socket has ended.
     End,
@@ -36,27 +36,27 @@ pub(super) struct Fields {
     pub(super) seq: Seq,
     pub(super) ack: Seq,
     pub(super) flags: Flags,
-    /// As in the header: scaled down.
+    /// The window as in the header: scaled down.
     pub(super) window: u16,
-    /// From `seq` to the byte after the urgent one; zero for no urgent data. It is the same for all segments of a
-    /// super-frame, so only a frame of a single segment may have it.
+    /// The urgent pointer: the distance from `seq` to the byte after the urgent byte, or zero if there is no urgent
+    /// data. All segments of a super-frame have the same pointer, so only a frame with a single segment may have one.
     pub(super) urgent: u16,
     /// The traffic class of the packet, without ECN bits.
     pub(super) class: u8,
     pub(super) options: Options,
 }
 
-/// How much payload a frame may have.
+/// The limits of a frame's payload.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
-    /// Maximum amount of payload of the frame, in bytes.
+    /// Maximum length of the payload of the frame, in bytes.
     pub(super) frame: usize,
-    /// Payload of each of its segments except the last, in bytes.
+    /// Length of the payload of each segment except the last, in bytes.
     pub(super) segment: u16,
 }
 
-/// Sends a segment whose payload, of up to `size` bytes, `fill` writes. If `fill` does not return
-/// [`Sent::Bytes`], that is the result and nothing is sent.
+/// Sends a segment with payload. `fill` writes the payload, within the limits of `size`. If `fill` does not return
+/// [`Sent::Bytes`], nothing is sent, and the result is that of `fill`.
 pub(super) fn with_payload<W: World>(
     ends: &Endpoints,
     mut fields: Fields,

@@ -21,12 +21,12 @@ use crate::{
     host::{Readiness, TcpSocket},
 };
 
-/// Segments larger than a page are whole pages.
+/// The payload of segments above one page is a multiple of this page size, in bytes.
 const PAGE: u16 = 4096;
 
-/// The largest payload of a segment that fits the link's MTU, in bytes. Above one page, it is rounded down to whole pages
-/// (behaviour §6.3). So it is a few bytes below the host's own largest segment, and the host can send each segment of the
-/// guest as one packet, instead of a full one and a tiny one.
+/// The largest payload of a segment that fits the link's MTU, in bytes. Above one page, it is rounded down to whole
+/// pages (behaviour §6.3). So it is a few bytes below the host's own maximum segment size. The host can then send each
+/// segment of the guest as one packet, and not as a full packet and a tiny one.
 fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
     let v4 = ends.guest.is_ipv4();
     let largest = settings.link_mtu(v4).saturating_sub(if v4 { 40 } else { 60 }).max(64);
@@ -34,7 +34,7 @@ fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
 }
 
 impl<W: World> Connection<W> {
-    /// A connection that the guest opens with `syn`; `socket` has begun to connect, by packets of traffic class
+    /// A connection that the guest opens with `syn`. `socket` has begun to connect with packets of traffic class
     /// `class`.
     pub(super) fn from_guest(
         ends: Endpoints,
@@ -54,7 +54,7 @@ impl<W: World> Connection<W> {
         connection
     }
 
-    /// A connection that was accepted on the host; the guest gets a SYN.
+    /// A connection that was accepted on the host. Sends a SYN to the guest.
     pub(super) fn from_host(ends: Endpoints, socket: TcpOf<W>, iss: Seq, cx: &mut Context<'_, W>) -> Self {
         let (socket, receive) = (Socket::Host(socket), Receiver::new(Seq(0), WINDOW_SCALE));
         let mut connection = Self::new(ends, socket, Phase::SynSent, Sender::new(iss), receive, cx.now);
@@ -64,13 +64,13 @@ impl<W: World> Connection<W> {
     }
 
     fn start_handshake(&mut self, cx: &mut Context<'_, W>) {
-        self.send_syn(cx); // lost if the link is full: the timer repeats it
+        self.send_syn(cx); // if the link is full, the timer repeats it
         let iss = self.send.syn_seq();
         self.send.sent(iss + 1, cx.now);
         self.send.schedule_syn(0, cx.now);
     }
 
-    /// Sends the SYN, or the SYN,ACK if the guest has sent a SYN; always with the same sequence number (Q2).
+    /// Sends the SYN. If the guest has sent a SYN, sends the SYN,ACK. The sequence number is always the same (Q2).
     pub(super) fn send_syn(&mut self, cx: &mut Context<'_, W>) {
         let answering = self.phase != Phase::SynSent;
         let scale = (!answering || self.receive.scale > 0).then_some(WINDOW_SCALE);
@@ -94,7 +94,7 @@ impl<W: World> Connection<W> {
         emit::bare(&self.ends, fields, cx).ok();
     }
 
-    /// The connecting socket reported readiness.
+    /// Handles the readiness of the connecting socket.
     pub(super) fn on_connected(&mut self, readiness: Readiness, cx: &mut Context<'_, W>) -> Result<(), End> {
         if readiness.error
             && let Some(errno) = self.socket.take_error()
@@ -108,12 +108,12 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// A segment of the guest before it was answered: a repeated SYN is ignored.
+    /// Handles a segment before the guest's SYN was answered. A repeated SYN is ignored.
     pub(super) fn while_connecting(&mut self, segment: &Segment<'_, impl Payload>) -> Result<(), End> {
         if segment.flags().contains(Flags::RST) { Err(End::GuestReset) } else { Ok(()) }
     }
 
-    /// A segment while the guest's SYN,ACK is expected.
+    /// Handles a segment while the guest's SYN,ACK is expected.
     pub(super) fn while_syn_sent(
         &mut self,
         segment: &Segment<'_, impl Payload>,
@@ -125,7 +125,8 @@ impl<W: World> Connection<W> {
             return if acks_our_syn { Err(End::GuestReset) } else { Ok(()) };
         }
         if flags.contains(Flags::ACK) && !acks_our_syn {
-            // Of an earlier connection on these ports: make the guest forget it (RFC 9293 §3.5.2).
+            // The segment belongs to an earlier connection with these ports. A reset makes the guest drop that
+            // connection (RFC 9293 §3.5.2).
             reset_unknown(&self.ends, self.peer_class, segment, cx);
             return Ok(());
         }
@@ -138,11 +139,12 @@ impl<W: World> Connection<W> {
         self.receive = Receiver::new(segment.seq() + 1, scale);
         self.send.on_handshake_done(cx.now);
         self.phase = Phase::Established;
-        self.receive.ack = AckDue::Now; // on the client's first data, if the socket has some already
+        self.receive.ack = AckDue::Now; // the client's first data carry it, if the socket has data already
         Ok(())
     }
 
-    /// A segment while the SYN,ACK is unacknowledged. If it acknowledges that, the rest of it is processed too (Q3).
+    /// Handles a segment while the SYN,ACK is unacknowledged. If the segment acknowledges the SYN,ACK, its payload is
+    /// processed, too (Q3).
     pub(super) fn while_syn_received(
         &mut self,
         segment: &Segment<'_, impl Payload>,
@@ -154,7 +156,7 @@ impl<W: World> Connection<W> {
         }
         if flags.contains(Flags::SYN) {
             if segment.seq() + 1 == self.receive.next {
-                self.send_syn(cx); // the answer was lost
+                self.send_syn(cx); // the SYN,ACK was lost
             }
             return Ok(Handshake::Waits);
         }

@@ -1,8 +1,8 @@
 //! TCP between the guest and sockets of the host (behaviour §6).
 //!
-//! A connection is two halves that share a socket: [`receive`] carries the guest's segments to the socket,
-//! [`send`] carries the socket's bytes to the guest. [`conn`] joins them, [`handshake`] begins them; this
-//! module finds the connection for a segment, an event or a deadline, and ends it.
+//! A connection has two halves that share a socket. [`receive`] carries the guest's segments to the socket, and
+//! [`send`] carries the socket's bytes to the guest. [`conn`] joins the halves, and [`handshake`] begins a connection.
+//! This module finds the connection for a segment, an event or a deadline, and ends connections.
 
 mod check;
 mod checking;
@@ -57,18 +57,18 @@ use crate::{
     timer::Instant,
 };
 
-/// The bits of a traffic class that are copied to the other side. ECN bits are not: the two sides have different
-/// segments (RFC 2474).
+/// The bits of a traffic class that are copied to the other side (RFC 2474). ECN bits are not copied, since the
+/// segments on the two sides differ.
 const DSCP: u8 = 0xfc;
 
 /// Counts of connections since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Connections begun, from either side.
+    /// Connections that were begun by either side.
     pub opened: u64,
-    /// SYNs refused: bad addresses, no socket, table full.
+    /// SYNs that were refused: the address was not allowed, there was no socket, or the table was full.
     pub refused: u64,
-    /// Connections that ended in a reset of either side.
+    /// Connections that ended with a reset of either side.
     pub reset: u64,
 }
 
@@ -76,23 +76,23 @@ pub struct Counters {
 pub struct Tcp<W: World> {
     flows: Flows<Connection<W>>,
     pool: ChunkPool,
-    /// Connections to finish at the end of the round.
+    /// Connections to handle at the end of the round.
     touched: Vec<FlowId>,
-    /// Connections with more to send than their turn allowed, or than the link took.
+    /// Connections with more to send: their turn has ended, or the link is full.
     runnable: VecDeque<FlowId>,
-    /// Connections by which the guest asks questions that the guard judges; the one that was opened first comes first.
+    /// Connections over which the guest asks questions that the guard judges, in the order in which they were opened.
     services: VecDeque<FlowId>,
     /// Which resolvers have failed recently.
     health: Health,
-    /// For initial sequence numbers.
+    /// Secret for initial sequence numbers.
     secret: [u8; 16],
-    /// Counts since the start.
+    /// Counts of connections since the start.
     pub counters: Counters,
 }
 
 impl<W: World> Tcp<W> {
-    /// An empty table for at most `limit` connections, whose receive queues may take `queue_memory` bytes together;
-    /// `hash_key` and `secret` are random.
+    /// An empty table for at most `limit` connections. All their receive queues together may use `queue_memory` bytes.
+    /// `hash_key` and `secret` must be random.
     #[must_use]
     pub fn new(limit: usize, queue_memory: usize, hash_key: [u8; 16], secret: [u8; 16]) -> Self {
         Self {
@@ -107,25 +107,25 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     #[must_use]
     pub fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
     }
 
-    /// Bytes of memory that receive queues hold at present, all connections together.
+    /// Memory of the receive queues of all connections at present, in bytes.
     #[must_use]
     pub fn queue_memory(&self) -> usize {
         self.pool.lent_bytes()
     }
 
-    /// A segment of the guest. Segments that it causes may be sent only at the end of the round.
+    /// Handles a segment of the guest. Answers to it may be sent only at the end of the round.
     pub fn on_segment(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
@@ -139,7 +139,8 @@ impl<W: World> Tcp<W> {
         let (flags, class) = (segment.flags(), packet.traffic_class & DSCP);
         let opens = flags & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN;
         let found = self.flows.find(&ends).filter(|&id| {
-            // Ended, and removed at the end of the round: the ports are free for a new connection.
+            // The connection has ended, and will be removed at the end of the round. Its ports are free for a new
+            // connection.
             !opens || self.flows.get(id).is_some_and(|connection| !connection.is_finished())
         });
         if opens && found.is_none() {
@@ -157,7 +158,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// The guest opens a connection (behaviour §6.1).
+    /// Handles a SYN of the guest that opens a connection (behaviour §6.1).
     fn open(&mut self, ends: Endpoints, class: u8, syn: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
         let (Some(destination), Some(id)) = (host_destination(&ends, cx.settings), self.flows.next_id())
         else {
@@ -206,11 +207,11 @@ impl<W: World> Tcp<W> {
         self.insert(connection);
     }
 
-    /// A connection was accepted on the host: `remote` and `guest` are its ends as the guest will see
-    /// them (behaviour §6.2).
+    /// Handles a connection that was accepted on the host (behaviour §6.2). `ends` are its ends as the guest will see
+    /// them.
     ///
     /// # Errors
-    /// The socket, to be reset, if the limit is reached or the ends are in use.
+    /// Returns the socket, which the caller must reset, if the limit is reached or the ends are in use.
     pub fn accept(
         &mut self,
         ends: Endpoints,
@@ -241,7 +242,7 @@ impl<W: World> Tcp<W> {
         Some(id)
     }
 
-    /// A connection's socket reported readiness.
+    /// Handles the readiness of a connection's socket.
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if self.redial_if_failed(id, readiness, cx) == Redial::Done {
             return;
@@ -251,7 +252,7 @@ impl<W: World> Tcp<W> {
         self.after_step(id, step, cx);
     }
 
-    /// A connection's deadline may have been reached.
+    /// Handles a connection's deadline, if it has been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         let step = connection.on_deadline(id, &mut self.pool, cx);
@@ -259,7 +260,7 @@ impl<W: World> Tcp<W> {
         self.redial_if_silent(id, cx);
     }
 
-    /// The end of a round: sends the acknowledgments and data that its segments and events have made due.
+    /// Ends a round: sends the acknowledgments and data that the segments and events of the round have made due.
     pub(crate) fn end_round(&mut self, cx: &mut Context<'_, W>) {
         let mut touched = core::mem::take(&mut self.touched);
         for id in touched.drain(..) {
@@ -268,10 +269,10 @@ impl<W: World> Tcp<W> {
                 self.send_due(id, cx);
             }
         }
-        self.touched = touched; // keep its memory
+        self.touched = touched; // reuses its memory
     }
 
-    /// Gives each connection that waits for it a turn to send.
+    /// Gives a turn to send to each connection that has more to send.
     pub(crate) fn take_turns(&mut self, cx: &mut Context<'_, W>) -> Pressure {
         for _ in 0..self.runnable.len() {
             let Some(id) = self.runnable.pop_front() else { break };
@@ -285,7 +286,8 @@ impl<W: World> Tcp<W> {
         if self.runnable.is_empty() { Pressure::None } else { Pressure::MoreToSend }
     }
 
-    /// Handles the result of a step of a connection: it is put on the list for the end of the round, or it ends now.
+    /// Handles the result of a step of a connection: puts the connection on the list for the end of the round, or ends
+    /// it now.
     fn after_step(&mut self, id: FlowId, step: Result<(), End>, cx: &mut Context<'_, W>) {
         match step {
             Ok(()) => self.touch(id),
@@ -293,7 +295,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Makes a connection send what is due at the end of the round.
+    /// Puts a connection on the list of connections to handle at the end of the round.
     fn touch(&mut self, id: FlowId) {
         if let Some(connection) = self.flows.get_mut(id).filter(|connection| !connection.touched) {
             connection.touched = true;
@@ -301,7 +303,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Sends what is due for a connection, sets its deadline, and removes it if it is over.
+    /// Sends the segments of a connection that are due, sets its deadline, and removes the connection if it has ended.
     fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Turn {
         let Some(connection) = self.flows.get_mut(id) else { return Turn::Idle };
         match connection.send_due(id, cx) {
@@ -354,7 +356,7 @@ impl<W: World> Tcp<W> {
         ids.into_iter().for_each(|id| self.end(id, End::Abort, cx));
     }
 
-    /// An initial sequence number (RFC 6528): a secret function of the ends plus a clock of 4 us.
+    /// An initial sequence number (RFC 6528): a secret function of the ends, plus a clock with a period of 4 us.
     fn initial_sequence(&self, ends: &Endpoints, now: Instant) -> Seq {
         let mut hasher = SipHasher13::new_with_key(&self.secret);
         ends.hash(&mut hasher);
@@ -362,7 +364,8 @@ impl<W: World> Tcp<W> {
     }
 }
 
-/// The host's side of a connection, for messages: the socket's own address, the direction, and the peer's.
+/// The host's side of a connection, as text for messages: the socket's own address, the direction, and the peer's
+/// address.
 struct HostSide(Option<SocketAddr>, &'static str, Option<SocketAddr>);
 
 impl fmt::Display for HostSide {
@@ -386,23 +389,24 @@ impl fmt::Display for End {
     }
 }
 
-/// The destination on the host's side of a connection between these ends; none if it is not allowed, as with a group.
+/// The destination, on the host's side, of a connection between these ends. None if the destination is not allowed,
+/// such as a multicast address.
 fn host_destination(ends: &Endpoints, settings: &Settings) -> Option<SocketAddr> {
     let valid = ends.guest.port() != 0 && settings.valid_guest_source(ends.guest.ip());
     settings.to_host(Protocol::Tcp, ends.remote).ok().filter(|_| valid)
 }
 
-/// What the guest learns about a connection that failed.
+/// What the guest has received about a failed connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
-    /// The error that a network would report.
+    /// The ICMP error that a network would send, or nothing if the peer was silent.
     Reported,
-    /// Nothing yet: it must get a reset, as for a refused connection.
+    /// Nothing yet. The guest must get a reset, as for a refused connection.
     NeedsReset,
 }
 
-/// Reports to the guest why its SYN, of sequence number `iss`, failed, as a network would: by an ICMP error, or by
-/// silence if the peer was silent.
+/// Reports to the guest why its SYN with sequence number `iss` failed. Like a network, it sends an ICMP error, or
+/// nothing if the peer was silent.
 fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut Context<'_, W>) -> Failure {
     if errno == Errno::ETIMEDOUT {
         return Failure::Reported;
@@ -418,8 +422,8 @@ fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut C
     Failure::Reported
 }
 
-/// Answers a segment that belongs to no connection with a reset of this traffic class (RFC 9293 §3.10.7.1; behaviour §6.7,
-///
+/// Answers a segment that does not belong to a connection with a reset. The reset has this traffic class (RFC 9293
+/// §3.10.7.1; behaviour §6.7, R-59).
 fn reset_unknown<W: World>(
     ends: &Endpoints,
     class: u8,

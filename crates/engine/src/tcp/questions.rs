@@ -1,4 +1,5 @@
-//! DNS over TCP for the guest (RFC 7766), under rules by name: the connection ends here, and each question is judged.
+//! The guest's DNS over TCP (RFC 7766), with rules by name. The engine terminates the connection, and the guard judges
+//! each question.
 
 use alloc::vec::Vec;
 use core::{marker::PhantomData, net::SocketAddr};
@@ -10,27 +11,27 @@ use crate::{
     memory::{Memory, PayloadOf, Room as _, RoomOf},
 };
 
-/// Longest query, in bytes: as over UDP.
+/// Maximum length of a query, in bytes: the same as over UDP.
 const MAX_QUERY: usize = 4096;
-/// Length of a message's length, in bytes.
+/// Length of the length field before a message, in bytes.
 const LEN_LEN: usize = 2;
-/// Bytes of questions that are stored until they are taken.
+/// Maximum number of bytes of questions that are stored until [`Questions::next`] returns them.
 const MAX_INPUT: usize = LEN_LEN + MAX_QUERY;
-/// No question is taken while more bytes of answers than this wait for the guest.
+/// While more bytes of answers than this wait for the guest, no further question is handled.
 const MAX_OUTPUT: usize = 1 << 16;
-/// Most questions without an answer.
+/// Maximum number of questions without an answer.
 const MOST_ASKED: usize = 8;
 
-/// What takes the place of the host's socket in a connection by which the guest asks questions.
+/// The replacement of the host's socket in a connection over which the guest asks questions.
 #[derive(Debug)]
 pub(super) struct Questions<M> {
     input: Vec<u8>,
-    /// The guest's half of the stream has ended.
+    /// Whether the guest's stream has ended.
     ended: bool,
     output: Vec<u8>,
-    /// Questions without an answer.
+    /// Number of questions without an answer.
     asked: usize,
-    /// [`Questions::is_over`] was true.
+    /// Whether [`Questions::is_over`] has returned true.
     over: bool,
     memory: PhantomData<M>,
 }
@@ -40,9 +41,9 @@ pub(super) struct Questions<M> {
 pub(super) enum Next {
     /// A message.
     Query(Vec<u8>),
-    /// None is complete, or too many wait for answers.
+    /// No message is complete, or too many questions wait for answers.
     None,
-    /// The message is longer than any query.
+    /// The message is longer than a query may be.
     TooLong,
 }
 
@@ -58,7 +59,7 @@ impl<M> Questions<M> {
         }
     }
 
-    /// Takes the next message of the guest. There is room for more of its bytes then.
+    /// Removes and returns the next message of the guest. After that, there is room for more bytes of the guest.
     pub(super) fn next(&mut self) -> Next {
         let Some(len) = self.input.first_chunk().map(|len| usize::from(u16::from_be_bytes(*len))) else {
             return Next::None;
@@ -76,14 +77,14 @@ impl<M> Questions<M> {
         Next::Query(query)
     }
 
-    /// Whether the guest asks no more, and has got all answers. True once.
+    /// Whether the guest's stream has ended and the guest has all answers. Returns true only once.
     pub(super) fn is_over(&mut self) -> bool {
         let before = self.over;
         self.over = self.ended && self.asked == 0;
         self.over && !before
     }
 
-    /// An answer for the guest.
+    /// Stores an answer for the guest.
     pub(super) fn answer(&mut self, answer: &[u8]) {
         self.asked = self.asked.saturating_sub(1);
         let Ok(len) = u16::try_from(answer.len()) else { return };

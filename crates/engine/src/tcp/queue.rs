@@ -1,7 +1,7 @@
-//! Bytes from the guest that the socket has not taken: because it was full, or because they come after a hole.
+//! Bytes from the guest that the socket has not accepted yet: the socket was full, or the bytes come after a hole.
 //!
-//! In the common case a connection has no queue at all: in-order bytes go straight from the frame to the socket. A
-//! queue is created with the first byte that can't, and removed with the last.
+//! Usually, a connection has no queue: bytes that are in order are sent directly from the frame to the socket. A queue
+//! is created for the first byte that the socket can't accept now, and removed after its last byte was sent.
 
 use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
 
@@ -14,9 +14,9 @@ use crate::ranges::{Range, Ranges};
 
 /// Length of a chunk in bytes.
 const CHUNK_LEN: usize = 16 * 1024;
-/// Free chunks kept for the next user; more are given back to the allocator.
+/// Maximum number of free chunks that are kept. Other free chunks are returned to the allocator.
 const SPARE_CHUNKS: usize = 64;
-/// Maximum number of separate ranges one queue holds; a segment that would make one more is not taken.
+/// Maximum number of separate ranges in a queue. A segment that would add another range is dropped.
 const MAX_RANGES: usize = 128;
 
 type Chunk = Box<[u8]>;
@@ -30,7 +30,7 @@ pub(super) struct ChunkPool {
 }
 
 impl ChunkPool {
-    /// A pool that lends at most `bytes` at a time.
+    /// A pool whose chunks in use have at most `bytes` bytes.
     pub(super) fn new(bytes: usize) -> Self {
         Self { spare: Vec::new(), lent: 0, limit: bytes / CHUNK_LEN }
     }
@@ -56,17 +56,17 @@ impl ChunkPool {
     }
 }
 
-/// Bytes held for one connection, by sequence number.
+/// The queued bytes of one connection, by sequence number.
 #[derive(Debug)]
 pub(super) struct ReceiveQueue {
-    /// The next byte for the socket. No bytes before it are held.
+    /// Sequence number of the next byte for the socket. No byte before it is queued.
     base: Seq,
-    /// Where `base` lies in the first chunk.
+    /// Offset of `base` in the first chunk.
     head: usize,
     chunks: VecDeque<Option<Chunk>>,
-    /// The ranges that are held.
+    /// The ranges of queued bytes.
     held: Ranges,
-    /// A byte of the range that grew last; it is reported first (RFC 2018 §4).
+    /// The sequence number of a byte in the range that grew last. This range is reported first (RFC 2018 §4).
     newest: Seq,
 }
 
@@ -75,17 +75,17 @@ impl ReceiveQueue {
         Self { base, head: 0, chunks: VecDeque::new(), held: Ranges::new(MAX_RANGES), newest: base }
     }
 
-    /// The next byte for the socket.
+    /// Sequence number of the next byte for the socket.
     pub(super) fn base(&self) -> Seq {
         self.base
     }
 
-    /// Whether no bytes are held.
+    /// Whether no bytes are queued.
     pub(super) fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// Bytes that the socket can take next: those from the base up to the first hole.
+    /// Number of bytes from the base up to the first hole. The socket can accept these bytes next.
     pub(super) fn ready_len(&self) -> u32 {
         match self.held.as_slice().first() {
             Some(&(start, end)) if start == self.base => end - start,
@@ -93,8 +93,8 @@ impl ReceiveQueue {
         }
     }
 
-    /// Holds `data`, which starts at `seq`, not before the base. Returns how many bytes from the start
-    /// were taken: all, unless memory or the list of ranges is full.
+    /// Queues `data`. It starts at `seq`, which must not be before the base. Returns how many bytes from the start of
+    /// `data` were queued: all, unless there is no memory or no room for another range.
     pub(super) fn insert(&mut self, seq: Seq, data: impl Payload, pool: &mut ChunkPool) -> usize {
         debug_assert!(!seq.before(self.base));
         if data.is_empty() || !self.held.takes(seq, seq + data.len() as u32) {
@@ -122,7 +122,7 @@ impl ReceiveQueue {
         stored
     }
 
-    /// The first `len` ready bytes, as far as `pieces` have room for them; returns how many pieces.
+    /// Writes references to the first `len` ready bytes to `pieces`, as far as they fit. Returns the number of pieces.
     pub(super) fn ready_pieces<'a>(&'a self, len: usize, pieces: &mut [&'a [u8]]) -> usize {
         let mut left = len.min(self.ready_len() as usize);
         let mut within = self.head;
@@ -141,7 +141,7 @@ impl ReceiveQueue {
         count
     }
 
-    /// The socket has everything before `base`, from here or straight from a frame.
+    /// Notes that the socket has accepted all bytes before `base`, from the queue or directly from a frame.
     pub(super) fn advance(&mut self, base: Seq, pool: &mut ChunkPool) {
         self.head += (base - self.base) as usize;
         self.base = base;
@@ -221,14 +221,15 @@ mod tests {
     }
 
     proptest! {
-        /// For any order, overlap and duplication of segments, each byte of the stream is returned once, in order.
+        /// If segments arrive in any order, overlap, or are duplicated, each byte of the stream is returned once, in
+        /// order.
         #[test]
         fn any_order_gives_the_stream(origin: u32, mut cuts in prop::collection::vec((0usize..60_000, 1usize..30_000), 1..30), takes in prop::collection::vec(1usize..50_000, 1..40)) {
             let total = 70_000;
             let data = stream(0, total);
             let mut pool = ChunkPool::new(1 << 20);
             let mut queue = ReceiveQueue::new(Seq(origin));
-            cuts.push((0, total)); // in the end everything was sent
+            cuts.push((0, total)); // at the end, all bytes were sent
             let mut out: Vec<u8> = Vec::new();
             let mut takes = takes.into_iter().cycle();
             for (start, len) in cuts {

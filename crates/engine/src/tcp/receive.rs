@@ -1,4 +1,4 @@
-//! From the guest to the socket: the window, order, and the end of the stream.
+//! The direction from the guest to the socket: the window, the order of bytes, and the end of the stream.
 
 use alloc::boxed::Box;
 
@@ -13,55 +13,56 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// The largest window that is advertised, in bytes, and so the most that one connection can have queued.
+/// Maximum advertised window, in bytes. So it is also the maximum number of bytes that one connection can have queued.
 pub(super) const WINDOW: u32 = 1 << 20;
 /// The advertised window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
 pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
-/// Maximum number of pieces handed to one send: half of the queue.
+/// Maximum number of pieces in one call of send: half of a full queue.
 const PIECES: usize = 32;
 
 /// How soon the guest gets an acknowledgment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum AckDue {
-    /// Nothing is due.
+    /// No acknowledgment is due.
     #[default]
     No,
-    /// Soon; a segment with data may carry it.
+    /// An acknowledgment is due soon. A segment with data may carry it.
     Delayed,
-    /// At the end of this round.
+    /// An acknowledgment is due at the end of this round.
     Now,
 }
 
 /// The guest-to-socket half of a connection.
 #[derive(Debug)]
 pub(super) struct Receiver {
-    /// Next sequence number expected: everything before it is in the socket or ready in the queue.
+    /// The next expected sequence number. All bytes before it are in the socket or ready in the queue.
     pub(super) next: Seq,
     /// Right edge of the advertised window; it never moves left.
     edge: Seq,
-    /// The acknowledgment number sent last.
+    /// The acknowledgment number that was sent last.
     acked: Seq,
     /// Scale of the advertised windows; zero if the guest did not offer the option.
     pub(super) scale: u8,
-    /// Bytes that the socket did not take, and bytes after a hole.
+    /// Bytes that the socket did not accept, and bytes after a hole.
     queue: Option<Box<ReceiveQueue>>,
-    /// The socket took less than it was given; it will report when it is writable again. Or it is to get nothing yet.
+    /// Whether the socket must get no bytes now. Either it did not accept all bytes, and will report when it is
+    /// writable again, or [`Receiver::hold`] was called.
     refused: bool,
-    /// The guest's urgent byte, until the socket has it.
+    /// Sequence number of the guest's urgent byte, until the socket has accepted this byte.
     urgent: Option<Seq>,
-    /// Where the guest's stream ends, once its FIN was seen.
+    /// The end of the guest's stream: the sequence number of the FIN, if a FIN has arrived.
     fin: Option<Seq>,
-    /// The FIN has been passed on to the socket.
+    /// Whether the socket has been shut down, as the FIN requests.
     shut: bool,
-    /// The FIN was acknowledged to the guest: the peer has everything.
+    /// Whether the FIN was acknowledged to the guest. Then the peer has acknowledged all bytes.
     pub(super) finished: bool,
     /// How soon to acknowledge.
     pub(super) ack: AckDue,
 }
 
 impl Receiver {
-    /// Expects the byte after the guest's SYN.
+    /// The state after the guest's SYN. `next` is the sequence number after the SYN.
     pub(super) fn new(next: Seq, scale: u8) -> Self {
         Self {
             next,
@@ -78,8 +79,9 @@ impl Receiver {
         }
     }
 
-    /// Whether a segment at `seq` of `len` sequence numbers touches the window (RFC 9293 §3.10.7.4). An empty
-    /// one may also be at the window's right edge: a guest that has filled the window sends from there.
+    /// Whether a segment at `seq` with `len` sequence numbers overlaps the window (RFC 9293 §3.10.7.4). An empty
+    /// segment may also be at the window's right edge: a guest that has filled the window sends its acknowledgments
+    /// with this sequence number.
     pub(super) fn acceptable(&self, seq: Seq, len: u32) -> bool {
         let edge = self.edge.max(self.next + 1);
         if len == 0 {
@@ -89,7 +91,7 @@ impl Receiver {
         }
     }
 
-    /// Handles payload at `seq`, which touches the window, and the FIN after it.
+    /// Handles the payload of an acceptable segment at `seq`, and its FIN.
     ///
     /// # Errors
     /// The socket has failed.
@@ -113,7 +115,7 @@ impl Receiver {
             let data = payload.slice((start - seq) as usize..(end - seq) as usize);
             self.store(start, data, socket, pool)?;
         } else if !payload.is_empty() {
-            self.ack = AckDue::Now; // nothing new: the last acknowledgment may be lost
+            self.ack = AckDue::Now; // no new bytes: the last acknowledgment may be lost
         }
         if fin {
             self.ack = AckDue::Now;
@@ -121,12 +123,12 @@ impl Receiver {
         self.pass_fin(socket)
     }
 
-    /// Gives the socket nothing until [`Receiver::on_writable`] is called.
+    /// Holds all bytes back from the socket until [`Receiver::on_writable`] is called.
     pub(super) fn hold(&mut self) {
         self.refused = true;
     }
 
-    /// Calls `read` with the ready bytes after the first `skip`, in order.
+    /// Calls `read` with the ready bytes after the first `skip` bytes, in order.
     pub(super) fn ready_after(&self, mut skip: usize, mut read: impl FnMut(&[u8])) {
         let Some(queue) = &self.queue else { return };
         let mut pieces = [&[][..]; PIECES];
@@ -140,7 +142,7 @@ impl Receiver {
         }
     }
 
-    /// Whether an urgent byte is announced that the socket does not have.
+    /// Whether the guest has announced an urgent byte that the socket has not accepted yet.
     pub(super) fn is_urgent(&self) -> bool {
         self.urgent.is_some()
     }
@@ -150,14 +152,14 @@ impl Receiver {
         self.fin == Some(self.next)
     }
 
-    /// Discards what is queued, and the FIN: nobody will read it.
+    /// Discards the queued bytes and the FIN, since the peer will not get them.
     pub(super) fn discard(&mut self, pool: &mut ChunkPool) {
         self.release(pool);
         let at_end = self.at_end();
         self.skip(self.next, at_end);
     }
 
-    /// The guest has sent bytes up to `end` that are discarded, and perhaps the FIN after them.
+    /// Discards bytes of the guest up to `end`. `fin`: a FIN follows them.
     pub(super) fn skip(&mut self, end: Seq, fin: bool) {
         if self.finished {
             self.ack = AckDue::Now;
@@ -173,7 +175,8 @@ impl Receiver {
         }
     }
 
-    /// The guest's urgent byte is at `urgent`. A later one replaces an earlier one, as for every receiver.
+    /// Notes that the guest's urgent byte is at `urgent`. As in every receiver, a later urgent byte replaces an earlier
+    /// one.
     pub(super) fn note_urgent(&mut self, urgent: Seq) {
         if !urgent.before(self.next) && self.urgent.is_none_or(|known| urgent.after(known)) {
             self.urgent = Some(urgent);
@@ -201,19 +204,20 @@ impl Receiver {
             let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
             queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
         }
-        // If this has filled a hole, the bytes after it are ready now.
+        // If the data has filled a hole, the bytes after the hole are ready now.
         self.flush(socket, pool)?;
         self.ack = match self.next - self.acked {
-            // Out of order: acknowledge at once, so that the guest fills the hole (RFC 5681 §4.2).
+            // Data is out of order: acknowledge at once, so that the guest fills the hole (RFC 5681 §4.2).
             _ if !in_order || self.queue.is_some() => AckDue::Now,
-            // A little data: the answer can carry the acknowledgment.
+            // For a small amount of data, the peer's answer can carry the acknowledgment.
             unacknowledged if unacknowledged < SMALL => self.ack.max(AckDue::Delayed),
             _ => AckDue::Now,
         };
         Ok(())
     }
 
-    /// Gives the socket `data` at `seq`, the next byte for it; returns how many bytes it took.
+    /// Sends `data` to the socket. `data` starts at `seq`, the next sequence number for the socket. Returns how many
+    /// bytes the socket accepted.
     fn send<S: TcpSocket>(
         &mut self,
         seq: Seq,
@@ -238,7 +242,7 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// How much of `len` bytes from `seq` one call can send.
+    /// The part of the `len` bytes from `seq` on that one call can send.
     fn next_part(&self, seq: Seq, len: usize) -> Part {
         match self.urgent {
             Some(urgent) if urgent == seq => Part::Urgent,
@@ -247,7 +251,7 @@ impl Receiver {
         }
     }
 
-    /// Sends the urgent byte; returns how many bytes the socket took.
+    /// Sends the urgent byte. Returns how many bytes the socket accepted.
     fn send_urgent(&mut self, byte: u8, socket: &mut impl TcpSocket) -> Result<usize, Errno> {
         let sent = self.sent(socket.send_urgent(byte).map(|()| 1), 1)?;
         if sent > 0 {
@@ -261,8 +265,8 @@ impl Receiver {
         while !self.refused && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; PIECES];
-            // At most as many as one call takes. With more, the socket would seem full, and no event would report that
-            // it is writable.
+            // One call must accept all pieces. Otherwise the socket would look full after the call, although no event
+            // will report that it is writable.
             let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
             let sent = match self.next_part(queue.base(), queue.ready_len() as usize) {
                 Part::Plain(len) => {
@@ -290,7 +294,7 @@ impl Receiver {
         Ok(())
     }
 
-    /// How many of `len` bytes the socket took. Notes whether it took all.
+    /// How many of `len` bytes the socket accepted. Notes whether it accepted all.
     fn sent(&mut self, result: Result<usize, SocketError>, len: usize) -> Result<usize, Errno> {
         let sent = match result {
             Ok(sent) => sent,
@@ -301,7 +305,7 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// The socket is writable again.
+    /// Handles a socket that is writable again.
     ///
     /// # Errors
     /// The socket has failed.
@@ -313,7 +317,7 @@ impl Receiver {
         if self.refused {
             self.refused = false;
             self.flush(socket, pool)?;
-            // The window was closing: advertise when there is much room again (RFC 9293 §3.8.6.2.2).
+            // The window was small. It is advertised again when there is much room (RFC 9293 §3.8.6.2.2).
             if self.edge - self.next < WINDOW / 2 && self.room() >= WINDOW / 2 {
                 self.ack = AckDue::Now;
             }
@@ -321,8 +325,8 @@ impl Receiver {
         self.pass_fin(socket)
     }
 
-    /// Passes the guest's FIN on when everything before it is in the socket, and acknowledges it when the
-    /// peer has acknowledged all.
+    /// Shuts down the socket when it has accepted all bytes before the guest's FIN. Acknowledges the FIN when the peer
+    /// has acknowledged all bytes.
     fn pass_fin(&mut self, socket: &mut impl TcpSocket) -> Result<(), Errno> {
         if self.finished || self.fin != Some(self.next) || self.refused {
             return Ok(());
@@ -346,15 +350,15 @@ impl Receiver {
         self.queue.as_ref().map_or(0, |queue| queue.ready_len())
     }
 
-    /// Bytes that the queue still has room for.
+    /// Number of bytes for which the queue has room.
     fn room(&self) -> u32 {
         WINDOW.saturating_sub(self.ready_len())
     }
 
-    /// The window to advertise with a segment that is about to be sent, as in the header: scaled.
+    /// The window to advertise in the segment that is about to be sent, scaled as in the header.
     pub(super) fn advertise_window(&mut self) -> u16 {
         let edge = self.next + self.room();
-        // Avoid silly windows: the edge moves by a large step or not at all (RFC 9293 §3.8.6.2.2).
+        // Avoids the silly window syndrome: the edge moves by a large step, or does not move (RFC 9293 §3.8.6.2.2).
         if edge.after(self.edge) && (edge - self.edge >= WINDOW / 8 || edge - self.next == WINDOW) {
             self.edge = edge;
         }
@@ -362,13 +366,13 @@ impl Receiver {
         u16::try_from(window >> self.scale).unwrap_or(u16::MAX)
     }
 
-    /// A segment with an acknowledgment was sent.
+    /// Notes that a segment with an acknowledgment was sent.
     pub(super) fn ack_sent(&mut self) {
         self.acked = self.next;
         self.ack = AckDue::No;
     }
 
-    /// Ranges held after a hole.
+    /// The ranges of queued bytes after a hole.
     pub(super) fn sack_blocks(&self) -> SackBlocks {
         self.queue.as_ref().map_or_else(SackBlocks::default, |queue| queue.sack_blocks())
     }
@@ -381,7 +385,7 @@ impl Receiver {
     }
 }
 
-/// What one call can send: bytes up to the urgent one, or that byte alone.
+/// The bytes that one call can send: bytes up to the urgent byte, or the urgent byte alone.
 enum Part {
     /// This many bytes.
     Plain(usize),

@@ -4,34 +4,34 @@ use wire::tcp::{SackBlocks, Seq};
 
 use crate::ranges::Ranges;
 
-/// Maximum number of ranges that are stored. Others are ignored, which costs a needless retransmission at worst.
+/// Maximum number of ranges that are stored. Further ranges are ignored. This costs a needless retransmission at worst.
 const MAX_RANGES: usize = 64;
-/// Duplicate acknowledgments that mean loss (RFC 5681 §3.2).
+/// Number of duplicate acknowledgments that indicate loss (RFC 5681 §3.2).
 const DUPLICATE_THRESHOLD: u8 = 3;
 
 /// The state of loss recovery. It exists from the first sign of a hole until all holes are filled.
 ///
-/// Holes are filled from the left, once. A retransmission can get lost too, and then no acknowledgment says so. That is
-/// what the marks are for. At some point a pass over the holes is recorded: `passed` is how far holes had been filled by
-/// then, and `mark` the highest number sent by then. Segments arrive in the order in which they were sent. So when the
-/// guest reports something above `mark`, everything that was retransmitted before that point has arrived as well, or is
-/// lost: what is still a hole below `passed` is filled once more (`again`), and a new pass is recorded.
+/// Holes are filled from the left, once. If a retransmission is lost as well, no acknowledgment reports this loss.
+/// Passes detect it. At some time, a pass over the holes is recorded: up to `passed`, holes have been filled at that
+/// time, and `mark` is the highest sequence number sent at that time. Segments arrive in the order in which they were
+/// sent. So when the guest reports bytes above `mark`, each retransmission before the record has arrived, or was lost.
+/// Then the remaining holes below `passed` are filled once more (`again`), and a new pass is recorded.
 #[derive(Debug)]
 pub(super) struct Recovery {
-    /// Ranges that the guest holds above the hole.
+    /// Ranges above the first hole that the guest has reported as received.
     sacked: Ranges,
     duplicates: u8,
-    /// The acknowledgment that `duplicates` repeat.
+    /// The acknowledgment number that `duplicates` counts.
     una: Seq,
-    /// Set while retransmitting: recovery ends when this is acknowledged.
+    /// Set during retransmission. Recovery ends when this sequence number is acknowledged.
     point: Option<Seq>,
-    /// Everything in a hole before this was retransmitted.
+    /// All holes before this sequence number were retransmitted.
     repaired: Seq,
-    /// The highest number sent when the pass was noted.
+    /// The highest sequence number sent when the pass was recorded.
     mark: Seq,
-    /// Up to where holes had been filled by then.
+    /// Holes before this sequence number had been filled when the pass was recorded.
     passed: Seq,
-    /// Holes to fill once more: from the first number up to the second.
+    /// Holes between these two sequence numbers are filled once more.
     again: (Seq, Seq),
 }
 
@@ -72,7 +72,7 @@ impl Recovery {
             self.duplicates = 0;
         }
         self.repaired = self.repaired.max(una);
-        // Something that was sent after the mark has arrived: what still is a hole was lost again.
+        // A segment that was sent after the mark has arrived, so the retransmissions of the remaining holes were lost.
         if self.point.is_some() && self.highest().is_some_and(|highest| highest.after(self.mark)) {
             self.again = (una, self.passed);
             self.note_pass(next);
@@ -82,7 +82,7 @@ impl Recovery {
         }
     }
 
-    /// Begins to retransmit if loss is certain enough. Returns whether it is retransmitting.
+    /// Begins retransmission if there are enough signs of loss. Returns whether retransmission is in progress.
     pub(super) fn begin_if_lost(&mut self, una: Seq, next: Seq, mss: u32) -> bool {
         if self.point.is_some() {
             return true;
@@ -106,21 +106,21 @@ impl Recovery {
         self.mark = next;
     }
 
-    /// The number after the highest byte that the guest holds above the hole.
+    /// The sequence number after the highest byte that the guest has reported as received above the first hole.
     fn highest(&self) -> Option<Seq> {
         self.sacked.as_slice().last().map(|&(_, end)| end)
     }
 
     /// After a timeout: every byte that the guest has not acknowledged or reported by SACK counts as lost. Returns the
-    /// sequence number after the highest byte that SACK reported; none if SACK reported nothing.
+    /// sequence number after the highest byte that SACK reported. None if SACK reported nothing.
     pub(super) fn restart(&mut self, una: Seq, next: Seq) -> Option<Seq> {
         let highest = self.highest()?;
         self.begin(una, next);
         Some(highest)
     }
 
-    /// The next hole to fill while retransmitting: at most up to the highest byte that the guest holds.
-    /// Without SACK: one segment at the cumulative acknowledgment (RFC 6582).
+    /// The next hole to fill during retransmission, below the highest byte that SACK reported. Without SACK, it is one
+    /// segment at the cumulative acknowledgment (RFC 6582).
     pub(super) fn next_hole(&self, una: Seq, mss: u32) -> Option<(Seq, Seq)> {
         self.point?;
         let front = self.repaired.max(una);
@@ -134,7 +134,7 @@ impl Recovery {
             .or_else(|| self.hole_from(front))
     }
 
-    /// The first range from `start` on that the guest does not hold, below the highest byte that it does.
+    /// The first range, from `start` on and below the highest byte that SACK reported, that the guest has not received.
     fn hole_from(&self, mut start: Seq) -> Option<(Seq, Seq)> {
         for &(sacked_start, sacked_end) in self.sacked.as_slice() {
             if start.before(sacked_start) {
@@ -145,7 +145,7 @@ impl Recovery {
         None
     }
 
-    /// The part before `seq` of the hole returned last was retransmitted.
+    /// Notes that the hole that was returned last was retransmitted up to `seq`.
     pub(super) fn repaired_to(&mut self, seq: Seq) {
         if !seq.after(self.again.1) {
             self.again.0 = self.again.0.max(seq);

@@ -1,5 +1,5 @@
-//! The next of the host's resolvers is dialled when one fails or is silent, before the guest's SYN is answered
-//! (docs/design/dns.md).
+//! Connects to the next of the host's resolvers if a resolver fails or is silent. The guest's SYN is answered only
+//! after that (docs/design/dns.md).
 
 use super::{
     Tcp,
@@ -15,14 +15,14 @@ use crate::{
 /// Whether a failure to connect to a resolver was handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Redial {
-    /// It was: another server is tried, or the connection has ended.
+    /// The failure was handled: another server is tried, or the connection has ended.
     Done,
-    /// There was none.
+    /// There was no such failure.
     NotNeeded,
 }
 
 impl<W: World> Tcp<W> {
-    /// A socket reported readiness. If that is a failure to connect to a resolver, the next one is tried.
+    /// Handles the readiness of a socket. If the socket failed to connect to a resolver, the next resolver is tried.
     pub(super) fn redial_if_failed(
         &mut self,
         id: FlowId,
@@ -58,7 +58,7 @@ impl<W: World> Tcp<W> {
         Redial::Done
     }
 
-    /// A deadline was reached: a silent resolver is abandoned, if another one can be tried.
+    /// Handles a deadline: gives up a silent resolver, if another resolver can be tried.
     pub(super) fn redial_if_silent(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
@@ -76,7 +76,7 @@ impl<W: World> Tcp<W> {
                     self.health.failed(server.ip(), cx.now);
                 }
             }
-            // No other server is left: continue to wait for this one.
+            // No other server is left, so the connection continues to wait for this server.
             Err(_) => dial.at = at,
         }
         self.touch(id);

@@ -4,24 +4,24 @@ use core::time::Duration;
 
 use crate::timer::Instant;
 
-/// Before the first measurement (RFC 6298 §2.1).
+/// Timeout before the first measurement (RFC 6298 §2.1).
 const INITIAL: Duration = Duration::from_secs(1);
-/// The link to a guest is local, but a guest's delayed acknowledgment (up to 200 ms) is not a loss.
+/// Minimum timeout. It is longer than the time for which a guest may delay an acknowledgment (up to 200 ms).
 const MIN: Duration = Duration::from_millis(240);
-/// RFC 6298 §2.5.
+/// Maximum timeout (RFC 6298 §2.5).
 const MAX: Duration = Duration::from_secs(120);
 
 /// Round-trip estimation and back-off.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RetransmissionTimeout {
-    /// Smoothed round-trip time and its variation, in microseconds; none before the first measurement.
+    /// Smoothed round-trip time and its variation, in microseconds. None before the first measurement.
     estimate: Option<(u32, u32)>,
-    /// Timeouts since the last progress.
+    /// Number of timeouts since the last progress.
     backoff: u8,
 }
 
 impl RetransmissionTimeout {
-    /// The timeout now.
+    /// The present timeout.
     pub(super) fn duration(&self) -> Duration {
         let base = match self.estimate {
             None => INITIAL,
@@ -32,7 +32,7 @@ impl RetransmissionTimeout {
         base.saturating_mul(1 << self.backoff.min(16)).min(MAX)
     }
 
-    /// Handles a measured round-trip time, of a segment that was sent once (Karn's algorithm).
+    /// Notes a measured round trip. The segment must have been sent only once (Karn's algorithm).
     pub(super) fn measured(&mut self, sent: Instant, now: Instant) {
         let sample = u32::try_from(now.since(sent).as_micros()).unwrap_or(u32::MAX >> 4).min(u32::MAX >> 4);
         self.estimate = Some(match self.estimate {
@@ -43,13 +43,13 @@ impl RetransmissionTimeout {
         });
     }
 
-    /// The timeout was reached: double it. Returns how often that happened since the last progress.
+    /// Doubles the timeout after it has expired. Returns the number of timeouts since the last progress.
     pub(super) fn expired(&mut self) -> u8 {
         self.backoff = self.backoff.saturating_add(1);
         self.backoff
     }
 
-    /// The guest has answered: ends the back-off.
+    /// Ends the back-off, since the guest has answered.
     pub(super) fn progress(&mut self) {
         self.backoff = 0;
     }

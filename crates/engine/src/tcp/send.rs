@@ -1,6 +1,6 @@
-//! From the socket to the guest: sequence numbers in flight, the guest's window, acknowledgments.
+//! The direction from the socket to the guest: sequence numbers in flight, the guest's window, acknowledgments.
 //!
-//! Bytes stay in the socket until the guest has acknowledged them, so this half keeps numbers only.
+//! Bytes stay in the socket until the guest has acknowledged them, so this half stores only sequence numbers.
 
 use alloc::boxed::Box;
 use core::time::Duration;
@@ -13,26 +13,25 @@ use wire::{
 use super::{recovery::Recovery, rto::RetransmissionTimeout};
 use crate::timer::Instant;
 
-/// Largest part of the guest's window that is used, in bytes (behaviour §12).
+/// Maximum number of bytes of the guest's window that are used (behaviour §12).
 const MAX_WINDOW: u32 = 16 << 20;
 /// After a timeout, the number of segments that are sent before the next acknowledgment.
 const RESTART_SEGMENTS: u32 = 4;
-/// Maximum amount of payload of one super-frame, in bytes: what remains of 16 bits of IP length after the longest
-/// headers.
+/// Maximum length of the payload of one super-frame, in bytes: the maximum IP length without the longest headers.
 const MAX_PAYLOAD: u32 = 65535 - 60 - 40;
 
-/// Part of the host's stream that can be sent.
+/// A part of the host's stream that can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
-    /// Where it starts.
+    /// The first sequence number.
     pub(super) seq: Seq,
     /// The length in sequence space: at most this many bytes, or one for the FIN.
     pub(super) len: u32,
-    /// The segment is the FIN alone, without data.
+    /// Whether the part is the FIN alone, without data.
     pub(super) fin: bool,
 }
 
-/// What an acknowledgment of the guest covers.
+/// The data that an acknowledgment of the guest covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Ack {
@@ -47,40 +46,40 @@ pub(super) enum Ack {
 pub(super) struct Sender {
     /// Oldest sequence number that the guest has not acknowledged.
     una: Seq,
-    /// Next sequence number to send; moves back to `una` after a timeout.
+    /// Next sequence number to send. After a timeout, it moves back to `una`.
     next: Seq,
-    /// The number after the highest ever sent.
+    /// The sequence number after the highest one that was sent.
     max: Seq,
     /// Sequence number of the oldest byte in the socket.
     base: Seq,
-    /// The guest's window, scaled up, and the segment that advertised it.
+    /// The guest's window in bytes, and the sequence and acknowledgment number of the segment that advertised it.
     window: u32,
     window_seq: Seq,
     window_ack: Seq,
     scale: u8,
     /// The guest's maximum segment size, in bytes of payload.
     mss: u16,
-    /// The guest understands SACK.
+    /// Whether the guest understands SACK.
     sack: bool,
-    /// Where the host's stream ends: the sequence number of the FIN.
+    /// The end of the host's stream: the sequence number of the FIN.
     fin: Option<Seq>,
-    /// The peer's urgent byte, while it is in the socket.
+    /// Sequence number of the peer's urgent byte, while this byte is in the socket.
     urgent: Option<Seq>,
     /// The state of loss recovery, if there is loss.
     recovery: Option<Box<Recovery>>,
     rto: RetransmissionTimeout,
-    /// When to retransmit, or probe a closed window.
+    /// When to retransmit, or to probe a closed window.
     retransmit_at: Option<Instant>,
-    /// Timeouts since the guest answered last.
+    /// Number of timeouts since the guest last answered.
     unanswered: u8,
     /// A segment whose round trip is being timed.
     timed: Option<(Seq, Instant)>,
-    /// After a timeout: how many bytes may be in flight. It grows until the guest's window is smaller.
+    /// After a timeout, the maximum number of bytes in flight. It grows until the guest's window is smaller.
     restart: Option<u32>,
 }
 
 impl Sender {
-    /// A stream that starts with a SYN at `iss`.
+    /// The state of a stream that starts with a SYN at `iss`.
     pub(super) fn new(iss: Seq) -> Self {
         Self {
             una: iss,
@@ -104,7 +103,8 @@ impl Sender {
         }
     }
 
-    /// Applies the options and window of the guest's SYN. `largest` is what fits a frame of the link's MTU.
+    /// Applies the options and window of the guest's SYN. `largest` is the maximum payload of a segment within the
+    /// link's MTU, in bytes.
     pub(super) fn on_syn(&mut self, segment: &Segment<'_, impl Payload>, options: &Options, largest: u16) {
         self.mss = options.mss.unwrap_or(DEFAULT_MSS).clamp(64, largest.max(64));
         self.scale = options.window_scale.unwrap_or(0);
@@ -113,7 +113,7 @@ impl Sender {
         self.window_seq = segment.seq();
     }
 
-    /// The SYN was acknowledged.
+    /// Notes that the SYN was acknowledged.
     pub(super) fn on_handshake_done(&mut self, now: Instant) {
         let retried = self.unanswered > 0;
         self.una = self.max;
@@ -128,7 +128,7 @@ impl Sender {
         self.retransmit_at = None;
     }
 
-    /// Applies the first scaled window, of the segment that ends the handshake.
+    /// Applies the window of the segment that ends the handshake. It is the first scaled window.
     pub(super) fn take_window(&mut self, segment: &Segment<'_, impl Payload>) {
         self.window = self.window_of(segment);
         self.window_seq = segment.seq();
@@ -141,12 +141,12 @@ impl Sender {
         self.una + window
     }
 
-    /// The sequence number for a segment without data: one that the guest accepts even if its window has shrunk.
+    /// A sequence number for a segment without data. The guest accepts it even if its window has shrunk.
     pub(super) fn acceptable_seq(&self) -> Seq {
         self.max.min(self.una + self.window.max(1))
     }
 
-    /// The sequence number of a keep-alive probe: one that the guest has acknowledged already (RFC 9293 §3.8.4).
+    /// The sequence number of a keep-alive probe. The guest has already acknowledged it (RFC 9293 §3.8.4).
     pub(super) fn keep_alive_seq(&self) -> Seq {
         self.una - 1
     }
@@ -156,7 +156,7 @@ impl Sender {
         self.una
     }
 
-    /// Whether `ack` acknowledges everything that was sent.
+    /// Whether `ack` acknowledges all that was sent.
     pub(super) fn is_all(&self, ack: Seq) -> bool {
         ack == self.max
     }
@@ -171,12 +171,12 @@ impl Sender {
         self.sack
     }
 
-    /// The distance of a byte from the oldest one in the socket.
+    /// The distance of a byte from the oldest byte in the socket.
     pub(super) fn offset(&self, seq: Seq) -> u32 {
         seq - self.base
     }
 
-    /// Whether something is unacknowledged.
+    /// Whether data or a FIN is unacknowledged.
     pub(super) fn in_flight(&self) -> bool {
         self.una != self.max
     }
@@ -187,12 +187,12 @@ impl Sender {
         self.in_flight() || self.window_closed() && readable && !self.finished()
     }
 
-    /// The host's stream ends at `seq`: the FIN has that sequence number.
+    /// Notes that the host's stream ends at `seq`, which is the sequence number of the FIN.
     pub(super) fn ends_at(&mut self, seq: Seq) {
         self.fin = Some(seq);
     }
 
-    /// Whether the guest has all bytes of a stream that has ended.
+    /// Whether the stream has ended, and the guest has acknowledged all its bytes.
     pub(super) fn delivered(&self) -> bool {
         self.fin.is_some_and(|fin| !self.una.before(fin))
     }
@@ -202,12 +202,12 @@ impl Sender {
         self.fin.is_some_and(|fin| self.una.after(fin))
     }
 
-    /// The stream ends after this many bytes.
+    /// Sets the end of the stream to `len` bytes after `base`.
     pub(super) fn ends_after(&mut self, len: u32) {
         self.fin = Some(self.base + len);
     }
 
-    /// Data or a FIN up to `end` was sent.
+    /// Notes that data or a FIN up to `end` was sent.
     pub(super) fn sent(&mut self, end: Seq, now: Instant) {
         if end.after(self.max) {
             self.max = end;
@@ -221,12 +221,12 @@ impl Sender {
         }
     }
 
-    /// A probe of a closed window, up to `end`, was sent: the guest may accept it, but need not.
+    /// Notes that a probe of a closed window, up to `end`, was sent. The guest may accept or drop the probe's byte.
     pub(super) fn probed(&mut self, end: Seq) {
         self.max = self.max.max(end);
     }
 
-    /// The window that a segment other than a SYN advertises, in bytes, as far as it is used.
+    /// The window that a segment other than a SYN advertises, in bytes, limited to [`MAX_WINDOW`].
     fn window_of(&self, segment: &Segment<'_, impl Payload>) -> u32 {
         (u32::from(segment.window()) << self.scale).min(MAX_WINDOW)
     }
@@ -279,12 +279,12 @@ impl Sender {
     /// Applies the window of a segment, unless a newer segment was seen (RFC 9293 §3.10.7.4).
     ///
     /// Segments can overtake each other, and an old window must not replace a newer one. A guest may also shrink its
-    /// window: it silently drops data that was sent beyond the window. Such data is sent again when the window opens,
-    /// and no acknowledgment is expected until then.
+    /// window. Then it silently drops data that was sent beyond the window. Such data is sent again when the window
+    /// opens, and no acknowledgment is expected until then.
     fn update_window(&mut self, segment: &Segment<'_, impl Payload>, window: u32, advanced: u32) {
         let seq = segment.seq();
-        // An acknowledgment of new data has the newest window, even if its sequence number is old: it may be on
-        // a retransmission. A keep-alive comes one byte early.
+        // A segment that acknowledges new data has the newest window, even if its sequence number is old, since it may
+        // be a retransmission. The sequence number of a keep-alive is one too low.
         let newer = advanced > 0
             || self.window_seq.before(seq)
             || (self.window_seq == seq && !segment.ack().before(self.window_ack))
@@ -293,15 +293,15 @@ impl Sender {
             return;
         }
         if self.window == 0 && window > 0 {
-            // The window is open again: the next segment is no probe, and must not wait for the probe's timer.
+            // The window is open again. The next segment is not a probe, and must not wait for the probe's timer.
             self.rto.progress();
             self.retransmit_at = None;
         }
         self.window = window;
         self.window_seq = self.window_seq.max(seq);
         self.window_ack = segment.ack();
-        // The guest has shrunk its window: data outside of it counts as not sent. A difference that comes from
-        // rounding by the window scale is ignored.
+        // The guest has shrunk its window: data outside the window counts as not sent. Differences due to
+        // rounding by the window scale are ignored.
         let rounding = 1 << self.scale;
         if self.next.after(self.una + self.window + (rounding - 1)) || self.window == 0 {
             self.next = self.next.min(self.una + self.window);
@@ -311,11 +311,11 @@ impl Sender {
 
     /// Checks for signs of loss: SACK blocks, or duplicate acknowledgments of a guest without SACK.
     ///
-    /// A connection without loss has no [`Recovery`], and this does nothing for it. When recovery begins, the segment
-    /// that is being timed may be one that is retransmitted, so its acknowledgment would be ambiguous (Karn's
+    /// A connection without loss has no [`Recovery`], and this function does nothing. When recovery begins, the segment
+    /// whose round trip is being timed may be retransmitted, and then its acknowledgment would be ambiguous (Karn's
     /// algorithm).
     fn note_loss(&mut self, options: &Options, duplicate: bool) {
-        // With SACK, a duplicate without blocks only means that a segment arrived twice.
+        // With SACK, a duplicate acknowledgment without blocks only shows that a segment arrived twice.
         let duplicate = duplicate && !self.sack;
         if self.recovery.is_none() && !duplicate && options.sack.as_slice().is_empty() {
             return;
@@ -329,14 +329,14 @@ impl Sender {
         }
     }
 
-    /// The retransmission timer has expired, with unacknowledged data: starts again from the oldest byte. Returns the
-    /// number of timeouts in a row.
+    /// Handles the expiry of the retransmission timer with unacknowledged data: sending starts again from the oldest
+    /// unacknowledged byte. Returns the number of timeouts in a row.
     pub(super) fn on_timeout(&mut self) -> u8 {
         self.timed = None;
         self.rto.expired();
         self.unanswered = self.unanswered.saturating_add(1);
         if !self.window_closed() {
-            // After a second timeout, assume that the guest has discarded the data that it reported (RFC 2018 §8).
+            // After a second timeout, the guest may have discarded the data that it reported by SACK (RFC 2018 §8).
             let trusted = self.recovery.as_mut().filter(|_| self.unanswered == 1 && self.sack);
             match trusted.and_then(|recovery| recovery.restart(self.una, self.max)) {
                 Some(next) => self.next = next,
@@ -355,14 +355,14 @@ impl Sender {
         self.retransmit_at = Some(now + self.rto.duration());
     }
 
-    /// Starts the timer if the guest [must answer](Self::awaits) and it is not running.
+    /// Starts the timer if the guest [must answer](Self::awaits) and the timer is not running.
     pub(super) fn start_timer_if_due(&mut self, readable: bool, now: Instant) {
         if self.retransmit_at.is_none() && self.awaits(readable) {
             self.restart_timer(now);
         }
     }
 
-    /// Sets when to repeat a SYN or SYN,ACK that was repeated `tries` times. None after the last.
+    /// Sets the time at which a SYN or SYN,ACK that was sent `tries` times is repeated. None after the last repetition.
     pub(super) fn schedule_syn(&mut self, tries: u8, now: Instant) -> Option<Instant> {
         self.retransmit_at = syn_timeout(tries).map(|wait| now + wait);
         self.retransmit_at
@@ -378,8 +378,8 @@ impl Sender {
         self.retransmit_at.take_if(|at| *at <= now).is_some()
     }
 
-    /// What can be sent next, if anything: data within the guest's window, or the FIN. New data only
-    /// if the socket is `readable`.
+    /// The part of the stream that can be sent next, if any: data within the guest's window, or the FIN. New data can
+    /// be sent only if the socket is `readable`.
     pub(super) fn next_run(&self, readable: bool, largest_segment: u16) -> Option<Run> {
         let (seq, mut end) = (self.next, self.edge());
         if let Some(fin) = self.fin {
@@ -394,14 +394,14 @@ impl Sender {
         }
         let size = u32::from(self.segment_size(largest_segment));
         let room = (end - seq).min(self.most_at(seq, largest_segment));
-        // Whole segments, unless the window has room for less than one.
+        // Only whole segments are sent, unless the window has room for less than one segment.
         let len = if room > size { room - room % size } else { room };
-        // Do not send a small segment into a small window while others are in flight (RFC 9293 §3.8.6.2.1).
+        // While data is in flight, no small segment is sent into a small window (RFC 9293 §3.8.6.2.1).
         let worth_it = len >= size || !self.in_flight() || again || self.fin.is_some();
         worth_it.then_some(Run { seq, len, fin: false })
     }
 
-    /// The next part to retransmit, of the holes that the guest has reported.
+    /// The next part of a reported hole to retransmit.
     pub(super) fn next_hole(&self, largest_segment: u16) -> Option<Run> {
         let (seq, end) = self.recovery.as_ref()?.next_hole(self.una, u32::from(self.mss))?;
         let end = end.min(self.max).min(self.edge());
@@ -417,7 +417,7 @@ impl Sender {
         })
     }
 
-    /// The part before `end` of the hole returned last was retransmitted.
+    /// Notes that the hole that was returned last was retransmitted up to `end`.
     pub(super) fn repaired(&mut self, end: Seq) {
         if let Some(recovery) = &mut self.recovery {
             recovery.repaired_to(end);
@@ -429,34 +429,35 @@ impl Sender {
         Run { seq: self.una, len: 1, fin: self.fin == Some(self.una) }
     }
 
-    /// Payload of one segment, in bytes, on a link whose segments should have at most `largest_segment`; a super-frame
-    /// is cut into segments of this.
+    /// Length of the payload of one segment, in bytes: the guest's maximum, limited to the link's `largest_segment`. A
+    /// super-frame is cut into segments of this length.
     pub(super) fn segment_size(&self, largest_segment: u16) -> u16 {
         self.mss.min(largest_segment)
     }
 
-    /// Maximum amount of payload of one frame at `seq`, in bytes. Where the frame has an urgent pointer, a single
-    /// segment: the pointer would be wrong in the others.
+    /// Maximum length of the payload of one frame at `seq`, in bytes. A frame with an urgent pointer must be a single
+    /// segment, since the pointer would be wrong in further segments.
     fn most_at(&self, seq: Seq, largest_segment: u16) -> u32 {
         if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
     }
 
-    /// How many acknowledged bytes the socket still has. They are discarded at once: even a few may occupy a large
-    /// buffer of the kernel, and this keeps the peer's window small.
+    /// Number of acknowledged bytes that the socket still has. They are discarded at once, since even a few bytes may
+    /// occupy a large buffer of the kernel, and this keeps the peer's window small.
     pub(super) fn discardable(&self) -> u32 {
         let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
         if end.after(self.base) { end - self.base } else { 0 }
     }
 
-    /// `len` bytes were discarded. True if the oldest byte in the socket is the urgent one by now: the socket may not
-    /// have returned it before (see [`TcpSocket::peek`](crate::host::TcpSocket::peek)).
+    /// Notes that `len` bytes were discarded. Returns true if the urgent byte is now the oldest byte in the socket:
+    /// before this, the socket may not have returned it (see [`TcpSocket::peek`](crate::host::TcpSocket::peek)).
     pub(super) fn discarded(&mut self, len: u32) -> bool {
         self.base += len;
         self.urgent = self.urgent.filter(|urgent| !urgent.before(self.base));
         self.is_urgent(self.base)
     }
 
-    /// Notes that the peer's urgent byte is `offset` bytes after the oldest byte in the socket. True if this is new.
+    /// Notes that the peer's urgent byte is `offset` bytes after the oldest byte in the socket. Returns true if this
+    /// urgent byte was not known.
     pub(super) fn note_urgent(&mut self, offset: u32) -> bool {
         let urgent = Some(self.base + offset);
         core::mem::replace(&mut self.urgent, urgent) != urgent
@@ -467,20 +468,20 @@ impl Sender {
         self.urgent == Some(seq)
     }
 
-    /// The urgent pointer for a segment at `seq`, in bytes: it points to the byte after the urgent one. Zero if that
-    /// byte lies before the segment, or too far ahead for 16 bits.
+    /// The urgent pointer for a segment at `seq`, in bytes: it points to the byte after the urgent byte. Zero if the
+    /// urgent byte is before `seq`, or the pointer does not fit in 16 bits.
     pub(super) fn urgent_pointer(&self, seq: Seq) -> u16 {
         let ahead = self.urgent.filter(|urgent| !urgent.before(seq)).map(|urgent| urgent + 1 - seq);
         ahead.and_then(|ahead| u16::try_from(ahead).ok()).unwrap_or(0)
     }
 }
 
-/// How often a segment is retransmitted without any answer before the connection is aborted: with
-/// doubling timeouts, after minutes.
+/// How often a segment is retransmitted without any answer before the connection is aborted. Timeouts double, so this
+/// takes minutes.
 pub(super) const MAX_UNANSWERED: u8 = 10;
 
-/// When to repeat a SYN or SYN,ACK that was sent `tries` times: each second first, then with doubling gaps
-/// (behaviour §6.2.2). None after the last.
+/// The time until a SYN or SYN,ACK that was sent `tries` times is repeated: first each second, then with doubling
+/// intervals (behaviour §6.2.2). None after the last repetition.
 fn syn_timeout(tries: u8) -> Option<Duration> {
     const LINEAR: u8 = 4;
     const TOTAL: u8 = 10;

@@ -1,4 +1,4 @@
-//! The connections by which the guest asks DNS questions that the guard judges (docs/design/guard.md).
+//! The connections over which the guest asks DNS questions that the guard judges (docs/design/guard.md).
 
 use alloc::vec::Vec;
 
@@ -16,12 +16,12 @@ use crate::{
     host::Readiness,
 };
 
-/// Maximum number of such connections. The one that was opened first makes room: clients open another one when they need
-/// it (RFC 7766 §6.2.3).
+/// Maximum number of such connections. If there are more, the oldest one ends. Its client opens another connection when
+/// it needs one (RFC 7766 §6.2.3).
 const MOST_SERVICES: usize = 32;
 
 impl<W: World> Tcp<W> {
-    /// The guest opens a connection to port 53 of any address.
+    /// Handles a SYN of the guest to port 53 of any address.
     pub(super) fn open_service(
         &mut self,
         ends: Endpoints,
@@ -43,7 +43,7 @@ impl<W: World> Tcp<W> {
         self.on_ready(id, Readiness { writable: true, ..Readiness::default() }, cx);
     }
 
-    /// The next question of the guest, with the connection and its ends.
+    /// The next question of the guest, with its connection and the connection's ends.
     pub(crate) fn next_question(&mut self, cx: &mut Context<'_, W>) -> Option<(FlowId, Endpoints, Vec<u8>)> {
         let mut index = 0;
         while let Some(&id) = self.services.get(index) {
@@ -70,7 +70,8 @@ impl<W: World> Tcp<W> {
         None
     }
 
-    /// The answer to a question of this connection. An empty one: the message was no query, and the connection ends.
+    /// Sends the answer to a question of this connection. An empty answer means that the message was not a query: the
+    /// connection ends.
     pub(crate) fn answer(&mut self, id: FlowId, answer: &[u8], cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         let Socket::Questions(questions) = &mut connection.socket else { return };

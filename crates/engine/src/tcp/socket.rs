@@ -1,4 +1,4 @@
-//! What a connection of the guest leads to: a socket of the host, or the DNS questions that are judged here.
+//! The far side of a connection of the guest: a socket of the host, or the engine itself, which answers DNS questions.
 
 use core::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use crate::{
 pub(super) enum Socket<W: World> {
     /// A socket of the host.
     Host(TcpOf<W>),
-    /// The connection ends here (docs/design/guard.md).
+    /// The engine terminates the connection, and judges DNS questions (docs/design/guard.md).
     Questions(Questions<W::Memory>),
 }
 
