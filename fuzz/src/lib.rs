@@ -19,6 +19,7 @@ pub mod mutate;
 pub mod options;
 pub mod policy;
 pub mod port_spec;
+pub mod questions;
 pub mod receive_path;
 pub mod resolv_conf;
 pub mod seeds;
@@ -42,7 +43,7 @@ const fn target(name: &'static str, iterations: u64, run: fn(&[u8])) -> Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 22] = [
     target("receive_path", 12_000, receive_path::target),
     target("frames", 50_000, frames::target),
     target("fragments", 20_000, fragments::target),
@@ -54,6 +55,7 @@ pub const TARGETS: [Target; 21] = [
     target("dhcp", 20_000, local::dhcp),
     target("dhcpv6", 20_000, local::dhcpv6),
     target("dns", 50_000, dns::target),
+    target("questions", 20_000, questions::target),
     target("icmp_error", 20_000, icmp_error::target),
     target("first_bytes", 20_000, first_bytes::stream),
     target("first_datagrams", 20_000, first_bytes::datagrams),

@@ -23,6 +23,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(crate::vhost_user::seeds());
     seeds.extend(crate::fragments::seeds());
     seeds.extend(crate::dns::seeds());
+    seeds.extend(crate::questions::seeds());
     seeds.extend(crate::first_bytes::seeds());
     seeds
 }

@@ -56,6 +56,6 @@ macro_rules! replay {
 }
 
 replay! {
-    receive_path frames fragments segment stream options arp ndp dhcp dhcpv6 dns icmp_error first_bytes first_datagrams
-    port_spec policy resolv_conf command_line control vhost_messages vhost_rings
+    receive_path frames fragments segment stream options arp ndp dhcp dhcpv6 dns questions icmp_error first_bytes
+    first_datagrams port_spec policy resolv_conf command_line control vhost_messages vhost_rings
 }
