@@ -131,7 +131,7 @@ impl Reassembly {
         self.evicted
     }
 
-    /// The time when [`Reassembly::expire`] has something to do.
+    /// The time at which [`Reassembly::expire`] must be called.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
         self.datagrams.front().map(|oldest| oldest.deadline)
@@ -239,7 +239,7 @@ impl Reassembly {
     }
 }
 
-/// The error that a fragment contradicts another fragment.
+/// The error of a fragment that contradicts another fragment.
 struct Conflict;
 
 impl Datagram {

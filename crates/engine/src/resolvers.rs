@@ -1,4 +1,4 @@
-//! The host's resolvers: which of them are sent a query, and in what order (docs/design/dns.md).
+//! The host's resolvers: the servers for a query, and their order (docs/design/dns.md).
 
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::{
@@ -8,18 +8,18 @@ use core::{
 
 use crate::{addr::Settings, nat::is_link_scope, timer::Instant};
 
-/// DNS over UDP and TCP (RFC 1035).
+/// Port of DNS over UDP and TCP (RFC 1035).
 pub const DNS: u16 = 53;
-/// DNS over TLS (RFC 7858), DTLS (RFC 8094) and QUIC (RFC 9250).
+/// Port of DNS over TLS (RFC 7858), DTLS (RFC 8094) and QUIC (RFC 9250).
 pub const DNS_OVER_TLS: u16 = 853;
-/// Maximum number of servers that one query is sent to.
+/// Maximum number of servers to which one query is sent.
 const MAX_SERVERS: usize = 4;
-/// How long a server that failed is the last in the order.
+/// How long a failed server comes last in the order.
 const PENALTY: Duration = Duration::from_secs(30);
-/// Maximum number of servers that are remembered as failed: more than a list of resolvers has.
+/// Maximum number of failed servers that are remembered. It is greater than the number of resolvers in a list.
 const MOST_REMEMBERED: usize = 128;
 
-/// The servers for one query, in order: at least one.
+/// The servers for one query, in order. There is at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Servers {
     addresses: [SocketAddr; MAX_SERVERS],
@@ -27,12 +27,12 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// How many there are.
+    /// Number of servers.
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
-    /// All of them.
+    /// All servers, in order.
     pub(crate) fn all(&self) -> &[SocketAddr] {
         self.addresses.get(..self.len).unwrap_or_default()
     }
@@ -45,7 +45,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// A server could not be reached, or was silent when another one answered.
+    /// Notes that a server could not be reached, or was silent although another server has answered.
     pub(crate) fn failed(&mut self, server: IpAddr, now: Instant) {
         self.failed_until.retain(|_, until| *until > now);
         if self.failed_until.len() < MOST_REMEMBERED {
@@ -53,7 +53,7 @@ impl Health {
         }
     }
 
-    /// A server answered.
+    /// Notes that a server has answered.
     pub(crate) fn answered(&mut self, server: IpAddr) {
         self.failed_until.remove(&server);
     }
@@ -64,13 +64,14 @@ impl Health {
 }
 
 impl Settings {
-    /// Whether datagrams and connections of the guest to `destination` are for the host's resolvers (behaviour §5.2).
+    /// Whether datagrams and connections of the guest to `destination` go to the host's resolvers (behaviour §5.2).
     #[must_use]
     pub fn is_dns(&self, destination: SocketAddr) -> bool {
         self.resolvers_at(destination).is_some()
     }
 
-    /// Whether the guest's `destination`, which is `translated` on the host's side, is a name server that it was given.
+    /// Whether the guest's `destination` is a name server that was advertised to it. `translated` is this destination
+    /// on the host's side.
     pub(crate) fn is_resolver(&self, destination: SocketAddr, translated: IpAddr) -> bool {
         let lists =
             (self.v4.iter().map(|v4| &v4.dns_servers)).chain(self.v6.iter().map(|v6| &v6.dns_servers));
@@ -82,14 +83,14 @@ impl Settings {
                 || advertised4.chain(advertised6).any(|server| server == destination.ip()))
     }
 
-    /// The host's resolvers for `destination`, in the order of the list, except that those that failed recently are
-    /// last. If there are none, the host itself. None if `destination` is not the guest's DNS address.
+    /// The host's resolvers for `destination`, in the order of the list, but with recently failed resolvers last. If
+    /// the host has no resolver, the result is the host itself. None if `destination` is not the guest's DNS address.
     #[must_use]
     pub fn resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Option<Servers> {
         self.resolvers_at(destination).map(|list| self.in_order(list, destination, health, now))
     }
 
-    /// The host's resolvers for a guest that has written to `destination`, which need not be its DNS address. The order
+    /// The host's resolvers for a query that the guest has sent to `destination`, which may be any address. The order
     /// is that of [`Settings::resolvers`].
     pub(crate) fn any_resolvers(&self, destination: SocketAddr, health: &Health, now: Instant) -> Servers {
         let list = match destination {
@@ -132,8 +133,8 @@ impl Settings {
         }
     }
 
-    /// To Linux, the unspecified address means the host itself. The loopback address means the same, and answers come
-    /// from it.
+    /// The socket address of a server. In Linux, the unspecified address means the host itself, and answers come from
+    /// the loopback address. So the loopback address replaces it.
     fn server_at(&self, server: IpAddr, port: u16) -> SocketAddr {
         match server {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),

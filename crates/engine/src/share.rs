@@ -1,37 +1,37 @@
-//! Limits of tables, and what the log reports when one is reached.
+//! Limits of tables, and log messages about limits that are reached.
 
 use core::{fmt, time::Duration};
 
 use crate::timer::Instant;
 
-/// How many members a table may have. At least one is always allowed.
+/// The maximum number of members of a table. A table may always have at least one member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// The number.
+    /// Maximum number of members.
     pub most: usize,
-    /// The resource that it is derived from.
+    /// The resource from which the number is derived.
     pub bound: Bound,
 }
 
-/// The resource that a share is derived from.
+/// The resource from which a share is derived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// The limit of open files.
     Files,
     /// The memory of the machine or control group.
     Memory,
-    /// None: the number is fixed.
+    /// No resource: the number is fixed.
     Fixed,
 }
 
 impl Share {
-    /// Whether a table with `len` members has no room for another one.
+    /// Whether a table with `len` members has no room for another member.
     pub(crate) const fn is_full(&self, len: usize) -> bool {
         len >= self.most && len > 0
     }
 }
 
-/// The end of a message: how to get a larger share.
+/// The end of a message: how the user can get a larger share.
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -54,7 +54,7 @@ impl Notice {
     /// The shortest time between two lines.
     pub const INTERVAL: Duration = Duration::from_secs(60);
 
-    /// Whether to write the line now. If so, the time is noted.
+    /// Whether to write the line now. If so, `now` is noted as the time of the last line.
     pub fn is_due(&mut self, now: Instant) -> bool {
         let due = self.last.is_none_or(|last| now.since(last) >= Self::INTERVAL);
         if due {

@@ -34,28 +34,28 @@ pub struct Seeds {
     pub isn_secret: [u8; 16],
     /// Secret of the IDs in DNS queries (RFC 5452 §9.2).
     pub query_secret: [u8; 16],
-    /// For the times of unsolicited router advertisements.
+    /// Seed for the times of unsolicited router advertisements.
     pub advertisement: u32,
 }
 
 /// Frames of the guest that were dropped since the start, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameDrops {
-    /// Malformed, of any protocol.
+    /// Malformed frames, of any protocol.
     pub malformed: u64,
-    /// Fragments that were invalid, that contradicted each other, or that expired (behaviour §4.7): each counts once,
-    /// an expired datagram as one.
+    /// Fragments that were invalid or contradicted each other, and datagrams whose fragments expired (behaviour §4.7).
+    /// Each such datagram counts once.
     pub fragments: u64,
-    /// Of a protocol that is not carried, or that was switched off.
+    /// Frames of a protocol that is not forwarded, or is disabled.
     pub unsupported: u64,
-    /// With a wrong checksum.
+    /// Frames with a wrong checksum.
     pub checksums: u64,
-    /// Reports of groups beyond the limit (`--multicast`).
+    /// Membership reports for groups beyond the limit (`--multicast`).
     pub groups: u64,
 }
 
 impl FrameDrops {
-    /// All together.
+    /// The sum of all counts.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.malformed + self.fragments + self.unsupported + self.checksums + self.groups
@@ -65,15 +65,15 @@ impl FrameDrops {
 /// Limits on the state that a guest or remotes can create.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most TCP connections.
+    /// Maximum number of TCP connections.
     pub connections: usize,
-    /// Memory that the receive queues of all TCP connections may take together, in bytes.
+    /// Maximum memory of the receive queues of all TCP connections together, in bytes.
     pub queue_memory: usize,
-    /// Sockets and flows of UDP.
+    /// Limits of UDP sockets and flows.
     pub udp: udp::Limits,
-    /// Queries to the host's resolvers.
+    /// Limits of queries to the host's resolvers.
     pub dns: dns::Limits,
-    /// Sockets for pings.
+    /// Limit of sockets for pings.
     pub pings: Share,
 }
 
@@ -92,7 +92,7 @@ pub struct Stack<W: World> {
     wrong_checksums: Notice,
     /// Buffer for frames that have to be copied.
     copy: Vec<u8>,
-    /// The link was full, and has not reported room since.
+    /// Whether the link was full, and has not reported room since.
     link_full: bool,
 }
 
@@ -130,13 +130,13 @@ impl<W: World> Stack<W> {
         }
     }
 
-    /// Which flows the guest may begin.
+    /// The guard, which decides which flows the guest may begin.
     #[must_use]
     pub const fn guard(&self) -> &Guard {
         &self.guard
     }
 
-    /// The guard, to be asked about a flow that bypasses the link, or to be replaced.
+    /// The guard, for a decision about a flow that bypasses the link, or to replace it.
     pub const fn guard_mut(&mut self) -> &mut Guard {
         &mut self.guard
     }
@@ -200,13 +200,13 @@ impl<W: World> Stack<W> {
         &self.reassembly
     }
 
-    /// Deadlines of all flows: at most one for each.
+    /// Deadlines of all flows. Each flow has at most one.
     #[must_use]
     pub const fn timers(&self) -> &Timers<FlowId> {
         &self.timers
     }
 
-    /// When the next round has to be finished, even if nothing happens before.
+    /// The time at which the next round must be finished, even if there is no event before.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let own = [

@@ -6,7 +6,7 @@ use core::{
     time::Duration,
 };
 
-/// A point of a monotonic clock that starts anywhere.
+/// A point in time of a monotonic clock. The clock may start at any time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant {
     micros: u64,
@@ -25,7 +25,7 @@ impl Instant {
         self.micros
     }
 
-    /// Time since `earlier`; zero if that is later.
+    /// Time since `earlier`. Zero if `earlier` is later than this point.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.micros.saturating_sub(earlier.micros))
@@ -46,14 +46,14 @@ impl Sub for Instant {
     }
 }
 
-/// Deadlines are rounded up to this many microseconds, so that close ones share a wake-up.
+/// Deadlines are rounded up to a multiple of this time, in microseconds, so that close deadlines share a wake-up.
 const GRAIN: u64 = 4_000;
 
 /// The deadlines of all flows, by key.
 ///
-/// A key has at most one entry. When an owner's deadline moves later, the entry stays: the owner schedules it again
-/// when it is due (see [`Deadline`]). When a deadline moves earlier, or its owner ends, the entry is removed. So there
-/// are never more entries than owners, however often these start and end.
+/// A key has at most one entry. When an owner's deadline moves later, the entry stays. When the entry is due, the owner
+/// schedules it again (see [`Deadline`]). When a deadline moves earlier, or its owner ends, the entry is removed. So
+/// there are never more entries than owners.
 #[derive(Debug)]
 pub struct Timers<K> {
     queue: BTreeSet<(u64, K)>,
@@ -77,7 +77,7 @@ impl<K: Ord + Copy> Timers<K> {
         self.queue.remove(&(at.micros, key));
     }
 
-    /// How many keys are scheduled.
+    /// Number of scheduled keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -189,7 +189,7 @@ mod tests {
         assert!(timers.is_empty());
     }
 
-    /// A guest that opens and resets connections, or has acknowledgments delayed, must not fill memory with
+    /// A guest that opens and resets connections, or causes delayed acknowledgments, must not fill the memory with
     /// entries that are due hours later.
     #[test]
     fn earlier_deadlines_and_ended_owners_leave_no_entries() {

@@ -1,7 +1,8 @@
-//! TCP connections that bypass the link: two sockets of the host's kernel, one in each namespace. Bytes received
-//! from one are sent by the other (behaviour §6.11).
+//! TCP connections that bypass the link. Each has two sockets of the host's kernel, one in each namespace. Bytes that
+//! one socket receives are sent by the other socket (behaviour §6.11).
 //!
-//! [`relay`] is one connection; this module finds it for an event, gives it its turns, and ends it.
+//! [`relay`] handles one connection. This module finds the connection for an event, gives turns to connections, and
+//! ends them.
 
 mod relay;
 #[cfg(test)]
@@ -19,17 +20,17 @@ use crate::{
 /// One of the two sockets of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
-    /// The one that was accepted.
+    /// The accepted socket.
     Accepted = 0,
-    /// The one that is connected in the other namespace.
+    /// The socket that is connected in the other namespace.
     Connected = 1,
 }
 
 impl Side {
-    /// Both.
+    /// Both sides.
     pub const ALL: [Self; 2] = [Self::Accepted, Self::Connected];
 
-    /// The other one.
+    /// The other side.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -42,54 +43,55 @@ impl Side {
 /// Bytes taken from a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// How many bytes. Zero is the end of the stream.
+    /// Number of bytes. Zero means the end of the stream.
     pub len: usize,
-    /// There may be more bytes, without another report of readiness.
+    /// Whether there may be more bytes, without another report of readiness.
     pub more: bool,
 }
 
-/// Two non-blocking stream sockets, and for each direction a buffer for bytes on their way from one to the other.
+/// Two non-blocking stream sockets, and for each direction a buffer for bytes between the sockets.
 ///
-/// Readiness is edge-triggered: each change is reported once. That a socket can send is reported only after a send has
+/// Readiness is edge-triggered: each change is reported once. Readiness to send is reported only after a send has
 /// returned [`SocketError::WouldBlock`].
 pub trait Conduit {
-    /// Takes received bytes from the socket `from`, whose direction has none in its buffer. The next call has to be
+    /// Takes received bytes from the socket `from`. The buffer of this direction must be empty. The next call must be
     /// `give`, before another conduit takes bytes.
     ///
-    /// With `urgent`, there may be an urgent byte among the received ones. What is taken then ends before that byte, or
-    /// is that byte alone, which is given as an urgent one.
+    /// With `urgent`, there may be an urgent byte among the received bytes. Then the taken bytes end before the urgent
+    /// byte, or consist of the urgent byte alone. `give` sends it as an urgent byte.
     ///
     /// # Errors
-    /// See [`SocketError`]; [`SocketError::WouldBlock`] means that there are none.
+    /// See [`SocketError`]. [`SocketError::WouldBlock`] means that there are no received bytes.
     fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError>;
 
-    /// Sends buffered bytes from `from` to the other socket. Returns how many, at least one; the others stay buffered.
+    /// Sends the bytes that were taken from `from` to the other socket. Returns how many bytes were sent, at least one.
+    /// The other bytes stay in the buffer.
     ///
     /// # Errors
-    /// See [`SocketError`]; [`SocketError::WouldBlock`] means that the other socket takes none.
+    /// See [`SocketError`]. [`SocketError::WouldBlock`] means that the other socket accepts no bytes now.
     fn give(&mut self, from: Side) -> Result<usize, SocketError>;
 
-    /// Ends the sending half of a socket's stream, after everything sent before.
+    /// Ends the sending half of a socket's stream, after all bytes that were sent before.
     ///
     /// # Errors
     /// See [`SocketError`].
     fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError>;
 
-    /// Bytes (and FIN) sent to a socket's peer but not yet acknowledged by it.
+    /// Number of bytes (FIN counts as one) that were sent to a socket's peer but are not yet acknowledged by the peer.
     fn unacknowledged(&mut self, side: Side) -> u32;
 
     /// Makes the next close of both sockets send a reset instead of a FIN.
     fn reset_on_close(&mut self);
 }
 
-/// Counts of what happened to bypassed connections since the start.
+/// Counts of bypassed connections since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Connections begun.
+    /// Connections that were begun.
     pub opened: u64,
     /// Connections that were refused: the limit was reached, or no socket could be opened.
     pub refused: u64,
-    /// Connections that ended in a reset.
+    /// Connections that ended with a reset.
     pub reset: u64,
 }
 
@@ -97,7 +99,7 @@ pub struct Counters {
 #[derive(Debug)]
 pub struct Bypass<C> {
     relays: Slots<Entry<C>>,
-    /// Connections with more to move than their turn allowed.
+    /// Connections that have more bytes to move, but have used their turn.
     runnable: VecDeque<FlowId>,
     timers: Timers<FlowId>,
     /// Counts since the start.
@@ -123,23 +125,23 @@ impl<C: Conduit> Bypass<C> {
         }
     }
 
-    /// How many connections there are.
+    /// Number of connections.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.relays.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no connections.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.relays.is_empty()
     }
 
-    /// Adds a connection of an accepted socket and one that is being connected. If that is established already, the
-    /// caller reports it as readiness.
+    /// Adds a connection. It has an accepted socket, and a socket that is connecting. If the second socket is already
+    /// connected, the caller must report its readiness.
     ///
     /// # Errors
-    /// The sockets, if the limit is reached.
+    /// Returns the sockets, if the limit is reached.
     pub fn insert(&mut self, conduit: C) -> Result<FlowId, C> {
         let entry = Entry { relay: Relay::new(conduit), runnable: false, deadline: Deadline::NONE };
         let id = self.relays.insert(entry).map_err(|entry| entry.relay.into_conduit())?;
@@ -157,7 +159,7 @@ impl<C: Conduit> Bypass<C> {
         self.step(id, now, Relay::reset);
     }
 
-    /// A socket reported readiness.
+    /// Handles the readiness of a socket.
     pub fn on_readiness(&mut self, id: FlowId, side: Side, readiness: Readiness, now: Instant) {
         self.step(id, now, |relay| relay.on_readiness(side, readiness));
     }
@@ -179,13 +181,13 @@ impl<C: Conduit> Bypass<C> {
         }
     }
 
-    /// When [`Bypass::on_deadlines`] has something to do next.
+    /// The time at which [`Bypass::on_deadlines`] must be called.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.timers.next()
     }
 
-    /// Handles everything that is due.
+    /// Handles the deadlines that have been reached.
     pub fn on_deadlines(&mut self, now: Instant) {
         while let Some(id) = self.timers.pop_due(now) {
             let Some(entry) = self.relays.get_mut(id) else { continue };
@@ -195,7 +197,7 @@ impl<C: Conduit> Bypass<C> {
         }
     }
 
-    /// One step of one connection, and what follows from it.
+    /// Runs one step of one connection, and handles the result.
     fn step(&mut self, id: FlowId, now: Instant, step: impl FnOnce(&mut Relay<C>) -> Next) {
         let Some(entry) = self.relays.get_mut(id) else { return };
         match step(&mut entry.relay) {

@@ -1,14 +1,14 @@
 //! One bypassed connection.
 //!
-//! Bytes received on one side are sent on the other. No bytes are taken from a socket until all that were taken earlier
-//! have been sent. So a receiver that does not read stops its sender, and the end of a stream follows its last byte
-//! . After a socket has returned "would block", the call is not repeated before the socket reports readiness
-//!
+//! Bytes received on one side are sent on the other. No bytes are taken from a socket until all bytes that were taken
+//! earlier have been sent. So a receiver that does not read stops its sender, and the end of a stream is forwarded
+//! after its last byte. After a socket has returned "would block", the call is not repeated before the socket
+//! reports readiness.
 //!
-//! An orderly end (FIN) of one direction leaves the other as it is. An abnormal end of one side (RST) becomes a reset
-//! of the other side, after all bytes that were received before it. Sockets are closed when their peers have
-//! acknowledged everything: earlier, a reset would overtake bytes that the kernel still has to send, and the kernel
-//! soon stops sending for sockets that no process has open.
+//! An orderly end (FIN) of one direction does not affect the other direction. An abnormal end of one side (RST) is
+//! forwarded as a reset of the other side, after all bytes that were received before it. Sockets are closed when
+//! their peers have acknowledged everything. If they were closed earlier, a reset would overtake bytes that the kernel
+//! still has to send, and the kernel would soon stop sending for a socket that no process has open.
 
 use core::time::Duration;
 
@@ -17,9 +17,9 @@ use crate::host::{Readiness, SocketError};
 
 /// How often a direction may take bytes in one turn.
 const TURN: u32 = 4;
-/// How long to wait before the first check whether everything was acknowledged; doubled for each further check.
+/// Time before the first check whether everything was acknowledged. It is doubled for each further check.
 const FIRST_CHECK: Duration = Duration::from_millis(4);
-/// The longest time between two such checks.
+/// Maximum time between two such checks.
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What to do next with a connection.
@@ -31,9 +31,9 @@ pub(super) enum Next {
     Run,
     /// Check the connection after this time, even if no socket reports readiness.
     CheckAfter(Duration),
-    /// The connection has ended: remove it.
+    /// The connection has ended. The caller must remove it.
     End {
-        /// By a reset.
+        /// Whether it has ended with a reset.
         reset: bool,
     },
 }
@@ -52,33 +52,33 @@ enum Phase {
     Connecting,
     /// Both sockets are connected.
     Open,
-    /// Everything is sent, and not all of it is acknowledged.
+    /// All bytes are sent, but not all are acknowledged.
     Draining { reset: bool, check_after: Duration },
 }
 
-/// One socket, and the direction that starts from it.
+/// The state of one socket, and of the direction that starts at this socket.
 #[derive(Clone, Copy, Debug, Default)]
 struct End {
-    /// The socket may have bytes to take.
+    /// Whether the socket may have received bytes.
     readable: bool,
-    /// The socket may have an urgent byte to take.
+    /// Whether the socket may have received an urgent byte.
     urgent: bool,
-    /// The socket has received the end of its stream, which may follow other bytes without another report.
+    /// Whether the socket has received the end of its stream. The end may follow other bytes without another report.
     read_closed: bool,
-    /// The socket may be able to send.
+    /// Whether the socket may be able to send.
     writable: bool,
-    /// An error was reported. Received bytes can still be taken, but nothing sent.
+    /// Whether an error was reported. Then received bytes can still be taken, but no bytes can be sent.
     failed: bool,
-    /// Bytes taken from the socket that have not been sent on.
+    /// Number of bytes that were taken from the socket but not yet sent to the other socket.
     buffered: usize,
-    /// The stream has ended: there are no more bytes to take.
+    /// Whether the stream has ended, so that there are no more bytes to take.
     ended: bool,
-    /// The sending half of its stream was ended.
+    /// Whether the sending half of the socket's stream was ended.
     shut: bool,
 }
 
 impl End {
-    /// Whether the direction from here has ended.
+    /// Whether the direction that starts at this socket has ended.
     const fn is_over(&self) -> bool {
         self.ended && self.buffered == 0
     }
@@ -86,7 +86,7 @@ impl End {
 
 impl<C: Conduit> Relay<C> {
     pub(super) fn new(conduit: C) -> Self {
-        // The accepted socket may have received bytes already, and can send.
+        // The accepted socket may already have received bytes, and can send.
         let accepted = End { readable: true, urgent: true, writable: true, ..End::default() };
         Self { conduit, phase: Phase::Connecting, ends: [accepted, End::default()] }
     }
@@ -99,7 +99,7 @@ impl<C: Conduit> Relay<C> {
         self.conduit
     }
 
-    /// A socket reported readiness.
+    /// Handles the readiness of a socket.
     pub(super) fn on_readiness(&mut self, side: Side, readiness: Readiness) -> Next {
         let end = &mut self.ends[side as usize];
         end.readable |= readiness.readable || readiness.read_closed || readiness.error;
@@ -107,7 +107,7 @@ impl<C: Conduit> Relay<C> {
         end.read_closed |= readiness.read_closed || readiness.error;
         end.writable |= readiness.writable;
         end.failed |= readiness.error;
-        // If the second connection is refused, no bytes have been taken: it needs no special case.
+        // If the second connection is refused, no bytes have been taken yet, so this needs no special case.
         if self.phase == Phase::Connecting
             && (readiness.error || side == Side::Connected && readiness.writable)
         {
@@ -116,7 +116,7 @@ impl<C: Conduit> Relay<C> {
         self.proceed()
     }
 
-    /// Moves bytes and ends as far as possible now.
+    /// Moves bytes, and the ends of streams, as far as possible now.
     pub(super) fn proceed(&mut self) -> Next {
         match self.phase {
             Phase::Connecting => return Next::Wait,
@@ -130,14 +130,14 @@ impl<C: Conduit> Relay<C> {
         if turns_over.contains(&true) { Next::Run } else { Next::Wait }
     }
 
-    /// Moves bytes from one side to the other. True if the turn ended with more to move.
+    /// Moves bytes from one side to the other. Returns true if the turn has ended and there are more bytes to move.
     fn carry(&mut self, from: Side) -> bool {
         for _ in 0..TURN {
             if !self.give(from) {
                 return false;
             }
             let [source, sink] = pair(&mut self.ends, from);
-            // Take bytes only if they can probably be sent.
+            // Bytes are taken only if they can probably be sent.
             if source.ended || !source.readable || !sink.writable {
                 return false;
             }
@@ -148,7 +148,7 @@ impl<C: Conduit> Relay<C> {
                     source.readable = more || source.urgent || source.read_closed;
                 }
                 Err(SocketError::WouldBlock) => {
-                    // If there was an urgent byte, it has been taken. The next one causes a new event.
+                    // If there was an urgent byte, it has been taken. The next urgent byte causes a new event.
                     source.readable = source.urgent && source.read_closed;
                     source.urgent = false;
                 }
@@ -158,7 +158,8 @@ impl<C: Conduit> Relay<C> {
         self.give(from) && self.ends[from as usize].readable
     }
 
-    /// Sends the buffered bytes of one side, then the end of its stream. False if bytes are left, or can't be sent.
+    /// Sends the buffered bytes of one side, then the end of its stream. Returns false if bytes are left, or can't be
+    /// sent.
     fn give(&mut self, from: Side) -> bool {
         let [source, sink] = pair(&mut self.ends, from);
         while source.buffered > 0 && sink.writable && !sink.failed {
@@ -171,7 +172,7 @@ impl<C: Conduit> Relay<C> {
         if source.buffered > 0 || sink.failed {
             return false;
         }
-        // If both directions have ended, the close sends the FIN.
+        // If both directions have ended, closing the socket sends the FIN.
         if source.ended && !source.failed && !sink.is_over() {
             self.shut(from.other());
         }
@@ -188,7 +189,7 @@ impl<C: Conduit> Relay<C> {
         }
     }
 
-    /// Whether no more bytes will move. If so: whether to end the connection by a reset.
+    /// Whether to end the connection with a reset. None if more bytes may be moved.
     fn end(&self) -> Option<bool> {
         let [accepted, connected] = &self.ends;
         if accepted.is_over() && connected.is_over() && !accepted.failed && !connected.failed {
@@ -198,18 +199,19 @@ impl<C: Conduit> Relay<C> {
         (broken(accepted, connected) || broken(connected, accepted)).then_some(true)
     }
 
-    /// Ends the connection by a reset.
+    /// Ends the connection with a reset.
     pub(super) fn reset(&mut self) -> Next {
         self.conduit.reset_on_close();
         Next::End { reset: true }
     }
 
-    /// Ends the connection, or waits until everything sent is acknowledged.
+    /// Ends the connection, or waits until all sent bytes are acknowledged.
     fn drain(&mut self, mut reset: bool, check_after: Duration) -> Next {
         let mut acknowledged = true;
         for side in Side::ALL {
             let end = &self.ends[side as usize];
-            // An unacknowledged FIN need not be waited for: the kernel retransmits it, and a reset replaces it.
+            // There is no need to wait until a FIN is acknowledged: the kernel retransmits it after the close, or a
+            // reset replaces it.
             acknowledged &= end.failed || self.conduit.unacknowledged(side) <= u32::from(end.shut);
         }
         if !acknowledged {
@@ -227,7 +229,7 @@ impl<C: Conduit> Relay<C> {
     }
 }
 
-/// The end `from`, and the other.
+/// The state of the side `from`, and the state of the other side.
 fn pair(ends: &mut [End; 2], from: Side) -> [&mut End; 2] {
     let [accepted, connected] = ends;
     match from {

@@ -1,4 +1,4 @@
-//! The relay between virtual sockets that move any number of bytes per call, at any time.
+//! Tests of the relay with virtual sockets. They move any number of bytes per call, at any time.
 
 use alloc::{collections::VecDeque, vec::Vec};
 
@@ -15,50 +15,50 @@ const RESET: SocketError = SocketError::Failed(Errno(104));
 /// One virtual socket and its peer.
 #[derive(Debug, Default)]
 struct Socket {
-    /// Sent by the peer, not yet taken.
+    /// Bytes that the peer has sent, and that were not taken yet.
     received: VecDeque<u8>,
-    /// Index of the urgent byte among these.
+    /// Index of the urgent byte in `received`.
     mark: Option<usize>,
-    /// The last call moved the most bytes that a call can: the next one stops at the urgent mark.
+    /// Whether the last call moved the maximum number of bytes. Then the next call stops at the urgent mark.
     was_full: bool,
-    /// The peer has ended its half.
+    /// Whether the peer has ended its half.
     fin_received: bool,
-    /// The peer has reset the connection.
+    /// Whether the peer has reset the connection.
     reset: bool,
-    /// Sent to the peer, not yet read by it.
+    /// Bytes that were sent to the peer, and that the peer has not read yet.
     sent: VecDeque<u8>,
-    /// Which bytes of that stream were urgent, by position.
+    /// Positions of urgent bytes in the stream to the peer.
     urgent_sent: Vec<usize>,
-    /// What the peer has read.
+    /// The bytes that the peer has read.
     read: Vec<u8>,
     fin_sent: bool,
-    /// A send found no room, or a receive no bytes: the next change is reported.
+    /// Whether a send found no room, or a receive found no bytes. Then the next change is reported.
     starved: bool,
     blocked: bool,
     edge: Readiness,
 }
 
-/// Both sockets. Send buffers hold `room` bytes, and no call moves more than `most`.
+/// Both sockets. Send buffers have room for `room` bytes, and a call moves at most `most` bytes.
 #[derive(Debug)]
 struct World {
     sockets: [Socket; 2],
     buffered: [VecDeque<u8>; 2],
     buffered_urgent: [bool; 2],
-    /// The side from which bytes were taken last, if they were not given yet.
+    /// The side from which bytes were taken last, if these bytes were not given yet.
     pending: Option<Side>,
     room: usize,
     most: usize,
     reset_on_close: bool,
-    /// The sockets were closed before everything sent was acknowledged.
+    /// Whether the sockets were closed before all sent bytes were acknowledged.
     overtaken: bool,
-    /// Calls that moved nothing.
+    /// Number of calls that moved no bytes.
     empty_calls: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Handle(alloc::rc::Rc<core::cell::RefCell<World>>);
 
-/// The connection's handle of the sockets; dropping it closes them.
+/// The connection's handle of the sockets. Dropping it closes the sockets.
 #[derive(Debug)]
 struct Sockets(Handle);
 
@@ -178,17 +178,17 @@ impl Conduit for Sockets {
 /// An action of a peer.
 #[derive(Clone, Copy, Debug)]
 enum Act {
-    /// Sends that many bytes.
+    /// Sends this many bytes.
     Send(Side, usize),
-    /// Sends that many bytes. The last one is urgent.
+    /// Sends this many bytes. The last byte is urgent.
     SendUrgent(Side, usize),
-    /// Reads at most that many bytes.
+    /// Reads at most this many bytes.
     Read(Side, usize),
-    /// Ends its half.
+    /// Ends the peer's half of the stream.
     Fin(Side),
-    /// Resets.
+    /// Resets the connection.
     Reset(Side),
-    /// Readiness is reported, or a turn is given: perhaps late.
+    /// Readiness is reported, or a turn is given. Both may happen late.
     Report,
 }
 
@@ -197,9 +197,9 @@ struct Case {
     bypass: Bypass<Sockets>,
     id: FlowId,
     world: Handle,
-    /// By each peer.
+    /// The bytes that each peer has sent.
     wrote: [Vec<u8>; 2],
-    /// Positions of urgent bytes among these.
+    /// Positions of urgent bytes in `wrote`.
     marks: [Vec<usize>; 2],
     next: u8,
     now: Instant,
@@ -296,7 +296,7 @@ impl Case {
         }
     }
 
-    /// Reports readiness, as an event loop does.
+    /// Reports readiness, like an event loop.
     fn report(&mut self) {
         for side in Side::ALL {
             let edge = self.world.with(|world| {
@@ -346,7 +346,7 @@ impl Case {
         self.world.with(|world| world.sockets[side as usize].read.clone())
     }
 
-    /// Positions of the bytes that were sent to a side as urgent ones.
+    /// Positions of the urgent bytes that were sent to a side.
     fn urgent_sent(&self, side: Side) -> Vec<usize> {
         self.world.with(|world| world.sockets[side as usize].urgent_sent.clone())
     }
@@ -365,7 +365,7 @@ impl World {
 const A: Side = Side::Accepted;
 const B: Side = Side::Connected;
 
-/// all bytes arrive in order, the end follows them, and the halves end independently.
+/// all bytes arrive in order, the end of the stream arrives after them, and the halves end independently.
 #[test]
 fn half_closes_are_passed_on_one_by_one_r84() {
     let mut case = Case::new(10, 3);
@@ -383,7 +383,8 @@ fn half_closes_are_passed_on_one_by_one_r84() {
     assert!(!case.world.with(|world| world.reset_on_close));
 }
 
-/// A client's first bytes are forwarded when the other connection is established, without an event for them.
+/// The first bytes of a client are forwarded when the other connection is established. This needs no event for these
+/// bytes.
 #[test]
 fn first_bytes_do_not_wait_for_an_event() {
     let mut case = Case::new(10, 3);
@@ -393,7 +394,7 @@ fn first_bytes_do_not_wait_for_an_event() {
     assert_eq!(case.world.with(|world| world.sockets[B as usize].sent.len()), 5);
 }
 
-/// The same if the first byte is urgent.
+/// The same applies if the first byte is urgent.
 #[test]
 fn the_first_byte_may_be_urgent() {
     let mut case = Case::new(10, 3);
@@ -403,7 +404,7 @@ fn the_first_byte_may_be_urgent() {
     assert_eq!(case.urgent_sent(B), [0]);
 }
 
-/// For example, if a socket can't be watched.
+/// A caller resets a connection, for example, if a socket can't be watched.
 #[test]
 fn a_connection_can_be_reset() {
     let mut case = Case::new(10, 3);
@@ -445,7 +446,7 @@ fn a_refused_connection_is_reset_r87() {
     assert!(case.world.with(|world| world.reset_on_close) && case.bypass.is_empty());
 }
 
-/// Sockets are not closed before everything sent is acknowledged.
+/// Sockets are not closed before all sent bytes are acknowledged.
 #[test]
 fn sockets_stay_open_until_everything_is_acknowledged() {
     let mut case = Case::new(100, 100);
@@ -465,7 +466,7 @@ fn sockets_stay_open_until_everything_is_acknowledged() {
     assert!(case.bypass.is_empty());
 }
 
-/// no call is repeated for a receiver that does not read.
+/// calls for a receiver that does not read are not repeated.
 #[test]
 fn a_blocked_receiver_costs_no_calls_r83() {
     let mut case = Case::new(10, 3);
@@ -481,7 +482,8 @@ fn a_blocked_receiver_costs_no_calls_r83() {
     assert_eq!(case.read(B), case.wrote[A as usize]);
 }
 
-/// RFC 9293 §3.8.5: an urgent byte arrives as urgent, also if a call stops before it, after it, or before the end.
+/// RFC 9293 §3.8.5: an urgent byte arrives as an urgent byte. It does not matter whether a call stops before it, after
+/// it, or before the end.
 #[test]
 fn urgent_bytes_arrive_as_urgent() {
     for len in 1..20 {
@@ -515,8 +517,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 }
 
 proptest! {
-    /// whatever the sizes, and however the sides end, every byte arrives unless a reset discarded it, FIN and
-    /// reset are forwarded as such, and no change of readiness is missed.
+    /// with any sizes and any ends of both sides, every byte arrives unless a reset has discarded it, a FIN
+    /// is forwarded as a FIN and a reset as a reset, and no change of readiness is missed.
     #[test]
     fn nothing_is_lost_r84_r85(acts in acts(), room in 1_usize..200, most in 1_usize..100) {
         let mut case = Case::new(room, most);
@@ -533,11 +535,11 @@ proptest! {
             prop_assert!(wrote.starts_with(&read));
             if !reset[to as usize] {
                 prop_assert_eq!(&read, wrote);
-                // A later mark may replace an earlier one. The last one is never lost.
+                // A later urgent mark may replace an earlier one. The last mark is never lost.
                 let (sent, marks) = (case.urgent_sent(to), &case.marks[from as usize]);
                 prop_assert!(sent.iter().all(|position| marks.contains(position)));
                 prop_assert_eq!(sent.last(), marks.last());
-                // The end of the stream, if it was reached before the connection broke.
+                // The end of the stream is forwarded, if it was reached before the connection was reset.
                 prop_assert!(!case.fin_sent(to) || fin[from as usize]);
                 prop_assert!(case.fin_sent(to) || !fin[from as usize] || reset.contains(&true));
             }

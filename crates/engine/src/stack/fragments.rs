@@ -1,4 +1,4 @@
-//! Fragments of the guest: reassembled into packets, or reported to the guest if that fails.
+//! Handling of the guest's fragments: reassembly into packets, and reports to the guest if this fails.
 
 use core::net::IpAddr;
 
@@ -91,7 +91,7 @@ impl<W: World> Round<'_, W> {
     }
 }
 
-/// The error about an invalid fragment (RFC 8200 §4.5). IPv4 has none.
+/// The error about an invalid fragment (RFC 8200 §4.5). IPv4 has no such error.
 fn report(reason: Invalid, source: IpAddr) -> Option<Report> {
     let info = match reason {
         Invalid::UnalignedLength => PAYLOAD_LEN_AT,

@@ -1,4 +1,4 @@
-//! The guest joins and leaves multicast groups (`--multicast`).
+//! The guest's membership of multicast groups (`--multicast`).
 
 use core::net::{IpAddr, Ipv4Addr};
 
@@ -23,7 +23,7 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// An IGMP message of the guest.
+    /// Handles an IGMP message of the guest.
     pub(super) fn on_igmp(&mut self, packet: &Packet<'_, impl Payload>, message: impl Payload) {
         let mut buffer = [0; MAX_REPORT_LEN];
         let len = message.copy_to(&mut buffer);
@@ -31,7 +31,7 @@ impl<W: World> Round<'_, W> {
         self.on_changes(changes);
     }
 
-    /// Whether an ICMPv6 message is an MLD message of a member. If so, it is processed.
+    /// Handles an ICMPv6 message if it is an MLD message of a member. Returns whether it is.
     pub(super) fn on_mld(
         &mut self,
         packet: &Packet<'_, impl Payload>,
@@ -79,7 +79,7 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// Sends a query. If it is lost, the next one or the member's own reports replace it.
+    /// Sends a query. A lost query does no harm: another query, or the member's own reports, will follow.
     fn query(&mut self, wanted: bool, v4: bool, group: Option<IpAddr>) {
         let source = if v4 {
             let ours = self.stack.settings.v4.as_ref().and_then(|v4| v4.our_address);

@@ -1,5 +1,5 @@
-//! Packets of protocols that are not carried: the guest gets an error at once, and need not wait for an answer
-//! (behaviour §4.6; RFC 1122 §3.2.2.1, RFC 4443 §3.4).
+//! Refusal of packets of protocols that are not forwarded. The guest gets an error at once, so it need not wait for an
+//! answer (behaviour §4.6; RFC 1122 §3.2.2.1, RFC 4443 §3.4).
 
 use core::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::{
     timer::Instant,
 };
 
-/// Code of "destination unreachable" for a protocol.
+/// Code of "destination unreachable": protocol unreachable.
 const PROTOCOL_UNREACHABLE: u8 = 2;
-/// Code of ICMPv6 "parameter problem" for a header of unknown type, and the type's offset in the quoted packet, in
-/// bytes.
+/// Code of ICMPv6 "parameter problem" for an unknown next header, and the offset of this next header field in the
+/// quoted packet, in bytes.
 const UNKNOWN_HEADER: (u8, u32) = (1, 6);
 
-/// How often the guest gets such errors: a token bucket (RFC 4443 §2.4(f)).
+/// The rate limit of such errors: a token bucket (RFC 4443 §2.4(f)).
 #[derive(Debug)]
 pub(super) struct Limit {
     tokens: u32,
@@ -29,9 +29,9 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Maximum number of tokens, and so most messages at once.
+    /// Maximum number of tokens: so many messages may be sent at once.
     const BURST: u32 = 10;
-    /// A token is added each time this has passed.
+    /// Time after which a token is added.
     const INTERVAL: Duration = Duration::from_millis(100);
 
     pub(super) const fn new(now: Instant) -> Self {
@@ -51,7 +51,7 @@ impl Limit {
 }
 
 impl<W: World> Round<'_, W> {
-    /// Drops a packet whose `upper` layer is not carried, with a message to its sender.
+    /// Drops a packet whose `upper` layer is not forwarded, and sends an error to its sender.
     pub(super) fn refuse(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,

@@ -1,4 +1,5 @@
-//! One round of the event loop: the caller reports events, and the end of the round sends everything that is due.
+//! One round of the event loop. The caller reports events. The end of the round sends the segments and datagrams that
+//! are due.
 
 use core::net::SocketAddr;
 
@@ -25,9 +26,9 @@ use crate::{
 
 /// One round of the event loop.
 ///
-/// Report what happened, in any order. Segments and datagrams that can be joined with later ones wait for the end of
-/// the round. A round may be begun anew for each event, but [`Round::finish`] has to be called before the event loop
-/// waits. Only that returns the [`Pressure`], which says how long the event loop may wait.
+/// The caller reports events, in any order. Segments and datagrams that can be joined with later ones wait for the end
+/// of the round. The caller may also begin a new round for each event, but must call [`Round::finish`] before the event
+/// loop waits. Only [`Round::finish`] returns the [`Pressure`], which determines how long the event loop may wait.
 #[must_use = "a round does nothing by itself"]
 pub struct Round<'a, W: World> {
     pub(super) stack: &'a mut Stack<W>,
@@ -37,21 +38,22 @@ pub struct Round<'a, W: World> {
 }
 
 impl<W: World> Round<'_, W> {
-    /// From now on, the link has a guest that can receive: asks for its hardware address (behaviour §4.1.3).
+    /// Reports that the link has a guest that can receive from now on. Requests for the guest's hardware address are
+    /// sent (behaviour §4.1.3).
     pub fn link_up(&mut self) {
         self.stack.guest.on_link_up();
         local::announce_start(&self.stack.settings, &self.stack.guest, self.link);
         self.query_all();
     }
 
-    /// The link is lost for good: TCP connections end. Flows of UDP, DNS and ping expire; datagrams that arrive for
-    /// them are dropped and counted.
+    /// Reports that the link is lost permanently. TCP connections end. Flows of UDP, DNS and ping expire, and datagrams
+    /// that arrive for them are dropped and counted.
     pub fn link_lost(&mut self) {
         let (flows, mut cx) = self.split();
         flows.tcp.abort_all(&mut cx);
     }
 
-    /// The host's knowledge of a neighbour on its link has changed.
+    /// Reports a change of the host's information about a neighbour on its link.
     pub fn neighbour(&mut self, neighbour: Neighbour) {
         if self.stack.settings.neighbours.note(neighbour)
             && !self.stack.settings.is_mapped_to_host(neighbour.address)
@@ -60,8 +62,8 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// A frame of the guest, with a copy or view of its first bytes: [`frame::HEAD_LEN`] or all. Segments that
-    /// it causes may be sent only at the end of the round.
+    /// Handles a frame of the guest. `head` is a copy or view of its first [`frame::HEAD_LEN`] bytes, or of the whole
+    /// frame. Answers may be sent only at the end of the round.
     pub fn frame(&mut self, head: &[u8], frame: PayloadOf<'_, W::Memory>, offload: &Offload) {
         let whole = frame;
         let frame = match frame::parse_head(head, whole) {
@@ -88,16 +90,16 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// A connection was accepted on the host: `ends` are its two ends as the guest will see them.
+    /// Handles a connection that was accepted on the host. `ends` are its two ends as the guest will see them.
     ///
     /// # Errors
-    /// The socket, to be dropped, if the limit is reached or the ends are in use.
+    /// Returns the socket, which the caller must drop, if the limit is reached or the ends are in use.
     pub fn accept(&mut self, ends: Endpoints, socket: TcpOf<W>) -> Result<(), TcpOf<W>> {
         let (flows, mut cx) = self.split();
         flows.tcp.accept(ends, socket, &mut cx)
     }
 
-    /// A socket reported readiness.
+    /// Reports the readiness of a socket.
     pub fn ready(&mut self, id: FlowId, readiness: Readiness) {
         let (flows, mut cx) = self.split();
         match id.kind() {
@@ -109,7 +111,7 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// The link has room again.
+    /// Reports that the link has room again.
     pub const fn link_has_room(&mut self) {
         self.stack.link_full = false;
     }
@@ -117,8 +119,8 @@ impl<W: World> Round<'_, W> {
     /// Ends the round: handles deadlines, sends the acknowledgments and data that the events have made due, and then
     /// gives a turn to each flow that has more to send.
     ///
-    /// Deadlines come first, since they too make segments due: one acknowledgment serves them and the events. Turns
-    /// come last, so that a flow with little to send does not wait for one with much.
+    /// Deadlines come first, since they make segments due, too, and one acknowledgment serves deadlines and events.
+    /// Turns come last, so that a flow with little to send does not wait for a flow with much to send.
     pub fn finish(mut self) -> Pressure {
         self.deadlines();
         self.carry_questions();
@@ -134,7 +136,7 @@ impl<W: World> Round<'_, W> {
         Pressure::LinkFull
     }
 
-    /// Handles everything that is due.
+    /// Handles the deadlines that have been reached.
     fn deadlines(&mut self) {
         while let Some(id) = self.stack.timers.pop_due(self.now) {
             let (flows, mut cx) = self.split();
@@ -175,9 +177,9 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// A frame with a partial checksum in its payload, such as that of a packet in a tunnel. The payload can't be
-    /// forwarded like this, and may lie in memory that the engine must not write to. So the frame is copied, which is
-    /// rare.
+    /// Handles a frame with a partial checksum in its payload, for example in a tunnel packet. The payload can't be
+    /// forwarded without its checksum, and the engine may not be allowed to write to its memory. So the frame is
+    /// copied. This is rare.
     fn on_partial_payload(&mut self, frame: PayloadOf<'_, W::Memory>, offload: &Offload) {
         let mut copy = core::mem::take(&mut self.stack.copy);
         if checksums::complete(frame, offload, &mut copy) {
@@ -250,7 +252,7 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// All flows, and what their steps need.
+    /// All flows, and the context that their steps need.
     pub(super) const fn split(&mut self) -> (&mut Protocols<W>, Context<'_, W>) {
         let Stack { settings, guest, guard, timers, flows, .. } = &mut *self.stack;
         (flows, Context { now: self.now, settings, guest, guard, host: self.host, link: self.link, timers })

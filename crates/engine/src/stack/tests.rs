@@ -92,7 +92,7 @@ fn outgoing(from: SocketAddr, to: SocketAddr) -> Outgoing {
     Outgoing { hop_limit: 9, traffic_class: 0xb8, ..headers(from.ip(), to.ip()) }
 }
 
-/// A UDP datagram of the guest, complete with its checksum.
+/// A UDP datagram of the guest with a complete checksum.
 fn datagram(from: &str, to: &str, payload: &[u8]) -> (Outgoing, Vec<u8>) {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let headers = outgoing(from, to);
@@ -109,7 +109,8 @@ fn fragments(from: &str, to: &str, payload: &[u8]) -> Vec<Vec<u8>> {
 
 const BOTH: [(&str, &str); 2] = [(GUEST, PEER), (GUEST6, PEER6)];
 
-/// A datagram above the guest's MTU is sent as one by the host's socket, whatever the order of its fragments.
+/// The host's socket sends a datagram above the guest's MTU as one datagram. The order of the fragments does not
+/// matter.
 #[test]
 fn a_datagram_in_fragments_is_sent_whole() {
     for (guest, peer) in BOTH {
@@ -134,7 +135,7 @@ fn a_datagram_in_fragments_is_sent_whole() {
     }
 }
 
-/// The same for echo requests, such as `ping -s 3000` at an MTU of 1500.
+/// The same applies to echo requests, such as `ping -s 3000` at an MTU of 1500.
 #[test]
 fn an_echo_request_in_fragments_is_sent_whole() {
     for (guest, peer, protocol, kind) in [(GUEST, PEER, 1, 8), (GUEST6, PEER6, 58, 128)] {
@@ -155,7 +156,7 @@ fn an_echo_request_in_fragments_is_sent_whole() {
     }
 }
 
-/// The checksum of a fragmented datagram is verified after reassembly: no link can do that.
+/// The checksum of a fragmented datagram is verified after reassembly, since no link can verify it.
 #[test]
 fn the_checksum_is_verified_after_reassembly() {
     for (guest, peer) in BOTH {
@@ -164,7 +165,7 @@ fn the_checksum_is_verified_after_reassembly() {
         *frames[1].last_mut().unwrap() ^= 1;
         test.receive_all(&frames);
         assert_eq!((test.host.opened.len(), test.stack.counters().checksums), (0, 1));
-        // Only over IPv4 may the checksum be missing (RFC 768, RFC 8200 §8.1).
+        // The checksum may be missing only over IPv4 (RFC 768, RFC 8200 §8.1).
         let mut frames = fragments(guest, peer, &[1; 3000]);
         let at = if guest == GUEST { 14 + 20 + 6 } else { 14 + 48 + 6 };
         frames[0][at..at + 2].fill(0);
@@ -173,7 +174,7 @@ fn the_checksum_is_verified_after_reassembly() {
     }
 }
 
-/// The header of each fragment has a checksum of its own.
+/// The header of each fragment has its own checksum.
 #[test]
 fn a_fragment_with_a_wrong_header_checksum_is_dropped() {
     let mut test = Test::new();
@@ -183,7 +184,7 @@ fn a_fragment_with_a_wrong_header_checksum_is_dropped() {
     assert_eq!((test.host.opened.len(), test.stack.counters().checksums), (0, 1));
 }
 
-/// A fragment with a partial checksum is dropped: the sum is over the whole datagram.
+/// A fragment with a partial checksum is dropped, since the checksum covers the whole datagram.
 #[test]
 fn a_fragment_has_no_partial_checksum() {
     let mut test = Test::new();
@@ -196,7 +197,7 @@ fn a_fragment_has_no_partial_checksum() {
     assert_eq!((test.host.opened.len(), test.stack.counters().malformed), (0, 3));
 }
 
-/// RFC 8200 §4.5, RFC 792: "time exceeded" after 60 s, which quotes the first fragment.
+/// RFC 8200 §4.5, RFC 792: after 60 s, the guest gets "time exceeded", which quotes the first fragment.
 #[test]
 fn missing_fragments_are_reported() {
     for ((guest, peer), (router, kind)) in BOTH.into_iter().zip([("198.51.100.1", 11), ("fe80::1", 3)]) {
@@ -211,7 +212,7 @@ fn missing_fragments_are_reported() {
         assert_eq!(packet.source, router.parse::<core::net::IpAddr>().unwrap());
         let Transport::Icmp(Message { header, payload: quote }) = packet.transport else { panic!() };
         assert_eq!((header.kind, header.code, header.rest.get()), (kind, 1, 0));
-        // The quote is the first fragment, as far as it fits.
+        // The quote is the part of the first fragment that fits.
         let quoted = [&frames[0][..14], quote].concat();
         let (quoted, first) = (ip_cut(&quoted), ip_cut(&frames[0]));
         assert_eq!(quoted.0, first.0);
@@ -236,7 +237,7 @@ fn later_fragments_and_groups_are_not_reported() {
     }
 }
 
-/// RFC 8200 §4.5: a length that is not a multiple of eight, and an end beyond the longest packet.
+/// RFC 8200 §4.5: the length is not a multiple of eight, or the end is beyond the longest packet.
 #[test]
 fn invalid_fragments_of_ipv6_are_reported() {
     let (headers, datagram) = datagram(GUEST6, PEER6, &[1; 100]);
@@ -252,7 +253,7 @@ fn invalid_fragments_of_ipv6_are_reported() {
         assert_eq!((errors.len(), header.kind, header.code, header.rest.get()), (1, 4, 0, pointer));
         assert_eq!(test.stack.counters().fragments, 1);
     }
-    // IPv4 has no such report.
+    // IPv4 has no such error.
     let (headers, datagram) = datagram4();
     let mut frame = datagram[..14 + 20 + 99].to_vec();
     let fields = fragment::Fields { protocol: 17, id: 1, offset: 0, more: true };
@@ -266,7 +267,7 @@ fn datagram4() -> (Outgoing, Vec<u8>) {
     datagram(GUEST, PEER, &[1; 200])
 }
 
-/// Identification, offset and payload of the fragment in a frame, or in a truncated quote of one.
+/// Identification, offset and payload of the fragment in a frame, or in a truncated quote of a frame.
 fn ip_cut(frame: &[u8]) -> ((u32, u16, bool), Vec<u8>) {
     let mut frame = frame.to_vec();
     let len = frame.len() - 14;
@@ -279,7 +280,8 @@ fn ip_cut(frame: &[u8]) -> ((u32, u16, bool), Vec<u8>) {
     ((fragment.id, fragment.offset, fragment.more), fragment.payload.to_vec())
 }
 
-/// The guest's "don't fragment" applies to the host's socket, except for groups, about which no error is sent.
+/// The guest's "don't fragment" applies to the host's socket. Datagrams to groups are an exception, since no error is
+/// sent about them.
 #[test]
 fn dont_fragment_is_carried() {
     let sent = |from, to, clear: bool, fragments: bool| {
@@ -308,8 +310,8 @@ fn dont_fragment_is_carried() {
     assert!(!sent(GUEST6, "[ff02::fb]:7", false, false));
 }
 
-/// A datagram that is too long for a probe of the path's MTU is fragmented by the host, as the host's own would be. One
-/// that fills the link begins a search, and is not.
+/// The host fragments a datagram that is too long for a probe of the path's MTU, like the host's own datagrams. A
+/// datagram that fills the link is a probe, and is not fragmented.
 #[test]
 fn dont_fragment_of_long_datagrams() {
     for ((from, to), headers) in BOTH.into_iter().zip([28, 48]) {
@@ -359,7 +361,7 @@ fn protocols_that_are_not_carried_are_answered() {
         let quoted = [&frame[..14], quote].concat();
         let Transport::Other(132, carried) = ip(&quoted).transport else { panic!() };
         assert_eq!(carried[8..], [7; 40]);
-        // A burst of ten, then ten per second.
+        // The limit allows a burst of ten, then ten per second.
         (0..100).for_each(|_| test.receive(&frame, &Offload::default()));
         assert_eq!(test.wait(Duration::from_secs(1)).len(), 9);
         (0..100).for_each(|_| test.receive(&frame, &Offload::default()));

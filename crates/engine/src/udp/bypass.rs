@@ -1,9 +1,9 @@
 //! Datagrams between loopback addresses of the host and of the guest's namespace, which bypass the link (behaviour
 //! §7.6).
 //!
-//! Each client of a listener gets a socket in the other namespace, its proxy: with the client's port number if that is
-//! free, connected to the target. Answers go back through the listener, from the address that the
-//! client wrote to.
+//! Each client of a listener gets a proxy: a socket in the other namespace that is connected to the target. The proxy
+//! has the client's port number if this port is free. Answers go back through the listener. Their source is the address
+//! to which the client wrote.
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -16,7 +16,8 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// Hop limit of datagrams that bypass the link if the host does not report the received one: Linux's default.
+/// Hop limit of datagrams that bypass the link, if the host does not report the received hop limit: the default of
+/// Linux.
 const DEFAULT_HOP_LIMIT: u8 = 64;
 
 /// A socket in the other namespace that sends the datagrams of one client.
@@ -31,7 +32,7 @@ pub(super) struct Proxy {
 pub(super) struct Client {
     pub(super) listener: FlowId,
     peer: SocketAddr,
-    /// The host's address that it wrote to, and that answers come from.
+    /// The host's address to which the client wrote, and from which answers come.
     local: Option<IpAddr>,
 }
 
@@ -44,7 +45,7 @@ pub(super) struct ToSocket {
 }
 
 impl<W: World> Udp<W> {
-    /// Sets what happens to datagrams of new senders.
+    /// Sets the policy for datagrams of new senders.
     pub const fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
     }
@@ -71,8 +72,8 @@ impl<W: World> Udp<W> {
         })
     }
 
-    /// The destination of a datagram that a listener received for `target`; none (which is counted) if there is no
-    /// room.
+    /// The destination of a datagram that a listener received for `target`. If there is no room, counts the datagram
+    /// and returns none.
     pub(super) fn forward(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -99,7 +100,8 @@ impl<W: World> Udp<W> {
         Some(ToSocket { socket, destination, source: None })
     }
 
-    /// The destination of an answer that a proxy received; none (which is counted) if it is not from the target.
+    /// The destination of an answer that a proxy received. If the answer is not from the target, counts it and returns
+    /// none.
     pub(super) fn answer(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -117,7 +119,7 @@ impl<W: World> Udp<W> {
         Some(ToSocket { socket: listener, destination: peer, source: local })
     }
 
-    /// Whether the guard admits a client of the guest's namespace. Clients of the host are not judged.
+    /// Whether the guard admits a client. The guard judges only clients in the guest's namespace.
     fn admits_bypass(
         &self,
         cx: &mut Unlinked<'_, W>,
@@ -174,7 +176,7 @@ impl<W: World> Udp<W> {
             segment_size,
         };
         let Some(socket) = self.sockets.get_mut(to_socket.socket) else { return };
-        // The queue keeps its entries: the socket of a listener may have some about datagrams of the guest.
+        // Entries of the error queue are kept: those of a listener's socket may be about datagrams of the guest.
         let clear = |io: &mut UdpOf<W>| {
             let _cleared = io.take_error();
             None

@@ -1,9 +1,9 @@
-//! Datagrams to a group from a port that another program of the host uses already.
+//! Datagrams to a multicast group from a port that another program of the host uses.
 //!
-//! Receivers of some protocols accept one source port only: a response of mDNS must come from port 5353 (RFC 6762 §6).
-//! On a host with an mDNS daemon that port is in use, and the socket of the guest's endpoint has another one. But
-//! programs that use groups share their port, so a socket that only sends can have it as well. The daemon still
-//! receives everything.
+//! Receivers of some protocols accept only one source port: a response of mDNS must come from port 5353 (RFC 6762 §6).
+//! On a host with an mDNS daemon, this port is in use, and the socket of the guest's endpoint has another port. But
+//! programs that use groups share their port, so a socket that only sends can also have this port. The daemon still
+//! receives all datagrams.
 
 use wire::payload::Payload;
 
@@ -15,19 +15,19 @@ use crate::{
     memory::PayloadOf,
 };
 
-/// Maximum number of flows with such a socket. They also take at most a quarter of the share of guest endpoints, and
-/// count in it. Each costs a file, and few guests need more than one for each family.
+/// Maximum number of flows with such a socket. These sockets count as guest endpoints, and use at most a quarter of the
+/// share of guest endpoints. Each socket costs a file, and few guests need more than one for each family.
 const MOST: usize = 16;
 /// Multicast DNS (RFC 6762 §3).
 const MDNS: u16 = 5353;
-/// In the third byte of a DNS message: a response, or any opcode other than QUERY (RFC 1035 §4.1.1).
+/// Bits in the third byte of a DNS message. They are zero in a query with the opcode QUERY (RFC 1035 §4.1.1).
 const RESPONSE_OR_OPCODE: u8 = 0xf8;
 /// Length of the header of a DNS message, in bytes.
 const DNS_HEADER_LEN: usize = 12;
 
 impl<W: World> Udp<W> {
-    /// A new flow goes to a group. If the socket of its endpoint did not get the guest's port, opens one that shares
-    /// it.
+    /// Handles a new flow to a group. If the socket of its endpoint does not have the guest's port, opens a socket that
+    /// shares this port.
     pub(super) fn share_port(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get(id) else { return };
         let (port, group) = (flow.endpoints.guest.port(), flow.peer);
@@ -42,7 +42,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Sends a datagram of a flow from a shared port. False if the socket of its endpoint must send it.
+    /// Sends a datagram of a flow from a shared port. Returns false if the socket of the flow's endpoint must send it.
     pub(super) fn send_shared(
         &mut self,
         id: FlowId,
@@ -69,9 +69,9 @@ impl<W: World> Udp<W> {
     }
 }
 
-/// Whether this is an mDNS query. A query may come from any port. One from another port than 5353 is answered by
-/// unicast (RFC 6762 §6.7), so that a guest that does not receive from the group gets the answer. One from port 5353 is
-/// answered to the group, and mDNS daemons such as Avahi accept answers to it only there.
+/// Whether this is an mDNS query, which may come from any port. A query from a port other than 5353 is answered by
+/// unicast (RFC 6762 §6.7), so that a guest that does not receive from the group gets the answer. A query from port
+/// 5353 is answered to the group.
 fn is_mdns_question<P: Payload>(outbound: &OutboundDatagram<P>) -> bool {
     let mut start = [0; 3];
     outbound.destination.port() == MDNS

@@ -27,27 +27,27 @@ use crate::{
     memory::Memory,
 };
 
-/// The way of a received datagram.
+/// The route of a received datagram.
 enum Route {
-    /// To the guest through the link.
+    /// The datagram goes to the guest through the link.
     Link(ToGuest),
-    /// To a socket in the other namespace, or of a client: it bypasses the link.
+    /// The datagram bypasses the link. It goes to a socket in the other namespace, or to a client.
     Bypass(ToSocket),
 }
 
-/// How a datagram is sent through the link.
+/// The addresses of a datagram that goes through the link.
 struct ToGuest {
-    /// None for a datagram to a group whose sender the guest already sees in another flow.
+    /// The flow. None for a datagram to a group whose sender the guest already sees in another flow.
     flow: Option<FlowId>,
     frame: Outgoing,
     ports: (u16, u16),
 }
 
-/// A train for the guest that is being put together.
+/// A train for the guest to which datagrams are added.
 ///
-/// The guest's kernel handles a frame with many datagrams (UDP segmentation offload) at nearly the cost of one. Only
-/// datagrams of one sender with equal header fields are joined, so that a receiver can't distinguish them from single
-/// ones.
+/// For the guest's kernel, a frame with many datagrams (UDP segmentation offload) costs little more than a frame with
+/// one. Only datagrams of one sender with equal header fields are joined, so that a receiver can't distinguish them
+/// from single datagrams.
 struct InboundTrain {
     route: Route,
     /// The first datagram.
@@ -56,7 +56,7 @@ struct InboundTrain {
 }
 
 impl<W: World> Udp<W> {
-    /// A socket is ready.
+    /// Handles the readiness of a socket.
     pub fn on_ready(&mut self, id: FlowId, readiness: Readiness, cx: &mut Context<'_, W>) {
         if readiness.error {
             self.report_errors(id, cx);
@@ -79,7 +79,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Receives up to `batch` datagrams from a socket. Returns how many there were.
+    /// Receives up to `batch` datagrams from a socket. Returns the number of received datagrams.
     fn receive_each(
         &mut self,
         id: FlowId,
@@ -94,16 +94,16 @@ impl<W: World> Udp<W> {
         (batch, Ok(()))
     }
 
-    /// Receives one datagram or train from a socket, directly into a slot of the link. If the link is full, it is
-    /// dropped.
+    /// Receives one datagram or train from a socket, directly into a slot of the link. If the link is full, the
+    /// datagram is dropped.
     fn receive(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<(), SocketError> {
         let Some(socket) = self.sockets.get_mut(id) else { return Err(SocketError::WouldBlock) };
         let (link, mut rest) = cx.split();
-        // A wrong guess for a dual-stack socket costs a copy, see below.
+        // The family of the next datagram is a guess. A wrong guess for a dual-stack socket costs a copy, see below.
         let guessed = headroom(socket.v4);
         let Some(mut reserved) = link.reserve(guessed, MAX_LEN - guessed) else {
             if self.may_bypass(id) {
-                // Datagrams that bypass the link do not need it.
+                // Datagrams that bypass the link do not need a slot.
                 return self.receive_joined(id, 1, cx).1;
             }
             self.counters.link_full += 1;
@@ -149,14 +149,14 @@ impl<W: World> Udp<W> {
         Ok(())
     }
 
-    /// The buffer for datagrams that have to be copied. The caller puts it back.
+    /// The buffer for datagrams that have to be copied. The caller must put it back.
     fn take_buffer(&mut self) -> Vec<u8> {
         let mut buffer = core::mem::take(&mut self.arrivals);
         buffer.resize(2 * MAX_LEN, 0);
         buffer
     }
 
-    /// Receives up to `batch` datagrams from a socket, and joins consecutive ones of one sender.
+    /// Receives up to `batch` datagrams from a socket, and joins consecutive datagrams of one sender.
     fn receive_joined(
         &mut self,
         id: FlowId,
@@ -223,7 +223,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The way of a received datagram; none (which is counted) if it is dropped.
+    /// The route of a received datagram. If the datagram is dropped, counts it and returns none.
     fn route(&mut self, cx: &mut Unlinked<'_, W>, id: FlowId, received: &Received) -> Option<Route> {
         let (peer, written_to) = (received.from, received.destination);
         let ends = match &self.sockets.get(id)?.role {
@@ -243,7 +243,7 @@ impl<W: World> Udp<W> {
                     self.sockets.find(&SocketKey::Member(SocketAddr::new(written_to, listener.port)))
                 };
                 if written_to.and_then(group_socket).is_some() {
-                    return None; // That socket has received a copy.
+                    return None; // The group's own socket has received a copy.
                 }
                 match self.policy.onward(listener, cx.settings, cx.guest, peer, written_to) {
                     Onward::Link(ends) => Some(ends),
@@ -257,7 +257,8 @@ impl<W: World> Udp<W> {
         self.address_to_guest(cx, id, received, ends).map(Route::Link)
     }
 
-    /// How a datagram between `ends` is sent through the link; none (which is counted) if it can't be.
+    /// The addresses of a datagram between `ends` that goes through the link. If it can't be sent to the guest, counts
+    /// it and returns none.
     fn address_to_guest(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -299,7 +300,7 @@ impl<W: World> Udp<W> {
         Some(ToGuest { flow, frame, ports: (remote.port(), guest.port()) })
     }
 
-    /// The flow of a received datagram: an existing one, or a new one.
+    /// The flow of a received datagram: an existing flow, or a new flow.
     fn flow_from(
         &mut self,
         cx: &mut Unlinked<'_, W>,
@@ -323,7 +324,7 @@ impl<W: World> Udp<W> {
                     self.counters.refused += 1;
                     return None;
                 }
-                // The guest already sees another peer with this address (Q24): that flow stays.
+                // If the guest already sees another peer with this address (Q24), the flow of that peer stays.
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket, Origin::Host);
                 let id = if taken || retired { None } else { self.insert(new) };
@@ -345,7 +346,7 @@ impl<W: World> Udp<W> {
 }
 
 impl<S> Socket<S> {
-    /// How many datagrams to receive now. After a single request or answer, another system call would find nothing.
+    /// How many datagrams to receive now. After a single request or answer, another system call would find no datagram.
     fn batch(&mut self, round: RoundNumber) -> u8 {
         let streaming = round.follows(self.last_receive);
         self.last_receive = round;
@@ -371,7 +372,7 @@ impl InboundTrain {
 }
 
 impl Role {
-    /// The guest endpoint that `peer` reaches through the socket by sending to `written_to`.
+    /// The guest endpoint that `peer` reaches with a datagram to `written_to` that the socket received.
     pub(super) fn guest_of(
         &self,
         settings: &Settings,
@@ -400,7 +401,7 @@ impl Received {
     }
 }
 
-/// Whether a datagram is short enough that joining it costs less than sending it alone.
+/// Whether a datagram is so short that joining it costs less than sending it alone.
 fn is_short(received: &Received) -> bool {
     received.segment_size.is_none() && received.len <= MAX_DATAGRAM_LEN
 }

@@ -1,15 +1,15 @@
-//! Which listener of a forwarding rule sends the datagrams of flows that the guest begins.
+//! Selects the listener of a forwarding rule that sends the datagrams of a flow that the guest begins.
 
 use core::net::SocketAddr;
 
 use crate::forward::{Listener, spec::Direction};
 
 impl Listener {
-    /// How suitable this socket is for a flow that the guest begins from `source`, a port that the rule forwards to,
-    /// with `peer`. The lowest rank is the best. None: it can't be used.
+    /// How suitable this socket is for a flow that the guest begins from `source` to `peer`. The rule forwards to the
+    /// port of `source`. The lowest rank is the best. None: the socket can't be used.
     ///
     /// A socket that is bound to an interface is never used: packets to peers on other interfaces would get lost. A
-    /// socket with another port is not used for groups: receivers may require the protocol's own port as source.
+    /// socket with another port is not used for groups: receivers may require the protocol's port as source port.
     pub(super) fn rank(&self, source: SocketAddr, peer: SocketAddr) -> Option<Rank> {
         let inbound = self.direction == Direction::Inbound && !self.on_interface;
         let port_changes = self.port != self.target_port;
@@ -32,8 +32,8 @@ impl Listener {
     }
 }
 
-/// Order of the listeners that forward to one port of the guest, best first: by address, then one that keeps the port,
-/// then by the order of the rules.
+/// Order of the listeners that forward to one port of the guest, best first: first by address, then listeners with the
+/// same port number, then by the order of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     binding: Binding,
@@ -42,13 +42,13 @@ pub(super) struct Rank {
     port: u16,
 }
 
-/// The address that a listener is bound to.
+/// The address to which a listener is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Binding {
-    /// The one that the guest sends from.
+    /// The address from which the guest sends.
     Same,
     /// All addresses.
     Any,
-    /// Another one, from which a server on the host that is bound to it would send, too.
+    /// Another address. A server on the host that is bound to this address would send from it, too.
     Other,
 }

@@ -1,8 +1,8 @@
-//! Datagrams of the host's network to groups that the guest has joined (`--multicast`).
+//! Datagrams of the host's network to multicast groups that the guest has joined (`--multicast`).
 //!
-//! IGMP and MLD name no ports, and a socket of the host has one. So a group has a socket for each well-known port of
-//! protocols of local networks, and for each port that the guest itself uses with the group. The sockets are bound to
-//! the group, and share their port.
+//! IGMP and MLD messages contain no ports, but a socket of the host needs one. So a group has a socket for each
+//! well-known port of protocols of local networks, and for each port that the guest itself uses with the group. The
+//! sockets are bound to the group, and share their port with other programs.
 
 use alloc::{
     collections::{BTreeSet, VecDeque},
@@ -21,30 +21,31 @@ use crate::{
     timer::{Instant, Timers},
 };
 
-/// mDNS, SSDP, LLMNR, and WS-Discovery.
+/// Ports of mDNS, SSDP, LLMNR and WS-Discovery.
 const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
-/// Maximum number of sockets of groups. Each costs a file.
+/// Maximum number of sockets of groups. Each socket costs a file.
 const MAX_SOCKETS: usize = 128;
-/// They are also at most one in this many of the sockets that the guest may have.
+/// At most one in this number of the sockets that the guest may have is a socket of a group.
 const PART: usize = 4;
-/// How many uses of groups by the guest are remembered.
+/// Maximum number of used groups and ports that are remembered.
 const MAX_USED: usize = 64;
-/// First port that is rarely a protocol's own: other hosts do not send to it at a group.
+/// First ephemeral port. Other hosts do not send to such a port at a group, since protocols rarely use it as their
+/// well-known port.
 const EPHEMERAL: u16 = 32_768;
-/// How many datagrams of the guest to groups are remembered, to recognise them when the kernel returns them.
+/// Maximum number of the guest's datagrams to groups that are remembered, to recognise copies that the kernel returns.
 const MAX_SENT: usize = 64;
-/// How long they are remembered, in microseconds: the kernel returns them at once.
+/// How long such a datagram is remembered, in microseconds. The kernel returns a copy at once.
 const MEMORY: u64 = 500_000;
-/// How much of each is remembered, in bytes.
+/// Number of bytes of each datagram that are remembered.
 const START: usize = 64;
 
 /// Groups and their sockets.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     groups: BTreeSet<IpAddr>,
-    /// Sockets that are open.
+    /// Number of open sockets.
     sockets: usize,
-    /// Groups and ports that the guest has used, joined or not.
+    /// Groups and ports that the guest has used. The guest need not have joined them.
     used: VecDeque<SocketAddr>,
     sent: VecDeque<Sent>,
 }
@@ -57,7 +58,7 @@ struct Sent {
     digest: Digest,
 }
 
-/// Identifies a datagram: its length and first bytes.
+/// The length and the first bytes of a datagram, to recognise it.
 type Digest = (usize, [u8; START]);
 
 fn digest(payload: impl Payload) -> Digest {
@@ -67,7 +68,7 @@ fn digest(payload: impl Payload) -> Digest {
 }
 
 impl<W: World> Udp<W> {
-    /// The guest has joined `group`.
+    /// Handles that the guest has joined `group`.
     pub(crate) fn join(&mut self, group: IpAddr, host: &mut W::Host) {
         log::debug!("the guest has joined {group}");
         self.joined.groups.insert(group);
@@ -78,7 +79,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The guest has left `group`. Flows of its sockets end: if the guest sends more, it begins others.
+    /// Handles that the guest has left `group`. The flows of the group's sockets end. If the guest sends more
+    /// datagrams, it begins other flows.
     pub(crate) fn leave(&mut self, group: IpAddr, timers: &mut Timers<FlowId>) {
         log::debug!("the guest has left {group}");
         self.joined.groups.remove(&group);
@@ -94,7 +96,7 @@ impl<W: World> Udp<W> {
         self.joined.sockets -= sockets.len();
     }
 
-    /// How many sockets of groups there are.
+    /// Number of sockets of groups.
     pub(super) const fn members(&self) -> usize {
         self.joined.sockets
     }
@@ -124,8 +126,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The guest begins a flow to a group: it expects datagrams to the group at the port that it sends to, and at the
-    /// port that it sends from.
+    /// Notes that the guest begins a flow to a group. It expects datagrams to the group at the flow's destination port,
+    /// and at the flow's source port.
     pub(super) fn note_use(&mut self, host: &mut W::Host, endpoints: Endpoints) {
         let group = endpoints.remote.ip();
         for port in [endpoints.remote.port(), endpoints.guest.port()] {
@@ -144,8 +146,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The guest sends to a group that it is a member of, or a broadcast: the host's kernel will deliver a copy to the
-    /// engine's own socket for the group, or the port.
+    /// Notes a datagram of the guest to a broadcast address, or to a group of which the guest is a member. The host's
+    /// kernel will deliver a copy to the engine's own socket for the group or the port.
     pub(super) fn note_sent_to_group(
         &mut self,
         now: Instant,
@@ -163,7 +165,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Whether a datagram that this socket received was sent by the guest. Each is returned once.
+    /// Whether a datagram that this socket received was sent by the guest. Returns true only once for each copy.
     pub(super) fn is_echo(&mut self, now: Instant, id: FlowId, payload: impl Payload) -> bool {
         let sent = &mut self.joined.sent;
         while sent.front().is_some_and(|sent| now.since(sent.at).as_micros() as u64 > MEMORY) {

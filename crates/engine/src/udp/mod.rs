@@ -1,9 +1,11 @@
-//! UDP (behaviour §7): one unconnected host socket per guest endpoint. So remotes that the guest has not written to can
-//! reach it as well, as they can a socket of the host (endpoint-independent mapping and filtering, RFC 4787 §4.1, §5).
+//! UDP (behaviour §7). Each guest endpoint has one unconnected socket of the host. So remotes to which the guest has
+//! not written can reach the endpoint, too, like a socket of the host (endpoint-independent mapping and filtering, RFC
+//! 4787 §4.1, §5).
 //!
-//! A *flow* is what one guest endpoint exchanges with one remote. Flows carry the address translation, the timeouts
-//! and the errors; the socket stays open while it has flows. Listeners of forwarding rules stay open, and the guest's
-//! answers to a datagram leave through the listener that received it.
+//! A *flow* is the exchange of one guest endpoint with one remote. A flow stores the address translation and the
+//! timeouts, and errors belong to a flow. The socket of an endpoint stays open while it has flows. Listeners of
+//! forwarding rules stay open, and the guest's answers to a datagram are sent by the listener that received the
+//! datagram.
 
 mod bypass;
 mod group;
@@ -52,15 +54,16 @@ use room::Notices;
 use table::{Flow, FlowTable, Origin, PeerKey};
 use train::Train;
 
-/// Maximum number of datagrams (or trains), and most errors, taken from a socket in one turn.
+/// Maximum number of datagrams or trains, and maximum number of errors, that are read from a socket in one turn.
 const MAX_BATCH: u8 = 32;
-/// Maximum number of sockets of one guest endpoint: more than there are addresses that translate to one (Q8).
+/// Maximum number of sockets of one guest endpoint. It is greater than the number of guest-side addresses that
+/// translate to one host-side address (Q8).
 const ORDINALS: u8 = 4;
-/// Longest packet by which senders search for the path's MTU, in bytes: the MTU of Ethernet (RFC 8899 §5.1.2).
+/// Maximum length of a packet with which senders probe the path's MTU, in bytes: the MTU of Ethernet (RFC 8899 §5.1.2).
 const LONGEST_PROBE: usize = 1500;
 
-/// The number of a round of the event loop. A sender that is active in two rounds in a row has a stream: after a single
-/// request or answer, the next datagram comes only after one of the other side.
+/// The number of a round of the event loop. A sender that is active in two consecutive rounds has a stream. In an
+/// exchange of requests and answers, a sender waits for the other side before its next datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RoundNumber(u64);
 
@@ -72,7 +75,7 @@ impl RoundNumber {
         Self(self.0 + 1)
     }
 
-    /// Whether `last` is this round or the one before.
+    /// Whether `last` is this round or the previous round.
     const fn follows(self, last: Self) -> bool {
         self.0 - last.0 <= 1
     }
@@ -86,14 +89,15 @@ pub struct Udp<W: World> {
     /// The sockets in the other namespace, one for each client that bypasses the link.
     proxies: Idle,
     policy: Policy,
-    /// The listeners that are not closed: the port of the guest that each forwards to, and its id as one word.
+    /// The listeners that are not closed. Each entry has the guest's port to which the listener forwards, and the
+    /// listener's ID as one word.
     published: BTreeSet<(u16, u64)>,
     flows: FlowTable,
     /// The flow of the guest's latest datagram.
     latest: Option<FlowId>,
     /// Sockets that share a port with other programs of the host, for flows to a group.
     shared_ports: BTreeMap<FlowId, UdpOf<W>>,
-    /// Groups that the guest is a member of.
+    /// Groups of which the guest is a member.
     joined: Groups,
     round: RoundNumber,
     train: Train,
@@ -102,7 +106,7 @@ pub struct Udp<W: World> {
     fragmenter: Fragmenter,
     limits: Limits,
     counters: Drops,
-    /// Sockets and flows that were ended to make room for others.
+    /// Number of sockets and flows that were ended to make room for new ones.
     ended: u64,
     notices: Notices,
 }
@@ -111,14 +115,14 @@ pub struct Udp<W: World> {
 struct Socket<S> {
     io: S,
     role: Role,
-    /// The flows that go through it.
+    /// The flows of the socket.
     flows: Chain,
-    /// For a listener: how many of its clients have a socket in the other namespace.
+    /// For a listener, the number of its clients that have a socket in the other namespace.
     proxies: usize,
-    /// For a guest endpoint, or a socket in the other namespace: its traffic.
+    /// For a guest endpoint or a socket in the other namespace, its traffic.
     activity: Activity,
-    /// Whether the last datagram was IPv4. A dual-stack socket does not say so in advance, and the length of the
-    /// headers depends on it.
+    /// Whether the last datagram was IPv4. A dual-stack socket does not report the family of the next datagram, but the
+    /// length of the headers depends on the family. So the last family is the guess for the next datagram.
     v4: bool,
     last_receive: RoundNumber,
     last_taken: u8,
@@ -128,25 +132,25 @@ struct Socket<S> {
 
 #[derive(Debug)]
 enum Role {
-    /// A guest endpoint. It has more than one socket if remotes that it sees as different are the same on the host
-    /// (Q8).
+    /// A guest endpoint. It has more than one socket if remotes with different addresses for the guest have the same
+    /// address on the host (Q8).
     Endpoint {
         guest: SocketAddr,
         ordinal: u8,
     },
     Listener(Listener),
-    /// A listener that was closed while flows went through it: it serves these flows until they end, and no new ones.
+    /// A listener that was closed while it had flows. It serves these flows until they end, and no new flows.
     Retired(Listener),
     /// A group and port of the host's network.
     Member(SocketAddr),
-    /// Represents one client of a listener in the namespace that the listener forwards to.
+    /// The proxy of one client of a listener, in the target namespace of the listener.
     Proxy(Proxy),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum SocketKey {
     Endpoint(SocketAddr, u8),
-    /// The port: unlike the rule, it never changes. Listeners are not looked up by this key.
+    /// The port of a listener. It never changes, but the rule may change. Listeners are not looked up by this key.
     Listener(u16),
     Member(SocketAddr),
     Proxy(Client),
@@ -179,7 +183,7 @@ impl<S> Socket<S> {
         }
     }
 
-    /// Whether no flow or client uses it.
+    /// Whether no flow and no client uses the socket.
     fn is_unused(&self) -> bool {
         self.flows.first().is_none() && self.proxies == 0
     }
@@ -210,19 +214,19 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Datagrams that were not carried.
+    /// Counts of the datagrams that were dropped.
     #[must_use]
     pub const fn counters(&self) -> &Drops {
         &self.counters
     }
 
-    /// How many sockets and flows were ended to make room for others.
+    /// Number of sockets and flows that were ended to make room for new ones.
     #[must_use]
     pub const fn ended(&self) -> u64 {
         self.ended
     }
 
-    /// How many flows there are.
+    /// Number of flows.
     #[must_use]
     pub fn flows(&self) -> usize {
         self.flows.len()
@@ -245,8 +249,8 @@ impl<W: World> Udp<W> {
         self.sockets.insert(Socket::new(socket, Role::Listener(listener), v4)).map_err(|_| Errno::ENFILE)
     }
 
-    /// Closes a listener. While flows use it, its socket stays open for them: [`Udp::relisten`] can make it a listener
-    /// again.
+    /// Closes a listener. While flows use its socket, the socket stays open for them, and [`Udp::relisten`] can make it
+    /// a listener again.
     pub fn unlisten(&mut self, id: FlowId) {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         if let Role::Listener(listener) = &socket.role {
@@ -258,7 +262,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Makes a listener, closed or not, serve another rule at the same port and address. False if it does not exist.
+    /// Makes a listener, which may be closed, serve another rule with the same port and address. Returns false if the
+    /// listener does not exist.
     pub fn relisten(&mut self, id: FlowId, listener: Listener) -> bool {
         let Some(socket) = self.sockets.get_mut(id) else { return false };
         let (Role::Listener(old) | Role::Retired(old)) = &socket.role else { return false };
@@ -269,7 +274,7 @@ impl<W: World> Udp<W> {
         true
     }
 
-    /// Whether a listener exists, closed or not: it occupies its port.
+    /// Whether a listener exists. It may be closed, but still occupies its port.
     #[must_use]
     pub fn is_listener(&self, id: FlowId) -> bool {
         self.sockets.get(id).is_some_and(|socket| matches!(socket.role, Role::Listener(_) | Role::Retired(_)))
@@ -281,7 +286,7 @@ impl<W: World> Udp<W> {
         Some(&self.sockets.get(id)?.io)
     }
 
-    /// The sockets that belong to the guest's own endpoints and groups: each occupies a port of the host.
+    /// The sockets of the guest's own endpoints and groups. Each occupies a port of the host.
     pub fn endpoint_sockets(&self) -> impl Iterator<Item = &UdpOf<W>> {
         let endpoints = self
             .sockets
@@ -290,8 +295,8 @@ impl<W: World> Udp<W> {
         endpoints.map(|(_, socket)| &socket.io)
     }
 
-    /// A datagram of the guest, or with segmentation in `offload` a train of them. It may be sent only at
-    /// the end of the round.
+    /// Handles a datagram of the guest. With segmentation in `offload`, it is a train of datagrams. It may be sent only
+    /// at the end of the round.
     pub fn on_datagram(
         &mut self,
         packet: &Packet<'_, PayloadOf<'_, W::Memory>>,
@@ -303,7 +308,7 @@ impl<W: World> Udp<W> {
             guest: SocketAddr::new(packet.source, datagram.header.source_port.get()),
             remote: SocketAddr::new(packet.destination, datagram.header.destination_port.get()),
         };
-        // The next datagram is often of the same flow, which is found without a hash.
+        // The next datagram often belongs to the same flow, which is found without a hash.
         let is_this = |id: &FlowId| self.flows.get(*id).is_some_and(|flow| flow.endpoints == endpoints);
         let latest = self.latest.filter(is_this);
         let known = latest.or_else(|| self.flows.find(&endpoints));
@@ -347,7 +352,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The end of a round: sends the datagrams that were joined.
+    /// Ends a round: sends the datagrams that were joined.
     pub(crate) fn end_round(&mut self, cx: &mut Context<'_, W>) {
         self.round = self.round.next();
         self.send_joined(cx);
@@ -371,7 +376,7 @@ impl<W: World> Udp<W> {
         self.train.recycle(payload);
     }
 
-    /// Opens a flow that the guest begins by a datagram with `payload`, or by a train.
+    /// Opens a flow that the guest begins with a datagram or train with the payload `payload`.
     fn open_flow(
         &mut self,
         endpoints: Endpoints,
@@ -416,8 +421,8 @@ impl<W: World> Udp<W> {
         Some(id)
     }
 
-    /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if that is given. It must have no
-    /// flow with the same peer: answers of the peer could not be distinguished (Q8).
+    /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if it is given. The socket has no
+    /// other flow with the same peer, since answers of the peer could not be distinguished (Q8).
     fn socket_for(
         &mut self,
         guest: SocketAddr,
@@ -439,8 +444,8 @@ impl<W: World> Udp<W> {
         None
     }
 
-    /// The listener that forwards to `guest`, if any. Remotes know its port as that of the guest, so the datagrams of
-    /// flows that the guest begins also leave from it.
+    /// The listener that forwards to `guest`, if any. For remotes, the listener's port is the guest's port. So the
+    /// listener also sends the datagrams of flows that the guest begins.
     fn published_for(
         &self,
         guest: SocketAddr,
@@ -453,7 +458,7 @@ impl<W: World> Udp<W> {
             if bound.is_some() && local.is_some_and(|local| bound != Some(local)) {
                 return false;
             }
-            // The address that an answer will be sent to.
+            // The address to which an answer will be sent.
             let written_to = bound.or(local);
             let usual = || cx.settings.guest_destination(cx.guest, guest.ip(), written_to);
             listener.target_address.map(|target| target.to_canonical()).or_else(usual) == Some(guest.ip())
@@ -487,7 +492,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Reports to the guest the errors that its datagrams met (behaviour §7.4, R-95).
+    /// Reports to the guest the errors that its datagrams caused (behaviour §7.4, R-95).
     fn report_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Self { sockets, flows, .. } = self;
         let Some(Socket { io, role, .. }) = sockets.get_mut(id) else { return };
@@ -495,7 +500,8 @@ impl<W: World> Udp<W> {
     }
 }
 
-/// Reports to the guest that its datagram was not sent. The report quotes the datagram, or the first one of a train.
+/// Reports to the guest that its datagram was not sent. The report quotes the datagram, or the first datagram of a
+/// train.
 fn report_unsent<W: World>(
     report: Report,
     endpoints: Endpoints,
@@ -509,7 +515,7 @@ fn report_unsent<W: World>(
     icmp::send_router_error(report, &Quote::of_datagram(endpoints, len, &bytes[..quoted]), cx);
 }
 
-/// Takes the errors of a socket, and reports to the guest those that its datagrams met. See [`host::drain`].
+/// Reads the errors of a socket, and reports to the guest the errors that its datagrams caused. See [`host::drain`].
 fn drain<W: World>(
     id: FlowId,
     io: &mut UdpOf<W>,
@@ -523,7 +529,7 @@ fn drain<W: World>(
     })
 }
 
-/// Reports to the guest the error of a datagram that went through `socket`, if its flow still exists.
+/// Reports to the guest the error of a datagram that `socket` has sent, if the flow of this datagram still exists.
 fn report_error<W: World>(
     socket: FlowId,
     role: &Role,
@@ -546,8 +552,8 @@ fn report_error<W: World>(
 
 /// Whether the host must not fragment a datagram of the guest, or the datagrams of a train (docs/design/fragments.md).
 ///
-/// Who searches for the path's MTU needs to hear of it: such a datagram is not longer than [`LONGEST_PROBE`], or fills
-/// the guest's link. On all others, the guest's kernel has set "don't fragment" only because they fit its link.
+/// A sender that probes the path's MTU needs the error. Its datagram is at most [`LONGEST_PROBE`] long, or fills the
+/// guest's link. On all other datagrams, the guest's kernel has set "don't fragment" only because they fit its link.
 fn must_not_fragment(
     packet: &Packet<'_, impl Payload>,
     payload_len: usize,

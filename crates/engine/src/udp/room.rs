@@ -1,8 +1,8 @@
-//! Room for new sockets and flows: which ones end when a limit is reached, and how they end.
+//! Room for new sockets and flows: when a limit is reached, selects a socket or flow, and ends it.
 //!
-//! A full table refuses neither the guest nor a client of a listener. Instead, another member ends: the one that
-//! was idle for longest among those whose requests were answered or, if there are none, among the others
-//! (docs/design/budgets.md).
+//! A full table refuses neither the guest nor a client of a listener. Instead, a member of the table ends. Among the
+//! members whose requests were answered, it is the one that was idle for the longest time. If there are none, it is the
+//! one among all members (docs/design/budgets.md).
 
 use core::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use crate::{
     timer::{Instant, Timers},
 };
 
-/// When the log last reported that a limit is reached.
+/// The times at which the log last reported that a limit is reached.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     endpoints: Notice,
@@ -25,7 +25,7 @@ pub(super) struct Notices {
 }
 
 impl<W: World> Udp<W> {
-    /// The deadline of a flow, or of a socket in the other namespace, may have been reached.
+    /// Handles the deadline of a flow or of a socket in the other namespace, if it has been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if id.kind() != Kind::Udp {
             if self.flows.has_expired(id, cx.now, cx.timers) {
@@ -38,7 +38,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// A new socket for an endpoint of the guest.
+    /// Opens a new socket for an endpoint of the guest.
     pub(super) fn open_socket(
         &mut self,
         guest: SocketAddr,
@@ -89,7 +89,7 @@ impl<W: World> Udp<W> {
         self.end_idle_proxy(timers);
     }
 
-    /// Ends flows if `begun` has more than its limit.
+    /// Ends flows of the origin `begun` while there are more than its limit.
     pub(super) fn end_surplus(&mut self, begun: Origin, now: Instant, timers: &mut Timers<FlowId>) {
         while let Some(id) = self.flows.surplus(begun) {
             let share = self.flows.share(begun);
@@ -109,7 +109,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Ends the endpoint that was idle for longest, answered ones first, and its flows. False if there is none.
+    /// Ends the endpoint that was idle for the longest time, and its flows. Answered endpoints end before others.
+    /// Returns false if there is no endpoint.
     fn end_idle_endpoint(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
             return false;
@@ -121,7 +122,8 @@ impl<W: World> Udp<W> {
         true
     }
 
-    /// Ends the socket in the other namespace that was idle for longest, answered ones first. False if there is none.
+    /// Ends the socket in the other namespace that was idle for the longest time. Answered sockets end before others.
+    /// Returns false if there is no such socket.
     pub(super) fn end_idle_proxy(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.proxies.next().and_then(|index| self.sockets.id_at(index)) else { return false };
         log::debug!("{id}: closed to make room for another one");
@@ -160,7 +162,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Closes a socket that no flow or client uses, unless it also waits for new ones.
+    /// Closes a socket that no flow and no client uses, unless it is a listener or a socket of a group.
     fn close_unused(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(socket) = self.sockets.get_mut(id).filter(|socket| socket.is_unused()) else { return };
         match socket.role {
@@ -171,8 +173,8 @@ impl<W: World> Udp<W> {
         self.sockets.remove(id);
     }
 
-    /// Notes a datagram of the party that a socket was opened for (`request`), or one to it. Sockets that never end for
-    /// others have no such notes.
+    /// Notes a datagram from the party for which a socket was opened (`request`), or a datagram to this party. Sockets
+    /// that never end to make room have no such notes.
     pub(super) fn note(&mut self, id: FlowId, request: bool, now: Instant, timers: &mut Timers<FlowId>) {
         let Some(Socket { role, activity, .. }) = self.sockets.get_mut(id) else { return };
         let idle = match role {

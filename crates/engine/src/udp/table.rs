@@ -22,13 +22,13 @@ pub struct Limits {
     pub flows: Share,
     /// Flows that remotes began.
     pub inbound: Share,
-    /// Sockets of guest endpoints; listeners are not counted.
+    /// Sockets of guest endpoints. Listeners are not counted.
     pub endpoints: Share,
     /// Sockets for clients of listeners, in the other namespace.
     pub bypass: Share,
-    /// A flow ends after this long without a datagram (behaviour §7.2: 30 s).
+    /// Time without a datagram after which a flow ends (behaviour §7.2: 30 s).
     pub idle: Duration,
-    /// Time-out of a flow that has carried more than a request and an answer (behaviour §7.2: 120 s).
+    /// The same time, for a flow with more than a request and an answer (behaviour §7.2: 120 s).
     pub idle_stream: Duration,
 }
 
@@ -38,19 +38,19 @@ impl Limits {
     }
 }
 
-/// What a guest endpoint exchanges with one remote.
+/// The exchange of a guest endpoint with one remote.
 #[derive(Debug)]
 pub(super) struct Flow {
     /// The two ends, as the guest sees them.
     pub(super) endpoints: Endpoints,
     /// The remote on the host's side.
     pub(super) peer: SocketAddr,
-    /// The socket that it goes through.
+    /// The socket of the flow.
     pub(super) socket: FlowId,
-    /// The host's address that the guest's datagrams leave from: the one that the peer wrote to, or one that the
-    /// guest has as well. None: the kernel chooses.
+    /// The host's address from which the guest's datagrams are sent: the address to which the peer wrote, or an
+    /// address that the guest has, too. None: the kernel chooses.
     pub(super) local: Option<IpAddr>,
-    /// The round in which the guest sent last.
+    /// The last round in which the guest sent a datagram.
     pub(super) last_sent: RoundNumber,
     begun: Origin,
     activity: Activity,
@@ -64,7 +64,7 @@ impl Keyed for Flow {
 }
 
 impl Flow {
-    /// A flow whose first datagram comes from `begun`.
+    /// A flow whose first datagram comes from the side `begun`.
     pub(super) fn new(endpoints: Endpoints, peer: SocketAddr, socket: FlowId, begun: Origin) -> Self {
         Self {
             endpoints,
@@ -82,8 +82,8 @@ impl Flow {
         self
     }
 
-    /// Whether another datagram of the guest in `round` changes nothing that is kept of its traffic: one has been
-    /// noted, at the same time, and the counts are at their ends.
+    /// Whether another datagram of the guest in `round` would not change the flow's state: a datagram of the same round
+    /// was noted, and the counts have reached their maximum.
     pub(super) fn is_noted(&self, round: RoundNumber) -> bool {
         self.last_sent == round && self.begun == Origin::Guest && self.activity.has_many_requests()
     }
@@ -96,15 +96,15 @@ impl Flow {
 /// The key of a flow on the host's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PeerKey {
-    /// The socket that a datagram came in by.
+    /// The socket that received a datagram.
     pub(super) socket: FlowId,
     /// The sender.
     pub(super) peer: SocketAddr,
-    /// The guest's endpoint: a listener can forward to several addresses of the guest.
+    /// The guest's endpoint. It is part of the key, since a listener can forward to several addresses of the guest.
     pub(super) guest: SocketAddr,
 }
 
-/// Where a datagram comes from.
+/// The side from which a datagram comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The guest.
@@ -118,7 +118,7 @@ pub(super) enum Origin {
 pub(super) struct FlowTable {
     flows: Flows<Flow>,
     by_peer: HashMap<PeerKey, FlowId, HashKey>,
-    /// The flows of each socket, as a list; the socket keeps its ends.
+    /// The flows of each socket, as a list. The socket stores the ends of its list.
     by_socket: Links,
     /// Flows that the guest began.
     own: Idle,
@@ -159,13 +159,13 @@ impl FlowTable {
         self.flows.get_mut(id)
     }
 
-    /// The first of a socket's flows.
+    /// The first flow of a socket.
     pub(super) fn first_of(&self, socket: &Chain) -> Option<FlowId> {
         self.flows.id_at(socket.first()?)
     }
 
-    /// Adds a flow, also to the list of its `socket`. Neither of its keys may be in the table. The table may then
-    /// exceed its limit: see [`FlowTable::surplus`].
+    /// Adds a flow to the table and to the list of its `socket`. Neither of the flow's keys may be in the table. After
+    /// that, the table may exceed its limit: see [`FlowTable::surplus`].
     pub(super) fn insert(&mut self, flow: Flow, socket: &mut Chain) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
         let id = self.flows.insert(flow).ok()?;
@@ -175,7 +175,7 @@ impl FlowTable {
         Some(id)
     }
 
-    /// The next flow to end, if `begun` has more flows than its limit. It is never the newest.
+    /// The next flow to end, if `begun` has more flows than its limit. It is never the newest flow.
     pub(super) fn surplus(&mut self, begun: Origin) -> Option<FlowId> {
         let share = self.share(begun);
         let idle = self.idle(begun);
@@ -186,7 +186,7 @@ impl FlowTable {
         self.flows.id_at(next)
     }
 
-    /// How many flows of the origin `begun` there may be.
+    /// The limit of flows of the origin `begun`.
     pub(super) const fn share(&self, begun: Origin) -> Share {
         match begun {
             Origin::Guest => self.limits.flows,
@@ -212,7 +212,7 @@ impl FlowTable {
         idle.note(id, activity, from == *begun, now, timers);
     }
 
-    /// Notes in which round the guest has sent.
+    /// Notes that the guest has sent a datagram in this round.
     pub(super) fn note_sent(&mut self, id: FlowId, round: RoundNumber) {
         if let Some(flow) = self.flows.get_mut(id) {
             flow.last_sent = round;
@@ -224,7 +224,7 @@ impl FlowTable {
         self.flows.get_mut(id).is_some_and(|flow| flow.activity.has_expired(id, now, timers))
     }
 
-    /// Removes a flow, also from the list of its `socket`.
+    /// Removes a flow from the table and from the list of its `socket`.
     pub(super) fn remove(&mut self, id: FlowId, socket: &mut Chain, timers: &mut Timers<FlowId>) {
         let Some(mut flow) = self.flows.remove(id) else { return };
         self.by_peer.remove(&flow.peer_key());
