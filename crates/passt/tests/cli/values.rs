@@ -35,6 +35,19 @@ fn output_options_are_checked_and_combined_r6_r4() {
 }
 
 #[test]
+fn rules_of_the_guard() {
+    insta::assert_snapshot!(outcomes(
+        "pasta --allow example.org:443 1
+         pasta --allow *.example.org --deny udp/example.net:5000-6000 1
+         pasta --allow a*.example.org 1
+         pasta --deny icmp/example.org:80 1
+         pasta --deny all --policy-names name 1
+         pasta --deny all --policy-ech no 1
+         pasta --policy a --policy b 1"
+    ));
+}
+
+#[test]
 fn runas_accepts_names_and_numbers() {
     insta::assert_snapshot!(outcomes(
         "pasta --runas 0

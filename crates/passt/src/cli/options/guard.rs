@@ -43,22 +43,22 @@ pub(super) const OPTIONS: &[Opt] = &[
 ];
 
 fn allow(args: &mut Args, what: &OsStr) -> Result<(), String> {
-    rule(args, Verdict::Allow, "--allow", what)
+    rule(args, Verdict::Allow, what)
 }
 
 fn deny(args: &mut Args, what: &OsStr) -> Result<(), String> {
-    rule(args, Verdict::Deny, "--deny", what)
+    rule(args, Verdict::Deny, what)
 }
 
-fn rule(args: &mut Args, verdict: Verdict, option: &str, what: &OsStr) -> Result<(), String> {
-    let text = what.to_str().ok_or_else(|| format!("{option}: not UTF-8: {}", what.display()))?;
-    args.config.rules.push(spec::parse(verdict, text).map_err(|error| format!("{option}: {error}"))?);
+fn rule(args: &mut Args, verdict: Verdict, what: &OsStr) -> Result<(), String> {
+    let text = what.to_str().ok_or_else(|| format!("not UTF-8: {}", what.display()))?;
+    args.config.rules.push(spec::parse(verdict, text).map_err(|error| error.to_string())?);
     Ok(())
 }
 
 fn policy(args: &mut Args, value: &OsStr) -> Result<(), String> {
     if let Some(first) = &args.config.policy {
-        return Err(format!("--policy was given before, with {}", first.display()));
+        return Err(format!("given before, with {}", first.display()));
     }
     args.config.policy = Some(path(value, "policy file")?);
     Ok(())
@@ -68,7 +68,7 @@ fn policy_names(args: &mut Args, value: &OsStr) -> Result<(), String> {
     args.config.policy_names = match value.to_str() {
         Some("client") => NameCheck::FirstBytes,
         Some("address") => NameCheck::Address,
-        _ => return Err(format!("--policy-names: unknown check {}; use client or address", value.display())),
+        _ => return Err(format!("unknown check {}; use client or address", value.display())),
     };
     Ok(())
 }
@@ -77,7 +77,7 @@ fn policy_ech(args: &mut Args, value: &OsStr) -> Result<(), String> {
     args.config.policy_ech = match value.to_str() {
         Some("allow") => Ech::OuterName,
         Some("deny") => Ech::Refuse,
-        _ => return Err(format!("--policy-ech: {}; use allow or deny", value.display())),
+        _ => return Err(format!("{} is unknown; use allow or deny", value.display())),
     };
     Ok(())
 }
