@@ -16,7 +16,7 @@ pub use questions::{Asked, Refused};
 use crate::{
     first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
-    names::{self, Names},
+    names::{self, Hold, Names},
     policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Rule, Verdict},
     timer::Instant,
 };
@@ -68,7 +68,10 @@ pub struct Opening {
 pub enum Admission {
     /// The flow may begin.
     Admit,
-    /// Only a rule by name allows the flow. The client's first bytes decide.
+    /// The flow may begin, because of a rule by name. It must [hold](Guard::hold) the names of its address.
+    AdmitByName,
+    /// Only a rule by name allows the flow. The client's first bytes decide. The flow must [hold](Guard::hold) the names
+    /// of its address as soon as it begins.
     Named(Claim),
     /// The flow may not begin. The refusal was counted and logged.
     Refuse,
@@ -130,8 +133,9 @@ impl Guard {
         let question = rules.question(flow, is_own);
         let verdict = rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now)));
         let reason = match verdict {
+            Verdict::Allow(reason) if rules.is_by_name(reason) => return Admission::AdmitByName,
             Verdict::Allow(_) => return Admission::Admit,
-            Verdict::AllowNamed { .. } if rules.mode.by_answer_alone => return Admission::Admit,
+            Verdict::AllowNamed { .. } if rules.mode.by_answer_alone => return Admission::AdmitByName,
             Verdict::AllowNamed { rule, nameless } => {
                 let (server_first, guest) = (nameless || rules.mode.audit, flow.ends.guest);
                 let ech = rules.mode.ech;
@@ -178,6 +182,8 @@ impl Guard {
 
     /// Whether the guest may begin a flow whose first bytes are not read. If only a rule by name allows the flow, it
     /// may begin only if first bytes without a name are forwarded. Otherwise the same as [`Guard::admits`].
+    ///
+    /// Such a flow does not hold names. Instead, each call prolongs the life of the names that allow it.
     pub fn admits_unread(
         &mut self,
         flow: &Opening,
@@ -186,6 +192,10 @@ impl Guard {
     ) -> bool {
         match self.admits(flow, now, is_own) {
             Admission::Admit => true,
+            Admission::AdmitByName => {
+                self.prolong(flow.ends.remote.ip(), now);
+                true
+            }
             Admission::Named(claim) => self.admits_nameless(&claim, &"its first bytes are not read"),
             Admission::Refuse => false,
         }
@@ -212,6 +222,27 @@ impl Guard {
         let verdict = rules.policy.verdict(&rules.question(&flow, is_own), &NoNames);
         self.refused += u64::from(verdict.is_deny());
         !verdict.is_deny()
+    }
+}
+
+impl Guard {
+    /// Holds the names of `address` for a flow that begins because of a rule by name: they do not expire before the
+    /// flow ends. The result must be [released](Guard::release) when the flow ends. None if `address` has no names.
+    pub fn hold(&mut self, address: IpAddr, now: Instant) -> Option<Hold> {
+        self.names.as_mut()?.hold(address, now)
+    }
+
+    /// Must be called when the flow of a hold ends.
+    pub fn release(&mut self, hold: Hold) {
+        if let Some(names) = &mut self.names {
+            names.release(hold);
+        }
+    }
+
+    fn prolong(&mut self, address: IpAddr, now: Instant) {
+        if let Some(names) = &mut self.names {
+            names.prolong(address, now);
+        }
     }
 }
 

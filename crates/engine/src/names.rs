@@ -239,6 +239,18 @@ impl Names {
         }
     }
 
+    /// Notes traffic of a flow to this address that has no hold: the names that have not expired live for at least
+    /// [`MIN_LIFE`].
+    pub fn prolong(&mut self, address: IpAddr, now: Instant) {
+        let (Some(slot), second) = (self.find(&address_key(address)), second(now)) else { return };
+        self.expire(slot, second);
+        self.renew(slot);
+        let entry = self.slots.get_mut(slot as usize).and_then(Option::as_mut);
+        for given in entry.into_iter().flat_map(|entry| &mut entry.names) {
+            given.until = given.until.max(end_of_life(0, second));
+        }
+    }
+
     /// Number of names, expired ones included, counted as in [`Limits::total`].
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -273,9 +285,7 @@ impl Names {
     }
 
     fn try_add(&mut self, key: Key, name: &str, ttl: u32, second: u32) -> bool {
-        // One second is added, since `second` is rounded down.
-        let life = ttl.clamp(MIN_LIFE.as_secs() as u32, MAX_LIFE) + 1;
-        let until = second.saturating_add(life);
+        let until = end_of_life(ttl, second);
         let found = self.find(&key);
         if let Some(slot) = found {
             self.renew(slot);
@@ -304,7 +314,7 @@ impl Names {
         true
     }
 
-    /// Notes that the entry was learned again: other entries are removed before it.
+    /// Notes that the entry was learned again or used: other entries are removed before it.
     fn renew(&mut self, slot: u32) {
         if self.entry(slot).is_some_and(|entry| entry.holds == 0) {
             self.links.move_to_end(&mut self.unheld, slot);
@@ -440,6 +450,12 @@ const fn address_key(address: IpAddr) -> Key {
         IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         IpAddr::V6(address) => address.octets(),
     })
+}
+
+/// The second at which a name expires that an answer gives at `second`, for `ttl` seconds.
+fn end_of_life(ttl: u32, second: u32) -> u32 {
+    // One second is added, since `second` is rounded down.
+    second.saturating_add(ttl.clamp(MIN_LIFE.as_secs() as u32, MAX_LIFE) + 1)
 }
 
 /// The clock's second, rounded down.

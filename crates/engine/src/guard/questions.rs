@@ -252,7 +252,7 @@ impl Guard {
 }
 
 impl Rules {
-    fn is_by_name(&self, reason: Reason) -> bool {
+    pub(super) fn is_by_name(&self, reason: Reason) -> bool {
         match reason {
             Reason::Rule(index) => self.policy.rules().get(index).is_some_and(super::Rule::is_by_name),
             Reason::Default | Reason::NameService => false,

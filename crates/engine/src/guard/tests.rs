@@ -1,5 +1,5 @@
 use alloc::vec::Vec;
-use core::net::SocketAddr;
+use core::{net::SocketAddr, time::Duration};
 
 use super::*;
 use crate::{names::MIN_LIFE, policy::spec, testkit::settings::START};
@@ -84,7 +84,7 @@ fn the_answer_alone_can_be_enough() {
         assert!(names.learn("192.0.2.1".parse().unwrap(), "a.example", 60, START));
         let flow = opening(Protocol::Udp, "192.0.2.1:443", "192.0.2.1:443");
         let admission = guard.admits(&flow, START, |_| false);
-        assert_eq!(admission, if expected { Admission::Admit } else { Admission::Refuse }, "{rules}");
+        assert_eq!(admission, if expected { Admission::AdmitByName } else { Admission::Refuse }, "{rules}");
     }
 }
 
@@ -120,4 +120,34 @@ fn names_are_those_of_the_time_when_the_flow_began() {
     let late = START + MIN_LIFE * 2;
     assert_eq!(guard.admits(&flow, late, |_| false), Admission::Refuse);
     assert!(guard.admits_name(&claim, &name("a.example.org")));
+}
+
+/// Pings have no flow that could hold names. As long as a guest pings an address, its names do not expire.
+#[test]
+fn each_ping_prolongs_the_life_of_names() {
+    let mut guard = guard(&["allow a.example"]);
+    let names = guard.names_mut().unwrap();
+    assert!(names.learn("192.0.2.1".parse().unwrap(), "a.example", 60, START));
+    let ping = opening(Protocol::Icmp, "192.0.2.1:0", "192.0.2.1:0");
+    let second = |number| START + Duration::from_secs(number);
+    for number in [50, 100, 150, 200] {
+        assert!(guard.admits_unread(&ping, second(number), |_| false), "{number}");
+    }
+    assert!(!guard.admits_unread(&ping, second(270), |_| false));
+    assert!(!guard.admits_unread(&ping, second(271), |_| false), "a refusal prolongs nothing");
+}
+
+#[test]
+fn a_hold_ends_with_its_flow() {
+    let mut guard = guard(&["allow a.example"]);
+    assert!(guard.names_mut().unwrap().learn("192.0.2.1".parse().unwrap(), "a.example", 60, START));
+    let address = "192.0.2.1".parse().unwrap();
+    assert_eq!(guard.hold("192.0.2.2".parse().unwrap(), START), None);
+    let hold = guard.hold(address, START).unwrap();
+    let late = START + MIN_LIFE * 2;
+    let flow = opening(Protocol::Tcp, "192.0.2.1:443", "192.0.2.1:443");
+    assert!(matches!(guard.admits(&flow, late, |_| false), Admission::Named(_)));
+    guard.release(hold);
+    assert_eq!(guard.admits(&flow, late, |_| false), Admission::Refuse);
+    assert_eq!(Guard::default().hold(address, START), None);
 }

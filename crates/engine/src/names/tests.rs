@@ -294,6 +294,13 @@ impl Model {
             self.until.retain(|&(of, _), until| of != address || *until > second);
         }
     }
+
+    /// A flow without a hold has traffic.
+    fn prolong(&mut self, address: u8, second: u64) {
+        self.begin(address, second);
+        let names = self.until.range_mut((address, 0)..=(address, u8::MAX));
+        names.for_each(|(_, until)| *until = (second + 61).max(*until));
+    }
 }
 
 proptest! {
@@ -302,7 +309,7 @@ proptest! {
     /// If no limit is reached, the table behaves exactly like the model.
     #[test]
     fn any_use_agrees_with_a_plain_map(
-        operations in prop::collection::vec((0..4_u8, 0..4_u8, 0..6_u8, 0..300_u64), 0..200)
+        operations in prop::collection::vec((0..5_u8, 0..4_u8, 0..6_u8, 0..300_u64), 0..200)
     ) {
         let mut names = names(Limits { total: 1000, each: 100 });
         let mut model = Model::default();
@@ -323,6 +330,10 @@ proptest! {
                     prop_assert_eq!(hold.is_some(), !model.found(to, second).is_empty());
                     model.holds.entry(to).or_default().extend(hold);
                 }
+                3 => {
+                    names.prolong(ip, at(second));
+                    model.prolong(to, second);
+                }
                 _ => {
                     if let Some(hold) = model.holds.get_mut(&to).and_then(Vec::pop) {
                         names.release(hold);
@@ -337,7 +348,7 @@ proptest! {
     /// With little room, the limits hold, and no memory leaks.
     #[test]
     fn any_use_stays_within_the_bounds(
-        operations in prop::collection::vec((0..5_u8, 0..8_u16, 0..12_u8, 0..300_u32), 0..300)
+        operations in prop::collection::vec((0..6_u8, 0..8_u16, 0..12_u8, 0..300_u32), 0..300)
     ) {
         let mut names = names(SMALL);
         let mut holds = vec![];
@@ -349,6 +360,7 @@ proptest! {
                 1 => drop(names.learn(address(to), &name, number, at(second))),
                 2 => drop(names.learn_target(&format!("{to}.test"), &name, number, at(second))),
                 3 => holds.extend(names.hold(address(to), at(second))),
+                4 => names.prolong(address(to), at(second)),
                 _ => holds.pop().into_iter().for_each(|hold| names.release(hold)),
             }
             names.check();

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     context::{Context, World},
     first_bytes::{Found, Protocol},
+    guard::Claim,
     host::TcpSocket as _,
     link::Link as _,
     memory::{PayloadOf, Room as _, RoomOf},
@@ -53,12 +54,10 @@ impl fmt::Display for Silence {
 }
 
 impl<W: World> Connection<W> {
-    /// If there is a check, holds the guest's bytes until the check has passed.
-    pub(super) fn await_name(&mut self, check: Option<Box<Check>>) {
-        if check.is_some() {
-            self.receive.hold();
-        }
-        self.check = check;
+    /// Holds the guest's bytes until the check of `claim` has passed.
+    pub(super) fn await_name(&mut self, claim: Claim) {
+        self.receive.hold();
+        self.check = Some(Box::new(Check::new(claim)));
     }
 
     /// Begins the check, or the data transfer, when the handshake that the guest began is done.

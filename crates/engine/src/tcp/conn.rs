@@ -23,6 +23,7 @@ use crate::{
     host::{Errno, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
     memory::{PayloadOf, RoomOf},
+    names::Hold,
     timer::{Deadline, Instant},
 };
 
@@ -121,6 +122,8 @@ pub(super) struct Connection<W: World> {
     /// The check of the first bytes. It exists in the phases [`Phase::Checking`] and [`Phase::Refused`], and in the
     /// phases before them.
     pub(super) check: Option<Box<Check>>,
+    /// Holds the names of the remote address, if a rule by name allows the connection.
+    pub(super) hold: Option<Hold>,
 }
 
 impl<W: World> Keyed for Connection<W> {
@@ -159,6 +162,7 @@ impl<W: World> Connection<W> {
             deadline: Deadline::default(),
             dial: None,
             check: None,
+            hold: None,
         }
     }
 

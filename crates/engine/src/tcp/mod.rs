@@ -36,7 +36,6 @@ use wire::{
 };
 
 use self::{
-    check::Check,
     conn::{Connection, End, Phase, Turn},
     dial::Dial,
     emit::Fields,
@@ -168,14 +167,11 @@ impl<W: World> Tcp<W> {
         if ends.remote.port() == DNS && cx.guard.judges_questions() {
             return self.open_service(ends, class, syn, cx);
         }
-        let check = match cx.admits(Protocol::Tcp, &ends, destination) {
-            Admission::Admit => None,
-            Admission::Named(claim) => Some(Box::new(Check::new(claim))),
-            Admission::Refuse => {
-                self.counters.refused += 1;
-                return reset_unknown(&ends, 0, syn, cx);
-            }
-        };
+        let admission = cx.admits(Protocol::Tcp, &ends, destination);
+        if admission == Admission::Refuse {
+            self.counters.refused += 1;
+            return reset_unknown(&ends, 0, syn, cx);
+        }
         let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
         let mut dial = resolvers.map(|servers| Dial::new(servers, class));
         let connecting = match &mut dial {
@@ -203,8 +199,15 @@ impl<W: World> Tcp<W> {
         }
         let mut connection = Connection::from_guest(ends, Socket::Host(socket), iss, syn, class, cx);
         connection.dial = dial.map(Box::new);
-        connection.await_name(check);
-        self.insert(connection);
+        if let Admission::Named(claim) = admission {
+            connection.await_name(claim);
+        }
+        let id = self.insert(connection);
+        if admission != Admission::Admit
+            && let Some(connection) = id.and_then(|id| self.flows.get_mut(id))
+        {
+            connection.hold = cx.guard.hold(ends.remote.ip(), cx.now);
+        }
     }
 
     /// Handles a connection that was accepted on the host (behaviour §6.2). `ends` are its ends as the guest will see
@@ -331,6 +334,9 @@ impl<W: World> Tcp<W> {
         let mut connection = self.flows.remove(id)?;
         connection.receive.release(&mut self.pool);
         connection.deadline.withdraw(cx.timers, id);
+        if let Some(hold) = connection.hold.take() {
+            cx.guard.release(hold);
+        }
         Some(connection)
     }
 

@@ -358,6 +358,25 @@ fn an_audit_counts_and_passes() {
     assert_eq!((sent(&script), script.stack.guard().refused()), (hello, 1));
 }
 
+/// The client of a connection may open another one after the time to live of its answer.
+#[test]
+fn a_connection_keeps_the_names_of_its_address() {
+    let mut script = connected();
+    say(&mut script, 0, &tls(ALLOWED));
+    script.pass(Duration::from_secs(400));
+    script.another_port();
+    script.guest(SYN);
+    assert_eq!((script.host.peers.len(), script.stack.guard().refused()), (2, 0));
+    // This connection is reset while its socket connects, the first one by the peer.
+    script.guest("R 1:1");
+    script.host.peers[0].fail(testkit::stream::CONNECTION_RESET);
+    script.settle();
+    assert!(script.stack.tcp().is_empty());
+    script.another_port();
+    script.guest(SYN);
+    assert_eq!((script.host.peers.len(), script.stack.guard().refused()), (2, 1));
+}
+
 #[test]
 fn a_failing_server_resets_the_waiting_guest() {
     let mut script = connected();
