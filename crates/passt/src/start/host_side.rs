@@ -6,7 +6,6 @@ use anyhow::Context;
 use engine::forward::spec::Direction;
 use engine::guard::Guard;
 use engine::neighbours::Neighbour;
-use engine::policy::Policy;
 
 use super::policy;
 use crate::budgets::listeners_at_start;
@@ -108,9 +107,10 @@ impl Network {
             Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket)?),
             Mode::Pasta => None,
         };
-        let groups = guard.policy().is_some_and(Policy::has_groups);
-        let followed = groups.then(OwnAddresses::watch).transpose();
-        let sources = Sources::of(facts, followed.context("rules by group need the host's addresses")?);
+        // Rules by name refuse answers that lead to the host.
+        let needed = guard.policy().is_some_and(|policy| policy.has_groups() || policy.has_names());
+        let followed = needed.then(OwnAddresses::watch).transpose();
+        let sources = Sources::of(facts, followed.context("the rules need the host's addresses")?);
         Ok(Self {
             plan,
             neighbourhood,

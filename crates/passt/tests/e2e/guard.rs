@@ -181,16 +181,12 @@ fn a_policy_file_that_is_wrong_ends_the_start() {
     for (text, expected) in [
         ("allow 192.0.2.0/24\npermit all\n", "line 2"),
         ("allow icmp/192.0.2.1:80\n", "ICMP has no ports"),
-        ("allow example.org\n", "not supported yet"),
+        ("allow example..org\n", "not an address, a prefix, a domain name"),
     ] {
         std::fs::write(&path, text).unwrap();
         let refused = net.run_pasta(&["--policy", &path]);
         assert_eq!(refused.code(), 1);
-        assert!(
-            refused.stderr.contains(&path) || refused.stderr.contains("example.org"),
-            "{}",
-            refused.stderr
-        );
+        assert!(refused.stderr.contains(&path), "{}", refused.stderr);
         assert!(refused.stderr.contains(expected), "{}", refused.stderr);
     }
     let refused = net.run_pasta(&["--policy", "/nonexistent/policy"]);
