@@ -5,8 +5,8 @@
 //! ```
 //!
 //! One end of a pair of UNIX datagram sockets is the guest's network card: each datagram is an Ethernet frame. The
-//! other end is the engine's [`Link`]. The [`Host`] of this example carries UDP by the standard library's sockets, and
-//! refuses TCP and ping. A complete host implements [`engine::host::TcpSocket`] and [`engine::host::PingSocket`] in
+//! other end is the engine's [`Link`]. The [`Host`] of this example forwards UDP with the standard library's sockets,
+//! and refuses TCP and ping. A complete host implements [`engine::host::TcpSocket`] and [`engine::host::PingSocket`] in
 //! the same way.
 //!
 //! The guest is a function at the end of this file. The guest writes one frame, which it builds by hand: "hello", to
@@ -81,7 +81,7 @@ impl Link for Pair {
         complete_checksum(&mut self.buffer[..len], offload);
         match self.socket.send(&self.buffer[..len]) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Err(Full),
-            // A failed write loses the frame, as a wire would.
+            // A failed write loses the frame, as on a wire.
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -226,7 +226,7 @@ fn serve(mut link: Pair, end: &AtomicBool) -> Result<(), Failure> {
     link.socket.set_read_timeout(Some(Duration::from_millis(10)))?;
     while !end.load(Ordering::Relaxed) {
         let len = link.socket.recv(&mut received).unwrap_or(0);
-        // The sockets with something to read. Clones of closed sockets remain in the list, but their ids are no longer
+        // The sockets with a datagram to read. Clones of closed sockets remain in the list, but their IDs are no longer
         // valid.
         let ready = host.watched.iter().filter(|(_, socket)| socket.peek(&mut [0]).is_ok());
         let ready: Vec<FlowId> = ready.map(|(id, _)| *id).collect();
@@ -237,7 +237,7 @@ fn serve(mut link: Pair, end: &AtomicBool) -> Result<(), Failure> {
         for id in ready {
             round.ready(id, Readiness { readable: true, ..Readiness::default() });
         }
-        let _pressure = round.finish(); // The next round comes soon, whatever it says.
+        let _pressure = round.finish(); // Ignored, since the next round always comes soon.
     }
     Ok(())
 }

@@ -113,7 +113,7 @@ fn any_fragment() -> impl Strategy<Value = Cut> {
     )
 }
 
-/// A simple model of the rules: a list of all fragments of a datagram. Each fragment is compared with each other
+/// A simple model of the rules: a list of all fragments of a datagram. Each fragment is compared with every other
 /// fragment.
 #[derive(Default)]
 struct Model {
@@ -181,7 +181,7 @@ proptest! {
         let mut missing: Vec<usize> = (0..cuts.len()).collect();
         let mut sent = Vec::new();
         for index in order {
-            // The next fragment is one that was sent before, or a new one.
+            // The next fragment is a duplicate, or a new fragment.
             let choices = sent.len() + missing.len();
             let choice = index.index(choices);
             let which = if choice < sent.len() { sent[choice] } else { missing.remove(choice - sent.len()) };
@@ -206,7 +206,7 @@ proptest! {
         }
     }
 
-    /// For any fragments, the outcome is the same as in the model.
+    /// For any sequence of fragments, the outcome is the same as in the model.
     #[test]
     fn any_fragments_do_as_the_model(fragments in proptest::collection::vec(any_fragment(), 0..80)) {
         let mut reassembly = Reassembly::default();
@@ -261,7 +261,7 @@ fn largest_datagrams() {
             } else {
                 assert_eq!(outcome, Outcome::Invalid(Invalid::TooLong), "{len}");
             }
-            // The length that counts is that with the first fragment's headers.
+            // The length with the first fragment's headers counts.
             last.unfragmentable = 0;
             let outcome = last.add(&mut reassembly, NOW);
             assert!(!matches!(outcome, Outcome::Complete(..)), "{len} {outcome:?}");
@@ -269,7 +269,8 @@ fn largest_datagrams() {
     }
 }
 
-/// RFC 5722: after an overlap, all fragments of the datagram are dropped until it expires, also later ones.
+/// RFC 5722: after an overlap, all fragments of the datagram are dropped until the datagram expires. This includes
+/// later fragments.
 #[test]
 fn an_overlap_drops_the_datagram_and_what_follows() {
     let mut reassembly = Reassembly::default();
@@ -282,7 +283,7 @@ fn an_overlap_drops_the_datagram_and_what_follows() {
         assert_eq!(again.add(&mut reassembly, NOW), Outcome::Conflict);
     }
     assert_eq!(reassembly.bytes(), 0);
-    // No error is sent about it (RFC 8200 §4.5).
+    // No error is sent about such a datagram (RFC 8200 §4.5).
     let due = reassembly.next().unwrap();
     assert_eq!(reassembly.expire(due), Some(Expired { first: None, id: 1 }));
     assert_eq!(first.add(&mut reassembly, due), Outcome::Waiting);
@@ -336,14 +337,14 @@ fn the_oldest_is_dropped_at_a_limit() {
     assert_eq!(Cut::new(1, 8, false, &[1]).add(&mut reassembly, NOW), Outcome::Complete(reply(), vec![1; 9]));
     assert_eq!(Cut::new(0, 8, false, &[1]).add(&mut reassembly, NOW), Outcome::Waiting);
 
-    // A few bytes at the far end take as much memory as a whole datagram.
+    // A few bytes at the end of a long datagram use as much memory as the whole datagram.
     let mut reassembly = Reassembly::default();
     for id in 0..1000 {
         assert_eq!(Cut::new(id, 65_496, true, &[1; 8]).add(&mut reassembly, NOW), Outcome::Waiting);
     }
     let expected = MAX_BYTES / 65_536..=MAX_BYTES / 65_504;
     assert!(expected.contains(&reassembly.len()), "{}", reassembly.len());
-    // The datagram that grows is not the one that is dropped.
+    // The growing datagram is not dropped.
     let oldest = reassembly.datagrams[0].key.id;
     let lens: Vec<Cut> = (0..2000).map(|at| Cut::new(oldest, at * 16, true, &[1; 8])).collect();
     for cut in &lens {

@@ -1,20 +1,21 @@
-//! The applications of the two ends: how much they send and read, how fast, and when they close.
+//! The applications of the two ends: the amount and speed of data that they send and read, and the time when they
+//! close.
 
-/// When one end closes its half.
+/// The time at which one end closes its half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Close {
-    /// As soon as it has sent everything.
+    /// The end closes as soon as it has sent all its bytes.
     WhenSent,
-    /// When it has also seen the other end's stream to its end.
+    /// The end closes when it has sent all its bytes, and has read the other end's stream to its end.
     WhenOtherClosed,
 }
 
-/// How fast one end reads.
+/// The speed at which one end reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// At once.
+    /// The end reads bytes at once.
     Fast,
-    /// This many bytes, then a pause of this many microseconds.
+    /// The end reads this many bytes, and then pauses for this many microseconds.
     Slow(u64, u64),
 }
 
@@ -24,12 +25,12 @@ pub(crate) struct Application {
     pub(crate) total: u64,
     pub(crate) close: Close,
     pub(crate) pace: Pace,
-    /// Bytes given to, and taken from, its socket.
+    /// Number of bytes that the application has written to its socket, and that it has read from its socket.
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// It has seen the other end's stream to its end.
+    /// Whether the application has read the other end's stream to its end.
     pub(crate) ended: bool,
-    /// It has closed its half.
+    /// Whether the application has closed its half.
     pub(crate) closed: bool,
     rests_until: u64,
 }
@@ -47,7 +48,7 @@ impl Application {
         !self.closed && self.to_send() == 0 && (self.close == Close::WhenSent || self.ended)
     }
 
-    /// Bytes that it would read now.
+    /// Number of bytes that the application would read now.
     pub(crate) fn may_read(&self, now: u64) -> u64 {
         match self.pace {
             Pace::Fast => u64::MAX,
@@ -63,7 +64,7 @@ impl Application {
         }
     }
 
-    /// When it becomes active without an event.
+    /// The time at which the application becomes active without an event.
     pub(crate) fn next(&self, now: u64) -> Option<u64> {
         Some(self.rests_until).filter(|&until| until > now)
     }

@@ -1,4 +1,4 @@
-//! How connections with another TCP implementation end: every order of closing, resets, and slow readers.
+//! Tests of the end of connections with another TCP implementation: every order of closing, resets, and slow readers.
 
 use smoltcp::socket::tcp::State;
 
@@ -12,7 +12,7 @@ use crate::{
     world::{Answer, Opener, Scenario, World},
 };
 
-/// The scenario opened by either end, for both families, over a clean and a lossy network.
+/// Variants of the scenario: either end opens the connection, over both families, and over a clean and a lossy network.
 fn everywhere(scenario: &Scenario) -> impl Iterator<Item = Scenario> {
     let lossy = Impairments { loss: 100, reordering: 50, duplication: 20, delay: 2000 };
     let mut all = Vec::new();
@@ -130,7 +130,8 @@ fn our_sequence_numbers_wrap_within_a_transfer() {
     let mut first = World::new(run.clone());
     first.run();
     let iss = first.outcome().observed.initial.expect("a SYN").0;
-    // Initial sequence numbers contain a clock of 4 us: at this start time they are just below the wrap.
+    // Initial sequence numbers contain a clock with a period of 4 us. At this start time, they are just below the
+    // wrap-around.
     for before in [5_000, 100_000, 1 << 19] {
         let start = 4 * u64::from(u32::MAX - iss - before);
         let lossy = Impairments { loss: 30, reordering: 30, duplication: 10, delay: 1000 };

@@ -1,4 +1,5 @@
-//! Data from the guest to the socket (behaviour §6.5), segment by segment: order, windows, the end.
+//! Tests of single segments with data from the guest to the socket (behaviour §6.5): order, windows, and the end of the
+//! stream.
 
 use std::time::Duration;
 
@@ -83,7 +84,7 @@ fn data_that_a_full_socket_refused_is_queued_and_sent_later_r76() {
     script.peer().state().send_capacity = 1000;
     script.guest("P. 1:1461 ack 1");
     assert_eq!(script.peer().state().sent, 1000);
-    script.us(". 1:1 ack 1461"); // it is in the queue: not to be sent again
+    script.us(". 1:1 ack 1461"); // all bytes are in the queue: the guest need not repeat them
     script.peer().acknowledge_all();
     script.settle();
     assert_eq!(script.peer().state().sent, 1460);
@@ -93,7 +94,7 @@ fn data_that_a_full_socket_refused_is_queued_and_sent_later_r76() {
 fn the_window_closes_with_the_queue_and_opens_again() {
     let mut script = Script::connected();
     script.peer().state().send_capacity = 3000;
-    // More than the window of 1 MiB and the socket's buffer together.
+    // The guest sends more than the window of 1 MiB and the socket's buffer together.
     let mut at = 1;
     let mut window = u64::MAX;
     while window > 0 {
@@ -106,7 +107,7 @@ fn the_window_closes_with_the_queue_and_opens_again() {
         assert!(at < 2_000_000, "the window never closes: {sent:?}");
     }
     assert!(script.stack.tcp().queue_memory() <= (1 << 20) + 32_768);
-    // A probe of the closed window is answered, and its byte is dropped.
+    // A probe of the closed window is answered, and the byte of the probe is dropped.
     script.guest(&format!(". {at}:{} ack 1", at + 1));
     let answer = script.sent();
     assert!(answer[0].contains(" win 0"), "{answer:?}");
@@ -123,8 +124,8 @@ fn the_window_closes_with_the_queue_and_opens_again() {
     assert_eq!(script.peer().state().sent, at as u64 - 1 + 1000);
 }
 
-/// A queue that offered more than [`engine::host::TcpSocket::MAX_PIECES`] pieces in one call would stall: the socket takes
-/// no more, and then reports no event, since it is not full.
+/// A queue that passed more than [`engine::host::TcpSocket::MAX_PIECES`] pieces in one call would stall. The socket
+/// would accept only that many pieces, and report no event, since it is not full.
 #[test]
 fn a_long_queue_is_emptied_by_one_event() {
     let mut script = Script::connected();
@@ -147,7 +148,7 @@ fn an_acknowledgment_at_the_right_edge_of_the_window_is_acceptable() {
     script.peer().arrive(1000);
     script.settle();
     script.us("P. 1:1001 ack 1");
-    // The guest has sent the whole window, and a segment without payload from its right edge arrives first.
+    // The guest has filled the whole window. A segment without payload at the window's right edge arrives first.
     let edge = 1 + (1 << 20);
     script.guest(&format!(". {edge}:{edge} ack 1001"));
     assert_eq!(script.peer().unread(), 0);
@@ -180,22 +181,22 @@ fn data_after_the_fin_is_dropped_r72() {
 
 #[test]
 fn the_fin_is_acknowledged_when_the_peer_has_everything_r73() {
-    // A close that succeeds in the guest means that the peer has everything.
+    // If a close succeeds in the guest, the peer has acknowledged all bytes.
     let mut script = Script::connected();
     script.guest("F. 1:101 ack 1");
     assert!(script.peer().state().shut);
     script.us(". 1:1 ack 101");
-    script.guest("F. 1:101 ack 1"); // the guest asks again
+    script.guest("F. 1:101 ack 1"); // the guest repeats its FIN
     script.us(". 1:1 ack 101");
     script.pass(5 * SECOND);
     script.quiet();
     script.peer().acknowledge(100);
     script.settle();
-    script.quiet(); // all bytes, not yet the end
+    script.quiet(); // all bytes are acknowledged, but not the end of the stream
     script.peer().acknowledge_all();
     script.settle();
     script.us(". 1:1 ack 102");
-    // it is acknowledged once, and again only if the guest repeats it.
+    // the FIN is acknowledged once, and again only if the guest repeats it.
     script.pass(SECOND);
     script.quiet();
     script.guest("F. 101:101 ack 1");
@@ -273,7 +274,7 @@ fn keep_alives_are_answered_and_enable_those_of_the_host_r74() {
     script.guest(". 10:10 ack 1");
     script.us(". 1:1 ack 11");
     assert!(script.peer().state().keep_alive);
-    script.guest(". 10:11 ack 1"); // with a byte, as old systems do it
+    script.guest(". 10:11 ack 1"); // a keep-alive with a byte, as in old systems
     script.us(". 1:1 ack 11");
     assert_eq!(script.peer().state().sent, 10);
 }
@@ -289,7 +290,7 @@ fn a_silent_guest_is_probed() {
     script.quiet();
     script.pass(61 * SECOND);
     script.us(". 0:0 ack 1");
-    script.guest("R 1:1"); // it has forgotten the connection
+    script.guest("R 1:1"); // the guest no longer knows the connection
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
 }
 

@@ -1,4 +1,4 @@
-//! A guest with another TCP implementation (smoltcp), and one application.
+//! A guest with another TCP implementation (smoltcp) and one application.
 
 use std::{
     collections::VecDeque,
@@ -116,7 +116,7 @@ impl Guest {
         self.device.received.push_back(frame);
     }
 
-    /// Runs stack and application as far as possible. Returns the frames that they sent.
+    /// Runs the guest's stack and application as far as possible. Returns the frames that they have sent.
     pub(crate) fn poll(&mut self, now: u64) -> Vec<Vec<u8>> {
         let at = Instant::from_micros(now as i64);
         self.run_application(now);
@@ -127,14 +127,14 @@ impl Guest {
         std::mem::take(&mut self.device.sent)
     }
 
-    /// When to poll next, if no frame arrives before.
+    /// The time of the next poll, if no frame arrives before.
     pub(crate) fn next(&mut self, now: u64) -> Option<u64> {
         let at = Instant::from_micros(now as i64);
         let stack = self.interface.poll_at(at, &self.sockets).map(|at| at.total_micros() as u64);
         [stack, self.application.next(now)].into_iter().flatten().min()
     }
 
-    /// Reads and writes. Returns whether that changed anything.
+    /// Reads and writes the application's data. Returns whether the state has changed.
     fn run_application(&mut self, now: u64) -> bool {
         let socket = self.sockets.get_mut::<tcp::Socket>(self.handle);
         let application = &mut self.application;

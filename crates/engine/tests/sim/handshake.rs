@@ -1,4 +1,4 @@
-//! How connections begin (behaviour §6.1, §6.2), segment by segment.
+//! Tests of single segments at the beginning of connections (behaviour §6.1, §6.2).
 
 use std::time::Duration;
 
@@ -157,7 +157,7 @@ fn the_last_acknowledgment_of_the_handshake_may_be_lost() {
     script.us("S. 0:0 ack 1");
     script.peer().arrive(50);
     script.settle();
-    script.quiet(); // not before the guest is there
+    script.quiet(); // nothing is sent before the guest is connected
     script.guest("P. 1:11 ack 1");
     script.us("P. 1:51 ack 11");
     assert_eq!(script.peer().state().sent, 10);
@@ -216,7 +216,7 @@ fn a_syn_right_after_the_last_acknowledgment_opens_a_new_connection_r62() {
     script.settle();
     script.us("F. 1:1 ack 1");
     script.guest("F. 1:1 ack 2");
-    script.us(". 2:2 ack 1"); // the peer has not acknowledged it yet
+    script.us(". 2:2 ack 1"); // the peer has not acknowledged the FIN yet
     script.peer().acknowledge_all();
     script.settle();
     script.us(". 2:2 ack 2");
@@ -243,11 +243,12 @@ fn a_syn_in_the_window_is_challenged() {
     script.guest("S 100:100 win 65535");
     script.us(". 1:1 ack 1");
     script.quiet();
-    script.guest("R 1:1"); // the guest has forgotten the connection
+    script.guest("R 1:1"); // the guest no longer knows the connection
     assert_eq!(script.peer().closed(), Some(Closed::Reset));
 }
 
-/// behaviour §6.5.6: the socket has the traffic class of the guest's segments, from the SYN on. Only changes are passed on.
+/// behaviour §6.5.6: the socket has the traffic class of the guest's segments, from the SYN on. The socket is called
+/// only if the class changes.
 #[test]
 fn traffic_class_of_the_guest() {
     let mut script = Script::new();

@@ -1,6 +1,6 @@
-//! A guest that sends valid, nearly valid and invalid segments in any order, while the socket has any results that a kernel
-//! may have. Nothing panics, and the bytes that reach the socket are a prefix of those that were sent (the virtual socket
-//! compares every byte).
+//! A guest that sends valid, nearly valid and invalid segments in any order, while the socket has any results that a
+//! kernel may have. Nothing panics, and the bytes that reach the socket are a prefix of the bytes that were sent (the
+//! virtual socket compares every byte).
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::script::{SYN, Script};
 /// An event.
 #[derive(Clone, Debug)]
 enum Event {
-    /// A segment of the guest: flags by bits, place and length, acknowledgment, window, SACK blocks.
+    /// A segment of the guest: flags as bits, position, length, acknowledgment, window, SACK blocks.
     Segment {
         flags: u8,
         at: i64,
@@ -22,13 +22,13 @@ enum Event {
         window: u16,
         sack: Vec<(i64, i64)>,
     },
-    /// The next bytes of the stream, as an honest guest would send them, acknowledging everything.
+    /// The next bytes of the stream, in the segment of an honest guest, which acknowledges all received bytes.
     Honest {
         len: i64,
     },
     /// Bytes of the peer arrive.
     Arrive(u16),
-    /// The peer takes some of what was sent to it, or all.
+    /// The peer reads some of the bytes that were sent to it, or all.
     Take(u16),
     TakeAll,
     End,
@@ -39,7 +39,7 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    // Mostly near the current positions, sometimes anywhere.
+    // Most numbers are near the current positions, some are random.
     let near = || prop_oneof![8 => -3000i64..20_000, 2 => -10i64..10, 1 => any::<u32>().prop_map(i64::from)];
     let flags =
         prop_oneof![12 => Just(0x10u8), 4 => Just(0x11), 1 => Just(0x04), 1 => Just(0x02), 2 => any::<u8>()];
@@ -79,7 +79,7 @@ impl Run {
                     let blocks: Vec<_> = sack.iter().map(|(start, end)| format!("{start}:{end}")).collect();
                     line += &format!(" sack {}", blocks.join(","));
                 }
-                // Bytes before the start of the stream have no content of their own.
+                // Bytes before the start of the stream have no defined content.
                 if at >= 1 && at + len < 1 << 30 || len == 0 {
                     self.script.guest(&line);
                 }
@@ -165,7 +165,8 @@ proptest! {
 
     #[test]
     fn no_frame_breaks_the_table(frames in prop::collection::vec((any::<u8>(), any::<u32>(), any::<u32>(), 0i64..3000), 1..60)) {
-        // Segments of many connections and of none: the table stays within its limit, and resets are sent only as answers.
+        // Segments of many connections, and segments without a connection. The table stays within its limit, and resets
+        // are sent only as answers.
         let mut script = Script::new();
         script.our_iss = Some(0);
         for (flags, seq, ack, len) in frames {

@@ -1,4 +1,4 @@
-//! The engine's TCP in virtual time: against another implementation over a bad network, and against scripts.
+//! Tests of the engine's TCP in virtual time, with another TCP implementation over a bad network, and with scripts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own helpers fail by panicking")]
 

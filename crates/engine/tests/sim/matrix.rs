@@ -1,8 +1,9 @@
-//! Transfers over bad networks: loss x reordering x duplication x delay x MTU x buffers x direction.
+//! Transfers over bad networks, for all combinations of loss, reordering, duplication, delay, MTU, buffers and
+//! direction.
 //!
-//! The snapshots record how long each takes and how much the engine retransmits, so that they show a change for the
-//! worse or the better. The times of a lossy transfer from the guest are mostly those of smoltcp: it waits for at least
-//! a second before it retransmits, and keeps at most 32 ranges after holes.
+//! The snapshots record the time of each transfer and the amount of retransmitted data, so a change that makes either
+//! worse or better is visible. The time of a lossy transfer from the guest depends mostly on smoltcp, which waits for
+//! at least a second before it retransmits, and keeps at most 32 ranges after holes.
 
 use std::fmt::Write;
 
@@ -10,25 +11,25 @@ use testkit::network::Impairments;
 
 use crate::world::{Opener, Outcome, Scenario};
 
-/// Lost, reordered and repeated frames in a thousand: the columns.
+/// The columns: lost, reordered or duplicated frames per thousand.
 const LOSS: [u32; 4] = [0, 10, 50, 100];
 const REORDERING: [u32; 2] = [0, 30];
 const DUPLICATION: [u32; 2] = [0, 20];
-/// One-way delays in microseconds, and buffers in bytes with what is sent through them: the rows.
+/// The rows: one-way delays in microseconds, and buffers in bytes with the number of bytes that are sent.
 const DELAYS: [u64; 3] = [100, 10_000, 50_000];
 const BUFFERS: [(usize, u64); 3] = [(4 << 10, 48 << 10), (64 << 10, 384 << 10), (1 << 20, 2 << 20)];
 
-/// Runs of each, of which the median counts.
+/// Number of runs of each transfer. The median counts.
 const SEEDS: usize = 5;
 
-/// Bounds on the time over a bad network: a multiple of the time over a clean one of the same delay, ...
+/// Maximum time over a bad network: this multiple of the time over a clean network with the same delay, ...
 const FACTOR: u64 = 4;
-/// ... plus timeouts in microseconds, by loss (none, and as in [`LOSS`]): the engine's, which start at 240 ms, and
-/// smoltcp's, which start at 1 s and double.
+/// ... plus the time for timeouts in microseconds, for each value of [`LOSS`]. The engine's timeouts start at 240 ms.
+/// smoltcp's timeouts start at 1 s, and double.
 const OUR_TIMEOUTS: [u64; 4] = [500_000, 1_500_000, 3_000_000, 6_000_000];
 const SMOLTCP_TIMEOUTS: [u64; 4] = [2_000_000, 16_000_000, 64_000_000, 130_000_000];
 
-/// Maximum amount of memory of one connection: the window, and a chunk at either end.
+/// Maximum memory of one connection, in bytes: the window, and a chunk at each end.
 const MEMORY: usize = (1 << 20) + (32 << 10);
 
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +132,7 @@ fn median(mut values: [u64; SEEDS]) -> u64 {
     values[SEEDS / 2]
 }
 
-/// To the nearest of 0, 1, 2, 5, 10, 20, 50 and so on.
+/// Rounds to the nearest of 0, 1, 2, 5, 10, 20, 50 and so on.
 fn coarse(value: u64) -> u64 {
     let (mut nearest, mut power) = (0, 1);
     while power <= value * 2 {

@@ -1,4 +1,4 @@
-//! Connections that are allowed by a name alone: what the client says first decides (docs/guard.md).
+//! Tests of connections that only a rule by name allows: the client's first bytes decide (docs/guard.md).
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use wire::tcp::Flags;
 use crate::script::{SYN, Script};
 
 const ALLOWED: &str = "files.example.org";
-/// Another name at the same address, which the guest has asked for as well.
+/// Another name with the same address. The guest has asked for it, too.
 const OTHER: &str = "other.example.com";
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
-/// What a segment of the guest has besides its payload.
+/// The fields of a segment of the guest, without its payload.
 const DATA: &str = ". ack 1 win 512";
 
 fn guard(rules: &str, audit: bool) -> Guard {
@@ -70,7 +70,7 @@ fn sent(script: &Script) -> Vec<u8> {
     script.peer().state().kept.clone().unwrap()
 }
 
-/// The socket got nothing; the guest a reset.
+/// Checks that the socket got no bytes, and the guest got a reset.
 #[track_caller]
 fn assert_reset(script: &mut Script) {
     let heard = script.heard();
@@ -81,7 +81,8 @@ fn assert_reset(script: &mut Script) {
     assert!(script.stack.tcp().is_empty());
 }
 
-/// The socket got nothing but its end; the guest these bytes and a FIN. Both sides close then.
+/// Checks that the socket got no bytes but was shut down, that the guest got these bytes and a FIN, and that both sides
+/// close.
 #[track_caller]
 fn assert_farewell(script: &mut Script, said: usize, farewell: &[u8]) {
     let heard = script.heard();
@@ -100,7 +101,7 @@ fn assert_farewell(script: &mut Script, said: usize, farewell: &[u8]) {
     assert_eq!((sent(script), script.peer().closed()), (Vec::new(), Some(Closed::Reset)));
 }
 
-/// The connection carries data in both directions.
+/// Checks that the connection carries data in both directions.
 #[track_caller]
 fn assert_open(script: &mut Script, said: &[u8]) {
     assert_eq!(sent(script), said);
@@ -157,7 +158,7 @@ fn the_alert_is_repeated_until_the_client_has_it() {
     script.pass(Duration::from_secs(2));
     let heard = script.heard();
     assert_eq!(heard[0], (Flags::ACK, ALERT.to_vec()));
-    // It is not kept for a client that does not answer.
+    // The connection ends if the client does not answer.
     script.pass(Duration::from_secs(10));
     assert!(script.stack.tcp().is_empty());
 }
@@ -203,7 +204,7 @@ fn only_the_first_hello_is_read() {
     assert_farewell(&mut script, hellos.len(), &ALERT);
 }
 
-/// What is judged is what is sent: a guest that repeats its bytes with others can't exchange them.
+/// The judged bytes are the bytes that are sent. A guest can't replace them by a retransmission with other bytes.
 #[test]
 fn bytes_that_were_judged_are_those_that_are_sent() {
     let hello = tls(ALLOWED);
@@ -215,7 +216,7 @@ fn bytes_that_were_judged_are_those_that_are_sent() {
     say(&mut script, 0, &[&other[..cut], &hello[cut..]].concat());
     assert_open(&mut script, &hello);
 
-    // Bytes after a hole may be replaced, as they were not read yet; the last ones are judged, and sent.
+    // Bytes after a hole may be replaced, since they were not judged yet. The last bytes are judged and sent.
     let mut script = connected();
     say(&mut script, cut, &other[cut..]);
     say(&mut script, cut, &hello[cut..]);
@@ -320,12 +321,12 @@ fn a_rule_with_another_port_allows_other_protocols() {
     script.frames(&[frame]);
     assert_eq!(sent(&script), b"SSH-2.0-client\r\n");
 
-    // But not another name.
+    // The rule does not allow another name.
     let mut script = connected_to(22, guard(rules, false));
     say(&mut script, 0, &tls(OTHER));
     assert_reset(&mut script);
 
-    // Who says nothing may go on.
+    // A client that sends no name may continue.
     let mut script = connected_to(22, guard(rules, false));
     script.pass(Duration::from_secs(11));
     say(&mut script, 0, b"a");
@@ -389,8 +390,8 @@ fn a_failing_server_resets_the_waiting_guest() {
 }
 
 proptest! {
-    /// However the bytes are cut, ordered and repeated: nothing reaches the socket before the name is complete, and then
-    /// exactly these bytes do if the name is allowed, and none if it is not.
+    /// The bytes are cut, ordered and repeated in any way. No byte reaches the socket before the name is complete.
+    /// Then, if the name is allowed, exactly these bytes reach the socket, and else none.
     #[test]
     fn no_byte_is_sent_before_the_verdict(
         allowed: bool,
@@ -404,17 +405,18 @@ proptest! {
             records(&long_client_hello(name, 1500), 400)
         };
         let mut script = connected_to(443, guard("allow *.example.org", false));
-        // Which bytes of the stream are known, with false copies of known ones in between.
+        // `known` has the bytes of the stream that have arrived. Some segments have false copies of bytes that were
+        // judged.
         let mut ready = 0;
         let mut known = vec![false; stream.len()];
-        // In the end everything was sent.
+        // At the end, all bytes were sent.
         let rest = (0..stream.len()).step_by(600).map(|start| (start, 600, false));
         for (start, len, lies) in cuts.into_iter().chain(rest) {
             let start = start % stream.len();
             let end = (start + len).min(stream.len());
             let mut bytes = stream[start..end].to_vec();
             if lies {
-                // Only bytes that are in order already are read.
+                // Only bytes that are in order are judged.
                 let judged = ready.max(start).min(end) - start;
                 bytes[..judged].fill(b'x');
             }
@@ -430,7 +432,7 @@ proptest! {
     }
 }
 
-/// A segment that a guest may send after it was refused: flags by bits, position, length, acknowledgment, window.
+/// A segment that a guest may send after it was refused: flags as bits, position, length, acknowledgment, window.
 fn any_segment() -> impl Strategy<Value = (u8, i64, i64, i64, u16)> {
     let flags =
         prop_oneof![6 => Just(0x10u8), 3 => Just(0x11), 1 => Just(0x12), 1 => Just(0x04), 2 => any::<u8>()];
@@ -440,7 +442,7 @@ fn any_segment() -> impl Strategy<Value = (u8, i64, i64, i64, u16)> {
 }
 
 proptest! {
-    /// Whatever a guest sends that was refused or that still waits: nothing panics, the socket gets no byte, and the
+    /// For any segments of a guest that was refused or not judged yet, nothing panics, the socket gets no byte, and the
     /// connection ends.
     #[test]
     fn a_refused_guest_reaches_nothing(
@@ -455,7 +457,7 @@ proptest! {
             let letters = all.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, letter)| letter);
             let letters: String = core::iter::once(&'-').chain(letters).collect();
             script.set_link_full(full);
-            // A new connection is another matter.
+            // A SYN is left out, since it opens a new connection.
             if flags & 0x16 != 0x02 {
                 script.guest(&format!("{letters} {at}:{} ack {ack} win {window}", at + len));
             }

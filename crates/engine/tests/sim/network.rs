@@ -1,4 +1,4 @@
-//! The link from the engine to the guest, and what is observed on it.
+//! The link from the engine to the guest, and counts of the engine's segments.
 
 use engine::link::Full;
 use testkit::{
@@ -14,27 +14,27 @@ use wire::{
 };
 use zerocopy::FromBytes;
 
-/// What was observed of the engine's segments before the network impairs them.
+/// Counts and numbers of the engine's segments, before the network impairs them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Observed {
-    /// Super-frames and segments with payload.
+    /// Number of super-frames and segments with payload.
     pub(crate) sends: u64,
-    /// Payload bytes sent more than once, without probes of a closed window.
+    /// Number of payload bytes that were sent again, without probes of a closed window.
     pub(crate) repeated: u64,
-    /// Bytes sent into a closed window, one at a time.
+    /// Number of bytes sent into a closed window, one at a time.
     pub(crate) probes: u64,
-    /// The sequence number of our SYN.
+    /// The sequence number of the engine's SYN.
     pub(crate) initial: Option<Seq>,
     /// The guest's initial sequence number.
     guest_initial: Option<Seq>,
-    /// The urgent byte announced last, and the number of urgent bytes.
+    /// The urgent byte that was announced last, and the number of urgent bytes.
     pub(crate) urgent: Option<Seq>,
     pub(crate) urgent_count: u64,
-    /// The number after the highest sequence number sent.
+    /// The sequence number after the highest one that was sent.
     highest: Option<Seq>,
-    /// The acknowledgment sent last.
+    /// The acknowledgment number that was sent last.
     acknowledged: Option<Seq>,
-    /// Right edge of the guest's window, at its furthest.
+    /// The highest right edge of the guest's window so far.
     offered: Option<Seq>,
     /// The window that the guest advertised last.
     window: u32,
@@ -44,7 +44,7 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
-    /// A segment of the guest that the engine is about to see.
+    /// Notes a segment of the guest, before the engine receives it.
     pub(crate) fn guest_segment(&mut self, segment: &Segment<'_>) {
         let syn = segment.flags().contains(Flags::SYN);
         if syn {
@@ -80,7 +80,7 @@ impl Observed {
             self.sends += 1;
             let again = if start.before(highest) { highest.min(end) - start } else { 0 };
             if self.window == 0 && segment.payload.len() == 1 {
-                self.probes += 1; // which the guest does not take, if all goes well
+                self.probes += 1; // the guest drops this byte, unless its window has opened
                 return;
             }
             self.repeated += u64::from(again);
@@ -92,14 +92,14 @@ impl Observed {
     }
 }
 
-/// What is after the link: the network's direction to the guest.
+/// The link's receiver: the direction of the network to the guest.
 #[derive(Debug)]
 pub(crate) struct ToGuest {
-    /// The time, set before each step of the engine.
+    /// The present time. It is set before each step of the engine.
     pub(crate) now: u64,
     pub(crate) network: Direction,
     pub(crate) observed: Observed,
-    /// Maximum number of bytes of backlog; none: the link is never full.
+    /// Maximum backlog in bytes. None: the link is never full.
     queue: Option<u64>,
     commits: u64,
     full_until: u64,
@@ -112,7 +112,7 @@ impl ToGuest {
         Self { now: 0, network, observed, queue, commits: 0, full_until: 0, segment }
     }
 
-    /// When the link takes frames again; none if it does now.
+    /// The time at which the link accepts frames again. None if it accepts frames now.
     pub(crate) fn free_at(&self) -> Option<u64> {
         let over = self.network.backlog(self.now).saturating_sub(self.queue?);
         Some((self.now + over.div_ceil(RATE)).max(self.full_until)).filter(|&at| at > self.now)
@@ -156,8 +156,8 @@ impl Receiver for ToGuest {
     }
 }
 
-/// Sets the urgent pointer of a guest's segment to its last urgent byte, or the next one. In the stream of `total`
-/// bytes, each byte at a multiple of `every` is urgent.
+/// Sets the urgent pointer of a guest's segment to the segment's last urgent byte, or to the next urgent byte after the
+/// segment. In the stream of `total` bytes, each byte at a multiple of `every` is urgent.
 pub(crate) fn name_urgent_byte(frame: &mut [u8], every: u64, total: u64, observed: &Observed) {
     let (Some((packet, segment)), Some(initial)) = (segment(frame), observed.guest_initial) else { return };
     if segment.payload.is_empty() {

@@ -1,4 +1,5 @@
-//! DNS over TCP under rules by name: the connection ends in the engine, and each question is judged (docs/guard.md).
+//! Tests of DNS over TCP with rules by name: the engine terminates the connection, and the guard judges each question
+//! (docs/guard.md).
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::script::{SYN, Script};
 const NAME: &str = "files.example";
 const DATA: &str = ". ack 1 win 512";
 
-/// The guest has opened a connection to port 53 of an address that is no resolver.
+/// The guest has opened a connection to port 53 of an address that is not a resolver.
 fn connected(rules: &str) -> Script {
     let file = spec::parse_file(rules).unwrap();
     let mut script = Script::new();
@@ -36,7 +37,7 @@ fn open(script: &mut Script) {
     script.quiet();
 }
 
-/// A message with its length.
+/// A message after its length field.
 fn framed(message: &[u8]) -> Vec<u8> {
     [&(message.len() as u16).to_be_bytes(), message].concat()
 }
@@ -54,7 +55,7 @@ fn say(script: &mut Script, position: usize, bytes: &[u8]) {
     script.frames(&[frame]);
 }
 
-/// The messages that the guest got, and whether the stream has ended.
+/// The messages that the guest received, and whether the stream has ended.
 fn got(script: &mut Script) -> (Vec<Vec<u8>>, bool) {
     let heard = script.heard();
     assert!(heard.iter().all(|(flags, _)| !flags.contains(Flags::RST)), "{heard:?}");
@@ -69,7 +70,8 @@ fn got(script: &mut Script) -> (Vec<Vec<u8>>, bool) {
     (messages, ended)
 }
 
-/// The resolver of the connection opened last accepts it, and is asked; the ID of the query.
+/// The resolver accepts the connection that was opened last, and receives a query for `of`. Returns the ID of the
+/// query.
 fn asked(script: &mut Script, of: &str) -> u16 {
     let peer = script.peer();
     peer.state().kept = Some(Vec::new());
@@ -96,7 +98,7 @@ fn a_question_is_asked_of_the_hosts_resolver_over_tcp() {
     let id = asked(&mut script, NAME);
     assert_eq!(script.peer().state().destination, Some("192.0.2.1:53".parse().unwrap()));
     let bytes = framed(&answer(id, NAME));
-    // The answer comes in pieces.
+    // The answer arrives in pieces.
     for piece in bytes.chunks(20) {
         assert_eq!(got(&mut script), (vec![], false));
         script.peer().say(piece);
@@ -112,7 +114,8 @@ fn a_question_is_asked_of_the_hosts_resolver_over_tcp() {
     assert_eq!(names.lookup("203.0.113.7".parse().unwrap(), now).collect::<Vec<_>>(), [NAME]);
 }
 
-/// Several questions in one stream (RFC 7766 §6.2.1.1), cut anywhere; a refused one is answered at once.
+/// Several questions in one stream (RFC 7766 §6.2.1.1), which is cut at any position. A refused question is answered at
+/// once.
 #[test]
 fn questions_in_a_stream() {
     let mut script = connected("allow files.example");
@@ -126,7 +129,7 @@ fn questions_in_a_stream() {
     assert_eq!((ids, ended), (vec![(1, 3), (3, 3)], false));
     assert_eq!(script.host.peers.len(), 1, "one question was asked");
     let id = asked(&mut script, NAME);
-    // The guest asks no more, and waits for the answer.
+    // The guest ends its stream, and waits for the answer.
     let received = messages.iter().map(|message| message.len() + 2).sum::<usize>();
     let fin = script.bytes(&format!("F. ack {} win 512", received + 1), stream.len(), &[]);
     script.frames(&[fin]);
@@ -159,7 +162,7 @@ fn what_is_no_query_ends_the_connection() {
     }
 }
 
-/// If no resolver answers, the client gets a failure, and the connection stays.
+/// If no resolver answers, the client gets SERVFAIL, and the connection stays open.
 #[test]
 fn silent_and_failing_resolvers() {
     let mut script = connected("allow files.example");
@@ -172,13 +175,13 @@ fn silent_and_failing_resolvers() {
     assert_eq!(script.peer().state().destination, Some("192.0.2.2:53".parse().unwrap()));
     script.pass(Duration::from_secs(20));
     let (mut messages, ended) = got(&mut script);
-    messages.dedup(); // the guest has not acknowledged it
+    messages.dedup(); // the guest has not acknowledged the last message
     assert_eq!((messages.len(), messages[0][1], messages[0][3] & 0xf, ended), (1, 7, 2, false));
     assert!(script.stack.dns().is_empty());
     assert_eq!(script.stack.tcp().len(), 1);
 }
 
-/// A client that asks without end, and takes no answer, is not read any more.
+/// The engine stops reading from a client that sends questions but does not read answers.
 #[test]
 fn questions_wait_for_answers() {
     let mut script = connected("allow files.example");

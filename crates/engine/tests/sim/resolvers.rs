@@ -1,4 +1,5 @@
-//! Connections to the host's resolvers (docs/design/dns.md): if one fails, the next one is tried before the guest's SYN is answered.
+//! Tests of connections to the host's resolvers (docs/design/dns.md). If a resolver fails, the next one is tried before
+//! the guest's SYN is answered.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,14 +12,14 @@ use crate::script::{SYN, Script};
 const SERVERS: [&str; 3] = ["2001:db8:9::1", "192.0.2.2", "192.0.2.3"];
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// A guest that asks by TCP, and these servers.
+/// A guest that asks over TCP, and these servers.
 fn script(servers: &[&str]) -> Script {
     let mut script = Script::new();
     script.resolvers("203.0.113.9", servers);
     script
 }
 
-/// The servers dialled so far.
+/// The servers to which connections were attempted so far.
 fn dialled(script: &Script) -> Vec<String> {
     let destinations = script.host.peers.iter().filter_map(|peer| peer.state().destination);
     destinations
@@ -29,7 +30,7 @@ fn dialled(script: &Script) -> Vec<String> {
         .collect()
 }
 
-/// The guest's connection is the one to the last server dialled.
+/// Checks that the guest's connection leads to the server that was tried last.
 fn assert_connects(script: &mut Script) {
     script.quiet();
     script.host.peers.last().unwrap().connect();
@@ -60,7 +61,7 @@ fn the_next_server_is_dialled_after_a_refusal() {
     }
     assert_eq!(dialled(&script), SERVERS);
     assert_connects(&mut script);
-    // The next connection goes to that server at once.
+    // The next connection goes to this server at once.
     script.another_port();
     script.guest(SYN);
     assert_eq!(dialled(&script)[3..], SERVERS[2..]);
@@ -105,7 +106,7 @@ fn a_silent_server_is_kept_if_there_is_no_other() {
     assert_connects(&mut script);
 }
 
-/// The guest resets while a server is tried.
+/// The guest resets the connection while a server is tried.
 #[test]
 fn a_reset_of_the_guest_ends_the_attempts() {
     let mut script = script(&SERVERS);
@@ -116,7 +117,7 @@ fn a_reset_of_the_guest_ends_the_attempts() {
     assert!(script.stack.tcp().is_empty());
 }
 
-/// Connections to other destinations have one server.
+/// Connections to other destinations have only one server.
 #[test]
 fn other_connections_have_one_destination() {
     let mut script = script(&SERVERS);

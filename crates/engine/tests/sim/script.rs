@@ -1,9 +1,10 @@
 //! Scripts: segments of a guest, and the engine's expected answers.
 //!
-//! A segment is a line like `S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok` or `P. 1:101 ack 1 sack 201:301,401:501`:
-//! flags (S, F, R, P, U, and a dot for ACK), the range of sequence numbers that its payload has (SYN and FIN left out),
-//! and other fields by name. All numbers are relative to the initial ones. The payload is that of the stream at this
-//! position. Fields that an expected line leaves out are not compared, except SACK blocks.
+//! A segment is a line such as `S. 0:0 ack 1 win 65535 mss 1460 wscale 5 sackok` or `P. 1:101 ack 1 sack
+//! 201:301,401:501`. It has flags (S, F, R, P, U, and a dot for ACK), the range of sequence numbers of its payload
+//! (without SYN and FIN), and other fields with their names. All numbers are relative to the initial sequence numbers.
+//! The payload is the content of the stream at this position. Fields that are missing in an expected line are not
+//! compared. SACK blocks are an exception.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,7 +32,7 @@ use wire::{
 
 use crate::world::{settings, stack};
 
-/// A scripted guest's world.
+/// Memory, host and link of a scripted guest.
 pub(crate) type Scripted = Virtual<Kept>;
 
 /// One connection between a scripted guest and a virtual socket.
@@ -44,11 +45,11 @@ pub(crate) struct Script {
     pub(crate) remote: SocketAddr,
     /// The guest's initial sequence number.
     pub(crate) guest_iss: u32,
-    /// The engine's, after its SYN.
+    /// The engine's initial sequence number. None before its SYN.
     pub(crate) our_iss: Option<u32>,
 }
 
-/// The guest's SYN in most scripts: a window of 64 KiB without and 8 MiB with scale, and SACK.
+/// The guest's SYN in most scripts: a window of 64 KiB without and 8 MiB with window scale, and SACK.
 pub(crate) const SYN: &str = "S 0:0 win 65535 mss 1460 wscale 7 sackok";
 
 impl Script {
@@ -67,7 +68,7 @@ impl Script {
         }
     }
 
-    /// The guest asks these servers for names, by TCP, at the address `at`.
+    /// Sets the host's resolvers to these servers. The guest reaches them over TCP at the address `at`.
     pub(crate) fn resolvers(&mut self, at: &str, servers: &[&str]) {
         let v4 = self.stack.settings_mut().v4.as_mut().unwrap();
         v4.dns_forward = Some(at.parse().unwrap());
@@ -123,12 +124,12 @@ impl Script {
         self.settle();
     }
 
-    /// The socket opened last.
+    /// The socket that was opened last.
     pub(crate) fn peer(&self) -> Peer {
         self.host.peers.last().expect("a socket").clone()
     }
 
-    /// A round of the engine with this event, and more rounds until everything is sent.
+    /// Runs a round of the engine with these events, and more rounds until nothing is left to send.
     pub(crate) fn engine<R>(&mut self, events: impl FnOnce(&mut Round<'_, Scripted>) -> R) -> R {
         let now = Instant::from_micros(self.now);
         let mut round = self.stack.round(now, &mut self.host, &mut self.link);
@@ -168,7 +169,7 @@ impl Script {
         self.settle();
     }
 
-    /// The engine has sent this segment: the oldest one that was not compared yet.
+    /// Checks that the engine has sent this segment. It must be the oldest segment that was not compared yet.
     pub(crate) fn us(&mut self, expected: &str) {
         assert!(!self.link.frames.is_empty(), "nothing was sent, expected {expected:?}");
         let (bytes, _) = self.link.frames.remove(0);
@@ -188,7 +189,7 @@ impl Script {
         segments.map(|(_, segment)| segment.header.destination_port.get()).collect()
     }
 
-    /// The engine has sent no other segment.
+    /// Checks that the engine has sent no other segment.
     pub(crate) fn quiet(&mut self) {
         assert_eq!(self.sent(), Vec::<String>::new());
     }
@@ -204,7 +205,7 @@ impl Script {
         self.now = until;
     }
 
-    /// Whether the link takes frames.
+    /// Sets whether the link is full.
     pub(crate) fn set_link_full(&mut self, full: bool) {
         self.link.most = full.then_some(0);
         if !full {
@@ -212,7 +213,7 @@ impl Script {
         }
     }
 
-    /// The segment of a line, from the guest.
+    /// The frame of a segment of the guest, from its line.
     pub(crate) fn write(&self, line: &str) -> Vec<u8> {
         let parsed = Line::parse(line);
         let payload_len = (parsed.end - parsed.start) as usize;
@@ -247,7 +248,7 @@ impl Script {
         testkit::guest::tcp(&headers, header, &options_bytes[..options_len], payload_len, fill).0
     }
 
-    /// A segment of the guest without options, and with these bytes of its stream, which start at `position`.
+    /// A segment of the guest without options. Its payload is `bytes`, at `position` of the stream.
     pub(crate) fn bytes(&self, line: &str, position: usize, bytes: &[u8]) -> Vec<u8> {
         let (flags, rest) = line.split_once(' ').unwrap_or((line, ""));
         let line = format!("{flags} {}:{} {rest}", position + 1, position + 1 + bytes.len());
@@ -283,7 +284,8 @@ impl Script {
     }
 }
 
-/// A segment as a line; sequence numbers relative to the sender's `iss`, acknowledgments to the receiver's.
+/// A segment as a line. Sequence numbers are relative to the sender's `iss`, acknowledgment numbers to the receiver's
+/// `other_iss`.
 fn render(segment: &Segment<'_>, iss: u32, other_iss: u32) -> String {
     let flags = segment.flags();
     let mut line = String::new();

@@ -1,4 +1,4 @@
-//! Data from the socket to the guest (behaviour §6.6), segment by segment: windows, loss, the link.
+//! Tests of single segments with data from the socket to the guest (behaviour §6.6): windows, loss, and a full link.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn arrive(script: &mut Script, len: u64) {
 fn data_is_sent_in_super_frames_and_discarded_when_acknowledged() {
     let mut script = Script::connected();
     arrive(&mut script, 100_000);
-    // The guest's window is 64 KiB: one super-frame of 44 whole segments.
+    // The guest's window of 64 KiB has room for one super-frame of 44 whole segments.
     script.us(". 1:64241 ack 1");
     script.quiet();
     assert_eq!(script.peer().unread(), 100_000);
@@ -98,7 +98,8 @@ fn rounding_by_the_window_scale_is_no_shrunk_window() {
     let mut script = Script::connected();
     arrive(&mut script, 200_000);
     script.us(". 1:64241 ack 1");
-    // 64240 - 100 - 64 * 128 bytes are free: rounded down, the edge is 100 bytes further left.
+    // The guest has room for 64240 - 100 bytes. Its window is rounded down to 501 * 128 bytes, so the right edge moves
+    // left.
     script.guest(". 1:1 ack 101 win 501");
     script.quiet();
     script.guest(". 1:1 ack 64241 win 512");
@@ -120,7 +121,7 @@ fn a_closed_window_is_probed_until_it_opens_r67() {
     }
     script.guest(". 1:1 ack 1 win 512");
     script.us("P. 1:5001 ack 1");
-    // Now the timeouts are those of data again.
+    // Now the timeouts are those of retransmissions again.
     script.pass(2 * SECOND);
     assert!(!script.sent().is_empty());
 }
@@ -170,7 +171,7 @@ fn a_fin_needs_room_in_the_window_r68() {
     script.settle();
     script.us(". 1:1025 ack 1");
     script.us("F. 1025:1025 ack 1");
-    // The guest had no room, and then has room for the data only.
+    // The guest had no room. Then it has room for the data, but not for the FIN.
     script.guest(". 1:1 ack 1 win 0");
     script.guest(". 1:1 ack 1 win 8");
     script.us(". 1:1025 ack 1");
@@ -186,7 +187,7 @@ fn the_newest_acknowledgment_has_the_newest_window() {
     script.us(". 1:1 ack 1 sack 101:201");
     arrive(&mut script, 200_000);
     script.us(". 1:64241 ack 1 sack 101:201");
-    // A retransmission of the guest: its sequence number is old, but its acknowledgment and window are new.
+    // The guest retransmits a segment. Its sequence number is old, but its acknowledgment and window are new.
     script.guest("P. 1:101 ack 64241 win 8");
     script.us(". 64241:65265 ack 201");
     script.quiet();
@@ -247,7 +248,7 @@ fn three_duplicates_without_sack_repeat_one_segment_before_the_timeout_r71() {
         script.quiet();
         script.guest(&duplicate);
         script.us(&format!(". 1461:2921 ack {at}"));
-        // More duplicates are for segments sent before that.
+        // Further duplicates are answers to segments that were sent before the retransmission.
         script.guest(&duplicate);
         script.quiet();
         script.guest(&format!(". {at}:{at} ack 14601"));
@@ -261,7 +262,7 @@ fn duplicates_do_not_add_up_over_time() {
     arrive(&mut script, 20_000);
     script.us("P. 1:20001 ack 1");
     for round in 1..10 {
-        // Each of these arrives twice.
+        // Each acknowledgment arrives twice.
         script.guest(&format!(". 1:1 ack {}", round * 1460 + 1));
         script.guest(&format!(". 1:1 ack {}", round * 1460 + 1));
         script.quiet();
@@ -316,7 +317,7 @@ fn after_the_first_timeout_data_that_the_guest_holds_is_not_sent_again() {
     script.pass(SECOND);
     let sent = script.sent();
     assert_eq!(sent[0], ". 1:1461 ack 1 win 32768", "{sent:?}");
-    // After the second timeout it is: the guest may have discarded it (RFC 2018 §8).
+    // After the second timeout, the data is sent again: the guest may have discarded it (RFC 2018 §8).
     script.pass(4 * SECOND);
     let sent = script.sent();
     assert!(sent.iter().any(|segment| segment.contains(" 1:5841 ")), "{sent:?}");
@@ -384,7 +385,7 @@ fn connections_take_turns() {
         script.connect_by("S 0:0 win 65535 mss 1460 wscale 14");
         script.guest(". 1:1 ack 1 win 60000");
     }
-    // Both have much to send, and become ready together.
+    // Both connections have much to send, and become ready together.
     script.set_link_full(true);
     for peer in script.host.peers.clone() {
         peer.arrive(4_000_000);
@@ -399,7 +400,8 @@ fn connections_take_turns() {
 
 #[test]
 fn our_sequence_numbers_wrap() {
-    // Sequence numbers are a function of the ends plus a clock of 4 us: let it run until they are near the end.
+    // Initial sequence numbers are a function of the ends, plus a clock with a period of 4 us. The clock runs until
+    // they are near the wrap-around.
     let mut script = Script::new();
     script.guest(SYN);
     script.peer().connect();

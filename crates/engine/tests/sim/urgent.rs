@@ -1,4 +1,5 @@
-//! Urgent data in both directions (RFC 9293 §3.8.5): no byte is lost or added, and the mark is at the right byte.
+//! Tests of urgent data in both directions (RFC 9293 §3.8.5): no byte is lost or added, and the urgent mark is at the
+//! right byte.
 
 use std::time::Duration;
 
@@ -9,13 +10,13 @@ use crate::{
     world::{Opener, Scenario},
 };
 
-/// The peer's bytes arrive, the last of them urgent.
+/// Bytes of the peer arrive. The last byte is urgent.
 fn arrive_urgent(script: &mut Script, len: u64) {
     script.peer().arrive_urgent(len);
     script.settle();
 }
 
-/// Positions in the guest's stream of the bytes that were sent as urgent.
+/// Positions of the urgent bytes in the guest's stream.
 fn urgent_sent(script: &Script) -> Vec<u64> {
     script.peer().state().urgent_sent.clone()
 }
@@ -26,13 +27,13 @@ fn an_urgent_byte_of_the_guest_is_sent_as_one() {
     script.guest("UP. 1:11 ack 1 urg 4");
     assert_eq!(script.peer().state().sent, 10);
     assert_eq!(urgent_sent(&script), [3]);
-    // Announced before it is sent, by a segment without payload.
+    // A segment without payload announces the urgent byte before it is sent.
     script.guest("U. 11:11 ack 1 urg 11");
     script.guest("U. 11:16 ack 1 urg 11");
     script.guest(". 16:31 ack 1");
     assert_eq!(script.peer().state().sent, 30);
     assert_eq!(urgent_sent(&script), [3, 20]);
-    // Announced again after it was sent: ignored.
+    // An announcement after the urgent byte was sent is ignored.
     script.guest("U. 11:31 ack 1 urg 11");
     script.guest("U. 31:32 ack 1");
     assert_eq!(urgent_sent(&script), [3, 20, 30], "a pointer of zero means the first byte");
@@ -43,7 +44,7 @@ fn a_later_urgent_byte_replaces_one_that_was_not_sent() {
     let mut script = Script::connected();
     script.guest("U. 101:201 ack 1 urg 50"); // after a hole
     script.guest("U. 201:301 ack 1 urg 10");
-    script.guest("U. 301:301 ack 1 urg 65535"); // never sent
+    script.guest("U. 301:301 ack 1 urg 65535"); // a byte that is never sent
     assert_eq!(urgent_sent(&script), [0; 0]);
     script.guest(". 1:101 ack 1");
     assert_eq!(script.peer().state().sent, 300);
@@ -89,12 +90,12 @@ fn pointers_of_many_segments() {
     arrive_urgent(&mut script, 100_000);
     script.us(". 1:64241 ack 1");
     let sent = script.sent();
-    assert_eq!(sent.len(), 25 + 1, "{sent:#?}"); // segments of 1460 bytes, and the urgent byte
+    assert_eq!(sent.len(), 25 + 1, "{sent:#?}"); // 25 segments of 1460 bytes, and the urgent byte
     assert_eq!(sent[0], "U. 64241:65701 ack 1 win 32768 urg 35760");
     assert_eq!(sent[25], "PU. 100000:100001 ack 1 win 32768 urg 1");
 }
 
-/// The window is closed: no byte can be sent, but the guest's application can be interrupted.
+/// The window is closed, so no byte can be sent. Still, the guest's application can be notified.
 #[test]
 fn an_urgent_byte_is_announced_into_a_closed_window() {
     let mut script = Script::connected();
@@ -113,7 +114,8 @@ fn an_urgent_byte_is_announced_into_a_closed_window() {
     script.quiet();
 }
 
-/// Without `SO_PEEK_OFF`, the socket returns no bytes from the mark on until the guest has acknowledged all before it.
+/// Without `SO_PEEK_OFF`, the socket returns the urgent byte and later bytes only after the guest has acknowledged all
+/// bytes before it.
 #[test]
 fn a_socket_that_stops_at_the_mark_is_peeked_again() {
     for ended in [false, true] {
@@ -150,7 +152,7 @@ fn a_retransmission_has_the_urgent_pointer() {
     script.us("U. 5:11 ack 1 urg 1");
 }
 
-/// Transfers over bad networks, with many marks in both streams.
+/// Transfers over bad networks, with many urgent bytes in both streams.
 #[test]
 fn bulk_with_marks() {
     const LEN: u64 = 300_000;

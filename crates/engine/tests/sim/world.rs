@@ -1,4 +1,4 @@
-//! Everything together in virtual time: guest, network, engine, sockets, and the users of both ends.
+//! A simulation in virtual time of guest, network, engine, sockets, and the applications of both ends.
 
 use std::{
     collections::VecDeque,
@@ -33,7 +33,7 @@ use crate::{
 
 const GUEST_V4: &str = "198.51.100.2";
 const GUEST_V6: &str = "2001:db8:1::2";
-/// The remote as the guest sees it: on its link, so that it needs no route.
+/// The remote's address as the guest sees it. It is on the guest's link, so that the guest needs no route.
 const REMOTE_V4: &str = "198.51.100.9";
 const REMOTE_V6: &str = "2001:db8:1::9";
 /// Port of the server.
@@ -42,10 +42,10 @@ const SERVER: u16 = 80;
 const CLIENT: u16 = 40_000;
 /// Maximum number of frames of the guest in one round.
 const BATCH: usize = 32;
-/// A run that takes longer than this, in microseconds, has failed.
+/// Maximum duration of a run, in microseconds. A longer run has failed.
 const FOREVER: u64 = 4 * 3600 * 1_000_000;
 
-/// TCP alone, nothing mapped, no router advertisements.
+/// Settings with TCP only, without mappings, and without router advertisements.
 pub(crate) fn settings(mtu: u16) -> Settings {
     let mut settings = testkit::settings::settings();
     settings.mtu = mtu;
@@ -59,7 +59,7 @@ pub(crate) fn settings(mtu: u16) -> Settings {
     settings
 }
 
-/// Which end opens the connection.
+/// The end that opens the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opener {
     Guest,
@@ -73,7 +73,7 @@ pub(crate) enum Answer {
     Failed(Errno),
 }
 
-/// One run.
+/// The parameters of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
@@ -82,7 +82,7 @@ pub(crate) struct Scenario {
     pub(crate) answer: Answer,
     pub(crate) mtu: u16,
     pub(crate) network: Impairments,
-    /// Maximum number of bytes of backlog on the link.
+    /// Maximum backlog on the link, in bytes.
     pub(crate) link_queue: Option<u64>,
     /// The guest's socket buffers, in bytes.
     pub(crate) guest_receive: usize,
@@ -94,13 +94,13 @@ pub(crate) struct Scenario {
     pub(crate) peer_delay: u64,
     pub(crate) guest: Application,
     pub(crate) host: Application,
-    /// In either stream, each byte at a multiple of this is urgent.
+    /// In both streams, each byte at a multiple of this position is urgent.
     pub(crate) urgent: Option<u64>,
-    /// The host's socket returns an urgent byte only when the bytes before it are discarded.
+    /// Whether the host's socket returns an urgent byte only after the bytes before it were discarded.
     pub(crate) strict: bool,
     /// Start of the virtual clock, in microseconds.
     pub(crate) start: u64,
-    /// The guest resets the connection when it has received this much, or the host when it has.
+    /// The guest resets the connection when it has received this many bytes. The next field is the same for the host.
     pub(crate) guest_aborts_at: Option<u64>,
     pub(crate) host_aborts_at: Option<u64>,
 }
@@ -131,7 +131,7 @@ impl Scenario {
         }
     }
 
-    /// Runs it to its end. Checks that every byte arrived once, in order, and that both ends closed.
+    /// Runs the scenario to its end. Checks that every byte arrived once, in order, and that both ends closed.
     pub(crate) fn run(self) -> Outcome {
         let (up, down) = (self.guest.total, self.host.total);
         let mut world = World::new(self);
@@ -148,13 +148,13 @@ impl Scenario {
 /// The result of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// From start to end, in virtual microseconds.
+    /// Duration of the run, in virtual microseconds.
     pub(crate) time: u64,
     pub(crate) observed: Observed,
     pub(crate) closed: Option<Closed>,
-    /// Maximum amount of memory that the queue took, in bytes.
+    /// Maximum memory of the queue during the run, in bytes.
     pub(crate) memory: usize,
-    /// Positions of the bytes that the host's socket got as urgent.
+    /// Positions of the urgent bytes that the host's socket got.
     pub(crate) urgent_sent: Vec<u64>,
 }
 
@@ -164,11 +164,11 @@ struct HostSide {
     application: Application,
     delay: u64,
     receive_capacity: u64,
-    /// Acknowledgments of the peer that are on their way: time, and the byte up to which they acknowledge.
+    /// Acknowledgments of the peer in flight: the time of arrival, and the position up to which each acknowledges.
     acknowledgments: VecDeque<(u64, u64)>,
     scheduled: u64,
     end_at: Option<u64>,
-    /// Bytes of the peer that are on their way: time, and number.
+    /// Bytes of the peer in flight: the time of arrival, and their number.
     arrival: Option<(u64, u64)>,
     connect_at: Option<u64>,
     answer: Answer,
@@ -373,7 +373,7 @@ impl World {
             }
             let next = self.next().filter(|&next| next < self.start + FOREVER);
             if next.is_none() && self.stack.tcp().is_empty() && self.guest.state() == State::Closing {
-                break; // smoltcp forgets to repeat a FIN after a fast retransmission
+                break; // smoltcp does not repeat a FIN after a fast retransmission
             }
             let Some(next) = next else { panic!("the run does not end: {}", self.describe()) };
             self.now = self.now.max(next);
@@ -398,7 +398,7 @@ impl World {
         opened && closed && self.stack.tcp().is_empty()
     }
 
-    /// Handles everything that is due now.
+    /// Handles all events that are due now.
     fn step(&mut self) {
         self.deliver_to_guest();
         self.deliver_to_engine();
@@ -420,7 +420,7 @@ impl World {
         }
     }
 
-    /// Whether the engine has something to do without an event.
+    /// Whether the engine has work to do without an event.
     fn is_due(&mut self) -> bool {
         self.link.now = self.now;
         let deadline = self.stack.next_deadline().is_some_and(|due| due.as_micros() <= self.now);
@@ -475,7 +475,7 @@ impl World {
         }
     }
 
-    /// When something is due next.
+    /// The time at which the next event is due.
     fn next(&mut self) -> Option<u64> {
         let link = if self.pressure == Pressure::LinkFull { self.link.free_at() } else { None };
         let guest = self.guest.next(self.now);

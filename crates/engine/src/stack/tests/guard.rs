@@ -1,4 +1,4 @@
-//! What the guard refuses, through the whole stack (docs/guard.md).
+//! Tests of refusals by the guard, with the whole stack (docs/guard.md).
 
 use wire::{
     icmp,
@@ -36,7 +36,7 @@ fn ping(from: &str, to: &str) -> Vec<u8> {
     testkit::guest::icmp(&outgoing(from, to), Header::new(request, 0, 17 << 16 | 1), b"echo")
 }
 
-/// The only frame that is sent to the guest is this ICMP error, which quotes `frame`.
+/// Checks that the guest gets one frame: an ICMP error "prohibited" that quotes `frame`.
 #[track_caller]
 fn assert_prohibited(test: &mut Test, frame: &[u8]) {
     let answers = test.wait(Duration::ZERO);
@@ -81,7 +81,7 @@ fn a_ping_that_is_allowed_does_not_open_the_way_for_others() {
     assert_eq!(test.socket().socket.sent().len(), 0);
 }
 
-/// A datagram from an address that the guest may not write to would open a flow by which the guest could answer.
+/// A datagram from an address to which the guest must not write would open a flow with which the guest could answer.
 #[test]
 fn a_sender_that_the_guest_may_not_write_to_does_not_reach_it() {
     let mut test = guarded("allow 203.0.113.1\nallow 203.0.113.3");
@@ -93,13 +93,13 @@ fn a_sender_that_the_guest_may_not_write_to_does_not_reach_it() {
         assert_eq!(test.wait(Duration::ZERO).len(), usize::from(arrives), "{from}");
     }
     assert_eq!(test.stack.udp().counters().refused, 1);
-    // And the guest can't answer.
+    // The guest can't answer.
     let refused = datagram(GUEST, "203.0.113.2:9", b"answer").1;
     test.receive(&refused, &Offload::default());
     assert_prohibited(&mut test, &refused);
 }
 
-/// The first bytes of UDP flows are not read: a name alone allows them only where no name is needed.
+/// The first bytes of UDP flows are not read. A rule by name allows such a flow only if no name is needed.
 #[test]
 fn a_name_alone_does_not_allow_quic() {
     let mut test = guarded("allow *.example.org:443,444");

@@ -1,4 +1,4 @@
-//! Groups that the guest joins, through the whole stack (behaviour §5.6).
+//! Tests of groups that the guest joins, with the whole stack (behaviour §5.6).
 
 use alloc::string::ToString;
 use core::net::IpAddr;
@@ -20,7 +20,7 @@ const GROUP: &str = "239.1.2.3";
 const GROUP6: &str = "ff05::1234";
 const PEER_AT: &str = "198.51.100.3:40000";
 const PEER_AT6: &str = "[2001:db8:1::3]:40000";
-/// The ports of a group that is joined.
+/// The ports of the sockets of a joined group.
 const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 
 fn following() -> Test {
@@ -68,13 +68,13 @@ impl Test {
         self.receive(&report(group, kind), &Offload::default());
     }
 
-    /// The sockets of a group that are open.
+    /// The open sockets of a group.
     fn members(&self, group: &str) -> Vec<Opened> {
         let of_group = |opened: &&Opened| opened.address.to_string() == group && !opened.closed();
         self.host.opened.iter().filter(of_group).cloned().collect()
     }
 
-    /// A datagram arrives at a socket; the frames that the guest gets.
+    /// A datagram arrives at a socket. Returns the frames that the guest gets.
     fn arrives(&mut self, at: &Opened, from: &str, payload: &[u8]) -> Vec<Vec<u8>> {
         self.link.frames.clear();
         let received = Received { hop_limit: Some(255), traffic_class: 0xb8, ..received(from) };
@@ -107,7 +107,7 @@ fn datagrams_to_a_group_reach_its_members() {
             );
             assert_eq!(udp.payload, b"to all");
         }
-        // The answer leaves from the group's port.
+        // The answer is sent from the group's port.
         let own = guest.replace("4000", "5353");
         test.receive(&datagram(&own, peer, b"answer").1, &Offload::default());
         let sent: Vec<Sent> = members[0].socket.sent();
@@ -164,7 +164,7 @@ fn queries_are_sent() {
     assert_eq!(queries(&mut test), 1);
 }
 
-/// The guest uses another port with the group, before it joins or after.
+/// The guest uses another port with the group, before or after it joins the group.
 #[test]
 fn ports_that_the_guest_uses_with_a_group_have_sockets() {
     for joined_first in [true, false] {
@@ -190,7 +190,7 @@ fn the_guests_own_datagrams_are_not_returned_to_it() {
     test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
     let host = "198.51.100.55:33333";
     assert_eq!(test.arrives(&member, host, b"question").len(), 0);
-    // Once for each. Other datagrams, and later ones, are delivered.
+    // Each copy is recognised only once. Other datagrams, and later ones, are delivered.
     assert_eq!(test.arrives(&member, host, b"question").len(), 1);
     test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
     assert_eq!(test.arrives(&member, host, b"questioN").len(), 1);
@@ -198,7 +198,7 @@ fn the_guests_own_datagrams_are_not_returned_to_it() {
     assert_eq!(test.arrives(&member, host, b"question").len(), 1);
 }
 
-/// The guest exchanges datagrams with the sender already, by another socket.
+/// The guest has already exchanged datagrams with the sender, over another socket.
 #[test]
 fn datagrams_of_a_known_sender_are_delivered() {
     let mut test = following();

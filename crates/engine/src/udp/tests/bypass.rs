@@ -1,4 +1,4 @@
-//! Datagrams that bypass the link (behaviour §7.6).
+//! Tests of datagrams that bypass the link (behaviour §7.6).
 
 use super::listeners::listener;
 use super::*;
@@ -6,7 +6,8 @@ use crate::forward::{Bypass, spec::Direction};
 
 const CLIENT: &str = "127.0.0.1:999";
 
-/// A listener, and its client on loopback, whose datagram "question" was sent through the first socket opened.
+/// A test with a listener and its client on loopback. The client's datagram "question" was sent through the socket that
+/// was opened first.
 fn asked(policy: Policy, direction: Direction, hit: &str) -> (Test, Opened, Opened) {
     let mut test = Test::new();
     test.udp.set_policy(policy);
@@ -18,8 +19,8 @@ fn asked(policy: Policy, direction: Direction, hit: &str) -> (Test, Opened, Open
     (test, socket, stand)
 }
 
-/// behaviour §5.3.3, §7.6: a socket with the client's port writes to the guest's address; answers come from the address
-/// that the client wrote to.
+/// behaviour §5.3.3, §7.6: a socket with the client's port writes to the guest's address. The source of answers is the
+/// address to which the client wrote.
 #[test]
 fn datagrams_and_answers_bypass_the_link() {
     let (mut test, socket, stand) = asked(Policy::default(), Direction::Inbound, "127.0.0.5");
@@ -40,7 +41,8 @@ fn datagrams_and_answers_bypass_the_link() {
     assert_eq!(test.udp.counters().undeliverable, 1);
 }
 
-/// behaviour §5.3.2, `--host-lo-to-ns-lo`; and behaviour §5.5, R-106: the same loopback address.
+/// behaviour §5.3.2, `--host-lo-to-ns-lo`, and behaviour §5.5, R-106: the destination in the other namespace is the
+/// same loopback address.
 #[test]
 fn loopback_addresses_are_kept_with_the_option_r106() {
     let keeps = Policy { keeps_loopback: true, ..Policy::default() };
@@ -50,8 +52,9 @@ fn loopback_addresses_are_kept_with_the_option_r106() {
     }
 }
 
-/// behaviour §5.3.3: datagrams that are not local, or have a target, or with `--no-splice`, go through the link. With
-/// `--splice-only` they are refused. behaviour §5.5: datagrams from the namespace that are not loopback are refused.
+/// behaviour §5.3.3: datagrams go through the link if they are not local, if the rule has a target, or with
+/// `--no-splice`. With `--splice-only`, such datagrams are refused. behaviour §5.5: datagrams from the namespace to
+/// addresses other than loopback are refused.
 #[test]
 fn others_do_not_bypass() {
     let policy = |bypass| Policy { bypass, ..Policy::default() };
@@ -73,7 +76,7 @@ fn others_do_not_bypass() {
     }
 }
 
-/// behaviour §7.2: sockets end when they are idle. Each client has its own.
+/// behaviour §7.2: sockets end when they are idle. Each client has its own socket.
 #[test]
 fn clients_have_sockets_of_their_own_until_they_are_idle() {
     let (mut test, socket, _) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
@@ -88,7 +91,7 @@ fn clients_have_sockets_of_their_own_until_they_are_idle() {
     test.wait(2);
     let closed: Vec<bool> = (0..10).map(|index| test.opened(index).closed()).collect();
     assert_eq!(closed, [&[false][..], &[true; 9]].concat());
-    // A closed listener serves the remaining client, and no new one.
+    // A closed listener serves the remaining client, and no new clients.
     test.udp.unlisten(socket.id);
     test.arrive_at(&socket, "127.0.0.1:5", "127.0.0.1", b"too late");
     test.ready(&socket, READABLE);
@@ -98,7 +101,7 @@ fn clients_have_sockets_of_their_own_until_they_are_idle() {
     assert!(!test.udp.is_listener(socket.id));
 }
 
-/// With more clients than sockets, each gets its answer, and the sockets that were idle for longest end.
+/// With more clients than sockets, each client gets its answer. The sockets that were idle for the longest time end.
 #[test]
 fn a_client_ends_the_one_that_was_idle_for_longest() {
     let (mut test, socket, waiting) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");
@@ -113,14 +116,14 @@ fn a_client_ends_the_one_that_was_idle_for_longest() {
     }
     assert_eq!((test.udp.ended(), test.udp.counters().no_room), (1001 - 10, 0));
     assert!(!waiting.closed(), "it waits for an answer");
-    // It is the next to end, since no other one is answered.
+    // This socket ends next, since no other socket is answered.
     for port in 3001..=3010 {
         test.arrive_at(&socket, &format!("127.0.0.1:{port}"), "127.0.0.1", b"question");
         test.ready(&socket, READABLE);
     }
     assert!(waiting.closed());
     assert_eq!(test.world.host.open_files(), 10);
-    // They also end at the limit of open files.
+    // Sockets also end at the limit of open files.
     test.world.host.files = Some(5);
     test.wait(31);
     for port in 1..=20 {
@@ -133,7 +136,7 @@ fn a_client_ends_the_one_that_was_idle_for_longest() {
     assert!(!test.udp.is_listener(socket.id) && test.world.host.open_files() == 0);
 }
 
-/// The datagrams of a stream are joined, and need no room on the link.
+/// The datagrams of a stream are joined, and do not need room on the link.
 #[test]
 fn streams_are_joined() {
     let (mut test, socket, stand) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");

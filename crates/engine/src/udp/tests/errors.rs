@@ -1,4 +1,4 @@
-//! Errors that datagrams of the guest meet (behaviour §7.4).
+//! Tests of errors that datagrams of the guest cause (behaviour §7.4).
 
 use wire::{checksum::Sum, frame::Transport};
 
@@ -23,7 +23,7 @@ fn queued(destination: &str, kind: u8, code: u8, mtu: u32, offender: &str) -> Qu
     }
 }
 
-/// An ICMP error in a frame: source, type, code, last four header bytes; and the quoted packet.
+/// An ICMP error in a frame: its source, type, code and last four header bytes, and the quoted packet.
 #[track_caller]
 fn icmp_error(frame: &[u8]) -> ((IpAddr, u8, u8, u32), Vec<u8>) {
     let packet = ip(frame);
@@ -39,19 +39,21 @@ fn icmp_error(frame: &[u8]) -> ((IpAddr, u8, u8, u32), Vec<u8>) {
     ((packet.source, header.kind, header.code, header.rest.get()), message.payload.to_vec())
 }
 
-/// A quoted packet as a frame, to be parsed.
+/// A quoted packet as a frame, for the parser.
 fn quoted_frame(quote: &[u8]) -> Vec<u8> {
     let ethertype = if quote[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
     [&[0; 12][..], &ethertype, quote].concat()
 }
 
-/// the guest gets type, code and MTU, from the error's sender as the guest knows it, with a quote of its datagram.
+/// the guest gets an error with the same type, code and MTU, and a quote of its datagram. The source is the
+/// error's sender as the guest sees it.
 #[test]
 fn icmp_errors_are_rebuilt_r94() {
     let v4 = "203.0.113.1:8";
     let v6 = "[2001:db8:2::1]:8";
     let (hop4, hop6) = ("192.0.2.254", "2001:db8:ff::1");
-    // The guest's destination; the same on the host's side; the error; the source that is shown; ...
+    // Columns: the guest's destination, the same destination on the host's side, the error, the source that the guest
+    // sees, ...
     let rows = [
         (v4, v4, queued(v4, 3, 3, 0, "203.0.113.1"), "203.0.113.1", 0),
         (v4, v4, queued(v4, 11, 0, 0, hop4), hop4, 0),
@@ -82,7 +84,7 @@ fn icmp_errors_are_rebuilt_r94() {
     }
 }
 
-/// behaviour §7.4: no more is quoted than makes a message of 576 (IPv4) or 1280 (IPv6) bytes.
+/// behaviour §7.4: with its quote, the message has at most 576 (IPv4) or 1280 (IPv6) bytes.
 #[test]
 fn quotes_are_bounded() {
     for (guest, remote, kind, total) in
@@ -97,8 +99,8 @@ fn quotes_are_bounded() {
     }
 }
 
-/// Errors of the host's own, errors that belong to no flow, and a pending error without an entry are cleared, and nothing
-/// is reported.
+/// Errors of the host itself, errors without a flow, and a pending error without an entry are cleared and not reported
+///
 #[test]
 fn errors_are_cleared_r95() {
     let mut test = Test::new();
@@ -113,14 +115,14 @@ fn errors_are_cleared_r95() {
     assert_eq!(socket.socket.mailbox().pending, None);
     assert_eq!(test.world.frames().len(), 0);
     assert_eq!(test.udp.flows(), 1);
-    // Also if the link is full.
+    // They are also cleared if the link is full.
     test.world.link.full = true;
     socket.socket.error(queued("203.0.113.1:8", 3, 3, 0, "203.0.113.1"), b"");
     test.ready(&socket, ERROR);
     assert!(socket.socket.mailbox().errors.is_empty());
 }
 
-/// A send that reports the error of an earlier datagram is repeated: no datagram is lost.
+/// A send that reports the error of an earlier datagram is repeated, so no datagram is lost.
 #[test]
 fn an_old_error_loses_no_new_datagram() {
     let mut test = Test::new();
@@ -137,7 +139,8 @@ fn an_old_error_loses_no_new_datagram() {
     assert_eq!(test.udp.counters().not_sent, 0);
 }
 
-/// If the host has no route, the guest gets an error from its gateway, except about groups (RFC 1122 §3.2.2).
+/// If the host has no route, the guest gets an error from its gateway. There is no error about datagrams to groups (RFC
+/// 1122 §3.2.2).
 #[test]
 fn refusals_of_the_host_are_reported() {
     for (guest, remote, gateway, kind) in
@@ -170,7 +173,7 @@ fn refused(destination: &str, kind: u8, code: u8, mtu: u32) -> QueuedError {
 
 const EMSGSIZE: SocketError = SocketError::Failed(Errno(90));
 
-/// The host refuses a datagram that exceeds the path's MTU: the guest gets one error about it from its gateway, with the MTU.
+/// If the host refuses a datagram that exceeds the path's MTU, the guest gets one error with the MTU from its gateway.
 #[test]
 fn a_datagram_above_the_paths_mtu_is_reported() {
     for (guest, remote, gateway, kind, code) in
@@ -190,7 +193,7 @@ fn a_datagram_above_the_paths_mtu_is_reported() {
         assert_shown(&quoted_frame(&quote), guest, remote, &[7; 300]);
         assert_eq!((socket.socket.sent().len(), test.udp.counters().not_sent), (0, 1));
         assert!(socket.socket.mailbox().errors.is_empty());
-        // The next one, which fits, is sent.
+        // The next datagram, which fits, is sent.
         test.guest_sends(guest, remote, b"y");
         assert_eq!((socket.socket.sent().len(), test.world.frames().len()), (1, 0));
     }
@@ -213,7 +216,7 @@ fn an_old_error_and_a_refusal() {
     assert_eq!(reported, [of("203.0.113.1", 3, 0), of("198.51.100.1", 4, 0)]);
 }
 
-/// No reported MTU is below the minimum of IPv6 (RFC 8201 §4).
+/// A reported MTU is never below the minimum of IPv6 (RFC 8201 §4).
 #[test]
 fn the_least_mtu_of_ipv6() {
     for (number, said) in [(0, 1280), (1279, 1280), (1280, 1280), (1281, 1281)] {
@@ -226,7 +229,8 @@ fn the_least_mtu_of_ipv6() {
     }
 }
 
-/// A report about a train quotes only its first datagram, whoever has refused the train.
+/// A report about a train quotes only its first datagram. It does not matter whether the host or a router has refused
+/// the train.
 #[test]
 fn a_report_about_a_train_quotes_its_first_datagram() {
     let offload = Offload {

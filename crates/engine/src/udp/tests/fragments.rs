@@ -1,4 +1,4 @@
-//! Datagrams above the guest's MTU (behaviour §4.7).
+//! Tests of datagrams above the guest's MTU (behaviour §4.7).
 
 use alloc::{vec, vec::Vec};
 
@@ -9,8 +9,7 @@ use super::*;
 const PEER: &str = "203.0.113.1:8";
 const PEER6: &str = "[2001:db8:2::1]:8";
 
-/// Reassembles fragments as the guest does. Returns source, destination and payload. Its checksum
-/// is right.
+/// Reassembles fragments like the guest, and checks the datagram's checksum. Returns source, destination and payload.
 #[track_caller]
 fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAddr, Vec<u8>) {
     let mut bytes = Vec::new();
@@ -25,7 +24,7 @@ fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAdd
         assert!(!packet.dont_fragment || packet.source.is_ipv6());
         let last = index + 1 == frames.len();
         assert_eq!((usize::from(offset), more), (bytes.len(), !last));
-        // As long as the MTU permits.
+        // Each fragment except the last is as long as the MTU permits.
         assert!(last || frame.len() + 8 > 14 + mtu);
         bytes.extend_from_slice(payload);
         ids.push(id);
@@ -43,7 +42,8 @@ fn together(frames: &[(Vec<u8>, Offload)], mtu: usize) -> (SocketAddr, SocketAdd
     )
 }
 
-/// A datagram that fits the MTU is one frame. A longer one is sent in fragments, each as long as the MTU permits.
+/// A datagram that fits in the MTU is sent in one frame. A longer datagram is sent in fragments. Each fragment is as
+/// long as the MTU permits.
 #[test]
 fn a_datagram_above_the_mtu_comes_in_fragments() {
     for (mtu, advertised) in [(1500, 1500), (1500, 0), (1280, 1280), (65_520, 65_520)] {
@@ -74,7 +74,7 @@ fn a_datagram_above_the_mtu_comes_in_fragments() {
     }
 }
 
-/// A guest that was given an MTU below what IPv6 needs gets no IPv6 fragments below that (RFC 8200 §5).
+/// If the guest's MTU is below the minimum of IPv6, its IPv6 fragments still have this minimum (RFC 8200 §5).
 #[test]
 fn the_least_mtu_of_each_family() {
     for (guest, peer, least) in [(GUEST, PEER, 68), (GUEST6, PEER6, 1280)] {
@@ -107,7 +107,7 @@ fn a_train_above_the_mtu_is_split() {
         other => panic!("{other:?}"),
     };
     assert_ne!(identification(&frames[0].0), identification(&frames[2].0));
-    // A train of shorter ones is one frame.
+    // A train of shorter datagrams is sent in one frame.
     socket.socket.arrive_as(Received { segment_size: Some(1400), ..received(PEER) }, &payload);
     test.ready(&socket, READABLE);
     assert_eq!(test.world.frame().1.segmentation.unwrap().size, 1400);

@@ -1,4 +1,4 @@
-//! Datagrams to groups if the guest's port is in use on the host.
+//! Tests of datagrams to groups if the guest's port is in use on the host.
 
 use super::*;
 
@@ -7,7 +7,7 @@ const QUESTION: &[u8] = b"\0\0\0\0\0\x01\0\0\0\0\0\0question";
 const MDNS: [(&str, &str); 2] =
     [("198.51.100.55:5353", "224.0.0.251:5353"), ("[2001:db8:1::55]:5353", "[ff02::fb]:5353")];
 
-/// A test with a host on which port 5353 is in use, and shared.
+/// A test with a host on which another program uses port 5353 and shares it.
 fn mdns_on_the_host() -> Test {
     let mut test = Test::new();
     test.world.host.taken.push(5353);
@@ -15,7 +15,7 @@ fn mdns_on_the_host() -> Test {
 }
 
 impl Test {
-    /// Datagrams sent since the last call from shared ports, and from other ones.
+    /// The datagrams that were sent since the last call from shared ports, and from other ports.
     fn sent(&self) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         let payloads = |socket: &Datagrams| socket.sent().into_iter().map(|sent| sent.payload);
         let host = &self.world.host;
@@ -24,7 +24,7 @@ impl Test {
     }
 }
 
-/// RFC 6762 §6: receivers ignore a response from another port than 5353.
+/// RFC 6762 §6: receivers ignore a response from a port other than 5353.
 #[test]
 fn datagrams_to_a_group_have_the_guests_port() {
     for (guest, group) in MDNS {
@@ -38,8 +38,8 @@ fn datagrams_to_a_group_have_the_guests_port() {
     }
 }
 
-/// RFC 6762 §6.7: queries from another port are answered by unicast to that port, so the guest gets the answers. At the
-/// shared port, the host's daemon would get them.
+/// RFC 6762 §6.7: queries from another port are answered by unicast to that port, so the guest gets the answers. If the
+/// queries came from the shared port, the host's daemon would get the answers.
 #[test]
 fn mdns_queries_are_sent_from_a_port_at_which_answers_reach_the_guest() {
     let (guest, group) = MDNS[0];
@@ -48,15 +48,15 @@ fn mdns_queries_are_sent_from_a_port_at_which_answers_reach_the_guest() {
     assert_eq!(test.sent(), (vec![], vec![QUESTION.to_vec()]));
     let frame = test.answer(&test.opened(0), "198.51.100.8:5353", RESPONSE);
     assert_shown(&frame, "198.51.100.8:5353", guest, RESPONSE);
-    // A message that is too short for a query, and one to another port, are not mDNS queries.
+    // A message that is too short for a query, and a message to another port, are not mDNS queries.
     test.world.host.taken.push(1900);
     test.guest_sends(guest, group, &QUESTION[..11]);
     test.guest_sends("198.51.100.55:1900", "239.255.255.250:1900", QUESTION);
     assert_eq!(test.sent(), (vec![QUESTION[..11].to_vec(), QUESTION.to_vec()], vec![]));
 }
 
-/// Avahi ignores answers of the kind that is sent to other ports, which repeat the question. A member of the group receives
-/// the other kind.
+/// Avahi ignores answers that repeat the question, but the answers to queries from other ports do. So queries of a
+/// member of the group are sent from the shared port, and the answers arrive at the group.
 #[test]
 fn queries_of_a_member_are_sent_from_the_shared_port() {
     for (guest, group) in MDNS {
@@ -80,7 +80,7 @@ fn other_datagrams_use_the_endpoints_socket() {
     assert_eq!((test.world.host.shared.len(), test.sent().1.len()), (0, 2));
 }
 
-/// If the port is not shared, or its socket fails, no datagram is lost.
+/// If the port is not shared, or the socket at the shared port fails, no datagram is lost.
 #[test]
 fn without_a_shared_port_another_one_is_used() {
     let (guest, group) = MDNS[0];
@@ -97,7 +97,7 @@ fn without_a_shared_port_another_one_is_used() {
     assert_eq!(test.sent(), (vec![], vec![RESPONSE.to_vec(); 2]));
 }
 
-/// These sockets end with their flows, and their number is bounded.
+/// The sockets at shared ports end with their flows, and their number is bounded.
 #[test]
 fn shared_ports_are_bounded() {
     let mut test = mdns_on_the_host();
@@ -107,7 +107,7 @@ fn shared_ports_are_bounded() {
     let most = LIMITS.endpoints.most / 4;
     assert_eq!(test.world.host.shared.len(), most);
     assert_eq!((test.sent().0.len(), test.udp.shared_ports.len()), (most, most));
-    // They count in the share of the guest's endpoints, and end with theirs.
+    // These sockets count in the share of the guest's endpoints, and end with the flows of these endpoints.
     for port in 1..=10 {
         test.guest_sends(&format!("198.51.100.55:{port}"), "203.0.113.1:8", b"x");
         assert!(test.world.host.open_files() + test.udp.shared_ports.len() <= LIMITS.endpoints.most);

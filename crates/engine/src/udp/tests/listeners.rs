@@ -1,4 +1,4 @@
-//! Listeners of forwarding rules (behaviour §7.5).
+//! Tests of listeners of forwarding rules (behaviour §7.5).
 
 use super::*;
 use crate::forward::{Bypass, Listen, PortRange, Protocol as RuleProtocol, Rule};
@@ -42,8 +42,8 @@ impl Test {
     }
 }
 
-/// the listener sends the answer. So it comes from the listener's port and the address that the client
-/// wrote to.
+/// the listener sends the answer. So the source of the answer is the listener's port, and the address to
+/// which the client wrote.
 #[test]
 fn answers_come_from_what_the_client_wrote_to_r93_r97() {
     let mut test = Test::new();
@@ -83,7 +83,7 @@ fn first_datagrams_stay_in_order_r92() {
     assert_eq!(test.udp.flows(), 1);
 }
 
-/// behaviour §5.3.2, §5.3.4: targets of rules, and the address that the host itself is shown as.
+/// behaviour §5.3.2, §5.3.4: the targets of rules, and the address that the guest sees for the host itself.
 #[test]
 fn addresses_of_inbound_flows() {
     let mut test = Test::new();
@@ -101,7 +101,8 @@ fn addresses_of_inbound_flows() {
     }
 }
 
-/// Q24: if two clients are shown with the same address, the first keeps its flow, and the second does not get its answers.
+/// Q24: if the guest sees two clients with the same address, the first client keeps its flow, and the second client
+/// does not get the answers to the first.
 #[test]
 fn q_24_a_shown_address_belongs_to_one_client() {
     let mut test = Test::new();
@@ -119,8 +120,8 @@ const SERVER: &str = "198.51.100.55:5353";
 const SERVER6: &str = "[2001:db8:1::55]:5353";
 const REMOTE: &str = "203.0.113.1:8";
 
-/// Flows that the guest begins from a port that a rule forwards to are sent from the rule's port, and answers reach the
-/// guest. The rule may change the port.
+/// If the guest begins a flow from the target port of a rule, its datagrams are sent from the rule's port, and answers
+/// reach the guest. The two ports may differ.
 #[test]
 fn the_guests_own_flows_are_sent_from_the_published_port() {
     for port in [5353, 3400] {
@@ -150,7 +151,8 @@ fn the_published_port_outlives_the_flow() {
     assert_eq!((published.socket.sent().len(), test.world.host.opened.len()), (1, 0));
 }
 
-/// Datagrams to a group have the guest's own port: a listener that keeps it sends them, else the endpoint's socket.
+/// Datagrams to a group have the guest's own port as source port. A listener with this port sends them. If there is
+/// none, the endpoint's socket sends them.
 #[test]
 fn datagrams_to_groups_have_the_guests_own_port() {
     for (port, by_listener) in [(5353, 1), (3400, 0)] {
@@ -163,7 +165,7 @@ fn datagrams_to_groups_have_the_guests_own_port() {
     }
 }
 
-/// Listeners that are not used for datagrams to the remote: these would not arrive, or their answers would not.
+/// A listener is not used if datagrams to the remote, or their answers, would not arrive.
 #[test]
 fn listeners_that_do_not_serve_the_guests_own_flows() {
     for other in [
@@ -189,8 +191,9 @@ fn listeners_that_do_not_serve_the_guests_own_flows() {
     assert_eq!((looped.socket.sent().len(), outer.socket.sent().len()), (1, 1));
 }
 
-/// Several rules may forward to one port of the guest. The order: bound to the address that the guest sends from, bound to
-/// none, bound to another one; then those that keep the port; then the order of the rules.
+/// Several rules may forward to one port of the guest. Listeners that are bound to the guest's source address come
+/// first, then unbound listeners, then others. Among these, listeners with the guest's port come first, then the order
+/// of the rules counts.
 #[test]
 fn the_most_specific_rule_is_used() {
     let numbered = |rule, listener| Listener { rule, ..listener };
@@ -212,7 +215,7 @@ fn the_most_specific_rule_is_used() {
     assert_eq!(test.world.host.opened.len(), 0);
 }
 
-/// Q8: destinations that translate to one remote have different sockets, also at a published port.
+/// Q8: destinations that translate to the same remote have different sockets. This also applies to a published port.
 #[test]
 fn q_8_colliding_destinations_at_a_published_port() {
     let mut test = Test::new();
@@ -223,8 +226,8 @@ fn q_8_colliding_destinations_at_a_published_port() {
     assert_eq!((published.socket.sent().len(), test.opened(0).socket.sent().len()), (1, 1));
 }
 
-/// behaviour §5.6: the guest sees the group as destination. It answers from its own address, and the host sends the answer
-/// from its own.
+/// behaviour §5.6: the guest sees the group as destination. The guest answers from its own address, and the host sends
+/// the answer from the host's address.
 #[test]
 fn inbound_multicast() {
     let mut test = Test::new();
@@ -244,7 +247,8 @@ fn inbound_multicast() {
     assert_eq!(sent[0].source, Some("192.0.2.1".parse().unwrap()));
 }
 
-/// A dual-stack socket does not report the family in advance: no datagram is damaged, and the longest ones fit.
+/// A dual-stack socket does not report the family of a datagram in advance. Still, no datagram is damaged, and
+/// datagrams of the maximum length fit.
 #[test]
 fn families_take_turns_on_a_dual_stack_socket() {
     let mut test = Test::new();
@@ -257,7 +261,7 @@ fn families_take_turns_on_a_dual_stack_socket() {
         let frame = test.client_writes(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", &payload);
         assert_shown(&frame, "[2001:db8:2::1]:8", "[2001:db8:1::55]:80", &payload);
     }
-    // A length that fits only with IPv4 headers.
+    // This length fits only with IPv4 headers.
     test.client_writes(&socket, "203.0.113.1:8", "192.0.2.1", b"next guess is IPv4");
     test.arrive_at(&socket, "[2001:db8:2::1]:8", "2001:db8:8::1", &[7; 65500]);
     test.ready(&socket, READABLE);
@@ -279,7 +283,7 @@ fn undeliverable_datagrams_are_discarded_r96() {
     assert_eq!((test.world.frames().len(), test.udp.counters().undeliverable), (0, 2));
 }
 
-/// Errors of datagrams that a listener sent are reported to the guest, with its own port in the quote.
+/// Errors of datagrams that a listener sent are reported to the guest. The quote has the guest's own port.
 #[test]
 fn errors_of_listeners() {
     let mut test = Test::new();
@@ -302,7 +306,7 @@ fn errors_of_listeners() {
     assert_eq!(message.payload[20..24], [0, 53, 3, 231]);
 }
 
-/// behaviour §8.4: closing a listener ends no flow. New clients are refused until it is opened again.
+/// behaviour §8.4: closing a listener does not end flows. New clients are refused until the listener is opened again.
 #[test]
 fn a_closed_listener_serves_its_flows_to_their_end() {
     let mut test = Test::new();
@@ -315,7 +319,7 @@ fn a_closed_listener_serves_its_flows_to_their_end() {
     test.arrive_at(&socket, "203.0.113.2:8", "192.0.2.1", b"too late");
     test.ready(&socket, READABLE);
     assert_eq!((test.world.frames().len(), test.udp.flows()), (0, 1));
-    // New flows of the guest no longer use it.
+    // New flows of the guest no longer use the closed listener.
     test.guest_sends("198.51.100.55:5353", "203.0.113.9:8", b"x");
     assert_eq!((socket.socket.sent().len(), test.world.host.opened.len()), (0, 1));
 
@@ -333,7 +337,7 @@ fn a_closed_listener_serves_its_flows_to_their_end() {
     assert!(!test.udp.relisten(socket.id, listener(None, 5353, None, 5353)), "closed with its last flow");
 }
 
-/// A listener without flows is closed at once, and its id is invalid.
+/// A listener without flows is closed at once, and its ID is invalid.
 #[test]
 fn a_listener_without_flows_is_closed_at_once() {
     let mut test = Test::new();
@@ -345,9 +349,9 @@ fn a_listener_without_flows_is_closed_at_once() {
     test.client_writes(&other, "203.0.113.1:8", "192.0.2.1", b"x");
 }
 
-/// behaviour §5.2.1: if the guest has several addresses of the host, its datagrams are sent from the address that it
-/// uses, by its own socket or by a listener on its port. If the host does not have that address, no listener is used:
-/// answers would not reach it.
+/// behaviour §5.2.1: if the guest has several addresses of the host, its datagrams are sent from the address that the
+/// guest uses. The endpoint's socket, or a listener on the guest's port, sends them. If the host does not have this
+/// address, no listener is used, since answers would not reach the listener.
 #[test]
 fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     let mut test = Test::new();

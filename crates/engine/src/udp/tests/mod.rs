@@ -49,7 +49,7 @@ impl Test {
         Self { world: Fixture::default(), udp: Udp::new(LIMITS, [7; 16]) }
     }
 
-    /// The guest sends a datagram, the only one of its round.
+    /// The guest sends a datagram. It is the only datagram in its round.
     fn guest_sends(&mut self, from: &str, to: &str, payload: &[u8]) {
         self.guest_sends_as(from, to, payload, 64, 0, &Offload::default());
     }
@@ -67,7 +67,7 @@ impl Test {
         self.end_round();
     }
 
-    /// The guest sends a datagram that is followed by others in the same round.
+    /// The guest sends a datagram. Other datagrams may follow in the same round.
     fn guest_queues(&mut self, from: &str, to: &str, payload: &[u8], ttl: u8, class: u8, offload: &Offload) {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let header = udp::Header {
@@ -98,7 +98,7 @@ impl Test {
         self.end_round();
     }
 
-    /// The socket gets a datagram, and the guest exactly one frame.
+    /// A datagram arrives at the socket. Checks that the guest gets exactly one frame.
     #[track_caller]
     fn answer(&mut self, socket: &Opened, from: &str, payload: &[u8]) -> Vec<u8> {
         socket.socket.arrive(from, payload);
@@ -124,7 +124,8 @@ fn assert_shown(frame: &[u8], from: &str, to: &str, payload: &[u8]) {
     assert_eq!(datagram(frame), (from.parse().unwrap(), to.parse().unwrap(), payload));
 }
 
-/// RFC 4787 §4.1 and §5: one socket for all remotes of a guest endpoint, and every sender to it reaches the guest.
+/// RFC 4787 §4.1 and §5: a guest endpoint has one socket for all remotes, and datagrams of any sender to this socket
+/// reach the guest.
 #[test]
 fn mapping_and_filtering_are_endpoint_independent() {
     let mut test = Test::new();
@@ -138,12 +139,12 @@ fn mapping_and_filtering_are_endpoint_independent() {
     assert_eq!(sent[1].destination, "203.0.113.2:69".parse().unwrap());
     assert_eq!((sent[0].payload.as_slice(), sent[0].source), (&b"read request"[..], None));
 
-    // As in TFTP: the answer comes from another port, and the guest continues with that port.
+    // As in TFTP, the answer comes from another port, and the guest continues with this port.
     let frame = test.answer(&socket, "203.0.113.1:50000", b"data");
     assert_shown(&frame, "203.0.113.1:50000", GUEST, b"data");
     test.guest_sends(GUEST, "203.0.113.1:50000", b"ack");
     assert_eq!(socket.socket.sent()[0].destination, "203.0.113.1:50000".parse().unwrap());
-    // A remote that the guest has not written to.
+    // The guest has not written to this remote.
     let frame = test.answer(&socket, "192.0.2.99:7", b"hello");
     assert_shown(&frame, "192.0.2.99:7", GUEST, b"hello");
     assert_eq!(test.world.host.opened.len(), 1);
@@ -153,7 +154,8 @@ fn mapping_and_filtering_are_endpoint_independent() {
     assert_eq!(test.world.host.opened.len(), 2);
 }
 
-/// behaviour §5.2: whatever a destination translates to, the answer comes from the address that the guest wrote to.
+/// behaviour §5.2: the source of the answer is the address to which the guest wrote, even if the destination was
+/// translated.
 #[test]
 fn answers_come_from_the_original_destination() {
     let rows = [
@@ -175,7 +177,7 @@ fn answers_come_from_the_original_destination() {
     }
 }
 
-/// A link-local destination gets the host's scope, and its answers find the flow (behaviour §5.2).
+/// A link-local destination gets the host's scope, and the flow of an answer is found (behaviour §5.2).
 #[test]
 fn link_local_destinations_have_a_scope() {
     let mut test = Test::new();
@@ -189,7 +191,7 @@ fn link_local_destinations_have_a_scope() {
     assert_eq!(test.udp.flows(), 1);
 }
 
-/// Q8: two destinations that translate to one have a socket each, so that their answers can be distinguished.
+/// Q8: if two destinations translate to the same remote, each has its own socket, so that answers can be distinguished.
 #[test]
 fn q_8_colliding_destinations_have_different_sockets() {
     let mut test = Test::new();
@@ -225,7 +227,7 @@ fn broadcast_and_multicast_are_sent_r91() {
     assert_shown(&frame, "198.51.100.8:1900", GUEST, b"here");
 }
 
-/// behaviour §5.2c and d.
+/// behaviour §5.2c and d: datagrams with invalid addresses are dropped.
 #[test]
 fn invalid_addresses_are_refused_r100_r77() {
     let mut test = Test::new();
@@ -250,7 +252,7 @@ fn invalid_addresses_are_refused_r100_r77() {
     assert_eq!(test.udp.counters().invalid, bad.len() as u64);
 }
 
-/// behaviour §7.3, Q21: hop limit and traffic class are carried both ways.
+/// behaviour §7.3, Q21: hop limit and traffic class are copied in both directions.
 #[test]
 fn q_21_hop_limit_and_traffic_class_are_carried() {
     let mut test = Test::new();
@@ -267,7 +269,7 @@ fn q_21_hop_limit_and_traffic_class_are_carried() {
     }
 }
 
-/// behaviour §7.3: empty datagrams, and the longest of each family.
+/// behaviour §7.3: empty datagrams, and datagrams of the maximum length of each family.
 #[test]
 fn lengths() {
     for (guest, remote, longest) in [(GUEST, "203.0.113.1:8", 65507), (GUEST6, "[2001:db8:2::1]:8", 65487)] {
@@ -288,7 +290,8 @@ fn lengths() {
     }
 }
 
-/// behaviour §7.2, R-99: a flow with one request and one answer ends after 30 s, with its socket; others after 120 s.
+/// behaviour §7.2, R-99: a flow with one request and one answer ends after 30 s, and its socket ends, too. Other flows
+/// end after 120 s.
 #[test]
 fn timeouts_r99() {
     let mut test = Test::new();
@@ -311,7 +314,7 @@ fn timeouts_r99() {
     test.wait(2);
     assert_eq!((test.udp.flows(), socket.closed()), (0, true));
 
-    // Traffic in one direction only is never a stream.
+    // Traffic in only one direction is never a stream.
     for _ in 0..5 {
         test.guest_sends(GUEST, "203.0.113.1:514", b"x");
     }
@@ -322,7 +325,8 @@ fn timeouts_r99() {
     assert_eq!(test.world.frames().len(), 0);
 }
 
-/// If the link is full, datagrams are read from the socket, dropped and counted, so that it does not report them again.
+/// If the link is full, datagrams are read from the socket, dropped and counted, so that the socket does not report
+/// them again.
 #[test]
 fn a_full_link_drops() {
     let mut test = Test::new();
@@ -337,7 +341,7 @@ fn a_full_link_drops() {
     test.answer(&socket, "203.0.113.1:8", b"z");
 }
 
-/// A single answer costs one call. A stream is received in growing, bounded batches.
+/// A single answer costs one call. A stream is received in batches, which grow up to a bound.
 #[test]
 fn receive_calls() {
     let mut test = Test::new();

@@ -1,10 +1,10 @@
-//! Limits: which socket or flow ends for a new one.
+//! Tests of limits: which socket or flow ends to make room for a new one.
 
 use super::listeners::listener;
 use super::*;
 
 impl Test {
-    /// The guest sends a request from `port`, and perhaps gets an answer. Returns its socket.
+    /// The guest sends a request from `port`. If `answered`, it gets an answer. Returns its socket.
     fn guest_asks(&mut self, port: u16, answered: bool) -> Opened {
         let guest = format!("198.51.100.55:{port}");
         let before = self.world.host.opened.len();
@@ -44,19 +44,20 @@ fn a_new_port_for_each_query() {
     assert_eq!(test.udp.ended(), 2000 + 1 - 10);
     assert!(!stream.closed());
     assert_eq!(test.world.timers.len(), 10, "ended flows have no deadline");
-    // An endpoint that was ended gets a new socket.
+    // An endpoint that has ended gets a new socket.
     test.guest_asks(10_000, true);
     test.wait(121);
     assert_eq!((test.udp.flows(), test.world.host.open_files()), (0, 0));
 }
 
-/// Answered endpoints end first, in the order of their last datagrams; then those that wait, in the same order.
+/// Answered endpoints end first, in the order of their last datagrams. Then endpoints that wait for an answer end, in
+/// the same order.
 #[test]
 fn the_endpoint_that_was_idle_for_longest_ends_answered_ones_first() {
     let mut test = Test::new();
     let waiting = [test.guest_asks(1000, false), test.guest_asks(1001, false)];
     let mut answered: Vec<Opened> = (1002..1010).map(|port| test.guest_asks(port, true)).collect();
-    // The oldest of the answered ones sends another request and gets an answer: it is the newest now.
+    // The oldest answered endpoint sends another request and gets an answer, so now it is the newest.
     test.guest_sends("198.51.100.55:1002", "203.0.113.1:53", b"again");
     test.answer(&answered[0], "203.0.113.1:53", b"answer");
     answered.rotate_left(1);
@@ -93,13 +94,13 @@ fn flows_end_with_their_socket() {
     (0..10).for_each(|n| drop(test.guest_asks(1000 + n, false)));
     assert!(socket.closed());
     assert_eq!((test.udp.flows(), test.world.host.open_files(), test.world.timers.len()), (10, 10, 10));
-    // An event of the closed socket is ignored, and the endpoint gets a new one.
+    // An event of the closed socket is ignored, and the endpoint gets a new socket.
     test.ready(&socket, READABLE);
     test.guest_sends(GUEST, "203.0.113.2:1", b"x");
     assert_shown(&test.answer(&test.opened(11).clone(), "203.0.113.2:1", b"y"), "203.0.113.2:1", GUEST, b"y");
 }
 
-/// any number of remotes can end only flows that remotes began, and each datagram reaches the guest.
+/// any number of remotes can only end flows that remotes began. Each datagram reaches the guest.
 #[test]
 fn remotes_end_only_flows_of_remotes_r90() {
     let mut test = Test::new();
@@ -115,7 +116,7 @@ fn remotes_end_only_flows_of_remotes_r90() {
         }
     }
     assert_eq!((test.udp.flows(), test.udp.counters().no_room), (41, 0));
-    // A remote whose flow has ended gets a new one with its next datagram, and answers reach it.
+    // A remote whose flow has ended gets a new flow with its next datagram, and answers reach the remote.
     test.answer(&socket, "192.0.2.1:1", b"again");
     test.guest_sends(GUEST, "192.0.2.1:1", b"answer");
     test.guest_sends(GUEST, "203.0.113.1:8", b"still here");
@@ -123,7 +124,7 @@ fn remotes_end_only_flows_of_remotes_r90() {
     assert_shown(&test.answer(&socket, "203.0.113.1:8", b"y"), "203.0.113.1:8", GUEST, b"y");
 }
 
-/// If the guest writes to more remotes than there are flows, all get its datagrams, and answers arrive.
+/// If the guest writes to more remotes than there may be flows, all remotes get the datagrams, and answers arrive.
 #[test]
 fn more_remotes_than_flows() {
     let mut test = Test::new();
@@ -142,8 +143,8 @@ fn more_remotes_than_flows() {
     assert_eq!((server.socket.sent().len(), test.world.host.opened.len()), (1, 1));
 }
 
-/// At the limit of open files, an endpoint ends for a new one, also below the share. If none can end, the guest's datagram
-/// is lost, and the next one is tried again.
+/// At the limit of open files, an endpoint ends to make room for a new one, even if there are fewer endpoints than the
+/// share allows. If no endpoint can end, the guest's datagram is lost, but its next datagram causes another attempt.
 #[test]
 fn at_the_limit_of_open_files() {
     let mut test = Test::new();

@@ -1,8 +1,8 @@
-//! Segmentation offload, both ways.
+//! Tests of trains (segmentation offload) in both directions.
 
 use super::*;
 
-/// A train of the guest is sent by one call, and a train for the guest is one super-frame.
+/// One call sends a train of the guest, and a train for the guest is sent as one super-frame.
 #[test]
 fn trains_are_not_split() {
     for (guest, remote) in [(GUEST, "203.0.113.1:443"), (GUEST6, "[2001:db8:2::1]:443")] {
@@ -14,7 +14,7 @@ fn trains_are_not_split() {
         let socket = test.opened(0);
         let sent = socket.socket.sent();
         assert_eq!((sent[0].segment_size, sent[0].payload.len()), (Some(1200), train.len()));
-        // A payload that is not longer than a segment is no train.
+        // A payload that is not longer than a segment is not a train.
         test.guest_sends_as(guest, remote, &train[..1200], 64, 0, &offload);
         assert_eq!(socket.socket.sent()[0].segment_size, None);
 
@@ -28,7 +28,7 @@ fn trains_are_not_split() {
     }
 }
 
-/// Payload lengths and segment sizes of what was sent.
+/// Payload lengths and segment sizes of the sent datagrams.
 fn shapes(socket: &Opened) -> Vec<(usize, Option<u16>)> {
     socket.socket.sent().iter().map(|sent| (sent.payload.len(), sent.segment_size)).collect()
 }
@@ -37,7 +37,7 @@ fn queue(test: &mut Test, to: &str, payload: &[u8]) {
     test.guest_queues(GUEST, to, payload, 64, 0, &Offload::default());
 }
 
-/// A single datagram is sent at once. Those that follow soon are joined, in order.
+/// A single datagram is sent at once. Datagrams that follow soon are joined, in order.
 #[test]
 fn a_stream_is_joined() {
     let mut test = Test::new();
@@ -60,7 +60,7 @@ fn a_stream_is_joined() {
     assert_eq!((sent.len(), sent[0].segment_size, &sent[0].payload), (1, Some(100), &joined));
     test.end_round();
     assert_eq!(shapes(&socket), []);
-    // A single datagram is no train.
+    // A single datagram is not a train.
     queue(&mut test, "203.0.113.1:8", &[0; 100]);
     test.end_round();
     assert_eq!(shapes(&socket), [(100, None)]);
@@ -79,11 +79,11 @@ fn what_ends_a_train_r56() {
         let socket = test.opened(0);
         shapes(&socket)[1..].to_vec()
     };
-    // A shorter one ends the train, a longer one begins another, an empty one is sent alone.
+    // A shorter datagram ends the train, a longer datagram begins another train, and an empty datagram is sent alone.
     assert_eq!(lengths(&[50, 50, 20, 50]), [(120, Some(50)), (50, None)]);
     assert_eq!(lengths(&[50, 50, 60, 60]), [(100, Some(50)), (120, Some(60))]);
     assert_eq!(lengths(&[50, 0, 50]), [(50, None), (0, None), (50, None)]);
-    // At most 64 datagrams, and at most the length of a packet. Very long datagrams are not joined.
+    // A train has at most 64 datagrams, and at most the length of a packet. Very long datagrams are not joined.
     assert_eq!(lengths(&[1; 100]), [(64, Some(1)), (36, Some(1))]);
     assert_eq!(lengths(&[16_000; 5]), [(64_000, Some(16_000)), (16_000, None)]);
     assert_eq!(lengths(&[20_000; 2]), [(20_000, None); 2]);
@@ -92,10 +92,10 @@ fn what_ends_a_train_r56() {
     for ttl in [64, 64, 9, 9] {
         test.guest_queues(GUEST, "203.0.113.1:8", b"x", ttl, 0, &Offload::default());
     }
-    // Another flow.
+    // A datagram of another flow ends the train.
     queue(&mut test, "203.0.113.2:8", b"one");
     queue(&mut test, "203.0.113.2:8", b"two");
-    // A train of the guest's own.
+    // The guest itself sends a train.
     let segmentation = Some(Segmentation { kind: SegmentKind::Udp, size: 1, ecn: false });
     let offload = Offload { segmentation, ..Offload::default() };
     test.guest_queues(GUEST, "203.0.113.2:8", b"abc", 64, 0, &offload);
@@ -107,7 +107,8 @@ fn what_ends_a_train_r56() {
 }
 
 impl Test {
-    /// Payloads and segment sizes that the guest gets of datagrams that arrive while the socket has a stream.
+    /// The payloads and segment sizes of the frames that the guest gets if these datagrams arrive while the socket has
+    /// a stream.
     fn stream(
         &mut self,
         socket: &Opened,
@@ -158,7 +159,7 @@ fn a_stream_for_the_guest_is_joined() {
     }
 }
 
-/// Datagrams that differ in more than their length are not joined. Trains of one size are.
+/// Datagrams that differ in more than their length are not joined. Trains with the same segment size are joined.
 #[test]
 fn other_senders_and_trains_in_a_stream() {
     let mut test = Test::new();
@@ -192,7 +193,7 @@ fn other_senders_and_trains_in_a_stream() {
     ];
     assert_eq!(got, want);
     assert_eq!(test.udp.counters().undeliverable, 1);
-    // If the link is full, the train is lost, and the next one begins empty.
+    // If the link is full, the train is lost, and the next train begins empty.
     test.world.link.full = true;
     test.stream(&socket, [(peer, b"lost".to_vec()), (peer, b"lost".to_vec())]);
     assert!(test.udp.counters().link_full > 0);
