@@ -1,5 +1,5 @@
-//! How many open files and how much memory each part of the program may use. Only this module divides files and memory
-//! (docs/design/budgets.md).
+//! The number of open files and the amount of memory that each part of the program may use. Only this module divides
+//! files and memory (docs/design/budgets.md).
 //!
 //! The engine enforces the shares of UDP and ping: a new flow replaces an idle one. The [`ledger`] enforces the shares
 //! of TCP connections and listening sockets.
@@ -41,16 +41,16 @@ const STRANGERS: usize = 65_536;
 pub struct Needs {
     /// Number of listening sockets that are opened at the start.
     pub listeners: usize,
-    /// The guest has a network namespace of this machine, so local connections bypass the link.
+    /// Whether the guest has a network namespace of this machine, so that local connections bypass the link.
     pub namespace: bool,
-    /// The link is vhost-user.
+    /// Whether the link is vhost-user.
     pub vhost_user: bool,
 }
 
 /// How the files and the memory are divided. A number without a unit is a number of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
-    /// Sockets of UDP ports that the guest sends from.
+    /// Sockets of UDP ports from which the guest sends.
     pub udp_ports: Share,
     /// Sockets that represent local UDP clients in the other namespace.
     pub udp_clients: Share,

@@ -28,9 +28,9 @@ pub const DEFAULT_OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 pub struct Config {
     /// The program that runs: passt or pasta.
     pub mode: Mode,
-    /// Which messages are logged.
+    /// The messages that are logged.
     pub verbosity: Verbosity,
-    /// Stay in the foreground. Also true if a command is spawned (behaviour §1.3.5).
+    /// Whether the process stays in the foreground. Also true if a command is spawned (behaviour §1.3.5).
     pub foreground: bool,
     /// `--stats`: minimum time between two tables of event counts.
     pub stats: Option<Duration>,
@@ -91,15 +91,15 @@ pub struct Config {
     /// `--no-ra`, given or implied by `--config-net`.
     pub no_ra: bool,
 
-    /// `--allow` and `--deny`: rules about what the guest may reach, in order.
+    /// `--allow` and `--deny`: rules about the destinations that the guest may reach, in order.
     pub rules: Vec<Rule>,
     /// `--policy`: a file with more rules. These rules come after [`Config::rules`].
     pub policy: Option<PathBuf>,
-    /// `--policy-audit`: refuse nothing, and log what a policy would refuse.
+    /// `--policy-audit`: refuse nothing, but log each flow and question that the rules would refuse.
     pub policy_audit: bool,
-    /// `--policy-names`: what rules by name check.
+    /// `--policy-names`: the checks of rules by name.
     pub policy_names: NameCheck,
-    /// `--policy-ech`: what a ClientHello with an encrypted part means to the check of first bytes.
+    /// `--policy-ech`: how the check of first bytes treats a ClientHello with an encrypted part.
     pub policy_ech: Ech,
 
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
@@ -123,13 +123,13 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// What rules by name check (docs/guard.md).
+/// The checks of rules by name (docs/guard.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NameCheck {
-    /// The address was an answer for the name, and the client's first bytes have the name.
+    /// The address must have been in an answer for the name, and the client's first bytes must have the name.
     #[default]
     FirstBytes,
-    /// The address was an answer for the name.
+    /// The address must have been in an answer for the name.
     Address,
 }
 
@@ -246,10 +246,10 @@ pub enum Id {
 /// Settings of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family<A> {
-    /// The family is not excluded by `-4` or `-6`. The host may still lack the family.
+    /// Whether the family is not excluded by `-4` or `-6`. The host may still lack the family.
     pub enabled: bool,
-    /// `--address`: the guest's address. The option also pins the address (behaviour §5.4), and prevents that the
-    /// host's addresses are copied.
+    /// `--address`: the guest's address. The option also pins the address (behaviour §5.4), and the host's addresses
+    /// are then not copied.
     pub address: Option<A>,
     /// Prefix length from `--address A/LEN` or `--netmask`. For IPv6, 64 is always used (behaviour §2.2).
     pub prefix_len: Option<u8>,

@@ -59,7 +59,8 @@ pub(crate) fn stream_error(errno: Errno) -> SocketError {
     }
 }
 
-/// What an error means for a datagram. A full queue of the kernel is no failure of the socket: the queue empties later.
+/// What an error means for a datagram. A full queue of the kernel is not a failure of the socket: the queue will have
+/// room later.
 pub(crate) fn datagram_error(errno: Errno) -> SocketError {
     match errno {
         Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => SocketError::WouldBlock,
@@ -67,7 +68,7 @@ pub(crate) fn datagram_error(errno: Errno) -> SocketError {
     }
 }
 
-/// Takes the pending error of a socket (`SO_ERROR`).
+/// Returns and clears the pending error of a socket (`SO_ERROR`).
 pub(crate) fn take_pending(fd: impl AsFd) -> Option<engine::host::Errno> {
     match sockopt::socket_error(fd) {
         Ok(Err(errno)) | Err(errno) => Some(to_engine(errno)),

@@ -1,4 +1,4 @@
-//! The sources of epoll events, and the 64-bit word by which the kernel reports a source.
+//! The sources of epoll events, and the 64-bit word with which the kernel reports a source.
 
 use std::os::fd::AsFd;
 

@@ -10,8 +10,8 @@ use std::{
 /// Runs a test on a thread in a new network namespace. The namespace has only a loopback interface, which is up. If the
 /// right to make a namespace or iproute2 is missing, the test is skipped.
 ///
-/// A port that a test has closed may stay in use for a moment: processes that other tests start hold a copy of the descriptor
-/// until execve(2).
+/// A port that a test has closed may stay in use for a short time: processes that other tests start hold a copy of the
+/// descriptor until execve(2).
 pub(crate) fn isolated(test: impl FnOnce() + Send + 'static) {
     if !has_ip() {
         return skipped("ip (iproute2) is not installed");

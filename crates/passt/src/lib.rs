@@ -20,8 +20,8 @@
 //! # Life of the process
 //!
 //! 1. [`cli::parse`] turns the arguments into a [`config::Config`].
-//! 2. [`host::Facts::gather`] reads the host's interfaces, addresses, routes and resolvers. [`plan::plan`] decides from
-//!    the configuration and these facts what to set up, without any I/O.
+//! 2. [`host::Facts::gather`] reads the host's interfaces, addresses, routes and resolvers. [`plan::plan`] makes the
+//!    plan from the configuration and these facts, without any I/O.
 //! 3. Everything that needs the caller's rights is opened: files, listening sockets, the guest's socket.
 //! 4. The process changes user, joins or spawns the guest's namespace, and configures the link there.
 //! 5. The process gives up its rights in stages: file system, terminal, capabilities, system calls. A stage is a type
@@ -34,7 +34,7 @@
 //! - `docs/behaviour` specifies the command line, exit statuses and messages that clients match on. Comments cite this
 //!   specification ("behaviour §1.4").
 //! - Before step 6, an error ends the process with status 1 and a message that names the option or object. The caller
-//!   sees success only when every step that can fail has succeeded.
+//!   gets status 0 only after every step that can fail has succeeded.
 //! - After step 6 has begun, nothing from the guest, the network or a file may panic, block or end the process. If a
 //!   [`budgets`] limit is reached, new work is refused or dropped, and counted.
 //! - One thread serves all traffic and never blocks. Two helper threads open sockets in the guest's namespace and read

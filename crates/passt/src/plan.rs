@@ -1,5 +1,5 @@
-//! Decides what to set up. The plan depends only on the configuration and on the facts about the machine (behaviour
-//! §3).
+//! The plan: the values for host and guest. It depends only on the configuration and on the facts about the machine
+//! (behaviour §3).
 //!
 //! The code of this module neither reads nor changes the machine, so tests cover all decisions with plain values.
 //! Messages are returned as notes, and the caller logs them.
@@ -56,7 +56,7 @@ pub struct Plan {
     pub outbound4: Outbound<Ipv4Addr>,
     /// How outbound IPv6 sockets are bound.
     pub outbound6: Outbound<Ipv6Addr>,
-    /// What to set up in the namespace. `None` in passt mode, and with `--splice-only`, which uses no tap device.
+    /// The plan for the namespace. `None` in passt mode, and with `--splice-only`, which uses no tap device.
     pub namespace: Option<NamespacePlan>,
     /// Messages for the log.
     pub notes: Vec<Note>,

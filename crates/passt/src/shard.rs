@@ -382,7 +382,7 @@ impl Shard {
             }
             Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);
-                // If the engine has no room, it drops the socket, which resets the connection.
+                // If the engine has no room, it returns the socket. Dropping the socket resets the connection.
                 drop(self.round(now).accept(ends, socket));
             }
             Onward::Refuse => {}

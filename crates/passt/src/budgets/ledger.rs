@@ -2,7 +2,7 @@
 //!
 //! The code that opens such a file takes a permit first, and keeps the permit together with the file. Each class has a
 //! reserve that no other class can use. When the reserve is used up, every class except pipes takes files from a common
-//! pool. So the sum never exceeds the budgets, in whatever order the files are opened.
+//! pool. So the sum never exceeds the budgets. The order in which files are opened does not matter.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -10,7 +10,8 @@ pub(super) fn budgets(files: u64, listeners: usize) -> Budgets {
     Budgets::new(&Resources { files, memory: 64 * GIB }, &needs)
 }
 
-/// UDP ports, local UDP, DNS questions, pings; reserves of TCP out and in, local TCP, listeners, pipes, sockets ahead; pool.
+/// The numbers of files, in this order: UDP ports, local UDP, DNS questions, pings, reserves of outbound and inbound
+/// TCP, local TCP, listeners, pipes, sockets opened ahead, pool.
 fn files(budgets: &Budgets) -> [usize; 11] {
     let Budgets { udp_ports, udp_clients, questions, pings, .. } = budgets;
     [
@@ -56,7 +57,7 @@ fn shares_of_a_machine() {
     assert_eq!(files(&passt).iter().sum::<usize>() - files(&vhost_user).iter().sum::<usize>(), VHOST_USER);
 }
 
-/// With little memory, there are few files, flows and queues, and the log says so.
+/// With little memory, there are few files, flows and queues, and log messages name memory as the reason.
 #[test]
 fn shares_of_memory() {
     let share = |most, bound| Share { most, bound };

@@ -2,8 +2,8 @@
 //!
 //! lexopt splits the arguments: bundled short options, `--option=value`, `-t -1`, `--`. This module looks up options in
 //! the table by unique prefixes, stops at the first operand, and produces getopt's error messages: podman expects
-//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference remains: `-t=22` means `-t 22`, but getopt
-//! takes `=22` for the argument.
+//! `unrecognized option '--map-guest-addr` (behaviour §1.8). One difference remains: here, `-t=22` means `-t 22`. In
+//! getopt, the argument would be `=22`.
 
 use std::ffi::OsString;
 
@@ -44,7 +44,7 @@ impl Getopt {
     pub(super) fn next(&mut self) -> Result<Item, String> {
         let arg = match self.parser.next() {
             Ok(arg) => arg,
-            // `-d=x`: getopt takes the `=` for the next option of the bundle.
+            // For `-d=x`, getopt treats `=` as the next option of the bundle.
             Err(_) => return Err(invalid_short('=')),
         };
         let (opt, typed_as) = match arg {

@@ -164,7 +164,7 @@ fn mode_of(program: &OsStr) -> Option<Mode> {
     }
 }
 
-/// Whether `--vhost-user` is among the options. The option selects passt mode, whatever the program's name is
+/// Whether `--vhost-user` is among the options. The option selects passt mode, even if the program's name selects pasta
 /// (behaviour §1.1.1). Arguments of a command are not options. Errors are ignored here: [`read`] reports them.
 fn asks_for_vhost_user(args: &[OsString]) -> bool {
     let mut items = Getopt::new(args.to_vec());

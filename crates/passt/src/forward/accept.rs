@@ -25,7 +25,7 @@ pub(crate) struct Acceptors {
     ports: Slots<Port>,
     /// Whether the sockets listen. If not, the sockets hold their ports, and the kernel refuses connections.
     open: bool,
-    /// How many connections were refused for lack of a descriptor or memory.
+    /// Number of connections that were refused because there was no descriptor or memory.
     pub(crate) refused: u64,
     notice: Notice,
 }
@@ -122,8 +122,8 @@ impl Acceptors {
         }
     }
 
-    /// Refuses all pending connections. This needs neither a descriptor nor memory. Without it, epoll would report the
-    /// same connections again and again.
+    /// Refuses all pending connections. This needs neither a descriptor nor memory. Without this, epoll would report
+    /// the same connections repeatedly.
     fn refuse_waiting(&mut self, id: FlowId, errno: Errno, now: Instant) {
         if self.notice.is_due(now) {
             log::warn!("Connections are refused: {errno}");
@@ -197,8 +197,8 @@ impl Port {
         set_socket_reuseaddr(&self.socket, false)
     }
 
-    /// Stops watching the socket, then closes it like [`Port::close`]. Epoll would report a socket that does not listen
-    /// again and again.
+    /// Stops watching the socket, then closes it like [`Port::close`]. Otherwise epoll would repeatedly report a socket
+    /// that does not listen.
     fn close_watched(&self, epoll: impl AsFd) -> Result<(), Errno> {
         epoll::delete(epoll, &self.socket)?;
         self.close()

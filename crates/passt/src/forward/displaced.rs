@@ -1,5 +1,5 @@
 //! Old sockets that prevent new sockets from being bound. Example: an old socket is bound to an address, and the new
-//! socket is to be bound to `*`.
+//! socket must be bound to `*`.
 //!
 //! The old sockets are closed when the new rules are in force, not earlier. Until then they keep their ports: another
 //! program could take a free port, and without privileges it may be impossible to bind the port again. In the meantime,

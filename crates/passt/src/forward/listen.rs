@@ -108,7 +108,7 @@ impl fmt::Display for At<'_> {
 pub(crate) struct Opening {
     /// The direction of the rules.
     pub direction: Direction,
-    /// Allow addresses that the host does not have yet.
+    /// Whether addresses are allowed that the host does not have yet.
     pub freebind: bool,
     /// A best-effort rule opens no more sockets when this number of sockets has been opened. Sockets of other rules
     /// count, too (Q13).
@@ -126,7 +126,7 @@ impl Opening {
     /// sockets that are `open` already (rule index and port). Also returns a line for each incomplete best-effort rule.
     /// # Errors
     /// A port can't be bound. For a best-effort rule, this is an error only if none of its ports can be bound. A lack
-    /// of descriptors is no error for a best-effort rule (Q13).
+    /// of descriptors is not an error for a best-effort rule (Q13).
     pub(crate) fn rules(
         self,
         table: &Table,

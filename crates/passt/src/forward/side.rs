@@ -220,8 +220,8 @@ impl Side {
             ),
             _ => reason.to_string(),
         };
-        // Outbound: the guest has its own service at this port, which is no problem. Inbound: a service of the guest
-        // can't be reached from the host.
+        // For an outbound rule, the guest has its own service at this port, which is not a problem. For an inbound
+        // rule, a service of the guest can't be reached from the host.
         let own_service = self.opening.direction == Direction::Outbound
             && matches!(reason, Reason::Socket(Errno::ADDRINUSE));
         (if own_service { Level::Info } else { Level::Warn }, text)

@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(servers(&[b'%'; 100_000]), [""; 0]);
     }
 
-    /// resolver(5): the last `search` or `domain` line wins.
+    /// resolver(5): the last `search` or `domain` line is used.
     #[test]
     fn search_list() {
         let search = |text: &[u8]| Resolver::parse(text).search;

@@ -26,7 +26,7 @@ const MAX_NEXT_HOPS: usize = 2048;
 pub struct Route {
     /// Destination network. A default route has prefix length 0.
     pub destination: IpNet,
-    /// Source addresses that the route applies to (IPv6 only).
+    /// Source addresses to which the route applies (IPv6 only).
     pub source: Option<IpNet>,
     /// Traffic class to which the route applies. 0: the route applies to all traffic classes.
     pub tos: u8,
@@ -57,7 +57,7 @@ pub struct NextHop {
     pub gateway: Option<IpAddr>,
     /// Share of the traffic among the next hops of a route: 1 to 256 (65536 with nexthop objects).
     pub weight: u32,
-    /// Whether the gateway is assumed to be on the link, even if no address or route says so.
+    /// Whether the gateway is assumed to be on the link, even if no address or route shows this.
     pub onlink: bool,
 }
 

@@ -1,4 +1,4 @@
-//! How outbound sockets are bound (`--outbound`, `--outbound-if4`, `--outbound-if6`, `--freebind`).
+//! The binding of outbound sockets (`--outbound`, `--outbound-if4`, `--outbound-if6`, `--freebind`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;

@@ -259,7 +259,8 @@ impl Pair {
     /// is tried even if there are no unread bytes.
     fn take_up_to_mark(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
         let socket = &self.sockets[from as usize];
-        // The number is read first: bytes that arrive later, possibly with an urgent byte, come after the unread bytes.
+        // The number of unread bytes is read first. Bytes that arrive later, possibly with an urgent byte, come after
+        // these bytes.
         let unread = sys::stream::unread(socket).unwrap_or(0) as usize;
         if unread == 0 && !ended {
             return Err(SocketError::WouldBlock);

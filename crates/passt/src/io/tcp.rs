@@ -24,7 +24,7 @@ use crate::memory::{Payload, Room, Vectored};
 /// this buffer.
 const SCRATCH_LEN: usize = 256 * 1024;
 
-/// How to peek at received bytes from an offset.
+/// The method of peeking at received bytes from an offset.
 #[derive(Clone, Debug)]
 pub(crate) enum PeekMethod {
     /// The kernel keeps the offset (Linux 6.9).

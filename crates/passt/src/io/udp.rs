@@ -386,7 +386,7 @@ pub(super) fn received(arrival: mmsg::Arrival) -> Result<Received, SocketError> 
     })
 }
 
-/// Takes an entry of a socket's error queue. Errors that the host itself generates have no ICMP message.
+/// Removes and returns an entry of a socket's error queue. Errors that the host itself generates have no ICMP message.
 pub(super) fn queued_error(fd: impl AsFd, quote: &mut [u8]) -> Option<QueuedError> {
     let arrival = mmsg::receive_error(fd, quote).ok()?;
     let destination = arrival.address.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));

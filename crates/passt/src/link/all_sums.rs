@@ -1,4 +1,4 @@
-//! For tests of links that complete checksums: frames with each of the 65,536 checksums, and the expected result.
+//! Frames with each of the 65,536 checksums, and the expected results. Tests of links that complete checksums use them.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -3,16 +3,16 @@
 /// The changes of a link since the last report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// There may be frames to receive.
+    /// Whether there may be frames to receive.
     pub frames: bool,
-    /// The link was full and accepts frames again.
+    /// Whether the link was full and accepts frames again.
     pub room: bool,
-    /// A guest that can receive frames is connected from now on.
+    /// Whether a guest that can receive frames is connected from now on.
     pub up: bool,
-    /// The guest has disconnected. Another guest may connect.
+    /// Whether the guest has disconnected, and another guest may connect.
     pub down: bool,
-    /// The guest has disconnected, and no other guest may connect: the process ends.
+    /// Whether the guest has disconnected, and no other guest may connect. Then the process ends.
     pub over: bool,
-    /// The link does not exist any more. Connections through the link end; other connections continue.
+    /// Whether the link no longer exists. Connections through the link end. Other connections continue.
     pub lost: bool,
 }

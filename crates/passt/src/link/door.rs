@@ -29,7 +29,7 @@ pub(crate) enum GuestSocket {
     Listening {
         /// The listening socket.
         socket: OwnedFd,
-        /// No client is accepted after the first client (`--one-off`).
+        /// Whether no client is accepted after the first client (`--one-off`).
         one_off: bool,
     },
     /// A connected socket that the process inherited (`--fd`). It is the only client.
@@ -369,7 +369,7 @@ mod tests {
         !events.is_empty()
     }
 
-    /// A connection that cannot be accepted stays pending. It must not wake the event loop again and again.
+    /// A connection that cannot be accepted stays pending. It must not wake the event loop repeatedly.
     #[test]
     fn a_connection_that_cannot_be_accepted_is_tried_again_after_a_pause() {
         let folder = tempfile::tempdir().unwrap();

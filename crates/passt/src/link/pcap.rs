@@ -14,7 +14,7 @@ use pcap_file::{DataLink, Endianness, TsResolution};
 /// Maximum number of octets of a frame that are captured.
 const SNAP_LEN: usize = 65535;
 
-/// A capture file. After [`Capture::flush`], the file contains whole frames, however the process ends.
+/// A capture file. After [`Capture::flush`], the file contains only whole frames, even if the process is killed.
 pub(crate) struct Capture {
     /// `None` if a write has failed. The network then continues without the capture.
     writer: Option<PcapWriter<Shared>>,
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use pcap_file::pcap::PcapReader;
 
-    /// behaviour §9.5, R-10.
+    /// behaviour §9.5, R-10: each flush writes whole frames.
     #[test]
     fn frames_are_complete_once_flushed_r10() {
         let dir = tempfile::tempdir().unwrap();

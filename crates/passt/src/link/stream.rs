@@ -1,7 +1,7 @@
 //! The UNIX stream socket of a virtual machine (behaviour §9.2, §9.3).
 //!
-//! The link serves one client at a time. A client's errors end its own connection and nothing else: flows stay, and
-//! continue when this client or another client connects.
+//! The link serves one client at a time. An error of a client ends only its own connection. Flows stay, and continue
+//! when this client or another client connects.
 
 mod outbox;
 
@@ -27,7 +27,8 @@ use super::watcher::Watcher;
 use crate::memory::Vectored;
 use outbox::Outbox;
 
-/// Maximum number of bytes that are read at a time, and room to complete a frame that has begun.
+/// Length of the buffer, in bytes: the maximum number of bytes that are read at a time, and room to complete a frame
+/// that has begun.
 const BUFFER_LEN: usize = (256 << 10) + PREFIX_LEN + MAX_FRAME_LEN;
 /// Requested size of the send buffer, in bytes. The kernel may grant less.
 const SEND_BUFFER: usize = 1 << 20;
@@ -52,9 +53,9 @@ pub(crate) struct StreamLink {
 pub(super) struct Connection {
     socket: OwnedFd,
     unframer: Unframer,
-    /// All bytes that had arrived at the last event were read.
+    /// Whether all bytes that had arrived at the last event were read.
     drained: bool,
-    /// The client has closed the connection, or violated the framing. The connection must be ended.
+    /// Whether the client has closed the connection, or violated the framing. Then the connection must be ended.
     lost: bool,
     /// Whether the event loop must report when the socket accepts more bytes.
     waiting: bool,
@@ -209,13 +210,13 @@ impl Link for StreamLink {
     }
 
     fn largest_segment(&self) -> u16 {
-        // Super-frames are segmented anyway: the larger they are, the fewer reads are needed.
+        // All super-frames are segmented. Large super-frames need fewer reads of sockets.
         u16::MAX
     }
 
     fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         let Some(connection) = self.door.client() else {
-            self.watcher.dropped(1); // as by an unplugged cable
+            self.watcher.dropped(1); // as with an unplugged cable
             return Ok(());
         };
         self.outbox.commit(len, offload, &mut self.watcher)?;

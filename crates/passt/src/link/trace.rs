@@ -7,9 +7,9 @@ use wire::frame::{Body, Packet, Transport, parse};
 /// The direction of a frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Direction {
-    /// From the guest.
+    /// The frame comes from the guest.
     FromGuest,
-    /// To the guest.
+    /// The frame goes to the guest.
     ToGuest,
 }
 

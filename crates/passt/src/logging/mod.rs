@@ -96,7 +96,8 @@ pub(crate) fn open_syslog() {
     }
 }
 
-/// From now on, only lines up to `most` go to standard error. The others go to the log file or to syslog.
+/// From now on, only lines of the level `most` or more severe levels go to standard error. The other lines go to the
+/// log file or to syslog.
 pub(crate) fn limit_stderr(most: LevelFilter) {
     if let Some(logger) = LOGGER.get() {
         logger.outputs().stderr = most;
@@ -127,7 +128,7 @@ struct Logger {
 
 /// The outputs of log lines.
 struct Outputs {
-    /// Which lines go to standard error.
+    /// The least severe level of lines that go to standard error.
     stderr: LevelFilter,
     file: Option<LogFile>,
     /// Syslog. It receives lines if lines are not written to standard error and there is no log file.

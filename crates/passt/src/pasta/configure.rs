@@ -34,9 +34,9 @@ pub struct Configured {
     pub mac: Mac,
     /// The addresses.
     pub addresses: Vec<IpAddr>,
-    /// IPv4 was requested, but the namespace has no IPv4.
+    /// Whether IPv4 was requested, but the namespace has no IPv4.
     pub no_ipv4: bool,
-    /// IPv6 was requested, but the namespace has no IPv6.
+    /// Whether IPv6 was requested, but the namespace has no IPv6.
     pub no_ipv6: bool,
     /// Failures that are not fatal. The caller logs them.
     pub notes: Vec<Note>,

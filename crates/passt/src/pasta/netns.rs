@@ -141,7 +141,7 @@ mod tests {
         Namespace::of_file(File::open(path).unwrap().into(), path)
     }
 
-    /// A socket of the opener belongs to the opener's namespace, whichever thread uses the socket.
+    /// A socket of the opener belongs to the opener's namespace, even if another thread uses the socket.
     #[test]
     fn sockets_of_the_opener_are_in_its_namespace() {
         isolated(|| {

@@ -45,7 +45,7 @@ pub(crate) struct Request<'a> {
 pub(crate) struct Spawned {
     pid: Pid,
     pidfd: OwnedFd,
-    /// The pipe that the child waits on. `None` when the child has been released.
+    /// The pipe on which the child waits. `None` when the child has been released.
     release: Option<OwnedFd>,
     /// The child's `/proc/PID/status`, opened early: /proc can't be opened later. `None` if the child is not process 1
     /// of a PID namespace.

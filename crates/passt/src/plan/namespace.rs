@@ -1,4 +1,4 @@
-//! What to set up in the guest's namespace (behaviour §3.6).
+//! The plan for the guest's namespace (behaviour §3.6).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -27,7 +27,7 @@ const PREFIX_ROUTE_METRIC_V6: u32 = 256;
 /// Prefix length of IPv6 networks.
 const PREFIX_LEN_V6: u8 = 64;
 
-/// What to set up in the guest's namespace.
+/// The plan for the guest's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespacePlan {
     /// Name of the tap device.
@@ -234,7 +234,7 @@ fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
             interface: 0,
             gateway: Some(gateway),
             weight: 1,
-            // The gateway of local mode is on the link, whatever address `--address` gives.
+            // The gateway of local mode is always on the link, even if `--address` gives an address of another network.
             onlink: gateway == IpAddr::V4(LOCAL_V4_GATEWAY) && !in_a_network,
         }],
         encapsulates: false,

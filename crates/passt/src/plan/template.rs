@@ -152,7 +152,7 @@ fn gateway_of<A: Ip>(route: &Route, interface: u32) -> Option<A> {
 /// Chooses the address of `link` for the guest. These criteria decide, in this order:
 ///
 /// 1. a scope wider than the link (required for IPv6);
-/// 2. the preferred source address of the default route: the one that the host itself uses;
+/// 2. the preferred source address of the default route, which the host itself uses;
 /// 3. primary rather than secondary, permanent rather than temporary (RFC 8981);
 /// 4. a prefix shorter than the address, rather than an alias of full length (Q12);
 /// 5. IPv6: not a unique local address (RFC 4193), which is not routed on the Internet;

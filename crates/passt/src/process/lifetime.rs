@@ -135,8 +135,8 @@ impl Lifetime {
     }
 }
 
-/// The exit status as in a shell: the command's status, or 128 plus the number of the signal (behaviour §1.4).
-/// `killed_by` replaces SIGKILL, see [`Spawned::pass_on`].
+/// The exit status that a shell would report: the command's status, or 128 plus the number of the signal (behaviour
+/// §1.4). `killed_by` replaces SIGKILL, see [`Spawned::pass_on`].
 fn exit_status(status: WaitStatus, killed_by: Option<Signal>) -> u8 {
     let signal = status.terminating_signal();
     let signal =
@@ -162,7 +162,7 @@ fn with_own_capabilities<T>(work: impl FnOnce() -> std::io::Result<T>) -> std::i
 mod tests {
     use super::*;
 
-    /// behaviour §1.4.
+    /// behaviour §1.4: exit statuses are like those of a shell.
     #[test]
     fn statuses_are_those_of_a_shell() {
         let status_of = |mut command: std::process::Command| {

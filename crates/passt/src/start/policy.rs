@@ -10,13 +10,13 @@ use engine::policy::{Policy, spec};
 
 use crate::config::{Config, NameCheck};
 
-/// Longest policy file, in bytes.
+/// Maximum length of a policy file, in bytes.
 const MAX_FILE_LEN: u64 = 16 << 20;
 
-/// The guard that the command line asks for: its rules, and those of the policy file after them.
+/// The guard for the rules of the command line, followed by the rules of the policy file.
 ///
 /// # Errors
-/// The file can't be read, or the rules can't be honoured.
+/// The file can't be read, or the rules are invalid.
 pub(super) fn guard(config: &Config) -> anyhow::Result<Guard> {
     let mut rules = config.rules.clone();
     let mut default = None;

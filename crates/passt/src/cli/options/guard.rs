@@ -1,4 +1,4 @@
-//! Options about what the guest may reach (docs/guard.md).
+//! Options about the destinations that the guest may reach (docs/guard.md).
 
 use std::ffi::OsStr;
 

@@ -153,17 +153,17 @@ impl Diag {
         })
     }
 
-    /// Makes the kernel leave out other ports from now on. If the filter would be too long, some of them are still
-    /// listed.
+    /// Makes the kernel list only these ports from now on. If the filter would be too long, the kernel still lists some
+    /// other ports.
     pub(super) fn look_for(&mut self, ports: &PortSet) {
         self.filter = filter::only(ports);
     }
 
     /// Whether the port is in use at `address`: by a socket that is bound to this address or to the wildcard address.
-    /// `scratch` is a buffer, of which only the bit for the port changes.
+    /// `scratch` is a buffer. Only its bit for the port is changed.
     ///
     /// # Errors
-    /// As send(2) and recv(2), or what the kernel says of the request.
+    /// As send(2) and recv(2), or the kernel's error for the request.
     pub(super) fn is_in_use(
         &mut self,
         address: IpAddr,
@@ -193,7 +193,7 @@ impl Diag {
                 }
                 Err(error) => return Err(error),
                 Ok(_) if scratch.contains(port) => return Ok(true),
-                // Left over from an earlier list that ended with an error.
+                // The datagram belongs to an earlier list that ended with an error.
                 Ok(_) => {}
             }
         }
@@ -221,7 +221,7 @@ impl Diag {
     /// Adds the ports in use, of both families, to `ports`.
     ///
     /// # Errors
-    /// As send(2) and recv(2), or what the kernel says of the request.
+    /// As send(2) and recv(2), or the kernel's error for the request.
     pub(super) fn read(&mut self, ports: &mut PortSet) -> io::Result<()> {
         self.family(AF_INET, ports)?;
         match self.family(AF_INET6, ports) {
@@ -321,7 +321,7 @@ mod tests {
             retransmissions: 0,
             id,
         };
-        // Followed by an attribute of odd length and its padding.
+        // An attribute of odd length and its padding follow.
         [message.as_bytes(), &[0; 8]].concat()
     }
 

@@ -1,4 +1,4 @@
-//! Programs for the filter of sock_diag(7), by which the kernel selects the sockets to list (linux/inet_diag.h).
+//! Programs for the filter of sock_diag(7), with which the kernel selects the sockets to list (linux/inet_diag.h).
 //!
 //! A program is a list of conditions. Each condition has two jump offsets, in octets from its own start: one offset if
 //! the condition is true, and one if the condition is false. The kernel lists a socket if the jumps end exactly at the
@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs a program as the kernel does. Returns true if a socket with this port is listed.
+    /// Runs a program like the kernel. Returns true if a socket with this port is listed.
     fn lists(program: &[u8], port: u16) -> bool {
         let mut at = 0;
         while let Some(entry) = program.get(at..at + 8) {

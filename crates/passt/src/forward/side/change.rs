@@ -1,7 +1,7 @@
 //! Replaces the rules of a side. Sockets that both the old and the new rules need stay open (behaviour §8.9).
 //!
-//! The first step, `prepare`, does everything that can fail. The second step, `commit`, can't fail. So either the rules
-//! of both sides change, or neither side changes.
+//! The first step, `prepare`, includes all operations that can fail. The second step, `commit`, can't fail. So either
+//! the rules of both sides change, or neither side changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

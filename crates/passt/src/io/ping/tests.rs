@@ -84,7 +84,7 @@ fn hop_limits_of_hosts_and_groups() {
     });
 }
 
-/// A host that can't be reached: the error queue reports the router's ICMP error, which quotes the request.
+/// If a host can't be reached, the error queue reports the router's ICMP error, which quotes the request.
 #[test]
 fn errors_quote_the_request() {
     isolated(|| {

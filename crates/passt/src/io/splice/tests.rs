@@ -1,4 +1,5 @@
-//! The bypass between real sockets with minimum buffers, with a buffer of a few bytes and with pipes of minimum size.
+//! Tests of the bypass between real sockets. Socket buffers and pipes have the minimum size, and the common buffer has
+//! a few bytes.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -215,8 +216,8 @@ proptest! {
     // A stall takes a long time to detect, and shrinking repeats the stall many times.
     #![proptest_config(ProptestConfig { max_shrink_iters: 8, ..ProptestConfig::default() })]
 
-    /// for all sizes and orders of turns, and whichever side ends first, all bytes arrive in order, and each end
-    /// of stream arrives after them.
+    /// for all sizes and orders of turns, all bytes arrive in order, and the end of each stream arrives after its
+    /// bytes. It does not matter which side ends first.
     #[test]
     fn nothing_is_lost_between_sockets_r84(acts in acts(0), buffer in 1_usize..5000) {
         let mut line = Line::new(Kind::Unix, buffer);
@@ -226,7 +227,7 @@ proptest! {
         line.finish(0);
     }
 
-    /// TCP sockets, all sizes and orders of turns, and urgent bytes: the last urgent byte always arrives as urgent.
+    /// For TCP sockets, and for all sizes and orders of turns, the last urgent byte always arrives as an urgent byte.
     #[test]
     fn urgent_bytes_are_carried_between_sockets(acts in acts(4), buffer in 1_usize..5000) {
         isolated(move || {

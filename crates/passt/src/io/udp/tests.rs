@@ -83,8 +83,8 @@ fn q_7_same_port_or_any() {
     });
 }
 
-/// A port that other programs share for a group: datagrams are sent from this port, and no datagram for the other
-/// programs is received.
+/// Datagrams are sent from a port that other programs share for a group. No datagram for the other programs is
+/// received.
 #[test]
 fn a_shared_port_sends_only() {
     isolated(|| {
@@ -123,7 +123,7 @@ fn a_shared_port_sends_only() {
                 assert_eq!(shared.receive((&mut room[..]).into()), Err(SocketError::WouldBlock), "{to}");
             }
         }
-        // A port that is not shared.
+        // This port is not shared.
         let _own = UdpSocket::open(&plain(), address("127.0.0.1"), 1900).unwrap();
         UdpSocket::share(&plain(), "224.0.0.251:1900".parse().unwrap(), 1900).unwrap_err();
     });
@@ -183,7 +183,8 @@ fn trains() {
 }
 
 /// a dual-stack listener reports the destination address of a datagram, and answers from this
-/// address, whatever the host's default is. With `--freebind`, it also answers from an address that was added later.
+/// address, even if the host's default is another address. With `--freebind`, it also answers from an address that was
+/// added later.
 #[test]
 fn listeners_answer_from_what_was_written_to_r93_r98_r108() {
     isolated(|| {
@@ -261,7 +262,7 @@ fn sent_by(interface: &str) -> u64 {
     line.nth(10).unwrap().parse().unwrap()
 }
 
-/// behaviour §7.4, R-95: the error queue reports a closed port. The next send fails once; then sending works again.
+/// behaviour §7.4, R-95: the error queue reports a closed port. The next send fails once. Then sending works again.
 #[test]
 fn refused_datagrams_are_told_r95() {
     isolated(|| {

@@ -21,7 +21,7 @@ use crate::link::watcher::Watcher;
 
 /// Maximum number of bytes that may wait to be written.
 const CAPACITY: usize = 1 << 20;
-/// When this number of bytes waits, the bytes are written at once, not at the end of the round.
+/// When this number of bytes waits, the bytes are written at once. Otherwise they are written at the end of the round.
 const DUE: usize = 192 << 10;
 /// Room for the headers of a super-frame's segments. The engine makes no segment shorter than 64 bytes.
 const HEADERS: usize = (frame::MAX_LEN / 64 + 1) * (PREFIX_LEN + 128);
@@ -37,7 +37,7 @@ pub(super) struct Outbox {
     pieces: Vec<Range<usize>>,
     /// The number of `pieces` that are written.
     written: usize,
-    /// The socket is full. Nothing is written before the socket reports readiness.
+    /// Whether the socket is full. Then nothing is written before the socket reports readiness.
     blocked: bool,
 }
 
@@ -67,7 +67,7 @@ impl Outbox {
         self.blocked = false;
     }
 
-    /// Whether a frame of `len` bytes fits, however it is segmented.
+    /// Whether a frame of `len` bytes fits, with any segmentation.
     pub(super) fn has_room(&self, len: usize) -> bool {
         CAPACITY - self.end >= PREFIX_LEN + len + HEADERS
     }

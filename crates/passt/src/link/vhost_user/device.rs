@@ -82,7 +82,7 @@ impl Device {
         some
     }
 
-    /// Requests that the driver notifies us of new buffers. Returns whether some buffers are available already.
+    /// Requests notifications of new buffers from the driver. Returns whether some buffers are already available.
     pub(super) fn request_buffers(&mut self) -> bool {
         let Self { queues, memory, .. } = self;
         let mut new = false;

@@ -104,8 +104,8 @@ impl FromGuest {
     }
 
     /// Returns the next frame of a queue. A frame that is too long, has no valid header, or is on a disabled queue
-    /// becomes an empty frame. The engine drops and counts an empty frame. A loop that skips such frames here would
-    /// have no bound that is independent of the guest.
+    /// becomes an empty frame. The engine drops and counts an empty frame. If a loop skipped such frames here, the
+    /// guest could make the loop arbitrarily long.
     fn next_of(
         &mut self,
         device: &mut Device,

@@ -3,8 +3,8 @@
 //!
 //! This program is the back-end. The front-end, QEMU, sends the locations of the guest's memory and rings over a UNIX
 //! socket (`session`, `device`). Frames then pass through the rings (`from_guest`, `to_guest`), without system calls
-//! except notifications. An error of a front-end or of its guest ends the front-end's connection, or one queue, and
-//! nothing else.
+//! except notifications. An error of a front-end or of its guest ends only the front-end's connection, or only one
+//! queue.
 
 mod device;
 #[cfg(test)]
@@ -202,7 +202,7 @@ impl Link for VhostUserLink {
 
     fn send(&mut self, _: Layout, len: usize, offload: &Offload) -> Result<(), Full> {
         if self.door.client().is_none() {
-            self.watcher.dropped(1); // as by an unplugged cable
+            self.watcher.dropped(1); // as with an unplugged cable
             return Ok(());
         }
         self.to_guest.commit(&mut self.device, &mut self.watcher, len, offload)

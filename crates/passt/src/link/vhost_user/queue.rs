@@ -1,4 +1,4 @@
-//! A queue of the device, as the front-end sets it up: a ring, and the descriptors by which driver and device notify
+//! A queue of the device that the front-end has set up: a ring, and the descriptors with which driver and device notify
 //! each other.
 
 use std::fs::File;
@@ -17,7 +17,7 @@ pub(super) struct Queue {
     pub(super) size: u16,
     /// Addresses of the ring, if they are known.
     pub(super) addresses: Option<Addresses>,
-    /// The entry of the available ring to start or to continue with.
+    /// The next entry of the available ring to process, when the ring starts or continues.
     pub(super) base: u16,
     /// Whether frames may cross the queue.
     pub(super) enabled: bool,

@@ -23,7 +23,7 @@ const INDEX_AT: usize = 2;
 const RING_AT: usize = 4;
 const USED_ELEMENT: usize = 8;
 
-/// The error by which a driver has broken its ring.
+/// The error with which a driver has broken its ring.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(super) enum Broken {
     /// The ring is outside the guest's memory, or is not aligned as required.
@@ -172,8 +172,8 @@ impl Ring {
     /// Reads the chain that is `ahead` places after the next chain, and adds its buffers to `pieces`. The chain must be
     /// available.
     ///
-    /// `left` limits the number of iterations, whatever the descriptors contain: a chain has no more descriptors than
-    /// the ring, and no more than [`MAX_CHAIN`].
+    /// `left` limits the number of iterations for any content of the descriptors: a chain has at most as many
+    /// descriptors as the ring, and at most [`MAX_CHAIN`].
     pub(super) fn peek(
         &self,
         memory: &Memory,

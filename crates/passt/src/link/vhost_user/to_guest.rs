@@ -201,8 +201,7 @@ impl ToGuest {
         true
     }
 
-    /// Copies the bytes from `start` on that a socket has written to the guest's buffers. Copies them to our own
-    /// buffer.
+    /// Copies the bytes that a socket has written to the guest's buffers, from `start` on, to our own buffer.
     fn take_back(&mut self, memory: &Memory, start: usize, end: usize) {
         let mut at = 0;
         for slice in self.pieces.iter().filter_map(|&piece| memory.slice(piece)) {
@@ -252,8 +251,9 @@ impl ToGuest {
         Ok(())
     }
 
-    /// Refuses a super-frame if only some of its segments fit: `count` frames of up to `len` bytes, header included.
-    /// Does not refuse it if the ring has no more entries: there will never be more room.
+    /// Refuses a super-frame if only some of its segments fit. The segments are `count` frames of up to `len` bytes,
+    /// header included. If the buffers fill the whole ring, the super-frame is not refused, since there will never be
+    /// more room.
     fn expect(&mut self, device: &mut Device, index: usize, count: usize, len: usize) -> Result<(), Full> {
         let Device { queues, memory, .. } = device;
         let Some(queue) = queues.get_mut(index) else { return Err(Full) };
@@ -426,7 +426,7 @@ fn queue_for(device: &Device, frame: &[u8]) -> Option<usize> {
 
 /// A hash that is the same for all frames of a flow.
 fn spread(frame: &[u8]) -> u32 {
-    // The addresses. If the packet has no IP options, also the ports.
+    // The hash covers the addresses. If the packet has no IP options, it also covers the ports.
     let flow = if is_ipv6(frame) { frame.get(22..58) } else { frame.get(26..38) };
     let word = |word: &[u8]| word.iter().fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
     let sum = flow.unwrap_or_default().chunks(4).fold(0_u32, |sum, bytes| sum.rotate_left(5) ^ word(bytes));

@@ -23,8 +23,8 @@ fn places() -> Vec<PathBuf> {
     places.into_iter().filter(|place| tempfile::tempdir_in(place).is_ok()).collect()
 }
 
-/// behaviour §1.7.5: the file never exceeds the limit. The first line says that the file was truncated. The last lines
-/// follow without a gap.
+/// behaviour §1.7.5: the file never exceeds the limit. The first line reports that the file was truncated. The last
+/// lines follow without a gap.
 #[test]
 fn a_full_file_loses_nothing_but_the_oldest() {
     for place in places() {

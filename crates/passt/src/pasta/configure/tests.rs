@@ -113,7 +113,8 @@ fn texts(configured: &Configured) -> Vec<&str> {
     configured.notes.iter().map(|note| &note.text[..]).collect()
 }
 
-/// behaviour §3.6, R-29, R-30: addresses and routes as on the host, no route twice, IPv6 usable at once.
+/// behaviour §3.6, R-29, R-30: the namespace has the addresses and routes of the host, no route is there twice, and
+/// IPv6 is usable at once.
 #[test]
 fn copies_both_families_r29_r30() {
     in_namespace(|| {
@@ -215,7 +216,8 @@ fn copies_thousands_of_routes() {
     });
 }
 
-/// routes with nexthop objects, even if the kernel doesn't list their hops.: multipath.
+/// routes with nexthop objects are copied, even if the kernel doesn't list their hops.:
+/// multipath routes are copied.
 #[test]
 fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
     in_namespace(|| {
@@ -293,7 +295,8 @@ fn state_of_next_hops_is_not_copied_r24() {
     });
 }
 
-/// a route whose gateway is reached only by another route, and a route whose gateway can't be reached.
+/// one route has a gateway that is reached only by another route, and one route has a gateway that can't be
+/// reached.
 #[test]
 fn dependent_routes_settle_r27() {
     in_namespace(|| {
@@ -364,7 +367,7 @@ fn namespace_without_ipv6_r32() {
     });
 }
 
-/// behaviour §3.5: without a template in either family.
+/// behaviour §3.5: the host has no template in either family.
 #[test]
 fn local_mode() {
     in_namespace(|| {

@@ -143,15 +143,15 @@ const TABLE: &[Call] = &[
     // New sockets. Other address families have had many vulnerabilities.
     call(libc::SYS_socket,         SHARD,          OneOf(0, &[AF_INET, AF_INET6])),
     call(libc::SYS_socket,         OPENER,         OneOf(0, &[AF_INET, AF_INET6, AF_NETLINK])), // sock_diag, too
-    call(libc::SYS_bind,           SHARD | OPENER, Any),                      // ports forwarded, ports of flows
-    call(libc::SYS_listen,         SHARD | OPENER, Any),                      // ports forwarded
+    call(libc::SYS_bind,           SHARD | OPENER, Any),                      // forwarded ports, ports of flows
+    call(libc::SYS_listen,         SHARD | OPENER, Any),                      // forwarded ports
     call(libc::SYS_setsockopt,     SHARD | OPENER, Any),
     call(libc::SYS_getsockopt,     SHARD | OPENER, Any),
     call(libc::SYS_getsockname,    SHARD | OPENER, Any),                      // the port of a flow
 
     // Open files: the log (of all threads), captures, the command's status, /proc/net.
     call(libc::SYS_lseek,          ALL,            Any),                      // reads a file again from the start
-    call(libc::SYS_statx,          PASTA,          Any),                      // how much there is to read
+    call(libc::SYS_statx,          PASTA,          Any),                      // file sizes
     call(libc::SYS_fstat,          SHARD,          Any),                      // sizes of files and shared memory
     call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file still exists
     call(libc::SYS_pread64,        ALL,            Any),                      // moves the rest of a full log file

@@ -155,12 +155,12 @@ fn the_driver_is_called_when_it_wants_to_be() {
         ring.publish(&driver.memory).unwrap();
         ring.wants_call().unwrap()
     };
-    assert!(!call(&mut ring, 0)); // nothing new
+    assert!(!call(&mut ring, 0)); // no new chain
     assert!(call(&mut ring, 3));
     driver.set_flags(1);
     assert!(!call(&mut ring, 1));
     ring.set_rules(Rules { event_idx: true, indirect: true });
-    driver.set_used_event(5); // after the sixth
+    driver.set_used_event(5); // after the sixth chain
     assert!(!call(&mut ring, 1));
     assert!(call(&mut ring, 1));
     assert!(!call(&mut ring, 1));
@@ -193,10 +193,10 @@ fn kicks_are_asked_for_by_flag_or_by_index() {
     ring.suppress_kicks(&driver.memory).unwrap();
     assert_eq!(driver.used_flags(), 1);
     driver.offer(0);
-    assert_eq!(ring.request_kicks(&driver.memory, 0), Ok(1)); // came before we asked
+    assert_eq!(ring.request_kicks(&driver.memory, 0), Ok(1)); // arrived before the request
     assert_eq!(driver.used_flags(), 0);
     assert_eq!(ring.request_kicks(&driver.memory, 1), Ok(0));
     ring.set_rules(Rules { event_idx: true, indirect: true });
     assert_eq!(ring.request_kicks(&driver.memory, 1), Ok(0));
-    assert_eq!(driver.available_event(), 1); // the second one
+    assert_eq!(driver.available_event(), 1); // the second chain
 }
