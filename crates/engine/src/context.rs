@@ -4,6 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::{
     addr::{Guest, Settings},
+    first_bytes::HostName,
     flow::{Endpoints, FlowId, Protocol},
     guard::{Admission, Guard, Opening},
     host::Host,
@@ -82,6 +83,31 @@ impl<W: World> Context<'_, W> {
         let flow = self.opening(protocol, ends, destination);
         let Self { now, guard, host, .. } = self;
         guard.admits_unread(&flow, *now, |destination| host.is_own(destination))
+    }
+
+    /// Whether a flow that exists may continue under new rules. See [`Guard::still_admits`].
+    pub(crate) fn still_admits(
+        &mut self,
+        protocol: Protocol,
+        ends: &Endpoints,
+        destination: SocketAddr,
+        said: Option<&HostName>,
+    ) -> Admission {
+        let flow = self.opening(protocol, ends, destination);
+        let Self { now, guard, host, .. } = self;
+        guard.still_admits(&flow, said, *now, |destination| host.is_own(destination))
+    }
+
+    /// Whether a flow that exists, and whose first bytes were not read, may continue under new rules.
+    pub(crate) fn still_admits_unread(
+        &mut self,
+        protocol: Protocol,
+        ends: &Endpoints,
+        destination: SocketAddr,
+    ) -> bool {
+        let flow = self.opening(protocol, ends, destination);
+        let Self { now, guard, host, .. } = self;
+        guard.still_admits_unread(&flow, *now, |destination| host.is_own(destination))
     }
 
     fn opening(&self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Opening {

@@ -4,6 +4,7 @@
 //! [`Guard::admits`] is called once for each flow. Without rules, a call costs one comparison.
 
 mod questions;
+mod replacement;
 
 use alloc::boxed::Box;
 use core::{
@@ -12,11 +13,12 @@ use core::{
 };
 
 pub use questions::{Asked, Refused};
+pub use replacement::Ended;
 
 use crate::{
     first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
-    names::{self, Hold, Names},
+    names::{Hold, Names},
     policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Rule, Verdict},
     timer::Instant,
 };
@@ -25,11 +27,17 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Guard {
     rules: Option<Box<Rules>>,
-    /// The names for which the guest was given an address. None: there are no rules by name.
+    /// The names for which the guest was given an address. None: there were no rules by name yet.
     names: Option<Box<Names>>,
     /// The names in the questions that were refused recently.
     recent: questions::Recent,
     refused: u64,
+    /// The mode of rules that are set later.
+    mode: Mode,
+    /// The key of `names`.
+    hash_key: [u8; 16],
+    /// The flows that ended when the rules were replaced.
+    ended: Ended,
 }
 
 #[derive(Debug)]
@@ -98,12 +106,12 @@ impl Guard {
     /// A guard with these rules. `hash_key` must be random.
     #[must_use]
     pub fn new(policy: Policy, mode: Mode, hash_key: [u8; 16]) -> Self {
-        let names = policy.has_names().then(|| Box::new(Names::new(names::Limits::default(), hash_key)));
-        let recent = questions::Recent::new(hash_key);
-        Self { rules: Some(Box::new(Rules { policy, mode })), names, recent, refused: 0 }
+        let mut guard = Self::without_rules(mode, hash_key);
+        guard.replace(policy);
+        guard
     }
 
-    /// The names for which the guest was given an address. None if there are no rules by name.
+    /// The names for which the guest was given an address. None if there were no rules by name yet.
     #[must_use]
     pub fn names_mut(&mut self) -> Option<&mut Names> {
         self.names.as_deref_mut()
@@ -129,31 +137,60 @@ impl Guard {
         now: Instant,
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> Admission {
-        let Some(rules) = &self.rules else { return Admission::Admit };
+        let reason = match self.judge(flow, None, now, is_own) {
+            Ok(admission) => return admission,
+            Err(reason) => reason,
+        };
+        self.refused += 1;
+        log::warn!("{}", self.report(["refused", "would be refused"], flow, reason, now));
+        if self.audits() { Admission::Admit } else { Admission::Refuse }
+    }
+
+    /// Decides about a flow. `said` is the name that the client has sent, if its first bytes were read. The error is the
+    /// reason of a refusal.
+    fn judge(
+        &self,
+        flow: &Opening,
+        said: Option<&HostName>,
+        now: Instant,
+        is_own: impl FnOnce(SocketAddr) -> bool,
+    ) -> Result<Admission, Reason> {
+        let Some(rules) = &self.rules else { return Ok(Admission::Admit) };
         let question = rules.question(flow, is_own);
-        let verdict = rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now)));
-        let reason = match verdict {
-            Verdict::Allow(reason) if rules.is_by_name(reason) => return Admission::AdmitByName,
-            Verdict::Allow(_) => return Admission::Admit,
-            Verdict::AllowNamed { .. } if rules.mode.by_answer_alone => return Admission::AdmitByName,
+        let verdict = match said {
+            Some(name) => rules.policy.verdict(&question, name),
+            None => rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now))),
+        };
+        match verdict {
+            Verdict::Allow(reason) if rules.is_by_name(reason) => Ok(Admission::AdmitByName),
+            Verdict::Allow(_) => Ok(Admission::Admit),
+            Verdict::AllowNamed { .. } if rules.mode.by_answer_alone || said.is_some() => {
+                Ok(Admission::AdmitByName)
+            }
             Verdict::AllowNamed { rule, nameless } => {
                 let (server_first, guest) = (nameless || rules.mode.audit, flow.ends.guest);
                 let ech = rules.mode.ech;
                 let claim = Claim { server_first, nameless, ech, question, guest, rule, since: now };
-                return Admission::Named(claim);
+                Ok(Admission::Named(claim))
             }
-            Verdict::Deny(reason) if rules.exempts(flow, reason) => return Admission::Admit,
-            Verdict::Deny(reason) => reason,
-        };
-        self.refused += 1;
-        let refused = rules.refused();
-        let (Endpoints { guest, remote }, text) = (flow.ends, rules.policy.text(reason));
-        let known = KnownFor { names: self.names.as_deref(), address: remote.ip(), now };
-        match flow.protocol {
-            Protocol::Icmp => log::warn!("{refused}: ping {} -> {}{known} ({text})", guest.ip(), remote.ip()),
-            protocol => log::warn!("{refused}: {protocol} {guest} -> {remote}{known} ({text})"),
+            Verdict::Deny(reason) if rules.exempts(flow, reason) => Ok(Admission::Admit),
+            Verdict::Deny(reason) => Err(reason),
         }
-        if rules.mode.audit { Admission::Admit } else { Admission::Refuse }
+    }
+
+    /// The line of the log about a denied flow. It begins with the first of `words`, or in an audit with the second.
+    fn report<'a>(
+        &'a self,
+        words: [&'static str; 2],
+        flow: &Opening,
+        reason: Reason,
+        now: Instant,
+    ) -> Report<'a> {
+        let known = KnownFor { names: self.names.as_deref(), address: flow.ends.remote.ip(), now };
+        let reason = self.policy().map_or("", |policy| policy.text(reason));
+        let [word, in_audit] = words;
+        let word = if self.audits() { in_audit } else { word };
+        Report { word, protocol: flow.protocol, ends: flow.ends, known, reason }
     }
 
     /// Whether a flow may continue after its client has sent `name` as the server's name. A refusal is counted and
@@ -242,6 +279,25 @@ impl Guard {
     fn prolong(&mut self, address: IpAddr, now: Instant) {
         if let Some(names) = &mut self.names {
             names.prolong(address, now);
+        }
+    }
+}
+
+/// A denied flow, as text for the log.
+struct Report<'a> {
+    word: &'static str,
+    protocol: Protocol,
+    ends: Endpoints,
+    known: KnownFor<'a>,
+    reason: &'a str,
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { word, protocol, ends: Endpoints { guest, remote }, known, reason } = self;
+        match protocol {
+            Protocol::Icmp => write!(f, "{word}: ping {} -> {}{known} ({reason})", guest.ip(), remote.ip()),
+            protocol => write!(f, "{word}: {protocol} {guest} -> {remote}{known} ({reason})"),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod fragments;
 mod membership;
 mod refusal;
+mod replacement;
 mod round;
 
 use alloc::vec::Vec;

@@ -66,19 +66,31 @@ impl<W: World> Dns<W> {
             self.give_up(cx.timers, id);
         }
         if let Err(refused) = admits(&question, endpoints, cx) {
-            self.counters.refused += 1;
-            let refusal = match refused_at_once(&question) {
-                Some(_) if question.opcode != wire::dns::Opcode::QUERY => Refusal::NotImplemented,
-                _ if refused.name_exists => Refusal::NoData,
-                _ => Refusal::NoName,
-            };
-            let answer = blocked(&message, refusal, &refused.text).unwrap_or_default();
-            return match stream {
-                Some(stream) => self.answers.push((stream, answer)),
-                None => self.send_answer(endpoints, None, 0, &answer, cx),
-            };
+            return self.refuse_query(&key, &message, &refused, cx);
         }
         self.ask_judged(key, message, rebuilt, traffic_class, cx);
+    }
+
+    /// Answers a query that the rules refuse.
+    pub(super) fn refuse_query(
+        &mut self,
+        key: &Key,
+        message: &[u8],
+        refused: &Refused,
+        cx: &mut Context<'_, W>,
+    ) {
+        self.counters.refused += 1;
+        let useless = Question::parse(message).filter(|question| refused_at_once(question).is_some());
+        let refusal = match useless {
+            Some(question) if question.opcode != wire::dns::Opcode::QUERY => Refusal::NotImplemented,
+            _ if refused.name_exists => Refusal::NoData,
+            _ => Refusal::NoName,
+        };
+        let answer = blocked(message, refusal, &refused.text).unwrap_or_default();
+        match key.stream {
+            Some(stream) => self.answers.push((stream, answer)),
+            None => self.send_answer(key.endpoints, None, 0, &answer, cx),
+        }
     }
 
     fn ask_judged(
@@ -184,7 +196,8 @@ fn with_asked<R>(
     })
 }
 
-fn admits<W: World>(
+/// Whether the guest may ask a question. A refusal is counted and logged.
+pub(super) fn admits<W: World>(
     question: &Question<'_>,
     endpoints: Endpoints,
     cx: &mut Context<'_, W>,

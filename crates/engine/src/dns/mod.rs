@@ -11,6 +11,7 @@ mod judge;
 mod over_tcp;
 mod query;
 pub mod refusal;
+mod review;
 
 #[cfg(test)]
 mod tests;

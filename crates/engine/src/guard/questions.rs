@@ -111,8 +111,8 @@ impl Guard {
     /// Whether there are rules by name. Then every DNS question of the guest is judged, and goes to the host's
     /// resolvers, even if the guest sends it to another server.
     #[must_use]
-    pub const fn judges_questions(&self) -> bool {
-        self.names.is_some()
+    pub fn judges_questions(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.policy.has_names())
     }
 
     /// Whether refusals are only logged.

@@ -67,6 +67,8 @@ struct Flow<S> {
     key: Key,
     socket: S,
     activity: Activity,
+    /// The destination of the latest request, as the guest sees it.
+    latest: IpAddr,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,7 +163,7 @@ impl<W: World> Ping<W> {
         }
         let target = target(packet.source, remote, peer, cx);
         let key = Key { guest: packet.source, id: message.header.echo_id(), target };
-        let Some(id) = self.flows.find(&key).or_else(|| self.open(key, peer.ip(), cx)) else {
+        let Some(id) = self.flows.find(&key).or_else(|| self.open(key, remote, peer.ip(), cx)) else {
             self.counters.no_room += 1;
             return;
         };
@@ -174,7 +176,8 @@ impl<W: World> Ping<W> {
             dont_fragment: packet.dont_fragment && !is_group(packet.destination),
         };
         self.note(id, true, cx);
-        let Some(Flow { socket, .. }) = self.flows.get_mut(id) else { return };
+        let Some(Flow { socket, latest, .. }) = self.flows.get_mut(id) else { return };
+        *latest = remote;
         let sent = host::send(socket, |socket| socket.send(&request), |socket| drain(key, socket, cx));
         if sent != SendResult::Sent {
             self.counters.not_sent += 1;
@@ -184,6 +187,26 @@ impl<W: World> Ping<W> {
             let mut bytes = [0; MAX_UPPER];
             let len = message.payload.copy_to(&mut bytes);
             send_router_error(report, &quote(key, remote, *message.header, &bytes[..len]), cx);
+        }
+    }
+
+    /// Ends the flows whose latest request the present rules deny. A flow serves several destinations, and each request
+    /// is judged, so this matters only for replies that are on their way.
+    pub(crate) fn review(&mut self, cx: &mut Context<'_, W>) {
+        let flows: Vec<(FlowId, Endpoints)> = self
+            .flows
+            .iter()
+            .map(|(id, flow)| {
+                let guest = SocketAddr::new(flow.key.guest, flow.key.id);
+                (id, Endpoints { guest, remote: SocketAddr::new(flow.latest, 0) })
+            })
+            .collect();
+        for (id, ends) in flows {
+            let peer = cx.settings.to_host(Protocol::Icmp, ends.remote).unwrap_or(ends.remote);
+            if !cx.still_admits_unread(Protocol::Icmp, &ends, peer) {
+                log::debug!("{id}: forbidden by new rules");
+                self.end(id, cx.timers);
+            }
         }
     }
 
@@ -207,7 +230,7 @@ impl<W: World> Ping<W> {
 
     /// Opens a flow for requests to `peer`, and for other requests of the same key. If the limit of flows is reached,
     /// another flow ends.
-    fn open(&mut self, key: Key, peer: IpAddr, cx: &mut Context<'_, W>) -> Option<FlowId> {
+    fn open(&mut self, key: Key, remote: IpAddr, peer: IpAddr, cx: &mut Context<'_, W>) -> Option<FlowId> {
         if self.share.is_full(self.flows.len()) {
             if self.notice.is_due(cx.now) {
                 let Share { most, bound } = self.share;
@@ -223,7 +246,10 @@ impl<W: World> Ping<W> {
             }
             opened => opened,
         };
-        let id = self.flows.insert(Flow { key, socket: socket.ok()?, activity: Activity::NONE }).ok()?;
+        let id = self
+            .flows
+            .insert(Flow { key, socket: socket.ok()?, activity: Activity::NONE, latest: remote })
+            .ok()?;
         log::debug!("{id}: {} id {} -> {peer}", key.guest, key.id);
         self.idle.join(id);
         Some(id)

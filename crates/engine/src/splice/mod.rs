@@ -149,6 +149,11 @@ impl<C: Conduit> Bypass<C> {
         Ok(id)
     }
 
+    /// The sockets of all connections that have not ended, with their ids.
+    pub fn conduits(&self) -> impl Iterator<Item = (FlowId, &C)> {
+        self.relays.iter().map(|(id, entry)| (id, entry.relay.peek_conduit()))
+    }
+
     /// The sockets of a connection that has not ended.
     pub fn conduit(&mut self, id: FlowId) -> Option<&mut C> {
         self.relays.get_mut(id).map(|entry| entry.relay.conduit())

@@ -95,6 +95,10 @@ impl<C: Conduit> Relay<C> {
         &mut self.conduit
     }
 
+    pub(super) const fn peek_conduit(&self) -> &C {
+        &self.conduit
+    }
+
     pub(super) fn into_conduit(self) -> C {
         self.conduit
     }

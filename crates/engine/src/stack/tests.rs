@@ -2,6 +2,7 @@
 
 mod guard;
 mod membership;
+mod replacement;
 
 use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};

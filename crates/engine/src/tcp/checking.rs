@@ -91,7 +91,10 @@ impl<W: World> Connection<W> {
             found = check.first.feed(piece);
         });
         match found {
-            Found::Name(name) if cx.guard.admits_name(&check.claim, &name) => self.pass(pool),
+            Found::Name(name) if cx.guard.admits_name(&check.claim, &name) => {
+                self.said = Some(Box::new(name));
+                self.pass(pool)
+            }
             Found::NoName(why) if cx.guard.admits_nameless(&check.claim, &why) => self.pass(pool),
             Found::Name(_) | Found::NoName(_) => self.refuse(pool, cx.now),
             Found::More if !self.receive.at_end() => Ok(()),
@@ -118,7 +121,7 @@ impl<W: World> Connection<W> {
     }
 
     /// Ends the check. The connection continues as if there had been no check.
-    fn pass(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
+    pub(super) fn pass(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
         self.check = None;
         self.phase = Phase::Established;
         self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
+    first_bytes::HostName,
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
@@ -61,6 +62,8 @@ pub(super) enum End {
     Abort,
     /// The rules refuse the guest's first bytes. Both sides are reset.
     Refused,
+    /// New rules deny the connection. Both sides are reset.
+    Forbidden,
     /// The guest has reset the connection. The socket is reset.
     GuestReset,
     /// The socket has failed. The guest gets a RST or an ICMP error.
@@ -122,6 +125,10 @@ pub(super) struct Connection<W: World> {
     /// The check of the first bytes. It exists in the phases [`Phase::Checking`] and [`Phase::Refused`], and in the
     /// phases before them.
     pub(super) check: Option<Box<Check>>,
+    /// Whether the guest has begun the connection.
+    pub(super) is_guests: bool,
+    /// The name that the client has sent, if that was checked.
+    pub(super) said: Option<Box<HostName>>,
     /// Holds the names of the remote address, if a rule by name allows the connection.
     pub(super) hold: Option<Hold>,
 }
@@ -162,6 +169,8 @@ impl<W: World> Connection<W> {
             deadline: Deadline::default(),
             dial: None,
             check: None,
+            is_guests: false,
+            said: None,
             hold: None,
         }
     }

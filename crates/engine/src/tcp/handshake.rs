@@ -50,7 +50,7 @@ impl<W: World> Connection<W> {
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
         let receive = Receiver::new(syn.seq() + 1, scale);
         let mut connection = Self::new(ends, socket, Phase::Connecting, send, receive, cx.now);
-        connection.class = class;
+        (connection.class, connection.is_guests) = (class, true);
         connection
     }
 

@@ -15,6 +15,7 @@ mod queue;
 mod receive;
 mod recovery;
 mod redial;
+mod review;
 mod rto;
 mod send;
 mod service;
@@ -389,6 +390,7 @@ impl fmt::Display for End {
         match self {
             Self::Abort => f.write_str("aborted"),
             Self::Refused => f.write_str("refused"),
+            Self::Forbidden => f.write_str("forbidden by new rules"),
             Self::GuestReset => f.write_str("reset by the guest"),
             Self::SocketFailed(Errno(number)) => write!(f, "the host's socket failed (error {number})"),
         }

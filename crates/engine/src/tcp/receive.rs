@@ -128,6 +128,11 @@ impl Receiver {
         self.refused = true;
     }
 
+    /// Gives the socket bytes again, before any have arrived.
+    pub(super) fn stop_holding(&mut self) {
+        self.refused = false;
+    }
+
     /// Calls `read` with the ready bytes after the first `skip` bytes, in order.
     pub(super) fn ready_after(&self, mut skip: usize, mut read: impl FnMut(&[u8])) {
         let Some(queue) = &self.queue else { return };

@@ -24,14 +24,14 @@ const DEFAULT_HOP_LIMIT: u8 = 64;
 #[derive(Debug)]
 pub(super) struct Proxy {
     pub(super) client: Client,
-    target: SocketAddr,
+    pub(super) target: SocketAddr,
 }
 
 /// A sender of datagrams to a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Client {
     pub(super) listener: FlowId,
-    peer: SocketAddr,
+    pub(super) peer: SocketAddr,
     /// The host's address to which the client wrote, and from which answers come.
     local: Option<IpAddr>,
 }

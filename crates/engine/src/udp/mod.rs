@@ -12,6 +12,7 @@ mod group;
 mod inbound;
 mod listener;
 mod member;
+mod review;
 mod room;
 mod table;
 mod train;

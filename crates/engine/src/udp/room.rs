@@ -141,7 +141,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    fn end_flow(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_flow(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(socket_id) = self.flows.get(id).map(|flow| flow.socket) else { return };
         let Some(socket) = self.sockets.get_mut(socket_id) else { return };
         self.shared_ports.remove(&id);
@@ -149,7 +149,7 @@ impl<W: World> Udp<W> {
         self.close_unused(socket_id, timers);
     }
 
-    fn end_proxy(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_proxy(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(Socket { role: Role::Proxy(proxy), activity, .. }) = self.sockets.get_mut(id) else {
             return;
         };

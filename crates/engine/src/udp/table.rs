@@ -82,6 +82,11 @@ impl Flow {
         self
     }
 
+    /// The origin of the first datagram.
+    pub(super) const fn begun(&self) -> Origin {
+        self.begun
+    }
+
     /// Whether another datagram of the guest in `round` would not change the flow's state: a datagram of the same round
     /// was noted, and the counts have reached their maximum.
     pub(super) fn is_noted(&self, round: RoundNumber) -> bool {
@@ -230,5 +235,10 @@ impl FlowTable {
         self.by_peer.remove(&flow.peer_key());
         self.by_socket.unlink(socket, id.index());
         self.idle(flow.begun).leave(id, &mut flow.activity, timers);
+    }
+
+    /// All flows with their ids.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowId, &Flow)> {
+        self.flows.iter()
     }
 }

@@ -15,6 +15,7 @@ mod hostile;
 mod matrix;
 mod names;
 mod questions;
+mod replacement;
 mod resolvers;
 mod to_guest;
 mod urgent;

@@ -12,7 +12,7 @@ use crate::{
     policy::{Policy, spec},
 };
 
-fn guarded(rules: &str) -> Test {
+pub(super) fn guarded(rules: &str) -> Test {
     let mut test = Test::new();
     let file = spec::parse_file(rules).unwrap();
     *test.stack.guard_mut() =
@@ -30,7 +30,7 @@ fn syn(from: &str, to: &str) -> Vec<u8> {
     frame
 }
 
-fn ping(from: &str, to: &str) -> Vec<u8> {
+pub(super) fn ping(from: &str, to: &str) -> Vec<u8> {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let request = if from.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
     testkit::guest::icmp(&outgoing(from, to), Header::new(request, 0, 17 << 16 | 1), b"echo")
@@ -38,7 +38,7 @@ fn ping(from: &str, to: &str) -> Vec<u8> {
 
 /// Checks that the guest gets one frame: an ICMP error "prohibited" that quotes `frame`.
 #[track_caller]
-fn assert_prohibited(test: &mut Test, frame: &[u8]) {
+pub(super) fn assert_prohibited(test: &mut Test, frame: &[u8]) {
     let answers = test.wait(Duration::ZERO);
     assert_eq!(answers.len(), 1);
     let Transport::Icmp(Message { header, payload: quote }) = ip(&answers[0]).transport else { panic!() };

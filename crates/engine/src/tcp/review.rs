@@ -1,0 +1,76 @@
+//! Connections of the guest are judged again when the rules are replaced (docs/design/guard.md).
+
+use alloc::vec::Vec;
+
+use super::{
+    Tcp,
+    conn::{Connection, End, Phase},
+    queue::ChunkPool,
+    socket::Socket,
+};
+use crate::{
+    context::{Context, World},
+    flow::{FlowId, Protocol},
+    guard::{Admission, Claim},
+};
+
+impl<W: World> Tcp<W> {
+    /// Ends the connections of the guest that the present rules deny.
+    pub(crate) fn review(&mut self, cx: &mut Context<'_, W>) {
+        let all: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
+        for id in all {
+            let Some(connection) = self.flows.get_mut(id) else { continue };
+            let waited = connection.phase == Phase::Checking;
+            match connection.review(&mut self.pool, cx) {
+                Ok(()) if waited => self.touch(id),
+                Ok(()) => {}
+                Err(end) => self.end(id, end, cx),
+            }
+        }
+    }
+}
+
+impl<W: World> Connection<W> {
+    fn review(&mut self, pool: &mut ChunkPool, cx: &mut Context<'_, W>) -> Result<(), End> {
+        if !self.is_guests || self.phase == Phase::Refused || self.is_finished() {
+            return Ok(());
+        }
+        if let Socket::Questions(_) = &self.socket {
+            // The questions are judged one by one.
+            return if cx.guard.judges_questions() { Ok(()) } else { Err(End::Forbidden) };
+        }
+        let destination = cx.settings.to_host(Protocol::Tcp, self.ends.remote).unwrap_or(self.ends.remote);
+        let admission = cx.still_admits(Protocol::Tcp, &self.ends, destination, self.said.as_deref());
+        if self.hold.is_none() && matches!(admission, Admission::AdmitByName | Admission::Named(_)) {
+            self.hold = cx.guard.hold(self.ends.remote.ip(), cx.now);
+        }
+        match admission {
+            Admission::Admit | Admission::AdmitByName => self.need_no_name(pool),
+            Admission::Named(claim) => self.need_name(claim, cx),
+            Admission::Refuse => Err(End::Forbidden),
+        }
+    }
+
+    /// The rules allow the connection whatever its client sends.
+    fn need_no_name(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
+        if self.phase == Phase::Checking {
+            return self.pass(pool);
+        }
+        if self.check.take().is_some() {
+            self.receive.stop_holding();
+        }
+        Ok(())
+    }
+
+    /// Only a rule by name allows the connection.
+    fn need_name(&mut self, claim: Claim, cx: &mut Context<'_, W>) -> Result<(), End> {
+        match (&mut self.check, self.phase) {
+            (Some(check), _) => check.claim = claim.begun_with(&check.claim),
+            (None, Phase::Connecting | Phase::SynReceived) => self.await_name(claim),
+            // Its first bytes have passed unread.
+            (None, _) if !cx.guard.still_admits_nameless(&claim) => return Err(End::Forbidden),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+}
