@@ -1,13 +1,14 @@
-//! A guest in user space: what a virtual machine monitor does with passt's socket, in one file.
+//! A guest in user space, in one file. It uses passt's socket like a virtual machine monitor.
 //!
 //! ```text
 //! $ passt --foreground --socket /tmp/guest.socket &
 //! $ cargo run -p passt --example user_space_guest -- /tmp/guest.socket 192.0.2.1:80
 //! ```
 //!
-//! passt's socket is a UNIX stream. Each Ethernet frame on it follows its length, 32 bits in network byte order
-//! (docs/behaviour/09-links.md, §9.2). That is all of the protocol: [`Port`] speaks it. Behind it, smoltcp is the guest's
-//! network stack. It takes a lease by DHCP, as any guest would, opens one TCP connection, and asks for a page by HTTP.
+//! passt's socket is a UNIX stream. Before each Ethernet frame, there is its length, 32 bits in network byte order
+//! (docs/behaviour/09-links.md, §9.2). The protocol has no other parts, and [`Port`] implements it. smoltcp is the
+//! guest's network stack. The guest gets a lease over DHCP, like any other guest, opens one TCP connection, and
+//! requests a page over HTTP.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -23,11 +24,11 @@ use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 
-/// Any address that is not a group's and is locally administered.
+/// The guest's MAC address. It may be any locally administered unicast address.
 const MAC: EthernetAddress = EthernetAddress([0x52, 0x54, 0x00, 0x12, 0x34, 0x56]);
 const MTU: usize = 1500;
 const ETHERNET_HEADER: usize = 14;
-/// Length of a frame's length.
+/// Length of the length field before a frame, in bytes.
 const PREFIX: usize = 4;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Takes a lease, connects, asks for `/`, and returns what the server sends until it closes.
+/// Gets a lease, connects, and requests `/`. Returns all bytes that the server sends before it closes the connection.
 fn fetch(mut port: Port, server: SocketAddr) -> Result<Vec<u8>, Box<dyn Error>> {
     let start = std::time::Instant::now();
     let now = || Instant::from_micros(start.elapsed().as_micros() as i64);
@@ -91,13 +92,13 @@ fn fetch(mut port: Port, server: SocketAddr) -> Result<Vec<u8>, Box<dyn Error>> 
     }
 }
 
-/// passt's socket as a network interface: frames in, frames out.
+/// passt's socket as a network interface, which receives and sends frames.
 struct Port {
     socket: UnixStream,
-    /// Bytes received: frames and a part of one.
+    /// The received bytes: whole frames, and a part of the next frame.
     received: Vec<u8>,
     arrived: VecDeque<Vec<u8>>,
-    /// Bytes that the socket did not take yet.
+    /// Bytes that the socket has not accepted yet.
     departing: Vec<u8>,
 }
 
@@ -108,7 +109,7 @@ impl Port {
         Ok(Self { socket, received: Vec::new(), arrived: VecDeque::new(), departing: Vec::new() })
     }
 
-    /// Waits until frames arrive, or for so many microseconds.
+    /// Waits until frames arrive, or for `timeout` microseconds.
     fn wait(&mut self, timeout: Option<u64>) -> std::io::Result<()> {
         if !self.arrived.is_empty() {
             return Ok(());
@@ -124,7 +125,7 @@ impl Port {
         self.fill()
     }
 
-    /// Reads what has arrived, and cuts it into frames.
+    /// Reads the bytes that have arrived, and splits them into frames.
     fn fill(&mut self) -> std::io::Result<()> {
         let mut buffer = [0; 65536];
         match self.socket.read(&mut buffer) {
@@ -142,7 +143,7 @@ impl Port {
         Ok(())
     }
 
-    /// Writes what waits.
+    /// Writes the bytes that wait to be sent.
     fn flush(&mut self) -> std::io::Result<()> {
         while !self.departing.is_empty() {
             match self.socket.write(&self.departing) {
@@ -183,7 +184,7 @@ impl Device for Port {
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Departing<'_>> {
-        // A slow socket must not make us keep frames without end.
+        // The number of waiting bytes is limited, since the socket may be slow.
         (self.departing.len() < 1 << 20).then_some(Departing(&mut self.departing))
     }
 

@@ -38,8 +38,8 @@ fn port_options_become_rules() {
     ));
 }
 
-/// The options that choose families and protocols apply to port options before and after them. R-107: a port option that
-/// they contradict is an error. Q9: a disabled protocol needs no `none`.
+/// The options that choose families and protocols apply to port options before and after them. R-107: a port option
+/// that contradicts them is an error. Q9: a disabled protocol needs no `none`.
 #[test]
 fn families_and_protocols_restrict_port_options_r107() {
     insta::assert_snapshot!(outcomes(
@@ -65,7 +65,7 @@ fn ports_can_follow_a_dns_server_r5() {
     insta::assert_snapshot!(outcomes("pasta -D 192.0.2.53 -t 22 -u 53"));
 }
 
-/// The parser takes the ephemeral ports from its argument, and reads them only if a port option needs them.
+/// The parser gets a function that returns the ephemeral ports, and calls it only if a port option needs them.
 #[test]
 fn ephemeral_ports_are_read_only_if_needed() {
     let text = |line: &str| match passt::cli::read(split(line), || 40000..=49999) {
@@ -76,7 +76,8 @@ fn ephemeral_ports_are_read_only_if_needed() {
     passt::cli::read(split("passt -4"), || panic!("the range was read")).unwrap();
 }
 
-/// An argument that is not UTF-8 is refused where text is needed, and kept unchanged where it is a path.
+/// An argument that is not UTF-8 is refused if the option needs text. If the option needs a path, the argument is kept
+/// unchanged.
 #[test]
 fn arguments_that_are_not_utf8_are_accepted_as_paths_only() {
     use std::{ffi::OsString, os::unix::ffi::OsStringExt};

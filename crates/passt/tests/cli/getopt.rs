@@ -1,4 +1,4 @@
-//! Conventions of GNU getopt that clients rely on (behaviour §2.1, §1.4).
+//! Conventions of GNU getopt on which clients rely (behaviour §2.1, §1.4).
 
 use proptest::prelude::*;
 
@@ -58,7 +58,7 @@ fn podman_recognises_an_unknown_option() {
     assert!(error.starts_with("/usr/bin/pasta: unrecognized option '--map-guest-addr"), "{error}");
 }
 
-/// every option may be repeated, and the last one wins.
+/// every option may be repeated, and the last value is used.
 #[test]
 fn the_last_of_repeated_options_wins_r4() {
     for (twice, once) in [

@@ -55,8 +55,8 @@ pub(crate) fn split(line: &str) -> Vec<OsString> {
     args
 }
 
-/// The configuration to compare with: that of the program without arguments. Because a command implies several options,
-/// a pasta that joins a namespace is compared with one that joins a process.
+/// The configuration with which `config` is compared: that of the program without arguments. A command implies several
+/// options. So if pasta joins a namespace, the other configuration joins a process.
 fn bare(program: &OsString, config: &Config) -> Config {
     self::config(match (program == "passt", &config.pasta.target) {
         (true, _) => "passt",

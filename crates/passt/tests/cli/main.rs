@@ -1,4 +1,5 @@
-//! The command line, through the public interface (behaviour §2): snapshots of the result of each use of an option.
+//! Tests of the command line through the public interface (behaviour §2): snapshots of the result of each use of an
+//! option.
 //!
 //! `INSTA_UPDATE=always cargo test -p passt --test cli` rewrites the snapshots; review the difference.
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]

@@ -1,4 +1,4 @@
-//! The programs themselves: exit status, and which stream gets the output (behaviour §1.4).
+//! Tests of the programs themselves: the exit status, and the stream that gets the output (behaviour §1.4).
 
 use std::{
     io::Read,
@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
-/// Q1: so do the capabilities.
+/// Q1: the capabilities go to standard output, too.
 #[test]
 fn help_version_and_capabilities_go_to_standard_output() {
     for (name, option, begins) in [
@@ -66,7 +66,7 @@ fn errors_go_to_standard_error_with_status_1() {
     }
 }
 
-/// also when standard output is a pipe that is read only after the exit.
+/// this also applies if standard output is a pipe that is read only after the exit.
 #[test]
 fn help_is_written_completely_before_the_exit_r14() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_pasta"))

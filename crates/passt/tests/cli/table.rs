@@ -1,4 +1,4 @@
-//! Every option of the table is accepted, refused and shown as its row says (behaviour §2.2).
+//! Tests that every option of the table is accepted, refused and shown according to its row (behaviour §2.2).
 
 use std::fmt::Write;
 
@@ -12,12 +12,13 @@ use passt::{
 
 use crate::golden::{outcomes, read, split};
 
-/// Every option and alias once, used correctly.
+/// Each option and alias is used once, correctly.
 #[test]
 fn every_option_is_accepted() {
     let mut lines = String::new();
     for opt in all() {
-        // The other options that it needs. Pasta joins a process, because a command implies too many other options.
+        // The other options that the option needs. Pasta joins a process, because a command implies too many other
+        // options.
         let (program, before, after) = match opt.long[0] {
             "netns" | "no-pidns" | "vhost-user" => ("pasta", "", ""),
             "nsrun-dir" => ("pasta", "--netns blue ", ""),
@@ -41,7 +42,7 @@ fn every_option_is_accepted() {
     insta::assert_snapshot!(text);
 }
 
-/// Every flag with an argument, every other option without one, every option in the wrong mode.
+/// Each flag with an argument, each other option without an argument, and each option in the wrong mode is refused.
 #[test]
 fn misused_options_are_refused() {
     for opt in all() {
@@ -115,7 +116,7 @@ fn takes_argument(opt: &Opt) -> bool {
     matches!(opt.action, Action::Value(..) | Action::Ports(..))
 }
 
-/// A valid argument of the option, empty for a flag.
+/// A valid argument of the option. Empty for a flag.
 fn argument_for(opt: &Opt) -> &'static str {
     match opt.action {
         Action::Flag(_) | Action::Show(_) => return "",

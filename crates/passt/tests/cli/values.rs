@@ -2,7 +2,7 @@
 
 use crate::golden::{config, outcomes, read, split};
 
-/// `--debug` does not imply `--foreground`. R-4: the last of repeated options wins.
+/// `--debug` does not imply `--foreground`. R-4: the last value of a repeated option is used.
 #[test]
 fn output_options_are_checked_and_combined_r6_r4() {
     insta::assert_snapshot!(outcomes(
@@ -245,7 +245,7 @@ fn masks_mtus_and_mac_addresses_are_checked_r17_r16() {
     ));
 }
 
-/// Q15: QEMU passes its search list joined by blanks.
+/// Q15: QEMU passes its search list as one argument, separated by blanks.
 #[test]
 fn dns_servers_and_search_lists_are_checked() {
     insta::assert_snapshot!(outcomes(

@@ -1,4 +1,4 @@
-//! Guests with several addresses, and networks behind them (behaviour §5.4).
+//! Tests of guests with several addresses, and of networks behind guests (behaviour §5.4).
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ const TWO_ADDRESSES: &str = "
 ip addr add 198.51.100.20/24 dev eth0; ip addr add 2001:db8:1::14/64 dev eth0 nodad
 ";
 
-/// Addresses of a machine in a network that the guest routes to.
+/// Addresses of a machine in a network to which the guest routes.
 const BEHIND: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(172, 17, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2))];
 
@@ -21,7 +21,8 @@ fn two_addresses() -> Option<Net> {
     Net::with(Options { host_setup: TWO_ADDRESSES, ..Options::default() })
 }
 
-/// A client on the peer reaches, at `to`, TCP and UDP services of the guest that are bound to `service` only.
+/// Checks that a client on the peer that uses the address `to` reaches the TCP and UDP services of the guest that are
+/// bound to `service` only.
 fn assert_reaches_service(net: &Net, to: IpAddr, service: IpAddr) {
     let listener = net.guest.listen((service, 7000));
     let mut client = net.peer.connect((to, 7000)).unwrap();
@@ -37,7 +38,8 @@ fn assert_reaches_service(net: &Net, to: IpAddr, service: IpAddr) {
     assert_eq!(recv_from(&client), (b"answer".to_vec(), (to, 7000).into()));
 }
 
-/// The source address that a TCP and a UDP server on the peer see of a client in `from` bound to `source`.
+/// The source address of a client in `from` that is bound to `source`, as a TCP server and a UDP server on the peer see
+/// it.
 fn address_seen_by_peer(net: &Net, from: &Ns, source: SocketAddr, peer: IpAddr) -> IpAddr {
     let listener = net.peer.listen((peer, 7000));
     let mut client = from.connect_from(source, (peer, 7000)).unwrap();
@@ -72,7 +74,7 @@ fn a_service_is_reached_at_its_address() {
 #[test]
 fn a_client_keeps_its_source_address() {
     let Some(net) = two_addresses() else { return };
-    // One UDP rule is for the client's own port: its datagrams may then leave by the listener's socket.
+    // One UDP rule is for the client's own port. With this rule, the listener's socket may send the client's datagrams.
     net.pasta(&["-t", "none", "-u", "7001"]);
     for v in 0..2 {
         for address in [HOST[v], SECOND[v]] {
@@ -89,7 +91,7 @@ fn a_client_keeps_its_source_address() {
     }
 }
 
-/// The peer has a route back to one of the two addresses only.
+/// The peer has a route back to only one of the two addresses.
 #[test]
 fn a_ping_keeps_its_source_address() {
     need!("ping");
@@ -122,7 +124,7 @@ ip route add 2001:db8:2::/64 via 2001:db8:1::1 src 2001:db8:1::14
     }
 }
 
-/// incus-os#1383, slirp4netns#173.
+/// These issues reported the problem in other programs: incus-os#1383, slirp4netns#173.
 #[test]
 fn a_network_behind_the_guest_does_not_redirect_inbound_traffic() {
     let Some(net) = Net::new() else { return };
@@ -218,7 +220,7 @@ ip route replace default via 198.51.100.1; ip -6 route replace default via 2001:
     }
 }
 
-/// R-49: inbound traffic stays with the first address, with `-a` and without.
+/// R-49: inbound traffic continues to go to the first address, with or without `-a`.
 #[test]
 fn a_second_address_does_not_redirect_inbound_traffic_r49() {
     for options in [&[][..], &["-a", "198.51.100.2/24"]] {
@@ -233,7 +235,8 @@ fn a_second_address_does_not_redirect_inbound_traffic_r49() {
     }
 }
 
-/// kubevirt#6373, podman#15395: without IPv6 in the namespace, pasta behaves as with `-4`, also for rules added later.
+/// kubevirt#6373, podman#15395: if the namespace has no IPv6, pasta behaves as with `-4`. This includes rules that are
+/// added later.
 #[test]
 fn a_family_that_the_namespace_lacks_is_disabled() {
     let Some(net) = Net::new() else { return };

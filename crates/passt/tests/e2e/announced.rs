@@ -1,16 +1,18 @@
-//! `auto` and announced ports: a port is open on the other side before the peer that it is announced to can use it (behaviour
-//! §8.4). Active FTP, SIP and DCC need this. No test waits for a port to open.
+//! Tests of `auto` and announced ports. An announced port is open on the other side before the receiver of the
+//! announcement can use the port (behaviour §8.4). Active FTP, SIP and DCC need this. So no test waits for a port to
+//! open.
 
 use crate::harness::*;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 
-/// Announcements per connection: more than a full budget of scans, because other payload uses it as well.
+/// Number of announcements per connection. A full budget pays for fewer scans, since other payload uses the budget,
+/// too.
 const ROUNDS: u16 = 24;
 /// Payload that uses the budget without an announcement.
 const OTHER: &str = "RETR some-file-of-no-interest\r\n";
 
-/// A control connection from `client` to `listener`, which is bound to `at`.
+/// Opens a control connection from `client` to `listener`, which is bound to `at`.
 fn control(client: &Ns, at: (IpAddr, u16), listener: &TcpListener) -> (TcpStream, BufReader<TcpStream>) {
     let stream = client.connect(at).unwrap();
     (stream, BufReader::new(accept(listener).0))
@@ -55,7 +57,7 @@ fn active_ftp_connects_at_once() {
     }
 }
 
-/// As in TLS.
+/// The payload is encrypted, as in TLS, so no announcement can be found in it. The announced port is open nevertheless.
 #[test]
 fn encrypted_announcements_work_too() {
     let Some(net) = Net::new() else { return };
@@ -71,7 +73,7 @@ fn encrypted_announcements_work_too() {
     }
 }
 
-/// Two RTP ports. The media, which is not sent again, follows the invitation at once.
+/// The invitation announces two RTP ports. The media, which is not sent again, follows the invitation at once.
 #[test]
 fn media_is_forwarded_right_after_a_sip_invitation() {
     let Some(net) = Net::new() else { return };
@@ -97,7 +99,7 @@ fn media_is_forwarded_right_after_a_sip_invitation() {
     }
 }
 
-/// Between loopback addresses, from the guest and from the host.
+/// The connections are between loopback addresses, and come from the guest and from the host.
 #[test]
 fn announcements_bypass_the_link_as_well() {
     need!("ss");

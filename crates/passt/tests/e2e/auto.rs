@@ -1,10 +1,10 @@
-//! `auto`: a port is forwarded as long as it is in use in the guest (behaviour §8.4).
+//! Tests of `auto`: a port is forwarded while it is in use in the guest (behaviour §8.4).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 
-/// Whether a port is in use in a namespace, by the kernel's tables: the test sends nothing.
+/// Whether a port is in use in a namespace, according to the kernel's tables. So the test need not send anything.
 fn is_in_use(ns: &Ns, protocol: &str, port: u16) -> bool {
     !ns.sh(&format!("ss -Hln --{protocol} 'sport = :{port}'")).trim().is_empty()
 }
@@ -23,7 +23,7 @@ fn wait_until_open(net: &Net, protocol: &str, port: u16, open: bool) {
     wait_until(&format!("{protocol} port {port} open: {open}"), || host_listens(net, protocol, port) == open);
 }
 
-/// A connection from the peer arrives at a listener in the guest.
+/// Checks that a connection from the peer arrives at a listener in the guest.
 fn assert_arrives(net: &Net, listener: &TcpListener, host: IpAddr, port: u16) {
     let mut client = net.peer.connect((host, port)).unwrap_or_else(|e| panic!("[{host}]:{port}: {e}"));
     let (mut server, _) = accept(listener);
@@ -31,8 +31,8 @@ fn assert_arrives(net: &Net, listener: &TcpListener, host: IpAddr, port: u16) {
     client.read_exact(&mut [0; 7]).unwrap();
 }
 
-/// behaviour §8.4: the default, for both protocols. Listeners that exist at the start are forwarded from the start.
-/// Connections outlive the forwarding of their port.
+/// behaviour §8.4: this is the default, for both protocols. Listeners that exist at the start are forwarded from the
+/// start. Connections continue when their port is no longer forwarded.
 #[test]
 fn services_are_followed_as_they_come_and_go() {
     need!("ss");
@@ -62,7 +62,7 @@ fn services_are_followed_as_they_come_and_go() {
     client.read_exact(&mut [0; 10]).unwrap();
 }
 
-/// behaviour §8.4, R-105: a UDP port is open as long as a TCP listener has the same port.
+/// behaviour §8.4, R-105: a UDP port is open while a TCP listener has the same port.
 #[test]
 fn udp_ports_follow_tcp_listeners_r105() {
     need!("ss");
@@ -77,7 +77,7 @@ fn udp_ports_follow_tcp_listeners_r105() {
     }
 }
 
-/// behaviour §2.4.3: of a range, those ports are open whose target port is in use. Excluded ports never are.
+/// behaviour §2.4.3: a port of a range is open if its target port is in use. Excluded ports are never open.
 #[test]
 fn auto_respects_ranges_and_exclusions() {
     need!("ss");
@@ -91,7 +91,7 @@ fn auto_respects_ranges_and_exclusions() {
     }
 }
 
-/// scans do not reopen sockets. A port that is not available is reported once, and used once it is free.
+/// scans do not reopen sockets. A port that is not available is reported once. When it is free, it is opened.
 #[test]
 fn a_busy_port_is_reported_once_and_used_when_free_r104() {
     need!("ss");
@@ -112,7 +112,7 @@ fn a_busy_port_is_reported_once_and_used_when_free_r104() {
     wait_until_open(&net, "tcp", 7002, false);
     assert_eq!(sockets(&net.host), before);
     drop(busy);
-    // Any change makes pasta try again.
+    // After any change, pasta tries again.
     let _other = net.guest.listen((any(HOST[0]), 7003));
     wait_until_open(&net, "tcp", 7000, true);
     net.host.sh(&format!("kill $(cat {pid_file})"));
@@ -122,8 +122,8 @@ fn a_busy_port_is_reported_once_and_used_when_free_r104() {
     assert_eq!(end.stderr.matches("Listen failed for HOST").count(), 1, "{end:?}");
 }
 
-/// If the guest sends from a port before a scan finds it, the flow's socket holds that port on the host already. This is not
-/// reported as a failure, and strangers who send to the port reach the guest.
+/// If the guest sends from a port before a scan finds the port, the flow's socket already has this port on the host.
+/// This is not reported as a failure, and datagrams of any sender to the port reach the guest.
 #[test]
 fn a_service_that_sends_first_is_reachable() {
     need!("ss");
@@ -135,7 +135,7 @@ fn a_service_that_sends_first_is_reachable() {
     wait_until_open(&net, "udp", 7000, true);
     drop(first);
     wait_until_open(&net, "udp", 7000, false);
-    // A scan may be faster by chance, so this tries several ports.
+    // A scan may find a port before the guest sends, so the test tries several ports.
     let peer = net.peer.udp((PEER[0], 9));
     let services: Vec<_> = (7001..7020).map(|port| net.guest.udp((any(HOST[0]), port))).collect();
     for service in &services {
@@ -153,8 +153,8 @@ fn a_service_that_sends_first_is_reachable() {
     assert!(!end.stderr.contains("Listen failed"), "{end:?}");
 }
 
-/// Listeners come and go a thousand times on both sides, several at once. Afterwards, only the forwards of the remaining ones
-/// are open.
+/// Listeners start and end a thousand times on both sides, several at once. After that, only the forwarded ports of the
+/// remaining listeners are open.
 #[test]
 fn a_thousand_changes_leave_nothing_behind() {
     need!("ss");
@@ -175,7 +175,7 @@ fn a_thousand_changes_leave_nothing_behind() {
     wait_until("the host's last port in the guest", || is_in_use(&net.guest, "tcp", 8499));
     let last = open.pop();
     open.clear();
-    // Each side has its own listener, and TCP and UDP forwards to the other's.
+    // Each side has its own listener, and forwards TCP and UDP to the other side's listener.
     for ns in [&net.host, &net.guest] {
         wait_until("only the last ports to be open", || ns.sh("ss -Hln --tcp --udp | wc -l").trim() == "3");
     }
@@ -199,7 +199,7 @@ fn a_disabled_protocol_is_not_followed_q9() {
     assert!(!host_listens(&net, "udp", 7000));
 }
 
-/// An idle pasta makes only the few system calls per second that scans need.
+/// An idle pasta makes only a few system calls per second, for scans.
 #[test]
 fn scans_make_few_system_calls() {
     need!("strace");
@@ -216,7 +216,7 @@ fn scans_make_few_system_calls() {
         let idle = calls
             .lines()
             .all(|line| known.iter().any(|known| line.contains(known)) || line.contains("detached"));
-        // Per scan: a send and two receives for each of eight tables, and a wait. At most five scans.
+        // A scan makes a send and two receives for each of eight tables, and a wait. There are at most five scans.
         let count = calls.lines().filter(|line| !line.contains("resumed")).count();
         if idle && (10..=5 * 26 + 2).contains(&count) {
             return;
@@ -225,8 +225,8 @@ fn scans_make_few_system_calls() {
     panic!("never idle: {}", std::fs::read_to_string(&file).unwrap());
 }
 
-/// behaviour §8.4, R-104: with `-t auto -T auto`, ports of the host open at the guest's loopback and vice versa. pasta's own
-/// listeners are neither forwarded back, nor closed and reopened.
+/// behaviour §8.4, R-104: with `-t auto -T auto`, ports of the host are opened on the guest's loopback, and ports of
+/// the guest on the host. pasta's own listeners are not forwarded back, and not closed and reopened.
 #[test]
 fn forwarded_tcp_ports_are_not_forwarded_back_r104() {
     need!("ss");
@@ -259,7 +259,7 @@ fn forwarded_tcp_ports_are_not_forwarded_back_r104() {
     wait_until("7100 to be closed in the guest", || !listening(&net.guest, 7100));
 }
 
-/// A server answers a datagram to a port of a loopback address.
+/// Checks that a server answers a datagram to a port of a loopback address.
 fn assert_answered(client: &UdpSocket, to: (IpAddr, u16), server: &UdpSocket) {
     client.send_to(b"question", to).unwrap();
     let (question, from) = recv_from(server);
@@ -268,8 +268,8 @@ fn assert_answered(client: &UdpSocket, to: (IpAddr, u16), server: &UdpSocket) {
     assert_eq!(recv_from(client), (b"answer".to_vec(), to.into()));
 }
 
-/// behaviour §8.4, R-104, R-105: UDP ports bound on the host open at the guest's loopback, and so do those of TCP listeners.
-/// Neither pasta's listeners nor the sockets of its flows count as services.
+/// behaviour §8.4, R-104, R-105: UDP ports that are bound on the host, and the ports of TCP listeners, are opened as
+/// UDP ports on the guest's loopback. pasta's listeners and the sockets of its flows do not count as services.
 #[test]
 fn forwarded_udp_ports_are_not_forwarded_back_r104_r105() {
     need!("ss");
@@ -293,7 +293,7 @@ fn forwarded_udp_ports_are_not_forwarded_back_r104_r105() {
         recv_from(&peer);
         assert_answered(&client, (LOOPBACK[1], 7100), &early);
         drop((speaker, client));
-        // Two markers one after the other: a complete scan happens between them.
+        // When a second marker port is open after the first, a complete scan has happened between them.
         for marker in [7120, 7121] {
             let _marker = net.host.udp((any(HOST[0]), marker));
             wait_until("a marker in the guest", || is_in_use(&net.guest, "udp", marker));
@@ -307,7 +307,7 @@ fn forwarded_udp_ports_are_not_forwarded_back_r104_r105() {
             wait_until("a port to be closed in the guest", || !is_in_use(&net.guest, "udp", port));
         }
         let ours = |(host, guest): (String, String)| {
-            // The flow's socket on the host remains for a while.
+            // The flow's socket on the host stays open for some time.
             let stands = net.host.sh("ss -Hlne --udp 'sport = :7110' | grep -o 'ino:[0-9]*' || :");
             (
                 host.lines().filter(|line| !stands.contains(*line)).map(str::to_owned).collect::<Vec<_>>(),
@@ -342,8 +342,8 @@ fn all_four_options_are_auto_by_default() {
     }
 }
 
-/// behaviour §8.3: an ordinary user's pasta can't open ports below 1024 on the host, and reports each once. It can in the
-/// namespace. Other ports are forwarded.
+/// behaviour §8.3: the pasta of an ordinary user can't open ports below 1024 on the host, and reports each of them
+/// once. In the namespace, it can open them. Other ports are forwarded.
 #[test]
 fn low_ports_need_privileges_on_the_host_only() {
     need!("ss");

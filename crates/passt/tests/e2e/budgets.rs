@@ -1,5 +1,5 @@
-//! Budgets of open files (docs/design/budgets.md): a flood of one protocol leaves files for the others, and new flows replace
-//! old ones that can be ended without loss.
+//! Tests of the budgets of open files (docs/design/budgets.md). A flood of one protocol leaves files for other
+//! protocols, and a new flow replaces an old flow that can end without loss.
 
 use crate::harness::*;
 use crate::limits::{Over, attempt, count, greet, limited, routes};
@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
-/// A question and its answer. Returns the source of the question.
+/// Sends a question and its answer. Returns the source of the question.
 fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket, number: u64) -> SocketAddr {
     let (question, answer) = (payload(number, 40), payload(number + 1, 200));
     client.send_to(&question, to.into()).unwrap();
@@ -25,8 +25,9 @@ fn ping(net: &Net, id: u16, to: IpAddr) {
     assert!(report.stdout.contains(" 1 received"), "identifier {id}: {report:#?}");
 }
 
-/// At a limit of 1024 files, connections of one kind take their whole budget. Everything else still works: connections of the
-/// other kinds, UDP from a new port (in both directions, and bypassing the link), ping, and publishing a port.
+/// With a limit of 1024 files, connections of one kind use their whole budget. Connections of the other kinds, UDP from
+/// a new port (in both directions, also when it bypasses the link), ping, and the forwarding of another port still
+/// work.
 #[test]
 fn tcp_leaves_descriptors_for_other_flows() {
     need!("ping");
@@ -92,7 +93,7 @@ fn queries_from_many_ports_use_few_sockets() {
     let before = descriptors(&net.host, pid);
     let server = net.peer.udp((PEER[0], 53));
     let old = net.guest.udp((any(HOST[0]), 0));
-    // A long exchange, which keeps its socket.
+    // This exchange is long, so it keeps its socket.
     let first = ask(&old, (PEER[0], 53), &server, 1);
     (0..20).for_each(|number| assert_eq!(ask(&old, (PEER[0], 53), &server, number), first));
     for number in 0..2000 {
@@ -108,7 +109,7 @@ fn queries_from_many_ports_use_few_sockets() {
     assert_eq!(warnings, 1, "at most one a minute");
 }
 
-/// A monitor that uses a new identifier for each ping gets every reply.
+/// A monitoring program that uses a new identifier for each ping gets every reply.
 #[test]
 fn pings_with_many_identifiers_use_few_sockets() {
     need!("ping");

@@ -1,5 +1,5 @@
-//! Bulk transfers by TCP, every byte checked: 256 MiB with a large and a small MTU, in both directions, and with readers that
-//! are slower than the writer (behaviour §6.5, §6.6).
+//! Tests of bulk transfers over TCP. They check every byte of 256 MiB, with a large and a small MTU, in both
+//! directions, and with readers that are slower than the writer (behaviour §6.5, §6.6).
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 const LEN: u64 = 256 << 20;
 
-/// A connection as (guest's end, outside end): outbound over IPv4, inbound (`-t`) over IPv6.
+/// Opens a connection: an outbound one over IPv4, or an inbound one (`-t`) over IPv6. Returns the guest's end and the
+/// other end.
 fn connection(net: &Net, inbound: bool) -> (TcpStream, TcpStream) {
     if inbound {
         let listener = net.guest.listen((any(HOST[1]), 7001));
@@ -72,7 +73,7 @@ fn a_download_is_complete_mtu_1500() {
     download(1500);
 }
 
-/// Both directions at once, on an outbound and on an inbound connection.
+/// Transfers data in both directions at once, on an outbound and on an inbound connection.
 fn full_duplex(mtu: u32) {
     let Some(net) = start(mtu) else { return };
     for inbound in [false, true] {
@@ -107,7 +108,7 @@ fn parallel_transfers_are_complete() {
     });
 }
 
-/// The reader waits until the writer makes no progress, then reads everything.
+/// The reader waits until the writer makes no progress, and then reads all bytes.
 fn assert_slow_reader_loses_nothing(from: &TcpStream, to: &TcpStream) {
     const LEN: u64 = 48 << 20;
     let sent = AtomicU64::new(0);

@@ -1,5 +1,5 @@
-//! Checksums of frames from the guest: verified if the link does not guarantee them, and completed if the guest's kernel left
-//! them partial, also inside a tunnel (behaviour §4, §7.2).
+//! Tests of the checksums of frames from the guest. They are verified if the link does not guarantee them, and
+//! completed if the guest's kernel left them partial, even inside a tunnel (behaviour §4, §7.2).
 
 use crate::harness::*;
 use crate::limits::count;
@@ -95,14 +95,14 @@ impl Client {
         Self { socket, stream: Vec::new() }
     }
 
-    /// Sends frames, all with one write.
+    /// Sends all frames with one write.
     fn send(&mut self, frames: &[&[u8]]) {
         let prefixed =
             frames.iter().flat_map(|frame| [&(frame.len() as u32).to_be_bytes()[..], frame].concat());
         self.socket.write_all(&prefixed.collect::<Vec<_>>()).unwrap();
     }
 
-    /// The sequence number of the next SYN,ACK.
+    /// Waits for a SYN,ACK. Returns its sequence number.
     fn expect_answer(&mut self) -> Seq {
         loop {
             while let Some(frame) = next_frame(&self.stream).map(<[u8]>::to_vec) {
@@ -143,7 +143,7 @@ fn wrong_checksums_are_dropped_and_counted() {
         assert_eq!(recv_from(&server).0, b"question");
         dropped += 1;
     }
-    // A datagram without a checksum is valid in IPv4 and in tunnels (RFC 6935).
+    // A datagram without a checksum is valid over IPv4 and in tunnels (RFC 6935).
     for (v, port, right) in [(0, PORT, true), (1, VXLAN_PORT, true), (1, PORT, false)] {
         let mut none = datagram(&outgoing(v), port, b"none").0;
         let at = outgoing(v).network_len() + usize::from(udp::CHECKSUM_OFFSET);
@@ -163,7 +163,7 @@ fn wrong_checksums_are_dropped_and_counted() {
     client.send(&[&bad, &syn]);
     let ack = client.expect_answer() + 1;
     let (mut server, _) = accept(&listener);
-    // Consecutive segments in one read. The third one is corrupt.
+    // Consecutive segments arrive in one read. The third segment is corrupt.
     let words = ["one ", "two ", "three ", "four "];
     let mut seq = iss + 1;
     let segments: Vec<Vec<u8>> = words
@@ -180,7 +180,7 @@ fn wrong_checksums_are_dropped_and_counted() {
     expect(&mut server, b"one two ");
     client.send(&[&segments[2]]);
     expect(&mut server, b"three four ");
-    // Only the IPv4 header is corrupt.
+    // Only the IPv4 header of this segment is corrupt.
     let next = segment(Flags::ACK, seq, ack, b"end");
     let mut bad = next.clone();
     bad[22] ^= 1; // TTL
@@ -190,8 +190,8 @@ fn wrong_checksums_are_dropped_and_counted() {
     assert_eq!(passt.stderr().matches("wrong checksums").count(), 1, "once a minute");
 }
 
-/// The guest's kernel leaves checksums inside a tunnel partial, and the tap passes them on. Datagrams that leave the host are
-/// complete.
+/// The guest's kernel leaves checksums inside a tunnel partial, and the tap device does not complete them. The
+/// datagrams that the host sends have complete checksums.
 #[test]
 fn checksums_inside_a_tunnel_are_completed() {
     let Some(net) = Net::new() else { return };
@@ -235,7 +235,7 @@ fn checksums_inside_a_tunnel_are_completed() {
     }
 }
 
-/// A VXLAN tunnel between the kernels of the guest and the peer.
+/// A VXLAN tunnel connects the kernels of the guest and the peer.
 #[test]
 fn tcp_works_through_a_tunnel() {
     need!("ethtool");
@@ -277,7 +277,7 @@ fn an_offload_header_completes_the_checksum_that_it_points_to() {
     let mut front_end = FrontEnd::new(net.path("guest.socket").as_ref(), DriverConfig::default());
     let server = net.peer.udp((PEER[0], VXLAN_PORT));
     let outer = outgoing(0);
-    // Longer than the part of a frame that passt copies.
+    // The payload is longer than the part of a frame that passt copies.
     let (inner, open) = datagram(&outgoing(1), PORT, &[0x5a; 1001]);
     let (mut frame, _) = datagram(&outer, VXLAN_PORT, &[&[0; VXLAN], &inner[..]].concat());
     frame[40..42].fill(0); // no outer checksum
@@ -302,7 +302,7 @@ fn an_offload_header_completes_the_checksum_that_it_points_to() {
             assert!(recv_from(&server).0[VXLAN..] == whole);
         }
     }
-    // Frames without offloads are verified, also if they are in several buffers of the guest's memory.
+    // Frames without offloads are verified, even if they are in several buffers of the guest's memory.
     let good = complete(datagram(&outer, VXLAN_PORT, &[0x5a; 1001]));
     let mut bad = good.clone();
     bad[1000] ^= 1;

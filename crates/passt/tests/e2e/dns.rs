@@ -1,4 +1,4 @@
-//! Forwarding of DNS: `--dns-forward`, and resolvers that the guest can't reach by their own addresses
+//! Tests of the forwarding of DNS: `--dns-forward`, and resolvers that the guest can't reach at their own addresses
 //! (behaviour §3.4.5, §5.2).
 
 use crate::harness::*;
@@ -26,27 +26,28 @@ fn answer(query: &[u8], address: [u8; 4]) -> Vec<u8> {
     message
 }
 
-/// DNS, and DNS over TLS or DTLS.
+/// The ports of DNS, and of DNS over TLS or DTLS.
 const PORTS: [u16; 2] = [53, 853];
 const LOOPBACK_53: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 const LOOPBACK_RESOLVERS: &str = "nameserver 127.0.0.53\nnameserver ::1\n";
-/// Loopback addresses of the host where its resolver listens.
+/// Loopback addresses of the host at which its resolver listens.
 const AT_LOOPBACK: [IpAddr; 2] = [LOOPBACK_53, IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// Queries of the guest to `to`, by UDP and TCP on either port, reach the resolver in `server` at `at`.
+/// Checks that queries of the guest to `to`, over UDP and TCP and to both ports, reach the resolver in `server` at
+/// `at`.
 fn assert_resolves(net: &Net, to: IpAddr, server: &Ns, at: IpAddr) {
     for port in PORTS {
         assert_resolves_by(net, (to, port), server, (at, port).into());
     }
 }
 
-/// The guest sends one query by UDP and one by TCP to `to`. A resolver in `server` at `at` answers each with a different
-/// address.
+/// Checks queries of the guest to `to`, one over UDP and one over TCP. A resolver in `server` at `at` answers them with
+/// different addresses.
 fn assert_resolves_by(net: &Net, to: (IpAddr, u16), server: &Ns, at: SocketAddr) {
     let (socket, listener) = (server.udp(at), server.listen(at));
     thread::scope(|scope| {
         scope.spawn(move || {
-            // Skip queries of [`wait_for_resolver`].
+            // Queries of [`wait_for_resolver`] are skipped.
             let (question, from) = std::iter::repeat_with(|| recv_from(&socket))
                 .find(|(question, _)| *question == query(0x1234, "peer"))
                 .unwrap();
@@ -78,7 +79,7 @@ fn assert_resolves_by(net: &Net, to: (IpAddr, u16), server: &Ns, at: SocketAddr)
     });
 }
 
-/// behaviour §3.4.4: for each family, the first resolver of that family in the host's resolv.conf.
+/// behaviour §3.4.4: the queries go to the first resolver in the host's resolv.conf.
 #[test]
 fn dns_forward_leads_to_the_first_resolver() {
     let Some(net) = Net::new() else { return };
@@ -89,7 +90,7 @@ fn dns_forward_leads_to_the_first_resolver() {
     }
 }
 
-/// behaviour §3.4.4: servers of one family answer queries by the other, also for a guest with one family only.
+/// behaviour §3.4.4: servers of one family answer queries over the other family, even if the guest has only one family.
 #[test]
 fn servers_of_the_other_family_answer() {
     for (resolv_conf, v, only) in
@@ -103,7 +104,7 @@ fn servers_of_the_other_family_answer() {
     }
 }
 
-/// The first server does not answer, or does not listen. The second one answers, by UDP and TCP.
+/// If the first server does not answer, or does not listen, the second server answers, over UDP and TCP.
 #[test]
 fn a_server_that_does_not_answer_is_replaced() {
     let silent = "nameserver 198.51.100.200\nnameserver 198.51.100.3\n";
@@ -117,7 +118,7 @@ fn a_server_that_does_not_answer_is_replaced() {
     }
 }
 
-/// If all servers answer REFUSED, the guest gets that answer.
+/// If all servers answer REFUSED, the guest gets this answer.
 #[test]
 fn a_server_that_refuses_is_replaced() {
     let resolv_conf = "nameserver 198.51.100.4\nnameserver 198.51.100.3\n";
@@ -160,7 +161,8 @@ fn without_a_server_the_guest_gets_an_error() {
     }
 }
 
-/// Many queries from one port, as by a name server, and one query from each of many ports, as by stub resolvers.
+/// The guest sends many queries from one port, like a name server, and one query from each of many ports, like stub
+/// resolvers.
 #[test]
 fn queries_leave_no_sockets_behind() {
     let Some(net) = Net::new() else { return };
@@ -192,7 +194,7 @@ fn dns_host_overrides_resolv_conf() {
     }
 }
 
-/// An address outside of any subnet, without a mapping of the gateway.
+/// The address is outside any subnet, and the gateway is not mapped.
 #[test]
 fn dns_forward_works_as_podman_uses_it() {
     let Some(net) = Net::new() else { return };
@@ -200,7 +202,7 @@ fn dns_forward_works_as_podman_uses_it() {
     assert_resolves(&net, "169.254.1.1".parse().unwrap(), &net.peer, PEER[0]);
 }
 
-/// behaviour §3.4.5, R-35: with and without a mapping of the host's loopback.
+/// behaviour §3.4.5, R-35: this works with and without a mapping of the host's loopback.
 #[test]
 fn a_loopback_resolver_is_reached_by_dns_forward_r35() {
     for no_mapping in [&["--no-map-gw"][..], &[]] {
@@ -225,7 +227,7 @@ fn a_loopback_resolver_is_reached_by_the_mapped_address() {
     }
 }
 
-/// behaviour §3.4.5, R-36: although its address maps to the host's loopback, queries go to the gateway.
+/// behaviour §3.4.5, R-36: queries go to the gateway, although the gateway's address maps to the host's loopback.
 #[test]
 fn a_gateway_that_is_the_resolver_is_asked_itself_r36() {
     let resolv_conf = "nameserver 198.51.100.1\nnameserver 2001:db8:1::1\n";
@@ -236,7 +238,7 @@ fn a_gateway_that_is_the_resolver_is_asked_itself_r36() {
     }
 }
 
-/// behaviour §3.4.5: the four cases with a resolver on the host's loopback.
+/// behaviour §3.4.5: there are four cases with a resolver on the host's loopback.
 #[test]
 fn a_loopback_resolver_is_advertised_by_a_mapped_address() {
     need!("dhclient");
@@ -318,21 +320,21 @@ fn replace_by_rename(net: &Net) {
     ));
 }
 
-/// A service replaces the file that `/etc/resolv.conf` is a link to.
+/// A service replaces the target of the link `/etc/resolv.conf`.
 #[test]
 fn a_file_replaced_by_rename_is_followed() {
     need!("dhclient");
     assert_follows(User::UsernsRoot, LINKED, replace_by_rename);
 }
 
-/// Root's pasta changes its user.
+/// A pasta that root starts changes its user.
 #[test]
 fn a_replaced_file_is_followed_after_a_change_of_user() {
     need!("dhclient");
     assert_follows(User::PlainRoot, LINKED, replace_by_rename);
 }
 
-/// A link to a file in another watched directory replaces the link, and is replaced back.
+/// A link to a file in another watched directory replaces the link. Later, the old link is restored.
 #[test]
 fn a_replaced_symbolic_link_is_followed() {
     need!("dhclient");
@@ -349,7 +351,8 @@ fn a_replaced_symbolic_link_is_followed() {
     });
 }
 
-/// The root of the process is empty: a link to a directory that it does not hold open can't be followed.
+/// The root directory of the process is empty. So a link to a directory that the process does not hold open can't be
+/// followed.
 #[test]
 fn links_out_of_the_sandbox_are_ignored() {
     let Some(net) = Net::with(Options { host_setup: LINKED, ..Options::default() }) else { return };
@@ -366,7 +369,7 @@ fn links_out_of_the_sandbox_are_ignored() {
     wait_for_new_resolver(&net);
 }
 
-/// As in a container, where the file is a bind mount.
+/// In a container, the file is a bind mount, so it is rewritten in place.
 #[test]
 fn a_file_rewritten_in_place_is_followed() {
     need!("dhclient");
@@ -375,7 +378,7 @@ fn a_file_rewritten_in_place_is_followed() {
     });
 }
 
-/// A later usable file is still followed.
+/// When a usable file appears later, it is used.
 #[test]
 fn unusable_files_are_ignored() {
     let Some(net) = Net::with(Options { host_setup: LINKED, ..Options::default() }) else { return };

@@ -1,4 +1,4 @@
-//! A hostile guest that sends as many frames as it can, while other flows continue (behaviour §10.6).
+//! A test with a hostile guest that sends as many frames as it can, while other flows continue (behaviour §10.6).
 //!
 //! `E2E_FLOOD_FRAMES=5000000 cargo test -p passt --test e2e flood -- --nocapture` runs for about a minute.
 
@@ -15,13 +15,13 @@ use wire::icmp;
 use wire::tcp::{self, Flags, Seq};
 
 const FRAMES: u64 = 60_000;
-/// The growth allowed: more than a full table of flows takes.
+/// The allowed growth of memory, in KiB. A full table of flows takes less.
 const GROWTH_KIB: u64 = 48 * 1024;
 const OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 
-/// Maximum length of a frame that is not to be segmented, with its header.
+/// Maximum length of a frame that need not be segmented, with its header.
 const MTU: usize = 1514;
-/// Ports of the peer: a server that closes each connection at once, and a closed port.
+/// Ports of the peer: the first has a server that closes each connection at once, the second is closed.
 const SINK: u16 = 7002;
 const CLOSED: u16 = 9;
 
@@ -51,7 +51,7 @@ impl FrameGenerator {
         (0..len).map(|_| self.next() as u8).collect()
     }
 
-    /// A source and a destination. The source is the guest's own, so that its kernel answers what comes back.
+    /// A source and a destination. The source is the guest's own address, so that its kernel answers packets to it.
     fn ends(&mut self) -> (IpAddr, IpAddr) {
         let family = self.below(2) as usize;
         let groups: [IpAddr; 4] = [
@@ -143,7 +143,7 @@ impl FrameGenerator {
         self.write(ends, |to, buffer| to.tcp(buffer, header, &options, len, None).map(|written| written.len))
     }
 
-    /// A frame to be segmented (GSO). The kernel passes those that match their virtio-net header.
+    /// A frame that must be segmented (GSO). The kernel forwards the frames that match their virtio-net header.
     fn super_frame(&mut self, vnet_header: &mut [u8]) -> Vec<u8> {
         let ends = self.ends();
         let header = self.header(0);
@@ -160,7 +160,7 @@ impl FrameGenerator {
         });
         vnet_header.copy_from_slice(&offload[..sys::packet::VNET_HDR_LEN]);
         if self.below(3) == 0 {
-            // Other flags and kinds, UFO and ECN among them.
+            // Other flags and kinds of segmentation, including UFO and ECN.
             vnet_header[0] = self.pick(&[0, 1, 2, 3]);
             vnet_header[1] = self.pick(&[0, 1, 3, 4, 5, 0x81, 0x83, 0x84, 0x85]);
         }
@@ -174,7 +174,7 @@ impl FrameGenerator {
         let kind = self.below(12) as u8;
         self.write(ends, |to, buffer| {
             if ports.1 == 67 {
-                // Enough of DHCP that the server parses its options.
+                // The message has the fields that the server needs before it parses options.
                 let start = to.headroom(wire::udp::HEADER_LEN);
                 buffer[start] = 1;
                 buffer[start + 236..start + 243].copy_from_slice(&[99, 130, 83, 99, 53, 1, kind]);
@@ -199,12 +199,13 @@ impl FrameGenerator {
         frame
     }
 
-    /// Changes some bytes of the headers, or the length. Never the source MAC address: replies to the other flows need it.
+    /// Changes some bytes of the headers, or the length. The source MAC address is never changed: replies of the other
+    /// flows need it.
     fn mutate(&mut self, frame: &mut Vec<u8>) {
         for _ in 0..1 + self.below(3) {
             let at = 14 + self.below(90) as usize;
             let value = self.next() as u8;
-            // Nor the source address: no kernel would reset connections from another one.
+            // The source IP address is not changed either: no kernel would reset connections from another address.
             let sender = if frame[12] == 8 { 26..30 } else { 22..38 };
             if at < frame.len() && !sender.contains(&at) {
                 frame[at] = value;
@@ -218,7 +219,7 @@ impl FrameGenerator {
     }
 }
 
-/// Sends frames as fast as the kernel accepts them. Returns how many it accepted.
+/// Sends frames as fast as the kernel accepts them. Returns the number of accepted frames.
 fn attack(socket: &OwnedFd, generator: &mut FrameGenerator, count: u64) -> u64 {
     // A frame that the kernel refuses, or has no room for, is lost.
     (0..count).filter(|_| net::send(socket, &generator.frame(), SendFlags::empty()).is_ok()).count() as u64
@@ -240,7 +241,7 @@ fn serve(listener: &TcpListener, end: &AtomicBool, serve: impl Fn(TcpStream)) {
 /// Echoes a connection until its end.
 fn echo(mut stream: TcpStream) {
     let mut buffer = [0; 4096];
-    stream.set_read_timeout(Some(PATIENCE)).unwrap(); // it has the listener's
+    stream.set_read_timeout(Some(PATIENCE)).unwrap(); // the listener's timeout is inherited
     while let Ok(len @ 1..) = stream.read(&mut buffer) {
         stream.write_all(&buffer[..len]).unwrap();
     }
@@ -256,7 +257,7 @@ fn ask(client: &mut TcpStream) {
 /// The program continues, its memory is bounded, other flows continue, and no descriptor remains.
 #[test]
 fn hostile_frames_do_not_disturb_other_flows() {
-    // The host gives up connections to addresses without an answer before the test's bound.
+    // With this setting, the host gives up unanswered connections before the test's time limit.
     let host_setup = "echo 1 >/proc/sys/net/ipv4/tcp_syn_retries\n";
     let Some(net) = Net::with(Options { host_setup, ..Options::default() }) else { return };
     let pasta = net.pasta(&[]);
@@ -286,7 +287,7 @@ fn hostile_frames_do_not_disturb_other_flows() {
                 }
             })
         });
-        // The first frames fill tables that stay.
+        // The first frames fill tables whose memory stays allocated.
         attack(&frames, &mut generator, count / 10);
         let (before, begun) = (pasta.memory_kib(), Instant::now());
         let sent = attack(&frames, &mut generator, count - count / 10);
@@ -305,7 +306,7 @@ fn hostile_frames_do_not_disturb_other_flows() {
         assert!(sent > count / 4, "only {sent} of {count} frames were sent");
         assert!(after <= before + GROWTH_KIB, "from {before} to {after} KiB");
     });
-    // Ping flows end last, after a minute. One socket per family remains, for lookups of source addresses.
+    // Ping flows end last, after a minute. One socket for each family remains, for lookups of source addresses.
     const PROBES: usize = 2;
     let end = Instant::now() + 2 * PATIENCE;
     while pasta.descriptors() > descriptors + PROBES {
@@ -314,13 +315,13 @@ fn hostile_frames_do_not_disturb_other_flows() {
     }
 }
 
-/// Further connections are refused. Once descriptors are free again, new ones succeed.
+/// Further connections are refused. When descriptors are free again, new connections succeed.
 #[test]
 fn without_descriptors_old_connections_continue() {
     const LIMIT: usize = 64;
     let Some(net) = Net::new() else { return };
     let pid_file = net.path("pasta.pid");
-    // Without `auto` rules, because the test counts sockets.
+    // There are no `auto` rules, because the test counts sockets.
     let rules = "-t 7001 -u none -T none -U none".split(' ');
     let args = ["--config-net", "--pid", &pid_file, "--netns", "/run/netns/guest"];
     let args: Vec<&str> = args.into_iter().chain(rules).collect();
@@ -337,7 +338,7 @@ fn without_descriptors_old_connections_continue() {
     let (server, _) = accept(&outside);
     let echoing = std::thread::spawn(|| echo(server));
     ask(&mut old);
-    // All succeed until no descriptor is left. Then connections of the guest are refused at once.
+    // Connections of the guest succeed until no descriptor is left. Then they are refused at once.
     let mut held = Vec::new();
     let refusal = loop {
         match net.guest.connect((PEER[0], 7000)) {
@@ -367,7 +368,7 @@ fn without_descriptors_old_connections_continue() {
     echoing.join().unwrap();
 }
 
-/// The server's end of a connection once it is established, or None once the connection is reset.
+/// Waits until a connection is established or reset. Returns the server's end, or None after a reset.
 fn server_or_reset(client: &TcpStream, listener: &TcpListener) -> Option<TcpStream> {
     client.set_nonblocking(true).unwrap();
     listener.set_nonblocking(true).unwrap();

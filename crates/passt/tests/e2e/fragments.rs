@@ -1,4 +1,4 @@
-//! Datagrams above the guest's MTU (behaviour §4.7).
+//! Tests of datagrams above the guest's MTU (behaviour §4.7).
 
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, IpVersion, Ipv4Packet, Ipv6Packet, TcpControl};
 
@@ -6,7 +6,7 @@ use crate::harness::*;
 use crate::udp::deliver;
 use crate::vhost_user;
 
-/// Datagrams from the guest: at its MTU, just above it, and up to the largest.
+/// Checks datagrams from the guest: at its MTU, just above its MTU, and up to the maximum length.
 fn assert_datagrams_from_guest_arrive(net: &Net, mtu: usize) {
     for (host, peer) in HOST.into_iter().zip(PEER) {
         let server = net.peer.udp((peer, 7000));
@@ -19,7 +19,7 @@ fn assert_datagrams_from_guest_arrive(net: &Net, mtu: usize) {
     }
 }
 
-/// Datagrams to the guest: at its MTU, just above it, and up to the largest.
+/// Checks datagrams to the guest: at its MTU, just above its MTU, and up to the maximum length.
 fn assert_datagrams_to_guest_arrive(net: &Net, mtu: usize) {
     for peer in PEER {
         let server = net.peer.udp((peer, 7000));
@@ -57,7 +57,7 @@ fn narrow(options: &str) -> Option<Net> {
     Some(net)
 }
 
-/// The MTU of the path to `to`, found as by tracepath(8): by datagrams that must not be fragmented.
+/// The MTU of the path to `to`. Like tracepath(8), the function sends datagrams that must not be fragmented.
 fn path_mtu(net: &Net, to: std::net::IpAddr) -> String {
     // The first datagrams fill the guest's link.
     let script = format!(
@@ -83,7 +83,7 @@ print(s.getsockopt(level, mtu))"
     net.guest.run(&["python3", "-c", &script]).ok().trim().to_owned()
 }
 
-/// The MTU of the host's interface first, then that of the link beyond the router.
+/// First the guest learns the MTU of the host's interface, then the MTU of the link beyond the router.
 #[test]
 fn the_guest_learns_the_path_mtu() {
     need!("python3");
@@ -93,9 +93,9 @@ fn the_guest_learns_the_path_mtu() {
     }
 }
 
-/// The guest's kernel sets Don't Fragment on what fits the guest's link. Nevertheless the first datagram above the MTU of
-/// the host's interface arrives, and its socket, although connected, gets no error. Beyond that interface, only IPv4
-/// routers fragment.
+/// The guest's kernel sets "don't fragment" on datagrams that fit the guest's link. Nevertheless, the first datagram
+/// above the MTU of the host's interface arrives, and the guest's connected socket gets no error. Beyond that
+/// interface, only IPv4 routers fragment.
 #[test]
 fn datagrams_above_the_path_mtu_arrive_r117() {
     let Some(net) = narrow("--mtu 65520") else { return };
@@ -115,7 +115,8 @@ fn datagrams_above_the_path_mtu_arrive_r117() {
     }
 }
 
-/// Without Don't Fragment they are fragmented; with it, the guest gets an error with the MTU.
+/// Requests without "don't fragment" are fragmented. For requests with "don't fragment", the guest gets an error with
+/// the MTU.
 #[test]
 fn echo_requests_above_the_path_mtu_are_fragmented_or_refused() {
     need!("ping");
@@ -150,7 +151,7 @@ fn fragments_by_the_stream_socket_are_reassembled() {
     assert_datagrams_to_guest_arrive(&net, 1500);
 }
 
-/// Requests and replies above the guest's MTU.
+/// Requests and replies are longer than the guest's MTU.
 #[test]
 fn large_echo_requests_are_answered() {
     need!("ping");
@@ -161,7 +162,7 @@ fn large_echo_requests_are_answered() {
     }
 }
 
-/// No kernel fragments TCP, but a router in the guest's network may.
+/// A guest's kernel does not fragment TCP segments, but a router in the guest's network may.
 #[test]
 fn a_tcp_segment_in_fragments_is_reassembled() {
     need!("socat");

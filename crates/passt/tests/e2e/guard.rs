@@ -1,4 +1,5 @@
-//! What the guest may reach: `--allow`, `--deny`, `--policy` (docs/guard.md).
+//! Tests of `--allow`, `--deny` and `--policy`, which determine the destinations that the guest may reach
+//! (docs/guard.md).
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -6,7 +7,8 @@ use std::net::IpAddr;
 use crate::harness::*;
 use crate::udp::deliver;
 
-/// What a client of the guest sees of a TCP port and a UDP port at `to`, where a server listens in `server` at `real`.
+/// Whether a client of the guest reaches a TCP port and a UDP port at `to`. The servers are in `server`, at the address
+/// `real`.
 fn reaches(net: &Net, server: &Ns, to: IpAddr, real: IpAddr, port: u16) -> [bool; 2] {
     let listener = server.listen((real, port));
     let tcp = match net.guest.connect((to, port)) {
@@ -25,7 +27,7 @@ fn reaches(net: &Net, server: &Ns, to: IpAddr, real: IpAddr, port: u16) -> [bool
     client.send(b"question").unwrap();
     let udp = match udp_outcome(&client, &server) {
         Ok(()) => true,
-        // EHOSTUNREACH for IPv4's "administratively prohibited", EACCES for that of IPv6.
+        // The error for "administratively prohibited" is EHOSTUNREACH for IPv4, and EACCES for IPv6.
         Err(error) => {
             assert!(
                 matches!(error, ErrorKind::HostUnreachable | ErrorKind::PermissionDenied),
@@ -37,7 +39,7 @@ fn reaches(net: &Net, server: &Ns, to: IpAddr, real: IpAddr, port: u16) -> [bool
     [tcp, udp]
 }
 
-/// Whether the datagram that `client` sent arrives at `server`; else the error that it got.
+/// Waits until the datagram of `client` arrives at `server`, or `client` gets an error. Returns the error.
 fn udp_outcome(client: &std::net::UdpSocket, server: &std::net::UdpSocket) -> Result<(), ErrorKind> {
     server.set_nonblocking(true).unwrap();
     client.set_nonblocking(true).unwrap();
@@ -102,7 +104,7 @@ fn an_address_that_the_host_gets_later_is_the_hosts() {
     assert_eq!(reaches(&net, &net.host, late, late, 7000), [false, false]);
 }
 
-/// The bypass leads to the host, too.
+/// Connections that bypass the link lead to the host, too.
 #[test]
 fn ports_that_bypass_the_link_are_the_hosts() {
     let Some(net) = Net::new() else { return };
@@ -145,7 +147,8 @@ fn a_refused_ping_is_reported() {
     assert!(refused.stdout.contains("filtered"), "{}", refused.stdout);
 }
 
-/// Packages of a registry in a private network, say: the resolver there may be asked although its network is denied.
+/// The resolver is in a private network that is denied, for example next to a registry of packages. The guest may still
+/// ask the resolver.
 #[test]
 fn names_of_a_resolver_in_a_denied_group() {
     let Some(net) = Net::new() else { return };
@@ -204,7 +207,7 @@ fn an_audit_refuses_nothing_and_tells() {
     assert!(told.contains("would be refused: tcp") && told.contains("deny 198.51.100.0/24"), "{told}");
 }
 
-/// Pasta with a command logs warnings and errors only. Whoever runs it sees what was refused.
+/// A pasta with a command logs only warnings and errors. Its caller sees refusals, too.
 #[test]
 fn the_caller_of_a_command_sees_what_is_refused() {
     need!("ping");

@@ -1,12 +1,13 @@
-//! A hostile guest (behaviour §10.6): the program continues and does not grow, whatever frames the guest sends. Here: mutated
-//! frames, also to the services of the program. In `flood`: transports, with other flows at the same time.
+//! Tests with a hostile guest (behaviour §10.6): for any frames of the guest, the program continues and does not grow.
+//! This file has tests with mutated frames, some of them for the services of the program. `flood` has a test of the
+//! transport protocols, with other flows at the same time.
 
 use crate::harness::*;
 use smoltcp::wire::TcpControl;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
-/// The frames a guest sends when it configures itself and talks: seeds for mutation.
+/// Frames of a guest that configures itself and opens a connection. They are seeds for mutation.
 fn ordinary_frames(raw: &Raw) -> Vec<Vec<u8>> {
     let segment = |control, ack, payload: &[u8]| Segment {
         src_port: 40000,
@@ -28,7 +29,8 @@ fn ordinary_frames(raw: &Raw) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Frames without a builder here: to the program's MAC address or broadcast, from 02:00:5e:10:00:09.
+/// Recorded frames, for which the test has no builder. Their source is 02:00:5e:10:00:09, and their destination is the
+/// program's MAC address or a group.
 const RECORDED: [&str; 5] = [
     // UDP 198.51.100.2:5000 -> 198.51.100.3:7000, "hello"
     "9a559a559a5502005e100009080045000021000040004011e65fc6336402c633640313881b58000d000068656c6c6f",
@@ -45,7 +47,7 @@ const RECORDED: [&str; 5] = [
      0222022300300aff_01123456_0001000a00030001_02005e100009_0003000c000000010000000000000000_00080002_0000",
 ];
 
-/// The seeds are valid: each request gets its reply.
+/// Checks that the seeds are valid: each request gets its reply.
 fn assert_answered(raw: &Raw, seeds: &[Vec<u8>]) {
     let mut missing =
         vec!["ARP reply", "echo reply", "DHCP offer", "neighbour advertisement", "DHCPv6 advertise"];
@@ -107,8 +109,8 @@ fn assert_forwards(net: &Net, to: SocketAddr) {
     assert_eq!(recv_from(&client).0, b"answer");
 }
 
-/// Valid frames with random changes (from a fixed seed). `E2E_MUTATED_FRAMES` is their number. The program neither ends nor
-/// leaks, and still forwards.
+/// The guest sends valid frames with random changes (from a fixed seed). `E2E_MUTATED_FRAMES` sets their number. The
+/// program does not end, leaks no memory, and still forwards.
 #[test]
 fn mutated_frames_do_no_harm() {
     need!("socat");
@@ -128,7 +130,7 @@ fn mutated_frames_do_no_harm() {
             settled = pasta.memory_kib();
         }
     }
-    // Traffic of the guest's kernel corrects what the frames said about the guest's addresses.
+    // The mutated frames may have claimed wrong addresses for the guest. Traffic of the guest's kernel corrects this.
     drop(raw);
     for peer in PEER {
         assert_forwards(&net, (peer, 7001).into());
@@ -155,7 +157,7 @@ fn invalid_frames_are_ignored_r77_r100() {
     let peer = PEER[0];
     let (listener, raw) = (net.peer.listen((peer, PEER_PORT)), Raw::open(&net));
     let good = raw.tcp_frame(peer, &segment(TcpControl::Syn, ISS, None, b""), 0);
-    (14..good.len()).for_each(|len| raw.send(&good[..len])); // cut at every length
+    (14..good.len()).for_each(|len| raw.send(&good[..len])); // truncated to every length
     for byte in 12..good.len() {
         for value in [0, 0x7f, 0xff] {
             let mut bad = good.clone();

@@ -1,4 +1,4 @@
-//! curl, over both families.
+//! Tests with curl, over both families.
 
 use crate::harness::*;
 use std::io::{BufRead, BufReader, Write};
@@ -62,7 +62,7 @@ fn curl_works_as_the_command() {
     }
 }
 
-/// A client outside, a server in the guest.
+/// The client is on the peer, the server is in the guest.
 #[test]
 fn curl_reaches_a_server_in_the_guest() {
     need!("curl");

@@ -1,13 +1,13 @@
-//! Echo, and the ICMP errors that traceroute needs (behaviour §4.5, §7.4).
+//! Tests of echo, and of the ICMP errors that traceroute needs (behaviour §4.5, §7.4).
 
 use crate::harness::*;
 
-/// Runs ping until all `-c` replies have arrived. (With `-W`, ping waits for twice the round-trip time only.)
+/// Runs ping until all `-c` replies have arrived. (With `-W`, ping would wait only for twice the round-trip time.)
 fn ping(net: &Net, arguments: &str) -> String {
     net.guest.sh(&format!("ping -n -w 60 {arguments}"))
 }
 
-/// R-46: also the first one of an identifier.
+/// R-46: this includes the first request with an identifier.
 #[test]
 fn every_echo_request_is_answered_r46() {
     need!("ping");
@@ -21,7 +21,7 @@ fn every_echo_request_is_answered_r46() {
     }
 }
 
-/// behaviour §5.2, row 2: the gateway's address maps to the host, which answers although the gateway does not.
+/// behaviour §5.2, row 2: the gateway's address maps to the host. The host answers, although the gateway does not.
 #[test]
 fn the_host_answers_pings_to_the_gateway() {
     need!("ping");
@@ -54,7 +54,8 @@ fn concurrent_pings_get_their_own_replies() {
     }
 }
 
-/// R-94: the guest sees the routers, each with its own address (behaviour §7.3: TTL kept, §7.4: errors rebuilt).
+/// R-94: the guest sees each router with its own address. The TTL is kept (behaviour §7.3), and errors are rebuilt
+/// (§7.4).
 #[test]
 fn traceroute_shows_hops_r94() {
     need!("traceroute");
@@ -90,7 +91,7 @@ try: s.recv(1)
 except OSError as error: print(error.errno)"
         );
         let errno = net.guest.run(&["python3", "-c", &script]).ok();
-        // ENOPROTOOPT, EPROTO.
+        // The error is ENOPROTOOPT (92) for IPv4, and EPROTO (71) for IPv6.
         assert_eq!(errno.trim(), if peer.is_ipv4() { "92" } else { "71" });
     }
 }

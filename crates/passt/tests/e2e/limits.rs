@@ -1,5 +1,5 @@
-//! At resource limits (behaviour §6.10): new flows are refused and counted, old ones continue without a lost byte, and the
-//! program neither ends nor grows.
+//! Tests at resource limits (behaviour §6.10). New flows are refused and counted, old flows continue without a lost
+//! byte, and the program does not end and does not grow.
 
 use crate::harness::*;
 use rustix::net::{SendFlags, send as send_frame};
@@ -13,12 +13,12 @@ use wire::ethernet::Mac;
 use wire::frame::Outgoing;
 use wire::tcp::{Flags, Header, Seq};
 
-/// Files that the program may have open.
+/// Maximum number of open files of the program.
 const LIMIT: usize = 1024;
 const ATTEMPTS: usize = 10_000;
-/// The growth allowed.
+/// The allowed growth of memory, in KiB.
 const GROWTH_KIB: u64 = 24 * 1024;
-/// Bytes that an old connection sends in a turn, and gets back.
+/// Number of bytes that an old connection sends in a turn, and receives again.
 const TURN: u64 = 20_000;
 
 /// A path through the program: a client, the address that it connects to, and the listener behind it.
@@ -29,7 +29,7 @@ pub(crate) struct Route<'a> {
     pub(crate) listener: TcpListener,
 }
 
-/// Through the tap and bypassing it, in both directions.
+/// The routes through the tap device, and those that bypass the link, in both directions.
 pub(crate) fn routes(net: &Net) -> Vec<Route<'_>> {
     let route = |name, client, to: (IpAddr, u16), server: &Ns, at: (IpAddr, u16)| Route {
         name,
@@ -46,7 +46,8 @@ pub(crate) fn routes(net: &Net) -> Vec<Route<'_>> {
     ]
 }
 
-/// A pasta in the foreground with a limit of open files, which prints its counters; and its process id.
+/// Starts a pasta in the foreground that has a limit of open files and prints its counters. Returns it and its process
+/// ID.
 pub(crate) fn limited(net: &Net, limit: usize, args: &[&str]) -> (Running, u32) {
     let pid_file = net.path("pasta.pid");
     let all =
@@ -59,7 +60,7 @@ pub(crate) fn limited(net: &Net, limit: usize, args: &[&str]) -> (Running, u32) 
     (running, pid().unwrap())
 }
 
-/// A counter in the last line of the program's counters. Columns of the same name are added.
+/// The value of a counter in the last line of the program's counters. Columns with the same name are added.
 pub(crate) fn count(pasta: &mut Running, name: &str) -> u64 {
     let text = pasta.stderr();
     let names: Vec<&str> = text.lines().find(|line| line.contains("opened")).unwrap().split("  ").collect();
@@ -106,7 +107,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// A new connection to a server that greets it. None if it is refused.
+/// Opens a connection to a server that sends a greeting. None if the connection is refused.
 pub(crate) fn attempt(route: &Route<'_>) -> Option<TcpStream> {
     let refused = |kind| {
         matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
@@ -130,7 +131,7 @@ pub(crate) fn greet(listener: &TcpListener, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((mut guest, _)) => {
-                // It may have been reset by now.
+                // The connection may have been reset in the meantime.
                 let _ = guest.write_all(b"!");
             }
             Err(_) => std::thread::sleep(std::time::Duration::from_micros(200)),
@@ -138,7 +139,7 @@ pub(crate) fn greet(listener: &TcpListener, over: &AtomicBool) {
     }
 }
 
-/// 10000 attempts at a limit of 1024 files. Open connections lose nothing.
+/// There are 10000 attempts at a limit of 1024 files. Open connections lose no bytes.
 #[test]
 fn old_connections_continue_when_new_ones_are_refused() {
     let Some(net) = Net::new() else { return };
@@ -185,7 +186,7 @@ fn old_connections_continue_when_new_ones_are_refused() {
         assert!(grown <= memory + GROWTH_KIB, "from {memory} to {grown} KiB");
         assert!(lines > 0 && lines < all / 2, "{lines} lines for {all} refusals");
 
-        // Once descriptors are free, new connections succeed again.
+        // When descriptors are free, new connections succeed again.
         held.clear();
         for route in &routes {
             wait_until(route.name, || attempt(route).is_some());
@@ -196,8 +197,8 @@ fn old_connections_continue_when_new_ones_are_refused() {
     assert_eq!(pasta.wait().code(), 0);
 }
 
-/// Unanswered connections, from the guest and from outside, take no more than the budget of TCP. Old connections continue, and
-/// new ones succeed afterwards.
+/// Unanswered connections, from the guest and from the peer, use only the budget of TCP. Old connections continue, and
+/// new connections succeed after that.
 #[test]
 fn syn_floods_use_only_the_budget_of_tcp() {
     const LIMIT: usize = 256;
@@ -237,14 +238,14 @@ fn syn_floods_use_only_the_budget_of_tcp() {
             let written = outgoing.tcp(rest, header, &[], 0, None).unwrap();
             // The checksum is partial.
             vnet_header.copy_from_slice(&written.offload.to_virtio()[..sys::packet::VNET_HDR_LEN]);
-            // A frame that the kernel has no room for is lost.
+            // A frame for which the kernel has no room is lost.
             let _ =
                 send_frame(&frames, &frame[..sys::packet::VNET_HDR_LEN + written.len], SendFlags::empty());
         }
         wait_until("refusals", || count(&mut pasta, "refused") > 1000);
         assert!(descriptors(&net.host, pid) <= LIMIT);
 
-        // The guest does not answer these, because it has no route back.
+        // The guest does not answer the SYNs to it, because it has no route back.
         net.guest.sh("ip route add blackhole 198.51.100.3");
         net.peer.sh("ip route replace 198.51.100.0/24 dev eth0 proto kernel scope link src 198.51.100.3");
         let outside: Vec<_> = (0..2 * LIMIT).map(|_| net.peer.start_connect((HOST[0], 7001))).collect();
@@ -263,7 +264,8 @@ fn syn_floods_use_only_the_budget_of_tcp() {
     assert_eq!(pasta.wait().code(), 0);
 }
 
-/// If accept4 fails for lack of memory, the pending connection is reset and does not hang. Others continue.
+/// If accept4 fails because there is no memory, the pending connection is reset and does not hang. Other connections
+/// continue.
 #[test]
 fn a_failed_accept_refuses_the_connection() {
     let Some(net) = Net::new() else { return };

@@ -1,4 +1,5 @@
-//! The tap device: down and up, capture, deletion, missing offloads, MTU; and no work while it is idle.
+//! Tests of the tap device: down and up, capture, deletion, missing offloads, MTU, and no system calls while it is
+//! idle.
 
 use crate::harness::*;
 use std::fs::File;
@@ -14,7 +15,7 @@ fn traffic_continues_after_the_interface_was_down_r53() {
     let mut client = net.guest.connect((PEER[0], 7000)).unwrap();
     let (mut server, _) = accept(&listener);
     net.guest.sh("ip link set eth0 down");
-    // Traffic to a link that is down is lost or delayed. It does not end the program.
+    // Traffic to a link that is down is lost or delayed. The program does not end.
     server.write_all(b"meanwhile").unwrap();
     let _early = net.peer.connect((HOST[0], 7001)).unwrap();
     assert!(pasta.runs());
@@ -28,7 +29,7 @@ fn traffic_continues_after_the_interface_was_down_r53() {
     }
 }
 
-/// behaviour §9.5, R-10: after SIGTERM, the capture has all frames, untruncated.
+/// behaviour §9.5, R-10: after SIGTERM, the capture has all frames, and none is truncated.
 #[test]
 fn a_capture_has_both_directions_r10() {
     let Some(net) = Net::new() else { return };
@@ -78,7 +79,7 @@ fn a_capture_has_both_directions_r10() {
     assert!(downloaded >= 200_000, "{downloaded} bytes of TCP to the guest");
 }
 
-/// With no flow, and a guest that sends nothing.
+/// There is no flow, and the guest sends nothing.
 #[test]
 fn an_idle_program_makes_no_system_call() {
     need!("strace");
@@ -119,14 +120,14 @@ fn echo(one: &TcpStream, other: &TcpStream) {
     }
 }
 
-/// Connections through the interface end, and new ones are refused. Those that bypass it continue. The log reports it once,
-/// and the program neither ends nor spins.
+/// Connections through the interface end, and new ones are refused. Connections that bypass the link continue. The log
+/// reports the deletion once. The program does not end, and does not spin.
 #[test]
 fn a_deleted_tap_ends_its_connections_only() {
     let Some(net) = Net::new() else { return };
     let log = net.path("pasta.log");
     let ports = ["-t", "7001,7002", "-T", "7003", "-u", "7001", "-U", "none"];
-    // With --host-lo-to-ns-lo, because the guest's own address is deleted with the interface.
+    // The option --host-lo-to-ns-lo is needed, because the guest's own address is deleted with the interface.
     let pasta = net.pasta(&[&ports[..], &["--host-lo-to-ns-lo", "--log-file", &log]].concat());
     let ([host, _], [peer, _], [loopback, _]) = (HOST, PEER, LOOPBACK);
     let outside = net.peer.listen((peer, 7000));
@@ -135,7 +136,7 @@ fn a_deleted_tap_ends_its_connections_only() {
     let inside = net.guest.listen((any(host), 7001));
     let inbound = net.peer.connect((host, 7001)).unwrap();
     let _guest = accept(&inside).0;
-    // Connections that bypass the link, in both directions.
+    // These connections bypass the link, in both directions.
     let (inner, outer) = (net.guest.listen((any(host), 7002)), net.host.listen((loopback, 7003)));
     let bypasses = || {
         let inbound = net.host.connect((loopback, 7002)).unwrap();
@@ -169,7 +170,7 @@ fn a_deleted_tap_ends_its_connections_only() {
     pasta.terminate();
 }
 
-/// TCP and UDP with every byte checked, both ways, over both families.
+/// Transfers data over TCP and UDP, in both directions and over both families, and checks every byte.
 fn traffic(net: &Net) {
     const LEN: u64 = 8 << 20;
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -200,7 +201,7 @@ fn traffic(net: &Net) {
     net.guest.sh(&format!("ping -n -w 60 -c 1 {} && ping -n -w 60 -c 1 {}", PEER[0], PEER[1]));
 }
 
-/// The program then segments and computes checksums itself.
+/// Without offloads, the program segments frames and computes checksums itself.
 #[test]
 fn traffic_works_without_tap_offloads() {
     let Some(net) = Net::new() else { return };
@@ -214,8 +215,8 @@ fn traffic_works_without_tap_offloads() {
     traffic(&net);
 }
 
-/// Linux before 6.9 has no SO_PEEK_OFF for TCP: the program then peeks from the start of the queue, and skips what it has
-/// sent.
+/// Linux before 6.9 has no SO_PEEK_OFF for TCP. There, the program peeks from the start of the queue, and skips the
+/// bytes that it has sent.
 #[test]
 fn traffic_works_without_a_peek_offset() {
     let Some(net) = Net::new() else { return };
@@ -229,7 +230,7 @@ fn traffic_works_without_a_peek_offset() {
     assert!(log.contains("TCP sockets have no SO_PEEK_OFF"), "{log}");
 }
 
-/// behaviour §2.2: `--mtu`. With 0, the kernel's default remains.
+/// behaviour §2.2: `--mtu` sets the MTU. With 0, the kernel's default remains.
 #[test]
 fn mtu_sets_the_mtu_of_the_interface() {
     for (option, seen) in [("65520", "65520"), ("1500", "1500"), ("9000", "9000"), ("0", "1500")] {

@@ -1,5 +1,5 @@
-//! A vhost-user front-end like QEMU's, with a virtio network driver: rust-vmm implements the protocol, and the rings here
-//! are in shared memory that a test can write arbitrary values to.
+//! A vhost-user front-end like QEMU's, with a virtio network driver. rust-vmm implements the protocol. The rings are in
+//! shared memory, to which a test can write any values.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -23,7 +23,7 @@ use super::wait_until;
 pub(crate) const GUEST: u64 = 0x10_0000;
 /// Length of the virtio-net header before each frame, in bytes.
 pub(crate) const HEADER: usize = 12;
-/// Bytes for the rings of one queue: descriptors, available ring, used ring.
+/// Length of the memory for the rings of one queue, in bytes: descriptors, available ring, used ring.
 const RINGS: usize = 0x2_0000;
 const AVAILABLE: usize = 0x1_0000;
 const USED: usize = 0x1_4000;
@@ -41,15 +41,15 @@ pub(crate) const EVENT_IDX: u64 = 1 << 29;
 pub(crate) const PROTOCOL_FEATURES: u64 = 1 << 30;
 pub(crate) const VERSION_1: u64 = 1 << 32;
 
-/// What a driver negotiates.
+/// The features and sizes that a driver negotiates.
 #[derive(Clone, Copy)]
 pub(crate) struct DriverConfig {
     pub(crate) features: u64,
-    /// Pairs of queues.
+    /// Number of pairs of queues.
     pub(crate) pairs: usize,
-    /// Entries of each ring.
+    /// Number of entries of each ring.
     pub(crate) entries: u16,
-    /// Bytes of each buffer for frames to the guest.
+    /// Length of each buffer for frames to the guest, in bytes.
     pub(crate) buffer: usize,
 }
 
@@ -102,7 +102,7 @@ impl Memory {
         u32::from_le_bytes(bytes)
     }
 
-    /// The front-end's virtual address of an offset. vhost-user messages use such addresses.
+    /// The front-end's virtual address of the memory at offset `at`. vhost-user messages contain such addresses.
     fn user(&self, at: usize) -> u64 {
         self.view.as_ptr() as u64 + at as u64
     }
@@ -193,7 +193,7 @@ impl Queue {
         self.memory.word(self.at + AVAILABLE + 2).store(index.to_le(), Ordering::Release);
     }
 
-    /// Notifies the back-end if it asked for a notification since the available index was `before`.
+    /// Notifies the back-end, if it has requested a notification for a chain since the available index was `before`.
     pub(crate) fn kick_if_wanted(&self, before: u16) -> bool {
         fence(Ordering::SeqCst);
         let word = |at| u16::from_le(self.memory.word(self.at + at).load(Ordering::Relaxed));
@@ -223,7 +223,7 @@ impl Queue {
         }
     }
 
-    /// The next used chain: its head, and how many bytes the back-end wrote.
+    /// Removes the next used chain. Returns its head, and the number of bytes that the back-end wrote.
     pub(crate) fn take_used(&mut self) -> Option<(u16, usize)> {
         let index = u16::from_le(self.memory.word(self.at + USED + 2).load(Ordering::Acquire));
         if index == self.seen {
@@ -235,7 +235,7 @@ impl Queue {
         Some((id as u16, len as usize))
     }
 
-    /// Asks for a notification of the next used buffer. False if one is used already.
+    /// Requests a notification of the next used buffer. Returns false if a buffer has already been used.
     pub(crate) fn ask_for_call(&self) -> bool {
         if self.event_idx {
             let at = self.at + AVAILABLE + 4 + 2 * usize::from(self.entries);
@@ -265,7 +265,7 @@ impl Queue {
         !self.free.is_empty()
     }
 
-    /// Sends a frame of the guest. False if no buffer is free.
+    /// Sends a frame of the guest. Returns false if no buffer is free.
     pub(crate) fn send(&mut self, header: [u8; HEADER], frame: &[u8]) -> bool {
         if !self.has_room() {
             return false;
@@ -325,7 +325,7 @@ pub(crate) fn wait_for(event: &EventFd, timeout: Duration) -> bool {
 pub(crate) struct FrontEnd {
     pub(crate) frontend: Frontend,
     pub(crate) memory: Arc<Memory>,
-    /// Even: to the guest. Odd: from the guest.
+    /// The queues. Those with an even index carry frames to the guest, those with an odd index frames from the guest.
     pub(crate) queues: Vec<Queue>,
     /// The features negotiated with the back-end.
     features: u64,
@@ -341,7 +341,7 @@ impl FrontEnd {
         front_end
     }
 
-    /// Connects to `path`, once the back-end has finished with the previous front-end.
+    /// Connects to `path`, as soon as the back-end has finished with the previous front-end.
     pub(crate) fn connect(path: &Path, driver: DriverConfig) -> Self {
         let queues = 2 * driver.pairs;
         let transmit = 70_000_usize.next_multiple_of(4096);
@@ -398,7 +398,7 @@ impl FrontEnd {
         self.frontend.set_mem_table(&[region]).unwrap();
     }
 
-    /// Asks the back-end to log the pages that it writes to in `log`.
+    /// Requests that the back-end logs in `log` the pages to which it writes.
     pub(crate) fn log_to(&self, log: &File, features: u64) {
         let mmap_size = log.metadata().unwrap().len();
         let region = VhostUserDirtyLogRegion { mmap_size, mmap_offset: 0, mmap_handle: log.as_raw_fd() };

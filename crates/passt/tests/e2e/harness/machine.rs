@@ -1,5 +1,5 @@
-//! Stands in for a virtual machine at passt's stream socket: a tap device in the guest namespace, and a thread that carries
-//! its frames over the socket.
+//! A substitute for a virtual machine at passt's stream socket: a tap device in the guest namespace, and a thread that
+//! forwards its frames over the socket.
 
 use super::PATIENCE;
 use super::net::Net;
@@ -39,7 +39,7 @@ END"
 }
 
 impl Unplugged {
-    /// Connects the machine by a socket that is connected to passt.
+    /// Connects the machine with a socket that is connected to passt.
     pub(crate) fn plug(self, socket: UnixStream) -> Machine {
         let ours = socket.try_clone().unwrap();
         let bridge = std::thread::Builder::new().name("bridge".into());
@@ -59,7 +59,7 @@ impl Machine {
     }
 }
 
-/// Carries frames in both directions until the socket is closed.
+/// Forwards frames in both directions until the socket is closed.
 fn run(tap: &OwnedFd, mut socket: UnixStream) {
     let (mut stream, mut frame) = (Vec::new(), vec![0; 70_000]);
     loop {
@@ -92,7 +92,7 @@ fn run(tap: &OwnedFd, mut socket: UnixStream) {
     }
 }
 
-/// The first frame of a stream (behaviour §9.2), if it is complete, without its length.
+/// The first frame of a stream (behaviour §9.2), without its length field. None if it is not complete.
 pub(crate) fn next_frame(stream: &[u8]) -> Option<&[u8]> {
     let (len, rest) = stream.split_first_chunk::<4>()?;
     rest.get(..u32::from_be_bytes(*len) as usize)

@@ -1,4 +1,4 @@
-//! The harness of all tests: namespaces, sockets in them, guests, and the program under test.
+//! The harness of all tests: namespaces, sockets in these namespaces, guests, and the program under test.
 
 mod front_end;
 mod machine;
@@ -22,13 +22,14 @@ pub(crate) use smol_guest::*;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Bound of every wait. Generous, because test machines are slow and shared; no wait should come near it.
+/// Maximum time of every wait. It is long, because test machines are slow and shared. No wait should come close to this
+/// time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Polls `condition` until it holds.
+/// Polls `condition` until it is true.
 ///
 /// # Panics
-/// When it does not hold within [`PATIENCE`].
+/// If the condition is not true within [`PATIENCE`].
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
@@ -54,7 +55,7 @@ pub(crate) fn has_tool(tool: &str) -> bool {
     path.split(':').any(|dir| std::path::Path::new(dir).join(tool).exists())
 }
 
-/// Returns from the test, and reports it as skipped, if one of the tools is missing.
+/// If one of the tools is missing, reports the test as skipped, and returns from it.
 macro_rules! need {
     ($($tool:literal),+) => {
         $(if !$crate::harness::has_tool($tool) {

@@ -23,42 +23,42 @@ const fn v6(subnet: u16, host: u16) -> IpAddr {
 
 /// The host's own addresses, which the guest copies.
 pub(crate) const HOST: [IpAddr; 2] = [v4(198, 51, 100, 2), v6(1, 2)];
-/// More addresses of the host, if [`ALIASES`] adds them. The guest does not copy them if pasta has the options [`PINNED`].
+/// Further addresses of the host, which [`ALIASES`] adds. With the options [`PINNED`], the guest does not copy them.
 pub(crate) const HOST_ALIAS: [IpAddr; 2] = [v4(192, 0, 2, 22), v6(9, 22)];
 /// The gateway: the peer's first addresses. In the guest, they map to the host's loopback by default.
 pub(crate) const GATEWAY: [IpAddr; 2] = [v4(198, 51, 100, 1), v6(1, 1)];
 /// The peer's addresses for services.
 pub(crate) const PEER: [IpAddr; 2] = [v4(198, 51, 100, 3), v6(1, 3)];
-/// The peer's addresses for replies from another address than the one asked.
+/// The peer's addresses for replies that come from an address other than the destination of the request.
 pub(crate) const PEER_ALIAS: [IpAddr; 2] = [v4(198, 51, 100, 4), v6(1, 4)];
 /// Addresses one router hop beyond the peer.
 pub(crate) const FAR: [IpAddr; 2] = [v4(203, 0, 113, 2), v6(2, 2)];
-/// Addresses on the host's link that no machine has, for mappings.
+/// Addresses on the host's link for mappings. No machine has these addresses.
 pub(crate) const MAPPED: [IpAddr; 2] = [v4(198, 51, 100, 99), v6(1, 0x99)];
-/// More of them.
+/// Further addresses for mappings.
 pub(crate) const MAPPED2: [IpAddr; 2] = [v4(198, 51, 100, 98), v6(1, 0x98)];
-/// Addresses on the host's link that never answer.
+/// Addresses on the host's link at which no machine answers.
 pub(crate) const NOBODY: [IpAddr; 2] = [v4(198, 51, 100, 200), v6(1, 0x200)];
 /// Shell commands that add [`HOST_ALIAS`] to the host.
 pub(crate) const ALIASES: &str =
     "ip addr add 192.0.2.22/32 dev eth0; ip addr add 2001:db8:9::16/128 dev eth0 nodad\n";
-/// Options with which the guest has the addresses [`HOST`] only.
+/// Options with which the guest has only the addresses [`HOST`].
 pub(crate) const PINNED: [&str; 4] = ["-a", "198.51.100.2/24", "-a", "2001:db8:1::2/64"];
 /// The loopback addresses.
 pub(crate) const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// The user that the program under test runs as.
+/// The user that runs the program under test.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum User {
     /// Root of a user namespace, as in a rootless container engine.
     UsernsRoot,
-    /// Root without a user namespace. Only for a test run as root.
+    /// Root without a user namespace. This is only possible if root runs the tests.
     PlainRoot,
     /// A user without any capability.
     Ordinary,
 }
 
-/// How to make a [`Net`].
+/// The parameters of a [`Net`].
 pub(crate) struct Options {
     /// MTU of the link between host and peer.
     pub(crate) mtu: u32,
@@ -80,13 +80,13 @@ impl Default for Options {
     }
 }
 
-/// The namespaces of one test. They end with this value or with the test process, whichever is first: process 1 of the PID
-/// namespace exits at the end of its standard input, and the kernel kills all others with it.
+/// The namespaces of one test. They end when this value is dropped, or when the test process ends: process 1 of the PID
+/// namespace exits at the end of its standard input, and then the kernel kills all other processes in it.
 pub(crate) struct Net {
     pub(crate) host: Ns,
     pub(crate) peer: Ns,
     pub(crate) far: Ns,
-    /// The guest, with no interface yet, for `--netns`.
+    /// The guest's namespace, for `--netns`. It has no interface yet.
     pub(crate) guest: Ns,
     pub(crate) dir: TempDir,
     pub(crate) user: User,
@@ -94,7 +94,7 @@ pub(crate) struct Net {
 }
 
 impl Net {
-    /// The usual topology. None, and a skipped test, if namespaces can't be created.
+    /// The usual topology. If namespaces can't be created, reports the test as skipped and returns none.
     pub(crate) fn new() -> Option<Net> {
         Net::with(Options::default())
     }
@@ -172,8 +172,8 @@ impl Drop for Net {
     }
 }
 
-/// The zombies of the test's PID namespace that ended by SIGSYS. Daemons stay zombies there, because process 1 does not
-/// reap them.
+/// The zombies in the test's PID namespace that SIGSYS has killed. Daemons stay zombies there, because process 1 does
+/// not reap them.
 fn killed_by_filter(host: &Ns) -> String {
     const SIGSYS: u32 = 31;
     let stats = host.run(&["sh", "-c", "cat /proc/[0-9]*/stat"]).stdout;
@@ -184,7 +184,7 @@ fn killed_by_filter(host: &Ns) -> String {
     killed.collect()
 }
 
-/// Starts the process that keeps the namespaces. Returns it and the command that enters them.
+/// Starts the process that keeps the namespaces. Returns the process, and the command that enters the namespaces.
 fn hold(userns: bool, dir: &TempDir) -> (Child, Vec<String>) {
     let mut command = Command::new("unshare");
     if userns {
@@ -198,7 +198,7 @@ fn hold(userns: bool, dir: &TempDir) -> (Child, Vec<String>) {
         .stdout(Stdio::piped())
         .spawn()
         .expect("unshare (util-linux)");
-    // The namespaces are complete once the inner shell has written a line. If it failed, the read ends, too.
+    // The namespaces are complete when the inner shell has written a line. If the shell failed, the read ends, too.
     let mut byte = [0; 1];
     let _ = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut byte);
     let proc = format!("/proc/{}/ns", holder.id());
@@ -226,7 +226,7 @@ fn raise_descriptor_limit() {
     });
 }
 
-/// Creates a user namespace with one user that isn't root and has no capability outside it.
+/// Creates a user namespace with one user that is not root and has no capabilities outside this namespace.
 const ORDINARY_USER: &str = "
 unshare --user --map-user=1234 --map-group=1234 sh -c 'echo $$; exec sleep infinity' >/run/user.pid &
 while [ ! -s /run/user.pid ]; do sleep 0.02; done

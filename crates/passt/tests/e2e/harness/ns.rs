@@ -1,4 +1,4 @@
-//! One network namespace of a test: sockets and commands in it.
+//! One network namespace of a test, with sockets and commands in it.
 
 use super::opener::{Kind, Opener};
 use super::{PATIENCE, wait_until};
@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
 
-/// A namespace, known by the command that enters it.
+/// A namespace. The command that enters it identifies it.
 pub(crate) struct Ns {
     enter: Vec<String>,
-    /// Opens sockets, one request at a time. Started on first use.
+    /// Opens sockets in the namespace, one request at a time. It is started when it is first used.
     opener: OnceLock<Mutex<Opener>>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    /// The exit status as a shell shows it.
+    /// The exit status that a shell would report.
     pub(crate) fn code(&self) -> i32 {
         use std::os::unix::process::ExitStatusExt;
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
@@ -48,7 +48,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Waits until it has ended. The wait is bounded, because every command runs under `timeout`.
+    /// Waits until the command has ended. The wait is bounded, because every command runs under `timeout`.
     pub(crate) fn wait(mut self) -> Finished {
         let status = self.child.wait().unwrap();
         let end = Finished { status, stdout: contents(&mut self.stdout), stderr: contents(&mut self.stderr) };
@@ -138,7 +138,7 @@ impl Ns {
         self.open(if like.is_ipv4() { Kind::Tcp4 } else { Kind::Tcp6 })
     }
 
-    /// A listener; `::` is dual stack, as for most servers.
+    /// A listener. At `::`, it is dual-stack, like most servers.
     pub(crate) fn listen(&self, at: impl Into<SocketAddr>) -> TcpListener {
         let at = at.into();
         let socket = self.tcp(at);
@@ -169,7 +169,7 @@ impl Ns {
         Ok(TcpStream::from(socket))
     }
 
-    /// An outgoing connection by a socket that `prepare` has changed.
+    /// An outgoing connection with a socket that `prepare` has changed.
     pub(crate) fn connect_by(&self, to: impl Into<SocketAddr>, prepare: impl FnOnce(&OwnedFd)) -> TcpStream {
         let to = to.into();
         let socket = self.tcp(to);
@@ -197,7 +197,7 @@ impl Ns {
         UdpSocket::from(socket)
     }
 
-    /// Likewise, with SO_REUSEADDR: sockets that have it can share the port.
+    /// A UDP socket with SO_REUSEADDR, bound to an address. Sockets with this option can share a port.
     pub(crate) fn udp_shared(&self, at: impl Into<SocketAddr>) -> UdpSocket {
         let at = at.into();
         let socket = self.open(if at.is_ipv4() { Kind::Udp4 } else { Kind::Udp6 });
@@ -206,7 +206,7 @@ impl Ns {
         UdpSocket::from(socket)
     }
 
-    /// A socket that sends raw frames by `eth0`, each after a virtio-net header (see [`sys::packet`]).
+    /// A socket that sends raw frames on `eth0`. A virtio-net header comes before each frame (see [`sys::packet`]).
     pub(crate) fn frames(&self) -> OwnedFd {
         self.open(Kind::Frames)
     }
@@ -238,14 +238,14 @@ impl Ns {
     }
 }
 
-/// Accepts one connection, within the bound.
+/// Accepts one connection, within [`PATIENCE`].
 pub(crate) fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let (stream, from) = listener.accept().unwrap_or_else(|e| panic!("accept: {e}"));
     bound_waits(&stream);
     (stream, canonical(from))
 }
 
-/// Receives one datagram, within the bound.
+/// Receives one datagram, within [`PATIENCE`].
 pub(crate) fn recv_from(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buf = vec![0; 65536];
     let (n, from) = socket.recv_from(&mut buf).unwrap_or_else(|e| panic!("no datagram: {e}"));
@@ -253,13 +253,13 @@ pub(crate) fn recv_from(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     (buf, canonical(from))
 }
 
-/// Converts a v4-mapped address, as dual-stack sockets report it, into an IPv4 address.
+/// Converts an IPv4-mapped address, which dual-stack sockets report, to an IPv4 address.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Binds a socket. An address can stay busy for a moment after its socket was closed: a process that another test starts has
-/// copies of all descriptors until it executes its program.
+/// Binds a socket. An address can stay in use for a short time after its socket was closed: a process that another test
+/// starts has copies of all descriptors until it executes its program.
 fn bind(socket: &impl AsFd, at: SocketAddr) {
     wait_until(&format!("bind to {at}"), || match net::bind(socket, &at) {
         Ok(()) => true,
@@ -280,7 +280,7 @@ pub(crate) fn port(socket: &impl AsFd) -> u16 {
     SocketAddr::try_from(net::getsockname(socket).unwrap()).unwrap().port()
 }
 
-/// The unspecified address of the family of another.
+/// The unspecified address of the family of `like`.
 pub(crate) fn any(like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -1,8 +1,8 @@
-//! Opens sockets inside a namespace, and passes them to the test. A socket stays in the namespace that it was created in,
-//! so nothing else has to run inside: tests use plain `std::net`.
+//! Opens sockets inside a namespace, and passes them to the test. A socket stays in the namespace in which it was
+//! created, so no other code has to run in the namespace: tests use plain `std::net`.
 //!
-//! The opener is this test binary, executed inside the namespace with a UNIX socket as standard input. A request is one byte,
-//! a [`Kind`]; an answer is an error number of four bytes in native byte order, with the descriptor.
+//! The opener is this test binary, executed inside the namespace with a UNIX socket as standard input. A request is one
+//! byte, a [`Kind`]. An answer is an error number of four bytes in native byte order, with the descriptor.
 
 use super::ns::Ns;
 use rustix::io::Errno;
@@ -24,13 +24,13 @@ pub(crate) enum Kind {
     Tcp6,
     Udp4,
     Udp6,
-    /// Sends frames by the interface `eth0`, each after a virtio-net header.
+    /// A socket that sends frames on the interface `eth0`. A virtio-net header comes before each frame.
     Frames,
     /// A new tap device `eth0`, without any offload.
     Tap,
 }
 
-/// The running process; it ends when this value is dropped.
+/// The running process. It ends when this value is dropped.
 pub(crate) struct Opener {
     socket: Option<OwnedFd>,
     process: Child,

@@ -1,5 +1,5 @@
-//! Reproducible data: a seed and an offset determine each byte of a transfer. The receiver checks every byte without a copy
-//! of the data, and reports the first wrong one.
+//! Reproducible data: a seed and an offset determine each byte of a transfer. So the receiver needs no copy of the data
+//! to check every byte. It reports the first wrong byte.
 
 use std::io::{ErrorKind, Read, Write};
 
@@ -40,7 +40,7 @@ pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
 /// Writes the first `len` bytes of the sequence `seed`.
 ///
 /// # Panics
-/// On an error of the stream.
+/// If the stream has an error.
 pub(crate) fn send(mut to: impl Write, seed: u64, len: u64) {
     let mut block = vec![0; BLOCK];
     let mut sent = 0;
@@ -52,10 +52,10 @@ pub(crate) fn send(mut to: impl Write, seed: u64, len: u64) {
     }
 }
 
-/// Reads exactly `len` bytes, all of which must be the sequence `seed`.
+/// Reads exactly `len` bytes, and checks that they are the sequence `seed`.
 ///
 /// # Panics
-/// On an error, an early end, or a wrong byte.
+/// If there is an error, an early end, or a wrong byte.
 pub(crate) fn receive(mut from: impl Read, seed: u64, len: u64) {
     let mut block = vec![0; BLOCK];
     let mut want = vec![0; BLOCK];
@@ -76,13 +76,13 @@ pub(crate) fn receive(mut from: impl Read, seed: u64, len: u64) {
     }
 }
 
-/// Like [`receive`], and the stream must end there.
+/// Like [`receive`], but also checks that the stream ends after these bytes.
 pub(crate) fn receive_all(mut from: impl Read, seed: u64, len: u64) {
     receive(&mut from, seed, len);
     expect_end(from);
 }
 
-/// The stream must be at its end.
+/// Checks that the stream is at its end.
 pub(crate) fn expect_end(mut from: impl Read) {
     match from.read(&mut [0; 1]) {
         Ok(0) => {}

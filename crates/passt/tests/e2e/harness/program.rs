@@ -1,4 +1,4 @@
-//! The program under test: which one, how it is started, and the state of its process.
+//! The program under test: its path, its start, and the state of its process.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,11 +8,11 @@ use super::net::{Net, User};
 use super::ns::{Finished, Ns, Running};
 use super::{skipped, wait_until};
 
-/// The path of `pesto` or `qrap`, from other packages of the workspace. Cargo builds only the programs of the package under
-/// test, so this function builds them, once per test process.
+/// The path of `pesto` or `qrap`, which are in other packages of the workspace. Cargo builds only the programs of the
+/// package under test. So this function builds the program, once in each test process.
 ///
 /// # Panics
-/// If they can't be built.
+/// If the program can't be built.
 pub(crate) fn companion(name: &'static str) -> &'static str {
     static PATHS: LazyLock<[String; 2]> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_BIN_EXE_passt")).parent().unwrap();
@@ -31,7 +31,7 @@ pub(crate) fn path() -> String {
     std::env::var("PASTA_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pasta").to_owned())
 }
 
-/// A `pasta` or `passt` in the background, ready to serve its guest.
+/// A `pasta` or `passt` in the background that is ready to serve its guest.
 pub(crate) struct Daemon<'a> {
     net: &'a Net,
     /// Its process id in the test's PID namespace.
@@ -39,7 +39,7 @@ pub(crate) struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
-    /// Whether it runs. A zombie does not.
+    /// Whether the process runs. A zombie counts as not running.
     pub(crate) fn runs(&self) -> bool {
         runs(&self.net.host, self.pid)
     }
@@ -48,7 +48,7 @@ impl Daemon<'_> {
         self.net.host.sh(&format!("kill -{name} {}", self.pid));
     }
 
-    /// Ends it by SIGTERM, as a service manager would, and waits until it has ended.
+    /// Ends the process with SIGTERM, like a service manager, and waits until it has ended.
     pub(crate) fn terminate(&self) {
         self.signal("TERM");
         wait_until("pasta to end", || !self.runs());
@@ -65,7 +65,7 @@ impl Daemon<'_> {
     }
 }
 
-/// Enters the user namespace that the set-up has made, and executes a command.
+/// A script that enters the user namespace of the set-up, and executes a command.
 const ENTER_USER: &str = r#"exec nsenter --target $(cat /run/user.pid) --user --preserve-credentials "$@""#;
 
 /// Resident memory of a process of the test's PID namespace, in KiB.
@@ -80,14 +80,14 @@ pub(crate) fn descriptors(host: &Ns, pid: u32) -> usize {
     host.sh(&format!("ls /proc/{pid}/fd | wc -l")).trim().parse().unwrap()
 }
 
-/// Whether a process of the test's PID namespace runs. A zombie does not.
+/// Whether a process of the test's PID namespace runs. A zombie counts as not running.
 pub(crate) fn runs(host: &Ns, pid: u32) -> bool {
     let stat = host.run(&["cat", &format!("/proc/{pid}/stat")]);
     stat.status.success() && !stat.stdout.rsplit(')').next().unwrap().trim_start().starts_with('Z')
 }
 
 impl Net {
-    /// The words before a command that make it run as the test's user.
+    /// The words that must precede a command, so that it runs as the test's user.
     pub(crate) fn as_user(&self) -> Vec<String> {
         match (self.user, rustix::process::geteuid().is_root()) {
             (User::Ordinary, true) => {
@@ -98,7 +98,7 @@ impl Net {
         }
     }
 
-    /// The command line of the program under test, run as the test's user.
+    /// The command line that runs the program under test as the test's user.
     pub(crate) fn pasta_argv(&self, args: &[&str]) -> Vec<String> {
         let mut argv = self.as_user();
         argv.push(if self.user == User::Ordinary { "/run/pasta".to_owned() } else { path() });
@@ -121,8 +121,8 @@ impl Net {
         self.start_pasta(args).wait()
     }
 
-    /// Connects the guest namespace, with addresses and routes configured. Returns once the program is in the background,
-    /// which means that it is ready (behaviour §1.3).
+    /// Connects the guest namespace, and configures addresses and routes in it. Returns when the program is in the
+    /// background, and so ready (behaviour §1.3).
     pub(crate) fn pasta(&self, args: &[&str]) -> Daemon<'_> {
         self.attach(&[&["--config-net"], args].concat())
     }
@@ -132,8 +132,8 @@ impl Net {
         self.daemon(&[args, &["--netns", "/run/netns/guest"]].concat())
     }
 
-    /// Whether the program under test reads `PASST_TEST_MISSING`: only a debug build of this workspace does. If not, the test
-    /// counts as skipped.
+    /// Whether the program under test reads `PASST_TEST_MISSING`. Only a debug build of this workspace does. If it does
+    /// not, reports the test as skipped.
     pub(crate) fn can_lack_features(&self) -> bool {
         let can = cfg!(debug_assertions) && std::env::var_os("PASTA_UNDER_TEST").is_none();
         if !can {
@@ -142,7 +142,7 @@ impl Net {
         can
     }
 
-    /// Like [`Net::pasta`], as on a kernel that lacks a feature (`passt::missing`).
+    /// Like [`Net::pasta`], but the program behaves as on a kernel without `feature` (`passt::missing`).
     pub(crate) fn pasta_lacking(&self, feature: &str, args: &[&str]) -> Daemon<'_> {
         let all = [&["--config-net"], args, &["--netns", "/run/netns/guest"]].concat();
         self.daemon_with(&["env", &format!("PASST_TEST_MISSING={feature}")], &all)
@@ -172,7 +172,7 @@ impl Net {
         Daemon { net: self, pid: pid.trim().parse().unwrap() }
     }
 
-    /// Runs a command as pasta's, in a new namespace.
+    /// Runs pasta with a command, which runs in a new namespace.
     pub(crate) fn spawn(&self, options: &[&str], command: &[&str]) -> Finished {
         self.run_pasta(&[&["--config-net"], options, &["--"], command].concat())
     }

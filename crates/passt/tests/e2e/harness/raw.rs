@@ -1,4 +1,4 @@
-//! Single Ethernet frames on the guest's interface, for what no kernel would send.
+//! Single Ethernet frames on the guest's interface, for tests with frames that no kernel would send.
 //!
 //! `socat` owns the packet socket. Its standard input and output are a SEQPACKET socket, which keeps the bounds of frames.
 
@@ -52,7 +52,7 @@ impl Raw {
             .bare_command(&["socat", "-b", "70000", "STDIO", "INTERFACE:eth0"])
             .stdin(Stdio::from(theirs.try_clone().unwrap()))
             .stdout(Stdio::from(theirs))
-            .stderr(Stdio::null()) // it reports frames that arrive after the end of the test
+            .stderr(Stdio::null()) // would report frames that arrive after the end of the test
             .spawn()
             .unwrap();
         let raw = Raw { socket: Some(ours), process, mac: EthernetAddress(net.guest_mac()) };
@@ -65,7 +65,7 @@ impl Raw {
         net::send(self.socket.as_ref().unwrap(), frame, SendFlags::empty()).unwrap();
     }
 
-    /// The result of `wanted` for the next frame for which it is not None.
+    /// Waits for a frame for which `wanted` returns a result. Returns this result.
     pub(crate) fn expect<T>(&self, what: &str, mut wanted: impl FnMut(&[u8]) -> Option<T>) -> T {
         let end = Instant::now() + super::PATIENCE;
         let mut frame = vec![0; 70000];
@@ -99,7 +99,7 @@ impl Raw {
         frame
     }
 
-    /// The sender's protocol address in the next ARP reply.
+    /// Waits for an ARP reply. Returns its sender's protocol address.
     pub(crate) fn expect_arp_reply(&self) -> Ipv4Addr {
         self.expect("an ARP reply", |frame| {
             let ethernet = EthernetFrame::new_checked(frame).ok()?;
@@ -156,13 +156,13 @@ impl Raw {
         self.send(&self.tcp_frame(to, segment, 0));
     }
 
-    /// The next segment to [`RAW_IP`] that is `wanted`.
+    /// Waits for a segment to [`RAW_IP`] for which `wanted` is true.
     pub(crate) fn expect_tcp(&self, what: &str, mut wanted: impl FnMut(&Segment) -> bool) -> Segment {
         self.expect(what, |frame| parse_tcp(frame).filter(|segment| wanted(segment)))
     }
 }
 
-/// Cuts an IPv4 frame into fragments of `room` bytes of payload each.
+/// Splits an IPv4 frame into fragments with `room` bytes of payload each.
 pub(crate) fn fragments_of(frame: &[u8], room: usize) -> Vec<Vec<u8>> {
     let (headers, upper) = frame.split_at(34);
     let cut = upper.chunks(room).zip((0..).step_by(room)).map(|(chunk, offset)| {

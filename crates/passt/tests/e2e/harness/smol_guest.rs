@@ -1,4 +1,4 @@
-//! A guest without a kernel or a namespace: smoltcp's TCP on a vhost-user front-end.
+//! A guest without a kernel and without a namespace: smoltcp's TCP over a vhost-user front-end.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 pub(crate) struct Port {
     pub(crate) front_end: FrontEnd,
     mtu: usize,
-    /// Number of frames to the guest that were to be segmented (GSO).
+    /// Number of super-frames (GSO) to the guest.
     pub(crate) super_frames: usize,
     /// Whether to mark the last byte of each segment from the guest as urgent.
     pub(crate) marks: bool,
@@ -149,7 +149,7 @@ impl SmolGuest {
             let now = Instant::from_micros(self.start.elapsed().as_micros() as i64);
             self.interface.poll(now, &mut self.port, &mut self.sockets);
             if done(self.sockets.get_mut(socket)) {
-                // `done` may have queued data or an end.
+                // `done` may have queued data or the end of the stream.
                 self.interface.poll(now, &mut self.port, &mut self.sockets);
                 return;
             }
