@@ -306,7 +306,8 @@ impl<W: World> Connection<W> {
         {
             return self.fail(errno);
         }
-        if self.error.is_none() && self.phase != Phase::Checking && (readiness.writable || readiness.error) {
+        // A check holds the guest's bytes since before the handshake ended.
+        if self.error.is_none() && self.check.is_none() && (readiness.writable || readiness.error) {
             self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))?;
         }
         Ok(())

@@ -37,8 +37,8 @@ fn guard(rules: &str, audit: bool) -> Guard {
     guard
 }
 
-/// The guest has opened a connection to this port.
-fn connected_to(port: u16, guard: Guard) -> Script {
+/// The guest has sent a SYN to this port, and not yet acknowledged the SYN,ACK.
+fn connecting_to(port: u16, guard: Guard) -> Script {
     let mut script = Script::new();
     script.remote.set_port(port);
     *script.stack.guard_mut() = guard;
@@ -48,6 +48,12 @@ fn connected_to(port: u16, guard: Guard) -> Script {
     script.peer().connect();
     script.settle();
     script.us("S. 0:0 ack 1");
+    script
+}
+
+/// The guest has opened a connection to this port.
+fn connected_to(port: u16, guard: Guard) -> Script {
+    let mut script = connecting_to(port, guard);
     script.guest(". 1:1 ack 1 win 512");
     script.quiet();
     script
@@ -310,6 +316,19 @@ fn a_server_that_speaks_first_waits_for_the_name() {
     assert_eq!(sent(&script), hello);
 }
 
+/// The guest can delay its acknowledgment of the SYN,ACK until the server has spoken. The event that reports the server's
+/// bytes also says that the socket is writable.
+#[test]
+fn an_event_before_the_guests_acknowledgment_does_not_end_the_check() {
+    for (port, rules) in [(443, "allow *.example.org:443"), (22, "allow files.example.org:22")] {
+        let mut script = connecting_to(port, guard(rules, false));
+        script.peer().arrive(20);
+        script.settle();
+        say(&mut script, 0, &tls(OTHER));
+        assert_eq!((sent(&script), script.stack.guard().refused()), (Vec::new(), 1), "{rules}");
+    }
+}
+
 #[test]
 fn a_rule_with_another_port_allows_other_protocols() {
     let rules = "allow files.example.org:22";
@@ -396,6 +415,7 @@ proptest! {
     fn no_byte_is_sent_before_the_verdict(
         allowed: bool,
         http: bool,
+        server_is_early: bool,
         cuts in prop::collection::vec((0usize..2000, 1usize..700, any::<bool>()), 0..30),
     ) {
         let name = if allowed { ALLOWED } else { OTHER };
@@ -404,7 +424,12 @@ proptest! {
         } else {
             records(&long_client_hello(name, 1500), 400)
         };
-        let mut script = connected_to(443, guard("allow *.example.org", false));
+        let mut script = connecting_to(443, guard("allow *.example.org", false));
+        if server_is_early {
+            script.peer().arrive(20);
+            script.settle();
+        }
+        script.guest(". 1:1 ack 1 win 512");
         // `known` has the bytes of the stream that have arrived. Some segments have false copies of bytes that were
         // judged.
         let mut ready = 0;
