@@ -10,6 +10,7 @@ use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
 use engine::policy::{NoNames, Policy, Question, spec};
 use testkit::hello::{long_client_hello, records};
 use testkit::quic::{Initial, V1, crypto};
+use testkit::settings::START;
 
 use crate::repeat;
 
@@ -107,7 +108,7 @@ pub(crate) fn name_in_quic(count: u32) {
     let datagrams = [header.seal(&crypto(0, start)), Initial { number: 1, ..header }.seal(&rest)];
     repeat(count, || {
         let mut first = FirstDatagrams::new(Ech::OuterName);
-        first.feed_datagram(black_box(&datagrams[0]));
-        first.feed_datagram(black_box(&datagrams[1]))
+        first.feed_datagram(black_box(&datagrams[0]), START);
+        first.feed_datagram(black_box(&datagrams[1]), START)
     });
 }

@@ -1,6 +1,7 @@
 //! The ClientHello in a QUIC client's Initial packets (RFC 9000, RFC 9001, RFC 9369).
 
 use alloc::{boxed::Box, vec::Vec};
+use core::time::Duration;
 
 use super::{
     Ech, Found, HostName, MAX_LEN, Why,
@@ -9,9 +10,13 @@ use super::{
     reader::Reader,
     tls,
 };
+use crate::timer::Instant;
 
 /// Maximum number of connections of one UDP flow. Some clients use one socket for all their connections to a server.
 const MAX_CONNECTIONS: usize = 8;
+/// The time without an Initial packet after which a connection may be forgotten, to make room for another one. No known
+/// server waits longer than 60 s for the rest of a ClientHello.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 
 /// Bits of a packet's first byte (RFC 9000 §17.2). The fixed bit may be zero (RFC 9287), so this bit is not tested.
 const LONG_HEADER: u8 = 0x80;
@@ -33,14 +38,14 @@ mod frame {
 /// The first datagrams of a UDP flow to a QUIC server.
 ///
 /// The caller must feed every datagram of the client until a name is found. After that, the caller must feed every
-/// datagram that begins with a long header ([`begins_with_long_header`](Self::begins_with_long_header)), for two
-/// reasons. A client may begin another connection within the same flow. And a server drops some packets: small
-/// datagrams, and packets with a number that it has seen. So a client could send one name in packets that the server
-/// drops, and afterwards another name.
+/// datagram that [may begin a connection](Self::may_begin_connection), for two reasons. A client may begin another
+/// connection within the same flow. And a server drops some packets: small datagrams, and packets with a number that it
+/// has seen. So a client could send one name in packets that the server drops, and afterwards another name.
 ///
 /// Connections are distinguished by the destination connection ID of their first Initial packet, from which their keys
 /// are derived. So the packets that a client sends after a Retry packet belong to a new connection here, with its own
-/// ClientHello.
+/// ClientHello. What was read of a connection is lost with this reader. So the caller must also ensure that packets of
+/// one connection are not read by two readers: see [`connections`](Self::connections).
 ///
 /// All connections of a flow together keep [`MAX_LEN`] bytes at most.
 #[derive(Debug)]
@@ -64,6 +69,10 @@ struct Connection {
     next_number: u64,
     stream: Pieces,
     name: Option<HostName>,
+    /// Whether the caller has forwarded datagrams of this connection.
+    forwarded: bool,
+    /// The time of the last packet.
+    active: Instant,
 }
 
 /// A packet with a long header.
@@ -95,15 +104,17 @@ impl FirstDatagrams {
     /// Reads a datagram of the client. If the answer is [`Found::More`], the caller must hold back the datagram: it
     /// belongs to a ClientHello that is not complete. If the answer is [`Found::Name`], this datagram and the
     /// datagrams held back belong to connections to this name, or to connections whose ClientHello is not complete.
-    /// [`Found::NoName`] is final.
-    pub fn feed_datagram(&mut self, datagram: &[u8]) -> Found {
+    /// [`Found::NoName`] is final, except for [`Why::TooManyConnections`].
+    pub fn feed_datagram(&mut self, datagram: &[u8], now: Instant) -> Found {
         let read = match self.refused {
             Some(why) => Err(why),
-            None => self.read(datagram),
+            None => self.read(datagram, now),
         };
         match read {
             Ok(Some(name)) => Found::Name(name),
             Ok(None) => Found::More,
+            // Nothing was read of the new connection.
+            Err(why @ Why::TooManyConnections) => Found::NoName(why),
             Err(why) => {
                 (self.refused, self.connections) = (Some(why), Vec::new());
                 Found::NoName(why)
@@ -111,10 +122,34 @@ impl FirstDatagrams {
         }
     }
 
-    /// Whether a datagram may have Initial packets. If not, the datagram need not be fed once a name was found.
+    /// Whether a datagram may have Initial packets, or is a ClientHello of DTLS. If not, the datagram need not be fed
+    /// once a name was found.
     #[must_use]
-    pub fn begins_with_long_header(datagram: &[u8]) -> bool {
-        datagram.first().is_some_and(|first| first & LONG_HEADER != 0)
+    pub fn may_begin_connection(datagram: &[u8]) -> bool {
+        begins_with_long_header(datagram) || is_dtls_handshake(datagram)
+    }
+
+    /// The connections that were read: the destination connection ID of the first packet of each, and whether it was
+    /// [marked](Self::mark_forwarded) as forwarded.
+    pub fn connections(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        self.connections.iter().map(|connection| (&*connection.id, connection.forwarded))
+    }
+
+    /// Notes that the caller forwards datagrams of all connections that were read.
+    pub fn mark_forwarded(&mut self) {
+        self.connections.iter_mut().for_each(|connection| connection.forwarded = true);
+    }
+
+    /// Number of bytes that are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.connections.iter().map(|connection| connection.stream.len()).sum()
+    }
+
+    /// Whether no bytes are kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Whether a well-formed ClientHello was read that has an encrypted_client_hello extension.
@@ -124,19 +159,22 @@ impl FirstDatagrams {
     }
 
     /// Reads a datagram; returns the name of its connection.
-    fn read(&mut self, datagram: &[u8]) -> Result<Option<HostName>, Why> {
+    fn read(&mut self, datagram: &[u8], now: Instant) -> Result<Option<HostName>, Why> {
+        if is_dtls_handshake(datagram) {
+            return Err(Why::UnknownProtocol);
+        }
         let mut rest = datagram;
         let (mut id, mut connection) = (None, None);
         // A packet with a short header ends at the end of the datagram. Without its keys, nothing in the packet can be
         // read.
-        while Self::begins_with_long_header(rest) {
+        while begins_with_long_header(rest) {
             let packet = Packet::parse(&mut rest)?;
             // Servers need not ignore packets for another connection in the same datagram (RFC 9000 §12.2).
             if *id.get_or_insert(packet.id) != packet.id || packet.kind == PacketKind::Retry {
                 return Err(Why::Malformed);
             }
             if packet.kind == PacketKind::Initial {
-                let at = self.initial(&packet)?;
+                let at = self.initial(&packet, now)?;
                 if *connection.get_or_insert(at) != at {
                     return Err(Why::Malformed);
                 }
@@ -150,11 +188,12 @@ impl FirstDatagrams {
     }
 
     /// Reads an Initial packet; returns the index of its connection.
-    fn initial(&mut self, packet: &Packet<'_>) -> Result<usize, Why> {
-        let (at, payload) = self.open(packet)?;
+    fn initial(&mut self, packet: &Packet<'_>, now: Instant) -> Result<usize, Why> {
+        let (at, payload) = self.open(packet, now)?;
         let others = self.connections.iter().enumerate().filter(|&(other, _)| other != at);
         let room = MAX_LEN - others.map(|(_, other)| other.stream.len()).sum::<usize>();
         let connection = &mut self.connections[at];
+        connection.active = now;
         connection.read_frames(&payload, room)?;
         if connection.name.is_none()
             && let Some(hello) = connection.hello()?
@@ -172,26 +211,43 @@ impl FirstDatagrams {
     /// derived from the client's original connection ID. A packet that no key can open is refused, not ignored. The
     /// server may have accepted fewer packets than the engine. Then the server expects other packet numbers, and may be
     /// able to open a packet that the engine can't.
-    fn open(&mut self, packet: &Packet<'_>) -> Result<(usize, Vec<u8>), Why> {
+    ///
+    /// A packet that two keys can open is refused as well. Who knows the keys can make such a packet, with other frames
+    /// for each key (AES-GCM does not commit to a key). The engine can't know which connection the server will choose.
+    fn open(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(usize, Vec<u8>), Why> {
+        let mut opened = None;
         for (at, connection) in self.connections.iter_mut().enumerate() {
-            if let Some(payload) = connection.open(packet) {
-                return Ok((at, payload));
+            if let Some(payload) = connection.open(packet)
+                && opened.replace((at, payload)).is_some()
+            {
+                return Err(Why::Malformed);
             }
         }
-        let known = self.connections.iter().any(|c| c.version == packet.version && *c.id == *packet.id);
-        let begun = if known { None } else { Connection::begin(packet) };
-        let (connection, payload) = begun.ok_or(Why::Malformed)?;
+        let known = self.connections.iter().any(|connection| *connection.id == *packet.id);
+        let begun = if known { None } else { Connection::begin(packet, now) };
+        match (opened, begun) {
+            (Some(opened), None) => Ok(opened),
+            (None, Some((connection, payload))) => Ok((self.add(connection, now)?, payload)),
+            (Some(_), Some(_)) | (None, None) => Err(Why::Malformed),
+        }
+    }
+
+    /// Adds a new connection; returns its index.
+    fn add(&mut self, connection: Connection, now: Instant) -> Result<usize, Why> {
+        if self.connections.len() == MAX_CONNECTIONS || self.len() > MAX_LEN / 2 {
+            self.connections.retain(|old| now.since(old.active) < FORGOTTEN_AFTER);
+        }
         if self.connections.len() == MAX_CONNECTIONS {
-            return Err(Why::TooLong);
+            return Err(Why::TooManyConnections);
         }
         self.connections.push(connection);
-        Ok((self.connections.len() - 1, payload))
+        Ok(self.connections.len() - 1)
     }
 }
 
 impl Connection {
     /// A new connection that begins with `packet`, and the packet's frames.
-    fn begin(packet: &Packet<'_>) -> Option<(Self, Vec<u8>)> {
+    fn begin(packet: &Packet<'_>, now: Instant) -> Option<(Self, Vec<u8>)> {
         let mut connection = Self {
             version: packet.version,
             id: packet.id.into(),
@@ -199,6 +255,8 @@ impl Connection {
             next_number: 0,
             stream: Pieces::new(),
             name: None,
+            forwarded: false,
+            active: now,
         };
         let payload = connection.open(packet)?;
         Some((connection, payload))
@@ -280,6 +338,16 @@ impl<'a> Packet<'a> {
         *datagram = rest;
         Ok(Self { version, kind, id, bytes, number_at })
     }
+}
+
+fn begins_with_long_header(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & LONG_HEADER != 0)
+}
+
+/// Whether a datagram begins with a handshake record of DTLS (RFC 6347 §4.1, RFC 9147 §4), which could ask for another
+/// server's name at the same port. A QUIC packet begins with these bytes only by chance: its fixed bit is zero.
+const fn is_dtls_handshake(datagram: &[u8]) -> bool {
+    matches!(datagram, [22, 0xfe, ..])
 }
 
 /// Reads the fields between a packet's version and its packet number. Returns the destination connection ID, and the

@@ -6,6 +6,7 @@
 mod http;
 mod quic;
 mod tls;
+mod two_keys;
 
 use alloc::vec::Vec;
 

@@ -1,17 +1,25 @@
 //! Tests of names in Initial packets of QUIC clients.
 
 use alloc::vec;
+use core::time::Duration;
 
 use super::*;
 use crate::first_bytes::quic_keys::{Keys, Version};
 use crate::testkit::hello::{ENCRYPTED_CLIENT_HELLO, SERVER_NAME, client_hello, server_name};
 use crate::testkit::quic::{Initial, V1, V2, crypto, hex, varint};
+use crate::testkit::settings::START;
 
 const ID: &[u8] = b"connection";
 
+impl FirstDatagrams {
+    fn feed(&mut self, datagram: &[u8]) -> Found {
+        self.feed_datagram(datagram, START)
+    }
+}
+
 fn feed_all<D: AsRef<[u8]>>(datagrams: impl IntoIterator<Item = D>) -> Found {
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    datagrams.into_iter().fold(Found::More, |_, datagram| first.feed_datagram(datagram.as_ref()))
+    datagrams.into_iter().fold(Found::More, |_, datagram| first.feed(datagram.as_ref()))
 }
 
 fn initial(frames: &[u8]) -> Vec<u8> {
@@ -98,8 +106,8 @@ fn a_hello_may_need_two_datagrams_in_any_order() {
     let datagrams =
         [header.seal(&crypto(0, start)), Initial { number: 1, ..header }.seal(&crypto(1100, end))];
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&datagrams[0]), Found::More);
-    assert_eq!(first.feed_datagram(&datagrams[1]), found(NAME));
+    assert_eq!(first.feed(&datagrams[0]), Found::More);
+    assert_eq!(first.feed(&datagrams[1]), found(NAME));
     assert_eq!(feed_all(datagrams.iter().rev()), found(NAME));
     assert_eq!(feed_all([&datagrams[1], &datagrams[1]]), Found::More);
 }
@@ -154,12 +162,12 @@ fn overlaps_have_to_agree_also_after_the_verdict() {
     let frames = [crypto(0, &message[..990]), crypto(980, &other[980..])].concat();
     assert_eq!(of(&frames), Found::NoName(Why::Contradiction));
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&crypto(0, &message))), found(NAME));
+    assert_eq!(first.feed(&initial(&crypto(0, &message))), found(NAME));
     let again = Initial { number: 1, ..Initial::first(V1, ID) };
-    assert_eq!(first.feed_datagram(&again.seal(&crypto(900, &message[900..]))), found(NAME));
+    assert_eq!(first.feed(&again.seal(&crypto(900, &message[900..]))), found(NAME));
     let changed = again.seal(&crypto(900, &other[900..]));
-    assert_eq!(first.feed_datagram(&changed), Found::NoName(Why::Contradiction));
-    assert_eq!(first.feed_datagram(&initial(&crypto(0, &message))), Found::NoName(Why::Contradiction));
+    assert_eq!(first.feed(&changed), Found::NoName(Why::Contradiction));
+    assert_eq!(first.feed(&initial(&crypto(0, &message))), Found::NoName(Why::Contradiction));
 }
 
 #[test]
@@ -167,8 +175,8 @@ fn a_second_hello_after_a_retry_request_is_not_read() {
     let frames = [whole_hello(), crypto(hello(NAME).len(), &hello("b.example"))].concat();
     assert_eq!(of(&frames), found(NAME));
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));
-    assert_eq!(first.feed_datagram(&initial(&crypto(MAX_LEN, &hello("b.example")))), found(NAME));
+    assert_eq!(first.feed(&initial(&whole_hello())), found(NAME));
+    assert_eq!(first.feed(&initial(&crypto(MAX_LEN, &hello("b.example")))), found(NAME));
 }
 
 /// A packet that is not an Initial packet, with a long header.
@@ -201,10 +209,10 @@ fn packets_of_two_connections_in_a_datagram_are_refused() {
     assert_eq!(feed_all([[initial(&frames), other].concat()]), Found::NoName(Why::Malformed));
     // The packet has the ID and the keys of a known connection.
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&frames)), found(NAME));
+    assert_eq!(first.feed(&initial(&frames)), found(NAME));
     let evil = Initial::first(V1, b"another id").seal(&crypto(0, &hello("b.example")));
     let disguised = Initial { id: b"another id", number: 1, ..Initial::first(V1, ID) }.seal(&frames);
-    assert_eq!(first.feed_datagram(&[evil, disguised].concat()), Found::NoName(Why::Malformed));
+    assert_eq!(first.feed(&[evil, disguised].concat()), Found::NoName(Why::Malformed));
 }
 
 #[test]
@@ -213,37 +221,37 @@ fn after_a_retry_packet_the_keys_are_new() {
     let (start, end) = message.split_at(500);
     let retried = Initial { token: &[9; 80], number: 1, ..Initial::first(V1, b"by server") };
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&crypto(0, start))), Found::More);
-    assert_eq!(first.feed_datagram(&retried.seal(&crypto(0, start))), Found::More);
+    assert_eq!(first.feed(&initial(&crypto(0, start))), Found::More);
+    assert_eq!(first.feed(&retried.seal(&crypto(0, start))), Found::More);
     let rest = Initial { number: 2, ..retried }.seal(&crypto(500, end));
-    assert_eq!(first.feed_datagram(&rest), found(NAME));
+    assert_eq!(first.feed(&rest), found(NAME));
 }
 
 #[test]
 fn later_initial_packets_have_the_id_of_the_server() {
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));
+    assert_eq!(first.feed(&initial(&whole_hello())), found(NAME));
     let later = Initial { id: b"of server", number: 1, ..Initial::first(V1, ID) };
-    assert_eq!(first.feed_datagram(&later.seal(&[2, 0, 0, 0, 0])), found(NAME));
+    assert_eq!(first.feed(&later.seal(&[2, 0, 0, 0, 0])), found(NAME));
     // The server may have changed the version.
     let changed = Initial { version: V2, number: 2, ..later };
-    assert_eq!(first.feed_datagram(&changed.seal(&[2, 0, 0, 0, 0])), found(NAME));
+    assert_eq!(first.feed(&changed.seal(&[2, 0, 0, 0, 0])), found(NAME));
 }
 
 #[test]
 fn another_connection_of_the_flow_has_its_own_name() {
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));
+    assert_eq!(first.feed(&initial(&whole_hello())), found(NAME));
     let second = hello("b.example");
     let header = Initial::first(V1, b"another id");
-    assert_eq!(first.feed_datagram(&header.seal(&crypto(0, &second[..50]))), Found::More);
-    assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));
+    assert_eq!(first.feed(&header.seal(&crypto(0, &second[..50]))), Found::More);
+    assert_eq!(first.feed(&initial(&whole_hello())), found(NAME));
     let rest = Initial { number: 1, ..header }.seal(&crypto(50, &second[50..]));
-    assert_eq!(first.feed_datagram(&rest), found("b.example"));
+    assert_eq!(first.feed(&rest), found("b.example"));
     // A packet with a short header may belong to any of the connections.
-    assert_eq!(first.feed_datagram(&[0x40; 30]), found("b.example"));
-    assert!(!FirstDatagrams::begins_with_long_header(&[0x40; 30]));
-    assert!(FirstDatagrams::begins_with_long_header(&rest));
+    assert_eq!(first.feed(&[0x40; 30]), found("b.example"));
+    assert!(!FirstDatagrams::may_begin_connection(&[0x40; 30]));
+    assert!(FirstDatagrams::may_begin_connection(&rest));
 }
 
 #[test]
@@ -255,11 +263,11 @@ fn what_no_keys_open_is_refused() {
     // engine reads it as 2^32 + 1.
     let header = Initial::first(V1, ID);
     let mut first = FirstDatagrams::new(Ech::OuterName);
-    assert_eq!(first.feed_datagram(&initial(&whole_hello())), found(NAME));
-    assert_eq!(first.feed_datagram(&Initial { number: 0x7fff_ffff, ..header }.seal(&[0; 30])), found(NAME));
-    assert_eq!(first.feed_datagram(&Initial { number: 0x9000_0000, ..header }.seal(&[0; 30])), found(NAME));
+    assert_eq!(first.feed(&initial(&whole_hello())), found(NAME));
+    assert_eq!(first.feed(&Initial { number: 0x7fff_ffff, ..header }.seal(&[0; 30])), found(NAME));
+    assert_eq!(first.feed(&Initial { number: 0x9000_0000, ..header }.seal(&[0; 30])), found(NAME));
     let third = Initial { number: 1, ..header }.seal(&[0; 30]);
-    assert_eq!(first.feed_datagram(&third), Found::NoName(Why::Malformed));
+    assert_eq!(first.feed(&third), Found::NoName(Why::Malformed));
 }
 
 #[test]
@@ -272,6 +280,10 @@ fn other_versions_and_protocols_are_refused() {
     for datagram in datagrams {
         assert_eq!(feed_all([datagram]), Found::NoName(Why::UnknownProtocol), "{datagram:?}");
     }
+    // DTLS after QUIC, which may ask for another name.
+    let dtls = b"\x16\xfe\xfd\0\0\0\0\0\0\0\0\0\x40";
+    assert!(FirstDatagrams::may_begin_connection(dtls));
+    assert_eq!(feed_all([&initial(&whole_hello())[..], dtls]), Found::NoName(Why::UnknownProtocol));
     // A client sends no Retry packets.
     assert_eq!(feed_all([long_header(3, V1, &[7; 50])]), Found::NoName(Why::Malformed));
     assert_eq!(feed_all([long_header(0, V2, &[7; 50])]), Found::NoName(Why::Malformed));
@@ -306,9 +318,43 @@ fn connections_share_the_bound() {
         Initial::first(V1, &[id; 8]).seal(&frames)
     };
     assert_eq!(feed_all((1..=8).map(|id| begin(id, 100))), Found::More);
-    assert_eq!(feed_all((1..=9).map(|id| begin(id, 100))), Found::NoName(Why::TooLong));
+    assert_eq!(feed_all((1..=9).map(|id| begin(id, 100))), Found::NoName(Why::TooManyConnections));
     assert_eq!(feed_all([begin(1, MAX_LEN - 100), begin(2, 100)]), Found::More);
     assert_eq!(feed_all([begin(1, MAX_LEN - 100), begin(2, 101)]), Found::NoName(Why::TooLong));
+}
+
+/// A client may use one socket for many connections, one after the other.
+#[test]
+fn quiet_connections_are_forgotten_when_there_is_no_room() {
+    let mut first = FirstDatagrams::new(Ech::OuterName);
+    let mut feed = |id: u8, second: u64| {
+        let packet = Initial::first(V1, &[id; 8]).seal(&whole_hello());
+        first.feed_datagram(&packet, START + Duration::from_secs(second))
+    };
+    for id in 1..=8 {
+        assert_eq!(feed(id, id.into()), found(NAME));
+    }
+    assert_eq!(feed(9, 9), Found::NoName(Why::TooManyConnections));
+    assert_eq!(feed(1, 100), found(NAME), "the refusal is not final");
+    assert_eq!(feed(9, 120), Found::NoName(Why::TooManyConnections));
+    // The second connection is quiet by now.
+    assert_eq!(feed(9, 122), found(NAME));
+    assert_eq!(feed(10, 122), Found::NoName(Why::TooManyConnections));
+    assert_eq!(feed(10, 200), found(NAME));
+    let ids: Vec<u8> = first.connections().map(|(id, _)| id[0]).collect();
+    assert_eq!(ids, [1, 9, 10]);
+}
+
+#[test]
+fn the_caller_knows_which_connections_it_has_forwarded() {
+    let mut first = FirstDatagrams::new(Ech::OuterName);
+    assert_eq!(first.feed(&initial(&whole_hello())), found(NAME));
+    first.mark_forwarded();
+    let other = Initial::first(V1, b"another id").seal(&whole_hello());
+    assert_eq!(first.feed(&other), found(NAME));
+    let known: Vec<_> = first.connections().collect();
+    assert_eq!(known, [(ID, true), (&b"another id"[..], false)]);
+    assert_eq!(first.len(), 2 * hello(NAME).len());
 }
 
 #[test]
@@ -319,7 +365,7 @@ fn a_hello_without_a_usable_name_is_refused() {
     let message = client_hello(&[(ENCRYPTED_CLIENT_HELLO, b"\0"), (SERVER_NAME, &name)]);
     for (ech, expected) in [(Ech::OuterName, found(NAME)), (Ech::Refuse, Found::NoName(Why::Ech))] {
         let mut first = FirstDatagrams::new(ech);
-        assert_eq!(first.feed_datagram(&initial(&crypto(0, &message))), expected);
+        assert_eq!(first.feed(&initial(&crypto(0, &message))), expected);
         assert!(first.has_ech());
     }
 }
@@ -359,7 +405,7 @@ proptest! {
     ) {
         let mut first = FirstDatagrams::new(Ech::OuterName);
         for (id, frames) in packets {
-            let answer = first.feed_datagram(&Initial::first(V1, &[id; 8]).seal(&frames));
+            let answer = first.feed(&Initial::first(V1, &[id; 8]).seal(&frames));
             prop_assert!(!matches!(answer, Found::Name(_)), "random bytes are no ClientHello");
         }
     }
@@ -371,7 +417,7 @@ proptest! {
         let starts = [&b"\xc0\0\0\0\x01"[..], b"\xd0\x6b\x33\x43\xcf\x08", b"\xd0\0\0\0\x01\x08", b""];
         let mut first = FirstDatagrams::new(Ech::OuterName);
         for (at, datagram) in datagrams.iter().enumerate() {
-            let answer = first.feed_datagram(&[starts[at % starts.len()], datagram].concat());
+            let answer = first.feed(&[starts[at % starts.len()], datagram].concat());
             prop_assert!(!matches!(answer, Found::Name(_)));
         }
     }
