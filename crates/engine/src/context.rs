@@ -10,6 +10,7 @@ use crate::{
     host::Host,
     link::Link,
     memory::Memory,
+    rate_limit::RateLimit,
     timer::{Instant, Timers},
 };
 
@@ -44,6 +45,8 @@ pub struct Context<'a, W: World> {
     pub guest: &'a Guest,
     /// Decides which flows the guest may begin.
     pub guard: &'a mut Guard,
+    /// How much the guest may send and receive.
+    pub rate_limit: &'a mut RateLimit,
     /// Sockets of the host.
     pub host: &'a mut W::Host,
     /// The link to the guest.
@@ -119,8 +122,8 @@ impl<W: World> Context<'_, W> {
     /// Splits the context into the link and all other parts. A step that looks up a flow while a slot of the link is
     /// reserved needs this.
     pub(crate) const fn split(&mut self) -> (&mut W::Link, Unlinked<'_, W>) {
-        let Self { now, settings, guest, guard, host, link, timers } = self;
-        (link, Unlinked { now: *now, settings, guest, guard, host, timers })
+        let Self { now, settings, guest, guard, rate_limit, host, link, timers } = self;
+        (link, Unlinked { now: *now, settings, guest, guard, rate_limit, host, timers })
     }
 }
 
@@ -137,6 +140,7 @@ pub(crate) struct Unlinked<'a, W: World> {
     pub(crate) settings: &'a Settings,
     pub(crate) guest: &'a Guest,
     pub(crate) guard: &'a mut Guard,
+    pub(crate) rate_limit: &'a mut RateLimit,
     pub(crate) host: &'a mut W::Host,
     pub(crate) timers: &'a mut Timers<FlowId>,
 }

@@ -9,6 +9,8 @@ pub struct Drops {
     pub invalid: u64,
     /// From the guest: the guard refuses the flow.
     pub refused: u64,
+    /// The limit of the direction's rate is exceeded (docs/design/rate-limit.md).
+    pub over_limit: u64,
     /// A limit of flows or sockets is reached, or the host could not open a socket.
     pub no_room: u64,
     /// The host's socket was full, or refused to send.
@@ -24,7 +26,13 @@ impl Drops {
     /// The sum of all counts.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.invalid + self.refused + self.no_room + self.not_sent + self.link_full + self.undeliverable
+        self.invalid
+            + self.refused
+            + self.over_limit
+            + self.no_room
+            + self.not_sent
+            + self.link_full
+            + self.undeliverable
     }
 
     /// Counts a datagram for the guest if the datagram was not sent: the link was full, or (none) the datagram was too

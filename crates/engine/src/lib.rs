@@ -150,6 +150,7 @@ pub mod policy;
 pub mod ports;
 pub mod pressure;
 mod ranges;
+pub mod rate_limit;
 pub mod reassembly;
 pub mod resolvers;
 pub mod share;

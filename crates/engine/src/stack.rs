@@ -19,6 +19,7 @@ use crate::{
     icmp::Ping,
     local::Advertiser,
     membership::Memberships,
+    rate_limit::RateLimit,
     reassembly::Reassembly,
     share::{Notice, Share},
     tcp::Tcp,
@@ -83,6 +84,7 @@ pub struct Stack<W: World> {
     settings: Settings,
     guest: Guest,
     guard: Guard,
+    rate_limit: RateLimit,
     timers: Timers<FlowId>,
     flows: Protocols<W>,
     reassembly: Reassembly,
@@ -114,6 +116,7 @@ impl<W: World> Stack<W> {
             settings,
             guest,
             guard: Guard::default(),
+            rate_limit: RateLimit::default(),
             timers: Timers::default(),
             flows: Protocols {
                 tcp: Tcp::new(limits.connections, limits.queue_memory, seeds.hash_key, seeds.isn_secret),
@@ -140,6 +143,11 @@ impl<W: World> Stack<W> {
     /// The guard, for a decision about a flow that bypasses the link, or to replace it.
     pub const fn guard_mut(&mut self) -> &mut Guard {
         &mut self.guard
+    }
+
+    /// How much the guest may send and receive. It can be replaced before the first round.
+    pub const fn rate_limit_mut(&mut self) -> &mut RateLimit {
+        &mut self.rate_limit
     }
 
     /// Addressing and services.
@@ -216,6 +224,7 @@ impl<W: World> Stack<W> {
             self.reassembly.next(),
             self.guest.next_question(),
             self.memberships.next(),
+            self.rate_limit.next(),
         ];
         own.into_iter().flatten().min()
     }

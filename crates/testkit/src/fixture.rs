@@ -7,6 +7,7 @@ use engine::{
     context::Context,
     flow::FlowId,
     guard::Guard,
+    rate_limit::RateLimit,
     timer::{Instant, Timers},
 };
 use wire::offload::Offload;
@@ -25,6 +26,7 @@ pub struct Fixture {
     pub settings: Settings,
     pub guest: Guest,
     pub guard: Guard,
+    pub rate_limit: RateLimit,
     pub host: VirtualHost,
     pub link: Capture,
     pub timers: Timers<FlowId>,
@@ -37,6 +39,7 @@ impl Default for Fixture {
             now: START,
             guest: guest(&settings),
             guard: Guard::default(),
+            rate_limit: RateLimit::default(),
             settings,
             host: VirtualHost::default(),
             link: Capture::default(),
@@ -53,6 +56,7 @@ impl Fixture {
             settings: &self.settings,
             guest: &self.guest,
             guard: &mut self.guard,
+            rate_limit: &mut self.rate_limit,
             host: &mut self.host,
             link: &mut self.link,
             timers: &mut self.timers,

@@ -31,10 +31,12 @@ use crate::{
     context::{Context, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, HashKey, Kind},
+    forward::spec::Direction,
     fragmentation::Fragmenter,
     host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
     idle::{Chain, Links},
     memory::PayloadOf,
+    rate_limit::Load,
     resolvers::{DNS, Health},
     share::{Notice, Share},
 };
@@ -149,9 +151,13 @@ impl<W: World> Dns<W> {
             self.counters.invalid += 1;
             return;
         }
-        let payload = datagram.payload;
         let train = offload.segmentation.filter(|train| train.kind == SegmentKind::Udp && train.size > 0);
-        let size = train.map_or(payload.len(), |train| usize::from(train.size)).max(1);
+        let (len, v4) = (datagram.payload.len(), packet.source.is_ipv4());
+        let load = Load { len, segment_size: train.map(|train| train.size), v4 };
+        let counters = &mut self.counters;
+        let Some(load) = cx.rate_limit.pass(Direction::Outbound, load, cx.now, counters) else { return };
+        let payload = datagram.payload.slice(0..load.len);
+        let size = load.segment_size.map_or(payload.len(), usize::from).max(1);
         for start in (0..payload.len().max(1)).step_by(size) {
             self.on_message(endpoints, payload.slice(start..start + size), packet.traffic_class, cx);
         }
@@ -244,8 +250,12 @@ impl<W: World> Dns<W> {
                 self.counters.undeliverable += 1;
                 continue;
             }
-            let payload = buffer.get(..received.len).unwrap_or_default();
-            let size = received.segment_size.map_or(payload.len(), usize::from).max(1);
+            let load =
+                Load { len: received.len, segment_size: received.segment_size, v4: expected.0.is_ipv4() };
+            let counters = &mut self.counters;
+            let Some(load) = cx.rate_limit.pass(Direction::Inbound, load, cx.now, counters) else { continue };
+            let payload = buffer.get(..load.len).unwrap_or_default();
+            let size = load.segment_size.map_or(payload.len(), usize::from).max(1);
             let fields = (received.hop_limit, received.traffic_class);
             if payload.is_empty() {
                 self.on_answer(id, index, fields, payload, cx);

@@ -9,6 +9,7 @@ mod judged;
 use super::*;
 use crate::{
     host::{Errno, QueuedError, Report},
+    rate_limit::RateLimit,
     share::Bound,
     testkit::{
         datagram::{Opened, received},
@@ -536,4 +537,32 @@ fn answers_in_a_train() {
     test.opened(0).socket.arrive_as(arriving, &payload);
     test.ready(&test.opened(0), READABLE);
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, 0));
+}
+
+/// docs/design/rate-limit.md: as UDP, by the length of the packet.
+#[test]
+fn questions_and_answers_above_the_rate_are_dropped_and_counted() {
+    let mut test = Test::with(&["192.0.2.1"]);
+    let rate = Some("8k".parse().unwrap());
+    test.world.rate_limit = RateLimit::new(rate, None, test.world.now);
+    let question = query(7, "example");
+    let fit = 4096 / (28 + question.len());
+    for _ in 0..100 {
+        test.guest_sends(GUEST, DNS4, &question);
+    }
+    let socket = test.world.host.opened[0].clone();
+    assert!(socket.socket.sent().len() <= fit);
+    assert_eq!(test.dns.counters().over_limit, 100 - fit as u64);
+
+    test.world.rate_limit = RateLimit::new(None, rate, test.world.now);
+    let before = test.dns.counters().over_limit;
+    let mut answers = 0;
+    for id in 100..200 {
+        test.guest_sends(GUEST, DNS4, &query(id, "example"));
+        let socket = test.world.host.opened.last().unwrap().clone();
+        test.server_says(&socket, &query(id, "example"), 0);
+        answers += test.world.frames().len();
+    }
+    assert_eq!(answers, fit);
+    assert_eq!(test.dns.counters().over_limit - before, 100 - fit as u64);
 }

@@ -29,6 +29,7 @@ use crate::{
     context::{Context, PingOf, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind, Protocol},
+    forward::spec::Direction,
     fragmentation::Fragmenter,
     host::{
         self, EchoRequest, Errno, Host, PingSocket, Readiness, Received, Report, SendResult, SocketError,
@@ -38,6 +39,7 @@ use crate::{
     link::Link,
     memory::PayloadOf,
     nat::is_group,
+    rate_limit::Load,
     share::{Notice, Share},
     timer::Timers,
 };
@@ -161,6 +163,10 @@ impl<W: World> Ping<W> {
             let quote = quote(key, remote, *message.header, &bytes[..len]);
             return send_router_error(Report::prohibited(remote.is_ipv4()), &quote, cx);
         }
+        let load = load(message.payload.len(), remote);
+        let Some(_) = cx.rate_limit.pass(Direction::Outbound, load, cx.now, &mut self.counters) else {
+            return;
+        };
         let target = target(packet.source, remote, peer, cx);
         let key = Key { guest: packet.source, id: message.header.echo_id(), target };
         let Some(id) = self.flows.find(&key).or_else(|| self.open(key, remote, peer.ip(), cx)) else {
@@ -313,6 +319,10 @@ impl<W: World> Ping<W> {
             self.counters.undeliverable += 1;
             return Ok(());
         };
+        let load = load(received.len - HEADER_LEN, source);
+        let Some(_) = cx.rate_limit.pass(Direction::Inbound, load, cx.now, &mut self.counters) else {
+            return Ok(());
+        };
         let frame = Outgoing {
             hop_limit: received.hop_limit.unwrap_or(UNKNOWN_HOP_LIMIT),
             traffic_class: received.traffic_class,
@@ -356,6 +366,11 @@ fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) ->
         let source = shown_offender(cx.settings, cx.guest, error.offender, peer, remote);
         send_error(source, report, &quote(key, remote, *message.header, message.payload), cx);
     })
+}
+
+/// What a message with `len` bytes of payload counts for the limit of the rate.
+const fn load(len: usize, remote: IpAddr) -> Load {
+    Load { len, segment_size: None, v4: remote.is_ipv4() }
 }
 
 /// The received message. None if no message was received.

@@ -1,9 +1,10 @@
-use alloc::{vec, vec::Vec};
+use alloc::{format, vec, vec::Vec};
 
 use wire::{frame::Transport, ipv4, ipv6};
 
 use super::*;
 use crate::host::{QueuedError, Received};
+use crate::rate_limit::RateLimit;
 use crate::share::Bound;
 use crate::testkit::{
     datagram::{Opened, Sent, received},
@@ -415,4 +416,28 @@ fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
         [None, Some(second), GUEST.parse().ok()],
         "a guest with one address has not chosen it"
     );
+}
+
+/// docs/design/rate-limit.md: as UDP, by the length of the packet.
+#[test]
+fn requests_and_replies_above_the_rate_are_dropped_and_counted() {
+    for (guest, remote, fit) in [(GUEST, "203.0.113.1", 117), (GUEST6, "2001:db8:2::1", 74)] {
+        let mut test = Test::new();
+        let rate = Some("8k".parse().unwrap());
+        test.world.rate_limit = RateLimit::new(rate, rate, test.world.now);
+        for sequence in 0..200 {
+            test.guest_pings(guest, remote, 7, sequence);
+        }
+        let socket = test.opened(0);
+        assert_eq!(socket.socket.sent().len(), fit);
+        assert_eq!(test.ping.counters().over_limit, 200 - fit as u64);
+        let kind = if remote.contains(':') { v6::ECHO_REPLY } else { v4::ECHO_REPLY };
+        for sequence in 0..200 {
+            let from = SocketAddr::new(remote.parse().unwrap(), 0);
+            socket.socket.arrive(&format!("{from}"), &message(kind, 7, sequence, b"payload"));
+            test.ready(&socket, READABLE);
+        }
+        assert_eq!(test.world.frames().len(), fit);
+        assert_eq!(test.ping.counters().total(), 2 * (200 - fit as u64));
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     checksums::{self, Verdict},
     context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Kind},
+    forward::spec::Direction,
     host::Readiness,
     local::{self, Outcome},
     memory::PayloadOf,
@@ -127,13 +128,16 @@ impl<W: World> Round<'_, W> {
         let (flows, mut cx) = self.split();
         flows.tcp.end_round(&mut cx);
         flows.udp.end_round(&mut cx);
-        if !self.stack.link_full {
-            let (flows, mut cx) = self.split();
-            let pressure = flows.tcp.take_turns(&mut cx);
-            self.stack.link_full = pressure == Pressure::LinkFull;
-            return pressure;
+        if self.stack.link_full {
+            return Pressure::LinkFull;
         }
-        Pressure::LinkFull
+        let (flows, mut cx) = self.split();
+        let mut pressure = flows.tcp.take_turns(&mut cx);
+        if cx.rate_limit.is_limited(Direction::Inbound) {
+            pressure = flows.tcp.take_turns_to_guest(pressure, &mut cx);
+        }
+        self.stack.link_full = pressure == Pressure::LinkFull;
+        pressure
     }
 
     /// Handles the deadlines that have been reached.
@@ -254,7 +258,8 @@ impl<W: World> Round<'_, W> {
 
     /// All flows, and the context that their steps need.
     pub(super) const fn split(&mut self) -> (&mut Protocols<W>, Context<'_, W>) {
-        let Stack { settings, guest, guard, timers, flows, .. } = &mut *self.stack;
-        (flows, Context { now: self.now, settings, guest, guard, host: self.host, link: self.link, timers })
+        let Stack { settings, guest, guard, rate_limit, timers, flows, .. } = &mut *self.stack;
+        let (now, host, link) = (self.now, &mut *self.host, &mut *self.link);
+        (flows, Context { now, settings, guest, guard, rate_limit, host, link, timers })
     }
 }

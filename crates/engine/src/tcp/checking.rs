@@ -124,7 +124,7 @@ impl<W: World> Connection<W> {
     pub(super) fn pass(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
         self.check = None;
         self.phase = Phase::Established;
-        self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))
+        self.receive.resume(&mut self.socket, pool).or_else(|errno| self.fail(errno))
     }
 
     /// Refuses the connection. A TLS client gets an alert with the reason.

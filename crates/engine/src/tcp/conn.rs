@@ -77,6 +77,8 @@ pub(super) enum Turn {
     Idle,
     /// There is more to send now, after the turns of other connections.
     MoreToSend,
+    /// There is more to send, and the limit of the rate needs tokens for it.
+    NeedsTokens,
     /// The link is full.
     LinkFull,
     /// Both streams have ended, and both sides have acknowledged this.
@@ -105,7 +107,7 @@ pub(super) struct Connection<W: World> {
     /// event.
     read_closed: bool,
     /// The socket's error. The bytes that the socket still has are sent to the guest first.
-    error: Option<Errno>,
+    pub(super) error: Option<Errno>,
     /// Traffic classes without ECN bits: `class` is that of the guest's segments, and is set on the socket.
     /// `peer_class` is that of the segments to the guest.
     pub(super) class: u8,
@@ -116,6 +118,11 @@ pub(super) struct Connection<W: World> {
     pub(super) touched: bool,
     /// Whether the connection is on the table's list of connections with more to send.
     pub(super) runnable: bool,
+    /// On the table's lists of connections that wait for tokens.
+    pub(super) awaits_turn_to_host: bool,
+    pub(super) awaits_turn_to_guest: bool,
+    /// How many new bytes the guest may be sent in this turn, if the rate is limited.
+    pub(super) granted: u32,
     ack_at: Option<Instant>,
     active: Instant,
     probed: Option<Instant>,
@@ -163,6 +170,9 @@ impl<W: World> Connection<W> {
             keep_alive: false,
             touched: false,
             runnable: false,
+            awaits_turn_to_host: false,
+            awaits_turn_to_guest: false,
+            granted: 0,
             ack_at: None,
             active: now,
             probed: None,
@@ -412,14 +422,20 @@ impl<W: World> Connection<W> {
 
     /// Sends the socket's bytes, as far as the guest's window allows.
     fn pump(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
+        let limited = self.is_limited_to_guest(cx);
         for _ in 0..BUDGET {
             let next = self.send.next_run(self.readable, cx.link.largest_segment());
             // After an error, the guest gets a reset instead of a FIN.
             let Some(run) = next.filter(|run| !run.fin || self.error.is_none()) else {
                 return Ok(Turn::Idle);
             };
+            let within = if limited { self.within_grant(run, cx) } else { Some(run) };
+            let Some(run) = within else { return Ok(Turn::NeedsTokens) };
             match self.send_run(run, cx) {
                 Sent::Bytes(len) => {
+                    if limited {
+                        self.spend_grant(Run { len, ..run }, cx);
+                    }
                     self.send.sent(run.seq + len, cx.now);
                     // A short read means that there are no more bytes. There are two exceptions: the end of the stream
                     // was announced, or the socket stopped before the urgent byte. If the urgent byte is not known yet,

@@ -48,7 +48,8 @@ impl<W: World> Connection<W> {
         let mut send = Sender::new(iss);
         send.on_syn(syn, &options, largest_segment(&ends, cx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
-        let receive = Receiver::new(syn.seq() + 1, scale);
+        let ahead = cx.rate_limit.window().filter(|_| matches!(socket, Socket::Host(_)));
+        let receive = Receiver::new(syn.seq() + 1, scale).in_turns(ahead);
         let mut connection = Self::new(ends, socket, Phase::Connecting, send, receive, cx.now);
         (connection.class, connection.is_guests) = (class, true);
         connection
@@ -136,7 +137,7 @@ impl<W: World> Connection<W> {
         let options = Options::parse(segment.options);
         self.send.on_syn(segment, &options, largest_segment(&self.ends, cx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
-        self.receive = Receiver::new(segment.seq() + 1, scale);
+        self.receive = Receiver::new(segment.seq() + 1, scale).in_turns(cx.rate_limit.window());
         self.send.on_handshake_done(cx.now);
         self.phase = Phase::Established;
         self.receive.ack = AckDue::Now; // the client's first data carry it, if the socket has data already

@@ -20,6 +20,7 @@ mod rto;
 mod send;
 mod service;
 mod socket;
+mod turns;
 
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 use core::{
@@ -43,11 +44,13 @@ use self::{
     queue::ChunkPool,
     redial::Redial,
     socket::Socket,
+    turns::Waiting,
 };
 use crate::{
     addr::Settings,
     context::{Context, TcpOf, World},
     flow::{Endpoints, FlowId, Flows, Kind, Protocol},
+    forward::spec::Direction,
     guard::Admission,
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
     icmp::{Quote, send_router_error},
@@ -80,6 +83,8 @@ pub struct Tcp<W: World> {
     touched: Vec<FlowId>,
     /// Connections with more to send: their turn has ended, or the link is full.
     runnable: VecDeque<FlowId>,
+    /// Connections that wait for tokens.
+    waiting: Waiting,
     /// Connections over which the guest asks questions that the guard judges, in the order in which they were opened.
     services: VecDeque<FlowId>,
     /// Which resolvers have failed recently.
@@ -100,6 +105,7 @@ impl<W: World> Tcp<W> {
             pool: ChunkPool::new(queue_memory),
             touched: Vec::new(),
             runnable: VecDeque::new(),
+            waiting: Waiting::default(),
             services: VecDeque::new(),
             health: Health::default(),
             secret,
@@ -266,6 +272,9 @@ impl<W: World> Tcp<W> {
 
     /// Ends a round: sends the acknowledgments and data that the segments and events of the round have made due.
     pub(crate) fn end_round(&mut self, cx: &mut Context<'_, W>) {
+        if cx.rate_limit.is_limited(Direction::Outbound) {
+            self.take_turns_to_host(cx);
+        }
         let mut touched = core::mem::take(&mut self.touched);
         for id in touched.drain(..) {
             if let Some(connection) = self.flows.get_mut(id) {
@@ -321,6 +330,9 @@ impl<W: World> Tcp<W> {
                 if waits && !connection.runnable {
                     connection.runnable = true;
                     self.runnable.push_back(id);
+                }
+                if turn == Turn::NeedsTokens {
+                    self.await_turn_to_guest(id);
                 }
                 turn
             }

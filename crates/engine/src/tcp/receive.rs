@@ -18,6 +18,8 @@ pub(super) const WINDOW: u32 = 1 << 20;
 /// The advertised window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
 pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
+/// The smallest window of a connection that sends in turns: that of the SYN, in bytes.
+const MIN_WINDOW: u32 = 1 << 16;
 /// Maximum number of pieces in one call of send: half of a full queue.
 const PIECES: usize = 32;
 
@@ -46,9 +48,10 @@ pub(super) struct Receiver {
     pub(super) scale: u8,
     /// Bytes that the socket did not accept, and bytes after a hole.
     queue: Option<Box<ReceiveQueue>>,
-    /// Whether the socket must get no bytes now. Either it did not accept all bytes, and will report when it is
-    /// writable again, or [`Receiver::hold`] was called.
-    refused: bool,
+    /// Whether the socket gets bytes as they arrive.
+    gate: Gate,
+    /// Maximum amount of ready bytes in the queue, in bytes.
+    most: u32,
     /// Sequence number of the guest's urgent byte, until the socket has accepted this byte.
     urgent: Option<Seq>,
     /// The end of the guest's stream: the sequence number of the FIN, if a FIN has arrived.
@@ -70,12 +73,25 @@ impl Receiver {
             acked: next,
             scale,
             queue: None,
-            refused: false,
+            gate: Gate::Open,
+            most: WINDOW,
             urgent: None,
             fin: None,
             shut: false,
             finished: false,
             ack: AckDue::No,
+        }
+    }
+
+    /// Makes the socket get bytes only in turns (`Receiver::take_turn`), and limits how far the guest's stream is ahead of
+    /// these turns, in bytes. None: changes nothing.
+    pub(super) fn in_turns(self, ahead: Option<u64>) -> Self {
+        match ahead {
+            Some(ahead) => {
+                let most = u32::try_from(ahead).unwrap_or(WINDOW).clamp(MIN_WINDOW, WINDOW);
+                Self { gate: Gate::Turns { full: false }, most, ..self }
+            }
+            None => self,
         }
     }
 
@@ -123,14 +139,28 @@ impl Receiver {
         self.pass_fin(socket)
     }
 
-    /// Holds all bytes back from the socket until [`Receiver::on_writable`] is called.
+    /// Holds all bytes back from the socket until [`Receiver::resume`] is called.
     pub(super) fn hold(&mut self) {
-        self.refused = true;
+        let turns = matches!(self.gate, Gate::Turns { .. } | Gate::Held { turns: true });
+        self.gate = Gate::Held { turns };
+    }
+
+    /// Ends what [`Receiver::hold`] began.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub(super) fn resume(&mut self, socket: &mut impl TcpSocket, pool: &mut ChunkPool) -> Result<(), Errno> {
+        if let Gate::Held { turns } = self.gate {
+            self.gate = if turns { Gate::Turns { full: false } } else { Gate::Full };
+        }
+        self.on_writable(socket, pool)
     }
 
     /// Gives the socket bytes again, before any have arrived.
     pub(super) fn stop_holding(&mut self) {
-        self.refused = false;
+        if let Gate::Held { turns } = self.gate {
+            self.gate = if turns { Gate::Turns { full: false } } else { Gate::Open };
+        }
     }
 
     /// Calls `read` with the ready bytes after the first `skip` bytes, in order.
@@ -197,7 +227,7 @@ impl Receiver {
     ) -> Result<(), Errno> {
         let in_order = seq == self.next;
         let mut sent = 0;
-        if in_order && !self.refused {
+        if in_order && self.gate == Gate::Open {
             sent = self.send(seq, data, socket)?;
             self.next += sent as u32;
             if let Some(queue) = &mut self.queue {
@@ -209,8 +239,10 @@ impl Receiver {
             let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
             queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
         }
-        // If the data has filled a hole, the bytes after the hole are ready now.
-        self.flush(socket, pool)?;
+        if self.queue.is_some() {
+            // If the data has filled a hole, the bytes after the hole are ready now.
+            self.flush(u32::MAX, socket, pool)?;
+        }
         self.ack = match self.next - self.acked {
             // Data is out of order: acknowledge at once, so that the guest fills the hole (RFC 5681 §4.2).
             _ if !in_order || self.queue.is_some() => AckDue::Now,
@@ -233,7 +265,7 @@ impl Receiver {
             return self.sent(socket.send(data), data.len());
         }
         let mut sent = 0;
-        while sent < data.len() && !self.refused {
+        while sent < data.len() && self.gate == Gate::Open {
             let rest = data.slice(sent..data.len());
             sent += match self.next_part(seq + sent as u32, rest.len()) {
                 Part::Plain(len) => self.sent(socket.send(rest.slice(0..len)), len)?,
@@ -265,15 +297,21 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// Sends the ready bytes to the socket.
-    fn flush<S: TcpSocket>(&mut self, socket: &mut S, pool: &mut ChunkPool) -> Result<(), Errno> {
-        while !self.refused && self.ready_len() > 0 {
+    /// Sends the ready bytes to the socket, at most this many. Returns how many the socket took.
+    fn flush<S: TcpSocket>(
+        &mut self,
+        at_most: u32,
+        socket: &mut S,
+        pool: &mut ChunkPool,
+    ) -> Result<u32, Errno> {
+        let mut left = at_most;
+        while self.gate == Gate::Open && left > 0 && self.ready_len() > 0 {
             let Some(queue) = self.queue.take() else { break };
             let mut pieces = [&[][..]; PIECES];
             // One call must accept all pieces. Otherwise the socket would look full after the call, although no event
             // will report that it is writable.
             let pieces = &mut pieces[..PIECES.min(S::MAX_PIECES)];
-            let sent = match self.next_part(queue.base(), queue.ready_len() as usize) {
+            let sent = match self.next_part(queue.base(), queue.ready_len().min(left) as usize) {
                 Part::Plain(len) => {
                     let count = queue.ready_pieces(len, pieces);
                     let len = pieces[..count].iter().map(|piece| piece.len()).sum();
@@ -288,7 +326,9 @@ impl Receiver {
                 }
             };
             let queue = self.queue.insert(queue);
-            queue.advance(queue.base() + sent? as u32, pool);
+            let sent = sent? as u32;
+            queue.advance(queue.base() + sent, pool);
+            left -= sent;
         }
         if let Some(queue) = &self.queue {
             self.next = queue.base() + queue.ready_len();
@@ -296,7 +336,31 @@ impl Receiver {
                 self.queue = None;
             }
         }
-        Ok(())
+        Ok(at_most - left)
+    }
+
+    /// Whether bytes wait for a turn, and nothing else.
+    pub(super) fn wants_turn(&self) -> bool {
+        self.gate == (Gate::Turns { full: false }) && self.ready_len() > 0
+    }
+
+    /// Gives the socket at most this many bytes. Returns how many it took.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub(super) fn take_turn(
+        &mut self,
+        at_most: u32,
+        socket: &mut impl TcpSocket,
+        pool: &mut ChunkPool,
+    ) -> Result<u32, Errno> {
+        self.gate = Gate::Open;
+        let sent = self.flush(at_most, socket, pool);
+        self.gate = Gate::Turns { full: self.gate == Gate::Full };
+        self.note_room();
+        let sent = sent?;
+        self.pass_fin(socket)?;
+        Ok(sent)
     }
 
     /// How many of `len` bytes the socket accepted. Notes whether it accepted all.
@@ -306,7 +370,7 @@ impl Receiver {
             Err(SocketError::WouldBlock) => 0,
             Err(SocketError::Failed(errno)) => return Err(errno),
         };
-        self.refused = sent < len;
+        self.gate = if sent < len { Gate::Full } else { Gate::Open };
         Ok(sent)
     }
 
@@ -319,21 +383,29 @@ impl Receiver {
         socket: &mut impl TcpSocket,
         pool: &mut ChunkPool,
     ) -> Result<(), Errno> {
-        if self.refused {
-            self.refused = false;
-            self.flush(socket, pool)?;
-            // The window was small. It is advertised again when there is much room (RFC 9293 §3.8.6.2.2).
-            if self.edge - self.next < WINDOW / 2 && self.room() >= WINDOW / 2 {
-                self.ack = AckDue::Now;
+        match &mut self.gate {
+            Gate::Open | Gate::Held { .. } => {}
+            Gate::Turns { full } => *full = false,
+            Gate::Full => {
+                self.gate = Gate::Open;
+                self.flush(u32::MAX, socket, pool)?;
+                self.note_room();
             }
         }
         self.pass_fin(socket)
     }
 
+    /// If the window was small, it is advertised again when there is much room (RFC 9293 §3.8.6.2.2).
+    fn note_room(&mut self) {
+        if self.edge - self.next < self.most / 2 && self.room() >= self.most / 2 {
+            self.ack = AckDue::Now;
+        }
+    }
+
     /// Shuts down the socket when it has accepted all bytes before the guest's FIN. Acknowledges the FIN when the peer
     /// has acknowledged all bytes.
     fn pass_fin(&mut self, socket: &mut impl TcpSocket) -> Result<(), Errno> {
-        if self.finished || self.fin != Some(self.next) || self.refused {
+        if self.finished || self.fin != Some(self.next) || !self.is_drained() {
             return Ok(());
         }
         if !self.shut {
@@ -351,20 +423,29 @@ impl Receiver {
         Ok(())
     }
 
+    /// Whether the socket has all bytes before a hole.
+    fn is_drained(&self) -> bool {
+        match self.gate {
+            Gate::Open => true,
+            Gate::Turns { .. } => self.ready_len() == 0,
+            Gate::Full | Gate::Held { .. } => false,
+        }
+    }
+
     fn ready_len(&self) -> u32 {
         self.queue.as_ref().map_or(0, |queue| queue.ready_len())
     }
 
     /// Number of bytes for which the queue has room.
     fn room(&self) -> u32 {
-        WINDOW.saturating_sub(self.ready_len())
+        self.most.saturating_sub(self.ready_len())
     }
 
     /// The window to advertise in the segment that is about to be sent, scaled as in the header.
     pub(super) fn advertise_window(&mut self) -> u16 {
         let edge = self.next + self.room();
         // Avoids the silly window syndrome: the edge moves by a large step, or does not move (RFC 9293 §3.8.6.2.2).
-        if edge.after(self.edge) && (edge - self.edge >= WINDOW / 8 || edge - self.next == WINDOW) {
+        if edge.after(self.edge) && (edge - self.edge >= self.most / 8 || edge - self.next == self.most) {
             self.edge = edge;
         }
         let window = if self.edge.after(self.next) { self.edge - self.next } else { 0 };
@@ -388,6 +469,19 @@ impl Receiver {
             queue.release(pool);
         }
     }
+}
+
+/// Whether the socket gets bytes of the guest as they arrive. Else they wait in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    /// Yes.
+    Open,
+    /// No: the socket took less than it was given, and will report when it is writable again.
+    Full,
+    /// Not yet: a name is awaited. Afterwards bytes may be sent in turns only.
+    Held { turns: bool },
+    /// In turns, unless the socket is full.
+    Turns { full: bool },
 }
 
 /// The bytes that one call can send: bytes up to the urgent byte, or the urgent byte alone.

@@ -401,6 +401,12 @@ impl Sender {
         worth_it.then_some(Run { seq, len, fin: false })
     }
 
+    /// How many bytes of a run were never sent before. A FIN is no byte.
+    pub(super) fn new_bytes(&self, run: Run) -> u32 {
+        let end = run.seq + run.len;
+        if run.fin || !end.after(self.max) { 0 } else { end - self.max }
+    }
+
     /// The next part of a reported hole to retransmit.
     pub(super) fn next_hole(&self, largest_segment: u16) -> Option<Run> {
         let (seq, end) = self.recovery.as_ref()?.next_hole(self.una, u32::from(self.mss))?;

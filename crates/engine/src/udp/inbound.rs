@@ -21,10 +21,11 @@ use crate::{
     addr::{Guest, Settings},
     context::{Context, Unlinked, World},
     flow::{Endpoints, FlowId},
-    forward::Onward,
+    forward::{Onward, spec::Direction},
     host::{Host as _, Readiness, SocketError, UNKNOWN_HOP_LIMIT},
     link::Link as _,
     memory::Memory,
+    rate_limit::Load,
 };
 
 /// The route of a received datagram.
@@ -49,6 +50,8 @@ struct ToGuest {
 /// one. Only datagrams of one sender with equal header fields are joined, so that a receiver can't distinguish them
 /// from single datagrams.
 struct InboundTrain {
+    /// The socket that received the train.
+    socket: FlowId,
     route: Route,
     /// The first datagram.
     first: Received,
@@ -113,12 +116,14 @@ impl<W: World> Udp<W> {
         let mut copy = None;
         let written = {
             let mut slot = reserved.slot();
-            let received = socket.io.receive(W::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
+            let mut received = socket.io.receive(W::Memory::part(&mut slot.room, MAX_LEN - guessed))?;
             socket.last_short = is_short(&received);
             if self.is_echo(rest.now, id, W::Memory::filled(&slot.room, received.len)) {
                 return Ok(());
             }
             let Some(route) = self.route(&mut rest, id, &received) else { return Ok(()) };
+            let Some(load) = self.within_limit(&mut rest, id, &route, received.load()) else { return Ok(()) };
+            (received.len, received.segment_size) = (load.len, load.segment_size);
             let payload = W::Memory::filled(&slot.room, received.len);
             match route {
                 Route::Bypass(to_socket) => {
@@ -131,7 +136,7 @@ impl<W: World> Udp<W> {
                 {
                     let mut buffer = self.take_buffer();
                     payload.copy_to(&mut buffer);
-                    copy = Some((InboundTrain::new(route, received), buffer));
+                    copy = Some((InboundTrain::new(id, route, received), buffer));
                     None
                 }
                 Route::Link(ToGuest { frame, ports, .. }) => {
@@ -141,7 +146,7 @@ impl<W: World> Udp<W> {
             }
         };
         if let Some((datagram, buffer)) = copy {
-            self.deliver(&datagram, &buffer, cx);
+            self.pass_on(&datagram, &buffer, cx);
             self.arrivals = buffer;
         } else {
             self.counters.note_sent(written.map(|written| reserved.commit(written.len, &written.offload)));
@@ -196,21 +201,51 @@ impl<W: World> Udp<W> {
                 continue;
             }
             if let Some(train) = train.take() {
-                self.deliver(&train, &buffer, cx);
+                self.deliver(train, &buffer, cx);
                 buffer.copy_within(start..start + received.len, 0);
             }
             let (_, mut rest) = cx.split();
-            train = self.route(&mut rest, id, &received).map(|route| InboundTrain::new(route, received));
+            train = self.route(&mut rest, id, &received).map(|route| InboundTrain::new(id, route, received));
         }
         if let Some(train) = train {
-            self.deliver(&train, &buffer, cx);
+            self.deliver(train, &buffer, cx);
         }
         self.arrivals = buffer;
         (taken, result)
     }
 
+    /// Sends the part of a train that the limit of the rate lets pass. The payload is at the start of `buffer`.
+    fn deliver(&mut self, mut train: InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
+        let (len, segment_size) = (train.extent.len, train.extent.segment_size());
+        let load = Load { len, segment_size, ..train.first.load() };
+        let Some(load) = self.within_limit(&mut cx.split().1, train.socket, &train.route, load) else {
+            return;
+        };
+        train.extent.len = load.len;
+        self.pass_on(&train, buffer, cx);
+    }
+
+    /// The part of what a socket received that the limit of the rate lets pass; none (which is counted) if nothing passes.
+    fn within_limit(
+        &mut self,
+        cx: &mut Unlinked<'_, W>,
+        socket: FlowId,
+        route: &Route,
+        load: Load,
+    ) -> Option<Load> {
+        let direction = match route {
+            _ if cx.rate_limit.is_absent() => None,
+            Route::Link(_) => Some(Direction::Inbound),
+            Route::Bypass(_) => self.bypass_direction(socket),
+        };
+        match direction {
+            Some(direction) => cx.rate_limit.pass(direction, load, cx.now, &mut self.counters),
+            None => Some(load),
+        }
+    }
+
     /// Sends a train, whose payload is at the start of `buffer`.
-    fn deliver(&mut self, train: &InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
+    fn pass_on(&mut self, train: &InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
         let size = train.extent.segment_size();
         let payload = buffer.get(..train.extent.len).unwrap_or_default();
         match &train.route {
@@ -355,8 +390,8 @@ impl<S> Socket<S> {
 }
 
 impl InboundTrain {
-    fn new(route: Route, first: Received) -> Self {
-        Self { route, extent: first.extent(), first }
+    fn new(socket: FlowId, route: Route, first: Received) -> Self {
+        Self { socket, route, extent: first.extent(), first }
     }
 
     /// Whether a datagram or train may be joined.
@@ -398,6 +433,10 @@ impl Role {
 impl Received {
     fn extent(&self) -> Extent {
         Extent::new(self.len, self.segment_size)
+    }
+
+    fn load(&self) -> Load {
+        Load { len: self.len, segment_size: self.segment_size, v4: self.from.is_ipv4() }
     }
 }
 

@@ -41,13 +41,14 @@ use crate::{
     context::{Context, UdpOf, World},
     drops::Drops,
     flow::{Endpoints, FlowId, Flows, Keyed, Kind, Protocol},
-    forward::{Listener, Policy},
+    forward::{Listener, Policy, spec::Direction},
     fragmentation::Fragmenter,
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::{Activity, Chain, Idle},
     memory::PayloadOf,
     nat::is_group,
+    rate_limit::Load,
 };
 use bypass::{Client, Proxy};
 use member::Groups;
@@ -319,13 +320,17 @@ impl<W: World> Udp<W> {
         };
         self.latest = Some(id);
         let Some(flow) = self.flows.get(id) else { return };
+        let load = Load { len: datagram.payload.len(), segment_size, v4: packet.source.is_ipv4() };
+        let counters = &mut self.counters;
+        let Some(load) = cx.rate_limit.pass(Direction::Outbound, load, cx.now, counters) else { return };
+        let (payload, segment_size) = (datagram.payload.slice(0..load.len), load.segment_size);
         let outbound = OutboundDatagram {
             destination: flow.peer,
             source: flow.local,
             hop_limit: packet.hop_limit.max(1),
             traffic_class: packet.traffic_class,
-            dont_fragment: must_not_fragment(packet, datagram.payload.len(), segment_size, cx.settings),
-            payload: datagram.payload,
+            dont_fragment: must_not_fragment(packet, payload.len(), segment_size, cx.settings),
+            payload,
             segment_size,
         };
         let socket = flow.socket;

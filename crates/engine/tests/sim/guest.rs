@@ -22,14 +22,14 @@ use testkit::{
 
 /// Frames to and from the guest's stack.
 #[derive(Debug)]
-struct Device {
-    mtu: usize,
-    received: VecDeque<Vec<u8>>,
-    sent: Vec<Vec<u8>>,
+pub(crate) struct Device {
+    pub(crate) mtu: usize,
+    pub(crate) received: VecDeque<Vec<u8>>,
+    pub(crate) sent: Vec<Vec<u8>>,
 }
 
-struct Received(Vec<u8>);
-struct Sending<'a>(&'a mut Vec<Vec<u8>>);
+pub(crate) struct Received(Vec<u8>);
+pub(crate) struct Sending<'a>(&'a mut Vec<Vec<u8>>);
 
 impl phy::RxToken for Received {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {

@@ -12,6 +12,7 @@ mod ends;
 mod from_guest;
 mod handshake;
 mod hostile;
+mod limit;
 mod matrix;
 mod names;
 mod questions;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use engine::{
     guard::{Guard, Mode},
     policy::{Policy, spec},
+    rate_limit::RateLimit,
     timer::Instant,
 };
 use proptest::prelude::*;
@@ -496,4 +497,26 @@ proptest! {
         prop_assert!(script.stack.tcp().is_empty());
         prop_assert_eq!(sent(&script), b"");
     }
+}
+
+/// The bytes wait for the verdict first, and for tokens afterwards.
+#[test]
+fn under_a_limit_bytes_are_held_until_the_verdict() {
+    let mut script = Script::new();
+    script.remote.set_port(443);
+    *script.stack.guard_mut() = guard("allow *.example.org:443", false);
+    let rate = Some("64k".parse().unwrap());
+    *script.stack.rate_limit_mut() = RateLimit::new(rate, rate, Instant::from_micros(0));
+    script.connect_by(SYN);
+    script.peer().state().kept = Some(Vec::new());
+    let stream = records(&long_client_hello(ALLOWED, 8000), 16_000);
+    let (start, end) = stream.split_at(7990);
+    say(&mut script, 0, start);
+    script.pass(Duration::from_secs(5));
+    assert_eq!(sent(&script), b"");
+    say(&mut script, start.len(), end);
+    let at_once = sent(&script).len();
+    assert!((1..=4096).contains(&at_once), "{at_once} bytes at once");
+    script.pass(Duration::from_secs(1));
+    assert_eq!(sent(&script), stream);
 }

@@ -11,6 +11,7 @@ use engine::{
     flow::Endpoints,
     host::Errno,
     pressure::Pressure,
+    rate_limit::RateLimit,
     stack::{Limits, Round, Seeds, Stack},
     timer::Instant,
 };
@@ -100,6 +101,8 @@ pub(crate) struct Scenario {
     pub(crate) strict: bool,
     /// Start of the virtual clock, in microseconds.
     pub(crate) start: u64,
+    /// Limit of the rate, of each direction.
+    pub(crate) limit: Option<&'static str>,
     /// The guest resets the connection when it has received this many bytes. The next field is the same for the host.
     pub(crate) guest_aborts_at: Option<u64>,
     pub(crate) host_aborts_at: Option<u64>,
@@ -126,6 +129,7 @@ impl Scenario {
             urgent: None,
             strict: false,
             start: 0,
+            limit: None,
             guest_aborts_at: None,
             host_aborts_at: None,
         }
@@ -298,10 +302,13 @@ impl World {
         let guest = Guest::new(guest_address, mtu, buffers, scenario.guest, scenario.seed);
         let to_guest = Direction::new(scenario.network, scenario.seed * 2);
         let start = scenario.start;
+        let mut stack = stack(settings, 16, scenario.seed as u8);
+        let rate = scenario.limit.map(|text| text.parse().expect("a rate"));
+        *stack.rate_limit_mut() = RateLimit::new(rate, rate, Instant::from_micros(start));
         let mut world = Self {
             now: start,
             start,
-            stack: stack(settings, 16, scenario.seed as u8),
+            stack,
             pressure: Pressure::None,
             host,
             link: VirtualLink::to(ToGuest::new(to_guest, scenario.link_queue)),

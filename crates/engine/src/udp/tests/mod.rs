@@ -2,6 +2,7 @@ mod bypass;
 mod errors;
 mod fragments;
 mod group;
+mod limit;
 mod listeners;
 mod room;
 mod trains;

@@ -1,0 +1,164 @@
+//! Turns of connections that wait for tokens, in both directions (docs/design/rate-limit.md).
+
+use alloc::collections::VecDeque;
+
+use super::{
+    Tcp,
+    conn::{Connection, End, Turn},
+    queue::ChunkPool,
+    send::Run,
+    socket::Socket,
+};
+use crate::{
+    context::{Context, World},
+    flow::FlowId,
+    forward::spec::Direction,
+    link::Link as _,
+    pressure::Pressure,
+    rate_limit::{Bucket, Class},
+};
+
+/// The connections that wait for tokens, in the order of their turns. They may have ended.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    to_host: VecDeque<FlowId>,
+    to_guest: VecDeque<FlowId>,
+}
+
+impl<W: World> Tcp<W> {
+    /// Gives bytes of the guest to the host's sockets, as far as there are tokens.
+    pub(super) fn take_turns_to_host(&mut self, cx: &mut Context<'_, W>) {
+        for index in 0..self.touched.len() {
+            self.await_turn_to_host(self.touched[index]);
+        }
+        while let Some(granted) = grant(Direction::Outbound, self.waiting.to_host.len(), cx) {
+            let Some(id) = self.waiting.to_host.pop_front() else { return };
+            let Some(connection) = self.flows.get_mut(id) else { continue };
+            connection.awaits_turn_to_host = false;
+            match connection.give(granted, &mut self.pool) {
+                Ok(sent) => {
+                    spend(Direction::Outbound, sent, cx);
+                    self.touch(id);
+                    self.await_turn_to_host(id);
+                }
+                Err(end) => self.end(id, end, cx),
+            }
+        }
+    }
+
+    /// Puts a connection on the list if bytes wait for a turn.
+    fn await_turn_to_host(&mut self, id: FlowId) {
+        let Some(connection) = self.flows.get_mut(id) else { return };
+        if connection.wants_turn_to_host() && !connection.awaits_turn_to_host {
+            connection.awaits_turn_to_host = true;
+            self.waiting.to_host.push_back(id);
+            self.forget_ended(Direction::Outbound);
+        }
+    }
+
+    /// Sends bytes of the host's sockets to the guest, as far as there are tokens, and room in the link.
+    /// `pressure` is that of the turns before.
+    pub(crate) fn take_turns_to_guest(&mut self, pressure: Pressure, cx: &mut Context<'_, W>) -> Pressure {
+        if pressure == Pressure::LinkFull {
+            self.await_link(cx);
+            return pressure;
+        }
+        while let Some(granted) = grant(Direction::Inbound, self.waiting.to_guest.len(), cx) {
+            let Some(id) = self.waiting.to_guest.pop_front() else { break };
+            let Some(connection) = self.flows.get_mut(id) else { continue };
+            connection.awaits_turn_to_guest = false;
+            connection.granted = granted;
+            let turn = self.send_due(id, cx);
+            if let Some(connection) = self.flows.get_mut(id) {
+                connection.granted = 0;
+            }
+            if turn == Turn::LinkFull {
+                self.await_link(cx);
+                return Pressure::LinkFull;
+            }
+        }
+        if self.runnable.is_empty() { Pressure::None } else { Pressure::MoreToSend }
+    }
+
+    /// While the link is full, nobody waits for tokens: else their deadline would be due again and again.
+    fn await_link(&self, cx: &mut Context<'_, W>) {
+        if let Some(bucket) = cx.rate_limit.of(Direction::Inbound) {
+            bucket.set_waiting(Class::Tcp, false);
+        }
+    }
+
+    /// Puts a connection on the list whose socket has bytes for the guest.
+    pub(super) fn await_turn_to_guest(&mut self, id: FlowId) {
+        let Some(connection) = self.flows.get_mut(id) else { return };
+        if !connection.awaits_turn_to_guest {
+            connection.awaits_turn_to_guest = true;
+            self.waiting.to_guest.push_back(id);
+            self.forget_ended(Direction::Inbound);
+        }
+    }
+
+    /// Bounds a list: each connection is on it at most once, so others of a long list have ended.
+    fn forget_ended(&mut self, direction: Direction) {
+        let list = match direction {
+            Direction::Outbound => &mut self.waiting.to_host,
+            Direction::Inbound => &mut self.waiting.to_guest,
+        };
+        if list.len() > 2 * self.flows.len() {
+            list.retain(|&id| self.flows.get(id).is_some());
+        }
+    }
+}
+
+impl<W: World> Connection<W> {
+    /// Whether bytes of the guest wait for nothing but their turn.
+    fn wants_turn_to_host(&self) -> bool {
+        self.error.is_none() && self.receive.wants_turn()
+    }
+
+    /// Gives the socket at most this many bytes of the guest. Returns how many it took.
+    fn give(&mut self, granted: u32, pool: &mut ChunkPool) -> Result<u32, End> {
+        match self.receive.take_turn(granted, &mut self.socket, pool) {
+            Ok(sent) => Ok(sent),
+            Err(errno) => self.fail(errno).map(|()| 0),
+        }
+    }
+
+    /// Whether the bytes for the guest need tokens. Answers of ours do not: they come from no socket of the host.
+    pub(super) fn is_limited_to_guest(&self, cx: &Context<'_, W>) -> bool {
+        cx.rate_limit.is_limited(Direction::Inbound) && matches!(self.socket, Socket::Host(_))
+    }
+
+    /// The part of a run that needs no more new bytes than the connection has tokens for; none if it has none.
+    pub(super) fn within_grant(&self, run: Run, cx: &Context<'_, W>) -> Option<Run> {
+        let lacking = self.send.new_bytes(run).saturating_sub(self.granted);
+        if lacking == 0 {
+            return Some(run);
+        }
+        let segment = u32::from(self.send.segment_size(cx.link.largest_segment())).max(1);
+        let len = run.len - lacking;
+        let len = if len > segment { len - len % segment } else { len };
+        (len > 0).then_some(Run { len, ..run })
+    }
+
+    /// Takes the tokens for the new bytes of a run that was sent.
+    pub(super) fn spend_grant(&mut self, run: Run, cx: &mut Context<'_, W>) {
+        let new = self.send.new_bytes(run);
+        spend(Direction::Inbound, new, cx);
+        self.granted = self.granted.saturating_sub(new);
+        // A part of a segment would make a small one.
+        if self.granted < u32::from(self.send.segment_size(cx.link.largest_segment())) {
+            self.granted = 0;
+        }
+    }
+}
+
+fn grant<W: World>(direction: Direction, waiting: usize, cx: &mut Context<'_, W>) -> Option<u32> {
+    let now = cx.now;
+    cx.rate_limit.of(direction).and_then(|bucket: &mut Bucket| bucket.grant(Class::Tcp, waiting, now))
+}
+
+fn spend<W: World>(direction: Direction, bytes: u32, cx: &mut Context<'_, W>) {
+    if let Some(bucket) = cx.rate_limit.of(direction) {
+        bucket.spend(Class::Tcp, bytes.into());
+    }
+}
