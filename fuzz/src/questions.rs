@@ -1,6 +1,6 @@
 //! DNS under rules by name. The guest sends any queries, and the resolver any answers. No resolver gets a byte of the
-//! guest's but an allowed question, and the guest gets no address that the rules keep from it, and no key of an encrypted
-//! ClientHello.
+//! guest's but an allowed question, and the guest gets no address that the rules keep from it, and no key of an
+//! encrypted ClientHello.
 
 use std::{
     net::{IpAddr, SocketAddr},

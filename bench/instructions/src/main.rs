@@ -3,8 +3,8 @@
 //! `instructions` prints the names, `instructions NAME COUNT` prepares the inputs of a function and calls it COUNT
 //! times. The difference between two counts has no preparation in it.
 //!
-//! To add a function: write a `fn(u32)` in `wire_functions`, `engine_functions` or `tcp` that prepares its inputs and then
-//! calls [`repeat`], give it a row in [`FUNCTIONS`], and update the baseline (bench/README.md).
+//! To add a function: write a `fn(u32)` in `wire_functions`, `engine_functions` or `tcp` that prepares its inputs and
+//! then calls [`repeat`], give it a row in [`FUNCTIONS`], and update the baseline (bench/README.md).
 #![forbid(unsafe_code)]
 
 mod engine_functions;

@@ -1,4 +1,5 @@
-//! The engine between a socket pair and UDP sockets of the host: a starting point for the author of a virtual machine monitor.
+//! The engine between a socket pair and UDP sockets of the host: a starting point for the author of a virtual machine
+//! monitor.
 //!
 //! ```text
 //! $ cargo run -p engine --example socket_pair

@@ -78,8 +78,8 @@ pub enum Admission {
     Admit,
     /// The flow may begin, because of a rule by name. It must [hold](Guard::hold) the names of its address.
     AdmitByName,
-    /// Only a rule by name allows the flow. The client's first bytes decide. The flow must [hold](Guard::hold) the names
-    /// of its address as soon as it begins.
+    /// Only a rule by name allows the flow. The client's first bytes decide. The flow must [hold](Guard::hold) the
+    /// names of its address as soon as it begins.
     Named(Claim),
     /// The flow may not begin. The refusal was counted and logged.
     Refuse,
@@ -146,8 +146,8 @@ impl Guard {
         if self.audits() { Admission::Admit } else { Admission::Refuse }
     }
 
-    /// Decides about a flow. `said` is the name that the client has sent, if its first bytes were read. The error is the
-    /// reason of a refusal.
+    /// Decides about a flow. `said` is the name that the client has sent, if its first bytes were read. The error is
+    /// the reason of a refusal.
     fn judge(
         &self,
         flow: &Opening,

@@ -1,5 +1,5 @@
-//! Replacement of the rules while flows exist. Each flow that the guest began is judged again, and ends if the new rules
-//! deny it (docs/design/guard.md).
+//! Replacement of the rules while flows exist. Each flow that the guest began is judged again, and ends if the new
+//! rules deny it (docs/design/guard.md).
 
 use alloc::boxed::Box;
 use core::net::{IpAddr, SocketAddr};
@@ -17,7 +17,8 @@ use crate::{
 /// The words for a flow that ends, and for one that would end if the rules were not only an audit.
 const ENDED: [&str; 2] = ["ended", "would be ended"];
 
-/// The numbers of flows that ended because new rules deny them. In an audit, the numbers of flows that would have ended.
+/// The numbers of flows that ended because new rules deny them. In an audit, the numbers of flows that would have
+/// ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
     /// TCP connections.
@@ -39,7 +40,8 @@ impl Ended {
 }
 
 impl Guard {
-    /// A guard that allows everything until it gets rules. The rules will be applied in `mode`. `hash_key` must be random.
+    /// A guard that allows everything until it gets rules. The rules will be applied in `mode`. `hash_key` must be
+    /// random.
     #[must_use]
     pub fn without_rules(mode: Mode, hash_key: [u8; 16]) -> Self {
         Self { mode, hash_key, recent: questions::Recent::new(hash_key), ..Self::default() }
@@ -99,8 +101,8 @@ impl Guard {
         self.audits()
     }
 
-    /// Whether a flow that exists, and whose first bytes were not read, may continue under the new rules. The rest is as
-    /// for [`Guard::still_admits`].
+    /// Whether a flow that exists, and whose first bytes were not read, may continue under the new rules. The rest is
+    /// as for [`Guard::still_admits`].
     pub(crate) fn still_admits_unread(
         &mut self,
         flow: &Opening,
@@ -114,8 +116,8 @@ impl Guard {
         }
     }
 
-    /// Whether a flow that bypasses the link and leads to the host's loopback may continue under the new rules. The rest
-    /// is as for [`Guard::still_admits`].
+    /// Whether a flow that bypasses the link and leads to the host's loopback may continue under the new rules. The
+    /// rest is as for [`Guard::still_admits`].
     pub fn still_admits_bypass(&mut self, protocol: Protocol, ends: Endpoints, now: Instant) -> bool {
         let flow = Opening { protocol, ends, destination: ends.remote, asks_resolver: false };
         self.still_admits_unread(&flow, now, |_| true)

@@ -109,8 +109,8 @@ pub enum Reason {
     Rule(usize),
     /// The default decided, since no rule matches.
     Default,
-    /// There are rules by name, and the flow would use a name service whose answers are not judged: DNS over TLS or QUIC,
-    /// multicast DNS, LLMNR, or DNS of a flow that bypasses the link.
+    /// There are rules by name, and the flow would use a name service whose answers are not judged: DNS over TLS or
+    /// QUIC, multicast DNS, LLMNR, or DNS of a flow that bypasses the link.
     NameService,
 }
 

@@ -40,8 +40,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Whether a flow depends on the guest's permission to write to its remote. If the remote began it, that is so unless
-    /// it wrote to a published port.
+    /// Whether a flow depends on the guest's permission to write to its remote. If the remote began it, that is so
+    /// unless it wrote to a published port.
     fn is_guests(&self, flow: &Flow) -> bool {
         let role = self.sockets.get(flow.socket).map(|socket| &socket.role);
         flow.begun() == Origin::Guest || matches!(role, Some(Role::Endpoint { .. } | Role::Member(_)))

@@ -248,8 +248,8 @@ impl Args {
         Ok(())
     }
 
-    /// Without an option for a direction and protocol, pasta forwards the ports in use on the other side (behaviour §8.4),
-    /// unless the protocol is disabled (Q9).
+    /// Without an option for a direction and protocol, pasta forwards the ports in use on the other side (behaviour
+    /// §8.4), unless the protocol is disabled (Q9).
     fn default_ports(&mut self) {
         let Config { mode, no_tcp, no_udp, .. } = self.config;
         let options = [

@@ -66,7 +66,8 @@ impl std::error::Error for Error {}
 
 /// Parses a command line. The first argument is the program's name. Refuses options that are not implemented yet.
 ///
-/// `ephemeral` returns the host's ephemeral port range. It is called only if a port specifier is present (behaviour §8.7).
+/// `ephemeral` returns the host's ephemeral port range. It is called only if a port specifier is present (behaviour
+/// §8.7).
 ///
 /// # Errors
 /// An option is unknown, has no argument but needs one, has an invalid argument, contradicts another option, or is not

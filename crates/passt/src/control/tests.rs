@@ -180,8 +180,8 @@ fn garbage() {
         assert_eq!(reply::read(&client).unwrap(), Reply::Refused(reason.into()));
         assert!(!world.serves());
     }
-    // Bytes after a complete update stay unread, so closing the socket resets the connection. The C implementation does the
-    // same.
+    // Bytes after a complete update stay unread, so closing the socket resets the connection. The C implementation does
+    // the same.
     let mut client = world.connect();
     world.turn(Ok(""));
     announced(&client);

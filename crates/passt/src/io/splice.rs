@@ -230,8 +230,8 @@ impl Pair {
         Ok(Taken { len, more: full })
     }
 
-    /// Takes bytes by a pipe, up to the urgent byte. If the urgent byte is next, splice(2) returns EAGAIN; if the stream has
-    /// ended after it, splice(2) returns 0, as at the end of the stream.
+    /// Takes bytes by a pipe, up to the urgent byte. If the urgent byte is next, splice(2) returns EAGAIN; if the
+    /// stream has ended after it, splice(2) returns 0, as at the end of the stream.
     fn take_by_pipe(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         let taken =

@@ -79,7 +79,8 @@ pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects to syslog. Must be called before the root directory is replaced. A system without syslog is not an error.
+/// Connects to syslog. Must be called before the root directory is replaced. A system without syslog is not an error
+///
 pub(crate) fn open_syslog() {
     let connect = || -> std::io::Result<UnixDatagram> {
         let socket = UnixDatagram::unbound()?;

@@ -1,4 +1,5 @@
-//! The guest's namespace in pasta mode: spawned or joined, configured, and watched for its end (behaviour §1.5, §1.6, §3.6).
+//! The guest's namespace in pasta mode: spawned or joined, configured, and watched for its end (behaviour §1.5, §1.6,
+//! §3.6).
 
 pub mod configure;
 pub(crate) mod join;

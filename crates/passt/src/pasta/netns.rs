@@ -44,8 +44,8 @@ impl Namespace {
         Self { name: path.display().to_string(), handle: Handle::File(file) }
     }
 
-    /// Runs `work` on a new thread in the namespace, and waits for its result. The process must have the right to enter the
-    /// namespace, see `pasta::join`.
+    /// Runs `work` on a new thread in the namespace, and waits for its result. The process must have the right to enter
+    /// the namespace, see `pasta::join`.
     ///
     /// # Errors
     /// The namespace can't be entered, or `work` fails.

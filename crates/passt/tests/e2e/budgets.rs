@@ -122,8 +122,8 @@ fn pings_with_many_identifiers_use_few_sockets() {
     assert!(descriptors(&net.host, pid) <= before + 7);
 }
 
-/// One socket serves all remote clients of a UDP server in the guest. Local clients have one socket each, and few of them
-/// exist at a time. Every client gets its answer.
+/// One socket serves all remote clients of a UDP server in the guest. Local clients have one socket each, and few of
+/// them exist at a time. Every client gets its answer.
 #[test]
 fn many_clients_of_a_server_use_few_sockets() {
     let Some(net) = Net::new() else { return };

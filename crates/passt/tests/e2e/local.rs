@@ -1,9 +1,10 @@
-//! The services of the program on the tap (behaviour §4), used by real clients.
+//! Tests of the program's services on the tap device (behaviour §4), with real clients.
 
 use crate::harness::*;
 use std::net::IpAddr;
 
-/// A `pasta` without `--config-net`: clients in the guest configure the interface, which is down at first (behaviour §3.6).
+/// Starts a `pasta` without `--config-net`. Clients in the guest configure the interface, which is down at first
+/// (behaviour §3.6).
 pub(crate) fn unconfigured<'a>(net: &'a Net, options: &[&str]) -> Daemon<'a> {
     let pasta = net.attach(options);
     let link = net.guest.sh("ip -o link show eth0; ip -o addr show eth0");
@@ -49,7 +50,8 @@ pub(crate) fn assert_has(variables: &str, lines: &[&str]) {
     }
 }
 
-/// behaviour §4.3: address, mask, gateway, MTU, resolvers and search list of the host. Then the guest can connect.
+/// behaviour §4.3: the client gets address, mask, gateway, MTU, resolvers and search list of the host. Then the guest
+/// can connect.
 #[test]
 fn dhcp_configures_dhclient() {
     need!("dhclient");
@@ -75,7 +77,7 @@ fn dhcp_configures_dhclient() {
     accept(&listener);
 }
 
-/// The client of BusyBox gets the same.
+/// The DHCP client of BusyBox gets the same configuration.
 #[test]
 fn dhcp_configures_udhcpc() {
     need!("busybox");
@@ -90,7 +92,8 @@ fn dhcp_configures_udhcpc() {
     assert_has(&std::fs::read_to_string(variables).unwrap(), &lease);
 }
 
-/// behaviour §2.2: `-a`, `-n` and `-g`. pasta advertises resolvers and search lists only on request.
+/// behaviour §2.2: the offer has the values of `-a`, `-n` and `-g`. pasta advertises resolvers and search lists only if
+/// an option requests this.
 #[test]
 fn dhcp_offers_the_addresses_of_the_options() {
     need!("dhclient");
@@ -104,7 +107,7 @@ fn dhcp_offers_the_addresses_of_the_options() {
     assert!(!variables.contains("domain"), "{variables}");
 }
 
-/// behaviour §4.4: address, resolvers and search list of the host.
+/// behaviour §4.4: the client gets address, resolvers and search list of the host.
 #[test]
 fn dhcpv6_configures_dhclient() {
     need!("dhclient");
@@ -138,7 +141,7 @@ fn stateless_dhcpv6_is_answered_q5() {
     assert!(!variables.contains("new_ip6_address"), "{variables}");
 }
 
-/// behaviour §4.2: the guest's kernel gets an address and a route. R-44: with infinite lifetimes.
+/// behaviour §4.2: the guest's kernel gets an address and a route. R-44: the lifetimes are infinite.
 #[test]
 fn router_advertisements_configure_the_kernel_r44() {
     let Some(net) = Net::new() else { return };
@@ -160,7 +163,7 @@ fn router_advertisements_configure_the_kernel_r44() {
     }
 }
 
-/// `--no-ndp` does so, too.
+/// `--no-ndp` disables router advertisements, too.
 #[test]
 fn no_ra_disables_router_advertisements() {
     for option in ["--no-ra", "--no-ndp"] {
@@ -176,7 +179,8 @@ fn no_ra_disables_router_advertisements() {
     }
 }
 
-/// behaviour §4.1, §4.2: the program answers ARP and neighbour solicitations for every address, with the address of `-M`.
+/// behaviour §4.1, §4.2: the program answers ARP requests and neighbour solicitations for every address, with the MAC
+/// address of `-M`.
 #[test]
 fn every_neighbour_is_at_our_mac_address() {
     let Some(net) = Net::new() else { return };
@@ -204,8 +208,8 @@ fn the_guests_own_address_is_not_claimed() {
     assert_eq!(answered.to_string(), "198.51.100.77", "the probe for the own address must have no answer");
 }
 
-/// behaviour §4.1.4: the guest sees the MAC addresses of the host's neighbours, also after a change. Addresses that map to
-/// the host, and unknown ones, are at the program's MAC address.
+/// behaviour §4.1.4: the guest sees the MAC addresses of the host's neighbours, even after they change. Addresses that
+/// map to the host, and unknown addresses, are at the program's MAC address.
 #[test]
 fn neighbours_of_the_host_keep_their_mac_addresses() {
     let host_setup = "ip neigh add 198.51.100.200 lladdr 02:00:00:00:00:01 dev eth0 nud permanent\n\

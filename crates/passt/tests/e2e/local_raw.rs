@@ -1,4 +1,4 @@
-//! The local services (behaviour §4), tested by a client that reads raw frames and has no checksum offload.
+//! Tests of the local services (behaviour §4), with a client that reads raw frames and has no checksum offload.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -19,14 +19,14 @@ const RAW_IP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x55);
 /// All_DHCP_Relay_Agents_and_Servers (RFC 8415 §7.1).
 const DHCPV6_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
-/// A datagram to the guest whose checksum was verified.
+/// A datagram to the guest. Its checksum was verified.
 struct Answer {
     source: IpAddr,
     destination: IpAddr,
     message: Vec<u8>,
 }
 
-/// Sends a datagram and returns the answer to `client_port`.
+/// Sends a datagram. Returns the answer to `client_port`.
 fn ask(net: &Net, (source, client_port): (IpAddr, u16), to: (IpAddr, u16), message: &[u8]) -> Answer {
     let raw = Raw::open(net);
     raw.send(&datagram(Mac(net.guest_mac()), (source, client_port), to, message));
@@ -97,7 +97,8 @@ fn discover() -> Vec<u8> {
     bootp(Ipv4Addr::UNSPECIFIED, &[&COOKIE[..], &[53, 1, 1, 255]].concat())
 }
 
-/// behaviour §4: a client that reads from a packet socket and verifies checksums itself, such as ConnMan, gets an address.
+/// behaviour §4: a client that reads from a packet socket and verifies checksums itself, such as ConnMan, gets an
+/// address.
 #[test]
 fn dhcp_answers_have_complete_checksums() {
     need!("socat");
@@ -112,7 +113,7 @@ fn dhcp_answers_have_complete_checksums() {
     assert_eq!((advertise.destination, advertise.message[0]), (RAW_IP6.into(), 2));
 }
 
-/// The same over vhost-user, where the checksum could be left to the guest's driver.
+/// The checksums are complete over vhost-user, too, although the guest's driver could complete them.
 #[test]
 fn dhcp_answers_have_no_offload_over_vhost_user() {
     let Some(net) = Net::new() else { return };
@@ -131,7 +132,7 @@ fn dhcp_answers_have_no_offload_over_vhost_user() {
     assert_eq!(offer.unwrap().header[0], 0, "no flags in the virtio-net header");
 }
 
-/// RFC 951: a request without the magic cookie of RFC 1048.
+/// RFC 951: a request without the magic cookie of RFC 1048 is answered.
 #[test]
 fn bootp_without_a_cookie() {
     need!("socat");
@@ -148,7 +149,7 @@ fn bootp_without_a_cookie() {
     assert_eq!(reply.message[236..246], [99, 130, 83, 99, 1, 4, 255, 255, 255, 0]);
 }
 
-/// RFC 2131 §4.3.5: a host that has an address asks for other parameters.
+/// RFC 2131 §4.3.5: a host that has an address requests other parameters.
 #[test]
 fn dhcp_inform() {
     need!("socat");
@@ -160,7 +161,7 @@ fn dhcp_inform() {
     assert_eq!(ack.message[240..249], [53, 1, 5, 6, 4, 198, 51, 100, 3]);
 }
 
-/// RFC 8415 §18.3.9: no prefix is delegated, so rapid commit is not used: the answer is an Advertise.
+/// RFC 8415 §18.3.9: no prefix is delegated, so rapid commit is not used, and the answer is an Advertise.
 #[test]
 fn dhcpv6_rapid_commit_without_a_binding() {
     need!("socat");

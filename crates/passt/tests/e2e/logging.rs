@@ -1,10 +1,11 @@
-//! Log messages and counters while the program runs (behaviour §1.7, §1.10).
+//! Tests of log messages and counters while the program runs (behaviour §1.7, §1.10).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
-/// behaviour §1.7.7: a line at the start of each flow, with its endpoints on both sides, and a line at its end.
+/// behaviour §1.7.7: there is a line at the start of each flow, with its endpoints on both sides, and a line at its
+/// end.
 #[test]
 fn debug_logs_the_start_and_end_of_flows() {
     need!("ping");
@@ -49,7 +50,7 @@ fn debug_logs_the_start_and_end_of_flows() {
     pasta.terminate();
 }
 
-/// behaviour §1.7.5: also with a line for every frame. R-10: after SIGTERM, the log has the last lines.
+/// behaviour §1.7.5: the limit also holds with a line for every frame. R-10: after SIGTERM, the log has the last lines.
 #[test]
 fn the_log_file_keeps_its_size_limit_r10() {
     const LIMIT: u64 = 40960;
@@ -74,7 +75,7 @@ fn the_log_file_keeps_its_size_limit_r10() {
     assert!(text.ends_with('\n') && text.len() as u64 <= LIMIT && text.len() as u64 > LIMIT / 2);
 }
 
-/// behaviour §1.10: a table of counters, with a new line after a change.
+/// behaviour §1.10: the program prints a table of counters, with a new line after a change.
 #[test]
 fn stats_prints_counters_of_flows() {
     let Some(net) = Net::new() else { return };
@@ -96,7 +97,7 @@ fn stats_prints_counters_of_flows() {
     let (mut server, _) = accept(&listener);
     guest.write_all(b"x").unwrap();
     server.read_exact(&mut [0]).unwrap();
-    // The last line is at most one interval old, so it shows all of this eventually.
+    // The last line is at most one interval old, so it eventually shows all of these flows.
     let mut last = Vec::new();
     wait_until("a line with the connection", || {
         let text = pasta.stderr();

@@ -1,12 +1,12 @@
 //! End-to-end tests of `pasta` and `passt`, in namespaces that they create.
 //!
-//! Each test builds `[guest] == tap == (pasta in [host]) --- veth --- [peer] --- veth --- [far]` in a new PID namespace. So
-//! tests run in parallel, do not use the machine's network, and leave nothing behind even when they are killed. Sockets in any
-//! namespace are ordinary `std::net` values in the test.
+//! Each test builds `[guest] == tap == (pasta in [host]) --- veth --- [peer] --- veth --- [far]` in a new PID
+//! namespace. So tests run in parallel, do not use the machine's network, and leave nothing behind even when they are
+//! killed. Sockets in any namespace are ordinary `std::net` values in the test.
 //!
 //! Environment:
 //! - `PASTA_UNDER_TEST`: the program to test instead of this workspace's `pasta`;
-//! - `PASTA_UNDER_TEST_ARGS`: arguments before those of each test, separated by blanks;
+//! - `PASTA_UNDER_TEST_ARGS`: arguments that come before the arguments of each test, separated by blanks;
 //! - `PASTA_UNDER_TEST_LOG`: if set, the program runs with `--trace` and a log file, which a failing test prints;
 //! - `CI`: if set, a missing tool or privilege fails the test instead of skipping it.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // all of this is test code

@@ -1,4 +1,4 @@
-//! Multicast DNS of the guest (RFC 6762), while a daemon on the host uses the same port.
+//! Tests of multicast DNS of the guest (RFC 6762), while a daemon on the host uses the same port.
 
 use crate::harness::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -9,7 +9,7 @@ const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
 const RESPONSE: &[u8] = b"\0\0\x84\0\0\0\0\x01\0\0\0\0response";
 const QUESTION: &[u8] = b"\0\0\0\0\0\x01\0\0\0\0\0\0question";
 
-/// A member of the group at the address `own`, as an mDNS daemon is.
+/// A member of the group at the address `own`, like an mDNS daemon.
 fn daemon(ns: &Ns, own: IpAddr) -> UdpSocket {
     let socket = ns.udp_shared((any(own), PORT));
     match own {
@@ -28,7 +28,7 @@ fn group(ns: &Ns, like: IpAddr) -> SocketAddr {
     }
 }
 
-/// RFC 6762 §6: queriers ignore responses from another port than 5353. The host's daemon keeps the datagrams sent to it.
+/// RFC 6762 §6: queriers ignore responses from ports other than 5353. The host's daemon still gets all datagrams to it.
 #[test]
 fn mdns_responses_of_the_guest_keep_their_source_port() {
     let Some(net) = Net::new() else { return };
@@ -53,13 +53,13 @@ fn mdns_responses_of_the_guest_keep_their_source_port() {
         recv_from(&host);
         peer.send_to(RESPONSE, asks).unwrap();
         assert_eq!(recv_from(&guest).0, RESPONSE);
-        // The daemon gets unicast datagrams, and those that others send to the group.
+        // The daemon gets unicast datagrams, and the datagrams that others send to the group.
         let client = net.peer.udp((at_peer, 0));
         client.send_to(b"to the daemon", (at_host, PORT)).unwrap();
         assert_eq!(recv_from(&host).0, b"to the daemon");
         peer.send_to(b"to all", group(&net.peer, at_peer)).unwrap();
         assert_eq!(recv_from(&host).0, b"to all");
-        // The guest got none of them: this is the next datagram.
+        // The guest got none of these datagrams, so this datagram is the next one.
         peer.send_to(b"last", asks).unwrap();
         assert_eq!(recv_from(&guest).0, b"last");
     }

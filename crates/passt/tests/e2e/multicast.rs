@@ -1,4 +1,4 @@
-//! Multicast groups that the guest joins (`--multicast`), and broadcasts.
+//! Tests of multicast groups that the guest joins (`--multicast`), and of broadcasts.
 
 use crate::harness::*;
 use std::io::ErrorKind;
@@ -57,7 +57,7 @@ fn net() -> Option<Net> {
     Some(net)
 }
 
-/// The peer sends to the group until the guest receives it, which is after its membership report.
+/// The peer sends to the group until the guest receives a datagram. This is after the guest's membership report.
 fn wait_until_heard(guest: &UdpSocket, sender: &UdpSocket, to: SocketAddr) -> SocketAddr {
     let mut heard = None;
     wait_until("the guest hears the group", || {
@@ -114,8 +114,8 @@ fn groups_are_not_heard_without_the_option() {
     }
 }
 
-/// A daemon on the host that is a member of the group, and shares the port, loses nothing. The guest does not receive its own
-/// datagrams.
+/// A daemon on the host that is a member of the group and shares the port loses no datagrams. The guest does not
+/// receive its own datagrams.
 #[test]
 fn a_daemon_of_the_host_keeps_its_groups() {
     let Some(net) = net() else { return };
@@ -151,7 +151,7 @@ fn a_daemon_of_the_host_keeps_its_groups() {
     }
 }
 
-/// That is, also at another port than that of mDNS.
+/// The port need not be that of mDNS.
 #[test]
 fn groups_are_heard_at_the_port_that_the_guest_sends_to() {
     let Some(net) = net() else { return };
@@ -166,8 +166,8 @@ fn groups_are_heard_at_the_port_that_the_guest_sends_to() {
     }
 }
 
-/// What the guest sends to the group leaves by another socket with the same address and port. That socket must not take the
-/// datagrams to the group.
+/// Another socket with the same address and port sends the guest's datagrams to the group. This socket must not receive
+/// the datagrams to the group.
 #[test]
 fn datagrams_to_a_group_reach_the_guest_after_it_has_sent() {
     let Some(net) = net() else { return };
@@ -214,7 +214,8 @@ fn broadcasts_are_heard_at_ports_that_the_guest_sends_from() {
     }
 }
 
-/// A forwarded port receives groups and broadcasts: once, even if the group has its own socket.
+/// A forwarded port receives multicast and broadcast datagrams. Each arrives once, even if the group has its own
+/// socket.
 #[test]
 fn a_forwarded_port_gets_each_datagram_once() {
     let Some(net) = net() else { return };

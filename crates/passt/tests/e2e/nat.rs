@@ -1,11 +1,11 @@
-//! Address translation: one test per row of behaviour §5.2 (outbound) and behaviour §5.3.4 (inbound).
+//! Tests of address translation: one test for each row of behaviour §5.2 (outbound) and of behaviour §5.3.4 (inbound).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
-/// A connection and a datagram of the guest to `to` reach a server in `server` at `real`, and the answer comes from `to`.
-/// Returns the guest's address as the server sees it.
+/// Checks that a connection and a datagram of the guest to `to` reach a server in `server` at `real`, and that the
+/// source of the answer is `to`. Returns the guest's address as the server sees it.
 fn assert_reaches(net: &Net, to: SocketAddr, server: &Ns, real: SocketAddr) -> IpAddr {
     let listener = server.listen(real);
     let mut client = net.guest.connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
@@ -24,7 +24,7 @@ fn assert_reaches(net: &Net, to: SocketAddr, server: &Ns, real: SocketAddr) -> I
     tcp_from.ip()
 }
 
-/// behaviour §5.2, row 1: `--dns-forward` maps ports 53 and 853 only.
+/// behaviour §5.2, row 1: `--dns-forward` maps only ports 53 and 853.
 #[test]
 fn outbound_dns_goes_to_the_resolver() {
     let Some(net) = Net::new() else { return };
@@ -38,7 +38,7 @@ fn outbound_dns_goes_to_the_resolver() {
     }
 }
 
-/// behaviour §5.2, row 1: with `--dns-host`, here on the host's loopback.
+/// behaviour §5.2, row 1: with `--dns-host`, queries go to its server. Here, this server is on the host's loopback.
 #[test]
 fn outbound_dns_goes_to_dns_host() {
     let Some(net) = Net::new() else { return };
@@ -59,7 +59,7 @@ fn outbound_dns_goes_to_dns_host() {
     }
 }
 
-/// behaviour §5.2, row 2: the default mapping.
+/// behaviour §5.2, row 2: this is the default mapping.
 #[test]
 fn outbound_to_the_gateway_reaches_the_hosts_loopback() {
     let Some(net) = Net::new() else { return };
@@ -70,7 +70,7 @@ fn outbound_to_the_gateway_reaches_the_hosts_loopback() {
     }
 }
 
-/// behaviour §5.2, row 2: the gateway is then unmapped.
+/// behaviour §5.2, row 2: with this option, the gateway is not mapped.
 #[test]
 fn outbound_to_map_host_loopback_reaches_the_hosts_loopback() {
     let Some(net) = Net::new() else { return };
@@ -82,7 +82,7 @@ fn outbound_to_map_host_loopback_reaches_the_hosts_loopback() {
     }
 }
 
-/// behaviour §5.2, row 2: options that disable the mapping.
+/// behaviour §5.2, row 2: checks that `options` disable the mapping of the gateway.
 fn assert_gateway_is_not_mapped(options: &[&str]) {
     let Some(net) = Net::new() else { return };
     net.pasta(options);
@@ -101,7 +101,7 @@ fn map_host_loopback_none_leaves_the_gateway_unmapped() {
     assert_gateway_is_not_mapped(&["--map-host-loopback", "none"]);
 }
 
-/// behaviour §5.2, row 3: the address that the host and the guest share.
+/// behaviour §5.2, row 3: the mapped address leads to the address that host and guest share.
 #[test]
 fn outbound_to_map_guest_addr_reaches_the_hosts_address() {
     let Some(net) = Net::new() else { return };
@@ -112,7 +112,7 @@ fn outbound_to_map_guest_addr_reaches_the_hosts_address() {
     }
 }
 
-/// behaviour §5.2, row 4: on the link, and beyond a router.
+/// behaviour §5.2, row 4: the destinations are on the link, and beyond a router.
 #[test]
 fn outbound_to_other_addresses_is_unchanged() {
     let Some(net) = Net::new() else { return };
@@ -123,7 +123,7 @@ fn outbound_to_other_addresses_is_unchanged() {
     }
 }
 
-/// behaviour §5.2: `--outbound`.
+/// behaviour §5.2: `--outbound` selects the source address.
 #[test]
 fn outbound_selects_the_source_address() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
@@ -136,8 +136,8 @@ fn outbound_selects_the_source_address() {
     }
 }
 
-/// A client in `from` at the address `source` connects and sends a datagram to port 7000 of `to`, which a rule forwards.
-/// Returns the source address that the guest sees. The port is unchanged.
+/// A client in `from` at the address `source` opens a connection and sends a datagram to port 7000 of `to`, which a
+/// rule forwards. Returns the source address that the guest sees. Checks that the source port is unchanged.
 fn seen_in_guest(net: &Net, from: &Ns, source: IpAddr, to: IpAddr) -> IpAddr {
     let listener = net.guest.listen((any(to), 7000));
     let client = from.connect_from((source, 0), (to, 7000)).unwrap();
@@ -155,7 +155,7 @@ fn seen_in_guest(net: &Net, from: &Ns, source: IpAddr, to: IpAddr) -> IpAddr {
     tcp.ip()
 }
 
-/// A link-local address needs its interface.
+/// `address`, with the scope ID of the guest's interface if it is a link-local address.
 fn udp_with_scope(net: &Net, address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V6(mut v6) if v6.ip().is_unicast_link_local() => {
@@ -166,10 +166,10 @@ fn udp_with_scope(net: &Net, address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Through the tap, also from the host's loopback.
+/// Options with which connections from the host's loopback use the tap device, too.
 const RULES: [&str; 5] = ["-t", "7000", "-u", "7000", "--no-splice"];
 
-/// behaviour §5.3.4, row 1: 127.0.0.1 and ::1 of the host.
+/// behaviour §5.3.4, row 1: the sources are 127.0.0.1 and ::1 of the host.
 #[test]
 fn inbound_from_loopback_is_seen_as_the_gateway() {
     let Some(net) = Net::new() else { return };
@@ -179,7 +179,7 @@ fn inbound_from_loopback_is_seen_as_the_gateway() {
     }
 }
 
-/// behaviour §5.3.4, row 1: with `--map-host-loopback`.
+/// behaviour §5.3.4, row 1: the option is `--map-host-loopback`.
 #[test]
 fn inbound_from_loopback_is_seen_as_the_mapped_address() {
     let Some(net) = Net::new() else { return };
@@ -192,12 +192,12 @@ fn inbound_from_loopback_is_seen_as_the_mapped_address() {
     }
 }
 
-/// Whether the guest sees one of the program's own addresses: the gateway, or the link-local address, which is the host's.
+/// Whether `seen` is one of the program's own addresses: the gateway's address, or the host's link-local address.
 fn is_our_tap(net: &Net, seen: IpAddr) -> bool {
     GATEWAY.contains(&seen) || seen == IpAddr::from(net.host.link_local("eth0"))
 }
 
-/// behaviour §5.3.4, row 3, because row 1 does not apply.
+/// behaviour §5.3.4: row 3 applies, because row 1 does not.
 #[test]
 fn inbound_from_loopback_is_seen_as_our_address_without_a_mapping() {
     let Some(net) = Net::new() else { return };
@@ -208,7 +208,7 @@ fn inbound_from_loopback_is_seen_as_our_address_without_a_mapping() {
     }
 }
 
-/// behaviour §5.3.4, row 2: with `--map-guest-addr`.
+/// behaviour §5.3.4, row 2: the option is `--map-guest-addr`.
 #[test]
 fn inbound_from_the_hosts_address_is_seen_as_map_guest_addr() {
     let Some(net) = Net::new() else { return };
@@ -220,7 +220,7 @@ fn inbound_from_the_hosts_address_is_seen_as_map_guest_addr() {
     }
 }
 
-/// behaviour §5.3.4, row 3: also other loopback addresses. The guest has the host's address itself.
+/// behaviour §5.3.4, row 3: this also applies to other loopback addresses. The guest itself has the host's address.
 #[test]
 fn inbound_from_the_hosts_address_is_seen_as_our_address() {
     let Some(net) = Net::new() else { return };
@@ -233,7 +233,7 @@ fn inbound_from_the_hosts_address_is_seen_as_our_address() {
     }
 }
 
-/// behaviour §5.3.4, row 4.
+/// behaviour §5.3.4, row 4: other source addresses are not changed.
 #[test]
 fn inbound_from_other_addresses_is_unchanged() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };

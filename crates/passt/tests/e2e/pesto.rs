@@ -1,7 +1,7 @@
-//! Changes of rules at run time: `--conf-path` and `pesto` (behaviour §8.9).
+//! Tests of changes of rules at run time: `--conf-path` and `pesto` (behaviour §8.9).
 //!
-//! `PASST_REFERENCE` names the directory of the C implementation's programs. Without it, the tests against those are skipped;
-//! the unit tests have a record of the bytes that they send.
+//! `PASST_REFERENCE` names the directory of the C implementation's programs. Without it, the tests with these programs
+//! are skipped. The unit tests have a record of the bytes that these programs send.
 
 use crate::harness::*;
 use std::io::{Read, Write};
@@ -17,7 +17,7 @@ fn pesto(net: &Net, args: &[&str]) -> Finished {
     run(net, companion("pesto"), args)
 }
 
-/// The lines that it prints, except the first.
+/// The lines that `pesto` has printed, except the first line.
 fn rules(finished: Finished) -> Vec<String> {
     finished.ok().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
 }
@@ -26,7 +26,7 @@ fn start<'a>(net: &'a Net, args: &[&str]) -> Daemon<'a> {
     net.pasta(&[&["-T", "none", "-U", "none"], args, &["-c", &net.path("s")]].concat())
 }
 
-/// A connection from the peer through the port of the host to a listener in the guest.
+/// Opens a connection from the peer through `port` of the host to a listener in the guest.
 fn connection(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpStream) {
     let client = net.peer.connect((HOST[0], port)).unwrap_or_else(|e| panic!("{port}: {e}"));
     let (server, _) = accept(listener);
@@ -70,7 +70,7 @@ fn rules_are_added_changed_and_removed() {
     assert_refused(&net, 7001);
     assert_works(&mut early);
 
-    // The flows of a removed UDP port continue, and the port can be added again meanwhile, also at another address.
+    // The flows of a removed UDP port continue. In the meantime, the port can be added again, even at another address.
     let server = net.guest.udp((any(HOST[0]), 7002));
     let client = net.peer.udp((PEER[0], 0));
     let ask = || {
@@ -91,7 +91,8 @@ fn rules_are_added_changed_and_removed() {
     assert_eq!(recv_from(&server).0, b"hello");
 }
 
-/// Q16: an update that can't apply completely changes nothing, reports why, and pesto's exit status is 1.
+/// Q16: an update that can't be applied completely changes nothing. It reports the reason, and pesto's exit status is
+/// 1.
 #[test]
 fn an_update_applies_completely_or_not_at_all() {
     let Some(net) = Net::new() else { return };
@@ -116,18 +117,18 @@ fn an_update_applies_completely_or_not_at_all() {
     assert_eq!(end.code(), 1, "{end:?}");
     assert_eq!(rules(pesto(&net, &[])), before);
     assert_works(&mut connection(&net, &listener, 7000));
-    // If the update succeeds, it is replaced.
+    // If the update succeeds, the conflicting rule is replaced.
     pesto(&net, &["-t", "0.0.0.0/7000"]).ok();
     assert_works(&mut connection(&net, &listener, 7000));
     assert!(net.peer.connect((HOST[1], 7000)).is_err());
 
-    // A best-effort rule applies, and the ports that are not available are reported.
+    // A best-effort rule is applied, and the ports that are not available are reported.
     let end = pesto(&net, &["-t", "~1-6999,~7010-65535"]);
     assert_eq!(end.code(), 0, "{end:?}");
     assert!(end.stderr.starts_with("Listen failed for 1 of 10 HOST TCP ports */7000-7009"), "{end:?}");
 }
 
-/// behaviour §8.4: on both sides, even if no rule was `auto` at the start.
+/// behaviour §8.4: `auto` can be added on both sides, even if no rule was `auto` at the start.
 #[test]
 fn auto_can_be_added_later() {
     let Some(net) = Net::new() else { return };
@@ -146,14 +147,14 @@ fn auto_can_be_added_later() {
     assert!(net.guest.connect((LOOPBACK[0], 7001)).is_err());
 }
 
-/// A connection from the guest's loopback to a listener on that of the host.
+/// Opens a connection from the guest's loopback to a listener on the host's loopback.
 fn outward(net: &Net, listener: &TcpListener, port: u16) -> (TcpStream, TcpStream) {
     let client = net.guest.connect((LOOPBACK[0], port)).unwrap_or_else(|e| panic!("{port}: {e}"));
     let (server, _) = accept(listener);
     (client, server)
 }
 
-/// behaviour §8.9: like those of the host. Existing connections continue.
+/// behaviour §8.9: rules of the namespace change like rules of the host. Existing connections continue.
 #[test]
 fn rules_of_the_namespace_are_added_changed_and_removed() {
     let Some(net) = Net::new() else { return };
@@ -182,7 +183,7 @@ fn rules_of_the_namespace_are_added_changed_and_removed() {
     assert_works(&mut early);
 }
 
-/// Q16: for an update of both tables.
+/// Q16: if a rule of one table can't be applied, neither table changes.
 #[test]
 fn an_update_applies_to_both_tables_or_neither() {
     let Some(net) = Net::new() else { return };
@@ -208,7 +209,7 @@ fn an_update_applies_to_both_tables_or_neither() {
     }
 }
 
-/// Clients that send nothing, or garbage.
+/// The clients send nothing, or invalid bytes.
 #[test]
 fn invalid_clients_do_not_disturb_traffic() {
     let Some(net) = Net::new() else { return };
@@ -216,7 +217,7 @@ fn invalid_clients_do_not_disturb_traffic() {
     let listener = net.guest.listen((any(HOST[0]), 7000));
     for garbage in [&[0xff; 4096][..], &[1, 0, 0, 0, 255], b"GET / HTTP/1.1\r\n\r\n"] {
         let mut client = UnixStream::connect(net.path("s")).unwrap();
-        // It may be reset before all is written.
+        // The connection may be reset before all bytes are written.
         drop(client.write_all(garbage));
     }
     let silent = UnixStream::connect(net.path("s")).unwrap();
@@ -282,7 +283,7 @@ fn reference(name: &str) -> Option<String> {
     Some(path.to_str().unwrap().to_owned())
 }
 
-/// behaviour §8.9: the C implementation's `pesto` with our pasta, line by line what ours prints.
+/// behaviour §8.9: with our pasta, the C implementation's `pesto` prints the same lines as our `pesto`.
 #[test]
 fn the_pesto_of_the_c_implementation_works_with_our_pasta() {
     let Some(theirs) = reference("pesto") else { return };
@@ -303,7 +304,7 @@ fn the_pesto_of_the_c_implementation_works_with_our_pasta() {
     run(&net, &theirs, &["-C", "HOST"]).ok();
     assert_refused(&net, 7003);
 
-    // The other table: the same result from the same start.
+    // For the other table, the same change has the same result.
     let hosts = net.host.listen((LOOPBACK[0], 7011));
     for args in [
         &["-s", "-T", "7010:7011"][..],
@@ -328,7 +329,7 @@ fn the_pesto_of_the_c_implementation_works_with_our_pasta() {
     assert_works(&mut outward(&net, &hosts, 7011));
 }
 
-/// behaviour §8.9: our `pesto` with the C implementation's pasta.
+/// behaviour §8.9: our `pesto` works with the C implementation's pasta.
 #[test]
 fn our_pesto_works_with_the_pasta_of_the_c_implementation() {
     let Some(theirs) = reference("pasta") else { return };
@@ -343,7 +344,8 @@ fn our_pesto_works_with_the_pasta_of_the_c_implementation() {
     pesto(&net, &["-A", "-t", "7001", "-D", "-t", "7000"]).ok();
     assert_eq!(rules(pesto(&net, &[])), [&["  HOST", "    TCP [*]:7001  =>  7001"], &splice[..]].concat());
     assert_works(&mut connection(&net, &listener, 7001));
-    // To it, one port on two interfaces is a conflict (Q20), which it reports by closing the connection.
+    // For the C implementation, one port on two interfaces is a conflict (Q20). It closes the connection without a
+    // message.
     let end = pesto(&net, &["-t", "%lo/7001", "-t", "%eth0/7001"]);
     assert_eq!((end.code(), &end.stderr[..]), (1, "The server has refused the update\n"));
 

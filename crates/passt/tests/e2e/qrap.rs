@@ -1,8 +1,8 @@
-//! `qrap`: starts QEMU with a socket to passt (behaviour §9.6). Here, shells stand in for QEMU.
+//! Tests of `qrap`, which starts QEMU with a socket to passt (behaviour §9.6). Here, shell scripts replace QEMU.
 
 use crate::harness::*;
 
-/// The network with an empty `/tmp`, and `qrap` and `passt` in `/run`.
+/// A network with an empty `/tmp`, and with `qrap` and `passt` in `/run`.
 fn set_up() -> Option<Net> {
     let net = Net::new()?;
     let (passt, qrap) = (env!("CARGO_BIN_EXE_passt"), companion("qrap"));
@@ -10,12 +10,12 @@ fn set_up() -> Option<Net> {
     Some(net)
 }
 
-/// Starts passt at its default path. It ends with the network.
+/// Starts passt at its default path. passt ends with the network.
 fn start_passt(net: &Net) {
     net.host.run(&["/run/passt", "--quiet"]).ok();
 }
 
-/// At the given descriptor. The arguments are unchanged, and no other descriptor is passed.
+/// The command gets the socket as the given descriptor, and no other descriptor. Its arguments are unchanged.
 #[test]
 fn qrap_passes_the_socket_to_a_command() {
     let Some(net) = set_up() else { return };
@@ -27,7 +27,7 @@ fn qrap_passes_the_socket_to_a_command() {
     assert!(!output.contains(" 3 -> socket:"), "{output}");
 }
 
-/// Network options are replaced by those for the socket. Without a network to replace, arguments are unchanged.
+/// Options for the socket replace network options. If there are no network options, the arguments are unchanged.
 #[test]
 fn qrap_replaces_the_network_of_qemu() {
     let Some(net) = set_up() else { return };

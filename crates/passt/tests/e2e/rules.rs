@@ -1,11 +1,12 @@
-//! `-t` and `-u`: where pasta listens, and where it forwards to (behaviour §2.4, §8).
+//! Tests of `-t` and `-u`: the ports on which pasta listens, and the destinations to which it forwards (behaviour §2.4,
+//! §8).
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::IpAddr;
 
-/// A connection and a datagram from the peer to the host's port `outside` arrive at the guest's port `inside`, and the answers
-/// arrive at the peer.
+/// Checks that a connection and a datagram from the peer to the host's port `outside` arrive at the guest's port
+/// `inside`, and that the answers arrive at the peer.
 fn assert_leads(net: &Net, host: IpAddr, outside: u16, inside: u16) {
     let source = PEER[usize::from(host.is_ipv6())];
     let listener = net.guest.listen((any(host), inside));
@@ -22,7 +23,7 @@ fn assert_leads(net: &Net, host: IpAddr, outside: u16, inside: u16) {
     assert_eq!(recv_from(&client), (b"answer".to_vec(), (host, outside).into()));
 }
 
-/// The host's kernel refuses TCP and UDP at this port.
+/// Checks that the host's kernel refuses TCP and UDP at this port.
 fn assert_closed(net: &Net, host: IpAddr, port: u16) {
     assert!(net.peer.connect((host, port)).is_err(), "[{host}]:{port} is open");
     let client = net.peer.udp((any(host), 0));
@@ -31,7 +32,7 @@ fn assert_closed(net: &Net, host: IpAddr, port: u16) {
     assert!(client.recv(&mut [0; 16]).is_err(), "[{host}]:{port} is open");
 }
 
-/// A `pasta` with the same rule for TCP and UDP.
+/// Starts a `pasta` with the same rules for TCP and UDP.
 fn start<'a>(net: &'a Net, rules: &[&str], more: &[&str]) -> Daemon<'a> {
     let mut args = more.to_vec();
     for rule in rules {
@@ -44,7 +45,8 @@ fn with_aliases() -> Option<Net> {
     Net::with(Options { host_setup: ALIASES, ..Options::default() })
 }
 
-/// behaviour §2.4.2, R-108: without an address, even if the system's default for sockets is IPv6-only.
+/// behaviour §2.4.2, R-108: a rule without an address listens in both families, even if the system's default for
+/// sockets is IPv6-only.
 #[test]
 fn a_port_is_open_in_both_families_r108() {
     let host_setup = "echo 1 >/proc/sys/net/ipv6/bindv6only\n";
@@ -92,7 +94,7 @@ fn a_rule_can_have_another_target_port() {
     assert_closed(&net, HOST[0], 9101);
 }
 
-/// behaviour §2.4: `range ":" addr "/" range`.
+/// behaviour §2.4: the rule has the form `range ":" addr "/" range`.
 #[test]
 fn a_rule_can_have_a_target_address() {
     let Some(net) = Net::new() else { return };
@@ -166,7 +168,7 @@ fn all_opens_every_port_outside_the_ephemeral_range() {
     assert!(net.peer.connect((HOST[0], 1500)).is_ok(), "the host's own service");
 }
 
-/// for either protocol. R-1: the failed start leaves nothing behind.
+/// this applies to both protocols. R-1: after the failed start, nothing remains.
 #[test]
 fn a_busy_port_is_an_error_at_start_r102_r1() {
     let Some(net) = Net::new() else { return };
@@ -196,7 +198,7 @@ fn an_unusable_rule_is_an_error() {
     }
 }
 
-/// through the link, and bypassing it.
+/// connections through the link, and connections that bypass it, reach the guest.
 #[test]
 fn a_guest_with_a_link_local_address_only_is_reached_r37() {
     let Some(net) = Net::new() else { return };

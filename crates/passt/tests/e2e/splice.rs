@@ -1,4 +1,4 @@
-//! TCP connections between loopback addresses, which bypass the link (behaviour §5.3.3, §5.3.6, §5.5, §6.11).
+//! Tests of TCP connections between loopback addresses, which bypass the link (behaviour §5.3.3, §5.3.6, §5.5, §6.11).
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -15,7 +15,7 @@ fn assert_refused(error: std::io::Result<impl std::fmt::Debug>) {
     assert!(matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset), "{kind:?}");
 }
 
-/// A connection is refused or reset (behaviour §6.11).
+/// Checks that a connection is refused or reset (behaviour §6.11).
 fn assert_leads_nowhere(ns: &Ns, to: impl Into<SocketAddr>) {
     match ns.connect(to) {
         Ok(mut client) => assert_refused(client.read(&mut [0])),
@@ -23,7 +23,8 @@ fn assert_leads_nowhere(ns: &Ns, to: impl Into<SocketAddr>) {
     }
 }
 
-/// Both ends of a connection through a forwarded port: a client in `from` to `to`, and a server in `into` at `at`.
+/// Opens a connection through a forwarded port, from a client in `from` to `to`. The server is in `into`, at `at`.
+/// Returns both ends.
 fn connect_through(from: &Ns, to: (IpAddr, u16), into: &Ns, at: (IpAddr, u16)) -> (TcpStream, TcpStream) {
     let listener = into.listen(at);
     let client = from.connect(to).unwrap_or_else(|e| panic!("{to:?}: {e}"));
@@ -53,7 +54,7 @@ fn a_bypassed_inbound_connection_comes_from_the_guests_address() {
     assert_eq!(ends(&server), (HOST[0], HOST[0]));
 }
 
-/// behaviour §5.3.6: those that do not come from loopback.
+/// behaviour §5.3.6: connections that do not come from loopback use the link.
 #[test]
 fn other_connections_use_the_link() {
     let Some(net) = Net::new() else { return };
@@ -67,7 +68,7 @@ fn other_connections_use_the_link() {
     assert_eq!(ends(&server).0, GATEWAY[0]);
 }
 
-/// behaviour §5.3.6: third column.
+/// behaviour §5.3.6, third column: with `--no-splice`, connections from loopback use the link.
 #[test]
 fn no_splice_disables_the_bypass() {
     let Some(net) = Net::new() else { return };
@@ -76,8 +77,8 @@ fn no_splice_disables_the_bypass() {
     assert_eq!(ends(&server), (GATEWAY[0], HOST[0]));
 }
 
-/// a service on the namespace's loopback is not exposed. behaviour §5.3.2: with `--host-lo-to-ns-lo` it is, at the
-/// address that the client connects to.
+/// a service on the namespace's loopback is not exposed. behaviour §5.3.2: with `--host-lo-to-ns-lo`, it is
+/// exposed at the address to which the client connects.
 #[test]
 fn services_on_the_guests_loopback_are_not_exposed_r88() {
     let Some(net) = Net::new() else { return };
@@ -98,7 +99,7 @@ fn services_on_the_guests_loopback_are_not_exposed_r88() {
     assert_eq!(ends(&server), (LOOPBACK[0], RESOLVER));
 }
 
-/// behaviour §2.2: only loopback connections are forwarded, to the same address.
+/// behaviour §2.2: only loopback connections are forwarded. Their destination is the same loopback address.
 #[test]
 fn splice_only_has_no_link() {
     let Some(net) = Net::new() else { return };
@@ -113,7 +114,7 @@ fn splice_only_has_no_link() {
     assert_leads_nowhere(&net.peer, (HOST[0], 7000));
 }
 
-/// behaviour §5.5, R-89, R-106: to the same loopback address of the host.
+/// behaviour §5.5, R-89, R-106: the connection leads to the same loopback address of the host.
 #[test]
 fn a_bypassed_outbound_connection_keeps_its_loopback_address_r89_r106() {
     let Some(net) = Net::new() else { return };
@@ -128,7 +129,7 @@ fn a_bypassed_outbound_connection_keeps_its_loopback_address_r89_r106() {
         server.write_all(b"answer").unwrap();
         client.read_exact(&mut [0; 6]).unwrap();
     }
-    // Not at the guest's own address.
+    // Connections to the guest's own address are not forwarded.
     let _server = net.host.listen((any(HOST[0]), 7000));
     assert_leads_nowhere(&net.guest, (HOST[0], 7001));
 }
@@ -148,7 +149,7 @@ fn busy_and_low_ports_of_the_namespace() {
     connect_through(&net.guest, (RESOLVER, 53), &net.host, (RESOLVER, 53));
 }
 
-/// behaviour §6.11: nothing listens at the target port.
+/// behaviour §6.11: no process listens on the target port.
 #[test]
 fn connections_without_a_listener_are_refused() {
     let Some(net) = Net::new() else { return };
@@ -159,7 +160,7 @@ fn connections_without_a_listener_are_refused() {
     }
 }
 
-/// both directions at once, every byte checked up to the end.
+/// data is transferred in both directions at once, and every byte is checked, up to the end of the stream.
 #[test]
 fn a_full_duplex_transfer_is_complete_r84() {
     const LEN: u64 = 64 << 20;
@@ -185,7 +186,7 @@ fn a_full_duplex_transfer_is_complete_r84() {
     }
 }
 
-/// signals interrupt pasta's waits again and again. It has no signal handlers, but a stop interrupts a wait, too
+/// signals interrupt pasta's waits repeatedly. It has no signal handlers, but a stop interrupts a wait, too
 /// (signal(7)).
 #[test]
 fn interrupted_waits_lose_nothing_r86() {
@@ -209,7 +210,7 @@ fn interrupted_waits_lose_nothing_r86() {
     assert!(daemon.runs());
 }
 
-/// A connection in by port 7000 and one out by port 7001: their clients and servers.
+/// Opens an inbound connection to port 7000 and an outbound connection to port 7001. Returns their clients and servers.
 fn both_ways(net: &Net) -> [(TcpStream, TcpStream); 2] {
     [
         connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000)),
@@ -229,7 +230,7 @@ fn each_half_closes_by_itself_r85() {
             receive_all(other, 5, 100_000);
         }
     }
-    // With data still in the buffers.
+    // Here, the buffers still have data.
     for _ in 0..100 {
         let (client, server) =
             connect_through(&net.host, (LOOPBACK[0], 7000), &net.guest, (any(HOST[0]), 7000));
@@ -239,7 +240,7 @@ fn each_half_closes_by_itself_r85() {
     }
 }
 
-/// after the data received before it.
+/// the reset arrives after the data that was received before it.
 #[test]
 fn a_reset_is_passed_on_r85() {
     let Some(net) = Net::new() else { return };
@@ -249,14 +250,14 @@ fn a_reset_is_passed_on_r85() {
         receive(&client, 7, 500);
         sockopt::set_socket_linger(&server, Some(Duration::ZERO)).unwrap();
         drop(server);
-        // Data that pasta had received, then the reset, and no regular end.
+        // The client gets the data that pasta had received, then the reset, and no regular end of the stream.
         let mut rest = Vec::new();
         let error = (&client).read_to_end(&mut rest).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 }
 
-/// it loses nothing either.
+/// no data is lost either.
 #[test]
 fn a_blocked_receiver_uses_no_processor_time_r83() {
     const LEN: u64 = 64 << 20;
@@ -268,7 +269,7 @@ fn a_blocked_receiver_uses_no_processor_time_r83() {
             send(&client, 8, LEN);
             client.shutdown(Shutdown::Write).unwrap();
         });
-        // pasta's processor time does not change any more.
+        // The loop waits until pasta's processor time does not change any more.
         let mut before = String::new();
         wait_until("pasta to wait", || {
             thread::sleep(Duration::from_millis(200));

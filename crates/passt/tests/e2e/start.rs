@@ -1,13 +1,14 @@
-//! Starts and ends of pasta: commands, processes and namespaces to connect, users, exit statuses (behaviour §1).
+//! Tests of the start and end of pasta: commands, processes and namespaces to connect, users, exit statuses (behaviour
+//! §1).
 
 use crate::harness::*;
 use std::net::IpAddr;
 
-/// Shows the guest's addresses and routes, and pings the peer.
+/// A script that shows the guest's addresses and routes, and pings the peer.
 const LOOK: &str = "ip -o addr show dev eth0; ip route; ip -6 route; \
                     ping -n -c 1 -W 30 198.51.100.3 >&2; ping -n -c 1 -W 30 2001:db8:1::3 >&2";
 
-/// The guest has the host's addresses and routes (behaviour §3.6).
+/// Checks that the guest has the host's addresses and routes (behaviour §3.6).
 fn assert_configured(look: &str) {
     for part in [
         "inet 198.51.100.2/24",
@@ -35,7 +36,7 @@ fn a_command_can_be_started_as_userns_root() {
     spawn_as(User::UsernsRoot);
 }
 
-/// Q19: root without a user namespace.
+/// Q19: root starts pasta without a user namespace.
 #[test]
 fn a_command_can_be_started_as_plain_root_q19() {
     spawn_as(User::PlainRoot);
@@ -46,7 +47,7 @@ fn a_command_can_be_started_as_ordinary_user() {
     spawn_as(User::Ordinary);
 }
 
-/// Starts a process in new namespaces. Returns it and its PID.
+/// Starts a process in new namespaces. Returns the process and its PID.
 pub(crate) fn target(net: &Net, unshare: &str) -> (Running, u32) {
     let file = net.path("target.pid");
     let script = format!("echo $$ >{file}.new; mv {file}.new {file}; exec sleep 120");
@@ -76,7 +77,7 @@ fn join_pid_as(user: User) {
     let guest = net.host.inner(&["nsenter", "-t", &pid, "--user", "--preserve-credentials", "--net"]);
     assert_configured(&guest.sh("ip -o addr; ip route; ip -6 route"));
     assert_connects(&net, &guest);
-    // behaviour §1.6: it quits when the namespace goes away.
+    // behaviour §1.6: pasta quits when the namespace has ended.
     net.host.sh(&format!("kill -KILL {pid}"));
     wait_until("the end of pasta", || !pasta.runs());
 }
@@ -129,7 +130,7 @@ fn a_namespace_can_be_joined_by_name_in_nsrun_dir() {
     assert_connects(&net, &net.guest);
 }
 
-/// Both by path, as a user that may enter both.
+/// Both namespaces are given by paths. The user may enter both.
 #[test]
 fn a_namespace_and_its_user_namespace_can_be_joined() {
     let Some(net) = Net::with(Options { user: User::Ordinary, ..Options::default() }) else { return };
@@ -143,7 +144,7 @@ fn a_namespace_and_its_user_namespace_can_be_joined() {
     );
 }
 
-/// behaviour §1.3, §1.4: with status 0.
+/// behaviour §1.3, §1.4: the exit status is 0.
 #[test]
 fn sigterm_ends_pasta_in_the_foreground() {
     let Some(net) = Net::new() else { return };
@@ -177,7 +178,7 @@ fn a_daemon_is_ready_when_the_start_returns() {
     pasta.terminate();
 }
 
-/// behaviour §1.4: for a command that a signal ended, 128 plus the number of the signal.
+/// behaviour §1.4: if a signal killed the command, the status is 128 plus the number of the signal.
 #[test]
 fn the_exit_status_is_that_of_the_command() {
     need!("pgrep");
@@ -193,7 +194,7 @@ fn the_exit_status_is_that_of_the_command() {
         let end = net.spawn(&["--no-pidns"], &["sh", "-c", &script]);
         assert_eq!(end.code(), status, "{signal}: {end:?}");
     }
-    // Of the signals without a handler, process 1 of a PID namespace gets SIGKILL from outside only.
+    // Process 1 of a PID namespace gets no signals without a handler, except SIGKILL from outside the namespace.
     let mut running = net.start_pasta(&["--config-net", "--", "sh", "-c", "echo up; exec sleep 1234.5"]);
     running.wait_for("up");
     let mut pid = String::new();
@@ -205,7 +206,7 @@ fn the_exit_status_is_that_of_the_command() {
     assert_eq!(running.wait().code(), 137);
 }
 
-/// behaviour §1.4, R-13: status 1 and a message, and nothing hangs.
+/// behaviour §1.4, R-13: the status is 1, there is a message, and nothing hangs.
 #[test]
 fn a_command_that_cannot_be_executed_is_an_error_r13() {
     let Some(net) = Net::new() else { return };
@@ -237,7 +238,7 @@ fn a_fatal_error_names_its_object_and_leaves_no_process_r1() {
     assert_eq!(left, "");
 }
 
-/// R-2: pasta passes them on.
+/// R-2: pasta passes the options on to the command.
 #[test]
 fn options_after_the_command_belong_to_it_r2() {
     let Some(net) = Net::new() else { return };
@@ -245,7 +246,7 @@ fn options_after_the_command_belong_to_it_r2() {
     assert_eq!((end.code(), end.stdout.as_str()), (0, "22 --help -f\n"), "{end:?}");
 }
 
-/// behaviour §1.5: the environment of the command. pasta prints nothing.
+/// behaviour §1.5: the test checks the environment of the command. pasta prints nothing.
 #[test]
 fn the_command_is_root_in_new_namespaces() {
     let Some(net) = Net::new() else { return };
@@ -257,7 +258,7 @@ fn the_command_is_root_in_new_namespaces() {
     assert_eq!(lines[..4], ["1", "0", "0", "pasta-e2e-host"], "{end:?}");
     assert!(lines[4].parse::<u32>().unwrap() <= 4, "only its own processes: {end:?}");
     assert_eq!(lines[5].split_whitespace().collect::<Vec<_>>(), ["0", "0"]);
-    // R-13: no descriptor of pasta. ls has opened 3 for the directory.
+    // R-13: the command has no descriptor of pasta. ls itself has opened descriptor 3 for the directory.
     assert_eq!(lines[6..10], ["0", "1", "2", "3"], "{end:?}");
     assert_eq!(lines[10], "yes");
     assert_eq!(lines[11].split_whitespace().collect::<Vec<_>>(), ["0", "0", "1"]);
@@ -271,7 +272,7 @@ fn hostname_sets_the_host_name() {
     assert_eq!(end.ok(), "box.example\n");
 }
 
-/// behaviour §1.5.7: $SHELL.
+/// behaviour §1.5.7: without a command, $SHELL is started.
 #[test]
 fn the_default_command_is_a_login_shell() {
     let Some(net) = Net::new() else { return };
@@ -289,7 +290,7 @@ fn the_default_command_is_a_login_shell() {
     assert!(end.stdout.starts_with("shell 0"), "{end:?}");
 }
 
-/// behaviour §2.2: `-4` and `-6`.
+/// behaviour §2.2: the options are `-4` and `-6`.
 #[test]
 fn options_restrict_the_guest_to_one_family() {
     let Some(net) = Net::new() else { return };
@@ -300,7 +301,7 @@ fn options_restrict_the_guest_to_one_family() {
     assert!(!v6.contains("198.51.100") && v6.contains("2001:db8:1::2/64"), "{v6}");
 }
 
-/// behaviour §2.2, §3.6: name, MTU, MAC address, addresses and gateways.
+/// behaviour §2.2, §3.6: the options set name, MTU, MAC address, addresses and gateways.
 #[test]
 fn options_configure_the_interface() {
     let Some(net) = Net::new() else { return };
@@ -335,7 +336,7 @@ fn options_configure_the_interface() {
     assert!(!seen.contains("198.51.100.2/"), "{seen}");
 }
 
-/// behaviour §3.5: the host has no addresses and routes.
+/// behaviour §3.5: the host has neither addresses nor routes.
 #[test]
 fn a_host_without_a_network_gives_local_mode() {
     let host_setup = "ip link set eth0 down; ip addr flush dev eth0\n";
@@ -352,13 +353,13 @@ fn a_host_without_a_network_gives_local_mode() {
     assert_eq!(accept(&listener).1.ip(), gateway);
 }
 
-/// The harness checks this for every program, whatever the test itself checks.
+/// The harness checks this in every test, for every program.
 #[test]
 #[should_panic(expected = "killed by the seccomp filter")]
 fn a_program_killed_by_sigsys_fails_its_test() {
     let net =
         Net::new().unwrap_or_else(|| panic!("killed by the seccomp filter: there are no namespaces here"));
-    // A daemon: its parent has exited.
+    // The killed process is a daemon: its parent has exited.
     net.host.sh("(sh -c 'echo $$ >/run/killed; kill -SYS $$' >/dev/null 2>&1 &)");
     let mut pid = String::new();
     wait_until("the shell", || {

@@ -1,4 +1,4 @@
-//! `passt` at a UNIX stream socket (behaviour §9.2, §9.3): with a virtual machine, and with other clients.
+//! Tests of `passt` at a UNIX stream socket (behaviour §9.2, §9.3), with a virtual machine and with other clients.
 
 use crate::harness::*;
 use crate::limits::count;
@@ -38,7 +38,7 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
     assert_eq!(&buf, b"answer..");
 }
 
-/// Connections in both directions as (guest's end, outside end).
+/// Opens connections in both directions. Returns the guest's end and the other end of each.
 fn connections(net: &Net) -> Vec<(TcpStream, TcpStream)> {
     let mut all = Vec::new();
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -54,7 +54,7 @@ fn connections(net: &Net) -> Vec<(TcpStream, TcpStream)> {
     all
 }
 
-/// TCP in both directions and families with every byte checked, UDP of several sizes, and ping.
+/// Checks TCP in both directions and families, byte by byte, UDP with several lengths, and ping.
 fn assert_traffic_arrives(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
     let (_passt, socket) = start(&net, &["--mtu", &mtu.to_string(), "-t", "7001"]);
@@ -98,7 +98,8 @@ fn traffic_arrives_mtu_1500() {
     assert_traffic_arrives(1500);
 }
 
-/// Several connections at once: frames of several connections in one read, and a socket that is often full.
+/// There are several connections at once. So one read returns frames of several connections, and the socket is often
+/// full.
 #[test]
 fn full_duplex_transfers_are_complete() {
     let Some(net) = Net::new() else { return };
@@ -118,7 +119,7 @@ fn full_duplex_transfers_are_complete() {
     });
 }
 
-/// behaviour §9.2: data sent while the guest is disconnected arrives after it reconnects.
+/// behaviour §9.2: data that is sent while the guest is disconnected arrives after the guest has reconnected.
 #[test]
 fn connections_survive_a_reconnect_r55() {
     let Some(net) = Net::new() else { return };
@@ -143,8 +144,8 @@ fn connections_survive_a_reconnect_r55() {
     assert!(passt.runs());
 }
 
-/// behaviour §8.8: a probe of an orchestrator takes an accepted connection as a sign that the guest runs. Meanwhile, passt
-/// holds the port.
+/// behaviour §8.8: for a probe of an orchestrator, an accepted connection means that the guest runs. Before that, passt
+/// keeps the port bound.
 #[test]
 fn connections_are_refused_until_the_guest_has_sent_a_frame() {
     let Some(net) = Net::new() else { return };
@@ -173,9 +174,9 @@ fn connections_are_refused_until_the_guest_has_sent_a_frame() {
     }
 }
 
-// Clients that are no virtual machine.
+// The following tests use clients that are not virtual machines.
 
-/// An ARP request for the gateway, after its length.
+/// An ARP request for the gateway, with its length field.
 fn question() -> Vec<u8> {
     let arp = ArpRepr::EthernetIpv4 {
         operation: ArpOperation::Request,
@@ -229,7 +230,7 @@ fn expect_closed(socket: &mut UnixStream) {
     assert!(end.is_ok() || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
 }
 
-/// also many frames at once.
+/// many frames may also arrive at once.
 #[test]
 fn frames_can_arrive_in_pieces_of_any_length_r51() {
     let Some(net) = Net::new() else { return };
@@ -238,7 +239,7 @@ fn frames_can_arrive_in_pieces_of_any_length_r51() {
     for cut in 1..question.len() {
         let (first, second) = question.split_at(cut);
         socket.write_all(first).unwrap();
-        thread::sleep(Duration::from_millis(2)); // passt probably reads the pieces separately; the result must be the same
+        thread::sleep(Duration::from_millis(2)); // probably two reads: the result must be the same
         socket.write_all(second).unwrap();
         expect_answers(&mut socket, 1);
     }
@@ -246,7 +247,7 @@ fn frames_can_arrive_in_pieces_of_any_length_r51() {
         socket.write_all(std::slice::from_ref(byte)).unwrap();
     }
     expect_answers(&mut socket, 1);
-    // Lengths up to 65535 are valid, whatever the frame contains.
+    // Lengths up to 65535 are valid for any content of the frame.
     let mut many = question.repeat(500);
     for len in [14_u32, 60, 65535] {
         many.extend_from_slice(&len.to_be_bytes());
@@ -260,7 +261,8 @@ fn frames_can_arrive_in_pieces_of_any_length_r51() {
     });
 }
 
-/// behaviour §9.2.4: a frame shorter than an Ethernet header is dropped and counted. The stream and the connection continue.
+/// behaviour §9.2.4: a frame shorter than an Ethernet header is dropped and counted. The stream and the connection
+/// continue.
 #[test]
 fn a_short_frame_is_dropped_and_counted() {
     let Some(net) = Net::new() else { return };
@@ -274,7 +276,7 @@ fn a_short_frame_is_dropped_and_counted() {
         socket.write_all(&[short, question()].concat()).unwrap();
         expect_answers(&mut socket, 1);
     }
-    // Also many at once.
+    // Many such frames may also arrive at once.
     socket.write_all(&[vec![0; 4 * 10_000], question()].concat()).unwrap();
     expect_answers(&mut socket, 1);
     let mut counted = 0;
@@ -285,7 +287,7 @@ fn a_short_frame_is_dropped_and_counted() {
     assert_eq!(counted, 10_014);
 }
 
-/// R-52, behaviour §9.2.4: a length above the limit has no other effect. Frames before it are processed.
+/// R-52, behaviour §9.2.4: a length above the limit only ends the connection. Frames before it are processed.
 #[test]
 fn an_invalid_length_ends_the_connection_r52() {
     let Some(net) = Net::new() else { return };
@@ -316,7 +318,7 @@ fn the_next_client_is_not_affected_by_a_partial_frame() {
         socket.write_all(&question()).unwrap();
         expect_answers(&mut socket, 1);
     }
-    // Likewise one that disconnects with much unread data.
+    // A client that disconnects with much unread data does not affect the next client either.
     let mut reader = socket.try_clone().unwrap();
     socket.write_all(&question().repeat(2000)).unwrap();
     reader.read_exact(&mut [0; 10]).unwrap();
@@ -326,7 +328,7 @@ fn the_next_client_is_not_affected_by_a_partial_frame() {
     expect_answers(&mut socket, 1);
 }
 
-/// behaviour §9.2: one client at a time. passt closes the connection of another one.
+/// behaviour §9.2: passt serves one client at a time. It closes the connection of a second client.
 #[test]
 fn a_second_client_is_refused() {
     let Some(net) = Net::new() else { return };
@@ -351,10 +353,10 @@ fn a_slow_reader_gets_whole_frames() {
     let before = passt.memory_kib();
     for len in (0..4000).map(|n| n * 7919 % 60_000) {
         flood.send_to(&payload(1, len), (HOST[0], 7003)).unwrap();
-        socket.write_all(&question()).unwrap(); // does not block: passt reads although we do not
+        socket.write_all(&question()).unwrap(); // does not block: passt reads, although the test does not
     }
     assert!(passt.memory_kib() < before + 16 * 1024, "{before} KiB before");
-    // Read everything that was sent: each frame starts where the last one ended.
+    // The test reads all bytes that were sent. Each frame starts where the last one ended.
     let mut reader = socket.try_clone().unwrap();
     reader.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let (mut stream, mut chunk) = (Vec::new(), vec![0; 1 << 20]);
@@ -390,7 +392,7 @@ fn a_socket_in_use_is_not_replaced() {
     expect_answers(&mut socket, 1);
 }
 
-/// Inbound connections leave a descriptor for the guest.
+/// Inbound connections must leave a descriptor for the guest.
 #[test]
 fn a_guest_can_connect_at_the_limit_of_open_files() {
     need!("prlimit");
@@ -411,9 +413,9 @@ fn a_guest_can_connect_at_the_limit_of_open_files() {
     expect_answers(&mut socket, 1);
 }
 
-// Starts by other programs.
+// The following tests start passt like other programs.
 
-/// behaviour §2.3: libvirt. behaviour §1.9: passt ends when its client disconnects.
+/// behaviour §2.3: libvirt starts passt in this way. behaviour §1.9: passt ends when its client disconnects.
 #[test]
 fn one_off_works_as_libvirt_uses_it() {
     let Some(net) = Net::new() else { return };
@@ -433,8 +435,8 @@ fn one_off_works_as_libvirt_uses_it() {
     wait_until("the end of passt", || !passt.runs());
 }
 
-/// behaviour §2.3, §9.3: QEMU passes a socket. R-12: any descriptor number works. passt goes to the background with status 0
-/// and a PID file, and ends when its client disconnects.
+/// behaviour §2.3, §9.3: QEMU passes a socket. R-12: any descriptor number works. passt goes to the background with
+/// status 0 and a PID file, and ends when its client disconnects.
 #[test]
 fn an_inherited_socket_works_as_qemu_uses_it_r12() {
     let Some(net) = Net::new() else { return };
@@ -457,7 +459,7 @@ fn an_inherited_socket_works_as_qemu_uses_it_r12() {
     }
 }
 
-/// A closed descriptor, a file and a datagram socket.
+/// A closed descriptor, a file and a datagram socket are refused.
 #[test]
 fn a_descriptor_that_is_no_stream_socket_is_an_error() {
     let Some(net) = Net::new() else { return };

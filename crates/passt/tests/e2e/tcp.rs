@@ -1,4 +1,4 @@
-//! TCP through the tap (behaviour §6): connections, refusals, closes, resets, many connections.
+//! Tests of TCP through the tap device (behaviour §6): connections, refusals, closes, resets, many connections.
 
 use crate::harness::*;
 use rustix::net::sockopt;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use sys::sockopt::{keep_syn, traffic_class_of_syn};
 
-/// A question and an answer.
+/// Sends a question and an answer.
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
     let mut buf = [0; 8];
     client.write_all(b"question").unwrap();
@@ -47,7 +47,7 @@ fn the_peer_can_connect_to_the_guest() {
         let listener = net.guest.listen((any(host), 7000));
         let mut client = net.peer.connect_from((peer, 0), (host, 7000)).unwrap();
         let (mut server, from) = accept(&listener);
-        // behaviour §5.3.4: source address and port are the client's own.
+        // behaviour §5.3.4: the server sees the client's own address and port.
         assert_eq!(from, client.local_addr().unwrap());
         exchange(&mut client, &mut server);
         server.shutdown(Shutdown::Write).unwrap();
@@ -57,7 +57,8 @@ fn the_peer_can_connect_to_the_guest() {
     }
 }
 
-/// behaviour §6.1.4: the guest gets the result of the connection outside. R-59: a RST without an ACK would be ignored.
+/// behaviour §6.1.4: the guest gets the result of the host's connection. R-59: the guest would ignore a RST without an
+/// ACK.
 #[test]
 fn a_refused_connection_is_refused_for_the_guest_r59() {
     let Some(net) = Net::new() else { return };
@@ -67,7 +68,7 @@ fn a_refused_connection_is_refused_for_the_guest_r59() {
     }
 }
 
-/// behaviour §6.1.4: no route, and no neighbour. The guest would time out with another error.
+/// behaviour §6.1.4: there is no route, or no neighbour. If the guest timed out instead, it would get another error.
 #[test]
 fn an_unreachable_destination_is_an_error_for_the_guest() {
     let host_setup =
@@ -84,7 +85,8 @@ fn an_unreachable_destination_is_an_error_for_the_guest() {
     }
 }
 
-/// While the peer doesn't answer, the guest's connection is neither accepted nor refused. A late answer still establishes it.
+/// While the peer doesn't answer, the guest's connection is neither accepted nor refused. A late answer still
+/// establishes the connection.
 #[test]
 fn an_unanswered_connection_stays_open_until_the_guest_times_out() {
     let Some(net) = Net::new() else { return };
@@ -116,7 +118,7 @@ fn an_unanswered_connection_stays_open_until_the_guest_times_out() {
     }
 }
 
-/// after one side has closed, everything of the other side still arrives.
+/// checks that after one side has closed, all data of the other side still arrives.
 fn assert_half_close(active: &mut TcpStream, passive: &mut TcpStream) {
     const LEN: u64 = 3_000_000;
     active.write_all(b"that was all of mine").unwrap();
@@ -133,7 +135,7 @@ fn assert_half_close(active: &mut TcpStream, passive: &mut TcpStream) {
     });
 }
 
-/// R-70, behaviour §6.8: data of the other side still arrive.
+/// R-70, behaviour §6.8: the data of the other side still arrives.
 #[test]
 fn either_side_can_half_close_r70() {
     let Some(net) = Net::new() else { return };
@@ -195,7 +197,7 @@ fn a_reset_is_passed_on_in_both_directions_r59() {
     }
 }
 
-/// behaviour §6.2.3: nothing listens in the guest.
+/// behaviour §6.2.3: no process listens in the guest.
 #[test]
 fn a_connection_that_the_guest_refuses_is_reset() {
     let Some(net) = Net::new() else { return };
@@ -233,7 +235,7 @@ fn a_thousand_connections_work_at_once() {
     let [_, host] = HOST;
     let outbound = net.peer.listen((peer, 7000));
     let inbound = net.guest.listen((any(host), 7001));
-    // All started before any is accepted, half of them in each direction.
+    // All connections are started before any is accepted. Half of them go in each direction.
     let clients: Vec<TcpStream> = (0..COUNT)
         .map(|i| match i % 2 {
             0 => net.guest.start_connect((peer, 7000)),
@@ -249,7 +251,7 @@ fn a_thousand_connections_work_at_once() {
         client.set_nonblocking(false).unwrap();
         (&mut &*client).write_all(&(i as u64).to_be_bytes()).unwrap();
     }
-    // All are open at the same time; each carries its own number there and back.
+    // All connections are open at the same time. Each carries its own number in both directions.
     let mut seen = vec![false; COUNT];
     for server in &mut servers {
         let mut number = [0; 8];
@@ -266,8 +268,8 @@ fn a_thousand_connections_work_at_once() {
     clients.iter().for_each(expect_end);
 }
 
-/// a small write is sent although the one before it is not acknowledged. The host gets no acknowledgements here, so a
-/// sender with Nagle's algorithm would wait forever.
+/// a small write is sent, although the previous write is not acknowledged. Here, the host gets no
+/// acknowledgments, so a sender with Nagle's algorithm would wait forever.
 #[test]
 fn small_writes_are_not_delayed_r81() {
     let Some(net) = Net::new() else { return };
@@ -288,7 +290,7 @@ fn small_writes_are_not_delayed_r81() {
     }
 }
 
-/// failures of every kind.
+/// connections and datagrams fail in all possible ways.
 #[test]
 fn failures_leak_no_descriptors_r79() {
     let Some(net) = Net::new() else { return };
@@ -300,18 +302,18 @@ fn failures_leak_no_descriptors_r79() {
             for _ in 0..rounds {
                 assert!(net.guest.connect((peer, 9)).is_err());
                 let _ = net.peer.connect((host, 7001)).and_then(|mut c| c.read(&mut [0; 1]));
-                let _ = closed.send(b"nobody there"); // reports the error of the datagram before
+                let _ = closed.send(b"nobody there"); // reports the error of the previous datagram
             }
         }
     };
-    fail(20); // opens what stays open
+    fail(20); // opens the descriptors that stay open
     let before = pasta.descriptors();
     fail(1000);
-    // Sockets that wait for a time-out, or pools, may remain; a leak of one per failure may not.
+    // Sockets that wait for a time-out, and pools, may remain. One leaked descriptor for each failure is too many.
     wait_until("as many descriptors as before", || pasta.descriptors() <= before + 100);
 }
 
-/// The reader of one connection has stopped; others continue.
+/// The reader of one connection has stopped. Other connections continue.
 #[test]
 fn a_stuck_connection_does_not_block_others() {
     let Some(net) = Net::new() else { return };
@@ -344,7 +346,7 @@ fn a_stuck_connection_does_not_block_others() {
     drop(unread);
 }
 
-/// Sets the traffic class of what a socket sends.
+/// Sets the traffic class of the packets that a socket sends.
 fn set_class(socket: &impl AsFd, v4: bool, class: u8) {
     match v4 {
         true => sockopt::set_ip_tos(socket, class).unwrap(),
@@ -352,7 +354,8 @@ fn set_class(socket: &impl AsFd, v4: bool, class: u8) {
     }
 }
 
-/// behaviour §6.5.6: outbound, that of the SYN and later ones. Inbound, that of the SYN.
+/// behaviour §6.5.6: an outbound connection has the traffic class of the SYN and of later segments. An inbound
+/// connection has that of the SYN.
 #[test]
 fn traffic_classes_are_preserved() {
     need!("ss");

@@ -1,4 +1,4 @@
-//! TCP with single segments that no kernel would send (behaviour §6).
+//! Tests of TCP with single segments that no kernel would send (behaviour §6).
 
 use crate::harness::*;
 use smoltcp::wire::TcpControl;
@@ -22,7 +22,7 @@ fn listen(net: &Net) -> TcpListener {
     net.peer.listen((peer(), PEER_PORT))
 }
 
-/// The three-way handshake. Returns the outside end and the program's next sequence number.
+/// Makes the three-way handshake. Returns the peer's end of the connection, and the program's next sequence number.
 fn handshake(raw: &Raw, listener: &TcpListener) -> (TcpStream, u32) {
     raw.send_tcp(peer(), &segment(TcpControl::Syn, ISS, None, b""));
     let answer = raw.expect_tcp("SYN,ACK", |s| s.control == TcpControl::Syn && s.dst_port == GUEST_PORT);
@@ -45,7 +45,7 @@ fn padding_of_short_frames_is_no_data_r50() {
         raw.send(&raw.tcp_frame(peer(), &segment(TcpControl::Psh, seq, Some(next), data), 5));
         seq = seq.wrapping_add(1);
     }
-    // A bare acknowledgement, padded too, and the end.
+    // The guest sends a bare acknowledgment, which is padded, too, and then the FIN.
     raw.send(&raw.tcp_frame(peer(), &segment(TcpControl::None, seq, Some(next), b""), 6));
     raw.send(&raw.tcp_frame(peer(), &segment(TcpControl::Fin, seq, Some(next), b""), 6));
     let mut got = Vec::new();
@@ -53,7 +53,7 @@ fn padding_of_short_frames_is_no_data_r50() {
     assert_eq!(got, b"ab");
 }
 
-/// R-59, behaviour §6.7, rows 1 and 2: as in RFC 9293 §3.10.7.1.
+/// R-59, behaviour §6.7, rows 1 and 2: the reset follows RFC 9293 §3.10.7.1.
 #[test]
 fn a_segment_of_no_connection_is_reset_r59() {
     need!("socat");
@@ -68,7 +68,7 @@ fn a_segment_of_no_connection_is_reset_r59() {
     assert_eq!((reset.seq, reset.ack), (0, Some(1004)));
 }
 
-/// in SYN-SENT, a guest ignores a RST without an acceptable ACK.
+/// in the state SYN-SENT, a guest ignores a RST without an acceptable ACK.
 #[test]
 fn a_refusal_has_an_acknowledgement_r59() {
     need!("socat");
@@ -106,7 +106,7 @@ fn a_duplicate_syn_is_ignored_r60() {
     assert!(listener.set_nonblocking(true).is_ok() && listener.accept().is_err(), "one SYN, two connections");
 }
 
-/// Q2: the second SYN,ACK equals the first one. Q3: data on the ACK that completes the handshake arrive.
+/// Q2: the second SYN,ACK is equal to the first one. Q3: the data of the ACK that completes the handshake arrives.
 #[test]
 fn a_syn_ack_is_sent_again_and_the_last_ack_can_carry_data() {
     need!("socat");
@@ -125,7 +125,7 @@ fn a_syn_ack_is_sent_again_and_the_last_ack_can_carry_data() {
     assert_eq!(&got, b"early");
 }
 
-/// after that, the connection ends on both sides.
+/// after the FIN was sent again, the connection ends on both sides.
 #[test]
 fn lost_fin_is_sent_again_r69() {
     need!("socat");
@@ -144,13 +144,13 @@ fn lost_fin_is_sent_again_r69() {
         let fin = raw.expect_tcp("FIN", |s| s.control == TcpControl::Fin && s.payload.is_empty());
         assert_eq!(fin.seq, end);
     }
-    // Acknowledge it with the guest's FIN.
+    // The guest's FIN acknowledges the program's FIN.
     raw.send_tcp(peer(), &segment(TcpControl::Fin, seq, Some(end.wrapping_add(1)), b""));
     expect_end(&outside);
     raw.expect_tcp("ACK of FIN", |s| s.ack == Some(seq.wrapping_add(1)));
 }
 
-/// R-71, behaviour §6.6: data that the guest doesn't acknowledge.
+/// R-71, behaviour §6.6: the guest does not acknowledge the data.
 #[test]
 fn lost_data_is_sent_again_r71() {
     need!("socat");
@@ -165,7 +165,7 @@ fn lost_data_is_sent_again_r71() {
     }
 }
 
-/// the FIN counts once the data before it has arrived.
+/// the FIN counts only when the data before it has arrived.
 #[test]
 fn a_fin_after_a_gap_is_not_the_end_r72() {
     need!("socat");
@@ -180,14 +180,14 @@ fn a_fin_after_a_gap_is_not_the_end_r72() {
     assert_eq!(outside.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
     outside.set_nonblocking(false).unwrap();
     raw.send_tcp(peer(), &segment(TcpControl::Psh, seq, Some(next), b"gap "));
-    // The program may have dropped the segment after the gap; a guest would send it again.
+    // The program may have dropped the segment after the gap, so the guest sends it again.
     raw.send_tcp(peer(), &segment(TcpControl::Fin, seq.wrapping_add(4), Some(next), b"last"));
     let mut got = String::new();
     outside.read_to_string(&mut got).unwrap();
     assert_eq!(got, "gap last");
 }
 
-/// at once.
+/// the ports can be used at once.
 #[test]
 fn the_same_ports_can_be_used_after_a_reset_r62() {
     need!("socat");

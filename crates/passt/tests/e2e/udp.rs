@@ -1,4 +1,5 @@
-//! UDP through the tap (behaviour §7), with the mapping of RFC 4787: one host socket per guest endpoint.
+//! Tests of UDP through the tap device (behaviour §7), with the mapping of RFC 4787: one host socket for each guest
+//! endpoint.
 
 use crate::harness::*;
 use std::io::ErrorKind;
@@ -8,7 +9,7 @@ use sys::cmsg::{Control, ReceiveInfo, SendInfo};
 use sys::mmsg;
 use sys::sockopt::{self, IpVersion, Metadata};
 
-/// Sends `data` from one socket to an address, receives it on another, and returns its source.
+/// Sends `data` from one socket to an address, and receives it on another socket. Returns its source.
 pub(crate) fn deliver(
     from: &UdpSocket,
     to: impl Into<SocketAddr>,
@@ -32,7 +33,7 @@ fn the_guest_can_exchange_datagrams_with_the_peer() {
         let client = net.guest.udp((any(to), 0));
         for round in 0..3 {
             let source = deliver(&client, (to, 7000), &server, &payload(round, 100));
-            // behaviour §5.2: the host's own address, the guest's source port.
+            // behaviour §5.2: the source is the host's own address and the guest's source port.
             assert_eq!(source, (HOST[usize::from(to.is_ipv6())], port(&client)).into());
             assert_eq!(deliver(&server, source, &client, &payload(round + 9, 1000)), (to, 7000).into());
         }
@@ -45,7 +46,7 @@ fn the_peer_can_exchange_datagrams_with_the_guest() {
     net.pasta(&["-u", "7000"]);
     for (host, peer) in HOST.into_iter().zip(PEER) {
         let server = net.guest.udp((any(host), 7000));
-        // Two clients at once: their answers must not be mixed up.
+        // Two clients ask at once. Each must get its own answer.
         let clients = [net.peer.udp((peer, 0)), net.peer.udp((peer, 0))];
         for round in 0..3 {
             for client in &clients {
@@ -58,7 +59,7 @@ fn the_peer_can_exchange_datagrams_with_the_guest() {
     }
 }
 
-/// As in TFTP: the exchange continues with that port.
+/// As in TFTP, the exchange continues with the other port.
 #[test]
 fn an_answer_from_another_port_arrives() {
     let Some(net) = Net::new() else { return };
@@ -93,7 +94,7 @@ fn an_answer_from_another_address_arrives() {
     }
 }
 
-/// Datagrams from empty to the largest that fits the guest's MTU, in both directions.
+/// Checks datagrams in both directions, from empty ones to the maximum length within the guest's MTU.
 fn assert_sizes(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
     net.pasta(&["--mtu", &mtu.to_string()]);
@@ -118,8 +119,8 @@ fn datagrams_up_to_the_mtu_arrive_mtu_1500() {
     assert_sizes(1500);
 }
 
-/// The host reassembles datagrams of the peer. Those of the guest are refused until its kernel has learned the MTU (behaviour
-/// §7.3).
+/// The host reassembles datagrams of the peer. Datagrams of the guest are refused until the guest's kernel has learned
+/// the MTU (behaviour §7.3).
 #[test]
 fn datagrams_above_the_outside_mtu_arrive() {
     let Some(net) = Net::with_mtu(1500) else { return };
@@ -137,7 +138,7 @@ fn datagrams_above_the_outside_mtu_arrive() {
             server.recv_from(&mut [0; 65_535]).is_ok_and(|(len, _)| len == 60_000)
         });
         server.set_nonblocking(false).unwrap();
-        // Skip those of the other attempts.
+        // Datagrams of earlier attempts are skipped.
         client.send_to(b"last", (peer, 7000)).unwrap();
         while recv_from(&server).0 != b"last" {}
         for len in [1473, 9000, 60000] {
@@ -146,7 +147,7 @@ fn datagrams_above_the_outside_mtu_arrive() {
     }
 }
 
-/// In both directions, as long as the buffers have room.
+/// This applies to both directions, as long as the buffers have room.
 #[test]
 fn bursts_arrive_completely_and_in_order() {
     let Some(net) = Net::new() else { return };
@@ -155,7 +156,8 @@ fn bursts_arrive_completely_and_in_order() {
         let server = net.peer.udp((peer, 7000));
         let client = net.guest.udp((any(peer), 0));
         client.connect((peer, 7000)).unwrap();
-        // Resolve the neighbours' addresses first: kernels may reorder datagrams that wait for them.
+        // The neighbours' addresses are resolved first, since kernels may reorder datagrams that wait for address
+        // resolution.
         deliver(&server, deliver(&client, (peer, 7000), &server, b"there"), &client, b"and back");
         for burst in 0..50u16 {
             let number = |i: u16| (burst * 64 + i).to_be_bytes();
@@ -170,7 +172,7 @@ fn bursts_arrive_completely_and_in_order() {
             (0..64).for_each(|i| assert_eq!(recv_from(&client).0, number(i), "burst {burst}, back"));
         }
         drop(client);
-        // likewise for the first datagrams of a flow that begins outside.
+        // the same applies to the first datagrams of a flow that the peer begins.
         for burst in 0..20u16 {
             let server = net.guest.udp((any(host), 7001));
             let client = net.peer.udp((peer, 0));
@@ -183,7 +185,7 @@ fn bursts_arrive_completely_and_in_order() {
     }
 }
 
-/// behaviour §7.4, R-94: as an error of the guest's socket.
+/// behaviour §7.4, R-94: the guest's socket gets the error.
 #[test]
 fn a_port_unreachable_error_reaches_the_guest_r94() {
     let Some(net) = Net::new() else { return };
@@ -212,18 +214,18 @@ fn a_service_that_starts_late_is_reachable() {
         client.send_to(b"too early", (host, 7000)).unwrap();
         let server = net.guest.udp((any(host), 7000));
         client.send_to(b"in time", (host, 7000)).unwrap();
-        // The first one may have been delayed.
+        // The first datagram may have been delayed.
         while recv_from(&server).0 != b"in time" {}
     }
 }
 
-/// Sends without blocking, with what is set for this datagram alone.
+/// Sends a datagram without blocking. `info` applies only to this datagram.
 fn send_with(from: &UdpSocket, to: SocketAddr, data: &[u8], info: &SendInfo) {
     let control = Control::to_send(info, to.is_ipv4());
     mmsg::send(from, &RawAddress::new(to, false), &[data.into()], &control).unwrap();
 }
 
-/// Source and metadata of the next datagram, which must be `data`.
+/// Receives the next datagram, and checks that it is `data`. Returns its source and metadata.
 fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
     let mut buf = [0; 2048];
     at.peek(&mut buf).unwrap_or_else(|e| panic!("no datagram: {e}"));
@@ -232,7 +234,8 @@ fn info_of(at: &UdpSocket, data: &[u8]) -> (SocketAddr, ReceiveInfo) {
     (arrival.address.unwrap(), arrival.info)
 }
 
-/// behaviour §7.3: many datagrams in one system call (UDP_SEGMENT), as QUIC implementations send them, the last one shorter.
+/// behaviour §7.3: like QUIC implementations, the sender sends many datagrams in one system call (UDP_SEGMENT). The
+/// last datagram is shorter.
 fn assert_segmented_sends_arrive(mtu: u32) {
     let Some(net) = Net::with_mtu(mtu) else { return };
     net.pasta(&["--mtu", &mtu.to_string()]);
@@ -268,7 +271,7 @@ fn segmented_sends_arrive_as_datagrams_mtu_1500() {
     assert_segmented_sends_arrive(1500);
 }
 
-/// behaviour §7.3, Q21: time to live, DSCP and ECN are the sender's, in both directions.
+/// behaviour §7.3, Q21: in both directions, the receiver sees the sender's time to live, DSCP and ECN.
 #[test]
 fn hop_limit_and_traffic_class_are_preserved_q21() {
     let Some(net) = Net::new() else { return };
@@ -303,7 +306,7 @@ fn hop_limit_and_traffic_class_are_preserved_q21() {
     }
 }
 
-/// on a host with several addresses.
+/// the host has several addresses.
 #[test]
 fn a_reply_comes_from_the_address_asked_r93() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
@@ -318,7 +321,7 @@ fn a_reply_comes_from_the_address_asked_r93() {
     }
 }
 
-/// if the rule has another target port.
+/// this also applies if the target port of the rule is another port.
 #[test]
 fn a_reply_comes_from_the_port_asked_r97() {
     let Some(net) = Net::new() else { return };
@@ -332,8 +335,8 @@ fn a_reply_comes_from_the_port_asked_r97() {
     }
 }
 
-/// Datagrams that the guest sends first from a published port leave from the rule's port, and from its address if it has one,
-/// in spite of `--outbound`.
+/// If the guest sends first from a published port, the host sends its datagrams from the rule's port. If the rule has
+/// an address, it is the source address, in spite of `--outbound`.
 #[test]
 fn datagrams_of_a_service_leave_from_its_published_port() {
     let Some(net) = Net::with(Options { host_setup: ALIASES, ..Options::default() }) else { return };
@@ -365,7 +368,8 @@ fn a_rule_with_freebind_works_once_the_address_exists_r98() {
     }
 }
 
-/// Q8: two flows of one guest port reach the same server by different addresses. Each answer comes from the address asked.
+/// Q8: two flows of one guest port reach the same server at different addresses. The source of each answer is the
+/// address to which the guest wrote.
 #[test]
 fn one_guest_port_can_use_two_addresses_of_a_server_q8() {
     let Some(net) = Net::new() else { return };
@@ -380,7 +384,7 @@ fn one_guest_port_can_use_two_addresses_of_a_server_q8() {
     }
 }
 
-/// Q10: and are answered.
+/// Q10: broadcasts are sent, and the answers arrive.
 #[test]
 fn broadcasts_leave_the_host_q10() {
     let Some(net) = Net::new() else { return };
@@ -407,7 +411,7 @@ fn multicast_leaves_the_host_and_is_answered_r91() {
     assert_eq!(deliver(&server, source, &client, b"here"), (GATEWAY[0], 1900).into());
 }
 
-/// Q7: if the program has no right to bind the port, it uses another one and logs a warning.
+/// Q7: if the program has no right to bind the port, it uses another port and logs a warning.
 #[test]
 fn a_privileged_source_port_is_replaced_if_necessary_q7() {
     need!("socat");

@@ -1,9 +1,9 @@
-//! UDP between loopback addresses of the host and of the namespace, which bypasses the link (behaviour §7.6).
+//! Tests of UDP between loopback addresses of the host and of the namespace, which bypasses the link (behaviour §7.6).
 
 use crate::harness::*;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-/// A question and its answer. Returns the source of the question.
+/// Sends a question and its answer. Returns the source of the question.
 fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket) -> SocketAddr {
     let to = to.into();
     for round in 0..3 {
@@ -22,7 +22,7 @@ fn ask(client: &UdpSocket, to: impl Into<SocketAddr>, server: &UdpSocket) -> Soc
     unreachable!()
 }
 
-/// behaviour §5.3.6, §7.6: the guest sees its own address, and the client's port.
+/// behaviour §5.3.6, §7.6: the guest sees its own address as source address, and the client's port.
 #[test]
 fn inbound_goes_to_the_guests_address() {
     let Some(net) = Net::new() else { return };
@@ -31,7 +31,7 @@ fn inbound_goes_to_the_guests_address() {
         let server = net.guest.udp((any(HOST[v]), 7001));
         let client = net.host.udp((LOOPBACK[v], 0));
         assert_eq!(ask(&client, (LOOPBACK[v], 7000), &server), (HOST[v], port(&client)).into());
-        // Two clients at once have two ports.
+        // Two clients that are active at the same time have two ports.
         let other = net.host.udp((LOOPBACK[v], 0));
         assert_eq!(ask(&other, (LOOPBACK[v], 7000), &server), (HOST[v], port(&other)).into());
     }
@@ -41,7 +41,7 @@ fn inbound_goes_to_the_guests_address() {
     ask(&client, (other_loopback, 7000), &server);
 }
 
-/// behaviour §5.3.2: to the same loopback address.
+/// behaviour §5.3.2: the destination is the same loopback address.
 #[test]
 fn inbound_goes_to_loopback_with_host_lo_to_ns_lo() {
     let Some(net) = Net::new() else { return };
@@ -55,7 +55,7 @@ fn inbound_goes_to_loopback_with_host_lo_to_ns_lo() {
     }
 }
 
-/// behaviour §5.5, R-106: from the client's port, if that is free on the host.
+/// behaviour §5.5, R-106: the source port is the client's port, if this port is free on the host.
 #[test]
 fn outbound_goes_to_the_same_loopback_address_r106() {
     let Some(net) = Net::new() else { return };
@@ -74,7 +74,7 @@ fn outbound_goes_to_the_same_loopback_address_r106() {
     }
 }
 
-/// There is no link at all.
+/// With `--splice-only`, there is no link.
 #[test]
 fn splice_only_needs_no_link() {
     let Some(net) = Net::new() else { return };
@@ -103,7 +103,8 @@ fn inbound_from_a_busy_port_uses_another_one() {
     }
 }
 
-/// behaviour §5.3.3: with `--no-splice`, and those that do not come from loopback.
+/// behaviour §5.3.3: datagrams that do not come from loopback use the link. With `--no-splice`, all datagrams use the
+/// link.
 #[test]
 fn other_datagrams_use_the_link() {
     for no_splice in [true, false] {
@@ -142,7 +143,7 @@ fn datagrams_before_the_server_starts_do_no_harm() {
     }
 }
 
-/// As long as the sockets' buffers have room.
+/// This applies as long as the sockets' buffers have room.
 #[test]
 fn bursts_arrive_completely_and_in_order() {
     let Some(net) = Net::new() else { return };

@@ -1,4 +1,5 @@
-//! TCP urgent data are forwarded as urgent (RFC 9293 §3.8.5), and the stream has neither a byte more nor less.
+//! Tests of TCP urgent data. They are forwarded as urgent data (RFC 9293 §3.8.5), and the stream has exactly the bytes
+//! that were sent.
 
 use crate::harness::*;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,7 +22,8 @@ fn send_with_marks(mut to: &TcpStream, seed: u64, len: usize) {
     let (mut at, mut random) = (0, seed);
     while at < len {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // From none to some hundred thousand bytes, small numbers as often as large ones.
+        // The number of bytes between urgent bytes varies from none to some hundred thousand. Small numbers are as
+        // frequent as large ones.
         let next = (random >> 32) as usize % (1 << (random >> 40 & 0xf) << 3);
         let end = len.min(at + next);
         to.write_all(&bytes[at..end]).unwrap();
@@ -41,7 +43,7 @@ fn await_urgent(stream: &TcpStream) {
     assert!(fds[0].revents().contains(PollFlags::PRI), "no urgent data");
 }
 
-/// A byte sent as urgent arrives as urgent. `inline`: the receiver reads it in the stream (SO_OOBINLINE).
+/// Checks that an urgent byte arrives as an urgent byte. `inline`: the receiver reads it in the stream (SO_OOBINLINE).
 fn assert_urgent_byte_arrives(mut from: &TcpStream, mut to: &TcpStream, inline: bool) {
     sockopt::set_socket_oobinline(to, inline).unwrap();
     from.write_all(b"before").unwrap();
@@ -65,7 +67,7 @@ fn assert_urgent_byte_arrives(mut from: &TcpStream, mut to: &TcpStream, inline: 
     assert_eq!(rest, if inline { &b"!after"[..] } else { b"after" });
 }
 
-/// Single urgent bytes, then many within bulk data in both directions at once.
+/// Checks single urgent bytes, and then many urgent bytes in bulk data, in both directions at once.
 fn assert_urgent_data_arrives(one: &TcpStream, other: &TcpStream) {
     for (from, to) in [(one, other), (other, one)] {
         for inline in [false, true] {
@@ -83,7 +85,8 @@ fn assert_urgent_data_arrives(one: &TcpStream, other: &TcpStream) {
     });
 }
 
-/// Connections out of the guest and into it (port 7001), over both families, as (guest's end, outside end).
+/// Opens outbound and inbound (port 7001) connections of the guest, over both families. Returns the guest's end and the
+/// other end of each.
 fn connections(net: &Net) -> Vec<(TcpStream, TcpStream)> {
     let mut all = Vec::new();
     for (host, peer) in HOST.into_iter().zip(PEER) {
@@ -111,7 +114,7 @@ fn urgent_data_arrive_through_a_tap_mtu_1500() {
     connections(&net).iter().for_each(|(guest, outside)| assert_urgent_data_arrives(guest, outside));
 }
 
-/// On a kernel without `SO_PEEK_OFF` for TCP.
+/// The kernel has no `SO_PEEK_OFF` for TCP.
 #[test]
 fn urgent_data_arrive_without_a_peek_offset() {
     let Some(net) = Net::new() else { return };
@@ -246,7 +249,7 @@ fn receive_all_of(mut from: impl Read, expected: &[u8]) {
     assert_eq!(bytes, expected);
 }
 
-/// Sends to a peer that does not read until all buffers are full, urgent bytes among the data.
+/// Sends data with urgent bytes to a peer that does not read, until all buffers are full.
 fn fill(to: &TcpStream) {
     to.set_nonblocking(true).unwrap();
     let bytes = payload(1, 50_000);
@@ -261,7 +264,7 @@ fn fill(to: &TcpStream) {
     });
 }
 
-/// The kernel reports unread urgent data again and again; pasta must not spin on that.
+/// The kernel reports unread urgent data repeatedly. pasta must not spin.
 #[test]
 fn unread_urgent_data_use_no_processor_time() {
     let Some(net) = Net::new() else { return };

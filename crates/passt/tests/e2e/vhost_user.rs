@@ -1,4 +1,4 @@
-//! `passt --vhost-user`, with rust-vmm's front-end for QEMU (behaviour §9.4).
+//! Tests of `passt --vhost-user`, with rust-vmm's front-end in place of QEMU (behaviour §9.4).
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,7 +22,7 @@ const HOST4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const OUR_MAC: EthernetAddress = EthernetAddress([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 const NO_OFFLOAD: [u8; HEADER] = [0; HEADER];
 
-/// A `passt` and the path of its socket.
+/// Starts a `passt`. Returns it and the path of its socket.
 pub(crate) fn passt<'a>(net: &'a Net, args: &[&str]) -> (Daemon<'a>, std::path::PathBuf) {
     let path = net.path("guest.socket");
     let daemon = net.passt(&[&["--vhost-user", "--socket", &path], args].concat());
@@ -86,7 +86,7 @@ pub(crate) fn is_echo_reply(frame: &[u8], payload: &[u8]) -> bool {
         )
 }
 
-/// The next frame to the guest, on any queue, that is `wanted`.
+/// Waits for a frame to the guest, on any queue, for which `wanted` is true.
 pub(crate) fn expect(front_end: &mut FrontEnd, what: &str, mut wanted: impl FnMut(&Frame) -> bool) -> Frame {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -102,13 +102,13 @@ pub(crate) fn expect(front_end: &mut FrontEnd, what: &str, mut wanted: impl FnMu
     panic!("timed out waiting for: {what}");
 }
 
-/// `passt` answers a request on a queue.
+/// Checks that `passt` answers a request on a queue.
 fn assert_answers(front_end: &mut FrontEnd, queue: usize) {
     assert!(front_end.queues[queue].send(NO_OFFLOAD, &arp_request(GATEWAY4)));
     expect(front_end, "an answer", |frame| is_arp_reply(&frame.bytes, GATEWAY4));
 }
 
-/// `passt` serves a new front-end.
+/// Checks that `passt` serves a new front-end.
 fn assert_serves(path: &Path) {
     assert_answers(&mut FrontEnd::new(path, DriverConfig::default()), 1);
 }
@@ -138,7 +138,7 @@ fn tcp_both_ways(driver: DriverConfig, mtu: usize) -> Option<usize> {
     const LEN: usize = 3 << 20;
     let data: Vec<u8> = (0..LEN).map(|i| (i / 251 + i % 253) as u8).collect();
 
-    // from the guest
+    // Data from the guest.
     let listener = net.peer.listen((PEER4, 5001));
     let sink = std::thread::spawn(move || {
         let mut stream = accept(&listener).0;
@@ -169,7 +169,7 @@ fn tcp_both_ways(driver: DriverConfig, mtu: usize) -> Option<usize> {
     assert_eq!(thanks, b"thanks");
     assert!(sink.join().unwrap() == data);
 
-    // to the guest
+    // Data to the guest.
     let down = guest.listen(7777);
     let mut stream = net.peer.connect((HOST4, 7777)).unwrap();
     let expected = data.clone();
@@ -193,7 +193,7 @@ fn tcp_works_with_offloads() {
     assert!(super_frames > 0);
 }
 
-/// One buffer per frame, with complete checksums.
+/// Each frame has one buffer and complete checksums.
 #[test]
 fn tcp_works_without_offloads() {
     let driver =
@@ -202,15 +202,15 @@ fn tcp_works_without_offloads() {
     assert_eq!(super_frames, 0);
 }
 
-/// Rings are enabled from the start, notifications use flags, buffers are small.
+/// Rings are enabled from the start, notifications use flags, and buffers are small.
 #[test]
 fn tcp_works_without_protocol_features() {
     let features = VERSION_1 | MRG_RXBUF | GUEST_CSUM;
     tcp_both_ways(DriverConfig { features, buffer: 600, entries: 128, ..DriverConfig::default() }, 9000);
 }
 
-/// The log reports a front-end with more than 16 pairs of queues, whether it asks for the maximum (QEMU) or not. The next
-/// front-end is served.
+/// The log reports a front-end with more than 16 pairs of queues. It does not matter whether the front-end requests the
+/// maximum, like QEMU. The next front-end is served.
 #[test]
 fn too_many_queues_are_reported() {
     let Some(net) = Net::new() else { return };
@@ -249,7 +249,7 @@ fn several_queue_pairs_work() {
     for queue in [1, 3, 5, 7] {
         assert_answers(&mut front_end, queue);
     }
-    // Disable the other pairs, like a guest that uses only one.
+    // The other pairs are disabled, like by a guest that uses only one pair.
     for queue in 2..8 {
         front_end.frontend.set_vring_enable(queue, false).unwrap();
     }
@@ -268,7 +268,7 @@ fn a_front_end_can_reconnect_r110() {
     for _ in 0..3 {
         let mut front_end = FrontEnd::new(&path, DriverConfig::default());
         assert_answers(&mut front_end, 1);
-        // Another front-end is refused meanwhile.
+        // In the meantime, another front-end is refused.
         let mut other = UnixStream::connect(&path).unwrap();
         assert_eq!(other.read(&mut [0; 1]).unwrap_or(0), 0);
         // The guest is reset.
@@ -301,7 +301,7 @@ fn a_broken_ring_is_reported_and_works_after_a_reset() {
     let breaks: [&dyn Fn(&mut Queue); 9] = [
         &|queue| queue.describe(0, GUEST, 64, NEXT, 0),      // a loop
         &|queue| queue.describe(0, GUEST - 1, 64, 0, 0),     // before the memory
-        &|queue| queue.describe(0, u64::MAX - 10, 64, 0, 0), // far after it
+        &|queue| queue.describe(0, u64::MAX - 10, 64, 0, 0), // far after the memory
         &|queue| queue.describe(0, GUEST, u32::MAX, 0, 0),
         &|queue| queue.describe(0, GUEST, 0, 0, 0),      // empty
         &|queue| queue.describe(0, GUEST, 64, WRITE, 0), // the wrong direction
@@ -321,7 +321,7 @@ fn a_broken_ring_is_reported_and_works_after_a_reset() {
         front_end.start_queue(1);
     }
     assert_answers(&mut front_end, 1);
-    // An index that is too far ahead, on the other queue.
+    // On the other queue, an index is too far ahead.
     front_end.queues[0].set_available(0x7fff);
     front_end.queues[1].send(NO_OFFLOAD, &arp_request(GATEWAY4));
     assert!(wait_for(&front_end.queues[0].error, PATIENCE));
@@ -360,7 +360,7 @@ fn written_pages_are_logged() {
     assert!(!logged(&front_end.queues[1]));
 }
 
-/// Malformed, unknown and out-of-range requests.
+/// The messages are malformed, unknown, or have values out of range.
 #[test]
 fn an_invalid_message_ends_the_connection() {
     let Some(net) = Net::new() else { return };
@@ -378,11 +378,11 @@ fn an_invalid_message_ends_the_connection() {
     for bytes in [
         message(24, 1, &state(0, 0)), // GET_CONFIG, which was never offered
         message(4711, 1, &[]),        // unknown
-        message(1, 0, &[]),           // of no version
+        message(1, 0, &[]),           // no version
         message(1, 5, &[]),           // a reply
         oversize,
         message(8, 1, &state(99, 256)), // no such queue
-        message(8, 1, &state(0, 255)),  // no power of two
+        message(8, 1, &state(0, 255)),  // not a power of two
         message(8, 1, &state(0, 1 << 16)),
         message(11, 1, &state(32, 0)),
         message(2, 1, &u64::MAX.to_ne_bytes()), // features that were never offered
@@ -404,7 +404,7 @@ fn an_invalid_message_ends_the_connection() {
     socket.write_all(&message(1, 1, &[])[..7]).unwrap();
     assert!(daemon.runs());
     drop(socket);
-    // One that reads no replies.
+    // A front-end that reads no replies does not block others either.
     let mut deaf = UnixStream::connect(&path).unwrap();
     deaf.set_write_timeout(Some(PATIENCE)).unwrap();
     let request = message(1, 1, &[]);
@@ -421,7 +421,7 @@ fn a_failed_request_with_need_reply_is_answered() {
     let Some(net) = Net::new() else { return };
     let (_daemon, path) = passt(&net, &[]);
     let mut front_end = FrontEnd::new(&path, DriverConfig::default());
-    assert!(front_end.frontend.set_vring_num(1, 8).is_err()); // in use
+    assert!(front_end.frontend.set_vring_num(1, 8).is_err()); // the ring is in use
     assert!(front_end.frontend.set_vring_base(0, 3).is_err());
     assert_answers(&mut front_end, 1);
 }

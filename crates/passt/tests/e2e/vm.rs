@@ -1,12 +1,12 @@
-//! A real virtual machine: QEMU, with a guest built by `.ci/guest` in the folder that `E2E_GUEST` names. These tests are
-//! ignored by default, because they need packages and a minute; `.ci/run` runs them.
+//! Tests with a real virtual machine: QEMU, with a guest that `.ci/guest` has built in the folder `E2E_GUEST`. The
+//! tests are ignored by default, because they need further packages and take a minute. `.ci/run` runs them.
 
 use crate::harness::*;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::thread;
 
-/// QEMU's options for a link to `passt`, and those of `passt`.
+/// QEMU's options for a link to `passt`, and the options of `passt`.
 fn link(mode: &str, path: &str) -> (Vec<String>, &'static [&'static str]) {
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
     match mode {
@@ -41,12 +41,12 @@ fn assert_machine_works(mode: &str) {
     qemu.extend(netdev);
     let _qemu = net.host.start(&qemu.iter().map(String::as_str).collect::<Vec<_>>());
 
-    // Once after the start, once after a restart.
+    // The machine starts twice: the second time is a restart.
     for round in 1..=2 {
         assert_eq!(receive_text(&tcp), "hello by TCP\n", "round {round}");
         serve_tftp(&net, &tftp, b"hello by UDP\n");
         assert_eq!(receive_text(&tcp), "hello by UDP\n", "round {round}");
-        // A connection from outside waits until the machine's service runs.
+        // A connection from the peer waits until the machine's service runs.
         let echo = net.peer.connect((HOST[0], 7001)).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -61,7 +61,7 @@ fn assert_machine_works(mode: &str) {
     assert!(console.contains("198.51.100.2/24 by DHCP, MTU 65520"), "{console}");
 }
 
-/// The text that the guest sends by a connection.
+/// The text that the guest sends over a connection.
 fn receive_text(listener: &TcpListener) -> String {
     let (mut stream, from) = accept(listener);
     assert_eq!(from.ip(), HOST[0]);
@@ -71,7 +71,7 @@ fn receive_text(listener: &TcpListener) -> String {
     text
 }
 
-/// Answers one request for a file (RFC 1350): from another port, as TFTP does.
+/// Answers one request for a file (RFC 1350). As usual in TFTP, the answer comes from another port.
 fn serve_tftp(net: &Net, server: &std::net::UdpSocket, file: &[u8]) {
     let (request, client) = recv_from(server);
     assert_eq!(request[..2], [0, 1], "a read request");

@@ -1,4 +1,4 @@
-//! Pasta attached to an existing namespace (behaviour §1.3, §1.4, §10).
+//! Tests of a pasta that is attached to an existing namespace (behaviour §1.3, §1.4, §10).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use crate::stage::{Daemon, Guest, Running, Stage, User, processes_with, skipped,
 pub(crate) struct Named(pub(crate) String);
 
 impl Named {
-    /// None, and a skipped test, if ip(8) is not installed.
+    /// Creates the namespace. If ip(8) is not installed, reports the test as skipped and returns none.
     pub(crate) fn new() -> Option<Self> {
         if Command::new("ip").arg("-V").output().is_err() {
             skipped("ip (iproute2) is not installed");
@@ -38,7 +38,7 @@ impl Drop for Named {
     }
 }
 
-/// behaviour §10.1, §10.2: the daemon has given up its privileges.
+/// behaviour §10.1, §10.2: checks that the daemon has given up its privileges.
 fn assert_harmless(daemon: &Daemon, user: User) {
     assert_threads_harmless(daemon.pid, 0);
     let uid: u32 = daemon.status("Uid").split('\t').next().unwrap().parse().unwrap();
@@ -48,12 +48,13 @@ fn assert_harmless(daemon: &Daemon, user: User) {
     }
 }
 
-/// behaviour §1.3: the daemon has its own session, and keeps neither the caller's terminal nor its directory.
+/// behaviour §1.3: checks that the daemon has its own session, and keeps neither the caller's terminal nor the caller's
+/// directory.
 fn assert_in_background(daemon: &Daemon) {
     let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid)).unwrap();
     let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap();
     assert_eq!(session, daemon.pid.to_string(), "the daemon leads no session");
-    // Only root can read these: the process is not dumpable.
+    // Only root can read these entries, since the process is not dumpable.
     if let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", daemon.pid)) {
         for entry in entries.flatten().filter(|entry| ["0", "1", "2"].iter().any(|n| entry.file_name() == *n))
         {
@@ -79,7 +80,7 @@ fn a_process_can_be_joined() {
     });
 }
 
-/// Root can serve another user's guest, and keeps no privileges over it.
+/// Root can serve a guest of another user. Pasta keeps no privileges over this guest.
 #[test]
 fn root_can_join_a_process_of_another_user() {
     if !User::Root.available() || !User::Ordinary.available() {
@@ -92,8 +93,8 @@ fn root_can_join_a_process_of_another_user() {
     assert_harmless(&daemon, User::Root);
 }
 
-/// behaviour §10.3: bubblewrap leaves a process in a user namespace that is nested in the owner of its network namespace.
-/// Capabilities in the nested one give none over the network.
+/// behaviour §10.3: bubblewrap leaves a process in a user namespace that is nested in the owner of its network
+/// namespace. Capabilities in the nested user namespace give no privileges over the network.
 #[test]
 fn a_process_in_a_nested_user_namespace_can_be_joined() {
     let stage = Stage::new();
@@ -140,7 +141,8 @@ fn a_namespace_can_be_joined_by_path() {
     });
 }
 
-/// behaviour §10.3: a namespace owned by an ancestor of our user namespace can't be joined; the message says so.
+/// behaviour §10.3: a namespace that belongs to an ancestor of our user namespace can't be joined. The message gives
+/// this reason.
 #[test]
 fn a_namespace_of_an_ancestor_cannot_be_joined() {
     let user = User::RootOfNamespace;
@@ -153,7 +155,7 @@ fn a_namespace_of_an_ancestor_cannot_be_joined() {
     assert!(stderr(&output).contains("outside of ours"), "{output:?}");
 }
 
-/// behaviour §10.3: `--netns` alone, started by root of the owning user namespace, as in a rootless container.
+/// behaviour §10.3: root of the owning user namespace starts pasta with only `--netns`, as in a rootless container.
 #[test]
 fn a_namespace_that_our_user_namespace_owns_can_be_joined() {
     let stage = Stage::new();
@@ -176,7 +178,7 @@ fn a_namespace_that_our_user_namespace_owns_can_be_joined() {
     assert!(text.contains("Uid:\t0\t"), "{text}");
 }
 
-/// behaviour §2.2 `--netns`: a name is a file in /run/netns, or in `--nsrun-dir`. Q19: for root without a user namespace.
+/// behaviour §2.2 `--netns`: a name is a file in /run/netns, or in `--nsrun-dir`. Q19: root has no user namespace.
 #[test]
 fn a_namespace_can_be_joined_by_name() {
     if !User::Root.available() {
@@ -250,7 +252,7 @@ fn a_failed_start_names_the_cause() {
     });
 }
 
-/// behaviour §1.4: SIGTERM and SIGQUIT end pasta with status 0; other signals kill it.
+/// behaviour §1.4: SIGTERM and SIGQUIT end pasta with status 0. Other signals kill it.
 #[test]
 fn signals_end_pasta_in_the_foreground() {
     let stage = Stage::new();
@@ -288,7 +290,7 @@ fn messages_go_to_standard_error_in_the_foreground_r7() {
     let mut guest = Guest::new(User::Ordinary);
     let mut pasta = Running::new(stage.pasta(User::Ordinary).args(["-f", "-P", "pid", &guest.pid()]));
     assert!(!pasta.error_line().is_empty());
-    // If the namespace disappeared before that, the start would fail.
+    // If the namespace ended before the PID file is written, the start would fail.
     let written = || fs::read_to_string(stage.path("pid")).is_ok_and(|text| text.ends_with('\n'));
     assert!(crate::stage::eventually(written));
     let pid = guest.pid();

@@ -1,5 +1,5 @@
-//! Every way to start, for every user, in the background and in the foreground (behaviour §1.2, §1.3, §10.2, §10.3); and the
-//! socket of passt.
+//! Tests of all kinds of starts, for every user, in the background and in the foreground (behaviour §1.2, §1.3, §10.2,
+//! §10.3), and of the socket of passt.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -10,7 +10,8 @@ use rustix::process::Signal;
 use crate::attach::Named;
 use crate::stage::{Guest, Running, Stage, User, eventually, stderr};
 
-/// Starts and stops pasta, in the background and in the foreground: the interface appears and disappears, the status is 0.
+/// Starts and stops pasta, in the background and in the foreground. Checks that the interface appears and disappears,
+/// and that the status is 0.
 fn starts_and_stops(stage: &Stage, user: User, target: &[&str], has_interface: &dyn Fn() -> bool) {
     let daemon = stage.attach(user, &[&["--quiet", "--config-net", "-I", "life0"], target].concat());
     assert_eq!(daemon.output, "");
@@ -74,7 +75,7 @@ fn the_guest_socket_can_be_standard_input_r12() {
     });
 }
 
-/// a socket path that can't be bound is an error; passt does not fall back to another path.
+/// a socket path that can't be bound is an error. passt does not use another path instead.
 #[test]
 fn an_unusable_socket_path_is_an_error_r12() {
     let stage = Stage::new();
@@ -86,7 +87,8 @@ fn an_unusable_socket_path_is_an_error_r12() {
     });
 }
 
-/// the socket can be in a directory that the user passt changes to can't enter. R-15: its path may have 107 bytes.
+/// passt changes its user, and the socket can be in a directory that the new user can't enter. R-15: its path may
+/// have 107 bytes.
 #[test]
 fn the_socket_is_created_with_the_callers_rights_r39_r15() {
     if !User::Root.available() {
@@ -113,7 +115,7 @@ fn the_socket_is_created_with_the_callers_rights_r39_r15() {
     assert!(socket.exists());
 }
 
-/// Unlike behaviour §1.6.3, a target that is a zombie counts as ended.
+/// Unlike in behaviour §1.6.3, a target that is a zombie counts as ended.
 #[test]
 fn pasta_ends_when_its_target_is_a_zombie() {
     let stage = Stage::new();

@@ -1,4 +1,5 @@
-//! Kills at arbitrary moments, and many starts: no process, interface or mount remains (behaviour §1.3.2, §1.5.8, R-1).
+//! Tests that no process, interface or mount remains after a kill at any time, and after many starts (behaviour §1.3.2,
+//! §1.5.8, R-1).
 
 use std::fs;
 use std::process::Stdio;
@@ -9,17 +10,18 @@ use rustix::process::Signal;
 
 use crate::stage::{Guest, Stage, User, eventually, lives, processes_with, send, unique};
 
-/// Delays before a kill, spread over the duration of a start. Any of them is valid: the tests hold for every moment.
+/// Delays before a kill, which cover the duration of a start. The tests are valid for any delay.
 fn moments() -> impl Iterator<Item = Duration> {
     (0..24).map(|step| Duration::from_micros(step * step * 60))
 }
 
-/// No process has `mark` in its command line, within the bound of [`eventually`].
+/// Waits until no process has `mark` in its command line, within the time limit of [`eventually`].
 fn assert_no_process(mark: &str, when: &str) {
     assert!(eventually(|| processes_with(mark).is_empty()), "{when}: {:?}", processes_with(mark));
 }
 
-/// Processes in the network namespace `link` (`net:[number]`), and those that hold it open. Only root sees all of them.
+/// The processes in the network namespace `link` (`net:[number]`), and the processes that hold it open. Only root sees
+/// all of them.
 fn holders(link: &str) -> Vec<String> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
@@ -39,7 +41,7 @@ fn children(pid: i32) -> Vec<i32> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Kills a process. It may have ended already.
+/// Kills a process, which may already have ended.
 fn kill(pid: i32) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL);
 }
@@ -57,8 +59,8 @@ fn kill_all_with(mark: &str) {
     }
 }
 
-/// A command that still waits for its network ends with pasta. One that has its network survives (behaviour §1.5.8), here
-/// until the end of its input.
+/// A command that still waits for its network ends with pasta. A command that has its network survives (behaviour
+/// §1.5.8). Here, it runs until the end of its input.
 #[test]
 fn killing_pasta_while_it_spawns_leaves_no_process() {
     let stage = Stage::new();
@@ -77,7 +79,7 @@ fn killing_pasta_while_it_spawns_leaves_no_process() {
     });
 }
 
-/// The killed child is the one that becomes the command. Pasta ends with a status other than 0.
+/// The killed child is the process that becomes the command. Pasta ends with a status other than 0.
 #[test]
 fn killing_the_command_ends_pasta() {
     let stage = Stage::new();
@@ -96,8 +98,8 @@ fn killing_the_command_ends_pasta() {
     }
 }
 
-/// During the start, either the process that was started or the one in the background is killed. If the latter was ready,
-/// it serves the guest until it is killed, too.
+/// During the start, either the process that the caller started or the process in the background is killed. If the
+/// process in the background was ready, it serves the guest until it is killed, too.
 #[test]
 fn killing_a_background_start_leaves_no_process() {
     let stage = Stage::new();
@@ -117,7 +119,7 @@ fn killing_a_background_start_leaves_no_process() {
                     children(pid).into_iter().for_each(kill);
                 }
                 assert!(eventually(|| child.try_wait().unwrap().is_some()), "{parent}, after {moment:?}");
-                // If the daemon was ready in time, it serves the guest under this interface name, which is unique.
+                // If the daemon was ready in time, it serves the guest with this interface name, which is unique.
                 let ready = |line: &String| line.contains(&format!("k{} ", moment.as_micros()));
                 if child.wait().unwrap().code() != Some(0) {
                     let gone = || !processes_with(&mark).iter().any(ready);
@@ -130,13 +132,13 @@ fn killing_a_background_start_leaves_no_process() {
                 assert!(eventually(none_left), "after {moment:?}: {:?}", processes_with(&mark));
             }
         }
-        // Each interface disappears with the process that made it.
+        // Each interface disappears when the process that has made it ends.
         assert!(eventually(|| guest.interfaces() == ["lo"]), "{:?}", guest.interfaces());
         guest.end();
     });
 }
 
-/// The killed process is the one whose namespace pasta joins.
+/// The killed process is the process whose namespace pasta joins.
 #[test]
 fn killing_the_target_ends_pasta() {
     let stage = Stage::new();
@@ -159,8 +161,8 @@ fn killing_the_target_ends_pasta() {
     }
 }
 
-/// Starts and stops many times (`LIFE_STARTS`, default 200), in the background and with a command. No process, interface,
-/// mount or reference to the namespace remains.
+/// Starts and stops many times (`LIFE_STARTS`, default 200), in the background and with a command. No process,
+/// interface, mount or reference to the namespace remains.
 #[test]
 fn many_starts_leave_nothing_behind() {
     let starts: usize = std::env::var("LIFE_STARTS").map_or(200, |count| count.parse().unwrap());

@@ -1,4 +1,4 @@
-//! Destinations of log messages (behaviour §1.7).
+//! Tests of the destinations of log messages (behaviour §1.7).
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,13 +7,14 @@ use rustix::process::Signal;
 
 use crate::stage::{Daemon, Guest, Running, Stage, User, stderr};
 
-/// behaviour §1.7.1, §1.7.4: the first line names the program, each further line has a time and a level. During the start,
-/// messages also go to standard error. The file is opened with the caller's rights. R-10: it is complete at the end.
+/// behaviour §1.7.1, §1.7.4: the first line names the program, each further line has a time and a level. During the
+/// start, messages also go to standard error. The file is opened with the caller's rights. R-10: the file is complete
+/// at the end.
 #[test]
 fn the_log_file_is_complete_r10() {
     let stage = Stage::new();
     User::each_with_guest(|user, mut guest| {
-        // The user that root's pasta changes to can't enter it.
+        // A pasta of root changes its user. The new user can't enter this folder.
         let folder = stage.path(&format!("folder-{user:?}"));
         assert!(user.command("mkdir").args(["-m", "0700"]).arg(&folder).status().unwrap().success());
         let path = folder.join("log");
@@ -43,8 +44,8 @@ fn the_log_file_is_complete_r10() {
     });
 }
 
-/// Unlike behaviour §1.4, where SIGTERM ends pasta and leaves the command without a network, pasta passes the signal on to
-/// the command, and logs it.
+/// Pasta forwards SIGTERM to the command, and logs this. This differs from behaviour §1.4, where SIGTERM ends pasta and
+/// leaves the command without a network.
 #[test]
 fn a_signal_passed_on_to_the_command_is_logged() {
     let stage = Stage::new();
@@ -64,7 +65,7 @@ fn a_signal_passed_on_to_the_command_is_logged() {
     }
 }
 
-/// Reaching the limit of file sizes (`ulimit -f`) ends pasta neither during the start nor later.
+/// Pasta does not end when the limit of file sizes (`ulimit -f`) is reached, neither during the start nor later.
 #[test]
 fn a_file_size_limit_does_not_end_pasta() {
     let stage = Stage::new();

@@ -1,4 +1,4 @@
-//! Pasta exits when its namespace disappears (behaviour §1.6).
+//! Tests that pasta exits when its namespace ends (behaviour §1.6).
 
 use rustix::process::Signal;
 
@@ -15,7 +15,7 @@ fn pasta_exits_with_its_process() {
     });
 }
 
-/// a path in procfs refers to a process, and pasta exits with it.
+/// a path in procfs refers to a process, and pasta exits when the process ends.
 #[test]
 fn pasta_exits_with_the_process_of_its_path_r38() {
     let stage = Stage::new();
@@ -27,7 +27,7 @@ fn pasta_exits_with_the_process_of_its_path_r38() {
     });
 }
 
-/// also if another file of the directory is removed first.
+/// this also applies if another file of the directory is removed first.
 #[test]
 fn pasta_exits_when_its_named_namespace_is_removed_r38() {
     if !User::Root.available() {
@@ -69,7 +69,7 @@ fn pasta_stays_with_no_netns_quit() {
     let stays = stage.attach(User::Ordinary, &["--no-netns-quit", "-I", "life0", &guest.pid()]);
     let goes = stage.attach(User::Ordinary, &["-I", "life1", &guest.pid()]);
     guest.end();
-    // Both watch the same process: once one has exited, the other would have exited as well.
+    // Both pastas watch the same process. When one has exited, the other would have exited, too, without the option.
     goes.assert_ends();
     assert!(stays.lives());
 }

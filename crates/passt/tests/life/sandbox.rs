@@ -1,4 +1,4 @@
-//! The sandbox of a pasta or passt that serves a guest (behaviour §10.1).
+//! Tests of the sandbox of a pasta or passt that serves a guest (behaviour §10.1).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use seccompiler::{
 
 use crate::stage::{Guest, Running, Stage, User, is_root, skipped, status, stderr};
 
-/// Whether the test may inspect a process that is not dumpable. If not, the test counts as skipped.
+/// Whether the test may inspect a process that is not dumpable. If not, reports the test as skipped.
 fn can_inspect() -> bool {
     if !is_root() {
         skipped("only root may inspect a process that is not dumpable");
@@ -27,7 +27,8 @@ fn namespace(process: &str, kind: &str) -> String {
     fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap().to_str().unwrap().to_owned()
 }
 
-/// The process has an empty, read-only root. It shares only its network namespace and, in the foreground, its PID namespace.
+/// Checks that the process has an empty, read-only root. It shares only its network namespace and, in the foreground,
+/// its PID namespace.
 fn assert_isolated(pid: i32, guest: &str, in_background: bool) {
     let pid = pid.to_string();
     let entries = fs::read_dir(format!("/proc/{pid}/root/")).unwrap();
@@ -55,12 +56,12 @@ fn assert_isolated(pid: i32, guest: &str, in_background: bool) {
     assert_eq!(last == "1", in_background, "process {last} of its PID namespace");
 }
 
-/// A value of `kept` for an ordinary user that never was root of a user namespace: such a process can't clear its bounding
-/// set.
+/// A value of `kept` for the process of an ordinary user who was never root of a user namespace. Such a process can't
+/// clear its bounding set.
 const NO_RIGHTS: u64 = 1 << 63;
 
-/// Checks the capabilities of every thread. The one in the guest's namespace may bind ports below 1024, and nothing else.
-/// The main thread has the permitted capabilities `kept`. The one that reads resolv.conf has none.
+/// Checks the capabilities of every thread. The thread in the guest's namespace may only bind ports below 1024. The
+/// main thread has the permitted capabilities `kept`. The thread that reads resolv.conf has none.
 pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let mut names = Vec::new();
@@ -75,7 +76,8 @@ pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
             _ => (0, 0),
         };
         let sets = [("Eff", effective), ("Prm", permitted), ("Inh", 0), ("Amb", 0), ("Bnd", 0)];
-        // Clearing the bounding set needs a capability. Where it remains full, no_new_privs makes it harmless.
+        // A process needs a capability to clear its bounding set. If the set remains full, no_new_privs makes it
+        // harmless.
         let len = if kept == NO_RIGHTS { 4 } else { 5 };
         for (set, rights) in &sets[..len] {
             let set = format!("Cap{set}:");
@@ -120,7 +122,7 @@ fn a_daemon_of_passt_is_isolated() {
     }
 }
 
-/// Where user namespaces are forbidden, root needs none, and an ordinary user gets Landlock instead.
+/// If user namespaces are forbidden, root needs none, and the process of an ordinary user uses Landlock instead.
 #[test]
 fn passt_starts_without_a_user_namespace() {
     let stage = Stage::new();
@@ -179,7 +181,8 @@ fn mounts_do_not_propagate_to_the_machine() {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Calls `run` while the system calls `calls` fail with `errno`. With a bit, a call fails only if its first argument has it.
+/// Calls `run` while the system calls `calls` fail with `errno`. If a bit is given, a call fails only if its first
+/// argument has this bit.
 fn refusing<T: Send>(calls: &[(i64, Option<u64>)], errno: Errno, run: impl FnOnce() -> T + Send) -> T {
     let rules: BTreeMap<i64, Vec<SeccompRule>> = calls
         .iter()
@@ -210,7 +213,7 @@ fn no_unshare(namespace: UnshareFlags) -> (i64, Option<u64>) {
     (libc::SYS_unshare, Some(namespace.bits().into()))
 }
 
-/// As in containers. The log mentions Landlock.
+/// Containers often forbid pivot_root. The log mentions Landlock.
 #[test]
 fn landlock_replaces_pivot_root() {
     let stage = Stage::new();
@@ -270,7 +273,7 @@ fn pasta_starts_without_optional_namespaces() {
     }
 }
 
-/// A kernel without seccomp filters.
+/// The kernel has no seccomp filters.
 #[test]
 fn pasta_does_not_start_without_seccomp() {
     let stage = Stage::new();
@@ -301,7 +304,8 @@ fn the_filter_allows_no_system_call_that_escapes() {
         };
         let [filter] = &filters[..] else { panic!("{} filters", filters.len()) };
         let name = fs::read_to_string(task.path().join("comm")).unwrap();
-        // The filter kills on every number that it does not compare with (0x15 is BPF_JMP | BPF_JEQ | BPF_K).
+        // The filter kills the process for every number with which it does not compare (0x15 is BPF_JMP | BPF_JEQ |
+        // BPF_K).
         let compares = |number: i64| filter.iter().any(|i| i.code == 0x15 && i64::from(i.k) == number);
         let opens = [libc::SYS_openat, libc::SYS_readlinkat];
         assert_eq!(opens.iter().any(|call| compares(*call)), name == "resolv.conf\n", "{name}");

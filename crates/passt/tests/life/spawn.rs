@@ -1,4 +1,4 @@
-//! Pasta with a command, which runs in new namespaces (behaviour §1.4, §1.5).
+//! Tests of a pasta with a command, which runs in new namespaces (behaviour §1.4, §1.5).
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -8,7 +8,8 @@ use rustix::process::Signal;
 
 use crate::stage::{Running, Stage, User, eventually, processes_with, stderr, stdout, unique};
 
-/// behaviour §1.5: the environment of the command. Q19: also if root started pasta, which then changes its own user.
+/// behaviour §1.5: the test checks the environment of the command. Q19: this also applies if root starts pasta, which
+/// then changes its own user.
 #[test]
 fn the_command_is_root_in_new_namespaces() {
     let stage = Stage::new();
@@ -26,7 +27,7 @@ fn the_command_is_root_in_new_namespaces() {
         assert_ne!(lines[5], host.to_str().unwrap());
         assert_eq!(lines[6..8], ["deny", "1"]);
         assert!(lines[8].ends_with("ffffffffff"), "{text}");
-        // A new /proc, which has the command's processes only.
+        // The command has a new /proc, which shows only the command's processes.
         assert!(lines[9].parse::<u32>().unwrap() < 6, "{text}");
         assert_eq!(stderr(&output), "");
     });
@@ -46,14 +47,14 @@ fn files_of_the_command_belong_to_the_caller() {
     });
 }
 
-/// behaviour §1.5.6: `--hostname`.
+/// behaviour §1.5.6: the option is `--hostname`.
 #[test]
 fn hostname_sets_the_host_name() {
     let output = Stage::new().run_script(User::ALL[1], &["--hostname", "guest.example"], "hostname");
     assert_eq!(stdout(&output), "guest.example\n");
 }
 
-/// behaviour §1.5.3: `--no-pidns`.
+/// behaviour §1.5.3: the option is `--no-pidns`.
 #[test]
 fn no_pidns_keeps_the_hosts_process_ids() {
     let stage = Stage::new();
@@ -65,7 +66,7 @@ fn no_pidns_keeps_the_hosts_process_ids() {
     });
 }
 
-/// behaviour §1.5.7: $SHELL, by default /bin/sh.
+/// behaviour §1.5.7: the default command is $SHELL. If it is not set, the command is /bin/sh.
 #[test]
 fn the_default_command_is_a_login_shell() {
     let stage = Stage::new();
@@ -81,7 +82,7 @@ fn the_default_command_is_a_login_shell() {
     }
 }
 
-/// pasta passes options after the command on to it.
+/// pasta passes options after the command on to the command.
 #[test]
 fn options_after_the_command_belong_to_it_r2() {
     let output = Stage::new().run(User::Ordinary, &["echo", "-d", "--netns", "x", "--", "-q"]);
@@ -89,7 +90,7 @@ fn options_after_the_command_belong_to_it_r2() {
     assert_eq!(stderr(&output), "");
 }
 
-/// behaviour §1.4: a command that a signal kills counts as 128 plus the number of the signal.
+/// behaviour §1.4: if a signal kills the command, the status is 128 plus the number of the signal.
 #[test]
 fn the_exit_status_is_that_of_the_command() {
     let stage = Stage::new();
@@ -105,7 +106,7 @@ fn the_exit_status_is_that_of_the_command() {
     });
 }
 
-/// status 1, and a message that names the command.
+/// the status is 1, and the message names the command.
 #[test]
 fn a_command_that_cannot_be_executed_is_an_error_r13() {
     let stage = Stage::new();
@@ -119,7 +120,7 @@ fn a_command_that_cannot_be_executed_is_an_error_r13() {
     });
 }
 
-/// the command inherits neither pasta's descriptors nor those that the caller left open.
+/// the command inherits neither pasta's descriptors nor descriptors that the caller left open.
 #[test]
 fn the_command_inherits_three_descriptors_r13_r11() {
     let stage = Stage::new();
@@ -131,7 +132,8 @@ fn the_command_inherits_three_descriptors_r13_r11() {
     });
 }
 
-/// The command has the caller's signal dispositions, signal mask and limits, not those that pasta sets for itself.
+/// The command has the signal dispositions, signal mask and limits of the caller, and not those that pasta sets for
+/// itself.
 #[test]
 fn the_command_inherits_signals_and_limits_of_the_caller() {
     let stage = Stage::new();
@@ -151,7 +153,7 @@ fn a_fatal_error_leaves_no_process_r1() {
     let stage = Stage::new();
     User::each(|user| {
         let mark = format!("mark-{}", unique());
-        // An interface of this name exists already.
+        // An interface with this name already exists.
         let output = stage.run(user, &["--ns-ifname", "lo", "--", "touch", &mark]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(stderr(&output).contains("'lo'"), "{output:?}");
@@ -168,7 +170,7 @@ fn a_start_with_a_command_prints_nothing() {
     assert_eq!((output.stdout.len(), stderr(&output)), (0, String::new()));
 }
 
-/// behaviour §1.3.4: in the foreground, no process changes its id.
+/// behaviour §1.3.4: in the foreground, the process ID does not change.
 #[test]
 fn the_pid_file_names_the_foreground_process() {
     let stage = Stage::new();
@@ -200,7 +202,8 @@ fn signals_are_passed_on_to_the_command() {
     });
 }
 
-/// The kernel does not deliver a signal without a handler to process 1 of a PID namespace: pasta kills the command instead.
+/// The kernel does not deliver a signal without a handler to process 1 of a PID namespace, so pasta kills the command
+/// instead.
 #[test]
 fn signals_without_a_handler_end_the_command() {
     let stage = Stage::new();
@@ -210,7 +213,7 @@ fn signals_without_a_handler_end_the_command() {
             let script = format!("echo ready; exec sleep {mark}");
             let mut pasta = Running::new(stage.pasta(user).args(options).args(["--", "sh", "-c", &script]));
             assert_eq!(pasta.line(), "ready");
-            // Wait until the shell has executed sleep.
+            // The test waits until the shell has executed sleep.
             assert!(eventually(|| processes_with(&format!("sleep {mark}"))
                 .iter()
                 .any(|l| l.starts_with("sleep"))));
@@ -313,7 +316,7 @@ fn netns_only_needs_privileges() {
     });
 }
 
-/// Root without the capabilities to change its user starts, and stays root.
+/// If root has no capabilities to change its user, pasta starts and stays root.
 #[test]
 fn root_without_setuid_capability_starts() {
     if !User::Root.available() {

@@ -1,4 +1,4 @@
-//! The harness of these tests: users, a working directory with the programs, guests and running processes.
+//! The harness of these tests: users, a working directory with the programs, guests, and running processes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Bound of every wait. Generous, because test machines are slow and shared.
+/// Maximum time of every wait. It is long, because test machines are slow and shared.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The id of an ordinary user. No such account has to exist.
+/// The ID of an ordinary user. The account need not exist.
 const ORDINARY: &str = "23456";
 
 /// The user that runs pasta.
@@ -30,7 +30,7 @@ pub(crate) enum User {
 impl User {
     pub(crate) const ALL: [Self; 3] = [Self::Root, Self::Ordinary, Self::RootOfNamespace];
 
-    /// Runs `test` as each user that is available here, and reports the others as skipped.
+    /// Runs `test` as each user that is available here, and reports the test as skipped for the others.
     pub(crate) fn each(test: impl Fn(Self)) {
         Self::ALL.into_iter().filter(|user| user.available()).for_each(|user| {
             eprintln!("as {user:?}:");
@@ -38,7 +38,8 @@ impl User {
         });
     }
 
-    /// Likewise, with a guest that the user made. Not as root of a namespace, which would have to make the guest inside it.
+    /// Like [`User::each`], with a guest that the user has made. Root of a namespace is left out, since it would have
+    /// to make the guest inside its namespace.
     pub(crate) fn each_with_guest(test: impl Fn(Self, Guest)) {
         [Self::Root, Self::Ordinary].into_iter().filter(|user| user.available()).for_each(|user| {
             eprintln!("as {user:?}:");
@@ -46,7 +47,7 @@ impl User {
         });
     }
 
-    /// Whether this user is available here. If not, the test counts as skipped.
+    /// Whether this user is available here. If not, reports the test as skipped.
     pub(crate) fn available(self) -> bool {
         let works = self.command("true").output().is_ok_and(|output| output.status.success());
         let works = works && (self != Self::Root || is_root());
@@ -85,7 +86,7 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A temporary directory that every user can write to, with programs that every user can execute.
+/// A temporary directory to which every user can write, with programs that every user can execute.
 pub(crate) struct Stage {
     dir: TempDir,
 }
@@ -94,8 +95,8 @@ impl Stage {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("pasta-life-").tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        // Another process copies it: if this one did, a child forked by another test could inherit the descriptor that is open
-        // for writing, and executing the file would fail with ETXTBSY.
+        // Another process copies the program. If this process copied it, a child that another test forks could inherit
+        // the descriptor that is open for writing, and executing the file would fail with ETXTBSY.
         let mut install = Command::new("install");
         install.args(["-m", "755", env!("CARGO_BIN_EXE_pasta")]).arg(dir.path().join("pasta"));
         assert!(install.status().unwrap().success());
@@ -157,7 +158,7 @@ impl Stage {
 pub(crate) struct Daemon {
     pub(crate) pid: i32,
     pub(crate) pid_file: PathBuf,
-    /// What its start printed.
+    /// The output of its start.
     pub(crate) output: String,
 }
 
@@ -175,7 +176,7 @@ impl Daemon {
         lives(self.pid)
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     pub(crate) fn assert_ends(&self) {
         assert!(eventually(|| !self.lives()), "pasta is still running");
     }
@@ -205,17 +206,18 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Made by `user`.
+    /// Makes a guest as `user`.
     pub(crate) fn new(user: User) -> Self {
         Self::within(user, &[])
     }
 
-    /// As [`Guest::new`], with a process in one more user namespace, nested in the owner of its network namespace.
+    /// Like [`Guest::new`], but the process is in one more user namespace, which is nested in the owner of its network
+    /// namespace.
     pub(crate) fn nested(user: User) -> Self {
         Self::within(user, &["unshare", "-U"])
     }
 
-    /// The command `enter` starts its process.
+    /// Makes a guest. The command `enter` starts its process.
     fn within(user: User, enter: &[&str]) -> Self {
         let options = if user == User::Root { "-n" } else { "-Urn" };
         let mut command = user.command("unshare");
@@ -236,7 +238,7 @@ impl Guest {
         format!("/proc/{}/ns/{kind}", self.child.id())
     }
 
-    /// Names of its network interfaces.
+    /// Names of the guest's network interfaces.
     pub(crate) fn interfaces(&self) -> Vec<String> {
         let text = fs::read_to_string(format!("/proc/{}/net/dev", self.child.id())).unwrap();
         text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
@@ -258,7 +260,7 @@ impl Drop for Guest {
 /// A pasta in the foreground. Dropping the value kills it.
 pub(crate) struct Running {
     child: Child,
-    /// Kept outside of `child`, because `Child::wait` closes its standard input.
+    /// The standard input is kept outside `child`, because `Child::wait` would close it.
     stdin: Option<ChildStdin>,
 }
 
@@ -273,12 +275,12 @@ impl Running {
         i32::try_from(self.child.id()).unwrap()
     }
 
-    /// The next line of its standard output.
+    /// The next line of the process's standard output.
     pub(crate) fn line(&mut self) -> String {
         line(self.child.stdout.as_mut().unwrap())
     }
 
-    /// The next line of its standard error.
+    /// The next line of the process's standard error.
     pub(crate) fn error_line(&mut self) -> String {
         line(self.child.stderr.as_mut().unwrap())
     }
@@ -287,12 +289,12 @@ impl Running {
         send(self.pid(), signal);
     }
 
-    /// Writes to its standard input, which must have been made a pipe.
+    /// Writes to the process's standard input, which must be a pipe.
     pub(crate) fn write(&mut self, octets: &[u8]) {
         self.stdin.as_mut().unwrap().write_all(octets).unwrap();
     }
 
-    /// Waits until it has ended.
+    /// Waits until the process has ended.
     pub(crate) fn end(&mut self) -> ExitStatus {
         let ended = eventually(|| self.child.try_wait().unwrap().is_some());
         assert!(ended, "pasta is still running");
@@ -301,7 +303,7 @@ impl Running {
         status
     }
 
-    /// The rest of its standard error. Call it after the end.
+    /// The rest of the process's standard error. Must be called after the process has ended.
     pub(crate) fn rest_of_errors(&mut self) -> String {
         let mut text = String::new();
         self.child.stderr.as_mut().unwrap().read_to_string(&mut text).unwrap();
@@ -316,7 +318,7 @@ impl Drop for Running {
     }
 }
 
-/// Reads one line, and not a byte more.
+/// Reads exactly one line.
 fn line(from: &mut impl Read) -> String {
     let mut line = Vec::new();
     let mut octet = [0];
@@ -326,7 +328,7 @@ fn line(from: &mut impl Read) -> String {
     String::from_utf8(line).unwrap()
 }
 
-/// Whether the process runs. A zombie does not.
+/// Whether the process runs. A zombie counts as not running.
 pub(crate) fn lives(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| {
         !text.lines().any(|line| line.starts_with("State:\tZ") || line.starts_with("State:\tX"))
@@ -356,7 +358,7 @@ pub(crate) fn processes_with(text: &str) -> Vec<String> {
     lines.filter(|(pid, line)| line.contains(text) && lives(*pid)).map(|(_, line)| line).collect()
 }
 
-/// Polls `condition`. True once it holds, false if it does not hold within [`PATIENCE`].
+/// Polls `condition`. Returns true when the condition is true, and false if it is not true within [`PATIENCE`].
 pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     while !condition() {

@@ -1,4 +1,4 @@
-//! Starts on machines and in containers that lack something (behaviour §10.3).
+//! Tests of starts on machines and in containers that lack a feature or a right (behaviour §10.3).
 
 use std::process::Output;
 
@@ -8,7 +8,7 @@ use crate::stage::{Stage, User, stderr};
 enum Outcome {
     /// The command has its network.
     Works,
-    /// Status 1, and a message that contains this text.
+    /// The status is 1, and the message contains this text.
     Fails(&'static str),
 }
 
@@ -48,7 +48,8 @@ const NO_TUN: &str = "mount -t tmpfs none /dev/net; $PASTA";
 const OTHER_TUN: &str = "mount --bind /dev/null /dev/net/tun; $PASTA";
 const NO_PROC: &str = "mount -t tmpfs none /proc; $PASTA";
 const NO_DEV: &str = "mount -t tmpfs none /dev; $PASTA";
-/// A root without /tmp, entered by chroot(2). The kernel refuses to create user namespaces in a chroot.
+/// A script that enters a root directory without /tmp with chroot(2). The kernel refuses to create user namespaces in a
+/// chroot.
 const CHROOT: &str = "mount -t tmpfs none mnt; cd mnt; mkdir usr dev proc etc; \
     for d in usr dev proc etc; do mount --rbind /$d $d; done; ln -s usr/bin usr/lib usr/lib64 .; \
     cp ../pasta .; chroot . /pasta -q --config-net -I life0";
@@ -65,7 +66,7 @@ fn root_starts_where_the_machine_allows_it() {
             (NO_PROC, Fails("/proc is not mounted")),
             (NO_DEV, Fails("/dev/null")),
             ("setpriv --no-new-privs $PASTA", Works),
-            // Root without any capability, as in some containers.
+            // Root has no capabilities, as in some containers.
             ("setpriv --bounding-set=-all --inh-caps=-all $PASTA", Fails("uid_map")),
         ],
     );
@@ -93,7 +94,8 @@ fn root_of_a_user_namespace_starts_where_it_is_allowed() {
             ("setpriv --no-new-privs $PASTA", Works),
             ("echo 0 >/proc/sys/user/max_user_namespaces; $PASTA", Fails("/proc/sys/user")),
             ("echo 0 >/proc/sys/user/max_user_namespaces; $PASTA --netns-only", Works),
-            // The command's mount namespace is the last one allowed: pasta uses Landlock instead of its own.
+            // The command's mount namespace is the last one that the limit allows. So pasta uses Landlock instead of
+            // its own mount namespace.
             ("echo 2 >/proc/sys/user/max_mnt_namespaces; $PASTA --netns-only", Works),
         ],
     );

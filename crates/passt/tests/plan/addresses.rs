@@ -1,4 +1,4 @@
-//! Addresses, prefix lengths, the_gateway_maps_to_the_host_by_default (behaviour §3.2, §3.3, §3.5) and MTU.
+//! Tests of addresses, prefix lengths, mappings of the host, local mode and the MTU (behaviour §3.2, §3.3, §3.5).
 
 use engine::addr::{V4, V6};
 use log::Level;
@@ -105,14 +105,14 @@ fn deprecated_addresses_are_ignored() {
     assert_eq!(pasta(&only, |_| ()).template4, None);
 }
 
-/// not the peer's.
+/// the peer's address is not used.
 #[test]
 fn the_local_address_of_a_point_to_point_link_is_used_r21() {
     let host = no_addresses().address(2, "10.0.0.1/32").but(|a| a.peer = Some(p("10.0.0.2")));
     assert_guest_gets4(host, "10.0.0.1/32");
 }
 
-/// a template interface can lack a MAC address.
+/// a template interface may have no MAC address.
 #[test]
 fn a_template_needs_no_mac_address_r33() {
     let mut host = no_addresses().address(2, "10.0.0.1/24");
@@ -142,7 +142,7 @@ fn the_best_global_ipv6_address_is_the_guests_r23() {
     );
 }
 
-/// behaviour §3.2: the link-local address can be the interface's own or the gateway's.
+/// behaviour §3.2: the link-local address may be the interface's own address or the gateway's.
 #[test]
 fn an_ipv6_template_needs_global_and_link_local_addresses() {
     let template = |host: &Host| pasta(host, |_| ()).template6.is_some();
@@ -153,7 +153,7 @@ fn an_ipv6_template_needs_global_and_link_local_addresses() {
     assert!(template(&global_gateway.address(2, "2001:db8::2/64").address(2, "fe80::2/64")));
 }
 
-/// behaviour §3.2: our own link-local address.
+/// behaviour §3.2: the program's link-local address is the gateway's or the host's.
 #[test]
 fn our_link_local_address_is_the_gateways_or_the_hosts() {
     let ours = |host: &Host, change: fn(&mut Config)| v6(host, change).our_link_local.to_string();
@@ -165,7 +165,7 @@ fn our_link_local_address_is_the_gateways_or_the_hosts() {
     assert_eq!(ours(&Host::bare(), |_| ()), "fe80::1", "local mode");
 }
 
-/// behaviour §2.2, §3.2: the prefix length for the guest.
+/// behaviour §2.2, §3.2: the guest's prefix length depends on its address and the options.
 #[test]
 fn the_prefix_length_follows_the_address() {
     let host = Host::usual().address(2, "198.51.100.130/26");
@@ -213,7 +213,7 @@ fn the_gateway_maps_to_the_host_by_default() {
     assert_eq!(plan.assigned, Some(p("2001:db8:1::77")));
 }
 
-/// behaviour §3.5.
+/// behaviour §3.5: the addresses of local mode are fixed.
 #[test]
 fn local_mode_has_fixed_addresses() {
     let plan = v4(&Host::bare(), |_| ());
@@ -237,7 +237,7 @@ fn families_are_independent_r31() {
     assert!(family.copied);
 }
 
-/// behaviour §2.2, Q18: an MTU below the minimum of a family causes a warning; 0 does not.
+/// behaviour §2.2, Q18: an MTU below the minimum of a family causes a warning, but 0 does not.
 #[test]
 fn an_mtu_below_the_minimum_is_reported() {
     let mtu = |mtu, change: fn(&mut Config)| {

@@ -15,7 +15,7 @@ use super::p;
 pub(crate) struct Host(pub(crate) Facts);
 
 impl Host {
-    /// A host with only lo.
+    /// A host that has only lo.
     pub(crate) fn bare() -> Self {
         Self(Facts {
             links: vec![Link {
@@ -35,7 +35,7 @@ impl Host {
         .address(1, "::1/128")
     }
 
-    /// A host with only `eth0`, index 2: addresses and a gateway in both families.
+    /// A host with one more interface, `eth0` with index 2, and with addresses and a gateway in both families.
     pub(crate) fn usual() -> Self {
         Self::bare()
             .link(2, "eth0")
@@ -88,7 +88,7 @@ impl Host {
         self.but(|address| address.flags |= flags)
     }
 
-    /// Adds a route through hops, each an interface and a gateway (an empty text for none).
+    /// Adds a route through hops. Each hop is an interface and a gateway. An empty text means no gateway.
     pub(crate) fn route(mut self, destination: &str, hops: &[(u32, &str)]) -> Self {
         let hop = |(interface, gateway): &(u32, &str)| NextHop {
             interface: *interface,
@@ -112,7 +112,7 @@ impl Host {
         self
     }
 
-    /// Adds a route as the kernel makes it for an address.
+    /// Adds the route that the kernel would make for an address.
     pub(crate) fn on_link(self, destination: &str, interface: u32) -> Self {
         self.route(destination, &[(interface, "")]).route_but(|route| {
             route.protocol = RouteProtocol::Kernel;

@@ -1,4 +1,5 @@
-//! Plans from hand-made facts: one test per rule of behaviour §3, and per regression of behaviour §14.2 about it.
+//! Tests of plans from hand-made facts: one test for each rule of behaviour §3, and for each regression of behaviour
+//! §14.2 about such a rule.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "all of this is test code")]
 
 mod addresses;
@@ -38,7 +39,7 @@ fn passt(host: &Host, change: impl FnOnce(&mut Config)) -> Plan {
     plan::plan(&config, &host.0).expect("a plan")
 }
 
-/// Parses a value, mostly an address.
+/// Parses a value, usually an address.
 fn p<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }

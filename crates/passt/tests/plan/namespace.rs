@@ -1,4 +1,4 @@
-//! The set-up of the guest's namespace (behaviour §3.6).
+//! Tests of the set-up of the guest's namespace (behaviour §3.6).
 
 use engine::forward::Bypass;
 use passt::{
@@ -79,7 +79,7 @@ fn options_disable_parts_of_the_set_up() {
     assert!(interface(&Host::usual(), |config| config.v4.enabled = false).v4.is_none());
 }
 
-/// behaviour §3.6: which addresses are copied, and with which flags.
+/// behaviour §3.6: scope and flags determine which addresses are copied, and with which flags.
 #[test]
 fn addresses_are_copied_by_scope_and_flags() {
     let host = Host::usual()
@@ -115,7 +115,7 @@ fn addresses_are_copied_by_scope_and_flags() {
     assert!(v6.iter().all(|address| address.flags == AddressFlags::Nodad), "R-30");
 }
 
-/// behaviour §3.6: the single address of -a, or of --no-copy-addrs.
+/// behaviour §3.6: with `-a` or `--no-copy-addrs`, the guest has a single address.
 #[test]
 fn options_reduce_the_addresses_to_one() {
     let host = Host::usual().address(2, "198.51.100.9/24").address(2, "2001:db8:1::3/64");
@@ -137,7 +137,7 @@ fn options_reduce_the_addresses_to_one() {
     assert_eq!((addresses(&v6), v6[0].scope), (vec!["fe80::7/64".into()], AddressScope::Link));
 }
 
-/// An address that the rules would skip is copied if the interface has no other.
+/// An address that the rules would skip is copied if the interface has no other address.
 #[test]
 fn a_link_scope_address_is_copied_if_it_is_the_only_one() {
     let host = Host::bare()
@@ -148,7 +148,7 @@ fn a_link_scope_address_is_copied_if_it_is_the_only_one() {
     assert_eq!(addresses(&interface(&host, |_| ()).v4.unwrap().addresses), ["169.254.9.9/16"]);
 }
 
-/// behaviour §3.6, R-26: which routes are copied. Not those that the kernel makes for the addresses.
+/// behaviour §3.6, R-26: routes are copied, except those that the kernel itself makes for the addresses.
 #[test]
 fn routes_of_the_template_are_copied_r26() {
     let host = Host::usual()
@@ -200,7 +200,7 @@ fn preferred_sources_are_kept_if_the_guest_has_them() {
     assert_eq!(other, [None, None]);
 }
 
-/// behaviour §3.6: a connected route is copied exactly if the kernel does not make it for an address.
+/// behaviour §3.6: a connected route is copied if and only if the kernel does not make it for an address.
 #[test]
 fn connected_routes_are_copied_once() {
     let connected = |host: Host| {
@@ -225,7 +225,7 @@ fn connected_routes_are_copied_once() {
     assert_eq!(connected(by_ra), ["2001:db8:2::/64"]);
 }
 
-/// If the guest has another address than the host, the kernel does not make the route to the host's network.
+/// If the guest's address differs from the host's, the kernel does not make the route to the host's network.
 #[test]
 fn the_hosts_network_is_reachable_from_another_address() {
     let plan = interface(&Host::usual(), |config| config.v4.address = Some(p("172.20.0.9")));
@@ -252,7 +252,7 @@ fn options_reduce_the_routes_to_a_default_route() {
     assert_eq!(routes(&plan.v4.unwrap().routes), [""; 0]);
 }
 
-/// behaviour §3.5.
+/// behaviour §3.5: in local mode, the default route leads to the program.
 #[test]
 fn local_mode_has_a_default_route_to_us() {
     let plan = interface(&Host::bare(), |_| ());

@@ -1,4 +1,4 @@
-//! Resolvers and search lists (behaviour §3.4).
+//! Tests of resolvers and search lists (behaviour §3.4).
 
 use log::Level;
 use passt::config::{Config, MapHostLoopback, Mode, Search};
@@ -6,7 +6,7 @@ use passt::plan::set_resolvers;
 
 use super::{Host, notes, p, passt, pasta, texts};
 
-/// Advertised servers, the address whose queries are forwarded, and the servers they are forwarded to.
+/// The advertised servers, the address for which queries are forwarded, and the servers to which they are forwarded.
 type Chosen = (Vec<String>, Option<String>, Vec<String>);
 
 fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
@@ -19,7 +19,7 @@ fn v6(host: &Host, change: impl FnOnce(&mut Config)) -> Chosen {
     (texts(&v6.dns), v6.dns_forward.map(|a| a.to_string()), texts(&v6.dns_servers))
 }
 
-/// `servers` are separated by blanks.
+/// The expected result. Blanks separate the addresses in `servers`.
 fn expected(dns: &[&str], dns_forward: &str, servers: &str) -> Chosen {
     let dns_forward = Some(dns_forward.to_owned()).filter(|text| !text.is_empty());
     let servers = servers.split_whitespace().map(str::to_owned).collect();
@@ -35,7 +35,7 @@ fn no_mapping(config: &mut Config) {
 fn external_servers_are_advertised_unchanged() {
     let host =
         Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver 192.0.2.54");
-    // Queries are forwarded to all of them, in the order of the file.
+    // Queries are forwarded to all servers, in the order of the file.
     let all = "192.0.2.53 2001:db8::53 192.0.2.54";
     assert_eq!(v4(&host, |_| ()), expected(&["192.0.2.53", "192.0.2.54"], "", all));
     assert_eq!(v6(&host, |_| ()), expected(&["2001:db8::53"], "", all));
@@ -43,7 +43,7 @@ fn external_servers_are_advertised_unchanged() {
     assert_eq!(v4(&host, forward), expected(&["192.0.2.53", "192.0.2.54"], "169.254.1.1", all));
 }
 
-/// behaviour §3.4.5: the four cases of a resolver on the host's loopback. R-35 is the last one.
+/// behaviour §3.4.5: there are four cases with a resolver on the host's loopback. R-35 is the last case.
 #[test]
 fn a_loopback_resolver_is_reached_by_a_mapped_address_r35() {
     let host = Host::usual().resolv_conf("nameserver 127.0.0.53\nnameserver ::1");
@@ -107,7 +107,7 @@ fn duplicate_servers_are_advertised_once() {
     );
 }
 
-/// behaviour §3.4.3.
+/// behaviour §3.4.3: at most three servers are advertised.
 #[test]
 fn at_most_three_servers_are_advertised() {
     let text: String =
@@ -117,7 +117,8 @@ fn at_most_three_servers_are_advertised() {
     assert_eq!(v6(&host, |_| ()).0, ["2001:db8::1", "2001:db8::2", "2001:db8::3"]);
 }
 
-/// behaviour §3.4.1, §3.4.6: servers given by `--dns` are advertised verbatim, and replace those of the file in their family only.
+/// behaviour §3.4.1, §3.4.6: the servers of `--dns` are advertised verbatim, and replace the servers in the file only
+/// for their own family.
 #[test]
 fn servers_given_by_option_replace_those_of_the_file() {
     let host = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 2001:db8::53");
@@ -126,7 +127,8 @@ fn servers_given_by_option_replace_those_of_the_file() {
     assert_eq!(v6(&host, given).0, ["2001:db8::53"]);
 }
 
-/// behaviour §3.4.4: queries cross families, so servers of one family are enough, and the forwarding address is advertised.
+/// behaviour §3.4.4: queries cross families, so servers of one family are enough, and the forwarding address is
+/// advertised.
 #[test]
 fn servers_of_one_family_serve_both() {
     let host = Host::usual().resolv_conf("nameserver 2001:db8::53");
@@ -137,14 +139,14 @@ fn servers_of_one_family_serve_both() {
     assert_eq!(v4(&host, forward), expected(&["169.254.1.1"], "169.254.1.1", "2001:db8::53"));
     assert_eq!(v6(&host, forward), expected(&["2001:db8::53"], "fd00::1", "2001:db8::53"));
     assert_eq!(v4(&host, |_| ()), expected(&[], "", "2001:db8::53"));
-    // Also without IPv6 in the guest.
+    // This also applies if the guest has no IPv6.
     let v4_only = |config: &mut Config| {
         forward(config);
         config.v6.enabled = false;
     };
     assert_eq!(v4(&host, v4_only), expected(&["169.254.1.1"], "169.254.1.1", "2001:db8::53"));
     assert_eq!(notes(&pasta(&host, v4_only)), []);
-    // `--dns-host` of one family serves both, and replaces the servers of the file.
+    // A `--dns-host` of one family serves both families, and replaces the servers in the file.
     let given = |config: &mut Config| {
         forward(config);
         config.v6.dns_host = Some(p("2001:db8::99"));
@@ -161,7 +163,7 @@ fn servers_of_one_family_serve_both() {
     );
 }
 
-/// behaviour §2.2: `--dns-host` replaces the file's servers for forwarding; `--dns none` disables advertising.
+/// behaviour §2.2: `--dns-host` replaces the file's servers for forwarding. With `--dns none`, no server is advertised.
 #[test]
 fn dns_host_and_dns_none_override_the_file() {
     let host = Host::usual().resolv_conf("nameserver 127.0.0.53");
@@ -181,7 +183,7 @@ const NO_SERVER: (Level, &str) = (Level::Warn, "Couldn't get any nameserver addr
 const NO_DHCP: (Level, &str) = (Level::Warn, "No IPv4 nameserver available for DHCP");
 const NO_NDP: (Level, &str) = (Level::Warn, "No IPv6 nameserver available for NDP/DHCPv6");
 
-/// behaviour §3.4.7.
+/// behaviour §3.4.7: missing servers are reported.
 #[test]
 fn missing_servers_are_reported() {
     let none = Host::usual();
@@ -212,12 +214,12 @@ fn unused_servers_are_not_reported_r35() {
         config.v6.dns = vec![p("2001:db8::53")];
     };
     assert_eq!(notes(&passt(&none, given)), []);
-    // A forwarding address without a server to forward to is reported.
+    // If there is a forwarding address but no server, this is reported.
     let forward = |config: &mut Config| config.v4.dns_forward = Some(p("169.254.1.1"));
     assert_eq!(notes(&pasta(&none, forward)), [NO_SERVER]);
 }
 
-/// behaviour §3.4.3, §2.2.
+/// behaviour §3.4.3, §2.2: the search list from the file is limited. The option replaces it.
 #[test]
 fn search_lists_are_limited_or_replaced() {
     let host = Host::usual().resolv_conf("search a b c d e f g");

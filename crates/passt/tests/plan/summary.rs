@@ -1,4 +1,4 @@
-//! The summary at the start (behaviour §1.8).
+//! Tests of the summary at the start (behaviour §1.8).
 
 use super::{Host, p, passt, pasta};
 
@@ -60,7 +60,7 @@ fn the_summary_shows_local_mode() {
     );
 }
 
-/// masks of every prefix length, 0 and 32 included.
+/// the summary shows the masks of every prefix length, 0 and 32 included.
 #[test]
 fn the_summary_shows_masks_of_every_length_r41() {
     for (length, mask) in [

@@ -1,4 +1,4 @@
-//! Selection of the template interface and its gateway (behaviour §3.1, §3.3).
+//! Tests of the selection of the template interface and its gateway (behaviour §3.1, §3.3).
 
 use engine::forward::Bypass;
 use log::Level;
@@ -47,7 +47,7 @@ fn the_first_default_route_selects_the_template() {
     assert_eq!(notes(&plan), [(Level::Info, "Multiple default IPv4 routes, picked first")]);
 }
 
-/// without a default route, the first interface that has any route.
+/// without a default route, the template is the first interface that has a route.
 #[test]
 fn without_a_default_route_the_first_route_selects_the_template_r19() {
     let host = two_interfaces().on_link("203.0.113.0/24", 3).on_link("2001:db8:2::/64", 3);
@@ -60,7 +60,7 @@ fn without_a_default_route_the_first_route_selects_the_template_r19() {
     assert_eq!(notes(&plan), [(Level::Info, "Multiple interfaces with IPv4 routes, picked first")]);
 }
 
-/// an interface with only link-local routes is no template.
+/// an interface with only link-local routes can't be the template.
 #[test]
 fn link_local_routes_are_skipped_r19() {
     let host =
@@ -72,7 +72,7 @@ fn link_local_routes_are_skipped_r19() {
     assert_eq!(names(&pasta(&wider, |_| ()))[0], Some("eth1"), "a prefix wider than link-local counts");
 }
 
-/// lo can have routes to whole networks (any-IP).
+/// lo may have routes to whole networks (any-IP).
 #[test]
 fn routes_on_lo_are_skipped_r18() {
     let host = two_interfaces()
@@ -95,7 +95,8 @@ fn routes_of_interfaces_that_are_gone_are_skipped() {
     assert_eq!(gateway4(&plan).as_deref(), Some("203.0.113.1"));
 }
 
-/// the interface of the first hop, and its gateway with the greatest weight.
+/// the template is the interface of the first hop. The gateway is the one with the greatest weight on this
+/// interface.
 #[test]
 fn the_gateway_of_a_multipath_route_has_the_greatest_weight_r20() {
     let hops = [(2, "198.51.100.1"), (2, "198.51.100.7"), (2, "198.51.100.8"), (3, "203.0.113.1")];
@@ -116,15 +117,15 @@ fn the_gateway_of_a_multipath_route_has_the_greatest_weight_r20() {
     }
 }
 
-/// behaviour §3.3: the gateway of the first default route that has one.
+/// behaviour §3.3: the gateway is that of the first default route that has one.
 #[test]
 fn a_later_default_route_can_name_the_gateway() {
     let host = two_interfaces().route("0.0.0.0/0", &[(2, "")]).route("0.0.0.0/0", &[(2, "198.51.100.1")]);
     assert_eq!(gateway4(&pasta(&host, |_| ())).as_deref(), Some("198.51.100.1"));
 }
 
-/// without a gateway, no DHCP server and no mapping of the host's loopback. An IPv6 gateway of an IPv4 route does not
-/// count, because the guest has no IPv4 address for it.
+/// without a gateway, there is no DHCP server and no mapping of the host's loopback. An IPv6 gateway of an IPv4
+/// route does not count, because it has no IPv4 address.
 #[test]
 fn without_a_gateway_the_host_is_not_mapped_r34() {
     for via in ["", "fe80::1"] {
@@ -135,7 +136,7 @@ fn without_a_gateway_the_host_is_not_mapped_r34() {
     }
 }
 
-/// A route that applies to some sources only is no default route.
+/// A route that applies only to some sources is not a default route.
 #[test]
 fn source_specific_routes_are_no_default_routes() {
     let host = two_interfaces()
@@ -145,7 +146,7 @@ fn source_specific_routes_are_no_default_routes() {
     assert_eq!(names(&pasta(&host, |_| ()))[1], Some("eth0"));
 }
 
-/// behaviour §3.1.1: `-i` applies to both families; `--outbound-if4` then only binds sockets.
+/// behaviour §3.1.1: `-i` applies to both families. In this case, `--outbound-if4` only binds sockets.
 #[test]
 fn the_interface_option_selects_the_template() {
     let host = Host::usual().link(3, "eth1").address(3, "203.0.113.2/24").address(3, "2001:db8:2::2/64");
@@ -212,7 +213,7 @@ fn an_outbound_interface_needs_a_usable_address() {
     assert_eq!(names(&plan)[0], Some("eth1"));
 }
 
-/// behaviour §3.1.3: a template without a usable address.
+/// behaviour §3.1.3: if the template has no usable address, local mode is used.
 #[test]
 fn an_interface_without_addresses_gives_local_mode() {
     let plan = pasta(&Host::usual().link(3, "eth1"), |config| config.interface = Some(p("eth1")));

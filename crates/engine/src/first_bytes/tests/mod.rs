@@ -1,7 +1,7 @@
 //! Tests of names in the first bytes of clients.
 //!
-//! `samples` has the first bytes of real clients that ask for [`NAME`]: `openssl s_client` and curl (OpenSSL 3.0), rustls
-//! 0.23, and quinn 0.11.
+//! `samples` has the first bytes of real clients that ask for [`NAME`]: `openssl s_client` and curl (OpenSSL 3.0),
+//! rustls 0.23, and quinn 0.11.
 
 mod http;
 mod quic;

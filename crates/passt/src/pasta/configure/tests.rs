@@ -301,7 +301,8 @@ fn state_of_next_hops_is_not_copied_r24() {
 fn dependent_routes_settle_r27() {
     in_namespace(|| {
         host();
-        // In the kernel's order, 10.0.0.0/8 comes before the route to its gateway. The gateway of 10.66.0.0/16 has no route.
+        // In the kernel's order, 10.0.0.0/8 comes before the route to its gateway. The gateway of 10.66.0.0/16 has no
+        // route.
         ip("route add 192.0.2.7 dev eth0
             route add 10.0.0.0/8 via 192.0.2.7
             route add 2001:db8:9::7 dev eth0

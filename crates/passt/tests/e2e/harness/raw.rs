@@ -1,6 +1,7 @@
 //! Single Ethernet frames on the guest's interface, for tests with frames that no kernel would send.
 //!
-//! `socat` owns the packet socket. Its standard input and output are a SEQPACKET socket, which keeps the bounds of frames.
+//! `socat` owns the packet socket. Its standard input and output are a SEQPACKET socket, which keeps the bounds of
+//! frames.
 
 use super::net::Net;
 use super::wait_until;
@@ -187,8 +188,8 @@ impl Drop for Raw {
     }
 }
 
-/// The TCP segment to [`RAW_IP`] in a frame. The checksum is not verified: on the guest's interface, it may be incomplete
-/// (checksum offload).
+/// The TCP segment to [`RAW_IP`] in a frame. The checksum is not verified: on the guest's interface, it may be
+/// incomplete (checksum offload).
 fn parse_tcp(frame: &[u8]) -> Option<Segment> {
     let ethernet = EthernetFrame::new_checked(frame).ok()?;
     if ethernet.ethertype() != EthernetProtocol::Ipv4 {
