@@ -4,6 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::{
     addr::{Guest, Settings},
+    events::Account,
     first_bytes::HostName,
     flow::{Endpoints, FlowId, Protocol},
     guard::{Admission, Guard, Opening},
@@ -111,6 +112,13 @@ impl<W: World> Context<'_, W> {
         let flow = self.opening(protocol, ends, destination);
         let Self { now, guard, host, .. } = self;
         guard.still_admits_unread(&flow, *now, |destination| host.is_own(destination))
+    }
+
+    /// Reports that the guest begins a flow, which was admitted.
+    pub(crate) fn begin(&mut self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Account {
+        let flow = self.opening(protocol, ends, destination);
+        let Self { now, guard, host, .. } = self;
+        guard.begin(&flow, *now, |destination| host.is_own(destination))
     }
 
     fn opening(&self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Opening {

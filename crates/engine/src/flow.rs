@@ -213,6 +213,11 @@ impl<T> Slots<T> {
         (0..self.slots.len()).filter_map(|index| self.at(index as u32))
     }
 
+    /// All flows.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.iter_mut().filter_map(|slot| slot.flow.as_mut())
+    }
+
     /// The present flow of the slot `index`, with its id.
     fn at(&self, index: u32) -> Option<(FlowId, &T)> {
         let slot = self.slots.get(index as usize)?;
@@ -314,6 +319,11 @@ impl<T: Keyed> Flows<T> {
     /// All flows with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
         self.slots.iter()
+    }
+
+    /// All flows. Their keys must not change.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.slots.values_mut()
     }
 }
 

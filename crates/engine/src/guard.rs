@@ -5,8 +5,9 @@
 
 mod questions;
 mod replacement;
+mod reports;
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, string::ToString as _};
 use core::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -16,6 +17,7 @@ pub use questions::{Asked, Refused};
 pub use replacement::Ended;
 
 use crate::{
+    events::{Events, Refused as What},
     first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
     names::{Hold, Names},
@@ -38,6 +40,8 @@ pub struct Guard {
     hash_key: [u8; 16],
     /// The flows that ended when the rules were replaced.
     ended: Ended,
+    /// Where flows and refusals are reported.
+    events: Events,
 }
 
 #[derive(Debug)]
@@ -143,6 +147,11 @@ impl Guard {
         };
         self.refused += 1;
         log::warn!("{}", self.report(["refused", "would be refused"], flow, reason, now));
+        let text = self.policy().map_or("", |policy| policy.text(reason));
+        self.report_refusal(text, Some((flow.ends.remote.ip(), now)), || What::Flow {
+            protocol: flow.protocol,
+            ends: flow.ends,
+        });
         if self.audits() { Admission::Admit } else { Admission::Refuse }
     }
 
@@ -201,7 +210,9 @@ impl Guard {
         let verdict = rules.policy.claim_verdict(&claim.question, name.as_str(), &names);
         let Verdict::Deny(reason) = verdict else { return true };
         self.refused += 1;
-        log::warn!("{}: {claim}: asked for {name} ({})", rules.refused(), rules.policy.text(reason));
+        let text = rules.policy.text(reason);
+        log::warn!("{}: {claim}: asked for {name} ({text})", rules.refused());
+        self.report_claim(claim, text, || Ok(name.as_str().into()));
         rules.mode.audit
     }
 
@@ -213,7 +224,9 @@ impl Guard {
             return true;
         }
         self.refused += 1;
-        log::warn!("{}: {claim}: {why} ({})", rules.refused(), rules.policy.text(Reason::Rule(claim.rule)));
+        let text = rules.policy.text(Reason::Rule(claim.rule));
+        log::warn!("{}: {claim}: {why} ({text})", rules.refused());
+        self.report_claim(claim, text, || Err(why.to_string().into()));
         rules.mode.audit
     }
 

@@ -131,6 +131,7 @@ mod checksums;
 pub mod context;
 pub mod dns;
 pub mod drops;
+pub mod events;
 pub mod first_bytes;
 pub mod flow;
 pub mod forward;

@@ -229,6 +229,14 @@ impl<W: World> Stack<W> {
         own.into_iter().flatten().min()
     }
 
+    /// Reports the end of all flows, because the program ends. No round may follow.
+    pub fn report_exit(&mut self) {
+        self.flows.tcp.report_exit();
+        self.flows.udp.report_exit();
+        self.flows.ping.report_exit();
+        self.flows.dns.report_exit();
+    }
+
     /// A round of the event loop, which begins at `now`.
     pub const fn round<'a>(
         &'a mut self,

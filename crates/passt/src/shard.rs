@@ -4,13 +4,14 @@ mod announced;
 mod control;
 mod stats;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
 use engine::addr::{Guest, Settings};
+use engine::events::Account;
 use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
@@ -27,7 +28,7 @@ use crate::budgets::ledger::{Class, Ledger};
 use crate::config::Config;
 use crate::event::Source;
 use crate::forward::accept::{Accepted, Acceptors};
-use crate::forward::bypass::Bypass;
+use crate::forward::bypass::{Bypass, Client};
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::{Neighbourhood, News};
 use crate::io::outbound::Outbound;
@@ -378,7 +379,9 @@ impl Shard {
         match accepted.onward {
             Onward::Bypass(destination) => {
                 self.before_accepted(&accepted.socket, accepted.direction, destination.ip(), now);
-                self.bypass.open(accepted.socket, permit, accepted.direction, destination, now);
+                let account = self.begin_bypass(&accepted, destination, now);
+                let Accepted { socket, direction, .. } = accepted;
+                self.bypass.open(Client { socket, permit, direction, destination, account }, now);
             }
             Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);
@@ -387,6 +390,16 @@ impl Shard {
             }
             Onward::Refuse => {}
         }
+    }
+
+    /// Reports that a connection begins that bypasses the link.
+    fn begin_bypass(&self, accepted: &Accepted, destination: SocketAddr, now: Instant) -> Account {
+        let Some(client) = accepted.peer else { return Account::NONE };
+        let ends = match accepted.direction {
+            Direction::Outbound => Endpoints { guest: client, remote: destination },
+            Direction::Inbound => Endpoints { guest: destination, remote: client },
+        };
+        self.stack.guard().begin_bypass(Protocol::Tcp, accepted.direction, ends, now)
     }
 
     /// Whether the guard admits a connection that a client in the guest's namespace opens to the host's loopback.

@@ -189,6 +189,56 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     ask(&fd, libc::TIOCOUTQ).map(|bytes| u32::try_from(bytes).unwrap_or(0))
 }
 
+/// What a TCP socket has sent and received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes that were sent, each counted once.
+    pub bytes_sent: u64,
+    /// Bytes that were received in order.
+    pub bytes_received: u64,
+    /// Segments that were sent, modulo 2^32.
+    pub segments_sent: u32,
+    /// Segments that were received, modulo 2^32.
+    pub segments_received: u32,
+}
+
+/// What a TCP socket has sent and received, also if it has failed (`TCP_INFO`). None if the kernel does not count sent
+/// bytes (before Linux 4.19).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn totals(fd: impl AsFd) -> io::Result<Option<Totals>> {
+    // The first part of struct tcp_info in linux/tcp.h. The kernel only adds fields at the end.
+    let mut info = [0; 216];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(last_errno());
+    }
+    let info = info.get(..len as usize).unwrap_or(&info);
+    let long = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    let short = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+    let totals = || {
+        let (sent, sent_again) = (long(200)?, long(208)?);
+        Some(Totals {
+            bytes_sent: sent.saturating_sub(sent_again),
+            bytes_received: long(128)?,
+            segments_sent: short(136)?,
+            segments_received: short(140)?,
+        })
+    };
+    Ok(totals())
+}
+
 /// Calls ioctl(2) with one of the requests above.
 fn ask(fd: &impl AsFd, request: libc::Ioctl) -> io::Result<libc::c_int> {
     let mut answer: libc::c_int = 0;
@@ -254,6 +304,24 @@ mod tests {
         let mut scratch = [0; 8];
         let error = peek_at(&far, 3, &mut scratch, (&mut buffer[..]).into()).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn both_ends_count_the_same_bytes() {
+        let (mut near, mut far) = pair();
+        near.write_all(b"one two three").unwrap();
+        far.write_all(b"four").unwrap();
+        far.read_exact(&mut [0; 13]).unwrap();
+        near.read_exact(&mut [0; 4]).unwrap();
+        let [near_totals, far_totals] = [&near, &far].map(|end| totals(end).unwrap().unwrap());
+        assert_eq!((near_totals.bytes_sent, near_totals.bytes_received), (13, 4));
+        assert_eq!((far_totals.bytes_sent, far_totals.bytes_received), (4, 13));
+        // SYN, ACK of SYN, data.
+        assert!(near_totals.segments_sent >= 3 && near_totals.segments_received >= 2, "{near_totals:?}");
+        drop(far);
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+        assert_eq!(totals(&near).unwrap().unwrap().bytes_sent, 13);
+        assert!(totals(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
     }
 
     /// Bytes are sent from, and received into, several pieces of shared memory.

@@ -24,6 +24,7 @@ pub mod fixture;
 pub mod guest;
 pub mod hello;
 pub mod host;
+pub mod journal;
 pub mod link;
 pub mod message;
 pub mod network;

@@ -10,7 +10,7 @@ use std::{
 
 use engine::{
     flow::{Endpoints, FlowId},
-    host::{Errno, Readiness, SocketError, TcpSocket},
+    host::{Errno, Readiness, SocketError, TcpSocket, Totals},
     memory::Plain,
 };
 
@@ -408,6 +408,11 @@ impl TcpSocket for Stream {
     fn set_traffic_class(&mut self, class: u8) {
         assert_eq!(class & 3, 0, "the ECN bits are the kernel's");
         self.0.borrow_mut().classes.push(class);
+    }
+
+    fn totals(&mut self) -> Option<Totals> {
+        let state = self.0.borrow();
+        Some(Totals::bytes(state.sent, state.received))
     }
 
     fn peer_traffic_class(&mut self) -> Option<u8> {

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     context::{Context, UdpOf, World},
+    events::{Account, How},
     flow::{FlowId, Protocol},
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
@@ -62,6 +63,10 @@ impl<W: World> Dns<W> {
         };
         log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
         self.links.push(&mut self.by_age, id.index());
+        if cx.guard.reports() {
+            let account = cx.begin(Protocol::Udp, &key.endpoints, remote);
+            self.open_account(id, account, question, message.len());
+        }
         match question {
             Some(question) => self.store(id, question.opcode == Opcode::QUERY, head, message),
             None => self.store_unanswered(id, message),
@@ -71,6 +76,24 @@ impl<W: World> Dns<W> {
         } else if question.is_none() {
             self.note_session(id, true, cx);
         }
+    }
+
+    /// Reports that an exchange begins.
+    pub(super) fn open_account(
+        &mut self,
+        id: FlowId,
+        account: Account,
+        question: Option<&Question<'_>>,
+        len: usize,
+    ) {
+        if let Some(exchange) = self.exchanges.get_mut(id) {
+            exchange.open_account(account, question, len);
+        }
+    }
+
+    /// Reports the end of all exchanges, because the program ends.
+    pub(crate) fn report_exit(&mut self) {
+        self.exchanges.values_mut().for_each(|exchange| exchange.account.close(How::Exit));
     }
 
     /// Handles a repeated query of the guest, or another datagram of a session.
@@ -84,6 +107,7 @@ impl<W: World> Dns<W> {
     ) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         exchange.traffic_class = traffic_class;
+        exchange.account.count(true, message.len(), 1);
         if exchange.key.id.is_none() {
             let current = exchange.asked.len().saturating_sub(1);
             self.store_unanswered(id, message);
@@ -230,7 +254,7 @@ impl<W: World> Dns<W> {
     fn end_oldest(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> bool {
         let oldest = self.by_age.first().and_then(|index| self.exchanges.id_at(index));
         let oldest = oldest.filter(|oldest| *oldest != id);
-        let ended = oldest.and_then(|oldest| self.give_up(timers, oldest)).is_some();
+        let ended = oldest.and_then(|oldest| self.give_up(timers, oldest, How::Displaced)).is_some();
         self.ended += u64::from(ended);
         self.counters.no_room += u64::from(!ended);
         ended
@@ -342,7 +366,13 @@ impl<W: World> Dns<W> {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         let kept = exchange.kept.take();
         self.bytes -= kept.as_ref().map_or(0, Vec::len);
-        let ended = if kept.is_some() { self.end(cx.timers, id) } else { self.give_up(cx.timers, id) };
+        let ended = match &kept {
+            Some(answer) => {
+                exchange.account.count(false, answer.len(), 1);
+                self.end(cx.timers, id, How::Closed)
+            }
+            None => self.give_up(cx.timers, id, How::Idle),
+        };
         let Some(exchange) = ended else { return };
         let endpoints = exchange.key.endpoints;
         if let Some(answer) = kept {
@@ -418,8 +448,9 @@ impl<W: World> Dns<W> {
     }
 
     /// Ends an exchange and closes its sockets.
-    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<W>> {
+    pub(super) fn end(&mut self, timers: &mut Timers<FlowId>, id: FlowId, how: How) -> Option<Exchange<W>> {
         let mut exchange = self.exchanges.remove(id)?;
+        exchange.account.close(how);
         exchange.deadline.withdraw(timers, id);
         self.links.unlink(&mut self.by_age, id.index());
         self.files -= exchange.asked.len();

@@ -1,6 +1,6 @@
 //! An exchange: one query, or one session with a resolver.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 use core::net::SocketAddr;
 
 use wire::dns::Question;
@@ -8,6 +8,7 @@ use wire::dns::Question;
 use super::over_tcp::OverTcp;
 use crate::{
     context::{TcpOf, UdpOf, World},
+    events::Account,
     flow::{Endpoints, FlowId, Keyed},
     host::Report,
     idle::Traffic,
@@ -46,6 +47,8 @@ pub(super) struct Exchange<W: World> {
     /// The traffic of a session so far.
     pub(super) traffic: Traffic,
     pub(super) deadline: Deadline,
+    /// For the report of its end. A query of a TCP connection has none: the connection is reported.
+    pub(super) account: Account,
 }
 
 /// A server that was asked.
@@ -97,6 +100,19 @@ impl<W: World> Exchange<W> {
             error: None,
             traffic: Traffic::NONE,
             deadline: Deadline::NONE,
+            account: Account::NONE,
+        }
+    }
+
+    /// Reports that the exchange begins, by `account`. `question` is the question of the guest.
+    pub(super) fn open_account(&mut self, account: Account, question: Option<&Question<'_>>, len: usize) {
+        self.account = account;
+        self.account.count(true, len, 1);
+        if let Some(name) = question.filter(|_| self.account.is_open()).and_then(Question::name) {
+            let mut text = String::new();
+            // Writing to a string does not fail.
+            wire::dns::write_text(name.labels(), &mut text).ok();
+            self.account.note_name(&text);
         }
     }
 

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     context::{self, Context, World},
-    flow::{Endpoints, FlowId},
+    events::{How, Start},
+    flow::{Endpoints, FlowId, Protocol},
+    forward::spec::Direction,
     guard::{Asked, Refused},
     nat::is_group,
     timer::Timers,
@@ -63,7 +65,7 @@ impl<W: World> Dns<W> {
             if self.exchanges.get(id).is_some_and(|exchange| exchange.is_about(Some(&question))) {
                 return self.ask_again_stored(id, traffic_class, cx);
             }
-            self.give_up(cx.timers, id);
+            self.give_up(cx.timers, id, How::Displaced);
         }
         if let Err(refused) = admits(&question, endpoints, cx) {
             return self.refuse_query(&key, &message, &refused, cx);
@@ -112,9 +114,22 @@ impl<W: World> Dns<W> {
         self.bytes += bytes;
         log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
         self.links.push(&mut self.by_age, id.index());
+        if key.stream.is_none() && cx.guard.reports() {
+            self.report_judged(id, key.endpoints, cx);
+        }
         if !self.ask_next(id, None, cx) {
             self.conclude(id, cx);
         }
+    }
+
+    /// Reports that an exchange begins whose question the guard has judged.
+    fn report_judged(&mut self, id: FlowId, endpoints: Endpoints, cx: &Context<'_, W>) {
+        let start = Start::of(Protocol::Udp, Direction::Outbound, endpoints);
+        let account = cx.guard.begin_unjudged(start, cx.now);
+        let Some(exchange) = self.exchanges.get_mut(id) else { return };
+        let Some(message) = exchange.judged.take() else { return };
+        exchange.open_account(account, Question::parse(&message).as_ref(), message.len());
+        exchange.judged = Some(message);
     }
 
     fn refuse_for_room(&mut self, exchange: &Exchange<W>) {
@@ -126,6 +141,8 @@ impl<W: World> Dns<W> {
     fn ask_again_stored(&mut self, id: FlowId, traffic_class: u8, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         exchange.traffic_class = traffic_class;
+        let len = exchange.judged.as_ref().map_or(0, Vec::len);
+        exchange.account.count(true, len, 1);
         if exchange.next >= exchange.servers.len() {
             exchange.next = 0;
         }
@@ -154,8 +171,13 @@ impl<W: World> Dns<W> {
 
     /// Ends an exchange without an answer. A client on a TCP connection gets SERVFAIL, since such a client may have no
     /// time-out.
-    pub(super) fn give_up(&mut self, timers: &mut Timers<FlowId>, id: FlowId) -> Option<Exchange<W>> {
-        let exchange = self.end(timers, id)?;
+    pub(super) fn give_up(
+        &mut self,
+        timers: &mut Timers<FlowId>,
+        id: FlowId,
+        how: How,
+    ) -> Option<Exchange<W>> {
+        let exchange = self.end(timers, id, how)?;
         self.answers.extend(exchange.failure());
         Some(exchange)
     }

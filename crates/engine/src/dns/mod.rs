@@ -30,6 +30,7 @@ use wire::{
 use crate::{
     context::{Context, World},
     drops::Drops,
+    events::How,
     flow::{Endpoints, FlowId, Flows, HashKey, Kind},
     forward::spec::Direction,
     fragmentation::Fragmenter,
@@ -185,7 +186,7 @@ impl<W: World> Dns<W> {
             if again {
                 return self.ask_again(id, head, message, traffic_class, cx);
             }
-            self.end(cx.timers, id);
+            self.end(cx.timers, id, How::Displaced);
         }
         self.ask_first(key, question.as_ref(), head, message, traffic_class, cx);
     }
@@ -282,6 +283,7 @@ impl<W: World> Dns<W> {
             Verdict::Session => {
                 self.settle(id, index);
                 self.note_session(id, false, cx);
+                self.count_answer(id, payload.len());
                 self.send_answer(endpoints, hop_limit, traffic_class, payload, cx);
             }
             verdict @ (Verdict::Final | Verdict::AskAnother) => {
@@ -289,9 +291,16 @@ impl<W: World> Dns<W> {
                 if verdict == Verdict::AskAnother && self.keep(id, payload) {
                     return self.ask_next_or_wait(id, cx);
                 }
-                let Some(exchange) = self.end(cx.timers, id) else { return };
+                self.count_answer(id, payload.len());
+                let Some(exchange) = self.end(cx.timers, id, How::Closed) else { return };
                 self.answer(&exchange, (hop_limit, traffic_class), payload, cx);
             }
+        }
+    }
+
+    fn count_answer(&mut self, id: FlowId, len: usize) {
+        if let Some(exchange) = self.exchanges.get_mut(id) {
+            exchange.account.count(false, len, 1);
         }
     }
 

@@ -7,6 +7,7 @@ use wire::dns::Question;
 use super::{Dns, exchange::Key, judge::admits};
 use crate::{
     context::{Context, World},
+    events::How,
     flow::{FlowId, Protocol},
 };
 
@@ -20,13 +21,13 @@ impl<W: World> Dns<W> {
             let judged = self.exchanges.get(id).and_then(|exchange| exchange.judged.clone());
             let Some(message) = judged else {
                 if !cx.still_admits_unread(Protocol::Udp, &key.endpoints, key.endpoints.remote) {
-                    self.end(cx.timers, id);
+                    self.end(cx.timers, id, How::Forbidden);
                 }
                 continue;
             };
             let question = Question::parse(&message).filter(|_| cx.guard.judges_questions());
             if let Some(Err(refused)) = question.map(|question| admits(&question, key.endpoints, cx)) {
-                self.end(cx.timers, id);
+                self.end(cx.timers, id, How::Forbidden);
                 self.refuse_query(&key, &message, &refused, cx);
             }
         }

@@ -18,6 +18,7 @@ use wire::{
 
 use super::{Guard, Rules};
 use crate::{
+    events,
     flow::HashKey,
     names::Answers,
     policy::{NameVerdict, Reason},
@@ -142,7 +143,7 @@ impl Guard {
             }
             (judged, None) => judged,
         };
-        self.settle(asked, "asked for", judged)
+        self.settle(asked, false, judged)
     }
 
     /// Whether the guest may get an answer to a question. `leads_to_host` returns whether an address of the answer
@@ -167,17 +168,30 @@ impl Guard {
             let why = alloc::format!("its address {} is not public, and no rule allows it", given.address);
             Err(Refused::existing(&why))
         });
-        self.settle(asked, "was answered for", judged)?;
+        self.settle(asked, true, judged)?;
         self.learn(asked.name, answers, now);
         Ok(())
     }
 
-    /// Logs and counts a refusal. In an audit, turns it into an admission.
-    fn settle(&mut self, asked: &Asked<'_>, what: &str, judged: Result<(), Refused>) -> Result<(), Refused> {
+    /// Logs, counts and reports a refusal of a question, or of its answer if it was `answered`. In an audit, turns it
+    /// into an admission.
+    fn settle(
+        &mut self,
+        asked: &Asked<'_>,
+        answered: bool,
+        judged: Result<(), Refused>,
+    ) -> Result<(), Refused> {
         let (Some(rules), Err(refused)) = (&self.rules, judged) else { return Ok(()) };
         self.refused += 1;
         let Asked { client, name, kind, .. } = asked;
+        let what = if answered { "was answered for" } else { "asked for" };
         log::warn!("{}: DNS {client} {what} {name} {kind} ({})", rules.refused(), refused.text);
+        self.report_refusal(&refused.text, None, || events::Refused::Question {
+            client: *client,
+            name: (*name).into(),
+            kind: kind.to_string().into(),
+            answered,
+        });
         if rules.mode.audit { Ok(()) } else { Err(refused) }
     }
 

@@ -4,6 +4,7 @@ mod datagram;
 mod errors;
 mod none;
 mod ping;
+mod totals;
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -12,6 +13,7 @@ pub use errors::{ErrorQueue, QueuedError, Report};
 pub(crate) use errors::{SendResult, drain, send};
 pub use none::{NoHost, NoSocket};
 pub use ping::{EchoRequest, PingSocket};
+pub use totals::{Amount, Totals};
 
 use crate::{
     flow::FlowId,
@@ -153,6 +155,12 @@ pub trait TcpSocket {
 
     /// The socket's own address and port, if known. They are used in messages.
     fn local(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// What the socket has sent to its peer and received from it, if that is known. It is called once, before the
+    /// socket is closed.
+    fn totals(&mut self) -> Option<Totals> {
         None
     }
 }

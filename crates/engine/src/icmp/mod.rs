@@ -6,7 +6,7 @@ pub(crate) mod error;
 #[cfg(test)]
 mod tests;
 
-use alloc::vec::Vec;
+use alloc::{collections::VecDeque, vec::Vec};
 use core::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -28,6 +28,7 @@ pub(crate) use error::{MAX_UPPER, Quote, router, send_error, send_router_error, 
 use crate::{
     context::{Context, PingOf, World},
     drops::Drops,
+    events::{Account, How},
     flow::{Endpoints, FlowId, Flows, Keyed, Kind, Protocol},
     forward::spec::Direction,
     fragmentation::Fragmenter,
@@ -46,6 +47,8 @@ use crate::{
 
 /// Time without a request or reply after which a ping flow ends (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
+/// Maximum number of destinations of one flow whose ends are reported separately.
+const MOST_ACCOUNTS: usize = 64;
 /// Maximum number of errors taken from a socket in one turn.
 const MAX_BATCH: usize = 32;
 
@@ -71,6 +74,8 @@ struct Flow<S> {
     activity: Activity,
     /// The destination of the latest request, as the guest sees it.
     latest: IpAddr,
+    /// For the reports of its end to each destination. Empty if nothing is reported.
+    accounts: VecDeque<Account>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -182,6 +187,10 @@ impl<W: World> Ping<W> {
             dont_fragment: packet.dont_fragment && !is_group(packet.destination),
         };
         self.note(id, true, cx);
+        if cx.guard.reports() {
+            let account = self.account(id, &ends, peer, cx);
+            account.into_iter().for_each(|account| account.count(true, message.payload.len(), 1));
+        }
         let Some(Flow { socket, latest, .. }) = self.flows.get_mut(id) else { return };
         *latest = remote;
         let sent = host::send(socket, |socket| socket.send(&request), |socket| drain(key, socket, cx));
@@ -211,7 +220,7 @@ impl<W: World> Ping<W> {
             let peer = cx.settings.to_host(Protocol::Icmp, ends.remote).unwrap_or(ends.remote);
             if !cx.still_admits_unread(Protocol::Icmp, &ends, peer) {
                 log::debug!("{id}: forbidden by new rules");
-                self.end(id, cx.timers);
+                self.end(id, How::Forbidden, cx.timers);
             }
         }
     }
@@ -230,8 +239,14 @@ impl<W: World> Ping<W> {
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.activity.has_expired(id, cx.now, cx.timers) {
-            self.end(id, cx.timers);
+            self.end(id, How::Idle, cx.timers);
         }
+    }
+
+    /// Reports the end of all flows, because the program ends.
+    pub(crate) fn report_exit(&mut self) {
+        let accounts = self.flows.values_mut().flat_map(|flow| &mut flow.accounts);
+        accounts.for_each(|account| account.close(How::Exit));
     }
 
     /// Opens a flow for requests to `peer`, and for other requests of the same key. If the limit of flows is reached,
@@ -254,7 +269,13 @@ impl<W: World> Ping<W> {
         };
         let id = self
             .flows
-            .insert(Flow { key, socket: socket.ok()?, activity: Activity::NONE, latest: remote })
+            .insert(Flow {
+                key,
+                socket: socket.ok()?,
+                activity: Activity::NONE,
+                latest: remote,
+                accounts: VecDeque::new(),
+            })
             .ok()?;
         log::debug!("{id}: {} id {} -> {peer}", key.guest, key.id);
         self.idle.join(id);
@@ -275,18 +296,49 @@ impl<W: World> Ping<W> {
         self.idle.note(id, &mut flow.activity, request, cx.now, cx.timers);
     }
 
+    /// The account of one of a flow's destinations. If the destination is new, its flow is reported as begun.
+    fn account(
+        &mut self,
+        id: FlowId,
+        ends: &Endpoints,
+        peer: SocketAddr,
+        cx: &mut Context<'_, W>,
+    ) -> Option<&mut Account> {
+        let accounts = &mut self.flows.get_mut(id)?.accounts;
+        if let Some(index) = accounts.iter().position(|account| account.ends() == Some(ends)) {
+            return accounts.get_mut(index);
+        }
+        if accounts.len() >= MOST_ACCOUNTS
+            && let Some(mut oldest) = accounts.pop_front()
+        {
+            oldest.close(How::Displaced);
+        }
+        accounts.push_back(cx.begin(Protocol::Icmp, ends, peer));
+        accounts.back_mut()
+    }
+
+    /// Counts a reply of one of a flow's destinations.
+    fn count_reply(&mut self, id: FlowId, source: IpAddr, bytes: usize) {
+        let Some(Flow { accounts, .. }) = self.flows.get_mut(id) else { return };
+        let is_from = |account: &&mut Account| account.ends().is_some_and(|ends| ends.remote.ip() == source);
+        if let Some(account) = accounts.iter_mut().find(is_from) {
+            account.count(false, bytes, 1);
+        }
+    }
+
     /// Ends the flow that was idle for the longest time. Flows whose requests were answered end before others. Returns
     /// false if there is no flow.
     fn end_idle(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.idle.next().and_then(|index| self.flows.id_at(index)) else { return false };
         log::debug!("{id}: closed to make room for another one");
-        self.end(id, timers);
+        self.end(id, How::Displaced, timers);
         self.ended += 1;
         true
     }
 
-    fn end(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    fn end(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {
         let Some(mut flow) = self.flows.remove(id) else { return };
+        flow.accounts.iter_mut().for_each(|account| account.close(how));
         self.idle.leave(id, &mut flow.activity, timers);
     }
 
@@ -342,6 +394,9 @@ impl<W: World> Ping<W> {
         };
         self.counters.note_sent(Some(sent));
         self.note(id, false, cx);
+        if cx.guard.reports() {
+            self.count_reply(id, source, received.len - HEADER_LEN);
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use alloc::collections::VecDeque;
 
 use self::relay::{Next, Relay};
 use crate::{
+    events::{Account, How},
     flow::{FlowId, Kind, Slots},
     host::{Readiness, SocketError},
     timer::{Deadline, Instant, Timers},
@@ -111,6 +112,15 @@ struct Entry<C> {
     relay: Relay<C>,
     runnable: bool,
     deadline: Deadline,
+    /// For the report of its end.
+    account: Account,
+}
+
+impl<C: Conduit> Entry<C> {
+    fn report_end(&mut self, how: How) {
+        let [requests, replies] = self.relay.carried();
+        self.account.close_bytes(how, requests, replies);
+    }
 }
 
 impl<C: Conduit> Bypass<C> {
@@ -138,13 +148,16 @@ impl<C: Conduit> Bypass<C> {
     }
 
     /// Adds a connection. It has an accepted socket, and a socket that is connecting. If the second socket is already
-    /// connected, the caller must report its readiness.
+    /// connected, the caller must report its readiness. `account` is closed when the connection ends.
     ///
     /// # Errors
     /// Returns the sockets, if the limit is reached.
-    pub fn insert(&mut self, conduit: C) -> Result<FlowId, C> {
-        let entry = Entry { relay: Relay::new(conduit), runnable: false, deadline: Deadline::NONE };
-        let id = self.relays.insert(entry).map_err(|entry| entry.relay.into_conduit())?;
+    pub fn insert(&mut self, conduit: C, account: Account) -> Result<FlowId, C> {
+        let entry = Entry { relay: Relay::new(conduit), runnable: false, deadline: Deadline::NONE, account };
+        let id = self.relays.insert(entry).map_err(|mut entry| {
+            entry.report_end(How::Displaced);
+            entry.relay.into_conduit()
+        })?;
         self.counters.opened += 1;
         Ok(id)
     }
@@ -157,6 +170,11 @@ impl<C: Conduit> Bypass<C> {
     /// The sockets of a connection that has not ended.
     pub fn conduit(&mut self, id: FlowId) -> Option<&mut C> {
         self.relays.get_mut(id).map(|entry| entry.relay.conduit())
+    }
+
+    /// Reports the end of all connections, because the program ends.
+    pub fn report_exit(&mut self) {
+        self.relays.values_mut().for_each(|entry| entry.report_end(How::Exit));
     }
 
     /// Resets a connection.
@@ -216,6 +234,7 @@ impl<C: Conduit> Bypass<C> {
             Next::End { reset } => {
                 entry.deadline.withdraw(&mut self.timers, id);
                 self.counters.reset += u64::from(reset);
+                entry.report_end(if reset { How::Reset } else { How::Closed });
                 self.relays.remove(id);
             }
         }

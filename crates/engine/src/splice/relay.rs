@@ -71,6 +71,8 @@ struct End {
     failed: bool,
     /// Number of bytes that were taken from the socket but not yet sent to the other socket.
     buffered: usize,
+    /// Number of bytes that were taken from the socket and sent to the other socket.
+    carried: u64,
     /// Whether the stream has ended, so that there are no more bytes to take.
     ended: bool,
     /// Whether the sending half of the socket's stream was ended.
@@ -97,6 +99,11 @@ impl<C: Conduit> Relay<C> {
 
     pub(super) const fn peek_conduit(&self) -> &C {
         &self.conduit
+    }
+
+    /// Number of bytes that were taken from each side and sent to the other.
+    pub(super) fn carried(&self) -> [u64; 2] {
+        self.ends.each_ref().map(|end| end.carried)
     }
 
     pub(super) fn into_conduit(self) -> C {
@@ -168,7 +175,10 @@ impl<C: Conduit> Relay<C> {
         let [source, sink] = pair(&mut self.ends, from);
         while source.buffered > 0 && sink.writable && !sink.failed {
             match self.conduit.give(from) {
-                Ok(len) => source.buffered = source.buffered.saturating_sub(len),
+                Ok(len) => {
+                    source.buffered = source.buffered.saturating_sub(len);
+                    source.carried += len as u64;
+                }
                 Err(SocketError::WouldBlock) => sink.writable = false,
                 Err(SocketError::Failed(_)) => (sink.failed, sink.readable) = (true, true),
             }

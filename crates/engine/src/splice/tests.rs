@@ -6,8 +6,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    flow::FlowId,
-    host::{Errno, Readiness, SocketError},
+    flow::{Endpoints, FlowId, Protocol},
+    forward::spec::Direction,
+    guard::Guard,
+    host::{Errno, Readiness, SocketError, Totals},
+    testkit::journal::Journal,
 };
 
 const RESET: SocketError = SocketError::Failed(Errno(104));
@@ -207,9 +210,13 @@ struct Case {
 
 impl Case {
     fn new(room: usize, most: usize) -> Self {
+        Self::with(room, most, Account::NONE)
+    }
+
+    fn with(room: usize, most: usize, account: Account) -> Self {
         let world = Handle::new(room, most);
         let mut bypass = Bypass::new(10);
-        let id = bypass.insert(Sockets(world.clone())).unwrap();
+        let id = bypass.insert(Sockets(world.clone()), account).unwrap();
         let mut case = Self {
             bypass,
             id,
@@ -381,6 +388,36 @@ fn half_closes_are_passed_on_one_by_one_r84() {
     assert_eq!(case.read(A), case.wrote[B as usize]);
     assert!(case.fin_sent(A) && case.bypass.is_empty());
     assert!(!case.world.with(|world| world.reset_on_close));
+}
+
+/// docs/flow-log.md: the end has the bytes of both directions, as the guest sees them.
+#[test]
+fn an_end_has_the_bytes_of_both_directions() {
+    for (direction, reset, expected) in [
+        (Direction::Outbound, false, (How::Closed, 100, 50)),
+        (Direction::Inbound, false, (How::Closed, 50, 100)),
+        (Direction::Inbound, true, (How::Reset, 50, 100)),
+    ] {
+        let mut journal = Journal::default();
+        let mut guard = Guard::default();
+        guard.report_to(journal.events.clone());
+        let at = "127.0.0.1:80".parse().unwrap();
+        let ends = Endpoints { guest: at, remote: at };
+        let account = guard.begin_bypass(Protocol::Tcp, direction, ends, Instant::default());
+        let mut case = Case::with(10, 3, account);
+        case.act(Act::Send(A, 100));
+        case.act(Act::Send(B, 50));
+        case.settle();
+        case.act(if reset { Act::Reset(A) } else { Act::Fin(A) });
+        case.act(Act::Fin(B));
+        case.settle();
+        case.bypass.report_exit();
+        journal.read();
+        let (how, sent, received) = expected;
+        assert_eq!(journal.how(), [how]);
+        assert_eq!(journal.ends[0].totals, Some(Totals::bytes(sent, received)));
+        assert!(journal.ends[0].flow.start.bypasses);
+    }
 }
 
 /// The first bytes of a client are forwarded when the other connection is established. This needs no event for these

@@ -1,5 +1,6 @@
 //! Fragments of the guest through the whole stack (behaviour §4.7).
 
+mod events;
 mod guard;
 mod membership;
 mod replacement;

@@ -90,6 +90,9 @@ impl<W: World> Connection<W> {
             check.fed += piece.len();
             found = check.first.feed(piece);
         });
+        if let Found::Name(name) = &found {
+            self.account.note_name(name.as_str());
+        }
         match found {
             Found::Name(name) if cx.guard.admits_name(&check.claim, &name) => {
                 self.said = Some(Box::new(name));

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
+    events::{Account, How},
     first_bytes::HostName,
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
@@ -138,6 +139,8 @@ pub(super) struct Connection<W: World> {
     pub(super) said: Option<Box<HostName>>,
     /// Holds the names of the remote address, if a rule by name allows the connection.
     pub(super) hold: Option<Hold>,
+    /// For the report of its end.
+    pub(super) account: Account,
 }
 
 impl<W: World> Keyed for Connection<W> {
@@ -182,6 +185,7 @@ impl<W: World> Connection<W> {
             is_guests: false,
             said: None,
             hold: None,
+            account: Account::NONE,
         }
     }
 
@@ -340,6 +344,12 @@ impl<W: World> Connection<W> {
         self.readable = true;
         self.error = self.error.or(Some(errno));
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
+    }
+
+    /// Reports the end of the connection.
+    pub(super) fn report_end(&mut self, how: How) {
+        let Self { account, socket, .. } = self;
+        account.close_with(how, || socket.totals());
     }
 
     /// Sends the segments that are due, and then sets the deadline.

@@ -49,6 +49,7 @@ use self::{
 use crate::{
     addr::Settings,
     context::{Context, TcpOf, World},
+    events::{How, Start},
     flow::{Endpoints, FlowId, Flows, Kind, Protocol},
     forward::spec::Direction,
     guard::Admission,
@@ -179,6 +180,7 @@ impl<W: World> Tcp<W> {
             self.counters.refused += 1;
             return reset_unknown(&ends, 0, syn, cx);
         }
+        let mut account = cx.begin(Protocol::Tcp, &ends, destination);
         let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
         let mut dial = resolvers.map(|servers| Dial::new(servers, class));
         let connecting = match &mut dial {
@@ -192,6 +194,7 @@ impl<W: World> Tcp<W> {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;
+                account.close(How::Failed(errno));
                 if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
                     reset_unknown(&ends, 0, syn, cx);
                 }
@@ -205,7 +208,7 @@ impl<W: World> Tcp<W> {
             log::debug!("{id}: {guest} -> {remote}{}", HostSide(socket.local(), "->", Some(destination)));
         }
         let mut connection = Connection::from_guest(ends, Socket::Host(socket), iss, syn, class, cx);
-        connection.dial = dial.map(Box::new);
+        (connection.dial, connection.account) = (dial.map(Box::new), account);
         if let Admission::Named(claim) = admission {
             connection.await_name(claim);
         }
@@ -240,16 +243,25 @@ impl<W: World> Tcp<W> {
             log::debug!("{id}: {guest} <- {remote}{}", HostSide(socket.local(), "<-", None));
         }
         let iss = self.initial_sequence(&ends, cx.now);
-        let connection = Connection::from_host(ends, socket, iss, cx);
+        let mut connection = Connection::from_host(ends, socket, iss, cx);
+        connection.account =
+            cx.guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Inbound, ends), cx.now);
         self.insert(connection);
         Ok(())
     }
 
     fn insert(&mut self, connection: Connection<W>) -> Option<FlowId> {
-        let id = self.flows.insert(connection).ok()?;
-        self.counters.opened += 1;
-        self.touch(id);
-        Some(id)
+        match self.flows.insert(connection) {
+            Ok(id) => {
+                self.counters.opened += 1;
+                self.touch(id);
+                Some(id)
+            }
+            Err(mut connection) => {
+                connection.report_end(How::Displaced);
+                None
+            }
+        }
     }
 
     /// Handles the readiness of a connection's socket.
@@ -321,7 +333,10 @@ impl<W: World> Tcp<W> {
         let Some(connection) = self.flows.get_mut(id) else { return Turn::Idle };
         match connection.send_due(id, cx) {
             Ok(Turn::Finished) => {
-                self.remove(id, cx);
+                if let Some(mut connection) = self.remove(id, cx) {
+                    let refused = connection.phase == Phase::Refused;
+                    connection.report_end(if refused { How::Refused } else { How::Closed });
+                }
                 log::debug!("{id}: ended");
                 Turn::Finished
             }
@@ -357,6 +372,7 @@ impl<W: World> Tcp<W> {
     fn end(&mut self, id: FlowId, end: End, cx: &mut Context<'_, W>) {
         let Some(mut connection) = self.remove(id, cx) else { return };
         log::debug!("{id}: {end}");
+        connection.report_end(end.into());
         self.counters.reset += 1;
         if let (End::SocketFailed(errno), Phase::Connecting) = (end, connection.phase)
             && report_failure(&connection.ends, connection.receive.next - 1, errno, cx) == Failure::Reported
@@ -367,6 +383,11 @@ impl<W: World> Tcp<W> {
         if end != End::GuestReset {
             connection.send_reset(cx);
         }
+    }
+
+    /// Reports the end of all connections, because the program ends.
+    pub(crate) fn report_exit(&mut self) {
+        self.flows.values_mut().for_each(|connection| connection.report_end(How::Exit));
     }
 
     /// Aborts all connections on both sides, because the guest can no longer be reached.
@@ -393,6 +414,18 @@ impl fmt::Display for HostSide {
         match peer {
             Some(peer) => write!(f, " (host {local} {arrow} {peer})"),
             None => write!(f, " (host {local})"),
+        }
+    }
+}
+
+impl From<End> for How {
+    fn from(end: End) -> Self {
+        match end {
+            End::Abort => Self::Aborted,
+            End::Refused => Self::Refused,
+            End::Forbidden => Self::Forbidden,
+            End::GuestReset => Self::GuestReset,
+            End::SocketFailed(errno) => Self::Failed(errno),
         }
     }
 }

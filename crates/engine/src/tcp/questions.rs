@@ -7,7 +7,7 @@ use core::{marker::PhantomData, net::SocketAddr};
 use wire::payload::Payload;
 
 use crate::{
-    host::{Errno, SocketError, TcpSocket},
+    host::{Errno, SocketError, TcpSocket, Totals},
     memory::{Memory, PayloadOf, Room as _, RoomOf},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Questions<M> {
     asked: usize,
     /// Whether [`Questions::is_over`] has returned true.
     over: bool,
+    /// What was taken from the guest and given to it, without counts of segments.
+    totals: Totals,
     memory: PhantomData<M>,
 }
 
@@ -55,6 +57,7 @@ impl<M> Questions<M> {
             output: Vec::new(),
             asked: 0,
             over: false,
+            totals: Totals::bytes(0, 0),
             memory: PhantomData,
         }
     }
@@ -100,6 +103,7 @@ impl<M> Questions<M> {
         }
         self.input.resize(start + len, 0);
         copy(self.input.get_mut(start..).unwrap_or_default());
+        self.totals.sent.bytes += len as u64;
         Ok(len)
     }
 }
@@ -145,6 +149,7 @@ impl<M: Memory> TcpSocket for Questions<M> {
     fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
         let len = self.output.len().min(len as usize);
         self.output.drain(..len);
+        self.totals.received.bytes += len as u64;
         Ok(len as u32)
     }
 
@@ -173,5 +178,9 @@ impl<M: Memory> TcpSocket for Questions<M> {
 
     fn local(&self) -> Option<SocketAddr> {
         None
+    }
+
+    fn totals(&mut self) -> Option<Totals> {
+        Some(self.totals)
     }
 }

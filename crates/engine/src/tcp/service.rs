@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    flow::{Endpoints, FlowId},
+    events::Start,
+    flow::{Endpoints, FlowId, Protocol},
+    forward::spec::Direction,
     host::Readiness,
 };
 
@@ -36,7 +38,9 @@ impl<W: World> Tcp<W> {
         }
         let iss = self.initial_sequence(&ends, cx.now);
         let socket = Socket::Questions(Questions::new());
-        let connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
+        let mut connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
+        connection.account =
+            cx.guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Outbound, ends), cx.now);
         let Some(id) = self.insert(connection) else { return };
         log::debug!("{id}: {} -> {} (DNS, judged here)", ends.guest, ends.remote);
         self.services.push_back(id);

@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 use super::questions::Questions;
 use crate::{
     context::{TcpOf, World},
-    host::{Errno, SocketError, TcpSocket},
+    host::{Errno, SocketError, TcpSocket, Totals},
     memory::{PayloadOf, RoomOf},
 };
 
@@ -85,5 +85,9 @@ impl<W: World> TcpSocket for Socket<W> {
 
     fn local(&self) -> Option<SocketAddr> {
         either!(self, local())
+    }
+
+    fn totals(&mut self) -> Option<Totals> {
+        either!(self, totals())
     }
 }

@@ -10,6 +10,7 @@ use core::net::{IpAddr, SocketAddr};
 use super::{Role, Socket, SocketKey, Udp, UdpSocket};
 use crate::{
     context::{UdpOf, Unlinked, World},
+    events::{Account, How},
     flow::{Endpoints, FlowId, Protocol},
     forward::{Policy, spec::Direction},
     host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, SendResult},
@@ -25,6 +26,8 @@ const DEFAULT_HOP_LIMIT: u8 = 64;
 pub(super) struct Proxy {
     pub(super) client: Client,
     pub(super) target: SocketAddr,
+    /// For the report of its end.
+    pub(super) account: Account,
 }
 
 /// A sender of datagrams to a listener.
@@ -97,7 +100,11 @@ impl<W: World> Udp<W> {
             return None;
         };
         self.note(socket, true, cx.now, cx.timers);
-        Some(ToSocket { socket, destination, source: None })
+        let to_socket = ToSocket { socket, destination, source: None };
+        if cx.guard.reports() {
+            self.count_bypassed(listener, &to_socket, received);
+        }
+        Some(to_socket)
     }
 
     /// The destination of an answer that a proxy received. If the answer is not from the target, counts it and returns
@@ -116,7 +123,23 @@ impl<W: World> Udp<W> {
         }
         self.note(id, false, cx.now, cx.timers);
         let Client { listener, peer, local } = client;
-        Some(ToSocket { socket: listener, destination: peer, source: local })
+        let to_socket = ToSocket { socket: listener, destination: peer, source: local };
+        if cx.guard.reports() {
+            self.count_bypassed(id, &to_socket, received);
+        }
+        Some(to_socket)
+    }
+
+    /// Counts a datagram or train that `from` received and `to_socket` gets. One of the two is the proxy.
+    pub(super) fn count_bypassed(&mut self, from: FlowId, to_socket: &ToSocket, received: &Received) {
+        for (id, request) in [(to_socket.socket, true), (from, false)] {
+            if let Some(Role::Proxy(proxy)) = self.sockets.get_mut(id).map(|socket| &mut socket.role)
+                && proxy.account.is_open()
+            {
+                let extent = received.extent();
+                proxy.account.count(request, extent.len, extent.count());
+            }
+        }
     }
 
     /// Whether the guard admits a client. The guard judges only clients in the guest's namespace.
@@ -148,8 +171,20 @@ impl<W: World> Udp<W> {
             Err(errno) if errno.is_exhaustion() && self.end_idle_proxy(cx.timers) => connect(self, cx.host),
             connected => connected,
         };
-        let proxy = Proxy { client, target };
-        let id = self.sockets.insert(Socket::new(io.ok()?, Role::Proxy(proxy), target.is_ipv4())).ok()?;
+        let ends = match direction {
+            Direction::Outbound => Endpoints { guest: client.peer, remote: target },
+            Direction::Inbound => Endpoints { guest: target, remote: client.peer },
+        };
+        let mut account = cx.guard.begin_bypass(Protocol::Udp, direction, ends, cx.now);
+        let io = match io {
+            Ok(io) => io,
+            Err(errno) => {
+                account.close(How::Failed(errno));
+                return None;
+            }
+        };
+        let proxy = Proxy { client, target, account };
+        let id = self.sockets.insert(Socket::new(io, Role::Proxy(proxy), target.is_ipv4())).ok()?;
         log::debug!("{id}: {} -> {target}, bypasses the link", client.peer);
         self.proxies.join(id);
         if let Some(listener) = self.sockets.get_mut(client.listener) {

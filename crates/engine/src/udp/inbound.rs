@@ -20,7 +20,8 @@ use super::{
 use crate::{
     addr::{Guest, Settings},
     context::{Context, Unlinked, World},
-    flow::{Endpoints, FlowId},
+    events::Start,
+    flow::{Endpoints, FlowId, Protocol},
     forward::{Onward, spec::Direction},
     host::{Host as _, Readiness, SocketError, UNKNOWN_HOP_LIMIT},
     link::Link as _,
@@ -195,8 +196,17 @@ impl<W: World> Udp<W> {
             }
             if let Some(train) = train.as_mut().filter(|train| train.takes(&received)) {
                 train.extent.add(&received.extent());
-                if let Route::Link(ToGuest { flow: Some(flow), .. }) = train.route {
-                    self.flows.touch(flow, Origin::Host, cx.now, cx.timers);
+                match train.route {
+                    Route::Link(ToGuest { flow: Some(flow), .. }) => {
+                        self.flows.touch(flow, Origin::Host, cx.now, cx.timers);
+                        if cx.guard.reports() {
+                            self.flows.count(flow, Origin::Host, &received.extent());
+                        }
+                    }
+                    Route::Bypass(to_socket) if cx.guard.reports() => {
+                        self.count_bypassed(id, &to_socket, &received);
+                    }
+                    Route::Link(_) | Route::Bypass(_) => {}
                 }
                 continue;
             }
@@ -322,6 +332,9 @@ impl<W: World> Udp<W> {
         }
         if let Some(id) = flow {
             self.flows.touch(id, Origin::Host, cx.now, cx.timers);
+            if cx.guard.reports() {
+                self.flows.count(id, Origin::Host, &received.extent());
+            }
             self.note(socket, false, cx.now, cx.timers);
         }
         let group = joined.or(received.destination.filter(|address| address.is_multicast()));
@@ -363,6 +376,11 @@ impl<W: World> Udp<W> {
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket, Origin::Host);
                 let id = if taken || retired { None } else { self.insert(new) };
+                if let Some(id) = id {
+                    let start = Start::of(Protocol::Udp, Direction::Inbound, endpoints);
+                    let start = Start { peer: Some(peer), ..start };
+                    self.flows.set_account(id, guard.begin_unjudged(start, cx.now));
+                }
                 if id.is_none() && !joined {
                     self.counters.no_room += 1;
                 }
@@ -431,7 +449,7 @@ impl Role {
 }
 
 impl Received {
-    fn extent(&self) -> Extent {
+    pub(super) fn extent(&self) -> Extent {
         Extent::new(self.len, self.segment_size)
     }
 

@@ -15,6 +15,7 @@ use wire::payload::Payload;
 use super::{Role, Socket, SocketKey, Udp};
 use crate::{
     context::{UdpOf, World},
+    events::How,
     flow::{Endpoints, FlowId},
     host::{Host as _, OutboundDatagram},
     memory::PayloadOf,
@@ -90,7 +91,7 @@ impl<W: World> Udp<W> {
         };
         let sockets: Vec<_> = self.sockets.iter().filter_map(of_group).collect();
         for id in &sockets {
-            self.end_flows_of(*id, timers);
+            self.end_flows_of(*id, How::Closed, timers);
             self.sockets.remove(*id);
         }
         self.joined.sockets -= sockets.len();

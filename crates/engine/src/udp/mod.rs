@@ -54,7 +54,7 @@ use bypass::{Client, Proxy};
 use member::Groups;
 use room::Notices;
 use table::{Flow, FlowTable, Origin, PeerKey};
-use train::Train;
+use train::{Extent, Train};
 
 /// Maximum number of datagrams or trains, and maximum number of errors, that are read from a socket in one turn.
 const MAX_BATCH: u8 = 32;
@@ -335,10 +335,15 @@ impl<W: World> Udp<W> {
         };
         let socket = flow.socket;
         let streaming = self.round.follows(flow.last_sent);
+        let is_reported = flow.account.is_open();
         if !flow.is_noted(self.round) {
             self.flows.touch(id, Origin::Guest, cx.now, cx.timers);
             self.flows.note_sent(id, self.round);
             self.note(socket, true, cx.now, cx.timers);
+        }
+        if is_reported {
+            let extent = Extent::new(datagram.payload.len(), segment_size);
+            self.flows.count(id, Origin::Guest, &extent);
         }
         let to = outbound.destination.ip();
         if self.is_member(to) || cx.settings.is_broadcast(to) {
@@ -409,6 +414,7 @@ impl<W: World> Udp<W> {
         self.end_surplus(Origin::Guest, cx.now, cx.timers);
         match flow {
             Some(id) => {
+                self.flows.set_account(id, cx.begin(Protocol::Udp, &endpoints, peer));
                 if cx.settings.services.multicast && peer.ip().is_multicast() {
                     self.note_use(cx.host, endpoints);
                 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
+    events::How,
     flow::{Endpoints, FlowId, Protocol},
     forward::spec::Direction,
 };
@@ -24,7 +25,7 @@ impl<W: World> Udp<W> {
         for (id, endpoints, peer) in flows {
             if !cx.still_admits_unread(Protocol::Udp, &endpoints, peer) {
                 log::debug!("{id}: forbidden by new rules");
-                self.end_flow(id, cx.timers);
+                self.end_flow(id, How::Forbidden, cx.timers);
             }
         }
         let proxies: Vec<(FlowId, Endpoints)> = self
@@ -35,7 +36,7 @@ impl<W: World> Udp<W> {
         for (id, endpoints) in proxies {
             if !cx.guard.still_admits_bypass(Protocol::Udp, endpoints, cx.now) {
                 log::debug!("{id}: forbidden by new rules");
-                self.end_proxy(id, cx.timers);
+                self.end_proxy(id, How::Forbidden, cx.timers);
             }
         }
     }

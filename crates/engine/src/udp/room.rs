@@ -9,6 +9,7 @@ use core::net::SocketAddr;
 use super::{Role, Socket, Udp, table::Origin};
 use crate::{
     context::{Context, UdpOf, World},
+    events::How,
     flow::{FlowId, Kind},
     host::{Errno, Host},
     share::Notice,
@@ -25,16 +26,26 @@ pub(super) struct Notices {
 }
 
 impl<W: World> Udp<W> {
+    /// Reports the end of all flows, because the program ends.
+    pub(crate) fn report_exit(&mut self) {
+        self.flows.report_exit();
+        for socket in self.sockets.values_mut() {
+            if let Role::Proxy(proxy) = &mut socket.role {
+                proxy.account.close(How::Exit);
+            }
+        }
+    }
+
     /// Handles the deadline of a flow or of a socket in the other namespace, if it has been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         if id.kind() != Kind::Udp {
             if self.flows.has_expired(id, cx.now, cx.timers) {
-                self.end_flow(id, cx.timers);
+                self.end_flow(id, How::Idle, cx.timers);
             }
         } else if let Some(socket) = self.sockets.get_mut(id)
             && socket.activity.has_expired(id, cx.now, cx.timers)
         {
-            self.end_proxy(id, cx.timers);
+            self.end_proxy(id, How::Idle, cx.timers);
         }
     }
 
@@ -104,7 +115,7 @@ impl<W: World> Udp<W> {
                     share.bound
                 );
             }
-            self.end_flow(id, timers);
+            self.end_flow(id, How::Displaced, timers);
             self.ended += 1;
         }
     }
@@ -115,7 +126,7 @@ impl<W: World> Udp<W> {
         let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
             return false;
         };
-        self.end_flows_of(id, timers);
+        self.end_flows_of(id, How::Displaced, timers);
         log::debug!("{id}: closed to make room for another one");
         self.close_unused(id, timers);
         self.ended += 1;
@@ -127,33 +138,34 @@ impl<W: World> Udp<W> {
     pub(super) fn end_idle_proxy(&mut self, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.proxies.next().and_then(|index| self.sockets.id_at(index)) else { return false };
         log::debug!("{id}: closed to make room for another one");
-        self.end_proxy(id, timers);
+        self.end_proxy(id, How::Displaced, timers);
         self.ended += 1;
         true
     }
 
     /// Ends all flows of a socket.
-    pub(super) fn end_flows_of(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_flows_of(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {
         let Some(socket) = self.sockets.get_mut(id) else { return };
         while let Some(flow) = self.flows.first_of(&socket.flows) {
             self.shared_ports.remove(&flow);
-            self.flows.remove(flow, &mut socket.flows, timers);
+            self.flows.remove(flow, how, &mut socket.flows, timers);
         }
     }
 
-    pub(super) fn end_flow(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_flow(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {
         let Some(socket_id) = self.flows.get(id).map(|flow| flow.socket) else { return };
         let Some(socket) = self.sockets.get_mut(socket_id) else { return };
         self.shared_ports.remove(&id);
-        self.flows.remove(id, &mut socket.flows, timers);
+        self.flows.remove(id, how, &mut socket.flows, timers);
         self.close_unused(socket_id, timers);
     }
 
-    pub(super) fn end_proxy(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_proxy(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {
         let Some(Socket { role: Role::Proxy(proxy), activity, .. }) = self.sockets.get_mut(id) else {
             return;
         };
         let listener = proxy.client.listener;
+        proxy.account.close(how);
         self.proxies.leave(id, activity, timers);
         self.sockets.remove(id);
         if let Some(socket) = self.sockets.get_mut(listener) {

@@ -7,8 +7,9 @@ use core::{
 
 use hashbrown::HashMap;
 
-use super::RoundNumber;
+use super::{RoundNumber, train::Extent};
 use crate::{
+    events::{Account, How},
     flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
     idle::{Activity, Chain, Idle, Links, Timeouts},
     share::Share,
@@ -54,6 +55,8 @@ pub(super) struct Flow {
     pub(super) last_sent: RoundNumber,
     begun: Origin,
     activity: Activity,
+    /// For the report of its end.
+    pub(super) account: Account,
 }
 
 impl Keyed for Flow {
@@ -74,6 +77,7 @@ impl Flow {
             last_sent: RoundNumber::NEVER,
             begun,
             activity: Activity::NONE,
+            account: Account::NONE,
         }
     }
 
@@ -217,6 +221,25 @@ impl FlowTable {
         idle.note(id, activity, from == *begun, now, timers);
     }
 
+    /// Reports the end of a flow by this account, which was opened for it.
+    pub(super) fn set_account(&mut self, id: FlowId, account: Account) {
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.account = account;
+        }
+    }
+
+    /// Counts a datagram or train, if the flow's end will be reported.
+    pub(super) fn count(&mut self, id: FlowId, from: Origin, extent: &Extent) {
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.account.count(from == flow.begun, extent.len, extent.count());
+        }
+    }
+
+    /// Reports the end of all flows, because the program ends.
+    pub(super) fn report_exit(&mut self) {
+        self.flows.values_mut().for_each(|flow| flow.account.close(How::Exit));
+    }
+
     /// Notes that the guest has sent a datagram in this round.
     pub(super) fn note_sent(&mut self, id: FlowId, round: RoundNumber) {
         if let Some(flow) = self.flows.get_mut(id) {
@@ -230,8 +253,9 @@ impl FlowTable {
     }
 
     /// Removes a flow from the table and from the list of its `socket`.
-    pub(super) fn remove(&mut self, id: FlowId, socket: &mut Chain, timers: &mut Timers<FlowId>) {
+    pub(super) fn remove(&mut self, id: FlowId, how: How, socket: &mut Chain, timers: &mut Timers<FlowId>) {
         let Some(mut flow) = self.flows.remove(id) else { return };
+        flow.account.close(how);
         self.by_peer.remove(&flow.peer_key());
         self.by_socket.unlink(socket, id.index());
         self.idle(flow.begun).leave(id, &mut flow.activity, timers);

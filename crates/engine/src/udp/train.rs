@@ -48,6 +48,11 @@ impl Extent {
         self.len += next.len;
     }
 
+    /// Number of datagrams.
+    pub(super) fn count(&self) -> usize {
+        if self.size == 0 { 1 } else { self.len.div_ceil(self.size) }
+    }
+
     /// The size of the datagrams for segmentation. None if the train is a single datagram.
     pub(super) fn segment_size(&self) -> Option<u16> {
         u16::try_from(self.size).ok().filter(|_| self.len > self.size)

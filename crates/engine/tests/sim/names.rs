@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use engine::{
+    events::{How, Refused},
     guard::{Guard, Mode},
     policy::{Policy, spec},
     rate_limit::RateLimit,
@@ -11,6 +12,7 @@ use engine::{
 use proptest::prelude::*;
 use testkit::{
     hello::{client_hello, long_client_hello, records, server_name},
+    journal::Journal,
     stream::Closed,
 };
 use wire::tcp::Flags;
@@ -145,6 +147,38 @@ fn a_hello_in_segments_is_sent_when_its_name_is_known() {
         }
         assert_open(&mut script, &hello);
     }
+}
+
+/// docs/flow-log.md: the rule and the names are reported at the beginning, what the client says at the end.
+#[test]
+fn names_are_reported() {
+    let mut journal = Journal::default();
+    for (name, how) in [(ALLOWED, How::GuestReset), (OTHER, How::Refused)] {
+        let mut guard = guard("allow *.example.org:443", false);
+        guard.report_to(journal.events.clone());
+        let mut script = connected_to(443, guard);
+        journal.read();
+        let flow = journal.open().next().unwrap().clone();
+        assert_eq!(flow.basis.rule.as_deref(), Some("allow *.example.org:443"));
+        assert_eq!(flow.basis.names, [ALLOWED.into(), OTHER.into()]);
+        let hello = tls(name);
+        say(&mut script, 0, &hello);
+        if how == How::Refused {
+            assert_farewell(&mut script, hello.len(), &ALERT);
+        } else {
+            script.heard();
+            let reset = script.bytes("R.", hello.len(), &[]);
+            script.frames(&[reset]);
+        }
+        journal.read();
+        let end = journal.ends.last().unwrap();
+        assert_eq!((end.name.as_deref(), end.how), (Some(name), how));
+    }
+    let [refusal] = &journal.refusals[..] else { panic!("{:?}", journal.refusals) };
+    let Refused::FirstBytes { claimed, ends, .. } = &refusal.what else { panic!("{refusal:?}") };
+    assert_eq!((claimed, ends.remote.port()), (&Ok(OTHER.into()), 443));
+    assert_eq!(refusal.basis.rule.as_deref(), Some("default deny"));
+    assert_eq!(refusal.basis.names.len(), 2);
 }
 
 #[test]

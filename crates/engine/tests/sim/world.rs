@@ -8,8 +8,9 @@ use std::{
 use engine::{
     addr::{Guest as KnownGuest, Settings},
     context,
+    events::How,
     flow::Endpoints,
-    host::Errno,
+    host::{Errno, Totals},
     pressure::Pressure,
     rate_limit::RateLimit,
     stack::{Limits, Round, Seeds, Stack},
@@ -19,6 +20,7 @@ use smoltcp::socket::tcp::State;
 use testkit::{
     guest::segment,
     host::VirtualHost,
+    journal::Journal,
     link::{Virtual, VirtualLink},
     network::{Direction, Impairments},
     settings::GUEST_MAC,
@@ -145,6 +147,9 @@ impl Scenario {
         assert_eq!((guest.received, host.received), (down, up), "bytes that arrived");
         assert!(guest.ended && host.ended && guest.closed && host.closed, "both ends close");
         assert_eq!(outcome.closed, Some(Closed::Orderly));
+        world.journal.read();
+        assert_eq!(world.journal.how(), [How::Closed]);
+        assert_eq!(world.journal.ends[0].totals, Some(Totals::bytes(up, down)), "bytes that were reported");
         outcome
     }
 }
@@ -288,6 +293,7 @@ pub(crate) struct World {
     urgent: Option<u64>,
     guest_aborts_at: Option<u64>,
     host_aborts_at: Option<u64>,
+    journal: Journal,
 }
 
 impl World {
@@ -330,7 +336,9 @@ impl World {
             urgent: scenario.urgent,
             guest_aborts_at: scenario.guest_aborts_at,
             host_aborts_at: scenario.host_aborts_at,
+            journal: Journal::default(),
         };
+        world.stack.guard_mut().report_to(world.journal.events.clone());
         world.open(scenario.opener, SocketAddr::new(remote, SERVER), guest_address);
         world
     }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
+use engine::events::{Account, How};
 use engine::flow::FlowId;
 use engine::forward::spec::Direction;
 use engine::host::Readiness;
@@ -18,6 +19,7 @@ use rustix::net::connect;
 
 use crate::budgets::Budgets;
 use crate::budgets::ledger::{Ledger, Permit};
+use crate::errno::to_engine;
 use crate::event::Source;
 use crate::io::splice::{Pair, Shared, reset_on_close};
 use crate::io::{readiness, stream_socket};
@@ -31,6 +33,20 @@ pub(crate) struct Bypass {
     dialer: Option<Dialer>,
     /// Maximum number of sockets that the opener opens before a connection needs them.
     ahead: usize,
+}
+
+/// An accepted connection to be forwarded into the other namespace.
+pub(crate) struct Client {
+    /// The accepted socket.
+    pub(crate) socket: OwnedFd,
+    /// Permits the two sockets of the connection.
+    pub(crate) permit: Permit,
+    /// The direction of the rule.
+    pub(crate) direction: Direction,
+    /// The destination in the other namespace.
+    pub(crate) destination: SocketAddr,
+    /// For the report of the connection's end.
+    pub(crate) account: Account,
 }
 
 impl Bypass {
@@ -59,24 +75,19 @@ impl Bypass {
     }
 
     /// Forwards an accepted connection into the other namespace. If an error occurs at once, the connection is reset.
-    pub(crate) fn open(
-        &mut self,
-        accepted: OwnedFd,
-        permit: Permit,
-        direction: Direction,
-        destination: SocketAddr,
-        now: Instant,
-    ) {
+    pub(crate) fn open(&mut self, client: Client, now: Instant) {
+        let Client { socket: accepted, permit, direction, destination, mut account } = client;
         let (connecting, connected) = match self.connect(direction, destination) {
             Ok(socket) => socket,
             Err(errno) => {
                 log::debug!("local connection to {destination} not forwarded: {errno}");
                 self.flows.counters.refused += 1;
+                account.close(How::Failed(to_engine(errno)));
                 return reset_on_close(&accepted);
             }
         };
         let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.shared.clone(), permit);
-        let id = match self.flows.insert(pair) {
+        let id = match self.flows.insert(pair, account) {
             Ok(id) => id,
             Err(mut refused) => {
                 self.flows.counters.refused += 1;

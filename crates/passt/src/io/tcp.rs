@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use engine::host::{Errno, SocketError, TcpSocket};
+use engine::host::{Amount, Errno, SocketError, TcpSocket, Totals};
 use engine::memory::Memory as _;
 use rustix::io;
 use rustix::net::{
@@ -212,6 +212,15 @@ impl TcpSocket for Stream {
 
     fn reset_on_close(&mut self) {
         reset_on_close(&self.fd);
+    }
+
+    fn totals(&mut self) -> Option<Totals> {
+        let totals = sys::stream::totals(&self.fd).ok()??;
+        let amount = |bytes, packets: u32| Amount { bytes, packets: Some(packets.into()) };
+        Some(Totals {
+            sent: amount(totals.bytes_sent, totals.segments_sent),
+            received: amount(totals.bytes_received, totals.segments_received),
+        })
     }
 }
 

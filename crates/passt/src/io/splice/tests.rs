@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant as Clock};
 
+use engine::events::Account;
 use engine::flow::FlowId;
 use engine::host::Readiness;
 use engine::splice::Bypass;
@@ -102,9 +103,8 @@ impl Line {
         let ((client, accepted), (server, connected)) = (end(kind), end(kind));
         let mut bypass = Bypass::new(1);
         let loopback = Ipv4Addr::LOCALHOST.into();
-        let id = bypass
-            .insert(Pair::new(accepted, connected, Direction::Inbound, loopback, shared.clone(), permit))
-            .unwrap();
+        let pair = Pair::new(accepted, connected, Direction::Inbound, loopback, shared.clone(), permit);
+        let id = bypass.insert(pair, Account::NONE).unwrap();
         let mut line = Self { epoll, shared, bypass, id, peers: [client, server], start: Clock::now() };
         let stands = Readiness { writable: true, ..Readiness::default() };
         line.bypass.on_readiness(id, Side::Connected, stands, line.now());

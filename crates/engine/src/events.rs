@@ -1,0 +1,277 @@
+//! Reports about flows: when each begins and ends, and what the guard refuses (docs/design/flow-log.md).
+//!
+//! A program that wants reports gives the guard a handle ([`Guard::report_to`](crate::guard::Guard::report_to)), and
+//! takes the events of each round at the end of the round. Each [`Event::Begin`] is followed by exactly one
+//! [`Event::End`] with the same flow.
+
+use alloc::{boxed::Box, rc::Rc, vec::Vec};
+use core::{cell::RefCell, net::SocketAddr};
+
+use crate::{
+    flow::{Endpoints, Protocol},
+    forward::spec::Direction,
+    host::{Errno, Totals},
+    timer::Instant,
+};
+
+/// The handle of a queue of events. Clones share the queue. The default has no queue: nothing is reported.
+#[derive(Clone, Debug, Default)]
+pub struct Events(Option<Rc<RefCell<Queue>>>);
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Number of flows so far.
+    flows: u64,
+    events: Vec<Event>,
+}
+
+/// What happened to a flow.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The flow begins.
+    Begin(Rc<Flow>),
+    /// The flow has ended.
+    End(End),
+    /// The guard refused the flow, or its first bytes, or a DNS question.
+    Refusal(Refusal),
+}
+
+/// A flow that has begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Number of the flow. The first one has number 1. Numbers are not used again.
+    pub number: u64,
+    /// When it began.
+    pub begun: Instant,
+    /// Who began it.
+    pub start: Start,
+    /// Why it may begin.
+    pub basis: Basis,
+}
+
+/// The beginning of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Outbound: the guest began the flow. Inbound: the host's side did.
+    pub direction: Direction,
+    /// The ends, as the guest sees them. For pings, the guest's port is the identifier, and the remote port is zero.
+    pub ends: Endpoints,
+    /// The remote on the host's side, after translation (behaviour §5.2), if it is known.
+    pub peer: Option<SocketAddr>,
+    /// Whether the flow bypasses the link.
+    pub bypasses: bool,
+}
+
+impl Start {
+    /// The beginning of a flow that goes through the link, and whose remote is not known on the host's side.
+    #[must_use]
+    pub const fn of(protocol: Protocol, direction: Direction, ends: Endpoints) -> Self {
+        Self { protocol, direction, ends, peer: None, bypasses: false }
+    }
+}
+
+/// Why a flow may begin, or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Basis {
+    /// The text of the rule, of the default, or another reason of the guard. None if there are no rules, or none was
+    /// asked.
+    pub rule: Option<Box<str>>,
+    /// The names for which the guest was given the remote address, at most [`MOST_NAMES`].
+    pub names: Vec<Box<str>>,
+}
+
+/// Maximum number of names in a [`Basis`].
+pub const MOST_NAMES: usize = 8;
+
+/// The end of a flow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// The flow.
+    pub flow: Rc<Flow>,
+    /// The name of the server that the client sent in its first bytes, if they were read.
+    pub name: Option<Box<str>>,
+    /// How it ended.
+    pub how: How,
+    /// What the flow has carried, from the guest (sent) and to it (received). None if it is not known.
+    pub totals: Option<Totals>,
+}
+
+/// How a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// In order: both streams of a connection have ended, or the guest has left the group.
+    Closed,
+    /// The guest has reset the connection.
+    GuestReset,
+    /// One side of a connection that bypasses the link has reset it, or has failed.
+    Reset,
+    /// The host's socket could not be opened or connected, or has failed, with this error.
+    Failed(Errno),
+    /// The connection was aborted on both sides: the guest did not answer, nothing happened for hours, the guest is
+    /// gone, or another connection needed the place.
+    Aborted,
+    /// The guard refused what the client sent first.
+    Refused,
+    /// The rules were replaced, and the new ones deny the flow.
+    Forbidden,
+    /// No datagram for the time of the flow's time-out.
+    Idle,
+    /// A limit was reached, and another flow needed the place.
+    Displaced,
+    /// The program ends.
+    Exit,
+}
+
+/// A refusal of the guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What was refused.
+    pub what: Refused,
+    /// The rule that refused it, and the names of the address.
+    pub basis: Basis,
+    /// Nothing was refused: the rules are only tried out.
+    pub audit: bool,
+}
+
+/// What the guard refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A new flow of the guest.
+    Flow {
+        /// The protocol.
+        protocol: Protocol,
+        /// The ends, as the guest sees them.
+        ends: Endpoints,
+    },
+    /// What the client of a flow sent first.
+    FirstBytes {
+        /// The protocol.
+        protocol: Protocol,
+        /// The ends, as the guest sees them.
+        ends: Endpoints,
+        /// The name that it asked for, or why it has none.
+        claimed: Result<Box<str>, Box<str>>,
+    },
+    /// A DNS question of the guest, or the answer to it.
+    Question {
+        /// The guest's end.
+        client: SocketAddr,
+        /// The name, in the form of [`wire::dns::write_text`].
+        name: Box<str>,
+        /// The type of the records, as text.
+        kind: Box<str>,
+        /// The question was allowed, but its answer was refused.
+        answered: bool,
+    },
+}
+
+impl Events {
+    /// A handle of a new queue.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Some(Rc::default()))
+    }
+
+    /// Whether there is a queue.
+    #[must_use]
+    pub const fn are_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Removes and returns all events, in the order in which they happened.
+    #[must_use]
+    pub fn take(&self) -> Vec<Event> {
+        self.0.as_ref().map(|queue| core::mem::take(&mut queue.borrow_mut().events)).unwrap_or_default()
+    }
+
+    /// Reports that a flow begins. Its end must be reported by the account.
+    pub(crate) fn begin(&self, start: Start, basis: Basis, now: Instant) -> Account {
+        let Some(queue) = &self.0 else { return Account::NONE };
+        let mut queued = queue.borrow_mut();
+        queued.flows += 1;
+        let flow = Rc::new(Flow { number: queued.flows, begun: now, start, basis });
+        queued.events.push(Event::Begin(flow.clone()));
+        let counted = match start.protocol {
+            Protocol::Tcp => Totals::bytes(0, 0),
+            Protocol::Udp | Protocol::Icmp => Totals::default(),
+        };
+        let queue = queue.clone();
+        Account(Some(Box::new(Open { flow, name: None, counted, queue })))
+    }
+
+    /// Reports a refusal.
+    pub(crate) fn refuse(&self, refusal: impl FnOnce() -> Refusal) {
+        if let Some(queue) = &self.0 {
+            let refusal = refusal();
+            queue.borrow_mut().events.push(Event::Refusal(refusal));
+        }
+    }
+}
+
+/// What is noted about a flow until its end. It is empty if nothing is reported, or if the end was reported.
+#[derive(Debug, Default)]
+pub struct Account(Option<Box<Open>>);
+
+#[derive(Debug)]
+struct Open {
+    flow: Rc<Flow>,
+    name: Option<Box<str>>,
+    counted: Totals,
+    queue: Rc<RefCell<Queue>>,
+}
+
+impl Account {
+    /// The account of a flow that is not reported.
+    pub const NONE: Self = Self(None);
+
+    /// Whether the flow's end has to be reported.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The ends of the flow, as the guest sees them.
+    pub(crate) fn ends(&self) -> Option<&Endpoints> {
+        Some(&self.0.as_ref()?.flow.start.ends)
+    }
+
+    /// Notes the name of the server that the client sent.
+    pub(crate) fn note_name(&mut self, name: &str) {
+        if let Some(open) = &mut self.0 {
+            open.name = Some(name.into());
+        }
+    }
+
+    /// Counts `packets` with `bytes` of payload together, of the party that began the flow (`request`) or of the other.
+    pub(crate) fn count(&mut self, request: bool, bytes: usize, packets: usize) {
+        let Some(open) = &mut self.0 else { return };
+        let of_guest = request == (open.flow.start.direction == Direction::Outbound);
+        let amount = if of_guest { &mut open.counted.sent } else { &mut open.counted.received };
+        amount.add(bytes, packets);
+    }
+
+    /// Reports the flow's end, with what was counted.
+    pub fn close(&mut self, how: How) {
+        let counted = self.0.as_ref().map(|open| open.counted);
+        self.close_with(how, || counted);
+    }
+
+    /// Reports the flow's end, with these numbers of bytes of the party that began it and of the other.
+    pub(crate) fn close_bytes(&mut self, how: How, requests: u64, replies: u64) {
+        let Some(open) = &self.0 else { return };
+        let (sent, received) = match open.flow.start.direction {
+            Direction::Outbound => (requests, replies),
+            Direction::Inbound => (replies, requests),
+        };
+        self.close_with(how, || Some(Totals::bytes(sent, received)));
+    }
+
+    /// Reports the flow's end, with these totals.
+    pub fn close_with(&mut self, how: How, totals: impl FnOnce() -> Option<Totals>) {
+        let Some(Open { flow, name, queue, .. }) = self.0.take().map(|open| *open) else { return };
+        let totals = totals();
+        queue.borrow_mut().events.push(Event::End(End { flow, name, how, totals }));
+    }
+}

@@ -1,0 +1,64 @@
+//! A reader of the engine's reports about flows.
+
+use std::{collections::BTreeMap, rc::Rc, vec::Vec};
+
+use engine::{
+    events::{End, Event, Events, Flow, How, Refusal},
+    flow::Protocol,
+};
+
+/// Reads events and checks that flows begin once and end once.
+#[derive(Debug)]
+pub struct Journal {
+    /// The handle for the engine.
+    pub events: Events,
+    open: BTreeMap<u64, Rc<Flow>>,
+    begun: u64,
+    /// The ends so far, in order.
+    pub ends: Vec<End>,
+    /// The refusals so far, in order.
+    pub refusals: Vec<Refusal>,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        let (open, ends, refusals) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self { events: Events::new(), open, begun: 0, ends, refusals }
+    }
+}
+
+impl Journal {
+    /// Reads the events since the last call.
+    pub fn read(&mut self) {
+        for event in self.events.take() {
+            match event {
+                Event::Begin(flow) => {
+                    self.begun += 1;
+                    assert_eq!(flow.number, self.begun, "{flow:?}");
+                    self.open.insert(flow.number, flow);
+                }
+                Event::End(end) => {
+                    let begun = self.open.remove(&end.flow.number);
+                    assert_eq!(begun.as_ref(), Some(&end.flow), "an end without a begin");
+                    self.ends.push(end);
+                }
+                Event::Refusal(refusal) => self.refusals.push(refusal),
+            }
+        }
+    }
+
+    /// The flows that have begun and not ended.
+    pub fn open(&self) -> impl Iterator<Item = &Flow> {
+        self.open.values().map(|flow| &**flow)
+    }
+
+    /// How many flows of a protocol have begun and not ended.
+    pub fn count(&self, protocol: Protocol) -> usize {
+        self.open().filter(|flow| flow.start.protocol == protocol).count()
+    }
+
+    /// How the flows ended so far, in order.
+    pub fn how(&self) -> Vec<How> {
+        self.ends.iter().map(|end| end.how).collect()
+    }
+}
