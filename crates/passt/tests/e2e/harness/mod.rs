@@ -1,5 +1,6 @@
 //! The harness of all tests: namespaces, sockets in these namespaces, guests, and the program under test.
 
+mod capture;
 mod front_end;
 mod machine;
 mod net;
@@ -8,8 +9,11 @@ mod opener;
 mod payload;
 mod program;
 mod raw;
+mod resolver;
+mod server;
 mod smol_guest;
 
+pub(crate) use capture::*;
 pub(crate) use front_end::*;
 pub(crate) use machine::*;
 pub(crate) use net::*;
@@ -17,6 +21,8 @@ pub(crate) use ns::*;
 pub(crate) use payload::*;
 pub(crate) use program::*;
 pub(crate) use raw::*;
+pub(crate) use resolver::*;
+pub(crate) use server::*;
 pub(crate) use smol_guest::*;
 
 use std::io::Write;
