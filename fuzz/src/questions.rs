@@ -1,6 +1,6 @@
-//! DNS under rules by name. The guest sends any queries, and the resolver any answers. No resolver gets a byte of the
-//! guest's but an allowed question, and the guest gets no address that the rules keep from it, and no key of an
-//! encrypted ClientHello.
+//! DNS under rules by name. The guest and the resolver send arbitrary messages. The resolver gets nothing from the
+//! guest except allowed questions. The guest gets no address that the rules forbid, and no keys of Encrypted
+//! ClientHello.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -108,7 +108,7 @@ impl Run {
         self.dns.on_datagram(&packet, &datagram, &Offload::default(), &mut self.world.context());
     }
 
-    /// A resolver that was asked sends this message, as a rule with the ID that it was asked with.
+    /// A resolver that got a query sends this message. Unless `keep_id` is set, the message gets the ID of the query.
     fn server_sends(&mut self, index: usize, keep_id: bool, message: &[u8]) {
         let opened: Vec<_> =
             self.world.host.opened.iter().filter(|opened| !opened.closed()).cloned().collect();
@@ -123,7 +123,7 @@ impl Run {
         self.dns.on_ready(opened.id, readable, &mut self.world.context());
     }
 
-    /// What the resolvers were sent is a question that may be asked, and nothing else.
+    /// Checks that the resolvers got only questions that the guest may ask.
     fn check_sent(&mut self) {
         let now = self.world.now;
         for opened in &self.world.host.opened {

@@ -46,7 +46,7 @@ pub struct Context<'a, W: World> {
     pub guest: &'a Guest,
     /// Decides which flows the guest may begin.
     pub guard: &'a mut Guard,
-    /// How much the guest may send and receive.
+    /// The rate limits of the guest.
     pub rate_limit: &'a mut RateLimit,
     /// Sockets of the host.
     pub host: &'a mut W::Host,
@@ -89,7 +89,7 @@ impl<W: World> Context<'_, W> {
         guard.admits_unread(&flow, *now, |destination| host.is_own(destination))
     }
 
-    /// Whether a flow that exists may continue under new rules. See [`Guard::still_admits`].
+    /// Whether an existing flow may continue under the new rules. See [`Guard::still_admits`].
     pub(crate) fn still_admits(
         &mut self,
         protocol: Protocol,
@@ -102,7 +102,7 @@ impl<W: World> Context<'_, W> {
         guard.still_admits(&flow, said, *now, |destination| host.is_own(destination))
     }
 
-    /// Whether a flow that exists, and whose first bytes were not read, may continue under new rules.
+    /// Whether an existing flow whose first bytes were not read may continue under the new rules.
     pub(crate) fn still_admits_unread(
         &mut self,
         protocol: Protocol,
@@ -137,7 +137,7 @@ impl<W: World> Context<'_, W> {
 
 /// Whether packets of the guest to `address` reach the host itself.
 pub(crate) fn leads_to_host(settings: &Settings, host: &mut impl Host, address: IpAddr) -> bool {
-    // Translation is the same for all ports.
+    // Any port will do, since translation is the same for all ports.
     let translated = settings.to_host(Protocol::Udp, SocketAddr::new(address, 1));
     translated.is_ok_and(|destination| destination.ip().is_loopback() || host.is_own(destination))
 }

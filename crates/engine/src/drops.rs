@@ -9,7 +9,7 @@ pub struct Drops {
     pub invalid: u64,
     /// From the guest: the guard refuses the flow.
     pub refused: u64,
-    /// The limit of the direction's rate is exceeded (docs/design/rate-limit.md).
+    /// The rate limit of the direction is exceeded (docs/design/rate-limit.md).
     pub over_limit: u64,
     /// A limit of flows or sockets is reached, or the host could not open a socket.
     pub no_room: u64,

@@ -29,16 +29,16 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Guard {
     rules: Option<Box<Rules>>,
-    /// The names for which the guest was given an address. None: there were no rules by name yet.
+    /// The names for which the guest was given an address. None if there have never been rules by name.
     names: Option<Box<Names>>,
     /// The names in the questions that were refused recently.
     recent: questions::Recent,
     refused: u64,
-    /// The mode of rules that are set later.
+    /// The mode for rules that are set later.
     mode: Mode,
     /// The key of `names`.
     hash_key: [u8; 16],
-    /// The flows that ended when the rules were replaced.
+    /// The numbers of flows that ended when the rules were replaced.
     ended: Ended,
     /// Where flows and refusals are reported.
     events: Events,
@@ -53,11 +53,12 @@ struct Rules {
 /// How the rules are applied.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mode {
-    /// Nothing is refused. What would be is counted and logged.
+    /// Nothing is refused. The flows and questions that would be refused are counted and logged.
     pub audit: bool,
-    /// A rule by name allows a flow as soon as its address was an answer for the name: first bytes are not read.
+    /// A rule by name allows a flow if the flow's address was in an answer for the name. The client's first bytes are
+    /// not read.
     pub by_answer_alone: bool,
-    /// What a ClientHello with an encrypted part means.
+    /// How a ClientHello with an encrypted part is treated.
     pub ech: Ech,
 }
 
@@ -80,10 +81,10 @@ pub struct Opening {
 pub enum Admission {
     /// The flow may begin.
     Admit,
-    /// The flow may begin, because of a rule by name. It must [hold](Guard::hold) the names of its address.
+    /// The flow may begin, because of a rule by name. The caller must [hold](Guard::hold) the names of its address.
     AdmitByName,
-    /// Only a rule by name allows the flow. The client's first bytes decide. The flow must [hold](Guard::hold) the
-    /// names of its address as soon as it begins.
+    /// Only a rule by name allows the flow. The client's first bytes decide. The caller must [hold](Guard::hold) the
+    /// names of its address as soon as the flow begins.
     Named(Claim),
     /// The flow may not begin. The refusal was counted and logged.
     Refuse,
@@ -96,7 +97,7 @@ pub struct Claim {
     pub server_first: bool,
     /// Whether first bytes without a name are forwarded, too.
     nameless: bool,
-    /// What a ClientHello with an encrypted part means.
+    /// How a ClientHello with an encrypted part is treated.
     pub ech: Ech,
     question: Question,
     guest: SocketAddr,
@@ -115,7 +116,7 @@ impl Guard {
         guard
     }
 
-    /// The names for which the guest was given an address. None if there were no rules by name yet.
+    /// The names for which the guest was given an address. None if there have never been rules by name.
     #[must_use]
     pub fn names_mut(&mut self) -> Option<&mut Names> {
         self.names.as_deref_mut()
@@ -155,8 +156,8 @@ impl Guard {
         if self.audits() { Admission::Admit } else { Admission::Refuse }
     }
 
-    /// Decides about a flow. `said` is the name that the client has sent, if its first bytes were read. The error is
-    /// the reason of a refusal.
+    /// The verdict on a flow. `said` is the name that the client has sent, if its first bytes were read. The error is
+    /// the reason for a refusal.
     fn judge(
         &self,
         flow: &Opening,
@@ -187,7 +188,7 @@ impl Guard {
         }
     }
 
-    /// The line of the log about a denied flow. It begins with the first of `words`, or in an audit with the second.
+    /// The log line about a denied flow. It begins with the first of `words`, or with the second in an audit.
     fn report<'a>(
         &'a self,
         words: [&'static str; 2],
@@ -231,9 +232,10 @@ impl Guard {
     }
 
     /// Whether the guest may begin a flow whose first bytes are not read. If only a rule by name allows the flow, it
-    /// may begin only if first bytes without a name are forwarded. Otherwise the same as [`Guard::admits`].
+    /// may begin only if first bytes without a name are forwarded. Apart from this, the function is like
+    /// [`Guard::admits`].
     ///
-    /// Such a flow does not hold names. Instead, each call prolongs the life of the names that allow it.
+    /// Such a flow does not hold names. Instead, each call prolongs the life of the names that allow the flow.
     pub fn admits_unread(
         &mut self,
         flow: &Opening,
@@ -251,8 +253,8 @@ impl Guard {
         }
     }
 
-    /// Whether the guest may begin a flow that bypasses the link and leads to the host's loopback. Otherwise the same
-    /// as [`Guard::admits`].
+    /// Whether the guest may begin a flow that bypasses the link and leads to the host's loopback. Apart from this, the
+    /// function is like [`Guard::admits`].
     pub fn admits_bypass(&mut self, protocol: Protocol, ends: Endpoints, now: Instant) -> bool {
         let flow = Opening { protocol, ends, destination: ends.remote, asks_resolver: false };
         self.admits_unread(&flow, now, |_| true)
@@ -282,7 +284,7 @@ impl Guard {
         self.names.as_mut()?.hold(address, now)
     }
 
-    /// Must be called when the flow of a hold ends.
+    /// Releases the hold of a flow. Must be called when the flow ends.
     pub fn release(&mut self, hold: Hold) {
         if let Some(names) = &mut self.names {
             names.release(hold);

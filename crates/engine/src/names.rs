@@ -239,8 +239,8 @@ impl Names {
         }
     }
 
-    /// Notes traffic of a flow to this address that has no hold: the names that have not expired live for at least
-    /// [`MIN_LIFE`].
+    /// Notes traffic to this address of a flow without a hold. The names of the address that have not expired are kept
+    /// for at least [`MIN_LIFE`].
     pub fn prolong(&mut self, address: IpAddr, now: Instant) {
         let (Some(slot), second) = (self.find(&address_key(address)), second(now)) else { return };
         self.expire(slot, second);
@@ -314,7 +314,7 @@ impl Names {
         true
     }
 
-    /// Notes that the entry was learned again or used: other entries are removed before it.
+    /// Notes that the entry was learned again or used. Other entries will be removed earlier.
     fn renew(&mut self, slot: u32) {
         if self.entry(slot).is_some_and(|entry| entry.holds == 0) {
             self.links.move_to_end(&mut self.unheld, slot);
@@ -452,7 +452,7 @@ const fn address_key(address: IpAddr) -> Key {
     })
 }
 
-/// The second at which a name expires that an answer gives at `second`, for `ttl` seconds.
+/// The second at which a name expires: an answer at `second` gives the name for `ttl` seconds.
 fn end_of_life(ttl: u32, second: u32) -> u32 {
     // One second is added, since `second` is rounded down.
     second.saturating_add(ttl.clamp(MIN_LIFE.as_secs() as u32, MAX_LIFE) + 1)

@@ -11,30 +11,31 @@ pub use rate::{InvalidRate, Rate};
 
 use crate::{drops::Drops, forward::spec::Direction, timer::Instant};
 
-/// How much time's worth of tokens a bucket holds.
+/// The capacity of a bucket, as the time in which this many tokens are added.
 const BURST: Duration = Duration::from_millis(50);
-/// Minimum that a class may hold, in bytes: two packets of an Ethernet, and a few small ones.
+/// Minimum capacity of a class, in bytes: two Ethernet packets of maximum size, and a few small ones.
 const MIN_CLASS: u64 = 4096;
-/// A turn is this much time's worth of tokens, ...
+/// The length of a turn, as the time in which this many tokens are added.
 const TURN: Duration = Duration::from_micros(2500);
-/// ... but at least, in bytes, the payload of a full segment on an Ethernet, ...
+/// Minimum length of a turn, in bytes: the payload of a full segment on an Ethernet.
 const MIN_TURN: u64 = 1460;
-/// ... and at most about a super-frame.
+/// Maximum length of a turn, in bytes: about one super-frame.
 const MAX_TURN: u64 = 64 << 10;
-/// Flows that wait are woken for this much time's worth of tokens.
+/// Waiting flows are woken when the tokens of this time have been added.
 const WAKE: Duration = Duration::from_millis(5);
 /// Minimum time from one wake-up to the next one.
 const MIN_WAIT: Duration = Duration::from_millis(1);
-/// Datagrams up to this length, in bytes with headers, may use all tokens; longer ones leave a quarter of the class.
+/// Datagrams up to this length, in bytes with headers, may use all tokens of their class. Longer datagrams leave a
+/// quarter of the class's capacity unused.
 const SHORT: u64 = 512;
-/// How much of the stream a guest may send ahead of its turns: this much time's worth of tokens.
+/// How far the guest's stream may be ahead of its turns, as the time in which this many tokens are added.
 const WINDOW: Duration = Duration::from_millis(200);
 
-/// Millionths of a bit. A rate in bits per second is a number of these per microsecond.
+/// Tokens, in millionths of a bit. A rate of `n` bits per second adds `n` of these units per microsecond.
 type Units = i64;
 const UNITS_PER_BYTE: u64 = 8_000_000;
 
-/// What shares a bucket.
+/// The classes of traffic that share a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// TCP through the link.
@@ -47,7 +48,7 @@ pub enum Class {
 
 const CLASSES: usize = 3;
 
-/// The limits of a guest. The default is no limit.
+/// The rate limits of a guest. By default, no direction is limited.
 #[derive(Debug, Default)]
 pub struct RateLimit {
     outbound: Option<Box<Bucket>>,
@@ -66,14 +67,14 @@ pub(crate) struct Load {
 }
 
 impl RateLimit {
-    /// Limits for what the guest sends (`outbound`) and for what it receives.
+    /// Limits for the traffic from the guest (`outbound`) and to the guest (`inbound`).
     #[must_use]
     pub fn new(outbound: Option<Rate>, inbound: Option<Rate>, now: Instant) -> Self {
         let bucket = |rate: Option<Rate>| rate.map(|rate| Box::new(Bucket::new(rate, now)));
         Self { outbound: bucket(outbound), inbound: bucket(inbound) }
     }
 
-    /// The bucket of a direction, if the direction is limited. [`Direction::Inbound`] is towards the guest.
+    /// The bucket of a direction, if the direction is limited. [`Direction::Inbound`] is the direction to the guest.
     pub(crate) fn of(&mut self, direction: Direction) -> Option<&mut Bucket> {
         match direction {
             Direction::Outbound => self.outbound.as_deref_mut(),
@@ -95,19 +96,19 @@ impl RateLimit {
         }
     }
 
-    /// How much of its stream the guest may send ahead of its turns, in bytes. None if what it sends is not limited.
+    /// How far the guest's stream may be ahead of its turns, in bytes. None if the outbound direction is not limited.
     pub(crate) fn window(&self) -> Option<u64> {
         self.outbound.as_ref().map(|bucket| bucket.rate.bytes_in(WINDOW))
     }
 
-    /// When flows that wait for tokens should be given turns.
+    /// The time at which waiting flows should get turns.
     pub(crate) fn next(&self) -> Option<Instant> {
         let due = [&self.outbound, &self.inbound].map(|bucket| bucket.as_ref()?.next());
         due.into_iter().flatten().min()
     }
 
-    /// The first part of a load that passes, in whole datagrams. The other datagrams are counted in `drops`. None if no
-    /// datagram passes.
+    /// The part of a load that the limit allows: its first datagrams. The other datagrams are counted in `drops`. None
+    /// if no datagram is allowed.
     #[inline]
     pub(crate) fn pass(
         &mut self,
@@ -130,7 +131,7 @@ pub(crate) struct Bucket {
     rate: Rate,
     /// The tokens of each class. A class can be in debt.
     tokens: [Units; CLASSES],
-    /// Flows of this class wait for tokens.
+    /// Whether flows of each class wait for tokens.
     waiting: [bool; CLASSES],
     /// The time up to which tokens were added.
     since: Instant,
@@ -143,7 +144,7 @@ impl Bucket {
         Self { tokens: [bucket.share(); CLASSES], ..bucket }
     }
 
-    /// Part of the bucket that belongs to each class.
+    /// Each class's share of the bucket's capacity.
     fn share(&self) -> Units {
         to_units(self.rate.bytes_in(BURST) / CLASSES as u64).max(to_units(MIN_CLASS))
     }
@@ -159,7 +160,7 @@ impl Bucket {
         self.rate.bytes_in(TURN).clamp(MIN_TURN, MAX_TURN)
     }
 
-    /// Adds the tokens since the last call: in equal parts to all classes that are not full.
+    /// Adds the tokens for the time since the last call, in equal parts to all classes that are not full.
     fn refill(&mut self, now: Instant) {
         let elapsed = now.since(self.since).as_micros();
         let new = elapsed.saturating_mul(self.rate.bits_per_second().into());
@@ -172,7 +173,7 @@ impl Bucket {
             if open == 0 {
                 break;
             }
-            // The rest of the division goes to the first ones.
+            // The remainder of the division goes to the first classes.
             let part = (new / open as Units).max(1);
             for (tokens, room) in self.tokens.iter_mut().zip(room).filter(|(_, room)| *room > 0) {
                 let added = part.min(room).min(new);
@@ -182,8 +183,9 @@ impl Bucket {
         }
     }
 
-    /// How many bytes the flow may move whose turn it is, of `waiting` flows of a class. None if no flow waits, or if it is
-    /// nobody's turn yet: the flows wait until [`Stack::next_deadline`](crate::stack::Stack::next_deadline).
+    /// How many bytes the next flow of a class may move. `waiting` is the number of flows of this class that wait. None
+    /// if no flow waits, or if there are too few tokens for a turn. Then the flows wait until
+    /// [`Stack::next_deadline`](crate::stack::Stack::next_deadline).
     pub(crate) fn grant(&mut self, class: Class, waiting: usize, now: Instant) -> Option<u32> {
         self.set_waiting(class, waiting > 0);
         if waiting == 0 {
@@ -198,7 +200,7 @@ impl Bucket {
         Some(u32::try_from(part).unwrap_or(u32::MAX))
     }
 
-    /// Sets whether flows of a class wait for tokens. Flows that wait for something else as well, do not.
+    /// Sets whether flows of a class wait for tokens. A flow that also waits for something else does not count.
     pub(crate) const fn set_waiting(&mut self, class: Class, waiting: bool) {
         self.waiting[class as usize] = waiting;
     }
@@ -208,7 +210,7 @@ impl Bucket {
         self.tokens[class as usize] -= to_units(bytes);
     }
 
-    /// The length of the part that passes (see [`RateLimit::pass`]), in bytes, and how many datagrams are dropped.
+    /// The length of the part that is allowed (see [`RateLimit::pass`]), in bytes, and the number of dropped datagrams.
     fn pass(&mut self, load: &Load, now: Instant) -> (Option<usize>, u64) {
         self.refill(now);
         let size = load.segment_size.map_or(load.len, usize::from).max(1);
@@ -236,7 +238,7 @@ impl Bucket {
         pass
     }
 
-    /// When there will be enough tokens to wake flows that wait.
+    /// The time at which there are enough tokens to wake the waiting flows. None if no flow waits.
     fn next(&self) -> Option<Instant> {
         let wanted = to_units(self.turn().max(self.rate.bytes_in(WAKE)));
         let open = (0..CLASSES).filter(|&class| self.tokens[class] < self.capacity(class)).count();
@@ -249,7 +251,7 @@ impl Bucket {
     }
 }
 
-/// Headers of UDP or ICMP, and of IP, in bytes.
+/// Length of the UDP or ICMP header and the IP header, in bytes.
 const fn headers(v4: bool) -> u64 {
     8 + if v4 { 20 } else { 40 }
 }

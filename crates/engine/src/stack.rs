@@ -145,7 +145,7 @@ impl<W: World> Stack<W> {
         &mut self.guard
     }
 
-    /// How much the guest may send and receive. It can be replaced before the first round.
+    /// The rate limits of the guest. They can be replaced before the first round.
     pub const fn rate_limit_mut(&mut self) -> &mut RateLimit {
         &mut self.rate_limit
     }

@@ -60,7 +60,7 @@ pub struct State {
     pub starts: Vec<u32>,
     /// If given, the guest's bytes are stored here, and are not compared.
     pub kept: Option<Vec<u8>>,
-    /// If given, the peer's bytes, instead of [`DOWNWARD`].
+    /// If given, the peer sends these bytes instead of [`DOWNWARD`].
     pub said: Option<Vec<u8>>,
     /// The connection is established.
     pub connected: bool,
@@ -219,7 +219,7 @@ impl Peer {
         self.change(|state| state.received += len);
     }
 
-    /// These bytes of the peer have arrived.
+    /// The bytes `bytes` of the peer have arrived.
     pub fn say(&self, bytes: &[u8]) {
         self.change(|state| {
             state.said.get_or_insert_default().extend_from_slice(bytes);

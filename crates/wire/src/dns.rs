@@ -117,7 +117,8 @@ impl Type {
     pub const ANY: Self = Self(255);
 }
 
-/// The registry's name of the types that clients ask for most, else `TYPE` and the number (RFC 3597 §5).
+/// The most frequent types have their name in the IANA registry. All other types are `TYPE` and the number (RFC 3597
+/// §5).
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match *self {

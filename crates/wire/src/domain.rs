@@ -42,8 +42,8 @@ pub fn without_service(name: &str) -> &str {
     if rest.is_empty() { name } else { rest }
 }
 
-/// The address that a name of a reverse mapping is about (RFC 1035 §3.5, RFC 3596 §2.5), in lower case and without a
-/// trailing dot. None if the name is not the name of one address.
+/// The address that a reverse-mapping name stands for (RFC 1035 §3.5, RFC 3596 §2.5). `name` is in lower case and has
+/// no trailing dot. None if the name does not stand for a single address.
 #[must_use]
 pub fn reverse_address(name: &str) -> Option<IpAddr> {
     if let Some(octets) = name.strip_suffix(".in-addr.arpa") {
@@ -61,7 +61,7 @@ pub fn reverse_address(name: &str) -> Option<IpAddr> {
     (count == 32).then(|| Ipv6Addr::from(bits).into())
 }
 
-/// A decimal number from 0 to 255 without leading zeros: the only form that servers use.
+/// Parses a decimal number from 0 to 255 without leading zeros, which is the only form that servers use.
 fn octet(text: &str) -> Option<u8> {
     let leading_zero = text.len() > 1 && text.starts_with('0');
     (text.bytes().all(|b| b.is_ascii_digit()) && !leading_zero).then(|| text.parse().ok()).flatten()

@@ -1,4 +1,4 @@
-//! Queries and sessions are judged again when the rules are replaced (docs/design/guard.md).
+//! Judges queries and sessions again when the rules are replaced (docs/design/guard.md).
 
 use alloc::vec::Vec;
 
@@ -12,8 +12,8 @@ use crate::{
 };
 
 impl<W: World> Dns<W> {
-    /// Ends the queries and sessions that the present rules deny. A query that was judged by its name gets an answer;
-    /// every other one is judged when the guest repeats it.
+    /// Ends the queries and sessions that the current rules deny. If a query was judged by its name, the guest gets a
+    /// refusal. All other queries are judged when the guest repeats them.
     pub(crate) fn review(&mut self, cx: &mut Context<'_, W>) {
         let all: Vec<(FlowId, Key)> =
             self.exchanges.iter().map(|(id, exchange)| (id, exchange.key)).collect();

@@ -539,7 +539,7 @@ fn answers_in_a_train() {
     assert_shown(&test.world.frame().0, DNS4, GUEST, &answer(&question, 0));
 }
 
-/// docs/design/rate-limit.md: as UDP, by the length of the packet.
+/// Like UDP datagrams, queries and answers count by the length of their packet (docs/design/rate-limit.md).
 #[test]
 fn questions_and_answers_above_the_rate_are_dropped_and_counted() {
     let mut test = Test::with(&["192.0.2.1"]);

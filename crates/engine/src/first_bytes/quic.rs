@@ -14,8 +14,8 @@ use crate::timer::Instant;
 
 /// Maximum number of connections of one UDP flow. Some clients use one socket for all their connections to a server.
 const MAX_CONNECTIONS: usize = 8;
-/// The time without an Initial packet after which a connection may be forgotten, to make room for another one. No known
-/// server waits longer than 60 s for the rest of a ClientHello.
+/// Time without an Initial packet after which a connection may be forgotten to make room for a new one. No known server
+/// waits longer than 60 s for the rest of a ClientHello.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 
 /// Bits of a packet's first byte (RFC 9000 §17.2). The fixed bit may be zero (RFC 9287), so this bit is not tested.
@@ -38,14 +38,15 @@ mod frame {
 /// The first datagrams of a UDP flow to a QUIC server.
 ///
 /// The caller must feed every datagram of the client until a name is found. After that, the caller must feed every
-/// datagram that [may begin a connection](Self::may_begin_connection), for two reasons. A client may begin another
-/// connection within the same flow. And a server drops some packets: small datagrams, and packets with a number that it
-/// has seen. So a client could send one name in packets that the server drops, and afterwards another name.
+/// datagram that [may begin a connection](Self::may_begin_connection), for two reasons. First, a client may begin
+/// another connection within the same flow. Second, a server drops some packets: those in small datagrams, and those
+/// with a packet number that the server has already seen. So a client could first send an allowed name in packets that
+/// the server drops, and then another name.
 ///
 /// Connections are distinguished by the destination connection ID of their first Initial packet, from which their keys
 /// are derived. So the packets that a client sends after a Retry packet belong to a new connection here, with its own
-/// ClientHello. What was read of a connection is lost with this reader. So the caller must also ensure that packets of
-/// one connection are not read by two readers: see [`connections`](Self::connections).
+/// ClientHello. The state of a connection is lost with its reader. So the caller must also ensure that no two readers
+/// read packets of the same connection: see [`connections`](Self::connections).
 ///
 /// All connections of a flow together keep [`MAX_LEN`] bytes at most.
 #[derive(Debug)]
@@ -113,7 +114,7 @@ impl FirstDatagrams {
         match read {
             Ok(Some(name)) => Found::Name(name),
             Ok(None) => Found::More,
-            // Nothing was read of the new connection.
+            // The state of the known connections is unchanged.
             Err(why @ Why::TooManyConnections) => Found::NoName(why),
             Err(why) => {
                 (self.refused, self.connections) = (Some(why), Vec::new());
@@ -122,15 +123,15 @@ impl FirstDatagrams {
         }
     }
 
-    /// Whether a datagram may have Initial packets, or is a ClientHello of DTLS. If not, the datagram need not be fed
-    /// once a name was found.
+    /// Whether a datagram may contain Initial packets or a ClientHello of DTLS. If not, and a name was found before,
+    /// the datagram need not be fed.
     #[must_use]
     pub fn may_begin_connection(datagram: &[u8]) -> bool {
         begins_with_long_header(datagram) || is_dtls_handshake(datagram)
     }
 
-    /// The connections that were read: the destination connection ID of the first packet of each, and whether it was
-    /// [marked](Self::mark_forwarded) as forwarded.
+    /// The connections that were read. For each: the destination connection ID of its first packet, and whether the
+    /// connection was [marked](Self::mark_forwarded) as forwarded.
     pub fn connections(&self) -> impl Iterator<Item = (&[u8], bool)> {
         self.connections.iter().map(|connection| (&*connection.id, connection.forwarded))
     }
@@ -158,7 +159,7 @@ impl FirstDatagrams {
         self.has_ech
     }
 
-    /// Reads a datagram; returns the name of its connection.
+    /// Reads a datagram. Returns the name of its connection.
     fn read(&mut self, datagram: &[u8], now: Instant) -> Result<Option<HostName>, Why> {
         if is_dtls_handshake(datagram) {
             return Err(Why::UnknownProtocol);
@@ -187,7 +188,7 @@ impl FirstDatagrams {
         Ok(name.clone())
     }
 
-    /// Reads an Initial packet; returns the index of its connection.
+    /// Reads an Initial packet. Returns the index of its connection.
     fn initial(&mut self, packet: &Packet<'_>, now: Instant) -> Result<usize, Why> {
         let (at, payload) = self.open(packet, now)?;
         let others = self.connections.iter().enumerate().filter(|&(other, _)| other != at);
@@ -205,15 +206,16 @@ impl FirstDatagrams {
         Ok(at)
     }
 
-    /// Opens a packet; returns the index of its connection, which may be a new one, and the frames.
+    /// Opens a packet. Returns the index of its connection, which may be a new connection, and the packet's frames.
     ///
     /// After the server's first answer, a client uses the connection ID that the server chose, but the keys are still
     /// derived from the client's original connection ID. A packet that no key can open is refused, not ignored. The
     /// server may have accepted fewer packets than the engine. Then the server expects other packet numbers, and may be
     /// able to open a packet that the engine can't.
     ///
-    /// A packet that two keys can open is refused as well. Who knows the keys can make such a packet, with other frames
-    /// for each key (AES-GCM does not commit to a key). The engine can't know which connection the server will choose.
+    /// A packet that two keys can open is refused as well. A client knows the keys, and can construct a packet that has
+    /// different frames for each key (AES-GCM does not commit to a key). The engine can't know which connection the
+    /// server will choose.
     fn open(&mut self, packet: &Packet<'_>, now: Instant) -> Result<(usize, Vec<u8>), Why> {
         let mut opened = None;
         for (at, connection) in self.connections.iter_mut().enumerate() {
@@ -232,7 +234,7 @@ impl FirstDatagrams {
         }
     }
 
-    /// Adds a new connection; returns its index.
+    /// Adds a new connection. Returns its index.
     fn add(&mut self, connection: Connection, now: Instant) -> Result<usize, Why> {
         if self.connections.len() == MAX_CONNECTIONS || self.len() > MAX_LEN / 2 {
             self.connections.retain(|old| now.since(old.active) < FORGOTTEN_AFTER);
@@ -344,8 +346,9 @@ fn begins_with_long_header(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & LONG_HEADER != 0)
 }
 
-/// Whether a datagram begins with a handshake record of DTLS (RFC 6347 §4.1, RFC 9147 §4), which could ask for another
-/// server's name at the same port. A QUIC packet begins with these bytes only by chance: its fixed bit is zero.
+/// Whether a datagram begins with a handshake record of DTLS (RFC 6347 §4.1, RFC 9147 §4). Such a record could have the
+/// name of another server at the same port. A QUIC packet can begin with these bytes only if its fixed bit is zero,
+/// which is rare.
 const fn is_dtls_handshake(datagram: &[u8]) -> bool {
     matches!(datagram, [22, 0xfe, ..])
 }

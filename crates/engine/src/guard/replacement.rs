@@ -1,5 +1,5 @@
 //! Replacement of the rules while flows exist. Each flow that the guest began is judged again, and ends if the new
-//! rules deny it (docs/design/guard.md).
+//! rules deny the flow (docs/design/guard.md).
 
 use alloc::boxed::Box;
 use core::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use crate::{
     timer::Instant,
 };
 
-/// The words for a flow that ends, and for one that would end if the rules were not only an audit.
+/// The words in the log for a flow that ends, and for a flow that would end if this were not an audit.
 const ENDED: [&str; 2] = ["ended", "would be ended"];
 
 /// The numbers of flows that ended because new rules deny them. In an audit, the numbers of flows that would have
@@ -47,9 +47,10 @@ impl Guard {
         Self { mode, hash_key, recent: questions::Recent::new(hash_key), ..Self::default() }
     }
 
-    /// Replaces the rules, or sets the first ones. The mode stays. Flows that exist must then be judged again.
+    /// Replaces the rules, or sets the first rules. The mode stays the same. Afterwards, existing flows must be judged
+    /// again.
     ///
-    /// The known names stay, since flows hold some of them.
+    /// The known names are kept, since flows hold some of them.
     pub(crate) fn replace(&mut self, policy: Policy) {
         if policy.has_names() && self.names.is_none() {
             self.names = Some(Box::new(Names::new(names::Limits::default(), self.hash_key)));
@@ -58,14 +59,15 @@ impl Guard {
         self.rules = Some(Box::new(Rules { policy, mode: self.mode }));
     }
 
-    /// The flows that ended since the rules were replaced, because the new rules deny them.
+    /// The numbers of flows that ended since the rules were replaced, because the new rules deny them.
     #[must_use]
     pub const fn ended(&self) -> Ended {
         self.ended
     }
 
-    /// Whether a flow that exists may continue under the new rules. `said` is the name that its client has sent, if its
-    /// first bytes were read. An end is counted and logged. `is_own` has the meaning that it has in [`Guard::admits`].
+    /// Whether an existing flow may continue under the new rules. `said` is the name that its client has sent, if its
+    /// first bytes were read. If the flow must end, this is counted and logged. `is_own` has the meaning that it has in
+    /// [`Guard::admits`].
     pub(crate) fn still_admits(
         &mut self,
         flow: &Opening,
@@ -87,8 +89,8 @@ impl Guard {
         if self.audits() { Admission::Admit } else { Admission::Refuse }
     }
 
-    /// Whether a flow that exists may continue although only a rule by name allows it, and the name that its client has
-    /// sent is not known. An end is counted and logged.
+    /// Whether an existing flow may continue if only a rule by name allows it, and the name that its client has sent is
+    /// not known. If not, the end of the flow is counted and logged.
     pub(crate) fn still_admits_nameless(&mut self, claim: &Claim) -> bool {
         let Some(rules) = &self.rules else { return true };
         if claim.nameless {
@@ -101,8 +103,8 @@ impl Guard {
         self.audits()
     }
 
-    /// Whether a flow that exists, and whose first bytes were not read, may continue under the new rules. The rest is
-    /// as for [`Guard::still_admits`].
+    /// Whether an existing flow whose first bytes were not read may continue under the new rules. Apart from this, the
+    /// function is like [`Guard::still_admits`].
     pub(crate) fn still_admits_unread(
         &mut self,
         flow: &Opening,
@@ -116,8 +118,8 @@ impl Guard {
         }
     }
 
-    /// Whether a flow that bypasses the link and leads to the host's loopback may continue under the new rules. The
-    /// rest is as for [`Guard::still_admits`].
+    /// Whether a flow that bypasses the link and leads to the host's loopback may continue under the new rules. Apart
+    /// from this, the function is like [`Guard::still_admits`].
     pub fn still_admits_bypass(&mut self, protocol: Protocol, ends: Endpoints, now: Instant) -> bool {
         let flow = Opening { protocol, ends, destination: ends.remote, asks_resolver: false };
         self.still_admits_unread(&flow, now, |_| true)
@@ -125,13 +127,14 @@ impl Guard {
 }
 
 impl Claim {
-    /// The claim with the time at which the flow began.
+    /// This claim, with the begin of the flow of the claim `earlier`.
     pub(crate) const fn begun_with(self, earlier: &Self) -> Self {
         Self { since: earlier.since, ..self }
     }
 }
 
-/// The one name that a client has sent, which was an answer for the flow's address.
+/// For a flow whose first bytes were read, the only name is the name that the client has sent. The guest was given the
+/// flow's address for it.
 impl Lookup for HostName {
     fn names(&self, _: IpAddr) -> impl Iterator<Item = &str> {
         core::iter::once(self.as_str())

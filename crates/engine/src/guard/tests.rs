@@ -122,7 +122,7 @@ fn names_are_those_of_the_time_when_the_flow_began() {
     assert!(guard.admits_name(&claim, &name("a.example.org")));
 }
 
-/// Pings have no flow that could hold names. As long as a guest pings an address, its names do not expire.
+/// No flow holds the names of a ping's address. Instead, each ping prolongs the life of the names.
 #[test]
 fn each_ping_prolongs_the_life_of_names() {
     let mut guard = guard(&["allow a.example"]);

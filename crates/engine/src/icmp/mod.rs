@@ -205,8 +205,8 @@ impl<W: World> Ping<W> {
         }
     }
 
-    /// Ends the flows whose latest request the present rules deny. A flow serves several destinations, and each request
-    /// is judged, so this matters only for replies that are on their way.
+    /// Ends the flows whose latest request the current rules deny. Later requests are judged one by one, so this only
+    /// concerns replies that have not arrived yet.
     pub(crate) fn review(&mut self, cx: &mut Context<'_, W>) {
         let flows: Vec<(FlowId, Endpoints)> = self
             .flows
@@ -423,7 +423,7 @@ fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) ->
     })
 }
 
-/// What a message with `len` bytes of payload counts for the limit of the rate.
+/// The load of a message with `len` bytes of payload, for the rate limit.
 const fn load(len: usize, remote: IpAddr) -> Load {
     Load { len, segment_size: None, v4: remote.is_ipv4() }
 }

@@ -418,7 +418,7 @@ fn the_source_that_a_guest_with_several_addresses_chose_is_kept() {
     );
 }
 
-/// docs/design/rate-limit.md: as UDP, by the length of the packet.
+/// Like UDP datagrams, echo messages count by the length of their packet (docs/design/rate-limit.md).
 #[test]
 fn requests_and_replies_above_the_rate_are_dropped_and_counted() {
     for (guest, remote, fit) in [(GUEST, "203.0.113.1", 117), (GUEST6, "2001:db8:2::1", 74)] {

@@ -295,7 +295,7 @@ impl Model {
         }
     }
 
-    /// A flow without a hold has traffic.
+    /// A flow without a hold forwards a packet.
     fn prolong(&mut self, address: u8, second: u64) {
         self.begin(address, second);
         let names = self.until.range_mut((address, 0)..=(address, u8::MAX));

@@ -442,8 +442,8 @@ fn reached(address: IpAddr) -> impl Iterator<Item = IpAddr> {
     v6.into_iter().flat_map(group::carried).map(IpAddr::V4)
 }
 
-/// Whether all addresses that packets to `address` may reach instead have a property; `address` itself, if there are no
-/// such addresses.
+/// Whether `has` is true for all addresses that packets to `address` may reach instead of it. If there are no such
+/// addresses, whether `has` is true for `address` itself.
 fn all_reached(address: IpAddr, has: impl Fn(IpAddr) -> bool) -> bool {
     let mut reached = reached(address).peekable();
     if reached.peek().is_none() { has(address) } else { reached.all(has) }

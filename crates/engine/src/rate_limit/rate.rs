@@ -8,7 +8,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(u64);
 
-/// Why a text is no rate.
+/// The reason why a text is not a rate.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum InvalidRate {
     /// It is not a number.
@@ -23,7 +23,7 @@ pub enum InvalidRate {
 }
 
 impl Rate {
-    /// The lowest rate. Less is rather a mistake.
+    /// The lowest rate. A lower rate is probably a mistake.
     pub const MIN: Self = Self(1_000);
     /// The highest rate.
     pub const MAX: Self = Self(1_000_000_000_000);
@@ -34,7 +34,7 @@ impl Rate {
         self.0
     }
 
-    /// How many bytes it is in this time.
+    /// The number of bytes that the rate allows in this time.
     pub(super) fn bytes_in(self, time: Duration) -> u64 {
         let bits = u128::from(self.0) * time.as_micros() / 1_000_000;
         u64::try_from(bits / 8).unwrap_or(u64::MAX)
@@ -44,7 +44,7 @@ impl Rate {
 /// The suffixes and their factors, the largest first.
 const SUFFIXES: [(char, u64); 3] = [('G', 1_000_000_000), ('M', 1_000_000), ('k', 1_000)];
 
-/// A decimal number of bits per second, with a point and a suffix `k`, `M` or `G` if needed: 20M, 1.5G.
+/// Parses a decimal number of bits per second. A decimal point and a suffix `k`, `M` or `G` are allowed: 20M, 1.5G.
 impl FromStr for Rate {
     type Err = InvalidRate;
 

@@ -1,4 +1,4 @@
-//! The bucket alone, in virtual time.
+//! Tests of the bucket alone, in virtual time.
 
 use std::{format, vec::Vec};
 
@@ -25,7 +25,8 @@ const fn datagram(len: usize) -> Load {
     Load { len, segment_size: None, v4: true }
 }
 
-/// Takes turns for a flow that always has more, until there are no tokens for one. Returns the bytes.
+/// Takes turns for a flow that always has more to send, until there are too few tokens for a turn. Returns the number
+/// of bytes.
 fn drain(bucket: &mut Bucket, class: Class, now: Instant) -> u64 {
     let mut bytes = 0;
     while let Some(granted) = bucket.grant(class, 1, now) {
@@ -160,7 +161,7 @@ fn a_flood_of_long_datagrams_leaves_tokens_for_short_ones() {
 #[test]
 fn a_train_is_cut_after_the_datagrams_that_pass() {
     let (mut limit, mut drops) = (limit("8M"), Drops::default());
-    // A class has 16,666 bytes, of which long datagrams may use three quarters.
+    // A class has tokens for 16,666 bytes. Long datagrams may use three quarters of them.
     let train = Load { len: 30_500, segment_size: Some(1000), v4: false };
     assert_eq!(
         limit.pass(Direction::Outbound, train, START, &mut drops),
@@ -171,20 +172,20 @@ fn a_train_is_cut_after_the_datagrams_that_pass() {
     assert_eq!(drops.over_limit, 51);
     let last = Load { len: 1300, ..train };
     assert_eq!(limit.pass(Direction::Outbound, last, after(2_000), &mut drops), Some(last));
-    // What is left of a train can be a single datagram.
+    // The allowed part of a train can be a single datagram.
     let single = Load { len: 1000, segment_size: None, v4: false };
     assert_eq!(limit.pass(Direction::Outbound, train, after(2_500), &mut drops), Some(single));
     assert_eq!(drops.total(), 51 + 30);
 }
 
-/// Else it would never pass. The class is in debt then.
+/// Otherwise such a datagram could never be sent. Afterwards, the class is in debt.
 #[test]
 fn a_datagram_longer_than_the_bucket_passes_if_the_class_is_full() {
     let mut limit = limit("64k");
     let bucket = limit.of(Direction::Outbound).unwrap();
     assert!(bucket.pass(&datagram(7972), START).0.is_some());
     assert!(bucket.pass(&datagram(0), START).0.is_none());
-    // 8000 bytes take a second.
+    // The tokens for 8000 bytes are added in one second.
     assert!(bucket.pass(&datagram(7972), after(999_999)).0.is_none());
     assert!(bucket.pass(&datagram(7972), after(1_000_000)).0.is_some());
 }
@@ -228,7 +229,7 @@ fn there_is_a_deadline_only_while_flows_wait() {
     }
 }
 
-/// A clock that stands still, or a tiny rest, must not make the event loop spin.
+/// The event loop must not spin if the clock stands still, or if very few tokens are missing.
 #[test]
 fn a_deadline_is_a_millisecond_ahead_at_least() {
     let mut limit = limit("1000G");
@@ -241,7 +242,7 @@ fn a_deadline_is_a_millisecond_ahead_at_least() {
 }
 
 proptest! {
-    /// Tokens are neither lost nor made, however small the steps, as long as no class is full.
+    /// As long as no class is full, no tokens are lost or created, even if the steps are small.
     #[test]
     fn no_token_leaks(bits in 1_000_u64..10_000_000_000, steps in prop::collection::vec(0_u64..20_000, 1..200)) {
         let mut bucket = Bucket::new(rate(&format!("{bits}")), START);

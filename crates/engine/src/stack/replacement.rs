@@ -4,10 +4,10 @@ use super::Round;
 use crate::{context::World, guard::Ended, policy::Policy};
 
 impl<W: World> Round<'_, W> {
-    /// Puts other rules in force, and ends the flows of the guest that they deny. Flows that others began stay. Flows
-    /// that bypass the link are not part of the stack: the caller then judges them by
-    /// [`Guard::still_admits_bypass`](crate::guard::Guard::still_admits_bypass). The result counts those as well if it
-    /// is read afterwards ([`Guard::ended`](crate::guard::Guard::ended)).
+    /// Replaces the rules, and ends the flows of the guest that the new rules deny. Flows that the host's side began
+    /// continue. Connections that bypass the link are not part of the stack. The caller must judge them afterwards, by
+    /// [`Guard::still_admits_bypass`](crate::guard::Guard::still_admits_bypass). After that,
+    /// [`Guard::ended`](crate::guard::Guard::ended) counts them, too.
     ///
     /// If the policy has rules by group, the host must know its own addresses
     /// ([`Host::is_own`](crate::host::Host::is_own)).

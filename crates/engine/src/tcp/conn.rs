@@ -63,7 +63,7 @@ pub(super) enum End {
     Abort,
     /// The rules refuse the guest's first bytes. Both sides are reset.
     Refused,
-    /// New rules deny the connection. Both sides are reset.
+    /// The rules were replaced, and the new rules deny the connection. Both sides are reset.
     Forbidden,
     /// The guest has reset the connection. The socket is reset.
     GuestReset,
@@ -78,7 +78,7 @@ pub(super) enum Turn {
     Idle,
     /// There is more to send now, after the turns of other connections.
     MoreToSend,
-    /// There is more to send, and the limit of the rate needs tokens for it.
+    /// There is more to send, but the connection must wait for tokens of the rate limit.
     NeedsTokens,
     /// The link is full.
     LinkFull,
@@ -119,10 +119,10 @@ pub(super) struct Connection<W: World> {
     pub(super) touched: bool,
     /// Whether the connection is on the table's list of connections with more to send.
     pub(super) runnable: bool,
-    /// On the table's lists of connections that wait for tokens.
+    /// Whether the connection is on the table's list of connections that wait for tokens, for each direction.
     pub(super) awaits_turn_to_host: bool,
     pub(super) awaits_turn_to_guest: bool,
-    /// How many new bytes the guest may be sent in this turn, if the rate is limited.
+    /// With a rate limit: how many new bytes may be sent to the guest in this turn.
     pub(super) granted: u32,
     ack_at: Option<Instant>,
     active: Instant,
@@ -133,11 +133,11 @@ pub(super) struct Connection<W: World> {
     /// The check of the first bytes. It exists in the phases [`Phase::Checking`] and [`Phase::Refused`], and in the
     /// phases before them.
     pub(super) check: Option<Box<Check>>,
-    /// Whether the guest has begun the connection.
+    /// Whether the guest began the connection.
     pub(super) is_guests: bool,
-    /// The name that the client has sent, if that was checked.
+    /// The name that the client has sent, if its first bytes were checked.
     pub(super) said: Option<Box<HostName>>,
-    /// Holds the names of the remote address, if a rule by name allows the connection.
+    /// The hold on the names of the remote address, if a rule by name allows the connection.
     pub(super) hold: Option<Hold>,
     /// For the report of its end.
     pub(super) account: Account,
@@ -320,7 +320,7 @@ impl<W: World> Connection<W> {
         {
             return self.fail(errno);
         }
-        // A check holds the guest's bytes since before the handshake ended.
+        // If there is a check, the guest's bytes are held, even during the handshake.
         if self.error.is_none() && self.check.is_none() && (readiness.writable || readiness.error) {
             self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))?;
         }

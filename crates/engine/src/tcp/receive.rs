@@ -48,9 +48,9 @@ pub(super) struct Receiver {
     pub(super) scale: u8,
     /// Bytes that the socket did not accept, and bytes after a hole.
     queue: Option<Box<ReceiveQueue>>,
-    /// Whether the socket gets bytes as they arrive.
+    /// Whether the socket gets bytes at once when they arrive.
     gate: Gate,
-    /// Maximum amount of ready bytes in the queue, in bytes.
+    /// Maximum number of ready bytes in the queue.
     most: u32,
     /// Sequence number of the guest's urgent byte, until the socket has accepted this byte.
     urgent: Option<Seq>,
@@ -83,8 +83,8 @@ impl Receiver {
         }
     }
 
-    /// Makes the socket get bytes only in turns (`Receiver::take_turn`), and limits how far the guest's stream is ahead of
-    /// these turns, in bytes. None: changes nothing.
+    /// This receiver, but its socket gets bytes only in turns (`Receiver::take_turn`). The guest's stream can be at
+    /// most `ahead` bytes ahead of its turns. If `ahead` is none, nothing changes.
     pub(super) fn in_turns(self, ahead: Option<u64>) -> Self {
         match ahead {
             Some(ahead) => {
@@ -145,7 +145,7 @@ impl Receiver {
         self.gate = Gate::Held { turns };
     }
 
-    /// Ends what [`Receiver::hold`] began.
+    /// Sends bytes to the socket again after [`Receiver::hold`].
     ///
     /// # Errors
     /// The socket has failed.
@@ -156,7 +156,7 @@ impl Receiver {
         self.on_writable(socket, pool)
     }
 
-    /// Gives the socket bytes again, before any have arrived.
+    /// Undoes [`Receiver::hold`] before any bytes have arrived.
     pub(super) fn stop_holding(&mut self) {
         if let Gate::Held { turns } = self.gate {
             self.gate = if turns { Gate::Turns { full: false } } else { Gate::Open };
@@ -297,7 +297,7 @@ impl Receiver {
         Ok(sent)
     }
 
-    /// Sends the ready bytes to the socket, at most this many. Returns how many the socket took.
+    /// Sends at most `at_most` ready bytes to the socket. Returns how many bytes the socket accepted.
     fn flush<S: TcpSocket>(
         &mut self,
         at_most: u32,
@@ -339,12 +339,12 @@ impl Receiver {
         Ok(at_most - left)
     }
 
-    /// Whether bytes wait for a turn, and nothing else.
+    /// Whether bytes wait only for a turn.
     pub(super) fn wants_turn(&self) -> bool {
         self.gate == (Gate::Turns { full: false }) && self.ready_len() > 0
     }
 
-    /// Gives the socket at most this many bytes. Returns how many it took.
+    /// Sends at most `at_most` ready bytes to the socket in a turn. Returns how many bytes the socket accepted.
     ///
     /// # Errors
     /// The socket has failed.
@@ -395,7 +395,8 @@ impl Receiver {
         self.pass_fin(socket)
     }
 
-    /// If the window was small, it is advertised again when there is much room (RFC 9293 §3.8.6.2.2).
+    /// Requests an acknowledgment that advertises a larger window, if the advertised window is small and the queue has
+    /// much room again (RFC 9293 §3.8.6.2.2).
     fn note_room(&mut self) {
         if self.edge - self.next < self.most / 2 && self.room() >= self.most / 2 {
             self.ack = AckDue::Now;
@@ -471,16 +472,16 @@ impl Receiver {
     }
 }
 
-/// Whether the socket gets bytes of the guest as they arrive. Else they wait in the queue.
+/// Whether the socket gets the guest's bytes at once when they arrive. If not, they wait in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gate {
     /// Yes.
     Open,
-    /// No: the socket took less than it was given, and will report when it is writable again.
+    /// No: the socket is full, and will report when it is writable again.
     Full,
-    /// Not yet: a name is awaited. Afterwards bytes may be sent in turns only.
+    /// No: the check of the first bytes is not complete. `turns`: afterwards, the socket gets bytes only in turns.
     Held { turns: bool },
-    /// In turns, unless the socket is full.
+    /// No: the socket gets bytes only in turns, and none while it is `full`.
     Turns { full: bool },
 }
 

@@ -1,4 +1,4 @@
-//! Connections of the guest are judged again when the rules are replaced (docs/design/guard.md).
+//! Judges the guest's connections again when the rules are replaced (docs/design/guard.md).
 
 use alloc::vec::Vec;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl<W: World> Tcp<W> {
-    /// Ends the connections of the guest that the present rules deny.
+    /// Ends the connections of the guest that the current rules deny.
     pub(crate) fn review(&mut self, cx: &mut Context<'_, W>) {
         let all: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
         for id in all {
@@ -36,7 +36,7 @@ impl<W: World> Connection<W> {
             return Ok(());
         }
         if let Socket::Questions(_) = &self.socket {
-            // The questions are judged one by one.
+            // The guard judges each question of such a connection.
             return if cx.guard.judges_questions() { Ok(()) } else { Err(End::Forbidden) };
         }
         let destination = cx.settings.to_host(Protocol::Tcp, self.ends.remote).unwrap_or(self.ends.remote);
@@ -51,7 +51,7 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// The rules allow the connection whatever its client sends.
+    /// Ends the check of the first bytes, if there is one: the rules allow the connection, whatever its client sends.
     fn need_no_name(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
         if self.phase == Phase::Checking {
             return self.pass(pool);
@@ -62,12 +62,12 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Only a rule by name allows the connection.
+    /// Continues or begins the check of the first bytes: only a rule by name allows the connection.
     fn need_name(&mut self, claim: Claim, cx: &mut Context<'_, W>) -> Result<(), End> {
         match (&mut self.check, self.phase) {
             (Some(check), _) => check.claim = claim.begun_with(&check.claim),
             (None, Phase::Connecting | Phase::SynReceived) => self.await_name(claim),
-            // Its first bytes have passed unread.
+            // The first bytes were forwarded without a check.
             (None, _) if !cx.guard.still_admits_nameless(&claim) => return Err(End::Forbidden),
             (None, _) => {}
         }

@@ -401,7 +401,7 @@ impl Sender {
         worth_it.then_some(Run { seq, len, fin: false })
     }
 
-    /// How many bytes of a run were never sent before. A FIN is no byte.
+    /// The number of bytes of a run that were never sent before. A FIN does not count.
     pub(super) fn new_bytes(&self, run: Run) -> u32 {
         let end = run.seq + run.len;
         if run.fin || !end.after(self.max) { 0 } else { end - self.max }

@@ -9,11 +9,11 @@ use crate::{
     memory::{PayloadOf, RoomOf},
 };
 
-/// The other side of a connection.
+/// The side of a connection opposite to the guest.
 pub(super) enum Socket<W: World> {
     /// A socket of the host.
     Host(TcpOf<W>),
-    /// The engine terminates the connection, and judges DNS questions (docs/design/guard.md).
+    /// The engine itself: it terminates the connection and judges the DNS questions (docs/design/guard.md).
     Questions(Questions<W::Memory>),
 }
 

@@ -1,4 +1,4 @@
-//! Turns of connections that wait for tokens, in both directions (docs/design/rate-limit.md).
+//! Connections under a rate limit take turns, in both directions (docs/design/rate-limit.md).
 
 use alloc::collections::VecDeque;
 
@@ -18,7 +18,7 @@ use crate::{
     rate_limit::{Bucket, Class},
 };
 
-/// The connections that wait for tokens, in the order of their turns. They may have ended.
+/// The connections that wait for tokens, in the order of their turns. Some of them may have ended.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     to_host: VecDeque<FlowId>,
@@ -26,7 +26,7 @@ pub(super) struct Waiting {
 }
 
 impl<W: World> Tcp<W> {
-    /// Gives bytes of the guest to the host's sockets, as far as there are tokens.
+    /// Sends the guest's bytes to the host's sockets, as far as there are tokens.
     pub(super) fn take_turns_to_host(&mut self, cx: &mut Context<'_, W>) {
         for index in 0..self.touched.len() {
             self.await_turn_to_host(self.touched[index]);
@@ -46,7 +46,7 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Puts a connection on the list if bytes wait for a turn.
+    /// Adds a connection to the list of those that wait, if it has bytes that wait for a turn.
     fn await_turn_to_host(&mut self, id: FlowId) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         if connection.wants_turn_to_host() && !connection.awaits_turn_to_host {
@@ -56,8 +56,8 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Sends bytes of the host's sockets to the guest, as far as there are tokens, and room in the link.
-    /// `pressure` is that of the turns before.
+    /// Sends the bytes of the host's sockets to the guest, as far as there are tokens and the link has room. `pressure`
+    /// is the pressure after the turns of connections without a limit.
     pub(crate) fn take_turns_to_guest(&mut self, pressure: Pressure, cx: &mut Context<'_, W>) -> Pressure {
         if pressure == Pressure::LinkFull {
             self.await_link(cx);
@@ -80,14 +80,15 @@ impl<W: World> Tcp<W> {
         if self.runnable.is_empty() { Pressure::None } else { Pressure::MoreToSend }
     }
 
-    /// While the link is full, nobody waits for tokens: else their deadline would be due again and again.
+    /// Notes that connections wait for the link and not for tokens. Otherwise the deadline for tokens would be due
+    /// repeatedly while the link is full.
     fn await_link(&self, cx: &mut Context<'_, W>) {
         if let Some(bucket) = cx.rate_limit.of(Direction::Inbound) {
             bucket.set_waiting(Class::Tcp, false);
         }
     }
 
-    /// Puts a connection on the list whose socket has bytes for the guest.
+    /// Adds a connection whose socket has bytes for the guest to the list of those that wait.
     pub(super) fn await_turn_to_guest(&mut self, id: FlowId) {
         let Some(connection) = self.flows.get_mut(id) else { return };
         if !connection.awaits_turn_to_guest {
@@ -97,7 +98,8 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Bounds a list: each connection is on it at most once, so others of a long list have ended.
+    /// Limits the length of a list. Each connection is in the list at most once, so a longer list has connections that
+    /// ended.
     fn forget_ended(&mut self, direction: Direction) {
         let list = match direction {
             Direction::Outbound => &mut self.waiting.to_host,
@@ -110,12 +112,12 @@ impl<W: World> Tcp<W> {
 }
 
 impl<W: World> Connection<W> {
-    /// Whether bytes of the guest wait for nothing but their turn.
+    /// Whether bytes of the guest wait only for a turn.
     fn wants_turn_to_host(&self) -> bool {
         self.error.is_none() && self.receive.wants_turn()
     }
 
-    /// Gives the socket at most this many bytes of the guest. Returns how many it took.
+    /// Sends at most `granted` bytes of the guest to the socket. Returns how many bytes the socket accepted.
     fn give(&mut self, granted: u32, pool: &mut ChunkPool) -> Result<u32, End> {
         match self.receive.take_turn(granted, &mut self.socket, pool) {
             Ok(sent) => Ok(sent),
@@ -123,12 +125,13 @@ impl<W: World> Connection<W> {
         }
     }
 
-    /// Whether the bytes for the guest need tokens. Answers of ours do not: they come from no socket of the host.
+    /// Whether the bytes for the guest need tokens. The engine's own answers need none, since they do not come from a
+    /// socket of the host.
     pub(super) fn is_limited_to_guest(&self, cx: &Context<'_, W>) -> bool {
         cx.rate_limit.is_limited(Direction::Inbound) && matches!(self.socket, Socket::Host(_))
     }
 
-    /// The part of a run that needs no more new bytes than the connection has tokens for; none if it has none.
+    /// The part of a run for which the connection has tokens. None if there is no such part.
     pub(super) fn within_grant(&self, run: Run, cx: &Context<'_, W>) -> Option<Run> {
         let lacking = self.send.new_bytes(run).saturating_sub(self.granted);
         if lacking == 0 {
@@ -140,12 +143,12 @@ impl<W: World> Connection<W> {
         (len > 0).then_some(Run { len, ..run })
     }
 
-    /// Takes the tokens for the new bytes of a run that was sent.
+    /// Takes the tokens for the new bytes of a run after it was sent.
     pub(super) fn spend_grant(&mut self, run: Run, cx: &mut Context<'_, W>) {
         let new = self.send.new_bytes(run);
         spend(Direction::Inbound, new, cx);
         self.granted = self.granted.saturating_sub(new);
-        // A part of a segment would make a small one.
+        // The remaining tokens would only allow a small segment.
         if self.granted < u32::from(self.send.segment_size(cx.link.largest_segment())) {
             self.granted = 0;
         }

@@ -224,7 +224,7 @@ impl<W: World> Udp<W> {
         (taken, result)
     }
 
-    /// Sends the part of a train that the limit of the rate lets pass. The payload is at the start of `buffer`.
+    /// Sends the part of a train that the rate limit allows. The payload is at the start of `buffer`.
     fn deliver(&mut self, mut train: InboundTrain, buffer: &[u8], cx: &mut Context<'_, W>) {
         let (len, segment_size) = (train.extent.len, train.extent.segment_size());
         let load = Load { len, segment_size, ..train.first.load() };
@@ -235,7 +235,8 @@ impl<W: World> Udp<W> {
         self.pass_on(&train, buffer, cx);
     }
 
-    /// The part of what a socket received that the limit of the rate lets pass; none (which is counted) if nothing passes.
+    /// The part of a received load that the rate limit allows. None if no datagram is allowed. Dropped datagrams are
+    /// counted.
     fn within_limit(
         &mut self,
         cx: &mut Unlinked<'_, W>,

@@ -1,4 +1,4 @@
-//! Flows of the guest are judged again when the rules are replaced (docs/design/guard.md).
+//! Judges the guest's flows again when the rules are replaced (docs/design/guard.md).
 
 use alloc::vec::Vec;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl<W: World> Udp<W> {
-    /// Ends the flows of the guest that the present rules deny.
+    /// Ends the flows of the guest that the current rules deny.
     pub(crate) fn review(&mut self, cx: &mut Context<'_, W>) {
         let flows: Vec<(FlowId, Endpoints, _)> = self
             .flows
@@ -41,14 +41,14 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Whether a flow depends on the guest's permission to write to its remote. If the remote began it, that is so
-    /// unless it wrote to a published port.
+    /// Whether a flow depends on the guest's permission to write to its remote. This is true if the guest began the
+    /// flow, or if the remote began it by a datagram to a port that is not published.
     fn is_guests(&self, flow: &Flow) -> bool {
         let role = self.sockets.get(flow.socket).map(|socket| &socket.role);
         flow.begun() == Origin::Guest || matches!(role, Some(Role::Endpoint { .. } | Role::Member(_)))
     }
 
-    /// The client and the target of a socket that represents a client of the guest's namespace.
+    /// The client and the target of a socket that acts for a client in the guest's namespace. None for other sockets.
     fn bypass_of_guest(&self, role: &Role) -> Option<Endpoints> {
         let Role::Proxy(proxy) = role else { return None };
         let listener = self.sockets.get(proxy.client.listener)?;

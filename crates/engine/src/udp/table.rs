@@ -86,7 +86,7 @@ impl Flow {
         self
     }
 
-    /// The origin of the first datagram.
+    /// The side from which the first datagram came.
     pub(super) const fn begun(&self) -> Origin {
         self.begun
     }

@@ -1,4 +1,5 @@
-//! Rate limits (`--limit`, docs/design/rate-limit.md): several connections at once over a link without delay.
+//! Tests of rate limits (`--limit`, docs/design/rate-limit.md) with several concurrent connections over a link without
+//! delay.
 
 use std::{collections::VecDeque, net::SocketAddr};
 
@@ -39,16 +40,16 @@ use crate::{
 const GUEST: &str = "198.51.100.2";
 const REMOTE: &str = "198.51.100.9:80";
 const MTU: u16 = 1500;
-/// The guest's socket buffers, and the bytes of the peer that wait in a socket, in bytes.
+/// Size of the guest's socket buffers, and maximum number of the peer's bytes that wait in a socket.
 const BUFFER: usize = 1 << 18;
 const SECOND: u64 = 1_000_000;
 
-/// The frames to the guest.
+/// The receiver of the frames to the guest.
 struct Wire {
     frames: Vec<Vec<u8>>,
     segment: Vec<u8>,
     full: bool,
-    /// Segments with payload to this port of the guest get lost.
+    /// Segments with payload to this port of the guest are lost.
     loses: Option<u16>,
 }
 
@@ -79,21 +80,22 @@ impl Receiver for Wire {
     }
 }
 
-/// One connection: the guest's socket, and how much it has to send and has received.
+/// One connection: the guest's socket, and the numbers of bytes that were sent and are still to be sent.
 struct Client {
     handle: SocketHandle,
-    /// Bytes that the guest has yet to send.
+    /// Number of bytes that the guest has yet to send.
     upward: u64,
     sent: u64,
-    /// Bytes that the peer has yet to send.
+    /// Number of bytes that the peer has yet to send.
     downward: u64,
     received: u64,
 }
 
-/// A bucket's test: no interval has more bytes than the rate and the burst allow.
+/// Measures bursts: in any interval, the number of bytes minus what the rate allows must not exceed the bucket's
+/// capacity.
 struct Meter {
     bits: u64,
-    /// The lowest value so far of the bytes minus those that the rate allows.
+    /// The minimum so far of the number of bytes minus the number that the rate allows.
     lowest: i64,
     bytes: u64,
     largest: i64,
@@ -112,7 +114,7 @@ impl Meter {
     }
 }
 
-/// A guest with several connections, and peers that take everything at once.
+/// A guest with several connections, to peers that accept all bytes at once.
 struct Crowd {
     now: u64,
     stack: Stack<Virtual<Wire>>,
@@ -128,7 +130,8 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Connections with these bytes to send upwards and downwards, with limits of bits a second for the two directions.
+    /// One connection for each pair in `transfers`: the numbers of bytes to send upwards and downwards. `limits` are
+    /// the rates of the two directions.
     fn new(limits: [Option<&str>; 2], transfers: &[(u64, u64)]) -> Self {
         let rates = limits.map(|text| text.map(|text| text.parse::<Rate>().unwrap()));
         let mut stack = stack(settings(MTU), 64, 1);
@@ -170,7 +173,7 @@ impl Crowd {
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
         socket.connect(self.interface.context(), remote, port).unwrap();
         self.clients.push(Client { handle, upward, sent: 0, downward, received: 0 });
-        // One after the other, so that clients and peers have the same order.
+        // Each connection is opened before the next one, so that clients and peers have the same order.
         self.settle();
     }
 
@@ -189,7 +192,7 @@ impl Crowd {
         self.host.peers.clone()
     }
 
-    /// Runs everything that happens now.
+    /// Handles all events that are due now.
     fn settle(&mut self) {
         for _ in 0..100_000 {
             let frames = self.exchange();
@@ -204,7 +207,7 @@ impl Crowd {
         panic!("it does not come to rest at {}", self.now);
     }
 
-    /// Passes frames and events on. Returns whether there were any.
+    /// Exchanges frames and events between the guest and the engine. Returns whether there were any.
     fn exchange(&mut self) -> bool {
         let mut active = false;
         let at = SmolInstant::from_micros(self.now as i64);
@@ -290,7 +293,7 @@ impl Crowd {
         }
     }
 
-    /// Bytes that each peer has got, or each client of the guest.
+    /// Number of bytes that each peer (with [`UP`]) or each client of the guest (with [`DOWN`]) has received.
     fn moved(&self, direction: usize) -> Vec<u64> {
         match direction {
             UP => self.peers().iter().map(|peer| peer.state().sent).collect(),
@@ -298,7 +301,8 @@ impl Crowd {
         }
     }
 
-    /// In the time since the start, a direction has carried this rate, within two percent, and no burst was too long.
+    /// Checks that the average rate of a direction since the start is its limit, within two percent, and that no burst
+    /// was too long.
     #[track_caller]
     fn assert_rate(&self, direction: usize) {
         let meter = &self.meters[direction];
@@ -318,7 +322,7 @@ impl Crowd {
 
 const UP: usize = 0;
 const DOWN: usize = 1;
-/// More than any test moves.
+/// More bytes than any test transfers.
 const ENDLESS: u64 = 1 << 40;
 
 #[track_caller]
@@ -353,7 +357,7 @@ fn the_two_directions_are_independent() {
     crowd.run_until(10 * SECOND);
     crowd.assert_rate(UP);
     crowd.assert_rate(DOWN);
-    // A direction without a limit is not slowed down: here it takes no time at all.
+    // A direction without a limit is not slowed down: its transfer takes no virtual time.
     let mut crowd = Crowd::new([Some("1M"), None], &[(ENDLESS, 10 << 20)]);
     assert_eq!(crowd.moved(DOWN), [10 << 20]);
     crowd.run_until(10 * SECOND);
@@ -372,7 +376,7 @@ fn a_limit_below_a_segment_a_second_moves_bytes() {
     }
 }
 
-/// It waits for one turn of each of the others.
+/// The connection with little to send only waits for one turn of each other connection.
 #[test]
 fn a_connection_with_little_to_send_does_not_wait_for_those_with_much() {
     for direction in [UP, DOWN] {
@@ -392,7 +396,7 @@ fn a_connection_with_little_to_send_does_not_wait_for_those_with_much() {
     }
 }
 
-/// What the guest may send ahead is bounded: it would only wait here.
+/// The window limits how many bytes the guest sends before their turn, since these bytes would wait in the queue.
 #[test]
 fn the_queue_is_no_longer_than_the_rate_needs() {
     for (rate, window) in [("20M", 500_000), ("1M", 65_536), ("1G", 1 << 20)] {
@@ -406,7 +410,7 @@ fn the_queue_is_no_longer_than_the_rate_needs() {
     }
 }
 
-/// No one polls: there is a deadline only while bytes wait for tokens, and not more often than needed.
+/// There is no polling: deadlines exist only while bytes wait for tokens, and are not more frequent than necessary.
 #[test]
 fn deadlines_are_few_and_end_with_the_transfer() {
     for (rate, direction) in [("20M", UP), ("20M", DOWN), ("1G", UP), ("1G", DOWN)] {
@@ -422,13 +426,13 @@ fn deadlines_are_few_and_end_with_the_transfer() {
         }
         assert!((900_000..1_020_000).contains(&crowd.now), "{rate}: {} us", crowd.now);
         assert!(wakeups <= 300, "{rate}: {wakeups} wake-ups");
-        crowd.run_until(crowd.now + SECOND); // timers that are set anew when they are due
+        crowd.run_until(crowd.now + SECOND); // timers that are due once more
         let next = crowd.stack.next_deadline().unwrap().as_micros();
         assert!(next > crowd.now + 5 * SECOND, "a deadline at {next}");
     }
 }
 
-/// While the link is full, its room is the next event.
+/// While the link is full, the next event is that the link has room.
 #[test]
 fn a_full_link_takes_no_tokens_and_causes_no_deadlines() {
     let mut crowd = Crowd::new([None, Some("20M")], &[(0, ENDLESS), (0, ENDLESS)]);
@@ -439,7 +443,7 @@ fn a_full_link_takes_no_tokens_and_causes_no_deadlines() {
     let rounds = crowd.rounds;
     crowd.run_until(3 * SECOND);
     assert_eq!(crowd.moved(DOWN).iter().sum::<u64>(), before);
-    // The guest's and the retransmission timers.
+    // These are the rounds of the guest's timers and of the retransmission timers.
     assert!(crowd.rounds - rounds < 50, "{} rounds", crowd.rounds - rounds);
     crowd.link.full = false;
     crowd.run_until(13 * SECOND);
@@ -449,7 +453,7 @@ fn a_full_link_takes_no_tokens_and_causes_no_deadlines() {
     assert_shares(&crowd.moved(DOWN));
 }
 
-/// Every byte arrives once, in order, and both ends close, over bad networks and with slow users.
+/// Every byte arrives once and in order, and both ends close, even with bad networks and slow applications.
 #[test]
 fn limited_transfers_end() {
     let bad = Impairments { loss: 20, reordering: 20, duplication: 10, delay: 5000 };
@@ -472,7 +476,7 @@ fn limited_transfers_end() {
     }
 }
 
-/// What is sent again was paid for: it takes nothing from other connections.
+/// Retransmitted bytes need no tokens, so they do not slow down other connections.
 #[test]
 fn retransmissions_need_no_tokens() {
     let mut crowd = Crowd::new([None, Some("64k")], &[(0, ENDLESS), (0, ENDLESS)]);
@@ -480,12 +484,12 @@ fn retransmissions_need_no_tokens() {
     crowd.link.loses = Some(40_000);
     let before = crowd.moved(DOWN)[1];
     crowd.run_until(7 * SECOND);
-    // At most four segments of the other connection are new.
+    // The connection with losses sends at most four segments of new bytes.
     let moved = crowd.moved(DOWN)[1] - before;
     assert!(moved >= 48_000 - 6 * 1460, "{moved} bytes in 6 s");
 }
 
-/// Bytes that wait for a peer that is gone are discarded with the connection.
+/// If the peer resets the connection, bytes that wait for tokens are discarded.
 #[test]
 fn a_connection_that_fails_while_it_waits_ends() {
     let mut crowd = Crowd::new([Some("64k"), Some("64k")], &[(60_000, 60_000)]);

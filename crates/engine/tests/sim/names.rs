@@ -40,7 +40,7 @@ fn guard(rules: &str, audit: bool) -> Guard {
     guard
 }
 
-/// The guest has sent a SYN to this port, and not yet acknowledged the SYN,ACK.
+/// A guest that has sent a SYN to this port, and has not acknowledged the SYN,ACK yet.
 fn connecting_to(port: u16, guard: Guard) -> Script {
     let mut script = Script::new();
     script.remote.set_port(port);
@@ -54,7 +54,7 @@ fn connecting_to(port: u16, guard: Guard) -> Script {
     script
 }
 
-/// The guest has opened a connection to this port.
+/// A guest that has opened a connection to this port.
 fn connected_to(port: u16, guard: Guard) -> Script {
     let mut script = connecting_to(port, guard);
     script.guest(". 1:1 ack 1 win 512");
@@ -351,8 +351,8 @@ fn a_server_that_speaks_first_waits_for_the_name() {
     assert_eq!(sent(&script), hello);
 }
 
-/// The guest can delay its acknowledgment of the SYN,ACK until the server has spoken. The event that reports the server's
-/// bytes also says that the socket is writable.
+/// The guest can delay its acknowledgment of the SYN,ACK until the server has spoken. The event that reports the
+/// server's bytes also says that the socket is writable.
 #[test]
 fn an_event_before_the_guests_acknowledgment_does_not_end_the_check() {
     for (port, rules) in [(443, "allow *.example.org:443"), (22, "allow files.example.org:22")] {
@@ -413,7 +413,7 @@ fn an_audit_counts_and_passes() {
     assert_eq!((sent(&script), script.stack.guard().refused()), (hello, 1));
 }
 
-/// The client of a connection may open another one after the time to live of its answer.
+/// While a client has a connection, it may open another one to the same address after the answer's time to live.
 #[test]
 fn a_connection_keeps_the_names_of_its_address() {
     let mut script = connected();
@@ -422,7 +422,7 @@ fn a_connection_keeps_the_names_of_its_address() {
     script.another_port();
     script.guest(SYN);
     assert_eq!((script.host.peers.len(), script.stack.guard().refused()), (2, 0));
-    // This connection is reset while its socket connects, the first one by the peer.
+    // The guest resets the second connection while its socket connects. The peer resets the first one.
     script.guest("R 1:1");
     script.host.peers[0].fail(testkit::stream::CONNECTION_RESET);
     script.settle();
@@ -533,7 +533,7 @@ proptest! {
     }
 }
 
-/// The bytes wait for the verdict first, and for tokens afterwards.
+/// The bytes wait for the verdict, and then for tokens.
 #[test]
 fn under_a_limit_bytes_are_held_until_the_verdict() {
     let mut script = Script::new();

@@ -1,4 +1,4 @@
-//! Rules that are replaced while the guest has connections (docs/guard.md).
+//! Tests of rules that are replaced while the guest has connections (docs/guard.md).
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use wire::tcp::Flags;
 use crate::script::{SYN, Script};
 
 const NAME: &str = "files.example.org";
-/// Another name at the same address.
+/// Another name with the same address.
 const OTHER: &str = "other.example.com";
-/// The fields that a segment of the guest has besides its payload.
+/// The fields of a segment of the guest, without its payload.
 const DATA: &str = ". ack 1 win 512";
 
 fn policy(rules: &str) -> Policy {
@@ -26,7 +26,7 @@ fn policy(rules: &str) -> Policy {
     Policy::new(file.rules, file.default).unwrap()
 }
 
-/// A guest whose destination is this port. Without `rules`, it may reach everything.
+/// A script whose guest connects to this port. Without `rules`, the guest may reach everything.
 fn script(port: u16, rules: Option<&str>, audit: bool) -> Script {
     let mode = Mode { audit, ..Mode::default() };
     let mut script = Script::new();
@@ -39,7 +39,7 @@ fn script(port: u16, rules: Option<&str>, audit: bool) -> Script {
     script
 }
 
-/// The guest gets the address as an answer for both names, if the guard keeps names.
+/// The guest gets the remote's address as an answer for both names, if the guard has a table of names.
 fn learn(script: &mut Script) {
     if let Some(names) = script.stack.guard_mut().names_mut() {
         for name in [NAME, OTHER] {
@@ -87,7 +87,7 @@ fn say(script: &mut Script, position: usize, bytes: &[u8]) {
     script.frames(&[frame]);
 }
 
-/// The guest gets a reset, and so does the peer.
+/// Checks that the guest and the peer got a reset.
 #[track_caller]
 fn assert_ended(script: &mut Script) {
     let heard = script.heard();
@@ -96,7 +96,7 @@ fn assert_ended(script: &mut Script) {
     assert!(script.stack.tcp().is_empty());
 }
 
-/// The guest, whose stream has `said` so far, can send more, and it arrives.
+/// Checks that the guest can send more after `said`, and that the peer gets all of it.
 #[track_caller]
 fn assert_carries(script: &mut Script, said: &[u8]) {
     script.heard();
@@ -142,7 +142,7 @@ fn a_connection_that_is_not_established_ends_as_well() {
     assert_ended(&mut script);
 }
 
-/// Ports that are published stay published, whatever the guest may begin.
+/// The rules are about connections that the guest begins, so published ports stay reachable.
 #[test]
 fn a_connection_from_outside_stays() {
     let mut script = Script::accepted();
@@ -163,7 +163,7 @@ fn an_audit_ends_nothing_and_counts() {
     assert_carries(&mut script, b"");
 }
 
-/// The name that the client has sent decides, also after the time to live of the answer.
+/// The name that the client has sent decides, even after the answer's time to live.
 #[test]
 fn a_connection_by_name_is_judged_by_the_name_that_its_client_has_sent() {
     for (rules, ends) in [
@@ -191,7 +191,7 @@ fn a_connection_by_name_is_judged_by_the_name_that_its_client_has_sent() {
     }
 }
 
-/// The first bytes of a connection have passed unread if no rule by name was needed.
+/// If a rule by address allowed the connection, its first bytes were not read.
 #[test]
 fn a_connection_whose_name_is_not_known_stays_only_if_it_needs_none() {
     for (port, ends) in [(443, true), (22, false)] {
@@ -206,13 +206,14 @@ fn a_connection_whose_name_is_not_known_stays_only_if_it_needs_none() {
             assert_carries(&mut script, b"first");
         }
     }
-    // Without rules by name before, no names are known.
+    // Without earlier rules by name, no names are known.
     let mut script = connected(22, None);
     assert_eq!(replace(&mut script, "allow files.example.org:22"), 1);
     assert_ended(&mut script);
 }
 
-/// The names of an address are known as long as there are connections to it, and until their time to live is over.
+/// The names of an address are kept until their time to live is over, and as long as there are connections to the
+/// address.
 #[test]
 fn names_are_known_while_connections_last() {
     let rules = "allow files.example.org:22";
@@ -232,7 +233,7 @@ fn names_are_known_while_connections_last() {
     assert_eq!(script.heard(), [(Flags::RST | Flags::ACK, vec![])]);
 }
 
-/// A connection without payload so far is as a new one: its client has to send an allowed name.
+/// A connection without payload so far is treated like a new one: its client has to send an allowed name.
 #[test]
 fn a_client_that_has_sent_nothing_has_to_send_a_name() {
     for (name, ends) in [(NAME, false), (OTHER, true)] {
@@ -278,7 +279,8 @@ fn a_client_whose_name_is_awaited_is_judged_by_the_new_rules() {
     assert_ended(&mut script);
 }
 
-/// The bytes that waited for a name are sent when no name is needed any more, and the handshake need not be over.
+/// If the new rules need no name, bytes that waited for a name are sent. The rules may also be replaced during the
+/// handshake.
 #[test]
 fn a_client_that_needs_no_name_any_more_does_not_wait() {
     let mut script = script(443, Some("allow files.example.org"), false);
@@ -294,7 +296,8 @@ fn a_client_that_needs_no_name_any_more_does_not_wait() {
     assert_carries(&mut script, &hello(OTHER)[..20]);
 }
 
-/// With rules by name, each question is judged, so a connection that carries questions unread ends.
+/// With rules by name, each question must be judged. So a connection ends whose questions were forwarded without a
+/// verdict.
 #[test]
 fn connections_to_name_servers_end_when_questions_begin_to_be_judged_and_when_they_cease_to_be() {
     let mut script = connected(53, None);

@@ -103,7 +103,7 @@ pub(crate) struct Scenario {
     pub(crate) strict: bool,
     /// Start of the virtual clock, in microseconds.
     pub(crate) start: u64,
-    /// Limit of the rate, of each direction.
+    /// The rate limit of each direction.
     pub(crate) limit: Option<&'static str>,
     /// The guest resets the connection when it has received this many bytes. The next field is the same for the host.
     pub(crate) guest_aborts_at: Option<u64>,

@@ -107,7 +107,7 @@ impl Network {
             Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket)?),
             Mode::Pasta => None,
         };
-        // Rules by name refuse answers that lead to the host.
+        // Rules by name need the host's addresses, since answers that lead to the host are refused.
         let needed = guard.policy().is_some_and(|policy| policy.has_groups() || policy.has_names());
         let followed = needed.then(OwnAddresses::watch).transpose();
         let sources = Sources::of(facts, followed.context("the rules need the host's addresses")?);

@@ -280,7 +280,7 @@ fn other_versions_and_protocols_are_refused() {
     for datagram in datagrams {
         assert_eq!(feed_all([datagram]), Found::NoName(Why::UnknownProtocol), "{datagram:?}");
     }
-    // DTLS after QUIC, which may ask for another name.
+    // A flow that continues with DTLS is refused, since DTLS may send another name.
     let dtls = b"\x16\xfe\xfd\0\0\0\0\0\0\0\0\0\x40";
     assert!(FirstDatagrams::may_begin_connection(dtls));
     assert_eq!(feed_all([&initial(&whole_hello())[..], dtls]), Found::NoName(Why::UnknownProtocol));
@@ -323,7 +323,7 @@ fn connections_share_the_bound() {
     assert_eq!(feed_all([begin(1, MAX_LEN - 100), begin(2, 101)]), Found::NoName(Why::TooLong));
 }
 
-/// A client may use one socket for many connections, one after the other.
+/// A client may use one socket for many successive connections.
 #[test]
 fn quiet_connections_are_forgotten_when_there_is_no_room() {
     let mut first = FirstDatagrams::new(Ech::OuterName);
@@ -337,7 +337,7 @@ fn quiet_connections_are_forgotten_when_there_is_no_room() {
     assert_eq!(feed(9, 9), Found::NoName(Why::TooManyConnections));
     assert_eq!(feed(1, 100), found(NAME), "the refusal is not final");
     assert_eq!(feed(9, 120), Found::NoName(Why::TooManyConnections));
-    // The second connection is quiet by now.
+    // At this time, the second connection has been quiet long enough.
     assert_eq!(feed(9, 122), found(NAME));
     assert_eq!(feed(10, 122), Found::NoName(Why::TooManyConnections));
     assert_eq!(feed(10, 200), found(NAME));

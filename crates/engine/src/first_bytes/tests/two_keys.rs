@@ -1,4 +1,5 @@
-//! An Initial packet that two keys can open. The keys are no secret, so a client can make one.
+//! Tests of an Initial packet that two keys can open. The keys of Initial packets are derived from connection IDs, so a
+//! client can construct such a packet.
 
 use aes_gcm::{
     aead::KeyInit,
@@ -24,7 +25,7 @@ fn encrypt(key: &[u8; 16], block: [u8; 16]) -> u128 {
     u128::from_be_bytes(block.into())
 }
 
-/// The product of two elements of the field of GCM.
+/// The product of two elements of GCM's finite field.
 fn mul(left: u128, right: u128) -> u128 {
     let (mut product, mut shifted) = (0, right);
     for bit in (0..128).rev() {
@@ -34,7 +35,7 @@ fn mul(left: u128, right: u128) -> u128 {
     product
 }
 
-/// The power of 2^128 - 2.
+/// The inverse of an element: the element to the power of 2^128 - 2.
 fn inverse(element: u128) -> u128 {
     let (mut power, mut result) = (element, 1 << 127);
     for _ in 1..128 {
@@ -44,14 +45,14 @@ fn inverse(element: u128) -> u128 {
     result
 }
 
-/// How one of the keys sees a packet.
+/// The keys of one connection, and the packet's header after these keys have removed header protection.
 struct View {
     keys: Keys,
     header: Vec<u8>,
 }
 
 impl View {
-    /// The key stream's block `counter`. Block 1 masks the tag.
+    /// The block of the key stream with the number `counter`. Block 1 masks the tag.
     fn block(&self, counter: u32) -> u128 {
         let mut input = [0; 16];
         input[..12].copy_from_slice(&self.keys.iv);
@@ -76,8 +77,9 @@ impl View {
     }
 }
 
-/// A packet to [`OTHER_ID`] that the keys of both IDs open. The keys of [`ID`] give a CRYPTO frame after the end of the
-/// ClientHello. None if the two keys see packet numbers of different lengths.
+/// A packet to [`OTHER_ID`] that the keys of both IDs open. With the keys of [`ID`], the packet has a CRYPTO frame
+/// after the end of the ClientHello. None if the packet number has a different length for each key: then another
+/// attempt is needed.
 fn packet(attempt: usize) -> Option<Vec<u8>> {
     let keys = |id| Keys::of_client(Version::V1, id).unwrap();
     let start = [&[0xc3, 0, 0, 0, 1, 10][..], OTHER_ID, &[0, 0, 0x40, 4 + 48 + 16]].concat();
@@ -101,7 +103,8 @@ fn packet(attempt: usize) -> Option<Vec<u8>> {
     if other.header[0] & 3 != 3 {
         return None;
     }
-    // The tags differ by a constant, and by the second block times the difference of the hash keys' third powers.
+    // The difference of the two tags is a constant plus the second block times the difference of the cubes of the hash
+    // keys.
     let cube = |element: u128| mul(element, mul(element, element));
     let factor = cube(view.hash_key()) ^ cube(other.hash_key());
     payload[1] = mul(view.tag(payload) ^ other.tag(payload), inverse(factor));

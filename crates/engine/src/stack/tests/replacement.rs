@@ -1,4 +1,4 @@
-//! What ends when the rules are replaced, through the whole stack (docs/guard.md).
+//! Tests of flows that end when the rules are replaced, with the whole stack (docs/guard.md).
 
 use alloc::string::String;
 
@@ -21,7 +21,7 @@ const READABLE: Readiness =
     Readiness { readable: true, writable: false, read_closed: false, error: false, urgent: false };
 
 impl Test {
-    /// A guest that may reach everything.
+    /// A stack without rules: the guest may reach everything.
     fn free() -> Self {
         let mut test = Self::new();
         *test.stack.guard_mut() = Guard::without_rules(Mode::default(), [1; 16]);
@@ -79,13 +79,13 @@ fn a_udp_flow_ends_if_new_rules_deny_it_and_the_next_datagram_is_refused() {
     assert_eq!(socket.socket.sent().len(), 1);
     let refused = test.send(OTHER);
     assert_prohibited(&mut test, &refused);
-    // The socket of an endpoint without flows is closed.
+    // An endpoint without flows closes its socket.
     assert_eq!(test.replace("deny udp/203.0.113.0/24"), Ended { udp: 1, ..Ended::default() });
     assert!(socket.closed());
     assert_eq!(test.replace("deny all"), Ended::default());
 }
 
-/// The guest could answer a sender to which it may not write any more.
+/// Otherwise the guest could still answer a sender to which it must no longer write.
 #[test]
 fn a_flow_that_a_stranger_began_ends_as_well() {
     let mut test = Test::free();
@@ -98,13 +98,13 @@ fn a_flow_that_a_stranger_began_ends_as_well() {
     assert_prohibited(&mut test, &refused);
 }
 
-/// Ports that are published stay published, whatever the guest may begin.
+/// The rules are about flows that the guest begins, so published ports stay reachable.
 #[test]
 fn a_flow_from_outside_to_a_published_port_stays() {
     let mut test = Test::free();
     let socket = test.listen(Direction::Inbound);
     assert!(test.is_delivered(&socket, PEER));
-    // A flow that the guest begins from the published port is the guest's.
+    // A flow that the guest begins is judged, even if the guest uses the published port.
     test.send(OTHER);
     socket.socket.sent();
     assert_eq!(test.replace("deny all"), Ended { udp: 1, ..Ended::default() });
@@ -115,7 +115,8 @@ fn a_flow_from_outside_to_a_published_port_stays() {
     assert_prohibited(&mut test, &refused);
 }
 
-/// A client of the guest's namespace reaches the host's loopback past the link.
+/// A client in the guest's namespace reaches the host's loopback without the link, so the rules apply. A client of the
+/// host is not judged.
 #[test]
 fn a_client_that_bypasses_the_link_loses_its_socket() {
     for (direction, ends) in [(Direction::Outbound, true), (Direction::Inbound, false)] {
@@ -208,14 +209,14 @@ fn a_query_without_an_answer_is_judged_again() {
     assert_eq!(test.stack.guard().refused(), 1);
 }
 
-/// A query that nobody has judged is judged when the guest repeats it.
+/// A query that was forwarded without a verdict ends. It is judged when the guest repeats it.
 #[test]
 fn a_query_that_was_sent_unread_ends_when_queries_begin_to_be_judged() {
     for rules in ["allow files.example.org", "deny 198.51.100.53"] {
         let mut test = Test::free();
         let frame = datagram(GUEST, RESOLVER, &query("other.example")).1;
         test.receive(&frame, &Offload::default());
-        // A name server that is none of the host's.
+        // This name server is not one of the host's resolvers.
         test.send("203.0.113.9:53");
         let udp = if rules.starts_with("allow") { 2 } else { 1 };
         assert_eq!(test.replace(rules), Ended { udp, ..Ended::default() });

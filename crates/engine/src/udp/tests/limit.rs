@@ -1,4 +1,4 @@
-//! Rate limits (docs/design/rate-limit.md).
+//! Tests of rate limits (docs/design/rate-limit.md).
 
 use super::{listeners::listener, *};
 use crate::{rate_limit::RateLimit, timer::Instant};
@@ -16,7 +16,7 @@ fn pass(test: &mut Test, millis: u64) {
     test.world.now = test.world.now + Duration::from_millis(millis);
 }
 
-/// With headers, a datagram has 1250 bytes.
+/// With headers, such a datagram has 1250 bytes.
 const PAYLOAD: [u8; 1222] = [7; 1222];
 
 #[test]
@@ -32,7 +32,7 @@ fn datagrams_of_the_guest_above_the_rate_are_dropped_and_counted() {
     assert_eq!((counters.over_limit, counters.total()), (10_000 - sent, 10_000 - sent));
 }
 
-/// What can't pass is taken from the socket, so that the socket does not report it again.
+/// Datagrams above the rate are received from the socket and dropped, so that the socket does not stay readable.
 #[test]
 fn datagrams_for_the_guest_above_the_rate_are_received_and_dropped() {
     for from in [REMOTE, "203.0.113.2:443"] {
@@ -70,7 +70,7 @@ fn short_datagrams_pass_beside_a_flood_of_long_ones() {
     assert_eq!(test.opened(1).socket.sent().len(), 50);
 }
 
-/// At 8M, datagrams have 16,666 bytes, of which long ones leave a quarter.
+/// At 8 Mbit/s, the class of datagrams has tokens for 16,666 bytes. Long datagrams leave a quarter of them.
 #[test]
 fn trains_are_cut() {
     let train = vec![7; 30_000];
@@ -92,7 +92,8 @@ fn trains_are_cut() {
     assert_shown(&frame, REMOTE, GUEST, &train[..9 * 1222]);
     assert_eq!(offload.segmentation.map(|train| train.size), Some(1222));
     assert_eq!(test.udp.counters().over_limit, 57);
-    // One that is longer than the guest's MTU, and has to be copied, and one that is longer than the bucket.
+    // The first datagram is longer than the guest's MTU, and has to be copied. The second one is longer than the
+    // bucket.
     pass(&mut test, 50);
     test.world.settings.mtu = 1000;
     socket.socket.arrive(REMOTE, &PAYLOAD);
@@ -103,7 +104,7 @@ fn trains_are_cut() {
     assert_eq!(test.udp.counters().over_limit, 58);
 }
 
-/// To the guest's namespace is inbound, whoever began.
+/// Datagrams to the guest's namespace are inbound, whichever side began the flow.
 #[test]
 fn datagrams_that_bypass_the_link_count_in_their_direction() {
     for direction in [Direction::Inbound, Direction::Outbound] {
@@ -111,7 +112,7 @@ fn datagrams_that_bypass_the_link_count_in_their_direction() {
         if direction == Direction::Outbound {
             (out, inbound) = (inbound, out);
         }
-        // Questions are limited, answers are not.
+        // The requests are limited, and the answers are not.
         let mut test = limited(out, inbound);
         let socket = test.listen(Listener { direction, ..listener(None, 80, None, 8080) });
         for _ in 0..10 {
@@ -132,7 +133,7 @@ fn datagrams_that_bypass_the_link_count_in_their_direction() {
     }
 }
 
-/// Limits are of time: a clock that stands still gives nothing.
+/// Tokens are added only as time passes.
 #[test]
 fn no_time_gives_no_tokens() {
     let mut test = limited(Some("1M"), None);
