@@ -2,6 +2,7 @@
 //! them. The same folders also contain inputs that were found later, and captured frames.
 
 use control::message::{Announced, Capabilities, Pif, Update, encode_announcement, encode_update};
+use control::policy;
 use engine::forward::{
     Enabled, PortRange, Protocol,
     spec::{self, Direction, Spec},
@@ -218,6 +219,9 @@ fn control() -> Vec<Seed> {
     let tables = [table(Pif::HOST, "HOST", "8080:192.0.2.1/80"), table(Pif::SPLICE, "SPLICE", "none")];
     vec![
         ("control", "update", [&[0][..], &encode_update(&update)].concat()),
+        ("control", "show", [&[2][..], &policy::encode(&policy::Request::Show)].concat()),
+        ("control", "replace", [&[2][..], &policy::encode(&policy::Request::Replace("deny all\n"))].concat()),
+        ("control", "reply", [&[3][..], &policy::encode_reply(Ok("deny all\n"))].concat()),
         ("control", "nothing", [&[0][..], &encode_update(&Update::default())].concat()),
         ("control", "announcement", [&[1][..], &encode_announcement(&tables)].concat()),
     ]

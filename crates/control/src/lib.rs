@@ -10,17 +10,25 @@
 //!             |  ---- end of stream ----------------------->   |
 //!             |                                                |
 //!             |  <--- status byte, text, end of stream -----   |   reply
+//!
+//!                         or, in place of an update:
+//!
+//!             |  ---- request ----------------------------->   |   policy: Request
+//!             |                                                |
+//!             |  <--- status, length, text, end of stream --   |   policy: reply
 //! ```
 //!
 //! The protocol of the C implementation ends with the update. The [`reply`] is an extension (Q16): a client that
 //! continues to read learns whether its update took effect, and a client that closes the connection is not affected.
+//! Requests about the [`policy`] are another extension: a server announces that it understands them.
 //!
 //! # Contract
 //!
 //! - **An update replaces whole tables.** A client edits the announced tables and sends all of them back. A table that
 //!   is missing in the update becomes empty. The server applies all of the update or nothing.
 //! - **Decoding accepts any bytes**: the result is a message, an error with the text of the C implementation, or the
-//!   number of bytes that are needed ([`message::Decoded`]). That number is at most [`message::MAX_LEN`].
+//!   number of bytes that are needed ([`message::Decoded`]). That number is at most [`message::MAX_LEN`], for requests
+//!   [`policy::MAX_LEN`].
 //! - **Rules are checked one by one** while decoding. Decoding does not check whether rules conflict:
 //!   [`engine::forward::Table::add`] does.
 //! - **Numbers are in network byte order** on the wire, and in host byte order in the types.
@@ -53,4 +61,5 @@
 #![forbid(unsafe_code)]
 
 pub mod message;
+pub mod policy;
 pub mod reply;

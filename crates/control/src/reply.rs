@@ -9,9 +9,9 @@
 use std::io::{self, Read};
 
 /// Status: the update took effect.
-const APPLIED: u8 = 0;
+pub(crate) const APPLIED: u8 = 0;
 /// Status: nothing has changed.
-const REFUSED: u8 = 1;
+pub(crate) const REFUSED: u8 = 1;
 /// Length of the longest text, in bytes.
 const MAX_TEXT: usize = 16_384;
 
@@ -48,12 +48,17 @@ pub fn read(stream: impl Read) -> io::Result<Reply> {
     let end = stream.take(1 + MAX_TEXT as u64).read_to_end(&mut bytes);
     let Some((status, text)) = bytes.split_first() else { return end.map(|_| Reply::Unsupported) };
     // An error after the status is ignored: a server that closes with unread input causes a reset.
-    let text = String::from_utf8_lossy(text).replace(|c: char| c.is_control() && c != '\n', "?");
+    let text = printable(text);
     match *status {
         APPLIED => Ok(Reply::Applied(text)),
         REFUSED => Ok(Reply::Refused(text)),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
+}
+
+/// A text of a server in which control characters except newlines are replaced by `?`.
+pub(crate) fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).replace(|c: char| c.is_control() && c != '\n', "?")
 }
 
 #[cfg(test)]

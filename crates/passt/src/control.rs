@@ -1,11 +1,15 @@
 //! The server of the control socket (`--conf-path`, behaviour §8.9).
 //!
 //! The server serves one client at a time. A client can only delay other clients, and only for a limited time: the
-//! server never blocks, and limits both the input and the time of a client.
+//! server never blocks, and limits the time of a client, and the memory for it. Only a policy is large (16 MiB at most).
+//! It is received in steps, so that traffic does not wait for it, and is sent in parts.
+
+mod listing;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use engine::guard::Guard;
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -14,12 +18,17 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 use crate::errno::retry;
 use crate::event::Source;
 use control::message::{self, Announced, Decoded, Update};
-use control::reply;
+use control::{policy, reply};
+use listing::Listing;
 
 /// The maximum time for one client, from accept to reply.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Maximum number of bytes for which one call asks.
+const STEP: usize = 64 * 1024;
+/// Maximum number of calls for one event. The next event reports bytes that are left.
+const STEPS: usize = 4;
 
 /// The server.
 #[derive(Debug)]
@@ -34,8 +43,10 @@ pub(crate) struct Server {
 struct Client {
     socket: OwnedFd,
     deadline: Instant,
-    /// The part of the announcement that has not been sent yet.
+    /// The bytes that have not been sent yet: of the announcement, or of `listing`.
     output: Vec<u8>,
+    /// The rules that the client has asked for. They follow `output`.
+    listing: Option<Listing>,
     input: Vec<u8>,
     /// The length of `input` at which the server tries to decode the input again.
     needs: usize,
@@ -45,12 +56,24 @@ struct Client {
 enum Progress {
     /// Wait for the socket again.
     Pending,
-    /// The client has sent a complete update.
-    Update(Update),
+    /// The client has sent a complete message.
+    Message(Message),
     /// The client has closed its socket, or the socket has failed.
     Closed,
-    /// The client has sent an invalid message.
+    /// The client has sent an invalid update.
     Refused(message::Error),
+    /// The client has sent an invalid request about the policy.
+    RefusedRequest(policy::Error),
+}
+
+/// A complete message of a client.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Other forwarding rules. The caller must call [`Server::conclude`].
+    Update(Update),
+    /// A request about the policy ([`policy::decode`]). The caller must call [`Server::list`] or
+    /// [`Server::conclude_request`].
+    Request(Vec<u8>),
 }
 
 impl Server {
@@ -107,19 +130,20 @@ impl Server {
             socket,
             deadline: now + CLIENT_TIMEOUT,
             output: message::encode_announcement(&tables()),
+            listing: None,
             input: Vec::new(),
             needs: 1,
         });
         self.listen(epoll);
     }
 
-    /// Continues to serve the client when its socket is ready. Returns the client's update if the update is complete.
-    /// The caller must then call [`Server::conclude`].
-    pub(crate) fn on_client(&mut self, epoll: &OwnedFd) -> Option<Update> {
+    /// Continues to serve the client when its socket is ready. `guard` has the rules that the client may have asked for.
+    /// Returns the client's message if it is complete.
+    pub(crate) fn on_client(&mut self, epoll: &OwnedFd, guard: &Guard) -> Option<Message> {
         let client = self.client.as_mut()?;
-        match client.send_output(epoll).unwrap_or_else(|| client.receive_update()) {
+        match client.send_output(epoll, guard).unwrap_or_else(|| client.receive()) {
             Progress::Pending => None,
-            Progress::Update(update) => Some(update),
+            Progress::Message(message) => Some(message),
             Progress::Closed => {
                 self.end(epoll);
                 None
@@ -128,7 +152,29 @@ impl Server {
                 self.conclude(Err(&error.to_string()), epoll);
                 None
             }
+            Progress::RefusedRequest(error) => {
+                self.conclude_request(Err(&error.to_string()), epoll);
+                None
+            }
         }
+    }
+
+    /// Sends the client the rules in force, and then closes the client's socket.
+    pub(crate) fn list(&mut self, guard: &Guard, epoll: &OwnedFd) {
+        let Some(client) = &mut self.client else { return };
+        let (listing, output) = Listing::begin(guard);
+        (client.listing, client.output) = (Some(listing), output);
+        if Source::ControlClient.rewatch(epoll, &client.socket, EventFlags::OUT).is_err() {
+            self.end(epoll);
+        }
+    }
+
+    /// Tells the client the result of its request about the policy, and closes the client's socket.
+    pub(crate) fn conclude_request(&mut self, outcome: Result<&str, &str>, epoll: &OwnedFd) {
+        if let Err(error) = outcome {
+            log::warn!("Request about the policy refused: {error}");
+        }
+        self.reply(&policy::encode_reply(outcome), epoll);
     }
 
     /// Tells the client whether its update was accepted, and closes the client's socket.
@@ -136,11 +182,14 @@ impl Server {
         if let Err(error) = outcome {
             log::warn!("Configuration update refused: {error}");
         }
+        self.reply(&reply::encode(outcome), epoll);
+    }
+
+    fn reply(&mut self, reply: &[u8], epoll: &OwnedFd) {
         if let Some(client) = &self.client {
             // The reply is sent without waiting: it fits into an empty send buffer. Sending fails if the client has
             // closed its socket.
-            let reply = reply::encode(outcome);
-            let sent = send(&client.socket, &reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            let sent = send(&client.socket, reply, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
             log::debug!("reply to configuration client: {sent:?}");
         }
         self.end(epoll);
@@ -162,10 +211,13 @@ impl Server {
 }
 
 impl Client {
-    /// Sends the rest of the announcement. `None`: the announcement is complete.
-    fn send_output(&mut self, epoll: &OwnedFd) -> Option<Progress> {
-        if self.output.is_empty() {
+    /// Sends the bytes that have not been sent yet. `None`: all are sent, and the client's message can be received.
+    fn send_output(&mut self, epoll: &OwnedFd, guard: &Guard) -> Option<Progress> {
+        if self.output.is_empty() && self.listing.is_none() {
             return None;
+        }
+        if let Some(listing) = &mut self.listing {
+            listing.fill(guard, &mut self.output, STEP);
         }
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match retry(|| send(self.socket.as_fd(), &self.output, flags)) {
@@ -173,18 +225,23 @@ impl Client {
             Err(Errno::AGAIN) => {}
             Err(_) => return Some(Progress::Closed),
         }
-        if !self.output.is_empty() {
+        match &self.listing {
+            Some(listing) if self.output.is_empty() && listing.is_over(guard) => Some(Progress::Closed),
+            Some(_) => Some(Progress::Pending),
             // Input is read later: a client must know the tables before it changes a table.
-            return Some(Progress::Pending);
+            None if !self.output.is_empty() => Some(Progress::Pending),
+            None => {
+                let watched = Source::ControlClient.rewatch(epoll, &self.socket, EventFlags::IN);
+                watched.err().map(|_| Progress::Closed)
+            }
         }
-        Source::ControlClient.rewatch(epoll, &self.socket, EventFlags::IN).err().map(|_| Progress::Closed)
     }
 
-    /// Receives the update. Reads no more bytes than the protocol needs.
-    fn receive_update(&mut self) -> Progress {
-        loop {
+    /// Receives a message. Reads no more bytes than the protocol needs.
+    fn receive(&mut self) -> Progress {
+        for _ in 0..STEPS {
             let have = self.input.len();
-            self.input.resize(self.needs, 0);
+            self.input.resize(self.needs.min(have + STEP), 0);
             let received = retry(|| recv(self.socket.as_fd(), &mut self.input[have..], RecvFlags::DONTWAIT));
             let count = received.map_or(0, |(_, count)| count);
             self.input.truncate(have + count);
@@ -194,15 +251,34 @@ impl Client {
                 Err(Errno::AGAIN) => return Progress::Pending,
                 Err(_) => return Progress::Closed,
             }
-            if self.input.len() < self.needs {
-                continue;
-            }
-            match message::decode_update(&self.input) {
-                Ok(Decoded::Whole(update)) => return Progress::Update(update),
-                Ok(Decoded::Needs(needs)) => self.needs = needs,
-                Err(error) => return Progress::Refused(error),
+            if self.input.len() >= self.needs
+                && let Some(progress) = self.decode()
+            {
+                return progress;
             }
         }
+        Progress::Pending
+    }
+
+    /// Decodes the input. `None`: the message needs more bytes.
+    fn decode(&mut self) -> Option<Progress> {
+        let needs = if policy::is_request(&self.input) {
+            match policy::decode(&self.input) {
+                Ok(Decoded::Whole(_)) => {
+                    return Some(Progress::Message(Message::Request(std::mem::take(&mut self.input))));
+                }
+                Ok(Decoded::Needs(needs)) => needs,
+                Err(error) => return Some(Progress::RefusedRequest(error)),
+            }
+        } else {
+            match message::decode_update(&self.input) {
+                Ok(Decoded::Whole(update)) => return Some(Progress::Message(Message::Update(update))),
+                Ok(Decoded::Needs(needs)) => needs,
+                Err(error) => return Some(Progress::Refused(error)),
+            }
+        };
+        self.needs = needs;
+        None
     }
 }
 

@@ -146,8 +146,10 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     // The command owns the terminal now. With --debug, the log is still written to the terminal.
     if lifetime.release_command() && config.verbosity < Verbosity::Debug {
         // The guard's refusals are an exception: the author of the rules needs to see them.
-        let rules = !config.rules.is_empty() || config.policy.is_some();
-        logging::limit_stderr(if rules { log::LevelFilter::Warn } else { log::LevelFilter::Off });
+        logging::leave_stderr();
+        if !config.rules.is_empty() || config.policy.is_some() {
+            logging::show_refusals();
+        }
     }
     logging::limit_rates();
     shard.run(lifetime, threads.news.map(|news| Resolvers { news, config }))

@@ -380,8 +380,8 @@ impl Shard {
             Onward::Bypass(destination) => {
                 self.before_accepted(&accepted.socket, accepted.direction, destination.ip(), now);
                 let account = self.begin_bypass(&accepted, destination, now);
-                let Accepted { socket, direction, .. } = accepted;
-                self.bypass.open(Client { socket, permit, direction, destination, account }, now);
+                let Accepted { socket, peer: address, direction, .. } = accepted;
+                self.bypass.open(Client { socket, address, permit, direction, destination, account }, now);
             }
             Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);

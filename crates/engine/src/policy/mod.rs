@@ -256,6 +256,13 @@ impl Policy {
         !self.groups.is_empty()
     }
 
+    /// Whether verdicts depend on the addresses of the host itself: there are rules by group, or rules by name, which refuse
+    /// answers that lead to the host.
+    #[must_use]
+    pub fn needs_own_addresses(&self) -> bool {
+        self.has_groups() || self.has_names()
+    }
+
     /// The text of a reason, for logs and extended DNS errors.
     #[must_use]
     pub fn text(&self, reason: Reason) -> &str {

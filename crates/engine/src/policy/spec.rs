@@ -33,6 +33,9 @@ use crate::{flow::Protocol, ports::PortRange};
 /// Maximum length of a rule's text, in bytes.
 pub const MAX_RULE_LEN: usize = 1024;
 
+/// Maximum length of a policy file, in bytes.
+pub const MAX_FILE_LEN: usize = 16 << 20;
+
 /// Maximum number of rules of a policy.
 pub const MAX_RULES: usize = 1 << 16;
 

@@ -182,6 +182,14 @@ impl<C: Conduit> Bypass<C> {
         self.step(id, now, Relay::reset);
     }
 
+    /// Resets a connection that new rules deny.
+    pub fn forbid(&mut self, id: FlowId, now: Instant) {
+        if let Some(entry) = self.relays.get_mut(id) {
+            entry.report_end(How::Forbidden);
+        }
+        self.reset(id, now);
+    }
+
     /// Handles the readiness of a socket.
     pub fn on_readiness(&mut self, id: FlowId, side: Side, readiness: Readiness, now: Instant) {
         self.step(id, now, |relay| relay.on_readiness(side, readiness));

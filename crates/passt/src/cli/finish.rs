@@ -111,15 +111,17 @@ impl Args {
     }
 
     fn guard(&self) -> Result<(), String> {
-        let Config { rules, policy, policy_audit, policy_names, policy_ech, .. } = &self.config;
+        let Config { rules, policy, policy_audit, policy_names, policy_ech, conf_path, .. } = &self.config;
         let given = [
             (*policy_audit, "--policy-audit"),
             (*policy_names != NameCheck::default(), "--policy-names"),
             (*policy_ech != Ech::default(), "--policy-ech"),
         ];
-        let without_rules = rules.is_empty() && policy.is_none();
+        let without_rules = rules.is_empty() && policy.is_none() && conf_path.is_none();
         if let Some((_, option)) = given.iter().find(|(given, _)| *given && without_rules) {
-            return Err(format!("{option} needs rules: --allow, --deny or --policy"));
+            return Err(format!(
+                "{option} needs rules: --allow, --deny or --policy, or --conf-path for those of pesto"
+            ));
         }
         if *policy_names == NameCheck::Address && *policy_ech == Ech::Refuse {
             return Err(

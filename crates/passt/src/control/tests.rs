@@ -1,3 +1,5 @@
+mod requests;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -9,6 +11,7 @@ use rustix::event::epoll;
 use super::*;
 use crate::io::unix_socket::listen_at;
 use control::message::{Capabilities, Pif, encode_announcement, encode_update};
+use control::policy::Request;
 use control::reply::{self, Reply};
 
 /// A server in a separate event loop, with a virtual clock.
@@ -19,6 +22,9 @@ struct World {
     now: Instant,
     /// The updates of clients.
     updates: Vec<Update>,
+    /// The policy files of clients.
+    policies: Vec<String>,
+    guard: Guard,
 }
 
 impl World {
@@ -28,7 +34,15 @@ impl World {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         Source::Control.watch(&epoll, &listener, EventFlags::IN).unwrap();
         let server = Server::new(listener);
-        Self { folder, epoll, server, now: Instant::from_micros(0), updates: Vec::new() }
+        Self {
+            folder,
+            epoll,
+            server,
+            now: Instant::from_micros(0),
+            updates: Vec::new(),
+            policies: Vec::new(),
+            guard: Guard::default(),
+        }
     }
 
     fn connect(&self) -> UnixStream {
@@ -37,7 +51,8 @@ impl World {
         client
     }
 
-    /// Handles events until there are none. Returns true if there were any. Every update is answered by `outcome`.
+    /// Handles events until there are none. Returns true if there were any. Every update, and every policy, is answered by
+    /// `outcome`.
     fn turn(&mut self, outcome: Result<&str, &str>) -> bool {
         let mut any = false;
         loop {
@@ -51,14 +66,27 @@ impl World {
             for event in events {
                 match Source::of(event.data.u64()) {
                     Some(Source::Control) => self.server.on_listener(self.now, &self.epoll, tables),
-                    _ => {
-                        if let Some(update) = self.server.on_client(&self.epoll) {
+                    _ => match self.server.on_client(&self.epoll, &self.guard) {
+                        Some(Message::Update(update)) => {
                             self.updates.push(update);
                             self.server.conclude(outcome, &self.epoll);
                         }
-                    }
+                        Some(Message::Request(message)) => self.on_request(&message, outcome),
+                        None => {}
+                    },
                 }
             }
+        }
+    }
+
+    fn on_request(&mut self, message: &[u8], outcome: Result<&str, &str>) {
+        match policy::decode(message) {
+            Ok(Decoded::Whole(Request::Show)) => self.server.list(&self.guard, &self.epoll),
+            Ok(Decoded::Whole(Request::Replace(text))) => {
+                self.policies.push(text.into());
+                self.server.conclude_request(outcome, &self.epoll);
+            }
+            other => panic!("{other:?}"),
         }
     }
 

@@ -8,8 +8,9 @@ use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use engine::events::{Account, How};
-use engine::flow::FlowId;
+use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
+use engine::guard::Guard;
 use engine::host::Readiness;
 use engine::splice::{Conduit, Side};
 use engine::timer::Instant;
@@ -39,6 +40,8 @@ pub(crate) struct Bypass {
 pub(crate) struct Client {
     /// The accepted socket.
     pub(crate) socket: OwnedFd,
+    /// The client's address.
+    pub(crate) address: Option<SocketAddr>,
     /// Permits the two sockets of the connection.
     pub(crate) permit: Permit,
     /// The direction of the rule.
@@ -76,7 +79,7 @@ impl Bypass {
 
     /// Forwards an accepted connection into the other namespace. If an error occurs at once, the connection is reset.
     pub(crate) fn open(&mut self, client: Client, now: Instant) {
-        let Client { socket: accepted, permit, direction, destination, mut account } = client;
+        let Client { socket: accepted, address, permit, direction, destination, mut account } = client;
         let (connecting, connected) = match self.connect(direction, destination) {
             Ok(socket) => socket,
             Err(errno) => {
@@ -87,6 +90,8 @@ impl Bypass {
             }
         };
         let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.shared.clone(), permit);
+        let ends = address.map(|guest| Endpoints { guest, remote: destination });
+        let pair = pair.begun_by_guest(ends.filter(|_| direction == Direction::Outbound));
         let id = match self.flows.insert(pair, account) {
             Ok(id) => id,
             Err(mut refused) => {
@@ -107,6 +112,17 @@ impl Bypass {
         });
         if !watched {
             self.flows.reset(id, now);
+        }
+    }
+
+    /// Resets the connections that clients of the guest's namespace have opened and that the present rules deny.
+    pub(crate) fn review(&mut self, guard: &mut Guard, now: Instant) {
+        let of_guest = self.flows.conduits().filter_map(|(id, pair)| Some((id, pair.guests_ends()?)));
+        for (id, ends) in of_guest.collect::<Vec<_>>() {
+            if !guard.still_admits_bypass(Protocol::Tcp, ends, now) {
+                log::debug!("{id}: forbidden by new rules");
+                self.flows.forbid(id, now);
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use control::message::{Announced, Capabilities, Pif, Update};
 impl Forwarder {
     /// The announcement of the rules in force.
     pub(crate) fn announce(&self, enabled: Enabled) -> Vec<Announced> {
-        let mut capabilities = Capabilities::of(enabled) | Capabilities::IFNAME;
+        let mut capabilities = Capabilities::of(enabled) | Capabilities::IFNAME | Capabilities::POLICY;
         capabilities.set(Capabilities::SCAN, self.guest.is_some());
         let announced = |(pif, side): (Pif, &Side)| Announced {
             pif,

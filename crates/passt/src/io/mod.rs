@@ -86,6 +86,11 @@ impl Sockets {
         self.sources.followed.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether the host's addresses are followed.
+    pub(crate) const fn follows_addresses(&self) -> bool {
+        self.sources.followed.is_some()
+    }
+
     /// Applies the changes of the host's addresses.
     pub(crate) fn update_addresses(&mut self) {
         self.sources.followed.iter_mut().for_each(OwnAddresses::update);

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use engine::flow::Endpoints;
 use engine::forward::spec::Direction;
 use engine::host::SocketError;
 use engine::splice::{Conduit, Side, Taken};
@@ -95,6 +96,8 @@ pub(crate) struct Pair {
     direction: Direction,
     /// The address to which the second socket is connected.
     destination: IpAddr,
+    /// The client and the destination, if the client is in the guest's namespace.
+    guests: Option<Endpoints>,
     shared: Rc<RefCell<Shared>>,
     _permit: Permit,
 }
@@ -168,9 +171,21 @@ impl Pair {
             pace: [Pace::Few; 2],
             direction,
             destination,
+            guests: None,
             shared,
             _permit: permit,
         }
+    }
+
+    /// Notes the client and the destination of a connection whose client is in the guest's namespace.
+    pub(crate) const fn begun_by_guest(mut self, ends: Option<Endpoints>) -> Self {
+        self.guests = ends;
+        self
+    }
+
+    /// The client and the destination, if the client is in the guest's namespace.
+    pub(crate) const fn guests_ends(&self) -> Option<Endpoints> {
+        self.guests
     }
 
     /// The direction of the bytes that the socket of this side receives.

@@ -105,6 +105,26 @@ pub(crate) fn limit_stderr(most: LevelFilter) {
     }
 }
 
+/// From now on, lines do not go to standard error, unless [`show_refusals`] is called.
+pub(crate) fn leave_stderr() {
+    if let Some(logger) = LOGGER.get() {
+        let mut outputs = logger.outputs();
+        outputs.stderr = LevelFilter::Off;
+        outputs.may_show_refusals = true;
+    }
+}
+
+/// Must be called when there are rules about what the guest may reach. If a command has the terminal, warnings and errors
+/// still go to standard error.
+pub(crate) fn show_refusals() {
+    if let Some(logger) = LOGGER.get() {
+        let mut outputs = logger.outputs();
+        if outputs.may_show_refusals {
+            outputs.stderr = LevelFilter::Warn;
+        }
+    }
+}
+
 /// Starts to limit the rate of each call site. Must be called before traffic can cause log lines.
 pub(crate) fn limit_rates() {
     if let Some(logger) = LOGGER.get() {
@@ -131,6 +151,8 @@ struct Logger {
 struct Outputs {
     /// The least severe level of lines that go to standard error.
     stderr: LevelFilter,
+    /// Whether standard error is still open, for [`show_refusals`].
+    may_show_refusals: bool,
     file: Option<LogFile>,
     /// Syslog. It receives lines if lines are not written to standard error and there is no log file.
     syslog: Option<UnixDatagram>,
@@ -181,7 +203,14 @@ impl Log for Logger {
 impl Logger {
     fn new(program: &'static str, verbosity: Verbosity) -> Self {
         let pid = std::process::id();
-        let outputs = Outputs { stderr: LevelFilter::Trace, file: None, syslog: None, limiter: None, pid };
+        let outputs = Outputs {
+            stderr: LevelFilter::Trace,
+            may_show_refusals: false,
+            file: None,
+            syslog: None,
+            limiter: None,
+            pid,
+        };
         Self { program, verbosity, started: Instant::now(), outputs: Mutex::new(outputs) }
     }
 

@@ -1,13 +1,17 @@
 //! The control socket's part in the event loop (behaviour §8.9).
 
 use engine::forward::Enabled;
+use engine::guard::Ended;
+use engine::policy::{Policy, spec};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 
 use super::{Receivers, Shard};
-use crate::control::Server;
+use crate::control::{Message, Server};
 use crate::event::Source;
-use control::message::Update;
+use crate::logging::{self, LIST};
+use control::message::{Decoded, Update};
+use control::policy::{self, Request};
 
 /// The control socket, and the families and protocols that its clients may use.
 #[derive(Debug)]
@@ -27,8 +31,10 @@ impl Shard {
     /// Handles an event of the client's socket: the client has sent bytes, can receive bytes, or has disconnected.
     pub(super) fn on_control_client(&mut self, now: Instant) {
         let Some(Control { server, .. }) = &mut self.control else { return };
-        if let Some(update) = server.on_client(self.sockets.epoll()) {
-            self.on_update(&update, now);
+        match server.on_client(self.sockets.epoll(), self.stack.guard()) {
+            Some(Message::Update(update)) => self.on_update(&update, now),
+            Some(Message::Request(message)) => self.on_request(&message, now),
+            None => {}
         }
     }
 
@@ -54,6 +60,46 @@ impl Shard {
         let outcome = self.forwarder.update(update, control.enabled, now, rx);
         let outcome = outcome.as_deref().map_err(String::as_str);
         control.server.conclude(outcome, self.sockets.epoll());
+    }
+
+    /// Handles a complete request about the policy.
+    fn on_request(&mut self, message: &[u8], now: Instant) {
+        let outcome = match policy::decode(message) {
+            Ok(Decoded::Whole(Request::Replace(text))) => self.replace_policy(text, now),
+            Ok(Decoded::Whole(Request::Show) | Decoded::Needs(_)) => {
+                let Some(Control { server, .. }) = &mut self.control else { return };
+                return server.list(self.stack.guard(), self.sockets.epoll());
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Some(Control { server, .. }) = &mut self.control {
+            server.conclude_request(outcome.as_deref().map_err(String::as_str), self.sockets.epoll());
+        }
+    }
+
+    /// Puts the rules of a policy file in force, in place of all present ones. Ends the flows that they deny, also those that
+    /// bypass the link. Returns a report for the client.
+    ///
+    /// # Errors
+    /// A message for the user: the rules are invalid, and nothing has changed.
+    fn replace_policy(&mut self, text: &str, now: Instant) -> Result<String, String> {
+        let file = spec::parse_file(text).map_err(|error| error.to_string())?;
+        let policy = Policy::new(file.rules, file.default).map_err(|error| error.to_string())?;
+        if policy.needs_own_addresses() && !self.sockets.follows_addresses() {
+            return Err("Rules by group or by name need the host's addresses, and these could not be read at the start; \
+                        use rules by address"
+                .into());
+        }
+        policy.rules().iter().for_each(|rule| log::debug!(target: LIST, "Rule: {rule}"));
+        let in_force = format!("rules: {}, default {}", policy.rules().len(), policy.default_action());
+        logging::show_refusals();
+        self.round(now).replace_policy(policy);
+        self.bypass.review(self.stack.guard_mut(), now);
+        let Ended { tcp, udp, icmp } = self.stack.guard().ended();
+        let what = if self.stack.guard().audits() { "flows that would end" } else { "flows ended" };
+        let report = format!("{in_force}; {what}: TCP {tcp}, UDP {udp}, ping {icmp}");
+        log::info!("The policy was replaced: {report}");
+        Ok(report)
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::Context;
 use engine::forward::spec::Direction;
 use engine::guard::Guard;
 use engine::neighbours::Neighbour;
+use engine::policy::Policy;
 
 use super::policy;
 use crate::budgets::listeners_at_start;
@@ -107,10 +108,10 @@ impl Network {
             Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket)?),
             Mode::Pasta => None,
         };
-        // Rules by name need the host's addresses, since answers that lead to the host are refused.
-        let needed = guard.policy().is_some_and(|policy| policy.has_groups() || policy.has_names());
-        let followed = needed.then(OwnAddresses::watch).transpose();
-        let sources = Sources::of(facts, followed.context("the rules need the host's addresses")?);
+        let needed = guard.policy().is_some_and(Policy::needs_own_addresses);
+        let followed =
+            follow_addresses(needed, control.is_some()).context("the rules need the host's addresses")?;
+        let sources = Sources::of(facts, followed);
         Ok(Self {
             plan,
             neighbourhood,
@@ -138,6 +139,21 @@ fn watch_resolvers(facts: &Facts) -> Option<Watch> {
     Watch::open(&facts.resolver)
         .inspect_err(|error| log::info!("Changes of resolv.conf will not be noticed: {error}"))
         .ok()
+}
+
+/// Starts to follow the host's addresses if they are `needed`, or if a client of the control socket may send rules that need
+/// them (`maybe`). The process can't open the socket later. A failure is fatal only if they are needed.
+fn follow_addresses(needed: bool, maybe: bool) -> anyhow::Result<Option<OwnAddresses>> {
+    if !needed && !maybe {
+        return Ok(None);
+    }
+    match OwnAddresses::watch() {
+        Err(error) if !needed => {
+            log::info!("Changes of the host's addresses will not be noticed: {error}");
+            Ok(None)
+        }
+        followed => Ok(Some(followed?)),
+    }
 }
 
 /// Starts to follow the neighbours. A failure is not fatal: the guest then sees all neighbours at this program's MAC
