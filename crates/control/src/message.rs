@@ -121,10 +121,10 @@ pub enum Error {
     /// Version 0.
     #[error("Unsupported experimental server protocol")]
     Experimental,
-    /// The peer's field for names of tables has another length.
+    /// The peer uses another length for the names of tables.
     #[error("Server has unexpected pif name size ({0} not {NAME_LEN})")]
     NameLength(u32),
-    /// The peer's field for names of interfaces has another length.
+    /// The peer uses another length for the names of interfaces.
     #[error("Server has unexpected IFNAMSIZ ({0} not {IFNAME_LEN})")]
     IfNameLength(u32),
     /// The name of a table is not terminated, not UTF-8, or has control characters.

@@ -17,7 +17,7 @@ use crate::{
 
 /// The types of memory, host and link that one program uses.
 ///
-/// A program names these types once, by an empty type. Everything in the engine that needs the types has this one
+/// A program defines an empty type that implements this trait. All generic code of the engine has this type as its only
 /// parameter.
 pub trait World {
     /// The memory that holds the payload of frames.
@@ -114,7 +114,7 @@ impl<W: World> Context<'_, W> {
         guard.still_admits_unread(&flow, *now, |destination| host.is_own(destination))
     }
 
-    /// Reports that the guest begins a flow, which was admitted.
+    /// Reports the beginning of an admitted flow of the guest.
     pub(crate) fn begin(&mut self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Account {
         let flow = self.opening(protocol, ends, destination);
         let Self { now, guard, host, .. } = self;

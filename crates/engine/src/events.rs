@@ -1,8 +1,8 @@
-//! Reports about flows: when each begins and ends, and what the guard refuses (docs/design/flow-log.md).
+//! Reports of the beginning and end of each flow, and of the guard's refusals (docs/design/flow-log.md).
 //!
-//! A program that wants reports gives the guard a handle ([`Guard::report_to`](crate::guard::Guard::report_to)), and
-//! takes the events of each round at the end of the round. Each [`Event::Begin`] is followed by exactly one
-//! [`Event::End`] with the same flow.
+//! A program that needs reports gives the guard a handle ([`Guard::report_to`](crate::guard::Guard::report_to)), and
+//! takes the events at the end of each round. After each [`Event::Begin`], there is exactly one [`Event::End`] with the
+//! same flow.
 
 use alloc::{boxed::Box, rc::Rc, vec::Vec};
 use core::{cell::RefCell, net::SocketAddr};
@@ -14,7 +14,7 @@ use crate::{
     timer::Instant,
 };
 
-/// The handle of a queue of events. Clones share the queue. The default has no queue: nothing is reported.
+/// The handle of a queue of events. Clones share the queue. By default, there is no queue, and nothing is reported.
 #[derive(Clone, Debug, Default)]
 pub struct Events(Option<Rc<RefCell<Queue>>>);
 
@@ -25,7 +25,7 @@ struct Queue {
     events: Vec<Event>,
 }
 
-/// What happened to a flow.
+/// An event of a flow.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The flow begins.
@@ -39,22 +39,22 @@ pub enum Event {
 /// A flow that has begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
-    /// Number of the flow. The first one has number 1. Numbers are not used again.
+    /// Number of the flow. The first flow has number 1. Numbers are not reused.
     pub number: u64,
-    /// When it began.
+    /// The time at which the flow began.
     pub begun: Instant,
-    /// Who began it.
+    /// The protocol, direction and ends of the flow.
     pub start: Start,
-    /// Why it may begin.
+    /// The reason why the flow was allowed.
     pub basis: Basis,
 }
 
-/// The beginning of a flow.
+/// The properties of a flow that are known when it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
     /// The protocol.
     pub protocol: Protocol,
-    /// Outbound: the guest began the flow. Inbound: the host's side did.
+    /// Outbound: the guest began the flow. Inbound: the host's side began the flow.
     pub direction: Direction,
     /// The ends, as the guest sees them. For pings, the guest's port is the identifier, and the remote port is zero.
     pub ends: Endpoints,
@@ -65,18 +65,17 @@ pub struct Start {
 }
 
 impl Start {
-    /// The beginning of a flow that goes through the link, and whose remote is not known on the host's side.
+    /// A flow through the link whose remote on the host's side is not known.
     #[must_use]
     pub const fn of(protocol: Protocol, direction: Direction, ends: Endpoints) -> Self {
         Self { protocol, direction, ends, peer: None, bypasses: false }
     }
 }
 
-/// Why a flow may begin, or not.
+/// The reason why a flow was allowed or refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Basis {
-    /// The text of the rule, of the default, or another reason of the guard. None if there are no rules, or none was
-    /// asked.
+    /// The text of the rule, of the default, or of another reason of the guard. None if the guard did not use a rule.
     pub rule: Option<Box<str>>,
     /// The names for which the guest was given the remote address, at most [`MOST_NAMES`].
     pub names: Vec<Box<str>>,
@@ -92,33 +91,33 @@ pub struct End {
     pub flow: Rc<Flow>,
     /// The name of the server that the client sent in its first bytes, if they were read.
     pub name: Option<Box<str>>,
-    /// How it ended.
+    /// The cause of the end.
     pub how: How,
-    /// What the flow has carried, from the guest (sent) and to it (received). None if it is not known.
+    /// The traffic of the flow: from the guest (sent) and to the guest (received). None if it is not known.
     pub totals: Option<Totals>,
 }
 
-/// How a flow ended.
+/// The cause of a flow's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// In order: both streams of a connection have ended, or the guest has left the group.
+    /// The flow ended regularly: both streams of a connection have ended, or the guest has left the group.
     Closed,
     /// The guest has reset the connection.
     GuestReset,
-    /// One side of a connection that bypasses the link has reset it, or has failed.
+    /// The connection bypassed the link, and one of its sides has reset the connection or has failed.
     Reset,
     /// The host's socket could not be opened or connected, or has failed, with this error.
     Failed(Errno),
-    /// The connection was aborted on both sides: the guest did not answer, nothing happened for hours, the guest is
-    /// gone, or another connection needed the place.
+    /// The connection was aborted on both sides: the guest did not answer, the connection was idle for hours, the guest
+    /// has disconnected, or the connection made room for another one.
     Aborted,
-    /// The guard refused what the client sent first.
+    /// The guard refused the client's first bytes.
     Refused,
-    /// The rules were replaced, and the new ones deny the flow.
+    /// The rules were replaced, and the new rules deny the flow.
     Forbidden,
-    /// No datagram for the time of the flow's time-out.
+    /// The flow was idle until its time-out.
     Idle,
-    /// A limit was reached, and another flow needed the place.
+    /// The flow made room for another one, since a limit was reached.
     Displaced,
     /// The program ends.
     Exit,
@@ -127,15 +126,15 @@ pub enum How {
 /// A refusal of the guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What was refused.
+    /// The refused flow, first bytes or question.
     pub what: Refused,
-    /// The rule that refused it, and the names of the address.
+    /// The rule that caused the refusal, and the names of the flow's address.
     pub basis: Basis,
-    /// Nothing was refused: the rules are only tried out.
+    /// Whether this is an audit: the refusal was only reported, and had no effect.
     pub audit: bool,
 }
 
-/// What the guard refused.
+/// The subject of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// A new flow of the guest.
@@ -145,13 +144,13 @@ pub enum Refused {
         /// The ends, as the guest sees them.
         ends: Endpoints,
     },
-    /// What the client of a flow sent first.
+    /// The first bytes of a flow's client.
     FirstBytes {
         /// The protocol.
         protocol: Protocol,
         /// The ends, as the guest sees them.
         ends: Endpoints,
-        /// The name that it asked for, or why it has none.
+        /// The server's name in the first bytes, or the reason why there is none.
         claimed: Result<Box<str>, Box<str>>,
     },
     /// A DNS question of the guest, or the answer to it.
@@ -162,7 +161,7 @@ pub enum Refused {
         name: Box<str>,
         /// The type of the records, as text.
         kind: Box<str>,
-        /// The question was allowed, but its answer was refused.
+        /// Whether the question was allowed, and its answer was refused.
         answered: bool,
     },
 }
@@ -186,7 +185,7 @@ impl Events {
         self.0.as_ref().map(|queue| core::mem::take(&mut queue.borrow_mut().events)).unwrap_or_default()
     }
 
-    /// Reports that a flow begins. Its end must be reported by the account.
+    /// Reports the beginning of a flow. The caller must report the flow's end with the returned account.
     pub(crate) fn begin(&self, start: Start, basis: Basis, now: Instant) -> Account {
         let Some(queue) = &self.0 else { return Account::NONE };
         let mut queued = queue.borrow_mut();
@@ -210,7 +209,7 @@ impl Events {
     }
 }
 
-/// What is noted about a flow until its end. It is empty if nothing is reported, or if the end was reported.
+/// The record of a flow that is reported at its end. Empty if nothing is reported, or if the end was reported already.
 #[derive(Debug, Default)]
 pub struct Account(Option<Box<Open>>);
 
@@ -237,14 +236,15 @@ impl Account {
         Some(&self.0.as_ref()?.flow.start.ends)
     }
 
-    /// Notes the name of the server that the client sent.
+    /// Notes the server's name that the client has sent.
     pub(crate) fn note_name(&mut self, name: &str) {
         if let Some(open) = &mut self.0 {
             open.name = Some(name.into());
         }
     }
 
-    /// Counts `packets` with `bytes` of payload together, of the party that began the flow (`request`) or of the other.
+    /// Counts a number of packets, and their payload in bytes. If `request` is true, the packets came from the party
+    /// that began the flow, else from the other party.
     pub(crate) fn count(&mut self, request: bool, bytes: usize, packets: usize) {
         let Some(open) = &mut self.0 else { return };
         let of_guest = request == (open.flow.start.direction == Direction::Outbound);
@@ -252,13 +252,14 @@ impl Account {
         amount.add(bytes, packets);
     }
 
-    /// Reports the flow's end, with what was counted.
+    /// Reports the flow's end, with the counted traffic.
     pub fn close(&mut self, how: How) {
         let counted = self.0.as_ref().map(|open| open.counted);
         self.close_with(how, || counted);
     }
 
-    /// Reports the flow's end, with these numbers of bytes of the party that began it and of the other.
+    /// Reports the flow's end. `requests` and `replies` are the numbers of bytes from the party that began the flow,
+    /// and from the other party.
     pub(crate) fn close_bytes(&mut self, how: How, requests: u64, replies: u64) {
         let Some(open) = &self.0 else { return };
         let (sent, received) = match open.flow.start.direction {

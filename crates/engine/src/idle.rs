@@ -144,7 +144,7 @@ impl Idle {
     }
 }
 
-/// The members of a table, in the order in which they end to make room.
+/// The members of a table, in the order in which they are ended to make room for new members.
 #[derive(Debug, Default)]
 struct Order {
     links: Links,

@@ -97,8 +97,8 @@ impl<L: Link + ?Sized> Reserved<'_, L> {
     }
 }
 
-/// The default of [`Link::largest_segment`], in bytes: for a kernel that receives super-frames unsegmented, a train of
-/// segments costs less than one segment of the maximum length.
+/// The default of [`Link::largest_segment`], in bytes. If the guest's kernel receives super-frames as a whole, several
+/// such segments in one super-frame cost less than one segment of the maximum length.
 pub const LARGEST_SEGMENT: u16 = 32_000;
 
 /// The link that takes frames to the guest.

@@ -130,7 +130,8 @@ struct Given {
     until: u32,
 }
 
-/// The names of addresses that have not expired at one time, for [`Policy::verdict`](crate::policy::Policy::verdict).
+/// A view of the names of all addresses at one time, without expired names.
+/// [`Policy::verdict`](crate::policy::Policy::verdict) uses it.
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
     names: &'a Names,
@@ -203,7 +204,7 @@ impl Names {
         }
         let id = self.strings.take(target);
         let learned = self.add(Key::Target(id), name, ttl, now);
-        // If the target has an entry, the entry itself has counted one more use of the string.
+        // The entry of the target, if there is one, has counted its own use of the string. So the use above ends here.
         self.strings.release(id);
         learned
     }

@@ -140,7 +140,7 @@ impl<W: World> Stack<W> {
         &self.guard
     }
 
-    /// The guard, for a decision about a flow that bypasses the link, or to replace it.
+    /// The guard, mutable: to judge a flow that bypasses the link, or to replace the guard.
     pub const fn guard_mut(&mut self) -> &mut Guard {
         &mut self.guard
     }

@@ -392,7 +392,7 @@ impl Shard {
         }
     }
 
-    /// Reports that a connection begins that bypasses the link.
+    /// Reports the beginning of a connection that bypasses the link.
     fn begin_bypass(&self, accepted: &Accepted, destination: SocketAddr, now: Instant) -> Account {
         let Some(client) = accepted.peer else { return Account::NONE };
         let ends = match accepted.direction {

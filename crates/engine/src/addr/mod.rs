@@ -19,7 +19,7 @@ use crate::{link::HOP_LIMIT, neighbours::Neighbours};
 const ETHERNET_MTU: u16 = 1500;
 
 /// All settings of addresses and services that are fixed at start. Resolvers, search list and neighbours are
-/// exceptions: they change when the host's change.
+/// exceptions: they follow changes on the host.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The engine's hardware address as the guest sees it.

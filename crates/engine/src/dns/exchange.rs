@@ -47,7 +47,7 @@ pub(super) struct Exchange<W: World> {
     /// The traffic of a session so far.
     pub(super) traffic: Traffic,
     pub(super) deadline: Deadline,
-    /// For the report of its end. A query of a TCP connection has none: the connection is reported.
+    /// Reports the end of the exchange. Empty for a query of a TCP connection, since the connection itself is reported.
     pub(super) account: Account,
 }
 
@@ -104,7 +104,8 @@ impl<W: World> Exchange<W> {
         }
     }
 
-    /// Reports that the exchange begins, by `account`. `question` is the question of the guest.
+    /// Stores the account of the exchange, and counts the guest's first datagram of `len` bytes. `question` is the
+    /// question of the guest.
     pub(super) fn open_account(&mut self, account: Account, question: Option<&Question<'_>>, len: usize) {
         self.account = account;
         self.account.count(true, len, 1);

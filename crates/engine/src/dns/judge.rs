@@ -122,7 +122,7 @@ impl<W: World> Dns<W> {
         }
     }
 
-    /// Reports that an exchange begins whose question the guard has judged.
+    /// Reports the beginning of an exchange whose question the guard has judged.
     fn report_judged(&mut self, id: FlowId, endpoints: Endpoints, cx: &Context<'_, W>) {
         let start = Start::of(Protocol::Udp, Direction::Outbound, endpoints);
         let account = cx.guard.begin_unjudged(start, cx.now);

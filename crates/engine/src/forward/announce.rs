@@ -14,7 +14,7 @@ pub const LENGTHS: RangeInclusive<usize> = 16..=4096;
 const MAX_PORTS: usize = 16;
 /// Lower ports are never chosen at random, so they need no announcement.
 const FIRST_PORT: u16 = 1024;
-/// Number of numbers in the argument of FTP's PORT command: four for the address, two for the port.
+/// FTP's PORT command has this many numbers as its argument: four for the address, two for the port.
 const FTP_NUMBERS: usize = 6;
 
 /// The ports that `payload` may announce, at most 16. None if `payload` does not start as text.

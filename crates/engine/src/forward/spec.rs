@@ -24,8 +24,8 @@ pub struct Context {
     pub direction: Direction,
     /// The enabled families. A wildcard listens on these families.
     pub enabled: Enabled,
-    /// The host's ephemeral ports. `all`, `auto`, and a specifier of exclusions only leave out these ports (behaviour
-    /// §8.7).
+    /// The host's ephemeral ports. `all`, `auto`, and a specifier that consists of exclusions leave out these ports
+    /// (behaviour §8.7).
     pub ephemeral: PortRange,
 }
 
@@ -248,7 +248,7 @@ impl RuleMaker {
     fn rules(&self, chunks: &[Chunk]) -> Result<Vec<Rule>, SpecError> {
         let mut rules = Vec::new();
         if self.best_effort {
-            // Several `all` chunks count as one. Its target is the target of any of these chunks.
+            // Several `all` chunks count as one. If one of them has a target, the rules have this target.
             let target = chunks.iter().find_map(|chunk| match chunk {
                 Chunk::All { target } => *target,
                 _ => None,

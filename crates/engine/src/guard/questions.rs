@@ -40,7 +40,7 @@ pub struct Asked<'a> {
     pub name: &'a str,
     /// The type of the requested records.
     pub kind: Type,
-    /// The reason why questions of this type are refused for all names. None if they are not.
+    /// The reason why questions of this type are refused for all names. None if the answer depends on the name.
     pub useless: Option<&'static str>,
     /// The search list that was advertised to the guest.
     pub search: &'a [String],

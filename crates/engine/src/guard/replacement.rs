@@ -127,7 +127,7 @@ impl Guard {
 }
 
 impl Claim {
-    /// This claim, with the begin of the flow of the claim `earlier`.
+    /// This claim, with the time at which the flow of the claim `earlier` began.
     pub(crate) const fn begun_with(self, earlier: &Self) -> Self {
         Self { since: earlier.since, ..self }
     }

@@ -1,4 +1,4 @@
-//! Reports of the guard, for a program that wants them: flows that begin, and refusals.
+//! Reports of the guard: the beginning of flows, and refusals.
 
 use alloc::boxed::Box;
 use core::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Guard {
-    /// From now on, flows that begin, their ends, and refusals are reported to `events`.
+    /// Starts to report to `events`: the beginning and end of later flows, and refusals.
     pub fn report_to(&mut self, events: Events) {
         self.events = events;
     }
@@ -24,7 +24,7 @@ impl Guard {
         self.events.are_wanted()
     }
 
-    /// Reports that the guest begins a flow, which was admitted. `is_own` has the meaning that it has in
+    /// Reports the beginning of an admitted flow of the guest. `is_own` has the meaning that it has in
     /// [`Guard::admits`]. The account must be closed when the flow ends.
     #[must_use]
     pub fn begin(&self, flow: &Opening, now: Instant, is_own: impl FnOnce(SocketAddr) -> bool) -> Account {
@@ -41,7 +41,7 @@ impl Guard {
         self.events.begin(start, self.basis(flow, now, is_own), now)
     }
 
-    /// Reports that a flow begins that bypasses the link. The account must be closed when the flow ends.
+    /// Reports the beginning of a flow that bypasses the link. The account must be closed when the flow ends.
     #[must_use]
     pub fn begin_bypass(
         &self,
@@ -61,7 +61,7 @@ impl Guard {
         self.events.begin(Start { protocol, direction, ends, peer: None, bypasses: true }, basis, now)
     }
 
-    /// Reports that a flow begins about which the rules are not asked. The account must be closed when the flow ends.
+    /// Reports the beginning of a flow to which the rules do not apply. The account must be closed when the flow ends.
     #[must_use]
     pub fn begin_unjudged(&self, start: Start, now: Instant) -> Account {
         if self.events.are_wanted() { self.events.begin(start, Basis::default(), now) } else { Account::NONE }
@@ -88,7 +88,8 @@ impl Guard {
         Basis { rule: None, names: names.take(MOST_NAMES).map(Into::into).collect() }
     }
 
-    /// Reports that first bytes are refused. `claimed` is the name in them, or the reason why there is none.
+    /// Reports that a client's first bytes are refused. `claimed` is the server's name in these bytes, or the reason
+    /// why there is none.
     pub(super) fn report_claim(
         &self,
         claim: &Claim,
@@ -105,7 +106,7 @@ impl Guard {
     }
 
     /// Reports a refusal. `rule` is the text of the rule, or another reason. `named` is the address whose names are
-    /// reported, and the time at which they count.
+    /// reported, and the time at which these names must be valid.
     pub(super) fn report_refusal(
         &self,
         rule: &str,

@@ -1,20 +1,20 @@
 //! How much a socket or flow has carried.
 
-/// What was carried in both directions.
+/// The traffic of a flow in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// What was sent.
+    /// The traffic that was sent.
     pub sent: Amount,
-    /// What was received.
+    /// The traffic that was received.
     pub received: Amount,
 }
 
-/// What was carried in one direction.
+/// The traffic of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amount {
-    /// Bytes of payload. Bytes that were sent again are counted once.
+    /// Number of bytes of payload. Retransmitted bytes are counted once.
     pub bytes: u64,
-    /// Packets: segments, datagrams, or echo messages. None if they were not counted.
+    /// Number of segments, datagrams or echo messages. None if they were not counted.
     pub packets: Option<u64>,
 }
 
@@ -36,7 +36,7 @@ impl Default for Amount {
 }
 
 impl Amount {
-    /// Adds `packets` with `bytes` of payload together.
+    /// Adds a number of packets, and their payload in bytes.
     pub(crate) fn add(&mut self, bytes: usize, packets: usize) {
         self.bytes += bytes as u64;
         self.packets = self.packets.map(|counted| counted + packets as u64);

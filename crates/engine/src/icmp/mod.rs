@@ -47,7 +47,7 @@ use crate::{
 
 /// Time without a request or reply after which a ping flow ends (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
-/// Maximum number of destinations of one flow whose ends are reported separately.
+/// Maximum number of accounts of one flow. Each destination has its own account.
 const MOST_ACCOUNTS: usize = 64;
 /// Maximum number of errors taken from a socket in one turn.
 const MAX_BATCH: usize = 32;
@@ -74,7 +74,7 @@ struct Flow<S> {
     activity: Activity,
     /// The destination of the latest request, as the guest sees it.
     latest: IpAddr,
-    /// For the reports of its end to each destination. Empty if nothing is reported.
+    /// The accounts of the destinations, for reports. Empty if nothing is reported.
     accounts: VecDeque<Account>,
 }
 
@@ -296,7 +296,7 @@ impl<W: World> Ping<W> {
         self.idle.note(id, &mut flow.activity, request, cx.now, cx.timers);
     }
 
-    /// The account of one of a flow's destinations. If the destination is new, its flow is reported as begun.
+    /// The account of a destination of a flow. If the destination is new, reports the beginning of a flow to it.
     fn account(
         &mut self,
         id: FlowId,
@@ -317,7 +317,7 @@ impl<W: World> Ping<W> {
         accounts.back_mut()
     }
 
-    /// Counts a reply of one of a flow's destinations.
+    /// Counts a reply from a destination of a flow.
     fn count_reply(&mut self, id: FlowId, source: IpAddr, bytes: usize) {
         let Some(Flow { accounts, .. }) = self.flows.get_mut(id) else { return };
         let is_from = |account: &&mut Account| account.ends().is_some_and(|ends| ends.remote.ip() == source);

@@ -110,8 +110,8 @@ pub(super) fn reply(settings: &Settings, request: &[u8]) -> Result<Reply, Outcom
     Ok(Reply { source: our_address, destination, message, binding: binds.then_some(Binding::Made) })
 }
 
-/// How a message without an answer, a DHCPDECLINE or DHCPRELEASE, ends the lease of the assigned address (RFC 2131
-/// §4.3.3, §4.3.4). None if it does not end the lease.
+/// The effect of a DHCPDECLINE or DHCPRELEASE on the lease of the assigned address (RFC 2131 §4.3.3, §4.3.4). These
+/// messages get no answer. None if the message does not end the lease.
 pub(super) fn ends(settings: &Settings, request: &[u8]) -> Option<Binding> {
     let v4 = settings.v4.as_ref().filter(|_| settings.services.dhcp)?;
     let (header, options) = Header::ref_from_prefix(request).ok()?;

@@ -122,7 +122,7 @@ fn datagrams_to_other_ports_are_not_local() {
     assert!(link.frames.is_empty());
 }
 
-/// Frames of DHCP, DHCPv6, ARP and NDP have complete checksums: the guest has to complete none.
+/// Frames of DHCP, DHCPv6, ARP and NDP have complete checksums, so the guest does not have to complete them.
 #[test]
 fn every_frame_has_complete_checksums() {
     let settings = settings();

@@ -55,8 +55,8 @@ impl Group {
         ("all", Self::All),
     ];
 
-    /// The group of `address` itself. An IPv4 address in `address`, and the question whether it leads to the host, do
-    /// not matter. Never [`Group::All`].
+    /// The group of `address` itself. The result depends neither on an IPv4 address that `address` carries nor on
+    /// whether `address` leads to the host. Never [`Group::All`].
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if METADATA.contains(&address) {

@@ -124,7 +124,7 @@ pub enum Verdict {
     AllowNamed {
         /// Index of the rule.
         rule: usize,
-        /// Whether first bytes without a name may pass too, and the server may send first. True if the rule gives
+        /// Whether first bytes without a name are also allowed, and the server may send first. True if the rule has
         /// ports, and this flow's port is neither 80 nor 443.
         nameless: bool,
     },
@@ -350,7 +350,7 @@ impl Policy {
             (Action::Allow, Some(rule)) if rule.is_by_name() && question.protocol != Protocol::Icmp => rule,
             (Action::Allow, _) => return Verdict::Allow(reason),
         };
-        // If the flow is not allowed without the rules that allow by name, it is allowed by name alone.
+        // A flow is allowed by name alone if it would be refused without the rules that allow by name.
         if self.outcome(self.first(question, address, names, false)).0 == Action::Allow {
             return Verdict::Allow(reason);
         }

@@ -390,7 +390,7 @@ fn half_closes_are_passed_on_one_by_one_r84() {
     assert!(!case.world.with(|world| world.reset_on_close));
 }
 
-/// docs/flow-log.md: the end has the bytes of both directions, as the guest sees them.
+/// docs/flow-log.md: the report of the end has the bytes of both directions, as the guest sees them.
 #[test]
 fn an_end_has_the_bytes_of_both_directions() {
     for (direction, reset, expected) in [

@@ -140,7 +140,7 @@ impl<W: World> Connection<W> {
         self.receive = Receiver::new(segment.seq() + 1, scale).in_turns(cx.rate_limit.window());
         self.send.on_handshake_done(cx.now);
         self.phase = Phase::Established;
-        self.receive.ack = AckDue::Now; // the client's first data carry it, if the socket has data already
+        self.receive.ack = AckDue::Now; // sent with the first data, if the socket has data already
         Ok(())
     }
 

@@ -33,7 +33,7 @@ pub(super) struct Questions<M> {
     asked: usize,
     /// Whether [`Questions::is_over`] has returned true.
     over: bool,
-    /// What was taken from the guest and given to it, without counts of segments.
+    /// Numbers of bytes that were received from the guest and sent to the guest. Segments are not counted.
     totals: Totals,
     memory: PhantomData<M>,
 }

@@ -11,11 +11,12 @@ const DUPLICATE_THRESHOLD: u8 = 3;
 
 /// The state of loss recovery. It exists from the first sign of a hole until all holes are filled.
 ///
-/// Holes are filled from the left, once. If a retransmission is lost as well, no acknowledgment reports this loss.
-/// Passes detect it. At some time, a pass over the holes is recorded: up to `passed`, holes have been filled at that
-/// time, and `mark` is the highest sequence number sent at that time. Segments arrive in the order in which they were
-/// sent. So when the guest reports bytes above `mark`, each retransmission before the record has arrived, or was lost.
-/// Then the remaining holes below `passed` are filled once more (`again`), and a new pass is recorded.
+/// Each hole is filled once, from left to right. If a retransmission is lost, too, no acknowledgment reports this loss,
+/// so it is detected as follows. At some time, a pass is recorded: `passed` is the sequence number up to which holes
+/// have been filled, and `mark` is the highest sequence number that was sent. Segments arrive in the order in which
+/// they were sent. So when the guest reports bytes above `mark`, every retransmission from before the record has either
+/// arrived or been lost. The holes that are left below `passed` are then filled once more (`again`), and the next pass
+/// is recorded.
 #[derive(Debug)]
 pub(super) struct Recovery {
     /// Ranges above the first hole that the guest has reported as received.
@@ -134,7 +135,8 @@ impl Recovery {
             .or_else(|| self.hole_from(front))
     }
 
-    /// The first range, from `start` on and below the highest byte that SACK reported, that the guest has not received.
+    /// The first range at or after `start` that the guest has not received. It is below the highest byte that SACK
+    /// reported.
     fn hole_from(&self, mut start: Seq) -> Option<(Seq, Seq)> {
         for &(sacked_start, sacked_end) in self.sacked.as_slice() {
             if start.before(sacked_start) {

@@ -71,7 +71,7 @@ impl<W: World> Udp<W> {
 
 /// Whether this is an mDNS query, which may come from any port. A query from a port other than 5353 is answered by
 /// unicast (RFC 6762 §6.7), so that a guest that does not receive from the group gets the answer. A query from port
-/// 5353 is answered to the group, and mDNS daemons such as Avahi accept answers to it only there.
+/// 5353 is answered by multicast, and mDNS daemons such as Avahi accept such an answer only if it arrives at the group.
 fn is_mdns_question<P: Payload>(outbound: &OutboundDatagram<P>) -> bool {
     let mut start = [0; 3];
     outbound.destination.port() == MDNS

@@ -434,7 +434,7 @@ impl<W: World> Udp<W> {
     }
 
     /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if it is given. The socket has no
-    /// other flow with the same peer, since answers of the peer could not be distinguished (Q8).
+    /// other flow with the same peer. Otherwise answers of the peer could not be distinguished (Q8).
     fn socket_for(
         &mut self,
         guest: SocketAddr,

@@ -1,8 +1,8 @@
 //! Room for new sockets and flows: when a limit is reached, selects a socket or flow, and ends it.
 //!
-//! A full table refuses neither the guest nor a client of a listener. Instead, a member of the table ends. Among the
-//! members whose requests were answered, it is the one that was idle for the longest time. If there are none, it is the
-//! one among all members (docs/design/budgets.md).
+//! A full table refuses neither the guest nor a client of a listener. Instead, a member of the table ends: the member
+//! that was idle for the longest time. Members whose requests were answered end before other members
+//! (docs/design/budgets.md).
 
 use core::net::SocketAddr;
 
@@ -185,8 +185,8 @@ impl<W: World> Udp<W> {
         self.sockets.remove(id);
     }
 
-    /// Notes a datagram from the party for which a socket was opened (`request`), or a datagram to this party. Sockets
-    /// that never end to make room have no such notes.
+    /// Notes a datagram from the party for which a socket was opened (`request`), or a datagram to this party. Nothing
+    /// is noted for sockets that are never ended to make room.
     pub(super) fn note(&mut self, id: FlowId, request: bool, now: Instant, timers: &mut Timers<FlowId>) {
         let Some(Socket { role, activity, .. }) = self.sockets.get_mut(id) else { return };
         let idle = match role {

@@ -221,7 +221,7 @@ impl FlowTable {
         idle.note(id, activity, from == *begun, now, timers);
     }
 
-    /// Reports the end of a flow by this account, which was opened for it.
+    /// Stores the account of a flow, with which the flow's end will be reported.
     pub(super) fn set_account(&mut self, id: FlowId, account: Account) {
         if let Some(flow) = self.flows.get_mut(id) {
             flow.account = account;

@@ -22,10 +22,11 @@ const BUFFERS: [(usize, u64); 3] = [(4 << 10, 48 << 10), (64 << 10, 384 << 10), 
 /// Number of runs of each transfer. The median counts.
 const SEEDS: usize = 5;
 
-/// Maximum time over a bad network: this multiple of the time over a clean network with the same delay, ...
+/// The maximum time of a transfer over a bad network is the time over a clean network with the same delay, multiplied
+/// by this factor, plus the time for timeouts below.
 const FACTOR: u64 = 4;
-/// ... plus the time for timeouts in microseconds, for each value of [`LOSS`]. The engine's timeouts start at 240 ms.
-/// smoltcp's timeouts start at 1 s, and double.
+/// The time for timeouts in microseconds, for each value of [`LOSS`]. The engine's timeouts start at 240 ms. smoltcp's
+/// timeouts start at 1 s, and double.
 const OUR_TIMEOUTS: [u64; 4] = [500_000, 1_500_000, 3_000_000, 6_000_000];
 const SMOLTCP_TIMEOUTS: [u64; 4] = [2_000_000, 16_000_000, 64_000_000, 130_000_000];
 

@@ -149,7 +149,8 @@ fn a_hello_in_segments_is_sent_when_its_name_is_known() {
     }
 }
 
-/// docs/flow-log.md: the rule and the names are reported at the beginning, what the client says at the end.
+/// docs/flow-log.md: the report of the beginning has the rule and the names. The report of the end has the name that
+/// the client has sent.
 #[test]
 fn names_are_reported() {
     let mut journal = Journal::default();

@@ -12,7 +12,7 @@ use crate::script::{SYN, Script};
 const SERVERS: [&str; 3] = ["2001:db8:9::1", "192.0.2.2", "192.0.2.3"];
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// A guest that asks over TCP, and these servers.
+/// A guest that sends queries over TCP. The host's resolvers are `servers`.
 fn script(servers: &[&str]) -> Script {
     let mut script = Script::new();
     script.resolvers("203.0.113.9", servers);

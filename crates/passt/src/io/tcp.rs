@@ -34,7 +34,7 @@ pub(crate) enum PeekMethod {
 }
 
 impl PeekMethod {
-    /// Finds the best method of this kernel.
+    /// Finds the best method that this kernel supports.
     pub(crate) fn probe() -> Self {
         let supported =
             stream_socket(true).is_ok_and(|socket| sys::stream::set_peek_offset(&socket, 0).is_ok());

@@ -26,7 +26,8 @@ impl<T: Default> Inbox<T> {
         Self(Rc::new(Cell::new(value)))
     }
 
-    /// Lends the buffer. Returns `None` while the previous frame is still held; no caller holds it.
+    /// Lends the buffer. Returns `None` if the previous frame still exists. This does not happen, since callers drop
+    /// each frame before they receive the next one.
     pub(super) fn lend(&mut self) -> Option<Lent<T>> {
         let value = Rc::get_mut(&mut self.0).map(|home| home.take());
         debug_assert!(value.is_some(), "a frame was received while the one before was handled");

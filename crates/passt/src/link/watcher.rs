@@ -3,8 +3,8 @@
 use super::pcap::Capture;
 use super::trace::{self, Direction};
 
-/// Counts of frames since the start. A super-frame that crosses the link whole counts as one frame. For a super-frame
-/// that is segmented before, each segment counts.
+/// Counts of frames since the start. A super-frame that crosses the link whole counts as one frame. If a super-frame is
+/// segmented before, each segment counts as one frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
     /// Frames from the guest.

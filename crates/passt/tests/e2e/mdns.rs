@@ -28,7 +28,8 @@ fn group(ns: &Ns, like: IpAddr) -> SocketAddr {
     }
 }
 
-/// RFC 6762 §6: queriers ignore responses from ports other than 5353. The host's daemon still gets all datagrams to it.
+/// RFC 6762 §6: queriers ignore responses from ports other than 5353. The daemon on the host still receives all
+/// datagrams that are sent to the daemon.
 #[test]
 fn mdns_responses_of_the_guest_keep_their_source_port() {
     let Some(net) = Net::new() else { return };

@@ -1,4 +1,5 @@
-//! Rules by name, with real clients (docs/guard.md): connections. For questions of DNS, see `questions`.
+//! Tests of connections under rules by name, with real clients (docs/guard.md). The module `questions` has the tests of
+//! DNS.
 
 use crate::harness::*;
 use std::io::{ErrorKind, Read, Write};
@@ -14,7 +15,7 @@ pub(crate) const AT_FAR6: &[Data<'_>] = &[Bytes(&[0x20, 1, 0x0d, 0xb8, 0, 2, 0, 
 pub(crate) const AT_PEER: &[Data<'_>] = &[Bytes(&[198, 51, 100, 3])];
 
 const INDEX: &str = "index.example.org";
-/// Another name at the same addresses.
+/// Another name with the same addresses.
 const OTHER: &str = "other.example.com";
 const ROWS: &[Row] = &[
     (INDEX, Type::A, AT_FAR),
@@ -41,7 +42,7 @@ const CERTIFIED: [&str; 8] = [
 ];
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// The usual topology, with one resolver. Stubs ask DNS alone for names of hosts.
+/// The usual topology, with one resolver. Stub resolvers find host names only by DNS.
 pub(crate) fn net() -> Option<Net> {
     Net::with(Options {
         resolv_conf: "nameserver 198.51.100.3\n",
@@ -50,23 +51,23 @@ pub(crate) fn net() -> Option<Net> {
     })
 }
 
-/// Shell commands after which stubs ask DNS alone for names of hosts.
+/// Shell commands that make stub resolvers find host names only by DNS.
 pub(crate) const DNS_ALONE: &str = "
 echo 'hosts: dns' >/run/nsswitch.conf
 [ ! -e /etc/nsswitch.conf ] || mount --bind /run/nsswitch.conf /etc/nsswitch.conf
 ";
 
-/// Runs curl in the guest, without the machine's configuration.
+/// Runs curl in the guest, without curl's configuration files.
 pub(crate) fn curl(net: &Net, args: &[&str]) -> Finished {
     net.guest.run(&[&["curl", "-q", "-gsS", "--noproxy", "*"], args].concat())
 }
 
-/// What a guest can reach by names, and what its servers see.
+/// The network of a test, with a resolver and servers with names.
 struct World {
     net: Net,
     _resolver: Resolver,
     certificate: Certificate,
-    /// At port 443 of [`FAR`].
+    /// The TLS servers at port 443 of [`FAR`].
     tls: [Server; 2],
 }
 
@@ -82,12 +83,13 @@ impl World {
         curl(&self.net, &[&["--cacert", &self.certificate.path], args].concat())
     }
 
-    /// A connection of the guest to port 443 of [`FAR`], IPv4.
+    /// Opens a connection of the guest to port 443 of [`FAR`] over IPv4.
     fn connect(&self) -> TcpStream {
         self.net.guest.connect((FAR[0], 443)).unwrap()
     }
 
-    /// Waits until pasta has handled what the guest has sent so far: it handles frames in order.
+    /// Waits until pasta has handled all frames that the guest has sent so far. It handles frames in order, so the
+    /// result of a new connection shows this.
     fn settle(&self) {
         let refused = self.net.guest.connect((FAR[0], 9)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
@@ -102,7 +104,7 @@ impl World {
     }
 }
 
-/// A ClientHello for a server.
+/// A ClientHello with the server name `name`.
 fn hello(name: &str) -> Vec<u8> {
     records(&client_hello(&[(0, &server_name(name.as_bytes()))]), 16_000)
 }
@@ -129,13 +131,13 @@ fn a_name_is_reached_over_both_families_and_versions_of_http() {
     }
 }
 
-/// The server gets connections, but not a byte of them.
+/// The server accepts the connections, but gets no bytes.
 #[test]
 fn another_name_at_the_same_address_is_refused_before_a_byte_leaves() {
     need!("curl", "openssl", "socat");
     let Some(world) = World::new() else { return };
     world.pasta(&["--allow", "index.example.org:443", "--allow", "elsewhere.example.org:443"]);
-    // Before the guest has an answer with the address, it is any address.
+    // Before the guest has got an answer with this address, no rule allows the address.
     let early = world.curl(&["-k", "https://203.0.113.2/"]);
     assert_eq!(early.code(), 7, "{early:?}");
     assert_eq!(world.curl(&["-4", "https://index.example.org/"]).ok(), "hello");
@@ -144,7 +146,7 @@ fn another_name_at_the_same_address_is_refused_before_a_byte_leaves() {
     let capture = Capture::start(&world.net);
     let by_curl: [&[&str]; 3] = [
         &["--resolve", "other.example.com:443:203.0.113.2", "https://other.example.com/"],
-        // A name that is allowed, but at another address.
+        // This name is allowed, but it has another address.
         &["--resolve", "elsewhere.example.org:443:203.0.113.2", "https://elsewhere.example.org/"],
         &["-k", "https://203.0.113.2/"],
     ];
@@ -177,7 +179,8 @@ fn another_name_at_the_same_address_is_refused_before_a_byte_leaves() {
     }
 }
 
-/// A ClientHello in pieces: nothing leaves before the name is complete, then all of it.
+/// A ClientHello arrives in pieces. No byte is sent to the server before the ClientHello is complete. If its name is
+/// allowed, all of it is sent.
 #[test]
 fn a_hello_in_pieces_leaves_whole_or_not_at_all() {
     need!("openssl", "socat");
@@ -251,9 +254,9 @@ fn wildcards_and_aliases() {
     for (name, code) in [
         ("a.files.example.org", 0),
         ("b.a.files.example.org", 0),
-        // Not below itself.
+        // A name is not below itself.
         ("files.example.org", 6),
-        // The end of the chain is no name that the guest may ask for, unless an allowed name has led to it.
+        // The guest may ask for the last name of the chain only after an allowed name has led to it.
         ("node.example.com", 6),
         ("www.example.org", 0),
         ("node.example.com", 35),
@@ -266,7 +269,7 @@ fn wildcards_and_aliases() {
     assert_eq!(seen.iter().filter(|bytes| bytes.is_empty()).count(), 1, "that of node.example.com");
 }
 
-/// The rule gives a port for a protocol in which clients say no name.
+/// The rule has the port of a protocol in which clients do not send a server name.
 #[test]
 fn a_server_may_speak_first_at_a_port_that_a_rule_gives() {
     need!("openssl");
@@ -282,14 +285,14 @@ fn a_server_may_speak_first_at_a_port_that_a_rule_gives() {
     assert_eq!(&banner, b"SSH-2.0-server\r\n");
     drop(client);
 
-    // The client waits for the server.
+    // In this protocol, the client waits for the server's first bytes.
     let listener = world.net.far.listen((FAR[0], 25));
     let mut client = world.net.guest.connect((FAR[0], 25)).unwrap();
     accept(&listener).0.write_all(b"220 mail\r\n").unwrap();
     let mut banner = [0; 10];
     client.read_exact(&mut banner).unwrap();
 
-    // A client that does say a name must say one that is allowed.
+    // If a client sends a server name nevertheless, the name must be allowed.
     let mut client = world.net.guest.connect((FAR[0], 22)).unwrap();
     client.write_all(&hello(OTHER)).unwrap();
     assert_eq!(read_to_end(client).unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -341,7 +344,7 @@ fn an_audit_of_names_refuses_nothing() {
     );
 }
 
-/// `--policy-names address`: the answer alone counts.
+/// With `--policy-names address`, only the address matters, and the client's first bytes are not read.
 #[test]
 fn the_check_of_the_clients_name_can_be_off() {
     need!("curl", "openssl");
@@ -354,7 +357,7 @@ fn the_check_of_the_clients_name_can_be_off() {
     assert_eq!(world.curl(&["-4", "https://other.example.com/"]).code(), 6, "questions are judged");
 }
 
-/// `passt` at a stream socket, with a machine.
+/// The same with `passt` and a machine at its stream socket.
 #[test]
 fn a_machine_at_a_stream_socket_has_names() {
     need!("curl", "openssl");
@@ -405,10 +408,10 @@ fn git_clones_over_https() {
     assert!(data(clone) == data(format!("{root}/one.git")));
 }
 
-/// Assignments in the environment with which git ignores the machine's configuration.
+/// Environment variables with which git ignores the machine's configuration.
 const GIT_ALONE: &str = "GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0";
 
-/// Answers one request by `git http-backend`.
+/// Answers one request with `git http-backend`.
 fn git_backend(root: &str, from: &mut dyn Read, to: &mut dyn Write) {
     let Some(head) = read_head(from) else { return };
     let header = |wanted: &str| {

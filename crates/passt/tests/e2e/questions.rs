@@ -1,4 +1,5 @@
-//! Rules by name, with real clients (docs/guard.md): questions of DNS. For connections, see `names`.
+//! Tests of DNS under rules by name, with real clients (docs/guard.md). The module `names` has the tests of
+//! connections.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -11,14 +12,16 @@ use crate::harness::*;
 use crate::names::{AT_FAR, AT_FAR6, AT_PEER, DNS_ALONE, curl, net};
 
 const INDEX: &str = "index.example.org";
-/// An address that is no resolver. With rules by name, that does not matter.
+/// An argument of dig: a server that does not exist. With rules by name, queries go to the host's resolvers, whatever
+/// server the guest chooses.
 const ANY_SERVER: &str = "@192.0.2.53";
 const RRSIG: &[Data<'_>] = &[
     Bytes(&[0, 1, 13, 3, 0, 0, 1, 44, 0x7f, 0, 0, 0, 0x60, 0, 0, 0, 0, 7]),
     Plain("example.org"),
     Bytes(&[0x5a; 64]),
 ];
-/// Parameters: `alpn=h2`, `ipv4hint=203.0.113.2`, and a key of Encrypted ClientHello.
+/// The data of an HTTPS record with the parameters `alpn=h2`, `ipv4hint=203.0.113.2` and `ech`, a key of Encrypted
+/// ClientHello.
 const SERVICE: &[Data<'_>] = &[
     Bytes(&[0, 1]),
     Plain(""),
@@ -37,7 +40,7 @@ const ROWS: &[Row] = &[
     ("9.100.51.198.in-addr.arpa", Type::PTR, &[Name("neighbour.example.net")]),
 ];
 
-/// Runs dig in the guest, without the machine's configuration.
+/// Runs dig in the guest, without dig's configuration file.
 fn dig(net: &Net, args: &[&str]) -> String {
     net.guest.run(&[&["dig", "-r", "+tries=1", "+timeout=60", ANY_SERVER], args].concat()).ok()
 }
@@ -82,7 +85,7 @@ fn a_refused_name_is_answered_once_and_never_leaves() {
         let seen = dig(&net, &[&["secretdata.evil.test"], options].concat());
         assert_shows(&seen, &["status: NXDOMAIN", "EDE: 15 (Blocked): (default deny)"]);
     }
-    // Caches would take NXDOMAIN for all names below.
+    // The answer is not NXDOMAIN: a cache would apply NXDOMAIN to all names below, too.
     for name in ["files.example.org", "example.org", "org"] {
         let seen = dig(&net, &[name]);
         assert_shows(&seen, &["status: NOERROR", "ANSWER: 0", "EDE: 15 (Blocked): (default deny)"]);
@@ -122,7 +125,8 @@ fn types_of_no_use_are_refused_for_all_names() {
     assert_eq!(resolver.questions(), ["index.example.org TXT", "index.example.org MX"]);
 }
 
-/// The key of Encrypted ClientHello is cut out. The other parameters stay, and the hint is an address of the name.
+/// The key of Encrypted ClientHello is removed from the answer. The other parameters are kept, and the address hint
+/// counts as an address of the name.
 #[test]
 fn keys_of_encrypted_hellos_are_cut_out() {
     need!("dig");
@@ -139,7 +143,8 @@ fn keys_of_encrypted_hellos_are_cut_out() {
     accept(&listener);
 }
 
-/// The resolver gets no bytes of the guest's but name and type, and the flags that matter.
+/// The resolver gets only the name, the type and some flags of the guest's query. The guest gets an answer to its own
+/// query.
 #[test]
 fn the_resolver_gets_other_words_and_the_guest_its_own() {
     need!("dig");
@@ -183,7 +188,7 @@ fn a_truncated_answer_is_asked_for_over_tcp() {
         Some(bytes)
     });
     pasta(&net, &["--allow", "index.example.org:7000"]);
-    // The records of a truncated answer may be incomplete.
+    // The records of a truncated answer may be incomplete, so the guest gets none of them.
     let cut = dig(&net, &[INDEX, "+bufsize=512", "+ignore"]);
     assert_shows(&cut, &["flags: qr tc", "ANSWER: 0"]);
     assert_eq!(net.guest.connect((FAR[0], 7000)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
@@ -193,19 +198,19 @@ fn a_truncated_answer_is_asked_for_over_tcp() {
     let over_tcp: Vec<bool> = resolver.asked().iter().map(|query| query.over_tcp).collect();
     assert_eq!(over_tcp, [false, false, true]);
 
-    // Several questions on one connection of the guest.
+    // The guest sends several questions over one connection.
     let args = ["+tcp", "+keepopen", INDEX, "A", "evil.test", "A", INDEX, "A"];
     let all = dig(&net, &args);
     assert_eq!(all.matches("\tA\t203.0.113.").count(), 2 * MANY);
     assert_eq!(all.matches("NXDOMAIN").count(), 1);
 }
 
-/// The answer of a resolver to `query` with one address.
+/// A resolver's answer to `query` with one address.
 fn answer(query: &Query, address: [u8; 4]) -> Vec<u8> {
     query.seal(query.response().answer(&query.name, Type::A, &[Bytes(&address)]).bytes())
 }
 
-/// Answers with another ID, from another port or address, and to another question.
+/// Answers with another ID, from another port or address, or to another question are ignored.
 #[test]
 fn only_the_answer_of_the_resolver_counts() {
     const LIE: [u8; 4] = [203, 0, 113, 66];
@@ -250,7 +255,7 @@ fn a_silent_resolver_is_replaced() {
     assert_eq!(silent.questions(), ["index.example.org A"]);
 }
 
-/// Over TCP, the first resolver closes the connection.
+/// The first resolver closes the TCP connection without an answer.
 #[test]
 fn a_resolver_that_closes_is_replaced() {
     need!("dig");
@@ -263,7 +268,8 @@ fn a_resolver_that_closes_is_replaced() {
     assert_eq!(silent.questions(), ["index.example.org A"]);
 }
 
-/// The answers of a balancer have a time to live of 0 s, and another address each time. A client may use any of them.
+/// As with DNS load balancing, each answer has another address, with a time to live of 0 s. The guest may use all of
+/// these addresses.
 #[test]
 fn each_address_of_a_name_that_changes_is_reached() {
     need!("dig");
@@ -287,7 +293,7 @@ fn each_address_of_a_name_that_changes_is_reached() {
     }
 }
 
-/// DNS rebinding. The gateway's address leads to the host's loopback.
+/// This prevents DNS rebinding. The gateway's address leads to the host's loopback.
 #[test]
 fn an_answer_that_leads_into_private_networks_is_refused() {
     const MAPPED_PRIVATE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1];
@@ -330,7 +336,7 @@ fn an_answer_that_leads_into_private_networks_is_refused() {
     assert_eq!(addresses(&net, &["k.test"]), ["10.0.0.2"]);
 }
 
-/// behaviour §3.4.4: servers of one family answer queries by the other.
+/// behaviour §3.4.4: servers of one family answer queries over the other family.
 #[test]
 fn a_guest_without_the_family_of_the_resolver_has_names() {
     need!("dig");
@@ -343,7 +349,7 @@ fn a_guest_without_the_family_of_the_resolver_has_names() {
     }
 }
 
-/// As with systemd-resolved. The guest can't reach such a resolver by its own address.
+/// systemd-resolved uses such an address. The guest can't reach the resolver by this address.
 #[test]
 fn a_resolver_at_the_hosts_loopback_is_asked() {
     need!("dig");
@@ -383,7 +389,8 @@ fn a_new_resolver_of_the_host_is_asked() {
     });
 }
 
-/// A stub asks for a refused name again below its search domain. A wildcard above that domain would let the name out.
+/// After a refusal, a stub resolver appends its search domain to the name and asks again. A wildcard allows names below
+/// the search domain, but the refused name must not leave the guest as a part of the new name.
 #[test]
 fn a_refused_name_does_not_leave_with_a_search_domain() {
     need!("dig", "socat");
@@ -406,12 +413,13 @@ fn a_refused_name_does_not_leave_with_a_search_domain() {
     );
     assert_eq!(resolver.questions(), [""; 0]);
     assert!(!capture.has(b"secretdata"));
-    // Of a short name, a stub asks below the search domain first.
+    // For a short name, a stub resolver appends the search domain in its first question. This question is allowed.
     let found = net.guest.run(&["getent", "ahostsv4", "a"]);
     assert_shows(&found.ok(), &["203.0.113.2"]);
 }
 
-/// As apt does it: the client asks for the service, then for its target, and says the name of the service.
+/// Like apt, the client asks for the service and for its target, and then sends the name of the service in its first
+/// bytes.
 #[test]
 fn the_target_of_a_service_counts_as_its_name() {
     need!("curl", "dig");
@@ -430,7 +438,7 @@ fn the_target_of_a_service_counts_as_its_name() {
     assert_eq!(server.all_seen(2)[1], b"");
 }
 
-/// Names of addresses: those that the guest may reach, and those of its own network.
+/// The guest may ask for the name of an address that it may reach, or that is in its own network.
 #[test]
 fn reverse_names() {
     need!("dig");
@@ -445,7 +453,8 @@ fn reverse_names() {
     assert_eq!(resolver.questions().len(), 3);
 }
 
-/// What is no query does not pass port 53, and DNS over TLS is refused, so that stubs fall back.
+/// Bytes other than queries are not forwarded over port 53. Connections to DNS over TLS are refused, so stub resolvers
+/// fall back to port 53.
 #[test]
 fn there_is_no_other_way_to_a_resolver() {
     need!("socat");
@@ -462,7 +471,7 @@ fn there_is_no_other_way_to_a_resolver() {
     assert!(end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
     let tunnel = net.guest.udp((any(PEER[0]), 0));
     tunnel.send_to(b"secretdata", (PEER[0], 53)).unwrap();
-    // Frames are handled in order.
+    // Frames are handled in order, so the datagram was handled before this connection is refused.
     assert_eq!(net.guest.connect(resolver).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert!(!capture.has(b"secretdata"));
 }

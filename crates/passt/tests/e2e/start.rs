@@ -353,7 +353,7 @@ fn a_host_without_a_network_gives_local_mode() {
     assert_eq!(accept(&listener).1.ip(), gateway);
 }
 
-/// The harness checks this in every test, for every program.
+/// At the end of each test, the harness checks whether the seccomp filter has killed a program.
 #[test]
 #[should_panic(expected = "killed by the seccomp filter")]
 fn a_program_killed_by_sigsys_fails_its_test() {

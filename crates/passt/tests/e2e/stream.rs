@@ -144,8 +144,8 @@ fn connections_survive_a_reconnect_r55() {
     assert!(passt.runs());
 }
 
-/// behaviour §8.8: for a probe of an orchestrator, an accepted connection means that the guest runs. Before that, passt
-/// keeps the port bound.
+/// behaviour §8.8: an orchestrator may probe whether the guest runs by a connection to a port. While no guest runs, the
+/// connection is refused, but passt keeps the port bound.
 #[test]
 fn connections_are_refused_until_the_guest_has_sent_a_frame() {
     let Some(net) = Net::new() else { return };

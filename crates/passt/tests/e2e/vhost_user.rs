@@ -249,7 +249,7 @@ fn several_queue_pairs_work() {
     for queue in [1, 3, 5, 7] {
         assert_answers(&mut front_end, queue);
     }
-    // The other pairs are disabled, like by a guest that uses only one pair.
+    // The front-end disables the other pairs, as for a guest that uses only one pair.
     for queue in 2..8 {
         front_end.frontend.set_vring_enable(queue, false).unwrap();
     }

@@ -69,7 +69,7 @@ fn the_name_that_was_sent_stands_for_all_names_of_the_address() {
     }
 }
 
-/// With rules by name, all questions are taken and judged, so no flow may carry others.
+/// With rules by name, the engine must judge all questions, so no flow may carry questions.
 #[test]
 fn flows_to_name_servers_end_when_questions_are_judged() {
     let mut guard = Guard::without_rules(Mode::default(), [1; 16]);

@@ -300,7 +300,7 @@ impl Step {
 }
 
 proptest! {
-    /// Whatever happens: a flow that begins is in a table until its end is reported, and then it is in none.
+    /// After any sequence of events, the flows that have begun and not ended are exactly the flows in the tables.
     #[test]
     fn the_open_flows_are_those_of_the_tables(
         steps in prop::collection::vec(step(), 0..200),

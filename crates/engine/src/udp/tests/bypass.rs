@@ -101,7 +101,8 @@ fn clients_have_sockets_of_their_own_until_they_are_idle() {
     assert!(!test.udp.is_listener(socket.id));
 }
 
-/// With more clients than sockets, each client gets its answer. The sockets that were idle for the longest time end.
+/// With more clients than sockets, each client gets its answer. The sockets that were idle for the longest time are
+/// closed.
 #[test]
 fn a_client_ends_the_one_that_was_idle_for_longest() {
     let (mut test, socket, waiting) = asked(Policy::default(), Direction::Inbound, "127.0.0.1");

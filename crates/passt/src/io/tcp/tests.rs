@@ -23,9 +23,9 @@ enum Act {
     SendUrgent,
     /// Up to this number of bytes is peeked at and sent to the guest.
     Peek(usize),
-    /// A retransmission: peek again from a part of the unacknowledged bytes, in percent.
+    /// A retransmission: the next peek starts at this percentage of the unacknowledged bytes.
     GoBack(u32),
-    /// The guest acknowledges a part of the bytes that were peeked at, in percent.
+    /// The guest acknowledges this percentage of the bytes that were peeked at.
     Discard(u32),
 }
 

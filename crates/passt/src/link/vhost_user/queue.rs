@@ -31,7 +31,7 @@ pub(super) struct Queue {
     pub(super) ring: Option<Ring>,
     /// Whether chains may be available for which no notification arrives.
     pub(super) pending: bool,
-    /// The number of available chains when they were too few for a frame.
+    /// The number of available chains when they were last too few for a frame.
     pub(super) short: u16,
 }
 

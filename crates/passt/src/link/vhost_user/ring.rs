@@ -285,9 +285,9 @@ impl Ring {
         Ok(load(&self.available, 0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
-    /// Requests that the driver notifies the device of the next chain that becomes available after the `seen` chains.
-    /// Returns the number of chains that have become available in the meantime. No notification may arrive for these
-    /// chains.
+    /// Requests a notification from the driver when it makes another chain available. `seen` is the number of available
+    /// chains that the device has seen. Returns the number of chains that have become available in the meantime. For
+    /// these chains, the driver may not send a notification.
     pub(super) fn request_kicks(&mut self, memory: &Memory, seen: u16) -> Result<u16, Broken> {
         if self.rules.event_idx {
             let at = RING_AT + USED_ELEMENT * usize::from(self.size);

@@ -1,4 +1,4 @@
-//! What the host sends: all frames that arrive at the peer's end of the link, taken by `socat` from a packet socket.
+//! Captures the frames that the host sends. `socat` receives them from a packet socket at the peer's end of the link.
 
 use super::{HOST, Net, PEER, port, wait_until};
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType};
@@ -18,7 +18,7 @@ pub(crate) struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    /// Captures from now on.
+    /// Starts a capture.
     pub(crate) fn start(net: &'a Net) -> Self {
         let (ours, theirs) =
             net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
@@ -42,7 +42,7 @@ impl<'a> Capture<'a> {
         Capture { net, frames, process }
     }
 
-    /// All frames of the host until now, and those of the peer.
+    /// All frames of the host and of the peer until now.
     pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
         let to = self.net.peer.udp((PEER[0], 0));
         let from = self.net.host.udp((HOST[0], 0));
@@ -51,12 +51,12 @@ impl<'a> Capture<'a> {
         wait_until("the mark in the capture", || position().is_some());
         let end = position().unwrap();
         let mut frames = self.frames.lock().unwrap();
-        // The next mark must be another frame.
+        // The mark is removed, so that the next call waits for a new mark.
         frames.remove(end);
         frames[..end].to_vec()
     }
 
-    /// The bytes of all TCP segments to a server, in the order of arrival, repeated ones included.
+    /// The payload of all TCP segments to a server, in the order of arrival, including retransmissions.
     pub(crate) fn sent_to(&self, server: impl Into<SocketAddr>) -> Vec<u8> {
         let server = server.into();
         let frames = self.frames();

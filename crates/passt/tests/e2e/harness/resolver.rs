@@ -1,4 +1,4 @@
-//! A resolver whose answers the test writes, with a record of the queries that it got.
+//! A resolver whose answers the test provides. It records the queries that it gets.
 
 use super::Ns;
 use super::server::{TICK, accept_until};
@@ -17,7 +17,7 @@ const DNSSEC_OK: u16 = 0x8000;
 /// A query that a resolver got.
 #[derive(Clone, Debug)]
 pub(crate) struct Query {
-    /// In dotted form.
+    /// The name in the question, in dotted form.
     pub(crate) name: String,
     pub(crate) kind: Type,
     pub(crate) over_tcp: bool,
@@ -34,10 +34,10 @@ pub(crate) struct Resolver {
 }
 
 impl Query {
-    /// The query in a message.
+    /// Parses a query.
     ///
     /// # Panics
-    /// If it is not a query with one question.
+    /// If the message is not a query with one question.
     pub(crate) fn parse(message: &[u8], over_tcp: bool) -> Self {
         let question = Question::parse(message).expect("a query");
         let mut name = String::new();
@@ -45,18 +45,18 @@ impl Query {
         Query { name, kind: question.kind(), over_tcp, message: message.to_vec() }
     }
 
-    /// The flags of its OPT record, if it has one.
+    /// The flags of the query's OPT record, if there is one.
     pub(crate) fn opt_flags(&self) -> Option<u16> {
         let opt = Records::of(&self.message).unwrap().find(|record| record.unwrap().kind == Type::OPT);
         opt.map(|record| record.unwrap().ttl as u16)
     }
 
-    /// An empty answer.
+    /// A response without records.
     pub(crate) fn response(&self) -> Message {
         Message::response(&self.name, self.kind)
     }
 
-    /// The answer from these records: those of the name, and of the names that its aliases lead to.
+    /// The answer with the records of `rows` for the name in the question. Aliases are followed.
     pub(crate) fn answer_from(&self, rows: &[Row]) -> Vec<u8> {
         let (mut message, mut owner) = (self.response(), self.name.as_str());
         loop {
@@ -79,7 +79,8 @@ impl Query {
         bytes
     }
 
-    /// The answer with the query's ID, and with an OPT record and the flags AD and CD if the query has them.
+    /// Completes an answer: sets the ID of the query, and copies the flags AD and CD and the OPT record, if the query
+    /// has one.
     pub(crate) fn seal(&self, mut answer: Vec<u8>) -> Vec<u8> {
         answer[..2].copy_from_slice(&self.message[..2]);
         answer[3] |= self.message[3] & AUTHENTIC_AND_CHECKING;
@@ -94,7 +95,8 @@ impl Query {
 }
 
 impl Resolver {
-    /// Listens in `ns` at port 53 of `at`, over UDP and TCP. `script` gives the answer to a query, or none.
+    /// Listens in `ns` at port 53 of `at`, over UDP and TCP. `script` returns the answer to a query. If it returns
+    /// none, the query gets no answer.
     pub(crate) fn start(
         ns: &Ns,
         at: IpAddr,
@@ -122,7 +124,7 @@ impl Resolver {
         resolver
     }
 
-    /// A resolver that knows these records.
+    /// Starts a resolver that answers with these records.
     pub(crate) fn with(ns: &Ns, at: IpAddr, rows: &'static [Row]) -> Self {
         Resolver::start(ns, at, |query| Some(query.answer_from(rows)))
     }
@@ -155,7 +157,7 @@ fn serve_datagrams(socket: &UdpSocket, answer: impl Fn(&[u8], bool) -> Option<Ve
     }
 }
 
-/// Each message follows its length (RFC 7766 §8).
+/// A length field comes before each message (RFC 7766 §8).
 fn serve_stream(mut stream: TcpStream, answer: impl Fn(&[u8], bool) -> Option<Vec<u8>>) {
     let mut len = [0; 2];
     while stream.read_exact(&mut len).is_ok() {

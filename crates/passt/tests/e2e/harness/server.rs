@@ -1,7 +1,8 @@
-//! Servers of a test, with a record of each byte that reaches them.
+//! Servers for tests. They record every byte that they receive.
 //!
-//! A server relays each connection to a service in the test process, from the first byte on. For TLS, `openssl s_server` is
-//! in between: one process for each connection, whose standard input and output are the plain text.
+//! When the first byte of a connection arrives, the server connects the client with a service in the test process. With
+//! a certificate, a process `openssl s_server` for each connection terminates TLS. Its standard input and output carry
+//! the plain text.
 
 use super::{Net, Ns, PATIENCE, wait_until};
 use rustix::net::sockopt::{self, Timeout};
@@ -15,16 +16,16 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// How often a server checks whether its test is over.
+/// Interval at which a server checks whether its test has ended.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
-/// What a server does with the plain text of a connection.
+/// A service: it reads the plain text of a client, and writes the plain text of the server.
 type Service = Arc<dyn Fn(&mut dyn Read, &mut dyn Write) + Send + Sync>;
 
 /// A certificate and its key, in files.
 #[derive(Clone, Debug)]
 pub(crate) struct Certificate {
-    /// The certificate, which is its own authority.
+    /// The self-signed certificate.
     pub(crate) path: String,
     key: String,
     dir: PathBuf,
@@ -34,7 +35,7 @@ pub(crate) struct Certificate {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) bytes: Vec<u8>,
-    /// The client has closed or reset it.
+    /// Whether the client has closed or reset the connection.
     pub(crate) ended: bool,
 }
 
@@ -98,12 +99,13 @@ impl Server {
         server
     }
 
-    /// What each connection has sent so far, in the order in which they were accepted.
+    /// The bytes that were received so far from each connection, in the order in which the connections were accepted.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// What each of `count` connections has sent, when all of them have ended.
+    /// Waits until all connections have ended. Returns the bytes that were received from each. Checks that there were
+    /// `count` connections.
     pub(crate) fn all_seen(&self, count: usize) -> Vec<Vec<u8>> {
         wait_until("the end of the connections", || {
             let seen = self.seen();
@@ -121,7 +123,7 @@ impl Drop for Server {
     }
 }
 
-/// Accepts connections until `over`.
+/// Accepts connections until `over` is true.
 pub(super) fn accept_until(over: &AtomicBool, listener: &TcpListener, mut serve: impl FnMut(TcpStream)) {
     sockopt::set_socket_timeout(listener, Timeout::Recv, Some(TICK)).unwrap();
     while !over.load(Ordering::Relaxed) {
@@ -134,7 +136,7 @@ pub(super) fn accept_until(over: &AtomicBool, listener: &TcpListener, mut serve:
     }
 }
 
-/// Records what a client sends, and passes it on.
+/// Records the bytes of a client, and forwards them to the service.
 fn serve(
     mut stream: TcpStream,
     (seen, index): (&Mutex<Vec<Seen>>, usize),
@@ -177,7 +179,8 @@ fn begin(certificate: Option<&Certificate>, service: Service) -> UnixStream {
     let (mut from, mut to) = (tls.stdout.take().unwrap(), tls.stdin.take().unwrap());
     thread::spawn(move || {
         service(&mut from, &mut to);
-        // It ends with the connection. Without a standard input, it would run on.
+        // s_server ends when the connection ends. But it would not end if its standard input was closed, so `to` is
+        // dropped last.
         let _ = std::io::copy(&mut from, &mut std::io::sink());
         let _ = tls.wait();
         drop(to);
@@ -217,11 +220,12 @@ pub(crate) fn web(from: &mut dyn Read, to: &mut dyn Write) {
     let _ = to.write_all(answer).and_then(|()| to.flush());
 }
 
-/// Frames of a server (RFC 9113 §4.1): SETTINGS; HEADERS of stream 1 with `:status: 200`; DATA with the end of the stream.
+/// Frames of a server (RFC 9113 §4.1): SETTINGS; HEADERS of stream 1 with `:status: 200`; DATA with the end of the
+/// stream.
 const H2_ANSWER: [u8; 33] =
     *b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x05\0\x01\0\0\0\x01hello";
 
-/// The head of a request, up to the empty line. None if the client has closed.
+/// Reads the head of a request, up to the empty line. None if the client has closed the connection.
 pub(crate) fn read_head(from: &mut dyn Read) -> Option<String> {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
@@ -231,7 +235,7 @@ pub(crate) fn read_head(from: &mut dyn Read) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
-/// Reads the rest of the preface, and frames up to HEADERS. False if the client has closed.
+/// Reads the rest of the preface, and frames up to HEADERS. Returns false if the client has closed the connection.
 fn read_h2_request(from: &mut dyn Read) -> bool {
     const HEADERS: u8 = 1;
     let (mut rest, mut head) = ([0; 6], [0; 9]);

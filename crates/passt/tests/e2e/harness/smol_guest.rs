@@ -161,7 +161,7 @@ impl SmolGuest {
     }
 }
 
-/// The guest's address in tests, which is also the host's.
+/// The guest's address in tests, which is also the host's address.
 pub(crate) const fn address() -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2))
 }
