@@ -278,6 +278,36 @@ impl Guard {
 }
 
 impl Guard {
+    /// Counts and logs a flow that can't begin, whatever the rules say: its source or its destination is invalid.
+    pub fn note_invalid(&mut self, protocol: Protocol, ends: &Endpoints, why: &dyn fmt::Display) {
+        if self.rules.is_some() {
+            self.refused += 1;
+            log::warn!("refused: {protocol} {} -> {}: {why}", ends.guest, ends.remote);
+            if self.reports() {
+                self.report_refusal(&why.to_string(), None, || What::Flow { protocol, ends: *ends });
+            }
+        }
+    }
+
+    /// Counts and logs a packet of a protocol that is not carried, whatever the rules say.
+    pub fn note_unsupported(&mut self, protocol: u8, source: IpAddr, destination: IpAddr) {
+        if self.rules.is_some() {
+            self.refused += 1;
+            log::warn!("refused: IP protocol {protocol} {source} -> {destination}: not supported");
+        }
+    }
+
+    /// Whether the guest may become a member of a multicast group. The host then becomes one, which its network sees. A
+    /// refusal is counted and logged.
+    pub fn admits_group(&mut self, group: IpAddr) -> bool {
+        let Some(rules) = self.rules.as_ref().filter(|rules| !rules.policy.may_reach(group, false)) else {
+            return true;
+        };
+        self.refused += 1;
+        log::warn!("{}: membership of {group} (no rule allows it)", rules.refused());
+        rules.mode.audit
+    }
+
     /// Holds the names of `address` for a flow that begins because of a rule by name: they do not expire before the
     /// flow ends. The result must be [released](Guard::release) when the flow ends. None if `address` has no names.
     pub fn hold(&mut self, address: IpAddr, now: Instant) -> Option<Hold> {

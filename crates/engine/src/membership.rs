@@ -103,7 +103,7 @@ impl Memberships {
 /// Whether a membership matters outside the guest's link. The membership of three kinds of groups does not matter
 /// there. Every host is a member of all-hosts and all-nodes. Solicited-node groups belong to Neighbour Discovery on the
 /// guest's link. Packets of interface scope never leave a host.
-fn is_followed(group: IpAddr) -> bool {
+pub(crate) fn is_followed(group: IpAddr) -> bool {
     match group {
         IpAddr::V4(group) => group.is_multicast() && group.octets() != [224, 0, 0, 1],
         IpAddr::V6(group) => {

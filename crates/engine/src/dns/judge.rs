@@ -20,6 +20,8 @@ use crate::{
     flow::{Endpoints, FlowId, Protocol},
     forward::spec::Direction,
     guard::{Asked, Refused},
+    host::Report,
+    icmp::{self, Quote},
     nat::is_group,
     timer::Timers,
 };
@@ -36,7 +38,7 @@ impl<W: World> Dns<W> {
         query: Vec<u8>,
         cx: &mut Context<'_, W>,
     ) {
-        self.on_judged_query(endpoints, Some(stream), query, 0, cx);
+        self.on_judged_query(endpoints, Some(stream), query, cx);
     }
 
     /// An answer for a client, and the client's TCP connection. An empty answer means that the client's message was not
@@ -50,27 +52,44 @@ impl<W: World> Dns<W> {
         endpoints: Endpoints,
         stream: Option<FlowId>,
         message: Vec<u8>,
-        traffic_class: u8,
         cx: &mut Context<'_, W>,
     ) {
         let question = Question::parse(&message).filter(|_| !is_group(endpoints.remote.ip()));
         let rebuilt = question.and_then(|_| query::rebuild(&message, self.next_query_id()));
         let (Some(question), Some(rebuilt)) = (question, rebuilt) else {
-            self.counters.invalid += 1;
-            self.answers.extend(stream.map(|stream| (stream, Vec::new())));
-            return;
+            return self.refuse_message(endpoints, stream, &message, cx);
         };
         let key = Key { endpoints, id: Some(question.id), stream };
         if let Some(id) = self.exchanges.find(&key) {
             if self.exchanges.get(id).is_some_and(|exchange| exchange.is_about(Some(&question))) {
-                return self.ask_again_stored(id, traffic_class, cx);
+                return self.ask_again_stored(id, cx);
             }
             self.give_up(cx.timers, id, How::Displaced);
         }
         if let Err(refused) = admits(&question, endpoints, cx) {
             return self.refuse_query(&key, &message, &refused, cx);
         }
-        self.ask_judged(key, message, rebuilt, traffic_class, cx);
+        self.ask_judged(key, message, rebuilt, cx);
+    }
+
+    /// Refuses a message that is not a query. Its sender gets an ICMP error, or a reset of its connection.
+    fn refuse_message(
+        &mut self,
+        endpoints: Endpoints,
+        stream: Option<FlowId>,
+        message: &[u8],
+        cx: &mut Context<'_, W>,
+    ) {
+        self.counters.invalid += 1;
+        let protocol = if stream.is_some() { Protocol::Tcp } else { Protocol::Udp };
+        cx.guard.note_no_query(protocol, &endpoints, "not a query with one question");
+        match stream {
+            Some(stream) => self.answers.push((stream, Vec::new())),
+            None => {
+                let quote = Quote::of_datagram(endpoints, message.len(), message);
+                icmp::send_router_error(Report::prohibited(endpoints.guest.is_ipv4()), &quote, cx);
+            }
+        }
     }
 
     /// Answers a query that the rules refuse.
@@ -95,16 +114,10 @@ impl<W: World> Dns<W> {
         }
     }
 
-    fn ask_judged(
-        &mut self,
-        key: Key,
-        message: Vec<u8>,
-        rebuilt: Vec<u8>,
-        traffic_class: u8,
-        cx: &mut Context<'_, W>,
-    ) {
+    fn ask_judged(&mut self, key: Key, message: Vec<u8>, rebuilt: Vec<u8>, cx: &mut Context<'_, W>) {
         let servers = cx.settings.any_resolvers(key.endpoints.remote, &self.health, cx.now);
-        let mut exchange = Exchange::new(key, servers, traffic_class);
+        // The guest's traffic class could carry data.
+        let mut exchange = Exchange::new(key, servers, 0);
         (exchange.question, exchange.judged, exchange.repeatable) = (rebuilt, Some(message), true);
         let bytes = exchange.bytes();
         if self.bytes + bytes > self.limits.bytes {
@@ -138,9 +151,8 @@ impl<W: World> Dns<W> {
     }
 
     /// Handles a repeated query of the guest: asks the next server.
-    fn ask_again_stored(&mut self, id: FlowId, traffic_class: u8, cx: &mut Context<'_, W>) {
+    fn ask_again_stored(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        exchange.traffic_class = traffic_class;
         let len = exchange.judged.as_ref().map_or(0, Vec::len);
         exchange.account.count(true, len, 1);
         if exchange.next >= exchange.servers.len() {

@@ -31,7 +31,7 @@ use crate::{
     context::{Context, World},
     drops::Drops,
     events::How,
-    flow::{Endpoints, FlowId, Flows, HashKey, Kind},
+    flow::{Endpoints, FlowId, Flows, HashKey, Kind, Protocol},
     forward::spec::Direction,
     fragmentation::Fragmenter,
     host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
@@ -150,7 +150,7 @@ impl<W: World> Dns<W> {
         };
         if !cx.settings.valid_guest_source(endpoints.guest.ip()) || endpoints.guest.port() == 0 {
             self.counters.invalid += 1;
-            return;
+            return cx.note_invalid(Protocol::Udp, &endpoints);
         }
         let train = offload.segmentation.filter(|train| train.kind == SegmentKind::Udp && train.size > 0);
         let (len, v4) = (datagram.payload.len(), packet.source.is_ipv4());
@@ -174,7 +174,7 @@ impl<W: World> Dns<W> {
         if endpoints.remote.port() == DNS && cx.guard.judges_questions() {
             let mut query = vec![0; message.len().min(MAX_KEPT)];
             message.copy_to(&mut query);
-            return self.on_judged_query(endpoints, None, query, traffic_class, cx);
+            return self.on_judged_query(endpoints, None, query, cx);
         }
         let mut head = [0; MAX_HEAD_LEN];
         let len = message.copy_to(&mut head);

@@ -16,8 +16,12 @@ const RECURSION_DESIRED: u8 = 0x01;
 /// flags (RFC 6840 §5.7, §5.9).
 const AUTHENTIC_AND_CHECKING: u8 = 0x30;
 
+/// The maximum lengths of answers over UDP that a rebuilt query can request, in bytes: those that clients use. All other
+/// values could carry data.
+const SIZES: [u16; 3] = [4096, 1232, 512];
+
 /// The query for a resolver. It has this ID, and these parts of the guest's query `message`: the question, the flags
-/// RD, AD and CD, and the size and flag DO of the OPT record. None if `message` is not a query with exactly one
+/// RD, AD and CD, and the flag DO of the OPT record. The size in the OPT record is the next lower one of [`SIZES`]. None if `message` is not a query with exactly one
 /// question.
 pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
     let question = Question::parse(message)?;
@@ -35,7 +39,8 @@ pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
     query.extend(name.iter().map(u8::to_ascii_lowercase));
     query.extend_from_slice(kind_and_class);
     if let Some(opt) = opt {
-        opt.push(&mut query, 0);
+        let udp_size = SIZES.into_iter().find(|size| *size <= opt.udp_size).unwrap_or(SIZES[2]);
+        Opt { udp_size, ..opt }.push(&mut query, 0);
     }
     Some(query)
 }
@@ -72,7 +77,7 @@ mod tests {
     #[test]
     fn a_resolver_gets_the_question_and_nothing_else() {
         // An OPT record with all flags, an EDNS version, and a cookie option.
-        let opt = b"\0\0\x29\x10\0\x01\x02\xff\xff\0\x0c\0\x0a\0\x08datadata";
+        let opt = b"\0\0\x29\x13\x37\x01\x02\xff\xff\0\x0c\0\x0a\0\x08datadata";
         let mut message = query([0x07, 0x7f], Some(opt));
         message.extend(b"and more");
         let rebuilt = rebuild(&message, 0xabcd).unwrap();
@@ -88,6 +93,11 @@ mod tests {
             [&[0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x04peer\x04test\0\0\x1c\0\x01"].concat()
         );
         assert_eq!(rebuild(b"no query", 7), None);
+        for (size, expected) in [(0, 512), (1231, 512), (1400, 1232), (65_535, 4096)] {
+            let opt = [&b"\0\0\x29"[..], &u16::to_be_bytes(size), &[0; 6]].concat();
+            let rebuilt = rebuild(&query([1, 0], Some(&opt)), 7).unwrap();
+            assert_eq!(Opt::of(&rebuilt).unwrap().udp_size, expected);
+        }
     }
 
     #[test]

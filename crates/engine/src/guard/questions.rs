@@ -19,7 +19,7 @@ use wire::{
 use super::{Guard, Rules};
 use crate::{
     events,
-    flow::HashKey,
+    flow::{Endpoints, HashKey, Protocol},
     names::Answers,
     policy::{NameVerdict, Reason},
     timer::Instant,
@@ -171,6 +171,14 @@ impl Guard {
         self.settle(asked, true, judged)?;
         self.learn(asked.name, answers, now);
         Ok(())
+    }
+
+    /// Counts and logs a message of the guest to port 53 that is not a query. It is dropped, also in an audit: only queries
+    /// are forwarded.
+    pub fn note_no_query(&mut self, protocol: Protocol, ends: &Endpoints, why: &'static str) {
+        self.refused += 1;
+        log::warn!("refused: DNS {} -> {}: {why} (rules by name)", ends.guest, ends.remote);
+        self.report_refusal(why, None, || events::Refused::Flow { protocol, ends: *ends });
     }
 
     /// Logs, counts and reports a refusal of a question, or of its answer if it was `answered`. In an audit, turns it

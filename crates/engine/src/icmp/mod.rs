@@ -150,13 +150,13 @@ impl<W: World> Ping<W> {
         }
         let remote = packet.destination;
         let peer = cx.settings.to_host(Protocol::Icmp, SocketAddr::new(remote, 0)).ok();
-        let Some(peer) = peer.filter(|_| cx.settings.valid_guest_source(packet.source)) else {
-            self.counters.invalid += 1;
-            return;
-        };
         let ends = Endpoints {
             guest: SocketAddr::new(packet.source, message.header.echo_id()),
             remote: SocketAddr::new(remote, 0),
+        };
+        let Some(peer) = peer.filter(|_| cx.settings.valid_guest_source(packet.source)) else {
+            self.counters.invalid += 1;
+            return cx.note_invalid(Protocol::Icmp, &ends);
         };
         // A flow serves many destinations, so the guard checks each request.
         if !cx.admits_unread(Protocol::Icmp, &ends, peer) {

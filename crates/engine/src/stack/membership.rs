@@ -5,14 +5,18 @@ use core::net::{IpAddr, Ipv4Addr};
 use wire::{
     frame::Packet,
     icmp,
-    membership::{self, Changes, MAX_QUERY_LEN, MAX_REPORT_LEN, Query, mld},
+    membership::{self, Change, Changes, MAX_QUERY_LEN, MAX_REPORT_LEN, Query, mld},
     offload::Offload,
     payload::Payload,
 };
 use zerocopy::IntoBytes;
 
 use super::round::Round;
-use crate::{context::World, link::Link as _, membership::Step};
+use crate::{
+    context::World,
+    link::Link as _,
+    membership::{Step, is_followed},
+};
 
 impl<W: World> Round<'_, W> {
     /// Sends general queries, if the engine follows the guest's memberships.
@@ -56,6 +60,12 @@ impl<W: World> Round<'_, W> {
             return;
         };
         for change in changes {
+            if let Change::Member(group) = change
+                && is_followed(group)
+                && !self.stack.guard.admits_group(group)
+            {
+                continue;
+            }
             if let Some(step) = self.stack.memberships.note(change, self.now) {
                 self.take_step(step);
             }

@@ -59,6 +59,7 @@ impl<W: World> Round<'_, W> {
         upper: PayloadOf<'_, W::Memory>,
     ) {
         self.stack.counters.unsupported += 1;
+        self.stack.guard.note_unsupported(protocol, packet.source, packet.destination);
         let v4 = packet.source.is_ipv4();
         let has_no_payload = !v4 && protocol == ipv6::NO_NEXT_HEADER;
         if has_no_payload

@@ -167,9 +167,12 @@ impl<W: World> Tcp<W> {
 
     /// Handles a SYN of the guest that opens a connection (behaviour §6.1).
     fn open(&mut self, ends: Endpoints, class: u8, syn: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
-        let (Some(destination), Some(id)) = (host_destination(&ends, cx.settings), self.flows.next_id())
-        else {
+        let Some(destination) = host_destination(&ends, cx.settings) else {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
+            return cx.note_invalid(Protocol::Tcp, &ends);
+        };
+        let Some(id) = self.flows.next_id() else {
+            self.counters.refused += 1; // no answer, as above
             return;
         };
         if ends.remote.port() == DNS && cx.guard.judges_questions() {

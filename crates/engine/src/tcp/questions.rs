@@ -87,6 +87,11 @@ impl<M> Questions<M> {
         self.over && !before
     }
 
+    /// Whether a message of the guest is incomplete.
+    pub(super) const fn has_rest(&self) -> bool {
+        !self.input.is_empty()
+    }
+
     /// Stores an answer for the guest.
     pub(super) fn answer(&mut self, answer: &[u8]) {
         self.asked = self.asked.saturating_sub(1);

@@ -400,6 +400,7 @@ impl<W: World> Udp<W> {
         let valid = cx.settings.valid_guest_source(guest.ip()) && guest.port() != 0;
         let Some(peer) = peer.filter(|_| valid) else {
             self.counters.invalid += 1;
+            cx.note_invalid(Protocol::Udp, &endpoints);
             return None;
         };
         if !cx.admits_unread(Protocol::Udp, &endpoints, peer) {

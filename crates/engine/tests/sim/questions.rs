@@ -157,9 +157,19 @@ fn what_is_no_query_ends_the_connection() {
         say(&mut script, 0, &bytes);
         let heard = script.heard();
         assert!(heard.iter().any(|(flags, _)| flags.contains(Flags::RST)), "{heard:?}");
-        assert_eq!(script.host.peers.len(), 0);
+        assert_eq!((script.host.peers.len(), script.stack.guard().refused()), (0, 1));
         assert!(script.stack.tcp().is_empty());
     }
+}
+
+#[test]
+fn a_message_that_does_not_end_is_refused() {
+    let mut script = connected("allow files.example");
+    let part = &framed(&query(7, NAME))[..20];
+    let fin = script.bytes("F. ack 1 win 512", 0, part);
+    script.frames(&[fin]);
+    assert_eq!(got(&mut script), (vec![], true));
+    assert_eq!((script.host.peers.len(), script.stack.guard().refused()), (0, 1));
 }
 
 /// If no resolver answers, the client gets SERVFAIL, and the connection stays open.

@@ -41,6 +41,7 @@ fn question(id: u16, name: &str, kind: Type) -> Vec<u8> {
 /// The ID and the name, in dotted form, of the query that a server received.
 fn sent(test: &Test, index: usize) -> (u16, String) {
     let sent = test.opened(index).socket.sent().pop().unwrap();
+    assert_eq!(sent.traffic_class, 0, "not the guest's");
     let question = Question::parse(&sent.payload).unwrap();
     assert!(!sent.payload.windows(8).any(|bytes| bytes == b"datadata"));
     (question.id, format!("{}", question.name().unwrap()))
@@ -107,16 +108,18 @@ fn a_refused_name_does_not_leave() {
 }
 
 #[test]
-fn what_is_no_query_is_dropped() {
+fn what_is_no_query_is_refused() {
     let mut test = guarded("allow all\nallow files.example", false);
     let mut two = question(7, "files.example", Type::A);
     two[5] = 2;
     for payload in [&b"a tunnel"[..], b"", &two] {
         test.guest_sends(GUEST, DNS4, payload);
+        assert_eq!(icmp_of(&test.world.frame().0), (3, 13, "198.51.100.1".parse().unwrap()));
     }
     test.guest_sends(GUEST, "224.0.0.1:53", &question(7, "files.example", Type::A));
     assert_eq!((test.asked().len(), test.dns.counters().invalid), (0, 4));
-    assert_eq!(test.world.frames().len(), 0);
+    assert_eq!(test.world.guard.refused(), 4);
+    assert_eq!(test.world.frames().len(), 0, "no error about a packet to a group");
     let mut update = question(7, "files.example", Type::A);
     update[2] |= 5 << 3;
     test.guest_sends(GUEST, DNS4, &update);

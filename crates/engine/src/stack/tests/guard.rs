@@ -12,11 +12,14 @@ use crate::{
     policy::{Policy, spec},
 };
 
+pub(super) fn guard(rules: &str) -> Guard {
+    let file = spec::parse_file(rules).unwrap();
+    Guard::new(Policy::new(file.rules, file.default).unwrap(), Mode::default(), [1; 16])
+}
+
 pub(super) fn guarded(rules: &str) -> Test {
     let mut test = Test::new();
-    let file = spec::parse_file(rules).unwrap();
-    *test.stack.guard_mut() =
-        Guard::new(Policy::new(file.rules, file.default).unwrap(), Mode::default(), [1; 16]);
+    *test.stack.guard_mut() = guard(rules);
     test
 }
 
@@ -66,6 +69,25 @@ fn refused_flows_open_no_socket_and_are_answered_at_once() {
         assert_eq!(test.host.opened.len(), 0);
         assert_eq!((test.stack.udp().counters().refused, test.stack.ping().counters().refused), (1, 1));
         assert_eq!(test.stack.tcp().counters.refused, 1);
+    }
+}
+
+/// What is never carried, whatever the rules say, counts as refused if there are rules.
+#[test]
+fn packets_that_are_never_carried_are_refusals() {
+    for (rules, expected) in [("allow all", 6), ("", 0)] {
+        let mut test = if rules.is_empty() { Test::new() } else { guarded(rules) };
+        for frame in [
+            syn(GUEST, "224.0.0.1:80"),
+            syn(GUEST6, "[::ffff:203.0.113.1]:80"),
+            datagram(GUEST6, "[::ffff:203.0.113.1]:80", b"mapped").1,
+            ping(GUEST, "127.0.0.1:1"),
+            packet_of(132, GUEST, PEER),
+            datagram("127.0.0.1:80", PEER, b"not the guest's").1,
+        ] {
+            test.receive(&frame, &Offload::default());
+        }
+        assert_eq!((test.stack.guard().refused(), test.host.opened.len()), (expected, 0), "{rules}");
     }
 }
 

@@ -63,6 +63,23 @@ fn report(group: &str, kind: u8) -> Vec<u8> {
 const JOIN: u8 = 4;
 const LEAVE: u8 = 3;
 
+/// To join a group is to tell the host's network its number.
+#[test]
+fn groups_that_the_rules_deny_are_not_joined() {
+    for (rules, denied) in [("deny multicast", 2), ("allow 203.0.113.1", 2), ("allow udp/multicast:7000", 0)]
+    {
+        let mut test = following();
+        *test.stack.guard_mut() = super::guard::guard(rules);
+        test.says(GROUP, JOIN);
+        test.says(GROUP6, JOIN);
+        // Every host is in such groups.
+        test.says("ff02::1:ff00:1", JOIN);
+        let joined = usize::from(denied == 0);
+        assert_eq!([GROUP, GROUP6].map(|group| test.members(group).len().min(1)), [joined; 2], "{rules}");
+        assert_eq!(test.stack.guard().refused(), denied, "{rules}");
+    }
+}
+
 impl Test {
     fn says(&mut self, group: &str, kind: u8) {
         self.receive(&report(group, kind), &Offload::default());
