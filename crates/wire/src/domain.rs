@@ -30,16 +30,21 @@ pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
 }
 
 /// The name without the leading labels of service and protocol, which begin with an underscore (RFC 2782, RFC 8552, RFC
-/// 9460 §2.3). For `_http._tcp.example.org` the result is `example.org`. A name that has only such labels is returned
-/// unchanged.
+/// 9460 §2.3). For `_http._tcp.example.org` the result is `example.org`. A name that has only such labels, more than two
+/// of them, or one that is longer than the name of a service (RFC 6335 §5.1) is returned unchanged.
 #[must_use]
 pub fn without_service(name: &str) -> &str {
+    const MOST: usize = 2;
+    const MAX_SERVICE_LEN: usize = 15;
     let mut rest = name;
-    while rest.starts_with('_') {
-        let Some((_, after)) = rest.split_once('.') else { return name };
-        rest = after;
+    for _ in 0..MOST {
+        let Some(after_underscore) = rest.strip_prefix('_') else { break };
+        match after_underscore.split_once('.') {
+            Some((service, after)) if service.len() <= MAX_SERVICE_LEN => rest = after,
+            _ => return name,
+        }
     }
-    if rest.is_empty() { name } else { rest }
+    if rest.is_empty() || rest.starts_with('_') { name } else { rest }
 }
 
 /// The address that a reverse-mapping name stands for (RFC 1035 §3.5, RFC 3596 §2.5). `name` is in lower case and has
@@ -122,6 +127,9 @@ mod tests {
             ("_8443._https.a_b.example.org", "a_b.example.org"),
             ("example.org", "example.org"),
             ("a._tcp.example.org", "a._tcp.example.org"),
+            ("_kerberos-master._udp.example.org", "example.org"),
+            ("_sixteen-letters-._tcp.example.org", "_sixteen-letters-._tcp.example.org"),
+            ("_a._b._c.example.org", "_a._b._c.example.org"),
             ("_tcp", "_tcp"),
             ("_http._tcp", "_http._tcp"),
             ("_tcp.", "_tcp."),
