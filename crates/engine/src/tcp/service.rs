@@ -64,12 +64,20 @@ impl<W: World> Tcp<W> {
                     return Some((id, ends, query));
                 }
                 Next::TooLong => {
-                    cx.guard.note_no_query(Protocol::Tcp, &connection.ends, "a message longer than a query may be");
+                    cx.guard.note_no_query(
+                        Protocol::Tcp,
+                        &connection.ends,
+                        "a message longer than a query may be",
+                    );
                     self.end(id, End::Abort, cx);
                 }
                 Next::None if questions.is_over() => {
                     if questions.has_rest() {
-                        cx.guard.note_no_query(Protocol::Tcp, &connection.ends, "the connection ends within a message");
+                        cx.guard.note_no_query(
+                            Protocol::Tcp,
+                            &connection.ends,
+                            "the connection ends within a message",
+                        );
                     }
                     let closed = Readiness { read_closed: true, ..Readiness::default() };
                     self.on_ready(id, closed, cx);
