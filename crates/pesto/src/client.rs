@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use control::message::{self, Announced, Decoded, Update};
+use control::message::{self, Announced, Capabilities, Decoded, Update};
+use control::policy;
 use control::reply::{self, Reply};
 
 use crate::output::report;
@@ -64,6 +65,35 @@ impl Client {
         }
         sent.map_err(|error| format!("Error writing to control socket: {}", plain(&error)))?;
         self.compare(tables)
+    }
+
+    /// Sends a request about the policy. Returns the server's text.
+    ///
+    /// # Errors
+    /// A message for the user: nothing has changed.
+    pub(super) fn request(
+        &mut self,
+        tables: &[Announced],
+        request: &policy::Request<'_>,
+    ) -> Result<String, String> {
+        let path = self.path.display();
+        let unsupported = || {
+            format!(
+                "{path}: this server can't show or replace a policy; it needs a passt or pasta of passt-rs with the guard"
+            )
+        };
+        if !tables.iter().any(|table| table.capabilities.contains(Capabilities::POLICY)) {
+            return Err(unsupported());
+        }
+        // If sending fails, the server may have sent the reason before it closed.
+        let sent = self.stream.write_all(&policy::encode(request));
+        match (policy::read_reply(&self.stream), sent) {
+            (Ok(Reply::Applied(text)), _) => Ok(text),
+            (Ok(Reply::Refused(reason)), _) => Err(reason),
+            (_, Err(error)) => Err(format!("Error writing to control socket: {}", plain(&error))),
+            (Ok(Reply::Unsupported), _) => Err(unsupported()),
+            (Err(error), _) => Err(format!("Error reading from control socket: {}", plain(&error))),
+        }
     }
 
     /// Checks the update on a server that sends no reply: requests the tables again and compares them. This does not

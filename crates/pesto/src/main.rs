@@ -1,12 +1,16 @@
-//! `pesto`: shows and changes the forwarding rules of a running passt or pasta (behaviour §8.9).
+//! `pesto`: shows and changes the forwarding rules of a running passt or pasta (behaviour §8.9), and the rules for what its
+//! guest may reach (docs/guard.md).
 //!
-//! It receives the tables of the server, edits them in the order of the options, and sends all of them back.
+//! It receives the tables of the server, edits them in the order of the options, and sends all of them back. A policy is
+//! shown and replaced as a whole.
 #![forbid(unsafe_code)]
 
 mod client;
 mod edit;
 mod options;
 mod output;
+mod policy;
+mod suggest;
 mod tables;
 
 use std::process::ExitCode;
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
     let outcome = match options::parse(std::env::args_os()) {
         Ok(Invocation::Show(text)) => print(&text),
         Ok(Invocation::Run(request)) => run(&request),
+        Ok(Invocation::Policy(command)) => policy::run(&command),
         Err(error) => Err(error),
     };
     match outcome {

@@ -15,13 +15,44 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Column at which descriptions start.
 const COLUMN: usize = 28;
 
+/// The end of the sentence about an unknown command.
+const NO_SUCH_COMMAND: &str =
+    "the commands are: policy show PATH, policy replace FILE PATH, policy suggest LOG";
+
 /// What the command line requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Invocation {
     /// Print this text on standard output.
     Show(String),
-    /// Connect to a server.
+    /// Show or change the forwarding rules of a server.
     Run(Request),
+    /// Show or change the policy of a server, or write one.
+    Policy(Policy),
+}
+
+/// A command about rules for what a guest may reach.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// Print the rules in force of the server at this socket.
+    Show(Server),
+    /// Replace the rules by those of `file`, or of standard input (`-`).
+    Replace {
+        /// The policy file.
+        file: PathBuf,
+        /// The server.
+        server: Server,
+    },
+    /// Print rules for what this log, or standard input (`-`), says was refused.
+    Suggest(PathBuf),
+}
+
+/// How to reach a server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Server {
+    /// Path of the control socket.
+    pub(super) path: PathBuf,
+    /// `--debug`.
+    pub(super) debug: bool,
 }
 
 /// What to do with a server.
@@ -139,15 +170,14 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
     let wrong = |message: String| format!("{program}: {message}\n{}", usage(&program).trim_end());
     let mut parser = Parser::from_args(args);
-    let (mut request, mut path) = (Request::default(), None);
+    let (mut request, mut operands) = (Request::default(), Vec::new());
     loop {
         let (opt, typed_as) = match parser.next().map_err(|error| wrong(error.to_string()))? {
             None => break,
-            Some(Arg::Value(value)) if path.is_none() => {
-                path = Some(value);
+            Some(Arg::Value(value)) => {
+                operands.push(value);
                 continue;
             }
-            Some(Arg::Value(_)) => return Err(usage(&program).trim_end().into()),
             Some(Arg::Short(letter)) => {
                 let opt = all().find(|opt| opt.short == Some(letter));
                 (opt.ok_or_else(|| wrong(format!("invalid option -- '{letter}'")))?, format!("-{letter}"))
@@ -178,11 +208,39 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
             Action::Version => return Ok(Invocation::Show(version())),
         }
     }
-    let path = path.ok_or_else(|| usage(&program).trim_end().to_owned())?;
+    match operands.as_slice() {
+        [path] => Ok(Invocation::Run(Request { path: socket(path)?, ..request })),
+        // A single operand is a path, even with this name.
+        [word, command @ ..] if word == "policy" && !command.is_empty() => {
+            policy(command, &request).ok_or_else(|| wrong(NO_SUCH_COMMAND.into()))?.map(Invocation::Policy)
+        }
+        _ => Err(usage(&program).trim_end().into()),
+    }
+}
+
+/// The path of a socket.
+fn socket(path: &OsStr) -> Result<PathBuf, String> {
     if path.is_empty() || path.len() > SOCKET_PATH_MAX {
         return Err(format!("Invalid socket path {path:?}: 1 to {SOCKET_PATH_MAX} bytes"));
     }
-    Ok(Invocation::Run(Request { path: path.into(), ..request }))
+    Ok(path.into())
+}
+
+/// The command after the word `policy`. None: there is no such command, or it has other operands.
+fn policy(operands: &[OsString], request: &Request) -> Option<Result<Policy, String>> {
+    let server = |path| Ok(Server { path: socket(path)?, debug: request.debug });
+    let command = match operands {
+        [verb, path] if verb == "show" => server(path).map(Policy::Show),
+        [verb, file, path] if verb == "replace" => {
+            server(path).map(|server| Policy::Replace { file: file.into(), server })
+        }
+        [verb, log] if verb == "suggest" => Ok(Policy::Suggest(log.into())),
+        _ => return None,
+    };
+    if !request.changes.is_empty() || request.show || request.json {
+        return Some(Err("Of all options, only --debug can be used with policy".into()));
+    }
+    Some(command)
 }
 
 fn text(value: &OsStr) -> Result<String, String> {
@@ -205,9 +263,15 @@ fn find_long(name: &str) -> Result<&'static Opt, String> {
 
 fn usage(program: &str) -> String {
     let mut text = format!(
-        "Usage: {program} [OPTION]... PATH\n\n\
+        "Usage: {program} [OPTION]... PATH\n       \
+                {program} policy show PATH\n       \
+                {program} policy replace FILE PATH\n       \
+                {program} policy suggest LOG\n\n\
          Show or change the forwarding rules of the passt or pasta that was started with\n\
-         --conf-path PATH. Either all changes take effect, or none.\n\n"
+         --conf-path PATH. Either all changes take effect, or none.\n\n\
+         With policy, show the rules for what its guest may reach, or replace all of them\n\
+         by those of FILE; flows that the new rules deny end. Or print rules for what a\n\
+         LOG says was refused. FILE and LOG may be - for standard input.\n\n"
     );
     for opt in all() {
         let short = opt.short.map_or("    ".into(), |letter| format!("-{letter}, "));
@@ -275,6 +339,11 @@ mod tests {
         let error = |args: &[&str]| read(args).unwrap_err();
         assert!(error(&[]).starts_with("Usage: pesto "));
         assert!(error(&["a", "b"]).starts_with("Usage: pesto "));
+        assert!(error(&["policy", "list"]).starts_with("pesto: the commands are: policy show PATH, "));
+        assert!(error(&["policy", "show"]).starts_with("pesto: the commands are: "));
+        assert!(error(&["policy", "replace", "/s"]).starts_with("pesto: the commands are: "));
+        assert!(error(&["policy", "show", &"a".repeat(108)]).starts_with("Invalid socket path"));
+        assert!(error(&["policy", "show", "/s", "--json"]).starts_with("Of all options, only --debug"));
         assert!(error(&["--bogus", "a"]).starts_with("pesto: unrecognized option '--bogus'\nUsage"));
         assert!(error(&["-x", "a"]).starts_with("pesto: invalid option -- 'x'\n"));
         assert!(error(&["a", "-t"]).starts_with("pesto: option '-t' requires an argument\n"));
@@ -283,6 +352,22 @@ mod tests {
         assert!(error(&[""]).starts_with("Invalid socket path"));
         assert!(error(&[&"a".repeat(108)]).starts_with("Invalid socket path"));
         assert!(read(&[&"a".repeat(107)]).is_ok());
+    }
+
+    #[test]
+    fn commands_about_the_policy() {
+        let policy = |args: &[&str]| match read(args) {
+            Ok(Invocation::Policy(policy)) => policy,
+            other => panic!("{other:?}"),
+        };
+        let server = |debug| Server { path: "/s".into(), debug };
+        assert_eq!(policy(&["policy", "show", "/s"]), Policy::Show(server(false)));
+        assert_eq!(policy(&["policy", "show", "-d", "/s"]), Policy::Show(server(true)));
+        let replace = Policy::Replace { file: "-".into(), server: server(false) };
+        assert_eq!(policy(&["policy", "replace", "-", "/s"]), replace);
+        assert_eq!(policy(&["policy", "suggest", "log"]), Policy::Suggest("log".into()));
+        // A socket may have any name.
+        assert_eq!(request(&["policy"]).path, PathBuf::from("policy"));
     }
 
     #[test]

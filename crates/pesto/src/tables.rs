@@ -44,6 +44,7 @@ pub(super) fn capabilities(capabilities: Capabilities) -> impl Iterator<Item = &
         (Capabilities::UDP, "UDP"),
         (Capabilities::SCAN, "scan"),
         (Capabilities::IFNAME, "ifname"),
+        (Capabilities::POLICY, "policy"),
     ];
     names.into_iter().filter(move |(bit, _)| capabilities.contains(*bit)).map(|(_, name)| name)
 }

@@ -1,0 +1,63 @@
+//! Shows, replaces and suggests rules for what a guest may reach (docs/guard.md).
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use control::policy::Request;
+use engine::policy::spec::{self, MAX_FILE_LEN};
+
+use crate::client::Client;
+use crate::options::{Policy, Server};
+use crate::output::print;
+use crate::suggest;
+
+/// Runs a command.
+///
+/// # Errors
+/// A message for the user.
+pub(super) fn run(command: &Policy) -> Result<(), String> {
+    match command {
+        Policy::Show(server) => print(&ask(server, &Request::Show)?),
+        Policy::Replace { file, server } => {
+            let text = read(file)?;
+            let report = ask(server, &Request::Replace(&text)).map_err(|error| about(file, &error))?;
+            print(&format!("{report}\n"))
+        }
+        Policy::Suggest(log) => {
+            let suggestions = open(log).and_then(|log| suggest::read(BufReader::new(log)));
+            print(&suggestions.map_err(|error| about(log, &error))?.text())
+        }
+    }
+}
+
+fn ask(server: &Server, request: &Request<'_>) -> Result<String, String> {
+    let (mut client, tables) = Client::connect(&server.path, server.debug)?;
+    client.request(&tables, request)
+}
+
+/// Reads a policy file, and checks it. The server checks it again.
+fn read(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let read = open(path).and_then(|file| file.take(MAX_FILE_LEN as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|error| about(path, &error))?;
+    if bytes.len() > MAX_FILE_LEN {
+        return Err(about(path, &format!("it has more than {MAX_FILE_LEN} bytes")));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| about(path, &"it is not UTF-8"))?;
+    let file = spec::parse_file(&text).map_err(|error| about(path, &error))?;
+    engine::policy::Policy::new(file.rules, file.default).map_err(|error| about(path, &error))?;
+    Ok(text)
+}
+
+fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+    if path == Path::new("-") { Ok(Box::new(io::stdin())) } else { Ok(Box::new(File::open(path)?)) }
+}
+
+fn about(path: &Path, error: &dyn std::fmt::Display) -> String {
+    if path == Path::new("-") {
+        format!("standard input: {error}")
+    } else {
+        format!("{}: {error}", path.display())
+    }
+}
