@@ -1,5 +1,5 @@
-//! The control protocol, both sides, with requests about the policy. A message is invalid, incomplete, or equal to the
-//! message that results from encoding and decoding it again.
+//! The control protocol, for both sides, including requests about the policy. A message is invalid, incomplete, or
+//! equal to the message that results from encoding and decoding it again.
 
 use std::fmt::Debug;
 
@@ -25,7 +25,7 @@ fn check_request(message: &[u8]) {
         Ok(Decoded::Whole(request)) => {
             let again = policy::encode(&request);
             assert!(message.starts_with(&again));
-            // A server without this extension does not take it for an update.
+            // For a server without this extension, the request is not a valid update.
             assert!(policy::is_request(message) && decode_update(&again).is_err());
         }
         Ok(Decoded::Needs(len)) => assert!(len > message.len() && len <= policy::MAX_LEN, "{len} bytes"),

@@ -20,15 +20,15 @@
 //!
 //! The protocol of the C implementation ends with the update. The [`reply`] is an extension (Q16): a client that
 //! continues to read learns whether its update took effect, and a client that closes the connection is not affected.
-//! Requests about the [`policy`] are another extension: a server announces that it understands them.
+//! Requests about the [`policy`] are another extension. A server that supports them announces this.
 //!
 //! # Contract
 //!
 //! - **An update replaces whole tables.** A client edits the announced tables and sends all of them back. A table that
 //!   is missing in the update becomes empty. The server applies all of the update or nothing.
 //! - **Decoding accepts any bytes**: the result is a message, an error with the text of the C implementation, or the
-//!   number of bytes that are needed ([`message::Decoded`]). That number is at most [`message::MAX_LEN`], for requests
-//!   [`policy::MAX_LEN`].
+//!   number of bytes that are needed ([`message::Decoded`]). That number is at most [`message::MAX_LEN`], or
+//!   [`policy::MAX_LEN`] for requests.
 //! - **Rules are checked one by one** while decoding. Decoding does not check whether rules conflict:
 //!   [`engine::forward::Table::add`] does.
 //! - **Numbers are in network byte order** on the wire, and in host byte order in the types.

@@ -59,8 +59,8 @@ bitflags! {
         const SCAN = 16;
         /// Rules that listen on one interface.
         const IFNAME = 32;
-        /// An extension: requests about the rules for what the guest may reach ([`crate::policy`]). All tables have this
-        /// bit, or none. The C implementation does not use it.
+        /// An extension: the server supports requests about the policy ([`crate::policy`]). Either all tables have this
+        /// bit, or none has it. The C implementation does not use this bit.
         const POLICY = 1 << 31;
         // Unknown bits, of later versions, are kept.
         const _ = !0;

@@ -1,10 +1,11 @@
-//! Requests about the rules for what the guest may reach (docs/guard.md), and their replies.
+//! Requests about the policy, which has the rules about the destinations of the guest (docs/guard.md), and the replies
+//! to these requests.
 //!
-//! A client sends a request in place of an update. The C implementation's protocol has no such request: a server that
-//! understands it announces [`Capabilities::POLICY`](crate::message::Capabilities::POLICY), and clients of the C
-//! implementation ignore this bit. A server that does not understand the request takes its first byte for the identifier of
-//! a table that does not exist, and the next four for a number of rules above its limit. So it refuses the request at once,
-//! and nothing changes.
+//! A client sends a request in place of an update. This is an extension of the C implementation's protocol. A server
+//! that supports requests announces [`Capabilities::POLICY`](crate::message::Capabilities::POLICY), and clients of the
+//! C implementation ignore this bit. A server without this extension reads the request as an update: the first byte as
+//! the identifier of a table, which does not exist, and the next four bytes as a number of rules, which exceeds the
+//! limit. So the server refuses the request at once, and nothing changes.
 //!
 //! ```text
 //! request = MARK, verb (u32), length (u32), text
@@ -16,7 +17,8 @@
 //! | 1: show | empty | the rules in force, as a policy file |
 //! | 2: replace | a policy file | how many flows have ended |
 //!
-//! The status is 0 if the request took effect. Else it is 1, the text is the reason, and nothing has changed.
+//! The status is 0 if the request took effect. Otherwise the status is 1, the text is the reason, and nothing has
+//! changed.
 
 use std::io::{self, Read};
 
@@ -27,7 +29,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::message::Decoded;
 use crate::reply::{APPLIED, REFUSED, Reply, printable};
 
-/// First bytes of a request. The first one is no identifier of a table, and the last one is the version.
+/// First bytes of a request. The first byte is not the identifier of any table. The last byte is the version.
 const MARK: [u8; 8] = *b"\xffpolicy1";
 const SHOW: u32 = 1;
 const REPLACE: u32 = 2;
@@ -35,8 +37,8 @@ const REPLACE: u32 = 2;
 /// Length of the longest request, in bytes.
 pub const MAX_LEN: usize = size_of::<Head>() + MAX_FILE_LEN;
 
-/// Length of the longest text of a reply, in bytes: all rules of the largest policy, each with its action and a line end,
-/// and a few lines about it.
+/// Length of the longest text of a reply, in bytes: all rules of the largest policy, each with its action and an end of
+/// line, and a few lines about the policy.
 const MAX_TEXT: u32 = (MAX_RULES * (MAX_RULE_LEN + 16) + 4096) as u32;
 
 #[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -52,17 +54,17 @@ struct Head {
 pub enum Request<'a> {
     /// Show the rules in force.
     Show,
-    /// Replace the rules by those of this policy file.
+    /// Replace the rules by the rules of this policy file.
     Replace(&'a str),
 }
 
-/// Why a request is invalid.
+/// The reason why a request is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The first bytes are not those of a request.
     #[error("Unknown request: the client may be newer than the server")]
     Mark,
-    /// The server does not know what to do.
+    /// The server does not support this kind of request.
     #[error("Unknown request {0} about the policy: the client may be newer than the server")]
     Verb(u32),
     /// The text is too long.
@@ -93,7 +95,7 @@ pub fn encode(request: &Request<'_>) -> Vec<u8> {
 /// Decodes a request.
 ///
 /// # Errors
-/// The request is invalid; nothing changes.
+/// The request is invalid. Nothing changes.
 pub fn decode(bytes: &[u8]) -> Result<Decoded<Request<'_>>, Error> {
     let known = bytes.len().min(MARK.len());
     if bytes[..known] != MARK[..known] {
@@ -118,13 +120,14 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded<Request<'_>>, Error> {
     }
 }
 
-/// The first bytes of the reply to a request that took effect, before a text of `len` bytes.
+/// The first bytes of the reply to a request that took effect. A text of `len` bytes must follow.
 #[must_use]
 pub fn reply_head(len: usize) -> [u8; 5] {
     head(APPLIED, len)
 }
 
-/// Encodes a reply. `Ok` has the text of a request that took effect, `Err` the reason why it was refused.
+/// Encodes a reply. `Ok` has the text of the reply if the request took effect. `Err` has the reason why the request was
+/// refused.
 #[must_use]
 pub fn encode_reply(outcome: Result<&str, &str>) -> Vec<u8> {
     let (status, text) = match outcome {
@@ -139,11 +142,11 @@ fn head(status: u8, len: usize) -> [u8; 5] {
     [status, a, b, c, d]
 }
 
-/// Reads the reply of a server. In its text, control characters except newlines are replaced by `?`, so that the text is
-/// safe to print on a terminal.
+/// Reads the reply of a server. Control characters in the text other than newlines become `?`, so that it is safe to
+/// print on a terminal.
 ///
 /// # Errors
-/// `InvalidData` for a reply that a server never sends; `UnexpectedEof` if the text is not complete; the error of `stream`.
+/// `InvalidData` for a reply that no server sends. `UnexpectedEof` if the text is incomplete. The error of `stream`.
 pub fn read_reply(mut stream: impl Read) -> io::Result<Reply> {
     let mut status = Vec::new();
     if stream.by_ref().take(1).read_to_end(&mut status)? == 0 {
@@ -174,7 +177,7 @@ mod tests {
     use super::*;
     use crate::message::decode_update;
 
-    /// A server without this extension refuses at once, whatever the request.
+    /// A server without this extension refuses every request at once.
     #[test]
     fn other_servers_refuse_requests() {
         for request in [Request::Show, Request::Replace("allow all")] {
@@ -210,7 +213,7 @@ mod tests {
         assert_eq!(altered(11, SHOW as u8), Error::Mark);
         assert_eq!(altered(12, 0xff), Error::TooLong(0xff00_0009));
         assert_eq!(altered(18, 0xff), Error::NotText);
-        // The first wrong byte suffices.
+        // A request is refused as soon as the first wrong byte has arrived.
         assert_eq!(decode(b"\xffp_"), Err(Error::Mark));
     }
 

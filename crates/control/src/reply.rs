@@ -56,7 +56,7 @@ pub fn read(stream: impl Read) -> io::Result<Reply> {
     }
 }
 
-/// A text of a server in which control characters except newlines are replaced by `?`.
+/// The text of a server. Control characters other than newlines become `?`.
 pub(crate) fn printable(text: &[u8]) -> String {
     String::from_utf8_lossy(text).replace(|c: char| c.is_control() && c != '\n', "?")
 }

@@ -40,7 +40,7 @@ pub struct Guard {
     hash_key: [u8; 16],
     /// The numbers of flows that ended when the rules were replaced.
     ended: Ended,
-    /// Where flows and refusals are reported.
+    /// The queue for reports of flows and refusals.
     events: Events,
 }
 

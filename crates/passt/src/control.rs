@@ -1,8 +1,8 @@
 //! The server of the control socket (`--conf-path`, behaviour §8.9).
 //!
 //! The server serves one client at a time. A client can only delay other clients, and only for a limited time: the
-//! server never blocks, and limits the time of a client, and the memory for it. Only a policy is large (16 MiB at most).
-//! It is received in steps, so that traffic does not wait for it, and is sent in parts.
+//! server never blocks, and limits the time and the memory for a client. A policy can have up to 16 MiB. It is received
+//! and sent in parts, so that traffic does not have to wait.
 
 mod listing;
 
@@ -25,9 +25,9 @@ use listing::Listing;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// Maximum number of bytes for which one call asks.
+/// Maximum number of bytes that one system call receives.
 const STEP: usize = 64 * 1024;
-/// Maximum number of calls for one event. The next event reports bytes that are left.
+/// Maximum number of system calls for one event. If more bytes are left, another event reports them.
 const STEPS: usize = 4;
 
 /// The server.
@@ -43,9 +43,9 @@ pub(crate) struct Server {
 struct Client {
     socket: OwnedFd,
     deadline: Instant,
-    /// The bytes that have not been sent yet: of the announcement, or of `listing`.
+    /// The bytes of the announcement or of `listing` that have not been sent yet.
     output: Vec<u8>,
-    /// The rules that the client has asked for. They follow `output`.
+    /// The part of the requested policy that comes after `output`.
     listing: Option<Listing>,
     input: Vec<u8>,
     /// The length of `input` at which the server tries to decode the input again.
@@ -69,7 +69,7 @@ enum Progress {
 /// A complete message of a client.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// Other forwarding rules. The caller must call [`Server::conclude`].
+    /// New forwarding rules. The caller must call [`Server::conclude`].
     Update(Update),
     /// A request about the policy ([`policy::decode`]). The caller must call [`Server::list`] or
     /// [`Server::conclude_request`].
@@ -137,8 +137,8 @@ impl Server {
         self.listen(epoll);
     }
 
-    /// Continues to serve the client when its socket is ready. `guard` has the rules that the client may have asked for.
-    /// Returns the client's message if it is complete.
+    /// Continues to serve the client when its socket is ready. `guard` has the rules that the client may have
+    /// requested. Returns the client's message if it is complete.
     pub(crate) fn on_client(&mut self, epoll: &OwnedFd, guard: &Guard) -> Option<Message> {
         let client = self.client.as_mut()?;
         match client.send_output(epoll, guard).unwrap_or_else(|| client.receive()) {
@@ -211,7 +211,8 @@ impl Server {
 }
 
 impl Client {
-    /// Sends the bytes that have not been sent yet. `None`: all are sent, and the client's message can be received.
+    /// Sends the bytes that have not been sent yet. `None`: all bytes are sent, and the client's message can be
+    /// received.
     fn send_output(&mut self, epoll: &OwnedFd, guard: &Guard) -> Option<Progress> {
         if self.output.is_empty() && self.listing.is_none() {
             return None;

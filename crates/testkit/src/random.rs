@@ -7,7 +7,7 @@ use std::vec::Vec;
 pub struct Random(u64);
 
 impl Random {
-    /// The sequence of `seed`.
+    /// A generator for this seed.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }

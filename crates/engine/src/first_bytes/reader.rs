@@ -38,19 +38,19 @@ impl<'a> Reader<'a> {
         self.number::<4>().map(|number| number as u32)
     }
 
-    /// Reads a vector that follows its length in one byte (RFC 8446 §3.4).
+    /// Reads a vector with a length field of one byte (RFC 8446 §3.4).
     pub(super) fn vector8(&mut self) -> Option<&'a [u8]> {
         let len = self.u8()?;
         self.take(len.into())
     }
 
-    /// Reads a vector that follows its length in two bytes.
+    /// Reads a vector with a length field of two bytes.
     pub(super) fn vector16(&mut self) -> Option<&'a [u8]> {
         let len = self.u16()?;
         self.take(len.into())
     }
 
-    /// Reads a number of variable length (RFC 9000 §16).
+    /// Reads a variable-length integer (RFC 9000 §16).
     pub(super) fn varint(&mut self) -> Option<u64> {
         let (len, mask) = match self.0.first()? >> 6 {
             0 => (1, 0x3f),

@@ -75,7 +75,7 @@ impl Guard {
             Verdict::Allow(reason) => Some(reason),
             Verdict::AllowNamed { rule, .. } => Some(Reason::Rule(rule)),
             Verdict::Deny(reason) if rules.exempts(flow, reason) => None,
-            // In an audit.
+            // This happens only in an audit.
             Verdict::Deny(reason) => Some(reason),
         };
         let rule = reason.map(|reason| rules.policy.text(reason).into());

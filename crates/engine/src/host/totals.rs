@@ -1,4 +1,4 @@
-//! How much a socket or flow has carried.
+//! The traffic of a socket or flow.
 
 /// The traffic of a flow in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

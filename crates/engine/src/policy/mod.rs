@@ -256,8 +256,8 @@ impl Policy {
         !self.groups.is_empty()
     }
 
-    /// Whether verdicts depend on the addresses of the host itself: there are rules by group, or rules by name, which refuse
-    /// answers that lead to the host.
+    /// Whether verdicts depend on the addresses of the host itself. This is true if there are rules by group or by
+    /// name. With rules by name, answers that lead to the host are refused.
     #[must_use]
     pub fn needs_own_addresses(&self) -> bool {
         self.has_groups() || self.has_names()

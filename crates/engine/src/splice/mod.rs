@@ -112,7 +112,7 @@ struct Entry<C> {
     relay: Relay<C>,
     runnable: bool,
     deadline: Deadline,
-    /// For the report of its end.
+    /// Reports the end of the connection.
     account: Account,
 }
 
@@ -182,7 +182,7 @@ impl<C: Conduit> Bypass<C> {
         self.step(id, now, Relay::reset);
     }
 
-    /// Resets a connection that new rules deny.
+    /// Resets a connection that the new rules deny.
     pub fn forbid(&mut self, id: FlowId, now: Instant) {
         if let Some(entry) = self.relays.get_mut(id) {
             entry.report_end(How::Forbidden);

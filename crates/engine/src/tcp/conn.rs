@@ -139,7 +139,7 @@ pub(super) struct Connection<W: World> {
     pub(super) said: Option<Box<HostName>>,
     /// The hold on the names of the remote address, if a rule by name allows the connection.
     pub(super) hold: Option<Hold>,
-    /// For the report of its end.
+    /// Reports the end of the connection.
     pub(super) account: Account,
 }
 

@@ -26,7 +26,7 @@ const DEFAULT_HOP_LIMIT: u8 = 64;
 pub(super) struct Proxy {
     pub(super) client: Client,
     pub(super) target: SocketAddr,
-    /// For the report of its end.
+    /// Reports the end of the flow.
     pub(super) account: Account,
 }
 

@@ -55,7 +55,7 @@ pub(super) struct Flow {
     pub(super) last_sent: RoundNumber,
     begun: Origin,
     activity: Activity,
-    /// For the report of its end.
+    /// Reports the end of the flow.
     pub(super) account: Account,
 }
 

@@ -82,7 +82,7 @@ fn an_urgent_byte_is_announced_before_it_is_sent() {
     assert_eq!(script.peer().unread(), 0);
 }
 
-/// Each segment has its own urgent pointer. A byte more than 64 KiB ahead has none.
+/// Each segment has its own urgent pointer. A segment more than 64 KiB before the urgent byte has no urgent pointer.
 #[test]
 fn pointers_of_many_segments() {
     let mut script = Script::connected_by("S 0:0 win 65535 mss 60000 wscale 7 sackok");

@@ -1,11 +1,11 @@
-//! The text of the rules in force, as a policy file. It is made in parts, since it may be long.
+//! The text of the rules in force, as a policy file. It is written in parts, since it may be long.
 
 use engine::guard::Guard;
 use engine::policy::Reason;
 
 use control::policy;
 
-/// The part of the text that was not made yet.
+/// The part of the text that was not written yet.
 #[derive(Debug)]
 pub(super) struct Listing {
     /// Index of the next line.
@@ -65,7 +65,7 @@ mod tests {
         Guard::new(policy, Mode { audit, ..Mode::default() }, [1; 16])
     }
 
-    /// The text, made in parts of about `len` bytes.
+    /// The text, written in parts of about `len` bytes.
     fn text(guard: &Guard, len: usize) -> String {
         let (mut listing, head) = Listing::begin(guard);
         let (mut all, mut parts) = (head, Vec::new());

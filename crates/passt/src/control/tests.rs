@@ -51,8 +51,8 @@ impl World {
         client
     }
 
-    /// Handles events until there are none. Returns true if there were any. Every update, and every policy, is answered by
-    /// `outcome`.
+    /// Handles events until there are none. Returns true if there were any. The reply to every update and every policy
+    /// is `outcome`.
     fn turn(&mut self, outcome: Result<&str, &str>) -> bool {
         let mut any = false;
         loop {

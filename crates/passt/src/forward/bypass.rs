@@ -48,7 +48,7 @@ pub(crate) struct Client {
     pub(crate) direction: Direction,
     /// The destination in the other namespace.
     pub(crate) destination: SocketAddr,
-    /// For the report of the connection's end.
+    /// Reports the end of the connection.
     pub(crate) account: Account,
 }
 
@@ -115,7 +115,7 @@ impl Bypass {
         }
     }
 
-    /// Resets the connections that clients of the guest's namespace have opened and that the present rules deny.
+    /// Resets the connections that clients in the guest's namespace have opened, if the current rules deny them.
     pub(crate) fn review(&mut self, guard: &mut Guard, now: Instant) {
         let of_guest = self.flows.conduits().filter_map(|(id, pair)| Some((id, pair.guests_ends()?)));
         for (id, ends) in of_guest.collect::<Vec<_>>() {

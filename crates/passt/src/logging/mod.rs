@@ -105,7 +105,7 @@ pub(crate) fn limit_stderr(most: LevelFilter) {
     }
 }
 
-/// From now on, lines do not go to standard error, unless [`show_refusals`] is called.
+/// Stops the output of lines to standard error. [`show_refusals`] can enable it again.
 pub(crate) fn leave_stderr() {
     if let Some(logger) = LOGGER.get() {
         let mut outputs = logger.outputs();
@@ -114,8 +114,8 @@ pub(crate) fn leave_stderr() {
     }
 }
 
-/// Must be called when there are rules about what the guest may reach. If a command has the terminal, warnings and errors
-/// still go to standard error.
+/// Must be called if there are rules about the destinations of the guest. After [`leave_stderr`], this enables warnings
+/// and errors on standard error again, so that the user sees refusals.
 pub(crate) fn show_refusals() {
     if let Some(logger) = LOGGER.get() {
         let mut outputs = logger.outputs();
@@ -151,7 +151,7 @@ struct Logger {
 struct Outputs {
     /// The least severe level of lines that go to standard error.
     stderr: LevelFilter,
-    /// Whether standard error is still open, for [`show_refusals`].
+    /// Whether [`show_refusals`] may write to standard error again.
     may_show_refusals: bool,
     file: Option<LogFile>,
     /// Syslog. It receives lines if lines are not written to standard error and there is no log file.

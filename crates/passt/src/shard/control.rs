@@ -77,8 +77,8 @@ impl Shard {
         }
     }
 
-    /// Puts the rules of a policy file in force, in place of all present ones. Ends the flows that they deny, also those that
-    /// bypass the link. Returns a report for the client.
+    /// Replaces the rules in force by the rules of a policy file. Ends the flows that the new rules deny, including
+    /// flows that bypass the link. Returns a report for the client.
     ///
     /// # Errors
     /// A message for the user: the rules are invalid, and nothing has changed.

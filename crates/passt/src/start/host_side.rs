@@ -141,8 +141,9 @@ fn watch_resolvers(facts: &Facts) -> Option<Watch> {
         .ok()
 }
 
-/// Starts to follow the host's addresses if they are `needed`, or if a client of the control socket may send rules that need
-/// them (`maybe`). The process can't open the socket later. A failure is fatal only if they are needed.
+/// Starts to follow the host's addresses, if the rules need them (`needed`), or if a client of the control socket may
+/// later send rules that need them (`maybe`). The netlink socket must be opened now, since the process can't open it
+/// later. A failure is fatal only if the addresses are `needed`.
 fn follow_addresses(needed: bool, maybe: bool) -> anyhow::Result<Option<OwnAddresses>> {
     if !needed && !maybe {
         return Ok(None);

@@ -10,8 +10,8 @@ use engine::policy::{Policy, spec};
 
 use crate::config::{Config, NameCheck};
 
-/// The guard for the rules of the command line, followed by the rules of the policy file. Without rules, it is a guard that
-/// can get rules later.
+/// The guard for the rules of the command line, followed by the rules of the policy file. If there are no rules, the
+/// guard can get rules later.
 ///
 /// # Errors
 /// The file can't be read, or the rules are invalid.

@@ -127,8 +127,8 @@ fn servers_given_by_option_replace_those_of_the_file() {
     assert_eq!(v6(&host, given).0, ["2001:db8::53"]);
 }
 
-/// behaviour §3.4.4: queries cross families, so servers of one family are enough, and the forwarding address is
-/// advertised.
+/// behaviour §3.4.4: servers of one family also answer queries over the other family. If the host has no server of a
+/// family, the forwarding address of this family is advertised.
 #[test]
 fn servers_of_one_family_serve_both() {
     let host = Host::usual().resolv_conf("nameserver 2001:db8::53");

@@ -78,7 +78,7 @@ fn a_connection_that_fails_begins_and_ends() {
         journal.read();
         assert_eq!(journal.how(), [How::Failed(CONNECTION_REFUSED)]);
 
-        // It can fail at once.
+        // The attempt to connect can also fail at once.
         test.host.connect_error = Some(CONNECTION_REFUSED);
         test.receive(&segment(guest, peer, 7, Flags::SYN), &Offload::default());
         journal.read();
@@ -332,7 +332,7 @@ proptest! {
         test.stack.report_exit();
         journal.read();
         prop_assert_eq!(journal.open().count(), 0);
-        // Datagrams of strangers are counted only.
+        // The guard counts refused datagrams of strangers, but does not report them.
         prop_assert!(journal.refusals.len() as u64 <= test.stack.guard().refused());
     }
 }

@@ -1,4 +1,4 @@
-//! Requests about the policy (docs/guard.md).
+//! Tests of requests about the policy (docs/guard.md).
 
 use std::thread;
 
@@ -81,7 +81,8 @@ fn invalid_requests_are_refused_before_their_text_arrives() {
     }
 }
 
-/// A client that does not read costs a part of the policy, and its time.
+/// If a client does not read, the server keeps only a part of the policy, and closes the client when its time has
+/// expired.
 #[test]
 fn a_client_that_does_not_read_is_closed() {
     let mut world = World::new();
@@ -99,7 +100,7 @@ fn a_client_that_does_not_read_is_closed() {
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
 }
 
-/// One event takes a limited number of bytes, and so little memory is used as has arrived.
+/// For one event, the server receives a limited number of bytes. It uses only as much memory as bytes have arrived.
 #[test]
 fn a_policy_is_received_in_steps() {
     let mut world = World::new();
