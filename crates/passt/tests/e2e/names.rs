@@ -269,6 +269,82 @@ fn wildcards_and_aliases() {
     assert_eq!(seen.iter().filter(|bytes| bytes.is_empty()).count(), 1, "that of node.example.com");
 }
 
+/// TLS 1.2, a name with a trailing dot as Python sends it, and a name in capital letters.
+#[test]
+fn names_in_other_forms() {
+    need!("curl", "openssl");
+    let Some(world) = World::new() else { return };
+    world.pasta(&["--allow", "index.example.org:443"]);
+    let one_two = ["--tls-max", "1.2"];
+    assert_eq!(world.curl(&[&one_two[..], &["https://index.example.org/"]].concat()).ok(), "hello");
+    let resolve = ["--resolve", "other.example.com:443:203.0.113.2", "https://other.example.com/"];
+    let refused = world.curl(&[&one_two[..], &resolve].concat());
+    assert_eq!(refused.code(), 35, "{refused:?}");
+    assert!(refused.stderr.contains("unrecognized name"), "{refused:?}");
+
+    let s_client = |name: &str| {
+        world.net.guest.run(&["openssl", "s_client", "-connect", "203.0.113.2:443", "-servername", name])
+    };
+    for name in ["index.example.org.", "INDEX.example.org"] {
+        let end = s_client(name);
+        assert!(end.stdout.contains("BEGIN CERTIFICATE"), "{end:?}");
+    }
+    // A name that only begins or ends like one that is allowed.
+    for name in
+        ["index.example.org.evil.test", "evilindex.example.org", "index.example.org..", "index.example.orgx"]
+    {
+        let end = s_client(name);
+        assert!(end.stderr.contains("unrecognized name"), "{name}: {end:?}");
+    }
+}
+
+/// A default that allows the rest.
+#[test]
+fn a_name_alone_is_denied() {
+    need!("curl", "openssl");
+    let Some(world) = World::new() else { return };
+    world.pasta(&["--deny", "*.files.example.org", "--deny", "other.example.com"]);
+    for (name, code) in [(INDEX, 0), ("files.example.org", 0), ("a.files.example.org", 6), (OTHER, 6)] {
+        let end = world.curl(&["-4", &format!("https://{name}/")]);
+        assert_eq!(end.code(), code, "{name}: {end:?}");
+    }
+}
+
+#[test]
+fn a_name_can_be_pinged() {
+    need!("ping");
+    let Some(net) = net() else { return };
+    let _resolver = Resolver::with(&net.peer, PEER[0], ROWS);
+    net.pasta(&["--allow", INDEX, "--allow", "tcp/elsewhere.example.org"]);
+    let ping = |to: &str| net.guest.run(&["ping", "-4", "-n", "-c", "1", "-w", "60", to]);
+    assert!(ping("203.0.113.2").stdout.contains("filtered"));
+    ping(INDEX).ok();
+    let tcp_only = ping("elsewhere.example.org");
+    assert!(tcp_only.stdout.contains("filtered"), "{tcp_only:?}");
+}
+
+/// What the guide shows first: a command, and its refusals on standard error.
+#[test]
+fn the_caller_of_a_command_sees_refused_names() {
+    need!("curl", "openssl");
+    let Some(world) = World::new() else { return };
+    let script = format!(
+        "get() {{ curl -q -sS --noproxy '*' --cacert {} \"$@\"; echo \" $?\"; }}
+        get https://index.example.org/; get https://other.example.com/
+        get --resolve other.example.com:443:203.0.113.2 https://other.example.com/",
+        world.certificate.path
+    );
+    let end = world.net.spawn(&["--ipv4-only", "--allow", "index.example.org:443"], &["sh", "-c", &script]);
+    assert_eq!(end.stdout, "hello 0\n 6\n 35\n", "{end:?}");
+    for line in [
+        "refused: DNS 198.51.100.2:",
+        " asked for other.example.com A (default deny)",
+        "-> 203.0.113.2:443: asked for other.example.com (default deny)",
+    ] {
+        assert!(end.stderr.contains(line), "{line}: {}", end.stderr);
+    }
+}
+
 /// The rule has the port of a protocol in which clients do not send a server name.
 #[test]
 fn a_server_may_speak_first_at_a_port_that_a_rule_gives() {

@@ -42,7 +42,11 @@ const ROWS: &[Row] = &[
 
 /// Runs dig in the guest, without dig's configuration file.
 fn dig(net: &Net, args: &[&str]) -> String {
-    net.guest.run(&[&["dig", "-r", "+tries=1", "+timeout=60", ANY_SERVER], args].concat()).ok()
+    dig_at(net, ANY_SERVER, args)
+}
+
+fn dig_at(net: &Net, server: &str, args: &[&str]) -> String {
+    net.guest.run(&[&["dig", "-r", "+tries=1", "+timeout=60", server], args].concat()).ok()
 }
 
 /// The addresses that the guest gets for a name.
@@ -203,6 +207,43 @@ fn a_truncated_answer_is_asked_for_over_tcp() {
     let all = dig(&net, &args);
     assert_eq!(all.matches("\tA\t203.0.113.").count(), 2 * MANY);
     assert_eq!(all.matches("NXDOMAIN").count(), 1);
+}
+
+/// Long answers over UDP, in fragments, and over TCP. All of their addresses count.
+#[test]
+fn an_answer_has_many_addresses() {
+    const MANY: u8 = 250;
+    need!("dig");
+    let Some(net) = net() else { return };
+    let _resolver = Resolver::start(&net.peer, PEER[0], |query| {
+        let all = (1..=MANY).fold(query.response(), |message, last| {
+            message.answer(&query.name, Type::A, &[Bytes(&[192, 0, 2, last])])
+        });
+        Some(all.answer(&query.name, Type::A, AT_FAR).bytes())
+    });
+    pasta(&net, &["--mtu", "1500", "--allow", "index.example.org:7000"]);
+    let listener = net.far.listen((FAR[0], 7000));
+    for option in ["+bufsize=4096", "+tcp"] {
+        let all = addresses(&net, &[INDEX, option]);
+        assert_eq!((all.len(), all.last().unwrap().as_str()), (usize::from(MANY) + 1, "203.0.113.2"));
+        drop(net.guest.connect((FAR[0], 7000)).unwrap());
+        accept(&listener);
+    }
+}
+
+/// Servers of the other family, and those that the guest has made up.
+#[test]
+fn any_server_of_the_guest_answers() {
+    need!("dig");
+    let Some(net) = net() else { return };
+    let _resolver = Resolver::with(&net.peer, PEER[0], ROWS);
+    pasta(&net, &["--allow", INDEX]);
+    for server in ["@2001:db8:5::53", "@10.0.0.1", "@8.8.8.8", "@198.51.100.1", "@fd00::1"] {
+        for option in ["+notcp", "+tcp"] {
+            let seen = dig_at(&net, server, &[INDEX, option]);
+            assert_shows(&seen, &["203.0.113.2", &format!("SERVER: {}#53", &server[1..])]);
+        }
+    }
 }
 
 /// A resolver's answer to `query` with one address.
@@ -474,4 +515,27 @@ fn there_is_no_other_way_to_a_resolver() {
     // Frames are handled in order, so the datagram was handled before this connection is refused.
     assert_eq!(net.guest.connect(resolver).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert!(!capture.has(b"secretdata"));
+}
+
+/// The host's resolver listens on its loopback, at a port that `-T` and `-U` forward.
+#[test]
+fn the_bypass_is_no_way_to_a_resolver() {
+    let Some(net) = net() else { return };
+    let resolver = Resolver::with(&net.host, LOOPBACK[0], ROWS);
+    pasta(&net, &["--dns-host", "127.0.0.1", "--deny", "evil.test", "-T", "53", "-U", "53"]);
+    let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04evil\x04test\0\0\x01\0\x01";
+    let at = SocketAddr::new(LOOPBACK[0], 53);
+    net.guest.udp((LOOPBACK[0], 0)).send_to(query, at).unwrap();
+    let mut stream = net.guest.connect(at).unwrap();
+    let _ = stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], query].concat());
+    let end = stream.read(&mut [0; 100]);
+    assert!(end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+    wait_until("the refusals", || {
+        let log = log(&net);
+        let refused = log
+            .lines()
+            .filter(|line| line.ends_with("-> 127.0.0.1:53 (rules by name: no other name service)"));
+        refused.count() == 2
+    });
+    assert_eq!(resolver.questions(), [""; 0]);
 }
