@@ -155,7 +155,7 @@ impl Acceptors {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match retry(|| acceptfrom_with(&port.socket, flags)) {
                 Ok((socket, peer)) => {
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).map(unmapped);
                     let onward = peer.map_or(Onward::Refuse, |peer| {
                         let ask = policy.depends_on_written_to(&port.listener, guest, peer.ip());
                         let hit = if ask { local_address(&socket) } else { None };
@@ -209,6 +209,14 @@ impl Port {
         set_socket_reuseaddr(&self.socket, true)?;
         listen(&self.socket, BACKLOG)?;
         self.watch(epoll, id)
+    }
+}
+
+/// The IPv4 address in an address of a dual-stack socket, if there is one.
+fn unmapped(peer: SocketAddr) -> SocketAddr {
+    match peer.ip().to_canonical() {
+        v4 @ IpAddr::V4(_) => SocketAddr::new(v4, peer.port()),
+        IpAddr::V6(_) => peer,
     }
 }
 

@@ -269,7 +269,7 @@ fn wildcards_and_aliases() {
     assert_eq!(seen.iter().filter(|bytes| bytes.is_empty()).count(), 1, "that of node.example.com");
 }
 
-/// TLS 1.2, a name with a trailing dot as Python sends it, and a name in capital letters.
+/// TLS 1.2, a name with a trailing dot, as Python sends it, and a name with capital letters.
 #[test]
 fn names_in_other_forms() {
     need!("curl", "openssl");
@@ -289,7 +289,7 @@ fn names_in_other_forms() {
         let end = s_client(name);
         assert!(end.stdout.contains("BEGIN CERTIFICATE"), "{end:?}");
     }
-    // A name that only begins or ends like one that is allowed.
+    // These names only begin or end like an allowed name.
     for name in
         ["index.example.org.evil.test", "evilindex.example.org", "index.example.org..", "index.example.orgx"]
     {
@@ -298,7 +298,7 @@ fn names_in_other_forms() {
     }
 }
 
-/// A default that allows the rest.
+/// The rules deny names, and the default allows all other names.
 #[test]
 fn a_name_alone_is_denied() {
     need!("curl", "openssl");
@@ -323,7 +323,7 @@ fn a_name_can_be_pinged() {
     assert!(tcp_only.stdout.contains("filtered"), "{tcp_only:?}");
 }
 
-/// What the guide shows first: a command, and its refusals on standard error.
+/// The refusals of a command are shown on standard error, as in the guide.
 #[test]
 fn the_caller_of_a_command_sees_refused_names() {
     need!("curl", "openssl");
