@@ -236,7 +236,10 @@ impl Guard {
         let by_rule =
             |verdict| matches!(verdict, NameVerdict::Deny { reason, .. } if rules.is_by_name(reason));
         let verdict = rules.policy.name_verdict(name);
-        let service = rules.policy.name_verdict(without_service(name));
+        let service = match without_service(name) {
+            itself if itself.len() == name.len() => verdict,
+            service => rules.policy.name_verdict(service),
+        };
         if by_rule(verdict) || matches!(verdict, NameVerdict::Allow(_)) && !by_rule(service) {
             return verdict;
         }
@@ -252,8 +255,10 @@ impl Guard {
     /// Names without a rule are noted only in an audit, for the log.
     fn learn(&mut self, asked: &str, answers: &Answers, now: Instant) {
         let (Some(rules), Some(names)) = (&self.rules, &mut self.names) else { return };
-        let stands_for: Vec<String> = [asked, without_service(asked)]
+        let service = Some(without_service(asked)).filter(|service| service.len() < asked.len());
+        let stands_for: Vec<String> = [Some(asked), service]
             .into_iter()
+            .flatten()
             .chain(names.lookup_target(asked, now))
             .filter(|name| rules.mode.audit || rules.policy.has_rule_about(name))
             .map(String::from)

@@ -100,6 +100,12 @@ fn below(name: &str, above: &str) -> bool {
 /// Compares from the end. The dot is the lowest byte, since `a-b.example` must not come between `b.example` and the
 /// names below `b.example`.
 fn order(a: &str, b: &str) -> Ordering {
-    let backwards = |name| str::bytes(name).rev().map(|b| if b == b'.' { 0 } else { b.to_ascii_lowercase() });
-    backwards(a).cmp(backwards(b))
+    let key = |b: u8| if b == b'.' { 0 } else { b.to_ascii_lowercase() };
+    for (a, b) in a.bytes().rev().zip(b.bytes().rev()) {
+        // Most bytes of two names are equal: those of the domains above them.
+        if a != b && key(a) != key(b) {
+            return key(a).cmp(&key(b));
+        }
+    }
+    a.len().cmp(&b.len())
 }
