@@ -28,6 +28,8 @@ pub enum Kind {
     Dns = 6,
     /// A listening TCP socket of a forwarding rule.
     Listener = 7,
+    /// The check of a UDP flow that a rule by name allows. The check has a deadline, but no socket.
+    UdpCheck = 8,
 }
 
 /// The ID of a flow. It is not reused: the next flow in the same slot has another generation.
@@ -71,6 +73,7 @@ impl FlowId {
             5 => Kind::Splice,
             6 => Kind::Dns,
             7 => Kind::Listener,
+            8 => Kind::UdpCheck,
             _ => return None,
         };
         Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
@@ -120,6 +123,7 @@ impl fmt::Display for FlowId {
             Kind::Splice => "TCP bypass",
             Kind::Dns => "DNS",
             Kind::Listener => "TCP listener",
+            Kind::UdpCheck => "UDP check",
         };
         write!(f, "Flow {} ({kind})", self.index)
     }

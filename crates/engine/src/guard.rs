@@ -21,7 +21,7 @@ use crate::{
     first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
     names::{Hold, Names},
-    policy::{Destination, NameVerdict, NoNames, Policy, Question, Reason, Rule, Verdict},
+    policy::{Destination, NameVerdict, Policy, Question, Reason, Rule, Verdict},
     timer::Instant,
 };
 
@@ -263,17 +263,25 @@ impl Guard {
     /// Whether a datagram may reach the guest at a port that is not published, from a sender to which the guest has not
     /// written. The guest could answer, so the rules must allow the guest to write to this sender. `is_own` has the
     /// meaning that it has in [`Guard::admits`].
+    ///
+    /// If only a rule by name allows that, the sender must be allowed to send first, and what the guest answers is
+    /// checked like the first datagrams of a flow that the guest begins.
     pub fn admits_stranger(
         &mut self,
         ends: Endpoints,
         peer: SocketAddr,
+        now: Instant,
         is_own: impl FnOnce(SocketAddr) -> bool,
-    ) -> bool {
-        let Some(rules) = self.rules.as_ref().filter(|rules| !rules.mode.audit) else { return true };
+    ) -> Admission {
         let flow = Opening { protocol: Protocol::Udp, ends, destination: peer, asks_resolver: false };
-        let verdict = rules.policy.verdict(&rules.question(&flow, is_own), &NoNames);
-        self.refused += u64::from(verdict.is_deny());
-        !verdict.is_deny()
+        match self.judge(&flow, None, now, is_own) {
+            Ok(Admission::Named(claim)) if !claim.server_first => {}
+            Ok(admission) => return admission,
+            Err(_) if self.audits() => return Admission::Admit,
+            Err(_) => {}
+        }
+        self.refused += 1;
+        Admission::Refuse
     }
 }
 

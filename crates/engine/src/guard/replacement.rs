@@ -9,7 +9,7 @@ use crate::{
     first_bytes::HostName,
     flow::{Endpoints, Protocol},
     names::{self, Names},
-    policy::{Lookup, Policy, Reason},
+    policy::{Lookup, Policy, Reason, Verdict},
     resolvers::DNS,
     timer::Instant,
 };
@@ -87,6 +87,19 @@ impl Guard {
         *self.ended.of(flow.protocol) += 1;
         log::warn!("{}", self.report(ENDED, flow, reason, now));
         if self.audits() { Admission::Admit } else { Admission::Refuse }
+    }
+
+    /// Whether a flow that exists may continue whose client has sent `name` as the server's name. An end is counted and
+    /// logged.
+    pub(crate) fn still_admits_name(&mut self, claim: &Claim, name: &HostName) -> bool {
+        let Some(rules) = &self.rules else { return true };
+        let names = self.names.as_ref().map(|names| names.at(claim.since));
+        let verdict = rules.policy.claim_verdict(&claim.question, name.as_str(), &names);
+        let Verdict::Deny(reason) = verdict else { return true };
+        let word = ENDED[usize::from(rules.mode.audit)];
+        log::warn!("{word}: {claim}: asked for {name} ({})", rules.policy.text(reason));
+        *self.ended.of(claim.question.protocol) += 1;
+        self.audits()
     }
 
     /// Whether an existing flow may continue if only a rule by name allows it, and the name that its client has sent is

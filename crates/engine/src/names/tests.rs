@@ -27,6 +27,11 @@ fn address(number: u16) -> IpAddr {
 }
 
 impl Names {
+    /// Number of entries that flows hold.
+    pub(crate) fn held(&self) -> usize {
+        self.slots.iter().flatten().filter(|entry| entry.holds > 0).count()
+    }
+
     fn found(&self, address: IpAddr, second: u64) -> Vec<&str> {
         let mut found: Vec<_> = self.lookup(address, at(second)).collect();
         found.sort_unstable();

@@ -83,7 +83,10 @@ impl<W: World> Round<'_, W> {
     fn take_step(&mut self, step: Step) {
         match step {
             Step::Join(group) => self.stack.flows.udp.join(group, self.host),
-            Step::Leave(group) => self.stack.flows.udp.leave(group, &mut self.stack.timers),
+            Step::Leave(group) => {
+                let (flows, cx) = self.split();
+                flows.udp.leave(group, cx.guard, cx.timers);
+            }
             Step::QueryGroup(group) => self.query(true, group.is_ipv4(), Some(group)),
             Step::QueryAll(v4) => self.query(true, v4, None),
         }

@@ -108,7 +108,7 @@ impl<W: World> Round<'_, W> {
             Kind::Udp => flows.udp.on_ready(id, readiness, &mut cx),
             Kind::Ping => flows.ping.on_ready(id, readiness, &mut cx),
             Kind::Dns => flows.dns.on_ready(id, readiness, &mut cx),
-            Kind::UdpFlow | Kind::Splice | Kind::Listener => {}
+            Kind::UdpFlow | Kind::UdpCheck | Kind::Splice | Kind::Listener => {}
         }
     }
 
@@ -146,7 +146,7 @@ impl<W: World> Round<'_, W> {
             let (flows, mut cx) = self.split();
             match id.kind() {
                 Kind::Tcp => flows.tcp.on_deadline(id, &mut cx),
-                Kind::Udp | Kind::UdpFlow => flows.udp.on_deadline(id, &mut cx),
+                Kind::Udp | Kind::UdpFlow | Kind::UdpCheck => flows.udp.on_deadline(id, &mut cx),
                 Kind::Ping => flows.ping.on_deadline(id, &mut cx),
                 Kind::Dns => flows.dns.on_deadline(id, &mut cx),
                 Kind::Splice | Kind::Listener => {}

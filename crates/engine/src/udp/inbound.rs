@@ -23,6 +23,7 @@ use crate::{
     events::Start,
     flow::{Endpoints, FlowId, Protocol},
     forward::{Onward, spec::Direction},
+    guard::Admission,
     host::{Host as _, Readiness, SocketError, UNKNOWN_HOP_LIMIT},
     link::Link as _,
     memory::Memory,
@@ -368,8 +369,12 @@ impl<W: World> Udp<W> {
             None => {
                 let endpoints = Endpoints { guest, remote: shown };
                 let published = listening && !joined;
-                let Unlinked { guard, host, .. } = cx;
-                if !published && !guard.admits_stranger(endpoints, peer, |peer| host.is_own(peer)) {
+                let Unlinked { guard, host, now, .. } = cx;
+                let admission = match published {
+                    true => Admission::Admit,
+                    false => guard.admits_stranger(endpoints, peer, *now, |peer| host.is_own(peer)),
+                };
+                if admission == Admission::Refuse {
                     self.counters.refused += 1;
                     return None;
                 }
@@ -385,7 +390,8 @@ impl<W: World> Udp<W> {
                 if id.is_none() && !joined {
                     self.counters.no_room += 1;
                 }
-                self.end_surplus(Origin::Host, cx.now, cx.timers);
+                self.end_surplus(Origin::Host, cx.now, cx.guard, cx.timers);
+                self.attach(id?, admission, cx.guard, cx.now);
                 id?
             }
         };

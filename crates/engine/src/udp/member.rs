@@ -17,6 +17,7 @@ use crate::{
     context::{UdpOf, World},
     events::How,
     flow::{Endpoints, FlowId},
+    guard::Guard,
     host::{Host as _, OutboundDatagram},
     memory::PayloadOf,
     timer::{Instant, Timers},
@@ -82,7 +83,7 @@ impl<W: World> Udp<W> {
 
     /// Handles that the guest has left `group`. The flows of the group's sockets end. If the guest sends more
     /// datagrams, it begins other flows.
-    pub(crate) fn leave(&mut self, group: IpAddr, timers: &mut Timers<FlowId>) {
+    pub(crate) fn leave(&mut self, group: IpAddr, guard: &mut Guard, timers: &mut Timers<FlowId>) {
         log::debug!("the guest has left {group}");
         self.joined.groups.remove(&group);
         let of_group = |(id, socket): (FlowId, &Socket<UdpOf<W>>)| match socket.role {
@@ -91,7 +92,7 @@ impl<W: World> Udp<W> {
         };
         let sockets: Vec<_> = self.sockets.iter().filter_map(of_group).collect();
         for id in &sockets {
-            self.end_flows_of(*id, How::Closed, timers);
+            self.end_flows_of(*id, How::Closed, guard, timers);
             self.sockets.remove(*id);
         }
         self.joined.sockets -= sockets.len();

@@ -7,7 +7,11 @@
 //! forwarding rules stay open, and the guest's answers to a datagram are sent by the listener that received the
 //! datagram.
 
+mod begun;
 mod bypass;
+mod check;
+mod checking;
+mod datagram;
 mod group;
 mod inbound;
 mod listener;
@@ -43,6 +47,7 @@ use crate::{
     flow::{Endpoints, FlowId, Flows, Keyed, Kind, Protocol},
     forward::{Listener, Policy, spec::Direction},
     fragmentation::Fragmenter,
+    guard::Admission,
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
     idle::{Activity, Chain, Idle},
@@ -51,6 +56,8 @@ use crate::{
     rate_limit::Load,
 };
 use bypass::{Client, Proxy};
+use check::Checks;
+use datagram::GuestDatagram;
 use member::Groups;
 use room::Notices;
 use table::{Flow, FlowTable, Origin, PeerKey};
@@ -95,6 +102,7 @@ pub struct Udp<W: World> {
     /// listener's ID as one word.
     published: BTreeSet<(u16, u64)>,
     flows: FlowTable,
+    checks: Checks,
     /// The flow of the guest's latest datagram.
     latest: Option<FlowId>,
     /// Sockets that share a port with other programs of the host, for flows to a group.
@@ -202,6 +210,7 @@ impl<W: World> Udp<W> {
             policy: Policy::default(),
             published: BTreeSet::new(),
             flows: FlowTable::new(limits, hash_key),
+            checks: Checks::new(hash_key),
             latest: None,
             shared_ports: BTreeMap::new(),
             joined: Groups::default(),
@@ -315,25 +324,43 @@ impl<W: World> Udp<W> {
         let latest = self.latest.filter(is_this);
         let known = latest.or_else(|| self.flows.find(&endpoints));
         let segment_size = segment_size(offload, datagram.payload.len());
-        let Some(id) = known.or_else(|| self.open_flow(endpoints, datagram.payload, segment_size, cx)) else {
-            return;
+        let datagram = GuestDatagram {
+            hop_limit: packet.hop_limit.max(1),
+            traffic_class: packet.traffic_class,
+            dont_fragment: must_not_fragment(packet, datagram.payload.len(), segment_size, cx.settings),
+            payload: datagram.payload,
+            segment_size,
         };
+        let Some(id) = known else { return self.begin_flow(endpoints, &datagram, cx) };
         self.latest = Some(id);
+        match self.flows.get(id).and_then(|flow| flow.check) {
+            None => self.send_to_peer(id, &datagram, cx),
+            Some(check) => self.check(check, &datagram, cx),
+        }
+    }
+
+    /// Sends a datagram or train of a flow. It may be sent only at the end of the round.
+    fn send_to_peer(
+        &mut self,
+        id: FlowId,
+        datagram: &GuestDatagram<PayloadOf<'_, W::Memory>>,
+        cx: &mut Context<'_, W>,
+    ) {
         let Some(flow) = self.flows.get(id) else { return };
-        let load = Load { len: datagram.payload.len(), segment_size, v4: packet.source.is_ipv4() };
+        let &GuestDatagram { hop_limit, traffic_class, dont_fragment, payload, segment_size } = datagram;
+        let load = Load { len: payload.len(), segment_size, v4: flow.endpoints.guest.is_ipv4() };
         let counters = &mut self.counters;
         let Some(load) = cx.rate_limit.pass(Direction::Outbound, load, cx.now, counters) else { return };
-        let (payload, segment_size) = (datagram.payload.slice(0..load.len), load.segment_size);
         let outbound = OutboundDatagram {
             destination: flow.peer,
             source: flow.local,
-            hop_limit: packet.hop_limit.max(1),
-            traffic_class: packet.traffic_class,
-            dont_fragment: must_not_fragment(packet, payload.len(), segment_size, cx.settings),
-            payload,
-            segment_size,
+            hop_limit,
+            traffic_class,
+            dont_fragment,
+            payload: payload.slice(0..load.len),
+            segment_size: load.segment_size,
         };
-        let socket = flow.socket;
+        let (socket, endpoints) = (flow.socket, flow.endpoints);
         let streaming = self.round.follows(flow.last_sent);
         let is_reported = flow.account.is_open();
         if !flow.is_noted(self.round) {
@@ -342,7 +369,7 @@ impl<W: World> Udp<W> {
             self.note(socket, true, cx.now, cx.timers);
         }
         if is_reported {
-            let extent = Extent::new(datagram.payload.len(), segment_size);
+            let extent = Extent::new(load.len, load.segment_size);
             self.flows.count(id, Origin::Guest, &extent);
         }
         let to = outbound.destination.ip();
@@ -387,32 +414,54 @@ impl<W: World> Udp<W> {
         self.train.recycle(payload);
     }
 
-    /// Opens a flow that the guest begins with a datagram or train with the payload `payload`.
-    fn open_flow(
+    /// Handles a datagram or train that belongs to no flow.
+    fn begin_flow(
         &mut self,
         endpoints: Endpoints,
-        payload: PayloadOf<'_, W::Memory>,
-        segment_size: Option<u16>,
+        datagram: &GuestDatagram<PayloadOf<'_, W::Memory>>,
         cx: &mut Context<'_, W>,
-    ) -> Option<FlowId> {
+    ) {
+        if let Some(check) = self.checks.find(&endpoints) {
+            return self.check(check, datagram, cx);
+        }
         let guest = endpoints.guest;
         let peer = cx.settings.to_host(Protocol::Udp, endpoints.remote).ok();
         let valid = cx.settings.valid_guest_source(guest.ip()) && guest.port() != 0;
         let Some(peer) = peer.filter(|_| valid) else {
             self.counters.invalid += 1;
             cx.note_invalid(Protocol::Udp, &endpoints);
-            return None;
+            return;
         };
-        if !cx.admits_unread(Protocol::Udp, &endpoints, peer) {
-            self.counters.refused += 1;
-            report_unsent(Report::prohibited(guest.is_ipv4()), endpoints, payload, segment_size, cx);
-            return None;
+        let admission = cx.admits(Protocol::Udp, &endpoints, peer);
+        match admission {
+            Admission::Admit | Admission::AdmitByName => {
+                let Some(id) = self.open_flow(endpoints, peer, cx) else { return };
+                self.attach(id, admission, cx.guard, cx.now);
+                self.latest = Some(id);
+                self.send_to_peer(id, datagram, cx);
+            }
+            Admission::Named(claim) => self.begin_checked(endpoints, claim, datagram, cx),
+            Admission::Refuse => {
+                self.counters.refused += 1;
+                let report = Report::prohibited(guest.is_ipv4());
+                report_unsent(report, endpoints, datagram.payload, datagram.segment_size, cx);
+            }
         }
+    }
+
+    /// Opens a flow that the guest begins; `peer` is the remote on the host's side.
+    fn open_flow(
+        &mut self,
+        endpoints: Endpoints,
+        peer: SocketAddr,
+        cx: &mut Context<'_, W>,
+    ) -> Option<FlowId> {
+        let guest = endpoints.guest;
         let local = cx.outbound_source(guest.ip(), peer);
         let flow = self.socket_for(guest, peer, local, cx).and_then(|socket| {
             self.insert(Flow::new(endpoints, peer, socket, Origin::Guest).leaving_from(local))
         });
-        self.end_surplus(Origin::Guest, cx.now, cx.timers);
+        self.end_surplus(Origin::Guest, cx.now, cx.guard, cx.timers);
         match flow {
             Some(id) => {
                 self.flows.set_account(id, cx.begin(Protocol::Udp, &endpoints, peer));

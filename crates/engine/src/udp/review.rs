@@ -11,6 +11,7 @@ use crate::{
     events::How,
     flow::{Endpoints, FlowId, Protocol},
     forward::spec::Direction,
+    guard::Admission,
 };
 
 impl<W: World> Udp<W> {
@@ -23,11 +24,13 @@ impl<W: World> Udp<W> {
             .map(|(id, flow)| (id, flow.endpoints, flow.peer))
             .collect();
         for (id, endpoints, peer) in flows {
-            if !cx.still_admits_unread(Protocol::Udp, &endpoints, peer) {
+            let admission = cx.still_admits(Protocol::Udp, &endpoints, peer, None);
+            if !self.may_continue(id, admission, cx) {
                 log::debug!("{id}: forbidden by new rules");
-                self.end_flow(id, How::Forbidden, cx.timers);
+                self.end_flow(id, How::Forbidden, cx.guard, cx.timers);
             }
         }
+        self.review_waiting(cx);
         let proxies: Vec<(FlowId, Endpoints)> = self
             .sockets
             .iter()
@@ -37,6 +40,60 @@ impl<W: World> Udp<W> {
             if !cx.guard.still_admits_bypass(Protocol::Udp, endpoints, cx.now) {
                 log::debug!("{id}: forbidden by new rules");
                 self.end_proxy(id, How::Forbidden, cx.timers);
+            }
+        }
+    }
+
+    fn may_continue(&mut self, id: FlowId, admission: Admission, cx: &mut Context<'_, W>) -> bool {
+        let check = self.flows.get(id).and_then(|flow| flow.check);
+        let claim = match admission {
+            Admission::Refuse => return false,
+            Admission::Admit | Admission::AdmitByName => {
+                match check {
+                    Some(check) => self.pass_unread(check, cx),
+                    None => self.attach(id, admission, cx.guard, cx.now),
+                }
+                return true;
+            }
+            Admission::Named(claim) => claim,
+        };
+        match check.and_then(|check| self.checks.reader(check)) {
+            Some(reader) if !reader.admitted.is_empty() => {
+                reader.claim = claim.begun_with(&reader.claim);
+                reader.admitted.iter().all(|name| cx.guard.still_admits_name(&reader.claim, name))
+            }
+            Some(reader) => {
+                reader.claim = claim.begun_with(&reader.claim);
+                cx.guard.still_admits_nameless(&claim)
+            }
+            None => {
+                let admits = cx.guard.still_admits_nameless(&claim);
+                if admits && check.is_none() {
+                    self.attach(id, Admission::AdmitByName, cx.guard, cx.now);
+                }
+                admits
+            }
+        }
+    }
+
+    /// Judges again the flows that do not exist yet, because their first datagrams are held back.
+    fn review_waiting(&mut self, cx: &mut Context<'_, W>) {
+        let waiting: Vec<(FlowId, Endpoints)> = self
+            .checks
+            .iter()
+            .filter(|(_, check)| check.flow.is_none())
+            .map(|(id, check)| (id, check.endpoints))
+            .collect();
+        for (id, endpoints) in waiting {
+            let peer = cx.settings.to_host(Protocol::Udp, endpoints.remote).unwrap_or(endpoints.remote);
+            match cx.still_admits(Protocol::Udp, &endpoints, peer, None) {
+                Admission::Admit | Admission::AdmitByName => self.pass_unread(id, cx),
+                Admission::Refuse => self.refuse(id, cx),
+                Admission::Named(claim) => {
+                    if let Some(reader) = self.checks.reader(id) {
+                        reader.claim = claim.begun_with(&reader.claim);
+                    }
+                }
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     context::{Context, UdpOf, World},
     events::How,
     flow::{FlowId, Kind},
+    guard::Guard,
     host::{Errno, Host},
     share::Notice,
     timer::{Instant, Timers},
@@ -22,6 +23,7 @@ pub(super) struct Notices {
     endpoints: Notice,
     bypass: Notice,
     flows: Notice,
+    pub(super) checks: Notice,
     inbound: Notice,
 }
 
@@ -36,16 +38,21 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Handles the deadline of a flow or of a socket in the other namespace, if it has been reached.
+    /// Handles the deadline of a flow, of a check, or of a socket in the other namespace, if it has been reached.
     pub fn on_deadline(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
-        if id.kind() != Kind::Udp {
-            if self.flows.has_expired(id, cx.now, cx.timers) {
-                self.end_flow(id, How::Idle, cx.timers);
+        match id.kind() {
+            Kind::UdpFlow if self.flows.has_expired(id, cx.now, cx.timers) => {
+                self.end_flow(id, How::Idle, cx.guard, cx.timers);
             }
-        } else if let Some(socket) = self.sockets.get_mut(id)
-            && socket.activity.has_expired(id, cx.now, cx.timers)
-        {
-            self.end_proxy(id, How::Idle, cx.timers);
+            Kind::UdpFlow => {}
+            Kind::UdpCheck => self.on_check_deadline(id, cx),
+            _ => {
+                if let Some(socket) = self.sockets.get_mut(id)
+                    && socket.activity.has_expired(id, cx.now, cx.timers)
+                {
+                    self.end_proxy(id, How::Idle, cx.timers);
+                }
+            }
         }
     }
 
@@ -65,10 +72,10 @@ impl<W: World> Udp<W> {
                     share.bound
                 );
             }
-            self.end_idle_endpoint(cx.timers);
+            self.end_idle_endpoint(cx.guard, cx.timers);
         }
         let io = match self.try_open(cx.host, guest) {
-            Err(errno) if errno.is_exhaustion() && self.end_idle_endpoint(cx.timers) => {
+            Err(errno) if errno.is_exhaustion() && self.end_idle_endpoint(cx.guard, cx.timers) => {
                 self.try_open(cx.host, guest)
             }
             opened => opened,
@@ -101,7 +108,13 @@ impl<W: World> Udp<W> {
     }
 
     /// Ends flows of the origin `begun` while there are more than its limit.
-    pub(super) fn end_surplus(&mut self, begun: Origin, now: Instant, timers: &mut Timers<FlowId>) {
+    pub(super) fn end_surplus(
+        &mut self,
+        begun: Origin,
+        now: Instant,
+        guard: &mut Guard,
+        timers: &mut Timers<FlowId>,
+    ) {
         while let Some(id) = self.flows.surplus(begun) {
             let share = self.flows.share(begun);
             let (notice, who) = match begun {
@@ -115,18 +128,18 @@ impl<W: World> Udp<W> {
                     share.bound
                 );
             }
-            self.end_flow(id, How::Displaced, timers);
+            self.end_flow(id, How::Displaced, guard, timers);
             self.ended += 1;
         }
     }
 
     /// Ends the endpoint that was idle for the longest time, and its flows. Answered endpoints end before others.
     /// Returns false if there is no endpoint.
-    fn end_idle_endpoint(&mut self, timers: &mut Timers<FlowId>) -> bool {
+    fn end_idle_endpoint(&mut self, guard: &mut Guard, timers: &mut Timers<FlowId>) -> bool {
         let Some(id) = self.endpoints.next().and_then(|index| self.sockets.id_at(index)) else {
             return false;
         };
-        self.end_flows_of(id, How::Displaced, timers);
+        self.end_flows_of(id, How::Displaced, guard, timers);
         log::debug!("{id}: closed to make room for another one");
         self.close_unused(id, timers);
         self.ended += 1;
@@ -144,20 +157,33 @@ impl<W: World> Udp<W> {
     }
 
     /// Ends all flows of a socket.
-    pub(super) fn end_flows_of(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {
-        let Some(socket) = self.sockets.get_mut(id) else { return };
-        while let Some(flow) = self.flows.first_of(&socket.flows) {
-            self.shared_ports.remove(&flow);
-            self.flows.remove(flow, how, &mut socket.flows, timers);
+    pub(super) fn end_flows_of(
+        &mut self,
+        id: FlowId,
+        how: How,
+        guard: &mut Guard,
+        timers: &mut Timers<FlowId>,
+    ) {
+        while let Some(socket) = self.sockets.get(id)
+            && let Some(flow) = self.flows.first_of(&socket.flows)
+        {
+            self.remove_flow(flow, how, guard, timers);
         }
     }
 
-    pub(super) fn end_flow(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {
-        let Some(socket_id) = self.flows.get(id).map(|flow| flow.socket) else { return };
-        let Some(socket) = self.sockets.get_mut(socket_id) else { return };
+    pub(super) fn end_flow(&mut self, id: FlowId, how: How, guard: &mut Guard, timers: &mut Timers<FlowId>) {
+        let Some(socket) = self.flows.get(id).map(|flow| flow.socket) else { return };
+        self.remove_flow(id, how, guard, timers);
+        self.close_unused(socket, timers);
+    }
+
+    fn remove_flow(&mut self, id: FlowId, how: How, guard: &mut Guard, timers: &mut Timers<FlowId>) {
+        let Some(socket) = self.flows.get(id).map(|flow| flow.socket) else { return };
+        let Some(socket) = self.sockets.get_mut(socket) else { return };
         self.shared_ports.remove(&id);
-        self.flows.remove(id, how, &mut socket.flows, timers);
-        self.close_unused(socket_id, timers);
+        if let Some(check) = self.flows.remove(id, how, &mut socket.flows, timers) {
+            self.end_check(check, guard, timers);
+        }
     }
 
     pub(super) fn end_proxy(&mut self, id: FlowId, how: How, timers: &mut Timers<FlowId>) {

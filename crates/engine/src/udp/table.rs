@@ -53,6 +53,8 @@ pub(super) struct Flow {
     pub(super) local: Option<IpAddr>,
     /// The last round in which the guest sent a datagram.
     pub(super) last_sent: RoundNumber,
+    /// The check of a flow that a rule by name allows.
+    pub(super) check: Option<FlowId>,
     begun: Origin,
     activity: Activity,
     /// Reports the end of the flow.
@@ -75,6 +77,7 @@ impl Flow {
             socket,
             local: None,
             last_sent: RoundNumber::NEVER,
+            check: None,
             begun,
             activity: Activity::NONE,
             account: Account::NONE,
@@ -252,13 +255,21 @@ impl FlowTable {
         self.flows.get_mut(id).is_some_and(|flow| flow.activity.has_expired(id, now, timers))
     }
 
-    /// Removes a flow from the table and from the list of its `socket`.
-    pub(super) fn remove(&mut self, id: FlowId, how: How, socket: &mut Chain, timers: &mut Timers<FlowId>) {
-        let Some(mut flow) = self.flows.remove(id) else { return };
+    /// Removes a flow from the table and from the list of its `socket`. Returns its check, which must end as well.
+    #[must_use]
+    pub(super) fn remove(
+        &mut self,
+        id: FlowId,
+        how: How,
+        socket: &mut Chain,
+        timers: &mut Timers<FlowId>,
+    ) -> Option<FlowId> {
+        let mut flow = self.flows.remove(id)?;
         flow.account.close(how);
         self.by_peer.remove(&flow.peer_key());
         self.by_socket.unlink(socket, id.index());
         self.idle(flow.begun).leave(id, &mut flow.activity, timers);
+        flow.check
     }
 
     /// All flows with their ids.

@@ -25,7 +25,7 @@ fn queued(destination: &str, kind: u8, code: u8, mtu: u32, offender: &str) -> Qu
 
 /// An ICMP error in a frame: its source, type, code and last four header bytes, and the quoted packet.
 #[track_caller]
-fn icmp_error(frame: &[u8]) -> ((IpAddr, u8, u8, u32), Vec<u8>) {
+pub(super) fn icmp_error(frame: &[u8]) -> ((IpAddr, u8, u8, u32), Vec<u8>) {
     let packet = ip(frame);
     let Transport::Icmp(message) = packet.transport else { panic!("no ICMP") };
     let len = 8 + message.payload.len();
@@ -40,7 +40,7 @@ fn icmp_error(frame: &[u8]) -> ((IpAddr, u8, u8, u32), Vec<u8>) {
 }
 
 /// A quoted packet as a frame, for the parser.
-fn quoted_frame(quote: &[u8]) -> Vec<u8> {
+pub(super) fn quoted_frame(quote: &[u8]) -> Vec<u8> {
     let ethertype = if quote[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
     [&[0; 12][..], &ethertype, quote].concat()
 }
@@ -48,7 +48,7 @@ fn quoted_frame(quote: &[u8]) -> Vec<u8> {
 /// the guest gets an error with the same type, code and MTU, and a quote of its datagram. The source is the
 /// error's sender as the guest sees it.
 #[test]
-fn icmp_errors_are_rebuilt_r94() {
+pub(super) fn icmp_errors_are_rebuilt_r94() {
     let v4 = "203.0.113.1:8";
     let v6 = "[2001:db8:2::1]:8";
     let (hop4, hop6) = ("192.0.2.254", "2001:db8:ff::1");

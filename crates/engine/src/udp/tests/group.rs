@@ -65,7 +65,7 @@ fn queries_of_a_member_are_sent_from_the_shared_port() {
         test.udp.join(address, &mut test.world.host);
         test.guest_sends(guest, group, QUESTION);
         assert_eq!(test.sent(), (vec![QUESTION.to_vec()], vec![]));
-        test.udp.leave(address, &mut test.world.timers);
+        test.udp.leave(address, &mut test.world.guard, &mut test.world.timers);
         test.guest_sends(guest, group, QUESTION);
         assert_eq!(test.sent(), (vec![], vec![QUESTION.to_vec()]));
     }

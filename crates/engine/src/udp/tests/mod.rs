@@ -4,6 +4,7 @@ mod fragments;
 mod group;
 mod limit;
 mod listeners;
+mod names;
 mod room;
 mod trains;
 

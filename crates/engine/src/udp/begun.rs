@@ -1,0 +1,107 @@
+//! The IDs of the QUIC connections that the guest began recently through flows that a rule by name allows.
+//!
+//! A server identifies a connection by its ID, whatever the client's port, and may drop any datagram. So a client could
+//! send parts of a ClientHello through one flow and the other parts through another flow, or through the same one after
+//! it had ended. Each of the flows would read an allowed name, and the server a third one. Therefore the datagrams of a
+//! connection are forwarded by one flow only.
+
+use core::{hash::BuildHasher, mem, time::Duration};
+
+use hashbrown::HashSet;
+
+use crate::{flow::HashKey, timer::Instant};
+
+/// For how long an ID is remembered at least. No known server waits longer than 60 s for the rest of a ClientHello.
+const MEMORY: Duration = Duration::from_secs(120);
+/// Maximum number of IDs that begin within this time.
+const MAX_IDS: usize = 32_768;
+
+/// Hashes of IDs.
+#[derive(Debug)]
+pub(super) struct Begun {
+    recent: HashSet<u64, HashKey>,
+    /// Those of the period before.
+    older: HashSet<u64, HashKey>,
+    /// When the present period began.
+    since: Instant,
+    hash_key: HashKey,
+}
+
+/// Why a flow must not forward datagrams of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Conflict {
+    #[error("QUIC connection of another flow")]
+    OtherFlow,
+    #[error("too many QUIC connections")]
+    TooMany,
+}
+
+impl Begun {
+    /// No IDs. `hash_key` must be random.
+    pub(super) fn new(hash_key: [u8; 16]) -> Self {
+        let hash_key = HashKey(hash_key);
+        Self {
+            recent: HashSet::with_hasher(hash_key.clone()),
+            older: HashSet::with_hasher(hash_key.clone()),
+            since: Instant::from_micros(0),
+            hash_key,
+        }
+    }
+
+    /// Notes that a flow forwards datagrams of a connection. `again` says whether the same flow has done so before.
+    pub(super) fn note(&mut self, id: &[u8], again: bool, now: Instant) -> Result<(), Conflict> {
+        self.forget(now);
+        let hash = self.hash_key.hash_one(id);
+        if !again && (self.recent.contains(&hash) || self.older.contains(&hash)) {
+            return Err(Conflict::OtherFlow);
+        }
+        if self.recent.len() >= MAX_IDS && !self.recent.contains(&hash) {
+            return Err(Conflict::TooMany);
+        }
+        self.recent.insert(hash);
+        Ok(())
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let age = now.since(self.since);
+        if age < MEMORY {
+            return;
+        }
+        let recent = mem::replace(&mut self.recent, HashSet::with_hasher(self.hash_key.clone()));
+        self.older = if age < 2 * MEMORY { recent } else { HashSet::with_hasher(self.hash_key.clone()) };
+        self.since = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(number: u64) -> Instant {
+        Instant::from_micros(number * 1_000_000)
+    }
+
+    #[test]
+    fn a_connection_belongs_to_one_flow_for_two_minutes() {
+        let mut begun = Begun::new([1; 16]);
+        assert_eq!(begun.note(b"one", false, second(1000)), Ok(()));
+        assert_eq!(begun.note(b"two", false, second(1000)), Ok(()));
+        assert_eq!(begun.note(b"one", true, second(1000)), Ok(()));
+        assert_eq!(begun.note(b"one", false, second(1119)), Err(Conflict::OtherFlow));
+        assert_eq!(begun.note(b"one", true, second(1119)), Ok(()));
+        assert_eq!(begun.note(b"one", false, second(1230)), Err(Conflict::OtherFlow));
+        assert_eq!(begun.note(b"two", false, second(1360)), Ok(()));
+        assert_eq!(begun.note(b"one", false, second(1600)), Ok(()));
+    }
+
+    #[test]
+    fn their_number_is_bounded() {
+        let mut begun = Begun::new([1; 16]);
+        for number in 0..MAX_IDS as u32 {
+            assert_eq!(begun.note(&number.to_be_bytes(), false, second(1)), Ok(()));
+        }
+        assert_eq!(begun.note(b"one more", false, second(1)), Err(Conflict::TooMany));
+        assert_eq!(begun.note(&[0; 4], true, second(1)), Ok(()));
+        assert_eq!(begun.note(b"one more", false, second(121)), Ok(()));
+    }
+}

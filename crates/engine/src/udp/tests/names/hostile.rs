@@ -1,0 +1,353 @@
+//! Guests that try to reach another name, or to use up memory.
+
+use super::*;
+
+#[test]
+fn first_datagrams_without_a_name_are_refused_at_once() {
+    let long_header =
+        |kind: u8, version: u32| [&[0xc0 | kind << 4][..], &version.to_be_bytes(), &[0; 40]].concat();
+    let retry = [&[0xf0, 0, 0, 0, 1, 4][..], b"some", &[0; 30]].concat();
+    let mut damaged = first(b"connection", ALLOWED);
+    damaged[1000] ^= 1;
+    let mut short = first(b"connection", ALLOWED);
+    short.truncate(1100);
+    let two_versions = [&first(b"connection", ALLOWED)[..], &long_header(0, 0x1a2a_3a4a)].concat();
+    let datagrams = [
+        (b"".to_vec(), "nothing"),
+        (b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x07example\x03com\0\0\x01\0\x01".to_vec(), "DNS"),
+        (b"\x16\xfe\xff\0\0\0\0\0\0\0\0\0\x40\x01\0\0\x34".to_vec(), "DTLS"),
+        (b"\0\x01\0\0\x21\x12\xa4\x42".to_vec(), "STUN"),
+        (SHORT.to_vec(), "of a connection that is not known"),
+        (long_header(0, 0), "Version Negotiation"),
+        (long_header(0, 0xff00_001d), "a draft"),
+        (long_header(0, 0x1a2a_3a4a), "a reserved version"),
+        (retry, "Retry"),
+        (damaged, "damaged"),
+        (short, "cut off"),
+        (two_versions, "a name, and a version that is not known"),
+        (initial(b"connection", 0, &crypto(0, &client_hello(&[]))), "no server_name"),
+        (
+            initial(b"connection", 0, &[crypto(0, &hello(ALLOWED)), crypto(60, b"x")].concat()),
+            "a contradiction",
+        ),
+    ];
+    for (datagram, what) in datagrams {
+        let mut test = Test::named(RULES);
+        test.sends(&datagram);
+        test.assert_nothing();
+        test.assert_prohibited(&datagram);
+        assert_eq!(test.refused(), (1, 1), "{what}");
+        test.end();
+    }
+}
+
+/// The verdict on one connection says nothing about the next one of the same ports.
+#[test]
+fn another_connection_of_the_same_flow_has_to_say_a_name_as_well() {
+    let mut test = Test::named(RULES);
+    test.sends(&first(b"connection", ALLOWED));
+    test.assert_open();
+    let refused = first(b"another id", OTHER);
+    test.sends(&refused);
+    assert_eq!((test.left().len(), test.udp.flows()), (0, 1));
+    test.assert_prohibited(&refused);
+    let [a, b] = two(b"a third id", OTHER);
+    test.sends(&a);
+    test.sends(&b);
+    assert_eq!(test.left().len(), 0);
+    test.assert_prohibited(&a);
+    assert_eq!(test.refused(), (2, 2));
+    // The first connection is not disturbed, and others to the allowed name are possible.
+    test.sends(&initial(b"connection", 1, &[2, 0, 0, 0, 0]));
+    let [a, b] = two(b"a fourth id", ALLOWED);
+    test.sends(&a);
+    assert_eq!(test.left().len(), 1);
+    test.sends(&SHORT);
+    assert_eq!(test.left(), [SHORT]);
+    test.sends(&b);
+    assert_eq!(test.left(), [a, b]);
+    test.assert_open();
+    test.end();
+}
+
+/// A server may have dropped what we have read, for instance a datagram that is too short. So a client must not send
+/// another ClientHello in its place.
+#[test]
+fn a_hello_does_not_change_after_the_verdict() {
+    let (message, other) = (long_client_hello(ALLOWED, 1100), long_client_hello(OTHER, 1100));
+    let mut test = Test::named(RULES);
+    let piece =
+        |number, at: usize, message: &[u8]| initial(b"connection", number, &crypto(at, &message[at..]));
+    test.sends(&piece(0, 0, &message));
+    assert_eq!(test.left().len(), 1);
+    test.sends(&piece(1, 500, &message));
+    assert_eq!(test.left().len(), 1);
+    let changed = piece(2, 500, &other);
+    test.sends(&changed);
+    test.assert_prohibited(&changed);
+    test.sends(&piece(3, 0, &message));
+    assert_eq!((test.left().len(), test.refused()), (0, (2, 2)), "the refusal is final");
+    test.sends(&SHORT);
+    assert_eq!(test.left(), [SHORT]);
+}
+
+#[test]
+fn dtls_after_quic_is_refused() {
+    let mut test = Test::named(RULES);
+    test.sends(&first(b"connection", ALLOWED));
+    test.left();
+    let dtls = [&b"\x16\xfe\xfd\0\0\0\0\0\0\0\0"[..], &hello(OTHER)].concat();
+    test.sends(&dtls);
+    test.assert_prohibited(&dtls);
+    assert_eq!(test.left().len(), 0);
+}
+
+/// A server takes packets of one connection from any port, and may have dropped some. If each port had its own verdict,
+/// the ClientHello could be put together of parts from several.
+#[test]
+fn a_connection_belongs_to_one_flow_also_after_its_end() {
+    let datagram = first(b"connection", ALLOWED);
+    let mut test = Test::named(RULES);
+    test.sends(&datagram);
+    assert_eq!(test.left().len(), 1);
+    test.guest_sends("198.51.100.55:4001", SERVER, &datagram);
+    assert_eq!((test.left().len(), test.refused()), (0, (1, 1)));
+    test.wait(31);
+    assert_eq!(test.udp.flows(), 0);
+    test.sends(&datagram);
+    assert_eq!((test.left().len(), test.refused()), (0, (2, 2)));
+    // Two flows that wait at the same time.
+    let [a, b] = two(b"another id", ALLOWED);
+    for guest in [GUEST, "198.51.100.55:4001"] {
+        test.guest_sends(guest, SERVER, &a);
+    }
+    test.sends(&b);
+    assert_eq!((test.left().len(), test.refused()), (2, (2, 2)));
+    test.guest_sends("198.51.100.55:4001", SERVER, &b);
+    assert_eq!((test.left().len(), test.refused()), (0, (3, 3)));
+    test.end();
+}
+
+#[test]
+fn a_train_is_read_datagram_by_datagram() {
+    let [a, b] = two(b"connection", ALLOWED);
+    assert_eq!(a.len(), b.len());
+    let size = a.len() as u16;
+    let mut evil = first(b"another id", OTHER);
+    evil.resize(1200, 0);
+    let mut test = Test::named(RULES);
+    test.guest_sends_as(GUEST, SERVER, &[&a[..], &b, &SHORT].concat(), 64, 0, &train(size));
+    assert_eq!(test.left(), [a.clone(), b.clone(), SHORT.to_vec()]);
+    // Datagrams with short headers are not read, and stay a train.
+    let data: Vec<u8> = [0x41; 5000].to_vec();
+    test.guest_sends_as(GUEST, SERVER, &data, 64, 0, &train(1200));
+    let sent = test.opened(0).socket.sent();
+    assert_eq!((sent.len(), &sent[0].payload, sent[0].segment_size), (1, &data, Some(1200)));
+    // One of them with a long header is.
+    let mixed = [&[0x41; 1200][..], &evil, &[0x42; 100]].concat();
+    test.guest_sends_as(GUEST, SERVER, &mixed, 64, 0, &train(1200));
+    assert_eq!((test.left(), test.refused()), (vec![vec![0x41; 1200], vec![0x42; 100]], (1, 1)));
+    test.world.frames();
+
+    // The verdict on the first datagrams of a train ends it.
+    let [a, b] = two(b"connection", OTHER);
+    let mut test = Test::named(RULES);
+    test.guest_sends_as(GUEST, SERVER, &[&a[..], &b, &a, &b].concat(), 64, 0, &train(size));
+    test.assert_nothing();
+    test.assert_prohibited(&a);
+    test.end();
+}
+
+/// A flow that waits has no socket. But the socket of its endpoint may be there for another remote.
+#[test]
+fn the_server_does_not_reach_a_guest_that_waits() {
+    let [a, b] = two(b"connection", ALLOWED);
+    let mut test = Test::named(RULES);
+    test.guest_sends(GUEST, "203.0.113.1:8", b"question");
+    let socket = test.opened(0);
+    test.sends(&a);
+    socket.socket.arrive(SERVER, b"server first");
+    test.ready(&socket, READABLE);
+    assert_eq!((test.world.frames().len(), test.udp.flows(), test.refused()), (0, 1, (1, 1)));
+    socket.socket.sent();
+    test.sends(&b);
+    assert_eq!(test.left(), [a, b]);
+    test.assert_open();
+    test.end();
+}
+
+/// Names are bound to destinations: each flow of a guest's port has its own verdict.
+#[test]
+fn each_remote_of_a_port_has_its_own_verdict() {
+    let mut test = Test::named(RULES);
+    let address = "203.0.113.10".parse().unwrap();
+    assert!(test.world.guard.names_mut().unwrap().learn(address, ALLOWED, 300, START));
+    test.sends(&first(b"connection", ALLOWED));
+    assert_eq!(test.left().len(), 1);
+    for datagram in [&SHORT[..], &first(b"another id", OTHER)] {
+        test.guest_sends(GUEST, "203.0.113.10:443", datagram);
+        test.guest_sends("198.51.100.55:4001", SERVER, datagram);
+    }
+    assert_eq!((test.left().len(), test.udp.flows(), test.refused()), (0, 1, (4, 4)));
+    // This address was no answer for any name.
+    test.guest_sends(GUEST, "203.0.113.11:443", &first(b"a third id", ALLOWED));
+    assert_eq!((test.left().len(), test.refused()), (0, (5, 5)));
+    test.guest_sends(GUEST, "203.0.113.10:443", &first(b"a fourth id", ALLOWED));
+    assert_eq!((test.left().len(), test.udp.flows()), (1, 2));
+    test.end();
+}
+
+/// A guest can't use up memory by flows that wait. Those that have waited for longest are dropped.
+#[test]
+fn the_number_of_flows_that_wait_is_bounded() {
+    let [a, b] = two(b"connection", ALLOWED);
+    let guest = |port: u16| format!("198.51.100.55:{port}");
+    let mut test = Test::named(RULES);
+    for port in 10_000..10_300 {
+        test.guest_sends(&guest(port), SERVER, &a);
+    }
+    assert_eq!(test.udp.checks.waiting(), (256, 256 * a.len()));
+    assert_eq!((test.udp.counters().no_room, test.refused()), (44, (0, 0)));
+    test.guest_sends(&guest(10_000), SERVER, &b);
+    test.assert_nothing();
+    test.guest_sends(&guest(10_299), SERVER, &b);
+    assert_eq!(test.left(), [a, b]);
+    test.end();
+}
+
+#[test]
+fn the_bytes_that_are_held_are_bounded() {
+    let [a, b] = two(b"connection", ALLOWED);
+    let early =
+        [&[0xd0, 0, 0, 0, 1, 10][..], b"connection", &[0, 0x80, 0, 0xea, 0x60], &[7; 60_000]].concat();
+    let guest = |port: u16| format!("198.51.100.55:{port}");
+    let mut test = Test::named(RULES);
+    for port in 10_000..10_030 {
+        test.guest_sends(&guest(port), SERVER, &a);
+        test.guest_sends(&guest(port), SERVER, &early);
+        assert!(test.udp.checks.waiting().1 <= 1 << 20);
+    }
+    assert_eq!(test.udp.counters().no_room, 26);
+    // No flow has all of it for itself.
+    test.guest_sends(&guest(10_029), SERVER, &early);
+    assert_eq!((test.refused(), test.udp.checks.waiting().0), ((1, 1), 16));
+    test.guest_sends(&guest(10_028), SERVER, &b);
+    assert_eq!(test.left(), [a.clone(), early, b]);
+    test.world.frames();
+    test.sends(&a);
+    for _ in 1..64 {
+        test.sends(&SHORT);
+    }
+    test.assert_waiting();
+    test.sends(&SHORT);
+    test.assert_prohibited(&a);
+    test.end();
+}
+
+#[test]
+fn the_memory_of_readers_is_bounded() {
+    let mut guard = guard(RULES, Mode::default());
+    let endpoints = |port| Endpoints {
+        guest: SocketAddr::from(([198, 51, 100, 55], port)),
+        remote: SERVER.parse().unwrap(),
+    };
+    let flow = crate::guard::Opening {
+        protocol: Protocol::Udp,
+        ends: endpoints(1),
+        destination: SERVER.parse().unwrap(),
+        asks_resolver: false,
+    };
+    let Admission::Named(claim) = guard.admits(&flow, START, |_| false) else { panic!() };
+    let last = initial(b"connection", 0, &crypto(16_383, b"x"));
+    let datagram = GuestDatagram {
+        hop_limit: 64,
+        traffic_class: 0,
+        dont_fragment: false,
+        payload: last,
+        segment_size: None,
+    };
+    let (mut checks, mut timers) = (Checks::new([1; 16]), crate::timer::Timers::default());
+    let mut begun = vec![];
+    while let Some(id) = checks.begin(endpoints(1 + begun.len() as u16), Some(claim)) {
+        assert_eq!(checks.read(id, datagram.clone(), START, &mut timers), Found::More);
+        begun.push(id);
+    }
+    assert_eq!(begun.len(), 1025);
+    assert!(checks.begin(endpoints(5000), None).is_some(), "a flow whose datagrams are not read");
+    assert_eq!(checks.remove(begun[0], &mut timers), None);
+    assert!(checks.begin(endpoints(1), Some(claim)).is_some());
+}
+
+/// The first datagrams of a client: a ClientHello in frames that are cut anywhere, overlap, and come in any order, in
+/// packets and datagrams with others in between.
+fn first_flight(name: &'static str) -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let cuts = prop::collection::vec((0..1500usize, 0..200usize), 0..10);
+    let frames = (300..1500usize, cuts).prop_flat_map(move |(len, cuts)| {
+        let message = long_client_hello(name, len);
+        let mut starts: Vec<usize> = cuts.iter().map(|&(start, _)| start % len).chain([0]).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let ends: Vec<usize> = starts[1..].iter().copied().chain([len]).collect();
+        let overlap = |at: usize| cuts.get(at).map_or(0, |&(_, overlap)| overlap);
+        let piece = |at: usize| &message[starts[at]..(ends[at] + overlap(at)).min(len)];
+        let frames: Vec<Vec<u8>> = (0..starts.len()).map(|at| crypto(starts[at], piece(at))).collect();
+        Just(frames).prop_shuffle()
+    });
+    (frames, 1..8usize, prop::collection::vec(0..4u8, 1..20)).prop_map(|(frames, in_a_packet, others)| {
+        let early = [&[0xd0, 0, 0, 0, 1, 10][..], b"connection", &[0, 30], &[7; 30]].concat();
+        let packets = frames.chunks(in_a_packet).enumerate();
+        let datagram = |(number, frames): (usize, &[Vec<u8>])| {
+            let packet = initial(b"connection", number as u32, &frames.concat());
+            match others[number % others.len()] {
+                0 => vec![packet],
+                1 => vec![packet.clone(), packet],
+                2 => vec![early.clone(), packet],
+                _ => vec![[packet, early.clone()].concat(), SHORT.to_vec()],
+            }
+        };
+        packets.flat_map(datagram).collect()
+    })
+}
+
+proptest! {
+    /// However a client cuts, orders and repeats its first datagrams: none leaves before the name is complete. Then all
+    /// leave, in order, if the name is allowed, and else none does.
+    #[test]
+    fn no_datagram_leaves_before_the_verdict(
+        (allowed, datagrams) in prop_oneof![
+            (Just(true), first_flight(ALLOWED)),
+            (Just(false), first_flight(OTHER)),
+        ],
+        as_trains: bool,
+    ) {
+        let mut test = Test::named(RULES);
+        let mut first_bytes = crate::first_bytes::FirstDatagrams::new(crate::first_bytes::Ech::OuterName);
+        let mut complete = false;
+        let mut fed = vec![];
+        for datagram in &datagrams {
+            // A short header alone begins nothing.
+            if fed.is_empty() && datagram[0] & 0x80 == 0 {
+                continue;
+            }
+            let found = first_bytes.feed_datagram(datagram, START);
+            prop_assert!(!matches!(found, Found::NoName(_)), "{:?}", found);
+            let known = !complete && found != Found::More;
+            complete |= known;
+            if complete && !allowed && !known {
+                break;
+            }
+            fed.push(datagram.clone());
+            if as_trains {
+                let train_of_two = [&datagram[..], datagram].concat();
+                test.guest_sends_as(GUEST, SERVER, &train_of_two, 64, 0, &train(datagram.len() as u16));
+                fed.push(datagram.clone());
+            } else {
+                test.sends(datagram);
+            }
+            prop_assert_eq!(test.world.host.opened.len(), usize::from(complete && allowed));
+        }
+        prop_assert!(complete);
+        prop_assert_eq!(test.left(), if allowed { fed } else { vec![] });
+        test.end();
+    }
+}
