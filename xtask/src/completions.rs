@@ -4,8 +4,8 @@ use passt::cli::options::{Action, Opt};
 
 use crate::support::{options_of_pasta, supported};
 
-/// The completion script for bash. It completes names of options, files and interfaces as arguments of options, and
-/// commands after the options.
+/// The completion script for bash. It completes the names of options, the files and interfaces that are arguments of
+/// options, and the command after the options.
 pub(crate) fn bash() -> String {
     let options: Vec<&Opt> = options_of_pasta().filter(|opt| supported(opt)).collect();
     let names = |wanted: &dyn Fn(&Opt) -> bool, separator: &str| -> String {

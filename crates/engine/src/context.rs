@@ -89,7 +89,7 @@ impl<W: World> Context<'_, W> {
         guard.admits_unread(&flow, *now, |destination| host.is_own(destination))
     }
 
-    /// Notes that a flow can't begin, whatever the rules say: its source or its destination is invalid.
+    /// Notes a flow that can't begin under any rules, since its source or destination is invalid.
     pub(crate) fn note_invalid(&mut self, protocol: Protocol, ends: &Endpoints) {
         match self.settings.to_host(protocol, ends.remote) {
             Ok(_) => self.guard.note_invalid(protocol, ends, &"invalid source"),

@@ -286,7 +286,7 @@ impl Guard {
 }
 
 impl Guard {
-    /// Counts and logs a flow that can't begin, whatever the rules say: its source or its destination is invalid.
+    /// Counts and logs a flow that can't begin under any rules, since its source or destination is invalid.
     pub fn note_invalid(&mut self, protocol: Protocol, ends: &Endpoints, why: &dyn fmt::Display) {
         if self.rules.is_some() {
             self.refused += 1;
@@ -297,7 +297,7 @@ impl Guard {
         }
     }
 
-    /// Counts and logs a packet of a protocol that is not carried, whatever the rules say.
+    /// Counts and logs a packet of a protocol that is not forwarded under any rules.
     pub fn note_unsupported(&mut self, protocol: u8, source: IpAddr, destination: IpAddr) {
         if self.rules.is_some() {
             self.refused += 1;
@@ -305,8 +305,8 @@ impl Guard {
         }
     }
 
-    /// Whether the guest may become a member of a multicast group. The host then becomes one, which its network sees. A
-    /// refusal is counted and logged.
+    /// Whether the guest may become a member of a multicast group. If so, the host becomes a member, too, and its
+    /// network sees this. A refusal is counted and logged.
     pub fn admits_group(&mut self, group: IpAddr) -> bool {
         let Some(rules) = self.rules.as_ref().filter(|rules| !rules.policy.may_reach(group, false)) else {
             return true;

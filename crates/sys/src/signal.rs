@@ -83,8 +83,8 @@ pub fn block(signals: &[Signal]) -> io::Result<()> {
 pub struct Received {
     /// Signal number.
     pub number: i32,
-    /// Whether the kernel sent the signal, and not a process. The kernel sends SIGINT, SIGQUIT and SIGHUP of a
-    /// terminal, to a whole process group.
+    /// Whether the kernel sent the signal, and not a process. The kernel sends a terminal's SIGINT, SIGQUIT and SIGHUP
+    /// to a whole process group.
     pub from_kernel: bool,
 }
 

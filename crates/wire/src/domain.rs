@@ -30,8 +30,8 @@ pub fn encode(name: &str, buffer: &mut [u8]) -> Option<usize> {
 }
 
 /// The name without the leading labels of service and protocol, which begin with an underscore (RFC 2782, RFC 8552, RFC
-/// 9460 §2.3). For `_http._tcp.example.org` the result is `example.org`. A name that has only such labels, more than two
-/// of them, or one that is longer than the name of a service (RFC 6335 §5.1) is returned unchanged.
+/// 9460 §2.3). For `_http._tcp.example.org` the result is `example.org`. A name is returned unchanged if it has only
+/// such labels, has more than two of them, or has one that is longer than the name of a service can be (RFC 6335 §5.1).
 #[must_use]
 pub fn without_service(name: &str) -> &str {
     const MOST: usize = 2;

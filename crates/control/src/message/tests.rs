@@ -134,7 +134,7 @@ fn unspecified_addresses() {
     assert_eq!(through("192.0.2.1", Some("192.0.2.2")), "TCP [192.0.2.1]:1  =>  192.0.2.2:1 ");
 }
 
-/// A part of a message is not an error. It needs more bytes than it has, but not more than the whole message has.
+/// A part of a message is not an error. Decoding requests more bytes, but at most the length of the whole message.
 #[test]
 fn incomplete_messages_need_more_bytes() {
     for end in 0..ANNOUNCEMENT.len() {

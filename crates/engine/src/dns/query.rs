@@ -16,13 +16,13 @@ const RECURSION_DESIRED: u8 = 0x01;
 /// flags (RFC 6840 §5.7, §5.9).
 const AUTHENTIC_AND_CHECKING: u8 = 0x30;
 
-/// The maximum lengths of answers over UDP that a rebuilt query can request, in bytes: those that clients use. All other
-/// values could carry data.
+/// The maximum answer lengths over UDP that a rebuilt query can request, in bytes. Clients use these values. An
+/// arbitrary value of the guest could carry data.
 const SIZES: [u16; 3] = [4096, 1232, 512];
 
 /// The query for a resolver. It has this ID, and these parts of the guest's query `message`: the question, the flags
-/// RD, AD and CD, and the flag DO of the OPT record. The size in the OPT record is the next lower one of [`SIZES`]. None if `message` is not a query with exactly one
-/// question.
+/// RD, AD and CD, and the flag DO of the OPT record. If there is an OPT record, its size is rounded down to a value in
+/// [`SIZES`]. None if `message` is not a query with exactly one question.
 pub(super) fn rebuild(message: &[u8], id: u16) -> Option<Vec<u8>> {
     let question = Question::parse(message)?;
     let &[first, second] = message.get(2..)?.first_chunk()?;

@@ -45,7 +45,7 @@ impl Listen {
         }
     }
 
-    /// Whether the same packet could belong to sockets on both addresses and interfaces.
+    /// Whether a packet can match both listening addresses, with their interfaces.
     ///
     /// Two rules on different interfaces never overlap (Q20): the kernel allows both sockets.
     fn overlaps(&self, other: &Self) -> bool {

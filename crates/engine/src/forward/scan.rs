@@ -296,8 +296,9 @@ mod tests {
     }
 
     proptest! {
-        /// a port is never forwarded both ways, however services start and stop on both sides. When the
-        /// services stop changing, the listeners stop changing too. A listener for a service that has ended is closed.
+        /// a port is never forwarded both ways, for any order in which services start and stop on both sides.
+        /// When the services stop changing, the listeners stop changing too. A listener for a service that has ended is
+        /// closed.
         #[test]
         fn no_loop_and_no_flapping_r104(
             changes in prop::collection::vec((services(), services()), 1..8),

@@ -173,8 +173,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Counts and logs a message of the guest to port 53 that is not a query. It is dropped, also in an audit: only queries
-    /// are forwarded.
+    /// Counts and logs a message of the guest to port 53 that is not a query. The message is dropped, even in an audit,
+    /// since only queries are forwarded.
     pub fn note_no_query(&mut self, protocol: Protocol, ends: &Endpoints, why: &'static str) {
         self.refused += 1;
         log::warn!("refused: DNS {} -> {}: {why} (rules by name)", ends.guest, ends.remote);

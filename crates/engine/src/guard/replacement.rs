@@ -17,7 +17,7 @@ use crate::{
 /// The words in the log for a flow that ends, and for a flow that would end if this were not an audit.
 const ENDED: [&str; 2] = ["ended", "would be ended"];
 
-/// The numbers of flows that ended because new rules deny them. In an audit, the numbers of flows that would have
+/// The numbers of flows that ended because the new rules deny them. In an audit, the numbers of flows that would have
 /// ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {

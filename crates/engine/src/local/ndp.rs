@@ -396,7 +396,8 @@ mod tests {
 
     #[test]
     fn advertisements_have_the_options_that_are_on() {
-        // DNSSL is sent only with RDNSS, MTU unless it is 0, and no prefix in local mode (behaviour §4.2).
+        // DNSSL is sent only with RDNSS. The MTU is sent unless it is 0. In local mode, no prefix is sent (behaviour
+        // §4.2).
         let mut settings = settings();
         settings.mtu = 0;
         assert_eq!(option_codes(&solicit_router(&settings, "fe80::55").1), [3, 1, 25, 31]);

@@ -4,7 +4,7 @@ use super::Round;
 use crate::{context::World, guard::Ended, policy::Policy};
 
 impl<W: World> Round<'_, W> {
-    /// Replaces the rules, and ends the flows of the guest that the new rules deny. Flows that the host's side began
+    /// Replaces the rules, and ends the flows of the guest that the new rules deny. Flows from the host's side
     /// continue. Connections that bypass the link are not part of the stack. The caller must judge them afterwards, by
     /// [`Guard::still_admits_bypass`](crate::guard::Guard::still_admits_bypass). After that,
     /// [`Guard::ended`](crate::guard::Guard::ended) counts them, too.

@@ -60,7 +60,7 @@ impl<W: World> Connection<W> {
         self.check = Some(Box::new(Check::new(claim)));
     }
 
-    /// Begins the check, or the data transfer, when the handshake that the guest began is done.
+    /// Ends the handshake of a connection of the guest. Begins the check if there is one, else the data transfer.
     pub(super) fn begin_check(&mut self, now: Instant) {
         self.phase = match &mut self.check {
             Some(check) => {

@@ -172,7 +172,7 @@ impl<W: World> Tcp<W> {
             return cx.note_invalid(Protocol::Tcp, &ends);
         };
         let Some(id) = self.flows.next_id() else {
-            self.counters.refused += 1; // no answer, as above
+            self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
             return;
         };
         if ends.remote.port() == DNS && cx.guard.judges_questions() {

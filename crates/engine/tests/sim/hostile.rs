@@ -1,6 +1,6 @@
-//! A guest that sends valid, nearly valid and invalid segments in any order, while the socket has any results that a
-//! kernel may have. Nothing panics, and the bytes that reach the socket are a prefix of the bytes that were sent (the
-//! virtual socket compares every byte).
+//! A guest that sends valid, nearly valid and invalid segments in any order, while the socket returns any results that
+//! a kernel can return. Nothing panics, and the bytes that reach the socket are a prefix of the bytes that were sent
+//! (the virtual socket compares every byte).
 
 use std::time::Duration;
 

@@ -445,8 +445,8 @@ fn a_failing_server_resets_the_waiting_guest() {
 }
 
 proptest! {
-    /// The bytes are cut, ordered and repeated in any way. No byte reaches the socket before the name is complete.
-    /// Then, if the name is allowed, exactly these bytes reach the socket, and else none.
+    /// The bytes are cut, ordered and repeated in any way. No byte reaches the socket before the name is complete. If
+    /// the name is allowed, exactly these bytes reach the socket then. Otherwise no byte reaches the socket.
     #[test]
     fn no_byte_is_sent_before_the_verdict(
         allowed: bool,

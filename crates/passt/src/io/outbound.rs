@@ -22,7 +22,7 @@ const USUAL_HOP_LIMIT: u8 = 64;
 pub struct Outbound {
     v4: Egress,
     v6: Egress,
-    /// Settings for loopback, for IPv4 and IPv6: neither source nor interface.
+    /// Settings for loopback, without source and interface, for IPv4 and IPv6.
     loopback: [Egress; 2],
     /// Whether addresses that the host does not have (yet) may be bound.
     pub freebind: bool,

@@ -81,7 +81,7 @@ fn refused_flows_open_no_socket_and_are_answered_at_once() {
     }
 }
 
-/// What is never carried, whatever the rules say, counts as refused if there are rules.
+/// If there are rules, packets that are never forwarded count as refused.
 #[test]
 fn packets_that_are_never_carried_are_refusals() {
     for (rules, expected) in [("allow all", 6), ("", 0)] {

@@ -63,7 +63,7 @@ fn report(group: &str, kind: u8) -> Vec<u8> {
 const JOIN: u8 = 4;
 const LEAVE: u8 = 3;
 
-/// To join a group is to tell the host's network its number.
+/// A membership report is visible in the host's network, so the guest could use groups to send data.
 #[test]
 fn groups_that_the_rules_deny_are_not_joined() {
     for (rules, denied) in [("deny multicast", 2), ("allow 203.0.113.1", 2), ("allow udp/multicast:7000", 0)]
@@ -72,7 +72,7 @@ fn groups_that_the_rules_deny_are_not_joined() {
         *test.stack.guard_mut() = super::guard::guard(rules);
         test.says(GROUP, JOIN);
         test.says(GROUP6, JOIN);
-        // Every host is in such groups.
+        // Every host is a member of such groups, so the host joins none.
         test.says("ff02::1:ff00:1", JOIN);
         let joined = usize::from(denied == 0);
         assert_eq!([GROUP, GROUP6].map(|group| test.members(group).len().min(1)), [joined; 2], "{rules}");
@@ -207,7 +207,7 @@ fn the_guests_own_datagrams_are_not_returned_to_it() {
     test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
     let host = "198.51.100.55:33333";
     assert_eq!(test.arrives(&member, host, b"question").len(), 0);
-    // Each copy is recognised only once. Other datagrams, and later ones, are delivered.
+    // A copy is recognised only once. A second copy and datagrams with other contents are delivered.
     assert_eq!(test.arrives(&member, host, b"question").len(), 1);
     test.receive(&datagram(GUEST, "239.1.2.3:5353", b"question").1, &Offload::default());
     assert_eq!(test.arrives(&member, host, b"questioN").len(), 1);

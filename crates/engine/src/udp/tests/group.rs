@@ -55,8 +55,8 @@ fn mdns_queries_are_sent_from_a_port_at_which_answers_reach_the_guest() {
     assert_eq!(test.sent(), (vec![QUESTION[..11].to_vec(), QUESTION.to_vec()], vec![]));
 }
 
-/// Avahi ignores answers that repeat the question, but the answers to queries from other ports do. So queries of a
-/// member of the group are sent from the shared port, and the answers arrive at the group.
+/// Answers to queries from ports other than 5353 repeat the question, and Avahi ignores such answers. So queries of a
+/// member of the group are sent from the shared port 5353, and the answers arrive at the group.
 #[test]
 fn queries_of_a_member_are_sent_from_the_shared_port() {
     for (guest, group) in MDNS {

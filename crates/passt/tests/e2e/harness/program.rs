@@ -132,8 +132,8 @@ impl Net {
         self.daemon(&[args, &["--netns", "/run/netns/guest"]].concat())
     }
 
-    /// Whether the program under test reads `PASST_TEST_MISSING`. Only a debug build of this workspace does. If it does
-    /// not, reports the test as skipped.
+    /// Whether the program under test reads `PASST_TEST_MISSING`. Only a debug build of this workspace reads it. If it
+    /// does not, reports the test as skipped.
     pub(crate) fn can_lack_features(&self) -> bool {
         let can = cfg!(debug_assertions) && std::env::var_os("PASTA_UNDER_TEST").is_none();
         if !can {
