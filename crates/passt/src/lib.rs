@@ -61,6 +61,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub mod budgets;
+mod capped_file;
 pub mod cli;
 pub mod config;
 mod control;

@@ -6,7 +6,6 @@
 //! After the process is sealed, logging makes these system calls: sendto (syslog), write, lseek, and futex (between
 //! threads). For a full log file it also calls fallocate, pread64, pwrite64 and ftruncate.
 
-mod file;
 mod limit;
 
 use std::fmt::Write as _;
@@ -19,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use self::file::LogFile;
 use self::limit::{Decision, Limiter};
+use crate::capped_file::CappedFile;
 use crate::config::Verbosity;
 
 /// Target of messages that form a list. The rate limit does not apply to these messages, so traffic must not be able to
@@ -73,9 +72,9 @@ pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
         program.display(),
         std::process::id()
     );
-    let file = LogFile::create(path, title, limit)
+    let file = CappedFile::create(path, &title, limit)
         .with_context(|| format!("can't open log file {} (--log-file)", path.display()))?;
-    logger.outputs().file = Some(file);
+    logger.outputs().file = Some(LogFile { file, title });
     Ok(())
 }
 
@@ -145,6 +144,19 @@ struct Logger {
     verbosity: Verbosity,
     started: Instant,
     outputs: Mutex<Outputs>,
+}
+
+/// The log file.
+struct LogFile {
+    file: CappedFile,
+    /// The first line, without the text that is added when old lines are removed.
+    title: String,
+}
+
+impl LogFile {
+    fn add(&mut self, line: &str, now: &str) -> std::io::Result<()> {
+        self.file.add(line, || format!("{} - log truncated at {now}", self.title))
+    }
 }
 
 /// The outputs of log lines.

@@ -9,11 +9,15 @@ use super::*;
 const LIMIT: u64 = 40960;
 const TITLE: &str = "pasta 1: /bin/pasta (1)";
 
+fn heading() -> String {
+    format!("{TITLE} - truncated")
+}
+
 /// A log file in the directory `parent`.
-fn log_in(parent: &Path, limit: u64) -> (TempDir, PathBuf, LogFile) {
+fn log_in(parent: &Path, limit: u64) -> (TempDir, PathBuf, CappedFile) {
     let dir = tempfile::tempdir_in(parent).unwrap();
     let path = dir.path().join("log");
-    let log = LogFile::create(&path, TITLE.into(), limit).unwrap();
+    let log = CappedFile::create(&path, TITLE, limit).unwrap();
     (dir, path, log)
 }
 
@@ -33,7 +37,7 @@ fn a_full_file_loses_nothing_but_the_oldest() {
         let mut last_size = 0;
         for number in 0..5000_u32 {
             let filling = "x".repeat(number as usize * 37 % 300);
-            log.add(&format!("line {number} {filling}\n"), "7.0000").unwrap();
+            log.add(&format!("line {number} {filling}\n"), heading).unwrap();
             let size = path.metadata().unwrap().len();
             assert!(size <= LIMIT, "{size}");
             cuts += u32::from(size < last_size);
@@ -42,7 +46,7 @@ fn a_full_file_loses_nothing_but_the_oldest() {
         assert!(cuts > 10, "{cuts}");
         let text = std::fs::read_to_string(&path).unwrap();
         let (first, rest) = text.split_once('\n').unwrap();
-        assert_eq!(first.trim_end(), format!("{TITLE} - log truncated at 7.0000"));
+        assert_eq!(first.trim_end(), heading());
         let numbers: Vec<u32> =
             rest.lines().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect();
         let expected: Vec<u32> = (5000 - numbers.len() as u32..5000).collect();
@@ -59,7 +63,7 @@ fn the_file_is_readable_by_its_owner_only_and_empty_at_the_start() {
     std::fs::write(&path, "old\n".repeat(100)).unwrap();
     std::fs::remove_file(&path).unwrap();
     for _ in 0..2 {
-        LogFile::create(&path, TITLE.into(), LIMIT).unwrap().add("text\n", "0").unwrap();
+        CappedFile::create(&path, TITLE, LIMIT).unwrap().add("text\n", heading).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{TITLE}\ntext\n"));
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
@@ -69,9 +73,9 @@ fn the_file_is_readable_by_its_owner_only_and_empty_at_the_start() {
 fn a_message_as_long_as_the_file_is_cut() {
     let (_dir, path, mut log) = log_in(&std::env::temp_dir(), LIMIT);
     for _ in 0..3 {
-        log.add("before\n", "0").unwrap();
-        log.add(&("é".repeat(100_000) + "\n"), "0").unwrap();
-        log.add("after\n", "0").unwrap();
+        log.add("before\n", heading).unwrap();
+        log.add(&("é".repeat(100_000) + "\n"), heading).unwrap();
+        log.add("after\n", heading).unwrap();
         assert!(path.metadata().unwrap().len() <= LIMIT);
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.ends_with("é [...]\nafter\n"));
@@ -82,10 +86,10 @@ fn a_message_as_long_as_the_file_is_cut() {
 #[test]
 fn the_limit_holds_for_two_processes() {
     let (_dir, path, mut log) = log_in(&std::env::temp_dir(), LIMIT);
-    let mut other = LogFile { file: log.file.try_clone().unwrap(), title: TITLE.into(), limit: Some(LIMIT) };
+    let mut other = CappedFile { file: log.file.try_clone().unwrap(), limit: Some(LIMIT) };
     for number in 0..1000 {
-        log.add(&format!("ours {number}\n"), "0").unwrap();
-        other.add(&format!("theirs {number} {}\n", "x".repeat(100)), "0").unwrap();
+        log.add(&format!("ours {number}\n"), heading).unwrap();
+        other.add(&format!("theirs {number} {}\n", "x".repeat(100)), heading).unwrap();
         assert!(path.metadata().unwrap().len() <= LIMIT);
     }
     let text = std::fs::read_to_string(&path).unwrap();
@@ -94,8 +98,8 @@ fn the_limit_holds_for_two_processes() {
 
 #[test]
 fn a_device_has_no_limit() {
-    let mut log = LogFile::create(Path::new("/dev/null"), TITLE.into(), LIMIT).unwrap();
+    let mut log = CappedFile::create(Path::new("/dev/null"), TITLE, LIMIT).unwrap();
     for _ in 0..1000 {
-        log.add(&"x".repeat(1000), "0").unwrap();
+        log.add(&"x".repeat(1000), heading).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The log file, whose size has a hard limit (behaviour §1.7.4, §1.7.5).
+//! A file of lines whose size has a hard limit: the log file (behaviour §1.7.4, §1.7.5), and the flow log.
 //!
 //! When the file is full, its oldest part is removed in place. If the file system supports this, the range is
 //! collapsed. Otherwise the remaining part is moved to the start. Neither method opens a path, so both work after the
@@ -18,19 +18,21 @@ const BLOCK: u64 = 4096;
 /// Number of bytes that are moved at a time.
 const CHUNK: usize = 64 * 1024;
 
-/// A file that never exceeds its size limit. Its first line names the program.
+/// A file that never exceeds its size limit. Its first line is a heading.
 #[derive(Debug)]
-pub(super) struct LogFile {
+pub(crate) struct CappedFile {
     file: File,
-    /// The first line, without the text that is added when the file is truncated.
-    title: String,
     /// Maximum size in bytes. `None`: the file is not a regular file, so its size needs no limit.
     limit: Option<u64>,
 }
 
-impl LogFile {
-    /// Creates the file with access for its owner only, or truncates an existing file. `limit` is in bytes.
-    pub(super) fn create(path: &Path, title: String, limit: u64) -> io::Result<Self> {
+impl CappedFile {
+    /// Creates the file with access for its owner only, or truncates an existing file. `heading` is the first line,
+    /// without its end. `limit` is in bytes.
+    ///
+    /// # Errors
+    /// The file can't be created or written.
+    pub(crate) fn create(path: &Path, heading: &str, limit: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
         let file = match file {
@@ -41,24 +43,37 @@ impl LogFile {
             file => file?,
         };
         let limit = file.metadata()?.is_file().then_some(limit);
-        let mut log = Self { file, title, limit };
-        log.write(&format!("{}\n", log.title))?;
-        Ok(log)
+        let mut capped = Self { file, limit };
+        capped.write(&format!("{heading}\n"))?;
+        Ok(capped)
     }
 
-    /// Appends `text`, which must consist of whole lines. If the file is truncated, its first line contains the time
-    /// `now`.
-    pub(super) fn add(&mut self, text: &str, now: &str) -> io::Result<()> {
+    /// Appends `text`, which must consist of whole lines. If the oldest lines are removed, the first line becomes
+    /// `heading`.
+    ///
+    /// # Errors
+    /// The file can't be written. It still ends with a whole line, unless it is not a regular file.
+    pub(crate) fn add(&mut self, text: &str, heading: impl FnOnce() -> String) -> io::Result<()> {
         let Some(limit) = self.limit else { return self.write(text) };
         // A longer message would replace more than half of the file.
         let text = &*cut(text, limit / 2);
         let len = text.len() as u64;
         // The position is not stored: the child process that becomes the command writes to the same file.
-        let size = self.file.stream_position()?;
-        if size + len > limit {
-            self.make_room(size, limit, len, now)?;
+        let mut end = self.file.stream_position()?;
+        if end + len > limit {
+            end = self.make_room(end, limit, len, &heading())?;
         }
-        self.write(text)
+        self.write_or_undo(end, text)
+    }
+
+    /// Writes `text` at the end of the file, or nothing. A full file system may accept only a part, which is then
+    /// removed.
+    fn write_or_undo(&mut self, end: u64, text: &str) -> io::Result<()> {
+        self.write(text).inspect_err(|_| {
+            // If this fails too, the next line is appended to the part.
+            let undone = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+            drop(undone);
+        })
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
@@ -66,17 +81,17 @@ impl LogFile {
     }
 
     /// Removes the oldest 30 % of the file, or more if `len` bytes need more room. Also removes the lines that the new
-    /// first line overwrites.
-    fn make_room(&mut self, size: u64, limit: u64, len: u64, now: &str) -> io::Result<()> {
+    /// first line overwrites. Returns the new end.
+    fn make_room(&mut self, size: u64, limit: u64, len: u64, heading: &str) -> io::Result<u64> {
         let cut = (limit * 3 / 10).max((size + len).saturating_sub(limit)).next_multiple_of(BLOCK).min(size);
         let size = if cut < size && fallocate(&self.file, FallocateFlags::COLLAPSE_RANGE, 0, cut).is_ok() {
             size - cut
         } else {
             self.move_down(cut, size)?
         };
-        let size = self.write_title(size, now)?;
+        let size = self.write_heading(size, heading)?;
         self.file.set_len(size)?;
-        self.file.seek(SeekFrom::Start(size)).map(drop)
+        self.file.seek(SeekFrom::Start(size))
     }
 
     /// Moves the bytes from `from` to `end` to the start of the file. Returns the new end.
@@ -97,8 +112,8 @@ impl LogFile {
 
     /// Overwrites the start of the file with the first line, and pads this line to the end of an old line. `size` is
     /// the old end of the file. Returns the new end.
-    fn write_title(&self, size: u64, now: &str) -> io::Result<u64> {
-        let mut line = format!("{} - log truncated at {now}", self.title).into_bytes();
+    fn write_heading(&self, size: u64, heading: &str) -> io::Result<u64> {
+        let mut line = heading.as_bytes().to_vec();
         // A line is never longer than half of the limit: see `add`.
         let end = self.end_of_line(line.len() as u64, size)?;
         line.resize(end.unwrap_or(line.len() as u64) as usize, b' ');
