@@ -255,7 +255,7 @@ impl Account {
     /// Reports the flow's end, with the counted traffic.
     pub fn close(&mut self, how: How) {
         let counted = self.0.as_ref().map(|open| open.counted);
-        self.close_with(how, || counted);
+        self.close_with(how, counted);
     }
 
     /// Reports the flow's end. `requests` and `replies` are the numbers of bytes from the party that began the flow,
@@ -266,13 +266,12 @@ impl Account {
             Direction::Outbound => (requests, replies),
             Direction::Inbound => (replies, requests),
         };
-        self.close_with(how, || Some(Totals::bytes(sent, received)));
+        self.close_with(how, Some(Totals::bytes(sent, received)));
     }
 
     /// Reports the flow's end, with these totals.
-    pub fn close_with(&mut self, how: How, totals: impl FnOnce() -> Option<Totals>) {
+    pub(crate) fn close_with(&mut self, how: How, totals: Option<Totals>) {
         let Some(Open { flow, name, queue, .. }) = self.0.take().map(|open| *open) else { return };
-        let totals = totals();
         queue.borrow_mut().events.push(Event::End(End { flow, name, how, totals }));
     }
 }

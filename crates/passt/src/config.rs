@@ -36,8 +36,10 @@ pub struct Config {
     pub stats: Option<Duration>,
     /// `--log-file`.
     pub log_file: Option<PathBuf>,
-    /// `--log-size`, in bytes.
+    /// `--log-size`, in bytes: the limit of the log file, and of the flow log.
     pub log_size: u64,
+    /// `--flow-log`: a file with a line for each begin, end and refusal of a flow.
+    pub flow_log: Option<PathBuf>,
     /// `--runas`. `None`: the default rule of behaviour §10.2 applies.
     pub runas: Option<RunAs>,
     /// `--chroot-fallback` (behaviour §10.5).
@@ -146,6 +148,7 @@ impl Config {
             stats: None,
             log_file: None,
             log_size: DEFAULT_LOG_SIZE,
+            flow_log: None,
             runas: None,
             chroot_fallback: false,
             conf_path: None,

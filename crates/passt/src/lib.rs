@@ -67,6 +67,7 @@ pub mod config;
 mod control;
 mod errno;
 mod event;
+mod flow_log;
 mod forward;
 pub mod host;
 pub mod io;
@@ -132,7 +133,7 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     let (prepared, guest) = boot.prepare(config)?;
 
     let guest_side = GuestSide::open(config, &mut host.network, guest.namespace.as_ref())?;
-    let mut shard = start::event_loop(config, host.network, guest_side)?;
+    let mut shard = start::event_loop(config, host.network, host.flow_log, guest_side)?;
     let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
 
     let confined = prepared.confine(config, host.resolver.as_mut())?;

@@ -27,6 +27,7 @@ use crate::budgets::Budgets;
 use crate::budgets::ledger::{Class, Ledger};
 use crate::config::Config;
 use crate::event::Source;
+use crate::flow_log::FlowLog;
 use crate::forward::accept::{Accepted, Acceptors};
 use crate::forward::bypass::{Bypass, Client};
 use crate::forward::{Forwarder, Receivers, Rules};
@@ -76,6 +77,8 @@ pub(crate) struct Setup {
     pub(crate) control: Option<ControlSetup>,
     /// `--stats`: minimum time between two lines of counts on standard error.
     pub(crate) stats: Option<Duration>,
+    /// The flow log (`--flow-log`).
+    pub(crate) flow_log: Option<FlowLog>,
 }
 
 /// The parameters of the control socket.
@@ -107,6 +110,7 @@ pub(crate) struct Shard {
     control: Option<Control>,
     neighbourhood: Option<Neighbourhood>,
     stats: Option<Stats>,
+    flow_log: Option<FlowLog>,
     /// The work that the last round did not finish.
     pressure: Pressure,
     /// Whether the link may have more frames to receive.
@@ -128,6 +132,9 @@ impl Shard {
         let limits = setup.budgets.limits(idle, idle_stream);
         let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
         *stack.guard_mut() = setup.guard;
+        if let Some(log) = &setup.flow_log {
+            stack.guard_mut().report_to(log.events());
+        }
         let mut acceptors = Acceptors::new();
         // If the link has clients, the listeners are closed until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
@@ -148,6 +155,7 @@ impl Shard {
             control,
             neighbourhood: setup.neighbourhood,
             stats: setup.stats.map(Stats::new),
+            flow_log: setup.flow_log,
             pressure: Pressure::None,
             link_has_frames: false,
             glimpse: Box::new([0; _]),
@@ -173,9 +181,17 @@ impl Shard {
     /// Runs the event loop until the process must exit.
     pub(crate) fn run(
         mut self,
-        mut lifetime: Lifetime,
+        lifetime: Lifetime,
         resolvers: Option<Resolvers<'_>>,
     ) -> anyhow::Result<Exit> {
+        let exit = self.serve(lifetime, resolvers);
+        self.stack.report_exit();
+        self.bypass.report_exit();
+        self.write_flows(self.now());
+        exit
+    }
+
+    fn serve(&mut self, mut lifetime: Lifetime, resolvers: Option<Resolvers<'_>>) -> anyhow::Result<Exit> {
         self.watch_all(&lifetime, resolvers.as_ref())?;
         let change = self.link.watch(self.sockets.epoll())?;
         self.on_link_change(change, self.now());
@@ -206,7 +222,15 @@ impl Shard {
             if let Some(exit) = self.finish_round(now)? {
                 return Ok(exit);
             }
+            self.write_flows(now);
             self.show_stats(now);
+        }
+    }
+
+    /// Writes what happened to flows in this round to the flow log.
+    fn write_flows(&mut self, now: Instant) {
+        if let Some(log) = &mut self.flow_log {
+            log.write(now);
         }
     }
 

@@ -412,7 +412,8 @@ impl TcpSocket for Stream {
 
     fn totals(&mut self) -> Option<Totals> {
         let state = self.0.borrow();
-        Some(Totals::bytes(state.sent, state.received))
+        // As in Linux, the end of the peer's stream counts as a byte.
+        Some(Totals::bytes(state.sent, state.received + u64::from(state.ended)))
     }
 
     fn peer_traffic_class(&mut self) -> Option<u8> {

@@ -158,8 +158,8 @@ pub trait TcpSocket {
         None
     }
 
-    /// The traffic of the socket: to its peer (sent) and from its peer (received). None if it is not known. This
-    /// function is called once, before the socket is closed.
+    /// The traffic of the socket: to its peer (sent) and from its peer (received). The end of a stream may count as a
+    /// byte. None if it is not known. This function is called once, before the socket is closed.
     fn totals(&mut self) -> Option<Totals> {
         None
     }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    events::{Account, How},
+    events::Account,
     first_bytes::HostName,
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
@@ -344,12 +344,6 @@ impl<W: World> Connection<W> {
         self.readable = true;
         self.error = self.error.or(Some(errno));
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
-    }
-
-    /// Reports the end of the connection.
-    pub(super) fn report_end(&mut self, how: How) {
-        let Self { account, socket, .. } = self;
-        account.close_with(how, || socket.totals());
     }
 
     /// Sends the segments that are due, and then sets the deadline.

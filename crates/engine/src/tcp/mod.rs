@@ -20,6 +20,7 @@ mod rto;
 mod send;
 mod service;
 mod socket;
+mod totals;
 mod turns;
 
 use alloc::{boxed::Box, collections::VecDeque, vec::Vec};

@@ -40,6 +40,8 @@ pub(super) enum AckDue {
 pub(super) struct Receiver {
     /// The next expected sequence number. All bytes before it are in the socket or ready in the queue.
     pub(super) next: Seq,
+    /// Sequence number of the first byte of the stream.
+    start: Seq,
     /// Right edge of the advertised window; it never moves left.
     edge: Seq,
     /// The acknowledgment number that was sent last.
@@ -69,6 +71,7 @@ impl Receiver {
     pub(super) fn new(next: Seq, scale: u8) -> Self {
         Self {
             next,
+            start: next,
             edge: next + 0xffff,
             acked: next,
             scale,
@@ -431,6 +434,11 @@ impl Receiver {
             Gate::Turns { .. } => self.ready_len() == 0,
             Gate::Full | Gate::Held { .. } => false,
         }
+    }
+
+    /// Number of bytes that the socket has accepted, modulo 2^32.
+    pub(super) fn accepted(&self) -> u32 {
+        (self.next - self.start).wrapping_sub(self.ready_len()).wrapping_sub(self.finished.into())
     }
 
     fn ready_len(&self) -> u32 {

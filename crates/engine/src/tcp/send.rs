@@ -52,6 +52,8 @@ pub(super) struct Sender {
     max: Seq,
     /// Sequence number of the oldest byte in the socket.
     base: Seq,
+    /// Sequence number of the first byte of the stream.
+    start: Seq,
     /// The guest's window in bytes, and the sequence and acknowledgment number of the segment that advertised it.
     window: u32,
     window_seq: Seq,
@@ -86,6 +88,7 @@ impl Sender {
             next: iss,
             max: iss,
             base: iss + 1,
+            start: iss + 1,
             window: 0,
             window_seq: Seq(0),
             window_ack: iss,
@@ -445,6 +448,11 @@ impl Sender {
     /// segment, since the pointer would be wrong in further segments.
     fn most_at(&self, seq: Seq, largest_segment: u16) -> u32 {
         if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
+    }
+
+    /// Number of bytes that the guest has acknowledged, modulo 2^32. Minus one before it has acknowledged the SYN.
+    pub(super) fn acknowledged(&self) -> u32 {
+        self.fin.map_or(self.una, |fin| fin.min(self.una)) - self.start
     }
 
     /// Number of acknowledged bytes that the socket still has. They are discarded at once, since even a few bytes may

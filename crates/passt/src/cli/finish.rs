@@ -98,6 +98,7 @@ impl Args {
         self.copying()?;
         self.implied();
         self.guard()?;
+        self.logs()?;
         match self.config.mode {
             Mode::Pasta => self.target(operands)?,
             Mode::Passt => {
@@ -130,6 +131,16 @@ impl Args {
             );
         }
         Ok(())
+    }
+
+    fn logs(&self) -> Result<(), String> {
+        let Config { log_file, flow_log, .. } = &self.config;
+        match flow_log {
+            Some(path) if *flow_log == *log_file => {
+                Err(format!("--flow-log and --log-file can't be the same file: {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Length 0 is treated as no length: a network of all addresses would be an on-link default route.

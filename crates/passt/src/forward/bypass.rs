@@ -72,6 +72,11 @@ impl Bypass {
         self.dialer = Some(Dialer { opener, batch, v4: Supply::default(), v6: Supply::default() });
     }
 
+    /// Reports the end of all connections, because the program ends.
+    pub(crate) fn report_exit(&mut self) {
+        self.flows.report_exit();
+    }
+
     /// The bypassed connections.
     pub(crate) const fn flows(&self) -> &engine::splice::Bypass<Pair> {
         &self.flows

@@ -12,6 +12,7 @@ use super::policy;
 use crate::budgets::listeners_at_start;
 use crate::budgets::resources::Resources;
 use crate::config::{self, Config, GuestLink, Mode};
+use crate::flow_log::FlowLog;
 use crate::forward::listen::{Listener, Opening};
 use crate::host::{Facts, Neighbourhood, OwnAddresses, Watch};
 use crate::io::outbound::Outbound;
@@ -27,6 +28,8 @@ use crate::process::pid_file::PidFile;
 pub(crate) struct HostSide {
     /// The PID file. It is written later.
     pub(crate) pid_file: Option<PidFile>,
+    /// The flow log (`--flow-log`).
+    pub(crate) flow_log: Option<FlowLog>,
     /// Watches resolv.conf, if a setting depends on the file.
     pub(crate) resolver: Option<Watch>,
     /// The parts that the event loop needs.
@@ -69,6 +72,8 @@ impl HostSide {
         if let Some(path) = &config.log_file {
             logging::open_file(path, config.log_size)?;
         }
+        let create = |path| FlowLog::create(path, config.log_size, config.mode.name());
+        let flow_log = config.flow_log.as_deref().map(create).transpose()?;
         config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let facts = Facts::gather().context("can't find out about the host's network")?;
         let plan = plan::plan(config, &facts)?;
@@ -77,6 +82,7 @@ impl HostSide {
         Ok(Self {
             pid_file: config.pid_file.as_deref().map(PidFile::create).transpose()?,
             resolver: if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None },
+            flow_log,
             network: Network::open(config, plan, &facts, guest_socket)?,
         })
     }

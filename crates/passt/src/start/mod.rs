@@ -9,6 +9,7 @@ use engine::forward::Policy;
 
 use crate::budgets::{Budgets, Needs};
 use crate::config::Config;
+use crate::flow_log::FlowLog;
 use crate::forward::Rules;
 use crate::shard::{ControlSetup, Setup, Shard};
 pub(crate) use guest_side::GuestSide;
@@ -18,7 +19,12 @@ pub(crate) use host_side::{HostSide, Network};
 ///
 /// # Errors
 /// The kernel refuses to create a descriptor.
-pub(crate) fn event_loop(config: &Config, mut network: Network, guest: GuestSide) -> anyhow::Result<Shard> {
+pub(crate) fn event_loop(
+    config: &Config,
+    mut network: Network,
+    flow_log: Option<FlowLog>,
+    guest: GuestSide,
+) -> anyhow::Result<Shard> {
     let lacks = guest.interface.as_ref().map_or([false; 2], |on| [on.no_ipv4, on.no_ipv6]);
     let enabled = network.plan.without(lacks, config.enabled());
     let needs = Needs {
@@ -62,5 +68,6 @@ pub(crate) fn event_loop(config: &Config, mut network: Network, guest: GuestSide
         neighbourhood,
         control: network.control.map(|listener| ControlSetup { listener, enabled }),
         stats: config.stats,
+        flow_log,
     })
 }

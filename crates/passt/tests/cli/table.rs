@@ -140,7 +140,7 @@ fn argument_for(opt: &Opt) -> &'static str {
         "policy-ech" => "deny",
         "search" | "hostname" | "fqdn" => "guest.example",
         "log-file" | "pid" | "pcap" | "conf-path" | "socket" | "repair-path" | "nsrun-dir" | "userns"
-        | "policy" => "/dir/x",
+        | "policy" | "flow-log" => "/dir/x",
         other => panic!("no argument for --{other}"),
     }
 }

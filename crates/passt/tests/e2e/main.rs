@@ -19,6 +19,7 @@ mod bulk;
 mod checksums;
 mod dns;
 mod flood;
+mod flow_log;
 mod fragments;
 mod guard;
 mod harness;

@@ -37,8 +37,15 @@ pub(super) const OPTIONS: &[Opt] = &[
         &["log-size"],
         "BYTES",
         log_size,
-        "Largest size of the log file; the oldest lines are\nremoved first\ndefault: 1048576; at least 40960",
+        "Largest size of the log file, and of the flow log;\nthe oldest lines are removed first\ndefault: 1048576; at least 40960",
     ),
+    value(
+        &["flow-log"],
+        "PATH",
+        flow_log,
+        "Write flows that begin, end or are refused to this\nfile, as a line of JSON for each",
+    )
+    .extension(),
     value(&["pid"], "PATH", pid_file, "Write the process ID to this file").short('P'),
     value(&["pcap"], "PATH", pcap, "Capture the guest's traffic to this file").short('p'),
     value(
@@ -85,6 +92,11 @@ fn stats(args: &mut Args, value: &OsStr) -> Result<(), String> {
 
 fn log_file(args: &mut Args, value: &OsStr) -> Result<(), String> {
     args.config.log_file = Some(path(value, "log file")?);
+    Ok(())
+}
+
+fn flow_log(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    args.config.flow_log = Some(path(value, "flow log")?);
     Ok(())
 }
 

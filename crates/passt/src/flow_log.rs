@@ -1,0 +1,91 @@
+//! The flow log (`--flow-log`): a line of JSON for each begin, end and refusal of a flow (docs/flow-log.md).
+//!
+//! The engine reports events to a queue. The event loop writes the events of a round at the end of the round. The file
+//! is opened at the start, and works after the root directory was replaced.
+
+mod line;
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use engine::events::Events;
+use engine::share::Notice;
+use engine::timer::Instant;
+
+use crate::capped_file::CappedFile;
+use line::Line;
+
+/// Number of bytes after which lines are written. Together with another line, which is shorter than 12 KiB, they are
+/// less than half of the minimum limit of the file's size. More would be cut.
+const CHUNK: usize = 4 << 10;
+
+/// The file, and the queue of the events that will be written.
+pub(crate) struct FlowLog {
+    file: CappedFile,
+    program: &'static str,
+    events: Events,
+    notice: Notice,
+}
+
+impl FlowLog {
+    /// Creates the file, which never exceeds `limit` bytes. `program` is the name in the first line.
+    ///
+    /// # Errors
+    /// The file can't be created or written.
+    pub(crate) fn create(path: &Path, limit: u64, program: &'static str) -> anyhow::Result<Self> {
+        let file = CappedFile::create(path, &heading(program, false), limit)
+            .with_context(|| format!("can't open flow log {} (--flow-log)", path.display()))?;
+        Ok(Self { file, program, events: Events::new(), notice: Notice::default() })
+    }
+
+    /// The handle of the queue.
+    pub(crate) fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// Writes the events of the round that began at `now`.
+    pub(crate) fn write(&mut self, now: Instant) {
+        let events = self.events.take();
+        if events.is_empty() {
+            return;
+        }
+        let time = since_epoch();
+        let mut text = String::new();
+        for event in &events {
+            Line::of(event, time, now).add_to(&mut text);
+            if text.len() >= CHUNK {
+                self.flush(&mut text, now);
+            }
+        }
+        self.flush(&mut text, now);
+    }
+
+    /// Writes the lines of `text`, and removes them from it.
+    fn flush(&mut self, text: &mut String, now: Instant) {
+        let added = self.file.add(text, || heading(self.program, true));
+        text.clear();
+        if let Err(error) = added
+            && self.notice.is_due(now)
+        {
+            log::warn!("can't write the flow log, lines are lost: {error}");
+        }
+    }
+}
+
+/// The first line, without its end. `truncated`: older lines were removed.
+fn heading(program: &'static str, truncated: bool) -> String {
+    let mut text = String::new();
+    Line::heading(program, truncated, since_epoch()).add_to(&mut text);
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// The time in seconds since 1970 (UTC), with microseconds.
+fn since_epoch() -> f64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_micros() as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests;

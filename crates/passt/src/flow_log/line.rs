@@ -1,0 +1,221 @@
+//! One line of the flow log. docs/flow-log.md describes the fields.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use engine::events::{Basis, End, Event, Flow, How, Refusal, Refused};
+use engine::flow::{Endpoints, Protocol};
+use engine::forward::spec::Direction;
+use engine::timer::Instant;
+use serde::Serialize;
+
+/// Longest text of a rule or reason, in bytes. A rule with many ports may be longer.
+const MAX_TEXT: usize = 1000;
+
+/// The fields of a line, in order. A field that is `None` is left out.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Line<'a> {
+    time: f64,
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flow: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protocol: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direction: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bypass: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    echo_id: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    translated: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    translated_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    names: &'a [Box<str>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    how: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_received: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packets_sent: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packets_received: Option<u64>,
+}
+
+impl<'a> Line<'a> {
+    /// The first line of the file.
+    pub(super) fn heading(program: &'static str, truncated: bool, time: f64) -> Self {
+        Self {
+            time,
+            event: "log",
+            program: Some(program),
+            version: Some(env!("CARGO_PKG_VERSION")),
+            truncated: truncated.then_some(true),
+            ..Self::default()
+        }
+    }
+
+    /// The line of an event at `time`, in seconds since 1970. On the engine's clock it is `now`.
+    pub(super) fn of(event: &'a Event, time: f64, now: Instant) -> Self {
+        let line = match event {
+            Event::Begin(flow) => Self { event: "begin", ..Self::of_flow(flow) },
+            Event::End(end) => Self::of_end(end, now),
+            Event::Refusal(refusal) => Self::of_refusal(refusal),
+        };
+        Self { time, ..line }
+    }
+
+    /// Appends the line, with its end.
+    pub(super) fn add_to(&self, text: &mut String) {
+        // Maps with keys that are no strings fail, and a line has none.
+        text.push_str(&serde_json::to_string(self).unwrap_or_default());
+        text.push('\n');
+    }
+
+    fn of_flow(flow: &'a Flow) -> Self {
+        let start = &flow.start;
+        let direction = match start.direction {
+            Direction::Inbound => "inbound",
+            Direction::Outbound => "outbound",
+        };
+        Self {
+            flow: Some(flow.number),
+            direction: Some(direction),
+            bypass: start.bypasses.then_some(true),
+            ..Self::default()
+        }
+        .between(start.protocol, start.ends)
+        .translated_to(start.peer.filter(|peer| !is_same(*peer, start.ends.remote)))
+        .because_of(&flow.basis)
+    }
+
+    fn of_end(end: &'a End, now: Instant) -> Self {
+        let (how, errno) = match end.how {
+            How::Closed => ("closed", None),
+            How::GuestReset => ("reset-by-guest", None),
+            How::Reset => ("reset", None),
+            How::Failed(errno) => ("failed", Some(errno.0)),
+            How::Aborted => ("aborted", None),
+            How::Refused => ("refused", None),
+            How::Forbidden => ("forbidden", None),
+            How::Idle => ("idle", None),
+            How::Displaced => ("displaced", None),
+            How::Exit => ("exit", None),
+        };
+        let (sent, received) = end.totals.map(|totals| (totals.sent, totals.received)).unzip();
+        Self {
+            event: "end",
+            name: end.name.as_deref(),
+            how: Some(how),
+            errno,
+            seconds: Some(seconds(now.since(end.flow.begun))),
+            bytes_sent: sent.map(|sent| sent.bytes),
+            bytes_received: received.map(|received| received.bytes),
+            packets_sent: sent.and_then(|sent| sent.packets),
+            packets_received: received.and_then(|received| received.packets),
+            ..Self::of_flow(&end.flow)
+        }
+    }
+
+    fn of_refusal(refusal: &'a Refusal) -> Self {
+        let line = Self {
+            event: "refusal",
+            audit: refusal.audit.then_some(true),
+            direction: Some("outbound"),
+            ..Self::default()
+        };
+        let line = match &refusal.what {
+            Refused::Flow { protocol, ends } => {
+                Self { refused: Some("flow"), ..line }.between(*protocol, *ends)
+            }
+            Refused::FirstBytes { protocol, ends, claimed } => {
+                let name = claimed.as_deref().ok();
+                let reason = claimed.as_ref().err().map(|reason| shortened(reason));
+                Self { refused: Some("first-bytes"), name, reason, ..line }.between(*protocol, *ends)
+            }
+            Refused::Question { client, name, kind, answered } => Self {
+                refused: Some(if *answered { "answer" } else { "question" }),
+                protocol: Some("dns"),
+                guest: Some(client.ip().to_canonical()),
+                guest_port: Some(client.port()),
+                name: Some(name),
+                kind: Some(kind),
+                ..line
+            },
+        };
+        line.because_of(&refusal.basis)
+    }
+
+    fn between(self, protocol: Protocol, ends: Endpoints) -> Self {
+        let Endpoints { guest, remote } = ends;
+        let word = Protocol::ALL.iter().find(|(_, known)| *known == protocol).map(|(word, _)| *word);
+        let (id, ports) = match protocol {
+            Protocol::Icmp => (Some(guest.port()), None),
+            Protocol::Tcp | Protocol::Udp => (None, Some((guest.port(), remote.port()))),
+        };
+        let (guest_port, peer_port) = ports.unzip();
+        // A dual-stack socket has IPv4-mapped addresses.
+        let (guest, peer) = (Some(guest.ip().to_canonical()), Some(remote.ip().to_canonical()));
+        Self { protocol: word, guest, guest_port, echo_id: id, peer, peer_port, ..self }
+    }
+
+    fn translated_to(self, peer: Option<SocketAddr>) -> Self {
+        let translated_port = peer.map(|peer| peer.port()).filter(|_| self.peer_port.is_some());
+        Self { translated: peer.map(|peer| peer.ip().to_canonical()), translated_port, ..self }
+    }
+
+    fn because_of(self, basis: &'a Basis) -> Self {
+        Self { rule: basis.rule.as_deref().map(shortened), names: &basis.names, ..self }
+    }
+}
+
+/// Whether two addresses are the same, without the scope of an IPv6 address.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    (one.ip().to_canonical(), one.port()) == (other.ip().to_canonical(), other.port())
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e6
+}
+
+/// A text of at most [`MAX_TEXT`] bytes. A longer one is cut, and ends with an ellipsis.
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_TEXT {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}…", &text[..text.floor_char_boundary(MAX_TEXT)]))
+}
