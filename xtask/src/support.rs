@@ -62,6 +62,7 @@ fn argument(opt: &Opt) -> Option<&'static str> {
             "NAME" => "name",
             "WHAT" => "metadata",
             "CHECK" => "address",
+            "RATES" => "out=20M,in=100M",
             "allow|deny" => "deny",
             _ => "/path",
         }),

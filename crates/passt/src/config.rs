@@ -15,6 +15,7 @@ use std::{
 use engine::first_bytes::Ech;
 use engine::forward::{Bypass, Enabled, IfName, Table};
 use engine::policy::Rule;
+use engine::rate_limit::Rate;
 use wire::ethernet::Mac;
 
 /// The MTU if `--mtu` is not given (behaviour §2.2): the maximum 802.3 payload length that is a multiple of four.
@@ -104,6 +105,9 @@ pub struct Config {
     /// `--policy-ech`: how the check of first bytes treats a ClientHello with an encrypted part.
     pub policy_ech: Ech,
 
+    /// `--limit`: bits per second that the guest may send and receive.
+    pub limit: Limit,
+
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
     pub freebind: bool,
     /// Whether loopback connections bypass the link (behaviour §5.3.3).
@@ -123,6 +127,15 @@ pub struct Config {
 
     /// Warnings to log when logging has started. The parser itself prints nothing.
     pub warnings: Vec<String>,
+}
+
+/// Limits of the guest's rate. None: a direction is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// From the guest.
+    pub outbound: Option<Rate>,
+    /// To the guest.
+    pub inbound: Option<Rate>,
 }
 
 /// The checks of rules by name (docs/guard.md).
@@ -178,6 +191,7 @@ impl Config {
             policy_audit: false,
             policy_names: NameCheck::default(),
             policy_ech: Ech::default(),
+            limit: Limit::default(),
             freebind: false,
             splice: if mode == Mode::Passt { Bypass::Never } else { Bypass::Local },
             host_lo_to_ns_lo: false,

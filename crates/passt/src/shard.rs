@@ -17,6 +17,7 @@ use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
 use engine::guard::Guard;
 use engine::pressure::Pressure;
+use engine::rate_limit::RateLimit;
 use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
@@ -59,6 +60,8 @@ pub(crate) struct Setup {
     pub(crate) guest: Guest,
     /// The rules about which flows the guest may begin.
     pub(crate) guard: Guard,
+    /// How much the guest may send and receive.
+    pub(crate) rate_limit: RateLimit,
     /// The rules about which connections bypass the link.
     pub(crate) policy: Policy,
     /// How outbound sockets are bound.
@@ -125,7 +128,7 @@ impl Shard {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("can't create an epoll set")?;
         let epoll = Rc::new(epoll);
         let ledger = Ledger::new(&setup.budgets);
-        let bypass = Bypass::new(epoll.clone(), &setup.budgets, ledger.clone());
+        let mut bypass = Bypass::new(epoll.clone(), &setup.budgets, ledger.clone());
         let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources, ledger);
         sockets.join_at(setup.groups);
         let (idle, idle_stream) = io::udp::timeouts();
@@ -135,6 +138,8 @@ impl Shard {
         if let Some(log) = &setup.flow_log {
             stack.guard_mut().report_to(log.events());
         }
+        *stack.rate_limit_mut() = setup.rate_limit;
+        bypass.limit(stack.rate_limit_mut());
         let mut acceptors = Acceptors::new();
         // If the link has clients, the listeners are closed until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
@@ -368,7 +373,7 @@ impl Shard {
             self.on_control_deadline(now);
         }
         self.link.on_deadline(now, self.sockets.epoll());
-        self.bypass.finish_round(now);
+        self.bypass.finish_round(self.stack.rate_limit_mut(), now);
         self.pressure = self.round(now).finish();
         let full = self.pressure == Pressure::LinkFull;
         let change = self.link.finish_round(full, self.sockets.epoll())?;

@@ -12,13 +12,13 @@ pub struct Rate(u64);
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum InvalidRate {
     /// It is not a number.
-    #[error("not a number of bits a second, such as 500k, 20M or 1.5G")]
+    #[error("not a number of bits per second, such as 500k, 20M or 1.5G")]
     NotANumber,
     /// It is below the minimum.
-    #[error("less than {}, in bits a second; is a suffix k, M or G missing?", Rate::MIN)]
+    #[error("less than {}, in bits per second; is a suffix k, M or G missing?", Rate::MIN)]
     TooLow,
     /// It is above the maximum.
-    #[error("more than {}, in bits a second", Rate::MAX)]
+    #[error("more than {}, in bits per second", Rate::MAX)]
     TooHigh,
 }
 

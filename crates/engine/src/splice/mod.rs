@@ -7,13 +7,18 @@
 mod relay;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use alloc::collections::VecDeque;
 
-use self::relay::{Next, Relay};
+use self::{
+    relay::{Next, Relay},
+    turns::Waiting,
+};
 use crate::{
     events::{Account, How},
     flow::{FlowId, Kind, Slots},
+    forward::spec::Direction,
     host::{Readiness, SocketError},
     timer::{Deadline, Instant, Timers},
 };
@@ -55,15 +60,20 @@ pub struct Taken {
 /// Readiness is edge-triggered: each change is reported once. Readiness to send is reported only after a send has
 /// returned [`SocketError::WouldBlock`].
 pub trait Conduit {
+    /// The direction of the bytes that the socket of a side receives.
+    fn direction(&self, from: Side) -> Direction;
+
     /// Takes received bytes from the socket `from`. The buffer of this direction must be empty. The next call must be
     /// `give`, before another conduit takes bytes.
+    ///
+    /// At most `at_most` bytes are taken, which is not zero.
     ///
     /// With `urgent`, there may be an urgent byte among the received bytes. Then the taken bytes end before the urgent
     /// byte, or consist of the urgent byte alone. `give` sends it as an urgent byte.
     ///
     /// # Errors
     /// See [`SocketError`]. [`SocketError::WouldBlock`] means that there are no received bytes.
-    fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError>;
+    fn take(&mut self, from: Side, urgent: bool, at_most: usize) -> Result<Taken, SocketError>;
 
     /// Sends the bytes that were taken from `from` to the other socket. Returns how many bytes were sent, at least one.
     /// The other bytes stay in the buffer.
@@ -102,6 +112,8 @@ pub struct Bypass<C> {
     relays: Slots<Entry<C>>,
     /// Connections that have more bytes to move, but have used their turn.
     runnable: VecDeque<FlowId>,
+    /// Sides whose bytes wait for tokens.
+    waiting: Waiting,
     timers: Timers<FlowId>,
     /// Counts since the start.
     pub counters: Counters,
@@ -111,6 +123,8 @@ pub struct Bypass<C> {
 struct Entry<C> {
     relay: Relay<C>,
     runnable: bool,
+    /// Whether each side is on a list of those that wait for tokens.
+    awaits_turn: [bool; 2],
     deadline: Deadline,
     /// Reports the end of the connection.
     account: Account,
@@ -130,6 +144,7 @@ impl<C: Conduit> Bypass<C> {
         Self {
             relays: Slots::new(Kind::Splice, limit),
             runnable: VecDeque::new(),
+            waiting: Waiting::default(),
             timers: Timers::default(),
             counters: Counters::default(),
         }
@@ -153,7 +168,10 @@ impl<C: Conduit> Bypass<C> {
     /// # Errors
     /// Returns the sockets, if the limit is reached.
     pub fn insert(&mut self, conduit: C, account: Account) -> Result<FlowId, C> {
-        let entry = Entry { relay: Relay::new(conduit), runnable: false, deadline: Deadline::NONE, account };
+        let limited = Side::ALL.map(|side| self.waiting.is_limited(conduit.direction(side)));
+        let relay = Relay::new(conduit, limited);
+        let entry =
+            Entry { relay, runnable: false, awaits_turn: [false; 2], deadline: Deadline::NONE, account };
         let id = self.relays.insert(entry).map_err(|mut entry| {
             entry.report_end(How::Displaced);
             entry.relay.into_conduit()
@@ -231,7 +249,9 @@ impl<C: Conduit> Bypass<C> {
     /// Runs one step of one connection, and handles the result.
     fn step(&mut self, id: FlowId, now: Instant, step: impl FnOnce(&mut Relay<C>) -> Next) {
         let Some(entry) = self.relays.get_mut(id) else { return };
-        match step(&mut entry.relay) {
+        let next = step(&mut entry.relay);
+        self.waiting.note(id, entry);
+        match next {
             Next::Wait => {}
             Next::Run if entry.runnable => {}
             Next::Run => {

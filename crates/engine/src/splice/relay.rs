@@ -77,6 +77,8 @@ struct End {
     ended: bool,
     /// Whether the sending half of the socket's stream was ended.
     shut: bool,
+    /// Number of bytes that may be taken in this turn, if the rate of this direction is limited. Otherwise none.
+    granted: Option<u32>,
 }
 
 impl End {
@@ -87,10 +89,13 @@ impl End {
 }
 
 impl<C: Conduit> Relay<C> {
-    pub(super) fn new(conduit: C) -> Self {
+    /// `limited` says from which sides bytes are taken in turns only.
+    pub(super) fn new(conduit: C, limited: [bool; 2]) -> Self {
+        let [accepted, connected] =
+            limited.map(|limited| End { granted: limited.then_some(0), ..End::default() });
         // The accepted socket may already have received bytes, and can send.
-        let accepted = End { readable: true, urgent: true, writable: true, ..End::default() };
-        Self { conduit, phase: Phase::Connecting, ends: [accepted, End::default()] }
+        let accepted = End { readable: true, urgent: true, writable: true, ..accepted };
+        Self { conduit, phase: Phase::Connecting, ends: [accepted, connected] }
     }
 
     pub(super) const fn conduit(&mut self) -> &mut C {
@@ -141,6 +146,26 @@ impl<C: Conduit> Relay<C> {
         if turns_over.contains(&true) { Next::Run } else { Next::Wait }
     }
 
+    /// Whether bytes of a side whose rate is limited may be moved, and wait for nothing but their turn.
+    pub(super) fn wants_turn(&self, from: Side) -> bool {
+        let (source, sink) = (&self.ends[from as usize], &self.ends[from.other() as usize]);
+        source.granted.is_some()
+            && self.phase == Phase::Open
+            && !source.ended
+            && source.readable
+            && source.buffered == 0
+            && sink.writable
+            && !sink.failed
+    }
+
+    /// Moves at most `granted` bytes from one side to the other. Returns also how many were taken.
+    pub(super) fn take_turn(&mut self, from: Side, granted: u32) -> (Next, u32) {
+        self.ends[from as usize].granted = Some(granted);
+        let next = self.proceed();
+        let left = self.ends[from as usize].granted.replace(0);
+        (next, granted - left.unwrap_or(0))
+    }
+
     /// Moves bytes from one side to the other. Returns true if the turn has ended and there are more bytes to move.
     fn carry(&mut self, from: Side) -> bool {
         for _ in 0..TURN {
@@ -149,12 +174,14 @@ impl<C: Conduit> Relay<C> {
             }
             let [source, sink] = pair(&mut self.ends, from);
             // Bytes are taken only if they can probably be sent.
-            if source.ended || !source.readable || !sink.writable {
+            if source.ended || !source.readable || !sink.writable || source.granted == Some(0) {
                 return false;
             }
-            match self.conduit.take(from, source.urgent) {
+            let at_most = source.granted.map_or(usize::MAX, |granted| granted as usize);
+            match self.conduit.take(from, source.urgent, at_most) {
                 Ok(Taken { len: 0, .. }) => source.ended = true,
                 Ok(Taken { len, more }) => {
+                    source.granted = source.granted.map(|granted| granted.saturating_sub(len as u32));
                     source.buffered = len;
                     source.readable = more || source.urgent || source.read_closed;
                 }
@@ -166,7 +193,9 @@ impl<C: Conduit> Relay<C> {
                 Err(SocketError::Failed(_)) => (source.ended, source.failed) = (true, true),
             }
         }
-        self.give(from) && self.ends[from as usize].readable
+        let given = self.give(from);
+        let source = &self.ends[from as usize];
+        given && source.readable && source.granted != Some(0)
     }
 
     /// Sends the buffered bytes of one side, then the end of its stream. Returns false if bytes are left, or can't be

@@ -2,6 +2,8 @@
 
 use alloc::{collections::VecDeque, vec::Vec};
 
+use core::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -10,6 +12,7 @@ use crate::{
     forward::spec::Direction,
     guard::Guard,
     host::{Errno, Readiness, SocketError, Totals},
+    rate_limit::RateLimit,
     testkit::journal::Journal,
 };
 
@@ -98,7 +101,14 @@ impl Handle {
 }
 
 impl Conduit for Sockets {
-    fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
+    fn direction(&self, from: Side) -> Direction {
+        match from {
+            A => Direction::Outbound,
+            B => Direction::Inbound,
+        }
+    }
+
+    fn take(&mut self, from: Side, urgent: bool, at_most: usize) -> Result<Taken, SocketError> {
         self.0.with(|world| {
             assert_eq!(world.pending, None, "other bytes were taken before these were given");
             assert!(world.buffered[from as usize].is_empty());
@@ -110,13 +120,15 @@ impl Conduit for Sockets {
                 Some(0) => panic!("the urgent byte is taken for another"),
                 Some(mark) => mark,
             };
-            let len = len.min(world.most);
+            assert!(at_most > 0);
+            let most = world.most.min(at_most);
+            let len = len.min(most);
             if len > 0 {
                 world.buffered[from as usize].extend(socket.received.drain(..len));
                 world.buffered_urgent[from as usize] = socket.mark == Some(0);
                 world.pending = Some(from);
                 socket.mark = socket.mark.and_then(|mark| mark.checked_sub(len));
-                socket.was_full = len == world.most;
+                socket.was_full = len == most;
                 socket.starved = !socket.was_full;
                 return Ok(Taken { len, more: socket.was_full });
             }
@@ -198,6 +210,7 @@ enum Act {
 /// A connection: the relay, its virtual sockets, and what the peers have sent.
 struct Case {
     bypass: Bypass<Sockets>,
+    limit: RateLimit,
     id: FlowId,
     world: Handle,
     /// The bytes that each peer has sent.
@@ -210,15 +223,17 @@ struct Case {
 
 impl Case {
     fn new(room: usize, most: usize) -> Self {
-        Self::with(room, most, Account::NONE)
+        Self::with(room, most, Account::NONE, RateLimit::default())
     }
 
-    fn with(room: usize, most: usize, account: Account) -> Self {
+    fn with(room: usize, most: usize, account: Account, limit: RateLimit) -> Self {
         let world = Handle::new(room, most);
         let mut bypass = Bypass::new(10);
+        bypass.limit(&limit);
         let id = bypass.insert(Sockets(world.clone()), account).unwrap();
         let mut case = Self {
             bypass,
+            limit,
             id,
             world,
             wrote: Default::default(),
@@ -316,6 +331,7 @@ impl Case {
             }
         }
         self.bypass.run(self.now);
+        self.bypass.take_turns(&mut self.limit, self.now);
     }
 
     /// Runs until nothing more happens, with peers that read.
@@ -335,13 +351,17 @@ impl Case {
                 self.now = self.now.max(due);
                 self.bypass.on_deadlines(self.now);
             }
+            if let Some(due) = self.limit.next() {
+                self.now = self.now.max(due);
+            }
             let after = self.world.with(|world| {
                 (
                     world.sockets.each_ref().map(|socket| (socket.read.len(), socket.received.len())),
                     world.edges(),
                 )
             });
-            if before == after && !self.bypass.has_runnable() && self.bypass.next_deadline().is_none() {
+            let next = self.bypass.next_deadline().or(self.limit.next());
+            if before == after && !self.bypass.has_runnable() && next.is_none() {
                 assert!(!self.world.with(|world| world.overtaken));
                 return;
             }
@@ -404,7 +424,7 @@ fn an_end_has_the_bytes_of_both_directions() {
         let at = "127.0.0.1:80".parse().unwrap();
         let ends = Endpoints { guest: at, remote: at };
         let account = guard.begin_bypass(Protocol::Tcp, direction, ends, Instant::default());
-        let mut case = Case::with(10, 3, account);
+        let mut case = Case::with(10, 3, account, RateLimit::default());
         case.act(Act::Send(A, 100));
         case.act(Act::Send(B, 50));
         case.settle();
@@ -519,6 +539,63 @@ fn a_blocked_receiver_costs_no_calls_r83() {
     assert_eq!(case.read(B), case.wrote[A as usize]);
 }
 
+fn limit(rate: &str) -> RateLimit {
+    RateLimit::new(Some(rate.parse().unwrap()), None, Instant::default())
+}
+
+/// docs/design/rate-limit.md: connections share the rate, and one that fails does not keep its part.
+#[test]
+fn connections_share_a_limited_rate() {
+    let mut limit = limit("1M");
+    let mut bypass = Bypass::new(10);
+    bypass.limit(&limit);
+    let worlds = [(); 3].map(|()| Handle::new(usize::MAX, 5000));
+    let ids = worlds.each_ref().map(|world| bypass.insert(Sockets(world.clone()), Account::NONE).unwrap());
+    let mut now = Instant::default();
+    for id in ids {
+        let writable = Readiness { writable: true, ..Readiness::default() };
+        bypass.on_readiness(id, B, writable, now);
+    }
+    let mut moved = |from: usize, bypass: &mut Bypass<Sockets>| {
+        let worlds = &worlds[from..];
+        let end = now + Duration::from_secs(10);
+        while now < end {
+            for (world, &id) in worlds.iter().zip(&ids[from..]) {
+                world.with(|world| {
+                    let missing = 20_000 - world.sockets[A as usize].received.len();
+                    world.sockets[A as usize].received.extend(core::iter::repeat_n(7, missing));
+                });
+                bypass.on_readiness(id, A, Readiness { readable: true, ..Readiness::default() }, now);
+            }
+            bypass.run(now);
+            bypass.take_turns(&mut limit, now);
+            assert!(!bypass.has_runnable());
+            now = limit.next().unwrap();
+        }
+        let sent =
+            |world: &Handle| world.with(|world| core::mem::take(&mut world.sockets[B as usize].sent).len());
+        worlds.iter().map(sent).collect::<Vec<_>>()
+    };
+    let shares = moved(0, &mut bypass);
+    assert!(shares.iter().all(|bytes| bytes.abs_diff(1_250_000 / 3) < 10_000), "{shares:?}");
+    bypass.reset(ids[0], Instant::default());
+    let shares = moved(1, &mut bypass);
+    assert!(shares.iter().all(|bytes| bytes.abs_diff(1_250_000 / 2) < 10_000), "{shares:?}");
+}
+
+/// A side that waits has no other deadline, and bytes that can't be sent do not wait for tokens.
+#[test]
+fn a_blocked_receiver_needs_no_tokens() {
+    let mut case = Case::with(10, 3, Account::NONE, limit("1M"));
+    case.report();
+    case.act(Act::Send(A, 100));
+    case.report();
+    case.report();
+    assert_eq!((case.bypass.next_deadline(), case.limit.next()), (None, None));
+    case.settle();
+    assert_eq!(case.read(B), case.wrote[A as usize]);
+}
+
 /// RFC 9293 §3.8.5: an urgent byte arrives as an urgent byte. It does not matter whether a call stops before it, after
 /// it, or before the end.
 #[test]
@@ -557,8 +634,12 @@ proptest! {
     /// with any sizes and any ends of both sides, every byte arrives unless a reset has discarded it, a FIN
     /// is forwarded as a FIN and a reset as a reset, and no change of readiness is missed.
     #[test]
-    fn nothing_is_lost_r84_r85(acts in acts(), room in 1_usize..200, most in 1_usize..100) {
-        let mut case = Case::new(room, most);
+    fn nothing_is_lost_r84_r85(
+        acts in acts(), room in 1_usize..200, most in 1_usize..100, rates: [bool; 2],
+    ) {
+        // A class has 4096 bytes: many runs have more.
+        let [out, inbound] = rates.map(|limited| limited.then(|| "100k".parse().unwrap()));
+        let mut case = Case::with(room, most, Account::NONE, RateLimit::new(out, inbound, Instant::default()));
         for act in acts {
             case.act(act);
         }
@@ -587,5 +668,6 @@ proptest! {
             prop_assert!(case.world.with(|world| world.reset_on_close));
         }
         prop_assert_eq!(case.bypass.next_deadline(), None);
+        prop_assert_eq!(case.limit.next(), None);
     }
 }

@@ -12,6 +12,7 @@ use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
 use engine::guard::Guard;
 use engine::host::Readiness;
+use engine::rate_limit::RateLimit;
 use engine::splice::{Conduit, Side};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
@@ -168,14 +169,21 @@ impl Bypass {
         self.flows.on_readiness(id, side, readiness(events), now);
     }
 
-    /// Makes connections with pending work forward their bytes. Also handles deadlines that have passed.
-    pub(crate) fn finish_round(&mut self, now: Instant) {
+    /// Makes new connections keep `limit`.
+    pub(crate) fn limit(&mut self, limit: &RateLimit) {
+        self.flows.limit(limit);
+    }
+
+    /// Makes connections with pending work forward their bytes, as far as `limit` lets them. Also handles deadlines that
+    /// have passed.
+    pub(crate) fn finish_round(&mut self, limit: &mut RateLimit, now: Instant) {
         if self.flows.next_deadline().is_some_and(|due| due <= now) {
             self.flows.on_deadlines(now);
         }
         if self.flows.has_runnable() {
             self.flows.run(now);
         }
+        self.flows.take_turns(limit, now);
     }
 }
 

@@ -188,14 +188,6 @@ impl Pair {
         self.guests
     }
 
-    /// The direction of the bytes that the socket of this side receives.
-    pub(crate) const fn direction(&self, side: Side) -> Direction {
-        match side {
-            Side::Accepted => self.direction,
-            Side::Connected => self.direction.reverse(),
-        }
-    }
-
     /// The address that sent the bytes of this side. Clients have a loopback address.
     pub(crate) const fn source(&self, side: Side) -> IpAddr {
         match side {
@@ -231,13 +223,13 @@ impl Pair {
     }
 
     /// Takes bytes by the buffer: up to the urgent byte, or from the urgent byte on. More bytes can be in the socket
-    /// only if the buffer is full now. Epoll reports the reason for a shorter read, and bytes that arrive later.
+    /// only if as many bytes were taken as possible. Epoll reports the reason for a shorter read, and bytes that arrive later.
     fn take_by_buffer(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
         let mut shared = self.shared.borrow_mut();
         let at_most = at_most.min(shared.buffer.len());
         let (len, _) =
             call(|| recv(&self.sockets[from as usize], &mut shared.buffer[..at_most], RecvFlags::DONTWAIT))?;
-        let full = len == shared.buffer.len();
+        let full = len == at_most;
         if len > 0 {
             self.transit[from as usize] = Transit::Buffer(len);
             self.pace[from as usize] = if full { Pace::Many } else { Pace::Few };
@@ -247,10 +239,10 @@ impl Pair {
 
     /// Takes bytes by a pipe, up to the urgent byte. If the urgent byte is next, splice(2) returns EAGAIN; if the
     /// stream has ended after it, splice(2) returns 0, as at the end of the stream.
-    fn take_by_pipe(&mut self, from: Side, pipe: Pipe) -> Result<usize, SocketError> {
+    fn take_by_pipe(&mut self, from: Side, pipe: Pipe, at_most: usize) -> Result<usize, SocketError> {
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-        let taken =
-            call(|| splice(&self.sockets[from as usize], None, &pipe.write, None, pipe.capacity, flags));
+        let at_most = at_most.min(pipe.capacity);
+        let taken = call(|| splice(&self.sockets[from as usize], None, &pipe.write, None, at_most, flags));
         let pace = &mut self.pace[from as usize];
         match taken {
             Ok(len @ 1..) => {
@@ -272,7 +264,7 @@ impl Pair {
 
     /// Takes bytes by the buffer, and takes the urgent byte alone. With `ended`, the stream may have ended, so a read
     /// is tried even if there are no unread bytes.
-    fn take_up_to_mark(&mut self, from: Side, ended: bool) -> Result<Taken, SocketError> {
+    fn take_up_to_mark(&mut self, from: Side, ended: bool, at_most: usize) -> Result<Taken, SocketError> {
         let socket = &self.sockets[from as usize];
         // The number of unread bytes is read first. Bytes that arrive later, possibly with an urgent byte, come after
         // these bytes.
@@ -288,7 +280,7 @@ impl Pair {
             }
             return Ok(Taken { len, more: true });
         }
-        self.take_by_buffer(from, unread.max(1)).map(|taken| Taken { more: true, ..taken })
+        self.take_by_buffer(from, unread.max(1).min(at_most)).map(|taken| Taken { more: true, ..taken })
     }
 
     fn send(&mut self, from: Side) -> Result<usize, SocketError> {
@@ -338,21 +330,28 @@ impl Pair {
 }
 
 impl Conduit for Pair {
-    fn take(&mut self, from: Side, urgent: bool) -> Result<Taken, SocketError> {
+    fn direction(&self, from: Side) -> Direction {
+        match from {
+            Side::Accepted => self.direction,
+            Side::Connected => self.direction.reverse(),
+        }
+    }
+
+    fn take(&mut self, from: Side, urgent: bool, at_most: usize) -> Result<Taken, SocketError> {
         if self.pace[from as usize] == Pace::Few {
             return if urgent {
-                self.take_up_to_mark(from, false)
+                self.take_up_to_mark(from, false, at_most)
             } else {
-                self.take_by_buffer(from, usize::MAX)
+                self.take_by_buffer(from, at_most)
             };
         }
         let pipe = self.shared.borrow_mut().pipe();
         // Without a pipe (for example, if no descriptor is left), the buffer is used.
-        let Ok(pipe) = pipe else { return self.take_up_to_mark(from, true) };
-        match self.take_by_pipe(from, pipe) {
-            Ok(0) => self.take_up_to_mark(from, true),
+        let Ok(pipe) = pipe else { return self.take_up_to_mark(from, true, at_most) };
+        match self.take_by_pipe(from, pipe, at_most) {
+            Ok(0) => self.take_up_to_mark(from, true, at_most),
             Ok(len) => Ok(Taken { len, more: true }),
-            Err(SocketError::WouldBlock) if urgent => self.take_up_to_mark(from, false),
+            Err(SocketError::WouldBlock) if urgent => self.take_up_to_mark(from, false, at_most),
             Err(error) => Err(error),
         }
     }

@@ -11,18 +11,19 @@ use super::Shard;
 /// Number of lines between two headings.
 const PAGE: usize = 20;
 /// Number of columns.
-const COLUMNS: usize = 23;
+const COLUMNS: usize = 24;
 /// Number of characters in a column.
 const WIDTH: usize = 9;
 
 /// Headings. Each heading spans as many columns as it has parts.
-const HEADINGS: [(&str, &[&str]); 6] = [
+const HEADINGS: [(&str, &[&str]); 7] = [
     ("frames", &["from", "to", "lost", "useless", "corrupt"]),
     ("TCP", &["now", "opened", "refused", "reset", "nofile"]),
     ("TCP bypass", &["now", "opened", "refused", "reset"]),
     ("UDP", &["now", "dropped", "ended"]),
     ("DNS", &["now", "dropped", "ended"]),
     ("ping", &["now", "dropped", "ended"]),
+    ("limit", &["dropped"]),
 ];
 
 /// One line of the table.
@@ -101,6 +102,8 @@ impl Shard {
         let bypassed = self.bypass.flows();
         let useless = *self.stack.counters();
         let udp = self.stack.udp();
+        let all = [udp.counters(), self.stack.dns().counters(), self.stack.ping().counters()];
+        let over_limit = all.iter().map(|drops| drops.over_limit).sum();
         let udp = (udp.flows() as u64, udp.counters().total(), udp.ended());
         let (tcp, dns, ping) = (self.stack.tcp(), self.stack.dns(), self.stack.ping());
         [
@@ -127,6 +130,7 @@ impl Shard {
             ping.flows() as u64,
             ping.counters().total(),
             ping.ended(),
+            over_limit,
         ]
     }
 }

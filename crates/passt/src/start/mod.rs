@@ -6,9 +6,11 @@ mod policy;
 
 use engine::addr::Guest;
 use engine::forward::Policy;
+use engine::rate_limit::RateLimit;
+use engine::timer::Instant;
 
 use crate::budgets::{Budgets, Needs};
-use crate::config::Config;
+use crate::config::{Config, Limit};
 use crate::flow_log::FlowLog;
 use crate::forward::Rules;
 use crate::shard::{ControlSetup, Setup, Shard};
@@ -52,6 +54,7 @@ pub(crate) fn event_loop(
         settings,
         guest: addressing,
         guard: network.guard,
+        rate_limit: rate_limit(config.limit),
         policy: Policy { bypass: config.splice, keeps_loopback: config.host_lo_to_ns_lo, scope },
         outbound: network.outbound,
         sources: network.sources,
@@ -70,4 +73,14 @@ pub(crate) fn event_loop(
         stats: config.stats,
         flow_log,
     })
+}
+
+/// The limits of `--limit`. The shard's clock starts at zero.
+fn rate_limit(limit: Limit) -> RateLimit {
+    for (direction, rate) in [("out", limit.outbound), ("in", limit.inbound)] {
+        if let Some(rate) = rate {
+            log::debug!("Limit: {direction} {rate} bits per second");
+        }
+    }
+    RateLimit::new(limit.outbound, limit.inbound, Instant::from_micros(0))
 }

@@ -138,6 +138,7 @@ fn argument_for(opt: &Opt) -> &'static str {
         "allow" | "deny" => "tcp/192.0.2.0/24:443",
         "policy-names" => "address",
         "policy-ech" => "deny",
+        "limit" => "out=20M,in=1.5G",
         "search" | "hostname" | "fqdn" => "guest.example",
         "log-file" | "pid" | "pcap" | "conf-path" | "socket" | "repair-path" | "nsrun-dir" | "userns"
         | "policy" | "flow-log" => "/dir/x",

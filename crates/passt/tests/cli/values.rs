@@ -48,6 +48,29 @@ fn rules_of_the_guard() {
 }
 
 #[test]
+fn rates_of_the_guest() {
+    insta::assert_snapshot!(outcomes(
+        "pasta --limit out=20M 1
+         pasta --limit in=1.5G,out=64k 1
+         pasta --limit out=20M --limit in=100M 1
+         passt --limit in=1000000
+         pasta --limit out=20M,out=30M 1
+         pasta --limit in=20M --limit in=20M 1
+         pasta --limit '' 1
+         pasta --limit 20M 1
+         pasta --limit up=20M 1
+         pasta --limit out=20M, 1
+         pasta --limit out 1
+         pasta --limit out=0 1
+         pasta --limit out=20 1
+         pasta --limit out=-1M 1
+         pasta --limit out=20m 1
+         pasta --limit out=20Mbit 1
+         pasta --limit in=2000G 1"
+    ));
+}
+
+#[test]
 fn runas_accepts_names_and_numbers() {
     insta::assert_snapshot!(outcomes(
         "pasta --runas 0

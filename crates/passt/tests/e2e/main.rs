@@ -26,6 +26,7 @@ mod harness;
 mod hostile;
 mod http;
 mod icmp;
+mod limit;
 mod limits;
 mod link;
 mod local;

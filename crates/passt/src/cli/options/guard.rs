@@ -40,6 +40,13 @@ pub(super) const OPTIONS: &[Opt] = &[
     )
     .extension(),
     flag(&["policy-audit"], policy_audit, "Refuse nothing; log what the rules would refuse").extension(),
+    value(
+        &["limit"],
+        "RATES",
+        limit,
+        "Limit the bits per second of the guest:\nout=20M,in=100M, or one of them; suffixes k, M, G.\nTCP is slowed down; datagrams above the rate are\ndropped",
+    )
+    .extension(),
 ];
 
 fn allow(args: &mut Args, what: &OsStr) -> Result<(), String> {
@@ -79,6 +86,23 @@ fn policy_ech(args: &mut Args, value: &OsStr) -> Result<(), String> {
         Some("deny") => Ech::Refuse,
         _ => return Err(format!("{} is unknown; use allow or deny", value.display())),
     };
+    Ok(())
+}
+
+fn limit(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    let text = value.to_str().unwrap_or_default();
+    for part in text.split(',') {
+        let (direction, rate) = part.split_once('=').unwrap_or((part, ""));
+        let limit = match direction {
+            "out" => &mut args.config.limit.outbound,
+            "in" => &mut args.config.limit.inbound,
+            _ => return Err(format!("'{part}' is neither out=RATE nor in=RATE, such as out=20M,in=100M")),
+        };
+        if let Some(first) = limit {
+            return Err(format!("{direction} was given before, with {first}"));
+        }
+        *limit = Some(rate.parse().map_err(|error| format!("{direction}={rate}: {error}"))?);
+    }
     Ok(())
 }
 

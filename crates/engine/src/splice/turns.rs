@@ -1,0 +1,99 @@
+//! Turns of bypassed connections whose rate is limited (docs/design/rate-limit.md).
+
+use alloc::collections::VecDeque;
+
+use super::{Bypass, Conduit, Entry, Side};
+use crate::{
+    flow::FlowId,
+    forward::spec::Direction,
+    rate_limit::{Bucket, Class, RateLimit},
+    timer::Instant,
+};
+
+/// The sides of connections whose bytes wait for tokens, in the order of their turns. The connections may have ended.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    outbound: Option<VecDeque<(FlowId, Side)>>,
+    inbound: Option<VecDeque<(FlowId, Side)>>,
+}
+
+impl Waiting {
+    /// Whether bytes of this direction are moved in turns.
+    pub(super) const fn is_limited(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Outbound => self.outbound.is_some(),
+            Direction::Inbound => self.inbound.is_some(),
+        }
+    }
+
+    const fn list(&mut self, direction: Direction) -> Option<&mut VecDeque<(FlowId, Side)>> {
+        match direction {
+            Direction::Outbound => self.outbound.as_mut(),
+            Direction::Inbound => self.inbound.as_mut(),
+        }
+    }
+
+    /// Puts the sides of a connection on the lists, if bytes wait for a turn.
+    pub(super) fn note<C: Conduit>(&mut self, id: FlowId, entry: &mut Entry<C>) {
+        if self.outbound.is_none() && self.inbound.is_none() {
+            return;
+        }
+        for side in Side::ALL {
+            let direction = entry.relay.conduit().direction(side);
+            let awaits = &mut entry.awaits_turn[side as usize];
+            if !*awaits
+                && entry.relay.wants_turn(side)
+                && let Some(list) = self.list(direction)
+            {
+                *awaits = true;
+                list.push_back((id, side));
+            }
+        }
+    }
+}
+
+impl<C: Conduit> Bypass<C> {
+    /// Makes new connections move bytes in turns, in the directions that are limited.
+    pub fn limit(&mut self, limit: &RateLimit) {
+        let list = |direction| limit.is_limited(direction).then(VecDeque::new);
+        self.waiting = Waiting { outbound: list(Direction::Outbound), inbound: list(Direction::Inbound) };
+    }
+
+    /// Moves bytes that wait for tokens, as far as there are some. Must be called at the end of each round. The tokens'
+    /// deadline is one of the stack's ([`Stack::next_deadline`](crate::stack::Stack::next_deadline)).
+    pub fn take_turns(&mut self, limit: &mut RateLimit, now: Instant) {
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            if let Some(bucket) = limit.of(direction) {
+                self.take_turns_of(direction, bucket, now);
+            }
+        }
+    }
+
+    fn take_turns_of(&mut self, direction: Direction, bucket: &mut Bucket, now: Instant) {
+        self.forget_ended(direction);
+        loop {
+            let waiting = self.waiting.list(direction).map_or(0, |list| list.len());
+            let Some(granted) = bucket.grant(Class::Bypass, waiting, now) else { return };
+            let Some((id, side)) = self.waiting.list(direction).and_then(VecDeque::pop_front) else { return };
+            let Some(entry) = self.relays.get_mut(id) else { continue };
+            entry.awaits_turn[side as usize] = false;
+            let mut moved = 0;
+            self.step(id, now, |relay| {
+                let (next, taken) = relay.take_turn(side, granted);
+                moved = taken;
+                next
+            });
+            bucket.spend(Class::Bypass, moved.into());
+        }
+    }
+
+    /// Bounds a list: each connection is on it at most once, so others of a long list have ended.
+    fn forget_ended(&mut self, direction: Direction) {
+        let Self { waiting, relays, .. } = self;
+        if let Some(list) = waiting.list(direction)
+            && list.len() > 2 * relays.len()
+        {
+            list.retain(|&(id, _)| relays.get(id).is_some());
+        }
+    }
+}
