@@ -14,7 +14,7 @@ pub const DNS: u16 = 53;
 pub const DNS_OVER_TLS: u16 = 853;
 /// Maximum number of servers to which one query is sent.
 const MAX_SERVERS: usize = 4;
-/// How long a failed server comes last in the order.
+/// Time after a failure for which a server comes last in the order.
 const PENALTY: Duration = Duration::from_secs(30);
 /// Maximum number of failed servers that are remembered. It is greater than the number of resolvers in a list.
 const MOST_REMEMBERED: usize = 128;

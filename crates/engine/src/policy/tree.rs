@@ -2,8 +2,8 @@
 //! one address or name.
 //!
 //! The keys are sorted such that each key comes before the keys that it covers. So the keys that cover a value form a
-//! chain. The chain begins with the last key that is not after the value, or with a key above this one, and continues
-//! upwards.
+//! chain. The last key that is not after the value may cover the value. All other keys that cover the value cover this
+//! key, too, so they are found by going upwards from this key.
 
 use alloc::vec::Vec;
 

@@ -312,8 +312,8 @@ fn dont_fragment_is_carried() {
     assert!(!sent(GUEST6, "[ff02::fb]:7", false, false));
 }
 
-/// The host fragments a datagram that is too long for a probe of the path's MTU, like the host's own datagrams. A
-/// datagram that fills the link is a probe, and is not fragmented.
+/// If a datagram is too long for a probe of the path's MTU, the host may fragment it, although the guest has set "don't
+/// fragment". A datagram that fills the guest's link is a probe, and is not fragmented.
 #[test]
 fn dont_fragment_of_long_datagrams() {
     for ((from, to), headers) in BOTH.into_iter().zip([28, 48]) {

@@ -455,8 +455,8 @@ impl Sender {
         self.fin.map_or(self.una, |fin| fin.min(self.una)) - self.start
     }
 
-    /// Number of acknowledged bytes that the socket still has. They are discarded at once, since even a few bytes may
-    /// occupy a large buffer of the kernel, and this keeps the peer's window small.
+    /// Number of acknowledged bytes that the socket still has. They are discarded at once: even a few unread bytes may
+    /// occupy a large buffer of the kernel, and so make the window that the kernel offers to the peer small.
     pub(super) fn discardable(&self) -> u32 {
         let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
         if end.after(self.base) { end - self.base } else { 0 }

@@ -95,7 +95,7 @@ struct Client {
 /// capacity.
 struct Meter {
     bits: u64,
-    /// The minimum so far of the number of bytes minus the number that the rate allows.
+    /// The minimum so far of a difference: the number of bytes, minus the number of bytes that the rate allows.
     lowest: i64,
     bytes: u64,
     largest: i64,

@@ -61,8 +61,8 @@ pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
     let v4 = settings.v4.as_ref().map(|v4| v4.map_host_loopback.is_some());
     let v6 = settings.v6.as_ref().map(|v6| v6.map_host_loopback.is_some());
     let no_link = config.splice == Bypass::Only;
-    // With rules by name, questions to all servers go to the host's resolvers. A policy file, or a policy that a client
-    // of the control socket sends, is not read yet.
+    // With rules by name, questions to all servers go to the host's resolvers. A policy file was not read yet, and a
+    // client of the control socket may send a policy later. Both may have rules by name.
     let names = config.policy.is_some()
         || config.conf_path.is_some()
         || config.rules.iter().any(engine::policy::Rule::is_by_name);
