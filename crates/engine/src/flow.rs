@@ -28,7 +28,7 @@ pub enum Kind {
     Dns = 6,
     /// A listening TCP socket of a forwarding rule.
     Listener = 7,
-    /// The check of a UDP flow that a rule by name allows. The check has a deadline, but no socket.
+    /// The check of a UDP flow that a rule by name allows. It has a deadline, but no socket.
     UdpCheck = 8,
 }
 

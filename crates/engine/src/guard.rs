@@ -264,8 +264,8 @@ impl Guard {
     /// written. The guest could answer, so the rules must allow the guest to write to this sender. `is_own` has the
     /// meaning that it has in [`Guard::admits`].
     ///
-    /// If only a rule by name allows that, the sender must be allowed to send first, and what the guest answers is
-    /// checked like the first datagrams of a flow that the guest begins.
+    /// If only a rule by name allows this, the rule must also allow the server to send first. Then the guest's answers
+    /// are checked like the first datagrams of a flow that the guest begins.
     pub fn admits_stranger(
         &mut self,
         ends: Endpoints,

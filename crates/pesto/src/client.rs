@@ -70,7 +70,7 @@ impl Client {
     /// Sends a request about the policy. Returns the server's text.
     ///
     /// # Errors
-    /// A message for the user: nothing has changed.
+    /// A message for the user. Nothing has changed.
     pub(super) fn request(
         &mut self,
         tables: &[Announced],
@@ -85,7 +85,7 @@ impl Client {
         if !tables.iter().any(|table| table.capabilities.contains(Capabilities::POLICY)) {
             return Err(unsupported());
         }
-        // If sending fails, the server may have sent the reason before it closed.
+        // If sending fails, the server may have sent the reason before it closed the connection.
         let sent = self.stream.write_all(&policy::encode(request));
         match (policy::read_reply(&self.stream), sent) {
             (Ok(Reply::Applied(text)), _) => Ok(text),

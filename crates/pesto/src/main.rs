@@ -1,8 +1,8 @@
-//! `pesto`: shows and changes the forwarding rules of a running passt or pasta (behaviour §8.9), and the rules for what its
-//! guest may reach (docs/guard.md).
+//! `pesto`: shows and changes the forwarding rules of a running passt or pasta (behaviour §8.9), and its policy: the
+//! rules about the destinations of the guest (docs/guard.md).
 //!
-//! It receives the tables of the server, edits them in the order of the options, and sends all of them back. A policy is
-//! shown and replaced as a whole.
+//! It receives the tables of the server, edits them in the order of the options, and sends all of them back. A policy
+//! is shown and replaced as a whole.
 #![forbid(unsafe_code)]
 
 mod client;

@@ -15,7 +15,7 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Column at which descriptions start.
 const COLUMN: usize = 28;
 
-/// The end of the sentence about an unknown command.
+/// The message about an unknown command.
 const NO_SUCH_COMMAND: &str =
     "the commands are: policy show PATH, policy replace FILE PATH, policy suggest LOG";
 
@@ -26,27 +26,27 @@ pub(super) enum Invocation {
     Show(String),
     /// Show or change the forwarding rules of a server.
     Run(Request),
-    /// Show or change the policy of a server, or write one.
+    /// Show or replace the policy of a server, or suggest rules.
     Policy(Policy),
 }
 
-/// A command about rules for what a guest may reach.
+/// A command about a policy: the rules about the destinations of a guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Policy {
-    /// Print the rules in force of the server at this socket.
+    /// Print the rules that are in force in this server.
     Show(Server),
-    /// Replace the rules by those of `file`, or of standard input (`-`).
+    /// Replace the rules by the rules in `file`, or in standard input (`-`).
     Replace {
         /// The policy file.
         file: PathBuf,
         /// The server.
         server: Server,
     },
-    /// Print rules for what this log, or standard input (`-`), says was refused.
+    /// Print rules for the refusals in this log, or in standard input (`-`).
     Suggest(PathBuf),
 }
 
-/// How to reach a server.
+/// The options to connect to a server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Server {
     /// Path of the control socket.
@@ -210,7 +210,7 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
     }
     match operands.as_slice() {
         [path] => Ok(Invocation::Run(Request { path: socket(path)?, ..request })),
-        // A single operand is a path, even with this name.
+        // A single operand is the path of a socket, even if it is `policy`.
         [word, command @ ..] if word == "policy" && !command.is_empty() => {
             policy(command, &request).ok_or_else(|| wrong(NO_SUCH_COMMAND.into()))?.map(Invocation::Policy)
         }
@@ -226,7 +226,7 @@ fn socket(path: &OsStr) -> Result<PathBuf, String> {
     Ok(path.into())
 }
 
-/// The command after the word `policy`. None: there is no such command, or it has other operands.
+/// The command after the word `policy`. None if there is no such command, or if its operands are wrong.
 fn policy(operands: &[OsString], request: &Request) -> Option<Result<Policy, String>> {
     let server = |path| Ok(Server { path: socket(path)?, debug: request.debug });
     let command = match operands {
@@ -366,7 +366,7 @@ mod tests {
         let replace = Policy::Replace { file: "-".into(), server: server(false) };
         assert_eq!(policy(&["policy", "replace", "-", "/s"]), replace);
         assert_eq!(policy(&["policy", "suggest", "log"]), Policy::Suggest("log".into()));
-        // A socket may have any name.
+        // The path of a socket can be any text.
         assert_eq!(request(&["policy"]).path, PathBuf::from("policy"));
     }
 

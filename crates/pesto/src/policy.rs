@@ -1,4 +1,4 @@
-//! Shows, replaces and suggests rules for what a guest may reach (docs/guard.md).
+//! Shows, replaces and suggests rules about the destinations of a guest (docs/guard.md).
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};

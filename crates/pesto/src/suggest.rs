@@ -1,4 +1,4 @@
-//! Rules for what a log says was refused (`pesto policy suggest`, docs/guard.md).
+//! Suggests rules that would allow the refused flows and questions in a log (`pesto policy suggest`, docs/guard.md).
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write as _};
@@ -9,14 +9,15 @@ use engine::flow::Protocol;
 use engine::policy::spec::{self, MAX_RULES};
 use engine::policy::{Action, Destination};
 
-/// Longest line that is read, in bytes. The rest of a longer one is skipped.
+/// Maximum length of a line, in bytes. The rest of a longer line is skipped.
 const MAX_LINE: u64 = 64 * 1024;
-/// What precedes a refusal in a line of the log.
+/// The words before a refusal in a line of the log.
 const MARKS: [&str; 2] = ["refused: ", "ended: "];
-/// The reason of a refusal that a new rule can change. Each other reason is a rule, or a limit of the guard.
+/// The only reason for a refusal for which a new rule is suggested. All other reasons are explicit rules or limits of
+/// the guard.
 const DEFAULT: &str = "default deny";
 
-/// What a rule would allow. Specific rules come first.
+/// The content of a rule that would allow a refusal. In order, specific rules come first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Wanted {
     place: Place,
@@ -27,9 +28,9 @@ struct Wanted {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    /// One protocol, and one port if the protocol has ports.
+    /// The rule is about a flow: one protocol, and one port if the protocol has ports.
     Flow,
-    /// The name of a DNS question.
+    /// The rule is about a DNS question: only a name.
     Question,
 }
 
@@ -39,32 +40,32 @@ enum What {
     Address(IpAddr),
 }
 
-/// What the log says about something that was refused.
+/// The refusals that one rule would allow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Seen {
     times: u64,
-    /// Other names that the address has.
+    /// Further names of the address.
     others: Vec<String>,
 }
 
-/// What a line says.
+/// A refusal in a line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Refusal {
-    /// A rule could allow it. The other names are those that the address has as well.
+    /// A rule could allow it. The list has further names of the address.
     Wanted(Wanted, Vec<String>),
-    /// No rule is suggested: the text says what was refused, and why.
+    /// No rule is suggested. The text has the refused flow or question, and the reason.
     Noted(String),
 }
 
-/// Everything that was refused.
+/// All refusals in a log.
 #[derive(Debug, Default)]
 pub(super) struct Suggestions {
     wanted: BTreeMap<Wanted, Seen>,
     noted: BTreeMap<String, u64>,
     refusals: u64,
-    /// How many lines the log itself has left out.
+    /// Number of lines that the log has left out, as far as it reports this.
     left_out: u64,
-    /// How many refusals were ignored because there were too many different ones.
+    /// Number of refusals that were ignored because there were too many different refusals.
     ignored: u64,
 }
 
@@ -106,8 +107,8 @@ impl Suggestions {
         }
     }
 
-    /// Removes what needs no rule of its own: a question for a name that a rule for a flow already has, and one for a name
-    /// to which a search domain was appended. Rules that could not be written become notes.
+    /// Removes questions that need no rule of their own: a rule for a flow has the same name, or the name has an
+    /// appended search domain. Rules that are not valid become notes.
     fn tidy(&mut self) {
         let named = |wanted: &Wanted| match &wanted.destination {
             What::Name(name) => Some((wanted.place, name.clone())),
@@ -168,7 +169,7 @@ impl Suggestions {
     }
 }
 
-/// The line without the remark that the log left out others, and their number if the remark gives it.
+/// The line without a remark about left-out lines, and the number of these lines if the remark has a number.
 fn without_count(line: &str) -> (&str, u64) {
     if let Some(line) = line.strip_suffix(" (and more, left out for a second)") {
         return (line, 0);
@@ -180,7 +181,7 @@ fn without_count(line: &str) -> (&str, u64) {
     }
 }
 
-/// What a line says, if it is about a refusal.
+/// The refusal in a line, if there is one.
 fn refusal(line: &str) -> Option<Refusal> {
     let starts = |mark: &&str| {
         let (before, after) = line.split_once(*mark)?;
@@ -198,7 +199,7 @@ fn refusal(line: &str) -> Option<Refusal> {
     }
 }
 
-/// A question: `CLIENT asked for NAME TYPE`, or `CLIENT was answered for NAME TYPE`.
+/// Parses the refusal of a question: `CLIENT asked for NAME TYPE` or `CLIENT was answered for NAME TYPE`.
 fn question(text: &str, reason: &str) -> Option<Refusal> {
     let (client, rest) = text.split_once(' ')?;
     client.parse::<SocketAddr>().ok()?;
@@ -215,7 +216,8 @@ fn question(text: &str, reason: &str) -> Option<Refusal> {
     Some(Refusal::Wanted(wanted, Vec::new()))
 }
 
-/// A flow: `GUEST -> REMOTE`, and perhaps the names of the remote, or what its client has sent.
+/// Parses the refusal of a flow: `GUEST -> REMOTE`. The names of the remote or the name that the client has sent may
+/// follow.
 fn flow(protocol: Protocol, text: &str, reason: &str) -> Option<Refusal> {
     let (_, rest) = text.split_once(" -> ")?;
     let (remote, more) = match rest.find([',', ' ']) {
@@ -247,7 +249,8 @@ fn flow(protocol: Protocol, text: &str, reason: &str) -> Option<Refusal> {
 }
 
 impl Wanted {
-    /// Whether the rule means what the log says: a name is whatever a guest asks for, and may look like a group.
+    /// Checks that the rule, as text, has the intended meaning. The guest chooses the names in the log, and a name may
+    /// look like a group.
     fn check(&self) -> Result<(), String> {
         const OTHER: &str = "it is no name that a rule can have";
         if let What::Name(name) = &self.destination

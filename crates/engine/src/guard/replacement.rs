@@ -89,8 +89,8 @@ impl Guard {
         if self.audits() { Admission::Admit } else { Admission::Refuse }
     }
 
-    /// Whether a flow that exists may continue whose client has sent `name` as the server's name. An end is counted and
-    /// logged.
+    /// Whether an existing flow may continue after its client has sent `name` as the server's name. If not, the end of
+    /// the flow is counted and logged.
     pub(crate) fn still_admits_name(&mut self, claim: &Claim, name: &HostName) -> bool {
         let Some(rules) = &self.rules else { return true };
         let names = self.names.as_ref().map(|names| names.at(claim.since));

@@ -27,7 +27,7 @@ fn address(number: u16) -> IpAddr {
 }
 
 impl Names {
-    /// Number of entries that flows hold.
+    /// Number of entries with holds.
     pub(crate) fn held(&self) -> usize {
         self.slots.iter().flatten().filter(|entry| entry.holds > 0).count()
     }

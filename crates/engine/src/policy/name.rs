@@ -102,7 +102,7 @@ fn below(name: &str, above: &str) -> bool {
 fn order(a: &str, b: &str) -> Ordering {
     let key = |b: u8| if b == b'.' { 0 } else { b.to_ascii_lowercase() };
     for (a, b) in a.bytes().rev().zip(b.bytes().rev()) {
-        // Most bytes of two names are equal: those of the domains above them.
+        // Most bytes are equal, since the compared names often have the same parent domains.
         if a != b && key(a) != key(b) {
             return key(a).cmp(&key(b));
         }

@@ -1,9 +1,9 @@
 //! The IDs of the QUIC connections that the guest began recently through flows that a rule by name allows.
 //!
-//! A server identifies a connection by its ID, whatever the client's port, and may drop any datagram. So a client could
-//! send parts of a ClientHello through one flow and the other parts through another flow, or through the same one after
-//! it had ended. Each of the flows would read an allowed name, and the server a third one. Therefore the datagrams of a
-//! connection are forwarded by one flow only.
+//! A server identifies a connection by its ID and not by the client's port, and it may drop any datagram. So a client
+//! could send one part of a ClientHello through one flow, and the other part through another flow or through the same
+//! flow after it has ended and begun again. The check of each flow would find an allowed name, but the server would
+//! read another name. So the datagrams of a connection are forwarded by a single flow.
 
 use core::{hash::BuildHasher, mem, time::Duration};
 
@@ -11,23 +11,23 @@ use hashbrown::HashSet;
 
 use crate::{flow::HashKey, timer::Instant};
 
-/// For how long an ID is remembered at least. No known server waits longer than 60 s for the rest of a ClientHello.
+/// Minimum time for which an ID is remembered. No known server waits longer than 60 s for the rest of a ClientHello.
 const MEMORY: Duration = Duration::from_secs(120);
-/// Maximum number of IDs that begin within this time.
+/// Maximum number of new IDs within this time.
 const MAX_IDS: usize = 32_768;
 
-/// Hashes of IDs.
+/// A set of hashes of IDs.
 #[derive(Debug)]
 pub(super) struct Begun {
     recent: HashSet<u64, HashKey>,
-    /// Those of the period before.
+    /// The hashes of the previous period.
     older: HashSet<u64, HashKey>,
-    /// When the present period began.
+    /// The begin of the current period.
     since: Instant,
     hash_key: HashKey,
 }
 
-/// Why a flow must not forward datagrams of a connection.
+/// The reason why a flow must not forward datagrams of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Conflict {
     #[error("QUIC connection of another flow")]
@@ -37,7 +37,7 @@ pub(super) enum Conflict {
 }
 
 impl Begun {
-    /// No IDs. `hash_key` must be random.
+    /// An empty set. `hash_key` must be random.
     pub(super) fn new(hash_key: [u8; 16]) -> Self {
         let hash_key = HashKey(hash_key);
         Self {
@@ -48,7 +48,8 @@ impl Begun {
         }
     }
 
-    /// Notes that a flow forwards datagrams of a connection. `again` says whether the same flow has done so before.
+    /// Notes that a flow forwards datagrams of a connection. `again` is whether the same flow has forwarded datagrams
+    /// of the connection before.
     pub(super) fn note(&mut self, id: &[u8], again: bool, now: Instant) -> Result<(), Conflict> {
         self.forget(now);
         let hash = self.hash_key.hash_one(id);

@@ -1,4 +1,4 @@
-//! The state of UDP flows that a rule by name allows.
+//! The checks of UDP flows that a rule by name allows.
 
 use alloc::{boxed::Box, vec::Vec};
 use core::time::Duration;
@@ -16,34 +16,34 @@ use crate::{
     timer::{Deadline, Instant, Timers},
 };
 
-/// The time in which a client must send the rest of a ClientHello.
+/// Maximum time in which a client must send the rest of a ClientHello.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Maximum number of checks that wait for more datagrams.
 const MAX_WAITING: usize = 256;
 /// Maximum number of datagrams that one check holds.
 const MAX_DATAGRAMS: usize = 64;
-/// Maximum number of bytes that one check holds, and that all checks hold.
+/// Maximum number of bytes that one check holds. The next number is for all checks together.
 const MAX_HELD_EACH: usize = 64 << 10;
 const MAX_HELD: usize = 1 << 20;
-/// Bytes that readers may keep before new checks are refused: more than 7000 post-quantum ClientHellos.
+/// If readers keep more bytes than this, new checks are refused. This is more than 7000 post-quantum ClientHellos.
 const MAX_READ: usize = 16 << 20;
-/// Maximum number of admitted names that are remembered of a flow.
+/// Maximum number of admitted names that are stored for one flow.
 const MAX_NAMES: usize = 8;
 
 /// A datagram that is held back.
 pub(super) type Held = GuestDatagram<Vec<u8>>;
 
-/// What is kept of a flow that a rule by name allows, or of a flow that does not exist yet.
+/// The check of a flow that a rule by name allows. It may begin before the flow exists.
 #[derive(Debug)]
 pub(super) struct Check {
     pub(super) endpoints: Endpoints,
-    /// The flow. None: no datagram has been admitted yet.
+    /// The flow. None until a datagram has been admitted.
     pub(super) flow: Option<FlowId>,
-    /// Reads the datagrams. None: they need not be read.
+    /// The reader of the datagrams. None if the datagrams need not be read.
     pub(super) reader: Option<Box<Reader>>,
-    /// Keeps the names of the remote address.
+    /// The hold on the names of the remote address.
     pub(super) hold: Option<Hold>,
-    /// When the check must not wait any longer, if it holds datagrams.
+    /// The time until which the check may wait, if it holds datagrams.
     deadline: Deadline,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Check {
 pub(super) struct Reader {
     pub(super) claim: Claim,
     first: FirstDatagrams,
-    /// The names that the guard has admitted. The last one comes last.
+    /// The names that the guard has admitted, in the order of their admission.
     pub(super) admitted: Vec<HostName>,
     held: Vec<Held>,
     held_bytes: usize,
@@ -105,12 +105,12 @@ pub(super) struct Checks {
     /// Number of bytes that all readers keep.
     read_bytes: usize,
     begun: Begun,
-    /// Memory for a datagram that is read.
+    /// Buffer for a datagram that is being read.
     pub(super) copy: Vec<u8>,
 }
 
 impl Checks {
-    /// No checks. `hash_key` must be random.
+    /// An empty table of checks. `hash_key` must be random.
     pub(super) fn new(hash_key: [u8; 16]) -> Self {
         Self {
             checks: Flows::new(Kind::UdpCheck, usize::MAX, hash_key),
@@ -145,7 +145,7 @@ impl Checks {
         self.checks.iter()
     }
 
-    /// Adds a check, with a reader if there is a claim. None: there is no room for one more reader.
+    /// Adds a check. If there is a claim, the check has a reader. None if there is no room for another reader.
     pub(super) fn begin(&mut self, endpoints: Endpoints, claim: Option<Claim>) -> Option<FlowId> {
         if claim.is_some() && self.read_bytes > MAX_READ {
             return None;
@@ -183,7 +183,7 @@ impl Checks {
         found
     }
 
-    /// Notes that the flow of a check forwards the datagrams that were read.
+    /// Notes that the flow of a check will forward the datagrams that were read.
     pub(super) fn note_forwarded(&mut self, id: FlowId, now: Instant) -> Result<(), Conflict> {
         let Self { checks, begun, .. } = self;
         let Some(Check { reader: Some(reader), .. }) = checks.get_mut(id) else { return Ok(()) };
@@ -192,7 +192,7 @@ impl Checks {
         Ok(())
     }
 
-    /// Takes the datagrams that a check holds, which then does not wait any more.
+    /// Removes and returns the datagrams that a check holds. After that, the check does not wait.
     pub(super) fn take_held(&mut self, id: FlowId, timers: &mut Timers<FlowId>) -> Vec<Held> {
         let Some(Check { reader: Some(reader), deadline, .. }) = self.checks.get_mut(id) else {
             return Vec::new();
@@ -214,7 +214,8 @@ impl Checks {
         }
     }
 
-    /// Makes the reader of a check begin anew, if no name was admitted: then nothing that it has read was forwarded.
+    /// Resets the reader of a check, unless a name was admitted. Without an admitted name, no datagram that it has read
+    /// was forwarded.
     pub(super) fn begin_anew(&mut self, id: FlowId) {
         let Some(reader) = self.checks.get_mut(id).and_then(|check| check.reader.as_deref_mut()) else {
             return;
@@ -232,7 +233,7 @@ impl Checks {
         self.checks.remove(id)?.hold
     }
 
-    /// The check that has waited for the longest time, if more checks wait than may, or if they hold too many bytes.
+    /// The check that has waited for the longest time, if too many checks wait, or if they hold too many bytes.
     pub(super) fn surplus(&self) -> Option<FlowId> {
         let too_many = self.waiting_len > MAX_WAITING || self.held_bytes > MAX_HELD;
         self.waiting.first().filter(|_| too_many).and_then(|index| self.checks.id_at(index))
@@ -246,12 +247,12 @@ impl Checks {
 
 #[cfg(test)]
 impl Checks {
-    /// Numbers of checks that wait, and of bytes that they hold.
+    /// The number of checks that wait, and the number of bytes that they hold.
     pub(super) const fn waiting(&self) -> (usize, usize) {
         (self.waiting_len, self.held_bytes)
     }
 
-    /// Checks that nothing is left.
+    /// Asserts that no state is left.
     #[track_caller]
     pub(super) fn assert_empty(&self) {
         assert_eq!((self.checks.len(), self.waiting_len, self.held_bytes, self.read_bytes), (0, 0, 0, 0));

@@ -1,7 +1,7 @@
 //! UDP flows that only a rule by name allows: the client's first datagrams decide (docs/design/guard.md).
 //!
-//! Until then they are held back, and there is neither a flow nor a socket. The guest can change its memory at any time,
-//! so a datagram is copied before it is read, and the copy is what is sent.
+//! Until the decision, the datagrams are held back, and neither a flow nor a socket exists. The guest can change its
+//! memory at any time. So a datagram is copied before it is read, and later the copy is sent.
 
 use core::fmt;
 
@@ -23,7 +23,7 @@ use crate::{
     timer::{Instant, Timers},
 };
 
-/// The client has not sent the rest of a ClientHello.
+/// The reason for a refusal if the client has not sent the rest of a ClientHello.
 #[derive(Clone, Copy, Debug)]
 struct Late;
 
@@ -48,7 +48,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Adds what a new flow needs because of its admission.
+    /// Adds a check to a new flow, if its admission requires a check.
     pub(super) fn attach(&mut self, id: FlowId, admission: Admission, guard: &mut Guard, now: Instant) {
         let claim = match admission {
             Admission::Admit | Admission::Refuse => return,
@@ -56,7 +56,7 @@ impl<W: World> Udp<W> {
             Admission::Named(claim) => Some(claim),
         };
         let Some(endpoints) = self.flows.get(id).map(|flow| flow.endpoints) else { return };
-        // The guest may wait already for this flow.
+        // There may be a check already that holds datagrams for this flow.
         let check = self.checks.find(&endpoints);
         let check = check.or_else(|| self.begin_check(endpoints, claim, guard, now));
         self.pair(id, check);
@@ -111,7 +111,7 @@ impl<W: World> Udp<W> {
             return self.send_to_peer(flow, &datagram.with(datagram.payload.into()), cx);
         }
         for payload in datagram.payloads() {
-            // The check is gone after a refusal. So is the rest of the train.
+            // A refusal removes the check. Then the rest of the train is dropped.
             let Some(check) = self.checks.get(id) else { return };
             match check.flow.filter(|_| !check.must_read(payload)) {
                 Some(flow) => self.send_to_peer(flow, &datagram.single(payload.into()), cx),
@@ -156,7 +156,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// The same, and reads no further datagrams of the flow.
+    /// Forwards the datagrams that a check holds. Later datagrams of the flow are not read.
     pub(super) fn pass_unread(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         self.pass(id, cx);
         self.checks.stop_reading(id);
@@ -172,8 +172,8 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Drops the datagrams that a check holds, and reports to the guest that they are prohibited. A flow that exists
-    /// stays: the guard has admitted other datagrams of it.
+    /// Drops the datagrams that a check holds, and reports to the guest that they are prohibited. If the flow exists,
+    /// it continues, since the guard has admitted other datagrams of this flow.
     pub(super) fn refuse(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         self.counters.refused += 1;
         let held = self.checks.take_held(id, cx.timers);
@@ -188,7 +188,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Drops what other checks hold, until all limits are met.
+    /// Drops the datagrams of other checks, the oldest check first, until the limits are met.
     fn limit_waiting(&mut self, newest: FlowId, cx: &mut Context<'_, W>) {
         while let Some(oldest) = self.checks.surplus().filter(|&oldest| oldest != newest) {
             if self.notices.checks.is_due(cx.now) {
@@ -213,7 +213,7 @@ impl<W: World> Udp<W> {
         if cx.guard.admits_nameless(&claim, &Late) { self.pass_unread(id, cx) } else { self.refuse(id, cx) }
     }
 
-    /// Ends a check whose flow has ended, or was refused.
+    /// Ends a check whose flow has ended or was refused.
     pub(super) fn end_check(&mut self, id: FlowId, guard: &mut Guard, timers: &mut Timers<FlowId>) {
         if let Some(hold) = self.checks.remove(id, timers) {
             guard.release(hold);

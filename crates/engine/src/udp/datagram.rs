@@ -1,6 +1,6 @@
 //! Datagrams of the guest on their way to a socket.
 
-/// A datagram of the guest, or a train of datagrams, without the addresses.
+/// A datagram of the guest, or a train of datagrams, without its addresses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GuestDatagram<P> {
     /// Time to live or hop limit; not zero.
@@ -10,18 +10,18 @@ pub(super) struct GuestDatagram<P> {
     /// Whether the host must not fragment the datagram.
     pub(super) dont_fragment: bool,
     pub(super) payload: P,
-    /// The payload is cut into datagrams of this many bytes (the last may be shorter). Not zero.
+    /// If given, the payload is split into datagrams of this many bytes. The last datagram may be shorter. Not zero.
     pub(super) segment_size: Option<u16>,
 }
 
 impl<P> GuestDatagram<P> {
-    /// The same datagram or train, with a copy of its payload.
+    /// The same datagram or train with another representation of its payload.
     pub(super) const fn with<Q>(&self, payload: Q) -> GuestDatagram<Q> {
         let Self { hop_limit, traffic_class, dont_fragment, segment_size, .. } = *self;
         GuestDatagram { hop_limit, traffic_class, dont_fragment, payload, segment_size }
     }
 
-    /// One datagram of the train, with this payload.
+    /// One datagram of the train. Its payload is `payload`.
     pub(super) const fn single<Q>(&self, payload: Q) -> GuestDatagram<Q> {
         let Self { hop_limit, traffic_class, dont_fragment, .. } = *self;
         GuestDatagram { hop_limit, traffic_class, dont_fragment, payload, segment_size: None }

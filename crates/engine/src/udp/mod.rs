@@ -414,7 +414,7 @@ impl<W: World> Udp<W> {
         self.train.recycle(payload);
     }
 
-    /// Handles a datagram or train that belongs to no flow.
+    /// Handles a datagram or train that does not belong to a flow.
     fn begin_flow(
         &mut self,
         endpoints: Endpoints,
@@ -449,7 +449,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Opens a flow that the guest begins; `peer` is the remote on the host's side.
+    /// Opens a flow that the guest begins. `peer` is the remote on the host's side.
     fn open_flow(
         &mut self,
         endpoints: Endpoints,

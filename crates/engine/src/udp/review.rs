@@ -76,7 +76,7 @@ impl<W: World> Udp<W> {
         }
     }
 
-    /// Judges again the flows that do not exist yet, because their first datagrams are held back.
+    /// Judges flows again that do not exist yet, since their first datagrams are held back.
     fn review_waiting(&mut self, cx: &mut Context<'_, W>) {
         let waiting: Vec<(FlowId, Endpoints)> = self
             .checks

@@ -53,7 +53,7 @@ pub(super) struct Flow {
     pub(super) local: Option<IpAddr>,
     /// The last round in which the guest sent a datagram.
     pub(super) last_sent: RoundNumber,
-    /// The check of a flow that a rule by name allows.
+    /// The check, if a rule by name allows the flow.
     pub(super) check: Option<FlowId>,
     begun: Origin,
     activity: Activity,
@@ -255,7 +255,8 @@ impl FlowTable {
         self.flows.get_mut(id).is_some_and(|flow| flow.activity.has_expired(id, now, timers))
     }
 
-    /// Removes a flow from the table and from the list of its `socket`. Returns its check, which must end as well.
+    /// Removes a flow from the table and from the list of its `socket`. Returns the flow's check, which the caller must
+    /// end.
     #[must_use]
     pub(super) fn remove(
         &mut self,

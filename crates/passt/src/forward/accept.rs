@@ -212,7 +212,7 @@ impl Port {
     }
 }
 
-/// The IPv4 address in an address of a dual-stack socket, if there is one.
+/// Converts an IPv4-mapped address, as dual-stack sockets report it, to an IPv4 address.
 fn unmapped(peer: SocketAddr) -> SocketAddr {
     match peer.ip().to_canonical() {
         v4 @ IpAddr::V4(_) => SocketAddr::new(v4, peer.port()),

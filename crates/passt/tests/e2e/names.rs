@@ -269,7 +269,7 @@ fn wildcards_and_aliases() {
     assert_eq!(seen.iter().filter(|bytes| bytes.is_empty()).count(), 1, "that of node.example.com");
 }
 
-/// TLS 1.2, a name with a trailing dot, as Python sends it, and a name with capital letters.
+/// The check works with TLS 1.2, with a trailing dot in the name (as Python sends it), and with capital letters.
 #[test]
 fn names_in_other_forms() {
     need!("curl", "openssl");
@@ -323,7 +323,7 @@ fn a_name_can_be_pinged() {
     assert!(tcp_only.stdout.contains("filtered"), "{tcp_only:?}");
 }
 
-/// The refusals of a command are shown on standard error, as in the guide.
+/// While a command runs, refusals are shown on standard error, as the guide says.
 #[test]
 fn the_caller_of_a_command_sees_refused_names() {
     need!("curl", "openssl");

@@ -231,7 +231,7 @@ fn an_answer_has_many_addresses() {
     }
 }
 
-/// The servers have addresses of both families. None of them is a resolver, and most do not exist.
+/// The guest sends its queries to servers of both families. None of these servers is a resolver, and most do not exist.
 #[test]
 fn any_server_of_the_guest_answers() {
     need!("dig");

@@ -11,7 +11,7 @@ fn suggested(log: &str) -> Vec<String> {
     text.lines().skip(1).map(line).collect()
 }
 
-/// Lines of an audit: on standard error, in a log file, and of syslog.
+/// The lines of an audit are from standard error, a log file and syslog.
 #[test]
 fn an_audit_with_names() {
     let log = "
@@ -58,7 +58,8 @@ refused: tcp 192.0.2.10:40005 -> 203.0.113.9:443, an answer for a.example and b.
     );
 }
 
-/// What a rule refuses was meant to be refused, and what a guard can't allow would not be allowed by another rule.
+/// No rule is suggested if an explicit rule was the reason, since it is intended, or if no rule could allow the
+/// refusal.
 #[test]
 fn what_an_explicit_rule_refuses_is_a_comment() {
     let log = "
@@ -93,7 +94,7 @@ refused: tcp 192.0.2.10:1 -> [64:ff9b::7f00:1]:22 (default deny)
     );
 }
 
-/// The guest chooses the names in its questions.
+/// The guest chooses the names in its questions, so a suggested rule must not allow more than one name.
 #[test]
 fn a_name_that_a_guest_makes_up_allows_nothing_else() {
     for name in [
@@ -150,7 +151,7 @@ fn long_lines_and_many_destinations_are_limited() {
 }
 
 proptest! {
-    /// Whatever a log says, the text is a policy file that allows single addresses and names only.
+    /// For any log, the text is a policy file that allows only single addresses and names.
     #[test]
     fn any_log(
         names in proptest::collection::vec("[ -~]{0,12}", 0..6),

@@ -130,7 +130,7 @@ fn a_sender_that_the_guest_may_not_write_to_does_not_reach_it() {
     assert_prohibited(&mut test, &refused);
 }
 
-/// A guest with an address that was an answer for two names.
+/// A test whose guest was given one address for two names.
 fn named(rules: &str) -> Test {
     let mut test = guarded(rules);
     for name in [ALLOWED, OTHER_NAME] {
@@ -143,7 +143,7 @@ fn named(rules: &str) -> Test {
 const ALLOWED: &str = "files.example.org";
 const OTHER_NAME: &str = "other.example.com";
 
-/// The first datagrams of a QUIC client, in one, two or more frames.
+/// The first datagrams of a QUIC client. The ClientHello of `len` bytes is split into two datagrams.
 fn first_flight(name: &str, len: usize, id: &[u8]) -> [Vec<u8>; 2] {
     let message = long_client_hello(name, len);
     let (start, end) = message.split_at(len / 2);
@@ -162,7 +162,7 @@ fn a_name_decides_about_quic_where_no_other_protocol_is_allowed() {
     assert_eq!(test.socket().socket.sent().len(), 1);
 }
 
-/// Datagrams in fragments are read when they are whole.
+/// A fragmented datagram is read after its reassembly.
 #[test]
 fn a_hello_in_fragments_is_read() {
     for (name, allowed) in [(ALLOWED, true), (OTHER_NAME, false)] {
@@ -182,7 +182,7 @@ fn a_hello_in_fragments_is_read() {
     }
 }
 
-/// What a guest, its peers, or the owner of the rules do.
+/// An action of the guest, of its peers, or of the administrator who sets the rules.
 #[derive(Clone, Debug)]
 enum Step {
     /// A SYN, or a reset of the connection.
@@ -190,7 +190,7 @@ enum Step {
         port: u8,
         reset: bool,
     },
-    /// One of the first datagrams of a client, or one that is no QUIC.
+    /// One of the first datagrams of a QUIC client, or a datagram of another protocol.
     Datagram {
         port: u8,
         which: u8,
@@ -202,7 +202,7 @@ enum Step {
         socket: u8,
         from_port: u16,
     },
-    /// Time passes, in seconds.
+    /// This number of seconds passes.
     Wait(u8),
     Replace(u8),
 }
@@ -269,7 +269,7 @@ impl Test {
 }
 
 proptest! {
-    /// However flows begin and end, they release the names that they hold.
+    /// After any sequence of steps, flows that have ended hold no names.
     #[test]
     fn when_all_flows_have_ended_no_name_is_held(
         first in 0..3u8,

@@ -1,4 +1,4 @@
-//! Flows that only a rule by name allows: the client's first datagrams decide (docs/guard.md).
+//! Tests of flows that only a rule by name allows: the client's first datagrams decide (docs/guard.md).
 
 mod hostile;
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 const ALLOWED: &str = "files.example.org";
-/// Another name of the same address, for which the guest has asked as well.
+/// Another name with the same address. The guest has asked for it, too.
 const OTHER: &str = "other.example.com";
 const SERVER: &str = "203.0.113.9:443";
 const RULES: &str = "allow *.example.org\nallow 203.0.113.1";
@@ -38,7 +38,7 @@ fn hello(name: &str) -> Vec<u8> {
     client_hello(&[(0, &server_name(name.as_bytes()))])
 }
 
-/// A datagram with one Initial packet, as long as those of real clients.
+/// A datagram with one Initial packet. It is as long as datagrams of real clients.
 fn initial(id: &[u8], number: u32, frames: &[u8]) -> Vec<u8> {
     let mut frames = frames.to_vec();
     frames.resize(frames.len().max(1150), 0);
@@ -76,7 +76,7 @@ impl Test {
         self.guest_sends(GUEST, SERVER, datagram);
     }
 
-    /// The datagrams that the host's sockets have sent since the last call, also those in trains.
+    /// The datagrams that the host's sockets have sent since the last call. Trains are split into datagrams.
     fn left(&self) -> Vec<Vec<u8>> {
         let sent = self.world.host.opened.iter().flat_map(|opened| opened.socket.sent());
         let datagrams = sent.flat_map(|sent| {
@@ -86,20 +86,20 @@ impl Test {
         datagrams.collect()
     }
 
-    /// Nothing was sent, and there is no trace of the flow.
+    /// Checks that nothing was sent, and that there is neither a socket nor a flow.
     #[track_caller]
     fn assert_nothing(&self) {
         assert_eq!((self.world.host.opened.len(), self.udp.flows(), self.left().len()), (0, 0, 0));
     }
 
-    /// A flow waits, and the guest was told nothing.
+    /// Checks that a flow waits, that nothing was sent, and that the guest got no frame.
     #[track_caller]
     fn assert_waiting(&mut self) {
         assert!(self.udp.checks.waiting().0 > 0);
         assert_eq!((self.left().len(), self.world.frames().len()), (0, 0));
     }
 
-    /// The guest gets one ICMP error "prohibited", which quotes `datagram`.
+    /// Checks that the guest got one ICMP error "prohibited" that quotes `datagram`.
     #[track_caller]
     fn assert_prohibited(&mut self, datagram: &[u8]) {
         let ((_, kind, code, _), quote) = icmp_error(&self.world.frame().0);
@@ -111,7 +111,7 @@ impl Test {
         assert_eq!(payload, &datagram[..datagram.len().min(payload.len())]);
     }
 
-    /// The flow of the guest with the server carries datagrams in both directions.
+    /// Checks that the flow between guest and server forwards datagrams in both directions.
     #[track_caller]
     fn assert_open(&mut self) {
         self.left();
@@ -125,7 +125,7 @@ impl Test {
         (self.world.guard.refused(), self.udp.counters().refused)
     }
 
-    /// Ends all flows. Nothing is left of their checks.
+    /// Ends all flows. Checks that no state of their checks is left.
     fn end(&mut self) {
         for _ in 0..3 {
             self.wait(130);
@@ -196,7 +196,7 @@ fn who_sends_only_half_a_name_is_refused_after_ten_seconds() {
     test.wait(2);
     test.assert_prohibited(&a);
     assert_eq!(test.refused(), (1, 1));
-    // The second half alone says nothing.
+    // The second half alone does not contain the name.
     test.sends(&b);
     test.assert_nothing();
     test.sends(&a);
@@ -205,7 +205,7 @@ fn who_sends_only_half_a_name_is_refused_after_ten_seconds() {
     test.end();
 }
 
-/// A client that sends early data, or that repeats its packets, before its name is complete.
+/// The client sends early data and repeats its packets before its name is complete.
 #[test]
 fn all_datagrams_are_held_back_until_the_verdict() {
     let [a, b] = two(b"connection", ALLOWED);
@@ -229,7 +229,7 @@ fn half_a_name_after_the_verdict_is_dropped_after_ten_seconds() {
     test.wait(11);
     test.assert_prohibited(&a);
     assert_eq!((test.udp.flows(), test.left().len(), test.refused()), (1, 0, (1, 1)));
-    // What was read counts: the rest completes the name.
+    // The first half has been read before, so the second half completes the name.
     test.sends(&b);
     assert_eq!(test.left(), [b]);
     test.sends(&a);
@@ -237,7 +237,7 @@ fn half_a_name_after_the_verdict_is_dropped_after_ten_seconds() {
     test.end();
 }
 
-/// The packets after a Retry packet have other keys, and the whole ClientHello again.
+/// After a Retry packet, the client's packets have other keys, and contain the whole ClientHello again.
 #[test]
 fn a_retry_begins_a_connection_with_other_keys() {
     let mut test = Test::named(RULES);
@@ -253,7 +253,7 @@ fn a_retry_begins_a_connection_with_other_keys() {
     assert_eq!(test.left().len(), 0);
     test.sends(&d);
     assert_eq!(test.left(), [c, d]);
-    // With another name, it is refused.
+    // A connection with another name is refused.
     let other = Initial { token: &[9; 80], number: 4, ..Initial::first(V2, b"server II") };
     let other = other.seal(&crypto(0, &hello(OTHER)));
     test.sends(&other);
@@ -270,12 +270,12 @@ fn a_rule_with_another_port_allows_other_protocols() {
     test.guest_sends(GUEST, server, b"more");
     assert_eq!(test.left(), [b"\x80 anything".to_vec(), b"more".to_vec()]);
     test.end();
-    // But not another name.
+    // A connection with another name is still refused.
     let mut test = Test::named(rules);
     test.guest_sends(GUEST, server, &first(b"connection", OTHER));
     test.assert_nothing();
     assert_eq!(test.refused(), (1, 1));
-    // A name that is not complete may be none.
+    // An incomplete message may have no name at all, so the datagram is forwarded after the time-out.
     let [a, b] = two(b"connection", OTHER);
     test.guest_sends(GUEST, server, &a);
     test.assert_nothing();
@@ -286,7 +286,8 @@ fn a_rule_with_another_port_allows_other_protocols() {
     test.end();
 }
 
-/// TFTP answers from another port, SIP from another address of the same name.
+/// In TFTP, the answer comes from another port of the server. In SIP, it can come from another address of the same
+/// name.
 #[test]
 fn a_sender_that_the_guest_may_write_to_without_a_name_reaches_it() {
     let mut test = Test::named("allow files.example.org:1000-9000\nallow 203.0.113.1");
@@ -300,7 +301,7 @@ fn a_sender_that_the_guest_may_write_to_without_a_name_reaches_it() {
         test.ready(&socket, READABLE);
     }
     assert_eq!((test.world.frames().len(), test.refused()), (0, (2, 2)));
-    // What the guest answers is checked.
+    // The answer of the guest is checked.
     test.left();
     test.guest_sends(GUEST, "203.0.113.9:5000", &first(b"connection", OTHER));
     assert_eq!((test.left().len(), test.refused()), (0, (3, 3)));
@@ -310,7 +311,7 @@ fn a_sender_that_the_guest_may_write_to_without_a_name_reaches_it() {
     test.end();
 }
 
-/// What arrives at a published port is not judged, nor is the answer.
+/// Neither datagrams to a published port nor their answers are judged.
 #[test]
 fn a_flow_from_outside_ends_the_wait() {
     let [a, b] = two(b"connection", OTHER);
@@ -322,7 +323,7 @@ fn a_flow_from_outside_ends_the_wait() {
     assert_eq!(test.world.frames().len(), 1);
     test.sends(b"answer");
     assert_eq!(socket.socket.sent().len(), 1);
-    // The first datagram is refused in the end. The flow stays.
+    // After the time-out, the first datagram is refused. The flow continues.
     test.wait(11);
     test.assert_prohibited(&a);
     test.sends(&b);
@@ -358,7 +359,7 @@ fn the_answer_alone_can_be_enough() {
     test.end();
 }
 
-/// A client may begin another connection to an address after the time to live of its answer, as long as it has one.
+/// While a client has a connection to an address, it may begin another one after the answer's time to live.
 #[test]
 fn a_flow_keeps_the_names_of_its_address() {
     let mut test = Test::named(RULES);
@@ -396,7 +397,8 @@ fn new_rules_judge_by_the_names_that_were_sent() {
     };
     let [a, b] = two(b"another id", OTHER);
     let other = "allow *.example.com\nallow 203.0.113.1";
-    // Rules, whether the flow to the allowed name goes on, and whether the flow that waits is allowed.
+    // The columns: the new rules, whether the flow to the allowed name continues, whether the other flow still waits,
+    // and whether its name is allowed.
     for (text, stays, waits, passes) in [
         (RULES, true, true, false),
         (other, false, true, true),

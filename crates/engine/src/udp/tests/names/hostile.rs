@@ -1,4 +1,4 @@
-//! Guests that try to reach another name, or to use up memory.
+//! Tests of hostile guests, which try to reach another name or to exhaust memory.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn first_datagrams_without_a_name_are_refused_at_once() {
     }
 }
 
-/// The verdict on one connection says nothing about the next one of the same ports.
+/// Each connection of a flow has its own verdict, although the ports are the same.
 #[test]
 fn another_connection_of_the_same_flow_has_to_say_a_name_as_well() {
     let mut test = Test::named(RULES);
@@ -57,7 +57,7 @@ fn another_connection_of_the_same_flow_has_to_say_a_name_as_well() {
     assert_eq!(test.left().len(), 0);
     test.assert_prohibited(&a);
     assert_eq!(test.refused(), (2, 2));
-    // The first connection is not disturbed, and others to the allowed name are possible.
+    // The first connection continues, and new connections to the allowed name are possible.
     test.sends(&initial(b"connection", 1, &[2, 0, 0, 0, 0]));
     let [a, b] = two(b"a fourth id", ALLOWED);
     test.sends(&a);
@@ -70,8 +70,8 @@ fn another_connection_of_the_same_flow_has_to_say_a_name_as_well() {
     test.end();
 }
 
-/// A server may have dropped what we have read, for instance a datagram that is too short. So a client must not send
-/// another ClientHello in its place.
+/// A server may have dropped a datagram that the engine has read, for example because the datagram is too short. So a
+/// client must not be able to send another ClientHello afterwards.
 #[test]
 fn a_hello_does_not_change_after_the_verdict() {
     let (message, other) = (long_client_hello(ALLOWED, 1100), long_client_hello(OTHER, 1100));
@@ -102,8 +102,8 @@ fn dtls_after_quic_is_refused() {
     assert_eq!(test.left().len(), 0);
 }
 
-/// A server takes packets of one connection from any port, and may have dropped some. If each port had its own verdict,
-/// the ClientHello could be put together of parts from several.
+/// A server accepts packets of one connection from any port, and may have dropped some. If each port had its own
+/// verdict, a client could send parts of one ClientHello from several ports.
 #[test]
 fn a_connection_belongs_to_one_flow_also_after_its_end() {
     let datagram = first(b"connection", ALLOWED);
@@ -143,13 +143,13 @@ fn a_train_is_read_datagram_by_datagram() {
     test.guest_sends_as(GUEST, SERVER, &data, 64, 0, &train(1200));
     let sent = test.opened(0).socket.sent();
     assert_eq!((sent.len(), &sent[0].payload, sent[0].segment_size), (1, &data, Some(1200)));
-    // One of them with a long header is.
+    // A datagram with a long header among them is read.
     let mixed = [&[0x41; 1200][..], &evil, &[0x42; 100]].concat();
     test.guest_sends_as(GUEST, SERVER, &mixed, 64, 0, &train(1200));
     assert_eq!((test.left(), test.refused()), (vec![vec![0x41; 1200], vec![0x42; 100]], (1, 1)));
     test.world.frames();
 
-    // The verdict on the first datagrams of a train ends it.
+    // If the first datagrams of a train are refused, the rest of the train is dropped.
     let [a, b] = two(b"connection", OTHER);
     let mut test = Test::named(RULES);
     test.guest_sends_as(GUEST, SERVER, &[&a[..], &b, &a, &b].concat(), 64, 0, &train(size));
@@ -158,7 +158,7 @@ fn a_train_is_read_datagram_by_datagram() {
     test.end();
 }
 
-/// A flow that waits has no socket. But the socket of its endpoint may be there for another remote.
+/// A flow that waits has no socket. But its endpoint may have a socket for another remote.
 #[test]
 fn the_server_does_not_reach_a_guest_that_waits() {
     let [a, b] = two(b"connection", ALLOWED);
@@ -176,7 +176,7 @@ fn the_server_does_not_reach_a_guest_that_waits() {
     test.end();
 }
 
-/// Names are bound to destinations: each flow of a guest's port has its own verdict.
+/// A name is checked for one destination: each flow of one guest port has its own verdict.
 #[test]
 fn each_remote_of_a_port_has_its_own_verdict() {
     let mut test = Test::named(RULES);
@@ -189,7 +189,7 @@ fn each_remote_of_a_port_has_its_own_verdict() {
         test.guest_sends("198.51.100.55:4001", SERVER, datagram);
     }
     assert_eq!((test.left().len(), test.udp.flows(), test.refused()), (0, 1, (4, 4)));
-    // This address was no answer for any name.
+    // The guest was not given this address for any name.
     test.guest_sends(GUEST, "203.0.113.11:443", &first(b"a third id", ALLOWED));
     assert_eq!((test.left().len(), test.refused()), (0, (5, 5)));
     test.guest_sends(GUEST, "203.0.113.10:443", &first(b"a fourth id", ALLOWED));
@@ -197,7 +197,7 @@ fn each_remote_of_a_port_has_its_own_verdict() {
     test.end();
 }
 
-/// A guest can't use up memory by flows that wait. Those that have waited for longest are dropped.
+/// A guest can't exhaust memory by flows that wait. The flows that have waited for the longest time are dropped.
 #[test]
 fn the_number_of_flows_that_wait_is_bounded() {
     let [a, b] = two(b"connection", ALLOWED);
@@ -228,7 +228,7 @@ fn the_bytes_that_are_held_are_bounded() {
         assert!(test.udp.checks.waiting().1 <= 1 << 20);
     }
     assert_eq!(test.udp.counters().no_room, 26);
-    // No flow has all of it for itself.
+    // No single flow can use the whole limit.
     test.guest_sends(&guest(10_029), SERVER, &early);
     assert_eq!((test.refused(), test.udp.checks.waiting().0), ((1, 1), 16));
     test.guest_sends(&guest(10_028), SERVER, &b);
@@ -278,8 +278,8 @@ fn the_memory_of_readers_is_bounded() {
     assert!(checks.begin(endpoints(1), Some(claim)).is_some());
 }
 
-/// The first datagrams of a client: a ClientHello in frames that are cut anywhere, overlap, and come in any order, in
-/// packets and datagrams with others in between.
+/// The first datagrams of a client. The ClientHello is cut into frames at any positions. The frames overlap, have any
+/// order, and are mixed with other frames, packets and datagrams.
 fn first_flight(name: &'static str) -> impl Strategy<Value = Vec<Vec<u8>>> {
     let cuts = prop::collection::vec((0..1500usize, 0..200usize), 0..10);
     let frames = (300..1500usize, cuts).prop_flat_map(move |(len, cuts)| {
@@ -310,8 +310,8 @@ fn first_flight(name: &'static str) -> impl Strategy<Value = Vec<Vec<u8>>> {
 }
 
 proptest! {
-    /// However a client cuts, orders and repeats its first datagrams: none leaves before the name is complete. Then all
-    /// leave, in order, if the name is allowed, and else none does.
+    /// For any cuts, order and repetition of a client's first datagrams, no datagram is sent before the name is
+    /// complete. Then all datagrams are sent in order if the name is allowed, else none is sent.
     #[test]
     fn no_datagram_leaves_before_the_verdict(
         (allowed, datagrams) in prop_oneof![
@@ -325,7 +325,7 @@ proptest! {
         let mut complete = false;
         let mut fed = vec![];
         for datagram in &datagrams {
-            // A short header alone begins nothing.
+            // A packet with a short header does not begin a connection.
             if fed.is_empty() && datagram[0] & 0x80 == 0 {
                 continue;
             }
