@@ -13,6 +13,7 @@
 
 mod addresses;
 mod announced;
+mod attacks;
 mod auto;
 mod budgets;
 mod bulk;

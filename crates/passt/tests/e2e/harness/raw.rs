@@ -12,6 +12,7 @@ use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
     IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
 };
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
@@ -28,6 +29,8 @@ pub(crate) struct Raw {
     socket: Option<OwnedFd>,
     process: Child,
     mac: EthernetAddress,
+    /// The last byte of the address for the next [`Raw::flush`].
+    flushed: Cell<u8>,
 }
 
 /// The parts of a TCP segment that tests check.
@@ -56,7 +59,12 @@ impl Raw {
             .stderr(Stdio::null()) // would report frames that arrive after the end of the test
             .spawn()
             .unwrap();
-        let raw = Raw { socket: Some(ours), process, mac: EthernetAddress(net.guest_mac()) };
+        let raw = Raw {
+            socket: Some(ours),
+            process,
+            mac: EthernetAddress(net.guest_mac()),
+            flushed: Cell::new(150),
+        };
         wait_until("the packet socket", || net.guest.sh("cat /proc/net/packet").lines().count() > 1);
         raw
     }
@@ -78,6 +86,24 @@ impl Raw {
             }
         }
         panic!("timed out waiting for {what}");
+    }
+
+    /// A frame with an IP packet.
+    pub(crate) fn frame(&self, packet: &[u8]) -> Vec<u8> {
+        let ethertype = if packet[0] >> 4 == 4 { EthernetProtocol::Ipv4 } else { EthernetProtocol::Ipv6 };
+        let ethernet = EthernetRepr { src_addr: self.mac, dst_addr: OUR_MAC, ethertype };
+        let mut frame = vec![0; ethernet.buffer_len()];
+        ethernet.emit(&mut EthernetFrame::new_unchecked(&mut frame[..]));
+        frame.extend(packet);
+        frame
+    }
+
+    /// Waits until all frames that were sent before have been processed.
+    pub(crate) fn flush(&self) {
+        let target = Ipv4Addr::new(198, 51, 100, self.flushed.get());
+        self.flushed.set(target.octets()[3] + 1);
+        self.send(&self.probe_frame(target));
+        while self.expect_arp_reply() != target {}
     }
 
     /// An ARP probe for an address (RFC 5227).

@@ -1,0 +1,177 @@
+//! An attacker inside the guest (docs/guard.md): each attempt to reach something that no rule allows must fail. Nothing may
+//! arrive outside, the attacker's client is told at once, and the log has a line. Attempts that are not refused have no
+//! effect.
+
+mod clients;
+mod dns;
+mod fort;
+mod ip;
+mod lies;
+mod raw;
+mod tcp;
+
+use std::io::Write;
+
+use testkit::hello::{SERVER_NAME, client_hello, records, server_name};
+
+use self::clients::end_of;
+use self::fort::{Attempt, Fort, Outcome, contains};
+use crate::harness::*;
+
+const TABLES: [&[Attempt]; 13] = [
+    dns::NAMES,
+    dns::KINDS,
+    dns::BESIDE,
+    dns::SERVERS,
+    lies::RECORDS,
+    tcp::DESTINATIONS,
+    tcp::TLS,
+    tcp::REQUESTS,
+    ip::DATAGRAMS,
+    ip::HOST,
+    ip::BYPASS,
+    raw::SEGMENTS,
+    raw::PACKETS,
+];
+
+/// The guest has the addresses of [`HOST`] only, and no port bypasses the link.
+const ALONE: [&str; 8] = [PINNED[0], PINNED[1], PINNED[2], PINNED[3], "-T", "none", "-U", "none"];
+
+/// Number of attempts. Each test runs all attempts of its tables.
+const fn attempts() -> usize {
+    let (mut sum, mut at) = (lies::ADDRESSES.len(), 0);
+    while at < TABLES.len() {
+        sum += TABLES[at].len();
+        at += 1;
+    }
+    sum
+}
+
+const _: () = assert!(attempts() >= 60);
+
+fn net() -> Option<Net> {
+    let resolv_conf = "search corp.files.test\nnameserver 198.51.100.3\n";
+    Net::with(Options { resolv_conf, host_setup: ALIASES, ..Options::default() })
+}
+
+fn attack(tables: &[&[Attempt]]) {
+    let Some(net) = net() else { return };
+    let mut fort = Fort::new(&net, &ALONE);
+    tables.iter().for_each(|table| fort.withstand(table));
+    fort.finish();
+}
+
+#[test]
+fn data_in_the_names_of_questions() {
+    attack(&[dns::NAMES]);
+}
+
+#[test]
+fn useless_questions_and_tunnels() {
+    attack(&[dns::KINDS]);
+}
+
+#[test]
+fn data_beside_questions_and_other_servers() {
+    attack(&[dns::BESIDE, dns::SERVERS]);
+}
+
+#[test]
+fn lies_of_a_resolver() {
+    let Some(net) = net() else { return };
+    let mut fort = Fort::new(&net, &ALONE);
+    lies::withstand_addresses(&mut fort);
+    fort.withstand(lies::RECORDS);
+    fort.finish();
+}
+
+#[test]
+fn other_destinations_and_names() {
+    attack(&[tcp::DESTINATIONS, tcp::TLS]);
+}
+
+#[test]
+fn other_requests() {
+    attack(&[tcp::REQUESTS]);
+}
+
+#[test]
+fn datagrams_and_the_host() {
+    need!("ping");
+    attack(&[ip::DATAGRAMS, ip::HOST]);
+}
+
+#[test]
+fn ports_that_bypass_the_link() {
+    let Some(net) = net() else { return };
+    let mut fort = Fort::new(&net, &["-T", "7000,53", "-U", "7000,53"]);
+    fort.withstand(ip::BYPASS);
+    fort.finish();
+}
+
+#[test]
+fn frames_that_no_kernel_sends() {
+    need!("socat");
+    attack(&[raw::SEGMENTS, raw::PACKETS]);
+}
+
+/// Clients that say nothing, or not enough, are refused after 10 s.
+#[test]
+fn silence() {
+    let Some(net) = net() else { return };
+    let mut fort = Fort::new(&net, &ALONE);
+    let hello = records(&client_hello(&[(SERVER_NAME, &server_name(b"www.allowed.test"))]), 16_000);
+    let clients = [&b""[..], &hello[..50], b"GET /exfil HTTP/1.1\r\n"].map(|part| {
+        let mut client = fort.connect("203.0.113.2:443").unwrap();
+        client.write_all(part).unwrap();
+        client
+    });
+    assert_eq!(clients.map(end_of), [Outcome::Reset, Outcome::Alert, Outcome::Reset]);
+    fort.assert_nothing_left("silence");
+    assert_eq!(fort.count(&["203.0.113.2:443: no server name in time (allow www.allowed.test:443)"]), 3);
+    fort.finish();
+}
+
+/// What the guest has sent is acknowledged, and has not left the host. With the rest of the name, all of it leaves.
+#[test]
+fn no_byte_leaves_before_the_verdict() {
+    let Some(net) = net() else { return };
+    let mut fort = Fort::new(&net, &ALONE);
+    let hello = records(&client_hello(&[(SERVER_NAME, &server_name(b"www.allowed.test"))]), 16_000);
+    let mut client = fort.connect("203.0.113.2:443").unwrap();
+    for byte in &hello[..hello.len() - 1] {
+        client.write_all(&[*byte]).unwrap();
+    }
+    wait_until("an acknowledgment", || sys::stream::unacknowledged(&client).unwrap() == 0);
+    fort.assert_nothing_left("a name that is not complete");
+    assert!(!fort.captured(b"first").is_some_and(|frames| contains(&frames, &hello[..20])));
+    client.write_all(&hello[hello.len() - 1..]).unwrap();
+    let mut got = Vec::new();
+    wait_until("the hello", || {
+        got.extend(fort.sinks.collect().into_iter().flat_map(|(_, bytes)| bytes));
+        got.len() >= hello.len()
+    });
+    assert_eq!(got, hello);
+    assert!(fort.captured(b"second").is_none_or(|frames| contains(&frames, &hello[..20])));
+    fort.finish();
+}
+
+/// The guide's limits: only the first request of a connection is read. Later ones reach the same server, even in the same
+/// segment.
+#[test]
+fn later_requests_are_not_read() {
+    let Some(net) = net() else { return };
+    let mut fort = Fort::new(&net, &ALONE);
+    let requests =
+        b"GET / HTTP/1.1\r\nHost: http.allowed.test\r\n\r\nGET / HTTP/1.1\r\nHost: other.test\r\n\r\n";
+    let mut client = fort.connect("203.0.113.2:80").unwrap();
+    client.write_all(requests).unwrap();
+    let mut got = Vec::new();
+    wait_until("both requests", || {
+        got.extend(fort.sinks.collect());
+        got.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() >= requests.len()
+    });
+    assert!(got.iter().all(|(at, _)| canonical(*at) == (FAR[0], 80).into()), "{got:?}");
+    assert_eq!(got.into_iter().flat_map(|(_, bytes)| bytes).collect::<Vec<_>>(), requests);
+    fort.finish();
+}

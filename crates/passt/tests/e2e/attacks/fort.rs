@@ -1,0 +1,417 @@
+//! The surroundings of the attacks: a guest under rules by name, a resolver that answers by a script, and servers that keep
+//! every byte that they get.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use testkit::hello::{client_hello, records, server_name};
+use testkit::message::{Data::Bytes, Message};
+use wire::dns::{Question, Type};
+
+use crate::harness::*;
+
+/// What the guest may reach. Everything else is refused.
+pub(super) const ALLOWED: [&str; 4] =
+    ["www.allowed.test:443", "*.files.test:443", "http.allowed.test:80", "git.allowed.test:22"];
+/// No server of the host's network has this address. Questions to it are asked of the host's resolver.
+pub(super) const ANY_SERVER: &str = "203.0.113.53:53";
+/// A part of everything that an attacker sends. It must not leave the guest.
+const MARKER: &[u8] = b"exfil";
+/// A part of what the guest may send.
+const CONTROL: &[u8] = b"control";
+const PORTS: [u16; 16] =
+    [22, 25, 53, 80, 123, 443, 445, 853, 1900, 5353, 5355, 7000, 7001, 8443, 10_000, 40_000];
+
+/// What an attacker gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// NXDOMAIN.
+    NoName,
+    /// An answer without records.
+    NoData,
+    /// NOTIMP.
+    NotImplemented,
+    /// SERVFAIL.
+    Failed,
+    /// An answer with records: the attack had no effect.
+    Answered,
+    /// The connection is refused.
+    Refused,
+    /// The connection is reset.
+    Reset,
+    /// The connection is closed, without a byte.
+    Closed,
+    /// TLS: unrecognized_name.
+    Alert,
+    /// ICMP: administratively prohibited.
+    Prohibited,
+    /// ICMP: the protocol is not supported.
+    Unsupported,
+    /// Nothing: there is no way to report an error to such a sender.
+    Nothing,
+}
+
+/// An attack.
+pub(super) struct Attempt {
+    pub(super) name: &'static str,
+    pub(super) outcome: Outcome,
+    /// Parts of the log's line, besides `refused:`. Empty: the attack has no effect, so nothing is refused.
+    pub(super) log: &'static [&'static str],
+    /// Whether the resolver gets a query.
+    pub(super) asks: bool,
+    pub(super) run: fn(&mut Fort<'_>) -> Outcome,
+}
+
+/// An attack in which no query reaches the resolver unless it is answered.
+pub(super) const fn attempt(
+    name: &'static str,
+    outcome: Outcome,
+    log: &'static [&'static str],
+    run: fn(&mut Fort<'_>) -> Outcome,
+) -> Attempt {
+    Attempt { name, outcome, log, asks: matches!(outcome, Outcome::Answered), run }
+}
+
+/// The guest and its surroundings.
+pub(super) struct Fort<'a> {
+    pub(super) net: &'a Net,
+    pub(super) daemon: Daemon<'a>,
+    pub(super) resolver: Resolver,
+    pub(super) sinks: Sinks,
+    log: String,
+    capture: Option<Running>,
+    raw: OnceCell<Raw>,
+}
+
+impl<'a> Fort<'a> {
+    pub(super) fn new(net: &'a Net, more: &[&str]) -> Self {
+        let log = net.path("log");
+        let closed = ["-t", "none", "-u", "none"];
+        let rules = ALLOWED.iter().flat_map(|rule| ["--allow", rule]);
+        let options = ["--dns-host", "198.51.100.3", "--map-guest-addr", "198.51.100.99", "--log-file", &log];
+        let capture = capture(net);
+        let daemon = net.pasta(
+            &options.into_iter().chain(closed).chain(rules).chain(more.iter().copied()).collect::<Vec<_>>(),
+        );
+        let (resolver, sinks, raw) = (Resolver::new(net), Sinks::new(net), OnceCell::new());
+        let fort = Fort { net, daemon, resolver, sinks, log, capture, raw };
+        for (name, address) in [
+            ("www.allowed.test", FAR[0]),
+            ("http.allowed.test", FAR[0]),
+            ("a.files.test", PEER_ALIAS[0]),
+            ("git.allowed.test", PEER_ALIAS[0]),
+            ("control.files.test", FAR[0]),
+        ] {
+            fort.resolver.set(name, address);
+            assert_eq!(fort.ask(&question(name, Type::A)), Outcome::Answered, "{name}");
+        }
+        fort
+    }
+
+    /// Runs all attempts. Each must end as expected, leave no byte outside, and be logged.
+    pub(super) fn withstand(&mut self, attempts: &[Attempt]) {
+        for attempt in attempts {
+            self.pace();
+            let Attempt { name, log, .. } = attempt;
+            let (lines, questions) = (self.count(log), self.resolver.count());
+            let outcome = (attempt.run)(self);
+            assert_eq!(outcome, attempt.outcome, "{name}");
+            if !log.is_empty() {
+                wait_until(&format!("{name}: a line of the log with {log:?}"), || self.count(log) > lines);
+            }
+            self.assert_nothing_left(name);
+            let asked = self.resolver.count() > questions;
+            assert_eq!(asked, attempt.asks, "{name}: does the resolver get a query?");
+        }
+        assert!(self.daemon.runs());
+    }
+
+    /// Waits such that no line of the log is left out: each call site logs five lines in a second.
+    pub(super) fn pace(&self) {
+        std::thread::sleep(Duration::from_millis(250));
+    }
+
+    /// No server and no resolver has got anything of the guest that it must not send.
+    pub(super) fn assert_nothing_left(&mut self, name: &str) {
+        let got = self.sinks.collect();
+        assert!(got.is_empty(), "{name}: servers got {got:?}");
+        let heard = self.resolver.shared.heard.lock().unwrap();
+        let leaked = heard.iter().find(|message| contains(message, MARKER));
+        assert!(leaked.is_none(), "{name}: the resolver got {leaked:?}");
+    }
+
+    /// The number of lines of the log about a refusal that have all these parts.
+    pub(super) fn count(&self, parts: &[&str]) -> usize {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let of_refusal = log.lines().filter(|line| line.contains("refused:"));
+        of_refusal.filter(|line| parts.iter().all(|part| line.contains(part))).count()
+    }
+
+    /// What the guest may send still arrives, and nothing else has left the host.
+    pub(super) fn finish(mut self) {
+        let hello = records(&client_hello(&[(0, &server_name(b"www.allowed.test")), (21, CONTROL)]), 16_000);
+        let mut client = self.net.guest.connect((FAR[0], 443)).unwrap();
+        client.write_all(&hello).unwrap();
+        let mut got = Vec::new();
+        wait_until("an allowed hello", || {
+            got.extend(self.sinks.collect().into_iter().flat_map(|(_, bytes)| bytes));
+            got.len() >= hello.len()
+        });
+        assert_eq!(got, hello);
+        assert_eq!(self.ask(&question("control.files.test", Type::A)), Outcome::Answered);
+        assert!(contains(&self.resolver.shared.heard.lock().unwrap().concat(), CONTROL));
+        if let Some(frames) = self.captured(b"the end") {
+            assert!(contains(&frames, CONTROL), "the capture has what left the host");
+            assert!(!contains(&frames, MARKER), "something left the host");
+        }
+    }
+
+    /// What has left the host so far, if there is a capture. `marker` must differ in each call.
+    pub(super) fn captured(&self, marker: &[u8]) -> Option<Vec<u8>> {
+        self.capture.as_ref()?;
+        self.net.host.udp((HOST[0], 0)).send_to(marker, (FAR[0], 9)).unwrap();
+        let mut frames = Vec::new();
+        wait_until("the capture", || {
+            frames = std::fs::read(self.net.path("capture")).unwrap();
+            contains(&frames, marker)
+        });
+        Some(frames)
+    }
+
+    /// The guest's interface.
+    pub(super) fn raw(&self) -> &Raw {
+        self.raw.get_or_init(|| Raw::open(self.net))
+    }
+}
+
+/// Captures the host's interface, if there is a tool for it.
+fn capture(net: &Net) -> Option<Running> {
+    if !has_tool("socat") {
+        return None;
+    }
+    let file = format!("CREATE:{}", net.path("capture"));
+    let capture = net.host.start(&["socat", "-u", "-b", "70000", "INTERFACE:eth0", &file]);
+    wait_until("the capture", || net.host.sh("cat /proc/net/packet").lines().count() > 1);
+    Some(capture)
+}
+
+/// Whether `bytes` have `part`, with letters in any case.
+pub(super) fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
+}
+
+/// Servers at many ports of all machines. They only listen.
+pub(super) struct Sinks {
+    listeners: Vec<TcpListener>,
+    datagrams: Vec<UdpSocket>,
+    streams: Vec<TcpStream>,
+}
+
+impl Sinks {
+    fn new(net: &Net) -> Self {
+        let everywhere = any(LOOPBACK[1]);
+        let of = |ns, ports: &[u16]| ports.iter().map(|port| (ns, (everywhere, *port))).collect::<Vec<_>>();
+        let without_dns: Vec<u16> = PORTS.into_iter().filter(|port| *port != 53).collect();
+        let others = [GATEWAY[0], GATEWAY[1], PEER[1], PEER_ALIAS[0], PEER_ALIAS[1]];
+        let places = [
+            of(&net.host, &PORTS),
+            of(&net.far, &PORTS),
+            of(&net.peer, &without_dns),
+            others.map(|address| (&net.peer, (address, 53))).to_vec(),
+        ]
+        .concat();
+        let listener = |(ns, at): &(&Ns, (IpAddr, u16))| {
+            let listener = ns.listen(*at);
+            listener.set_nonblocking(true).unwrap();
+            listener
+        };
+        let socket = |(ns, at): &(&Ns, (IpAddr, u16))| {
+            let socket = ns.udp(*at);
+            socket.set_nonblocking(true).unwrap();
+            socket
+        };
+        Sinks {
+            listeners: places.iter().map(listener).collect(),
+            datagrams: places.iter().map(socket).collect(),
+            streams: Vec::new(),
+        }
+    }
+
+    /// Accepts all connections. Returns those that are new.
+    pub(super) fn accept(&mut self) -> Vec<TcpStream> {
+        let new: Vec<TcpStream> = self
+            .listeners
+            .iter()
+            .flat_map(|listener| std::iter::from_fn(|| listener.accept().ok().map(|(stream, _)| stream)))
+            .collect();
+        for stream in &new {
+            stream.set_nonblocking(true).unwrap();
+            self.streams.push(stream.try_clone().unwrap());
+        }
+        new
+    }
+
+    /// Everything that has arrived since the last call, with the server's address.
+    pub(super) fn collect(&mut self) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.accept();
+        let mut got = Vec::new();
+        let mut buffer = vec![0; 65_536];
+        for socket in &self.datagrams {
+            while let Ok(len) = socket.recv(&mut buffer) {
+                got.push((socket.local_addr().unwrap(), buffer[..len].to_vec()));
+            }
+        }
+        self.streams.retain_mut(|stream| {
+            loop {
+                match stream.read(&mut buffer) {
+                    Ok(len) if len > 0 => got.push((stream.local_addr().unwrap(), buffer[..len].to_vec())),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                    _ => return false,
+                }
+            }
+        });
+        got
+    }
+}
+
+/// The host's resolver, which answers by a script, and keeps the messages that it gets.
+pub(super) struct Resolver {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    heard: Mutex<Vec<Vec<u8>>>,
+    /// The answers, by name and type.
+    script: Mutex<HashMap<(String, u16), Vec<u8>>>,
+    /// Whether queries over UDP have to wait.
+    hold: AtomicBool,
+    /// The queries that wait, and their senders.
+    waiting: Mutex<Vec<(Vec<u8>, SocketAddr)>>,
+}
+
+impl Resolver {
+    fn new(net: &Net) -> Self {
+        let (socket, listener) = (net.peer.udp((PEER[0], 53)), net.peer.listen((PEER[0], 53)));
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let shared = Arc::new(Shared::default());
+        let thread = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.serve(&socket, &listener)
+        });
+        Resolver { shared, thread: Some(thread) }
+    }
+
+    /// From now on, `name` has this address.
+    pub(super) fn set(&self, name: &str, address: IpAddr) {
+        let (kind, octets) = match address {
+            IpAddr::V4(address) => (Type::A, address.octets().to_vec()),
+            IpAddr::V6(address) => (Type::AAAA, address.octets().to_vec()),
+        };
+        self.say(name, kind, &Message::response(name, kind).answer(name, kind, &[Bytes(&octets)]));
+    }
+
+    /// From now on, `message` is the answer to a question.
+    pub(super) fn say(&self, name: &str, kind: Type, message: &Message) {
+        self.shared.script.lock().unwrap().insert((name.to_owned(), kind.0), message.bytes());
+    }
+
+    /// How many messages have arrived.
+    pub(super) fn count(&self) -> usize {
+        self.shared.heard.lock().unwrap().len()
+    }
+
+    /// The message that arrived last.
+    pub(super) fn last(&self) -> Vec<u8> {
+        self.shared.heard.lock().unwrap().last().unwrap().clone()
+    }
+
+    /// Whether queries over UDP have to wait for their answers.
+    pub(super) fn hold(&self, hold: bool) {
+        self.shared.hold.store(hold, Ordering::Relaxed);
+    }
+
+    /// The sender of the query that has to wait.
+    pub(super) fn wait_for_query(&self) -> SocketAddr {
+        let first = || self.shared.waiting.lock().unwrap().first().map(|(_, from)| *from);
+        wait_until("a query", || first().is_some());
+        first().unwrap()
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Shared {
+    fn serve(&self, socket: &UdpSocket, listener: &TcpListener) {
+        let mut buffer = vec![0; 65_536];
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                let query = buffer[..len].to_vec();
+                self.heard.lock().unwrap().push(query.clone());
+                self.waiting.lock().unwrap().push((query, from));
+            }
+            if !self.hold.load(Ordering::Relaxed) {
+                for (query, from) in self.waiting.lock().unwrap().drain(..) {
+                    socket.send_to(&self.answer(&query), from).unwrap();
+                }
+            }
+            while let Ok((stream, _)) = listener.accept() {
+                self.serve_stream(stream);
+            }
+        }
+    }
+
+    /// Answers one query over TCP. A client that sends anything else gets nothing.
+    fn serve_stream(&self, mut stream: TcpStream) {
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut len = [0; 2];
+        if stream.read_exact(&mut len).is_ok() {
+            let mut query = vec![0; u16::from_be_bytes(len).into()];
+            let complete = stream.read_exact(&mut query).is_ok();
+            self.heard.lock().unwrap().push(query.clone());
+            if complete {
+                let answer = self.answer(&query);
+                let _ = stream.write_all(&[&(answer.len() as u16).to_be_bytes(), &answer[..]].concat());
+            }
+        }
+    }
+
+    fn answer(&self, query: &[u8]) -> Vec<u8> {
+        const NXDOMAIN: u8 = 3;
+        let question = Question::parse(query).unwrap();
+        let key = (question.name().unwrap().to_string(), question.kind().0);
+        let mut answer = self.script.lock().unwrap().get(&key).cloned().unwrap_or_else(|| {
+            let mut unknown = Message::response(&key.0, question.kind()).bytes();
+            unknown[3] |= NXDOMAIN;
+            unknown
+        });
+        answer[..2].copy_from_slice(&question.id.to_be_bytes());
+        answer
+    }
+}
+
+/// A query for the records `kind` of `name`.
+pub(super) fn question(name: &str, kind: Type) -> Vec<u8> {
+    query(&testkit::message::name(name), kind, 1)
+}
+
+/// A query for the records `kind` of a name in wire format.
+pub(super) fn query(name: &[u8], kind: Type, class: u16) -> Vec<u8> {
+    let header = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    [&header[..], name, &kind.0.to_be_bytes(), &class.to_be_bytes()].concat()
+}
