@@ -38,6 +38,7 @@ mod multicast;
 mod names;
 mod nat;
 mod pesto;
+mod policy;
 mod qrap;
 mod questions;
 mod rules;

@@ -271,7 +271,7 @@ fn a_virtual_machine_has_one_table() {
 }
 
 /// A program of the C implementation.
-fn reference(name: &str) -> Option<String> {
+pub(crate) fn reference(name: &str) -> Option<String> {
     let Some(folder) = std::env::var_os("PASST_REFERENCE") else {
         let test = std::thread::current().name().unwrap_or("?").to_owned();
         let line = format!("SKIPPED: {test}: PASST_REFERENCE names no directory of the C programs\n");
