@@ -77,6 +77,12 @@ fn a_transfer_in_progress_ends_and_others_continue() {
     let url = format!("http://{}:7000/", PEER[0]);
     let curl = net.guest.start(&["curl", "-sS", "-o", &body, &url]);
     let (mut server, _) = accept(&listener);
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        server.read_exact(&mut byte).unwrap();
+        request.extend(byte);
+    }
     server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").unwrap();
     server.write_all(&[b'x'; 100_000]).unwrap();
     wait_until("the first bytes", || std::fs::metadata(&body).is_ok_and(|body| body.len() > 0));
