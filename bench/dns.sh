@@ -7,9 +7,8 @@ seconds=${2:-3}
 rounds=${3:-5}
 ns=dnsbench$$
 dir=$(mktemp -d)
-server=
 clean() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    [ ! -e "$dir/pid" ] || kill "$(cat "$dir/pid")" || true
     ip netns del "$ns" 2>/dev/null || true
     rm -rf "$dir"
 }
@@ -25,7 +24,6 @@ in_ns ip route add default via 198.51.100.254 dev host0
 
 printf 'no-resolv\nno-hosts\nlisten-address=198.51.100.1\nbind-interfaces\naddress=/bench.example/203.0.113.7\n' >"$dir/conf"
 in_ns dnsmasq -C "$dir/conf" -k -x "$dir/pid" 2>/dev/null &
-server=$!
 for name in {1..1000}; do echo "n$name.bench.example A"; done >"$dir/questions"
 : >"$dir/rules"
 for number in {0..998}; do echo "allow *.n$number.example:443"; done >>"$dir/rules"
