@@ -52,7 +52,7 @@ impl CappedFile {
     /// `heading`.
     ///
     /// # Errors
-    /// The file can't be written. It still ends with a whole line, unless it is not a regular file.
+    /// The file can't be written. If it is a regular file, it still ends with a whole line.
     pub(crate) fn add(&mut self, text: &str, heading: impl FnOnce() -> String) -> io::Result<()> {
         let Some(limit) = self.limit else { return self.write(text) };
         // A longer message would replace more than half of the file.
@@ -66,11 +66,11 @@ impl CappedFile {
         self.write_or_undo(end, text)
     }
 
-    /// Writes `text` at the end of the file, or nothing. A full file system may accept only a part, which is then
-    /// removed.
+    /// Writes `text` at the end of the file. If a full file system accepts only a part of `text`, this part is removed
+    /// again.
     fn write_or_undo(&mut self, end: u64, text: &str) -> io::Result<()> {
         self.write(text).inspect_err(|_| {
-            // If this fails too, the next line is appended to the part.
+            // If the removal fails, too, the next line follows the part directly.
             let undone = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
             drop(undone);
         })

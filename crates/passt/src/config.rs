@@ -39,7 +39,7 @@ pub struct Config {
     pub log_file: Option<PathBuf>,
     /// `--log-size`, in bytes: the limit of the log file, and of the flow log.
     pub log_size: u64,
-    /// `--flow-log`: a file with a line for each begin, end and refusal of a flow.
+    /// `--flow-log`: a file with a line for each flow that begins, ends or is refused.
     pub flow_log: Option<PathBuf>,
     /// `--runas`. `None`: the default rule of behaviour §10.2 applies.
     pub runas: Option<RunAs>,
@@ -105,7 +105,7 @@ pub struct Config {
     /// `--policy-ech`: how the check of first bytes treats a ClientHello with an encrypted part.
     pub policy_ech: Ech,
 
-    /// `--limit`: bits per second that the guest may send and receive.
+    /// `--limit`: maximum rates at which the guest may send and receive.
     pub limit: Limit,
 
     /// `--freebind`: `IP_FREEBIND` on listeners and UDP sockets.
@@ -129,7 +129,7 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Limits of the guest's rate. None: a direction is not limited.
+/// The rate limits of the guest. `None`: the direction is not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
     /// From the guest.

@@ -1,7 +1,7 @@
-//! The flow log (`--flow-log`): a line of JSON for each begin, end and refusal of a flow (docs/flow-log.md).
+//! The flow log (`--flow-log`): a line of JSON for each flow that begins, ends or is refused (docs/flow-log.md).
 //!
-//! The engine reports events to a queue. The event loop writes the events of a round at the end of the round. The file
-//! is opened at the start, and works after the root directory was replaced.
+//! The engine reports events to a queue. At the end of each round, the event loop writes the events of the round. The
+//! file is opened at the start, so it can be written after the root directory was replaced.
 
 mod line;
 
@@ -16,8 +16,8 @@ use engine::timer::Instant;
 use crate::capped_file::CappedFile;
 use line::Line;
 
-/// Number of bytes after which lines are written. Together with another line, which is shorter than 12 KiB, they are
-/// less than half of the minimum limit of the file's size. More would be cut.
+/// When this number of bytes waits, they are written. With one more line, which is shorter than 12 KiB, they are still
+/// less than half of the minimum size limit of the file. A longer text would be cut.
 const CHUNK: usize = 4 << 10;
 
 /// The file, and the queue of the events that will be written.
@@ -73,7 +73,7 @@ impl FlowLog {
     }
 }
 
-/// The first line, without its end. `truncated`: older lines were removed.
+/// The first line of the file, without the end of line. `truncated` is whether older lines were removed.
 fn heading(program: &'static str, truncated: bool) -> String {
     let mut text = String::new();
     Line::heading(program, truncated, since_epoch()).add_to(&mut text);

@@ -60,7 +60,7 @@ pub(crate) struct Setup {
     pub(crate) guest: Guest,
     /// The rules about which flows the guest may begin.
     pub(crate) guard: Guard,
-    /// How much the guest may send and receive.
+    /// The rate limits of the guest.
     pub(crate) rate_limit: RateLimit,
     /// The rules about which connections bypass the link.
     pub(crate) policy: Policy,
@@ -232,7 +232,7 @@ impl Shard {
         }
     }
 
-    /// Writes what happened to flows in this round to the flow log.
+    /// Writes the flow events of this round to the flow log.
     fn write_flows(&mut self, now: Instant) {
         if let Some(log) = &mut self.flow_log {
             log.write(now);

@@ -159,7 +159,7 @@ pub trait TcpSocket {
     }
 
     /// The traffic of the socket: to its peer (sent) and from its peer (received). The end of a stream may count as a
-    /// byte. None if it is not known. This function is called once, before the socket is closed.
+    /// byte. None if the traffic is not known. This function is called once, before the socket is closed.
     fn totals(&mut self) -> Option<Totals> {
         None
     }

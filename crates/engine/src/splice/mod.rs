@@ -60,13 +60,13 @@ pub struct Taken {
 /// Readiness is edge-triggered: each change is reported once. Readiness to send is reported only after a send has
 /// returned [`SocketError::WouldBlock`].
 pub trait Conduit {
-    /// The direction of the bytes that the socket of a side receives.
+    /// The direction of the bytes that the socket `from` receives.
     fn direction(&self, from: Side) -> Direction;
 
     /// Takes received bytes from the socket `from`. The buffer of this direction must be empty. The next call must be
     /// `give`, before another conduit takes bytes.
     ///
-    /// At most `at_most` bytes are taken, which is not zero.
+    /// At most `at_most` bytes are taken. `at_most` is not zero.
     ///
     /// With `urgent`, there may be an urgent byte among the received bytes. Then the taken bytes end before the urgent
     /// byte, or consist of the urgent byte alone. `give` sends it as an urgent byte.
@@ -112,7 +112,7 @@ pub struct Bypass<C> {
     relays: Slots<Entry<C>>,
     /// Connections that have more bytes to move, but have used their turn.
     runnable: VecDeque<FlowId>,
-    /// Sides whose bytes wait for tokens.
+    /// The sides whose bytes wait for tokens.
     waiting: Waiting,
     timers: Timers<FlowId>,
     /// Counts since the start.
@@ -123,7 +123,7 @@ pub struct Bypass<C> {
 struct Entry<C> {
     relay: Relay<C>,
     runnable: bool,
-    /// Whether each side is on a list of those that wait for tokens.
+    /// Whether each side is in a list of sides that wait for tokens.
     awaits_turn: [bool; 2],
     deadline: Deadline,
     /// Reports the end of the connection.

@@ -77,7 +77,7 @@ struct End {
     ended: bool,
     /// Whether the sending half of the socket's stream was ended.
     shut: bool,
-    /// Number of bytes that may be taken in this turn, if the rate of this direction is limited. Otherwise none.
+    /// With a rate limit of this direction: number of bytes that may be taken in this turn. Without a limit: none.
     granted: Option<u32>,
 }
 
@@ -89,7 +89,7 @@ impl End {
 }
 
 impl<C: Conduit> Relay<C> {
-    /// `limited` says from which sides bytes are taken in turns only.
+    /// The state of a new connection. `limited` is whether bytes are taken from each side only in turns.
     pub(super) fn new(conduit: C, limited: [bool; 2]) -> Self {
         let [accepted, connected] =
             limited.map(|limited| End { granted: limited.then_some(0), ..End::default() });
@@ -146,7 +146,7 @@ impl<C: Conduit> Relay<C> {
         if turns_over.contains(&true) { Next::Run } else { Next::Wait }
     }
 
-    /// Whether bytes of a side whose rate is limited may be moved, and wait for nothing but their turn.
+    /// Whether the rate of a side is limited, and its bytes wait only for a turn.
     pub(super) fn wants_turn(&self, from: Side) -> bool {
         let (source, sink) = (&self.ends[from as usize], &self.ends[from.other() as usize]);
         source.granted.is_some()
@@ -158,7 +158,7 @@ impl<C: Conduit> Relay<C> {
             && !sink.failed
     }
 
-    /// Moves at most `granted` bytes from one side to the other. Returns also how many were taken.
+    /// Moves at most `granted` bytes from one side to the other. Also returns how many bytes were taken.
     pub(super) fn take_turn(&mut self, from: Side, granted: u32) -> (Next, u32) {
         self.ends[from as usize].granted = Some(granted);
         let next = self.proceed();

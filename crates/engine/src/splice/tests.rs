@@ -543,7 +543,7 @@ fn limit(rate: &str) -> RateLimit {
     RateLimit::new(Some(rate.parse().unwrap()), None, Instant::default())
 }
 
-/// docs/design/rate-limit.md: connections share the rate, and one that fails does not keep its part.
+/// docs/design/rate-limit.md: connections share the rate. When a connection fails, the other connections get its share.
 #[test]
 fn connections_share_a_limited_rate() {
     let mut limit = limit("1M");
@@ -583,7 +583,7 @@ fn connections_share_a_limited_rate() {
     assert!(shares.iter().all(|bytes| bytes.abs_diff(1_250_000 / 2) < 10_000), "{shares:?}");
 }
 
-/// A side that waits has no other deadline, and bytes that can't be sent do not wait for tokens.
+/// Bytes that can't be sent do not wait for tokens, so they cause no deadline.
 #[test]
 fn a_blocked_receiver_needs_no_tokens() {
     let mut case = Case::with(10, 3, Account::NONE, limit("1M"));
@@ -637,7 +637,7 @@ proptest! {
     fn nothing_is_lost_r84_r85(
         acts in acts(), room in 1_usize..200, most in 1_usize..100, rates: [bool; 2],
     ) {
-        // A class has 4096 bytes: many runs have more.
+        // A class has tokens for 4096 bytes. Many runs have more bytes.
         let [out, inbound] = rates.map(|limited| limited.then(|| "100k".parse().unwrap()));
         let mut case = Case::with(room, most, Account::NONE, RateLimit::new(out, inbound, Instant::default()));
         for act in acts {

@@ -1,4 +1,4 @@
-//! Turns of bypassed connections whose rate is limited (docs/design/rate-limit.md).
+//! Bypassed connections under a rate limit take turns (docs/design/rate-limit.md).
 
 use alloc::collections::VecDeque;
 
@@ -10,7 +10,8 @@ use crate::{
     timer::Instant,
 };
 
-/// The sides of connections whose bytes wait for tokens, in the order of their turns. The connections may have ended.
+/// The sides of connections whose bytes wait for tokens, in the order of their turns. Some of the connections may have
+/// ended.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     outbound: Option<VecDeque<(FlowId, Side)>>,
@@ -18,7 +19,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Whether bytes of this direction are moved in turns.
+    /// Whether bytes of this direction are moved only in turns.
     pub(super) const fn is_limited(&self, direction: Direction) -> bool {
         match direction {
             Direction::Outbound => self.outbound.is_some(),
@@ -33,7 +34,7 @@ impl Waiting {
         }
     }
 
-    /// Puts the sides of a connection on the lists, if bytes wait for a turn.
+    /// Adds the sides of a connection to the lists, if their bytes wait for a turn.
     pub(super) fn note<C: Conduit>(&mut self, id: FlowId, entry: &mut Entry<C>) {
         if self.outbound.is_none() && self.inbound.is_none() {
             return;
@@ -53,14 +54,14 @@ impl Waiting {
 }
 
 impl<C: Conduit> Bypass<C> {
-    /// Makes new connections move bytes in turns, in the directions that are limited.
+    /// Makes new connections move bytes only in turns, in the directions that `limit` limits.
     pub fn limit(&mut self, limit: &RateLimit) {
         let list = |direction| limit.is_limited(direction).then(VecDeque::new);
         self.waiting = Waiting { outbound: list(Direction::Outbound), inbound: list(Direction::Inbound) };
     }
 
-    /// Moves bytes that wait for tokens, as far as there are some. Must be called at the end of each round. The tokens'
-    /// deadline is one of the stack's ([`Stack::next_deadline`](crate::stack::Stack::next_deadline)).
+    /// Moves bytes that wait for tokens, as far as there are tokens. Must be called at the end of each round.
+    /// [`Stack::next_deadline`](crate::stack::Stack::next_deadline) includes the deadline for more tokens.
     pub fn take_turns(&mut self, limit: &mut RateLimit, now: Instant) {
         for direction in [Direction::Outbound, Direction::Inbound] {
             if let Some(bucket) = limit.of(direction) {
@@ -87,7 +88,8 @@ impl<C: Conduit> Bypass<C> {
         }
     }
 
-    /// Bounds a list: each connection is on it at most once, so others of a long list have ended.
+    /// Limits the length of a list. Each connection is in the list at most once, so a longer list has connections that
+    /// ended.
     fn forget_ended(&mut self, direction: Direction) {
         let Self { waiting, relays, .. } = self;
         if let Some(list) = waiting.list(direction)

@@ -450,7 +450,8 @@ impl Sender {
         if self.urgent_pointer(seq) > 0 { self.segment_size(largest_segment).into() } else { MAX_PAYLOAD }
     }
 
-    /// Number of bytes that the guest has acknowledged, modulo 2^32. Minus one before it has acknowledged the SYN.
+    /// Number of bytes that the guest has acknowledged, modulo 2^32. It is -1 before the guest has acknowledged the
+    /// SYN.
     pub(super) fn acknowledged(&self) -> u32 {
         self.fin.map_or(self.una, |fin| fin.min(self.una)) - self.start
     }

@@ -1,8 +1,9 @@
-//! How much a connection has carried (docs/design/flow-log.md).
+//! The traffic of a connection (docs/design/flow-log.md).
 //!
-//! The connection's own counts are sequence numbers, which wrap after 4 GiB. The kernel counts with 64 bits, but
-//! something else: the end of a stream counts as a byte, received bytes count before the guest has them, and bytes in
-//! the send buffer don't count. The counts differ by less than 2 GiB, so each provides what the other lacks.
+//! The connection's own counts are exact, but they are sequence numbers, which wrap after 4 GiB. The kernel's counts
+//! have 64 bits, but they are not exact: the end of a stream counts as a byte, received bytes count before the guest
+//! has them, and bytes in the send buffer do not count. The two counts differ by less than 2 GiB. So the kernel's count
+//! gives the high bits, and the connection's count gives the low bits.
 
 use super::conn::{Connection, Phase};
 use crate::{
@@ -23,13 +24,13 @@ impl<W: World> Connection<W> {
     /// The bytes of the guest that the socket has accepted, and the bytes that the guest has acknowledged.
     fn totals(&mut self) -> Option<Totals> {
         let Totals { sent, received } = self.socket.totals()?;
-        // What a refused client has sent was discarded.
+        // The bytes of a refused client were discarded.
         let accepted = if self.phase == Phase::Refused { 0 } else { self.receive.accepted() };
         Some(Totals { sent: aligned(sent, accepted), received: aligned(received, self.send.acknowledged()) })
     }
 }
 
-/// `count`, with the number of bytes that is nearest to it and equal to `bytes` modulo 2^32.
+/// `count` with its number of bytes replaced by the nearest number that is equal to `bytes` modulo 2^32.
 fn aligned(count: Amount, bytes: u32) -> Amount {
     let difference = bytes.wrapping_sub(count.bytes as u32).cast_signed();
     Amount { bytes: count.bytes.saturating_add_signed(difference.into()), ..count }
@@ -46,7 +47,7 @@ mod tests {
         assert_eq!(of((5 << 32) + 1, 0), 5 << 32);
         assert_eq!(of(5 << 32, u32::MAX), (5 << 32) - 1);
         assert_eq!(of((5 << 32) - 1, 3), (5 << 32) + 3);
-        // Before the handshake, nothing has been acknowledged, not even the SYN.
+        // Before the handshake, the SYN is not acknowledged, so the connection's count is -1.
         assert_eq!(of(1000, u32::MAX), 0);
         assert_eq!(of(0, u32::MAX), 0);
     }

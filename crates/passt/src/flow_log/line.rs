@@ -10,7 +10,8 @@ use engine::forward::spec::Direction;
 use engine::timer::Instant;
 use serde::Serialize;
 
-/// Longest text of a rule or reason, in bytes. A rule with many ports may be longer.
+/// Maximum length of the text of a rule or reason, in bytes. The text of a rule with many ports may be longer, and is
+/// cut.
 const MAX_TEXT: usize = 1000;
 
 /// The fields of a line, in order. A field that is `None` is left out.
@@ -89,7 +90,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// The line of an event at `time`, in seconds since 1970. On the engine's clock it is `now`.
+    /// The line of an event. The present time is `time`, in seconds since 1970, and `now` on the engine's clock.
     pub(super) fn of(event: &'a Event, time: f64, now: Instant) -> Self {
         let line = match event {
             Event::Begin(flow) => Self { event: "begin", ..Self::of_flow(flow) },
@@ -101,7 +102,7 @@ impl<'a> Line<'a> {
 
     /// Appends the line, with its end.
     pub(super) fn add_to(&self, text: &mut String) {
-        // Maps with keys that are no strings fail, and a line has none.
+        // Serialization fails only for maps whose keys are not strings. A line has no such map.
         text.push_str(&serde_json::to_string(self).unwrap_or_default());
         text.push('\n');
     }
@@ -212,7 +213,7 @@ fn seconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e6
 }
 
-/// A text of at most [`MAX_TEXT`] bytes. A longer one is cut, and ends with an ellipsis.
+/// `text`, shortened to [`MAX_TEXT`] bytes if it is longer. A shortened text ends with an ellipsis.
 fn shortened(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_TEXT {
         return Cow::Borrowed(text);

@@ -95,7 +95,7 @@ fn refusals() {
     assert_eq!((&question["name"], &question["type"]), (&json!("x.example"), &json!("AAAA")));
 }
 
-/// Names come from the guest and from servers. A rule may be long.
+/// Names in a line come from the guest and from servers, so they can have any characters. A rule may be long.
 #[test]
 fn any_text_is_one_line_of_json() {
     let name = "quo\"te\\ back\n\0\u{1b}[31m é \u{2028}";
@@ -126,7 +126,7 @@ fn begin(log: &FlowLog) {
     guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Outbound, ends), BEGUN).close(How::Closed);
 }
 
-/// The file never exceeds its limit. All of its lines are objects, and the last ones follow each other without a gap.
+/// The file never exceeds its limit. All lines are JSON objects. The last lines are there without a gap.
 #[test]
 fn a_full_log_loses_nothing_but_the_oldest() {
     const LIMIT: u64 = 40_960;

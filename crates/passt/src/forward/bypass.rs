@@ -169,12 +169,12 @@ impl Bypass {
         self.flows.on_readiness(id, side, readiness(events), now);
     }
 
-    /// Makes new connections keep `limit`.
+    /// Applies `limit` to new connections.
     pub(crate) fn limit(&mut self, limit: &RateLimit) {
         self.flows.limit(limit);
     }
 
-    /// Makes connections with pending work forward their bytes, as far as `limit` lets them. Also handles deadlines that
+    /// Makes connections with pending work forward their bytes, as far as `limit` allows. Also handles deadlines that
     /// have passed.
     pub(crate) fn finish_round(&mut self, limit: &mut RateLimit, now: Instant) {
         if self.flows.next_deadline().is_some_and(|due| due <= now) {

@@ -223,7 +223,8 @@ impl Pair {
     }
 
     /// Takes bytes by the buffer: up to the urgent byte, or from the urgent byte on. More bytes can be in the socket
-    /// only if as many bytes were taken as possible. Epoll reports the reason for a shorter read, and bytes that arrive later.
+    /// only if as many bytes were taken as possible. Epoll reports the reason for a shorter read, and bytes that arrive
+    /// later.
     fn take_by_buffer(&mut self, from: Side, at_most: usize) -> Result<Taken, SocketError> {
         let mut shared = self.shared.borrow_mut();
         let at_most = at_most.min(shared.buffer.len());

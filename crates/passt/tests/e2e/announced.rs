@@ -6,8 +6,8 @@ use crate::harness::*;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 
-/// Number of announcements per connection. A full budget pays for fewer scans, since other payload uses the budget,
-/// too.
+/// Number of announcements per connection. A full budget would not pay for this many scans, since other payload uses
+/// the budget, too.
 const ROUNDS: u16 = 24;
 /// Payload that uses the budget without an announcement.
 const OTHER: &str = "RETR some-file-of-no-interest\r\n";

@@ -1,6 +1,6 @@
-//! An attacker inside the guest (docs/guard.md): each attempt to reach something that no rule allows must fail. Nothing may
-//! arrive outside, the attacker's client is told at once, and the log has a line. Attempts that are not refused have no
-//! effect.
+//! An attacker inside the guest (docs/guard.md): each attempt to reach something that no rule allows must fail. Nothing
+//! may arrive outside, the attacker's client is told at once, and the log has a line. Attempts that are not refused
+//! have no effect.
 
 mod clients;
 mod dns;
@@ -156,8 +156,8 @@ fn no_byte_leaves_before_the_verdict() {
     fort.finish();
 }
 
-/// The guide's limits: only the first request of a connection is read. Later ones reach the same server, even in the same
-/// segment.
+/// The guide's limits: only the first request of a connection is read. Later ones reach the same server, even in the
+/// same segment.
 #[test]
 fn later_requests_are_not_read() {
     let Some(net) = net() else { return };

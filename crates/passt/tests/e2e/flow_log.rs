@@ -1,4 +1,4 @@
-//! The flow log, `--flow-log` (docs/flow-log.md).
+//! Tests of the flow log, `--flow-log` (docs/flow-log.md).
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::*;
 
-/// The lines of the log so far. Each is an object.
+/// The lines of the log so far. Each line is a JSON object.
 fn lines(net: &Net, path: &str) -> Vec<Value> {
     let text = net.host.sh(&format!("cat {path}"));
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
@@ -16,7 +16,7 @@ fn lines(net: &Net, path: &str) -> Vec<Value> {
     lines
 }
 
-/// The only line of this event in which `field` has this value. Waits for it.
+/// Waits for a line of this event in which `field` has this value. There must be only one such line.
 fn line(net: &Net, path: &str, event: &str, (field, value): (&str, Value)) -> Value {
     let mut found = Vec::new();
     wait_until(&format!("{event} with {field} {value}"), || {
@@ -36,7 +36,7 @@ fn assert_fields(line: &Value, expected: &Value) {
     }
 }
 
-/// Sends 5 bytes in one direction and 3 in the other, and closes.
+/// Sends 5 bytes in one direction and 3 in the other, and closes the connection.
 fn exchange(mut client: TcpStream, mut server: TcpStream) {
     client.write_all(b"12345").unwrap();
     server.read_exact(&mut [0; 5]).unwrap();
@@ -70,7 +70,7 @@ fn connections_through_the_link() {
             end["packets_sent"].as_u64().unwrap() >= 3 && end["seconds"].as_f64().unwrap() > 0.0,
             "{end}"
         );
-        // Without rules, there is none to name.
+        // Without rules, the line has no rule.
         assert_fields(&end, &json!({ "rule": null, "names": null, "name": null, "bypass": null }));
 
         let listener = net.guest.listen((any(host), 7001));
@@ -133,7 +133,7 @@ fn connections_that_bypass_the_link() {
     assert_fields(&begin, &json!({ "protocol": "udp", "direction": "outbound", "bypass": true }));
 }
 
-/// Flows that are open when the program ends have a line, too.
+/// If flows are open when the program ends, their ends are logged, too.
 #[test]
 fn datagrams_and_pings_until_the_program_ends() {
     need!("ping");
@@ -214,7 +214,7 @@ fn refusals_have_the_rule() {
     assert_fields(&end, &json!({ "rule": "allow 198.51.100.0/24" }));
 }
 
-/// A query to the host's resolver. The server does not answer.
+/// The line of a query to the host's resolver has the name. The server does not answer.
 #[test]
 fn queries_have_the_name() {
     let Some(net) = Net::new() else { return };
@@ -238,7 +238,7 @@ fn queries_have_the_name() {
     assert_fields(&end, &expected);
 }
 
-/// The guest's rate of flows is not limited, the file is.
+/// A guest can open any number of flows, but the size of the file is limited.
 #[test]
 fn the_log_keeps_its_size_limit() {
     const LIMIT: u64 = 40_960;
@@ -257,7 +257,8 @@ fn the_log_keeps_its_size_limit() {
     assert!(all.len() > 80 && size() > LIMIT / 2, "{}", all.len());
 }
 
-/// The process has changed user, and its root directory is empty. The caller's file is written all the same.
+/// The file was opened with the caller's rights, so it is written although the process has changed its user and root
+/// directory.
 #[test]
 fn a_command_of_root_and_of_a_user() {
     need!("curl");
@@ -279,7 +280,7 @@ fn a_command_of_root_and_of_a_user() {
     }
 }
 
-/// The same of `passt`, whose filter of system calls is another one.
+/// The same for `passt`, which has another filter of system calls.
 #[test]
 fn a_virtual_machine() {
     let Some(net) = Net::with_mtu(1500) else { return };

@@ -1,5 +1,5 @@
-//! Rate limits (`--limit`, docs/guard.md). A slow machine can only move fewer bytes than the limit allows: so each test
-//! checks that there are not more of them, and that all of TCP arrive.
+//! Tests of rate limits (`--limit`, docs/guard.md). A slow machine may transfer fewer bytes than the limit allows. So
+//! each test only checks that there are not more bytes than the limit allows, and that all bytes of TCP arrive.
 
 use crate::harness::*;
 use std::io::ErrorKind;
@@ -8,22 +8,22 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Instant;
 
-/// 2 MB per second in each direction.
+/// The limit in each direction: 2 MB per second.
 const LIMIT: &str = "out=16M,in=16M";
 const RATE: u64 = 2_000_000;
-/// What may pass at once, in bytes: 50 ms.
+/// Number of bytes that may pass at once: the bytes of 50 ms.
 const BURST: u64 = RATE / 20;
-/// Takes half a second.
+/// Number of bytes of a transfer. At the limit, it takes half a second.
 const LEN: u64 = RATE / 2;
 
-/// Checks that this many bytes since `start` are not more than the limit allows.
+/// Checks that the limit allows this number of bytes in the time since `start`.
 #[track_caller]
 fn assert_within(bytes: u64, start: Instant) {
     let allowed = (RATE as f64 * start.elapsed().as_secs_f64()) as u64 + BURST;
     assert!(bytes <= allowed, "{bytes} bytes in {:?}", start.elapsed());
 }
 
-/// All bytes arrive, and no part of them too early. Then the stream ends.
+/// Transfers [`LEN`] bytes. Checks that all of them arrive, and that the rate is within the limit.
 fn transfer(from: &TcpStream, to: &TcpStream, start: Instant) {
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -35,7 +35,7 @@ fn transfer(from: &TcpStream, to: &TcpStream, start: Instant) {
     });
 }
 
-/// Both directions of connections of the guest's and of the peer's.
+/// Transfers in both directions, over connections that the guest opens and over a connection that the peer opens.
 fn transfers_through_the_link(net: &Net) {
     for peer in PEER {
         let start = Instant::now();
@@ -90,7 +90,7 @@ fn connections_share_the_limit() {
     assert_within(4 * LEN / 2, start);
 }
 
-/// The bypass is limited as well, by the direction of the bytes.
+/// Connections that bypass the link are limited, too. The direction of the bytes decides which limit applies.
 #[test]
 fn connections_that_bypass_the_link_are_limited() {
     let Some(net) = Net::new() else { return };
@@ -107,7 +107,7 @@ fn connections_that_bypass_the_link_are_limited() {
     transfer(&server, &client, start);
 }
 
-/// Datagrams above the rate are dropped. Others pass, in both directions.
+/// Datagrams above the rate are dropped, and the others are forwarded, in both directions.
 #[test]
 fn udp_is_limited() {
     let Some(net) = Net::new() else { return };
@@ -137,7 +137,7 @@ fn udp_is_limited() {
     }
 }
 
-/// Bytes of all datagrams in a socket.
+/// Receives all datagrams in a socket. Returns the number of their bytes.
 fn arrived(socket: &std::net::UdpSocket) -> u64 {
     let mut bytes = 0;
     loop {

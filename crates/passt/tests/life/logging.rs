@@ -77,7 +77,7 @@ fn a_file_size_limit_does_not_end_pasta() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let daemon = Daemon::of(stage.path("pid"));
     let text = fs::read_to_string(&log).unwrap();
-    // A line that did not fit has left no part of itself.
+    // If a line did not fit, no part of it was written.
     assert!((512..=1024).contains(&text.len()) && text.ends_with('\n'), "the limit was not reached: {text}");
     daemon.send(Signal::TERM);
     daemon.assert_ends();

@@ -97,7 +97,7 @@ fn an_end_has_what_was_carried() {
     test.receive(&segment(GUEST, PEER, 8, Flags::RST), &Offload::default());
     journal.read();
     let end = &journal.ends[0];
-    // The guest has acknowledged nothing.
+    // The guest has not acknowledged any byte.
     assert_eq!((end.how, end.totals), (How::GuestReset, Some(Totals::bytes(0, 0))));
     assert_eq!(end.flow.basis.rule.as_deref(), Some("allow tcp/203.0.113.0/24:7"));
 }

@@ -1,5 +1,5 @@
-//! The surroundings of the attacks: a guest under rules by name, a resolver that answers by a script, and servers that keep
-//! every byte that they get.
+//! The surroundings of the attacks: a guest under rules by name, a resolver that answers by a script, and servers that
+//! keep every byte that they get.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;

@@ -149,7 +149,7 @@ impl SmolGuest {
             let now = Instant::from_micros(self.start.elapsed().as_micros() as i64);
             self.interface.poll(now, &mut self.port, &mut self.sockets);
             if done(self.sockets.get_mut(socket)) {
-                // `done` may have queued data or the end of the stream.
+                // The last poll sends the data or the end of the stream that `done` may have queued.
                 self.interface.poll(now, &mut self.port, &mut self.sockets);
                 return;
             }
