@@ -1,6 +1,6 @@
-//! An attacker inside the guest (docs/guard.md): each attempt to reach something that no rule allows must fail. Nothing
-//! may arrive outside, the attacker's client is told at once, and the log has a line. Attempts that are not refused
-//! have no effect.
+//! An attacker inside the guest (docs/guard.md) tries to reach what no rule allows. Each attempt must fail: no byte of
+//! it leaves the host, the client gets an error at once, and a line about it is logged. Other attempts are not refused,
+//! but have no effect.
 
 mod clients;
 mod dns;
@@ -34,7 +34,7 @@ const TABLES: [&[Attempt]; 13] = [
     raw::PACKETS,
 ];
 
-/// The guest has the addresses of [`HOST`] only, and no port bypasses the link.
+/// Options: the guest has no addresses other than [`HOST`], and no port bypasses the link.
 const ALONE: [&str; 8] = [PINNED[0], PINNED[1], PINNED[2], PINNED[3], "-T", "none", "-U", "none"];
 
 /// Number of attempts. Each test runs all attempts of its tables.
@@ -115,7 +115,7 @@ fn frames_that_no_kernel_sends() {
     attack(&[raw::SEGMENTS, raw::PACKETS]);
 }
 
-/// Clients that say nothing, or not enough, are refused after 10 s.
+/// A connection is refused after 10 s if its client sends no data, or only a part of the server's name.
 #[test]
 fn silence() {
     let Some(net) = net() else { return };
@@ -132,7 +132,7 @@ fn silence() {
     fort.finish();
 }
 
-/// What the guest has sent is acknowledged, and has not left the host. With the rest of the name, all of it leaves.
+/// The guest's data is acknowledged, but stays on the host until the server's name is complete.
 #[test]
 fn no_byte_leaves_before_the_verdict() {
     let Some(net) = net() else { return };
@@ -156,8 +156,8 @@ fn no_byte_leaves_before_the_verdict() {
     fort.finish();
 }
 
-/// The guide's limits: only the first request of a connection is read. Later ones reach the same server, even in the
-/// same segment.
+/// A limit that the guide states: only the first request of a connection is read. Later requests reach the same server,
+/// even if they are in the same segment.
 #[test]
 fn later_requests_are_not_read() {
     let Some(net) = net() else { return };

@@ -1,4 +1,4 @@
-//! Rules for what the guest may reach are shown, replaced and suggested at run time: `pesto policy` (docs/guard.md).
+//! `pesto policy` (docs/guard.md): it shows, replaces and suggests rules at run time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -15,7 +15,7 @@ fn pesto(net: &Net, args: &[&str]) -> Finished {
     net.host.run(&[&[companion("pesto"), "policy"], args].concat())
 }
 
-/// The rules in force, without the comment.
+/// The rules in force, without the comment in the first line.
 fn shown(net: &Net) -> Vec<String> {
     let text = pesto(net, &["show", &net.path("s")]).ok();
     assert!(text.starts_with("# "), "{text}");
@@ -57,7 +57,7 @@ fn the_rules_in_force_are_shown() {
     std::fs::write(&path, "# for a test\nallow 198.51.100.0/24 # all of it\ndefault deny\n").unwrap();
     start(&net, &["--deny", "metadata", "--policy", &path]);
     assert_eq!(shown(&net), ["deny metadata", "allow 198.51.100.0/24", "default deny"]);
-    // What is shown can be put in force again, also from standard input.
+    // The output of `show` is valid input of `replace`, also from standard input.
     let script = "p=$1; s=$2; $p policy show $s | $p policy replace - $s";
     let report = net.host.run(&["sh", "-c", script, "sh", companion("pesto"), &net.path("s")]).ok();
     assert_eq!(report, "rules: 2, default deny; flows ended: TCP 0, UDP 0, ping 0\n");
@@ -95,7 +95,7 @@ fn a_transfer_in_progress_ends_and_others_continue() {
     assert_eq!(report, "rules: 2, default allow; flows ended: TCP 2, UDP 0, ping 0\n");
 
     let curl = curl.wait();
-    // CURLE_RECV_ERROR.
+    // 56 is CURLE_RECV_ERROR.
     assert_eq!(curl.code(), 56, "{curl:?}");
     assert_reset(&mut server);
     assert_reset(&mut bypass.0);
@@ -128,7 +128,7 @@ fn a_udp_flow_ends_and_the_guest_learns_it_by_its_next_datagram() {
     assert_eq!(client.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
-/// Nothing changes unless all of the policy can be honoured.
+/// A policy with a fault is refused as a whole. The rules in force stay.
 #[test]
 fn a_policy_with_a_fault_changes_nothing() {
     let Some(net) = Net::new() else { return };
@@ -151,7 +151,7 @@ fn a_policy_with_a_fault_changes_nothing() {
         let end = pesto(&net, &["replace", &path, &net.path("s")]);
         assert_eq!(end.code(), 1, "{end:?}");
         assert!(end.stderr.starts_with(&path) && end.stderr.contains(expected), "{end:?}");
-        // pesto checks the file first; the server does it again.
+        // pesto has checked the file. The server must check it, too.
         let reply = request(&net, &control::policy::encode(&control::policy::Request::Replace(text)));
         let control::reply::Reply::Refused(reason) = reply else { panic!("{reply:?}") };
         assert!(reason.contains(expected), "{reason}");
@@ -182,7 +182,8 @@ fn request(net: &Net, bytes: &[u8]) -> control::reply::Reply {
     control::policy::read_reply(&client).unwrap()
 }
 
-/// The addresses are followed from the start, since the sandbox allows no new netlink socket.
+/// Rules by group need the host's addresses. passt watches the addresses from its start, also without such rules, since
+/// the sandbox allows no netlink socket later.
 #[test]
 fn rules_by_group_and_by_name_can_come_later() {
     let Some(net) = Net::new() else { return };
@@ -194,13 +195,13 @@ fn rules_by_group_and_by_name_can_come_later() {
     assert!(replace(&net, "deny host").ends_with("TCP 1, UDP 0, ping 0\n"));
     assert_reset(&mut own.0);
     assert_works(&mut named);
-    // Nobody has asked for a name at this address.
+    // The guest has not asked for a name that has this address.
     assert!(replace(&net, "allow files.example").ends_with("TCP 1, UDP 0, ping 0\n"));
     assert_reset(&mut named.0);
     assert_eq!(shown(&net), ["allow files.example", "default deny"]);
 }
 
-/// With `--policy-audit`, a log becomes rules, which stay an audit.
+/// With `--policy-audit`, `pesto policy suggest` makes rules from the log. These rules are only audited, too.
 #[test]
 fn an_audit_becomes_rules() {
     let Some(net) = Net::new() else { return };
@@ -233,7 +234,7 @@ fn an_audit_becomes_rules() {
     assert_eq!((missing.code(), missing.stderr.contains("/nonexistent/log: ")), (1, true));
 }
 
-/// The largest policy: 65,536 rules, in a file of 16 MiB.
+/// The largest policy has 65,536 rules, in a file of 16 MiB.
 #[test]
 fn the_largest_policy() {
     let Some(net) = Net::new() else { return };
@@ -258,7 +259,7 @@ fn the_largest_policy() {
     assert!(pasta.runs());
 }
 
-/// Clients that send garbage, or stop in the middle of a policy.
+/// Clients send garbage, or close the connection in the middle of a policy.
 #[test]
 fn invalid_requests_do_not_disturb_traffic() {
     let Some(net) = Net::new() else { return };
@@ -277,7 +278,7 @@ fn invalid_requests_do_not_disturb_traffic() {
     assert!(pasta.runs());
 }
 
-/// The owner of the rules sees what they refuse, also if there were none at the start.
+/// Refusals are reported on the terminal of the command, also if there were no rules at the start.
 #[test]
 fn refusals_of_later_rules_are_on_the_terminal_of_the_command() {
     need!("ping");
@@ -294,7 +295,7 @@ fn refusals_of_later_rules_are_on_the_terminal_of_the_command() {
     assert!(end.stderr.contains(expected), "{end:?}");
 }
 
-/// A server of the C implementation does not get the request.
+/// pesto does not send the request to a server of the C implementation.
 #[test]
 fn servers_without_policies_are_told_apart() {
     let Some(theirs) = crate::pesto::reference("pasta") else { return };

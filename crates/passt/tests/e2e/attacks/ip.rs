@@ -1,4 +1,4 @@
-//! Attacks by UDP and ping, on the host, and by its metadata services.
+//! Attacks by UDP and ping, and attacks on the host and on metadata services.
 
 use super::fort::{Attempt, Fort, Outcome, Outcome::*, attempt};
 
@@ -71,7 +71,7 @@ pub(super) const DATAGRAMS: &[Attempt] = &[
     }),
 ];
 
-/// The host by all its addresses, and services that would give away its secrets.
+/// All addresses of the host, and services that would disclose its secrets.
 pub(super) const HOST: &[Attempt] = &[
     attempt("the gateway", Refused, &["tcp", "-> 198.51.100.1:7000", DENIED], |f| {
         f.tell("198.51.100.1:7000", &[b"exfil"])
@@ -140,7 +140,7 @@ pub(super) const HOST: &[Attempt] = &[
     }),
 ];
 
-/// The namespace's loopback, where ports of the host are forwarded to (`-T`, `-U`).
+/// The namespace's loopback addresses, from which ports are forwarded to the host (`-T`, `-U`).
 pub(super) const BYPASS: &[Attempt] = &[
     attempt("a port that bypasses the link", Reset, &["tcp", "-> 127.0.0.1:7000", DENIED], |f| {
         f.tell("127.0.0.1:7000", &[b"exfil"])

@@ -1,4 +1,4 @@
-//! Answers of a resolver that lead an allowed name to where the guest must not go.
+//! A resolver's answers that give an allowed name an address that the guest must not reach.
 
 use std::net::IpAddr;
 
@@ -8,9 +8,9 @@ use wire::dns::{Section, Type};
 use super::fort::{Attempt, Fort, Outcome, Outcome::*, question};
 use crate::harness::*;
 
-/// Addresses that are not public, in many forms. The guest asks for a name below `files.test`.
+/// Addresses that are not public, in many forms. The resolver gives them to a name below `files.test`.
 pub(super) const ADDRESSES: [&str; 31] = [
-    // The host: its loopback, the gateway, its own addresses, the mapped address.
+    // The host: its loopback address, the gateway, its own addresses, the mapped address.
     "127.0.0.1",
     "127.255.0.9",
     "::1",
@@ -30,7 +30,7 @@ pub(super) const ADDRESSES: [&str; 31] = [
     "fec0::1",
     "198.18.0.1",
     "240.0.0.1",
-    // Links, groups, metadata.
+    // Link-local addresses, multicast addresses, metadata services.
     "169.254.0.1",
     "fe80::1",
     "224.0.0.251",
@@ -38,7 +38,7 @@ pub(super) const ADDRESSES: [&str; 31] = [
     "169.254.169.254",
     "fd00:ec2::254",
     "100.100.100.200",
-    // Addresses of IPv4 in IPv6: mapped, compatible, 6to4, Teredo, NAT64.
+    // IPv6 addresses that contain an IPv4 address: mapped, compatible, 6to4, Teredo, NAT64.
     "::ffff:127.0.0.1",
     "::10.0.0.1",
     "2002:a00:1::1",
@@ -47,7 +47,7 @@ pub(super) const ADDRESSES: [&str; 31] = [
     "64:ff9b:1::a9fe:a9fe",
 ];
 
-/// The guest gets no such address for any allowed name, and can't connect to it.
+/// Asserts for each of [`ADDRESSES`] that the guest does not get it in an answer, and can't connect to it.
 pub(super) fn withstand_addresses(fort: &mut Fort<'_>) {
     for (number, address) in ADDRESSES.into_iter().enumerate() {
         fort.pace();
@@ -82,7 +82,8 @@ fn answered(fort: &Fort<'_>, kind: Type, message: Message) -> Outcome {
     fort.ask(&question(NAME, kind))
 }
 
-/// Asks for a name whose answer is admitted, and then connects to an address that the answer does not give it.
+/// Asks for a name, whose answer the guest gets, and connects to an address in the answer that does not belong to the
+/// name.
 fn unlearned(fort: &Fort<'_>, kind: Type, message: Message) -> Outcome {
     assert_eq!(answered(fort, kind, message), Answered);
     fort.tell("198.51.100.3:443", &[b"exfil"])

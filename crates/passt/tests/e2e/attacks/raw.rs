@@ -1,4 +1,4 @@
-//! Attacks by frames that no kernel sends, and by segments in an order that no kernel chooses.
+//! Attacks by frames that a kernel would not send, and by segments in an unusual order.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,7 +24,7 @@ fn v4(address: IpAddr) -> Ipv4Addr {
     address
 }
 
-/// An IPv4 packet with these options, whose length is a multiple of four bytes.
+/// An IPv4 packet with these options. The length of the options must be a multiple of four bytes.
 fn packet4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, options: &[u8], upper: &[u8]) -> Vec<u8> {
     let header = 20 + options.len();
     let len = (header + upper.len()) as u16;
@@ -63,13 +63,13 @@ fn udp4(port: u16, to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
 }
 
 impl Fort<'_> {
-    /// Sends a packet. Returns what the ICMP error for it says.
+    /// Sends a packet. Returns the outcome that the ICMP error about it reports.
     fn packet(&self, packet: &[u8]) -> Outcome {
         self.raw().send(&self.raw().frame(packet));
         self.error_about(packet)
     }
 
-    /// The ICMP error about a packet, which quotes the first bytes after its IP header.
+    /// Waits for the ICMP error about a packet. The error must quote the first bytes after the packet's IP header.
     fn error_about(&self, packet: &[u8]) -> Outcome {
         let v4 = packet[0] >> 4 == 4;
         let header = if v4 { usize::from(packet[0] & 0xf) * 4 } else { 40 };
@@ -92,14 +92,14 @@ impl Fort<'_> {
         })
     }
 
-    /// Sends frames that get no answer.
+    /// Sends frames to which there is no answer.
     fn unanswered(&self, frames: &[Vec<u8>]) -> Outcome {
         frames.iter().for_each(|frame| self.raw().send(frame));
         self.raw().flush();
         Nothing
     }
 
-    /// Sends a packet that gets no answer.
+    /// Sends a packet to which there is no answer.
     fn dropped(&self, packet: &[u8]) -> Outcome {
         self.unanswered(&[self.raw().frame(packet)])
     }
@@ -110,12 +110,12 @@ struct Client<'f> {
     raw: &'f Raw,
     to: IpAddr,
     ports: (u16, u16),
-    /// The next sequence number of the program under test.
+    /// The next sequence number of the connection's other side, which is the program under test.
     ack: u32,
 }
 
 impl<'f> Client<'f> {
-    /// The SYN, with data, and its answer. The handshake is not complete.
+    /// Sends a SYN with data, and waits for the SYN,ACK. The handshake is not complete then.
     fn begin(fort: &'f Fort<'_>, ports: (u16, u16), data: &[u8]) -> Self {
         let mut client = Client { raw: fort.raw(), to: WWW, ports, ack: 0 };
         client.raw.send_tcp(WWW, &client.segment(TcpControl::Syn, ISS, None, data));
@@ -132,13 +132,13 @@ impl<'f> Client<'f> {
         Segment { src_port, dst_port, control, seq, ack, payload: payload.to_vec() }
     }
 
-    /// Sends a part of the stream that begins at `position`.
+    /// Sends bytes whose position in the stream is `position`.
     fn say(&self, position: usize, bytes: &[u8]) {
         let seq = ISS.wrapping_add(1 + position as u32);
         self.raw.send_tcp(self.to, &self.segment(TcpControl::Psh, seq, Some(self.ack), bytes));
     }
 
-    /// The alert that ends the connection.
+    /// Waits for the TLS alert.
     fn end(&self) -> Outcome {
         self.raw
             .expect_tcp("an alert", |segment| segment.dst_port == self.ports.0 && segment.payload == ALERT);
@@ -150,12 +150,12 @@ fn hello(name: &[u8; 16]) -> Vec<u8> {
     records(&client_hello(&[(SERVER_NAME, &server_name(name))]), 16_000)
 }
 
-/// Two hellos that differ only in the name.
+/// Two ClientHellos that differ only in the server's name.
 fn hellos() -> [Vec<u8>; 2] {
     [hello(b"www.exfilxx.test"), hello(b"www.allowed.test")]
 }
 
-/// The server of `www.allowed.test` speaks first, and the client has not acknowledged its SYN,ACK yet.
+/// The server of `www.allowed.test` sends data before the client has acknowledged the SYN,ACK.
 fn server_first(fort: &mut Fort<'_>) -> Outcome {
     let port = 40_005;
     let ack = Client::begin(fort, (port, 443), b"").ack;
@@ -166,7 +166,7 @@ fn server_first(fort: &mut Fort<'_>) -> Outcome {
     });
     servers[0].write_all(b"welcome").unwrap();
     wait_until("the host to have it", || sys::stream::unacknowledged(&servers[0]).unwrap() == 0);
-    // The program under test has seen it, too.
+    // Wait until the program under test has handled the server's data, too.
     fort.raw().flush();
     fort.raw().flush();
     let client = Client { raw: fort.raw(), to: WWW, ports: (port, 443), ack };
@@ -352,7 +352,8 @@ pub(super) const PACKETS: &[Attempt] = &[
     },
 ];
 
-/// The guest knows everything about the query that waits, and forges its answer.
+/// The guest forges the answer to a query for which the host's resolver has not answered yet. It knows the query's ID
+/// and port.
 fn forged_answer(fort: &Fort<'_>) -> Outcome {
     let name = "www.allowed.test";
     fort.resolver.hold(true);

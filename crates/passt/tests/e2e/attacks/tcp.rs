@@ -9,27 +9,27 @@ use super::clients::end_of;
 use super::fort::{Attempt, Fort, Outcome, Outcome::*, attempt};
 
 const DENIED: &str = "(default deny)";
-/// The server of `www.allowed.test` and of `http.allowed.test`. It has other names, too.
+/// The server of `www.allowed.test` and `http.allowed.test`. Other names have its address, too.
 const WWW: &str = "203.0.113.2:443";
 const HTTP: &str = "203.0.113.2:80";
-/// The server of `a.files.test` and of `git.allowed.test`.
+/// The server of `a.files.test` and `git.allowed.test`.
 const FILES: &str = "198.51.100.4:443";
 const GIT: &str = "198.51.100.4:22";
 const PADDING: u16 = 21;
 const OTHER: &[&str] = &["tcp", "-> 203.0.113.2:443: asked for other.test", DENIED];
 const OTHER_HOST: &[&str] = &["tcp", "-> 203.0.113.2:80: asked for other.test", DENIED];
 
-/// A ClientHello with this server name, and data.
+/// A ClientHello with this server name, and with data in its padding.
 fn hello(name: &[u8]) -> Vec<u8> {
     with_extension(&server_name(name))
 }
 
-/// A ClientHello with this extension server_name.
+/// A ClientHello whose extension server_name has this content.
 fn with_extension(content: &[u8]) -> Vec<u8> {
     records(&client_hello(&[(SERVER_NAME, content), (PADDING, b"exfil")]), 16_000)
 }
 
-/// Connects to an address in a notation that programs take.
+/// Connects to an address in any notation that the resolver of the C library accepts.
 fn written(fort: &Fort<'_>, host: &str) -> Outcome {
     let address: SocketAddr = (host, 443).to_socket_addrs().unwrap().next().unwrap();
     fort.tell(&address.to_string(), &[&hello(b"www.allowed.test")])
@@ -39,7 +39,7 @@ fn request(fort: &Fort<'_>, text: &str) -> Outcome {
     fort.tell(HTTP, &[text.as_bytes()])
 }
 
-/// Where the guest connects to.
+/// Attempts to connect to other destinations.
 pub(super) const DESTINATIONS: &[Attempt] = &[
     attempt("an address without a name", Refused, &["tcp", "-> 198.51.100.3:443", DENIED], |f| {
         f.tell("198.51.100.3:443", &[&hello(b"www.allowed.test")])
@@ -74,7 +74,7 @@ pub(super) const DESTINATIONS: &[Attempt] = &[
     }),
 ];
 
-/// Names in TLS.
+/// Attempts to use other names in TLS, or to hide them.
 pub(super) const TLS: &[Attempt] = &[
     attempt("another name", Alert, OTHER, |f| f.tell(WWW, &[&hello(b"other.test")])),
     attempt("a name of another address", Alert, &["203.0.113.2:443: asked for a.files.test", DENIED], |f| {
@@ -186,7 +186,7 @@ pub(super) const TLS: &[Attempt] = &[
     }),
 ];
 
-/// Other protocols than TLS.
+/// Attempts by HTTP and other protocols without TLS.
 pub(super) const REQUESTS: &[Attempt] = &[
     attempt("text at port 443", Reset, &["203.0.113.2:443: unknown protocol"], |f| {
         f.tell(WWW, &[b"exfil all\r\n"])
