@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use testkit::hello::{client_hello, long_client_hello, records, server_name};
 use testkit::message::Data::{self, Bytes, Name};
+use testkit::quic::{Initial, V1, crypto};
 use wire::dns::Type;
 
 pub(crate) const AT_FAR: &[Data<'_>] = &[Bytes(&[203, 0, 113, 2])];
@@ -210,6 +211,54 @@ fn a_hello_in_pieces_leaves_whole_or_not_at_all() {
     assert_eq!(sent(), b"");
     stream.write_all(last).unwrap();
     wait_until("the whole hello", || world.tls[0].seen()[1].bytes == allowed);
+}
+
+/// A ClientHello arrives in two datagrams of QUIC. No datagram is sent to the server before the ClientHello is complete.
+/// If its name is allowed, both are sent.
+#[test]
+fn a_hello_in_two_datagrams_leaves_whole_or_not_at_all() {
+    need!("socat");
+    let Some(net) = net() else { return };
+    let _resolver = Resolver::with(&net.peer, PEER[0], ROWS);
+    net.pasta(&["--allow", "index.example.org:443"]);
+    assert_eq!(net.guest.run(&["getent", "ahostsv4", INDEX]).code(), 0);
+    let server = net.far.udp((FAR[0], 443));
+    let capture = Capture::start(&net);
+    let begin = |id: &[u8], name: &str| {
+        let client = net.guest.udp((any(FAR[0]), 0));
+        client.connect((FAR[0], 443)).unwrap();
+        let [first, last] = initials(id, name);
+        client.send(&first).unwrap();
+        // Pasta handles frames in order: when this connection is refused, it has handled the first datagram.
+        assert_eq!(net.guest.connect((FAR[0], 9)).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(!capture.has(id));
+        client.send(&last).unwrap();
+        (client, [first, last])
+    };
+
+    let (client, _) = begin(b"refused!", OTHER);
+    let error = client.recv(&mut [0; 100]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{error}");
+    assert!(!capture.has(b"refused!"));
+
+    let (client, datagrams) = begin(b"allowed!", INDEX);
+    for datagram in datagrams {
+        let (got, from) = recv_from(&server);
+        assert!(got == datagram);
+        server.send_to(b"answer", from).unwrap();
+        assert_eq!(client.recv(&mut [0; 100]).unwrap(), 6);
+    }
+    assert!(capture.has(b"allowed!"), "the capture works");
+}
+
+/// The first two datagrams of a QUIC client. The connection ID `id` is visible in them.
+fn initials(id: &[u8], name: &str) -> [Vec<u8>; 2] {
+    let message = long_client_hello(name, 1800);
+    let parts = [(0, crypto(0, &message[..1000])), (1, crypto(1000, &message[1000..]))];
+    parts.map(|(number, mut frames)| {
+        frames.resize(1150, 0);
+        Initial { number, ..Initial::first(V1, id) }.seal(&frames)
+    })
 }
 
 #[test]
