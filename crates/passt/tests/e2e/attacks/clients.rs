@@ -57,6 +57,15 @@ impl Fort<'_> {
         }
     }
 
+    /// Sends datagrams from one socket. Returns the error that comes back.
+    pub(super) fn send_all(&self, to: &str, datagrams: &[Vec<u8>]) -> Outcome {
+        let to: SocketAddr = to.parse().unwrap();
+        let socket = self.net.guest.udp((any(to.ip()), 0));
+        socket.connect(to).unwrap();
+        datagrams.iter().for_each(|datagram| assert_eq!(socket.send(datagram).unwrap(), datagram.len()));
+        of_error(&socket.recv(&mut [0; 1]).unwrap_err())
+    }
+
     /// Sends a datagram. Panics if there is an answer instead of an error.
     pub(super) fn send(&self, to: &str, payload: &[u8]) -> Outcome {
         let (outcome, answer) = self.datagram(to, payload);
@@ -98,7 +107,7 @@ impl Fort<'_> {
 }
 
 /// Sends pieces. Returns an outcome if the connection ends before all are sent.
-fn write(client: &mut TcpStream, pieces: &[&[u8]]) -> Option<Outcome> {
+pub(super) fn write(client: &mut TcpStream, pieces: &[&[u8]]) -> Option<Outcome> {
     pieces.iter().find_map(|piece| client.write_all(piece).err()).map(|error| of_error(&error))
 }
 

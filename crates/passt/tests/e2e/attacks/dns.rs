@@ -29,7 +29,7 @@ fn with_record(count_at: usize, record: &[u8]) -> Vec<u8> {
 
 /// Asserts that the last query at the resolver is `expected`, apart from its ID.
 fn assert_asked(fort: &Fort<'_>, expected: &[u8]) {
-    assert_eq!(fort.resolver.last()[2..], expected[2..]);
+    assert_eq!(fort.resolver.asked().last().unwrap().message[2..], expected[2..]);
 }
 
 /// Sends a query with an allowed question. The resolver must get the question only.

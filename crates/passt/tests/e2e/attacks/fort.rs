@@ -7,12 +7,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use testkit::hello::{client_hello, records, server_name};
 use testkit::message::{Data::Bytes, Message};
-use wire::dns::{Question, Type};
+use wire::dns::Type;
 
 use crate::harness::*;
 
@@ -84,9 +83,10 @@ pub(super) struct Fort<'a> {
     pub(super) net: &'a Net,
     pub(super) daemon: Daemon<'a>,
     pub(super) resolver: Resolver,
+    pub(super) script: Arc<Script>,
     pub(super) sinks: Sinks,
+    pub(super) capture: Option<Capture<'a>>,
     log: String,
-    capture: Option<Running>,
     raw: OnceCell<Raw>,
 }
 
@@ -96,12 +96,15 @@ impl<'a> Fort<'a> {
         let closed = ["-t", "none", "-u", "none"];
         let rules = ALLOWED.iter().flat_map(|rule| ["--allow", rule]);
         let options = ["--dns-host", "198.51.100.3", "--map-guest-addr", "198.51.100.99", "--log-file", &log];
-        let capture = capture(net);
+        let capture = has_tool("socat").then(|| Capture::start(net));
         let daemon = net.pasta(
             &options.into_iter().chain(closed).chain(rules).chain(more.iter().copied()).collect::<Vec<_>>(),
         );
-        let (resolver, sinks, raw) = (Resolver::new(net), Sinks::new(net), OnceCell::new());
-        let fort = Fort { net, daemon, resolver, sinks, log, capture, raw };
+        let script = Arc::new(Script::default());
+        let answers = Arc::clone(&script);
+        let resolver = Resolver::start(&net.peer, PEER[0], move |query| answers.answer(query));
+        let (sinks, raw) = (Sinks::new(net), OnceCell::new());
+        let fort = Fort { net, daemon, resolver, script, sinks, capture, log, raw };
         for (name, address) in [
             ("www.allowed.test", FAR[0]),
             ("http.allowed.test", FAR[0]),
@@ -109,7 +112,7 @@ impl<'a> Fort<'a> {
             ("git.allowed.test", PEER_ALIAS[0]),
             ("control.files.test", FAR[0]),
         ] {
-            fort.resolver.set(name, address);
+            fort.script.set(name, address);
             assert_eq!(fort.ask(&question(name, Type::A)), Outcome::Answered, "{name}");
         }
         fort
@@ -120,14 +123,14 @@ impl<'a> Fort<'a> {
         for attempt in attempts {
             self.pace();
             let Attempt { name, log, .. } = attempt;
-            let (lines, questions) = (self.count(log), self.resolver.count());
+            let (lines, questions) = (self.count(log), self.resolver.asked().len());
             let outcome = (attempt.run)(self);
             assert_eq!(outcome, attempt.outcome, "{name}");
             if !log.is_empty() {
                 wait_until(&format!("{name}: a line of the log with {log:?}"), || self.count(log) > lines);
             }
             self.assert_nothing_left(name);
-            let asked = self.resolver.count() > questions;
+            let asked = self.resolver.asked().len() > questions;
             assert_eq!(asked, attempt.asks, "{name}: does the resolver get a query?");
         }
         assert!(self.daemon.runs());
@@ -142,8 +145,8 @@ impl<'a> Fort<'a> {
     pub(super) fn assert_nothing_left(&mut self, name: &str) {
         let got = self.sinks.collect();
         assert!(got.is_empty(), "{name}: servers got {got:?}");
-        let heard = self.resolver.shared.heard.lock().unwrap();
-        let leaked = heard.iter().find(|message| contains(message, MARKER));
+        let asked = self.resolver.asked();
+        let leaked = asked.iter().find(|query| contains(&query.message, MARKER));
         assert!(leaked.is_none(), "{name}: the resolver got {leaked:?}");
     }
 
@@ -166,40 +169,22 @@ impl<'a> Fort<'a> {
         });
         assert_eq!(got, hello);
         assert_eq!(self.ask(&question("control.files.test", Type::A)), Outcome::Answered);
-        assert!(contains(&self.resolver.shared.heard.lock().unwrap().concat(), CONTROL));
-        if let Some(frames) = self.captured(b"the end") {
-            assert!(contains(&frames, CONTROL), "the capture has what left the host");
-            assert!(!contains(&frames, MARKER), "something left the host");
+        assert!(contains(&self.resolver.asked().last().unwrap().message, CONTROL));
+        if let Some(capture) = &self.capture {
+            let frames = capture.frames();
+            assert!(
+                frames.iter().any(|frame| contains(frame, CONTROL)),
+                "the capture has what leaves the host"
+            );
+            let leaked = frames.iter().find(|frame| contains(frame, MARKER));
+            assert!(leaked.is_none(), "the host sent {leaked:?}");
         }
-    }
-
-    /// The frames that have left the host so far, if there is a capture. `marker` must differ in each call.
-    pub(super) fn captured(&self, marker: &[u8]) -> Option<Vec<u8>> {
-        self.capture.as_ref()?;
-        self.net.host.udp((HOST[0], 0)).send_to(marker, (FAR[0], 9)).unwrap();
-        let mut frames = Vec::new();
-        wait_until("the capture", || {
-            frames = std::fs::read(self.net.path("capture")).unwrap();
-            contains(&frames, marker)
-        });
-        Some(frames)
     }
 
     /// A packet socket at the guest's interface, which the first call opens.
     pub(super) fn raw(&self) -> &Raw {
         self.raw.get_or_init(|| Raw::open(self.net))
     }
-}
-
-/// Captures the host's interface, if there is a tool for it.
-fn capture(net: &Net) -> Option<Running> {
-    if !has_tool("socat") {
-        return None;
-    }
-    let file = format!("CREATE:{}", net.path("capture"));
-    let capture = net.host.start(&["socat", "-u", "-b", "70000", "INTERFACE:eth0", &file]);
-    wait_until("the capture", || net.host.sh("cat /proc/net/packet").lines().count() > 1);
-    Some(capture)
 }
 
 /// Whether `bytes` contain `part`. The case of letters is ignored.
@@ -281,37 +266,16 @@ impl Sinks {
     }
 }
 
-/// The host's resolver. It answers from a script, and keeps the messages that it gets.
-pub(super) struct Resolver {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
+/// The answers of the host's resolver.
 #[derive(Default)]
-struct Shared {
-    stop: AtomicBool,
-    heard: Mutex<Vec<Vec<u8>>>,
-    /// The answers, by name and type.
-    script: Mutex<HashMap<(String, u16), Vec<u8>>>,
-    /// Whether queries over UDP have to wait.
-    hold: AtomicBool,
-    /// The queries that wait for an answer, and their senders.
-    waiting: Mutex<Vec<(Vec<u8>, SocketAddr)>>,
+pub(super) struct Script {
+    /// By name and type.
+    answers: Mutex<HashMap<(String, u16), Vec<u8>>>,
+    /// Whether answers have to wait.
+    holds: AtomicBool,
 }
 
-impl Resolver {
-    fn new(net: &Net) -> Self {
-        let (socket, listener) = (net.peer.udp((PEER[0], 53)), net.peer.listen((PEER[0], 53)));
-        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let shared = Arc::new(Shared::default());
-        let thread = std::thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.serve(&socket, &listener)
-        });
-        Resolver { shared, thread: Some(thread) }
-    }
-
+impl Script {
     /// From now on, `name` has this address.
     pub(super) fn set(&self, name: &str, address: IpAddr) {
         let (kind, octets) = match address {
@@ -323,86 +287,18 @@ impl Resolver {
 
     /// From now on, `message` is the answer to a question.
     pub(super) fn say(&self, name: &str, kind: Type, message: &Message) {
-        self.shared.script.lock().unwrap().insert((name.to_owned(), kind.0), message.bytes());
+        self.answers.lock().unwrap().insert((name.to_owned(), kind.0), message.bytes());
     }
 
-    /// How many messages have arrived.
-    pub(super) fn count(&self) -> usize {
-        self.shared.heard.lock().unwrap().len()
+    /// Sets whether answers have to wait. The end of this state sends them.
+    pub(super) fn hold(&self, holds: bool) {
+        self.holds.store(holds, Ordering::Relaxed);
     }
 
-    /// The message that arrived last.
-    pub(super) fn last(&self) -> Vec<u8> {
-        self.shared.heard.lock().unwrap().last().unwrap().clone()
-    }
-
-    /// Sets whether queries over UDP have to wait for their answers. The end of this state sends the answers.
-    pub(super) fn hold(&self, hold: bool) {
-        self.shared.hold.store(hold, Ordering::Relaxed);
-    }
-
-    /// Waits for a query that is held. Returns its sender.
-    pub(super) fn wait_for_query(&self) -> SocketAddr {
-        let first = || self.shared.waiting.lock().unwrap().first().map(|(_, from)| *from);
-        wait_until("a query", || first().is_some());
-        first().unwrap()
-    }
-}
-
-impl Drop for Resolver {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-impl Shared {
-    fn serve(&self, socket: &UdpSocket, listener: &TcpListener) {
-        let mut buffer = vec![0; 65_536];
-        while !self.stop.load(Ordering::Relaxed) {
-            if let Ok((len, from)) = socket.recv_from(&mut buffer) {
-                let query = buffer[..len].to_vec();
-                self.heard.lock().unwrap().push(query.clone());
-                self.waiting.lock().unwrap().push((query, from));
-            }
-            if !self.hold.load(Ordering::Relaxed) {
-                for (query, from) in self.waiting.lock().unwrap().drain(..) {
-                    socket.send_to(&self.answer(&query), from).unwrap();
-                }
-            }
-            while let Ok((stream, _)) = listener.accept() {
-                self.serve_stream(stream);
-            }
-        }
-    }
-
-    /// Answers one query over TCP. Closes the connection if the client sends anything else.
-    fn serve_stream(&self, mut stream: TcpStream) {
-        stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut len = [0; 2];
-        if stream.read_exact(&mut len).is_ok() {
-            let mut query = vec![0; u16::from_be_bytes(len).into()];
-            let complete = stream.read_exact(&mut query).is_ok();
-            self.heard.lock().unwrap().push(query.clone());
-            if complete {
-                let answer = self.answer(&query);
-                let _ = stream.write_all(&[&(answer.len() as u16).to_be_bytes(), &answer[..]].concat());
-            }
-        }
-    }
-
-    fn answer(&self, query: &[u8]) -> Vec<u8> {
-        const NXDOMAIN: u8 = 3;
-        let question = Question::parse(query).unwrap();
-        let key = (question.name().unwrap().to_string(), question.kind().0);
-        let mut answer = self.script.lock().unwrap().get(&key).cloned().unwrap_or_else(|| {
-            let mut unknown = Message::response(&key.0, question.kind()).bytes();
-            unknown[3] |= NXDOMAIN;
-            unknown
-        });
-        answer[..2].copy_from_slice(&question.id.to_be_bytes());
-        answer
+    fn answer(&self, query: &Query) -> Option<Vec<u8>> {
+        wait_until("the answer", || !self.holds.load(Ordering::Relaxed));
+        let known = self.answers.lock().unwrap().get(&(query.name.clone(), query.kind.0)).cloned();
+        known.or_else(|| Some(query.answer_from(&[])))
     }
 }
 

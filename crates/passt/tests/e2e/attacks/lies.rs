@@ -53,7 +53,7 @@ pub(super) fn withstand_addresses(fort: &mut Fort<'_>) {
         fort.pace();
         let name = format!("lie{number}.files.test");
         let address: IpAddr = address.parse().unwrap();
-        fort.resolver.set(&name, address);
+        fort.script.set(&name, address);
         let kind = if address.is_ipv4() { Type::A } else { Type::AAAA };
         assert_eq!(fort.ask(&question(&name, kind)), NoData, "{address}");
         let parts = [&format!("for {name} "), &*format!("its address {address} is not public")];
@@ -78,7 +78,7 @@ const fn lie(
 }
 
 fn answered(fort: &Fort<'_>, kind: Type, message: Message) -> Outcome {
-    fort.resolver.say(NAME, kind, &message);
+    fort.script.say(NAME, kind, &message);
     fort.ask(&question(NAME, kind))
 }
 

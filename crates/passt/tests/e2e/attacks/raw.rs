@@ -356,18 +356,27 @@ pub(super) const PACKETS: &[Attempt] = &[
 /// and port.
 fn forged_answer(fort: &Fort<'_>) -> Outcome {
     let name = "www.allowed.test";
-    fort.resolver.hold(true);
+    let asked = fort.resolver.asked().len();
+    fort.script.hold(true);
     let client = fort.net.guest.udp((any(WWW), 0));
     client.send_to(&question(name, Type::A), ANY_SERVER).unwrap();
-    let from = fort.resolver.wait_for_query();
+    wait_until("the query", || fort.resolver.asked().len() > asked);
+    let query = fort.resolver.asked().pop().unwrap().message;
     let mut forged =
         Message::response(name, Type::A).answer(name, Type::A, &[Bytes(&[198, 51, 100, 3])]).bytes();
-    forged[..2].copy_from_slice(&fort.resolver.last()[..2]);
-    let upper = datagram((PEER[0], 53), (from.ip(), from.port()), &forged);
-    let outcome = fort.packet(&packet4(v4(PEER[0]), v4(from.ip()), UDP, &[], &upper));
-    fort.resolver.hold(false);
+    forged[..2].copy_from_slice(&query[..2]);
+    let upper = datagram((PEER[0], 53), (HOST[0], port_of(fort, &query)), &forged);
+    let outcome = fort.packet(&packet4(v4(PEER[0]), v4(HOST[0]), UDP, &[], &upper));
+    fort.script.hold(false);
     let (answer, _) = recv_from(&client);
     assert!(answer.ends_with(&v4(WWW).octets()), "the resolver's answer");
     assert_eq!(fort.tell("198.51.100.3:443", &[b"exfil"]), Refused);
     outcome
+}
+
+/// The port of the host from which a query over IPv4 was sent.
+fn port_of(fort: &Fort<'_>, query: &[u8]) -> u16 {
+    let frames = fort.capture.as_ref().unwrap().frames();
+    let frame = frames.iter().find(|frame| frame.ends_with(query)).unwrap();
+    u16::from_be_bytes([frame[34], frame[35]])
 }
