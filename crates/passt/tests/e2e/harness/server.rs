@@ -136,7 +136,8 @@ pub(super) fn accept_until(over: &AtomicBool, listener: &TcpListener, mut serve:
     }
 }
 
-/// Records the bytes of a client, and forwards them to the service.
+/// Records the bytes of a client, and forwards them to the service. Also records what arrives after the service has
+/// ended.
 fn serve(
     mut stream: TcpStream,
     (seen, index): (&Mutex<Vec<Seen>>, usize),
@@ -156,9 +157,7 @@ fn serve(
             });
             inner
         });
-        if inner.write_all(&buffer[..len]).is_err() {
-            break;
-        }
+        let _ = inner.write_all(&buffer[..len]);
     }
     if let Some(inner) = inner {
         let _ = inner.shutdown(Shutdown::Write);
